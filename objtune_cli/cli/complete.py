@@ -1,0 +1,43 @@
+"""What TAB offers: names and refs of the project, read from file names alone."""
+
+import os
+from pathlib import Path
+
+from objtune_cli.errors import ObjtuneError
+from objtune_cli.store import refs
+from objtune_cli.store.project import locate
+
+
+def _root() -> Path:
+    given = os.environ.get("OBJTUNE_PROJECT")
+    return locate(Path(given) if given else None).artifacts
+
+
+def _offer(kinds: tuple[str, ...], incomplete: str) -> list[str]:
+    try:
+        found = [r for kind in kinds for r in refs.every(_root(), kind)]
+    except (ObjtuneError, OSError):
+        return []
+    return [str(r) for r in found if str(r).startswith(incomplete)]
+
+
+def any_ref(incomplete: str) -> list[str]:
+    """Every artifact of the project."""
+    return _offer(refs.KINDS, incomplete)
+
+
+def mask_ref(incomplete: str) -> list[str]:
+    """Masks."""
+    return _offer(("mask",), incomplete)
+
+
+def trainable_ref(incomplete: str) -> list[str]:
+    """Masks and embeddings."""
+    return _offer(("mask", "embedding"), incomplete)
+
+
+def adapter_ref(incomplete: str) -> list[str]:
+    """Adapters."""
+    return _offer(("adapter",), incomplete)
+
+

@@ -1,0 +1,181 @@
+"""`objtune segment`, `init-embedding` and `train`: from a photo to a trained object."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from objtune_cli.cli import complete
+from objtune_cli.cli.options import Outcome, Run, need
+from objtune_cli.config import Embed, Prior, Segment, Train
+from objtune_cli.errors import InputError, UsageError
+from objtune_cli.store import refs
+
+if TYPE_CHECKING:
+    from objtune_cli.stages.segment import Target
+
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+
+ClassWords = Annotated[list[str] | None, typer.Option("--class", "-c", metavar="WORD", help="What the object is: dog. Repeat for several objects.")]
+Names = Annotated[list[str] | None, typer.Option("--name", metavar="NAME", help="What to call it; default: the class word.", show_default=False)]
+Masks = Annotated[list[str] | None, typer.Option("--mask", metavar="FILE", help="Mask picture, white or opaque on the object; dog=FILE for one of several.")]
+Boxes = Annotated[list[str] | None, typer.Option("--box", metavar="X0,Y0,X1,Y1", help="Box around it, photo pixels; dog=… for one of several.")]
+Points = Annotated[list[str] | None, typer.Option("--point", metavar="X,Y", help="A point on it, photo pixels; repeat for more.")]
+SamFile = Annotated[str | None, typer.Option("--sam-checkpoint", metavar="FILE", help="segment-anything checkpoint; default: GrabCut.")]
+
+
+def segment(
+    run: Run,
+    photo: Annotated[Path, typer.Argument(help="The photo.")],
+    class_: ClassWords = None,
+    name: Names = None,
+    mask: Masks = None,
+    box: Boxes = None,
+    point: Points = None,
+    sam_checkpoint: SamFile = None,
+) -> Outcome:
+    """Find the object in a photo. Prints the mask's ref; an overlay picture lies beside it."""
+    from objtune_cli.stages import segment as stage
+
+    wanted = targets(class_, name, mask, box, point)
+    ctx = run.context()
+    config = ctx.settings.resolve(Segment, sam_checkpoint=sam_checkpoint)
+    return Outcome(stage.run(ctx, photo, wanted, config))
+
+
+def init_embedding(
+    run: Run,
+    ref: Annotated[list[str] | None, typer.Argument(help="Masks, or - to read refs from stdin.", autocompletion=complete.mask_ref)] = None,
+    init: Annotated[
+        Literal["auto", "prototype", "class", "random"] | None, typer.Option(help="Where the token starts.", show_default="auto")
+    ] = None,
+    vectors: Annotated[int | None, typer.Option(help="Learned vectors.", show_default=str(Embed().vectors))] = None,
+) -> Outcome:
+    """Start the object's token from its picture. Prints the embedding's ref."""
+    from objtune_cli.stages import embed as stage
+
+    given = given_refs(ref)
+    ctx = run.context(create=False)
+    config = ctx.settings.resolve(Embed, init=init, vectors=vectors)
+    found = [refs.find(ctx.root, text, ("mask",)) for text in given]
+    return Outcome([stage.run(ctx, mask, config) for mask in found])
+
+
+def train(
+    run: Run,
+    source: Annotated[list[str] | None, typer.Argument(metavar="PHOTO | REF…", help="A photo; or masks or embeddings (- for stdin).", autocompletion=complete.trainable_ref)] = None,
+    class_: ClassWords = None,
+    name: Names = None,
+    mask: Masks = None,
+    box: Boxes = None,
+    point: Points = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps.", show_default=str(Train().steps))] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed.", show_default=str(Train().seed))] = None,
+    preview: Annotated[bool, typer.Option("--preview/--no-preview", help="Draw a sheet of samples at the end.")] = True,
+) -> Outcome:
+    """Learn the object. From a photo, runs the missing stages itself. Prints the adapter's ref."""
+    from objtune_cli.stages import segment as segment_stage
+    from objtune_cli.stages import train as stage
+
+    given = given_refs(source)
+    photo = _photo(given)
+    wanted = targets(class_, name, mask, box, point) if photo else []
+    need(photo or not (class_ or name or mask or box or point), "--class and the hints belong to a photo", "a ref already says what it shows")
+    ctx = run.context(create=bool(photo))
+    config = ctx.settings.resolve(Train, steps=steps, seed=seed)
+    embedding, prior = ctx.settings.resolve(Embed), ctx.settings.resolve(Prior)
+    if photo:
+        found = [d.ref for d in segment_stage.run(ctx, photo, wanted, ctx.settings.resolve(Segment))]
+    else:
+        found = [_trainable(ctx.root, text) for text in given]
+    return Outcome([stage.run(ctx, found, config, embedding, prior, preview=preview)])
+
+
+def given_refs(values: list[str] | None) -> list[str]:
+    """Arguments, with `-` replaced by the lines of stdin.
+
+    Raises:
+        UsageError: Nothing was given.
+    """
+    given: list[str] = []
+    for value in values or ["-"]:
+        if value != "-":
+            given.append(value)
+        elif values or not sys.stdin.isatty():
+            given += [line.strip() for line in sys.stdin if line.strip()]
+    need(given, "nothing was given to work on", "give a ref, or pipe refs in: `objtune segment photo.jpg --class dog | objtune init-embedding -`")
+    return given
+
+
+def _photo(given: list[str]) -> Path | None:
+    """The photo among the arguments of `train`, if that is what they are."""
+    first = Path(given[0])
+    if not (first.is_file() or first.suffix.lower() in PHOTO_SUFFIXES):
+        return None
+    if len(given) > 1:
+        raise UsageError("one photo at a time", "train each photo with a command of its own")
+    return first
+
+
+def _trainable(root: Path, text: str) -> refs.Ref:
+    """An embedding of that name, else a mask."""
+    if "/" not in text and refs.versions(root, "embedding", text.split("@")[0]):
+        return refs.find(root, text, ("embedding",))
+    return refs.find(root, text, ("mask", "embedding") if "/" in text else ("mask",))
+
+
+def targets(
+    classes: list[str] | None, names: list[str] | None, masks: list[str] | None, boxes: list[str] | None, points: list[str] | None
+) -> list["Target"]:
+    """The objects that the options describe, in the order of `--class`.
+
+    Raises:
+        UsageError: Options that do not fit together; names the option.
+    """
+    from objtune_cli.stages.segment import Target
+
+    words = [word.strip() for word in classes or []]
+    need(words and all(words), "what the object is was not said", "give its class: `--class dog`")
+    given = list(names or [])
+    need(len(given) <= len(words), f"{len(given)} names for {len(words)} classes", "give one `--name` for each `--class`")
+    called = [refs.check_name(n) for n in given] + [refs.slug(w) for w in words[len(given) :]]
+    need(len(set(called)) == len(called), "two objects would have the same name", "tell them apart with `--name`")
+    keys = {key: i for i, pair in enumerate(zip(called, words, strict=True)) for key in reversed(pair)}
+
+    def owner(text: str, option: str) -> tuple[int, str]:
+        key, equals, value = text.partition("=")
+        if equals and key in keys:
+            return keys[key], value
+        need(len(words) == 1, f"{option} {text} does not say whose it is", f"for example `{option} {called[0]}={text}`")
+        return 0, text
+
+    found: list[Target] = []
+    place: dict[int, tuple[float, ...]] = {}
+    for text in boxes or []:
+        index, value = owner(text, "--box")
+        need(index not in place, f"two boxes for {called[index]}", "give one")
+        place[index] = numbers(value, 4, "--box", "x0,y0,x1,y1")
+    files = {i: Path(v) for i, v in (owner(t, "--mask") for t in masks or [])}
+    dots = [(i, numbers(v, 2, "--point", "x,y")) for i, v in (owner(t, "--point") for t in points or [])]
+    for i, (word, name) in enumerate(zip(words, called, strict=True)):
+        if i in files and not files[i].is_file():
+            raise InputError(f"there is no mask {files[i]}", "give a picture of the photo's size, white on the object")
+        box = place.get(i)
+        own = tuple((d[0], d[1]) for k, d in dots if k == i)
+        found.append(Target(word, name, (box[0], box[1], box[2], box[3]) if box else None, own, files.get(i)))
+    return found
+
+
+def numbers(text: str, count: int, option: str, form: str) -> tuple[float, ...]:
+    """Comma-separated numbers.
+
+    Raises:
+        UsageError: Not that many numbers.
+    """
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    need(len(values) == count and all(abs(v) < 1e6 for v in values), f"{option} {text} is not {form}", f"for example `{option} {','.join('10' for _ in range(count))}`")
+    return values

@@ -1,0 +1,154 @@
+"""Options that every command takes, before or after its name, and the frame that commands run in."""
+
+import functools
+import inspect
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from objtune_cli.cli import render
+from objtune_cli.cli.signals import Stop
+from objtune_cli.config import Common, Settings
+from objtune_cli.errors import UsageError
+from objtune_cli.stages.context import Context, Done
+from objtune_cli.store import artifact
+from objtune_cli.store.project import Project, locate
+
+ProjectDir = Annotated[Path | None, typer.Option("--project", metavar="DIR", help="Project folder; default: found upwards from here.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more; errors with traceback.")]
+Given = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any setting, for example train.lr=1e-3.")]
+BaseModel = Annotated[str | None, typer.Option("--base", metavar="BASE", help="toybox, sd15, a diffusers folder, or a hub id.", show_default="toybox")]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", show_default="auto")]
+Precision = Annotated[
+    Literal["auto", "fp32", "bf16", "fp16"] | None, typer.Option("--precision", help="Number format of the frozen base.", show_default="auto")
+]
+Force = Annotated[bool, typer.Option("--force", help="Make a new version even if the work is done.")]
+
+GLOBAL: dict[str, tuple[Any, Any]] = {
+    "project": (ProjectDir, None), "json": (Json, False), "quiet": (Quiet, False), "verbose": (Verbose, False),
+}  # fmt: skip
+MODEL: dict[str, tuple[Any, Any]] = {
+    "base": (BaseModel, None), "device": (Device, None), "precision": (Precision, None), "force": (Force, False), "set_": (Given, None),
+}  # fmt: skip
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a command gives back: artifacts, pictures, numbers, and rows or lines of its own."""
+
+    done: list[Done] = field(default_factory=list)
+    images: list[Path] | None = None
+    shown: Literal["refs", "images", "nothing"] = "refs"
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Run:
+    """One run of one command."""
+
+    name: str
+    options: dict[str, Any]
+    report: render.Reporter
+    stop: Stop
+
+    def project(self, *, create: bool = False) -> Project:
+        """The project these options mean."""
+        given = self.options.get("project") or os.environ.get("OBJTUNE_PROJECT") or None
+        return locate(Path(given) if given else None, create=create)
+
+    def settings(self, project: Project) -> Settings:
+        """All layers of settings."""
+        return Settings(project.settings, given=self.options.get("set_") or ())
+
+    def context(self, *, create: bool = True) -> Context:
+        """What a stage needs; makes the folder a project where there is none."""
+        project = self.project(create=create)
+        settings = self.settings(project)
+        common = settings.resolve(Common, base=self.options.get("base"), device=self.options.get("device"), precision=self.options.get("precision"))
+        self.stop.install()
+        return Context(project, settings, common, self.report, bool(self.options.get("force")), lambda: self.stop.signum)
+
+
+@dataclass(slots=True)
+class Invocation:
+    """What the outermost frame knows about the command line in case of an error."""
+
+    command: str = ""
+    json: bool = False
+    verbose: bool = False
+
+
+current = Invocation()
+
+
+def framed(function: Callable[..., Outcome], *, model: bool = True) -> Callable[..., None]:
+    """A command's function with the shared options added, run, timed and rendered.
+
+    The function takes a `Run` first and returns an `Outcome`.
+    """
+    own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+    shared = GLOBAL | (MODEL if model else {})
+    extra = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d, annotation=a) for n, (a, d) in shared.items()]
+    context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+    name = function.__name__.removesuffix("_").replace("_", "-")
+
+    @functools.wraps(function)
+    def command(ctx: typer.Context, **values: Any) -> None:
+        options = {n: values.pop(n) for n in shared}
+        for key, value in (ctx.obj or {}).items():
+            options[key] = options[key] or value
+        current.json, current.verbose = options["json"], options["verbose"]
+        report = render.Reporter(quiet=options["quiet"], verbose=options["verbose"])
+        started = time.monotonic()
+        run = Run(name, options, report, Stop())
+        try:
+            outcome = function(run, **values)
+        finally:
+            report.close()
+        _show(run, outcome, as_json=options["json"], seconds=time.monotonic() - started)
+
+    params = [context, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own), *extra]
+    command.__signature__ = inspect.Signature(params)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in params}
+    del command.__wrapped__  # type: ignore[attr-defined]
+    return command
+
+
+def _show(run: Run, outcome: Outcome, *, as_json: bool, seconds: float) -> None:
+    report = run.report
+    images = outcome.images if outcome.images is not None else [p for d in outcome.done for p in d.images]
+    if as_json:
+        root = run.project().artifacts
+        refs = [_described(d, root) for d in outcome.done]
+        metrics = {str(d.ref): dict(d.metrics) for d in outcome.done if d.metrics}
+        base = {"command": run.name, "refs": refs, "images": [str(p) for p in images], "metrics": metrics, "seconds": round(seconds, 3)}
+        render.document(base | outcome.extra)
+        return
+    if outcome.shown == "refs":
+        for path in images:
+            report.note(f"picture: {path}")
+        if images:
+            report.picture(images[-1])
+        render.lines([d.ref for d in outcome.done])
+    elif outcome.shown == "images":
+        if images:
+            report.picture(images[0])
+        render.lines(images)
+
+
+def _described(done: Done, root: Path) -> dict[str, Any]:
+    path = done.ref.path(root)
+    return {"ref": str(done.ref), "path": str(path), "sha256": artifact.sha256(path), "reused": done.reused}
+
+
+def need(condition: object, message: str, hint: str) -> None:
+    """Raise a usage error unless the condition holds."""
+    if not condition:
+        raise UsageError(message, hint)

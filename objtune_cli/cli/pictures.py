@@ -1,0 +1,59 @@
+"""`objtune generate` and `compose`: pictures of trained objects."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from objtune_cli.cli.options import Outcome, Run
+from objtune_cli.config import Generate
+
+Count = Annotated[int | None, typer.Option("-n", help="Pictures per prompt.", show_default=str(Generate().n))]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the first picture.", show_default=str(Generate().seed))]
+Steps = Annotated[int | None, typer.Option("--steps", help="Sampling steps; default: what suits the base.", show_default=False)]
+Guidance = Annotated[float | None, typer.Option("--guidance", help="Guidance scale; default: what suits the base.", show_default=False)]
+Negative = Annotated[str | None, typer.Option("--negative", help="What should not be in the picture.")]
+Scheduler = Annotated[Literal["base", "ddim", "euler", "dpm++"] | None, typer.Option("--scheduler", help="Sampler.", show_default="base")]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Also copy the pictures there.")]
+
+
+def generate(
+    run: Run,
+    prompt: Annotated[list[str], typer.Argument(help='For example "a photo of <rex> on the beach"; <rex@2> asks for version 2.')],
+    n: Count = None,
+    seed: Seed = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    negative: Negative = None,
+    scheduler: Scheduler = None,
+    out: Out = None,
+) -> Outcome:
+    """Draw prompts that name trained objects. Prints one picture path a line."""
+    from objtune_cli.stages import generate as stage
+
+    ctx = run.context(create=False)
+    config = ctx.settings.resolve(
+        Generate, n=n, seed=seed, steps=steps, guidance=guidance, negative=negative, scheduler=scheduler
+    )
+    return Outcome(stage.run(ctx, prompt, config, out), shown="images")
+
+
+def compose(
+    run: Run,
+    prompt: Annotated[str, typer.Argument(help='For example "a photo of <rex> and <cup> on the beach".')],
+    place: Annotated[list[str] | None, typer.Option(metavar="NAME=PLACE", help="left, right, center, top, bottom, top-left, … or x0,y0,x1,y1 in fractions.")] = None,
+    layout: Annotated[Path | None, typer.Option(metavar="FILE", help="The same from a TOML file.")] = None,
+    n: Count = None,
+    seed: Seed = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    negative: Negative = None,
+    out: Out = None,
+) -> Outcome:
+    """Draw separately trained objects together, each in its place. Prints one picture path a line."""
+    from objtune_cli.stages import compose as stage
+
+    places = (stage.layout(layout) if layout else {}) | dict(stage.place(text) for text in place or [])
+    ctx = run.context(create=False)
+    config = ctx.settings.resolve(Generate, n=n, seed=seed, steps=steps, guidance=guidance, negative=negative)
+    return Outcome(stage.run(ctx, prompt, places, config, out), shown="images")

@@ -1,0 +1,124 @@
+"""`objtune init`, `list`, `show`, `verify`, `export` and `bases`: nothing here needs a model."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from objtune_cli.cli import complete, render
+from objtune_cli.cli.options import Outcome, Run
+from objtune_cli.errors import DamagedError, ObjtuneError
+from objtune_cli.store import artifact, refs
+
+AnyRef = Annotated[str, typer.Argument(help="kind/name@version, or a name.", autocompletion=complete.any_ref)]
+
+
+def init(run: Run) -> Outcome:
+    """Make this folder (or --project DIR) a project."""
+    project = run.project(create=True)
+    run.report.note(f"project {project.folder}")
+    return Outcome(shown="nothing", extra={"project": str(project.folder)})
+
+
+def list_(
+    run: Run,
+    kind: Annotated[str | None, typer.Argument(help=", ".join(refs.KINDS))] = None,
+) -> Outcome:
+    """List the project's artifacts: ref, class, base, and what it came from."""
+    root = run.project().artifacts
+    if kind:
+        refs.parse(f"{kind}/x")
+    found = [artifact.read_record(root, ref) for ref in refs.every(root, kind)]
+    if not run.options["json"]:
+        rows = [(r.ref, r.class_word, r.base.get("id", ""), " ".join(i["ref"] for i in r.inputs.values() if i["ref"])) for r in found]
+        render.table(("ref", "class", "base", "from"), rows)
+    listed = [{"ref": str(r.ref), "class": r.class_word, "base": r.base.get("id", "")} for r in found]
+    return Outcome(shown="nothing", extra={"artifacts": listed})
+
+
+def show(run: Run, ref: AnyRef) -> Outcome:
+    """Show all that an artifact knows of itself, and its picture."""
+    from objtune_cli.stages.context import pictures_of
+
+    root = run.project().artifacts
+    found = refs.find(root, ref)
+    record = artifact.read_record(root, found)
+    images = pictures_of(root, found)
+    if not run.options["json"]:
+        rows = [("ref", found), ("path", found.path(root)), ("class", record.class_word), *_flat(asdict(record)), *(("picture", p) for p in images)]
+        render.table(("key", "value"), rows)
+        if images:
+            run.report.picture(images[-1])
+    return Outcome(shown="nothing", images=images, extra={"artifact": asdict(record), "path": str(found.path(root))})
+
+
+def _flat(record: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Nested settings as dotted keys."""
+    rows: list[tuple[str, Any]] = []
+    for key in ("objects", "inputs", "config", "base", "metrics", "tools"):
+        for inner, value in record[key].items():
+            if isinstance(value, dict):
+                rows += [(f"{key}.{inner}.{k}", v) for k, v in value.items() if v]
+            else:
+                rows.append((f"{key}.{inner}", value))
+    return rows
+
+
+def verify(run: Run) -> Outcome:
+    """Check every artifact: header, layout, and that inputs are the files that were recorded."""
+    root = run.project().artifacts
+    bad: list[str] = []
+    every = refs.every(root)
+    for ref in every:
+        try:
+            record = artifact.read_record(root, ref)
+            for given in record.inputs.values():
+                _check_input(root, ref, given)
+        except ObjtuneError as error:
+            bad.append(error.message)
+            run.report.note(f"damaged: {error.message}")
+    if bad:
+        raise DamagedError(f"{len(bad)} of {len(every)} artifacts are damaged: {'; '.join(bad)}", "restore them from a copy, or make them again")
+    run.report.note(f"{len(every)} artifacts, all sound")
+    return Outcome(shown="nothing", extra={"artifacts": len(every)})
+
+
+def _check_input(root: Path, ref: refs.Ref, given: dict[str, str]) -> None:
+    if not given["ref"]:
+        return
+    source = refs.parse(given["ref"])
+    path = source.path(root)
+    if path.exists() and artifact.sha256(path) != given["sha256"]:
+        raise DamagedError(f"{path} is not the file that {ref} was made from")
+
+
+def export(
+    run: Run,
+    ref: Annotated[str, typer.Argument(help="A trained object.", autocompletion=complete.adapter_ref)],
+    format_: Annotated[str, typer.Option("--format", help="diffusers, kohya or embedding.")] = "diffusers",
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write into.")] = Path(),
+) -> Outcome:
+    """Write a trained object as files that other tools read. Prints their paths."""
+    from objtune_cli.stages import export as stage
+
+    root = run.project().artifacts
+    written = stage.run(root, refs.find(root, ref, ("adapter",)), format_, out)
+    if not run.options["json"]:
+        render.lines(written)
+    return Outcome(shown="nothing", extra={"files": [str(p) for p in written]})
+
+
+def bases_(run: Run) -> Outcome:
+    """List the base models that this machine has."""
+    from objtune_cli import bases
+
+    found = []
+    for name in ("toybox", *bases.HUB):
+        try:
+            found.append((name, "here", bases.find(name).folder))
+        except ObjtuneError as error:
+            found.append((name, "not here", error.hint))
+    if not run.options["json"]:
+        render.table(("base", "state", "where"), found)
+    return Outcome(shown="nothing", extra={"bases": [{"base": n, "state": s, "where": str(w)} for n, s, w in found]})

@@ -1,0 +1,194 @@
+"""Every default, unit and range, once; and the layers.
+
+Flag > `--set section.key=value` > `OBJTUNE_…` variable > objtune.toml > default.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from objtune_cli.errors import UsageError
+
+PREFIX = "OBJTUNE_"
+
+
+def _setting(default: Any, text: str, low: float | None = None, high: float | None = None) -> Any:
+    return field(default=default, metadata={"help": text, "low": low, "high": high})
+
+
+@dataclass(frozen=True, slots=True)
+class Common:
+    """What every command that runs a model takes."""
+
+    base: str = _setting("toybox", "Base model: toybox, sd15, a diffusers folder, or a hub id.")
+    device: str = _setting("auto", "auto, cpu, cuda, cuda:N or mps.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = _setting("auto", "Number format of the frozen base.")
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Finding the object."""
+
+    edge: float = _setting(0.004, "Softness of the outline, fraction of the photo's longer side.", 0, 0.1)
+    max_side: int = _setting(1024, "Photos are kept at most this large, px.", 128, 4096)
+    sam_checkpoint: str = _setting("", "segment-anything checkpoint; without one, GrabCut.")
+
+
+@dataclass(frozen=True, slots=True)
+class Embed:
+    """The prototypical embedding."""
+
+    init: Literal["auto", "prototype", "class", "random"] = _setting(
+        "auto", "Where the token starts; auto: prototype where the base has an image tower, else class."
+    )
+    vectors: int = _setting(2, "Learned vectors of the token, before the class word's own.", 1, 16)
+    steps: int = _setting(80, "Adam steps through the text tower.", 0, 10_000)
+    lr: float = _setting(0.02, "Step size, fraction of the class token's norm.", 0)
+    seed: int = _setting(0, "Random seed.", 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    """Learning the object."""
+
+    steps: int = _setting(250, "Optimizer steps.", 1, 1_000_000)
+    rank: int = _setting(16, "LoRA rank.", 1, 512)
+    lr: float = _setting(2e-3, "Learning rate of the LoRA weights.", 0)
+    token_lr: float = _setting(1e-2, "Learning rate of the token, fraction of its norm.", 0)
+    batch: int = _setting(4, "Views of the object per step.", 1, 256)
+    background_weight: float = _setting(1.0, "w_bg: outside the mask, the frozen base is the target.", 0)
+    class_weight: float = _setting(1.0, "w_cc: the class stays what the base draws.", 0)
+    modules: Literal["attention", "attention+ff", "all"] = _setting("all", "Which layers get LoRA.")
+    views: int = _setting(32, "Placements of the object drawn before training.", 1, 4096)
+    seed: int = _setting(0, "Random seed.", 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """The class as the frozen base draws it."""
+
+    samples: int = _setting(12, "Pictures of the class.", 1, 1024)
+    entries: int = _setting(48, "Kept predictions of the frozen base.", 1, 65_536)
+    seed: int = _setting(0, "Random seed.", 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Generate:
+    """Sampling."""
+
+    n: int = _setting(4, "Pictures per prompt.", 1, 1024)
+    seed: int = _setting(0, "Seed of the first picture.", 0)
+    steps: int = _setting(0, "Sampling steps; 0: what suits the base.", 0, 1000)
+    guidance: float = _setting(-1.0, "Guidance scale; negative: what suits the base.")
+    negative: str = _setting("", "What should not be in the picture.")
+    scheduler: Literal["base", "ddim", "euler", "dpm++"] = _setting("base", "Sampler.")
+
+
+SECTIONS: dict[str, type] = {"segment": Segment, "init-embedding": Embed, "train": Train, "prior": Prior, "generate": Generate}
+
+T = TypeVar("T")
+
+
+class Settings:
+    """The layers of one run: reads objtune.toml and the environment once, checks every key."""
+
+    def __init__(self, file: Path, environment: Mapping[str, str] | None = None, given: Sequence[str] = ()) -> None:
+        self.file = file
+        self.table = _read(file)
+        self.given = dict(_pair(text) for text in given)
+        env = os.environ if environment is None else environment
+        self.env = {k: v for k, v in env.items() if k.startswith(PREFIX)}
+        self._check_keys()
+
+    def resolve(self, section: type[T], **flags: Any) -> T:
+        """A section's dataclass with every layer applied; a flag of None was not given.
+
+        Raises:
+            UsageError: A value of the wrong type or out of range; names the place it came from.
+        """
+        name = next((n for n, c in SECTIONS.items() if c is section), "")
+        table = self.table.get(name, {}) if name else self.table
+        values: dict[str, Any] = {}
+        for item in fields(section):  # type: ignore[arg-type]
+            if item.name in table:
+                values[item.name] = _checked(item, table[item.name], f"{item.name} in {self.file.name}")
+            variable = _variable(name, item.name)
+            if variable in self.env:
+                values[item.name] = _checked(item, _from_text(item, self.env[variable], variable), variable)
+            key = f"{name}.{item.name}" if name else item.name
+            if key in self.given:
+                where = f"--set {key}"
+                values[item.name] = _checked(item, _from_text(item, self.given[key], where), where)
+            if flags.get(item.name) is not None:
+                values[item.name] = _checked(item, flags[item.name], f"--{item.name.replace('_', '-')}")
+        return replace(section(), **values)
+
+    def _check_keys(self) -> None:
+        top = {f.name for f in fields(Common)}
+        known = {"": top} | {n: {f.name for f in fields(c)} for n, c in SECTIONS.items()}
+        for key, value in self.table.items():
+            if isinstance(value, dict) and key in SECTIONS:
+                for inner in value:
+                    _refuse_unknown(inner, known[key], f"[{key}] of {self.file.name}")
+            else:
+                _refuse_unknown(key, top | set(SECTIONS), self.file.name)
+        for key in self.given:
+            _refuse_unknown(key, {f"{s}.{k}" if s else k for s, keys in known.items() for k in keys}, "--set")
+        variables = {_variable(section, key) for section, keys in known.items() for key in keys} | {PREFIX + "PROJECT"}
+        for name in self.env:
+            _refuse_unknown(name, variables, "the environment")
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"--set {text} has no value", "for example `--set train.lr=1e-3`")
+    return key.strip(), value.strip()
+
+
+def _variable(section: str, key: str) -> str:
+    parts = [section.replace("-", "_"), key] if section else [key]
+    return PREFIX + "_".join(parts).upper()
+
+
+def _refuse_unknown(key: str, known: set[str], where: str) -> None:
+    if key not in known:
+        raise UsageError(f"unknown key {key} in {where}", f"known keys: {', '.join(sorted(known))}")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} is not valid TOML: {error}", "correct the file, or delete it and run `objtune init`") from None
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {error.strerror}") from None
+
+
+def _from_text(item: Any, text: str, where: str) -> Any:
+    try:
+        return item.type(text) if item.type in (int, float) else text
+    except ValueError:
+        raise UsageError(f"{where} is {text!r}", f"a {item.type.__name__} is needed") from None
+
+
+def _checked(item: Any, value: Any, where: str) -> Any:
+    kind = item.type
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise UsageError(f"{where} is {value!r}", f"one of {', '.join(get_args(kind))}")
+        return value
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise UsageError(f"{where} is {value!r}", f"a {kind.__name__} is needed")
+    low, high = item.metadata["low"], item.metadata["high"]
+    if value != value or (low is not None and value < low) or (high is not None and value > high):
+        bounds = f"from {low} to {high}" if high is not None else f"{low} or more"
+        raise UsageError(f"{where} is {value}", bounds)
+    return value

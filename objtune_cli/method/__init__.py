@@ -1,0 +1,1 @@
+"""The method: prototype, prior, training, sampling, composition. Knows no files and prints nothing."""

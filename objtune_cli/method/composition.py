@@ -1,0 +1,147 @@
+"""`compose`: separately trained objects in one picture, each LoRA and each token only in its region.
+
+Where each part acts: LoRA on spatial features inside the object's region; LoRA on the keys and values
+of cross-attention at the object's own token positions; a token is seen only from inside its region;
+the base alone draws the rest. Sources: regional sampling of Mix-of-Show (arXiv:2305.18292), masked
+LoRA outputs of FreeFuse (arXiv:2510.23515); soft regions for both are ours.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from objtune_cli.models.adapter import PREFIX
+from objtune_cli.models.stack import Stack
+from objtune_cli.numerics.masks import Box, region
+
+BLOCKED = -1e4
+"""Attention bias where a token must not be seen; finite, so that no row becomes NaN."""
+
+
+@dataclass(slots=True)
+class Placed:
+    """One object in a scene: LoRA tensors by name, its region, and where its tokens stand (L,)."""
+
+    name: str
+    weights: Mapping[str, Tensor]
+    box: Box
+    tokens: Tensor
+
+
+class Regions:
+    """Soft region masks of all objects at any resolution, computed once per size."""
+
+    def __init__(self, placed: list[Placed], aspect: float = 1.0) -> None:
+        self.placed, self.aspect = placed, aspect
+        self.cache: dict[tuple[int, int], Tensor] = {}
+
+    def at(self, height: int, width: int) -> Tensor:
+        """(N, h, w); where regions overlap, later objects are in front."""
+        if (height, width) not in self.cache:
+            own = [region(p.box, (height, width), edge=max(0.06, 1 / height)) for p in self.placed]
+            rest = torch.ones(height, width)
+            shares = []
+            for mask in reversed(own):
+                shares.append(mask * rest)
+                rest = rest * (1 - mask)
+            self.cache[height, width] = torch.stack(shares[::-1])
+        return self.cache[height, width]
+
+    def flat(self, length: int) -> Tensor:
+        """(N, length) for features in row order; the frame has `aspect` width over height."""
+        height = round(math.sqrt(length / self.aspect))
+        return self.at(height, length // height).flatten(1)
+
+
+def _delta(x: Tensor, down: Tensor, up: Tensor, module: nn.Module) -> Tensor:
+    """The LoRA's own output for input x of a linear or convolution layer."""
+    if isinstance(module, nn.Conv2d):
+        return F.conv2d(F.conv2d(x, down, stride=module.stride, padding=module.padding), up)
+    return x @ down.T @ up.T
+
+
+def _hook(name: str, pairs: list[tuple[Tensor, Tensor] | None], regions: Regions):
+    """Adds each object's delta to the layer's output, weighted by where the object may act."""
+
+    def add(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        x = args[0]
+        for i, pair in enumerate(pairs):
+            if pair is None:
+                continue
+            if x.ndim == 4:
+                weight = regions.at(*out.shape[-2:])[i][None, None]
+            elif ".attn2.to_k" in name or ".attn2.to_v" in name:
+                # Rows: without prompt first, then with it; only the latter holds the tokens.
+                own = regions.placed[i].tokens.to(x.dtype)
+                half = len(x) // 2
+                weight = torch.stack([torch.zeros_like(own)] * half + [own] * (len(x) - half))[..., None]
+            else:
+                weight = regions.flat(x.shape[1])[i][None, :, None]
+            out = out + weight.to(x) * _delta(x, *pair, module)
+        return out
+
+    return add
+
+
+class RegionalAttention:
+    """Cross-attention in which an object's tokens are seen only from inside its region."""
+
+    def __init__(self, regions: Regions) -> None:
+        self.regions = regions
+
+    def bias(self, length: int, like: Tensor) -> Tensor:
+        """(Q, L): log of the object's share at its own tokens, 0 at the others."""
+        shares = self.regions.flat(length)
+        tokens = torch.stack([p.tokens for p in self.regions.placed]).float()
+        logs = shares.clamp_min(math.exp(BLOCKED)).log().clamp_min(BLOCKED)
+        return (logs.T @ tokens).to(like)
+
+    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any) -> Tensor:
+        residual = hidden_states
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        split = lambda x: x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # noqa: E731
+        q, k, v = split(attn.to_q(hidden_states)), split(attn.to_k(context)), split(attn.to_v(context))
+        bias = self.bias(hidden_states.shape[1], q)
+        half = len(q) // 2
+        full = torch.stack([torch.zeros_like(bias)] * half + [bias] * (len(q) - half))[:, None]
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=full)
+        out = attn.to_out[1](attn.to_out[0](out.transpose(1, 2).flatten(-2)))
+        if attn.residual_connection:
+            out = out + residual
+        return out / attn.rescale_output_factor
+
+
+@contextlib.contextmanager
+def regional(stack: Stack, placed: list[Placed]) -> Iterator[Regions]:
+    """Inside, the denoiser draws each object in its region; afterwards it is as before.
+
+    The batch must be half without prompt, half with it, as guidance makes it.
+    """
+    regions = Regions(placed)
+    modules = dict(stack.unet.named_modules())
+    names = sorted({key.removeprefix(PREFIX).rsplit(".lora_", 1)[0] for p in placed for key in p.weights if key.startswith(PREFIX)})
+    processors = dict(stack.unet.attn_processors)
+    handles = []
+    try:
+        for name in names:
+            pairs = [_pair(stack, p, name) for p in placed]
+            handles.append(modules[name].register_forward_hook(_hook(name, pairs, regions)))
+        stack.unet.set_attn_processor({k: RegionalAttention(regions) if ".attn2." in k else v for k, v in processors.items()})
+        yield regions
+    finally:
+        for handle in handles:
+            handle.remove()
+        stack.unet.set_attn_processor(processors)
+
+
+def _pair(stack: Stack, placed: Placed, name: str) -> tuple[Tensor, Tensor] | None:
+    down, up = (placed.weights.get(f"{PREFIX}{name}.lora_{side}.weight") for side in "AB")
+    if down is None or up is None:
+        return None
+    return down.to(stack.device, stack.dtype), up.to(stack.device, stack.dtype)

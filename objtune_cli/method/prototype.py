@@ -1,0 +1,106 @@
+"""`init-embedding`: the object's token, started from the picture, the masked object and the class word.
+
+Source: arXiv:2401.15708 section 3.2 (L_PE); norms kept and the class word's own vector appended are ours.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from objtune_cli.config import Embed
+from objtune_cli.models.stack import Stack
+from objtune_cli.models.tokens import Placeholders, class_rows
+from objtune_cli.models.towers import MEAN, Towers
+from objtune_cli.numerics.masks import crop
+from objtune_cli.numerics.prototype import cosine_loss, keep_norm, prototype
+
+PROMPT = "a photo of {}"
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A token's first vectors.
+
+    Attributes:
+        rows: (k + n, d) float32: k to be learned, then the n vectors of the class word.
+        metrics: Cosines to the prototype and between its parts, where there is one.
+    """
+
+    rows: Tensor
+    metrics: dict[str, float]
+
+
+def aim(towers: Towers, stack: Stack, picture: Tensor, mask: Tensor, class_word: str) -> tuple[Tensor, dict[str, float]]:
+    """The prototype p (d,) of the object, with the three pairwise cosines.
+
+    Args:
+        picture: (3, H, W) in [0, 1]. mask: (H, W) coverage in [0, 1].
+    """
+    alone = crop(picture, mask, picture.new_tensor(MEAN), towers.size)
+    whole, single = towers.pictures(picture[None])[0], towers.pictures(alone[None])[0]
+    with torch.no_grad():
+        word = towers.texts(stack, [PROMPT.format(_article(class_word))])[0]
+    cosines = {
+        "cos_picture_object": float(whole @ single),
+        "cos_picture_class": float(whole @ word),
+        "cos_object_class": float(single @ word),
+    }
+    return prototype([whole, single, word]), cosines
+
+
+def start(
+    stack: Stack,
+    towers: Towers | None,
+    picture: Tensor,
+    mask: Tensor,
+    class_word: str,
+    config: Embed,
+    on_step: Callable[[int, float], None] = lambda step, loss: None,
+) -> Started:
+    """Start a token by `config.init`: "prototype", "class" or "random"."""
+    own = class_rows(stack, class_word)
+    generator = torch.Generator().manual_seed(config.seed)
+    norm = own.norm(dim=1).mean()
+    rows = own.mean(0, keepdim=True).repeat(config.vectors, 1)
+    noise = torch.randn(rows.shape, generator=generator).to(rows)
+    rows = noise if config.init == "random" else rows + 0.05 * norm * noise / noise.shape[1] ** 0.5
+    rows = keep_norm(rows, norm)
+    metrics: dict[str, float] = {}
+    if towers is not None:
+        goal, metrics = aim(towers, stack, picture, mask, class_word)
+        fitted, curve = _fit(stack, towers, rows, own, goal, config, on_step)
+        metrics |= {"cos_before": curve[0], "cos_after": curve[-1]}
+        rows = fitted if config.init == "prototype" else rows
+    return Started(torch.cat([rows, own]).cpu(), metrics)
+
+
+def _fit(
+    stack: Stack, towers: Towers, rows: Tensor, own: Tensor, goal: Tensor, config: Embed, on_step: Callable[[int, float], None]
+) -> tuple[Tensor, list[float]]:
+    """Adam on L_PE; after each step every row goes back to the class token's norm."""
+    norm = own.norm(dim=1).mean()
+    learned = rows.clone().requires_grad_(True)
+    words = Placeholders(stack)
+    words.add("objtune", torch.cat([rows, own]))
+    optimizer = torch.optim.Adam([learned], lr=config.lr * float(norm))
+    prompt = words.expand(PROMPT.format("<objtune>"))
+    cosines = []
+    for step in range(config.steps + 1):
+        words.replace("objtune", torch.cat([learned, own]))
+        loss = cosine_loss(towers.texts(stack, [prompt]), goal[None]).mean()
+        cosines.append(1 - float(loss.detach()))
+        if step == config.steps:
+            break
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            learned.copy_(keep_norm(learned, norm))
+        on_step(step + 1, float(loss.detach()))
+    return learned.detach(), cosines
+
+
+def _article(word: str) -> str:
+    return f"{'an' if word[:1].lower() in 'aeiou' else 'a'} {word}"

@@ -1,0 +1,74 @@
+"""LoRA on the denoiser through peft: add, read, write, switch off."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from objtune_cli.errors import IncompatibleError
+from objtune_cli.models.stack import Stack
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
+CONVOLUTION = ("conv1", "conv2")
+MODULES = {"attention": ATTENTION, "attention+ff": ATTENTION + FEED_FORWARD, "all": ATTENTION + FEED_FORWARD + CONVOLUTION}
+PREFIX = "unet."
+
+
+def add(stack: Stack, rank: int, modules: str, seed: int, name: str = "default") -> list[torch.nn.Parameter]:
+    """Add a LoRA that changes nothing yet (alpha = rank); its parameters, float32, trainable."""
+    from peft import LoraConfig
+
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(MODULES[modules]), init_lora_weights="gaussian")
+    with torch.random.fork_rng(devices=[]):  # peft draws A from the global generator
+        torch.manual_seed(seed)
+        stack.unet.add_adapter(config, adapter_name=name)
+    params = [p for p in stack.unet.parameters() if p.requires_grad]
+    for p in params:
+        p.data = p.data.float()
+    return params
+
+
+def tensors(stack: Stack, name: str = "default") -> dict[str, Tensor]:
+    """The LoRA's weights under peft's names below `unet.`."""
+    from peft import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(stack.unet, adapter_name=name)
+    return {PREFIX + key: value.detach().cpu().clone() for key, value in state.items()}
+
+
+def load(stack: Stack, weights: Mapping[str, Tensor], name: str = "default") -> None:
+    """Add a trained LoRA from the tensors of an adapter artifact.
+
+    Raises:
+        IncompatibleError: It was made for layers that this base does not have.
+    """
+    from peft import LoraConfig, set_peft_model_state_dict
+
+    own = {k.removeprefix(PREFIX): v for k, v in weights.items() if k.startswith(PREFIX)}
+    rank = next(v.shape[0] for k, v in own.items() if k.endswith("lora_A.weight"))
+    targets = sorted({k.rsplit(".lora_", 1)[0] for k in own})
+    missing = set(targets) - {n for n, _ in stack.unet.named_modules()}
+    if missing:
+        raise IncompatibleError(f"the adapter was trained on another base: no layer {min(missing)} here", "use the base it names")
+    stack.unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), adapter_name=name)
+    result = set_peft_model_state_dict(stack.unet, {k: v.to(stack.device) for k, v in own.items()}, adapter_name=name)
+    if result.unexpected_keys:
+        raise IncompatibleError(f"the adapter holds {result.unexpected_keys[0]}, which this base lacks", "use the base it names")
+    stack.unet.requires_grad_(False).eval()
+
+
+def activate(stack: Stack, names: list[str]) -> None:
+    """Let the named LoRAs act together, their deltas summed."""
+    stack.unet.set_adapters(names) if names else None
+
+
+@contextlib.contextmanager
+def switched_off(stack: Stack) -> Iterator[None]:
+    """Inside, the denoiser is the frozen base: the teacher."""
+    stack.unet.disable_adapters()
+    try:
+        yield
+    finally:
+        stack.unet.enable_adapters()

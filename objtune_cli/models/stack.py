@@ -1,0 +1,169 @@
+"""A frozen text-to-image base: tokenizer, text encoder, denoiser, autoencoder, scheduler.
+
+Everything family-specific is asked of this object. Knows nothing about objects or training.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from objtune_cli.errors import InputError, ResourceError
+from objtune_cli.models.cpu import keep_memory
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(slots=True)
+class Stack:
+    """A loaded base; all parameters frozen, all modules in eval mode."""
+
+    tokenizer: Any
+    text_encoder: Any
+    unet: Any
+    vae: Any
+    scheduler: Any
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def factor(self) -> int:
+        """Picture pixels per latent cell, along one side."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    @property
+    def size(self) -> int:
+        """Side of the pictures this base was trained on, px."""
+        return int(self.unet.config.sample_size) * self.factor
+
+    @property
+    def alpha_bar(self) -> Tensor:
+        return self.scheduler.alphas_cumprod
+
+    @property
+    def prediction(self) -> str:
+        return str(self.scheduler.config.prediction_type)
+
+    def token_ids(self, texts: list[str]) -> Tensor:
+        """(B, L) token ids, padded to the text encoder's length."""
+        out = self.tokenizer(
+            texts, padding="max_length", max_length=self.tokenizer.model_max_length, truncation=True, return_tensors="pt"
+        )
+        return out.input_ids.to(self.device)
+
+    def encode(self, texts: list[str]) -> Tensor:
+        """Prompts to the denoiser's condition, (B, L, d)."""
+        return self.text_encoder(input_ids=self.token_ids(texts))[0].to(self.dtype)
+
+    @torch.no_grad()
+    def to_latent(self, pictures: Tensor, batch: int = 8) -> Tensor:
+        """Pictures (B, 3, H, W) in [-1, 1] to scaled latents (B, C, H / factor, W / factor), float32."""
+        parts = [self.vae.encode(p.to(self.device, self.dtype)).latent_dist.mean for p in pictures.split(batch)]
+        return torch.cat(parts).float() * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def to_picture(self, latents: Tensor, batch: int = 8) -> Tensor:
+        """Scaled latents to pictures (B, 3, H, W) in [-1, 1], float32."""
+        scaled = latents / self.vae.config.scaling_factor
+        parts = [self.vae.decode(z.to(self.device, self.dtype)).sample for z in scaled.split(batch)]
+        return torch.cat(parts).float().clamp(-1, 1)
+
+    def predict(self, z_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """The denoiser's output for z_t (B, C, h, w), t (B,), condition (B, L, d)."""
+        return self.unet(z_t.to(self.dtype), t.to(self.device), encoder_hidden_states=condition).sample
+
+    def pipeline(self, scheduler: str = "base") -> Any:
+        """diffusers' own pipeline around these parts, with the named sampler."""
+        from diffusers import StableDiffusionPipeline
+
+        pipe = StableDiffusionPipeline(
+            vae=self.vae, text_encoder=self.text_encoder, tokenizer=self.tokenizer, unet=self.unet,
+            scheduler=_sampler(self.scheduler, scheduler), safety_checker=None, feature_extractor=None,
+            requires_safety_checker=False,
+        )  # fmt: skip
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+
+def _sampler(scheduler: Any, name: str) -> Any:
+    import diffusers
+
+    classes = {"ddim": "DDIMScheduler", "euler": "EulerDiscreteScheduler", "dpm++": "DPMSolverMultistepScheduler"}
+    if name == "base":
+        return scheduler
+    return getattr(diffusers, classes[name]).from_config(scheduler.config)
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device of a name; auto takes the best there is.
+
+    Raises:
+        ResourceError: Not there, or not a device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ResourceError(f"device {name} is not available: {str(error).splitlines()[0]}", "`--device cpu` works everywhere") from None
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The number format of a name; auto: bf16 where a GPU has it, fp16 on other GPUs, else fp32."""
+    if name != "auto":
+        return PRECISIONS[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.float16 if device.type == "mps" else torch.float32
+
+
+def load(folder: Path, device: torch.device, dtype: torch.dtype) -> Stack:
+    """Open a diffusers Stable Diffusion folder; local files and safetensors only.
+
+    Raises:
+        ResourceError: A part is missing. InputError: a part cannot be read.
+    """
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers.schedulers import DDIMScheduler
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    _quiet()
+    if device.type == "cpu":
+        keep_memory()
+    local: dict[str, Any] = {"local_files_only": True}
+    try:
+        stack = Stack(
+            tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer", **local),
+            text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", use_safetensors=True, **local),
+            unet=UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True, **local),
+            vae=AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True, **local),
+            scheduler=DDIMScheduler.from_pretrained(folder / "scheduler", **local),
+            device=device,
+            dtype=dtype,
+        )
+    except OSError as error:
+        raise ResourceError(f"a part of the base in {folder} is missing: {str(error).splitlines()[0]}", "download the model again") from None
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise InputError(f"the base in {folder} cannot be opened: {str(error).splitlines()[0]}", "download the model again") from None
+    for module in (stack.text_encoder, stack.unet, stack.vae):
+        module.requires_grad_(False).eval().to(device, dtype)
+    if device.type == "cpu":
+        stack.unet.to(memory_format=torch.channels_last)
+        stack.vae.to(memory_format=torch.channels_last)
+    stack.text_encoder.to(torch.float32)  # small, and token gradients need the precision
+    return stack
+
+
+def _quiet() -> None:
+    """No load reports and bars of the libraries among our lines."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()

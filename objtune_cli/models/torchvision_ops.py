@@ -1,0 +1,74 @@
+"""Makes torchvision importable beside a torch build that cannot load its compiled operators.
+
+The package index carries torchvision built for CUDA; beside a CPU-only torch its library does not
+load, and `import torchvision` fails ("operator torchvision::nms does not exist"), and with it
+segment-anything and parts of transformers. Where the library loads, nothing is changed.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import torch
+
+_MISSING = {
+    "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+}
+"""The operators whose absence stops the import: torchvision registers shapes for them."""
+
+_declared: list[torch.library.Library] = []
+"""Kept alive for the process: a Library takes its operators with it when it is collected."""
+
+
+def nms(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:
+    r"""Greedy non-maximum suppression: keep a box unless a better kept one has IoU > threshold.
+
+    Args:
+        boxes: (N, 4) as x0, y0, x1, y1, any one unit.
+        scores: (N,).
+        iou_threshold: In [0, 1].
+
+    Returns:
+        Indices of the kept boxes by falling score, (K,) int64; ties keep the earlier box first.
+    """
+    order = torch.argsort(scores, descending=True, stable=True)
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    kept = []
+    while order.numel():
+        best, rest = order[0], order[1:]
+        kept.append(best)
+        low = torch.maximum(boxes[best, :2], boxes[rest, :2])
+        high = torch.minimum(boxes[best, 2:], boxes[rest, 2:])
+        overlap = (high - low).clamp_min(0).prod(dim=1)
+        iou = overlap / (area[best] + area[rest] - overlap)
+        order = rest[~(iou > iou_threshold)]
+    return torch.stack(kept) if kept else order
+
+
+def complete() -> bool:
+    """Declare the missing operators where they are missing; True if that was necessary."""
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None or _declared:
+        return bool(_declared)
+    for library in Path(spec.origin).parent.glob("_C.*"):
+        try:
+            torch.ops.load_library(str(library))
+        except OSError:
+            continue
+        return False
+    _declare()
+    return True
+
+
+def _declare() -> None:
+    library = torch.library.Library("torchvision", "DEF")  # noqa: TOR901
+    for name, schema in _MISSING.items():
+        library.define(schema)
+        library.impl(name, nms, "CPU")
+    _declared.append(library)
+
+    import torchvision.ops.boxes
+
+    # torchvision guards its wrapper by "is the library loaded"; ours needs no library.
+    torchvision.ops.boxes.nms = nms
+    torchvision.ops.nms = nms

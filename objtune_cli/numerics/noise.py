@@ -1,0 +1,63 @@
+r"""Noising and regression targets.
+
+| here | paper | meaning |
+|---|---|---|
+| z | z_0 | clean latent |
+| eps | epsilon | standard normal noise |
+| alpha_bar | \bar\alpha_t | product of 1 - beta up to t |
+| z_t | z_t | sqrt(alpha_bar) z + sqrt(1 - alpha_bar) eps |
+"""
+
+import torch
+from torch import Tensor
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """The randomness of one step, a function of (seed, step) alone: resuming needs no saved state.
+
+    Args:
+        seed: In [0, 2**31). step: In [0, 2**32).
+    """
+    return torch.Generator().manual_seed(((seed & 0x7FFFFFFF) << 32) | (step & 0xFFFFFFFF))
+
+
+def _columns(alpha_bar: Tensor, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    chosen = alpha_bar.to(like.device)[t].to(like.dtype).view(-1, *[1] * (like.ndim - 1))
+    return chosen.sqrt(), (1 - chosen).sqrt()
+
+
+def add_noise(z: Tensor, eps: Tensor, alpha_bar: Tensor, t: Tensor) -> Tensor:
+    """z_t = sqrt(alpha_bar_t) z + sqrt(1 - alpha_bar_t) eps; t: (B,) indices into alpha_bar."""
+    a, s = _columns(alpha_bar, t, z)
+    return a * z + s * eps
+
+
+def target(z: Tensor, eps: Tensor, alpha_bar: Tensor, t: Tensor, prediction: str) -> Tensor:
+    """What the denoiser regresses: eps, v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) z, or z.
+
+    Args:
+        prediction: "epsilon", "v_prediction" or "sample", as the scheduler's config says.
+
+    Raises:
+        ValueError: Another prediction type.
+    """
+    if prediction == "epsilon":
+        return eps
+    if prediction == "sample":
+        return z
+    if prediction == "v_prediction":
+        a, s = _columns(alpha_bar, t, z)
+        return a * eps - s * z
+    raise ValueError(f"prediction type {prediction!r}")
+
+
+def timesteps(count: int, total: int, generator: torch.Generator, focus: tuple[float, float] = (0.4, 0.98), share: float = 0.6) -> Tensor:
+    """Timesteps (count,), int64: a `share` of them within `focus` (fractions of total), the rest anywhere.
+
+    Source:
+        Ours: the middle and high noise levels decide shape and colour, yet none is left out.
+    """
+    anywhere = torch.randint(0, total, (count,), generator=generator)
+    low, high = int(focus[0] * total), max(int(focus[1] * total), int(focus[0] * total) + 1)
+    focused = torch.randint(low, high, (count,), generator=generator)
+    return torch.where(torch.rand(count, generator=generator) < share, focused, anywhere)

@@ -1,0 +1,86 @@
+"""The object placed anew: other scale and position, on the photo's own ground without it, or on plain colour.
+
+One photo shows one pose in one place; this is the only step that adds information (paired
+augmentation: TextBoost arXiv:2409.08248, Seg-Mix of MuDI arXiv:2404.04243; the mixture is ours).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from objtune_cli.numerics.masks import bounding_box
+
+
+def views(
+    picture: Tensor,
+    mask: Tensor,
+    ground: Tensor,
+    count: int,
+    size: int,
+    generator: torch.Generator,
+    scale: tuple[float, float] = (0.45, 0.72),
+) -> tuple[Tensor, Tensor]:
+    """Draw `count` placements; the first one is the photo itself, cut square around the object.
+
+    Args:
+        picture: (3, H, W) in [-1, 1]. mask: (H, W) coverage in [0, 1].
+        ground: The picture without the object, same shape as `picture`.
+        size: Side of the results, px.
+        scale: Range of the object's longer side, fraction of the frame.
+
+    Returns:
+        Pictures (count, 3, size, size) in [-1, 1] and masks (count, 1, size, size) in [0, 1].
+    """
+    box = bounding_box(mask)
+    pictures, masks = [], []
+    for i in range(count):
+        share = _between(scale, generator)
+        free = 1 - share
+        # The frame's centre is the likeliest place; the object never leaves the frame.
+        x = 0.5 + (torch.rand((), generator=generator).item() - 0.5) * free * 0.7
+        y = 0.55 + (torch.rand((), generator=generator).item() - 0.5) * free * 0.5
+        tilt = (torch.rand((), generator=generator).item() - 0.5) * 0.12
+        theta = _inverse(box, mask.shape, share, x, y, tilt)
+        moved = _sample(torch.cat([picture * mask, mask[None]]), theta, size)
+        behind = _ground(ground, i, theta, size, generator)
+        cover = moved[3:].clamp(0, 1)
+        pictures.append(moved[:3] + behind * (1 - cover))
+        masks.append(cover)
+    return torch.stack(pictures), torch.stack(masks)
+
+
+def _between(limits: tuple[float, float], generator: torch.Generator) -> float:
+    return limits[0] + (limits[1] - limits[0]) * torch.rand((), generator=generator).item()
+
+
+def _inverse(box, shape: torch.Size, share: float, x: float, y: float, tilt: float) -> Tensor:
+    """Affine map from the new frame to the photo, both in [-1, 1], that puts the box's centre at (x, y)."""
+    height, width = shape
+    x0, y0, x1, y1 = box
+    longest = max((x1 - x0) * width, (y1 - y0) * height)
+    span = longest / share  # side of the new frame in photo pixels
+    c, s = torch.cos(torch.tensor(tilt)), torch.sin(torch.tensor(tilt))
+    turn = torch.stack([torch.stack([c, -s]), torch.stack([s, c])]) * span
+    to_photo = turn / torch.tensor([[width], [height]])
+    centre = torch.tensor([(x0 + x1) - 1, (y0 + y1) - 1])
+    offset = centre - to_photo @ torch.tensor([2 * x - 1, 2 * y - 1])
+    return torch.cat([to_photo, offset[:, None]], 1)
+
+
+def _sample(layers: Tensor, theta: Tensor, size: int, padding: str = "zeros") -> Tensor:
+    """Layers (C, H, W) seen through the map; drawn twice as large and averaged, against aliasing."""
+    grid = F.affine_grid(theta[None], [1, 1, 2 * size, 2 * size], align_corners=False)
+    side = max(layers.shape[-2:])
+    if side > 4 * size:  # a large photo is averaged down first
+        factor = side // (2 * size)
+        layers = F.avg_pool2d(layers[None], factor, ceil_mode=True)[0]
+    large = F.grid_sample(layers[None], grid, mode="bilinear", padding_mode=padding, align_corners=False)
+    return F.avg_pool2d(large, 2)[0]
+
+
+def _ground(ground: Tensor, index: int, theta: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Every third view stands on a plain colour, the others on the photo's ground."""
+    colour = torch.rand(3, generator=generator) * 1.6 - 0.8
+    if index % 3 == 2:
+        return colour.view(3, 1, 1).expand(3, size, size)
+    return _sample(ground, theta, size, padding="reflection")

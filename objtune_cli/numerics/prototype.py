@@ -1,0 +1,26 @@
+"""The prototype of an object and the loss that pulls its token there."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def prototype(vectors: Sequence[Tensor]) -> Tensor:
+    r"""$p = \mathrm{normalise}(\frac1n \sum_i v_i)$ of unit vectors (d,).
+
+    Source:
+        arXiv:2401.15708, section 3.2: picture, masked object and class word.
+    """
+    return F.normalize(torch.stack(list(vectors)).mean(0), dim=-1)
+
+
+def cosine_loss(vector: Tensor, aim: Tensor) -> Tensor:
+    """L_PE = 1 - cos(vector, aim), in [0, 2], over the last dimension."""
+    return 1 - F.cosine_similarity(vector, aim, dim=-1)
+
+
+def keep_norm(vectors: Tensor, norm: Tensor) -> Tensor:
+    """Rows (k, d) rescaled to the given norms (k,) or (): token rows live on a thin shell."""
+    return F.normalize(vectors, dim=-1) * norm.expand(vectors.shape[0])[:, None]

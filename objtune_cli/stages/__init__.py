@@ -1,0 +1,1 @@
+"""One file, one stage: where files and maths shake hands. Importing a stage loads no torch."""

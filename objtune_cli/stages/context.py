@@ -1,0 +1,146 @@
+"""What every stage is given, and what it gives back."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from objtune_cli import bases
+from objtune_cli.bases import Base
+from objtune_cli.config import Common, Settings
+from objtune_cli.errors import IncompatibleError, Stopped
+from objtune_cli.store import artifact
+from objtune_cli.store.artifact import Record
+from objtune_cli.store.project import Project
+from objtune_cli.store.refs import Ref
+
+if TYPE_CHECKING:
+    from objtune_cli.models.stack import Stack
+
+
+class Report(Protocol):
+    """Where a stage talks to; it prints nothing itself."""
+
+    def note(self, text: str) -> None:
+        """One line for the user."""
+
+    def step(self, stage: str, done: int, total: int, **values: float) -> None:
+        """Progress of long work."""
+
+
+@dataclass(slots=True)
+class Done:
+    """One result of a stage."""
+
+    ref: Ref
+    reused: bool = False
+    images: list[Path] = field(default_factory=list)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Context:
+    """Project, settings and one loaded base for all stages of a command."""
+
+    project: Project
+    settings: Settings
+    common: Common
+    report: Report
+    force: bool = False
+    stopped: Callable[[], int] = lambda: 0
+    _base: Base | None = None
+    _stack: "Stack | None" = None
+
+    @property
+    def root(self) -> Path:
+        return self.project.artifacts
+
+    @property
+    def base(self) -> Base:
+        """The base model's name and place; opens no weights."""
+        if self._base is None:
+            self._base = bases.find(self.common.base)
+        return self._base
+
+    def stack(self) -> "Stack":
+        """The loaded base: a fresh one for each call, since stages add to it; weights are read once."""
+        from objtune_cli.models import stack
+
+        device = stack.pick_device(self.common.device)
+        return stack.load(self.base.folder, device, stack.pick_dtype(self.common.precision, device))
+
+    def progress(self, stage: str) -> Callable[..., None]:
+        """A callback for long work; raises when a signal has asked to stop."""
+
+        def step(done: int, total: int, **values: float) -> None:
+            self.report.step(stage, done, total, **values)
+            self.check_stopped()
+
+        return step
+
+    def check_stopped(self) -> None:
+        """Raise if a signal came.
+
+        Raises:
+            Stopped: With the signal's number.
+        """
+        if self.stopped():
+            raise Stopped(self.stopped(), "stopped", "the same command goes on where it stopped")
+
+    def reuse(self, wanted: Record) -> Done | None:
+        """The finished work that `wanted` describes, unless it is to be made again."""
+        if self.force:
+            return None
+        ref = artifact.existing(self.root, wanted)
+        if ref is None:
+            return None
+        self.report.note(f"{ref} is up to date")
+        record = artifact.read_record(self.root, ref)
+        return Done(ref, True, pictures_of(self.root, ref), record.metrics)
+
+    def input(self, ref: Ref) -> dict[str, str]:
+        """An artifact as an entry of another's `inputs`."""
+        return {"ref": str(ref), "sha256": artifact.sha256(ref.path(self.root))}
+
+    def check_base(self, record: Record) -> None:
+        """Refuse an artifact made with another base.
+
+        Raises:
+            IncompatibleError: Names both.
+        """
+        if record.base and dict(record.base) != self.base.record():
+            mine, theirs = self.base.id, record.base.get("id", "?")
+            same = " (same name, other weights)" if mine == theirs else ""
+            raise IncompatibleError(
+                f"{record.ref} was made with the base {theirs}, this command uses {mine}{same}", f"add `--base {theirs}`, or make it again"
+            )
+
+
+def tools() -> dict[str, str]:
+    """Versions of what computes; kept in records, no part of their identity."""
+    return {name: version(name) for name in ("torch", "diffusers", "transformers", "peft", "objtune")}
+
+
+def pictures_folder(root: Path, ref: Ref) -> Path:
+    """Where the pictures of an artifact lie: a folder beside its file."""
+    return ref.path(root).with_suffix("")
+
+
+def pictures_of(root: Path, ref: Ref) -> list[Path]:
+    """The pictures beside an artifact, in order."""
+    folder = pictures_folder(root, ref)
+    return sorted(folder.glob("*.png")) if folder.is_dir() else []
+
+
+def keep_picture(root: Path, ref: Ref, name: str, data: bytes) -> Path:
+    """Write one picture beside an artifact."""
+    path = pictures_folder(root, ref) / name
+    artifact.write_file(path, data, root)
+    return path
+
+
+def threads() -> int:
+    """CPU threads that torch will use; results depend on the number."""
+    return int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)

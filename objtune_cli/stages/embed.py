@@ -1,0 +1,68 @@
+"""`init-embedding`: a mask artifact to the first vectors of its token."""
+
+from dataclasses import asdict, replace
+from typing import Any
+
+from objtune_cli.config import Embed
+from objtune_cli.errors import ResourceError
+from objtune_cli.stages.context import Context, Done, tools
+from objtune_cli.store import artifact
+from objtune_cli.store.artifact import Record
+from objtune_cli.store.refs import Ref
+
+
+def run(ctx: Context, mask: Ref, config: Embed) -> Done:
+    """Start the token of one masked object.
+
+    Raises:
+        ResourceError: A prototype was asked for, and the base has no image tower.
+    """
+    config = _with_init(ctx, config)
+    source = artifact.read_record(ctx.root, mask)
+    ctx_input = ctx.input(mask)
+    record = Record("embedding", mask.name, source.objects, {"mask": ctx_input}, asdict(config), ctx.base.record())
+    done = ctx.reuse(record)
+    if done:
+        return done
+    _warn_unknown_class(ctx, source.class_word)
+    _, tensors = artifact.load(ctx.root, mask, ctx_input["sha256"])
+
+    from objtune_cli.method import prototype
+    from objtune_cli.models import towers
+
+    picture, cover = photo_tensors(tensors)
+    stack = ctx.stack()
+    loaded = towers.load(ctx.base.image_tower, stack) if ctx.base.image_tower else None
+    step = ctx.progress("init-embedding")
+    started = prototype.start(
+        stack, loaded, picture, cover, source.class_word, config, lambda i, loss: step(i, config.steps, loss=loss)
+    )
+    metrics = {k: round(v, 6) for k, v in started.metrics.items()} | {"learned": config.vectors}
+    ref = artifact.publish(ctx.root, replace(record, metrics=metrics, tools=tools()), {"text_encoder": started.rows})
+    return Done(ref, False, [], metrics)
+
+
+def photo_tensors(tensors: dict[str, Any]) -> tuple[Any, Any]:
+    """A mask artifact's photo (3, H, W) and coverage (H, W), both in [0, 1]."""
+    import torch
+
+    rgb = torch.from_numpy(tensors["rgb"].copy()).permute(2, 0, 1).float() / 255
+    return rgb, torch.from_numpy(tensors["mask"].copy()).float() / 255
+
+
+def _with_init(ctx: Context, config: Embed) -> Embed:
+    if config.init == "prototype" and ctx.base.image_tower is None:
+        raise ResourceError(
+            f"the base {ctx.base.id} has no image tower for a prototype", f"put its CLIP into {ctx.base.folder}/clip, or use `--init class`"
+        )
+    if config.init != "auto":
+        return config
+    if ctx.base.image_tower is None:
+        ctx.report.note(f"the base {ctx.base.id} has no image tower (clip/): the token starts at the class word")
+        return replace(config, init="class")
+    return replace(config, init="prototype")
+
+
+def _warn_unknown_class(ctx: Context, word: str) -> None:
+    if ctx.base.words and word not in ctx.base.words:
+        ctx.report.note(f"the base {ctx.base.id} does not know the class {word!r}; it knows {', '.join(ctx.base.words)}")

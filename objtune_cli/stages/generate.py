@@ -1,0 +1,145 @@
+"""`generate`: prompts to pictures, and a scene artifact with their latents."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from objtune_cli.config import Generate
+from objtune_cli.stages import objects
+from objtune_cli.stages.context import Context, Done, keep_picture, tools
+from objtune_cli.store import artifact, pictures
+from objtune_cli.store.artifact import Record, write_file
+from objtune_cli.store.header import canonical
+from objtune_cli.store.refs import Ref
+
+if TYPE_CHECKING:
+    import torch
+
+    from objtune_cli.models.stack import Stack
+
+BATCH = 4
+
+
+def run(ctx: Context, prompts: list[str], config: Generate, out: Path | None = None) -> list[Done]:
+    """Draw each prompt `config.n` times; one scene a prompt.
+
+    Raises:
+        InputError, MissingError: See `objects.named`.
+    """
+    found = objects.named(ctx, prompts)
+    config = suited(ctx, config)
+    done = [_scene(ctx, prompt, objects.named(ctx, [prompt]), config) for prompt in prompts]
+    waiting = [i for i, (_, reused) in enumerate(done) if reused is None]
+    results = [reused for _, reused in done]
+    if waiting:
+        stack = ctx.stack()
+        weights = {item.name: objects.tensors(ctx, item) for item in found}
+        words = objects.add_words(stack, found, weights)
+        _add_adapters(stack, found, weights)
+        for i in waiting:
+            results[i] = _draw(ctx, stack, words, prompts[i], done[i][0], config)
+    finished = [r for r in results if r is not None]
+    return copied(finished, out, ctx)
+
+
+def suited(ctx: Context, config: Generate) -> Generate:
+    """Steps and guidance filled in from what suits the base."""
+    own = ctx.base.sampling
+    return replace(
+        config,
+        steps=config.steps or int(own["steps"]),
+        guidance=config.guidance if config.guidance >= 0 else float(own["guidance"]),
+    )
+
+
+def _scene(ctx: Context, prompt: str, found: list[objects.Named], config: Generate) -> tuple[Record, Done | None]:
+    classes = {name: word for o in found for name, word in o.record.objects.items() if name == o.name}
+    name = "-".join(classes)[:64].rstrip("-.") or "scene"
+    record = Record("scene", name, classes, objects.inputs(found), asdict(config) | {"prompt": prompt}, ctx.base.record())
+    return record, reuse(ctx, record, config, prompt)
+
+
+def reuse(ctx: Context, record: Record, config: Generate, prompt: str) -> Done | None:
+    """A finished scene; pictures that are gone are decoded again from its latents."""
+    done = ctx.reuse(record)
+    if done is None or len(done.images) == config.n:
+        return done
+    import torch
+
+    latents = torch.from_numpy(artifact.load(ctx.root, done.ref)[1]["latents"].copy())
+    done.images = write_pictures(ctx, ctx.stack(), done.ref, record, latents, config, prompt)
+    return done
+
+
+def _add_adapters(stack: "Stack", found: list[objects.Named], weights: dict[str, dict[str, Any]]) -> None:
+    """Every adapter once; several act together with their deltas summed."""
+    from objtune_cli.models import adapter
+
+    loaded: dict[Ref, str] = {}
+    for item in found:
+        if item.record.ref not in loaded:
+            loaded[item.record.ref] = f"lora{len(loaded)}"
+            adapter.load(stack, weights[item.name], loaded[item.record.ref])
+    adapter.activate(stack, list(loaded.values()))
+
+
+def _draw(ctx: Context, stack: "Stack", words: Any, prompt: str, record: Record, config: Generate) -> Done:
+    import torch
+
+    from objtune_cli.method.sampling import sample
+
+    text = words.expand(prompt)
+    objects.check_length(ctx, stack, text)
+    step = ctx.progress("generate")
+    parts = []
+    for start in range(0, config.n, BATCH):
+        seeds = list(range(config.seed + start, config.seed + min(start + BATCH, config.n)))
+        parts.append(
+            sample(
+                stack, text, config.negative, seeds, config.steps, config.guidance, config.scheduler,
+                lambda i, _n, start=start: step(start * config.steps // BATCH + i, -(-config.n // BATCH) * config.steps),
+            )
+        )  # fmt: skip
+    return keep(ctx, stack, replace(record, tools=tools()), torch.cat(parts), config, prompt)
+
+
+def keep(ctx: Context, stack: "Stack", record: Record, latents: "torch.Tensor", config: Generate, prompt: str) -> Done:
+    """Publish a scene: latents in the artifact, PNGs beside it."""
+    ref = artifact.publish(ctx.root, record, {"latents": latents})
+    images = write_pictures(ctx, stack, ref, record, latents, config, prompt)
+    return Done(ref, False, images, dict(record.metrics))
+
+
+def write_pictures(
+    ctx: Context, stack: "Stack", ref: Ref, record: Record, latents: "torch.Tensor", config: Generate, prompt: str
+) -> list[Path]:
+    """Decode latents to PNGs that say how they were made, in the form other tools read."""
+    from objtune_cli.method.sampling import to_uint8
+
+    images = []
+    for i, picture in enumerate(to_uint8(stack.to_picture(latents)).numpy()):
+        lines = [prompt]
+        if config.negative:
+            lines.append(f"Negative prompt: {config.negative}")
+        lines.append(
+            f"Steps: {config.steps}, Sampler: {config.scheduler}, CFG scale: {config.guidance:g}, "
+            f"Seed: {config.seed + i}, Size: {picture.shape[1]}x{picture.shape[0]}, Model: {ctx.base.id}, Version: objtune"
+        )
+        about = canonical({"scene": str(ref), "inputs": record.inputs, "seed": config.seed + i})
+        data = pictures.png(picture, {"parameters": "\n".join(lines), "objtune": about})
+        images.append(keep_picture(ctx.root, ref, f"{i + 1:03d}.png", data))
+    return images
+
+
+def copied(results: list[Done], out: Path | None, ctx: Context) -> list[Done]:
+    """The results with their pictures copied to `out`, named after their scenes."""
+    if out is None:
+        return results
+    for done in results:
+        copies = []
+        for image in done.images:
+            target = out / f"{done.ref.name}-{done.ref.version:03d}-{image.name}"
+            write_file(target, image.read_bytes())
+            copies.append(target)
+        done.images = copies
+    return results

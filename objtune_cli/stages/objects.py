@@ -1,0 +1,93 @@
+"""Which trained objects a prompt names, loaded and ready to be drawn."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from objtune_cli.errors import InputError, MissingError
+from objtune_cli.stages.context import Context
+from objtune_cli.store import artifact, refs
+from objtune_cli.store.artifact import Record
+from objtune_cli.store.refs import Ref
+
+if TYPE_CHECKING:
+    from objtune_cli.models.stack import Stack
+    from objtune_cli.models.tokens import Placeholders
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A `<name>` of a prompt and the adapter that holds it."""
+
+    name: str
+    record: Record
+    sha256: str
+
+
+def named(ctx: Context, prompts: list[str]) -> list[Named]:
+    """The objects that the prompts name, in order of first mention.
+
+    Raises:
+        InputError: A prompt is empty or mentions two versions of one object.
+        MissingError: No adapter holds the name; the hint lists what there is.
+    """
+    import re
+
+    found: dict[str, Named] = {}
+    for prompt in prompts:
+        if not prompt.strip():
+            raise InputError("the prompt is empty", 'for example `objtune generate "a photo of <rex> on the beach"`')
+        for name, version in re.findall(r"<([a-z0-9][a-z0-9._-]*)(?:@([0-9]+))?>", prompt):
+            ref = _holder(ctx, name, int(version or 0))
+            if name in found and found[name].record.ref != ref:
+                raise InputError(f"the prompts ask for {found[name].record.ref} and {ref}", "use one version of an object at a time")
+            if name not in found:
+                record = artifact.read_record(ctx.root, ref)
+                ctx.check_base(record)
+                found[name] = Named(name, record, artifact.sha256(ref.path(ctx.root)))
+    return list(found.values())
+
+
+def _holder(ctx: Context, name: str, version: int) -> Ref:
+    """The adapter of that name, or the newest joint one that holds the object."""
+    if refs.versions(ctx.root, "adapter", name):
+        return refs.resolve(ctx.root, Ref("adapter", name, version))
+    if not version:
+        for joint in refs.names(ctx.root, "adapter"):
+            ref = refs.resolve(ctx.root, Ref("adapter", joint))
+            if name in artifact.read_record(ctx.root, ref).objects:
+                return ref
+    known = ", ".join(f"<{n}>" for n in refs.names(ctx.root, "adapter"))
+    wanted = f"<{name}@{version}>" if version else f"<{name}>"
+    hint = f"trained objects: {known}" if known else "train one first: `objtune train photo.jpg --class dog`"
+    raise MissingError(f"no trained object {wanted}", hint)
+
+
+def inputs(objects: list[Named]) -> dict[str, dict[str, str]]:
+    """The adapters as `inputs` of a scene."""
+    return {f"adapter.{o.name}": {"ref": str(o.record.ref), "sha256": o.sha256} for o in objects}
+
+
+def tensors(ctx: Context, item: Named) -> dict[str, Any]:
+    """An object's adapter as torch tensors."""
+    import torch
+
+    _, arrays = artifact.load(ctx.root, item.record.ref, item.sha256)
+    return {k: torch.from_numpy(v.copy()) for k, v in arrays.items()}
+
+
+def add_words(stack: "Stack", objects: list[Named], weights: dict[str, dict[str, Any]]) -> "Placeholders":
+    """Teach the stack's tokenizer and text encoder the objects' names."""
+    from objtune_cli.models.tokens import Placeholders
+
+    words = Placeholders(stack)
+    for item in objects:
+        words.add(item.name, weights[item.name][f"token.{item.name}"])
+    return words
+
+
+def check_length(ctx: Context, stack: "Stack", prompt: str) -> None:
+    """Tell the user where the base cuts a prompt off."""
+    count = len(stack.tokenizer(prompt).input_ids)
+    limit = stack.tokenizer.model_max_length
+    if count > limit:
+        ctx.report.note(f"the prompt has {count} tokens; the base reads the first {limit}")

@@ -1,0 +1,24 @@
+"""The class prior: made once per base and class, found by every later object of that class."""
+
+from dataclasses import asdict, replace
+
+from objtune_cli.config import Prior
+from objtune_cli.stages.context import Context, Done, tools
+from objtune_cli.store import artifact
+from objtune_cli.store.artifact import Record
+from objtune_cli.store.refs import slug
+
+
+def run(ctx: Context, class_word: str, config: Prior) -> Done:
+    """The prior of a class on this base; `--force` of another stage does not make it again."""
+    name = slug(class_word)
+    record = Record("prior", name, {name: class_word}, {}, asdict(config), ctx.base.record())
+    ref = artifact.existing(ctx.root, record)
+    if ref:
+        return Done(ref, True)
+    from objtune_cli.method import prior
+
+    stack = ctx.stack()
+    step = ctx.progress(f"prior of {class_word}")
+    tensors = prior.compute(stack, class_word, config, ctx.base.sampling["guidance"], step)
+    return Done(artifact.publish(ctx.root, replace(record, tools=tools()), tensors))

@@ -1,0 +1,179 @@
+"""`train`: embeddings of one photo's objects to one adapter; runs the missing stages itself."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from objtune_cli.config import Embed, Prior, Train
+from objtune_cli.errors import IncompatibleError, Stopped, UsageError
+from objtune_cli.stages import embed
+from objtune_cli.stages import prior as prior_stage
+from objtune_cli.stages.context import Context, Done, keep_picture, threads, tools
+from objtune_cli.store import artifact, pictures
+from objtune_cli.store.artifact import Record
+from objtune_cli.store.refs import Ref, resolve
+from objtune_cli.store.state import RunState
+
+if TYPE_CHECKING:
+    from objtune_cli.method.training import Subject, Trainer
+
+SAVE_EVERY = 30.0
+"""Seconds between saved states; a signal saves at once."""
+
+PREVIEW = ("on the beach", "in the snow", "at night", "in the desert")
+
+
+def run(ctx: Context, sources: list[Ref], config: Train, embedding: Embed, prior: Prior, *, preview: bool = True) -> Done:
+    """Train one adapter for all objects that `sources` (masks or embeddings) name.
+
+    Raises:
+        UsageError: Objects of different photos. GateError: training diverged.
+        Stopped: A signal came; the state is saved.
+    """
+    starts = [embed.run(ctx, s, embedding).ref if s.kind == "mask" else s for s in sources]
+    records = [artifact.read_record(ctx.root, ref) for ref in starts]
+    for record in records:
+        ctx.check_base(record)
+    objects = {name: word for record in records for name, word in record.objects.items()}
+    if len(objects) < len(records):
+        raise UsageError("an object is named twice", "give each embedding once")
+    priors = {word: prior_stage.run(ctx, word, prior).ref for word in sorted(set(objects.values()))}
+    inputs = {f"embedding.{r.name}": ctx.input(ref) for r, ref in zip(records, starts, strict=True)}
+    inputs |= {f"prior.{ref.name}": ctx.input(ref) for ref in priors.values()}
+    record = Record("adapter", "-".join(objects), objects, inputs, asdict(config), ctx.base.record())
+    done = ctx.reuse(record)
+    if done:
+        return done
+    return _train(ctx, record, records, priors, config, preview)
+
+
+def _train(ctx: Context, record: Record, starts: list[Record], priors: dict[str, Ref], config: Train, preview: bool) -> Done:
+    import torch
+
+    from objtune_cli.method import training
+    from objtune_cli.models import adapter
+
+    subjects = [_subject(ctx, start) for start in starts]
+    if len({tuple(s.picture.shape) for s in subjects}) > 1 or len({_photo(ctx, s) for s in starts}) > 1:
+        raise UsageError("the objects are not of one photo", "train them one by one and bring them together with `objtune compose`")
+    stack = ctx.stack()
+    loaded = {word: {k: torch.from_numpy(v.copy()) for k, v in artifact.load(ctx.root, ref)[1].items()} for word, ref in priors.items()}
+    run_key = f"{record.identity()}/{stack.device.type}/{stack.dtype}/{threads()}/{torch.__version__}"
+    state = RunState(ctx.project, artifact.hashlib.sha256(run_key.encode()).hexdigest())
+    with state.locked():
+        ctx.report.note("drawing placements of the object")
+        trainer = training.Trainer(stack, subjects, loaded, config)
+        kept = state.load()
+        if kept is not None:
+            trainer.restore({k: torch.from_numpy(v) for k, v in kept.items()})
+            ctx.report.note(f"goes on at step {trainer.step} of {config.steps}")
+        last = _loop(ctx, trainer, state, config.steps)
+        tensors: dict[str, Any] = adapter.tensors(stack)
+        tensors |= {f"token.{name}": rows for name, rows in trainer.tokens().items()}
+        metrics = {k: round(v, 6) for k, v in last.items()}
+        ref = artifact.publish(ctx.root, replace(record, metrics=metrics, tools=tools()), tensors)
+        state.discard()
+    images = [_preview(ctx, ref, trainer)] if preview else []
+    return Done(ref, False, images, metrics)
+
+
+def _loop(ctx: Context, trainer: "Trainer", state: RunState, total: int) -> dict[str, float]:
+    """Take the remaining steps, saving from time to time; averages of the last terms."""
+    from objtune_cli.method import training
+
+    saved = time.monotonic()
+    mean: dict[str, float] = {}
+
+    def on_step(step: int, terms: dict[str, float]) -> None:
+        nonlocal saved
+        for name, value in terms.items():
+            mean[name] = 0.9 * mean.get(name, value) + 0.1 * value
+        ctx.report.step("train", step, total, **mean)
+        signum = ctx.stopped()
+        if signum or time.monotonic() - saved > SAVE_EVERY:
+            state.save(trainer.state())
+            saved = time.monotonic()
+        if signum:
+            raise Stopped(signum, f"stopped at step {step} of {total}, state saved", "the same command goes on from there")
+
+    training.run(trainer, on_step)
+    return mean
+
+
+def _photo(ctx: Context, embedding: Record) -> str:
+    mask = _mask_of(ctx, embedding)
+    return artifact.read_record(ctx.root, mask).inputs["photo"]["sha256"]
+
+
+def _mask_of(ctx: Context, embedding: Record) -> Ref:
+    from objtune_cli.store.refs import parse
+
+    if "mask" not in embedding.inputs:
+        raise IncompatibleError(f"{embedding.ref} was not made from a mask", "train from the mask")
+    return resolve(ctx.root, parse(embedding.inputs["mask"]["ref"]))
+
+
+def _subject(ctx: Context, start: Record) -> "Subject":
+    """Photo, ground, mask and token of one embedding."""
+    import cv2
+    import numpy as np
+    import torch
+
+    from objtune_cli.method.training import Subject
+
+    _, rows = artifact.load(ctx.root, start.ref)
+    _, tensors = artifact.load(ctx.root, _mask_of(ctx, start), start.inputs["mask"]["sha256"])
+    picture, mask = embed.photo_tensors(tensors)
+    width = max(3, round(max(mask.shape) / 40))
+    hidden = cv2.dilate((tensors["mask"] > 8).astype(np.uint8), np.ones((width, width), np.uint8))
+    ground = _without(tensors["rgb"], hidden)
+    name, word = next(iter(start.objects.items()))
+    return Subject(
+        name=name,
+        class_word=word,
+        rows=torch.from_numpy(rows["text_encoder"].copy()),
+        learned=int(start.metrics["learned"]),
+        picture=picture * 2 - 1,
+        ground=torch.from_numpy(ground.copy()).permute(2, 0, 1).float() / 127.5 - 1,
+        mask=mask,
+    )
+
+
+def _without(rgb: Any, hidden: Any) -> Any:
+    """The photo with the hidden part filled in from around it, at a size where that is quick."""
+    import cv2
+
+    height, width = hidden.shape
+    scale = min(1.0, 256 / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = cv2.inpaint(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), cv2.resize(hidden, size, interpolation=cv2.INTER_NEAREST), 5, cv2.INPAINT_TELEA)
+    filled = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
+    filled[hidden == 0] = rgb[hidden == 0]
+    return filled
+
+
+def _preview(ctx: Context, ref: Ref, trainer: "Trainer") -> Any:
+    """Photo, the object in scenes it was not in, and its class as the base still draws it."""
+    import numpy as np
+    import torch
+
+    from objtune_cli.method import sampling
+
+    stack, words = trainer.stack, trainer.words
+    stack.unet.eval()
+    for name, rows in trainer.tokens().items():
+        words.replace(name, rows)
+    shown = trainer.views[-1].latents[:1].cpu()
+    subject = " and ".join(f"<{s.name}>" for s in trainer.subjects)
+    plain = " and ".join(s.class_word for s in trainer.subjects)
+    prompts = [words.expand(f"a photo of {subject} {place}") for place in PREVIEW] + [f"a photo of a {plain} {PREVIEW[0]}"]
+    latents = [shown]
+    step: Callable[..., None] = ctx.progress("preview")
+    for i, prompt in enumerate(prompts):
+        sampler = ctx.base.sampling
+        latents.append(sampling.sample(stack, prompt, "", [i], int(sampler["steps"]), sampler["guidance"]))
+        step(i + 1, len(prompts))
+    rgb = sampling.to_uint8(stack.to_picture(torch.cat(latents))).numpy()
+    scale = max(1, 192 // rgb.shape[1])
+    return keep_picture(ctx.root, ref, "preview.png", pictures.png(pictures.grid(np.asarray(rgb), 3, scale=scale)))

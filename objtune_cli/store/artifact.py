@@ -1,0 +1,220 @@
+"""Immutable artifacts: published whole under the next free version, or not at all."""
+
+import contextlib
+import errno
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from objtune_cli.errors import DamagedError, ResourceError
+from objtune_cli.store import header, refs
+from objtune_cli.store.refs import Ref
+
+SCHEMA = 1
+IDENTITY = ("kind", "name", "objects", "inputs", "config", "base")
+"""The parts of a record that make two artifacts the same work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """How an artifact came to be; enough to make it again.
+
+    Attributes:
+        kind, name, version: Its ref; the version is set when it is published.
+        objects: Object name to class word; one pair except for joint training and scenes.
+        inputs: Role to {"ref", "sha256"} of everything that was read.
+        config: The fully resolved settings of the stage.
+        base: {"id", "fingerprint"} of the base model; empty where none was used.
+        metrics: Measured numbers. tools: package to version. Neither is part of the identity.
+    """
+
+    kind: str
+    name: str
+    objects: Mapping[str, str]
+    inputs: Mapping[str, Mapping[str, str]]
+    config: Mapping[str, Any]
+    base: Mapping[str, str]
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    tools: Mapping[str, str] = field(default_factory=dict)
+    version: int = 0
+    schema: int = SCHEMA
+
+    @property
+    def ref(self) -> Ref:
+        return Ref(self.kind, self.name, self.version)
+
+    @property
+    def class_word(self) -> str:
+        return ", ".join(self.objects.values())
+
+    def header(self) -> dict[str, Any]:
+        """The record as it stands in the file."""
+        return {**asdict(self), "class": self.class_word}
+
+    def identity(self) -> str:
+        """SHA-256 over what makes this the same work as another."""
+        parts = {name: asdict(self)[name] for name in IDENTITY}
+        return hashlib.sha256(header.canonical(parts).encode()).hexdigest()
+
+
+def read_record(root: Path, ref: Ref) -> Record:
+    """The record of a published artifact, without its tensors; no torch, no numpy."""
+    path = ref.path(root)
+    raw, _, _ = header.read(path)
+    header.check_schema(raw, SCHEMA, path)
+    known = Record.__dataclass_fields__
+    try:
+        record = Record(**{k: v for k, v in raw.items() if k in known})
+    except TypeError as error:
+        raise DamagedError(f"{path} is damaged: {error}") from None
+    if record.ref != ref:
+        raise DamagedError(f"{path} says it is {record.ref}", "it was moved or renamed by hand; put it back")
+    return record
+
+
+def sha256(path: Path) -> str:
+    """Digest of a file's bytes."""
+    with header.open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def existing(root: Path, wanted: Record) -> Ref | None:
+    """The newest published version that is the same work as `wanted`."""
+    key = wanted.identity()
+    for version in reversed(refs.versions(root, wanted.kind, wanted.name)):
+        ref = Ref(wanted.kind, wanted.name, version)
+        if read_record(root, ref).identity() == key:
+            return ref
+    return None
+
+
+def load(root: Path, ref: Ref, expected: str = "") -> tuple[Record, dict[str, Any]]:
+    """Record and tensors (numpy; BF16 as uint16), read once and checked against `expected`.
+
+    Raises:
+        DamagedError: The bytes are not those that were recorded.
+    """
+    import numpy as np
+
+    path = ref.path(root)
+    record = read_record(root, ref)
+    with header.open_regular(path) as file:
+        data = file.read()
+    if expected and hashlib.sha256(data).hexdigest() != expected:
+        raise DamagedError(f"{path} is not the file that was recorded", "restore it, or make it again with `--force`")
+    _, layout, _ = header.read(path)
+    kinds = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "U8": "u1", "BOOL": "?"}
+    tensors = {
+        name: np.frombuffer(data, kinds[spec[0]], header.size_of(spec) // header.WIDTHS[spec[0]], offset).reshape(spec[1])
+        for name, (spec, offset) in layout.items()
+    }
+    return record, tensors
+
+
+def publish(root: Path, record: Record, tensors: Mapping[str, Any]) -> Ref:
+    """Write an artifact under the next free version.
+
+    Written beside the store, flushed, then linked: a link never overwrites, so that of several
+    writers each gets a number of its own. Equal content gives equal bytes.
+
+    Args:
+        tensors: Name to numpy array or CPU torch tensor.
+    """
+    arrays = {name: as_array(value) for name, value in tensors.items()}
+    specs = {name: (kind, array.shape) for name, (kind, array) in arrays.items()}
+    folder = root / record.kind / record.name
+    with explained(root):
+        folder.mkdir(parents=True, exist_ok=True)
+        while True:
+            newest = max(refs.versions(root, record.kind, record.name), default=0)
+            numbered = replace(record, version=newest + 1)
+            with temporary(root) as partial:
+                with partial.open("xb") as file:
+                    file.write(header.encode(numbered.header(), specs))
+                    for name in sorted(arrays):
+                        file.write(memoryview(arrays[name][1]).cast("B") if arrays[name][1].size else b"")
+                    file.flush()
+                    os.fsync(file.fileno())
+                partial.chmod(0o444)
+                try:
+                    os.link(partial, numbered.ref.path(root))
+                except FileExistsError:  # another process took the number
+                    continue
+            flush_folder(folder)
+            return numbered.ref
+
+
+def as_array(value: Any) -> tuple[str, Any]:
+    """Element type and contiguous little-endian numpy array of a tensor or array."""
+    import numpy as np
+
+    if hasattr(value, "detach"):
+        value = value.detach().cpu().contiguous()
+        if str(value.dtype) == "torch.bfloat16":
+            import torch
+
+            return "BF16", np.ascontiguousarray(value.view(torch.int16).numpy())
+        value = value.numpy()
+    value = np.ascontiguousarray(value)
+    kinds = {"float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32", "uint8": "U8", "bool": "BOOL"}
+    return kinds[value.dtype.name], value
+
+
+@contextlib.contextmanager
+def temporary(root: Path) -> Iterator[Path]:
+    """A name for a file on the store's own file system, gone afterwards."""
+    folder = root.parent / ".objtune" / "tmp"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{os.getpid()}.{uuid.uuid4().hex}"
+    try:
+        yield path
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def write_file(path: Path, data: bytes, root: Path | None = None) -> None:
+    """Replace one ordinary file atomically; `root`: the store it lies in, if it lies in one."""
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = contextlib.nullcontext(path.with_name(f".{path.name}.{uuid.uuid4().hex}"))
+        with temporary(root) if root else beside as partial:
+            try:
+                with partial.open("xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(partial, path)
+            finally:
+                partial.unlink(missing_ok=True)
+        flush_folder(path.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Make a new name survive a power cut (not needed, and not possible, on Windows)."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def explained(where: Path) -> Iterator[None]:
+    """Disk trouble as one line with its remedy."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        closed = error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
+        if full:
+            raise ResourceError(f"no space left to write below {where}", "free some space and run the same command again") from error
+        if closed:
+            raise ResourceError(f"{where} cannot be written", "check its owner and mode, or use `--project DIR`") from error
+        raise

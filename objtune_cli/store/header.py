@@ -1,0 +1,127 @@
+"""The safetensors header, written and read here: same content, same bytes, whatever the library.
+
+Layout: 8 bytes little-endian length, canonical JSON padded with spaces to 8 bytes, tensor bytes in
+the order of their names without holes. One metadata key, `objtune`. See docs/format.md.
+"""
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from objtune_cli.errors import DamagedError, IncompatibleError
+
+KEY = "objtune"
+MAX_HEADER = 1 << 20
+MAX_TENSORS = 4096
+WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
+"""Element types that artifacts hold, and their bytes."""
+
+Spec = tuple[str, tuple[int, ...]]
+"""Element type and shape."""
+
+
+def canonical(value: Any) -> str:
+    """The one JSON text of a value: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def size_of(spec: Spec) -> int:
+    """Bytes of a tensor."""
+    count = 1
+    for side in spec[1]:
+        count *= side
+    return count * WIDTHS[spec[0]]
+
+
+def encode(record: dict[str, Any], specs: dict[str, Spec]) -> bytes:
+    """Length and header of an artifact for tensors that follow in the order of their names."""
+    return encode_plain({KEY: canonical(record)}, specs)
+
+
+def encode_plain(metadata: dict[str, str], specs: dict[str, Spec]) -> bytes:
+    """The same for any safetensors file: `metadata` as it stands."""
+    header: dict[str, Any] = {"__metadata__": metadata}
+    start = 0
+    for name in sorted(specs):
+        end = start + size_of(specs[name])
+        header[name] = {"dtype": specs[name][0], "shape": list(specs[name][1]), "data_offsets": [start, end]}
+        start = end
+    text = canonical(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A regular file open for reading; a pipe or device never blocks."""
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(f"{path} is not a regular file")
+    return os.fdopen(handle, "rb")
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, tuple[Spec, int]], int]:
+    """Check and read a header with the standard library alone.
+
+    Returns:
+        The record, each tensor's spec with its offset in the file, and the file's size.
+
+    Raises:
+        DamagedError: Not a well-formed artifact of objtune. The file is left as it is.
+    """
+    try:
+        with open_regular(path) as file:
+            total = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(MAX_HEADER, total - 8):
+                raise ValueError(f"header of {length} bytes in a file of {total}")
+            text = file.read(length)
+        return (*_checked(text, total - 8 - length, 8 + length), total)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DamagedError(f"{path} is damaged: {error}", "restore it from a copy, or make it again; nothing was deleted") from None
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key stands twice in the header")
+    return result
+
+
+def _checked(text: bytes, body: int, start: int) -> tuple[dict[str, Any], dict[str, tuple[Spec, int]]]:
+    if text[:1] != b"{":
+        raise ValueError("the header is no JSON object")
+    header = json.loads(text, object_pairs_hook=_no_duplicates)
+    record = json.loads(header.pop("__metadata__")[KEY], object_pairs_hook=_no_duplicates)
+    if len(header) > MAX_TENSORS:
+        raise ValueError(f"{len(header)} tensors")
+    tensors, end = {}, 0
+    for name, info in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        spec = (info["dtype"], tuple(info["shape"]))
+        low, high = info["data_offsets"]
+        if spec[0] not in WIDTHS or any(type(side) is not int or side < 0 for side in spec[1]):
+            raise ValueError(f"tensor {name!r} has no valid type or shape")
+        if low != end or high - low != size_of(spec):
+            raise ValueError(f"tensor {name!r} does not lie where it should")
+        tensors[name] = (spec, start + low)
+        end = high
+    if end != body:
+        raise ValueError(f"{body} bytes of tensors where the header says {end}")
+    return record, tensors
+
+
+def check_schema(record: dict[str, Any], supported: int, path: Path) -> None:
+    """Refuse records that a later objtune wrote.
+
+    Raises:
+        IncompatibleError: A newer schema. DamagedError: no schema at all.
+    """
+    schema = record.get("schema")
+    if type(schema) is not int:
+        raise DamagedError(f"{path} has no schema number")
+    if schema > supported:
+        raise IncompatibleError(
+            f"{path} has schema {schema}; this objtune reads up to {supported}", "update it: `pip install -U objtune`"
+        )

@@ -1,0 +1,61 @@
+"""A project is a folder with `objtune.toml`; everything objtune keeps lies below it."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from objtune_cli.errors import UsageError
+from objtune_cli.store.artifact import explained
+
+MARK = "objtune.toml"
+TEMPLATE = """\
+# Marks an objtune project. Settings that commands here take by default; `objtune train --help`
+# names them. Example:
+#
+# base = "toybox"
+# [train]
+# steps = 300
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """Where things are."""
+
+    folder: Path
+
+    @property
+    def artifacts(self) -> Path:
+        return self.folder / "artifacts"
+
+    @property
+    def states(self) -> Path:
+        """Unfinished work, to go on from."""
+        return self.folder / ".objtune" / "state"
+
+    @property
+    def settings(self) -> Path:
+        return self.folder / MARK
+
+
+def locate(given: Path | None, *, create: bool = False) -> Project:
+    """The project: `given`, else the nearest folder upwards with `objtune.toml`, else here.
+
+    Args:
+        create: Make the mark where there is none yet.
+
+    Raises:
+        UsageError: `given` is not a folder.
+    """
+    if given is not None and not given.is_dir() and not create:
+        raise UsageError(f"{given} is not a folder", "`objtune init` in a folder makes it a project")
+    start = Path(os.path.abspath(given or Path.cwd()))
+    folder = start
+    if given is None:
+        folder = next((p for p in (start, *start.parents) if (p / MARK).is_file()), start)
+    project = Project(folder)
+    if create and not project.settings.exists():
+        with explained(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            project.settings.write_text(TEMPLATE)
+    return project

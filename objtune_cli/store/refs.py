@@ -1,0 +1,132 @@
+"""`kind/name@version`: what people type, and where it lies."""
+
+import re
+import unicodedata
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from objtune_cli.errors import IncompatibleError, MissingError, UsageError
+
+KINDS = ("mask", "embedding", "adapter", "prior", "scene")
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
+_REF = re.compile(r"(?:(?P<kind>[a-z]+)/)?(?P<name>[^/@]+)(?:@(?P<version>[0-9]+))?")
+_FILE = re.compile(r"v([0-9]{3,})\.safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """One version of one artifact; `version` 0 stands for the newest."""
+
+    kind: str
+    name: str
+    version: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.kind}/{self.name}" + (f"@{self.version}" if self.version else "")
+
+    def path(self, root: Path) -> Path:
+        """Its file below the artifacts folder."""
+        return root / self.kind / self.name / f"v{self.version:03d}.safetensors"
+
+
+def check_name(name: str) -> str:
+    """The name if it may be used.
+
+    Raises:
+        UsageError: Not lower case letters, digits, `.`, `_`, `-` (at most 64), or reserved by an
+            operating system.
+    """
+    if NAME.fullmatch(name) and not _RESERVED.fullmatch(name) and not name.endswith("."):
+        return name
+    raise UsageError(
+        f"{name!r} cannot be a name",
+        "use lower case letters, digits, `.`, `_` and `-`, starting with a letter or digit, at most 64",
+    )
+
+
+def slug(word: str) -> str:
+    """A class word as a name: "Coffee mug" to "coffee-mug".
+
+    Raises:
+        UsageError: Nothing usable is left.
+    """
+    plain = unicodedata.normalize("NFKD", word).encode("ascii", "ignore").decode().lower()
+    name = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:64]
+    if not name:
+        raise UsageError(f"no name can be made from the class {word!r}", "give one with `--name`")
+    return check_name(name)
+
+
+def parse(text: str, kind: str | None = None) -> Ref:
+    """Read a ref; `kind` is taken where the text names none.
+
+    Raises:
+        UsageError: Not a ref. IncompatibleError: a ref of another kind.
+    """
+    match = _REF.fullmatch(text.strip())
+    given = match and match["kind"]
+    if match is None or (given and given not in KINDS):
+        raise UsageError(f"{text!r} is not a ref", "a ref is `kind/name@version`, `name@2` or `name`")
+    if kind and given and given != kind:
+        raise IncompatibleError(f"{text} is a {given}, not a {kind}", f"`objtune list {kind}` shows what there is")
+    if not (given or kind):
+        raise UsageError(f"{text!r} does not say its kind", f"one of {', '.join(f'{k}/{text}' for k in KINDS)}")
+    return Ref(given or kind or "", check_name(match["name"]), int(match["version"] or 0))
+
+
+def versions(root: Path, kind: str, name: str) -> list[int]:
+    """Published versions, rising."""
+    try:
+        found = [_FILE.fullmatch(p.name) for p in (root / kind / name).iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(int(m[1]) for m in found if m)
+
+
+def names(root: Path, kind: str) -> list[str]:
+    """Names with at least one version, sorted."""
+    folder = root / kind
+    if not folder.is_dir():
+        return []
+    return sorted(p.name for p in folder.iterdir() if NAME.fullmatch(p.name) and versions(root, kind, p.name))
+
+
+def every(root: Path, kind: str | None = None) -> list[Ref]:
+    """All published artifacts, by kind, name, version."""
+    kinds = (kind,) if kind else KINDS
+    return [Ref(k, n, v) for k in kinds for n in names(root, k) for v in versions(root, k, n)]
+
+
+def resolve(root: Path, ref: Ref) -> Ref:
+    """The ref with its version filled in.
+
+    Raises:
+        MissingError: No such artifact; the hint lists what is there.
+    """
+    have = versions(root, ref.kind, ref.name)
+    if ref.version in have or (have and not ref.version):
+        return replace(ref, version=ref.version or have[-1])
+    if have:
+        raise MissingError(f"there is no {ref}", f"versions of {ref.name}: {', '.join(map(str, have))}")
+    known = names(root, ref.kind)
+    hint = f"known: {', '.join(known)}" if known else f"this project has no {ref.kind} yet; `objtune list` shows all"
+    raise MissingError(f"there is no {ref}", hint)
+
+
+def find(root: Path, text: str, kinds: tuple[str, ...] = KINDS) -> Ref:
+    """The artifact a text names, looking through `kinds` where it names no kind.
+
+    Raises:
+        MissingError: None, or several kinds, have that name.
+    """
+    if "/" in text or len(kinds) == 1:
+        ref = parse(text, None if "/" in text else kinds[0])
+        if ref.kind not in kinds:
+            raise IncompatibleError(f"{text} is a {ref.kind}", f"wanted: {', '.join(kinds)}")
+        return resolve(root, ref)
+    wanted = parse(text, kinds[0])
+    hits = [k for k in kinds if versions(root, k, wanted.name)]
+    if len(hits) > 1:
+        raise MissingError(f"{text} is ambiguous", "say which: " + ", ".join(f"{k}/{text}" for k in hits))
+    return resolve(root, replace(wanted, kind=hits[0] if hits else kinds[0]))

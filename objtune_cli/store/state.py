@@ -1,0 +1,82 @@
+"""Unfinished work on disk: one replaceable file per run, whole or absent, and a lock on the run."""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from objtune_cli.errors import BusyError, DamagedError
+from objtune_cli.store import header
+from objtune_cli.store.artifact import as_array, explained, write_file
+from objtune_cli.store.project import Project
+
+
+class RunState:
+    """The saved state of the run with a given key."""
+
+    def __init__(self, project: Project, key: str) -> None:
+        self.project, self.key = project, key
+        self.file = project.states / f"{key[:32]}.safetensors"
+
+    def save(self, tensors: Mapping[str, Any]) -> None:
+        """Replace the state atomically."""
+        arrays = {name: as_array(value) for name, value in tensors.items()}
+        body = b"".join(arrays[name][1].tobytes() for name in sorted(arrays))
+        record = {"run": self.key, "sha256": hashlib.sha256(body).hexdigest()}
+        specs = {name: (kind, array.shape) for name, (kind, array) in arrays.items()}
+        write_file(self.file, header.encode(record, specs) + body, self.project.artifacts)
+
+    def load(self) -> dict[str, Any] | None:
+        """The saved tensors (numpy), or None where there is no sound state of this very run."""
+        import numpy as np
+
+        try:
+            record, layout, _ = header.read(self.file)
+        except (FileNotFoundError, DamagedError):
+            return None
+        data = self.file.read_bytes()
+        start = min((offset for _, offset in layout.values()), default=len(data))
+        if record.get("run") != self.key or hashlib.sha256(data[start:]).hexdigest() != record.get("sha256"):
+            return None
+        kinds = {"F32": "<f4", "I64": "<i8", "F16": "<f2", "F64": "<f8"}
+        return {
+            name: np.frombuffer(data, kinds[spec[0]], header.size_of(spec) // header.WIDTHS[spec[0]], offset).reshape(spec[1]).copy()
+            for name, (spec, offset) in layout.items()
+        }
+
+    def discard(self) -> None:
+        """The work is done: forget its state."""
+        with contextlib.suppress(FileNotFoundError):
+            self.file.unlink()
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process; the system frees it whatever happens to us.
+
+        Raises:
+            BusyError: Another process is at the same run.
+        """
+        with explained(self.project.folder):
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.file.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _take(lock, self.file)
+            yield
+        finally:
+            os.close(lock)
+            with contextlib.suppress(OSError):
+                if not self.file.exists():
+                    self.file.with_suffix(".lock").unlink(missing_ok=True)
+
+
+def _take(lock: int, file: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows: two equal runs at once only repeat work
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BusyError("another process is training exactly this", "wait for it, then run the same command: it reuses the result") from None

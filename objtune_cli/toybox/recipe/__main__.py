@@ -1,0 +1,70 @@
+"""`python -m objtune_cli.toybox.recipe PART --preset cpu --work DIR`: train the base from scratch."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import objtune_cli.models  # noqa: F401  (repairs torchvision before transformers asks for it)
+from objtune_cli.toybox.recipe import autoencoder, data, denoiser, publish, samples, text, tokenizer, vision
+from objtune_cli.toybox.recipe.presets import PRESETS, Preset
+
+PARTS = ("data", "text", "vae", "vision", "denoiser", "publish", "all")
+
+
+def main() -> None:
+    """Run one part (or all); each goes on from what the work folder holds."""
+    parser = argparse.ArgumentParser(prog="python -m objtune_cli.toybox.recipe", description=__doc__)
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--preset", choices=PRESETS, default="cpu")
+    parser.add_argument("--work", type=Path, default=Path("toybox-work"), help="Folder for data, states and samples.")
+    parser.add_argument("--steps", type=int, help="Steps of this part in place of the preset's.")
+    parser.add_argument("--threads", type=int, help="CPU threads.")
+    parser.add_argument("--out", type=Path, help="Where `publish` writes the base.")
+    parser.add_argument("--commit", default="", help="Commit of the recipe, kept beside the weights.")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    preset = PRESETS[args.preset]
+    if args.steps:
+        preset = replace(preset, **{f"{args.part}_steps": args.steps})
+    run(args.part, preset, args)
+
+
+def run(part: str, preset: Preset, args: argparse.Namespace) -> None:
+    """Load what the part needs, train it, print samples."""
+    work: Path = args.work
+    if part == "publish":  # as far as each part has come
+        missing = [p for p in PARTS[1:5] if not (work / f"{p}.safetensors").exists()]
+        if missing:
+            raise SystemExit(f"error: {work} holds no trained {', '.join(missing)}")
+        preset = replace(preset, text_steps=0, vae_steps=0, vision_steps=0, denoiser_steps=0)
+    drawn = data.drawn(work, preset)
+    words = tokenizer.build(preset.tokens)
+    if part == "data":
+        return
+    if part == "vae":
+        autoencoder.train(work, preset, drawn)
+        return
+    clip = text.train(work, preset, drawn, words)
+    if part == "text":
+        return
+    if part == "vision":
+        vision.train(work, preset, drawn, words, clip)
+        return
+    vae = autoencoder.train(work, preset, drawn)
+
+    def sample(unet, step: int) -> None:
+        pipe = publish.pipeline(words, clip, vae, unet)
+        shown = samples.draw(pipe, samples.prompts(preset.world, 24), preset.size, 15, publish.SAMPLING["guidance"])
+        samples.sheet(shown, 8, work / "samples" / f"{step:06d}.png")
+
+    unet = denoiser.train(work, preset, drawn, words, clip, vae, sample)
+    if part in ("publish", "all"):
+        vision.train(work, preset, drawn, words, clip)
+        publish.publish(args.out or work / "base", f"toybox-{args.preset}", preset, words, clip, vae, unet, args.commit)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""The drawn training set, kept in the work folder: pictures, masks, captions, labels.
+
+Drawn in shards by seed, so that any number of processes gives the same set.
+"""
+
+import json
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from objtune_cli.toybox import captions, draw, world
+from objtune_cli.toybox.recipe.presets import Preset
+
+SHARD = 2_000
+LABELS = ("class", "background", "colour", "second", "pattern")
+HELD_BACK = 1_000
+"""Pictures at the end of the set that no part trains on: for validation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """The training set.
+
+    Attributes:
+        pictures: (N, S, S, 3) uint8. masks: (N, 16, 16) uint8, all objects together.
+        captions: N lists of strings.
+        labels: (N, 2, 5) int8 in the order of `LABELS` for up to two objects, -1 where there is none.
+    """
+
+    pictures: np.ndarray
+    masks: np.ndarray
+    captions: list[list[str]]
+    labels: np.ndarray
+
+
+def draw_shard(preset: Preset, index: int) -> tuple[np.ndarray, np.ndarray, list[list[str]], np.ndarray]:
+    """Shard `index`: `SHARD` scenes drawn from their own seed."""
+    cv2.setNumThreads(1)
+    rng = np.random.default_rng((preset.seed, index))
+    pictures = np.empty((SHARD, preset.size, preset.size, 3), np.uint8)
+    masks = np.empty((SHARD, 16, 16), np.uint8)
+    labels = np.full((SHARD, 2, len(LABELS)), -1, np.int8)
+    texts = []
+    for i in range(SHARD):
+        scene = world.sample_scene(rng, preset.world)
+        pictures[i], covers = draw.render(scene, preset.size)
+        masks[i] = cv2.resize(np.maximum.reduce(covers), (16, 16), interpolation=cv2.INTER_AREA)
+        texts.append([captions.caption(scene, rng) for _ in range(preset.captions)])
+        for slot, (instance, _) in enumerate(scene.objects):
+            labels[i, slot] = captions.label(instance, scene.background)
+    return pictures, masks, texts, labels
+
+
+def drawn(work: Path, preset: Preset, processes: int = 2) -> Drawn:
+    """The training set of a preset, drawn on first use and read from `work` afterwards."""
+    folder = work / "data"
+    done = folder / "captions.json"
+    if not done.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        shards = -(-preset.pictures // SHARD)
+        with ProcessPoolExecutor(processes) as pool:
+            parts = list(pool.map(draw_shard, [preset] * shards, range(shards)))
+        np.save(folder / "pictures.npy", np.concatenate([p[0] for p in parts]))
+        np.save(folder / "masks.npy", np.concatenate([p[1] for p in parts]))
+        np.save(folder / "labels.npy", np.concatenate([p[3] for p in parts]))
+        partial = done.with_suffix(".partial")
+        partial.write_text(json.dumps([text for p in parts for text in p[2]]))
+        partial.replace(done)
+    return Drawn(
+        pictures=np.load(folder / "pictures.npy", mmap_mode="r"),
+        masks=np.load(folder / "masks.npy"),
+        captions=json.loads(done.read_text()),
+        labels=np.load(folder / "labels.npy"),
+    )

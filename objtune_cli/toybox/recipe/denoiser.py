@@ -1,0 +1,112 @@
+"""The denoiser: v-prediction in latent space under the text tower, zero terminal signal."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from objtune_cli.toybox.recipe.autoencoder import to_unit
+from objtune_cli.toybox.recipe.data import HELD_BACK, Drawn
+from objtune_cli.toybox.recipe.loop import Plan, fit
+from objtune_cli.toybox.recipe.presets import Preset
+
+NO_PROMPT = 0.1
+"""Share of rows trained with the empty prompt, for guidance."""
+OBJECT_WEIGHT = 1.5
+"""Extra weight of latent cells on objects: shapes are learned later than skies."""
+
+
+def build(preset: Preset):
+    """An untrained `UNet2DConditionModel` of the preset's size."""
+    from diffusers import UNet2DConditionModel
+
+    names = [("CrossAttn" if attends else "") + "{}Block2D" for attends in preset.unet_attention]
+    torch.manual_seed(preset.seed)
+    return UNet2DConditionModel(
+        sample_size=preset.size // preset.factor,
+        in_channels=preset.latent_channels,
+        out_channels=preset.latent_channels,
+        down_block_types=tuple(n.format("Down") for n in names),
+        up_block_types=tuple(n.format("Up") for n in reversed(names)),
+        block_out_channels=preset.unet_channels,
+        layers_per_block=1,
+        cross_attention_dim=preset.width,
+        attention_head_dim=4,  # diffusers reads this as the number of heads
+        norm_num_groups=16,
+        use_linear_projection=True,
+    ).to(memory_format=torch.channels_last)
+
+
+def scheduler():
+    """DDIM whose last step is pure noise: colours of whole pictures can be learned."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        steps_offset=1,
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        rescale_betas_zero_snr=True,
+    )
+
+
+@torch.no_grad()
+def latents(work: Path, data: Drawn, vae) -> np.ndarray:
+    """Latents of every training picture, (N, h, w, C) half precision, kept in the work folder."""
+    file = work / "data" / "latents.npy"
+    if not file.exists():
+        rows = [
+            vae.encode(to_unit(data.pictures[i : i + 32])).latent_dist.mean.permute(0, 2, 3, 1)
+            for i in range(0, len(data.pictures), 32)
+        ]
+        array = (torch.cat(rows) * vae.config.scaling_factor).half().numpy()
+        partial = file.with_name("latents.partial.npy")
+        np.save(partial, array)
+        partial.replace(file)
+    return np.load(file)
+
+
+def train(work: Path, preset: Preset, data: Drawn, tokenizer, clip, vae, sample: Callable | None = None):
+    """Train the denoiser; `sample` is called with it and the step from time to time."""
+    unet = build(preset)
+    noise_levels = scheduler().alphas_cumprod
+    bank = latents(work, data, vae)
+    usable = len(bank) - HELD_BACK
+    text_model = clip.text_model.requires_grad_(False).eval()
+
+    def encode(texts: list[str]) -> Tensor:
+        ids = tokenizer(texts, padding="max_length", max_length=preset.tokens, truncation=True, return_tensors="pt")
+        with torch.no_grad():
+            return text_model(input_ids=ids.input_ids).last_hidden_state
+
+    def losses(step: int, g: torch.Generator) -> dict[str, Tensor]:
+        rows = torch.randint(usable, (preset.denoiser_batch,), generator=g).tolist()
+        pick = torch.randint(preset.captions, (len(rows),), generator=g).tolist()
+        dropped = (torch.rand(len(rows), generator=g) < NO_PROMPT).tolist()
+        texts = ["" if d else data.captions[r][k] for r, k, d in zip(rows, pick, dropped, strict=True)]
+        z = torch.from_numpy(bank[rows]).float().permute(0, 3, 1, 2)
+        noise = torch.randn(z.shape, generator=g)
+        # Half of the steps where shape and colour are decided, half anywhere.
+        t = torch.where(
+            torch.rand(len(rows), generator=g) < 0.5,
+            torch.randint(0, 1000, (len(rows),), generator=g),
+            torch.randint(400, 960, (len(rows),), generator=g),
+        )
+        a = noise_levels[t].sqrt().view(-1, 1, 1, 1)
+        s = (1 - noise_levels[t]).sqrt().view(-1, 1, 1, 1)
+        cover = torch.from_numpy(data.masks[rows]).float()[:, None] / 255
+        weight = 1 + OBJECT_WEIGHT * F.max_pool2d(cover, 3, 1, 1)
+        x = (a * z + s * noise).contiguous(memory_format=torch.channels_last)
+        v = unet(x, t, encode(texts)).sample
+        error = (v - (a * noise - s * z)).square()
+        return {"v": (error * weight / weight.mean()).mean()}
+
+    plan = Plan(preset.denoiser_steps, preset.denoiser_lr, ema=0.9985, seed=preset.seed, save_every=300)
+    return fit("denoiser", unet, losses, plan, work, sample=sample and (lambda step: sample(unet, step)))

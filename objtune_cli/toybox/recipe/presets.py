@@ -1,0 +1,79 @@
+"""The two sizes of the recipe; every number that the base depends on stands here."""
+
+from dataclasses import dataclass
+
+from objtune_cli.toybox.world import DIALS, Dial
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """One way to train the base.
+
+    Attributes:
+        dial: Name of the world's difficulty in `DIALS`.
+        size: Side of the pictures, px. factor: pixels per latent cell.
+        pictures, captions: Drawn training pictures, and captions per picture.
+        vae_channels, latent_channels: Widths of the autoencoder.
+        width, depth, heads, tokens: CLIP's hidden size, layers, heads, longest prompt.
+        patch: Side of the image tower's patches, px.
+        unet_channels, unet_attention: Denoiser widths, and which levels attend to the text.
+        *_steps, *_batch, *_lr: Optimiser steps, rows per step and peak rate of each part.
+    """
+
+    dial: str
+    size: int
+    pictures: int
+    captions: int
+    vae_channels: tuple[int, ...]
+    latent_channels: int
+    width: int
+    depth: int
+    heads: int
+    tokens: int
+    patch: int
+    unet_channels: tuple[int, ...]
+    unet_attention: tuple[bool, ...]
+    vae_steps: int
+    text_steps: int
+    vision_steps: int
+    denoiser_steps: int
+    vae_batch: int = 16
+    text_batch: int = 96
+    vision_batch: int = 64
+    denoiser_batch: int = 20
+    vae_lr: float = 2e-3
+    text_lr: float = 1e-3
+    vision_lr: float = 1e-3
+    denoiser_lr: float = 1e-3
+    seed: int = 1
+
+    @property
+    def world(self) -> Dial:
+        return DIALS[self.dial]
+
+    @property
+    def factor(self) -> int:
+        return 2 ** (len(self.vae_channels) - 1)
+
+
+CPU = Preset(
+    dial="easy", size=64, pictures=48_000, captions=4,
+    vae_channels=(16, 32, 64), latent_channels=8,
+    width=128, depth=3, heads=4, tokens=32, patch=8,
+    unet_channels=(64, 128, 192), unet_attention=(False, True, True),
+    vae_steps=6_000, text_steps=1_600, vision_steps=6_000, denoiser_steps=24_000,
+)  # fmt: skip
+"""Two cores, about two and a half hours."""
+
+GPU = Preset(
+    dial="full", size=128, pictures=200_000, captions=4,
+    vae_channels=(32, 64, 96, 128), latent_channels=8,
+    width=192, depth=4, heads=6, tokens=32, patch=16,
+    unet_channels=(96, 192, 256), unet_attention=(False, True, True),
+    vae_steps=8_000, text_steps=3_000, vision_steps=8_000, denoiser_steps=16_000,
+    vae_batch=64, text_batch=256, vision_batch=256, denoiser_batch=384,
+    vae_lr=1e-3, denoiser_lr=8e-4,
+)  # fmt: skip
+"""One data-centre GPU, about half an hour."""
+
+PRESETS = {"cpu": CPU, "gpu": GPU}

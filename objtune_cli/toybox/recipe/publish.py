@@ -1,0 +1,50 @@
+"""The finished base as a folder that diffusers and transformers open on their own.
+
+Half-precision weights; the configs say float32, so that loading gives float32.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+from objtune_cli.toybox.recipe import denoiser
+from objtune_cli.toybox.recipe.presets import Preset
+
+SAMPLING = {"steps": 20, "guidance": 2.5}
+"""What looks best on this base; `generate` reads it from the folder."""
+
+
+def pipeline(tokenizer, clip, vae, unet):
+    """`StableDiffusionPipeline` of the parts; its text encoder is a copy of CLIP's text tower."""
+    from diffusers import StableDiffusionPipeline
+    from transformers import CLIPTextModel
+
+    text_encoder = CLIPTextModel(clip.config.text_config)
+    text_encoder.load_state_dict(clip.text_model.state_dict())
+    pipe = StableDiffusionPipeline(
+        vae=vae, text_encoder=text_encoder.eval(), tokenizer=tokenizer, unet=unet,
+        scheduler=denoiser.scheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def publish(folder: Path, name: str, preset: Preset, tokenizer, clip, vae, unet, commit: str) -> None:
+    """Write the whole base into `folder`, replacing what is there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    pipe = pipeline(tokenizer, clip, vae, unet)
+    pipe.to(torch.float16).save_pretrained(folder)
+    clip.half().save_pretrained(folder / "clip")
+    record = {
+        "name": name, "dial": preset.dial, "size": preset.size, "seed": preset.seed, "commit": commit,
+        "sampling": SAMPLING, "classes": preset.world.classes, "backgrounds": preset.world.backgrounds,
+    }  # fmt: skip
+    (folder / "toybox.json").write_text(json.dumps(record, indent=1) + "\n")
+    for config in (folder / "text_encoder" / "config.json", folder / "clip" / "config.json"):
+        config.write_text(config.read_text().replace('"float16"', '"float32"'))
+    for config in folder.rglob("config.json"):
+        values = json.loads(config.read_text())
+        values.pop("_name_or_path", None)
+        config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,224 @@
+"""What exists in the toybox: instances, poses, scenes, and the dial that says how hard it is.
+
+Everything is drawn from a numpy generator, so a seed names a scene for ever. Nothing here draws
+pixels (see `draw`) or knows words (see `captions`).
+"""
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+CLASSES = ("dog", "cat", "car", "mug", "house", "fish", "tree", "boat")
+BACKGROUNDS = ("beach", "snow", "grass", "night", "wood", "desert", "city", "underwater")
+PATTERNS = ("plain", "spots", "stripes", "checks")
+ACCESSORIES = ("none", "hat", "scarf", "bow")
+COLOURS = {
+    "red": (214, 40, 40),
+    "orange": (242, 130, 30),
+    "yellow": (248, 214, 56),
+    "green": (64, 164, 64),
+    "teal": (30, 178, 172),
+    "blue": (48, 88, 216),
+    "purple": (134, 64, 184),
+    "pink": (246, 136, 184),
+    "brown": (125, 80, 45),
+    "black": (44, 44, 48),
+    "white": (240, 240, 236),
+    "gray": (140, 142, 146),
+}
+"""Colour word to RGB, [0, 255]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """How hard the world is; the base says in its header on which dial it was trained.
+
+    Attributes:
+        classes, backgrounds, colours, patterns, accessories: The words in use.
+        size: Range of the longer side of a lone object, as a fraction of the frame.
+        jitter: Standard deviation of the object's centre, fraction of the frame.
+        rotation: Largest tilt to either side, radians.
+        pairs: Share of scenes with two objects, the first one named on the left.
+        flips: Objects may face left; captions then say where they face.
+    """
+
+    classes: tuple[str, ...]
+    backgrounds: tuple[str, ...]
+    colours: tuple[str, ...]
+    patterns: tuple[str, ...]
+    accessories: tuple[str, ...]
+    size: tuple[float, float]
+    jitter: float
+    rotation: float
+    pairs: float
+    flips: bool
+
+
+EASY = Dial(
+    classes=CLASSES[:6],
+    backgrounds=BACKGROUNDS[:6],
+    colours=tuple(COLOURS)[:8],
+    patterns=PATTERNS[:3],
+    accessories=("none",),
+    size=(0.50, 0.68),
+    jitter=0.04,
+    rotation=0.07,
+    pairs=0.2,
+    flips=False,
+)
+"""What two CPU cores learn in about two hours."""
+
+FULL = Dial(
+    classes=CLASSES,
+    backgrounds=BACKGROUNDS,
+    colours=tuple(COLOURS),
+    patterns=PATTERNS,
+    accessories=ACCESSORIES,
+    size=(0.34, 0.70),
+    jitter=0.07,
+    rotation=0.14,
+    pairs=0.25,
+    flips=True,
+)
+"""The whole world, for a GPU."""
+
+DIALS = {"easy": EASY, "full": FULL}
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One particular object: the same values draw the same object in any scene.
+
+    Attributes:
+        kind: Class word, one of `CLASSES`.
+        colour, second: Colour words of the coat and of the trim.
+        pattern, accessory, third: Pattern, accessory and the accessory's colour word.
+        rgb: Exact colours of coat, trim and accessory, [0, 255].
+        proportions: Five numbers in [0, 1] that shape the figure.
+        phase, frequency: Where the pattern starts, and how fine it is, both in [0, 1].
+    """
+
+    kind: str
+    colour: str
+    second: str
+    third: str
+    pattern: str
+    accessory: str
+    rgb: tuple[tuple[int, int, int], ...]
+    proportions: tuple[float, ...]
+    phase: float
+    frequency: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pose:
+    """Where an object stands: centre and longer side as fractions of the frame, tilt in radians."""
+
+    x: float
+    y: float
+    size: float
+    tilt: float = 0.0
+    flip: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Objects with their poses (left to right) before a background drawn from its own seed."""
+
+    objects: tuple[tuple[Instance, Pose], ...]
+    background: str
+    background_seed: int
+
+
+def is_held_out(instance: Instance) -> bool:
+    """Whether this combination is kept from every training picture: about one in ten.
+
+    A function of class, both colours and pattern alone, so that the split is the same for every
+    seed, size and recipe.
+    """
+    key = f"{instance.kind}/{instance.colour}/{instance.second}/{instance.pattern}"
+    return zlib.crc32(key.encode()) % 10 == 0
+
+
+def sample_instance(
+    rng: np.random.Generator,
+    dial: Dial = EASY,
+    *,
+    kind: str | None = None,
+    held_out: bool | None = False,
+) -> Instance:
+    """One random object; `held_out` False: a training one, True: a reserved one, None: either."""
+    while True:
+        names = [str(c) for c in rng.choice(dial.colours, 2, replace=False)]
+        names.append(str(rng.choice(dial.colours)))
+        instance = Instance(
+            kind=kind or str(rng.choice(dial.classes)),
+            colour=names[0],
+            second=names[1],
+            third=names[2],
+            pattern=str(rng.choice(dial.patterns)),
+            accessory=str(rng.choice(dial.accessories)) if rng.random() < 0.6 else "none",
+            rgb=tuple(_shade(COLOURS[name], rng) for name in names),
+            proportions=tuple(float(v) for v in rng.uniform(0, 1, 5)),
+            phase=float(rng.uniform()),
+            frequency=float(rng.uniform()),
+        )
+        if held_out is None or is_held_out(instance) == held_out:
+            return instance
+
+
+def _shade(rgb: tuple[int, int, int], rng: np.random.Generator) -> tuple[int, int, int]:
+    """The colour a little brighter or darker, and each channel a little off."""
+    noisy = np.array(rgb) * rng.uniform(0.93, 1.05) + rng.uniform(-7, 7, 3)
+    r, g, b = (int(v) for v in noisy.clip(0, 255))
+    return r, g, b
+
+
+def sample_pose(rng: np.random.Generator, dial: Dial = EASY, *, slot: int = 0, of: int = 1) -> Pose:
+    """A pose for object number `slot` of `of` objects that stand side by side."""
+    tilt = float(np.clip(rng.normal(0, dial.rotation / 2), -dial.rotation, dial.rotation))
+    flip = bool(dial.flips and rng.random() < 0.5)
+    if of == 1:
+        x, y = rng.normal(0.5, dial.jitter), rng.normal(0.57, 0.75 * dial.jitter)
+        size = rng.uniform(*dial.size)
+    else:
+        x, y = (slot + 0.5) / of + rng.normal(0, 0.015), rng.normal(0.60, 0.025)
+        size = rng.uniform(0.82, 0.94) / of
+    half = size / 2
+    x, y = np.clip([x, y], half + 0.01, 0.99 - half)
+    return Pose(float(x), float(y), float(size), tilt, flip)
+
+
+def sample_scene(
+    rng: np.random.Generator,
+    dial: Dial = EASY,
+    *,
+    instances: tuple[Instance, ...] | None = None,
+    background: str | None = None,
+) -> Scene:
+    """A random scene; given instances or background are kept."""
+    if instances is None:
+        count = 2 if rng.random() < dial.pairs else 1
+        instances = tuple(sample_instance(rng, dial) for _ in range(count))
+    poses = [sample_pose(rng, dial, slot=i, of=len(instances)) for i in range(len(instances))]
+    return Scene(
+        objects=tuple(zip(instances, poses, strict=True)),
+        background=background or str(rng.choice(dial.backgrounds)),
+        background_seed=int(rng.integers(1 << 31)),
+    )
+
+
+def scenes(seed: int, dial: Dial = EASY) -> Iterator[Scene]:
+    """The endless series of training scenes of one seed."""
+    rng = np.random.default_rng(seed)
+    while True:
+        yield sample_scene(rng, dial)
+
+
+def redrawn(scene: Scene, background: str, seed: int) -> Scene:
+    """The same objects in new poses before another background: the truth that methods aim at."""
+    rng = np.random.default_rng(seed)
+    fresh = sample_scene(rng, instances=tuple(i for i, _ in scene.objects), background=background)
+    return replace(fresh, background_seed=seed)
