@@ -22,6 +22,10 @@ class Hints:
     points: tuple[tuple[float, float], ...] = ()
 
 
+FAR = 14.0
+"""Distance in Lab (8 bits a channel) that always counts as another colour."""
+
+
 class Segmenter(Protocol):
     """Finds one object."""
 
@@ -41,10 +45,20 @@ class GrabCut:
     """Pictures are segmented at most this large; the outline is scaled back."""
 
     def __call__(self, rgb: np.ndarray, hints: Hints) -> np.ndarray:
+        first = self._cut(rgb, hints)
+        if hints.box_xyxy or not first.any():
+            return first
+        ys, xs = first.nonzero()
+        room = 0.02 * max(rgb.shape)
+        box = (max(xs.min() - room, 0), max(ys.min() - room, 0), min(xs.max() + room, rgb.shape[1]), min(ys.max() + room, rgb.shape[0]))
+        second = self._cut(rgb, Hints(box, hints.points))
+        return second if second.sum() > 0.5 * first.sum() else first
+
+    def _cut(self, rgb: np.ndarray, hints: Hints) -> np.ndarray:
         height, width = rgb.shape[:2]
         scale = min(1.0, self.side / max(height, width))
         small = cv2.resize(rgb, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
-        labels = self._seed(small.shape[:2], hints, scale)
+        labels = self._seed(small, hints, scale)
         models = np.zeros((1, 65)), np.zeros((1, 65))
         cv2.setRNGSeed(0)
         try:
@@ -55,20 +69,55 @@ class GrabCut:
         soft = cv2.resize(found.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
         return soft > 0.5
 
-    def _seed(self, shape: tuple[int, int], hints: Hints, scale: float) -> np.ndarray:
-        height, width = shape
-        labels = np.full(shape, cv2.GC_BGD, np.uint8)
+    def _seed(self, small: np.ndarray, hints: Hints, scale: float) -> np.ndarray:
+        """Certain background outside the box; inside it a guess from the colours, certain at points."""
+        height, width = small.shape[:2]
+        labels = np.full((height, width), cv2.GC_BGD, np.uint8)
         if hints.box_xyxy:
             x0, y0, x1, y1 = (round(v * scale) for v in hints.box_xyxy)
+            labels[max(y0, 0) : y1, max(x0, 0) : x1] = cv2.GC_PR_FGD
         else:
-            x0, y0, x1, y1 = (round(f * side) for f, side in zip((0.06, 0.06, 0.94, 0.94), (width, height) * 2, strict=True))
-        labels[max(y0, 0) : y1, max(x0, 0) : x1] = cv2.GC_PR_FGD
-        radius = max(2, round(0.03 * max(shape)))
+            x0, x1 = round(0.04 * width), round(0.96 * width)
+            y0, y1 = round(0.04 * height), round(0.96 * height)
+            guess = np.full((height, width), cv2.GC_BGD, np.uint8)
+            guess[y0:y1, x0:x1] = cv2.GC_PR_BGD
+            guess[_central(_unlike_border(small), hints, scale)] = cv2.GC_PR_FGD
+            labels[y0:y1, x0:x1] = guess[y0:y1, x0:x1]
+        radius = max(2, round(0.02 * max(height, width)))
         for x, y in hints.points:
             cv2.circle(labels, (round(x * scale), round(y * scale)), radius, cv2.GC_FGD, -1)
-        if not hints.points and not hints.box_xyxy:
-            cv2.ellipse(labels, (width // 2, round(0.53 * height)), (width // 8, height // 8), 0, 0, 360, cv2.GC_FGD, -1)
         return labels
+
+
+def _unlike_border(rgb: np.ndarray, clusters: int = 10) -> np.ndarray:
+    """Where a pixel's colour is far from every colour along the picture's border (Otsu's split)."""
+    lab = cv2.cvtColor(cv2.GaussianBlur(rgb, (0, 0), 1.5), cv2.COLOR_RGB2LAB).astype(np.float32)
+    band = max(2, round(0.05 * min(lab.shape[:2])))
+    rim = np.concatenate([part.reshape(-1, 3) for part in (lab[:band], lab[-band:], lab[:, :band], lab[:, -band:])])
+    rim = rim[:: max(1, len(rim) // 4000)]
+    stop = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 20, 0.5)
+    cv2.setRNGSeed(0)
+    _, _, centres = cv2.kmeans(rim, min(clusters, len(rim)), None, stop, 2, cv2.KMEANS_PP_CENTERS)
+    distance = np.min([np.linalg.norm(lab - c, axis=2) for c in centres], axis=0)
+    split, _ = cv2.threshold(np.clip(distance * 3, 0, 255).astype(np.uint8), 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+    return distance * 3 > min(split, 3 * FAR)
+
+
+def _central(strange: np.ndarray, hints: Hints, scale: float) -> np.ndarray:
+    """Of the strange pieces the one under the points, else the one with most area near the middle."""
+    height, width = strange.shape
+    size = max(3, round(max(height, width) / 100)) | 1
+    closed = cv2.morphologyEx(strange.astype(np.uint8), cv2.MORPH_OPEN, np.ones((size, size), np.uint8))
+    count, pieces = cv2.connectedComponents(closed)
+    if count < 2:
+        return strange
+    y, x = np.mgrid[:height, :width]
+    near = np.exp(-(((x / width - 0.5) / 0.25) ** 2 + ((y / height - 0.53) / 0.25) ** 2))
+    scores = np.bincount(pieces.ravel(), near.ravel(), count)
+    scores[0] = -1
+    under = [pieces[min(round(v * scale), height - 1), min(round(u * scale), width - 1)] for u, v in hints.points]
+    best = next((int(p) for p in under if p), int(np.argmax(scores)))
+    return pieces == best
 
 
 def _largest(mask: np.ndarray, hints: Hints, scale: float) -> np.ndarray:

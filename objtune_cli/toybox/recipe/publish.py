@@ -44,6 +44,8 @@ def publish(folder: Path, name: str, preset: Preset, tokenizer, clip, vae, unet,
     (folder / "toybox.json").write_text(json.dumps(record, indent=1) + "\n")
     for config in (folder / "text_encoder" / "config.json", folder / "clip" / "config.json"):
         config.write_text(config.read_text().replace('"float16"', '"float32"'))
+    for weights in folder.rglob("*.safetensors"):
+        weights.chmod(0o644)  # the library writes them for the owner alone
     for config in folder.rglob("config.json"):
         values = json.loads(config.read_text())
         values.pop("_name_or_path", None)
