@@ -3,6 +3,7 @@
 Flag > `--set section.key=value` > `OBJTUNE_…` variable > objtune.toml > default.
 """
 
+import math
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,9 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 from objtune_cli.errors import UsageError
 
 PREFIX = "OBJTUNE_"
+MAX_SEED = 2**31 - 1
+"""What the generators of training take."""
+_KINDS = {int: "a whole number", float: "a number", str: "text"}
 
 
 def _setting(default: Any, text: str, low: float | None = None, high: float | None = None) -> Any:
@@ -47,7 +51,7 @@ class Embed:
     vectors: int = _setting(2, "Learned vectors of the token, before the class word's own.", 1, 16)
     steps: int = _setting(80, "Adam steps through the text tower.", 0, 10_000)
     lr: float = _setting(0.02, "Step size, fraction of the class token's norm.", 0)
-    seed: int = _setting(0, "Random seed.", 0)
+    seed: int = _setting(0, "Random seed.", 0, MAX_SEED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,7 @@ class Train:
     class_weight: float = _setting(1.0, "w_cc: the class stays what the base draws.", 0)
     modules: Literal["attention", "attention+ff", "all"] = _setting("all", "Which layers get LoRA.")
     views: int = _setting(32, "Placements of the object drawn before training.", 1, 4096)
-    seed: int = _setting(0, "Random seed.", 0)
+    seed: int = _setting(0, "Random seed.", 0, MAX_SEED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +76,7 @@ class Prior:
 
     samples: int = _setting(12, "Pictures of the class.", 1, 1024)
     entries: int = _setting(48, "Kept predictions of the frozen base.", 1, 65_536)
-    seed: int = _setting(0, "Random seed.", 0)
+    seed: int = _setting(0, "Random seed.", 0, MAX_SEED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,7 @@ class Generate:
     """Sampling."""
 
     n: int = _setting(4, "Pictures per prompt.", 1, 1024)
-    seed: int = _setting(0, "Seed of the first picture.", 0)
+    seed: int = _setting(0, "Seed of the first picture.", 0, 2**32 - 1)
     steps: int = _setting(0, "Sampling steps; 0: what suits the base.", 0, 1000)
     guidance: float = _setting(-1.0, "Guidance scale; negative: what suits the base.")
     negative: str = _setting("", "What should not be in the picture.")
@@ -130,7 +134,9 @@ class Settings:
         top = {f.name for f in fields(Common)}
         known = {"": top} | {n: {f.name for f in fields(c)} for n, c in SECTIONS.items()}
         for key, value in self.table.items():
-            if isinstance(value, dict) and key in SECTIONS:
+            if key in SECTIONS:
+                if not isinstance(value, dict):
+                    raise UsageError(f"{key} in {self.file.name} is {value!r}", f"it is a section: `[{key}]`, its settings below")
                 for inner in value:
                     _refuse_unknown(inner, known[key], f"[{key}] of {self.file.name}")
             else:
@@ -164,7 +170,7 @@ def _read(file: Path) -> dict[str, Any]:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{file} is not valid TOML: {error}", "correct the file, or delete it and run `objtune init`") from None
     except OSError as error:
         raise UsageError(f"{file} cannot be read: {error.strerror}") from None
@@ -174,7 +180,7 @@ def _from_text(item: Any, text: str, where: str) -> Any:
     try:
         return item.type(text) if item.type in (int, float) else text
     except ValueError:
-        raise UsageError(f"{where} is {text!r}", f"a {item.type.__name__} is needed") from None
+        raise UsageError(f"{where} is {text!r}", f"{_KINDS[item.type]} is needed") from None
 
 
 def _checked(item: Any, value: Any, where: str) -> Any:
@@ -186,9 +192,11 @@ def _checked(item: Any, value: Any, where: str) -> Any:
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:
-        raise UsageError(f"{where} is {value!r}", f"a {kind.__name__} is needed")
+        raise UsageError(f"{where} is {value!r}", f"{_KINDS[kind]} is needed")
     low, high = item.metadata["low"], item.metadata["high"]
-    if value != value or (low is not None and value < low) or (high is not None and value > high):
+    if kind is float and not math.isfinite(value):
+        raise UsageError(f"{where} is {value}", "a finite number is needed")
+    if (low is not None and value < low) or (high is not None and value > high):
         bounds = f"from {low} to {high}" if high is not None else f"{low} or more"
         raise UsageError(f"{where} is {value}", bounds)
     return value

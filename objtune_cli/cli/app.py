@@ -2,7 +2,6 @@
 
 import os
 import sys
-import traceback
 from typing import Annotated
 
 import typer
@@ -61,7 +60,7 @@ def run(argv: list[str]) -> int:
         sys.stdout.flush()
     except ObjtuneError as exc:
         if current.verbose:
-            traceback.print_exc()
+            render.trace()
         render.error(exc, current.command, as_json=current.json)
         return exc.code
     except typer.TyperException as exc:
@@ -76,7 +75,7 @@ def run(argv: list[str]) -> int:
     except Exception as exc:
         if "out of memory" in str(exc).lower():
             return _memory(current)
-        traceback.print_exc()
+        render.trace()
         render.error(ObjtuneError(f"{type(exc).__name__}: {exc}", REPORT), current.command, as_json=current.json)
         return 1
     return code if isinstance(code, int) else 0

@@ -137,6 +137,7 @@ def targets(
 
     words = [word.strip() for word in classes or []]
     need(words and all(words), "what the object is was not said", "give its class: `--class dog`")
+    need(all(word.isprintable() for word in words), "a class word has characters that cannot be printed", "for example `--class dog`")
     given = list(names or [])
     need(len(given) <= len(words), f"{len(given)} names for {len(words)} classes", "give one `--name` for each `--class`")
     called = [refs.check_name(n) for n in given] + [refs.slug(w) for w in words[len(given) :]]

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from objtune_cli.cli import complete, render
-from objtune_cli.cli.options import Outcome, Run
+from objtune_cli.cli.options import Outcome, Run, need
 from objtune_cli.errors import DamagedError, ObjtuneError
 from objtune_cli.store import artifact, refs
 
@@ -27,8 +27,7 @@ def list_(
 ) -> Outcome:
     """List the project's artifacts: ref, class, base, and what it came from."""
     root = run.project().artifacts
-    if kind:
-        refs.parse(f"{kind}/x")
+    need(not kind or kind in refs.KINDS, f"there is no kind {kind}", f"one of {', '.join(refs.KINDS)}")
     found = [artifact.read_record(root, ref) for ref in refs.every(root, kind)]
     if not run.options["json"]:
         rows = [(r.ref, r.class_word, r.base.get("id", ""), " ".join(i["ref"] for i in r.inputs.values() if i["ref"])) for r in found]
@@ -89,7 +88,7 @@ def _check_input(root: Path, ref: refs.Ref, given: dict[str, str]) -> None:
         return
     source = refs.parse(given["ref"])
     path = source.path(root)
-    if path.exists() and artifact.sha256(path) != given["sha256"]:
+    if path.is_file() and artifact.sha256(path) != given["sha256"]:
         raise DamagedError(f"{path} is not the file that {ref} was made from")
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -117,6 +118,12 @@ def error(exc: ObjtuneError, command: str, *, as_json: bool) -> None:
         print(f"hint: {safe(exc.hint)}", file=sys.stderr)
 
 
+def trace() -> None:
+    """The traceback of the exception at hand, fit for a terminal."""
+    for line in traceback.format_exc().splitlines():
+        print(safe(line), file=sys.stderr)
+
+
 def document(value: dict[str, Any]) -> None:
     """The one JSON document of a command."""
     print(json.dumps(value, sort_keys=True, default=str), flush=True)
@@ -132,7 +139,9 @@ def lines(values: Sequence[object]) -> None:
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A table on stdout: aligned columns on a terminal, tabs elsewhere."""
     if not sys.stdout.isatty():
-        lines(["\t".join(str(v) for v in row) for row in rows])
+        for row in rows:
+            print("\t".join(safe(v) for v in row))
+        sys.stdout.flush()
         return
     from rich import box
     from rich.console import Console

@@ -77,6 +77,8 @@ class Trainer:
         )
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.step = 0
+        self.mean = {"object": 0.0, "background": 0.0, "class": 0.0}
+        """Running means of the loss terms."""
 
     def _teacher_conditions(self) -> dict[str, Tensor]:
         """What the frozen base is told: the same words with the class in the token's place."""
@@ -85,8 +87,8 @@ class Trainer:
         with torch.no_grad():
             return {text: self.stack.encode([text]) for text in sorted(texts)}
 
-    def advance(self) -> dict[str, float]:
-        """One optimizer step; the terms of its loss.
+    def advance(self) -> None:
+        """One optimizer step.
 
         Raises:
             GateError: The loss is no longer a finite number.
@@ -105,8 +107,10 @@ class Trainer:
         with torch.no_grad():
             for name, rows in self.learned.items():
                 rows.copy_(keep_norm(rows, self.norms[name]))
+        for name, value in terms.items():
+            keep = 0.9 if self.step else 0.0
+            self.mean[name] = keep * self.mean[name] + (1 - keep) * float(value.detach())
         self.step += 1
-        return {k: float(v.detach()) for k, v in terms.items()}
 
     def _losses(self, g: torch.Generator) -> dict[str, Tensor]:
         stack, count = self.stack, self.config.batch
@@ -147,7 +151,7 @@ class Trainer:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that a later process needs to go on as if nothing had happened."""
-        kept: dict[str, Tensor] = {"step": torch.tensor([self.step])}
+        kept: dict[str, Tensor] = {"step": torch.tensor([self.step]), "mean": torch.tensor(list(self.mean.values()), dtype=torch.float64)}
         for i, p in enumerate(self._params()):
             slots: Any = self.optimizer.state.get(p, {})
             kept[f"{i:04d}.value"] = p.detach().cpu()
@@ -158,6 +162,7 @@ class Trainer:
     def restore(self, kept: Mapping[str, Tensor]) -> None:
         """Take over a state made by the same settings."""
         self.step = int(kept["step"])
+        self.mean = dict(zip(self.mean, kept["mean"].tolist(), strict=True))
         with torch.no_grad():
             for i, p in enumerate(self._params()):
                 p.copy_(kept[f"{i:04d}.value"])
@@ -172,11 +177,11 @@ class Trainer:
         return [*self.learned.values(), *self.lora]
 
 
-def run(trainer: Trainer, on_step: Callable[[int, dict[str, float]], None]) -> None:
-    """Take the remaining steps; `on_step` sees each one and may raise to stop."""
+def run(trainer: Trainer, on_step: Callable[[int], None]) -> None:
+    """Take the remaining steps; `on_step` sees each one's number and may raise to stop."""
     while trainer.step < trainer.config.steps:
-        terms = trainer.advance()
-        on_step(trainer.step, terms)
+        trainer.advance()
+        on_step(trainer.step)
 
 
 def _subsets(subjects: list[Subject]) -> list[tuple[Subject, ...]]:

@@ -8,6 +8,7 @@ r"""Noising and regression targets.
 | z_t | z_t | sqrt(alpha_bar) z + sqrt(1 - alpha_bar) eps |
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,9 +17,10 @@ def step_generator(seed: int, step: int) -> torch.Generator:
     """The randomness of one step, a function of (seed, step) alone: resuming needs no saved state.
 
     Args:
-        seed: In [0, 2**31). step: In [0, 2**32).
+        seed, step: Not negative, of any size.
     """
-    return torch.Generator().manual_seed(((seed & 0x7FFFFFFF) << 32) | (step & 0xFFFFFFFF))
+    # torch reads only the low 32 bits of a seed: both numbers are mixed into them.
+    return torch.Generator().manual_seed(int(np.random.SeedSequence((seed, step)).generate_state(1)[0]))
 
 
 def _columns(alpha_bar: Tensor, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -68,28 +68,25 @@ def _train(ctx: Context, record: Record, starts: list[Record], priors: dict[str,
         if kept is not None:
             trainer.restore({k: torch.from_numpy(v) for k, v in kept.items()})
             ctx.report.note(f"goes on at step {trainer.step} of {config.steps}")
-        last = _loop(ctx, trainer, state, config.steps)
+        _loop(ctx, trainer, state, config.steps)
         tensors: dict[str, Any] = adapter.tensors(stack)
         tensors |= {f"token.{name}": rows for name, rows in trainer.tokens().items()}
-        metrics = {k: round(v, 6) for k, v in last.items()}
+        metrics = {k: round(v, 6) for k, v in trainer.mean.items()}
         ref = artifact.publish(ctx.root, replace(record, metrics=metrics, tools=tools()), tensors)
         state.discard()
     images = [_preview(ctx, ref, trainer)] if preview else []
     return Done(ref, False, images, metrics)
 
 
-def _loop(ctx: Context, trainer: "Trainer", state: RunState, total: int) -> dict[str, float]:
-    """Take the remaining steps, saving from time to time; averages of the last terms."""
+def _loop(ctx: Context, trainer: "Trainer", state: RunState, total: int) -> None:
+    """Take the remaining steps, saving from time to time and when a signal comes."""
     from objtune_cli.method import training
 
     saved = time.monotonic()
-    mean: dict[str, float] = {}
 
-    def on_step(step: int, terms: dict[str, float]) -> None:
+    def on_step(step: int) -> None:
         nonlocal saved
-        for name, value in terms.items():
-            mean[name] = 0.9 * mean.get(name, value) + 0.1 * value
-        ctx.report.step("train", step, total, **mean)
+        ctx.report.step("train", step, total, **trainer.mean)
         signum = ctx.stopped()
         if signum or time.monotonic() - saved > SAVE_EVERY:
             state.save(trainer.state())
@@ -98,7 +95,6 @@ def _loop(ctx: Context, trainer: "Trainer", state: RunState, total: int) -> dict
             raise Stopped(signum, f"stopped at step {step} of {total}, state saved", "the same command goes on from there")
 
     training.run(trainer, on_step)
-    return mean
 
 
 def _photo(ctx: Context, embedding: Record) -> str:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from objtune_cli.errors import DamagedError, ResourceError
+from objtune_cli.errors import DamagedError, MissingError, ResourceError
 from objtune_cli.store import header, refs
 from objtune_cli.store.refs import Ref
 
@@ -64,16 +64,30 @@ class Record:
 def read_record(root: Path, ref: Ref) -> Record:
     """The record of a published artifact, without its tensors; no torch, no numpy."""
     path = ref.path(root)
-    raw, _, _ = header.read(path)
+    try:
+        raw, _, _ = header.read(path)
+    except FileNotFoundError:
+        raise MissingError(f"there is no {path}", "it was removed, or it is a link that leads nowhere") from None
     header.check_schema(raw, SCHEMA, path)
     known = Record.__dataclass_fields__
     try:
         record = Record(**{k: v for k, v in raw.items() if k in known})
     except TypeError as error:
-        raise DamagedError(f"{path} is damaged: {error}") from None
+        raise DamagedError(f"{path} is damaged: {error}", header.RESTORE) from None
+    if not _sound(record):
+        raise DamagedError(f"{path} is damaged: its record has values of the wrong type", header.RESTORE)
     if record.ref != ref:
         raise DamagedError(f"{path} says it is {record.ref}", "it was moved or renamed by hand; put it back")
     return record
+
+
+def _sound(record: Record) -> bool:
+    """Whether a record from a file has the types that every reader counts on."""
+    tables = (record.objects, record.inputs, record.config, record.base, record.metrics, record.tools)
+    if type(record.version) is not int or not all(isinstance(table, dict) for table in tables):
+        return False
+    inputs = all(isinstance(i, dict) and isinstance(i.get("ref"), str) and isinstance(i.get("sha256"), str) for i in record.inputs.values())
+    return inputs and all(isinstance(word, str) for word in (*record.objects.values(), *record.base.values()))
 
 
 def sha256(path: Path) -> str:
@@ -136,7 +150,7 @@ def publish(root: Path, record: Record, tensors: Mapping[str, Any]) -> Ref:
                 with partial.open("xb") as file:
                     file.write(header.encode(numbered.header(), specs))
                     for name in sorted(arrays):
-                        file.write(memoryview(arrays[name][1]).cast("B") if arrays[name][1].size else b"")
+                        file.write(memoryview(arrays[name][1].reshape(-1)).cast("B") if arrays[name][1].size else b"")
                     file.flush()
                     os.fsync(file.fileno())
                 partial.chmod(0o444)
@@ -159,7 +173,8 @@ def as_array(value: Any) -> tuple[str, Any]:
 
             return "BF16", np.ascontiguousarray(value.view(torch.int16).numpy())
         value = value.numpy()
-    value = np.ascontiguousarray(value)
+    value = np.asarray(value)
+    value = np.require(value, value.dtype.newbyteorder("<"), "C")
     kinds = {"float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32", "uint8": "U8", "bool": "BOOL"}
     return kinds[value.dtype.name], value
 
@@ -217,4 +232,4 @@ def explained(where: Path) -> Iterator[None]:
             raise ResourceError(f"no space left to write below {where}", "free some space and run the same command again") from error
         if closed:
             raise ResourceError(f"{where} cannot be written", "check its owner and mode, or use `--project DIR`") from error
-        raise
+        raise ResourceError(f"{where} cannot be written: {error.strerror or error}", "check the path, or use `--project DIR`") from error

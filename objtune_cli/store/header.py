@@ -4,17 +4,21 @@ Layout: 8 bytes little-endian length, canonical JSON padded with spaces to 8 byt
 the order of their names without holes. One metadata key, `objtune`. See docs/format.md.
 """
 
+import errno
 import json
+import math
 import os
 import stat
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from objtune_cli.errors import DamagedError, IncompatibleError
+from objtune_cli.errors import DamagedError, IncompatibleError, ResourceError
 
 KEY = "objtune"
 MAX_HEADER = 1 << 20
 MAX_TENSORS = 4096
+MAX_ELEMENTS = 1 << 48
+RESTORE = "restore it from a copy, or make it again; nothing was deleted"
 WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
 """Element types that artifacts hold, and their bytes."""
 
@@ -58,7 +62,7 @@ def open_regular(path: Path) -> BinaryIO:
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise OSError(f"{path} is not a regular file")
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     return os.fdopen(handle, "rb")
 
 
@@ -70,6 +74,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, tuple[Spec, int]], int]:
 
     Raises:
         DamagedError: Not a well-formed artifact of objtune. The file is left as it is.
+        ResourceError: The system does not let it be read. FileNotFoundError: it is not there.
     """
     try:
         with open_regular(path) as file:
@@ -80,7 +85,13 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, tuple[Spec, int]], int]:
             text = file.read(length)
         return (*_checked(text, total - 8 - length, 8 + length), total)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DamagedError(f"{path} is damaged: {error}", "restore it from a copy, or make it again; nothing was deleted") from None
+        raise DamagedError(f"{path} is damaged: {error}", RESTORE) from None
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.ELOOP):
+            raise DamagedError(f"{path} is {error.strerror}", RESTORE) from None
+        raise ResourceError(f"{path} cannot be read: {error.strerror}", "check its owner and mode") from None
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -90,20 +101,34 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
+def _parsed(text: str) -> dict[str, Any]:
+    """A JSON object; what `canonical` could not write back is refused."""
+    value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    if not isinstance(value, dict):
+        raise ValueError("the header is no JSON object")
+    return value
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} in the header")
+
+
 def _checked(text: bytes, body: int, start: int) -> tuple[dict[str, Any], dict[str, tuple[Spec, int]]]:
     if text[:1] != b"{":
         raise ValueError("the header is no JSON object")
-    header = json.loads(text, object_pairs_hook=_no_duplicates)
-    record = json.loads(header.pop("__metadata__")[KEY], object_pairs_hook=_no_duplicates)
+    header = _parsed(text.decode())
+    record = _parsed(header.pop("__metadata__")[KEY])
     if len(header) > MAX_TENSORS:
         raise ValueError(f"{len(header)} tensors")
     tensors, end = {}, 0
     for name, info in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         spec = (info["dtype"], tuple(info["shape"]))
         low, high = info["data_offsets"]
+        if math.prod(max(side, 1) for side in spec[1] if type(side) is int) > MAX_ELEMENTS:
+            raise ValueError(f"tensor {name!r} is too large")
         if spec[0] not in WIDTHS or any(type(side) is not int or side < 0 for side in spec[1]):
             raise ValueError(f"tensor {name!r} has no valid type or shape")
-        if low != end or high - low != size_of(spec):
+        if type(low) is not int or type(high) is not int or low != end or high - low != size_of(spec):
             raise ValueError(f"tensor {name!r} does not lie where it should")
         tensors[name] = (spec, start + low)
         end = high

@@ -57,22 +57,20 @@ def read(path: Path) -> Photo:
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             _check_size(path, *image.size)
-            if getattr(image, "n_frames", 1) > 1 and image.format != "TIFF":
+            if getattr(image, "n_frames", 1) > 1 and image.format in ("GIF", "PNG", "WEBP"):  # phones keep a second JPEG behind the photo
                 raise InputError(f"{path} is animated ({image.n_frames} frames)", "save the frame you want as PNG or JPEG")
             image.load()
             upright = ImageOps.exif_transpose(image)
+            if upright.size != image.size or upright.tobytes() != image.tobytes():
+                notes.append("rotated as its EXIF orientation says")
+            rgb, alpha = _to_rgb(path, upright, notes)
         except UnidentifiedImageError:
             raise InputError(f"{path} is not a picture", "JPEG, PNG, WebP, TIFF, BMP and GIF are read") from None
         except InputError:
             raise
         except Exception as error:  # every decoder has its own; all mean the same to the user
             raise InputError(f"{path} cannot be decoded: {str(error) or type(error).__name__}", "save it again as PNG or JPEG") from None
-    if upright.size != image.size or upright is not image:
-        turned = upright.tobytes() != image.tobytes() if upright.size == image.size else True
-        if turned:
-            notes.append("rotated as its EXIF orientation says")
-    rgb, alpha = _to_rgb(path, upright, notes)
-    if rgb.min() == rgb.max():
+    if (rgb == rgb[0, 0]).all():
         notes.append("a single colour: there is nothing to learn")
     return Photo(rgb, alpha, hashlib.sha256(data).hexdigest(), tuple(notes))
 
@@ -113,7 +111,7 @@ def _to_rgb(path: Path, image: Any, notes: list[str]) -> tuple["np.ndarray", "np
     import numpy as np
     from PIL import Image
 
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in (None, "PNG")):
+    if image.mode.startswith("I;16"):
         grey = np.asarray(image).astype(np.float64)
         notes.append("16-bit grey scaled to 8 bits")
         return np.repeat((grey / 257).round().clip(0, 255).astype(np.uint8)[..., None], 3, 2), None
@@ -142,7 +140,7 @@ def _from_cmyk(image: Any, notes: list[str]) -> Any:
             done = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
             notes.append("CMYK converted by its colour profile")
             return done
-        except ImageCms.PyCMSError:
+        except (ImageCms.PyCMSError, OSError):  # no profile, or none for CMYK
             pass
     notes.append("CMYK without a usable profile: colours are approximate")
     return image.convert("RGB")

@@ -47,7 +47,7 @@ def locate(given: Path | None, *, create: bool = False) -> Project:
     Raises:
         UsageError: `given` is not a folder.
     """
-    if given is not None and not given.is_dir() and not create:
+    if given is not None and not given.is_dir() and (given.exists() or not create):
         raise UsageError(f"{given} is not a folder", "`objtune init` in a folder makes it a project")
     start = Path(os.path.abspath(given or Path.cwd()))
     folder = start

@@ -10,8 +10,8 @@ from objtune_cli.errors import IncompatibleError, MissingError, UsageError
 KINDS = ("mask", "embedding", "adapter", "prior", "scene")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
-_REF = re.compile(r"(?:(?P<kind>[a-z]+)/)?(?P<name>[^/@]+)(?:@(?P<version>[0-9]+))?")
-_FILE = re.compile(r"v([0-9]{3,})\.safetensors")
+_REF = re.compile(r"(?:(?P<kind>[a-z]+)/)?(?P<name>[^/@]+)(?:@(?P<version>[0-9]{1,9}))?")
+_FILE = re.compile(r"v(?!000\.)([0-9]{3}|[1-9][0-9]{3,8})\.safetensors")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """`python -m objtune_cli.toybox.recipe PART --preset cpu --work DIR`: train the base from scratch."""
 
 import argparse
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ def main() -> None:
     parser.add_argument("--preset", choices=PRESETS, default="cpu")
     parser.add_argument("--work", type=Path, default=Path("toybox-work"), help="Folder for data, states and samples.")
     parser.add_argument("--steps", type=int, help="Steps of this part in place of the preset's.")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="Default: cuda for the gpu preset.")
     parser.add_argument("--threads", type=int, help="CPU threads.")
     parser.add_argument("--out", type=Path, help="Where `publish` writes the base.")
     parser.add_argument("--commit", default="", help="Commit of the recipe, kept beside the weights.")
@@ -40,29 +42,31 @@ def run(part: str, preset: Preset, args: argparse.Namespace) -> None:
         if missing:
             raise SystemExit(f"error: {work} holds no trained {', '.join(missing)}")
         preset = replace(preset, text_steps=0, vae_steps=0, vision_steps=0, denoiser_steps=0)
-    drawn = data.drawn(work, preset)
+    device = args.device or ("cuda" if args.preset == "gpu" else "cpu")
+    drawn = data.drawn(work, preset, processes=os.cpu_count() or 2)
     words = tokenizer.build(preset.tokens)
     if part == "data":
         return
     if part == "vae":
-        autoencoder.train(work, preset, drawn)
+        autoencoder.train(work, preset, drawn, device)
         return
-    clip = text.train(work, preset, drawn, words)
+    clip = text.train(work, preset, drawn, words, device)
     if part == "text":
         return
     if part == "vision":
-        vision.train(work, preset, drawn, words, clip)
+        vision.train(work, preset, drawn, words, clip, device)
         return
-    vae = autoencoder.train(work, preset, drawn)
+    vae = autoencoder.train(work, preset, drawn, device)
 
     def sample(unet, step: int) -> None:
-        pipe = publish.pipeline(words, clip, vae, unet)
+        pipe = publish.pipeline(words, clip, vae, unet).to(unet.device)
         shown = samples.draw(pipe, samples.prompts(preset.world, 24), preset.size, 15, publish.SAMPLING["guidance"])
         samples.sheet(shown, 8, work / "samples" / f"{step:06d}.png")
 
-    unet = denoiser.train(work, preset, drawn, words, clip, vae, sample)
+    unet = denoiser.train(work, preset, drawn, words, clip, vae, sample, device)
+    vae.to("cpu")
     if part in ("publish", "all"):
-        vision.train(work, preset, drawn, words, clip)
+        vision.train(work, preset, drawn, words, clip, device)
         publish.publish(args.out or work / "base", f"toybox-{args.preset}", preset, words, clip, vae, unet, args.commit)
 
 

@@ -35,7 +35,7 @@ def build(preset: Preset):
 
 def to_unit(pictures: np.ndarray) -> Tensor:
     """(B, H, W, 3) uint8 to (B, 3, H, W) float in [-1, 1], channels last."""
-    x = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2)
+    x = torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2)
     return (x.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
@@ -44,7 +44,7 @@ def _detail(x: Tensor) -> Tensor:
     return x - F.interpolate(F.avg_pool2d(x, 2), scale_factor=2)
 
 
-def train(work: Path, preset: Preset, data: Drawn):
+def train(work: Path, preset: Preset, data: Drawn, device: str = "cpu"):
     """Train on half-size crops, the last fifth on whole pictures; sets the scaling factor."""
     vae = build(preset)
     pictures = data.pictures[:-HELD_BACK]
@@ -59,8 +59,9 @@ def train(work: Path, preset: Preset, data: Drawn):
         else:
             corner = torch.randint(crop + 1, (len(rows), 2), generator=g).tolist()
             x = to_unit(np.stack([pictures[r, i : i + crop, j : j + crop] for r, (i, j) in zip(rows, corner, strict=True)]))
+        x = x.to(device)
         posterior = vae.encode(x).latent_dist
-        latent = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=g)
+        latent = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=g).to(device)
         error = vae.decode(latent).sample - x
         return {
             "l1": error.abs().mean() + F.avg_pool2d(error, 4).abs().mean(),
@@ -69,7 +70,8 @@ def train(work: Path, preset: Preset, data: Drawn):
             "kl": KL_WEIGHT * 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean(),
         }
 
-    fit("vae", vae, losses, Plan(preset.vae_steps, preset.vae_lr, ema=0.995, decay=0.5, seed=preset.seed), work)
+    plan = Plan(preset.vae_steps, preset.vae_lr, ema=0.995, decay=0.5, seed=preset.seed)
+    fit("vae", vae, losses, plan, work, device=device)
     return _measured(vae, data)
 
 

@@ -73,18 +73,20 @@ def latents(work: Path, data: Drawn, vae) -> np.ndarray:
     return np.load(file)
 
 
-def train(work: Path, preset: Preset, data: Drawn, tokenizer, clip, vae, sample: Callable | None = None):
+def train(
+    work: Path, preset: Preset, data: Drawn, tokenizer, clip, vae, sample: Callable | None = None, device: str = "cpu"
+):
     """Train the denoiser; `sample` is called with it and the step from time to time."""
     unet = build(preset)
     noise_levels = scheduler().alphas_cumprod
     bank = latents(work, data, vae)
     usable = len(bank) - HELD_BACK
-    text_model = clip.text_model.requires_grad_(False).eval()
+    text_model = clip.text_model.requires_grad_(False).eval().to(device)
 
     def encode(texts: list[str]) -> Tensor:
         ids = tokenizer(texts, padding="max_length", max_length=preset.tokens, truncation=True, return_tensors="pt")
         with torch.no_grad():
-            return text_model(input_ids=ids.input_ids).last_hidden_state
+            return text_model(input_ids=ids.input_ids.to(device)).last_hidden_state
 
     def losses(step: int, g: torch.Generator) -> dict[str, Tensor]:
         rows = torch.randint(usable, (preset.denoiser_batch,), generator=g).tolist()
@@ -104,9 +106,14 @@ def train(work: Path, preset: Preset, data: Drawn, tokenizer, clip, vae, sample:
         cover = torch.from_numpy(data.masks[rows]).float()[:, None] / 255
         weight = 1 + OBJECT_WEIGHT * F.max_pool2d(cover, 3, 1, 1)
         x = (a * z + s * noise).contiguous(memory_format=torch.channels_last)
-        v = unet(x, t, encode(texts)).sample
-        error = (v - (a * noise - s * z)).square()
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            v = unet(x.to(device), t.to(device), encode(texts)).sample
+        error = (v.float() - (a * noise - s * z).to(device)).square()
+        weight = weight.to(device)
         return {"v": (error * weight / weight.mean()).mean()}
 
     plan = Plan(preset.denoiser_steps, preset.denoiser_lr, ema=0.9985, seed=preset.seed, save_every=300)
-    return fit("denoiser", unet, losses, plan, work, sample=sample and (lambda step: sample(unet, step)))
+    show = (lambda step: sample(unet, step)) if sample else None
+    unet = fit("denoiser", unet, losses, plan, work, sample=show, device=device)
+    text_model.to("cpu")
+    return unet

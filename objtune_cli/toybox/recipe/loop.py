@@ -54,6 +54,7 @@ def fit(
     *,
     sample: Callable[[int], None] | None = None,
     weight_decay: float = 0.01,
+    device: str = "cpu",
 ) -> nn.Module:
     """Train `network` in place to `plan.steps`, going on from `work/<part>.safetensors`.
 
@@ -61,11 +62,13 @@ def fit(
         part: Name in logs and of the state file.
         losses: Step and generator to named losses; their sum is minimised.
         sample: Called with the step after each save while the averaged weights are in place.
+        device: Where the network is trained; it comes back on the CPU.
 
     Returns:
         The network holding the averaged (EMA) weights, in eval mode.
     """
     state_file = work / f"{part}.safetensors"
+    network.to(device)
     params = [p for p in network.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in params if p.ndim >= 2], "weight_decay": weight_decay},
@@ -101,7 +104,7 @@ def fit(
             if sample is not None and step < plan.steps:
                 _with_average(network, params, average, lambda: sample(step))
     _assign(params, average)
-    return network.eval()
+    return network.to("cpu").eval()
 
 
 def _assign(params: list[nn.Parameter], values: list[Tensor]) -> None:

@@ -97,32 +97,31 @@ class Readout(nn.Module):
 class Corpus:
     """All distinct captions as token ids with their labels."""
 
-    def __init__(self, texts: list[str], tokenizer, tokens: int) -> None:
+    def __init__(self, texts: list[str], tokenizer, tokens: int, device: str) -> None:
         self.ids = tokenizer(texts, padding="max_length", max_length=tokens, truncation=True, return_tensors="pt").input_ids
         parsed = [parse(t) for t in texts]
-        self.place = torch.tensor([p if p >= 0 else len(BACKGROUNDS) for _, p in parsed])
+        self.place = torch.tensor([p if p >= 0 else len(BACKGROUNDS) for _, p in parsed], device=device)
         nothing = dict(SIZES)
         slots = [(o + [nothing, nothing])[:2] for o, _ in parsed]
-        self.said = {k: torch.tensor([[s[k] for s in pair] for pair in slots]) for k in SIZES}
-        self.count = torch.tensor([len(o) for o, _ in parsed])
+        self.said = {k: torch.tensor([[s[k] for s in pair] for pair in slots], device=device) for k in SIZES}
         nouns = torch.tensor([tokenizer(c).input_ids[1] for c in CLASSES])
         self.is_noun = torch.isin(self.ids, nouns)
 
 
-def train(work: Path, preset: Preset, data: Drawn, tokenizer):
+def train(work: Path, preset: Preset, data: Drawn, tokenizer, device: str = "cpu"):
     """The text tower and its projection inside a `CLIPModel`; pictures are not looked at."""
     texts = sorted({t for group in data.captions[:-HELD_BACK] for t in group})
     clip = build_clip(preset, tokenizer)
-    corpus = Corpus(texts, tokenizer, preset.tokens)
+    corpus = Corpus(texts, tokenizer, preset.tokens, device)
     network = nn.ModuleDict({"tower": clip.text_model, "projection": clip.text_projection, "readout": Readout(preset.width)})
     fillers = torch.tensor([tokenizer(w).input_ids[1] for w in PLAIN_WORDS if w not in ("a", "an", "and", "with")])
 
     def losses(step: int, g: torch.Generator) -> dict[str, Tensor]:
         rows = torch.randint(len(corpus.ids), (preset.text_batch,), generator=g)
         ids, nouns = _distract(corpus.ids[rows], corpus.is_noun[rows], fillers, tokenizer.eos_token_id, g)
-        return _losses(network, corpus, rows, ids, nouns, g)
+        return _losses(network, corpus, rows.to(device), ids.to(device), nouns.to(device), g)
 
-    fit("text", network, losses, Plan(preset.text_steps, preset.text_lr, seed=preset.seed), work)
+    fit("text", network, losses, Plan(preset.text_steps, preset.text_lr, seed=preset.seed), work, device=device)
     return clip
 
 
@@ -145,7 +144,7 @@ def _distract(ids: Tensor, nouns: Tensor, fillers: Tensor, eos: int, g: torch.Ge
 def _losses(network, corpus: Corpus, rows: Tensor, ids: Tensor, nouns: Tensor, g: torch.Generator) -> dict[str, Tensor]:
     tower, readout = network["tower"], network["readout"]
     table = tower.get_input_embeddings()
-    noise = NOISE * torch.randn(*ids.shape, table.weight.shape[1], generator=g)
+    noise = NOISE * torch.randn(*ids.shape, table.weight.shape[1], generator=g).to(ids.device)
     hook = table.register_forward_hook(lambda _m, _i, out: out + noise)
     out = tower(input_ids=ids)
     hook.remove()

@@ -58,7 +58,7 @@ def cut_out(pictures: Tensor, masks: Tensor, chosen: Tensor, margin: float = 0.1
     return both[:, :3], F.adaptive_avg_pool2d(both[:, 3:], masks.shape[-1])
 
 
-def train(work: Path, preset: Preset, data: Drawn, tokenizer, clip):
+def train(work: Path, preset: Preset, data: Drawn, tokenizer, clip, device: str = "cpu"):
     """Train the image tower of `clip` in place; the text tower stays as it is."""
     width, cells = preset.width, preset.size // preset.patch
     heads = nn.ModuleDict({k: nn.Linear(width, n) for k, n in _SIZES.items()})
@@ -80,22 +80,21 @@ def train(work: Path, preset: Preset, data: Drawn, tokenizer, clip):
         pictures, masks = cut_out(normalised(to_unit(data.pictures[rows])), masks, alone)
         labels[alone, 0, LABELS.index("background")] = -1
         labels[~lone, 0] = torch.where(torch.arange(len(LABELS)) == 1, labels[~lone, 0], -1)
-        out = network["tower"](pixel_values=pictures)
+        labels = labels.to(device)
+        out = network["tower"](pixel_values=pictures.to(device))
         vector = F.normalize(network["projection"](out.pooler_output), dim=-1)
-        aim = _text_vectors(clip, tokenizer, texts, preset.tokens)
+        aim = _text_vectors(clip, tokenizer, texts, preset.tokens).to(device)
+        wrong = [F.cross_entropy(heads[k](out.pooler_output), labels[:, 0, i], ignore_index=-1) for i, k in enumerate(LABELS)]
         return {
             "contrast": _contrast(vector, aim, texts),
-            "heads": 0.3 * sum(
-                F.cross_entropy(heads[k](out.pooler_output), labels[:, 0, i], ignore_index=-1)
-                for i, k in enumerate(LABELS)
-            ),
+            "heads": 0.3 * torch.stack(wrong).sum(),
             "cover": F.binary_cross_entropy_with_logits(
                 network["cover"](out.last_hidden_state[:, 1:])[..., 0],
-                F.adaptive_avg_pool2d(masks, cells).flatten(1).clamp(0, 1),
+                F.adaptive_avg_pool2d(masks, cells).flatten(1).clamp(0, 1).to(device),
             ),
-        }  # fmt: skip
+        }
 
-    fit("vision", network, losses, Plan(preset.vision_steps, preset.vision_lr, seed=preset.seed), work)
+    fit("vision", network, losses, Plan(preset.vision_steps, preset.vision_lr, seed=preset.seed), work, device=device)
     _measured(clip, network, data)
     return clip
 
@@ -110,7 +109,7 @@ def _contrast(vector: Tensor, aim: Tensor, texts: list[str]) -> Tensor:
     """Symmetric cross-entropy; equal captions count as equally right."""
     logits = 30.0 * vector @ aim.T
     index = {t: i for i, t in enumerate(dict.fromkeys(texts))}
-    key = torch.tensor([index[t] for t in texts])
+    key = torch.tensor([index[t] for t in texts], device=vector.device)
     right = (key[:, None] == key[None]).float()
     right = right / right.sum(1, keepdim=True)
     across, down = F.log_softmax(logits, 1), F.log_softmax(logits.T, 1)

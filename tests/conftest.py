@@ -1,0 +1,66 @@
+"""What every test may use: a project in a temporary folder, the command line in this process, a photo."""
+
+import io
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+COLOUR = ("NO_COLOR", "FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "CLICOLOR_FORCE")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one command line did: exit code, stdout, stderr."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty project as the working folder; home, caches and settings of the machine out of reach."""
+    for name in [n for n in os.environ if n.startswith("OBJTUNE_") or n in COLOUR]:
+        monkeypatch.delenv(name)
+    home = tmp_path / "home"
+    for name, folder in {"HOME": ".", "XDG_CACHE_HOME": "cache", "XDG_CONFIG_HOME": "config", "XDG_DATA_HOME": "data", "HF_HOME": "hf"}.items():
+        (home / folder).mkdir(parents=True, exist_ok=True)
+        monkeypatch.setenv(name, str(home / folder))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "objtune.toml").write_text("")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def cli(project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """`cli("list", "--json", stdin="")`: runs objtune in this process, inside `project`."""
+    from objtune_cli.cli.app import run
+    from objtune_cli.cli.signals import HANDLED
+
+    def call(*args: object, stdin: str = "") -> Result:
+        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+        capsys.readouterr()
+        kept = {number: signal.getsignal(number) for number in HANDLED}
+        try:
+            code = run([str(a) for a in args])
+        finally:
+            for number, handler in kept.items():
+                signal.signal(number, handler)
+        out, err = capsys.readouterr()
+        return Result(code, out, err)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def dog_photo() -> Path:
+    """The example photo of the repository: a drawn dog."""
+    return REPOSITORY / "docs" / "examples" / "photo.jpg"

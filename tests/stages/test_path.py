@@ -1,0 +1,249 @@
+"""The whole path through the command line, on a random base in SD 1.5's layout."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from objtune_cli.store import artifact, refs
+
+FAST = ("--set", "init-embedding.steps=3", "--set", "train.views=4", "--set", "prior.samples=2", "--set", "prior.entries=4")
+LITTLE = ("--set", "train.steps=4", "--set", "train.rank=2")
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests import tiny
+
+    return tiny.build(tmp_path_factory.mktemp("base") / "tiny", clip=True)
+
+
+@pytest.fixture(scope="session")
+def bare_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests import tiny
+
+    return tiny.build(tmp_path_factory.mktemp("base") / "bare", clip=False)
+
+
+@pytest.fixture
+def objtune(cli, base, monkeypatch):
+    """`cli` with the tiny base as a setting of the project."""
+    Path("objtune.toml").write_text(f'base = "{base}"\n[train]\nsteps = 4\nrank = 2\n')
+    return cli
+
+
+def lines(text: str) -> list[str]:
+    return text.splitlines()
+
+
+def test_stages_one_by_one_make_the_same_artifacts_as_the_one_command(objtune, dog_photo, tmp_path):
+    first = objtune("segment", dog_photo, "--class", "dog")
+    second = objtune("init-embedding", "-", *FAST, stdin=first.out)
+    third = objtune("train", "-", *FAST, stdin=second.out)
+    assert [lines(r.out) for r in (first, second, third)] == [["mask/dog@1"], ["embedding/dog@1"], ["adapter/dog@1"]]
+    assert {r.code for r in (first, second, third)} == {0}
+
+    settings = Path("objtune.toml").read_text()
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "objtune.toml").write_text(settings)
+    whole = objtune("train", dog_photo, "--class", "dog", *FAST, "--project", other)
+    assert (whole.code, lines(whole.out)) == (0, ["adapter/dog@1"])
+    for kind in ("mask", "embedding", "prior", "adapter"):
+        path = Path("artifacts", kind, "dog", "v001.safetensors")
+        assert path.read_bytes() == (other / path).read_bytes(), kind
+
+
+def test_a_second_run_reuses_everything_and_writes_nothing(objtune, dog_photo):
+    command = ("train", dog_photo, "--class", "dog", *FAST)
+    first = objtune(*command)
+    before = {p: p.stat().st_mtime_ns for p in Path().rglob("*") if p.is_file()}
+    second = objtune(*command, "--json")
+    assert {p: p.stat().st_mtime_ns for p in Path().rglob("*") if p.is_file()} == before
+    document = json.loads(second.out)
+    assert [r["ref"] for r in document["refs"]] == lines(first.out) and document["refs"][0]["reused"]
+    assert document["images"] == ["artifacts/adapter/dog/v001/preview.png"] or Path(document["images"][0]).is_file()
+
+
+def test_interrupted_training_goes_on_to_the_same_bytes(objtune, dog_photo, monkeypatch):
+    from objtune_cli.method import training
+
+    objtune("train", dog_photo, "--class", "dog", *FAST, "--no-preview")
+    unbroken = Path("artifacts/adapter/dog/v001.safetensors").read_bytes()
+    shutil.rmtree("artifacts/adapter")
+
+    whole = training.run
+
+    def interrupted(trainer, on_step):
+        import signal
+
+        def step(number):
+            if number == 2:
+                signal.raise_signal(signal.SIGTERM)
+            on_step(number)
+
+        whole(trainer, step)
+
+    monkeypatch.setattr(training, "run", interrupted)
+    stopped = objtune("train", dog_photo, "--class", "dog", *FAST, "--no-preview")
+    assert stopped.code == 143 and stopped.out == ""
+    assert "error: stopped at step 2 of 4, state saved" in stopped.err
+    assert not Path("artifacts/adapter").exists() and len(list(Path(".objtune/state").glob("*.safetensors"))) == 1
+
+    monkeypatch.setattr(training, "run", whole)
+    resumed = objtune("train", dog_photo, "--class", "dog", *FAST, "--no-preview")
+    assert resumed.code == 0 and "goes on at step 2 of 4" in resumed.err
+    assert Path("artifacts/adapter/dog/v001.safetensors").read_bytes() == unbroken
+    assert not list(Path(".objtune/state").iterdir()) and not list(Path(".objtune/tmp").iterdir())
+
+
+def test_resuming_without_the_optimizer_state_would_be_noticed(objtune, dog_photo, monkeypatch):
+    """The negative control of the test above: what it compares does depend on the saved state."""
+    from objtune_cli.method.training import Trainer
+
+    objtune("train", dog_photo, "--class", "dog", *FAST, "--no-preview")
+    unbroken = Path("artifacts/adapter/dog/v001.safetensors").read_bytes()
+    advance = Trainer.advance
+
+    def forgetful(self):
+        if self.step == 2:
+            self.optimizer.state.clear()
+        return advance(self)
+
+    monkeypatch.setattr(Trainer, "advance", forgetful)
+    objtune("train", dog_photo, "--class", "dog", *FAST, "--no-preview", "--force")
+    v2 = artifact.load(Path("artifacts"), refs.Ref("adapter", "dog", 2))[1]
+    v1 = artifact.load(Path("artifacts"), refs.Ref("adapter", "dog", 1))[1]
+    assert any(not np.array_equal(v1[k], v2[k]) for k in v1) and unbroken
+
+
+def test_diverged_training_publishes_nothing(objtune, dog_photo):
+    result = objtune("train", dog_photo, "--class", "dog", *FAST, "--set", "train.lr=1e30", "--set", "train.steps=40")
+    assert result.code == 9 and "training diverged at step" in result.err and not Path("artifacts/adapter").exists()
+
+
+@pytest.fixture(scope="session")
+def trained_artifacts(base, dog_photo, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """<dog> and <cup>, trained apart, once for all tests."""
+    from objtune_cli.cli.app import run
+
+    folder = tmp_path_factory.mktemp("trained")
+    for photo, word, name in ((dog_photo, "dog", "dog"), (dog_photo.with_name("mug.jpg"), "mug", "cup")):
+        command = ["train", str(photo), "--class", word, "--name", name, *FAST, *LITTLE, "--no-preview", "--quiet"]
+        assert run([*command, "--base", str(base), "--project", str(folder)]) == 0
+    return folder / "artifacts"
+
+
+@pytest.fixture
+def trained(objtune, trained_artifacts):
+    """A project of its own with a copy of them."""
+    shutil.copytree(trained_artifacts, "artifacts")
+    return objtune
+
+
+def test_generate_prints_pictures_that_say_how_they_were_made(trained):
+    result = trained("generate", "a photo of <dog> on the beach", "-n", 2, "--steps", 2, "--negative", "blur")
+    paths = lines(result.out)
+    assert result.code == 0 and [Path(p).name for p in paths] == ["001.png", "002.png"]
+    texts = Image.open(paths[1]).text
+    assert texts["parameters"].splitlines()[:2] == ["a photo of <dog> on the beach", "Negative prompt: blur"]
+    assert "Steps: 2" in texts["parameters"] and "Seed: 1" in texts["parameters"]
+    assert json.loads(texts["objtune"])["scene"] == "scene/dog@1"
+    assert np.asarray(Image.open(paths[0])).shape == (32, 32, 3)
+
+
+def test_pictures_that_are_gone_are_decoded_again(trained):
+    command = ("generate", "<dog>", "-n", 2, "--steps", 2)
+    paths = [Path(p) for p in lines(trained(*command).out)]
+    before = [p.read_bytes() for p in paths]
+    paths[0].unlink()
+    again = trained(*command)
+    assert [Path(p) for p in lines(again.out)] == paths and [p.read_bytes() for p in paths] == before
+    assert "scene/dog@1 is up to date" in again.err
+
+
+def test_a_version_in_the_prompt_is_the_one_that_is_drawn(trained, dog_photo):
+    trained("train", dog_photo, "--class", "dog", *FAST, "--no-preview", "--seed", 1)
+    document = json.loads(trained("generate", "<dog@1>", "-n", 1, "--steps", 1, "--json").out)
+    newest = json.loads(trained("generate", "<dog>", "-n", 1, "--steps", 1, "--json").out)
+    record = artifact.read_record(Path("artifacts"), refs.parse(document["refs"][0]["ref"]))
+    assert record.inputs["adapter.dog"]["ref"] == "adapter/dog@1"
+    assert document["refs"][0]["sha256"] != newest["refs"][0]["sha256"]
+
+
+def test_out_copies_pictures(trained, tmp_path):
+    result = trained("generate", "<dog>", "<cup>", "-n", 1, "--steps", 1, "--out", tmp_path / "new" / "folder")
+    assert sorted(p.name for p in (tmp_path / "new" / "folder").iterdir()) == ["cup-001-001.png", "dog-001-001.png"]
+    assert [Path(p).parent for p in lines(result.out)] == [tmp_path / "new" / "folder"] * 2
+
+
+def test_compose_draws_both_and_keeps_the_layout(trained):
+    result = trained("compose", "<dog> and <cup> on the beach", "--place", "dog=left", "--place", "cup=0.5,0.4,0.95,0.9", "-n", 1, "--steps", 2)
+    assert result.code == 0, result.err
+    record = artifact.read_record(Path("artifacts"), refs.Ref("scene", "dog-cup", 1))
+    assert record.config["places"] == {"dog": [0.02, 0.25, 0.5, 0.95], "cup": [0.5, 0.4, 0.95, 0.9]}
+    assert Path("artifacts/scene/dog-cup/v001/layout.png").is_file()
+    Path("scene.toml").write_text('dog = "left"\ncup = [0.5, 0.4, 0.95, 0.9]\n')
+    again = trained("compose", "<dog> and <cup> on the beach", "--layout", "scene.toml", "-n", 1, "--steps", 2)
+    assert again.out == result.out and "up to date" in again.err
+
+
+def test_two_objects_of_one_photo_are_learned_together(objtune, dog_photo):
+    pair = dog_photo.with_name("pair.jpg")
+    hints = ("--box", "dog=20,240,345,570", "--box", "mug=330,240,630,560")
+    result = objtune("train", pair, "--class", "dog", "--class", "mug", *hints, *FAST)
+    assert (result.code, lines(result.out)) == (0, ["adapter/dog-mug@1"]), result.err
+    _, tensors = artifact.load(Path("artifacts"), refs.Ref("adapter", "dog-mug", 1))
+    assert {"token.dog", "token.mug"} <= set(tensors)
+    assert objtune("generate", "<mug>", "-n", 1, "--steps", 1).code == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [
+        (("generate", "<cat>"), 4, "no trained object <cat>"),
+        (("generate", "<dog@7>"), 4, "there is no adapter/dog@7"),
+        (("generate", " "), 3, "the prompt is empty"),
+        (("generate", "<dog> and <dog@1>", "<dog@2>"), 4, "there is no adapter/dog@2"),
+        (("compose", "a dog"), 3, "names no trained object"),
+        (("compose", "<dog>", "--place", "cup=left"), 3, "does not mention <cup>"),
+        (("compose", "<dog>", "--place", "dog=nowhere"), 2, "'dog=nowhere' is no place"),
+        (("compose", "<dog>", "--layout", "none.toml"), 3, "none.toml is no readable layout"),
+        (("generate", "<dog>", "--base", "toybox"), 6, "was made with the base tiny, this command uses toybox"),
+        (("generate", "<dog>", "--base", "nowhere/at/all"), 4, "there is no base nowhere/at/all"),
+        (("generate", "<dog>", "--base", "sd15"), 7, "are not on this machine"),
+        (("generate", "<dog>", "--device", "cuda:9", "--seed", "5"), 7, "device cuda:9 is not available"),
+        (("init-embedding", "adapter/dog"), 6, "is a adapter"),
+        (("export", "dog", "--format", "ckpt"), 2, "there is no format ckpt"),
+    ],
+)
+def test_mistakes_get_one_line_and_their_exit_code(trained, args, code, said):
+    result = trained(*args)
+    assert (result.code, result.out) == (code, ""), result.err
+    errors = [line for line in lines(result.err) if line.startswith("error: ")]
+    assert len(errors) == 1 and said in errors[0], result.err
+    assert "Traceback" not in result.err
+
+
+def test_a_base_without_image_tower_starts_at_the_class_word(cli, bare_base, dog_photo):
+    cli("segment", dog_photo, "--class", "dog")
+    result = cli("init-embedding", "dog", "--base", bare_base, *FAST)
+    assert result.code == 0 and "has no image tower" in result.err
+    record = artifact.read_record(Path("artifacts"), refs.Ref("embedding", "dog", 1))
+    assert record.config["init"] == "class"
+    asked = cli("init-embedding", "dog", "--base", bare_base, "--init", "prototype")
+    assert asked.code == 7 and "no image tower for a prototype" in asked.err
+
+
+def test_a_damaged_input_is_named_and_left_alone(trained):
+    path = Path("artifacts/adapter/dog/v001.safetensors")
+    trained("generate", "<dog>", "-n", 1, "--steps", 1)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
+    result = trained("verify")
+    assert result.code == 5 and str(path) in result.err and path.read_bytes() == bytes(data)
