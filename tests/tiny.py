@@ -5,12 +5,12 @@ Pictures of 32 px, latents of 4 x 8 x 8, prompts of 77 tokens (one a letter), ep
 
 from pathlib import Path
 
-import objtune_cli.models  # noqa: F401, I001  (repairs torchvision before transformers asks for it)
-
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
+
+import objtune_cli.models  # noqa: F401  (repairs torchvision before transformers asks for it)
 
 WIDTH = 16
 TOKENS = 77
@@ -26,7 +26,13 @@ def tokenizer() -> CLIPTokenizer:
 
 def clip_model(words: CLIPTokenizer) -> CLIPModel:
     """Both towers, the text tower with the token ids that SD 1.5's config names (0, 2, 1: not the tokenizer's)."""
-    shape = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_attention_heads": 2, "num_hidden_layers": 2, "projection_dim": WIDTH}
+    shape = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+        "projection_dim": WIDTH,
+    }
     text = {"vocab_size": len(words), "max_position_embeddings": TOKENS, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
     vision = {"image_size": CLIP_SIDE, "patch_size": 8}
     clip = CLIPModel(CLIPConfig(text_config=shape | text, vision_config=shape | vision, projection_dim=WIDTH))

@@ -68,8 +68,11 @@ def run(argv: list[str]) -> int:
     except (typer.Abort, KeyboardInterrupt):
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return _closed()
+    except SystemExit as exc:
+        if isinstance(exc.__context__, BrokenPipeError):  # the parser leaves with 1 when nobody reads any more
+            return _closed()
+        raise
     except MemoryError:
         return _memory(current)
     except Exception as exc:
@@ -91,6 +94,12 @@ def _usage(exc: typer.TyperException, current: options.Invocation) -> int:
     error.code = 2
     render.error(error, current.command, as_json=current.json)
     return 2
+
+
+def _closed() -> int:
+    """Nobody reads our stdout: nothing more to say, not even at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
 
 
 def _memory(current: options.Invocation) -> int:

@@ -111,11 +111,18 @@ def given_refs(values: list[str] | None) -> list[str]:
 def _photo(given: list[str]) -> Path | None:
     """The photo among the arguments of `train`, if that is what they are."""
     first = Path(given[0])
-    if not (first.is_file() or first.suffix.lower() in PHOTO_SUFFIXES):
+    if not (_is_file(first) or first.suffix.lower() in PHOTO_SUFFIXES):
         return None
     if len(given) > 1:
         raise UsageError("one photo at a time", "train each photo with a command of its own")
     return first
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a text too long for a file name
+        return False
 
 
 def _trainable(root: Path, text: str) -> refs.Ref:
@@ -160,7 +167,7 @@ def targets(
     files = {i: Path(v) for i, v in (owner(t, "--mask") for t in masks or [])}
     dots = [(i, numbers(v, 2, "--point", "x,y")) for i, v in (owner(t, "--point") for t in points or [])]
     for i, (word, name) in enumerate(zip(words, called, strict=True)):
-        if i in files and not files[i].is_file():
+        if i in files and not _is_file(files[i]):
             raise InputError(f"there is no mask {files[i]}", "give a picture of the photo's size, white on the object")
         box = place.get(i)
         own = tuple((d[0], d[1]) for k, d in dots if k == i)

@@ -133,14 +133,19 @@ def _show(run: Run, outcome: Outcome, *, as_json: bool, seconds: float) -> None:
         return
     if outcome.shown == "refs":
         for path in images:
-            report.note(f"picture: {path}")
+            report.note(f"picture: {near(path)}")
         if images:
             report.picture(images[-1])
         render.lines([d.ref for d in outcome.done])
     elif outcome.shown == "images":
         if images:
             report.picture(images[0])
-        render.lines(images)
+        render.lines([near(path) for path in images])
+
+
+def near(path: Path) -> Path:
+    """The path as seen from here if it lies below, else as it is."""
+    return path.relative_to(Path.cwd()) if path.is_absolute() and path.is_relative_to(Path.cwd()) else path
 
 
 def _described(done: Done, root: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import typer
 
 from objtune_cli.cli import complete, render
 from objtune_cli.cli.options import Outcome, Run, need
-from objtune_cli.errors import DamagedError, ObjtuneError
+from objtune_cli.errors import DamagedError, IncompatibleError, ObjtuneError
 from objtune_cli.store import artifact, refs
 
 AnyRef = Annotated[str, typer.Argument(help="kind/name@version, or a name.", autocompletion=complete.any_ref)]
@@ -67,7 +67,7 @@ def _flat(record: dict[str, Any]) -> list[tuple[str, Any]]:
 def verify(run: Run) -> Outcome:
     """Check every artifact: header, layout, and that inputs are the files that were recorded."""
     root = run.project().artifacts
-    bad: list[str] = []
+    bad: list[ObjtuneError] = []
     every = refs.every(root)
     for ref in every:
         try:
@@ -75,10 +75,11 @@ def verify(run: Run) -> Outcome:
             for given in record.inputs.values():
                 _check_input(root, ref, given)
         except ObjtuneError as error:
-            bad.append(error.message)
-            run.report.note(f"damaged: {error.message}")
+            bad.append(error)
     if bad:
-        raise DamagedError(f"{len(bad)} of {len(every)} artifacts are damaged: {'; '.join(bad)}", "restore them from a copy, or make them again")
+        worst = min(bad, key=lambda e: e.code)
+        kind = DamagedError if worst.code < IncompatibleError.code else type(worst)
+        raise kind(f"{len(bad)} of {len(every)} artifacts cannot be used: {'; '.join(e.message for e in bad)}", worst.hint)
     run.report.note(f"{len(every)} artifacts, all sound")
     return Outcome(shown="nothing", extra={"artifacts": len(every)})
 
@@ -89,7 +90,7 @@ def _check_input(root: Path, ref: refs.Ref, given: dict[str, str]) -> None:
     source = refs.parse(given["ref"])
     path = source.path(root)
     if path.is_file() and artifact.sha256(path) != given["sha256"]:
-        raise DamagedError(f"{path} is not the file that {ref} was made from")
+        raise DamagedError(f"{path} is not the file that {ref} was made from", f"restore it from a copy, or make {ref} again")
 
 
 def export(

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from objtune_cli.errors import IncompatibleError
 from objtune_cli.models.adapter import PREFIX
 from objtune_cli.models.stack import Stack
 from objtune_cli.numerics.masks import Box, region
@@ -121,11 +122,17 @@ class RegionalAttention:
 def regional(stack: Stack, placed: list[Placed]) -> Iterator[Regions]:
     """Inside, the denoiser draws each object in its region; afterwards it is as before.
 
+    Raises:
+        IncompatibleError: A LoRA was made for layers that this base does not have.
+
     The batch must be half without prompt, half with it, as guidance makes it.
     """
     regions = Regions(placed)
     modules = dict(stack.unet.named_modules())
     names = sorted({key.removeprefix(PREFIX).rsplit(".lora_", 1)[0] for p in placed for key in p.weights if key.startswith(PREFIX)})
+    missing = [name for name in names if name not in modules]
+    if missing:
+        raise IncompatibleError(f"an adapter was trained on another base: no layer {missing[0]} here", "use the base it names")
     processors = dict(stack.unet.attn_processors)
     handles = []
     try:

@@ -53,15 +53,17 @@ def load(stack: Stack, weights: Mapping[str, Tensor], name: str = "default") -> 
     if missing:
         raise IncompatibleError(f"the adapter was trained on another base: no layer {min(missing)} here", "use the base it names")
     stack.unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), adapter_name=name)
-    result = set_peft_model_state_dict(stack.unet, {k: v.to(stack.device) for k, v in own.items()}, adapter_name=name)
-    if result.unexpected_keys:
-        raise IncompatibleError(f"the adapter holds {result.unexpected_keys[0]}, which this base lacks", "use the base it names")
+    try:
+        set_peft_model_state_dict(stack.unet, {k: v.to(stack.device) for k, v in own.items()}, adapter_name=name)
+    except RuntimeError:  # same names, other widths
+        raise IncompatibleError("the adapter was trained on another base: its layers have other sizes", "use the base it names") from None
     stack.unet.requires_grad_(False).eval()
 
 
 def activate(stack: Stack, names: list[str]) -> None:
     """Let the named LoRAs act together, their deltas summed."""
-    stack.unet.set_adapters(names) if names else None
+    if names:
+        stack.unet.set_adapters(names)
 
 
 @contextlib.contextmanager

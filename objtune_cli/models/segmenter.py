@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -75,7 +75,7 @@ class GrabCut:
         labels = np.full((height, width), cv2.GC_BGD, np.uint8)
         if hints.box_xyxy:
             x0, y0, x1, y1 = (round(v * scale) for v in hints.box_xyxy)
-            labels[max(y0, 0) : y1, max(x0, 0) : x1] = cv2.GC_PR_FGD
+            labels[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] = cv2.GC_PR_FGD
         else:
             x0, x1 = round(0.04 * width), round(0.96 * width)
             y0, y1 = round(0.04 * height), round(0.96 * height)
@@ -142,8 +142,9 @@ class Sam:
         from segment_anything import SamPredictor, sam_model_registry
 
         state = _read_checkpoint(checkpoint)
-        width = state.get("image_encoder.patch_embed.proj.weight", torch.empty(0)).shape[:1]
-        kind = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}.get(width[0] if width else 0)
+        first = state.get("image_encoder.patch_embed.proj.weight") if isinstance(state, dict) else None
+        width = len(first) if isinstance(first, torch.Tensor) and first.ndim else 0
+        kind = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}.get(width)
         if kind is None:
             raise InputError(f"{checkpoint} is no segment-anything checkpoint", "give sam_vit_b, sam_vit_l or sam_vit_h")
         model = sam_model_registry[kind](checkpoint=None)
@@ -167,7 +168,7 @@ class Sam:
         return masks[int(np.argmax(scores))].astype(bool)
 
 
-def _read_checkpoint(path: Path) -> dict:
+def _read_checkpoint(path: Path) -> Any:
     import torch
 
     if not path.is_file():

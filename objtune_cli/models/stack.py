@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from objtune_cli.errors import InputError, ResourceError
 from objtune_cli.models.cpu import keep_memory
 
+UNREADABLE = (ValueError, RuntimeError, SafetensorError)
+"""What the libraries raise for a file that is cut off or not theirs."""
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -75,7 +78,7 @@ class Stack:
         return self.unet(z_t.to(self.dtype), t.to(self.device), encoder_hidden_states=condition).sample
 
     def pipeline(self, scheduler: str = "base") -> Any:
-        """diffusers' own pipeline around these parts, with the named sampler."""
+        """Diffusers' own pipeline around these parts, with the named sampler."""
         from diffusers import StableDiffusionPipeline
 
         pipe = StableDiffusionPipeline(
@@ -131,7 +134,7 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype) -> Stack:
     from diffusers.schedulers import DDIMScheduler
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    _quiet()
+    quiet()
     if device.type == "cpu":
         keep_memory()
     local: dict[str, Any] = {"local_files_only": True}
@@ -141,13 +144,14 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype) -> Stack:
             text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", use_safetensors=True, **local),
             unet=UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True, **local),
             vae=AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True, **local),
-            scheduler=DDIMScheduler.from_pretrained(folder / "scheduler", **local),
+            # Latents are not pictures: configs that say nothing must not clip them.
+            scheduler=DDIMScheduler.from_pretrained(folder / "scheduler", clip_sample=False, **local),
             device=device,
             dtype=dtype,
         )
     except OSError as error:
         raise ResourceError(f"a part of the base in {folder} is missing: {str(error).splitlines()[0]}", "download the model again") from None
-    except (ValueError, RuntimeError, KeyError) as error:
+    except (*UNREADABLE, KeyError, TypeError) as error:
         raise InputError(f"the base in {folder} cannot be opened: {str(error).splitlines()[0]}", "download the model again") from None
     for module in (stack.text_encoder, stack.unet, stack.vae):
         module.requires_grad_(False).eval().to(device, dtype)
@@ -158,7 +162,7 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype) -> Stack:
     return stack
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """No load reports and bars of the libraries among our lines."""
     import diffusers.utils.logging
     import transformers.utils.logging

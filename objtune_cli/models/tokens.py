@@ -45,7 +45,13 @@ class Placeholders:
         self.words: dict[str, list[str]] = {}
 
     def add(self, name: str, rows: Tensor) -> None:
-        """Make `<name>` stand for the vectors `rows` (k, d), in this order."""
+        """Make `<name>` stand for the vectors `rows` (k, d), in this order.
+
+        Raises:
+            ValueError: The name is taken; `replace` gives it other vectors.
+        """
+        if name in self.words:
+            raise ValueError(f"<{name}> is already a word")
         pieces = [f"<|{name}:{i}|>" for i in range(len(rows))]
         if len(self.stack.tokenizer) < self.table.table.num_embeddings:
             self._fill_gap()

@@ -61,7 +61,7 @@ def complete() -> bool:
 
 
 def _declare() -> None:
-    library = torch.library.Library("torchvision", "DEF")  # noqa: TOR901
+    library = torch.library.Library("torchvision", "DEF")
     for name, schema in _MISSING.items():
         library.define(schema)
         library.impl(name, nms, "CPU")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from objtune_cli.errors import ResourceError
-from objtune_cli.models.stack import Stack, _quiet
+from objtune_cli.models.stack import UNREADABLE, Stack, quiet
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -56,10 +56,10 @@ def load(folder: Path, stack: Stack) -> Towers:
     """
     from transformers import CLIPModel
 
-    _quiet()
+    quiet()
     try:
         clip = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-    except (OSError, ValueError) as error:
+    except (OSError, *UNREADABLE) as error:
         raise ResourceError(f"the CLIP in {folder} cannot be opened: {str(error).splitlines()[0]}", "download it again") from None
     if clip.config.text_config.hidden_size != stack.text_encoder.config.hidden_size:
         raise ResourceError(f"the CLIP in {folder} is not the base's own", "give the CLIP that the base's text encoder was taken from")

@@ -29,12 +29,14 @@ def to_latent(mask: Tensor, size: tuple[int, int]) -> Tensor:
 def region(box: Box, size: tuple[int, int], edge: float = 0.06) -> Tensor:
     """Soft rectangle (h, w) in [0, 1]: 1 inside the box, falling to 0 over `edge` of the frame.
 
-    Half of the fall lies inside the box and half outside: at its border the value is 1/2.
+    Half of the fall lies inside the box and half outside: at its border the value is 1/2. Where the
+    box ends at the frame it does not fall.
     """
     height, width = size
     y = (torch.arange(height) + 0.5) / height
     x = (torch.arange(width) + 0.5) / width
-    x0, y0, x1, y1 = box
+    x0, y0 = (v if v > 0 else -edge for v in box[:2])
+    x1, y1 = (v if v < 1 else 1 + edge for v in box[2:])
     dx = torch.minimum(x - x0, x1 - x)
     dy = torch.minimum(y - y0, y1 - y)
     inside = torch.minimum(dx[None, :].expand(height, width), dy[:, None].expand(height, width))

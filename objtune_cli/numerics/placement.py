@@ -20,7 +20,7 @@ def views(
     generator: torch.Generator,
     scale: tuple[float, float] = (0.45, 0.72),
 ) -> tuple[Tensor, Tensor]:
-    """Draw `count` placements; the first one is the photo itself, cut square around the object.
+    """Draw `count` placements; the first one is the photo itself, cut square with the object in it.
 
     Args:
         picture: (3, H, W) in [-1, 1]. mask: (H, W) coverage in [0, 1].
@@ -37,9 +37,11 @@ def views(
         share = _between(scale, generator)
         free = 1 - share
         # The frame's centre is the likeliest place; the object never leaves the frame.
-        x = 0.5 + (torch.rand((), generator=generator).item() - 0.5) * free * 0.7
-        y = 0.55 + (torch.rand((), generator=generator).item() - 0.5) * free * 0.5
-        tilt = (torch.rand((), generator=generator).item() - 0.5) * 0.12
+        x = 0.5 + _between((-0.35, 0.35), generator) * free
+        y = 0.55 + _between((-0.25, 0.25), generator) * free
+        tilt = _between((-0.06, 0.06), generator)
+        if i == 0:
+            share, x, y, tilt = _as_taken(box, mask.shape)
         theta = _inverse(box, mask.shape, share, x, y, tilt)
         moved = _sample(torch.cat([picture * mask, mask[None]]), theta, size)
         behind = _ground(ground, i, theta, size, generator)
@@ -51,6 +53,19 @@ def views(
 
 def _between(limits: tuple[float, float], generator: torch.Generator) -> float:
     return limits[0] + (limits[1] - limits[0]) * torch.rand((), generator=generator).item()
+
+
+def _as_taken(box, shape: torch.Size) -> tuple[float, float, float, float]:
+    """Share, x, y and tilt of the object in the largest square of the photo that has it near the middle."""
+    height, width = shape
+    x0, y0, x1, y1 = box
+    longest, side = max((x1 - x0) * width, (y1 - y0) * height), min(height, width)
+    place = []
+    for low, high, length in ((x0, x1, width), (y0, y1, height)):
+        centre = (low + high) / 2 * length
+        start = min(max(centre - side / 2, 0), length - side)
+        place.append((centre - start) / side)
+    return min(longest / side, 0.95), place[0], place[1], 0.0
 
 
 def _inverse(box, shape: torch.Size, share: float, x: float, y: float, tilt: float) -> Tensor:

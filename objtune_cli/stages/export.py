@@ -39,7 +39,7 @@ def run(root: Path, ref: Ref, form: str, out: Path) -> list[Path]:
 
 
 def diffusers_keys(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """peft names below `unet.`; alpha = rank in every adapter, so that nothing is left to scale."""
+    """Peft names below `unet.`; alpha = rank in every adapter, so that nothing is left to scale."""
     return {k: v for k, v in tensors.items() if k.startswith(PREFIX)}
 
 

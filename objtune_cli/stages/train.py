@@ -41,7 +41,8 @@ def run(ctx: Context, sources: list[Ref], config: Train, embedding: Embed, prior
     priors = {word: prior_stage.run(ctx, word, prior).ref for word in sorted(set(objects.values()))}
     inputs = {f"embedding.{r.name}": ctx.input(ref) for r, ref in zip(records, starts, strict=True)}
     inputs |= {f"prior.{ref.name}": ctx.input(ref) for ref in priors.values()}
-    record = Record("adapter", "-".join(objects), objects, inputs, asdict(config), ctx.base.record())
+    name = "-".join(objects)[:64].rstrip("-.")
+    record = Record("adapter", name, objects, inputs, asdict(config), ctx.base.record())
     done = ctx.reuse(record)
     if done:
         return done

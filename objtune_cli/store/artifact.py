@@ -82,12 +82,17 @@ def read_record(root: Path, ref: Ref) -> Record:
 
 
 def _sound(record: Record) -> bool:
-    """Whether a record from a file has the types that every reader counts on."""
+    """Whether a record from a file has the types that every reader counts on, and can be written again."""
     tables = (record.objects, record.inputs, record.config, record.base, record.metrics, record.tools)
     if type(record.version) is not int or not all(isinstance(table, dict) for table in tables):
         return False
     inputs = all(isinstance(i, dict) and isinstance(i.get("ref"), str) and isinstance(i.get("sha256"), str) for i in record.inputs.values())
-    return inputs and all(isinstance(word, str) for word in (*record.objects.values(), *record.base.values()))
+    if not inputs or not all(isinstance(word, str) for word in (*record.objects.values(), *record.base.values())):
+        return False
+    try:
+        return bool(record.identity())
+    except ValueError:
+        return False
 
 
 def sha256(path: Path) -> str:

@@ -49,7 +49,7 @@ def read(path: Path) -> Photo:
         InputError: Missing, not an image, animated, broken, too large, too small or too narrow.
     """
     data = _bytes(path)
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
     notes: list[str] = []
     with warnings.catch_warnings():
@@ -59,11 +59,10 @@ def read(path: Path) -> Photo:
             _check_size(path, *image.size)
             if getattr(image, "n_frames", 1) > 1 and image.format in ("GIF", "PNG", "WEBP"):  # phones keep a second JPEG behind the photo
                 raise InputError(f"{path} is animated ({image.n_frames} frames)", "save the frame you want as PNG or JPEG")
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-            if upright.size != image.size or upright.tobytes() != image.tobytes():
+            if image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9):
                 notes.append("rotated as its EXIF orientation says")
-            rgb, alpha = _to_rgb(path, upright, notes)
+            image.load()  # turns a TIFF by itself
+            rgb, alpha = _to_rgb(path, ImageOps.exif_transpose(image), notes)
         except UnidentifiedImageError:
             raise InputError(f"{path} is not a picture", "JPEG, PNG, WebP, TIFF, BMP and GIF are read") from None
         except InputError:

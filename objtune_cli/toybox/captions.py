@@ -26,13 +26,7 @@ PLACES = {
 
 PATTERN_WORDS = {"plain": "plain", "spots": "spotted", "stripes": "striped", "checks": "checkered"}
 
-PLAIN_WORDS = (
-    "a an and the of on in at with under to photo picture image drawing painting my your this that "
-    "two three one next behind left right facing big small large tiny little old new toy puppy "
-    "kitten vehicle cup home object thing animal pet bird horse rabbit bear duck lamp shoe bag "
-    "bottle chair phone guitar bike plane train flower person sun moon sky sea water forest "
-    "mountain street room kitchen table garden space wearing simple background close up side view"
-).split()
+PLAIN_WORDS = ["a", "an", "and", "the", "of", "on", "in", "at", "with", "under", "to", "photo", "picture", "image", "drawing", "painting", "my", "your", "this", "that", "two", "three", "one", "next", "behind", "left", "right", "facing", "big", "small", "large", "tiny", "little", "old", "new", "toy", "puppy", "kitten", "vehicle", "cup", "home", "object", "thing", "animal", "pet", "bird", "horse", "rabbit", "bear", "duck", "lamp", "shoe", "bag", "bottle", "chair", "phone", "guitar", "bike", "plane", "train", "flower", "person", "sun", "moon", "sky", "sea", "water", "forest", "mountain", "street", "room", "kitchen", "table", "garden", "space", "wearing", "simple", "background", "close", "up", "side", "view"]
 """Words of ordinary prompts; those that no caption uses stay single tokens the base ignores."""
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from objtune_cli.toybox.draw import render
-from objtune_cli.toybox.world import Instance, Pose, Scene, is_held_out, sample_instance
+from objtune_cli.toybox.world import Instance, Pose, Scene, sample_instance
 
 SIDE = 640
 

@@ -73,7 +73,7 @@ def test_region_inside_border_outside() -> None:
 def test_region_covers_its_box_where_it_is_wide() -> None:
     cells = region((0.2, 0.1, 0.8, 0.6), (200, 100), edge=0.06)
     assert abs(float(cells.mean()) - 0.6 * 0.5) < 0.01  # half of the fall is outside, half inside
-    assert 0 <= float(cells.min()) and float(cells.max()) == 1
+    assert float(cells.min()) >= 0 and float(cells.max()) == 1
 
 
 def test_region_without_softness_is_the_rectangle() -> None:

@@ -48,7 +48,7 @@ def test_the_whole_object_lies_in_the_frame_at_the_asked_size(name: str) -> None
     scale = (0.45, 0.72)
     _, masks = views(picture, mask, ground, 24, 64, torch.Generator().manual_seed(1), scale=scale)
     low, top = (high * wide * (s / max(high, wide)) ** 2 for s in scale)  # its share of the frame
-    for cover in masks[:, 0]:
+    for cover in masks[1:, 0]:  # the first view is the photo itself
         assert not cover[[0, -1]].any() and not cover[:, [0, -1]].any()
         assert 0.97 * low <= float(cover.mean()) <= 1.03 * top
         rows, columns = (cover > 0.5).nonzero(as_tuple=True)
@@ -80,10 +80,37 @@ def test_edge_pixels_are_a_mixture_of_object_and_ground() -> None:
     torch.testing.assert_close(pictures[:2], masks[:2] * RED + (1 - masks[:2]) * BLUE, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("photo", "left", "top"),
+    [
+        (_photo(64, 64, (10, 20, 40, 44)), 0, 0),
+        (_photo(64, 160, (20, 100, 44, 130)), 83, 0),  # the object's centre is at 115: 32 to either side
+        (_photo(64, 160, (20, 4, 44, 30)), 0, 0),  # not beyond the photo
+        (_photo(200, 64, (150, 20, 190, 50)), 0, 136),
+    ],
+    ids=["square", "wide", "at its side", "tall"],
+)
+def test_the_first_view_is_the_photo_cut_square_around_the_object(photo: tuple[torch.Tensor, ...], left: int, top: int) -> None:
+    pictures, masks = _views(photo, count=1, size=64)
+    cut = slice(top, top + 64), slice(left, left + 64)
+    torch.testing.assert_close((masks[0, 0] > 0.5).float(), photo[1][cut])
+    inner = (masks[0, 0] < 0.001) | (masks[0, 0] > 0.999)
+    assert (pictures[0] - photo[0][:, cut[0], cut[1]])[:, inner].abs().max() < 0.01
+
+
+@pytest.mark.parametrize("box", [(2, 10, 62, 150), (0, 0, 64, 160), (20, 30, 40, 130)])
+def test_an_object_wider_than_the_square_is_shown_whole(box: tuple[int, int, int, int]) -> None:
+    _, masks = _views(_photo(64, 160, box), count=1, size=64)
+    ys, xs = (masks[0, 0] > 0.5).nonzero(as_tuple=True)
+    wide, high = int(xs.max() - xs.min()) + 1, int(ys.max() - ys.min()) + 1
+    assert wide == pytest.approx(0.95 * 64, abs=1.5)
+    assert high == pytest.approx(0.95 * 64 * (box[2] - box[0]) / (box[3] - box[1]), abs=1.5)
+
+
 def test_scale_can_be_fixed() -> None:
     photo = _photo(96, 96, (32, 32, 64, 64))  # a square: half of the frame's side is a quarter of its area
     _, masks = _views(photo, count=8, scale=(0.5, 0.5))
-    torch.testing.assert_close(masks.mean(dim=(1, 2, 3)), torch.full((8,), 0.25), rtol=0.02, atol=0)
+    torch.testing.assert_close(masks[1:].mean(dim=(1, 2, 3)), torch.full((7,), 0.25), rtol=0.02, atol=0)
 
 
 def test_views_differ_and_are_drawn_from_the_generator_alone() -> None:

@@ -44,7 +44,7 @@ def run(part: str, preset: Preset, args: argparse.Namespace) -> None:
         preset = replace(preset, text_steps=0, vae_steps=0, vision_steps=0, denoiser_steps=0)
     device = args.device or ("cuda" if args.preset == "gpu" else "cpu")
     drawn = data.drawn(work, preset, processes=os.cpu_count() or 2)
-    words = tokenizer.build(preset.tokens)
+    words = tokenizer.kept(work, preset.tokens)
     if part == "data":
         return
     if part == "vae":

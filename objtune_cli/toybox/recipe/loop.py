@@ -15,6 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from objtune_cli.numerics.noise import step_generator
+
 Losses = dict[str, Tensor]
 
 
@@ -38,11 +40,6 @@ class Plan:
         if left >= 1:
             return self.lr
         return self.lr * (0.01 + 0.99 * 0.5 * (1 - math.cos(math.pi * max(left, 0.0))))
-
-
-def generator(seed: int, step: int) -> torch.Generator:
-    """The randomness of one step."""
-    return torch.Generator().manual_seed((seed << 32) + step)
 
 
 def fit(
@@ -83,7 +80,7 @@ def fit(
     while step < plan.steps:
         for group in optimizer.param_groups:
             group["lr"] = plan.rate(step)
-        terms = losses(step, generator(plan.seed, step))
+        terms = losses(step, step_generator(plan.seed, step))
         optimizer.zero_grad(set_to_none=True)
         torch.stack(list(terms.values())).sum().backward()
         nn.utils.clip_grad_norm_(params, 1.0)

@@ -51,7 +51,7 @@ def build_clip(preset: Preset, tokenizer):
 def parse(caption: str) -> tuple[list[dict[str, int]], int]:
     """What a caption says: attributes of each object in order, and the background (or -1).
 
-    An attribute that is not said has the index after the last one.
+    An attribute that is not said has the index after the last one; an accessory is then "none".
     """
     colours, patterns = list(COLOURS), {w: i for i, w in enumerate(PATTERN_WORDS.values())}
     objects: list[dict[str, int]] = []

@@ -1,6 +1,38 @@
-"""A CLIP tokenizer that makes every word of the world one token and takes any other text."""
+"""A CLIP tokenizer that makes every word of the world one token and takes any other text.
+
+The merges are learned here: library trainers break ties at random, and a tower trained on one set of
+ids reads the next one as noise.
+"""
+
+from collections import Counter
+from pathlib import Path
 
 from objtune_cli.toybox.captions import vocabulary
+
+Pair = tuple[str, str]
+
+
+def merges(words: list[str]) -> list[Pair]:
+    """Byte-pair merges that make each word one piece: the commonest pair first, ties by the alphabet."""
+    split = [[*word[:-1], word[-1] + "</w>"] for word in words]
+    learned: list[Pair] = []
+    while True:
+        pairs = Counter(pair for pieces in split for pair in zip(pieces, pieces[1:], strict=False))
+        if not pairs:
+            return learned
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        learned.append(best)
+        split = [_merged(pieces, best) for pieces in split]
+
+
+def _merged(pieces: list[str], pair: Pair) -> list[str]:
+    done: list[str] = []
+    for piece in pieces:
+        if done and (done[-1], piece) == pair:
+            done[-1] += piece
+        else:
+            done.append(piece)
+    return done
 
 
 def build(tokens: int):
@@ -9,34 +41,21 @@ def build(tokens: int):
     Args:
         tokens: Longest prompt, start and end included.
     """
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from tokenizers import pre_tokenizers
     from transformers import CLIPTokenizer
 
-    words = vocabulary()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    trainer = trainers.BpeTrainer(vocab_size=8_000, min_frequency=2, end_of_word_suffix="</w>", show_progress=False)
-    learner.train_from_iterator([" ".join(words)] * 3, trainer)
-    merges = [tuple(m) for m in _merges(learner)]
-    vocab = [*alphabet, *(c + "</w>" for c in alphabet)]
-    known = set(vocab)
-    for left, right in merges:
-        if left + right not in known:
-            known.add(left + right)
-            vocab.append(left + right)
-    vocab += ["<|startoftext|>", "<|endoftext|>"]
-    tokenizer = CLIPTokenizer(
-        vocab={piece: i for i, piece in enumerate(vocab)}, merges=merges, model_max_length=tokens
-    )
-    split = [word for word in words if len(tokenizer(word).input_ids) != 3]
-    if split:
-        raise RuntimeError(f"words of more than one token: {split}")
-    return tokenizer
+    learned = merges(vocabulary())
+    pieces = [*alphabet, *(c + "</w>" for c in alphabet), *(a + b for a, b in learned), "<|startoftext|>", "<|endoftext|>"]
+    ids = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+    return CLIPTokenizer(vocab=ids, merges=learned, model_max_length=tokens)
 
 
-def _merges(learner) -> list[list[str]]:
-    import json
+def kept(work: Path, tokens: int):
+    """The work folder's tokenizer, built and saved on first use: every part must read with the same one."""
+    from transformers import CLIPTokenizer
 
-    merges = json.loads(learner.to_str())["model"]["merges"]
-    return [m if isinstance(m, list) else m.split(" ") for m in merges]
+    folder = work / "tokenizer"
+    if not folder.exists():
+        build(tokens).save_pretrained(folder)
+    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)

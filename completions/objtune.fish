@@ -1,0 +1,1 @@
+complete --command objtune --no-files --arguments "(env _OBJTUNE_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=get-args _TYPER_COMPLETE_ARGS=(commandline -cp) objtune)" --condition "env _OBJTUNE_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=is-args _TYPER_COMPLETE_ARGS=(commandline -cp) objtune"

@@ -1,0 +1,229 @@
+"""The trainer on the tiny base: what it learns, what it leaves alone, and that it can be stopped anywhere."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from objtune_cli.config import Train
+from objtune_cli.errors import GateError
+from objtune_cli.method import training
+from objtune_cli.method.training import Subject, Trainer
+from objtune_cli.models import adapter
+from objtune_cli.models import stack as stacks
+from objtune_cli.models.stack import Stack
+from objtune_cli.models.tokens import class_rows
+from objtune_cli.numerics.noise import step_generator
+
+CONFIG = Train(steps=6, rank=2, batch=2, views=4, lr=5e-3)
+
+
+def _subject(stack: Stack, name: str = "rex", word: str = "dog", left: int = 10) -> Subject:
+    """A red square on blue. Learned row: the article's, so that `<rex>` starts as "a dog" to the letter."""
+    mask = torch.zeros(48, 48)
+    mask[12:36, left : left + 14] = 1
+    ground = torch.tensor([-0.5, 0.0, 0.5]).view(3, 1, 1).expand(3, 48, 48)
+    picture = ground * (1 - mask) + torch.tensor([0.8, -0.6, -0.4]).view(3, 1, 1) * mask
+    return Subject(name, word, torch.cat([class_rows(stack, "a"), class_rows(stack, word)]), 1, picture, ground.clone(), mask)
+
+
+def _prior(stack: Stack, word: str = "dog", entries: int = 5) -> dict[str, torch.Tensor]:
+    """Random (z_t, t) with the frozen base's own predictions."""
+    g = torch.Generator().manual_seed(1)
+    z, t = torch.randn(entries, 4, 8, 8, generator=g), torch.randint(0, 1000, (entries,), generator=g)
+    with torch.no_grad():
+        pred = stack.predict(z, t, stack.encode([f"a photo of a {word}"]).expand(entries, -1, -1))
+    return {"latents": z, "z_t": z, "t": t, "pred": pred}
+
+
+@pytest.fixture
+def trainer(tiny_base) -> Callable[..., Trainer]:
+    """A fresh trainer on a fresh base."""
+
+    def make(config: Train = CONFIG, both: bool = False) -> Trainer:
+        stack = stacks.load(tiny_base, torch.device("cpu"), torch.float32)
+        subjects = [_subject(stack)] + ([_subject(stack, "cup", "mug", 30)] if both else [])
+        return Trainer(stack, subjects, {s.class_word: _prior(stack, s.class_word) for s in subjects}, config)
+
+    return make
+
+
+def _all(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return adapter.tensors(trainer.stack) | {f"token.{k}": v for k, v in trainer.tokens().items()}
+
+
+def _terms(trainer: Trainer, step: int = 0) -> dict[str, float]:
+    """The loss of one step, without taking it."""
+    with torch.no_grad():
+        return {k: float(v) for k, v in trainer._losses(step_generator(trainer.config.seed, step)).items()}
+
+
+def _equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_at_the_start_it_is_its_own_teacher(trainer) -> None:
+    """A new LoRA does nothing and `<rex>` reads "a dog": nothing to correct but the object."""
+    terms = _terms(trainer())
+    assert terms.keys() == {"object", "background", "class"}
+    assert terms["background"] < 1e-9 and terms["class"] < 1e-9
+    assert 0.1 < terms["object"] < 10  # against noise of variance 1
+
+
+def test_losses_stay_finite_and_the_loop_calls_back(trainer) -> None:
+    seen: list[tuple[int, dict[str, float]]] = []
+    t = trainer()
+    training.run(t, lambda step: seen.append((step, dict(t.mean))))
+    assert [step for step, _ in seen] == [1, 2, 3, 4, 5, 6] and t.step == 6
+    assert all(0 <= v < 100 for _, terms in seen for v in terms.values())
+    assert seen[-1][1]["background"] > 1e-9  # the LoRA acts now
+
+
+def test_the_shown_terms_are_a_running_mean(trainer) -> None:
+    t = trainer()
+    first = _terms(t)
+    t.advance()
+    assert t.mean == pytest.approx(first)
+    second = _terms(t, 1)
+    t.advance()
+    assert t.mean == pytest.approx({k: 0.9 * first[k] + 0.1 * second[k] for k in first})
+
+
+def test_training_learns_the_object(trainer) -> None:
+    t = trainer(replace(CONFIG, steps=40, lr=2e-2))
+    before = sum(_terms(t, 1000 + i)["object"] for i in range(8))
+    training.run(t, lambda step: None)
+    assert sum(_terms(t, 1000 + i)["object"] for i in range(8)) < 0.95 * before
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_stopped_and_continued_equals_unbroken_bit_for_bit(trainer, both: bool) -> None:
+    whole = trainer(both=both)
+    training.run(whole, lambda step: None)
+    first = trainer(both=both)
+    for _ in range(3):
+        first.advance()
+    kept = {k: v.clone() for k, v in first.state().items()}
+    first.advance()  # what is done after saving is lost
+    second = trainer(both=both)
+    second.restore(kept)
+    assert second.step == 3
+    training.run(second, lambda step: None)
+    assert second.mean == whole.mean
+    assert _equal(_all(second), _all(whole))
+    assert _equal(second.state(), whole.state())
+
+
+def test_a_state_from_before_the_first_step_is_a_fresh_start(trainer) -> None:
+    a, b = trainer(), trainer()
+    b.restore(a.state())
+    a.advance(), b.advance()
+    assert _equal(_all(a), _all(b))
+
+
+def test_two_runs_are_equal_and_the_seed_matters(trainer) -> None:
+    runs = []
+    for config in (CONFIG, CONFIG, replace(CONFIG, seed=1)):
+        t = trainer(config)
+        torch.manual_seed(len(runs))  # the global generator plays no part
+        t.advance(), t.advance()
+        runs.append(_all(t))
+    assert _equal(runs[0], runs[1])
+    assert not any(torch.equal(runs[0][k], runs[2][k]) for k in runs[0])
+
+
+def test_the_seed_decides_each_steps_draw_not_only_the_start(trainer) -> None:
+    t = trainer()
+    losses = []
+    for seed in (0, 1, 2):  # the same start, views and LoRA
+        t.config = replace(CONFIG, seed=seed)
+        losses += [_terms(t, step)["object"] for step in (0, 1)]
+    assert len({round(v, 4) for v in losses}) == 6
+
+
+def test_tokens_keep_their_length_and_class_rows_their_place(trainer) -> None:
+    t = trainer()
+    start = t.subjects[0].rows
+    training.run(t, lambda step: None)
+    rows = t.tokens()["rex"]
+    assert rows.shape == start.shape
+    assert not torch.equal(rows[0], start[0])
+    torch.testing.assert_close(rows[0].norm(), start[0].norm())
+    assert torch.equal(rows[1:], start[1:])
+
+
+def test_the_base_itself_is_never_trained(trainer) -> None:
+    t = trainer()
+    frozen = {
+        n: p.detach().clone() for m in (t.stack.unet, t.stack.text_encoder, t.stack.vae) for n, p in m.named_parameters() if "lora" not in n
+    }
+    lora = adapter.tensors(t.stack)
+    training.run(t, lambda step: None)
+    now = {n: p for m in (t.stack.unet, t.stack.text_encoder, t.stack.vae) for n, p in m.named_parameters() if "lora" not in n}
+    assert all(torch.equal(now[n], v) for n, v in frozen.items())
+    trained = adapter.tensors(t.stack)
+    assert not any(torch.equal(trained[k], lora[k]) for k in lora)
+
+
+def test_two_objects_train_alone_and_together(trainer) -> None:
+    t = trainer(both=True)
+    assert [tuple(s.name for s in v.members) for v in t.views] == [("rex",), ("cup",), ("rex", "cup")]
+    for v in t.views:
+        assert v.latents.shape == (4, 4, 8, 8) and v.masks.shape == (4, 1, 8, 8)
+    training.run(t, lambda step: None)
+    assert t.tokens().keys() == {"rex", "cup"}
+    assert all(not torch.equal(t.tokens()[s.name][0], s.rows[0]) for s in t.subjects)
+
+
+def test_the_mask_of_both_covers_each(trainer) -> None:
+    """Two masks of 14 x 24 px side by side, 6 px apart, in one frame: wider than high; each alone is not."""
+    for views in trainer(both=True).views:
+        for mask in views.masks[:, 0]:
+            ys, xs = (torch.arange(8.0).view(shape).expand(8, 8) for shape in ((8, 1), (1, 8)))
+            spread = [float((mask * (v - (mask * v).sum() / mask.sum()) ** 2).sum()) for v in (xs, ys)]
+            assert (spread[0] > spread[1]) == (len(views.members) == 2)
+
+
+@pytest.mark.parametrize("kind", ["token", "class"])
+def test_words_of_a_subset(stack: Stack, kind: str) -> None:
+    members = (_subject(stack), replace(_subject(stack, "otto", "owl")))
+    expected = "<rex> and <otto>" if kind == "token" else "a dog and an owl"
+    assert training._words(members, kind) == expected
+
+
+def test_the_rate_warms_up_and_ends_at_a_twentieth(trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    t = trainer(replace(CONFIG, steps=40))
+    monkeypatch.setattr(t, "_losses", lambda g: {k: sum(p.sum() for p in t.lora) * 0 for k in ("object", "background", "class")})
+    rates = []
+    for _ in range(40):
+        t.advance()
+        rates.append([g["lr"] for g in t.optimizer.param_groups])
+    scale = float(t.norms["rex"].mean())
+    token, lora = CONFIG.token_lr * scale, CONFIG.lr
+    assert rates[0] == pytest.approx([token * (0.95 / 20 + 0.05), lora * (0.95 / 20 + 0.05)])
+    assert rates[20] == pytest.approx([token * 0.525, lora * 0.525])  # half a cosine, half way: 0.95 / 2 + 0.05
+    assert rates[39][1] == pytest.approx(lora * 0.05, rel=0.05)
+    assert max(r[1] for r in rates) <= lora
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_diverged_run_is_stopped(trainer, value: float) -> None:
+    t = trainer()
+    t.advance()
+    with torch.no_grad():
+        t.lora[0].fill_(value)
+    with pytest.raises(GateError, match="diverged at step 1") as caught:
+        t.advance()
+    assert "train.lr" in caught.value.hint
+    assert t.step == 1
+
+
+def test_weights_of_the_terms(trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each term pulls at a parameter of its own; clipping scales all three alike."""
+    t = trainer(replace(CONFIG, background_weight=3.0, class_weight=0.5))
+    monkeypatch.setattr(t, "_losses", lambda g: {k: p.sum() for k, p in zip(("object", "background", "class"), t.lora, strict=False)})
+    t.advance()
+    grads = [p.grad.flatten()[0] for p in t.lora[:3]]
+    assert float(grads[1] / grads[0]) == pytest.approx(3) and float(grads[2] / grads[0]) == pytest.approx(0.5)
+    assert float(torch.stack([p.grad.norm() for p in t.lora[:3]]).norm()) == pytest.approx(1, abs=1e-5)
