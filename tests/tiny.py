@@ -5,12 +5,13 @@ Pictures of 32 px, latents of 4 x 8 x 8, prompts of 77 tokens (one a letter), ep
 
 from pathlib import Path
 
+import objtune_cli.models  # noqa: F401  (repairs torchvision before the libraries below ask for it)
+
+# isort: split
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
-
-import objtune_cli.models  # noqa: F401  (repairs torchvision before transformers asks for it)
 
 WIDTH = 16
 TOKENS = 77

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from objtune_cli.models import adapter
 from objtune_cli.config import Train
 from objtune_cli.errors import GateError
 from objtune_cli.method.prototype import PROMPT, _article
-from objtune_cli.models import adapter
 from objtune_cli.models.stack import Stack
 from objtune_cli.models.tokens import Placeholders
 from objtune_cli.numerics import losses, noise, placement

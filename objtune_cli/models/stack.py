@@ -78,11 +78,11 @@ class Stack:
         return self.unet(z_t.to(self.dtype), t.to(self.device), encoder_hidden_states=condition).sample
 
     def pipeline(self, scheduler: str = "base") -> Any:
-        """Diffusers' own pipeline around these parts, with the named sampler."""
+        """The pipeline class of diffusers around these parts, with the named sampler; takes encoded prompts."""
         from diffusers import StableDiffusionPipeline
 
         pipe = StableDiffusionPipeline(
-            vae=self.vae, text_encoder=self.text_encoder, tokenizer=self.tokenizer, unet=self.unet,
+            vae=self.vae, text_encoder=None, tokenizer=None, unet=self.unet,
             scheduler=_sampler(self.scheduler, scheduler), safety_checker=None, feature_extractor=None,
             requires_safety_checker=False,
         )  # fmt: skip

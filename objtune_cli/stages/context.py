@@ -1,6 +1,5 @@
 """What every stage is given, and what it gives back."""
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -51,7 +50,6 @@ class Context:
     force: bool = False
     stopped: Callable[[], int] = lambda: 0
     _base: Base | None = None
-    _stack: "Stack | None" = None
 
     @property
     def root(self) -> Path:
@@ -65,7 +63,8 @@ class Context:
         return self._base
 
     def stack(self) -> "Stack":
-        """The loaded base: a fresh one for each call, since stages add to it; weights are read once."""
+        """The loaded base: a fresh one for each call, since stages add words and adapters to it."""
+        self.check_stopped()
         from objtune_cli.models import stack
 
         device = stack.pick_device(self.common.device)
@@ -139,8 +138,3 @@ def keep_picture(root: Path, ref: Ref, name: str, data: bytes) -> Path:
     path = pictures_folder(root, ref) / name
     artifact.write_file(path, data, root)
     return path
-
-
-def threads() -> int:
-    """CPU threads that torch will use; results depend on the number."""
-    return int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)

@@ -9,7 +9,7 @@ from objtune_cli.config import Embed, Prior, Train
 from objtune_cli.errors import IncompatibleError, Stopped, UsageError
 from objtune_cli.stages import embed
 from objtune_cli.stages import prior as prior_stage
-from objtune_cli.stages.context import Context, Done, keep_picture, threads, tools
+from objtune_cli.stages.context import Context, Done, keep_picture, tools
 from objtune_cli.store import artifact, pictures
 from objtune_cli.store.artifact import Record
 from objtune_cli.store.refs import Ref, resolve
@@ -52,15 +52,15 @@ def run(ctx: Context, sources: list[Ref], config: Train, embedding: Embed, prior
 def _train(ctx: Context, record: Record, starts: list[Record], priors: dict[str, Ref], config: Train, preview: bool) -> Done:
     import torch
 
-    from objtune_cli.method import training
     from objtune_cli.models import adapter
+    from objtune_cli.method import training
 
     subjects = [_subject(ctx, start) for start in starts]
     if len({tuple(s.picture.shape) for s in subjects}) > 1 or len({_photo(ctx, s) for s in starts}) > 1:
         raise UsageError("the objects are not of one photo", "train them one by one and bring them together with `objtune compose`")
     stack = ctx.stack()
     loaded = {word: {k: torch.from_numpy(v.copy()) for k, v in artifact.load(ctx.root, ref)[1].items()} for word, ref in priors.items()}
-    run_key = f"{record.identity()}/{stack.device.type}/{stack.dtype}/{threads()}/{torch.__version__}"
+    run_key = f"{record.identity()}/{stack.device.type}/{stack.dtype}/{torch.get_num_threads()}/{torch.__version__}"
     state = RunState(ctx.project, artifact.hashlib.sha256(run_key.encode()).hexdigest())
     with state.locked():
         ctx.report.note("drawing placements of the object")

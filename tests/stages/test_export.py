@@ -5,13 +5,15 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+import objtune_cli.models  # noqa: F401  (repairs torchvision before the libraries below ask for it)
+
+# isort: split
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-import objtune_cli.models  # noqa: F401  (repairs torchvision before diffusers asks for it)
 from objtune_cli.errors import IncompatibleError, MissingError, UsageError
 from objtune_cli.models import adapter
 from objtune_cli.models import stack as stacks

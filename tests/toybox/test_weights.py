@@ -6,6 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import objtune_cli.models  # noqa: F401  (repairs torchvision before the libraries below ask for it)
+
+# isort: split
 import numpy as np
 import pytest
 import torch
