@@ -7,7 +7,7 @@ import math
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -128,7 +128,7 @@ class Settings:
                 values[item.name] = _checked(item, _from_text(item, self.given[key], where), where)
             if flags.get(item.name) is not None:
                 values[item.name] = _checked(item, flags[item.name], f"--{item.name.replace('_', '-')}")
-        return replace(section(), **values)
+        return section(**values)
 
     def _check_keys(self) -> None:
         top = {f.name for f in fields(Common)}

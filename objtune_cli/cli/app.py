@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -17,6 +18,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+Command = Callable[..., options.Outcome]
 REPORT = "this is a bug in objtune; please report it with the lines above"
 
 
@@ -40,10 +42,10 @@ def root(
     options.current.command = ctx.invoked_subcommand or ""
 
 
-for function in (objects.segment, objects.init_embedding, objects.train, pictures.generate, pictures.compose):
-    app.command(function.__name__.replace("_", "-"))(options.framed(function))
-for function in (project.init, project.list_, project.show, project.verify, project.export, project.bases_):
-    app.command(function.__name__.removesuffix("_"))(options.framed(function, model=False))
+WITH_MODEL: tuple[Command, ...] = (objects.segment, objects.init_embedding, objects.train, pictures.generate, pictures.compose)
+WITHOUT: tuple[Command, ...] = (project.init, project.list_, project.show, project.verify, project.export, project.bases_)
+for function in (*WITH_MODEL, *WITHOUT):
+    app.command(options.name_of(function))(options.framed(function, model=function in WITH_MODEL))
 
 
 def main() -> None:

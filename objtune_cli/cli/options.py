@@ -88,6 +88,11 @@ class Invocation:
 current = Invocation()
 
 
+def name_of(function: Callable[..., Outcome]) -> str:
+    """What a command's function is called on the command line."""
+    return function.__name__.removesuffix("_").replace("_", "-")
+
+
 def framed(function: Callable[..., Outcome], *, model: bool = True) -> Callable[..., None]:
     """A command's function with the shared options added, run, timed and rendered.
 
@@ -97,7 +102,7 @@ def framed(function: Callable[..., Outcome], *, model: bool = True) -> Callable[
     shared = GLOBAL | (MODEL if model else {})
     extra = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d, annotation=a) for n, (a, d) in shared.items()]
     context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
-    name = function.__name__.removesuffix("_").replace("_", "-")
+    name = name_of(function)
 
     @functools.wraps(function)
     def command(ctx: typer.Context, **values: Any) -> None:

@@ -1,5 +1,6 @@
 """`objtune init`, `list`, `show`, `verify`, `export` and `bases`: nothing here needs a model."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -84,7 +85,7 @@ def verify(run: Run) -> Outcome:
     return Outcome(shown="nothing", extra={"artifacts": len(every)})
 
 
-def _check_input(root: Path, ref: refs.Ref, given: dict[str, str]) -> None:
+def _check_input(root: Path, ref: refs.Ref, given: Mapping[str, str]) -> None:
     if not given["ref"]:
         return
     source = refs.parse(given["ref"])
@@ -113,10 +114,10 @@ def bases_(run: Run) -> Outcome:
     """List the base models that this machine has."""
     from objtune_cli import bases
 
-    found = []
+    found: list[tuple[str, str, str]] = []
     for name in ("toybox", *bases.HUB):
         try:
-            found.append((name, "here", bases.find(name).folder))
+            found.append((name, "here", str(bases.find(name).folder)))
         except ObjtuneError as error:
             found.append((name, "not here", error.hint))
     if not run.options["json"]:

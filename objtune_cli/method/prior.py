@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from objtune_cli.config import Prior
-from objtune_cli.method.prototype import PROMPT, _article
+from objtune_cli.method.prototype import PROMPT, with_article
 from objtune_cli.models.stack import Stack
 from objtune_cli.numerics.noise import add_noise, step_generator, timesteps
 
@@ -24,7 +24,7 @@ def compute(
     Returns:
         "latents" (N, C, h, w): the samples; "z_t", "pred" (M, C, h, w) and "t" (M,) int64.
     """
-    prompt = PROMPT.format(_article(class_word))
+    prompt = PROMPT.format(with_article(class_word))
     latents = _samples(stack, prompt, config, guidance, on_step)
     g = step_generator(config.seed, 0)
     rows = torch.arange(config.entries) % len(latents)

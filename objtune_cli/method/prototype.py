@@ -41,7 +41,7 @@ def aim(towers: Towers, stack: Stack, picture: Tensor, mask: Tensor, class_word:
     alone = crop(picture, mask, picture.new_tensor(MEAN), towers.size)
     whole, single = towers.pictures(picture[None])[0], towers.pictures(alone[None])[0]
     with torch.no_grad():
-        word = towers.texts(stack, [PROMPT.format(_article(class_word))])[0]
+        word = towers.texts(stack, [PROMPT.format(with_article(class_word))])[0]
     cosines = {
         "cos_picture_object": float(whole @ single),
         "cos_picture_class": float(whole @ word),
@@ -102,5 +102,6 @@ def _fit(
     return learned.detach(), cosines
 
 
-def _article(word: str) -> str:
+def with_article(word: str) -> str:
+    """`word` with its indefinite article, for prompts."""
     return f"{'an' if word[:1].lower() in 'aeiou' else 'a'} {word}"

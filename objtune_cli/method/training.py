@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from objtune_cli.models import adapter
 from objtune_cli.config import Train
 from objtune_cli.errors import GateError
-from objtune_cli.method.prototype import PROMPT, _article
+from objtune_cli.method.prototype import PROMPT, with_article
+from objtune_cli.models import adapter
 from objtune_cli.models.stack import Stack
 from objtune_cli.models.tokens import Placeholders
 from objtune_cli.numerics import losses, noise, placement
@@ -83,7 +83,7 @@ class Trainer:
     def _teacher_conditions(self) -> dict[str, Tensor]:
         """What the frozen base is told: the same words with the class in the token's place."""
         texts = {template.format(_words(v.members, "class")) for v in self.views for template in TEMPLATES}
-        texts |= {PROMPT.format(_article(s.class_word)) for s in self.subjects}
+        texts |= {PROMPT.format(with_article(s.class_word)) for s in self.subjects}
         with torch.no_grad():
             return {text: self.stack.encode([text]) for text in sorted(texts)}
 
@@ -97,9 +97,11 @@ class Trainer:
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * rate
         terms = self._losses(noise.step_generator(self.config.seed, self.step))
-        total = terms["object"] + self.config.background_weight * terms["background"] + self.config.class_weight * terms["class"]
+        weights = {"object": 1.0, "background": self.config.background_weight, "class": self.config.class_weight}
+        total = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
         if not math.isfinite(float(total.detach())):
-            raise GateError(f"training diverged at step {self.step}: the loss is {float(total.detach())}", "try a lower rate: `--set train.lr=5e-4`")
+            value = float(total.detach())
+            raise GateError(f"training diverged at step {self.step}: the loss is {value}", "try a lower rate: `--set train.lr=5e-4`")
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         torch.nn.utils.clip_grad_norm_([*self.lora, *self.learned.values()], 1.0)
@@ -107,9 +109,9 @@ class Trainer:
         with torch.no_grad():
             for name, rows in self.learned.items():
                 rows.copy_(keep_norm(rows, self.norms[name]))
-        for name, value in terms.items():
-            keep = 0.9 if self.step else 0.0
-            self.mean[name] = keep * self.mean[name] + (1 - keep) * float(value.detach())
+        keep = 0.9 if self.step else 0.0
+        for name, term in terms.items():
+            self.mean[name] = keep * self.mean[name] + (1 - keep) * float(term.detach())
         self.step += 1
 
     def _losses(self, g: torch.Generator) -> dict[str, Tensor]:
@@ -130,7 +132,7 @@ class Trainer:
         prior, kept = self.priors[subject.class_word], max(1, count // 2)
         pick = torch.randint(len(prior["t"]), (kept,), generator=g)
         own = self._condition(template.format(_words(views.members, "token"))).expand(count, -1, -1)
-        of_class = self.teacher_conditions[PROMPT.format(_article(subject.class_word))].expand(kept, -1, -1)
+        of_class = self.teacher_conditions[PROMPT.format(with_article(subject.class_word))].expand(kept, -1, -1)
         pred = stack.predict(
             torch.cat([z_t, prior["z_t"][pick]]), torch.cat([t, prior["t"][pick].cpu()]), torch.cat([own, of_class])
         ).float()
@@ -190,7 +192,7 @@ def _subsets(subjects: list[Subject]) -> list[tuple[Subject, ...]]:
 
 
 def _words(members: tuple[Subject, ...], kind: str) -> str:
-    parts = [f"<{s.name}>" if kind == "token" else _article(s.class_word) for s in members]
+    parts = [f"<{s.name}>" if kind == "token" else with_article(s.class_word) for s in members]
     return " and ".join(parts)
 
 
@@ -200,4 +202,4 @@ def _views(stack: Stack, members: tuple[Subject, ...], config: Train) -> Views:
     g = noise.step_generator(config.seed, 0xFFFFFFFF)
     pictures, masks = placement.views(members[0].picture, union, members[0].ground, config.views, stack.size, g)
     latents = stack.to_latent(pictures).to(stack.device)
-    return Views(members, latents, to_latent(masks, latents.shape[-2:]).to(stack.device))
+    return Views(members, latents, to_latent(masks, (latents.shape[-2], latents.shape[-1])).to(stack.device))

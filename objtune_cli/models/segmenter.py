@@ -62,7 +62,7 @@ class GrabCut:
         models = np.zeros((1, 65)), np.zeros((1, 65))
         cv2.setRNGSeed(0)
         try:
-            cv2.grabCut(small[:, :, ::-1].copy(), labels, None, *models, self.rounds, cv2.GC_INIT_WITH_MASK)
+            cv2.grabCut(small[:, :, ::-1].copy(), labels, None, *models, self.rounds, cv2.GC_INIT_WITH_MASK)  # type: ignore[call-overload]
         except cv2.error:
             return np.zeros((height, width), bool)
         found = _largest(np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)), hints, scale)
@@ -97,7 +97,8 @@ def _unlike_border(rgb: np.ndarray, clusters: int = 10) -> np.ndarray:
     rim = rim[:: max(1, len(rim) // 4000)]
     stop = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 20, 0.5)
     cv2.setRNGSeed(0)
-    _, _, centres = cv2.kmeans(rim, min(clusters, len(rim)), None, stop, 2, cv2.KMEANS_PP_CENTERS)
+    _, _, centres = cv2.kmeans(  # type: ignore[call-overload]
+        rim, min(clusters, len(rim)), None, stop, 2, cv2.KMEANS_PP_CENTERS)
     distance = np.min([np.linalg.norm(lab - c, axis=2) for c in centres], axis=0)
     split, _ = cv2.threshold(np.clip(distance * 3, 0, 255).astype(np.uint8), 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
     return distance * 3 > min(split, 3 * FAR)

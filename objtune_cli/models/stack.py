@@ -81,7 +81,7 @@ class Stack:
         """The pipeline class of diffusers around these parts, with the named sampler; takes encoded prompts."""
         from diffusers import StableDiffusionPipeline
 
-        pipe = StableDiffusionPipeline(
+        pipe: Any = StableDiffusionPipeline(
             vae=self.vae, text_encoder=None, tokenizer=None, unet=self.unet,
             scheduler=_sampler(self.scheduler, scheduler), safety_checker=None, feature_extractor=None,
             requires_safety_checker=False,
@@ -150,7 +150,8 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype) -> Stack:
             dtype=dtype,
         )
     except OSError as error:
-        raise ResourceError(f"a part of the base in {folder} is missing: {str(error).splitlines()[0]}", "download the model again") from None
+        first = str(error).splitlines()[0]
+        raise ResourceError(f"a part of the base in {folder} is missing: {first}", "download the model again") from None
     except (*UNREADABLE, KeyError, TypeError) as error:
         raise InputError(f"the base in {folder} cannot be opened: {str(error).splitlines()[0]}", "download the model again") from None
     for module in (stack.text_encoder, stack.unet, stack.vae):

@@ -58,7 +58,7 @@ def load(folder: Path, stack: Stack) -> Towers:
 
     quiet()
     try:
-        clip = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        clip: Any = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     except (OSError, *UNREADABLE) as error:
         raise ResourceError(f"the CLIP in {folder} cannot be opened: {str(error).splitlines()[0]}", "download it again") from None
     if clip.config.text_config.hidden_size != stack.text_encoder.config.hidden_size:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from objtune_cli.numerics.masks import bounding_box
+from objtune_cli.numerics.masks import Box, bounding_box
 
 
 def views(
@@ -55,7 +55,7 @@ def _between(limits: tuple[float, float], generator: torch.Generator) -> float:
     return limits[0] + (limits[1] - limits[0]) * torch.rand((), generator=generator).item()
 
 
-def _as_taken(box, shape: torch.Size) -> tuple[float, float, float, float]:
+def _as_taken(box: Box, shape: torch.Size) -> tuple[float, float, float, float]:
     """Share, x, y and tilt of the object in the largest square of the photo that has it near the middle."""
     height, width = shape
     x0, y0, x1, y1 = box
@@ -68,7 +68,7 @@ def _as_taken(box, shape: torch.Size) -> tuple[float, float, float, float]:
     return min(longest / side, 0.95), place[0], place[1], 0.0
 
 
-def _inverse(box, shape: torch.Size, share: float, x: float, y: float, tilt: float) -> Tensor:
+def _inverse(box: Box, shape: torch.Size, share: float, x: float, y: float, tilt: float) -> Tensor:
     """Affine map from the new frame to the photo, both in [-1, 1], that puts the box's centre at (x, y)."""
     height, width = shape
     x0, y0, x1, y1 = box

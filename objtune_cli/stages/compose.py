@@ -3,6 +3,7 @@
 import tomllib
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from objtune_cli.config import Generate
 from objtune_cli.errors import InputError, UsageError
@@ -10,6 +11,9 @@ from objtune_cli.stages import generate, objects
 from objtune_cli.stages.context import Context, Done, keep_picture, tools
 from objtune_cli.store import pictures
 from objtune_cli.store.artifact import Record
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Box = tuple[float, float, float, float]
 
@@ -107,16 +111,15 @@ def _draw(ctx: Context, record: Record, found: list[objects.Named], places: dict
     step = ctx.progress("compose")
     parts = []
     with composition.regional(stack, placed):
-        for start in range(0, config.n, generate.BATCH):
-            seeds = list(range(config.seed + start, config.seed + min(start + generate.BATCH, config.n)))
-            guidance = max(config.guidance, 1.0 + 1e-3)  # the regions need the batch without prompt
-            parts.append(sample(stack, text, config.negative, seeds, config.steps, guidance, config.scheduler, step))
+        guidance = max(config.guidance, 1.001)  # the regions need the half of the batch without prompt
+        for seeds, on_step in generate.batches(config, step):
+            parts.append(sample(stack, text, config.negative, seeds, config.steps, guidance, config.scheduler, on_step))
     done = generate.keep(ctx, stack, replace(record, tools=tools()), torch.cat(parts), config, prompt)
     keep_picture(ctx.root, done.ref, "layout.png", pictures.png(drawn_layout(places, stack.size)))
     return done
 
 
-def drawn_layout(places: dict[str, Box], size: int) -> "object":
+def drawn_layout(places: dict[str, Box], size: int) -> "np.ndarray":
     """The regions as coloured frames with their names, (4 size, 4 size, 3) uint8."""
     import numpy as np
     from PIL import Image, ImageDraw

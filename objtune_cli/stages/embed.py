@@ -27,8 +27,8 @@ def run(ctx: Context, mask: Ref, config: Embed) -> Done:
     _warn_unknown_class(ctx, source.class_word)
     _, tensors = artifact.load(ctx.root, mask, ctx_input["sha256"])
 
-    from objtune_cli.models import towers
     from objtune_cli.method import prototype
+    from objtune_cli.models import towers
 
     picture, cover = photo_tensors(tensors)
     stack = ctx.stack()

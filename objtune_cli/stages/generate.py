@@ -1,5 +1,6 @@
 """`generate`: prompts to pictures, and a scene artifact with their latents."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,15 +93,21 @@ def _draw(ctx: Context, stack: "Stack", words: Any, prompt: str, record: Record,
     objects.check_length(ctx, stack, text)
     step = ctx.progress("generate")
     parts = []
-    for start in range(0, config.n, BATCH):
-        seeds = list(range(config.seed + start, config.seed + min(start + BATCH, config.n)))
-        parts.append(
-            sample(
-                stack, text, config.negative, seeds, config.steps, config.guidance, config.scheduler,
-                lambda i, _n, start=start: step(start * config.steps // BATCH + i, -(-config.n // BATCH) * config.steps),
-            )
-        )  # fmt: skip
+    for seeds, on_step in batches(config, step):
+        parts.append(sample(stack, text, config.negative, seeds, config.steps, config.guidance, config.scheduler, on_step))
     return keep(ctx, stack, replace(record, tools=tools()), torch.cat(parts), config, prompt)
+
+
+def batches(config: Generate, step: Callable[..., None]) -> Iterator[tuple[list[int], Callable[[int, int], None]]]:
+    """The seeds of each batch, and a callback that counts its steps as part of the whole."""
+    rounds = -(-config.n // BATCH)
+    for i in range(rounds):
+        seeds = list(range(config.seed + i * BATCH, config.seed + min((i + 1) * BATCH, config.n)))
+
+        def on_step(done: int, total: int, before: int = i) -> None:
+            step(before * total + done, rounds * total)
+
+        yield seeds, on_step
 
 
 def keep(ctx: Context, stack: "Stack", record: Record, latents: "torch.Tensor", config: Generate, prompt: str) -> Done:

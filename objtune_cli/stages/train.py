@@ -52,8 +52,8 @@ def run(ctx: Context, sources: list[Ref], config: Train, embedding: Embed, prior
 def _train(ctx: Context, record: Record, starts: list[Record], priors: dict[str, Ref], config: Train, preview: bool) -> Done:
     import torch
 
-    from objtune_cli.models import adapter
     from objtune_cli.method import training
+    from objtune_cli.models import adapter
 
     subjects = [_subject(ctx, start) for start in starts]
     if len({tuple(s.picture.shape) for s in subjects}) > 1 or len({_photo(ctx, s) for s in starts}) > 1:

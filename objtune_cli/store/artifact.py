@@ -98,7 +98,7 @@ def _sound(record: Record) -> bool:
 def sha256(path: Path) -> str:
     """Digest of a file's bytes."""
     with header.open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def existing(root: Path, wanted: Record) -> Ref | None:

@@ -55,7 +55,7 @@ def read(path: Path) -> Photo:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # EXIF oddities; sizes are checked below
         try:
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image: Any = Image.open(io.BytesIO(data), formats=FORMATS)
             _check_size(path, *image.size)
             if getattr(image, "n_frames", 1) > 1 and image.format in ("GIF", "PNG", "WEBP"):  # phones keep a second JPEG behind the photo
                 raise InputError(f"{path} is animated ({image.n_frames} frames)", "save the frame you want as PNG or JPEG")

@@ -37,7 +37,7 @@ def _draw_object(image: np.ndarray, instance: Instance, pose: Pose) -> np.ndarra
     shape = figures.figure(instance.kind, instance.proportions)
     extras = figures.accessory(instance.accessory, shape)
     place = _placement(np.concatenate([q for _, q in shape.parts]), pose, side)
-    coat, trim, third = instance.rgb
+    _, trim, third = instance.rgb
     texture = _texture(instance, place, side)
     behind = image.copy()
     mask = np.zeros((side, side), np.uint8)

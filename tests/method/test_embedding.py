@@ -83,4 +83,4 @@ def test_progress_counts_steps_and_steps_may_be_none(stack: Stack, clip: towers.
 
 @pytest.mark.parametrize(("word", "said"), [("dog", "a dog"), ("owl", "an owl"), ("Old mug", "an Old mug")])
 def test_article(word: str, said: str) -> None:
-    assert prototype._article(word) == said
+    assert prototype.with_article(word) == said

@@ -1,6 +1,7 @@
 """The VAE: pictures to latents of 16x16 cells and back."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ def build(preset: Preset):
 
     levels = len(preset.vae_channels)
     torch.manual_seed(preset.seed)
-    return AutoencoderKL(
+    network: Any = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
         block_out_channels=preset.vae_channels,
@@ -30,7 +31,8 @@ def build(preset: Preset):
         sample_size=preset.size,
         mid_block_add_attention=False,
         scaling_factor=1.0,
-    ).to(memory_format=torch.channels_last)
+    )
+    return network.to(memory_format=torch.channels_last)
 
 
 def to_unit(pictures: np.ndarray) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ def build(preset: Preset):
 
     names = [("CrossAttn" if attends else "") + "{}Block2D" for attends in preset.unet_attention]
     torch.manual_seed(preset.seed)
-    return UNet2DConditionModel(
+    network: Any = UNet2DConditionModel(
         sample_size=preset.size // preset.factor,
         in_channels=preset.latent_channels,
         out_channels=preset.latent_channels,
@@ -37,7 +38,8 @@ def build(preset: Preset):
         attention_head_dim=4,  # diffusers reads this as the number of heads
         norm_num_groups=16,
         use_linear_projection=True,
-    ).to(memory_format=torch.channels_last)
+    )
+    return network.to(memory_format=torch.channels_last)
 
 
 def scheduler():

@@ -3,6 +3,7 @@
 Each step draws from a generator made of (seed, step): a resumed run sees what an unbroken one saw.
 """
 
+import functools
 import math
 import os
 import time
@@ -76,7 +77,8 @@ def fit(
     step = _resume(state_file, network, params, optimizer, average)
     network.train()
     started = saved = time.monotonic()
-    first, recent = step, {}
+    first = step
+    recent: dict[str, float] = {}
     while step < plan.steps:
         for group in optimizer.param_groups:
             group["lr"] = plan.rate(step)
@@ -99,7 +101,7 @@ def fit(
             _save(state_file, network, params, optimizer, average, step)
             saved = time.monotonic()
             if sample is not None and step < plan.steps:
-                _with_average(network, params, average, lambda: sample(step))
+                _with_average(network, params, average, functools.partial(sample, step))
     _assign(params, average)
     return network.to("cpu").eval()
 

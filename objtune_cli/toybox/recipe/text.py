@@ -102,7 +102,7 @@ class Corpus:
         parsed = [parse(t) for t in texts]
         self.place = torch.tensor([p if p >= 0 else len(BACKGROUNDS) for _, p in parsed], device=device)
         nothing = dict(SIZES)
-        slots = [(o + [nothing, nothing])[:2] for o, _ in parsed]
+        slots = [[*o, nothing, nothing][:2] for o, _ in parsed]
         self.said = {k: torch.tensor([[s[k] for s in pair] for pair in slots], device=device) for k in SIZES}
         nouns = torch.tensor([tokenizer(c).input_ids[1] for c in CLASSES])
         self.is_noun = torch.isin(self.ids, nouns)

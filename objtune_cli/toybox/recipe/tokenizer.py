@@ -4,6 +4,7 @@ The merges are learned here: library trainers break ties at random, and a tower 
 ids reads the next one as noise.
 """
 
+import itertools
 from collections import Counter
 from pathlib import Path
 
@@ -17,7 +18,7 @@ def merges(words: list[str]) -> list[Pair]:
     split = [[*word[:-1], word[-1] + "</w>"] for word in words]
     learned: list[Pair] = []
     while True:
-        pairs = Counter(pair for pieces in split for pair in zip(pieces, pieces[1:], strict=False))
+        pairs = Counter(pair for pieces in split for pair in itertools.pairwise(pieces))
         if not pairs:
             return learned
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
@@ -48,7 +49,7 @@ def build(tokens: int):
     learned = merges(vocabulary())
     pieces = [*alphabet, *(c + "</w>" for c in alphabet), *(a + b for a, b in learned), "<|startoftext|>", "<|endoftext|>"]
     ids = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
-    return CLIPTokenizer(vocab=ids, merges=learned, model_max_length=tokens)
+    return CLIPTokenizer(vocab=ids, merges=learned, model_max_length=tokens)  # type: ignore[arg-type]
 
 
 def kept(work: Path, tokens: int):
