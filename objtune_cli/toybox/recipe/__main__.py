@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 
 import objtune_cli.models  # noqa: F401  (repairs torchvision before transformers asks for it)
+from objtune_cli.bases import EMBEDDED
 from objtune_cli.toybox.recipe import autoencoder, data, denoiser, publish, samples, text, tokenizer, vision
 from objtune_cli.toybox.recipe.presets import PRESETS, Preset
 
-PARTS = ("data", "text", "vae", "vision", "denoiser", "publish", "all")
+PARTS = ("data", "text", "vae", "vision", "denoiser", "publish", "all", "sheet")
 
 
 def main() -> None:
@@ -29,6 +30,9 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     preset = PRESETS[args.preset]
+    if args.part == "sheet":
+        sheet(args.out or EMBEDDED, preset, args.work)
+        return
     if args.steps:
         preset = replace(preset, **{f"{args.part}_steps": args.steps})
     run(args.part, preset, args)
@@ -68,6 +72,17 @@ def run(part: str, preset: Preset, args: argparse.Namespace) -> None:
     if part in ("publish", "all"):
         vision.train(work, preset, drawn, words, clip, device)
         publish.publish(args.out or work / "base", f"toybox-{args.preset}", preset, words, clip, vae, unet, args.commit)
+
+
+def sheet(folder: Path, preset: Preset, work: Path) -> None:
+    """Draw 64 samples of a published base with plain diffusers; print how many are what was asked for."""
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    shown = samples.draw(pipe, samples.prompts(preset.world), preset.size, **publish.SAMPLING)
+    samples.sheet(shown, 8, work / "samples.png")
+    print("64 samples:", "  ".join(f"{k} {v:.3f}" for k, v in samples.judged(folder, shown, preset.world).items()))
 
 
 if __name__ == "__main__":

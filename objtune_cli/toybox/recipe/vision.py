@@ -83,7 +83,7 @@ def train(work: Path, preset: Preset, data: Drawn, tokenizer, clip, device: str 
         labels = labels.to(device)
         out = network["tower"](pixel_values=pictures.to(device))
         vector = F.normalize(network["projection"](out.pooler_output), dim=-1)
-        aim = _text_vectors(clip, tokenizer, texts, preset.tokens).to(device)
+        aim = text_vectors(clip, tokenizer, texts, preset.tokens).to(device)
         wrong = [F.cross_entropy(heads[k](out.pooler_output), labels[:, 0, i], ignore_index=-1) for i, k in enumerate(LABELS)]
         return {
             "contrast": _contrast(vector, aim, texts),
@@ -100,7 +100,7 @@ def train(work: Path, preset: Preset, data: Drawn, tokenizer, clip, device: str 
 
 
 @torch.no_grad()
-def _text_vectors(clip, tokenizer, texts: list[str], tokens: int) -> Tensor:
+def text_vectors(clip, tokenizer, texts: list[str], tokens: int) -> Tensor:
     ids = tokenizer(texts, padding="max_length", max_length=tokens, truncation=True, return_tensors="pt").input_ids
     return F.normalize(clip.text_projection(clip.text_model(input_ids=ids).pooler_output), dim=-1)
 
