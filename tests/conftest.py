@@ -28,7 +28,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in [n for n in os.environ if n.startswith("OBJTUNE_") or n in COLOUR]:
         monkeypatch.delenv(name)
     home = tmp_path / "home"
-    for name, folder in {"HOME": ".", "XDG_CACHE_HOME": "cache", "XDG_CONFIG_HOME": "config", "XDG_DATA_HOME": "data", "HF_HOME": "hf"}.items():
+    for name, folder in {
+        "HOME": ".",
+        "XDG_CACHE_HOME": "cache",
+        "XDG_CONFIG_HOME": "config",
+        "XDG_DATA_HOME": "data",
+        "HF_HOME": "hf",
+    }.items():
         (home / folder).mkdir(parents=True, exist_ok=True)
         monkeypatch.setenv(name, str(home / folder))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

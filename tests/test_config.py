@@ -163,7 +163,9 @@ def test_a_value_without_equals_is_refused(settings: Make) -> None:
         settings("", {}, ["train.lr"])
 
 
-@pytest.mark.parametrize("data", [b"steps = ", b"\xff\xfe", b"a = 1\na = 2", b"a = " + b"[" * 3000], ids=["half", "not UTF-8", "twice", "deep"])
+@pytest.mark.parametrize(
+    "data", [b"steps = ", b"\xff\xfe", b"a = 1\na = 2", b"a = " + b"[" * 3000], ids=["half", "not UTF-8", "twice", "deep"]
+)
 def test_a_broken_file_is_named(data: bytes, tmp_path: Path) -> None:
     file = tmp_path / "objtune.toml"
     file.write_bytes(data)

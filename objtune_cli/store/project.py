@@ -47,7 +47,11 @@ def locate(given: Path | None, *, create: bool = False) -> Project:
     Raises:
         UsageError: `given` is not a folder.
     """
-    if given is not None and not given.is_dir() and (given.exists() or not create):
+    try:
+        usable = given is None or given.is_dir() or (create and not given.exists())
+    except OSError:  # a text too long for a file name
+        usable = False
+    if not usable:
         raise UsageError(f"{given} is not a folder", "`objtune init` in a folder makes it a project")
     start = Path(os.path.abspath(given or Path.cwd()))
     folder = start

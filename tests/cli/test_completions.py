@@ -79,7 +79,9 @@ def test_tab_never_complains(stocked: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_fish_and_zsh_are_offered_the_same(stocked: Path) -> None:
-    fish = objtune(stocked, _OBJTUNE_COMPLETE="complete_fish", _TYPER_COMPLETE_FISH_ACTION="get-args", _TYPER_COMPLETE_ARGS="objtune export ")
+    fish = objtune(
+        stocked, _OBJTUNE_COMPLETE="complete_fish", _TYPER_COMPLETE_FISH_ACTION="get-args", _TYPER_COMPLETE_ARGS="objtune export "
+    )
     zsh = objtune(stocked, _OBJTUNE_COMPLETE="complete_zsh", _TYPER_COMPLETE_ARGS="objtune export ")
     assert fish.split() == ["adapter/rex@1"]
     assert '"adapter/rex@1"' in zsh

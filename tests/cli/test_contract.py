@@ -100,12 +100,16 @@ USAGE = [
     (["list", "masks"], "there is no kind masks"),
     (["show", "a/b/c"], "is not a ref"),
     (["list", "--project", "/nonexistent"], "/nonexistent is not a folder"),
+    (["list", "--project", "x" * 300], "is not a folder"),
+    (["init", "--project", "x" * 300], "is not a folder"),
     (["init", "--project", "objtune.toml"], "objtune.toml is not a folder"),
     (["generate"], "Missing argument"),
 ]
 
 
-@pytest.mark.parametrize(("args", "words"), USAGE, ids=lambda v: " ".join(v).encode("ascii", "replace").decode() if isinstance(v, list) else "")
+@pytest.mark.parametrize(
+    ("args", "words"), USAGE, ids=lambda v: " ".join(v).encode("ascii", "replace").decode() if isinstance(v, list) else ""
+)
 def test_wrong_usage_is_2(args: list[str], words: str, cli: Cli, toy: Path, project: Path) -> None:
     fails(cli(*args), 2, words)
     assert stored(project) == []
@@ -113,7 +117,12 @@ def test_wrong_usage_is_2(args: list[str], words: str, cli: Cli, toy: Path, proj
 
 @pytest.mark.parametrize(
     ("toml", "words"),
-    [("stepz = 1", "unknown key stepz"), ("train = 3", "train in objtune.toml is 3"), ("[segment", "is not valid TOML"), ("base = 3", "base in objtune.toml is 3")],
+    [
+        ("stepz = 1", "unknown key stepz"),
+        ("train = 3", "train in objtune.toml is 3"),
+        ("[segment", "is not valid TOML"),
+        ("base = 3", "base in objtune.toml is 3"),
+    ],
 )
 def test_a_wrong_settings_file_is_2(toml: str, words: str, cli: Cli, toy: Path, project: Path) -> None:
     (project / "objtune.toml").write_text(toml)
@@ -185,7 +194,9 @@ def test_an_ambiguous_name_is_4(cli: Cli, project: Path) -> None:
 
 @pytest.mark.parametrize("command", [["list"], ["show", "rex"], ["verify"], ["init-embedding", "rex"]], ids=" ".join)
 def test_a_damaged_artifact_is_5(command: list[str], cli: Cli, project: Path) -> None:
-    path = publish(project / "artifacts", Record("mask", "rex", {"rex": "dog"}, {}, {}, {}), {"mask": np.ones(9, np.uint8)}).path(project / "artifacts")
+    path = publish(project / "artifacts", Record("mask", "rex", {"rex": "dog"}, {}, {}, {}), {"mask": np.ones(9, np.uint8)}).path(
+        project / "artifacts"
+    )
     damage(path, 9)
     before = path.read_bytes()
     fails(cli(*command), 5, str(path))
@@ -388,6 +399,14 @@ def test_the_same_work_is_reused_and_force_makes_a_version(cli: Cli, toy: Path, 
     assert stored(project) == [f"artifacts/mask/dog/v00{n}.safetensors" for n in (1, 2, 3)]
 
 
+def test_another_hint_is_other_work(cli: Cli, toy: Path) -> None:
+    line = ["segment", toy, "--class", "dog", "--box"]
+    assert cli(*line, "24,24,72,72").out == "mask/dog@1\n"
+    assert cli(*line, "22,22,74,74").out == "mask/dog@2\n"
+    assert cli(*line, "24,24,72,72").out == "mask/dog@1\n"
+    assert cli(*line, "24,24,72,72", "--point", "48,48").out == "mask/dog@3\n"
+
+
 def test_equal_work_in_two_projects_is_equal_bytes(cli: Cli, toy: Path, cover: Path, tmp_path: Path) -> None:
     digests = set()
     for name in ("one", "two words"):
@@ -435,7 +454,9 @@ def test_two_objects_of_one_photo(cli: Cli, project: Path) -> None:
     rgb[30:66, 20:56] = (220, 30, 30)
     rgb[30:66, 130:166] = (30, 60, 220)
     photo = write(project / "two.png", rgb)
-    done = cli("segment", photo, "--class", "dog", "--class", "mug", "--name", "rex", "--box", "mug=120,20,176,76", "--box", "dog=10,20,66,76")
+    done = cli(
+        "segment", photo, "--class", "dog", "--class", "mug", "--name", "rex", "--box", "mug=120,20,176,76", "--box", "dog=10,20,66,76"
+    )
     assert (done.code, done.out) == (0, "mask/rex@1\nmask/mug@1\n"), done.err
     for name, column, word in (("rex", 38, "dog"), ("mug", 148, "mug")):
         record, tensors = load(project / "artifacts", Ref("mask", name, 1))
@@ -482,7 +503,12 @@ HOSTILE = ["\x1b[31mred.png", "bell\x07.png", "a\nb\rc.png", "\u202egnp.exe", "\
 
 def unsafe(text: str) -> list[str]:
     """Characters that a terminal would act on."""
-    return [c for c in text if c != "\n" and (unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")]
+    return [
+        c
+        for c in text
+        if c != "\n"
+        and (unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+    ]
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
@@ -500,17 +526,31 @@ def test_hostile_file_names_do_not_reach_the_terminal(name: str, form: list[str]
 
 
 def test_hostile_words_elsewhere_do_not_reach_the_terminal(cli: Cli) -> None:
-    for args in (["show", "\x1b[31m"], ["\x1b[31m"], ["list", "\x1b[31m"], ["--\x1b[31m"], ["segment", "a.png", "--box", "\x1b[31m", "--class", "x"]):
+    for args in (
+        ["show", "\x1b[31m"],
+        ["\x1b[31m"],
+        ["list", "\x1b[31m"],
+        ["--\x1b[31m"],
+        ["segment", "a.png", "--box", "\x1b[31m", "--class", "x"],
+    ):
         done = cli(*args)
         assert done.code == 2
         assert unsafe(done.out + done.err) == []
 
 
-@pytest.mark.parametrize("variables", [{"GITHUB_ACTIONS": "1"}, {"FORCE_COLOR": "1", "PY_COLORS": "1"}, {"NO_COLOR": "1", "GITHUB_ACTIONS": "1"}], ids=str)
+@pytest.mark.parametrize(
+    "variables", [{"GITHUB_ACTIONS": "1"}, {"FORCE_COLOR": "1", "PY_COLORS": "1"}, {"NO_COLOR": "1", "GITHUB_ACTIONS": "1"}], ids=str
+)
 def test_no_escapes_when_piped(variables: dict[str, str], cli: Cli, toy: Path, cover: Path, project: Path) -> None:
     cli("segment", toy, "--class", "dog", "--mask", cover)
     for line in ("--help", "train --help", "list", "show dog", "show nobody", "--nonsense", "verify"):
-        done = subprocess.run([sys.executable, "-m", "objtune_cli", *line.split()], cwd=project, env={**os.environ, **variables}, capture_output=True, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "-m", "objtune_cli", *line.split()],
+            cwd=project,
+            env={**os.environ, **variables},
+            capture_output=True,
+            timeout=60,
+        )
         assert done.stdout + done.stderr
         assert b"\x1b" not in done.stdout + done.stderr, line
 

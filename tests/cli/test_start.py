@@ -50,5 +50,7 @@ def test_help_beside_a_bare_program(project: Path, capsys: pytest.CaptureFixture
     bare = seconds([sys.executable, "bare.py", "--help"], project)
     ours = seconds([sys.executable, "-m", "objtune_cli", "--help"], project)
     with capsys.disabled():
-        print(f"\nobjtune --help {ours * 1000:.0f} ms, bare Typer {bare * 1000:.0f} ms, ratio {ours / bare:.2f} (user+sys, median of {RUNS})")
+        print(
+            f"\nobjtune --help {ours * 1000:.0f} ms, bare Typer {bare * 1000:.0f} ms, ratio {ours / bare:.2f} (user+sys, median of {RUNS})"
+        )
     assert math.isfinite(ours / bare)

@@ -39,7 +39,11 @@ def u8(*offsets: int, shape: Any = None, dtype: Any = "U8") -> dict[str, Any]:
 def small(tmp_path: Path) -> Path:
     """A published artifact with three tensors, one of them empty."""
     record = Record("mask", "rex", {"rex": "dog"}, {"photo": {"ref": "", "sha256": "0" * 64}}, {"edge": 0.5}, {}, {"area": 0.25})
-    tensors = {"rgb": np.arange(12, dtype=np.uint8).reshape(2, 2, 3), "mask": np.ones((2, 2), np.float32), "none": np.zeros((0, 4), np.int64)}
+    tensors = {
+        "rgb": np.arange(12, dtype=np.uint8).reshape(2, 2, 3),
+        "mask": np.ones((2, 2), np.float32),
+        "none": np.zeros((0, 4), np.int64),
+    }
     return publish(tmp_path / "artifacts", record, tensors).path(tmp_path / "artifacts")
 
 
@@ -63,12 +67,14 @@ def test_canonical_refuses_nan() -> None:
 
 def test_golden_artifact(tmp_path: Path) -> None:
     """Recipe: the format of schema 1 written by hand; a change here is a new schema."""
-    ref = publish(tmp_path / "artifacts", Record("mask", "rex", {"rex": "dog"}, {}, {"edge": 0.5}, {}), {"mask": np.array([[0, 255]], np.uint8)})
+    ref = publish(
+        tmp_path / "artifacts", Record("mask", "rex", {"rex": "dog"}, {}, {"edge": 0.5}, {}), {"mask": np.array([[0, 255]], np.uint8)}
+    )
     record = (
         '{"base":{},"class":"dog","config":{"edge":0.5},"inputs":{},"kind":"mask","metrics":{},"name":"rex",'
         '"objects":{"rex":"dog"},"schema":1,"tools":{},"version":1}'
     )
-    text = '{"__metadata__":{"objtune":%s},"mask":{"data_offsets":[0,2],"dtype":"U8","shape":[1,2]}}' % json.dumps(record)
+    text = '{"__metadata__":{"objtune":' + json.dumps(record) + '},"mask":{"data_offsets":[0,2],"dtype":"U8","shape":[1,2]}}'
     text += " " * (-len(text) % 8)
     assert ref.path(tmp_path / "artifacts").read_bytes() == len(text).to_bytes(8, "little") + text.encode() + b"\x00\xff"
 
@@ -78,7 +84,11 @@ def test_round_trip(small: Path) -> None:
     assert record["objects"] == {"rex": "dog"}
     assert record["version"] == 1
     assert size == small.stat().st_size
-    assert {name: spec for name, (spec, _) in layout.items()} == {"rgb": ("U8", (2, 2, 3)), "mask": ("F32", (2, 2)), "none": ("I64", (0, 4))}
+    assert {name: spec for name, (spec, _) in layout.items()} == {
+        "rgb": ("U8", (2, 2, 3)),
+        "mask": ("F32", (2, 2)),
+        "none": ("I64", (0, 4)),
+    }
     assert layout["rgb"][1] == size - 12
 
 

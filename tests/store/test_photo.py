@@ -192,7 +192,9 @@ def test_cmyk_without_a_profile_is_approximate(save: Callable[..., Path]) -> Non
         assert found.notes == ("CMYK without a usable profile: colours are approximate",)
 
 
-@pytest.mark.parametrize("profile", [b"nonsense" * 40, ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()], ids=["broken", "of RGB"])
+@pytest.mark.parametrize(
+    "profile", [b"nonsense" * 40, ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()], ids=["broken", "of RGB"]
+)
 def test_cmyk_with_a_useless_profile_is_approximate(profile: bytes, save: Callable[..., Path]) -> None:
     found = photo.read(save(Image.fromarray(coloured()).convert("CMYK"), "a.jpg", icc_profile=profile))
     assert found.notes == ("CMYK without a usable profile: colours are approximate",)
