@@ -5,7 +5,6 @@ Flag > `--set section.key=value` > `OBJTUNE_…` variable > objtune.toml > defau
 
 import math
 import os
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -23,7 +22,7 @@ def _setting(default: Any, text: str, low: float | None = None, high: float | No
     return field(default=default, metadata={"help": text, "low": low, "high": high})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, repr=False)
 class Common:
     """What every command that runs a model takes."""
 
@@ -32,7 +31,7 @@ class Common:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _setting("auto", "Number format of the frozen base.")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, repr=False)
 class Segment:
     """Finding the object."""
 
@@ -41,7 +40,7 @@ class Segment:
     sam_checkpoint: str = _setting("", "segment-anything checkpoint; without one, GrabCut.")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, repr=False)
 class Embed:
     """The prototypical embedding."""
 
@@ -54,7 +53,7 @@ class Embed:
     seed: int = _setting(0, "Random seed.", 0, MAX_SEED)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, repr=False)
 class Train:
     """Learning the object."""
 
@@ -70,7 +69,7 @@ class Train:
     seed: int = _setting(0, "Random seed.", 0, MAX_SEED)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, repr=False)
 class Prior:
     """The class as the frozen base draws it."""
 
@@ -79,7 +78,7 @@ class Prior:
     seed: int = _setting(0, "Random seed.", 0, MAX_SEED)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, repr=False)
 class Generate:
     """Sampling."""
 
@@ -166,6 +165,8 @@ def _refuse_unknown(key: str, known: set[str], where: str) -> None:
 
 
 def _read(file: Path) -> dict[str, Any]:
+    import tomllib  # `--help` reads no settings
+
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -5,7 +5,7 @@ Pictures of 32 px, latents of 4 x 8 x 8, prompts of 77 tokens (one a letter), ep
 
 from pathlib import Path
 
-import objtune_cli.models  # noqa: F401  (repairs torchvision before the libraries below ask for it)
+import objtune_cli.models.stack  # noqa: F401  (repairs torchvision before the libraries below ask for it)
 
 # isort: split
 import torch

@@ -4,16 +4,19 @@ import os
 from pathlib import Path
 
 from objtune_cli.errors import ObjtuneError
-from objtune_cli.store import refs
-from objtune_cli.store.project import locate
+from objtune_cli.store import KINDS
 
 
 def _root() -> Path:
+    from objtune_cli.store.project import locate
+
     given = os.environ.get("OBJTUNE_PROJECT")
     return locate(Path(given) if given else None).artifacts
 
 
 def _offer(kinds: tuple[str, ...], incomplete: str) -> list[str]:
+    from objtune_cli.store import refs
+
     try:
         found = [r for kind in kinds for r in refs.every(_root(), kind)]
     except (ObjtuneError, OSError):
@@ -23,7 +26,7 @@ def _offer(kinds: tuple[str, ...], incomplete: str) -> list[str]:
 
 def any_ref(incomplete: str) -> list[str]:
     """Every artifact of the project."""
-    return _offer(refs.KINDS, incomplete)
+    return _offer(KINDS, incomplete)
 
 
 def mask_ref(incomplete: str) -> list[str]:

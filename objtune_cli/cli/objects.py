@@ -10,10 +10,10 @@ from objtune_cli.cli import complete
 from objtune_cli.cli.options import Outcome, Run, need
 from objtune_cli.config import Embed, Prior, Segment, Train
 from objtune_cli.errors import InputError, UsageError
-from objtune_cli.store import refs
 
 if TYPE_CHECKING:
     from objtune_cli.stages.segment import Target
+    from objtune_cli.store.refs import Ref
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 
@@ -54,6 +54,7 @@ def init_embedding(
 ) -> Outcome:
     """Start the object's token from its picture. Prints the embedding's ref."""
     from objtune_cli.stages import embed as stage
+    from objtune_cli.store import refs
 
     given = given_refs(ref)
     ctx = run.context(create=False)
@@ -125,8 +126,10 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _trainable(root: Path, text: str) -> refs.Ref:
+def _trainable(root: Path, text: str) -> "Ref":
     """An embedding of that name, else a mask."""
+    from objtune_cli.store import refs
+
     if "/" not in text and refs.versions(root, "embedding", text.split("@")[0]):
         return refs.find(root, text, ("embedding",))
     return refs.find(root, text, ("mask", "embedding") if "/" in text else ("mask",))
@@ -141,6 +144,7 @@ def targets(
         UsageError: Options that do not fit together; names the option.
     """
     from objtune_cli.stages.segment import Target
+    from objtune_cli.store import refs
 
     words = [word.strip() for word in classes or []]
     need(words and all(words), "what the object is was not said", "give its class: `--class dog`")
@@ -164,7 +168,11 @@ def targets(
         index, value = owner(text, "--box")
         need(index not in place, f"two boxes for {called[index]}", "give one")
         place[index] = numbers(value, 4, "--box", "x0,y0,x1,y1")
-    files = {i: Path(v) for i, v in (owner(t, "--mask") for t in masks or [])}
+    files: dict[int, Path] = {}
+    for text in masks or []:
+        index, value = owner(text, "--mask")
+        need(index not in files, f"two masks for {called[index]}", "give one")
+        files[index] = Path(value)
     dots = [(i, numbers(v, 2, "--point", "x,y")) for i, v in (owner(t, "--point") for t in points or [])]
     for i, (word, name) in enumerate(zip(words, called, strict=True)):
         if i in files and not _is_file(files[i]):

@@ -7,17 +7,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from objtune_cli.cli import render
 from objtune_cli.cli.signals import Stop
-from objtune_cli.config import Common, Settings
 from objtune_cli.errors import UsageError
-from objtune_cli.stages.context import Context, Done
-from objtune_cli.store import artifact
-from objtune_cli.store.project import Project, locate
+
+if TYPE_CHECKING:
+    from objtune_cli.config import Settings
+    from objtune_cli.stages.context import Context, Done
+    from objtune_cli.store.project import Project
 
 ProjectDir = Annotated[Path | None, typer.Option("--project", metavar="DIR", help="Project folder; default: found upwards from here.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
@@ -39,17 +40,17 @@ MODEL: dict[str, tuple[Any, Any]] = {
 }  # fmt: skip
 
 
-@dataclass(slots=True)
+@dataclass
 class Outcome:
     """What a command gives back: artifacts, pictures, numbers, and rows or lines of its own."""
 
-    done: list[Done] = field(default_factory=list)
+    done: "list[Done]" = field(default_factory=list)
     images: list[Path] | None = None
     shown: Literal["refs", "images", "nothing"] = "refs"
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
+@dataclass
 class Run:
     """One run of one command."""
 
@@ -58,17 +59,24 @@ class Run:
     report: render.Reporter
     stop: Stop
 
-    def project(self, *, create: bool = False) -> Project:
+    def project(self, *, create: bool = False) -> "Project":
         """The project these options mean."""
+        from objtune_cli.store.project import locate
+
         given = self.options.get("project") or os.environ.get("OBJTUNE_PROJECT") or None
         return locate(Path(given) if given else None, create=create)
 
-    def settings(self, project: Project) -> Settings:
+    def settings(self, project: "Project") -> "Settings":
         """All layers of settings."""
+        from objtune_cli.config import Settings
+
         return Settings(project.settings, given=self.options.get("set_") or ())
 
-    def context(self, *, create: bool = True) -> Context:
+    def context(self, *, create: bool = True) -> "Context":
         """What a stage needs; makes the folder a project where there is none."""
+        from objtune_cli.config import Common
+        from objtune_cli.stages.context import Context
+
         project = self.project(create=create)
         settings = self.settings(project)
         common = settings.resolve(Common, base=self.options.get("base"), device=self.options.get("device"), precision=self.options.get("precision"))
@@ -76,7 +84,7 @@ class Run:
         return Context(project, settings, common, self.report, bool(self.options.get("force")), lambda: self.stop.signum)
 
 
-@dataclass(slots=True)
+@dataclass
 class Invocation:
     """What the outermost frame knows about the command line in case of an error."""
 
@@ -153,7 +161,9 @@ def near(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_absolute() and path.is_relative_to(Path.cwd()) else path
 
 
-def _described(done: Done, root: Path) -> dict[str, Any]:
+def _described(done: "Done", root: Path) -> dict[str, Any]:
+    from objtune_cli.store import artifact
+
     path = done.ref.path(root)
     return {"ref": str(done.ref), "path": str(path), "sha256": artifact.sha256(path), "reused": done.reused}
 

@@ -3,14 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from objtune_cli.cli import complete, render
 from objtune_cli.cli.options import Outcome, Run, need
 from objtune_cli.errors import DamagedError, IncompatibleError, ObjtuneError
-from objtune_cli.store import artifact, refs
+from objtune_cli.store import KINDS
+
+if TYPE_CHECKING:
+    from objtune_cli.store.refs import Ref
 
 AnyRef = Annotated[str, typer.Argument(help="kind/name@version, or a name.", autocompletion=complete.any_ref)]
 
@@ -24,11 +27,13 @@ def init(run: Run) -> Outcome:
 
 def list_(
     run: Run,
-    kind: Annotated[str | None, typer.Argument(help=", ".join(refs.KINDS))] = None,
+    kind: Annotated[str | None, typer.Argument(help=", ".join(KINDS))] = None,
 ) -> Outcome:
     """List the project's artifacts: ref, class, base, and what it came from."""
+    from objtune_cli.store import artifact, refs
+
     root = run.project().artifacts
-    need(not kind or kind in refs.KINDS, f"there is no kind {kind}", f"one of {', '.join(refs.KINDS)}")
+    need(not kind or kind in KINDS, f"there is no kind {kind}", f"one of {', '.join(KINDS)}")
     found = [artifact.read_record(root, ref) for ref in refs.every(root, kind)]
     if not run.options["json"]:
         rows = [(r.ref, r.class_word, r.base.get("id", ""), " ".join(i["ref"] for i in r.inputs.values() if i["ref"])) for r in found]
@@ -40,6 +45,7 @@ def list_(
 def show(run: Run, ref: AnyRef) -> Outcome:
     """Show all that an artifact knows of itself, and its picture."""
     from objtune_cli.stages.context import pictures_of
+    from objtune_cli.store import artifact, refs
 
     root = run.project().artifacts
     found = refs.find(root, ref)
@@ -67,6 +73,8 @@ def _flat(record: dict[str, Any]) -> list[tuple[str, Any]]:
 
 def verify(run: Run) -> Outcome:
     """Check every artifact: header, layout, and that inputs are the files that were recorded."""
+    from objtune_cli.store import artifact, refs
+
     root = run.project().artifacts
     bad: list[ObjtuneError] = []
     every = refs.every(root)
@@ -85,7 +93,9 @@ def verify(run: Run) -> Outcome:
     return Outcome(shown="nothing", extra={"artifacts": len(every)})
 
 
-def _check_input(root: Path, ref: refs.Ref, given: Mapping[str, str]) -> None:
+def _check_input(root: Path, ref: "Ref", given: Mapping[str, str]) -> None:
+    from objtune_cli.store import artifact, refs
+
     if not given["ref"]:
         return
     source = refs.parse(given["ref"])
@@ -102,6 +112,7 @@ def export(
 ) -> Outcome:
     """Write a trained object as files that other tools read. Prints their paths."""
     from objtune_cli.stages import export as stage
+    from objtune_cli.store import refs
 
     root = run.project().artifacts
     written = stage.run(root, refs.find(root, ref, ("adapter",)), format_, out)

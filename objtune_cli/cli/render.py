@@ -5,7 +5,6 @@ import os
 import re
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -120,6 +119,8 @@ def error(exc: ObjtuneError, command: str, *, as_json: bool) -> None:
 
 def trace() -> None:
     """The traceback of the exception at hand, fit for a terminal."""
+    import traceback
+
     for line in traceback.format_exc().splitlines():
         print(safe(line), file=sys.stderr)
 

@@ -140,6 +140,10 @@ class Sam:
 
     def __init__(self, checkpoint: Path) -> None:
         import torch
+
+        from objtune_cli.models import torchvision_ops
+
+        torchvision_ops.complete()
         from segment_anything import SamPredictor, sam_model_registry
 
         state = _read_checkpoint(checkpoint)

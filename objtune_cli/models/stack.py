@@ -12,7 +12,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from objtune_cli.errors import InputError, ResourceError
+from objtune_cli.models import torchvision_ops
 from objtune_cli.models.cpu import keep_memory
+
+torchvision_ops.complete()  # before diffusers and transformers ask for torchvision
 
 UNREADABLE = (ValueError, RuntimeError, SafetensorError)
 """What the libraries raise for a file that is cut off or not theirs."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -119,6 +118,8 @@ class Context:
 
 def tools() -> dict[str, str]:
     """Versions of what computes; kept in records, no part of their identity."""
+    from importlib.metadata import version
+
     return {name: version(name) for name in ("torch", "diffusers", "transformers", "peft", "objtune")}
 
 

@@ -36,6 +36,8 @@ def named(ctx: Context, prompts: list[str]) -> list[Named]:
     for prompt in prompts:
         if not prompt.strip():
             raise InputError("the prompt is empty", 'for example `objtune generate "a photo of <rex> on the beach"`')
+        if not prompt.isprintable():
+            raise InputError("the prompt holds characters that are no text", "type it again")
         for name, version in re.findall(r"<([a-z0-9][a-z0-9._-]*)(?:@([0-9]+))?>", prompt):
             ref = _holder(ctx, name, int(version or 0))
             if name in found and found[name].record.ref != ref:

@@ -46,7 +46,9 @@ def run(ctx: Context, path: Path, targets: list[Target], config: Segment) -> lis
     picture = photo.read(path)
     for note in picture.notes:
         ctx.report.note(f"{path.name}: {note}")
-    return [found or _find(ctx, picture, target, record, config) for found, target, record in zip(done, targets, records, strict=True)]
+    # Every mask has to pass the gate before the first one is published.
+    found = [old or _find(ctx, picture, target, record, config) for old, target, record in zip(done, targets, records, strict=True)]
+    return [item if isinstance(item, Done) else _publish(ctx, item) for item in found]
 
 
 def _record(target: Target, digest: str, config: Segment) -> Record:
@@ -62,9 +64,18 @@ def _record(target: Target, digest: str, config: Segment) -> Record:
     return Record("mask", target.name, {target.name: target.class_word}, inputs, settings, base={})
 
 
-def _find(ctx: Context, picture: photo.Photo, target: Target, record: Record, config: Segment) -> Done:
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A mask that passed the gate, ready to be published."""
+
+    record: Record
+    rgb: "np.ndarray"
+    mask: "np.ndarray"
+    overlay: bytes
+
+
+def _find(ctx: Context, picture: photo.Photo, target: Target, record: Record, config: Segment) -> Found:
     import cv2
-    import numpy as np
 
     height, width = picture.rgb.shape[:2]
     scale = min(1.0, config.max_side / max(height, width))
@@ -85,9 +96,15 @@ def _find(ctx: Context, picture: photo.Photo, target: Target, record: Record, co
         )
     if problem:
         ctx.report.note(f"kept although {problem}")
-    ref = artifact.publish(ctx.root, replace(record, metrics={**metrics, "found_by": how}), {"rgb": rgb, "mask": np.ascontiguousarray(mask)})
-    overlay = keep_picture(ctx.root, ref, "overlay.png", shown)
-    return Done(ref, False, [overlay], metrics)
+    return Found(replace(record, metrics={**metrics, "found_by": how}), rgb, mask, shown)
+
+
+def _publish(ctx: Context, found: Found) -> Done:
+    import numpy as np
+
+    ref = artifact.publish(ctx.root, found.record, {"rgb": found.rgb, "mask": np.ascontiguousarray(found.mask)})
+    overlay = keep_picture(ctx.root, ref, "overlay.png", found.overlay)
+    return Done(ref, False, [overlay], found.record.metrics)
 
 
 def _cover(picture: photo.Photo, target: Target, config: Segment, rgb: "np.ndarray", scale: float) -> tuple["np.ndarray", str]:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from objtune_cli.errors import UsageError
-from objtune_cli.store.artifact import explained
 
 MARK = "objtune.toml"
 TEMPLATE = """\
@@ -59,6 +58,8 @@ def locate(given: Path | None, *, create: bool = False) -> Project:
         folder = next((p for p in (start, *start.parents) if (p / MARK).is_file()), start)
     project = Project(folder)
     if create and not project.settings.exists():
+        from objtune_cli.store.artifact import explained
+
         with explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
             project.settings.write_text(TEMPLATE)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from objtune_cli.errors import IncompatibleError, MissingError, UsageError
+from objtune_cli.store import KINDS
 
-KINDS = ("mask", "embedding", "adapter", "prior", "scene")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
 _REF = re.compile(r"(?:(?P<kind>[a-z]+)/)?(?P<name>[^/@]+)(?:@(?P<version>[0-9]{1,9}))?")

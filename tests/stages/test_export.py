@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-import objtune_cli.models  # noqa: F401  (repairs torchvision before the libraries below ask for it)
+import objtune_cli.models.stack  # noqa: F401  (repairs torchvision before the libraries below ask for it)
 
 # isort: split
 import pytest

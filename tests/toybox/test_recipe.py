@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-import objtune_cli.models  # noqa: F401  (repairs torchvision before transformers asks for it)
+import objtune_cli.models.stack  # noqa: F401  (repairs torchvision before transformers asks for it)
 from objtune_cli.toybox.recipe import autoencoder, denoiser, text, tokenizer, vision
 from objtune_cli.toybox.recipe.loop import Plan, fit
 from objtune_cli.toybox.recipe.presets import CPU, PRESETS

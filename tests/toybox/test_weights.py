@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import objtune_cli.models  # noqa: F401  (repairs torchvision before the libraries below ask for it)
+import objtune_cli.models.stack  # noqa: F401  (repairs torchvision before the libraries below ask for it)
 
 # isort: split
 import numpy as np
@@ -23,7 +23,8 @@ from objtune_cli.toybox.world import EASY
 
 PLAIN = """
 import sys
-import objtune_cli.models  # repairs torchvision on machines whose torch cannot load it
+from objtune_cli.models import torchvision_ops  # repairs torchvision on machines whose torch cannot load it
+torchvision_ops.complete()
 own = sorted(m for m in sys.modules if m.startswith("objtune_cli"))
 assert own == ["objtune_cli", "objtune_cli.models", "objtune_cli.models.torchvision_ops"], own
 import torch

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-import objtune_cli.models  # noqa: F401  (repairs torchvision before transformers asks for it)
+import objtune_cli.models.stack  # noqa: F401  (repairs torchvision before transformers asks for it)
 from objtune_cli.bases import EMBEDDED
 from objtune_cli.toybox.recipe import autoencoder, data, denoiser, publish, samples, text, tokenizer, vision
 from objtune_cli.toybox.recipe.presets import PRESETS, Preset
@@ -80,7 +80,7 @@ def sheet(folder: Path, preset: Preset, work: Path) -> None:
 
     pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
-    shown = samples.draw(pipe, samples.prompts(preset.world), preset.size, **publish.SAMPLING)
+    shown = samples.draw(pipe, samples.prompts(preset.world), preset.size, int(publish.SAMPLING["steps"]), publish.SAMPLING["guidance"])
     samples.sheet(shown, 8, work / "samples.png")
     print("64 samples:", "  ".join(f"{k} {v:.3f}" for k, v in samples.judged(folder, shown, preset.world).items()))
 
