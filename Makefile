@@ -4,14 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test slow lint format completions clean
+.PHONY: help setup demo test slow lint format pictures reference completions clean
 
 help:
 	@echo "make demo         learn the dog of docs/examples/photo.jpg and draw it (about 3 minutes on 2 cores)"
 	@echo "make test         the whole test suite"
 	@echo "make slow         the long quality and start-up runs"
 	@echo "make lint         ruff and mypy"
-	@echo "make completions  regenerate completions/"
+	@echo "make pictures     draw the pictures of README and docs again"
+	@echo "make reference    write docs/cli.md again"
+	@echo "make completions  write completions/ again"
 
 setup: $(STAMP)
 
@@ -42,6 +44,12 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff format objtune_cli tests
 	$(BIN)/ruff check --fix objtune_cli tests
+
+pictures: $(STAMP)
+	$(BIN)/python docs/pictures.py
+
+reference: $(STAMP)
+	$(BIN)/python docs/cli.py
 
 completions: $(STAMP)
 	for shell in bash zsh fish; do _OBJTUNE_COMPLETE=source_$$shell $(BIN)/objtune > completions/objtune.$$shell; done

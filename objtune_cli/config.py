@@ -63,7 +63,7 @@ class Train:
     token_lr: float = _setting(1e-2, "Learning rate of the token, fraction of its norm.", 0)
     batch: int = _setting(4, "Views of the object per step.", 1, 256)
     background_weight: float = _setting(1.0, "w_bg: outside the mask, the frozen base is the target.", 0)
-    class_weight: float = _setting(1.0, "w_cc: the class stays what the base draws.", 0)
+    class_weight: float = _setting(3.0, "w_cc: the class stays what the base draws.", 0)
     modules: Literal["attention", "attention+ff", "all"] = _setting("all", "Which layers get LoRA.")
     views: int = _setting(32, "Placements of the object drawn before training.", 1, 4096)
     seed: int = _setting(0, "Random seed.", 0, MAX_SEED)

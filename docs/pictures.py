@@ -1,0 +1,44 @@
+"""`make pictures`: draws the pictures of README and docs again, with the commands that they show."""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from objtune_cli.store.pictures import grid
+
+EXAMPLES = Path(__file__).parent / "examples"
+
+
+def objtune(folder: Path, *args: str) -> list[str]:
+    """Run one command in a project; the lines of its stdout."""
+    command = [str(Path(sys.executable).with_name("objtune")), *args]
+    print("$ objtune", *args, flush=True)
+    return subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+
+
+def main() -> None:
+    """Train both examples, compose them, draw the sheet of the base."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        objtune(folder, "init")
+        objtune(folder, "train", str(EXAMPLES / "photo.jpg"), "--class", "dog")
+        objtune(folder, "train", str(EXAMPLES / "mug.jpg"), "--class", "mug", "--name", "cup")
+        shutil.copy(folder / "artifacts/adapter/dog/v001/preview.png", EXAMPLES / "preview.png")
+        paths = objtune(
+            folder, "compose", "a photo of <dog> and <cup> on the beach", "--place", "dog=left", "--place", "cup=right", "-n", "3"
+        )
+        layout = Image.open((folder / paths[0]).with_name("layout.png")).resize((192, 192), Image.Resampling.LANCZOS)
+        shown = [np.asarray(Image.open(folder / path).resize((192, 192), Image.Resampling.BICUBIC)) for path in paths]
+        Image.fromarray(grid(np.stack([np.asarray(layout), *shown]), 4)).save(EXAMPLES / "compose.png")
+    command = [sys.executable, "-m", "objtune_cli.toybox.recipe", "sheet", "--work", str(EXAMPLES)]
+    print("$ python", *command[1:], flush=True)
+    subprocess.run(command, check=True)
+
+
+if __name__ == "__main__":
+    main()
