@@ -57,14 +57,14 @@ class Embed:
 class Train:
     """Learning the object."""
 
-    steps: int = _setting(250, "Optimizer steps.", 1, 1_000_000)
+    steps: int = _setting(0, "Optimizer steps; 0: what suits the base.", 0, 1_000_000)
     rank: int = _setting(16, "LoRA rank.", 1, 512)
-    lr: float = _setting(2e-3, "Learning rate of the LoRA weights.", 0)
-    token_lr: float = _setting(1e-2, "Learning rate of the token, fraction of its norm.", 0)
+    lr: float = _setting(0.0, "Learning rate of the LoRA weights; 0: what suits the base.", 0)
+    token_lr: float = _setting(0.0, "Learning rate of the token, fraction of its norm; 0: what suits the base.", 0)
     batch: int = _setting(4, "Views of the object per step.", 1, 256)
     background_weight: float = _setting(1.0, "w_bg: outside the mask, the frozen base is the target.", 0)
     class_weight: float = _setting(3.0, "w_cc: the class stays what the base draws.", 0)
-    modules: Literal["attention", "attention+ff", "all"] = _setting("all", "Which layers get LoRA.")
+    modules: Literal["auto", "attention", "attention+ff", "all"] = _setting("auto", "Which layers get LoRA; auto: what suits the base.")
     views: int = _setting(32, "Placements of the object drawn before training.", 1, 4096)
     seed: int = _setting(0, "Random seed.", 0, MAX_SEED)
 

@@ -35,10 +35,12 @@ def root(
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
+    device: options.Device = None,
+    precision: options.Precision = None,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
     """Options here may also stand after the command."""
-    ctx.obj = {"project": project, "json": json, "quiet": quiet, "verbose": verbose}
+    ctx.obj = {"project": project, "json": json, "quiet": quiet, "verbose": verbose, "device": device, "precision": precision}
     options.current.command = ctx.invoked_subcommand or ""
 
 

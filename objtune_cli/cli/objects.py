@@ -71,7 +71,7 @@ def train(
     mask: Masks = None,
     box: Boxes = None,
     point: Points = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps.", show_default=str(Train().steps))] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps; default: what suits the base.", show_default=False)] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed.", show_default=str(Train().seed))] = None,
     preview: Annotated[bool, typer.Option("--preview/--no-preview", help="Draw a sheet of samples at the end.")] = True,
 ) -> Outcome:
@@ -87,7 +87,7 @@ def train(
     config = ctx.settings.resolve(Train, steps=steps, seed=seed)
     embedding, prior = ctx.settings.resolve(Embed), ctx.settings.resolve(Prior)
     if photo:
-        found = [d.ref for d in segment_stage.run(ctx, photo, wanted, ctx.settings.resolve(Segment))]
+        found = [d.ref for d in segment_stage.run(ctx.unforced(), photo, wanted, ctx.settings.resolve(Segment))]
     else:
         found = [_trainable(ctx.root, text) for text in given]
     return Outcome([stage.run(ctx, found, config, embedding, prior, preview=preview)])
@@ -104,7 +104,7 @@ def given_refs(values: list[str] | None) -> list[str]:
         if value != "-":
             given.append(value)
         elif values or not sys.stdin.isatty():
-            given += [line.strip() for line in sys.stdin if line.strip()]
+            given += [line.split("\t")[0].strip() for line in sys.stdin if line.strip()]
     need(given, "nothing was given to work on", "give a ref, or pipe refs in: `objtune segment photo.jpg --class dog | objtune init-embedding -`")
     return given
 
@@ -153,7 +153,7 @@ def targets(
     need(len(given) <= len(words), f"{len(given)} names for {len(words)} classes", "give one `--name` for each `--class`")
     called = [refs.check_name(n) for n in given] + [refs.slug(w) for w in words[len(given) :]]
     need(len(set(called)) == len(called), "two objects would have the same name", "tell them apart with `--name`")
-    keys = {key: i for i, pair in enumerate(zip(called, words, strict=True)) for key in reversed(pair)}
+    keys = {word: i for i, word in enumerate(words) if words.count(word) == 1} | {name: i for i, name in enumerate(called)}
 
     def owner(text: str, option: str) -> tuple[int, str]:
         key, equals, value = text.partition("=")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ProjectDir = Annotated[Path | None, typer.Option("--project", metavar="DIR", help="Project folder; default: found upwards from here.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more; errors with traceback.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Errors with their traceback.")]
 Given = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any setting, for example train.lr=1e-3.")]
 BaseModel = Annotated[str | None, typer.Option("--base", metavar="BASE", help="toybox, sd15, a diffusers folder, or a hub id.", show_default="toybox")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", show_default="auto")]
@@ -116,7 +116,8 @@ def framed(function: Callable[..., Outcome], *, model: bool = True) -> Callable[
     def command(ctx: typer.Context, **values: Any) -> None:
         options = {n: values.pop(n) for n in shared}
         for key, value in (ctx.obj or {}).items():
-            options[key] = options[key] or value
+            if key in options:
+                options[key] = options[key] or value
         current.json, current.verbose = options["json"], options["verbose"]
         report = render.Reporter(quiet=options["quiet"], verbose=options["verbose"])
         started = time.monotonic()

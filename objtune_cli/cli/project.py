@@ -20,7 +20,9 @@ AnyRef = Annotated[str, typer.Argument(help="kind/name@version, or a name.", aut
 
 def init(run: Run) -> Outcome:
     """Make this folder (or --project DIR) a project."""
-    project = run.project(create=True)
+    from objtune_cli.store.project import locate
+
+    project = locate(run.options["project"] or Path.cwd(), create=True)
     run.report.note(f"project {project.folder}")
     return Outcome(shown="nothing", extra={"project": str(project.folder)})
 
@@ -30,6 +32,7 @@ def list_(
     kind: Annotated[str | None, typer.Argument(help=", ".join(KINDS))] = None,
 ) -> Outcome:
     """List the project's artifacts: ref, class, base, and what it came from."""
+    from objtune_cli.stages.context import Done
     from objtune_cli.store import artifact, refs
 
     root = run.project().artifacts
@@ -39,12 +42,12 @@ def list_(
         rows = [(r.ref, r.class_word, r.base.get("id", ""), " ".join(i["ref"] for i in r.inputs.values() if i["ref"])) for r in found]
         render.table(("ref", "class", "base", "from"), rows)
     listed = [{"ref": str(r.ref), "class": r.class_word, "base": r.base.get("id", "")} for r in found]
-    return Outcome(shown="nothing", extra={"artifacts": listed})
+    return Outcome([Done(r.ref, True) for r in found], shown="nothing", extra={"artifacts": listed})
 
 
 def show(run: Run, ref: AnyRef) -> Outcome:
     """Show all that an artifact knows of itself, and its picture."""
-    from objtune_cli.stages.context import pictures_of
+    from objtune_cli.stages.context import Done, pictures_of
     from objtune_cli.store import artifact, refs
 
     root = run.project().artifacts
@@ -56,7 +59,7 @@ def show(run: Run, ref: AnyRef) -> Outcome:
         render.table(("key", "value"), rows)
         if images:
             run.report.picture(images[-1])
-    return Outcome(shown="nothing", images=images, extra={"artifact": asdict(record), "path": str(found.path(root))})
+    return Outcome([Done(found, True)], shown="nothing", images=images, extra={"artifact": asdict(record), "path": str(found.path(root))})
 
 
 def _flat(record: dict[str, Any]) -> list[tuple[str, Any]]:

@@ -36,6 +36,7 @@ class Reporter:
         self._task: Any = None
         self._stage = ""
         self._said = self._started = 0.0
+        self._first = 0
 
     def note(self, text: str) -> None:
         """One line for the user."""
@@ -48,21 +49,21 @@ class Reporter:
         if self.quiet:
             return
         if stage != self._stage or done < self._said * total:
-            self._begin(stage, total)
+            self._begin(stage, done, total)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
         if self.terminal:
             self._bar.update(self._task, completed=done, total=total, shown=shown)
         elif done == total or done >= (self._said + PLAIN_EVERY) * total:
             self._said = done / total
-            spent = time.monotonic() - self._started
-            left = f"  {spent / done * (total - done):.0f} s left" if 0 < done < total else f"  {spent:.0f} s"
-            print(f"{stage} {done}/{total}  {shown}{left}".rstrip(), file=sys.stderr, flush=True)
+            spent, taken = time.monotonic() - self._started, done - self._first
+            pace = f"  {spent / taken:.2f} s/step  {spent / taken * (total - done):.0f} s left" if taken else ""
+            print(f"{stage} {done}/{total}  {shown}{pace}".rstrip(), file=sys.stderr, flush=True)
         if done >= total:
             self._end_bar()
 
-    def _begin(self, stage: str, total: int) -> None:
+    def _begin(self, stage: str, done: int, total: int) -> None:
         self._end_bar()
-        self._stage, self._said, self._started = stage, 0.0, time.monotonic()
+        self._stage, self._said, self._first, self._started = stage, 0.0, done, time.monotonic()
         if self.terminal:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn

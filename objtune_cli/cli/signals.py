@@ -14,9 +14,10 @@ class Stop:
         self.signum = 0
 
     def install(self) -> None:
-        """Take over the signals of this process."""
+        """Take over the signals of this process, except those it was told to ignore (nohup)."""
         for signum in HANDLED:
-            signal.signal(signum, self._handle)
+            if signal.getsignal(signum) is not signal.SIG_IGN:
+                signal.signal(signum, self._handle)
 
     def _handle(self, signum: int, _frame: FrameType | None) -> None:
         if self.signum:

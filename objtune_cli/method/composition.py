@@ -99,7 +99,7 @@ class RegionalAttention:
     def bias(self, length: int, like: Tensor) -> Tensor:
         """(Q, L): log of the object's share at its own tokens, 0 at the others."""
         shares = self.regions.flat(length)
-        tokens = torch.stack([p.tokens for p in self.regions.placed]).float()
+        tokens = torch.stack([p.tokens for p in self.regions.placed]).to(shares)
         logs = shares.clamp_min(math.exp(BLOCKED)).log().clamp_min(BLOCKED)
         return (logs.T @ tokens).to(like)
 

@@ -4,7 +4,7 @@ Source: arXiv:2401.15708 section 3.2 (L_PE); norms kept and the class word's own
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -70,9 +70,9 @@ def start(
     metrics: dict[str, float] = {}
     if towers is not None:
         goal, metrics = aim(towers, stack, picture, mask, class_word)
-        fitted, curve = _fit(stack, towers, rows, own, goal, config, on_step)
+        steps = config.steps if config.init == "prototype" else 0
+        rows, curve = _fit(stack, towers, rows, own, goal, replace(config, steps=steps), on_step)
         metrics |= {"cos_before": curve[0], "cos_after": curve[-1]}
-        rows = fitted if config.init == "prototype" else rows
     return Started(torch.cat([rows, own]).cpu(), metrics)
 
 

@@ -61,9 +61,12 @@ def load(stack: Stack, weights: Mapping[str, Tensor], name: str = "default") -> 
 
 
 def activate(stack: Stack, names: list[str]) -> None:
-    """Let the named LoRAs act together, their deltas summed."""
+    """Let the named LoRAs act together, their deltas summed; none: the frozen base."""
     if names:
+        stack.unet.enable_adapters()
         stack.unet.set_adapters(names)
+    elif getattr(stack.unet, "peft_config", None):
+        stack.unet.disable_adapters()
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The object placed anew: other scale and position, on the photo's own ground without it, or on plain colour.
+"""The object placed anew: other scale and position, with the photo's ground moving along, or on plain colour.
 
 One photo shows one pose in one place; this is the only step that adds information (paired
 augmentation: TextBoost arXiv:2409.08248, Seg-Mix of MuDI arXiv:2404.04243; the mixture is ours).
@@ -85,9 +85,9 @@ def _inverse(box: Box, shape: torch.Size, share: float, x: float, y: float, tilt
 def _sample(layers: Tensor, theta: Tensor, size: int, padding: str = "zeros") -> Tensor:
     """Layers (C, H, W) seen through the map; drawn twice as large and averaged, against aliasing."""
     grid = F.affine_grid(theta[None], [1, 1, 2 * size, 2 * size], align_corners=False)
-    side = max(layers.shape[-2:])
-    if side > 4 * size:  # a large photo is averaged down first
-        factor = side // (2 * size)
+    span = float(theta[0, :2].norm()) * layers.shape[-1]  # photo pixels across the new frame
+    factor = int(span / (2 * size))
+    if factor > 1:  # many pixels fall into one: averaged first, by no more than what is lost anyway
         layers = F.avg_pool2d(layers[None], factor, ceil_mode=True)[0]
     large = F.grid_sample(layers[None], grid, mode="bilinear", padding_mode=padding, align_corners=False)
     return F.avg_pool2d(large, 2)[0]

@@ -63,10 +63,22 @@ def layout(file: Path) -> dict[str, Box]:
     return dict(place(text) for text in texts)
 
 
-def proposed(names: list[str]) -> dict[str, Box]:
-    """Side by side in the order of mention."""
+def proposed(names: list[str], given: dict[str, Box]) -> dict[str, Box]:
+    """Places for the names that have none: side by side in the order of mention, where it is freest."""
     width = 1 / len(names)
-    return {n: (i * width + 0.01, 0.25, (i + 1) * width - 0.01, 0.95) for i, n in enumerate(names)}
+    slots = [(i * width + 0.01, 0.25, (i + 1) * width - 0.01, 0.95) for i in range(len(names))]
+    taken, found = list(given.values()), {}
+    for name in (n for n in names if n not in given):
+        best = min(slots, key=lambda slot: (sum(_overlap(slot, box) for box in taken), slot))
+        slots.remove(best)
+        taken.append(best)
+        found[name] = best
+    return found
+
+
+def _overlap(a: Box, b: Box) -> float:
+    """Shared area of two boxes."""
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
 def run(ctx: Context, prompt: str, places: dict[str, Box], config: Generate, out: Path | None = None) -> list[Done]:
@@ -81,11 +93,10 @@ def run(ctx: Context, prompt: str, places: dict[str, Box], config: Generate, out
     strangers = [name for name in places if name not in {o.name for o in found}]
     if strangers:
         raise InputError(f"the prompt does not mention <{strangers[0]}>", f"it mentions {', '.join(f'<{o.name}>' for o in found)}")
-    missing = [o.name for o in found if o.name not in places]
-    if missing:
-        free = proposed([o.name for o in found])
-        places = places | {name: free[name] for name in missing}
-        ctx.report.note("placed by us: " + ", ".join(f"{n}={','.join(f'{v:.2f}' for v in free[n])}" for n in missing))
+    free = proposed([o.name for o in found], places)
+    if free:
+        places = places | free
+        ctx.report.note("placed by us: " + ", ".join(f"{n}={','.join(f'{v:.2f}' for v in box)}" for n, box in free.items()))
     config = generate.suited(ctx, config)
     classes = {o.name: o.record.objects[o.name] for o in found}
     settings = asdict(config) | {"prompt": prompt, "places": {n: list(b) for n, b in places.items()}}
@@ -120,7 +131,7 @@ def _draw(ctx: Context, record: Record, found: list[objects.Named], places: dict
 
 
 def drawn_layout(places: dict[str, Box], size: int) -> "np.ndarray":
-    """The regions as coloured frames with their names, (4 size, 4 size, 3) uint8."""
+    """The regions as coloured frames with their names, a square of at least 256 px, uint8."""
     import numpy as np
     from PIL import Image, ImageDraw
 

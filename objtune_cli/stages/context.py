@@ -1,7 +1,7 @@
 """What every stage is given, and what it gives back."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -61,13 +61,24 @@ class Context:
             self._base = bases.find(self.common.base)
         return self._base
 
-    def stack(self) -> "Stack":
-        """The loaded base: a fresh one for each call, since stages add words and adapters to it."""
+    def stack(self, *, train: bool = False) -> "Stack":
+        """The loaded base: a fresh one for each call, since stages add words and adapters to it.
+
+        Args:
+            train: Gradients will flow: half precision of 5 exponent bits, in which they vanish, is not chosen.
+        """
         self.check_stopped()
         from objtune_cli.models import stack
 
         device = stack.pick_device(self.common.device)
-        return stack.load(self.base.folder, device, stack.pick_dtype(self.common.precision, device))
+        dtype = stack.pick_dtype(self.common.precision, device)
+        if train and self.common.precision == "auto" and dtype == stack.PRECISIONS["fp16"]:
+            dtype = stack.PRECISIONS["fp32"]
+        return stack.load(self.base.folder, device, dtype)
+
+    def unforced(self) -> "Context":
+        """The same for the stages before the one that `--force` is meant for."""
+        return replace(self, force=False)
 
     def progress(self, stage: str) -> Callable[..., None]:
         """A callback for long work; raises when a signal has asked to stop."""
@@ -108,7 +119,7 @@ class Context:
         Raises:
             IncompatibleError: Names both.
         """
-        if record.base and dict(record.base) != self.base.record():
+        if record.base and record.base.get("fingerprint") != self.base.fingerprint:
             mine, theirs = self.base.id, record.base.get("id", "?")
             same = " (same name, other weights)" if mine == theirs else ""
             raise IncompatibleError(

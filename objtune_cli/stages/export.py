@@ -1,6 +1,7 @@
 """`export`: an adapter as the files that other tools read.
 
-Exact key names and the alpha rule: docs/format.md. The scale is always baked or explicit, never assumed.
+Exact key names and the alpha rule: docs/format.md. Adapters have alpha = rank, so that readers that find
+no alpha, and take it to be the rank, are right.
 """
 
 from collections.abc import Mapping
@@ -63,7 +64,6 @@ def _kohya_metadata(record: Record, tensors: Mapping[str, Any]) -> dict[str, str
     rank = next(str(v.shape[0]) for k, v in tensors.items() if "lora_A" in k)
     return {
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": "stable-diffusion-v1/lora",
         "modelspec.implementation": "diffusers",
         "modelspec.title": record.name,
         "modelspec.trigger_phrase": " ".join(f"<{name}>" for name in record.objects),
@@ -72,9 +72,16 @@ def _kohya_metadata(record: Record, tensors: Mapping[str, Any]) -> dict[str, str
         "ss_network_alpha": rank,
         "ss_output_name": record.name,
         "ss_sd_model_name": record.base["id"],
-        "ss_base_model_version": "sd_v1",
-        "ss_v2": "False",
+        **_family(tensors),
     }
+
+
+def _family(tensors: Mapping[str, Any]) -> dict[str, str]:
+    """What the width of the text condition tells of the base's family; nothing for others."""
+    widths = {v.shape[1] for k, v in tensors.items() if "attn2.to_k.lora_A" in k}
+    if widths == {768}:
+        return {"modelspec.architecture": "stable-diffusion-v1/lora", "ss_base_model_version": "sd_v1", "ss_v2": "False"}
+    return {"ss_v2": "True"} if widths == {1024} else {}
 
 
 def _write(path: Path, tensors: Mapping[str, Any], metadata: dict[str, str]) -> Path:

@@ -36,8 +36,9 @@ def run(ctx: Context, prompts: list[str], config: Generate, out: Path | None = N
         stack = ctx.stack()
         weights = {item.name: objects.tensors(ctx, item) for item in found}
         words = objects.add_words(stack, found, weights)
-        _add_adapters(stack, found, weights)
+        loaded = _add_adapters(stack, found, weights)
         for i in waiting:
+            _activate(stack, [loaded[o.record.ref] for o in objects.named(ctx, [prompts[i]])])
             results[i] = _draw(ctx, stack, words, prompts[i], done[i][0], config)
     finished = [r for r in results if r is not None]
     return copied(finished, out, ctx)
@@ -63,7 +64,10 @@ def _scene(ctx: Context, prompt: str, found: list[objects.Named], config: Genera
 def reuse(ctx: Context, record: Record, config: Generate, prompt: str) -> Done | None:
     """A finished scene; pictures that are gone are decoded again from its latents."""
     done = ctx.reuse(record)
-    if done is None or len(done.images) == config.n:
+    if done is None:
+        return None
+    done.images = [image for image in done.images if image.stem.isdigit()]
+    if len(done.images) == config.n:
         return done
     import torch
 
@@ -72,8 +76,8 @@ def reuse(ctx: Context, record: Record, config: Generate, prompt: str) -> Done |
     return done
 
 
-def _add_adapters(stack: "Stack", found: list[objects.Named], weights: dict[str, dict[str, Any]]) -> None:
-    """Every adapter once; several act together with their deltas summed."""
+def _add_adapters(stack: "Stack", found: list[objects.Named], weights: dict[str, dict[str, Any]]) -> dict[Ref, str]:
+    """Add every adapter once; the names they have in the denoiser."""
     from objtune_cli.models import adapter
 
     loaded: dict[Ref, str] = {}
@@ -81,7 +85,14 @@ def _add_adapters(stack: "Stack", found: list[objects.Named], weights: dict[str,
         if item.record.ref not in loaded:
             loaded[item.record.ref] = f"lora{len(loaded)}"
             adapter.load(stack, weights[item.name], loaded[item.record.ref])
-    adapter.activate(stack, list(loaded.values()))
+    return loaded
+
+
+def _activate(stack: "Stack", names: list[str]) -> None:
+    """Let a prompt's own adapters act, several with their deltas summed, and no others."""
+    from objtune_cli.models import adapter
+
+    adapter.activate(stack, list(dict.fromkeys(names)))
 
 
 def _draw(ctx: Context, stack: "Stack", words: Any, prompt: str, record: Record, config: Generate) -> Done:

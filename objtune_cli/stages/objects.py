@@ -38,7 +38,11 @@ def named(ctx: Context, prompts: list[str]) -> list[Named]:
             raise InputError("the prompt is empty", 'for example `objtune generate "a photo of <rex> on the beach"`')
         if not prompt.isprintable():
             raise InputError("the prompt holds characters that are no text", "type it again")
-        for name, version in re.findall(r"<([a-z0-9][a-z0-9._-]*)(?:@([0-9]+))?>", prompt):
+        for text in re.findall(r"<[^<>]*>", prompt):
+            match = re.fullmatch(r"<([a-z0-9][a-z0-9._-]*)(?:@([0-9]+))?>", text)
+            if match is None:
+                raise InputError(f"{text} cannot be the name of an object", "names are lower case: `<rex>`, or `<rex@2>` for a version")
+            name, version = match.groups()
             ref = _holder(ctx, name, int(version or 0))
             if name in found and found[name].record.ref != ref:
                 raise InputError(f"the prompts ask for {found[name].record.ref} and {ref}", "use one version of an object at a time")
@@ -50,15 +54,22 @@ def named(ctx: Context, prompts: list[str]) -> list[Named]:
 
 
 def _holder(ctx: Context, name: str, version: int) -> Ref:
-    """The adapter of that name, or the newest joint one that holds the object."""
-    if refs.versions(ctx.root, "adapter", name):
+    """The adapter of that name, or the joint one that holds the object.
+
+    Raises:
+        MissingError: None holds it, or several joint ones do.
+    """
+    newest = {n: artifact.read_record(ctx.root, refs.resolve(ctx.root, Ref("adapter", n))) for n in refs.names(ctx.root, "adapter")}
+    if name in newest and name in newest[name].objects:
         return refs.resolve(ctx.root, Ref("adapter", name, version))
-    if not version:
-        for joint in refs.names(ctx.root, "adapter"):
-            ref = refs.resolve(ctx.root, Ref("adapter", joint))
-            if name in artifact.read_record(ctx.root, ref).objects:
-                return ref
-    known = ", ".join(f"<{n}>" for n in refs.names(ctx.root, "adapter"))
+    joint = [record.ref for record in newest.values() if name in record.objects]
+    if len(joint) > 1:
+        raise MissingError(f"<{name}> is ambiguous: {', '.join(map(str, joint))}", "train it under a name of its own with `--name`")
+    if joint and version in (0, joint[0].version):
+        return joint[0]
+    if name in newest:
+        raise MissingError(f"{newest[name].ref} holds several objects", f"name them: {', '.join(f'<{o}>' for o in newest[name].objects)}")
+    known = ", ".join(sorted({f"<{o}>" for record in newest.values() for o in record.objects}))
     wanted = f"<{name}@{version}>" if version else f"<{name}>"
     hint = f"trained objects: {known}" if known else "train one first: `objtune train photo.jpg --class dog`"
     raise MissingError(f"no trained object {wanted}", hint)

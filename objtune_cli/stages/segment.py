@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from objtune_cli.config import Segment
-from objtune_cli.errors import GateError, InputError
+from objtune_cli.errors import GateError, InputError, UsageError
 from objtune_cli.stages.context import Context, Done, keep_picture
 from objtune_cli.store import artifact, photo, pictures
 from objtune_cli.store.artifact import Record
@@ -39,6 +39,9 @@ def run(ctx: Context, path: Path, targets: list[Target], config: Segment) -> lis
         InputError: Unusable photo, mask, box or point. GateError: a mask nobody should train on.
     """
     digest = photo.digest(path)
+    blind = [t for t in targets if not (t.box_xyxy or t.points or t.mask)]
+    if blind and len(targets) > 1:
+        raise UsageError(f"with several objects each needs a hint; {blind[0].name} has none", f"for example `--box {blind[0].name}=x0,y0,x1,y1`")
     records = [_record(target, digest, config) for target in targets]
     done = [ctx.reuse(record) for record in records]
     if all(done):
@@ -88,7 +91,7 @@ def _find(ctx: Context, picture: photo.Photo, target: Target, record: Record, co
     metrics = measure(mask)
     problem = judge(metrics)
     shown = pictures.png(pictures.overlay(rgb, mask))
-    if problem and not ctx.force:
+    if problem and (not ctx.force or not metrics["area"]):
         rejected = ctx.project.folder / ".objtune" / "rejected" / f"{target.name}.png"
         artifact.write_file(rejected, shown, ctx.root)
         raise GateError(
@@ -96,6 +99,7 @@ def _find(ctx: Context, picture: photo.Photo, target: Target, record: Record, co
         )
     if problem:
         ctx.report.note(f"kept although {problem}")
+        record = replace(record, config={**record.config, "kept": problem})
     return Found(replace(record, metrics={**metrics, "found_by": how}), rgb, mask, shown)
 
 

@@ -1,13 +1,15 @@
 """`train`: embeddings of one photo's objects to one adapter; runs the missing stages itself."""
 
+import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from objtune_cli.config import Embed, Prior, Train
-from objtune_cli.errors import IncompatibleError, Stopped, UsageError
-from objtune_cli.stages import embed
+from objtune_cli.errors import GateError, IncompatibleError, Stopped, UsageError
+from objtune_cli.stages import embed, objects
 from objtune_cli.stages import prior as prior_stage
 from objtune_cli.stages.context import Context, Done, keep_picture, tools
 from objtune_cli.store import artifact, pictures
@@ -31,25 +33,37 @@ def run(ctx: Context, sources: list[Ref], config: Train, embedding: Embed, prior
         UsageError: Objects of different photos. GateError: training diverged.
         Stopped: A signal came; the state is saved.
     """
-    starts = [embed.run(ctx, s, embedding).ref if s.kind == "mask" else s for s in sources]
+    config = _suited(config, ctx.base.training)
+    starts = [embed.run(ctx.unforced(), s, embedding).ref if s.kind == "mask" else s for s in sources]
     records = [artifact.read_record(ctx.root, ref) for ref in starts]
     for record in records:
         ctx.check_base(record)
-    objects = {name: word for record in records for name, word in record.objects.items()}
-    if len(objects) < len(records):
+    named = {name: word for record in records for name, word in record.objects.items()}
+    if len(named) < len(records):
         raise UsageError("an object is named twice", "give each embedding once")
-    priors = {word: prior_stage.run(ctx, word, prior).ref for word in sorted(set(objects.values()))}
+    priors = {word: prior_stage.run(ctx, word, prior).ref for word in sorted(set(named.values()))}
     inputs = {f"embedding.{r.name}": ctx.input(ref) for r, ref in zip(records, starts, strict=True)}
     inputs |= {f"prior.{ref.name}": ctx.input(ref) for ref in priors.values()}
-    name = "-".join(objects)[:64].rstrip("-.")
-    record = Record("adapter", name, objects, inputs, asdict(config), ctx.base.record())
-    done = ctx.reuse(record)
-    if done:
-        return done
-    return _train(ctx, record, records, priors, config, preview)
+    name = "-".join(named)[:64].rstrip("-.")
+    record = Record("adapter", name, named, inputs, asdict(config), ctx.base.record())
+    done = ctx.reuse(record) or _train(ctx, record, records, priors, config)
+    if preview and not done.images:
+        done.images = [_preview(ctx, artifact.read_record(ctx.root, done.ref), records)]
+    return done
 
 
-def _train(ctx: Context, record: Record, starts: list[Record], priors: dict[str, Ref], config: Train, preview: bool) -> Done:
+def _suited(config: Train, own: Mapping[str, Any]) -> Train:
+    """Steps, rates and layers filled in from what suits the base."""
+    return replace(
+        config,
+        steps=config.steps or int(own["steps"]),
+        lr=config.lr or float(own["lr"]),
+        token_lr=config.token_lr or float(own["token_lr"]),
+        modules=own["modules"] if config.modules == "auto" else config.modules,
+    )
+
+
+def _train(ctx: Context, record: Record, starts: list[Record], priors: dict[str, Ref], config: Train) -> Done:
     import torch
 
     from objtune_cli.method import training
@@ -58,11 +72,14 @@ def _train(ctx: Context, record: Record, starts: list[Record], priors: dict[str,
     subjects = [_subject(ctx, start) for start in starts]
     if len({tuple(s.picture.shape) for s in subjects}) > 1 or len({_photo(ctx, s) for s in starts}) > 1:
         raise UsageError("the objects are not of one photo", "train them one by one and bring them together with `objtune compose`")
-    stack = ctx.stack()
+    stack = ctx.stack(train=True)
     loaded = {word: {k: torch.from_numpy(v.copy()) for k, v in artifact.load(ctx.root, ref)[1].items()} for word, ref in priors.items()}
     run_key = f"{record.identity()}/{stack.device.type}/{stack.dtype}/{torch.get_num_threads()}/{torch.__version__}"
-    state = RunState(ctx.project, artifact.hashlib.sha256(run_key.encode()).hexdigest())
+    state = RunState(ctx.project, hashlib.sha256(run_key.encode()).hexdigest())
     with state.locked():
+        done = ctx.reuse(record)  # another process may have finished it since we looked
+        if done:
+            return done
         ctx.report.note("drawing placements of the object")
         trainer = training.Trainer(stack, subjects, loaded, config)
         kept = state.load()
@@ -73,10 +90,11 @@ def _train(ctx: Context, record: Record, starts: list[Record], priors: dict[str,
         tensors: dict[str, Any] = adapter.tensors(stack)
         tensors |= {f"token.{name}": rows for name, rows in trainer.tokens().items()}
         metrics = {k: round(v, 6) for k, v in trainer.mean.items()}
+        if not all(bool(torch.isfinite(v).all()) for v in tensors.values()):
+            raise GateError("training diverged: a weight is no number", "try a lower rate: `--set train.lr=5e-4`")
         ref = artifact.publish(ctx.root, replace(record, metrics=metrics, tools=tools()), tensors)
         state.discard()
-    images = [_preview(ctx, ref, trainer)] if preview else []
-    return Done(ref, False, images, metrics)
+    return Done(ref, False, [], metrics)
 
 
 def _loop(ctx: Context, trainer: "Trainer", state: RunState, total: int) -> None:
@@ -130,7 +148,7 @@ def _subject(ctx: Context, start: Record) -> "Subject":
         name=name,
         class_word=word,
         rows=torch.from_numpy(rows["text_encoder"].copy()),
-        learned=int(start.metrics["learned"]),
+        learned=int(start.config["vectors"]),
         picture=picture * 2 - 1,
         ground=torch.from_numpy(ground.copy()).permute(2, 0, 1).float() / 127.5 - 1,
         mask=mask,
@@ -150,27 +168,30 @@ def _without(rgb: Any, hidden: Any) -> Any:
     return filled
 
 
-def _preview(ctx: Context, ref: Ref, trainer: "Trainer") -> Any:
-    """Photo, the object in scenes it was not in, and its class as the base still draws it."""
-    import numpy as np
+def _preview(ctx: Context, record: Record, starts: list[Record]) -> Path:
+    """Photo, the objects in scenes they were not in, and their class as the base still draws it."""
     import torch
 
     from objtune_cli.method import sampling
+    from objtune_cli.models import adapter
+    from objtune_cli.numerics import placement
 
-    stack, words = trainer.stack, trainer.words
-    stack.unet.eval()
-    for name, rows in trainer.tokens().items():
-        words.replace(name, rows)
-    shown = trainer.views[-1].latents[:1].cpu()
-    subject = " and ".join(f"<{s.name}>" for s in trainer.subjects)
-    plain = " and ".join(s.class_word for s in trainer.subjects)
-    prompts = [words.expand(f"a photo of {subject} {place}") for place in PREVIEW] + [f"a photo of a {plain} {PREVIEW[0]}"]
-    latents = [shown]
+    found = [objects.Named(name, record, artifact.sha256(record.ref.path(ctx.root))) for name in record.objects]
+    weights = {item.name: objects.tensors(ctx, item) for item in found}
+    stack = ctx.stack()
+    words = objects.add_words(stack, found, weights)
+    adapter.load(stack, weights[found[0].name])
+    subject = _subject(ctx, starts[-1])
+    photo, _ = placement.views(subject.picture, subject.mask, subject.ground, 1, stack.size, torch.Generator().manual_seed(0))
+    named = " and ".join(f"<{item.name}>" for item in found)
+    plain = " and ".join(f"a {word}" for word in record.objects.values())
+    prompts = [words.expand(f"a photo of {named} {place}") for place in PREVIEW] + [f"a photo of {plain} {PREVIEW[0]}"]
+    shown = [photo]
     step: Callable[..., None] = ctx.progress("preview")
     for i, prompt in enumerate(prompts):
-        sampler = ctx.base.sampling
-        latents.append(sampling.sample(stack, prompt, "", [i], int(sampler["steps"]), sampler["guidance"]))
+        latents = sampling.sample(stack, prompt, "", [i], int(ctx.base.sampling["steps"]), ctx.base.sampling["guidance"])
+        shown.append(stack.to_picture(latents).cpu())
         step(i + 1, len(prompts))
-    rgb = sampling.to_uint8(stack.to_picture(torch.cat(latents))).numpy()
+    rgb = sampling.to_uint8(torch.cat(shown)).numpy()
     scale = max(1, 192 // rgb.shape[1])
-    return keep_picture(ctx.root, ref, "preview.png", pictures.png(pictures.grid(np.asarray(rgb), 3, scale=scale)))
+    return keep_picture(ctx.root, record.ref, "preview.png", pictures.png(pictures.grid(rgb, 3, scale=scale)))

@@ -58,20 +58,32 @@ class RunState:
         Raises:
             BusyError: Another process is at the same run.
         """
+        path = self.file.with_suffix(".lock")
         with explained(self.project.folder):
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.file.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o666)
+            lock = _opened(path)
         try:
-            _take(lock, self.file)
             yield
+            path.unlink(missing_ok=True)  # while still holding it: nobody else can have it
         finally:
             os.close(lock)
-            with contextlib.suppress(OSError):
-                if not self.file.exists():
-                    self.file.with_suffix(".lock").unlink(missing_ok=True)
 
 
-def _take(lock: int, file: Path) -> None:
+def _opened(path: Path) -> int:
+    """The lock file, held; again if its last holder removed it between our opening and locking it."""
+    while True:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _take(lock)
+            if path.exists() and os.fstat(lock).st_ino == path.stat().st_ino:
+                return lock
+        except BaseException:
+            os.close(lock)
+            raise
+        os.close(lock)
+
+
+def _take(lock: int) -> None:
     try:
         import fcntl
     except ImportError:  # Windows: two equal runs at once only repeat work

@@ -273,6 +273,9 @@ def test_the_gate_looks_at_given_masks_too(area: int, words: str, cli: Cli, toy:
     given = write(project / "given.png", mask.reshape(SIDE, SIDE))
     fails(cli("segment", toy, "--class", "dog", "--mask", given), 9, words)
     kept = cli("segment", toy, "--class", "dog", "--mask", given, "--force")
+    if not area:  # nothing can be learned from nothing
+        fails(kept, 9, words)
+        return
     assert (kept.code, kept.out) == (0, "mask/dog@1\n")
     assert "kept although" in kept.err
 

@@ -1,5 +1,6 @@
 """The whole path through the command line, on a random base in SD 1.5's layout."""
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -199,6 +200,8 @@ def test_two_objects_of_one_photo_are_learned_together(objtune, dog_photo):
     _, tensors = artifact.load(Path("artifacts"), refs.Ref("adapter", "dog-mug", 1))
     assert {"token.dog", "token.mug"} <= set(tensors)
     assert objtune("generate", "<mug>", "-n", 1, "--steps", 1).code == 0
+    joint = objtune("generate", "<dog-mug>")
+    assert joint.code == 4 and "name them: <dog>, <mug>" in joint.err
 
 
 @pytest.mark.parametrize(
@@ -213,7 +216,8 @@ def test_two_objects_of_one_photo_are_learned_together(objtune, dog_photo):
         (("compose", "<dog>", "--place", "dog=nowhere"), 2, "'dog=nowhere' is no place"),
         (("compose", "<dog>", "--layout", "none.toml"), 3, "none.toml is no readable layout"),
         (("generate", "<dog>", "--base", "toybox"), 6, "was made with the base tiny, this command uses toybox"),
-        (("generate", "<dog>", "--base", "nowhere/at/all"), 4, "there is no base nowhere/at/all"),
+        (("generate", "<dog>", "--base", "nowhere/at/all"), 2, "there is no base nowhere/at/all"),
+        (("generate", "a photo of <Dog>"), 3, "<Dog> cannot be the name of an object"),
         (("generate", "<dog>", "--base", "sd15"), 7, "are not on this machine"),
         (("generate", "<dog>", "--device", "cuda:9", "--seed", "5"), 7, "device cuda:9 is not available"),
         (("init-embedding", "adapter/dog"), 6, "is a adapter"),
@@ -226,6 +230,72 @@ def test_mistakes_get_one_line_and_their_exit_code(trained, args, code, said):
     errors = [line for line in lines(result.err) if line.startswith("error: ")]
     assert len(errors) == 1 and said in errors[0], result.err
     assert "Traceback" not in result.err
+
+
+def test_each_prompt_is_drawn_with_its_own_objects_alone(trained):
+    """One command with several prompts draws what a command for each draws."""
+    together = trained("generate", "<dog> at night", "<cup> at night", "at night", "-n", 1, "--steps", 2)
+    first = [Path(p).read_bytes() for p in lines(together.out)]
+    shutil.rmtree("artifacts/scene")
+    apart = [trained("generate", prompt, "-n", 1, "--steps", 2).out.strip() for prompt in ("<dog> at night", "<cup> at night", "at night")]
+    pixels = [np.asarray(Image.open(p)) for p in apart]
+    assert all(np.array_equal(np.asarray(Image.open(io.BytesIO(a))), b) for a, b in zip(first, pixels, strict=True))
+    assert not np.array_equal(pixels[0], pixels[2]), "the LoRA changes nothing: the test could not fail"
+
+
+def test_composing_again_loads_nothing_and_prints_the_same(trained, monkeypatch):
+    from objtune_cli.stages.context import Context
+
+    command = ("compose", "<dog> and <cup>", "-n", 2, "--steps", 1)
+    first = trained(*command)
+    monkeypatch.setattr(Context, "stack", lambda self, **_: pytest.fail("the base was loaded"))
+    assert trained(*command).out == first.out and len(lines(first.out)) == 2
+
+
+def test_a_missing_place_is_the_free_one(trained):
+    trained("compose", "<dog> and <cup>", "--place", "dog=right", "-n", 1, "--steps", 1)
+    record = artifact.read_record(Path("artifacts"), refs.Ref("scene", "dog-cup", 1))
+    assert record.config["places"]["cup"][2] <= 0.5 <= record.config["places"]["dog"][0]
+
+
+def test_a_lost_preview_is_drawn_again(objtune, dog_photo):
+    command = ("train", dog_photo, "--class", "dog", *FAST)
+    objtune(*command)
+    preview = Path("artifacts/adapter/dog/v001/preview.png")
+    before = preview.read_bytes()
+    preview.unlink()
+    again = objtune(*command)
+    assert again.out == "adapter/dog@1\n" and preview.read_bytes() == before
+
+
+def test_force_makes_the_asked_for_artifact_again_and_no_other(objtune, dog_photo):
+    command = ("train", dog_photo, "--class", "dog", *FAST, "--no-preview")
+    objtune(*command)
+    assert objtune(*command, "--force").out == "adapter/dog@2\n"
+    assert [refs.versions(Path("artifacts"), kind, "dog") for kind in ("mask", "embedding", "prior", "adapter")] == [[1], [1], [1], [1, 2]]
+
+
+def test_several_objects_need_a_hint_each(objtune, dog_photo):
+    result = objtune("train", dog_photo, "--class", "dog", "--class", "mug", "--box", "dog=20,240,345,570")
+    assert result.code == 2 and "each needs a hint; mug has none" in result.err and not Path("artifacts").exists()
+
+
+def test_the_same_run_twice_at_once_is_refused(objtune, dog_photo, monkeypatch):
+    from objtune_cli.method import training
+
+    seen = []
+
+    def busy(trainer, on_step):
+        if not seen:
+            seen.append(None)
+            seen.append(objtune("train", "dog", *FAST, "--no-preview"))
+            seen.append(objtune("train", "dog", *FAST, "--no-preview"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "run", busy)
+    assert objtune("train", dog_photo, "--class", "dog", *FAST, "--no-preview").code == 130
+    assert [r.code for r in seen[1:]] == [8, 8] and "another process" in seen[1].err
+    monkeypatch.undo()
 
 
 def test_a_base_without_image_tower_starts_at_the_class_word(cli, bare_base, dog_photo):

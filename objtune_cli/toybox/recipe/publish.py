@@ -17,6 +17,10 @@ SAMPLING = {"steps": 20, "guidance": 2.5}
 """What looks best on this base; `generate` reads it from the folder."""
 
 
+TRAINING = {"steps": 300, "lr": 2e-3, "token_lr": 1e-2, "modules": "all"}
+"""What learns an object in under a minute on this base; `train` reads it from the folder."""
+
+
 def pipeline(tokenizer, clip, vae, unet):
     """`StableDiffusionPipeline` of the parts; its text encoder is a copy of CLIP's text tower."""
     from diffusers import StableDiffusionPipeline
@@ -33,14 +37,20 @@ def pipeline(tokenizer, clip, vae, unet):
 
 
 def publish(folder: Path, name: str, preset: Preset, tokenizer, clip, vae, unet, commit: str) -> None:
-    """Write the whole base into `folder`, replacing what is there."""
+    """Write the whole base into `folder`, replacing an older base.
+
+    Raises:
+        SystemExit: The folder holds something else.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / "model_index.json").exists():
+        raise SystemExit(f"error: {folder} holds no base; give an empty folder")
     shutil.rmtree(folder, ignore_errors=True)
     pipe = pipeline(tokenizer, clip, vae, unet)
     pipe.to(torch.float16).save_pretrained(folder)
     clip.half().save_pretrained(folder / "clip")
     record = {
         "name": name, "dial": preset.dial, "size": preset.size, "seed": preset.seed, "commit": commit,
-        "sampling": SAMPLING, "classes": preset.world.classes, "backgrounds": preset.world.backgrounds,
+        "sampling": SAMPLING, "training": TRAINING, "classes": preset.world.classes, "backgrounds": preset.world.backgrounds,
     }  # fmt: skip
     (folder / "toybox.json").write_text(json.dumps(record, indent=1) + "\n")
     for config in (folder / "text_encoder" / "config.json", folder / "clip" / "config.json"):
