@@ -3,9 +3,20 @@
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
+from objtune_cli.config import SECTIONS, Common
+
 HEAD = "# Commands\n\nMade by `make reference` from `objtune --help`; a test compares.\n"
+SETTINGS = """
+## Settings
+
+Flag > `--set section.key=value` > `OBJTUNE_SECTION_KEY` > `objtune.toml` (`[section]`) > default.
+
+| key | default | meaning |
+|---|---|---|
+"""
 
 
 def reference() -> str:
@@ -13,7 +24,17 @@ def reference() -> str:
     parts = [HEAD, f"\n```text\n{_help()}```\n"]
     for name in _commands():
         parts.append(f"\n## `objtune {name}`\n\n```text\n{_help(name)}```\n")
-    return "".join(parts)
+    return "".join([*parts, SETTINGS, *_settings()])
+
+
+def _settings() -> list[str]:
+    """One row for every key of every section."""
+    rows = []
+    for section, kind in {"": Common, **SECTIONS}.items():
+        for item in fields(kind):
+            default = f"`{item.default}`" if item.default != "" else ""
+            rows.append(f"| `{section}{'.' if section else ''}{item.name}` | {default} | {item.metadata['help']} |\n")
+    return rows
 
 
 def _help(*command: str) -> str:

@@ -26,7 +26,7 @@ def settings(tmp_path: Path) -> Make:
 
 
 LAYERS: list[tuple[dict[str, Any], int]] = [
-    ({}, 250),
+    ({}, 0),
     ({"toml": "[train]\nsteps = 1"}, 1),
     ({"toml": "[train]\nsteps = 1", "environment": {"OBJTUNE_TRAIN_STEPS": "2"}}, 2),
     ({"toml": "[train]\nsteps = 1", "environment": {"OBJTUNE_TRAIN_STEPS": "2"}, "given": ["train.steps=3"]}, 3),
@@ -112,13 +112,13 @@ def test_a_section_must_be_a_section(value: str, settings: Make) -> None:
         (Train, "[train]\nsteps = true", "steps in objtune.toml is True", "a whole number is needed"),
         (Train, "[train]\nlr = true", "lr in objtune.toml is True", "a number is needed"),
         (Train, "[train]\nlr = 'fast'", "lr in objtune.toml is 'fast'", "a number is needed"),
-        (Train, "[train]\nmodules = 'some'", "modules in objtune.toml is 'some'", "one of attention, attention+ff, all"),
-        (Train, "[train]\nmodules = 1", "modules in objtune.toml is 1", "one of attention, attention+ff, all"),
-        (Train, "[train]\nmodules = [1]", r"modules in objtune.toml is [1]", "one of attention, attention+ff, all"),
+        (Train, "[train]\nmodules = 'some'", "modules in objtune.toml is 'some'", "one of auto, attention, attention+ff, all"),
+        (Train, "[train]\nmodules = 1", "modules in objtune.toml is 1", "one of auto, attention, attention+ff, all"),
+        (Train, "[train]\nmodules = [1]", r"modules in objtune.toml is [1]", "one of auto, attention, attention+ff, all"),
         (Common, "base = 1", "base in objtune.toml is 1", "text is needed"),
         (Common, "[base]\nx = 1", "base in objtune.toml is {'x': 1}", "text is needed"),
-        (Train, "[train]\nsteps = 0", "steps in objtune.toml is 0", "from 1 to 1000000"),
-        (Train, "[train]\nsteps = 1000001", "steps in objtune.toml is 1000001", "from 1 to 1000000"),
+        (Train, "[train]\nsteps = -1", "steps in objtune.toml is -1", "from 0 to 1000000"),
+        (Train, "[train]\nsteps = 1000001", "steps in objtune.toml is 1000001", "from 0 to 1000000"),
         (Train, "[train]\nlr = -1e-9", "lr in objtune.toml is -1e-09", "0 or more"),
         (Train, "[train]\nlr = nan", "lr in objtune.toml is nan", "a finite number is needed"),
         (Train, "[train]\nlr = inf", "lr in objtune.toml is inf", "a finite number is needed"),
@@ -136,7 +136,7 @@ def test_wrong_values_in_the_file(section: type, toml: str, message: str, hint: 
     assert caught.value.hint == hint
 
 
-@pytest.mark.parametrize("text", ["", "many", "9.5", "1e3", "0", "0x10", "9" * 5000])
+@pytest.mark.parametrize("text", ["", "many", "9.5", "1e3", "-1", "0x10", "9" * 5000])
 def test_wrong_text_names_its_place(text: str, settings: Make) -> None:
     with pytest.raises(UsageError, match="^OBJTUNE_TRAIN_STEPS is"):
         settings("", {"OBJTUNE_TRAIN_STEPS": text}).resolve(Train)

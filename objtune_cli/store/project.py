@@ -8,8 +8,8 @@ from objtune_cli.errors import UsageError
 
 MARK = "objtune.toml"
 TEMPLATE = """\
-# Marks an objtune project. Settings that commands here take by default; `objtune train --help`
-# names them. Example:
+# Marks an objtune project. Settings that commands here take by default; docs/cli.md lists them,
+# and an unknown key is answered with the known ones. Example:
 #
 # base = "toybox"
 # [train]

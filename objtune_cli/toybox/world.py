@@ -68,7 +68,7 @@ EASY = Dial(
     pairs=0.2,
     flips=False,
 )
-"""What two CPU cores learn in about two hours."""
+"""What two CPU cores learn in an afternoon."""
 
 FULL = Dial(
     classes=CLASSES,
