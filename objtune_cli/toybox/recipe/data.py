@@ -4,6 +4,7 @@ Drawn in shards by seed, so that any number of processes gives the same set.
 """
 
 import json
+import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,7 @@ def drawn(work: Path, preset: Preset, processes: int = 2) -> Drawn:
     if not done.exists():
         folder.mkdir(parents=True, exist_ok=True)
         shards = -(-preset.pictures // SHARD)
+        started = time.monotonic()
         with ProcessPoolExecutor(processes) as pool:
             parts = list(pool.map(draw_shard, [preset] * shards, range(shards)))
         np.save(folder / "pictures.npy", np.concatenate([p[0] for p in parts]))
@@ -69,6 +71,7 @@ def drawn(work: Path, preset: Preset, processes: int = 2) -> Drawn:
         partial = done.with_suffix(".partial")
         partial.write_text(json.dumps([text for p in parts for text in p[2]]))
         partial.replace(done)
+        print(f"data: {shards * SHARD} pictures in {time.monotonic() - started:.0f} s", flush=True)
     return Drawn(
         pictures=np.load(folder / "pictures.npy", mmap_mode="r"),
         masks=np.load(folder / "masks.npy"),
