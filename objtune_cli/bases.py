@@ -34,6 +34,7 @@ class Base:
         folder: Where it lies. fingerprint: of its configs and weights.
         image_tower: Folder of a CLIP with both towers that shares the token space, or None.
         sampling, training: Settings that suit it. words: the classes it knows, if it says so.
+        world: the dial of the drawn world that it was trained on, or "".
     """
 
     id: str
@@ -43,6 +44,7 @@ class Base:
     sampling: dict[str, float]
     training: dict[str, Any]
     words: tuple[str, ...]
+    world: str
 
     def record(self) -> dict[str, str]:
         """As artifacts keep it."""
@@ -101,6 +103,7 @@ def _opened(ident: str, folder: Path) -> Base:
         sampling=extra.get("sampling", {"steps": 30, "guidance": 7.5}),
         training=extra.get("training", TRAINING),
         words=tuple(extra.get("classes", ())),
+        world=str(extra.get("dial", "")),
     )
 
 

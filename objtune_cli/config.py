@@ -44,9 +44,10 @@ class Segment:
 class Embed:
     """The prototypical embedding."""
 
-    init: Literal["auto", "prototype", "class", "random"] = _setting(
-        "auto", "Where the token starts; auto: prototype where the base has an image tower, else class."
+    init: Literal["auto", "prototype", "class", "random", "rare"] = _setting(
+        "auto", "Where the token starts; auto: prototype where the base has an image tower, else class. rare: as DreamBooth's word."
     )
+    noun: Literal["kept", "none"] = _setting("kept", "Whether the class word stands behind the learned vectors.")
     vectors: int = _setting(2, "Learned vectors of the token, before the class word's own.", 1, 16)
     steps: int = _setting(80, "Adam steps through the text tower.", 0, 10_000)
     lr: float = _setting(0.02, "Step size, fraction of the class token's norm.", 0)
@@ -64,9 +65,24 @@ class Train:
     batch: int = _setting(4, "Views of the object per step.", 1, 256)
     background_weight: float = _setting(1.0, "w_bg: outside the mask, the frozen base is the target.", 0)
     class_weight: float = _setting(3.0, "w_cc: the class stays what the base draws.", 0)
-    modules: Literal["auto", "attention", "attention+ff", "all"] = _setting("auto", "Which layers get LoRA; auto: what suits the base.")
-    views: int = _setting(32, "Placements of the object drawn before training.", 1, 4096)
+    modules: Literal["auto", "none", "cross-kv", "attention", "attention+ff", "all"] = _setting(
+        "auto", "Which layers get LoRA; auto: what suits the base; none: the token alone learns."
+    )
+    views: int = _setting(32, "Placements of the object drawn before training; 1: the photo as it is.", 1, 4096)
     seed: int = _setting(0, "Random seed.", 0, MAX_SEED)
+    photo_loss: Literal["object", "masked", "frame"] = _setting(
+        "object", "Where the photo is learned: by the object's area, masked by the frame's area, or the whole frame."
+    )
+    class_term: Literal["prediction", "noise"] = _setting(
+        "prediction", "What class samples are held to: the frozen base's prediction, or their noise as in DreamBooth."
+    )
+    attention_weight: float = _setting(0.0, "Each token's cross-attention is held to its object (Break-A-Scene).", 0)
+    timesteps: Literal["focused", "uniform"] = _setting("focused", "Which noise levels: more of those that decide shape and colour, or any.")
+    schedule: Literal["cosine", "constant"] = _setting("cosine", "Learning rates after the warm-up.")
+    token: Literal["learned", "fixed"] = _setting("learned", "Whether the token goes on learning.")
+    token_norm: Literal["kept", "free"] = _setting("kept", "Whether the token's vectors keep the class word's length.")
+    token_first: int = _setting(0, "Steps in which the token alone learns; after them it rests and the layers learn.", 0, 1_000_000)
+    templates: Literal["several", "one"] = _setting("several", "Sentences that the photo is learned under.")
 
 
 @dataclass(frozen=True, repr=False)
@@ -90,7 +106,23 @@ class Generate:
     scheduler: Literal["base", "ddim", "euler", "dpm++"] = _setting("base", "Sampler.")
 
 
-SECTIONS: dict[str, type] = {"segment": Segment, "init-embedding": Embed, "train": Train, "prior": Prior, "generate": Generate}
+@dataclass(frozen=True, repr=False)
+class Bench:
+    """Measuring."""
+
+    objects: int = _setting(40, "Held-out objects, classes in turn.", 1, 10_000)
+    repeats: int = _setting(2, "Rounds of prompts for each object.", 1, 100)
+    prompts: str = _setting("scene,wearing,pair", "Kinds of prompts, with commas: scene, wearing, pair.")
+    samples: int = _setting(1024, "Samples of `--base-only`.", 16, 100_000)
+    seed: int = _setting(0, "Random seed of objects and prompts.", 0, MAX_SEED)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of `prompts`, one by one."""
+        return tuple(part.strip() for part in self.prompts.split(","))
+
+
+SECTIONS: dict[str, type] = {"segment": Segment, "init-embedding": Embed, "train": Train, "prior": Prior, "generate": Generate, "bench": Bench}
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "objtune_cli"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-OTHERS = ("bases", "cli", "config", "errors", "method", "models", "numerics", "stages", "store", "toybox")
+OTHERS = ("bases", "bench", "cli", "config", "errors", "method", "models", "numerics", "stages", "store", "toybox")
 HEAVY = {"torch", "torchvision", "cv2", "numpy", "PIL", "diffusers", "transformers", "peft", "safetensors", "rich", "huggingface_hub"}
 ALLOWED = {
     "": {"cli"},  # __init__, __main__
@@ -22,8 +22,9 @@ ALLOWED = {
     "numerics": {"numerics"},
     "models": {"models", "numerics", "errors"},
     "method": {"method", "config", "errors", "models", "numerics"},
-    "stages": set(OTHERS) - {"cli"},
-    "cli": {"cli", "store", "config", "errors", "bases", "stages"},
+    "stages": set(OTHERS) - {"cli", "bench"},
+    "bench": set(OTHERS) - {"cli"},
+    "cli": {"cli", "store", "config", "errors", "bases", "stages", "bench"},
     "toybox": {"toybox", "errors"},
 }
 """Part of the package to the parts it may import, wherever the import stands."""

@@ -2,23 +2,58 @@
 
 import os
 import sys
-from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from objtune_cli import __version__
-from objtune_cli.cli import objects, options, pictures, project, render
+from objtune_cli.cli import options
 from objtune_cli.errors import ObjtuneError
 
+COMMANDS = {
+    "segment": ("objects.segment", "Find the object in a photo. Prints the mask's ref; an overlay picture lies beside it."),
+    "init-embedding": ("objects.init_embedding", "Start the object's token from its picture. Prints the embedding's ref."),
+    "train": ("objects.train", "Learn the object. From a photo, runs the missing stages itself. Prints the adapter's ref."),
+    "generate": ("pictures.generate", "Draw prompts that name trained objects. Prints one picture path a line."),
+    "compose": ("pictures.compose", "Draw separately trained objects together, each in its place. Prints one picture path a line."),
+    "init": ("project.init", "Make this folder (or --project DIR) a project."),
+    "list": ("project.list_", "List the project's artifacts: ref, class, base, and what it came from."),
+    "show": ("project.show", "Show all that an artifact knows of itself, and its picture."),
+    "verify": ("project.verify", "Check every artifact: header, layout, and that inputs are the files that were recorded."),
+    "export": ("project.export", "Write a trained object as files that other tools read. Prints their paths."),
+    "evaluate": ("measure.evaluate", "Measure one trained object: identity, prompt, diversity, leak, drift. Prints a table."),
+    "bench": ("measure.bench", "Measure methods against each other on objects whose truth is known. Prints a table."),
+    "bases": ("project.bases_", "List the base models that this machine has."),
+}
+"""Name to function and help, in the order of `objtune --help`."""
+
+
+class Commands(TyperGroup):
+    """Lists the commands by name and help alone; the one that is called is loaded then."""
+
+    def __init__(self, **attrs: Any) -> None:
+        super().__init__(**attrs)
+        for name, (_, text) in COMMANDS.items():
+            self.add_command(TyperCommand(name, help=text))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, found, rest = super().resolve_command(ctx, args)
+        if name is None:  # completing after a word that is no command
+            return name, found, rest
+        from objtune_cli.cli import frame
+
+        return name, frame.load(name, *COMMANDS[name]), rest
+
+
 app = typer.Typer(
+    cls=Commands,
     name="objtune",
     help="Teach a text-to-image model one object from one photo, then draw it anywhere.",
     rich_markup_mode=None,  # plain help: same text everywhere, and rich stays unloaded
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-Command = Callable[..., options.Outcome]
 REPORT = "this is a bug in objtune; please report it with the lines above"
 
 
@@ -44,12 +79,6 @@ def root(
     options.current.command = ctx.invoked_subcommand or ""
 
 
-WITH_MODEL: tuple[Command, ...] = (objects.segment, objects.init_embedding, objects.train, pictures.generate, pictures.compose)
-WITHOUT: tuple[Command, ...] = (project.init, project.list_, project.show, project.verify, project.export, project.bases_)
-for function in (*WITH_MODEL, *WITHOUT):
-    app.command(options.name_of(function))(options.framed(function, model=function in WITH_MODEL))
-
-
 def main() -> None:
     """Run the command line and leave with its exit code."""
     sys.exit(run(sys.argv[1:]))
@@ -63,10 +92,7 @@ def run(argv: list[str]) -> int:
         code = app(argv, standalone_mode=False, prog_name="objtune")
         sys.stdout.flush()
     except ObjtuneError as exc:
-        if current.verbose:
-            render.trace()
-        render.error(exc, current.command, as_json=current.json)
-        return exc.code
+        return _failed(exc, current, trace=current.verbose)
     except typer.TyperException as exc:
         return _usage(exc, current)
     except (typer.Abort, KeyboardInterrupt):
@@ -82,10 +108,18 @@ def run(argv: list[str]) -> int:
     except Exception as exc:
         if "out of memory" in str(exc).lower():
             return _memory(current)
-        render.trace()
-        render.error(ObjtuneError(f"{type(exc).__name__}: {exc}", REPORT), current.command, as_json=current.json)
-        return 1
+        return _failed(ObjtuneError(f"{type(exc).__name__}: {exc}", REPORT), current, trace=True)
     return code if isinstance(code, int) else 0
+
+
+def _failed(error: ObjtuneError, current: options.Invocation, *, trace: bool = False) -> int:
+    """Say what went wrong; its exit code."""
+    from objtune_cli.cli import render
+
+    if trace:
+        render.trace()
+    render.error(error, current.command, as_json=current.json)
+    return error.code
 
 
 def _usage(exc: typer.TyperException, current: options.Invocation) -> int:
@@ -96,8 +130,7 @@ def _usage(exc: typer.TyperException, current: options.Invocation) -> int:
     shown = getattr(exc, "format_message", lambda: exc.message)()
     error = ObjtuneError(shown.rstrip("."), f"`objtune {current.command + ' ' if current.command else ''}--help`")
     error.code = 2
-    render.error(error, current.command, as_json=current.json)
-    return 2
+    return _failed(error, current)
 
 
 def _closed() -> int:
@@ -109,5 +142,4 @@ def _closed() -> int:
 def _memory(current: options.Invocation) -> int:
     error = ObjtuneError("out of memory", "use `--set train.batch=1`, `--precision bf16`, or another `--device`")
     error.code = 7
-    render.error(error, current.command, as_json=current.json)
-    return 7
+    return _failed(error, current)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from objtune_cli.cli import complete
-from objtune_cli.cli.options import Outcome, Run, need
+from objtune_cli.cli.frame import Outcome, Run, need
 from objtune_cli.config import Embed, Prior, Segment, Train
 from objtune_cli.errors import InputError, UsageError
 
@@ -35,7 +35,6 @@ def segment(
     point: Points = None,
     sam_checkpoint: SamFile = None,
 ) -> Outcome:
-    """Find the object in a photo. Prints the mask's ref; an overlay picture lies beside it."""
     from objtune_cli.stages import segment as stage
 
     wanted = targets(class_, name, mask, box, point)
@@ -52,7 +51,6 @@ def init_embedding(
     ] = None,
     vectors: Annotated[int | None, typer.Option(help="Learned vectors.", show_default=str(Embed().vectors))] = None,
 ) -> Outcome:
-    """Start the object's token from its picture. Prints the embedding's ref."""
     from objtune_cli.stages import embed as stage
     from objtune_cli.store import refs
 
@@ -75,7 +73,6 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Random seed.", show_default=str(Train().seed))] = None,
     preview: Annotated[bool, typer.Option("--preview/--no-preview", help="Draw a sheet of samples at the end.")] = True,
 ) -> Outcome:
-    """Learn the object. From a photo, runs the missing stages itself. Prints the adapter's ref."""
     from objtune_cli.stages import segment as segment_stage
     from objtune_cli.stages import train as stage
 

@@ -1,24 +1,9 @@
-"""Options that every command takes, before or after its name, and the frame that commands run in."""
+"""Options that every command takes, before or after its name."""
 
-import functools
-import inspect
-import os
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
-
-from objtune_cli.cli import render
-from objtune_cli.cli.signals import Stop
-from objtune_cli.errors import UsageError
-
-if TYPE_CHECKING:
-    from objtune_cli.config import Settings
-    from objtune_cli.stages.context import Context, Done
-    from objtune_cli.store.project import Project
 
 ProjectDir = Annotated[Path | None, typer.Option("--project", metavar="DIR", help="Project folder; default: found upwards from here.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
@@ -40,136 +25,11 @@ MODEL: dict[str, tuple[Any, Any]] = {
 }  # fmt: skip
 
 
-@dataclass
-class Outcome:
-    """What a command gives back: artifacts, pictures, numbers, and rows or lines of its own."""
-
-    done: "list[Done]" = field(default_factory=list)
-    images: list[Path] | None = None
-    shown: Literal["refs", "images", "nothing"] = "refs"
-    extra: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class Run:
-    """One run of one command."""
-
-    name: str
-    options: dict[str, Any]
-    report: render.Reporter
-    stop: Stop
-
-    def project(self, *, create: bool = False) -> "Project":
-        """The project these options mean."""
-        from objtune_cli.store.project import locate
-
-        given = self.options.get("project") or os.environ.get("OBJTUNE_PROJECT") or None
-        return locate(Path(given) if given else None, create=create)
-
-    def settings(self, project: "Project") -> "Settings":
-        """All layers of settings."""
-        from objtune_cli.config import Settings
-
-        return Settings(project.settings, given=self.options.get("set_") or ())
-
-    def context(self, *, create: bool = True) -> "Context":
-        """What a stage needs; makes the folder a project where there is none."""
-        from objtune_cli.config import Common
-        from objtune_cli.stages.context import Context
-
-        project = self.project(create=create)
-        settings = self.settings(project)
-        common = settings.resolve(Common, base=self.options.get("base"), device=self.options.get("device"), precision=self.options.get("precision"))
-        self.stop.install()
-        return Context(project, settings, common, self.report, bool(self.options.get("force")), lambda: self.stop.signum)
-
-
-@dataclass
 class Invocation:
     """What the outermost frame knows about the command line in case of an error."""
 
-    command: str = ""
-    json: bool = False
-    verbose: bool = False
+    def __init__(self, *, json: bool = False, verbose: bool = False) -> None:
+        self.command, self.json, self.verbose = "", json, verbose
 
 
 current = Invocation()
-
-
-def name_of(function: Callable[..., Outcome]) -> str:
-    """What a command's function is called on the command line."""
-    return function.__name__.removesuffix("_").replace("_", "-")
-
-
-def framed(function: Callable[..., Outcome], *, model: bool = True) -> Callable[..., None]:
-    """A command's function with the shared options added, run, timed and rendered.
-
-    The function takes a `Run` first and returns an `Outcome`.
-    """
-    own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
-    shared = GLOBAL | (MODEL if model else {})
-    extra = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d, annotation=a) for n, (a, d) in shared.items()]
-    context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
-    name = name_of(function)
-
-    @functools.wraps(function)
-    def command(ctx: typer.Context, **values: Any) -> None:
-        options = {n: values.pop(n) for n in shared}
-        for key, value in (ctx.obj or {}).items():
-            if key in options:
-                options[key] = options[key] or value
-        current.json, current.verbose = options["json"], options["verbose"]
-        report = render.Reporter(quiet=options["quiet"], verbose=options["verbose"])
-        started = time.monotonic()
-        run = Run(name, options, report, Stop())
-        try:
-            outcome = function(run, **values)
-        finally:
-            report.close()
-        _show(run, outcome, as_json=options["json"], seconds=time.monotonic() - started)
-
-    params = [context, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own), *extra]
-    command.__signature__ = inspect.Signature(params)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in params}
-    del command.__wrapped__  # type: ignore[attr-defined]
-    return command
-
-
-def _show(run: Run, outcome: Outcome, *, as_json: bool, seconds: float) -> None:
-    report = run.report
-    images = outcome.images if outcome.images is not None else [p for d in outcome.done for p in d.images]
-    if as_json:
-        root = run.project().artifacts
-        refs = [_described(d, root) for d in outcome.done]
-        metrics = {str(d.ref): dict(d.metrics) for d in outcome.done if d.metrics}
-        base = {"command": run.name, "refs": refs, "images": [str(p) for p in images], "metrics": metrics, "seconds": round(seconds, 3)}
-        render.document(base | outcome.extra)
-        return
-    if outcome.shown == "refs":
-        for path in images:
-            report.note(f"picture: {near(path)}")
-        if images:
-            report.picture(images[-1])
-        render.lines([d.ref for d in outcome.done])
-    elif outcome.shown == "images":
-        if images:
-            report.picture(images[0])
-        render.lines([near(path) for path in images])
-
-
-def near(path: Path) -> Path:
-    """The path as seen from here if it lies below, else as it is."""
-    return path.relative_to(Path.cwd()) if path.is_absolute() and path.is_relative_to(Path.cwd()) else path
-
-
-def _described(done: "Done", root: Path) -> dict[str, Any]:
-    from objtune_cli.store import artifact
-
-    path = done.ref.path(root)
-    return {"ref": str(done.ref), "path": str(path), "sha256": artifact.sha256(path), "reused": done.reused}
-
-
-def need(condition: object, message: str, hint: str) -> None:
-    """Raise a usage error unless the condition holds."""
-    if not condition:
-        raise UsageError(message, hint)

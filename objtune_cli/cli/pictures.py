@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from objtune_cli.cli.options import Outcome, Run
+from objtune_cli.cli.frame import Outcome, Run
 from objtune_cli.config import Generate
 
 Count = Annotated[int | None, typer.Option("-n", help="Pictures per prompt.", show_default=str(Generate().n))]
@@ -28,7 +28,6 @@ def generate(
     scheduler: Scheduler = None,
     out: Out = None,
 ) -> Outcome:
-    """Draw prompts that name trained objects. Prints one picture path a line."""
     from objtune_cli.stages import generate as stage
 
     ctx = run.context(create=False)
@@ -50,7 +49,6 @@ def compose(
     negative: Negative = None,
     out: Out = None,
 ) -> Outcome:
-    """Draw separately trained objects together, each in its place. Prints one picture path a line."""
     from objtune_cli.stages import compose as stage
 
     places = (stage.layout(layout) if layout else {}) | dict(stage.place(text) for text in place or [])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from objtune_cli.cli import complete, render
-from objtune_cli.cli.options import Outcome, Run, need
+from objtune_cli.cli.frame import Outcome, Run, need
 from objtune_cli.errors import DamagedError, IncompatibleError, ObjtuneError
 from objtune_cli.store import KINDS
 
@@ -19,7 +19,6 @@ AnyRef = Annotated[str, typer.Argument(help="kind/name@version, or a name.", aut
 
 
 def init(run: Run) -> Outcome:
-    """Make this folder (or --project DIR) a project."""
     from objtune_cli.store.project import locate
 
     project = locate(run.options["project"] or Path.cwd(), create=True)
@@ -31,7 +30,6 @@ def list_(
     run: Run,
     kind: Annotated[str | None, typer.Argument(help=", ".join(KINDS))] = None,
 ) -> Outcome:
-    """List the project's artifacts: ref, class, base, and what it came from."""
     from objtune_cli.stages.context import Done
     from objtune_cli.store import artifact, refs
 
@@ -46,7 +44,6 @@ def list_(
 
 
 def show(run: Run, ref: AnyRef) -> Outcome:
-    """Show all that an artifact knows of itself, and its picture."""
     from objtune_cli.stages.context import Done, pictures_of
     from objtune_cli.store import artifact, refs
 
@@ -75,7 +72,6 @@ def _flat(record: dict[str, Any]) -> list[tuple[str, Any]]:
 
 
 def verify(run: Run) -> Outcome:
-    """Check every artifact: header, layout, and that inputs are the files that were recorded."""
     from objtune_cli.store import artifact, refs
 
     root = run.project().artifacts
@@ -113,7 +109,6 @@ def export(
     format_: Annotated[str, typer.Option("--format", help="diffusers, kohya or embedding.")] = "diffusers",
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write into.")] = Path(),
 ) -> Outcome:
-    """Write a trained object as files that other tools read. Prints their paths."""
     from objtune_cli.stages import export as stage
     from objtune_cli.store import refs
 
@@ -125,7 +120,6 @@ def export(
 
 
 def bases_(run: Run) -> Outcome:
-    """List the base models that this machine has."""
     from objtune_cli import bases
 
     found: list[tuple[str, str, str]] = []

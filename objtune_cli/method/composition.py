@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from objtune_cli.errors import IncompatibleError
 from objtune_cli.models.adapter import PREFIX
+from objtune_cli.models.attention import heads, merged
 from objtune_cli.models.stack import Stack
 from objtune_cli.numerics.masks import Box, region
 
@@ -104,18 +105,11 @@ class RegionalAttention:
         return (logs.T @ tokens).to(like)
 
     def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any) -> Tensor:
-        residual = hidden_states
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        split = lambda x: x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # noqa: E731
-        q, k, v = split(attn.to_q(hidden_states)), split(attn.to_k(context)), split(attn.to_v(context))
+        q, k, v = heads(attn, hidden_states, encoder_hidden_states)
         bias = self.bias(hidden_states.shape[1], q)
         half = len(q) // 2
         full = torch.stack([torch.zeros_like(bias)] * half + [bias] * (len(q) - half))[:, None]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=full)
-        out = attn.to_out[1](attn.to_out[0](out.transpose(1, 2).flatten(-2)))
-        if attn.residual_connection:
-            out = out + residual
-        return out / attn.rescale_output_factor
+        return merged(attn, F.scaled_dot_product_attention(q, k, v, attn_mask=full), hidden_states)
 
 
 @contextlib.contextmanager

@@ -17,6 +17,8 @@ from objtune_cli.numerics.masks import crop
 from objtune_cli.numerics.prototype import cosine_loss, keep_norm, prototype
 
 PROMPT = "a photo of {}"
+RARE = "sks"
+"""The word that hardly occurs in captions (DreamBooth, arXiv:2208.12242)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +26,13 @@ class Started:
     """A token's first vectors.
 
     Attributes:
-        rows: (k + n, d) float32: k to be learned, then the n vectors of the class word.
+        rows: (k + n, d) float32: k to be learned, then the n vectors of the class word, if they are kept.
+        learned: k.
         metrics: Cosines to the prototype and between its parts, where there is one.
     """
 
     rows: Tensor
+    learned: int
     metrics: dict[str, float]
 
 
@@ -59,36 +63,42 @@ def start(
     config: Embed,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> Started:
-    """Start a token by `config.init`: "prototype", "class" or "random"."""
+    """Start a token by `config.init`: "prototype", "class", "random" or "rare"."""
     own = class_rows(stack, class_word)
-    generator = torch.Generator().manual_seed(config.seed)
-    norm = own.norm(dim=1).mean()
-    rows = own.mean(0, keepdim=True).repeat(config.vectors, 1)
-    noise = torch.randn(rows.shape, generator=generator).to(rows)
-    rows = noise if config.init == "random" else rows + 0.05 * norm * noise / noise.shape[1] ** 0.5
-    rows = keep_norm(rows, norm)
+    noun = own if config.noun == "kept" else own[:0]
+    rows = _first(stack, own, config)
     metrics: dict[str, float] = {}
     if towers is not None:
         goal, metrics = aim(towers, stack, picture, mask, class_word)
         steps = config.steps if config.init == "prototype" else 0
-        rows, curve = _fit(stack, towers, rows, own, goal, replace(config, steps=steps), on_step)
+        rows, curve = _fit(stack, towers, rows, noun, own.norm(dim=1).mean(), goal, replace(config, steps=steps), on_step)
         metrics |= {"cos_before": curve[0], "cos_after": curve[-1]}
-    return Started(torch.cat([rows, own]).cpu(), metrics)
+    return Started(torch.cat([rows, noun]).cpu(), len(rows), metrics)
+
+
+def _first(stack: Stack, own: Tensor, config: Embed) -> Tensor:
+    """The learned vectors before any step, (k, d): near the class word's, noise of their norm, or those of a rare word."""
+    if config.init == "rare":
+        return class_rows(stack, RARE)[: config.vectors]
+    norm = own.norm(dim=1).mean()
+    rows = own.mean(0, keepdim=True).repeat(config.vectors, 1)
+    noise = torch.randn(rows.shape, generator=torch.Generator().manual_seed(config.seed)).to(rows)
+    rows = noise if config.init == "random" else rows + 0.05 * norm * noise / noise.shape[1] ** 0.5
+    return keep_norm(rows, norm)
 
 
 def _fit(
-    stack: Stack, towers: Towers, rows: Tensor, own: Tensor, goal: Tensor, config: Embed, on_step: Callable[[int, float], None]
+    stack: Stack, towers: Towers, rows: Tensor, noun: Tensor, norm: Tensor, goal: Tensor, config: Embed, on_step: Callable[[int, float], None]
 ) -> tuple[Tensor, list[float]]:
     """Adam on L_PE; after each step every row goes back to the class token's norm."""
-    norm = own.norm(dim=1).mean()
     learned = rows.clone().requires_grad_(True)
     words = Placeholders(stack)
-    words.add("objtune", torch.cat([rows, own]))
+    words.add("objtune", torch.cat([rows, noun]))
     optimizer = torch.optim.Adam([learned], lr=config.lr * float(norm))
     prompt = words.expand(PROMPT.format("<objtune>"))
     cosines = []
     for step in range(config.steps + 1):
-        words.replace("objtune", torch.cat([learned, own]))
+        words.replace("objtune", torch.cat([learned, noun]))
         loss = cosine_loss(towers.texts(stack, [prompt]), goal[None]).mean()
         cosines.append(1 - float(loss.detach()))
         if step == config.steps:

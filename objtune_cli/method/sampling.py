@@ -1,6 +1,6 @@
 """Prompts to latents through diffusers' own pipeline."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from objtune_cli.models.stack import Stack
 @torch.no_grad()
 def sample(
     stack: Stack,
-    prompt: str,
+    prompt: str | Sequence[str],
     negative: str,
     seeds: list[int],
     steps: int,
@@ -21,6 +21,9 @@ def sample(
 ) -> Tensor:
     """Draw one picture per seed.
 
+    Args:
+        prompt: Of all pictures, or one for each seed.
+
     Returns:
         Scaled latents (N, C, h, w), float32, on the CPU. A picture's noise depends on its own
         seed alone, so that it is the same in any batch.
@@ -29,7 +32,9 @@ def sample(
     side = stack.size // stack.factor
     shape = (stack.unet.config.in_channels, side, side)
     noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds])
-    condition = stack.encode([prompt]).expand(len(seeds), -1, -1)
+    prompts = [prompt] * len(seeds) if isinstance(prompt, str) else list(prompt)
+    encoded = {text: stack.encode([text]) for text in dict.fromkeys(prompts)}
+    condition = torch.cat([encoded[text] for text in prompts])
     against = stack.encode([negative]).expand(len(seeds), -1, -1)
 
     def report(_pipe: object, index: int, _t: object, values: dict) -> dict:

@@ -1,12 +1,12 @@
 """`train`: LoRA and token by L = L_OS + w_bg L_bg + w_cc L_CC, for one object or several together.
 
-Source: arXiv:2401.15708 sections 3.3 and 3.4 as formulated in docs/method.md.
+Source: arXiv:2401.15708 sections 3.3 and 3.4 as formulated in docs/method.md. The losses of others'
+methods are settings of the same loop, so that a comparison compares nothing else.
 """
 
-import itertools
+import contextlib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,44 +15,15 @@ from torch import Tensor
 from objtune_cli.config import Train
 from objtune_cli.errors import GateError
 from objtune_cli.method.prototype import PROMPT, with_article
-from objtune_cli.models import adapter
+from objtune_cli.method.subjects import Subject, Views, subsets, views
+from objtune_cli.models import adapter, attention
 from objtune_cli.models.stack import Stack
 from objtune_cli.models.tokens import Placeholders
-from objtune_cli.numerics import losses, noise, placement
-from objtune_cli.numerics.masks import to_latent
+from objtune_cli.numerics import losses, noise
 from objtune_cli.numerics.prototype import keep_norm
 
 TEMPLATES = (PROMPT, "a picture of {}", "{}")
 WARMUP = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """One object to learn.
-
-    Attributes:
-        name, class_word: `<name>` and "dog".
-        rows: Its token's first vectors (k + n, d). learned: k, how many of them may change.
-        picture: The photo (3, H, W) in [-1, 1]. ground: the photo without the object.
-        mask: Coverage (H, W) in [0, 1].
-    """
-
-    name: str
-    class_word: str
-    rows: Tensor
-    learned: int
-    picture: Tensor
-    ground: Tensor
-    mask: Tensor
-
-
-@dataclass(slots=True)
-class Views:
-    """The placements of one subset of the objects: latents (V, C, h, w), masks (V, 1, h, w)."""
-
-    members: tuple[Subject, ...]
-    latents: Tensor
-    masks: Tensor
 
 
 class Trainer:
@@ -65,8 +36,8 @@ class Trainer:
             self.words.add(s.name, s.rows)
         self.fixed = {s.name: s.rows[s.learned :].to(stack.device) for s in subjects}
         self.norms = {s.name: s.rows[: s.learned].norm(dim=1).to(stack.device) for s in subjects}
-        self.learned = {s.name: s.rows[: s.learned].to(stack.device).clone().requires_grad_(True) for s in subjects}
-        self.views = [_views(stack, members, config) for members in _subsets(subjects)]
+        self.learned = {s.name: s.rows[: s.learned].to(stack.device).clone().requires_grad_(config.token == "learned") for s in subjects}
+        self.views = [views(stack, members, config) for members in subsets(subjects)]
         self.priors = {word: {k: v.to(stack.device) for k, v in prior.items()} for word, prior in priors.items()}
         self.teacher_conditions = self._teacher_conditions()
         self.lora = adapter.add(stack, config.rank, config.modules, config.seed)
@@ -76,16 +47,37 @@ class Trainer:
             [tokens, {"params": self.lora, "lr": config.lr, "weight_decay": 0.01}], betas=(0.9, 0.99), foreach=True
         )
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
+        self.weights = {
+            "object": 1.0,
+            "background": config.background_weight,
+            "class": config.class_weight,
+            "attention": config.attention_weight,
+        }
         self.step = 0
-        self.mean = {"object": 0.0, "background": 0.0, "class": 0.0}
-        """Running means of the loss terms."""
+        self.mean = {name: 0.0 for name, weight in self.weights.items() if weight}
+        """Running means of the loss terms in use."""
 
     def _teacher_conditions(self) -> dict[str, Tensor]:
         """What the frozen base is told: the same words with the class in the token's place."""
-        texts = {template.format(_words(v.members, "class")) for v in self.views for template in TEMPLATES}
+        texts = {template.format(v.words("class")) for v in self.views for template in TEMPLATES}
         texts |= {PROMPT.format(with_article(s.class_word)) for s in self.subjects}
         with torch.no_grad():
             return {text: self.stack.encode([text]) for text in sorted(texts)}
+
+    def _rate(self) -> float:
+        """Share of the peak rates at this step."""
+        warm = min(1.0, (self.step + 1) / WARMUP)
+        if self.config.schedule == "constant":
+            return warm
+        return warm * 0.5 * (1 + math.cos(math.pi * self.step / self.config.steps)) * 0.95 + 0.05
+
+    def _take_turns(self) -> None:
+        """Who learns at this step: both, or the token first and then the layers (`token_first`)."""
+        first, alone = self.config.token_first, self.step < self.config.token_first
+        for p in self.learned.values():
+            p.requires_grad_(self.config.token == "learned" and (alone or not first))
+        for p in self.lora:
+            p.requires_grad_(not alone)
 
     def advance(self) -> None:
         """One optimizer step.
@@ -93,12 +85,11 @@ class Trainer:
         Raises:
             GateError: The loss is no longer a finite number.
         """
-        rate = min(1.0, (self.step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * self.step / self.config.steps)) * 0.95 + 0.05
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = peak * rate
+            group["lr"] = peak * self._rate()
+        self._take_turns()
         terms = self._losses(noise.step_generator(self.config.seed, self.step))
-        weights = {"object": 1.0, "background": self.config.background_weight, "class": self.config.class_weight}
-        total = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
+        total = torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
         if not math.isfinite(float(total.detach())):
             value = float(total.detach())
             raise GateError(f"training diverged at step {self.step}: the loss is {value}", "try a lower rate: `--set train.lr=5e-4`")
@@ -106,46 +97,79 @@ class Trainer:
         total.backward()
         torch.nn.utils.clip_grad_norm_([*self.lora, *self.learned.values()], 1.0)
         self.optimizer.step()
-        with torch.no_grad():
-            for name, rows in self.learned.items():
-                rows.copy_(keep_norm(rows, self.norms[name]))
+        if self.config.token_norm == "kept":
+            with torch.no_grad():
+                for name, rows in self.learned.items():
+                    rows.copy_(keep_norm(rows, self.norms[name]))
         keep = 0.9 if self.step else 0.0
         for name, term in terms.items():
             self.mean[name] = keep * self.mean[name] + (1 - keep) * float(term.detach())
         self.step += 1
 
     def _losses(self, g: torch.Generator) -> dict[str, Tensor]:
-        stack, count = self.stack, self.config.batch
+        """The terms in use, from one pass of the denoiser with the adapter and at most one without."""
+        stack, config, count = self.stack, self.config, self.config.batch
         views = self.views[int(torch.randint(len(self.views), (), generator=g))]
-        template = TEMPLATES[int(torch.randint(len(TEMPLATES), (), generator=g))]
+        template = TEMPLATES[int(torch.randint(len(TEMPLATES), (), generator=g))] if config.templates == "several" else PROMPT
         subject = views.members[int(torch.randint(len(views.members), (), generator=g))]
         rows = torch.randint(len(views.latents), (count,), generator=g)
         z, mask = views.latents[rows], views.masks[rows]
-        eps = torch.randn(z.shape, generator=g).to(z)
-        t = noise.timesteps(count, len(stack.alpha_bar), g)
-        z_t = noise.add_noise(z, eps, stack.alpha_bar, t)
-        aim = noise.target(z, eps, stack.alpha_bar, t, stack.prediction)
-        known = self.teacher_conditions[template.format(_words(views.members, "class"))].expand(count, -1, -1)
-        with torch.no_grad(), adapter.switched_off(stack):
-            teacher = stack.predict(z_t, t, known).float()
+        z_t, t, aim = self._noised(z, g)
+        prompt = self.words.expand(template.format(views.words("token")))
+        parts = [(z_t, t, self._condition(prompt).expand(count, -1, -1))]
+        of_class: Tensor | None = None
+        if config.class_weight:
+            z_c, t_c, of_class = self._class_rows(subject, max(1, count // 2), g)
+            condition = self.teacher_conditions[PROMPT.format(with_article(subject.class_word))]
+            parts.append((z_c, t_c, condition.expand(len(z_c), -1, -1)))
+        joined = [torch.cat(column) for column in zip(*parts, strict=True)]
+        with attention.recorded(stack, count) if config.attention_weight else contextlib.nullcontext() as seen:
+            pred = stack.predict(*joined).float()
+        terms = {"object": losses.photo(pred[:count], aim, mask, config.photo_loss).mean()}
+        if config.background_weight:
+            known = self.teacher_conditions[template.format(views.words("class"))].expand(count, -1, -1)
+            with torch.no_grad(), adapter.switched_off(stack):
+                teacher = stack.predict(z_t, t, known).float()
+            terms["background"] = losses.masked_mse(pred[:count], teacher, 1 - mask).mean()
+        if of_class is not None:
+            terms["class"] = losses.mse(pred[count:], of_class).mean()
+        if seen is not None:
+            terms["attention"] = self._attention(seen, prompt, views, rows)
+        return terms
 
-        prior, kept = self.priors[subject.class_word], max(1, count // 2)
-        pick = torch.randint(len(prior["t"]), (kept,), generator=g)
-        own = self._condition(template.format(_words(views.members, "token"))).expand(count, -1, -1)
-        of_class = self.teacher_conditions[PROMPT.format(with_article(subject.class_word))].expand(kept, -1, -1)
-        pred = stack.predict(
-            torch.cat([z_t, prior["z_t"][pick]]), torch.cat([t, prior["t"][pick].cpu()]), torch.cat([own, of_class])
-        ).float()
-        return {
-            "object": losses.masked_mse(pred[:count], aim, mask).mean(),
-            "background": losses.masked_mse(pred[:count], teacher, 1 - mask).mean(),
-            "class": losses.mse(pred[count:], prior["pred"][pick]).mean(),
-        }
+    def _noised(self, z: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """z_t, t and the regression target of clean latents."""
+        bar = self.stack.alpha_bar
+        eps = torch.randn(z.shape, generator=g).to(z)
+        if self.config.timesteps == "uniform":
+            t = torch.randint(len(bar), (len(z),), generator=g)
+        else:
+            t = noise.timesteps(len(z), len(bar), g)
+        return noise.add_noise(z, eps, bar, t), t, noise.target(z, eps, bar, t, self.stack.prediction)
+
+    def _class_rows(self, subject: Subject, count: int, g: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Noised class samples, their timesteps, and what the denoiser is to say of them."""
+        prior = self.priors[subject.class_word]
+        if self.config.class_term == "noise":  # DreamBooth: the samples are pictures like any other
+            return self._noised(prior["latents"][torch.randint(len(prior["latents"]), (count,), generator=g)], g)
+        pick = torch.randint(len(prior["t"]), (count,), generator=g)
+        return prior["z_t"][pick], prior["t"][pick].cpu(), prior["pred"][pick]
+
+    def _attention(self, seen: attention.Recorder, prompt: str, views: Views, rows: Tensor) -> Tensor:
+        """Each object's token looks at the object (Break-A-Scene, arXiv:2305.16311, eq. 2)."""
+        ids = self.stack.token_ids([prompt])
+        terms = []
+        for i, s in enumerate(views.members):
+            maps = seen.seen(self.words.positions(ids, s.name)[0])
+            own = torch.nn.functional.adaptive_avg_pool2d(views.parts[rows, i], maps.shape[-1])
+            terms.append((maps - own).square().mean())
+        return torch.stack(terms).mean()
 
     def _condition(self, prompt: str) -> Tensor:
+        """An expanded prompt through the tokens as they are now."""
         for name, rows in self.learned.items():
             self.words.replace(name, torch.cat([rows, self.fixed[name]]))
-        return self.stack.encode([self.words.expand(prompt)])
+        return self.stack.encode([prompt])
 
     def tokens(self) -> dict[str, Tensor]:
         """Each object's vectors as they are now, (k + n, d)."""
@@ -184,22 +208,3 @@ def run(trainer: Trainer, on_step: Callable[[int], None]) -> None:
     while trainer.step < trainer.config.steps:
         trainer.advance()
         on_step(trainer.step)
-
-
-def _subsets(subjects: list[Subject]) -> list[tuple[Subject, ...]]:
-    """Every non-empty subset: singles and combinations are both trained (union sampling)."""
-    return [c for n in range(1, len(subjects) + 1) for c in itertools.combinations(subjects, n)]
-
-
-def _words(members: tuple[Subject, ...], kind: str) -> str:
-    parts = [f"<{s.name}>" if kind == "token" else with_article(s.class_word) for s in members]
-    return " and ".join(parts)
-
-
-def _views(stack: Stack, members: tuple[Subject, ...], config: Train) -> Views:
-    """Draw the placements of a subset and encode them once."""
-    union = torch.stack([s.mask for s in members]).amax(0)
-    g = noise.step_generator(config.seed, 0xFFFFFFFF)
-    pictures, masks = placement.views(members[0].picture, union, members[0].ground, config.views, stack.size, g)
-    latents = stack.to_latent(pictures).to(stack.device)
-    return Views(members, latents, to_latent(masks, (latents.shape[-2], latents.shape[-1])).to(stack.device))

@@ -12,14 +12,23 @@ from objtune_cli.models.stack import Stack
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
 CONVOLUTION = ("conv1", "conv2")
-MODULES = {"attention": ATTENTION, "attention+ff": ATTENTION + FEED_FORWARD, "all": ATTENTION + FEED_FORWARD + CONVOLUTION}
+MODULES = {
+    "none": (),
+    "cross-kv": ("attn2.to_k", "attn2.to_v"),
+    "attention": ATTENTION,
+    "attention+ff": ATTENTION + FEED_FORWARD,
+    "all": ATTENTION + FEED_FORWARD + CONVOLUTION,
+}
+"""Names of layer sets to the ends of the layers' names; "none" leaves the denoiser alone (textual inversion)."""
 PREFIX = "unet."
 
 
 def add(stack: Stack, rank: int, modules: str, seed: int, name: str = "default") -> list[torch.nn.Parameter]:
-    """Add a LoRA that changes nothing yet (alpha = rank); its parameters, float32, trainable."""
+    """Add a LoRA that changes nothing yet (alpha = rank); its parameters, float32, trainable; none for no layers."""
     from peft import LoraConfig
 
+    if not MODULES[modules]:
+        return []
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(MODULES[modules]), init_lora_weights="gaussian")
     with torch.random.fork_rng(devices=[]):  # peft draws A from the global generator
         torch.manual_seed(seed)
@@ -31,15 +40,17 @@ def add(stack: Stack, rank: int, modules: str, seed: int, name: str = "default")
 
 
 def tensors(stack: Stack, name: str = "default") -> dict[str, Tensor]:
-    """The LoRA's weights under peft's names below `unet.`."""
+    """The LoRA's weights under peft's names below `unet.`; none where none was added."""
     from peft import get_peft_model_state_dict
 
+    if not getattr(stack.unet, "peft_config", None):
+        return {}
     state = get_peft_model_state_dict(stack.unet, adapter_name=name)
     return {PREFIX + key: value.detach().cpu().clone() for key, value in state.items()}
 
 
-def load(stack: Stack, weights: Mapping[str, Tensor], name: str = "default") -> None:
-    """Add a trained LoRA from the tensors of an adapter artifact.
+def load(stack: Stack, weights: Mapping[str, Tensor], name: str = "default") -> bool:
+    """Add a trained LoRA from the tensors of an adapter artifact; whether there is one (a token may come alone).
 
     Raises:
         IncompatibleError: It was made for layers that this base does not have.
@@ -47,6 +58,8 @@ def load(stack: Stack, weights: Mapping[str, Tensor], name: str = "default") -> 
     from peft import LoraConfig, set_peft_model_state_dict
 
     own = {k.removeprefix(PREFIX): v for k, v in weights.items() if k.startswith(PREFIX)}
+    if not own:
+        return False
     rank = next(v.shape[0] for k, v in own.items() if k.endswith("lora_A.weight"))
     targets = sorted({k.rsplit(".lora_", 1)[0] for k in own})
     missing = set(targets) - {n for n, _ in stack.unet.named_modules()}
@@ -58,6 +71,7 @@ def load(stack: Stack, weights: Mapping[str, Tensor], name: str = "default") -> 
     except RuntimeError:  # same names, other widths
         raise IncompatibleError("the adapter was trained on another base: its layers have other sizes", "use the base it names") from None
     stack.unet.requires_grad_(False).eval()
+    return True
 
 
 def activate(stack: Stack, names: list[str]) -> None:
@@ -72,6 +86,9 @@ def activate(stack: Stack, names: list[str]) -> None:
 @contextlib.contextmanager
 def switched_off(stack: Stack) -> Iterator[None]:
     """Inside, the denoiser is the frozen base: the teacher."""
+    if not getattr(stack.unet, "peft_config", None):
+        yield
+        return
     stack.unet.disable_adapters()
     try:
         yield

@@ -34,6 +34,26 @@ def masked_mse(pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     return (mask * error).sum(dim=(1, 2, 3)) / mask.sum(dim=(1, 2, 3)).clamp_min(1e-6)
 
 
+def photo(pred: Tensor, target: Tensor, mask: Tensor, area: str) -> Tensor:
+    """The photo's loss over one of three areas, shape (B,), float32.
+
+    Args:
+        pred, target, mask: As of `masked_mse`.
+        area: "object": inside the mask, by its area (ours). "masked": inside the mask, by the frame's
+            area (Break-A-Scene). "frame": everywhere (DreamBooth, textual inversion, Custom Diffusion).
+
+    Raises:
+        ValueError: Another area, or shapes that do not match.
+    """
+    if area == "object":
+        return masked_mse(pred, target, mask)
+    if area == "masked":
+        return masked_mse(pred, target, mask) * mask.float().mean(dim=(1, 2, 3))
+    if area == "frame":
+        return mse(pred, target)
+    raise ValueError(f"area {area!r}")
+
+
 def mse(pred: Tensor, target: Tensor) -> Tensor:
     """Mean squared error per sample (L_CC's inner term), shape (B,), float32."""
     if pred.shape != target.shape:

@@ -19,17 +19,19 @@ def views(
     size: int,
     generator: torch.Generator,
     scale: tuple[float, float] = (0.45, 0.72),
+    parts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Draw `count` placements; the first one is the photo itself, cut square with the object in it.
+    """Draw `count` placements; the first one is as in the photo, cut square; a single one is the photo itself.
 
     Args:
         picture: (3, H, W) in [-1, 1]. mask: (H, W) coverage in [0, 1].
         ground: The picture without the object, same shape as `picture`.
         size: Side of the results, px.
         scale: Range of the object's longer side, fraction of the frame.
+        parts: Masks (M, H, W) that move along, for instance of each of several objects.
 
     Returns:
-        Pictures (count, 3, size, size) in [-1, 1] and masks (count, 1, size, size) in [0, 1].
+        Pictures (count, 3, size, size) in [-1, 1] and masks (count, 1 + M, size, size) in [0, 1]: `mask`, then `parts`.
     """
     box = bounding_box(mask)
     pictures, masks = [], []
@@ -43,10 +45,10 @@ def views(
         if i == 0:
             share, x, y, tilt = _as_taken(box, mask.shape)
         theta = _inverse(box, mask.shape, share, x, y, tilt)
-        moved = _sample(torch.cat([picture * mask, mask[None]]), theta, size)
+        moved = _sample(torch.cat([picture * mask, mask[None], *(() if parts is None else (parts,))]), theta, size)
         behind = _ground(ground, i, theta, size, generator)
         cover = moved[3:].clamp(0, 1)
-        pictures.append(moved[:3] + behind * (1 - cover))
+        pictures.append(moved[:3] + behind * (1 - cover[:1]) if count > 1 else _sample(picture, theta, size, padding="reflection"))
         masks.append(cover)
     return torch.stack(pictures), torch.stack(masks)
 

@@ -37,7 +37,7 @@ def run(ctx: Context, mask: Ref, config: Embed) -> Done:
     started = prototype.start(
         stack, loaded, picture, cover, source.class_word, config, lambda i, loss: step(i, config.steps, loss=loss)
     )
-    metrics = {k: round(v, 6) for k, v in started.metrics.items()} | {"learned": config.vectors}
+    metrics = {k: round(v, 6) for k, v in started.metrics.items()} | {"learned": started.learned}
     ref = artifact.publish(ctx.root, replace(record, metrics=metrics, tools=tools()), {"text_encoder": started.rows})
     return Done(ref, False, [], metrics)
 

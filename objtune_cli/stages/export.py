@@ -27,6 +27,8 @@ def run(root: Path, ref: Ref, form: str, out: Path) -> list[Path]:
     if ref.kind != "adapter":
         raise IncompatibleError(f"{ref} is no adapter", "`objtune list adapter` shows what can be exported")
     record, tensors = artifact.load(root, ref)
+    if form in ("diffusers", "kohya") and not any(k.startswith(PREFIX) for k in tensors):
+        raise IncompatibleError(f"{ref} is a token alone, without LoRA", "`--format embedding` writes it")
     if form == "diffusers":
         return [_write(out / "pytorch_lora_weights.safetensors", diffusers_keys(tensors), {"format": "pt"})]
     if form == "kohya":

@@ -38,7 +38,7 @@ def run(ctx: Context, prompts: list[str], config: Generate, out: Path | None = N
         words = objects.add_words(stack, found, weights)
         loaded = _add_adapters(stack, found, weights)
         for i in waiting:
-            _activate(stack, [loaded[o.record.ref] for o in objects.named(ctx, [prompts[i]])])
+            _activate(stack, [loaded[o.record.ref] for o in objects.named(ctx, [prompts[i]]) if loaded[o.record.ref]])
             results[i] = _draw(ctx, stack, words, prompts[i], done[i][0], config)
     finished = [r for r in results if r is not None]
     return copied(finished, out, ctx)
@@ -77,14 +77,14 @@ def reuse(ctx: Context, record: Record, config: Generate, prompt: str) -> Done |
 
 
 def _add_adapters(stack: "Stack", found: list[objects.Named], weights: dict[str, dict[str, Any]]) -> dict[Ref, str]:
-    """Add every adapter once; the names they have in the denoiser."""
+    """Add every adapter once; the names they have in the denoiser, "" for a token without LoRA."""
     from objtune_cli.models import adapter
 
     loaded: dict[Ref, str] = {}
     for item in found:
         if item.record.ref not in loaded:
-            loaded[item.record.ref] = f"lora{len(loaded)}"
-            adapter.load(stack, weights[item.name], loaded[item.record.ref])
+            name = f"lora{len(loaded)}"
+            loaded[item.record.ref] = name if adapter.load(stack, weights[item.name], name) else ""
     return loaded
 
 

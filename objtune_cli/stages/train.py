@@ -18,7 +18,8 @@ from objtune_cli.store.refs import Ref, resolve
 from objtune_cli.store.state import RunState
 
 if TYPE_CHECKING:
-    from objtune_cli.method.training import Subject, Trainer
+    from objtune_cli.method.subjects import Subject
+    from objtune_cli.method.training import Trainer
 
 SAVE_EVERY = 30.0
 """Seconds between saved states; a signal saves at once."""
@@ -34,6 +35,8 @@ def run(ctx: Context, sources: list[Ref], config: Train, embedding: Embed, prior
         Stopped: A signal came; the state is saved.
     """
     config = _suited(config, ctx.base.training)
+    if config.token == "fixed" and (config.modules == "none" or config.token_first):
+        raise UsageError("nothing would be learned: a fixed token, and no layers beside it", "set train.modules, train.token or train.token_first")
     starts = [embed.run(ctx.unforced(), s, embedding).ref if s.kind == "mask" else s for s in sources]
     records = [artifact.read_record(ctx.root, ref) for ref in starts]
     for record in records:
@@ -41,7 +44,7 @@ def run(ctx: Context, sources: list[Ref], config: Train, embedding: Embed, prior
     named = {name: word for record in records for name, word in record.objects.items()}
     if len(named) < len(records):
         raise UsageError("an object is named twice", "give each embedding once")
-    priors = {word: prior_stage.run(ctx, word, prior).ref for word in sorted(set(named.values()))}
+    priors = {word: prior_stage.run(ctx, word, prior).ref for word in sorted(set(named.values()))} if config.class_weight else {}
     inputs = {f"embedding.{r.name}": ctx.input(ref) for r, ref in zip(records, starts, strict=True)}
     inputs |= {f"prior.{ref.name}": ctx.input(ref) for ref in priors.values()}
     name = "-".join(named)[:64].rstrip("-.")
@@ -135,7 +138,7 @@ def _subject(ctx: Context, start: Record) -> "Subject":
     import numpy as np
     import torch
 
-    from objtune_cli.method.training import Subject
+    from objtune_cli.method.subjects import Subject
 
     _, rows = artifact.load(ctx.root, start.ref)
     _, tensors = artifact.load(ctx.root, _mask_of(ctx, start), start.inputs["mask"]["sha256"])
@@ -148,7 +151,7 @@ def _subject(ctx: Context, start: Record) -> "Subject":
         name=name,
         class_word=word,
         rows=torch.from_numpy(rows["text_encoder"].copy()),
-        learned=int(start.config["vectors"]),
+        learned=int(start.metrics["learned"]),
         picture=picture * 2 - 1,
         ground=torch.from_numpy(ground.copy()).permute(2, 0, 1).float() / 127.5 - 1,
         mask=mask,

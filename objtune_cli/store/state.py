@@ -52,7 +52,11 @@ class RunState:
             self.file.unlink()
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(
+        self,
+        message: str = "another process is training exactly this",
+        hint: str = "wait for it, then run the same command: it reuses the result",
+    ) -> Iterator[None]:
         """Hold the run for this process; the system frees it whatever happens to us.
 
         Raises:
@@ -61,7 +65,7 @@ class RunState:
         path = self.file.with_suffix(".lock")
         with explained(self.project.folder):
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            lock = _opened(path)
+            lock = _opened(path, BusyError(message, hint))
         try:
             yield
             path.unlink(missing_ok=True)  # while still holding it: nobody else can have it
@@ -69,12 +73,12 @@ class RunState:
             os.close(lock)
 
 
-def _opened(path: Path) -> int:
+def _opened(path: Path, busy: BusyError) -> int:
     """The lock file, held; again if its last holder removed it between our opening and locking it."""
     while True:
         lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            _take(lock)
+            _take(lock, busy)
             if path.exists() and os.fstat(lock).st_ino == path.stat().st_ino:
                 return lock
         except BaseException:
@@ -83,7 +87,7 @@ def _opened(path: Path) -> int:
         os.close(lock)
 
 
-def _take(lock: int) -> None:
+def _take(lock: int, busy: BusyError) -> None:
     try:
         import fcntl
     except ImportError:  # Windows: two equal runs at once only repeat work
@@ -91,4 +95,4 @@ def _take(lock: int) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise BusyError("another process is training exactly this", "wait for it, then run the same command: it reuses the result") from None
+        raise busy from None

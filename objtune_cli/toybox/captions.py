@@ -26,7 +26,90 @@ PLACES = {
 
 PATTERN_WORDS = {"plain": "plain", "spots": "spotted", "stripes": "striped", "checks": "checkered"}
 
-PLAIN_WORDS = ["a", "an", "and", "the", "of", "on", "in", "at", "with", "under", "to", "photo", "picture", "image", "drawing", "painting", "my", "your", "this", "that", "two", "three", "one", "next", "behind", "left", "right", "facing", "big", "small", "large", "tiny", "little", "old", "new", "toy", "puppy", "kitten", "vehicle", "cup", "home", "object", "thing", "animal", "pet", "bird", "horse", "rabbit", "bear", "duck", "lamp", "shoe", "bag", "bottle", "chair", "phone", "guitar", "bike", "plane", "train", "flower", "person", "sun", "moon", "sky", "sea", "water", "forest", "mountain", "street", "room", "kitchen", "table", "garden", "space", "wearing", "simple", "background", "close", "up", "side", "view"]
+PLAIN_WORDS = [
+    "a",
+    "an",
+    "and",
+    "the",
+    "of",
+    "on",
+    "in",
+    "at",
+    "with",
+    "under",
+    "to",
+    "photo",
+    "picture",
+    "image",
+    "drawing",
+    "painting",
+    "my",
+    "your",
+    "this",
+    "that",
+    "two",
+    "three",
+    "one",
+    "next",
+    "behind",
+    "left",
+    "right",
+    "facing",
+    "big",
+    "small",
+    "large",
+    "tiny",
+    "little",
+    "old",
+    "new",
+    "toy",
+    "puppy",
+    "kitten",
+    "vehicle",
+    "cup",
+    "home",
+    "object",
+    "thing",
+    "animal",
+    "pet",
+    "bird",
+    "horse",
+    "rabbit",
+    "bear",
+    "duck",
+    "lamp",
+    "shoe",
+    "bag",
+    "bottle",
+    "chair",
+    "phone",
+    "guitar",
+    "bike",
+    "plane",
+    "train",
+    "flower",
+    "person",
+    "sun",
+    "moon",
+    "sky",
+    "sea",
+    "water",
+    "forest",
+    "mountain",
+    "street",
+    "room",
+    "kitchen",
+    "table",
+    "garden",
+    "space",
+    "wearing",
+    "simple",
+    "background",
+    "close",
+    "up",
+    "side",
+    "view",
+]
 """Words of ordinary prompts; those that no caption uses stay single tokens the base ignores."""
 
 
@@ -68,8 +151,8 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     return opening + subject + facing + place
 
 
-def label(instance: Instance, background: str) -> tuple[int, int, int, int, int]:
-    """Indices of class, background, both colours and pattern in the world's lists."""
+def label(instance: Instance, background: str) -> tuple[int, ...]:
+    """Indices in the world's lists: class, background, both colours, pattern, accessory and its colour (or -1)."""
     names = list(COLOURS)
     return (
         CLASSES.index(instance.kind),
@@ -77,4 +160,6 @@ def label(instance: Instance, background: str) -> tuple[int, int, int, int, int]
         names.index(instance.colour),
         names.index(instance.second),
         PATTERNS.index(instance.pattern),
+        ACCESSORIES.index(instance.accessory),
+        names.index(instance.third) if instance.accessory != "none" else -1,
     )

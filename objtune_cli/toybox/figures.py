@@ -47,9 +47,7 @@ def box(x0: float, y0: float, x1: float, y1: float, r: float = 0.0) -> Polygon:
         return np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], float)
     t = np.linspace(0, pi / 2, 6)
     corners = ((x1 - r, y1 - r, 0.0), (x0 + r, y1 - r, pi / 2), (x0 + r, y0 + r, pi), (x1 - r, y0 + r, -pi / 2))
-    return np.concatenate(
-        [np.stack([x + r * np.cos(t + a), y + r * np.sin(t + a)], 1) for x, y, a in corners]
-    )
+    return np.concatenate([np.stack([x + r * np.cos(t + a), y + r * np.sin(t + a)], 1) for x, y, a in corners])
 
 
 def poly(*xy: float) -> Polygon:
@@ -82,7 +80,23 @@ def cat(p: Callable[[int, float, float], float]) -> Figure:
     ear, tail = p(3, 0.2, 0.34), p(4, 0.35, 0.65)
     hy = 0.95 - 2 * height - head * 0.45
     parts: list[tuple[Fill, Polygon]] = [
-        ("coat", poly(width - 0.1, 0.77, width + 0.36, 0.72, width + 0.47, 0.7 - tail, width + 0.3, 0.7 - tail, width + 0.2, 0.55, width - 0.1, 0.58)),
+        (
+            "coat",
+            poly(
+                width - 0.1,
+                0.77,
+                width + 0.36,
+                0.72,
+                width + 0.47,
+                0.7 - tail,
+                width + 0.3,
+                0.7 - tail,
+                width + 0.2,
+                0.55,
+                width - 0.1,
+                0.58,
+            ),
+        ),
         ("coat", ellipse(0, 0.85 - height, width, height)),
         ("trim", ellipse(0, 0.95 - height * 0.8, width * 0.52, height * 0.55)),
     ]

@@ -70,6 +70,9 @@ EASY = Dial(
 )
 """What two CPU cores learn in an afternoon."""
 
+MEDIUM = replace(EASY, accessories=ACCESSORIES, size=(0.56, 0.76), pairs=0.25)
+"""Larger objects that wear something, grown from a base that knows the easy world."""
+
 FULL = Dial(
     classes=CLASSES,
     backgrounds=BACKGROUNDS,
@@ -84,7 +87,7 @@ FULL = Dial(
 )
 """The whole world, for a GPU."""
 
-DIALS = {"easy": EASY, "full": FULL}
+DIALS = {"easy": EASY, "medium": MEDIUM, "full": FULL}
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +163,7 @@ def sample_instance(
             third=names[2],
             pattern=str(rng.choice(dial.patterns)),
             accessory=str(rng.choice(dial.accessories)) if rng.random() < 0.6 else "none",
-            rgb=tuple(_shade(COLOURS[name], rng) for name in names),
+            rgb=tuple(shade(COLOURS[name], rng) for name in names),
             proportions=tuple(float(v) for v in rng.uniform(0, 1, 5)),
             phase=float(rng.uniform()),
             frequency=float(rng.uniform()),
@@ -169,7 +172,7 @@ def sample_instance(
             return instance
 
 
-def _shade(rgb: tuple[int, int, int], rng: np.random.Generator) -> tuple[int, int, int]:
+def shade(rgb: tuple[int, int, int], rng: np.random.Generator) -> tuple[int, int, int]:
     """The colour a little brighter or darker, and each channel a little off."""
     noisy = np.array(rgb) * rng.uniform(0.93, 1.05) + rng.uniform(-7, 7, 3)
     r, g, b = (int(v) for v in noisy.clip(0, 255))
@@ -215,10 +218,3 @@ def scenes(seed: int, dial: Dial = EASY) -> Iterator[Scene]:
     rng = np.random.default_rng(seed)
     while True:
         yield sample_scene(rng, dial)
-
-
-def redrawn(scene: Scene, background: str, seed: int) -> Scene:
-    """The same objects in new poses before another background: the truth that methods aim at."""
-    rng = np.random.default_rng(seed)
-    fresh = sample_scene(rng, instances=tuple(i for i, _ in scene.objects), background=background)
-    return replace(fresh, background_seed=seed)

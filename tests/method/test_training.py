@@ -9,7 +9,8 @@ import torch
 from objtune_cli.config import Train
 from objtune_cli.errors import GateError
 from objtune_cli.method import training
-from objtune_cli.method.training import Subject, Trainer
+from objtune_cli.method.subjects import Subject, Views
+from objtune_cli.method.training import Trainer
 from objtune_cli.models import adapter
 from objtune_cli.models import stack as stacks
 from objtune_cli.models.stack import Stack
@@ -189,7 +190,7 @@ def test_the_mask_of_both_covers_each(trainer) -> None:
 def test_words_of_a_subset(stack: Stack, kind: str) -> None:
     members = (_subject(stack), replace(_subject(stack, "otto", "owl")))
     expected = "<rex> and <otto>" if kind == "token" else "a dog and an owl"
-    assert training._words(members, kind) == expected
+    assert Views(members, *[torch.zeros(1, 1, 1, 1)] * 3).words(kind) == expected
 
 
 def test_the_rate_warms_up_and_ends_at_a_twentieth(trainer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ def test_a_new_lora_changes_nothing(stack: Stack, modules: str) -> None:
     before = _predict(stack)
     params = adapter.add(stack, 4, modules, seed=0)
     torch.testing.assert_close(_predict(stack), before, rtol=0, atol=0)
-    assert params and all(p.dtype == torch.float32 for p in params)
+    assert bool(params) == (modules != "none") and all(p.dtype == torch.float32 for p in params)
 
 
 @pytest.mark.parametrize("modules", adapter.MODULES)
@@ -77,10 +77,11 @@ def test_round_trip_gives_identical_predictions(stack: Stack, tiny_base, modules
     assert all(k.startswith("unet.") and k.endswith(("lora_A.weight", "lora_B.weight")) for k in weights)
     fresh = stacks.load(tiny_base, stack.device, stack.dtype)
     plain = _predict(fresh)
-    adapter.load(fresh, weights | {"token.rex": torch.ones(2, 16)})  # a token beside it is not its business
+    held = adapter.load(fresh, weights | {"token.rex": torch.ones(2, 16)})  # a token beside it is not its business
     loaded = _predict(fresh)
+    assert held == (modules != "none")
     assert torch.equal(loaded, _predict(stack))
-    assert not torch.allclose(loaded, plain)
+    assert torch.allclose(loaded, plain) != held
     assert not any(p.requires_grad for p in fresh.unet.parameters()) and not fresh.unet.training
 
 

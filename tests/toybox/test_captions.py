@@ -117,4 +117,4 @@ def test_parse_agrees_with_the_scene_on_random_captions() -> None:
 
 
 def test_labels_are_indices_into_the_worlds_lists() -> None:
-    assert captions.label(_instance("cat", "red", "gray", "checks"), "night") == (1, 3, 0, NAMES.index("gray"), 3)
+    assert captions.label(_instance("cat", "red", "gray", "checks"), "night") == (1, 3, 0, NAMES.index("gray"), 3, 0, -1)

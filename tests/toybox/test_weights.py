@@ -19,7 +19,9 @@ from objtune_cli.models import towers
 from objtune_cli.toybox import world
 from objtune_cli.toybox.captions import PLACES
 from objtune_cli.toybox.draw import render
-from objtune_cli.toybox.world import EASY
+
+RECORD = json.loads((EMBEDDED / "toybox.json").read_text())
+DIAL, SIZE = world.DIALS[RECORD["dial"]], RECORD["size"]
 
 PLAIN = """
 import sys
@@ -50,10 +52,8 @@ def test_it_fits_into_the_package() -> None:
 
 
 def test_it_says_how_it_was_made() -> None:
-    record = json.loads((EMBEDDED / "toybox.json").read_text())
-    dial = world.DIALS[record["dial"]]
-    assert tuple(record["classes"]) == dial.classes and tuple(record["backgrounds"]) == dial.backgrounds
-    assert set(record["sampling"]) == {"steps", "guidance"}
+    assert tuple(RECORD["classes"]) == DIAL.classes and tuple(RECORD["backgrounds"]) == DIAL.backgrounds
+    assert set(RECORD["sampling"]) == {"steps", "guidance"}
 
 
 def test_plain_diffusers_opens_it(tmp_path: Path) -> None:
@@ -61,16 +61,15 @@ def test_plain_diffusers_opens_it(tmp_path: Path) -> None:
     env |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", PLAIN, str(EMBEDDED)], capture_output=True, text=True, env=env, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]
-    size = json.loads((EMBEDDED / "toybox.json").read_text())["size"]
-    assert done.stdout.split("\n")[-2] == f"({size}, {size}) True"
+    assert done.stdout.split("\n")[-2] == f"({SIZE}, {SIZE}) True"
 
 
 @pytest.fixture(scope="module")
 def drawn() -> tuple[torch.Tensor, list[str], list[str]]:
     """60 lone objects that no part of the base has seen: pictures in [0, 1], classes, backgrounds."""
     rng = np.random.default_rng(20_240_501)
-    scenes = [world.sample_scene(rng, EASY, instances=(world.sample_instance(rng, EASY),)) for _ in range(60)]
-    pictures = np.stack([render(s, 64)[0] for s in scenes])
+    scenes = [world.sample_scene(rng, DIAL, instances=(world.sample_instance(rng, DIAL),)) for _ in range(60)]
+    pictures = np.stack([render(s, SIZE)[0] for s in scenes])
     return (
         torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255,
         [s.objects[0][0].kind for s in scenes],
@@ -87,18 +86,18 @@ def opened() -> tuple[stacks.Stack, towers.Towers]:
 def test_clip_names_the_class(opened, drawn) -> None:
     (stack, clip), (pictures, kinds, _) = opened, drawn
     with torch.no_grad():
-        words = clip.texts(stack, [f"a photo of a {kind}" for kind in EASY.classes])
+        words = clip.texts(stack, [f"a photo of a {kind}" for kind in DIAL.classes])
     nearest = (clip.pictures(pictures) @ words.T).argmax(1).tolist()
-    assert sum(EASY.classes[n] == k for n, k in zip(nearest, kinds, strict=True)) >= 0.9 * 60
+    assert sum(DIAL.classes[n] == k for n, k in zip(nearest, kinds, strict=True)) >= 0.9 * 60
 
 
 def test_clip_names_the_background(opened, drawn) -> None:
     (stack, clip), (pictures, kinds, backgrounds) = opened, drawn
     seen, right = clip.pictures(pictures), 0
     with torch.no_grad():
-        words = {k: clip.texts(stack, [f"a photo of a {k} {PLACES[b][0]}" for b in EASY.backgrounds]) for k in EASY.classes}
+        words = {k: clip.texts(stack, [f"a photo of a {k} {PLACES[b][0]}" for b in DIAL.backgrounds]) for k in DIAL.classes}
     for vector, kind, background in zip(seen, kinds, backgrounds, strict=True):
-        right += EASY.backgrounds[int((words[kind] @ vector).argmax())] == background
+        right += DIAL.backgrounds[int((words[kind] @ vector).argmax())] == background
     assert right >= 0.9 * 60
 
 

@@ -104,12 +104,3 @@ def test_example_photos_show_what_no_base_was_trained_on() -> None:
     assert scenes.keys() == {"photo.jpg", "mug.jpg", "pair.jpg"}
     assert all(world.is_held_out(i) for s in scenes.values() for i, _ in s.objects)
     assert photos() == scenes
-
-
-def test_redrawn_keeps_the_objects_and_nothing_else() -> None:
-    scene = next(s for s in world.scenes(0) if len(s.objects) == 2)
-    other = world.redrawn(scene, "night", 9)
-    assert [i for i, _ in other.objects] == [i for i, _ in scene.objects]
-    assert other.background == "night" and other.background_seed == 9
-    assert [p for _, p in other.objects] != [p for _, p in scene.objects]
-    assert world.redrawn(scene, "night", 9) == other != world.redrawn(scene, "night", 10)

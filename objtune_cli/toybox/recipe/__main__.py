@@ -9,10 +9,10 @@ import torch
 
 import objtune_cli.models.stack  # noqa: F401  (repairs torchvision before transformers asks for it)
 from objtune_cli.bases import EMBEDDED
-from objtune_cli.toybox.recipe import autoencoder, data, denoiser, publish, samples, text, tokenizer, vision
+from objtune_cli.toybox.recipe import autoencoder, data, denoiser, evaluator, publish, samples, text, tokenizer, vision
 from objtune_cli.toybox.recipe.presets import PRESETS, Preset
 
-PARTS = ("data", "text", "vae", "vision", "denoiser", "publish", "all", "sheet")
+PARTS = ("data", "text", "vae", "vision", "denoiser", "publish", "all", "sheet", "evaluator")
 
 
 def main() -> None:
@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("--preset", choices=PRESETS, default="cpu")
     parser.add_argument("--work", type=Path, default=Path("toybox-work"), help="Folder for data, states and samples.")
     parser.add_argument("--steps", type=int, help="Steps of this part in place of the preset's.")
+    parser.add_argument("--start", default="", help="A published base to grow from: its weights are inherited.")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="Default: cuda for the gpu preset.")
     parser.add_argument("--threads", type=int, help="CPU threads.")
     parser.add_argument("--out", type=Path, help="Where `publish` writes the base.")
@@ -29,7 +30,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    preset = PRESETS[args.preset]
+    preset = replace(PRESETS[args.preset], start=args.start)
     if args.part == "sheet":
         sheet(args.out or EMBEDDED, preset, args.work)
         return
@@ -47,6 +48,12 @@ def run(part: str, preset: Preset, args: argparse.Namespace) -> None:
             raise SystemExit(f"error: {work} holds no trained {', '.join(missing)}")
         preset = replace(preset, text_steps=0, vae_steps=0, vision_steps=0, denoiser_steps=0)
     device = args.device or ("cuda" if args.preset == "gpu" else "cpu")
+    if part == "evaluator":
+        judge = evaluator.train(work, preset, device)
+        evaluator.publish(judge, args.out or work / "evaluator-weights.safetensors", preset, args.commit)
+        for name, value in evaluator.measured(judge, preset).items():
+            print(f"evaluator: {name} {value:.3f}", flush=True)
+        return
     drawn = data.drawn(work, preset, processes=os.cpu_count() or 2)
     words = tokenizer.kept(work, preset.tokens)
     if part == "data":
@@ -75,14 +82,14 @@ def run(part: str, preset: Preset, args: argparse.Namespace) -> None:
 
 
 def sheet(folder: Path, preset: Preset, work: Path) -> None:
-    """Draw 64 samples of a published base with plain diffusers; print how many are what was asked for."""
+    """Draw 64 samples of a published base with plain diffusers; `objtune bench --base-only` measures them."""
     from diffusers import StableDiffusionPipeline
 
     pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     shown = samples.draw(pipe, samples.prompts(preset.world), preset.size, int(publish.SAMPLING["steps"]), publish.SAMPLING["guidance"])
-    samples.sheet(shown, 8, work / "samples.png")
-    print("64 samples:", "  ".join(f"{k} {v:.3f}" for k, v in samples.judged(folder, shown, preset.world).items()))
+    samples.sheet(shown, 8, work / "samples.png", scale=1)
+    print(f"{work / 'samples.png'}: 64 samples", flush=True)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from objtune_cli.toybox.recipe.data import HELD_BACK, Drawn
+from objtune_cli.toybox.recipe.growth import inherit
 from objtune_cli.toybox.recipe.loop import Plan, fit
 from objtune_cli.toybox.recipe.presets import Preset
 
@@ -32,7 +33,7 @@ def build(preset: Preset):
         mid_block_add_attention=False,
         scaling_factor=1.0,
     )
-    return network.to(memory_format=torch.channels_last)
+    return inherit(network, preset.start, "vae").to(memory_format=torch.channels_last)
 
 
 def to_unit(pictures: np.ndarray) -> Tensor:

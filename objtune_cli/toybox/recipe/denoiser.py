@@ -11,11 +11,14 @@ from torch import Tensor
 
 from objtune_cli.toybox.recipe.autoencoder import to_unit
 from objtune_cli.toybox.recipe.data import HELD_BACK, Drawn
+from objtune_cli.toybox.recipe.growth import inherit
 from objtune_cli.toybox.recipe.loop import Plan, fit
 from objtune_cli.toybox.recipe.presets import Preset
 
 NO_PROMPT = 0.1
 """Share of rows trained with the empty prompt, for guidance."""
+FULL_CAPTION = 0.5
+"""Share of rows with the picture's longest caption: patterns and accessories are named in half of the others only."""
 OBJECT_WEIGHT = 1.5
 """Extra weight of latent cells on objects: shapes are learned later than skies."""
 
@@ -39,7 +42,7 @@ def build(preset: Preset):
         norm_num_groups=16,
         use_linear_projection=True,
     )
-    return network.to(memory_format=torch.channels_last)
+    return inherit(network, preset.start, "unet").to(memory_format=torch.channels_last)
 
 
 def scheduler():
@@ -65,8 +68,7 @@ def latents(work: Path, data: Drawn, vae) -> np.ndarray:
     file = work / "data" / "latents.npy"
     if not file.exists():
         rows = [
-            vae.encode(to_unit(data.pictures[i : i + 32])).latent_dist.mean.permute(0, 2, 3, 1)
-            for i in range(0, len(data.pictures), 32)
+            vae.encode(to_unit(data.pictures[i : i + 32])).latent_dist.mean.permute(0, 2, 3, 1) for i in range(0, len(data.pictures), 32)
         ]
         array = (torch.cat(rows) * vae.config.scaling_factor).half().numpy()
         partial = file.with_name("latents.partial.npy")
@@ -75,9 +77,7 @@ def latents(work: Path, data: Drawn, vae) -> np.ndarray:
     return np.load(file)
 
 
-def train(
-    work: Path, preset: Preset, data: Drawn, tokenizer, clip, vae, sample: Callable | None = None, device: str = "cpu"
-):
+def train(work: Path, preset: Preset, data: Drawn, tokenizer, clip, vae, sample: Callable | None = None, device: str = "cpu"):
     """Train the denoiser; `sample` is called with it and the step from time to time."""
     unet = build(preset)
     noise_levels = scheduler().alphas_cumprod
@@ -93,8 +93,12 @@ def train(
     def losses(step: int, g: torch.Generator) -> dict[str, Tensor]:
         rows = torch.randint(usable, (preset.denoiser_batch,), generator=g).tolist()
         pick = torch.randint(preset.captions, (len(rows),), generator=g).tolist()
+        full = (torch.rand(len(rows), generator=g) < FULL_CAPTION).tolist()
         dropped = (torch.rand(len(rows), generator=g) < NO_PROMPT).tolist()
-        texts = ["" if d else data.captions[r][k] for r, k, d in zip(rows, pick, dropped, strict=True)]
+        texts = [
+            "" if d else max(data.captions[r], key=len) if f else data.captions[r][k]
+            for r, k, f, d in zip(rows, pick, full, dropped, strict=True)
+        ]
         z = torch.from_numpy(bank[rows]).float().permute(0, 3, 1, 2)
         noise = torch.randn(z.shape, generator=g)
         # Half of the steps where shape and colour are decided, half anywhere.

@@ -17,6 +17,7 @@ class Preset:
         width, depth, heads, tokens: CLIP's hidden size, layers, heads, longest prompt.
         patch: Side of the image tower's patches, px.
         unet_channels, unet_attention: Denoiser widths, and which levels attend to the text.
+        start: Folder of a published, smaller base whose weights are inherited; "" starts from nothing.
         *_steps, *_batch, *_lr: Optimiser steps, rows per step and peak rate of each part.
     """
 
@@ -45,7 +46,10 @@ class Preset:
     text_lr: float = 1e-3
     vision_lr: float = 1e-3
     denoiser_lr: float = 1e-3
+    evaluator_steps: int = 4_400
+    evaluator_lr: float = 1.5e-3
     seed: int = 1
+    start: str = ""
 
     @property
     def world(self) -> Dial:
@@ -57,11 +61,11 @@ class Preset:
 
 
 CPU = Preset(
-    dial="easy", size=64, pictures=48_000, captions=4,
-    vae_channels=(16, 32, 64), latent_channels=8,
-    width=128, depth=3, heads=4, tokens=32, patch=8,
+    dial="medium", size=128, pictures=48_000, captions=4,
+    vae_channels=(16, 16, 32, 64), latent_channels=8,
+    width=128, depth=3, heads=4, tokens=32, patch=16,
     unet_channels=(64, 128, 192), unet_attention=(False, True, True),
-    vae_steps=6_000, text_steps=1_600, vision_steps=6_000, denoiser_steps=24_000,
+    vae_steps=4_000, text_steps=1_600, vision_steps=6_000, denoiser_steps=24_000,
 )  # fmt: skip
 """Two cores; the shipped base took 7,600 of these denoiser steps."""
 

@@ -49,7 +49,8 @@ def publish(folder: Path, name: str, preset: Preset, tokenizer, clip, vae, unet,
     pipe.to(torch.float16).save_pretrained(folder)
     clip.half().save_pretrained(folder / "clip")
     record = {
-        "name": name, "dial": preset.dial, "size": preset.size, "seed": preset.seed, "commit": commit,
+        "name": name, "dial": preset.dial, "size": preset.size, "seed": preset.seed, "pictures": preset.pictures,
+        "captions": preset.captions, "commit": commit,
         "sampling": SAMPLING, "training": TRAINING, "classes": preset.world.classes, "backgrounds": preset.world.backgrounds,
     }  # fmt: skip
     (folder / "toybox.json").write_text(json.dumps(record, indent=1) + "\n")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from objtune_cli.toybox.captions import PATTERN_WORDS, PLACES, PLAIN_WORDS
 from objtune_cli.toybox.recipe.data import HELD_BACK, Drawn
+from objtune_cli.toybox.recipe.growth import inherit
 from objtune_cli.toybox.recipe.loop import Plan, fit
 from objtune_cli.toybox.recipe.presets import Preset
 from objtune_cli.toybox.world import ACCESSORIES, BACKGROUNDS, CLASSES, COLOURS
@@ -45,7 +46,7 @@ def build_clip(preset: Preset, tokenizer):
     ))  # fmt: skip
     with torch.no_grad():
         model.text_model.get_input_embeddings().weight.normal_(0, 0.3)
-    return model
+    return inherit(model, preset.start, "clip")
 
 
 def parse(caption: str) -> tuple[list[dict[str, int]], int]:

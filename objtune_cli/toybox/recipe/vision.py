@@ -15,7 +15,7 @@ from objtune_cli.toybox.recipe.autoencoder import to_unit
 from objtune_cli.toybox.recipe.data import HELD_BACK, LABELS, Drawn
 from objtune_cli.toybox.recipe.loop import Plan, fit
 from objtune_cli.toybox.recipe.presets import Preset
-from objtune_cli.toybox.world import BACKGROUNDS, CLASSES, COLOURS, PATTERNS
+from objtune_cli.toybox.world import ACCESSORIES, BACKGROUNDS, CLASSES, COLOURS, PATTERNS
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -23,7 +23,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 CUT_OUT = 0.25
 """Share of lone objects shown cut out and enlarged before the mean colour, as prototypes are."""
 
-_SIZES = dict(zip(LABELS, map(len, (CLASSES, BACKGROUNDS, COLOURS, COLOURS, PATTERNS)), strict=True))
+_SIZES = dict(zip(LABELS, map(len, (CLASSES, BACKGROUNDS, COLOURS, COLOURS, PATTERNS, ACCESSORIES, COLOURS)), strict=True))
 _PLACES = sorted((p for group in PLACES.values() for p in group), key=len, reverse=True)
 
 
@@ -123,5 +123,6 @@ def _measured(clip, network, data: Drawn) -> None:
     lone = labels[:, 1, 0] < 0
     pooled = network["tower"](pixel_values=x).pooler_output
     for i, name in enumerate(LABELS):
+        told = lone & (labels[:, 0, i] >= 0)
         hit = network["heads"][name](pooled).argmax(1) == labels[:, 0, i]
-        print(f"vision: {name} {float(hit[lone].float().mean()):.3f}", flush=True)
+        print(f"vision: {name} {float(hit[told].float().mean()):.3f}", flush=True)

@@ -1,0 +1,1 @@
+"""Measuring: what a method makes of an object, beside the truth, with intervals."""

@@ -1,0 +1,173 @@
+"""`objtune evaluate REF`: the bench's measures for one trained object, or the papers' for bases without a world."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from objtune_cli.bench import drawing, measures, scores
+from objtune_cli.bench.cases import PLACE, Case, Prompt
+from objtune_cli.errors import InputError
+from objtune_cli.stages import objects
+from objtune_cli.stages.context import Context
+from objtune_cli.store import artifact
+from objtune_cli.store.artifact import Record
+from objtune_cli.store.refs import Ref, parse, resolve
+from objtune_cli.toybox import world
+from objtune_cli.toybox.captions import PLACES, article
+from objtune_cli.toybox.evaluator import reading
+from objtune_cli.toybox.evaluator.network import cut
+from objtune_cli.toybox.evaluator.reading import Thing
+from objtune_cli.toybox.world import BACKGROUNDS, Dial, Instance
+
+SCENES = (
+    "on the beach", "in the snow", "on a cobblestone street", "in the jungle", "on a wooden floor",
+    "with a city in the background", "with a mountain in the background", "on top of a purple rug",
+)  # fmt: skip
+"""Scenes asked of bases without a world; most are DreamBooth's (arXiv:2208.12242, supplement)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """The trained object and its photo.
+
+    Attributes:
+        rgb: The photo (H, W, 3) uint8. mask: coverage (H, W) uint8.
+    """
+
+    name: str
+    kind: str
+    rgb: np.ndarray
+    mask: np.ndarray
+    weights: dict[str, Any]
+
+
+Pictures = Callable[[np.ndarray], np.ndarray]
+
+
+def given(ctx: Context, ref: Ref, name: str | None = None) -> Given:
+    """A trained object with the photo that it was learned from.
+
+    Raises:
+        InputError: The adapter holds several objects and `name` is none of them.
+    """
+    record = artifact.read_record(ctx.root, ref)
+    ctx.check_base(record)
+    if name is None and len(record.objects) > 1:
+        raise InputError(f"{ref} holds several objects", f"choose one with `--name`: {', '.join(record.objects)}")
+    name = name or next(iter(record.objects))
+    if name not in record.objects:
+        raise InputError(f"{ref} holds no {name}", f"it holds {', '.join(record.objects)}")
+    arrays = _mask(ctx, record, name)
+    item = objects.Named(name, record, artifact.sha256(ref.path(ctx.root)))
+    return Given(name, record.objects[name], arrays["rgb"], arrays["mask"], objects.tensors(ctx, item))
+
+
+def _mask(ctx: Context, record: Record, name: str) -> dict[str, Any]:
+    """The mask artifact, photo included, that an object of an adapter came from: its tensors."""
+    for role, source in record.inputs.items():
+        if role.startswith("embedding."):
+            embedding = artifact.read_record(ctx.root, resolve(ctx.root, parse(source["ref"])))
+            if name in embedding.objects and "mask" in embedding.inputs:
+                mask = embedding.inputs["mask"]
+                return artifact.load(ctx.root, resolve(ctx.root, parse(mask["ref"])), mask["sha256"])[1]
+    raise InputError(f"{record.ref} does not say which photo {name} was learned from", "train it from a photo")
+
+
+def toybox(ctx: Context, subject: Given, dial: Dial, repeats: int, seed: int) -> dict[str, float]:
+    """The bench's measures against the photo; the class's drawn objects say what 0 and 1 are."""
+    network = reading.load()
+    if subject.kind not in dial.classes:
+        raise InputError(f"the toybox draws no {subject.kind}", f"it draws {', '.join(dial.classes)}")
+    case, scale = _calibrated(network, subject, dial, repeats, seed)
+    before = drawing.readings(network, drawing.of_class(ctx, drawing.loaded(ctx, subject.name, None)[0], subject.kind))
+    stack, words = drawing.loaded(ctx, subject.name, subject.weights)
+    seen = drawing.readings(network, drawing.asked(ctx, stack, words, case, f"<{subject.name}>"))
+    after = drawing.readings(network, drawing.of_class(ctx, stack, subject.kind))
+    return scores.score(case, scale, seen) | scores.drift(scale, subject.kind, before, after)
+
+
+def _calibrated(network: Any, subject: Given, dial: Dial, repeats: int, seed: int) -> tuple[Case, scores.Scale]:
+    """Prompts on every other background, and the scale around the photo's own identity vector."""
+    import torch
+
+    square, box = squared(subject.rgb, subject.mask)
+    small = drawing.fitted(square[None])
+    own = BACKGROUNDS[int(reading.read(network, small)[0].background.argmax())]
+    x = torch.from_numpy(small.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.no_grad():
+        reference = network.reader(cut(x, torch.tensor([box])))[0].numpy()
+    places = [b for b in dial.backgrounds if b != own] * repeats
+    prompts = tuple(Prompt("scene", f"a photo of {PLACE} {PLACES[b][0]}", b, "", None, 1000 + i) for i, b in enumerate(places))
+    rng = np.random.default_rng((seed, 5))
+    instances = [world.sample_instance(rng, dial, kind=subject.kind, held_out=True) for _ in range(drawing.OTHERS)]
+
+    def seen(chosen: list[Instance]) -> list[Thing]:
+        scenes = [world.sample_scene(rng, dial, instances=(i,)) for i in chosen]
+        return [r.main for r in reading.read(network, drawing.drawn(scenes))]
+
+    once, again = (scores.vectors(seen(instances)) for _ in range(2))
+    one, zero = float((once * again).sum(1).mean()), float(measures.similarity(again, reference).mean())
+    stand_in = instances[0]
+    case = Case(subject.name, stand_in, world.sample_scene(rng, dial, instances=(stand_in,), background=own), prompts)
+    return case, scores.Scale(reference, zero, one, scores.scatter(seen([stand_in] * drawing.REFERENCES)))
+
+
+def squared(rgb: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, tuple[float, float, float, float]]:
+    """A photo padded to a square by its edge, and the mask's box in fractions of the square."""
+    height, width = mask.shape
+    side = max(height, width)
+    top, left = (side - height) // 2, (side - width) // 2
+    pad = ((top, side - height - top), (left, side - width - left), (0, 0))
+    ys, xs = (mask > 127).nonzero()
+    box = ((xs.min() + left) / side, (ys.min() + top) / side, (xs.max() + 1 + left) / side, (ys.max() + 1 + top) / side)
+    return np.pad(rgb, pad, mode="edge"), tuple(float(v) for v in box)  # type: ignore[return-value]
+
+
+def papers(
+    ctx: Context, subject: Given, scenes: list[str], repeats: int, clip: tuple[Pictures, Callable[[list[str]], np.ndarray]], dino: Pictures
+) -> dict[str, float]:
+    """CLIP-I, CLIP-T and DINO, with the photo whole and its object alone, diversity and class drift.
+
+    Returns:
+        clip_i, dino: mean cosine of pictures and photo; *_masked: and the object alone. clip_t: of pictures
+        and prompts with the class word. diversity: 1 - mean DINO cosine of two pictures of a prompt. drift:
+        how much nearer "a <class>" came to the object alone, DINO cosine after less before.
+    """
+    stack, words = drawing.loaded(ctx, subject.name, subject.weights)
+    texts = [f"a photo of {PLACE} {place}" for place in scenes for _ in range(repeats)]
+    seeds = list(range(1000, 1000 + len(texts)))
+    shown = drawing.pictures(ctx, stack, [words.expand(t.replace(PLACE, f"<{subject.name}>")) for t in texts], seeds, subject.name)
+    after = drawing.of_class(ctx, stack, subject.kind)
+    before = drawing.of_class(ctx, drawing.loaded(ctx, subject.name, None)[0], subject.kind)
+    alone = object_alone(subject.rgb, subject.mask)
+    look, say = clip
+    told = say([t.replace(PLACE, article(subject.kind)) for t in texts])
+    found = {"clip_t": float((look(shown) * told).sum(1).mean())}
+    for name, model in (("clip_i", look), ("dino", dino)):
+        vectors = model(shown)
+        found[name] = float(measures.similarity(vectors, model(subject.rgb[None])).mean())
+        found[f"{name}_masked"] = float(measures.similarity(vectors, model(alone[None])).mean())
+    if repeats > 1:
+        found["diversity"] = float(np.mean([variety(part) for part in np.split(dino(shown), len(scenes))]))
+    reference = dino(alone[None])
+    was, now = (float(measures.similarity(dino(side), reference).mean()) for side in (before, after))
+    return found | {"drift": now - was}
+
+
+def variety(vectors: np.ndarray) -> float:
+    """1 - mean cosine of two of the unit vectors (N, d), N > 1."""
+    count = len(vectors)
+    return float(1 - ((vectors @ vectors.T).sum() - count) / (count * (count - 1)))
+
+
+def object_alone(rgb: np.ndarray, mask: np.ndarray, margin: float = 0.1) -> np.ndarray:
+    """The object on mid-grey, cut square around its box."""
+    ys, xs = (mask > 127).nonzero()
+    half = round(max(xs.max() - xs.min(), ys.max() - ys.min()) * (0.5 + margin)) + 1
+    cover = mask[..., None].astype(np.float32) / 255
+    grey = (rgb * cover + 127 * (1 - cover)).round().astype(np.uint8)
+    wide = np.pad(grey, ((half, half), (half, half), (0, 0)), constant_values=127)
+    y, x = (ys.min() + ys.max()) // 2 + half, (xs.min() + xs.max()) // 2 + half
+    return wide[y - half : y + half, x - half : x + half]

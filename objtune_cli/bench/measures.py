@@ -1,0 +1,96 @@
+"""Readings of pictures to numbers, each calibrated so that 0 and 1 mean what docs/benchmark.md says.
+
+Knows numbers and vectors, not where they come from. Formulas are ours unless a source is named.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+T95 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+"""Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom; 1.96 (1 + 1.25 / df) beyond."""
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of independent values and the ends of its 95 % interval, mean -+ t s / sqrt(n).
+
+    One value has an interval without ends (-inf, inf).
+
+    Raises:
+        ValueError: No values.
+    """
+    x = np.asarray(values, float)
+    if not len(x):
+        raise ValueError("no values to average")
+    mean = float(x.mean())
+    if len(x) == 1:
+        return mean, -math.inf, math.inf
+    df = len(x) - 1
+    t = T95[df - 1] if df <= len(T95) else 1.96 * (1 + 1.25 / df)
+    half = t * float(x.std(ddof=1)) / math.sqrt(len(x))
+    return mean, mean - half, mean + half
+
+
+def calibrated(value: float, zero: float, one: float) -> float:
+    """`value` on the line on which `zero` is 0 and `one` is 1.
+
+    Raises:
+        ValueError: The ends are the same point.
+    """
+    if one == zero:
+        raise ValueError(f"0 and 1 of the measure are both {zero}")
+    return (value - zero) / (one - zero)
+
+
+def similarity(vectors: np.ndarray, references: np.ndarray) -> np.ndarray:
+    """Mean cosine of each vector (N, d) to the references (R, d), all of unit length: (N,)."""
+    return (vectors @ references.T).mean(axis=1)
+
+
+def spread(poses: np.ndarray) -> float:
+    """Mean distance between two of the poses (N, k); 0 where all stand alike.
+
+    Raises:
+        ValueError: Fewer than two poses.
+    """
+    if len(poses) < 2:
+        raise ValueError("one pose has no spread")
+    gaps = np.linalg.norm(poses[:, None] - poses[None], axis=-1)
+    return float(gaps[np.triu_indices(len(poses), 1)].mean())
+
+
+def pose(box: Sequence[float]) -> tuple[float, float, float, float]:
+    """A box x0, y0, x1, y1 as centre and logarithm of width and height: shifts and scalings count alike."""
+    x0, y0, x1, y1 = box
+    return (x0 + x1) / 2, (y0 + y1) / 2, math.log(max(x1 - x0, 1e-3)), math.log(max(y1 - y0, 1e-3))
+
+
+def rows(method: str, found: Sequence[dict[str, float]]) -> list[dict[str, Any]]:
+    """One table row per measure over the objects that have it; every form of the bench prints these."""
+    names = list(dict.fromkeys(name for values in found for name in values))
+    table: list[dict[str, Any]] = []
+    for name in names:
+        values = [v[name] for v in found if name in v]
+        mean, low, high = (round(x, 4) for x in interval(values))
+        ends = {"low": low, "high": high} if len(values) > 1 else {"low": None, "high": None}
+        table.append({"method": method, "measure": name, "mean": mean, **ends, "n": len(values)})
+    return table
+
+
+def pivot(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Rows as a table for people: header and lines, a method a line, `mean ±half the interval` a cell."""
+    names = list(dict.fromkeys(row["measure"] for row in rows))
+    cells = {(row["method"], row["measure"]): _cell(row) for row in rows}
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    return ["method", *names], [[m, *(cells.get((m, n), "") for n in names)] for m in methods]
+
+
+def _cell(row: dict[str, Any]) -> str:
+    digits = 0 if row["measure"] in ("seconds", "memory_mb") else 2
+    mean = f"{row['mean']:.{digits}f}"
+    return mean if row["low"] is None else f"{mean} ±{(row['high'] - row['low']) / 2:.{digits}f}"

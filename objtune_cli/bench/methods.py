@@ -1,0 +1,125 @@
+"""What is compared: our method, what people would use instead, and ours with one part taken away.
+
+Each is a set of settings of the same two stages, `init-embedding` and `train`; nothing else differs.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from objtune_cli.config import SECTIONS, Settings
+from objtune_cli.errors import UsageError
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+PLAIN = {"views": 1, "background_weight": 0.0, "timesteps": "uniform", "schedule": "constant", "token_norm": "free",
+         "templates": "one"}  # fmt: skip
+"""What all of the others share: the photo as it is, no teacher outside the mask, any noise level, one rate, one sentence."""
+CLASS_PICTURES = {"samples": 100}
+"""DreamBooth's set of generated class images (diffusers' README: 100; 12 are enough for the teacher of ours)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A row of the table.
+
+    Attributes:
+        title: As shown. source: Where its losses and settings come from.
+        embed, train, prior: Settings that differ from the defaults.
+    """
+
+    title: str
+    source: str
+    embed: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
+    train: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
+    prior: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
+
+
+OURS = {"objtune": Method("objtune", "docs/method.md")}
+
+BASELINES = {
+    "textual-inversion": Method(
+        "Textual Inversion", "arXiv:2208.01618; diffusers examples: 1 vector, no prior",
+        {"init": "class", "vectors": 1, "noun": "none"},
+        {**PLAIN, "modules": "none", "photo_loss": "frame", "class_weight": 0.0, "token_lr": 1e-2, "steps": 500, "batch": 4},
+    ),
+    "dreambooth-lora": Method(
+        "DreamBooth-LoRA", "arXiv:2208.12242; diffusers train_dreambooth_lora.py: rank 4, 500 steps of 1, prior weight 1, rare word",
+        {"init": "rare", "vectors": 3},
+        {**PLAIN, "token": "fixed", "photo_loss": "frame", "class_term": "noise", "class_weight": 1.0, "modules": "attention",
+         "rank": 4, "lr": 1e-3, "steps": 500, "batch": 1},
+        CLASS_PICTURES,
+    ),
+    "masked-lora": Method(
+        "masked LoRA", "OneTrainer, kohya: area-normalised masked loss, no class term",
+        {"init": "class", "vectors": 1},
+        {**PLAIN, "photo_loss": "object", "class_weight": 0.0, "modules": "attention+ff", "rank": 16, "lr": 1e-3, "steps": 400, "batch": 2},
+    ),
+    "break-a-scene": Method(
+        "Break-A-Scene (LoRA)", "arXiv:2305.16311: 400 steps of the token, 400 of the rest; masked and cross-attention loss 0.01, prior 1",
+        {"init": "class", "vectors": 1, "noun": "none"},
+        {**PLAIN, "photo_loss": "masked", "class_term": "noise", "class_weight": 1.0, "attention_weight": 0.01, "modules": "all",
+         "rank": 16, "lr": 1e-3, "token_lr": 1e-2, "token_first": 400, "steps": 800, "batch": 1},
+        CLASS_PICTURES,
+    ),
+    "custom-diffusion": Method(
+        "Custom Diffusion", "arXiv:2212.04488: keys and values of cross-attention (full rank), one new token, prior 1, 250 steps of 2; without its rescaling of the photo",
+        {"init": "rare", "vectors": 1},
+        {**PLAIN, "photo_loss": "frame", "class_term": "noise", "class_weight": 1.0, "modules": "cross-kv", "rank": 128, "lr": 1e-3,
+         "token_lr": 1e-2, "steps": 250, "batch": 2},
+        CLASS_PICTURES,
+    ),
+}  # fmt: skip
+
+ABLATIONS = {
+    "init-class": Method("init: class word", "ablation", {"init": "class"}),
+    "init-random": Method("init: random", "ablation", {"init": "random"}),
+    "no-class-term": Method("no class term", "ablation", train={"class_weight": 0.0}),
+    "no-background-term": Method("no background teacher", "ablation", train={"background_weight": 0.0}),
+    "whole-frame": Method("loss on the whole frame", "ablation", train={"photo_loss": "frame", "background_weight": 0.0}),
+    "no-placement": Method("no placement", "ablation", train={"views": 1}),
+    "attention-term": Method("with attention term", "ablation", train={"attention_weight": 0.01}),
+    "steps-60": Method("60 steps", "ablation", train={"steps": 60}),
+    "steps-125": Method("125 steps", "ablation", train={"steps": 125}),
+    "steps-500": Method("500 steps", "ablation", train={"steps": 500}),
+}
+
+METHODS: dict[str, Method] = {**OURS, **BASELINES, **ABLATIONS}
+GROUPS = {"baselines": tuple(BASELINES), "ablations": tuple(ABLATIONS), "all": tuple(METHODS)}
+"""Names for several methods at once."""
+
+
+def named(text: str) -> dict[str, Method]:
+    """The methods of a comma-separated list of names and groups, in the order of the table.
+
+    A name may be followed by settings, `dreambooth-lora+train.lr=5e-4+train.steps=800`: a row of its own.
+
+    Raises:
+        UsageError: No such method or setting, or a value that does not fit.
+    """
+    wanted: list[str] = []
+    for part in (part.strip() for part in text.split(",")):
+        name, *changes = part.split("+")
+        if name not in METHODS and (changes or name not in GROUPS):
+            raise UsageError(f"there is no method {name}", f"known: {', '.join((*METHODS, *GROUPS))}")
+        wanted += [part] if changes else GROUPS.get(name, (name,))
+    order = list(METHODS)
+    wanted = sorted(dict.fromkeys(wanted), key=lambda part: order.index(part.split("+")[0]))
+    return {part: _varied(*part.split("+")) for part in wanted}
+
+
+def _varied(name: str, *changes: str) -> Method:
+    """A method with some settings changed, each checked as `--set` checks it."""
+    method = METHODS[name]
+    if not changes:
+        return method
+    given = Settings(Path(os.devnull), {}, changes)
+    parts: dict[str, dict[str, Any]] = {"init-embedding": dict(method.embed), "train": dict(method.train), "prior": dict(method.prior)}
+    for change in changes:
+        section, _, key = change.partition("=")[0].strip().partition(".")
+        if section not in parts:
+            raise UsageError(f"{change} is no setting of a method", f"settings begin with {', '.join(f'{p}.' for p in parts)}")
+        parts[section][key] = getattr(given.resolve(SECTIONS[section]), key)
+    return Method(f"{method.title}, {' '.join(changes)}", method.source, *parts.values())

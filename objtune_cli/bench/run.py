@@ -1,0 +1,189 @@
+"""`objtune bench`: every method on every object, each result kept as it is found, then the table and the sheet."""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from objtune_cli.bench import cases, drawing, measures, scores, sheet, trial
+from objtune_cli.bench.cases import Case
+from objtune_cli.bench.methods import Method
+from objtune_cli.bench.scores import Scale
+from objtune_cli.config import Bench, Prior
+from objtune_cli.errors import GateError, IncompatibleError, UsageError
+from objtune_cli.stages import prior
+from objtune_cli.stages.context import Context
+from objtune_cli.store import artifact, pictures
+from objtune_cli.store.state import RunState
+from objtune_cli.toybox.evaluator import reading
+from objtune_cli.toybox.evaluator.network import Evaluator
+from objtune_cli.toybox.evaluator.reading import Reading
+from objtune_cli.toybox.world import DIALS, Dial
+
+ALWAYS = {
+    "truth": Method("the object drawn again", "the world"),
+    "stranger": Method("another of its class", "the world"),
+    "decoded": Method("the truth through the autoencoder", "the base"),
+    "described": Method("the base told the object in words", "no training"),
+}
+"""Rows that need no training: what 1 and 0 look like, the best this base could do, and what words alone give."""
+RAW = {"raw at 0": 0, "raw at 1": 1}
+"""Rows of the calibration: the quantities themselves where their measure is 0 and 1."""
+Row = dict[str, Any]
+
+
+def dial_of(ctx: Context) -> Dial:
+    """The world that the base was trained on.
+
+    Raises:
+        IncompatibleError: It names none: nothing true can be drawn for it; or the evaluator cannot read it.
+    """
+    if ctx.base.world not in DIALS:
+        raise IncompatibleError(
+            f"the base {ctx.base.id} has no world to draw the truth from",
+            "use `--base toybox`, or `objtune evaluate` for one trained object",
+        )
+    dial = DIALS[ctx.base.world]
+    if not reading.knows(dial):
+        raise IncompatibleError(
+            f"the evaluator does not know all of the world of {ctx.base.id} ({ctx.base.world})", "train one by its recipe: docs/toybox.md"
+        )
+    return dial
+
+
+def run(ctx: Context, out: Path, methods: Mapping[str, Method], config: Bench) -> list[Row]:
+    """Rows of the methods on `config.objects` held-out objects; finished ones in `out` are not measured again.
+
+    Writes `table.csv` and `sheet.png` into `out`.
+
+    Raises:
+        IncompatibleError: A base without a world. Stopped: a signal came; finished objects are kept.
+    """
+    dial = dial_of(ctx)
+    asked = [c for c in cases.cases(dial, config.objects, config.seed, config.repeats, config.kinds) if c.prompts]
+    if not asked:
+        raise UsageError(f"no object has a prompt of the kinds {config.prompts}", "ask for more kinds, or more objects")
+    plan = {**ALWAYS, **methods}
+    bench = Running(ctx, out, config, dial, reading.load(), len(asked) * len(plan))
+    found: dict[str, list[Row]] = {name: [] for name in plan}
+    with RunState(ctx.project, "bench").locked("another bench is at work in this folder", "wait for it, or give another --out"):
+        for case in asked:
+            for name, method in plan.items():
+                ctx.check_stopped()
+                found[name].append(bench.result(case, name, method))
+    rows = tabled(found)
+    sheet.save(out, asked, list(plan))
+    _csv(out / "table.csv", rows)
+    return rows
+
+
+def tabled(found: dict[str, list[Row]]) -> list[Row]:
+    """Rows of all methods, shares on the scale of the truth's, and the rows of the calibration."""
+    truth = [r["measures"] for r in found["truth"]]
+    pooled = {m: float(np.mean([v[m] for v in truth if m in v])) for m in scores.POOLED if any(m in v for v in truth)}
+    rows: list[Row] = []
+    for name, results in found.items():
+        scaled = [{m: v / (pooled.get(m) or 1.0) for m, v in r["measures"].items()} for r in results]
+        rows += measures.rows(name, [s for s in scaled if s])
+    for name, end in RAW.items():
+        rows += measures.rows(name, [{m: ends[end] for m, ends in r["scale"].items()} for r in found["truth"]])
+    for measure, share in pooled.items():
+        rows.append({"method": "raw at 1", "measure": measure, "mean": round(share, 4), "low": None, "high": None, "n": len(truth)})
+    return rows
+
+
+@dataclass(slots=True)
+class Running:
+    """One run of the bench: what it measures with, and what it has found of the object at hand."""
+
+    ctx: Context
+    out: Path
+    config: Bench
+    dial: Dial
+    network: Evaluator
+    total: int
+    done: int = 0
+    began: float = field(default_factory=time.monotonic)
+    scales: dict[str, Scale] = field(default_factory=dict)
+    before: dict[str, list[Reading]] = field(default_factory=dict)
+
+    def result(self, case: Case, name: str, method: Method) -> Row:
+        """The kept result of a method on an object, or a new one, which is then kept."""
+        file = self.out / "results" / name / f"{case.name}.json"
+        key = trial.key(self.ctx, case, name, method, self.config.seed)
+        self.done += 1
+        kept = _kept(file, key)
+        if kept is None:
+            try:
+                kept = self._keep(file, key, case, *self._measure(case, name, method))
+            except trial.Failed as failed:
+                if failed.code != GateError.code:
+                    raise
+                kept = self._keep(file, key, case, {}, None)  # it diverged: that is a result too
+                self.ctx.report.note(failed.message)
+            spent = time.monotonic() - self.began
+            self.ctx.report.note(f"{name} on {case.name}: {_short(kept['measures'])}  ({self.done} of {self.total}, {spent:.0f} s)")
+        return kept
+
+    def _measure(self, case: Case, name: str, method: Method) -> tuple[dict[str, float], np.ndarray]:
+        scale, seed = self._scale(case), self.config.seed
+        if name == "truth":
+            return trial.truth(self.network, case, self.dial, scale, seed)
+        if name == "stranger":
+            return trial.stranger(self.network, case, self.dial, scale, seed)
+        if name == "decoded":
+            return trial.decoded(self.ctx, self.network, case, self.dial, scale, seed)
+        if name == "described":
+            return trial.described(self.ctx, self.network, case, scale)
+        prior.run(
+            self.ctx, case.instance.kind, replace(Prior(), **method.prior)
+        )  # shared by all objects of a class: not in a method's seconds
+        return trial.run(self.ctx, self.network, case, name, method, scale, self._class_before(case.instance.kind))
+
+    def _scale(self, case: Case) -> Scale:
+        if case.name not in self.scales:
+            self.scales = {case.name: drawing.scale(self.network, case, self.dial, self.config.seed)}
+        return self.scales[case.name]
+
+    def _class_before(self, kind: str) -> list[Reading]:
+        """Readings of the class as the bare base draws it."""
+        if kind not in self.before:
+            stack, _ = drawing.loaded(self.ctx, kind, None)
+            self.before[kind] = drawing.readings(self.network, drawing.of_class(self.ctx, stack, kind))
+        return self.before[kind]
+
+    def _keep(self, file: Path, key: str, case: Case, found: dict[str, float], shown: np.ndarray | None) -> Row:
+        """Write pictures, then the result: the result's file says that all is there."""
+        result = {
+            "key": key, "case": case.name, "scale": self._scale(case).ends(),
+            "measures": {name: round(value, 5) for name, value in found.items()},
+        }  # fmt: skip
+        strip = np.full((sheet.CELL, sheet.CELL, 3), 255, np.uint8) if shown is None else np.concatenate(list(trial.strip(case, shown)), 1)
+        artifact.write_file(file.with_suffix(".png"), pictures.png(strip))
+        artifact.write_file(file, (json.dumps(result) + "\n").encode())
+        return result
+
+
+def _kept(file: Path, key: str) -> Row | None:
+    """A finished result of the same work."""
+    try:
+        held = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+    sound = isinstance(held, dict) and held.get("key") == key and file.with_suffix(".png").is_file()
+    return held if sound else None
+
+
+def _short(found: dict[str, float]) -> str:
+    names = ("identity", "prompt", "diversity", "leak", "drift", "presence", "seconds")
+    return "  ".join(f"{n} {found[n]:.2f}" if n != "seconds" else f"{found[n]:.0f} s" for n in names if n in found)
+
+
+def _csv(file: Path, rows: list[Row]) -> None:
+    columns = ("method", "measure", "mean", "low", "high", "n")
+    lines = [",".join(columns)] + [",".join("" if row[c] is None else str(row[c]) for c in columns) for row in rows]
+    artifact.write_file(file, ("\n".join(lines) + "\n").encode())

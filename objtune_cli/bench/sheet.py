@@ -1,0 +1,47 @@
+"""One picture of the whole bench: an object a row, a method a column."""
+
+from pathlib import Path
+
+import numpy as np
+
+from objtune_cli.bench.cases import Case
+from objtune_cli.store import artifact, pictures
+
+MOST = 12
+"""Objects on the sheet."""
+CELL = 128
+"""Side of one picture, px."""
+GAP, TITLE = 6, 18
+
+
+def save(out: Path, asked: list[Case], names: list[str]) -> Path:
+    """Write `sheet.png`: the photo, then each method's picture of the object's first prompt."""
+    from PIL import Image, ImageDraw
+
+    rows = asked[:MOST]
+    width, height = (len(names) + 1) * (CELL + GAP) + GAP, len(rows) * (CELL + GAP) + GAP + TITLE
+    canvas = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(canvas)
+    for column, title in enumerate(("photo", *names)):
+        x = GAP + column * (CELL + GAP)
+        pen.text((x, 4), title, fill="black")
+        for row, case in enumerate(rows):
+            shown = _photo(case) if not column else _first(out / "results" / title / f"{case.name}.png")
+            canvas.paste(shown, (x, TITLE + GAP + row * (CELL + GAP)))
+    file = out / "sheet.png"
+    artifact.write_file(file, pictures.png(np.asarray(canvas)))
+    return file
+
+
+def _photo(case: Case):
+    from PIL import Image
+
+    return Image.fromarray(case.picture()[0]).resize((CELL, CELL), Image.Resampling.LANCZOS)
+
+
+def _first(file: Path):
+    """The first picture of a kept strip."""
+    from PIL import Image
+
+    strip = Image.open(file).convert("RGB")
+    return strip.crop((0, 0, strip.height, strip.height)).resize((CELL, CELL), Image.Resampling.BICUBIC)

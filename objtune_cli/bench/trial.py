@@ -1,0 +1,200 @@
+"""One method on one object: train by the real command in a process of its own, draw, read, score, keep."""
+
+import functools
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from objtune_cli.bench import drawing, scores
+from objtune_cli.bench.cases import Case
+from objtune_cli.bench.methods import Method
+from objtune_cli.config import PREFIX, Embed, Prior, Train
+from objtune_cli.errors import ObjtuneError, ResourceError, Stopped
+from objtune_cli.stages.context import Context, tools
+from objtune_cli.store import artifact, pictures
+from objtune_cli.store.header import canonical
+from objtune_cli.store.refs import parse
+from objtune_cli.toybox import world
+from objtune_cli.toybox.evaluator import reading
+from objtune_cli.toybox.evaluator.network import Evaluator
+from objtune_cli.toybox.world import Dial
+
+FORMAT = 1
+"""Grows when the measures themselves change."""
+SHOWN = 4
+"""Pictures of each trial kept for the sheet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What the training process left: the adapter's tensors, wall seconds, and its largest resident memory."""
+
+    weights: Mapping[str, Any]
+    seconds: float
+    memory_mb: float
+
+
+class Failed(ObjtuneError):
+    """A training process ended with an error of its own, or by a signal that nobody here sent."""
+
+    def __init__(self, method: str, case: Case, code: int, said: str) -> None:
+        killed = code < 0
+        how = f"was ended by signal {-code}" if killed else f"failed: {said}"
+        super().__init__(f"{method} on {case.name} {how}", "is there enough memory?" if killed else "")
+        self.code = ResourceError.code if killed else code or 1
+
+
+@functools.cache
+def judge() -> str:
+    """Digest of the evaluator's weights: another evaluator, another result."""
+    return hashlib.sha256(reading.WEIGHTS.read_bytes()).hexdigest()
+
+
+def key(ctx: Context, case: Case, name: str, method: Method, seed: int) -> str:
+    """What a result depends on; a kept one with another key is measured again."""
+    about = {
+        "format": FORMAT, "method": name, "case": repr(case), "seed": seed,
+        "embed": asdict(replace(Embed(), **method.embed)), "train": asdict(replace(Train(), **method.train)),
+        "prior": asdict(replace(Prior(), **method.prior)),
+        "base": ctx.base.fingerprint, "suits": [ctx.base.training, ctx.base.sampling], "judge": judge(), "device": ctx.common.device, "precision": ctx.common.precision,
+        "tools": tools(),
+    }  # fmt: skip
+    return hashlib.sha256(canonical(about).encode()).hexdigest()
+
+
+def run(
+    ctx: Context, network: Evaluator, case: Case, name: str, method: Method, scale: scores.Scale, before: list
+) -> tuple[dict[str, float], np.ndarray]:
+    """Measures of one method on one object, and its pictures in the order of the prompts.
+
+    Args:
+        before: Readings of the class as the base draws it.
+    """
+    trained = _train(ctx, case, name, method)
+    stack, words = drawing.loaded(ctx, case.name, trained.weights)
+    shown = drawing.asked(ctx, stack, words, case, f"<{case.name}>")
+    after = drawing.readings(network, drawing.of_class(ctx, stack, case.instance.kind))
+    found = scores.score(case, scale, drawing.readings(network, shown))
+    found |= scores.drift(scale, case.instance.kind, before, after)
+    cost = {"seconds": trained.seconds} | ({"memory_mb": trained.memory_mb} if trained.memory_mb else {})
+    return found | cost, shown
+
+
+def _train(ctx: Context, case: Case, name: str, method: Method) -> Trained:
+    """`objtune train` on the photo with its exact mask, nothing of an earlier trial left to reuse but the class prior."""
+    folder = ctx.project.folder
+    with artifact.explained(folder):
+        for kind in ("mask", "embedding", "adapter"):
+            if (ctx.root / kind).exists():
+                shutil.rmtree(ctx.root / kind)
+        for state in ctx.project.states.glob("*.safetensors"):
+            state.unlink()
+    rgb, mask = case.picture()
+    with artifact.explained(folder), tempfile.TemporaryDirectory(dir=folder) as given:
+        (Path(given) / "photo.png").write_bytes(pictures.png(rgb))
+        (Path(given) / "mask.png").write_bytes(pictures.png(mask))
+        parts = {"init-embedding": method.embed, "train": method.train, "prior": method.prior}
+        settings = {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
+        command = [
+            sys.executable, "-P", "-m", "objtune_cli", "train", str(Path(given) / "photo.png"), "--mask", str(Path(given) / "mask.png"),
+            "--class", case.instance.kind, "--name", case.name, "--no-preview", "--json", "--project", str(folder),
+            "--base", ctx.common.base, "--device", ctx.common.device, "--precision", ctx.common.precision,
+            *(word for k, v in settings.items() for word in ("--set", f"{k}={v}")),
+        ]  # fmt: skip
+        document, seconds, memory = _measured(ctx, command, f"{name} on {case.name}")
+    if "error" in document:
+        raise Failed(name, case, int(document["error"]["code"]), document["error"]["message"])
+    import torch
+
+    _, arrays = artifact.load(ctx.root, parse(document["refs"][-1]["ref"]), document["refs"][-1]["sha256"])
+    return Trained({k: torch.from_numpy(v.copy()) for k, v in arrays.items()}, seconds, memory)
+
+
+def _measured(ctx: Context, command: list[str], label: str) -> tuple[dict[str, Any], float, float]:
+    """Run a command of ours to its end: its JSON, wall seconds, largest resident memory in MB (0 where the system hides it).
+
+    Raises:
+        Stopped: A signal came; the command has been ended too.
+    """
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(PREFIX)}  # a method is what its settings say
+    started = time.monotonic()
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as said:
+        child = subprocess.Popen(command, stdout=out, stderr=said, stdin=subprocess.DEVNULL, env=environment, start_new_session=True)
+        memory = 0.0
+        while child.poll() is None and not ctx.stopped():
+            memory = max(memory, _peak(child.pid))
+            time.sleep(0.1)
+        if ctx.stopped():
+            child.terminate()
+            child.wait()
+            raise Stopped(ctx.stopped(), f"stopped during {label}; finished objects are kept", "the same command goes on from there")
+        out.seek(0), said.seek(0)
+        text = out.read().decode(errors="replace")
+        try:
+            document = json.loads(text)
+        except ValueError:
+            lines = said.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
+            document = {"error": {"code": child.returncode, "message": lines[-1]}}
+    return document, time.monotonic() - started, memory
+
+
+def _peak(pid: int) -> float:
+    """Largest resident memory of a running process so far, MB; its parent's does not count, as it would in `ru_maxrss`."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM:")), 0.0)
+
+
+def strip(case: Case, shown: np.ndarray) -> np.ndarray:
+    """The pictures kept for the sheet: the first scenes, then one of each other kind."""
+    kinds = [p.kind for p in case.prompts]
+    chosen = [i for i, k in enumerate(kinds) if k == "scene"][: SHOWN - 1]
+    chosen += [kinds.index(k) for k in ("wearing", "pair") if k in kinds]
+    return shown[chosen[:SHOWN]]
+
+
+def truth(network: Evaluator, case: Case, dial: Dial, scale: scores.Scale, seed: int) -> tuple[dict[str, float], np.ndarray]:
+    """The object drawn again by the world, scored as a method is: what 1 looks like, with its spread."""
+    shown = drawing.drawn([p.truth(case.instance, dial, seed + 2) for p in case.prompts])
+    return scores.score(case, scale, drawing.readings(network, shown)), shown
+
+
+def stranger(network: Evaluator, case: Case, dial: Dial, scale: scores.Scale, seed: int) -> tuple[dict[str, float], np.ndarray]:
+    """Another instance of the class in the object's place: what 0 of identity looks like, with its spread."""
+    other = world.sample_instance(case.generator(seed, 2), dial, kind=case.instance.kind, held_out=None)
+    return truth(network, replace(case, instance=other), dial, scale, seed)
+
+
+def decoded(
+    ctx: Context, network: Evaluator, case: Case, dial: Dial, scale: scores.Scale, seed: int
+) -> tuple[dict[str, float], np.ndarray]:
+    """The true pictures through the base's autoencoder: no method on this base can be nearer to the truth."""
+    import torch
+
+    from objtune_cli.method.sampling import to_uint8
+
+    stack = ctx.stack()
+    true = torch.from_numpy(drawing.drawn([p.truth(case.instance, dial, seed + 2) for p in case.prompts]))
+    small = torch.nn.functional.interpolate(true.permute(0, 3, 1, 2).float(), size=(stack.size, stack.size), mode="area")
+    shown = to_uint8(stack.to_picture(stack.to_latent(small / 127.5 - 1))).numpy()
+    return scores.score(case, scale, drawing.readings(network, shown)), shown
+
+
+def described(ctx: Context, network: Evaluator, case: Case, scale: scores.Scale) -> tuple[dict[str, float], np.ndarray]:
+    """The base alone, told the object in words: what no training gives."""
+    stack, words = drawing.loaded(ctx, case.name, None)
+    shown = drawing.asked(ctx, stack, words, case, drawing.worded(case))
+    return scores.score(case, scale, drawing.readings(network, shown)), shown

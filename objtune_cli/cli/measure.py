@@ -1,0 +1,121 @@
+"""`objtune bench` and `evaluate`: how good a method, a base, or one trained object is."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from objtune_cli.cli import complete, render
+from objtune_cli.cli.frame import Outcome, Run, need
+from objtune_cli.config import Bench
+
+if TYPE_CHECKING:
+    from objtune_cli.bench.evaluate import Given
+    from objtune_cli.stages.context import Context
+
+QUICK: dict[str, Any] = {"objects": 2, "repeats": 1, "samples": 128}
+QUICK_METHODS = "objtune,dreambooth-lora"
+
+
+def bench(
+    run: Run,
+    objects: Annotated[int | None, typer.Option(help="Held-out objects.", show_default=str(Bench().objects))] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Methods with commas, +train.lr=… behind one changes it; baselines, ablations, all.",
+            show_default="objtune,baselines",
+        ),
+    ] = None,
+    prompts: Annotated[
+        str | None, typer.Option(metavar="KINDS", help="Kinds of prompts, with commas.", show_default=Bench().prompts)
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of objects and prompts.", show_default=str(Bench().seed))] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Two objects, two methods, a round of prompts.")] = False,
+    base_only: Annotated[bool, typer.Option("--base-only", help="Measure what the base itself draws.")] = False,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Results, kept and gone on from.")] = Path("bench"),
+) -> Outcome:
+    from objtune_cli.bench import run as stage
+    from objtune_cli.bench.cases import KINDS
+    from objtune_cli.bench.methods import named
+    from objtune_cli.store.project import locate
+
+    chosen = named(methods or (QUICK_METHODS if quick else "objtune,baselines"))
+    ctx = run.context(create=False)
+    config = ctx.settings.resolve(Bench, objects=objects, prompts=prompts, seed=seed)
+    if quick:
+        config = replace(config, **{k: v for k, v in QUICK.items() if getattr(config, k) == getattr(Bench(), k)})
+    unknown = [kind for kind in config.kinds if kind not in KINDS]
+    need(not unknown, f"there is no kind of prompt {', '.join(unknown)}", f"one or more of {', '.join(KINDS)}")
+    other = [key for key in ctx.settings.given if "." in key and not key.startswith("bench.")]
+    need(not other, f"--set {', '.join(other)} would change no method", "put it behind a method's name: `--methods objtune+train.lr=5e-4`")
+    dial = stage.dial_of(ctx)
+    ctx = replace(ctx, project=locate(out / "work", create=True))
+    if base_only:
+        from objtune_cli.bench import base
+
+        rows, images = base.run(ctx, out, dial, config), [out / "base.png"]
+    else:
+        rows, images = stage.run(ctx, out, chosen, config), [out / "sheet.png"]
+    return _table(run, rows, images)
+
+
+def evaluate(
+    run: Run,
+    ref: Annotated[str, typer.Argument(help="A trained object.", autocompletion=complete.adapter_ref)],
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="Which one, of several in one adapter.", show_default=False)
+    ] = None,
+    clip: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="CLIP for photographs: name or folder.", show_default="openai/clip-vit-base-patch32")
+    ] = None,
+    dino: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="DINO for photographs: name or folder.", show_default="facebook/dino-vits16")
+    ] = None,
+    scene: Annotated[
+        list[str] | None, typer.Option(metavar="WORDS", help='Where it is drawn, for example "on the beach"; repeat for more.')
+    ] = None,
+    n: Annotated[int, typer.Option("-n", help="Pictures of each scene.")] = 2,
+    seed: Annotated[int | None, typer.Option(help="Seed of the calibration.", show_default=str(Bench().seed))] = None,
+) -> Outcome:
+    from objtune_cli.bench import evaluate as stage
+    from objtune_cli.bench import measures
+    from objtune_cli.bench.run import dial_of
+    from objtune_cli.store import refs
+
+    need(n >= 1, f"-n is {n}", "1 or more")
+    ctx = run.context(create=False)
+    config = ctx.settings.resolve(Bench, seed=seed)
+    subject = stage.given(ctx, refs.find(ctx.root, ref, ("adapter",)), name)
+    if ctx.base.world and not (clip or dino):
+        need(not scene, "--scene belongs to --clip and --dino", "the toybox's own evaluator asks for every background of its world")
+        found = stage.toybox(ctx, subject, dial_of(ctx), n, config.seed)
+    else:
+        found = _papers(ctx, subject, clip, dino, scene, n)
+    return _table(run, measures.rows(subject.name, [found]), [])
+
+
+def _papers(ctx: "Context", subject: "Given", clip: str | None, dino: str | None, scene: list[str] | None, n: int) -> dict[str, float]:
+    from objtune_cli.bench import evaluate as stage
+    from objtune_cli.bench import features
+
+    judges = features.clip(clip or features.CLIP), features.dino(dino or features.DINO)
+    return stage.papers(ctx, subject, scene or list(stage.SCENES), n, *judges)
+
+
+def _table(run: Run, rows: list[dict[str, Any]], images: list[Path]) -> Outcome:
+    """Rows as JSON, as a table for people, or as lines for programs."""
+    from objtune_cli.bench.measures import pivot
+
+    if not run.options["json"]:
+        if sys.stdout.isatty():
+            render.table(*pivot(rows))
+        else:  # a row a line: programs do not have to know the columns
+            columns = ("method", "measure", "mean", "low", "high", "n")
+            render.table(columns, [columns] + [["" if row[c] is None else row[c] for c in columns] for row in rows])
+        for path in images:
+            run.report.note(f"picture: {path}")
+    return Outcome(shown="nothing", images=images, extra={"rows": rows})

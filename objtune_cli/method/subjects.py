@@ -1,0 +1,66 @@
+"""The objects that a run learns, and their placements: what is computed once before the first step."""
+
+import itertools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from objtune_cli.config import Train
+from objtune_cli.method.prototype import with_article
+from objtune_cli.models.stack import Stack
+from objtune_cli.numerics import noise, placement
+from objtune_cli.numerics.masks import to_latent
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One object to learn.
+
+    Attributes:
+        name, class_word: `<name>` and "dog".
+        rows: Its token's first vectors (k + n, d). learned: k, how many of them may change.
+        picture: The photo (3, H, W) in [-1, 1]. ground: the photo without the object.
+        mask: Coverage (H, W) in [0, 1].
+    """
+
+    name: str
+    class_word: str
+    rows: Tensor
+    learned: int
+    picture: Tensor
+    ground: Tensor
+    mask: Tensor
+
+
+@dataclass(slots=True)
+class Views:
+    """The placements of one subset of the objects.
+
+    Attributes:
+        latents: (V, C, h, w). masks: of all its objects together, (V, 1, h, w). parts: of each of them, (V, M, h, w).
+    """
+
+    members: tuple[Subject, ...]
+    latents: Tensor
+    masks: Tensor
+    parts: Tensor
+
+    def words(self, kind: str) -> str:
+        """The members in a prompt, by "token" or by "class"."""
+        return " and ".join(f"<{s.name}>" if kind == "token" else with_article(s.class_word) for s in self.members)
+
+
+def subsets(subjects: list[Subject]) -> list[tuple[Subject, ...]]:
+    """Every non-empty subset: singles and combinations are both trained (union sampling)."""
+    return [c for n in range(1, len(subjects) + 1) for c in itertools.combinations(subjects, n)]
+
+
+def views(stack: Stack, members: tuple[Subject, ...], config: Train) -> Views:
+    """Draw the placements of a subset and encode them once."""
+    each = torch.stack([s.mask for s in members])
+    g = noise.step_generator(config.seed, 0xFFFFFFFF)
+    pictures, masks = placement.views(members[0].picture, each.amax(0), members[0].ground, config.views, stack.size, g, parts=each)
+    latents = stack.to_latent(pictures).to(stack.device)
+    masks = to_latent(masks, (latents.shape[-2], latents.shape[-1])).to(stack.device)
+    return Views(members, latents, masks[:, :1], masks[:, 1:])

@@ -1,0 +1,123 @@
+"""Pictures to what is in them: objects with box, identity vector and attributes, and the background."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from objtune_cli.toybox.evaluator.network import ATTRIBUTES, FRAME, GRID, Evaluator, cut
+from objtune_cli.toybox.world import ACCESSORIES, CLASSES, COLOURS, DIALS, PATTERNS, Dial
+
+WEIGHTS = Path(__file__).parent / "weights.safetensors"
+PRESENT = 0.3
+"""Least centre score of an object; below it nothing was found."""
+WORDS: dict[str, tuple[str, ...]] = {
+    "class": CLASSES, "colour": tuple(COLOURS), "second": tuple(COLOURS), "pattern": PATTERNS, "accessory": ACCESSORIES, "third": tuple(COLOURS),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Thing:
+    """One object that was found.
+
+    Attributes:
+        score: Of its centre, [0, 1]. box: x0, y0, x1, y1, fractions of the frame.
+        vector: Identity, unit length, (64,). probs: attribute to probabilities in the world's order.
+    """
+
+    score: float
+    box: tuple[float, float, float, float]
+    vector: Tensor
+    probs: dict[str, Tensor]
+
+    def word(self, attribute: str) -> str:
+        """The likeliest value of an attribute, as the world names it."""
+        return WORDS[attribute][int(self.probs[attribute].argmax())]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One picture: its objects, surest first, and the probability of each background."""
+
+    things: list[Thing]
+    background: Tensor
+
+    @property
+    def main(self) -> Thing:
+        """The surest object; there is always one, however unsure."""
+        return self.things[0]
+
+
+def about(weights: Path = WEIGHTS) -> dict[str, Any]:
+    """Dial, seed, steps and commit of the evaluator's recipe."""
+    from safetensors import safe_open
+
+    with safe_open(weights, framework="np") as file:
+        return json.loads(file.metadata()["objtune"])
+
+
+def knows(dial: Dial, weights: Path = WEIGHTS) -> bool:
+    """Whether the evaluator was trained on all that a dial can show."""
+    own = DIALS[about(weights)["dial"]]
+    words = ("classes", "backgrounds", "colours", "patterns", "accessories")
+    return all(set(getattr(dial, w)) <= set(getattr(own, w)) for w in words) and own.flips >= dial.flips
+
+
+def load(weights: Path = WEIGHTS) -> Evaluator:
+    """The evaluator that ships."""
+    from safetensors.torch import load_file
+
+    network: Any = Evaluator()
+    network.load_state_dict({k: v.float() for k, v in load_file(weights).items()})
+    return network.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def read(network: Evaluator, pictures: np.ndarray, most: int = 2, batch: int = 64) -> list[Reading]:
+    """Read pictures (N, H, W, 3) uint8; up to `most` objects each."""
+    done: list[Reading] = []
+    for start in range(0, len(pictures), batch):
+        x = torch.from_numpy(np.array(pictures[start : start + batch])).permute(0, 3, 1, 2).float() / 127.5 - 1
+        found, ground = network.finder(F.interpolate(x, size=(FRAME, FRAME), mode="area"))
+        scores, boxes = peaks(found, most)
+        vectors, heads = network.reader(cut(x.repeat_interleave(most, 0), boxes.flatten(0, 1)))
+        probs = {name: heads[name].softmax(-1).unflatten(0, (-1, most)) for name in ATTRIBUTES}
+        vectors = vectors.unflatten(0, (-1, most))
+        for i in range(len(x)):
+            kept = [k for k in range(most) if k == 0 or float(scores[i, k]) >= PRESENT]
+            things = [
+                Thing(float(scores[i, k]), _corners(boxes[i, k]), vectors[i, k], {n: p[i, k] for n, p in probs.items()}) for k in kept
+            ]
+            done.append(Reading(things, ground[i].softmax(-1)))
+    return done
+
+
+def peaks(found: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """The surest cells that no neighbour outdoes: scores (B, K) and boxes (B, K, 4) as fractions of the frame."""
+    heat = found[:, 0].sigmoid()
+    lone = torch.where(F.max_pool2d(heat[:, None], 3, 1, 1)[:, 0] == heat, heat, heat.new_zeros(()))
+    scores, cells = lone.flatten(1).topk(most, dim=1)
+    values = found[:, 1:].flatten(2).gather(2, cells[:, None].expand(-1, 4, -1))
+    x = (cells % GRID + 0.5 + values[:, 0]) / GRID
+    y = (cells // GRID + 0.5 + values[:, 1]) / GRID
+    w, h = values[:, 2].clamp(-4, 0).exp(), values[:, 3].clamp(-4, 0).exp()
+    return scores, torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], -1)
+
+
+def _corners(box: Tensor) -> tuple[float, float, float, float]:
+    x0, y0, x1, y1 = box.tolist()
+    return x0, y0, x1, y1
+
+
+def overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+    """Intersection over union of two boxes."""
+    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    both = width * height
+    areas = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
+    return both / max(areas - both, 1e-9)

@@ -1,0 +1,236 @@
+"""Train the evaluator: every object drawn several times in other scenes, told apart from others of its class."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+
+from objtune_cli.toybox import captions, draw, world
+from objtune_cli.toybox.evaluator import reading
+from objtune_cli.toybox.evaluator.network import ATTRIBUTES, CROP, FRAME, GRID, Evaluator, cut
+from objtune_cli.toybox.recipe.autoencoder import to_unit
+from objtune_cli.toybox.recipe.data import LABELS, processes_map
+from objtune_cli.toybox.recipe.loop import Plan, fit
+from objtune_cli.toybox.recipe.presets import Preset
+
+INSTANCES, VIEWS, SHARD = 12_000, 4, 200
+"""Objects drawn, scenes of each, objects per shard."""
+ROWS = 96
+"""Pictures per step: two views of each instance, half of the instances of one class, half of another."""
+TEMPERATURE = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Scenes for the evaluator: pictures (N, S, S, 3), up to two boxes (N, 2, 4), labels (N, 2, 7)."""
+
+    pictures: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+
+
+def box_of(mask: np.ndarray) -> tuple[float, float, float, float]:
+    """x0, y0, x1, y1 of a mask's covered pixels, fractions of the frame."""
+    ys, xs = (mask > 127).nonzero()
+    side = mask.shape[0]
+    return xs.min() / side, ys.min() / side, (xs.max() + 1) / side, (ys.max() + 1) / side
+
+
+def draw_shard(preset: Preset, index: int) -> Seen:
+    """`SHARD` training instances of one class after the other, each in `VIEWS` scenes, a third with a second object."""
+    cv2.setNumThreads(1)
+    rng = np.random.default_rng((preset.seed, 77, index))
+    count, dial = SHARD * VIEWS, preset.world
+    pictures = np.empty((count, preset.size, preset.size, 3), np.uint8)
+    boxes = np.zeros((count, 2, 4), np.float32)
+    labels = np.full((count, 2, len(LABELS)), -1, np.int8)
+    for i in range(count):
+        if i % VIEWS == 0:
+            instance = world.sample_instance(rng, dial, kind=dial.classes[(i // VIEWS) % len(dial.classes)])
+        others = (world.sample_instance(rng, dial),) if rng.random() < 0.33 else ()
+        together = (instance, *others) if rng.random() < 0.5 else (*others, instance)
+        scene = world.sample_scene(rng, dial, instances=together)
+        pictures[i], masks = draw.render(scene, preset.size)
+        for slot, mask in enumerate(masks):
+            at = 0 if together[slot] is instance else 1
+            boxes[i, at] = box_of(mask)
+            labels[i, at] = captions.label(together[slot], scene.background)
+    return Seen(pictures, boxes, labels)
+
+
+def seen(work: Path, preset: Preset) -> Seen:
+    """The evaluator's scenes, drawn on first use; row `VIEWS` i + k is view k of instance i."""
+    file = work / "data" / "evaluator.npz"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        parts = processes_map(draw_shard, preset, INSTANCES // SHARD)
+        partial = file.with_name("evaluator.partial.npz")
+        pictures, boxes, labels = (np.concatenate([getattr(p, name) for p in parts]) for name in ("pictures", "boxes", "labels"))
+        np.savez(partial, pictures=pictures, boxes=boxes, labels=labels)
+        partial.replace(file)
+    kept = np.load(file)
+    return Seen(kept["pictures"], kept["boxes"], kept["labels"])
+
+
+def train(work: Path, preset: Preset, device: str = "cpu") -> Evaluator:
+    """Train finder and reader together, going on from the work folder's state."""
+    data = seen(work, preset)
+    torch.manual_seed(preset.seed)
+    network: Any = Evaluator()
+    network.to(memory_format=torch.channels_last)
+    by_class = _by_class(data.labels)
+
+    def losses(step: int, g: torch.Generator) -> dict[str, Tensor]:
+        rows = _rows(by_class, g)
+        x = to_unit(data.pictures[rows])
+        boxes, labels = torch.from_numpy(data.boxes[rows]), torch.from_numpy(data.labels[rows]).long()
+        spoiled = spoil(x, g)
+        return (_finding(network, spoiled, boxes, labels, device) if step % 3 == 0 else {}) | _reading(
+            network, spoiled, boxes, labels, g, device
+        )
+
+    plan = Plan(preset.evaluator_steps, preset.evaluator_lr, decay=0.4, ema=0.998, seed=preset.seed)
+    fit("evaluator", network, losses, plan, work, device=device)
+    return network
+
+
+def _by_class(labels: np.ndarray) -> list[np.ndarray]:
+    """Instance numbers of each class."""
+    kinds = labels[::VIEWS, 0, 0]
+    return [np.flatnonzero(kinds == k) for k in np.unique(kinds)]
+
+
+def _rows(by_class: list[np.ndarray], g: torch.Generator) -> np.ndarray:
+    """Two views of each of some instances of two classes: those that are hard to tell apart are in one step."""
+    rows = []
+    for k in torch.randperm(len(by_class), generator=g)[:2].tolist():
+        chosen = by_class[k][torch.randint(len(by_class[k]), (ROWS // 4,), generator=g).numpy()]
+        for instance in np.unique(chosen):
+            a, b = torch.randperm(VIEWS, generator=g)[:2].tolist()
+            rows += [instance * VIEWS + a, instance * VIEWS + b]
+    return np.array(rows)
+
+
+def spoil(x: Tensor, g: torch.Generator) -> Tensor:
+    """Blur, noise, tint and a slow bend of the picture: generated pictures are softer than drawn ones."""
+    rows, size = len(x), x.shape[-1]
+    small = F.interpolate(F.avg_pool2d(x, 2), size=(size, size), mode="bilinear", align_corners=False)
+    share = torch.rand((rows, 1, 1, 1), generator=g) * (torch.rand((rows, 1, 1, 1), generator=g) < 0.7)
+    x = torch.lerp(x, small, share)
+    bend = F.interpolate(torch.randn((rows, 2, 5, 5), generator=g), size=(size, size), mode="bicubic", align_corners=True)
+    strength = 0.02 * torch.rand((rows, 1, 1, 1), generator=g) * (torch.rand((rows, 1, 1, 1), generator=g) < 0.5)
+    grid = F.affine_grid(torch.eye(2, 3).repeat(rows, 1, 1), list(x.shape), align_corners=False)
+    x = F.grid_sample(x, grid + (bend * strength).permute(0, 2, 3, 1), padding_mode="border", align_corners=False)
+    tint = 0.03 * torch.randn((rows, 3, 1, 1), generator=g)
+    grain = 0.05 * torch.rand((rows, 1, 1, 1), generator=g) * torch.randn(x.shape, generator=g)
+    return x + tint + grain
+
+
+def _finding(network: Evaluator, x: Tensor, boxes: Tensor, labels: Tensor, device: str) -> dict[str, Tensor]:
+    """Centres by focal loss, boxes by L1 at the centres, and the background."""
+    found, ground = network.finder(F.interpolate(x, size=(FRAME, FRAME), mode="area").to(device))
+    row, slot = (labels[:, :, 0] >= 0).nonzero().T
+    own = boxes[row, slot]
+    centre, size = (own[:, :2] + own[:, 2:]) / 2 * GRID, own[:, 2:] - own[:, :2]
+    cell = centre.floor().clamp(0, GRID - 1).long()
+    middle = torch.arange(GRID) + 0.5
+    near = -((middle[None, None] - centre[:, 0, None, None]) ** 2 + (middle[None, :, None] - centre[:, 1, None, None]) ** 2)
+    heat = torch.zeros(len(x), GRID, GRID)
+    bumps = (near / 2).exp()
+    for i, r in enumerate(row.tolist()):
+        heat[r] = torch.maximum(heat[r], bumps[i])
+    heat[row, cell[:, 1], cell[:, 0]] = 1.0
+    heat = heat.to(device)
+    at = found[row.to(device), 1:, cell[:, 1].to(device), cell[:, 0].to(device)]
+    aim = torch.cat([centre - cell - 0.5, size.log()], 1).to(device)
+    return {
+        "centre": focal(found[:, 0], heat) / len(row),
+        "box": (at - aim).abs().mean(),
+        "background": 0.3 * F.cross_entropy(ground, labels[:, 0, 1].to(device)),
+    }
+
+
+def focal(logits: Tensor, heat: Tensor) -> Tensor:
+    """Penalty-reduced focal loss over a map of centres (CornerNet, arXiv:1808.01244, eq. 1), summed."""
+    p = logits.sigmoid().clamp(1e-4, 1 - 1e-4)
+    peak = heat == 1
+    hit = -((1 - p) ** 2) * p.log()
+    miss = -((1 - heat) ** 4) * p**2 * (1 - p).log()
+    return torch.where(peak, hit, miss).sum()
+
+
+def _reading(network: Evaluator, x: Tensor, boxes: Tensor, labels: Tensor, g: torch.Generator, device: str) -> dict[str, Tensor]:
+    """Views of one instance together, others of its class apart; attributes by cross-entropy."""
+    own = boxes[:, 0]
+    size = (own[:, 2:] - own[:, :2]).repeat(1, 2)
+    own = own + 0.04 * size * torch.randn(own.shape, generator=g)
+    vector, heads = network.reader(cut(x, own, CROP).to(device))
+    logits = vector @ vector.T / TEMPERATURE
+    logits = logits - 1e4 * torch.eye(len(x), device=logits.device)
+    pair = torch.arange(len(x), device=logits.device) ^ 1
+    wrong = [F.cross_entropy(heads[k], labels[:, 0, LABELS.index(k)].to(device), ignore_index=-1) for k in ATTRIBUTES if k != "third"]
+    worn = labels[:, 0, LABELS.index("third")]
+    third = F.cross_entropy(heads["third"], worn.to(device), ignore_index=-1) if (worn >= 0).any() else logits.sum() * 0
+    return {"identity": F.cross_entropy(logits, pair), "heads": 0.3 * (torch.stack(wrong).sum() + third)}
+
+
+def measured(network: Evaluator, preset: Preset, seed: int = 5) -> dict[str, float]:
+    """How well the evaluator reads held-out objects: 600 scenes, and retrieval among 100 of a class, drawn twice."""
+    rng = np.random.default_rng(seed)
+    scenes = [
+        world.sample_scene(rng, preset.world, instances=(world.sample_instance(rng, preset.world, held_out=True),)) for _ in range(600)
+    ]
+    drawn = [draw.render(s, preset.size) for s in scenes]
+    seen = reading.read(network, np.stack([picture for picture, _ in drawn]), most=1)
+    figures: dict[str, float] = {}
+    for name in ATTRIBUTES:
+        asked = [(r.main.word(name), getattr(s.objects[0][0], _FIELD.get(name, name))) for r, s in zip(seen, scenes, strict=True)]
+        told = [a == b for (a, b), s in zip(asked, scenes, strict=True) if name != "third" or s.objects[0][0].accessory != "none"]
+        figures[name] = float(np.mean(told))
+    figures["background"] = float(
+        np.mean([world.BACKGROUNDS[int(r.background.argmax())] == s.background for r, s in zip(seen, scenes, strict=True)])
+    )
+    boxes = [reading.overlap(r.main.box, box_of(masks[0])) for r, (_, masks) in zip(seen, drawn, strict=True)]
+    figures |= {"box_iou": float(np.mean(boxes)), "found": float(np.mean([b > 0.5 for b in boxes]))}
+    pairs = [
+        world.sample_scene(rng, preset.world, instances=tuple(world.sample_instance(rng, preset.world, held_out=True) for _ in "ab"))
+        for _ in range(200)
+    ]
+    twos = [draw.render(s, preset.size) for s in pairs]
+    both = reading.read(network, np.stack([picture for picture, _ in twos]))
+    figures["found_both"] = float(np.mean([
+        len(r.things) == 2 and all(max(reading.overlap(t.box, box_of(m)) for t in r.things) > 0.5 for m in masks)
+        for r, (_, masks) in zip(both, twos, strict=True)
+    ]))  # fmt: skip
+    for kind in preset.world.classes:
+        figures[f"retrieval_{kind}"] = retrieval(network, preset, kind, rng)
+    figures["retrieval"] = float(np.mean([v for k, v in figures.items() if k.startswith("retrieval_")]))
+    return figures
+
+
+_FIELD = {"class": "kind"}
+
+
+def retrieval(network: Evaluator, preset: Preset, kind: str, rng: np.random.Generator, among: int = 100) -> float:
+    """Share of `among` held-out objects of a class whose second drawing is nearest to their first."""
+    instances = [world.sample_instance(rng, preset.world, kind=kind, held_out=True) for _ in range(among)]
+    sides = []
+    for _ in range(2):
+        pictures = [draw.render(world.sample_scene(rng, preset.world, instances=(i,)), preset.size)[0] for i in instances]
+        sides.append(torch.stack([r.main.vector for r in reading.read(network, np.stack(pictures), most=1)]))
+    nearest = (sides[0] @ sides[1].T).argmax(1)
+    return float((nearest == torch.arange(among)).float().mean())
+
+
+def publish(network: Evaluator, file: Path, preset: Preset, commit: str) -> None:
+    """Write the weights in half precision, with the dial, seed and commit of the recipe in the header."""
+    about = json.dumps({"dial": preset.dial, "seed": preset.seed, "steps": preset.evaluator_steps, "commit": commit}, sort_keys=True)
+    save_file({k: v.half().contiguous() for k, v in network.state_dict().items()}, file, metadata={"objtune": about})
+    file.chmod(0o644)  # the library writes it for the owner alone

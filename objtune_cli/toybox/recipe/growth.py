@@ -1,0 +1,54 @@
+"""A larger base starts from a smaller one: whatever fits is copied, a finer picture level is added outside.
+
+The latent grid stays the same, so a denoiser that knows small pictures goes on where it was.
+"""
+
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+Network = TypeVar("Network", bound=nn.Module)
+PATCHES = "vision_model.embeddings.patch_embedding.weight"
+
+
+def inherit(network: Network, start: str, part: str) -> Network:
+    """Copy into `network` what fits of part `part` (vae, unet, clip) of the base in folder `start`.
+
+    Raises:
+        SystemExit: The folder holds no such weights.
+    """
+    if not start:
+        return network
+    found = sorted((Path(start) / part).glob("*.safetensors"))
+    if not found:
+        raise SystemExit(f"error: {start} holds no {part} weights; give the folder of a published base")
+    old = {k: v for file in found for k, v in load_file(file).items()}
+    new = network.state_dict()
+    levels = len({k.split(".")[2] for k in new if k.startswith("encoder.down_blocks.")})
+    added = levels - len({k.split(".")[2] for k in old if k.startswith("encoder.down_blocks.")})
+    renamed = {_outward(k, added): _fine(k, v, new.get(k)) for k, v in old.items()}
+    fitting = {k: v.float() for k, v in renamed.items() if k in new and new[k].shape == v.shape}
+    network.load_state_dict(fitting, strict=False)
+    print(f"{part}: {len(fitting)} of {len(new)} tensors from {start}", flush=True)
+    return network
+
+
+def _outward(key: str, added: int) -> str:
+    """The key's name in a network with `added` more picture levels outside; its first layer is new."""
+    head, _, rest = key.partition("encoder.down_blocks.")
+    if added and not head and rest:
+        level, _, rest = rest.partition(".")
+        return f"encoder.down_blocks.{int(level) + added}.{rest}"
+    return f"old.{key}" if added and key.startswith("encoder.conv_in.") else key
+
+
+def _fine(key: str, value: Tensor, aim: Tensor | None) -> Tensor:
+    """Patch filters for patches k times as wide: the same answer on a picture enlarged k times."""
+    if key != PATCHES or aim is None or aim.shape == value.shape:
+        return value
+    k = aim.shape[-1] // value.shape[-1]
+    spread = value.float().repeat_interleave(k, -1).repeat_interleave(k, -2)
+    return torch.as_tensor(spread / k**2)

@@ -1,0 +1,173 @@
+"""CLIP and DINO from folders: unit vectors of what stands in the middle of a picture."""
+
+import json
+import shutil
+import socket
+from pathlib import Path
+
+import objtune_cli.models.stack as stacks  # (repairs torchvision before transformers asks for it)
+
+# isort: split
+import numpy as np
+import pytest
+import torch
+from transformers import ViTConfig, ViTModel
+
+from objtune_cli.bench import features
+from objtune_cli.errors import ResourceError, UsageError
+from objtune_cli.models import towers
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tiny.build(tmp_path_factory.mktemp("features") / "tiny", clip=True)
+    tiny.tokenizer().save_pretrained(folder / "clip")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """DINO's architecture, small."""
+    folder = tmp_path_factory.mktemp("features") / "vit"
+    torch.manual_seed(0)
+    shape = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    ViTModel(ViTConfig(**shape, image_size=48, patch_size=16)).save_pretrained(folder)
+    return folder
+
+
+def _pictures(count: int = 3, height: int = 40, width: int = 40) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, height, width, 3), np.uint8)
+
+
+def _unit(vectors: np.ndarray, count: int, length: int) -> bool:
+    return vectors.shape == (count, length) and np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+def test_clip_gives_unit_vectors_of_pictures_and_texts(base: Path) -> None:
+    look, say = features.clip(str(base / "clip"))
+    assert _unit(look(_pictures()), 3, tiny.WIDTH)
+    texts = say(["a photo of a dog", "a cat"])
+    assert _unit(texts, 2, tiny.WIDTH) and not np.allclose(texts[0], texts[1])
+
+
+def test_texts_read_as_in_our_towers_however_they_are_padded(base: Path) -> None:
+    stack = stacks.load(base, torch.device("cpu"), torch.float32)
+    prompts = ["a photo of a dog on the beach", "a cat"]
+    with torch.no_grad():
+        ours = towers.load(base / "clip", stack).texts(stack, prompts).numpy()
+    _, say = features.clip(str(base / "clip"))
+    np.testing.assert_allclose(say(prompts), ours, atol=1e-5)
+    np.testing.assert_allclose(say(prompts[1:]), ours[1:], atol=1e-5)
+    assert _unit(say(["long " * 60]), 1, tiny.WIDTH)  # cut off where the tower ends
+
+
+def test_dino_gives_the_class_tokens_unit_vector(vit: Path) -> None:
+    look = features.dino(str(vit))
+    shown = _pictures(height=48, width=48)
+    assert _unit(look(shown), 3, 24)
+    model = ViTModel.from_pretrained(vit, local_files_only=True).eval()
+    x = torch.from_numpy(shown).permute(0, 3, 1, 2) / 255
+    x = (x - torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
+    with torch.no_grad():
+        token = model(pixel_values=x).last_hidden_state[:, 0].numpy()
+    np.testing.assert_allclose(look(shown), token / np.linalg.norm(token, axis=1, keepdims=True), atol=1e-4)
+
+
+def test_a_wide_picture_is_seen_by_its_middle(vit: Path) -> None:
+    look = features.dino(str(vit))
+    wide = _pictures(1, 40, 80)
+    other = wide.copy()
+    other[:, :, :20], other[:, :, 60:] = 0, 255
+    np.testing.assert_allclose(look(wide), look(wide[:, :, 20:60]), atol=1e-6)
+    np.testing.assert_allclose(look(wide), look(other), atol=1e-6)
+    assert not np.allclose(look(wide), look(wide[:, :, :40]), atol=1e-3)
+
+
+def test_a_picture_does_not_depend_on_its_neighbours(vit: Path) -> None:
+    look = features.dino(str(vit))
+    np.testing.assert_allclose(look(_pictures()), np.concatenate([look(p[None]) for p in _pictures()]), atol=1e-5)
+
+
+def test_the_mean_colour_is_zero_and_a_deviation_more_is_one() -> None:
+    mean, std = (0.2, 0.4, 0.6), (0.2, 0.2, 0.2)
+    shown = np.stack([np.tile(np.uint8([v * 255 for v in colour]), (9, 9, 1)) for colour in (mean, (0.4, 0.6, 0.8))])
+    found = features._prepared(shown, 6, mean, std)
+    torch.testing.assert_close(found, torch.stack([torch.zeros(3, 6, 6), torch.ones(3, 6, 6)]), atol=1e-5, rtol=0)
+
+
+def test_a_folder_may_bring_its_own_colour_statistics(vit: Path, tmp_path: Path) -> None:
+    default = ((0.1,) * 3, (0.9,) * 3)
+    assert features._statistics(str(vit), *default) == default
+    for text, expected in [
+        (json.dumps({"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25]}), ((0.5,) * 3, (0.25,) * 3)),
+        ("{", default), ("{}", default),
+    ]:  # fmt: skip
+        (tmp_path / "preprocessor_config.json").write_text(text)
+        assert features._statistics(str(tmp_path), *default) == expected
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Hosts that were looked up; none is found, and nobody waits before trying again."""
+    import huggingface_hub.utils._http as http
+
+    hosts: list[str] = []
+
+    def nowhere(host: str, *_args: object, **_given: object) -> None:
+        hosts.append(host)
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", nowhere)
+    monkeypatch.setattr(http.time, "sleep", lambda seconds: None)
+    return hosts
+
+
+@pytest.mark.parametrize("what", ["clip", "dino"])
+@pytest.mark.parametrize("name", ["nobody/nothing", "/nonexistent", "a b c"])
+def test_a_model_that_is_not_here_is_named_with_a_way_to_get_it(what: str, name: str, asked: list[str]) -> None:
+    with pytest.raises(ResourceError, match=name) as caught:
+        getattr(features, what)(name)
+    assert caught.value.code == 7 and f"`--{what} DIR`" in caught.value.hint
+
+
+@pytest.mark.parametrize("what", ["clip", "dino"])
+def test_nobody_is_asked_for_a_model_that_is_not_here(what: str, asked: list[str]) -> None:
+    with pytest.raises(ResourceError):
+        getattr(features, what)("nobody/nothing")
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["clip", pytest.param("dino", marks=pytest.mark.xfail(strict=True, reason="AutoModel asks the hub for adapter_config.json, 6 times"))],
+)
+def test_nobody_is_asked_for_a_model_of_the_cache(what: str, base: Path, vit: Path, asked: list[str], tmp_path: Path, monkeypatch) -> None:
+    import huggingface_hub.constants as constants
+
+    own = base / "clip" if what == "clip" else vit
+    repository = tmp_path / "models--some--model"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(own, repository / "snapshots" / ("0" * 40))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    found = getattr(features, what)("some/model")
+    look = found[0] if what == "clip" else found
+    expected = features.clip(str(own))[0] if what == "clip" else features.dino(str(own))
+    np.testing.assert_array_equal(look(_pictures()), expected(_pictures()))
+    assert asked == []
+
+
+def test_a_model_of_another_family_is_refused(base: Path, vit: Path) -> None:
+    with pytest.raises(UsageError, match="is a clip") as caught:
+        features.dino(str(base / "clip"))
+    assert "--dino takes one of: vit" in caught.value.hint
+    with pytest.raises(UsageError, match="is a vit"):
+        features.clip(str(vit))
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    (tmp_path / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(ResourceError, match="cannot be opened"):
+        features.dino(str(tmp_path))

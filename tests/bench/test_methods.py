@@ -1,0 +1,97 @@
+"""The methods are settings that the stages take, each different from ours where it says so."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from objtune_cli.bench.methods import ABLATIONS, BASELINES, GROUPS, METHODS, OURS, PLAIN, Method, named
+from objtune_cli.config import Embed, Prior, Settings, Train
+from objtune_cli.errors import UsageError
+
+
+def _resolved(method: Method) -> tuple[Embed, Train, Prior]:
+    """As the command line of a trial gives them."""
+    parts = {"init-embedding": method.embed, "train": method.train, "prior": method.prior}
+    settings = Settings(Path("none.toml"), {}, [f"{part}.{k}={v}" for part, values in parts.items() for k, v in values.items()])
+    return settings.resolve(Embed), settings.resolve(Train), settings.resolve(Prior)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_settings_arrive_as_they_stand(name: str) -> None:
+    embed, train, prior = (asdict(c) for c in _resolved(METHODS[name]))
+    assert embed == asdict(Embed()) | dict(METHODS[name].embed)
+    assert train == asdict(Train()) | dict(METHODS[name].train)
+    assert prior == asdict(Prior()) | dict(METHODS[name].prior)
+
+
+def test_ours_is_the_defaults() -> None:
+    assert list(OURS) == ["objtune"] and _resolved(OURS["objtune"]) == (Embed(), Train(), Prior())
+
+
+@pytest.mark.parametrize("name", [*BASELINES, *ABLATIONS])
+def test_every_named_setting_differs_from_ours(name: str) -> None:
+    """A setting that is our default would compare nothing."""
+    method = METHODS[name]
+    ours = asdict(Train()) | {f"embed.{k}": v for k, v in asdict(Embed()).items()} | {f"prior.{k}": v for k, v in asdict(Prior()).items()}
+    named_ones = (
+        dict(method.train) | {f"embed.{k}": v for k, v in method.embed.items()} | {f"prior.{k}": v for k, v in method.prior.items()}
+    )
+    ablation = name in ABLATIONS
+    assert named_ones
+    same = {k for k, v in named_ones.items() if v == ours[k]}
+    assert not same if ablation else same <= {"rank", "batch", "photo_loss"}  # what a baseline shares with us it still names
+
+
+def test_no_two_methods_are_the_same() -> None:
+    assert len({_resolved(m) for m in METHODS.values()}) == len(METHODS)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_baselines_see_the_photo_as_it_is_and_learn_something(name: str) -> None:
+    train = _resolved(BASELINES[name])[1]
+    assert {k: getattr(train, k) for k in PLAIN} == PLAIN
+    assert train.views == 1 and not train.background_weight
+    assert train.token == "learned" or (train.modules != "none" and not train.token_first)
+    assert BASELINES[name].source != "ablation"
+
+
+def test_names_and_groups_come_in_the_order_of_the_table() -> None:
+    assert list(named("masked-lora, objtune")) == ["objtune", "masked-lora"]
+    assert list(named("objtune,baselines")) == ["objtune", *BASELINES]
+    assert list(named("ablations,steps-60")) == list(GROUPS["ablations"]) == list(ABLATIONS)
+    assert named("all") == METHODS
+
+
+def test_a_name_may_be_followed_by_settings() -> None:
+    found = named("masked-lora+train.lr=5e-4+train.steps=9+init-embedding.vectors=3+prior.samples=5,masked-lora,objtune")
+    assert list(found) == ["objtune", "masked-lora+train.lr=5e-4+train.steps=9+init-embedding.vectors=3+prior.samples=5", "masked-lora"]
+    varied, own = list(found.values())[1:]
+    assert own is BASELINES["masked-lora"]
+    assert (
+        varied.train == {**own.train, "lr": 5e-4, "steps": 9}
+        and varied.embed == {**own.embed, "vectors": 3}
+        and varied.prior == {"samples": 5}
+    )
+    assert varied.source == own.source and varied.title != own.title
+
+
+def test_the_table_itself_stays_as_it_is() -> None:
+    before = dict(BASELINES["masked-lora"].train)
+    named("masked-lora+train.lr=5e-4")
+    assert BASELINES["masked-lora"].train == before
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("objtune,dreambooth", "there is no method dreambooth"), ("", "there is no method"), ("objtune,", "there is no method"),
+        ("All", "there is no method All"), ("baselines+train.lr=1e-3", "there is no method baselines"),
+        ("objtune+train.lr", "has no value"), ("objtune+train.stepz=1", "unknown key train.stepz"), ("objtune+train.steps=many", "train.steps is 'many'"),
+        ("objtune+train.steps=-1", "train.steps is -1"), ("objtune+generate.n=2", "generate.n=2 is no setting of a method"),
+        ("objtune+", "has no value"),
+    ],
+)  # fmt: skip
+def test_what_is_no_method_or_setting_is_named(text: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        named(text)

@@ -1,0 +1,275 @@
+"""The bench as a whole: each result kept as it is found, the same command goes on, tables and sheet of the same rows."""
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from objtune_cli.bench import cases, drawing, run, sheet, trial
+from objtune_cli.bench.methods import Method
+from objtune_cli.bench.run import ALWAYS
+from objtune_cli.bench.trial import Trained
+from objtune_cli.config import Bench
+from objtune_cli.errors import BusyError, IncompatibleError, Stopped, UsageError
+from objtune_cli.models import stack as stacks
+from objtune_cli.models.stack import Stack
+from objtune_cli.stages.context import Context
+from objtune_cli.toybox.evaluator import reading
+from objtune_cli.toybox.evaluator.network import Evaluator
+from objtune_cli.toybox.world import MEDIUM
+from tests import tiny
+
+CONFIG = Bench(objects=2, repeats=1)
+ALONE = Bench(objects=1, repeats=1)
+METHODS = {"one": Method("One", ""), "two": Method("Two", "", train={"rank": 4})}
+MEASURES = {"identity", "found", "prompt", "leak", "diversity", "presence"}
+
+
+@pytest.fixture(scope="module")
+def opened(world_base: Path) -> Stack:
+    return stacks.load(world_base, torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture(scope="module")
+def judge() -> Evaluator:
+    return reading.load()
+
+
+@pytest.fixture
+def trained(opened: Stack, judge: Evaluator, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Which method was trained on which object; a training gives a random token. Few and small drawings calibrate; of the rows without training the truth is enough."""
+    seen: list[tuple[str, str]] = []
+
+    def train(ctx: Context, case: object, name: str, method: Method) -> Trained:
+        seen.append((name, case.name))
+        rows = torch.randn(2, 16, generator=torch.Generator().manual_seed(len(seen)))
+        return Trained({f"token.{case.name}": rows}, 1.5 * len(seen), 100.0)
+
+    monkeypatch.setattr(trial, "_train", train)
+    monkeypatch.setattr(run.prior, "run", lambda *_: None)
+    for name, count in (("REFERENCES", 4), ("OTHERS", 4), ("CLASS_PICTURES", 2), ("SIDE", 64)):
+        monkeypatch.setattr(drawing, name, count)
+    monkeypatch.setattr(run.reading, "load", lambda: judge)
+    monkeypatch.setattr(run, "ALWAYS", {"truth": ALWAYS["truth"]})
+    monkeypatch.setattr(Context, "stack", lambda self, **_: self.check_stopped() or opened)  # tokens alone: nothing has to be undone
+    return seen
+
+
+@pytest.fixture
+def out(project: Path) -> Path:
+    return project / "bench"
+
+
+def _by_name(rows: list[dict]) -> dict[tuple[str, str], dict]:
+    return {(row["method"], row["measure"]): row for row in rows}
+
+
+ALL = [("one", "dog-000"), ("two", "dog-000"), ("one", "cat-001"), ("two", "cat-001")]
+
+
+def test_every_method_on_every_object_once(context: Callable[..., Context], trained: list, out: Path, monkeypatch) -> None:
+    monkeypatch.setattr(run, "ALWAYS", ALWAYS)
+    ctx = context()
+    rows = _by_name(run.run(ctx, out, METHODS, CONFIG))
+    assert trained == ALL
+    measures = {name: {m for n, m in rows if n == name} for name in dict.fromkeys(n for n, _ in rows)}
+    assert list(measures) == ["truth", "stranger", "decoded", "described", "one", "two", "raw at 0", "raw at 1"]
+    assert all(measures[name] == MEASURES for name in ("truth", "stranger", "decoded", "described"))
+    assert (measures["raw at 0"], measures["raw at 1"]) == ({"identity", "diversity"}, {"identity", "diversity", "prompt", "presence"})
+    assert all(measures[name] == MEASURES | {"drift", "class", "seconds", "memory_mb"} for name in METHODS)
+    assert all(row["n"] == 2 and (row["low"] is None or row["low"] <= row["mean"] <= row["high"]) for row in rows.values())
+    assert rows["truth", "prompt"]["mean"] == rows["truth", "presence"]["mean"] == 1
+    assert rows["truth", "identity"]["mean"] > rows["stranger", "identity"]["mean"]
+    assert (rows["one", "seconds"]["mean"], rows["two", "seconds"]["mean"]) == (3.0, 4.5)  # trainings 1 and 3, 2 and 4
+    said = ctx.report.said
+    assert len(said) == 12 and said[4].startswith("one on dog-000: ") and "(5 of 12, " in said[4]
+
+
+def test_shares_are_on_the_scale_of_the_truths_over_all_objects() -> None:
+    """The truth follows 1 and 1/2 of its prompts, 3/4 in all: a method with 3/8 has a half."""
+
+    def held(**measures: float) -> dict:
+        return {"scale": {"identity": (0.25, 0.75)}, "measures": measures}
+
+    found = {"truth": [held(prompt=1.0, identity=1.0), held(prompt=0.5, identity=0.9)], "ours": [held(prompt=0.375, identity=0.5)] * 2}
+    rows = _by_name(run.tabled(found))
+    assert {k: row["mean"] for k, row in rows.items()} == {
+        ("truth", "prompt"): 1, ("truth", "identity"): 0.95, ("ours", "prompt"): 0.5, ("ours", "identity"): 0.5,
+        ("raw at 0", "identity"): 0.25, ("raw at 1", "identity"): 0.75, ("raw at 1", "prompt"): 0.75,
+    }  # fmt: skip
+    assert rows["ours", "prompt"]["n"] == rows["raw at 1", "prompt"]["n"] == 2
+
+
+def test_a_truth_that_is_never_right_divides_nothing() -> None:
+    held = {"scale": {}, "measures": {"presence": 0.0}}
+    rows = _by_name(run.tabled({"truth": [held], "ours": [{"scale": {}, "measures": {"presence": 0.5}}]}))
+    assert rows["ours", "presence"]["mean"] == 0.5
+
+
+def test_a_diverged_training_is_a_result_without_measures(context: Callable[..., Context], trained: list, out: Path, monkeypatch) -> None:
+    train = trial._train
+
+    def diverges(ctx: Context, case: object, name: str, method: Method) -> Trained:
+        found = train(ctx, case, name, method)
+        if (name, case.name) == ("one", "dog-000"):
+            raise trial.Failed(name, case, 9, "training diverged")
+        return found
+
+    monkeypatch.setattr(trial, "_train", diverges)
+    ctx = context()
+    rows = _by_name(run.run(ctx, out, METHODS, CONFIG))
+    assert (rows["one", "identity"]["n"], rows["two", "identity"]["n"]) == (1, 2)
+    assert any("one on dog-000 failed: training diverged" in text for text in ctx.report.said)
+    run.run(context(), out, METHODS, CONFIG)
+    assert trained == ALL  # nor is it tried again
+
+
+def test_any_other_failure_ends_the_run(context: Callable[..., Context], trained: list, out: Path, monkeypatch) -> None:
+    def fails(ctx: Context, case: object, name: str, method: Method) -> Trained:
+        raise trial.Failed(name, case, 7, "no space left")
+
+    monkeypatch.setattr(trial, "_train", fails)
+    with pytest.raises(trial.Failed) as caught:
+        run.run(context(), out, METHODS, CONFIG)
+    assert caught.value.code == 7 and not (out / "results" / "one").exists()
+
+
+def test_results_table_and_sheet_lie_in_the_folder(context: Callable[..., Context], trained: list, out: Path) -> None:
+    rows = run.run(context(), out, METHODS, ALONE)
+    kept = json.loads((out / "results" / "one" / "dog-000.json").read_text())
+    assert set(kept) == {"key", "case", "scale", "measures"} and kept["case"] == "dog-000"
+    strip = Image.open(out / "results" / "one" / "dog-000.png")
+    assert strip.size == (4 * 32, 32)  # three scenes and the first pair
+    with (out / "table.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [{k: "" if v is None else str(v) for k, v in row.items()} for row in rows] == table
+    shown = Image.open(out / "sheet.png")
+    names = ["photo", *run.ALWAYS, *METHODS]
+    cell = sheet.CELL + sheet.GAP
+    assert shown.size == (len(names) * cell + sheet.GAP, cell + sheet.GAP + sheet.TITLE)
+    first = np.asarray(strip.crop((0, 0, 32, 32)).resize((sheet.CELL, sheet.CELL), Image.Resampling.BICUBIC))
+    left, top = sheet.GAP + names.index("one") * cell, sheet.TITLE + sheet.GAP
+    assert np.array_equal(np.asarray(shown)[top : top + sheet.CELL, left : left + sheet.CELL], first)
+
+
+def test_the_sheet_ends_after_a_dozen_objects(context: Callable[..., Context], trained: list, out: Path, monkeypatch) -> None:
+    monkeypatch.setattr(sheet, "MOST", 1)
+    run.run(context(), out, {}, CONFIG)
+    assert Image.open(out / "sheet.png").size[1] == sheet.CELL + 2 * sheet.GAP + sheet.TITLE
+
+
+def test_a_second_run_measures_nothing_again(context: Callable[..., Context], trained: list, out: Path, monkeypatch) -> None:
+    first = run.run(context(), out, METHODS, CONFIG)
+    table, picture = (out / "table.csv").read_bytes(), (out / "sheet.png").read_bytes()
+    monkeypatch.setattr(run.Running, "_measure", lambda *_: pytest.fail("measured again"))
+    ctx = context()
+    assert run.run(ctx, out, METHODS, CONFIG) == first
+    assert trained == ALL and ctx.report.said == []
+    assert (out / "sheet.png").read_bytes() == picture and (out / "table.csv").read_bytes() == table
+
+
+def test_a_changed_method_is_measured_again_and_no_other(context: Callable[..., Context], trained: list, out: Path) -> None:
+    run.run(context(), out, METHODS, ALONE)
+    changed = METHODS | {"two": replace(METHODS["two"], train={"rank": 5})}
+    trained.clear()
+    run.run(context(), out, changed, ALONE)
+    assert trained == [("two", "dog-000")]
+
+
+def test_more_objects_add_to_what_is_there_and_another_seed_starts_anew(context: Callable[..., Context], trained: list, out: Path) -> None:
+    run.run(context(), out, {"one": METHODS["one"]}, ALONE)
+    run.run(context(), out, {"one": METHODS["one"]}, CONFIG)
+    assert trained == [("one", "dog-000"), ("one", "cat-001")]
+    run.run(context(), out, {"one": METHODS["one"]}, replace(ALONE, seed=1))
+    assert trained[2:] == [("one", "dog-000")]
+
+
+def test_a_stopped_run_keeps_the_finished_objects(context: Callable[..., Context], trained: list, out: Path) -> None:
+    with pytest.raises(Stopped) as caught:
+        run.run(context(stopped=lambda: 15 if len(trained) == 3 else 0), out, METHODS, CONFIG)
+    assert caught.value.code == 143 and trained == ALL[:3]
+    assert sorted(f.relative_to(out / "results").as_posix() for f in (out / "results").glob("[ot][nw]*/*.json")) == [
+        "one/dog-000.json",
+        "two/dog-000.json",
+    ]
+    assert not (out / "table.csv").exists()
+    trained.clear()
+    run.run(context(), out, METHODS, CONFIG)
+    assert trained == ALL[2:] and (out / "table.csv").exists()
+
+
+def test_a_result_that_cannot_be_read_is_measured_again(context: Callable[..., Context], trained: list, out: Path) -> None:
+    one = {"one": METHODS["one"]}, ALONE
+    run.run(context(), out, *one)
+    for count, text in enumerate(["{", "[]", '{"key": "another", "measures": {}}'], 2):
+        (out / "results" / "one" / "dog-000.json").write_text(text)
+        run.run(context(), out, *one)
+        assert trained == [("one", "dog-000")] * count
+
+
+def test_a_result_whose_pictures_are_gone_is_measured_again(context: Callable[..., Context], trained: list, out: Path) -> None:
+    one = {"one": METHODS["one"]}, ALONE
+    run.run(context(), out, *one)
+    (out / "results" / "one" / "dog-000.png").unlink()
+    run.run(context(), out, *one)
+    assert trained == [("one", "dog-000")] * 2
+
+
+def test_one_kind_of_prompts_gives_its_measures_alone(context: Callable[..., Context], trained: list, out: Path) -> None:
+    rows = _by_name(run.run(context(), out, {}, replace(ALONE, prompts="pair")))
+    assert {m for n, m in rows if n == "truth"} == {"presence"}
+    assert {m for n, m in rows if n == "raw at 1"} == {"identity", "diversity", "presence"}
+
+
+def test_an_object_without_a_prompt_of_the_asked_kind_is_passed_over(
+    context: Callable[..., Context], trained: list, out: Path, monkeypatch
+) -> None:
+    """In the medium world half of the objects wear something already; the easy one has no accessories."""
+    config = replace(CONFIG, objects=6, prompts="wearing")
+    with pytest.raises(UsageError, match="no object has a prompt of the kinds wearing"):
+        run.run(context(), out, {}, config)
+    monkeypatch.setattr(run, "dial_of", lambda ctx: MEDIUM)
+    asked = [c.name for c in cases.cases(MEDIUM, 6, 0) if c.instance.accessory == "none"]
+    rows = _by_name(run.run(context(), out, {}, config))
+    assert 0 < len(asked) < 6 and rows["truth", "prompt"]["n"] == len(asked)
+    assert sorted(f.stem for f in (out / "results" / "truth").glob("*.json")) == sorted(asked)
+
+
+def test_one_folder_takes_one_bench_at_a_time(context: Callable[..., Context], trained: list, out: Path, monkeypatch) -> None:
+    train = trial._train
+
+    def busy(ctx: Context, case: object, name: str, method: Method) -> Trained:
+        if not trained:
+            trained.append(("busy", ""))
+            with pytest.raises(BusyError, match="another bench"):
+                run.run(context(), out, METHODS, ALONE)
+            trained.clear()
+        return train(ctx, case, name, method)
+
+    monkeypatch.setattr(trial, "_train", busy)
+    run.run(context(), out, METHODS, ALONE)
+    assert trained == ALL[:2]
+
+
+def test_a_base_without_a_world_is_refused_before_anything_is_written(context: Callable[..., Context], tmp_path: Path) -> None:
+    base = tiny.build(tmp_path / "plain", clip=False)
+    ctx = context()
+    ctx = replace(ctx, common=replace(ctx.common, base=str(base)), _base=None)
+    with pytest.raises(IncompatibleError, match="the base plain has no world"):
+        run.run(ctx, tmp_path / "out", METHODS, CONFIG)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_class_prior_is_made_before_the_clock_runs(context: Callable[..., Context], trained: list, out: Path, monkeypatch) -> None:
+    order: list[str] = []
+    train = trial._train
+    monkeypatch.setattr(run.prior, "run", lambda ctx, word, config: order.append(word))
+    monkeypatch.setattr(trial, "_train", lambda *given: order.append("train") or train(*given))
+    run.run(context(), out, {"one": METHODS["one"]}, ALONE)
+    assert order == ["dog", "train"]

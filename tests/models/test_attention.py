@@ -1,0 +1,116 @@
+"""Where tokens look: recorded maps are the denoiser's own attention, and recording changes nothing."""
+
+import pytest
+import torch
+
+from objtune_cli.models import adapter, attention
+from objtune_cli.models.attention import Recorder, recorded
+from objtune_cli.models.stack import Stack
+from objtune_cli.models.tokens import Placeholders, class_rows
+
+
+def _given(rows: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(0)
+    return torch.randn(rows, 4, 8, 8, generator=g), torch.linspace(10, 900, rows).long()
+
+
+def _predict(stack: Stack, prompts: list[str]) -> torch.Tensor:
+    return stack.predict(*_given(len(prompts)), stack.encode(prompts))
+
+
+PROMPTS = ["a dog on the beach", "a cat", "a red mug"]
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@torch.no_grad()
+def test_the_denoiser_answers_as_without_it(stack: Stack, lora: bool) -> None:
+    if lora:
+        for p in adapter.add(stack, 4, "all", seed=0):
+            p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) * 0.2)
+    expected = _predict(stack, PROMPTS)
+    with recorded(stack, 3):
+        torch.testing.assert_close(_predict(stack, PROMPTS), expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_afterwards_all_is_as_before(stack: Stack) -> None:
+    expected, processors = _predict(stack, PROMPTS), dict(stack.unet.attn_processors)
+    with pytest.raises(RuntimeError, match="inside"), recorded(stack, 3) as seen:
+        inside = dict(stack.unet.attn_processors)
+        assert {k for k, v in inside.items() if v is seen} == {k for k in inside if ".attn2." in k} != set(inside)
+        raise RuntimeError("inside")
+    assert stack.unet.attn_processors == processors
+    assert torch.equal(_predict(stack, PROMPTS), expected) and not seen.maps
+
+
+@torch.no_grad()
+def test_maps_are_probabilities_over_the_prompt(stack: Stack) -> None:
+    with recorded(stack, 2) as seen:
+        _predict(stack, PROMPTS)
+    assert {side: {tuple(m.shape) for m in maps} for side, maps in seen.maps.items()} == {8: {(2, 64, 77)}, 4: {(2, 16, 77)}}
+    for maps in seen.maps.values():
+        for m in maps:
+            assert float(m.min()) >= 0
+            torch.testing.assert_close(m.sum(-1), torch.ones(m.shape[:2]))
+    layers = [k for k in stack.unet.attn_processors if ".attn2." in k]
+    assert sum(map(len, seen.maps.values())) == len(layers)
+
+
+@torch.no_grad()
+def test_a_map_is_the_softmax_of_queries_and_keys(stack: Stack) -> None:
+    """Of the first layer, by hooks on its own queries and keys."""
+    layer = stack.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2
+    kept = {}
+    handles = [getattr(layer, n).register_forward_hook(lambda m, a, out, n=n: kept.setdefault(n, out)) for n in ("to_q", "to_k")]
+    with recorded(stack, 3) as seen:
+        _predict(stack, PROMPTS)
+    for handle in handles:
+        handle.remove()
+    q, k = (x.unflatten(-1, (layer.heads, -1)) for x in kept.values())
+    width = q.shape[-1]
+    expected = (torch.einsum("bqhd,bkhd->bhqk", q, k) / width**0.5).softmax(-1).mean(1)
+    torch.testing.assert_close(seen.maps[8][0], expected)
+
+
+@torch.no_grad()
+def test_only_maps_that_are_no_larger_are_kept(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "LARGEST", 4)
+    with recorded(stack, 3) as seen:
+        _predict(stack, PROMPTS)
+    assert set(seen.maps) == {4}
+
+
+def test_seen_by_hand() -> None:
+    """Two layers, four places, three tokens: of the last two, the mean is 0.3, 0.2, 0.1, 0.15; the largest is 1 then."""
+    a = torch.tensor([[[0.4, 0.2, 0.4], [0.6, 0.4, 0.0], [0.8, 0.1, 0.1], [0.7, 0.2, 0.1]]])
+    b = torch.tensor([[[0.4, 0.6, 0.0], [0.6, 0.0, 0.4], [0.8, 0.2, 0.0], [0.7, 0.0, 0.3]]])
+    recorder = Recorder(1)
+    recorder.maps = {1: [torch.ones(1, 1, 3)], 2: [a, b]}
+    found = recorder.seen(torch.tensor([False, True, True]))
+    torch.testing.assert_close(found, torch.tensor([[[1, 2 / 3], [1 / 3, 1 / 2]]]))
+
+
+@torch.no_grad()
+def test_a_map_peaks_at_one_and_the_whole_prompt_is_seen_everywhere_alike(stack: Stack) -> None:
+    words = Placeholders(stack)
+    words.add("rex", class_rows(stack, "dog"))
+    prompts = [words.expand("a photo of <rex> on the beach")] * 3
+    with recorded(stack, 3) as seen:
+        _predict(stack, prompts)
+    own = words.positions(stack.token_ids(prompts), "rex")[0]
+    assert int(own.sum()) == 3
+    maps = seen.seen(own)
+    assert maps.shape == (3, 8, 8) and float(maps.min()) >= 0
+    torch.testing.assert_close(maps.amax((1, 2)), torch.ones(3))
+    torch.testing.assert_close(seen.seen(torch.ones_like(own)), torch.ones(3, 8, 8))
+
+
+def test_gradients_reach_the_token(stack: Stack) -> None:
+    words = Placeholders(stack)
+    rows = class_rows(stack, "dog").requires_grad_()
+    words.add("rex", rows)
+    prompts = [words.expand("a photo of <rex>")] * 3
+    with recorded(stack, 3) as seen:
+        _predict(stack, prompts)
+    seen.seen(words.positions(stack.token_ids(prompts), "rex")[0])[:, :4].mean().backward()
+    assert rows.grad is not None and float(rows.grad.abs().sum()) > 0

@@ -1,0 +1,327 @@
+"""The instrument: its geometry in closed form, its training data, and what the shipped weights can read."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from objtune_cli.toybox import world
+from objtune_cli.toybox.draw import render
+from objtune_cli.toybox.evaluator import reading
+from objtune_cli.toybox.evaluator.network import ATTRIBUTES, CROP, FRAME, GRID, MARGIN, WIDTH, Evaluator, cut
+from objtune_cli.toybox.recipe import evaluator as recipe
+from objtune_cli.toybox.recipe.data import LABELS
+from objtune_cli.toybox.recipe.presets import CPU
+from objtune_cli.toybox.world import BACKGROUNDS, CLASSES, MEDIUM, Scene
+
+SMALL = replace(CPU, size=64)
+Box = tuple[float, float, float, float]
+
+
+@pytest.fixture(scope="module")
+def untrained() -> Evaluator:
+    torch.manual_seed(0)
+    return Evaluator().eval()
+
+
+@torch.no_grad()
+def test_shapes_of_both_networks(untrained: Evaluator) -> None:
+    found, ground = untrained.finder(torch.zeros(2, 3, FRAME, FRAME))
+    assert found.shape == (2, 5, GRID, GRID) and ground.shape == (2, len(BACKGROUNDS))
+    vectors, heads = untrained.reader(torch.randn(3, 3, CROP, CROP))
+    assert vectors.shape == (3, WIDTH)
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
+    assert {k: tuple(v.shape) for k, v in heads.items()} == {k: (3, n) for k, n in ATTRIBUTES.items()}
+    assert {k: len(w) for k, w in reading.WORDS.items()} == ATTRIBUTES
+
+
+def _ramp(side: int) -> Tensor:
+    """Channels: x, y and 1 of each pixel's middle, in [0, 1]: a cut-out tells where it was taken."""
+    at = (torch.arange(side) + 0.5) / side
+    return torch.stack([at.expand(side, side), at[:, None].expand(side, side), torch.ones(side, side)])
+
+
+@given(st.floats(0.3, 0.7), st.floats(0.3, 0.7), st.floats(0.1, 0.4), st.floats(0.1, 0.4))
+@settings(max_examples=30, deadline=None)
+def test_a_cut_out_is_the_square_around_the_box(x: float, y: float, w: float, h: float) -> None:
+    box = torch.tensor([[x - w / 2, y - h / 2, x + w / 2, y + h / 2]])
+    out = cut(_ramp(128)[None], box, 24)[0]
+    half = max(w, h) * MARGIN / 2
+    at = (torch.arange(24) + 0.5) / 24 * 2 - 1
+    inside = (torch.tensor([x, y])[:, None] + at * half - 0.5).abs().amax(0) < 0.49  # beyond the frame the edge goes on
+    torch.testing.assert_close(out[0, 12][inside], (x + at * half)[inside], atol=2e-3, rtol=0)
+    torch.testing.assert_close(out[1, :, 12][inside], (y + at * half)[inside], atol=2e-3, rtol=0)
+
+
+def test_each_cut_out_is_of_its_own_picture_and_the_edge_goes_on() -> None:
+    pictures = torch.stack([torch.full((3, 32, 32), v) for v in (0.25, 0.5)])
+    out = cut(pictures, torch.tensor([[0.2, 0.2, 0.5, 0.5], [-0.5, -0.5, 1.5, 1.5]]))
+    assert out.shape == (2, 3, CROP, CROP)
+    torch.testing.assert_close(out, torch.tensor([0.25, 0.5]).view(2, 1, 1, 1).expand_as(out))
+
+
+def _map(*boxes: Box, score: float = 4.0) -> Tensor:
+    """What a perfect finder says of boxes."""
+    found = torch.zeros(1, 5, GRID, GRID)
+    found[:, 0] = -6
+    for x0, y0, x1, y1 in boxes:
+        cx, cy = (x0 + x1) / 2 * GRID, (y0 + y1) / 2 * GRID
+        i, j = int(cy), int(cx)
+        values = [score, cx - j - 0.5, cy - i - 0.5, math.log(x1 - x0), math.log(y1 - y0)]
+        found[0, :, i, j] = torch.tensor(values)
+    return found
+
+
+@st.composite
+def _boxes(draw: st.DrawFn) -> Box:
+    w, h = draw(st.floats(0.05, 0.9)), draw(st.floats(0.05, 0.9))
+    x, y = draw(st.floats(w / 2, 1 - w / 2)), draw(st.floats(h / 2, 1 - h / 2))
+    return x - w / 2, y - h / 2, x + w / 2, y + h / 2
+
+
+@given(_boxes())
+@settings(max_examples=50, deadline=None)
+def test_boxes_come_back_from_the_map_and_cost_nothing_there(box: Box) -> None:
+    """Peaks and the training loss mean the same map."""
+    found = _map(box)
+    scores, boxes = reading.peaks(found, 1)
+    assert float(scores[0, 0]) == pytest.approx(1 / (1 + math.exp(-4)))
+    torch.testing.assert_close(boxes[0, 0], torch.tensor(box), atol=1e-5, rtol=0)
+    network = SimpleNamespace(finder=lambda x: (found, torch.zeros(1, len(BACKGROUNDS))))
+    labels = torch.full((1, 2, 7), -1)
+    labels[0, 0] = 0
+    slots = torch.zeros(1, 2, 4)
+    slots[0, 0] = torch.tensor(box)
+    terms = recipe._finding(network, torch.zeros(1, 3, 64, 64), slots, labels, "cpu")
+    assert float(terms["box"]) < 1e-5 and float(terms["background"]) == pytest.approx(0.3 * math.log(len(BACKGROUNDS)))
+    shifted = slots + torch.tensor([2.5 / GRID, 0, 2.5 / GRID, 0])
+    assert float(recipe._finding(network, torch.zeros(1, 3, 64, 64), shifted, labels, "cpu")["centre"]) > 3 * float(terms["centre"])
+
+
+def test_the_surer_of_two_comes_first_and_neighbours_are_not_objects() -> None:
+    a, b = (0.1, 0.1, 0.4, 0.5), (0.6, 0.5, 0.9, 0.9)
+    found = _map(a, score=1.0) + 0
+    found = torch.where(_map(b, score=3.0)[:, :1] > 0, _map(b, score=3.0), found)
+    i, j = divmod(int(found[0, 0].argmax()), GRID)
+    found[0, :, i, j + 1] = found[0, :, i, j] - torch.tensor([0.5, 0, 0, 0, 0])  # nearly as sure, beside it
+    scores, boxes = reading.peaks(found, 3)
+    torch.testing.assert_close(boxes[0, :2], torch.tensor([b, a]), atol=1e-5, rtol=0)
+    assert float(scores[0, 0]) > float(scores[0, 1]) > reading.PRESENT > float(scores[0, 2])
+
+
+@given(_boxes(), _boxes())
+@settings(max_examples=50, deadline=None)
+def test_overlap_is_symmetric_and_between_none_and_all(a: Box, b: Box) -> None:
+    assert 0 <= reading.overlap(a, b) == reading.overlap(b, a) <= 1 + 1e-9
+    assert reading.overlap(a, a) == pytest.approx(1)
+
+
+def test_overlap_by_hand() -> None:
+    """Two squares of 0.4 that share a quarter: 0.04 / (0.16 + 0.16 - 0.04)."""
+    assert reading.overlap((0.1, 0.1, 0.5, 0.5), (0.3, 0.3, 0.7, 0.7)) == pytest.approx(1 / 7)
+    assert reading.overlap((0, 0, 0.2, 0.2), (0.5, 0, 0.7, 0.2)) == 0
+    assert reading.overlap((0, 0, 1, 1), (0.25, 0.25, 0.75, 0.75)) == pytest.approx(0.25)
+
+
+def test_a_word_is_the_likeliest_value_as_the_world_names_it() -> None:
+    probs = {"class": torch.tensor([0.1, 0.2, 0.0, 0.7, 0, 0, 0, 0])}
+    assert reading.Thing(0.9, (0, 0, 1, 1), torch.zeros(WIDTH), probs).word("class") == CLASSES[3] == "mug"
+
+
+def test_focal_loss_by_hand() -> None:
+    """A centre at p = 3/4; elsewhere p = 1/4, once where the bump is 1/2 and once where there is none."""
+    logits, heat = torch.tensor([math.log(3), -math.log(3), -math.log(3)]), torch.tensor([1.0, 0.5, 0.0])
+    hit = -(0.25**2) * math.log(0.75)
+    miss = [-((1 - h) ** 4) * 0.25**2 * math.log(0.75) for h in (0.5, 0)]
+    assert float(recipe.focal(logits, heat)) == pytest.approx(hit + sum(miss), rel=1e-5)
+    assert float(recipe.focal(torch.tensor([20.0, -20.0]), torch.tensor([1.0, 0.0]))) < 1e-9
+
+
+def test_the_box_of_a_mask_holds_its_covered_pixels() -> None:
+    mask = np.zeros((10, 20), np.uint8)[:, :10]
+    mask = mask.copy()
+    mask[2:5, 3:9], mask[9, 0] = 200, 100  # half covered pixels do not count
+    assert recipe.box_of(mask) == (0.3, 0.2, 0.9, 0.5)
+
+
+@pytest.fixture(scope="module")
+def shard() -> recipe.Seen:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipe, "SHARD", 12)
+        return recipe.draw_shard(SMALL, 0)
+
+
+def test_rows_of_an_instance_show_one_object_in_several_scenes(shard: recipe.Seen) -> None:
+    count = 12 * recipe.VIEWS
+    assert shard.pictures.shape == (count, 64, 64, 3) and shard.boxes.shape == (count, 2, 4) and shard.labels.shape == (count, 2, 7)
+    views = shard.labels[:, 0].reshape(12, recipe.VIEWS, 7)
+    own = np.delete(views, LABELS.index("background"), axis=2)
+    assert (own == own[:, :1]).all()  # all but the background
+    assert [CLASSES[k] for k in views[:6, 0, 0]] == list(MEDIUM.classes)
+    assert len({p.tobytes() for p in shard.pictures}) == count
+
+
+def test_a_second_object_has_a_box_and_labels_and_an_absent_one_has_none(shard: recipe.Seen) -> None:
+    there = shard.labels[:, 1, 0] >= 0
+    assert 0.1 < there.mean() < 0.6
+    assert (shard.labels[~there, 1] == -1).all() and not shard.boxes[~there, 1].any()
+    for box in (*shard.boxes[:, 0], *shard.boxes[there, 1]):
+        assert 0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1
+    middles = shard.boxes[there].reshape(-1, 2, 2, 2).mean(2)[..., 0]
+    assert (np.abs(middles[:, 0] - middles[:, 1]) > 0.25).all() and {*np.sign(middles[:, 0] - middles[:, 1])} == {-1, 1}  # either side
+
+
+def test_no_held_out_object_is_drawn_for_training(shard: recipe.Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Scene] = []
+    real = recipe.draw.render
+    monkeypatch.setattr(recipe, "SHARD", 12)
+    monkeypatch.setattr(recipe.draw, "render", lambda scene, size: drawn.append(scene) or real(scene, size))
+    again = recipe.draw_shard(SMALL, 0)
+    assert np.array_equal(again.pictures, shard.pictures)
+    assert drawn and not any(world.is_held_out(i) for scene in drawn for i, _ in scene.objects)
+
+
+def test_a_step_pairs_views_of_instances_of_two_classes(shard: recipe.Seen) -> None:
+    by_class = recipe._by_class(shard.labels)
+    assert sorted(np.concatenate(by_class).tolist()) == list(range(12)) and len(by_class) == 6
+    for seed in range(10):
+        rows = recipe._rows(by_class, torch.Generator().manual_seed(seed))
+        pairs = rows.reshape(-1, 2)
+        assert (pairs[:, 0] // recipe.VIEWS == pairs[:, 1] // recipe.VIEWS).all() and (pairs[:, 0] != pairs[:, 1]).all()
+        assert len(set(pairs[:, 0] // recipe.VIEWS)) == len(pairs)
+        assert len(set(shard.labels[rows, 0, 0])) == 2
+
+
+def test_spoiled_pictures_keep_shape_and_content(shard: recipe.Seen) -> None:
+    x = torch.from_numpy(shard.pictures[:16]).permute(0, 3, 1, 2).float() / 127.5 - 1
+    a, b = (recipe.spoil(x, torch.Generator().manual_seed(0)) for _ in range(2))
+    assert torch.equal(a, b) and a.shape == x.shape and not torch.equal(a, recipe.spoil(x, torch.Generator().manual_seed(1)))
+    assert bool(((a - x).flatten(1).norm(dim=1) > 0).all())
+    assert float((a - x).abs().mean()) < 0.25 * float(x.std()) + 0.1
+
+
+def test_a_training_step_has_every_term_and_reaches_both_networks(shard: recipe.Seen, untrained: Evaluator) -> None:
+    network = Evaluator()
+    g = torch.Generator().manual_seed(0)
+    rows = recipe._rows(recipe._by_class(shard.labels), g)
+    x = torch.from_numpy(shard.pictures[rows]).permute(0, 3, 1, 2).float() / 127.5 - 1
+    boxes, labels = torch.from_numpy(shard.boxes[rows]), torch.from_numpy(shard.labels[rows]).long()
+    terms = recipe._finding(network, x, boxes, labels, "cpu") | recipe._reading(network, x, boxes, labels, g, "cpu")
+    assert terms.keys() == {"centre", "box", "background", "identity", "heads"}
+    torch.stack(list(terms.values())).sum().backward()
+    assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in network.parameters())
+
+
+def test_the_weights_are_written_in_half_precision(untrained: Evaluator, tmp_path: Path) -> None:
+    recipe.publish(untrained, tmp_path / "w.safetensors", CPU, "0123456")
+    again = reading.load(tmp_path / "w.safetensors")
+    assert all(torch.equal(v, untrained.state_dict()[k].half().float()) for k, v in again.state_dict().items())
+    assert not again.training and not any(p.requires_grad for p in again.parameters())
+    assert (tmp_path / "w.safetensors").stat().st_mode & 0o777 == 0o644
+    assert reading.about(tmp_path / "w.safetensors") == {
+        "commit": "0123456",
+        "dial": CPU.dial,
+        "seed": CPU.seed,
+        "steps": CPU.evaluator_steps,
+    }
+
+
+@pytest.mark.parametrize(("trained", "known"), [("easy", {"easy"}), ("medium", {"easy", "medium"}), ("full", {"easy", "medium", "full"})])
+def test_an_evaluator_knows_the_worlds_that_show_no_more_than_its_own(
+    trained: str, known: set[str], untrained: Evaluator, tmp_path: Path
+) -> None:
+    recipe.publish(untrained, tmp_path / "w.safetensors", replace(CPU, dial=trained), "")
+    assert {name for name, dial in world.DIALS.items() if reading.knows(dial, tmp_path / "w.safetensors")} == known
+
+
+# What ships.
+
+
+@pytest.fixture(scope="module")
+def network() -> Evaluator:
+    return reading.load()
+
+
+def _lone(count: int, seed: int = 77) -> list[Scene]:
+    rng = np.random.default_rng(seed)
+    return [world.sample_scene(rng, MEDIUM, instances=(world.sample_instance(rng, MEDIUM, held_out=True),)) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def seen(network: Evaluator) -> tuple[list[Scene], list[list[np.ndarray]], list[reading.Reading], np.ndarray]:
+    """60 lone held-out objects: scenes, masks, readings and pictures."""
+    scenes = _lone(60)
+    drawn = [render(s, 128) for s in scenes]
+    pictures = np.stack([p for p, _ in drawn])
+    return scenes, [m for _, m in drawn], reading.read(network, pictures), pictures
+
+
+def test_the_file_is_small_and_says_how_it_was_made() -> None:
+    assert reading.WEIGHTS.stat().st_size <= 6e6
+    assert set(reading.about()) == {"dial", "seed", "steps", "commit"}
+    assert reading.knows(world.EASY) and reading.knows(MEDIUM)
+
+
+def test_it_names_class_background_and_colour(seen) -> None:
+    scenes, _, readings, _ = seen
+    told = [(s.objects[0][0], s.background, r) for s, r in zip(scenes, readings, strict=True)]
+    assert sum(r.main.word("class") == i.kind for i, _, r in told) >= 0.9 * 60
+    assert sum(BACKGROUNDS[int(r.background.argmax())] == b for _, b, r in told) >= 0.9 * 60
+    assert sum(r.main.word("colour") == i.colour for i, _, r in told) >= 0.8 * 60
+
+
+def test_it_finds_the_object_and_one_alone(seen) -> None:
+    _, masks, readings, _ = seen
+    overlaps = [reading.overlap(r.main.box, recipe.box_of(m[0])) for r, m in zip(readings, masks, strict=True)]
+    assert np.mean(overlaps) > 0.7 and np.mean(np.array(overlaps) > 0.5) >= 0.9
+    assert np.mean([len(r.things) == 1 for r in readings]) >= 0.9
+
+
+def test_it_finds_both_of_two(network: Evaluator) -> None:
+    rng = np.random.default_rng(3)
+    pairs = [
+        world.sample_scene(rng, MEDIUM, instances=tuple(world.sample_instance(rng, MEDIUM, held_out=True) for _ in "ab")) for _ in range(20)
+    ]
+    drawn = [render(s, 128) for s in pairs]
+    readings = reading.read(network, np.stack([p for p, _ in drawn]))
+    both = [
+        len(r.things) == 2 and all(max(reading.overlap(t.box, recipe.box_of(m)) for t in r.things) > 0.5 for m in masks)
+        for r, (_, masks) in zip(readings, drawn, strict=True)
+    ]
+    assert np.mean(both) >= 0.8
+
+
+def test_an_object_is_nearer_to_itself_than_to_another_of_its_class(network: Evaluator) -> None:
+    assert recipe.retrieval(network, CPU, "dog", np.random.default_rng(0), among=12) >= 0.75  # 1/12 by chance
+
+
+def test_readings_are_probabilities_and_unit_vectors_surest_first(seen) -> None:
+    for r in seen[2]:
+        assert 1 <= len(r.things) <= 2 and r.main is r.things[0]
+        assert float(r.background.sum()) == pytest.approx(1, abs=1e-5)
+        assert [t.score for t in r.things] == sorted((t.score for t in r.things), reverse=True)
+        for t in r.things:
+            assert float(t.vector.norm()) == pytest.approx(1, abs=1e-5) and t.probs.keys() == ATTRIBUTES.keys()
+            assert all(float(p.sum()) == pytest.approx(1, abs=1e-5) for p in t.probs.values())
+
+
+def test_a_picture_is_read_the_same_in_any_batch(network: Evaluator, seen) -> None:
+    _, _, readings, pictures = seen
+    for some in (reading.read(network, pictures[:5], batch=2), reading.read(network, pictures[:5], most=1)):
+        for a, b in zip(some, readings, strict=False):
+            torch.testing.assert_close(a.main.vector, b.main.vector, atol=1e-4, rtol=0)
+            assert a.main.box == pytest.approx(b.main.box, abs=1e-4) and a.main.score == pytest.approx(b.main.score, abs=1e-4)
+
+
+def test_where_nothing_is_there_is_still_one_thing_however_unsure(network: Evaluator, seen) -> None:
+    readings = reading.read(network, np.full((2, 128, 128, 3), 127, np.uint8))
+    assert all(len(r.things) >= 1 for r in readings)
+    assert readings[0].main.score < np.median([r.main.score for r in seen[2]])
+    assert reading.read(network, np.zeros((0, 128, 128, 3), np.uint8)) == []
