@@ -45,7 +45,7 @@ def run(ctx: Context, out: Path, dial: Dial, config: Bench) -> list[dict[str, An
     seen, known = (hits(drawing.readings(network, side), scenes) for side in (shown, true))
     rows = []
     for name, values in seen.items():
-        one = float(np.mean(known[name]))
+        one = float(np.mean(known[name])) or 1.0
         rows.append(_row("base", name, [v / one for v in values]))
     rows += [_row("truth", name, values) for name, values in known.items()]
     rows += copies(shown, true, bank)

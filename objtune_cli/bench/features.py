@@ -61,10 +61,12 @@ def dino(name: str = DINO) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _opened(kind: Any, name: str, option: str, families: tuple[str, ...]) -> Any:
+    from huggingface_hub import snapshot_download
     from transformers import AutoConfig
 
     quiet()
     try:
+        name = name if Path(name).is_dir() else snapshot_download(name, local_files_only=True)
         family = AutoConfig.from_pretrained(name, local_files_only=True).model_type
         found = kind.from_pretrained(name, local_files_only=True) if family in families else None
     except (OSError, *UNREADABLE) as error:

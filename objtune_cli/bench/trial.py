@@ -135,7 +135,7 @@ def _measured(ctx: Context, command: list[str], label: str) -> tuple[dict[str, A
         while child.poll() is None and not ctx.stopped():
             memory = max(memory, _peak(child.pid))
             time.sleep(0.1)
-        if ctx.stopped():
+        if child.poll() is None:
             child.terminate()
             child.wait()
             raise Stopped(ctx.stopped(), f"stopped during {label}; finished objects are kept", "the same command goes on from there")

@@ -97,7 +97,7 @@ class Trainer:
         total.backward()
         torch.nn.utils.clip_grad_norm_([*self.lora, *self.learned.values()], 1.0)
         self.optimizer.step()
-        if self.config.token_norm == "kept":
+        if self.config.token_norm == "kept" and self.config.token == "learned":
             with torch.no_grad():
                 for name, rows in self.learned.items():
                     rows.copy_(keep_norm(rows, self.norms[name]))
@@ -182,7 +182,8 @@ class Trainer:
             slots: Any = self.optimizer.state.get(p, {})
             kept[f"{i:04d}.value"] = p.detach().cpu()
             if slots:
-                kept |= {f"{i:04d}.m": slots["exp_avg"].cpu(), f"{i:04d}.v": slots["exp_avg_sq"].cpu()}
+                taken = torch.tensor([int(slots["step"])])  # less than the run's where it rested
+                kept |= {f"{i:04d}.m": slots["exp_avg"].cpu(), f"{i:04d}.v": slots["exp_avg_sq"].cpu(), f"{i:04d}.n": taken}
         return kept
 
     def restore(self, kept: Mapping[str, Tensor]) -> None:
@@ -194,7 +195,7 @@ class Trainer:
                 p.copy_(kept[f"{i:04d}.value"])
                 if f"{i:04d}.m" in kept:
                     self.optimizer.state[p] = {
-                        "step": torch.tensor(float(self.step)),
+                        "step": torch.tensor(float(kept[f"{i:04d}.n"])),
                         "exp_avg": kept[f"{i:04d}.m"].to(p.device),
                         "exp_avg_sq": kept[f"{i:04d}.v"].to(p.device),
                     }

@@ -35,8 +35,9 @@ def run(ctx: Context, sources: list[Ref], config: Train, embedding: Embed, prior
         Stopped: A signal came; the state is saved.
     """
     config = _suited(config, ctx.base.training)
-    if config.token == "fixed" and (config.modules == "none" or config.token_first):
-        raise UsageError("nothing would be learned: a fixed token, and no layers beside it", "set train.modules, train.token or train.token_first")
+    alone, first = config.modules == "none", config.token_first
+    if (config.token == "fixed" and (alone or first)) or (alone and 0 < first < config.steps):
+        raise UsageError("there would be steps in which nothing learns", "set train.modules, train.token or train.token_first")
     starts = [embed.run(ctx.unforced(), s, embedding).ref if s.kind == "mask" else s for s in sources]
     records = [artifact.read_record(ctx.root, ref) for ref in starts]
     for record in records:

@@ -222,7 +222,6 @@ def test_a_fixed_token_does_not_move_and_the_layers_do(trainer) -> None:
     assert not any(torch.equal(v, start[k]) for k, v in _lora(t).items())
 
 
-@pytest.mark.xfail(strict=True, reason="keep_norm is taken of a fixed token too")
 def test_a_fixed_token_of_kept_length_does_not_move_by_a_rounding_either(trainer) -> None:
     t = trainer(token="fixed")
     t.learned["rex"].copy_(torch.linspace(-1, 1.7, 16)[None] / 3)
@@ -332,10 +331,7 @@ CONTINUED = {
 }
 
 
-RESTORED = pytest.mark.xfail(strict=True, reason="Adam's own step count is restored as the trainer's: 2 where the layers have learned once")
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=RESTORED) if n == "token first" else n for n in CONTINUED])
+@pytest.mark.parametrize("name", CONTINUED)
 def test_stopped_and_continued_equals_unbroken_bit_for_bit(trainer, name: str) -> None:
     whole = trainer(steps=4, **CONTINUED[name])
     training.run(whole, lambda step: None)
