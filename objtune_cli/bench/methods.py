@@ -4,6 +4,7 @@ Each is a set of settings of the same two stages, `init-embedding` and `train`; 
 """
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,13 +102,18 @@ def named(text: str) -> dict[str, Method]:
     """
     wanted: list[str] = []
     for part in (part.strip() for part in text.split(",")):
-        name, *changes = part.split("+")
+        name, *changes = _split(part)
         if name not in METHODS and (changes or name not in GROUPS):
             raise UsageError(f"there is no method {name}", f"known: {', '.join((*METHODS, *GROUPS))}")
         wanted += [part] if changes else GROUPS.get(name, (name,))
     order = list(METHODS)
-    wanted = sorted(dict.fromkeys(wanted), key=lambda part: order.index(part.split("+")[0]))
-    return {part: _varied(*part.split("+")) for part in wanted}
+    wanted = sorted(dict.fromkeys(wanted), key=lambda part: order.index(_split(part)[0]))
+    return {part: _varied(*_split(part)) for part in wanted}
+
+
+def _split(part: str) -> list[str]:
+    """A name and the settings behind it; a plus inside a value (`attention+ff`) stays."""
+    return re.split(r"\+(?=[a-z-]+\.)", part)
 
 
 def _varied(name: str, *changes: str) -> Method:

@@ -89,9 +89,15 @@ def test_the_table_itself_stays_as_it_is() -> None:
         ("All", "there is no method All"), ("baselines+train.lr=1e-3", "there is no method baselines"),
         ("objtune+train.lr", "has no value"), ("objtune+train.stepz=1", "unknown key train.stepz"), ("objtune+train.steps=many", "train.steps is 'many'"),
         ("objtune+train.steps=-1", "train.steps is -1"), ("objtune+generate.n=2", "generate.n=2 is no setting of a method"),
-        ("objtune+", "has no value"),
+        ("objtune+", "there is no method"),
     ],
 )  # fmt: skip
 def test_what_is_no_method_or_setting_is_named(text: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         named(text)
+
+
+def test_a_plus_inside_a_value_stays() -> None:
+    [(name, method)] = named("objtune+train.modules=attention+ff+train.lr=3e-4").items()
+    assert name == "objtune+train.modules=attention+ff+train.lr=3e-4"
+    assert method.train == {"modules": "attention+ff", "lr": 3e-4}
