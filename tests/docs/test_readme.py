@@ -56,7 +56,8 @@ def test_the_dog_is_the_dog_of_the_photo_on_another_background(folder):
     from objtune_cli.toybox.world import COLOURS
 
     sheet = np.asarray(Image.open(folder / "artifacts/adapter/dog/v001/preview.png"))
-    tile, gap = 192, 4
+    gap = 4
+    tile = (sheet.shape[1] - gap) // 3 - gap
     tiles = [sheet[gap + r * (tile + gap) :, gap + c * (tile + gap) :][:tile, :tile] for r in (0, 1) for c in (0, 1, 2)]
     photo, drawn, ordinary = tiles[0], tiles[1:5], tiles[5]
     teal = [near(t, COLOURS["teal"]) for t in drawn]

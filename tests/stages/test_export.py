@@ -96,7 +96,7 @@ def _theirs(base: Path) -> StableDiffusionPipeline:
 
 
 @pytest.mark.parametrize("rank", [1, 4])
-@pytest.mark.parametrize("modules", adapter.MODULES)
+@pytest.mark.parametrize("modules", [m for m in adapter.MODULES if m != "none"])
 @pytest.mark.parametrize("form", ["diffusers", "kohya"])
 def test_diffusers_reads_it_as_we_do(tiny_base: Path, tmp_path: Path, form: str, modules: str, rank: int) -> None:
     weights = _random_lora(tiny_base, modules, rank)
