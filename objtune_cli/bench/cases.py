@@ -68,6 +68,7 @@ class Case:
 
 
 KINDS = ("scene", "wearing", "pair")
+"""Kinds of prompts: the object alone, with an accessory, beside a second object."""
 
 
 def cases(dial: Dial, count: int, seed: int, repeats: int = 1, kinds: tuple[str, ...] = KINDS) -> list[Case]:

@@ -62,6 +62,7 @@ def dino(name: str = DINO) -> Callable[[np.ndarray], np.ndarray]:
 
 def _opened(kind: Any, name: str, option: str, families: tuple[str, ...]) -> Any:
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
     from transformers import AutoConfig
 
     quiet()
@@ -70,8 +71,10 @@ def _opened(kind: Any, name: str, option: str, families: tuple[str, ...]) -> Any
         family = AutoConfig.from_pretrained(name, local_files_only=True).model_type
         found = kind.from_pretrained(name, local_files_only=True) if family in families else None
     except (OSError, *UNREADABLE) as error:
+        missing = isinstance(error, LocalEntryNotFoundError)
+        why = "is not on this machine" if missing else f"cannot be opened: {str(error).splitlines()[0]}"
         raise ResourceError(
-            f"{name} cannot be opened: {str(error).splitlines()[0]}",
+            f"{name} {why}",
             f"give its folder with `{option} DIR`, or bring it with `hf download {name}`",
         ) from None
     if found is None:

@@ -228,7 +228,7 @@ def test_an_object_of_photographs_is_measured_by_given_models(rex: Cli, quick: l
 
 
 def test_models_that_are_not_here_are_7(rex: Cli, plain_base: Path) -> None:
-    fails(rex("evaluate", "rex", "--clip", "nobody/nothing", "--quiet"), 7, "nobody/nothing cannot be opened", "--clip DIR")
+    fails(rex("evaluate", "rex", "--clip", "nobody/nothing", "--quiet"), 7, "nobody/nothing is not on this machine", "--clip DIR")
     fails(
         rex("evaluate", "rex", "--clip", plain_base / "clip", "--dino", "/nonexistent", "--quiet"),
         7,
