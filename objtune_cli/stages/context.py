@@ -65,16 +65,20 @@ class Context:
         """The loaded base: a fresh one for each call, since stages add words and adapters to it.
 
         Args:
-            train: Gradients will flow: half precision of 5 exponent bits, in which they vanish, is not chosen.
+            train: Gradients will flow: half precision of 5 exponent bits, in which they vanish, is not chosen;
+                a processor that multiplies bf16 does so, while what enters and leaves the denoiser stays float32.
         """
         self.check_stopped()
-        from objtune_cli.models import stack
+        from objtune_cli.models import precision, stack
 
         device = stack.pick_device(self.common.device)
         dtype = stack.pick_dtype(self.common.precision, device)
         if train and self.common.precision == "auto" and dtype == stack.PRECISIONS["fp16"]:
             dtype = stack.PRECISIONS["fp32"]
-        return stack.load(self.base.folder, device, dtype)
+        loaded = stack.load(self.base.folder, device, dtype)
+        if train and self.common.precision == "auto" and device.type == "cpu" and precision.processor_has_bf16():
+            precision.halve(loaded.unet)
+        return loaded
 
     def unforced(self) -> "Context":
         """The same for the stages before the one that `--force` is meant for."""

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from objtune_cli.models import precision
 from objtune_cli.toybox.recipe.autoencoder import to_unit
 from objtune_cli.toybox.recipe.data import HELD_BACK, Drawn
 from objtune_cli.toybox.recipe.growth import inherit
@@ -19,6 +20,10 @@ NO_PROMPT = 0.1
 """Share of rows trained with the empty prompt, for guidance."""
 FULL_CAPTION = 0.5
 """Share of rows with the picture's longest caption: patterns and accessories are named in half of the others only."""
+PAIRS = 0.3
+"""Share of rows drawn from scenes of two objects alone, beside those that chance brings: the last thing the base learns."""
+FOCUS = (250, 850)
+"""Timesteps that half of the rows are drawn from."""
 OBJECT_WEIGHT = 1.5
 """Extra weight of latent cells on objects: shapes are learned later than skies."""
 
@@ -83,7 +88,11 @@ def train(work: Path, preset: Preset, data: Drawn, tokenizer, clip, vae, sample:
     noise_levels = scheduler().alphas_cumprod
     bank = latents(work, data, vae)
     usable = len(bank) - HELD_BACK
+    pairs = np.flatnonzero(data.labels[:usable, 1, 0] >= 0)
     text_model = clip.text_model.requires_grad_(False).eval().to(device)
+    half = device == "cuda" or precision.processor_has_bf16()
+    if half and device == "cpu":
+        precision.prepare(unet)
 
     def encode(texts: list[str]) -> Tensor:
         ids = tokenizer(texts, padding="max_length", max_length=preset.tokens, truncation=True, return_tensors="pt")
@@ -91,7 +100,10 @@ def train(work: Path, preset: Preset, data: Drawn, tokenizer, clip, vae, sample:
             return text_model(input_ids=ids.input_ids.to(device)).last_hidden_state
 
     def losses(step: int, g: torch.Generator) -> dict[str, Tensor]:
-        rows = torch.randint(usable, (preset.denoiser_batch,), generator=g).tolist()
+        anywhere = torch.randint(usable, (preset.denoiser_batch,), generator=g).tolist()
+        among = torch.randint(len(pairs), (preset.denoiser_batch,), generator=g).tolist()
+        doubled = (torch.rand(preset.denoiser_batch, generator=g) < PAIRS).tolist()
+        rows = [int(pairs[p]) if d else r for r, p, d in zip(anywhere, among, doubled, strict=True)]
         pick = torch.randint(preset.captions, (len(rows),), generator=g).tolist()
         full = (torch.rand(len(rows), generator=g) < FULL_CAPTION).tolist()
         dropped = (torch.rand(len(rows), generator=g) < NO_PROMPT).tolist()
@@ -101,18 +113,18 @@ def train(work: Path, preset: Preset, data: Drawn, tokenizer, clip, vae, sample:
         ]
         z = torch.from_numpy(bank[rows]).float().permute(0, 3, 1, 2)
         noise = torch.randn(z.shape, generator=g)
-        # Half of the steps where shape and colour are decided, half anywhere.
+        # Half of the rows where most of an object's identity is lost (samples started from true latents show it), half anywhere.
         t = torch.where(
             torch.rand(len(rows), generator=g) < 0.5,
             torch.randint(0, 1000, (len(rows),), generator=g),
-            torch.randint(400, 960, (len(rows),), generator=g),
+            torch.randint(*FOCUS, (len(rows),), generator=g),
         )
         a = noise_levels[t].sqrt().view(-1, 1, 1, 1)
         s = (1 - noise_levels[t]).sqrt().view(-1, 1, 1, 1)
         cover = torch.from_numpy(data.masks[rows]).float()[:, None] / 255
         weight = 1 + OBJECT_WEIGHT * F.max_pool2d(cover, 3, 1, 1)
         x = (a * z + s * noise).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        with torch.autocast(device, torch.bfloat16, enabled=half):
             v = unet(x.to(device), t.to(device), encode(texts)).sample
         error = (v.float() - (a * noise - s * z).to(device)).square()
         weight = weight.to(device)

@@ -1,0 +1,60 @@
+"""Half precision on processors that have it: bf16 for products, float32 for sums, norms and softmax."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from objtune_cli.models.attention import heads, merged
+
+
+def processor_has_bf16() -> bool:
+    """Whether matrix products in bf16 are faster here than in float32 (AVX512-BF16, AMX); elsewhere they are emulated."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # type: ignore[no-untyped-call]
+
+
+class FloatAttention:
+    """Attention whose softmax runs in float32: torch's bf16 kernel is ten times slower backward on a processor."""
+
+    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any) -> Tensor:
+        q, k, v = heads(attn, hidden_states, encoder_hidden_states)
+        with torch.autocast(q.device.type, enabled=False):
+            out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), scale=attn.scale)
+        return merged(attn, out.to(q.dtype), hidden_states)
+
+
+class FloatGroupNorm(nn.GroupNorm):
+    """Group norm in float32 on any input; the result is float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return F.group_norm(x.float(), self.num_groups, self.weight.float(), self.bias.float(), self.eps)
+
+
+def prepare(unet: Any) -> None:
+    """Let the denoiser's softmax and group norms run in float32 under bf16 autocast on a processor."""
+    unet.set_attn_processor(FloatAttention())
+    for module in unet.modules():
+        if type(module) is nn.GroupNorm:
+            module.__class__ = FloatGroupNorm
+
+
+def halve(unet: Any) -> None:
+    """Keep the weights of products in bf16 and multiply in it; the denoiser takes and gives float32 as before.
+
+    Layers added later (LoRA) keep float32 weights and are multiplied in bf16 too.
+    """
+    prepare(unet)
+    for module in unet.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.to(torch.bfloat16)
+    inside = unet.forward
+
+    def forward(*args: Any, **named: Any) -> Any:
+        with torch.autocast("cpu", torch.bfloat16):
+            out = inside(*args, **named)
+        out.sample = out.sample.float()
+        return out
+
+    unet.forward = forward
