@@ -7,6 +7,7 @@ methods are settings of the same loop, so that a comparison compares nothing els
 import contextlib
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,10 +23,29 @@ from objtune_cli.models.tokens import Placeholders
 from objtune_cli.numerics import losses, noise
 from objtune_cli.numerics.prototype import keep_norm
 
+KNOWN_FROM = 1 << 31
+"""Number of the first generator that is no step's."""
 TEMPLATES = (PROMPT, "a picture of {}", "{}")
 WARMUP = 20
 TEACHER_SHARE = 4
-"""One in so many rows asks the frozen base what lies outside the mask: a pass of its own, and scenes are kept with few."""
+"""One in so many rows is held to the frozen base outside the mask: scenes are kept with few."""
+KEPT = 24
+"""Predictions of the frozen base per template, made before the first step: none is needed later."""
+
+
+@dataclass(slots=True)
+class Known:
+    """Noised views of one subset under one template, and the frozen base's word on them.
+
+    Attributes:
+        rows: Which views (N,). z_t, aim, pred: (N, C, h, w): noised, the regression target, the base's prediction. t: (N,).
+    """
+
+    rows: Tensor
+    z_t: Tensor
+    t: Tensor
+    aim: Tensor
+    pred: Tensor
 
 
 class Trainer:
@@ -42,11 +62,12 @@ class Trainer:
         self.views = [views(stack, members, config) for members in subsets(subjects)]
         self.priors = {word: {k: v.to(stack.device) for k, v in prior.items()} for word, prior in priors.items()}
         self.teacher_conditions = self._teacher_conditions()
+        self.known = self._known() if config.background_weight else []
         self.lora = adapter.add(stack, config.rank, config.modules, config.seed)
         scale = float(torch.stack([n.mean() for n in self.norms.values()]).mean())
         tokens = {"params": list(self.learned.values()), "lr": config.token_lr * scale, "weight_decay": 0.0}
         self.optimizer = torch.optim.AdamW(
-            [tokens, {"params": self.lora, "lr": config.lr, "weight_decay": 0.01}], betas=(0.9, 0.99), foreach=True
+            [tokens, {"params": self.lora, "lr": config.lr, "weight_decay": 0.01}], betas=(0.9, 0.99), fused=True
         )
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.weights = {
@@ -65,6 +86,22 @@ class Trainer:
         texts |= {PROMPT.format(with_article(s.class_word)) for s in self.subjects}
         with torch.no_grad():
             return {text: self.stack.encode([text]) for text in sorted(texts)}
+
+    def _known(self) -> list[dict[str, Known]]:
+        """For each subset of the objects and each template, what the frozen base sees in noised views; before any layer learns."""
+        found = []
+        for i, v in enumerate(self.views):
+            known = {}
+            for k, template in enumerate(TEMPLATES):
+                g = noise.step_generator(self.config.seed, KNOWN_FROM + i * len(TEMPLATES) + k)
+                rows = torch.randint(len(v.latents), (KEPT,), generator=g)
+                z_t, t, aim = self._noised(v.latents[rows], g)
+                words = self.teacher_conditions[template.format(v.words("class"))]
+                with torch.no_grad():
+                    pred = self.stack.predict(z_t, t, words.expand(KEPT, -1, -1)).float()
+                known[template] = Known(rows, z_t, t, aim, pred)
+            found.append(known)
+        return found
 
     def _rate(self) -> float:
         """Share of the peak rates at this step."""
@@ -109,14 +146,21 @@ class Trainer:
         self.step += 1
 
     def _losses(self, g: torch.Generator) -> dict[str, Tensor]:
-        """The terms in use, from one pass of the denoiser with the adapter and at most one without."""
+        """The terms in use, from one pass of the denoiser; what the frozen base says was asked before the first step."""
         stack, config, count = self.stack, self.config, self.config.batch
-        views = self.views[int(torch.randint(len(self.views), (), generator=g))]
+        chosen = int(torch.randint(len(self.views), (), generator=g))
+        views = self.views[chosen]
         template = TEMPLATES[int(torch.randint(len(TEMPLATES), (), generator=g))] if config.templates == "several" else PROMPT
         subject = views.members[int(torch.randint(len(views.members), (), generator=g))]
         rows = torch.randint(len(views.latents), (count,), generator=g)
-        z, mask = views.latents[rows], views.masks[rows]
-        z_t, t, aim = self._noised(z, g)
+        z_t, t, aim = self._noised(views.latents[rows], g)
+        teacher: Tensor | None = None
+        if self.known:
+            known, asked = self.known[chosen][template], max(1, count // TEACHER_SHARE)
+            pick = torch.randint(KEPT, (asked,), generator=g)
+            rows[:asked], z_t[:asked], t[:asked], aim[:asked] = known.rows[pick], known.z_t[pick], known.t[pick], known.aim[pick]
+            teacher = known.pred[pick]
+        mask = views.masks[rows]
         prompt = self.words.expand(template.format(views.words("token")))
         parts = [(z_t, t, self._condition(prompt).expand(count, -1, -1))]
         of_class: Tensor | None = None
@@ -128,12 +172,8 @@ class Trainer:
         with attention.recorded(stack, count) if config.attention_weight else contextlib.nullcontext() as seen:
             pred = stack.predict(*joined).float()
         terms = {"object": losses.photo(pred[:count], aim, mask, config.photo_loss).mean()}
-        if config.background_weight:
-            asked = slice(max(1, count // TEACHER_SHARE))
-            known = self.teacher_conditions[template.format(views.words("class"))]
-            with torch.no_grad(), adapter.switched_off(stack):
-                teacher = stack.predict(z_t[asked], t[asked], known.expand(len(z_t[asked]), -1, -1)).float()
-            terms["background"] = losses.masked_mse(pred[asked], teacher, 1 - mask[asked]).mean()
+        if teacher is not None:
+            terms["background"] = losses.masked_mse(pred[: len(teacher)], teacher, 1 - mask[: len(teacher)]).mean()
         if of_class is not None:
             terms["class"] = losses.mse(pred[count:], of_class).mean()
         if seen is not None:

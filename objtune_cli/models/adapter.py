@@ -1,7 +1,6 @@
-"""LoRA on the denoiser through peft: add, read, write, switch off."""
+"""LoRA on the denoiser through peft: add, read, write."""
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -81,16 +80,3 @@ def activate(stack: Stack, names: list[str]) -> None:
         stack.unet.set_adapters(names)
     elif getattr(stack.unet, "peft_config", None):
         stack.unet.disable_adapters()
-
-
-@contextlib.contextmanager
-def switched_off(stack: Stack) -> Iterator[None]:
-    """Inside, the denoiser is the frozen base: the teacher."""
-    if not getattr(stack.unet, "peft_config", None):
-        yield
-        return
-    stack.unet.disable_adapters()
-    try:
-        yield
-    finally:
-        stack.unet.enable_adapters()

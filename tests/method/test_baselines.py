@@ -127,9 +127,9 @@ def test_without_a_class_weight_no_prior_is_needed(trainer) -> None:
     assert t.mean.keys() == {"object", "background"} and all(0 <= v < 100 for v in t.mean.values())
 
 
-def test_without_a_background_weight_there_is_no_teacher(trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_background_weight_there_is_no_teacher(trainer) -> None:
     t = trainer(background_weight=0.0)
-    monkeypatch.setattr(adapter, "switched_off", lambda stack: pytest.fail("the teacher was asked"))
+    assert t.known == []
     t.advance()
     assert t.mean.keys() == {"object", "class"}
 

@@ -72,6 +72,21 @@ def test_at_the_start_it_is_its_own_teacher(trainer) -> None:
     assert 0.1 < terms["object"] < 10  # against noise of variance 1
 
 
+def test_what_the_frozen_base_says_is_known_before_the_first_step(trainer) -> None:
+    t = trainer()
+    assert len(t.known) == len(t.views)
+    for views, known in zip(t.views, t.known, strict=True):
+        assert known.keys() == set(training.TEMPLATES)
+        for template, entry in known.items():
+            words = t.teacher_conditions[template.format(views.words("class"))]
+            with torch.no_grad():  # the new LoRA does nothing: this is still the frozen base
+                again = t.stack.predict(entry.z_t, entry.t, words.expand(len(entry.t), -1, -1))
+            assert torch.allclose(entry.pred, again, atol=1e-5)
+            a = t.stack.alpha_bar[entry.t].view(-1, 1, 1, 1)
+            noise = (entry.z_t - a.sqrt() * views.latents[entry.rows]) / (1 - a).sqrt()
+            assert noise.std() == pytest.approx(1, abs=0.1)
+
+
 def test_losses_stay_finite_and_the_loop_calls_back(trainer) -> None:
     seen: list[tuple[int, dict[str, float]]] = []
     t = trainer()

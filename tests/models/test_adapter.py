@@ -93,20 +93,6 @@ def test_tensors_are_copies(stack: Stack) -> None:
     assert all(torch.equal(weights[k], before[k]) for k in weights)
 
 
-def test_switched_off_is_the_base_and_on_again_afterwards(stack: Stack) -> None:
-    base = _predict(stack)
-    adapter.add(stack, 4, "all", seed=0)
-    _shake(stack)
-    trained = _predict(stack)
-    with adapter.switched_off(stack):
-        assert torch.equal(_predict(stack), base)
-    assert torch.equal(_predict(stack), trained)
-    with pytest.raises(RuntimeError, match="inside"), adapter.switched_off(stack):
-        raise RuntimeError("inside")
-    assert torch.equal(_predict(stack), trained)
-    assert all(p.requires_grad for n, p in stack.unet.named_parameters() if ".lora_" in n)  # training goes on
-
-
 def test_two_adapters_add_up(stack: Stack, tiny_base) -> None:
     layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
     weights = []
