@@ -14,6 +14,8 @@ from objtune_cli.models.stack import Stack
 from objtune_cli.numerics.noise import add_noise, step_generator, timesteps
 
 SAMPLING_STEPS = 15
+FOCUS, SHARE = (0.4, 0.98), 0.6
+"""Noise levels at which the class is held: higher than those that learn the object, for there a class word becomes a shape."""
 
 
 def compute(
@@ -28,7 +30,7 @@ def compute(
     latents = _samples(stack, prompt, config, guidance, on_step)
     g = step_generator(config.seed, 0)
     rows = torch.arange(config.entries) % len(latents)
-    t = timesteps(config.entries, len(stack.alpha_bar), g)
+    t = timesteps(config.entries, len(stack.alpha_bar), g, FOCUS, SHARE)
     noise = torch.randn((config.entries, *latents.shape[1:]), generator=g)
     z_t = add_noise(latents[rows], noise, stack.alpha_bar.cpu(), t)
     preds = []
