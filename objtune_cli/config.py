@@ -90,7 +90,10 @@ class Prior:
     """The class as the frozen base draws it."""
 
     samples: int = _setting(12, "Pictures of the class.", 1, 1024)
-    entries: int = _setting(48, "Kept predictions of the frozen base.", 1, 65_536)
+    entries: int = _setting(96, "Kept predictions of the frozen base.", 1, 65_536)
+    around: Literal["wide", "class"] = _setting(
+        "wide", "What the base is asked: the class in half of the entries and no prompt or other things in half; or the class alone."
+    )
     seed: int = _setting(0, "Random seed.", 0, MAX_SEED)
 
 

@@ -78,13 +78,14 @@ ABLATIONS = {
     "init-class": Method("init: class word", "ablation", {"init": "class"}),
     "init-random": Method("init: random", "ablation", {"init": "random"}),
     "no-class-term": Method("no class term", "ablation", train={"class_weight": 0.0}),
+    "class-prompt-alone": Method("class held by its own prompt alone", "ablation", prior={"around": "class"}),
     "no-background-term": Method("no background teacher", "ablation", train={"background_weight": 0.0}),
     "whole-frame": Method("loss on the whole frame", "ablation", train={"photo_loss": "frame", "background_weight": 0.0}),
     "no-placement": Method("no placement", "ablation", train={"views": 1}),
     "attention-term": Method("with attention term", "ablation", train={"attention_weight": 0.01}),
-    "steps-60": Method("60 steps", "ablation", train={"steps": 60}),
-    "steps-125": Method("125 steps", "ablation", train={"steps": 125}),
-    "steps-500": Method("500 steps", "ablation", train={"steps": 500}),
+    "steps-90": Method("90 steps", "ablation", train={"steps": 90}),
+    "steps-175": Method("175 steps", "ablation", train={"steps": 175}),
+    "steps-700": Method("700 steps", "ablation", train={"steps": 700}),
 }
 
 METHODS: dict[str, Method] = {**OURS, **BASELINES, **ABLATIONS}

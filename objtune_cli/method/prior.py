@@ -3,7 +3,7 @@
 Training compares against these predictions (L_CC) instead of running the frozen base again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -18,27 +18,54 @@ FOCUS, SHARE = (0.4, 0.98), 0.6
 """Noise levels at which the class is held: higher than those that learn the object, for there a class word becomes a shape."""
 
 
+def prompts(class_word: str, others: Sequence[str], around: str) -> list[str]:
+    """What the base is asked: the class, then nothing (guidance goes away from it), then other things (they stay what they are).
+
+    Source:
+        Holding more than the class prompt: Drift Correction, arXiv:2410.14159; these prompts are ours.
+    """
+    things = [PROMPT.format(with_article(word)) for word in (class_word, *(w for w in others if w != class_word))]
+    return [things[0], "", *things[1:]] if around == "wide" else things[:1]
+
+
 def compute(
-    stack: Stack, class_word: str, config: Prior, guidance: float, on_step: Callable[[int, int], None] = lambda done, total: None
+    stack: Stack,
+    class_word: str,
+    config: Prior,
+    guidance: float,
+    on_step: Callable[[int, int], None] = lambda done, total: None,
+    others: Sequence[str] = (),
 ) -> dict[str, Tensor]:
-    """Class samples and the frozen base's predictions for fixed (z_t, t).
+    """Class samples and the frozen base's predictions for fixed (z_t, t, prompt).
+
+    Args:
+        others: Words of other things that are to stay as they are.
 
     Returns:
-        "latents" (N, C, h, w): the samples; "z_t", "pred" (M, C, h, w) and "t" (M,) int64.
+        "latents" (N, C, h, w): the samples; "z_t", "pred" (M, C, h, w); "t" and "asked" (M,) int64, the latter
+        rows of "conditions" (P, L, d), the encoded `prompts`.
     """
-    prompt = PROMPT.format(with_article(class_word))
-    latents = _samples(stack, prompt, config, guidance, on_step)
+    texts = prompts(class_word, others, config.around)
+    latents = _samples(stack, texts[0], config, guidance, on_step)
     g = step_generator(config.seed, 0)
     rows = torch.arange(config.entries) % len(latents)
     t = timesteps(config.entries, len(stack.alpha_bar), g, FOCUS, SHARE)
     noise = torch.randn((config.entries, *latents.shape[1:]), generator=g)
     z_t = add_noise(latents[rows], noise, stack.alpha_bar.cpu(), t)
-    preds = []
     with torch.no_grad():
-        condition = stack.encode([prompt])
-        for z, s in zip(z_t.split(8), t.split(8), strict=True):
-            preds.append(stack.predict(z.to(stack.device), s, condition.expand(len(z), -1, -1)).float().cpu())
-    return {"latents": latents, "z_t": z_t, "t": t, "pred": torch.cat(preds)}
+        conditions = torch.cat([stack.encode([text]) for text in texts])
+        asked = _asked(config.entries, len(texts), g)
+        preds = [
+            stack.predict(z.to(stack.device), s, conditions[which.to(stack.device)]).float().cpu()
+            for z, s, which in zip(z_t.split(8), t.split(8), asked.split(8), strict=True)
+        ]
+    return {"latents": latents, "z_t": z_t, "t": t, "pred": torch.cat(preds), "asked": asked, "conditions": conditions.float().cpu()}
+
+
+def _asked(entries: int, count: int, g: torch.Generator) -> Tensor:
+    """Which prompt each entry is asked with: the first in every other one, any of the rest between."""
+    rest = torch.randint(1, max(count, 2), (entries,), generator=g)
+    return torch.where((torch.arange(entries) % 2 == 0) | (count == 1), 0, rest)
 
 
 def _samples(stack: Stack, prompt: str, config: Prior, guidance: float, on_step: Callable[[int, int], None]) -> Tensor:

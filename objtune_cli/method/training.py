@@ -15,7 +15,7 @@ from torch import Tensor
 
 from objtune_cli.config import Train
 from objtune_cli.errors import GateError
-from objtune_cli.method.prototype import PROMPT, with_article
+from objtune_cli.method.prototype import PROMPT
 from objtune_cli.method.subjects import Subject, Views, subsets, views
 from objtune_cli.models import adapter, attention
 from objtune_cli.models.stack import Stack
@@ -61,6 +61,8 @@ class Trainer:
         self.learned = {s.name: s.rows[: s.learned].to(stack.device).clone().requires_grad_(config.token == "learned") for s in subjects}
         self.views = [views(stack, members, config) for members in subsets(subjects)]
         self.priors = {word: {k: v.to(stack.device) for k, v in prior.items()} for word, prior in priors.items()}
+        for prior in self.priors.values():
+            prior["conditions"] = prior["conditions"].to(stack.dtype)
         self.teacher_conditions = self._teacher_conditions()
         self.known = self._known() if config.background_weight else []
         self.lora = adapter.add(stack, config.rank, config.modules, config.seed)
@@ -83,7 +85,6 @@ class Trainer:
     def _teacher_conditions(self) -> dict[str, Tensor]:
         """What the frozen base is told: the same words with the class in the token's place."""
         texts = {template.format(v.words("class")) for v in self.views for template in TEMPLATES}
-        texts |= {PROMPT.format(with_article(s.class_word)) for s in self.subjects}
         with torch.no_grad():
             return {text: self.stack.encode([text]) for text in sorted(texts)}
 
@@ -165,9 +166,8 @@ class Trainer:
         parts = [(z_t, t, self._condition(prompt).expand(count, -1, -1))]
         of_class: Tensor | None = None
         if config.class_weight:
-            z_c, t_c, of_class = self._class_rows(subject, max(1, count // 2), g)
-            condition = self.teacher_conditions[PROMPT.format(with_article(subject.class_word))]
-            parts.append((z_c, t_c, condition.expand(len(z_c), -1, -1)))
+            z_c, t_c, condition, of_class = self._class_rows(subject, max(1, count // 2), g)
+            parts.append((z_c, t_c, condition))
         joined = [torch.cat(column) for column in zip(*parts, strict=True)]
         with attention.recorded(stack, count) if config.attention_weight else contextlib.nullcontext() as seen:
             pred = stack.predict(*joined).float()
@@ -190,13 +190,14 @@ class Trainer:
             t = noise.timesteps(len(z), len(bar), g)
         return noise.add_noise(z, eps, bar, t), t, noise.target(z, eps, bar, t, self.stack.prediction)
 
-    def _class_rows(self, subject: Subject, count: int, g: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Noised class samples, their timesteps, and what the denoiser is to say of them."""
+    def _class_rows(self, subject: Subject, count: int, g: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Noised class samples, their timesteps and conditions, and what the denoiser is to say of them."""
         prior = self.priors[subject.class_word]
         if self.config.class_term == "noise":  # DreamBooth: the samples are pictures like any other
-            return self._noised(prior["latents"][torch.randint(len(prior["latents"]), (count,), generator=g)], g)
+            z_t, t, aim = self._noised(prior["latents"][torch.randint(len(prior["latents"]), (count,), generator=g)], g)
+            return z_t, t, prior["conditions"][:1].expand(count, -1, -1), aim
         pick = torch.randint(len(prior["t"]), (count,), generator=g)
-        return prior["z_t"][pick], prior["t"][pick].cpu(), prior["pred"][pick]
+        return prior["z_t"][pick], prior["t"][pick].cpu(), prior["conditions"][prior["asked"][pick]], prior["pred"][pick]
 
     def _attention(self, seen: attention.Recorder, prompt: str, views: Views, rows: Tensor) -> Tensor:
         """Each object's token looks at the object (Break-A-Scene, arXiv:2305.16311, eq. 2)."""

@@ -8,6 +8,9 @@ from objtune_cli.store import artifact
 from objtune_cli.store.artifact import Record
 from objtune_cli.store.refs import slug
 
+EVERYDAY = ("person", "dog", "car", "tree", "chair", "cup")
+"""Things that stay what they are, for a base that does not name the words it knows."""
+
 
 def run(ctx: Context, class_word: str, config: Prior) -> Done:
     """The prior of a class on this base; `--force` of another stage does not make it again."""
@@ -20,5 +23,5 @@ def run(ctx: Context, class_word: str, config: Prior) -> Done:
 
     stack = ctx.stack()
     step = ctx.progress(f"prior of {class_word}")
-    tensors = prior.compute(stack, class_word, config, ctx.base.sampling["guidance"], step)
+    tensors = prior.compute(stack, class_word, config, ctx.base.sampling["guidance"], step, ctx.base.words or EVERYDAY)
     return Done(artifact.publish(ctx.root, replace(record, tools=tools()), tensors))

@@ -36,10 +36,13 @@ def _subject(stack: Stack, name: str = "rex", left: int = 10) -> Subject:
     return Subject(name, "dog", torch.cat([class_rows(stack, "a"), class_rows(stack, "dog")]), 1, picture, ground.clone(), mask)
 
 
-def _prior(entries: int = 5) -> dict[str, torch.Tensor]:
+def _prior(stack: Stack, entries: int = 5) -> dict[str, torch.Tensor]:
     g = torch.Generator().manual_seed(1)
     rows = torch.randn(4, entries, 4, 8, 8, generator=g)
-    return {"latents": rows[0], "z_t": rows[1], "pred": rows[2], "t": torch.randint(0, 1000, (entries,), generator=g)}
+    t, asked = torch.randint(0, 1000, (entries,), generator=g), torch.arange(entries) % 2
+    with torch.no_grad():
+        conditions = stack.encode(["a photo of a dog", ""])
+    return {"latents": rows[0], "z_t": rows[1], "pred": rows[2], "t": t, "asked": asked, "conditions": conditions}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +57,7 @@ def trainer(opened: Stack) -> Callable[..., Trainer]:
     def make(both: bool = False, prior: bool = True, **given: object) -> Trainer:
         stack = copy.deepcopy(opened)
         subjects = [_subject(stack, "rex", 4 if both else 10)] + ([_subject(stack, "cup", 20)] if both else [])
-        return Trainer(stack, subjects, {"dog": _prior()} if prior else {}, replace(CONFIG, **given))
+        return Trainer(stack, subjects, {"dog": _prior(stack)} if prior else {}, replace(CONFIG, **given))
 
     return make
 
@@ -139,7 +142,8 @@ def test_class_samples_may_be_pictures_like_any_other(trainer, prediction: str) 
     """z_t = sqrt(a) z + sqrt(1 - a) e of a kept latent z; what is asked for is e, or sqrt(a) e - sqrt(1 - a) z."""
     t = trainer(class_term="noise")
     t.stack.scheduler.register_to_config(prediction_type=prediction)
-    z_t, steps, aim = t._class_rows(t.subjects[0], 4, step_generator(0, 0))
+    z_t, steps, told, aim = t._class_rows(t.subjects[0], 4, step_generator(0, 0))
+    assert torch.equal(told, t.priors["dog"]["conditions"][:1].expand_as(told))  # always the class
     assert z_t.shape == aim.shape == (4, 4, 8, 8)
     for z, s, y in zip(z_t, steps, aim, strict=True):
         a = t.stack.alpha_bar[s]
@@ -158,10 +162,16 @@ def test_each_class_term_reads_its_own_part_of_the_prior(trainer) -> None:
         for key in unread:
             t.priors["dog"][key] = torch.full_like(t.priors["dog"][key], float("nan"))
         assert _terms(t) == before
-    z_t, steps, aim = t._class_rows(t.subjects[0], 3, step_generator(0, 0))  # as they were kept, each with its own prediction
-    kept = [(z, int(s), y) for z, s, y in zip(*(_prior()[k] for k in ("z_t", "t", "pred")), strict=True)]
-    for z, s, y in zip(z_t, steps, aim, strict=True):
-        assert any(torch.equal(z, a) and int(s) == b and torch.equal(y, c) for a, b, c in kept)
+    rows = t._class_rows(t.subjects[0], 3, step_generator(0, 0))  # as they were kept, each with its own prompt and prediction
+    kept = _prior(t.stack)
+    for z, s, told, y in zip(*rows, strict=True):
+        assert any(
+            torch.equal(z, kept["z_t"][i])
+            and int(s) == int(kept["t"][i])
+            and torch.equal(told, kept["conditions"][kept["asked"][i]])
+            and torch.equal(y, kept["pred"][i])
+            for i in range(5)
+        )
 
 
 # Noise levels, rates, sentences.

@@ -34,8 +34,10 @@ def _prior(stack: Stack, word: str = "dog", entries: int = 5) -> dict[str, torch
     g = torch.Generator().manual_seed(1)
     z, t = torch.randn(entries, 4, 8, 8, generator=g), torch.randint(0, 1000, (entries,), generator=g)
     with torch.no_grad():
-        pred = stack.predict(z, t, stack.encode([f"a photo of a {word}"]).expand(entries, -1, -1))
-    return {"latents": z, "z_t": z, "t": t, "pred": pred}
+        conditions = stack.encode([f"a photo of a {word}", ""])
+        asked = torch.arange(entries) % 2
+        pred = stack.predict(z, t, conditions[asked])
+    return {"latents": z, "z_t": z, "t": t, "pred": pred, "asked": asked, "conditions": conditions}
 
 
 @pytest.fixture
