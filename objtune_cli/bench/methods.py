@@ -50,7 +50,7 @@ BASELINES = {
         "DreamBooth-LoRA", "arXiv:2208.12242; diffusers train_dreambooth_lora.py: rank 4, 500 steps of 1, prior weight 1, rare word",
         {"init": "rare", "vectors": 3},
         {**PLAIN, "token": "fixed", "photo_loss": "frame", "class_term": "noise", "class_weight": 1.0, "modules": "attention",
-         "rank": 4, "lr": 1e-3, "steps": 500, "batch": 1},
+         "rank": 4, "lr": 3e-3, "steps": 500, "batch": 1},
         CLASS_PICTURES,
     ),
     "masked-lora": Method(
