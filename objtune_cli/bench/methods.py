@@ -44,7 +44,7 @@ BASELINES = {
     "textual-inversion": Method(
         "Textual Inversion", "arXiv:2208.01618; diffusers examples: 1 vector, no prior",
         {"init": "class", "vectors": 1, "noun": "none"},
-        {**PLAIN, "modules": "none", "photo_loss": "frame", "class_weight": 0.0, "token_lr": 1e-2, "steps": 500, "batch": 4},
+        {**PLAIN, "modules": "none", "photo_loss": "frame", "class_weight": 0.0, "token_lr": 3e-2, "steps": 500, "batch": 4},
     ),
     "dreambooth-lora": Method(
         "DreamBooth-LoRA", "arXiv:2208.12242; diffusers train_dreambooth_lora.py: rank 4, 500 steps of 1, prior weight 1, rare word",
@@ -56,7 +56,7 @@ BASELINES = {
     "masked-lora": Method(
         "masked LoRA", "OneTrainer, kohya: area-normalised masked loss, no class term",
         {"init": "class", "vectors": 1},
-        {**PLAIN, "photo_loss": "object", "class_weight": 0.0, "modules": "attention+ff", "rank": 16, "lr": 1e-3, "steps": 400, "batch": 2},
+        {**PLAIN, "photo_loss": "object", "class_weight": 0.0, "modules": "attention+ff", "rank": 16, "lr": 3e-4, "steps": 400, "batch": 2},
     ),
     "break-a-scene": Method(
         "Break-A-Scene (LoRA)", "arXiv:2305.16311: 400 steps of the token, 400 of the rest; masked and cross-attention loss 0.01, prior 1",
@@ -68,7 +68,7 @@ BASELINES = {
     "custom-diffusion": Method(
         "Custom Diffusion", "arXiv:2212.04488: keys and values of cross-attention (full rank), one new token, prior 1, 250 steps of 2; without its rescaling of the photo",
         {"init": "rare", "vectors": 1},
-        {**PLAIN, "photo_loss": "frame", "class_term": "noise", "class_weight": 1.0, "modules": "cross-kv", "rank": 128, "lr": 1e-3,
+        {**PLAIN, "photo_loss": "frame", "class_term": "noise", "class_weight": 1.0, "modules": "cross-kv", "rank": 128, "lr": 3e-4,
          "token_lr": 1e-2, "steps": 250, "batch": 2},
         CLASS_PICTURES,
     ),
