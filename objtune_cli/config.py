@@ -28,7 +28,9 @@ class Common:
 
     base: str = _setting("toybox", "Base model: toybox, sd15, a diffusers folder, or a hub id.")
     device: str = _setting("auto", "auto, cpu, cuda, cuda:N or mps.")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = _setting("auto", "Number format of the frozen base.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = _setting(
+        "auto", "Number format of the frozen base; auto: bf16 on GPUs that have it, and for training on processors that have it."
+    )
 
 
 @dataclass(frozen=True, repr=False)
@@ -77,7 +79,7 @@ class Train:
         "prediction", "What class samples are held to: the frozen base's prediction, or their noise as in DreamBooth."
     )
     attention_weight: float = _setting(0.0, "Each token's cross-attention is held to its object (Break-A-Scene).", 0)
-    timesteps: Literal["focused", "uniform"] = _setting("focused", "Which noise levels: more of those that decide shape and colour, or any.")
+    timesteps: Literal["focused", "uniform"] = _setting("focused", "Which noise levels: more of those where an object's identity is lost, or any.")
     schedule: Literal["cosine", "constant"] = _setting("cosine", "Learning rates after the warm-up.")
     token: Literal["learned", "fixed"] = _setting("learned", "Whether the token goes on learning.")
     token_norm: Literal["kept", "free"] = _setting("kept", "Whether the token's vectors keep the class word's length.")

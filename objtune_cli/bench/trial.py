@@ -30,8 +30,8 @@ from objtune_cli.toybox.evaluator import reading
 from objtune_cli.toybox.evaluator.network import Evaluator
 from objtune_cli.toybox.world import Dial
 
-FORMAT = 1
-"""Grows when the measures themselves change."""
+FORMAT = 2
+"""Grows when the measures, or what one setting means to training, change."""
 SHOWN = 4
 """Pictures of each trial kept for the sheet."""
 

@@ -54,7 +54,7 @@ def compute(
     z_t = add_noise(latents[rows], noise, stack.alpha_bar.cpu(), t)
     with torch.no_grad():
         conditions = torch.cat([stack.encode([text]) for text in texts])
-        asked = _asked(config.entries, len(texts), g)
+        asked = _asked(config.entries, len(latents), len(texts), g)
         preds = [
             stack.predict(z.to(stack.device), s, conditions[which.to(stack.device)]).float().cpu()
             for z, s, which in zip(z_t.split(8), t.split(8), asked.split(8), strict=True)
@@ -62,10 +62,11 @@ def compute(
     return {"latents": latents, "z_t": z_t, "t": t, "pred": torch.cat(preds), "asked": asked, "conditions": conditions.float().cpu()}
 
 
-def _asked(entries: int, count: int, g: torch.Generator) -> Tensor:
-    """Which prompt each entry is asked with: the first in every other one, any of the rest between."""
+def _asked(entries: int, samples: int, count: int, g: torch.Generator) -> Tensor:
+    """Which prompt each entry is asked with: the first in every other one, any of the rest between; each sample meets both in turns."""
+    i = torch.arange(entries)
     rest = torch.randint(1, max(count, 2), (entries,), generator=g)
-    return torch.where((torch.arange(entries) % 2 == 0) | (count == 1), 0, rest)
+    return torch.where(((i + i // samples * (1 - samples % 2)) % 2 == 0) | torch.tensor(count == 1), 0, rest)
 
 
 def _samples(stack: Stack, prompt: str, config: Prior, guidance: float, on_step: Callable[[int, int], None]) -> Tensor:

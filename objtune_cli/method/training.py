@@ -93,14 +93,14 @@ class Trainer:
         found = []
         for i, v in enumerate(self.views):
             known = {}
-            for k, template in enumerate(TEMPLATES):
+            for k, template in enumerate(TEMPLATES if self.config.templates == "several" else TEMPLATES[:1]):
                 g = noise.step_generator(self.config.seed, KNOWN_FROM + i * len(TEMPLATES) + k)
                 rows = torch.randint(len(v.latents), (KEPT,), generator=g)
                 z_t, t, aim = self._noised(v.latents[rows], g)
                 words = self.teacher_conditions[template.format(v.words("class"))]
                 with torch.no_grad():
-                    pred = self.stack.predict(z_t, t, words.expand(KEPT, -1, -1)).float()
-                known[template] = Known(rows, z_t, t, aim, pred)
+                    parts = [self.stack.predict(z, s, words.expand(len(z), -1, -1)).float() for z, s in zip(z_t.split(8), t.split(8), strict=True)]
+                known[template] = Known(rows, z_t, t, aim, torch.cat(parts))
             found.append(known)
         return found
 
@@ -156,9 +156,9 @@ class Trainer:
         rows = torch.randint(len(views.latents), (count,), generator=g)
         z_t, t, aim = self._noised(views.latents[rows], g)
         teacher: Tensor | None = None
-        if self.known:
-            known, asked = self.known[chosen][template], max(1, count // TEACHER_SHARE)
-            pick = torch.randint(KEPT, (asked,), generator=g)
+        asked, pick = self._asked(g)
+        if self.known and asked:
+            known = self.known[chosen][template]
             rows[:asked], z_t[:asked], t[:asked], aim[:asked] = known.rows[pick], known.z_t[pick], known.t[pick], known.aim[pick]
             teacher = known.pred[pick]
         mask = views.masks[rows]
@@ -179,6 +179,12 @@ class Trainer:
         if seen is not None:
             terms["attention"] = self._attention(seen, prompt, views, rows)
         return terms
+
+    def _asked(self, g: torch.Generator) -> tuple[int, Tensor]:
+        """How many rows of this step the frozen base has spoken on, and which of its words; one row in `TEACHER_SHARE` on average."""
+        whole, rest = divmod(self.config.batch, TEACHER_SHARE)
+        asked = whole + int(torch.rand((), generator=g).item() * TEACHER_SHARE < rest)
+        return asked, torch.randint(KEPT, (asked,), generator=g)
 
     def _noised(self, z: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """z_t, t and the regression target of clean latents."""
@@ -239,7 +245,7 @@ class Trainer:
                 p.copy_(kept[f"{i:04d}.value"])
                 if f"{i:04d}.m" in kept:
                     self.optimizer.state[p] = {
-                        "step": torch.tensor(float(kept[f"{i:04d}.n"])),
+                        "step": torch.tensor(float(kept[f"{i:04d}.n"]), device=p.device),  # where the fused kernel reads it
                         "exp_avg": kept[f"{i:04d}.m"].to(p.device),
                         "exp_avg_sq": kept[f"{i:04d}.v"].to(p.device),
                     }

@@ -36,11 +36,13 @@ class Recorder:
 
     def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any) -> Tensor:
         q, k, v = heads(attn, hidden_states, encoder_hidden_states)
-        probs = (q @ k.transpose(-1, -2) * attn.scale).softmax(-1)
+        with torch.autocast(q.device.type, enabled=False):  # a softmax in bf16 is too coarse for a loss
+            probs = (q.float() @ k.float().transpose(-1, -2) * attn.scale).softmax(-1)
+            out = (probs @ v.float()).to(q.dtype)
         side = math.isqrt(probs.shape[2])
         if side**2 == probs.shape[2] and side <= LARGEST:
-            self.maps.setdefault(side, []).append(probs[: self.rows].float().mean(1))
-        return merged(attn, probs @ v, hidden_states)
+            self.maps.setdefault(side, []).append(probs[: self.rows].mean(1))
+        return merged(attn, out, hidden_states)
 
     def seen(self, tokens: Tensor) -> Tensor:
         """Attention to the tokens (L,) boolean on the finest kept maps, largest value 1: (rows, s, s)."""

@@ -1,4 +1,4 @@
-"""Half precision on processors that have it: bf16 for products, float32 for sums, norms and softmax."""
+"""Half precision on processors that have it: bf16 for products, float32 for group norms and softmax."""
 
 from typing import Any
 
@@ -10,8 +10,9 @@ from objtune_cli.models.attention import heads, merged
 
 
 def processor_has_bf16() -> bool:
-    """Whether matrix products in bf16 are faster here than in float32 (AVX512-BF16, AMX); elsewhere they are emulated."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # type: ignore[no-untyped-call]
+    """Whether this processor multiplies bf16 itself (AVX512-BF16, AMX); others emulate it, slower than float32."""
+    own = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # type: ignore[no-untyped-call]
+    return bool(torch.backends.mkldnn.is_available() and own)
 
 
 class FloatAttention:

@@ -78,7 +78,7 @@ def _train(ctx: Context, record: Record, starts: list[Record], priors: dict[str,
         raise UsageError("the objects are not of one photo", "train them one by one and bring them together with `objtune compose`")
     stack = ctx.stack(train=True)
     loaded = {word: {k: torch.from_numpy(v.copy()) for k, v in artifact.load(ctx.root, ref)[1].items()} for word, ref in priors.items()}
-    run_key = f"{record.identity()}/{stack.device.type}/{stack.unet.conv_in.weight.dtype}/{torch.get_num_threads()}/{torch.__version__}"
+    run_key = f"{record.identity()}/{stack.device.type}/{stack.dtype}/{stack.unet.conv_in.weight.dtype}/{torch.get_num_threads()}/{torch.__version__}"
     state = RunState(ctx.project, hashlib.sha256(run_key.encode()).hexdigest())
     with state.locked():
         done = ctx.reuse(record)  # another process may have finished it since we looked

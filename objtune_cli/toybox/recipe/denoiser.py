@@ -89,8 +89,9 @@ def train(work: Path, preset: Preset, data: Drawn, tokenizer, clip, vae, sample:
     bank = latents(work, data, vae)
     usable = len(bank) - HELD_BACK
     pairs = np.flatnonzero(data.labels[:usable, 1, 0] >= 0)
+    share = PAIRS if len(pairs) else 0.0
     text_model = clip.text_model.requires_grad_(False).eval().to(device)
-    half = device == "cuda" or precision.processor_has_bf16()
+    half = device == "cuda" or (device == "cpu" and precision.processor_has_bf16())
     if half and device == "cpu":
         precision.prepare(unet)
 
@@ -101,8 +102,8 @@ def train(work: Path, preset: Preset, data: Drawn, tokenizer, clip, vae, sample:
 
     def losses(step: int, g: torch.Generator) -> dict[str, Tensor]:
         anywhere = torch.randint(usable, (preset.denoiser_batch,), generator=g).tolist()
-        among = torch.randint(len(pairs), (preset.denoiser_batch,), generator=g).tolist()
-        doubled = (torch.rand(preset.denoiser_batch, generator=g) < PAIRS).tolist()
+        among = torch.randint(max(1, len(pairs)), (preset.denoiser_batch,), generator=g).tolist()
+        doubled = (torch.rand(preset.denoiser_batch, generator=g) < share).tolist()
         rows = [int(pairs[p]) if d else r for r, p, d in zip(anywhere, among, doubled, strict=True)]
         pick = torch.randint(preset.captions, (len(rows),), generator=g).tolist()
         full = (torch.rand(len(rows), generator=g) < FULL_CAPTION).tolist()
