@@ -70,7 +70,7 @@ class Train:
     modules: Literal["auto", "none", "cross-kv", "attention", "attention+ff", "all"] = _setting(
         "auto", "Which layers get LoRA; auto: what suits the base; none: the token alone learns."
     )
-    views: int = _setting(32, "Placements of the object drawn before training; 1: the photo as it is.", 1, 4096)
+    views: int = _setting(8, "Placements of the object drawn before training; 1: the photo as it is.", 1, 4096)
     seed: int = _setting(0, "Random seed.", 0, MAX_SEED)
     photo_loss: Literal["object", "masked", "frame"] = _setting(
         "object", "Where the photo is learned: by the object's area, masked by the frame's area, or the whole frame."

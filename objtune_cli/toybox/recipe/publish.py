@@ -17,7 +17,7 @@ SAMPLING = {"steps": 20, "guidance": 2.5}
 """What looks best on this base; `generate` reads it from the folder."""
 
 
-TRAINING = {"steps": 350, "lr": 3e-3, "token_lr": 1e-2, "modules": "all"}
+TRAINING = {"steps": 350, "lr": 2e-3, "token_lr": 1e-2, "modules": "all"}
 """What learns an object in under a minute on this base; `train` reads it from the folder."""
 
 
