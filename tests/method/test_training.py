@@ -89,6 +89,30 @@ def test_what_the_frozen_base_says_is_known_before_the_first_step(trainer) -> No
             assert noise.std() == pytest.approx(1, abs=0.1)
 
 
+def test_one_row_in_four_is_known_and_keeps_its_own_mask(trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    t = trainer()
+    seen: list[torch.Tensor] = []
+    real = type(t.stack).predict
+    monkeypatch.setattr(type(t.stack), "predict", lambda self, z, *rest: (seen.append(z.clone()), real(self, z, *rest))[1])
+    before = _terms(t)
+    known = [(z, int(row)) for entry in t.known[0].values() for z, row in zip(entry.z_t, entry.rows, strict=True)]
+    found = [[row for z, row in known if torch.equal(z, given)] for given in seen[0][:4]]
+    assert [len(rows) for rows in found] == [1, 0, 0, 0]
+    masks = t.views[0].masks.clone()
+    t.views[0].masks[:] = float("nan")
+    t.views[0].masks[found[0][0]] = masks[found[0][0]]
+    assert _terms(t)["background"] == before["background"]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4, 6])
+def test_a_quarter_of_all_rows_on_average(trainer, batch: int) -> None:
+    """Mean of 2,000 draws whose fractional part is at most 1/2: standard error below 0.012."""
+    t = trainer(replace(CONFIG, batch=batch))
+    asked = [t._asked(step_generator(0, i))[0] for i in range(2_000)]
+    assert sum(asked) / len(asked) == pytest.approx(batch / training.TEACHER_SHARE, abs=0.05)
+    assert set(asked) <= {batch // training.TEACHER_SHARE, batch // training.TEACHER_SHARE + 1}
+
+
 def test_losses_stay_finite_and_the_loop_calls_back(trainer) -> None:
     seen: list[tuple[int, dict[str, float]]] = []
     t = trainer()

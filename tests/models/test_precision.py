@@ -2,7 +2,7 @@
 
 import torch
 
-from objtune_cli.models import adapter, precision
+from objtune_cli.models import adapter, attention, precision
 from objtune_cli.models.stack import Stack
 
 
@@ -24,10 +24,19 @@ def test_halved_denoiser_predicts_as_before_within_bf16(stack: Stack) -> None:
 
 def test_products_are_halved_and_norms_are_not(stack: Stack) -> None:
     precision.halve(stack.unet)
-    kinds = {type(m): m.weight.dtype for m in stack.unet.modules() if getattr(m, "weight", None) is not None}
-    assert kinds[torch.nn.Linear] == kinds[torch.nn.Conv2d] == torch.bfloat16
-    assert kinds[precision.FloatGroupNorm] == kinds[torch.nn.LayerNorm] == torch.float32
-    assert torch.nn.GroupNorm not in kinds
+    modules = list(stack.unet.modules())
+    assert {m.weight.dtype for m in modules if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)} == {torch.bfloat16}
+    assert {m.weight.dtype for m in modules if isinstance(m, torch.nn.GroupNorm | torch.nn.LayerNorm)} == {torch.float32}
+    assert all(isinstance(m, precision.FloatGroupNorm) for m in modules if isinstance(m, torch.nn.GroupNorm))
+
+
+def test_attention_is_recorded_in_float32(stack: Stack) -> None:
+    precision.halve(stack.unet)
+    with attention.recorded(stack, 2) as seen:
+        _call(stack)
+    kept = [m for maps in seen.maps.values() for m in maps]
+    assert kept and all(m.dtype == torch.float32 for m in kept)
+    assert all(torch.allclose(m.sum(-1), torch.ones(()), atol=1e-5) for m in kept)  # bf16 would miss by 1e-2
 
 
 def test_a_lora_added_later_learns_in_float32(stack: Stack) -> None:
