@@ -68,11 +68,7 @@ def fit(
     state_file = work / f"{part}.safetensors"
     network.to(device)
     params = [p for p in network.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in params if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, plan.lr, betas=(0.9, 0.99), foreach=True)
+    optimizer = _optimizer(params, plan, weight_decay)
     average = [p.detach().clone() for p in params]
     step = _resume(state_file, network, params, optimizer, average)
     network.train()
@@ -80,15 +76,8 @@ def fit(
     first = step
     recent: dict[str, float] = {}
     while step < plan.steps:
-        for group in optimizer.param_groups:
-            group["lr"] = plan.rate(step)
         terms = losses(step, step_generator(plan.seed, step))
-        optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(terms.values())).sum().backward()
-        nn.utils.clip_grad_norm_(params, 1.0)
-        optimizer.step()
-        keep = min(plan.ema, (1 + step) / (10 + step))
-        torch._foreach_lerp_(average, [p.detach() for p in params], 1 - keep)
+        _advance(plan, step, terms, params, optimizer, average)
         step += 1
         for name, value in terms.items():
             seen = float(value.detach())
@@ -104,6 +93,29 @@ def fit(
                 _with_average(network, params, average, functools.partial(sample, step))
     _assign(params, average)
     return network.to("cpu").eval()
+
+
+def _optimizer(params: list[nn.Parameter], plan: Plan, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW that decays matrices and kernels, not biases and norms."""
+    groups = [
+        {"params": [p for p in params if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, plan.lr, betas=(0.9, 0.99), foreach=True)
+
+
+def _advance(
+    plan: Plan, step: int, terms: Losses, params: list[nn.Parameter], optimizer: torch.optim.Optimizer, average: list[Tensor]
+) -> None:
+    """One step down the sum of the terms, and the average after it."""
+    for group in optimizer.param_groups:
+        group["lr"] = plan.rate(step)
+    optimizer.zero_grad(set_to_none=True)
+    torch.stack(list(terms.values())).sum().backward()
+    nn.utils.clip_grad_norm_(params, 1.0)
+    optimizer.step()
+    keep = min(plan.ema, (1 + step) / (10 + step))
+    torch._foreach_lerp_(average, [p.detach() for p in params], 1 - keep)
 
 
 def _assign(params: list[nn.Parameter], values: list[Tensor]) -> None:

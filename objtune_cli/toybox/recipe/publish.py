@@ -18,7 +18,7 @@ SAMPLING = {"steps": 20, "guidance": 2.5}
 
 
 TRAINING = {"steps": 350, "lr": 2e-3, "token_lr": 1e-2, "modules": "all"}
-"""What learns an object in under a minute on this base; `train` reads it from the folder."""
+"""What learns an object in about a minute on this base; `train` reads it from the folder."""
 
 
 def pipeline(tokenizer, clip, vae, unet):
