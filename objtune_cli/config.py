@@ -18,8 +18,14 @@ MAX_SEED = 2**31 - 1
 _KINDS = {int: "a whole number", float: "a number", str: "text"}
 
 
-def _setting(default: Any, text: str, low: float | None = None, high: float | None = None) -> Any:
-    return field(default=default, metadata={"help": text, "low": low, "high": high})
+def _setting(default: Any, text: str, low: float | None = None, high: float | None = None, *, before: Any = None) -> Any:
+    """A setting; `before`: for one added later, the value at which work is what it was without it."""
+    return field(default=default, metadata={"help": text, "low": low, "high": high, "before": before})
+
+
+def identifying(section: Any) -> dict[str, Any]:
+    """The settings that say which work it is: one added later counts only where it changes something."""
+    return {f.name: getattr(section, f.name) for f in fields(section) if f.metadata["before"] is None or getattr(section, f.name) != f.metadata["before"]}
 
 
 @dataclass(frozen=True, repr=False)
@@ -70,6 +76,10 @@ class Train:
     modules: Literal["auto", "none", "cross-kv", "attention", "attention+ff", "all"] = _setting(
         "auto", "Which layers get LoRA; auto: what suits the base; none: the token alone learns."
     )
+    blocks: Literal["all", "decoder"] = _setting(
+        "all", "Which half of the denoiser learns; decoder: what comes after the middle, and no gradient goes further back.", before="all"
+    )
+    class_every: int = _setting(1, "The class term is taken at every n-th step, n times as heavy.", 1, 1000, before=1)
     views: int = _setting(8, "Placements of the object drawn before training; 1: the photo as it is.", 1, 4096)
     seed: int = _setting(0, "Random seed.", 0, MAX_SEED)
     photo_loss: Literal["object", "masked", "frame"] = _setting(
@@ -82,6 +92,10 @@ class Train:
     timesteps: Literal["focused", "uniform"] = _setting("focused", "Which noise levels: more of those where an object's identity is lost, or any.")
     schedule: Literal["cosine", "constant"] = _setting("cosine", "Learning rates after the warm-up.")
     token: Literal["learned", "fixed"] = _setting("learned", "Whether the token goes on learning.")
+    latents: Literal["mean", "sample"] = _setting(
+        "mean", "What the autoencoder makes of a placement: its mean, or drawn anew at each step.", before="mean"
+    )
+    beta2: float = _setting(0.99, "AdamW's memory of squared gradients; PyTorch's own default is 0.999.", 0, 0.999999, before=0.99)
     token_norm: Literal["kept", "free"] = _setting("kept", "Whether the token's vectors keep the class word's length.")
     token_first: int = _setting(0, "Steps in which the token alone learns; after them it rests and the layers learn.", 0, 1_000_000)
     templates: Literal["several", "one"] = _setting("several", "Sentences that the photo is learned under.")

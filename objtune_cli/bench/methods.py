@@ -16,8 +16,9 @@ from objtune_cli.errors import UsageError
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 PLAIN = {"views": 1, "background_weight": 0.0, "timesteps": "uniform", "schedule": "constant", "token_norm": "free",
-         "templates": "one"}  # fmt: skip
-"""What all of the others share: the photo as it is, no teacher outside the mask, any noise level, one rate, one sentence."""
+         "templates": "one", "latents": "sample", "beta2": 0.999}  # fmt: skip
+"""What all of the others share, as diffusers' examples have it: the photo as it is and its latents drawn anew at each
+step, no teacher outside the mask, any noise level, one rate, one sentence, PyTorch's own AdamW."""
 CLASS_PICTURES = {"samples": 100}
 """DreamBooth's set of generated class images (diffusers' README: 100; 12 are enough for the teacher of ours)."""
 
@@ -29,6 +30,7 @@ class Method:
     Attributes:
         title: As shown. source: Where its losses and settings come from.
         embed, train, prior: Settings that differ from the defaults.
+        given: What it is handed: a way of `given.WAYS`.
     """
 
     title: str
@@ -36,6 +38,7 @@ class Method:
     embed: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
     train: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
     prior: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
+    given: str = "exact"
 
 
 OURS = {"objtune": Method("objtune", "docs/method.md")}
@@ -88,8 +91,16 @@ ABLATIONS = {
     "steps-700": Method("700 steps", "ablation", train={"steps": 700}),
 }
 
-METHODS: dict[str, Method] = {**OURS, **BASELINES, **ABLATIONS}
-GROUPS = {"baselines": tuple(BASELINES), "ablations": tuple(ABLATIONS), "all": tuple(METHODS)}
+ROBUST = {
+    "small-object": Method("object on 2-5 % of the photo", "robustness", given="small"),
+    "mask-eroded": Method("mask eroded by 5 % of the object", "robustness", given="eroded"),
+    "mask-dilated": Method("mask dilated by 5 % of the object", "robustness", given="dilated"),
+    "mask-noisy": Method("mask with edges wrong by 5 % of the object", "robustness", given="noisy"),
+}
+"""Ours on worse input than the table's."""
+
+METHODS: dict[str, Method] = {**OURS, **BASELINES, **ABLATIONS, **ROBUST}
+GROUPS = {"baselines": tuple(BASELINES), "ablations": tuple(ABLATIONS), "robust": tuple(ROBUST), "all": tuple(METHODS)}
 """Names for several methods at once."""
 
 
@@ -129,4 +140,4 @@ def _varied(name: str, *changes: str) -> Method:
         if section not in parts:
             raise UsageError(f"{change} is no setting of a method", f"settings begin with {', '.join(f'{p}.' for p in parts)}")
         parts[section][key] = getattr(given.resolve(SECTIONS[section]), key)
-    return Method(f"{method.title}, {' '.join(changes)}", method.source, *parts.values())
+    return Method(f"{method.title}, {' '.join(changes)}", method.source, *parts.values(), method.given)

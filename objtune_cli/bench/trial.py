@@ -10,16 +10,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from objtune_cli.bench import drawing, scores
+from objtune_cli.bench import drawing, given, scores
 from objtune_cli.bench.cases import Case
 from objtune_cli.bench.methods import Method
-from objtune_cli.config import PREFIX, Embed, Prior, Train
+from objtune_cli.config import PREFIX, Embed, Prior, Train, identifying
 from objtune_cli.errors import ObjtuneError, ResourceError, Stopped
 from objtune_cli.stages.context import Context, tools
 from objtune_cli.store import artifact, pictures
@@ -65,11 +65,13 @@ def key(ctx: Context, case: Case, name: str, method: Method, seed: int) -> str:
     """What a result depends on; a kept one with another key is measured again."""
     about = {
         "format": FORMAT, "method": name, "case": repr(case), "seed": seed,
-        "embed": asdict(replace(Embed(), **method.embed)), "train": asdict(replace(Train(), **method.train)),
-        "prior": asdict(replace(Prior(), **method.prior)),
+        "embed": identifying(replace(Embed(), **method.embed)), "train": identifying(replace(Train(), **method.train)),
+        "prior": identifying(replace(Prior(), **method.prior)),
         "base": ctx.base.fingerprint, "suits": [ctx.base.training, ctx.base.sampling], "judge": judge(), "device": ctx.common.device, "precision": ctx.common.precision,
         "tools": tools(),
     }  # fmt: skip
+    if method.given != "exact":
+        about["given"] = method.given
     return hashlib.sha256(canonical(about).encode()).hexdigest()
 
 
@@ -100,14 +102,14 @@ def _train(ctx: Context, case: Case, name: str, method: Method) -> Trained:
                 shutil.rmtree(ctx.root / kind)
         for state in ctx.project.states.glob("*.safetensors"):
             state.unlink()
-    rgb, mask = case.picture()
-    with artifact.explained(folder), tempfile.TemporaryDirectory(dir=folder) as given:
-        (Path(given) / "photo.png").write_bytes(pictures.png(rgb))
-        (Path(given) / "mask.png").write_bytes(pictures.png(mask))
+    rgb, mask = given.photo(case, method.given)
+    with artifact.explained(folder), tempfile.TemporaryDirectory(dir=folder) as handed:
+        (Path(handed) / "photo.png").write_bytes(pictures.png(rgb))
+        (Path(handed) / "mask.png").write_bytes(pictures.png(mask))
         parts = {"init-embedding": method.embed, "train": method.train, "prior": method.prior}
         settings = {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
         command = [
-            sys.executable, "-P", "-m", "objtune_cli", "train", str(Path(given) / "photo.png"), "--mask", str(Path(given) / "mask.png"),
+            sys.executable, "-P", "-m", "objtune_cli", "train", str(Path(handed) / "photo.png"), "--mask", str(Path(handed) / "mask.png"),
             "--class", case.instance.kind, "--name", case.name, "--no-preview", "--json", "--project", str(folder),
             "--base", ctx.common.base, "--device", ctx.common.device, "--precision", ctx.common.precision,
             *(word for k, v in settings.items() for word in ("--set", f"{k}={v}")),

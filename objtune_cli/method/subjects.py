@@ -38,13 +38,14 @@ class Views:
     """The placements of one subset of the objects.
 
     Attributes:
-        latents: (V, C, h, w). masks: of all its objects together, (V, 1, h, w). parts: of each of them, (V, M, h, w).
+        latents: (V, C, h, w). spread: their standard deviations where each step draws them anew. masks: of all its objects together, (V, 1, h, w). parts: of each of them, (V, M, h, w).
     """
 
     members: tuple[Subject, ...]
     latents: Tensor
     masks: Tensor
     parts: Tensor
+    spread: Tensor | None = None
 
     def words(self, kind: str) -> str:
         """The members in a prompt, by "token" or by "class"."""
@@ -61,6 +62,6 @@ def views(stack: Stack, members: tuple[Subject, ...], config: Train) -> Views:
     each = torch.stack([s.mask for s in members])
     g = noise.step_generator(config.seed, 0xFFFFFFFF)
     pictures, masks = placement.views(members[0].picture, each.amax(0), members[0].ground, config.views, stack.size, g, parts=each)
-    latents = stack.to_latent(pictures).to(stack.device)
+    latents, spread = (found.to(stack.device) for found in stack.posterior(pictures))
     masks = to_latent(masks, (latents.shape[-2], latents.shape[-1])).to(stack.device)
-    return Views(members, latents, masks[:, :1], masks[:, 1:])
+    return Views(members, latents, masks[:, :1], masks[:, 1:], spread if config.latents == "sample" else None)

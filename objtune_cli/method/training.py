@@ -65,17 +65,17 @@ class Trainer:
             prior["conditions"] = prior["conditions"].to(stack.dtype)
         self.teacher_conditions = self._teacher_conditions()
         self.known = self._known() if config.background_weight else []
-        self.lora = adapter.add(stack, config.rank, config.modules, config.seed)
+        self.lora = adapter.add(stack, config.rank, config.modules, config.seed, blocks=config.blocks)
         scale = float(torch.stack([n.mean() for n in self.norms.values()]).mean())
         tokens = {"params": list(self.learned.values()), "lr": config.token_lr * scale, "weight_decay": 0.0}
         self.optimizer = torch.optim.AdamW(
-            [tokens, {"params": self.lora, "lr": config.lr, "weight_decay": 0.01}], betas=(0.9, 0.99), fused=True
+            [tokens, {"params": self.lora, "lr": config.lr, "weight_decay": 0.01}], betas=(0.9, config.beta2), fused=True
         )
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.weights = {
             "object": 1.0,
             "background": config.background_weight,
-            "class": config.class_weight,
+            "class": config.class_weight * config.class_every,
             "attention": config.attention_weight,
         }
         self.step = 0
@@ -96,7 +96,7 @@ class Trainer:
             for k, template in enumerate(TEMPLATES if self.config.templates == "several" else TEMPLATES[:1]):
                 g = noise.step_generator(self.config.seed, KNOWN_FROM + i * len(TEMPLATES) + k)
                 rows = torch.randint(len(v.latents), (KEPT,), generator=g)
-                z_t, t, aim = self._noised(v.latents[rows], g)
+                z_t, t, aim = self._noised(v.latents[rows], g, v.spread if v.spread is None else v.spread[rows])
                 words = self.teacher_conditions[template.format(v.words("class"))]
                 with torch.no_grad():
                     parts = [self.stack.predict(z, s, words.expand(len(z), -1, -1)).float() for z, s in zip(z_t.split(8), t.split(8), strict=True)]
@@ -154,7 +154,7 @@ class Trainer:
         template = TEMPLATES[int(torch.randint(len(TEMPLATES), (), generator=g))] if config.templates == "several" else PROMPT
         subject = views.members[int(torch.randint(len(views.members), (), generator=g))]
         rows = torch.randint(len(views.latents), (count,), generator=g)
-        z_t, t, aim = self._noised(views.latents[rows], g)
+        z_t, t, aim = self._noised(views.latents[rows], g, views.spread if views.spread is None else views.spread[rows])
         teacher: Tensor | None = None
         asked, pick = self._asked(g)
         if self.known and asked:
@@ -165,7 +165,7 @@ class Trainer:
         prompt = self.words.expand(template.format(views.words("token")))
         parts = [(z_t, t, self._condition(prompt).expand(count, -1, -1))]
         of_class: Tensor | None = None
-        if config.class_weight:
+        if config.class_weight and self.step % config.class_every == 0:
             z_c, t_c, condition, of_class = self._class_rows(subject, max(1, count // 2), g)
             parts.append((z_c, t_c, condition))
         joined = [torch.cat(column) for column in zip(*parts, strict=True)]
@@ -186,9 +186,11 @@ class Trainer:
         asked = whole + int(torch.rand((), generator=g).item() * TEACHER_SHARE < rest)
         return asked, torch.randint(KEPT, (asked,), generator=g)
 
-    def _noised(self, z: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """z_t, t and the regression target of clean latents."""
+    def _noised(self, z: Tensor, g: torch.Generator, spread: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """z_t, t and the regression target of clean latents, or of latents drawn around them with a standard deviation of `spread`."""
         bar = self.stack.alpha_bar
+        if spread is not None:
+            z = z + spread * torch.randn(z.shape, generator=g).to(z)
         eps = torch.randn(z.shape, generator=g).to(z)
         if self.config.timesteps == "uniform":
             t = torch.randint(len(bar), (len(z),), generator=g)
@@ -200,7 +202,9 @@ class Trainer:
         """Noised class samples, their timesteps and conditions, and what the denoiser is to say of them."""
         prior = self.priors[subject.class_word]
         if self.config.class_term == "noise":  # DreamBooth: the samples are pictures like any other
-            z_t, t, aim = self._noised(prior["latents"][torch.randint(len(prior["latents"]), (count,), generator=g)], g)
+            spread = self.views[0].spread  # as wide as the photo's: class samples were never pictures
+            z = prior["latents"][torch.randint(len(prior["latents"]), (count,), generator=g)]
+            z_t, t, aim = self._noised(z, g, spread if spread is None else spread[:1])
             return z_t, t, prior["conditions"][:1].expand(count, -1, -1), aim
         pick = torch.randint(len(prior["t"]), (count,), generator=g)
         return prior["z_t"][pick], prior["t"][pick].cpu(), prior["conditions"][prior["asked"][pick]], prior["pred"][pick]

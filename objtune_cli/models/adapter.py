@@ -19,16 +19,29 @@ MODULES = {
     "all": ATTENTION + FEED_FORWARD + CONVOLUTION,
 }
 """Names of layer sets to the ends of the layers' names; "none" leaves the denoiser alone (textual inversion)."""
+BLOCKS = {"all": "", "decoder": "up_blocks."}
 PREFIX = "unet."
 
 
-def add(stack: Stack, rank: int, modules: str, seed: int, name: str = "default") -> list[torch.nn.Parameter]:
-    """Add a LoRA that changes nothing yet (alpha = rank); its parameters, float32, trainable; none for no layers."""
+def add(stack: Stack, rank: int, modules: str, seed: int, name: str = "default", blocks: str = "all") -> list[torch.nn.Parameter]:
+    """Add a LoRA that changes nothing yet (alpha = rank); its parameters, float32, trainable; none for no layers.
+
+    Args:
+        modules: A set of `MODULES`. blocks: "all", or "decoder": those after the middle, and what comes before takes
+            part in no gradient, the prompt's included.
+    """
     from peft import LoraConfig
 
     if not MODULES[modules]:
         return []
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(MODULES[modules]), init_lora_weights="gaussian")
+    targets = [
+        layer for layer, _ in stack.unet.named_modules()
+        if any(layer == end or layer.endswith("." + end) for end in MODULES[modules]) and layer.startswith(BLOCKS[blocks])
+    ]  # fmt: skip
+    if blocks == "decoder":
+        for block in (*stack.unet.down_blocks, stack.unet.mid_block):
+            block.register_forward_pre_hook(_unlearned, with_kwargs=True)
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights="gaussian")
     with torch.random.fork_rng(devices=[]):  # peft draws A from the global generator
         torch.manual_seed(seed)
         stack.unet.add_adapter(config, adapter_name=name)
@@ -36,6 +49,12 @@ def add(stack: Stack, rank: int, modules: str, seed: int, name: str = "default")
     for p in params:
         p.data = p.data.float()
     return params
+
+
+def _unlearned(_module: object, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """The prompt for blocks that do not learn: no gradient runs back through them to the token."""
+    words = kwargs.get("encoder_hidden_states")
+    return args, kwargs if words is None else kwargs | {"encoder_hidden_states": words.detach()}
 
 
 def tensors(stack: Stack, name: str = "default") -> dict[str, Tensor]:

@@ -65,9 +65,15 @@ class Stack:
 
     @torch.no_grad()
     def to_latent(self, pictures: Tensor, batch: int = 8) -> Tensor:
-        """Pictures (B, 3, H, W) in [-1, 1] to scaled latents (B, C, H / factor, W / factor), float32."""
-        parts = [self.vae.encode(p.to(self.device, self.dtype)).latent_dist.mean for p in pictures.split(batch)]
-        return torch.cat(parts).float() * self.vae.config.scaling_factor
+        """Pictures (B, 3, H, W) in [-1, 1] to scaled latents (B, C, H / factor, W / factor), float32: the posterior's mean."""
+        return self.posterior(pictures, batch)[0]
+
+    @torch.no_grad()
+    def posterior(self, pictures: Tensor, batch: int = 8) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the autoencoder's latents of pictures, each scaled and shaped as `to_latent` says."""
+        found = [self.vae.encode(p.to(self.device, self.dtype)).latent_dist for p in pictures.split(batch)]
+        scale = self.vae.config.scaling_factor
+        return torch.cat([d.mean for d in found]).float() * scale, torch.cat([d.std for d in found]).float() * scale
 
     @torch.no_grad()
     def to_picture(self, latents: Tensor, batch: int = 8) -> Tensor:

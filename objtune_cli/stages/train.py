@@ -3,11 +3,11 @@
 import hashlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from objtune_cli.config import Embed, Prior, Train
+from objtune_cli.config import Embed, Prior, Train, identifying
 from objtune_cli.errors import GateError, IncompatibleError, Stopped, UsageError
 from objtune_cli.stages import embed, objects
 from objtune_cli.stages import prior as prior_stage
@@ -49,7 +49,7 @@ def run(ctx: Context, sources: list[Ref], config: Train, embedding: Embed, prior
     inputs = {f"embedding.{r.name}": ctx.input(ref) for r, ref in zip(records, starts, strict=True)}
     inputs |= {f"prior.{ref.name}": ctx.input(ref) for ref in priors.values()}
     name = "-".join(named)[:64].rstrip("-.")
-    record = Record("adapter", name, named, inputs, asdict(config), ctx.base.record())
+    record = Record("adapter", name, named, inputs, identifying(config), ctx.base.record())
     done = ctx.reuse(record) or _train(ctx, record, records, priors, config)
     if preview and not done.images:
         done.images = [_preview(ctx, artifact.read_record(ctx.root, done.ref), records)]

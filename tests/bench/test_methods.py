@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from objtune_cli.bench.methods import ABLATIONS, BASELINES, GROUPS, METHODS, OURS, PLAIN, Method, named
+from objtune_cli.bench.given import WAYS
+from objtune_cli.bench.methods import ABLATIONS, BASELINES, GROUPS, METHODS, OURS, PLAIN, ROBUST, Method, named
 from objtune_cli.config import Embed, Prior, Settings, Train
 from objtune_cli.errors import UsageError
 
@@ -43,8 +44,13 @@ def test_every_named_setting_differs_from_ours(name: str) -> None:
     assert not same if ablation else same <= {"rank", "batch", "photo_loss"}  # what a baseline shares with us it still names
 
 
+@pytest.mark.parametrize("name", ROBUST)
+def test_robustness_is_ours_on_other_input(name: str) -> None:
+    assert _resolved(ROBUST[name]) == (Embed(), Train(), Prior()) and ROBUST[name].given in WAYS[1:]
+
+
 def test_no_two_methods_are_the_same() -> None:
-    assert len({_resolved(m) for m in METHODS.values()}) == len(METHODS)
+    assert len({(_resolved(m), m.given) for m in METHODS.values()}) == len(METHODS)
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -73,6 +79,7 @@ def test_a_name_may_be_followed_by_settings() -> None:
         and varied.embed == {**own.embed, "vectors": 3}
         and varied.prior == {"samples": 5}
     )
+    assert named("small-object+train.steps=9")["small-object+train.steps=9"].given == "small"
     assert varied.source == own.source and varied.title != own.title
 
 

@@ -374,8 +374,8 @@ def test_every_baseline_trains(trainer, name: str) -> None:
 
 def test_one_view_is_the_photo_itself(trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
-    to_latent = Stack.to_latent
-    monkeypatch.setattr(Stack, "to_latent", lambda self, pictures: seen.append(pictures) or to_latent(self, pictures))
+    posterior = Stack.posterior
+    monkeypatch.setattr(Stack, "posterior", lambda self, pictures: seen.append(pictures) or posterior(self, pictures))
     t = trainer(views=1)
     assert [p.shape for p in seen] == [(1, 3, 32, 32)] and t.views[0].latents.shape == (1, 4, 8, 8)
     own = t.subjects[0]
@@ -383,6 +383,38 @@ def test_one_view_is_the_photo_itself(trainer, monkeypatch: pytest.MonkeyPatch) 
     inner = (around == 0) | (around == 1)  # off the outline, which resampling softens
     torch.testing.assert_close(seen[0][0][:, inner], own.picture[:, inner], atol=1e-4, rtol=0)
     torch.testing.assert_close(t.views[0].masks[0, 0].mean(), own.mask.mean(), atol=1e-3, rtol=0)
+
+
+def test_latents_are_the_posteriors_mean_or_drawn_from_it_at_each_step(trainer) -> None:
+    """diffusers' examples draw them: the difference is of one standard deviation, another one at each step."""
+    mean, drawn = trainer(views=1), trainer(views=1, latents="sample")
+    assert mean.views[0].spread is None and drawn.views[0].spread.shape == drawn.views[0].latents.shape
+    torch.testing.assert_close(mean.views[0].latents, drawn.views[0].latents)
+    z, spread = torch.zeros(4000, 1, 1, 1), torch.full((4000, 1, 1, 1), 0.3)
+    still, _, _ = mean._noised(z, step_generator(0, 1))
+    _, t, _ = drawn._noised(z, step_generator(0, 1), spread)
+    bar = drawn.stack.alpha_bar[t].view(-1, 1, 1, 1)
+    moved = drawn._noised(z, step_generator(0, 1), spread)[0]
+    assert float((moved**2 / (bar * 0.09 + 1 - bar)).mean()) == pytest.approx(1, abs=0.1)
+    assert not torch.equal(still, moved)
+
+
+def test_drawn_latents_change_the_training_and_the_class_samples_too(trainer) -> None:
+    seen: dict[str, list[torch.Tensor]] = {}
+    for way in ("mean", "sample"):
+        t = trainer(views=1, latents=way, class_term="noise", background_weight=0.0)
+        noised = t._noised
+        seen[way] = []
+        t._noised = lambda z, g, spread=None, way=way, noised=noised: seen[way].append(spread) or noised(z, g, spread)
+        t.advance()
+    assert seen["mean"] == [None, None]
+    photo, of_class = seen["sample"]
+    assert photo.shape == (4, 4, 8, 8) and of_class.shape == (1, 4, 8, 8) and bool((photo > 0).all())
+
+
+def test_the_memory_of_squared_gradients_is_a_setting(trainer) -> None:
+    assert {g["betas"] for g in trainer(beta2=0.999).optimizer.param_groups} == {(0.9, 0.999)}
+    assert {g["betas"] for g in trainer().optimizer.param_groups} == {(0.9, 0.99)}
 
 
 def test_the_photo_shows_its_own_ground_not_the_one_that_was_filled_in() -> None:
