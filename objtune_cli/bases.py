@@ -19,8 +19,10 @@ HUB = {
 
 PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler", "clip")
 SLICE = 1 << 14
-TRAINING = {"steps": 400, "lr": 1e-4, "token_lr": 5e-3, "modules": "attention"}
-"""Of bases that do not say what suits them: the rates of the literature for LoRA on one photo, not tried here."""
+TRAINING: dict[str, Any] = {
+    "steps": 400, "lr": 1e-4, "token_lr": 5e-3, "modules": "attention", "batch": 4, "blocks": "all", "class_every": 1, "passes": "together",
+}  # fmt: skip
+"""What suits bases that do not say it: the rates of the literature for LoRA on one photo, not tried here."""
 
 SUPPORTED = ("StableDiffusionPipeline",)
 
@@ -45,6 +47,11 @@ class Base:
     training: dict[str, Any]
     words: tuple[str, ...]
     world: str
+
+    def drawn(self) -> dict[str, Any]:
+        """How its pictures are drawn, as `method.sampling.sample` takes it."""
+        own = self.sampling
+        return {"steps": int(own["steps"]), "guidance": own["guidance"], "below": own.get("guidance_below", 1.0)}
 
     def record(self) -> dict[str, str]:
         """As artifacts keep it."""

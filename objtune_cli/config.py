@@ -70,17 +70,21 @@ class Train:
     rank: int = _setting(16, "LoRA rank.", 1, 512)
     lr: float = _setting(0.0, "Learning rate of the LoRA weights; 0: what suits the base.", 0)
     token_lr: float = _setting(0.0, "Learning rate of the token, fraction of its norm; 0: what suits the base.", 0)
-    batch: int = _setting(4, "Views of the object per step.", 1, 256)
+    batch: int = _setting(0, "Views of the object per step; 0: what suits the base.", 0, 256)
     background_weight: float = _setting(1.0, "w_bg: outside the mask, the frozen base is the target.", 0)
     class_weight: float = _setting(3.0, "w_cc: the class stays what the base draws.", 0)
     modules: Literal["auto", "none", "cross-kv", "attention", "attention+ff", "all"] = _setting(
         "auto", "Which layers get LoRA; auto: what suits the base; none: the token alone learns."
     )
-    blocks: Literal["all", "decoder"] = _setting(
-        "all", "Which half of the denoiser learns; decoder: what comes after the middle, and no gradient goes further back.", before="all"
+    blocks: Literal["auto", "all", "decoder"] = _setting(
+        "auto", "Which half of the denoiser learns; decoder: what comes after the middle, and no gradient goes further back.", before="all"
     )
-    class_every: int = _setting(1, "The class term is taken at every n-th step, n times as heavy.", 1, 1000, before=1)
+    class_every: int = _setting(0, "The class term is taken at every n-th step, n times as heavy; 0: what suits the base.", 0, 1000, before=1)
+    passes: Literal["auto", "apart", "together"] = _setting(
+        "auto", "Whether photo and class go through the denoiser one after the other (less memory) or together.", before="together"
+    )
     views: int = _setting(8, "Placements of the object drawn before training; 1: the photo as it is.", 1, 4096)
+    as_taken: float = _setting(0.0, "Share of the rows that show the object where the photo has it, on top of its turn.", 0, 1, before=0.0)
     seed: int = _setting(0, "Random seed.", 0, MAX_SEED)
     photo_loss: Literal["object", "masked", "frame"] = _setting(
         "object", "Where the photo is learned: by the object's area, masked by the frame's area, or the whole frame."
@@ -96,6 +100,11 @@ class Train:
         "mean", "What the autoencoder makes of a placement: its mean, or drawn anew at each step.", before="mean"
     )
     beta2: float = _setting(0.99, "AdamW's memory of squared gradients; PyTorch's own default is 0.999.", 0, 0.999999, before=0.99)
+    average: float = _setting(0.0, "Decay of the running mean of the weights, which is what is kept; 0: the last step's.", 0, 0.9999, before=0.0)
+    stop: Literal["auto", "good", "end"] = _setting(
+        "auto", "good: when its own pictures get no better, the best state kept; end: after all steps; auto: good unless steps are given.", before="end"
+    )
+    scores: Literal["shown", "none"] = _setting("shown", "Whether identity, prompt, copy and drift are measured at the end.", before="none")
     token_norm: Literal["kept", "free"] = _setting("kept", "Whether the token's vectors keep the class word's length.")
     token_first: int = _setting(0, "Steps in which the token alone learns; after them it rests and the layers learn.", 0, 1_000_000)
     templates: Literal["several", "one"] = _setting("several", "Sentences that the photo is learned under.")
@@ -121,6 +130,10 @@ class Generate:
     seed: int = _setting(0, "Seed of the first picture.", 0, 2**32 - 1)
     steps: int = _setting(0, "Sampling steps; 0: what suits the base.", 0, 1000)
     guidance: float = _setting(-1.0, "Guidance scale; negative: what suits the base.")
+    guidance_below: float = _setting(
+        -1.0, "Guidance acts below this noise level, fraction of the whole: the lower, the more various the poses; negative: what suits the base.",
+        None, 1, before=1.0,
+    )  # fmt: skip
     negative: str = _setting("", "What should not be in the picture.")
     scheduler: Literal["base", "ddim", "euler", "dpm++"] = _setting("base", "Sampler.")
 
@@ -133,6 +146,7 @@ class Bench:
     repeats: int = _setting(2, "Rounds of prompts for each object.", 1, 100)
     prompts: str = _setting("scene,wearing,pair", "Kinds of prompts, with commas: scene, wearing, pair.")
     samples: int = _setting(1024, "Samples of `--base-only`.", 16, 100_000)
+    rounds: int = _setting(3, "Rounds of `--speed`.", 1, 100)
     seed: int = _setting(0, "Random seed of objects and prompts.", 0, MAX_SEED)
 
     @property

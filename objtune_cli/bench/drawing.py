@@ -76,7 +76,7 @@ def pictures(ctx: Context, stack: "Stack", prompts: list[str], seeds: list[int],
     step, done = ctx.progress(label), []
     for start in range(0, len(prompts), BATCH):
         part = slice(start, start + BATCH)
-        latents = sample(stack, prompts[part], "", seeds[part], int(ctx.base.sampling["steps"]), ctx.base.sampling["guidance"])
+        latents = sample(stack, prompts[part], "", seeds[part], **ctx.base.drawn())
         done.append(to_uint8(stack.to_picture(latents)))
         step(min(start + BATCH, len(prompts)), len(prompts))
     return torch.cat(done).numpy()

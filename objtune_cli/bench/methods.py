@@ -16,9 +16,12 @@ from objtune_cli.errors import UsageError
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 PLAIN = {"views": 1, "background_weight": 0.0, "timesteps": "uniform", "schedule": "constant", "token_norm": "free",
-         "templates": "one", "latents": "sample", "beta2": 0.999}  # fmt: skip
+         "templates": "one", "latents": "sample", "beta2": 0.999,
+         "blocks": "all", "class_every": 1, "passes": "together", "stop": "end",
+         "scores": "none"}  # fmt: skip
 """What all of the others share, as diffusers' examples have it: the photo as it is and its latents drawn anew at each
-step, no teacher outside the mask, any noise level, one rate, one sentence, PyTorch's own AdamW."""
+step, no teacher outside the mask, any noise level, one rate, one sentence, PyTorch's own AdamW, every row in one pass.
+Each names its rates too, those of what does not learn included: what suits ours changes none of theirs."""
 CLASS_PICTURES = {"samples": 100}
 """DreamBooth's set of generated class images (diffusers' README: 100; 12 are enough for the teacher of ours)."""
 
@@ -47,19 +50,21 @@ BASELINES = {
     "textual-inversion": Method(
         "Textual Inversion", "arXiv:2208.01618; diffusers examples: 1 vector, no prior",
         {"init": "class", "vectors": 1, "noun": "none"},
-        {**PLAIN, "modules": "none", "photo_loss": "frame", "class_weight": 0.0, "token_lr": 3e-2, "steps": 500, "batch": 4},
+        {**PLAIN, "modules": "none", "photo_loss": "frame", "class_weight": 0.0, "lr": 1e-3, "token_lr": 3e-2,
+         "steps": 500, "batch": 4},
     ),
     "dreambooth-lora": Method(
         "DreamBooth-LoRA", "arXiv:2208.12242; diffusers train_dreambooth_lora.py: rank 4, 500 steps of 1, prior weight 1, rare word",
         {"init": "rare", "vectors": 3},
         {**PLAIN, "token": "fixed", "photo_loss": "frame", "class_term": "noise", "class_weight": 1.0, "modules": "attention",
-         "rank": 4, "lr": 3e-3, "steps": 500, "batch": 1},
+         "rank": 4, "lr": 3e-3, "token_lr": 1e-2, "steps": 500, "batch": 1},
         CLASS_PICTURES,
     ),
     "masked-lora": Method(
         "masked LoRA", "OneTrainer, kohya: area-normalised masked loss, no class term",
         {"init": "class", "vectors": 1},
-        {**PLAIN, "photo_loss": "object", "class_weight": 0.0, "modules": "attention+ff", "rank": 16, "lr": 3e-4, "steps": 400, "batch": 2},
+        {**PLAIN, "photo_loss": "object", "class_weight": 0.0, "modules": "attention+ff", "rank": 16,
+         "lr": 3e-4, "token_lr": 1e-2, "steps": 400, "batch": 2},
     ),
     "break-a-scene": Method(
         "Break-A-Scene (LoRA)", "arXiv:2305.16311: 400 steps of the token, 400 of the rest; masked and cross-attention loss 0.01, prior 1",

@@ -21,6 +21,7 @@ from objtune_cli.bench.cases import Case
 from objtune_cli.bench.methods import Method
 from objtune_cli.config import PREFIX, Embed, Prior, Train, identifying
 from objtune_cli.errors import ObjtuneError, ResourceError, Stopped
+from objtune_cli.stages import train
 from objtune_cli.stages.context import Context, tools
 from objtune_cli.store import artifact, pictures
 from objtune_cli.store.header import canonical
@@ -65,9 +66,9 @@ def key(ctx: Context, case: Case, name: str, method: Method, seed: int) -> str:
     """What a result depends on; a kept one with another key is measured again."""
     about = {
         "format": FORMAT, "method": name, "case": repr(case), "seed": seed,
-        "embed": identifying(replace(Embed(), **method.embed)), "train": identifying(replace(Train(), **method.train)),
+        "embed": identifying(replace(Embed(), **method.embed)), "train": identifying(train.suited(replace(Train(), **method.train), ctx.base.training)),
         "prior": identifying(replace(Prior(), **method.prior)),
-        "base": ctx.base.fingerprint, "suits": [ctx.base.training, ctx.base.sampling], "judge": judge(), "device": ctx.common.device, "precision": ctx.common.precision,
+        "base": ctx.base.fingerprint, "sampling": ctx.base.sampling, "judge": judge(), "device": ctx.common.device, "precision": ctx.common.precision,
         "tools": tools(),
     }  # fmt: skip
     if method.given != "exact":

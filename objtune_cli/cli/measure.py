@@ -36,8 +36,16 @@ def bench(
     seed: Annotated[int | None, typer.Option(help="Seed of objects and prompts.", show_default=str(Bench().seed))] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Two objects, two methods, a round of prompts.")] = False,
     base_only: Annotated[bool, typer.Option("--base-only", help="Measure what the base itself draws.")] = False,
+    speed: Annotated[bool, typer.Option("--speed", help="Measure a training step beside DreamBooth-LoRA's, here and at Stable Diffusion's size.")] = False,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Results, kept and gone on from.")] = Path("bench"),
 ) -> Outcome:
+    need(not (speed and (base_only or methods)), "--speed compares objtune with dreambooth-lora", "leave --methods and --base-only away")
+    if speed:
+        from objtune_cli.bench import speed as clock
+
+        ctx = run.context(create=False)
+        rounds = ctx.settings.resolve(Bench).rounds
+        return _table(run, clock.run(ctx, rounds, clock.SIZES[:1] if quick else clock.SIZES), [])
     from objtune_cli.bench import run as stage
     from objtune_cli.bench.cases import KINDS
     from objtune_cli.bench.methods import named

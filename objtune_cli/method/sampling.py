@@ -1,6 +1,7 @@
 """Prompts to latents through diffusers' own pipeline."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,11 +19,14 @@ def sample(
     guidance: float,
     scheduler: str = "base",
     on_step: Callable[[int, int], None] = lambda done, total: None,
+    below: float = 1.0,
 ) -> Tensor:
     """Draw one picture per seed.
 
     Args:
         prompt: Of all pictures, or one for each seed.
+        below: Noise levels from which guidance acts, fraction of the whole: above them, where poses and places are
+            decided, the prompt speaks alone and they stay as various as they were learned (arXiv:2404.07724).
 
     Returns:
         Scaled latents (N, C, h, w), float32, on the CPU. A picture's noise depends on its own
@@ -37,8 +41,16 @@ def sample(
     condition = torch.cat([encoded[text] for text in prompts])
     against = stack.encode([negative]).expand(len(seeds), -1, -1)
 
-    def report(_pipe: object, index: int, _t: object, values: dict) -> dict:
+    free = 0  # steps before guidance
+    if below < 1:
+        pipe.scheduler.set_timesteps(steps, device=stack.device)
+        free = int((pipe.scheduler.timesteps >= below * len(stack.alpha_bar)).sum())
+
+    def report(pipe: Any, index: int, _t: object, values: dict) -> dict:
         on_step(index + 1, steps)
+        if index + 1 == free and guidance > 1:
+            pipe._guidance_scale = guidance
+            values = values | {"prompt_embeds": torch.cat([against, condition])}
         return values
 
     out = pipe(
@@ -46,11 +58,12 @@ def sample(
         negative_prompt_embeds=against,
         latents=noise.to(stack.device, stack.dtype),
         num_inference_steps=steps,
-        guidance_scale=guidance,
+        guidance_scale=1.0 if free else guidance,
         height=stack.size,
         width=stack.size,
         output_type="latent",
         callback_on_step_end=report,
+        callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"],
     )
     return out.images.float().cpu()
 

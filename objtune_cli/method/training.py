@@ -7,7 +7,6 @@ methods are settings of the same loop, so that a comparison compares nothing els
 import contextlib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,56 +14,30 @@ from torch import Tensor
 
 from objtune_cli.config import Train
 from objtune_cli.errors import GateError
-from objtune_cli.method.prototype import PROMPT
-from objtune_cli.method.subjects import Subject, Views, subsets, views
-from objtune_cli.models import adapter, attention
+from objtune_cli.method.averaging import Average, Best, write
+from objtune_cli.method.judging import Judge
+from objtune_cli.method.subjects import Subject
+from objtune_cli.method.terms import Terms
+from objtune_cli.models import adapter
 from objtune_cli.models.stack import Stack
-from objtune_cli.models.tokens import Placeholders
-from objtune_cli.numerics import losses, noise
+from objtune_cli.numerics import noise
 from objtune_cli.numerics.prototype import keep_norm
 
-KNOWN_FROM = 1 << 31
-"""Number of the first generator that is no step's."""
-TEMPLATES = (PROMPT, "a picture of {}", "{}")
 WARMUP = 20
-TEACHER_SHARE = 4
-"""One in so many rows is held to the frozen base outside the mask: scenes are kept with few."""
-KEPT = 24
-"""Predictions of the frozen base per template, made before the first step: none is needed later."""
+CHECK_FROM, CHECK_EVERY = 100, 25
+"""Steps at which a run that stops when it is good is judged."""
+PATIENCE, MARGIN = 4, 0.02
+"""Judgements without a better one after which it stops; better is by more than the margin, less is noise."""
 
 
-@dataclass(slots=True)
-class Known:
-    """Noised views of one subset under one template, and the frozen base's word on them.
-
-    Attributes:
-        rows: Which views (N,). z_t, aim, pred: (N, C, h, w): noised, the regression target, the base's prediction. t: (N,).
-    """
-
-    rows: Tensor
-    z_t: Tensor
-    t: Tensor
-    aim: Tensor
-    pred: Tensor
-
-
-class Trainer:
+class Trainer(Terms):
     """Everything one run keeps between steps; a step is a function of (state, seed, number)."""
 
-    def __init__(self, stack: Stack, subjects: list[Subject], priors: Mapping[str, Mapping[str, Tensor]], config: Train) -> None:
-        self.stack, self.subjects, self.config = stack, subjects, config
-        self.words = Placeholders(stack)
-        for s in subjects:
-            self.words.add(s.name, s.rows)
-        self.fixed = {s.name: s.rows[s.learned :].to(stack.device) for s in subjects}
-        self.norms = {s.name: s.rows[: s.learned].norm(dim=1).to(stack.device) for s in subjects}
-        self.learned = {s.name: s.rows[: s.learned].to(stack.device).clone().requires_grad_(config.token == "learned") for s in subjects}
-        self.views = [views(stack, members, config) for members in subsets(subjects)]
-        self.priors = {word: {k: v.to(stack.device) for k, v in prior.items()} for word, prior in priors.items()}
-        for prior in self.priors.values():
-            prior["conditions"] = prior["conditions"].to(stack.dtype)
-        self.teacher_conditions = self._teacher_conditions()
-        self.known = self._known() if config.background_weight else []
+    def __init__(
+        self, stack: Stack, subjects: list[Subject], priors: Mapping[str, Mapping[str, Tensor]], config: Train, judge: Judge | None = None
+    ) -> None:
+        super().__init__(stack, subjects, priors, config)
+        self.judge = judge
         self.lora = adapter.add(stack, config.rank, config.modules, config.seed, blocks=config.blocks)
         scale = float(torch.stack([n.mean() for n in self.norms.values()]).mean())
         tokens = {"params": list(self.learned.values()), "lr": config.token_lr * scale, "weight_decay": 0.0}
@@ -78,31 +51,10 @@ class Trainer:
             "class": config.class_weight * config.class_every,
             "attention": config.attention_weight,
         }
-        self.step = 0
+        self.average = Average(self._params(), config.average) if config.average else None
+        self.best = Best(PATIENCE, MARGIN) if judge is not None and config.stop == "good" else None
         self.mean = {name: 0.0 for name, weight in self.weights.items() if weight}
         """Running means of the loss terms in use."""
-
-    def _teacher_conditions(self) -> dict[str, Tensor]:
-        """What the frozen base is told: the same words with the class in the token's place."""
-        texts = {template.format(v.words("class")) for v in self.views for template in TEMPLATES}
-        with torch.no_grad():
-            return {text: self.stack.encode([text]) for text in sorted(texts)}
-
-    def _known(self) -> list[dict[str, Known]]:
-        """For each subset of the objects and each template, what the frozen base sees in noised views; before any layer learns."""
-        found = []
-        for i, v in enumerate(self.views):
-            known = {}
-            for k, template in enumerate(TEMPLATES if self.config.templates == "several" else TEMPLATES[:1]):
-                g = noise.step_generator(self.config.seed, KNOWN_FROM + i * len(TEMPLATES) + k)
-                rows = torch.randint(len(v.latents), (KEPT,), generator=g)
-                z_t, t, aim = self._noised(v.latents[rows], g, v.spread if v.spread is None else v.spread[rows])
-                words = self.teacher_conditions[template.format(v.words("class"))]
-                with torch.no_grad():
-                    parts = [self.stack.predict(z, s, words.expand(len(z), -1, -1)).float() for z, s in zip(z_t.split(8), t.split(8), strict=True)]
-                known[template] = Known(rows, z_t, t, aim, torch.cat(parts))
-            found.append(known)
-        return found
 
     def _rate(self) -> float:
         """Share of the peak rates at this step."""
@@ -128,13 +80,14 @@ class Trainer:
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * self._rate()
         self._take_turns()
-        terms = self._losses(noise.step_generator(self.config.seed, self.step))
-        total = torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
-        if not math.isfinite(float(total.detach())):
-            value = float(total.detach())
-            raise GateError(f"training diverged at step {self.step}: the loss is {value}", "try a lower rate: `--set train.lr=5e-4`")
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        terms: dict[str, Tensor] = {}
+        for part in self._losses(noise.step_generator(self.config.seed, self.step)):
+            torch.stack([self.weights[name] * value for name, value in part.items()]).sum().backward()
+            terms |= {name: value.detach() for name, value in part.items()}
+        total = sum(self.weights[name] * float(value) for name, value in terms.items())
+        if not math.isfinite(total):
+            raise GateError(f"training diverged at step {self.step}: the loss is {total}", "try a lower rate: `--set train.lr=5e-4`")
         torch.nn.utils.clip_grad_norm_([*self.lora, *self.learned.values()], 1.0)
         self.optimizer.step()
         if self.config.token_norm == "kept" and self.config.token == "learned":
@@ -143,87 +96,31 @@ class Trainer:
                     rows.copy_(keep_norm(rows, self.norms[name]))
         keep = 0.9 if self.step else 0.0
         for name, term in terms.items():
-            self.mean[name] = keep * self.mean[name] + (1 - keep) * float(term.detach())
+            self.mean[name] = keep * self.mean[name] + (1 - keep) * float(term)
         self.step += 1
+        if self.average is not None:
+            self.average.update(self.step)
+        if self.best is not None and self.step >= CHECK_FROM and self.step % CHECK_EVERY == 0:
+            with self.average.in_place() if self.average is not None else contextlib.nullcontext():
+                found = self.scores()
+                self.best.add(found["identity"] + found["prompt"] - max(0.0, found["copy"]), self.step, self._params())
 
-    def _losses(self, g: torch.Generator) -> dict[str, Tensor]:
-        """The terms in use, from one pass of the denoiser; what the frozen base says was asked before the first step."""
-        stack, config, count = self.stack, self.config, self.config.batch
-        chosen = int(torch.randint(len(self.views), (), generator=g))
-        views = self.views[chosen]
-        template = TEMPLATES[int(torch.randint(len(TEMPLATES), (), generator=g))] if config.templates == "several" else PROMPT
-        subject = views.members[int(torch.randint(len(views.members), (), generator=g))]
-        rows = torch.randint(len(views.latents), (count,), generator=g)
-        z_t, t, aim = self._noised(views.latents[rows], g, views.spread if views.spread is None else views.spread[rows])
-        teacher: Tensor | None = None
-        asked, pick = self._asked(g)
-        if self.known and asked:
-            known = self.known[chosen][template]
-            rows[:asked], z_t[:asked], t[:asked], aim[:asked] = known.rows[pick], known.z_t[pick], known.t[pick], known.aim[pick]
-            teacher = known.pred[pick]
-        mask = views.masks[rows]
-        prompt = self.words.expand(template.format(views.words("token")))
-        parts = [(z_t, t, self._condition(prompt).expand(count, -1, -1))]
-        of_class: Tensor | None = None
-        if config.class_weight and self.step % config.class_every == 0:
-            z_c, t_c, condition, of_class = self._class_rows(subject, max(1, count // 2), g)
-            parts.append((z_c, t_c, condition))
-        joined = [torch.cat(column) for column in zip(*parts, strict=True)]
-        with attention.recorded(stack, count) if config.attention_weight else contextlib.nullcontext() as seen:
-            pred = stack.predict(*joined).float()
-        terms = {"object": losses.photo(pred[:count], aim, mask, config.photo_loss).mean()}
-        if teacher is not None:
-            terms["background"] = losses.masked_mse(pred[: len(teacher)], teacher, 1 - mask[: len(teacher)]).mean()
-        if of_class is not None:
-            terms["class"] = losses.mse(pred[count:], of_class).mean()
-        if seen is not None:
-            terms["attention"] = self._attention(seen, prompt, views, rows)
-        return terms
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are taken, or it has been good for long enough."""
+        return self.step >= self.config.steps or (self.best is not None and self.best.done)
 
-    def _asked(self, g: torch.Generator) -> tuple[int, Tensor]:
-        """How many rows of this step the frozen base has spoken on, and which of its words; one row in `TEACHER_SHARE` on average."""
-        whole, rest = divmod(self.config.batch, TEACHER_SHARE)
-        asked = whole + int(torch.rand((), generator=g).item() * TEACHER_SHARE < rest)
-        return asked, torch.randint(KEPT, (asked,), generator=g)
+    def settle(self) -> None:
+        """Keep the best state seen, or the running mean, in place of the last step's."""
+        if self.best is not None and self.best.values:
+            write(self._params(), self.best.values)
+        elif self.average is not None:
+            write(self._params(), self.average.kept)
 
-    def _noised(self, z: Tensor, g: torch.Generator, spread: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """z_t, t and the regression target of clean latents, or of latents drawn around them with a standard deviation of `spread`."""
-        bar = self.stack.alpha_bar
-        if spread is not None:
-            z = z + spread * torch.randn(z.shape, generator=g).to(z)
-        eps = torch.randn(z.shape, generator=g).to(z)
-        if self.config.timesteps == "uniform":
-            t = torch.randint(len(bar), (len(z),), generator=g)
-        else:
-            t = noise.timesteps(len(z), len(bar), g)
-        return noise.add_noise(z, eps, bar, t), t, noise.target(z, eps, bar, t, self.stack.prediction)
-
-    def _class_rows(self, subject: Subject, count: int, g: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Noised class samples, their timesteps and conditions, and what the denoiser is to say of them."""
-        prior = self.priors[subject.class_word]
-        if self.config.class_term == "noise":  # DreamBooth: the samples are pictures like any other
-            spread = self.views[0].spread  # as wide as the photo's: class samples were never pictures
-            z = prior["latents"][torch.randint(len(prior["latents"]), (count,), generator=g)]
-            z_t, t, aim = self._noised(z, g, spread if spread is None else spread[:1])
-            return z_t, t, prior["conditions"][:1].expand(count, -1, -1), aim
-        pick = torch.randint(len(prior["t"]), (count,), generator=g)
-        return prior["z_t"][pick], prior["t"][pick].cpu(), prior["conditions"][prior["asked"][pick]], prior["pred"][pick]
-
-    def _attention(self, seen: attention.Recorder, prompt: str, views: Views, rows: Tensor) -> Tensor:
-        """Each object's token looks at the object (Break-A-Scene, arXiv:2305.16311, eq. 2)."""
-        ids = self.stack.token_ids([prompt])
-        terms = []
-        for i, s in enumerate(views.members):
-            maps = seen.seen(self.words.positions(ids, s.name)[0])
-            own = torch.nn.functional.adaptive_avg_pool2d(views.parts[rows, i], maps.shape[-1])
-            terms.append((maps - own).square().mean())
-        return torch.stack(terms).mean()
-
-    def _condition(self, prompt: str) -> Tensor:
-        """An expanded prompt through the tokens as they are now."""
-        for name, rows in self.learned.items():
-            self.words.replace(name, torch.cat([rows, self.fixed[name]]))
-        return self.stack.encode([prompt])
+    def scores(self) -> dict[str, float]:
+        """What the judge says of the parameters as they are; nothing without a judge."""
+        self._place()
+        return self.judge.scores(self.words) if self.judge is not None else {}
 
     def tokens(self) -> dict[str, Tensor]:
         """Each object's vectors as they are now, (k + n, d)."""
@@ -238,7 +135,9 @@ class Trainer:
             if slots:
                 taken = torch.tensor([int(slots["step"])])  # less than the run's where it rested
                 kept |= {f"{i:04d}.m": slots["exp_avg"].cpu(), f"{i:04d}.v": slots["exp_avg_sq"].cpu(), f"{i:04d}.n": taken}
-        return kept
+        for i, value in enumerate(self.average.kept if self.average is not None else []):
+            kept[f"{i:04d}.mean"] = value.cpu()
+        return kept | (self.best.state() if self.best is not None else {})
 
     def restore(self, kept: Mapping[str, Tensor]) -> None:
         """Take over a state made by the same settings."""
@@ -253,6 +152,10 @@ class Trainer:
                         "exp_avg": kept[f"{i:04d}.m"].to(p.device),
                         "exp_avg_sq": kept[f"{i:04d}.v"].to(p.device),
                     }
+                if self.average is not None:
+                    self.average.kept[i] = kept[f"{i:04d}.mean"].to(p.device)
+        if self.best is not None:
+            self.best.restore(kept)
 
     def _params(self) -> list[Tensor]:
         return [*self.learned.values(), *self.lora]
@@ -260,6 +163,7 @@ class Trainer:
 
 def run(trainer: Trainer, on_step: Callable[[int], None]) -> None:
     """Take the remaining steps; `on_step` sees each one's number and may raise to stop."""
-    while trainer.step < trainer.config.steps:
+    while not trainer.finished:
         trainer.advance()
         on_step(trainer.step)
+    trainer.settle()

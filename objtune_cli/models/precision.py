@@ -55,6 +55,8 @@ def halve(unet: Any) -> None:
     def forward(*args: Any, **named: Any) -> Any:
         with torch.autocast("cpu", torch.bfloat16):
             out = inside(*args, **named)
+        if isinstance(out, tuple):  # what a pipeline asks for
+            return (out[0].float(), *out[1:])
         out.sample = out.sample.float()
         return out
 

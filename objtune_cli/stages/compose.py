@@ -1,11 +1,11 @@
 """`compose`: separately trained objects in one picture, each in its place."""
 
 import tomllib
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from objtune_cli.config import Generate
+from objtune_cli.config import Generate, identifying
 from objtune_cli.errors import InputError, UsageError
 from objtune_cli.stages import generate, objects
 from objtune_cli.stages.context import Context, Done, keep_picture, tools
@@ -97,9 +97,9 @@ def run(ctx: Context, prompt: str, places: dict[str, Box], config: Generate, out
     if free:
         places = places | free
         ctx.report.note("placed by us: " + ", ".join(f"{n}={','.join(f'{v:.2f}' for v in box)}" for n, box in free.items()))
-    config = generate.suited(ctx, config)
+    config = replace(generate.suited(ctx, config), guidance_below=1.0)  # regions are drawn with and without prompt at every level
     classes = {o.name: o.record.objects[o.name] for o in found}
-    settings = asdict(config) | {"prompt": prompt, "places": {n: list(b) for n, b in places.items()}}
+    settings = identifying(config) | {"prompt": prompt, "places": {n: list(b) for n, b in places.items()}}
     name = "-".join(classes)[:64].rstrip("-.")
     record = Record("scene", name, classes, objects.inputs(found), settings, ctx.base.record())
     done = generate.reuse(ctx, record, config, prompt) or _draw(ctx, record, found, places, config, prompt)

@@ -1,11 +1,11 @@
 """`generate`: prompts to pictures, and a scene artifact with their latents."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from objtune_cli.config import Generate
+from objtune_cli.config import Generate, identifying
 from objtune_cli.stages import objects
 from objtune_cli.stages.context import Context, Done, keep_picture, tools
 from objtune_cli.store import artifact, pictures
@@ -51,13 +51,14 @@ def suited(ctx: Context, config: Generate) -> Generate:
         config,
         steps=config.steps or int(own["steps"]),
         guidance=config.guidance if config.guidance >= 0 else float(own["guidance"]),
+        guidance_below=config.guidance_below if config.guidance_below >= 0 else float(own.get("guidance_below", 1)),
     )
 
 
 def _scene(ctx: Context, prompt: str, found: list[objects.Named], config: Generate) -> tuple[Record, Done | None]:
     classes = {name: word for o in found for name, word in o.record.objects.items() if name == o.name}
     name = "-".join(classes)[:64].rstrip("-.") or "scene"
-    record = Record("scene", name, classes, objects.inputs(found), asdict(config) | {"prompt": prompt}, ctx.base.record())
+    record = Record("scene", name, classes, objects.inputs(found), identifying(config) | {"prompt": prompt}, ctx.base.record())
     return record, reuse(ctx, record, config, prompt)
 
 
@@ -105,7 +106,7 @@ def _draw(ctx: Context, stack: "Stack", words: Any, prompt: str, record: Record,
     step = ctx.progress("generate")
     parts = []
     for seeds, on_step in batches(config, step):
-        parts.append(sample(stack, text, config.negative, seeds, config.steps, config.guidance, config.scheduler, on_step))
+        parts.append(sample(stack, text, config.negative, seeds, config.steps, config.guidance, config.scheduler, on_step, config.guidance_below))
     return keep(ctx, stack, replace(record, tools=tools()), torch.cat(parts), config, prompt)
 
 
@@ -141,6 +142,7 @@ def write_pictures(
             lines.append(f"Negative prompt: {config.negative}")
         lines.append(
             f"Steps: {config.steps}, Sampler: {config.scheduler}, CFG scale: {config.guidance:g}, "
+            f"{f'CFG below: {config.guidance_below:g}, ' if config.guidance_below < 1 else ''}"
             f"Seed: {config.seed + i}, Size: {picture.shape[1]}x{picture.shape[0]}, Model: {ctx.base.id}, Version: objtune"
         )
         about = canonical({"scene": str(ref), "inputs": record.inputs, "seed": config.seed + i})

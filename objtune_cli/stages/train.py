@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from objtune_cli import bases
 from objtune_cli.config import Embed, Prior, Train, identifying
 from objtune_cli.errors import GateError, IncompatibleError, Stopped, UsageError
 from objtune_cli.stages import embed, objects
@@ -18,8 +19,10 @@ from objtune_cli.store.refs import Ref, resolve
 from objtune_cli.store.state import RunState
 
 if TYPE_CHECKING:
+    from objtune_cli.method.judging import Judge
     from objtune_cli.method.subjects import Subject
     from objtune_cli.method.training import Trainer
+    from objtune_cli.models.stack import Stack
 
 SAVE_EVERY = 30.0
 """Seconds between saved states; a signal saves at once."""
@@ -34,7 +37,7 @@ def run(ctx: Context, sources: list[Ref], config: Train, embedding: Embed, prior
         UsageError: Objects of different photos. GateError: training diverged.
         Stopped: A signal came; the state is saved.
     """
-    config = _suited(config, ctx.base.training)
+    config = suited(config, ctx.base.training)
     alone, first = config.modules == "none", config.token_first
     if (config.token == "fixed" and (alone or first)) or (alone and 0 < first < config.steps):
         raise UsageError("there would be steps in which nothing learns", "set train.modules, train.token or train.token_first")
@@ -56,15 +59,13 @@ def run(ctx: Context, sources: list[Ref], config: Train, embedding: Embed, prior
     return done
 
 
-def _suited(config: Train, own: Mapping[str, Any]) -> Train:
-    """Steps, rates and layers filled in from what suits the base."""
-    return replace(
-        config,
-        steps=config.steps or int(own["steps"]),
-        lr=config.lr or float(own["lr"]),
-        token_lr=config.token_lr or float(own["token_lr"]),
-        modules=own["modules"] if config.modules == "auto" else config.modules,
-    )
+def suited(config: Train, own: Mapping[str, Any]) -> Train:
+    """What is left to the base (0 and "auto") filled in from what suits it."""
+    given = {name: getattr(config, name) for name in bases.TRAINING}
+    filled = {name: (bases.TRAINING | own)[name] if value in (0, "auto") else value for name, value in given.items()}
+    if config.stop == "auto":
+        filled["stop"] = "end" if config.steps else "good"
+    return replace(config, **filled)
 
 
 def _train(ctx: Context, record: Record, starts: list[Record], priors: dict[str, Ref], config: Train) -> Done:
@@ -85,7 +86,8 @@ def _train(ctx: Context, record: Record, starts: list[Record], priors: dict[str,
         if done:
             return done
         ctx.report.note("drawing placements of the object")
-        trainer = training.Trainer(stack, subjects, loaded, config)
+        judge = _judge(ctx, stack, subjects) if config.stop == "good" or config.scores == "shown" else None
+        trainer = training.Trainer(stack, subjects, loaded, config, judge)
         kept = state.load()
         if kept is not None:
             trainer.restore({k: torch.from_numpy(v) for k, v in kept.items()})
@@ -93,12 +95,42 @@ def _train(ctx: Context, record: Record, starts: list[Record], priors: dict[str,
         _loop(ctx, trainer, state, config.steps)
         tensors: dict[str, Any] = adapter.tensors(stack)
         tensors |= {f"token.{name}": rows for name, rows in trainer.tokens().items()}
-        metrics = {k: round(v, 6) for k, v in trainer.mean.items()}
+        metrics = {k: round(v, 6) for k, v in trainer.mean.items()} | {"steps": trainer.best.at if trainer.best and trainer.best.at else trainer.step}
+        if judge is not None and config.scores == "shown":
+            metrics |= {k: round(v, 4) for k, v in (trainer.scores() | {"drift": judge.drift()}).items()}
+            _say(ctx, metrics)
         if not all(bool(torch.isfinite(v).all()) for v in tensors.values()):
             raise GateError("training diverged: a weight is no number", "try a lower rate: `--set train.lr=5e-4`")
         ref = artifact.publish(ctx.root, replace(record, metrics=metrics, tools=tools()), tensors)
         state.discard()
     return Done(ref, False, [], metrics)
+
+
+def _judge(ctx: Context, stack: "Stack", subjects: list["Subject"]) -> "Judge | None":
+    """Who looks at the run's own pictures; nobody where the base has no image tower."""
+    from objtune_cli.method.judging import Judge
+    from objtune_cli.models import towers
+
+    if ctx.base.image_tower is None:
+        return None
+    return Judge(stack, towers.load(ctx.base.image_tower, stack), subjects, ctx.base.drawn())
+
+
+COPIED, DRIFTED, UNLIKE, LOST = 0.4, 0.25, 0.4, 0.7
+"""Scores from which a person should know: copy and drift above, identity and prompt below."""
+
+
+def _say(ctx: Context, found: Mapping[str, float]) -> None:
+    """The scores in words, and what to change where one is bad."""
+    ctx.report.note("  ".join(f"{name} {found[name]:.2f}" for name in ("identity", "prompt", "drift", "copy")) + f"  ({found['steps']} steps)")
+    if found["copy"] > COPIED:
+        ctx.report.note("the pictures copy the photo: fewer steps (`--steps`), a lower rate (`--set train.lr=…`), or a tighter mask")
+    if found["drift"] > DRIFTED:
+        ctx.report.note("the class itself came to look like the object: hold it more, `--set train.class_weight=6`")
+    if found["identity"] < UNLIKE:
+        ctx.report.note("the object is not well learned: more steps (`--steps`), or a larger and sharper photo of it")
+    if found["prompt"] < LOST:
+        ctx.report.note("scenes are not followed as the class alone follows them: fewer steps, or `--set train.background_weight=2`")
 
 
 def _loop(ctx: Context, trainer: "Trainer", state: RunState, total: int) -> None:
@@ -193,7 +225,7 @@ def _preview(ctx: Context, record: Record, starts: list[Record]) -> Path:
     shown = [photo]
     step: Callable[..., None] = ctx.progress("preview")
     for i, prompt in enumerate(prompts):
-        latents = sampling.sample(stack, prompt, "", [i], int(ctx.base.sampling["steps"]), ctx.base.sampling["guidance"])
+        latents = sampling.sample(stack, prompt, "", [i], **ctx.base.drawn())
         shown.append(stack.to_picture(latents).cpu())
         step(i + 1, len(prompts))
     rgb = sampling.to_uint8(torch.cat(shown)).numpy()

@@ -24,7 +24,7 @@ from objtune_cli.numerics.losses import masked_mse, mse, photo
 from objtune_cli.numerics.noise import step_generator
 from objtune_cli.numerics.placement import views
 
-CONFIG = Train(steps=6, rank=2, batch=4, views=4, lr=5e-3, token_lr=1e-2, modules="all", class_weight=1.0)
+CONFIG = Train(steps=6, rank=2, batch=4, views=4, lr=5e-3, token_lr=1e-2, modules="all", class_weight=1.0, blocks="all", class_every=1, passes="together")
 
 
 def _subject(stack: Stack, name: str = "rex", left: int = 10) -> Subject:
@@ -65,7 +65,7 @@ def trainer(opened: Stack) -> Callable[..., Trainer]:
 def _terms(t: Trainer, step: int = 0) -> dict[str, float]:
     """The loss of one step, without taking it."""
     with torch.no_grad():
-        return {k: float(v) for k, v in t._losses(step_generator(t.config.seed, step)).items()}
+        return {k: float(v) for part in t._losses(step_generator(t.config.seed, step)) for k, v in part.items()}
 
 
 def _lora(t: Trainer) -> dict[str, torch.Tensor]:
@@ -199,7 +199,7 @@ def test_noised_latents_and_their_aim(trainer) -> None:
 
 def test_a_constant_rate_warms_up_and_stays(trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     t = trainer(schedule="constant", steps=60)
-    monkeypatch.setattr(t, "_losses", lambda g: {"object": sum(p.sum() for p in t.lora) * 0})
+    monkeypatch.setattr(t, "_losses", lambda g: [{"object": sum(p.sum() for p in t.lora) * 0}])
     rates = []
     for _ in range(60):
         t.advance()
@@ -410,6 +410,48 @@ def test_drawn_latents_change_the_training_and_the_class_samples_too(trainer) ->
     assert seen["mean"] == [None, None]
     photo, of_class = seen["sample"]
     assert photo.shape == (4, 4, 8, 8) and of_class.shape == (1, 4, 8, 8) and bool((photo > 0).all())
+
+
+@pytest.mark.parametrize("weights", [{}, {"attention_weight": 0.01}, {"class_term": "noise"}])
+def test_apart_and_together_are_the_same_step(trainer, weights: dict) -> None:
+    """One pass or two: the same gradients, but for rounding."""
+    stepped = []
+    for passes in ("together", "apart"):
+        t = trainer(passes=passes, **weights)
+        seen: list[int] = []
+        predict = t.stack.predict
+        t.stack = SimpleNamespace(**{n: getattr(t.stack, n) for n in ("unet", "encode", "token_ids", "alpha_bar", "prediction", "device")})
+        t.stack.predict = lambda z, *rest, predict=predict, seen=seen: seen.append(len(z)) or predict(z, *rest)
+        t.advance()
+        stepped.append((seen, dict(t.mean), [p.grad.clone() for p in t._params()]))
+    (one, means, grads), (two, means_apart, grads_apart) = stepped
+    assert one == [6] and two == [4, 2]
+    assert means_apart == pytest.approx(means, rel=1e-4)
+    for a, b in zip(grads, grads_apart, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-3, atol=1e-6)
+
+
+def test_the_class_term_at_every_third_step_is_three_times_as_heavy(trainer) -> None:
+    t = trainer(class_every=3)
+    assert t.weights["class"] == 3 * trainer().weights["class"]
+    taken = []
+    for _ in range(6):
+        taken.append("class" in [name for part in t._losses(step_generator(0, t.step)) for name in part])
+        t.advance()
+    assert taken == [True, False, False, True, False, False]
+
+
+def test_the_decoder_alone_learns_and_nothing_runs_back_behind_it(trainer) -> None:
+    t = trainer(blocks="decoder", class_weight=0.0)
+    names = [n for n, p in t.stack.unet.named_parameters() if p.requires_grad]
+    assert names and all(n.startswith("up_blocks.") for n in names)
+    reached: list[str] = []
+    for name, block in (("down", t.stack.unet.down_blocks[0]), ("middle", t.stack.unet.mid_block), ("up", t.stack.unet.up_blocks[0])):
+        block.register_forward_hook(lambda _m, _i, out, name=name: reached.append(name) if (out[0] if isinstance(out, tuple) else out).requires_grad else None)
+    before = t.tokens()["rex"]
+    t.advance()
+    assert reached == ["up"]
+    assert not torch.equal(t.tokens()["rex"], before)  # the token learns through the decoder's attention
 
 
 def test_the_memory_of_squared_gradients_is_a_setting(trainer) -> None:

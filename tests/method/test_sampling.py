@@ -70,3 +70,26 @@ def test_pictures_to_bytes() -> None:
 def test_every_byte_comes_back() -> None:
     x = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(1, 16, 16, 3)
     assert torch.equal(to_uint8(x.permute(0, 3, 1, 2).float() / 127.5 - 1), x)
+
+
+@pytest.mark.parametrize("scheduler", ["base", "euler", "dpm++"])
+def test_guidance_acts_below_its_noise_level_alone(stack: Stack, scheduler: str) -> None:
+    """Never: as without guidance. Always: as with it. Between: the first steps are those without."""
+    plain, guided = (sample(stack, PROMPT, "a cat", [1, 2], 5, g, scheduler) for g in (1.0, 4.0))
+    torch.testing.assert_close(sample(stack, PROMPT, "a cat", [1, 2], 5, 4.0, scheduler, below=1.0), guided)
+    torch.testing.assert_close(sample(stack, PROMPT, "a cat", [1, 2], 5, 4.0, scheduler, below=0.0), plain)
+    between = sample(stack, PROMPT, "a cat", [1, 2], 5, 4.0, scheduler, below=0.5)
+    assert (between - plain).abs().max() > 1e-3 and (between - guided).abs().max() > 1e-3
+    assert torch.equal(sample(stack, PROMPT, "a cat", [1, 2], 5, 1.0, scheduler, below=0.5), plain)
+
+
+def test_two_steps_by_hand_the_first_without_guidance(stack: Stack) -> None:
+    z = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(3))[None]
+    schedule = stack.pipeline().scheduler
+    schedule.set_timesteps(2)
+    assert (schedule.timesteps >= 0.4 * len(stack.alpha_bar)).tolist() == [True, False]
+    for t, guidance in zip(schedule.timesteps, (1.0, 2.5), strict=True):
+        with torch.no_grad():
+            free, told = (stack.predict(z, t[None], stack.encode([text])) for text in ("", PROMPT))
+        z = schedule.step(free + guidance * (told - free), t, z).prev_sample
+    torch.testing.assert_close(sample(stack, PROMPT, "", [3], 2, 2.5, below=0.4), z, rtol=1e-3, atol=1e-4)

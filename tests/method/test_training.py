@@ -8,7 +8,7 @@ import torch
 
 from objtune_cli.config import Train
 from objtune_cli.errors import GateError
-from objtune_cli.method import training
+from objtune_cli.method import terms, training
 from objtune_cli.method.subjects import Subject, Views
 from objtune_cli.method.training import Trainer
 from objtune_cli.models import adapter
@@ -17,7 +17,7 @@ from objtune_cli.models.stack import Stack
 from objtune_cli.models.tokens import class_rows
 from objtune_cli.numerics.noise import step_generator
 
-CONFIG = Train(steps=6, rank=2, batch=4, views=4, lr=5e-3, token_lr=1e-2, modules="all", class_weight=1.0)
+CONFIG = Train(steps=6, rank=2, batch=4, views=4, lr=5e-3, token_lr=1e-2, modules="all", class_weight=1.0, blocks="all", class_every=1, passes="together")
 
 
 def _subject(stack: Stack, name: str = "rex", word: str = "dog", left: int = 10) -> Subject:
@@ -59,7 +59,7 @@ def _all(trainer: Trainer) -> dict[str, torch.Tensor]:
 def _terms(trainer: Trainer, step: int = 0) -> dict[str, float]:
     """The loss of one step, without taking it."""
     with torch.no_grad():
-        return {k: float(v) for k, v in trainer._losses(step_generator(trainer.config.seed, step)).items()}
+        return {k: float(v) for part in trainer._losses(step_generator(trainer.config.seed, step)) for k, v in part.items()}
 
 
 def _equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -78,7 +78,7 @@ def test_what_the_frozen_base_says_is_known_before_the_first_step(trainer) -> No
     t = trainer()
     assert len(t.known) == len(t.views)
     for views, known in zip(t.views, t.known, strict=True):
-        assert known.keys() == set(training.TEMPLATES)
+        assert known.keys() == set(terms.TEMPLATES)
         for template, entry in known.items():
             words = t.teacher_conditions[template.format(views.words("class"))]
             with torch.no_grad():  # the new LoRA does nothing: this is still the frozen base
@@ -109,8 +109,8 @@ def test_a_quarter_of_all_rows_on_average(trainer, batch: int) -> None:
     """Mean of 2,000 draws whose fractional part is at most 1/2: standard error below 0.012."""
     t = trainer(replace(CONFIG, batch=batch))
     asked = [t._asked(step_generator(0, i))[0] for i in range(2_000)]
-    assert sum(asked) / len(asked) == pytest.approx(batch / training.TEACHER_SHARE, abs=0.05)
-    assert set(asked) <= {batch // training.TEACHER_SHARE, batch // training.TEACHER_SHARE + 1}
+    assert sum(asked) / len(asked) == pytest.approx(batch / terms.TEACHER_SHARE, abs=0.05)
+    assert set(asked) <= {batch // terms.TEACHER_SHARE, batch // terms.TEACHER_SHARE + 1}
 
 
 def test_losses_stay_finite_and_the_loop_calls_back(trainer) -> None:
@@ -236,7 +236,7 @@ def test_words_of_a_subset(stack: Stack, kind: str) -> None:
 
 def test_the_rate_warms_up_and_ends_at_a_twentieth(trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     t = trainer(replace(CONFIG, steps=40))
-    monkeypatch.setattr(t, "_losses", lambda g: {k: sum(p.sum() for p in t.lora) * 0 for k in ("object", "background", "class")})
+    monkeypatch.setattr(t, "_losses", lambda g: [{k: sum(p.sum() for p in t.lora) * 0 for k in ("object", "background", "class")}])
     rates = []
     for _ in range(40):
         t.advance()
@@ -264,7 +264,7 @@ def test_a_diverged_run_is_stopped(trainer, value: float) -> None:
 def test_weights_of_the_terms(trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each term pulls at a parameter of its own; clipping scales all three alike."""
     t = trainer(replace(CONFIG, background_weight=3.0, class_weight=0.5))
-    monkeypatch.setattr(t, "_losses", lambda g: {k: p.sum() for k, p in zip(("object", "background", "class"), t.lora, strict=False)})
+    monkeypatch.setattr(t, "_losses", lambda g: [{k: p.sum() for k, p in zip(("object", "background", "class"), t.lora, strict=False)}])
     t.advance()
     grads = [p.grad.flatten()[0] for p in t.lora[:3]]
     assert float(grads[1] / grads[0]) == pytest.approx(3) and float(grads[2] / grads[0]) == pytest.approx(0.5)

@@ -13,9 +13,8 @@ import torch
 from objtune_cli.toybox.recipe import denoiser
 from objtune_cli.toybox.recipe.presets import Preset
 
-SAMPLING = {"steps": 20, "guidance": 2.5}
-"""What looks best on this base; `generate` reads it from the folder."""
-
+SAMPLING = {"steps": 20, "guidance": 2.5, "guidance_below": 0.6}
+"""What looks best on this base; `generate` reads it from the folder. With guidance at every level poses are a quarter less various."""
 
 TRAINING = {"steps": 350, "lr": 2e-3, "token_lr": 1e-2, "modules": "all"}
 """What learns an object in about a minute on this base; `train` reads it from the folder."""

@@ -1,0 +1,295 @@
+"""`objtune bench --speed`: seconds and memory of a training step, methods side by side in one run.
+
+Knows no pictures: what is learned from noise costs what is learned from a photo. Two sizes: the base at hand, and a
+denoiser of Stable Diffusion 1.5's own layout with random weights, at 256 px so that it fits a small machine.
+"""
+
+import multiprocessing
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from objtune_cli import bases
+from objtune_cli.bench import measures
+from objtune_cli.bench.methods import METHODS
+from objtune_cli.config import Embed, Train
+from objtune_cli.errors import ResourceError
+from objtune_cli.stages import train
+from objtune_cli.stages.context import Context
+
+if TYPE_CHECKING:
+    import torch
+
+    from objtune_cli.method.training import Trainer
+    from objtune_cli.models.stack import Stack
+
+COMPARED = ("objtune", "dreambooth-lora")
+SIZES = ("base", "sd15")
+"""The base at hand; Stable Diffusion 1.5's layout at 256 px."""
+WARM_UP = {"base": 4, "sd15": 1}
+STEPS = {"base": 12, "sd15": 4}
+"""Steps of a round: a whole number of turns of the class term."""
+PARTS = ("words", "forward", "backward", "optimizer")
+SIDE = 32
+"""Latent cells along a side of the large model: 256 px."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a process builds: everything but the base's weights travels to it."""
+
+    size: str
+    base: str
+    training: Mapping[str, Any]
+    method: str
+    device: str
+    precision: str
+
+
+def run(ctx: Context, rounds: int, sizes: tuple[str, ...] = SIZES) -> list[dict[str, Any]]:
+    """Rows of both methods at each size, one value a round, and of the ratio of ours to the other.
+
+    Measures: `<size>_step_s`, its parts `_words_s`, `_forward_s`, `_backward_s`, `_optimizer_s`, and
+    `<size>_memory_mb`, the largest resident memory of stepping (on a GPU: allocated), the model included.
+
+    Raises:
+        ResourceError: A process ended on its own. Stopped: a signal came.
+    """
+    rows: list[dict[str, Any]] = []
+    for size in sizes:
+        found = _side_by_side(ctx, size, rounds)
+        for name in COMPARED:
+            rows += measures.rows(name, [{f"{size}_{m}": v for m, v in r.items()} for r in found[name]])
+        ours, theirs = (found[name] for name in COMPARED)
+        ratios = [{f"{size}_{m}": a[m] / b[m] for m in ("step_s", "memory_mb") if b[m]} for a, b in zip(ours, theirs, strict=True)]
+        rows += measures.rows("ratio", ratios)
+    return rows
+
+
+def _side_by_side(ctx: Context, size: str, rounds: int) -> dict[str, list[dict[str, float]]]:
+    """Each method in a process of its own, taking turns: whatever else the machine does meets both."""
+    training = ctx.base.training if size == "base" else bases.TRAINING
+    spawn = multiprocessing.get_context("spawn")
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in COMPARED}
+    progress = ctx.progress(f"speed {size}")
+    with _Children() as children:
+        for name in COMPARED:
+            task = Task(size, ctx.common.base, dict(training), name, ctx.common.device, ctx.common.precision)
+            children.start(spawn, name, task)
+        for name in COMPARED:
+            children.hear(name, ctx.check_stopped)  # built and warm
+        for i in range(rounds):
+            for name in COMPARED if i % 2 == 0 else COMPARED[::-1]:
+                children.pipes[name].send("round")
+                found[name].append(children.hear(name, ctx.check_stopped))
+            progress(i + 1, rounds)
+    return found
+
+
+class _Children:
+    """The processes at work; they end with this one's block."""
+
+    def __init__(self) -> None:
+        self.pipes: dict[str, Connection] = {}
+        self.processes: list[Any] = []
+
+    def start(self, spawn: Any, name: str, task: Task) -> None:
+        mine, theirs = spawn.Pipe()
+        process = spawn.Process(target=_child, args=(theirs, task), daemon=True)
+        process.start()
+        theirs.close()  # so that its end is heard
+        self.pipes[name] = mine
+        self.processes.append(process)
+
+    def hear(self, name: str, check: Callable[[], None]) -> Any:
+        """The next word of a child.
+
+        Raises:
+            ResourceError: It ended without one.
+        """
+        try:
+            while not self.pipes[name].poll(0.2):
+                check()
+            said = self.pipes[name].recv()
+        except EOFError:
+            raise ResourceError(f"the process that measures {name} ended", "is there enough memory?") from None
+        if isinstance(said, Exception):
+            raise said
+        return said
+
+    def __enter__(self) -> "_Children":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes:
+            process.terminate()
+            process.join()
+
+
+def _child(pipe: Connection, task: Task) -> None:
+    """Build, warm up, then measure a round for every word that comes."""
+    try:
+        trainer = build(task)
+        for _ in range(WARM_UP[task.size]):
+            trainer.advance()
+        clock = Clock(trainer)
+        pipe.send("ready")
+        while True:
+            pipe.recv()
+            pipe.send(clock.round(STEPS[task.size]))
+    except EOFError:
+        return
+    except Exception as error:
+        pipe.send(error)
+
+
+class Clock:
+    """Times the parts of a trainer's steps."""
+
+    def __init__(self, trainer: "Trainer") -> None:
+        self.trainer, self.spent = trainer, dict.fromkeys(PARTS, 0.0)
+        stack: Any = trainer.stack
+        self._time(trainer.optimizer, "step", "optimizer")
+        self._time(stack.text_encoder, "forward", "words")
+        self._time(stack.unet, "forward", "forward")
+
+    def _time(self, owner: Any, name: str, part: str) -> None:
+        inside = getattr(owner, name)
+
+        def timed(*args: Any, **named: Any) -> Any:
+            started = self._now()
+            out = inside(*args, **named)
+            self.spent[part] += self._now() - started
+            return out
+
+        setattr(owner, name, timed)
+
+    def _now(self) -> float:
+        import torch
+
+        if self.trainer.stack.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def round(self, steps: int) -> dict[str, float]:
+        """Mean seconds of a step and of its parts, and the largest memory so far in MB."""
+        self.spent = dict.fromkeys(PARTS, 0.0)
+        forget_peak(self.trainer.stack.device.type)
+        started = self._now()
+        for _ in range(steps):
+            self.trainer.advance()
+        step = (self._now() - started) / steps
+        parts = {part: spent / steps for part, spent in self.spent.items()}
+        parts["backward"] = step - sum(parts[p] for p in PARTS if p != "backward")  # and what little is left
+        return {"step_s": step, **{f"{p}_s": parts[p] for p in PARTS}, "memory_mb": peak(self.trainer.stack.device.type)}
+
+
+def forget_peak(device: str) -> None:
+    """Begin to watch memory anew; on systems that cannot, the peak of the whole process stays."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass
+
+
+def peak(device: str) -> float:
+    """Largest memory since `forget_peak`, MB; 0 where the system hides it."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated() / 2**20
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM:")), 0.0)
+
+
+def build(task: Task) -> "Trainer":
+    """A trainer of the method's settings on a picture and a class prior of noise."""
+    import torch
+
+    from objtune_cli.method import training
+    from objtune_cli.method.subjects import Subject
+    from objtune_cli.models.tokens import class_rows
+
+    stack = _base(task) if task.size == "base" else large(task.device, task.precision)
+    method = METHODS[task.method]
+    config = train.suited(replace(Train(), **method.train), task.training)
+    vectors = int(method.embed.get("vectors", Embed().vectors))
+    noun = class_rows(stack, "dog")
+    rows = torch.cat([noun[:1].expand(vectors, -1), noun])
+    g = torch.Generator().manual_seed(0)
+    picture = torch.rand((3, stack.size, stack.size), generator=g) * 2 - 1
+    mask = torch.zeros(stack.size, stack.size)
+    mask[stack.size // 4 : -stack.size // 4, stack.size // 4 : -stack.size // 4] = 1
+    subject = Subject("it", "dog", rows, vectors, picture, picture.flip(-1), mask)
+    return training.Trainer(stack, [subject], {"dog": _noise_prior(stack, g)} if config.class_weight else {}, config)
+
+
+def _base(task: Task) -> "Stack":
+    from objtune_cli.models import precision, stack
+
+    device = stack.pick_device(task.device)
+    loaded = stack.load(bases.find(task.base).folder, device, stack.pick_dtype(task.precision, device))
+    if task.precision == "auto" and device.type == "cpu" and precision.processor_has_bf16():
+        precision.halve(loaded.unet)
+    return loaded
+
+
+def _noise_prior(stack: "Stack", g: "torch.Generator", entries: int = 8) -> dict[str, "torch.Tensor"]:
+    import torch
+
+    side = stack.size // stack.factor
+    drawn = torch.randn((3, entries, stack.unet.config.in_channels, side, side), generator=g)
+    with torch.no_grad():
+        conditions = stack.encode(["a photo of a dog"])
+    t = torch.from_numpy(np.linspace(100, 900, entries).astype(np.int64))
+    return {"latents": drawn[0], "z_t": drawn[1], "pred": drawn[2], "t": t, "asked": torch.zeros(entries, dtype=torch.int64), "conditions": conditions}
+
+
+def large(device_name: str, precision_name: str) -> "Stack":
+    """Stable Diffusion 1.5's layout with random weights, the words of the toybox: nothing is downloaded, nothing written.
+
+    Source: the configs of stable-diffusion-v1-5 (860 M parameters in the denoiser).
+    """
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    from objtune_cli.models import precision, stack
+
+    stack.quiet()
+    device = stack.pick_device(device_name)
+    dtype = stack.pick_dtype(precision_name, device)
+    half = precision_name == "auto" and device.type == "cpu" and precision.processor_has_bf16()
+    tokenizer = CLIPTokenizer.from_pretrained(bases.EMBEDDED / "tokenizer", local_files_only=True)
+    tokenizer.model_max_length = 77
+    with torch.device(device):
+        text = CLIPTextModel(CLIPTextConfig(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12))
+        ends: dict[str, Any] = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+        vae = AutoencoderKL(**ends, block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=8 * SIDE)
+        torch.set_default_dtype(torch.bfloat16 if half else dtype)  # never whole in float32: that alone would be the peak
+        try:
+            unet = UNet2DConditionModel(sample_size=SIDE, cross_attention_dim=768)
+        finally:
+            torch.set_default_dtype(torch.float32)
+    for module in (text, unet, vae):
+        module.requires_grad_(False).eval()
+    vae.to(dtype)
+    if device.type == "cpu":
+        unet.to(memory_format=torch.channels_last)
+    if half:
+        precision.halve(unet)
+    schedule = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False)
+    return stack.Stack(tokenizer, text, unet, vae, schedule, device, dtype)

@@ -1,0 +1,129 @@
+"""How a run is getting on, without a second photo: a few cheap pictures, seen by the base's own CLIP.
+
+Knows no world and no evaluator: what is here works on any base whose CLIP has an image tower. All formulas are ours.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from objtune_cli.method.prototype import with_article
+from objtune_cli.method.sampling import sample
+from objtune_cli.method.subjects import Subject
+from objtune_cli.models.stack import Stack
+from objtune_cli.models.tokens import Placeholders
+from objtune_cli.models.towers import MEAN, Towers
+from objtune_cli.numerics import placement
+from objtune_cli.numerics.masks import crop
+
+SCENES = ("on the beach", "in the snow", "at night", "in the desert")
+"""Where the object is asked for; the photo was taken in one of them at most."""
+STEPS = 12
+"""Sampling steps of a judged picture: fewer than of one that is shown."""
+FIRST_SEED = 900
+PLACEMENTS = 8
+COARSE = 16
+"""Side at which a picture is compared with the photo: layout and colours, no texture."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is fixed about one object.
+
+    Attributes:
+        own: Unit vector of the object alone (d,). one, zero: mean cosine to it of the photo's own object in other places,
+            and of the class in the judged scenes. photo: the photo, coarse (k,), of unit length. seen: mean correlation of the
+            class pictures with it. follows: share of the class pictures that are where they were asked to be.
+    """
+
+    own: Tensor
+    one: float
+    zero: float
+    photo: Tensor
+    seen: float
+    follows: float
+
+
+class Judge:
+    """Scores of trained objects; made before anything is learned, for the class pictures are the frozen base's."""
+
+    def __init__(self, stack: Stack, towers: Towers, subjects: Sequence[Subject], drawn: Mapping[str, Any]) -> None:
+        """`drawn`: guidance and its lowest level, as `sampling.sample` takes them."""
+        self.stack, self.towers, self.subjects = stack, towers, list(subjects)
+        self.drawn = {**drawn, "steps": STEPS}
+        self.seeds = [FIRST_SEED + i for i in range(len(SCENES))]
+        words = {s.class_word for s in subjects}
+        self.plain = {word: self._class(word) for word in sorted(words)}
+        self.known = [self._known(s) for s in subjects]
+
+    def scores(self, words: Placeholders) -> dict[str, float]:
+        """Means over the objects, each from one picture a scene.
+
+        Returns:
+            identity: 0 as the class, 1 as the photo's own object. prompt: share of pictures in the asked scene, over the
+            class's own. copy: 0 as like the whole photo as the class's pictures, 1 the photo.
+        """
+        each = [self._scores(s, k, self._pictures([words.expand(f"a photo of <{s.name}> {scene}") for scene in SCENES]))
+                for s, k in zip(self.subjects, self.known, strict=True)]  # fmt: skip
+        return {name: sum(e[name] for e in each) / len(each) for name in each[0]}
+
+    def drift(self) -> float:
+        """How far the class came towards the object: 0 as before, 1 it is the object; the mean over objects."""
+        after = {word: self._class(word) for word in self.plain}
+        moved = [float((self._vectors(after[s.class_word]) @ k.own).mean()) - k.zero for s, k in zip(self.subjects, self.known, strict=True)]
+        return sum(m / max(k.one - k.zero, 1e-3) for m, k in zip(moved, self.known, strict=True)) / len(moved)
+
+    def _known(self, subject: Subject) -> Known:
+        picture = (subject.picture + 1) / 2
+        alone = crop(picture, subject.mask, picture.new_tensor(MEAN), self.towers.size)
+        own = self.towers.pictures(alone[None])[0]
+        g = torch.Generator().manual_seed(0)
+        placed, _ = placement.views(subject.picture, subject.mask, subject.ground, PLACEMENTS, self.stack.size, g)
+        plain = self.plain[subject.class_word]
+        photo = coarse(placed[:1])[0]
+        return Known(
+            own=own,
+            one=float((self._vectors(placed) @ own).mean()),
+            zero=float((self._vectors(plain) @ own).mean()),
+            photo=photo,
+            seen=float((coarse(plain) @ photo).mean()),
+            follows=self._follows(subject.class_word, plain),
+        )
+
+    def _scores(self, subject: Subject, known: Known, shown: Tensor) -> dict[str, float]:
+        likeness = float((self._vectors(shown) @ known.own).mean())
+        return {
+            "identity": (likeness - known.zero) / max(known.one - known.zero, 1e-3),
+            "prompt": self._follows(subject.class_word, shown) / max(known.follows, 1 / len(SCENES)),
+            "copy": (float((coarse(shown) @ known.photo).mean()) - known.seen) / max(1 - known.seen, 1e-3),
+        }
+
+    def _follows(self, class_word: str, shown: Tensor) -> float:
+        """Share of pictures whose scene is the nearest of all scenes, in the class's words."""
+        with torch.no_grad():
+            told = self.towers.texts(self.stack, [self._plain_words(class_word, scene) for scene in SCENES])
+        nearest = (self._vectors(shown) @ told.T).argmax(dim=1)
+        return float((nearest.cpu() == torch.arange(len(SCENES))).float().mean())
+
+    def _class(self, word: str) -> Tensor:
+        return self._pictures([self._plain_words(word, scene) for scene in SCENES])
+
+    def _plain_words(self, word: str, scene: str) -> str:
+        return f"a photo of {with_article(word)} {scene}"
+
+    def _pictures(self, prompts: list[str]) -> Tensor:
+        """(N, 3, H, W) in [-1, 1], always from the same noise."""
+        return self.stack.to_picture(sample(self.stack, prompts, "", self.seeds, **self.drawn))
+
+    def _vectors(self, pictures: Tensor) -> Tensor:
+        return self.towers.pictures((pictures + 1) / 2)
+
+
+def coarse(pictures: Tensor) -> Tensor:
+    """Pictures (N, 3, H, W) as vectors (N, k) of unit length whose product is the correlation of layout and colours."""
+    small = F.adaptive_avg_pool2d(pictures.float().cpu(), COARSE).flatten(1)
+    return F.normalize(small - small.mean(dim=1, keepdim=True), dim=1)

@@ -1,0 +1,194 @@
+"""What a training step's losses are made of: L = L_OS + w_bg L_bg + w_cc L_CC, and the losses of others' methods.
+
+Source: arXiv:2401.15708 sections 3.3 and 3.4 as formulated in docs/method.md. Knows the frozen base, the photo's views and
+the class prior; no optimizer.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from objtune_cli.config import Train
+from objtune_cli.method.prototype import PROMPT
+from objtune_cli.method.subjects import Subject, Views, subsets, views
+from objtune_cli.models import attention
+from objtune_cli.models.stack import Stack
+from objtune_cli.models.tokens import Placeholders
+from objtune_cli.numerics import losses, noise
+
+KNOWN_FROM = 1 << 31
+"""Number of the first generator that is no step's."""
+TEMPLATES = (PROMPT, "a picture of {}", "{}")
+TEACHER_SHARE = 4
+"""One in so many rows is held to the frozen base outside the mask: scenes are kept with few."""
+KEPT = 24
+"""Predictions of the frozen base per template, made before the first step: none is needed later."""
+
+
+@dataclass(slots=True)
+class Known:
+    """Noised views of one subset under one template, and the frozen base's word on them.
+
+    Attributes:
+        rows: Which views (N,). z_t, aim, pred: (N, C, h, w): noised, the regression target, the base's prediction. t: (N,).
+    """
+
+    rows: Tensor
+    z_t: Tensor
+    t: Tensor
+    aim: Tensor
+    pred: Tensor
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What a step shows of the photo: views and which of them, the prompt, the regression target, the base's word on the first rows."""
+
+    views: Views
+    rows: Tensor
+    prompt: str
+    aim: Tensor
+    teacher: Tensor | None
+
+
+class Terms:
+    """The words, views, priors and kept predictions of one run, and the loss terms of a step."""
+
+    def __init__(self, stack: Stack, subjects: list[Subject], priors: Mapping[str, Mapping[str, Tensor]], config: Train) -> None:
+        self.stack, self.subjects, self.config = stack, subjects, config
+        self.words = Placeholders(stack)
+        for s in subjects:
+            self.words.add(s.name, s.rows)
+        self.fixed = {s.name: s.rows[s.learned :].to(stack.device) for s in subjects}
+        self.norms = {s.name: s.rows[: s.learned].norm(dim=1).to(stack.device) for s in subjects}
+        self.learned = {s.name: s.rows[: s.learned].to(stack.device).clone().requires_grad_(config.token == "learned") for s in subjects}
+        self.views = [views(stack, members, config) for members in subsets(subjects)]
+        self.priors = {word: {k: v.to(stack.device) for k, v in prior.items()} for word, prior in priors.items()}
+        for prior in self.priors.values():
+            prior["conditions"] = prior["conditions"].to(stack.dtype)
+        self.teacher_conditions = self._teacher_conditions()
+        self.known = self._known() if config.background_weight else []
+        self.step = 0
+
+    def _teacher_conditions(self) -> dict[str, Tensor]:
+        """What the frozen base is told: the same words with the class in the token's place."""
+        texts = {template.format(v.words("class")) for v in self.views for template in TEMPLATES}
+        with torch.no_grad():
+            return {text: self.stack.encode([text]) for text in sorted(texts)}
+
+    def _known(self) -> list[dict[str, Known]]:
+        """For each subset of the objects and each template, what the frozen base sees in noised views; before any layer learns."""
+        found = []
+        for i, v in enumerate(self.views):
+            known = {}
+            for k, template in enumerate(TEMPLATES if self.config.templates == "several" else TEMPLATES[:1]):
+                g = noise.step_generator(self.config.seed, KNOWN_FROM + i * len(TEMPLATES) + k)
+                rows = self._rows(v, KEPT, g)
+                z_t, t, aim = self._noised(v.latents[rows], g, v.spread if v.spread is None else v.spread[rows])
+                words = self.teacher_conditions[template.format(v.words("class"))]
+                with torch.no_grad():
+                    parts = [self.stack.predict(z, s, words.expand(len(z), -1, -1)).float() for z, s in zip(z_t.split(8), t.split(8), strict=True)]
+                known[template] = Known(rows, z_t, t, aim, torch.cat(parts))
+            found.append(known)
+        return found
+
+    def _losses(self, g: torch.Generator) -> Iterator[dict[str, Tensor]]:
+        """The terms in use, by passes of the denoiser; what the frozen base says was asked before the first step."""
+        config, count = self.config, self.config.batch
+        chosen = int(torch.randint(len(self.views), (), generator=g))
+        views = self.views[chosen]
+        template = TEMPLATES[int(torch.randint(len(TEMPLATES), (), generator=g))] if config.templates == "several" else PROMPT
+        subject = views.members[int(torch.randint(len(views.members), (), generator=g))]
+        rows = self._rows(views, count, g)
+        z_t, t, aim = self._noised(views.latents[rows], g, views.spread if views.spread is None else views.spread[rows])
+        teacher: Tensor | None = None
+        asked, pick = self._asked(g)
+        if self.known and asked:
+            known = self.known[chosen][template]
+            rows[:asked], z_t[:asked], t[:asked], aim[:asked] = known.rows[pick], known.z_t[pick], known.t[pick], known.aim[pick]
+            teacher = known.pred[pick]
+        prompt = self.words.expand(template.format(views.words("token")))
+        photo = (z_t, t, self._condition(prompt).expand(count, -1, -1))
+        seen = _Seen(views, rows, prompt, aim, teacher)
+        if not config.class_weight or self.step % config.class_every:
+            yield self._photo_terms(photo, seen)[0]
+            return
+        *of_class, aim_c = self._class_rows(subject, max(1, count // 2), g)
+        if config.passes == "apart":
+            yield self._photo_terms(photo, seen)[0]
+            yield {"class": losses.mse(self.stack.predict(*of_class).float(), aim_c).mean()}
+        else:
+            terms, pred = self._photo_terms(tuple(torch.cat(column) for column in zip(photo, of_class, strict=True)), seen)
+            yield terms | {"class": losses.mse(pred[count:], aim_c).mean()}
+
+    def _rows(self, views: Views, count: int, g: torch.Generator) -> Tensor:
+        """Which placements: any, and more often the first, which is the photo's own."""
+        rows = torch.randint(len(views.latents), (count,), generator=g)
+        if self.config.as_taken:
+            rows[torch.rand(count, generator=g) < self.config.as_taken] = 0
+        return rows
+
+    def _photo_terms(self, given: Sequence[Tensor], seen: "_Seen") -> tuple[dict[str, Tensor], Tensor]:
+        """The terms of the photo's rows, which come first in `given` (z_t, t, condition), and the whole prediction."""
+        config, count, mask = self.config, len(seen.rows), seen.views.masks[seen.rows]
+        with attention.recorded(self.stack, count) if config.attention_weight else contextlib.nullcontext() as recorder:
+            pred = self.stack.predict(*given).float()
+        terms = {"object": losses.photo(pred[:count], seen.aim, mask, config.photo_loss).mean()}
+        if seen.teacher is not None:
+            asked = len(seen.teacher)
+            terms["background"] = losses.masked_mse(pred[:asked], seen.teacher, 1 - mask[:asked]).mean()
+        if recorder is not None:
+            terms["attention"] = self._attention(recorder, seen.prompt, seen.views, seen.rows)
+        return terms, pred
+
+    def _asked(self, g: torch.Generator) -> tuple[int, Tensor]:
+        """How many rows of this step the frozen base has spoken on, and which of its words; one row in `TEACHER_SHARE` on average."""
+        whole, rest = divmod(self.config.batch, TEACHER_SHARE)
+        asked = whole + int(torch.rand((), generator=g).item() * TEACHER_SHARE < rest)
+        return asked, torch.randint(KEPT, (asked,), generator=g)
+
+    def _noised(self, z: Tensor, g: torch.Generator, spread: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """z_t, t and the regression target of clean latents, or of latents drawn around them with a standard deviation of `spread`."""
+        bar = self.stack.alpha_bar
+        if spread is not None:
+            z = z + spread * torch.randn(z.shape, generator=g).to(z)
+        eps = torch.randn(z.shape, generator=g).to(z)
+        if self.config.timesteps == "uniform":
+            t = torch.randint(len(bar), (len(z),), generator=g)
+        else:
+            t = noise.timesteps(len(z), len(bar), g)
+        return noise.add_noise(z, eps, bar, t), t, noise.target(z, eps, bar, t, self.stack.prediction)
+
+    def _class_rows(self, subject: Subject, count: int, g: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Noised class samples, their timesteps and conditions, and what the denoiser is to say of them."""
+        prior = self.priors[subject.class_word]
+        if self.config.class_term == "noise":  # DreamBooth: the samples are pictures like any other
+            spread = self.views[0].spread  # as wide as the photo's: class samples were never pictures
+            z = prior["latents"][torch.randint(len(prior["latents"]), (count,), generator=g)]
+            z_t, t, aim = self._noised(z, g, spread if spread is None else spread[:1])
+            return z_t, t, prior["conditions"][:1].expand(count, -1, -1), aim
+        pick = torch.randint(len(prior["t"]), (count,), generator=g)
+        return prior["z_t"][pick], prior["t"][pick].cpu(), prior["conditions"][prior["asked"][pick]], prior["pred"][pick]
+
+    def _attention(self, seen: attention.Recorder, prompt: str, views: Views, rows: Tensor) -> Tensor:
+        """Each object's token looks at the object (Break-A-Scene, arXiv:2305.16311, eq. 2)."""
+        ids = self.stack.token_ids([prompt])
+        terms = []
+        for i, s in enumerate(views.members):
+            maps = seen.seen(self.words.positions(ids, s.name)[0])
+            own = torch.nn.functional.adaptive_avg_pool2d(views.parts[rows, i], maps.shape[-1])
+            terms.append((maps - own).square().mean())
+        return torch.stack(terms).mean()
+
+    def _condition(self, prompt: str) -> Tensor:
+        """An expanded prompt through the tokens as they are now."""
+        self._place()
+        return self.stack.encode([prompt])
+
+    def _place(self) -> None:
+        """Let the prompts say the tokens as they are now."""
+        for name, rows in self.learned.items():
+            self.words.replace(name, torch.cat([rows, self.fixed[name]]))
