@@ -78,7 +78,7 @@ def test_no_file_is_no_setting(tmp_path: Path) -> None:
     [
         ({"toml": "stepz = 1"}, "stepz in objtune.toml", "base, bench, device, generate, init-embedding, precision, prior, segment, train"),
         ({"toml": "[trian]\nsteps = 1"}, "trian in objtune.toml", "segment, train"),
-        ({"toml": "[train]\nstepz = 1"}, "stepz in [train] of objtune.toml", "schedule, seed, steps, templates, timesteps, token, token_first, token_lr, token_norm, views"),
+        ({"toml": "[train]\nstepz = 1"}, "stepz in [train] of objtune.toml", "schedule, scores, seed, steps, stop, templates, timesteps, token, token_first, token_lr, token_norm, views"),
         ({"environment": {"OBJTUNE_STEPS": "1"}}, "OBJTUNE_STEPS in the environment", "OBJTUNE_PROJECT, "),
         ({"environment": {"OBJTUNE_TRAIN_STEPZ": "1"}}, "OBJTUNE_TRAIN_STEPZ in the environment", "OBJTUNE_TRAIN_STEPS"),
         ({"given": ["steps=1"]}, "steps in --set", "train.steps"),

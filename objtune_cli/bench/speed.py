@@ -4,6 +4,7 @@ Knows no pictures: what is learned from noise costs what is learned from a photo
 denoiser of Stable Diffusion 1.5's own layout with random weights, at 256 px so that it fits a small machine.
 """
 
+import contextlib
 import multiprocessing
 import time
 from collections.abc import Callable, Mapping
@@ -196,10 +197,8 @@ def forget_peak(device: str) -> None:
 
         torch.cuda.reset_peak_memory_stats()
         return
-    try:
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
 
 
 def peak(device: str) -> float:

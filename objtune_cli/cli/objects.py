@@ -69,25 +69,36 @@ def train(
     mask: Masks = None,
     box: Boxes = None,
     point: Points = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps; default: what suits the base.", show_default=False)] = None,
+    steps: Annotated[str | None, typer.Option(metavar="N", help="Optimizer steps; auto: until its own pictures get no better.", show_default="auto")] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed.", show_default=str(Train().seed))] = None,
     preview: Annotated[bool, typer.Option("--preview/--no-preview", help="Draw a sheet of samples at the end.")] = True,
 ) -> Outcome:
     from objtune_cli.stages import segment as segment_stage
     from objtune_cli.stages import train as stage
 
+    most = None if steps is None else counted(steps)
     given = given_refs(source)
     photo = _photo(given)
     wanted = targets(class_, name, mask, box, point) if photo else []
     need(photo or not (class_ or name or mask or box or point), "--class and the hints belong to a photo", "a ref already says what it shows")
     ctx = run.context(create=bool(photo))
-    config = ctx.settings.resolve(Train, steps=steps, seed=seed)
+    config = ctx.settings.resolve(Train, steps=most, seed=seed)
     embedding, prior = ctx.settings.resolve(Embed), ctx.settings.resolve(Prior)
     if photo:
         found = [d.ref for d in segment_stage.run(ctx.unforced(), photo, wanted, ctx.settings.resolve(Segment))]
     else:
         found = [_trainable(ctx.root, text) for text in given]
     return Outcome([stage.run(ctx, found, config, embedding, prior, preview=preview)])
+
+
+def counted(steps: str) -> int:
+    """A number of steps, or 0 for auto.
+
+    Raises:
+        UsageError: Neither.
+    """
+    need(steps == "auto" or steps.isdecimal(), f"--steps is {steps!r}", "a whole number, or auto")
+    return 0 if steps == "auto" else int(steps)
 
 
 def given_refs(values: list[str] | None) -> list[str]:

@@ -92,7 +92,7 @@ USAGE = [
     (["segment", "toy.png", "--class", "dog", "--set", "train.steps"], "has no value"),
     (["segment", "toy.png", "--class", "dog", "--set", "segment.edge=nan"], "--set segment.edge is nan"),
     (["segment", "toy.png", "--class", "dog", "--precision", "fp8"], "fp8"),
-    (["train", "--steps", "many"], "Invalid value for '--steps'"),
+    (["train", "--steps", "many"], "--steps is 'many'"),
     (["train"], "nothing was given"),
     (["init-embedding", "-"], "nothing was given"),
     (["train", "rex", "--class", "dog"], "belong to a photo"),

@@ -1,0 +1,87 @@
+"""Two trainings side by side, timed: what they build, what they say, what happens when one ends."""
+
+import mmap
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from objtune_cli.bench import speed
+from objtune_cli.bench.methods import METHODS
+from objtune_cli.bench.speed import Clock, Task
+from objtune_cli.errors import ResourceError
+
+TRAINING = {"steps": 9, "lr": 1e-3, "token_lr": 1e-2, "modules": "all", "batch": 2, "blocks": "all", "class_every": 2, "passes": "apart"}
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests import tiny
+
+    return tiny.build(tmp_path_factory.mktemp("speed") / "tiny", clip=True)
+
+
+@pytest.mark.parametrize("name", speed.COMPARED)
+def test_what_is_timed_is_the_methods_own_step(tiny_base: Path, name: str) -> None:
+    trainer = speed.build(Task("base", str(tiny_base), TRAINING, name, "cpu", "fp32"))
+    own = METHODS[name].train
+    assert trainer.config.batch == own.get("batch", TRAINING["batch"]) and trainer.config.passes == own.get("passes", "apart")
+    assert trainer.config.class_every == own.get("class_every", 2) and len(trainer.priors) == 1
+    before = [p.detach().clone() for p in trainer.lora]
+    found = Clock(trainer).round(2)
+    assert trainer.step == 2 and any(not torch.equal(a, b) for a, b in zip(before, trainer.lora, strict=True))
+    assert found.keys() == {"step_s", *(f"{p}_s" for p in speed.PARTS), "memory_mb"}
+    assert found["step_s"] == pytest.approx(sum(found[f"{p}_s"] for p in speed.PARTS))
+    assert all(v > 0 for k, v in found.items() if k.endswith("_s"))
+
+
+def test_the_clock_counts_each_part_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of 1 s words, 3 s forward, 5 s backward and 2 s optimizer, on a clock of our own."""
+    now = [0.0]
+
+    def spend(seconds: float):
+        return lambda *_, **__: now.__setitem__(0, now[0] + seconds)
+
+    stack = SimpleNamespace(text_encoder=SimpleNamespace(forward=spend(1)), unet=SimpleNamespace(forward=spend(3)), device=torch.device("cpu"))
+    trainer = SimpleNamespace(stack=stack, optimizer=SimpleNamespace(step=spend(2)))
+
+    def advance() -> None:
+        trainer.stack.text_encoder.forward(), trainer.stack.unet.forward(), spend(5)(), trainer.optimizer.step()
+
+    trainer.advance = advance
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: now[0])
+    found = Clock(trainer).round(4)
+    assert {k: v for k, v in found.items() if k.endswith("_s")} == {"step_s": 11, "words_s": 1, "forward_s": 3, "backward_s": 5, "optimizer_s": 2}
+
+
+def test_the_peak_is_forgotten_and_seen_anew() -> None:
+    speed.forget_peak("cpu")
+    low = speed.peak("cpu")
+    if not low:
+        pytest.skip("this system hides it")
+    with mmap.mmap(-1, 200 * 2**20) as block:  # given back at once, as memory of an allocator is not
+        block.write(b"1" * len(block))
+        high = speed.peak("cpu")
+    assert high > low + 100
+    speed.forget_peak("cpu")
+    assert speed.peak("cpu") < high - 100
+
+
+def _ends(pipe, task) -> None:
+    pipe.close()
+
+
+def _fails(pipe, task) -> None:
+    pipe.send(ResourceError("no such device", "take another"))
+
+
+@pytest.mark.parametrize(("child", "said"), [(_ends, "the process that measures objtune ended"), (_fails, "no such device")])
+def test_a_child_that_ends_is_heard(child, said: str) -> None:
+    import multiprocessing
+
+    with pytest.raises(ResourceError, match=said), speed._Children() as children:
+        mine, theirs = multiprocessing.Pipe()
+        child(theirs, None)
+        children.pipes["objtune"] = mine
+        children.hear("objtune", lambda: None)

@@ -1,0 +1,163 @@
+"""The judge's scores on the frozen base itself, where they are known; averages and the best state by their definitions."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from objtune_cli.config import Train
+from objtune_cli.method import judging, training
+from objtune_cli.method.averaging import Average, Best, write
+from objtune_cli.method.judging import Judge, coarse
+from objtune_cli.method.subjects import Subject
+from objtune_cli.method.training import Trainer
+from objtune_cli.models import towers
+from objtune_cli.models.stack import Stack
+from objtune_cli.models.tokens import Placeholders, class_rows
+
+CONFIG = Train(
+    steps=6, rank=2, batch=2, views=2, lr=5e-3, token_lr=1e-2, modules="all", class_weight=0.0, blocks="all", class_every=1, passes="together",
+    average=0.9, stop="good",
+)  # fmt: skip
+
+
+def _subject(stack: Stack) -> Subject:
+    mask = torch.zeros(32, 32)
+    mask[8:24, 10:20] = 1
+    ground = torch.tensor([-0.5, 0.0, 0.5]).view(3, 1, 1).expand(3, 32, 32)
+    picture = ground * (1 - mask) + torch.tensor([0.8, -0.6, -0.4]).view(3, 1, 1) * mask
+    return Subject("rex", "dog", class_rows(stack, "dog"), 1, picture, ground.clone(), mask)
+
+
+@pytest.fixture
+def judge(stack: Stack, tiny_base) -> Judge:
+    return Judge(stack, towers.load(tiny_base / "clip", stack), [_subject(stack)], {"steps": 20, "guidance": 2.0, "below": 0.6})
+
+
+def test_the_class_itself_scores_as_the_class(judge: Judge) -> None:
+    """A token that says exactly "a dog" draws the class's own pictures: no identity, no copy, no drift, all of its prompts."""
+    words = SimpleNamespace(expand=lambda text: text.replace("<rex>", "a dog"))
+    found = judge.scores(words)
+    assert found["identity"] == pytest.approx(0, abs=1e-5) and found["copy"] == pytest.approx(0, abs=1e-5)
+    follows = judge.known[0].follows
+    assert found["prompt"] == pytest.approx(1 if follows else 0) and judge.drift() == pytest.approx(0, abs=1e-5)
+
+
+def test_the_photos_own_object_scores_one(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject, known = judge.subjects[0], judge.known[0]
+    placed, _ = judging.placement.views(
+        subject.picture, subject.mask, subject.ground, judging.PLACEMENTS, judge.stack.size, torch.Generator().manual_seed(0)
+    )
+    found = judge._scores(subject, known, placed[: len(judging.SCENES)].repeat(1, 1, 1, 1))
+    whole = judge._scores(subject, known, placed[:1].repeat(len(judging.SCENES), 1, 1, 1))
+    likeness = float((judge._vectors(placed) @ known.own).mean())
+    assert known.one == pytest.approx(likeness) and whole["copy"] == pytest.approx(1, abs=1e-4) and found["copy"] < 1
+
+
+def test_pictures_come_from_the_same_noise_every_time(judge: Judge) -> None:
+    assert torch.equal(judge._class("dog"), judge._class("dog"))
+    assert len(judge._class("dog")) == len(judging.SCENES) == len(set(judge.seeds))
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=20, deadline=None)
+def test_coarse_is_a_correlation(seed: int) -> None:
+    a, b = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+    first, second = coarse(torch.stack([a, b]))
+    assert float(first @ first) == pytest.approx(1, abs=1e-5) and -1.001 <= float(first @ second) <= 1.001
+    assert float(first @ coarse((0.5 * a + 0.2)[None])[0]) == pytest.approx(1, abs=1e-4)  # brightness and contrast do not count
+
+
+def test_the_running_mean_by_hand() -> None:
+    p = torch.zeros(2)
+    mean = Average([p], 0.5)
+    for n, value in enumerate((1.0, 2.0, 4.0)):
+        p.fill_(value)
+        mean.update(n)
+    expected = 0.0
+    for n, value in enumerate((1.0, 2.0, 4.0)):
+        d = min(0.5, (1 + n) / (10 + n))
+        expected = d * expected + (1 - d) * value
+    torch.testing.assert_close(mean.kept[0], torch.full((2,), expected))
+    with pytest.raises(RuntimeError), mean.in_place():
+        assert torch.equal(p, mean.kept[0])
+        raise RuntimeError
+    assert p.tolist() == [4, 4]  # as it was, whatever happened inside
+
+
+@given(st.lists(st.floats(-2, 3), min_size=1, max_size=20), st.integers(1, 5))
+@settings(deadline=None)
+def test_the_best_state_is_kept_until_it_is_beaten_by_the_margin(scores: list[float], patience: int) -> None:
+    best, kept, since = Best(patience, 0.02), None, 0
+    for i, score in enumerate(scores):
+        best.add(score, i, [torch.tensor([float(i)])])
+        if kept is None or score > scores[kept] + 0.02:
+            kept, since = i, 0
+        else:
+            since += 1
+        assert best.at == kept and best.values[0].item() == kept and best.top == scores[kept]
+        assert best.done == (since >= patience)
+    again = Best(patience, 0.02)
+    again.restore(best.state())
+    assert (again.history, again.at, again.done) == (best.history, best.at, best.done) and torch.equal(again.values[0], best.values[0])
+
+
+def test_a_run_stops_when_it_gets_no_better_and_keeps_its_best(stack: Stack, judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("CHECK_FROM", 2), ("CHECK_EVERY", 1), ("PATIENCE", 2)):
+        monkeypatch.setattr(training, name, value)
+    said = iter([0.1, 0.5, 0.4, 0.3, 0.9])
+    monkeypatch.setattr(Judge, "scores", lambda self, words: {"identity": next(said), "prompt": 1.0, "copy": -0.3})
+    trainer = Trainer(stack, judge.subjects, {}, CONFIG, judge)
+    kept: list[list[torch.Tensor]] = []
+    training.run(trainer, lambda step: kept.append([v.clone() for v in trainer.average.kept]))
+    assert trainer.step == 5 and trainer.best.at == 3 and trainer.best.history == pytest.approx([1.1, 1.5, 1.4, 1.3])
+    assert all(torch.equal(a, b) for a, b in zip(trainer._params(), kept[2], strict=True))
+
+
+def test_stopped_and_continued_it_judges_and_averages_as_if_unbroken(tiny_base, monkeypatch: pytest.MonkeyPatch) -> None:
+    from objtune_cli.models import stack as stacks
+
+    for name, value in (("CHECK_FROM", 1), ("CHECK_EVERY", 1), ("PATIENCE", 9)):
+        monkeypatch.setattr(training, name, value)
+
+    def fresh() -> Trainer:
+        stack = stacks.load(tiny_base, torch.device("cpu"), torch.float32)
+        judge = Judge(stack, towers.load(tiny_base / "clip", stack), [_subject(stack)], {"steps": 20, "guidance": 2.0, "below": 0.6})
+        return Trainer(stack, judge.subjects, {}, CONFIG, judge)
+
+    whole, first, second = fresh(), fresh(), fresh()
+    training.run(whole, lambda step: None)
+    for _ in range(3):
+        first.advance()
+    second.restore({k: v.clone() for k, v in first.state().items()})
+    training.run(second, lambda step: None)
+    assert second.best.history == whole.best.history and second.best.at == whole.best.at
+    assert all(torch.equal(a, b) for a, b in zip(second._params(), whole._params(), strict=True))
+
+
+def test_without_a_judge_the_mean_is_what_is_kept(stack: Stack) -> None:
+    trainer = Trainer(stack, [_subject(stack)], {}, CONFIG)
+    training.run(trainer, lambda step: None)
+    assert trainer.step == 6 and trainer.best is None and trainer.scores() == {}
+    assert all(torch.equal(a, b) for a, b in zip(trainer._params(), trainer.average.kept, strict=True))
+
+
+def test_write_sets_parameters_that_learn() -> None:
+    p = torch.zeros(2, requires_grad=True)
+    write([p], [torch.ones(2)])
+    assert p.tolist() == [1, 1] and p.requires_grad
+
+
+def test_placeholders_are_said_as_they_are_when_judged(stack: Stack, judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The judge sees the mean's token, not the last step's."""
+    seen: list[torch.Tensor] = []
+    replace = Placeholders.replace
+    monkeypatch.setattr(Placeholders, "replace", lambda self, name, rows: seen.append(rows.detach().clone()) or replace(self, name, rows))
+    monkeypatch.setattr(Judge, "scores", lambda self, words: {"identity": 0.0, "prompt": 0.0, "copy": 0.0})
+    for name, value in (("CHECK_FROM", 1), ("CHECK_EVERY", 1)):
+        monkeypatch.setattr(training, name, value)
+    trainer = Trainer(stack, judge.subjects, {}, CONFIG, judge)
+    trainer.advance()
+    torch.testing.assert_close(seen[-1][:1], trainer.average.kept[0])
