@@ -145,4 +145,5 @@ def _varied(name: str, *changes: str) -> Method:
         if section not in parts:
             raise UsageError(f"{change} is no setting of a method", f"settings begin with {', '.join(f'{p}.' for p in parts)}")
         parts[section][key] = getattr(given.resolve(SECTIONS[section]), key)
-    return Method(f"{method.title}, {' '.join(changes)}", method.source, *parts.values(), method.given)
+    embed, train, prior = parts.values()
+    return Method(f"{method.title}, {' '.join(changes)}", method.source, embed, train, prior, method.given)

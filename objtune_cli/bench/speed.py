@@ -275,12 +275,12 @@ def large(device_name: str, precision_name: str) -> "Stack":
     tokenizer = CLIPTokenizer.from_pretrained(bases.EMBEDDED / "tokenizer", local_files_only=True)
     tokenizer.model_max_length = 77
     with torch.device(device):
-        text = CLIPTextModel(CLIPTextConfig(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12))
+        text: Any = CLIPTextModel(CLIPTextConfig(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12))
         ends: dict[str, Any] = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-        vae = AutoencoderKL(**ends, block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=8 * SIDE)
+        vae: Any = AutoencoderKL(**ends, block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=8 * SIDE)
         torch.set_default_dtype(torch.bfloat16 if half else dtype)  # never whole in float32: that alone would be the peak
         try:
-            unet = UNet2DConditionModel(sample_size=SIDE, cross_attention_dim=768)
+            unet: Any = UNet2DConditionModel(sample_size=SIDE, cross_attention_dim=768)
         finally:
             torch.set_default_dtype(torch.float32)
     for module in (text, unet, vae):

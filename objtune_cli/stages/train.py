@@ -62,7 +62,7 @@ def run(ctx: Context, sources: list[Ref], config: Train, embedding: Embed, prior
 def suited(config: Train, own: Mapping[str, Any]) -> Train:
     """What is left to the base (0 and "auto") filled in from what suits it."""
     given = {name: getattr(config, name) for name in bases.TRAINING}
-    filled = {name: (bases.TRAINING | own)[name] if value in (0, "auto") else value for name, value in given.items()}
+    filled = {name: {**bases.TRAINING, **own}[name] if value in (0, "auto") else value for name, value in given.items()}
     if config.stop == "auto":
         filled["stop"] = "end" if config.steps else "good"
     return replace(config, **filled)
