@@ -84,6 +84,7 @@ class Train:
         "auto", "Whether photo and class go through the denoiser one after the other (less memory) or together.", before="together"
     )
     views: int = _setting(8, "Placements of the object drawn before training; 1: the photo as it is.", 1, 4096)
+    known: int = _setting(24, "Noised views, for each sentence, on which the frozen base is asked before the first step.", 1, 4096, before=24)
     as_taken: float = _setting(0.0, "Share of the rows that show the object where the photo has it, on top of its turn.", 0, 1, before=0.0)
     seed: int = _setting(0, "Random seed.", 0, MAX_SEED)
     photo_loss: Literal["object", "masked", "frame"] = _setting(

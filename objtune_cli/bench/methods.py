@@ -50,7 +50,7 @@ BASELINES = {
     "textual-inversion": Method(
         "Textual Inversion", "arXiv:2208.01618; diffusers examples: 1 vector, no prior",
         {"init": "class", "vectors": 1, "noun": "none"},
-        {**PLAIN, "modules": "none", "photo_loss": "frame", "class_weight": 0.0, "lr": 1e-3, "token_lr": 3e-2,
+        {**PLAIN, "modules": "none", "photo_loss": "frame", "class_weight": 0.0, "lr": 1e-3, "token_lr": 1e-2,
          "steps": 500, "batch": 4},
     ),
     "dreambooth-lora": Method(
@@ -64,13 +64,13 @@ BASELINES = {
         "masked LoRA", "OneTrainer, kohya: area-normalised masked loss, no class term",
         {"init": "class", "vectors": 1},
         {**PLAIN, "photo_loss": "object", "class_weight": 0.0, "modules": "attention+ff", "rank": 16,
-         "lr": 3e-4, "token_lr": 1e-2, "steps": 400, "batch": 2},
+         "lr": 1e-4, "token_lr": 1e-2, "steps": 400, "batch": 2},
     ),
     "break-a-scene": Method(
         "Break-A-Scene (LoRA)", "arXiv:2305.16311: 400 steps of the token, 400 of the rest; masked and cross-attention loss 0.01, prior 1",
         {"init": "class", "vectors": 1, "noun": "none"},
         {**PLAIN, "photo_loss": "masked", "class_term": "noise", "class_weight": 1.0, "attention_weight": 0.01, "modules": "all",
-         "rank": 16, "lr": 1e-3, "token_lr": 1e-2, "token_first": 400, "steps": 800, "batch": 1},
+         "rank": 16, "lr": 3e-3, "token_lr": 1e-2, "token_first": 400, "steps": 800, "batch": 1},
         CLASS_PICTURES,
     ),
     "custom-diffusion": Method(

@@ -224,7 +224,7 @@ def build(task: Task) -> "Trainer":
 
     stack = _base(task) if task.size == "base" else large(task.device, task.precision)
     method = METHODS[task.method]
-    config = train.suited(replace(Train(), **method.train), task.training)
+    config = replace(train.suited(replace(Train(), **method.train), task.training), known=2)  # asked before any step: not timed
     vectors = int(method.embed.get("vectors", Embed().vectors))
     noun = class_rows(stack, "dog")
     rows = torch.cat([noun[:1].expand(vectors, -1), noun])

@@ -24,8 +24,6 @@ KNOWN_FROM = 1 << 31
 TEMPLATES = (PROMPT, "a picture of {}", "{}")
 TEACHER_SHARE = 4
 """One in so many rows is held to the frozen base outside the mask: scenes are kept with few."""
-KEPT = 24
-"""Predictions of the frozen base per template, made before the first step: none is needed later."""
 
 
 @dataclass(slots=True)
@@ -86,7 +84,7 @@ class Terms:
             known = {}
             for k, template in enumerate(TEMPLATES if self.config.templates == "several" else TEMPLATES[:1]):
                 g = noise.step_generator(self.config.seed, KNOWN_FROM + i * len(TEMPLATES) + k)
-                rows = self._rows(v, KEPT, g)
+                rows = self._rows(v, self.config.known, g)
                 z_t, t, aim = self._noised(v.latents[rows], g, v.spread if v.spread is None else v.spread[rows])
                 words = self.teacher_conditions[template.format(v.words("class"))]
                 with torch.no_grad():
@@ -148,7 +146,7 @@ class Terms:
         """How many rows of this step the frozen base has spoken on, and which of its words; one row in `TEACHER_SHARE` on average."""
         whole, rest = divmod(self.config.batch, TEACHER_SHARE)
         asked = whole + int(torch.rand((), generator=g).item() * TEACHER_SHARE < rest)
-        return asked, torch.randint(KEPT, (asked,), generator=g)
+        return asked, torch.randint(self.config.known, (asked,), generator=g)
 
     def _noised(self, z: Tensor, g: torch.Generator, spread: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """z_t, t and the regression target of clean latents, or of latents drawn around them with a standard deviation of `spread`."""

@@ -112,6 +112,8 @@ def fails(done: Any, code: int, *words: str) -> None:
         (["bench", "--methods", "objtune,,"], "there is no method"),
         (["bench", "--methods", "objtune+train.stepz=1"], "unknown key train.stepz"),
         (["bench", "--prompts", "scene,wandering"], "there is no kind of prompt wandering"),
+        (["bench", "--speed", "--base-only"], "--speed compares objtune with dreambooth-lora"),
+        (["bench", "--speed", "--methods", "objtune"], "--speed compares objtune with dreambooth-lora"),
         (["bench", "--prompts", ""], "there is no kind of prompt"),
         (["bench", "--objects", "0"], "--objects is 0"),
         (["bench", "--objects", "many"], "Invalid value for '--objects'"),
@@ -307,3 +309,19 @@ def test_a_training_that_would_learn_nothing_is_2(rex: Cli, more: list[str]) -> 
 
 def test_a_token_alone_that_is_to_rest_is_2(rex: Cli) -> None:
     fails(rex("train", "rex", *ALONE, "--set", "train.token_first=1"), 2, "nothing learns")
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_speed_prints_rows_of_both_and_their_ratio(objtune: Cli, monkeypatch: pytest.MonkeyPatch, quick: bool) -> None:
+    from objtune_cli.bench import speed
+
+    def measured(ctx: object, size: str, rounds: int) -> dict[str, list[dict[str, float]]]:
+        ours = {"step_s": 1.0, "words_s": 0.1, "memory_mb": 600.0}
+        return {"objtune": [ours] * rounds, "dreambooth-lora": [{k: 2 * v for k, v in ours.items()}] * rounds}
+
+    monkeypatch.setattr(speed, "_side_by_side", measured)
+    done = objtune("bench", "--speed", *(["--quick"] if quick else []), "--set", "bench.rounds=2", "--json")
+    rows = {(r["method"], r["measure"]): r for r in json.loads(done.out)["rows"]}
+    sizes = ("base",) if quick else ("base", "sd15")
+    assert {m for name, m in rows if name == "ratio"} == {f"{s}_{m}" for s in sizes for m in ("step_s", "memory_mb")}
+    assert rows["ratio", "base_step_s"]["mean"] == 0.5 and rows["objtune", "base_words_s"]["n"] == 2

@@ -69,6 +69,46 @@ def test_a_second_run_reuses_everything_and_writes_nothing(objtune, dog_photo):
     assert document["images"] == ["artifacts/adapter/dog/v001/preview.png"] or Path(document["images"][0]).is_file()
 
 
+def test_train_says_how_good_it_is_in_numbers_and_words(objtune, dog_photo, monkeypatch):
+    """From the base's own CLIP; numbers in the record too, and what to change where one is bad."""
+    from objtune_cli.method.judging import Judge
+
+    done = objtune("train", dog_photo, "--class", "dog", *FAST, "--no-preview", "--json")
+    found = json.loads(done.out)["metrics"]["adapter/dog@1"]
+    assert {"identity", "prompt", "drift", "copy"} <= found.keys() and found["steps"] == 4
+    assert f"identity {found['identity']:.2f}  prompt {found['prompt']:.2f}" in done.err
+    assert artifact.read_record(Path("artifacts"), refs.Ref("adapter", "dog", 1)).metrics == found
+
+    monkeypatch.setattr(Judge, "scores", lambda *_: {"identity": 0.1, "prompt": 0.2, "copy": 0.9})
+    monkeypatch.setattr(Judge, "drift", lambda _: 0.5)
+    bad = objtune("train", dog_photo, "--class", "dog", *FAST, "--no-preview", "--force").err
+    assert all(word in bad for word in ("copy the photo", "class itself came to look like the object", "not well learned", "scenes are not followed"))
+    monkeypatch.setattr(Judge, "scores", lambda *_: {"identity": 0.9, "prompt": 1.0, "copy": 0.0})
+    monkeypatch.setattr(Judge, "drift", lambda _: 0.0)
+    good = objtune("train", dog_photo, "--class", "dog", *FAST, "--no-preview", "--force").err
+    assert "identity 0.90" in good and "--set" not in good
+
+
+def test_without_an_image_tower_or_where_it_is_not_asked_for_there_are_no_numbers(cli, bare_base, base, dog_photo):
+    fast = (*FAST, *LITTLE, "--no-preview", "--json")
+    done = cli("train", dog_photo, "--class", "dog", *fast, "--base", bare_base)
+    assert done.code == 0 and "identity" not in json.loads(done.out)["metrics"]["adapter/dog@1"]
+    done = cli("train", dog_photo, "--class", "dog", *fast, "--base", base, "--set", "train.scores=none", "--name", "rex")
+    assert done.code == 0 and "identity" not in json.loads(done.out)["metrics"]["adapter/rex@1"]
+
+
+def test_steps_may_be_left_to_the_run(objtune, dog_photo, monkeypatch):
+    from objtune_cli.method import training
+    from objtune_cli.method.judging import Judge
+
+    for name, value in (("CHECK_FROM", 1), ("CHECK_EVERY", 1), ("PATIENCE", 1)):
+        monkeypatch.setattr(training, name, value)
+    monkeypatch.setattr(Judge, "scores", lambda *_: {"identity": 0.9, "prompt": 1.0, "copy": 0.0})
+    done = objtune("train", dog_photo, "--class", "dog", *FAST, "--no-preview", "--steps", "auto", "--set", "train.stop=good", "--json")
+    assert json.loads(done.out)["metrics"]["adapter/dog@1"]["steps"] == 1 and "train 3/" not in done.err
+    assert objtune("train", dog_photo, "--class", "dog", "--steps", "some").code == 2
+
+
 def test_interrupted_training_goes_on_to_the_same_bytes(objtune, dog_photo, monkeypatch):
     from objtune_cli.method import training
 

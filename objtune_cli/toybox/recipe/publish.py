@@ -16,7 +16,9 @@ from objtune_cli.toybox.recipe.presets import Preset
 SAMPLING = {"steps": 20, "guidance": 2.5, "guidance_below": 0.6}
 """What looks best on this base; `generate` reads it from the folder. With guidance at every level poses are a quarter less various."""
 
-TRAINING = {"steps": 350, "lr": 2e-3, "token_lr": 1e-2, "modules": "all"}
+TRAINING = {
+    "steps": 350, "lr": 2e-3, "token_lr": 1e-2, "modules": "all", "batch": 4, "blocks": "decoder", "class_every": 1, "passes": "together",
+}  # fmt: skip
 """What learns an object in about a minute on this base; `train` reads it from the folder."""
 
 
