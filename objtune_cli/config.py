@@ -85,7 +85,7 @@ class Train:
     )
     views: int = _setting(8, "Placements of the object drawn before training; 1: the photo as it is.", 1, 4096)
     known: int = _setting(24, "Noised views, for each sentence, on which the frozen base is asked before the first step.", 1, 4096, before=24)
-    as_taken: float = _setting(0.0, "Share of the rows that show the object where the photo has it, on top of its turn.", 0, 1, before=0.0)
+    as_taken: float = _setting(0.3, "Share of the rows that show the object where the photo has it, on top of its turn.", 0, 1, before=0.0)
     seed: int = _setting(0, "Random seed.", 0, MAX_SEED)
     photo_loss: Literal["object", "masked", "frame"] = _setting(
         "object", "Where the photo is learned: by the object's area, masked by the frame's area, or the whole frame."
@@ -95,15 +95,18 @@ class Train:
     )
     attention_weight: float = _setting(0.0, "Each token's cross-attention is held to its object (Break-A-Scene).", 0)
     timesteps: Literal["focused", "uniform"] = _setting("focused", "Which noise levels: more of those where an object's identity is lost, or any.")
+    highest: float = _setting(
+        1.0, "Noise level up to which the photo is learned, fraction of the whole: above it poses and places are decided.", 0.01, 1, before=1.0
+    )
     schedule: Literal["cosine", "constant"] = _setting("cosine", "Learning rates after the warm-up.")
     token: Literal["learned", "fixed"] = _setting("learned", "Whether the token goes on learning.")
     latents: Literal["mean", "sample"] = _setting(
-        "mean", "What the autoencoder makes of a placement: its mean, or drawn anew at each step.", before="mean"
+        "sample", "What the autoencoder makes of a placement: its mean, or drawn anew at each step.", before="mean"
     )
     beta2: float = _setting(0.99, "AdamW's memory of squared gradients; PyTorch's own default is 0.999.", 0, 0.999999, before=0.99)
     average: float = _setting(0.0, "Decay of the running mean of the weights, which is what is kept; 0: the last step's.", 0, 0.9999, before=0.0)
-    stop: Literal["auto", "good", "end"] = _setting(
-        "auto", "good: when its own pictures get no better, the best state kept; end: after all steps; auto: good unless steps are given.", before="end"
+    stop: Literal["end", "good"] = _setting(
+        "end", "end: after all steps; good: when its own pictures get no better, at a constant rate, the best state kept.", before="end"
     )
     scores: Literal["shown", "none"] = _setting("shown", "Whether identity, prompt, copy and drift are measured at the end.", before="none")
     token_norm: Literal["kept", "free"] = _setting("kept", "Whether the token's vectors keep the class word's length.")

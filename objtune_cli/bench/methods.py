@@ -18,7 +18,7 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 PLAIN = {"views": 1, "background_weight": 0.0, "timesteps": "uniform", "schedule": "constant", "token_norm": "free",
          "templates": "one", "latents": "sample", "beta2": 0.999,
          "blocks": "all", "class_every": 1, "passes": "together", "stop": "end",
-         "scores": "none"}  # fmt: skip
+         "scores": "none", "as_taken": 0.0}  # fmt: skip
 """What all of the others share, as diffusers' examples have it: the photo as it is and its latents drawn anew at each
 step, no teacher outside the mask, any noise level, one rate, one sentence, PyTorch's own AdamW, every row in one pass.
 Each names its rates too, those of what does not learn included: what suits ours changes none of theirs."""
@@ -90,6 +90,9 @@ ABLATIONS = {
     "no-background-term": Method("no background teacher", "ablation", train={"background_weight": 0.0}),
     "whole-frame": Method("loss on the whole frame", "ablation", train={"photo_loss": "frame", "background_weight": 0.0}),
     "no-placement": Method("no placement", "ablation", train={"views": 1}),
+    "no-extra-photo": Method("the photo's own placement no more often", "ablation", train={"as_taken": 0.0}),
+    "latents-mean": Method("latents: the mean", "ablation", train={"latents": "mean"}),
+    "all-blocks": Method("the whole denoiser learns", "ablation", train={"blocks": "all"}),
     "attention-term": Method("with attention term", "ablation", train={"attention_weight": 0.01}),
     "steps-90": Method("90 steps", "ablation", train={"steps": 90}),
     "steps-175": Method("175 steps", "ablation", train={"steps": 175}),

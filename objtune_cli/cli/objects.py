@@ -69,7 +69,7 @@ def train(
     mask: Masks = None,
     box: Boxes = None,
     point: Points = None,
-    steps: Annotated[str | None, typer.Option(metavar="N", help="Optimizer steps; auto: until its own pictures get no better.", show_default="auto")] = None,
+    steps: Annotated[str | None, typer.Option(metavar="N", help="Optimizer steps; auto: until its own pictures get no better; default: what suits the base.", show_default=False)] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed.", show_default=str(Train().seed))] = None,
     preview: Annotated[bool, typer.Option("--preview/--no-preview", help="Draw a sheet of samples at the end.")] = True,
 ) -> Outcome:
@@ -82,7 +82,7 @@ def train(
     wanted = targets(class_, name, mask, box, point) if photo else []
     need(photo or not (class_ or name or mask or box or point), "--class and the hints belong to a photo", "a ref already says what it shows")
     ctx = run.context(create=bool(photo))
-    config = ctx.settings.resolve(Train, steps=most, seed=seed)
+    config = ctx.settings.resolve(Train, steps=most, seed=seed, stop="good" if steps == "auto" else None)
     embedding, prior = ctx.settings.resolve(Embed), ctx.settings.resolve(Prior)
     if photo:
         found = [d.ref for d in segment_stage.run(ctx.unforced(), photo, wanted, ctx.settings.resolve(Segment))]

@@ -154,10 +154,11 @@ class Terms:
         if spread is not None:
             z = z + spread * torch.randn(z.shape, generator=g).to(z)
         eps = torch.randn(z.shape, generator=g).to(z)
+        levels = max(1, round(self.config.highest * len(bar)))
         if self.config.timesteps == "uniform":
-            t = torch.randint(len(bar), (len(z),), generator=g)
+            t = torch.randint(levels, (len(z),), generator=g)
         else:
-            t = noise.timesteps(len(z), len(bar), g)
+            t = noise.timesteps(len(z), levels, g)
         return noise.add_noise(z, eps, bar, t), t, noise.target(z, eps, bar, t, self.stack.prediction)
 
     def _class_rows(self, subject: Subject, count: int, g: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from objtune_cli.method.training import Trainer
     from objtune_cli.models.stack import Stack
 
+AVERAGE = 0.98
+"""Decay of the running mean of a run that may stop at any step."""
 SAVE_EVERY = 30.0
 """Seconds between saved states; a signal saves at once."""
 
@@ -63,8 +65,8 @@ def suited(config: Train, own: Mapping[str, Any]) -> Train:
     """What is left to the base (0 and "auto") filled in from what suits it."""
     given = {name: getattr(config, name) for name in bases.TRAINING}
     filled = {name: {**bases.TRAINING, **own}[name] if value in (0, "auto") else value for name, value in given.items()}
-    if config.stop == "auto":
-        filled["stop"] = "end" if config.steps else "good"
+    if config.stop == "good":  # at any step the mean of the weights is what a falling rate would have come to
+        filled |= {"schedule": "constant", "average": config.average or AVERAGE}
     return replace(config, **filled)
 
 

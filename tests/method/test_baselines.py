@@ -24,7 +24,7 @@ from objtune_cli.numerics.losses import masked_mse, mse, photo
 from objtune_cli.numerics.noise import step_generator
 from objtune_cli.numerics.placement import views
 
-CONFIG = Train(steps=6, rank=2, batch=4, views=4, lr=5e-3, token_lr=1e-2, modules="all", class_weight=1.0, blocks="all", class_every=1, passes="together")
+CONFIG = Train(steps=6, rank=2, batch=4, views=4, lr=5e-3, token_lr=1e-2, modules="all", class_weight=1.0, blocks="all", class_every=1, passes="together", latents="mean", as_taken=0.0)
 
 
 def _subject(stack: Stack, name: str = "rex", left: int = 10) -> Subject:

@@ -17,7 +17,7 @@ from objtune_cli.models.stack import Stack
 from objtune_cli.models.tokens import class_rows
 from objtune_cli.numerics.noise import step_generator
 
-CONFIG = Train(steps=6, rank=2, batch=4, views=4, lr=5e-3, token_lr=1e-2, modules="all", class_weight=1.0, blocks="all", class_every=1, passes="together")
+CONFIG = Train(steps=6, rank=2, batch=4, views=4, lr=5e-3, token_lr=1e-2, modules="all", class_weight=1.0, blocks="all", class_every=1, passes="together", latents="mean", as_taken=0.0)
 
 
 def _subject(stack: Stack, name: str = "rex", word: str = "dog", left: int = 10) -> Subject:

@@ -104,7 +104,7 @@ def test_steps_may_be_left_to_the_run(objtune, dog_photo, monkeypatch):
     for name, value in (("CHECK_FROM", 1), ("CHECK_EVERY", 1), ("PATIENCE", 1)):
         monkeypatch.setattr(training, name, value)
     monkeypatch.setattr(Judge, "scores", lambda *_: {"identity": 0.9, "prompt": 1.0, "copy": 0.0})
-    done = objtune("train", dog_photo, "--class", "dog", *FAST, "--no-preview", "--steps", "auto", "--set", "train.stop=good", "--json")
+    done = objtune("train", dog_photo, "--class", "dog", *FAST, "--no-preview", "--steps", "auto", "--json")
     assert json.loads(done.out)["metrics"]["adapter/dog@1"]["steps"] == 1 and "train 3/" not in done.err
     assert objtune("train", dog_photo, "--class", "dog", "--steps", "some").code == 2
 
