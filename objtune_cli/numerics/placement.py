@@ -11,6 +11,10 @@ from torch import Tensor
 from objtune_cli.numerics.masks import Box, bounding_box
 
 
+FILLS = 0.4
+"""Share of the frame that an object's longer side has at least, in its own placement too: a small object is cut out larger."""
+
+
 def views(
     picture: Tensor,
     mask: Tensor,
@@ -21,7 +25,7 @@ def views(
     scale: tuple[float, float] = (0.45, 0.72),
     parts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Draw `count` placements; the first one is as in the photo, cut square; a single one is the photo itself.
+    """Draw `count` placements; the first one is as in the photo, cut square around it where it is small; a single one is the photo itself.
 
     Args:
         picture: (3, H, W) in [-1, 1]. mask: (H, W) coverage in [0, 1].
@@ -43,7 +47,7 @@ def views(
         y = 0.55 + _between((-0.25, 0.25), generator) * free
         tilt = _between((-0.06, 0.06), generator)
         if i == 0:
-            share, x, y, tilt = _as_taken(box, mask.shape)
+            share, x, y, tilt = _as_taken(box, mask.shape, FILLS if count > 1 else 0.0)
         theta = _inverse(box, mask.shape, share, x, y, tilt)
         moved = _sample(torch.cat([picture * mask, mask[None], *(() if parts is None else (parts,))]), theta, size)
         behind = _ground(ground, i, theta, size, generator)
@@ -57,11 +61,17 @@ def _between(limits: tuple[float, float], generator: torch.Generator) -> float:
     return limits[0] + (limits[1] - limits[0]) * torch.rand((), generator=generator).item()
 
 
-def _as_taken(box: Box, shape: torch.Size) -> tuple[float, float, float, float]:
-    """Share, x, y and tilt of the object in the largest square of the photo that has it near the middle."""
+def _as_taken(box: Box, shape: torch.Size, least: float) -> tuple[float, float, float, float]:
+    """Share, x, y and tilt of the object in the largest square of the photo that has it near the middle.
+
+    Args:
+        least: The square is cut smaller until the object's longer side is this share of it.
+    """
     height, width = shape
     x0, y0, x1, y1 = box
-    longest, side = max((x1 - x0) * width, (y1 - y0) * height), min(height, width)
+    longest, side = max((x1 - x0) * width, (y1 - y0) * height), float(min(height, width))
+    if least and longest < least * side:
+        side = longest / least
     place = []
     for low, high, length in ((x0, x1, width), (y0, y1, height)):
         centre = (low + high) / 2 * length

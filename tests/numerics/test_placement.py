@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from objtune_cli.numerics.placement import views
+from objtune_cli.numerics.placement import FILLS, views
 
 RED = torch.tensor([0.8, -0.6, -0.5]).view(3, 1, 1)
 BLUE = torch.tensor([-0.7, -0.2, 0.6]).view(3, 1, 1)
@@ -105,6 +105,19 @@ def test_an_object_wider_than_the_square_is_shown_whole(box: tuple[int, int, int
     wide, high = int(xs.max() - xs.min()) + 1, int(ys.max() - ys.min()) + 1
     assert wide == pytest.approx(0.95 * 64, abs=1.5)
     assert high == pytest.approx(0.95 * 64 * (box[2] - box[0]) / (box[3] - box[1]), abs=1.5)
+
+
+@pytest.mark.parametrize("box", [(40, 60, 52, 70), (0, 0, 8, 6), (90, 88, 96, 96)])
+def test_a_small_object_is_cut_out_larger_unless_the_photo_itself_is_wanted(box: tuple[int, int, int, int]) -> None:
+    """On 2 % of the photo it would be seen by a cell or two; in several views its own placement is a closer cut of the same pixels."""
+    photo = _photo(96, 96, box)
+    longest = max(box[2] - box[0], box[3] - box[1])
+    _, masks = _views(photo, count=3, size=64)
+    ys, xs = (masks[0, 0] > 0.5).nonzero(as_tuple=True)
+    assert max(int(ys.max() - ys.min()), int(xs.max() - xs.min())) + 1 == pytest.approx(FILLS * 64, abs=2)
+    _, alone = _views(photo, count=1, size=64)
+    ys, xs = (alone[0, 0] > 0.5).nonzero(as_tuple=True)
+    assert max(int(ys.max() - ys.min()), int(xs.max() - xs.min())) + 1 == pytest.approx(longest / 96 * 64, abs=2)
 
 
 def test_scale_can_be_fixed() -> None:
