@@ -18,14 +18,21 @@ MAX_SEED = 2**31 - 1
 _KINDS = {int: "a whole number", float: "a number", str: "text"}
 
 
-def _setting(default: Any, text: str, low: float | None = None, high: float | None = None, *, before: Any = None) -> Any:
-    """A setting; `before`: for one added later, the value at which work is what it was without it."""
-    return field(default=default, metadata={"help": text, "low": low, "high": high, "before": before})
+def _setting(default: Any, text: str, low: float | None = None, high: float | None = None, *, before: Any = None, identifies: bool = True) -> Any:
+    """A setting.
+
+    Args:
+        before: For one added later, the value at which work is what it was without it.
+        identifies: Whether another value makes another work.
+    """
+    return field(default=default, metadata={"help": text, "low": low, "high": high, "before": before, "identifies": identifies})
 
 
 def identifying(section: Any) -> dict[str, Any]:
     """The settings that say which work it is: one added later counts only where it changes something."""
-    return {f.name: getattr(section, f.name) for f in fields(section) if f.metadata["before"] is None or getattr(section, f.name) != f.metadata["before"]}
+    values = {f.name: getattr(section, f.name) for f in fields(section) if f.metadata["identifies"]}
+    before = {f.name: f.metadata["before"] for f in fields(section)}
+    return {name: value for name, value in values.items() if before[name] is None or value != before[name]}
 
 
 @dataclass(frozen=True, repr=False)
@@ -85,7 +92,7 @@ class Train:
     )
     views: int = _setting(8, "Placements of the object drawn before training; 1: the photo as it is.", 1, 4096)
     known: int = _setting(24, "Noised views, for each sentence, on which the frozen base is asked before the first step.", 1, 4096, before=24)
-    as_taken: float = _setting(0.3, "Share of the rows that show the object where the photo has it, on top of its turn.", 0, 1, before=0.0)
+    as_taken: float = _setting(0.3, "Share of the rows that show the photo's own placement, on top of its turn.", 0, 1, before=0.0)
     seed: int = _setting(0, "Random seed.", 0, MAX_SEED)
     photo_loss: Literal["object", "masked", "frame"] = _setting(
         "object", "Where the photo is learned: by the object's area, masked by the frame's area, or the whole frame."
@@ -96,7 +103,7 @@ class Train:
     attention_weight: float = _setting(0.0, "Each token's cross-attention is held to its object (Break-A-Scene).", 0)
     timesteps: Literal["focused", "uniform"] = _setting("focused", "Which noise levels: more of those where an object's identity is lost, or any.")
     highest: float = _setting(
-        1.0, "Noise level up to which the photo is learned, fraction of the whole: above it poses and places are decided.", 0.01, 1, before=1.0
+        1.0, "Noise level up to which pictures are learned, fraction of the whole: above it poses and places are decided.", 0.01, 1, before=1.0
     )
     schedule: Literal["cosine", "constant"] = _setting("cosine", "Learning rates after the warm-up.")
     token: Literal["learned", "fixed"] = _setting("learned", "Whether the token goes on learning.")
@@ -108,7 +115,7 @@ class Train:
     stop: Literal["end", "good"] = _setting(
         "end", "end: after all steps; good: when its own pictures get no better, at a constant rate, the best state kept.", before="end"
     )
-    scores: Literal["shown", "none"] = _setting("shown", "Whether identity, prompt, copy and drift are measured at the end.", before="none")
+    scores: Literal["shown", "none"] = _setting("shown", "Whether identity, prompt, copy and drift are measured at the end.", identifies=False)
     token_norm: Literal["kept", "free"] = _setting("kept", "Whether the token's vectors keep the class word's length.")
     token_first: int = _setting(0, "Steps in which the token alone learns; after them it rests and the layers learn.", 0, 1_000_000)
     templates: Literal["several", "one"] = _setting("several", "Sentences that the photo is learned under.")

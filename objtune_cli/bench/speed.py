@@ -6,6 +6,7 @@ denoiser of Stable Diffusion 1.5's own layout with random weights, at 256 px so 
 
 import contextlib
 import multiprocessing
+import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from objtune_cli import bases
 from objtune_cli.bench import measures
 from objtune_cli.bench.methods import METHODS
 from objtune_cli.config import Embed, Train
-from objtune_cli.errors import ResourceError
+from objtune_cli.errors import ObjtuneError, ResourceError
 from objtune_cli.stages import train
 from objtune_cli.stages.context import Context
 
@@ -34,7 +35,7 @@ SIZES = ("base", "sd15")
 """The base at hand; Stable Diffusion 1.5's layout at 256 px."""
 WARM_UP = {"base": 4, "sd15": 1}
 STEPS = {"base": 12, "sd15": 4}
-"""Steps of a round: a whole number of turns of the class term."""
+"""Steps of a round: whole turns of the class term, taken at every step or every fourth."""
 PARTS = ("words", "forward", "backward", "optimizer")
 SIDE = 32
 """Latent cells along a side of the large model: 256 px."""
@@ -86,8 +87,7 @@ def _side_by_side(ctx: Context, size: str, rounds: int) -> dict[str, list[dict[s
             children.hear(name, ctx.check_stopped)  # built and warm
         for i in range(rounds):
             for name in COMPARED if i % 2 == 0 else COMPARED[::-1]:
-                children.pipes[name].send("round")
-                found[name].append(children.hear(name, ctx.check_stopped))
+                found[name].append(children.ask(name, ctx.check_stopped))
             progress(i + 1, rounds)
     return found
 
@@ -117,11 +117,18 @@ class _Children:
             while not self.pipes[name].poll(0.2):
                 check()
             said = self.pipes[name].recv()
-        except EOFError:
+        except (EOFError, OSError):
+            check()  # it may have ended by the signal that is meant for us
             raise ResourceError(f"the process that measures {name} ended", "is there enough memory?") from None
-        if isinstance(said, Exception):
-            raise said
+        if "failed" in said:
+            raise ResourceError(said["failed"], said["hint"])
         return said
+
+    def ask(self, name: str, check: Callable[[], None]) -> dict[str, float]:
+        """A round of a child."""
+        with contextlib.suppress(OSError):  # one that has ended is noticed by `hear`
+            self.pipes[name].send("round")
+        return self.hear(name, check)
 
     def __enter__(self) -> "_Children":
         return self
@@ -134,23 +141,27 @@ class _Children:
 
 def _child(pipe: Connection, task: Task) -> None:
     """Build, warm up, then measure a round for every word that comes."""
+    for number in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):  # the parent hears them, and ends this one
+        signal.signal(number, signal.SIG_IGN)
     try:
         trainer = build(task)
         for _ in range(WARM_UP[task.size]):
             trainer.advance()
         clock = Clock(trainer)
-        pipe.send("ready")
+        pipe.send({})
         while True:
             pipe.recv()
             pipe.send(clock.round(STEPS[task.size]))
     except EOFError:
         return
-    except Exception as error:
-        pipe.send(error)
+    except Exception as error:  # as plain text: not every exception survives the way
+        failed, hint = (error.message, error.hint) if isinstance(error, ObjtuneError) else (f"{type(error).__name__}: {error}", "")
+        with contextlib.suppress(OSError):
+            pipe.send({"failed": failed, "hint": hint})
 
 
 class Clock:
-    """Times the parts of a trainer's steps."""
+    """Times the parts of a trainer's steps; what is none of the others counts as backward."""
 
     def __init__(self, trainer: "Trainer") -> None:
         self.trainer, self.spent = trainer, dict.fromkeys(PARTS, 0.0)
@@ -178,7 +189,7 @@ class Clock:
         return time.perf_counter()
 
     def round(self, steps: int) -> dict[str, float]:
-        """Mean seconds of a step and of its parts, and the largest memory so far in MB."""
+        """Mean seconds of a step and of its parts, and the round's largest memory in MB."""
         self.spent = dict.fromkeys(PARTS, 0.0)
         forget_peak(self.trainer.stack.device.type)
         started = self._now()
@@ -186,7 +197,7 @@ class Clock:
             self.trainer.advance()
         step = (self._now() - started) / steps
         parts = {part: spent / steps for part, spent in self.spent.items()}
-        parts["backward"] = step - sum(parts[p] for p in PARTS if p != "backward")  # and what little is left
+        parts["backward"] = step - sum(parts[p] for p in PARTS if p != "backward")
         return {"step_s": step, **{f"{p}_s": parts[p] for p in PARTS}, "memory_mb": peak(self.trainer.stack.device.type)}
 
 
@@ -267,9 +278,12 @@ def large(device_name: str, precision_name: str) -> "Stack":
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     from objtune_cli.models import precision, stack
+    from objtune_cli.models.cpu import keep_memory
 
     stack.quiet()
     device = stack.pick_device(device_name)
+    if device.type == "cpu":
+        keep_memory()
     dtype = stack.pick_dtype(precision_name, device)
     half = precision_name == "auto" and device.type == "cpu" and precision.processor_has_bf16()
     tokenizer = CLIPTokenizer.from_pretrained(bases.EMBEDDED / "tokenizer", local_files_only=True)

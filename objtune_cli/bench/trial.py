@@ -95,7 +95,7 @@ def run(
 
 
 def _train(ctx: Context, case: Case, name: str, method: Method) -> Trained:
-    """`objtune train` on the photo with its exact mask, nothing of an earlier trial left to reuse but the class prior."""
+    """`objtune train` on the photo with the mask it is handed, nothing of an earlier trial left to reuse but the class prior."""
     folder = ctx.project.folder
     with artifact.explained(folder):
         for kind in ("mask", "embedding", "adapter"):

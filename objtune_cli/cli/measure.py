@@ -26,7 +26,7 @@ def bench(
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="Methods with commas, +train.lr=… behind one changes it; baselines, ablations, all.",
+            help="Methods with commas, +train.lr=… behind one changes it; baselines, ablations, robust, all.",
             show_default="objtune,baselines",
         ),
     ] = None,
@@ -39,7 +39,8 @@ def bench(
     speed: Annotated[bool, typer.Option("--speed", help="Measure a training step beside DreamBooth-LoRA's, here and at Stable Diffusion's size.")] = False,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Results, kept and gone on from.")] = Path("bench"),
 ) -> Outcome:
-    need(not (speed and (base_only or methods)), "--speed compares objtune with dreambooth-lora", "leave --methods and --base-only away")
+    others = [value for value in (objects, methods, prompts, seed) if value is not None]
+    need(not (speed and (base_only or others)), "--speed compares objtune with dreambooth-lora on noise", "leave the other options away, but --quick")
     if speed:
         from objtune_cli.bench import speed as clock
 

@@ -69,7 +69,7 @@ def train(
     mask: Masks = None,
     box: Boxes = None,
     point: Points = None,
-    steps: Annotated[str | None, typer.Option(metavar="N", help="Optimizer steps; auto: until its own pictures get no better; default: what suits the base.", show_default=False)] = None,
+    steps: Annotated[str | None, typer.Option(metavar="N", help="Optimizer steps; auto: until its own pictures get no better, at most train.steps; default: what suits the base.", show_default=False)] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed.", show_default=str(Train().seed))] = None,
     preview: Annotated[bool, typer.Option("--preview/--no-preview", help="Draw a sheet of samples at the end.")] = True,
 ) -> Outcome:
@@ -91,14 +91,14 @@ def train(
     return Outcome([stage.run(ctx, found, config, embedding, prior, preview=preview)])
 
 
-def counted(steps: str) -> int:
-    """A number of steps, or 0 for auto.
+def counted(steps: str) -> int | None:
+    """A number of steps; none for auto, which leaves the most to the settings.
 
     Raises:
         UsageError: Neither.
     """
     need(steps == "auto" or steps.isdecimal(), f"--steps is {steps!r}", "a whole number, or auto")
-    return 0 if steps == "auto" else int(steps)
+    return None if steps == "auto" else int(steps)
 
 
 def given_refs(values: list[str] | None) -> list[str]:

@@ -1,6 +1,7 @@
 """A running mean of the weights (EMA), and the best of it: a state that needs no falling rate to be good."""
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -51,7 +52,8 @@ class Best:
         self.at = 0
 
     def add(self, score: float, step: int, values: list[Tensor]) -> None:
-        """A new score; its state is kept where it is the best by more than the margin."""
+        """A new score; its state is kept where it is the best by more than the margin. One that is no number is the worst."""
+        score = score if math.isfinite(score) else -math.inf
         if not self.history or score > self.top + self.margin:
             self.values, self.at = [v.detach().clone() for v in values], step
         self.history.append(score)

@@ -3,7 +3,7 @@
 Knows no world and no evaluator: what is here works on any base whose CLIP has an image tower. All formulas are ours.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,8 +35,8 @@ class Known:
     """What is fixed about one object.
 
     Attributes:
-        own: Unit vector of the object alone (d,). one, zero: mean cosine to it of the photo's own object in other places,
-            and of the class in the judged scenes. photo: the photo, coarse (k,), of unit length. seen: mean correlation of the
+        own: Unit vector of the object alone (d,). one, zero: mean cosine to it of the photo's own object placed anew,
+            and of the class in the judged scenes. photo: the photo cut around the object, coarse (k,), of unit length. seen: mean correlation of the
             class pictures with it. follows: share of the class pictures that are where they were asked to be.
     """
 
@@ -51,10 +51,13 @@ class Known:
 class Judge:
     """Scores of trained objects; made before anything is learned, for the class pictures are the frozen base's."""
 
-    def __init__(self, stack: Stack, towers: Towers, subjects: Sequence[Subject], drawn: Mapping[str, Any]) -> None:
-        """`drawn`: guidance and its lowest level, as `sampling.sample` takes them."""
+    def __init__(
+        self, stack: Stack, towers: Towers, subjects: Sequence[Subject], drawn: Mapping[str, Any],
+        on_step: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        """`drawn`: guidance and its noise level, as `sampling.sample` takes them. `on_step`: called at every sampling step."""
         self.stack, self.towers, self.subjects = stack, towers, list(subjects)
-        self.drawn = {**drawn, "steps": STEPS}
+        self.drawn = {**drawn, "steps": STEPS, "on_step": on_step}
         self.seeds = [FIRST_SEED + i for i in range(len(SCENES))]
         words = {s.class_word for s in subjects}
         self.plain = {word: self._class(word) for word in sorted(words)}

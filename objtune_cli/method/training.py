@@ -83,17 +83,16 @@ class Trainer(Terms):
         self.optimizer.zero_grad(set_to_none=True)
         terms: dict[str, Tensor] = {}
         for part in self._losses(noise.step_generator(self.config.seed, self.step)):
-            torch.stack([self.weights[name] * value for name, value in part.items()]).sum().backward()
+            loss = torch.stack([self.weights[name] * value for name, value in part.items()]).sum()
+            if loss.requires_grad:  # a class pass of its own has nothing to learn from where the token learns alone
+                loss.backward()
             terms |= {name: value.detach() for name, value in part.items()}
         total = sum(self.weights[name] * float(value) for name, value in terms.items())
         if not math.isfinite(total):
             raise GateError(f"training diverged at step {self.step}: the loss is {total}", "try a lower rate: `--set train.lr=5e-4`")
         torch.nn.utils.clip_grad_norm_([*self.lora, *self.learned.values()], 1.0)
         self.optimizer.step()
-        if self.config.token_norm == "kept" and self.config.token == "learned":
-            with torch.no_grad():
-                for name, rows in self.learned.items():
-                    rows.copy_(keep_norm(rows, self.norms[name]))
+        self._keep_norms()
         keep = 0.9 if self.step else 0.0
         for name, term in terms.items():
             self.mean[name] = keep * self.mean[name] + (1 - keep) * float(term)
@@ -102,6 +101,7 @@ class Trainer(Terms):
             self.average.update(self.step)
         if self.best is not None and self.step >= CHECK_FROM and self.step % CHECK_EVERY == 0:
             with self.average.in_place() if self.average is not None else contextlib.nullcontext():
+                self._keep_norms()
                 found = self.scores()
                 self.best.add(found["identity"] + found["prompt"] - max(0.0, found["copy"]), self.step, self._params())
 
@@ -116,6 +116,14 @@ class Trainer(Terms):
             write(self._params(), self.best.values)
         elif self.average is not None:
             write(self._params(), self.average.kept)
+        self._keep_norms()
+
+    @torch.no_grad()
+    def _keep_norms(self) -> None:
+        """The token's vectors at their first length; a mean of them is shorter than they are."""
+        if self.config.token_norm == "kept" and self.config.token == "learned":
+            for name, rows in self.learned.items():
+                rows.copy_(keep_norm(rows, self.norms[name]))
 
     def scores(self) -> dict[str, float]:
         """What the judge says of the parameters as they are; nothing without a judge."""

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from objtune_cli.numerics.masks import Box, bounding_box
 
-
 FILLS = 0.4
 """Share of the frame that an object's longer side has at least, in its own placement too: a small object is cut out larger."""
 

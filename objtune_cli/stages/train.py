@@ -1,6 +1,7 @@
 """`train`: embeddings of one photo's objects to one adapter; runs the missing stages itself."""
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from objtune_cli import bases
 from objtune_cli.config import Embed, Prior, Train, identifying
-from objtune_cli.errors import GateError, IncompatibleError, Stopped, UsageError
+from objtune_cli.errors import GateError, IncompatibleError, ResourceError, Stopped, UsageError
 from objtune_cli.stages import embed, objects
 from objtune_cli.stages import prior as prior_stage
 from objtune_cli.stages.context import Context, Done, keep_picture, tools
@@ -40,6 +41,8 @@ def run(ctx: Context, sources: list[Ref], config: Train, embedding: Embed, prior
         Stopped: A signal came; the state is saved.
     """
     config = suited(config, ctx.base.training)
+    if config.stop == "good" and ctx.base.image_tower is None:
+        raise ResourceError(f"the base {ctx.base.id} has no image tower to judge its pictures by", f"give a number of steps, or put its CLIP into {ctx.base.folder}/clip")
     alone, first = config.modules == "none", config.token_first
     if (config.token == "fixed" and (alone or first)) or (alone and 0 < first < config.steps):
         raise UsageError("there would be steps in which nothing learns", "set train.modules, train.token or train.token_first")
@@ -98,11 +101,10 @@ def _train(ctx: Context, record: Record, starts: list[Record], priors: dict[str,
         tensors: dict[str, Any] = adapter.tensors(stack)
         tensors |= {f"token.{name}": rows for name, rows in trainer.tokens().items()}
         metrics = {k: round(v, 6) for k, v in trainer.mean.items()} | {"steps": trainer.best.at if trainer.best and trainer.best.at else trainer.step}
-        if judge is not None and config.scores == "shown":
-            metrics |= {k: round(v, 4) for k, v in (trainer.scores() | {"drift": judge.drift()}).items()}
-            _say(ctx, metrics)
         if not all(bool(torch.isfinite(v).all()) for v in tensors.values()):
             raise GateError("training diverged: a weight is no number", "try a lower rate: `--set train.lr=5e-4`")
+        if judge is not None and config.scores == "shown":
+            metrics |= _scores(ctx, trainer, judge, int(metrics["steps"]))
         ref = artifact.publish(ctx.root, replace(record, metrics=metrics, tools=tools()), tensors)
         state.discard()
     return Done(ref, False, [], metrics)
@@ -115,16 +117,20 @@ def _judge(ctx: Context, stack: "Stack", subjects: list["Subject"]) -> "Judge | 
 
     if ctx.base.image_tower is None:
         return None
-    return Judge(stack, towers.load(ctx.base.image_tower, stack), subjects, ctx.base.drawn())
+    return Judge(stack, towers.load(ctx.base.image_tower, stack), subjects, ctx.base.drawn(), lambda done, total: ctx.check_stopped())
 
 
 COPIED, DRIFTED, UNLIKE, LOST = 0.4, 0.25, 0.4, 0.7
 """Scores from which a person should know: copy and drift above, identity and prompt below."""
 
 
-def _say(ctx: Context, found: Mapping[str, float]) -> None:
-    """The scores in words, and what to change where one is bad."""
-    ctx.report.note("  ".join(f"{name} {found[name]:.2f}" for name in ("identity", "prompt", "drift", "copy")) + f"  ({found['steps']} steps)")
+def _scores(ctx: Context, trainer: "Trainer", judge: "Judge", steps: int) -> dict[str, float]:
+    """The scores, said in words too, with what to change where one is bad; none where a picture is no number."""
+    found = {k: round(v, 4) for k, v in (trainer.scores() | {"drift": judge.drift()}).items()}
+    if not all(math.isfinite(v) for v in found.values()):
+        ctx.report.note("its own pictures are no numbers at this precision: no scores")
+        return {}
+    ctx.report.note("  ".join(f"{name} {found[name]:.2f}" for name in ("identity", "prompt", "drift", "copy")) + f"  ({steps} steps)")
     if found["copy"] > COPIED:
         ctx.report.note("the pictures copy the photo: fewer steps (`--steps`), a lower rate (`--set train.lr=…`), or a tighter mask")
     if found["drift"] > DRIFTED:
@@ -133,6 +139,7 @@ def _say(ctx: Context, found: Mapping[str, float]) -> None:
         ctx.report.note("the object is not well learned: more steps (`--steps`), or a larger and sharper photo of it")
     if found["prompt"] < LOST:
         ctx.report.note("scenes are not followed as the class alone follows them: fewer steps, or `--set train.background_weight=2`")
+    return found
 
 
 def _loop(ctx: Context, trainer: "Trainer", state: RunState, total: int) -> None:
@@ -145,7 +152,7 @@ def _loop(ctx: Context, trainer: "Trainer", state: RunState, total: int) -> None
         nonlocal saved
         ctx.report.step("train", step, total, **trainer.mean)
         signum = ctx.stopped()
-        if signum or time.monotonic() - saved > SAVE_EVERY:
+        if signum or trainer.finished or time.monotonic() - saved > SAVE_EVERY:  # what comes after the last step may be stopped too
             state.save(trainer.state())
             saved = time.monotonic()
         if signum:

@@ -73,7 +73,7 @@ def _ends(pipe, task) -> None:
 
 
 def _fails(pipe, task) -> None:
-    pipe.send(ResourceError("no such device", "take another"))
+    pipe.send({"failed": "no such device", "hint": "take another"})
 
 
 @pytest.mark.parametrize(("child", "said"), [(_ends, "the process that measures objtune ended"), (_fails, "no such device")])

@@ -431,6 +431,14 @@ def test_apart_and_together_are_the_same_step(trainer, weights: dict) -> None:
         torch.testing.assert_close(a, b, rtol=2e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("alone", [{"modules": "none"}, {"token_first": 3}])
+def test_apart_a_class_pass_without_anything_to_learn_is_no_error(trainer, alone: dict) -> None:
+    t = trainer(passes="apart", **alone)
+    before = t.tokens()["rex"]
+    t.advance()
+    assert not torch.equal(t.tokens()["rex"], before) and t.mean["class"] >= 0
+
+
 def test_the_class_term_at_every_third_step_is_three_times_as_heavy(trainer) -> None:
     t = trainer(class_every=3)
     assert t.weights["class"] == 3 * trainer().weights["class"]

@@ -19,7 +19,7 @@ from objtune_cli.models.tokens import Placeholders, class_rows
 
 CONFIG = Train(
     steps=6, rank=2, batch=2, views=2, lr=5e-3, token_lr=1e-2, modules="all", class_weight=0.0, blocks="all", class_every=1, passes="together",
-    average=0.9, stop="good",
+    average=0.9, stop="good", token_norm="free",
 )  # fmt: skip
 
 
@@ -161,3 +161,20 @@ def test_placeholders_are_said_as_they_are_when_judged(stack: Stack, judge: Judg
     trainer = Trainer(stack, judge.subjects, {}, CONFIG, judge)
     trainer.advance()
     torch.testing.assert_close(seen[-1][:1], trainer.average.kept[0])
+
+
+def test_a_mean_keeps_the_tokens_length(stack: Stack) -> None:
+    """The mean of vectors of one length is shorter; what is kept is not."""
+    from dataclasses import replace
+
+    trainer = Trainer(stack, [_subject(stack)], {}, replace(CONFIG, token_norm="kept", token_lr=0.5))
+    training.run(trainer, lambda step: None)
+    assert float(trainer.average.kept[0].norm()) < 0.9999 * float(trainer.norms["rex"])
+    torch.testing.assert_close(trainer.tokens()["rex"][:1].norm(dim=1), trainer.norms["rex"])
+
+
+def test_a_score_that_is_no_number_is_the_worst() -> None:
+    best = Best(2, 0.02)
+    for i, score in enumerate((float("nan"), 0.3, float("inf"))):
+        best.add(score, i, [torch.tensor([float(i)])])
+    assert best.at == 1 and best.top == 0.3 and not best.done

@@ -93,8 +93,12 @@ def test_without_an_image_tower_or_where_it_is_not_asked_for_there_are_no_number
     fast = (*FAST, *LITTLE, "--no-preview", "--json")
     done = cli("train", dog_photo, "--class", "dog", *fast, "--base", bare_base)
     assert done.code == 0 and "identity" not in json.loads(done.out)["metrics"]["adapter/dog@1"]
+    auto = cli("train", dog_photo, "--class", "dog", *FAST, "--steps", "auto", "--base", bare_base)
+    assert auto.code == 7 and "no image tower to judge" in auto.err
     done = cli("train", dog_photo, "--class", "dog", *fast, "--base", base, "--set", "train.scores=none", "--name", "rex")
     assert done.code == 0 and "identity" not in json.loads(done.out)["metrics"]["adapter/rex@1"]
+    again = cli("train", dog_photo, "--class", "dog", *fast, "--base", base, "--name", "rex")
+    assert json.loads(again.out)["refs"][0]["reused"]  # scores are no part of what it is
 
 
 def test_steps_may_be_left_to_the_run(objtune, dog_photo, monkeypatch):
