@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from objtune_cli import bases
-from objtune_cli.bench import measures
+from objtune_cli.bench import large, measures
 from objtune_cli.bench.methods import METHODS
 from objtune_cli.config import Embed, Train
 from objtune_cli.errors import ObjtuneError, ResourceError
@@ -37,8 +37,6 @@ WARM_UP = {"base": 4, "sd15": 1}
 STEPS = {"base": 12, "sd15": 4}
 """Steps of a round: whole turns of the class term, taken at every step or every fourth."""
 PARTS = ("words", "forward", "backward", "optimizer")
-SIDE = 32
-"""Latent cells along a side of the large model: 256 px."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +231,7 @@ def build(task: Task) -> "Trainer":
     from objtune_cli.method.subjects import Subject
     from objtune_cli.models.tokens import class_rows
 
-    stack = _base(task) if task.size == "base" else large(task.device, task.precision)
+    stack = _base(task) if task.size == "base" else large.stack(task.device, task.precision)
     method = METHODS[task.method]
     config = replace(train.suited(replace(Train(), **method.train), task.training), known=2)  # asked before any step: not timed
     vectors = int(method.embed.get("vectors", Embed().vectors))
@@ -266,43 +264,3 @@ def _noise_prior(stack: "Stack", g: "torch.Generator", entries: int = 8) -> dict
         conditions = stack.encode(["a photo of a dog"])
     t = torch.from_numpy(np.linspace(100, 900, entries).astype(np.int64))
     return {"latents": drawn[0], "z_t": drawn[1], "pred": drawn[2], "t": t, "asked": torch.zeros(entries, dtype=torch.int64), "conditions": conditions}
-
-
-def large(device_name: str, precision_name: str) -> "Stack":
-    """Stable Diffusion 1.5's layout with random weights, the words of the toybox: nothing is downloaded, nothing written.
-
-    Source: the configs of stable-diffusion-v1-5 (860 M parameters in the denoiser).
-    """
-    import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    from objtune_cli.models import precision, stack
-    from objtune_cli.models.cpu import keep_memory
-
-    stack.quiet()
-    device = stack.pick_device(device_name)
-    if device.type == "cpu":
-        keep_memory()
-    dtype = stack.pick_dtype(precision_name, device)
-    half = precision_name == "auto" and device.type == "cpu" and precision.processor_has_bf16()
-    tokenizer = CLIPTokenizer.from_pretrained(bases.EMBEDDED / "tokenizer", local_files_only=True)
-    tokenizer.model_max_length = 77
-    with torch.device(device):
-        text: Any = CLIPTextModel(CLIPTextConfig(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12))
-        ends: dict[str, Any] = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-        vae: Any = AutoencoderKL(**ends, block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=8 * SIDE)
-        torch.set_default_dtype(torch.bfloat16 if half else dtype)  # never whole in float32: that alone would be the peak
-        try:
-            unet: Any = UNet2DConditionModel(sample_size=SIDE, cross_attention_dim=768)
-        finally:
-            torch.set_default_dtype(torch.float32)
-    for module in (text, unet, vae):
-        module.requires_grad_(False).eval()
-    vae.to(dtype)
-    if device.type == "cpu":
-        unet.to(memory_format=torch.channels_last)
-    if half:
-        precision.halve(unet)
-    schedule = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False)
-    return stack.Stack(tokenizer, text, unet, vae, schedule, device, dtype)
