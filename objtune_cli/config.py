@@ -18,7 +18,9 @@ MAX_SEED = 2**31 - 1
 _KINDS = {int: "a whole number", float: "a number", str: "text"}
 
 
-def _setting(default: Any, text: str, low: float | None = None, high: float | None = None, *, before: Any = None, identifies: bool = True) -> Any:
+def _setting(
+    default: Any, text: str, low: float | None = None, high: float | None = None, *, before: Any = None, identifies: bool = True
+) -> Any:
     """A setting.
 
     Args:
@@ -50,9 +52,21 @@ class Common:
 class Segment:
     """Finding the object."""
 
-    edge: float = _setting(0.004, "Softness of the outline, fraction of the photo's longer side.", 0, 0.1)
+    segmenter: Literal["sam", "grabcut"] = _setting(
+        "sam", "What finds outlines: segment-anything (the embedded one, or a checkpoint), or GrabCut."
+    )
+    which: Literal["best", "largest", "smallest", "left", "right", "top", "bottom"] = _setting(
+        "best", "Which of several objects of the class is meant; best: the one that is most like the class, and clearly so."
+    )
+    min_likeness: float = _setting(0.5, "Least probability that what a class word chose is of that class.", 0, 1)
+    min_margin: float = _setting(0.5, "Least score of what a class word chose above the next thing's, in logits.")
+    min_score: float = _setting(8.0, "Least score of what a class word chose: its likeness, quality and outline together.")
+    edge: float = _setting(0.01, "Half width of the soft outline, fraction of the object's longer side.", 0, 0.1)
     max_side: int = _setting(1024, "Photos are kept at most this large, px.", 128, 4096)
-    sam_checkpoint: str = _setting("", "segment-anything checkpoint; without one, GrabCut.")
+    detector: str = _setting(
+        "", "Zero-shot detector whose boxes are proposed: folder or hub id of OWLv2 or Grounding DINO; without one, the segmenter proposes."
+    )
+    sam_checkpoint: str = _setting("", "segment-anything checkpoint; without one, the embedded model.")
 
 
 @dataclass(frozen=True, repr=False)
@@ -73,7 +87,7 @@ class Embed:
 class Train:
     """Learning the object."""
 
-    steps: int = _setting(0, "Optimizer steps; 0: what suits the base.", 0, 1_000_000)
+    steps: int = _setting(0, "Optimizer steps; 0: what suits the base, or twice that at most where it stops by itself.", 0, 1_000_000)
     rank: int = _setting(16, "LoRA rank.", 1, 512)
     lr: float = _setting(0.0, "Learning rate of the LoRA weights; 0: what suits the base.", 0)
     token_lr: float = _setting(0.0, "Learning rate of the token, fraction of its norm; 0: what suits the base.", 0)
@@ -86,12 +100,16 @@ class Train:
     blocks: Literal["auto", "all", "decoder"] = _setting(
         "auto", "Which half of the denoiser learns; decoder: what comes after the middle, and no gradient goes further back.", before="all"
     )
-    class_every: int = _setting(0, "The class term is taken at every n-th step, n times as heavy; 0: what suits the base.", 0, 1000, before=1)
+    class_every: int = _setting(
+        0, "The class term is taken at every n-th step, n times as heavy; 0: what suits the base.", 0, 1000, before=1
+    )
     passes: Literal["auto", "apart", "together"] = _setting(
         "auto", "Whether photo and class go through the denoiser one after the other (less memory) or together.", before="together"
     )
     views: int = _setting(8, "Placements of the object drawn before training; 1: the photo as it is.", 1, 4096)
-    known: int = _setting(24, "Noised views, for each sentence, on which the frozen base is asked before the first step.", 1, 4096, before=24)
+    known: int = _setting(
+        24, "Noised views, for each sentence, on which the frozen base is asked before the first step.", 1, 4096, before=24
+    )
     as_taken: float = _setting(0.3, "Share of the rows that show the photo's own placement, on top of its turn.", 0, 1, before=0.0)
     seed: int = _setting(0, "Random seed.", 0, MAX_SEED)
     photo_loss: Literal["object", "masked", "frame"] = _setting(
@@ -101,9 +119,15 @@ class Train:
         "prediction", "What class samples are held to: the frozen base's prediction, or their noise as in DreamBooth."
     )
     attention_weight: float = _setting(0.0, "Each token's cross-attention is held to its object (Break-A-Scene).", 0)
-    timesteps: Literal["focused", "uniform"] = _setting("focused", "Which noise levels: more of those where an object's identity is lost, or any.")
+    timesteps: Literal["focused", "uniform"] = _setting(
+        "focused", "Which noise levels: more of those where an object's identity is lost, or any."
+    )
     highest: float = _setting(
-        1.0, "Noise level up to which pictures are learned, fraction of the whole: above it poses and places are decided.", 0.01, 1, before=1.0
+        1.0,
+        "Noise level up to which pictures are learned, fraction of the whole: above it poses and places are decided.",
+        0.01,
+        1,
+        before=1.0,
     )
     schedule: Literal["cosine", "constant"] = _setting("cosine", "Learning rates after the warm-up.")
     token: Literal["learned", "fixed"] = _setting("learned", "Whether the token goes on learning.")
@@ -111,11 +135,16 @@ class Train:
         "sample", "What the autoencoder makes of a placement: its mean, or drawn anew at each step.", before="mean"
     )
     beta2: float = _setting(0.99, "AdamW's memory of squared gradients; PyTorch's own default is 0.999.", 0, 0.999999, before=0.99)
-    average: float = _setting(0.0, "Decay of the running mean of the weights, which is what is kept; 0: the last step's.", 0, 0.9999, before=0.0)
-    stop: Literal["end", "good"] = _setting(
-        "end", "end: after all steps; good: when its own pictures get no better, at a constant rate, the best state kept.", before="end"
+    average: float = _setting(
+        0.0, "Decay of the running mean of the weights, which is what is kept; 0: the last step's.", 0, 0.9999, before=0.0
     )
-    scores: Literal["shown", "none"] = _setting("shown", "Whether identity, prompt, copy and drift are measured at the end.", identifies=False)
+    stop: Literal["auto", "end", "good"] = _setting(
+        "auto", "end: after all steps; good: when its loss under fixed noise has stopped falling, after which the rate falls to its end; "
+        "auto: end where steps are given, else good.", before="end",
+    )  # fmt: skip
+    scores: Literal["shown", "none"] = _setting(
+        "shown", "Whether identity, prompt, copy and drift are measured at the end.", identifies=False
+    )
     token_norm: Literal["kept", "free"] = _setting("kept", "Whether the token's vectors keep the class word's length.")
     token_first: int = _setting(0, "Steps in which the token alone learns; after them it rests and the layers learn.", 0, 1_000_000)
     templates: Literal["several", "one"] = _setting("several", "Sentences that the photo is learned under.")
@@ -157,6 +186,8 @@ class Bench:
     repeats: int = _setting(2, "Rounds of prompts for each object.", 1, 100)
     prompts: str = _setting("scene,wearing,pair", "Kinds of prompts, with commas: scene, wearing, pair.")
     samples: int = _setting(1024, "Samples of `--base-only`.", 16, 100_000)
+    scenes: int = _setting(300, "Scenes of `--masks`.", 1, 100_000)
+    segmenters: str = _setting("sam,grabcut", "Segmenters of `--masks`, with commas.")
     rounds: int = _setting(3, "Rounds of `--speed`.", 1, 100)
     seed: int = _setting(0, "Random seed of objects and prompts.", 0, MAX_SEED)
 
@@ -166,7 +197,14 @@ class Bench:
         return tuple(part.strip() for part in self.prompts.split(","))
 
 
-SECTIONS: dict[str, type] = {"segment": Segment, "init-embedding": Embed, "train": Train, "prior": Prior, "generate": Generate, "bench": Bench}
+SECTIONS: dict[str, type] = {
+    "segment": Segment,
+    "init-embedding": Embed,
+    "train": Train,
+    "prior": Prior,
+    "generate": Generate,
+    "bench": Bench,
+}
 
 T = TypeVar("T")
 

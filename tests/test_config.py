@@ -78,7 +78,11 @@ def test_no_file_is_no_setting(tmp_path: Path) -> None:
     [
         ({"toml": "stepz = 1"}, "stepz in objtune.toml", "base, bench, device, generate, init-embedding, precision, prior, segment, train"),
         ({"toml": "[trian]\nsteps = 1"}, "trian in objtune.toml", "segment, train"),
-        ({"toml": "[train]\nstepz = 1"}, "stepz in [train] of objtune.toml", "schedule, scores, seed, steps, stop, templates, timesteps, token, token_first, token_lr, token_norm, views"),
+        (
+            {"toml": "[train]\nstepz = 1"},
+            "stepz in [train] of objtune.toml",
+            "schedule, scores, seed, steps, stop, templates, timesteps, token, token_first, token_lr, token_norm, views",
+        ),
         ({"environment": {"OBJTUNE_STEPS": "1"}}, "OBJTUNE_STEPS in the environment", "OBJTUNE_PROJECT, "),
         ({"environment": {"OBJTUNE_TRAIN_STEPZ": "1"}}, "OBJTUNE_TRAIN_STEPZ in the environment", "OBJTUNE_TRAIN_STEPS"),
         ({"given": ["steps=1"]}, "steps in --set", "train.steps"),
@@ -112,7 +116,12 @@ def test_a_section_must_be_a_section(value: str, settings: Make) -> None:
         (Train, "[train]\nsteps = true", "steps in objtune.toml is True", "a whole number is needed"),
         (Train, "[train]\nlr = true", "lr in objtune.toml is True", "a number is needed"),
         (Train, "[train]\nlr = 'fast'", "lr in objtune.toml is 'fast'", "a number is needed"),
-        (Train, "[train]\nmodules = 'some'", "modules in objtune.toml is 'some'", "one of auto, none, cross-kv, attention, attention+ff, all"),
+        (
+            Train,
+            "[train]\nmodules = 'some'",
+            "modules in objtune.toml is 'some'",
+            "one of auto, none, cross-kv, attention, attention+ff, all",
+        ),
         (Train, "[train]\nmodules = 1", "modules in objtune.toml is 1", "one of auto, none, cross-kv, attention, attention+ff, all"),
         (Train, "[train]\nmodules = [1]", r"modules in objtune.toml is [1]", "one of auto, none, cross-kv, attention, attention+ff, all"),
         (Common, "base = 1", "base in objtune.toml is 1", "text is needed"),

@@ -36,17 +36,26 @@ def bench(
     seed: Annotated[int | None, typer.Option(help="Seed of objects and prompts.", show_default=str(Bench().seed))] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Two objects, two methods, a round of prompts.")] = False,
     base_only: Annotated[bool, typer.Option("--base-only", help="Measure what the base itself draws.")] = False,
-    speed: Annotated[bool, typer.Option("--speed", help="Measure a training step beside DreamBooth-LoRA's, here and at Stable Diffusion's size.")] = False,
+    speed: Annotated[
+        bool, typer.Option("--speed", help="Measure a training step beside DreamBooth-LoRA's, here and at Stable Diffusion's size.")
+    ] = False,
+    masks: Annotated[bool, typer.Option("--masks", help="Measure `segment` on held-out scenes: by class word, box and point.")] = False,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Results, kept and gone on from.")] = Path("bench"),
 ) -> Outcome:
     others = [value for value in (objects, methods, prompts, seed) if value is not None]
-    need(not (speed and (base_only or others)), "--speed compares objtune with dreambooth-lora on noise", "leave the other options away, but --quick")
+    need(
+        not (speed and (base_only or others)),
+        "--speed compares objtune with dreambooth-lora on noise",
+        "leave the other options away, but --quick",
+    )
     if speed:
         from objtune_cli.bench import speed as clock
 
         ctx = run.context(create=False)
         rounds = ctx.settings.resolve(Bench).rounds
         return _table(run, clock.run(ctx, rounds, clock.SIZES[:1] if quick else clock.SIZES), [])
+    if masks:
+        return _masks(run, others, seed, quick)
     from objtune_cli.bench import run as stage
     from objtune_cli.bench.cases import KINDS
     from objtune_cli.bench.methods import named
@@ -70,6 +79,18 @@ def bench(
     else:
         rows, images = stage.run(ctx, out, chosen, config), [out / "sheet.png"]
     return _table(run, rows, images)
+
+
+def _masks(run: Run, others: list[Any], seed: int | None, quick: bool) -> Outcome:
+    from objtune_cli.bench import masks as stage
+    from objtune_cli.bench.run import dial_of
+
+    need(len(others) == (seed is not None), "--masks draws scenes of its own", "`--set bench.scenes=N` says how many")
+    ctx = run.context(create=False)
+    config = ctx.settings.resolve(Bench, seed=seed)
+    if quick and config.scenes == Bench().scenes:
+        config = replace(config, scenes=12)
+    return _table(run, stage.run(ctx, dial_of(ctx), config), [])
 
 
 def evaluate(

@@ -1,8 +1,9 @@
 """`objtune segment`, `init-embedding` and `train`: from a photo to a trained object."""
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -17,12 +18,32 @@ if TYPE_CHECKING:
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 
-ClassWords = Annotated[list[str] | None, typer.Option("--class", "-c", metavar="WORD", help="What the object is: dog. Repeat for several objects.")]
-Names = Annotated[list[str] | None, typer.Option("--name", metavar="NAME", help="What to call it; default: the class word.", show_default=False)]
-Masks = Annotated[list[str] | None, typer.Option("--mask", metavar="FILE", help="Mask picture, white or opaque on the object; dog=FILE for one of several.")]
-Boxes = Annotated[list[str] | None, typer.Option("--box", metavar="X0,Y0,X1,Y1", help="Box around it, photo pixels; dog=… for one of several.")]
+ClassWords = Annotated[
+    list[str] | None, typer.Option("--class", "-c", metavar="WORD", help="What the object is: dog. Repeat for several objects.")
+]
+Names = Annotated[
+    list[str] | None, typer.Option("--name", metavar="NAME", help="What to call it; default: the class word.", show_default=False)
+]
+Masks = Annotated[
+    list[str] | None,
+    typer.Option("--mask", metavar="FILE", help="Mask picture, white or opaque on the object; dog=FILE for one of several."),
+]
+Boxes = Annotated[
+    list[str] | None, typer.Option("--box", metavar="X0,Y0,X1,Y1", help="Box around it, photo pixels; dog=… for one of several.")
+]
 Points = Annotated[list[str] | None, typer.Option("--point", metavar="X,Y", help="A point on it, photo pixels; repeat for more.")]
-SamFile = Annotated[str | None, typer.Option("--sam-checkpoint", metavar="FILE", help="segment-anything checkpoint; default: GrabCut.")]
+Beside = Annotated[list[str] | None, typer.Option("--not-point", metavar="X,Y", help="A point that is not on it; repeat for more.")]
+Rough = Annotated[
+    list[str] | None, typer.Option("--rough", metavar="FILE", help="A rough mask picture, to be made exact; dog=FILE for one of several.")
+]
+Which = Annotated[
+    Literal["best", "largest", "smallest", "left", "right", "top", "bottom"] | None,
+    typer.Option(help="Which of several objects of the class.", show_default="best"),
+]
+Finder = Annotated[Literal["sam", "grabcut"] | None, typer.Option("--segmenter", help="What finds outlines.", show_default="sam")]
+SamFile = Annotated[
+    str | None, typer.Option("--sam-checkpoint", metavar="FILE", help="segment-anything checkpoint.", show_default="the embedded one")
+]
 
 
 def segment(
@@ -33,13 +54,17 @@ def segment(
     mask: Masks = None,
     box: Boxes = None,
     point: Points = None,
+    not_point: Beside = None,
+    rough: Rough = None,
+    which: Which = None,
+    segmenter: Finder = None,
     sam_checkpoint: SamFile = None,
 ) -> Outcome:
     from objtune_cli.stages import segment as stage
 
-    wanted = targets(class_, name, mask, box, point)
+    wanted = targets(class_, name, Said(mask, box, point, not_point, rough))
     ctx = run.context()
-    config = ctx.settings.resolve(Segment, sam_checkpoint=sam_checkpoint)
+    config = ctx.settings.resolve(Segment, sam_checkpoint=sam_checkpoint, which=which, segmenter=segmenter)
     return Outcome(stage.run(ctx, photo, wanted, config))
 
 
@@ -63,13 +88,22 @@ def init_embedding(
 
 def train(
     run: Run,
-    source: Annotated[list[str] | None, typer.Argument(metavar="PHOTO | REF…", help="A photo; or masks or embeddings (- for stdin).", autocompletion=complete.trainable_ref)] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="PHOTO | REF…", help="A photo; or masks or embeddings (- for stdin).", autocompletion=complete.trainable_ref
+        ),
+    ] = None,
     class_: ClassWords = None,
     name: Names = None,
     mask: Masks = None,
     box: Boxes = None,
     point: Points = None,
-    steps: Annotated[str | None, typer.Option(metavar="N", help="Optimizer steps; auto: until its own pictures get no better, at most train.steps; default: what suits the base.", show_default=False)] = None,
+    not_point: Beside = None,
+    which: Which = None,
+    steps: Annotated[
+        str | None, typer.Option(metavar="N", help="Optimizer steps; auto: until its loss stops falling.", show_default="auto")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed.", show_default=str(Train().seed))] = None,
     preview: Annotated[bool, typer.Option("--preview/--no-preview", help="Draw a sheet of samples at the end.")] = True,
 ) -> Outcome:
@@ -79,13 +113,17 @@ def train(
     most = None if steps is None else counted(steps)
     given = given_refs(source)
     photo = _photo(given)
-    wanted = targets(class_, name, mask, box, point) if photo else []
-    need(photo or not (class_ or name or mask or box or point), "--class and the hints belong to a photo", "a ref already says what it shows")
+    wanted = targets(class_, name, Said(mask, box, point, not_point)) if photo else []
+    need(
+        photo or not (class_ or name or mask or box or point or not_point or which),
+        "--class and the hints belong to a photo",
+        "a ref already says what it shows",
+    )
     ctx = run.context(create=bool(photo))
     config = ctx.settings.resolve(Train, steps=most, seed=seed, stop="good" if steps == "auto" else None)
     embedding, prior = ctx.settings.resolve(Embed), ctx.settings.resolve(Prior)
     if photo:
-        found = [d.ref for d in segment_stage.run(ctx.unforced(), photo, wanted, ctx.settings.resolve(Segment))]
+        found = [d.ref for d in segment_stage.run(ctx.unforced(), photo, wanted, ctx.settings.resolve(Segment, which=which))]
     else:
         found = [_trainable(ctx.root, text) for text in given]
     return Outcome([stage.run(ctx, found, config, embedding, prior, preview=preview)])
@@ -113,7 +151,11 @@ def given_refs(values: list[str] | None) -> list[str]:
             given.append(value)
         elif values or not sys.stdin.isatty():
             given += [line.split("\t")[0].strip() for line in sys.stdin if line.strip()]
-    need(given, "nothing was given to work on", "give a ref, or pipe refs in: `objtune segment photo.jpg --class dog | objtune init-embedding -`")
+    need(
+        given,
+        "nothing was given to work on",
+        "give a ref, or pipe refs in: `objtune segment photo.jpg --class dog | objtune init-embedding -`",
+    )
     return given
 
 
@@ -143,9 +185,18 @@ def _trainable(root: Path, text: str) -> "Ref":
     return refs.find(root, text, ("mask", "embedding") if "/" in text else ("mask",))
 
 
-def targets(
-    classes: list[str] | None, names: list[str] | None, masks: list[str] | None, boxes: list[str] | None, points: list[str] | None
-) -> list["Target"]:
+@dataclass(frozen=True, slots=True)
+class Said:
+    """Values of the options that say where objects are."""
+
+    mask: list[str] | None = None
+    box: list[str] | None = None
+    point: list[str] | None = None
+    not_point: list[str] | None = None
+    rough: list[str] | None = None
+
+
+def targets(classes: list[str] | None, names: list[str] | None, said: Said) -> list["Target"]:
     """The objects that the options describe, in the order of `--class`.
 
     Raises:
@@ -163,32 +214,53 @@ def targets(
     need(len(set(called)) == len(called), "two objects would have the same name", "tell them apart with `--name`")
     keys = {word: i for i, word in enumerate(words) if words.count(word) == 1} | {name: i for i, name in enumerate(called)}
 
-    def owner(text: str, option: str) -> tuple[int, str]:
-        key, equals, value = text.partition("=")
-        if equals and key in keys:
-            return keys[key], value
-        need(len(words) == 1, f"{option} {text} does not say whose it is", f"for example `{option} {called[0]}={text}`")
-        return 0, text
+    def owned(values: list[str] | None, option: str) -> list[tuple[int, str]]:
+        """Each value with the number of the object it belongs to."""
+        found = []
+        for text in values or []:
+            key, equals, value = text.partition("=")
+            known = bool(equals) and key in keys
+            need(known or len(words) == 1, f"{option} {text} does not say whose it is", f"for example `{option} {called[0]}={text}`")
+            found.append((keys[key], value) if known else (0, text))
+        return found
 
-    found: list[Target] = []
-    place: dict[int, tuple[float, ...]] = {}
-    for text in boxes or []:
-        index, value = owner(text, "--box")
-        need(index not in place, f"two boxes for {called[index]}", "give one")
-        place[index] = numbers(value, 4, "--box", "x0,y0,x1,y1")
-    files: dict[int, Path] = {}
-    for text in masks or []:
-        index, value = owner(text, "--mask")
-        need(index not in files, f"two masks for {called[index]}", "give one")
-        files[index] = Path(value)
-    dots = [(i, numbers(v, 2, "--point", "x,y")) for i, v in (owner(t, "--point") for t in points or [])]
+    def one_each(values: list[str] | None, option: str) -> dict[int, str]:
+        found: dict[int, str] = {}
+        for index, value in owned(values, option):
+            need(index not in found, f"two values of {option} for {called[index]}", "give one")
+            found[index] = value
+        return found
+
+    boxes = {i: numbers(v, 4, "--box", "x0,y0,x1,y1") for i, v in one_each(said.box, "--box").items()}
+    masks, rough = (
+        {i: _existing(v, o) for i, v in one_each(values, o).items()} for values, o in ((said.mask, "--mask"), (said.rough, "--rough"))
+    )
+    on, beside = (
+        [(i, numbers(v, 2, o, "x,y")) for i, v in owned(values, o)]
+        for values, o in ((said.point, "--point"), (said.not_point, "--not-point"))
+    )
+    found = []
     for i, (word, name) in enumerate(zip(words, called, strict=True)):
-        if i in files and not _is_file(files[i]):
-            raise InputError(f"there is no mask {files[i]}", "give a picture of the photo's size, white on the object")
-        box = place.get(i)
-        own = tuple((d[0], d[1]) for k, d in dots if k == i)
-        found.append(Target(word, name, (box[0], box[1], box[2], box[3]) if box else None, own, files.get(i)))
+        box: Any = boxes.get(i)
+        mine, others = (tuple((d[0], d[1]) for k, d in dots if k == i) for dots in (on, beside))
+        need(
+            i not in masks or not (box or mine or others or i in rough),
+            f"a mask of {name} is all there is to say",
+            "hints belong to `--rough`",
+        )
+        need(
+            not others or box or mine or i in rough,
+            f"{name} has only points that are not on it",
+            "add `--point x,y` or `--box x0,y0,x1,y1`",
+        )
+        found.append(Target(word, name, box, mine, others, masks.get(i), rough.get(i)))
     return found
+
+
+def _existing(text: str, option: str) -> Path:
+    if not _is_file(Path(text)):
+        raise InputError(f"there is no mask {text}", f"give `{option}` a picture of the photo's size, white on the object")
+    return Path(text)
 
 
 def numbers(text: str, count: int, option: str, form: str) -> tuple[float, ...]:
@@ -201,5 +273,9 @@ def numbers(text: str, count: int, option: str, form: str) -> tuple[float, ...]:
         values = tuple(float(part) for part in text.split(","))
     except ValueError:
         values = ()
-    need(len(values) == count and all(abs(v) < 1e6 for v in values), f"{option} {text} is not {form}", f"for example `{option} {','.join('10' for _ in range(count))}`")
+    need(
+        len(values) == count and all(abs(v) < 1e6 for v in values),
+        f"{option} {text} is not {form}",
+        f"for example `{option} {','.join('10' for _ in range(count))}`",
+    )
     return values

@@ -22,6 +22,8 @@ from objtune_cli.numerics import losses, noise
 KNOWN_FROM = 1 << 31
 """Number of the first generator that is no step's."""
 TEMPLATES = (PROMPT, "a picture of {}", "{}")
+FIXED = 16
+"""Rows of the loss that says how far the run has come."""
 TEACHER_SHARE = 4
 """One in so many rows is held to the frozen base outside the mask: scenes are kept with few."""
 
@@ -79,7 +81,7 @@ class Terms:
 
     def _known(self) -> list[dict[str, Known]]:
         """For each subset of the objects and each template, what the frozen base sees in noised views; before any layer learns."""
-        found = []
+        found, size = [], max(1, self.config.batch)
         for i, v in enumerate(self.views):
             known = {}
             for k, template in enumerate(TEMPLATES if self.config.templates == "several" else TEMPLATES[:1]):
@@ -88,10 +90,28 @@ class Terms:
                 z_t, t, aim = self._noised(v.latents[rows], g, v.spread if v.spread is None else v.spread[rows])
                 words = self.teacher_conditions[template.format(v.words("class"))]
                 with torch.no_grad():
-                    parts = [self.stack.predict(z, s, words.expand(len(z), -1, -1)).float() for z, s in zip(z_t.split(8), t.split(8), strict=True)]
+                    parts = [
+                        self.stack.predict(z, s, words.expand(len(z), -1, -1)).float()
+                        for z, s in zip(z_t.split(size), t.split(size), strict=True)
+                    ]
                 known[template] = Known(rows, z_t, t, aim, torch.cat(parts))
             found.append(known)
         return found
+
+    @torch.no_grad()
+    def fixed_loss(self) -> float:
+        """L_OS of all objects together on FIXED rows, half of them the photo's own placement, noise and noise levels always the same."""
+        v, g, stack = self.views[-1], torch.Generator().manual_seed(0), self.stack
+        rows = torch.arange(FIXED) % len(v.latents)
+        rows[FIXED // 2 :] = 0
+        z, mask = v.latents[rows], v.masks[rows]
+        eps = torch.randn(z.shape, generator=g).to(z)
+        t = ((torch.arange(FIXED) * 7 % FIXED + 0.5) / FIXED * len(stack.alpha_bar)).long()
+        z_t, aim = noise.add_noise(z, eps, stack.alpha_bar, t), noise.target(z, eps, stack.alpha_bar, t, stack.prediction)
+        words = self._condition(self.words.expand(PROMPT.format(v.words("token"))))
+        size = max(1, self.config.batch)
+        parts = [stack.predict(a, b, words.expand(len(a), -1, -1)).float() for a, b in zip(z_t.split(size), t.split(size), strict=True)]
+        return float(losses.masked_mse(torch.cat(parts), aim, mask).mean())
 
     def _losses(self, g: torch.Generator) -> Iterator[dict[str, Tensor]]:
         """The terms in use, by passes of the denoiser; what the frozen base says was asked before the first step."""

@@ -4,7 +4,6 @@ Source: arXiv:2401.15708 sections 3.3 and 3.4 as formulated in docs/method.md. T
 methods are settings of the same loop, so that a comparison compares nothing else.
 """
 
-import contextlib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,30 +13,26 @@ from torch import Tensor
 
 from objtune_cli.config import Train
 from objtune_cli.errors import GateError
-from objtune_cli.method.averaging import Average, Best, write
-from objtune_cli.method.judging import Judge
+from objtune_cli.method.averaging import Average, write
+from objtune_cli.method.stopping import Plateau
 from objtune_cli.method.subjects import Subject
 from objtune_cli.method.terms import Terms
-from objtune_cli.models import adapter
+from objtune_cli.models import adapter, cpu
 from objtune_cli.models.stack import Stack
+from objtune_cli.models.tokens import Placeholders
 from objtune_cli.numerics import noise
 from objtune_cli.numerics.prototype import keep_norm
 
 WARMUP = 20
-CHECK_FROM, CHECK_EVERY = 100, 25
-"""Steps at which a run that stops when it is good is judged."""
-PATIENCE, MARGIN = 4, 0.02
-"""Judgements without a better one after which it stops; better is by more than the margin, less is noise."""
+STEADY = 0.98
+"""Decay of the running mean whose loss says when to stop: single steps at a full rate jump about."""
 
 
 class Trainer(Terms):
     """Everything one run keeps between steps; a step is a function of (state, seed, number)."""
 
-    def __init__(
-        self, stack: Stack, subjects: list[Subject], priors: Mapping[str, Mapping[str, Tensor]], config: Train, judge: Judge | None = None
-    ) -> None:
+    def __init__(self, stack: Stack, subjects: list[Subject], priors: Mapping[str, Mapping[str, Tensor]], config: Train) -> None:
         super().__init__(stack, subjects, priors, config)
-        self.judge = judge
         self.lora = adapter.add(stack, config.rank, config.modules, config.seed, blocks=config.blocks)
         scale = float(torch.stack([n.mean() for n in self.norms.values()]).mean())
         tokens = {"params": list(self.learned.values()), "lr": config.token_lr * scale, "weight_decay": 0.0}
@@ -51,14 +46,18 @@ class Trainer(Terms):
             "class": config.class_weight * config.class_every,
             "attention": config.attention_weight,
         }
-        self.average = Average(self._params(), config.average) if config.average else None
-        self.best = Best(PATIENCE, MARGIN) if judge is not None and config.stop == "good" else None
+        self.plateau = Plateau(config.steps) if config.stop == "good" else None
+        decay = config.average or (STEADY if self.plateau else 0.0)
+        self.average = Average(self._params(), decay) if decay else None
         self.mean = {name: 0.0 for name, weight in self.weights.items() if weight}
         """Running means of the loss terms in use."""
+        cpu.give_back()
 
     def _rate(self) -> float:
         """Share of the peak rates at this step."""
         warm = min(1.0, (self.step + 1) / WARMUP)
+        if self.plateau is not None:
+            return warm * self.plateau.rate(self.step)
         if self.config.schedule == "constant":
             return warm
         return warm * 0.5 * (1 + math.cos(math.pi * self.step / self.config.steps)) * 0.95 + 0.05
@@ -77,6 +76,8 @@ class Trainer(Terms):
         Raises:
             GateError: The loss is no longer a finite number.
         """
+        if self.plateau is not None and self.plateau.due(self.step):
+            self.plateau.add(self._steady_loss())
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * self._rate()
         self._take_turns()
@@ -99,24 +100,29 @@ class Trainer(Terms):
         self.step += 1
         if self.average is not None:
             self.average.update(self.step)
-        if self.best is not None and self.step >= CHECK_FROM and self.step % CHECK_EVERY == 0:
-            with self.average.in_place() if self.average is not None else contextlib.nullcontext():
-                self._keep_norms()
-                found = self.scores()
-                self.best.add(found["identity"] + found["prompt"] - max(0.0, found["copy"]), self.step, self._params())
+
+    def _steady_loss(self) -> float:
+        """The loss under fixed noise of the running mean."""
+        assert self.average is not None
+        with self.average.in_place():
+            self._keep_norms()
+            return self.fixed_loss()
+
+    @property
+    def total(self) -> int:
+        """Steps of the whole run as far as is known."""
+        return self.config.steps if self.plateau is None else self.plateau.total
 
     @property
     def finished(self) -> bool:
-        """Whether all steps are taken, or it has been good for long enough."""
-        return self.step >= self.config.steps or (self.best is not None and self.best.done)
+        """Whether all steps are taken."""
+        return self.step >= self.total
 
     def settle(self) -> None:
-        """Keep the best state seen, or the running mean, in place of the last step's."""
-        if self.best is not None and self.best.values:
-            write(self._params(), self.best.values)
-        elif self.average is not None:
+        """Keep the running mean in place of the last step's, where the settings ask for it."""
+        if self.config.average and self.average is not None:
             write(self._params(), self.average.kept)
-        self._keep_norms()
+            self._keep_norms()
 
     @torch.no_grad()
     def _keep_norms(self) -> None:
@@ -125,10 +131,10 @@ class Trainer(Terms):
             for name, rows in self.learned.items():
                 rows.copy_(keep_norm(rows, self.norms[name]))
 
-    def scores(self) -> dict[str, float]:
-        """What the judge says of the parameters as they are; nothing without a judge."""
+    def said(self) -> Placeholders:
+        """The words of prompts that say the tokens as they are now."""
         self._place()
-        return self.judge.scores(self.words) if self.judge is not None else {}
+        return self.words
 
     def tokens(self) -> dict[str, Tensor]:
         """Each object's vectors as they are now, (k + n, d)."""
@@ -145,7 +151,7 @@ class Trainer(Terms):
                 kept |= {f"{i:04d}.m": slots["exp_avg"].cpu(), f"{i:04d}.v": slots["exp_avg_sq"].cpu(), f"{i:04d}.n": taken}
         for i, value in enumerate(self.average.kept if self.average is not None else []):
             kept[f"{i:04d}.mean"] = value.cpu()
-        return kept | (self.best.state() if self.best is not None else {})
+        return kept | (self.plateau.state() if self.plateau is not None else {})
 
     def restore(self, kept: Mapping[str, Tensor]) -> None:
         """Take over a state made by the same settings."""
@@ -162,8 +168,8 @@ class Trainer(Terms):
                     }
                 if self.average is not None:
                     self.average.kept[i] = kept[f"{i:04d}.mean"].to(p.device)
-        if self.best is not None:
-            self.best.restore(kept)
+        if self.plateau is not None:
+            self.plateau.restore(kept)
 
     def _params(self) -> list[Tensor]:
         return [*self.learned.values(), *self.lora]

@@ -1,190 +1,80 @@
-"""Hints to masks: GrabCut, or segment-anything where a checkpoint is given, behind one call."""
+"""Hints to masks behind one interface: the embedded segment-anything, an official one, or GrabCut. Knows no class words."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-import cv2
 import numpy as np
 
-from objtune_cli.errors import InputError
+Box = tuple[float, float, float, float]
+Point = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Hints:
-    """What the user said, in pixels of the given picture.
+    """What the user said, in pixels of the given picture; any of them together.
 
     Attributes:
-        box_xyxy: Around the object. points: (x, y) on it.
+        box_xyxy: Around the object. points: (x, y) on it. beside: (x, y) not on it.
+        rough: Coverage (H, W) in [0, 1], roughly the object.
     """
 
-    box_xyxy: tuple[float, float, float, float] | None = None
-    points: tuple[tuple[float, float], ...] = ()
+    box_xyxy: Box | None = None
+    points: tuple[Point, ...] = ()
+    beside: tuple[Point, ...] = ()
+    rough: np.ndarray | None = None
+
+    def any(self) -> bool:
+        return bool(self.box_xyxy or self.points or self.rough is not None)
 
 
-FAR = 14.0
-"""Distance in Lab (8 bits a channel) that always counts as another colour."""
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A mask that may be an object.
+
+    Attributes:
+        mask: (H, W) bool. quality: What the segmenter expects of its IoU with a true object, in [0, 1].
+    """
+
+    mask: np.ndarray
+    quality: float
 
 
 class Segmenter(Protocol):
-    """Finds one object."""
+    """Finds objects in one picture at a time."""
 
     name: str
 
-    def __call__(self, rgb: np.ndarray, hints: Hints) -> np.ndarray:
-        """(H, W, 3) uint8 and hints to a boolean mask (H, W)."""
+    def look(self, rgb: np.ndarray) -> None:
+        """Take in a picture (H, W, 3) uint8; what follows is about it."""
+
+    def find(self, hints: Hints) -> Proposal:
+        """The object that hints speak of."""
+        ...
+
+    def refined(self, proposal: Proposal) -> Proposal:
+        """The same object, more exactly."""
+        ...
+
+    def everything(self) -> list[Proposal]:
+        """What may be objects, where nothing was said."""
         ...
 
 
-class GrabCut:
-    """OpenCV's GrabCut seeded from a box, from points, or from the middle of the picture."""
+def load(kind: str, checkpoint: str, embedded: Path) -> Segmenter:
+    """A segmenter: of a checkpoint where one is given, else "sam" from the embedded weights, or "grabcut".
 
-    name = "grabcut"
-    rounds = 6
-    side = 512
-    """Pictures are segmented at most this large; the outline is scaled back."""
+    Raises:
+        InputError: No segment-anything checkpoint.
+    """
+    if checkpoint:
+        from objtune_cli.models.sam import SegmentAnything, official
 
-    def __call__(self, rgb: np.ndarray, hints: Hints) -> np.ndarray:
-        first = self._cut(rgb, hints)
-        if hints.box_xyxy or not first.any():
-            return first
-        ys, xs = first.nonzero()
-        room = 0.02 * max(rgb.shape)
-        box = (max(xs.min() - room, 0), max(ys.min() - room, 0), min(xs.max() + room, rgb.shape[1]), min(ys.max() + room, rgb.shape[0]))
-        second = self._cut(rgb, Hints(box, hints.points))
-        return second if second.sum() > 0.5 * first.sum() else first
+        return SegmentAnything(*official(Path(checkpoint)))
+    if kind == "grabcut":
+        from objtune_cli.models.grabcut import GrabCut
 
-    def _cut(self, rgb: np.ndarray, hints: Hints) -> np.ndarray:
-        height, width = rgb.shape[:2]
-        scale = min(1.0, self.side / max(height, width))
-        small = cv2.resize(rgb, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
-        labels = self._seed(small, hints, scale)
-        models = np.zeros((1, 65)), np.zeros((1, 65))
-        cv2.setRNGSeed(0)
-        try:
-            cv2.grabCut(small[:, :, ::-1].copy(), labels, None, *models, self.rounds, cv2.GC_INIT_WITH_MASK)  # type: ignore[call-overload]
-        except cv2.error:
-            return np.zeros((height, width), bool)
-        found = _largest(np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)), hints, scale)
-        soft = cv2.resize(found.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
-        return soft > 0.5
+        return GrabCut()
+    from objtune_cli.models.sam import SegmentAnything, opened
 
-    def _seed(self, small: np.ndarray, hints: Hints, scale: float) -> np.ndarray:
-        """Certain background outside the box; inside it a guess from the colours, certain at points."""
-        height, width = small.shape[:2]
-        labels = np.full((height, width), cv2.GC_BGD, np.uint8)
-        if hints.box_xyxy:
-            x0, y0, x1, y1 = (round(v * scale) for v in hints.box_xyxy)
-            labels[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] = cv2.GC_PR_FGD
-        else:
-            x0, x1 = round(0.04 * width), round(0.96 * width)
-            y0, y1 = round(0.04 * height), round(0.96 * height)
-            guess = np.full((height, width), cv2.GC_BGD, np.uint8)
-            guess[y0:y1, x0:x1] = cv2.GC_PR_BGD
-            guess[_central(_unlike_border(small), hints, scale)] = cv2.GC_PR_FGD
-            labels[y0:y1, x0:x1] = guess[y0:y1, x0:x1]
-        radius = max(2, round(0.02 * max(height, width)))
-        for x, y in hints.points:
-            cv2.circle(labels, (round(x * scale), round(y * scale)), radius, cv2.GC_FGD, -1)
-        return labels
-
-
-def _unlike_border(rgb: np.ndarray, clusters: int = 10) -> np.ndarray:
-    """Where a pixel's colour is far from every colour along the picture's border (Otsu's split)."""
-    lab = cv2.cvtColor(cv2.GaussianBlur(rgb, (0, 0), 1.5), cv2.COLOR_RGB2LAB).astype(np.float32)
-    band = max(2, round(0.05 * min(lab.shape[:2])))
-    rim = np.concatenate([part.reshape(-1, 3) for part in (lab[:band], lab[-band:], lab[:, :band], lab[:, -band:])])
-    rim = rim[:: max(1, len(rim) // 4000)]
-    stop = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 20, 0.5)
-    cv2.setRNGSeed(0)
-    _, _, centres = cv2.kmeans(  # type: ignore[call-overload]
-        rim, min(clusters, len(rim)), None, stop, 2, cv2.KMEANS_PP_CENTERS)
-    distance = np.min([np.linalg.norm(lab - c, axis=2) for c in centres], axis=0)
-    split, _ = cv2.threshold(np.clip(distance * 3, 0, 255).astype(np.uint8), 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
-    return distance * 3 > min(split, 3 * FAR)
-
-
-def _central(strange: np.ndarray, hints: Hints, scale: float) -> np.ndarray:
-    """Of the strange pieces the one under the points, else the one with most area near the middle."""
-    height, width = strange.shape
-    size = max(3, round(max(height, width) / 100)) | 1
-    closed = cv2.morphologyEx(strange.astype(np.uint8), cv2.MORPH_OPEN, np.ones((size, size), np.uint8))
-    count, pieces = cv2.connectedComponents(closed)
-    if count < 2:
-        return strange
-    y, x = np.mgrid[:height, :width]
-    near = np.exp(-(((x / width - 0.5) / 0.25) ** 2 + ((y / height - 0.53) / 0.25) ** 2))
-    scores = np.bincount(pieces.ravel(), near.ravel(), count)
-    scores[0] = -1
-    under = [pieces[min(round(v * scale), height - 1), min(round(u * scale), width - 1)] for u, v in hints.points]
-    best = next((int(p) for p in under if p), int(np.argmax(scores)))
-    return pieces == best
-
-
-def _largest(mask: np.ndarray, hints: Hints, scale: float) -> np.ndarray:
-    """The piece under the points, or the largest one, with its holes below 0.5 % of it filled."""
-    count, pieces, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
-    if count < 2:
-        return mask
-    keep = {1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))}
-    under = {int(pieces[min(round(y * scale), mask.shape[0] - 1), min(round(x * scale), mask.shape[1] - 1)]) for x, y in hints.points}
-    keep = (under - {0}) or keep
-    main = np.isin(pieces, list(keep))
-    count, holes, stats, _ = cv2.connectedComponentsWithStats((~main).astype(np.uint8))
-    small = [i for i in range(1, count) if stats[i, cv2.CC_STAT_AREA] < 0.005 * main.sum()]
-    return main | np.isin(holes, small)
-
-
-class Sam:
-    """segment-anything from an official checkpoint, read without running any of its code."""
-
-    def __init__(self, checkpoint: Path) -> None:
-        import torch
-
-        from objtune_cli.models import torchvision_ops
-
-        torchvision_ops.complete()
-        from segment_anything import SamPredictor, sam_model_registry
-
-        state = _read_checkpoint(checkpoint)
-        first = state.get("image_encoder.patch_embed.proj.weight") if isinstance(state, dict) else None
-        width = len(first) if isinstance(first, torch.Tensor) and first.ndim else 0
-        kind = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}.get(width)
-        if kind is None:
-            raise InputError(f"{checkpoint} is no segment-anything checkpoint", "give sam_vit_b, sam_vit_l or sam_vit_h")
-        model = sam_model_registry[kind](checkpoint=None)
-        try:
-            model.load_state_dict(state)
-        except RuntimeError:
-            raise InputError(f"{checkpoint} does not fit segment-anything's {kind}", "download it again") from None
-        self.name = f"sam-{kind}"
-        self.predictor = SamPredictor(model.eval())
-
-    def __call__(self, rgb: np.ndarray, hints: Hints) -> np.ndarray:
-        height, width = rgb.shape[:2]
-        self.predictor.set_image(rgb)
-        points = np.array(hints.points or ([] if hints.box_xyxy else [(width / 2, height / 2)]), float).reshape(-1, 2)
-        masks, scores, _ = self.predictor.predict(
-            point_coords=points if len(points) else None,
-            point_labels=np.ones(len(points), int) if len(points) else None,
-            box=np.array(hints.box_xyxy) if hints.box_xyxy else None,
-            multimask_output=hints.box_xyxy is None,
-        )
-        return masks[int(np.argmax(scores))].astype(bool)
-
-
-def _read_checkpoint(path: Path) -> Any:
-    import torch
-
-    if not path.is_file():
-        raise InputError(f"there is no file {path}", "give a segment-anything checkpoint, or none for GrabCut")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # every broken or hostile file ends here, none of its code has run
-        raise InputError(
-            f"{path} is no readable checkpoint: {type(error).__name__}", "official checkpoints and safetensors copies are read"
-        ) from None
+    return SegmentAnything(*opened(embedded))

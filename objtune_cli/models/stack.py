@@ -22,6 +22,15 @@ UNREADABLE = (ValueError, RuntimeError, SafetensorError)
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+AT_ONCE = 8 * 128 * 128
+"""Pixels that the autoencoder takes in one go: at 512 px one picture already needs a gigabyte."""
+
+
+def at_once(height: int, width: int) -> int:
+    """Pictures of a size that the autoencoder takes in one go."""
+    return max(1, AT_ONCE // (height * width))
+
+
 @dataclass(slots=True)
 class Stack:
     """A loaded base; all parameters frozen, all modules in eval mode."""
@@ -54,9 +63,7 @@ class Stack:
 
     def token_ids(self, texts: list[str]) -> Tensor:
         """(B, L) token ids, padded to the text encoder's length."""
-        out = self.tokenizer(
-            texts, padding="max_length", max_length=self.tokenizer.model_max_length, truncation=True, return_tensors="pt"
-        )
+        out = self.tokenizer(texts, padding="max_length", max_length=self.tokenizer.model_max_length, truncation=True, return_tensors="pt")
         return out.input_ids.to(self.device)
 
     def encode(self, texts: list[str]) -> Tensor:
@@ -64,22 +71,25 @@ class Stack:
         return self.text_encoder(input_ids=self.token_ids(texts))[0].to(self.dtype)
 
     @torch.no_grad()
-    def to_latent(self, pictures: Tensor, batch: int = 8) -> Tensor:
+    def to_latent(self, pictures: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) in [-1, 1] to scaled latents (B, C, H / factor, W / factor), float32: the posterior's mean."""
-        return self.posterior(pictures, batch)[0]
+        return self.posterior(pictures)[0]
 
     @torch.no_grad()
-    def posterior(self, pictures: Tensor, batch: int = 8) -> tuple[Tensor, Tensor]:
+    def posterior(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the autoencoder's latents of pictures, each scaled and shaped as `to_latent` says."""
-        found = [self.vae.encode(p.to(self.device, self.dtype)).latent_dist for p in pictures.split(batch)]
+        found = [self.vae.encode(p.to(self.device, self.dtype)).latent_dist for p in pictures.split(at_once(*pictures.shape[-2:]))]
         scale = self.vae.config.scaling_factor
         return torch.cat([d.mean for d in found]).float() * scale, torch.cat([d.std for d in found]).float() * scale
 
     @torch.no_grad()
-    def to_picture(self, latents: Tensor, batch: int = 8) -> Tensor:
+    def to_picture(self, latents: Tensor) -> Tensor:
         """Scaled latents to pictures (B, 3, H, W) in [-1, 1], float32."""
         scaled = latents / self.vae.config.scaling_factor
-        parts = [self.vae.decode(z.to(self.device, self.dtype)).sample for z in scaled.split(batch)]
+        parts = [
+            self.vae.decode(z.to(self.device, self.dtype)).sample
+            for z in scaled.split(at_once(*(self.factor * n for n in latents.shape[-2:])))
+        ]
         return torch.cat(parts).float().clamp(-1, 1)
 
     def predict(self, z_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from objtune_cli import bases
 from objtune_cli.config import Embed, Prior, Train, identifying
-from objtune_cli.errors import GateError, IncompatibleError, ResourceError, Stopped, UsageError
+from objtune_cli.errors import GateError, IncompatibleError, Stopped, UsageError
 from objtune_cli.stages import embed, objects
 from objtune_cli.stages import prior as prior_stage
 from objtune_cli.stages.context import Context, Done, keep_picture, tools
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from objtune_cli.method.training import Trainer
     from objtune_cli.models.stack import Stack
 
-AVERAGE = 0.98
-"""Decay of the running mean of a run that may stop at any step."""
+MOST = 2
+"""A run that stops when it is good takes so many times the steps that suit the base, at the most."""
 SAVE_EVERY = 30.0
 """Seconds between saved states; a signal saves at once."""
 
@@ -41,8 +41,6 @@ def run(ctx: Context, sources: list[Ref], config: Train, embedding: Embed, prior
         Stopped: A signal came; the state is saved.
     """
     config = suited(config, ctx.base.training)
-    if config.stop == "good" and ctx.base.image_tower is None:
-        raise ResourceError(f"the base {ctx.base.id} has no image tower to judge its pictures by", f"give a number of steps, or put its CLIP into {ctx.base.folder}/clip")
     alone, first = config.modules == "none", config.token_first
     if (config.token == "fixed" and (alone or first)) or (alone and 0 < first < config.steps):
         raise UsageError("there would be steps in which nothing learns", "set train.modules, train.token or train.token_first")
@@ -68,9 +66,10 @@ def suited(config: Train, own: Mapping[str, Any]) -> Train:
     """What is left to the base (0 and "auto") filled in from what suits it."""
     given = {name: getattr(config, name) for name in bases.TRAINING}
     filled = {name: {**bases.TRAINING, **own}[name] if value in (0, "auto") else value for name, value in given.items()}
-    if config.stop == "good":  # at any step the mean of the weights is what a falling rate would have come to
-        filled |= {"schedule": "constant", "average": config.average or AVERAGE}
-    return replace(config, **filled)
+    stop = config.stop if config.stop != "auto" else "end" if config.steps else "good"
+    if stop == "good":
+        filled["steps"] = config.steps or MOST * filled["steps"]
+    return replace(config, stop=stop, **filled)
 
 
 def _train(ctx: Context, record: Record, starts: list[Record], priors: dict[str, Ref], config: Train) -> Done:
@@ -91,20 +90,20 @@ def _train(ctx: Context, record: Record, starts: list[Record], priors: dict[str,
         if done:
             return done
         ctx.report.note("drawing placements of the object")
-        judge = _judge(ctx, stack, subjects) if config.stop == "good" or config.scores == "shown" else None
-        trainer = training.Trainer(stack, subjects, loaded, config, judge)
+        judge = _judge(ctx, stack, subjects) if config.scores == "shown" else None
+        trainer = training.Trainer(stack, subjects, loaded, config)
         kept = state.load()
         if kept is not None:
             trainer.restore({k: torch.from_numpy(v) for k, v in kept.items()})
-            ctx.report.note(f"goes on at step {trainer.step} of {config.steps}")
-        _loop(ctx, trainer, state, config.steps)
+            ctx.report.note(f"goes on at step {trainer.step} of {trainer.total}")
+        _loop(ctx, trainer, state)
         tensors: dict[str, Any] = adapter.tensors(stack)
         tensors |= {f"token.{name}": rows for name, rows in trainer.tokens().items()}
-        metrics = {k: round(v, 6) for k, v in trainer.mean.items()} | {"steps": trainer.best.at if trainer.best and trainer.best.at else trainer.step}
+        metrics = {k: round(v, 6) for k, v in trainer.mean.items()} | {"steps": trainer.step}
         if not all(bool(torch.isfinite(v).all()) for v in tensors.values()):
             raise GateError("training diverged: a weight is no number", "try a lower rate: `--set train.lr=5e-4`")
-        if judge is not None and config.scores == "shown":
-            metrics |= _scores(ctx, trainer, judge, int(metrics["steps"]))
+        if judge is not None:
+            metrics |= _scores(ctx, trainer, judge)
         ref = artifact.publish(ctx.root, replace(record, metrics=metrics, tools=tools()), tensors)
         state.discard()
     return Done(ref, False, [], metrics)
@@ -124,13 +123,15 @@ COPIED, DRIFTED, UNLIKE, LOST = 0.4, 0.25, 0.4, 0.7
 """Scores from which a person should know: copy and drift above, identity and prompt below."""
 
 
-def _scores(ctx: Context, trainer: "Trainer", judge: "Judge", steps: int) -> dict[str, float]:
+def _scores(ctx: Context, trainer: "Trainer", judge: "Judge") -> dict[str, float]:
     """The scores, said in words too, with what to change where one is bad; none where a picture is no number."""
-    found = {k: round(v, 4) for k, v in (trainer.scores() | {"drift": judge.drift()}).items()}
+    found = {k: round(v, 4) for k, v in (judge.scores(trainer.said()) | {"drift": judge.drift()}).items()}
     if not all(math.isfinite(v) for v in found.values()):
         ctx.report.note("its own pictures are no numbers at this precision: no scores")
         return {}
-    ctx.report.note("  ".join(f"{name} {found[name]:.2f}" for name in ("identity", "prompt", "drift", "copy")) + f"  ({steps} steps)")
+    ctx.report.note(
+        "  ".join(f"{name} {found[name]:.2f}" for name in ("identity", "prompt", "drift", "copy")) + f"  ({trainer.step} steps)"
+    )
     if found["copy"] > COPIED:
         ctx.report.note("the pictures copy the photo: fewer steps (`--steps`), a lower rate (`--set train.lr=…`), or a tighter mask")
     if found["drift"] > DRIFTED:
@@ -142,7 +143,7 @@ def _scores(ctx: Context, trainer: "Trainer", judge: "Judge", steps: int) -> dic
     return found
 
 
-def _loop(ctx: Context, trainer: "Trainer", state: RunState, total: int) -> None:
+def _loop(ctx: Context, trainer: "Trainer", state: RunState) -> None:
     """Take the remaining steps, saving from time to time and when a signal comes."""
     from objtune_cli.method import training
 
@@ -150,13 +151,13 @@ def _loop(ctx: Context, trainer: "Trainer", state: RunState, total: int) -> None
 
     def on_step(step: int) -> None:
         nonlocal saved
-        ctx.report.step("train", step, total, **trainer.mean)
+        ctx.report.step("train", step, trainer.total, **trainer.mean)
         signum = ctx.stopped()
         if signum or trainer.finished or time.monotonic() - saved > SAVE_EVERY:  # what comes after the last step may be stopped too
             state.save(trainer.state())
             saved = time.monotonic()
         if signum:
-            raise Stopped(signum, f"stopped at step {step} of {total}, state saved", "the same command goes on from there")
+            raise Stopped(signum, f"stopped at step {step} of {trainer.total}, state saved", "the same command goes on from there")
 
     training.run(trainer, on_step)
 
@@ -207,7 +208,9 @@ def _without(rgb: Any, hidden: Any) -> Any:
     height, width = hidden.shape
     scale = min(1.0, 256 / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    small = cv2.inpaint(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), cv2.resize(hidden, size, interpolation=cv2.INTER_NEAREST), 5, cv2.INPAINT_TELEA)
+    small = cv2.inpaint(
+        cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), cv2.resize(hidden, size, interpolation=cv2.INTER_NEAREST), 5, cv2.INPAINT_TELEA
+    )
     filled = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
     filled[hidden == 0] = rgb[hidden == 0]
     return filled

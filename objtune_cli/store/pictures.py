@@ -1,7 +1,7 @@
 """Pictures out: PNG bytes with their parameters in text chunks, equal for equal content."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -38,14 +38,20 @@ def grid(pictures: "np.ndarray", columns: int = 0, gap: int = 4, scale: int = 1)
     return sheet
 
 
-def overlay(rgb: "np.ndarray", mask: "np.ndarray") -> "np.ndarray":
-    """The photo with everything but the object greyed and its outline in colour."""
+OUTLINE, RIVAL = (255, 64, 160), (40, 120, 255)
+"""Colours of the object's outline, and of what else it might have been."""
+
+
+def overlay(rgb: "np.ndarray", mask: "np.ndarray", rivals: Sequence["np.ndarray"] = ()) -> "np.ndarray":
+    """The photo with everything but the object greyed, its outline in colour, those of rivals (H, W) bool in another."""
     import cv2
     import numpy as np
 
     grey = (rgb.mean(2, keepdims=True) * 0.4 + 130).clip(0, 255)
     cover = mask[..., None].astype(np.float32) / 255
     shown = np.ascontiguousarray((rgb * cover + grey * (1 - cover)).round().astype(np.uint8))
-    edges, _ = cv2.findContours((mask > 127).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(shown, edges, -1, (255, 64, 160), max(1, round(max(mask.shape) / 300)))
+    width = max(1, round(max(mask.shape) / 300))
+    for hard, colour in (*((r, RIVAL) for r in rivals), (mask > 127, OUTLINE)):
+        edges, _ = cv2.findContours(hard.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(shown, edges, -1, colour, width)
     return shown

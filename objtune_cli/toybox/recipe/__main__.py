@@ -9,10 +9,10 @@ import torch
 
 import objtune_cli.models.stack  # noqa: F401  (repairs torchvision before transformers asks for it)
 from objtune_cli.bases import EMBEDDED
-from objtune_cli.toybox.recipe import autoencoder, data, denoiser, evaluator, publish, samples, text, tokenizer, vision
+from objtune_cli.toybox.recipe import autoencoder, data, denoiser, evaluator, publish, samples, segmenter, text, tokenizer, vision
 from objtune_cli.toybox.recipe.presets import PRESETS, Preset
 
-PARTS = ("data", "text", "vae", "vision", "denoiser", "publish", "all", "sheet", "evaluator")
+PARTS = ("data", "text", "vae", "vision", "denoiser", "publish", "all", "sheet", "evaluator", "segmenter")
 
 
 def main() -> None:
@@ -48,11 +48,8 @@ def run(part: str, preset: Preset, args: argparse.Namespace) -> None:
             raise SystemExit(f"error: {work} holds no trained {', '.join(missing)}")
         preset = replace(preset, text_steps=0, vae_steps=0, vision_steps=0, denoiser_steps=0)
     device = args.device or ("cuda" if args.preset == "gpu" else "cpu")
-    if part == "evaluator":
-        judge = evaluator.train(work, preset, device)
-        evaluator.publish(judge, args.out or work / "evaluator-weights.safetensors", preset, args.commit)
-        for name, value in evaluator.measured(judge, preset).items():
-            print(f"evaluator: {name} {value:.3f}", flush=True)
+    if part in ("evaluator", "segmenter"):
+        _apart(part, preset, args, device)
         return
     drawn = data.drawn(work, preset, processes=os.cpu_count() or 2)
     words = tokenizer.kept(work, preset.tokens)
@@ -79,6 +76,21 @@ def run(part: str, preset: Preset, args: argparse.Namespace) -> None:
     if part in ("publish", "all"):
         vision.train(work, preset, drawn, words, clip, device)
         publish.publish(args.out or work / "base", f"toybox-{args.preset}", preset, words, clip, vae, unet, args.commit)
+
+
+def _apart(part: str, preset: Preset, args: argparse.Namespace, device: str) -> None:
+    """A part that no other one needs: it draws what it learns from."""
+    found: dict[str, float]
+    if part == "evaluator":
+        judge = evaluator.train(args.work, preset, device)
+        evaluator.publish(judge, args.out or args.work / "evaluator-weights.safetensors", preset, args.commit)
+        found = evaluator.measured(judge, preset)
+    else:
+        network = segmenter.train(args.work, preset, device)
+        segmenter.publish(network, args.out or args.work / "segmenter", preset, args.commit)
+        found = segmenter.measured(network, preset)
+    for name, value in found.items():
+        print(f"{part}: {name} {value:.3f}", flush=True)
 
 
 def sheet(folder: Path, preset: Preset, work: Path) -> None:

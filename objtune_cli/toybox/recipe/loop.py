@@ -137,7 +137,8 @@ def _save(file: Path, network: nn.Module, params, optimizer, average, step: int)
     tensors = {f"net.{k}": v.contiguous() for k, v in network.state_dict().items()}
     for i, p in enumerate(params):
         state = optimizer.state[p]
-        tensors |= {f"m.{i}": state["exp_avg"].contiguous(), f"v.{i}": state["exp_avg_sq"].contiguous()}
+        if state:  # nothing yet where no loss so far reached it
+            tensors |= {f"m.{i}": state["exp_avg"].contiguous(), f"v.{i}": state["exp_avg_sq"].contiguous()}
         tensors[f"ema.{i}"] = average[i].contiguous()
     partial = file.with_suffix(".partial")
     save_file({k: v.clone() for k, v in tensors.items()}, partial, metadata={"step": str(step)})
@@ -151,10 +152,11 @@ def _resume(file: Path, network: nn.Module, params, optimizer, average) -> int:
         step = int(f.metadata()["step"])
         network.load_state_dict({k[4:]: f.get_tensor(k) for k in f.keys() if k.startswith("net.")})  # noqa: SIM118
         for i, p in enumerate(params):
-            optimizer.state[p] = {
-                "step": torch.tensor(float(step)),
-                "exp_avg": f.get_tensor(f"m.{i}").to(p.device),
-                "exp_avg_sq": f.get_tensor(f"v.{i}").to(p.device),
-            }
+            if f"m.{i}" in f.keys():  # noqa: SIM118
+                optimizer.state[p] = {
+                    "step": torch.tensor(float(step)),
+                    "exp_avg": f.get_tensor(f"m.{i}").to(p.device),
+                    "exp_avg_sq": f.get_tensor(f"v.{i}").to(p.device),
+                }
             average[i].copy_(f.get_tensor(f"ema.{i}"))
     return step

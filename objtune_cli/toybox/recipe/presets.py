@@ -46,6 +46,9 @@ class Preset:
     text_lr: float = 1e-3
     vision_lr: float = 1e-3
     denoiser_lr: float = 1e-3
+    segmenter_steps: int = 8_000
+    segmenter_batch: int = 16
+    segmenter_lr: float = 1e-3
     evaluator_steps: int = 4_400
     evaluator_lr: float = 1.5e-3
     seed: int = 1

@@ -1,0 +1,110 @@
+"""`objtune bench --masks`: what `segment` finds in drawn scenes of one to three held-out objects, whose outlines are known."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+from objtune_cli.bench import measures
+from objtune_cli.config import Bench, Segment
+from objtune_cli.stages import gate, locate
+from objtune_cli.stages.context import Context
+from objtune_cli.stages.locate import Eyes, Located, Target
+from objtune_cli.store.photo import Photo
+from objtune_cli.toybox import draw, world
+from objtune_cli.toybox.world import Dial
+
+SIDE = 320
+"""Side of the photos, px."""
+TOLERANCE = 0.008
+"""Distance at which two outlines are the same, fraction of the photo's diagonal (DAVIS, Perazzi et al. 2016)."""
+WAYS = ("class", "box", "point")
+RIGHT = 0.5
+"""IoU from which a mask is of the object that was meant."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A scene as a photo, and the objects in it: class word and true coverage (S, S) uint8."""
+
+    photo: Photo
+    objects: tuple[tuple[str, np.ndarray], ...]
+
+
+def scenes(dial: Dial, count: int, seed: int) -> Iterator[Seen]:
+    """One, two and three held-out objects of different classes in turn; scene i is the same for every count."""
+    for i in range(count):
+        rng = np.random.default_rng((seed, i))
+        kinds = [str(k) for k in rng.choice(dial.classes, 1 + i % 3, replace=False)]
+        instances = tuple(world.sample_instance(rng, dial, kind=k, held_out=True) for k in kinds)
+        rgb, covers = draw.render(world.sample_scene(rng, dial, instances=instances), SIDE)
+        yield Seen(Photo(rgb, None, "", ()), tuple(zip(kinds, covers, strict=True)))
+
+
+def run(ctx: Context, dial: Dial, config: Bench) -> list[dict[str, Any]]:
+    """Rows of each segmenter and way: iou, boundary (F of the outlines), right (share with the object that was meant), refused (share
+    that the gate stops), wrong (share that it lets pass although it is another thing), seconds a photo.
+
+    Of `class` there is a row more: `absent`, where the class is not in the photo: the share that passes is wrong.
+    """
+    rows: list[dict[str, Any]] = []
+    for segmenter in config.segmenters.split(","):
+        eyes = Eyes(ctx, ctx.settings.resolve(Segment, segmenter=segmenter.strip()))
+        found: dict[str, list[dict[str, float]]] = {way: [] for way in (*WAYS, "absent")}
+        progress = ctx.progress(f"masks {segmenter}")
+        for i, seen in enumerate(scenes(dial, config.scenes, config.seed)):
+            rng = np.random.default_rng((config.seed, 1, i))
+            kind, cover = seen.objects[int(rng.integers(len(seen.objects)))]
+            for way in WAYS:
+                found[way].append(_measured(eyes, seen, _target(kind, cover, way, rng), cover))
+            missing = [k for k in dial.classes if k not in {k for k, _ in seen.objects}]
+            asked = _measured(eyes, seen, Target(str(rng.choice(missing)), "it"), np.zeros_like(cover))
+            found["absent"].append({name: asked[name] for name in ("refused", "wrong")})
+            progress(i + 1, config.scenes)
+        for way, values in found.items():
+            rows += measures.rows(f"{segmenter}, {way}", values)
+    return rows
+
+
+def _target(kind: str, cover: np.ndarray, way: str, rng: np.random.Generator) -> Target:
+    """The object as a person would point at it: a box a little off, a point well inside."""
+    if way == "class":
+        return Target(kind, "it")
+    if way == "box":
+        ys, xs = (cover > 127).nonzero()
+        box = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]) + rng.uniform(-1, 1, 4) * 0.02 * SIDE
+        x0, y0, x1, y1 = (float(v) for v in box.clip(0, SIDE))
+        return Target(kind, "it", (x0, y0, x1, y1))
+    depth = cv2.distanceTransform(np.pad((cover > 127).astype(np.uint8), 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
+    ys, xs = (depth >= 0.6 * depth.max()).nonzero()
+    k = int(rng.integers(len(ys)))
+    return Target(kind, "it", points=((float(xs[k]), float(ys[k])),))
+
+
+def _measured(eyes: Eyes, seen: Seen, target: Target, cover: np.ndarray) -> dict[str, float]:
+    started = time.monotonic()
+    located: Located = locate.all_of(eyes, seen.photo, seen.photo.rgb, [target])[0]
+    seconds = time.monotonic() - started
+    said, true = located.cover > 127, cover > 127
+    refused = bool(gate.judge(gate.measure(located.cover, eyes.ctx.base.cells) | located.metrics, target.class_word, eyes.config))
+    union = (said | true).sum()
+    iou = float((said & true).sum() / union) if union else 0.0
+    return {
+        "iou": iou, "boundary": boundary(said, true), "right": float(iou > RIGHT), "refused": float(refused),
+        "wrong": float(not refused and iou <= RIGHT), "seconds": seconds,
+    }  # fmt: skip
+
+
+def boundary(said: np.ndarray, true: np.ndarray) -> float:
+    """F of the outlines' pixels, each right where the other outline is within `TOLERANCE`; 0 where one is empty."""
+    reach = max(1, round(TOLERANCE * float(np.hypot(*said.shape))))
+    near = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
+    edges: list[Any] = [cv2.morphologyEx(m.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) for m in (said, true)]
+    if not all(e.any() for e in edges):
+        return 0.0
+    precision = float((edges[0] & cv2.dilate(edges[1], near)).sum() / edges[0].sum())
+    recall = float((edges[1] & cv2.dilate(edges[0], near)).sum() / edges[1].sum())
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0

@@ -1,0 +1,76 @@
+"""Masks to soft outlines: coverage in [0, 1] along the edge, from the colours on both sides. Knows only pixels."""
+
+import cv2
+import numpy as np
+
+EPS = 1e-3
+"""Of the guided filter, variance of colours in [0, 1] that counts as an edge."""
+
+
+def matte(rgb: np.ndarray, mask: np.ndarray, width: float) -> np.ndarray:
+    r"""Coverage of the object along its outline.
+
+    In a band of `width` to both sides of the outline, coverage is the mask as a local linear function of the colours,
+    q = mean(a) I + mean(b) with a = (cov(I, I) + eps U)^-1 cov(I, p), b = mean(p) - a mean(I) over windows of the band's width;
+    outside the band it is the mask.
+
+    Args:
+        rgb: (H, W, 3) uint8. mask: (H, W) bool. width: Half width of the band, px; below 1 there is no band.
+
+    Returns:
+        (H, W) float32 in [0, 1].
+
+    Source:
+        Guided filter, He, Sun and Tang, PAMI 2013, equations 19 to 21; the band is ours.
+    """
+    p = mask.astype(np.float32)
+    radius = round(width)
+    if radius < 1 or not mask.any() or mask.all():
+        return p
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+    band = cv2.dilate(mask.astype(np.uint8), kernel) != cv2.erode(mask.astype(np.uint8), kernel)
+    y0, y1, x0, x1 = _around(band, 2 * radius + 1)
+    soft = p.copy()
+    part = _guided(rgb[y0:y1, x0:x1].astype(np.float32) / 255, p[y0:y1, x0:x1], 2 * radius + 1)
+    soft[y0:y1, x0:x1] = np.where(band[y0:y1, x0:x1], part, p[y0:y1, x0:x1])
+    return soft
+
+
+def snapped(rgb: np.ndarray, mask: np.ndarray, width: float, rounds: int = 2) -> np.ndarray:
+    """A mask (H, W) bool drawn to the edges of the colours within `width` px of its outline: `matte` at a half, again and again. Ours."""
+    for _ in range(rounds):
+        mask = matte(rgb, mask, width) > 0.5
+    return mask
+
+
+def _around(band: np.ndarray, room: int) -> tuple[int, int, int, int]:
+    ys, xs = band.nonzero()
+    height, width = band.shape
+    return max(0, ys.min() - room), min(height, ys.max() + room + 1), max(0, xs.min() - room), min(width, xs.max() + room + 1)
+
+
+def _guided(guide: np.ndarray, p: np.ndarray, side: int) -> np.ndarray:
+    """The guided filter of p (H, W) by colours (H, W, 3), windows of `side` px."""
+    mean = lambda a: cv2.blur(np.ascontiguousarray(a, np.float32), (side, side))  # noqa: E731
+    mean_i, mean_p = mean(guide), mean(p)
+    cross = mean(guide * p[..., None]) - mean_i * mean_p[..., None]
+    pairs = guide[..., :, None] * guide[..., None, :]
+    spread = mean(pairs.reshape(*p.shape, 9)[..., :4]), mean(pairs.reshape(*p.shape, 9)[..., 4:8]), mean(pairs[..., 2, 2])
+    whole = np.concatenate([spread[0], spread[1], spread[2][..., None]], axis=-1).reshape(*p.shape, 3, 3)
+    covariance = whole - mean_i[..., :, None] * mean_i[..., None, :] + EPS * np.eye(3, dtype=np.float32)
+    a = np.linalg.solve(covariance, cross[..., None])[..., 0]
+    b = mean_p - (a * mean_i).sum(-1)
+    return ((mean(a) * guide).sum(-1) + mean(b)).clip(0, 1)
+
+
+def without_specks(mask: np.ndarray, share: float = 0.01) -> np.ndarray:
+    """A mask (H, W) bool without pieces below a share of its area, and without holes below a tenth of that: larger ones are seen through."""
+    area = int(mask.sum())
+    if not area:
+        return mask
+    kept = mask.copy()
+    for inside, least in ((True, share * area), (False, 0.1 * share * area)):
+        count, pieces, stats, _ = cv2.connectedComponentsWithStats((kept == inside).astype(np.uint8), connectivity=4)
+        small = [i for i in range(1, count) if stats[i, cv2.CC_STAT_AREA] < least]
+        kept[np.isin(pieces, small)] = not inside
+    return kept
