@@ -14,7 +14,7 @@ import torch
 from objtune_cli.method.prototype import with_article
 from objtune_cli.models.stack import Stack
 from objtune_cli.models.towers import MEAN, Towers
-from objtune_cli.numerics.masks import crop
+from objtune_cli.numerics.masks import crop, iou
 
 GROUNDS = ("the background", "the sky", "the ground", "the floor", "a wall", "water", "a pattern", "a part of something")
 """What a mask may be that is no object."""
@@ -85,12 +85,6 @@ def contrast(rgb: np.ndarray, mask: np.ndarray) -> float:
 def on_border(mask: np.ndarray) -> float:
     """Share of the photo's border that a mask touches, in [0, 1]."""
     return float(np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]).mean())
-
-
-def iou(a: np.ndarray, b: np.ndarray) -> float:
-    """Intersection over union; 1 where both are empty."""
-    union = (a | b).sum()
-    return float((a & b).sum() / union) if union else 1.0
 
 
 def rivals(candidates: Sequence[Candidate]) -> list[Candidate]:

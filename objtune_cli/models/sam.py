@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from objtune_cli.errors import InputError, ResourceError
 from objtune_cli.models import torchvision_ops
 from objtune_cli.models.segmenter import Hints, Proposal
+from objtune_cli.numerics.masks import iou
 
 torchvision_ops.complete()  # segment-anything imports torchvision
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor, sam_model_registry  # noqa: E402
@@ -287,9 +288,3 @@ def box_of(mask: np.ndarray) -> tuple[float, float, float, float]:
     """Box (x0, y0, x1, y1) around a mask that is not empty, px."""
     ys, xs = mask.nonzero()
     return float(xs.min()), float(ys.min()), float(xs.max() + 1), float(ys.max() + 1)
-
-
-def iou(a: np.ndarray, b: np.ndarray) -> float:
-    """Intersection over union of two masks; 1 where both are empty."""
-    union = (a | b).sum()
-    return float((a & b).sum() / union) if union else 1.0

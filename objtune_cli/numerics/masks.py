@@ -1,5 +1,6 @@
 """Masks as tensors: boxes, cropping, latent resolution, regions."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,6 +20,12 @@ def bounding_box(mask: Tensor, threshold: float = 0.5) -> Box:
         raise ValueError("the mask is empty")
     height, width = mask.shape
     return int(xs.min()) / width, int(ys.min()) / height, (int(xs.max()) + 1) / width, (int(ys.max()) + 1) / height
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over union of two masks (H, W) bool; 1 where both are empty."""
+    union = (a | b).sum()
+    return float((a & b).sum() / union) if union else 1.0
 
 
 def to_latent(mask: Tensor, size: tuple[int, int]) -> Tensor:

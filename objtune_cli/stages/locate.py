@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 SNAP = 0.02
 """Reach of an outline to the edges of the colours, fraction of the object's longer side."""
+CHOOSING = 320
+"""Longer side of the photo while proposals are compared, px."""
 SHORTLIST = 6
 """Candidates of each word that are outlined exactly before one is chosen."""
 DETECTED = 12
@@ -133,9 +135,9 @@ class _Search:
         self.eyes, self.picture, self.rgb, self.config = eyes, picture, rgb, eyes.config
         self.scale = rgb.shape[1] / picture.rgb.shape[1]
 
-    @functools.cached_property
+    @property
     def segmenter(self) -> "Segmenter":
-        """The segmenter, which has seen this photo."""
+        """The segmenter, looking at this photo."""
         found = self.eyes.segmenter
         if self.eyes.seen is not self.rgb:
             found.look(self.rgb)
@@ -200,11 +202,12 @@ class _Search:
         from objtune_cli.method import choosing
 
         words = list(dict.fromkeys(t.class_word for t in targets))
-        proposals = [p for p in self._proposals(words) if _possible(p.mask, taken)]
-        empty = Located(np.zeros(self.rgb.shape[:2], np.uint8), self.segmenter.name)
+        near = self._smaller()
+        proposals = [p for p in near._proposals(words) if _possible(p.mask, [_resized(t, near.rgb) for t in taken])]
+        empty = Located(np.zeros(self.rgb.shape[:2], np.uint8), self.eyes.segmenter.name)
         if not proposals:
             return [empty for _ in targets]
-        by_word = self._ranked(self._exactly(proposals, self._ranked(proposals, words)), words)
+        by_word = near._ranked(near._exactly(proposals, near._ranked(proposals, words)), words)
         choices = [self._ordered(by_word[t.class_word], sum(o.class_word == t.class_word for o in targets)) for t in targets]
         picks = choosing.assigned(choices)
         if picks is None:
@@ -213,6 +216,17 @@ class _Search:
         return [
             self._said(c, [r for r in by_word[t.class_word] if all(r is not b for b in best)]) for c, t in zip(best, targets, strict=True)
         ]
+
+    def _smaller(self) -> "_Search":
+        """The same photo at a size at which many proposals are quickly compared; the chosen one is outlined on the whole."""
+        import cv2
+
+        height, width = self.rgb.shape[:2]
+        scale = CHOOSING / max(height, width)
+        if scale >= 1:
+            return self
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        return _Search(self.eyes, self.picture, cv2.resize(self.rgb, size, interpolation=cv2.INTER_AREA))
 
     def _ranked(self, proposals: list["Proposal"], words: list[str]) -> dict[str, list["Candidate"]]:
         """For each word what it may mean, one candidate for each thing, best first."""
@@ -272,13 +286,16 @@ class _Search:
         """The chosen one outlined exactly, with how sure that is."""
         from objtune_cli.models.segmenter import Proposal
 
-        found = self._outlined(Proposal(chosen.mask, chosen.quality), self.segmenter.name)
+        proposal = Proposal(_resized(chosen.mask * 255, self.rgb) > 127, chosen.quality)
+        if chosen.mask.shape != self.rgb.shape[:2]:
+            proposal = self.segmenter.refined(proposal)
+        found = self._outlined(proposal, self.eyes.segmenter.name)
         if self.eyes.clip is not None:
             found.metrics["likeness"] = round(chosen.likeness, 4)
         if rivals and self.config.which == "best":
             found.metrics["margin"] = round(chosen.score - rivals[0].score, 4)
         found.metrics["score"] = round(chosen.score, 4)
-        found.rivals = [r.mask for r in rivals[:3]]
+        found.rivals = [_resized(r.mask * 255, self.rgb) > 127 for r in rivals[:3]]
         if found.metrics.get("margin", self.config.min_margin) < self.config.min_margin:
             found.advice = "say which: `--which largest`, `--which left`, or `--point x,y` on it"
         return found
@@ -287,11 +304,25 @@ class _Search:
 def _possible(mask: "np.ndarray", taken: list["np.ndarray"]) -> bool:
     """Whether a proposal may be an object at all, and no other target's."""
     from objtune_cli.method import choosing
+    from objtune_cli.numerics import masks
 
     area = float(mask.mean())
     if not gate.MIN_AREA <= area <= gate.MAX_AREA or choosing.on_border(mask) > gate.MAX_BORDER:
         return False
-    return all(choosing.iou(mask, other > 127) < choosing.SAME for other in taken)
+    return all(masks.iou(mask, other > 127) < choosing.SAME for other in taken)
+
+
+def _resized(cover: "np.ndarray", rgb: "np.ndarray") -> "np.ndarray":
+    """Coverage uint8 at the size of a picture."""
+    import cv2
+
+    size = (rgb.shape[1], rgb.shape[0])
+    cover = cover.astype("uint8")
+    return (
+        cover
+        if cover.shape == rgb.shape[:2]
+        else cv2.resize(cover, size, interpolation=cv2.INTER_AREA if size[0] < cover.shape[1] else cv2.INTER_LINEAR)
+    )
 
 
 def _extent(mask: "np.ndarray") -> float:
@@ -311,12 +342,13 @@ def _apart(targets: list[Target], located: list[Located]) -> None:
     import numpy as np
 
     from objtune_cli.method import choosing
+    from objtune_cli.numerics import masks
 
     order = sorted(range(len(located)), key=lambda i: (located[i].by != "mask", int((located[i].cover > 127).sum())))
     for n, i in enumerate(order):
         for j in order[n + 1 :]:
             a, b = located[i].cover, located[j].cover
-            if (a > 127).any() and choosing.iou(a > 127, b > 127) > choosing.SAME:
+            if (a > 127).any() and masks.iou(a > 127, b > 127) > choosing.SAME:
                 raise InputError(
                     f"{targets[i].name} and {targets[j].name} claim the same region", "give each a box, a point or a mask of its own"
                 )

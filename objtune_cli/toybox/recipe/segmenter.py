@@ -4,7 +4,6 @@ Losses as in arXiv:2304.02643 appendix A (focal replaced by plain cross-entropy:
 """
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -252,8 +251,3 @@ def measured(network: Any, preset: Preset, count: int = 100) -> dict[str, float]
                 true = mask > 0.5
                 found.setdefault(f"{kind} {hint}", []).append(float((said & true).sum() / max(1, (said | true).sum())))
     return {name: float(np.mean(values)) for name, values in sorted(found.items())}
-
-
-def finished(work: Path, preset: Preset) -> Any:
-    """What the work folder holds, as far as it has come."""
-    return train(work, replace(preset, segmenter_steps=0))
