@@ -16,6 +16,7 @@ from PIL import Image
 
 from objtune_cli.store.artifact import Record, load, publish, sha256
 from objtune_cli.store.refs import Ref
+from tests import tiny
 
 Cli = Callable[..., Any]
 SIDE = 96
@@ -443,15 +444,7 @@ def test_transparency_serves_as_the_mask(cli: Cli, toy: Path, cover: Path, proje
 @pytest.mark.parametrize("hint", [["--box", "24,24,72,72"], ["--point", "48,48"], []], ids=["box", "point", "none"])
 def test_the_square_is_found(hint: list[str], cli: Cli, toy: Path, cover: Path, project: Path) -> None:
     """Intersection over union with the true square; 0.9 lets the outline be off by less than a pixel."""
-    anything = (
-        "--set",
-        "segment.min_likeness=0",
-        "--set",
-        "segment.min_margin=-99",
-        "--set",
-        "segment.min_score=-99",
-    )  # a square is no toy that the base knows
-    assert cli("segment", toy, "--class", "toy", "--segmenter", "grabcut", *anything, *hint).code == 0
+    assert cli("segment", toy, "--class", "toy", "--segmenter", "grabcut", *tiny.ANY, *hint).code == 0
     record, tensors = load(project / "artifacts", Ref("mask", "toy", 1))
     assert record.metrics["found_by"] == "grabcut"
     found = tensors["mask"] > 127

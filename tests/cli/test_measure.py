@@ -23,7 +23,7 @@ from tests import tiny
 
 Cli = Callable[..., Any]
 TOKEN = ("train.modules=none", "train.steps=2", "train.batch=1", "train.views=1", "train.class_weight=0", "init-embedding.init=class")
-ALONE = tuple(word for setting in TOKEN for word in ("--set", setting))
+ALONE = (*(word for setting in TOKEN for word in ("--set", setting)), *tiny.ANY)
 
 
 @pytest.fixture(scope="session")

@@ -34,11 +34,13 @@ def test_prompts_are_padded_and_cut_to_the_encoders_length(stack: Stack) -> None
     assert stack.encode(["", "a dog", "x" * 300]).shape == (3, 77, 16)
 
 
-def test_latents_do_not_depend_on_the_batch_and_have_the_right_size(stack: Stack) -> None:
+def test_latents_do_not_depend_on_how_many_are_taken_at_once_and_have_the_right_size(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     latents = stack.to_latent(pictures)
     assert latents.shape == (3, 4, 8, 8)
-    torch.testing.assert_close(stack.to_latent(pictures, batch=2), latents)
+    monkeypatch.setattr(stacks, "AT_ONCE", 2 * 32 * 32)
+    assert stacks.at_once(32, 32) == 2 and stacks.at_once(512, 512) == 1
+    torch.testing.assert_close(stack.to_latent(pictures), latents)
     scaled = stack.vae.encode(pictures).latent_dist.mean * stack.vae.config.scaling_factor
     torch.testing.assert_close(latents, scaled.detach())
 

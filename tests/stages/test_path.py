@@ -10,11 +10,10 @@ import pytest
 from PIL import Image
 
 from objtune_cli.store import artifact, refs
+from tests import tiny
 
 FAST = ("--set", "init-embedding.steps=3", "--set", "train.views=4", "--set", "prior.samples=2", "--set", "prior.entries=4")
 LITTLE = ("--set", "train.steps=4", "--set", "train.rank=2")
-ANY = ("--set", "segment.min_likeness=0", "--set", "segment.min_margin=-99", "--set", "segment.min_score=-99")
-"""The tiny base's CLIP knows nothing: nothing that it says is asked of a mask."""
 
 
 @pytest.fixture
@@ -83,7 +82,7 @@ def test_train_says_how_good_it_is_in_numbers_and_words(objtune, dog_photo, monk
 
 
 def test_without_an_image_tower_or_where_it_is_not_asked_for_there_are_no_numbers(cli, bare_base, base, dog_photo):
-    fast = (*FAST, *LITTLE, *ANY, "--no-preview", "--json")
+    fast = (*FAST, *LITTLE, *tiny.ANY, "--no-preview", "--json")
     done = cli("train", dog_photo, "--class", "dog", *fast, "--base", bare_base)
     assert done.code == 0 and "identity" not in json.loads(done.out)["metrics"]["adapter/dog@1"]
     done = cli("train", dog_photo, "--class", "dog", *fast, "--base", base, "--set", "train.scores=none", "--name", "rex")
@@ -172,7 +171,7 @@ def trained_artifacts(base, dog_photo, tmp_path_factory: pytest.TempPathFactory)
 
     folder = tmp_path_factory.mktemp("trained")
     for photo, word, name in ((dog_photo, "dog", "dog"), (dog_photo.with_name("mug.jpg"), "mug", "cup")):
-        command = ["train", str(photo), "--class", word, "--name", name, *FAST, *LITTLE, *ANY, "--no-preview", "--quiet"]
+        command = ["train", str(photo), "--class", word, "--name", name, *FAST, *LITTLE, *tiny.ANY, "--no-preview", "--quiet"]
         assert run([*command, "--base", str(base), "--project", str(folder)]) == 0
     return folder / "artifacts"
 
