@@ -44,7 +44,7 @@ def test_a_target_says_what_the_way_allows(way: str) -> None:
 
 def test_a_run_measures_both_segmenters_by_every_way(context, monkeypatch: pytest.MonkeyPatch) -> None:
     ctx = context()
-    rows = masks.run(ctx, DIALS["medium"], Bench(scenes=3))
+    rows = masks.run(ctx, DIALS["medium"], Bench(scenes=2))
     found = {(r["method"], r["measure"]): r["mean"] for r in rows}
     for segmenter in ("sam", "grabcut"):
         for way in masks.WAYS:
