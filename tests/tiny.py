@@ -13,6 +13,10 @@ from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNe
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
+from objtune_cli.method.subjects import Subject
+from objtune_cli.models.stack import Stack
+from objtune_cli.models.tokens import class_rows
+
 WIDTH = 16
 TOKENS = 77
 CLIP_SIDE = 32
@@ -102,3 +106,12 @@ def build(folder: Path, clip: bool) -> Path:
 
 ANY = ("--set", "segment.min_likeness=0", "--set", "segment.min_margin=-99", "--set", "segment.min_score=-99")
 """A tiny base's CLIP knows nothing: nothing that it says is asked of a mask."""
+
+
+def subject(stack: Stack) -> Subject:
+    """A red block on grey, <rex> the dog, for training on a tiny base."""
+    mask = torch.zeros(32, 32)
+    mask[8:24, 10:20] = 1
+    ground = torch.tensor([-0.5, 0.0, 0.5]).view(3, 1, 1).expand(3, 32, 32)
+    picture = ground * (1 - mask) + torch.tensor([0.8, -0.6, -0.4]).view(3, 1, 1) * mask
+    return Subject("rex", "dog", class_rows(stack, "dog"), 1, picture, ground.clone(), mask)

@@ -5,6 +5,8 @@ import numpy as np
 
 from objtune_cli.models.segmenter import Hints, Proposal
 
+UNKNOWN = 0.85
+"""Quality of every mask: that of an average right one of the embedded model, so that the gate's score is decided by likeness and outline."""
 FAR = 14.0
 """Distance in Lab (8 bits a channel) that always counts as another colour."""
 
@@ -23,16 +25,16 @@ class GrabCut:
         self.rgb = rgb
 
     def find(self, hints: Hints) -> Proposal:
-        """The object; its quality is unknown and said to be 0.5."""
+        """The object; of an unknown quality."""
         first = self._cut(self.rgb, hints)
         if hints.box_xyxy or hints.rough is not None or not first.any():
-            return Proposal(first, 0.5)
+            return Proposal(first, UNKNOWN)
         ys, xs = first.nonzero()
         height, width = self.rgb.shape[:2]
         room = 0.02 * max(self.rgb.shape)
         box = (max(xs.min() - room, 0), max(ys.min() - room, 0), min(xs.max() + room, width), min(ys.max() + room, height))
         second = self._cut(self.rgb, Hints(box, hints.points, hints.beside))
-        return Proposal(second if second.sum() > 0.5 * first.sum() else first, 0.5)
+        return Proposal(second if second.sum() > 0.5 * first.sum() else first, UNKNOWN)
 
     def refined(self, proposal: Proposal) -> Proposal:
         """As it is: its outline already follows the colours."""

@@ -177,7 +177,7 @@ class SegmentAnything:
             first = max([first, *self._around(hints)], key=lambda p: p.quality)
         if not first.mask.any():
             return first
-        return self._closer(first, Hints(box_of(first.mask), hints.points, hints.beside) if hints.rough is None else hints)
+        return self._closer(first, hints)
 
     def _around(self, hints: Hints) -> list[Proposal]:
         """What lies in boxes around one point and has the point, but none of those beside: a point alone may as well mean a part."""
@@ -201,7 +201,6 @@ class SegmentAnything:
             self.predictor.model, points_per_side=GRID, points_per_batch=BATCH, pred_iou_thresh=0.6, stability_score_thresh=0.7, box_nms_thresh=0.8,
         )  # fmt: skip
         found = [Proposal(m["segmentation"], float(m["predicted_iou"])) for m in generator.generate(self.rgb)]
-        self.predictor.set_image(self.rgb)  # the generator leaves nothing behind
         found = sorted(found + self._boxed(), key=lambda p: -p.quality)
         kept: list[Proposal] = []
         for proposal in found:

@@ -212,7 +212,7 @@ class _Search:
         picks = choosing.assigned(choices)
         if picks is None:
             return [empty for _ in targets]
-        best = [c[i] for c, i in zip(choices, picks, strict=True)]
+        best = _left_to_right(targets, [c[i] for c, i in zip(choices, picks, strict=True)])
         return [
             self._said(c, [r for r in by_word[t.class_word] if all(r is not b for b in best)]) for c, t in zip(best, targets, strict=True)
         ]
@@ -254,7 +254,7 @@ class _Search:
 
     def _proposals(self, words: list[str]) -> list["Proposal"]:
         """What may be an object: whatever lies in a detector's boxes for the words, or all that the segmenter proposes."""
-        from objtune_cli.models.segmenter import Hints, Proposal
+        from objtune_cli.models.segmenter import Hints
 
         if self.eyes.detector is None:
             segmenter = self.segmenter
@@ -262,10 +262,10 @@ class _Search:
                 self.eyes.proposed = segmenter.everything()
             return self.eyes.proposed
         boxes = self.eyes.detector.boxes(self.rgb, words)[:DETECTED]
-        return [Proposal(self.segmenter.find(Hints(d.box)).mask, d.score) for d in boxes]
+        return [self.segmenter.find(Hints(d.box)) for d in boxes]
 
     def _ordered(self, found: list["Candidate"], count: int) -> list["Candidate"]:
-        """Candidates as `which` orders them; several of one class from left to right."""
+        """Candidates of one word; the one that `which` means where only one is asked for."""
         from objtune_cli.method import choosing
 
         if self.config.which != "best":
@@ -299,6 +299,16 @@ class _Search:
         if found.metrics.get("margin", self.config.min_margin) < self.config.min_margin:
             found.advice = "say which: `--which largest`, `--which left`, or `--point x,y` on it"
         return found
+
+
+def _left_to_right(targets: list[Target], best: list["Candidate"]) -> list["Candidate"]:
+    """Several objects of one class in the order in which they were named, from left to right."""
+    found = list(best)
+    for word in {t.class_word for t in targets}:
+        own = [i for i, t in enumerate(targets) if t.class_word == word]
+        for i, candidate in zip(own, sorted((best[k] for k in own), key=lambda c: float(c.mask.nonzero()[1].mean())), strict=True):
+            found[i] = candidate
+    return found
 
 
 def _possible(mask: "np.ndarray", taken: list["np.ndarray"]) -> bool:

@@ -16,8 +16,6 @@ from objtune_cli.store.artifact import Record
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Target", "run"]
-
 
 def run(ctx: Context, path: Path, targets: list[Target], config: Segment) -> list[Done]:
     """Find each target in the photo; every mask has to pass the gate before the first one is published.
@@ -69,9 +67,9 @@ def _record(ctx: Context, target: Target, targets: list[Target], digest: str, co
                     f"there is no file {weights}", "give a segment-anything checkpoint, or none for the embedded model"
                 ) from None
         if target.blind:
-            settings["chosen_by"] = ctx.base.fingerprint
+            settings["chosen_by"] = _chooser(ctx)
         if len(targets) > 1:
-            settings["among"] = [t.class_word for t in targets]
+            settings["among"] = [[t.class_word, t.hints(), *(photo.digest(f) for f in (t.mask, t.rough) if f)] for t in targets]
     return Record("mask", target.name, {target.name: target.class_word}, inputs, settings, base={})
 
 
@@ -102,6 +100,14 @@ def _judged(ctx: Context, rgb: "np.ndarray", located: Located, target: Target, r
         ctx.report.note(f"kept although {problem}")
         record = replace(record, config={**record.config, "kept": problem})
     return Found(replace(record, metrics={**metrics, "found_by": located.by}), rgb, located.cover, shown)
+
+
+def _chooser(ctx: Context) -> str:
+    """The base whose CLIP chooses; nothing where it is not on this machine: a photo with transparency needs none."""
+    try:
+        return ctx.base.fingerprint
+    except ObjtuneError:
+        return ""
 
 
 def _cells(ctx: Context) -> int:

@@ -11,11 +11,10 @@ from objtune_cli.config import Train
 from objtune_cli.method import judging, training
 from objtune_cli.method.averaging import Average, write
 from objtune_cli.method.judging import Judge, coarse
-from objtune_cli.method.subjects import Subject
 from objtune_cli.method.training import Trainer
 from objtune_cli.models import towers
 from objtune_cli.models.stack import Stack
-from objtune_cli.models.tokens import class_rows
+from tests import tiny
 
 CONFIG = Train(
     steps=6, rank=2, batch=2, views=2, lr=5e-3, token_lr=1e-2, modules="all", class_weight=0.0, blocks="all", class_every=1, passes="together",
@@ -23,17 +22,9 @@ CONFIG = Train(
 )  # fmt: skip
 
 
-def _subject(stack: Stack) -> Subject:
-    mask = torch.zeros(32, 32)
-    mask[8:24, 10:20] = 1
-    ground = torch.tensor([-0.5, 0.0, 0.5]).view(3, 1, 1).expand(3, 32, 32)
-    picture = ground * (1 - mask) + torch.tensor([0.8, -0.6, -0.4]).view(3, 1, 1) * mask
-    return Subject("rex", "dog", class_rows(stack, "dog"), 1, picture, ground.clone(), mask)
-
-
 @pytest.fixture
 def judge(stack: Stack, tiny_base) -> Judge:
-    return Judge(stack, towers.load(tiny_base / "clip", stack), [_subject(stack)], {"steps": 20, "guidance": 2.0, "below": 0.6})
+    return Judge(stack, towers.load(tiny_base / "clip", stack), [tiny.subject(stack)], {"steps": 20, "guidance": 2.0, "below": 0.6})
 
 
 def test_the_class_itself_scores_as_the_class(judge: Judge) -> None:
@@ -88,7 +79,7 @@ def test_the_running_mean_by_hand() -> None:
 
 
 def test_the_mean_is_what_is_kept(stack: Stack) -> None:
-    trainer = Trainer(stack, [_subject(stack)], {}, CONFIG)
+    trainer = Trainer(stack, [tiny.subject(stack)], {}, CONFIG)
     training.run(trainer, lambda step: None)
     assert trainer.step == 6 and trainer.plateau is None
     assert all(torch.equal(a, b) for a, b in zip(trainer._params(), trainer.average.kept, strict=True))
@@ -104,7 +95,7 @@ def test_a_mean_keeps_the_tokens_length(stack: Stack) -> None:
     """The mean of vectors of one length is shorter; what is kept is not."""
     from dataclasses import replace
 
-    trainer = Trainer(stack, [_subject(stack)], {}, replace(CONFIG, token_norm="kept", token_lr=0.5))
+    trainer = Trainer(stack, [tiny.subject(stack)], {}, replace(CONFIG, token_norm="kept", token_lr=0.5))
     training.run(trainer, lambda step: None)
     assert float(trainer.average.kept[0].norm()) < 0.9999 * float(trainer.norms["rex"])
     torch.testing.assert_close(trainer.tokens()["rex"][:1].norm(dim=1), trainer.norms["rex"])

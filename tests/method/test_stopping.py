@@ -10,23 +10,14 @@ from hypothesis import strategies as st
 from objtune_cli.config import Train
 from objtune_cli.method import stopping, training
 from objtune_cli.method.stopping import Plateau
-from objtune_cli.method.subjects import Subject
 from objtune_cli.method.training import Trainer
 from objtune_cli.models.stack import Stack
-from objtune_cli.models.tokens import class_rows
+from tests import tiny
 
 CONFIG = Train(
     steps=60, rank=2, batch=2, views=2, lr=5e-3, token_lr=1e-2, modules="all", class_weight=0.0, background_weight=0.0, blocks="all",
     class_every=1, passes="together", stop="good",
 )  # fmt: skip
-
-
-def _subject(stack: Stack) -> Subject:
-    mask = torch.zeros(32, 32)
-    mask[8:24, 10:20] = 1
-    ground = torch.tensor([-0.5, 0.0, 0.5]).view(3, 1, 1).expand(3, 32, 32)
-    picture = ground * (1 - mask) + torch.tensor([0.8, -0.6, -0.4]).view(3, 1, 1) * mask
-    return Subject("rex", "dog", class_rows(stack, "dog"), 1, picture, ground.clone(), mask)
 
 
 def _run(plateau: Plateau, loss) -> int:
@@ -88,7 +79,7 @@ def test_a_diverged_loss_ends_it_too() -> None:
 
 
 def test_the_fixed_loss_knows_only_the_weights(stack: Stack) -> None:
-    trainer = Trainer(stack, [_subject(stack)], {}, CONFIG)
+    trainer = Trainer(stack, [tiny.subject(stack)], {}, CONFIG)
     before = trainer.fixed_loss()
     assert before == trainer.fixed_loss() > 0
     trainer.advance()
@@ -103,7 +94,7 @@ def test_stopped_and_continued_it_stops_where_it_would_have(tiny_base, monkeypat
 
     def fresh() -> Trainer:
         stack = stacks.load(tiny_base, torch.device("cpu"), torch.float32)
-        return Trainer(stack, [_subject(stack)], {}, CONFIG)
+        return Trainer(stack, [tiny.subject(stack)], {}, CONFIG)
 
     whole, first, second = fresh(), fresh(), fresh()
     training.run(whole, lambda step: None)

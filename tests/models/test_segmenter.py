@@ -379,6 +379,9 @@ def test_one_embedding_serves_every_hint(embedded: SegmentAnything, monkeypatch:
     ):
         embedded.find(hints)
     assert seen == [1]
+    embedded.everything()
+    assert seen == [1, 1]  # the generator embeds on its own; what is seen stays
+    assert _iou(embedded.find(Hints(_box(truth))).mask, truth) > 0.9
 
 
 def test_broken_embedded_weights_say_so(tmp_path: Path) -> None:

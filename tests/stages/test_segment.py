@@ -131,6 +131,41 @@ def test_a_rotated_photo_takes_hints_as_it_is_shown(cli, pair, tmp_path):
     assert _iou(_mask("mask/dog")[0], dog) > 0.9
 
 
+@pytest.mark.parametrize("names", [("a", "b"), ("b", "a")])
+def test_two_of_one_class_are_named_from_left_to_right(cli, tmp_path, names):
+    rgb, covers = _scene(0, ("dog", "dog"))
+    cli("init")
+    command = ("segment", _write(tmp_path / "dogs.png", rgb), "--class", "dog", "--class", "dog", "--name", names[0], "--name", names[1])
+    assert cli(*command).code == 0
+    for name, cover in zip(names, covers, strict=True):
+        assert _iou(_mask(f"mask/{name}")[0], cover) > 0.9
+
+
+def test_another_objects_hint_makes_both_masks_again(cli, pair):
+    """Each pixel is one object's: a mask found beside another box is another mask."""
+    photo, (dog, mug) = pair
+    line = ("segment", photo, "--class", "dog", "--class", "mug", "--box", f"dog={_box(dog)}", "--box")
+    assert cli(*line, f"mug={_box(mug)}").out == "mask/dog@1\nmask/mug@1\n"
+    x0, y0, x1, y1 = (int(v) for v in _box(mug).split(","))
+    assert cli(*line, f"mug={x0 + 2},{y0},{x1},{y1}").out == "mask/dog@2\nmask/mug@2\n"
+
+
+def test_grabcut_by_the_class_word_passes_the_gate(cli, tmp_path):
+    """It knows no quality of its masks; the gate does not hold that against them."""
+    rgb, (mug,) = _scene(8, ("mug",))
+    cli("init")
+    done = cli("segment", _write(tmp_path / "mug.png", rgb), "--class", "mug", "--segmenter", "grabcut")
+    assert done.code == 0, done.err
+    assert _iou(_mask("mask/mug")[0], mug) > 0.9
+
+
+def test_a_photo_with_transparency_needs_no_base(cli, pair, tmp_path):
+    photo, (dog, _) = pair
+    rgba = np.dstack([cv2.imread(str(photo)), dog.astype(np.uint8) * 255])
+    cv2.imwrite(str(tmp_path / "cut.png"), rgba)
+    assert cli("segment", tmp_path / "cut.png", "--class", "dog", "--base", "sd15").code == 0
+
+
 def test_grabcut_on_demand(cli, pair):
     photo, (dog, _) = pair
     done = cli("segment", photo, "--class", "dog", "--segmenter", "grabcut", "--box", _box(dog), "--json")
