@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 SNAP = 0.02
 """Reach of an outline to the edges of the colours, fraction of the object's longer side."""
+AGREED = 0.9
+"""IoU from which a mask cut out by colour is the same object, more exactly."""
 CHOOSING = 320
 """Longer side of the photo while proposals are compared, px."""
 SHORTLIST = 6
@@ -191,9 +193,24 @@ class _Search:
         """A mask with its specks removed and its outline soft."""
         from objtune_cli.models import matting
 
-        mask = self._snapped(proposal.mask)
+        mask = self._cut(self._snapped(proposal.mask))
         soft = matting.matte(self.rgb, mask, self.config.edge * _extent(mask))
         return Located((soft * 255).round().astype("uint8"), by, {"quality": round(proposal.quality, 4)})
+
+    def _cut(self, mask: "np.ndarray") -> "np.ndarray":
+        """A mask cut out by colour where that agrees with it: a small segmenter blurs legs and corners, colours alone lose whole parts."""
+        import numpy as np
+
+        from objtune_cli.models.grabcut import GrabCut
+        from objtune_cli.models.segmenter import Hints
+        from objtune_cli.numerics import masks
+
+        if not mask.any():
+            return mask
+        cutter = GrabCut()
+        cutter.look(self.rgb)
+        found = self._snapped(cutter.find(Hints(rough=mask.astype(np.float32))).mask)
+        return found if masks.iou(found, mask) > AGREED else mask
 
     def chosen(self, targets: list[Target], taken: list["np.ndarray"]) -> list[Located]:
         """Objects that only their class words tell, chosen together: no thing twice, and nothing that is another's already."""
