@@ -12,7 +12,7 @@ from objtune_cli.bench import measures
 from objtune_cli.config import Bench, Segment
 from objtune_cli.stages import gate, locate
 from objtune_cli.stages.context import Context
-from objtune_cli.stages.locate import Eyes, Located, Target
+from objtune_cli.stages.sight import Eyes, Located, Target
 from objtune_cli.store.photo import Photo
 from objtune_cli.toybox import draw, world
 from objtune_cli.toybox.world import Dial

@@ -13,7 +13,7 @@ from objtune_cli.config import Embed, Prior, Segment, Train
 from objtune_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from objtune_cli.stages.locate import Target
+    from objtune_cli.stages.sight import Target
     from objtune_cli.store.refs import Ref
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
@@ -202,7 +202,7 @@ def targets(classes: list[str] | None, names: list[str] | None, said: Said) -> l
     Raises:
         UsageError: Options that do not fit together; names the option.
     """
-    from objtune_cli.stages.locate import Target
+    from objtune_cli.stages.sight import Target
     from objtune_cli.store import refs
 
     words = [word.strip() for word in classes or []]

@@ -1,114 +1,24 @@
 """Where each object is: from a mask, the photo's own transparency, hints, or the class word alone."""
 
-import functools
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from objtune_cli import bases
-from objtune_cli.config import Segment
 from objtune_cli.errors import InputError
 from objtune_cli.stages import gate
-from objtune_cli.stages.context import Context
+from objtune_cli.stages.sight import Eyes, Located, Sight, Target
 from objtune_cli.store import photo
 
 if TYPE_CHECKING:
     import numpy as np
 
     from objtune_cli.method.choosing import Candidate
-    from objtune_cli.models.detector import Detector
-    from objtune_cli.models.segmenter import Hints, Proposal, Segmenter
-    from objtune_cli.models.stack import Stack
-    from objtune_cli.models.towers import Towers
+    from objtune_cli.models.segmenter import Proposal
 
-SNAP = 0.02
-"""Reach of an outline to the edges of the colours, fraction of the object's longer side."""
-AGREED = 0.9
-"""IoU from which a mask cut out by colour is the same object, more exactly."""
 CHOOSING = 320
 """Longer side of the photo while proposals are compared, px."""
 SHORTLIST = 6
 """Candidates of each word that are outlined exactly before one is chosen."""
 DETECTED = 12
 """Boxes of a detector that are looked into."""
-ADVICE = "give `--box x0,y0,x1,y1`, `--point x,y` or `--mask M.png`"
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """One object to find: its class and name, and what the user said about where it is (photo px).
-
-    Attributes:
-        mask: A picture of exactly the object. rough: of roughly the object, to be made exact.
-    """
-
-    class_word: str
-    name: str
-    box_xyxy: tuple[float, float, float, float] | None = None
-    points: tuple[tuple[float, float], ...] = ()
-    beside: tuple[tuple[float, float], ...] = ()
-    mask: Path | None = None
-    rough: Path | None = None
-
-    @property
-    def blind(self) -> bool:
-        """Whether the class word is all there is."""
-        return not (self.box_xyxy or self.points or self.mask or self.rough)
-
-    def hints(self) -> dict[str, Any]:
-        """As records keep them."""
-        return {"box": list(self.box_xyxy or ()), "points": [list(p) for p in self.points], "beside": [list(p) for p in self.beside]}
-
-
-@dataclass(slots=True)
-class Located:
-    """Coverage of one object at the kept size, (H, W) uint8, and how it was found.
-
-    Attributes:
-        metrics: Likeness and margin where the class word chose. rivals: What else it might have been. advice: What would help if it is unusable.
-    """
-
-    cover: "np.ndarray"
-    by: str
-    metrics: dict[str, float] = field(default_factory=dict)
-    rivals: list["np.ndarray"] = field(default_factory=list)
-    advice: str = ADVICE
-
-
-class Eyes:
-    """What looks at photos: a segmenter and the base's CLIP, each loaded when it is first needed.
-
-    Attributes:
-        seen: The photo that the segmenter looks at. proposed: All that it proposes there, once asked.
-    """
-
-    def __init__(self, ctx: Context, config: Segment) -> None:
-        self.ctx, self.config = ctx, config
-        self.seen: np.ndarray | None = None
-        self.proposed: list[Proposal] | None = None
-
-    @functools.cached_property
-    def segmenter(self) -> "Segmenter":
-        from objtune_cli.models import segmenter
-
-        return segmenter.load(self.config.segmenter, self.config.sam_checkpoint, bases.SEGMENTER)
-
-    @functools.cached_property
-    def detector(self) -> "Detector | None":
-        """A zero-shot detector, where one is set."""
-        from objtune_cli.models.detector import Detector
-
-        return Detector(self.config.detector) if self.config.detector else None
-
-    @functools.cached_property
-    def clip(self) -> "tuple[Stack, Towers] | None":
-        """The base and its CLIP; None where it has no image tower: then only the picture speaks."""
-        from objtune_cli.models import towers
-
-        if self.ctx.base.image_tower is None:
-            return None
-        stack = self.ctx.stack()
-        return stack, towers.load(self.ctx.base.image_tower, stack)
 
 
 def all_of(eyes: Eyes, picture: photo.Photo, rgb: "np.ndarray", targets: list[Target]) -> list[Located]:
@@ -117,7 +27,7 @@ def all_of(eyes: Eyes, picture: photo.Photo, rgb: "np.ndarray", targets: list[Ta
     Raises:
         InputError: A hint outside the photo, a mask of another size, or two objects that claim one region.
     """
-    search = _Search(eyes, picture, rgb)
+    search = _Choice(eyes, picture, rgb)
     for target in targets:
         search.check(target)
     found: dict[int, Located] = {
@@ -130,87 +40,8 @@ def all_of(eyes: Eyes, picture: photo.Photo, rgb: "np.ndarray", targets: list[Ta
     return located
 
 
-class _Search:
-    """One photo, embedded once however many hints there are."""
-
-    def __init__(self, eyes: Eyes, picture: photo.Photo, rgb: "np.ndarray") -> None:
-        self.eyes, self.picture, self.rgb, self.config = eyes, picture, rgb, eyes.config
-        self.scale = rgb.shape[1] / picture.rgb.shape[1]
-
-    @property
-    def segmenter(self) -> "Segmenter":
-        """The segmenter, looking at this photo."""
-        found = self.eyes.segmenter
-        if self.eyes.seen is not self.rgb:
-            found.look(self.rgb)
-            self.eyes.seen, self.eyes.proposed = self.rgb, None
-        return found
-
-    def check(self, target: Target) -> None:
-        """Refuse hints outside the photo, before anything is loaded."""
-        height, width = self.picture.rgb.shape[:2]
-        if target.box_xyxy:
-            x0, y0, x1, y1 = target.box_xyxy
-            if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
-                raise InputError(
-                    f"the box {x0:g},{y0:g},{x1:g},{y1:g} is not inside the photo ({width}x{height})",
-                    "x0,y0 is its upper left, x1,y1 its lower right corner",
-                )
-        for x, y in (*target.points, *target.beside):
-            if not (0 <= x < width and 0 <= y < height):
-                raise InputError(
-                    f"the point {x:g},{y:g} is not inside the photo ({width}x{height})", "give pixels of the photo as it is shown"
-                )
-
-    def is_told(self, target: Target, alone: bool) -> bool:
-        return not target.blind or (alone and self.picture.alpha is not None)
-
-    def told(self, target: Target, *, alone: bool) -> Located:
-        """An object that the user or the photo's transparency shows."""
-        import cv2
-        import numpy as np
-
-        height, width = self.picture.rgb.shape[:2]
-        size = (self.rgb.shape[1], self.rgb.shape[0])
-        exact = photo.read_mask(target.mask, (width, height)) if target.mask else self.picture.alpha if target.blind else None
-        if exact is not None:
-            return Located(cv2.resize(exact, size, interpolation=cv2.INTER_AREA), "mask" if target.mask else "alpha")
-        rough = None
-        if target.rough:
-            rough = cv2.resize(photo.read_mask(target.rough, (width, height)), size, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-            if not (rough > 0.5).any():
-                raise InputError(f"the rough mask {target.rough} is empty", "white is the object")
-        return self._outlined(self.segmenter.find(self._hints(target, rough)), self.segmenter.name)
-
-    def _hints(self, target: Target, rough: "np.ndarray | None") -> "Hints":
-        from objtune_cli.models.segmenter import Hints
-
-        scaled = lambda points: tuple((x * self.scale, y * self.scale) for x, y in points)  # noqa: E731
-        box = tuple(v * self.scale for v in target.box_xyxy) if target.box_xyxy else None
-        return Hints(box, scaled(target.points), scaled(target.beside), rough)  # type: ignore[arg-type]
-
-    def _outlined(self, proposal: "Proposal", by: str) -> Located:
-        """A mask with its specks removed and its outline soft."""
-        from objtune_cli.models import matting
-
-        mask = self._cut(self._snapped(proposal.mask))
-        soft = matting.matte(self.rgb, mask, self.config.edge * _extent(mask))
-        return Located((soft * 255).round().astype("uint8"), by, {"quality": round(proposal.quality, 4)})
-
-    def _cut(self, mask: "np.ndarray") -> "np.ndarray":
-        """A mask cut out by colour where that agrees with it: a small segmenter blurs legs and corners, colours alone lose whole parts."""
-        import numpy as np
-
-        from objtune_cli.models.grabcut import GrabCut
-        from objtune_cli.models.segmenter import Hints
-        from objtune_cli.numerics import masks
-
-        if not mask.any():
-            return mask
-        cutter = GrabCut()
-        cutter.look(self.rgb)
-        found = self._snapped(cutter.find(Hints(rough=mask.astype(np.float32))).mask)
-        return found if masks.iou(found, mask) > AGREED else mask
+class _Choice(Sight):
+    """One photo in which class words choose among what is proposed."""
 
     def chosen(self, targets: list[Target], taken: list["np.ndarray"]) -> list[Located]:
         """Objects that only their class words tell, chosen together: no thing twice, and nothing that is another's already."""
@@ -234,7 +65,7 @@ class _Search:
             self._said(c, [r for r in by_word[t.class_word] if all(r is not b for b in best)]) for c, t in zip(best, targets, strict=True)
         ]
 
-    def _smaller(self) -> "_Search":
+    def _smaller(self) -> "_Choice":
         """The same photo at a size at which many proposals are quickly compared; the chosen one is outlined on the whole."""
         import cv2
 
@@ -243,7 +74,7 @@ class _Search:
         if scale >= 1:
             return self
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        return _Search(self.eyes, self.picture, cv2.resize(self.rgb, size, interpolation=cv2.INTER_AREA))
+        return _Choice(self.eyes, self.picture, cv2.resize(self.rgb, size, interpolation=cv2.INTER_AREA))
 
     def _ranked(self, proposals: list["Proposal"], words: list[str]) -> dict[str, list["Candidate"]]:
         """For each word what it may mean, one candidate for each thing, best first."""
@@ -259,15 +90,8 @@ class _Search:
 
         short = {id(c.mask): c.mask for candidates in found.values() for c in candidates[:SHORTLIST]}
         chosen = [self.segmenter.refined(p) for p in proposals if id(p.mask) in short]
-        exact = [Proposal(self._snapped(p.mask), p.quality) for p in chosen]
+        exact = [Proposal(self.snapped(p.mask), p.quality) for p in chosen]
         return [p for p in exact if _possible(p.mask, [])] or chosen
-
-    def _snapped(self, mask: "np.ndarray") -> "np.ndarray":
-        """A mask without specks, drawn to the edges of the colours."""
-        from objtune_cli.models import matting
-
-        mask = matting.without_specks(mask)
-        return matting.without_specks(matting.snapped(self.rgb, mask, SNAP * _extent(mask)))
 
     def _proposals(self, words: list[str]) -> list["Proposal"]:
         """What may be an object: whatever lies in a detector's boxes for the words, or all that the segmenter proposes."""
@@ -306,7 +130,7 @@ class _Search:
         proposal = Proposal(_resized(chosen.mask * 255, self.rgb) > 127, chosen.quality)
         if chosen.mask.shape != self.rgb.shape[:2]:
             proposal = self.segmenter.refined(proposal)
-        found = self._outlined(proposal, self.eyes.segmenter.name)
+        found = self.outlined(proposal, self.eyes.segmenter.name)
         if self.eyes.clip is not None:
             found.metrics["likeness"] = round(chosen.likeness, 4)
         if rivals and self.config.which == "best":
@@ -350,14 +174,6 @@ def _resized(cover: "np.ndarray", rgb: "np.ndarray") -> "np.ndarray":
         if cover.shape == rgb.shape[:2]
         else cv2.resize(cover, size, interpolation=cv2.INTER_AREA if size[0] < cover.shape[1] else cv2.INTER_LINEAR)
     )
-
-
-def _extent(mask: "np.ndarray") -> float:
-    """Longer side of what a mask covers, px."""
-    import numpy as np
-
-    ys, xs = mask.nonzero()
-    return float(max(np.ptp(ys), np.ptp(xs))) + 1 if len(ys) else 0.0
 
 
 def _apart(targets: list[Target], located: list[Located]) -> None:

@@ -9,7 +9,7 @@ from objtune_cli.config import Segment
 from objtune_cli.errors import GateError, InputError, ObjtuneError
 from objtune_cli.stages import gate, locate
 from objtune_cli.stages.context import Context, Done, keep_picture
-from objtune_cli.stages.locate import Eyes, Located, Target
+from objtune_cli.stages.sight import Eyes, Located, Target
 from objtune_cli.store import artifact, photo, pictures
 from objtune_cli.store.artifact import Record
 
