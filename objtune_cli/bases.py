@@ -22,7 +22,7 @@ HUB = {
 PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler", "clip")
 SLICE = 1 << 14
 TRAINING: dict[str, Any] = {
-    "steps": 500, "lr": 1e-4, "token_lr": 5e-3, "modules": "attention", "batch": 1, "blocks": "decoder", "class_every": 4, "passes": "apart",
+    "steps": 800, "lr": 1e-4, "token_lr": 5e-3, "modules": "attention", "batch": 1, "blocks": "decoder", "class_every": 4, "passes": "apart",
 }  # fmt: skip
 """What suits bases that do not say it: the rates of the literature for LoRA on one photo, not tried here; rows and passes for small cards."""
 

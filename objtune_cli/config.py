@@ -76,18 +76,26 @@ class Embed:
     init: Literal["auto", "prototype", "class", "random", "rare"] = _setting(
         "auto", "Where the token starts; auto: prototype where the base has an image tower, else class. rare: as DreamBooth's word."
     )
+    picture: float = _setting(1.0, "Weight of the whole photo in the prototype.", 0, before=1.0)
+    object: float = _setting(1.0, "Weight of the object alone in the prototype.", 0, before=1.0)
+    word: float = _setting(1.0, "Weight of the class word in the prototype.", 0, before=1.0)
     noun: Literal["kept", "none"] = _setting("kept", "Whether the class word stands behind the learned vectors.")
     vectors: int = _setting(2, "Learned vectors of the token, before the class word's own.", 1, 16)
     steps: int = _setting(80, "Adam steps through the text tower.", 0, 10_000)
     lr: float = _setting(0.02, "Step size, fraction of the class token's norm.", 0)
     seed: int = _setting(0, "Random seed.", 0, MAX_SEED)
 
+    @property
+    def weights(self) -> tuple[float, float, float]:
+        """Of photo, object and class word."""
+        return self.picture, self.object, self.word
+
 
 @dataclass(frozen=True, repr=False)
 class Train:
     """Learning the object."""
 
-    steps: int = _setting(0, "Optimizer steps; 0: what suits the base, or twice that at most where it stops by itself.", 0, 1_000_000)
+    steps: int = _setting(0, "Optimizer steps; 0: what suits the base; fewer where it stops by itself.", 0, 1_000_000)
     rank: int = _setting(16, "LoRA rank.", 1, 512)
     lr: float = _setting(0.0, "Learning rate of the LoRA weights; 0: what suits the base.", 0)
     token_lr: float = _setting(0.0, "Learning rate of the token, fraction of its norm; 0: what suits the base.", 0)
@@ -142,6 +150,9 @@ class Train:
         "auto", "end: after all steps; good: when its loss under fixed noise has stopped falling, after which the rate falls to its end; "
         "auto: end where steps are given, else good.", before="end",
     )  # fmt: skip
+    idle: Literal["leaves", "stays"] = _setting(
+        "leaves", "Whether the autoencoder leaves memory while nothing is encoded or drawn.", identifies=False
+    )
     scores: Literal["shown", "none"] = _setting(
         "shown", "Whether identity, prompt, copy and drift are measured at the end.", identifies=False
     )

@@ -1,10 +1,13 @@
 """A base of Stable Diffusion 1.5's layout and size with random weights: what a step costs does not depend on what was learned."""
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from objtune_cli import bases
 
 if TYPE_CHECKING:
+    import torch
+
     from objtune_cli.models.stack import Stack
 
 SIDE = 32
@@ -17,7 +20,7 @@ def stack(device_name: str, precision_name: str) -> "Stack":
     Source: the configs of stable-diffusion-v1-5 (860 M parameters in the denoiser).
     """
     import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from diffusers import DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     from objtune_cli.models import precision
@@ -34,19 +37,27 @@ def stack(device_name: str, precision_name: str) -> "Stack":
     tokenizer.model_max_length = 77
     with torch.device(device):
         text: Any = CLIPTextModel(CLIPTextConfig(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12))
-        ends: dict[str, Any] = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-        vae: Any = AutoencoderKL(**ends, block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=8 * SIDE)
         torch.set_default_dtype(torch.bfloat16 if half else dtype)  # never whole in float32: that alone would be the peak
         try:
             unet: Any = UNet2DConditionModel(sample_size=SIDE, cross_attention_dim=768)
         finally:
             torch.set_default_dtype(torch.float32)
-    for module in (text, unet, vae):
+    for module in (text, unet):
         module.requires_grad_(False).eval()
-    vae.to(dtype)
     if device.type == "cpu":
         unet.to(memory_format=torch.channels_last)
     if half:
         precision.halve(unet)
     schedule = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False)
-    return stacks.Stack(tokenizer, text, unet, vae, schedule, device, dtype)
+    reopen = partial(_autoencoder, device, dtype)
+    return stacks.Stack(tokenizer, text, unet, reopen(), schedule, device, dtype, reopen)
+
+
+def _autoencoder(device: "torch.device", dtype: "torch.dtype") -> Any:
+    import torch
+    from diffusers import AutoencoderKL
+
+    ends: dict[str, Any] = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    with torch.device(device):
+        vae: Any = AutoencoderKL(**ends, block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=8 * SIDE)
+    return vae.requires_grad_(False).eval().to(dtype)

@@ -18,9 +18,9 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 PLAIN = {"views": 1, "background_weight": 0.0, "timesteps": "uniform", "schedule": "constant", "token_norm": "free",
          "templates": "one", "latents": "sample", "beta2": 0.999,
          "blocks": "all", "class_every": 1, "passes": "together", "stop": "end",
-         "scores": "none", "as_taken": 0.0}  # fmt: skip
+         "scores": "none", "as_taken": 0.0, "idle": "stays"}  # fmt: skip
 """What all of the others share, as diffusers' examples have it: the photo as it is and its latents drawn anew at each
-step, no teacher outside the mask, any noise level, one rate, one sentence, PyTorch's own AdamW, every row in one pass.
+step, no teacher outside the mask, any noise level, one rate, one sentence, PyTorch's own AdamW, every row in one pass, the whole model in memory.
 Each names its rates too, those of what does not learn included: what suits ours changes none of theirs."""
 CLASS_PICTURES = {"samples": 100}
 """DreamBooth's set of generated class images (diffusers' README: 100; 12 are enough for the teacher of ours)."""
@@ -84,6 +84,10 @@ BASELINES = {
 
 ABLATIONS = {
     "init-class": Method("init: class word", "ablation", {"init": "class"}),
+    "init-object": Method("init: the object alone", "ablation", {"picture": 0.0, "word": 0.0}),
+    "init-no-picture": Method("init: object and class word", "ablation", {"picture": 0.0}),
+    "vectors-1": Method("one learned vector", "ablation", {"vectors": 1}),
+    "vectors-4": Method("four learned vectors", "ablation", {"vectors": 4}),
     "init-random": Method("init: random", "ablation", {"init": "random"}),
     "no-class-term": Method("no class term", "ablation", train={"class_weight": 0.0}),
     "class-prompt-alone": Method("class held by its own prompt alone", "ablation", prior={"around": "class"}),

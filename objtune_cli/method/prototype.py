@@ -36,11 +36,13 @@ class Started:
     metrics: dict[str, float]
 
 
-def aim(towers: Towers, stack: Stack, picture: Tensor, mask: Tensor, class_word: str) -> tuple[Tensor, dict[str, float]]:
+def aim(
+    towers: Towers, stack: Stack, picture: Tensor, mask: Tensor, class_word: str, weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
+) -> tuple[Tensor, dict[str, float]]:
     """The prototype p (d,) of the object, with the three pairwise cosines.
 
     Args:
-        picture: (3, H, W) in [0, 1]. mask: (H, W) coverage in [0, 1].
+        picture: (3, H, W) in [0, 1]. mask: (H, W) coverage in [0, 1]. weights: of picture, object alone, and class word.
     """
     alone = crop(picture, mask, picture.new_tensor(MEAN), towers.size)
     whole, single = towers.pictures(picture[None])[0], towers.pictures(alone[None])[0]
@@ -51,7 +53,7 @@ def aim(towers: Towers, stack: Stack, picture: Tensor, mask: Tensor, class_word:
         "cos_picture_class": float(whole @ word),
         "cos_object_class": float(single @ word),
     }
-    return prototype([whole, single, word]), cosines
+    return prototype([whole, single, word], weights), cosines
 
 
 def start(
@@ -69,7 +71,7 @@ def start(
     rows = _first(stack, own, config)
     metrics: dict[str, float] = {}
     if towers is not None:
-        goal, metrics = aim(towers, stack, picture, mask, class_word)
+        goal, metrics = aim(towers, stack, picture, mask, class_word, config.weights)
         steps = config.steps if config.init == "prototype" else 0
         rows, curve = _fit(stack, towers, rows, noun, own.norm(dim=1).mean(), goal, replace(config, steps=steps), on_step)
         metrics |= {"cos_before": curve[0], "cos_after": curve[-1]}

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-CHECKS, FROM = 28, 7
+CHECKS, FROM = 14, 6
 """Measurements in the most steps, and after how many of them the rate may begin to fall."""
 SHARE = 0.07
 """It has stopped falling where the last quarter of the steps brought less than this share of the whole fall."""

@@ -51,6 +51,8 @@ class Trainer(Terms):
         self.average = Average(self._params(), decay) if decay else None
         self.mean = {name: 0.0 for name, weight in self.weights.items() if weight}
         """Running means of the loss terms in use."""
+        if config.idle == "leaves":
+            stack.rest()
         cpu.give_back()
 
     def _rate(self) -> float:

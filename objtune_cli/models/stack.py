@@ -3,7 +3,9 @@
 Everything family-specific is asked of this object. Knows nothing about objects or training.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +35,40 @@ def at_once(height: int, width: int) -> int:
 
 @dataclass(slots=True)
 class Stack:
-    """A loaded base; all parameters frozen, all modules in eval mode."""
+    """A loaded base; all parameters frozen, all modules in eval mode.
+
+    Attributes:
+        autoencoder: None while it rests; `vae` is how to ask for it. reopen: brings it again.
+    """
 
     tokenizer: Any
     text_encoder: Any
     unet: Any
-    vae: Any
+    autoencoder: Any
     scheduler: Any
     device: torch.device
     dtype: torch.dtype
+    reopen: Callable[[], Any] | None = None
+    _factor: int = 0
+
+    @property
+    def vae(self) -> Any:
+        """The autoencoder, opened again if it rests."""
+        if self.autoencoder is None and self.reopen is not None:
+            self.autoencoder = self.reopen()
+        return self.autoencoder
+
+    def rest(self) -> None:
+        """Let the autoencoder leave memory until it is next asked for: between a photo's latents and the first picture nothing needs it."""
+        if self.reopen is not None and self.factor:  # the factor is remembered
+            self.autoencoder = None
 
     @property
     def factor(self) -> int:
         """Picture pixels per latent cell, along one side."""
-        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+        if not self._factor:
+            self._factor = int(2 ** (len(self.vae.config.block_out_channels) - 1))
+        return self._factor
 
     @property
     def size(self) -> int:
@@ -149,7 +171,7 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype) -> Stack:
     Raises:
         ResourceError: A part is missing. InputError: a part cannot be read.
     """
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers import UNet2DConditionModel
     from diffusers.schedulers import DDIMScheduler
     from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -162,24 +184,33 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype) -> Stack:
             tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer", **local),
             text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", use_safetensors=True, **local),
             unet=UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True, **local),
-            vae=AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True, **local),
+            autoencoder=_autoencoder(folder, device, dtype),
             # Latents are not pictures: configs that say nothing must not clip them.
             scheduler=DDIMScheduler.from_pretrained(folder / "scheduler", clip_sample=False, **local),
             device=device,
             dtype=dtype,
+            reopen=partial(_autoencoder, folder, device, dtype),
         )
     except OSError as error:
         first = str(error).splitlines()[0]
         raise ResourceError(f"a part of the base in {folder} is missing: {first}", "download the model again") from None
     except (*UNREADABLE, KeyError, TypeError) as error:
         raise InputError(f"the base in {folder} cannot be opened: {str(error).splitlines()[0]}", "download the model again") from None
-    for module in (stack.text_encoder, stack.unet, stack.vae):
+    for module in (stack.text_encoder, stack.unet):
         module.requires_grad_(False).eval().to(device, dtype)
     if device.type == "cpu":
         stack.unet.to(memory_format=torch.channels_last)
-        stack.vae.to(memory_format=torch.channels_last)
     stack.text_encoder.to(torch.float32)  # small, and token gradients need the precision
     return stack
+
+
+def _autoencoder(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
+    """The base's autoencoder, frozen."""
+    from diffusers import AutoencoderKL
+
+    vae: Any = AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True, local_files_only=True)
+    vae.requires_grad_(False).eval().to(device, dtype)
+    return vae.to(memory_format=torch.channels_last) if device.type == "cpu" else vae
 
 
 def quiet() -> None:

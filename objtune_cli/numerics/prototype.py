@@ -7,13 +7,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def prototype(vectors: Sequence[Tensor]) -> Tensor:
-    r"""$p = \mathrm{normalise}(\frac1n \sum_i v_i)$ of unit vectors (d,).
+def prototype(vectors: Sequence[Tensor], weights: Sequence[float] | None = None) -> Tensor:
+    r"""$p = \mathrm{normalise}(\sum_i w_i v_i)$ of unit vectors (d,); without weights each counts the same.
 
     Source:
-        arXiv:2401.15708, section 3.2: picture, masked object and class word.
+        arXiv:2401.15708, section 3.2: picture, masked object and class word; weights are ours.
+
+    Raises:
+        ValueError: Not one weight a vector, or none above 0.
     """
-    return F.normalize(torch.stack(list(vectors)).mean(0), dim=-1)
+    shares = torch.ones(len(vectors)) if weights is None else torch.tensor(list(weights))
+    if len(shares) != len(vectors) or not bool((shares >= 0).all() and shares.sum() > 0):
+        raise ValueError(f"weights {shares.tolist()} for {len(vectors)} vectors")
+    stacked = torch.stack(list(vectors))
+    return F.normalize((shares.to(stacked)[:, None] * stacked).sum(0), dim=-1)
 
 
 def cosine_loss(vector: Tensor, aim: Tensor) -> Tensor:

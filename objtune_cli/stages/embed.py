@@ -1,10 +1,10 @@
 """`init-embedding`: a mask artifact to the first vectors of its token."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
-from objtune_cli.config import Embed
-from objtune_cli.errors import ResourceError
+from objtune_cli.config import Embed, identifying
+from objtune_cli.errors import ResourceError, UsageError
 from objtune_cli.stages.context import Context, Done, tools
 from objtune_cli.store import artifact
 from objtune_cli.store.artifact import Record
@@ -15,12 +15,14 @@ def run(ctx: Context, mask: Ref, config: Embed) -> Done:
     """Start the token of one masked object.
 
     Raises:
-        ResourceError: A prototype was asked for, and the base has no image tower.
+        ResourceError: A prototype was asked for, and the base has no image tower. UsageError: a prototype of nothing.
     """
+    if not any(config.weights):
+        raise UsageError("all parts of the prototype weigh nothing", "set one of init-embedding.picture, object and word above 0")
     config = _with_init(ctx, config)
     source = artifact.read_record(ctx.root, mask)
     ctx_input = ctx.input(mask)
-    record = Record("embedding", mask.name, source.objects, {"mask": ctx_input}, asdict(config), ctx.base.record())
+    record = Record("embedding", mask.name, source.objects, {"mask": ctx_input}, identifying(config), ctx.base.record())
     done = ctx.reuse(record)
     if done:
         return done

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from objtune_cli.method.training import Trainer
     from objtune_cli.models.stack import Stack
 
-MOST = 2
-"""A run that stops when it is good takes so many times the steps that suit the base, at the most."""
 SAVE_EVERY = 30.0
 """Seconds between saved states; a signal saves at once."""
 
@@ -67,8 +65,6 @@ def suited(config: Train, own: Mapping[str, Any]) -> Train:
     given = {name: getattr(config, name) for name in bases.TRAINING}
     filled = {name: {**bases.TRAINING, **own}[name] if value in (0, "auto") else value for name, value in given.items()}
     stop = config.stop if config.stop != "auto" else "end" if config.steps else "good"
-    if stop == "good":
-        filled["steps"] = config.steps or MOST * filled["steps"]
     return replace(config, stop=stop, **filled)
 
 

@@ -36,7 +36,7 @@ def test_a_loss_that_falls_in_a_line_is_never_left() -> None:
 
 def test_a_loss_that_has_settled_is_left_and_the_tail_is_a_third() -> None:
     """1 + exp(-n / 60): of all it has fallen, 6.3 % in the last quarter of 175 steps, where it may stop at the earliest."""
-    plateau = Plateau(700)
+    plateau = Plateau(350)
     taken = _run(plateau, lambda n: 1 + math.exp(-n / 60))
     assert plateau.every == 25 and plateau.began == 175 and taken == 175 + 175 // 3
 

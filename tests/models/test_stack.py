@@ -1,6 +1,7 @@
 """Opening a base: what it says of itself, what it computes, how it fails."""
 
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -134,3 +135,13 @@ def test_keeping_memory_is_harmless() -> None:
     cpu.keep_memory()
     cpu.keep_memory()
     assert torch.ones(1000).sum() == 1000
+
+
+def test_an_autoencoder_that_rests_leaves_memory_and_comes_back_the_same(stack: Stack) -> None:
+    pictures = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    before, gone = stack.to_latent(pictures), weakref.ref(stack.vae)
+    stack.rest()
+    assert gone() is None
+    assert (stack.factor, stack.size, stack.autoencoder) == (4, 32, None)  # asked without opening it
+    assert torch.equal(stack.to_latent(pictures), before)
+    assert not any(p.requires_grad for p in stack.vae.parameters())

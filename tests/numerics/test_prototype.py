@@ -24,6 +24,19 @@ def test_prototype_of_two_is_the_bisector() -> None:
     torch.testing.assert_close(prototype([_unit(0.2), _unit(1.0)]), _unit(0.6))
 
 
+def test_prototype_leans_to_what_weighs_more() -> None:
+    a, b = _unit(0.0), _unit(math.pi / 2)
+    torch.testing.assert_close(prototype([a, b], (3, 0)), a)
+    torch.testing.assert_close(prototype([a, b], (1, math.sqrt(3))), _unit(math.pi / 3))  # tan 60 = sqrt 3
+    torch.testing.assert_close(prototype([a, b], (2, 2)), prototype([a, b]))
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (0.0, 0.0), (1.0, -1.0)])
+def test_prototype_of_weights_that_do_not_fit(weights: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="weights"):
+        prototype([_unit(0.0), _unit(1.0)], weights)
+
+
 @given(ANGLES, st.floats(0, 1.5), st.integers(2, 5))
 @settings(deadline=None, max_examples=60)
 def test_prototype_is_a_unit_vector_whatever_the_order(angle: float, spread: float, count: int) -> None:
