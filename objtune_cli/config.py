@@ -199,6 +199,9 @@ class Bench:
     samples: int = _setting(1024, "Samples of `--base-only`.", 16, 100_000)
     scenes: int = _setting(300, "Scenes of `--masks`.", 1, 100_000)
     segmenters: str = _setting("sam,grabcut", "Segmenters of `--masks`, with commas.")
+    pictures: Literal["drawn", "photographs"] = _setting(
+        "drawn", "What `--masks` looks at: drawn scenes, or five objects in photographs that scikit-image carries."
+    )
     rounds: int = _setting(3, "Rounds of `--speed`.", 1, 100)
     seed: int = _setting(0, "Random seed of objects and prompts.", 0, MAX_SEED)
 

@@ -1,14 +1,14 @@
 """`objtune bench --masks`: what `segment` finds in drawn scenes of one to three held-out objects, whose outlines are known."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
 
-from objtune_cli.bench import measures
+from objtune_cli.bench import measures, photographs
 from objtune_cli.config import Bench, Segment
 from objtune_cli.stages import gate, locate
 from objtune_cli.stages.context import Context
@@ -45,7 +45,7 @@ def scenes(dial: Dial, count: int, seed: int) -> Iterator[Seen]:
 
 
 def run(ctx: Context, dial: Dial, config: Bench) -> list[dict[str, Any]]:
-    """Rows of each segmenter and way: iou, boundary (F of the outlines), right (share with the object that was meant), refused (share
+    """Rows of each segmenter and way, in drawn scenes or photographs: iou, boundary (F of the outlines), right (share with the object that was meant), refused (share
     that the gate stops), wrong (share that it lets pass although it is another thing), seconds a photo.
 
     Of `class` there is a row more: `absent`, where the class is not in the photo: the share that passes is wrong.
@@ -53,20 +53,45 @@ def run(ctx: Context, dial: Dial, config: Bench) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for segmenter in config.segmenters.split(","):
         eyes = Eyes(ctx, ctx.settings.resolve(Segment, segmenter=segmenter.strip()))
-        found: dict[str, list[dict[str, float]]] = {way: [] for way in (*WAYS, "absent")}
         progress = ctx.progress(f"masks {segmenter}")
-        for i, seen in enumerate(scenes(dial, config.scenes, config.seed)):
-            rng = np.random.default_rng((config.seed, 1, i))
-            kind, cover = seen.objects[int(rng.integers(len(seen.objects)))]
-            for way in WAYS:
-                found[way].append(_measured(eyes, seen, _target(kind, cover, way, rng), cover))
-            missing = [k for k in dial.classes if k not in {k for k, _ in seen.objects}]
-            asked = _measured(eyes, seen, Target(str(rng.choice(missing)), "it"), np.zeros_like(cover))
-            found["absent"].append({name: asked[name] for name in ("refused", "wrong")})
-            progress(i + 1, config.scenes)
+        found = _photographs(eyes, config, progress) if config.pictures == "photographs" else _drawn(eyes, dial, config, progress)
         for way, values in found.items():
             rows += measures.rows(f"{segmenter}, {way}", values)
     return rows
+
+
+Found = dict[str, list[dict[str, float]]]
+"""Measures of each way, one for each photo."""
+
+
+def _drawn(eyes: Eyes, dial: Dial, config: Bench, progress: Callable[[int, int], None]) -> Found:
+    """Every way in drawn scenes."""
+    found: Found = {way: [] for way in (*WAYS, "absent")}
+    for i, seen in enumerate(scenes(dial, config.scenes, config.seed)):
+        rng = np.random.default_rng((config.seed, 1, i))
+        kind, cover = seen.objects[int(rng.integers(len(seen.objects)))]
+        for way in WAYS:
+            found[way].append(_measured(eyes, seen.photo, _target(kind, cover, way, rng), cover))
+        missing = [k for k in dial.classes if k not in {k for k, _ in seen.objects}]
+        asked = _measured(eyes, seen.photo, Target(str(rng.choice(missing)), "it"), np.zeros_like(cover))
+        found["absent"].append({name: asked[name] for name in ("refused", "wrong")})
+        progress(i + 1, config.scenes)
+    return found
+
+
+def _photographs(eyes: Eyes, config: Bench, progress: Callable[[int, int], None]) -> Found:
+    """Every way in photographs, and one by one with a box."""
+    found: Found = {f"photographs, {way}": [] for way in WAYS}
+    every = list(photographs.outlined())
+    for i, seen in enumerate(every):
+        rng = np.random.default_rng((config.seed, 2, i))
+        for way in WAYS:
+            given = _measured(eyes, Photo(seen.rgb, None, "", ()), _target(seen.class_word, seen.cover, way, rng), seen.cover)
+            found[f"photographs, {way}"].append(given)
+            if way == "box":
+                found[f"{seen.class_word}, box"] = [given]
+        progress(i + 1, len(every))
+    return found
 
 
 def _target(kind: str, cover: np.ndarray, way: str, rng: np.random.Generator) -> Target:
@@ -75,8 +100,9 @@ def _target(kind: str, cover: np.ndarray, way: str, rng: np.random.Generator) ->
         return Target(kind, "it")
     if way == "box":
         ys, xs = (cover > 127).nonzero()
-        box = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]) + rng.uniform(-1, 1, 4) * 0.02 * SIDE
-        x0, y0, x1, y1 = (float(v) for v in box.clip(0, SIDE))
+        height, width = cover.shape
+        box = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]) + rng.uniform(-1, 1, 4) * 0.02 * max(height, width)
+        x0, y0, x1, y1 = (float(v) for v in box.clip(0, (width, height, width, height)))
         return Target(kind, "it", (x0, y0, x1, y1))
     depth = cv2.distanceTransform(np.pad((cover > 127).astype(np.uint8), 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
     ys, xs = (depth >= 0.6 * depth.max()).nonzero()
@@ -84,9 +110,9 @@ def _target(kind: str, cover: np.ndarray, way: str, rng: np.random.Generator) ->
     return Target(kind, "it", points=((float(xs[k]), float(ys[k])),))
 
 
-def _measured(eyes: Eyes, seen: Seen, target: Target, cover: np.ndarray) -> dict[str, float]:
+def _measured(eyes: Eyes, photo: Photo, target: Target, cover: np.ndarray) -> dict[str, float]:
     started = time.monotonic()
-    located: Located = locate.all_of(eyes, seen.photo, seen.photo.rgb, [target])[0]
+    located: Located = locate.all_of(eyes, photo, photo.rgb, [target])[0]
     seconds = time.monotonic() - started
     said, true = located.cover > 127, cover > 127
     refused = bool(gate.judge(gate.measure(located.cover, eyes.ctx.base.cells) | located.metrics, target.class_word, eyes.config))

@@ -13,11 +13,9 @@ import torch
 
 from objtune_cli.method.prototype import with_article
 from objtune_cli.models.stack import Stack
-from objtune_cli.models.towers import MEAN, Towers
+from objtune_cli.models.towers import GROUNDS, MEAN, Towers
 from objtune_cli.numerics.masks import crop, iou
 
-GROUNDS = ("the background", "the sky", "the ground", "the floor", "a wall", "water", "a pattern", "a part of something")
-"""What a mask may be that is no object."""
 SHARPNESS = 30.0
 """Of cosines to logits."""
 QUALITY, EDGE, BORDER = 8.0, 2.0, 4.0

@@ -14,6 +14,8 @@ from objtune_cli.models.stack import UNREADABLE, Stack, quiet
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 """CLIP's colour statistics, for pictures in [0, 1]."""
+GROUNDS = ("the background", "the sky", "the ground", "the floor", "a wall", "water", "a pattern", "a part of something")
+"""What a cut-out may be that is no object."""
 
 
 @dataclass(slots=True)

@@ -9,10 +9,10 @@ import torch
 
 import objtune_cli.models.stack  # noqa: F401  (repairs torchvision before transformers asks for it)
 from objtune_cli.bases import EMBEDDED
-from objtune_cli.toybox.recipe import autoencoder, data, denoiser, evaluator, publish, samples, segmenter, text, tokenizer, vision
+from objtune_cli.toybox.recipe import autoencoder, cutouts, data, denoiser, evaluator, publish, samples, segmenter, text, tokenizer, vision
 from objtune_cli.toybox.recipe.presets import PRESETS, Preset
 
-PARTS = ("data", "text", "vae", "vision", "denoiser", "publish", "all", "sheet", "evaluator", "segmenter")
+PARTS = ("data", "text", "vae", "vision", "denoiser", "publish", "all", "sheet", "cutouts", "evaluator", "segmenter")
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def run(part: str, preset: Preset, args: argparse.Namespace) -> None:
             raise SystemExit(f"error: {work} holds no trained {', '.join(missing)}")
         preset = replace(preset, text_steps=0, vae_steps=0, vision_steps=0, denoiser_steps=0)
     device = args.device or ("cuda" if args.preset == "gpu" else "cpu")
-    if part in ("evaluator", "segmenter"):
+    if part in ("cutouts", "evaluator", "segmenter"):
         _apart(part, preset, args, device)
         return
     drawn = data.drawn(work, preset, processes=os.cpu_count() or 2)
@@ -85,12 +85,29 @@ def _apart(part: str, preset: Preset, args: argparse.Namespace, device: str) -> 
         judge = evaluator.train(args.work, preset, device)
         evaluator.publish(judge, args.out or args.work / "evaluator-weights.safetensors", preset, args.commit)
         found = evaluator.measured(judge, preset)
+    elif part == "cutouts":
+        found = _adapted(args, preset, device)
     else:
         network = segmenter.train(args.work, preset, device)
         segmenter.publish(network, args.out or args.work / "segmenter", preset, args.commit)
         found = segmenter.measured(network, preset)
     for name, value in found.items():
         print(f"{part}: {name} {value:.3f}", flush=True)
+
+
+def _adapted(args: argparse.Namespace, preset: Preset, device: str) -> dict[str, float]:
+    """The image tower of a published base, adapted to cut-outs; `--out` (the embedded base without it) is written to."""
+    from transformers import CLIPModel, CLIPTokenizer
+
+    folder = args.out or EMBEDDED
+    words = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    clip = CLIPModel.from_pretrained(folder / "clip", local_files_only=True)
+    for name, value in cutouts.measured(clip.eval(), words, preset).items():
+        print(f"cutouts: before: {name} {value:.3f}", flush=True)
+    args.work.mkdir(parents=True, exist_ok=True)
+    cutouts.train(args.work, preset, words, clip, device)
+    cutouts.publish(clip, folder, args.commit, preset.cutouts_steps)
+    return cutouts.measured(clip, words, preset)
 
 
 def sheet(folder: Path, preset: Preset, work: Path) -> None:

@@ -86,7 +86,7 @@ def train(work: Path, preset: Preset, data: Drawn, tokenizer, clip, device: str 
         aim = text_vectors(clip, tokenizer, texts, preset.tokens).to(device)
         wrong = [F.cross_entropy(heads[k](out.pooler_output), labels[:, 0, i], ignore_index=-1) for i, k in enumerate(LABELS)]
         return {
-            "contrast": _contrast(vector, aim, texts),
+            "contrast": contrast(vector, aim, texts),
             "heads": 0.3 * torch.stack(wrong).sum(),
             "cover": F.binary_cross_entropy_with_logits(
                 network["cover"](out.last_hidden_state[:, 1:])[..., 0],
@@ -105,7 +105,7 @@ def text_vectors(clip, tokenizer, texts: list[str], tokens: int) -> Tensor:
     return F.normalize(clip.text_projection(clip.text_model(input_ids=ids).pooler_output), dim=-1)
 
 
-def _contrast(vector: Tensor, aim: Tensor, texts: list[str]) -> Tensor:
+def contrast(vector: Tensor, aim: Tensor, texts: list[str]) -> Tensor:
     """Symmetric cross-entropy; equal captions count as equally right."""
     logits = 30.0 * vector @ aim.T
     index = {t: i for i, t in enumerate(dict.fromkeys(texts))}
