@@ -1,11 +1,14 @@
 """The masks' bench: its scenes, its measures by closed forms, and a run."""
 
+import sys
+
 import cv2
 import numpy as np
 import pytest
 
-from objtune_cli.bench import masks
+from objtune_cli.bench import masks, photographs
 from objtune_cli.config import Bench
+from objtune_cli.errors import ResourceError
 from objtune_cli.toybox.world import DIALS
 
 
@@ -58,3 +61,29 @@ def test_a_run_measures_both_segmenters_by_every_way(context, monkeypatch: pytes
             }
         assert (f"{segmenter}, absent", "wrong") in found
     assert found["sam, box", "iou"] > 0.8 and found["sam, box", "right"] == 1
+
+
+def test_photographs_have_outlines_inside_them() -> None:
+    found = list(photographs.outlined())
+    assert [o.class_word for o in found] == ["mug", "saucer", "person", "helmet", "cat"]
+    shares = [float((o.cover > 0).mean()) for o in found]
+    assert all(o.rgb.shape[:2] == o.cover.shape and o.rgb.dtype == np.uint8 for o in found)
+    assert all(0.1 < share < 0.8 for share in shares)
+    cup, saucer, person, helmet = (o.cover > 0 for o in found[:4])
+    assert (cup & saucer).sum() > 0.95 * cup.sum()  # the cup stands on the saucer
+    assert (person & helmet).sum() < 0.05 * helmet.sum()
+
+
+def test_photographs_without_their_package_say_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "skimage.io", None)
+    with pytest.raises(ResourceError, match="scikit-image"):
+        list(photographs.outlined())
+
+
+def test_photographs_are_measured_with_boxes(context) -> None:
+    """GrabCut in a box finds the helmet; every way has a row."""
+    rows = masks.run(context(), DIALS["medium"], Bench(segmenters="grabcut", pictures="photographs"))
+    found = {(r["method"], r["measure"]): r for r in rows}
+    assert found["grabcut, photographs, box", "iou"]["n"] == 5
+    assert found["grabcut, helmet, box", "iou"]["mean"] > 0.7
+    assert found["grabcut, photographs, class", "wrong"]["mean"] <= 0.4

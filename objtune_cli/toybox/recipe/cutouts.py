@@ -4,7 +4,10 @@ A tower that saw whole pictures alone says little of what is cut out of one; it 
 exact and worn masks, parts and backgrounds. Goes on from a published base, whose text tower stays as it is.
 """
 
+import functools
 import json
+import os
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,7 @@ from objtune_cli.toybox.world import Dial, Pose, Scene
 
 SCENES, SIDE = 6_000, 256
 """Drawn scenes, and their side, px: a small object is still sharp where it is enlarged."""
-OBJECTS, WHOLE = 48, 24
+OBJECTS, WHOLE = 36, 12
 """Rows of a step: cut-outs, and whole pictures."""
 NOTHING = 0.3
 """Share of the cut-outs that show no object."""
@@ -49,17 +52,29 @@ class Bank:
     scenes: list[Scene]
 
 
-def bank(dial: Dial, seed: int, count: int = SCENES, side: int = SIDE) -> Bank:
-    """Draw the scenes; scene i is the same for every count."""
-    pictures, owner = np.empty((count, side, side, 3), np.uint8), np.zeros((count, side, side), np.uint8)
-    found = []
-    for i in range(count):
-        rng = np.random.default_rng((seed, 11, i))
-        found.append(world.sample_scene(rng, dial) if i % 2 == 0 else crowded(rng, dial))
-        pictures[i], covers = draw.render(found[-1], side)
-        for k, cover in enumerate(covers):
-            owner[i][cover > 127] = k + 1
-    return Bank(pictures, owner, found)
+def bank(dial: Dial, seed: int, count: int = SCENES, side: int = SIDE, processes: int = 1) -> Bank:
+    """Draw the scenes; scene i is the same for every count and any number of processes."""
+    drawn = functools.partial(_scene, dial, seed, side)
+    if processes == 1:
+        return _stacked([drawn(i) for i in range(count)])
+    with ProcessPoolExecutor(processes) as pool:
+        return _stacked(list(pool.map(drawn, range(count), chunksize=100)))
+
+
+def _scene(dial: Dial, seed: int, side: int, i: int) -> tuple[np.ndarray, np.ndarray, Scene]:
+    """Scene i: picture, whose each pixel is, and its parameters."""
+    cv2.setNumThreads(1)
+    rng = np.random.default_rng((seed, 11, i))
+    scene = world.sample_scene(rng, dial) if i % 2 == 0 else crowded(rng, dial)
+    picture, covers = draw.render(scene, side)
+    owner = np.zeros((side, side), np.uint8)
+    for k, cover in enumerate(covers):
+        owner[cover > 127] = k + 1
+    return picture, owner, scene
+
+
+def _stacked(parts: list[tuple[np.ndarray, np.ndarray, Scene]]) -> Bank:
+    return Bank(np.stack([p[0] for p in parts]), np.stack([p[1] for p in parts]), [p[2] for p in parts])
 
 
 def crowded(rng: np.random.Generator, dial: Dial) -> Scene:
@@ -158,7 +173,7 @@ def normalised(pictures: Tensor) -> Tensor:
 
 def train(work: Path, preset: Preset, tokenizer: Any, clip: Any, device: str = "cpu") -> Any:
     """Go on with the image tower of `clip`, in place; whole pictures keep their captions."""
-    drawn = bank(preset.world, preset.seed)
+    drawn = bank(preset.world, preset.seed, processes=os.cpu_count() or 1)
     network = nn.ModuleDict({"tower": clip.vision_model, "projection": clip.visual_projection})
     clip.requires_grad_(False)
     network.requires_grad_(True)

@@ -49,7 +49,7 @@ class Preset:
     segmenter_steps: int = 8_000
     segmenter_batch: int = 16
     segmenter_lr: float = 1e-3
-    cutouts_steps: int = 2_000
+    cutouts_steps: int = 1_500
     cutouts_lr: float = 5e-4
     evaluator_steps: int = 4_400
     evaluator_lr: float = 1.5e-3
