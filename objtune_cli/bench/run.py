@@ -14,7 +14,7 @@ from objtune_cli.bench.cases import Case
 from objtune_cli.bench.methods import Method
 from objtune_cli.bench.scores import Scale
 from objtune_cli.config import Bench, Prior
-from objtune_cli.errors import GateError, IncompatibleError, UsageError
+from objtune_cli.errors import GateError, IncompatibleError, InputError, UsageError
 from objtune_cli.stages import prior
 from objtune_cli.stages.context import Context
 from objtune_cli.store import artifact, pictures
@@ -55,26 +55,31 @@ def dial_of(ctx: Context) -> Dial:
     return dial
 
 
-def run(ctx: Context, out: Path, methods: Mapping[str, Method], config: Bench) -> list[Row]:
-    """Rows of the methods on `config.objects` held-out objects; finished ones in `out` are not measured again.
+def run(ctx: Context, out: Path, methods: Mapping[str, Method], config: Bench, published: Path | None = None) -> list[Row]:
+    """Rows of the methods on `config.objects` held-out objects; finished ones in `out` or `published` are not measured again.
 
-    Writes `table.csv` and `sheet.png` into `out`.
+    Writes `table.csv`, `sheet.png` and `results.jsonl` into `out`; the last is what `published` of another run may be.
 
     Raises:
-        IncompatibleError: A base without a world. Stopped: a signal came; finished objects are kept.
+        IncompatibleError: A base without a world. InputError: `published` holds no results. Stopped: a signal came; finished objects are kept.
     """
     dial = dial_of(ctx)
     asked = [c for c in cases.cases(dial, config.objects, config.seed, config.repeats, config.kinds) if c.prompts]
     if not asked:
         raise UsageError(f"no object has a prompt of the kinds {config.prompts}", "ask for more kinds, or more objects")
     plan = {**ALWAYS, **methods}
-    bench = Running(ctx, out, config, dial, reading.load(), len(asked) * len(plan))
+    known = {} if published is None else _published(published)
+    bench = Running(ctx, out, config, dial, reading.load(), len(asked) * len(plan), known)
     found: dict[str, list[Row]] = {name: [] for name in plan}
     with RunState(ctx.project, "bench").locked("another bench is at work in this folder", "wait for it, or give another --out"):
-        for case in asked:
-            for name, method in plan.items():
-                ctx.check_stopped()
-                found[name].append(bench.result(case, name, method))
+        try:
+            for case in asked:
+                for name, method in plan.items():
+                    ctx.check_stopped()
+                    found[name].append(bench.result(case, name, method))
+        finally:  # stopped or not, what was found may be handed on
+            lines = [json.dumps({"method": name, **result}, sort_keys=True) + "\n" for name, results in found.items() for result in results]
+            artifact.write_file(out / "results.jsonl", "".join(lines).encode())
     rows = tabled(found)
     sheet.save(out, asked, list(plan))
     _csv(out / "table.csv", rows)
@@ -106,6 +111,7 @@ class Running:
     dial: Dial
     network: Evaluator
     total: int
+    known: Mapping[tuple[str, str], Row] = field(default_factory=dict)
     done: int = 0
     began: float = field(default_factory=time.monotonic)
     scales: dict[str, Scale] = field(default_factory=dict)
@@ -116,7 +122,8 @@ class Running:
         file = self.out / "results" / name / f"{case.name}.json"
         key = trial.key(self.ctx, case, name, method, self.config.seed)
         self.done += 1
-        kept = _kept(file, key)
+        known = self.known.get((name, case.name), {})
+        kept = known if known.get("key") == key else _kept(file, key)
         if kept is None:
             try:
                 kept = self._keep(file, key, case, *self._measure(case, name, method))
@@ -166,6 +173,17 @@ class Running:
         artifact.write_file(file.with_suffix(".png"), pictures.png(strip))
         artifact.write_file(file, (json.dumps(result) + "\n").encode())
         return result
+
+
+def _published(file: Path) -> dict[tuple[str, str], Row]:
+    """Results by method and object from a `results.jsonl`."""
+    try:
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return {(row["method"], row["case"]): {k: row[k] for k in ("key", "case", "scale", "measures")} for row in rows}
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}", "give the results.jsonl that a bench wrote") from None
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{file} holds no results of a bench", "give the results.jsonl that a bench wrote") from None
 
 
 def _kept(file: Path, key: str) -> Row | None:

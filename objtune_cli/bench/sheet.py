@@ -40,8 +40,10 @@ def _photo(case: Case):
 
 
 def _first(file: Path):
-    """The first picture of a kept strip."""
+    """The first picture of a kept strip; white where the result came without one."""
     from PIL import Image
 
+    if not file.is_file():
+        return Image.new("RGB", (CELL, CELL), "white")
     strip = Image.open(file).convert("RGB")
     return strip.crop((0, 0, strip.height, strip.height)).resize((CELL, CELL), Image.Resampling.BICUBIC)

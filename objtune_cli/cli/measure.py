@@ -41,6 +41,9 @@ def bench(
     ] = False,
     masks: Annotated[bool, typer.Option("--masks", help="Measure `segment` on held-out scenes: by class word, box and point.")] = False,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Results, kept and gone on from.")] = Path("bench"),
+    from_: Annotated[
+        Path | None, typer.Option("--from", metavar="FILE", help="A results.jsonl: what it holds is not measured again.", show_default=False)
+    ] = None,
 ) -> Outcome:
     others = [value for value in (objects, methods, prompts, seed) if value is not None]
     need(
@@ -77,7 +80,7 @@ def bench(
 
         rows, images = base.run(ctx, out, dial, config), [out / "base.png"]
     else:
-        rows, images = stage.run(ctx, out, chosen, config), [out / "sheet.png"]
+        rows, images = stage.run(ctx, out, chosen, config, from_), [out / "sheet.png"]
     return _table(run, rows, images)
 
 

@@ -16,7 +16,7 @@ from objtune_cli.bench.methods import Method
 from objtune_cli.bench.run import ALWAYS
 from objtune_cli.bench.trial import Trained
 from objtune_cli.config import Bench
-from objtune_cli.errors import BusyError, IncompatibleError, Stopped, UsageError
+from objtune_cli.errors import BusyError, IncompatibleError, InputError, Stopped, UsageError
 from objtune_cli.models import stack as stacks
 from objtune_cli.models.stack import Stack
 from objtune_cli.stages.context import Context
@@ -219,6 +219,28 @@ def test_a_result_whose_pictures_are_gone_is_measured_again(context: Callable[..
     (out / "results" / "one" / "dog-000.png").unlink()
     run.run(context(), out, *one)
     assert trained == [("one", "dog-000")] * 2
+
+
+def test_published_results_are_not_measured_again(context: Callable[..., Context], trained: list, out: Path, tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        run.run(context(stopped=lambda: 15 if len(trained) == 3 else 0), out, METHODS, CONFIG)
+    first = out / "results.jsonl"
+    assert len(first.read_text().splitlines()) == 4  # both truths and the first object's methods: the third training was stopped
+    trained.clear()
+    other = tmp_path / "other"
+    rows = run.run(context(), other, METHODS, CONFIG, first)
+    assert trained == ALL[2:]
+    assert Image.open(other / "sheet.png").size[1] == 2 * (sheet.CELL + sheet.GAP) + sheet.GAP + sheet.TITLE  # white where no picture came
+    trained.clear()
+    assert run.run(context(), tmp_path / "third", METHODS, CONFIG, other / "results.jsonl") == rows and trained == []
+
+
+@pytest.mark.parametrize("text", [None, "{", '{"method": "one"}', "[1]"])
+def test_what_holds_no_results_is_refused(context: Callable[..., Context], out: Path, tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "x.jsonl").write_text(text)
+    with pytest.raises(InputError, match=r"x\.jsonl"):
+        run.run(context(), out, METHODS, CONFIG, tmp_path / "x.jsonl")
 
 
 def test_one_kind_of_prompts_gives_its_measures_alone(context: Callable[..., Context], trained: list, out: Path) -> None:
