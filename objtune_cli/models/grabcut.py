@@ -36,6 +36,10 @@ class GrabCut:
         second = self._cut(self.rgb, Hints(box, hints.points, hints.beside))
         return Proposal(second if second.sum() > 0.5 * first.sum() else first, UNKNOWN)
 
+    def under(self, hints: Hints) -> list[Proposal]:
+        """All that a lone point may mean: one answer here."""
+        return [self.find(hints)]
+
     def refined(self, proposal: Proposal) -> Proposal:
         """As it is: its outline already follows the colours."""
         return proposal

@@ -172,12 +172,17 @@ class SegmentAnything:
 
     def find(self, hints: Hints) -> Proposal:
         """The object that hints speak of; a small one is looked at again from nearer."""
-        first = self._find(self.predictor, self.rgb, hints)
-        if len(hints.points) == 1 and hints.box_xyxy is None and hints.rough is None:
+        first = self._find(self.predictor, hints)
+        if hints.lone:
             first = max([first, *self._around(hints)], key=lambda p: p.quality)
         if not first.mask.any():
             return first
         return self._closer(first, hints)
+
+    def under(self, hints: Hints) -> list[Proposal]:
+        """The three answers to a lone point, what lies in boxes around it, and of all that the picture holds what has the point."""
+        parts = [Proposal(m.astype(bool), float(q)) for m, q in zip(*self._answers(self.predictor, hints), strict=True)]
+        return _unlike([*parts, *self._around(hints), *self._with(hints, self.everything())])
 
     def _around(self, hints: Hints) -> list[Proposal]:
         """What lies in boxes around one point and has the point, but none of those beside: a point alone may as well mean a part."""
@@ -187,8 +192,12 @@ class SegmentAnything:
             (max(0.0, x + (dx - 0.5) * s * side), max(0.0, y + (dy - 0.5) * s * side), min(width, x + (dx + 0.5) * s * side), min(height, y + (dy + 0.5) * s * side))
             for s in AROUND for dx in (-0.25, 0, 0.25) for dy in (-0.25, 0, 0.25)
         ]  # fmt: skip
+        return self._with(hints, self._lying_in(np.array(boxes)))
+
+    def _with(self, hints: Hints, found: list[Proposal]) -> list[Proposal]:
+        """Those that have the points, and none of those beside."""
+        height, width = self.rgb.shape[:2]
         inside = lambda mask, points: [bool(mask[min(int(v), height - 1), min(int(u), width - 1)]) for u, v in points]  # noqa: E731
-        found = self._lying_in(np.array(boxes))
         return [p for p in found if all(inside(p.mask, hints.points)) and not any(inside(p.mask, hints.beside))]
 
     def everything(self) -> list[Proposal]:
@@ -201,12 +210,7 @@ class SegmentAnything:
             self.predictor.model, points_per_side=GRID, points_per_batch=BATCH, pred_iou_thresh=0.6, stability_score_thresh=0.7, box_nms_thresh=0.8,
         )  # fmt: skip
         found = [Proposal(m["segmentation"], float(m["predicted_iou"])) for m in generator.generate(self.rgb)]
-        found = sorted(found + self._boxed(), key=lambda p: -p.quality)
-        kept: list[Proposal] = []
-        for proposal in found:
-            if proposal.mask.any() and all(iou(proposal.mask, other.mask) < ALIKE for other in kept):
-                kept.append(proposal)
-        return kept
+        return _unlike(found + self._boxed())
 
     def _boxed(self) -> list[Proposal]:
         """What lies in boxes of several sizes all over the picture."""
@@ -231,7 +235,7 @@ class SegmentAnything:
     def refined(self, proposal: Proposal) -> Proposal:
         """The same object from its box and its own mask, and from nearer where it is small."""
         box = box_of(proposal.mask)
-        again = self._find(self.predictor, self.rgb, Hints(box))
+        again = self._find(self.predictor, Hints(box))
         kept = again if iou(again.mask, proposal.mask) > 0.7 else proposal
         return self._closer(kept, Hints(box))
 
@@ -250,26 +254,30 @@ class SegmentAnything:
         predictor.set_image(part)
         inside = lambda points: tuple((x - left, y - top) for x, y in points if left <= x < right and top <= y < bottom)  # noqa: E731
         near = Hints((x0 - left, y0 - top, x1 - left, y1 - top), inside(hints.points), inside(hints.beside))
-        second = self._find(predictor, part, near)
+        second = self._find(predictor, near)
         if iou(second.mask, first.mask[top:bottom, left:right]) < 0.6:
             return first
         mask = np.zeros((height, width), bool)
         mask[top:bottom, left:right] = second.mask
         return Proposal(mask, second.quality)
 
-    def _find(self, predictor: SamPredictor, rgb: np.ndarray, hints: Hints) -> Proposal:
+    def _find(self, predictor: SamPredictor, hints: Hints) -> Proposal:
+        masks, scores = self._answers(predictor, hints)
+        best = int(np.argmax(scores))
+        return Proposal(masks[best].astype(bool), float(scores[best]))
+
+    def _answers(self, predictor: SamPredictor, hints: Hints) -> tuple[np.ndarray, np.ndarray]:
+        """Masks (N, H, W) and their qualities (N,): three where one point is all, for it may mean more than one thing, else one."""
         points = np.array([*hints.points, *hints.beside], float).reshape(-1, 2)
         labels = np.array([1] * len(hints.points) + [0] * len(hints.beside))
-        several = len(points) == 1 and hints.box_xyxy is None and hints.rough is None  # one point may mean more than one thing
         masks, scores, _ = predictor.predict(
             point_coords=points if len(points) else None,
             point_labels=labels if len(points) else None,
             box=np.array(hints.box_xyxy) if hints.box_xyxy else None,
             mask_input=None if hints.rough is None else self._logits(hints.rough)[None],
-            multimask_output=several,
+            multimask_output=hints.lone and len(points) == 1,
         )
-        best = int(np.argmax(scores))
-        return Proposal(masks[best].astype(bool), float(scores[best]))
+        return masks, scores
 
     def _logits(self, rough: np.ndarray) -> np.ndarray:
         """A rough mask as the decoder takes it: padded as pictures are, at a quarter of a patch's cells."""
@@ -281,6 +289,15 @@ class SegmentAnything:
         square[: small.shape[0], : small.shape[1]] = small
         cells = 4 * self.predictor.model.prompt_encoder.image_embedding_size[0]
         return (cv2.resize(square, (cells, cells), interpolation=cv2.INTER_AREA) * 2 - 1) * CERTAIN
+
+
+def _unlike(found: list[Proposal]) -> list[Proposal]:
+    """Of proposals that are alike the best, best first."""
+    kept: list[Proposal] = []
+    for proposal in sorted(found, key=lambda p: -p.quality):
+        if proposal.mask.any() and all(iou(proposal.mask, other.mask) < ALIKE for other in kept):
+            kept.append(proposal)
+    return kept
 
 
 def box_of(mask: np.ndarray) -> tuple[float, float, float, float]:

@@ -27,6 +27,11 @@ class Hints:
     def any(self) -> bool:
         return bool(self.box_xyxy or self.points or self.rough is not None)
 
+    @property
+    def lone(self) -> bool:
+        """Whether one point on the object is all: it may as well mean a part, or something larger."""
+        return len(self.points) == 1 and self.box_xyxy is None and self.rough is None
+
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
@@ -50,6 +55,10 @@ class Segmenter(Protocol):
 
     def find(self, hints: Hints) -> Proposal:
         """The object that hints speak of."""
+        ...
+
+    def under(self, hints: Hints) -> list[Proposal]:
+        """All that a lone point may mean."""
         ...
 
     def refined(self, proposal: Proposal) -> Proposal:

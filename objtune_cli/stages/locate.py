@@ -43,6 +43,20 @@ def all_of(eyes: Eyes, picture: photo.Photo, rgb: "np.ndarray", targets: list[Ta
 class _Choice(Sight):
     """One photo in which class words choose among what is proposed."""
 
+    def told(self, target: Target, *, alone: bool) -> Located:
+        """What the user shows; where a lone point may mean several things, the class word chooses, if the base knows it."""
+        if not (target.lone and self.eyes.knows(target.class_word)):
+            return super().told(target, alone=alone)
+        near = self._smaller()
+        proposals = [p for p in near.segmenter.under(near._hints(target, None)) if _possible(p.mask, [])]
+        if not proposals:
+            return super().told(target, alone=alone)
+        words = [target.class_word]
+        found = near._ranked(near._exactly(proposals, near._ranked(proposals, words)), words)[target.class_word]
+        located = self._said(found[0], [])
+        located.advice = "give `--box x0,y0,x1,y1`, or more points on it"
+        return located
+
     def chosen(self, targets: list[Target], taken: list["np.ndarray"]) -> list[Located]:
         """Objects that only their class words tell, chosen together: no thing twice, and nothing that is another's already."""
         import numpy as np

@@ -66,7 +66,7 @@ def _record(ctx: Context, target: Target, targets: list[Target], digest: str, co
                 raise InputError(
                     f"there is no file {weights}", "give a segment-anything checkpoint, or none for the embedded model"
                 ) from None
-        if target.blind:
+        if target.blind or target.lone:
             settings["chosen_by"] = _chooser(ctx)
         if len(targets) > 1:
             settings["among"] = [[t.class_word, t.hints(), *(photo.digest(f) for f in (t.mask, t.rough) if f)] for t in targets]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from objtune_cli import bases
 from objtune_cli.config import Segment
-from objtune_cli.errors import InputError
+from objtune_cli.errors import InputError, ObjtuneError
 from objtune_cli.stages.context import Context
 from objtune_cli.store import photo
 
@@ -46,6 +46,11 @@ class Target:
     def blind(self) -> bool:
         """Whether the class word is all there is."""
         return not (self.box_xyxy or self.points or self.mask or self.rough)
+
+    @property
+    def lone(self) -> bool:
+        """Whether one point on it is all that was said of where it is."""
+        return len(self.points) == 1 and not (self.box_xyxy or self.rough)
 
     def hints(self) -> dict[str, Any]:
         """As records keep them."""
@@ -101,6 +106,14 @@ class Eyes:
             return None
         stack = self.ctx.stack()
         return stack, towers.load(self.ctx.base.image_tower, stack)
+
+    def knows(self, word: str) -> bool:
+        """Whether the base can be asked about a class: it is on this machine, has a CLIP, and does not name other classes alone."""
+        try:
+            base = self.ctx.base
+        except ObjtuneError:  # a hint is enough without it
+            return False
+        return base.image_tower is not None and (not base.words or word in base.words)
 
 
 class Sight:
