@@ -174,7 +174,6 @@ def test_grabcut_on_demand(cli, pair):
 
 def test_without_a_clip_only_the_picture_speaks(cli, bare_base, tmp_path):
     rgb, (dog,) = _scene(6, ("dog",))
-    cli("init")
     done = cli("segment", _write(tmp_path / "dog.png", rgb), "--class", "dog", "--base", bare_base)
     assert done.code == 0, done.err
     mask, metrics = _mask("mask/dog")
@@ -232,20 +231,22 @@ def test_the_same_photo_again_opens_no_model(cli, pair, monkeypatch):
     assert again.code == 0 and again.out == first.out
 
 
-def test_a_point_on_a_part_finds_the_whole(objtune, project: Path, tmp_path: Path) -> None:
+def test_a_point_on_a_part_finds_the_whole(cli, tmp_path):
     """A point on a dog's leg: the class word says that the dog is meant."""
+    cli("init")
     rgb, (dog,) = _scene(4, ("dog",))
     ys, xs = dog.nonzero()
     leg = (ys > np.quantile(ys, 0.9)) & (xs < np.median(xs))
     x, y = int(np.median(xs[leg])), int(np.median(ys[leg]))
     assert dog[y, x]
-    done = objtune("segment", _write(tmp_path / "dog.png", rgb), "--class", "dog", "--point", f"{x},{y}", "--force")
+    done = cli("segment", _write(tmp_path / "dog.png", rgb), "--class", "dog", "--point", f"{x},{y}", "--force")
     mask, metrics = _mask(done.out.strip())
     assert _iou(mask, dog) > 0.8 and {"likeness", "score"} <= metrics.keys()
 
 
-def test_a_point_on_what_the_base_does_not_know_needs_no_likeness(objtune, project: Path, tmp_path: Path) -> None:
+def test_a_point_on_what_the_base_does_not_know_needs_no_likeness(cli, tmp_path):
+    cli("init")
     rgb, (mug,) = _scene(5, ("mug",))
     ys, xs = mug.nonzero()
-    done = objtune("segment", _write(tmp_path / "mug.png", rgb), "--class", "teapot", "--point", f"{int(xs.mean())},{int(ys.mean())}")
+    done = cli("segment", _write(tmp_path / "mug.png", rgb), "--class", "teapot", "--point", f"{int(xs.mean())},{int(ys.mean())}")
     assert "likeness" not in _mask(done.out.strip())[1]
