@@ -58,9 +58,9 @@ class Segment:
     which: Literal["best", "largest", "smallest", "left", "right", "top", "bottom"] = _setting(
         "best", "Which of several objects of the class is meant; best: the one that is most like the class, and clearly so."
     )
-    min_likeness: float = _setting(0.5, "Least probability that what a class word chose is of that class.", 0, 1)
-    min_margin: float = _setting(0.5, "Least score of what a class word chose above the next thing's, in logits.")
-    min_score: float = _setting(8.0, "Least score of what a class word chose: its likeness, quality and outline together.")
+    min_likeness: float = _setting(0.55, "Least probability that what a class word chose is of that class.", 0, 1)
+    min_margin: float = _setting(0.2, "Least score of what a class word chose above the next thing's, in logits.")
+    min_score: float = _setting(0.0, "Least score of what a class word chose: its likeness, quality and outline together.")
     edge: float = _setting(0.01, "Half width of the soft outline, fraction of the object's longer side.", 0, 0.1)
     max_side: int = _setting(1024, "Photos are kept at most this large, px.", 128, 4096)
     detector: str = _setting(

@@ -16,9 +16,7 @@ from objtune_cli.models.stack import Stack
 from objtune_cli.models.towers import GROUNDS, MEAN, Towers
 from objtune_cli.numerics.masks import crop, iou
 
-SHARPNESS = 30.0
-"""Of cosines to logits."""
-QUALITY, EDGE, BORDER = 8.0, 2.0, 4.0
+QUALITY, EDGE, BORDER = 1.0, 1.0, 2.0
 """Weights of the segmenter's own word, of contrast along the outline, and of the share of the outline on the photo's border."""
 SAME = 0.5
 """IoU from which two masks are the same thing."""
@@ -45,7 +43,7 @@ def likeness(
 ) -> np.ndarray:
     """Probability (M, W) of each word for each mask's cut-out, among the words, the others and `GROUNDS`.
 
-    softmax over all words of SHARPNESS x cosine(picture of the cut-out, "a photo of <word>").
+    softmax over all words of the towers' own scale x cosine(picture of the cut-out, "a photo of <word>").
     """
     picture = torch.from_numpy(rgb.copy()).permute(2, 0, 1).float() / 255
     fill = picture.new_tensor(MEAN)
@@ -53,7 +51,7 @@ def likeness(
     said = [with_article(w) for w in dict.fromkeys((*words, *others))] + list(GROUNDS)
     told = towers.texts(stack, [f"a photo of {w}" for w in said])
     shown = torch.cat([towers.pictures(part) for part in alone.split(16)])
-    share = (SHARPNESS * shown @ told.T).softmax(dim=1).cpu().numpy()
+    share = (towers.scale * shown @ told.T).softmax(dim=1).cpu().numpy()
     index = {w: i for i, w in enumerate(dict.fromkeys((*words, *others)))}
     return share[:, [index[w] for w in words]]
 
@@ -124,7 +122,7 @@ WHICH = {
 """Ways to say which of several objects of one class is meant: the first by these."""
 
 
-def of_several(found: Sequence[Candidate], which: str, reach: float = 2.5) -> list[Candidate]:
+def of_several(found: Sequence[Candidate], which: str, reach: float = 1.5) -> list[Candidate]:
     """The candidates that are about as much the class as the best one, ordered as was asked."""
     alike = [c for c in found if c.score > found[0].score - reach]
     return sorted(alike, key=lambda c: WHICH[which](c.mask))

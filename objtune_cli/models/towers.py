@@ -29,6 +29,11 @@ class Towers:
     def size(self) -> int:
         return int(self.clip.config.vision_config.image_size)
 
+    @property
+    def scale(self) -> float:
+        """What makes logits of cosines, as the towers were trained: 100 in OpenAI's."""
+        return float(self.clip.logit_scale.detach().exp())
+
     @torch.no_grad()
     def pictures(self, pictures: Tensor) -> Tensor:
         """Unit vectors (B, d) of pictures (B, 3, H, W) in [0, 1]; each is resized to the tower's side."""
