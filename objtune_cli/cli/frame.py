@@ -1,5 +1,6 @@
 """The frame that commands run in: found by name, given the shared options, run, timed, rendered."""
 
+import contextlib
 import functools
 import inspect
 import os
@@ -41,6 +42,7 @@ class Run:
     options: dict[str, Any]
     report: render.Reporter
     stop: Stop
+    held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def project(self, *, create: bool = False) -> "Project":
         """The project these options mean."""
@@ -64,15 +66,20 @@ class Run:
         settings = self.settings(project)
         common = settings.resolve(Common, **{key: self.options.get(key) for key in ("base", "device", "precision")})
         self.stop.install()
+        self.held.enter_context(project.held())
         return Context(project, settings, common, self.report, bool(self.options.get("force")), lambda: self.stop.signum)
 
 
+MODELLED = ("objects", "pictures", "measure")
+"""Modules whose commands take the options of a base model."""
+
+
 def load(name: str, place: str, text: str) -> Any:
-    """The command of a name, from `module.function` beside this one; those of `project` need no model."""
+    """The command of a name, from `module.function` beside this one; only those of some modules run a model."""
     module, _, function = place.partition(".")
     found = getattr(import_module(f"objtune_cli.cli.{module}"), function)
     alone = typer.Typer(rich_markup_mode=None, add_completion=False)
-    alone.command(name, help=text)(framed(name, found, model=module != "project"))
+    alone.command(name, help=text)(framed(name, found, model=module in MODELLED))
     return get_command(alone)
 
 
@@ -97,7 +104,8 @@ def framed(name: str, function: Callable[..., Outcome], *, model: bool) -> Calla
         started = time.monotonic()
         run = Run(name, given, report, Stop())
         try:
-            outcome = function(run, **values)
+            with run.held:
+                outcome = function(run, **values)
         finally:
             report.close()
         _show(run, outcome, as_json=given["json"], seconds=time.monotonic() - started)

@@ -1,6 +1,5 @@
 """`objtune segment`, `init-embedding` and `train`: from a photo to a trained object."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -9,6 +8,7 @@ import typer
 
 from objtune_cli.cli import complete
 from objtune_cli.cli.frame import Outcome, Run, need
+from objtune_cli.cli.given import given_refs
 from objtune_cli.config import Embed, Prior, Segment, Train
 from objtune_cli.errors import InputError, UsageError
 
@@ -137,26 +137,6 @@ def counted(steps: str) -> int | None:
     """
     need(steps == "auto" or steps.isdecimal(), f"--steps is {steps!r}", "a whole number, or auto")
     return None if steps == "auto" else int(steps)
-
-
-def given_refs(values: list[str] | None) -> list[str]:
-    """Arguments, with `-` replaced by the lines of stdin.
-
-    Raises:
-        UsageError: Nothing was given.
-    """
-    given: list[str] = []
-    for value in values or ["-"]:
-        if value != "-":
-            given.append(value)
-        elif values or not sys.stdin.isatty():
-            given += [line.split("\t")[0].strip() for line in sys.stdin if line.strip()]
-    need(
-        given,
-        "nothing was given to work on",
-        "give a ref, or pipe refs in: `objtune segment photo.jpg --class dog | objtune init-embedding -`",
-    )
-    return given
 
 
 def _photo(given: list[str]) -> Path | None:

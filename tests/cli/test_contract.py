@@ -56,7 +56,8 @@ def damage(path: Path, where: int) -> None:
 
 def forge(project: Path, **changes: Any) -> None:
     """mask/rex@1 with a record changed by hand."""
-    record = Record("mask", "rex", {"rex": "dog"}, {}, {}, {}, version=1).header() | changes
+    record = Record("mask", "rex", {"rex": "dog"}, {}, {}, {}, version=1, digest="0" * 64).header() | changes
+    record = {key: value for key, value in record.items() if value != "absent"}
     text = json.dumps({"__metadata__": {"objtune": json.dumps(record)}}).encode()
     path = project / "artifacts/mask/rex/v001.safetensors"
     path.parent.mkdir(parents=True)
@@ -221,13 +222,23 @@ def test_verify_notices_a_changed_input(cli: Cli, project: Path) -> None:
     publish(root, Record("embedding", "rex", {"rex": "dog"}, inputs, {}, {}), {})
     assert cli("verify").err == "2 artifacts, all sound\n"
     damage(mask.path(root), -1)
+    fails(cli("verify"), 5, "1 of 2 artifacts", "v001.safetensors is damaged: its bytes are not those that its digest is of")
+
+
+def test_verify_notices_a_sound_file_in_the_place_of_an_input(cli: Cli, project: Path, tmp_path: Path) -> None:
+    root = project / "artifacts"
+    mask = publish(root, Record("mask", "rex", {"rex": "dog"}, {}, {}, {}), {"mask": np.ones(9, np.uint8)})
+    inputs = {"mask": {"ref": str(mask), "sha256": sha256(mask.path(root))}}
+    publish(root, Record("embedding", "rex", {"rex": "dog"}, inputs, {}, {}), {})
+    other = publish(tmp_path / "other", Record("mask", "rex", {"rex": "dog"}, {}, {}, {}), {"mask": np.zeros(9, np.uint8)})
+    os.replace(other.path(tmp_path / "other"), mask.path(root))
     fails(cli("verify"), 5, "1 of 2 artifacts", "is not the file that embedding/rex@1 was made from")
 
 
 @pytest.mark.parametrize("command", [["list"], ["show", "rex"], ["verify"], ["init-embedding", "rex"]], ids=" ".join)
 def test_a_newer_schema_is_6(command: list[str], cli: Cli, project: Path) -> None:
-    forge(project, schema=2)
-    fails(cli(*command), 6, "has schema 2; this objtune reads up to 1", "pip install -U objtune")
+    forge(project, schema=3, digest="absent")
+    fails(cli(*command), 6, "has schema 3; this objtune reads up to 2", "pip install -U objtune")
 
 
 def test_another_kind_is_6(cli: Cli, project: Path) -> None:
