@@ -17,6 +17,7 @@ from PIL import Image
 from objtune_cli.store.artifact import Record, load, publish, sha256
 from objtune_cli.store.refs import Ref
 from tests import tiny
+from tests.schema import check
 
 Cli = Callable[..., Any]
 SIDE = 96
@@ -315,6 +316,7 @@ def test_json_of_a_failure(args: list[str], first: bool, cli: Cli) -> None:
     assert set(document) == {"command", "error"}
     assert set(document["error"]) == {"code", "message", "hint"}
     assert document["error"]["code"] == done.code != 0
+    check(document, "output", "error")
     assert done.err.startswith("error: ")
 
 
@@ -323,7 +325,7 @@ def test_json_of_a_success(first: bool, cli: Cli, toy: Path, cover: Path, projec
     line = ["segment", toy, "--class", "dog", "--mask", cover]
     done = cli("--json", *line) if first else cli(*line, "--json")
     document = json.loads(done.out)
-    assert set(document) == {"command", "refs", "images", "metrics", "seconds"}
+    check(document, "output", "segment")
     path = project / "artifacts/mask/dog/v001.safetensors"
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert document["refs"] == [{"ref": "mask/dog@1", "path": str(path), "sha256": digest, "reused": False}]
@@ -335,12 +337,18 @@ def test_json_of_a_success(first: bool, cli: Cli, toy: Path, cover: Path, projec
     assert again["metrics"]["mask/dog@1"].items() >= document["metrics"]["mask/dog@1"].items()
 
 
-@pytest.mark.parametrize("args", [["list"], ["verify"], ["show", "dog"], ["init"], ["bases"], ["list", "adapter"]], ids=" ".join)
+LIGHT = [
+    ["list"], ["verify"], ["show", "dog"], ["init"], ["bases"], ["list", "adapter"], ["doctor", "--quick"], ["gc"], ["rm", "dog"], ["mv", "dog", "rex"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("args", LIGHT, ids=" ".join)
 def test_json_of_every_light_command(args: list[str], cli: Cli, toy: Path, cover: Path) -> None:
     cli("segment", toy, "--class", "dog", "--mask", cover)
-    document = json.loads(cli(*args, "--json", "--quiet").out)
-    assert {"command", "refs", "images", "metrics", "seconds"} <= set(document)
-    assert document["command"] == args[0]
+    done = cli(*args, "--json", "--quiet")
+    document = json.loads(done.out)
+    check(document, "output", args[0])
+    assert (done.code, done.err) == (0, "")
 
 
 def test_stdout_is_the_ref_alone_and_quiet_is_quiet(cli: Cli, toy: Path, cover: Path) -> None:
@@ -558,7 +566,7 @@ def test_hostile_words_elsewhere_do_not_reach_the_terminal(cli: Cli) -> None:
 )
 def test_no_escapes_when_piped(variables: dict[str, str], cli: Cli, toy: Path, cover: Path, project: Path) -> None:
     cli("segment", toy, "--class", "dog", "--mask", cover)
-    for line in ("--help", "train --help", "list", "show dog", "show nobody", "--nonsense", "verify"):
+    for line in ("--help", "train --help", "list", "show dog", "show nobody", "--nonsense", "verify", "doctor --quick", "gc", "rm none", "run none"):
         done = subprocess.run(
             [sys.executable, "-m", "objtune_cli", *line.split()],
             cwd=project,
@@ -578,3 +586,19 @@ def test_a_closed_pipe_is_quiet(cli: Cli, toy: Path, cover: Path, project: Path)
     os.close(writer)
     assert done.returncode == 141
     assert done.stderr == b""
+
+
+def test_nothing_ever_asks() -> None:
+    """No prompt is in the package: what a command needs, it is given."""
+    import ast
+
+    import objtune_cli
+
+    forms = ("input", "getpass.getpass", "typer.prompt", "typer.confirm", "click.prompt", "click.confirm")
+    asked = [
+        f"{path.name}:{node.lineno}"
+        for path in Path(objtune_cli.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in forms
+    ]
+    assert asked == []
