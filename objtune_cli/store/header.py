@@ -139,14 +139,26 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _parsed(text: str) -> dict[str, Any]:
     """A JSON object; what `canonical` could not write back is refused."""
-    value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    value = _DECODER.decode(text)
     if not isinstance(value, dict):
         raise ValueError("the header is no JSON object")
+    if "\\u" in text or not text.isascii():  # where half a character may hide
+        canonical(value).encode()
+    return value
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} in the header")
     return value
 
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} in the header")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite)
 
 
 def _checked(text: bytes, body: int, start: int) -> tuple[dict[str, Any], dict[str, tuple[Spec, int]]]:

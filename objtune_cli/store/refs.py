@@ -29,7 +29,7 @@ class Ref:
 
     def path(self, root: Path) -> Path:
         """Its file below the artifacts folder."""
-        return root / self.kind / self.name / f"v{self.version:03d}.safetensors"
+        return root / f"{self.kind}/{self.name}/v{self.version:03d}.safetensors"
 
 
 def check_name(name: str) -> str:

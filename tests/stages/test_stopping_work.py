@@ -31,6 +31,16 @@ def train(cli, base, dog_photo):
     return run
 
 
+@pytest.fixture(autouse=True)
+def hearing():
+    """Signals as a command in the foreground has them; restored afterwards."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    kept = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def at_step(monkeypatch):
     """Do something before a step of training is reported."""
@@ -127,6 +137,8 @@ def test_a_reader_of_events_that_goes_away_stops_nothing(train):
 TWICE = """
 import os, signal, sys, time
 from objtune_cli.cli.signals import Stop
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)  # a shell's background jobs are born deaf to INT
 stop = Stop()
 stop.install()
 print("ready", flush=True)
