@@ -58,14 +58,15 @@ def remove(root: Path, gone: list[Ref], *, force: bool = False) -> None:
 def bury(root: Path, ref: Ref, moved: str = "") -> None:
     """One artifact becomes a tombstone; stopped half way, the same again finishes it.
 
-    The tombstone is on the disk before the artifact goes, so that its number is free at no moment.
+    The tombstone is on the disk before the artifact goes, so that its number is free at no moment; the pictures go
+    before it, so that none is left without its artifact.
     """
     path = ref.path(root)
     said = {"moved": moved, "ref": str(ref), "sha256": artifact.sha256(path)}
     artifact.write_file(refs.grave(root, ref), (header.canonical(said) + "\n").encode(), root)
     with artifact.explained(path):
-        path.unlink()
         shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+        path.unlink()
         artifact.flush_folder(path.parent)
 
 
