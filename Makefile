@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test slow lint format pictures reference completions clean
+.PHONY: help setup demo test slow faults lint format pictures reference completions clean
 
 help:
 	@echo "make demo         learn the dog of docs/examples/photo.jpg and draw it (about 3 minutes on 2 cores)"
 	@echo "make test         the whole test suite"
 	@echo "make slow         the long quality and start-up runs"
+	@echo "make faults       kills, races, full disks, damage and hostile inputs at full size, with their numbers"
 	@echo "make lint         ruff and mypy"
 	@echo "make pictures     draw the pictures of README and docs again"
 	@echo "make reference    write docs/cli.md again"
@@ -36,6 +37,9 @@ test: $(STAMP)
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow -s
+
+faults: $(STAMP)
+	$(BIN)/python -m pytest -q -m faults -s tests/faults
 
 lint: $(STAMP)
 	$(BIN)/ruff check objtune_cli tests

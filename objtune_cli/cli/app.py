@@ -17,13 +17,18 @@ COMMANDS = {
     "train": ("objects.train", "Learn the object. From a photo, runs the missing stages itself. Prints the adapter's ref."),
     "generate": ("pictures.generate", "Draw prompts that name trained objects. Prints one picture path a line."),
     "compose": ("pictures.compose", "Draw separately trained objects together, each in its place. Prints one picture path a line."),
+    "run": ("batch.run_", "Train and draw many photos that a file lists; finished work is reused. Prints a table, a job a line."),
     "init": ("project.init", "Make this folder (or --project DIR) a project."),
     "list": ("project.list_", "List the project's artifacts: ref, class, base, and what it came from."),
     "show": ("project.show", "Show all that an artifact knows of itself, and its picture."),
-    "verify": ("project.verify", "Check every artifact: header, layout, and that inputs are the files that were recorded."),
+    "verify": ("upkeep.verify", "Check every byte of every artifact, and that inputs are the files that were recorded."),
+    "gc": ("upkeep.gc", "Delete superseded masks, embeddings and priors that no result was made from, and leftovers. Prints them."),
+    "rm": ("upkeep.rm", "Delete artifacts; their numbers are never given again. Prints their refs."),
+    "mv": ("upkeep.mv", "Rename an object, from its masks to its adapters. Prints the new refs."),
     "export": ("project.export", "Write a trained object as files that other tools read. Prints their paths."),
     "evaluate": ("measure.evaluate", "Measure one trained object: identity, prompt, diversity, leak, drift. Prints a table."),
     "bench": ("measure.bench", "Measure methods against each other on objects whose truth is known. Prints a table."),
+    "doctor": ("check.doctor", "Say what this machine and project have, what is missing, and the command that brings it."),
     "bases": ("project.bases_", "List the base models that this machine has."),
 }
 """Name to function and help, in the order of `objtune --help`."""
@@ -70,12 +75,14 @@ def root(
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
+    events: options.EventsFile = None,
     device: options.Device = None,
     precision: options.Precision = None,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
     """Options here may also stand after the command."""
-    ctx.obj = {"project": project, "json": json, "quiet": quiet, "verbose": verbose, "device": device, "precision": precision}
+    shared = {"project": project, "json": json, "quiet": quiet, "verbose": verbose, "events": events}
+    ctx.obj = {**shared, "device": device, "precision": precision}
     options.current.command = ctx.invoked_subcommand or ""
 
 

@@ -1,5 +1,6 @@
 """The frame that commands run in: found by name, given the shared options, run, timed, rendered."""
 
+import contextlib
 import functools
 import inspect
 import os
@@ -18,6 +19,7 @@ from objtune_cli.cli.signals import Stop
 from objtune_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from objtune_cli.cli.events import Events
     from objtune_cli.config import Settings
     from objtune_cli.stages.context import Context, Done
     from objtune_cli.store.project import Project
@@ -31,6 +33,7 @@ class Outcome:
     images: list[Path] | None = None
     shown: Literal["refs", "images", "nothing"] = "refs"
     extra: dict[str, Any] = field(default_factory=dict)
+    code: int = 0
 
 
 @dataclass
@@ -41,6 +44,8 @@ class Run:
     options: dict[str, Any]
     report: render.Reporter
     stop: Stop
+    held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    started: float = field(default_factory=time.monotonic)
 
     def project(self, *, create: bool = False) -> "Project":
         """The project these options mean."""
@@ -64,19 +69,24 @@ class Run:
         settings = self.settings(project)
         common = settings.resolve(Common, **{key: self.options.get(key) for key in ("base", "device", "precision")})
         self.stop.install()
-        return Context(project, settings, common, self.report, bool(self.options.get("force")), lambda: self.stop.signum)
+        self.held.enter_context(project.held())
+        return Context(project, settings, common, self.report, bool(self.options.get("force")), self.stop.asked)
+
+
+MODELLED = ("objects", "pictures", "measure")
+"""Modules whose commands take the options of a base model."""
 
 
 def load(name: str, place: str, text: str) -> Any:
-    """The command of a name, from `module.function` beside this one; those of `project` need no model."""
+    """The command of a name, from `module.function` beside this one; only those of some modules run a model."""
     module, _, function = place.partition(".")
     found = getattr(import_module(f"objtune_cli.cli.{module}"), function)
     alone = typer.Typer(rich_markup_mode=None, add_completion=False)
-    alone.command(name, help=text)(framed(name, found, model=module != "project"))
+    alone.command(name, help=text)(framed(name, found, model=module in MODELLED))
     return get_command(alone)
 
 
-def framed(name: str, function: Callable[..., Outcome], *, model: bool) -> Callable[..., None]:
+def framed(name: str, function: Callable[..., Outcome], *, model: bool) -> Callable[..., int]:
     """A command's function with the shared options added, run, timed and rendered.
 
     The function takes a `Run` first and returns an `Outcome`.
@@ -87,26 +97,50 @@ def framed(name: str, function: Callable[..., Outcome], *, model: bool) -> Calla
     context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
 
     @functools.wraps(function)
-    def command(ctx: typer.Context, **values: Any) -> None:
+    def command(ctx: typer.Context, **values: Any) -> int:
         given = {n: values.pop(n) for n in shared}
         for key, value in (ctx.obj or {}).items():
             if key in given:
                 given[key] = given[key] or value
         options.current.json, options.current.verbose = given["json"], given["verbose"]
-        report = render.Reporter(quiet=given["quiet"], verbose=given["verbose"])
-        started = time.monotonic()
-        run = Run(name, given, report, Stop())
-        try:
-            outcome = function(run, **values)
-        finally:
-            report.close()
-        _show(run, outcome, as_json=given["json"], seconds=time.monotonic() - started)
+        return _run(name, function, given, values)
 
     params = [context, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own), *extra]
     command.__signature__ = inspect.Signature(params)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in params}
     del command.__wrapped__  # type: ignore[attr-defined]
     return command
+
+
+def _run(name: str, function: Callable[..., Outcome], given: dict[str, Any], values: dict[str, Any]) -> int:
+    """One command, timed and shown; its exit code where it ends without an error."""
+    events = _events(given["events"], name)
+    run = Run(name, given, render.Reporter(quiet=given["quiet"], verbose=given["verbose"], events=events), Stop())
+    code = 1
+    try:
+        with run.held:
+            outcome = function(run, **values)
+        code = outcome.code
+    except BaseException as error:
+        code = getattr(error, "code", 130 if isinstance(error, KeyboardInterrupt) else 1)
+        raise
+    finally:
+        run.report.close()
+        if events:
+            events.write("end", code=code)
+            events.close()
+    _show(run, outcome, as_json=given["json"], seconds=time.monotonic() - run.started)
+    return code
+
+
+def _events(path: Path | None, name: str) -> "Events | None":
+    if path is None:
+        return None
+    from objtune_cli.cli.events import Events
+
+    events = Events(path)
+    events.write("start", command=name)
+    return events
 
 
 def _show(run: Run, outcome: Outcome, *, as_json: bool, seconds: float) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from objtune_cli.cli import complete, render
 from objtune_cli.cli.frame import Outcome, Run, need
+from objtune_cli.cli.given import given_refs
 from objtune_cli.config import Bench
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def _masks(run: Run, others: list[Any], seed: int | None, quick: bool) -> Outcom
 
 def evaluate(
     run: Run,
-    ref: Annotated[str, typer.Argument(help="A trained object.", autocompletion=complete.adapter_ref)],
+    ref: Annotated[list[str], typer.Argument(help="Trained objects, or - to read refs from stdin.", autocompletion=complete.adapter_ref)],
     name: Annotated[
         str | None, typer.Option("--name", metavar="NAME", help="Which one, of several in one adapter.", show_default=False)
     ] = None,
@@ -122,13 +123,16 @@ def evaluate(
     need(n >= 1, f"-n is {n}", "1 or more")
     ctx = run.context(create=False)
     config = ctx.settings.resolve(Bench, seed=seed)
-    subject = stage.given(ctx, refs.find(ctx.root, ref, ("adapter",)), name)
-    if ctx.base.world and not (clip or dino):
-        need(not scene, "--scene belongs to --clip and --dino", "the toybox's own evaluator asks for every background of its world")
-        found = stage.toybox(ctx, subject, dial_of(ctx), n, config.seed)
-    else:
-        found = _papers(ctx, subject, clip, dino, scene, n)
-    return _table(run, measures.rows(subject.name, [found]), [])
+    rows = []
+    for each in [refs.find(ctx.root, text, ("adapter",)) for text in given_refs(ref)]:
+        subject = stage.given(ctx, each, name)
+        if ctx.base.world and not (clip or dino):
+            need(not scene, "--scene belongs to --clip and --dino", "the toybox's own evaluator asks for every background of its world")
+            found = stage.toybox(ctx, subject, dial_of(ctx), n, config.seed)
+        else:
+            found = _papers(ctx, subject, clip, dino, scene, n)
+        rows += measures.rows(subject.name, [found])
+    return _table(run, rows, [])
 
 
 def _papers(ctx: "Context", subject: "Given", clip: str | None, dino: str | None, scene: list[str] | None, n: int) -> dict[str, float]:

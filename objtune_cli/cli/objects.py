@@ -1,18 +1,20 @@
 """`objtune segment`, `init-embedding` and `train`: from a photo to a trained object."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from objtune_cli.cli import complete
+from objtune_cli.cli import complete, spans
 from objtune_cli.cli.frame import Outcome, Run, need
+from objtune_cli.cli.given import given_refs
+from objtune_cli.cli.signals import TIME_UP
 from objtune_cli.config import Embed, Prior, Segment, Train
-from objtune_cli.errors import InputError, UsageError
+from objtune_cli.errors import InputError, Stopped, UsageError
 
 if TYPE_CHECKING:
+    from objtune_cli.stages.context import Context, Done
     from objtune_cli.stages.sight import Target
     from objtune_cli.store.refs import Ref
 
@@ -106,10 +108,12 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed.", show_default=str(Train().seed))] = None,
     preview: Annotated[bool, typer.Option("--preview/--no-preview", help="Draw a sheet of samples at the end.")] = True,
+    max_time: Annotated[
+        str | None, typer.Option("--max-time", metavar="TIME", help="Save and stop after 45m, 2h, …; the same command goes on.")
+    ] = None,
 ) -> Outcome:
-    from objtune_cli.stages import segment as segment_stage
-    from objtune_cli.stages import train as stage
-
+    if max_time:
+        run.stop.until = run.started + spans.seconds(max_time, "--max-time")
     most = None if steps is None else counted(steps)
     given = given_refs(source)
     photo = _photo(given)
@@ -121,12 +125,29 @@ def train(
     )
     ctx = run.context(create=bool(photo))
     config = ctx.settings.resolve(Train, steps=most, seed=seed, stop="good" if steps == "auto" else None)
+    finder = ctx.settings.resolve(Segment, which=which)
+    try:
+        return Outcome([_trained(ctx, photo, wanted, given, finder, config, preview)], extra={"finished": True})
+    except Stopped as stopped:
+        if stopped.code != 128 + TIME_UP:
+            raise
+        run.report.note(f"{stopped.message}; {stopped.hint}")
+        return Outcome(shown="nothing", extra={"finished": False, "message": stopped.message})
+
+
+def _trained(
+    ctx: "Context", photo: Path | None, wanted: list["Target"], given: list[str], finder: Segment, config: Train, preview: bool
+) -> "Done":
+    """The stages of `train`, from a photo or from refs."""
+    from objtune_cli.stages import segment as segment_stage
+    from objtune_cli.stages import train as stage
+
     embedding, prior = ctx.settings.resolve(Embed), ctx.settings.resolve(Prior)
     if photo:
-        found = [d.ref for d in segment_stage.run(ctx.unforced(), photo, wanted, ctx.settings.resolve(Segment, which=which))]
+        found = [d.ref for d in segment_stage.run(ctx.unforced(), photo, wanted, finder)]
     else:
         found = [_trainable(ctx.root, text) for text in given]
-    return Outcome([stage.run(ctx, found, config, embedding, prior, preview=preview)])
+    return stage.run(ctx, found, config, embedding, prior, preview=preview)
 
 
 def counted(steps: str) -> int | None:
@@ -137,26 +158,6 @@ def counted(steps: str) -> int | None:
     """
     need(steps == "auto" or steps.isdecimal(), f"--steps is {steps!r}", "a whole number, or auto")
     return None if steps == "auto" else int(steps)
-
-
-def given_refs(values: list[str] | None) -> list[str]:
-    """Arguments, with `-` replaced by the lines of stdin.
-
-    Raises:
-        UsageError: Nothing was given.
-    """
-    given: list[str] = []
-    for value in values or ["-"]:
-        if value != "-":
-            given.append(value)
-        elif values or not sys.stdin.isatty():
-            given += [line.split("\t")[0].strip() for line in sys.stdin if line.strip()]
-    need(
-        given,
-        "nothing was given to work on",
-        "give a ref, or pipe refs in: `objtune segment photo.jpg --class dog | objtune init-embedding -`",
-    )
-    return given
 
 
 def _photo(given: list[str]) -> Path | None:

@@ -9,6 +9,7 @@ ProjectDir = Annotated[Path | None, typer.Option("--project", metavar="DIR", hel
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Errors with their traceback.")]
+EventsFile = Annotated[Path | None, typer.Option("--events", metavar="FILE", help="Append progress there, one JSON object a line.")]
 Given = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any setting, for example train.lr=1e-3.")]
 BaseModel = Annotated[str | None, typer.Option("--base", metavar="BASE", help="toybox, sd15, a diffusers folder, or a hub id.", show_default="toybox")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", show_default="auto")]
@@ -18,7 +19,7 @@ Precision = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Make a new version even if the work is done.")]
 
 GLOBAL: dict[str, tuple[Any, Any]] = {
-    "project": (ProjectDir, None), "json": (Json, False), "quiet": (Quiet, False), "verbose": (Verbose, False),
+    "project": (ProjectDir, None), "json": (Json, False), "quiet": (Quiet, False), "verbose": (Verbose, False), "events": (EventsFile, None),
 }  # fmt: skip
 MODEL: dict[str, tuple[Any, Any]] = {
     "base": (BaseModel, None), "device": (Device, None), "precision": (Precision, None), "force": (Force, False), "set_": (Given, None),

@@ -1,21 +1,20 @@
-"""`objtune init`, `list`, `show`, `verify`, `export` and `bases`: nothing here needs a model."""
+"""`objtune init`, `list`, `show`, `export` and `bases`: nothing here needs a model."""
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from objtune_cli.cli import complete, render
 from objtune_cli.cli.frame import Outcome, Run, need
-from objtune_cli.errors import DamagedError, IncompatibleError, ObjtuneError
+from objtune_cli.cli.given import given_refs
+from objtune_cli.errors import ObjtuneError
 from objtune_cli.store import KINDS
 
-if TYPE_CHECKING:
-    from objtune_cli.store.refs import Ref
-
-AnyRef = Annotated[str, typer.Argument(help="kind/name@version, or a name.", autocompletion=complete.any_ref)]
+AnyRefs = Annotated[
+    list[str] | None, typer.Argument(help="kind/name@version, or a name; - reads refs from stdin.", autocompletion=complete.any_ref)
+]
 
 
 def init(run: Run) -> Outcome:
@@ -43,20 +42,29 @@ def list_(
     return Outcome([Done(r.ref, True) for r in found], shown="nothing", extra={"artifacts": listed})
 
 
-def show(run: Run, ref: AnyRef) -> Outcome:
+def show(run: Run, ref: AnyRefs = None) -> Outcome:
     from objtune_cli.stages.context import Done, pictures_of
     from objtune_cli.store import artifact, refs
 
     root = run.project().artifacts
-    found = refs.find(root, ref)
-    record = artifact.read_record(root, found)
-    images = pictures_of(root, found)
+    found = [refs.find(root, text) for text in given_refs(ref)]
+    records = [artifact.read_record(root, each) for each in found]
+    images = [pictures_of(root, each) for each in found]
     if not run.options["json"]:
-        rows = [("ref", found), ("path", found.path(root)), ("class", record.class_word), *_flat(asdict(record)), *(("picture", p) for p in images)]
+        rows: list[tuple[str, Any]] = []
+        for each, record, here in zip(found, records, images, strict=True):
+            rows += [("ref", each), ("path", each.path(root)), ("class", record.class_word)]
+            rows += [*_flat(asdict(record)), *(("picture", p) for p in here)]
         render.table(("key", "value"), rows)
-        if images:
-            run.report.picture(images[-1])
-    return Outcome([Done(found, True)], shown="nothing", images=images, extra={"artifact": asdict(record), "path": str(found.path(root))})
+        if images[-1]:
+            run.report.picture(images[-1][-1])
+    alone = {"artifact": asdict(records[0]), "path": str(found[0].path(root))} if len(found) == 1 else {}
+    return Outcome(
+        [Done(each, True) for each in found],
+        shown="nothing",
+        images=[p for here in images for p in here],
+        extra={"artifacts": [asdict(record) for record in records], **alone},
+    )
 
 
 def _flat(record: dict[str, Any]) -> list[tuple[str, Any]]:
@@ -71,41 +79,11 @@ def _flat(record: dict[str, Any]) -> list[tuple[str, Any]]:
     return rows
 
 
-def verify(run: Run) -> Outcome:
-    from objtune_cli.store import artifact, refs
-
-    root = run.project().artifacts
-    bad: list[ObjtuneError] = []
-    every = refs.every(root)
-    for ref in every:
-        try:
-            record = artifact.read_record(root, ref)
-            for given in record.inputs.values():
-                _check_input(root, ref, given)
-        except ObjtuneError as error:
-            bad.append(error)
-    if bad:
-        worst = min(bad, key=lambda e: e.code)
-        kind = DamagedError if worst.code < IncompatibleError.code else type(worst)
-        raise kind(f"{len(bad)} of {len(every)} artifacts cannot be used: {'; '.join(e.message for e in bad)}", worst.hint)
-    run.report.note(f"{len(every)} artifacts, all sound")
-    return Outcome(shown="nothing", extra={"artifacts": len(every)})
-
-
-def _check_input(root: Path, ref: "Ref", given: Mapping[str, str]) -> None:
-    from objtune_cli.store import artifact, refs
-
-    if not given["ref"]:
-        return
-    source = refs.parse(given["ref"])
-    path = source.path(root)
-    if path.is_file() and artifact.sha256(path) != given["sha256"]:
-        raise DamagedError(f"{path} is not the file that {ref} was made from", f"restore it from a copy, or make {ref} again")
-
-
 def export(
     run: Run,
-    ref: Annotated[str, typer.Argument(help="A trained object.", autocompletion=complete.adapter_ref)],
+    ref: Annotated[
+        list[str] | None, typer.Argument(help="Trained objects, or - to read refs from stdin.", autocompletion=complete.adapter_ref)
+    ] = None,
     format_: Annotated[str, typer.Option("--format", help="diffusers, kohya or embedding.")] = "diffusers",
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write into.")] = Path(),
 ) -> Outcome:
@@ -113,7 +91,13 @@ def export(
     from objtune_cli.store import refs
 
     root = run.project().artifacts
-    written = stage.run(root, refs.find(root, ref, ("adapter",)), format_, out)
+    found = [refs.find(root, text, ("adapter",)) for text in given_refs(ref)]
+    need(
+        len(found) == 1 or format_ != "diffusers",
+        "files of diffusers all have the same name",
+        "export them one by one, each with an `--out` of its own",
+    )
+    written = [path for each in found for path in stage.run(root, each, format_, out)]
     if not run.options["json"]:
         render.lines(written)
     return Outcome(shown="nothing", extra={"files": [str(p) for p in written]})

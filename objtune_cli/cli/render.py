@@ -7,9 +7,12 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from objtune_cli.errors import ObjtuneError
+
+if TYPE_CHECKING:
+    from objtune_cli.cli.events import Events
 
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 PLAIN_EVERY = 0.05
@@ -29,8 +32,8 @@ def colourful(stream: TextIO) -> bool:
 class Reporter:
     """Notes, progress and errors of one command, on stderr."""
 
-    def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
-        self.quiet, self.verbose = quiet, verbose
+    def __init__(self, *, quiet: bool = False, verbose: bool = False, events: "Events | None" = None) -> None:
+        self.quiet, self.verbose, self.events = quiet, verbose, events
         self.terminal = colourful(sys.stderr) and not quiet
         self._bar: Any = None
         self._task: Any = None
@@ -40,23 +43,28 @@ class Reporter:
 
     def note(self, text: str) -> None:
         """One line for the user."""
+        if self.events:
+            self.events.write("note", text=text)
         if not self.quiet:
             self._end_bar()
             print(safe(text), file=sys.stderr, flush=True)
 
     def step(self, stage: str, done: int, total: int, **values: float) -> None:
-        """Progress: a bar on a terminal, a plain line now and then elsewhere."""
-        if self.quiet:
-            return
+        """Progress: a bar on a terminal, a plain line now and then elsewhere; every step is an event."""
         if stage != self._stage or done < self._said * total:
             self._begin(stage, done, total)
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+        spent, taken = time.monotonic() - self._started, done - self._first
+        left = spent / taken * (total - done) if taken else None
+        if self.events:
+            eta = None if left is None else round(left, 1)
+            self.events.write("step", **{**values, "stage": stage, "step": done, "total": total, "eta": eta})
         if self.terminal:
+            shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
             self._bar.update(self._task, completed=done, total=total, shown=shown)
-        elif done == total or done >= (self._said + PLAIN_EVERY) * total:
+        elif not self.quiet and (done == total or done >= (self._said + PLAIN_EVERY) * total):
             self._said = done / total
-            spent, taken = time.monotonic() - self._started, done - self._first
-            pace = f"  {spent / taken:.2f} s/step  {spent / taken * (total - done):.0f} s left" if taken else ""
+            shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+            pace = "" if left is None else f"  {spent / taken:.2f} s/step  {left:.0f} s left"
             print(f"{stage} {done}/{total}  {shown}{pace}".rstrip(), file=sys.stderr, flush=True)
         if done >= total:
             self._end_bar()

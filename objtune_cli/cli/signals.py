@@ -1,17 +1,28 @@
-"""INT, TERM and HUP: the first asks the work to save and stop, the second ends it at once."""
+"""What stops work: INT, TERM and HUP, of which the first asks it to save and stop and the second ends it at once; and a time limit."""
 
+import math
 import os
 import signal
+import time
 from types import FrameType
 
 HANDLED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
+TIME_UP = 14
+"""What a time limit stops work with: the number of ALRM."""
+
+
 class Stop:
-    """Which signal has come, 0 for none."""
+    """Which signal has come, 0 for none; and when the time is up."""
 
     def __init__(self) -> None:
         self.signum = 0
+        self.until = math.inf
+
+    def asked(self) -> int:
+        """The signal that asks the work to stop, 0 for none."""
+        return self.signum or (TIME_UP if time.monotonic() >= self.until else 0)
 
     def install(self) -> None:
         """Take over the signals of this process, except those it was told to ignore (nohup)."""

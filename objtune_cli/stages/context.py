@@ -114,8 +114,8 @@ class Context:
         return Done(ref, True, pictures_of(self.root, ref), record.metrics)
 
     def input(self, ref: Ref) -> dict[str, str]:
-        """An artifact as an entry of another's `inputs`."""
-        return {"ref": str(ref), "sha256": artifact.sha256(ref.path(self.root))}
+        """An artifact, its bytes checked, as an entry of another's `inputs`."""
+        return {"ref": str(ref), "sha256": artifact.verified(self.root, ref)[1]}
 
     def check_base(self, record: Record) -> None:
         """Refuse an artifact made with another base.

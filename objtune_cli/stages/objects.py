@@ -47,9 +47,9 @@ def named(ctx: Context, prompts: list[str]) -> list[Named]:
             if name in found and found[name].record.ref != ref:
                 raise InputError(f"the prompts ask for {found[name].record.ref} and {ref}", "use one version of an object at a time")
             if name not in found:
-                record = artifact.read_record(ctx.root, ref)
+                record, digest = artifact.verified(ctx.root, ref)
                 ctx.check_base(record)
-                found[name] = Named(name, record, artifact.sha256(ref.path(ctx.root)))
+                found[name] = Named(name, record, digest)
     return list(found.values())
 
 

@@ -147,7 +147,8 @@ def _loop(ctx: Context, trainer: "Trainer", state: RunState) -> None:
 
     def on_step(step: int) -> None:
         nonlocal saved
-        ctx.report.step("train", step, trainer.total, **trainer.mean)
+        loss = sum(trainer.weights[name] * value for name, value in trainer.mean.items())
+        ctx.report.step("train", step, trainer.total, loss=loss, **trainer.mean)
         signum = ctx.stopped()
         if signum or trainer.finished or time.monotonic() - saved > SAVE_EVERY:  # what comes after the last step may be stopped too
             state.save(trainer.state())

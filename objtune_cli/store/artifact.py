@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from objtune_cli.errors import DamagedError, MissingError, ResourceError
-from objtune_cli.store import header, refs
+from objtune_cli.store import header, leftovers, refs, schema
 from objtune_cli.store.refs import Ref
 
-SCHEMA = 1
 IDENTITY = ("kind", "name", "objects", "inputs", "config", "base")
 """The parts of a record that make two artifacts the same work."""
+
+
+class TakenError(Exception):
+    """A version's number belongs to another artifact, or did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,7 @@ class Record:
         config: The fully resolved settings of the stage.
         base: {"id", "fingerprint"} of the base model; empty where none was used.
         metrics: Measured numbers. tools: package to version. Neither is part of the identity.
+        digest: SHA-256 of the file with these digits as zeros; set when it is published, empty in files of schema 1.
     """
 
     kind: str
@@ -41,7 +45,8 @@ class Record:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     tools: Mapping[str, str] = field(default_factory=dict)
     version: int = 0
-    schema: int = SCHEMA
+    digest: str = ""
+    schema: int = schema.SCHEMA
 
     @property
     def ref(self) -> Ref:
@@ -57,7 +62,7 @@ class Record:
 
     def identity(self) -> str:
         """SHA-256 over what makes this the same work as another."""
-        parts = {name: asdict(self)[name] for name in IDENTITY}
+        parts = {name: getattr(self, name) for name in IDENTITY}
         return hashlib.sha256(header.canonical(parts).encode()).hexdigest()
 
 
@@ -68,7 +73,7 @@ def read_record(root: Path, ref: Ref) -> Record:
         raw, _, _ = header.read(path)
     except FileNotFoundError:
         raise MissingError(f"there is no {path}", "it was removed, or it is a link that leads nowhere") from None
-    header.check_schema(raw, SCHEMA, path)
+    raw = schema.current(raw, path)
     known = Record.__dataclass_fields__
     try:
         record = Record(**{k: v for k, v in raw.items() if k in known})
@@ -76,29 +81,40 @@ def read_record(root: Path, ref: Ref) -> Record:
         raise DamagedError(f"{path} is damaged: {error}", header.RESTORE) from None
     if not _sound(record):
         raise DamagedError(f"{path} is damaged: its record has values of the wrong type", header.RESTORE)
-    if record.ref != ref:
+    if (record.kind, record.name, record.version) != (ref.kind, ref.name, ref.version):
         raise DamagedError(f"{path} says it is {record.ref}", "it was moved or renamed by hand; put it back")
     return record
 
 
 def _sound(record: Record) -> bool:
-    """Whether a record from a file has the types that every reader counts on, and can be written again."""
+    """Whether a record from a file has the types that every reader counts on."""
     tables = (record.objects, record.inputs, record.config, record.base, record.metrics, record.tools)
-    if type(record.version) is not int or not all(isinstance(table, dict) for table in tables):
+    if type(record.version) is not int or type(record.digest) is not str or not all(isinstance(table, dict) for table in tables):
         return False
     inputs = all(isinstance(i, dict) and isinstance(i.get("ref"), str) and isinstance(i.get("sha256"), str) for i in record.inputs.values())
-    if not inputs or not all(isinstance(word, str) for word in (*record.objects.values(), *record.base.values())):
-        return False
-    try:
-        return bool(record.identity())
-    except ValueError:
-        return False
+    return inputs and all(isinstance(word, str) for word in (*record.objects.values(), *record.base.values()))
 
 
 def sha256(path: Path) -> str:
     """Digest of a file's bytes."""
     with header.open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+def verified(root: Path, ref: Ref) -> tuple[Record, str]:
+    """Record and SHA-256 of an artifact, every byte checked against its own digest (files of schema 1 have none).
+
+    Raises:
+        DamagedError: The bytes are not those that were published.
+    """
+    path = ref.path(root)
+    try:
+        found, own = header.digests(path)
+    except FileNotFoundError:
+        raise MissingError(f"there is no {path}", "it was removed, or it is a link that leads nowhere") from None
+    if own is False:
+        raise DamagedError(f"{path} is damaged: its bytes are not those that its digest is of", header.RESTORE)
+    return read_record(root, ref), found
 
 
 def existing(root: Path, wanted: Record) -> Ref | None:
@@ -112,7 +128,7 @@ def existing(root: Path, wanted: Record) -> Ref | None:
 
 
 def load(root: Path, ref: Ref, expected: str = "") -> tuple[Record, dict[str, Any]]:
-    """Record and tensors (numpy; BF16 as uint16), read once and checked against `expected`.
+    """Record and tensors (numpy; BF16 as uint16), checked against `expected`, or else against the file's own digest.
 
     Raises:
         DamagedError: The bytes are not those that were recorded.
@@ -120,7 +136,7 @@ def load(root: Path, ref: Ref, expected: str = "") -> tuple[Record, dict[str, An
     import numpy as np
 
     path = ref.path(root)
-    record = read_record(root, ref)
+    record = read_record(root, ref) if expected else verified(root, ref)[0]
     with header.open_regular(path) as file:
         data = file.read()
     if expected and hashlib.sha256(data).hexdigest() != expected:
@@ -134,7 +150,7 @@ def load(root: Path, ref: Ref, expected: str = "") -> tuple[Record, dict[str, An
     return record, tensors
 
 
-def publish(root: Path, record: Record, tensors: Mapping[str, Any]) -> Ref:
+def publish(root: Path, record: Record, tensors: Mapping[str, Any], *, number: int = 0) -> Ref:
     """Write an artifact under the next free version.
 
     Written beside the store, flushed, then linked: a link never overwrites, so that of several
@@ -142,29 +158,60 @@ def publish(root: Path, record: Record, tensors: Mapping[str, Any]) -> Ref:
 
     Args:
         tensors: Name to numpy array or CPU torch tensor.
+        number: The version to take, instead of the next free one.
+
+    Raises:
+        TakenError: `number` is taken.
     """
     arrays = {name: as_array(value) for name, value in tensors.items()}
+    while True:
+        newest = max(refs.taken(root, record.kind, record.name), default=0)
+        numbered = replace(record, version=number or newest + 1, schema=schema.SCHEMA)
+        try:
+            with explained(root):
+                _write(root, numbered, arrays)
+        except TakenError:  # by another process, since we looked
+            if number:
+                raise
+            continue
+        return numbered.ref
+
+
+def _write(root: Path, record: Record, arrays: Mapping[str, tuple[str, Any]]) -> None:
+    """Publish under exactly the record's version.
+
+    Raises:
+        TakenError: The number is taken, or was once.
+    """
+    path = record.ref.path(root)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parts = encoded(record, arrays)
+    with temporary(root) as partial:
+        with partial.open("xb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.chmod(0o444)
+        try:
+            os.link(partial, path)
+        except FileExistsError:
+            raise TakenError from None
+        if refs.grave(root, record.ref).exists():  # published and removed by others since we looked for a number
+            path.unlink()
+            raise TakenError
+    flush_folder(path.parent)
+
+
+def encoded(record: Record, arrays: Mapping[str, tuple[str, Any]]) -> list[Any]:
+    """The bytes of an artifact: its header with the digest of all of them, then each tensor."""
     specs = {name: (kind, array.shape) for name, (kind, array) in arrays.items()}
-    folder = root / record.kind / record.name
-    with explained(root):
-        folder.mkdir(parents=True, exist_ok=True)
-        while True:
-            newest = max(refs.versions(root, record.kind, record.name), default=0)
-            numbered = replace(record, version=newest + 1)
-            with temporary(root) as partial:
-                with partial.open("xb") as file:
-                    file.write(header.encode(numbered.header(), specs))
-                    for name in sorted(arrays):
-                        file.write(memoryview(arrays[name][1].reshape(-1)).cast("B") if arrays[name][1].size else b"")
-                    file.flush()
-                    os.fsync(file.fileno())
-                partial.chmod(0o444)
-                try:
-                    os.link(partial, numbered.ref.path(root))
-                except FileExistsError:  # another process took the number
-                    continue
-            flush_folder(folder)
-            return numbered.ref
+    body = [memoryview(arrays[name][1].reshape(-1)).cast("B") if arrays[name][1].size else b"" for name in sorted(arrays)]
+    head = header.encode(record.header() | {"digest": header.BLANK}, specs)
+    digest = hashlib.sha256(head)
+    for part in body:
+        digest.update(part)
+    return [header.seal(head, digest.hexdigest()), *body]
 
 
 def as_array(value: Any) -> tuple[str, Any]:
@@ -180,7 +227,7 @@ def as_array(value: Any) -> tuple[str, Any]:
         value = value.numpy()
     value = np.asarray(value)
     value = np.require(value, value.dtype.newbyteorder("<"), "C")
-    kinds = {"float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32", "uint8": "U8", "bool": "BOOL"}
+    kinds = {"float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32", "uint8": "U8", "bool": "BOOL", "uint16": "BF16"}  # numpy has no bf16: `load` gives its bits
     return kinds[value.dtype.name], value
 
 
@@ -189,7 +236,8 @@ def temporary(root: Path) -> Iterator[Path]:
     """A name for a file on the store's own file system, gone afterwards."""
     folder = root.parent / ".objtune" / "tmp"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{os.getpid()}.{uuid.uuid4().hex}"
+    leftovers.sweep_once(folder)
+    path = folder / leftovers.own_name()
     try:
         yield path
     finally:

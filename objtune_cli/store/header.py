@@ -5,6 +5,7 @@ the order of their names without holes. One metadata key, `objtune`. See docs/fo
 """
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -19,6 +20,8 @@ MAX_HEADER = 1 << 20
 MAX_TENSORS = 4096
 MAX_ELEMENTS = 1 << 48
 RESTORE = "restore it from a copy, or make it again; nothing was deleted"
+BLANK = "0" * 64
+"""What stands for the digest while it is made."""
 WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
 """Element types that artifacts hold, and their bytes."""
 
@@ -55,6 +58,39 @@ def encode_plain(metadata: dict[str, str], specs: dict[str, Spec]) -> bytes:
     text = canonical(header).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
+
+
+def _field(digest: str) -> bytes:
+    """A digest as it stands in the header: JSON within a JSON text."""
+    return f'\\"digest\\":\\"{digest}\\"'.encode()
+
+
+def seal(head: bytes, digest: str) -> bytes:
+    """The header with its file's digest in place of the zeros."""
+    return head.replace(_field(BLANK), _field(digest))
+
+
+def digests(path: Path) -> tuple[str, bool | None]:
+    """SHA-256 of a file, and whether its digest is that of all its bytes with the digest's own digits as zeros.
+
+    Returns:
+        The second is None for a file that holds no digest (schema 1).
+
+    Raises:
+        DamagedError, ResourceError, FileNotFoundError: As `read`.
+    """
+    record, _, _ = read(path)
+    digest = str(record.get("digest") or "")
+    whole, blanked = hashlib.sha256(), hashlib.sha256()
+    with open_regular(path) as file:
+        head = file.read(8)
+        head += file.read(int.from_bytes(head, "little"))
+        whole.update(head)
+        blanked.update(head.replace(_field(digest), _field(BLANK)))
+        while block := file.read(1 << 20):
+            whole.update(block)
+            blanked.update(block)
+    return whole.hexdigest(), blanked.hexdigest() == digest if digest else None
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -103,14 +139,26 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _parsed(text: str) -> dict[str, Any]:
     """A JSON object; what `canonical` could not write back is refused."""
-    value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    value = _DECODER.decode(text)
     if not isinstance(value, dict):
         raise ValueError("the header is no JSON object")
+    if "\\u" in text or not text.isascii():  # where half a character may hide
+        canonical(value).encode()
+    return value
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} in the header")
     return value
 
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} in the header")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite)
 
 
 def _checked(text: bytes, body: int, start: int) -> tuple[dict[str, Any], dict[str, tuple[Spec, int]]]:

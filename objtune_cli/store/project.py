@@ -1,10 +1,12 @@
 """A project is a folder with `objtune.toml`; everything objtune keeps lies below it."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from objtune_cli.errors import UsageError
+from objtune_cli.errors import BusyError, UsageError
 
 MARK = "objtune.toml"
 TEMPLATE = """\
@@ -33,8 +35,48 @@ class Project:
         return self.folder / ".objtune" / "state"
 
     @property
+    def temporary(self) -> Path:
+        """Files that are being written."""
+        return self.folder / ".objtune" / "tmp"
+
+    @contextlib.contextmanager
+    def held(self, *, alone: bool = False) -> Iterator[None]:
+        """Keep `rm`, `gc` and `mv` (those that hold it `alone`) and work that reads artifacts apart.
+
+        The lock is the system's, on the folder itself: nothing is written, and a killed process leaves none. Where a
+        disk has no such locks, or the folder is gone, there is none.
+
+        Raises:
+            BusyError: Somebody is at work.
+        """
+        handle = _locked(self.folder, alone)
+        try:
+            yield
+        finally:
+            if handle is not None:
+                os.close(handle)
+
+    @property
     def settings(self) -> Path:
         return self.folder / MARK
+
+
+def _locked(folder: Path, alone: bool) -> int | None:
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        return None
+    try:
+        fcntl.flock(handle, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        who = "other objtune commands work in" if alone else "`objtune gc`, `rm` or `mv` works in"
+        raise BusyError(f"{who} {folder}", "wait for it, then run the same command") from None
+    except OSError:
+        pass
+    return handle
 
 
 def locate(given: Path | None, *, create: bool = False) -> Project:

@@ -1,17 +1,19 @@
 """`kind/name@version`: what people type, and where it lies."""
 
+import json
+import os
 import re
 import unicodedata
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from objtune_cli.errors import IncompatibleError, MissingError, UsageError
+from objtune_cli.errors import DamagedError, IncompatibleError, MissingError, UsageError
 from objtune_cli.store import KINDS
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
 _REF = re.compile(r"(?:(?P<kind>[a-z]+)/)?(?P<name>[^/@]+)(?:@(?P<version>[0-9]{1,9}))?")
-_FILE = re.compile(r"v(?!000\.)([0-9]{3}|[1-9][0-9]{3,8})\.safetensors")
+_FILE = re.compile(r"v(?!000\.)([0-9]{3}|[1-9][0-9]{3,8})\.(safetensors|gone)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,7 @@ class Ref:
 
     def path(self, root: Path) -> Path:
         """Its file below the artifacts folder."""
-        return root / self.kind / self.name / f"v{self.version:03d}.safetensors"
+        return root / f"{self.kind}/{self.name}/v{self.version:03d}.safetensors"
 
 
 def check_name(name: str) -> str:
@@ -75,27 +77,62 @@ def parse(text: str, kind: str | None = None) -> Ref:
     return Ref(given or kind or "", check_name(match["name"]), int(match["version"] or 0))
 
 
+def _numbers(root: Path, kind: str, name: str) -> dict[int, set[str]]:
+    """Every number of a name, with the suffixes of what lies under it."""
+    found: dict[int, set[str]] = {}
+    try:
+        entries = os.listdir(root / kind / name)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    for match in filter(None, map(_FILE.fullmatch, entries)):
+        found.setdefault(int(match[1]), set()).add(match[2])
+    return found
+
+
 def versions(root: Path, kind: str, name: str) -> list[int]:
     """Published versions, rising."""
+    return sorted(number for number, suffixes in _numbers(root, kind, name).items() if "safetensors" in suffixes)
+
+
+def taken(root: Path, kind: str, name: str) -> list[int]:
+    """Numbers that are or were published, rising: a number is given once."""
+    return sorted(_numbers(root, kind, name))
+
+
+def grave(root: Path, ref: Ref) -> Path:
+    """Where the tombstone of a removed version lies."""
+    return ref.path(root).with_suffix(".gone")
+
+
+def buried(root: Path, ref: Ref) -> dict[str, str] | None:
+    """The tombstone of a removed version: {"ref", "sha256", "moved"}; None where there is none.
+
+    Raises:
+        DamagedError: It cannot be read.
+    """
+    path = grave(root, ref)
     try:
-        found = [_FILE.fullmatch(p.name) for p in (root / kind / name).iterdir()]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return sorted(int(m[1]) for m in found if m)
+        said = json.loads(path.read_bytes())
+        return {key: str(said[key]) for key in ("ref", "sha256", "moved")}
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, OSError):
+        raise DamagedError(f"{path} is damaged", "restore it from a copy; it only says what became of a removed version") from None
 
 
 def names(root: Path, kind: str) -> list[str]:
     """Names with at least one version, sorted."""
-    folder = root / kind
-    if not folder.is_dir():
-        return []
-    return sorted(p.name for p in folder.iterdir() if NAME.fullmatch(p.name) and versions(root, kind, p.name))
+    return list(dict.fromkeys(ref.name for ref in every(root, kind)))
 
 
 def every(root: Path, kind: str | None = None) -> list[Ref]:
     """All published artifacts, by kind, name, version."""
-    kinds = (kind,) if kind else KINDS
-    return [Ref(k, n, v) for k in kinds for n in names(root, k) for v in versions(root, k, n)]
+    found = []
+    for each in (kind,) if kind else KINDS:
+        folder = root / each
+        here = sorted(filter(NAME.fullmatch, os.listdir(folder))) if folder.is_dir() else []
+        found += [Ref(each, name, version) for name in here for version in versions(root, each, name)]
+    return found
 
 
 def resolve(root: Path, ref: Ref) -> Ref:
@@ -107,6 +144,11 @@ def resolve(root: Path, ref: Ref) -> Ref:
     have = versions(root, ref.kind, ref.name)
     if ref.version in have or (have and not ref.version):
         return replace(ref, version=ref.version or have[-1])
+    gone = buried(root, ref) if ref.version else None
+    if gone and gone["moved"]:
+        return resolve(root, parse(gone["moved"]))
+    if gone:
+        raise MissingError(f"{ref} was removed", f"versions of {ref.name}: {', '.join(map(str, have)) or 'none'}")
     if have:
         raise MissingError(f"there is no {ref}", f"versions of {ref.name}: {', '.join(map(str, have))}")
     known = names(root, ref.kind)

@@ -17,6 +17,7 @@ from PIL import Image
 from objtune_cli.store.artifact import Record, load, publish, sha256
 from objtune_cli.store.refs import Ref
 from tests import tiny
+from tests.schema import check
 
 Cli = Callable[..., Any]
 SIDE = 96
@@ -56,7 +57,8 @@ def damage(path: Path, where: int) -> None:
 
 def forge(project: Path, **changes: Any) -> None:
     """mask/rex@1 with a record changed by hand."""
-    record = Record("mask", "rex", {"rex": "dog"}, {}, {}, {}, version=1).header() | changes
+    record = Record("mask", "rex", {"rex": "dog"}, {}, {}, {}, version=1, digest="0" * 64).header() | changes
+    record = {key: value for key, value in record.items() if value != "absent"}
     text = json.dumps({"__metadata__": {"objtune": json.dumps(record)}}).encode()
     path = project / "artifacts/mask/rex/v001.safetensors"
     path.parent.mkdir(parents=True)
@@ -221,13 +223,23 @@ def test_verify_notices_a_changed_input(cli: Cli, project: Path) -> None:
     publish(root, Record("embedding", "rex", {"rex": "dog"}, inputs, {}, {}), {})
     assert cli("verify").err == "2 artifacts, all sound\n"
     damage(mask.path(root), -1)
+    fails(cli("verify"), 5, "1 of 2 artifacts", "v001.safetensors is damaged: its bytes are not those that its digest is of")
+
+
+def test_verify_notices_a_sound_file_in_the_place_of_an_input(cli: Cli, project: Path, tmp_path: Path) -> None:
+    root = project / "artifacts"
+    mask = publish(root, Record("mask", "rex", {"rex": "dog"}, {}, {}, {}), {"mask": np.ones(9, np.uint8)})
+    inputs = {"mask": {"ref": str(mask), "sha256": sha256(mask.path(root))}}
+    publish(root, Record("embedding", "rex", {"rex": "dog"}, inputs, {}, {}), {})
+    other = publish(tmp_path / "other", Record("mask", "rex", {"rex": "dog"}, {}, {}, {}), {"mask": np.zeros(9, np.uint8)})
+    os.replace(other.path(tmp_path / "other"), mask.path(root))
     fails(cli("verify"), 5, "1 of 2 artifacts", "is not the file that embedding/rex@1 was made from")
 
 
 @pytest.mark.parametrize("command", [["list"], ["show", "rex"], ["verify"], ["init-embedding", "rex"]], ids=" ".join)
 def test_a_newer_schema_is_6(command: list[str], cli: Cli, project: Path) -> None:
-    forge(project, schema=2)
-    fails(cli(*command), 6, "has schema 2; this objtune reads up to 1", "pip install -U objtune")
+    forge(project, schema=3, digest="absent")
+    fails(cli(*command), 6, "has schema 3; this objtune reads up to 2", "pip install -U objtune")
 
 
 def test_another_kind_is_6(cli: Cli, project: Path) -> None:
@@ -304,6 +316,7 @@ def test_json_of_a_failure(args: list[str], first: bool, cli: Cli) -> None:
     assert set(document) == {"command", "error"}
     assert set(document["error"]) == {"code", "message", "hint"}
     assert document["error"]["code"] == done.code != 0
+    check(document, "output", "error")
     assert done.err.startswith("error: ")
 
 
@@ -312,7 +325,7 @@ def test_json_of_a_success(first: bool, cli: Cli, toy: Path, cover: Path, projec
     line = ["segment", toy, "--class", "dog", "--mask", cover]
     done = cli("--json", *line) if first else cli(*line, "--json")
     document = json.loads(done.out)
-    assert set(document) == {"command", "refs", "images", "metrics", "seconds"}
+    check(document, "output", "segment")
     path = project / "artifacts/mask/dog/v001.safetensors"
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert document["refs"] == [{"ref": "mask/dog@1", "path": str(path), "sha256": digest, "reused": False}]
@@ -324,12 +337,18 @@ def test_json_of_a_success(first: bool, cli: Cli, toy: Path, cover: Path, projec
     assert again["metrics"]["mask/dog@1"].items() >= document["metrics"]["mask/dog@1"].items()
 
 
-@pytest.mark.parametrize("args", [["list"], ["verify"], ["show", "dog"], ["init"], ["bases"], ["list", "adapter"]], ids=" ".join)
+LIGHT = [
+    ["list"], ["verify"], ["show", "dog"], ["init"], ["bases"], ["list", "adapter"], ["doctor", "--quick"], ["gc"], ["rm", "dog"], ["mv", "dog", "rex"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("args", LIGHT, ids=" ".join)
 def test_json_of_every_light_command(args: list[str], cli: Cli, toy: Path, cover: Path) -> None:
     cli("segment", toy, "--class", "dog", "--mask", cover)
-    document = json.loads(cli(*args, "--json", "--quiet").out)
-    assert {"command", "refs", "images", "metrics", "seconds"} <= set(document)
-    assert document["command"] == args[0]
+    done = cli(*args, "--json", "--quiet")
+    document = json.loads(done.out)
+    check(document, "output", args[0])
+    assert (done.code, done.err) == (0, "")
 
 
 def test_stdout_is_the_ref_alone_and_quiet_is_quiet(cli: Cli, toy: Path, cover: Path) -> None:
@@ -547,7 +566,7 @@ def test_hostile_words_elsewhere_do_not_reach_the_terminal(cli: Cli) -> None:
 )
 def test_no_escapes_when_piped(variables: dict[str, str], cli: Cli, toy: Path, cover: Path, project: Path) -> None:
     cli("segment", toy, "--class", "dog", "--mask", cover)
-    for line in ("--help", "train --help", "list", "show dog", "show nobody", "--nonsense", "verify"):
+    for line in ("--help", "train --help", "list", "show dog", "show nobody", "--nonsense", "verify", "doctor --quick", "gc", "rm none", "run none"):
         done = subprocess.run(
             [sys.executable, "-m", "objtune_cli", *line.split()],
             cwd=project,
@@ -567,3 +586,19 @@ def test_a_closed_pipe_is_quiet(cli: Cli, toy: Path, cover: Path, project: Path)
     os.close(writer)
     assert done.returncode == 141
     assert done.stderr == b""
+
+
+def test_nothing_ever_asks() -> None:
+    """No prompt is in the package: what a command needs, it is given."""
+    import ast
+
+    import objtune_cli
+
+    forms = ("input", "getpass.getpass", "typer.prompt", "typer.confirm", "click.prompt", "click.confirm")
+    asked = [
+        f"{path.name}:{node.lineno}"
+        for path in Path(objtune_cli.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in forms
+    ]
+    assert asked == []

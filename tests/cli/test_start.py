@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from objtune_cli.cli.app import COMMANDS
+from objtune_cli.store.artifact import Record, publish
 
 BARE = """
 from typing import Annotated
@@ -70,3 +72,36 @@ def test_help_loads_no_command(project: Path) -> None:
     done = subprocess.run([sys.executable, "-c", LOADED], cwd=project, capture_output=True, text=True, timeout=60)
     assert "Commands:\n  segment " in done.stdout
     assert set(done.stderr.split()) == {"objtune_cli.cli", "objtune_cli.cli.app", "objtune_cli.cli.options", "objtune_cli.errors"}
+
+
+MANY = 10_000
+
+
+@pytest.mark.slow
+def test_list_over_ten_thousand_artifacts(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """At most a second of user and system time, start-up included."""
+    root = project / "artifacts"
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    for number in range(MANY // 50):
+        record = Record("mask", f"dog-{number}", {f"dog-{number}": "dog"}, {"photo": {"ref": "", "sha256": "0" * 64}}, {"edge": 0.5}, {})
+        for _ in range(50):
+            publish(root, record, {"mask": np.ones(3, np.uint8)})
+    command = [sys.executable, "-m", "objtune_cli", "list"]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=60)
+    assert len(done.stdout.splitlines()) == MANY
+    taken = min(seconds(command, project) for _ in range(5))  # other programs only ever add
+    with capsys.disabled():
+        print(f"\nobjtune list over {MANY} artifacts {taken:.2f} s (user+sys, best of 5)")
+    assert taken <= 1.0
+
+
+@pytest.mark.slow
+def test_light_commands(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Printed; the limit is far above what they take, since a busy machine is slower."""
+    root = project / "artifacts"
+    publish(root, Record("mask", "rex", {"rex": "dog"}, {}, {}, {}), {"mask": np.ones(3, np.uint8)})
+    lines = [["--help"], ["list"], ["show", "rex"], ["verify"], ["doctor", "--quick"]]
+    found = {" ".join(line): statistics.median(seconds([sys.executable, "-m", "objtune_cli", *line], project) for _ in range(5)) for line in lines}
+    with capsys.disabled():
+        print("\n" + "  ".join(f"{line} {taken * 1000:.0f} ms" for line, taken in found.items()), "(user+sys, median of 5)")
+    assert all(taken < 1.0 for taken in found.values())

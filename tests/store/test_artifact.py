@@ -106,7 +106,8 @@ def test_big_endian_arrays_are_written_little_endian(root: Path) -> None:
 
 def test_load_gives_the_record(root: Path) -> None:
     record, _ = load(root, publish(root, REX, TENSORS))
-    assert record == replace(REX, version=1)
+    assert record == replace(REX, version=1, digest=record.digest)
+    assert len(record.digest) == 64
 
 
 def test_load_checks_the_bytes(root: Path) -> None:

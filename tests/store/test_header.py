@@ -66,17 +66,23 @@ def test_canonical_refuses_nan() -> None:
 
 
 def test_golden_artifact(tmp_path: Path) -> None:
-    """Recipe: the format of schema 1 written by hand; a change here is a new schema."""
+    """Recipe: the format of schema 2 written by hand; a change here is a new schema."""
     ref = publish(
         tmp_path / "artifacts", Record("mask", "rex", {"rex": "dog"}, {}, {"edge": 0.5}, {}), {"mask": np.array([[0, 255]], np.uint8)}
     )
-    record = (
-        '{"base":{},"class":"dog","config":{"edge":0.5},"inputs":{},"kind":"mask","metrics":{},"name":"rex",'
-        '"objects":{"rex":"dog"},"schema":1,"tools":{},"version":1}'
-    )
-    text = '{"__metadata__":{"objtune":' + json.dumps(record) + '},"mask":{"data_offsets":[0,2],"dtype":"U8","shape":[1,2]}}'
-    text += " " * (-len(text) % 8)
-    assert ref.path(tmp_path / "artifacts").read_bytes() == len(text).to_bytes(8, "little") + text.encode() + b"\x00\xff"
+
+    def written(digest: str) -> bytes:
+        record = (
+            f'{{"base":{{}},"class":"dog","config":{{"edge":0.5}},"digest":"{digest}","inputs":{{}},"kind":"mask","metrics":{{}},'
+            '"name":"rex","objects":{"rex":"dog"},"schema":2,"tools":{},"version":1}'
+        )
+        text = '{"__metadata__":{"objtune":' + json.dumps(record) + '},"mask":{"data_offsets":[0,2],"dtype":"U8","shape":[1,2]}}'
+        text += " " * (-len(text) % 8)
+        return len(text).to_bytes(8, "little") + text.encode() + b"\x00\xff"
+
+    digest = hashlib.sha256(written("0" * 64)).hexdigest()
+    assert ref.path(tmp_path / "artifacts").read_bytes() == written(digest)
+    assert digest == "9ce714e78a4aacd64258c6ee638f35434bf4abf9a9640b4ee52c20dc161932c5"
 
 
 def test_round_trip(small: Path) -> None:
@@ -249,7 +255,7 @@ def test_pipes_folders_and_dead_links_do_not_block(tmp_path: Path) -> None:
 
 def forged(tmp_path: Path, **changes: Any) -> Path:
     """The artifacts folder with mask/rex@1, its record changed by hand."""
-    record = Record("mask", "rex", {"rex": "dog"}, {}, {}, {}, version=1).header() | changes
+    record = Record("mask", "rex", {"rex": "dog"}, {}, {}, {}, version=1, digest="0" * 64).header() | changes
     record = {k: v for k, v in record.items() if v != "absent"}
     path = tmp_path / "artifacts" / "mask" / "rex" / "v001.safetensors"
     path.parent.mkdir(parents=True)
@@ -259,15 +265,16 @@ def forged(tmp_path: Path, **changes: Any) -> Path:
 
 
 def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(IncompatibleError, match="has schema 2; this objtune reads up to 1") as caught:
-        read_record(forged(tmp_path, schema=2, surprise="unknown"), Ref("mask", "rex", 1))
+    with pytest.raises(IncompatibleError, match="has schema 3; this objtune reads up to 2") as caught:
+        read_record(forged(tmp_path, schema=3, surprise="unknown"), Ref("mask", "rex", 1))
     assert "pip install -U objtune" in caught.value.hint
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"schema": "absent"}, {"schema": "1"}, {"schema": True}, {"name": "absent"}, {"name": "max"}, {"kind": "adapter"}, {"version": 2},
+        {"schema": "absent"}, {"schema": "1"}, {"schema": True}, {"schema": 0}, {"schema": -1}, {"digest": "absent"}, {"digest": ""}, {"digest": 7}, {"digest": "0" * 63 + "A"},
+        {"name": "absent"}, {"name": "max"}, {"kind": "adapter"}, {"version": 2},
         {"version": True}, {"objects": ["dog"]}, {"objects": {"rex": 3}}, {"inputs": {"photo": "x"}}, {"inputs": {"photo": {"ref": ""}}}, {"base": None},
         {"base": {"id": 3}}, {"config": []}, {"metrics": 0}, {"tools": "torch"}, {"config": {"lr": float("inf")}}, {"config": {"prompt": "\ud800"}},
     ],

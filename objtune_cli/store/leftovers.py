@@ -1,0 +1,67 @@
+"""What a killed process leaves: half-written files in `.objtune/tmp`, which say whose they are."""
+
+import contextlib
+import os
+import time
+import uuid
+import zlib
+from pathlib import Path
+
+GRACE = 24 * 3600.0
+"""Seconds after which a leftover is one, whoever wrote it."""
+_HOST = f"{zlib.crc32(os.uname().nodename.encode()) if hasattr(os, 'uname') else 0:08x}"
+_swept: set[Path] = set()
+
+
+def own_name() -> str:
+    """A name for a file of this process: machine (hashed), process, and a random part."""
+    return f"{_HOST}.{os.getpid()}.{uuid.uuid4().hex}"
+
+
+def found(folder: Path, now: float | None = None) -> list[Path]:
+    """Files whose writer is dead (on this machine), or that are older than the grace.
+
+    A process of another machine on a shared disk may be alive where it cannot be seen: age alone tells.
+    """
+    now = time.time() if now is None else now
+    try:
+        files = sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [path for path in files if _dead(path.name) or now - _written(path, now) > GRACE]
+
+
+def sweep(folder: Path) -> list[Path]:
+    """Delete them; what cannot be deleted stays, and is nobody's failure."""
+    gone = found(folder)
+    for path in gone:
+        with contextlib.suppress(OSError):
+            path.unlink()
+    return gone
+
+
+def sweep_once(folder: Path) -> None:
+    """The same, the first time this process writes there."""
+    if folder not in _swept:
+        _swept.add(folder)
+        sweep(folder)
+
+
+def _written(path: Path, missing: float) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return missing
+
+
+def _dead(name: str) -> bool:
+    parts = name.split(".")
+    if len(parts) != 3 or parts[0] != _HOST or not parts[1].isdecimal() or os.name == "nt":
+        return False
+    try:
+        os.kill(int(parts[1]), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # somebody else's process
+        return False
+    return False

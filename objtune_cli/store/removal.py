@@ -1,0 +1,146 @@
+"""Taking artifacts away: `rm`, `gc` and `mv`. A number that was given is never given again: a tombstone keeps it."""
+
+import contextlib
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from objtune_cli.errors import MissingError, UsageError
+from objtune_cli.store import artifact, header, refs
+from objtune_cli.store.artifact import Record
+from objtune_cli.store.refs import Ref
+
+FOUND_AGAIN = ("mask", "embedding", "prior")
+"""Kinds that `gc` may take: any stage makes them again. Adapters and scenes are results."""
+OF_OBJECTS = ("mask", "embedding", "adapter")
+"""Kinds that bear an object's name, each made from the one before it."""
+
+
+def records(root: Path) -> dict[Ref, Record]:
+    """Every artifact's record.
+
+    Raises:
+        DamagedError, IncompatibleError: One cannot be read, so that nobody knows what it was made from.
+    """
+    return {ref: artifact.read_record(root, ref) for ref in refs.every(root)}
+
+
+def sources(record: Record) -> list[Ref]:
+    """The artifacts that one was made from."""
+    return [refs.parse(given["ref"]) for given in record.inputs.values() if given["ref"]]
+
+
+def dependents(every: Mapping[Ref, Record], gone: Iterable[Ref]) -> dict[Ref, Ref]:
+    """Artifacts outside `gone` that were made from one of it, each with that one."""
+    lost = set(gone)
+    return {ref: source for ref, record in every.items() if ref not in lost for source in sources(record) if source in lost}
+
+
+def remove(root: Path, gone: list[Ref], *, force: bool = False) -> None:
+    """Delete artifacts with their pictures and leave tombstones.
+
+    Args:
+        force: Also those that others were made from; the tombstone lets `verify` know what they were.
+
+    Raises:
+        UsageError: Others were made from one of them.
+    """
+    left = {} if force else dependents(records(root), gone)
+    if left:
+        said = "; ".join(f"{ref} was made from {source}" for ref, source in list(left.items())[:5])
+        raise UsageError(f"{said}{' …' if len(left) > 5 else ''}", "remove those first, or use `--force`")
+    for ref in gone:
+        bury(root, ref)
+
+
+def bury(root: Path, ref: Ref, moved: str = "") -> None:
+    """One artifact becomes a tombstone; stopped half way, the same again finishes it.
+
+    The tombstone is on the disk before the artifact goes, so that its number is free at no moment; the pictures go
+    before it, so that none is left without its artifact.
+    """
+    path = ref.path(root)
+    said = {"moved": moved, "ref": str(ref), "sha256": artifact.sha256(path)}
+    artifact.write_file(refs.grave(root, ref), (header.canonical(said) + "\n").encode(), root)
+    with artifact.explained(path):
+        shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+        path.unlink()
+        artifact.flush_folder(path.parent)
+
+
+def unreferenced(root: Path, before: float) -> list[Ref]:
+    """Artifacts for `gc`: superseded, written before that time, and no result was made from them.
+
+    Kept are all adapters and scenes, the newest version of every name, what is younger, and whatever these were made
+    from, through all stages.
+    """
+    every = records(root)
+    newest = {(ref.kind, ref.name): ref for ref in every}  # in rising order: the last one stays
+    kept: set[Ref] = set()
+    reached = [
+        ref
+        for ref in every
+        if ref.kind not in FOUND_AGAIN or newest[ref.kind, ref.name] == ref or ref.path(root).stat().st_mtime >= before
+    ]
+    while reached:
+        ref = reached.pop()
+        if ref in every and ref not in kept:
+            kept.add(ref)
+            reached += sources(every[ref])
+    return [ref for ref in every if ref not in kept]
+
+
+def rename(root: Path, old: str, new: str) -> list[tuple[Ref, Ref]]:
+    """Give an object another name: its masks, embeddings and adapter, in every version.
+
+    Files are immutable and hold their name, so each is written again under the new one, with the same number, as the
+    stages would have written it; the old one becomes a tombstone that says where it went and what its SHA-256 was. So
+    a ref to the old name that stands in a scene, or in somebody's script, still leads to the object, and `verify`
+    still knows the file that the scene was made from.
+
+    Raises:
+        MissingError: Nothing has the old name. UsageError: the new one is taken, or a joint adapter was made from it.
+    """
+    every = records(root)
+    moved = {ref: replace(ref, name=new) for kind in OF_OBJECTS for ref in every if (ref.kind, ref.name) == (kind, old)}
+    if not moved:
+        raise MissingError(f"no object is called {old}", "`objtune list adapter` shows the objects")
+    joint = {ref: source for ref, source in dependents(every, moved).items() if ref.kind != "scene"}
+    for ref, source in joint.items():
+        raise UsageError(f"{ref} was made from {source}", f"an object that was learned with others keeps its name; `objtune rm {ref}` first")
+    renamed: dict[Ref, dict[str, str]] = {}
+    for ref, target in moved.items():
+        record, tensors = artifact.load(root, ref)
+        renamed[ref] = {"ref": str(target), "sha256": _written(root, _called(record, old, new, renamed), target, tensors, old)}
+        if ref.path(root).with_suffix("").is_dir():
+            shutil.copytree(ref.path(root).with_suffix(""), target.path(root).with_suffix(""), dirs_exist_ok=True)
+    for ref in reversed(moved):  # what was made last goes first: stopped half way, the rest still has its sources
+        bury(root, ref, str(moved[ref]))
+    return list(moved.items())
+
+
+def _called(record: Record, old: str, new: str, renamed: Mapping[Ref, dict[str, str]]) -> Record:
+    """A record as its stage would have written it under the new name."""
+    inputs = {}
+    for role, given in record.inputs.items():
+        source = refs.parse(given["ref"]) if given["ref"] else None
+        role = f"embedding.{new}" if role == f"embedding.{old}" else role
+        inputs[role] = renamed.get(source, given) if source else given
+    objects = {new if name == old else name: word for name, word in record.objects.items()}
+    return replace(record, name=new, objects=objects, inputs=inputs)
+
+
+def _written(root: Path, record: Record, target: Ref, tensors: Mapping[str, Any], old: str) -> str:
+    """Publish one renamed artifact under its number, unless an interrupted run did; its SHA-256."""
+    tensors = {f"token.{target.name}" if key == f"token.{old}" else key: value for key, value in tensors.items()}
+    numbered = replace(record, version=target.version)
+    path = target.path(root)
+    with contextlib.suppress(artifact.TakenError):
+        artifact.publish(root, numbered, tensors, number=target.version)
+        return artifact.sha256(path)
+    wanted = artifact.encoded(numbered, {name: artifact.as_array(value) for name, value in tensors.items()})
+    if path.exists() and path.read_bytes() == b"".join(bytes(part) for part in wanted):
+        return artifact.sha256(path)
+    raise UsageError(f"the name {target.name} is taken: {target}", "choose another one")

@@ -1,0 +1,78 @@
+"""`doctor`: says what is there and what is missing, loads no torch for what needs none, and fails where work would."""
+
+import json
+import os
+import shutil
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from objtune_cli.store.artifact import Record, publish
+from tests.schema import check
+from tests.test_architecture import loaded_by
+
+Cli = Callable[..., Any]
+
+
+def checks(done: Any) -> dict[str, dict[str, str]]:
+    document = json.loads(done.out)
+    check(document, "output", "doctor")
+    return {c["what"]: c for c in document["checks"]}
+
+
+def test_a_sound_machine(cli: Cli, project: Path) -> None:
+    publish(project / "artifacts", Record("mask", "rex", {"rex": "dog"}, {}, {}, {}), {"mask": np.ones(9, np.uint8)})
+    done = cli("doctor", "--json")
+    found = checks(done)
+    assert done.code == 0
+    assert (found["store"]["said"], found["leftovers"]["state"]) == ("1 artifacts, every header sound", "ok")
+    assert (found["base toybox"]["state"], found["segmenter"]["state"], found["cpu"]["state"]) == ("ok", "ok", "ok")
+    assert found["base sd15"]["state"] == "missing"
+    assert "hf download stable-diffusion-v1-5/stable-diffusion-v1-5" in found["base sd15"]["remedy"]
+    assert found["torch"]["said"].startswith("2.")
+    assert all(c["remedy"] for c in found.values() if c["state"] != "ok")
+    lines = cli("doctor", "--quick").out.splitlines()
+    assert [line.split("\t")[0] for line in lines] == [what for what in found if what not in ("cpu", "gpu", "mps") and "cuda" not in what]
+
+
+def test_quick_loads_no_torch(project: Path) -> None:
+    done = loaded_by("doctor", "--quick", folder=project)
+    assert done.stderr == "loaded [] code 0\n"
+
+
+def test_no_project_is_said_with_its_command(cli: Cli, project: Path) -> None:
+    (project / "objtune.toml").unlink()
+    found = checks(cli("doctor", "--quick", "--json"))
+    assert (found["project"]["state"], found["project"]["remedy"]) == ("missing", "objtune init")
+    assert list(project.iterdir()) == []
+
+
+def test_a_damaged_store_is_bad(cli: Cli, project: Path) -> None:
+    path = publish(project / "artifacts", Record("mask", "rex", {"rex": "dog"}, {}, {}, {}), {}).path(project / "artifacts")
+    path.chmod(0o644)
+    path.write_bytes(b"broken")
+    done = cli("doctor", "--quick", "--json")
+    found = checks(done)
+    assert (done.code, found["store"]["state"]) == (7, "bad")
+    assert str(path) in found["store"]["said"]
+    assert f"bad: store: {path} is damaged" in cli("doctor", "--quick").err
+
+
+def test_little_room_is_bad(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: namedtuple("Usage", "total used free")(10**12, 10**12 - 10**6, 10**6))
+    done = cli("doctor", "--quick", "--json")
+    assert (done.code, checks(done)["disk"]["remedy"]) == (7, "`objtune gc` frees what nothing needs")
+
+
+def test_leftovers_and_a_lost_checkpoint_are_said(cli: Cli, project: Path) -> None:
+    (project / ".objtune/tmp").mkdir(parents=True)
+    (project / ".objtune/tmp/00000000.1.2").touch()
+    os.utime(project / ".objtune/tmp/00000000.1.2", (1e9, 1e9))
+    (project / "objtune.toml").write_text('[segment]\nsam_checkpoint = "none.pth"\n')
+    found = checks(cli("doctor", "--quick", "--json"))
+    assert (found["leftovers"]["said"], found["leftovers"]["remedy"]) == ("1 files of killed writers", "objtune gc")
+    assert (found["segmenter"]["state"], found["segmenter"]["said"]) == ("bad", "there is no none.pth")

@@ -1,0 +1,17 @@
+"""Faults in two sizes: a short form with every run of the suite, the full one with `make faults`, which prints its numbers."""
+
+from collections.abc import Callable
+
+import pytest
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Print one line of numbers to the terminal, at full size."""
+
+    def line(text: str) -> None:
+        if request.node.get_closest_marker("faults"):
+            with capsys.disabled():
+                print(f"\n{text}", end="")
+
+    return line

@@ -1,0 +1,161 @@
+"""What stops `train`: each signal with its code, a time limit with 0; and what it tells programs meanwhile."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from objtune_cli.method import training
+from tests.schema import check
+
+FAST = ("--set", "init-embedding.steps=3", "--set", "train.views=4", "--set", "prior.samples=2", "--set", "prior.entries=4", "--set", "train.scores=none", "--no-preview")
+
+
+@pytest.fixture
+def train(cli, base, dog_photo):
+    """`train` of the example photo on the tiny base, four steps."""
+    Path("objtune.toml").write_text(
+        f'base = "{base}"\n[train]\nsteps = 4\nrank = 2\n[segment]\nmin_likeness = 0.0\nmin_margin = -99.0\nmin_score = -99.0\n'
+    )
+
+    def run(*more):
+        return cli("train", dog_photo, "--class", "dog", *FAST, *more)
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def hearing():
+    """Signals as a command in the foreground has them; restored afterwards."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    kept = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """Do something before a step of training is reported."""
+    whole = training.run
+
+    def when(wanted, action):
+        def interrupted(trainer, on_step):
+            def step(number):
+                if number == wanted:
+                    action()
+                on_step(number)
+
+            whole(trainer, step)
+
+        monkeypatch.setattr(training, "run", interrupted)
+
+    yield when
+    monkeypatch.setattr(training, "run", whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_within_the_step_with_its_code(train, at_step, monkeypatch, number):
+    at_step(2, lambda: signal.raise_signal(number))
+    stopped = train("--events", "events.ndjson")
+    assert (stopped.code, stopped.out) == (128 + number, "")
+    assert "error: stopped at step 2 of 4, state saved" in stopped.err
+    assert len(list(Path(".objtune/state").glob("*.safetensors"))) == 1
+    said = [json.loads(line) for line in Path("events.ndjson").read_text().splitlines()]
+    assert [e["step"] for e in said if e.get("stage") == "train"] == [1, 2]
+    assert said[-1]["event"] == "end" and said[-1]["code"] == 128 + number
+
+
+def test_a_time_limit_saves_stops_and_is_no_failure(train, at_step, monkeypatch):
+    whole = train()
+    unbroken = Path("artifacts/adapter/dog/v001.safetensors").read_bytes()
+    shutil.rmtree("artifacts/adapter")
+
+    now = time.monotonic
+    at_step(3, lambda: monkeypatch.setattr(time, "monotonic", lambda: now() + 3600))
+    stopped = train("--max-time", "50m", "--json")
+    monkeypatch.setattr(time, "monotonic", now)
+    document = json.loads(stopped.out)
+    check(document, "output", "train")
+    assert stopped.code == 0, stopped.err
+    assert (document["finished"], document["refs"], document["message"]) == (False, [], "stopped at step 3 of 4, state saved")
+    assert "the same command goes on from there" in stopped.err
+    assert not Path("artifacts/adapter").exists()
+
+    resumed = train("--max-time", "1h", "--json")
+    assert "goes on at step 3 of 4" in resumed.err
+    assert json.loads(resumed.out)["finished"] is True
+    assert Path("artifacts/adapter/dog/v001.safetensors").read_bytes() == unbroken
+    assert whole.out == "adapter/dog@1\n"
+
+
+def test_a_wrong_time_limit_is_wrong_usage(train):
+    assert train("--max-time", "soon").code == 2
+
+
+def test_events_tell_every_step_of_every_stage(train):
+    done = train("--events", "events.ndjson", "--quiet")
+    assert (done.code, done.err) == (0, "")
+    said = [json.loads(line) for line in Path("events.ndjson").read_text().splitlines()]
+    for event in said:
+        check(event, "event")
+    assert (said[0]["event"], said[0]["command"], said[-1]["event"], said[-1]["code"]) == ("start", "train", "end", 0)
+    assert {e["stage"] for e in said if e["event"] == "step"} >= {"init-embedding", "prior of dog", "train"}
+    steps = [e for e in said if e.get("stage") == "train"]
+    assert [(e["step"], e["total"]) for e in steps] == [(n, 4) for n in (1, 2, 3, 4)]
+    assert all(e["loss"] > 0 for e in steps)
+    assert steps[-1]["eta"] == 0
+    assert any(e["event"] == "note" and "placements" in e["text"] for e in said)
+    train("--events", "events.ndjson")
+    assert len(Path("events.ndjson").read_text().splitlines()) > len(said)  # appended
+
+
+def test_a_reader_of_events_that_goes_away_stops_nothing(train):
+    os.mkfifo("pipe")
+    nobody = train("--events", "pipe")
+    assert nobody.code == 7 and "events cannot be written to pipe" in nobody.err
+
+    def read_a_little():
+        with open("pipe", "rb") as pipe:
+            pipe.read(10)
+
+    reader = threading.Thread(target=read_a_little)
+    reader.start()
+    time.sleep(0.2)
+    done = train("--events", "pipe")
+    reader.join()
+    assert (done.code, done.out) == (0, "adapter/dog@1\n")
+
+
+TWICE = """
+import os, signal, sys, time
+from objtune_cli.cli.signals import Stop
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)  # a shell's background jobs are born deaf to INT
+stop = Stop()
+stop.install()
+print("ready", flush=True)
+while not stop.signum:
+    time.sleep(0.001)
+print("asked", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_second_signal_ends_at_once(number):
+    with subprocess.Popen([sys.executable, "-c", TWICE], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout.readline() == "ready\n"
+        child.send_signal(number)
+        assert child.stdout.readline() == "asked\n"
+        started = time.monotonic()
+        child.send_signal(number)
+        assert child.wait(10) == 128 + number
+        assert time.monotonic() - started < 0.2
