@@ -193,7 +193,7 @@ def check_schema(record: dict[str, Any], supported: int, path: Path) -> None:
     """
     schema = record.get("schema")
     if type(schema) is not int:
-        raise DamagedError(f"{path} has no schema number")
+        raise DamagedError(f"{path} is damaged: it has no schema number", RESTORE)
     if schema > supported:
         raise IncompatibleError(
             f"{path} has schema {schema}; this objtune reads up to {supported}", "update it: `pip install -U objtune`"

@@ -144,18 +144,18 @@ WORK: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("name", WORK)
-@sized(True, True)
-def test_f3_a_crash_at_every_boundary(name: str, size: bool, tmp_path: Path, say: Say) -> None:
-    """Both sizes are all of them. Before each system call in turn that opens, flushes, links, renames or deletes: the store is sound, and the same again finishes."""
+@sized(6, 1)
+def test_f3_a_crash_at_every_boundary(name: str, size: int, tmp_path: Path, say: Say) -> None:
+    """In short every sixth. Before each system call in turn that opens, flushes, links, renames or deletes: the store is sound, and the same again finishes."""
     first, work = tmp_path / "first" / "artifacts", WORK[name]
     chain(first, "rex")
     whole = tmp_path / "whole" / "artifacts"
     shutil.copytree(first, whole)
     work(whole)
-    wanted, at = kept(whole), 0
+    wanted, at = kept(whole), 1 - size
     assert wanted != kept(first)
     while True:
-        at += 1
+        at += size
         root = tmp_path / f"run{at}" / "artifacts"
         shutil.copytree(first, root)
         code = crashing(lambda root=root: work(root), at)
@@ -195,6 +195,8 @@ def test_f4_writers_beside_gc(size: int, root: Path, say: Say) -> None:
     root.mkdir()
 
     def write(number: int) -> Callable[[], None]:
+        rng = random.Random(number)
+
         def work() -> None:
             while time.monotonic() < until:
                 try:
@@ -205,7 +207,7 @@ def test_f4_writers_beside_gc(size: int, root: Path, say: Say) -> None:
                             made = publish(root, Record(kind, f"n{number % 3}", {}, inputs, {}, {}), {"x": np.ones(9)})
                 except BusyError:
                     time.sleep(0.002)
-                time.sleep(0.01)
+                time.sleep(rng.uniform(0, 0.4))  # a moment in which all rest comes now and then
 
         return work
 
@@ -358,6 +360,34 @@ def test_f12_monstrous_headers(size: int, tmp_path: Path, say: Say) -> None:
             worst = max(worst, time.perf_counter() - started)
     assert worst < 0.05
     say(f"F12 headers of 75 MB and 96 MB: refused in at most {worst * 1000:.1f} ms")
+
+
+DO = """
+import os, sys
+import numpy as np
+from pathlib import Path
+os.umask(int(sys.argv[2], 8))
+from objtune_cli.store.artifact import Record, publish, sha256
+root = Path(sys.argv[1]) / "artifacts"
+record = Record("mask", "rex", {"rex": "K\\u00e4se", "b": "c"}, {"photo": {"ref": "", "sha256": "0" * 64}}, {k: 0.1 for k in {"x", "y", "z", "w"}}, {}, {"area": 1 / 3})
+print(sha256(publish(root, record, {k: np.linspace(0, 1, 7) for k in {"p", "q", "r"}}).path(root)))
+"""
+
+
+@sized(2, 6)
+def test_f10_equal_work_is_equal_bytes(size: int, tmp_path: Path, say: Say) -> None:
+    """Whatever the hash seed, time zone, locale, umask and folder."""
+    found = set()
+    for i in range(size):
+        folder = tmp_path / f"a folder {i}" / "ü"
+        folder.mkdir(parents=True)
+        zone, words = ("UTC", "Asia/Tokyo", "America/Lima")[i % 3], ("C", "C.UTF-8", "POSIX")[i % 3]
+        settings = {**os.environ, "PYTHONHASHSEED": str(i), "TZ": zone, "LC_ALL": words, "PYTHONUTF8": str(i % 2)}
+        done = subprocess.run([sys.executable, "-c", DO, str(folder), ("022", "077", "000")[i % 3]], env=settings, cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        found.add(done.stdout)
+    assert len(found) == 1
+    say(f"F10 {size} processes of other hash seed, time zone, locale, umask and folder: {len(found)} SHA-256")
 
 
 def test_these_tests_would_notice(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

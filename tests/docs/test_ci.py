@@ -1,0 +1,59 @@
+"""docs/ci.md: the workflow's own steps, run in order in a checkout, do what they say."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from objtune_cli.stages import jobs
+from tests.conftest import REPOSITORY
+from tests.schema import check
+
+QUICK = {
+    "OBJTUNE_TRAIN_STEPS": "3", "OBJTUNE_TRAIN_VIEWS": "2", "OBJTUNE_TRAIN_SCORES": "none", "OBJTUNE_INIT_EMBEDDING_STEPS": "2",
+    "OBJTUNE_PRIOR_SAMPLES": "2", "OBJTUNE_PRIOR_ENTRIES": "4", "OBJTUNE_GENERATE_STEPS": "2",
+}  # fmt: skip
+"""Settings that only make the work short."""
+
+
+def steps() -> list[dict[str, Any]]:
+    text = (REPOSITORY / "docs" / "ci.md").read_text()
+    workflow = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", text, re.S)[0])
+    return workflow["jobs"]["draw"]["steps"]
+
+
+def test_the_page_names_every_key_of_a_jobs_file() -> None:
+    page = (REPOSITORY / "docs" / "ci.md").read_text()
+    assert [key for key in jobs.KEYS if f"`{key}`" not in page] == []
+
+
+@pytest.mark.timeout(900)
+def test_the_steps_of_the_workflow(project: Path) -> None:
+    shutil.copytree(REPOSITORY / "docs" / "examples", project / "docs" / "examples")
+    (project / "objtune.toml").unlink()
+    environment = {**os.environ, **QUICK, "GITHUB_ACTIONS": "true", "FORCE_COLOR": "1"}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    ran = []
+    for step in steps():
+        if "run" not in step or step["name"] == "install":
+            continue
+        done = subprocess.run(["bash", "-eo", "pipefail", "-c", step["run"]], cwd=project, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{step['name']}\n{done.stdout}\n{done.stderr}"
+        assert "\x1b" not in done.stdout + done.stderr
+        ran.append(step["name"])
+    assert ran == ["look at the machine", "train and draw", "check every byte", "collect the pictures"]
+    document = json.loads((project / "result.json").read_text())
+    check(document, "output", "run")
+    assert [(j["name"], j["state"]) for j in document["jobs"]] == [("rex", "done"), ("cup", "done")]
+    assert len([p for p in (project / "pictures").iterdir() if "scene" in p.name]) == 6
+    for line in (project / "events.ndjson").read_text().splitlines():
+        check(json.loads(line), "event")
+    kept = [step["with"] for step in steps() if "upload-artifact" in step.get("uses", "")]
+    assert kept == [{"name": "pictures", "path": "pictures"}]

@@ -1,0 +1,139 @@
+"""F2: training killed at random moments and begun again ends in the bytes of a run that nobody disturbed."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.sizes import sized
+
+SERVER = '''
+"""A process that has imported everything once and forks a child for every attempt."""
+import json, os, random, shutil, signal, sys, time
+from pathlib import Path
+base, photo, kills = sys.argv[1], sys.argv[2], int(sys.argv[3])
+SETTINGS = ["train.steps=16", "train.rank=2", "train.views=4", "init-embedding.steps=3", "prior.samples=2", "prior.entries=4",
+            "train.scores=none", "segment.min_likeness=0", "segment.min_margin=-99", "segment.min_score=-99"]
+LINE = ["train", photo, "--class", "dog", "--base", base, "--no-preview", "--quiet", *(w for s in SETTINGS for w in ("--set", s))]
+import objtune_cli.models.stack
+import torch
+torch.set_num_threads(1)
+import objtune_cli.method.training, objtune_cli.method.prototype, objtune_cli.method.prior, objtune_cli.models.towers, objtune_cli.models.sam
+import diffusers, transformers, peft, cv2
+from objtune_cli.cli.app import run
+from objtune_cli.method.training import Trainer
+from objtune_cli.stages import train as stage
+
+def begin(folder, change=None):
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 99
+    try:
+        stage.SAVE_EVERY = 0.0
+        if change:
+            change()
+        code = run([*LINE, "--project", str(folder)])
+    finally:
+        os._exit(code)
+
+def end(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+def result(folder):
+    return (folder / "artifacts/adapter/dog/v001.safetensors").read_bytes()
+
+def leftovers(folder):
+    return len(list((folder / ".objtune").rglob("*.*")))
+
+def project(name):
+    folder = Path(name)
+    folder.mkdir()
+    (folder / "objtune.toml").touch()
+    return folder
+
+whole = project("whole")
+assert end(begin(whole)) == 0
+shutil.rmtree(whole / "artifacts/adapter")
+started = time.monotonic()
+assert end(begin(whole)) == 0  # the stages before are there: this is the time of training alone
+alone = time.monotonic() - started
+wanted = result(whole)
+
+def disturbed(folder, rng, limit, change=None):
+    """Kill at random moments until it ends by itself; how often."""
+    count = 0
+    while True:
+        pid = begin(folder, change)
+        if count < limit:
+            time.sleep(rng.uniform(0, alone))
+            os.kill(pid, signal.SIGKILL)
+        code = end(pid)
+        if code != -signal.SIGKILL:
+            assert code == 0, code
+            return count
+        count += 1
+
+rng = random.Random(2)
+killed = runs = differ = 0
+started = time.monotonic()
+while killed < kills:
+    folder = project(f"run{runs}")
+    shutil.copytree(whole / "artifacts", folder / "artifacts", ignore=shutil.ignore_patterns("adapter") if runs % 4 < 3 else None)
+    if runs % 4 == 3:  # every fourth begins at the photo
+        shutil.rmtree(folder / "artifacts")
+    killed += disturbed(folder, rng, min(kills - killed, 12))
+    differ += result(folder) != wanted
+    runs += 1
+    assert not list((folder / ".objtune/state").glob("*.safetensors"))
+    shutil.rmtree(folder)
+taken = time.monotonic() - started
+
+def forget_optimizer():
+    restore = Trainer.restore
+    def changed(self, kept):
+        restore(self, kept)
+        self.optimizer.state.clear()
+    Trainer.restore = changed
+
+def forget_step():
+    restore = Trainer.restore
+    def changed(self, kept):
+        restore(self, kept)
+        self.step = self.step - 1 if self.step > 1 else self.step
+    Trainer.restore = changed
+
+noticed = {}
+for change in (forget_optimizer, forget_step):
+    folder = project(change.__name__)
+    shutil.copytree(whole / "artifacts", folder / "artifacts", ignore=shutil.ignore_patterns("adapter"))
+    state = folder / ".objtune/state"
+    pid = begin(folder)
+    while not list(state.glob("*.safetensors")):
+        time.sleep(0.001)
+    time.sleep(alone / 8)
+    os.kill(pid, signal.SIGKILL)
+    assert end(pid) == -signal.SIGKILL
+    assert end(begin(folder, change)) == 0
+    noticed[change.__name__] = result(folder) != wanted
+print(json.dumps({"killed": killed, "runs": runs, "differ": differ, "alone": alone, "taken": taken, "noticed": noticed}))
+'''
+
+
+@pytest.mark.timeout(600)
+@sized(4, 200)
+def test_f2_killed_training(size: int, base: Path, dog_photo: Path, project: Path, say: Callable[[str], None]) -> None:
+    line = [sys.executable, "-c", SERVER, str(base), str(dog_photo), str(size)]
+    done = subprocess.run(line, cwd=project, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["killed"] >= size
+    assert told["differ"] == 0
+    assert told["noticed"] == {"forget_optimizer": True, "forget_step": True}, "what is compared does not depend on the saved state"
+    say(
+        f"F2  {told['killed']} SIGKILL in {told['runs']} trainings of {told['alone']:.1f} s, each begun again to the end: {told['differ']} of {told['runs']} "
+        f"adapters differ from the undisturbed one; without optimizer state or a step back they do (negative controls); {told['taken']:.0f} s"
+    )
