@@ -190,6 +190,17 @@ class Generate:
 
 
 @dataclass(frozen=True, repr=False)
+class Compose:
+    """Several objects in one picture."""
+
+    retries: int = _setting(2, "How often a picture in which an object is missing or mixed is drawn again, each time from another seed.", 0, 100, before=0)
+    edge: float = _setting(0.06, "Softness of the regions, fraction of the picture.", 0, 0.5, before=0.06)
+    attention: Literal["open", "bounded"] = _setting(
+        "open", "Whether the regions of different objects see each other in self-attention.", before="open"
+    )
+
+
+@dataclass(frozen=True, repr=False)
 class Bench:
     """Measuring."""
 
@@ -217,6 +228,7 @@ SECTIONS: dict[str, type] = {
     "train": Train,
     "prior": Prior,
     "generate": Generate,
+    "compose": Compose,
     "bench": Bench,
 }
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from objtune_cli.cli.frame import Outcome, Run
-from objtune_cli.config import Generate
+from objtune_cli.config import Compose, Generate
 
 Count = Annotated[int | None, typer.Option("-n", help="Pictures per prompt.", show_default=str(Generate().n))]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the first picture.", show_default=str(Generate().seed))]
@@ -47,11 +47,13 @@ def compose(
     steps: Steps = None,
     guidance: Guidance = None,
     negative: Negative = None,
+    scheduler: Scheduler = None,
     out: Out = None,
 ) -> Outcome:
     from objtune_cli.stages import compose as stage
+    from objtune_cli.stages import layout as places
 
-    places = (stage.layout(layout) if layout else {}) | dict(stage.place(text) for text in place or [])
+    given = (places.read(layout) if layout else {}) | places.places(place or [])
     ctx = run.context(create=False)
-    config = ctx.settings.resolve(Generate, n=n, seed=seed, steps=steps, guidance=guidance, negative=negative)
-    return Outcome(stage.run(ctx, prompt, places, config, out), shown="images")
+    config = ctx.settings.resolve(Generate, n=n, seed=seed, steps=steps, guidance=guidance, negative=negative, scheduler=scheduler)
+    return Outcome(stage.run(ctx, prompt, given, config, ctx.settings.resolve(Compose), out), shown="images")

@@ -1,6 +1,7 @@
 """Which trained objects a prompt names, loaded and ready to be drawn."""
 
-from dataclasses import dataclass
+import contextlib
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from objtune_cli.errors import InputError, MissingError
@@ -86,6 +87,32 @@ def tensors(ctx: Context, item: Named) -> dict[str, Any]:
 
     _, arrays = artifact.load(ctx.root, item.record.ref, item.sha256)
     return {k: torch.from_numpy(v.copy()) for k, v in arrays.items()}
+
+
+def photo(ctx: Context, item: Named) -> dict[str, Any] | None:
+    """The mask artifact, photo included, that an object was learned from: its arrays; None where it is not there any more."""
+    for role, source in item.record.inputs.items():
+        if not role.startswith(("embedding.", "adapter.")):
+            continue
+        with contextlib.suppress(MissingError):
+            origin = artifact.read_record(ctx.root, refs.resolve(ctx.root, refs.parse(source["ref"])))
+            if item.name not in origin.objects:
+                continue
+            if origin.kind == "adapter":
+                return photo(ctx, replace(item, record=origin))
+            if "mask" in origin.inputs:
+                mask = origin.inputs["mask"]
+                return artifact.load(ctx.root, refs.resolve(ctx.root, refs.parse(mask["ref"])), mask["sha256"])[1]
+    return None
+
+
+def shape(ctx: Context, item: Named) -> float:
+    """Width over height of an object in its photo; 1 where the photo is not there any more."""
+    found = photo(ctx, item)
+    if found is None:
+        return 1.0
+    ys, xs = (found["mask"] > 127).nonzero()
+    return float((xs.max() - xs.min() + 1) / (ys.max() - ys.min() + 1)) if len(ys) else 1.0
 
 
 def add_words(stack: "Stack", objects: list[Named], weights: dict[str, dict[str, Any]]) -> "Placeholders":
