@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from objtune_cli.cli import complete
 from objtune_cli.cli.frame import Outcome, Run
 from objtune_cli.config import Compose, Generate
 
@@ -26,15 +27,20 @@ def generate(
     guidance: Guidance = None,
     negative: Negative = None,
     scheduler: Scheduler = None,
+    adapter: Annotated[
+        str | None, typer.Option("--adapter", metavar="REF", help="Take all objects from this adapter, a merged one for example.", autocompletion=complete.adapter_ref)
+    ] = None,
     out: Out = None,
 ) -> Outcome:
     from objtune_cli.stages import generate as stage
+    from objtune_cli.store import refs
 
     ctx = run.context(create=False)
     config = ctx.settings.resolve(
         Generate, n=n, seed=seed, steps=steps, guidance=guidance, negative=negative, scheduler=scheduler
     )
-    return Outcome(stage.run(ctx, prompt, config, out), shown="images")
+    source = refs.find(ctx.root, adapter, ("adapter",)) if adapter else None
+    return Outcome(stage.run(ctx, prompt, config, out, source), shown="images")
 
 
 def compose(
@@ -48,6 +54,10 @@ def compose(
     guidance: Guidance = None,
     negative: Negative = None,
     scheduler: Scheduler = None,
+    retries: Annotated[
+        int | None, typer.Option(help="Other seeds for a picture in which an object is missing or mixed.", show_default=str(Compose().retries))
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 9 where no seed worked.")] = False,
     out: Out = None,
 ) -> Outcome:
     from objtune_cli.stages import compose as stage
@@ -56,4 +66,5 @@ def compose(
     given = (places.read(layout) if layout else {}) | places.places(place or [])
     ctx = run.context(create=False)
     config = ctx.settings.resolve(Generate, n=n, seed=seed, steps=steps, guidance=guidance, negative=negative, scheduler=scheduler)
-    return Outcome(stage.run(ctx, prompt, given, config, ctx.settings.resolve(Compose), out), shown="images")
+    how = ctx.settings.resolve(Compose, retries=retries, strict=1 if strict else None)
+    return Outcome(stage.run(ctx, prompt, given, config, how, out), shown="images")

@@ -1,15 +1,22 @@
 """`compose`: separately trained objects in one picture, each in its place."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from objtune_cli.config import Compose, Generate, identifying
 from objtune_cli.errors import InputError
-from objtune_cli.stages import generate, layout, objects
+from objtune_cli.stages import generate, layout, objects, presence
 from objtune_cli.stages.context import Context, Done, keep_picture, tools
 from objtune_cli.stages.layout import Box, Layout
 from objtune_cli.store import pictures
 from objtune_cli.store.artifact import Record
+
+if TYPE_CHECKING:
+    import torch
+
+    from objtune_cli.models.stack import Stack
 
 
 def run(ctx: Context, prompt: str, places: dict[str, Box], config: Generate, how: Compose, out: Path | None = None) -> list[Done]:
@@ -17,7 +24,7 @@ def run(ctx: Context, prompt: str, places: dict[str, Box], config: Generate, how
 
     Raises:
         InputError: No object in the prompt, or a place for an object that it does not name.
-        UsageError: One place for two objects.
+        UsageError: One place for two objects. GateError: `how.strict`, and in a picture an object is missing or mixed for every seed.
     """
     found = objects.named(ctx, [prompt])
     if not found:
@@ -28,6 +35,7 @@ def run(ctx: Context, prompt: str, places: dict[str, Box], config: Generate, how
     free = [n for n in names if n not in places]
     if free:
         ctx.report.note("placed by us: " + ", ".join(f"{n}={','.join(f'{v:.2f}' for v in laid.boxes[n])}" for n in free))
+    how = presence.suited(ctx, how)
     config = replace(generate.suited(ctx, config), guidance_below=1.0)  # regions are drawn with and without prompt at every level
     classes = {o.name: o.record.objects[o.name] for o in found}
     settings = identifying(config) | identifying(how) | {"prompt": prompt, "places": {n: list(b) for n, b in laid.boxes.items()}}
@@ -37,12 +45,15 @@ def run(ctx: Context, prompt: str, places: dict[str, Box], config: Generate, how
         settings["frame"] = [laid.wide, laid.high]
     name = "-".join(classes)[:64].rstrip("-.")
     record = Record("scene", name, classes, objects.inputs(found), settings, ctx.base.record())
-    done = generate.reuse(ctx, record, config, prompt) or _draw(ctx, record, found, laid, config, how, prompt)
+    done = generate.reuse(ctx, record, config, prompt)
+    if done:
+        presence.judge(ctx, done.metrics, how)
+    else:
+        done = _draw(ctx, record, found, laid, config, how, prompt)
     return generate.copied([done], out, ctx)
 
 
 def _draw(ctx: Context, record: Record, found: list[objects.Named], laid: Layout, config: Generate, how: Compose, prompt: str) -> Done:
-    import torch
 
     from objtune_cli.method import composition
     from objtune_cli.method.sampling import sample
@@ -54,14 +65,41 @@ def _draw(ctx: Context, record: Record, found: list[objects.Named], laid: Layout
     objects.check_length(ctx, stack, text)
     ids = stack.token_ids([text])
     placed = [composition.Placed(name, weights[name], laid.boxes[name], words.positions(ids, name)[0]) for name in laid.order]
-    step = ctx.progress("compose")
-    parts = []
     high, wide = (round(stack.size * side / stack.unit) * stack.unit for side in (laid.high, laid.wide))
     size = (high, wide)
-    with composition.regional(stack, placed, how.edge, aspect=size[1] / size[0], bounded=how.attention == "bounded"):
-        guidance = max(config.guidance, 1.001)  # the regions need the half of the batch without prompt
-        for seeds, on_step in generate.batches(config, step):
-            parts.append(sample(stack, text, config.negative, seeds, config.steps, guidance, config.scheduler, on_step, size=size))
-    done = generate.keep(ctx, stack, replace(record, tools=tools()), torch.cat(parts), config, prompt)
+    guidance = max(config.guidance, 1.001)  # the regions need the half of the batch without prompt
+
+    def draw(seeds: list[int], on_step: Callable[[int, int], None]) -> "torch.Tensor":
+        with composition.regional(stack, placed, how.edge, aspect=wide / high, bounded=how.attention == "bounded"):
+            return sample(stack, text, config.negative, seeds, config.steps, guidance, config.scheduler, on_step, size=size)
+
+    latents, metrics = _kept(ctx, stack, found, laid, config, how, draw)
+    presence.judge(ctx, metrics, how)  # a scene that is refused is not published
+    done = generate.keep(ctx, stack, replace(record, metrics=metrics, tools=tools()), latents, config, prompt)
     keep_picture(ctx.root, done.ref, "layout.png", pictures.png(layout.drawn(laid, size)))
     return done
+
+
+def _kept(
+    ctx: Context, stack: "Stack", found: list[objects.Named], laid: Layout, config: Generate, how: Compose, draw: Callable[..., "torch.Tensor"]
+) -> "tuple[torch.Tensor, dict[str, object]]":
+    """The latents of each picture's best seed, and what was found in them: all in the first round, then those that are wrong again."""
+    import torch
+
+    check = presence.opened(ctx, stack, found) if how.check == "shown" else None
+    best: dict[int, presence.Look] = {}
+    waiting = list(range(config.n))
+    for attempt in range(how.retries + 1):
+        label = f"compose, attempt {attempt + 1}" if attempt else "compose"
+        for start in range(0, len(waiting), generate.BATCH):
+            part = waiting[start : start + generate.BATCH]
+            step, rounds, before = ctx.progress(label), -(-len(waiting) // generate.BATCH), start // generate.BATCH
+            seeds = [config.seed + i + attempt * config.n for i in part]
+            latents = draw(seeds, lambda done, total, b=before, r=rounds, s=step: s(b * total + done, r * total))
+            for i, look in zip(part, presence.looks(check, stack, latents, seeds, [laid.boxes[o.name] for o in found]), strict=True):
+                best[i] = max(best.get(i, look), look, key=lambda seen: seen.margin)
+        waiting = [i for i in range(config.n) if best[i].wrong]
+        if not waiting:
+            break
+    chosen = [best[i] for i in range(config.n)]
+    return torch.stack([look.latents for look in chosen]), presence.metrics(check, chosen)

@@ -28,6 +28,8 @@ PLACES: dict[str, Box] = {
 }
 LEAST = 0.05
 """Least width and height of a place: a smaller one is lost between the cells of the latents."""
+LOOSE = 0.85
+"""How far a place follows the object's proportions: the base does not stand things where a tight place would be, and cuts off what is outside."""
 SIDES = {"left": "left", "right": "right", "center": "center", "middle": "center", "top": "top", "bottom": "bottom"}
 """Words after "on the", "in the" or "at the" that place the object before them."""
 RELATIONS = {
@@ -232,12 +234,12 @@ def _part(outer: Box, inner: Box) -> Box:
 
 
 def _fitted(box: Box, shape: float) -> Box:
-    """The largest box of an object's proportions inside another one, standing on its floor; never less than 0.6 of it.
+    """The largest box of an object's proportions inside another one, standing on its floor; never less than `LOOSE` of it.
 
     An object needs room around it, so that its own width over height, times 1.15 both ways, is asked for.
     """
     width, height = box[2] - box[0], box[3] - box[1]
-    wide, high = min(width, max(0.6 * width, 1.15 * shape * height)), min(height, max(0.6 * height, 1.15 * width / shape))
+    wide, high = min(width, max(LOOSE * width, 1.15 * shape * height)), min(height, max(LOOSE * height, 1.15 * width / shape))
     middle = (box[0] + box[2]) / 2
     return tuple(round(v, 4) for v in (middle - wide / 2, box[3] - high, middle + wide / 2, box[3]))  # type: ignore[return-value]
 

@@ -90,7 +90,7 @@ def test_more_than_two_side_by_side_get_a_larger_picture() -> None:
     found = of("<rex>, <cup> and <hat>", names)
     assert (found.wide, found.high) == (1.5, 1.0)
     own = [round((b[2] - b[0]) * found.wide / (b[3] - b[1]), 2) for b in found.boxes.values()]
-    assert own == [round(0.49 / (1.15 * 0.49), 2)] * 3  # as two in a picture of the base's own size have them
+    assert own == [round(0.49 / (0.85 * 0.7), 2)] * 3  # as two in a picture of the base's own size have them
     assert (of("<rex> and <cup>").wide, of("<rex> wearing <hat>", ["rex", "hat"]).wide) == (1.0, 1.0)
     assert of("<rex>, <cup> and <hat>", names, {"rex": layout.PLACES["left"]}).wide == 1.0
     tall = of("<rex> above <cup> above <hat>", names)
@@ -98,11 +98,11 @@ def test_more_than_two_side_by_side_get_a_larger_picture() -> None:
 
 
 def test_a_place_has_the_objects_proportions() -> None:
-    """In a slot of 0.49 by 0.7 a thing twice as wide as high gets 0.49 by 0.6 · 0.7; a thin one 0.6 · 0.49 by 0.7."""
+    """In a slot of 0.49 by 0.7 a thing twice as wide as high gets 0.49 by 0.85 · 0.7; a thin one 0.85 · 0.49 by 0.7."""
     boxes = of("<rex> and <cup>", shapes={"rex": 2.0, "cup": 0.2}).boxes
     assert boxes["rex"][2] - boxes["rex"][0] == pytest.approx(0.49, abs=1e-3)
-    assert boxes["rex"][3] - boxes["rex"][1] == pytest.approx(0.42, abs=1e-3)
-    assert boxes["cup"][2] - boxes["cup"][0] == pytest.approx(0.294, abs=1e-3)
+    assert boxes["rex"][3] - boxes["rex"][1] == pytest.approx(0.595, abs=1e-3)
+    assert boxes["cup"][2] - boxes["cup"][0] == pytest.approx(0.4165, abs=1e-3)
     assert boxes["cup"][3] - boxes["cup"][1] == pytest.approx(0.7, abs=1e-3)
     assert boxes["rex"][3] == boxes["cup"][3]  # both stand on the floor
 
