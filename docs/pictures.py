@@ -21,6 +21,21 @@ def objtune(folder: Path, *args: str) -> list[str]:
     return subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
 
 
+def gallery(folder: Path) -> None:
+    """The scenes of docs/compose.md in a project that holds <dog> and <cup>: each a row, its layout first."""
+    (folder / "scene.toml").write_text("dog = [0.0, 0.3, 0.55, 0.95]\ncup = [0.55, 0.3, 1.0, 0.95]\n")
+    rows = []
+    for args in (
+        ("a photo of <dog> next to <cup> on the beach",),
+        ("a photo of <dog> right of <cup> in the snow",),
+        ("a photo of <dog> and <cup> in the desert", "--layout", "scene.toml"),
+    ):
+        paths = [folder / line for line in objtune(folder, "compose", *args, "-n", "2")]
+        for path in (paths[0].with_name("layout.png"), *paths):
+            rows.append(np.asarray(Image.open(path).resize((160, 160), Image.Resampling.LANCZOS)))
+    Image.fromarray(grid(np.stack(rows), 3)).quantize(128).save(EXAMPLES / "gallery.png")
+
+
 def main() -> None:
     """Train both examples, compose them, draw the sheet of the base."""
     with tempfile.TemporaryDirectory() as name:
@@ -35,6 +50,7 @@ def main() -> None:
         layout = Image.open((folder / paths[0]).with_name("layout.png")).resize((192, 192), Image.Resampling.LANCZOS)
         shown = [np.asarray(Image.open(folder / path).resize((192, 192), Image.Resampling.BICUBIC)) for path in paths]
         Image.fromarray(grid(np.stack([np.asarray(layout), *shown]), 4)).save(EXAMPLES / "compose.png")
+        gallery(folder)
     command = [sys.executable, "-m", "objtune_cli.toybox.recipe", "sheet", "--work", str(EXAMPLES)]
     print("$ python", *command[1:], flush=True)
     subprocess.run(command, check=True)

@@ -190,6 +190,29 @@ class Generate:
 
 
 @dataclass(frozen=True, repr=False)
+class Compose:
+    """Several objects in one picture."""
+
+    retries: int = _setting(2, "How often a picture in which an object is missing or mixed is drawn again, each time from another seed.", 0, 100, before=0)
+    edge: float = _setting(0.06, "Softness of the regions, fraction of the picture.", 0, 0.5, before=0.06)
+    attention: Literal["open", "bounded"] = _setting(
+        "open", "Whether the regions of different objects see each other in self-attention.", before="open"
+    )
+    check: Literal["shown", "none"] = _setting("shown", "Whether every object is looked for in its place.", identifies=False)
+    strict: int = _setting(0, "1: a scene in which an object is missing or mixed for every seed is refused.", 0, 1, identifies=False)
+
+
+@dataclass(frozen=True, repr=False)
+class Merge:
+    """Several adapters as one."""
+
+    method: Literal["sum", "ties", "dare", "dare-ties"] = _setting("sum", "Weighted sum, TIES, DARE, or DARE with TIES' signs.")
+    rank: int = _setting(0, "Rank of the result, by SVD; 0: a sum is exact at the sum of the ranks, the others get the largest rank.", 0, 4096)
+    density: float = _setting(0.5, "Share of each adapter's weights that TIES and DARE keep.", 0.01, 1)
+    seed: int = _setting(0, "Seed of what DARE drops.", 0, MAX_SEED)
+
+
+@dataclass(frozen=True, repr=False)
 class Bench:
     """Measuring."""
 
@@ -217,6 +240,8 @@ SECTIONS: dict[str, type] = {
     "train": Train,
     "prior": Prior,
     "generate": Generate,
+    "compose": Compose,
+    "merge": Merge,
     "bench": Bench,
 }
 

@@ -12,8 +12,7 @@ from objtune_cli.errors import InputError
 from objtune_cli.stages import objects
 from objtune_cli.stages.context import Context
 from objtune_cli.store import artifact
-from objtune_cli.store.artifact import Record
-from objtune_cli.store.refs import Ref, parse, resolve
+from objtune_cli.store.refs import Ref
 from objtune_cli.toybox import world
 from objtune_cli.toybox.captions import PLACES, article
 from objtune_cli.toybox.evaluator import reading
@@ -59,20 +58,11 @@ def given(ctx: Context, ref: Ref, name: str | None = None) -> Given:
     name = name or next(iter(record.objects))
     if name not in record.objects:
         raise InputError(f"{ref} holds no {name}", f"it holds {', '.join(record.objects)}")
-    arrays = _mask(ctx, record, name)
     item = objects.Named(name, record, artifact.sha256(ref.path(ctx.root)))
+    arrays = objects.photo(ctx, item)
+    if arrays is None:
+        raise InputError(f"{record.ref} does not say which photo {name} was learned from", "train it from a photo")
     return Given(name, record.objects[name], arrays["rgb"], arrays["mask"], objects.tensors(ctx, item))
-
-
-def _mask(ctx: Context, record: Record, name: str) -> dict[str, Any]:
-    """The mask artifact, photo included, that an object of an adapter came from: its tensors."""
-    for role, source in record.inputs.items():
-        if role.startswith("embedding."):
-            embedding = artifact.read_record(ctx.root, resolve(ctx.root, parse(source["ref"])))
-            if name in embedding.objects and "mask" in embedding.inputs:
-                mask = embedding.inputs["mask"]
-                return artifact.load(ctx.root, resolve(ctx.root, parse(mask["ref"])), mask["sha256"])[1]
-    raise InputError(f"{record.ref} does not say which photo {name} was learned from", "train it from a photo")
 
 
 def toybox(ctx: Context, subject: Given, dial: Dial, repeats: int, seed: int) -> dict[str, float]:

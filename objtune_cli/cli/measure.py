@@ -40,6 +40,7 @@ def bench(
     speed: Annotated[
         bool, typer.Option("--speed", help="Measure a training step beside DreamBooth-LoRA's, here and at Stable Diffusion's size.")
     ] = False,
+    scenes: Annotated[bool, typer.Option("--scenes", help="Measure two and three objects in one picture: composed, added, learned together.")] = False,
     masks: Annotated[bool, typer.Option("--masks", help="Measure `segment` on held-out scenes: by class word, box and point.")] = False,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Results, kept and gone on from.")] = Path("bench"),
     from_: Annotated[
@@ -58,6 +59,8 @@ def bench(
         ctx = run.context(create=False)
         rounds = ctx.settings.resolve(Bench).rounds
         return _table(run, clock.run(ctx, rounds, clock.SIZES[:1] if quick else clock.SIZES), [])
+    if scenes:
+        return _scenes(run, objects, methods, seed, quick, out)
     if masks:
         return _masks(run, others, seed, quick)
     from objtune_cli.bench import run as stage
@@ -83,6 +86,19 @@ def bench(
     else:
         rows, images = stage.run(ctx, out, chosen, config, from_), [out / "sheet.png"]
     return _table(run, rows, images)
+
+
+def _scenes(run: Run, objects: int | None, methods: str | None, seed: int | None, quick: bool, out: Path) -> Outcome:
+    from objtune_cli.bench import scenes as stage
+
+    chosen = [part.strip() for part in methods.split(",")] if methods else list(stage.METHODS)
+    unknown = [name for name in chosen if name not in stage.METHODS]
+    need(not unknown, f"there is no way {', '.join(unknown)} to several objects", f"one or more of {', '.join(stage.METHODS)}")
+    ctx = run.context(create=False)
+    config = ctx.settings.resolve(Bench, objects=objects, seed=seed)
+    if objects is None and config.objects == Bench().objects:
+        config = replace(config, objects=1 if quick else stage.GROUPS)
+    return _table(run, stage.run(ctx, out, chosen, replace(config, repeats=1) if quick else config), [])
 
 
 def _masks(run: Run, others: list[Any], seed: int | None, quick: bool) -> Outcome:

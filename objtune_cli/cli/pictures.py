@@ -5,8 +5,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from objtune_cli.cli import complete
 from objtune_cli.cli.frame import Outcome, Run
-from objtune_cli.config import Generate
+from objtune_cli.config import Compose, Generate
 
 Count = Annotated[int | None, typer.Option("-n", help="Pictures per prompt.", show_default=str(Generate().n))]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the first picture.", show_default=str(Generate().seed))]
@@ -26,15 +27,20 @@ def generate(
     guidance: Guidance = None,
     negative: Negative = None,
     scheduler: Scheduler = None,
+    adapter: Annotated[
+        str | None, typer.Option("--adapter", metavar="REF", help="Take all objects from this adapter, a merged one for example.", autocompletion=complete.adapter_ref)
+    ] = None,
     out: Out = None,
 ) -> Outcome:
     from objtune_cli.stages import generate as stage
+    from objtune_cli.store import refs
 
     ctx = run.context(create=False)
     config = ctx.settings.resolve(
         Generate, n=n, seed=seed, steps=steps, guidance=guidance, negative=negative, scheduler=scheduler
     )
-    return Outcome(stage.run(ctx, prompt, config, out), shown="images")
+    source = refs.find(ctx.root, adapter, ("adapter",)) if adapter else None
+    return Outcome(stage.run(ctx, prompt, config, out, source), shown="images")
 
 
 def compose(
@@ -47,11 +53,18 @@ def compose(
     steps: Steps = None,
     guidance: Guidance = None,
     negative: Negative = None,
+    scheduler: Scheduler = None,
+    retries: Annotated[
+        int | None, typer.Option(help="Other seeds for a picture in which an object is missing or mixed.", show_default=str(Compose().retries))
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 9 where no seed worked.")] = False,
     out: Out = None,
 ) -> Outcome:
     from objtune_cli.stages import compose as stage
+    from objtune_cli.stages import layout as places
 
-    places = (stage.layout(layout) if layout else {}) | dict(stage.place(text) for text in place or [])
+    given = (places.read(layout) if layout else {}) | places.places(place or [])
     ctx = run.context(create=False)
-    config = ctx.settings.resolve(Generate, n=n, seed=seed, steps=steps, guidance=guidance, negative=negative)
-    return Outcome(stage.run(ctx, prompt, places, config, out), shown="images")
+    config = ctx.settings.resolve(Generate, n=n, seed=seed, steps=steps, guidance=guidance, negative=negative, scheduler=scheduler)
+    how = ctx.settings.resolve(Compose, retries=retries, strict=1 if strict else None)
+    return Outcome(stage.run(ctx, prompt, given, config, how, out), shown="images")

@@ -25,6 +25,9 @@ from objtune_cli.numerics.masks import Box, region
 BLOCKED = -1e4
 """Attention bias where a token must not be seen; finite, so that no row becomes NaN."""
 
+EDGE = 0.06
+"""Width over which a region falls from 1 to 0, fraction of the frame."""
+
 
 @dataclass(slots=True)
 class Placed:
@@ -39,14 +42,14 @@ class Placed:
 class Regions:
     """Soft region masks of all objects at any resolution, computed once per size."""
 
-    def __init__(self, placed: list[Placed], aspect: float = 1.0) -> None:
-        self.placed, self.aspect = placed, aspect
+    def __init__(self, placed: list[Placed], aspect: float = 1.0, edge: float = EDGE) -> None:
+        self.placed, self.aspect, self.edge = placed, aspect, edge
         self.cache: dict[tuple[int, int], Tensor] = {}
 
     def at(self, height: int, width: int) -> Tensor:
         """(N, h, w); where regions overlap, later objects are in front."""
         if (height, width) not in self.cache:
-            own = [region(p.box, (height, width), edge=max(0.06, 1 / height)) for p in self.placed]
+            own = [region(p.box, (height, width), edge=max(self.edge, 1 / height)) for p in self.placed]
             rest = torch.ones(height, width)
             shares = []
             for mask in reversed(own):
@@ -112,16 +115,45 @@ class RegionalAttention:
         return merged(attn, F.scaled_dot_product_attention(q, k, v, attn_mask=full), hidden_states)
 
 
+class BoundedAttention:
+    """Self-attention in which one object's region does not look into another's (Bounded Attention, arXiv:2403.16990).
+
+    Between an object and the rest everything stays open: light and contact come from there.
+    """
+
+    def __init__(self, regions: Regions) -> None:
+        self.regions = regions
+        self.cache: dict[int, Tensor] = {}
+
+    def bias(self, length: int, like: Tensor) -> Tensor:
+        """(Q, K): log of 1 minus the share that query and key have in different objects."""
+        if length not in self.cache:
+            shares = self.regions.flat(length)
+            together = shares.sum(0)
+            apart = together[:, None] * together[None] - shares.T @ shares
+            self.cache[length] = (1 - apart).clamp_min(math.exp(BLOCKED)).log().clamp_min(BLOCKED).to(like)
+        return self.cache[length]
+
+    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any) -> Tensor:
+        q, k, v = heads(attn, hidden_states, encoder_hidden_states)
+        bias = self.bias(hidden_states.shape[1], q)[None, None]
+        return merged(attn, F.scaled_dot_product_attention(q, k, v, attn_mask=bias), hidden_states)
+
+
 @contextlib.contextmanager
-def regional(stack: Stack, placed: list[Placed]) -> Iterator[Regions]:
+def regional(stack: Stack, placed: list[Placed], edge: float = EDGE, *, aspect: float = 1.0, bounded: bool = False) -> Iterator[Regions]:
     """Inside, the denoiser draws each object in its region; afterwards it is as before.
+
+    Args:
+        placed: From the back to the front. edge: Softness of the regions, fraction of the frame. aspect: Width over height of the pictures.
+        bounded: Whether self-attention between the regions of different objects is closed.
 
     Raises:
         IncompatibleError: A LoRA was made for layers that this base does not have.
 
     The batch must be half without prompt, half with it, as guidance makes it.
     """
-    regions = Regions(placed)
+    regions = Regions(placed, aspect, edge)
     modules = dict(stack.unet.named_modules())
     names = sorted({key.removeprefix(PREFIX).rsplit(".lora_", 1)[0] for p in placed for key in p.weights if key.startswith(PREFIX)})
     missing = [name for name in names if name not in modules]
@@ -133,7 +165,9 @@ def regional(stack: Stack, placed: list[Placed]) -> Iterator[Regions]:
         for name in names:
             pairs = [_pair(stack, p, name) for p in placed]
             handles.append(modules[name].register_forward_hook(_hook(name, pairs, regions)))
-        stack.unet.set_attn_processor({k: RegionalAttention(regions) if ".attn2." in k else v for k, v in processors.items()})
+        across, within = RegionalAttention(regions), BoundedAttention(regions)
+        own = {k: across if ".attn2." in k else within if bounded and ".attn1." in k else v for k, v in processors.items()}
+        stack.unet.set_attn_processor(own)
         yield regions
     finally:
         for handle in handles:

@@ -20,6 +20,7 @@ def sample(
     scheduler: str = "base",
     on_step: Callable[[int, int], None] = lambda done, total: None,
     below: float = 1.0,
+    size: tuple[int, int] = (0, 0),
 ) -> Tensor:
     """Draw one picture per seed.
 
@@ -27,14 +28,15 @@ def sample(
         prompt: Of all pictures, or one for each seed.
         below: Noise levels from which guidance acts, fraction of the whole: above them, where poses and places are
             decided, the prompt speaks alone and they stay as various as they were learned (arXiv:2404.07724).
+        size: Height and width of the pictures, px, multiples of what the base divides them by; 0: the base's own.
 
     Returns:
         Scaled latents (N, C, h, w), float32, on the CPU. A picture's noise depends on its own
         seed alone, so that it is the same in any batch.
     """
     pipe = stack.pipeline(scheduler)
-    side = stack.size // stack.factor
-    shape = (stack.unet.config.in_channels, side, side)
+    height, width = (side or stack.size for side in size)
+    shape = (stack.unet.config.in_channels, height // stack.factor, width // stack.factor)
     noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds])
     prompts = [prompt] * len(seeds) if isinstance(prompt, str) else list(prompt)
     encoded = {text: stack.encode([text]) for text in dict.fromkeys(prompts)}
@@ -59,8 +61,8 @@ def sample(
         latents=noise.to(stack.device, stack.dtype),
         num_inference_steps=steps,
         guidance_scale=1.0 if free else guidance,
-        height=stack.size,
-        width=stack.size,
+        height=height,
+        width=width,
         output_type="latent",
         callback_on_step_end=report,
         callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"],

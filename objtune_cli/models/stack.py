@@ -71,6 +71,11 @@ class Stack:
         return self._factor
 
     @property
+    def unit(self) -> int:
+        """What the sides of pictures must be multiples of, px: the denoiser halves latents at each level."""
+        return self.factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
+
+    @property
     def size(self) -> int:
         """Side of the pictures this base was trained on, px."""
         return int(self.unet.config.sample_size) * self.factor

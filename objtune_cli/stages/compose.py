@@ -1,113 +1,59 @@
 """`compose`: separately trained objects in one picture, each in its place."""
 
-import tomllib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from objtune_cli.config import Generate, identifying
-from objtune_cli.errors import InputError, UsageError
-from objtune_cli.stages import generate, objects
+from objtune_cli.config import Compose, Generate, identifying
+from objtune_cli.errors import InputError
+from objtune_cli.stages import generate, layout, objects, presence
 from objtune_cli.stages.context import Context, Done, keep_picture, tools
+from objtune_cli.stages.layout import Box, Layout
 from objtune_cli.store import pictures
 from objtune_cli.store.artifact import Record
 
 if TYPE_CHECKING:
-    import numpy as np
+    import torch
 
-Box = tuple[float, float, float, float]
-
-PLACES: dict[str, Box] = {
-    "left": (0.02, 0.25, 0.5, 0.95),
-    "right": (0.5, 0.25, 0.98, 0.95),
-    "center": (0.22, 0.25, 0.78, 0.9),
-    "top": (0.2, 0.02, 0.8, 0.5),
-    "bottom": (0.2, 0.5, 0.8, 0.98),
-    "top-left": (0.02, 0.02, 0.5, 0.5),
-    "top-right": (0.5, 0.02, 0.98, 0.5),
-    "bottom-left": (0.02, 0.5, 0.5, 0.98),
-    "bottom-right": (0.5, 0.5, 0.98, 0.98),
-}
-"""Named places as x0, y0, x1, y1, fractions of the picture."""
+    from objtune_cli.models.stack import Stack
 
 
-def place(text: str) -> tuple[str, Box]:
-    """`rex=left` or `cup=0.55,0.4,0.95,0.9`.
-
-    Raises:
-        UsageError: Neither a named place nor a box inside the picture.
-    """
-    name, _, where = text.partition("=")
-    if where in PLACES:
-        return name, PLACES[where]
-    try:
-        box = tuple(float(v) for v in where.split(","))
-    except ValueError:
-        box = ()
-    if not name or len(box) != 4 or not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
-        raise UsageError(f"{text!r} is no place", f"`name=PLACE` with {', '.join(PLACES)}, or `name=x0,y0,x1,y1` in fractions of the picture")
-    return name, (box[0], box[1], box[2], box[3])
-
-
-def layout(file: Path) -> dict[str, Box]:
-    """Places from a TOML file: `rex = "left"` or `cup = [0.55, 0.4, 0.95, 0.9]`, one a line.
-
-    Raises:
-        InputError: Not readable. UsageError: no place.
-    """
-    try:
-        table = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"{file} is no readable layout: {error}", 'one line an object: `rex = "left"` or `cup = [0.55, 0.4, 0.95, 0.9]`') from None
-    texts = [f"{k}={','.join(map(str, v)) if isinstance(v, list) else v}" for k, v in table.items()]
-    return dict(place(text) for text in texts)
-
-
-def proposed(names: list[str], given: dict[str, Box]) -> dict[str, Box]:
-    """Places for the names that have none: side by side in the order of mention, where it is freest."""
-    width = 1 / len(names)
-    slots = [(i * width + 0.01, 0.25, (i + 1) * width - 0.01, 0.95) for i in range(len(names))]
-    taken, found = list(given.values()), {}
-    for name in (n for n in names if n not in given):
-        best = min(slots, key=lambda slot: (sum(_overlap(slot, box) for box in taken), slot))
-        slots.remove(best)
-        taken.append(best)
-        found[name] = best
-    return found
-
-
-def _overlap(a: Box, b: Box) -> float:
-    """Shared area of two boxes."""
-    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-
-
-def run(ctx: Context, prompt: str, places: dict[str, Box], config: Generate, out: Path | None = None) -> list[Done]:
+def run(ctx: Context, prompt: str, places: dict[str, Box], config: Generate, how: Compose, out: Path | None = None) -> list[Done]:
     """Draw the prompt with each of its objects in its place.
 
     Raises:
         InputError: No object in the prompt, or a place for an object that it does not name.
+        UsageError: One place for two objects. GateError: `how.strict`, and in a picture an object is missing or mixed for every seed.
     """
     found = objects.named(ctx, [prompt])
     if not found:
         raise InputError("the prompt names no trained object", 'for example `objtune compose "<rex> and <cup> on the beach" --place rex=left --place cup=right`')
-    strangers = [name for name in places if name not in {o.name for o in found}]
-    if strangers:
-        raise InputError(f"the prompt does not mention <{strangers[0]}>", f"it mentions {', '.join(f'<{o.name}>' for o in found)}")
-    free = proposed([o.name for o in found], places)
+    names = [o.name for o in found]
+    layout.check(places, names)
+    laid = layout.proposed(prompt, names, places, {o.name: objects.shape(ctx, o) for o in found})
+    free = [n for n in names if n not in places]
     if free:
-        places = places | free
-        ctx.report.note("placed by us: " + ", ".join(f"{n}={','.join(f'{v:.2f}' for v in box)}" for n, box in free.items()))
+        ctx.report.note("placed by us: " + ", ".join(f"{n}={','.join(f'{v:.2f}' for v in laid.boxes[n])}" for n in free))
+    how = presence.suited(ctx, how)
     config = replace(generate.suited(ctx, config), guidance_below=1.0)  # regions are drawn with and without prompt at every level
     classes = {o.name: o.record.objects[o.name] for o in found}
-    settings = identifying(config) | {"prompt": prompt, "places": {n: list(b) for n, b in places.items()}}
+    settings = identifying(config) | identifying(how) | {"prompt": prompt, "places": {n: list(b) for n, b in laid.boxes.items()}}
+    if laid.order != names:
+        settings["order"] = laid.order
+    if (laid.wide, laid.high) != (1.0, 1.0):
+        settings["frame"] = [laid.wide, laid.high]
     name = "-".join(classes)[:64].rstrip("-.")
     record = Record("scene", name, classes, objects.inputs(found), settings, ctx.base.record())
-    done = generate.reuse(ctx, record, config, prompt) or _draw(ctx, record, found, places, config, prompt)
+    done = generate.reuse(ctx, record, config, prompt)
+    if done:
+        presence.judge(ctx, done.metrics, how)
+    else:
+        done = _draw(ctx, record, found, laid, config, how, prompt)
     return generate.copied([done], out, ctx)
 
 
-def _draw(ctx: Context, record: Record, found: list[objects.Named], places: dict[str, Box], config: Generate, prompt: str) -> Done:
-    import torch
+def _draw(ctx: Context, record: Record, found: list[objects.Named], laid: Layout, config: Generate, how: Compose, prompt: str) -> Done:
 
     from objtune_cli.method import composition
     from objtune_cli.method.sampling import sample
@@ -118,29 +64,42 @@ def _draw(ctx: Context, record: Record, found: list[objects.Named], places: dict
     text = words.expand(prompt)
     objects.check_length(ctx, stack, text)
     ids = stack.token_ids([text])
-    placed = [composition.Placed(o.name, weights[o.name], places[o.name], words.positions(ids, o.name)[0]) for o in found]
-    step = ctx.progress("compose")
-    parts = []
-    with composition.regional(stack, placed):
-        guidance = max(config.guidance, 1.001)  # the regions need the half of the batch without prompt
-        for seeds, on_step in generate.batches(config, step):
-            parts.append(sample(stack, text, config.negative, seeds, config.steps, guidance, config.scheduler, on_step))
-    done = generate.keep(ctx, stack, replace(record, tools=tools()), torch.cat(parts), config, prompt)
-    keep_picture(ctx.root, done.ref, "layout.png", pictures.png(drawn_layout(places, stack.size)))
+    placed = [composition.Placed(name, weights[name], laid.boxes[name], words.positions(ids, name)[0]) for name in laid.order]
+    high, wide = (round(stack.size * side / stack.unit) * stack.unit for side in (laid.high, laid.wide))
+    size = (high, wide)
+    guidance = max(config.guidance, 1.001)  # the regions need the half of the batch without prompt
+
+    def draw(seeds: list[int], on_step: Callable[[int, int], None]) -> "torch.Tensor":
+        with composition.regional(stack, placed, how.edge, aspect=wide / high, bounded=how.attention == "bounded"):
+            return sample(stack, text, config.negative, seeds, config.steps, guidance, config.scheduler, on_step, size=size)
+
+    latents, metrics = _kept(ctx, stack, found, laid, config, how, draw)
+    presence.judge(ctx, metrics, how)  # a scene that is refused is not published
+    done = generate.keep(ctx, stack, replace(record, metrics=metrics, tools=tools()), latents, config, prompt)
+    keep_picture(ctx.root, done.ref, "layout.png", pictures.png(layout.drawn(laid, size)))
     return done
 
 
-def drawn_layout(places: dict[str, Box], size: int) -> "np.ndarray":
-    """The regions as coloured frames with their names, a square of at least 256 px, uint8."""
-    import numpy as np
-    from PIL import Image, ImageDraw
+def _kept(
+    ctx: Context, stack: "Stack", found: list[objects.Named], laid: Layout, config: Generate, how: Compose, draw: Callable[..., "torch.Tensor"]
+) -> "tuple[torch.Tensor, dict[str, object]]":
+    """The latents of each picture's best seed, and what was found in them: all in the first round, then those that are wrong again."""
+    import torch
 
-    side = max(256, size)
-    image = Image.new("RGB", (side, side), "white")
-    pen = ImageDraw.Draw(image)
-    for i, (name, box) in enumerate(places.items()):
-        colour = ("#d62828", "#2a6fdb", "#2a9d4b", "#b8860b", "#7b3fb0")[i % 5]
-        x0, y0, x1, y1 = (round(v * (side - 1)) for v in box)
-        pen.rectangle((x0, y0, x1, y1), outline=colour, width=3)
-        pen.text((x0 + 8, y0 + 8), name, fill=colour)
-    return np.asarray(image)
+    check = presence.opened(ctx, stack, found) if how.check == "shown" else None
+    best: dict[int, presence.Look] = {}
+    waiting = list(range(config.n))
+    for attempt in range(how.retries + 1):
+        label = f"compose, attempt {attempt + 1}" if attempt else "compose"
+        for start in range(0, len(waiting), generate.BATCH):
+            part = waiting[start : start + generate.BATCH]
+            step, rounds, before = ctx.progress(label), -(-len(waiting) // generate.BATCH), start // generate.BATCH
+            seeds = [config.seed + i + attempt * config.n for i in part]
+            latents = draw(seeds, lambda done, total, b=before, r=rounds, s=step: s(b * total + done, r * total))
+            for i, look in zip(part, presence.looks(check, stack, latents, seeds, [laid.boxes[o.name] for o in found]), strict=True):
+                best[i] = max(best.get(i, look), look, key=lambda seen: seen.margin)
+        waiting = [i for i in range(config.n) if best[i].wrong]
+        if not waiting:
+            break
+    chosen = [best[i] for i in range(config.n)]
+    return torch.stack([look.latents for look in chosen]), presence.metrics(check, chosen)

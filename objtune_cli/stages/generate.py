@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 BATCH = 4
 
 
-def run(ctx: Context, prompts: list[str], config: Generate, out: Path | None = None) -> list[Done]:
-    """Draw each prompt `config.n` times; one scene a prompt.
+def run(ctx: Context, prompts: list[str], config: Generate, out: Path | None = None, source: Ref | None = None) -> list[Done]:
+    """Draw each prompt `config.n` times; one scene a prompt; `source`: the adapter that holds all objects.
 
     Raises:
         InputError, MissingError: See `objects.named`.
     """
-    found = objects.named(ctx, prompts)
+    found = objects.named(ctx, prompts, source)
     config = suited(ctx, config)
-    done = [_scene(ctx, prompt, objects.named(ctx, [prompt]), config) for prompt in prompts]
+    done = [_scene(ctx, prompt, objects.named(ctx, [prompt], source), config) for prompt in prompts]
     waiting = [i for i, (_, reused) in enumerate(done) if reused is None]
     results = [reused for _, reused in done]
     if waiting:
@@ -38,7 +38,7 @@ def run(ctx: Context, prompts: list[str], config: Generate, out: Path | None = N
         words = objects.add_words(stack, found, weights)
         loaded = _add_adapters(stack, found, weights)
         for i in waiting:
-            _activate(stack, [loaded[o.record.ref] for o in objects.named(ctx, [prompts[i]]) if loaded[o.record.ref]])
+            _activate(stack, [loaded[o.record.ref] for o in objects.named(ctx, [prompts[i]], source) if loaded[o.record.ref]])
             results[i] = _draw(ctx, stack, words, prompts[i], done[i][0], config)
     finished = [r for r in results if r is not None]
     return copied(finished, out, ctx)
@@ -73,7 +73,7 @@ def reuse(ctx: Context, record: Record, config: Generate, prompt: str) -> Done |
     import torch
 
     latents = torch.from_numpy(artifact.load(ctx.root, done.ref)[1]["latents"].copy())
-    done.images = write_pictures(ctx, ctx.stack(), done.ref, record, latents, config, prompt)
+    done.images = write_pictures(ctx, ctx.stack(), done.ref, replace(record, metrics=done.metrics), latents, config, prompt)
     return done
 
 
@@ -132,10 +132,11 @@ def keep(ctx: Context, stack: "Stack", record: Record, latents: "torch.Tensor", 
 def write_pictures(
     ctx: Context, stack: "Stack", ref: Ref, record: Record, latents: "torch.Tensor", config: Generate, prompt: str
 ) -> list[Path]:
-    """Decode latents to PNGs that say how they were made, in the form other tools read."""
+    """Decode latents to PNGs that say how they were made, in the form other tools read; `seeds` in the metrics: those that were kept."""
     from objtune_cli.method.sampling import to_uint8
 
     images = []
+    seeds = record.metrics.get("seeds", range(config.seed, config.seed + len(latents)))
     for i, picture in enumerate(to_uint8(stack.to_picture(latents)).numpy()):
         lines = [prompt]
         if config.negative:
@@ -143,9 +144,9 @@ def write_pictures(
         lines.append(
             f"Steps: {config.steps}, Sampler: {config.scheduler}, CFG scale: {config.guidance:g}, "
             f"{f'CFG below: {config.guidance_below:g}, ' if config.guidance_below < 1 else ''}"
-            f"Seed: {config.seed + i}, Size: {picture.shape[1]}x{picture.shape[0]}, Model: {ctx.base.id}, Version: objtune"
+            f"Seed: {seeds[i]}, Size: {picture.shape[1]}x{picture.shape[0]}, Model: {ctx.base.id}, Version: objtune"
         )
-        about = canonical({"scene": str(ref), "inputs": record.inputs, "seed": config.seed + i})
+        about = canonical({"scene": str(ref), "inputs": record.inputs, "seed": seeds[i]})
         data = pictures.png(picture, {"parameters": "\n".join(lines), "objtune": about})
         images.append(keep_picture(ctx.root, ref, f"{i + 1:03d}.png", data))
     return images

@@ -1,6 +1,7 @@
 """Which trained objects a prompt names, loaded and ready to be drawn."""
 
-from dataclasses import dataclass
+import contextlib
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from objtune_cli.errors import InputError, MissingError
@@ -23,11 +24,11 @@ class Named:
     sha256: str
 
 
-def named(ctx: Context, prompts: list[str]) -> list[Named]:
-    """The objects that the prompts name, in order of first mention.
+def named(ctx: Context, prompts: list[str], source: Ref | None = None) -> list[Named]:
+    """The objects that the prompts name, in order of first mention; `source`: the adapter that they are all taken from.
 
     Raises:
-        InputError: A prompt is empty or mentions two versions of one object.
+        InputError: A prompt is empty or mentions two versions of one object, or the source does not hold one.
         MissingError: No adapter holds the name; the hint lists what there is.
     """
     import re
@@ -43,7 +44,7 @@ def named(ctx: Context, prompts: list[str]) -> list[Named]:
             if match is None:
                 raise InputError(f"{text} cannot be the name of an object", "names are lower case: `<rex>`, or `<rex@2>` for a version")
             name, version = match.groups()
-            ref = _holder(ctx, name, int(version or 0))
+            ref = _held(ctx, name, source) if source else _holder(ctx, name, int(version or 0))
             if name in found and found[name].record.ref != ref:
                 raise InputError(f"the prompts ask for {found[name].record.ref} and {ref}", "use one version of an object at a time")
             if name not in found:
@@ -51,6 +52,19 @@ def named(ctx: Context, prompts: list[str]) -> list[Named]:
                 ctx.check_base(record)
                 found[name] = Named(name, record, digest)
     return list(found.values())
+
+
+def _held(ctx: Context, name: str, source: Ref) -> Ref:
+    """The adapter that was asked for, which must hold the object."""
+    own = artifact.read_record(ctx.root, source).objects
+    if name not in own:
+        raise InputError(f"{source} holds no <{name}>", f"it holds {', '.join(f'<{o}>' for o in own)}")
+    return source
+
+
+def is_merged(record: Record) -> bool:
+    """Whether an adapter was made of others: those are the objects' own."""
+    return any(role.startswith("adapter.") for role in record.inputs)
 
 
 def _holder(ctx: Context, name: str, version: int) -> Ref:
@@ -62,7 +76,7 @@ def _holder(ctx: Context, name: str, version: int) -> Ref:
     newest = {n: artifact.read_record(ctx.root, refs.resolve(ctx.root, Ref("adapter", n))) for n in refs.names(ctx.root, "adapter")}
     if name in newest and name in newest[name].objects:
         return refs.resolve(ctx.root, Ref("adapter", name, version))
-    joint = [record.ref for record in newest.values() if name in record.objects]
+    joint = [record.ref for record in newest.values() if name in record.objects and not is_merged(record)]
     if len(joint) > 1:
         raise MissingError(f"<{name}> is ambiguous: {', '.join(map(str, joint))}", "train it under a name of its own with `--name`")
     if joint and version in (0, joint[0].version):
@@ -86,6 +100,32 @@ def tensors(ctx: Context, item: Named) -> dict[str, Any]:
 
     _, arrays = artifact.load(ctx.root, item.record.ref, item.sha256)
     return {k: torch.from_numpy(v.copy()) for k, v in arrays.items()}
+
+
+def photo(ctx: Context, item: Named) -> dict[str, Any] | None:
+    """The mask artifact, photo included, that an object was learned from: its arrays; None where it is not there any more."""
+    for role, source in item.record.inputs.items():
+        if not role.startswith(("embedding.", "adapter.")):
+            continue
+        with contextlib.suppress(MissingError):
+            origin = artifact.read_record(ctx.root, refs.resolve(ctx.root, refs.parse(source["ref"])))
+            if item.name not in origin.objects:
+                continue
+            if origin.kind == "adapter":
+                return photo(ctx, replace(item, record=origin))
+            if "mask" in origin.inputs:
+                mask = origin.inputs["mask"]
+                return artifact.load(ctx.root, refs.resolve(ctx.root, refs.parse(mask["ref"])), mask["sha256"])[1]
+    return None
+
+
+def shape(ctx: Context, item: Named) -> float:
+    """Width over height of an object in its photo; 1 where the photo is not there any more."""
+    found = photo(ctx, item)
+    if found is None:
+        return 1.0
+    ys, xs = (found["mask"] > 127).nonzero()
+    return float((xs.max() - xs.min() + 1) / (ys.max() - ys.min() + 1)) if len(ys) else 1.0
 
 
 def add_words(stack: "Stack", objects: list[Named], weights: dict[str, dict[str, Any]]) -> "Placeholders":

@@ -1,4 +1,4 @@
-"""The README's commands, run in order in one folder, print what the README says."""
+"""The commands of the README, then of docs/compose.md, run in order in one folder, print what the pages say."""
 
 import os
 import re
@@ -17,8 +17,8 @@ EXAMPLES = REPOSITORY / "docs" / "examples"
 
 
 def sessions() -> list[tuple[str, str]]:
-    """(command line, expected stdout) of every `$` line of the README."""
-    text = (REPOSITORY / "README.md").read_text()
+    """(command line, expected stdout) of every `$` line of the README and the page that goes on from it."""
+    text = "".join((REPOSITORY / page).read_text() for page in ("README.md", "docs/compose.md"))
     blocks = re.findall(r"```console\n(.*?)```", text, re.S)
     parts = [re.split(r"^\$ ", block, flags=re.M)[1:] for block in blocks]
     return [tuple(part.split("\n", 1)) for block in parts for part in block]  # type: ignore[misc]
@@ -26,7 +26,7 @@ def sessions() -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which every command of the README was run, with the toybox."""
+    """A folder in which every command of both pages was run, with the toybox."""
     folder = tmp_path_factory.mktemp("readme")
     for photo in EXAMPLES.glob("*.jpg"):
         shutil.copy(photo, folder)
@@ -49,6 +49,19 @@ def near(picture: np.ndarray, colour: tuple[int, int, int], reach: float = 75) -
 @pytest.mark.timeout(900)
 def test_the_readme_is_true(folder):
     assert (folder / "artifacts/adapter/dog/v001/preview.png").is_file()
+
+
+@pytest.mark.timeout(900)
+def test_scenes_hold_both_objects(folder):
+    """Teal of the dog and blue of the mug, each in its own half of the first picture."""
+    from objtune_cli.toybox.world import COLOURS
+
+    shown = np.asarray(Image.open(folder / "artifacts/scene/dog-cup/v002/001.png"))
+    half = shown.shape[1] // 2
+    left, right = shown[:, :half], shown[:, half:]
+    teal, blue = COLOURS["teal"], COLOURS["blue"]
+    assert near(left[40:], teal) > 0.03 and near(right[40:], blue) > 0.1
+    assert near(left[70:], blue) < 0.3 * near(right[70:], blue)
 
 
 @pytest.mark.timeout(900)

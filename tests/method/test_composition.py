@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from objtune_cli.method.composition import BLOCKED, Placed, RegionalAttention, Regions, regional
+from objtune_cli.method.composition import BLOCKED, BoundedAttention, Placed, RegionalAttention, Regions, regional
 from objtune_cli.models import adapter
 from objtune_cli.models import stack as stacks
 from objtune_cli.models.stack import Stack
@@ -219,6 +219,37 @@ def test_a_blocked_token_is_as_if_it_were_not_there(stack: Stack) -> None:
         weights = (q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])).softmax(-1)
         expected = attention.to_out[0]((weights @ v).transpose(0, 1).flatten(1))
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_bounded_self_attention_is_closed_between_objects_and_open_to_the_rest() -> None:
+    placed = [Placed("rex", {}, (0, 0, 0.3, 1), _none()), Placed("cup", {}, (0.7, 0, 1, 1), _none())]
+    bias = BoundedAttention(Regions(placed)).bias(100, torch.zeros(1)).view(10, 10, 10, 10)  # query y, x, key y, x
+    assert bias[5, 0, 5, 9] == bias[5, 9, 5, 0] == BLOCKED
+    assert bias[5, 0, 2, 1] == bias[5, 0, 5, 5] == bias[5, 5, 5, 9] == bias[5, 5, 0, 5] == 0
+    half = BoundedAttention(Regions([Placed("rex", {}, LEFT, _none()), Placed("cup", {}, RIGHT, _none())], edge=0.2)).bias(100, torch.zeros(1))
+    middle = Regions([Placed("rex", {}, LEFT, _none()), Placed("cup", {}, RIGHT, _none())], edge=0.2).flat(100)[:, 54]
+    expected = 1 - float(middle[0] * middle[1] * 2)  # one place looks at itself: both shares, either way round
+    assert half[54, 54].exp() == pytest.approx(expected, abs=1e-5)
+
+
+def test_with_bounds_what_is_in_one_region_is_not_seen_from_the_other(stack: Stack) -> None:
+    attention = stack.unet.get_submodule("down_blocks.0.attentions.0.transformer_blocks.0.attn1")
+    features = torch.randn(2, 64, attention.to_q.in_features, generator=torch.Generator().manual_seed(0))
+    changed = features.view(2, 8, 8, -1).clone()
+    changed[:, :, 7] += 3.0
+    placed = [Placed("rex", {}, (0, 0, 0.3, 1), _none()), Placed("cup", {}, (0.7, 0, 1, 1), _none())]
+    for bounded in (False, True):
+        with torch.no_grad(), regional(stack, placed, bounded=bounded):
+            first, second = (attention(f).view(2, 8, 8, -1) for f in (features, changed.flatten(1, 2)))
+        moved = (first - second).abs().amax(-1)
+        assert (moved[:, :, 0].max() == 0) == bounded
+        assert moved[:, :, 4].min() > 1e-6  # what is nobody's sees all
+
+
+@pytest.mark.parametrize("edge", [0.06, 0.3])
+def test_a_softer_region_falls_more_slowly(edge: float) -> None:
+    share = Regions([Placed("a", {}, (0.0, 0.0, 0.5, 1.0), _none())], edge=edge).at(100, 100)[0, 50]
+    assert int(((share > 0) & (share < 1)).sum()) == pytest.approx(100 * edge, abs=1)
 
 
 def test_sampling_with_guidance_runs_inside(stack: Stack, tiny_base) -> None:

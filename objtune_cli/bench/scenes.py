@@ -1,0 +1,276 @@
+"""`objtune bench --scenes`: several objects in one picture, composed, summed and learned together, judged by the drawn truth's evaluator."""
+
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from objtune_cli.bench import cases, drawing, measures, together, trial
+from objtune_cli.bench.cases import Case
+from objtune_cli.bench.run import Row, dial_of
+from objtune_cli.bench.scores import Scale
+from objtune_cli.config import Bench, Compose, Generate, Train, identifying
+from objtune_cli.stages import compose, generate, layout, objects, train
+from objtune_cli.stages.context import Context, tools
+from objtune_cli.store import artifact, pictures
+from objtune_cli.store.header import canonical
+from objtune_cli.store.project import locate
+from objtune_cli.store.refs import Ref, parse
+from objtune_cli.store.state import RunState
+from objtune_cli.toybox import draw, world
+from objtune_cli.toybox.captions import PLACES
+from objtune_cli.toybox.evaluator import reading
+from objtune_cli.toybox.evaluator.network import Evaluator
+from objtune_cli.toybox.world import Dial
+
+FORMAT = 1
+KINDS = {"two": (0, 1), "three": (0, 1, 2), "same": (0, 3)}
+"""Kinds of scenes to the members of a group of four: three classes, and another object of the first one's class."""
+METHODS = ("truth", "alone", "composed", "once", "sum", "joint")
+"""Drawn by the world; each object in a picture of its own; compose; compose without another seed; LoRAs added; learned from one photo of all."""
+GROUPS = 6
+"""Groups of each kind, where no number is given."""
+SEEDS_EACH = 2
+"""Pictures of each background."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Objects that are to be in one picture, and where."""
+
+    name: str
+    kind: str
+    members: tuple[Case, ...]
+    backgrounds: tuple[str, ...]
+
+    def prompt(self, background: str) -> str:
+        """The scene in words, objects by name."""
+        return f"a photo of {' and '.join(f'<{m.name}>' for m in self.members)} {PLACES[background][0]}"
+
+
+def groups(dial: Dial, count: int, seed: int, places: int) -> list[Group]:
+    """`count` groups of each kind, of held-out objects, each before up to `places` backgrounds that are in no member's photo."""
+    step, classes = 3, len(dial.classes)
+    pool = cases.cases(dial, (count - 1) * step + max(step, classes + 1), seed)
+    found = []
+    for g in range(count):
+        four = (*pool[g * step : g * step + step], pool[g * step + classes])
+        for kind, chosen in KINDS.items():
+            members = tuple(four[i] for i in chosen)
+            free = [b for b in dial.backgrounds if b not in {m.photo_background for m in members}]
+            found.append(Group(f"{kind}-{g:03d}", kind, members, tuple(free[:places])))
+    return found
+
+
+@dataclass(slots=True)
+class Running:
+    """One run: what it measures with, where it trains, what it knows so far."""
+
+    ctx: Context
+    out: Path
+    config: Bench
+    dial: Dial
+    network: Evaluator
+    scales: dict[str, Scale] = field(default_factory=dict)
+
+    def scale(self, case: Case) -> Scale:
+        """0 and 1 of identity for one object."""
+        if case.name not in self.scales:
+            self.scales[case.name] = drawing.scale(self.network, case, self.dial, self.config.seed)
+        return self.scales[case.name]
+
+    def scaled(self, group: Group) -> list[Scale]:
+        """The same for each object of a group."""
+        return [self.scale(member) for member in group.members]
+
+    def scored(self, group: Group, shown: np.ndarray) -> tuple[dict[str, float], np.ndarray]:
+        """Measures of pictures of a group, equally many of each background, and the pictures."""
+        per = len(shown) // len(group.backgrounds)
+        asked = [b for b in group.backgrounds for _ in range(per)]
+        return together.score(self.network, self.scaled(group), asked, shown), shown
+
+    def inside(self, name: str) -> Context:
+        """A project below `out`, for trainings and scenes that do not know of others."""
+        return replace(self.ctx, project=locate(self.out / name, create=True))
+
+
+def run(ctx: Context, out: Path, methods: list[str], config: Bench) -> list[Row]:
+    """Rows of the methods on every kind of scene; what `out` holds is not measured again.
+
+    Raises:
+        IncompatibleError: A base without a world. Stopped: a signal came; finished groups are kept.
+    """
+    bench = Running(ctx, out, config, dial_of(ctx), reading.load())
+    asked = groups(bench.dial, config.objects, config.seed, config.repeats)
+    found: dict[tuple[str, str], list[dict[str, float]]] = {(k, m): [] for k in KINDS for m in methods}
+    started, total, done = time.monotonic(), len(asked) * len(methods), 0
+    with RunState(bench.inside("apart").project, "bench").locked("another bench is at work in this folder", "wait for it, or give another --out"):
+        for group, method in itertools.product(asked, methods):
+            ctx.check_stopped()
+            values, fresh = _result(bench, group, method)
+            found[group.kind, method].append(values)
+            done += 1
+            if fresh:
+                said = "  ".join(f"{k} {v:.2f}" for k, v in values.items())
+                ctx.report.note(f"{method} on {group.name}: {said}  ({done} of {total}, {time.monotonic() - started:.0f} s)")
+    return [row for (kind, method), values in found.items() for row in measures.rows(f"{kind}: {method}", values)]
+
+
+def _result(bench: Running, group: Group, method: str) -> tuple[dict[str, float], bool]:
+    """Kept measures, or new ones with a sheet of their pictures."""
+    file, key = bench.out / "results" / method / f"{group.name}.json", _key(bench, group, method)
+    try:
+        held = json.loads(file.read_text())
+        if held["key"] == key:
+            return held["measures"], False
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    values, shown = _measure(bench, group, method)
+    values = {k: round(v, 5) for k, v in values.items()}
+    artifact.write_file(file.with_suffix(".png"), pictures.png(pictures.grid(shown)))
+    artifact.write_file(file, (json.dumps({"key": key, "measures": values}) + "\n").encode())
+    return values, True
+
+
+def _key(bench: Running, group: Group, method: str) -> str:
+    import hashlib
+
+    ctx = bench.ctx
+    about = {
+        "format": FORMAT, "method": method, "group": repr(group), "seed": bench.config.seed, "base": ctx.base.fingerprint, "judge": trial.judge(),
+        "sampling": ctx.base.sampling, "train": identifying(train.suited(Train(), ctx.base.training)), "compose": identifying(Compose()),
+        "tools": tools(), "device": ctx.common.device, "precision": ctx.common.precision,
+    }  # fmt: skip
+    return hashlib.sha256(canonical(about).encode()).hexdigest()
+
+
+def _measure(bench: Running, group: Group, method: str) -> tuple[dict[str, float], np.ndarray]:
+    if method == "alone":
+        return _alone(bench, group)
+    if method == "truth":
+        return bench.scored(group, _truth(bench, group))
+    if method == "joint":
+        ctx = bench.inside(f"joint-{group.name}")
+        ref, cost = _together(bench, ctx, group)
+        values, shown = bench.scored(group, _plain(ctx, group, ref))
+        return values | ({"seconds": cost} if cost else {}), shown
+    ctx, cost = bench.inside("apart"), 0.0
+    for member in group.members:
+        cost += _trained(bench, ctx, member)
+    if method == "sum":
+        values, shown = bench.scored(group, _plain(ctx, group, None))
+    else:
+        values, shown = _composed(bench, ctx, group, Compose() if method == "composed" else replace(Compose(), retries=0))
+    return values | ({"seconds": cost} if cost else {}), shown
+
+
+def _asked(bench: Running, group: Group) -> Iterator[tuple[str, str, int]]:
+    """(background, prompt, first seed) of every command."""
+    for i, background in enumerate(group.backgrounds):
+        yield background, group.prompt(background), 1000 + 10 * i
+
+
+def _composed(bench: Running, ctx: Context, group: Group, how: Compose) -> tuple[dict[str, float], np.ndarray]:
+    """What `objtune compose` draws, and how often its own check agrees with the evaluator."""
+    shown, said = [], []
+    for _, prompt, seed in _asked(bench, group):
+        done = compose.run(ctx, prompt, {}, Generate(n=SEEDS_EACH, seed=seed), how)[0]
+        shown.append(_opened(done.images))
+        said += [not wrong for wrong in done.metrics.get("wrong", [])]
+    values, sheet = bench.scored(group, np.concatenate(shown))
+    read, scales = together.seen(bench.network, np.concatenate(shown), len(group.members)), bench.scaled(group)
+    right = [all(together.present(scales, things)) for things in read]
+    if said:
+        values["agreed"] = float(np.mean([a == b for a, b in zip(said, right, strict=True)]))
+    return values, sheet
+
+
+def _plain(ctx: Context, group: Group, ref: Ref | None) -> np.ndarray:
+    """One prompt for all objects, their LoRAs added (or one adapter), in pictures as wide as composed ones."""
+    import torch
+
+    from objtune_cli.method.sampling import sample, to_uint8
+    from objtune_cli.models import adapter
+
+    found = objects.named(ctx, [group.prompt(group.backgrounds[0])], ref)
+    stack = ctx.stack()
+    weights = {item.name: objects.tensors(ctx, item) for item in found}
+    words = objects.add_words(stack, found, weights)
+    names = [f"lora{i}" for i, item in enumerate(found[:1] if ref else found) if adapter.load(stack, weights[item.name], f"lora{i}")]
+    adapter.activate(stack, names)
+    laid = layout.proposed(group.prompt(group.backgrounds[0]), [o.name for o in found], {}, {})
+    high, wide = (round(stack.size * side / stack.unit) * stack.unit for side in (laid.high, laid.wide))
+    drawn = []
+    for i, background in enumerate(group.backgrounds):
+        seeds = [1000 + 10 * i + k for k in range(SEEDS_EACH)]
+        drawn.append(sample(stack, words.expand(group.prompt(background)), "", seeds, **ctx.base.drawn(), size=(high, wide)))
+    return to_uint8(stack.to_picture(torch.cat(drawn))).numpy()
+
+
+def _alone(bench: Running, group: Group) -> tuple[dict[str, float], np.ndarray]:
+    """Each object in pictures of its own: what identity a scene can reach."""
+    ctx, found, shown = bench.inside("apart"), [], []
+    for member in group.members:
+        _trained(bench, ctx, member)
+        prompts = [f"a photo of <{member.name}> {PLACES[b][0]}" for b in group.backgrounds]
+        for done in generate.run(ctx, prompts, Generate(n=SEEDS_EACH, seed=1000)):
+            shown.append(_opened(done.images))
+            found.append(bench.scale(member).identity([things[0] for things in together.seen(bench.network, shown[-1], 1)]).mean())
+    return {"identity": float(np.mean(found))}, np.concatenate(shown)
+
+
+def _truth(bench: Running, group: Group) -> np.ndarray:
+    """Scenes drawn by the world, of the size that composed ones have."""
+    drawn = []
+    count = len(group.members)
+    side = drawing.SIDE * max(2, count) // 2
+    for i, background in enumerate(group.backgrounds):
+        rng = np.random.default_rng((bench.config.seed, i))
+        for _ in range(SEEDS_EACH):
+            scene = world.sample_scene(rng, bench.dial, instances=tuple(m.instance for m in group.members), background=background)
+            top = round(0.6 * side - 0.6 * drawing.SIDE)  # things stand around 0.6 of the height in either
+            drawn.append(draw.render(scene, side)[0][top : top + drawing.SIDE])
+    return np.stack(drawn)
+
+
+def _opened(images: list[Path]) -> np.ndarray:
+    from PIL import Image
+
+    return np.stack([np.asarray(Image.open(path)) for path in images])
+
+
+def _trained(bench: Running, ctx: Context, case: Case) -> float:
+    """Train one object where it is not yet; seconds it took, 0 where it was there."""
+    rgb, mask = case.picture()
+    return _train(bench, ctx, [case], rgb, [mask])[1]
+
+
+def _together(bench: Running, ctx: Context, group: Group) -> tuple[Ref, float]:
+    """One adapter from one photo of all the group's objects."""
+    rng = np.random.default_rng((bench.config.seed, 7))
+    scene = world.sample_scene(rng, bench.dial, instances=tuple(m.instance for m in group.members), background=group.members[0].photo_background)
+    rgb, masks = draw.render(scene, cases.PHOTO_SIDE)
+    return _train(bench, ctx, list(group.members), rgb, list(masks))
+
+
+def _train(bench: Running, ctx: Context, members: list[Case], rgb: np.ndarray, masks: list[np.ndarray]) -> tuple[Ref, float]:
+    """`objtune train` in a process of its own; what is there already is found by it."""
+    import sys
+
+    folder = ctx.project.folder / "given" / "-".join(m.name for m in members)
+    artifact.write_file(folder / "photo.png", pictures.png(rgb))
+    command = [sys.executable, "-P", "-m", "objtune_cli", "train", str(folder / "photo.png"), "--no-preview", "--json",
+               "--project", str(ctx.project.folder), "--base", ctx.common.base, "--device", ctx.common.device,
+               "--precision", ctx.common.precision, "--set", "train.scores=none"]  # fmt: skip
+    for member, mask in zip(members, masks, strict=True):
+        artifact.write_file(folder / f"{member.name}.png", pictures.png(mask))
+        command += ["--class", member.instance.kind, "--name", member.name, "--mask", f"{member.name}={folder / member.name}.png"]
+    document, seconds, _ = trial._measured(bench.ctx, command, f"training of {members[0].name}")
+    if "error" in document:
+        error = document["error"]
+        raise trial.Failed("training", members[0], int(error["code"]), error["message"])
+    return parse(document["refs"][-1]["ref"]), 0.0 if document["refs"][-1]["reused"] else seconds

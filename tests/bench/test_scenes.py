@@ -1,0 +1,110 @@
+"""The bench of scenes: groups, what counts as present, results that are kept."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from objtune_cli.bench import scenes, together
+from objtune_cli.bench.scores import Scale
+from objtune_cli.config import Bench
+from objtune_cli.stages.context import Context
+from objtune_cli.toybox.evaluator import reading
+from objtune_cli.toybox.evaluator.network import Evaluator
+from objtune_cli.toybox.evaluator.reading import Thing
+from objtune_cli.toybox.world import MEDIUM
+
+X, Y, Z = torch.eye(3)
+SCALES = [Scale(np.asarray(v)[None], 0.0, 1.0, 1.0) for v in (X, Y)]
+
+
+def thing(vector: torch.Tensor, x: float = 0.2, score: float = 0.9) -> Thing:
+    return Thing(score, (x, 0.3, x + 0.2, 0.8), vector / vector.norm(), {})
+
+
+@pytest.fixture(scope="module")
+def judge() -> Evaluator:
+    return reading.load()
+
+
+def test_groups_are_the_same_for_every_count_and_have_twins_of_one_class() -> None:
+    few, many = scenes.groups(MEDIUM, 2, 0, 2), scenes.groups(MEDIUM, 4, 0, 2)
+    assert few == many[:6] and [g.kind for g in few] == ["two", "three", "same"] * 2
+    for two, three, same in zip(few[::3], few[1::3], few[2::3], strict=True):
+        assert two.members == three.members[:2] and len({m.instance.kind for m in three.members}) == 3
+        first, twin = same.members
+        assert first == two.members[0] and first.instance.kind == twin.instance.kind and first.instance != twin.instance
+    assert all(b not in {m.photo_background for m in g.members} and len(g.backgrounds) <= 2 for g in many for b in g.backgrounds)
+    assert few[0].prompt("night") == f"a photo of <{few[0].members[0].name}> and <{few[0].members[1].name}> at night"
+
+
+@pytest.mark.parametrize(
+    ("things", "right"),
+    [
+        ([thing(X), thing(Y)], [True, True]),
+        ([thing(Y), thing(X)], [True, True]),  # whichever is found first
+        ([thing(X), thing(Z)], [True, False]),
+        ([thing(X)], [True, False]),
+        ([thing(X), thing(X)], [True, False]),  # one object twice is not the other one
+        ([thing(X + 0.9 * Y), thing(Y)], [True, True]),
+        ([thing(X + 1.1 * Y), thing(Z)], [False, True]),  # a mixture counts for the one it is nearer to
+        ([thing(0.4 * X + Z), thing(Y)], [False, True]),  # less than halfway
+        ([], [False, False]),
+    ],
+)
+def test_present_is_nearer_than_halfway_and_nearest_to_itself(things: list[Thing], right: list[bool]) -> None:
+    assert together.present(SCALES, things) == right
+
+
+def test_true_scenes_have_everything_in_order(judge: Evaluator, context: Callable[..., Context], project: Path) -> None:
+    """Square ones of two, and wide ones of three that the evaluator reads through windows."""
+    bench = scenes.Running(context(), project / "out", Bench(), MEDIUM, judge)
+    for group in scenes.groups(MEDIUM, 1, 0, 2):
+        shown = scenes._truth(bench, group)
+        assert shown.shape == (4, 128, 192 if group.kind == "three" else 128, 3)
+        found, _ = bench.scored(group, shown)
+        assert found["presence"] >= 0.75 and found["identity"] > 0.8 and abs(found["leak"]) < 0.3 and found["order"] == found["prompt"] == 1
+        mirrored, _ = bench.scored(group, shown[:, :, ::-1])
+        assert mirrored["order"] == 0
+
+
+def test_a_missing_object_counts_as_0(judge: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(together, "seen", lambda *_: [[thing(X)], [thing(Y, 0.6), thing(X, 0.1)]])
+    monkeypatch.setattr(together, "_background", lambda *_: "beach")
+    found = together.score(judge, SCALES, ["beach", "snow"], np.zeros((2, 8, 8, 3), np.uint8))
+    assert found == {"presence": 0.5, "each": 0.75, "identity": 0.75, "leak": 0.0, "order": 0.5, "prompt": 0.5}
+
+
+def test_a_thing_in_two_windows_is_one() -> None:
+    one, same, other = thing(X, 0.2, 0.8), replace(thing(X, 0.22, 0.9)), thing(Y, 0.6, 0.7)
+    assert together._once([one, same, other]) == [same, other]
+
+
+def test_results_are_kept_and_gone_on_from(context: Callable[..., Context], judge: Evaluator, project: Path, monkeypatch) -> None:
+    measured: list[tuple[str, str]] = []
+
+    def measure(bench, group, method):
+        measured.append((group.name, method))
+        return {"presence": 1.0 if method == "composed" else 0.5}, np.zeros((1, 8, 8, 3), np.uint8)
+
+    monkeypatch.setattr(scenes, "_measure", measure)
+    monkeypatch.setattr(scenes.reading, "load", lambda: judge)
+    ctx, out, config = context(), project / "out", Bench(objects=2, repeats=1)
+    rows = scenes.run(ctx, out, ["composed", "sum"], config)
+    assert len(measured) == 12 and len(rows) == 6 and all(row["n"] == 2 for row in rows)
+    assert {(r["method"], r["mean"]) for r in rows} == {(f"{k}: {m}", v) for k in scenes.KINDS for m, v in (("composed", 1.0), ("sum", 0.5))}
+    assert (out / "results/composed/two-000.png").is_file()
+    (out / "results/sum/same-001.json").write_text("{}")
+    assert scenes.run(ctx, out, ["composed", "sum"], config) == rows and measured[12:] == [("same-001", "sum")]
+    scenes.run(ctx, out, ["composed"], replace(config, seed=1))
+    assert len(measured) == 19  # other objects, other results
+
+
+def test_what_is_no_method_is_told(cli) -> None:
+    result = cli("bench", "--scenes", "--methods", "composed,magic")
+    assert result.code == 2 and "there is no way magic to several objects" in result.err
+
+
