@@ -40,6 +40,7 @@ slow: $(STAMP)
 
 faults: $(STAMP)
 	$(BIN)/python -m pytest -q -m faults -s tests/faults
+	$(BIN)/python -m pytest -q tests/faults/test_hostile_inputs.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check objtune_cli tests
