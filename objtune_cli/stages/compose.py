@@ -65,12 +65,13 @@ def _draw(ctx: Context, record: Record, found: list[objects.Named], laid: Layout
     objects.check_length(ctx, stack, text)
     ids = stack.token_ids([text])
     placed = [composition.Placed(name, weights[name], laid.boxes[name], words.positions(ids, name)[0]) for name in laid.order]
+    plain = stack.encode([objects.plain(prompt, found)])
     high, wide = (round(stack.size * side / stack.unit) * stack.unit for side in (laid.high, laid.wide))
     size = (high, wide)
     guidance = max(config.guidance, 1.001)  # the regions need the half of the batch without prompt
 
     def draw(seeds: list[int], on_step: Callable[[int, int], None]) -> "torch.Tensor":
-        with composition.regional(stack, placed, how.edge, aspect=wide / high, bounded=how.attention == "bounded"):
+        with composition.regional(stack, placed, how.edge, aspect=wide / high, plain=plain, below=how.own, bounded=how.attention == "bounded"):
             return sample(stack, text, config.negative, seeds, config.steps, guidance, config.scheduler, on_step, size=size)
 
     latents, metrics = _kept(ctx, stack, found, laid, config, how, draw)

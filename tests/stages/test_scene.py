@@ -125,6 +125,15 @@ def test_three_side_by_side_get_a_wider_picture_and_any_scheduler_draws_it(scene
     assert before.code == 0 and artifact.read_record(Path("artifacts"), refs.Ref("scene", "dog-cup", 2)).config["order"] == ["cup", "dog"]
 
 
+def test_a_plain_prompt_names_classes() -> None:
+    from objtune_cli.stages.objects import Named, plain
+    from objtune_cli.store.artifact import Record
+
+    found = [Named(n, Record("adapter", n, {n: word}, {}, {}, {}), "") for n, word in (("rex", "dog"), ("egg", "egg cup"))]
+    assert plain("a photo of <rex@2> and my <egg> under the <rex>", found) == "a photo of a dog and my egg cup under the dog"
+    assert plain("<egg>", found) == "an egg cup"
+
+
 @pytest.mark.parametrize("method", ["sum", "ties", "dare"])
 def test_merge_makes_one_adapter_of_two(scenes, method):
     result = scenes("merge", "dog=0.5", "cup", "--name", "pair", "--method", method)
