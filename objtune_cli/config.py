@@ -193,7 +193,7 @@ class Generate:
 class Compose:
     """Several objects in one picture."""
 
-    retries: int = _setting(2, "How often a picture in which an object is missing or mixed is drawn again, each time from another seed.", 0, 100, before=0)
+    retries: int = _setting(4, "How often a picture in which an object is missing or mixed is drawn again, each time from another seed.", 0, 100, before=0)
     own: float = _setting(
         1.0, "Noise level below which objects are themselves, fraction of the whole; above it the base lays the scene out by their class words.", 0, 1, before=1.0
     )

@@ -183,7 +183,7 @@ def test_lines_for_programs_have_a_row_each_and_the_columns_names(objtune: Cli, 
 
 def test_quick_is_two_objects_of_two_methods_unless_said_otherwise(objtune: Cli, quick: list, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr(run, "run", lambda ctx, out, methods, config: seen.append((list(methods), config)) or [])
+    monkeypatch.setattr(run, "run", lambda ctx, out, methods, config, published=None: seen.append((list(methods), config)) or [])
     for extra in ([], ["--objects", "3"], ["--methods", "masked-lora"], ["--seed", "5"]):
         assert objtune("bench", "--quick", *extra).code == 0
     assert [methods for methods, _ in seen] == [["objtune", "dreambooth-lora"]] * 2 + [["masked-lora"], ["objtune", "dreambooth-lora"]]
@@ -192,7 +192,7 @@ def test_quick_is_two_objects_of_two_methods_unless_said_otherwise(objtune: Cli,
 
 def test_settings_of_the_bench_come_from_every_layer(objtune: Cli, quick: list, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr(run, "run", lambda ctx, out, methods, config: seen.append(config) or [])
+    monkeypatch.setattr(run, "run", lambda ctx, out, methods, config, published=None: seen.append(config) or [])
     with Path("objtune.toml").open("a") as file:
         file.write('[bench]\nobjects = 7\nprompts = "pair, scene"\n')
     monkeypatch.setenv("OBJTUNE_BENCH_REPEATS", "3")

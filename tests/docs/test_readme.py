@@ -53,15 +53,17 @@ def test_the_readme_is_true(folder):
 
 @pytest.mark.timeout(900)
 def test_scenes_hold_both_objects(folder):
-    """Teal of the dog and blue of the mug, each in its own half of the picture that the layout file asked for."""
+    """Teal of the dog on the left and blue of the mug on the right, as three of the scenes ask; one picture in five may fail."""
     from objtune_cli.toybox.world import COLOURS
 
-    shown = np.asarray(Image.open(folder / "artifacts/scene/dog-cup/v004/001.png"))
-    half = shown.shape[1] // 2
-    left, right = shown[:, :half], shown[:, half:]
     teal, blue = COLOURS["teal"], COLOURS["blue"]
-    assert near(left[40:], teal) > 0.03 and near(right[40:], blue) > 0.1
-    assert near(left[70:], blue) < 0.3 * near(right[70:], blue)
+    asked = [path for version in ("v001", "v002", "v004") for path in sorted((folder / "artifacts/scene/dog-cup" / version).glob("0*.png"))]
+    right = []
+    for path in asked:
+        shown = np.asarray(Image.open(path))
+        dog, cup = shown[40:, : shown.shape[1] // 2], shown[40:, shown.shape[1] // 2 :]
+        right.append(near(dog, teal) > max(0.05, near(cup, teal)) and near(cup, blue) > max(0.05, near(dog, blue)))
+    assert len(asked) == 5 and sum(right) >= 4, right
 
 
 @pytest.mark.timeout(900)

@@ -163,11 +163,11 @@ def test_contrast_of_perfect_and_of_shuffled_pairs() -> None:
     """Unit vectors at right angles, logits 30 and 0: -log(e^30 / (e^30 + 2)) and -log(1 / (e^30 + 2))."""
     eye = torch.eye(3)
     texts = ["a", "b", "c"]
-    assert float(vision._contrast(eye, eye, texts)) == pytest.approx(0, abs=1e-6)
-    assert float(vision._contrast(eye, eye.roll(1, 0), texts)) == pytest.approx(math.log(math.exp(30) + 2), rel=1e-5)
+    assert float(vision.contrast(eye, eye, texts)) == pytest.approx(0, abs=1e-6)
+    assert float(vision.contrast(eye, eye.roll(1, 0), texts)) == pytest.approx(math.log(math.exp(30) + 2), rel=1e-5)
     # Two equal captions share the weight: their pictures may match either.
     same = torch.stack([eye[0], eye[0], eye[2]])
-    assert float(vision._contrast(same, same, ["a", "a", "c"])) == pytest.approx(2 * math.log(2) / 3, abs=1e-5)
+    assert float(vision.contrast(same, same, ["a", "a", "c"])) == pytest.approx(2 * math.log(2) / 3, abs=1e-5)
 
 
 def test_cut_out_rows_show_the_object_alone_and_enlarged() -> None:
