@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from objtune_cli.method.presence import MIDDLE, framed, known_by
 from objtune_cli.method.prototype import with_article
 from objtune_cli.method.sampling import sample
 from objtune_cli.method.subjects import Subject
 from objtune_cli.models.stack import Stack
 from objtune_cli.models.tokens import Placeholders
-from objtune_cli.models.towers import MEAN, Towers
+from objtune_cli.models.towers import Towers
 from objtune_cli.numerics import placement
-from objtune_cli.numerics.masks import crop
 
 SCENES = ("on the beach", "in the snow", "at night", "in the desert")
 """Where the object is asked for; the photo was taken in one of them at most."""
@@ -26,6 +26,8 @@ STEPS = 12
 """Sampling steps of a judged picture: fewer than of one that is shown."""
 FIRST_SEED = 900
 PLACEMENTS = 8
+APART = 0.05
+"""Least difference of cosines between object and class that a score is divided by: nearer together they cannot be told apart."""
 COARSE = 16
 """Side at which a picture is compared with the photo: layout and colours, no texture."""
 
@@ -35,8 +37,8 @@ class Known:
     """What is fixed about one object.
 
     Attributes:
-        own: Unit vector of the object alone (d,). one, zero: mean cosine to it of the photo's own object placed anew,
-            and of the class in the judged scenes. photo: the photo cut around the object, coarse (k,), of unit length. seen: mean correlation of the
+        own: Unit vector that the object is known by (d,). one, zero: mean cosine to it of the photo's own object placed anew,
+            and of the class in the judged scenes, both seen where an object stands. photo: the photo cut around the object, coarse (k,), of unit length. seen: mean correlation of the
             class pictures with it. follows: share of the class pictures that are where they were asked to be.
     """
 
@@ -77,30 +79,29 @@ class Judge:
     def drift(self) -> float:
         """How far the class came towards the object: 0 as before, 1 it is the object; the mean over objects."""
         after = {word: self._class(word) for word in self.plain}
-        moved = [float((self._vectors(after[s.class_word]) @ k.own).mean()) - k.zero for s, k in zip(self.subjects, self.known, strict=True)]
-        return sum(m / max(k.one - k.zero, 1e-3) for m, k in zip(moved, self.known, strict=True)) / len(moved)
+        moved = [float((self._middles(after[s.class_word]) @ k.own).mean()) - k.zero for s, k in zip(self.subjects, self.known, strict=True)]
+        return sum(m / max(k.one - k.zero, APART) for m, k in zip(moved, self.known, strict=True)) / len(moved)
 
     def _known(self, subject: Subject) -> Known:
         picture = (subject.picture + 1) / 2
-        alone = crop(picture, subject.mask, picture.new_tensor(MEAN), self.towers.size)
-        own = self.towers.pictures(alone[None])[0]
+        own = known_by(self.towers, picture, subject.mask)
         g = torch.Generator().manual_seed(0)
         placed, _ = placement.views(subject.picture, subject.mask, subject.ground, PLACEMENTS, self.stack.size, g)
         plain = self.plain[subject.class_word]
         photo = coarse(placed[:1])[0]
         return Known(
             own=own,
-            one=float((self._vectors(placed) @ own).mean()),
-            zero=float((self._vectors(plain) @ own).mean()),
+            one=float((self._middles(placed) @ own).mean()),
+            zero=float((self._middles(plain) @ own).mean()),
             photo=photo,
             seen=float((coarse(plain) @ photo).mean()),
             follows=self._follows(subject.class_word, plain),
         )
 
     def _scores(self, subject: Subject, known: Known, shown: Tensor) -> dict[str, float]:
-        likeness = float((self._vectors(shown) @ known.own).mean())
+        likeness = float((self._middles(shown) @ known.own).mean())
         return {
-            "identity": (likeness - known.zero) / max(known.one - known.zero, 1e-3),
+            "identity": (likeness - known.zero) / max(known.one - known.zero, APART),
             "prompt": self._follows(subject.class_word, shown) / max(known.follows, 1 / len(SCENES)),
             "copy": (float((coarse(shown) @ known.photo).mean()) - known.seen) / max(1 - known.seen, 1e-3),
         }
@@ -124,6 +125,10 @@ class Judge:
 
     def _vectors(self, pictures: Tensor) -> Tensor:
         return self.towers.pictures((pictures + 1) / 2)
+
+    def _middles(self, pictures: Tensor) -> Tensor:
+        """Unit vectors of where an object stands in a picture of it alone: less of the scene is in them."""
+        return self.towers.pictures(framed((pictures + 1) / 2, MIDDLE, self.towers.size))
 
 
 def coarse(pictures: Tensor) -> Tensor:

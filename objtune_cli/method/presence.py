@@ -42,7 +42,7 @@ class Check:
 
     def __init__(self, stack: Stack, towers: Towers, objects: Sequence[Seen]) -> None:
         self.towers, self.names = towers, [o.name for o in objects]
-        self.own = torch.stack([self._own(o) for o in objects])
+        self.own = torch.stack([known_by(towers, o.picture, o.mask) for o in objects])
         shown = torch.stack([self._shown(stack, o) for o in objects])
         cosines = shown @ self.own.T
         self.one = cosines.diagonal().clone()
@@ -65,18 +65,10 @@ class Check:
         vectors = [self.towers.pictures(torch.cat([framed(p[None], box, self.towers.size) for box in boxes])) for p in shown]
         return ((torch.stack(vectors) @ self.own.T - self.zero) / (self.one - self.zero).clamp_min(1e-3)).cpu()
 
-    def _own(self, seen: Seen) -> Tensor:
-        alone = crop(seen.picture, seen.mask, seen.picture.new_tensor(MEAN), self.towers.size)
-        views = torch.stack([self._view(seen, self.towers.size)[0], alone])
-        return F.normalize(self.towers.pictures(torch.cat([views, views.flip(-1)])).mean(0), dim=0)
-
     def _shown(self, stack: Stack, seen: Seen) -> Tensor:
         """The photo's object as the base could draw it at best: through the autoencoder."""
-        view = self._view(seen, stack.size)
+        view = close_up(seen.picture, seen.mask, stack.size)
         return self.towers.pictures(((stack.to_picture(stack.to_latent(view * 2 - 1)) + 1) / 2).clamp(0, 1).cpu())[0]
-
-    def _view(self, seen: Seen, side: int) -> Tensor:
-        return framed(seen.picture[None], bounding_box(seen.mask, 0.3 * float(seen.mask.max())), side, ROOM)
 
     def _zero(self, seen: Seen, index: int, cosines: Tensor) -> Tensor:
         """Cosine of the class's ordinary pictures; without them, of the other objects; without those, 0."""
@@ -84,6 +76,22 @@ class Check:
             return (self.towers.pictures(framed(seen.plain, MIDDLE, self.towers.size)) @ self.own[index]).mean()
         others = torch.cat([cosines[:index, index], cosines[index + 1 :, index]])
         return others.mean() if len(others) else cosines.new_zeros(())
+
+
+def known_by(towers: Towers, picture: Tensor, mask: Tensor) -> Tensor:
+    """The unit vector (d,) of an object: the mean over its close-up and its cut-out, both also mirrored.
+
+    Args:
+        picture: (3, H, W) in [0, 1]. mask: coverage (H, W).
+    """
+    alone = crop(picture, mask, picture.new_tensor(MEAN), towers.size)
+    views = torch.stack([close_up(picture, mask, towers.size)[0], alone])
+    return F.normalize(towers.pictures(torch.cat([views, views.flip(-1)])).mean(0), dim=0)
+
+
+def close_up(picture: Tensor, mask: Tensor, side: int) -> Tensor:
+    """The photo around its object, (1, 3, side, side)."""
+    return framed(picture[None], bounding_box(mask, 0.3 * float(mask.max())), side, ROOM)
 
 
 def framed(pictures: Tensor, box: Box, side: int, room: float = 0.0) -> Tensor:

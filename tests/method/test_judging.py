@@ -1,5 +1,6 @@
 """The judge's scores on the frozen base itself, where they are known; averages by their definition."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -43,8 +44,17 @@ def test_the_photos_own_object_scores_one(judge: Judge, monkeypatch: pytest.Monk
     )
     found = judge._scores(subject, known, placed[: len(judging.SCENES)].repeat(1, 1, 1, 1))
     whole = judge._scores(subject, known, placed[:1].repeat(len(judging.SCENES), 1, 1, 1))
-    likeness = float((judge._vectors(placed) @ known.own).mean())
+    likeness = float((judge._middles(placed) @ known.own).mean())
     assert known.one == pytest.approx(likeness) and whole["copy"] == pytest.approx(1, abs=1e-4) and found["copy"] < 1
+
+
+def test_an_object_that_looks_like_its_class_divides_by_no_small_number(judge: Judge) -> None:
+    """Where CLIP sees the class's pictures as like the object as the object itself, scores stay small."""
+    subject, known = judge.subjects[0], judge.known[0]
+    same = replace(known, one=known.zero - 0.1)
+    likeness = float((judge._middles(judge.plain["dog"]) @ known.own).mean())
+    found = judge._scores(subject, same, judge.plain["dog"])
+    assert found["identity"] == pytest.approx((likeness - known.zero) / judging.APART, abs=1e-5) and abs(found["identity"]) < 1
 
 
 def test_pictures_come_from_the_same_noise_every_time(judge: Judge) -> None:
