@@ -53,6 +53,11 @@ def bench(
         "--speed compares objtune with dreambooth-lora on noise",
         "leave the other options away, but --quick",
     )
+    need(
+        from_ is None or not (speed or scenes or masks or base_only),
+        "--from holds results of methods on objects",
+        "leave it away here",
+    )
     if speed:
         from objtune_cli.bench import speed as clock
 
@@ -63,6 +68,14 @@ def bench(
         return _scenes(run, objects, methods, seed, quick, out)
     if masks:
         return _masks(run, others, seed, quick)
+    given = {"objects": objects, "prompts": prompts, "seed": seed}
+    return _objects(run, given, methods, out, quick=quick, base_only=base_only, published=from_)
+
+
+def _objects(
+    run: Run, given: dict[str, Any], methods: str | None, out: Path, *, quick: bool, base_only: bool, published: Path | None
+) -> Outcome:
+    """Methods on held-out objects, or the base alone."""
     from objtune_cli.bench import run as stage
     from objtune_cli.bench.cases import KINDS
     from objtune_cli.bench.methods import named
@@ -70,7 +83,7 @@ def bench(
 
     chosen = named(methods or (QUICK_METHODS if quick else "objtune,baselines"))
     ctx = run.context(create=False)
-    config = ctx.settings.resolve(Bench, objects=objects, prompts=prompts, seed=seed)
+    config = ctx.settings.resolve(Bench, **given)
     if quick:
         config = replace(config, **{k: v for k, v in QUICK.items() if getattr(config, k) == getattr(Bench(), k)})
     unknown = [kind for kind in config.kinds if kind not in KINDS]
@@ -84,7 +97,7 @@ def bench(
 
         rows, images = base.run(ctx, out, dial, config), [out / "base.png"]
     else:
-        rows, images = stage.run(ctx, out, chosen, config, from_), [out / "sheet.png"]
+        rows, images = stage.run(ctx, out, chosen, config, published), [out / "sheet.png"]
     return _table(run, rows, images)
 
 

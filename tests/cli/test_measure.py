@@ -325,3 +325,9 @@ def test_speed_prints_rows_of_both_and_their_ratio(objtune: Cli, monkeypatch: py
     sizes = ("base",) if quick else ("base", "sd15")
     assert {m for name, m in rows if name == "ratio"} == {f"{s}_{m}" for s in sizes for m in ("step_s", "memory_mb")}
     assert rows["ratio", "base_step_s"]["mean"] == 0.5 and rows["objtune", "base_words_s"]["n"] == 2
+
+
+@pytest.mark.parametrize("kind", ["--speed", "--scenes", "--masks", "--base-only"])
+def test_published_results_belong_to_methods_alone(kind: str, cli: Cli) -> None:
+    done = cli("bench", kind, "--from", "results.jsonl")
+    assert done.code == 2 and "--from" in done.err and done.out == ""
