@@ -194,8 +194,8 @@ class Compose:
     """Several objects in one picture."""
 
     retries: int = _setting(4, "How often a picture in which an object is missing or mixed is drawn again, each time from another seed.", 0, 100, before=0)
-    own: float = _setting(
-        1.0, "Noise level below which objects are themselves, fraction of the whole; above it the base lays the scene out by their class words.", 0, 1, before=1.0
+    context: Literal["class", "own"] = _setting(
+        "class", "What the other words of the sentence hear in an object's place: its class word, or its own token.", before="own"
     )
     edge: float = _setting(0.06, "Softness of the regions, fraction of the picture.", 0, 0.5, before=0.06)
     attention: Literal["open", "bounded"] = _setting(

@@ -45,8 +45,6 @@ class Regions:
     def __init__(self, placed: list[Placed], aspect: float = 1.0, edge: float = EDGE) -> None:
         self.placed, self.aspect, self.edge = placed, aspect, edge
         self.cache: dict[tuple[int, int], Tensor] = {}
-        self.acts = True  # whether LoRA and tokens act at this noise level
-        self.plain: Tensor | None = None  # what is said instead where they do not
 
     def at(self, height: int, width: int) -> Tensor:
         """(N, h, w); where regions overlap, later objects are in front."""
@@ -78,8 +76,6 @@ def _hook(name: str, pairs: list[tuple[Tensor, Tensor] | None], regions: Regions
 
     def add(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         x = args[0]
-        if not regions.acts:
-            return out
         for i, pair in enumerate(pairs):
             if pair is None:
                 continue
@@ -114,8 +110,6 @@ class RegionalAttention:
     def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any) -> Tensor:
         q, k, v = heads(attn, hidden_states, encoder_hidden_states)
         bias = self.bias(hidden_states.shape[1], q)
-        if not self.regions.acts and self.regions.plain is not None:
-            bias = torch.zeros_like(bias)
         half = len(q) // 2
         full = torch.stack([torch.zeros_like(bias)] * half + [bias] * (len(q) - half))[:, None]
         return merged(attn, F.scaled_dot_product_attention(q, k, v, attn_mask=full), hidden_states)
@@ -147,15 +141,11 @@ class BoundedAttention:
 
 
 @contextlib.contextmanager
-def regional(
-    stack: Stack, placed: list[Placed], edge: float = EDGE, *, aspect: float = 1.0, plain: Tensor | None = None, below: float = 1.0, bounded: bool = False
-) -> Iterator[Regions]:
+def regional(stack: Stack, placed: list[Placed], edge: float = EDGE, *, aspect: float = 1.0, bounded: bool = False) -> Iterator[Regions]:
     """Inside, the denoiser draws each object in its region; afterwards it is as before.
 
     Args:
         placed: From the back to the front. edge: Softness of the regions, fraction of the frame. aspect: Width over height of the pictures.
-        plain: The scene's prompt with class words in place of the tokens, encoded (1, L, d). below: Noise level below which the objects
-            are themselves, fraction of the whole: above it, where places are decided, the base alone lays the plain scene out.
         bounded: Whether self-attention between the regions of different objects is closed.
 
     Raises:
@@ -164,7 +154,6 @@ def regional(
     The batch must be half without prompt, half with it, as guidance makes it.
     """
     regions = Regions(placed, aspect, edge)
-    regions.plain = plain
     modules = dict(stack.unet.named_modules())
     names = sorted({key.removeprefix(PREFIX).rsplit(".lora_", 1)[0] for p in placed for key in p.weights if key.startswith(PREFIX)})
     missing = [name for name in names if name not in modules]
@@ -179,27 +168,11 @@ def regional(
         across, within = RegionalAttention(regions), BoundedAttention(regions)
         own = {k: across if ".attn2." in k else within if bounded and ".attn1." in k else v for k, v in processors.items()}
         stack.unet.set_attn_processor(own)
-        handles.append(stack.unet.register_forward_pre_hook(_level(regions, below * len(stack.alpha_bar)), with_kwargs=True))
         yield regions
     finally:
         for handle in handles:
             handle.remove()
         stack.unet.set_attn_processor(processors)
-
-
-def _level(regions: Regions, below: float) -> Any:
-    """Before each pass: whether the objects are themselves at its noise level, and the plain scene's words where they are not."""
-
-    def tell(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
-        t = args[1] if len(args) > 1 else kwargs["timestep"]
-        regions.acts = bool(torch.as_tensor(t).float().max() <= below)
-        if regions.acts or regions.plain is None:
-            return None
-        words = kwargs["encoder_hidden_states"].clone()
-        words[len(words) // 2 :] = regions.plain.to(words)
-        return args, kwargs | {"encoder_hidden_states": words}
-
-    return tell
 
 
 def _pair(stack: Stack, placed: Placed, name: str) -> tuple[Tensor, Tensor] | None:

@@ -1,6 +1,7 @@
 """Prompts to latents through diffusers' own pipeline."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ def sample(
     on_step: Callable[[int, int], None] = lambda done, total: None,
     below: float = 1.0,
     size: tuple[int, int] = (0, 0),
+    conditions: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Tensor:
     """Draw one picture per seed.
 
@@ -29,6 +31,7 @@ def sample(
         below: Noise levels from which guidance acts, fraction of the whole: above them, where poses and places are
             decided, the prompt speaks alone and they stay as various as they were learned (arXiv:2404.07724).
         size: Height and width of the pictures, px, multiples of what the base divides them by; 0: the base's own.
+        conditions: Prompts that are not simply encoded, to what the denoiser is told instead, (1, L, d).
 
     Returns:
         Scaled latents (N, C, h, w), float32, on the CPU. A picture's noise depends on its own
@@ -39,7 +42,7 @@ def sample(
     shape = (stack.unet.config.in_channels, height // stack.factor, width // stack.factor)
     noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds])
     prompts = [prompt] * len(seeds) if isinstance(prompt, str) else list(prompt)
-    encoded = {text: stack.encode([text]) for text in dict.fromkeys(prompts)}
+    encoded = {text: conditions[text] if text in conditions else stack.encode([text]) for text in dict.fromkeys(prompts)}
     condition = torch.cat([encoded[text] for text in prompts])
     against = stack.encode([negative]).expand(len(seeds), -1, -1)
 

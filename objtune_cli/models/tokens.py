@@ -1,6 +1,8 @@
 """Placeholder tokens: new words whose vectors come from outside the frozen table."""
 
+import difflib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -71,6 +73,23 @@ class Placeholders:
 
         return PLACEHOLDER.sub(words, prompt)
 
+    def in_context(self, prompt: str, classes: Mapping[str, str]) -> Tensor:
+        """Condition (1, L, d) of a prompt in which the added words are heard at their own places alone (ours).
+
+        A text encoder lets every place hear the words before it, the end of the sentence all of them: a learned word, which
+        has only ever stood for one thing in the middle of a picture, then says so everywhere, and a scene of two things is
+        forgotten. Here each other place is as it would be with the class word instead. Gradients flow to the added words.
+
+        Args:
+            classes: Class word of each name that the prompt mentions.
+        """
+        plain = in_class_words(prompt, classes)
+        texts = [self.expand(prompt), plain]
+        ids = self.stack.token_ids(texts)
+        named = torch.stack([self.positions(ids[0], name) for name in classes]).any(0)
+        own, rest = self.stack.encode(texts)
+        return torch.where(named[:, None], own, rest[_counterparts(ids[0].tolist(), ids[1].tolist())])[None]
+
     def positions(self, ids: Tensor, name: str) -> Tensor:
         """Where the tokens of `<name>` stand in ids (B, L): boolean, same shape."""
         own = torch.tensor(self.stack.tokenizer.convert_tokens_to_ids(self.words[name]), device=ids.device)
@@ -80,6 +99,23 @@ class Placeholders:
         """Some bases pad their table past the vocabulary: new ids must lie behind its end."""
         missing = self.table.table.num_embeddings - len(self.stack.tokenizer)
         self.stack.tokenizer.add_tokens([f"<|unused:{i}|>" for i in range(missing)], special_tokens=True)
+
+
+def in_class_words(prompt: str, classes: Mapping[str, str]) -> str:
+    """The prompt with each `<name>` as "a <class>"; an article or a possessive before it stays the only one."""
+    for name, word in classes.items():
+        named = rf"<{re.escape(name)}(?:@[0-9]+)?>"
+        prompt = re.sub(rf"\b(the|my|your|his|her|its|their|this|that|an?)\s+{named}", r"\g<1> " + word.replace("\\", ""), prompt)
+        prompt = re.sub(named, f"{'an' if word[:1].lower() in 'aeiou' else 'a'} {word}", prompt)
+    return prompt
+
+
+def _counterparts(ids: list[int], others: list[int]) -> list[int]:
+    """For each place of one sequence that of the same token in the other; where there is none, its end."""
+    found = [len(others) - 1] * len(ids)
+    for block in difflib.SequenceMatcher(None, ids, others, autojunk=False).get_matching_blocks():
+        found[block.a : block.a + block.size] = range(block.b, block.b + block.size)
+    return found
 
 
 def class_rows(stack: Stack, word: str) -> Tensor:

@@ -54,7 +54,6 @@ def run(ctx: Context, prompt: str, places: dict[str, Box], config: Generate, how
 
 
 def _draw(ctx: Context, record: Record, found: list[objects.Named], laid: Layout, config: Generate, how: Compose, prompt: str) -> Done:
-
     from objtune_cli.method import composition
     from objtune_cli.method.sampling import sample
 
@@ -65,14 +64,14 @@ def _draw(ctx: Context, record: Record, found: list[objects.Named], laid: Layout
     objects.check_length(ctx, stack, text)
     ids = stack.token_ids([text])
     placed = [composition.Placed(name, weights[name], laid.boxes[name], words.positions(ids, name)[0]) for name in laid.order]
-    plain = stack.encode([objects.plain(prompt, found)])
+    conditions = {text: words.in_context(prompt, {o.name: o.record.objects[o.name] for o in found})} if how.context == "class" else {}
     high, wide = (round(stack.size * side / stack.unit) * stack.unit for side in (laid.high, laid.wide))
     size = (high, wide)
     guidance = max(config.guidance, 1.001)  # the regions need the half of the batch without prompt
 
     def draw(seeds: list[int], on_step: Callable[[int, int], None]) -> "torch.Tensor":
-        with composition.regional(stack, placed, how.edge, aspect=wide / high, plain=plain, below=how.own, bounded=how.attention == "bounded"):
-            return sample(stack, text, config.negative, seeds, config.steps, guidance, config.scheduler, on_step, size=size)
+        with composition.regional(stack, placed, how.edge, aspect=wide / high, bounded=how.attention == "bounded"):
+            return sample(stack, text, config.negative, seeds, config.steps, guidance, config.scheduler, on_step, size=size, conditions=conditions)
 
     latents, metrics = _kept(ctx, stack, found, laid, config, how, draw)
     presence.judge(ctx, metrics, how)  # a scene that is refused is not published

@@ -138,18 +138,6 @@ def add_words(stack: "Stack", objects: list[Named], weights: dict[str, dict[str,
     return words
 
 
-def plain(prompt: str, found: list[Named]) -> str:
-    """The prompt with each object as "a <class>"; an article or a possessive before it stays the only one."""
-    import re
-
-    for item in found:
-        word = item.record.objects[item.name]
-        named = rf"<{re.escape(item.name)}(?:@[0-9]+)?>"
-        prompt = re.sub(rf"\b(the|my|your|his|her|its|their|this|that|an?)\s+{named}", r"\g<1> " + word.replace("\\", ""), prompt)
-        prompt = re.sub(named, f"{'an' if word[:1].lower() in 'aeiou' else 'a'} {word}", prompt)
-    return prompt
-
-
 def check_length(ctx: Context, stack: "Stack", prompt: str) -> None:
     """Tell the user where the base cuts a prompt off."""
     count = len(stack.tokenizer(prompt).input_ids)

@@ -252,22 +252,6 @@ def test_a_softer_region_falls_more_slowly(edge: float) -> None:
     assert int(((share > 0) & (share < 1)).sum()) == pytest.approx(100 * edge, abs=1)
 
 
-def test_at_high_noise_the_base_alone_draws_the_plain_scene(stack: Stack, tiny_base) -> None:
-    z, _, words = _inputs(stack)
-    plain = stack.encode(["a dog and a cat"])
-    placed = [Placed("rex", _lora(stack, tiny_base, 1), LEFT, _tokens(4, 5)), Placed("cup", _lora(stack, tiny_base, 2), RIGHT, _tokens(6))]
-    levels = {"high": torch.tensor([700] * 4), "low": torch.tensor([500] * 4)}
-    told = torch.cat([words[:2], plain.expand(2, -1, -1)])
-    with torch.no_grad():
-        base = stack.predict(z, levels["high"], told)
-        with regional(stack, placed):
-            always = stack.predict(z, levels["low"], words)
-        with regional(stack, placed, plain=plain, below=0.6):
-            high, low = (stack.predict(z, levels[k], words) for k in levels)
-    torch.testing.assert_close(high, base, rtol=1e-4, atol=1e-5)
-    assert torch.equal(low, always) and (low - stack.predict(z, levels["low"], words)).abs().max() > 1e-3
-
-
 def test_sampling_with_guidance_runs_inside(stack: Stack, tiny_base) -> None:
     from objtune_cli.method.sampling import sample
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from objtune_cli.models.stack import Stack
-from objtune_cli.models.tokens import ExtendedTable, Placeholders, class_rows
+from objtune_cli.models.tokens import ExtendedTable, Placeholders, class_rows, in_class_words
 
 
 def _rows(count: int, width: int = 16, seed: int = 0) -> torch.Tensor:
@@ -151,3 +151,47 @@ def test_class_rows_are_copies_of_the_words_token_vectors(stack: Stack) -> None:
     assert len(ids) == 3 and torch.equal(rows, table[ids])
     rows += 1
     assert not torch.equal(rows, table[ids])
+
+
+@pytest.mark.parametrize(
+    "prompt, plain",
+    [
+        ("a photo of <rex> on the beach", "a photo of a dog on the beach"),
+        ("<rex> and <eel> in the snow", "a dog and an otter in the snow"),
+        ("my <rex> next to a <eel>", "my dog next to a otter"),
+        ("<rex@3>'s head", "a dog's head"),
+        ("a photo of <rex@2> and my <eel> under the <rex>", "a photo of a dog and my otter under the dog"),
+        ("a photo of <cup>", "a photo of <cup>"),
+    ],
+)
+def test_a_prompt_in_class_words(prompt: str, plain: str) -> None:
+    assert in_class_words(prompt, {"rex": "dog", "eel": "otter"}) == plain
+
+
+def test_in_context_other_places_hear_the_class_word(stack: Stack) -> None:
+    words = Placeholders(stack)
+    words.add("rex", _rows(3))
+    words.add("cup", _rows(2, seed=1))
+    prompt, classes = "a photo of <rex> and <cup> on the beach", {"rex": "dog", "cup": "mug"}
+    own, plain = stack.encode([words.expand(prompt), "a photo of a dog and a mug on the beach"])
+    ids, others = (stack.token_ids([text])[0].tolist() for text in (words.expand(prompt), "a photo of a dog and a mug on the beach"))
+    found = words.in_context(prompt, classes)[0]
+    named = (words.positions(torch.tensor([ids]), "rex") | words.positions(torch.tensor([ids]), "cup"))[0]
+    assert named.sum() == 5 and torch.equal(found[named], own[named])
+    end, last = ids.index(stack.tokenizer.eos_token_id), others.index(stack.tokenizer.eos_token_id)
+    for back in range(4):  # beach, the, on and the end of the sentence
+        assert torch.equal(found[end - back], plain[last - back])
+    assert torch.equal(found[1:4], plain[1:4])
+    assert (found[end] - own[end]).abs().max() > 1e-3  # which hears another word now
+
+
+def test_in_context_gradients_reach_the_words_through_their_own_places(stack: Stack) -> None:
+    words = Placeholders(stack)
+    rows = _rows(2).requires_grad_()
+    words.add("rex", rows)
+    found = words.in_context("a photo of <rex> on the beach", {"rex": "dog"})
+    named = words.positions(stack.token_ids([words.expand("a photo of <rex> on the beach")]), "rex")
+    (grad,) = torch.autograd.grad(found[~named].square().sum(), rows, retain_graph=True, allow_unused=True)
+    assert grad is None or not grad.any()
+    found.square().sum().backward()
+    assert rows.grad is not None and (rows.grad.abs().sum(1) > 0).all()

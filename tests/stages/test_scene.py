@@ -125,13 +125,14 @@ def test_three_side_by_side_get_a_wider_picture_and_any_scheduler_draws_it(scene
     assert before.code == 0 and artifact.read_record(Path("artifacts"), refs.Ref("scene", "dog-cup", 2)).config["order"] == ["cup", "dog"]
 
 
-def test_a_plain_prompt_names_classes() -> None:
-    from objtune_cli.stages.objects import Named, plain
-    from objtune_cli.store.artifact import Record
-
-    found = [Named(n, Record("adapter", n, {n: word}, {}, {}, {}), "") for n, word in (("rex", "dog"), ("egg", "egg cup"))]
-    assert plain("a photo of <rex@2> and my <egg> under the <rex>", found) == "a photo of a dog and my egg cup under the dog"
-    assert plain("<egg>", found) == "an egg cup"
+def test_what_the_sentence_hears_of_an_object_makes_another_scene(scenes):
+    """Scenes of before, in which it heard the token, are not taken for the new ones."""
+    assert scenes("compose", "<dog> and <cup>", "-n", 1, "--steps", 1).out == "artifacts/scene/dog-cup/v001/001.png\n"
+    own = scenes("compose", "<dog> and <cup>", "-n", 1, "--steps", 1, "--set", "compose.context=own")
+    assert own.out == "artifacts/scene/dog-cup/v002/001.png\n", own.err
+    records = [artifact.load(Path("artifacts"), refs.Ref("scene", "dog-cup", v)) for v in (1, 2)]
+    assert [r.config.get("context") for r, _ in records] == ["class", None]
+    assert np.abs(records[0][1]["latents"] - records[1][1]["latents"]).max() > 1e-4
 
 
 @pytest.mark.parametrize("method", ["sum", "ties", "dare"])
