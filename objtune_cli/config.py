@@ -158,6 +158,9 @@ class Train:
     )
     token_norm: Literal["kept", "free"] = _setting("kept", "Whether the token's vectors keep the class word's length.")
     token_first: int = _setting(0, "Steps in which the token alone learns; after them it rests and the layers learn.", 0, 1_000_000)
+    context: Literal["class", "own"] = _setting(
+        "class", "What the other words of the sentence hear in the object's place while it is learned: its class word, or its own token.", before="own"
+    )
     templates: Literal["several", "one"] = _setting("several", "Sentences that the photo is learned under.")
 
 

@@ -16,7 +16,7 @@ from objtune_cli.errors import UsageError
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 PLAIN = {"views": 1, "background_weight": 0.0, "timesteps": "uniform", "schedule": "constant", "token_norm": "free",
-         "templates": "one", "latents": "sample", "beta2": 0.999,
+         "templates": "one", "context": "own", "latents": "sample", "beta2": 0.999,
          "blocks": "all", "class_every": 1, "passes": "together", "stop": "end",
          "scores": "none", "as_taken": 0.0, "idle": "stays"}  # fmt: skip
 """What all of the others share, as diffusers' examples have it: the photo as it is and its latents drawn anew at each
@@ -96,6 +96,7 @@ ABLATIONS = {
     "no-placement": Method("no placement", "ablation", train={"views": 1}),
     "no-extra-photo": Method("the photo's own placement no more often", "ablation", train={"as_taken": 0.0}),
     "latents-mean": Method("latents: the mean", "ablation", train={"latents": "mean"}),
+    "context-own": Method("the sentence hears the token", "ablation", train={"context": "own"}),
     "all-blocks": Method("the whole denoiser learns", "ablation", train={"blocks": "all"}),
     "attention-term": Method("with attention term", "ablation", train={"attention_weight": 0.01}),
     "steps-90": Method("90 steps", "ablation", train={"steps": 90}),

@@ -94,8 +94,8 @@ def rivals(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 def _inside(a: np.ndarray, b: np.ndarray) -> bool:
     """Whether nearly all of the smaller one lies in the other: a part of it."""
-    small = min(a.sum(), b.sum())
-    return bool(small and (a & b).sum() > 0.85 * small)
+    small = min(np.count_nonzero(a), np.count_nonzero(b))
+    return bool(small and np.count_nonzero(a & b) > 0.85 * small)
 
 
 def assigned(choices: Sequence[Sequence[Candidate]], most: int = 6) -> list[int] | None:

@@ -16,7 +16,7 @@ from objtune_cli.method.prototype import PROMPT
 from objtune_cli.method.subjects import Subject, Views, subsets, views
 from objtune_cli.models import attention
 from objtune_cli.models.stack import Stack
-from objtune_cli.models.tokens import Placeholders
+from objtune_cli.models.tokens import Placeholders, in_class_words
 from objtune_cli.numerics import losses, noise
 
 KNOWN_FROM = 1 << 31
@@ -62,6 +62,7 @@ class Terms:
         self.words = Placeholders(stack)
         for s in subjects:
             self.words.add(s.name, s.rows)
+        self.classes = {s.name: s.class_word for s in subjects}
         self.fixed = {s.name: s.rows[s.learned :].to(stack.device) for s in subjects}
         self.norms = {s.name: s.rows[: s.learned].norm(dim=1).to(stack.device) for s in subjects}
         self.learned = {s.name: s.rows[: s.learned].to(stack.device).clone().requires_grad_(config.token == "learned") for s in subjects}
@@ -108,7 +109,7 @@ class Terms:
         eps = torch.randn(z.shape, generator=g).to(z)
         t = ((torch.arange(FIXED) * 7 % FIXED + 0.5) / FIXED * len(stack.alpha_bar)).long()
         z_t, aim = noise.add_noise(z, eps, stack.alpha_bar, t), noise.target(z, eps, stack.alpha_bar, t, stack.prediction)
-        words = self._condition(self.words.expand(PROMPT.format(v.words("token"))))
+        words = self._condition(PROMPT.format(v.words("token")))
         size = max(1, self.config.batch)
         parts = [stack.predict(a, b, words.expand(len(a), -1, -1)).float() for a, b in zip(z_t.split(size), t.split(size), strict=True)]
         return float(losses.masked_mse(torch.cat(parts), aim, mask).mean())
@@ -128,7 +129,7 @@ class Terms:
             known = self.known[chosen][template]
             rows[:asked], z_t[:asked], t[:asked], aim[:asked] = known.rows[pick], known.z_t[pick], known.t[pick], known.aim[pick]
             teacher = known.pred[pick]
-        prompt = self.words.expand(template.format(views.words("token")))
+        prompt = template.format(views.words("token"))
         photo = (z_t, t, self._condition(prompt).expand(count, -1, -1))
         seen = _Seen(views, rows, prompt, aim, teacher)
         if not config.class_weight or self.step % config.class_every:
@@ -194,7 +195,7 @@ class Terms:
 
     def _attention(self, seen: attention.Recorder, prompt: str, views: Views, rows: Tensor) -> Tensor:
         """Each object's token looks at the object (Break-A-Scene, arXiv:2305.16311, eq. 2)."""
-        ids = self.stack.token_ids([prompt])
+        ids = self.stack.token_ids([self.words.expand(prompt)])
         terms = []
         for i, s in enumerate(views.members):
             maps = seen.seen(self.words.positions(ids, s.name)[0])
@@ -203,9 +204,11 @@ class Terms:
         return torch.stack(terms).mean()
 
     def _condition(self, prompt: str) -> Tensor:
-        """An expanded prompt through the tokens as they are now."""
+        """A prompt through the tokens as they are now."""
         self._place()
-        return self.stack.encode([prompt])
+        if self.config.context == "own":
+            return self.stack.encode([self.words.expand(prompt)])
+        return self.words.in_context(prompt, self.classes, self.teacher_conditions[in_class_words(prompt, self.classes)])
 
     def _place(self) -> None:
         """Let the prompts say the tokens as they are now."""

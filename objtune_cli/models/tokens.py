@@ -73,22 +73,25 @@ class Placeholders:
 
         return PLACEHOLDER.sub(words, prompt)
 
-    def in_context(self, prompt: str, classes: Mapping[str, str]) -> Tensor:
-        """Condition (1, L, d) of a prompt in which the added words are heard at their own places alone (ours).
+    def in_context(self, prompt: str, classes: Mapping[str, str], plain: Tensor | None = None) -> Tensor:
+        """Condition (1, rows, d) of a prompt in which the added words are heard at their own places alone (ours).
 
         A text encoder lets every place hear the words before it, the end of the sentence all of them: a learned word, which
         has only ever stood for one thing in the middle of a picture, then says so everywhere, and a scene of two things is
         forgotten. Here each other place is as it would be with the class word instead. Gradients flow to the added words.
 
         Args:
-            classes: Class word of each name that the prompt mentions.
+            classes: Class word of each name that the prompt may mention.
+            plain: The condition of the prompt in class words, where it is known.
         """
-        plain = in_class_words(prompt, classes)
-        texts = [self.expand(prompt), plain]
-        ids = self.stack.token_ids(texts)
-        named = torch.stack([self.positions(ids[0], name) for name in classes]).any(0)
-        own, rest = self.stack.encode(texts)
-        return torch.where(named[:, None], own, rest[_counterparts(ids[0].tolist(), ids[1].tolist())])[None]
+        text, said = self.expand(prompt), in_class_words(prompt, classes)
+        ids, others = self.stack.token_ids([text, said])
+        own = self.stack.encode([text])[0]
+        rest = (self.stack.encode([said]) if plain is None else plain)[0]
+        more = range(len(ids), len(own))  # rows that are no token's: what a family says of the whole prompt
+        named = torch.stack([self.positions(ids, name) for name in classes]).any(0)
+        named = torch.cat([named, named.new_zeros(len(more))])
+        return torch.where(named[:, None], own, rest[[*_counterparts(ids.tolist(), others.tolist()), *more]])[None]
 
     def positions(self, ids: Tensor, name: str) -> Tensor:
         """Where the tokens of `<name>` stand in ids (B, L): boolean, same shape."""

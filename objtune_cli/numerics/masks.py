@@ -24,8 +24,9 @@ def bounding_box(mask: Tensor, threshold: float = 0.5) -> Box:
 
 def iou(a: np.ndarray, b: np.ndarray) -> float:
     """Intersection over union of two masks (H, W) bool; 1 where both are empty."""
-    union = (a | b).sum()
-    return float((a & b).sum() / union) if union else 1.0
+    shared = np.count_nonzero(a & b)  # counting is several times faster than a sum of booleans
+    union = np.count_nonzero(a) + np.count_nonzero(b) - shared
+    return shared / union if union else 1.0
 
 
 def to_latent(mask: Tensor, size: tuple[int, int]) -> Tensor:

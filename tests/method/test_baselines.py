@@ -215,7 +215,7 @@ def test_sentences_that_the_photo_is_learned_under(trainer, monkeypatch: pytest.
     t = trainer(templates=templates)
     told: list[str] = []
     condition = t._condition
-    monkeypatch.setattr(t, "_condition", lambda prompt: told.append(prompt.split("<|")[0].strip()) or condition(prompt))
+    monkeypatch.setattr(t, "_condition", lambda prompt: told.append(prompt.split("<")[0].strip()) or condition(prompt))
     for step in range(12):
         _terms(t, step)
     assert set(told) == expected

@@ -269,3 +269,17 @@ def test_weights_of_the_terms(trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     grads = [p.grad.flatten()[0] for p in t.lora[:3]]
     assert float(grads[1] / grads[0]) == pytest.approx(3) and float(grads[2] / grads[0]) == pytest.approx(0.5)
     assert float(torch.stack([p.grad.norm() for p in t.lora[:3]]).norm()) == pytest.approx(1, abs=1e-5)
+
+
+def test_while_it_learns_the_rest_of_the_sentence_hears_the_class_word(trainer) -> None:
+    own, context = trainer(replace(CONFIG, context="own")), trainer(replace(CONFIG, context="class"))
+    prompt = "a photo of <rex>"
+    assert torch.equal(own._condition(prompt), own.stack.encode([own.words.expand(prompt)]))
+    ids = context.stack.token_ids([context.words.expand(prompt)])
+    named = context.words.positions(ids, "rex")[0]
+    said, plain = context._condition(prompt)[0], context.stack.encode(["a photo of a dog"])[0]
+    assert torch.equal(said[-1], plain[-1]) and (said[named] - own._condition(prompt)[0][named]).abs().max() < 1e-6
+    assert not torch.equal(own._condition(prompt)[0, -1], plain[-1])
+    for t in (own, context):
+        t.advance()
+    assert not torch.equal(own.tokens()["rex"], context.tokens()["rex"])
