@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+FAULTS := tests/faults tests/stages/test_stopping_work.py tests/stages/test_reuse.py tests/store/test_schema.py \
+	tests/cli/test_contract.py tests/cli/test_start.py tests/test_architecture.py
+
 .PHONY: help setup demo test slow faults lint format pictures reference completions clean
 
 help:
@@ -39,8 +42,7 @@ slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow -s
 
 faults: $(STAMP)
-	$(BIN)/python -m pytest -q -m faults -s tests/faults
-	$(BIN)/python -m pytest -q tests/faults/test_hostile_inputs.py
+	$(BIN)/python -m pytest -q -m "not gpu" -k "not short" -s $(FAULTS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check objtune_cli tests

@@ -182,3 +182,19 @@ def test_room_for_state_and_adapter_is_held_before_the_first_step(train, at_step
     assert not list(Path("artifacts/adapter").rglob("*.safetensors"))
     wanted = float(full.err.split("it takes ")[1].split(" MB")[0]) * 1e6
     assert state < wanted < state + (1 << 21), "the state that is here stays; one more is to be written beside it"
+
+
+def test_another_number_of_threads_is_another_run(train, at_step):
+    """Its sums have other last digits: a state is gone on with by as many threads as made it."""
+    import torch
+
+    at_step(1, lambda: signal.raise_signal(signal.SIGTERM))
+    before, states = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            assert train().code == 143
+            states.append(len(list(Path(".objtune/state").glob("*.safetensors"))))
+    finally:
+        torch.set_num_threads(before)
+    assert states == [1, 2]
