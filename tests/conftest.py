@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.figures import pytest_terminal_summary, say  # noqa: F401  (a hook and a fixture)
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 COLOUR = ("NO_COLOR", "FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "CLICOLOR_FORCE")
 
