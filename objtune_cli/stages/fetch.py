@@ -93,7 +93,7 @@ def _bars(report: Report, stopped: Callable[[], int], total: int) -> type:
     """
     from tqdm import tqdm
 
-    lock = threading.Lock()
+    lock, ahead = threading.Lock(), 0
 
     class Bar(tqdm):  # type: ignore[type-arg]
         def __init__(self, *args: Any, **options: Any) -> None:
@@ -101,12 +101,14 @@ def _bars(report: Report, stopped: Callable[[], int], total: int) -> type:
             self.counts = options.get("unit") == "B"
 
         def update(self, n: float | None = 1) -> None:
+            nonlocal ahead
             if stopped():
                 raise Stopped(stopped(), "stopped while fetching", "the same command goes on; files that are whole stay")
             self.n += n or 0
-            if self.counts and total:
-                with lock:
-                    report.step("fetch", min(int(self.n), total - 1), total)
+            with lock:
+                if self.counts and ahead < self.n < total:
+                    ahead = int(self.n)
+                    report.step("fetch", ahead, total)
 
     return Bar
 

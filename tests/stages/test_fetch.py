@@ -119,10 +119,15 @@ def said(done: subprocess.CompletedProcess[str]) -> list[str]:
 
 
 def test_what_is_needed_is_brought_once(hub: Hub, base: Path) -> None:
-    done = objtune("fetch", "--base", "sd15", "--json")
+    done = objtune("fetch", "--base", "sd15", "--json", "--events", "events.ndjson")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     check(document, "output", "fetch")
+    events = [json.loads(line) for line in Path("events.ndjson").read_text().splitlines()]
+    for event in events:
+        check(event, "event")
+    steps = [event["step"] for event in events if event["event"] == "step"]
+    assert steps == sorted(steps) and steps[-1] == document["bytes"]
     folder = Path(document["folder"])
     brought = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     assert brought == {k: v for k, v in hub.files.items() if k not in DECOYS}
