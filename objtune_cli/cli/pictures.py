@@ -7,6 +7,7 @@ import typer
 
 from objtune_cli.cli import complete
 from objtune_cli.cli.frame import Outcome, Run
+from objtune_cli.cli.given import given_prompts
 from objtune_cli.config import Compose, Generate
 
 Count = Annotated[int | None, typer.Option("-n", help="Pictures per prompt.", show_default=str(Generate().n))]
@@ -20,7 +21,7 @@ Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Also cop
 
 def generate(
     run: Run,
-    prompt: Annotated[list[str], typer.Argument(help='For example "a photo of <rex> on the beach"; <rex@2> asks for version 2.')],
+    prompt: Annotated[list[str], typer.Argument(help='For example "a photo of <rex> on the beach"; <rex@2> asks for version 2; - reads stdin, one prompt a line.')],
     n: Count = None,
     seed: Seed = None,
     steps: Steps = None,
@@ -35,12 +36,13 @@ def generate(
     from objtune_cli.stages import generate as stage
     from objtune_cli.store import refs
 
+    prompts = given_prompts(prompt)
     ctx = run.context(create=False)
     config = ctx.settings.resolve(
         Generate, n=n, seed=seed, steps=steps, guidance=guidance, negative=negative, scheduler=scheduler
     )
     source = refs.find(ctx.root, adapter, ("adapter",)) if adapter else None
-    return Outcome(stage.run(ctx, prompt, config, out, source), shown="images")
+    return Outcome(stage.run(ctx, prompts, config, out, source), shown="images")
 
 
 def compose(

@@ -161,4 +161,4 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     grid = Table(*header, box=box.SIMPLE_HEAD, header_style="bold")
     for row in rows:
         grid.add_row(*(Text(safe(v)) for v in row))
-    Console(no_color=not colourful(sys.stdout)).print(grid)
+    Console(color_system="auto" if colourful(sys.stdout) else None).print(grid)

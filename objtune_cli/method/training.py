@@ -156,6 +156,10 @@ class Trainer(Terms):
             kept[f"{i:04d}.mean"] = value.cpu()
         return kept | (self.plateau.state() if self.plateau is not None else {})
 
+    def size(self) -> int:
+        """Bytes of a state at its largest: parameters, both moments, and their mean where one is kept."""
+        return sum(p.numel() * p.element_size() for p in self._params()) * (3 + (self.average is not None))
+
     def restore(self, kept: Mapping[str, Tensor]) -> None:
         """Take over a state made by the same settings."""
         self.step = int(kept["step"])

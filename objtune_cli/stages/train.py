@@ -17,6 +17,7 @@ from objtune_cli.stages.context import Context, Done, keep_picture, tools
 from objtune_cli.store import artifact, pictures
 from objtune_cli.store.artifact import Record
 from objtune_cli.store.refs import Ref, resolve
+from objtune_cli.store.room import SLACK, Room
 from objtune_cli.store.state import RunState
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def _train(ctx: Context, record: Record, starts: list[Record], priors: dict[str,
     loaded = {word: {k: torch.from_numpy(v.copy()) for k, v in artifact.load(ctx.root, ref)[1].items()} for word, ref in priors.items()}
     run_key = f"{record.identity()}/{stack.device.type}/{stack.dtype}/{stack.unet.conv_in.weight.dtype}/{torch.get_num_threads()}/{torch.__version__}"
     state = RunState(ctx.project, hashlib.sha256(run_key.encode()).hexdigest())
-    with state.locked():
+    with state.locked(), Room(ctx.project) as room:
         done = ctx.reuse(record)  # another process may have finished it since we looked
         if done:
             return done
@@ -92,7 +93,8 @@ def _train(ctx: Context, record: Record, starts: list[Record], priors: dict[str,
         if kept is not None:
             trainer.restore({k: torch.from_numpy(v) for k, v in kept.items()})
             ctx.report.note(f"goes on at step {trainer.step} of {trainer.total}")
-        _loop(ctx, trainer, state)
+        room.hold(_most(trainer) * (2 if kept is None else 1))
+        _loop(ctx, trainer, state, room)
         tensors: dict[str, Any] = adapter.tensors(stack)
         tensors |= {f"token.{name}": rows for name, rows in trainer.tokens().items()}
         metrics = {k: round(v, 6) for k, v in trainer.mean.items()} | {"steps": trainer.step}
@@ -100,6 +102,7 @@ def _train(ctx: Context, record: Record, starts: list[Record], priors: dict[str,
             raise GateError("training diverged: a weight is no number", "try a lower rate: `--set train.lr=5e-4`")
         if judge is not None:
             metrics |= _scores(ctx, trainer, judge)
+        room.free()
         ref = artifact.publish(ctx.root, replace(record, metrics=metrics, tools=tools()), tensors)
         state.discard()
     return Done(ref, False, [], metrics)
@@ -139,7 +142,12 @@ def _scores(ctx: Context, trainer: "Trainer", judge: "Judge") -> dict[str, float
     return found
 
 
-def _loop(ctx: Context, trainer: "Trainer", state: RunState) -> None:
+def _most(trainer: "Trainer") -> int:
+    """Bytes of the largest file that is yet to be written: a state, which is three times the adapter. While one is replaced there are two."""
+    return trainer.size() + SLACK
+
+
+def _loop(ctx: Context, trainer: "Trainer", state: RunState, room: Room) -> None:
     """Take the remaining steps, saving from time to time and when a signal comes."""
     from objtune_cli.method import training
 
@@ -151,7 +159,8 @@ def _loop(ctx: Context, trainer: "Trainer", state: RunState) -> None:
         ctx.report.step("train", step, trainer.total, loss=loss, **trainer.mean)
         signum = ctx.stopped()
         if signum or trainer.finished or time.monotonic() - saved > SAVE_EVERY:  # what comes after the last step may be stopped too
-            state.save(trainer.state())
+            with room.lent(_most(trainer)):
+                state.save(trainer.state())
             saved = time.monotonic()
         if signum:
             raise Stopped(signum, f"stopped at step {step} of {trainer.total}, state saved", "the same command goes on from there")

@@ -32,7 +32,7 @@ def test_a_sound_machine(cli: Cli, project: Path) -> None:
     assert (found["store"]["said"], found["leftovers"]["state"]) == ("1 artifacts, every header sound", "ok")
     assert (found["base toybox"]["state"], found["segmenter"]["state"], found["cpu"]["state"]) == ("ok", "ok", "ok")
     assert found["base sd15"]["state"] == "missing"
-    assert "hf download stable-diffusion-v1-5/stable-diffusion-v1-5" in found["base sd15"]["remedy"]
+    assert "objtune fetch --base sd15" in found["base sd15"]["remedy"]
     assert found["torch"]["said"].startswith("2.")
     assert all(c["remedy"] for c in found.values() if c["state"] != "ok")
     lines = cli("doctor", "--quick").out.splitlines()

@@ -5,6 +5,7 @@ import resource
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -36,25 +37,22 @@ app()
 RUNS = 15
 
 
-def seconds(command: list[str], folder: Path) -> float:
+def seconds(command: list[str], folder: Path, **variables: str) -> float:
     """User and system time of one command."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(command, cwd=folder, env=os.environ, stdout=subprocess.DEVNULL, check=True, timeout=60)
+    subprocess.run(command, cwd=folder, env={**os.environ, **variables}, stdout=subprocess.DEVNULL, check=True, timeout=60)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 @pytest.mark.slow
-def test_help_beside_a_bare_program(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_beside_a_bare_program(project: Path, say: Callable[[str], None]) -> None:
     """In turns, so that a busy moment of the machine meets both."""
     (project / "bare.py").write_text(f"COUNT = {len(COMMANDS)}\n{BARE}")
     commands = [sys.executable, "bare.py", "--help"], [sys.executable, "-m", "objtune_cli", "--help"]
     turns = [[seconds(command, project) for command in commands] for _ in range(RUNS)]
     bare, ours = (statistics.median(column) for column in zip(*turns, strict=True))
-    with capsys.disabled():
-        print(
-            f"\nobjtune --help {ours * 1000:.0f} ms, bare Typer {bare * 1000:.0f} ms, ratio {ours / bare:.2f} (user+sys, median of {RUNS})"
-        )
+    say(f"F15 objtune --help {ours * 1000:.0f} ms, bare Typer {bare * 1000:.0f} ms, ratio {ours / bare:.2f} (user+sys, median of {RUNS})")
 
 
 LOADED = """
@@ -78,7 +76,7 @@ MANY = 10_000
 
 
 @pytest.mark.slow
-def test_list_over_ten_thousand_artifacts(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_over_ten_thousand_artifacts(project: Path, monkeypatch: pytest.MonkeyPatch, say: Callable[[str], None]) -> None:
     """At most a second of user and system time, start-up included."""
     root = project / "artifacts"
     monkeypatch.setattr(os, "fsync", lambda _: None)
@@ -90,18 +88,21 @@ def test_list_over_ten_thousand_artifacts(project: Path, monkeypatch: pytest.Mon
     done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=60)
     assert len(done.stdout.splitlines()) == MANY
     taken = min(seconds(command, project) for _ in range(5))  # other programs only ever add
-    with capsys.disabled():
-        print(f"\nobjtune list over {MANY} artifacts {taken:.2f} s (user+sys, best of 5)")
+    say(f"F15 objtune list over {MANY} artifacts {taken:.2f} s (user+sys, best of 5)")
     assert taken <= 1.0
 
 
 @pytest.mark.slow
-def test_light_commands(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_light_commands(project: Path, dog_photo: Path, say: Callable[[str], None]) -> None:
     """Printed; the limit is far above what they take, since a busy machine is slower."""
-    root = project / "artifacts"
-    publish(root, Record("mask", "rex", {"rex": "dog"}, {}, {}, {}), {"mask": np.ones(3, np.uint8)})
-    lines = [["--help"], ["list"], ["show", "rex"], ["verify"], ["doctor", "--quick"]]
-    found = {" ".join(line): statistics.median(seconds([sys.executable, "-m", "objtune_cli", *line], project) for _ in range(5)) for line in lines}
-    with capsys.disabled():
-        print("\n" + "  ".join(f"{line} {taken * 1000:.0f} ms" for line, taken in found.items()), "(user+sys, median of 5)")
+    quick = ("train.steps=1", "train.scores=none", "init-embedding.steps=1", "prior.samples=1", "prior.entries=1")
+    train = ["train", str(dog_photo), "--class", "dog", "--name", "rex", *(word for setting in quick for word in ("--set", setting))]
+    completing = {"_OBJTUNE_COMPLETE": "complete_bash", "COMP_WORDS": "objtune show ", "COMP_CWORD": "2"}
+    lines = {"--help": ["--help"], "list": ["list"], "show": ["show", "adapter/rex"], "verify": ["verify"], "a reused train": train, "doctor --quick": ["doctor", "--quick"], "TAB": []}
+    seconds([sys.executable, "-m", "objtune_cli", *train], project)
+    found = {
+        name: min(seconds([sys.executable, "-m", "objtune_cli", *line], project, **({} if line else completing)) for _ in range(7))
+        for name, line in lines.items()
+    }
+    say("F15 " + ", ".join(f"{name} {taken * 1000:.0f} ms" for name, taken in found.items()) + " (user+sys, best of 7)")
     assert all(taken < 1.0 for taken in found.values())

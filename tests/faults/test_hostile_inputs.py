@@ -150,7 +150,7 @@ LINES: dict[str, tuple[list[str], int, Make]] = {text: line(text, code) for text
     "train x.jpg --class dog --max-time soon": 2, "segment": 2, "segment x.jpg": 2, "generate": 2, "generate <rex>": 4, "generate <Rex>": 3, "compose <rex> --place rex": 2,
     "compose <rex> --layout none.toml": 3, "list --project /nonexistent": 2, "list --json=yes": 2, "list --events /nonexistent/file": 7, "run none.toml": 3, "run": 2,
     "run none.toml --jobs 0": 2, "doctor now": 2, "init --project /dev/null": 2, "generate a --set train.x=1": 2, "generate a --set x": 2, "generate a --base nowhere/at/all": 2,
-    "generate a --base sd15": 7, "generate a --device cuda:99": 7, "generate a --device abacus": 7, "generate a --precision fp8": 2,
+    "generate a --base sd15": 7, "fetch --base sd15": 7, "fetch --base nowhere": 2, "fetch sd15": 2, "generate a --device cuda:99": 7, "generate a --device abacus": 7, "generate a --precision fp8": 2,
 }.items()}  # fmt: skip
 
 CORPUS = {**{f"image: {k}": v for k, v in IMAGES.items()}, **{f"file: {k}": v for k, v in FILES.items()}, **NAMES, **{f"line: {k}": v for k, v in LINES.items()}}
@@ -305,7 +305,7 @@ def test_f19_missing_weights_name_what_brings_them(cli: Cli, monkeypatch: pytest
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_a, **_k: pytest.fail("a name was looked up"))
     done = cli("generate", "a dog", "--base", "sd15")
     assert done.code == 7
-    assert "hf download stable-diffusion-v1-5/stable-diffusion-v1-5" in done.err
+    assert "`objtune fetch --base sd15`" in done.err
 
 
 def test_publish_refuses_no_record_of_a_hostile_word(project: Path) -> None:

@@ -1,6 +1,7 @@
-"""F2: training killed at random moments and begun again ends in the bytes of a run that nobody disturbed."""
+"""F2, F5: training killed at random moments and begun again ends in the bytes of a run that nobody disturbed; and a disk that is nearly full."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -137,3 +138,56 @@ def test_f2_killed_training(size: int, base: Path, dog_photo: Path, project: Pat
         f"F2  {told['killed']} SIGKILL in {told['runs']} trainings of {told['alone']:.1f} s, each begun again to the end: {told['differ']} of {told['runs']} "
         f"adapters differ from the undisturbed one; without optimizer state or a step back they do (negative controls); {told['taken']:.0f} s"
     )
+
+
+NARROW = """
+import json, os, shutil, sys
+from pathlib import Path
+from objtune_cli.cli.app import run
+base, photo, shares = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+SETTINGS = ["train.steps=4", "train.rank=2", "train.views=2", "init-embedding.steps=2", "prior.samples=2", "prior.entries=2", "train.scores=none", "segment.segmenter=grabcut",
+            "segment.min_likeness=0", "segment.min_margin=-99", "segment.min_score=-99"]
+LINE = ["train", photo, "--class", "dog", "--base", base, "--no-preview", "--quiet", *(w for s in SETTINGS for w in ("--set", s))]
+Path("objtune.toml").touch()
+assert run(LINE) == 0
+size = Path("artifacts/adapter/dog/v001.safetensors").stat().st_size
+told = []
+for megabytes in shares:
+    shutil.rmtree("artifacts/adapter", ignore_errors=True)
+    there = os.statvfs(".")
+    Path("filler").write_bytes(bytes(max(0, there.f_bavail * there.f_frsize - int(megabytes * 1e6))))
+    pid = os.fork()
+    if not pid:
+        code = 99
+        try:
+            code = run([*LINE, "--events", sys.argv[4]])
+        finally:
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    said = [json.loads(line) for line in open(sys.argv[4])]
+    os.unlink(sys.argv[4])
+    steps = sum(each.get("stage") == "train" for each in said)
+    left = len(list(Path(".objtune/tmp").iterdir())) + len(list(Path(".objtune/state").glob("*.safetensors")))
+    told.append([code, steps, left])
+    os.unlink("filler")
+print(json.dumps(told))
+"""
+
+
+@pytest.mark.timeout(900)
+@sized([0.5, 8.0], [0.25 * i for i in range(1, 17)])
+def test_f5_training_on_a_disk_that_is_nearly_full(size: list[float], base: Path, dog_photo: Path, tmp_path: Path, say: Callable[[str], None]) -> None:
+    """Either it says before the first step that what it will write does not fit, or it comes to its end: never in between."""
+    if not shutil.which("unshare") or subprocess.run(["unshare", "-Urm", "true"], capture_output=True).returncode:
+        pytest.skip("no user namespaces here")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    script = 'mount -t tmpfs -o size=64m tmpfs "$1" && cd "$1" && shift && exec "$@"'
+    line = [sys.executable, "-c", NARROW, str(base), str(dog_photo), json.dumps(size), str(tmp_path / "events")]
+    done = subprocess.run(["unshare", "-Urm", "bash", "-c", script, "bash", str(disk), *line], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = [tuple(each) for each in json.loads(done.stdout.splitlines()[-1])]
+    assert set(told) == {(7, 0, 0), (0, 4, 0)}, told
+    refused = told.count((7, 0, 0))
+    assert told[:refused] == [(7, 0, 0)] * refused, "what refuses with more room than another run had is wrong"
+    say(f"F5  training with {size[0]} to {size[-1]} MB free, {len(size)} runs: {refused} refused before the first step (exit 7), {len(size) - refused} came to their end, 0 stopped in between")

@@ -194,6 +194,15 @@ def test_generate_prints_pictures_that_say_how_they_were_made(trained):
     assert np.asarray(Image.open(paths[0])).shape == (32, 32, 3)
 
 
+def test_prompts_come_from_stdin_one_a_line(trained):
+    result = trained("generate", "<dog> at night", "-", "-n", 1, "--steps", 1, stdin="a <dog>\n\n  <dog> in the snow \n")
+    assert result.code == 0 and len(lines(result.out)) == 3
+    asked = [artifact.read_record(Path("artifacts"), ref).config["prompt"] for ref in refs.every(Path("artifacts"), "scene")]
+    assert asked == ["<dog> at night", "a <dog>", "<dog> in the snow"]
+    none = trained("generate", "-", stdin="\n")
+    assert (none.code, none.out) == (2, "") and "error: no prompt was given" in none.err
+
+
 def test_pictures_that_are_gone_are_decoded_again(trained):
     command = ("generate", "<dog>", "-n", 2, "--steps", 2)
     paths = [Path(p) for p in lines(trained(*command).out)]

@@ -142,7 +142,7 @@ def test_merge_makes_one_adapter_of_two(scenes, method):
     record, tensors = artifact.load(Path("artifacts"), refs.Ref("adapter", "pair", 1))
     assert record.objects == {"dog": "dog", "cup": "mug"} and record.config["weights"] == [0.5, 1.0]
     assert {"token.dog", "token.cup"} <= set(tensors) and record.metrics["rank"] == (4 if method == "sum" else 2)
-    assert scenes("merge", "dog=0.5", "cup", "--name", "pair", "--method", method).out == "adapter/pair@1\n"
+    assert scenes("merge", "-", "--name", "pair", "--method", method, stdin="dog=0.5\ncup\n").out == "adapter/pair@1\n"
     assert scenes("merge", "dog=0.6", "cup", "--name", "pair", "--method", method).out == "adapter/pair@2\n"
     assert scenes("export", "pair", "--format", "kohya").out == "pair.safetensors\n"
     assert scenes("verify").code == 0

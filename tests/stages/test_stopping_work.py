@@ -159,3 +159,42 @@ def test_a_second_signal_ends_at_once(number):
         child.send_signal(number)
         assert child.wait(10) == 128 + number
         assert time.monotonic() - started < 0.2
+
+
+def test_room_for_state_and_adapter_is_held_before_the_first_step(train, at_step, monkeypatch, project):
+    held = []
+
+    def look():
+        held.extend(p.stat().st_size for p in (project / ".objtune/tmp").iterdir())
+        signal.raise_signal(signal.SIGTERM)
+
+    at_step(1, look)
+    assert train().code == 143
+    state = next(Path(".objtune/state").glob("*.safetensors")).stat().st_size
+    assert len(held) == 1 and held[0] > 2 * state
+    assert list((project / ".objtune/tmp").iterdir()) == []
+    monkeypatch.setattr(os, "posix_fallocate", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    full = train("--force", "--events", "events.ndjson")
+    assert full.code == 7
+    assert "error: no space for what this will write below" in full.err
+    said = [json.loads(line) for line in Path("events.ndjson").read_text().splitlines()]
+    assert not [e for e in said if e.get("stage") == "train"], "before the first step"
+    assert not list(Path("artifacts/adapter").rglob("*.safetensors"))
+    wanted = float(full.err.split("it takes ")[1].split(" MB")[0]) * 1e6
+    assert state < wanted < state + (1 << 21), "the state that is here stays; one more is to be written beside it"
+
+
+def test_another_number_of_threads_is_another_run(train, at_step):
+    """Its sums have other last digits: a state is gone on with by as many threads as made it."""
+    import torch
+
+    at_step(1, lambda: signal.raise_signal(signal.SIGTERM))
+    before, states = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            assert train().code == 143
+            states.append(len(list(Path(".objtune/state").glob("*.safetensors"))))
+    finally:
+        torch.set_num_threads(before)
+    assert states == [1, 2]
