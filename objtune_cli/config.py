@@ -116,7 +116,7 @@ class Train:
     )
     views: int = _setting(8, "Placements of the object drawn before training; 1: the photo as it is.", 1, 4096)
     known: int = _setting(
-        24, "Noised views, for each sentence, on which the frozen base is asked before the first step.", 1, 4096, before=24
+        24, "Noised views, for each sentence and all combinations of a photo's objects, on which the frozen base is asked before the first step.", 1, 4096, before=24
     )
     as_taken: float = _setting(0.3, "Share of the rows that show the photo's own placement, on top of its turn.", 0, 1, before=0.0)
     seed: int = _setting(0, "Random seed.", 0, MAX_SEED)

@@ -123,9 +123,11 @@ def train(
     most = None if steps is None else counted(steps)
     given = given_refs(source)
     photos = _photos(given)
-    alone = [(photos[0], targets(class_, name, Said(mask, box, point, not_point)), which)] if len(photos) == 1 else []
-    wanted = alone or [(p, *_of_photo(p, said)) for p, said in zip(photos, _said(run.parts), strict=True)]
-    _distinct(wanted)
+    if len(photos) > 1:
+        wanted = [(photo, *_of_photo(photo, said)) for photo, said in zip(photos, _said(run.parts), strict=True)]
+        _distinct(wanted)
+    else:
+        wanted = [(photo, targets(class_, name, Said(mask, box, point, not_point)), which) for photo in photos]
     need(
         photos or not (class_ or name or mask or box or point or not_point or which),
         "--class and the hints belong to a photo",

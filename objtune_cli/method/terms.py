@@ -96,13 +96,17 @@ class Terms:
             return {text: self.stack.encode([text]) for text in sorted(texts)}
 
     def _known(self) -> list[dict[str, Known]]:
-        """For each subset of the objects and each template, what the frozen base sees in noised views; before any layer learns."""
+        """For each subset of the objects and each template, what the frozen base sees in noised views; before any layer learns.
+
+        Subsets share the number asked for: each is shown as much less often.
+        """
         found, size = [], max(1, self.config.batch)
+        each = -(-self.config.known // len(self.views))
         for i, v in enumerate(self.views):
             known = {}
             for k, template in enumerate(TEMPLATES if self.config.templates == "several" else TEMPLATES[:1]):
                 g = noise.step_generator(self.config.seed, KNOWN_FROM + i * len(TEMPLATES) + k)
-                rows = self._rows(v, self.config.known, g)
+                rows = self._rows(v, each, g)
                 z_t, t, aim = self._noised(v.latents[rows], g, v.spread if v.spread is None else v.spread[rows])
                 words = self.teacher_conditions[template.format(v.words("class"))]
                 with torch.no_grad():

@@ -9,7 +9,7 @@ import torch
 from objtune_cli.config import Train
 from objtune_cli.errors import GateError
 from objtune_cli.method import terms, training
-from objtune_cli.method.subjects import Subject, Views
+from objtune_cli.method.subjects import Subject, Views, subsets
 from objtune_cli.method.training import Trainer
 from objtune_cli.models import adapter
 from objtune_cli.models import stack as stacks
@@ -216,6 +216,26 @@ def test_two_objects_train_alone_and_together(trainer) -> None:
     training.run(t, lambda step: None)
     assert t.tokens().keys() == {"rex", "cup"}
     assert all(not torch.equal(t.tokens()[s.name][0], s.rows[0]) for s in t.subjects)
+
+
+def test_of_many_objects_not_every_combination_is_shown(stack: Stack) -> None:
+    """Up to three: 2^N - 1; of five: singles, pairs, all; each object as often as any other; prompts of two of a class name both."""
+    five = [_subject(stack, name) for name in "abcde"]
+    for count, combinations in ((1, 1), (2, 3), (3, 7), (4, 4 + 6 + 1), (5, 5 + 10 + 1)):
+        found = subsets(five[:count])
+        assert len(set(found)) == len(found) == combinations and found[-1] == tuple(five[:count])
+        assert len({sum(s in members for members in found) for s in five[:count]}) == 1
+    assert Views(tuple(five[:2]), *[torch.zeros(1, 1, 1, 1)] * 3).words("class") == "a dog and a dog"
+
+
+def test_combinations_share_what_the_frozen_base_is_asked(trainer) -> None:
+    """8 noised views for each sentence: 8 of one object, 3 for each of three combinations."""
+    config = replace(CONFIG, known=8, templates="one")
+    for both, each in ((False, [8]), (True, [3, 3, 3])):
+        t = trainer(config, both=both)
+        assert [len(k.rows) for known in t.known for k in known.values()] == each
+        for _ in range(4):
+            t.advance()
 
 
 def test_the_mask_of_both_covers_each(trainer) -> None:
