@@ -111,7 +111,7 @@ def _objects(
 def _scenes(run: Run, objects: int | None, methods: str | None, seed: int | None, quick: bool, out: Path) -> Outcome:
     from objtune_cli.bench import scenes as stage
 
-    chosen = [part.strip() for part in methods.split(",")] if methods else list(stage.METHODS)
+    chosen = [part.strip() for part in methods.split(",")] if methods else list(stage.ASKED)
     unknown = [name for name in chosen if name not in stage.METHODS]
     need(not unknown, f"there is no way {', '.join(unknown)} to several objects", f"one or more of {', '.join(stage.METHODS)}")
     ctx = run.context(create=False)

@@ -19,7 +19,8 @@ class InParts(TyperCommand):
 
     def _valued(self, ctx: Any) -> set[str]:
         """The options that take the next word as their value."""
-        own: list[Any] = [p for p in self.get_params(ctx) if p.param_type_name == "option" and not (p.is_flag or p.count)]
+        known: list[Any] = self.get_params(ctx)
+        own = [p for p in known if p.param_type_name == "option" and not (p.is_flag or p.count)]
         return {name for p in own for name in (*p.opts, *p.secondary_opts)}
 
 

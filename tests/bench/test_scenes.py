@@ -108,3 +108,27 @@ def test_what_is_no_method_is_told(cli) -> None:
     assert result.code == 2 and "there is no way magic to several objects" in result.err
 
 
+
+
+def test_joint_trainings_take_their_methods_settings(context: Callable[..., Context], judge: Evaluator, project: Path, monkeypatch) -> None:
+    """One photo of all members, a token and a mask each, in a project of the method's own; another method, another key."""
+    said: list[list[str]] = []
+
+    def measured(ctx, command, label):
+        said.append([str(word) for word in command])
+        return {"refs": [{"ref": "adapter/x@1", "reused": False}]}, 3.0, 0.0
+
+    monkeypatch.setattr(scenes.trial, "_measured", measured)
+    monkeypatch.setattr(scenes, "_plain", lambda ctx, group, ref: np.zeros((2, 128, 128, 3), np.uint8))
+    bench = scenes.Running(context(), project / "out", Bench(), MEDIUM, judge)
+    group = scenes.groups(MEDIUM, 1, 0, 1)[1]
+    for method in scenes.JOINT:
+        values, _ = scenes._measure(bench, group, method)
+        assert values["seconds"] == 3.0 and values["presence"] == 0
+        words = said[-1]
+        settings = {words[i + 1] for i, word in enumerate(words) if word == "--set"}
+        expected = {f"train.{k}={v}" for k, v in scenes.JOINT[method].train.items()} | {f"prior.{k}={v}" for k, v in scenes.JOINT[method].prior.items()}
+        assert expected <= settings and "train.scores=none" in settings and words.count("--class") == words.count("--mask") == 3
+        assert (project / "out" / f"{method}-{group.name}" / "given").is_dir()
+    assert len({scenes._key(bench, group, method) for method in scenes.JOINT}) == len(scenes.JOINT)
+    assert "train.batch=1" in " ".join(said[1]) and "train.modules=cross-kv" in " ".join(said[2])
