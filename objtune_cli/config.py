@@ -79,6 +79,7 @@ class Embed:
     picture: float = _setting(1.0, "Weight of the whole photo in the prototype.", 0, before=1.0)
     object: float = _setting(1.0, "Weight of the object alone in the prototype.", 0, before=1.0)
     word: float = _setting(1.0, "Weight of the class word in the prototype.", 0, before=1.0)
+    rare: str = _setting("sks", "The word whose vectors a rare start takes (DreamBooth, arXiv:2208.12242); of several objects each needs its own.", before="sks")
     noun: Literal["kept", "none"] = _setting("kept", "Whether the class word stands behind the learned vectors.")
     vectors: int = _setting(2, "Learned vectors of the token, before the class word's own.", 1, 16)
     steps: int = _setting(80, "Adam steps through the text tower.", 0, 10_000)

@@ -2,10 +2,12 @@
 
 import itertools
 import json
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -264,22 +266,42 @@ def _together(bench: Running, ctx: Context, group: Group, method: Method) -> tup
     return _train(bench, ctx, list(group.members), rgb, list(masks), method)
 
 
-def _train(bench: Running, ctx: Context, members: list[Case], rgb: np.ndarray, masks: list[np.ndarray], method: Method = OURS["objtune"]) -> tuple[Ref, float]:
-    """`objtune train` with a method's settings in a process of its own; what is there already is found by it."""
-    import sys
+RARE = ("sks", "zwx", "ucd", "hta")
+"""Words that hardly occur in captions, one for each object of a joint training that starts from such."""
 
+
+def _train(
+    bench: Running, ctx: Context, members: list[Case], rgb: np.ndarray, masks: list[np.ndarray], method: Method = OURS["objtune"]
+) -> tuple[Ref, float]:
+    """`objtune train` with a method's settings in a process of its own; what is there already is found by it."""
     folder = ctx.project.folder / "given" / "-".join(m.name for m in members)
     artifact.write_file(folder / "photo.png", pictures.png(rgb))
-    command = [sys.executable, "-P", "-m", "objtune_cli", "train", str(folder / "photo.png"), "--no-preview", "--json",
-               "--project", str(ctx.project.folder), "--base", ctx.common.base, "--device", ctx.common.device,
-               "--precision", ctx.common.precision]  # fmt: skip
-    for part, values in {"init-embedding": method.embed, "train": {**method.train, "scores": "none"}, "prior": method.prior}.items():
-        command += [word for name, value in values.items() for word in ("--set", f"{part}.{name}={value}")]
+    given = [str(folder / "photo.png")]
     for member, mask in zip(members, masks, strict=True):
         artifact.write_file(folder / f"{member.name}.png", pictures.png(mask))
-        command += ["--class", member.instance.kind, "--name", member.name, "--mask", f"{member.name}={folder / member.name}.png"]
-    document, seconds, _ = trial._measured(bench.ctx, command, f"training of {members[0].name}")
+        given += ["--class", member.instance.kind, "--name", member.name, "--mask", f"{member.name}={folder / member.name}.png"]
+    embed, learning = _set("init-embedding", method.embed), _set("train", {**method.train, "scores": "none"}) + _set("prior", method.prior)
+    seconds = 0.0
+    if len(members) > 1 and method.embed.get("init") == "rare":  # a word for each: two objects of one class would have the same token
+        found, seconds, _ = _command(bench, ctx, members, "segment", *given)
+        given = []
+        for ref, word in zip(found, RARE, strict=False):
+            (started,), took, _ = _command(bench, ctx, members, "init-embedding", ref, *embed, *_set("init-embedding", {"rare": word}))
+            given, seconds = [*given, started], seconds + took
+    refs, took, reused = _command(bench, ctx, members, "train", *given, "--no-preview", *embed, *learning)
+    return parse(refs[-1]), 0.0 if reused else seconds + took
+
+
+def _set(section: str, values: Mapping[str, Any]) -> list[str]:
+    return [word for name, value in values.items() for word in ("--set", f"{section}.{name}={value}")]
+
+
+def _command(bench: Running, ctx: Context, members: list[Case], *words: str) -> tuple[list[str], float, bool]:
+    """One command in the project of `ctx`: its refs, wall seconds, and whether all was there already."""
+    shared = {"project": ctx.project.folder, "base": ctx.common.base, "device": ctx.common.device, "precision": ctx.common.precision}
+    command = [sys.executable, "-P", "-m", "objtune_cli", *words, "--json", *(w for k, v in shared.items() for w in (f"--{k}", str(v)))]
+    document, seconds, _ = trial._measured(bench.ctx, command, f"{words[0]} of {members[0].name}")
     if "error" in document:
         error = document["error"]
-        raise trial.Failed("training", members[0], int(error["code"]), error["message"])
-    return parse(document["refs"][-1]["ref"]), 0.0 if document["refs"][-1]["reused"] else seconds
+        raise trial.Failed(words[0], members[0], int(error["code"]), error["message"])
+    return [each["ref"] for each in document["refs"]], seconds, all(each["reused"] for each in document["refs"])

@@ -516,7 +516,7 @@ def _start(stack: Stack, clip: towers.Towers | None = None, **given: object) -> 
 
 def test_a_rare_word_is_taken_as_it_is(stack: Stack) -> None:
     """A letter is a token here: "sks" has three; `vectors` are the most that are taken."""
-    own = class_rows(stack, prototype.RARE)
+    own = class_rows(stack, Embed().rare)
     for vectors in (1, 2, 3, 5):
         started = _start(stack, init="rare", vectors=vectors)
         assert started.learned == min(vectors, 3)
