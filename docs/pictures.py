@@ -36,6 +36,17 @@ def gallery(folder: Path) -> None:
     Image.fromarray(grid(np.stack(rows), 3)).quantize(128).save(EXAMPLES / "gallery.png")
 
 
+def apart(folder: Path) -> None:
+    """The photo of three objects, each of them alone, and two in one scene, as docs/compose.md has them."""
+    words = ("--class", "cat", "--name", "tom", "--class", "car", "--name", "mini", "--class", "mug", "--name", "tea")
+    points = ("--point", "tom=115,380", "--point", "mini=520,400", "--point", "tea=310,420")
+    objtune(folder, "train", str(EXAMPLES / "three.jpg"), *words, *points)
+    asked = ("a photo of <tom> on the beach", "a photo of <mini> in the snow", "a photo of <tea> in the desert")
+    paths = objtune(folder, "generate", *asked, "-n", "1") + objtune(folder, "compose", "a photo of <tom> left of <mini> in the snow", "-n", "1")
+    shown = [Image.open(p).convert("RGB").resize((192, 192), Image.Resampling.LANCZOS) for p in (EXAMPLES / "three.jpg", *(folder / p for p in paths))]
+    Image.fromarray(grid(np.stack([np.asarray(s) for s in shown]), 5)).quantize(128).save(EXAMPLES / "three.png")
+
+
 def main() -> None:
     """Train both examples, compose them, draw the sheet of the base."""
     with tempfile.TemporaryDirectory() as name:
@@ -51,6 +62,7 @@ def main() -> None:
         shown = [np.asarray(Image.open(folder / path).resize((192, 192), Image.Resampling.BICUBIC)) for path in paths]
         Image.fromarray(grid(np.stack([np.asarray(layout), *shown]), 4)).save(EXAMPLES / "compose.png")
         gallery(folder)
+        apart(folder)
     command = [sys.executable, "-m", "objtune_cli.toybox.recipe", "sheet", "--work", str(EXAMPLES)]
     print("$ python", *command[1:], flush=True)
     subprocess.run(command, check=True)

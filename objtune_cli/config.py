@@ -79,6 +79,7 @@ class Embed:
     picture: float = _setting(1.0, "Weight of the whole photo in the prototype.", 0, before=1.0)
     object: float = _setting(1.0, "Weight of the object alone in the prototype.", 0, before=1.0)
     word: float = _setting(1.0, "Weight of the class word in the prototype.", 0, before=1.0)
+    rare: str = _setting("sks", "The word whose vectors a rare start takes (DreamBooth, arXiv:2208.12242); of several objects each needs its own.", before="sks")
     noun: Literal["kept", "none"] = _setting("kept", "Whether the class word stands behind the learned vectors.")
     vectors: int = _setting(2, "Learned vectors of the token, before the class word's own.", 1, 16)
     steps: int = _setting(80, "Adam steps through the text tower.", 0, 10_000)
@@ -116,7 +117,7 @@ class Train:
     )
     views: int = _setting(8, "Placements of the object drawn before training; 1: the photo as it is.", 1, 4096)
     known: int = _setting(
-        24, "Noised views, for each sentence, on which the frozen base is asked before the first step.", 1, 4096, before=24
+        24, "Noised views, for each sentence and all combinations of a photo's objects, on which the frozen base is asked before the first step.", 1, 4096, before=24
     )
     as_taken: float = _setting(0.3, "Share of the rows that show the photo's own placement, on top of its turn.", 0, 1, before=0.0)
     seed: int = _setting(0, "Random seed.", 0, MAX_SEED)

@@ -2,15 +2,18 @@
 
 import itertools
 import json
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from objtune_cli.bench import cases, drawing, measures, together, trial
 from objtune_cli.bench.cases import Case
+from objtune_cli.bench.methods import BASELINES, OURS, Method
 from objtune_cli.bench.run import Row, dial_of
 from objtune_cli.bench.scores import Scale
 from objtune_cli.config import Bench, Compose, Generate, Train, identifying
@@ -30,8 +33,12 @@ from objtune_cli.toybox.world import Dial
 FORMAT = 1
 KINDS = {"two": (0, 1), "three": (0, 1, 2), "same": (0, 3)}
 """Kinds of scenes to the members of a group of four: three classes, and another object of the first one's class."""
-METHODS = ("truth", "alone", "composed", "once", "sum", "joint")
+JOINT = {"joint": OURS["objtune"], **{f"joint-{name}": BASELINES[name] for name in ("dreambooth-lora", "custom-diffusion", "break-a-scene")}}
+"""Learned from one photo of all: by ours, and by others' settings, each object under a token of its own and its class held by its own pictures."""
+METHODS = ("truth", "alone", "composed", "once", "sum", *JOINT)
 """Drawn by the world; each object in a picture of its own; compose; compose without another seed; LoRAs added; learned from one photo of all."""
+ASKED = ("truth", "alone", "composed", "once", "sum", "joint", "joint-dreambooth-lora", "joint-custom-diffusion")
+"""What is measured where no method is named."""
 GROUPS = 6
 """Groups of each kind, where no number is given."""
 SEEDS_EACH = 2
@@ -139,12 +146,14 @@ def _result(bench: Running, group: Group, method: str) -> tuple[dict[str, float]
 def _key(bench: Running, group: Group, method: str) -> str:
     import hashlib
 
-    ctx = bench.ctx
+    ctx, own = bench.ctx, JOINT.get(method, OURS["objtune"])
     about = {
         "format": FORMAT, "method": method, "group": repr(group), "seed": bench.config.seed, "base": ctx.base.fingerprint, "judge": trial.judge(),
-        "sampling": ctx.base.sampling, "train": identifying(train.suited(Train(), ctx.base.training)), "compose": identifying(Compose()),
+        "sampling": ctx.base.sampling, "train": identifying(train.suited(replace(Train(), **own.train), ctx.base.training)), "compose": identifying(Compose()),
         "tools": tools(), "device": ctx.common.device, "precision": ctx.common.precision,
     }  # fmt: skip
+    if own.embed or own.prior:
+        about |= {"embed": dict(own.embed), "prior": dict(own.prior)}
     return hashlib.sha256(canonical(about).encode()).hexdigest()
 
 
@@ -153,9 +162,9 @@ def _measure(bench: Running, group: Group, method: str) -> tuple[dict[str, float
         return _alone(bench, group)
     if method == "truth":
         return bench.scored(group, _truth(bench, group))
-    if method == "joint":
-        ctx = bench.inside(f"joint-{group.name}")
-        ref, cost = _together(bench, ctx, group)
+    if method in JOINT:
+        ctx = bench.inside(f"{method}-{group.name}")
+        ref, cost = _together(bench, ctx, group, JOINT[method])
         values, shown = bench.scored(group, _plain(ctx, group, ref))
         return values | ({"seconds": cost} if cost else {}), shown
     ctx, cost = bench.inside("apart"), 0.0
@@ -249,28 +258,50 @@ def _trained(bench: Running, ctx: Context, case: Case) -> float:
     return _train(bench, ctx, [case], rgb, [mask])[1]
 
 
-def _together(bench: Running, ctx: Context, group: Group) -> tuple[Ref, float]:
+def _together(bench: Running, ctx: Context, group: Group, method: Method) -> tuple[Ref, float]:
     """One adapter from one photo of all the group's objects."""
     rng = np.random.default_rng((bench.config.seed, 7))
     scene = world.sample_scene(rng, bench.dial, instances=tuple(m.instance for m in group.members), background=group.members[0].photo_background)
     rgb, masks = draw.render(scene, cases.PHOTO_SIDE)
-    return _train(bench, ctx, list(group.members), rgb, list(masks))
+    return _train(bench, ctx, list(group.members), rgb, list(masks), method)
 
 
-def _train(bench: Running, ctx: Context, members: list[Case], rgb: np.ndarray, masks: list[np.ndarray]) -> tuple[Ref, float]:
-    """`objtune train` in a process of its own; what is there already is found by it."""
-    import sys
+RARE = ("sks", "zwx", "ucd", "hta")
+"""Words that hardly occur in captions, one for each object of a joint training that starts from such."""
 
+
+def _train(
+    bench: Running, ctx: Context, members: list[Case], rgb: np.ndarray, masks: list[np.ndarray], method: Method = OURS["objtune"]
+) -> tuple[Ref, float]:
+    """`objtune train` with a method's settings in a process of its own; what is there already is found by it."""
     folder = ctx.project.folder / "given" / "-".join(m.name for m in members)
     artifact.write_file(folder / "photo.png", pictures.png(rgb))
-    command = [sys.executable, "-P", "-m", "objtune_cli", "train", str(folder / "photo.png"), "--no-preview", "--json",
-               "--project", str(ctx.project.folder), "--base", ctx.common.base, "--device", ctx.common.device,
-               "--precision", ctx.common.precision, "--set", "train.scores=none"]  # fmt: skip
+    given = [str(folder / "photo.png")]
     for member, mask in zip(members, masks, strict=True):
         artifact.write_file(folder / f"{member.name}.png", pictures.png(mask))
-        command += ["--class", member.instance.kind, "--name", member.name, "--mask", f"{member.name}={folder / member.name}.png"]
-    document, seconds, _ = trial._measured(bench.ctx, command, f"training of {members[0].name}")
+        given += ["--class", member.instance.kind, "--name", member.name, "--mask", f"{member.name}={folder / member.name}.png"]
+    embed, learning = _set("init-embedding", method.embed), _set("train", {**method.train, "scores": "none"}) + _set("prior", method.prior)
+    seconds = 0.0
+    if len(members) > 1 and method.embed.get("init") == "rare":  # a word for each: two objects of one class would have the same token
+        found, seconds, _ = _command(bench, ctx, members, "segment", *given)
+        given = []
+        for ref, word in zip(found, RARE, strict=False):
+            (started,), took, _ = _command(bench, ctx, members, "init-embedding", ref, *embed, *_set("init-embedding", {"rare": word}))
+            given, seconds = [*given, started], seconds + took
+    refs, took, reused = _command(bench, ctx, members, "train", *given, "--no-preview", *embed, *learning)
+    return parse(refs[-1]), 0.0 if reused else seconds + took
+
+
+def _set(section: str, values: Mapping[str, Any]) -> list[str]:
+    return [word for name, value in values.items() for word in ("--set", f"{section}.{name}={value}")]
+
+
+def _command(bench: Running, ctx: Context, members: list[Case], *words: str) -> tuple[list[str], float, bool]:
+    """One command in the project of `ctx`: its refs, wall seconds, and whether all was there already."""
+    shared = {"project": ctx.project.folder, "base": ctx.common.base, "device": ctx.common.device, "precision": ctx.common.precision}
+    command = [sys.executable, "-P", "-m", "objtune_cli", *words, "--json", *(w for k, v in shared.items() for w in (f"--{k}", str(v)))]
+    document, seconds, _ = trial._measured(bench.ctx, command, f"{words[0]} of {members[0].name}")
     if "error" in document:
         error = document["error"]
-        raise trial.Failed("training", members[0], int(error["code"]), error["message"])
-    return parse(document["refs"][-1]["ref"]), 0.0 if document["refs"][-1]["reused"] else seconds
+        raise trial.Failed(words[0], members[0], int(error["code"]), error["message"])
+    return [each["ref"] for each in document["refs"]], seconds, all(each["reused"] for each in document["refs"])

@@ -36,6 +36,8 @@ SIZES = ("base", "sd15")
 WARM_UP = {"base": 4, "sd15": 1}
 STEPS = {"base": 12, "sd15": 4}
 """Steps of a round: whole turns of the class term, taken at every step or every fourth."""
+JOINT = (1, 2, 3)
+"""Numbers of objects of one photo that are learned together."""
 PARTS = ("words", "forward", "backward", "optimizer")
 
 
@@ -49,6 +51,7 @@ class Task:
     method: str
     device: str
     precision: str
+    objects: int = 1
 
 
 def run(ctx: Context, rounds: int, sizes: tuple[str, ...] = SIZES) -> list[dict[str, Any]]:
@@ -62,30 +65,59 @@ def run(ctx: Context, rounds: int, sizes: tuple[str, ...] = SIZES) -> list[dict[
     """
     rows: list[dict[str, Any]] = []
     for size in sizes:
-        found = _side_by_side(ctx, size, rounds)
+        tasks = {name: _task(ctx, size, name) for name in COMPARED}
+        found = _side_by_side(ctx, f"speed {size}", tasks, rounds)
         for name in COMPARED:
-            rows += measures.rows(name, [{f"{size}_{m}": v for m, v in r.items()} for r in found[name]])
+            rows += measures.rows(name, [{f"{size}_{m}": v for m, v in r.items() if m != "prepare_s"} for r in found[name]])
         ours, theirs = (found[name] for name in COMPARED)
         ratios = [{f"{size}_{m}": a[m] / b[m] for m in ("step_s", "memory_mb") if b[m]} for a, b in zip(ours, theirs, strict=True)]
         rows += measures.rows("ratio", ratios)
     return rows
 
 
-def _side_by_side(ctx: Context, size: str, rounds: int) -> dict[str, list[dict[str, float]]]:
-    """Each method in a process of its own, taking turns: whatever else the machine does meets both."""
+def objects(ctx: Context, rounds: int) -> list[dict[str, Any]]:
+    """Rows of one, two and three objects of one photo, learned together, and of their ratio to one.
+
+    Measures: `prepare_s`, before the first step; `step_s`; `run_s`, both for the most steps that suit the base, which are
+    the same for any number of objects.
+    """
+    tasks = {_counted(n): replace(_task(ctx, "base", "objtune"), objects=n) for n in JOINT}
+    found = _side_by_side(ctx, "speed of several objects", tasks, rounds)
+    steps = train.suited(Train(), ctx.base.training).steps
+    costs = {
+        name: [{"prepare_s": r["prepare_s"], "step_s": r["step_s"], "run_s": r["prepare_s"] + steps * r["step_s"]} for r in results]
+        for name, results in found.items()
+    }
+    rows = [row for name, values in costs.items() for row in measures.rows(name, values)]
+    one = costs[_counted(1)]
+    for n in JOINT[1:]:
+        ratios = [{m: a[m] / b[m] for m in a} for a, b in zip(costs[_counted(n)], one, strict=True)]
+        rows += measures.rows(f"ratio of {n} to 1", ratios)
+    return rows
+
+
+def _counted(n: int) -> str:
+    return f"{n} object{'s' if n > 1 else ''} of a photo"
+
+
+def _task(ctx: Context, size: str, method: str) -> Task:
     training = ctx.base.training if size == "base" else bases.TRAINING
+    return Task(size, ctx.common.base, dict(training), method, ctx.common.device, ctx.common.precision)
+
+
+def _side_by_side(ctx: Context, label: str, tasks: Mapping[str, Task], rounds: int) -> dict[str, list[dict[str, float]]]:
+    """Each task in a process of its own, taking turns: whatever else the machine does meets all."""
     spawn = multiprocessing.get_context("spawn")
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in COMPARED}
-    progress = ctx.progress(f"speed {size}")
+    names = list(tasks)
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    progress = ctx.progress(label)
     with _Children() as children:
-        for name in COMPARED:
-            task = Task(size, ctx.common.base, dict(training), name, ctx.common.device, ctx.common.precision)
-            children.start(spawn, name, task)
-        for name in COMPARED:
-            children.hear(name, ctx.check_stopped)  # built and warm
+        for name in names:
+            children.start(spawn, name, tasks[name])
+        built = {name: children.hear(name, ctx.check_stopped) for name in names}  # and warm
         for i in range(rounds):
-            for name in COMPARED if i % 2 == 0 else COMPARED[::-1]:
-                found[name].append(children.ask(name, ctx.check_stopped))
+            for name in names if i % 2 == 0 else names[::-1]:
+                found[name].append(children.ask(name, ctx.check_stopped) | built[name])
             progress(i + 1, rounds)
     return found
 
@@ -142,11 +174,11 @@ def _child(pipe: Connection, task: Task) -> None:
     for number in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):  # the parent hears them, and ends this one
         signal.signal(number, signal.SIG_IGN)
     try:
-        trainer = build(task)
+        trainer, prepared = _timed(task)
         for _ in range(WARM_UP[task.size]):
             trainer.advance()
         clock = Clock(trainer)
-        pipe.send({})
+        pipe.send({"prepare_s": prepared})
         while True:
             pipe.recv()
             pipe.send(clock.round(STEPS[task.size]))
@@ -156,6 +188,13 @@ def _child(pipe: Connection, task: Task) -> None:
         failed, hint = (error.message, error.hint) if isinstance(error, ObjtuneError) else (f"{type(error).__name__}: {error}", "")
         with contextlib.suppress(OSError):
             pipe.send({"failed": failed, "hint": hint})
+
+
+def _timed(task: Task) -> "tuple[Trainer, float]":
+    """A trainer, and the seconds from its objects to its first step: placements, and what the frozen base says of them."""
+    stack = _stack(task)
+    started = time.perf_counter()
+    return build(task, stack), time.perf_counter() - started
 
 
 class Clock:
@@ -223,7 +262,11 @@ def peak(device: str) -> float:
     return next((int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM:")), 0.0)
 
 
-def build(task: Task) -> "Trainer":
+def _stack(task: Task) -> "Stack":
+    return _base(task) if task.size == "base" else large.stack(task.device, task.precision)
+
+
+def build(task: Task, stack: "Stack") -> "Trainer":
     """A trainer of the method's settings on a picture and a class prior of noise."""
     import torch
 
@@ -231,18 +274,27 @@ def build(task: Task) -> "Trainer":
     from objtune_cli.method.subjects import Subject
     from objtune_cli.models.tokens import class_rows
 
-    stack = _base(task) if task.size == "base" else large.stack(task.device, task.precision)
     method = METHODS[task.method]
-    config = replace(train.suited(replace(Train(), **method.train), task.training), known=2)  # asked before any step: not timed
+    config = train.suited(replace(Train(), **method.train), task.training)
+    if task.size != "base":
+        config = replace(config, known=2)  # asked before any step: no part of one
     vectors = int(method.embed.get("vectors", Embed().vectors))
     noun = class_rows(stack, "dog")
     rows = torch.cat([noun[:1].expand(vectors, -1), noun])
     g = torch.Generator().manual_seed(0)
     picture = torch.rand((3, stack.size, stack.size), generator=g) * 2 - 1
+    subjects = [Subject(f"it{i}", "dog", rows, vectors, picture, picture.flip(-1), _mask(stack, i, task.objects)) for i in range(task.objects)]
+    return training.Trainer(stack, subjects, {"dog": _noise_prior(stack, g)} if config.class_weight else {}, config)
+
+
+def _mask(stack: "Stack", number: int, count: int) -> "torch.Tensor":
+    """Where the object of a number stands among so many: a quarter of the frame, shared out from left to right."""
+    import torch
+
+    quarter, wide = stack.size // 4, stack.size // 2 // count
     mask = torch.zeros(stack.size, stack.size)
-    mask[stack.size // 4 : -stack.size // 4, stack.size // 4 : -stack.size // 4] = 1
-    subject = Subject("it", "dog", rows, vectors, picture, picture.flip(-1), mask)
-    return training.Trainer(stack, [subject], {"dog": _noise_prior(stack, g)} if config.class_weight else {}, config)
+    mask[quarter:-quarter, quarter + number * wide : quarter + (number + 1) * wide] = 1
+    return mask
 
 
 def _base(task: Task) -> "Stack":

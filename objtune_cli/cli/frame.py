@@ -15,6 +15,7 @@ import typer
 from typer.main import get_command
 
 from objtune_cli.cli import options, render
+from objtune_cli.cli.parts import KEY, InParts
 from objtune_cli.cli.signals import Stop
 from objtune_cli.errors import UsageError
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from objtune_cli.config import Settings
     from objtune_cli.stages.context import Context, Done
     from objtune_cli.store.project import Project
+
+
+Parts = list[tuple[str, dict[str, Any]]]
 
 
 @dataclass
@@ -38,12 +42,13 @@ class Outcome:
 
 @dataclass
 class Run:
-    """One run of one command."""
+    """One run of one command; `parts`: its arguments, each with the options behind it."""
 
     name: str
     options: dict[str, Any]
     report: render.Reporter
     stop: Stop
+    parts: Parts = field(default_factory=list)
     held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     started: float = field(default_factory=time.monotonic)
 
@@ -82,7 +87,7 @@ def load(name: str, place: str, text: str) -> Any:
     module, _, function = place.partition(".")
     found = getattr(import_module(f"objtune_cli.cli.{module}"), function)
     alone = typer.Typer(rich_markup_mode=None, add_completion=False)
-    alone.command(name, help=text)(framed(name, found, model=module in MODELLED))
+    alone.command(name, cls=InParts, help=text)(framed(name, found, model=module in MODELLED))
     return get_command(alone)
 
 
@@ -103,7 +108,7 @@ def framed(name: str, function: Callable[..., Outcome], *, model: bool) -> Calla
             if key in given:
                 given[key] = given[key] or value
         options.current.json, options.current.verbose = given["json"], given["verbose"]
-        return _run(name, function, given, values)
+        return _run(name, function, given, values, ctx.meta.get(KEY, []))
 
     params = [context, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own), *extra]
     command.__signature__ = inspect.Signature(params)  # type: ignore[attr-defined]
@@ -112,10 +117,10 @@ def framed(name: str, function: Callable[..., Outcome], *, model: bool) -> Calla
     return command
 
 
-def _run(name: str, function: Callable[..., Outcome], given: dict[str, Any], values: dict[str, Any]) -> int:
+def _run(name: str, function: Callable[..., Outcome], given: dict[str, Any], values: dict[str, Any], parts: Parts) -> int:
     """One command, timed and shown; its exit code where it ends without an error."""
     events = _events(given["events"], name)
-    run = Run(name, given, render.Reporter(quiet=given["quiet"], verbose=given["verbose"], events=events), Stop())
+    run = Run(name, given, render.Reporter(quiet=given["quiet"], verbose=given["verbose"], events=events), Stop(), parts)
     code = 1
     try:
         with run.held:

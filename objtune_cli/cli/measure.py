@@ -41,6 +41,9 @@ def bench(
         bool, typer.Option("--speed", help="Measure a training step beside DreamBooth-LoRA's, here and at Stable Diffusion's size.")
     ] = False,
     scenes: Annotated[bool, typer.Option("--scenes", help="Measure two and three objects in one picture: composed, added, learned together.")] = False,
+    many: Annotated[
+        int | None, typer.Option("--many", metavar="N", help="Measure N photos by one command against a command each: time and quality.", show_default=False)
+    ] = None,
     masks: Annotated[bool, typer.Option("--masks", help="Measure `segment` on held-out scenes: by class word, box and point.")] = False,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Results, kept and gone on from.")] = Path("bench"),
     from_: Annotated[
@@ -54,7 +57,7 @@ def bench(
         "leave the other options away, but --quick",
     )
     need(
-        from_ is None or not (speed or scenes or masks or base_only),
+        from_ is None or not (speed or scenes or masks or base_only or many),
         "--from holds results of methods on objects",
         "leave it away here",
     )
@@ -63,11 +66,15 @@ def bench(
 
         ctx = run.context(create=False)
         rounds = ctx.settings.resolve(Bench).rounds
-        return _table(run, clock.run(ctx, rounds, clock.SIZES[:1] if quick else clock.SIZES), [])
+        found = clock.run(ctx, rounds, clock.SIZES[:1] if quick else clock.SIZES)
+        return _table(run, found + clock.objects(ctx, rounds), [])
     if scenes:
         return _scenes(run, objects, methods, seed, quick, out)
     if masks:
         return _masks(run, others, seed, quick)
+    if many is not None:
+        need(objects is None and methods is None, "--many is the number of objects, and compares one method with itself", "leave --objects and --methods away")
+        return _many(run, many, prompts, seed, out)
     given = {"objects": objects, "prompts": prompts, "seed": seed}
     return _objects(run, given, methods, out, quick=quick, base_only=base_only, published=from_)
 
@@ -104,7 +111,7 @@ def _objects(
 def _scenes(run: Run, objects: int | None, methods: str | None, seed: int | None, quick: bool, out: Path) -> Outcome:
     from objtune_cli.bench import scenes as stage
 
-    chosen = [part.strip() for part in methods.split(",")] if methods else list(stage.METHODS)
+    chosen = [part.strip() for part in methods.split(",")] if methods else list(stage.ASKED)
     unknown = [name for name in chosen if name not in stage.METHODS]
     need(not unknown, f"there is no way {', '.join(unknown)} to several objects", f"one or more of {', '.join(stage.METHODS)}")
     ctx = run.context(create=False)
@@ -112,6 +119,14 @@ def _scenes(run: Run, objects: int | None, methods: str | None, seed: int | None
     if objects is None and config.objects == Bench().objects:
         config = replace(config, objects=1 if quick else stage.GROUPS)
     return _table(run, stage.run(ctx, out, chosen, replace(config, repeats=1) if quick else config), [])
+
+
+def _many(run: Run, count: int, prompts: str | None, seed: int | None, out: Path) -> Outcome:
+    from objtune_cli.bench import many as stage
+
+    ctx = run.context(create=False)
+    config = ctx.settings.resolve(Bench, prompts=prompts, seed=seed)
+    return _table(run, stage.run(ctx, out, count, replace(config, repeats=1)), [])
 
 
 def _masks(run: Run, others: list[Any], seed: int | None, quick: bool) -> Outcome:

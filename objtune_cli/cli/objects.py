@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from objtune_cli.stages.sight import Target
     from objtune_cli.store.refs import Ref
 
+    Parts = list[tuple[str, dict[str, Any]]]
+
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 
 ClassWords = Annotated[
@@ -46,6 +48,10 @@ Finder = Annotated[Literal["sam", "grabcut"] | None, typer.Option("--segmenter",
 SamFile = Annotated[
     str | None, typer.Option("--sam-checkpoint", metavar="FILE", help="segment-anything checkpoint.", show_default="the embedded one")
 ]
+
+
+Wanted = tuple[Path, list["Target"], str | None]
+"""A photo, its objects, and which of several things is meant."""
 
 
 def segment(
@@ -93,7 +99,7 @@ def train(
     source: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="PHOTO | REF…", help="A photo; or masks or embeddings (- for stdin).", autocompletion=complete.trainable_ref
+            metavar="PHOTO… | REF…", help="A photo, or several with the options of each behind it; or masks or embeddings (- for stdin).", autocompletion=complete.trainable_ref
         ),
     ] = None,
     class_: ClassWords = None,
@@ -116,18 +122,21 @@ def train(
         run.stop.until = run.started + spans.seconds(max_time, "--max-time")
     most = None if steps is None else counted(steps)
     given = given_refs(source)
-    photo = _photo(given)
-    wanted = targets(class_, name, Said(mask, box, point, not_point)) if photo else []
+    photos = _photos(given)
+    if len(photos) > 1:
+        wanted = [(photo, *_of_photo(photo, said)) for photo, said in zip(photos, _said(run.parts), strict=True)]
+        _distinct(wanted)
+    else:
+        wanted = [(photo, targets(class_, name, Said(mask, box, point, not_point)), which) for photo in photos]
     need(
-        photo or not (class_ or name or mask or box or point or not_point or which),
+        photos or not (class_ or name or mask or box or point or not_point or which),
         "--class and the hints belong to a photo",
         "a ref already says what it shows",
     )
-    ctx = run.context(create=bool(photo))
+    ctx = run.context(create=bool(photos))
     config = ctx.settings.resolve(Train, steps=most, seed=seed, stop="good" if steps == "auto" else None)
-    finder = ctx.settings.resolve(Segment, which=which)
     try:
-        return Outcome([_trained(ctx, photo, wanted, given, finder, config, preview)], extra={"finished": True})
+        return Outcome(_trained(ctx, wanted, given, config, preview), extra={"finished": True})
     except Stopped as stopped:
         if stopped.code != 128 + TIME_UP:
             raise
@@ -135,19 +144,21 @@ def train(
         return Outcome(shown="nothing", extra={"finished": False, "message": stopped.message})
 
 
-def _trained(
-    ctx: "Context", photo: Path | None, wanted: list["Target"], given: list[str], finder: Segment, config: Train, preview: bool
-) -> "Done":
-    """The stages of `train`, from a photo or from refs."""
+def _trained(ctx: "Context", wanted: list[Wanted], given: list[str], config: Train, preview: bool) -> "list[Done]":
+    """The stages of `train`, from photos or from refs."""
+    from objtune_cli.stages import beside
     from objtune_cli.stages import segment as segment_stage
     from objtune_cli.stages import train as stage
 
     embedding, prior = ctx.settings.resolve(Embed), ctx.settings.resolve(Prior)
-    if photo:
-        found = [d.ref for d in segment_stage.run(ctx.unforced(), photo, wanted, finder)]
-    else:
-        found = [_trainable(ctx.root, text) for text in given]
-    return stage.run(ctx, found, config, embedding, prior, preview=preview)
+    found = [
+        [d.ref for d in segment_stage.run(ctx.unforced(), photo, targets, ctx.settings.resolve(Segment, which=which))]
+        for photo, targets, which in wanted
+    ]
+    if len(found) > 1:
+        return beside.run(ctx, found, config, embedding, prior, preview=preview)
+    sources = found[0] if found else [_trainable(ctx.root, text) for text in given]
+    return [stage.run(ctx, sources, config, embedding, prior, preview=preview)]
 
 
 def counted(steps: str) -> int | None:
@@ -160,14 +171,46 @@ def counted(steps: str) -> int | None:
     return None if steps == "auto" else int(steps)
 
 
-def _photo(given: list[str]) -> Path | None:
-    """The photo among the arguments of `train`, if that is what they are."""
-    first = Path(given[0])
-    if not (_is_file(first) or first.suffix.lower() in PHOTO_SUFFIXES):
-        return None
-    if len(given) > 1:
-        raise UsageError("one photo at a time", "train each photo with a command of its own")
-    return first
+def _photos(given: list[str]) -> list[Path]:
+    """The arguments of `train` where they are photos.
+
+    Raises:
+        UsageError: Some are photos and some are refs.
+    """
+    found = [Path(text) for text in given if _is_file(Path(text)) or Path(text).suffix.lower() in PHOTO_SUFFIXES]
+    if found and len(found) < len(given):
+        other = next(text for text in given if Path(text) not in found)
+        raise UsageError(f"{other} is no photo", "photos, or masks and embeddings that are there already")
+    return found
+
+
+HINTS = {"class_": "--class", "name": "--name", "mask": "--mask", "box": "--box", "point": "--point", "not_point": "--not-point", "which": "--which"}
+"""Parameters that say something of one photo."""
+
+
+def _said(parts: "Parts") -> list[dict[str, Any]]:
+    """What is said of each of several photos: the options behind it.
+
+    Raises:
+        UsageError: Something is said before the first.
+    """
+    early = [option for key, option in HINTS.items() if any(not photo and said.get(key) for photo, said in parts)]
+    need(not early, f"{', '.join(early)} before the first photo", "with several photos, each one's options stand behind it: `a.jpg --class dog b.jpg --class mug`")
+    return [said for photo, said in parts if photo]
+
+
+def _of_photo(photo: Path, said: dict[str, Any]) -> tuple[list["Target"], str | None]:
+    """The objects of one of several photos, and which of several things is meant."""
+    need(said.get("class_"), f"what the object in {photo} is was not said", "give its class behind it: `a.jpg --class dog b.jpg --class mug`")
+    values = (said.get(key) for key in ("mask", "box", "point", "not_point"))
+    return targets(said["class_"], said.get("name"), Said(*values)), said.get("which")
+
+
+def _distinct(wanted: list[Wanted]) -> None:
+    """Refuse two photos that would give an object the same name, before anything is looked at."""
+    names = [target.name for _, found, _ in wanted for target in found]
+    twice = next((name for name in names if names.count(name) > 1), "")
+    need(not twice, f"two photos would give an object the name {twice}", "tell them apart with `--name`")
 
 
 def _is_file(path: Path) -> bool:

@@ -65,22 +65,26 @@ class Judge:
         self.plain = {word: self._class(word) for word in sorted(words)}
         self.known = [self._known(s) for s in subjects]
 
-    def scores(self, words: Placeholders) -> dict[str, float]:
-        """Means over the objects, each from one picture a scene.
+    def scores(self, words: Placeholders, names: Sequence[str] = ()) -> dict[str, float]:
+        """Means over the objects, or the named ones, each from one picture a scene.
 
         Returns:
             identity: 0 as the class, 1 as the photo's own object. prompt: share of pictures in the asked scene, over the
             class's own. copy: 0 as like the whole photo as the class's pictures, 1 the photo.
         """
         each = [self._scores(s, k, self._pictures([words.expand(f"a photo of <{s.name}> {scene}") for scene in SCENES]))
-                for s, k in zip(self.subjects, self.known, strict=True)]  # fmt: skip
+                for s, k in self._asked(names)]  # fmt: skip
         return {name: sum(e[name] for e in each) / len(each) for name in each[0]}
 
-    def drift(self) -> float:
-        """How far the class came towards the object: 0 as before, 1 it is the object; the mean over objects."""
-        after = {word: self._class(word) for word in self.plain}
-        moved = [float((self._middles(after[s.class_word]) @ k.own).mean()) - k.zero for s, k in zip(self.subjects, self.known, strict=True)]
-        return sum(m / max(k.one - k.zero, APART) for m, k in zip(moved, self.known, strict=True)) / len(moved)
+    def drift(self, names: Sequence[str] = ()) -> float:
+        """How far the class came towards the object: 0 as before, 1 it is the object; the mean over the objects, or the named ones."""
+        asked = self._asked(names)
+        after = {word: self._class(word) for word in sorted({s.class_word for s, _ in asked})}
+        moved = [float((self._middles(after[s.class_word]) @ k.own).mean()) - k.zero for s, k in asked]
+        return sum(m / max(k.one - k.zero, APART) for m, (_, k) in zip(moved, asked, strict=True)) / len(moved)
+
+    def _asked(self, names: Sequence[str]) -> list[tuple[Subject, Known]]:
+        return [(s, k) for s, k in zip(self.subjects, self.known, strict=True) if not names or s.name in names]
 
     def _known(self, subject: Subject) -> Known:
         picture = (subject.picture + 1) / 2

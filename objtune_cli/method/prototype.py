@@ -17,8 +17,6 @@ from objtune_cli.numerics.masks import crop
 from objtune_cli.numerics.prototype import cosine_loss, keep_norm, prototype
 
 PROMPT = "a photo of {}"
-RARE = "sks"
-"""The word that hardly occurs in captions (DreamBooth, arXiv:2208.12242)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +79,7 @@ def start(
 def _first(stack: Stack, own: Tensor, config: Embed) -> Tensor:
     """The learned vectors before any step, (k, d): near the class word's, noise of their norm, or those of a rare word."""
     if config.init == "rare":
-        return class_rows(stack, RARE)[: config.vectors]
+        return class_rows(stack, config.rare)[: config.vectors]
     norm = own.norm(dim=1).mean()
     rows = own.mean(0, keepdim=True).repeat(config.vectors, 1)
     noise = torch.randn(rows.shape, generator=torch.Generator().manual_seed(config.seed)).to(rows)

@@ -52,9 +52,15 @@ class Views:
         return " and ".join(f"<{s.name}>" if kind == "token" else with_article(s.class_word) for s in self.members)
 
 
+ALL_OF = 3
+"""Up to so many objects every combination is shown; of more, whose combinations would be too many, singles, pairs and all together."""
+
+
 def subsets(subjects: list[Subject]) -> list[tuple[Subject, ...]]:
-    """Every non-empty subset: singles and combinations are both trained (union sampling)."""
-    return [c for n in range(1, len(subjects) + 1) for c in itertools.combinations(subjects, n)]
+    """The combinations that steps show: singles and combinations are both trained (union sampling); the last one is all."""
+    count = len(subjects)
+    sizes = range(1, count + 1) if count <= ALL_OF else (1, 2, count)
+    return [c for n in sizes for c in itertools.combinations(subjects, n)]
 
 
 def views(stack: Stack, members: tuple[Subject, ...], config: Train) -> Views:

@@ -5,7 +5,7 @@ the class prior; no optimizer.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -44,14 +44,30 @@ class Known:
 
 
 @dataclass(slots=True)
-class _Seen:
-    """What a step shows of the photo: views and which of them, the prompt, the regression target, the base's word on the first rows."""
+class Seen:
+    """What a step shows: views of the photo and which of them, the prompt, noised rows and what the denoiser is to say of them.
+
+    Attributes:
+        z_t, aim: (B, C, h, w). t: (B,). teacher: the frozen base's word on the first rows, or None.
+        of_class: z_t, t, condition and aim of the class's rows where this step has some.
+    """
 
     views: Views
     rows: Tensor
     prompt: str
+    z_t: Tensor
+    t: Tensor
     aim: Tensor
     teacher: Tensor | None
+    of_class: tuple[Tensor, Tensor, Tensor, Tensor] | None
+
+
+@dataclass(slots=True)
+class Pass:
+    """One pass of the denoiser: z_t, t, condition; and the terms of what it predicts and of where its words looked."""
+
+    given: tuple[Tensor, Tensor, Tensor]
+    terms: Callable[[Tensor, attention.Recorder | None], dict[str, Tensor]]
 
 
 class Terms:
@@ -81,13 +97,17 @@ class Terms:
             return {text: self.stack.encode([text]) for text in sorted(texts)}
 
     def _known(self) -> list[dict[str, Known]]:
-        """For each subset of the objects and each template, what the frozen base sees in noised views; before any layer learns."""
+        """For each subset of the objects and each template, what the frozen base sees in noised views; before any layer learns.
+
+        Subsets share the number asked for: each is shown as much less often.
+        """
         found, size = [], max(1, self.config.batch)
+        each = -(-self.config.known // len(self.views))
         for i, v in enumerate(self.views):
             known = {}
             for k, template in enumerate(TEMPLATES if self.config.templates == "several" else TEMPLATES[:1]):
                 g = noise.step_generator(self.config.seed, KNOWN_FROM + i * len(TEMPLATES) + k)
-                rows = self._rows(v, self.config.known, g)
+                rows = self._rows(v, each, g)
                 z_t, t, aim = self._noised(v.latents[rows], g, v.spread if v.spread is None else v.spread[rows])
                 words = self.teacher_conditions[template.format(v.words("class"))]
                 with torch.no_grad():
@@ -102,20 +122,36 @@ class Terms:
     @torch.no_grad()
     def fixed_loss(self) -> float:
         """L_OS of all objects together on FIXED rows, half of them the photo's own placement, noise and noise levels always the same."""
+        fixed = self.fixed_rows()
+        words, size = self.condition(fixed.prompt), max(1, self.config.batch)
+        parts = [self.stack.predict(a, b, words.expand(len(a), -1, -1)).float() for a, b in zip(fixed.z_t.split(size), fixed.t.split(size), strict=True)]
+        return self.lost(fixed, torch.cat(parts))
+
+    def fixed_rows(self) -> Seen:
+        """What `fixed_loss` looks at."""
         v, g, stack = self.views[-1], torch.Generator().manual_seed(0), self.stack
         rows = torch.arange(FIXED) % len(v.latents)
         rows[FIXED // 2 :] = 0
-        z, mask = v.latents[rows], v.masks[rows]
+        z = v.latents[rows]
         eps = torch.randn(z.shape, generator=g).to(z)
         t = ((torch.arange(FIXED) * 7 % FIXED + 0.5) / FIXED * len(stack.alpha_bar)).long()
         z_t, aim = noise.add_noise(z, eps, stack.alpha_bar, t), noise.target(z, eps, stack.alpha_bar, t, stack.prediction)
-        words = self._condition(PROMPT.format(v.words("token")))
-        size = max(1, self.config.batch)
-        parts = [stack.predict(a, b, words.expand(len(a), -1, -1)).float() for a, b in zip(z_t.split(size), t.split(size), strict=True)]
-        return float(losses.masked_mse(torch.cat(parts), aim, mask).mean())
+        return Seen(v, rows, PROMPT.format(v.words("token")), z_t, t, aim, None, None)
+
+    def lost(self, seen: Seen, pred: Tensor) -> float:
+        """L_OS of a prediction of these rows."""
+        return float(losses.masked_mse(pred, seen.aim, seen.views.masks[seen.rows]).mean())
 
     def _losses(self, g: torch.Generator) -> Iterator[dict[str, Tensor]]:
-        """The terms in use, by passes of the denoiser; what the frozen base says was asked before the first step."""
+        """The terms in use, by passes of the denoiser."""
+        seen = self.drawn(g)
+        for one in self.passes(seen, self.condition(seen.prompt)):
+            with self.watched(self.config.batch) as recorder:
+                pred = self.stack.predict(*one.given).float()
+            yield one.terms(pred, recorder)
+
+    def drawn(self, g: torch.Generator) -> Seen:
+        """What one step shows; what the frozen base says was asked before the first step."""
         config, count = self.config, self.config.batch
         chosen = int(torch.randint(len(self.views), (), generator=g))
         views = self.views[chosen]
@@ -127,21 +163,31 @@ class Terms:
         asked, pick = self._asked(g)
         if self.known and asked:
             known = self.known[chosen][template]
+            pick = pick % len(known.rows)
             rows[:asked], z_t[:asked], t[:asked], aim[:asked] = known.rows[pick], known.z_t[pick], known.t[pick], known.aim[pick]
             teacher = known.pred[pick]
-        prompt = template.format(views.words("token"))
-        photo = (z_t, t, self._condition(prompt).expand(count, -1, -1))
-        seen = _Seen(views, rows, prompt, aim, teacher)
-        if not config.class_weight or self.step % config.class_every:
-            yield self._photo_terms(photo, seen)[0]
+        held = config.class_weight and self.step % config.class_every == 0
+        of_class = self._class_rows(subject, max(1, count // 2), g) if held else None
+        return Seen(views, rows, template.format(views.words("token")), z_t, t, aim, teacher, of_class)
+
+    def passes(self, seen: Seen, condition: Tensor) -> Iterator[Pass]:
+        """A step's passes of the denoiser under the encoded prompt (1, L, d)."""
+        count = len(seen.rows)
+        photo = (seen.z_t, seen.t, condition.expand(count, -1, -1))
+        if seen.of_class is None:
+            yield Pass(photo, lambda pred, looked: self._photo_terms(pred, looked, seen))
             return
-        *of_class, aim_c = self._class_rows(subject, max(1, count // 2), g)
-        if config.passes == "apart":
-            yield self._photo_terms(photo, seen)[0]
-            yield {"class": losses.mse(self.stack.predict(*of_class).float(), aim_c).mean()}
-        else:
-            terms, pred = self._photo_terms(tuple(torch.cat(column) for column in zip(photo, of_class, strict=True)), seen)
-            yield terms | {"class": losses.mse(pred[count:], aim_c).mean()}
+        *of_class, aim = seen.of_class
+        if self.config.passes == "apart":
+            yield Pass(photo, lambda pred, looked: self._photo_terms(pred, looked, seen))
+            yield Pass((of_class[0], of_class[1], of_class[2]), lambda pred, looked: {"class": losses.mse(pred, aim).mean()})
+            return
+        z_t, t, words = (torch.cat(column) for column in zip(photo, of_class, strict=True))
+        yield Pass((z_t, t, words), lambda pred, looked: self._photo_terms(pred, looked, seen) | {"class": losses.mse(pred[count:], aim).mean()})
+
+    def watched(self, rows: int) -> contextlib.AbstractContextManager[attention.Recorder | None]:
+        """Inside, where words look is recorded for the first rows, if a term needs it."""
+        return attention.recorded(self.stack, rows) if self.config.attention_weight else contextlib.nullcontext()
 
     def _rows(self, views: Views, count: int, g: torch.Generator) -> Tensor:
         """Which placements: any, and more often the first, which is the photo's own."""
@@ -150,18 +196,16 @@ class Terms:
             rows[torch.rand(count, generator=g) < self.config.as_taken] = 0
         return rows
 
-    def _photo_terms(self, given: Sequence[Tensor], seen: "_Seen") -> tuple[dict[str, Tensor], Tensor]:
-        """The terms of the photo's rows, which come first in `given` (z_t, t, condition), and the whole prediction."""
+    def _photo_terms(self, pred: Tensor, looked: attention.Recorder | None, seen: Seen) -> dict[str, Tensor]:
+        """The terms of the photo's rows, which come first in the prediction."""
         config, count, mask = self.config, len(seen.rows), seen.views.masks[seen.rows]
-        with attention.recorded(self.stack, count) if config.attention_weight else contextlib.nullcontext() as recorder:
-            pred = self.stack.predict(*given).float()
         terms = {"object": losses.photo(pred[:count], seen.aim, mask, config.photo_loss).mean()}
         if seen.teacher is not None:
             asked = len(seen.teacher)
             terms["background"] = losses.masked_mse(pred[:asked], seen.teacher, 1 - mask[:asked]).mean()
-        if recorder is not None:
-            terms["attention"] = self._attention(recorder, seen.prompt, seen.views, seen.rows)
-        return terms, pred
+        if looked is not None:
+            terms["attention"] = self._attention(looked, seen.prompt, seen.views, seen.rows)
+        return terms
 
     def _asked(self, g: torch.Generator) -> tuple[int, Tensor]:
         """How many rows of this step the frozen base has spoken on, and which of its words; one row in `TEACHER_SHARE` on average."""
@@ -203,14 +247,16 @@ class Terms:
             terms.append((maps - own).square().mean())
         return torch.stack(terms).mean()
 
-    def _condition(self, prompt: str) -> Tensor:
-        """A prompt through the tokens as they are now."""
-        self._place()
+    def condition(self, prompt: str, own: Tensor | None = None) -> Tensor:
+        """A prompt's condition (1, rows, d) with the tokens as they are now; `own`: what the text encoder says of it, where it was asked."""
+        self.place()
+        if own is None:
+            own = self.stack.encode([self.words.expand(prompt)])
         if self.config.context == "own":
-            return self.stack.encode([self.words.expand(prompt)])
-        return self.words.in_context(prompt, self.classes, self.teacher_conditions[in_class_words(prompt, self.classes)])
+            return own
+        return self.words.in_context(prompt, self.classes, own, self.teacher_conditions[in_class_words(prompt, self.classes)])
 
-    def _place(self) -> None:
+    def place(self) -> None:
         """Let the prompts say the tokens as they are now."""
         for name, rows in self.learned.items():
             self.words.replace(name, torch.cat([rows, self.fixed[name]]))

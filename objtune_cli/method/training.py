@@ -4,8 +4,9 @@ Source: arXiv:2401.15708 sections 3.3 and 3.4 as formulated in docs/method.md. T
 methods are settings of the same loop, so that a comparison compares nothing else.
 """
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -31,9 +32,13 @@ STEADY = 0.98
 class Trainer(Terms):
     """Everything one run keeps between steps; a step is a function of (state, seed, number)."""
 
-    def __init__(self, stack: Stack, subjects: list[Subject], priors: Mapping[str, Mapping[str, Tensor]], config: Train) -> None:
+    def __init__(
+        self, stack: Stack, subjects: list[Subject], priors: Mapping[str, Mapping[str, Tensor]], config: Train, name: str = "default"
+    ) -> None:
+        """`name`: of its LoRA on the stack, which may hold others' too."""
         super().__init__(stack, subjects, priors, config)
-        self.lora = adapter.add(stack, config.rank, config.modules, config.seed, blocks=config.blocks)
+        self.name = name
+        self.lora = adapter.add(stack, config.rank, config.modules, config.seed, name, config.blocks)
         scale = float(torch.stack([n.mean() for n in self.norms.values()]).mean())
         tokens = {"params": list(self.learned.values()), "lr": config.token_lr * scale, "weight_decay": 0.0}
         self.optimizer = torch.optim.AdamW(
@@ -80,16 +85,32 @@ class Trainer(Terms):
         """
         if self.plateau is not None and self.plateau.due(self.step):
             self.plateau.add(self._steady_loss())
+        self.begin()
+        terms: dict[str, Tensor] = {}
+        for part in self._losses(noise.step_generator(self.config.seed, self.step)):
+            loss = self.weighed(part)
+            if loss.requires_grad:  # a class pass of its own has nothing to learn from where the token learns alone
+                loss.backward()
+            terms |= {name: value.detach() for name, value in part.items()}
+        self.end(terms)
+
+    def begin(self) -> None:
+        """What comes before a step's losses: rates, who learns, no gradients."""
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * self._rate()
         self._take_turns()
         self.optimizer.zero_grad(set_to_none=True)
-        terms: dict[str, Tensor] = {}
-        for part in self._losses(noise.step_generator(self.config.seed, self.step)):
-            loss = torch.stack([self.weights[name] * value for name, value in part.items()]).sum()
-            if loss.requires_grad:  # a class pass of its own has nothing to learn from where the token learns alone
-                loss.backward()
-            terms |= {name: value.detach() for name, value in part.items()}
+
+    def weighed(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """The loss of some of the terms."""
+        return torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
+
+    def end(self, terms: Mapping[str, Tensor]) -> None:
+        """What comes after the gradients of a step's losses are there.
+
+        Raises:
+            GateError: The loss is no longer a finite number.
+        """
         total = sum(self.weights[name] * float(value) for name, value in terms.items())
         if not math.isfinite(total):
             raise GateError(f"training diverged at step {self.step}: the loss is {total}", "try a lower rate: `--set train.lr=5e-4`")
@@ -105,10 +126,16 @@ class Trainer(Terms):
 
     def _steady_loss(self) -> float:
         """The loss under fixed noise of the running mean."""
+        with self.steady():
+            return self.fixed_loss()
+
+    @contextlib.contextmanager
+    def steady(self) -> Iterator[None]:
+        """Inside, the weights are their running mean."""
         assert self.average is not None
         with self.average.in_place():
             self._keep_norms()
-            return self.fixed_loss()
+            yield
 
     @property
     def total(self) -> int:
@@ -136,7 +163,7 @@ class Trainer(Terms):
 
     def said(self) -> Placeholders:
         """The words of prompts that say the tokens as they are now."""
-        self._place()
+        self.place()
         return self.words
 
     def tokens(self) -> dict[str, Tensor]:

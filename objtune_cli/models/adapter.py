@@ -1,5 +1,6 @@
 """LoRA on the denoiser through peft: add, read, write."""
 
+import warnings
 from collections.abc import Mapping
 
 import torch
@@ -38,14 +39,17 @@ def add(stack: Stack, rank: int, modules: str, seed: int, name: str = "default",
         layer for layer, _ in stack.unet.named_modules()
         if any(layer == end or layer.endswith("." + end) for end in MODULES[modules]) and layer.startswith(BLOCKS[blocks])
     ]  # fmt: skip
-    if blocks == "decoder":
+    further = bool(getattr(stack.unet, "peft_config", None))
+    if blocks == "decoder" and not further:
         for block in (*stack.unet.down_blocks, stack.unet.mid_block):
             block.register_forward_pre_hook(_unlearned, with_kwargs=True)
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights="gaussian")
     with torch.random.fork_rng(devices=[]):  # peft draws A from the global generator
         torch.manual_seed(seed)
-        stack.unet.add_adapter(config, adapter_name=name)
-    params = [p for p in stack.unet.parameters() if p.requires_grad]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several beside each other are meant
+            stack.unet.add_adapter(config, adapter_name=name)
+    params = [p for key, p in stack.unet.named_parameters() if key.endswith((f".lora_A.{name}.weight", f".lora_B.{name}.weight"))]
     for p in params:
         p.data = p.data.float()
     return params

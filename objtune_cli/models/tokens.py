@@ -73,7 +73,7 @@ class Placeholders:
 
         return PLACEHOLDER.sub(words, prompt)
 
-    def in_context(self, prompt: str, classes: Mapping[str, str], plain: Tensor | None = None) -> Tensor:
+    def in_context(self, prompt: str, classes: Mapping[str, str], own: Tensor | None = None, plain: Tensor | None = None) -> Tensor:
         """Condition (1, rows, d) of a prompt in which the added words are heard at their own places alone (ours).
 
         A text encoder lets every place hear the words before it, the end of the sentence all of them: a learned word, which
@@ -82,11 +82,11 @@ class Placeholders:
 
         Args:
             classes: Class word of each name that the prompt may mention.
-            plain: The condition of the prompt in class words, where it is known.
+            own, plain: The conditions of the prompt as it is and in class words, where they are known.
         """
         text, said = self.expand(prompt), in_class_words(prompt, classes)
         ids, others = self.stack.token_ids([text, said])
-        own = self.stack.encode([text])[0]
+        own = (self.stack.encode([text]) if own is None else own)[0]
         rest = (self.stack.encode([said]) if plain is None else plain)[0]
         more = range(len(ids), len(own))  # rows that are no token's: what a family says of the whole prompt
         named = torch.stack([self.positions(ids, name) for name in classes]).any(0)

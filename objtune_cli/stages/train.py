@@ -3,8 +3,8 @@
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,15 @@ SAVE_EVERY = 30.0
 PREVIEW = ("on the beach", "in the snow", "at night", "in the desert")
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One adapter to be: its record, the embeddings that it starts from, the priors of its classes."""
+
+    record: Record
+    starts: list[Record]
+    priors: dict[str, Ref]
+
+
 def run(ctx: Context, sources: list[Ref], config: Train, embedding: Embed, prior: Prior, *, preview: bool = True) -> Done:
     """Train one adapter for all objects that `sources` (masks or embeddings) name.
 
@@ -39,10 +48,26 @@ def run(ctx: Context, sources: list[Ref], config: Train, embedding: Embed, prior
         UsageError: Objects of different photos. GateError: training diverged.
         Stopped: A signal came; the state is saved.
     """
+    config = checked(ctx, config)
+    work = described(ctx, sources, config, embedding, prior)
+    return shown(ctx, ctx.reuse(work.record) or alone(ctx, work, config), work, preview=preview)
+
+
+def checked(ctx: Context, config: Train) -> Train:
+    """The settings with what suits the base.
+
+    Raises:
+        UsageError: There would be steps in which nothing learns.
+    """
     config = suited(config, ctx.base.training)
     alone, first = config.modules == "none", config.token_first
     if (config.token == "fixed" and (alone or first)) or (alone and 0 < first < config.steps):
         raise UsageError("there would be steps in which nothing learns", "set train.modules, train.token or train.token_first")
+    return config
+
+
+def described(ctx: Context, sources: list[Ref], config: Train, embedding: Embed, prior: Prior) -> Work:
+    """What is to be made of the sources, the stages before it done."""
     starts = [embed.run(ctx.unforced(), s, embedding).ref if s.kind == "mask" else s for s in sources]
     records = [artifact.read_record(ctx.root, ref) for ref in starts]
     for record in records:
@@ -54,10 +79,13 @@ def run(ctx: Context, sources: list[Ref], config: Train, embedding: Embed, prior
     inputs = {f"embedding.{r.name}": ctx.input(ref) for r, ref in zip(records, starts, strict=True)}
     inputs |= {f"prior.{ref.name}": ctx.input(ref) for ref in priors.values()}
     name = "-".join(named)[:64].rstrip("-.")
-    record = Record("adapter", name, named, inputs, identifying(config), ctx.base.record())
-    done = ctx.reuse(record) or _train(ctx, record, records, priors, config)
+    return Work(Record("adapter", name, named, inputs, identifying(config), ctx.base.record()), records, priors)
+
+
+def shown(ctx: Context, done: Done, work: Work, *, preview: bool) -> Done:
+    """The result with its sheet of samples, if one is wanted."""
     if preview and not done.images:
-        done.images = [_preview(ctx, artifact.read_record(ctx.root, done.ref), records)]
+        done.images = [_preview(ctx, artifact.read_record(ctx.root, done.ref), work.starts)]
     return done
 
 
@@ -69,46 +97,84 @@ def suited(config: Train, own: Mapping[str, Any]) -> Train:
     return replace(config, stop=stop, **filled)
 
 
-def _train(ctx: Context, record: Record, starts: list[Record], priors: dict[str, Ref], config: Train) -> Done:
-    import torch
-
+def alone(ctx: Context, work: Work, config: Train) -> Done:
+    """One adapter by a run of its own."""
     from objtune_cli.method import training
-    from objtune_cli.models import adapter
 
-    subjects = [_subject(ctx, start) for start in starts]
-    if len({tuple(s.picture.shape) for s in subjects}) > 1 or len({_photo(ctx, s) for s in starts}) > 1:
-        raise UsageError("the objects are not of one photo", "train them one by one and bring them together with `objtune compose`")
+    subjects = subjects_of(ctx, work)
     stack = ctx.stack(train=True)
-    loaded = {word: {k: torch.from_numpy(v.copy()) for k, v in artifact.load(ctx.root, ref)[1].items()} for word, ref in priors.items()}
-    run_key = f"{record.identity()}/{stack.device.type}/{stack.dtype}/{stack.unet.conv_in.weight.dtype}/{torch.get_num_threads()}/{torch.__version__}"
-    state = RunState(ctx.project, hashlib.sha256(run_key.encode()).hexdigest())
+    state = RunState(ctx.project, hashlib.sha256(run_key(work, stack).encode()).hexdigest())
     with state.locked(), Room(ctx.project) as room:
-        done = ctx.reuse(record)  # another process may have finished it since we looked
+        done = ctx.reuse(work.record)  # another process may have finished it since we looked
         if done:
             return done
         ctx.report.note("drawing placements of the object")
-        judge = _judge(ctx, stack, subjects) if config.scores == "shown" else None
-        trainer = training.Trainer(stack, subjects, loaded, config)
+        judge = judge_of(ctx, stack, subjects) if config.scores == "shown" else None
+        trainer = training.Trainer(stack, subjects, priors_of(ctx, work), config)
         kept = state.load()
         if kept is not None:
+            import torch
+
             trainer.restore({k: torch.from_numpy(v) for k, v in kept.items()})
             ctx.report.note(f"goes on at step {trainer.step} of {trainer.total}")
         room.hold(_most(trainer) * (2 if kept is None else 1))
         _loop(ctx, trainer, state, room)
-        tensors: dict[str, Any] = adapter.tensors(stack)
-        tensors |= {f"token.{name}": rows for name, rows in trainer.tokens().items()}
-        metrics = {k: round(v, 6) for k, v in trainer.mean.items()} | {"steps": trainer.step}
-        if not all(bool(torch.isfinite(v).all()) for v in tensors.values()):
-            raise GateError("training diverged: a weight is no number", "try a lower rate: `--set train.lr=5e-4`")
-        if judge is not None:
-            metrics |= _scores(ctx, trainer, judge)
         room.free()
-        ref = artifact.publish(ctx.root, replace(record, metrics=metrics, tools=tools()), tensors)
+        done = published(ctx, work, trainer, judge)
         state.discard()
+    return done
+
+
+def run_key(work: Work, stack: "Stack") -> str:
+    """What steps depend on, to the bit: a state of another key is no state of this run."""
+    import torch
+
+    formats = f"{stack.device.type}/{stack.dtype}/{stack.unet.conv_in.weight.dtype}"
+    return f"{work.record.identity()}/{formats}/{torch.get_num_threads()}/{torch.__version__}"
+
+
+def subjects_of(ctx: Context, work: Work) -> "list[Subject]":
+    """The objects of one adapter.
+
+    Raises:
+        UsageError: They are not of one photo.
+    """
+    subjects = [_subject(ctx, start) for start in work.starts]
+    if len({tuple(s.picture.shape) for s in subjects}) > 1 or len({_photo(ctx, s) for s in work.starts}) > 1:
+        raise UsageError("the objects are not of one photo", "train them one by one and bring them together with `objtune compose`")
+    return subjects
+
+
+def priors_of(ctx: Context, work: Work) -> dict[str, Any]:
+    """The tensors of the classes' priors, by class word."""
+    import torch
+
+    return {word: {k: torch.from_numpy(v.copy()) for k, v in artifact.load(ctx.root, ref)[1].items()} for word, ref in work.priors.items()}
+
+
+def published(ctx: Context, work: Work, trainer: "Trainer", judge: "Judge | None") -> Done:
+    """The adapter of a trainer that has taken its steps.
+
+    Raises:
+        GateError: A weight is no number.
+    """
+    import torch
+
+    from objtune_cli.models import adapter
+
+    tensors: dict[str, Any] = adapter.tensors(trainer.stack, trainer.name)
+    tensors |= {f"token.{name}": rows for name, rows in trainer.tokens().items()}
+    metrics = {k: round(v, 6) for k, v in trainer.mean.items()} | {"steps": trainer.step}
+    if not all(bool(torch.isfinite(v).all()) for v in tensors.values()):
+        raise GateError("training diverged: a weight is no number", "try a lower rate: `--set train.lr=5e-4`")
+    if judge is not None:
+        adapter.activate(trainer.stack, [trainer.name] if trainer.lora else [])
+        metrics |= _scores(ctx, trainer, judge)
+    ref = artifact.publish(ctx.root, replace(work.record, metrics=metrics, tools=tools()), tensors)
     return Done(ref, False, [], metrics)
 
 
-def _judge(ctx: Context, stack: "Stack", subjects: list["Subject"]) -> "Judge | None":
+def judge_of(ctx: Context, stack: "Stack", subjects: list["Subject"]) -> "Judge | None":
     """Who looks at the run's own pictures; nobody where the base has no image tower."""
     from objtune_cli.method.judging import Judge
     from objtune_cli.models import towers
@@ -124,7 +190,8 @@ COPIED, DRIFTED, UNLIKE, LOST = 0.4, 0.25, 0.4, 0.7
 
 def _scores(ctx: Context, trainer: "Trainer", judge: "Judge") -> dict[str, float]:
     """The scores, said in words too, with what to change where one is bad; none where a picture is no number."""
-    found = {k: round(v, 4) for k, v in (judge.scores(trainer.said()) | {"drift": judge.drift()}).items()}
+    names = list(trainer.learned)
+    found = {k: round(v, 4) for k, v in (judge.scores(trainer.said(), names) | {"drift": judge.drift(names)}).items()}
     if not all(math.isfinite(v) for v in found.values()):
         ctx.report.note("its own pictures are no numbers at this precision: no scores")
         return {}
@@ -228,6 +295,7 @@ def _preview(ctx: Context, record: Record, starts: list[Record]) -> Path:
 
     from objtune_cli.method import sampling
     from objtune_cli.models import adapter
+    from objtune_cli.models.stack import at_once
     from objtune_cli.numerics import placement
 
     found = [objects.Named(name, record, artifact.sha256(record.ref.path(ctx.root))) for name in record.objects]
@@ -240,12 +308,12 @@ def _preview(ctx: Context, record: Record, starts: list[Record]) -> Path:
     named = " and ".join(f"<{item.name}>" for item in found)
     plain = " and ".join(f"a {word}" for word in record.objects.values())
     prompts = [words.expand(f"a photo of {named} {place}") for place in PREVIEW] + [f"a photo of {plain} {PREVIEW[0]}"]
-    shown = [photo]
-    step: Callable[..., None] = ctx.progress("preview")
-    for i, prompt in enumerate(prompts):
-        latents = sampling.sample(stack, prompt, "", [i], **ctx.base.drawn())
+    shown, step, size = [photo], ctx.progress("preview"), at_once(stack.size, stack.size)
+    for at in range(0, len(prompts), size):
+        part = prompts[at : at + size]
+        latents = sampling.sample(stack, part, "", list(range(at, at + len(part))), **ctx.base.drawn())
         shown.append(stack.to_picture(latents).cpu())
-        step(i + 1, len(prompts))
+        step(at + len(part), len(prompts))
     rgb = sampling.to_uint8(torch.cat(shown)).numpy()
     scale = max(1, 192 // rgb.shape[1])
     return keep_picture(ctx.root, record.ref, "preview.png", pictures.png(pictures.grid(rgb, 3, scale=scale)))

@@ -108,3 +108,30 @@ def test_what_is_no_method_is_told(cli) -> None:
     assert result.code == 2 and "there is no way magic to several objects" in result.err
 
 
+
+
+def test_joint_trainings_take_their_methods_settings(context: Callable[..., Context], judge: Evaluator, project: Path, monkeypatch) -> None:
+    """One photo of all members, a token and a mask each, in a project of the method's own; another method, another key."""
+    said: list[list[str]] = []
+
+    def measured(ctx, command, label):
+        said.append([str(word) for word in command])
+        names = [command[i + 1] for i, word in enumerate(command) if word == "--name"] or ["x"]
+        return {"refs": [{"ref": f"adapter/{name}@1", "reused": False} for name in names]}, 3.0, 0.0
+
+    monkeypatch.setattr(scenes.trial, "_measured", measured)
+    monkeypatch.setattr(scenes, "_plain", lambda ctx, group, ref: np.zeros((2, 128, 128, 3), np.uint8))
+    bench = scenes.Running(context(), project / "out", Bench(), MEDIUM, judge)
+    group = scenes.groups(MEDIUM, 1, 0, 1)[1]
+    for method, own in scenes.JOINT.items():
+        said.clear()
+        values, _ = scenes._measure(bench, group, method)
+        starts = [c for c in said if "init-embedding" in c]
+        assert len(starts) == (3 if own.embed.get("init") == "rare" else 0)
+        assert [next(w for w in c if ".rare=" in w) for c in starts] == [f"init-embedding.rare={w}" for w in scenes.RARE[: len(starts)]]
+        assert values["seconds"] == 3.0 * len(said) and values["presence"] == 0
+        settings = {said[-1][i + 1] for i, word in enumerate(said[-1]) if word == "--set"}
+        assert {f"train.{k}={v}" for k, v in own.train.items()} | {f"prior.{k}={v}" for k, v in own.prior.items()} <= settings
+        assert "train.scores=none" in settings and said[0].count("--class") == said[0].count("--mask") == 3
+        assert (project / "out" / f"{method}-{group.name}" / "given").is_dir()
+    assert len({scenes._key(bench, group, method) for method in scenes.JOINT}) == len(scenes.JOINT)

@@ -24,7 +24,8 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", speed.COMPARED)
 def test_what_is_timed_is_the_methods_own_step(tiny_base: Path, name: str) -> None:
-    trainer = speed.build(Task("base", str(tiny_base), TRAINING, name, "cpu", "fp32"))
+    task = Task("base", str(tiny_base), TRAINING, name, "cpu", "fp32")
+    trainer = speed.build(task, speed._stack(task))
     own = METHODS[name].train
     assert trainer.config.batch == own.get("batch", TRAINING["batch"]) and trainer.config.passes == own.get("passes", "apart")
     assert trainer.config.class_every == own.get("class_every", 2) and len(trainer.priors) == 1
@@ -34,6 +35,31 @@ def test_what_is_timed_is_the_methods_own_step(tiny_base: Path, name: str) -> No
     assert found.keys() == {"step_s", *(f"{p}_s" for p in speed.PARTS), "memory_mb"}
     assert found["step_s"] == pytest.approx(sum(found[f"{p}_s"] for p in speed.PARTS))
     assert all(v > 0 for k, v in found.items() if k.endswith("_s"))
+
+
+@pytest.mark.parametrize("count", speed.JOINT)
+def test_so_many_objects_of_one_photo_are_learned_together(tiny_base: Path, count: int) -> None:
+    """Each in a part of its own of the same area in all; the frozen base is asked as often for all combinations as for one object."""
+    trainer, seconds = speed._timed(Task("base", str(tiny_base), TRAINING, "objtune", "cpu", "fp32", count))
+    masks = torch.stack([s.mask for s in trainer.subjects])
+    assert len(masks) == count and masks.sum(0).max() == 1 and seconds > 0
+    assert float(masks.sum()) == pytest.approx(16 * 16, rel=0.1)
+    assert len(trainer.views) == 2**count - 1
+    asked = sum(len(k.rows) for known in trainer.known for k in known.values()) / len(trainer.known[0])
+    assert 24 <= asked < 24 + len(trainer.views)
+    trainer.advance()
+
+
+def test_the_cost_of_objects_is_told_beside_that_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of 0.1, 0.2 and 0.3 s, 9 of them, after 1, 2 and 3 s."""
+    monkeypatch.setattr(
+        speed, "_side_by_side", lambda ctx, label, tasks, rounds: {n: [{"prepare_s": t.objects, "step_s": t.objects / 10}] * rounds for n, t in tasks.items()}
+    )
+    base = SimpleNamespace(training=TRAINING)
+    ctx = SimpleNamespace(base=base, common=SimpleNamespace(base="tiny", device="cpu", precision="fp32"))
+    rows = {(r["method"], r["measure"]): r["mean"] for r in speed.objects(ctx, 2)}
+    assert rows["1 object of a photo", "run_s"] == pytest.approx(1.9) and rows["3 objects of a photo", "run_s"] == pytest.approx(5.7)
+    assert rows["ratio of 2 to 1", "run_s"] == pytest.approx(2) and rows["ratio of 3 to 1", "step_s"] == pytest.approx(3)
 
 
 def test_the_clock_counts_each_part_once(monkeypatch: pytest.MonkeyPatch) -> None:

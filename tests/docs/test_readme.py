@@ -68,6 +68,17 @@ def test_scenes_keep_objects_in_their_places(folder):
 
 
 @pytest.mark.timeout(900)
+def test_objects_of_one_photo_come_apart(folder):
+    """Pink of the car and blue of the mug are most in their own pictures, and pink is hardly in the cat's, which is yellow."""
+    from objtune_cli.toybox.world import COLOURS
+
+    shown = {name: np.asarray(Image.open(folder / f"artifacts/scene/{name}/v001/001.png")) for name in ("tom", "mini", "tea")}
+    pink, blue, yellow = ({name: near(picture, COLOURS[c]) for name, picture in shown.items()} for c in ("pink", "blue", "yellow"))
+    assert max(pink, key=pink.__getitem__) == "mini" and max(blue, key=blue.__getitem__) == "tea", (pink, blue)
+    assert yellow["tom"] > 0.1 > 10 * pink["tom"], (yellow, pink)
+
+
+@pytest.mark.timeout(900)
 def test_the_dog_is_the_dog_of_the_photo_on_another_background(folder):
     from objtune_cli.toybox.world import COLOURS
 

@@ -214,8 +214,8 @@ def test_a_constant_rate_warms_up_and_stays(trainer, monkeypatch: pytest.MonkeyP
 def test_sentences_that_the_photo_is_learned_under(trainer, monkeypatch: pytest.MonkeyPatch, templates: str, expected: set[str]) -> None:
     t = trainer(templates=templates)
     told: list[str] = []
-    condition = t._condition
-    monkeypatch.setattr(t, "_condition", lambda prompt: told.append(prompt.split("<")[0].strip()) or condition(prompt))
+    condition = t.condition
+    monkeypatch.setattr(t, "condition", lambda prompt: told.append(prompt.split("<")[0].strip()) or condition(prompt))
     for step in range(12):
         _terms(t, step)
     assert set(told) == expected
@@ -516,7 +516,7 @@ def _start(stack: Stack, clip: towers.Towers | None = None, **given: object) -> 
 
 def test_a_rare_word_is_taken_as_it_is(stack: Stack) -> None:
     """A letter is a token here: "sks" has three; `vectors` are the most that are taken."""
-    own = class_rows(stack, prototype.RARE)
+    own = class_rows(stack, Embed().rare)
     for vectors in (1, 2, 3, 5):
         started = _start(stack, init="rare", vectors=vectors)
         assert started.learned == min(vectors, 3)

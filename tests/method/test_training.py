@@ -9,7 +9,7 @@ import torch
 from objtune_cli.config import Train
 from objtune_cli.errors import GateError
 from objtune_cli.method import terms, training
-from objtune_cli.method.subjects import Subject, Views
+from objtune_cli.method.subjects import Subject, Views, subsets
 from objtune_cli.method.training import Trainer
 from objtune_cli.models import adapter
 from objtune_cli.models import stack as stacks
@@ -218,6 +218,26 @@ def test_two_objects_train_alone_and_together(trainer) -> None:
     assert all(not torch.equal(t.tokens()[s.name][0], s.rows[0]) for s in t.subjects)
 
 
+def test_of_many_objects_not_every_combination_is_shown(stack: Stack) -> None:
+    """Up to three: 2^N - 1; of five: singles, pairs, all; each object as often as any other; prompts of two of a class name both."""
+    five = [_subject(stack, name) for name in "abcde"]
+    for count, combinations in ((1, 1), (2, 3), (3, 7), (4, 4 + 6 + 1), (5, 5 + 10 + 1)):
+        found = subsets(five[:count])
+        assert len(set(found)) == len(found) == combinations and found[-1] == tuple(five[:count])
+        assert len({sum(s in members for members in found) for s in five[:count]}) == 1
+    assert Views(tuple(five[:2]), *[torch.zeros(1, 1, 1, 1)] * 3).words("class") == "a dog and a dog"
+
+
+def test_combinations_share_what_the_frozen_base_is_asked(trainer) -> None:
+    """8 noised views for each sentence: 8 of one object, 3 for each of three combinations."""
+    config = replace(CONFIG, known=8, templates="one")
+    for both, each in ((False, [8]), (True, [3, 3, 3])):
+        t = trainer(config, both=both)
+        assert [len(k.rows) for known in t.known for k in known.values()] == each
+        for _ in range(4):
+            t.advance()
+
+
 def test_the_mask_of_both_covers_each(trainer) -> None:
     """Two masks of 14 x 24 px side by side, 6 px apart, in one frame: wider than high; each alone is not."""
     for views in trainer(both=True).views:
@@ -276,12 +296,12 @@ def test_while_it_learns_the_rest_of_the_sentence_hears_the_class_word(trainer) 
     prompt = "a photo of <rex>"
     for t in (own, context):  # no longer "a dog" to the letter
         t.learned["rex"].data.mul_(-1)
-    assert torch.equal(own._condition(prompt), own.stack.encode([own.words.expand(prompt)]))
+    assert torch.equal(own.condition(prompt), own.stack.encode([own.words.expand(prompt)]))
     ids = context.stack.token_ids([context.words.expand(prompt)])
     named = context.words.positions(ids, "rex")[0]
-    said, plain = context._condition(prompt)[0], context.stack.encode(["a photo of a dog"])[0]
-    assert torch.equal(said[-1], plain[-1]) and (said[named] - own._condition(prompt)[0][named]).abs().max() < 1e-6
-    assert not torch.equal(own._condition(prompt)[0, -1], plain[-1])
+    said, plain = context.condition(prompt)[0], context.stack.encode(["a photo of a dog"])[0]
+    assert torch.equal(said[-1], plain[-1]) and (said[named] - own.condition(prompt)[0][named]).abs().max() < 1e-6
+    assert not torch.equal(own.condition(prompt)[0, -1], plain[-1])
     for t in (own, context):
         t.advance()
     assert not torch.equal(own.tokens()["rex"], context.tokens()["rex"])

@@ -101,6 +101,6 @@ def test_held_out_on_request() -> None:
 
 def test_example_photos_show_what_no_base_was_trained_on() -> None:
     scenes = photos()
-    assert scenes.keys() == {"photo.jpg", "mug.jpg", "pair.jpg"}
+    assert scenes.keys() == {"photo.jpg", "mug.jpg", "pair.jpg", "three.jpg"}
     assert all(world.is_held_out(i) for s in scenes.values() for i, _ in s.objects)
     assert photos() == scenes

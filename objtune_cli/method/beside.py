@@ -1,0 +1,101 @@
+"""Several trainers in step on one stack: one pass of the denoiser and one of the text encoder for all of them.
+
+Each keeps its own token, LoRA, optimizer, rate and end; the rows that it shows and what they are held to are those of a
+run of its own, so that its weights differ from that run's by rounding alone.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from objtune_cli.errors import GateError
+from objtune_cli.method.terms import FIXED
+from objtune_cli.method.training import Trainer
+from objtune_cli.models import rows
+from objtune_cli.models.attention import Recorder
+from objtune_cli.numerics import noise
+
+
+def advance(trainers: Sequence[Trainer]) -> dict[Trainer, GateError]:
+    """One step of each; all are at the same step and have the same settings.
+
+    Returns:
+        Those whose loss is no longer a finite number: they have taken no step.
+    """
+    _measure([t for t in trainers if t.plateau is not None and t.plateau.due(t.step)])
+    for t in trainers:
+        t.begin()
+    seen = [t.drawn(noise.step_generator(t.config.seed, t.step)) for t in trainers]
+    words = _encoded(trainers, [s.prompt for s in seen])
+    terms: list[dict[str, Tensor]] = [{} for _ in trainers]
+    for parts in zip(*(t.passes(s, w) for t, s, w in zip(trainers, seen, words, strict=True)), strict=True):
+        z_t, levels, condition = (torch.cat(column) for column in zip(*(p.given for p in parts), strict=True))
+        each = len(z_t) // len(parts)
+        with _acting(trainers, each), trainers[0].watched(len(z_t)) as looked:
+            pred = trainers[0].stack.predict(z_t, levels, condition).float()
+        found = [p.terms(own, _part(looked, i, each, len(seen[i].rows))) for i, (p, own) in enumerate(zip(parts, pred.split(each), strict=True))]
+        loss = torch.stack([t.weighed(f) for t, f in zip(trainers, found, strict=True)]).sum()
+        if loss.requires_grad:
+            loss.backward()
+        for mine, new in zip(terms, found, strict=True):
+            mine |= {name: value.detach() for name, value in new.items()}
+    return _ended(trainers, terms)
+
+
+def _ended(trainers: Sequence[Trainer], terms: list[dict[str, Tensor]]) -> dict[Trainer, GateError]:
+    """Let each take its step: rows of one say nothing about another's, so that one that diverged stops no other."""
+    failed = {}
+    for t, own in zip(trainers, terms, strict=True):
+        try:
+            t.end(own)
+        except GateError as error:
+            failed[t] = error
+    return failed
+
+
+@torch.no_grad()
+def _measure(due: Sequence[Trainer]) -> None:
+    """The losses under fixed noise that say when to stop, of running means."""
+    if not due:
+        return
+    with contextlib.ExitStack() as held:
+        for t in due:
+            held.enter_context(t.steady())
+        fixed, size, stack = [t.fixed_rows() for t in due], math.gcd(FIXED, max(1, due[0].config.batch)), due[0].stack
+        words = torch.cat([w.expand(size, -1, -1) for w in _encoded(due, [f.prompt for f in fixed])])
+        parts = []
+        with _acting(due, size):
+            for at in range(0, len(fixed[0].t), size):
+                z, levels = (torch.cat([x[at : at + size] for x in column]) for column in ([f.z_t for f in fixed], [f.t for f in fixed]))
+                parts.append(stack.predict(z, levels, words).float().unflatten(0, (len(due), size)))
+        pred = torch.cat(parts, dim=1)
+    for i, t in enumerate(due):
+        assert t.plateau is not None
+        t.plateau.add(t.lost(fixed[i], pred[i]))
+
+
+def _encoded(trainers: Sequence[Trainer], prompts: list[str]) -> tuple[Tensor, ...]:
+    """Each trainer's prompt through its tokens as they are now, (1, rows, d) each."""
+    for t in trainers:
+        t.place()
+    own = trainers[0].stack.encode([t.words.expand(prompt) for t, prompt in zip(trainers, prompts, strict=True)]).split(1)
+    return tuple(t.condition(prompt, said) for t, prompt, said in zip(trainers, prompts, own, strict=True))
+
+
+@contextlib.contextmanager
+def _acting(trainers: Sequence[Trainer], each: int) -> Iterator[None]:
+    """Inside, rows belong to the trainers in turn, `each` to each; where no layer learns there is nothing to part."""
+    with rows.apart(trainers[0].stack, [t.name for t in trainers], each) if trainers[0].lora else contextlib.nullcontext():
+        yield
+
+
+def _part(looked: Recorder | None, i: int, each: int, count: int) -> Recorder | None:
+    """Where the words looked in the photo's rows of one trainer, which come first among its own."""
+    if looked is None:
+        return None
+    own = Recorder(count)
+    own.maps = {side: [maps[i * each : i * each + count] for maps in found] for side, found in looked.maps.items()}
+    return own

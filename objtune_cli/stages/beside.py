@@ -1,0 +1,147 @@
+"""Several adapters at once, of photos that have nothing to do with each other: one process, one base, steps taken together."""
+
+import contextlib
+import hashlib
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from objtune_cli.config import Embed, Prior, Train
+from objtune_cli.errors import GateError, Stopped, UsageError
+from objtune_cli.stages import train
+from objtune_cli.stages.context import Context, Done
+from objtune_cli.stages.train import SAVE_EVERY, Work
+from objtune_cli.store.refs import Ref
+from objtune_cli.store.state import RunState
+
+if TYPE_CHECKING:
+    from objtune_cli.method.judging import Judge
+    from objtune_cli.method.training import Trainer
+    from objtune_cli.models.stack import Stack
+
+
+def run(ctx: Context, photos: list[list[Ref]], config: Train, embedding: Embed, prior: Prior, *, preview: bool = True) -> list[Done]:
+    """One adapter for the objects of each photo, in that order; each is what a command of its own would make, up to rounding.
+
+    Raises:
+        UsageError: Two photos would give an object the same name. GateError: one or more diverged; the others are published.
+        Stopped: A signal came; the state is saved.
+    """
+    config = train.checked(ctx, config)
+    works = [train.described(ctx, sources, config, embedding, prior) for sources in photos]
+    names = [name for work in works for name in work.record.objects]
+    if len(set(names)) < len(names):
+        raise UsageError("two photos would give an object the same name", "tell them apart with `--name`")
+    stack = ctx.stack(train=True)
+    keys = [train.run_key(work, stack) for work in works]
+    state = _state(ctx, "beside/" + "/".join(keys))
+    done: dict[int, Done] = {i: d for i, work in enumerate(works) if (d := ctx.reuse(work.record))}
+    if len(works) - len(done) > 1 or state.file.exists():
+        with contextlib.ExitStack() as held:
+            for key in keys:  # one at work on any of them alone is in our way
+                held.enter_context(_state(ctx, key).locked())
+            held.enter_context(state.locked())
+            done |= _Company(ctx, stack, works, config, state).run()
+            state.discard()
+    left = [i for i in range(len(works)) if i not in done]
+    done |= {i: train.alone(ctx, works[i], config) for i in left}
+    return [train.shown(ctx, done[i], work, preview=preview) for i, work in enumerate(works)]
+
+
+def _state(ctx: Context, key: str) -> RunState:
+    return RunState(ctx.project, hashlib.sha256(key.encode()).hexdigest())
+
+
+@dataclass(slots=True)
+class _Member:
+    """One adapter of those that are at work."""
+
+    number: int
+    work: Work
+    trainer: "Trainer"
+
+
+class _Company:
+    """Those of the works that are not made yet, in step."""
+
+    def __init__(self, ctx: Context, stack: "Stack", works: list[Work], config: Train, state: RunState) -> None:
+        import torch
+
+        from objtune_cli.method.training import Trainer
+
+        self.ctx, self.state, self.saved = ctx, state, time.monotonic()
+        kept = {k: torch.from_numpy(v) for k, v in (state.load() or {}).items()}
+        begun = {int(key.partition(".")[0]) for key in kept}
+        asked = [i for i, work in enumerate(works) if (i in begun if begun else not ctx.reuse(work.record))]
+        subjects = {i: train.subjects_of(ctx, works[i]) for i in asked}
+        ctx.report.note(f"drawing placements of {len(asked)} photos' objects")
+        everyone = [s for i in asked for s in subjects[i]]
+        self.judge: Judge | None = train.judge_of(ctx, stack, everyone) if config.scores == "shown" and everyone else None
+        self.members = []
+        for i in asked:
+            ctx.check_stopped()
+            self.members.append(_Member(i, works[i], Trainer(stack, subjects[i], train.priors_of(ctx, works[i]), config, f"beside{i}")))
+        for m in self.members if kept else []:  # after all are built: what the frozen base says is asked with no other's weights
+            m.trainer.restore({k.partition(".")[2]: v for k, v in kept.items() if int(k.partition(".")[0]) == m.number})
+        if kept:
+            ctx.report.note(f"goes on at step {max(m.trainer.step for m in self.members)}")
+
+    def run(self) -> dict[int, Done]:
+        """Steps of all until each has come to its own end; what ends is published at once.
+
+        Raises:
+            GateError: One or more diverged; says which. Stopped: a signal came; the state is saved.
+        """
+        done: dict[int, Done] = {}
+        failed: list[tuple[_Member, GateError]] = []
+        while True:
+            ended = [m for m in self.members if m.trainer.finished]
+            if ended:
+                self._save()  # first: after an end that is published none of the others may have to repeat a step without it
+                for m in ended:
+                    self._end(m, done, failed)
+                if self.members:
+                    self._save()
+            if not self.members:
+                break
+            self._step(failed)
+        for m, error in failed:
+            self.ctx.report.note(f"{m.work.record.name}: {error.message}")
+        if failed:
+            self.state.discard()
+            raise GateError(f"{', '.join(m.work.record.name for m, _ in failed)} diverged; the others are there", failed[0][1].hint)
+        return done
+
+    def _step(self, failed: list[tuple[_Member, GateError]]) -> None:
+        """One step of each that is not at its end."""
+        from objtune_cli.method import beside
+
+        wrong = beside.advance([m.trainer for m in self.members])
+        failed += [(m, wrong[m.trainer]) for m in self.members if m.trainer in wrong]
+        self.members = [m for m in self.members if m.trainer not in wrong]
+        if not self.members:
+            return
+        means = [sum(m.trainer.weights[name] * value for name, value in m.trainer.mean.items()) for m in self.members]
+        step, total = self.members[0].trainer.step, max(m.trainer.total for m in self.members)
+        self.ctx.report.step("train", step, total, loss=sum(means) / len(means), objects=len(means))
+        signum = self.ctx.stopped()
+        if signum or time.monotonic() - self.saved > SAVE_EVERY:
+            self._save()
+        if signum:
+            raise Stopped(signum, f"stopped at step {step} of {total}, state saved", "the same command goes on from there")
+
+    def _end(self, m: _Member, done: dict[int, Done], failed: list[tuple[_Member, GateError]]) -> None:
+        """Publish one."""
+        self.members.remove(m)
+        m.trainer.settle()
+        self.ctx.report.note(f"{m.work.record.name} has learned")
+        try:
+            cut_off = self.ctx.reuse(m.work.record)  # just after it was published
+            done[m.number] = cut_off or train.published(self.ctx, m.work, m.trainer, self.judge)
+        except GateError as error:
+            failed.append((m, error))
+
+    def _save(self) -> None:
+        """All states in one file: a later process finds them at one step."""
+        self.state.save({f"{m.number}.{key}": value for m in self.members for key, value in m.trainer.state().items()})
+        self.saved = time.monotonic()

@@ -1,0 +1,68 @@
+"""Trainers in step on one base: each learns what it learns alone, whatever stands beside it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+from objtune_cli.config import Train
+from objtune_cli.method import beside
+from objtune_cli.method.training import Trainer
+from objtune_cli.models import adapter
+from objtune_cli.models import stack as stacks
+from objtune_cli.models.stack import Stack
+from tests.method.test_training import CONFIG, _prior, _subject
+
+KINDS = {"rex": ("dog", 10), "cup": ("mug", 30), "tom": ("dog", 4)}
+
+
+@pytest.fixture
+def open_base(tiny_base) -> Callable[[], Stack]:
+    return lambda: stacks.load(tiny_base, torch.device("cpu"), torch.float32)
+
+
+def _trainer(stack: Stack, names: str, config: Train, label: str = "default") -> Trainer:
+    """Of one object, or of several of one photo: "rex", "rex+cup"."""
+    subjects = [_subject(stack, name, *KINDS[name]) for name in names.split("+")]
+    return Trainer(stack, subjects, {s.class_word: _prior(stack, s.class_word) for s in subjects}, config, label)
+
+
+def _company(stack: Stack, names: Sequence[str], config: Train) -> list[Trainer]:
+    return [_trainer(stack, each, config, f"o{i}") for i, each in enumerate(names)]
+
+
+def _learned(t: Trainer) -> dict[str, torch.Tensor]:
+    return adapter.tensors(t.stack, t.name) | {f"token.{k}": v for k, v in t.tokens().items()}
+
+
+CASES = {
+    "two objects of one photo, beside one of another": CONFIG,
+    "class passes apart, every other step": replace(CONFIG, passes="apart", class_every=2),
+    "decoder, latents drawn": replace(CONFIG, blocks="decoder", latents="sample", as_taken=0.3),
+    "attention term": replace(CONFIG, attention_weight=0.1, passes="together"),
+    "token alone": replace(CONFIG, modules="none"),
+    "token first": replace(CONFIG, token_first=3),
+    "stops by itself": replace(CONFIG, stop="good", batch=3),
+}
+
+
+@pytest.mark.parametrize("config", CASES.values(), ids=CASES)
+def test_beside_others_each_learns_what_it_learns_alone(open_base, config: Train) -> None:
+    """Float32 sums in another order, through Adam, which divides small gradients by their own size: within 2 % of the way gone."""
+    names = ["rex+cup", "tom"] if config is CONFIG else ["rex", "cup", "tom"]
+    company = _company(open_base(), names, config)
+    starts = [_learned(t) for t in company]
+    for _ in range(config.steps):
+        assert beside.advance(company) == {}
+    for each, start, t in zip(names, starts, company, strict=True):
+        alone = _trainer(open_base(), each, config)
+        for _ in range(config.steps):
+            alone.advance()
+        mine, theirs = _learned(t), _learned(alone)
+        assert mine.keys() == theirs.keys() and t.mean == pytest.approx(alone.mean, rel=1e-3)
+        far = sum(float((mine[k] - theirs[k]).square().sum()) for k in mine) ** 0.5
+        gone = sum(float((theirs[k] - start[k]).square().sum()) for k in mine) ** 0.5
+        assert far < 0.02 * gone and gone > 0
+        if t.plateau is not None and alone.plateau is not None:
+            assert t.plateau.history == pytest.approx(alone.plateau.history, rel=1e-3) and len(t.plateau.history) > 3

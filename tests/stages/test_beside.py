@@ -1,0 +1,159 @@
+"""Several photos in one `train`: an artifact each, as from a command of its own; one end each; stopped and gone on with."""
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from objtune_cli.errors import GateError
+from objtune_cli.method import beside
+from objtune_cli.store import artifact
+from objtune_cli.store.refs import parse
+
+FAST = ("--set", "init-embedding.steps=3", "--set", "train.views=4", "--set", "prior.samples=2", "--set", "prior.entries=4", "--set", "train.scores=none", "--no-preview")
+NAMES = ("rex", "cup", "tom")
+
+
+@pytest.fixture
+def photos(cli, base, dog_photo):
+    """The example photo, also mirrored and darker: `-c dog --name rex` and so on behind each."""
+    Path("objtune.toml").write_text(
+        f'base = "{base}"\n[train]\nsteps = 6\nrank = 2\n[segment]\nmin_likeness = 0.0\nmin_margin = -99.0\nmin_score = -99.0\n'
+    )
+    photo = Image.open(dog_photo).convert("RGB")
+    words = []
+    for name, kind, picture in zip(NAMES, ("dog", "mug", "dog"), (photo, ImageOps.mirror(photo), photo.point(lambda v: v // 2)), strict=True):
+        picture.save(f"{name}.png")
+        cover = np.zeros((picture.height, picture.width), np.uint8)
+        cover[picture.height // 4 : -picture.height // 4, picture.width // 3 : -picture.width // 3] = 255
+        Image.fromarray(cover).save(f"{name}-mask.png")
+        words.append((f"{name}.png", "-c", kind, "--name", name, f"--mask={name}-mask.png"))
+    return words
+
+
+@pytest.fixture
+def train(cli, photos):
+    return lambda *more, which=range(3): cli("train", *(word for i in which for word in photos[i]), *FAST, *more)
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """Do something after a step of all, before it is reported."""
+    whole = beside.advance
+
+    def when(wanted, action):
+        def interrupted(trainers):
+            failed = whole(trainers)
+            if trainers[0].step == wanted:
+                return action(trainers) or failed
+            return failed
+
+        monkeypatch.setattr(beside, "advance", interrupted)
+
+    yield when
+    monkeypatch.setattr(beside, "advance", whole)
+
+
+def weights(name, version=1):
+    return artifact.load(Path("artifacts"), parse(f"adapter/{name}@{version}"))[1]
+
+
+def test_each_artifact_is_what_a_command_of_its_own_makes(train):
+    """The same record but for rounding in metrics, so that either is reused for the other; weights within 2 % of the way gone."""
+    done = train()
+    assert (done.code, done.out.split()) == (0, [f"adapter/{name}@1" for name in NAMES]), done.err
+    side = {name: (artifact.read_record(Path("artifacts"), parse(f"adapter/{name}@1")), weights(name)) for name in NAMES}
+    again = train("--json")
+    assert [r["reused"] for r in json.loads(again.out)["refs"]] == [True] * 3
+    assert train(which=[1]).out == "adapter/cup@1\n"  # alone: it is there
+    shutil.rmtree("artifacts/adapter")
+    for i, name in enumerate(NAMES):
+        assert train(which=[i]).out == f"adapter/{name}@1\n"
+        record, own = artifact.read_record(Path("artifacts"), parse(f"adapter/{name}@1")), weights(name)
+        assert record.identity() == side[name][0].identity() and own.keys() == side[name][1].keys()
+        assert record.metrics == pytest.approx(side[name][0].metrics, rel=1e-2)
+        ups = [k for k in own if "lora_B" in k]
+        assert ups  # they begin at 0
+        far, gone = (sum(float(np.square(v).sum()) for v in values) ** 0.5 for values in ([own[k] - side[name][1][k] for k in ups], [own[k] for k in ups]))
+        assert far < 0.02 * gone
+
+
+def test_only_what_is_not_there_is_made(train):
+    assert train(which=[0]).out == "adapter/rex@1\n"
+    before = Path("artifacts/adapter/rex/v001.safetensors").stat().st_mtime_ns
+    done = train()
+    assert done.out.split() == [f"adapter/{name}@1" for name in NAMES] and "adapter/rex@1 is up to date" in done.err
+    assert Path("artifacts/adapter/rex/v001.safetensors").stat().st_mtime_ns == before
+    forced = train("--force")
+    assert forced.out.split() == [f"adapter/{name}@2" for name in NAMES]
+
+
+def test_stopped_and_continued_equals_unbroken_bit_for_bit(train, at_step):
+    assert train().code == 0
+    unbroken = {name: Path(f"artifacts/adapter/{name}/v001.safetensors").read_bytes() for name in NAMES}
+    shutil.rmtree("artifacts/adapter")
+    handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    at_step(3, lambda _: signal.raise_signal(signal.SIGTERM))
+    stopped = train()
+    assert (stopped.code, stopped.out) == (143, "") and "stopped at step 3 of 6, state saved" in stopped.err
+    assert not Path("artifacts/adapter").exists() and len(list(Path(".objtune/state").glob("*.safetensors"))) == 1
+    at_step(0, lambda _: None)
+    resumed = train()
+    signal.signal(signal.SIGTERM, handler)
+    assert resumed.code == 0 and "goes on at step 3" in resumed.err
+    assert {name: Path(f"artifacts/adapter/{name}/v001.safetensors").read_bytes() for name in NAMES} == unbroken
+    assert list(Path(".objtune/state").iterdir()) == []
+
+
+def test_one_that_ends_early_is_there_while_the_others_go_on(train, at_step, monkeypatch):
+    """And one cut off right after that loses nothing and repeats nothing that is published."""
+    from objtune_cli.method.training import Trainer
+
+    total = Trainer.total.fget
+    monkeypatch.setattr(Trainer, "total", property(lambda self: 3 if "cup" in self.learned else total(self)))
+    assert train().code == 0
+    unbroken = {name: Path(f"artifacts/adapter/{name}/v001.safetensors").read_bytes() for name in NAMES}
+    assert artifact.read_record(Path("artifacts"), parse("adapter/cup@1")).metrics["steps"] == 3
+    shutil.rmtree("artifacts/adapter")
+
+    def cut(trainers):
+        assert [t.name for t in trainers] == ["beside0", "beside2"] and Path("artifacts/adapter/cup/v001.safetensors").is_file()
+        raise MemoryError
+
+    at_step(4, cut)
+    assert train().code == 7
+    at_step(0, lambda _: None)
+    resumed = train()
+    assert resumed.code == 0 and "goes on at step 3" in resumed.err
+    assert {name: Path(f"artifacts/adapter/{name}/v001.safetensors").read_bytes() for name in NAMES} == unbroken
+
+
+def test_one_that_diverges_stops_no_other(train, at_step):
+    at_step(2, lambda trainers: {trainers[1]: GateError("training diverged at step 1: the loss is nan", "try a lower rate")})
+    done = train()
+    assert (done.code, done.out) == (9, "") and "cup diverged; the others are there" in done.err and "the loss is nan" in done.err
+    assert sorted(p.name for p in Path("artifacts/adapter").iterdir()) == ["rex", "tom"]
+    at_step(0, lambda _: None)
+    again = train()
+    assert again.out.split() == [f"adapter/{name}@1" for name in NAMES] and again.err.count("is up to date") >= 2
+
+
+def test_several_objects_of_one_of_the_photos_share_an_adapter(cli, train, photos):
+    """`rex.png` with two objects beside a photo with one."""
+    Path("rex-mask.png").rename("left.png")
+    cover = np.zeros_like(np.asarray(Image.open("left.png")))
+    cover[: cover.shape[0] // 5, : cover.shape[1] // 4] = 255
+    Image.fromarray(cover).save("corner.png")
+    done = cli("train", "rex.png", "-c", "dog", "-c", "mug", "--mask", "dog=left.png", "--mask=mug=corner.png", *photos[2], *FAST)
+    assert (done.code, done.out.split()) == (0, ["adapter/dog-mug@1", "adapter/tom@1"]), done.err
+
+
+def test_scores_and_sheets_of_each(cli, photos):
+    done = cli("train", *photos[0], *photos[2], *FAST[:-3], "--json")
+    document = json.loads(done.out)
+    assert done.code == 0 and len(document["images"]) == 2 and all(Path(p).is_file() for p in document["images"])
+    assert all({"identity", "drift", "copy", "prompt", "object"} <= set(m) for m in document["metrics"].values())
