@@ -315,9 +315,10 @@ def test_a_token_alone_that_is_to_rest_is_2(rex: Cli) -> None:
 def test_speed_prints_rows_of_both_and_their_ratio(objtune: Cli, monkeypatch: pytest.MonkeyPatch, quick: bool) -> None:
     from objtune_cli.bench import speed
 
-    def measured(ctx: object, size: str, rounds: int) -> dict[str, list[dict[str, float]]]:
-        ours = {"step_s": 1.0, "words_s": 0.1, "memory_mb": 600.0}
-        return {"objtune": [ours] * rounds, "dreambooth-lora": [{k: 2 * v for k, v in ours.items()}] * rounds}
+    def measured(ctx: object, label: str, tasks: dict[str, speed.Task], rounds: int) -> dict[str, list[dict[str, float]]]:
+        ours = {"step_s": 1.0, "words_s": 0.1, "memory_mb": 600.0, "prepare_s": 3.0}
+        theirs = {k: 2 * v for k, v in ours.items()}
+        return {name: [theirs if task.method == "dreambooth-lora" else ours] * rounds for name, task in tasks.items()}
 
     monkeypatch.setattr(speed, "_side_by_side", measured)
     done = objtune("bench", "--speed", *(["--quick"] if quick else []), "--set", "bench.rounds=2", "--json")
@@ -325,6 +326,7 @@ def test_speed_prints_rows_of_both_and_their_ratio(objtune: Cli, monkeypatch: py
     sizes = ("base",) if quick else ("base", "sd15")
     assert {m for name, m in rows if name == "ratio"} == {f"{s}_{m}" for s in sizes for m in ("step_s", "memory_mb")}
     assert rows["ratio", "base_step_s"]["mean"] == 0.5 and rows["objtune", "base_words_s"]["n"] == 2
+    assert rows["ratio of 3 to 1", "run_s"]["mean"] == 1 and rows["1 object of a photo", "prepare_s"]["mean"] == 3
 
 
 @pytest.mark.parametrize("kind", ["--speed", "--scenes", "--masks", "--base-only"])
