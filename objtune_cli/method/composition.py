@@ -179,7 +179,7 @@ def regional(
         across, within = RegionalAttention(regions), BoundedAttention(regions)
         own = {k: across if ".attn2." in k else within if bounded and ".attn1." in k else v for k, v in processors.items()}
         stack.unet.set_attn_processor(own)
-        handles.append(stack.unet.register_forward_pre_hook(_level(regions, below * len(stack.alpha_bar)), with_kwargs=True))
+        handles.append(stack.unet.register_forward_pre_hook(_level(stack, regions, below * len(stack.alpha_bar)), with_kwargs=True))
         yield regions
     finally:
         for handle in handles:
@@ -187,7 +187,7 @@ def regional(
         stack.unet.set_attn_processor(processors)
 
 
-def _level(regions: Regions, below: float) -> Any:
+def _level(stack: Stack, regions: Regions, below: float) -> Any:
     """Before each pass: whether the objects are themselves at its noise level, and the plain scene's words where they are not."""
 
     def tell(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
@@ -196,8 +196,13 @@ def _level(regions: Regions, below: float) -> Any:
         if regions.acts or regions.plain is None:
             return None
         words = kwargs["encoder_hidden_states"].clone()
-        words[len(words) // 2 :] = regions.plain.to(words)
-        return args, kwargs | {"encoder_hidden_states": words}
+        words[len(words) // 2 :] = stack.family.words(regions.plain).to(words)
+        told = dict(kwargs.get("added_cond_kwargs") or {})
+        if "text_embeds" in told:
+            pooled = told["text_embeds"].clone()
+            pooled[len(pooled) // 2 :] = stack.family.extras(stack, regions.plain, 0, 0)["text_embeds"].to(pooled)
+            told["text_embeds"] = pooled
+        return args, kwargs | {"encoder_hidden_states": words} | ({"added_cond_kwargs": told} if told else {})
 
     return tell
 

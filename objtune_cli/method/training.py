@@ -131,7 +131,7 @@ class Trainer(Terms):
         """The token's vectors at their first length; a mean of them is shorter than they are."""
         if self.config.token_norm == "kept" and self.config.token == "learned":
             for name, rows in self.learned.items():
-                rows.copy_(keep_norm(rows, self.norms[name]))
+                rows.copy_(keep_norm(rows, self.norms[name], self.stack.widths))
 
     def said(self) -> Placeholders:
         """The words of prompts that say the tokens as they are now."""

@@ -58,7 +58,7 @@ class Context:
     def base(self) -> Base:
         """The base model's name and place; opens no weights."""
         if self._base is None:
-            self._base = bases.find(self.common.base)
+            self._base = bases.find(self.common.base, self.common.tower)
         return self._base
 
     def stack(self, *, train: bool = False) -> "Stack":

@@ -72,7 +72,7 @@ def _train(ctx: Context, record: Record, starts: list[Record], priors: dict[str,
     import torch
 
     from objtune_cli.method import training
-    from objtune_cli.models import adapter
+    from objtune_cli.models import adapter, tokens
 
     subjects = [_subject(ctx, start) for start in starts]
     if len({tuple(s.picture.shape) for s in subjects}) > 1 or len({_photo(ctx, s) for s in starts}) > 1:
@@ -94,7 +94,8 @@ def _train(ctx: Context, record: Record, starts: list[Record], priors: dict[str,
             ctx.report.note(f"goes on at step {trainer.step} of {trainer.total}")
         _loop(ctx, trainer, state)
         tensors: dict[str, Any] = adapter.tensors(stack)
-        tensors |= {f"token.{name}": rows for name, rows in trainer.tokens().items()}
+        for name, rows in trainer.tokens().items():
+            tensors |= tokens.stored(rows, stack.widths, tokens.learned_names(name))
         metrics = {k: round(v, 6) for k, v in trainer.mean.items()} | {"steps": trainer.step}
         if not all(bool(torch.isfinite(v).all()) for v in tensors.values()):
             raise GateError("training diverged: a weight is no number", "try a lower rate: `--set train.lr=5e-4`")
@@ -179,6 +180,7 @@ def _subject(ctx: Context, start: Record) -> "Subject":
     import torch
 
     from objtune_cli.method.subjects import Subject
+    from objtune_cli.models import tokens
 
     _, rows = artifact.load(ctx.root, start.ref)
     _, tensors = artifact.load(ctx.root, _mask_of(ctx, start), start.inputs["mask"]["sha256"])
@@ -190,7 +192,7 @@ def _subject(ctx: Context, start: Record) -> "Subject":
     return Subject(
         name=name,
         class_word=word,
-        rows=torch.from_numpy(rows["text_encoder"].copy()),
+        rows=tokens.read(rows, tokens.STARTED),
         learned=int(start.metrics["learned"]),
         picture=picture * 2 - 1,
         ground=torch.from_numpy(ground.copy()).permute(2, 0, 1).float() / 127.5 - 1,
