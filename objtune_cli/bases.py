@@ -66,7 +66,10 @@ class Base:
     def record(self) -> dict[str, str]:
         """As artifacts keep it; those of the first family came before there were others."""
         own = {"id": self.id, "fingerprint": self.fingerprint}
-        return own if self.family is families.SD1 else own | {"family": self.family.name}
+        if self.family is families.SD1:
+            return own
+        schedule = json.loads((self.folder / "scheduler" / "scheduler_config.json").read_text())
+        return own | {"family": self.family.name, "prediction": str(schedule.get("prediction_type", "epsilon"))}
 
 
 def find(name: str, tower: str = "") -> Base:
