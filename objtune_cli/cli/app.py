@@ -17,6 +17,7 @@ COMMANDS = {
     "train": ("objects.train", "Learn the object. From a photo, runs the missing stages itself. Prints the adapter's ref."),
     "generate": ("pictures.generate", "Draw prompts that name trained objects. Prints one picture path a line."),
     "compose": ("pictures.compose", "Draw separately trained objects together, each in its place. Prints one picture path a line."),
+    "import": ("bring.import_", "Make a LoRA or an embedding that was trained elsewhere an object of this project. Prints the adapter's ref."),
     "merge": ("merge.merge", "Make one adapter of several, for tools that take one file. Prints its ref."),
     "run": ("batch.run_", "Train and draw many photos that a file lists; finished work is reused. Prints a table, a job a line."),
     "init": ("project.init", "Make this folder (or --project DIR) a project."),

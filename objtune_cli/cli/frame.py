@@ -73,7 +73,7 @@ class Run:
         return Context(project, settings, common, self.report, bool(self.options.get("force")), self.stop.asked)
 
 
-MODELLED = ("objects", "pictures", "measure")
+MODELLED = ("objects", "pictures", "measure", "bring")
 """Modules whose commands take the options of a base model."""
 
 

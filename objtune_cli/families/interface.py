@@ -112,3 +112,26 @@ class Family:
 
     def _index(self, folder: Path) -> dict[str, Any]:
         return json.loads((folder / "model_index.json").read_text())
+
+
+RESIDUAL = {"conv1": "in_layers.2", "conv2": "out_layers.3", "conv_shortcut": "skip_connection", "time_emb_proj": "emb_layers.1"}
+"""Layers of a residual block, and what the first repository calls them; those of attention have the same names."""
+
+
+def first_name(layer: str) -> str:
+    """A layer of a U-Net of two residual blocks a level as the first repository names it: `input_blocks`, `middle_block`, `output_blocks`.
+
+    Raises:
+        KeyError, ValueError, IndexError: It lies outside those blocks.
+    """
+    kind, *rest = layer.split(".")
+    if kind == "mid_block":
+        place = {("attentions", "0"): "1", ("resnets", "0"): "0", ("resnets", "1"): "2"}[rest[0], rest[1]]
+        return ".".join(("middle_block", place, *_inside(rest[0], rest[2:])))
+    start = {"down_blocks": ("input_blocks", 1), "up_blocks": ("output_blocks", 0)}[kind]
+    slot = {"resnets": "0", "attentions": "1"}[rest[1]]
+    return ".".join((start[0], str(start[1] + 3 * int(rest[0]) + int(rest[2])), slot, *_inside(rest[1], rest[3:])))
+
+
+def _inside(kind: str, rest: list[str]) -> list[str]:
+    return [RESIDUAL[rest[0]]] if kind == "resnets" else rest

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from objtune_cli.families.interface import Family
+from objtune_cli.families.interface import Family, first_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -105,21 +105,8 @@ class _SDXL(Family):
         return {"prompt_embeds": self.words(both), "add_text_embeds": told["text_embeds"], "add_time_ids": told["time_ids"]}
 
     def kohya_layer(self, layer: str) -> str:
-        """As in the model's first repository: `input_blocks`, `middle_block`, `output_blocks`; of kohya's files, diffusers' names are read elsewhere only."""
-        kind, *rest = layer.split(".")
-        if kind == "mid_block":
-            place = {("attentions", "0"): "1", ("resnets", "0"): "0", ("resnets", "1"): "2"}[rest[0], rest[1]]
-            return ".".join(("middle_block", place, *self._inner(rest[0], rest[2:])))
-        block, inner, number = int(rest[0]), rest[1], int(rest[2])
-        slot = {"resnets": "0", "attentions": "1"}[inner]
-        at = 1 + 3 * block + number if kind == "down_blocks" else 3 * block + number
-        return ".".join(("input_blocks" if kind == "down_blocks" else "output_blocks", str(at), slot, *self._inner(inner, rest[3:])))
-
-    @staticmethod
-    def _inner(kind: str, rest: list[str]) -> list[str]:
-        """Layers of a residual block have other names there; those of attention the same."""
-        names = {"conv1": "in_layers.2", "conv2": "out_layers.3", "conv_shortcut": "skip_connection", "time_emb_proj": "emb_layers.1"}
-        return [names[rest[0]]] if kind == "resnets" else rest
+        """As in the model's first repository; diffusers' names are read elsewhere, of kohya's own tools only these."""
+        return first_name(layer)
 
 
 SDXL = _SDXL()
