@@ -9,7 +9,7 @@ from typing import Any
 
 from objtune_cli import families
 from objtune_cli.errors import IncompatibleError, InputError, ResourceError, UsageError
-from objtune_cli.families import FAMILIES, Family
+from objtune_cli.families import FAMILIES, Family, single
 
 EMBEDDED = Path(__file__).parent / "toybox" / "weights"
 SEGMENTER = EMBEDDED / "segmenter"
@@ -37,6 +37,7 @@ class Base:
         folder: Where it lies. fingerprint: of its configs and weights.
         image_tower: A CLIP with both towers that shares the token space, folder or file, or None. second_tower: of a second text encoder.
         tower: What the towers were asked for as, where they do not lie in the base's folder.
+        weights: A checkpoint in one file; `folder` then holds its family's configs. prediction: what its denoiser predicts.
         sampling, training: Settings that suit it. words: the classes it knows, if it says so.
         world: the dial of the drawn world that it was trained on, or "".
     """
@@ -52,6 +53,8 @@ class Base:
     family: Family = families.SD1
     second_tower: Path | None = None
     tower: str = ""
+    weights: Path | None = None
+    prediction: str = ""
 
     def drawn(self) -> dict[str, Any]:
         """How its pictures are drawn, as `method.sampling.sample` takes it."""
@@ -69,11 +72,11 @@ class Base:
         if self.family is families.SD1:
             return own
         schedule = json.loads((self.folder / "scheduler" / "scheduler_config.json").read_text())
-        return own | {"family": self.family.name, "prediction": str(schedule.get("prediction_type", "epsilon"))}
+        return own | {"family": self.family.name, "prediction": self.prediction or str(schedule.get("prediction_type", "epsilon"))}
 
 
 def find(name: str, tower: str = "") -> Base:
-    """A base by alias, folder, or hub id; `tower`: where its CLIPs with image towers lie, if not in its folder.
+    """A base by alias, folder, checkpoint file, or hub id; `tower`: where its CLIPs with image towers lie, if not in its folder.
 
     Raises:
         ResourceError: Not on this machine. InputError: a folder that is no model. IncompatibleError: of another family.
@@ -84,8 +87,12 @@ def find(name: str, tower: str = "") -> Base:
     folder = Path(name)
     if folder.is_dir():
         return _opened(folder.resolve().name, folder, tower)
+    if folder.is_file():
+        return _file(folder, tower)
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or not ("/" in name or name in HUB):
-        raise UsageError(f"there is no base {name}", f"known: toybox, {', '.join(HUB)}, a diffusers folder, or a hub id")
+        raise UsageError(
+            f"there is no base {name}", f"known: toybox, {', '.join(HUB)}, a diffusers folder, a .safetensors checkpoint, or a hub id"
+        )
     return _opened(name, _cached(HUB.get(name, name), name), tower)
 
 
@@ -121,6 +128,19 @@ def _opened(ident: str, folder: Path, tower: str) -> Base:
         second_tower=second,
         tower=said,
     )
+
+
+def _file(path: Path, tower: str) -> Base:
+    """A single-file checkpoint."""
+    if path.suffix != ".safetensors":
+        raise InputError(f"{path} is no .safetensors file", "checkpoints in pickles (.ckpt) are not opened; get it as .safetensors")
+    family, prediction = single.described(path)
+    folder = single.LAYOUTS / family.name
+    first, second, said = _towers(family, folder, tower)
+    return Base(
+        id=path.name, folder=folder, fingerprint=_fingerprint(folder, family, path), image_tower=first, sampling=family.sampling,
+        training=TRAINING | family.training, words=(), world="", family=family, second_tower=second, tower=said, weights=path, prediction=prediction,
+    )  # fmt: skip
 
 
 def _family(ident: str, folder: Path) -> Family:
@@ -191,15 +211,16 @@ def _known(repository: str) -> Path | None:
         return None
 
 
-def _fingerprint(folder: Path, family: Family) -> str:
+def _fingerprint(folder: Path, family: Family, weights: Path | None = None) -> str:
     """SHA-256 over the parts that are opened: configs whole, of weights the size and 66 evenly spaced slices."""
     digest = hashlib.sha256()
     parts = [path for part in (*family.parts, *TOWERS) for path in (folder / part).glob("*") if not path.name.startswith(".")]
-    for path in sorted(parts):
+    for path in [*sorted(parts), *([weights] if weights else [])]:
         if path.suffix not in (".json", ".txt", ".safetensors") or ".fp16." in path.name or not path.is_file():
             continue
         size = path.stat().st_size
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{size}\0".encode())
+        name = "checkpoint" if path == weights else path.relative_to(folder).as_posix()
+        digest.update(f"{name}\0{size}\0".encode())
         with path.open("rb") as file:
             if path.suffix != ".safetensors":
                 digest.update(file.read())

@@ -12,6 +12,7 @@ import objtune_cli.models.stack  # noqa: F401  (repairs torchvision before the l
 # isort: split
 import torch
 from diffusers import (
+    AutoencoderKL,
     DDIMScheduler,
     EulerDiscreteScheduler,
     StableDiffusionPipeline,
@@ -69,6 +70,28 @@ def sd2(folder: Path, *, with_clip: bool = True, prediction: str = "v_prediction
     pipe.save_pretrained(folder)
     if with_clip:
         towers.save_pretrained(folder / "clip")
+    return folder
+
+
+def sd1(folder: Path) -> Path:
+    """`tests.tiny`'s base with two residual blocks a level and attention in its autoencoder, as SD 1.5 has them."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        words = tiny.tokenizer()
+        towers = clip(words, tiny.WIDTH, 2, "quick_gelu")
+        unet = UNet2DConditionModel(
+            sample_size=8, block_out_channels=(8, 16), layers_per_block=2, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), cross_attention_dim=tiny.WIDTH, attention_head_dim=2, norm_num_groups=4,
+        )  # fmt: skip
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, block_out_channels=(4, 4, 8),
+            latent_channels=4, norm_num_groups=2, sample_size=32, layers_per_block=2,
+        )  # fmt: skip
+    pipe = StableDiffusionPipeline(
+        vae=vae, text_encoder=text_encoder(towers, 2), tokenizer=words, unet=unet, scheduler=DDIMScheduler(**SCHEDULE), safety_checker=None,
+        feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.save_pretrained(folder)
     return folder
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from objtune_cli import families
 from objtune_cli.errors import IncompatibleError, InputError, ResourceError
+from objtune_cli.families import single
 from objtune_cli.models import torchvision_ops
 from objtune_cli.models.cpu import keep_memory
 
@@ -186,32 +187,37 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.float16 if device.type == "mps" else torch.float32
 
 
-def load(folder: Path, device: torch.device, dtype: torch.dtype) -> Stack:
+def load(folder: Path, device: torch.device, dtype: torch.dtype, weights: Path | None = None, prediction: str = "") -> Stack:
     """Open a diffusers folder of any known family; local files and safetensors only.
+
+    Args:
+        weights: A single-file checkpoint; the folder then holds the family's configs. prediction: Of that file's denoiser.
 
     Raises:
         ResourceError: A part is missing. InputError: a part cannot be read.
     """
+    from diffusers import UNet2DConditionModel
     from diffusers.schedulers import DDIMScheduler
 
     quiet()
     if device.type == "cpu":
         keep_memory()
     local: dict[str, Any] = {"local_files_only": True}
+    said = {"prediction_type": prediction} if prediction else {}
     family = _family(folder)
     try:
-        (tokenizer, text_encoder), *more = family.open_words(folder, **local)
+        (tokenizer, text_encoder), *more = single.open_words(family, weights, folder) if weights else family.open_words(folder, **local)
         tokenizer_2, text_encoder_2 = more[0] if more else (None, None)
         stack = Stack(
             tokenizer=tokenizer,
             text_encoder=text_encoder,
-            unet=family.open_denoiser(folder, **local),
-            autoencoder=_autoencoder(folder, device, family.picture_dtype(dtype)),
+            unet=single.open_part(UNet2DConditionModel, "unet", weights, folder) if weights else family.open_denoiser(folder, **local),
+            autoencoder=_autoencoder(folder, device, family.picture_dtype(dtype), weights),
             # Latents are not pictures: configs that say nothing must not clip them.
-            scheduler=DDIMScheduler.from_pretrained(folder / "scheduler", clip_sample=False, **local),
+            scheduler=DDIMScheduler.from_pretrained(folder / "scheduler", clip_sample=False, **local, **said),
             device=device,
             dtype=dtype,
-            reopen=partial(_autoencoder, folder, device, family.picture_dtype(dtype)),
+            reopen=partial(_autoencoder, folder, device, family.picture_dtype(dtype), weights),
             family=family,
             tokenizer_2=tokenizer_2,
             text_encoder_2=text_encoder_2,
@@ -219,9 +225,11 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype) -> Stack:
         )
     except OSError as error:
         first = str(error).splitlines()[0]
-        raise ResourceError(f"a part of the base in {folder} is missing: {first}", "download the model again") from None
+        raise ResourceError(f"a part of the base in {weights or folder} is missing: {first}", "download the model again") from None
     except (*UNREADABLE, KeyError, TypeError) as error:
-        raise InputError(f"the base in {folder} cannot be opened: {str(error).splitlines()[0]}", "download the model again") from None
+        raise InputError(
+            f"the base in {weights or folder} cannot be opened: {str(error).splitlines()[0]}", "download the model again"
+        ) from None
     for module in (*stack.text_encoders, stack.unet):
         module.requires_grad_(False).eval().to(device, dtype)
     if device.type == "cpu":
@@ -246,11 +254,15 @@ def _family(folder: Path) -> families.Family:
     return family
 
 
-def _autoencoder(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
+def _autoencoder(folder: Path, device: torch.device, dtype: torch.dtype, weights: Path | None = None) -> Any:
     """The base's autoencoder, frozen."""
     from diffusers import AutoencoderKL
 
-    vae: Any = AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True, local_files_only=True)
+    vae: Any
+    if weights:
+        vae = single.open_part(AutoencoderKL, "vae", weights, folder)
+    else:
+        vae = AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True, local_files_only=True)
     vae.requires_grad_(False).eval().to(device, dtype)
     return vae.to(memory_format=torch.channels_last) if device.type == "cpu" else vae
 

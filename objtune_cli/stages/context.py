@@ -75,7 +75,7 @@ class Context:
         dtype = stack.pick_dtype(self.common.precision, device)
         if train and self.common.precision == "auto" and dtype == stack.PRECISIONS["fp16"]:
             dtype = stack.PRECISIONS["fp32"]
-        loaded = stack.load(self.base.folder, device, dtype)
+        loaded = stack.load(self.base.folder, device, dtype, self.base.weights, self.base.prediction)
         if train and self.common.precision == "auto" and device.type == "cpu" and precision.processor_has_bf16():
             precision.halve(loaded.unet)
         return loaded
