@@ -157,6 +157,13 @@ class Train:
     idle: Literal["leaves", "stays"] = _setting(
         "leaves", "Whether the autoencoder leaves memory while nothing is encoded or drawn.", identifies=False
     )
+    checkpointing: Literal["off", "on"] = _setting(
+        "off", "Whether activations are computed again in the backward pass: far less memory, a third more time.", identifies=False
+    )
+    optimizer: Literal["adamw", "adamw8bit"] = _setting("adamw", "AdamW, or with 8-bit moments (needs bitsandbytes).", before="adamw")
+    quantised: Literal["none", "8bit", "4bit"] = _setting(
+        "none", "Number format of the frozen denoiser's linear layers while it is trained on (needs bitsandbytes).", before="none"
+    )
     scores: Literal["shown", "none"] = _setting(
         "shown", "Whether identity, prompt, copy and drift are measured at the end.", identifies=False
     )

@@ -61,6 +61,10 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+OUT_OF_MEMORY = (
+    "use `--set train.checkpointing=on`, `--set train.batch=1`, `--precision bf16`, `--set train.quantised=4bit`, or another `--device`; "
+    "`objtune train --dry-run` measures what a run needs"
+)
 REPORT = "this is a bug in objtune; please report it with the lines above"
 
 
@@ -149,6 +153,6 @@ def _closed() -> int:
 
 
 def _memory(current: options.Invocation) -> int:
-    error = ObjtuneError("out of memory", "use `--set train.batch=1`, `--precision bf16`, or another `--device`")
+    error = ObjtuneError("out of memory", OUT_OF_MEMORY)
     error.code = 7
     return _failed(error, current)

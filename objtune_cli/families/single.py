@@ -68,7 +68,7 @@ def tokenizer(pad: str) -> Any:
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     lines = gzip.decompress(MERGES.read_bytes()).decode().split("\n")
-    merges = [tuple(line.split()) for line in lines if line]
+    merges: Any = [tuple(line.split()) for line in lines if line]
     letters = list(bytes_to_unicode().values())
     pieces = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges), "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=merges, model_max_length=77, pad_token=pad)

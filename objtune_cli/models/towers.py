@@ -39,9 +39,18 @@ class Towers:
         """What makes logits of cosines, as the towers were trained: 100 in OpenAI's."""
         return float(self.clip.logit_scale.detach().exp())
 
+    def rest(self) -> None:
+        """Wait on the processor, out of a GPU's memory, until asked again."""
+        self.clip.to("cpu")
+
+    def wake(self) -> None:
+        """Be where the base is."""
+        self.clip.to(self.device)
+
     @torch.no_grad()
     def pictures(self, pictures: Tensor) -> Tensor:
         """Unit vectors (B, d) of pictures (B, 3, H, W) in [0, 1]; each is resized to the tower's side."""
+        self.wake()
         x = F.interpolate(pictures, size=(self.size, self.size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
         mean, std = x.new_tensor(MEAN).view(1, 3, 1, 1), x.new_tensor(STD).view(1, 3, 1, 1)
         pooled = self.clip.vision_model(pixel_values=((x - mean) / std).to(self.device)).pooler_output
@@ -53,6 +62,7 @@ class Towers:
         The sentence is read at its end token: old configs name another one, or the largest id,
         which a placeholder would be.
         """
+        self.wake()
         tokenizer = stack.tokenizers[self.index]
         ids = stack.token_ids(texts, tokenizer)
         states = self._reader(stack)(input_ids=ids).last_hidden_state

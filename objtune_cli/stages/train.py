@@ -42,6 +42,8 @@ def run(ctx: Context, sources: list[Ref], config: Train, embedding: Embed, prior
     alone, first = config.modules == "none", config.token_first
     if (config.token == "fixed" and (alone or first)) or (alone and 0 < first < config.steps):
         raise UsageError("there would be steps in which nothing learns", "set train.modules, train.token or train.token_first")
+    if config.checkpointing == "on" and config.attention_weight:
+        raise UsageError("attention maps and recomputed activations do not go together", "set train.checkpointing=off or train.attention_weight=0")
     starts = [embed.run(ctx.unforced(), s, embedding).ref if s.kind == "mask" else s for s in sources]
     records = [artifact.read_record(ctx.root, ref) for ref in starts]
     for record in records:
@@ -72,12 +74,13 @@ def _train(ctx: Context, record: Record, starts: list[Record], priors: dict[str,
     import torch
 
     from objtune_cli.method import training
-    from objtune_cli.models import adapter, tokens
+    from objtune_cli.models import adapter, memory, tokens
 
     subjects = [_subject(ctx, start) for start in starts]
     if len({tuple(s.picture.shape) for s in subjects}) > 1 or len({_photo(ctx, s) for s in starts}) > 1:
         raise UsageError("the objects are not of one photo", "train them one by one and bring them together with `objtune compose`")
     stack = ctx.stack(train=True)
+    memory.lighten(stack, checkpointing=config.checkpointing == "on", quantised=config.quantised)
     loaded = {word: {k: torch.from_numpy(v.copy()) for k, v in artifact.load(ctx.root, ref)[1].items()} for word, ref in priors.items()}
     run_key = f"{record.identity()}/{stack.device.type}/{stack.dtype}/{stack.unet.conv_in.weight.dtype}/{torch.get_num_threads()}/{torch.__version__}"
     state = RunState(ctx.project, hashlib.sha256(run_key.encode()).hexdigest())
@@ -87,6 +90,8 @@ def _train(ctx: Context, record: Record, starts: list[Record], priors: dict[str,
             return done
         ctx.report.note("drawing placements of the object")
         judge = _judge(ctx, stack, subjects) if config.scores == "shown" else None
+        if judge is not None and config.idle == "leaves":
+            judge.towers.rest()
         trainer = training.Trainer(stack, subjects, loaded, config)
         kept = state.load()
         if kept is not None:
