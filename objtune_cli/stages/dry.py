@@ -46,12 +46,11 @@ def run(ctx: Context, config: Train, embedding: Embed, objects: int = 1) -> dict
         trainer.advance()
     _settled(kind)
     step = (time.monotonic() - started) / MEASURED
-    found = {
+    return {
         "base": ctx.base.id, "device": str(stack.device), "precision": str(stack.dtype).removeprefix("torch."), "step_mb": round(memory.peak(kind)),
         "preparing_mb": round(prepared), "room_mb": round(memory.room(kind)), "step_seconds": round(step, 4), "steps": config.steps,
         "seconds": round(step * config.steps), "learned": sum(p.numel() for p in trainer.lora),
     }  # fmt: skip
-    return found
 
 
 def advice(found: dict[str, Any], config: Train) -> str:
