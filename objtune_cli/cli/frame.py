@@ -115,7 +115,8 @@ def framed(name: str, function: Callable[..., Outcome], *, model: bool) -> Calla
 def _run(name: str, function: Callable[..., Outcome], given: dict[str, Any], values: dict[str, Any]) -> int:
     """One command, timed and shown; its exit code where it ends without an error."""
     events = _events(given["events"], name)
-    run = Run(name, given, render.Reporter(quiet=given["quiet"], verbose=given["verbose"], events=events), Stop())
+    follows = int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0"  # of several processes one speaks
+    run = Run(name, given, render.Reporter(quiet=given["quiet"] or follows, verbose=given["verbose"], events=events), Stop())
     code = 1
     try:
         with run.held:
@@ -129,7 +130,8 @@ def _run(name: str, function: Callable[..., Outcome], given: dict[str, Any], val
         if events:
             events.write("end", code=code)
             events.close()
-    _show(run, outcome, as_json=given["json"], seconds=time.monotonic() - run.started)
+    if not follows:
+        _show(run, outcome, as_json=given["json"], seconds=time.monotonic() - run.started)
     return code
 
 

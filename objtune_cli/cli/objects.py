@@ -163,7 +163,8 @@ def _trained(
 
     embedding, prior = ctx.settings.resolve(Embed), ctx.settings.resolve(Prior)
     if photo:
-        found = [d.ref for d in segment_stage.run(ctx.unforced(), photo, wanted, finder)]
+        with ctx.first():
+            found = [d.ref for d in segment_stage.run(ctx.unforced(), photo, wanted, finder)]
     else:
         found = [_trainable(ctx.root, text) for text in given]
     return stage.run(ctx, found, config, embedding, prior, preview=preview)

@@ -89,6 +89,8 @@ class Trainer(Terms):
             if loss.requires_grad:  # a class pass of its own has nothing to learn from where the token learns alone
                 loss.backward()
             terms |= {name: value.detach() for name, value in part.items()}
+        if self.stack.team is not None:
+            self.stack.team.add_up(self._params())
         total = sum(self.weights[name] * float(value) for name, value in terms.items())
         if not math.isfinite(total):
             raise GateError(f"training diverged at step {self.step}: the loss is {total}", "try a lower rate: `--set train.lr=5e-4`")

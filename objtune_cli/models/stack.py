@@ -42,6 +42,7 @@ class Stack:
     Attributes:
         autoencoder: None while it rests; `vae` is how to ask for it. reopen: brings it again.
         tokenizer_2, text_encoder_2: Of families with two towers. options: what the base's folder says for its family.
+        team: The processes that share the rows of a prediction (`parallel.Team`), or None.
     """
 
     tokenizer: Any
@@ -57,6 +58,7 @@ class Stack:
     tokenizer_2: Any = None
     text_encoder_2: Any = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    team: Any = None
 
     @property
     def tokenizers(self) -> list[Any]:
@@ -144,6 +146,8 @@ class Stack:
 
     def predict(self, z_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """The denoiser's output for z_t (B, C, h, w), t (B,), condition (B, rows, d)."""
+        if self.team is not None:
+            return self.team.predict(partial(self.family.predict, self), z_t, t, condition)
         return self.family.predict(self, z_t, t, condition)
 
     def pipeline(self, scheduler: str = "base") -> Any:

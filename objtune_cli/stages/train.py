@@ -1,5 +1,6 @@
 """`train`: embeddings of one photo's objects to one adapter; runs the missing stages itself."""
 
+import contextlib
 import hashlib
 import math
 import time
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from objtune_cli.method.judging import Judge
     from objtune_cli.method.subjects import Subject
     from objtune_cli.method.training import Trainer
+    from objtune_cli.models.parallel import Team
     from objtune_cli.models.stack import Stack
 
 SAVE_EVERY = 30.0
@@ -42,22 +44,26 @@ def run(ctx: Context, sources: list[Ref], config: Train, embedding: Embed, prior
     alone, first = config.modules == "none", config.token_first
     if (config.token == "fixed" and (alone or first)) or (alone and 0 < first < config.steps):
         raise UsageError("there would be steps in which nothing learns", "set train.modules, train.token or train.token_first")
+    if ctx.team() and config.attention_weight:
+        raise UsageError("attention maps are of all rows, and each process has its own", "train in one process, or set train.attention_weight=0")
     if config.checkpointing == "on" and config.attention_weight:
         raise UsageError("attention maps and recomputed activations do not go together", "set train.checkpointing=off or train.attention_weight=0")
-    starts = [embed.run(ctx.unforced(), s, embedding).ref if s.kind == "mask" else s for s in sources]
+    with ctx.first():
+        starts = [embed.run(ctx.unforced(), s, embedding).ref if s.kind == "mask" else s for s in sources]
     records = [artifact.read_record(ctx.root, ref) for ref in starts]
     for record in records:
         ctx.check_base(record)
     named = {name: word for record in records for name, word in record.objects.items()}
     if len(named) < len(records):
         raise UsageError("an object is named twice", "give each embedding once")
-    priors = {word: prior_stage.run(ctx, word, prior).ref for word in sorted(set(named.values()))} if config.class_weight else {}
+    with ctx.first():
+        priors = {word: prior_stage.run(ctx, word, prior).ref for word in sorted(set(named.values()))} if config.class_weight else {}
     inputs = {f"embedding.{r.name}": ctx.input(ref) for r, ref in zip(records, starts, strict=True)}
     inputs |= {f"prior.{ref.name}": ctx.input(ref) for ref in priors.values()}
     name = "-".join(named)[:64].rstrip("-.")
     record = Record("adapter", name, named, inputs, identifying(config), ctx.base.record())
     done = ctx.reuse(record) or _train(ctx, record, records, priors, config)
-    if preview and not done.images:
+    if preview and not done.images and _leads(ctx.team()):
         done.images = [_preview(ctx, artifact.read_record(ctx.root, done.ref), records)]
     return done
 
@@ -84,12 +90,13 @@ def _train(ctx: Context, record: Record, starts: list[Record], priors: dict[str,
     loaded = {word: {k: torch.from_numpy(v.copy()) for k, v in artifact.load(ctx.root, ref)[1].items()} for word, ref in priors.items()}
     run_key = f"{record.identity()}/{stack.device.type}/{stack.dtype}/{stack.unet.conv_in.weight.dtype}/{torch.get_num_threads()}/{torch.__version__}"
     state = RunState(ctx.project, hashlib.sha256(run_key.encode()).hexdigest())
-    with state.locked():
+    team = stack.team
+    with state.locked() if _leads(team) else contextlib.nullcontext():
         done = ctx.reuse(record)  # another process may have finished it since we looked
         if done:
             return done
         ctx.report.note("drawing placements of the object")
-        judge = _judge(ctx, stack, subjects) if config.scores == "shown" else None
+        judge = _judge(ctx, stack, subjects) if config.scores == "shown" and _leads(team) else None
         if judge is not None and config.idle == "leaves":
             judge.towers.rest()
         trainer = training.Trainer(stack, subjects, loaded, config)
@@ -98,6 +105,10 @@ def _train(ctx: Context, record: Record, starts: list[Record], priors: dict[str,
             trainer.restore({k: torch.from_numpy(v) for k, v in kept.items()})
             ctx.report.note(f"goes on at step {trainer.step} of {trainer.total}")
         _loop(ctx, trainer, state)
+        if not _leads(team):  # what is published, the first process publishes
+            team.together()
+            found = artifact.existing(ctx.root, record)
+            return Done(found or record.ref, True)
         tensors: dict[str, Any] = adapter.tensors(stack)
         for name, rows in trainer.tokens().items():
             tensors |= tokens.stored(rows, stack.widths, tokens.learned_names(name))
@@ -108,7 +119,14 @@ def _train(ctx: Context, record: Record, starts: list[Record], priors: dict[str,
             metrics |= _scores(ctx, trainer, judge)
         ref = artifact.publish(ctx.root, replace(record, metrics=metrics, tools=tools()), tensors)
         state.discard()
+        if team is not None:
+            team.together()
     return Done(ref, False, [], metrics)
+
+
+def _leads(team: "Team | None") -> bool:
+    """Whether this process is the one, or the first of several."""
+    return team is None or team.leads
 
 
 def _judge(ctx: Context, stack: "Stack", subjects: list["Subject"]) -> "Judge | None":
@@ -149,14 +167,14 @@ def _loop(ctx: Context, trainer: "Trainer", state: RunState) -> None:
     """Take the remaining steps, saving from time to time and when a signal comes."""
     from objtune_cli.method import training
 
-    saved = time.monotonic()
+    saved, team = time.monotonic(), trainer.stack.team
 
     def on_step(step: int) -> None:
         nonlocal saved
         loss = sum(trainer.weights[name] * value for name, value in trainer.mean.items())
         ctx.report.step("train", step, trainer.total, loss=loss, **trainer.mean)
-        signum = ctx.stopped()
-        if signum or trainer.finished or time.monotonic() - saved > SAVE_EVERY:  # what comes after the last step may be stopped too
+        signum = team.most(ctx.stopped()) if team is not None else ctx.stopped()
+        if _leads(team) and (signum or trainer.finished or time.monotonic() - saved > SAVE_EVERY):  # what comes after the last step may be stopped too
             state.save(trainer.state())
             saved = time.monotonic()
         if signum:
