@@ -93,7 +93,7 @@ def test_diffusers_reads_it_as_we_do(folders: dict[str, Path], tmp_path: Path, n
 def test_names_at_full_size_are_those_that_other_tools_know(name: str) -> None:
     """The frozen lists: every layer of the real denoiser that may learn, by names that three loaders' own maps accepted.
 
-    Source: ComfyUI's `model_lora_keys_unet` (as in Fooocus ae05379), A1111's `convert_diffusers_name_to_compvis` (09da7558),
+    Source: ComfyUI's `model_lora_keys_unet` (the copy in Fooocus 59f183ab), A1111's `convert_diffusers_name_to_compvis` (09da7558),
     and the module names of kohya's U-Nets (sd-scripts 48d368fa), run on these denoisers.
     """
     with torch.device("meta"):
