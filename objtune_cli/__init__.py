@@ -1,3 +1,20 @@
 """Teach a text-to-image diffusion model one object from one photo. Importing this costs nothing."""
 
+from typing import Any
+
 __version__ = "0.1.0"
+FUNCTIONS = ("project", "segment", "init_embedding", "train", "generate", "compose", "export", "import_files", "Done", "ObjtuneError")
+"""What `from objtune_cli import …` gives beside the version; see `library`."""
+
+
+def __getattr__(name: str) -> Any:
+    """The stages as functions, loaded when they are first asked for."""
+    if name in FUNCTIONS:
+        from objtune_cli import library
+
+        return getattr(library, name)
+    raise AttributeError(f"module 'objtune_cli' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *FUNCTIONS]

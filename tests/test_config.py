@@ -76,8 +76,8 @@ def test_no_file_is_no_setting(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("layers", "key", "known"),
     [
-        ({"toml": "stepz = 1"}, "stepz in objtune.toml", "base, bench, compose, device, generate, init-embedding, merge, precision, prior, segment, train"),
-        ({"toml": "[trian]\nsteps = 1"}, "trian in objtune.toml", "segment, train"),
+        ({"toml": "stepz = 1"}, "stepz in objtune.toml", "base, bench, compose, device, generate, init-embedding, merge, precision, prior, segment, tower, train"),
+        ({"toml": "[trian]\nsteps = 1"}, "trian in objtune.toml", "segment, tower, train"),
         (
             {"toml": "[train]\nstepz = 1"},
             "stepz in [train] of objtune.toml",

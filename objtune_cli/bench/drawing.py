@@ -57,12 +57,12 @@ def worded(case: Case) -> str:
 def loaded(ctx: Context, name: str, weights: Mapping[str, Any] | None) -> tuple["Stack", Any]:
     """A fresh base with an adapter's LoRA and words, or the bare base."""
     from objtune_cli.models import adapter
-    from objtune_cli.models.tokens import Placeholders
+    from objtune_cli.models.tokens import Placeholders, learned_names, read
 
     stack = ctx.stack()
     words = Placeholders(stack)
     if weights is not None:
-        words.add(name, weights[f"token.{name}"])
+        words.add(name, read(weights, learned_names(name)))
         adapter.load(stack, weights)
     return stack, words
 

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -227,39 +226,17 @@ class Clock:
 
     def round(self, steps: int) -> dict[str, float]:
         """Mean seconds of a step and of its parts, and the round's largest memory in MB."""
+        from objtune_cli.models import memory
+
         self.spent = dict.fromkeys(PARTS, 0.0)
-        forget_peak(self.trainer.stack.device.type)
+        memory.forget_peak(self.trainer.stack.device.type)
         started = self._now()
         for _ in range(steps):
             self.trainer.advance()
         step = (self._now() - started) / steps
         parts = {part: spent / steps for part, spent in self.spent.items()}
         parts["backward"] = step - sum(parts[p] for p in PARTS if p != "backward")
-        return {"step_s": step, **{f"{p}_s": parts[p] for p in PARTS}, "memory_mb": peak(self.trainer.stack.device.type)}
-
-
-def forget_peak(device: str) -> None:
-    """Begin to watch memory anew; on systems that cannot, the peak of the whole process stays."""
-    if device == "cuda":
-        import torch
-
-        torch.cuda.reset_peak_memory_stats()
-        return
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak(device: str) -> float:
-    """Largest memory since `forget_peak`, MB; 0 where the system hides it."""
-    if device == "cuda":
-        import torch
-
-        return torch.cuda.max_memory_allocated() / 2**20
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        return 0.0
-    return next((int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM:")), 0.0)
+        return {"step_s": step, **{f"{p}_s": parts[p] for p in PARTS}, "memory_mb": memory.peak(self.trainer.stack.device.type)}
 
 
 def _stack(task: Task) -> "Stack":

@@ -17,6 +17,7 @@ COMMANDS = {
     "train": ("objects.train", "Learn the object. From a photo, runs the missing stages itself. Prints the adapter's ref."),
     "generate": ("pictures.generate", "Draw prompts that name trained objects. Prints one picture path a line."),
     "compose": ("pictures.compose", "Draw separately trained objects together, each in its place. Prints one picture path a line."),
+    "import": ("bring.import_", "Make a LoRA or an embedding that was trained elsewhere an object of this project. Prints the adapter's ref."),
     "merge": ("merge.merge", "Make one adapter of several, for tools that take one file. Prints its ref."),
     "run": ("batch.run_", "Train and draw many photos that a file lists; finished work is reused. Prints a table, a job a line."),
     "init": ("project.init", "Make this folder (or --project DIR) a project."),
@@ -60,6 +61,10 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: same text everywhere, and rich stays unloaded
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+)
+OUT_OF_MEMORY = (
+    "use `--set train.checkpointing=on`, `--set train.batch=1`, `--precision bf16`, `--set train.quantised=4bit`, or another `--device`; "
+    "`objtune train --dry-run` measures what a run needs"
 )
 REPORT = "this is a bug in objtune; please report it with the lines above"
 
@@ -149,6 +154,6 @@ def _closed() -> int:
 
 
 def _memory(current: options.Invocation) -> int:
-    error = ObjtuneError("out of memory", "use `--set train.batch=1`, `--precision bf16`, or another `--device`")
+    error = ObjtuneError("out of memory", OUT_OF_MEMORY)
     error.code = 7
     return _failed(error, current)

@@ -78,7 +78,7 @@ class Run:
         return Context(project, settings, common, self.report, bool(self.options.get("force")), self.stop.asked)
 
 
-MODELLED = ("objects", "pictures", "measure")
+MODELLED = ("objects", "pictures", "measure", "bring")
 """Modules whose commands take the options of a base model."""
 
 
@@ -120,7 +120,9 @@ def framed(name: str, function: Callable[..., Outcome], *, model: bool) -> Calla
 def _run(name: str, function: Callable[..., Outcome], given: dict[str, Any], values: dict[str, Any], parts: Parts) -> int:
     """One command, timed and shown; its exit code where it ends without an error."""
     events = _events(given["events"], name)
-    run = Run(name, given, render.Reporter(quiet=given["quiet"], verbose=given["verbose"], events=events), Stop(), parts)
+    follows = int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0"  # of several processes one speaks
+    reporter = render.Reporter(quiet=given["quiet"] or follows, verbose=given["verbose"], events=events)
+    run = Run(name, given, reporter, Stop(), parts)
     code = 1
     try:
         with run.held:
@@ -134,7 +136,8 @@ def _run(name: str, function: Callable[..., Outcome], given: dict[str, Any], val
         if events:
             events.write("end", code=code)
             events.close()
-    _show(run, outcome, as_json=given["json"], seconds=time.monotonic() - run.started)
+    if not follows:
+        _show(run, outcome, as_json=given["json"], seconds=time.monotonic() - run.started)
     return code
 
 

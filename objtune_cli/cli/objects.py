@@ -114,6 +114,7 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed.", show_default=str(Train().seed))] = None,
     preview: Annotated[bool, typer.Option("--preview/--no-preview", help="Draw a sheet of samples at the end.")] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Take a few steps on noise, say what a run needs, and write nothing.")] = False,
     max_time: Annotated[
         str | None, typer.Option("--max-time", metavar="TIME", help="Save and stop after 45m, 2h, …; the same command goes on.")
     ] = None,
@@ -121,6 +122,8 @@ def train(
     if max_time:
         run.stop.until = run.started + spans.seconds(max_time, "--max-time")
     most = None if steps is None else counted(steps)
+    if dry_run:
+        return _dry(run, steps=most, seed=seed, objects=len(class_ or ()) or 1)
     given = given_refs(source)
     photos = _photos(given)
     if len(photos) > 1:
@@ -144,6 +147,22 @@ def train(
         return Outcome(shown="nothing", extra={"finished": False, "message": stopped.message})
 
 
+def _dry(run: Run, steps: int | None, seed: int | None, objects: int) -> Outcome:
+    """What a run of these settings needs."""
+    from objtune_cli.cli import render
+    from objtune_cli.stages import dry
+
+    ctx = run.context(create=False)
+    config = ctx.settings.resolve(Train, steps=steps, seed=seed)
+    found = dry.run(ctx, config, ctx.settings.resolve(Embed), objects)
+    if not run.options["json"]:
+        render.table(("what", "value"), [(key, str(value)) for key, value in found.items()])
+    less = dry.advice(found, config)
+    if less:
+        run.report.note(f"that is more than the device has: {less}")
+    return Outcome(shown="nothing", extra={"finished": False, "message": "dry run", "dry_run": found})
+
+
 def _trained(ctx: "Context", wanted: list[Wanted], given: list[str], config: Train, preview: bool) -> "list[Done]":
     """The stages of `train`, from photos or from refs."""
     from objtune_cli.stages import beside
@@ -151,10 +170,11 @@ def _trained(ctx: "Context", wanted: list[Wanted], given: list[str], config: Tra
     from objtune_cli.stages import train as stage
 
     embedding, prior = ctx.settings.resolve(Embed), ctx.settings.resolve(Prior)
-    found = [
-        [d.ref for d in segment_stage.run(ctx.unforced(), photo, targets, ctx.settings.resolve(Segment, which=which))]
-        for photo, targets, which in wanted
-    ]
+    with ctx.first():
+        found = [
+            [d.ref for d in segment_stage.run(ctx.unforced(), photo, targets, ctx.settings.resolve(Segment, which=which))]
+            for photo, targets, which in wanted
+        ]
     if len(found) > 1:
         return beside.run(ctx, found, config, embedding, prior, preview=preview)
     sources = found[0] if found else [_trainable(ctx.root, text) for text in given]

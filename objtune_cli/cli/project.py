@@ -84,23 +84,31 @@ def export(
     ref: Annotated[
         list[str] | None, typer.Argument(help="Trained objects, or - to read refs from stdin.", autocompletion=complete.adapter_ref)
     ] = None,
-    format_: Annotated[str, typer.Option("--format", help="diffusers, kohya or embedding.")] = "diffusers",
+    format_: Annotated[str, typer.Option("--format", help="diffusers, kohya, embedding, bundle or hub.")] = "",
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write into.")] = Path(),
+    push: Annotated[str, typer.Option("--push", metavar="OWNER/NAME", help="Upload all formats and a model card to this hub repository.")] = "",
+    public: Annotated[bool, typer.Option("--public", help="A new repository may be seen by everyone.")] = False,
 ) -> Outcome:
+    from objtune_cli.stages import card
     from objtune_cli.stages import export as stage
     from objtune_cli.store import refs
 
     root = run.project().artifacts
     found = [refs.find(root, text, ("adapter",)) for text in given_refs(ref)]
+    need(not push or format_ in ("", "hub"), f"--push uploads all formats, not {format_} alone", "leave --format away")
+    need(push or not public, "--public is said of a repository", "add `--push OWNER/NAME`")
+    format_ = format_ or ("hub" if push else "diffusers")
     need(
-        len(found) == 1 or format_ != "diffusers",
+        len(found) == 1 or format_ not in ("diffusers", "hub"),
         "files of diffusers all have the same name",
         "export them one by one, each with an `--out` of its own",
     )
+    need(not push or out != Path() or not any(out.iterdir()), "--push uploads a whole folder", "give an empty one with `--out DIR`")
     written = [path for each in found for path in stage.run(root, each, format_, out)]
     if not run.options["json"]:
         render.lines(written)
-    return Outcome(shown="nothing", extra={"files": [str(p) for p in written]})
+    pushed = {"pushed": card.push(out, push, private=not public)} if push else {}
+    return Outcome(shown="nothing", extra={"files": [str(p) for p in written], **pushed})
 
 
 def bases_(run: Run) -> Outcome:

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from objtune_cli.config import Embed
 from objtune_cli.models.stack import Stack
-from objtune_cli.models.tokens import Placeholders, class_rows
+from objtune_cli.models.tokens import Placeholders, class_rows, side_by_side, split
 from objtune_cli.models.towers import MEAN, Towers
 from objtune_cli.numerics.masks import crop
-from objtune_cli.numerics.prototype import cosine_loss, keep_norm, prototype
+from objtune_cli.numerics.prototype import cosine_loss, keep_norm, lengths, prototype
 
 PROMPT = "a photo of {}"
 
@@ -62,16 +62,20 @@ def start(
     class_word: str,
     config: Embed,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
+    second: Towers | None = None,
 ) -> Started:
-    """Start a token by `config.init`: "prototype", "class", "random" or "rare"."""
+    """Start a token by `config.init`: "prototype", "class", "random" or "rare"; `second`: the towers of a base's second text encoder."""
     own = class_rows(stack, class_word)
     noun = own if config.noun == "kept" else own[:0]
     rows = _first(stack, own, config)
     metrics: dict[str, float] = {}
-    if towers is not None:
-        goal, metrics = aim(towers, stack, picture, mask, class_word, config.weights)
+    seen = [t for t in (towers, second) if t is not None]
+    if seen:
+        found = [aim(t, stack, picture, mask, class_word, config.weights) for t in seen]
+        metrics = dict(found[0][1])
         steps = config.steps if config.init == "prototype" else 0
-        rows, curve = _fit(stack, towers, rows, noun, own.norm(dim=1).mean(), goal, replace(config, steps=steps), on_step)
+        goals = list(zip(seen, [goal for goal, _ in found], strict=True))
+        rows, curve = _fit(stack, goals, rows, noun, own, replace(config, steps=steps), on_step)
         metrics |= {"cos_before": curve[0], "cos_after": curve[-1]}
     return Started(torch.cat([rows, noun]).cpu(), len(rows), metrics)
 
@@ -80,6 +84,11 @@ def _first(stack: Stack, own: Tensor, config: Embed) -> Tensor:
     """The learned vectors before any step, (k, d): near the class word's, noise of their norm, or those of a rare word."""
     if config.init == "rare":
         return class_rows(stack, config.rare)[: config.vectors]
+    return side_by_side([_near(part, config) for part in split(own, stack.widths)])
+
+
+def _near(own: Tensor, config: Embed) -> Tensor:
+    """The first vectors of one text encoder, from its class word's."""
     norm = own.norm(dim=1).mean()
     rows = own.mean(0, keepdim=True).repeat(config.vectors, 1)
     noise = torch.randn(rows.shape, generator=torch.Generator().manual_seed(config.seed)).to(rows)
@@ -88,18 +97,19 @@ def _first(stack: Stack, own: Tensor, config: Embed) -> Tensor:
 
 
 def _fit(
-    stack: Stack, towers: Towers, rows: Tensor, noun: Tensor, norm: Tensor, goal: Tensor, config: Embed, on_step: Callable[[int, float], None]
+    stack: Stack, goals: list[tuple[Towers, Tensor]], rows: Tensor, noun: Tensor, own: Tensor, config: Embed, on_step: Callable[[int, float], None]
 ) -> tuple[Tensor, list[float]]:
-    """Adam on L_PE; after each step every row goes back to the class token's norm."""
-    learned = rows.clone().requires_grad_(True)
+    """Adam on the mean L_PE of the towers, each with its goal; after each step every row goes back to the class token's norm."""
+    norm = lengths(own, stack.widths).mean(0)
+    learned = [part.clone().requires_grad_(True) for part in split(rows, stack.widths)]
     words = Placeholders(stack)
     words.add("objtune", torch.cat([rows, noun]))
-    optimizer = torch.optim.Adam([learned], lr=config.lr * float(norm))
+    optimizer = torch.optim.Adam([{"params": [part], "lr": config.lr * float(n)} for part, n in zip(learned, norm.reshape(-1), strict=True)])
     prompt = words.expand(PROMPT.format("<objtune>"))
     cosines = []
     for step in range(config.steps + 1):
-        words.replace("objtune", torch.cat([learned, noun]))
-        loss = cosine_loss(towers.texts(stack, [prompt]), goal[None]).mean()
+        words.replace("objtune", torch.cat([side_by_side(learned), noun]))
+        loss = torch.stack([cosine_loss(towers.texts(stack, [prompt]), goal[None]).mean() for towers, goal in goals]).mean()
         cosines.append(1 - float(loss.detach()))
         if step == config.steps:
             break
@@ -107,9 +117,10 @@ def _fit(
         loss.backward()
         optimizer.step()
         with torch.no_grad():
-            learned.copy_(keep_norm(learned, norm))
+            for part, n in zip(learned, norm.reshape(-1), strict=True):
+                part.copy_(keep_norm(part, n))
         on_step(step + 1, float(loss.detach()))
-    return learned.detach(), cosines
+    return side_by_side(learned).detach(), cosines
 
 
 def with_article(word: str) -> str:

@@ -55,12 +55,11 @@ def sample(
         on_step(index + 1, steps)
         if index + 1 == free and guidance > 1:
             pipe._guidance_scale = guidance
-            values = values | {"prompt_embeds": torch.cat([against, condition])}
+            values = values | stack.family.guided(stack, condition, against, height, width)
         return values
 
     out = pipe(
-        prompt_embeds=condition,
-        negative_prompt_embeds=against,
+        **stack.family.prompts(stack, condition, against),
         latents=noise.to(stack.device, stack.dtype),
         num_inference_steps=steps,
         guidance_scale=1.0 if free else guidance,

@@ -18,6 +18,7 @@ from objtune_cli.models import attention
 from objtune_cli.models.stack import Stack
 from objtune_cli.models.tokens import Placeholders, in_class_words
 from objtune_cli.numerics import losses, noise
+from objtune_cli.numerics.prototype import lengths
 
 KNOWN_FROM = 1 << 31
 """Number of the first generator that is no step's."""
@@ -80,7 +81,7 @@ class Terms:
             self.words.add(s.name, s.rows)
         self.classes = {s.name: s.class_word for s in subjects}
         self.fixed = {s.name: s.rows[s.learned :].to(stack.device) for s in subjects}
-        self.norms = {s.name: s.rows[: s.learned].norm(dim=1).to(stack.device) for s in subjects}
+        self.norms = {s.name: lengths(s.rows[: s.learned], stack.widths).to(stack.device) for s in subjects}
         self.learned = {s.name: s.rows[: s.learned].to(stack.device).clone().requires_grad_(config.token == "learned") for s in subjects}
         self.views = [views(stack, members, config) for members in subsets(subjects)]
         self.priors = {word: {k: v.to(stack.device) for k, v in prior.items()} for word, prior in priors.items()}

@@ -7,13 +7,13 @@ methods are settings of the same loop, so that a comparison compares nothing els
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from objtune_cli.config import Train
 from objtune_cli.errors import GateError
+from objtune_cli.method import optimizing
 from objtune_cli.method.averaging import Average, write
 from objtune_cli.method.stopping import Plateau
 from objtune_cli.method.subjects import Subject
@@ -41,9 +41,8 @@ class Trainer(Terms):
         self.lora = adapter.add(stack, config.rank, config.modules, config.seed, name, config.blocks)
         scale = float(torch.stack([n.mean() for n in self.norms.values()]).mean())
         tokens = {"params": list(self.learned.values()), "lr": config.token_lr * scale, "weight_decay": 0.0}
-        self.optimizer = torch.optim.AdamW(
-            [tokens, {"params": self.lora, "lr": config.lr, "weight_decay": 0.01}], betas=(0.9, config.beta2), fused=True
-        )
+        groups = [tokens, {"params": self.lora, "lr": config.lr, "weight_decay": 0.01}]
+        self.optimizer = optimizing.optimizer(config.optimizer, groups, config.beta2)
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.weights = {
             "object": 1.0,
@@ -92,6 +91,8 @@ class Trainer(Terms):
             if loss.requires_grad:  # a class pass of its own has nothing to learn from where the token learns alone
                 loss.backward()
             terms |= {name: value.detach() for name, value in part.items()}
+        if self.stack.team is not None:
+            self.stack.team.add_up(self._params())
         self.end(terms)
 
     def begin(self) -> None:
@@ -159,7 +160,7 @@ class Trainer(Terms):
         if self.config.token_norm == "kept" and self.config.token == "learned":
             for name, rows in self.learned.items():
                 if rows.requires_grad:  # one that rests does not move by a rounding either
-                    rows.copy_(keep_norm(rows, self.norms[name]))
+                    rows.copy_(keep_norm(rows, self.norms[name], self.stack.widths))
 
     def said(self) -> Placeholders:
         """The words of prompts that say the tokens as they are now."""
@@ -174,11 +175,8 @@ class Trainer(Terms):
         """Everything that a later process needs to go on as if nothing had happened."""
         kept: dict[str, Tensor] = {"step": torch.tensor([self.step]), "mean": torch.tensor(list(self.mean.values()), dtype=torch.float64)}
         for i, p in enumerate(self._params()):
-            slots: Any = self.optimizer.state.get(p, {})
             kept[f"{i:04d}.value"] = p.detach().cpu()
-            if slots:
-                taken = torch.tensor([int(slots["step"])])  # less than the run's where it rested
-                kept |= {f"{i:04d}.m": slots["exp_avg"].cpu(), f"{i:04d}.v": slots["exp_avg_sq"].cpu(), f"{i:04d}.n": taken}
+            kept |= optimizing.saved(self.optimizer.state.get(p, {}), f"{i:04d}")
         for i, value in enumerate(self.average.kept if self.average is not None else []):
             kept[f"{i:04d}.mean"] = value.cpu()
         return kept | (self.plateau.state() if self.plateau is not None else {})
@@ -194,12 +192,9 @@ class Trainer(Terms):
         with torch.no_grad():
             for i, p in enumerate(self._params()):
                 p.copy_(kept[f"{i:04d}.value"])
-                if f"{i:04d}.m" in kept:
-                    self.optimizer.state[p] = {
-                        "step": torch.tensor(float(kept[f"{i:04d}.n"]), device=p.device),  # where the fused kernel reads it
-                        "exp_avg": kept[f"{i:04d}.m"].to(p.device),
-                        "exp_avg_sq": kept[f"{i:04d}.v"].to(p.device),
-                    }
+                slots = optimizing.restored(kept, f"{i:04d}", p.device)
+                if slots:
+                    self.optimizer.state[p] = slots
                 if self.average is not None:
                     self.average.kept[i] = kept[f"{i:04d}.mean"].to(p.device)
         if self.plateau is not None:

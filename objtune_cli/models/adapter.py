@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,29 +78,44 @@ def load(stack: Stack, weights: Mapping[str, Tensor], name: str = "default") -> 
     Raises:
         IncompatibleError: It was made for layers that this base does not have.
     """
+    parts = {PREFIX: stack.unet, "text_encoder.": stack.text_encoder, "text_encoder_2.": stack.text_encoder_2}
+    found = False
+    for prefix, network in parts.items():
+        own = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+        if own and network is None:
+            raise IncompatibleError("the adapter was trained on another base: it has a second text encoder", "use the base it names")
+        if own and prefix != PREFIX and not hasattr(network, "text_model"):
+            own = {k.removeprefix("text_model."): v for k, v in own.items()}
+        if own:
+            _load(network, own, stack, name)
+            found = True
+    return found
+
+
+def _load(network: Any, own: Mapping[str, Tensor], stack: Stack, name: str) -> None:
+    """Add one network's layers."""
     from peft import LoraConfig, set_peft_model_state_dict
 
-    own = {k.removeprefix(PREFIX): v for k, v in weights.items() if k.startswith(PREFIX)}
-    if not own:
-        return False
     rank = next(v.shape[0] for k, v in own.items() if k.endswith("lora_A.weight"))
     targets = sorted({k.rsplit(".lora_", 1)[0] for k in own})
-    missing = set(targets) - {n for n, _ in stack.unet.named_modules()}
+    missing = set(targets) - {n for n, _ in network.named_modules()}
     if missing:
         raise IncompatibleError(f"the adapter was trained on another base: no layer {min(missing)} here", "use the base it names")
-    stack.unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), adapter_name=name)
+    network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), adapter_name=name)
     try:
-        set_peft_model_state_dict(stack.unet, {k: v.to(stack.device) for k, v in own.items()}, adapter_name=name)
+        set_peft_model_state_dict(network, {k: v.to(stack.device) for k, v in own.items()}, adapter_name=name)
     except RuntimeError:  # same names, other widths
         raise IncompatibleError("the adapter was trained on another base: its layers have other sizes", "use the base it names") from None
-    stack.unet.requires_grad_(False).eval()
-    return True
+    network.requires_grad_(False).eval()
 
 
 def activate(stack: Stack, names: list[str]) -> None:
     """Let the named LoRAs act together, their deltas summed; none: the frozen base."""
-    if names:
-        stack.unet.enable_adapters()
-        stack.unet.set_adapters(names)
-    elif getattr(stack.unet, "peft_config", None):
-        stack.unet.disable_adapters()
+    for network in (stack.unet, *stack.text_encoders):
+        known = getattr(network, "peft_config", None) or {}
+        own = [name for name in names if name in known]
+        if own:
+            network.enable_adapters()
+            network.set_adapter(own) if network is not stack.unet else network.set_adapters(own)
+        elif known:
+            network.disable_adapters()

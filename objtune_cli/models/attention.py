@@ -31,8 +31,8 @@ def merged(attn: Any, out: Tensor, residual: Tensor) -> Tensor:
 class Recorder:
     """Computes cross-attention as usual and keeps its probabilities, (B, Q, L), averaged over heads."""
 
-    def __init__(self, rows: int) -> None:
-        self.rows, self.maps = rows, dict[int, list[Tensor]]()
+    def __init__(self, rows: int, largest: int = LARGEST) -> None:
+        self.rows, self.largest, self.maps = rows, largest, dict[int, list[Tensor]]()
 
     def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any) -> Tensor:
         q, k, v = heads(attn, hidden_states, encoder_hidden_states)
@@ -40,7 +40,7 @@ class Recorder:
             probs = (q.float() @ k.float().transpose(-1, -2) * attn.scale).softmax(-1)
             out = (probs @ v.float()).to(q.dtype)
         side = math.isqrt(probs.shape[2])
-        if side**2 == probs.shape[2] and side <= LARGEST:
+        if side**2 == probs.shape[2] and side <= self.largest:
             self.maps.setdefault(side, []).append(probs[: self.rows].mean(1))
         return merged(attn, out, hidden_states)
 
@@ -55,7 +55,8 @@ class Recorder:
 def recorded(stack: Stack, rows: int) -> Iterator[Recorder]:
     """Inside, cross-attention of square pictures is recorded for the first `rows` rows of a batch."""
     before = dict(stack.unet.attn_processors)
-    recorder = Recorder(rows)
+    middle = int(stack.unet.config.sample_size) >> (len(stack.unet.config.block_out_channels) - 1)
+    recorder = Recorder(rows, max(LARGEST, middle))  # SDXL's smallest maps have 32 cells a side
     stack.unet.set_attn_processor({k: recorder if ".attn2." in k else v for k, v in before.items()})
     try:
         yield recorder

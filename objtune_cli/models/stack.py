@@ -1,10 +1,10 @@
-"""A frozen text-to-image base: tokenizer, text encoder, denoiser, autoencoder, scheduler.
+"""A frozen text-to-image base: tokenizers, text encoders, denoiser, autoencoder, scheduler.
 
-Everything family-specific is asked of this object. Knows nothing about objects or training.
+Everything family-specific is asked of this object, which asks its family. Knows nothing about objects or training.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from objtune_cli.errors import InputError, ResourceError
+from objtune_cli import families
+from objtune_cli.errors import IncompatibleError, InputError, ResourceError
+from objtune_cli.families import single
 from objtune_cli.models import torchvision_ops
 from objtune_cli.models.cpu import keep_memory
 
@@ -39,6 +41,8 @@ class Stack:
 
     Attributes:
         autoencoder: None while it rests; `vae` is how to ask for it. reopen: brings it again.
+        tokenizer_2, text_encoder_2: Of families with two towers. options: what the base's folder says for its family.
+        team: The processes that share the rows of a prediction (`parallel.Team`), or None.
     """
 
     tokenizer: Any
@@ -50,6 +54,26 @@ class Stack:
     dtype: torch.dtype
     reopen: Callable[[], Any] | None = None
     _factor: int = 0
+    family: families.Family = families.SD1
+    tokenizer_2: Any = None
+    text_encoder_2: Any = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    team: Any = None
+
+    @property
+    def tokenizers(self) -> list[Any]:
+        """One a text encoder."""
+        return [t for t in (self.tokenizer, self.tokenizer_2) if t is not None]
+
+    @property
+    def text_encoders(self) -> list[Any]:
+        """In the order in which their vectors stand side by side."""
+        return [e for e in (self.text_encoder, self.text_encoder_2) if e is not None]
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Width of a token's vector in each text encoder."""
+        return tuple(int(e.config.hidden_size) for e in self.text_encoders)
 
     @property
     def vae(self) -> Any:
@@ -88,14 +112,15 @@ class Stack:
     def prediction(self) -> str:
         return str(self.scheduler.config.prediction_type)
 
-    def token_ids(self, texts: list[str]) -> Tensor:
-        """(B, L) token ids, padded to the text encoder's length."""
-        out = self.tokenizer(texts, padding="max_length", max_length=self.tokenizer.model_max_length, truncation=True, return_tensors="pt")
+    def token_ids(self, texts: list[str], tokenizer: Any = None) -> Tensor:
+        """(B, L) token ids, padded to the text encoder's length; `tokenizer`: another one than the first."""
+        tokenizer = tokenizer or self.tokenizer
+        out = tokenizer(texts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt")
         return out.input_ids.to(self.device)
 
     def encode(self, texts: list[str]) -> Tensor:
-        """Prompts to the denoiser's condition, (B, L, d)."""
-        return self.text_encoder(input_ids=self.token_ids(texts))[0].to(self.dtype)
+        """Prompts to the denoiser's condition, (B, rows, d): a row a token, and what else the family has to say."""
+        return self.family.encode(self, texts)
 
     @torch.no_grad()
     def to_latent(self, pictures: Tensor) -> Tensor:
@@ -105,7 +130,7 @@ class Stack:
     @torch.no_grad()
     def posterior(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the autoencoder's latents of pictures, each scaled and shaped as `to_latent` says."""
-        found = [self.vae.encode(p.to(self.device, self.dtype)).latent_dist for p in pictures.split(at_once(*pictures.shape[-2:]))]
+        found = [self.vae.encode(p.to(self.device, self.vae.dtype)).latent_dist for p in pictures.split(at_once(*pictures.shape[-2:]))]
         scale = self.vae.config.scaling_factor
         return torch.cat([d.mean for d in found]).float() * scale, torch.cat([d.std for d in found]).float() * scale
 
@@ -114,24 +139,20 @@ class Stack:
         """Scaled latents to pictures (B, 3, H, W) in [-1, 1], float32."""
         scaled = latents / self.vae.config.scaling_factor
         parts = [
-            self.vae.decode(z.to(self.device, self.dtype)).sample
+            self.vae.decode(z.to(self.device, self.vae.dtype)).sample
             for z in scaled.split(at_once(*(self.factor * n for n in latents.shape[-2:])))
         ]
         return torch.cat(parts).float().clamp(-1, 1)
 
     def predict(self, z_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """The denoiser's output for z_t (B, C, h, w), t (B,), condition (B, L, d)."""
-        return self.unet(z_t.to(self.dtype), t.to(self.device), encoder_hidden_states=condition).sample
+        """The denoiser's output for z_t (B, C, h, w), t (B,), condition (B, rows, d)."""
+        if self.team is not None:
+            return self.team.predict(partial(self.family.predict, self), z_t, t, condition)
+        return self.family.predict(self, z_t, t, condition)
 
     def pipeline(self, scheduler: str = "base") -> Any:
         """The pipeline class of diffusers around these parts, with the named sampler; takes encoded prompts."""
-        from diffusers import StableDiffusionPipeline
-
-        pipe: Any = StableDiffusionPipeline(
-            vae=self.vae, text_encoder=None, tokenizer=None, unet=self.unet,
-            scheduler=_sampler(self.scheduler, scheduler), safety_checker=None, feature_extractor=None,
-            requires_safety_checker=False,
-        )  # fmt: skip
+        pipe = self.family.open_pipeline(self, _sampler(self.scheduler, scheduler))
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
@@ -170,50 +191,82 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.float16 if device.type == "mps" else torch.float32
 
 
-def load(folder: Path, device: torch.device, dtype: torch.dtype) -> Stack:
-    """Open a diffusers Stable Diffusion folder; local files and safetensors only.
+def load(folder: Path, device: torch.device, dtype: torch.dtype, weights: Path | None = None, prediction: str = "") -> Stack:
+    """Open a diffusers folder of any known family; local files and safetensors only.
+
+    Args:
+        weights: A single-file checkpoint; the folder then holds the family's configs. prediction: Of that file's denoiser.
 
     Raises:
         ResourceError: A part is missing. InputError: a part cannot be read.
     """
     from diffusers import UNet2DConditionModel
     from diffusers.schedulers import DDIMScheduler
-    from transformers import CLIPTextModel, CLIPTokenizer
 
     quiet()
     if device.type == "cpu":
         keep_memory()
     local: dict[str, Any] = {"local_files_only": True}
+    said = {"prediction_type": prediction} if prediction else {}
+    family = _family(folder)
     try:
+        (tokenizer, text_encoder), *more = single.open_words(family, weights, folder) if weights else family.open_words(folder, **local)
+        tokenizer_2, text_encoder_2 = more[0] if more else (None, None)
         stack = Stack(
-            tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer", **local),
-            text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", use_safetensors=True, **local),
-            unet=UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True, **local),
-            autoencoder=_autoencoder(folder, device, dtype),
+            tokenizer=tokenizer,
+            text_encoder=text_encoder,
+            unet=single.open_part(UNet2DConditionModel, "unet", weights, folder) if weights else family.open_denoiser(folder, **local),
+            autoencoder=_autoencoder(folder, device, family.picture_dtype(dtype), weights),
             # Latents are not pictures: configs that say nothing must not clip them.
-            scheduler=DDIMScheduler.from_pretrained(folder / "scheduler", clip_sample=False, **local),
+            scheduler=DDIMScheduler.from_pretrained(folder / "scheduler", clip_sample=False, **local, **said),
             device=device,
             dtype=dtype,
-            reopen=partial(_autoencoder, folder, device, dtype),
+            reopen=partial(_autoencoder, folder, device, family.picture_dtype(dtype), weights),
+            family=family,
+            tokenizer_2=tokenizer_2,
+            text_encoder_2=text_encoder_2,
+            options=family.options(folder),
         )
     except OSError as error:
         first = str(error).splitlines()[0]
-        raise ResourceError(f"a part of the base in {folder} is missing: {first}", "download the model again") from None
+        raise ResourceError(f"a part of the base in {weights or folder} is missing: {first}", "download the model again") from None
     except (*UNREADABLE, KeyError, TypeError) as error:
-        raise InputError(f"the base in {folder} cannot be opened: {str(error).splitlines()[0]}", "download the model again") from None
-    for module in (stack.text_encoder, stack.unet):
+        raise InputError(
+            f"the base in {weights or folder} cannot be opened: {str(error).splitlines()[0]}", "download the model again"
+        ) from None
+    for module in (*stack.text_encoders, stack.unet):
         module.requires_grad_(False).eval().to(device, dtype)
     if device.type == "cpu":
         stack.unet.to(memory_format=torch.channels_last)
-    stack.text_encoder.to(torch.float32)  # small, and token gradients need the precision
+    for module in stack.text_encoders:
+        module.to(torch.float32)  # small, and token gradients need the precision
     return stack
 
 
-def _autoencoder(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
+def _family(folder: Path) -> families.Family:
+    """The family that a folder says it is of.
+
+    Raises:
+        IncompatibleError: Of none that is known. ResourceError: it does not say.
+    """
+    try:
+        family = families.of(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise ResourceError(f"a part of the base in {folder} is missing: {error}", "download the model again") from None
+    if family is None:
+        raise IncompatibleError(f"the base in {folder} is of no family that is known", "docs/bases.md says which are")
+    return family
+
+
+def _autoencoder(folder: Path, device: torch.device, dtype: torch.dtype, weights: Path | None = None) -> Any:
     """The base's autoencoder, frozen."""
     from diffusers import AutoencoderKL
 
-    vae: Any = AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True, local_files_only=True)
+    vae: Any
+    if weights:
+        vae = single.open_part(AutoencoderKL, "vae", weights, folder)
+    else:
+        vae = AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True, local_files_only=True)
     vae.requires_grad_(False).eval().to(device, dtype)
     return vae.to(memory_format=torch.channels_last) if device.type == "cpu" else vae
 

@@ -2,12 +2,13 @@
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from objtune_cli.errors import IncompatibleError
 from objtune_cli.models.stack import Stack
 
 PLACEHOLDER = re.compile(r"<([a-z0-9][a-z0-9._-]*)(?:@([0-9]+))?>")
@@ -41,13 +42,12 @@ class Placeholders:
 
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
-        table = stack.text_encoder.get_input_embeddings()
-        self.table = table if isinstance(table, ExtendedTable) else ExtendedTable(table)
-        stack.text_encoder.set_input_embeddings(self.table)
+        self.tables = [_extended(encoder) for encoder in stack.text_encoders]
+        self.table = self.tables[0]
         self.words: dict[str, list[str]] = {}
 
     def add(self, name: str, rows: Tensor) -> None:
-        """Make `<name>` stand for the vectors `rows` (k, d), in this order.
+        """Make `<name>` stand for the vectors `rows` (k, d), in this order; under several text encoders, theirs side by side.
 
         Raises:
             ValueError: The name is taken; `replace` gives it other vectors.
@@ -55,15 +55,16 @@ class Placeholders:
         if name in self.words:
             raise ValueError(f"<{name}> is already a word")
         pieces = [f"<|{name}:{i}|>" for i in range(len(rows))]
-        if len(self.stack.tokenizer) < self.table.table.num_embeddings:
-            self._fill_gap()
-        self.stack.tokenizer.add_tokens(pieces, special_tokens=True)
+        for tokenizer, table in zip(self.stack.tokenizers, self.tables, strict=True):
+            _fill_gap(tokenizer, table)
+            tokenizer.add_tokens(pieces, special_tokens=True)
         self.words[name] = pieces
         self.replace(name, rows)
 
     def replace(self, name: str, rows: Tensor) -> None:
         """Give a known word other vectors of the same shape; gradients flow through them."""
-        self.table.rows[name] = rows.to(self.stack.device)
+        for table, part in zip(self.tables, split(rows, self.stack.widths), strict=True):
+            table.rows[name] = part.to(self.stack.device)
 
     def expand(self, prompt: str) -> str:
         """The prompt with every known `<name>` written as its tokens; a version is dropped."""
@@ -98,10 +99,20 @@ class Placeholders:
         own = torch.tensor(self.stack.tokenizer.convert_tokens_to_ids(self.words[name]), device=ids.device)
         return torch.isin(ids, own)
 
-    def _fill_gap(self) -> None:
-        """Some bases pad their table past the vocabulary: new ids must lie behind its end."""
-        missing = self.table.table.num_embeddings - len(self.stack.tokenizer)
-        self.stack.tokenizer.add_tokens([f"<|unused:{i}|>" for i in range(missing)], special_tokens=True)
+
+def _extended(encoder: Any) -> ExtendedTable:
+    """A text encoder's own table, extended once."""
+    table = encoder.get_input_embeddings()
+    extended = table if isinstance(table, ExtendedTable) else ExtendedTable(table)
+    encoder.set_input_embeddings(extended)
+    return extended
+
+
+def _fill_gap(tokenizer: Any, table: ExtendedTable) -> None:
+    """Some bases pad their table past the vocabulary: new ids must lie behind its end."""
+    missing = table.table.num_embeddings - len(tokenizer)
+    if missing > 0:
+        tokenizer.add_tokens([f"<|unused:{i}|>" for i in range(missing)], special_tokens=True)
 
 
 def in_class_words(prompt: str, classes: Mapping[str, str]) -> str:
@@ -122,7 +133,47 @@ def _counterparts(ids: list[int], others: list[int]) -> list[int]:
 
 
 def class_rows(stack: Stack, word: str) -> Tensor:
-    """The token vectors of a class word, (n, d)."""
-    ids: Any = stack.tokenizer(word, add_special_tokens=False).input_ids
-    table = stack.text_encoder.get_input_embeddings().weight
-    return table[torch.tensor(ids, device=table.device)].detach().clone().float()
+    """The token vectors of a class word, (n, d); those of several text encoders side by side."""
+    parts = []
+    for tokenizer, encoder in zip(stack.tokenizers, stack.text_encoders, strict=True):
+        ids: Any = tokenizer(word, add_special_tokens=False).input_ids
+        table = encoder.get_input_embeddings().weight
+        parts.append(table[torch.tensor(ids, device=table.device)].detach().clone().float())
+    return side_by_side(parts)
+
+
+def split(rows: Tensor, widths: Sequence[int]) -> list[Tensor]:
+    """Rows (k, d) as each text encoder's own.
+
+    Raises:
+        IncompatibleError: They are as wide as no token of this base.
+    """
+    if rows.shape[-1] != sum(widths):
+        raise IncompatibleError(
+            f"a token's vectors have {rows.shape[-1]} numbers; this base's have {sum(widths)}", "use the base that it was made on"
+        )
+    return [rows] if len(widths) == 1 else list(rows.split(list(widths), dim=-1))
+
+
+def side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    """The undoing of `split`."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=-1)
+
+
+STARTED = ("text_encoder", "text_encoder_2")
+"""What an embedding artifact calls its vectors, one a text encoder."""
+
+
+def stored(rows: Tensor, widths: Sequence[int], names: Sequence[str]) -> dict[str, Tensor]:
+    """Rows under a name for each text encoder, as artifacts keep them."""
+    return {name: part.contiguous() for name, part in zip(names, split(rows, widths), strict=False)}
+
+
+def learned_names(name: str) -> tuple[str, str]:
+    """What an adapter artifact calls the vectors of `<name>`, one a text encoder."""
+    return f"token.{name}", f"token_2.{name}"
+
+
+def read(tensors: Mapping[str, Any], names: Sequence[str]) -> Tensor:
+    """The undoing of `stored`, from torch or numpy; a copy."""
+    return side_by_side([torch.tensor(t) if not isinstance(t, Tensor) else t.clone() for t in (tensors[n] for n in names if n in tensors)])

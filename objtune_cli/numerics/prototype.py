@@ -28,6 +28,16 @@ def cosine_loss(vector: Tensor, aim: Tensor) -> Tensor:
     return 1 - F.cosine_similarity(vector, aim, dim=-1)
 
 
-def keep_norm(vectors: Tensor, norm: Tensor) -> Tensor:
-    """Rows (k, d) rescaled to the given norms (k,) or (): token rows live on a thin shell."""
+def lengths(vectors: Tensor, widths: Sequence[int] = ()) -> Tensor:
+    """Norms of rows (k, d): (k,), or (k, n) of their n parts where they are several vectors side by side."""
+    if len(widths) < 2:
+        return vectors.norm(dim=1)
+    return torch.stack([part.norm(dim=1) for part in vectors.split(list(widths), dim=1)], dim=1)
+
+
+def keep_norm(vectors: Tensor, norm: Tensor, widths: Sequence[int] = ()) -> Tensor:
+    """Rows (k, d) rescaled to the given norms (k,) or (), each of their n parts to (k, n): token rows live on a thin shell."""
+    if len(widths) > 1:
+        parts = zip(vectors.split(list(widths), dim=1), norm.unbind(-1), strict=True)
+        return torch.cat([keep_norm(part, length) for part, length in parts], dim=1)
     return F.normalize(vectors, dim=-1) * norm.expand(vectors.shape[0])[:, None]

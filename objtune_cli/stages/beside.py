@@ -28,11 +28,13 @@ def run(ctx: Context, photos: list[list[Ref]], config: Train, embedding: Embed, 
         Stopped: A signal came; the state is saved.
     """
     config = train.checked(ctx, config)
+    if ctx.team():
+        raise UsageError("several photos are learned side by side in one process", "give each photo a command of its own under several processes")
     works = [train.described(ctx, sources, config, embedding, prior) for sources in photos]
     names = [name for work in works for name in work.record.objects]
     if len(set(names)) < len(names):
         raise UsageError("two photos would give an object the same name", "tell them apart with `--name`")
-    stack = ctx.stack(train=True)
+    stack = train.opened(ctx, config)
     keys = [train.run_key(work, stack) for work in works]
     state = _state(ctx, "beside/" + "/".join(keys))
     done: dict[int, Done] = {i: d for i, work in enumerate(works) if (d := ctx.reuse(work.record))}

@@ -59,6 +59,9 @@ def _draw(ctx: Context, record: Record, found: list[objects.Named], laid: Layout
 
     stack = ctx.stack()
     weights = {o.name: objects.tensors(ctx, o) for o in found}
+    for o in found:
+        if any(key.startswith("text_encoder") for key in weights[o.name]):
+            ctx.report.note(f"<{o.name}> has layers of the text encoder; they would act on the whole scene and are left out")
     words = objects.add_words(stack, found, weights)
     text = words.expand(prompt)
     objects.check_length(ctx, stack, text)

@@ -1,6 +1,7 @@
 """What every stage is given, and what it gives back."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,6 +16,7 @@ from objtune_cli.store.project import Project
 from objtune_cli.store.refs import Ref
 
 if TYPE_CHECKING:
+    from objtune_cli.models.parallel import Team
     from objtune_cli.models.stack import Stack
 
 
@@ -58,7 +60,7 @@ class Context:
     def base(self) -> Base:
         """The base model's name and place; opens no weights."""
         if self._base is None:
-            self._base = bases.find(self.common.base)
+            self._base = bases.find(self.common.base, self.common.tower)
         return self._base
 
     def stack(self, *, train: bool = False) -> "Stack":
@@ -71,14 +73,33 @@ class Context:
         self.check_stopped()
         from objtune_cli.models import precision, stack
 
-        device = stack.pick_device(self.common.device)
+        team = self.team() if train else None
+        device = team.device if team else stack.pick_device(self.common.device)
         dtype = stack.pick_dtype(self.common.precision, device)
         if train and self.common.precision == "auto" and dtype == stack.PRECISIONS["fp16"]:
             dtype = stack.PRECISIONS["fp32"]
-        loaded = stack.load(self.base.folder, device, dtype)
+        loaded = stack.load(self.base.folder, device, dtype, self.base.weights, self.base.prediction)
         if train and self.common.precision == "auto" and device.type == "cpu" and precision.processor_has_bf16():
             precision.halve(loaded.unet)
+        loaded.team = team
         return loaded
+
+    def team(self) -> "Team | None":
+        """The processes that a launcher started for this command; None where it started one."""
+        from os import environ
+
+        if int(environ.get("WORLD_SIZE", "1")) < 2:
+            return None
+        from objtune_cli.models import parallel
+
+        return parallel.team(self.common.device)
+
+    @contextlib.contextmanager
+    def first(self) -> Iterator[None]:
+        """Inside, the first process works before the others, which then find what it made."""
+        team = self.team()
+        with team.first() if team else contextlib.nullcontext():
+            yield
 
     def unforced(self) -> "Context":
         """The same for the stages before the one that `--force` is meant for."""

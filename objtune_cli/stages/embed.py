@@ -22,7 +22,8 @@ def run(ctx: Context, mask: Ref, config: Embed) -> Done:
     config = _with_init(ctx, config)
     source = artifact.read_record(ctx.root, mask)
     ctx_input = ctx.input(mask)
-    record = Record("embedding", mask.name, source.objects, {"mask": ctx_input}, identifying(config), ctx.base.record())
+    settings = identifying(config) | ({"tower": ctx.base.tower} if ctx.base.tower else {})
+    record = Record("embedding", mask.name, source.objects, {"mask": ctx_input}, settings, ctx.base.record())
     done = ctx.reuse(record)
     if done:
         return done
@@ -30,17 +31,18 @@ def run(ctx: Context, mask: Ref, config: Embed) -> Done:
     _, tensors = artifact.load(ctx.root, mask, ctx_input["sha256"])
 
     from objtune_cli.method import prototype
-    from objtune_cli.models import towers
+    from objtune_cli.models import tokens, towers
 
     picture, cover = photo_tensors(tensors)
     stack = ctx.stack()
     loaded = towers.load(ctx.base.image_tower, stack) if ctx.base.image_tower else None
+    second = towers.load(ctx.base.second_tower, stack, 1) if ctx.base.second_tower else None
     step = ctx.progress("init-embedding")
     started = prototype.start(
-        stack, loaded, picture, cover, source.class_word, config, lambda i, loss: step(i, config.steps, loss=loss)
+        stack, loaded, picture, cover, source.class_word, config, lambda i, loss: step(i, config.steps, loss=loss), second
     )
     metrics = {k: round(v, 6) for k, v in started.metrics.items()} | {"learned": started.learned}
-    ref = artifact.publish(ctx.root, replace(record, metrics=metrics, tools=tools()), {"text_encoder": started.rows})
+    ref = artifact.publish(ctx.root, replace(record, metrics=metrics, tools=tools()), tokens.stored(started.rows, stack.widths, tokens.STARTED))
     return Done(ref, False, [], metrics)
 
 
@@ -55,7 +57,7 @@ def photo_tensors(tensors: dict[str, Any]) -> tuple[Any, Any]:
 def _with_init(ctx: Context, config: Embed) -> Embed:
     if config.init == "prototype" and ctx.base.image_tower is None:
         raise ResourceError(
-            f"the base {ctx.base.id} has no image tower for a prototype", f"put its CLIP into {ctx.base.folder}/clip, or use `--init class`"
+            f"the base {ctx.base.id} has no image tower for a prototype", "`--set tower=…` says where its CLIP lies (hub id, folder or file); or use `--init class`"
         )
     if config.init != "auto":
         return config

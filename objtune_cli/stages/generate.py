@@ -1,10 +1,12 @@
 """`generate`: prompts to pictures, and a scene artifact with their latents."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from objtune_cli import __version__
 from objtune_cli.config import Generate, identifying
 from objtune_cli.stages import objects
 from objtune_cli.stages.context import Context, Done, keep_picture, tools
@@ -138,18 +140,32 @@ def write_pictures(
     images = []
     seeds = record.metrics.get("seeds", range(config.seed, config.seed + len(latents)))
     for i, picture in enumerate(to_uint8(stack.to_picture(latents)).numpy()):
-        lines = [prompt]
-        if config.negative:
-            lines.append(f"Negative prompt: {config.negative}")
-        lines.append(
-            f"Steps: {config.steps}, Sampler: {config.scheduler}, CFG scale: {config.guidance:g}, "
-            f"{f'CFG below: {config.guidance_below:g}, ' if config.guidance_below < 1 else ''}"
-            f"Seed: {seeds[i]}, Size: {picture.shape[1]}x{picture.shape[0]}, Model: {ctx.base.id}, Version: objtune"
-        )
+        said = parameters(prompt, config, int(seeds[i]), (picture.shape[1], picture.shape[0]), ctx.base.id)
         about = canonical({"scene": str(ref), "inputs": record.inputs, "seed": seeds[i]})
-        data = pictures.png(picture, {"parameters": "\n".join(lines), "objtune": about})
+        data = pictures.png(picture, {"parameters": said, "objtune": about})
         images.append(keep_picture(ctx.root, ref, f"{i + 1:03d}.png", data))
     return images
+
+
+SAMPLERS = {"base": "DDIM", "ddim": "DDIM", "euler": "Euler", "dpm++": "DPM++ 2M"}
+"""What A1111 calls them; bases are drawn with DDIM unless another one is named."""
+
+
+def parameters(prompt: str, config: Generate, seed: int, size: tuple[int, int], model: str) -> str:
+    """How a picture was made, in the lines that A1111, Forge and Civitai read: prompt, negative prompt, `Key: value` pairs.
+
+    Source: `infotext_utils.py` of A1111; values that hold a comma, a colon or a line break are JSON strings.
+    """
+    pairs: dict[str, object] = {"Steps": config.steps, "Sampler": SAMPLERS[config.scheduler], "CFG scale": f"{config.guidance:g}", "Seed": seed}
+    if config.guidance_below < 1:
+        pairs["CFG below"] = f"{config.guidance_below:g}"
+    pairs |= {"Size": f"{size[0]}x{size[1]}", "Model": model, "Version": f"objtune {__version__}"}
+    lines = [prompt, f"Negative prompt: {config.negative}"] if config.negative else [prompt]
+    return "\n".join([*lines, ", ".join(f"{key}: {_quoted(str(value))}" for key, value in pairs.items())])
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False) if any(c in text for c in ",:\n") else text
 
 
 def copied(results: list[Done], out: Path | None, ctx: Context) -> list[Done]:

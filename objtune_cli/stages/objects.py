@@ -130,11 +130,11 @@ def shape(ctx: Context, item: Named) -> float:
 
 def add_words(stack: "Stack", objects: list[Named], weights: dict[str, dict[str, Any]]) -> "Placeholders":
     """Teach the stack's tokenizer and text encoder the objects' names."""
-    from objtune_cli.models.tokens import Placeholders
+    from objtune_cli.models.tokens import Placeholders, learned_names, read
 
     words = Placeholders(stack)
     for item in objects:
-        words.add(item.name, weights[item.name][f"token.{item.name}"])
+        words.add(item.name, read(weights[item.name], learned_names(item.name)))
     return words
 
 

@@ -1,5 +1,6 @@
 """`train`: embeddings of one photo's objects to one adapter; runs the missing stages itself."""
 
+import contextlib
 import hashlib
 import math
 import time
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from objtune_cli.method.judging import Judge
     from objtune_cli.method.subjects import Subject
     from objtune_cli.method.training import Trainer
+    from objtune_cli.models.parallel import Team
     from objtune_cli.models.stack import Stack
 
 SAVE_EVERY = 30.0
@@ -63,19 +65,25 @@ def checked(ctx: Context, config: Train) -> Train:
     alone, first = config.modules == "none", config.token_first
     if (config.token == "fixed" and (alone or first)) or (alone and 0 < first < config.steps):
         raise UsageError("there would be steps in which nothing learns", "set train.modules, train.token or train.token_first")
+    if ctx.team() and config.attention_weight:
+        raise UsageError("attention maps are of all rows, and each process has its own", "train in one process, or set train.attention_weight=0")
+    if config.checkpointing == "on" and config.attention_weight:
+        raise UsageError("attention maps and recomputed activations do not go together", "set train.checkpointing=off or train.attention_weight=0")
     return config
 
 
 def described(ctx: Context, sources: list[Ref], config: Train, embedding: Embed, prior: Prior) -> Work:
     """What is to be made of the sources, the stages before it done."""
-    starts = [embed.run(ctx.unforced(), s, embedding).ref if s.kind == "mask" else s for s in sources]
+    with ctx.first():
+        starts = [embed.run(ctx.unforced(), s, embedding).ref if s.kind == "mask" else s for s in sources]
     records = [artifact.read_record(ctx.root, ref) for ref in starts]
     for record in records:
         ctx.check_base(record)
     named = {name: word for record in records for name, word in record.objects.items()}
     if len(named) < len(records):
         raise UsageError("an object is named twice", "give each embedding once")
-    priors = {word: prior_stage.run(ctx, word, prior).ref for word in sorted(set(named.values()))} if config.class_weight else {}
+    with ctx.first():
+        priors = {word: prior_stage.run(ctx, word, prior).ref for word in sorted(set(named.values()))} if config.class_weight else {}
     inputs = {f"embedding.{r.name}": ctx.input(ref) for r, ref in zip(records, starts, strict=True)}
     inputs |= {f"prior.{ref.name}": ctx.input(ref) for ref in priors.values()}
     name = "-".join(named)[:64].rstrip("-.")
@@ -84,7 +92,7 @@ def described(ctx: Context, sources: list[Ref], config: Train, embedding: Embed,
 
 def shown(ctx: Context, done: Done, work: Work, *, preview: bool) -> Done:
     """The result with its sheet of samples, if one is wanted."""
-    if preview and not done.images:
+    if preview and not done.images and leads(ctx.team()):
         done.images = [_preview(ctx, artifact.read_record(ctx.root, done.ref), work.starts)]
     return done
 
@@ -102,14 +110,20 @@ def alone(ctx: Context, work: Work, config: Train) -> Done:
     from objtune_cli.method import training
 
     subjects = subjects_of(ctx, work)
-    stack = ctx.stack(train=True)
+    stack = opened(ctx, config)
     state = RunState(ctx.project, hashlib.sha256(run_key(work, stack).encode()).hexdigest())
-    with state.locked(), Room(ctx.project) as room:
+    team = stack.team
+    with contextlib.ExitStack() as held:
+        if leads(team):
+            held.enter_context(state.locked())
+        room = held.enter_context(Room(ctx.project))
         done = ctx.reuse(work.record)  # another process may have finished it since we looked
         if done:
             return done
         ctx.report.note("drawing placements of the object")
-        judge = judge_of(ctx, stack, subjects) if config.scores == "shown" else None
+        judge = judge_of(ctx, stack, subjects) if config.scores == "shown" and leads(team) else None
+        if judge is not None and config.idle == "leaves":
+            judge.towers.rest()
         trainer = training.Trainer(stack, subjects, priors_of(ctx, work), config)
         kept = state.load()
         if kept is not None:
@@ -117,12 +131,32 @@ def alone(ctx: Context, work: Work, config: Train) -> Done:
 
             trainer.restore({k: torch.from_numpy(v) for k, v in kept.items()})
             ctx.report.note(f"goes on at step {trainer.step} of {trainer.total}")
-        room.hold(_most(trainer) * (2 if kept is None else 1))
+        if leads(team):  # what is written, the first process writes
+            room.hold(_most(trainer) * (2 if kept is None else 1))
         _loop(ctx, trainer, state, room)
+        if team is not None and not team.leads:
+            team.together()
+            return Done(artifact.existing(ctx.root, work.record) or work.record.ref, True)
         room.free()
         done = published(ctx, work, trainer, judge)
         state.discard()
+        if team is not None:
+            team.together()
     return done
+
+
+def leads(team: "Team | None") -> bool:
+    """Whether this process is the one, or the first of several."""
+    return team is None or team.leads
+
+
+def opened(ctx: Context, config: Train) -> "Stack":
+    """The base, ready to be trained in as little memory as the settings ask for."""
+    from objtune_cli.models import memory
+
+    stack = ctx.stack(train=True)
+    memory.lighten(stack, checkpointing=config.checkpointing == "on", quantised=config.quantised)
+    return stack
 
 
 def run_key(work: Work, stack: "Stack") -> str:
@@ -160,10 +194,11 @@ def published(ctx: Context, work: Work, trainer: "Trainer", judge: "Judge | None
     """
     import torch
 
-    from objtune_cli.models import adapter
+    from objtune_cli.models import adapter, tokens
 
     tensors: dict[str, Any] = adapter.tensors(trainer.stack, trainer.name)
-    tensors |= {f"token.{name}": rows for name, rows in trainer.tokens().items()}
+    for name, rows in trainer.tokens().items():
+        tensors |= tokens.stored(rows, trainer.stack.widths, tokens.learned_names(name))
     metrics = {k: round(v, 6) for k, v in trainer.mean.items()} | {"steps": trainer.step}
     if not all(bool(torch.isfinite(v).all()) for v in tensors.values()):
         raise GateError("training diverged: a weight is no number", "try a lower rate: `--set train.lr=5e-4`")
@@ -218,14 +253,15 @@ def _loop(ctx: Context, trainer: "Trainer", state: RunState, room: Room) -> None
     """Take the remaining steps, saving from time to time and when a signal comes."""
     from objtune_cli.method import training
 
-    saved = time.monotonic()
+    saved, team = time.monotonic(), trainer.stack.team
 
     def on_step(step: int) -> None:
         nonlocal saved
         loss = sum(trainer.weights[name] * value for name, value in trainer.mean.items())
         ctx.report.step("train", step, trainer.total, loss=loss, **trainer.mean)
-        signum = ctx.stopped()
-        if signum or trainer.finished or time.monotonic() - saved > SAVE_EVERY:  # what comes after the last step may be stopped too
+        signum = team.most(ctx.stopped()) if team is not None else ctx.stopped()
+        due = signum or trainer.finished or time.monotonic() - saved > SAVE_EVERY  # what comes after the last step may be stopped too
+        if leads(team) and due:
             with room.lent(_most(trainer)):
                 state.save(trainer.state())
             saved = time.monotonic()
@@ -255,6 +291,7 @@ def _subject(ctx: Context, start: Record) -> "Subject":
     import torch
 
     from objtune_cli.method.subjects import Subject
+    from objtune_cli.models import tokens
 
     _, rows = artifact.load(ctx.root, start.ref)
     _, tensors = artifact.load(ctx.root, _mask_of(ctx, start), start.inputs["mask"]["sha256"])
@@ -266,7 +303,7 @@ def _subject(ctx: Context, start: Record) -> "Subject":
     return Subject(
         name=name,
         class_word=word,
-        rows=torch.from_numpy(rows["text_encoder"].copy()),
+        rows=tokens.read(rows, tokens.STARTED),
         learned=int(start.metrics["learned"]),
         picture=picture * 2 - 1,
         ground=torch.from_numpy(ground.copy()).permute(2, 0, 1).float() / 127.5 - 1,

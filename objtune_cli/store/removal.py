@@ -134,7 +134,8 @@ def _called(record: Record, old: str, new: str, renamed: Mapping[Ref, dict[str, 
 
 def _written(root: Path, record: Record, target: Ref, tensors: Mapping[str, Any], old: str) -> str:
     """Publish one renamed artifact under its number, unless an interrupted run did; its SHA-256."""
-    tensors = {f"token.{target.name}" if key == f"token.{old}" else key: value for key, value in tensors.items()}
+    renamed = {f"{part}.{old}": f"{part}.{target.name}" for part in ("token", "token_2")}
+    tensors = {renamed.get(key, key): value for key, value in tensors.items()}
     numbered = replace(record, version=target.version)
     path = target.path(root)
     with contextlib.suppress(artifact.TakenError):

@@ -11,6 +11,7 @@ from objtune_cli.bench import speed
 from objtune_cli.bench.methods import METHODS
 from objtune_cli.bench.speed import Clock, Task
 from objtune_cli.errors import ResourceError
+from objtune_cli.models import memory
 
 TRAINING = {"steps": 9, "lr": 1e-3, "token_lr": 1e-2, "modules": "all", "batch": 2, "blocks": "all", "class_every": 2, "passes": "apart"}
 
@@ -82,16 +83,16 @@ def test_the_clock_counts_each_part_once(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_peak_is_forgotten_and_seen_anew() -> None:
-    speed.forget_peak("cpu")
-    low = speed.peak("cpu")
+    memory.forget_peak("cpu")
+    low = memory.peak("cpu")
     if not low:
         pytest.skip("this system hides it")
     with mmap.mmap(-1, 200 * 2**20) as block:  # given back at once, as memory of an allocator is not
         block.write(b"1" * len(block))
-        high = speed.peak("cpu")
+        high = memory.peak("cpu")
     assert high > low + 100
-    speed.forget_peak("cpu")
-    assert speed.peak("cpu") < high - 100
+    memory.forget_peak("cpu")
+    assert memory.peak("cpu") < high - 100
 
 
 def _ends(pipe, task) -> None:

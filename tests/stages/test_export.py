@@ -193,7 +193,7 @@ def test_each_object_has_a_file_of_its_own(tiny_base: Path, tmp_path: Path) -> N
 
 def test_exporting_twice_writes_the_same_bytes(tiny_base: Path, tmp_path: Path) -> None:
     ref = _publish(tmp_path / "store", _random_lora(tiny_base, "all", 2), rex=_rows(2))
-    for form in export.FORMATS:
+    for form in (f for f in export.FORMATS if f != "hub"):
         (a,), (b,) = (export.run(tmp_path / "store", ref, form, tmp_path / form / side) for side in "ab")
         assert a.read_bytes() == b.read_bytes()
 

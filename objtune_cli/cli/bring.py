@@ -1,0 +1,31 @@
+"""`objtune import`: what others trained."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from objtune_cli.cli.frame import Outcome, Run, need
+
+
+def import_(
+    run: Run,
+    file: Annotated[list[Path], typer.Argument(metavar="FILE…", help="A LoRA, an embedding, or both of one object: .safetensors.")],
+    class_: Annotated[str, typer.Option("--class", metavar="WORD", help="What the object is: dog.")] = "",
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="What to call it.", show_default="the class word")] = "",
+    word: Annotated[
+        str,
+        typer.Option("--word", metavar="TEXT", help='What a LoRA was trained under, for example "sks dog".', show_default="the class word"),
+    ] = "",
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read the tensors of .pt and .bin files too, in a process of their own.")
+    ] = False,
+) -> Outcome:
+    from objtune_cli.stages import imported
+    from objtune_cli.store import refs
+
+    need(class_.strip() and class_.isprintable(), "what the object is was not said", "give its class: `--class dog`")
+    need(word.isprintable(), "--word has characters that cannot be printed", 'for example `--word "sks dog"`')
+    need(len(file) <= 2, f"{len(file)} files for one object", "a LoRA, an embedding, or one of each")
+    ctx = run.context()
+    return Outcome([imported.run(ctx, file, name or refs.slug(class_), class_.strip(), word.strip(), allow_pickle=allow_pickle)])

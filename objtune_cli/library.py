@@ -1,0 +1,147 @@
+"""The stages as plain functions, for notebooks and programs: `from objtune_cli import train, generate`.
+
+Every function takes a project as `project` gives it, does what the command of its name does, and raises
+`errors.ObjtuneError` where the command would say one line. Settings are those of objtune.toml, by section and key.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from objtune_cli.config import Common, Compose, Embed, Generate, Prior, Segment, Settings, Train
+from objtune_cli.errors import ObjtuneError
+from objtune_cli.stages.context import Context, Done
+from objtune_cli.store import refs
+from objtune_cli.store.project import locate
+
+__all__ = ["Done", "ObjtuneError", "compose", "export", "generate", "import_files", "init_embedding", "project", "segment", "train"]
+
+LOG = logging.getLogger("objtune")
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Logged:
+    """What stages say, as lines of the logger `objtune`; progress for `on_step` (stage, done, total)."""
+
+    on_step: Callable[[str, int, int], None] = lambda stage, done, total: None
+
+    def note(self, text: str) -> None:
+        LOG.info("%s", text)
+
+    def step(self, stage: str, done: int, total: int, **values: float) -> None:
+        self.on_step(stage, done, total)
+
+
+def project(
+    folder: str | Path = ".", *, on_step: Callable[[str, int, int], None] | None = None, force: bool = False, **settings: Any
+) -> Context:
+    """A project folder (made one where it is none) with settings above those of its objtune.toml.
+
+    Args:
+        settings: `base="sdxl"`, `device="cpu"`; sections as mappings: `train={"steps": 200}`, `generate={"n": 1}`.
+        on_step: Called with stage, done and total. force: work that is done is made again.
+
+    Raises:
+        UsageError: An unknown key, or a value out of range.
+    """
+    found = locate(Path(folder), create=True)
+    given = [f"{k}={v}" for k, v in settings.items() if not isinstance(v, Mapping)]
+    given += [
+        f"{section.replace('_', '-')}.{k}={v}"
+        for section, values in settings.items()
+        if isinstance(values, Mapping)
+        for k, v in values.items()
+    ]
+    layers = Settings(found.settings, given=given)
+    return Context(found, layers, layers.resolve(Common), Logged(on_step) if on_step else Logged(), force)
+
+
+def _held(ctx: Context) -> AbstractContextManager[None]:
+    """As commands do: nobody removes artifacts meanwhile."""
+    return ctx.project.held()
+
+
+def segment(
+    ctx: Context,
+    photo: str | Path,
+    class_word: str,
+    name: str = "",
+    *,
+    box: tuple[float, float, float, float] | None = None,
+    mask: str | Path | None = None,
+) -> Done:
+    """The object in a photo; `box` (x0, y0, x1, y1 in px) or a `mask` picture say where it is."""
+    from objtune_cli.stages import segment as stage
+    from objtune_cli.stages.sight import Target
+
+    target = Target(class_word, refs.check_name(name) if name else refs.slug(class_word), box, mask=Path(mask) if mask else None)
+    with _held(ctx):
+        return stage.run(ctx, Path(photo), [target], ctx.settings.resolve(Segment))[0]
+
+
+def init_embedding(ctx: Context, mask: str) -> Done:
+    """The first vectors of the token of a mask, by its ref or name."""
+    from objtune_cli.stages import embed
+
+    with _held(ctx):
+        return embed.run(ctx, refs.find(ctx.root, mask, ("mask",)), ctx.settings.resolve(Embed))
+
+
+def train(
+    ctx: Context,
+    photo: str | Path,
+    class_word: str,
+    name: str = "",
+    *,
+    steps: int | None = None,
+    box: tuple[float, float, float, float] | None = None,
+    mask: str | Path | None = None,
+    preview: bool = True,
+) -> Done:
+    """An object learned from one photo; runs the stages before it."""
+    from objtune_cli.stages import train as stage
+
+    found = segment(ctx.unforced(), photo, class_word, name, box=box, mask=mask).ref
+    config = ctx.settings.resolve(Train, steps=steps)
+    with _held(ctx):
+        return stage.run(ctx, [found], config, ctx.settings.resolve(Embed), ctx.settings.resolve(Prior), preview=preview)
+
+
+def generate(ctx: Context, *prompts: str, n: int | None = None, seed: int | None = None, out: str | Path | None = None) -> list[Done]:
+    """Pictures of prompts that name trained objects; `images` of a result are their paths."""
+    from objtune_cli.stages import generate as stage
+
+    with _held(ctx):
+        return stage.run(ctx, list(prompts), ctx.settings.resolve(Generate, n=n, seed=seed), Path(out) if out else None)
+
+
+def compose(ctx: Context, prompt: str, places: Mapping[str, str] | None = None, *, n: int | None = None, seed: int | None = None) -> Done:
+    """Objects together; `places`: name to "left" or "0.5,0.4,0.9,0.9"."""
+    from objtune_cli.stages import compose as stage
+    from objtune_cli.stages import layout
+
+    given = layout.places([f"{name}={where}" for name, where in (places or {}).items()])
+    with _held(ctx):
+        return stage.run(ctx, prompt, given, ctx.settings.resolve(Generate, n=n, seed=seed), ctx.settings.resolve(Compose))[0]
+
+
+def export(ctx: Context, name: str, form: str = "diffusers", out: str | Path = ".") -> list[Path]:
+    """An object as files of other tools: "diffusers", "kohya", "embedding", "bundle" or "hub"."""
+    from objtune_cli.stages import export as stage
+
+    with _held(ctx):
+        return stage.run(ctx.root, refs.find(ctx.root, name, ("adapter",)), form, Path(out))
+
+
+def import_files(
+    ctx: Context, files: Sequence[str | Path], class_word: str, name: str = "", *, word: str = "", allow_pickle: bool = False
+) -> Done:
+    """A LoRA, an embedding, or both of one object, trained elsewhere."""
+    from objtune_cli.stages import imported
+
+    with _held(ctx):
+        return imported.run(ctx, [Path(f) for f in files], name or refs.slug(class_word), class_word, word, allow_pickle=allow_pickle)

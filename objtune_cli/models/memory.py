@@ -1,0 +1,87 @@
+"""Less memory for training: recomputed activations, a quantised denoiser, image towers that rest; and how much was taken."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from objtune_cli.errors import ResourceError
+from objtune_cli.models.stack import Stack
+
+MB = 2**20
+
+
+def bitsandbytes(what: str) -> Any:
+    """The library of that name.
+
+    Raises:
+        ResourceError: It is not installed, or does not work here.
+    """
+    try:
+        import bitsandbytes as found
+    except (ImportError, RuntimeError, OSError) as error:
+        said = str(error).splitlines()[0] if isinstance(error, RuntimeError | OSError) else "it is not installed"
+        raise ResourceError(
+            f"{what} needs bitsandbytes: {said}", "`pip install bitsandbytes`, or leave the setting at its default"
+        ) from None
+    return found
+
+
+def lighten(stack: Stack, *, checkpointing: bool, quantised: str) -> None:
+    """Make the denoiser take less: activations computed again in the backward pass, weights of products in 8 or 4 bits ("none": as they are).
+
+    Source: arXiv:1604.06174 for the former, QLoRA (arXiv:2305.14314, NF4) for the latter. Frozen weights alone are quantised.
+    """
+    if quantised != "none":
+        quantise(stack, bits=8 if quantised == "8bit" else 4)
+    if checkpointing:
+        stack.unet.enable_gradient_checkpointing()
+
+
+def quantise(stack: Stack, bits: int) -> None:
+    """Replace the linear layers inside the denoiser's blocks by ones of bitsandbytes; convolutions and the layers around them stay."""
+    bnb = bitsandbytes(f"train.quantised={bits}bit")
+    for name, layer in list(stack.unet.named_modules()):
+        if type(layer) is not nn.Linear or ("blocks." not in name and "mid_block." not in name):
+            continue
+        given = {"bias": layer.bias is not None}
+        if bits == 4:
+            small = bnb.nn.Linear4bit(layer.in_features, layer.out_features, **given, compute_dtype=layer.weight.dtype, quant_type="nf4")
+        else:
+            small = bnb.nn.Linear8bitLt(layer.in_features, layer.out_features, **given, has_fp16_weights=False)
+        small.load_state_dict(layer.state_dict())
+        parent, _, last = name.rpartition(".")
+        setattr(stack.unet.get_submodule(parent), last, small.requires_grad_(False).to(stack.device))
+
+
+def forget_peak(device: str) -> None:
+    """Begin to watch memory anew; on systems that cannot, the peak of the whole process stays."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak(device: str) -> float:
+    """Largest memory since `forget_peak`, MB; 0 where the system hides it."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / MB
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM:")), 0.0)
+
+
+def room(device: str) -> float:
+    """Memory that the device has, MB: a GPU's own, else what the system says is available; 0 where it does not say."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0] / MB
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("MemAvailable:")), 0.0)

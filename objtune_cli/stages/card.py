@@ -1,0 +1,152 @@
+"""The model card of an exported object, and its way to the hub."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from objtune_cli import bases
+from objtune_cli.errors import InputError, ResourceError
+from objtune_cli.families import Family
+from objtune_cli.stages.context import pictures_of
+from objtune_cli.store import artifact
+from objtune_cli.store.artifact import Record
+
+TAGS = {"sd1": "stable-diffusion", "sd2": "stable-diffusion", "sdxl": "stable-diffusion-xl"}
+
+
+def licence(record: Record, family: Family) -> tuple[str, str]:
+    """Name and address of the licence of the base's weights; empty where the base is no pinned one."""
+    ident = record.base.get("id", "")
+    if ident == "toybox":
+        return "apache-2.0", ""
+    known = {*family.hub, *(repository for repository, _ in family.hub.values())}
+    return family.licence if ident in known else ("", "")
+
+
+def write(root: Path, record: Record, family: Family, out: Path, files: Sequence[str]) -> list[Path]:
+    """README.md with front matter as the hub reads it, and the pictures that it shows; their paths."""
+    shown = []
+    for picture in pictures_of(root, record.ref):
+        target = out / "pictures" / picture.name
+        artifact.write_file(target, picture.read_bytes())
+        shown.append(target)
+    text = _front(record, family) + _body(record, family, files, [path.relative_to(out).as_posix() for path in shown])
+    artifact.write_file(out / "README.md", text.encode())
+    return [*shown, out / "README.md"]
+
+
+def _repository(record: Record) -> str:
+    ident = record.base.get("id", "")
+    return bases.HUB.get(ident, ident if ident.count("/") == 1 else "")
+
+
+def _front(record: Record, family: Family) -> str:
+    name, link = licence(record, family)
+    lines = [
+        "---",
+        "library_name: diffusers",
+        "pipeline_tag: text-to-image",
+        f"tags: [lora, text-to-image, {TAGS.get(family.name, family.name)}, objtune]",
+    ]
+    if _repository(record):
+        lines.append(f"base_model: {json.dumps(_repository(record))}")
+    if name:
+        lines.append(f"license: {name if name in ('apache-2.0', 'creativeml-openrail-m', 'openrail++') else 'other'}")
+    if link:
+        lines.append(f"license_link: {link}")
+    words = " and ".join(f"<{o}>" for o in record.objects)
+    return "\n".join([*lines, f"instance_prompt: {json.dumps('a photo of ' + words)}", "---", "", ""])
+
+
+def _body(record: Record, family: Family, files: Sequence[str], shown: Sequence[str]) -> str:
+    """What it is, how it is called, how it was made, what it may be used for."""
+    name, link = licence(record, family)
+    base = _repository(record) or record.base.get("id", "?")
+    triggers = "\n".join(f"- `<{o}>`: one {word}" for o, word in record.objects.items())
+    settings = "\n".join(f"| {key} | {value} |" for key, value in sorted(record.config.items()))
+    metrics = "\n".join(f"| {key} | {value} |" for key, value in sorted(record.metrics.items()))
+    pictures = "\n".join(f"![{path}]({path})" for path in shown)
+    said = f"[{name}]({link})" if link else name or "not known here; see the base"
+    return f"""# {record.name}
+
+{pictures}
+
+Learned from one photo by `objtune` on {base} ({family.title}); LoRA of rank {record.config.get("rank", "?")} and the objects' own words.
+
+## Words
+
+{triggers}
+
+In tools whose words are file names (ComfyUI: `embedding:{next(iter(record.objects))}`; A1111, Forge), the name of the file in `embeddings/`.
+
+## Files
+
+{chr(10).join(f"- `{file}`" for file in files)}
+
+## With diffusers
+
+```python
+{_snippet(record, family)}
+```
+
+## Settings
+
+| setting | value |
+|---|---|
+{settings}
+
+| measured | value |
+|---|---|
+{metrics}
+
+## Licence of the base
+
+{said}. What is drawn and what is passed on is bound by it.
+"""
+
+
+def _snippet(record: Record, family: Family) -> str:
+    """How diffusers reads the files, from the folder that the card lies in."""
+    first = next(iter(record.objects))
+    lines = [
+        f"from diffusers import {family.pipeline}",
+        "",
+        f'pipe = {family.pipeline}.from_pretrained("{_repository(record) or record.base.get("id", "?")}")',
+    ]
+    lines.append('pipe.load_lora_weights(".", weight_name="pytorch_lora_weights.safetensors")')
+    if family.embedding_keys:
+        lines = ["from safetensors.torch import load_file", *lines, f'words = load_file("embeddings/{first}.safetensors")']
+        for key, suffix in zip(family.embedding_keys, ("", "_2"), strict=True):
+            lines.append(
+                f'pipe.load_textual_inversion(words["{key}"], token="<{first}>", text_encoder=pipe.text_encoder{suffix}, tokenizer=pipe.tokenizer{suffix})'
+            )
+    else:
+        lines.append(f'pipe.load_textual_inversion("embeddings/{first}.safetensors")')
+    return "\n".join([*lines, f'picture = pipe("a photo of <{first}> on the beach").images[0]'])
+
+
+def push(folder: Path, repository: str, *, private: bool) -> str:
+    """Upload a folder to the hub, making the repository where there is none; its address.
+
+    Raises:
+        InputError: No name of a repository. ResourceError: no network, no access.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
+    api = HfApi()
+    try:
+        address = api.create_repo(repository, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=folder, commit_message="objtune export")
+    except HFValidationError:
+        raise InputError(f"{repository} is no name of a repository", "for example `--push you/rex`") from None
+    except (LocalTokenNotFoundError, HfHubHTTPError) as error:
+        said = str(error).strip().splitlines()
+        raise ResourceError(
+            f"the hub did not take it: {said[0] if said else 'no access'}", "`hf auth login` with a token that may write"
+        ) from None
+    except (OfflineModeIsEnabled, OSError) as error:
+        raise ResourceError(
+            f"the hub cannot be reached: {str(error).strip().splitlines()[0]}", "the files are written; push them when there is a network"
+        ) from None
+    return str(address)

@@ -1,0 +1,59 @@
+"""docs/library.md runs from top to bottom and prints what it says; importing the package loads nothing."""
+
+import contextlib
+import io
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import objtune_cli
+from objtune_cli.errors import UsageError
+from tests.conftest import REPOSITORY
+
+
+@pytest.mark.timeout(600)
+def test_the_page_prints_what_it_says(project: Path) -> None:
+    text = (REPOSITORY / "docs" / "library.md").read_text()
+    cells = re.findall(r"```python\n(.*?)```\n```text\n(.*?)```", text, re.S)
+    assert len(cells) == text.count("```python") == 6
+    for photo in ("photo.jpg", "mug.jpg"):
+        shutil.copy(REPOSITORY / "docs" / "examples" / photo, project)
+    names: dict[str, Any] = {}
+    for code, expected in cells:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(code, names)
+        assert printed.getvalue() == expected
+
+
+def test_every_function_is_there_and_says_what_it_does() -> None:
+    from objtune_cli import library
+
+    assert set(objtune_cli.FUNCTIONS) == set(library.__all__) <= set(dir(objtune_cli))
+    for name in objtune_cli.FUNCTIONS:
+        assert getattr(objtune_cli, name) is getattr(library, name) and getattr(library, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = objtune_cli.nothing
+
+
+def test_importing_the_functions_loads_nothing_heavy() -> None:
+    code = "import sys; from objtune_cli import train, generate; print(sorted({'torch', 'numpy', 'PIL', 'typer'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_settings_of_a_project_are_checked(project: Path) -> None:
+    steps: list[tuple[str, int, int]] = []
+    ctx = objtune_cli.project("inner", base="toybox", train={"steps": 7}, init_embedding={"vectors": 3}, on_step=lambda *a: steps.append(a))
+    from objtune_cli.config import Embed, Train
+
+    assert ctx.settings.resolve(Train).steps == 7 and ctx.settings.resolve(Embed).vectors == 3 and Path("inner/objtune.toml").is_file()
+    ctx.report.step("train", 1, 2, loss=0.5)
+    assert steps == [("train", 1, 2)]
+    with pytest.raises(UsageError, match="stepz"):
+        objtune_cli.project("inner", train={"stepz": 7})

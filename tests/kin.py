@@ -1,0 +1,128 @@
+"""Random bases of the other families in the layout of their folders, as small as `tests.tiny`'s; need no download.
+
+SD 2.x: one level attends, exact GELU, a text encoder that lacks its CLIP's last layer, v-prediction.
+SDXL: the levels, transformer depths and layers a block of the real one, two text encoders, pooled embedding and size conditions.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import objtune_cli.models.stack  # noqa: F401  (repairs torchvision before the libraries below ask for it)
+
+# isort: split
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from tests import tiny
+
+SCHEDULE: dict[str, Any] = {
+    "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1, "clip_sample": False, "set_alpha_to_one": False,
+}  # fmt: skip
+WIDTH_2 = 24
+"""Of the second text encoder of SDXL."""
+
+
+def clip(words: CLIPTokenizer, width: int, layers: int, act: str) -> CLIPModel:
+    """Both towers; the text tower's config names the ids that real ones name (0, 2, 1: not the tokenizer's)."""
+    shape = {"hidden_size": width, "intermediate_size": 2 * width, "num_attention_heads": 2, "projection_dim": width, "hidden_act": act}
+    said = {"vocab_size": len(words), "max_position_embeddings": tiny.TOKENS, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
+    vision = {"image_size": tiny.CLIP_SIDE, "patch_size": 8, "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 16}
+    config = CLIPConfig(text_config=shape | said | {"num_hidden_layers": layers}, vision_config=shape | vision, projection_dim=width)
+    found = CLIPModel(config)
+    with torch.no_grad():  # as wide as a trained table, so that prompts differ
+        found.text_model.get_input_embeddings().weight.normal_(0, 0.3)
+    return found
+
+
+def text_encoder(towers: CLIPModel, layers: int) -> CLIPTextModel:
+    """The text tower's first layers and its last norm, as a base keeps them."""
+    config = towers.config.text_config
+    config = type(config)(**(config.to_dict() | {"num_hidden_layers": layers}))
+    found = CLIPTextModel(config)
+    found.load_state_dict(towers.text_model.state_dict(), strict=False)
+    return found
+
+
+def sd2(folder: Path, *, with_clip: bool = True, prediction: str = "v_prediction") -> Path:
+    """A base in SD 2.1's layout."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        words = tiny.tokenizer()
+        towers = clip(words, tiny.WIDTH, 3, "gelu")
+        unet = UNet2DConditionModel(
+            sample_size=8, block_out_channels=(8, 16), layers_per_block=2, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), cross_attention_dim=tiny.WIDTH, attention_head_dim=(2, 4), norm_num_groups=4,
+            use_linear_projection=True,
+        )  # fmt: skip
+        vae = tiny.vae()
+    pipe = StableDiffusionPipeline(
+        vae=vae, text_encoder=text_encoder(towers, 2), tokenizer=words, unet=unet, scheduler=DDIMScheduler(prediction_type=prediction, **SCHEDULE),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.save_pretrained(folder)
+    if with_clip:
+        towers.save_pretrained(folder / "clip")
+    return folder
+
+
+def sd1(folder: Path) -> Path:
+    """`tests.tiny`'s base with two residual blocks a level and attention in its autoencoder, as SD 1.5 has them."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        words = tiny.tokenizer()
+        towers = clip(words, tiny.WIDTH, 2, "quick_gelu")
+        unet = UNet2DConditionModel(
+            sample_size=8, block_out_channels=(8, 16), layers_per_block=2, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), cross_attention_dim=tiny.WIDTH, attention_head_dim=2, norm_num_groups=4,
+        )  # fmt: skip
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, block_out_channels=(4, 4, 8),
+            latent_channels=4, norm_num_groups=2, sample_size=32, layers_per_block=2,
+        )  # fmt: skip
+    pipe = StableDiffusionPipeline(
+        vae=vae, text_encoder=text_encoder(towers, 2), tokenizer=words, unet=unet, scheduler=DDIMScheduler(**SCHEDULE), safety_checker=None,
+        feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def sdxl_unet() -> UNet2DConditionModel:
+    """SDXL's denoiser: no attention at the first level, two and ten transformers a block behind it (here one and two)."""
+    return UNet2DConditionModel(
+        sample_size=8, block_out_channels=(8, 16, 16), layers_per_block=2,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), transformer_layers_per_block=(1, 1, 2),
+        attention_head_dim=(2, 4, 4), cross_attention_dim=tiny.WIDTH + WIDTH_2, norm_num_groups=4, use_linear_projection=True,
+        addition_embed_type="text_time", addition_time_embed_dim=4, projection_class_embeddings_input_dim=WIDTH_2 + 6 * 4,
+    )  # fmt: skip
+
+
+def sdxl(folder: Path, *, with_clip: bool = True) -> Path:
+    """A base in SDXL 1.0's layout; with both of its CLIPs."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        words = tiny.tokenizer()
+        first, second = clip(words, tiny.WIDTH, 2, "quick_gelu"), clip(words, WIDTH_2, 3, "gelu")
+        unet, vae = sdxl_unet(), tiny.vae()
+    projected = CLIPTextModelWithProjection(second.config.text_config)
+    projected.text_model.load_state_dict(second.text_model.state_dict())
+    projected.text_projection.load_state_dict(second.text_projection.state_dict())
+    pipe = StableDiffusionXLPipeline(
+        vae=vae, text_encoder=text_encoder(first, 2), text_encoder_2=projected, tokenizer=words, tokenizer_2=tiny.tokenizer(), unet=unet,
+        scheduler=EulerDiscreteScheduler(**{k: v for k, v in SCHEDULE.items() if k not in ("clip_sample", "set_alpha_to_one")}),
+        force_zeros_for_empty_prompt=True, add_watermarker=False,
+    )  # fmt: skip
+    pipe.save_pretrained(folder)
+    if with_clip:
+        first.save_pretrained(folder / "clip")
+        second.save_pretrained(folder / "clip_2")
+    return folder

@@ -1,0 +1,203 @@
+"""The families against the pipelines of diffusers: the same condition, the same prediction, the same pictures."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from objtune_cli import bases, families
+from objtune_cli.errors import IncompatibleError
+from objtune_cli.method.sampling import sample
+from objtune_cli.models import adapter, attention, towers
+from objtune_cli.models import stack as stacks
+from objtune_cli.models.stack import Stack
+from objtune_cli.models.tokens import Placeholders, class_rows, split
+from objtune_cli.numerics.prototype import keep_norm, lengths
+from tests import kin, tiny
+
+CPU = torch.device("cpu")
+PROMPT = "a photo of a dog"
+NAMES = ("sd1", "sd2", "sdxl")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    top = tmp_path_factory.mktemp("families")
+    return {"sd1": tiny.build(top / "one", clip=True), "sd2": kin.sd2(top / "two"), "sdxl": kin.sdxl(top / "xl")}
+
+
+@pytest.fixture
+def opened(folders: dict[str, Path]) -> Any:
+    return lambda name: stacks.load(folders[name], CPU, torch.float32)
+
+
+def theirs(folder: Path, name: str) -> Any:
+    import diffusers
+
+    kind = getattr(diffusers, families.named(name).pipeline)
+    extra = {} if name == "sdxl" else {"safety_checker": None}
+    pipe = kind.from_pretrained(folder, local_files_only=True, **extra)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_folder_says_its_family(folders: dict[str, Path], name: str) -> None:
+    base = bases.find(str(folders[name]))
+    assert base.family.name == name and base.image_tower == folders[name] / "clip"
+    assert base.second_tower == (folders[name] / "clip_2" if name == "sdxl" else None)
+    assert base.record().get("family") == (None if name == "sd1" else name)
+    assert base.sampling["guidance"] == (5.0 if name == "sdxl" else 7.5)
+
+
+def test_a_pipeline_of_no_family_is_one_line(folders: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "KandinskyPipeline"}))
+    for opening in (lambda: bases.find(str(tmp_path)), lambda: stacks.load(tmp_path, CPU, torch.float32)):
+        with pytest.raises(IncompatibleError) as error:
+            opening()
+        assert error.value.code == 6
+
+
+def test_every_alias_is_pinned_to_a_commit() -> None:
+    assert bases.HUB.keys() == {"sd15", "sd21", "sdxl"}
+    for repository in bases.HUB.values():
+        assert len(bases.REVISIONS[repository]) == 40 and int(bases.REVISIONS[repository], 16)
+    for family in families.FAMILIES:
+        assert len(family.towers) == len(family.encoders) and families.named(family.name) is family
+
+
+@pytest.mark.parametrize("text", [PROMPT, "", "x" * 300])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_prompt_is_encoded_as_diffusers_does(folders: dict[str, Path], opened: Any, name: str, text: str) -> None:
+    stack: Stack = opened(name)
+    ours = stack.encode([text])
+    pipe = theirs(folders[name], name)
+    if name != "sdxl":
+        assert torch.equal(ours, pipe.encode_prompt(text, CPU, 1, False)[0])
+        return
+    asked = text or None  # what a person who gives no negative prompt is given: zeros
+    words, against, pooled, pooled_against = pipe.encode_prompt(PROMPT if asked is None else text, negative_prompt=asked, device=CPU)
+    if asked is None:
+        words, pooled = against, pooled_against
+    assert torch.equal(stack.family.words(ours), words)
+    assert torch.equal(stack.family.extras(stack, ours, 32, 32)["text_embeds"], pooled)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pictures_are_those_of_diffusers_own_pipeline(folders: dict[str, Path], opened: Any, name: str) -> None:
+    """Guidance, sizes, scheduler and prediction type as the pipeline has them: latents equal to the last bit or nearly."""
+    from diffusers import DDIMScheduler
+
+    stack = opened(name)
+    ours = sample(stack, PROMPT, "", [7], steps=4, guidance=4.0)
+    pipe = theirs(folders[name], name)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(7))
+    shown = pipe(PROMPT, latents=noise, num_inference_steps=4, guidance_scale=4.0, height=32, width=32, output_type="latent").images
+    torch.testing.assert_close(ours, shown, rtol=1e-4, atol=1e-4)
+    assert stack.prediction == ("v_prediction" if name == "sd2" else "epsilon")
+
+
+def test_guidance_that_begins_late_tells_sdxl_the_same(opened: Any) -> None:
+    """Below every noise level is the same as from the start; the step before guidance is drawn without it."""
+    stack = opened("sdxl")
+    always = sample(stack, PROMPT, "", [1], steps=4, guidance=4.0)
+    late = sample(stack, PROMPT, "", [1], steps=4, guidance=4.0, below=0.5)
+    never = sample(stack, PROMPT, "", [1], steps=4, guidance=1.0)
+    assert not torch.equal(late, always) and not torch.equal(late, never)
+    size = sample(stack, PROMPT, "", [1], steps=2, guidance=4.0, below=0.5, size=(32, 48))
+    assert size.shape == (1, 4, 8, 12)
+
+
+def test_sdxl_is_told_the_size_and_the_pooled_words(opened: Any) -> None:
+    stack = opened("sdxl")
+    z, t = torch.randn(2, 4, 8, 8), torch.tensor([5, 900])
+    condition = stack.encode([PROMPT, "a cat"])
+    with torch.no_grad():
+        whole = stack.predict(z, t, condition)
+        told = {"text_embeds": condition[:, -1, : kin.WIDTH_2], "time_ids": torch.tensor([[32.0, 32, 0, 0, 32, 32]] * 2)}
+        direct = stack.unet(z, t, encoder_hidden_states=condition[:, :-1], added_cond_kwargs=told).sample
+        changed = condition.clone()
+        changed[:, -1] = 0
+        other = stack.predict(z, t, changed)
+    assert torch.equal(whole, direct) and not torch.allclose(whole, other)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_added_word_is_read_and_learned_in_every_tower(opened: Any, name: str) -> None:
+    """Also where the pooled row is taken: at the end of the text, not at the largest id, which the word has."""
+    stack = opened(name)
+    plain = stack.encode([PROMPT]).detach()
+    rows = class_rows(stack, "dog")
+    assert rows.shape == (3, sum(stack.widths)) and len(stack.widths) == len(stack.family.encoders)
+    words = Placeholders(stack)
+    words.add("rex", rows)
+    said = stack.encode([words.expand("a photo of a <rex>")])
+    torch.testing.assert_close(said, plain, rtol=1e-5, atol=1e-5)  # the same vectors at the same places say the same
+    learned = rows.clone().requires_grad_(True)
+    words.replace("rex", learned)
+    stack.encode([words.expand("a photo of a <rex>")]).square().sum().backward()
+    assert all(float(part.abs().max()) > 0 for part in split(learned.grad, stack.widths))
+
+
+def test_rows_of_another_family_are_one_line(opened: Any) -> None:
+    with pytest.raises(IncompatibleError, match="16 numbers; this base's have 40"):
+        Placeholders(opened("sdxl")).add("rex", torch.zeros(2, 16))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_attention_to_a_word_is_recorded(opened: Any, name: str) -> None:
+    stack = opened(name)
+    condition = stack.encode([PROMPT])
+    with torch.no_grad(), attention.recorded(stack, 1) as seen:
+        stack.predict(torch.randn(1, 4, 8, 8), torch.tensor([100]), condition)
+    tokens = torch.zeros(77, dtype=torch.bool)
+    tokens[5] = True
+    side = 4 if name == "sdxl" else 8  # SDXL's first level has no attention
+    assert seen.seen(tokens).shape == (1, side, side)
+
+
+@pytest.mark.parametrize("modules", ["cross-kv", "all"])
+def test_layers_that_learn_are_found_in_every_family(opened: Any, modules: str) -> None:
+    for name in NAMES:
+        stack = opened(name)
+        adapter.add(stack, 2, modules, seed=0, blocks="decoder")
+        found = adapter.tensors(stack)
+        assert found and all(key.startswith("unet.up_blocks.") for key in found)
+
+
+def test_lengths_are_kept_tower_by_tower() -> None:
+    rows = torch.tensor([[3.0, 4.0, 0.0, 12.0]])
+    assert lengths(rows, (2, 2)).tolist() == [[5.0, 12.0]]
+    kept = keep_norm(rows, torch.tensor([[1.0, 2.0]]), (2, 2))
+    torch.testing.assert_close(kept, torch.tensor([[0.6, 0.8, 0.0, 2.0]]))
+
+
+@pytest.mark.parametrize(("name", "index"), [("sd1", 0), ("sd2", 0), ("sdxl", 0), ("sdxl", 1)])
+def test_towers_read_a_prompt_as_their_own_clip_does(folders: dict[str, Path], opened: Any, name: str, index: int) -> None:
+    """SD 2.x keeps all but the last layer of its CLIP: the towers add it."""
+    from transformers import CLIPModel
+
+    stack = opened(name)
+    folder = folders[name] / ("clip", "clip_2")[index]
+    loaded = towers.load(folder, stack, index)
+    with torch.no_grad():
+        ours = loaded.texts(stack, [PROMPT])
+        clip = CLIPModel.from_pretrained(folder)
+        ids = stack.token_ids([PROMPT])
+        state = clip.text_model(input_ids=ids).last_hidden_state[0, int((ids[0] == stack.tokenizer.eos_token_id).int().argmax())]
+        wanted = torch.nn.functional.normalize(clip.text_projection(state), dim=-1)
+    torch.testing.assert_close(ours[0], wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "index"), [("sd2", 0), ("sdxl", 1)])
+def test_towers_from_one_file_are_those_of_the_folder(folders: dict[str, Path], opened: Any, name: str, index: int) -> None:
+    stack = opened(name)
+    folder = folders[name] / ("clip", "clip_2")[index]
+    whole, file = (towers.load(source, stack, index) for source in (folder, folder / "model.safetensors"))
+    pictures = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(whole.pictures(pictures), file.pictures(pictures))
+    with torch.no_grad():
+        torch.testing.assert_close(whole.texts(stack, [PROMPT]), file.texts(stack, [PROMPT]))

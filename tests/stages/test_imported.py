@@ -1,0 +1,238 @@
+"""Files of other tools as adapters: the same prediction as in diffusers, drawn and composed here; everything wrong is one line."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import objtune_cli.models.stack  # noqa: F401  (repairs torchvision before the libraries below ask for it)
+
+# isort: split
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from objtune_cli import families
+from objtune_cli.models import adapter, foreign
+from objtune_cli.models import stack as stacks
+from objtune_cli.models.tokens import class_rows
+from objtune_cli.stages import export
+from objtune_cli.store import artifact, refs
+from tests import kin, tiny
+from tests.stages.test_export_families import predicted
+
+CPU = torch.device("cpu")
+NAMES = ("sd1", "sd2", "sdxl")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    top = tmp_path_factory.mktemp("imports")
+    return {
+        "sd1": tiny.build(top / "one", clip=False),
+        "sd2": kin.sd2(top / "two", with_clip=False),
+        "sdxl": kin.sdxl(top / "xl", with_clip=False),
+    }
+
+
+def layers(folder: Path, rank: int = 2, modules: str = "all") -> dict[str, torch.Tensor]:
+    stack = stacks.load(folder, CPU, torch.float32)
+    adapter.add(stack, rank, modules, seed=0)
+    g = torch.Generator().manual_seed(1)
+    return {k: torch.randn(v.shape, generator=g) * 0.2 for k, v in adapter.tensors(stack).items()}
+
+
+def kohya(weights: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    return {k: torch.as_tensor(v) for k, v in export.kohya_keys(weights, families.named(name)).items()}
+
+
+def of_encoder(prefix: str, width: int, rank: int = 2) -> dict[str, torch.Tensor]:
+    """A LoRA of two layers of a text encoder, by kohya's names, alpha half the rank."""
+    g = torch.Generator().manual_seed(5)
+    found = {}
+    for layer in ("q_proj", "out_proj"):  # diffusers knows a text encoder's layers by the latter
+        stem = f"{prefix}text_model_encoder_layers_0_self_attn_{layer}"
+        down, up = torch.randn(rank, width, generator=g), torch.randn(width, rank, generator=g)
+        found |= {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up, f"{stem}.alpha": torch.tensor(rank / 2)}
+    return found
+
+
+def theirs(folder: Path, name: str, file: Path) -> Any:
+    import diffusers
+
+    kind = getattr(diffusers, families.named(name).pipeline)
+    pipe = kind.from_pretrained(folder, local_files_only=True, **({} if name == "sdxl" else {"safety_checker": None}))
+    pipe.load_lora_weights(file.parent, weight_name=file.name)
+    return pipe
+
+
+def imported(cli: Any, base: Path, *args: object) -> tuple[artifact.Record, dict[str, torch.Tensor]]:
+    done = cli("import", *args, "--class", "dog", "--name", "rex", "--base", base)
+    assert done.code == 0, done.err
+    record, arrays = artifact.load(Path("artifacts"), refs.find(Path("artifacts"), "rex", ("adapter",)))
+    return record, {k: torch.from_numpy(v.copy()) for k, v in arrays.items()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_kohya_file_acts_as_in_diffusers(cli: Any, folders: dict[str, Path], name: str) -> None:
+    """Layers of denoiser and text encoders, alpha half the rank."""
+    file = Path("other.safetensors")
+    weights = kohya(layers(folders[name]), name)
+    weights = {k: v / 2 if k.endswith(".alpha") else v for k, v in weights.items()}
+    weights |= of_encoder("lora_te1_" if name == "sdxl" else "lora_te_", tiny.WIDTH)
+    weights |= of_encoder("lora_te2_", kin.WIDTH_2) if name == "sdxl" else {}
+    save_file(weights, file)
+    _, tensors = imported(cli, folders[name], file)
+    stack = stacks.load(folders[name], CPU, torch.float32)
+    plain = stack.encode(["a photo"])
+    stack.unet.to(memory_format=torch.contiguous_format)
+    assert adapter.load(stack, tensors, "lora0")
+    adapter.activate(stack, ["lora0"])
+    pipe = theirs(folders[name], name, file)
+    torch.testing.assert_close(predicted(stack.unet, name), predicted(pipe.unet, name), rtol=1e-5, atol=1e-5)
+    told = pipe.encode_prompt("a photo", device=CPU, num_images_per_prompt=1, do_classifier_free_guidance=False)[0]
+    ours = stack.encode(["a photo"])
+    torch.testing.assert_close(stack.family.words(ours), told, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(ours, plain, atol=1e-3)
+    adapter.activate(stack, [])
+    assert torch.equal(stack.encode(["a photo"]), plain)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("form", ["diffusers", "kohya", "bundle"])
+def test_what_was_exported_comes_back_as_it_was(cli: Any, folders: dict[str, Path], name: str, form: str) -> None:
+    weights = layers(folders[name], modules="cross-kv")
+    stack = stacks.load(folders[name], CPU, torch.float32)
+    from objtune_cli.models.tokens import learned_names, stored
+
+    words = stored(torch.randn(2, sum(stack.widths), generator=torch.Generator().manual_seed(2)), stack.widths, learned_names("rex"))
+    record = artifact.Record(
+        "adapter", "old", {"rex": "dog"}, {}, {}, {"id": "x", "fingerprint": "0", "family": "" if name == "sd1" else name}
+    )
+    ref = artifact.publish(Path("artifacts"), record, weights | words)
+    files = export.run(Path("artifacts"), ref, form, Path("out"))
+    if form != "bundle":
+        files += export.run(Path("artifacts"), ref, "embedding", Path("words"))
+    kept, tensors = imported(cli, folders[name], *files)
+    assert tensors.keys() == {*weights, *words}
+    assert all(torch.equal(tensors[key], value) for key, value in (weights | words).items())
+    assert kept.metrics == {"rank": 2, "vectors": 2, "layers": len(weights) // 2} and kept.inputs["file.0"]["ref"] == ""
+
+
+def test_older_names_of_diffusers_are_read(folders: dict[str, Path]) -> None:
+    weights = layers(folders["sd1"], modules="attention")
+    old = {k.replace(".to_out.0.lora", ".to_out.lora"): v for k, v in weights.items()}
+    old = {
+        k.replace(".to_", ".processor.to_").replace(".lora_A.weight", "_lora.down.weight").replace(".lora_B.weight", "_lora.up.weight"): v
+        for k, v in old.items()
+    }
+    found = foreign.lora(stacks.load(folders["sd1"], CPU, torch.float32), old, "old")
+    assert found.keys() == weights.keys() and all(torch.equal(found[k], v) for k, v in weights.items())
+
+
+def test_layers_of_several_ranks_become_one_rank(folders: dict[str, Path]) -> None:
+    weights = layers(folders["sd1"], rank=4, modules="cross-kv")
+    first = next(k for k in weights if k.endswith("lora_A.weight")).rsplit(".lora_", 1)[0]
+    weights[f"{first}.lora_A.weight"] = weights[f"{first}.lora_A.weight"][:1]
+    weights[f"{first}.lora_B.weight"] = weights[f"{first}.lora_B.weight"][:, :1]
+    found = foreign.lora(stacks.load(folders["sd1"], CPU, torch.float32), weights, "mixed")
+    assert {v.shape[0] for k, v in found.items() if k.endswith("lora_A.weight")} == {4}
+    for stem in {k.rsplit(".lora_", 1)[0] for k in weights}:
+        delta = [w[f"{stem}.lora_B.weight"] @ w[f"{stem}.lora_A.weight"] for w in (found, weights)]
+        torch.testing.assert_close(*delta)
+
+
+def test_without_vectors_the_token_says_the_words_it_was_trained_under(cli: Any, folders: dict[str, Path]) -> None:
+    save_file(kohya(layers(folders["sd1"], modules="cross-kv"), "sd1"), "other.safetensors")
+    _, tensors = imported(cli, folders["sd1"], "other.safetensors", "--word", "sks dog")
+    assert torch.equal(tensors["token.rex"], class_rows(stacks.load(folders["sd1"], CPU, torch.float32), "sks dog"))
+
+
+@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+def test_imported_objects_are_drawn_and_composed(cli: Any, folders: dict[str, Path], name: str) -> None:
+    te = of_encoder("lora_te1_" if name == "sdxl" else "lora_te_", tiny.WIDTH)
+    save_file(kohya(layers(folders[name], modules="cross-kv"), name) | te, "a.safetensors")
+    width = (tiny.WIDTH, kin.WIDTH_2) if name == "sdxl" else (tiny.WIDTH,)
+    keys = ("clip_l", "clip_g") if name == "sdxl" else ("emb_params",)
+    save_file({key: torch.randn(2, w) for key, w in zip(keys, width, strict=True)}, "b.safetensors")
+    common = ("--class", "dog", "--base", folders[name])
+    assert cli("import", "a.safetensors", "--name", "rex", *common).out == "adapter/rex@1\n"
+    assert cli("import", "b.safetensors", "--name", "cup", *common).code == 0
+    again = cli("import", "b.safetensors", "--name", "cup", *common)
+    assert (again.code, again.out) == (0, "adapter/cup@1\n") and "up to date" in again.err
+    few = ("-n", 1, "--set", "generate.steps=2", "--base", folders[name])
+    both = cli("generate", "<rex> beside <cup>", *few)
+    assert both.code == 0, both.err
+    made = cli("compose", "<rex> and <cup>", "--place", "rex=left", "--place", "cup=right", "--retries", 0, *few)
+    assert made.code == 0 and "layers of the text encoder" in made.err
+    assert cli("merge", "rex", "cup").code == 6
+
+
+def test_a_file_for_another_family_is_one_line_that_names_it(cli: Any, folders: dict[str, Path]) -> None:
+    stem = "lora_unet_input_blocks_7_1_transformer_blocks_9_attn2_to_k"
+    save_file({f"{stem}.lora_down.weight": torch.zeros(4, 2048), f"{stem}.lora_up.weight": torch.zeros(1280, 4)}, "xl.safetensors")
+    done = cli("import", "xl.safetensors", "--class", "dog", "--base", folders["sd1"])
+    assert done.code == 6 and done.err.splitlines()[-1] == "hint: it looks like one of Stable Diffusion XL: `--base sdxl`"
+    save_file(kohya(layers(folders["sd2"], modules="cross-kv"), "sd2"), "two.safetensors")
+    done = cli("import", "two.safetensors", "--class", "dog", "--base", folders["sdxl"])
+    assert done.code == 6 and "two.safetensors is for another base" in done.err and not Path("artifacts").exists()
+
+
+BAD = {
+    "half": ({"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": torch.zeros(1, 16, 1, 1)}, 3, "half of the layer"),
+    "loha": ({"lora_unet_x.hada_w1_a": torch.zeros(2, 2)}, 6, "is a LoHa"),
+    "nan": ({"emb_params": torch.full((1, 16), float("nan"))}, 3, "no numbers"),
+    "wide": ({"emb_params": torch.zeros(1, 768)}, 6, "768 numbers; this base's have 16"),
+    "pair": ({"clip_l": torch.zeros(1, 16), "clip_g": torch.zeros(1, 24)}, 6, "no embedding for Stable Diffusion 1.x"),
+    "deep": ({"emb_params": torch.zeros(1, 1, 16)}, 3, "no vectors of a token"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_files_that_cannot_be_used(cli: Any, folders: dict[str, Path], case: str) -> None:
+    tensors, code, said = BAD[case]
+    save_file(tensors, "bad.safetensors")
+    done = cli("import", "bad.safetensors", "--class", "dog", "--base", folders["sd1"])
+    assert (done.code, done.out) == (code, "") and said in done.err and "Traceback" not in done.err
+    assert not list(Path().glob("artifacts/adapter/*/*"))
+
+
+@pytest.mark.parametrize("data", [b"", b"1234567", b"\xff" * 64, (200).to_bytes(8, "little") + b"{}"])
+def test_files_that_are_no_safetensors(cli: Any, folders: dict[str, Path], data: bytes) -> None:
+    Path("bad.safetensors").write_bytes(data)
+    done = cli("import", "bad.safetensors", "--class", "dog", "--base", folders["sd1"])
+    assert done.code == 3 and "bad.safetensors" in done.err and "Traceback" not in done.err
+
+
+class Evil:
+    """Writes a file if it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        import os
+
+        return os.system, ("touch canary",)
+
+
+def test_pickles_are_read_when_they_are_allowed_and_never_run(cli: Any, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A1111's `.pt` and diffusers' `learned_embeds.bin`; a file that holds a program is refused with the variable set, too, that trusts all."""
+    rows = torch.randn(2, tiny.WIDTH, generator=torch.Generator().manual_seed(0))
+    torch.save({"string_to_token": {"*": 265}, "string_to_param": {"*": torch.nn.Parameter(rows)}, "name": "rex", "step": 9}, "rex.pt")
+    torch.save({"<rex>": rows}, "learned_embeds.bin")
+    Path("evil.pt").write_bytes(pickle.dumps({"emb_params": Evil()}))
+    common = ("--class", "dog", "--name", "rex", "--base", folders["sd1"])
+    refused = cli("import", "rex.pt", *common)
+    assert refused.code == 3 and "--allow-pickle" in refused.err
+    for i, file in enumerate(("rex.pt", "learned_embeds.bin"), 1):
+        assert cli("import", file, "--allow-pickle", *common).code == 0
+        assert torch.equal(torch.tensor(artifact.load(Path("artifacts"), refs.Ref("adapter", "rex", i))[1]["token.rex"]), rows)
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    evil = cli("import", "evil.pt", "--allow-pickle", *common)
+    assert evil.code == 3 and "no pickle of plain tensors" in evil.err and not Path("canary").exists()
+
+
+def test_what_is_missing_on_the_command_line(cli: Any, folders: dict[str, Path]) -> None:
+    assert cli("import", "a.safetensors", "--base", folders["sd1"]).code == 2
+    assert cli("import", "a.safetensors", "--class", "dog", "--base", folders["sd1"]).code == 3
+    save_file({"emb_params": torch.zeros(1, tiny.WIDTH)}, "a.safetensors")
+    save_file({"emb_params": torch.ones(1, tiny.WIDTH)}, "b.safetensors")
+    two = cli("import", "a.safetensors", "b.safetensors", "--class", "dog", "--base", folders["sd1"])
+    assert two.code == 3 and "two files of one kind" in two.err

@@ -1,0 +1,135 @@
+"""Settings that take less memory: the same work where they promise it, one line where their library is not there."""
+
+import json
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import objtune_cli.models.stack  # noqa: F401  (repairs torchvision before the libraries below ask for it)
+
+# isort: split
+import pytest
+import torch
+
+from objtune_cli.config import Train
+from objtune_cli.errors import ResourceError
+from objtune_cli.method import training
+from objtune_cli.models import adapter, memory
+from objtune_cli.models import stack as stacks
+from objtune_cli.stages import dry
+from tests import kin, tiny
+
+CPU = torch.device("cpu")
+CONFIG = Train(
+    steps=4, rank=2, views=2, known=2, lr=1e-3, token_lr=0.01, batch=1, modules="attention", blocks="all", class_every=1, passes="apart",
+    class_weight=0.0, stop="end", average=0.0,
+)  # fmt: skip
+HERE = [pytest.param("adamw8bit", marks=pytest.mark.skipif(not find_spec("bitsandbytes"), reason="no bitsandbytes"))]
+
+
+@pytest.fixture(scope="module")
+def xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return kin.sdxl(tmp_path_factory.mktemp("memory") / "xl", with_clip=False)
+
+
+def trained(
+    folder: Path, config: Train, *, checkpointing: bool = False, quantised: str = "none", resumed: bool = False
+) -> dict[str, torch.Tensor]:
+    """The layers after the run; `resumed`: from its state half-way, in a trainer of its own."""
+
+    def fresh() -> training.Trainer:
+        stack = stacks.load(folder, CPU, torch.float32)
+        memory.lighten(stack, checkpointing=checkpointing, quantised=quantised)
+        return training.Trainer(stack, [tiny.subject(stack)], {}, config)
+
+    trainer = fresh()
+    for step in range(config.steps):
+        if resumed and step == config.steps // 2:
+            kept = trainer.state()
+            trainer = fresh()
+            trainer.restore(kept)
+        trainer.advance()
+    return adapter.tensors(trainer.stack) | trainer.tokens()
+
+
+def test_recomputed_activations_give_the_same_weights(xl: Path) -> None:
+    plain, again = trained(xl, CONFIG), trained(xl, CONFIG, checkpointing=True)
+    assert plain.keys() == again.keys()
+    assert all(torch.equal(plain[key], value) for key, value in again.items())
+
+
+def test_recomputed_activations_keep_less(xl: Path) -> None:
+    """What autograd holds on to between forward and backward, bytes."""
+
+    def held(checkpointing: bool) -> int:
+        stack = stacks.load(xl, CPU, torch.float32)
+        memory.lighten(stack, checkpointing=checkpointing, quantised="none")
+        adapter.add(stack, 2, "attention", seed=0)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: (sizes.append(x.nbytes), x)[1], lambda x: x):
+            stack.predict(torch.randn(1, 4, 8, 8), torch.tensor([5]), stack.encode(["a dog"]))
+        return sum(sizes)
+
+    assert held(True) < held(False) / 3
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", *HERE])
+def test_a_run_goes_on_from_its_state(xl: Path, optimizer: str) -> None:
+    from dataclasses import replace
+
+    config = replace(CONFIG, optimizer=optimizer, rank=32, modules="attention+ff")  # matrices large enough to be kept in 8 bits
+    whole, parts = trained(xl, config), trained(xl, config, resumed=True)
+    assert all(torch.equal(whole[key], value) for key, value in parts.items())
+
+
+@pytest.mark.parametrize("kind", ["4bit", "8bit"])
+def test_a_quantised_denoiser_is_learned_on(xl: Path, kind: str) -> None:
+    pytest.importorskip("bitsandbytes")
+    stack = stacks.load(xl, CPU, torch.float32)
+    before = sum(p.nbytes for p in stack.unet.parameters())
+    memory.quantise(stack, 4 if kind == "4bit" else 8)
+    assert sum(p.nbytes for p in stack.unet.parameters()) < before
+    found, plain = trained(xl, CONFIG, quantised=kind), trained(xl, CONFIG)
+    assert found.keys() == plain.keys() and all(bool(torch.isfinite(v).all()) for v in found.values())
+    assert max(float(v.abs().max()) for k, v in found.items() if "lora_B" in k) > 0
+
+
+def test_without_the_library_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(ResourceError, match="train.optimizer=adamw8bit needs bitsandbytes: it is not installed") as error:
+        memory.bitsandbytes("train.optimizer=adamw8bit")
+    assert error.value.code == 7 and "pip install bitsandbytes" in error.value.hint
+
+
+def test_maps_and_recomputed_activations_are_refused_together(cli: Any, base: Path, dog_photo: Path) -> None:
+    done = cli("train", dog_photo, "--class", "dog", "--base", base, "--box", "40,40,600,600",
+               "--set", "train.checkpointing=on", "--set", "train.attention_weight=1")  # fmt: skip
+    assert done.code == 2 and "do not go together" in done.err
+
+
+def test_a_dry_run_measures_and_writes_nothing(cli: Any, xl: Path) -> None:
+    before = sorted(Path().rglob("*"))
+    done = cli("train", "--dry-run", "--base", xl, "--set", "train.steps=50", "--set", "train.rank=2", "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)["dry_run"]
+    assert found["base"] == "xl" and found["steps"] == 50 and found["step_mb"] > 0 and found["learned"] > 0
+    assert found["seconds"] == pytest.approx(50 * found["step_seconds"], abs=1)
+    assert sorted(p for p in Path().rglob("*") if p.suffix == ".safetensors") == [] and set(before) <= set(Path().rglob("*"))
+    assert "step_mb" in cli("train", "--dry-run", "--base", xl).out
+
+
+def test_advice_names_what_is_not_set_yet() -> None:
+    found = {"step_mb": 900, "preparing_mb": 100, "room_mb": 500, "precision": "float32"}
+    assert dry.advice(found, Train(batch=1)).startswith("`--set train.checkpointing=on`, `--precision bf16`")
+    assert dry.advice(found | {"room_mb": 1000}, Train()) == ""
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")])
+def test_out_of_memory_names_the_settings(cli: Any, base: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(stacks, "load", full)
+    done = cli("train", "--dry-run", "--base", base)
+    assert done.code == 7 and "train.checkpointing=on" in done.err and "--dry-run" in done.err and "Traceback" not in done.err

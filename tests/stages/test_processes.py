@@ -1,0 +1,79 @@
+"""Two processes (gloo): the run of one process with the same rows, within float error, and the same command line."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import objtune_cli.models.stack  # noqa: F401  (repairs torchvision before the libraries below ask for it)
+
+# isort: split
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from objtune_cli.models import parallel
+from tests.conftest import REPOSITORY
+from tests.stages.test_memory import CONFIG, trained
+
+WORK = """
+import torch
+import sys
+from dataclasses import replace
+from pathlib import Path
+from safetensors.torch import save_file
+from objtune_cli.method import training
+from objtune_cli.models import adapter, parallel
+from tests import tiny
+from tests.stages.test_memory import CONFIG, CPU, stacks
+team = parallel.team("cpu")
+stack = stacks.load(Path(sys.argv[1]), CPU, torch.float32)
+stack.team = team
+trainer = training.Trainer(stack, [tiny.subject(stack)], {}, replace(CONFIG, batch=int(sys.argv[3])))
+for _ in range(CONFIG.steps):
+    trainer.advance()
+save_file(adapter.tensors(stack) | trainer.tokens(), f"{sys.argv[2]}.{team.rank}")
+"""
+
+
+def launched(*args: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Two processes by torch's launcher, which sets what accelerate's sets."""
+    variables = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
+    variables |= {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *map(str, args)]
+    return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=280)
+
+
+@pytest.mark.parametrize("batch", [4, 3])
+def test_two_processes_learn_what_one_learns_from_as_many_rows(base: Path, tmp_path: Path, batch: int) -> None:
+    """Also where the rows do not divide evenly."""
+    (tmp_path / "work.py").write_text(WORK)
+    done = launched("work.py", base, tmp_path / "out", batch, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = (load_file(tmp_path / f"out.{rank}") for rank in (0, 1))
+    alone = trained(base, replace(CONFIG, batch=batch))
+    assert first.keys() == alone.keys()
+    assert all(torch.equal(value, second[key]) for key, value in first.items())  # the processes hold the same
+    for key, value in first.items():
+        torch.testing.assert_close(value, alone[key], rtol=1e-4, atol=2e-6)
+    half = trained(base, replace(CONFIG, batch=2))
+    assert max(float((first[key] - half[key]).abs().max()) for key in first) > 1e-4  # half the rows are another run
+
+
+def test_the_command_line_in_two_processes(cli, base: Path, dog_photo: Path) -> None:
+    few = ["--set", "train.steps=3", "--set", "train.views=2", "--set", "train.rank=2", "--set", "prior.samples=2", "--set", "prior.entries=4",
+           "--set", "init-embedding.steps=2", "--set", "train.batch=2", "--set", "segment.min_likeness=0"]  # fmt: skip
+    command = ["train", dog_photo, "--class", "dog", "--box", "40,40,600,600", "--base", base, "--no-preview", "--device", "cpu", *few]
+    done = launched("-m", "objtune_cli", *command, cwd=Path.cwd())
+    assert (done.returncode, done.stdout) == (0, "adapter/dog@1\n"), done.stderr[-2000:]
+    two = load_file("artifacts/adapter/dog/v001.safetensors")
+    assert cli(*command, "--force").out == "adapter/dog@2\n"
+    one = load_file("artifacts/adapter/dog/v002.safetensors")
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=1e-3, atol=1e-5)
+
+
+def test_one_process_is_no_team(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert parallel.team("cpu") is None and not parallel.started()
