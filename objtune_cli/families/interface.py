@@ -43,22 +43,22 @@ class Family:
         """Whether a folder is of this family: the pipeline class in `model_index.json`, the first text encoder's config."""
         raise NotImplementedError
 
-    def open_words(self, folder: Path, **local: Any) -> list[tuple[Any, Any]]:
+    def open_words(self, folder: Path) -> list[tuple[Any, Any]]:
         """Tokenizer and text encoder, each pair of the family."""
         from transformers import CLIPTextModel, CLIPTokenizer
 
         return [
             (
-                CLIPTokenizer.from_pretrained(folder / "tokenizer", **local),
-                CLIPTextModel.from_pretrained(folder / "text_encoder", use_safetensors=True, **local),
+                CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
+                CLIPTextModel.from_pretrained(folder / "text_encoder", use_safetensors=True, local_files_only=True),
             )
         ]
 
-    def open_denoiser(self, folder: Path, **given: Any) -> Any:
+    def open_denoiser(self, folder: Path) -> Any:
         """The network that is trained."""
         from diffusers import UNet2DConditionModel
 
-        return UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True, **given)
+        return UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True, local_files_only=True)
 
     def picture_dtype(self, dtype: Any) -> Any:
         """The number format of the autoencoder where the denoiser has `dtype`."""

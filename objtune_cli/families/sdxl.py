@@ -41,12 +41,12 @@ class _SDXL(Family):
 
         return torch.float32 if dtype == torch.float16 else dtype
 
-    def open_words(self, folder: Path, **local: Any) -> list[tuple[Any, Any]]:
+    def open_words(self, folder: Path) -> list[tuple[Any, Any]]:
         """The first encoder as in 1.x; the second has a projection."""
         from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-        second = CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2", use_safetensors=True, **local)
-        return [*super().open_words(folder, **local), (CLIPTokenizer.from_pretrained(folder / "tokenizer_2", **local), second)]
+        second = CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2", use_safetensors=True, local_files_only=True)
+        return [*super().open_words(folder), (CLIPTokenizer.from_pretrained(folder / "tokenizer_2", local_files_only=True), second)]
 
     def encode(self, stack: Any, texts: list[str]) -> "Tensor":
         """Both encoders' states before their last layer side by side, and bigG's projected state at the end of the text.

@@ -210,12 +210,12 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype, weights: Path |
     said = {"prediction_type": prediction} if prediction else {}
     family = _family(folder)
     try:
-        (tokenizer, text_encoder), *more = single.open_words(family, weights, folder) if weights else family.open_words(folder, **local)
+        (tokenizer, text_encoder), *more = single.open_words(family, weights, folder) if weights else family.open_words(folder)
         tokenizer_2, text_encoder_2 = more[0] if more else (None, None)
         stack = Stack(
             tokenizer=tokenizer,
             text_encoder=text_encoder,
-            unet=single.open_part(UNet2DConditionModel, "unet", weights, folder) if weights else family.open_denoiser(folder, **local),
+            unet=single.open_part(UNet2DConditionModel, "unet", weights, folder) if weights else family.open_denoiser(folder),
             autoencoder=_autoencoder(folder, device, family.picture_dtype(dtype), weights),
             # Latents are not pictures: configs that say nothing must not clip them.
             scheduler=DDIMScheduler.from_pretrained(folder / "scheduler", clip_sample=False, **local, **said),
