@@ -131,6 +131,9 @@ class Train:
     class_term: Literal["prediction", "noise"] = _setting(
         "prediction", "What class samples are held to: the frozen base's prediction, or their noise as in DreamBooth."
     )
+    joint_attention: float = _setting(
+        0.05, "Weight of that term where several objects of one photo are learned together, if it has none of its own.", 0, before=0.0
+    )
     attention_weight: float = _setting(0.0, "Each token's cross-attention is held to its object (Break-A-Scene).", 0)
     timesteps: Literal["focused", "uniform"] = _setting(
         "focused", "Which noise levels: more of those where an object's identity is lost, or any."

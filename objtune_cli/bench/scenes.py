@@ -30,7 +30,7 @@ from objtune_cli.toybox.evaluator import reading
 from objtune_cli.toybox.evaluator.network import Evaluator
 from objtune_cli.toybox.world import Dial
 
-FORMAT = 1
+FORMAT = 2
 KINDS = {"two": (0, 1), "three": (0, 1, 2), "same": (0, 3)}
 """Kinds of scenes to the members of a group of four: three classes, and another object of the first one's class."""
 JOINT = {"joint": OURS["objtune"], **{f"joint-{name}": BASELINES[name] for name in ("dreambooth-lora", "custom-diffusion", "break-a-scene")}}

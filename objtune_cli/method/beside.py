@@ -34,7 +34,8 @@ def advance(trainers: Sequence[Trainer]) -> dict[Trainer, GateError]:
     for parts in zip(*(t.passes(s, w) for t, s, w in zip(trainers, seen, words, strict=True)), strict=True):
         z_t, levels, condition = (torch.cat(column) for column in zip(*(p.given for p in parts), strict=True))
         each = len(z_t) // len(parts)
-        with _acting(trainers, each), trainers[0].watched(len(z_t)) as looked:
+        watching = max(trainers, key=lambda t: t.config.attention_weight)  # records for all, if any has that term
+        with _acting(trainers, each), watching.watched(len(z_t)) as looked:
             pred = trainers[0].stack.predict(z_t, levels, condition).float()
         found = [p.terms(own, _part(looked, i, each, len(seen[i].rows))) for i, (p, own) in enumerate(zip(parts, pred.split(each), strict=True))]
         loss = torch.stack([t.weighed(f) for t, f in zip(trainers, found, strict=True)]).sum()

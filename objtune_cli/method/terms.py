@@ -204,7 +204,7 @@ class Terms:
         if seen.teacher is not None:
             asked = len(seen.teacher)
             terms["background"] = losses.masked_mse(pred[:asked], seen.teacher, 1 - mask[:asked]).mean()
-        if looked is not None:
+        if looked is not None and config.attention_weight:
             terms["attention"] = self._attention(looked, seen.prompt, seen.views, seen.rows)
         return terms
 

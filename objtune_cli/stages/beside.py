@@ -27,14 +27,14 @@ def run(ctx: Context, photos: list[list[Ref]], config: Train, embedding: Embed, 
         UsageError: Two photos would give an object the same name. GateError: one or more diverged; the others are published.
         Stopped: A signal came; the state is saved.
     """
-    config = train.checked(ctx, config)
+    configs = [train.checked(ctx, config, len(sources)) for sources in photos]
     if ctx.team():
         raise UsageError("several photos are learned side by side in one process", "give each photo a command of its own under several processes")
-    works = [train.described(ctx, sources, config, embedding, prior) for sources in photos]
+    works = [train.described(ctx, sources, own, embedding, prior) for sources, own in zip(photos, configs, strict=True)]
     names = [name for work in works for name in work.record.objects]
     if len(set(names)) < len(names):
         raise UsageError("two photos would give an object the same name", "tell them apart with `--name`")
-    stack = train.opened(ctx, config)
+    stack = train.opened(ctx, configs[0])
     keys = [train.run_key(work, stack) for work in works]
     state = _state(ctx, "beside/" + "/".join(keys))
     done: dict[int, Done] = {i: d for i, work in enumerate(works) if (d := ctx.reuse(work.record))}
@@ -43,10 +43,10 @@ def run(ctx: Context, photos: list[list[Ref]], config: Train, embedding: Embed, 
             for key in keys:  # one at work on any of them alone is in our way
                 held.enter_context(_state(ctx, key).locked())
             held.enter_context(state.locked())
-            done |= _Company(ctx, stack, works, config, state).run()
+            done |= _Company(ctx, stack, works, configs, state).run()
             state.discard()
     left = [i for i in range(len(works)) if i not in done]
-    done |= {i: train.alone(ctx, works[i], config) for i in left}
+    done |= {i: train.alone(ctx, works[i], configs[i]) for i in left}
     return [train.shown(ctx, done[i], work, preview=preview) for i, work in enumerate(works)]
 
 
@@ -66,7 +66,7 @@ class _Member:
 class _Company:
     """Those of the works that are not made yet, in step."""
 
-    def __init__(self, ctx: Context, stack: "Stack", works: list[Work], config: Train, state: RunState) -> None:
+    def __init__(self, ctx: Context, stack: "Stack", works: list[Work], configs: list[Train], state: RunState) -> None:
         import torch
 
         from objtune_cli.method.training import Trainer
@@ -78,11 +78,11 @@ class _Company:
         subjects = {i: train.subjects_of(ctx, works[i]) for i in asked}
         ctx.report.note(f"drawing placements of {len(asked)} photos' objects")
         everyone = [s for i in asked for s in subjects[i]]
-        self.judge: Judge | None = train.judge_of(ctx, stack, everyone) if config.scores == "shown" and everyone else None
+        self.judge: Judge | None = train.judge_of(ctx, stack, everyone) if configs[0].scores == "shown" and everyone else None
         self.members = []
         for i in asked:
             ctx.check_stopped()
-            self.members.append(_Member(i, works[i], Trainer(stack, subjects[i], train.priors_of(ctx, works[i]), config, f"beside{i}")))
+            self.members.append(_Member(i, works[i], Trainer(stack, subjects[i], train.priors_of(ctx, works[i]), configs[i], f"beside{i}")))
         for m in self.members if kept else []:  # after all are built: what the frozen base says is asked with no other's weights
             m.trainer.restore({k.partition(".")[2]: v for k, v in kept.items() if int(k.partition(".")[0]) == m.number})
         if kept:

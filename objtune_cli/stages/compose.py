@@ -63,11 +63,12 @@ def _draw(ctx: Context, record: Record, found: list[objects.Named], laid: Layout
         if any(key.startswith("text_encoder") for key in weights[o.name]):
             ctx.report.note(f"<{o.name}> has layers of the text encoder; they would act on the whole scene and are left out")
     words = objects.add_words(stack, found, weights)
-    text = words.expand(prompt)
+    told = layout.spoken(prompt) if how.context == "class" else prompt
+    text = words.expand(told)
     objects.check_length(ctx, stack, text)
     ids = stack.token_ids([text])
     placed = [composition.Placed(name, weights[name], laid.boxes[name], words.positions(ids, name)[0]) for name in laid.order]
-    conditions = {text: words.in_context(prompt, {o.name: o.record.objects[o.name] for o in found})} if how.context == "class" else {}
+    conditions = {text: words.in_context(told, {o.name: o.record.objects[o.name] for o in found})} if how.context == "class" else {}
     high, wide = (round(stack.size * side / stack.unit) * stack.unit for side in (laid.high, laid.wide))
     size = (high, wide)
     guidance = max(config.guidance, 1.001)  # the regions need the half of the batch without prompt

@@ -39,6 +39,11 @@ RELATIONS = {
 }  # fmt: skip
 """Words between two objects to how the first one stands to the second; any others: side by side."""
 _BETWEEN = re.compile(rf"\b({'|'.join(sorted(RELATIONS, key=len, reverse=True))})\s+(?:(?:the|an?|my|your|his|her|its|their)\s+)?(?:[a-z]+\s+)?$")
+_PLACED = re.compile(
+    r"(<[a-z0-9][a-z0-9._-]*(?:@[0-9]+)?>)\s+(?:(?:is|stands|sits|lies)\s+)?(?:to the\s+)?(?:next to|beside|by|left of|right of|above|below|over|under|beneath)\s+(?=(?:the\s+|an?\s+)?<)",
+    re.I,
+)
+"""Two objects and a word between them that says no more than where they stand."""
 _SIDE = re.compile(rf"\s*(?:,\s*)?(?:on|in|at|to)\s+the\s+({'|'.join(SIDES)})\b(?!\s+of)")
 _NAME = re.compile(r"<([a-z0-9][a-z0-9._-]*)(?:@[0-9]+)?>")
 
@@ -119,6 +124,14 @@ def check(found: Mapping[str, Box], mentioned: Sequence[str]) -> None:
         if box in owner:
             raise UsageError(f"{owner[box]} and {name} have the same place", "give each object a place of its own; they may overlap")
         owner[box] = name
+
+
+def spoken(prompt: str) -> str:
+    """What the base is told of a scene: objects that stand beside or above each other are joined by "and", for their places are drawn, not said.
+
+    A small base knows few such words, and one that it does not know lets it draw one thing where two are meant.
+    """
+    return _PLACED.sub(r"\1 and ", prompt)
 
 
 @dataclass(slots=True)

@@ -59,7 +59,7 @@ def test_train_generate_compose_export(cli, kin_bases, dog_photo, name):
 
     shown = cli("generate", "a photo of <rex>")
     assert (shown.code, shown.out.split()) == (0, ["artifacts/scene/rex/v001/001.png"])
-    both = cli("compose", "<rex> and <cup>", "--place", "rex=left", "--place", "cup=right", "--set", "compose.own=0.6", "--retries", 0)
+    both = cli("compose", "<rex> and <cup>", "--place", "rex=left", "--place", "cup=right", "--retries", 0)
     assert both.code == 0 and Path("artifacts/scene/rex-cup/v001/001.png").is_file(), both.err
     for form in ("diffusers", "kohya", "embedding"):
         assert cli("export", "rex", "--format", form, "--out", f"out-{form}").code == 0

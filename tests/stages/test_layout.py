@@ -159,3 +159,18 @@ def test_the_picture_shows_every_place_in_its_colour() -> None:
     x = round(0.9 * 255)
     assert tuple(picture[y, x]) == (0x2A, 0x6F, 0xDB)
     assert tuple(picture[y, round(0.5 * 255)]) == (0xD6, 0x28, 0x28)  # rex is in front of cup's tint
+
+
+@pytest.mark.parametrize(
+    ("prompt", "told"),
+    [
+        ("a photo of <dog> next to <cup> on the beach", "a photo of <dog> and <cup> on the beach"),
+        ("<dog> is to the left of the <cup@2>", "<dog> and the <cup@2>"),
+        ("<a> above <b>, <c> beside a <d>", "<a> and <b>, <c> and a <d>"),
+        ("<dog> in front of <cup>", "<dog> in front of <cup>"),
+        ("<dog> wearing <hat> next to a tree", "<dog> wearing <hat> next to a tree"),
+        ("a cat next to <dog>", "a cat next to <dog>"),
+    ],
+)
+def test_places_are_drawn_and_not_said(prompt: str, told: str) -> None:
+    assert layout.spoken(prompt) == told

@@ -69,14 +69,14 @@ def test_train_says_how_good_it_is_in_numbers_and_words(objtune, dog_photo, monk
     assert artifact.read_record(Path("artifacts"), refs.Ref("adapter", "dog", 1)).metrics == found
 
     monkeypatch.setattr(Judge, "scores", lambda *_: {"identity": 0.1, "prompt": 0.2, "copy": 0.9})
-    monkeypatch.setattr(Judge, "drift", lambda _: 0.5)
+    monkeypatch.setattr(Judge, "drift", lambda *_: 0.5)
     bad = objtune("train", dog_photo, "--class", "dog", *FAST, "--no-preview", "--force").err
     assert all(
         word in bad
         for word in ("copy the photo", "class itself came to look like the object", "not well learned", "scenes are not followed")
     )
     monkeypatch.setattr(Judge, "scores", lambda *_: {"identity": 0.9, "prompt": 1.0, "copy": 0.0})
-    monkeypatch.setattr(Judge, "drift", lambda _: 0.0)
+    monkeypatch.setattr(Judge, "drift", lambda *_: 0.0)
     good = objtune("train", dog_photo, "--class", "dog", *FAST, "--no-preview", "--force").err
     assert "identity 0.90" in good and "--set" not in good
 

@@ -157,3 +157,15 @@ def test_scores_and_sheets_of_each(cli, photos):
     document = json.loads(done.out)
     assert done.code == 0 and len(document["images"]) == 2 and all(Path(p).is_file() for p in document["images"])
     assert all({"identity", "drift", "copy", "prompt", "object"} <= set(m) for m in document["metrics"].values())
+
+
+def test_each_further_object_of_a_photo_has_half_the_steps_more():
+    from objtune_cli.config import Train
+    from objtune_cli.stages.train import suited
+
+    own = {"steps": 350}
+    assert [suited(Train(), own, n).steps for n in (1, 2, 3)] == [350, 525, 700]
+    assert [suited(Train(steps=40), own, n).steps for n in (1, 3)] == [40, 40]
+    assert [suited(Train(), own, n).attention_weight for n in (1, 2)] == [0.0, Train().joint_attention]
+    assert suited(Train(attention_weight=0.01), own, 2).attention_weight == 0.01
+    assert suited(Train(joint_attention=0.0), own, 2).attention_weight == 0.0
