@@ -44,7 +44,7 @@ def apart(folder: Path) -> None:
     asked = ("a photo of <tom> on the beach", "a photo of <mini> in the snow", "a photo of <tea> in the desert")
     paths = objtune(folder, "generate", *asked, "-n", "1") + objtune(folder, "compose", "a photo of <tom> left of <mini> in the snow", "-n", "1")
     shown = [Image.open(p).convert("RGB").resize((192, 192), Image.Resampling.LANCZOS) for p in (EXAMPLES / "three.jpg", *(folder / p for p in paths))]
-    Image.fromarray(grid(np.stack([np.asarray(s) for s in shown]), 5)).quantize(128).save(EXAMPLES / "three.png")
+    Image.fromarray(grid(np.stack([np.asarray(s) for s in shown]), 5)).save(EXAMPLES / "three.png")
 
 
 def main() -> None:
