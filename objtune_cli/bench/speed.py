@@ -77,14 +77,13 @@ def run(ctx: Context, rounds: int, sizes: tuple[str, ...] = SIZES) -> list[dict[
 def objects(ctx: Context, rounds: int) -> list[dict[str, Any]]:
     """Rows of one, two and three objects of one photo, learned together, and of their ratio to one.
 
-    Measures: `prepare_s`, before the first step; `step_s`; `run_s`, both for the most steps that suit the base, which are
-    the same for any number of objects.
+    Measures: `prepare_s`, before the first step; `step_s`; `run_s`, both for the most steps that suit the base and that many objects.
     """
     tasks = {_counted(n): replace(_task(ctx, "base", "objtune"), objects=n) for n in JOINT}
     found = _side_by_side(ctx, "speed of several objects", tasks, rounds)
-    steps = train.suited(Train(), ctx.base.training).steps
+    most = {_counted(n): train.suited(Train(), ctx.base.training, n).steps for n in JOINT}
     costs = {
-        name: [{"prepare_s": r["prepare_s"], "step_s": r["step_s"], "run_s": r["prepare_s"] + steps * r["step_s"]} for r in results]
+        name: [{"prepare_s": r["prepare_s"], "step_s": r["step_s"], "run_s": r["prepare_s"] + most[name] * r["step_s"]} for r in results]
         for name, results in found.items()
     }
     rows = [row for name, values in costs.items() for row in measures.rows(name, values)]
