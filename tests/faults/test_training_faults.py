@@ -107,17 +107,21 @@ def forget_step():
         self.step = self.step - 1 if self.step > 1 else self.step
     Trainer.restore = changed
 
+def die_after_four():
+    """Killed once the state of the fourth step is on the disk: never before there is one, never after the end."""
+    save, saved = stage.RunState.save, []
+    def changed(self, state):
+        save(self, state)
+        saved.append(True)
+        if len(saved) == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+    stage.RunState.save = changed
+
 noticed = {}
 for change in (forget_optimizer, forget_step):
     folder = project(change.__name__)
     shutil.copytree(whole / "artifacts", folder / "artifacts", ignore=shutil.ignore_patterns("adapter"))
-    state = folder / ".objtune/state"
-    pid = begin(folder)
-    while not list(state.glob("*.safetensors")):
-        time.sleep(0.001)
-    time.sleep(alone / 8)
-    os.kill(pid, signal.SIGKILL)
-    assert end(pid) == -signal.SIGKILL
+    assert end(begin(folder, die_after_four)) == -signal.SIGKILL
     assert end(begin(folder, change)) == 0
     noticed[change.__name__] = result(folder) != wanted
 print(json.dumps({"killed": killed, "runs": runs, "differ": differ, "alone": alone, "taken": taken, "noticed": noticed}))
