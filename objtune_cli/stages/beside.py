@@ -12,6 +12,7 @@ from objtune_cli.stages import train
 from objtune_cli.stages.context import Context, Done
 from objtune_cli.stages.train import SAVE_EVERY, Work
 from objtune_cli.store.refs import Ref
+from objtune_cli.store.room import SLACK, Room
 from objtune_cli.store.state import RunState
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ def run(ctx: Context, photos: list[list[Ref]], config: Train, embedding: Embed, 
             for key in keys:  # one at work on any of them alone is in our way
                 held.enter_context(_state(ctx, key).locked())
             held.enter_context(state.locked())
-            done |= _Company(ctx, stack, works, configs, state).run()
+            room = held.enter_context(Room(ctx.project))
+            done |= _Company(ctx, stack, works, configs, state, room).run()
             state.discard()
     left = [i for i in range(len(works)) if i not in done]
     done |= {i: train.alone(ctx, works[i], configs[i]) for i in left}
@@ -66,12 +68,12 @@ class _Member:
 class _Company:
     """Those of the works that are not made yet, in step."""
 
-    def __init__(self, ctx: Context, stack: "Stack", works: list[Work], configs: list[Train], state: RunState) -> None:
+    def __init__(self, ctx: Context, stack: "Stack", works: list[Work], configs: list[Train], state: RunState, room: Room) -> None:
         import torch
 
         from objtune_cli.method.training import Trainer
 
-        self.ctx, self.state, self.saved = ctx, state, time.monotonic()
+        self.ctx, self.state, self.room, self.saved = ctx, state, room, time.monotonic()
         kept = {k: torch.from_numpy(v) for k, v in (state.load() or {}).items()}
         begun = {int(key.partition(".")[0]) for key in kept}
         asked = [i for i, work in enumerate(works) if (i in begun if begun else not ctx.reuse(work.record))]
@@ -87,6 +89,7 @@ class _Company:
             m.trainer.restore({k.partition(".")[2]: v for k, v in kept.items() if int(k.partition(".")[0]) == m.number})
         if kept:
             ctx.report.note(f"goes on at step {max(m.trainer.step for m in self.members)}")
+        room.hold(self._most() * (1 if kept else 2))
 
     def run(self) -> dict[int, Done]:
         """Steps of all until each has come to its own end; what ends is published at once.
@@ -136,6 +139,10 @@ class _Company:
         """Publish one."""
         self.members.remove(m)
         m.trainer.settle()
+        with self.room.lent(self._most()):
+            self._publish(m, done, failed)
+
+    def _publish(self, m: _Member, done: dict[int, Done], failed: list[tuple[_Member, GateError]]) -> None:
         self.ctx.report.note(f"{m.work.record.name} has learned")
         try:
             cut_off = self.ctx.reuse(m.work.record)  # just after it was published
@@ -145,5 +152,10 @@ class _Company:
 
     def _save(self) -> None:
         """All states in one file: a later process finds them at one step."""
-        self.state.save({f"{m.number}.{key}": value for m in self.members for key, value in m.trainer.state().items()})
+        with self.room.lent(self._most()):
+            self.state.save({f"{m.number}.{key}": value for m in self.members for key, value in m.trainer.state().items()})
         self.saved = time.monotonic()
+
+    def _most(self) -> int:
+        """Bytes of the states of those at work, all in one file; an adapter is a third of its own."""
+        return sum(m.trainer.size() for m in self.members) + SLACK

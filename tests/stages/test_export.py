@@ -77,7 +77,17 @@ def _rows(count: int, seed: int = 3) -> torch.Tensor:
     return torch.randn(count, tiny.WIDTH, generator=torch.Generator().manual_seed(seed))
 
 
+def _settled(network: torch.nn.Module) -> torch.nn.Module:
+    """Every weight in memory of its own: kernels round by how a tensor lies in memory, and one read from a mapped file lies anyhow."""
+    for module in network.modules():
+        for name, value in module._parameters.items():
+            if value is not None:
+                module._parameters[name] = torch.nn.Parameter(torch.empty(value.shape, dtype=value.dtype).copy_(value.detach()), requires_grad=False)
+    return network
+
+
 def _predict(unet: torch.nn.Module) -> torch.Tensor:
+    _settled(unet)
     g = torch.Generator().manual_seed(0)
     z, condition = torch.randn(2, 4, 8, 8, generator=g), torch.randn(2, 77, tiny.WIDTH, generator=g)
     with torch.no_grad():
@@ -108,7 +118,7 @@ def test_diffusers_reads_it_as_we_do(tiny_base: Path, tmp_path: Path, form: str,
         pipe.load_lora_weights(file.parent, weight_name=file.name)
     assert [text for text in warned if not text.startswith(NO_TEXT_LORA)] == []
     shown = _predict(pipe.unet)
-    assert float((shown - expected).abs().max()) <= 1e-6
+    assert torch.equal(shown, expected)
     assert float((shown - base).abs().max()) > 0.01
 
 

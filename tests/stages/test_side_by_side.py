@@ -1,6 +1,7 @@
 """Several photos in one `train`: an artifact each, as from a command of its own; one end each; stopped and gone on with."""
 
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -130,6 +131,32 @@ def test_one_that_ends_early_is_there_while_the_others_go_on(train, at_step, mon
     resumed = train()
     assert resumed.code == 0 and "goes on at step 3" in resumed.err
     assert {name: Path(f"artifacts/adapter/{name}/v001.safetensors").read_bytes() for name in NAMES} == unbroken
+
+
+def test_room_for_all_states_is_held_from_before_the_first_step(train, at_step, monkeypatch, project):
+    """Twice all states at first, for one is written beside the other; less as they end; nothing at the end."""
+    from objtune_cli.method.training import Trainer
+
+    total, held, published = Trainer.total.fget, [], []
+    monkeypatch.setattr(Trainer, "total", property(lambda self: 3 if "cup" in self.learned else total(self)))
+
+    def look(_):
+        held.append(sum(p.stat().st_size for p in (project / ".objtune/tmp").iterdir()))
+        published.append(len(list(Path("artifacts/adapter").glob("*/v*.safetensors"))))
+
+    at_step(5, lambda _: signal.raise_signal(signal.SIGTERM))
+    whole = beside.advance
+    monkeypatch.setattr(beside, "advance", lambda trainers: (look(trainers), whole(trainers))[1])
+    handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    stopped = train()
+    signal.signal(signal.SIGTERM, handler)
+    assert stopped.code == 143 and published == [0, 0, 0, 1, 1], stopped.err
+    two = next(Path(".objtune/state").glob("*.safetensors")).stat().st_size
+    assert held[0] > 2 * 1.4 * two and held[0] == held[2] > held[3] > two
+    assert list((project / ".objtune/tmp").iterdir()) == []
+    monkeypatch.setattr(os, "posix_fallocate", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    full = train("--force")
+    assert full.code == 7 and "error: no space for what this will write below" in full.err and len(held) == 5
 
 
 def test_one_that_diverges_stops_no_other(train, at_step):
