@@ -1,6 +1,7 @@
 """A zero-shot detector of transformers (OWLv2, Grounding DINO): words to boxes. Opens what is on this machine, and nothing else."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,8 +38,9 @@ class Detector:
 
         quiet()
         try:
-            network: Any = AutoModelForZeroShotObjectDetection.from_pretrained(model, local_files_only=True)
-            processor: Any = AutoProcessor.from_pretrained(model, local_files_only=True)
+            folder = _folder(model)
+            network: Any = AutoModelForZeroShotObjectDetection.from_pretrained(folder, local_files_only=True)
+            processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # each kind of missing or other model has its own
             raise ResourceError(
                 f"the detector {model} cannot be opened: {str(error).splitlines()[0]}",
@@ -64,3 +66,12 @@ class Detector:
             if box[2] - box[0] >= 2 and box[3] - box[1] >= 2:
                 found.append(Detected(box, str(item["label"]), float(item["score"])))
         return sorted(found, key=lambda d: -d.score)
+
+
+def _folder(model: str) -> str:
+    """Where a hub id lies in the cache: told an id, transformers asks the hub for an adapter's config even where it may open local files only."""
+    if Path(model).is_dir():
+        return model
+    from huggingface_hub import snapshot_download
+
+    return snapshot_download(model, local_files_only=True)

@@ -29,6 +29,9 @@ class Fetched:
     bytes: int = 0
     reused: bool = True
 
+PATIENCE = 20.0
+"""Seconds for the hub's first answer."""
+
 
 def run(name: str, report: Report, stopped: Callable[[], int]) -> Fetched:
     """Bring what a base needs, safetensors and configs of one commit, unless it is there.
@@ -50,10 +53,11 @@ def run(name: str, report: Report, stopped: Callable[[], int]) -> Fetched:
 
 
 def _brought(name: str, repository: str, revision: str, report: Report, stopped: Callable[[], int]) -> Fetched:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
 
     wanted: dict[str, Any] = {"revision": revision, "allow_patterns": list(bases.FILES), "ignore_patterns": list(bases.SKIPPED)}
     with _explained(repository), _quiet():
+        HfApi().model_info(repository, revision=revision, timeout=PATIENCE)  # says at once that nobody is there; what follows would try for half a minute
         listed = snapshot_download(repository, dry_run=True, tqdm_class=_bars(report, stopped, 0), **wanted)
         missing = [each for each in listed if each.will_download]
         size = sum(each.file_size for each in missing)
