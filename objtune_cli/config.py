@@ -219,6 +219,9 @@ class Compose:
     attention: Literal["open", "bounded"] = _setting(
         "open", "Whether the regions of different objects see each other in self-attention.", before="open"
     )
+    detail: float = _setting(
+        0.55, "Share of the steps in which each object, its place enlarged, is drawn again by its own adapter alone; 0: it is not.", 0, 1, before=0.0
+    )
     check: Literal["shown", "none"] = _setting("shown", "Whether every object is looked for in its place.", identifies=False)
     strict: int = _setting(0, "1: a scene in which an object is missing or mixed for every seed is refused.", 0, 1, identifies=False)
 

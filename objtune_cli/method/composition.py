@@ -8,8 +8,9 @@ LoRA outputs of FreeFuse (arXiv:2510.23515); soft regions for both are ours.
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,6 +40,17 @@ class Placed:
     tokens: Tensor
 
 
+def shares(boxes: Sequence[Box], size: tuple[int, int], edge: float = EDGE) -> Tensor:
+    """How much of each pixel belongs to each of the boxes, (N, h, w); from the back to the front: what lies behind another has the rest."""
+    rest = torch.ones(size)
+    found = []
+    for box in reversed(boxes):
+        mask = region(box, size, edge=max(edge, 1 / size[0]))
+        found.append(mask * rest)
+        rest = rest * (1 - mask)
+    return torch.stack(found[::-1])
+
+
 class Regions:
     """Soft region masks of all objects at any resolution, computed once per size."""
 
@@ -49,13 +61,7 @@ class Regions:
     def at(self, height: int, width: int) -> Tensor:
         """(N, h, w); where regions overlap, later objects are in front."""
         if (height, width) not in self.cache:
-            own = [region(p.box, (height, width), edge=max(self.edge, 1 / height)) for p in self.placed]
-            rest = torch.ones(height, width)
-            shares = []
-            for mask in reversed(own):
-                shares.append(mask * rest)
-                rest = rest * (1 - mask)
-            self.cache[height, width] = torch.stack(shares[::-1])
+            self.cache[height, width] = shares([p.box for p in self.placed], (height, width), self.edge)
         return self.cache[height, width]
 
     def flat(self, length: int) -> Tensor:
@@ -154,17 +160,13 @@ def regional(stack: Stack, placed: list[Placed], edge: float = EDGE, *, aspect: 
     The batch must be half without prompt, half with it, as guidance makes it.
     """
     regions = Regions(placed, aspect, edge)
-    modules = dict(stack.unet.named_modules())
-    names = sorted({key.removeprefix(PREFIX).rsplit(".lora_", 1)[0] for p in placed for key in p.weights if key.startswith(PREFIX)})
-    missing = [name for name in names if name not in modules]
-    if missing:
-        raise IncompatibleError(f"an adapter was trained on another base: no layer {missing[0]} here", "use the base it names")
+    layers = _layers(stack, [p.weights for p in placed])
     processors = dict(stack.unet.attn_processors)
     handles = []
     try:
-        for name in names:
-            pairs = [_pair(stack, p, name) for p in placed]
-            handles.append(modules[name].register_forward_hook(_hook(name, pairs, regions)))
+        for name, layer in layers.items():
+            pairs = [_pair(stack, p.weights, name) for p in placed]
+            handles.append(layer.register_forward_hook(_hook(name, pairs, regions)))
         across, within = RegionalAttention(regions), BoundedAttention(regions)
         own = {k: across if ".attn2." in k else within if bounded and ".attn1." in k else v for k, v in processors.items()}
         stack.unet.set_attn_processor(own)
@@ -175,8 +177,41 @@ def regional(stack: Stack, placed: list[Placed], edge: float = EDGE, *, aspect: 
         stack.unet.set_attn_processor(processors)
 
 
-def _pair(stack: Stack, placed: Placed, name: str) -> tuple[Tensor, Tensor] | None:
-    down, up = (placed.weights.get(f"{PREFIX}{name}.lora_{side}.weight") for side in "AB")
+@contextlib.contextmanager
+def alone(stack: Stack, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside, one object's LoRA acts on all of the picture, as where it was trained; afterwards the denoiser is as before.
+
+    Raises:
+        IncompatibleError: The LoRA was made for layers that this base does not have.
+    """
+    handles = []
+    try:
+        for name, layer in _layers(stack, [weights]).items():
+            pair = _pair(stack, weights, name)
+            if pair is not None:
+                handles.append(layer.register_forward_hook(partial(_everywhere, pair)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _everywhere(pair: tuple[Tensor, Tensor], module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+    return out + _delta(args[0], *pair, module)
+
+
+def _layers(stack: Stack, adapters: Sequence[Mapping[str, Tensor]]) -> dict[str, nn.Module]:
+    """The denoiser's layers that LoRAs act on, by name."""
+    modules = dict(stack.unet.named_modules())
+    names = sorted({key.removeprefix(PREFIX).rsplit(".lora_", 1)[0] for weights in adapters for key in weights if key.startswith(PREFIX)})
+    missing = [name for name in names if name not in modules]
+    if missing:
+        raise IncompatibleError(f"an adapter was trained on another base: no layer {missing[0]} here", "use the base it names")
+    return {name: modules[name] for name in names}
+
+
+def _pair(stack: Stack, weights: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor] | None:
+    down, up = (weights.get(f"{PREFIX}{name}.lora_{side}.weight") for side in "AB")
     if down is None or up is None:
         return None
     return down.to(stack.device, stack.dtype), up.to(stack.device, stack.dtype)

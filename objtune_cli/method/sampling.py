@@ -1,5 +1,6 @@
 """Prompts to latents through diffusers' own pipeline."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -40,11 +41,8 @@ def sample(
     pipe = stack.pipeline(scheduler)
     height, width = (side or stack.size for side in size)
     shape = (stack.unet.config.in_channels, height // stack.factor, width // stack.factor)
-    noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds])
-    prompts = [prompt] * len(seeds) if isinstance(prompt, str) else list(prompt)
-    encoded = {text: conditions[text] if text in conditions else stack.encode([text]) for text in dict.fromkeys(prompts)}
-    condition = torch.cat([encoded[text] for text in prompts])
-    against = stack.encode([negative]).expand(len(seeds), -1, -1)
+    noise = _noise(seeds, shape)
+    condition, against = _told(stack, [prompt] * len(seeds) if isinstance(prompt, str) else list(prompt), negative, conditions)
 
     free = 0  # steps before guidance
     if below < 1:
@@ -70,6 +68,86 @@ def sample(
         callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"],
     )
     return out.images.float().cpu()
+
+
+@torch.no_grad()
+def again(
+    stack: Stack,
+    latents: Tensor,
+    prompt: str,
+    negative: str,
+    seeds: list[int],
+    strength: float,
+    steps: int,
+    guidance: float,
+    scheduler: str = "base",
+    on_step: Callable[[int, int], None] = lambda done, total: None,
+) -> Tensor:
+    """Pictures made noisy up to a middle level, and drawn again from there (SDEdit, arXiv:2108.01073).
+
+    Args:
+        latents: Scaled, (N, C, h, w), one a seed. strength: share of the `steps` that are taken, in (0, 1]; one at least.
+
+    Returns:
+        Scaled latents, float32, on the CPU.
+    """
+    pipe = stack.pipeline(scheduler)
+    sampler = pipe.scheduler = copy.deepcopy(pipe.scheduler)
+    start = min(round(steps * (1 - strength)), steps - 1)
+    taken = steps - start
+    _from_step(sampler, start)
+    noisy = sampler.add_noise(latents, _noise(seeds, latents.shape[1:]), _first(sampler, steps).expand(len(seeds)))
+    condition, against = _told(stack, [prompt] * len(seeds), negative, {})
+    def report(pipe: Any, index: int, _t: object, values: dict) -> dict:
+        on_step(index + 1, taken)
+        return values
+
+    out = pipe(
+        **stack.family.prompts(stack, condition, against),
+        latents=(noisy / float(sampler.init_noise_sigma)).to(stack.device, stack.dtype),  # which the pipeline multiplies by
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        height=latents.shape[-2] * stack.factor,
+        width=latents.shape[-1] * stack.factor,
+        output_type="latent",
+        callback_on_step_end=report,
+    )
+    return out.images.float().cpu()
+
+
+def _from_step(sampler: Any, start: int) -> None:
+    """Make a sampler begin later: the loops of diffusers' pipelines read its times once, after they set them; its own steps count from the whole."""
+    set_timesteps, step = sampler.set_timesteps, sampler.step
+
+    def shortened(*args: Any, **named: Any) -> None:
+        set_timesteps(*args, **named)
+        sampler.every = sampler.timesteps
+        sampler.timesteps = sampler.timesteps[start * sampler.order :]
+        if hasattr(sampler, "set_begin_index"):
+            sampler.set_begin_index(start * sampler.order)
+
+    def counted(*args: Any, **named: Any) -> Any:
+        sampler.timesteps = sampler.every
+        return step(*args, **named)
+
+    sampler.set_timesteps, sampler.step = shortened, counted
+
+
+def _first(sampler: Any, steps: int) -> Tensor:
+    """The noise level at which it begins, (1,)."""
+    sampler.set_timesteps(steps)
+    return sampler.timesteps[:1]
+
+
+def _noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """A picture's noise depends on its own seed alone: (N, C, h, w)."""
+    return torch.stack([torch.randn(tuple(shape), generator=torch.Generator().manual_seed(s)) for s in seeds])
+
+
+def _told(stack: Stack, prompts: Sequence[str], negative: str, conditions: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """What the denoiser is told for each picture, and what guidance goes away from, (N, L, d) each."""
+    encoded = {text: conditions[text] if text in conditions else stack.encode([text]) for text in dict.fromkeys(prompts)}
+    return torch.cat([encoded[text] for text in prompts]), stack.encode([negative]).expand(len(prompts), -1, -1)
 
 
 def to_uint8(pictures: Tensor) -> "Tensor":

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from objtune_cli.models.stack import Stack
 
+    Drawn = tuple[list[dict[str, torch.Tensor]], torch.Tensor]
+    """What each picture is made of, and the pictures, (N, 3, H, W) in [-1, 1]."""
+
 
 def run(ctx: Context, prompt: str, places: dict[str, Box], config: Generate, how: Compose, out: Path | None = None) -> list[Done]:
     """Draw the prompt with each of its objects in its place.
@@ -54,7 +57,9 @@ def run(ctx: Context, prompt: str, places: dict[str, Box], config: Generate, how
 
 
 def _draw(ctx: Context, record: Record, found: list[objects.Named], laid: Layout, config: Generate, how: Compose, prompt: str) -> Done:
-    from objtune_cli.method import composition
+    import torch
+
+    from objtune_cli.method import composition, detail
     from objtune_cli.method.sampling import sample
 
     stack = ctx.stack()
@@ -69,27 +74,33 @@ def _draw(ctx: Context, record: Record, found: list[objects.Named], laid: Layout
     ids = stack.token_ids([text])
     placed = [composition.Placed(name, weights[name], laid.boxes[name], words.positions(ids, name)[0]) for name in laid.order]
     conditions = {text: words.in_context(told, {o.name: o.record.objects[o.name] for o in found})} if how.context == "class" else {}
+    closer = [detail.Object(name, weights[name], laid.boxes[name], words.expand(layout.alone(told, name))) for name in laid.order]
     high, wide = (round(stack.size * side / stack.unit) * stack.unit for side in (laid.high, laid.wide))
     size = (high, wide)
     guidance = max(config.guidance, 1.001)  # the regions need the half of the batch without prompt
 
-    def draw(seeds: list[int], on_step: Callable[[int, int], None]) -> "torch.Tensor":
+    def draw(seeds: list[int], on_step: Callable[[int, int], None]) -> "Drawn":
         with composition.regional(stack, placed, how.edge, aspect=wide / high, bounded=how.attention == "bounded"):
-            return sample(stack, text, config.negative, seeds, config.steps, guidance, config.scheduler, on_step, size=size, conditions=conditions)
+            latents = sample(stack, text, config.negative, seeds, config.steps, guidance, config.scheduler, on_step, size=size, conditions=conditions)
+        if not how.detail:
+            return [{"latents": z} for z in latents], stack.to_picture(latents).cpu()
+        again = detail.Sampling(how.detail, config.steps, guidance, config.scheduler, config.negative)
+        steps = {name: ctx.progress(f"closer look at {name}") for name in laid.order}
+        close, pictures = detail.looked(stack, latents, closer, seeds, again, lambda name, done, total: steps[name](done, total))
+        return [{"latents": z} | {f"{generate.CLOSE}{name}": each[i] for name, each in close.items()} for i, z in enumerate(latents)], pictures
 
-    latents, metrics = _kept(ctx, stack, found, laid, config, how, draw)
+    looks, metrics = _kept(ctx, stack, found, laid, config, how, draw)
     presence.judge(ctx, metrics, how)  # a scene that is refused is not published
-    done = generate.keep(ctx, stack, replace(record, metrics=metrics, tools=tools()), latents, config, prompt)
+    tensors = {name: torch.stack([look.tensors[name] for look in looks]) for name in looks[0].tensors}
+    done = generate.keep(ctx, stack, replace(record, metrics=metrics, tools=tools()), tensors, config, prompt)
     keep_picture(ctx.root, done.ref, "layout.png", pictures.png(layout.drawn(laid, size)))
     return done
 
 
 def _kept(
-    ctx: Context, stack: "Stack", found: list[objects.Named], laid: Layout, config: Generate, how: Compose, draw: Callable[..., "torch.Tensor"]
-) -> "tuple[torch.Tensor, dict[str, object]]":
-    """The latents of each picture's best seed, and what was found in them: all in the first round, then those that are wrong again."""
-    import torch
-
+    ctx: Context, stack: "Stack", found: list[objects.Named], laid: Layout, config: Generate, how: Compose, draw: "Callable[..., Drawn]"
+) -> tuple[list[presence.Look], dict[str, object]]:
+    """Each picture's best seed, and what was found in them: all in the first round, then those that are wrong again."""
     check = presence.opened(ctx, stack, found) if how.check == "shown" else None
     best: dict[int, presence.Look] = {}
     waiting = list(range(config.n))
@@ -99,11 +110,11 @@ def _kept(
             part = waiting[start : start + generate.BATCH]
             step, rounds, before = ctx.progress(label), -(-len(waiting) // generate.BATCH), start // generate.BATCH
             seeds = [config.seed + i + attempt * config.n for i in part]
-            latents = draw(seeds, lambda done, total, b=before, r=rounds, s=step: s(b * total + done, r * total))
-            for i, look in zip(part, presence.looks(check, stack, latents, seeds, [laid.boxes[o.name] for o in found]), strict=True):
+            made, shown = draw(seeds, lambda done, total, b=before, r=rounds, s=step: s(b * total + done, r * total))
+            for i, look in zip(part, presence.looks(check, made, shown, seeds, [laid.boxes[o.name] for o in found]), strict=True):
                 best[i] = max(best.get(i, look), look, key=lambda seen: seen.margin)
         waiting = [i for i in range(config.n) if best[i].wrong]
         if not waiting:
             break
     chosen = [best[i] for i in range(config.n)]
-    return torch.stack([look.latents for look in chosen]), presence.metrics(check, chosen)
+    return chosen, presence.metrics(check, chosen)

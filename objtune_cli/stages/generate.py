@@ -74,8 +74,8 @@ def reuse(ctx: Context, record: Record, config: Generate, prompt: str) -> Done |
         return done
     import torch
 
-    latents = torch.from_numpy(artifact.load(ctx.root, done.ref)[1]["latents"].copy())
-    done.images = write_pictures(ctx, ctx.stack(), done.ref, replace(record, metrics=done.metrics), latents, config, prompt)
+    tensors = {name: torch.from_numpy(array.copy()) for name, array in artifact.load(ctx.root, done.ref)[1].items()}
+    done.images = write_pictures(ctx, ctx.stack(), done.ref, replace(record, metrics=done.metrics), tensors, config, prompt)
     return done
 
 
@@ -109,7 +109,7 @@ def _draw(ctx: Context, stack: "Stack", words: Any, prompt: str, record: Record,
     parts = []
     for seeds, on_step in batches(config, step):
         parts.append(sample(stack, text, config.negative, seeds, config.steps, config.guidance, config.scheduler, on_step, config.guidance_below))
-    return keep(ctx, stack, replace(record, tools=tools()), torch.cat(parts), config, prompt)
+    return keep(ctx, stack, replace(record, tools=tools()), {"latents": torch.cat(parts)}, config, prompt)
 
 
 def batches(config: Generate, step: Callable[..., None]) -> Iterator[tuple[list[int], Callable[[int, int], None]]]:
@@ -124,22 +124,26 @@ def batches(config: Generate, step: Callable[..., None]) -> Iterator[tuple[list[
         yield seeds, on_step
 
 
-def keep(ctx: Context, stack: "Stack", record: Record, latents: "torch.Tensor", config: Generate, prompt: str) -> Done:
-    """Publish a scene: latents in the artifact, PNGs beside it."""
-    ref = artifact.publish(ctx.root, record, {"latents": latents})
-    images = write_pictures(ctx, stack, ref, record, latents, config, prompt)
+def keep(ctx: Context, stack: "Stack", record: Record, tensors: dict[str, "torch.Tensor"], config: Generate, prompt: str) -> Done:
+    """Publish a scene: what its pictures are made of in the artifact, PNGs beside it."""
+    ref = artifact.publish(ctx.root, record, tensors)
+    images = write_pictures(ctx, stack, ref, record, tensors, config, prompt)
     return Done(ref, False, images, dict(record.metrics))
 
 
 def write_pictures(
-    ctx: Context, stack: "Stack", ref: Ref, record: Record, latents: "torch.Tensor", config: Generate, prompt: str
+    ctx: Context, stack: "Stack", ref: Ref, record: Record, tensors: dict[str, "torch.Tensor"], config: Generate, prompt: str
 ) -> list[Path]:
-    """Decode latents to PNGs that say how they were made, in the form other tools read; `seeds` in the metrics: those that were kept."""
+    """Decode a scene to PNGs that say how they were made, in the form other tools read; `seeds` in the metrics: those that were kept."""
+    from objtune_cli.method import detail
     from objtune_cli.method.sampling import to_uint8
 
+    latents, close = tensors["latents"], {name.removeprefix(CLOSE): each for name, each in tensors.items() if name.startswith(CLOSE)}
+    places = record.config["places"] if close else {}
+    boxes = {name: tuple(places[name]) for name in record.config.get("order", places) if close}
     images = []
     seeds = record.metrics.get("seeds", range(config.seed, config.seed + len(latents)))
-    for i, picture in enumerate(to_uint8(stack.to_picture(latents)).numpy()):
+    for i, picture in enumerate(to_uint8(detail.scenes(stack, latents, close, boxes)).numpy()):
         said = parameters(prompt, config, int(seeds[i]), (picture.shape[1], picture.shape[0]), ctx.base.id)
         about = canonical({"scene": str(ref), "inputs": record.inputs, "seed": seeds[i]})
         data = pictures.png(picture, {"parameters": said, "objtune": about})
@@ -147,6 +151,8 @@ def write_pictures(
     return images
 
 
+CLOSE = "close."
+"""Before an object's name: its own pictures in a scene, as latents."""
 SAMPLERS = {"base": "DDIM", "ddim": "DDIM", "euler": "Euler", "dpm++": "DPM++ 2M"}
 """What A1111 calls them; bases are drawn with DDIM unless another one is named."""
 

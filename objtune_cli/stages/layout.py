@@ -45,6 +45,10 @@ _PLACED = re.compile(
 )
 """Two objects and a word between them that says no more than where they stand."""
 _SIDE = re.compile(rf"\s*(?:,\s*)?(?:on|in|at|to)\s+the\s+({'|'.join(SIDES)})\b(?!\s+of)")
+_JOINT = re.compile(
+    rf"(?:[\s,;]|\b(?:and|with|plus|next to|beside|by|near|to the|the|an?|is|stands|sits|lies|{'|'.join(sorted(RELATIONS, key=len, reverse=True))})\b)*$", re.I
+)
+"""Words that lead from one object to the next, at the end of what stands between them."""
 _NAME = re.compile(r"<([a-z0-9][a-z0-9._-]*)(?:@[0-9]+)?>")
 
 
@@ -132,6 +136,16 @@ def spoken(prompt: str) -> str:
     A small base knows few such words, and one that it does not know lets it draw one thing where two are meant.
     """
     return _PLACED.sub(r"\1 and ", prompt)
+
+
+def alone(prompt: str, name: str) -> str:
+    """What the base is told of one object of a scene: the prompt without the others and what leads to them, `a photo of <rex> in a hat on the beach`."""
+    found = list(_NAME.finditer(prompt))
+    own = next(i for i, match in enumerate(found) if match[1] == name)
+    said = prompt[: found[0].start()] + found[own][0]
+    if own + 1 < len(found):
+        said += _JOINT.sub("", prompt[found[own].end() : found[own + 1].start()])
+    return _SIDE.sub("", said + prompt[found[-1].end() :])
 
 
 @dataclass(slots=True)

@@ -26,11 +26,11 @@ class Look:
     """One picture of a scene.
 
     Attributes:
-        latents: (C, h, w). matrix: rows: places, columns: objects; empty where nobody looked.
+        tensors: What the picture is made of: `latents` (C, h, w), and each object's own. matrix: rows: places, columns: objects; empty where nobody looked.
         wrong: Numbers of the objects that are missing or mixed. margin: above 0 none is; the larger the surer.
     """
 
-    latents: "torch.Tensor"
+    tensors: Mapping[str, "torch.Tensor"]
     seed: int
     matrix: list[list[float]] = field(default_factory=list)
     wrong: list[int] = field(default_factory=list)
@@ -89,16 +89,16 @@ def _plain(ctx: Context, stack: "Stack", item: objects.Named) -> "torch.Tensor |
     return None
 
 
-def looks(check: "Check | None", stack: "Stack", latents: "torch.Tensor", seeds: list[int], boxes: list[Box]) -> list[Look]:
-    """Each picture and what stands in its places."""
+def looks(check: "Check | None", parts: list[dict[str, "torch.Tensor"]], pictures: "torch.Tensor", seeds: list[int], boxes: list[Box]) -> list[Look]:
+    """Each picture and what stands in its places; `parts`: what each picture is made of."""
     if check is None:
-        return [Look(z, seed) for z, seed in zip(latents, seeds, strict=True)]
+        return [Look(part, seed) for part, seed in zip(parts, seeds, strict=True)]
     from objtune_cli.method.presence import margin, wrong
 
-    matrices = check.matrices(stack.to_picture(latents).cpu(), boxes)
+    matrices = check.matrices(pictures, boxes)
     return [
-        Look(z, seed, [[round(float(v), 4) for v in row] for row in matrix], wrong(matrix), round(margin(matrix), 4))
-        for z, seed, matrix in zip(latents, seeds, matrices, strict=True)
+        Look(part, seed, [[round(float(v), 4) for v in row] for row in matrix], wrong(matrix), round(margin(matrix), 4))
+        for part, seed, matrix in zip(parts, seeds, matrices, strict=True)
     ]
 
 

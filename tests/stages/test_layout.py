@@ -174,3 +174,28 @@ def test_the_picture_shows_every_place_in_its_colour() -> None:
 )
 def test_places_are_drawn_and_not_said(prompt: str, told: str) -> None:
     assert layout.spoken(prompt) == told
+
+
+@pytest.mark.parametrize(
+    ("prompt", "first", "second"),
+    [
+        ("a photo of <rex> and <cup> on the beach", "a photo of <rex> on the beach", "a photo of <cup> on the beach"),
+        ("<rex> next to the <cup@2>, oil on canvas", "<rex>, oil on canvas", "<cup@2>, oil on canvas"),
+        ("<rex> wearing <cup> in the snow", "<rex> in the snow", "<cup> in the snow"),
+        ("<rex> wearing a red hat in front of a <cup>", "<rex> wearing a red hat", "<cup>"),
+        ("<rex> on the left, <cup> on the right, at night", "<rex>, at night", "<cup>, at night"),
+        ("a drawing of <rex> with a ball and <cup> with a straw", "a drawing of <rex> with a ball with a straw", "a drawing of <cup> with a straw"),
+    ],
+)
+def test_what_is_said_of_one_object_alone(prompt: str, first: str, second: str) -> None:
+    """What follows the last object is of the scene, or cannot be told from it."""
+    assert (layout.alone(prompt, "rex"), layout.alone(prompt, "cup")) == (first, second)
+
+
+def test_of_three_objects_each_is_said_alone() -> None:
+    prompt = "a photo of <a> on top of <b> with wheels and <c> in the desert"
+    assert [layout.alone(prompt, name) for name in "abc"] == [
+        "a photo of <a> in the desert",
+        "a photo of <b> with wheels in the desert",
+        "a photo of <c> in the desert",
+    ]

@@ -1,0 +1,110 @@
+"""A closer look at the objects of a scene: what is cut out and laid back, what the noise is, whose adapter draws."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionImg2ImgPipeline
+
+from objtune_cli.method import composition, detail
+from objtune_cli.method.detail import ROOM, Object, Sampling
+from objtune_cli.method.presence import framed
+from objtune_cli.method.sampling import again, sample
+from objtune_cli.models import adapter
+from objtune_cli.models import stack as stacks
+from objtune_cli.models.stack import Stack
+
+PROMPT = "a photo of a dog"
+LEFT, RIGHT = (0.02, 0.25, 0.5, 0.95), (0.5, 0.25, 0.98, 0.95)
+
+
+def smooth(height: int, width: int, seed: int = 0) -> torch.Tensor:
+    """Pictures (2, 3, H, W) in [-1, 1] without a sharp edge."""
+    coarse = torch.rand((2, 3, 4, 4), generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    return torch.nn.functional.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=True).clamp(-1, 1)
+
+
+def lora(tiny_base: Path, seed: int = 0) -> dict[str, torch.Tensor]:
+    other = stacks.load(tiny_base, torch.device("cpu"), torch.float32)
+    adapter.add(other, 2, "all", seed=0)
+    g = torch.Generator().manual_seed(seed)
+    return {k: torch.randn(v.shape, generator=g) * 0.3 for k, v in adapter.tensors(other).items()}
+
+
+@pytest.mark.parametrize("size", [(64, 64), (64, 96), (48, 40)])
+@pytest.mark.parametrize("box", [LEFT, (0.3, 0.1, 0.55, 0.9), (0.0, 0.0, 1.0, 1.0)])
+def test_what_is_cut_out_and_laid_back_is_where_it_was(size: tuple[int, int], box: tuple[float, ...]) -> None:
+    pictures = smooth(*size)
+    view = framed((pictures + 1) / 2, box, 128, ROOM) * 2 - 1
+    share = composition.shares([box], size)[0]
+    back = detail.laid(pictures, view, box, share)
+    assert float((back - pictures).abs().max()) < 0.06
+    marked = detail.laid(pictures, torch.ones_like(view), box, share)
+    assert torch.equal(marked[..., share == 0], pictures[..., share == 0]) and torch.allclose(marked[..., share == 1], torch.ones(()))
+
+
+def test_of_two_that_overlap_the_front_one_is_whole() -> None:
+    boxes = [(0.1, 0.1, 0.7, 0.9), (0.4, 0.2, 0.9, 0.8)]
+    own = composition.shares(boxes, (50, 50))
+    shown = torch.zeros(1, 3, 50, 50)
+    for value, box, share in zip((-1.0, 1.0), boxes, own, strict=True):
+        shown = detail.laid(shown, torch.full((1, 3, 20, 20), value), box, share)
+    assert float(shown[0, 0, 25, 27]) == 1 and float(shown[0, 0, 25, 8]) == -1 and float(shown[0, 0, 2, 2]) == 0
+
+
+@pytest.mark.parametrize("scheduler", ["base", "ddim", "euler", "dpm++"])
+@pytest.mark.parametrize(("strength", "taken"), [(0.5, 4), (0.01, 1), (1.0, 8)])
+def test_steps_from_the_middle_are_those_of_diffusers(stack: Stack, scheduler: str, strength: float, taken: int) -> None:
+    start = sample(stack, PROMPT, "", [1, 2], 3, 1.0)
+    counted: list[tuple[int, int]] = []
+    ours = again(stack, start, PROMPT, "a cat", [5, 6], strength, 8, 3.0, scheduler, lambda done, total: counted.append((done, total)))
+    assert counted == [(i + 1, taken) for i in range(taken)] and ours.isfinite().all()
+    plain = stack.pipeline(scheduler)
+    parts = {"text_encoder": None, "tokenizer": None, "safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    pipe = StableDiffusionImg2ImgPipeline(vae=stack.vae, unet=stack.unet, scheduler=plain.scheduler, **parts)
+    pipe.set_progress_bar_config(disable=True)
+    theirs = pipe(
+        image=start, strength=max(strength, 1 / 8), num_inference_steps=8, guidance_scale=3.0, output_type="latent",
+        generator=[torch.Generator().manual_seed(s) for s in (5, 6)],
+        prompt_embeds=stack.encode([PROMPT] * 2), negative_prompt_embeds=stack.encode(["a cat"] * 2),
+    ).images  # fmt: skip
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_little_noise_changes_little_and_wears_nothing_out(stack: Stack) -> None:
+    start = sample(stack, PROMPT, "", [1], 4, 1.0)
+    moved = [float((again(stack, start, PROMPT, "", [3], strength, 20, 1.0) - start).abs().mean()) for strength in (0.05, 0.5, 1.0)]
+    assert moved[0] < 0.3 * moved[1] < 0.3 * moved[2] * 1.5
+    assert torch.equal(sample(stack, PROMPT, "", [1], 4, 1.0), start)
+
+
+def test_alone_the_adapter_acts_as_pefts_own(stack: Stack, tiny_base: Path) -> None:
+    weights = lora(tiny_base)
+    z, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([700, 20])
+    told = stack.encode([PROMPT, "a cat on the beach"])
+    with torch.no_grad():
+        before = stack.predict(z, t, told)
+        with composition.alone(stack, weights):
+            ours = stack.predict(z, t, told)
+        assert torch.equal(stack.predict(z, t, told), before)
+        adapter.load(stack, weights)
+        theirs = stack.predict(z, t, told)
+    assert float((ours - before).abs().max()) > 1e-2
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_scenes_are_made_again_of_what_was_kept(stack: Stack, tiny_base: Path) -> None:
+    """In a wide picture; each object by its own adapter and prompt; the order is from the back to the front."""
+    latents = sample(stack, "a dog and a cat", "", [1, 2], 3, 2.0, size=(64, 96))
+    objects = [Object("a", lora(tiny_base, 1), LEFT, PROMPT), Object("b", {}, (0.4, 0.3, 0.8, 0.9), "a cat")]
+    told: list[tuple[str, int, int]] = []
+    close, shown = detail.looked(stack, latents, objects, [7, 8], Sampling(0.5, 4, 2.0), lambda *step: told.append(step))
+    assert told == [("a", 1, 2), ("a", 2, 2), ("b", 1, 2), ("b", 2, 2)]
+    assert {name: z.shape for name, z in close.items()} == {name: (2, 4, 8, 8) for name in "ab"}
+    assert torch.equal(detail.scenes(stack, latents, close, {o.name: o.box for o in objects}), shown)
+    plain = stack.to_picture(latents)
+    free = composition.shares([o.box for o in objects], (64, 96)).sum(0) == 0
+    assert torch.equal(shown[..., free], plain[..., free]) and float((shown - plain).abs().max()) > 0.05
+    one, _ = detail.looked(stack, latents[:1], objects, [7], Sampling(0.5, 4, 2.0), lambda *_: None)
+    torch.testing.assert_close(one["a"][0], close["a"][0], rtol=0, atol=1e-3)
+    assert torch.equal(detail.scenes(stack, latents, {}, {}), plain.cpu())
