@@ -30,11 +30,11 @@ from objtune_cli.toybox.evaluator import reading
 from objtune_cli.toybox.evaluator.network import Evaluator
 from objtune_cli.toybox.world import Dial
 
-FORMAT = 2
+FORMAT = 3
 KINDS = {"two": (0, 1), "three": (0, 1, 2), "same": (0, 3)}
 """Kinds of scenes to the members of a group of four: three classes, and another object of the first one's class."""
 JOINT = {"joint": OURS["objtune"], **{f"joint-{name}": BASELINES[name] for name in ("dreambooth-lora", "custom-diffusion", "break-a-scene")}}
-"""Learned from one photo of all: by ours, and by others' settings, each object under a token of its own and its class held by its own pictures."""
+"""Learned from one photo of all: by ours, drawn by compose as any objects are; and by others' settings, drawn from the prompt, each object under a token of its own and its class held by its own pictures."""
 METHODS = ("truth", "alone", "composed", "once", "sum", *JOINT)
 """Drawn by the world; each object in a picture of its own; compose; compose without another seed; LoRAs added; learned from one photo of all."""
 ASKED = ("truth", "alone", "composed", "once", "sum", "joint", "joint-dreambooth-lora", "joint-custom-diffusion")
@@ -165,7 +165,7 @@ def _measure(bench: Running, group: Group, method: str) -> tuple[dict[str, float
     if method in JOINT:
         ctx = bench.inside(f"{method}-{group.name}")
         ref, cost = _together(bench, ctx, group, JOINT[method])
-        values, shown = bench.scored(group, _plain(ctx, group, ref))
+        values, shown = _composed(bench, ctx, group, Compose()) if method == "joint" else bench.scored(group, _plain(ctx, group, ref))
         return values | ({"seconds": cost} if cost else {}), shown
     ctx, cost = bench.inside("apart"), 0.0
     for member in group.members:

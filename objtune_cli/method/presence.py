@@ -18,8 +18,8 @@ ROOM = 0.15
 """Room around an object in the pictures it is known by, fraction of its longer side: as much as a place leaves."""
 MIDDLE = (0.15, 0.2, 0.85, 0.9)
 """Where the class's own pictures have their object."""
-PRESENT = 0.25
-"""Least likeness of a place to its own object: a quarter of the way from the class's ordinary pictures to the photo's object."""
+PRESENT = 0.1
+"""Least likeness of a place to its own object: a tenth of the way from the class's ordinary pictures to the photo's object."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,7 +120,10 @@ def test_joint_trainings_take_their_methods_settings(context: Callable[..., Cont
         return {"refs": [{"ref": f"adapter/{name}@1", "reused": False} for name in names]}, 3.0, 0.0
 
     monkeypatch.setattr(scenes.trial, "_measured", measured)
-    monkeypatch.setattr(scenes, "_plain", lambda ctx, group, ref: np.zeros((2, 128, 128, 3), np.uint8))
+    ways: list[str] = []
+    shown = np.zeros((2, 128, 128, 3), np.uint8)
+    monkeypatch.setattr(scenes, "_plain", lambda *_: (ways.append("prompt"), shown)[1])
+    monkeypatch.setattr(scenes, "_composed", lambda bench, _, group, how: (ways.append("compose"), bench.scored(group, shown))[1])
     bench = scenes.Running(context(), project / "out", Bench(), MEDIUM, judge)
     group = scenes.groups(MEDIUM, 1, 0, 1)[1]
     for method, own in scenes.JOINT.items():
@@ -134,4 +137,5 @@ def test_joint_trainings_take_their_methods_settings(context: Callable[..., Cont
         assert {f"train.{k}={v}" for k, v in own.train.items()} | {f"prior.{k}={v}" for k, v in own.prior.items()} <= settings
         assert "train.scores=none" in settings and said[0].count("--class") == said[0].count("--mask") == 3
         assert (project / "out" / f"{method}-{group.name}" / "given").is_dir()
+    assert ways == ["compose"] + ["prompt"] * 3
     assert len({scenes._key(bench, group, method) for method in scenes.JOINT}) == len(scenes.JOINT)
