@@ -41,7 +41,7 @@ def identifying(section: Any) -> dict[str, Any]:
 class Common:
     """What every command that runs a model takes."""
 
-    base: str = _setting("toybox", "Base model: toybox, sd15, sd21, sdxl, a diffusers folder, a .safetensors checkpoint, or a hub id.")
+    base: str = _setting("toybox", "Base model: toybox, sd15, sd21, sdxl, sd3, sd35, a diffusers folder, a .safetensors checkpoint, or a hub id.")
     device: str = _setting("auto", "auto, cpu, cuda, cuda:N or mps.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _setting(
         "auto", "Number format of the frozen base; auto: bf16 on GPUs that have it, and for training on processors that have it."
