@@ -185,6 +185,31 @@ class Family:
         """Down and up of the denoiser's layers under the names of kohya's files, dots included."""
         return {self.kohya_layer(name): pair for name, pair in layers.items()}
 
+    def snippet(self, base: str, name: str, class_word: str) -> list[str]:
+        """Lines in which diffusers reads the files of a repository, from its folder, and draws the object."""
+        lines = [
+            f"from diffusers import {self.pipeline}",
+            "",
+            f'pipe = {self.pipeline}.from_pretrained("{base}")',
+            'pipe.load_lora_weights(".", weight_name="pytorch_lora_weights.safetensors")',
+        ]
+        if self.embedding_keys:
+            lines = ["from safetensors.torch import load_file", *lines, *self._words_read(name)]
+        else:
+            lines.append(f'pipe.load_textual_inversion("embeddings/{name}.safetensors")')
+        return [*lines, f'picture = pipe("a photo of <{name}> on the beach").images[0]']
+
+    def _words_read(self, name: str) -> list[str]:
+        """Lines that give each text encoder its vectors of a word."""
+        given = "pipe.text_encoder{0}, tokenizer=pipe.tokenizer{0}"
+        return [
+            f'words = load_file("embeddings/{name}.safetensors")',
+            *(
+                f'pipe.load_textual_inversion(words["{key}"], token="<{name}>", text_encoder={given.format(suffix)})'
+                for key, suffix in zip(self.embedding_keys, ("", "_2"), strict=True)
+            ),
+        ]
+
     def _index(self, folder: Path) -> dict[str, Any]:
         return json.loads((folder / "model_index.json").read_text())
 

@@ -89,7 +89,7 @@ class _SD3(Family):
 
     def open_reader(self, folder: Path, dtype: Any) -> tuple[Any, Any]:
         """T5; none where `model_index.json` or the folder has none."""
-        from transformers import T5EncoderModel, T5TokenizerFast
+        from transformers import T5EncoderModel, T5TokenizerFast  # type: ignore[attr-defined]
 
         if not self._reads(folder):
             return None, None
@@ -215,6 +215,27 @@ class _SD3(Family):
             else:
                 thirds.setdefault(called, {})[third] = pair
         return found | {called: _fused(parts) for called, parts in thirds.items()}
+
+    def snippet(self, base: str, name: str, class_word: str) -> list[str]:
+        """Its pipeline reads no embedding files by itself, spells no word of several vectors out, and T5 is told the class word."""
+        return [
+            f"from diffusers import {self.pipeline}",
+            "from diffusers.loaders import TextualInversionLoaderMixin",
+            "from safetensors.torch import load_file",
+            "",
+            "",
+            f"class Pipeline(TextualInversionLoaderMixin, {self.pipeline}):",
+            '    """With words of its own."""',
+            "",
+            "",
+            f'pipe = Pipeline.from_pretrained("{base}")',
+            'pipe.load_lora_weights(".", weight_name="pytorch_lora_weights.safetensors")',
+            *self._words_read(name),
+            "for encoder in (pipe.text_encoder, pipe.text_encoder_2):  # the sentence is read at its end, not at the largest id",
+            "    encoder.text_model.eos_token_id = pipe.tokenizer.eos_token_id",
+            f'prompt = pipe.maybe_convert_prompt("a photo of <{name}> on the beach", pipe.tokenizer)',
+            f'picture = pipe(prompt, prompt_3="a photo of a {class_word} on the beach").images[0]',
+        ]
 
 
 class _SD35(_SD3):

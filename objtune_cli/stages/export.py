@@ -112,7 +112,11 @@ def kohya_keys(tensors: Mapping[str, Any], family: Family = families.SD1) -> dic
             start = "lora_te_"
         for layer, (down, up) in layers.items():
             stem = start + layer.replace(".", "_")
-            named |= {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up, f"{stem}.alpha": np.array(float(down.shape[0]), np.float32)}
+            named |= {
+                f"{stem}.lora_down.weight": down,
+                f"{stem}.lora_up.weight": up,
+                f"{stem}.alpha": np.array(float(down.shape[0]), np.float32),
+            }
     return named
 
 

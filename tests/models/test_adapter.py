@@ -40,9 +40,7 @@ def test_only_lora_is_trainable_and_only_on_the_named_layers(stack: Stack, modul
     assert len(trainable) == len(params)
     assert all(".lora_A." in n or ".lora_B." in n for n in trainable)
     layers = {n.split(".lora_")[0] for n in trainable}
-    wanted = {
-        n for n, _ in stack.unet.named_modules() if n.endswith(tuple("." + m for m in MODULES[modules])) and ".lora_" not in n
-    }
+    wanted = {n for n, _ in stack.unet.named_modules() if n.endswith(tuple("." + m for m in MODULES[modules])) and ".lora_" not in n}
     assert layers == wanted
     assert any("conv1" in n for n in layers) == (modules == "all")
 
