@@ -108,6 +108,12 @@ class Family:
         """Prompts to one tensor (B, rows, d) that says everything the denoiser is told of them."""
         return stack.text_encoder(input_ids=stack.token_ids(texts))[0].to(stack.dtype)
 
+    def read_at(self, stack: Any, text: str, name: str) -> "Tensor":
+        """Which rows behind the tokens say `<name>` of an expanded prompt, boolean; none here."""
+        import torch
+
+        return torch.zeros(0, dtype=torch.bool)
+
     def words(self, condition: "Tensor") -> "Tensor":
         """The rows of a condition that cross-attention sees, one a token."""
         return condition

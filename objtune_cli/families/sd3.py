@@ -131,6 +131,19 @@ class _SD3(Family):
                     stack.heard[text] = stack.text_encoder_3(ids.to(stack.device))[0]
         return torch.cat([stack.heard[text] for text in plain])
 
+    def read_at(self, stack: Any, text: str, name: str) -> "Tensor":
+        """The class word where T5 reads it in the object's place."""
+        import torch
+
+        found = torch.zeros(READ, dtype=torch.bool)
+        if stack.text_encoder_3 is None:
+            return found
+        read = stack.tokenizer_3(stack.in_class_words(text), max_length=READ, truncation=True, return_offsets_mapping=True)
+        for first, end in stack.class_word_at(text, name):
+            for row, (a, b) in enumerate(read["offset_mapping"]):
+                found[row] |= a < end and b > first
+        return found
+
     def words(self, condition: "Tensor") -> "Tensor":
         """All rows but the last."""
         return condition[:, :-1]

@@ -241,10 +241,9 @@ class Terms:
 
     def _attention(self, seen: attention.Recorder, prompt: str, views: Views, rows: Tensor) -> Tensor:
         """Each object's token looks at the object (Break-A-Scene, arXiv:2305.16311, eq. 2)."""
-        ids = self.stack.token_ids([self.words.expand(prompt)])
-        terms = []
+        text, terms = self.words.expand(prompt), []
         for i, s in enumerate(views.members):
-            maps = seen.seen(self.words.positions(ids, s.name)[0])
+            maps = seen.seen(self.words.rows(text, s.name))
             own = torch.nn.functional.adaptive_avg_pool2d(views.parts[rows, i], maps.shape[-1])
             terms.append((maps - own).square().mean())
         return torch.stack(terms).mean()

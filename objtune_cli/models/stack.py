@@ -18,7 +18,7 @@ from objtune_cli.errors import IncompatibleError, InputError, ResourceError
 from objtune_cli.families import single
 from objtune_cli.models import torchvision_ops
 from objtune_cli.models.cpu import keep_memory
-from objtune_cli.models.wording import in_class_words, named
+from objtune_cli.models.wording import in_class_words, named, spans
 
 torchvision_ops.complete()  # before diffusers and transformers ask for torchvision
 
@@ -136,6 +136,10 @@ class Stack:
     def in_class_words(self, text: str) -> str:
         """A text, its names written as tokens, as an encoder reads it that knows none of them."""
         return in_class_words(named(text), self.classes)
+
+    def class_word_at(self, text: str, name: str) -> list[tuple[int, int]]:
+        """Where a name's class word stands in that, (first letter, last letter + 1) each."""
+        return spans(text, name, self.classes)
 
     def encode(self, texts: list[str]) -> Tensor:
         """Prompts to the denoiser's condition, (B, rows, d): a row a token, and what else the family has to say."""

@@ -101,6 +101,11 @@ class Placeholders:
         own = torch.tensor(self.stack.tokenizer.convert_tokens_to_ids(self.words[name]), device=ids.device)
         return torch.isin(ids, own)
 
+    def rows(self, text: str, name: str) -> Tensor:
+        """Which rows of an expanded prompt's condition are `<name>`, boolean: its tokens, then what else the family has of it; those behind are not."""
+        own = self.positions(self.stack.token_ids([text]), name)[0]
+        return torch.cat([own, self.stack.family.read_at(self.stack, text, name).to(own.device)])
+
 
 def _extended(encoder: Any) -> ExtendedTable:
     """A text encoder's own table, extended once."""

@@ -14,6 +14,12 @@ def pieces(name: str, count: int) -> list[str]:
     return [f"<|{name}:{i}|>" for i in range(count)]
 
 
+def spans(prompt: str, name: str, classes: Mapping[str, str]) -> list[tuple[int, int]]:
+    """Where a name's class word stands, first and last letter and one, in what `in_class_words` makes of `named` of the prompt."""
+    ends = [len(in_class_words(named(prompt[: m.end()]), classes)) for m in PIECES.finditer(prompt) if m[1] == name]
+    return [(end - len(classes[name]), end) for end in ends]
+
+
 def named(prompt: str) -> str:
     """A prompt whose names are written as tokens, with the names again."""
     return PIECES.sub(r"<\1>", prompt)

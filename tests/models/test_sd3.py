@@ -123,6 +123,27 @@ def test_t5_reads_the_class_word_in_an_objects_place(opened: Any) -> None:
     assert not torch.equal(said[:77], plain[:77])
 
 
+def test_an_objects_rows_are_its_tokens_and_its_class_word(opened: Any) -> None:
+    """T5's rows are letters here: those of the class word in each object's own place, though both have the same one."""
+    stack = opened("sd3")
+    words = Placeholders(stack)
+    for name in ("rex", "tom"):
+        words.add(name, class_rows(stack, "dog")[:2], "dog")
+    text = words.expand("a dog, my <rex> and <tom>, and <rex>")
+    plain = "a dog, my dog and a dog, and a dog"
+    assert stack.in_class_words(text) == plain
+    pieces = stack.tokenizer_3.convert_ids_to_tokens(stack.tokenizer_3(plain).input_ids)
+    found = {name: words.rows(text, name) for name in ("rex", "tom")}
+    for name, count in (("rex", 2), ("tom", 1)):
+        at = found[name][77:].nonzero().flatten().tolist()
+        assert "".join(pieces[i] for i in at).replace("\u2581", "") == "dog" * count and int(found[name][:77].sum()) == 2 * count
+    assert not (found["rex"] & found["tom"]).any() and len(found["rex"]) == 77 + 256
+    bare = opened("sd35")
+    other = Placeholders(bare)
+    other.add("rex", class_rows(bare, "dog")[:2], "dog")
+    assert int(other.rows(other.expand("my <rex>"), "rex").sum()) == 2
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("way", ["index", "folder"])
 def test_without_t5_its_rows_are_zeros(folders: dict[str, Path], opened: Any, tmp_path: Path, way: str) -> None:
