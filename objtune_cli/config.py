@@ -47,7 +47,7 @@ class Common:
         "auto", "Number format of the frozen base; auto: bf16 on GPUs that have it, and for training on processors that have it."
     )
     tower: str = _setting(
-        "", "CLIP with an image tower for the base's text encoder: hub id, folder or safetensors file; two with a comma for SDXL. Empty: "
+        "", "CLIP with an image tower for the base's text encoder: hub id, folder or safetensors file; two with a comma for SDXL and SD 3. Empty: "
         "clip/ in the base's folder, else the base's own from the hub if it is on this machine."
     )  # fmt: skip
 

@@ -191,6 +191,10 @@ class Family:
         """Down and up of the denoiser's layers under the names of kohya's files, dots included."""
         return {self.kohya_layer(name): pair for name, pair in layers.items()}
 
+    def unfused(self, weights: "Mapping[str, Tensor]") -> "Mapping[str, Tensor]":
+        """The tensors of a LoRA file in which no layer stands for several of the denoiser's."""
+        return weights
+
     def snippet(self, base: str, name: str, class_word: str) -> list[str]:
         """Lines in which diffusers reads the files of a repository, from its folder, and draws the object."""
         lines = [

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from objtune_cli.errors import IncompatibleError
-from objtune_cli.families import clips
+from objtune_cli.families import clips, mmdit
 from objtune_cli.families.interface import ATTENTION, FEED_FORWARD, Family
 
 if TYPE_CHECKING:
@@ -19,16 +19,6 @@ READ = 256
 """Tokens that T5 reads, as in diffusers' pipeline."""
 WORDS = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 WORDS_FORWARD = ("ff_context.net.0.proj", "ff_context.net.2")
-KOHYA: dict[str, tuple[str, int | None]] = {
-    "attn.to_q": ("x_block.attn.qkv", 0), "attn.to_k": ("x_block.attn.qkv", 1), "attn.to_v": ("x_block.attn.qkv", 2),
-    "attn.to_out.0": ("x_block.attn.proj", None), "attn.add_q_proj": ("context_block.attn.qkv", 0),
-    "attn.add_k_proj": ("context_block.attn.qkv", 1), "attn.add_v_proj": ("context_block.attn.qkv", 2),
-    "attn.to_add_out": ("context_block.attn.proj", None), "attn2.to_q": ("x_block.attn2.qkv", 0), "attn2.to_k": ("x_block.attn2.qkv", 1),
-    "attn2.to_v": ("x_block.attn2.qkv", 2), "attn2.to_out.0": ("x_block.attn2.proj", None), "ff.net.0.proj": ("x_block.mlp.fc1", None),
-    "ff.net.2": ("x_block.mlp.fc2", None), "ff_context.net.0.proj": ("context_block.mlp.fc1", None),
-    "ff_context.net.2": ("context_block.mlp.fc2", None),
-}  # fmt: skip
-"""Layers of a block as the model's first repository calls them, and which third of queries, keys and values in one they are."""
 
 
 class _SD3(Family):
@@ -210,24 +200,12 @@ class _SD3(Family):
         return {"prompt_embeds": self.words(both), "pooled_prompt_embeds": self._pooled(stack, both)}
 
     def kohya(self, layers: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
-        """As in the model's first repository, queries, keys and values in one layer: their downs stacked, their ups side by side, zeros elsewhere.
+        """As in the model's first repository: `mmdit.fused`."""
+        return mmdit.fused(layers)
 
-        Raises:
-            IncompatibleError: A layer that those files have no name for.
-        """
-        found: dict[str, tuple[Any, Any]] = {}
-        thirds: dict[str, dict[int, tuple[Any, Any]]] = {}
-        for name, pair in layers.items():
-            block, _, layer = name.removeprefix("transformer_blocks.").partition(".")
-            if layer not in KOHYA:
-                raise IncompatibleError(f"kohya's files have no name for the layer {name}", "`--format diffusers` writes it")
-            last, third = KOHYA[layer]
-            called = f"joint_blocks.{block}.{last}"
-            if third is None:
-                found[called] = pair
-            else:
-                thirds.setdefault(called, {})[third] = pair
-        return found | {called: _fused(parts) for called, parts in thirds.items()}
+    def unfused(self, weights: "Mapping[str, Tensor]") -> "Mapping[str, Tensor]":
+        """The undoing of that: `mmdit.unfused`."""
+        return mmdit.unfused(weights)
 
     def snippet(self, base: str, name: str, class_word: str) -> list[str]:
         """Its pipeline reads no embedding files by itself, spells no word of several vectors out, and T5 is told the class word."""
@@ -270,19 +248,6 @@ def _padded(x: "Tensor", width: int) -> "Tensor":
     import torch
 
     return torch.nn.functional.pad(x, (0, width - x.shape[-1]))
-
-
-def _fused(parts: Mapping[int, tuple[Any, Any]]) -> tuple[Any, Any]:
-    """Down (3 r, in) and up (3 out, 3 r) of three layers in one; a third that did not learn is zeros."""
-    import numpy as np
-
-    down, up = (np.asarray(side) for side in next(iter(parts.values())))
-    (rank, _), (out, _) = down.shape, up.shape
-    downs, ups = np.zeros((3 * rank, down.shape[1]), down.dtype), np.zeros((3 * out, 3 * rank), up.dtype)
-    for third, (own_down, own_up) in parts.items():
-        downs[third * rank : (third + 1) * rank] = own_down
-        ups[third * out : (third + 1) * out, third * rank : (third + 1) * rank] = own_up
-    return downs, ups
 
 
 SD3, SD35 = _SD3(), _SD35()

@@ -62,7 +62,7 @@ def lora(stack: Stack, weights: Mapping[str, Tensor], what: str) -> dict[str, Te
             )
     known = dict(_names(stack))
     layers: dict[str, dict[str, Tensor]] = {}
-    for key, value in weights.items():
+    for key, value in stack.family.unfused(weights).items():
         named = part(key)
         if named is None:
             if BUNDLED.fullmatch(key):
