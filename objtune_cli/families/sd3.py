@@ -46,7 +46,7 @@ class _SD3(Family):
     version = "medium"
     network = "networks.lora_sd3"
     embedding_keys = ("clip_l", "clip_g")
-    licence = ("stabilityai-ai-community", "https://huggingface.co/stabilityai/stable-diffusion-3-medium-diffusers/blob/main/LICENSE.md")
+    licence = ("stabilityai-nc-research-community", "https://huggingface.co/stabilityai/stable-diffusion-3-medium-diffusers/blob/main/LICENSE")
 
     @property
     def parts(self) -> tuple[str, ...]:

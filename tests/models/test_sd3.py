@@ -16,7 +16,7 @@ from objtune_cli.models import stack as stacks
 from objtune_cli.models.stack import Stack
 from objtune_cli.models.tokens import Placeholders, class_rows
 from objtune_cli.numerics import flow
-from tests import kin
+from tests import kin, layouts
 
 CPU = torch.device("cpu")
 PROMPT = "a photo of a dog"
@@ -95,6 +95,21 @@ def test_prediction_noise_and_target_are_the_flows(folders: dict[str, Path], ope
         direct = stack.unet(z_t, condition[:, :-1], condition[:, -1, :40], told).sample
     assert torch.equal(ours, direct)
     assert (stack.levels, stack.unit, stack.size, stack.prediction) == (1000, 8, 32, "flow")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_real_sizes_fit_together(opened: Any, name: str) -> None:
+    """The denoiser as its repository's config says, without weights: a prompt's 334 rows of 4096 in, 16 channels out."""
+    from diffusers import SD3Transformer2DModel
+
+    stack = opened(name)
+    with torch.device("meta"):
+        stack.unet = SD3Transformer2DModel(**layouts.TRANSFORMERS[name]).eval()
+    stack.device = torch.device("meta")
+    assert sum(p.numel() for p in stack.unet.parameters()) == {"sd3": 2_028_328_000, "sd35": 2_243_171_520}[name]
+    condition = torch.empty(1, 77 + 256 + 1, 4096, device="meta")
+    with torch.no_grad():
+        assert stack.predict(torch.empty(1, 16, 128, 128, device="meta"), torch.tensor([500]), condition).shape == (1, 16, 128, 128)
 
 
 def test_levels_are_logit_normal() -> None:
