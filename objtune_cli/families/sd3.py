@@ -46,7 +46,10 @@ class _SD3(Family):
     version = "medium"
     network = "networks.lora_sd3"
     embedding_keys = ("clip_l", "clip_g")
-    licence = ("stabilityai-nc-research-community", "https://huggingface.co/stabilityai/stable-diffusion-3-medium-diffusers/blob/main/LICENSE")
+    licence = (
+        "stabilityai-nc-research-community",
+        "https://huggingface.co/stabilityai/stable-diffusion-3-medium-diffusers/blob/main/LICENSE",
+    )
 
     @property
     def parts(self) -> tuple[str, ...]:
