@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ TOWERS = ("clip", "clip_2")
 PARTS = tuple(dict.fromkeys(part for family in FAMILIES for part in (*family.parts, *TOWERS)))
 FILES = ("model_index.json", *(f"{part}/*.{end}" for part in PARTS for end in ("json", "txt", "safetensors")))
 """What of a hub repository a base may need: no pickles."""
-SKIPPED = ("*.fp16.*", "*.non_ema.*")
+SKIPPED = ("*.fp16.*", "*.fp16-*", "*.non_ema.*")
 """The same weights again in other forms."""
 SLICE = 1 << 14
 TRAINING: dict[str, Any] = {
@@ -70,7 +71,7 @@ class Base:
     @property
     def cells(self) -> int:
         """Latent cells of the frame that it draws."""
-        return int(json.loads((self.folder / "unet" / "config.json").read_text()).get("sample_size", 0)) ** 2
+        return int(json.loads((self.folder / self.family.denoiser / "config.json").read_text()).get("sample_size", 0)) ** 2
 
     def record(self) -> dict[str, str]:
         """As artifacts keep it; those of the first family came before there were others."""
@@ -78,7 +79,7 @@ class Base:
         if self.family is families.SD1:
             return own
         schedule = json.loads((self.folder / "scheduler" / "scheduler_config.json").read_text())
-        return own | {"family": self.family.name, "prediction": self.prediction or str(schedule.get("prediction_type", "epsilon"))}
+        return own | {"family": self.family.name, "prediction": self.prediction or str(schedule.get("prediction_type", self.family.prediction))}
 
 
 def find(name: str, tower: str = "") -> Base:
@@ -233,10 +234,10 @@ def _known(repository: str) -> Path | None:
 
 def _fingerprint(folder: Path, family: Family, weights: Path | None = None) -> str:
     """SHA-256 over the parts that are opened: configs whole, of weights the size and 66 evenly spaced slices."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(family.said(folder).encode())
     parts = [path for part in (*family.parts, *TOWERS) for path in (folder / part).glob("*") if not path.name.startswith(".")]
     for path in [*sorted(parts), *([weights] if weights else [])]:
-        again = any(part in path.name for part in (".fp16.", ".non_ema.")) and path != weights
+        again = any(fnmatch(path.name, pattern) for pattern in SKIPPED) and path != weights
         if path.suffix not in (".json", ".txt", ".safetensors") or again or not path.is_file():
             continue
         size = path.stat().st_size

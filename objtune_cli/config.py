@@ -41,13 +41,13 @@ def identifying(section: Any) -> dict[str, Any]:
 class Common:
     """What every command that runs a model takes."""
 
-    base: str = _setting("toybox", "Base model: toybox, sd15, sd21, sdxl, a diffusers folder, a .safetensors checkpoint, or a hub id.")
+    base: str = _setting("toybox", "Base model: toybox, sd15, sd21, sdxl, sd3, sd35, a diffusers folder, a .safetensors checkpoint, or a hub id.")
     device: str = _setting("auto", "auto, cpu, cuda, cuda:N or mps.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _setting(
         "auto", "Number format of the frozen base; auto: bf16 on GPUs that have it, and for training on processors that have it."
     )
     tower: str = _setting(
-        "", "CLIP with an image tower for the base's text encoder: hub id, folder or safetensors file; two with a comma for SDXL. Empty: "
+        "", "CLIP with an image tower for the base's text encoder: hub id, folder or safetensors file; two with a comma for SDXL and SD 3. Empty: "
         "clip/ in the base's folder, else the base's own from the hub if it is on this machine."
     )  # fmt: skip
 

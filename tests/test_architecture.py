@@ -18,7 +18,7 @@ ALLOWED = {
     "library": {"config", "errors", "stages", "store"},
     "errors": set(),
     "config": {"errors"},
-    "families": {"families", "errors"},
+    "families": {"families", "errors", "numerics"},
     "bases": {"errors", "families"},
     "store": {"errors", "store"},
     "numerics": {"numerics"},

@@ -27,7 +27,9 @@ def doctor(
 
 def fetch(
     run: Run,
-    base: Annotated[str | None, typer.Option("--base", metavar="BASE", help="sd15, sd21, sdxl, or a hub id.", show_default=False)] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", metavar="BASE", help="sd15, sd21, sdxl, sd3, sd35, or a hub id.", show_default=False)
+    ] = None,
 ) -> Outcome:
     from objtune_cli.config import Common
     from objtune_cli.stages import fetch as stage

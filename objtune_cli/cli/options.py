@@ -11,7 +11,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and err
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Errors with their traceback.")]
 EventsFile = Annotated[Path | None, typer.Option("--events", metavar="FILE", help="Append progress there, one JSON object a line.")]
 Given = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any setting, for example train.lr=1e-3.")]
-BaseModel = Annotated[str | None, typer.Option("--base", metavar="BASE", help="toybox, sd15, sd21, sdxl, a diffusers folder, a .safetensors checkpoint, or a hub id.", show_default="toybox")]
+BaseModel = Annotated[str | None, typer.Option("--base", metavar="BASE", help="toybox, sd15, sd21, sdxl, sd3, sd35, a diffusers folder, a .safetensors checkpoint, or a hub id.", show_default="toybox")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", show_default="auto")]
 Precision = Annotated[
     Literal["auto", "fp32", "bf16", "fp16"] | None, typer.Option("--precision", help="Number format of the frozen base.", show_default="auto")

@@ -1,14 +1,18 @@
 """The families of base models, one module each behind one interface (`interface.Family`); torch is loaded only where one works."""
 
 import json
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from objtune_cli.families.interface import Family
 from objtune_cli.families.sd1 import SD1
 from objtune_cli.families.sd2 import SD2
+from objtune_cli.families.sd3 import SD3, SD35
 from objtune_cli.families.sdxl import SDXL
 
-FAMILIES: tuple[Family, ...] = (SD1, SD2, SDXL)
+FAMILIES: tuple[Family, ...] = (SD1, SD2, SDXL, SD3, SD35)
 
 
 def named(name: str) -> Family:
@@ -21,16 +25,20 @@ def named(name: str) -> Family:
 
 
 def of(folder: Path) -> Family | None:
-    """The family of a diffusers folder, by its `model_index.json` and its text encoder's config; None: of none of them.
+    """The family of a diffusers folder, by its `model_index.json` and the configs of its parts; None: of none of them.
 
     Raises:
         OSError, ValueError, KeyError: `model_index.json` is not there, or cannot be read.
     """
     index = json.loads((folder / "model_index.json").read_text())
-    kind = index["_class_name"]
+    kind, config = index["_class_name"], partial(_config, folder)
+    return next((family for family in FAMILIES if family.owns(kind, config)), None)
+
+
+def _config(folder: Path, part: str) -> Mapping[str, Any]:
+    """A part's config; empty where it cannot be read: what is wrong with it is said where it is opened."""
     try:
-        encoder = json.loads((folder / "text_encoder" / "config.json").read_text())
+        found = json.loads((folder / part / "config.json").read_text())
     except (OSError, ValueError):
-        encoder = None
-    known = encoder if isinstance(encoder, dict) else {}  # what is wrong with it is said where it is opened
-    return next((family for family in FAMILIES if family.owns(kind, known)), None)
+        return {}
+    return found if isinstance(found, dict) else {}

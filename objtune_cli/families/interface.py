@@ -1,21 +1,35 @@
 """What a family of base models is asked, with the answers that latent-diffusion U-Nets under one text encoder share."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Generator, Tensor
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
+CONVOLUTION = ("conv1", "conv2")
+MODULES: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "cross-kv": ("attn2.to_k", "attn2.to_v"),
+    "attention": ATTENTION,
+    "attention+ff": ATTENTION + FEED_FORWARD,
+    "all": ATTENTION + FEED_FORWARD + CONVOLUTION,
+}
+"""Names of layer sets to the ends of a U-Net's layers; "none" leaves the denoiser alone (textual inversion)."""
 
 
 class Family:
     """A family: which folders are of it, how its parts are opened, what it is told, what it predicts, what others call its layers.
 
     Attributes:
-        name: As artifacts keep it. title: as a person reads it. pipeline: class of diffusers.
+        name: As artifacts keep it. title: as a person reads it. pipeline: class of diffusers. denoiser: its folder, and what diffusers' files call it.
         hub: alias to hub repository and revision. towers: for each text encoder, the hub id of the CLIP with both towers in its space.
-        sampling: settings of sampling that suit it. architecture, version: what ModelSpec and kohya call it.
+        sampling: settings of sampling that suit it; sampler: what other tools call its own. prediction: where the scheduler's config says none.
+        modules: names of layer sets to the ends of its layers. across, within: parts of the names of layers in which the picture looks at
+            the words, and at itself alone. architecture, version, network: what ModelSpec and kohya call it, and its LoRA.
         embedding_keys: names of a token's vectors in an embedding file, one a text encoder; none: the token itself is the only key.
         licence: SPDX-like name and address of the licence of the pinned weights.
     """
@@ -32,16 +46,27 @@ class Family:
     version: ClassVar[str]
     embedding_keys: ClassVar[tuple[str, ...]] = ()
     licence: ClassVar[tuple[str, str]]
+    denoiser: ClassVar[str] = "unet"
+    sampler: ClassVar[str] = "DDIM"
+    prediction: ClassVar[str] = "epsilon"
+    modules: ClassVar[Mapping[str, tuple[str, ...]]] = MODULES
+    across: ClassVar[str] = ".attn2."
+    within: ClassVar[str] = ".attn1."
+    network: ClassVar[str] = "networks.lora"
 
     @property
     def parts(self) -> tuple[str, ...]:
         """Folders of a base that are opened."""
         words = [part for encoder in self.encoders for part in (encoder.replace("text_encoder", "tokenizer"), encoder)]
-        return (*words, "unet", "vae", "scheduler")
+        return (*words, self.denoiser, "vae", "scheduler")
 
-    def owns(self, pipeline: str, encoder: Mapping[str, Any]) -> bool:
-        """Whether a folder is of this family: the pipeline class in `model_index.json`, the first text encoder's config."""
+    def owns(self, pipeline: str, config: Callable[[str], Mapping[str, Any]]) -> bool:
+        """Whether a folder is of this family: the pipeline class in `model_index.json`, and the configs of its parts."""
         raise NotImplementedError
+
+    def said(self, folder: Path) -> str:
+        """What a base's fingerprint must hold beside its parts; nothing here."""
+        return ""
 
     def open_words(self, folder: Path) -> list[tuple[Any, Any]]:
         """Tokenizer and text encoder, each pair of the family."""
@@ -53,6 +78,17 @@ class Family:
                 CLIPTextModel.from_pretrained(folder / "text_encoder", use_safetensors=True, local_files_only=True),
             )
         ]
+
+    def open_reader(self, folder: Path, dtype: Any) -> tuple[Any, Any]:
+        """Tokenizer and encoder that read no added words, in the denoiser's number format; none here."""
+        return None, None
+
+    def open_scheduler(self, folder: Path, **said: Any) -> Any:
+        """The noise schedule; `said`: what is known better than its config does."""
+        from diffusers.schedulers import DDIMScheduler
+
+        # Latents are not pictures: configs that say nothing must not clip them.
+        return DDIMScheduler.from_pretrained(folder / "scheduler", clip_sample=False, local_files_only=True, **said)
 
     def open_denoiser(self, folder: Path) -> Any:
         """The network that is trained."""
@@ -72,6 +108,12 @@ class Family:
         """Prompts to one tensor (B, rows, d) that says everything the denoiser is told of them."""
         return stack.text_encoder(input_ids=stack.token_ids(texts))[0].to(stack.dtype)
 
+    def read_at(self, stack: Any, text: str, name: str) -> "Tensor":
+        """Which rows behind the tokens say `<name>` of an expanded prompt, boolean; none here."""
+        import torch
+
+        return torch.zeros(0, dtype=torch.bool)
+
     def words(self, condition: "Tensor") -> "Tensor":
         """The rows of a condition that cross-attention sees, one a token."""
         return condition
@@ -79,6 +121,41 @@ class Family:
     def extras(self, stack: Any, condition: "Tensor", height: int, width: int) -> dict[str, "Tensor"]:
         """What the denoiser is told beside the words, for pictures of a size in px; nothing here."""
         return {}
+
+    def noised(self, stack: Any, z: "Tensor", eps: "Tensor", t: "Tensor") -> "tuple[Tensor, Tensor]":
+        """z_t and what the denoiser is to say of it, each as z (B, C, h, w); t: (B,) noise levels, larger is noisier."""
+        from objtune_cli.numerics import noise
+
+        return noise.add_noise(z, eps, stack.alpha_bar, t), noise.target(z, eps, stack.alpha_bar, t, stack.prediction)
+
+    def timesteps(self, count: int, total: int, generator: "Generator", *focus: Any) -> "Tensor":
+        """Noise levels (count,), int64, below `total`, more of those that are worth more; `focus`: as of `noise.timesteps`."""
+        from objtune_cli.numerics import noise
+
+        return noise.timesteps(count, total, generator, *focus)
+
+    def scheduler_of(self, scheduler: Any, name: str) -> Any:
+        """The sampler of a name: "base", "ddim", "euler" or "dpm++".
+
+        Raises:
+            IncompatibleError: None of that name suits this family.
+        """
+        import diffusers
+
+        classes = {"ddim": "DDIMScheduler", "euler": "EulerDiscreteScheduler", "dpm++": "DPMSolverMultistepScheduler"}
+        return scheduler if name == "base" else getattr(diffusers, classes[name]).from_config(scheduler.config)
+
+    def cells(self, config: Any) -> int:
+        """Latent cells, along one side, of the smallest maps inside the denoiser."""
+        return int(2 ** (len(config.block_out_channels) - 1))
+
+    def on_words(self, layer: str) -> bool:
+        """Whether a layer of the denoiser acts on the words' rows, not on the picture's."""
+        return ".attn2.to_k" in layer or ".attn2.to_v" in layer
+
+    def decoder(self, denoiser: Any) -> tuple[tuple[str, ...], list[Any]]:
+        """Starts of the names of layers after the middle, and the blocks before it, which need not hear what learns."""
+        return ("up_blocks.",), [*denoiser.down_blocks, denoiser.mid_block]
 
     def predict(self, stack: Any, z_t: "Tensor", t: "Tensor", condition: "Tensor") -> "Tensor":
         """The denoiser's output for z_t (B, C, h, w), t (B,), and what `encode` gave, (B, rows, d)."""
@@ -109,6 +186,39 @@ class Family:
     def kohya_layer(self, layer: str) -> str:
         """A layer of the denoiser as kohya's files name it, dots included."""
         return layer
+
+    def kohya(self, layers: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
+        """Down and up of the denoiser's layers under the names of kohya's files, dots included."""
+        return {self.kohya_layer(name): pair for name, pair in layers.items()}
+
+    def unfused(self, weights: "Mapping[str, Tensor]") -> "Mapping[str, Tensor]":
+        """The tensors of a LoRA file in which no layer stands for several of the denoiser's."""
+        return weights
+
+    def snippet(self, base: str, name: str, class_word: str) -> list[str]:
+        """Lines in which diffusers reads the files of a repository, from its folder, and draws the object."""
+        lines = [
+            f"from diffusers import {self.pipeline}",
+            "",
+            f'pipe = {self.pipeline}.from_pretrained("{base}")',
+            'pipe.load_lora_weights(".", weight_name="pytorch_lora_weights.safetensors")',
+        ]
+        if self.embedding_keys:
+            lines = ["from safetensors.torch import load_file", *lines, *self._words_read(name)]
+        else:
+            lines.append(f'pipe.load_textual_inversion("embeddings/{name}.safetensors")')
+        return [*lines, f'picture = pipe("a photo of <{name}> on the beach").images[0]']
+
+    def _words_read(self, name: str) -> list[str]:
+        """Lines that give each text encoder its vectors of a word."""
+        given = "pipe.text_encoder{0}, tokenizer=pipe.tokenizer{0}"
+        return [
+            f'words = load_file("embeddings/{name}.safetensors")',
+            *(
+                f'pipe.load_textual_inversion(words["{key}"], token="<{name}>", text_encoder={given.format(suffix)})'
+                for key, suffix in zip(self.embedding_keys, ("", "_2"), strict=True)
+            ),
+        ]
 
     def _index(self, folder: Path) -> dict[str, Any]:
         return json.loads((folder / "model_index.json").read_text())

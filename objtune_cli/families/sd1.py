@@ -1,6 +1,6 @@
 """Stable Diffusion 1.x: CLIP ViT-L's text tower, epsilon prediction, 512 px; the embedded toybox has its layout."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from objtune_cli.families.interface import Family
@@ -15,9 +15,9 @@ class _SD1(Family):
     version = "sd_v1"
     licence = ("creativeml-openrail-m", "https://huggingface.co/spaces/CompVis/stable-diffusion-license")
 
-    def owns(self, pipeline: str, encoder: Mapping[str, Any]) -> bool:
+    def owns(self, pipeline: str, config: Callable[[str], Mapping[str, Any]]) -> bool:
         """CLIP-L's activation is the one that OpenCLIP's towers do not have."""
-        return pipeline == self.pipeline and encoder.get("hidden_act", "quick_gelu") == "quick_gelu"
+        return pipeline == self.pipeline and config("text_encoder").get("hidden_act", "quick_gelu") == "quick_gelu"
 
 
 SD1 = _SD1()

@@ -1,6 +1,6 @@
 """Stable Diffusion 2.x: OpenCLIP ViT-H's text tower without its last layer; v-prediction at 768 px, epsilon in the 512 px models."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from objtune_cli.families.interface import Family
@@ -15,9 +15,9 @@ class _SD2(Family):
     version = "sd_v2"
     licence = ("openrail++", "https://huggingface.co/stabilityai/stable-diffusion-2/blob/main/LICENSE-MODEL")
 
-    def owns(self, pipeline: str, encoder: Mapping[str, Any]) -> bool:
+    def owns(self, pipeline: str, config: Callable[[str], Mapping[str, Any]]) -> bool:
         """The same pipeline as 1.x; OpenCLIP's towers have the exact GELU."""
-        return pipeline == self.pipeline and encoder.get("hidden_act") == "gelu"
+        return pipeline == self.pipeline and config("text_encoder").get("hidden_act") == "gelu"
 
 
 SD2 = _SD2()

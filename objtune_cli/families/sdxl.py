@@ -4,10 +4,11 @@ A condition is one tensor (B, L + 1, 2048): the words, then one row that holds t
 what keeps, repeats and mixes conditions need not know of it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from objtune_cli.families import clips
 from objtune_cli.families.interface import Family, first_name
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class _SDXL(Family):
     embedding_keys = ("clip_l", "clip_g")
     licence = ("openrail++", "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/blob/main/LICENSE.md")
 
-    def owns(self, pipeline: str, encoder: Mapping[str, Any]) -> bool:
+    def owns(self, pipeline: str, config: Callable[[str], Mapping[str, Any]]) -> bool:
         """Has a pipeline of its own."""
         return pipeline == self.pipeline
 
@@ -49,20 +50,10 @@ class _SDXL(Family):
         return [*super().open_words(folder), (CLIPTokenizer.from_pretrained(folder / "tokenizer_2", local_files_only=True), second)]
 
     def encode(self, stack: Any, texts: list[str]) -> "Tensor":
-        """Both encoders' states before their last layer side by side, and bigG's projected state at the end of the text.
-
-        The end is where the end token first stands: configs of these encoders name another one, or the largest id, which
-        an added token would be.
-        """
+        """Both encoders' states before their last layer side by side, and bigG's projected state at the end of the text."""
         import torch
 
-        states = []
-        for tokenizer, encoder in zip(stack.tokenizers, stack.text_encoders, strict=True):
-            ids = stack.token_ids(texts, tokenizer)
-            out = encoder(input_ids=ids, output_hidden_states=True)
-            states.append(out.hidden_states[-2])
-        end = (ids == tokenizer.eos_token_id).int().argmax(dim=1)
-        pooled = encoder.text_projection(out.last_hidden_state[torch.arange(len(ids), device=ids.device), end])
+        states, (_, pooled) = zip(*clips.read(stack, texts), strict=True)
         words = torch.cat(states, dim=-1)
         row = torch.nn.functional.pad(pooled, (0, words.shape[-1] - pooled.shape[-1]))
         found = torch.cat([words, row[:, None]], dim=1)

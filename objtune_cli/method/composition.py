@@ -1,8 +1,8 @@
 """`compose`: separately trained objects in one picture, each LoRA and each token only in its region.
 
-Where each part acts: LoRA on spatial features inside the object's region; LoRA on the keys and values
-of cross-attention at the object's own token positions; a token is seen only from inside its region;
-the base alone draws the rest. Sources: regional sampling of Mix-of-Show (arXiv:2305.18292), masked
+Where each part acts: LoRA on spatial features inside the object's region; LoRA on what is made of words
+at the object's own token positions; a token is seen only from inside its region, and where words look
+too, it looks at its region alone and no other word hears it; the base alone draws the rest. Sources: regional sampling of Mix-of-Show (arXiv:2305.18292), masked
 LoRA outputs of FreeFuse (arXiv:2510.23515); soft regions for both are ours.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from objtune_cli.errors import IncompatibleError
 from objtune_cli.models.adapter import PREFIX
-from objtune_cli.models.attention import heads, merged
+from objtune_cli.models.attention import among, heads, joint, merged
 from objtune_cli.models.stack import Stack
 from objtune_cli.numerics.masks import Box, region
 
@@ -77,8 +77,8 @@ def _delta(x: Tensor, down: Tensor, up: Tensor, module: nn.Module) -> Tensor:
     return x @ down.T @ up.T
 
 
-def _hook(name: str, pairs: list[tuple[Tensor, Tensor] | None], regions: Regions):
-    """Adds each object's delta to the layer's output, weighted by where the object may act."""
+def _hook(on_words: bool, pairs: list[tuple[Tensor, Tensor] | None], regions: Regions):
+    """Adds each object's delta to the layer's output, weighted by where the object may act; `on_words`: at tokens, not at places."""
 
     def add(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         x = args[0]
@@ -87,9 +87,9 @@ def _hook(name: str, pairs: list[tuple[Tensor, Tensor] | None], regions: Regions
                 continue
             if x.ndim == 4:
                 weight = regions.at(*out.shape[-2:])[i][None, None]
-            elif ".attn2.to_k" in name or ".attn2.to_v" in name:
+            elif on_words:
                 # Rows: without prompt first, then with it; only the latter holds the tokens.
-                own = regions.placed[i].tokens.to(x.dtype)
+                own = among(regions.placed[i].tokens, x.shape[1]).to(x.dtype)
                 half = len(x) // 2
                 weight = torch.stack([torch.zeros_like(own)] * half + [own] * (len(x) - half))[..., None]
             else:
@@ -101,24 +101,48 @@ def _hook(name: str, pairs: list[tuple[Tensor, Tensor] | None], regions: Regions
 
 
 class RegionalAttention:
-    """Cross-attention in which an object's tokens are seen only from inside its region."""
+    """Attention to words in which an object's tokens are seen only from inside its region."""
 
-    def __init__(self, regions: Regions) -> None:
-        self.regions = regions
+    def __init__(self, regions: Regions, within: "BoundedAttention | None" = None) -> None:
+        """`within`: also bounds what the picture sees of itself in joint layers."""
+        self.regions, self.within = regions, within
+        self.cache: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
-    def bias(self, length: int, like: Tensor) -> Tensor:
-        """(Q, L): log of the object's share at its own tokens, 0 at the others."""
+    def _tokens(self, length: int) -> Tensor:
+        """(N, L) boolean."""
+        return torch.stack([among(p.tokens, length) for p in self.regions.placed])
+
+    def bias(self, length: int, like: Tensor, words: int = 0) -> Tensor:
+        """(Q, L): log of the object's share at its own tokens, 0 at the others; `words`: L, if there are more rows than tokens."""
         shares = self.regions.flat(length)
-        tokens = torch.stack([p.tokens for p in self.regions.placed]).to(shares)
+        tokens = self._tokens(words or len(self.regions.placed[0].tokens)).to(shares)
         logs = shares.clamp_min(math.exp(BLOCKED)).log().clamp_min(BLOCKED)
         return (logs.T @ tokens).to(like)
 
-    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any) -> Tensor:
+    def _joint(self, cells: int, words: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """(Q, Q) each, without prompt and with it, for queries and keys that are the picture's and then the words'."""
+        if (cells, words) not in self.cache:
+            without = like.new_zeros(cells + words, cells + words)
+            if self.within is not None:
+                without[:cells, :cells] = self.within.bias(cells, like)
+            told, tokens = without.clone(), self._tokens(words)
+            told[:cells, cells:] = self.bias(cells, like, words)
+            told[cells:, :cells] = told[:cells, cells:].T
+            same = (tokens[:, :, None] & tokens[:, None]).any(0)
+            told[cells:, cells:] = torch.where(tokens.any(0) & ~same, BLOCKED, 0.0).to(like)
+            self.cache[cells, words] = without, told
+        return self.cache[cells, words]
+
+    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any) -> Any:
         q, k, v = heads(attn, hidden_states, encoder_hidden_states)
-        bias = self.bias(hidden_states.shape[1], q)
-        half = len(q) // 2
-        full = torch.stack([torch.zeros_like(bias)] * half + [bias] * (len(q) - half))[:, None]
-        return merged(attn, F.scaled_dot_product_attention(q, k, v, attn_mask=full), hidden_states)
+        cells, half = hidden_states.shape[1], len(q) // 2
+        if encoder_hidden_states is not None and joint(attn, encoder_hidden_states):
+            without, bias = self._joint(cells, encoder_hidden_states.shape[1], q)
+        else:
+            bias = self.bias(cells, q, k.shape[2])
+            without = torch.zeros_like(bias)
+        full = torch.stack([without] * half + [bias] * (len(q) - half))[:, None]
+        return merged(attn, F.scaled_dot_product_attention(q, k, v, attn_mask=full), hidden_states, encoder_hidden_states)
 
 
 class BoundedAttention:
@@ -143,7 +167,7 @@ class BoundedAttention:
     def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any) -> Tensor:
         q, k, v = heads(attn, hidden_states, encoder_hidden_states)
         bias = self.bias(hidden_states.shape[1], q)[None, None]
-        return merged(attn, F.scaled_dot_product_attention(q, k, v, attn_mask=bias), hidden_states)
+        return merged(attn, F.scaled_dot_product_attention(q, k, v, attn_mask=bias), hidden_states, encoder_hidden_states)
 
 
 @contextlib.contextmanager
@@ -166,9 +190,10 @@ def regional(stack: Stack, placed: list[Placed], edge: float = EDGE, *, aspect: 
     try:
         for name, layer in layers.items():
             pairs = [_pair(stack, p.weights, name) for p in placed]
-            handles.append(layer.register_forward_hook(_hook(name, pairs, regions)))
-        across, within = RegionalAttention(regions), BoundedAttention(regions)
-        own = {k: across if ".attn2." in k else within if bounded and ".attn1." in k else v for k, v in processors.items()}
+            handles.append(layer.register_forward_hook(_hook(stack.family.on_words(name), pairs, regions)))
+        within = BoundedAttention(regions) if bounded else None
+        across, family = RegionalAttention(regions, within), stack.family
+        own = {k: across if family.across in k else within if within and family.within in k else v for k, v in processors.items()}
         stack.unet.set_attn_processor(own)
         yield regions
     finally:

@@ -11,7 +11,7 @@ from torch import Tensor
 from objtune_cli.config import Prior
 from objtune_cli.method.prototype import PROMPT, with_article
 from objtune_cli.models.stack import Stack
-from objtune_cli.numerics.noise import add_noise, step_generator, timesteps
+from objtune_cli.numerics.noise import step_generator
 
 SAMPLING_STEPS = 15
 FOCUS, SHARE = (0.4, 0.98), 0.6
@@ -49,9 +49,9 @@ def compute(
     latents = _samples(stack, texts[0], config, guidance, on_step)
     g = step_generator(config.seed, 0)
     rows = torch.arange(config.entries) % len(latents)
-    t = timesteps(config.entries, len(stack.alpha_bar), g, FOCUS, SHARE)
+    t = stack.family.timesteps(config.entries, stack.levels, g, FOCUS, SHARE)
     noise = torch.randn((config.entries, *latents.shape[1:]), generator=g)
-    z_t = add_noise(latents[rows], noise, stack.alpha_bar.cpu(), t)
+    z_t, _ = stack.noised(latents[rows], noise, t)
     with torch.no_grad():
         conditions = torch.cat([stack.encode([text]) for text in texts])
         asked = _asked(config.entries, len(latents), len(texts), g)

@@ -47,7 +47,7 @@ def sample(
     free = 0  # steps before guidance
     if below < 1:
         pipe.scheduler.set_timesteps(steps, device=stack.device)
-        free = int((pipe.scheduler.timesteps >= below * len(stack.alpha_bar)).sum())
+        free = int((pipe.scheduler.timesteps >= below * stack.levels).sum())
 
     def report(pipe: Any, index: int, _t: object, values: dict) -> dict:
         on_step(index + 1, steps)

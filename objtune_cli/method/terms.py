@@ -16,7 +16,8 @@ from objtune_cli.method.prototype import PROMPT
 from objtune_cli.method.subjects import Subject, Views, subsets, views
 from objtune_cli.models import attention
 from objtune_cli.models.stack import Stack
-from objtune_cli.models.tokens import Placeholders, in_class_words
+from objtune_cli.models.tokens import Placeholders
+from objtune_cli.models.wording import in_class_words
 from objtune_cli.numerics import losses, noise
 from objtune_cli.numerics.prototype import lengths
 
@@ -78,7 +79,7 @@ class Terms:
         self.stack, self.subjects, self.config = stack, subjects, config
         self.words = Placeholders(stack)
         for s in subjects:
-            self.words.add(s.name, s.rows)
+            self.words.add(s.name, s.rows, s.class_word)
         self.classes = {s.name: s.class_word for s in subjects}
         self.fixed = {s.name: s.rows[s.learned :].to(stack.device) for s in subjects}
         self.norms = {s.name: lengths(s.rows[: s.learned], stack.widths).to(stack.device) for s in subjects}
@@ -135,8 +136,8 @@ class Terms:
         rows[FIXED // 2 :] = 0
         z = v.latents[rows]
         eps = torch.randn(z.shape, generator=g).to(z)
-        t = ((torch.arange(FIXED) * 7 % FIXED + 0.5) / FIXED * len(stack.alpha_bar)).long()
-        z_t, aim = noise.add_noise(z, eps, stack.alpha_bar, t), noise.target(z, eps, stack.alpha_bar, t, stack.prediction)
+        t = ((torch.arange(FIXED) * 7 % FIXED + 0.5) / FIXED * stack.levels).long()
+        z_t, aim = stack.noised(z, eps, t)
         return Seen(v, rows, PROMPT.format(v.words("token")), z_t, t, aim, None, None)
 
     def lost(self, seen: Seen, pred: Tensor) -> float:
@@ -216,16 +217,16 @@ class Terms:
 
     def _noised(self, z: Tensor, g: torch.Generator, spread: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """z_t, t and the regression target of clean latents, or of latents drawn around them with a standard deviation of `spread`."""
-        bar = self.stack.alpha_bar
         if spread is not None:
             z = z + spread * torch.randn(z.shape, generator=g).to(z)
         eps = torch.randn(z.shape, generator=g).to(z)
-        levels = max(1, round(self.config.highest * len(bar)))
+        levels = max(1, round(self.config.highest * self.stack.levels))
         if self.config.timesteps == "uniform":
             t = torch.randint(levels, (len(z),), generator=g)
         else:
-            t = noise.timesteps(len(z), levels, g)
-        return noise.add_noise(z, eps, bar, t), t, noise.target(z, eps, bar, t, self.stack.prediction)
+            t = self.stack.family.timesteps(len(z), levels, g)
+        z_t, aim = self.stack.noised(z, eps, t)
+        return z_t, t, aim
 
     def _class_rows(self, subject: Subject, count: int, g: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Noised class samples, their timesteps and conditions, and what the denoiser is to say of them."""
@@ -240,10 +241,9 @@ class Terms:
 
     def _attention(self, seen: attention.Recorder, prompt: str, views: Views, rows: Tensor) -> Tensor:
         """Each object's token looks at the object (Break-A-Scene, arXiv:2305.16311, eq. 2)."""
-        ids = self.stack.token_ids([self.words.expand(prompt)])
-        terms = []
+        text, terms = self.words.expand(prompt), []
         for i, s in enumerate(views.members):
-            maps = seen.seen(self.words.positions(ids, s.name)[0])
+            maps = seen.seen(self.words.rows(text, s.name))
             own = torch.nn.functional.adaptive_avg_pool2d(views.parts[rows, i], maps.shape[-1])
             terms.append((maps - own).square().mean())
         return torch.stack(terms).mean()

@@ -10,18 +10,6 @@ from torch import Tensor
 from objtune_cli.errors import IncompatibleError
 from objtune_cli.models.stack import Stack
 
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
-CONVOLUTION = ("conv1", "conv2")
-MODULES = {
-    "none": (),
-    "cross-kv": ("attn2.to_k", "attn2.to_v"),
-    "attention": ATTENTION,
-    "attention+ff": ATTENTION + FEED_FORWARD,
-    "all": ATTENTION + FEED_FORWARD + CONVOLUTION,
-}
-"""Names of layer sets to the ends of the layers' names; "none" leaves the denoiser alone (textual inversion)."""
-BLOCKS = {"all": "", "decoder": "up_blocks."}
 PREFIX = "unet."
 
 
@@ -29,20 +17,22 @@ def add(stack: Stack, rank: int, modules: str, seed: int, name: str = "default",
     """Add a LoRA that changes nothing yet (alpha = rank); its parameters, float32, trainable; none for no layers.
 
     Args:
-        modules: A set of `MODULES`. blocks: "all", or "decoder": those after the middle, and what comes before takes
+        modules: A set of the family's. blocks: "all", or "decoder": those after the middle, and what comes before takes
             part in no gradient, the prompt's included.
     """
     from peft import LoraConfig
 
-    if not MODULES[modules]:
+    ends = stack.family.modules[modules]
+    if not ends:
         return []
+    starts, before = stack.family.decoder(stack.unet) if blocks == "decoder" else (("",), [])
     targets = [
         layer for layer, _ in stack.unet.named_modules()
-        if any(layer == end or layer.endswith("." + end) for end in MODULES[modules]) and layer.startswith(BLOCKS[blocks])
+        if any(layer == end or layer.endswith("." + end) for end in ends) and layer.startswith(starts)
     ]  # fmt: skip
     further = bool(getattr(stack.unet, "peft_config", None))
-    if blocks == "decoder" and not further:
-        for block in (*stack.unet.down_blocks, stack.unet.mid_block):
+    if not further:
+        for block in before:
             block.register_forward_pre_hook(_unlearned, with_kwargs=True)
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights="gaussian")
     with torch.random.fork_rng(devices=[]):  # peft draws A from the global generator

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from objtune_cli.models.stack import Stack
@@ -14,50 +15,79 @@ LARGEST = 16
 """Side of the largest maps that are looked at: finer ones follow edges, not objects (Break-A-Scene, arXiv:2305.16311)."""
 
 
+def joint(attn: Any, words: Tensor | None) -> bool:
+    """Whether picture and words are queries and keys of one layer, as in MMDiT (arXiv:2403.03206); else the words are keys alone."""
+    return words is not None and getattr(attn, "add_k_proj", None) is not None
+
+
+def among(tokens: Tensor, length: int) -> Tensor:
+    """Which of `length` rows of words are the tokens (L,) boolean: what a family says behind them is none."""
+    return F.pad(tokens, (0, length - len(tokens)))
+
+
 def heads(attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values of an attention layer of diffusers, each (B, heads, length, d)."""
-    context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-    projected = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
-    q, k, v = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in projected)
+    """Queries, keys and values of an attention layer of diffusers, each (B, heads, length, d); of a joint one the words' behind the picture's."""
+    words = encoder_hidden_states
+    if not joint(attn, words):
+        context = hidden_states if words is None else words
+        return _heads(attn, (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)), attn.norm_q, attn.norm_k)
+    own = _heads(attn, (attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)), attn.norm_q, attn.norm_k)
+    more = _heads(attn, (attn.add_q_proj(words), attn.add_k_proj(words), attn.add_v_proj(words)), attn.norm_added_q, attn.norm_added_k)
+    q, k, v = (torch.cat(pair, dim=2) for pair in zip(own, more, strict=True))
     return q, k, v
 
 
-def merged(attn: Any, out: Tensor, residual: Tensor) -> Tensor:
-    """What the layer gives on: (B, heads, Q, d) through its output projection, (B, Q, C)."""
-    out = attn.to_out[1](attn.to_out[0](out.transpose(1, 2).flatten(-2)))
+def _heads(attn: Any, projected: tuple[Tensor, Tensor, Tensor], norm_q: Any, norm_k: Any) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in projected)
+    return q if norm_q is None else norm_q(q), k if norm_k is None else norm_k(k), v
+
+
+def merged(attn: Any, out: Tensor, residual: Tensor, words: Tensor | None) -> Any:
+    """What the layer gives on: (B, heads, Q, d) through its output projection, (B, Q, C); of a joint one the picture's and the words'."""
+    out = out.transpose(1, 2).flatten(-2)
+    if joint(attn, words):
+        out, told = out[:, : residual.shape[1]], out[:, residual.shape[1] :]
+        return attn.to_out[1](attn.to_out[0](out)), told if attn.context_pre_only else attn.to_add_out(told)
+    out = attn.to_out[1](attn.to_out[0](out))
     return (out + residual if attn.residual_connection else out) / attn.rescale_output_factor
 
 
 class Recorder:
-    """Computes cross-attention as usual and keeps its probabilities, (B, Q, L), averaged over heads."""
+    """Computes attention to words as usual and keeps its probabilities, (B, Q, L), averaged over heads; in joint layers those among the words."""
 
     def __init__(self, rows: int, largest: int = LARGEST) -> None:
         self.rows, self.largest, self.maps = rows, largest, dict[int, list[Tensor]]()
 
-    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any) -> Tensor:
+    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any) -> Any:
         q, k, v = heads(attn, hidden_states, encoder_hidden_states)
+        cells, together = hidden_states.shape[1], joint(attn, encoder_hidden_states)
         with torch.autocast(q.device.type, enabled=False):  # a softmax in bf16 is too coarse for a loss
+            if together:
+                out = F.scaled_dot_product_attention(q, k, v, scale=attn.scale)
+                q, k = q[: self.rows, :, :cells], k[: self.rows, :, cells:]
             probs = (q.float() @ k.float().transpose(-1, -2) * attn.scale).softmax(-1)
-            out = (probs @ v.float()).to(q.dtype)
-        side = math.isqrt(probs.shape[2])
-        if side**2 == probs.shape[2] and side <= self.largest:
+            if not together:
+                out = (probs @ v.float()).to(q.dtype)
+        side = math.isqrt(cells)
+        if side**2 == cells and side <= self.largest:
             self.maps.setdefault(side, []).append(probs[: self.rows].mean(1))
-        return merged(attn, out, hidden_states)
+        return merged(attn, out, hidden_states, encoder_hidden_states)
 
     def seen(self, tokens: Tensor) -> Tensor:
         """Attention to the tokens (L,) boolean on the finest kept maps, largest value 1: (rows, s, s)."""
         side = max(self.maps)
-        mean = torch.stack(self.maps[side]).mean(0)[..., tokens].mean(-1)
+        mean = torch.stack(self.maps[side]).mean(0)
+        mean = mean[..., among(tokens, mean.shape[-1])].mean(-1)
         return (mean / mean.amax(1, keepdim=True).clamp_min(1e-8)).unflatten(1, (side, side))
 
 
 @contextlib.contextmanager
 def recorded(stack: Stack, rows: int) -> Iterator[Recorder]:
-    """Inside, cross-attention of square pictures is recorded for the first `rows` rows of a batch."""
+    """Inside, attention of square pictures to words is recorded for the first `rows` rows of a batch."""
     before = dict(stack.unet.attn_processors)
-    middle = int(stack.unet.config.sample_size) >> (len(stack.unet.config.block_out_channels) - 1)
+    middle = int(stack.unet.config.sample_size) // stack.family.cells(stack.unet.config)
     recorder = Recorder(rows, max(LARGEST, middle))  # SDXL's smallest maps have 32 cells a side
-    stack.unet.set_attn_processor({k: recorder if ".attn2." in k else v for k, v in before.items()})
+    stack.unet.set_attn_processor({k: recorder if stack.family.across in k else v for k, v in before.items()})
     try:
         yield recorder
     finally:

@@ -62,7 +62,7 @@ def lora(stack: Stack, weights: Mapping[str, Tensor], what: str) -> dict[str, Te
             )
     known = dict(_names(stack))
     layers: dict[str, dict[str, Tensor]] = {}
-    for key, value in weights.items():
+    for key, value in stack.family.unfused(weights).items():
         named = part(key)
         if named is None:
             if BUNDLED.fullmatch(key):
@@ -84,7 +84,10 @@ def _names(stack: Stack) -> Iterator[tuple[str, str]]:
     for layer, module in stack.unet.named_modules():
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
             own = f"unet.{layer}"
-            yield from ((name, own) for name in (own, layer, own.removesuffix(".0"), "lora_unet_" + layer.replace(".", "_")))
+            yield from (
+                (name, own)
+                for name in (own, f"{stack.family.denoiser}.{layer}", layer, own.removesuffix(".0"), "lora_unet_" + layer.replace(".", "_"))
+            )
             try:
                 yield "lora_unet_" + first_name(layer).replace(".", "_"), own
             except (KeyError, ValueError, IndexError):

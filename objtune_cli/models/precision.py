@@ -18,11 +18,11 @@ def processor_has_bf16() -> bool:
 class FloatAttention:
     """Attention whose softmax runs in float32: torch's bf16 kernel is ten times slower backward on a processor."""
 
-    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any) -> Tensor:
+    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any) -> Any:
         q, k, v = heads(attn, hidden_states, encoder_hidden_states)
         with torch.autocast(q.device.type, enabled=False):
             out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), scale=attn.scale)
-        return merged(attn, out.to(q.dtype), hidden_states)
+        return merged(attn, out.to(q.dtype), hidden_states, encoder_hidden_states)
 
 
 class FloatGroupNorm(nn.GroupNorm):

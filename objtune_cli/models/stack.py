@@ -18,6 +18,7 @@ from objtune_cli.errors import IncompatibleError, InputError, ResourceError
 from objtune_cli.families import single
 from objtune_cli.models import torchvision_ops
 from objtune_cli.models.cpu import keep_memory
+from objtune_cli.models.wording import in_class_words, named, spans
 
 torchvision_ops.complete()  # before diffusers and transformers ask for torchvision
 
@@ -40,8 +41,9 @@ class Stack:
     """A loaded base; all parameters frozen, all modules in eval mode.
 
     Attributes:
-        autoencoder: None while it rests; `vae` is how to ask for it. reopen: brings it again.
-        tokenizer_2, text_encoder_2: Of families with two towers. options: what the base's folder says for its family.
+        unet: The denoiser, a U-Net or a transformer. autoencoder: None while it rests; `vae` is how to ask for it. reopen: brings it again.
+        tokenizer_2, text_encoder_2: Of families with two towers. tokenizer_3, text_encoder_3: what reads no added words (T5), or None.
+        heard: What that said, by text. classes: class word of each added name. options: what the base's folder says for its family.
         team: The processes that share the rows of a prediction (`parallel.Team`), or None.
     """
 
@@ -57,6 +59,10 @@ class Stack:
     family: families.Family = families.SD1
     tokenizer_2: Any = None
     text_encoder_2: Any = None
+    tokenizer_3: Any = None
+    text_encoder_3: Any = None
+    heard: dict[str, Tensor] = field(default_factory=dict)
+    classes: dict[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     team: Any = None
 
@@ -96,8 +102,8 @@ class Stack:
 
     @property
     def unit(self) -> int:
-        """What the sides of pictures must be multiples of, px: the denoiser halves latents at each level."""
-        return self.factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        """What the sides of pictures must be multiples of, px: what a cell of the denoiser's smallest maps covers."""
+        return self.factor * self.family.cells(self.unet.config)
 
     @property
     def size(self) -> int:
@@ -110,13 +116,30 @@ class Stack:
 
     @property
     def prediction(self) -> str:
-        return str(self.scheduler.config.prediction_type)
+        return str(self.scheduler.config.get("prediction_type", self.family.prediction))
+
+    @property
+    def levels(self) -> int:
+        """Noise levels, the last one the noisiest."""
+        return int(self.scheduler.config.num_train_timesteps)
+
+    def noised(self, z: Tensor, eps: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents with noise at levels t (B,), and what the denoiser is to say of them; each as z (B, C, h, w)."""
+        return self.family.noised(self, z, eps, t)
 
     def token_ids(self, texts: list[str], tokenizer: Any = None) -> Tensor:
         """(B, L) token ids, padded to the text encoder's length; `tokenizer`: another one than the first."""
         tokenizer = tokenizer or self.tokenizer
         out = tokenizer(texts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt")
         return out.input_ids.to(self.device)
+
+    def in_class_words(self, text: str) -> str:
+        """A text, its names written as tokens, as an encoder reads it that knows none of them."""
+        return in_class_words(named(text), self.classes)
+
+    def class_word_at(self, text: str, name: str) -> list[tuple[int, int]]:
+        """Where a name's class word stands in that, (first letter, last letter + 1) each."""
+        return spans(text, name, self.classes)
 
     def encode(self, texts: list[str]) -> Tensor:
         """Prompts to the denoiser's condition, (B, rows, d): a row a token, and what else the family has to say."""
@@ -132,12 +155,17 @@ class Stack:
         """Mean and standard deviation of the autoencoder's latents of pictures, each scaled and shaped as `to_latent` says."""
         found = [self.vae.encode(p.to(self.device, self.vae.dtype)).latent_dist for p in pictures.split(at_once(*pictures.shape[-2:]))]
         scale = self.vae.config.scaling_factor
-        return torch.cat([d.mean for d in found]).float() * scale, torch.cat([d.std for d in found]).float() * scale
+        return (torch.cat([d.mean for d in found]).float() - self._shift) * scale, torch.cat([d.std for d in found]).float() * scale
+
+    @property
+    def _shift(self) -> float:
+        """What latents are moved by before they are scaled; 0 where the autoencoder's config says nothing."""
+        return float(self.vae.config.get("shift_factor") or 0)
 
     @torch.no_grad()
     def to_picture(self, latents: Tensor) -> Tensor:
         """Scaled latents to pictures (B, 3, H, W) in [-1, 1], float32."""
-        scaled = latents / self.vae.config.scaling_factor
+        scaled = latents / self.vae.config.scaling_factor + self._shift
         parts = [
             self.vae.decode(z.to(self.device, self.vae.dtype)).sample
             for z in scaled.split(at_once(*(self.factor * n for n in latents.shape[-2:])))
@@ -152,18 +180,9 @@ class Stack:
 
     def pipeline(self, scheduler: str = "base") -> Any:
         """The pipeline class of diffusers around these parts, with the named sampler; takes encoded prompts."""
-        pipe = self.family.open_pipeline(self, _sampler(self.scheduler, scheduler))
+        pipe = self.family.open_pipeline(self, self.family.scheduler_of(self.scheduler, scheduler))
         pipe.set_progress_bar_config(disable=True)
         return pipe
-
-
-def _sampler(scheduler: Any, name: str) -> Any:
-    import diffusers
-
-    classes = {"ddim": "DDIMScheduler", "euler": "EulerDiscreteScheduler", "dpm++": "DPMSolverMultistepScheduler"}
-    if name == "base":
-        return scheduler
-    return getattr(diffusers, classes[name]).from_config(scheduler.config)
 
 
 def pick_device(name: str) -> torch.device:
@@ -201,30 +220,30 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype, weights: Path |
         ResourceError: A part is missing. InputError: a part cannot be read.
     """
     from diffusers import UNet2DConditionModel
-    from diffusers.schedulers import DDIMScheduler
 
     quiet()
     if device.type == "cpu":
         keep_memory()
-    local: dict[str, Any] = {"local_files_only": True}
     said = {"prediction_type": prediction} if prediction else {}
     family = _family(folder)
     try:
         (tokenizer, text_encoder), *more = single.open_words(family, weights, folder) if weights else family.open_words(folder)
         tokenizer_2, text_encoder_2 = more[0] if more else (None, None)
+        tokenizer_3, text_encoder_3 = family.open_reader(folder, dtype)
         stack = Stack(
             tokenizer=tokenizer,
             text_encoder=text_encoder,
             unet=single.open_part(UNet2DConditionModel, "unet", weights, folder) if weights else family.open_denoiser(folder),
             autoencoder=_autoencoder(folder, device, family.picture_dtype(dtype), weights),
-            # Latents are not pictures: configs that say nothing must not clip them.
-            scheduler=DDIMScheduler.from_pretrained(folder / "scheduler", clip_sample=False, **local, **said),
+            scheduler=family.open_scheduler(folder, **said),
             device=device,
             dtype=dtype,
             reopen=partial(_autoencoder, folder, device, family.picture_dtype(dtype), weights),
             family=family,
             tokenizer_2=tokenizer_2,
             text_encoder_2=text_encoder_2,
+            tokenizer_3=tokenizer_3,
+            text_encoder_3=text_encoder_3,
             options=family.options(folder),
         )
     except OSError as error:
@@ -236,6 +255,8 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype, weights: Path |
         ) from None
     for module in (*stack.text_encoders, stack.unet):
         module.requires_grad_(False).eval().to(device, dtype)
+    if text_encoder_3 is not None:
+        text_encoder_3.requires_grad_(False).eval().to(device)
     if device.type == "cpu":
         stack.unet.to(memory_format=torch.channels_last)
     for module in stack.text_encoders:

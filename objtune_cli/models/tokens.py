@@ -10,9 +10,7 @@ from torch import Tensor, nn
 
 from objtune_cli.errors import IncompatibleError
 from objtune_cli.models.stack import Stack
-
-PLACEHOLDER = re.compile(r"<([a-z0-9][a-z0-9._-]*)(?:@([0-9]+))?>")
-"""`<name>` or `<name@version>` in a prompt."""
+from objtune_cli.models.wording import PLACEHOLDER, in_class_words, pieces
 
 
 class ExtendedTable(nn.Module):
@@ -46,19 +44,23 @@ class Placeholders:
         self.table = self.tables[0]
         self.words: dict[str, list[str]] = {}
 
-    def add(self, name: str, rows: Tensor) -> None:
+    def add(self, name: str, rows: Tensor, class_word: str = "") -> None:
         """Make `<name>` stand for the vectors `rows` (k, d), in this order; under several text encoders, theirs side by side.
+
+        Args:
+            class_word: What is read in its place by an encoder that knows no added words; the name itself, if there is none.
 
         Raises:
             ValueError: The name is taken; `replace` gives it other vectors.
         """
         if name in self.words:
             raise ValueError(f"<{name}> is already a word")
-        pieces = [f"<|{name}:{i}|>" for i in range(len(rows))]
+        own = pieces(name, len(rows))
         for tokenizer, table in zip(self.stack.tokenizers, self.tables, strict=True):
             _fill_gap(tokenizer, table)
-            tokenizer.add_tokens(pieces, special_tokens=True)
-        self.words[name] = pieces
+            tokenizer.add_tokens(own, special_tokens=True)
+        self.words[name] = own
+        self.stack.classes[name] = class_word or name
         self.replace(name, rows)
 
     def replace(self, name: str, rows: Tensor) -> None:
@@ -99,6 +101,11 @@ class Placeholders:
         own = torch.tensor(self.stack.tokenizer.convert_tokens_to_ids(self.words[name]), device=ids.device)
         return torch.isin(ids, own)
 
+    def rows(self, text: str, name: str) -> Tensor:
+        """Which rows of an expanded prompt's condition are `<name>`, boolean: its tokens, then what else the family has of it; those behind are not."""
+        own = self.positions(self.stack.token_ids([text]), name)[0]
+        return torch.cat([own, self.stack.family.read_at(self.stack, text, name).to(own.device)])
+
 
 def _extended(encoder: Any) -> ExtendedTable:
     """A text encoder's own table, extended once."""
@@ -113,15 +120,6 @@ def _fill_gap(tokenizer: Any, table: ExtendedTable) -> None:
     missing = table.table.num_embeddings - len(tokenizer)
     if missing > 0:
         tokenizer.add_tokens([f"<|unused:{i}|>" for i in range(missing)], special_tokens=True)
-
-
-def in_class_words(prompt: str, classes: Mapping[str, str]) -> str:
-    """The prompt with each `<name>` as "a <class>"; an article or a possessive before it stays the only one."""
-    for name, word in classes.items():
-        named = rf"<{re.escape(name)}(?:@[0-9]+)?>"
-        prompt = re.sub(rf"\b(the|my|your|his|her|its|their|this|that|an?)\s+{named}", r"\g<1> " + word.replace("\\", ""), prompt)
-        prompt = re.sub(named, f"{'an' if word[:1].lower() in 'aeiou' else 'a'} {word}", prompt)
-    return prompt
 
 
 def _counterparts(ids: list[int], others: list[int]) -> list[int]:

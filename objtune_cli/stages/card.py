@@ -11,7 +11,7 @@ from objtune_cli.stages.context import pictures_of
 from objtune_cli.store import artifact
 from objtune_cli.store.artifact import Record
 
-TAGS = {"sd1": "stable-diffusion", "sd2": "stable-diffusion", "sdxl": "stable-diffusion-xl"}
+TAGS = {"sd1": "stable-diffusion", "sd2": "stable-diffusion", "sdxl": "stable-diffusion-xl", "sd3": "sd3", "sd35": "sd3"}
 
 
 def licence(record: Record, family: Family) -> tuple[str, str]:
@@ -86,7 +86,7 @@ In tools whose words are file names (ComfyUI: `embedding:{next(iter(record.objec
 ## With diffusers
 
 ```python
-{_snippet(record, family)}
+{chr(10).join(family.snippet(base, *next(iter(record.objects.items()))))}
 ```
 
 ## Settings
@@ -103,26 +103,6 @@ In tools whose words are file names (ComfyUI: `embedding:{next(iter(record.objec
 
 {said}. What is drawn and what is passed on is bound by it.
 """
-
-
-def _snippet(record: Record, family: Family) -> str:
-    """How diffusers reads the files, from the folder that the card lies in."""
-    first = next(iter(record.objects))
-    lines = [
-        f"from diffusers import {family.pipeline}",
-        "",
-        f'pipe = {family.pipeline}.from_pretrained("{_repository(record) or record.base.get("id", "?")}")',
-    ]
-    lines.append('pipe.load_lora_weights(".", weight_name="pytorch_lora_weights.safetensors")')
-    if family.embedding_keys:
-        lines = ["from safetensors.torch import load_file", *lines, f'words = load_file("embeddings/{first}.safetensors")']
-        for key, suffix in zip(family.embedding_keys, ("", "_2"), strict=True):
-            lines.append(
-                f'pipe.load_textual_inversion(words["{key}"], token="<{first}>", text_encoder=pipe.text_encoder{suffix}, tokenizer=pipe.tokenizer{suffix})'
-            )
-    else:
-        lines.append(f'pipe.load_textual_inversion("embeddings/{first}.safetensors")')
-    return "\n".join([*lines, f'picture = pipe("a photo of <{first}> on the beach").images[0]'])
 
 
 def push(folder: Path, repository: str, *, private: bool) -> str:

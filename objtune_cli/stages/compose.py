@@ -71,8 +71,7 @@ def _draw(ctx: Context, record: Record, found: list[objects.Named], laid: Layout
     told = layout.spoken(prompt) if how.context == "class" else prompt
     text = words.expand(told)
     objects.check_length(ctx, stack, text)
-    ids = stack.token_ids([text])
-    placed = [composition.Placed(name, weights[name], laid.boxes[name], words.positions(ids, name)[0]) for name in laid.order]
+    placed = [composition.Placed(name, weights[name], laid.boxes[name], words.rows(text, name)) for name in laid.order]
     conditions = {text: words.in_context(told, {o.name: o.record.objects[o.name] for o in found})} if how.context == "class" else {}
     closer = [detail.Object(name, weights[name], laid.boxes[name], words.expand(layout.alone(told, name))) for name in laid.order]
     high, wide = (round(stack.size * side / stack.unit) * stack.unit for side in (laid.high, laid.wide))

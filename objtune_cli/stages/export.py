@@ -53,7 +53,7 @@ _FOLDERS = {"diffusers": ".", "kohya": "kohya", "embedding": "embeddings"}
 
 def _written(record: Record, tensors: Mapping[str, Any], family: Family, form: str, out: Path) -> list[Path]:
     if form == "diffusers":
-        return [_write(out / DIFFUSERS, diffusers_keys(tensors), {"format": "pt"})]
+        return [_write(out / DIFFUSERS, diffusers_keys(tensors, family), {"format": "pt"})]
     if form in ("kohya", "bundle"):
         named, name = kohya_keys(tensors, family), record.name
         if form == "bundle":
@@ -88,28 +88,35 @@ def _check_finite(ref: Ref, tensors: Mapping[str, Any]) -> None:
             raise GateError(f"{ref} cannot be used: {name} holds values that are no numbers", "train it again at a lower rate")
 
 
-def diffusers_keys(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Peft names below `unet.` and, of what was imported, the text encoders; alpha = rank, so that nothing is left to scale."""
-    return {k: v for k, v in tensors.items() if k.startswith(tuple(PREFIXES))}
+def diffusers_keys(tensors: Mapping[str, Any], family: Family = families.SD1) -> dict[str, Any]:
+    """Peft names below `unet.` (`transformer.`) and, of what was imported, the text encoders; alpha = rank, so that nothing is left to scale."""
+    named = ((k.replace("unet.", f"{family.denoiser}.", 1) if k.startswith("unet.") else k, v) for k, v in tensors.items())
+    return {k: v for k, v in named if k.startswith((f"{family.denoiser}.", *PREFIXES))}
 
 
 def kohya_keys(tensors: Mapping[str, Any], family: Family = families.SD1) -> dict[str, Any]:
-    """`lora_unet_…lora_down.weight`, `…lora_up.weight` and an explicit `…alpha` for every layer."""
+    """`lora_unet_…lora_down.weight`, `…lora_up.weight` and an explicit `…alpha` for every layer.
+
+    Raises:
+        IncompatibleError: A layer has no name in such files.
+    """
     import numpy as np
 
     named: dict[str, Any] = {}
-    for key, value in tensors.items():
-        prefix = next((p for p in PREFIXES if key.startswith(p)), None)
-        if prefix is None:
-            continue
-        layer, side = key.removeprefix(prefix).rsplit(".lora_", 1)
+    for prefix, start in PREFIXES.items():
+        ends = [key.removeprefix(prefix).removesuffix(".lora_A.weight") for key in tensors if key.startswith(prefix) and ".lora_A." in key]
+        layers = {end: (tensors[f"{prefix}{end}.lora_A.weight"], tensors[f"{prefix}{end}.lora_B.weight"]) for end in ends}
         if prefix == "unet.":
-            layer = family.kohya_layer(layer)
-        start = "lora_te_" if prefix == "text_encoder." and len(family.encoders) == 1 else PREFIXES[prefix]
-        stem = start + layer.replace(".", "_")
-        named[f"{stem}.lora_{'down' if side.startswith('A') else 'up'}.weight"] = value
-        if side.startswith("A"):
-            named[f"{stem}.alpha"] = np.array(float(value.shape[0]), np.float32)
+            layers = family.kohya(layers)
+        elif prefix == "text_encoder." and len(family.encoders) == 1:
+            start = "lora_te_"
+        for layer, (down, up) in layers.items():
+            stem = start + layer.replace(".", "_")
+            named |= {
+                f"{stem}.lora_down.weight": down,
+                f"{stem}.lora_up.weight": up,
+                f"{stem}.alpha": np.array(float(down.shape[0]), np.float32),
+            }
     return named
 
 
@@ -123,7 +130,7 @@ def _kohya_metadata(record: Record, tensors: Mapping[str, Any], family: Family) 
         "modelspec.tags": "Object",
         "modelspec.trigger_phrase": " ".join(f"<{name}>" for name in record.objects),
         "modelspec.usage_hint": f"with the embedding {', '.join(f'{name}.safetensors' for name in record.objects)} of the same object",
-        "ss_network_module": "networks.lora",
+        "ss_network_module": family.network,
         "ss_network_dim": rank,
         "ss_network_alpha": rank,
         "ss_network_args": "{}",

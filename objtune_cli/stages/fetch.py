@@ -70,10 +70,11 @@ def _brought(name: str, repository: str, revision: str, report: Report, stopped:
 
 def _check(name: str, files: list[str], size: int) -> None:
     """That the repository has what is opened, and the disk room for it."""
-    weights = [file for file in files if file.startswith("unet/") and file.endswith(".safetensors")]
+    weights = [file for file in files if file.startswith(("unet/", "transformer/")) and file.endswith(".safetensors")]
     if "model_index.json" not in files or not weights:
         raise InputError(
-            f"{name} holds no diffusers model in safetensors", "give the id of a repository with model_index.json and unet/*.safetensors"
+            f"{name} holds no diffusers model in safetensors",
+            "give the id of a repository with model_index.json and unet/*.safetensors or transformer/*.safetensors",
         )
     place = _cache()
     free = shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free

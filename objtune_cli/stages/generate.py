@@ -144,7 +144,7 @@ def write_pictures(
     images = []
     seeds = record.metrics.get("seeds", range(config.seed, config.seed + len(latents)))
     for i, picture in enumerate(to_uint8(detail.scenes(stack, latents, close, boxes)).numpy()):
-        said = parameters(prompt, config, int(seeds[i]), (picture.shape[1], picture.shape[0]), ctx.base.id)
+        said = parameters(prompt, config, int(seeds[i]), (picture.shape[1], picture.shape[0]), ctx.base.id, ctx.base.family.sampler)
         about = canonical({"scene": str(ref), "inputs": record.inputs, "seed": seeds[i]})
         data = pictures.png(picture, {"parameters": said, "objtune": about})
         images.append(keep_picture(ctx.root, ref, f"{i + 1:03d}.png", data))
@@ -153,16 +153,19 @@ def write_pictures(
 
 CLOSE = "close."
 """Before an object's name: its own pictures in a scene, as latents."""
-SAMPLERS = {"base": "DDIM", "ddim": "DDIM", "euler": "Euler", "dpm++": "DPM++ 2M"}
-"""What A1111 calls them; bases are drawn with DDIM unless another one is named."""
+SAMPLERS = {"ddim": "DDIM", "euler": "Euler", "dpm++": "DPM++ 2M"}
+"""What A1111 calls them; without a name, a base is drawn with its family's own."""
 
 
-def parameters(prompt: str, config: Generate, seed: int, size: tuple[int, int], model: str) -> str:
+def parameters(prompt: str, config: Generate, seed: int, size: tuple[int, int], model: str, own: str = "DDIM") -> str:
     """How a picture was made, in the lines that A1111, Forge and Civitai read: prompt, negative prompt, `Key: value` pairs.
+
+    Args:
+        own: What they call the sampler of the base.
 
     Source: `infotext_utils.py` of A1111; values that hold a comma, a colon or a line break are JSON strings.
     """
-    pairs: dict[str, object] = {"Steps": config.steps, "Sampler": SAMPLERS[config.scheduler], "CFG scale": f"{config.guidance:g}", "Seed": seed}
+    pairs: dict[str, object] = {"Steps": config.steps, "Sampler": SAMPLERS.get(config.scheduler, own), "CFG scale": f"{config.guidance:g}", "Seed": seed}
     if config.guidance_below < 1:
         pairs["CFG below"] = f"{config.guidance_below:g}"
     pairs |= {"Size": f"{size[0]}x{size[1]}", "Model": model, "Version": f"objtune {__version__}"}

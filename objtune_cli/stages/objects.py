@@ -134,7 +134,7 @@ def add_words(stack: "Stack", objects: list[Named], weights: dict[str, dict[str,
 
     words = Placeholders(stack)
     for item in objects:
-        words.add(item.name, read(weights[item.name], learned_names(item.name)))
+        words.add(item.name, read(weights[item.name], learned_names(item.name)), item.record.objects[item.name])
     return words
 
 

@@ -167,7 +167,7 @@ def run_key(work: Work, stack: "Stack") -> str:
     """What steps depend on, to the bit: a state of another key is no state of this run."""
     import torch
 
-    formats = f"{stack.device.type}/{stack.dtype}/{stack.unet.conv_in.weight.dtype}"
+    formats = f"{stack.device.type}/{stack.dtype}/{next(stack.unet.parameters()).dtype}"
     return f"{work.record.identity()}/{formats}/{torch.get_num_threads()}/{torch.__version__}"
 
 

@@ -11,7 +11,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-from objtune_cli.models import adapter
+from objtune_cli.families.interface import MODULES
 from objtune_cli.models import stack as stacks
 from objtune_cli.stages import export
 from tests import tiny
@@ -51,7 +51,7 @@ def test_names_are_those_that_other_tools_know(sd15: Path, tmp_path: Path) -> No
     assert set(load_file(plain)) == {f"unet.{name}.lora_{side}.weight" for name in layers for side in "AB"}
 
 
-@sized([("attention", 1), ("all", 4)], [(m, r) for m in adapter.MODULES if m != "none" for r in (1, 2, 4, 8)])
+@sized([("attention", 1), ("all", 4)], [(m, r) for m in MODULES if m != "none" for r in (1, 2, 4, 8)])
 def test_f11_reloaded_elsewhere(size: list[tuple[str, int]], sd15: Path, tmp_path: Path, say: Callable[[str], None]) -> None:
     """Both LoRA files and the embedding in a fresh pipeline: the same prediction, every key used; and `.alpha` is obeyed there."""
     worst = least = keys = files = 0.0

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from objtune_cli.method.training import Trainer
 from objtune_cli.models import adapter
 from objtune_cli.models import stack as stacks
 from objtune_cli.models.stack import Stack
+from tests import kin
 from tests.method.test_training import CONFIG, _prior, _subject
 
 KINDS = {"rex": ("dog", 10), "cup": ("mug", 30), "tom": ("dog", 4)}
@@ -50,6 +52,17 @@ CASES = {
 @pytest.mark.parametrize("config", CASES.values(), ids=CASES)
 def test_beside_others_each_learns_what_it_learns_alone(open_base, config: Train) -> None:
     """Float32 sums in another order, through Adam, which divides small gradients by their own size: within 2 % of the way gone."""
+    _check(open_base, config)
+
+
+@pytest.mark.parametrize("newer", [False, True])
+def test_so_does_each_on_a_flow(tmp_path: Path, newer: bool) -> None:
+    """Joint attention and the term on it, T5's words, noise levels of a flow."""
+    folder = kin.sd3(tmp_path / "base", newer=newer, with_clip=False)
+    _check(lambda: stacks.load(folder, torch.device("cpu"), torch.float32), CASES["attention term"])
+
+
+def _check(open_base: Callable[[], Stack], config: Train) -> None:
     names = ["rex+cup", "tom"] if config is CONFIG else ["rex", "cup", "tom"]
     company = _company(open_base(), names, config)
     starts = [_learned(t) for t in company]

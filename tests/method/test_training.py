@@ -32,7 +32,7 @@ def _subject(stack: Stack, name: str = "rex", word: str = "dog", left: int = 10)
 def _prior(stack: Stack, word: str = "dog", entries: int = 5) -> dict[str, torch.Tensor]:
     """Random (z_t, t) with the frozen base's own predictions."""
     g = torch.Generator().manual_seed(1)
-    z, t = torch.randn(entries, 4, 8, 8, generator=g), torch.randint(0, 1000, (entries,), generator=g)
+    z, t = torch.randn(entries, stack.unet.config.in_channels, 8, 8, generator=g), torch.randint(0, 1000, (entries,), generator=g)
     with torch.no_grad():
         conditions = stack.encode([f"a photo of a {word}", ""])
         asked = torch.arange(entries) % 2

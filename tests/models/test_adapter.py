@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from objtune_cli.errors import IncompatibleError
+from objtune_cli.families.interface import MODULES
 from objtune_cli.models import adapter
 from objtune_cli.models import stack as stacks
 from objtune_cli.models.stack import Stack
@@ -24,7 +25,7 @@ def _shake(stack: Stack, seed: int = 0) -> None:
                 p.copy_(torch.randn(p.shape, generator=g) * 0.2)
 
 
-@pytest.mark.parametrize("modules", adapter.MODULES)
+@pytest.mark.parametrize("modules", MODULES)
 def test_a_new_lora_changes_nothing(stack: Stack, modules: str) -> None:
     before = _predict(stack)
     params = adapter.add(stack, 4, modules, seed=0)
@@ -32,16 +33,14 @@ def test_a_new_lora_changes_nothing(stack: Stack, modules: str) -> None:
     assert bool(params) == (modules != "none") and all(p.dtype == torch.float32 for p in params)
 
 
-@pytest.mark.parametrize("modules", adapter.MODULES)
+@pytest.mark.parametrize("modules", MODULES)
 def test_only_lora_is_trainable_and_only_on_the_named_layers(stack: Stack, modules: str) -> None:
     params = adapter.add(stack, 4, modules, seed=0)
     trainable = {n for n, p in stack.unet.named_parameters() if p.requires_grad}
     assert len(trainable) == len(params)
     assert all(".lora_A." in n or ".lora_B." in n for n in trainable)
     layers = {n.split(".lora_")[0] for n in trainable}
-    wanted = {
-        n for n, _ in stack.unet.named_modules() if n.endswith(tuple("." + m for m in adapter.MODULES[modules])) and ".lora_" not in n
-    }
+    wanted = {n for n, _ in stack.unet.named_modules() if n.endswith(tuple("." + m for m in MODULES[modules])) and ".lora_" not in n}
     assert layers == wanted
     assert any("conv1" in n for n in layers) == (modules == "all")
 
@@ -69,7 +68,7 @@ def test_alpha_is_the_rank(stack: Stack) -> None:
     torch.testing.assert_close(layer(x), layer.base_layer(x) + x @ down.T @ up.T)
 
 
-@pytest.mark.parametrize("modules", adapter.MODULES)
+@pytest.mark.parametrize("modules", MODULES)
 def test_round_trip_gives_identical_predictions(stack: Stack, tiny_base, modules: str) -> None:
     adapter.add(stack, 4, modules, seed=0)
     _shake(stack)

@@ -19,13 +19,19 @@ from tests import kin, tiny
 
 CPU = torch.device("cpu")
 PROMPT = "a photo of a dog"
-NAMES = ("sd1", "sd2", "sdxl")
+NAMES = ("sd1", "sd2", "sdxl", "sd3", "sd35")
+UNETS = ("sd1", "sd2", "sdxl")
+POOLED = ("sdxl", "sd3", "sd35")
+GUIDANCE = {"sd1": 7.5, "sd2": 7.5, "sdxl": 5.0, "sd3": 7.0, "sd35": 4.5}
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     top = tmp_path_factory.mktemp("families")
-    return {"sd1": tiny.build(top / "one", clip=True), "sd2": kin.sd2(top / "two"), "sdxl": kin.sdxl(top / "xl")}
+    return {
+        "sd1": tiny.build(top / "one", clip=True), "sd2": kin.sd2(top / "two"), "sdxl": kin.sdxl(top / "xl"),
+        "sd3": kin.sd3(top / "three"), "sd35": kin.sd3(top / "three-five", newer=True),
+    }  # fmt: skip
 
 
 @pytest.fixture
@@ -37,8 +43,7 @@ def theirs(folder: Path, name: str) -> Any:
     import diffusers
 
     kind = getattr(diffusers, families.named(name).pipeline)
-    extra = {} if name == "sdxl" else {"safety_checker": None}
-    pipe = kind.from_pretrained(folder, local_files_only=True, **extra)
+    pipe = kind.from_pretrained(folder, local_files_only=True, **kin.LEFT_OUT[name])
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -47,9 +52,9 @@ def theirs(folder: Path, name: str) -> Any:
 def test_a_folder_says_its_family(folders: dict[str, Path], name: str) -> None:
     base = bases.find(str(folders[name]))
     assert base.family.name == name and base.image_tower == folders[name] / "clip"
-    assert base.second_tower == (folders[name] / "clip_2" if name == "sdxl" else None)
+    assert base.second_tower == (folders[name] / "clip_2" if name in POOLED else None)
     assert base.record().get("family") == (None if name == "sd1" else name)
-    assert base.sampling["guidance"] == (5.0 if name == "sdxl" else 7.5)
+    assert base.sampling["guidance"] == GUIDANCE[name] and base.cells == 64
 
 
 def test_a_pipeline_of_no_family_is_one_line(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -61,7 +66,7 @@ def test_a_pipeline_of_no_family_is_one_line(folders: dict[str, Path], tmp_path:
 
 
 def test_every_alias_is_pinned_to_a_commit() -> None:
-    assert bases.HUB.keys() == {"sd15", "sd21", "sdxl"}
+    assert bases.HUB.keys() == {"sd15", "sd21", "sdxl", "sd3", "sd35"}
     for repository in bases.HUB.values():
         assert len(bases.REVISIONS[repository]) == 40 and int(bases.REVISIONS[repository], 16)
     for family in families.FAMILIES:
@@ -69,7 +74,7 @@ def test_every_alias_is_pinned_to_a_commit() -> None:
 
 
 @pytest.mark.parametrize("text", [PROMPT, "", "x" * 300])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", UNETS)
 def test_a_prompt_is_encoded_as_diffusers_does(folders: dict[str, Path], opened: Any, name: str, text: str) -> None:
     stack: Stack = opened(name)
     ours = stack.encode([text])
@@ -85,7 +90,7 @@ def test_a_prompt_is_encoded_as_diffusers_does(folders: dict[str, Path], opened:
     assert torch.equal(stack.family.extras(stack, ours, 32, 32)["text_embeds"], pooled)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", UNETS)
 def test_pictures_are_those_of_diffusers_own_pipeline(folders: dict[str, Path], opened: Any, name: str) -> None:
     """Guidance, sizes, scheduler and prediction type as the pipeline has them: latents equal to the last bit or nearly."""
     from diffusers import DDIMScheduler
@@ -100,15 +105,16 @@ def test_pictures_are_those_of_diffusers_own_pipeline(folders: dict[str, Path], 
     assert stack.prediction == ("v_prediction" if name == "sd2" else "epsilon")
 
 
-def test_guidance_that_begins_late_tells_sdxl_the_same(opened: Any) -> None:
+@pytest.mark.parametrize("name", POOLED)
+def test_guidance_that_begins_late_is_told_the_same(opened: Any, name: str) -> None:
     """Below every noise level is the same as from the start; the step before guidance is drawn without it."""
-    stack = opened("sdxl")
+    stack = opened(name)
     always = sample(stack, PROMPT, "", [1], steps=4, guidance=4.0)
     late = sample(stack, PROMPT, "", [1], steps=4, guidance=4.0, below=0.5)
     never = sample(stack, PROMPT, "", [1], steps=4, guidance=1.0)
     assert not torch.equal(late, always) and not torch.equal(late, never)
     size = sample(stack, PROMPT, "", [1], steps=2, guidance=4.0, below=0.5, size=(32, 48))
-    assert size.shape == (1, 4, 8, 12)
+    assert size.shape == (1, stack.unet.config.in_channels, 8, 12)
 
 
 def test_sdxl_is_told_the_size_and_the_pooled_words(opened: Any) -> None:
@@ -133,7 +139,7 @@ def test_an_added_word_is_read_and_learned_in_every_tower(opened: Any, name: str
     rows = class_rows(stack, "dog")
     assert rows.shape == (3, sum(stack.widths)) and len(stack.widths) == len(stack.family.encoders)
     words = Placeholders(stack)
-    words.add("rex", rows)
+    words.add("rex", rows, "dog")
     said = stack.encode([words.expand("a photo of a <rex>")])
     torch.testing.assert_close(said, plain, rtol=1e-5, atol=1e-5)  # the same vectors at the same places say the same
     learned = rows.clone().requires_grad_(True)
@@ -152,10 +158,10 @@ def test_attention_to_a_word_is_recorded(opened: Any, name: str) -> None:
     stack = opened(name)
     condition = stack.encode([PROMPT])
     with torch.no_grad(), attention.recorded(stack, 1) as seen:
-        stack.predict(torch.randn(1, 4, 8, 8), torch.tensor([100]), condition)
+        stack.predict(torch.randn(1, stack.unet.config.in_channels, 8, 8), torch.tensor([100]), condition)
     tokens = torch.zeros(77, dtype=torch.bool)
     tokens[5] = True
-    side = 4 if name == "sdxl" else 8  # SDXL's first level has no attention
+    side = 4 if name in POOLED else 8  # SDXL's first level has no attention; SD 3's cells are patches
     assert seen.seen(tokens).shape == (1, side, side)
 
 
@@ -165,7 +171,8 @@ def test_layers_that_learn_are_found_in_every_family(opened: Any, modules: str) 
         stack = opened(name)
         adapter.add(stack, 2, modules, seed=0, blocks="decoder")
         found = adapter.tensors(stack)
-        assert found and all(key.startswith("unet.up_blocks.") for key in found)
+        later = ("unet.up_blocks.",) if name in UNETS else ("unet.transformer_blocks.1.", "unet.transformer_blocks.2.")
+        assert found and all(key.startswith(later) for key in found)
 
 
 def test_lengths_are_kept_tower_by_tower() -> None:
@@ -175,7 +182,7 @@ def test_lengths_are_kept_tower_by_tower() -> None:
     torch.testing.assert_close(kept, torch.tensor([[0.6, 0.8, 0.0, 2.0]]))
 
 
-@pytest.mark.parametrize(("name", "index"), [("sd1", 0), ("sd2", 0), ("sdxl", 0), ("sdxl", 1)])
+@pytest.mark.parametrize(("name", "index"), [("sd1", 0), ("sd2", 0), ("sdxl", 0), ("sdxl", 1), ("sd3", 0), ("sd3", 1)])
 def test_towers_read_a_prompt_as_their_own_clip_does(folders: dict[str, Path], opened: Any, name: str, index: int) -> None:
     """SD 2.x keeps all but the last layer of its CLIP: the towers add it."""
     from transformers import CLIPModel

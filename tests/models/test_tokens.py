@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from objtune_cli.models.stack import Stack
-from objtune_cli.models.tokens import ExtendedTable, Placeholders, class_rows, in_class_words
+from objtune_cli.models.tokens import ExtendedTable, Placeholders, class_rows
+from objtune_cli.models.wording import in_class_words
 
 
 def _rows(count: int, width: int = 16, seed: int = 0) -> torch.Tensor:

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from objtune_cli.errors import IncompatibleError, MissingError, UsageError
+from objtune_cli.families.interface import MODULES
 from objtune_cli.models import adapter
 from objtune_cli.models import stack as stacks
 from objtune_cli.models.stack import Stack
@@ -106,7 +107,7 @@ def _theirs(base: Path) -> StableDiffusionPipeline:
 
 
 @pytest.mark.parametrize("rank", [1, 4])
-@pytest.mark.parametrize("modules", [m for m in adapter.MODULES if m != "none"])
+@pytest.mark.parametrize("modules", [m for m in MODULES if m != "none"])
 @pytest.mark.parametrize("form", ["diffusers", "kohya"])
 def test_diffusers_reads_it_as_we_do(tiny_base: Path, tmp_path: Path, form: str, modules: str, rank: int) -> None:
     weights = _random_lora(tiny_base, modules, rank)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from objtune_cli import families
 from objtune_cli.errors import GateError, InputError, ResourceError
+from objtune_cli.families.interface import MODULES
 from objtune_cli.models import adapter
 from objtune_cli.models import stack as stacks
 from objtune_cli.models.tokens import Placeholders, learned_names, stored
@@ -98,7 +99,7 @@ def test_names_at_full_size_are_those_that_other_tools_know(name: str) -> None:
     """
     with torch.device("meta"):
         unet = UNet2DConditionModel(**layouts.DENOISERS[name])
-    ends = adapter.MODULES["all"]
+    ends = MODULES["all"]
     layers = [n for n, _ in unet.named_modules() if any(n == end or n.endswith("." + end) for end in ends)]
     made = {f"unet.{layer}.lora_{side}.weight": torch.zeros(2, 2) for layer in layers for side in "AB"}
     stems = {key.split(".")[0] for key in export.kohya_keys(made, families.named(name))}

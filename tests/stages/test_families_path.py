@@ -28,16 +28,18 @@ min_likeness = 0.0
 min_margin = -99.0
 min_score = -99.0
 """
-WIDTHS = {"sd2": (tiny.WIDTH,), "sdxl": (tiny.WIDTH, kin.WIDTH_2)}
+WIDTHS = {"sd2": (tiny.WIDTH,), "sdxl": (tiny.WIDTH, kin.WIDTH_2), "sd3": (tiny.WIDTH, kin.WIDTH_2), "sd35": (tiny.WIDTH, kin.WIDTH_2)}
 
 
 @pytest.fixture(scope="session")
 def kin_bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     top = tmp_path_factory.mktemp("kin")
-    return {"sd2": kin.sd2(top / "two"), "sdxl": kin.sdxl(top / "xl")}
+    return {
+        "sd2": kin.sd2(top / "two"), "sdxl": kin.sdxl(top / "xl"), "sd3": kin.sd3(top / "three"), "sd35": kin.sd3(top / "three-five", newer=True),
+    }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["sd2", "sdxl"])
+@pytest.mark.parametrize("name", list(WIDTHS))
 def test_train_generate_compose_export(cli, kin_bases, dog_photo, name):
     Path("objtune.toml").write_text(SETTINGS.format(base=kin_bases[name]))
     for which in ("rex", "cup"):
@@ -65,10 +67,11 @@ def test_train_generate_compose_export(cli, kin_bases, dog_photo, name):
         assert cli("export", "rex", "--format", form, "--out", f"out-{form}").code == 0
 
 
-def test_a_run_of_sdxl_goes_on_where_it_stopped(cli, kin_bases, dog_photo, monkeypatch):
+@pytest.mark.parametrize("name", ["sdxl", "sd3"])
+def test_a_run_goes_on_where_it_stopped(cli, kin_bases, dog_photo, monkeypatch, name):
     from objtune_cli.cli.signals import Stop
 
-    Path("objtune.toml").write_text(SETTINGS.format(base=kin_bases["sdxl"]))
+    Path("objtune.toml").write_text(SETTINGS.format(base=kin_bases[name]))
     command = ("train", dog_photo, "--class", "dog", "--no-preview", "--set", "train.scores=none")
     assert cli(*command).code == 0
     whole = Path("artifacts/adapter/dog/v001.safetensors").read_bytes()

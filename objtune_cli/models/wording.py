@@ -1,0 +1,34 @@
+"""What a prompt says of objects, as text: names, the pieces that tokenizers know, class words."""
+
+import re
+from collections.abc import Mapping
+
+PLACEHOLDER = re.compile(r"<([a-z0-9][a-z0-9._-]*)(?:@([0-9]+))?>")
+"""`<name>` or `<name@version>` in a prompt."""
+PIECES = re.compile(r"<\|([a-z0-9][a-z0-9._-]*):0\|>(?: <\|\1:[1-9][0-9]*\|>)*")
+"""The tokens of one name, as `pieces` writes them."""
+
+
+def pieces(name: str, count: int) -> list[str]:
+    """The tokens that a name of so many vectors is written as."""
+    return [f"<|{name}:{i}|>" for i in range(count)]
+
+
+def spans(prompt: str, name: str, classes: Mapping[str, str]) -> list[tuple[int, int]]:
+    """Where a name's class word stands, first and last letter and one, in what `in_class_words` makes of `named` of the prompt."""
+    ends = [len(in_class_words(named(prompt[: m.end()]), classes)) for m in PIECES.finditer(prompt) if m[1] == name]
+    return [(end - len(classes[name]), end) for end in ends]
+
+
+def named(prompt: str) -> str:
+    """A prompt whose names are written as tokens, with the names again."""
+    return PIECES.sub(r"<\1>", prompt)
+
+
+def in_class_words(prompt: str, classes: Mapping[str, str]) -> str:
+    """The prompt with each `<name>` as "a <class>"; an article or a possessive before it stays the only one."""
+    for name, word in classes.items():
+        said = rf"<{re.escape(name)}(?:@[0-9]+)?>"
+        prompt = re.sub(rf"\b(the|my|your|his|her|its|their|this|that|an?)\s+{said}", r"\g<1> " + word.replace("\\", ""), prompt)
+        prompt = re.sub(said, f"{'an' if word[:1].lower() in 'aeiou' else 'a'} {word}", prompt)
+    return prompt
