@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from objtune_cli.bench import sheet
+from objtune_cli.bench import measures, sheet
 from objtune_cli.errors import GateError, ObjtuneError
 from objtune_cli.stages.context import Report
 from objtune_cli.store import artifact, pictures
@@ -67,7 +67,7 @@ def save(out: Path, found: Mapping[str, list[Row]]) -> None:
 
 def table(file: Path, rows: list[Row]) -> None:
     """Write rows as CSV."""
-    columns = list(rows[0])
+    columns = measures.columns(rows)
     lines = [",".join(columns)] + [",".join("" if row[c] is None else str(row[c]) for c in columns) for row in rows]
     artifact.write_file(file, ("\n".join(lines) + "\n").encode())
 

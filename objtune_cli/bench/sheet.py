@@ -30,14 +30,15 @@ def save(out: Path, photos: Mapping[str, Callable[[], np.ndarray]], names: list[
         x = GAP + column * (CELL + GAP)
         pen.text((x, 4), title, fill="black")
         for row, case in enumerate(rows):
-            shown = _fitted(photos[case]()) if not column else _first(out / "results" / title / f"{case}.png")
+            shown = fitted(photos[case]()) if not column else _first(out / "results" / title / f"{case}.png")
             canvas.paste(shown, (x, TITLE + GAP + row * (CELL + GAP)))
     file = out / "sheet.png"
     artifact.write_file(file, pictures.png(np.asarray(canvas)))
     return file
 
 
-def _fitted(rgb: np.ndarray):
+def fitted(rgb: np.ndarray):
+    """The middle square of a picture at the size of the sheet's, as Pillow has it."""
     from PIL import Image, ImageOps
 
     return ImageOps.fit(Image.fromarray(rgb), (CELL, CELL), Image.Resampling.LANCZOS)
