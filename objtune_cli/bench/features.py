@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from objtune_cli import bases
 from objtune_cli.config import Bench
 from objtune_cli.errors import ResourceError, UsageError
 from objtune_cli.models.stack import UNREADABLE, quiet
@@ -137,22 +138,18 @@ def digest(pictures: Pictures) -> str:
 
 
 def _opened(kind: Any, name: str, option: str, families: tuple[str, ...]) -> Any:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
     from transformers import AutoConfig
 
     quiet()
+    hint = f"give its folder with `{option} DIR`, or bring it with `objtune fetch --model {name}`"
+    folder = Path(name) if Path(name).is_dir() else bases.transformers_model(name)
+    if folder is None:
+        raise ResourceError(f"{name} is not on this machine", hint)
     try:
-        name = name if Path(name).is_dir() else snapshot_download(name, local_files_only=True)
-        family = AutoConfig.from_pretrained(name, local_files_only=True).model_type
-        found = kind.from_pretrained(name, local_files_only=True) if family in families else None
+        family = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
+        found = kind.from_pretrained(folder, local_files_only=True) if family in families else None
     except (OSError, *UNREADABLE) as error:
-        missing = isinstance(error, LocalEntryNotFoundError)
-        why = "is not on this machine" if missing else f"cannot be opened: {str(error).splitlines()[0]}"
-        raise ResourceError(
-            f"{name} {why}",
-            f"give its folder with `{option} DIR`, or bring it with `objtune fetch --model {name}`",
-        ) from None
+        raise ResourceError(f"{name} cannot be opened: {str(error).splitlines()[0]}", hint) from None
     if found is None:
         raise UsageError(f"{name} is a {family}", f"{option} takes one of: {', '.join(families)}")
     return found.eval().requires_grad_(False) if isinstance(found, torch.nn.Module) else found
