@@ -38,7 +38,9 @@ def prompts(count: int = 25) -> tuple[list[str], list[str]]:
     return [*places, *colours, *photos][:count], [*places, *colours, *hats][:count]
 
 
-def write(folder: Path, classes: dict[str, str] | None = None, photos: int = 5, count: int = 25, side: int = 320, mask: bool = False) -> Path:
+def write(
+    folder: Path, classes: dict[str, str] | None = None, photos: int = 5, count: int = 25, side: int = 320, mask: bool = False
+) -> Path:
     """Held-out objects of the classes, each drawn `photos` times; `mask`: the first photo's mask beside it."""
     classes = SUBJECTS if classes is None else classes
     dial = DIALS["medium"]

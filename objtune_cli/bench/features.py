@@ -86,7 +86,9 @@ def dino(name: str = DINO) -> Pictures:
         model = _vit(Path(name))
     else:
         model = _opened(AutoModel, name, "--dino", ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit"))
-    return _seeing(lambda x: model(pixel_values=x).last_hidden_state[:, 0], model, int(model.config.image_size), *_statistics(name, *DINO_STATISTICS))
+    return _seeing(
+        lambda x: model(pixel_values=x).last_hidden_state[:, 0], model, int(model.config.image_size), *_statistics(name, *DINO_STATISTICS)
+    )
 
 
 def _seeing(see: Callable[[Tensor], Tensor], model: Any, side: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Pictures:
@@ -122,12 +124,15 @@ def _vit(path: Path) -> Any:
         )
     except (OSError, KeyError, *UNREADABLE) as error:
         raise ResourceError(
-            f"{path} cannot be opened as a ViT: {str(error).splitlines()[0]}", f"give DINO's folder, or bring it with `objtune fetch --model {DINO}`"
+            f"{path} cannot be opened as a ViT: {str(error).splitlines()[0]}",
+            f"give DINO's folder, or bring it with `objtune fetch --model {DINO}`",
         ) from None
     model, told = found
     if told["missing_keys"]:
         lacking = sorted(told["missing_keys"])[0]
-        raise ResourceError(f"{path} cannot be opened as a ViT: it lacks {lacking}", "give a file with the names of transformers, or DINO's folder")
+        raise ResourceError(
+            f"{path} cannot be opened as a ViT: it lacks {lacking}", "give a file with the names of transformers, or DINO's folder"
+        )
     return model.eval().requires_grad_(False)
 
 

@@ -97,6 +97,14 @@ def pivot(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
 
 def _cell(row: dict[str, Any]) -> str:
     name = row["measure"]
-    digits = 0 if name == "seconds" or name.endswith("memory_mb") else 4 if name.endswith("_s") else 3 if name.startswith(("clip_", "dino")) else 2
+    digits = (
+        0
+        if name == "seconds" or name.endswith("memory_mb")
+        else 4
+        if name.endswith("_s")
+        else 3
+        if name.startswith(("clip_", "dino"))
+        else 2
+    )
     mean = f"{row['mean']:.{digits}f}"
     return mean if row["low"] is None else f"{mean} ±{(row['high'] - row['low']) / 2:.{digits}f}"

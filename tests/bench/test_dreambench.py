@@ -100,12 +100,21 @@ def test_rows_of_every_method_say_what_was_learned_and_what_measured(
     found = {name: {m for n, m in rows if n == name} for name in dict.fromkeys(n for n, _ in rows)}
     assert found == {"photos": {"clip_i"}, "untrained": PLAIN} | dict.fromkeys(METHODS, PLAIN | {"seconds", "memory_mb"})
     assert all(row["n"] == 2 and row["low"] <= row["mean"] <= row["high"] for row in rows.values())
-    assert {(row["photo"], row["method"]) for row in rows.values()} == {("00.jpg", "one"), ("00.jpg", "two"), ("", "photos"), ("", "untrained")}
+    assert {(row["photo"], row["method"]) for row in rows.values()} == {
+        ("00.jpg", "one"),
+        ("00.jpg", "two"),
+        ("", "photos"),
+        ("", "untrained"),
+    }
     assert {row["judge"] for (_, m), row in rows.items() if m in PLAIN} == {"tiny's own"} and rows["one", "seconds"]["judge"] == ""
     assert rows["one", "seconds"]["mean"] == 4.0  # the first and the third training
-    assert ctx.report.said[0].startswith("facebook/dino-vits16 is not on this machine: no DINO, and diversity by CLIP; `objtune fetch --model")
+    assert ctx.report.said[0].startswith(
+        "facebook/dino-vits16 is not on this machine: no DINO, and diversity by CLIP; `objtune fetch --model"
+    )
     kept = [json.loads(line) for line in (project / "bench" / "results.jsonl").read_text().splitlines()]
-    assert {(r["method"], r["case"]): r["photo"] for r in kept} == {(n, c): "00.jpg" if n in METHODS else "" for n in found for c in ("dog", "mug")}
+    assert {(r["method"], r["case"]): r["photo"] for r in kept} == {
+        (n, c): "00.jpg" if n in METHODS else "" for n in found for c in ("dog", "mug")
+    }
     header, *lines = (project / "bench" / "table.csv").read_text().splitlines()
     assert header == "method,measure,mean,low,high,n,photo,judge" and len(lines) == len(rows)
 
@@ -148,9 +157,16 @@ def test_a_prompt_names_the_object_for_a_method_and_the_class_for_the_base(
 
     monkeypatch.setattr(dreambench.drawing, "pictures", drawn_as)
     dreambench.run(context(), project / "bench", asked[:1], {"one": METHODS["one"]}, CONFIG)
-    assert said["untrained on dog"][0] == [text for place in ("on the beach", "at the beach", "in the snow") for text in [f"a dog {place}"] * 2]
+    assert said["untrained on dog"][0] == [
+        text for place in ("on the beach", "at the beach", "in the snow") for text in [f"a dog {place}"] * 2
+    ]
     learned = said["one on dog"][0]
-    assert learned[0].startswith("a ") and learned[0].endswith(" on the beach") and "<dog>" not in learned[0] and learned[0] != "a dog on the beach"
+    assert (
+        learned[0].startswith("a ")
+        and learned[0].endswith(" on the beach")
+        and "<dog>" not in learned[0]
+        and learned[0] != "a dog on the beach"
+    )
     assert said["one on dog"][1] == said["untrained on dog"][1] == list(range(1000, 1006))
     dreambench.run(context(), project / "other", asked[:1], {}, replace(CONFIG, seed=1))
     assert said["untrained on dog"][1] == list(range(11000, 11006))

@@ -96,7 +96,11 @@ def test_wrong_usage_is_2(more: list[str], words: str, cli: Cli, photos: Path) -
 
 def test_what_is_no_data_set_is_3(cli: Cli, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    for folder, words in {tmp_path / "empty": "there is no file", tmp_path / "none": "is no folder", photos / "dog": "there is no file"}.items():
+    for folder, words in {
+        tmp_path / "empty": "there is no file",
+        tmp_path / "none": "is no folder",
+        photos / "dog": "there is no file",
+    }.items():
         done = cli("bench", "--photos", folder)
         assert (done.code, done.out) == (3, "") and words in done.err and not Path("bench").exists()
     assert cli("bench", "--photos", photos, "--set", "bench.photo=09").code == 3

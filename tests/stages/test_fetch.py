@@ -162,7 +162,13 @@ DINO = "facebook/dino-vits16"
 
 def test_a_model_that_measures_is_brought_with_the_weights_of_one_form(hub: Hub, base: Path) -> None:
     """Safetensors where the repository has them, else the pickle, which is opened as tensors alone."""
-    files = {"config.json": b"{}", "preprocessor_config.json": b"{}", "README.md": b"a page", "tf_model.h5": b"again", "pytorch_model.bin": b"a pickle"}
+    files = {
+        "config.json": b"{}",
+        "preprocessor_config.json": b"{}",
+        "README.md": b"a page",
+        "tf_model.h5": b"again",
+        "pytorch_model.bin": b"a pickle",
+    }
     hub.repositories, hub.files = {DINO, "some/clip", "some/none"}, files | {"model.safetensors": b"weights"}
     done = objtune("fetch", "--model", DINO, "--json")
     document = json.loads(done.stdout)

@@ -42,7 +42,15 @@ def test_without_a_negative_prompt_there_is_no_line_of_it() -> None:
     assert text.count("\n") == 1 and "CFG below" not in text
 
 
-SETTINGS = ("train.steps=1", "train.batch=1", "train.views=1", "train.rank=2", "train.class_weight=0", "train.scores=none", "init-embedding.steps=0")
+SETTINGS = (
+    "train.steps=1",
+    "train.batch=1",
+    "train.views=1",
+    "train.rank=2",
+    "train.class_weight=0",
+    "train.scores=none",
+    "init-embedding.steps=0",
+)
 FEW = (*(word for setting in SETTINGS for word in ("--set", setting)), *tiny.ANY, "--no-preview")
 
 

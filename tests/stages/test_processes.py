@@ -85,16 +85,34 @@ def test_the_command_line_in_two_processes(by: tuple[str, ...], cli, base: Path,
 
 def test_what_one_of_several_cannot_do_is_said_once_with_its_exit_code(project: Path, dog_photo: Path, base: Path) -> None:
     """The first process refuses the mask before the others meet it; they are not waited for."""
-    command = ["train", dog_photo, "--class", "dog", "--base", base, "--device", "cpu", "--num-processes", "2", "--set", "segment.min_likeness=1"]
+    command = [
+        "train",
+        dog_photo,
+        "--class",
+        "dog",
+        "--base",
+        base,
+        "--device",
+        "cpu",
+        "--num-processes",
+        "2",
+        "--set",
+        "segment.min_likeness=1",
+    ]
     done = launched("-m", "objtune_cli", *command, cwd=project, by=())
     assert (done.returncode, done.stdout) == (9, ""), done.stderr
-    assert [line.split(":")[0] for line in done.stderr.splitlines() if line.startswith(("error", "hint", "Traceback"))] == ["error", "hint"], done.stderr
+    assert [line.split(":")[0] for line in done.stderr.splitlines() if line.startswith(("error", "hint", "Traceback"))] == [
+        "error",
+        "hint",
+    ], done.stderr
 
 
 def test_a_signal_stops_all_of_them_with_their_state_saved(project: Path, dog_photo: Path, base: Path) -> None:
     command = ["train", dog_photo, "--class", "dog", "--box", "40,40,600,600", "--base", base, "--no-preview", "--device", "cpu", "--steps", "5000",
                "--set", "segment.min_likeness=0", "--set", "prior.samples=2", "--set", "prior.entries=4", "--set", "init-embedding.steps=2", "--num-processes", "2"]  # fmt: skip
-    with subprocess.Popen([sys.executable, "-m", "objtune_cli", *map(str, command)], cwd=project, env=environment(), stderr=subprocess.PIPE, text=True) as running:
+    with subprocess.Popen(
+        [sys.executable, "-m", "objtune_cli", *map(str, command)], cwd=project, env=environment(), stderr=subprocess.PIPE, text=True
+    ) as running:
         assert running.stderr is not None
         for line in running.stderr:
             if line.startswith("train "):
