@@ -28,6 +28,10 @@ FILES = ("model_index.json", *(f"{part}/*.{end}" for part in PARTS for end in ("
 """What of a hub repository a base may need: no pickles."""
 SKIPPED = ("*.fp16.*", "*.fp16-*", "*.non_ema.*")
 """The same weights again in other forms."""
+JUDGE = ("config.json", "preprocessor_config.json", "tokenizer*.json", "vocab.json", "merges.txt", "special_tokens_map.json", "model.safetensors")
+"""What of a hub repository a CLIP or DINO that measures needs."""
+PICKLED = "pytorch_model.bin"
+"""Its weights where the repository has them in no other form; opened as tensors alone."""
 SLICE = 1 << 14
 TRAINING: dict[str, Any] = {
     "steps": 800, "lr": 1e-4, "token_lr": 5e-3, "modules": "attention", "batch": 1, "blocks": "decoder", "class_every": 4, "passes": "apart",
@@ -130,6 +134,18 @@ def cached(repository: str) -> Path | None:
     return None
 
 
+def transformers_model(repository: str) -> Path | None:
+    """Where a CLIP or DINO lies on this machine, whole: in safetensors, or in the form that its repository has."""
+    from huggingface_hub import snapshot_download
+
+    for files in (JUDGE, (*JUDGE, PICKLED)):
+        with contextlib.suppress(ValueError, OSError):
+            found = Path(snapshot_download(repository, local_files_only=True, allow_patterns=list(files)))
+            if (found / files[-1]).exists():
+                return found
+    return None
+
+
 def _opened(ident: str, folder: Path, tower: str) -> Base:
     family = _family(ident, folder)
     extra: dict[str, Any] = {}
@@ -190,7 +206,7 @@ def _towers(family: Family, folder: Path, given: str) -> tuple[Path | None, Path
     own = [folder / name if (folder / name / "config.json").exists() else None for name in TOWERS[: len(family.encoders)]]
     if any(own) or folder == EMBEDDED or not (cache := _cache()).is_dir():
         return _each(own, "")
-    here = [_known(name) if (cache / f"models--{name.replace('/', '--')}").is_dir() else None for name in family.towers]
+    here = [transformers_model(name) if (cache / f"models--{name.replace('/', '--')}").is_dir() else None for name in family.towers]
     return _each(here, ",".join(name for name, path in zip(family.towers, here, strict=True) if path))
 
 
@@ -209,9 +225,9 @@ def _tower(name: str) -> Path:
         raise InputError(f"{path} is no safetensors file", "give the CLIP as a .safetensors file or as a folder")
     if path.exists():
         return path
-    found = _known(name)
+    found = transformers_model(name)
     if found is None:
-        raise ResourceError(f"the CLIP {name} is not on this machine", f"`hf download {name}` brings it, if that is its hub id")
+        raise ResourceError(f"the CLIP {name} is not on this machine", f"`objtune fetch --model {name}` brings it, if that is its hub id")
     return found
 
 
@@ -219,17 +235,6 @@ def _cache() -> Path:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return Path(HF_HUB_CACHE)
-
-
-def _known(repository: str) -> Path | None:
-    """A repository's folder in the hub's cache, if it is there."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(repository, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError, ValueError, OSError):
-        return None
 
 
 def _fingerprint(folder: Path, family: Family, weights: Path | None = None) -> str:

@@ -250,6 +250,13 @@ class Bench:
         "drawn", "What `--masks` looks at: drawn scenes, or five objects in photographs that scikit-image carries."
     )
     rounds: int = _setting(3, "Rounds of `--speed`.", 1, 100)
+    photo: str = _setting("", "Photo of each subject that `--photos` learns, its name with or without ending: 01; empty: the first by name.")
+    live: str = _setting("cat,dog", "Classes of `--photos` that get the prompts of live subjects, with commas.")
+    seeds: int = _setting(4, "Pictures of each prompt of `--photos`.", 1, 1000)
+    clip: str = _setting("", "CLIP that measures photographs: hub id or folder; empty: the base's own image tower.")
+    dino: str = _setting(
+        "facebook/dino-vits16", "DINO that measures photographs: hub id, folder or safetensors file; `--photos` goes without where the default is not here."
+    )
     seed: int = _setting(0, "Random seed of objects and prompts.", 0, MAX_SEED)
 
     @property

@@ -1,6 +1,5 @@
 """`objtune evaluate REF`: the bench's measures for one trained object, or the papers' for bases without a world."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +7,8 @@ import numpy as np
 
 from objtune_cli.bench import drawing, measures, scores
 from objtune_cli.bench.cases import PLACE, Case, Prompt
+from objtune_cli.bench.features import Pictures, Texts
+from objtune_cli.bench.papers import Judges, score
 from objtune_cli.errors import InputError
 from objtune_cli.stages import objects
 from objtune_cli.stages.context import Context
@@ -40,9 +41,6 @@ class Given:
     rgb: np.ndarray
     mask: np.ndarray
     weights: dict[str, Any]
-
-
-Pictures = Callable[[np.ndarray], np.ndarray]
 
 
 def given(ctx: Context, ref: Ref, name: str | None = None) -> Given:
@@ -115,9 +113,7 @@ def squared(rgb: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, tuple[float,
     return np.pad(rgb, pad, mode="edge"), tuple(float(v) for v in box)  # type: ignore[return-value]
 
 
-def papers(
-    ctx: Context, subject: Given, scenes: list[str], repeats: int, clip: tuple[Pictures, Callable[[list[str]], np.ndarray]], dino: Pictures
-) -> dict[str, float]:
+def papers(ctx: Context, subject: Given, scenes: list[str], repeats: int, clip: tuple[Pictures, Texts], dino: Pictures) -> dict[str, float]:
     """CLIP-I, CLIP-T and DINO, with the photo whole and its object alone, diversity and class drift.
 
     Returns:
@@ -132,24 +128,11 @@ def papers(
     after = drawing.of_class(ctx, stack, subject.kind)
     before = drawing.of_class(ctx, drawing.loaded(ctx, subject.name, None)[0], subject.kind)
     alone = object_alone(subject.rgb, subject.mask)
-    look, say = clip
-    told = say([t.replace(PLACE, article(subject.kind)) for t in texts])
-    found = {"clip_t": float((look(shown) * told).sum(1).mean())}
-    for name, model in (("clip_i", look), ("dino", dino)):
-        vectors = model(shown)
-        found[name] = float(measures.similarity(vectors, model(subject.rgb[None])).mean())
-        found[f"{name}_masked"] = float(measures.similarity(vectors, model(alone[None])).mean())
-    if repeats > 1:
-        found["diversity"] = float(np.mean([variety(part) for part in np.split(dino(shown), len(scenes))]))
+    told = [t.replace(PLACE, article(subject.kind)) for t in texts]
+    found = score(Judges(*clip, dino), shown, told, {"": [subject.rgb], "_masked": [alone]}, repeats)
     reference = dino(alone[None])
     was, now = (float(measures.similarity(dino(side), reference).mean()) for side in (before, after))
     return found | {"drift": now - was}
-
-
-def variety(vectors: np.ndarray) -> float:
-    """1 - mean cosine of two of the unit vectors (N, d), N > 1."""
-    count = len(vectors)
-    return float(1 - ((vectors @ vectors.T).sum() - count) / (count * (count - 1)))
 
 
 def object_alone(rgb: np.ndarray, mask: np.ndarray, margin: float = 0.1) -> np.ndarray:

@@ -1,5 +1,6 @@
-"""Feature models for photographs: CLIP and DINO from transformers, by name or folder."""
+"""Feature models for photographs: CLIP and DINO from transformers, by name or folder, and the base's own CLIP."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from objtune_cli import bases
+from objtune_cli.config import Bench
 from objtune_cli.errors import ResourceError, UsageError
 from objtune_cli.models.stack import UNREADABLE, quiet
+from objtune_cli.stages.context import Context
 
 CLIP = "openai/clip-vit-base-patch32"
-DINO = "facebook/dino-vits16"
+DINO = Bench().dino
 """The models of the papers' tables (DreamBooth, arXiv:2208.12242, section 4.1)."""
+CLIP_STATISTICS = (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)
+DINO_STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+BATCH = 16
+"""Pictures that a model is shown at a time."""
+Pictures = Callable[[np.ndarray], np.ndarray]
+"""Pictures (N, H, W, 3) uint8 to unit vectors (N, d)."""
+Texts = Callable[[list[str]], np.ndarray]
+"""Texts to unit vectors (N, d)."""
 
 
-def clip(name: str = CLIP) -> tuple[Callable[[np.ndarray], np.ndarray], Callable[[list[str]], np.ndarray]]:
-    """Unit vectors of pictures (N, H, W, 3) uint8 and of texts, both (N, d).
+def clip(name: str = CLIP) -> tuple[Pictures, Texts]:
+    """What a CLIP sees and reads.
 
     Raises:
         ResourceError: Not on this machine.
@@ -26,57 +38,123 @@ def clip(name: str = CLIP) -> tuple[Callable[[np.ndarray], np.ndarray], Callable
     from transformers import CLIPModel, CLIPTokenizer
 
     model, words = _opened(CLIPModel, name, "--clip", ("clip",)), _opened(CLIPTokenizer, name, "--clip", ("clip",))
-    side, mean, std = int(model.config.vision_config.image_size), *_statistics(name, (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758))
+    return _towers(model, words, *_statistics(name, *CLIP_STATISTICS))
 
-    @torch.no_grad()
-    def pictures(shown: np.ndarray) -> np.ndarray:
-        pooled = model.vision_model(pixel_values=_prepared(shown, side, mean, std)).pooler_output
-        return F.normalize(model.visual_projection(pooled), dim=-1).numpy()
+
+def own(ctx: Context) -> tuple[Pictures, Texts]:
+    """What the base's own CLIP sees and reads, as it was before anything was learned.
+
+    Raises:
+        ResourceError: The base has no image tower here.
+    """
+    from objtune_cli.models import towers
+
+    source, index = (ctx.base.image_tower, 0) if ctx.base.image_tower else (ctx.base.second_tower, 1)
+    if source is None:
+        raise ResourceError(
+            f"the base {ctx.base.id} has no image tower to measure with",
+            f"`--set bench.clip={CLIP}`, after `objtune fetch --model {CLIP}`; or a tower of the base's own: docs/bases.md",
+        )
+    stack = ctx.stack()
+    return _towers(towers.load(source, stack, index).clip, stack.tokenizers[index], towers.MEAN, towers.STD)
+
+
+def _towers(model: Any, words: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Pictures, Texts]:
+    side = int(model.config.vision_config.image_size)
 
     @torch.no_grad()
     def texts(prompts: list[str]) -> np.ndarray:
-        ids = words(prompts, padding=True, truncation=True, return_tensors="pt")
+        ids = words(prompts, padding=True, truncation=True, return_tensors="pt").to(model.device)
         pooled = model.text_model(input_ids=ids.input_ids, attention_mask=ids.attention_mask).pooler_output
-        return F.normalize(model.text_projection(pooled), dim=-1).numpy()
+        return F.normalize(model.text_projection(pooled), dim=-1).cpu().numpy()
 
-    return pictures, texts
+    def see(x: Tensor) -> Tensor:
+        return model.visual_projection(model.vision_model(pixel_values=x).pooler_output)
+
+    return _seeing(see, model, side, mean, std), texts
 
 
-def dino(name: str = DINO) -> Callable[[np.ndarray], np.ndarray]:
-    """Unit vectors of pictures (N, H, W, 3) uint8 at the class token, (N, d).
+def dino(name: str = DINO) -> Pictures:
+    """What DINO sees, at its class token; `name`: a hub id, a folder, or a safetensors file with the names of transformers.
 
     Raises:
         ResourceError: Not on this machine.
     """
     from transformers import AutoModel
 
-    model = _opened(AutoModel, name, "--dino", ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit"))
-    side, mean, std = int(model.config.image_size), *_statistics(name, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    if Path(name).is_file():
+        model = _vit(Path(name))
+    else:
+        model = _opened(AutoModel, name, "--dino", ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit"))
+    return _seeing(
+        lambda x: model(pixel_values=x).last_hidden_state[:, 0], model, int(model.config.image_size), *_statistics(name, *DINO_STATISTICS)
+    )
 
+
+def _seeing(see: Callable[[Tensor], Tensor], model: Any, side: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Pictures:
     @torch.no_grad()
     def pictures(shown: np.ndarray) -> np.ndarray:
-        return F.normalize(model(pixel_values=_prepared(shown, side, mean, std)).last_hidden_state[:, 0], dim=-1).numpy()
+        parts = [_prepared(shown[i : i + BATCH], side, mean, std).to(model.device) for i in range(0, len(shown), BATCH)]
+        return torch.cat([F.normalize(see(x), dim=-1).cpu() for x in parts]).numpy()
 
     return pictures
 
 
-def _opened(kind: Any, name: str, option: str, families: tuple[str, ...]) -> Any:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-    from transformers import AutoConfig
+def _vit(path: Path) -> Any:
+    """A ViT from one file, its sizes read off its tensors; heads of 64, as all of DINO's have.
+
+    Raises:
+        ResourceError: No safetensors file of a ViT.
+    """
+    from safetensors.torch import load_file
+    from transformers import ViTConfig, ViTModel
 
     quiet()
     try:
-        name = name if Path(name).is_dir() else snapshot_download(name, local_files_only=True)
-        family = AutoConfig.from_pretrained(name, local_files_only=True).model_type
-        found = kind.from_pretrained(name, local_files_only=True) if family in families else None
-    except (OSError, *UNREADABLE) as error:
-        missing = isinstance(error, LocalEntryNotFoundError)
-        why = "is not on this machine" if missing else f"cannot be opened: {str(error).splitlines()[0]}"
+        weights = load_file(path)
+        width, patch = weights["embeddings.cls_token"].shape[-1], weights["embeddings.patch_embeddings.projection.weight"].shape[-1]
+        blocks = {key.split(".")[2] for key in weights if key.startswith("encoder.layer.")}
+        config = ViTConfig(
+            hidden_size=width, num_hidden_layers=len(blocks), num_attention_heads=max(1, width // 64), patch_size=patch,
+            intermediate_size=weights["encoder.layer.0.intermediate.dense.weight"].shape[0],
+            image_size=patch * round((weights["embeddings.position_embeddings"].shape[1] - 1) ** 0.5),
+        )  # fmt: skip
+        found: Any = ViTModel.from_pretrained(
+            None, config=config, state_dict=weights, add_pooling_layer=False, output_loading_info=True, local_files_only=True
+        )
+    except (OSError, KeyError, *UNREADABLE) as error:
         raise ResourceError(
-            f"{name} {why}",
-            f"give its folder with `{option} DIR`, or bring it with `hf download {name}`",
+            f"{path} cannot be opened as a ViT: {str(error).splitlines()[0]}",
+            f"give DINO's folder, or bring it with `objtune fetch --model {DINO}`",
         ) from None
+    model, told = found
+    if told["missing_keys"]:
+        lacking = sorted(told["missing_keys"])[0]
+        raise ResourceError(
+            f"{path} cannot be opened as a ViT: it lacks {lacking}", "give a file with the names of transformers, or DINO's folder"
+        )
+    return model.eval().requires_grad_(False)
+
+
+def digest(pictures: Pictures) -> str:
+    """What tells one model from another: the vector of a picture of noise, to three digits."""
+    noise = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
+    return hashlib.sha256(np.round(pictures(noise), 3).tobytes()).hexdigest()
+
+
+def _opened(kind: Any, name: str, option: str, families: tuple[str, ...]) -> Any:
+    from transformers import AutoConfig
+
+    quiet()
+    hint = f"give its folder with `{option} DIR`, or bring it with `objtune fetch --model {name}`"
+    folder = Path(name) if Path(name).is_dir() else bases.transformers_model(name)
+    if folder is None:
+        raise ResourceError(f"{name} is not on this machine", hint)
+    try:
+        family = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
+        found = kind.from_pretrained(folder, local_files_only=True) if family in families else None
+    except (OSError, *UNREADABLE) as error:
+        raise ResourceError(f"{name} cannot be opened: {str(error).splitlines()[0]}", hint) from None
     if found is None:
         raise UsageError(f"{name} is a {family}", f"{option} takes one of: {', '.join(families)}")
     return found.eval().requires_grad_(False) if isinstance(found, torch.nn.Module) else found

@@ -82,6 +82,11 @@ def rows(method: str, found: Sequence[dict[str, float]]) -> list[dict[str, Any]]
     return table
 
 
+def columns(table: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+    """What the rows of a table hold, in order; those of photographs say more."""
+    return tuple(table[0]) if table else ("method", "measure", "mean", "low", "high", "n")
+
+
 def pivot(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Rows as a table for people: header and lines, a method a line, `mean ±half the interval` a cell."""
     names = list(dict.fromkeys(row["measure"] for row in rows))
@@ -92,6 +97,14 @@ def pivot(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
 
 def _cell(row: dict[str, Any]) -> str:
     name = row["measure"]
-    digits = 0 if name == "seconds" or name.endswith("memory_mb") else 4 if name.endswith("_s") else 2
+    digits = (
+        0
+        if name == "seconds" or name.endswith("memory_mb")
+        else 4
+        if name.endswith("_s")
+        else 3
+        if name.startswith(("clip_", "dino"))
+        else 2
+    )
     mean = f"{row['mean']:.{digits}f}"
     return mean if row["low"] is None else f"{mean} ±{(row['high'] - row['low']) / 2:.{digits}f}"

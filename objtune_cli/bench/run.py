@@ -1,23 +1,22 @@
 """`objtune bench`: every method on every object, each result kept as it is found, then the table and the sheet."""
 
+import functools
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from objtune_cli.bench import cases, drawing, measures, scores, sheet, trial
+from objtune_cli.bench import cases, drawing, kept, measures, scores, sheet, trial
 from objtune_cli.bench.cases import Case
+from objtune_cli.bench.kept import Kept, Row
 from objtune_cli.bench.methods import Method
 from objtune_cli.bench.scores import Scale
 from objtune_cli.config import Bench, Prior
-from objtune_cli.errors import GateError, IncompatibleError, InputError, UsageError
+from objtune_cli.errors import IncompatibleError, InputError, UsageError
 from objtune_cli.stages import prior
 from objtune_cli.stages.context import Context
-from objtune_cli.store import artifact, pictures
 from objtune_cli.store.state import RunState
 from objtune_cli.toybox.evaluator import reading
 from objtune_cli.toybox.evaluator.network import Evaluator
@@ -33,7 +32,6 @@ ALWAYS = {
 """Rows that need no training: what 1 and 0 look like, the best this base could do, and what words alone give."""
 RAW = {"raw at 0": 0, "raw at 1": 1}
 """Rows of the calibration: the quantities themselves where their measure is 0 and 1."""
-Row = dict[str, Any]
 
 
 def dial_of(ctx: Context) -> Dial:
@@ -69,7 +67,7 @@ def run(ctx: Context, out: Path, methods: Mapping[str, Method], config: Bench, p
         raise UsageError(f"no object has a prompt of the kinds {config.prompts}", "ask for more kinds, or more objects")
     plan = {**ALWAYS, **methods}
     known = {} if published is None else _published(published)
-    bench = Running(ctx, out, config, dial, reading.load(), len(asked) * len(plan), known)
+    bench = Running(ctx, config, dial, reading.load(), Kept(out, ctx.report, len(asked) * len(plan), known))
     found: dict[str, list[Row]] = {name: [] for name in plan}
     with RunState(ctx.project, "bench").locked("another bench is at work in this folder", "wait for it, or give another --out"):
         try:
@@ -78,12 +76,15 @@ def run(ctx: Context, out: Path, methods: Mapping[str, Method], config: Bench, p
                     ctx.check_stopped()
                     found[name].append(bench.result(case, name, method))
         finally:  # stopped or not, what was found may be handed on
-            lines = [json.dumps({"method": name, **result}, sort_keys=True) + "\n" for name, results in found.items() for result in results]
-            artifact.write_file(out / "results.jsonl", "".join(lines).encode())
+            kept.save(out, found)
     rows = tabled(found)
-    sheet.save(out, asked, list(plan))
-    _csv(out / "table.csv", rows)
+    sheet.save(out, {case.name: functools.partial(_photo, case) for case in asked}, list(plan))
+    kept.table(out / "table.csv", rows)
     return rows
+
+
+def _photo(case: Case) -> np.ndarray:
+    return case.picture()[0]
 
 
 def tabled(found: dict[str, list[Row]]) -> list[Row]:
@@ -106,35 +107,22 @@ class Running:
     """One run of the bench: what it measures with, and what it has found of the object at hand."""
 
     ctx: Context
-    out: Path
     config: Bench
     dial: Dial
     network: Evaluator
-    total: int
-    known: Mapping[tuple[str, str], Row] = field(default_factory=dict)
-    done: int = 0
-    began: float = field(default_factory=time.monotonic)
+    kept: Kept
     scales: dict[str, Scale] = field(default_factory=dict)
     before: dict[str, list[Reading]] = field(default_factory=dict)
 
     def result(self, case: Case, name: str, method: Method) -> Row:
-        """The kept result of a method on an object, or a new one, which is then kept."""
-        file = self.out / "results" / name / f"{case.name}.json"
+        """The kept result of a method on an object, or a new one."""
         key = trial.key(self.ctx, case, name, method, self.config.seed)
-        self.done += 1
-        known = self.known.get((name, case.name), {})
-        kept = known if known.get("key") == key else _kept(file, key)
-        if kept is None:
-            try:
-                kept = self._keep(file, key, case, *self._measure(case, name, method))
-            except trial.Failed as failed:
-                if failed.code != GateError.code:
-                    raise
-                kept = self._keep(file, key, case, {}, None)  # it diverged: that is a result too
-                self.ctx.report.note(failed.message)
-            spent = time.monotonic() - self.began
-            self.ctx.report.note(f"{name} on {case.name}: {_short(kept['measures'])}  ({self.done} of {self.total}, {spent:.0f} s)")
-        return kept
+
+        def measured() -> tuple[dict[str, float], np.ndarray]:
+            found, shown = self._measure(case, name, method)
+            return found, trial.strip(case, shown)
+
+        return self.kept.result(name, case.name, key, measured, lambda: {"scale": self._scale(case).ends()})
 
     def _measure(self, case: Case, name: str, method: Method) -> tuple[dict[str, float], np.ndarray]:
         scale, seed = self._scale(case), self.config.seed
@@ -163,17 +151,6 @@ class Running:
             self.before[kind] = drawing.readings(self.network, drawing.of_class(self.ctx, stack, kind))
         return self.before[kind]
 
-    def _keep(self, file: Path, key: str, case: Case, found: dict[str, float], shown: np.ndarray | None) -> Row:
-        """Write pictures, then the result: the result's file says that all is there."""
-        result = {
-            "key": key, "case": case.name, "scale": self._scale(case).ends(),
-            "measures": {name: round(value, 5) for name, value in found.items()},
-        }  # fmt: skip
-        strip = np.full((sheet.CELL, sheet.CELL, 3), 255, np.uint8) if shown is None else np.concatenate(list(trial.strip(case, shown)), 1)
-        artifact.write_file(file.with_suffix(".png"), pictures.png(strip))
-        artifact.write_file(file, (json.dumps(result) + "\n").encode())
-        return result
-
 
 def _published(file: Path) -> dict[tuple[str, str], Row]:
     """Results by method and object from a `results.jsonl`."""
@@ -184,24 +161,3 @@ def _published(file: Path) -> dict[tuple[str, str], Row]:
         raise InputError(f"{file} cannot be read: {error.strerror}", "give the results.jsonl that a bench wrote") from None
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{file} holds no results of a bench", "give the results.jsonl that a bench wrote") from None
-
-
-def _kept(file: Path, key: str) -> Row | None:
-    """A finished result of the same work."""
-    try:
-        held = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return None
-    sound = isinstance(held, dict) and held.get("key") == key and file.with_suffix(".png").is_file()
-    return held if sound else None
-
-
-def _short(found: dict[str, float]) -> str:
-    names = ("identity", "prompt", "diversity", "leak", "drift", "presence", "seconds")
-    return "  ".join(f"{n} {found[n]:.2f}" if n != "seconds" else f"{found[n]:.0f} s" for n in names if n in found)
-
-
-def _csv(file: Path, rows: list[Row]) -> None:
-    columns = ("method", "measure", "mean", "low", "high", "n")
-    lines = [",".join(columns)] + [",".join("" if row[c] is None else str(row[c]) for c in columns) for row in rows]
-    artifact.write_file(file, ("\n".join(lines) + "\n").encode())

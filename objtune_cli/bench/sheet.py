@@ -1,10 +1,10 @@
 """One picture of the whole bench: an object a row, a method a column."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from objtune_cli.bench.cases import Case
 from objtune_cli.store import artifact, pictures
 
 MOST = 12
@@ -14,11 +14,15 @@ CELL = 128
 GAP, TITLE = 6, 18
 
 
-def save(out: Path, asked: list[Case], names: list[str]) -> Path:
-    """Write `sheet.png`: the photo, then each method's picture of the object's first prompt."""
+def save(out: Path, photos: Mapping[str, Callable[[], np.ndarray]], names: list[str]) -> Path:
+    """Write `sheet.png`: the photo, then each method's picture of the object's first prompt.
+
+    Args:
+        photos: What gives each object's photo (H, W, 3) uint8; its middle square is shown.
+    """
     from PIL import Image, ImageDraw
 
-    rows = asked[:MOST]
+    rows = list(photos)[:MOST]
     width, height = (len(names) + 1) * (CELL + GAP) + GAP, len(rows) * (CELL + GAP) + GAP + TITLE
     canvas = Image.new("RGB", (width, height), "white")
     pen = ImageDraw.Draw(canvas)
@@ -26,17 +30,18 @@ def save(out: Path, asked: list[Case], names: list[str]) -> Path:
         x = GAP + column * (CELL + GAP)
         pen.text((x, 4), title, fill="black")
         for row, case in enumerate(rows):
-            shown = _photo(case) if not column else _first(out / "results" / title / f"{case.name}.png")
+            shown = fitted(photos[case]()) if not column else _first(out / "results" / title / f"{case}.png")
             canvas.paste(shown, (x, TITLE + GAP + row * (CELL + GAP)))
     file = out / "sheet.png"
     artifact.write_file(file, pictures.png(np.asarray(canvas)))
     return file
 
 
-def _photo(case: Case):
-    from PIL import Image
+def fitted(rgb: np.ndarray):
+    """The middle square of a picture at the size of the sheet's, as Pillow has it."""
+    from PIL import Image, ImageOps
 
-    return Image.fromarray(case.picture()[0]).resize((CELL, CELL), Image.Resampling.LANCZOS)
+    return ImageOps.fit(Image.fromarray(rgb), (CELL, CELL), Image.Resampling.LANCZOS)
 
 
 def _first(file: Path):

@@ -38,6 +38,16 @@ SHOWN = 4
 
 
 @dataclass(frozen=True, slots=True)
+class Handed:
+    """What a training is given: the object's name and class word, its photo (H, W, 3) and mask (H, W), uint8."""
+
+    name: str
+    kind: str
+    rgb: np.ndarray
+    mask: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
 class Trained:
     """What the training process left: the adapter's tensors, wall seconds, and its largest resident memory."""
 
@@ -49,7 +59,7 @@ class Trained:
 class Failed(ObjtuneError):
     """A training process ended with an error of its own, or by a signal that nobody here sent."""
 
-    def __init__(self, method: str, case: Case, code: int, said: str) -> None:
+    def __init__(self, method: str, case: Case | Handed, code: int, said: str) -> None:
         killed = code < 0
         how = f"was ended by signal {-code}" if killed else f"failed: {said}"
         super().__init__(f"{method} on {case.name} {how}", "is there enough memory?" if killed else "")
@@ -64,16 +74,20 @@ def judge() -> str:
 
 def key(ctx: Context, case: Case, name: str, method: Method, seed: int) -> str:
     """What a result depends on; a kept one with another key is measured again."""
-    about = {
-        "format": FORMAT, "method": name, "case": repr(case), "seed": seed,
-        "embed": identifying(replace(Embed(), **method.embed)), "train": identifying(train.suited(replace(Train(), **method.train), ctx.base.training)),
-        "prior": identifying(replace(Prior(), **method.prior)),
-        "base": ctx.base.fingerprint, "sampling": ctx.base.sampling, "judge": judge(), "device": ctx.common.device, "precision": ctx.common.precision,
-        "tools": tools(),
-    }  # fmt: skip
+    about = settings(ctx, name, method) | {"format": FORMAT, "case": repr(case), "seed": seed, "judge": judge()}
     if method.given != "exact":
         about["given"] = method.given
     return hashlib.sha256(canonical(about).encode()).hexdigest()
+
+
+def settings(ctx: Context, name: str, method: Method) -> dict[str, Any]:
+    """What any result of a method depends on: its settings, the base, and what computes."""
+    about: dict[str, Any] = {
+        "method": name, "embed": identifying(replace(Embed(), **method.embed)),
+        "train": identifying(train.suited(replace(Train(), **method.train), ctx.base.training)), "prior": identifying(replace(Prior(), **method.prior)),
+        "base": ctx.base.fingerprint, "sampling": ctx.base.sampling, "device": ctx.common.device, "precision": ctx.common.precision, "tools": tools(),
+    }  # fmt: skip
+    return about | ({"tower": ctx.base.tower} if ctx.base.tower else {})
 
 
 def run(
@@ -95,7 +109,16 @@ def run(
 
 
 def _train(ctx: Context, case: Case, name: str, method: Method) -> Trained:
-    """`objtune train` on the photo with the mask it is handed, nothing of an earlier trial left to reuse but the class prior."""
+    """What a method learns of an object, handed in the method's way."""
+    return learned(ctx, Handed(case.name, case.instance.kind, *given.photo(case, method.given)), name, method)
+
+
+def learned(ctx: Context, handed: Handed, name: str, method: Method) -> Trained:
+    """`objtune train` on the photo with the mask it is handed, nothing of an earlier trial left to reuse but the class prior.
+
+    Raises:
+        Failed: It ended with an error. Stopped: a signal came.
+    """
     folder = ctx.project.folder
     with artifact.explained(folder):
         for kind in ("mask", "embedding", "adapter"):
@@ -103,21 +126,22 @@ def _train(ctx: Context, case: Case, name: str, method: Method) -> Trained:
                 shutil.rmtree(ctx.root / kind)
         for state in ctx.project.states.glob("*.safetensors"):
             state.unlink()
-    rgb, mask = given.photo(case, method.given)
-    with artifact.explained(folder), tempfile.TemporaryDirectory(dir=folder) as handed:
-        (Path(handed) / "photo.png").write_bytes(pictures.png(rgb))
-        (Path(handed) / "mask.png").write_bytes(pictures.png(mask))
+    with artifact.explained(folder), tempfile.TemporaryDirectory(dir=folder) as place:
+        photo, mask = Path(place) / "photo.png", Path(place) / "mask.png"
+        photo.write_bytes(pictures.png(handed.rgb))
+        mask.write_bytes(pictures.png(handed.mask))
         parts = {"init-embedding": method.embed, "train": method.train, "prior": method.prior}
-        settings = {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
+        said = {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
+        said |= {"tower": ctx.common.tower} if ctx.common.tower else {}
         command = [
-            sys.executable, "-P", "-m", "objtune_cli", "train", str(Path(handed) / "photo.png"), "--mask", str(Path(handed) / "mask.png"),
-            "--class", case.instance.kind, "--name", case.name, "--no-preview", "--json", "--project", str(folder),
+            sys.executable, "-P", "-m", "objtune_cli", "train", str(photo), "--mask", str(mask),
+            "--class", handed.kind, "--name", handed.name, "--no-preview", "--json", "--project", str(folder),
             "--base", ctx.common.base, "--device", ctx.common.device, "--precision", ctx.common.precision,
-            *(word for k, v in settings.items() for word in ("--set", f"{k}={v}")),
+            *(word for k, v in said.items() for word in ("--set", f"{k}={v}")),
         ]  # fmt: skip
-        document, seconds, memory = _measured(ctx, command, f"{name} on {case.name}")
+        document, seconds, memory = _measured(ctx, command, f"{name} on {handed.name}")
     if "error" in document:
-        raise Failed(name, case, int(document["error"]["code"]), document["error"]["message"])
+        raise Failed(name, handed, int(document["error"]["code"]), document["error"]["message"])
     import torch
 
     _, arrays = artifact.load(ctx.root, parse(document["refs"][-1]["ref"]), document["refs"][-1]["sha256"])

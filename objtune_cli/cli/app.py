@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from objtune_cli import __version__
-from objtune_cli.cli import options
+from objtune_cli.cli import options, processes
 from objtune_cli.errors import ObjtuneError
 
 COMMANDS = {
@@ -103,6 +103,8 @@ def run(argv: list[str]) -> int:
     options.current = options.Invocation(json="--json" in argv, verbose="--verbose" in argv or "-v" in argv)
     current = options.current
     try:
+        if count := processes.asked(argv) if "train" in argv else 0:
+            return processes.run(argv, count)
         code = app(argv, standalone_mode=False, prog_name="objtune")
         sys.stdout.flush()
     except ObjtuneError as exc:

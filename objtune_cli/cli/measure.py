@@ -44,6 +44,10 @@ def bench(
     many: Annotated[
         int | None, typer.Option("--many", metavar="N", help="Measure N photos by one command against a command each: time and quality.", show_default=False)
     ] = None,
+    photos: Annotated[
+        Path | None,
+        typer.Option("--photos", metavar="DIR", help="Measure on photographs: DreamBooth's data set, or a folder in its layout.", show_default=False),
+    ] = None,
     masks: Annotated[bool, typer.Option("--masks", help="Measure `segment` on held-out scenes: by class word, box and point.")] = False,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Results, kept and gone on from.")] = Path("bench"),
     from_: Annotated[
@@ -61,6 +65,13 @@ def bench(
         "--from holds results of methods on objects",
         "leave it away here",
     )
+    if photos is not None:
+        need(
+            not (speed or scenes or masks or base_only or many is not None or from_ or prompts),
+            "--photos has subjects and prompts of its own",
+            "leave --scenes, --masks, --speed, --many, --base-only, --from and --prompts away",
+        )
+        return _photos(run, photos, objects, methods, seed, quick, out)
     if speed:
         from objtune_cli.bench import speed as clock
 
@@ -95,8 +106,7 @@ def _objects(
         config = replace(config, **{k: v for k, v in QUICK.items() if getattr(config, k) == getattr(Bench(), k)})
     unknown = [kind for kind in config.kinds if kind not in KINDS]
     need(not unknown, f"there is no kind of prompt {', '.join(unknown)}", f"one or more of {', '.join(KINDS)}")
-    other = [key for key in ctx.settings.given if "." in key and not key.startswith("bench.")]
-    need(not other, f"--set {', '.join(other)} would change no method", "put it behind a method's name: `--methods objtune+train.lr=5e-4`")
+    _without_methods(ctx, "bench.")
     dial = stage.dial_of(ctx)
     ctx = replace(ctx, project=locate(out / "work", create=True))
     if base_only:
@@ -106,6 +116,32 @@ def _objects(
     else:
         rows, images = stage.run(ctx, out, chosen, config, published), [out / "sheet.png"]
     return _table(run, rows, images)
+
+
+def _without_methods(ctx: "Context", *own: str) -> None:
+    """Refuse settings that look as if they changed a method; `own`: what the settings of the bench begin with."""
+    other = [key for key in ctx.settings.given if "." in key and not key.startswith(own)]
+    need(not other, f"--set {', '.join(other)} would change no method", "put it behind a method's name: `--methods objtune+train.lr=5e-4`")
+
+
+def _photos(run: Run, folder: Path, objects: int | None, methods: str | None, seed: int | None, quick: bool, out: Path) -> Outcome:
+    """Methods on the subjects of a folder of photographs."""
+    from objtune_cli.bench import dataset
+    from objtune_cli.bench.methods import named
+    from objtune_cli.store.project import locate
+
+    chosen = named(methods or (QUICK_METHODS if quick else "objtune,baselines"))
+    rough = [name for name, method in chosen.items() if method.given != "exact"]
+    need(not rough, f"{', '.join(rough)} changes drawn photos", "--photos hands every method its photo as it is")
+    ctx = run.context(create=False)
+    config = ctx.settings.resolve(Bench, objects=objects, seed=seed)
+    _without_methods(ctx, "bench.", "segment.")
+    count = config.objects if objects or config.objects != Bench().objects else QUICK["objects"] if quick else None
+    asked = dataset.subjects(folder, count, config.photo, tuple(word.strip() for word in config.live.split(",")))
+    from objtune_cli.bench import dreambench as stage
+
+    rows = stage.run(replace(ctx, project=locate(out / "work", create=True)), out, asked, chosen, config)
+    return _table(run, rows, [out / "sheet.png"])
 
 
 def _scenes(run: Run, objects: int | None, methods: str | None, seed: int | None, quick: bool, out: Path) -> Outcome:
@@ -174,28 +210,28 @@ def evaluate(
             need(not scene, "--scene belongs to --clip and --dino", "the toybox's own evaluator asks for every background of its world")
             found = stage.toybox(ctx, subject, dial_of(ctx), n, config.seed)
         else:
-            found = _papers(ctx, subject, clip, dino, scene, n)
+            found = _papers(ctx, subject, clip or config.clip, dino or config.dino, scene, n)
         rows += measures.rows(subject.name, [found])
     return _table(run, rows, [])
 
 
-def _papers(ctx: "Context", subject: "Given", clip: str | None, dino: str | None, scene: list[str] | None, n: int) -> dict[str, float]:
+def _papers(ctx: "Context", subject: "Given", clip: str, dino: str, scene: list[str] | None, n: int) -> dict[str, float]:
     from objtune_cli.bench import evaluate as stage
     from objtune_cli.bench import features
 
-    judges = features.clip(clip or features.CLIP), features.dino(dino or features.DINO)
+    judges = features.clip(clip or features.CLIP), features.dino(dino)
     return stage.papers(ctx, subject, scene or list(stage.SCENES), n, *judges)
 
 
 def _table(run: Run, rows: list[dict[str, Any]], images: list[Path]) -> Outcome:
     """Rows as JSON, as a table for people, or as lines for programs."""
-    from objtune_cli.bench.measures import pivot
+    from objtune_cli.bench import measures
 
     if not run.options["json"]:
         if sys.stdout.isatty():
-            render.table(*pivot(rows))
+            render.table(*measures.pivot(rows))
         else:  # a row a line: programs do not have to know the columns
-            columns = ("method", "measure", "mean", "low", "high", "n")
+            columns = measures.columns(rows)
             render.table(columns, [columns] + [["" if row[c] is None else row[c] for c in columns] for row in rows])
         for path in images:
             run.report.note(f"picture: {path}")

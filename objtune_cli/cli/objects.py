@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from objtune_cli.cli import complete, spans
+from objtune_cli.cli import complete, processes, spans
 from objtune_cli.cli.frame import Outcome, Run, need
 from objtune_cli.cli.given import given_refs
 from objtune_cli.cli.signals import TIME_UP
@@ -118,7 +118,12 @@ def train(
     max_time: Annotated[
         str | None, typer.Option("--max-time", metavar="TIME", help="Save and stop after 45m, 2h, …; the same command goes on.")
     ] = None,
+    num_processes: Annotated[
+        int | None, typer.Option("--num-processes", metavar="N", help="Share the work among N processes: one for each GPU.", show_default=False)
+    ] = None,
 ) -> Outcome:
+    if processes.left_alone():
+        run.report.note(f"accelerate starts one process where it is told --cpu; `objtune train … {processes.OPTION} N` starts several")
     if max_time:
         run.stop.until = run.started + spans.seconds(max_time, "--max-time")
     most = None if steps is None else counted(steps)

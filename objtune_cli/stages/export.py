@@ -21,6 +21,8 @@ FORMATS = ("diffusers", "kohya", "embedding", "bundle", "hub")
 PREFIXES = {"unet.": "lora_unet_", "text_encoder.": "lora_te1_", "text_encoder_2.": "lora_te2_"}
 """What keys of an adapter's LoRA begin with, and what kohya's files say for it where there are two text encoders."""
 DIFFUSERS = "pytorch_lora_weights.safetensors"
+PLAIN = {"format": "pt"}
+"""The metadata of files that say nothing of themselves."""
 
 
 def run(root: Path, ref: Ref, form: str, out: Path) -> list[Path]:
@@ -53,7 +55,7 @@ _FOLDERS = {"diffusers": ".", "kohya": "kohya", "embedding": "embeddings"}
 
 def _written(record: Record, tensors: Mapping[str, Any], family: Family, form: str, out: Path) -> list[Path]:
     if form == "diffusers":
-        return [_write(out / DIFFUSERS, diffusers_keys(tensors, family), {"format": "pt"})]
+        return [_write(out / DIFFUSERS, diffusers_keys(tensors, family), PLAIN)]
     if form in ("kohya", "bundle"):
         named, name = kohya_keys(tensors, family), record.name
         if form == "bundle":
@@ -64,7 +66,7 @@ def _written(record: Record, tensors: Mapping[str, Any], family: Family, form: s
                 for k, v in _vectors(tensors, o, family, "string_to_param.*").items()
             }
         return [_write(out / f"{name}.safetensors", named, _kohya_metadata(record, tensors, family))]
-    return [_write(out / f"{name}.safetensors", _vectors(tensors, name, family, f"<{name}>"), {"format": "pt"}) for name in record.objects]
+    return [_write(out / f"{name}.safetensors", _vectors(tensors, name, family, f"<{name}>"), PLAIN) for name in record.objects]
 
 
 def _vectors(tensors: Mapping[str, Any], name: str, family: Family, only: str) -> dict[str, Any]:
@@ -162,13 +164,30 @@ def _architecture(record: Record, tensors: Mapping[str, Any], family: Family) ->
     }
 
 
-def _write(path: Path, tensors: Mapping[str, Any], metadata: dict[str, str]) -> Path:
+def body_hash(tensors: Mapping[str, Any]) -> str:
+    """SHA-256 of what follows the header in the file of these tensors: kohya's `sshs_model_hash`."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(artifact.as_array(tensors[name])[1].tobytes())
+    return digest.hexdigest()
+
+
+def embedding_hash(tensors: Mapping[str, Any], name: str, family: Family) -> str:
+    """SHA-256 of the file that `embedding` writes for an object."""
+    return hashlib.sha256(_encoded(_vectors(tensors, name, family, f"<{name}>"), PLAIN)).hexdigest()
+
+
+def _encoded(tensors: Mapping[str, Any], metadata: dict[str, str]) -> bytes:
     """A plain safetensors file for other tools, its keys sorted; with ModelSpec's metadata, the hash of what follows the header."""
     arrays = {name: artifact.as_array(value) for name, value in tensors.items()}
     specs = {name: (kind, array.shape) for name, (kind, array) in arrays.items()}
     body = b"".join(arrays[name][1].tobytes() for name in sorted(arrays))
     if "modelspec.sai_model_spec" in metadata:
-        digest = hashlib.sha256(body).hexdigest()
+        digest = body_hash(tensors)
         metadata = metadata | {"modelspec.hash_sha256": f"0x{digest}", "sshs_model_hash": digest}
-    artifact.write_file(path, header.encode_plain(metadata, specs) + body)
+    return header.encode_plain(metadata, specs) + body
+
+
+def _write(path: Path, tensors: Mapping[str, Any], metadata: dict[str, str]) -> Path:
+    artifact.write_file(path, _encoded(tensors, metadata))
     return path

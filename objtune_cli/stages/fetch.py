@@ -1,4 +1,4 @@
-"""`fetch`: the weights of a base from the Hugging Face hub to its cache on this machine; the only work that opens a connection."""
+"""`fetch`: the weights of a base, or of a model that measures, from the Hugging Face hub to its cache on this machine; the only work that opens a connection."""
 
 import contextlib
 import errno
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from objtune_cli import bases
-from objtune_cli.errors import InputError, ObjtuneError, ResourceError, Stopped
+from objtune_cli.errors import InputError, ObjtuneError, ResourceError, Stopped, UsageError
 from objtune_cli.stages.context import Report
 
 RESERVE = 256 << 20
@@ -49,33 +49,65 @@ def run(name: str, report: Report, stopped: Callable[[], int]) -> Fetched:
     if here is not None:
         report.note(f"{name} is here already")
         return Fetched(name, repository, here.name, here)
-    return _brought(name, repository, revision, report, stopped)
+    return _brought(name, repository, revision, report, stopped, bases.FILES, _of_a_base)
 
 
-def _brought(name: str, repository: str, revision: str, report: Report, stopped: Callable[[], int]) -> Fetched:
+def model(repository: str, report: Report, stopped: Callable[[], int]) -> Fetched:
+    """Bring a CLIP or DINO, as `run` brings a base; its pickle only where there are no safetensors.
+
+    Raises:
+        UsageError: no hub id. Else as `run`.
+    """
+    if repository.count("/") != 1 or repository.startswith((".", "/", "~")):
+        raise UsageError(f"{repository} is no hub id", "for example `objtune fetch --model facebook/dino-vits16`")
+    here = bases.transformers_model(repository)
+    if here is not None:
+        report.note(f"{repository} is here already")
+        return Fetched(repository, repository, here.name, here)
+    return _brought(repository, repository, "main", report, stopped, (*bases.JUDGE, bases.PICKLED), _of_a_judge)
+
+
+def _brought(
+    name: str, repository: str, revision: str, report: Report, stopped: Callable[[], int],
+    patterns: tuple[str, ...], check: Callable[[str, list[str]], tuple[str, ...]],
+) -> Fetched:  # fmt: skip
+    """Bring the files of some patterns; `check`: refuses what is no such model, and says what else is left out."""
     from huggingface_hub import HfApi, snapshot_download
 
-    wanted: dict[str, Any] = {"revision": revision, "allow_patterns": list(bases.FILES), "ignore_patterns": list(bases.SKIPPED)}
+    wanted: dict[str, Any] = {"revision": revision, "allow_patterns": list(patterns), "ignore_patterns": list(bases.SKIPPED)}
     with _explained(repository), _quiet():
         HfApi().model_info(repository, revision=revision, timeout=PATIENCE)  # says at once that nobody is there; what follows would try for half a minute
         listed = snapshot_download(repository, dry_run=True, tqdm_class=_bars(report, stopped, 0), **wanted)
-        missing = [each for each in listed if each.will_download]
+        wanted["ignore_patterns"] += check(name, [each.filename for each in listed])
+        missing = [each for each in listed if each.will_download and each.filename not in wanted["ignore_patterns"]]
         size = sum(each.file_size for each in missing)
-        _check(name, [each.filename for each in listed], size)
+        _room(name, size)
         report.note(f"{repository}: {len(missing)} files, {size / 1e9:.2f} GB")
         folder = Path(snapshot_download(repository, tqdm_class=_bars(report, stopped, size), **wanted))
     report.step("fetch", max(size, 1), max(size, 1))
     return Fetched(name, repository, folder.name, folder, len(missing), size, reused=False)
 
 
-def _check(name: str, files: list[str], size: int) -> None:
-    """That the repository has what is opened, and the disk room for it."""
+def _of_a_base(name: str, files: list[str]) -> tuple[str, ...]:
+    """That the repository has what is opened of a base."""
     weights = [file for file in files if file.startswith(("unet/", "transformer/")) and file.endswith(".safetensors")]
     if "model_index.json" not in files or not weights:
         raise InputError(
             f"{name} holds no diffusers model in safetensors",
             "give the id of a repository with model_index.json and unet/*.safetensors or transformer/*.safetensors",
         )
+    return ()
+
+
+def _of_a_judge(name: str, files: list[str]) -> tuple[str, ...]:
+    """That the repository has a model of transformers; its pickle is not wanted beside safetensors."""
+    if "config.json" not in files or not {"model.safetensors", bases.PICKLED} & set(files):
+        raise InputError(f"{name} holds no model of transformers", "give the id of a repository with config.json and model.safetensors")
+    return (bases.PICKLED,) if "model.safetensors" in files else ()
+
+
+def _room(name: str, size: int) -> None:
+    """That the disk has room for it."""
     place = _cache()
     free = shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free
     if free < size + RESERVE:

@@ -1,14 +1,15 @@
 """`generate`: prompts to pictures, and a scene artifact with their latents."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from objtune_cli import __version__
 from objtune_cli.config import Generate, identifying
-from objtune_cli.stages import objects
+from objtune_cli.stages import hashes, objects
 from objtune_cli.stages.context import Context, Done, keep_picture, tools
 from objtune_cli.store import artifact, pictures
 from objtune_cli.store.artifact import Record, write_file
@@ -142,9 +143,11 @@ def write_pictures(
     places = record.config["places"] if close else {}
     boxes = {name: tuple(places[name]) for name in record.config.get("order", places) if close}
     images = []
+    known = hashes.of(ctx, record.inputs)
     seeds = record.metrics.get("seeds", range(config.seed, config.seed + len(latents)))
     for i, picture in enumerate(to_uint8(detail.scenes(stack, latents, close, boxes)).numpy()):
-        said = parameters(prompt, config, int(seeds[i]), (picture.shape[1], picture.shape[0]), ctx.base.id, ctx.base.family.sampler)
+        size = (picture.shape[1], picture.shape[0])
+        said = parameters(prompt, config, int(seeds[i]), size, ctx.base.id, ctx.base.family.sampler, known)
         about = canonical({"scene": str(ref), "inputs": record.inputs, "seed": seeds[i]})
         data = pictures.png(picture, {"parameters": said, "objtune": about})
         images.append(keep_picture(ctx.root, ref, f"{i + 1:03d}.png", data))
@@ -157,18 +160,20 @@ SAMPLERS = {"ddim": "DDIM", "euler": "Euler", "dpm++": "DPM++ 2M"}
 """What A1111 calls them; without a name, a base is drawn with its family's own."""
 
 
-def parameters(prompt: str, config: Generate, seed: int, size: tuple[int, int], model: str, own: str = "DDIM") -> str:
+def parameters(
+    prompt: str, config: Generate, seed: int, size: tuple[int, int], model: str, own: str = "DDIM", known: Mapping[str, str] = MappingProxyType({})
+) -> str:
     """How a picture was made, in the lines that A1111, Forge and Civitai read: prompt, negative prompt, `Key: value` pairs.
 
     Args:
-        own: What they call the sampler of the base.
+        own: What they call the sampler of the base. known: hashes of the adapters' files.
 
     Source: `infotext_utils.py` of A1111; values that hold a comma, a colon or a line break are JSON strings.
     """
     pairs: dict[str, object] = {"Steps": config.steps, "Sampler": SAMPLERS.get(config.scheduler, own), "CFG scale": f"{config.guidance:g}", "Seed": seed}
     if config.guidance_below < 1:
         pairs["CFG below"] = f"{config.guidance_below:g}"
-    pairs |= {"Size": f"{size[0]}x{size[1]}", "Model": model, "Version": f"objtune {__version__}"}
+    pairs |= {"Size": f"{size[0]}x{size[1]}", "Model": model, **known, "Version": f"objtune {__version__}"}
     lines = [prompt, f"Negative prompt: {config.negative}"] if config.negative else [prompt]
     return "\n".join([*lines, ", ".join(f"{key}: {_quoted(str(value))}" for key, value in pairs.items())])
 

@@ -99,13 +99,10 @@ def _models(project: Project) -> list[Check]:
 
 
 def _cached(name: str, repository: str) -> Check:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return Check(name, "ok", snapshot_download(repository, local_files_only=True))
-    except (LocalEntryNotFoundError, ValueError, OSError):
-        return Check(name, "missing", f"{repository} is not on this machine; `evaluate` on photographs needs it", f"hf download {repository}")
+    found = bases.transformers_model(repository)
+    if found is None:
+        return Check(name, "missing", f"{repository} is not on this machine; `evaluate` on photographs needs it", f"objtune fetch --model {repository}")
+    return Check(name, "ok", str(found))
 
 
 def _store(project: Project) -> list[Check]:

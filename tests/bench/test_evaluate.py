@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from objtune_cli.bench import cases, drawing, evaluate, scores
+from objtune_cli.bench import cases, drawing, evaluate, papers, scores
 from objtune_cli.bench.evaluate import Given
 from objtune_cli.errors import InputError
 from objtune_cli.stages.context import Context
@@ -68,9 +68,9 @@ def test_a_soft_edge_is_mixed_with_grey() -> None:
 
 def test_variety_by_hand() -> None:
     """Three unit vectors: two equal, one at right angles: cosines 1, 0, 0."""
-    assert evaluate.variety(np.array([[1.0, 0], [1, 0], [0, 1]])) == pytest.approx(2 / 3)
-    assert evaluate.variety(np.ones((4, 1))) == pytest.approx(0)
-    assert evaluate.variety(np.array([[1.0], [-1.0]])) == pytest.approx(2)
+    assert papers.variety(np.array([[1.0, 0], [1, 0], [0, 1]])) == pytest.approx(2 / 3)
+    assert papers.variety(np.ones((4, 1))) == pytest.approx(0)
+    assert papers.variety(np.array([[1.0], [-1.0]])) == pytest.approx(2)
 
 
 SUBJECT = Given("rex", "dog", np.full((24, 24, 3), 200, np.uint8), _mask(24, 24, (6, 6, 18, 18)), {"token.rex": torch.ones(1, 16)})

@@ -11,6 +11,7 @@ import objtune_cli.models.stack as stacks  # (repairs torchvision before transfo
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import ViTConfig, ViTModel
 
 from objtune_cli.bench import features
@@ -49,6 +50,21 @@ def test_clip_gives_unit_vectors_of_pictures_and_texts(base: Path) -> None:
     assert _unit(look(_pictures()), 3, tiny.WIDTH)
     texts = say(["a photo of a dog", "a cat"])
     assert _unit(texts, 2, tiny.WIDTH) and not np.allclose(texts[0], texts[1])
+
+
+def test_dino_from_one_file_sees_what_the_folder_does(vit: Path, tmp_path: Path) -> None:
+    """Sizes are read off the tensors; heads are of 64 numbers, so that the small one's two heads need a width of 128."""
+    shape = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    ViTModel(ViTConfig(**shape, image_size=48, patch_size=16)).save_pretrained(tmp_path / "wide")
+    file = tmp_path / "wide" / "model.safetensors"
+    assert np.array_equal(features.dino(str(file))(_pictures()), features.dino(str(tmp_path / "wide"))(_pictures()))
+    tensors = load_file(file)
+    save_file({k: v for k, v in tensors.items() if "layer.1.output" not in k}, tmp_path / "less.safetensors")
+    save_file({"weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+    (tmp_path / "no.safetensors").write_bytes(b"no")
+    for name, said in {"less": "it lacks .*1", "other": "cannot be opened as a ViT", "no": "cannot be opened as a ViT"}.items():
+        with pytest.raises(ResourceError, match=said):
+            features.dino(str(tmp_path / f"{name}.safetensors"))
 
 
 def test_texts_read_as_in_our_towers_however_they_are_padded(base: Path) -> None:

@@ -234,7 +234,7 @@ def test_models_that_are_not_here_are_7(rex: Cli, plain_base: Path) -> None:
     fails(
         rex("evaluate", "rex", "--clip", plain_base / "clip", "--dino", "/nonexistent", "--quiet"),
         7,
-        "/nonexistent cannot be opened",
+        "/nonexistent is not on this machine",
         "--dino DIR",
     )
 

@@ -157,6 +157,34 @@ def test_half_a_copy_is_none_and_only_the_rest_is_brought(hub: Hub) -> None:
     assert (document["files"], document["reused"]) == (1, False)
 
 
+DINO = "facebook/dino-vits16"
+
+
+def test_a_model_that_measures_is_brought_with_the_weights_of_one_form(hub: Hub, base: Path) -> None:
+    """Safetensors where the repository has them, else the pickle, which is opened as tensors alone."""
+    files = {
+        "config.json": b"{}",
+        "preprocessor_config.json": b"{}",
+        "README.md": b"a page",
+        "tf_model.h5": b"again",
+        "pytorch_model.bin": b"a pickle",
+    }
+    hub.repositories, hub.files = {DINO, "some/clip", "some/none"}, files | {"model.safetensors": b"weights"}
+    done = objtune("fetch", "--model", DINO, "--json")
+    document = json.loads(done.stdout)
+    check(document, "output", "fetch")
+    assert sorted(p.name for p in Path(document["folder"]).iterdir()) == ["config.json", "model.safetensors", "preprocessor_config.json"]
+    assert (document["repository"], document["files"], document["bytes"]) == (DINO, 3, len(b"{}{}weights"))
+    again = json.loads(objtune("fetch", "--model", DINO, "--json").stdout)
+    assert (again["folder"], again["reused"]) == (document["folder"], True)
+    hub.files = files
+    folder = Path(objtune("fetch", "--model", "some/clip").stdout.strip())
+    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "preprocessor_config.json", "pytorch_model.bin"]
+    del hub.files["config.json"]
+    assert objtune("fetch", "--model", "some/none").returncode == 3
+    assert [objtune("fetch", "--model", *given).returncode for given in (["dino"], [DINO, "--base", "sd15"])] == [2, 2]
+
+
 def test_a_hub_id_is_brought_as_its_main_is(hub: Hub) -> None:
     hub.repositories.add("someone/model")
     assert objtune("fetch", "--base", "someone/model").returncode == 0

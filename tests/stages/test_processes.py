@@ -1,6 +1,7 @@
 """Two processes (gloo): the run of one process with the same rows, within float error, and the same command line."""
 
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -37,12 +38,18 @@ save_file(adapter.tensors(stack) | trainer.tokens(), f"{sys.argv[2]}.{team.rank}
 """
 
 
-def launched(*args: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Two processes by torch's launcher, which sets what accelerate's sets."""
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+ACCELERATE = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
+
+
+def environment() -> dict[str, str]:
     variables = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
-    variables |= {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *map(str, args)]
-    return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=280)
+    return variables | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def launched(*args: object, cwd: Path, by: tuple[str, ...] = TORCHRUN) -> subprocess.CompletedProcess[str]:
+    """Two processes by a launcher, torch's if no other is named."""
+    return subprocess.run([sys.executable, *by, *map(str, args)], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=280)
 
 
 @pytest.mark.parametrize("batch", [4, 3])
@@ -61,17 +68,67 @@ def test_two_processes_learn_what_one_learns_from_as_many_rows(base: Path, tmp_p
     assert max(float((first[key] - half[key]).abs().max()) for key in first) > 1e-4  # half the rows are another run
 
 
-def test_the_command_line_in_two_processes(cli, base: Path, dog_photo: Path) -> None:
+@pytest.mark.parametrize("by", [TORCHRUN, ACCELERATE, ()], ids=["torchrun", "accelerate", "our own option"])
+def test_the_command_line_in_two_processes(by: tuple[str, ...], cli, base: Path, dog_photo: Path) -> None:
     few = ["--set", "train.steps=3", "--set", "train.views=2", "--set", "train.rank=2", "--set", "prior.samples=2", "--set", "prior.entries=4",
            "--set", "init-embedding.steps=2", "--set", "train.batch=2", "--set", "segment.min_likeness=0"]  # fmt: skip
     command = ["train", dog_photo, "--class", "dog", "--box", "40,40,600,600", "--base", base, "--no-preview", "--device", "cpu", *few]
-    done = launched("-m", "objtune_cli", *command, cwd=Path.cwd())
+    own = [] if by else ["--num-processes", "2"]
+    done = launched("-m", "objtune_cli", *command, *own, cwd=Path.cwd(), by=by)
     assert (done.returncode, done.stdout) == (0, "adapter/dog@1\n"), done.stderr[-2000:]
     two = load_file("artifacts/adapter/dog/v001.safetensors")
     assert cli(*command, "--force").out == "adapter/dog@2\n"
     one = load_file("artifacts/adapter/dog/v002.safetensors")
     for key, value in one.items():
         torch.testing.assert_close(two[key], value, rtol=1e-3, atol=1e-5)
+
+
+def test_what_one_of_several_cannot_do_is_said_once_with_its_exit_code(project: Path, dog_photo: Path, base: Path) -> None:
+    """The first process refuses the mask before the others meet it; they are not waited for."""
+    command = [
+        "train",
+        dog_photo,
+        "--class",
+        "dog",
+        "--base",
+        base,
+        "--device",
+        "cpu",
+        "--num-processes",
+        "2",
+        "--set",
+        "segment.min_likeness=1",
+    ]
+    done = launched("-m", "objtune_cli", *command, cwd=project, by=())
+    assert (done.returncode, done.stdout) == (9, ""), done.stderr
+    assert [line.split(":")[0] for line in done.stderr.splitlines() if line.startswith(("error", "hint", "Traceback"))] == [
+        "error",
+        "hint",
+    ], done.stderr
+
+
+def test_a_signal_stops_all_of_them_with_their_state_saved(project: Path, dog_photo: Path, base: Path) -> None:
+    command = ["train", dog_photo, "--class", "dog", "--box", "40,40,600,600", "--base", base, "--no-preview", "--device", "cpu", "--steps", "5000",
+               "--set", "segment.min_likeness=0", "--set", "prior.samples=2", "--set", "prior.entries=4", "--set", "init-embedding.steps=2", "--num-processes", "2"]  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, "-m", "objtune_cli", *map(str, command)], cwd=project, env=environment(), stderr=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stderr is not None
+        for line in running.stderr:
+            if line.startswith("train "):
+                break
+        running.send_signal(signal.SIGTERM)
+        said = running.communicate(timeout=60)[1]
+    assert running.returncode == 143 and "Traceback" not in said and list((project / ".objtune").rglob("*.safetensors")), said
+
+
+def test_numbers_of_processes_that_are_none_are_2(cli, dog_photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for given in (["--num-processes", "0"], ["--num-processes=two"], ["--num-processes"]):
+        done = cli("train", dog_photo, "--class", "dog", *given)
+        assert (done.code, done.out) == (2, "") and "--num-processes" in done.err
+    for name, value in {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    assert "accelerate starts one process where it is told --cpu" in cli("train", "nothing.jpg", "--class", "dog").err
 
 
 def test_one_process_is_no_team(monkeypatch: pytest.MonkeyPatch) -> None:

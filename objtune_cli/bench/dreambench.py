@@ -1,0 +1,197 @@
+"""`objtune bench --photos`: one photo of each subject of DreamBooth's data set is learned, all its photos judge what is drawn.
+
+Source: the protocol of arXiv:2208.12242, section 4.1 (30 subjects, 25 prompts, 4 pictures of each), with one photo as in arXiv:2401.15708.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from objtune_cli.bench import dataset, drawing, features, kept, measures, papers, sheet, trial
+from objtune_cli.bench.dataset import Subject
+from objtune_cli.bench.kept import Kept, Measured, Row
+from objtune_cli.bench.methods import Method
+from objtune_cli.bench.papers import Judges
+from objtune_cli.config import Bench, Prior, Segment
+from objtune_cli.errors import GateError
+from objtune_cli.stages import prior, segment
+from objtune_cli.stages.context import Context
+from objtune_cli.stages.sight import Target
+from objtune_cli.store import artifact, photo, pictures
+from objtune_cli.store.header import canonical
+from objtune_cli.store.state import RunState
+
+FORMAT = 1
+PHOTOS, UNTRAINED = "photos", "untrained"
+ALWAYS = {
+    PHOTOS: Method("the subject's photos among themselves", "the data set"),
+    UNTRAINED: Method("the base told the class word", "no training"),
+}
+"""Rows that need no training: the papers' "real images", and what the class word alone gives."""
+FIRST = 1000
+"""Seed of the first picture; picture i of a subject has the same noise for every method and subject."""
+
+
+def run(ctx: Context, out: Path, asked: list[Subject], methods: Mapping[str, Method], config: Bench) -> list[Row]:
+    """Rows of the methods over the subjects, with the photos that were learned and the model that measured.
+
+    Writes `table.csv`, `sheet.png`, `results.jsonl` and every picture (`pictures/METHOD/SUBJECT/`) into `out`; what `out` holds is not made again.
+
+    Raises:
+        ResourceError: The judges are not on this machine. Stopped: a signal came; finished subjects are kept.
+    """
+    judges = papers.opened(ctx, config)
+    plan = {**ALWAYS, **methods}
+    seen = [features.digest(model) for model in judges.models.values()]
+    bench = Running(ctx, out, config, judges, Kept(out, ctx.report, len(asked) * len(plan)), seen)
+    found: dict[str, list[Row]] = {name: [] for name in plan}
+    with RunState(ctx.project, "bench").locked("another bench is at work in this folder", "wait for it, or give another --out"):
+        try:
+            for subject in asked:
+                for name, method in plan.items():
+                    ctx.check_stopped()
+                    found[name].append(bench.result(subject, name, method))
+        finally:  # stopped or not, what was found may be handed on
+            kept.save(out, found)
+    sheet.save(out, {subject.name: functools.partial(_rgb, subject.learned) for subject in asked}, list(plan))
+    rows = tabled(found, judges)
+    kept.table(out / "table.csv", rows)
+    return rows
+
+
+def tabled(found: Mapping[str, list[Row]], judges: Judges) -> list[Row]:
+    """Rows of all methods, each with what was learned from and what measured."""
+    rows = []
+    for name, results in found.items():
+        learned = " ".join(dict.fromkeys(r["photo"] for r in results if r["photo"]))
+        for row in measures.rows(name, [r["measures"] for r in results if r["measures"]]):
+            rows.append({**row, "photo": learned, "judge": judges.name(row["measure"])})
+    return rows
+
+
+def _rgb(path: Path) -> np.ndarray:
+    return photo.read(path).rgb
+
+
+@dataclass(slots=True)
+class Running:
+    """One run: what it measures with, and the subject at hand.
+
+    Attributes:
+        seen: What tells its judges from others. handed: What the trainings of the subject are given, or why there is no mask of it.
+    """
+
+    ctx: Context
+    out: Path
+    config: Bench
+    judges: Judges
+    kept: Kept
+    seen: list[str]
+    handed: dict[str, trial.Handed | GateError] = field(default_factory=dict)
+
+    def result(self, subject: Subject, name: str, method: Method) -> Row:
+        """The kept result of a method on a subject, or a new one."""
+        key = self._key(subject, name, method)
+        measured = functools.partial(self._measured, subject, name, method, key)
+        seen = canonical({"made": key, "judges": self.seen})
+        learned = "" if name in ALWAYS else subject.learned.name
+        return self.kept.result(name, subject.name, hashlib.sha256(seen.encode()).hexdigest(), measured, lambda: {"photo": learned})
+
+    def _key(self, subject: Subject, name: str, method: Method) -> str:
+        """What the pictures of a method depend on; judges are no part of it."""
+        about = trial.settings(self.ctx, name, method) | {
+            "format": FORMAT, "subject": subject.name, "class": subject.kind, "photos": [digest for _, digest in subject.photos],
+            "prompts": subject.prompts, "seeds": self.config.seeds, "seed": self.config.seed,
+        }  # fmt: skip
+        if name not in ALWAYS:
+            about |= {"learned": subject.learned.name, "mask": photo.digest(subject.mask) if subject.mask else asdict(self._segment())}
+        return hashlib.sha256(canonical(about).encode()).hexdigest()
+
+    def _segment(self) -> Segment:
+        return self.ctx.settings.resolve(Segment)
+
+    def _measured(self, subject: Subject, name: str, method: Method, key: str) -> Measured:
+        photos = [_rgb(path) for path, _ in subject.photos]
+        if name == PHOTOS:
+            return self._among(photos), np.stack([np.asarray(sheet.fitted(rgb)) for rgb in photos[: trial.SHOWN]])
+        shown, cost = self._drawn(subject, name, method, key)
+        each = self.config.seeds
+        told = [text for text in subject.asked(subject.kind) for _ in range(each)]
+        return papers.score(self.judges, shown, told, {"": photos}, each) | cost, shown[::each][: trial.SHOWN]
+
+    def _among(self, photos: list[np.ndarray]) -> dict[str, float]:
+        """Mean cosine of two photos of the subject; nothing where it has one."""
+        if len(photos) < 2:
+            return {}
+        return {name: 1 - papers.variety(papers.seen(model, photos)) for name, model in self.judges.models.items()}
+
+    def _drawn(self, subject: Subject, name: str, method: Method, key: str) -> tuple[np.ndarray, dict[str, float]]:
+        """All pictures of a method, each prompt's in a row, kept or new; and what learning took."""
+        folder = self.out / "pictures" / name / subject.name
+        files = [folder / f"{p + 1:02d}-{s + 1}.png" for p in range(len(subject.prompts)) for s in range(self.config.seeds)]
+        cost = _cost(folder / "made.json", key)
+        if cost is not None and all(file.is_file() for file in files):
+            return np.stack([_rgb_of(file) for file in files]), cost
+        cost, shown = self._made(subject, name, method)
+        for file, picture in zip(files, shown, strict=True):
+            artifact.write_file(file, pictures.png(picture))
+        artifact.write_file(folder / "made.json", (json.dumps({"key": key, "cost": cost}) + "\n").encode())
+        return shown, cost
+
+    def _made(self, subject: Subject, name: str, method: Method) -> tuple[dict[str, float], np.ndarray]:
+        """Learn the photo, then draw every prompt."""
+        weights: Mapping[str, Any] | None = None
+        cost, thing = {}, subject.kind
+        if name != UNTRAINED:
+            handed = self._handed(subject)
+            prior.run(
+                self.ctx, subject.kind, replace(Prior(), **method.prior)
+            )  # shared by all subjects of a class: not in a method's seconds
+            trained = trial.learned(self.ctx, handed, name, method)
+            weights, thing = trained.weights, f"<{subject.name}>"
+            cost = {"seconds": trained.seconds} | ({"memory_mb": trained.memory_mb} if trained.memory_mb else {})
+        stack, words = drawing.loaded(self.ctx, subject.name, weights)
+        texts = [words.expand(text) for text in subject.asked(thing) for _ in range(self.config.seeds)]
+        first = FIRST + self.config.seed * 10 * FIRST
+        return cost, drawing.pictures(self.ctx, stack, texts, list(range(first, first + len(texts))), f"{name} on {subject.name}")
+
+    def _handed(self, subject: Subject) -> trial.Handed:
+        """The photo with its mask: the one beside it, or what `segment` finds by the class word, once for all methods.
+
+        Raises:
+            GateError: No usable mask.
+        """
+        if subject.name not in self.handed:
+            target = Target(subject.kind, subject.name, mask=subject.mask)
+            try:
+                found = segment.run(self.ctx, subject.learned, [target], self._segment())[0]
+                _, arrays = artifact.load(self.ctx.root, found.ref)
+                self.handed = {subject.name: trial.Handed(subject.name, subject.kind, arrays["rgb"], arrays["mask"])}
+            except GateError as refused:
+                hint = f"put a mask beside the photo, {subject.learned.stem}{dataset.MASK}, or try `--set segment.sam_checkpoint=FILE`"
+                self.handed = {subject.name: GateError(refused.message, hint)}
+        given = self.handed[subject.name]
+        if isinstance(given, GateError):
+            raise given
+        return given
+
+
+def _cost(file: Path, key: str) -> dict[str, float] | None:
+    """What the kept pictures took; None where they are of another key."""
+    try:
+        held = json.loads(file.read_text())
+        return dict(held["cost"]) if held["key"] == key else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _rgb_of(file: Path) -> np.ndarray:
+    from PIL import Image
+
+    return np.asarray(Image.open(file).convert("RGB"))

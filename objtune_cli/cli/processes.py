@@ -1,0 +1,100 @@
+"""`train --num-processes N`: the same command line in N processes of this machine, each told its number as torch's launcher tells it."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import IO
+
+from objtune_cli.cli.signals import Stop
+from objtune_cli.errors import UsageError
+
+OPTION = "--num-processes"
+GRACE = 20.0
+"""Seconds in which the first process ends by itself once another one has failed: it says what is wrong."""
+
+
+def asked(argv: list[str]) -> int:
+    """How many processes a command line asks for; 0 where it asks for none, or is in one of them already.
+
+    Raises:
+        UsageError: No whole number, or none at all.
+    """
+    found = [i for i, word in enumerate(argv) if word.partition("=")[0] == OPTION]
+    if not found or "WORLD_SIZE" in os.environ:
+        return 0
+    word, equals, value = argv[found[-1]].partition("=")
+    value = value if equals else next(iter(argv[found[-1] + 1 :]), "")
+    if not value.isdecimal() or int(value) < 1:
+        raise UsageError(f"{word} is {value!r}", "1 or more: one for each GPU")
+    return int(value)
+
+
+def left_alone() -> bool:
+    """Whether `accelerate launch --cpu` was asked for several processes: it starts one, and tells it no number."""
+    return os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
+
+
+def run(argv: list[str], count: int) -> int:
+    """Start them and wait; the first one's exit code, or that of another one that failed alone. Signals go to all."""
+    stop = Stop()
+    stop.install()
+    with _started(argv, count) as (running, said):
+        passed, failed_at = 0, 0.0
+        while any(child.poll() is None for child in running):
+            if stop.asked() and not passed:
+                passed = stop.asked()
+                for child in running:
+                    child.send_signal(passed)
+            if not failed_at and any(child.poll() for child in running):
+                failed_at = time.monotonic()
+            if failed_at and (running[0].poll() is not None or time.monotonic() > failed_at + GRACE):
+                for child in running:
+                    child.terminate()
+            time.sleep(0.05)
+        if running[0].returncode <= 0:  # the first one had nothing to say: what did the others?
+            sys.stderr.write("".join(_text(file) for child, file in zip(running[1:], said, strict=True) if child.returncode > 0))
+    codes = [child.returncode for child in running]
+    return _code(next((code for code in [codes[0] if codes[0] > 0 else 0, *codes[1:], codes[0]] if code), 0))
+
+
+@contextlib.contextmanager
+def _started(argv: list[str], count: int) -> Iterator[tuple[list[subprocess.Popen[bytes]], list[IO[bytes]]]]:
+    """The processes, and where all but the first one speak to; what is left of them is ended."""
+    from torch.distributed import TCPStore
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # they meet there, on a port that is free
+    threads = str(max(1, (os.cpu_count() or 1) // count))
+    shared = {"OMP_NUM_THREADS": threads} | os.environ | {
+        "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }  # fmt: skip
+    running: list[subprocess.Popen[bytes]] = []
+    with contextlib.ExitStack() as held:
+        said: list[IO[bytes]] = []
+        for rank in range(count):
+            own = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            if rank:
+                said.append(held.enter_context(tempfile.TemporaryFile()))
+            streams = {"stdout": subprocess.DEVNULL, "stderr": said[-1]} if rank else {}
+            command = [sys.executable, "-P", "-m", "objtune_cli", *argv]
+            running.append(subprocess.Popen(command, env=own, start_new_session=True, **streams))  # type: ignore[call-overload]
+        try:
+            yield running, said
+        finally:
+            for child in running:
+                if child.poll() is None:
+                    child.kill()
+                child.wait()
+
+
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")
+
+
+def _code(code: int) -> int:
+    """As a shell has it: a process that a signal ended is 128 and the signal's number."""
+    return 128 - code if code < 0 else code

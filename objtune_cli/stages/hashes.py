@@ -1,0 +1,54 @@
+"""What A1111, Forge and Civitai know an adapter's exported files by, for the parameters of a picture; kept, so that drawing reads no adapter for it twice."""
+
+import contextlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from objtune_cli import families
+from objtune_cli.errors import ObjtuneError
+from objtune_cli.stages import export
+from objtune_cli.stages.context import Context
+from objtune_cli.store import artifact
+from objtune_cli.store.refs import parse
+
+DIGITS = 12
+"""How many of a hash's digits stand in a picture."""
+Hashes = dict[str, dict[str, str]]
+"""`Lora hashes` and `TI hashes`: the name of a file without its ending to its hash."""
+
+
+def of(ctx: Context, inputs: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """Values of `Lora hashes` and `TI hashes` for the adapters among a scene's inputs; one that is gone or damaged is left out.
+
+    The files are those of `export --format kohya` and `embedding`. Source: A1111's `extra_networks_lora.py` and `textual_inversion.py`.
+    """
+    found: Hashes = {}
+    adapters = {source["sha256"]: source["ref"] for role, source in inputs.items() if role.startswith("adapter.")}
+    for sha256, ref in adapters.items():
+        with contextlib.suppress(ObjtuneError):
+            for key, values in _kept(ctx, ref, sha256).items():
+                found.setdefault(key, {}).update(values)
+    return {key: ", ".join(f"{name}: {value}" for name, value in values.items()) for key, values in found.items()}
+
+
+def _kept(ctx: Context, ref: str, sha256: str) -> Hashes:
+    """The hashes of one adapter, from the project's notes or made now."""
+    file = ctx.project.folder / ".objtune" / "hashes" / f"{sha256}.json"
+    with contextlib.suppress(OSError, ValueError):
+        held = json.loads(file.read_text())
+        if isinstance(held, dict) and all(isinstance(values, dict) for values in held.values()):
+            return held
+    record, tensors = artifact.load(ctx.root, parse(ref), sha256)
+    found = made(record, tensors)
+    artifact.write_file(file, (json.dumps(found) + "\n").encode(), ctx.root)
+    return found
+
+
+def made(record: artifact.Record, tensors: Mapping[str, Any]) -> Hashes:
+    """Of a LoRA the hash of what follows the header, of an embedding that of the whole file."""
+    family = families.named(record.base.get("family", ""))
+    layers = export.kohya_keys(tensors, family)
+    found: Hashes = {"Lora hashes": {record.name: export.body_hash(layers)[:DIGITS]}} if layers else {}
+    words = {name: export.embedding_hash(tensors, name, family)[:DIGITS] for name in record.objects if f"token.{name}" in tensors}
+    return found | ({"TI hashes": words} if words else {})
