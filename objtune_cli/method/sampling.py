@@ -96,7 +96,7 @@ def again(
     start = min(round(steps * (1 - strength)), steps - 1)
     taken = steps - start
     _from_step(sampler, start)
-    noisy = sampler.add_noise(latents, _noise(seeds, latents.shape[1:]), _first(sampler, steps).expand(len(seeds)))
+    noisy = _mixed(sampler, latents, _noise(seeds, latents.shape[1:]), _first(sampler, steps).expand(len(seeds)))
     condition, against = _told(stack, [prompt] * len(seeds), negative, {})
     def report(pipe: Any, index: int, _t: object, values: dict) -> dict:
         on_step(index + 1, taken)
@@ -104,7 +104,7 @@ def again(
 
     out = pipe(
         **stack.family.prompts(stack, condition, against),
-        latents=(noisy / float(sampler.init_noise_sigma)).to(stack.device, stack.dtype),  # which the pipeline multiplies by
+        latents=(noisy / float(getattr(sampler, "init_noise_sigma", 1))).to(stack.device, stack.dtype),  # which the pipeline multiplies by
         num_inference_steps=steps,
         guidance_scale=guidance,
         height=latents.shape[-2] * stack.factor,
@@ -131,6 +131,11 @@ def _from_step(sampler: Any, start: int) -> None:
         return step(*args, **named)
 
     sampler.set_timesteps, sampler.step = shortened, counted
+
+
+def _mixed(sampler: Any, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """Latents with the noise of a level, as the sampler has it; a flow's has a name of its own for it."""
+    return sampler.add_noise(latents, noise, t) if hasattr(sampler, "add_noise") else sampler.scale_noise(latents, t, noise)
 
 
 def _first(sampler: Any, steps: int) -> Tensor:

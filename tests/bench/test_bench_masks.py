@@ -80,6 +80,7 @@ def test_photographs_without_their_package_say_what_is_missing(monkeypatch: pyte
         list(photographs.outlined())
 
 
+@pytest.mark.slow
 def test_photographs_are_measured_with_boxes(context) -> None:
     """GrabCut in a box finds the helmet; every way has a row."""
     rows = masks.run(context(), DIALS["medium"], Bench(segmenters="grabcut", pictures="photographs"))

@@ -56,6 +56,7 @@ def test_from_a_folder_to_a_table(cli: Cli, base: Path, photos: Path) -> None:
     assert "2/4" not in again.err and [text for text in again.err.splitlines() if " on dog: " in text] == []
 
 
+@pytest.mark.slow
 def test_a_signal_keeps_the_finished_subjects(base: Path, photos: Path, project: Path) -> None:
     """INT in the second subject's training: 130, the first one's results lie there, and the same command goes on."""
     words = ["bench", "--photos", str(photos), "--base", str(base), "--methods", METHODS, *FAST, *tiny.ANY]

@@ -69,7 +69,7 @@ print(*(name for name in sys.modules if name.startswith("objtune_cli.")), file=s
 def test_help_loads_no_command(project: Path) -> None:
     done = subprocess.run([sys.executable, "-c", LOADED], cwd=project, capture_output=True, text=True, timeout=60)
     assert "Commands:\n  segment " in done.stdout
-    assert set(done.stderr.split()) == {"objtune_cli.cli", "objtune_cli.cli.app", "objtune_cli.cli.options", "objtune_cli.errors"}
+    assert set(done.stderr.split()) == {f"objtune_cli.{name}" for name in ("cli", "cli.app", "cli.options", "cli.processes", "cli.signals", "errors")}
 
 
 MANY = 10_000

@@ -129,7 +129,7 @@ print(json.dumps({"killed": killed, "runs": runs, "differ": differ, "alone": alo
 
 
 @pytest.mark.timeout(3600)
-@sized(4, 200)
+@sized(2, 200)
 def test_f2_killed_training(size: int, base: Path, dog_photo: Path, project: Path, say: Callable[[str], None]) -> None:
     line = [sys.executable, "-c", SERVER, str(base), str(dog_photo), str(size)]
     done = subprocess.run(line, cwd=project, capture_output=True, text=True)

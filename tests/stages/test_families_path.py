@@ -39,7 +39,7 @@ def kin_bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", list(WIDTHS))
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in ("sd2", "sd35") else name for name in WIDTHS])
 def test_train_generate_compose_export(cli, kin_bases, dog_photo, name):
     Path("objtune.toml").write_text(SETTINGS.format(base=kin_bases[name]))
     for which in ("rex", "cup"):
@@ -67,7 +67,7 @@ def test_train_generate_compose_export(cli, kin_bases, dog_photo, name):
         assert cli("export", "rex", "--format", form, "--out", f"out-{form}").code == 0
 
 
-@pytest.mark.parametrize("name", ["sdxl", "sd3"])
+@pytest.mark.parametrize("name", [pytest.param("sdxl", marks=pytest.mark.slow), "sd3"])
 def test_a_run_goes_on_where_it_stopped(cli, kin_bases, dog_photo, monkeypatch, name):
     from objtune_cli.cli.signals import Stop
 

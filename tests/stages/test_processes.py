@@ -52,7 +52,7 @@ def launched(*args: object, cwd: Path, by: tuple[str, ...] = TORCHRUN) -> subpro
     return subprocess.run([sys.executable, *by, *map(str, args)], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=280)
 
 
-@pytest.mark.parametrize("batch", [4, 3])
+@pytest.mark.parametrize("batch", [4, pytest.param(3, marks=pytest.mark.slow)])
 def test_two_processes_learn_what_one_learns_from_as_many_rows(base: Path, tmp_path: Path, batch: int) -> None:
     """Also where the rows do not divide evenly."""
     (tmp_path / "work.py").write_text(WORK)
@@ -68,7 +68,7 @@ def test_two_processes_learn_what_one_learns_from_as_many_rows(base: Path, tmp_p
     assert max(float((first[key] - half[key]).abs().max()) for key in first) > 1e-4  # half the rows are another run
 
 
-@pytest.mark.parametrize("by", [TORCHRUN, ACCELERATE, ()], ids=["torchrun", "accelerate", "our own option"])
+@pytest.mark.parametrize("by", [pytest.param(TORCHRUN, marks=pytest.mark.slow), ACCELERATE, ()], ids=["torchrun", "accelerate", "our own option"])
 def test_the_command_line_in_two_processes(by: tuple[str, ...], cli, base: Path, dog_photo: Path) -> None:
     few = ["--set", "train.steps=3", "--set", "train.views=2", "--set", "train.rank=2", "--set", "prior.samples=2", "--set", "prior.entries=4",
            "--set", "init-embedding.steps=2", "--set", "train.batch=2", "--set", "segment.min_likeness=0"]  # fmt: skip
@@ -107,6 +107,7 @@ def test_what_one_of_several_cannot_do_is_said_once_with_its_exit_code(project: 
     ], done.stderr
 
 
+@pytest.mark.slow
 def test_a_signal_stops_all_of_them_with_their_state_saved(project: Path, dog_photo: Path, base: Path) -> None:
     command = ["train", dog_photo, "--class", "dog", "--box", "40,40,600,600", "--base", base, "--no-preview", "--device", "cpu", "--steps", "5000",
                "--set", "segment.min_likeness=0", "--set", "prior.samples=2", "--set", "prior.entries=4", "--set", "init-embedding.steps=2", "--num-processes", "2"]  # fmt: skip
