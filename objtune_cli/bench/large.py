@@ -20,7 +20,8 @@ def stack(device_name: str, precision_name: str) -> "Stack":
     Source: the configs of stable-diffusion-v1-5 (860 M parameters in the denoiser).
     """
     import torch
-    from diffusers import DDIMScheduler, UNet2DConditionModel
+
+    diffusers = _diffusers()
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     from objtune_cli.models import precision
@@ -39,7 +40,7 @@ def stack(device_name: str, precision_name: str) -> "Stack":
         text: Any = CLIPTextModel(CLIPTextConfig(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12))
         torch.set_default_dtype(torch.bfloat16 if half else dtype)  # never whole in float32: that alone would be the peak
         try:
-            unet: Any = UNet2DConditionModel(sample_size=SIDE, cross_attention_dim=768)
+            unet: Any = diffusers.UNet2DConditionModel(sample_size=SIDE, cross_attention_dim=768)
         finally:
             torch.set_default_dtype(torch.float32)
     for module in (text, unet):
@@ -48,16 +49,25 @@ def stack(device_name: str, precision_name: str) -> "Stack":
         unet.to(memory_format=torch.channels_last)
     if half:
         precision.halve(unet)
-    schedule = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False)
+    schedule = diffusers.DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False)
     reopen = partial(_autoencoder, device, dtype)
     return stacks.Stack(tokenizer, text, unet, reopen(), schedule, device, dtype, reopen)
 
 
+def _diffusers() -> Any:
+    """diffusers, once torchvision has what its loaders need: a process of its own has opened no base before."""
+    from objtune_cli.models import torchvision_ops
+
+    torchvision_ops.complete()
+    import diffusers
+
+    return diffusers
+
+
 def _autoencoder(device: "torch.device", dtype: "torch.dtype") -> Any:
     import torch
-    from diffusers import AutoencoderKL
 
     ends: dict[str, Any] = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
     with torch.device(device):
-        vae: Any = AutoencoderKL(**ends, block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=8 * SIDE)
+        vae: Any = _diffusers().AutoencoderKL(**ends, block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=8 * SIDE)
     return vae.requires_grad_(False).eval().to(dtype)
