@@ -3,6 +3,7 @@
 `python -m tests.dreambench DIR` writes two held-out subjects of five photos, with twenty-five prompts in the words that the toybox knows.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -12,11 +13,19 @@ from PIL import Image
 from objtune_cli.toybox import draw, world
 from objtune_cli.toybox.captions import PLACES
 from objtune_cli.toybox.world import DIALS
+from tests import tiny
 
 HEAD = "Classes\n\nsubject_name,class\n{classes}\n\nPrompts\n\nObject Prompts\n\nprompt_list = [\n{objects}\n]\n\nLive Subject Prompts\n\nprompt_list = [\n{live}\n]\n"
 """The listing as the data set has it, blank lines and Python's own brackets included."""
 SUBJECTS = {"dog": "dog", "mug": "mug"}
 PLACED = [place for background in DIALS["medium"].backgrounds for place in PLACES[background]]
+
+
+def small_base(folder: Path) -> Path:
+    """A tiny base with a CLIP, drawn in one step."""
+    tiny.build(folder, clip=True)
+    (folder / "toybox.json").write_text(json.dumps({"sampling": {"steps": 1, "guidance": 1.0}}))
+    return folder
 
 
 def listed(texts: list[str]) -> str:

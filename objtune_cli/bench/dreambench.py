@@ -25,7 +25,6 @@ from objtune_cli.stages.context import Context
 from objtune_cli.stages.sight import Target
 from objtune_cli.store import artifact, photo, pictures
 from objtune_cli.store.header import canonical
-from objtune_cli.store.state import RunState
 
 FORMAT = 1
 PHOTOS, UNTRAINED = "photos", "untrained"
@@ -50,15 +49,7 @@ def run(ctx: Context, out: Path, asked: list[Subject], methods: Mapping[str, Met
     plan = {**ALWAYS, **methods}
     seen = [features.digest(model) for model in judges.models.values()]
     bench = Running(ctx, out, config, judges, Kept(out, ctx.report, len(asked) * len(plan)), seen)
-    found: dict[str, list[Row]] = {name: [] for name in plan}
-    with RunState(ctx.project, "bench").locked("another bench is at work in this folder", "wait for it, or give another --out"):
-        try:
-            for subject in asked:
-                for name, method in plan.items():
-                    ctx.check_stopped()
-                    found[name].append(bench.result(subject, name, method))
-        finally:  # stopped or not, what was found may be handed on
-            kept.save(out, found)
+    found = kept.filled(ctx, out, asked, plan, bench.result)
     sheet.save(out, {subject.name: functools.partial(_rgb, subject.learned) for subject in asked}, list(plan))
     rows = tabled(found, judges)
     kept.table(out / "table.csv", rows)

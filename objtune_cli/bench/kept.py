@@ -2,19 +2,23 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from objtune_cli.bench import measures, sheet
+from objtune_cli.bench.methods import Method
 from objtune_cli.errors import GateError, ObjtuneError
-from objtune_cli.stages.context import Report
+from objtune_cli.stages.context import Context, Report
 from objtune_cli.store import artifact, pictures
+from objtune_cli.store.state import RunState
 
 Row = dict[str, Any]
+Asked = TypeVar("Asked")
+"""What methods are measured on: a drawn object, or a subject of a data set."""
 Measured = tuple[dict[str, float], np.ndarray | None]
 """Measures, and the pictures (N, S, S, 3) uint8 that are kept for the sheet."""
 
@@ -57,6 +61,26 @@ class Kept:
             spent = time.monotonic() - self.began
             self.report.note(f"{name} on {case}: {_short(found['measures'])}  ({self.done} of {self.total}, {spent:.0f} s)")
         return found
+
+
+def filled(
+    ctx: Context, out: Path, asked: Sequence[Asked], plan: Mapping[str, Method], result: Callable[[Asked, str, Method], Row]
+) -> dict[str, list[Row]]:
+    """Every method's results on all that is asked, one case after the other; `results.jsonl` has them, stopped or not: what was found may be handed on.
+
+    Raises:
+        Stopped: A signal came.
+    """
+    found: dict[str, list[Row]] = {name: [] for name in plan}
+    with RunState(ctx.project, "bench").locked("another bench is at work in this folder", "wait for it, or give another --out"):
+        try:
+            for case in asked:
+                for name, method in plan.items():
+                    ctx.check_stopped()
+                    found[name].append(result(case, name, method))
+        finally:
+            save(out, found)
+    return found
 
 
 def save(out: Path, found: Mapping[str, list[Row]]) -> None:

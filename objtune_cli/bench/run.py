@@ -17,7 +17,6 @@ from objtune_cli.config import Bench, Prior
 from objtune_cli.errors import IncompatibleError, InputError, UsageError
 from objtune_cli.stages import prior
 from objtune_cli.stages.context import Context
-from objtune_cli.store.state import RunState
 from objtune_cli.toybox.evaluator import reading
 from objtune_cli.toybox.evaluator.network import Evaluator
 from objtune_cli.toybox.evaluator.reading import Reading
@@ -68,15 +67,7 @@ def run(ctx: Context, out: Path, methods: Mapping[str, Method], config: Bench, p
     plan = {**ALWAYS, **methods}
     known = {} if published is None else _published(published)
     bench = Running(ctx, config, dial, reading.load(), Kept(out, ctx.report, len(asked) * len(plan), known))
-    found: dict[str, list[Row]] = {name: [] for name in plan}
-    with RunState(ctx.project, "bench").locked("another bench is at work in this folder", "wait for it, or give another --out"):
-        try:
-            for case in asked:
-                for name, method in plan.items():
-                    ctx.check_stopped()
-                    found[name].append(bench.result(case, name, method))
-        finally:  # stopped or not, what was found may be handed on
-            kept.save(out, found)
+    found = kept.filled(ctx, out, asked, plan, bench.result)
     rows = tabled(found)
     sheet.save(out, {case.name: functools.partial(_photo, case) for case in asked}, list(plan))
     kept.table(out / "table.csv", rows)

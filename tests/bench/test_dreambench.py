@@ -33,9 +33,7 @@ PROMPTS = 3
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tiny.build(tmp_path_factory.mktemp("dreambench") / "tiny", clip=True)
-    (folder / "toybox.json").write_text(json.dumps({"sampling": {"steps": 1, "guidance": 1.0}}))
-    return folder
+    return drawn.small_base(tmp_path_factory.mktemp("dreambench") / "tiny")
 
 
 @pytest.fixture(scope="module")

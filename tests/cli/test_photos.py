@@ -23,9 +23,7 @@ METHODS = "objtune+train.steps=2+train.batch=1+train.views=1+train.scores=none+p
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tiny.build(tmp_path_factory.mktemp("photos") / "tiny", clip=True)
-    (folder / "toybox.json").write_text(json.dumps({"sampling": {"steps": 1, "guidance": 1.0}}))
-    return folder
+    return dreambench.small_base(tmp_path_factory.mktemp("photos") / "tiny")
 
 
 @pytest.fixture(scope="session")
