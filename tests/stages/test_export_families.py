@@ -34,6 +34,8 @@ SILENT = (NO_TEXT_LORA, FRESH_ROWS)
 BASES = {
     "sd2": {"id": "sd21", "family": "sd2", "prediction": "v_prediction"},
     "sdxl": {"id": "sdxl", "family": "sdxl", "prediction": "epsilon"},
+    "sd3": {"id": "sd3", "family": "sd3", "prediction": "flow"},
+    "sd35": {"id": "sd35", "family": "sd35", "prediction": "flow"},
 }
 
 

@@ -19,13 +19,11 @@ from objtune_cli.errors import IncompatibleError
 from objtune_cli.families.interface import Family
 from objtune_cli.models import adapter
 from objtune_cli.models import stack as stacks
-from objtune_cli.models.tokens import Placeholders, learned_names, stored
+from objtune_cli.models.tokens import Placeholders
 from objtune_cli.stages import export
-from objtune_cli.store import artifact
-from objtune_cli.store.artifact import Record
-from objtune_cli.store.refs import Ref
 from tests import kin, layouts, tiny
 from tests.stages.test_export import FRESH_ROWS, NO_TEXT_LORA, listening
+from tests.stages.test_export_families import published
 
 CPU = torch.device("cpu")
 KEYS = Path(__file__).parent / "keys"
@@ -41,22 +39,6 @@ class Pipeline(TextualInversionLoaderMixin, StableDiffusion3Pipeline):
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     top = tmp_path_factory.mktemp("exports")
     return {"sd3": kin.sd3(top / "three", with_clip=False), "sd35": kin.sd3(top / "three-five", with_clip=False, newer=True)}
-
-
-def published(
-    root: Path, folder: Path, name: str, modules: str = "all", rank: int = 3
-) -> tuple[Ref, dict[str, torch.Tensor], torch.Tensor]:
-    """An adapter with random layers and a word of two vectors; its ref, tensors and the word's vectors side by side."""
-    stack = stacks.load(folder, CPU, torch.float32)
-    adapter.add(stack, rank, modules, seed=0)
-    g = torch.Generator().manual_seed(1)
-    weights = {k: torch.randn(v.shape, generator=g) * 0.2 for k, v in adapter.tensors(stack).items()}
-    rows = torch.randn(2, sum(stack.widths), generator=g)
-    tensors = weights | stored(rows, stack.widths, learned_names("rex"))
-    record = Record(
-        "adapter", "rex", {"rex": "dog"}, {}, {"rank": rank}, {"id": name, "family": name, "prediction": "flow", "fingerprint": "0"}
-    )
-    return artifact.publish(root, record, tensors), tensors, rows
 
 
 def pipeline(folder: Path, name: str) -> Any:
