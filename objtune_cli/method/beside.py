@@ -1,4 +1,6 @@
-"""Several trainers in step on one stack: one pass of the denoiser and one of the text encoder for all of them.
+"""Several trainers in step: one pass of the denoiser and one of the text encoder for all that are on one stack.
+
+Where there are several stacks each has a thread of its own: processors that one small model's layers cannot be shared out to.
 
 Each keeps its own token, LoRA, optimizer, rate and end; the rows that it shows and what they are held to are those of a
 run of its own, so that its weights differ from that run's by rounding alone.
@@ -7,6 +9,7 @@ run of its own, so that its weights differ from that run's by rounding alone.
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,7 +17,7 @@ from torch import Tensor
 from objtune_cli.errors import GateError
 from objtune_cli.method.terms import FIXED
 from objtune_cli.method.training import Trainer
-from objtune_cli.models import rows
+from objtune_cli.models import cpu, rows
 from objtune_cli.models.attention import Recorder
 from objtune_cli.numerics import noise
 
@@ -25,6 +28,17 @@ def advance(trainers: Sequence[Trainer]) -> dict[Trainer, GateError]:
     Returns:
         Those whose loss is no longer a finite number: they have taken no step.
     """
+    lanes: dict[int, list[Trainer]] = {}
+    for t in trainers:
+        lanes.setdefault(id(t.stack), []).append(t)
+    failed: dict[Trainer, GateError] = {}
+    for found in cpu.side_by_side([partial(_together, lane) for lane in lanes.values()]):
+        failed |= found
+    return failed
+
+
+def _together(trainers: Sequence[Trainer]) -> dict[Trainer, GateError]:
+    """One step of all that are on one stack."""
     _measure([t for t in trainers if t.plateau is not None and t.plateau.due(t.step)])
     for t in trainers:
         t.begin()

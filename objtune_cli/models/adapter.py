@@ -1,5 +1,6 @@
 """LoRA on the denoiser through peft: add, read, write."""
 
+import threading
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,8 @@ from objtune_cli.errors import IncompatibleError
 from objtune_cli.models.stack import Stack
 
 PREFIX = "unet."
+_DRAWING = threading.Lock()
+"""Held where the global generator is used: threads have one together."""
 
 
 def add(stack: Stack, rank: int, modules: str, seed: int, name: str = "default", blocks: str = "all") -> list[torch.nn.Parameter]:
@@ -35,7 +38,7 @@ def add(stack: Stack, rank: int, modules: str, seed: int, name: str = "default",
         for block in before:
             block.register_forward_pre_hook(_unlearned, with_kwargs=True)
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights="gaussian")
-    with torch.random.fork_rng(devices=[]):  # peft draws A from the global generator
+    with _DRAWING, torch.random.fork_rng(devices=[]):  # peft draws A from the global generator
         torch.manual_seed(seed)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several beside each other are meant

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from objtune_cli.errors import InputError, ResourceError
-from objtune_cli.models import torchvision_ops
+from objtune_cli.models import cpu, torchvision_ops
 from objtune_cli.models.segmenter import Hints, Proposal
 from objtune_cli.numerics.masks import iou
 
@@ -163,6 +163,7 @@ class SegmentAnything:
     def __init__(self, model: Any, name: str) -> None:
         self.name = name
         self.predictor = SamPredictor(model)
+        cpu.share(sum(p.numel() for p in model.parameters()))
         self.rgb = np.zeros((0, 0, 3), np.uint8)
 
     def look(self, rgb: np.ndarray) -> None:

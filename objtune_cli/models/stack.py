@@ -3,6 +3,7 @@
 Everything family-specific is asked of this object, which asks its family. Knows nothing about objects or training.
 """
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,9 +17,11 @@ from torch import Tensor
 from objtune_cli import families
 from objtune_cli.errors import IncompatibleError, InputError, ResourceError
 from objtune_cli.families import single
-from objtune_cli.models import torchvision_ops
-from objtune_cli.models.cpu import keep_memory
+from objtune_cli.models import cpu, torchvision_ops
 from objtune_cli.models.wording import in_class_words, named, spans
+
+LOADING = threading.RLock()
+"""Held while models are opened: the libraries set torch's defaults meanwhile, which all threads have together."""
 
 torchvision_ops.complete()  # before diffusers and transformers ask for torchvision
 
@@ -219,11 +222,16 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype, weights: Path |
     Raises:
         ResourceError: A part is missing. InputError: a part cannot be read.
     """
+    with LOADING:
+        return _loaded(folder, device, dtype, weights, prediction)
+
+
+def _loaded(folder: Path, device: torch.device, dtype: torch.dtype, weights: Path | None, prediction: str) -> Stack:
     from diffusers import UNet2DConditionModel
 
     quiet()
     if device.type == "cpu":
-        keep_memory()
+        cpu.keep_memory()
     said = {"prediction_type": prediction} if prediction else {}
     family = _family(folder)
     try:
@@ -259,6 +267,7 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype, weights: Path |
         text_encoder_3.requires_grad_(False).eval().to(device)
     if device.type == "cpu":
         stack.unet.to(memory_format=torch.channels_last)
+        cpu.share(sum(p.numel() for p in stack.unet.parameters()))
     for module in stack.text_encoders:
         module.to(torch.float32)  # small, and token gradients need the precision
     return stack
@@ -287,7 +296,8 @@ def _autoencoder(folder: Path, device: torch.device, dtype: torch.dtype, weights
     if weights:
         vae = single.open_part(AutoencoderKL, "vae", weights, folder)
     else:
-        vae = AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True, local_files_only=True)
+        with LOADING:
+            vae = AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True, local_files_only=True)
     vae.requires_grad_(False).eval().to(device, dtype)
     return vae.to(memory_format=torch.channels_last) if device.type == "cpu" else vae
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from objtune_cli.errors import ResourceError
-from objtune_cli.models.stack import UNREADABLE, Stack, quiet
+from objtune_cli.models.stack import LOADING, UNREADABLE, Stack, quiet
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -96,7 +96,8 @@ def load(source: Path, stack: Stack, index: int = 0) -> Towers:
         if source.is_file():
             clip = _from_file(source, encoder.config)
         else:
-            clip = CLIPModel.from_pretrained(source, local_files_only=True, use_safetensors=True)
+            with LOADING:
+                clip = CLIPModel.from_pretrained(source, local_files_only=True, use_safetensors=True)
     except (OSError, *UNREADABLE) as error:
         raise ResourceError(f"the CLIP in {source} cannot be opened: {str(error).splitlines()[0]}", "download it again") from None
     if clip.config.text_config.hidden_size != encoder.config.hidden_size:

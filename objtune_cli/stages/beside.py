@@ -1,13 +1,19 @@
-"""Several adapters at once, of photos that have nothing to do with each other: one process, one base, steps taken together."""
+"""Several adapters at once, of photos that have nothing to do with each other: one process, steps taken together.
+
+Photos are shared out among lanes, each a base and a thread of its own: one on a GPU and for a large base, else as many as there are processors.
+"""
 
 import contextlib
 import hashlib
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 from objtune_cli.config import Embed, Prior, Train
 from objtune_cli.errors import GateError, Stopped, UsageError
+from objtune_cli.stages import prior as prior_stage
 from objtune_cli.stages import train
 from objtune_cli.stages.context import Context, Done
 from objtune_cli.stages.train import SAVE_EVERY, Work
@@ -20,6 +26,8 @@ if TYPE_CHECKING:
     from objtune_cli.method.training import Trainer
     from objtune_cli.models.stack import Stack
 
+T = TypeVar("T")
+
 
 def run(ctx: Context, photos: list[list[Ref]], config: Train, embedding: Embed, prior: Prior, *, preview: bool = True) -> list[Done]:
     """One adapter for the objects of each photo, in that order; each is what a command of its own would make, up to rounding.
@@ -31,11 +39,11 @@ def run(ctx: Context, photos: list[list[Ref]], config: Train, embedding: Embed, 
     configs = [train.checked(ctx, config, len(sources)) for sources in photos]
     if ctx.team():
         raise UsageError("several photos are learned side by side in one process", "give each photo a command of its own under several processes")
-    works = [train.described(ctx, sources, own, embedding, prior) for sources, own in zip(photos, configs, strict=True)]
+    stack = train.opened(ctx, configs[0])
+    works = _described(ctx, photos, configs, embedding, prior)
     names = [name for work in works for name in work.record.objects]
     if len(set(names)) < len(names):
         raise UsageError("two photos would give an object the same name", "tell them apart with `--name`")
-    stack = train.opened(ctx, configs[0])
     keys = [train.run_key(work, stack) for work in works]
     state = _state(ctx, "beside/" + "/".join(keys))
     done: dict[int, Done] = {i: d for i, work in enumerate(works) if (d := ctx.reuse(work.record))}
@@ -45,11 +53,27 @@ def run(ctx: Context, photos: list[list[Ref]], config: Train, embedding: Embed, 
                 held.enter_context(_state(ctx, key).locked())
             held.enter_context(state.locked())
             room = held.enter_context(Room(ctx.project))
-            done |= _Company(ctx, stack, works, configs, state, room).run()
+            done |= _Company(ctx, stack, works, configs, state, room).run()  # of which the given stack is the first lane's
             state.discard()
     left = [i for i in range(len(works)) if i not in done]
     done |= {i: train.alone(ctx, works[i], configs[i]) for i in left}
-    return [train.shown(ctx, done[i], work, preview=preview) for i, work in enumerate(works)]
+    return _lanes(ctx, [partial(train.shown, ctx, done[i], work, preview=preview) for i, work in enumerate(works)])
+
+
+def _lanes(ctx: Context, work: "Sequence[Callable[[], T]]") -> "list[T]":
+    """What each piece of work gives, side by side where processors are free for it."""
+    from objtune_cli.models import cpu, stack
+
+    return cpu.side_by_side(work) if stack.pick_device(ctx.common.device).type == "cpu" else [each() for each in work]
+
+
+def _described(ctx: Context, photos: list[list[Ref]], configs: list[Train], embedding: Embed, prior: Prior) -> list[Work]:
+    """What is to be made of each photo, the stages before it done; the prior of a class once, however many photos have it."""
+    starts = _lanes(ctx, [partial(train.started, ctx, sources, embedding) for sources in photos])
+    words = sorted({word for each in starts for record in each for word in record.objects.values()})
+    if any(own.class_weight for own in configs):
+        _lanes(ctx, [partial(prior_stage.run, ctx, word, prior) for word in words])
+    return [train.described(ctx, [r.ref for r in each], own, embedding, prior) for each, own in zip(starts, configs, strict=True)]
 
 
 def _state(ctx: Context, key: str) -> RunState:
@@ -58,11 +82,12 @@ def _state(ctx: Context, key: str) -> RunState:
 
 @dataclass(slots=True)
 class _Member:
-    """One adapter of those that are at work."""
+    """One adapter of those that are at work, and who looks at its pictures."""
 
     number: int
     work: Work
     trainer: "Trainer"
+    judge: "Judge | None"
 
 
 class _Company:
@@ -71,25 +96,37 @@ class _Company:
     def __init__(self, ctx: Context, stack: "Stack", works: list[Work], configs: list[Train], state: RunState, room: Room) -> None:
         import torch
 
-        from objtune_cli.method.training import Trainer
+        from objtune_cli.models import cpu
 
         self.ctx, self.state, self.room, self.saved = ctx, state, room, time.monotonic()
         kept = {k: torch.from_numpy(v) for k, v in (state.load() or {}).items()}
         begun = {int(key.partition(".")[0]) for key in kept}
         asked = [i for i, work in enumerate(works) if (i in begun if begun else not ctx.reuse(work.record))]
-        subjects = {i: train.subjects_of(ctx, works[i]) for i in asked}
         ctx.report.note(f"drawing placements of {len(asked)} photos' objects")
-        everyone = [s for i in asked for s in subjects[i]]
-        self.judge: Judge | None = train.judge_of(ctx, stack, everyone) if configs[0].scores == "shown" and everyone else None
-        self.members = []
-        for i in asked:
-            ctx.check_stopped()
-            self.members.append(_Member(i, works[i], Trainer(stack, subjects[i], train.priors_of(ctx, works[i]), configs[i], f"beside{i}")))
+        count = cpu.lanes(len(works)) if stack.device.type == "cpu" else 1
+        stacks = [stack, *(train.opened(ctx, configs[0]) for _ in range(1, count))]
+        shared = [partial(self._lane, own, {i: works[i] for i in asked if i % count == k}, configs) for k, own in enumerate(stacks)]
+        self.members = sorted((m for lane in _lanes(ctx, shared) for m in lane), key=lambda m: m.number)
         for m in self.members if kept else []:  # after all are built: what the frozen base says is asked with no other's weights
             m.trainer.restore({k.partition(".")[2]: v for k, v in kept.items() if int(k.partition(".")[0]) == m.number})
         if kept:
             ctx.report.note(f"goes on at step {max(m.trainer.step for m in self.members)}")
         room.hold(self._most() * (1 if kept else 2))
+
+    def _lane(self, stack: "Stack", works: dict[int, Work], configs: list[Train]) -> list[_Member]:
+        """Those that are learned on one stack."""
+        from objtune_cli.method.training import Trainer
+
+        ctx = self.ctx
+        subjects = {i: train.subjects_of(ctx, work) for i, work in works.items()}
+        everyone = [s for own in subjects.values() for s in own]
+        judge = train.judge_of(ctx, stack, everyone) if configs[0].scores == "shown" and everyone else None
+        found = []
+        for i, work in works.items():
+            ctx.check_stopped()
+            trainer = Trainer(stack, subjects[i], train.priors_of(ctx, work), configs[i], f"beside{i}")
+            found.append(_Member(i, work, trainer, judge))
+        return found
 
     def run(self) -> dict[int, Done]:
         """Steps of all until each has come to its own end; what ends is published at once.
@@ -103,8 +140,7 @@ class _Company:
             ended = [m for m in self.members if m.trainer.finished]
             if ended:
                 self._save()  # first: after an end that is published none of the others may have to repeat a step without it
-                for m in ended:
-                    self._end(m, done, failed)
+                self._end(ended, done, failed)
                 if self.members:
                     self._save()
             if not self.members:
@@ -135,20 +171,24 @@ class _Company:
         if signum:
             raise Stopped(signum, f"stopped at step {step} of {total}, state saved", "the same command goes on from there")
 
-    def _end(self, m: _Member, done: dict[int, Done], failed: list[tuple[_Member, GateError]]) -> None:
-        """Publish one."""
-        self.members.remove(m)
-        m.trainer.settle()
+    def _end(self, ended: list[_Member], done: dict[int, Done], failed: list[tuple[_Member, GateError]]) -> None:
+        """Publish those at their end, a lane beside the other: a stack draws the pictures of one at a time."""
+        lanes: dict[int, list[_Member]] = {}
+        for m in ended:
+            self.members.remove(m)
+            lanes.setdefault(id(m.trainer.stack), []).append(m)
         with self.room.lent(self._most()):
-            self._publish(m, done, failed)
+            _lanes(self.ctx, [partial(self._published, lane, done, failed) for lane in lanes.values()])
 
-    def _publish(self, m: _Member, done: dict[int, Done], failed: list[tuple[_Member, GateError]]) -> None:
-        self.ctx.report.note(f"{m.work.record.name} has learned")
-        try:
-            cut_off = self.ctx.reuse(m.work.record)  # just after it was published
-            done[m.number] = cut_off or train.published(self.ctx, m.work, m.trainer, self.judge)
-        except GateError as error:
-            failed.append((m, error))
+    def _published(self, lane: list[_Member], done: dict[int, Done], failed: list[tuple[_Member, GateError]]) -> None:
+        for m in lane:
+            m.trainer.settle()
+            self.ctx.report.note(f"{m.work.record.name} has learned")
+            try:
+                cut_off = self.ctx.reuse(m.work.record)  # just after it was published
+                done[m.number] = cut_off or train.published(self.ctx, m.work, m.trainer, m.judge)
+            except GateError as error:
+                failed.append((m, error))
 
     def _save(self) -> None:
         """All states in one file: a later process finds them at one step."""

@@ -74,20 +74,30 @@ def checked(ctx: Context, config: Train, objects: int = 1) -> Train:
 
 def described(ctx: Context, sources: list[Ref], config: Train, embedding: Embed, prior: Prior) -> Work:
     """What is to be made of the sources, the stages before it done."""
-    with ctx.first():
-        starts = [embed.run(ctx.unforced(), s, embedding).ref if s.kind == "mask" else s for s in sources]
-    records = [artifact.read_record(ctx.root, ref) for ref in starts]
-    for record in records:
-        ctx.check_base(record)
+    records = started(ctx, sources, embedding)
     named = {name: word for record in records for name, word in record.objects.items()}
     if len(named) < len(records):
         raise UsageError("an object is named twice", "give each embedding once")
     with ctx.first():
         priors = {word: prior_stage.run(ctx, word, prior).ref for word in sorted(set(named.values()))} if config.class_weight else {}
-    inputs = {f"embedding.{r.name}": ctx.input(ref) for r, ref in zip(records, starts, strict=True)}
+    inputs = {f"embedding.{r.name}": ctx.input(r.ref) for r in records}
     inputs |= {f"prior.{ref.name}": ctx.input(ref) for ref in priors.values()}
     name = "-".join(named)[:64].rstrip("-.")
     return Work(Record("adapter", name, named, inputs, identifying(config), ctx.base.record()), records, priors)
+
+
+def started(ctx: Context, sources: list[Ref], embedding: Embed) -> list[Record]:
+    """The embeddings of masks and embeddings of one photo.
+
+    Raises:
+        IncompatibleError: One was made on another base.
+    """
+    with ctx.first():
+        refs = [embed.run(ctx.unforced(), s, embedding).ref if s.kind == "mask" else s for s in sources]
+    records = [artifact.read_record(ctx.root, ref) for ref in refs]
+    for record in records:
+        ctx.check_base(record)
+    return records
 
 
 def shown(ctx: Context, done: Done, work: Work, *, preview: bool) -> Done:

@@ -10,7 +10,7 @@ import torch
 from objtune_cli.config import Train
 from objtune_cli.method import beside
 from objtune_cli.method.training import Trainer
-from objtune_cli.models import adapter
+from objtune_cli.models import adapter, cpu
 from objtune_cli.models import stack as stacks
 from objtune_cli.models.stack import Stack
 from tests import kin
@@ -79,3 +79,20 @@ def _check(open_base: Callable[[], Stack], config: Train) -> None:
         assert far < 0.02 * gone and gone > 0
         if t.plateau is not None and alone.plateau is not None:
             assert t.plateau.history == pytest.approx(alone.plateau.history, rel=1e-3) and len(t.plateau.history) > 3
+
+
+def test_those_on_another_stack_step_at_the_same_time_with_the_same_result(open_base, monkeypatch) -> None:
+    """Which thread takes a step changes no bit of it; one that diverges stops none in another lane."""
+    monkeypatch.setattr(cpu, "lanes", lambda wanted: min(wanted, 2))
+    lanes = [_company(open_base(), ["rex", "cup"], CONFIG), _company(open_base(), ["tom"], CONFIG)]
+    apart = [_company(open_base(), ["rex", "cup"], CONFIG), _company(open_base(), ["tom"], CONFIG)]
+    for _ in range(3):
+        assert beside.advance([*lanes[0], *lanes[1]]) == {}
+        for each in apart:
+            beside.advance(each)
+    for mine, theirs in zip([*lanes[0], *lanes[1]], [*apart[0], *apart[1]], strict=True):
+        kept = _learned(theirs)
+        assert all(torch.equal(value, kept[name]) for name, value in _learned(mine).items())
+    with torch.no_grad():
+        lanes[0][0].lora[0].fill_(float("nan"))
+    assert list(beside.advance([*lanes[0], *lanes[1]])) == [lanes[0][0]] and lanes[1][0].step == 4

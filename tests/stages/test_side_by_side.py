@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 from objtune_cli.errors import GateError
 from objtune_cli.method import beside
+from objtune_cli.models import cpu
 from objtune_cli.store import artifact
 from objtune_cli.store.refs import parse
 
@@ -41,6 +42,12 @@ def train(cli, photos):
     return lambda *more, which=range(3): cli("train", *(word for i in which for word in photos[i]), *FAST, *more)
 
 
+@pytest.fixture(params=[1, 2], ids=["one lane", "two lanes"])
+def lanes(request, monkeypatch):
+    """As where so many processors are free."""
+    monkeypatch.setattr(cpu, "lanes", lambda wanted: min(wanted, request.param))
+
+
 @pytest.fixture
 def at_step(monkeypatch):
     """Do something after a step of all, before it is reported."""
@@ -63,7 +70,7 @@ def weights(name, version=1):
     return artifact.load(Path("artifacts"), parse(f"adapter/{name}@{version}"))[1]
 
 
-def test_each_artifact_is_what_a_command_of_its_own_makes(train):
+def test_each_artifact_is_what_a_command_of_its_own_makes(train, lanes):
     """The same record but for rounding in metrics, so that either is reused for the other; weights within 2 % of the way gone."""
     done = train()
     assert (done.code, done.out.split()) == (0, [f"adapter/{name}@1" for name in NAMES]), done.err
@@ -93,7 +100,7 @@ def test_only_what_is_not_there_is_made(train):
     assert forced.out.split() == [f"adapter/{name}@2" for name in NAMES]
 
 
-def test_stopped_and_continued_equals_unbroken_bit_for_bit(train, at_step):
+def test_stopped_and_continued_equals_unbroken_bit_for_bit(train, at_step, lanes):
     assert train().code == 0
     unbroken = {name: Path(f"artifacts/adapter/{name}/v001.safetensors").read_bytes() for name in NAMES}
     shutil.rmtree("artifacts/adapter")
