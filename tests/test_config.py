@@ -81,7 +81,7 @@ def test_no_file_is_no_setting(tmp_path: Path) -> None:
         (
             {"toml": "[train]\nstepz = 1"},
             "stepz in [train] of objtune.toml",
-            "schedule, scores, seed, steps, stop, templates, timesteps, token, token_first, token_lr, token_norm, views",
+            "schedule, scores, seed, singles, steps, stop, templates, timesteps, token, token_first, token_lr, token_norm, views",
         ),
         ({"environment": {"OBJTUNE_STEPS": "1"}}, "OBJTUNE_STEPS in the environment", "OBJTUNE_PROJECT, "),
         ({"environment": {"OBJTUNE_TRAIN_STEPZ": "1"}}, "OBJTUNE_TRAIN_STEPZ in the environment", "OBJTUNE_TRAIN_STEPS"),

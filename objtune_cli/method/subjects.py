@@ -52,6 +52,8 @@ class Views:
         return " and ".join(f"<{s.name}>" if kind == "token" else with_article(s.class_word) for s in self.members)
 
 
+TOGETHER = (0.75, 0.95)
+"""Share of the frame that several objects together cover along the longer side: each then has as much of it as there is."""
 ALL_OF = 3
 """Up to so many objects every combination is shown; of more, whose combinations would be too many, singles, pairs and all together."""
 
@@ -67,7 +69,8 @@ def views(stack: Stack, members: tuple[Subject, ...], config: Train) -> Views:
     """Draw the placements of a subset and encode them once."""
     each = torch.stack([s.mask for s in members])
     g = noise.step_generator(config.seed, 0xFFFFFFFF)
-    pictures, masks = placement.views(members[0].picture, each.amax(0), members[0].ground, config.views, stack.size, g, parts=each)
+    scale = TOGETHER if len(members) > 1 else placement.SCALE
+    pictures, masks = placement.views(members[0].picture, each.amax(0), members[0].ground, config.views, stack.size, g, scale, each)
     latents, spread = (found.to(stack.device) for found in stack.posterior(pictures))
     masks = to_latent(masks, (latents.shape[-2], latents.shape[-1])).to(stack.device)
     return Views(members, latents, masks[:, :1], masks[:, 1:], spread if config.latents == "sample" else None)

@@ -155,7 +155,7 @@ class Terms:
     def drawn(self, g: torch.Generator) -> Seen:
         """What one step shows; what the frozen base says was asked before the first step."""
         config, count = self.config, self.config.batch
-        chosen = int(torch.randint(len(self.views), (), generator=g))
+        chosen = self._chosen(g)
         views = self.views[chosen]
         template = TEMPLATES[int(torch.randint(len(TEMPLATES), (), generator=g))] if config.templates == "several" else PROMPT
         subject = views.members[int(torch.randint(len(views.members), (), generator=g))]
@@ -171,6 +171,11 @@ class Terms:
         held = config.class_weight and self.step % config.class_every == 0
         of_class = self._class_rows(subject, max(1, count // 2), g) if held else None
         return Seen(views, rows, template.format(views.words("token")), z_t, t, aim, teacher, of_class)
+
+    def _chosen(self, g: torch.Generator) -> int:
+        """Which combination of the objects: any, and more often one alone, which is how pictures are drawn of it; singles come first."""
+        singles = self.config.singles and len(self.subjects) > 1 and float(torch.rand((), generator=g)) < self.config.singles
+        return int(torch.randint(len(self.subjects) if singles else len(self.views), (), generator=g))
 
     def passes(self, seen: Seen, condition: Tensor) -> Iterator[Pass]:
         """A step's passes of the denoiser under the encoded prompt (1, L, d)."""

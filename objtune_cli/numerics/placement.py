@@ -12,6 +12,8 @@ from objtune_cli.numerics.masks import Box, bounding_box
 
 FILLS = 0.4
 """Share of the frame that an object's longer side has at least, in its own placement too: a small object is cut out larger."""
+SCALE = (0.45, 0.72)
+"""Range of the longer side of one object placed anew, fraction of the frame."""
 
 
 def views(
@@ -21,7 +23,7 @@ def views(
     count: int,
     size: int,
     generator: torch.Generator,
-    scale: tuple[float, float] = (0.45, 0.72),
+    scale: tuple[float, float] = SCALE,
     parts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draw `count` placements; the first one is as in the photo, cut square around it where it is small; a single one is the photo itself.

@@ -115,6 +115,7 @@ def suited(config: Train, own: Mapping[str, Any], objects: int = 1) -> Train:
         filled["steps"] = round(filled["steps"] * (1 + objects) / 2)
     filled["attention_weight"] = config.attention_weight or (config.joint_attention if objects > 1 else 0.0)
     filled["joint_attention"] = 0.0
+    filled["singles"] = config.singles if objects > 1 else 0.0
     stop = config.stop if config.stop != "auto" else "end" if config.steps else "good"
     return replace(config, stop=stop, **filled)
 

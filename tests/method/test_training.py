@@ -238,6 +238,33 @@ def test_combinations_share_what_the_frozen_base_is_asked(trainer) -> None:
             t.advance()
 
 
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 2 / 3), (0.6, 0.6 + 0.4 * 2 / 3), (1.0, 1.0)])
+def test_one_object_alone_is_shown_more_often_than_in_its_turn(trainer, share: float, expected: float) -> None:
+    """Of two: rex, cup, both; 400 steps, within four standard deviations; either of the two as often."""
+    t = trainer(replace(CONFIG, singles=share), both=True)
+    shown = [t.drawn(step_generator(0, i)).views.members for i in range(400)]
+    alone = [members[0].name for members in shown if len(members) == 1]
+    assert abs(len(alone) / 400 - expected) <= 4 * (expected * (1 - expected) / 400) ** 0.5
+    assert abs(alone.count("rex") / len(alone) - 0.5) < 4 * 0.5 / len(alone) ** 0.5
+
+
+def test_of_one_object_alone_there_is_nothing_to_choose(trainer) -> None:
+    """Not even a random number is drawn: its steps are what they were before several could be learned."""
+    some, none = trainer(replace(CONFIG, singles=0.8)), trainer(replace(CONFIG, singles=0.0))
+    for t in (some, none):
+        for _ in range(2):
+            t.advance()
+    assert _equal(_all(some), _all(none))
+
+
+def test_several_together_fill_the_frame(trainer) -> None:
+    """The box of what stands in a placement, longer side: of one at most 0.72 of the frame, of both more than that; 8 cells a side."""
+    for views in trainer(replace(CONFIG, views=6), both=True).views:
+        for mask in views.masks[1:, 0]:  # the first is as in the photo
+            wide = max(int((mask.amax(side) > 0.02).sum()) for side in (0, 1)) / 8
+            assert wide >= 0.75 if len(views.members) == 2 else wide <= 0.72 + 2 / 8
+
+
 def test_the_mask_of_both_covers_each(trainer) -> None:
     """Two masks of 14 x 24 px side by side, 6 px apart, in one frame: wider than high; each alone is not."""
     for views in trainer(both=True).views:

@@ -203,3 +203,4 @@ def test_each_further_object_of_a_photo_has_half_the_steps_more():
     assert [suited(Train(), own, n).attention_weight for n in (1, 2)] == [0.0, Train().joint_attention]
     assert suited(Train(attention_weight=0.01), own, 2).attention_weight == 0.01
     assert suited(Train(joint_attention=0.0), own, 2).attention_weight == 0.0
+    assert [suited(Train(), own, n).singles for n in (1, 2)] == [0.0, Train().singles]
