@@ -47,6 +47,7 @@ def run(ctx: Context, photos: list[list[Ref]], config: Train, embedding: Embed, 
             room = held.enter_context(Room(ctx.project))
             done |= _Company(ctx, stack, works, configs, state, room).run()
             state.discard()
+    del stack  # what comes next opens its own
     left = [i for i in range(len(works)) if i not in done]
     done |= {i: train.alone(ctx, works[i], configs[i]) for i in left}
     return [train.shown(ctx, done[i], work, preview=preview) for i, work in enumerate(works)]
