@@ -81,10 +81,7 @@ def bench(
             "--memory takes steps on noise",
             "leave the other options away; `--set bench.layouts=sdxl` says which layouts",
         )
-        from objtune_cli.bench import memory as allocated
-
-        ctx = run.context(create=False)
-        return _table(run, allocated.run(ctx, ctx.settings.resolve(Bench)), [])
+        return _memory(run)
     if speed:
         from objtune_cli.bench import speed as clock
 
@@ -176,6 +173,13 @@ def _many(run: Run, count: int, prompts: str | None, seed: int | None, out: Path
     ctx = run.context(create=False)
     config = ctx.settings.resolve(Bench, prompts=prompts, seed=seed)
     return _table(run, stage.run(ctx, out, count, replace(config, repeats=1)), [])
+
+
+def _memory(run: Run) -> Outcome:
+    from objtune_cli.bench import memory as stage
+
+    ctx = run.context(create=False)
+    return _table(run, stage.run(ctx, ctx.settings.resolve(Bench)), [])
 
 
 def _masks(run: Run, others: list[Any], seed: int | None, quick: bool) -> Outcome:

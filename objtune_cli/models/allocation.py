@@ -4,13 +4,13 @@ Knows no model. What it does not see: scratch memory inside one kernel, a GPU's 
 """
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 BLOCK = 512
 """What CUDA's caching allocator rounds up to, bytes."""
@@ -54,7 +54,7 @@ class Live(TorchDispatchMode):
         out = _zeros(func, args, kwargs or {}) if empty else func(*args, **(kwargs or {}))
         if "scaled_dot_product" in name and not name.endswith("backward"):
             self.attention.add(name)
-        self.add(leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor))
+        self.add(_tensors((args, kwargs, out)))
         return out
 
     def _count(self, tensor: Tensor) -> None:
@@ -75,13 +75,24 @@ class Live(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
 
 
+def _tensors(given: Any) -> Iterator[Tensor]:
+    """Those in an operation's arguments and results."""
+    if isinstance(given, Tensor):
+        yield given
+    elif isinstance(given, tuple | list):
+        for each in given:
+            yield from _tensors(each)
+    elif isinstance(given, dict):
+        yield from _tensors(tuple(given.values()))
+
+
 def _zeros(func: Any, args: Any, kwargs: Any) -> Any:
     """What an operation gives, in shape and layout alone."""
 
     def shape(x: Any) -> Any:
         return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta") if isinstance(x, Tensor) else x
 
-    given = next(leaf.device for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+    given = next(_tensors((args, kwargs))).device
     found = func(*tree_map(shape, args), **tree_map(shape, kwargs))
     return tree_map(lambda x: torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=given).zero_() if isinstance(x, Tensor) else x, found)
 

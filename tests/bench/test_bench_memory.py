@@ -14,7 +14,7 @@ from objtune_cli.config import Bench
 from objtune_cli.errors import UsageError
 from objtune_cli.families import FAMILIES
 from objtune_cli.models import stack as stacks
-from tests import kin
+from tests import tiny
 
 CPU = torch.device("cpu")
 MEASURES = {
@@ -23,46 +23,37 @@ MEASURES = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return kin.sdxl(tmp_path_factory.mktemp("memory") / "xl", with_clip=False)
-
-
-def test_the_command_prints_what_a_run_takes(cli: Any, xl: Path) -> None:
-    done = cli("bench", "--memory", "--base", xl, "--set", "bench.layouts=base", "--set", "train.rank=2", "--set", "train.views=2", "--json")
+def test_the_command_prints_what_a_run_takes(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its trainer has the family's settings, the class's rows at every step, as many kept predictions as the base is asked for."""
+    made: list[Any] = []
+    steps = bench._steps
+    monkeypatch.setattr(bench, "_steps", lambda ctx, live, trainer, label: (made.append(trainer), steps(ctx, live, trainer, label))[1])
+    folder = tiny.build(tmp_path / "tiny", clip=False)
+    given = ("bench.layouts=base", "train.rank=2", "train.views=2", "prior.entries=5")
+    done = cli("bench", "--memory", "--base", folder, *(word for each in given for word in ("--set", each)), "--json")
     assert done.code == 0, done.err
+    _trained_as_a_run(made[0])
     rows = json.loads(done.out)["rows"]
     assert {r["method"] for r in rows} == {"base at 32 px"} and all(r["n"] == 1 for r in rows)
     found = {r["measure"]: r["mean"] for r in rows}
     assert found.keys() == MEASURES
-    stack = stacks.load(xl, CPU, torch.bfloat16)
+    stack = stacks.load(folder, CPU, torch.bfloat16)
     bytes_of = {"denoiser": [stack.unet], "words": stack.text_encoders, "autoencoder": [stack.vae]}
     for part, modules in bytes_of.items():
         blocks = sum(-(-t.nbytes // 512) * 512 for m in modules for t in (*m.parameters(), *m.buffers()))
         assert found[f"{part}_mb"] == pytest.approx(blocks / 2**20, abs=1e-3)
     weights = found["denoiser_mb"] + found["words_mb"]
-    assert weights < found["resting_mb"] < found["again_mb"] < found["kept_mb"]  # the autoencoder has left
+    assert weights < found["resting_mb"] < found["again_mb"] < found["kept_mb"]
     assert weights + found["autoencoder_mb"] < found["preparing_mb"]
     assert found["again_mb"] <= found["again_attention_mb"] < found["kept_attention_mb"]
     assert "attention by _scaled_dot_product" in done.err
 
 
-def test_a_pass_is_what_a_run_of_the_family_takes(cli: Any, xl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its settings, the class's rows at every step, as many kept predictions as the base is asked for."""
-    made: list[Any] = []
-    steps = bench._steps
-
-    def look(ctx: Any, live: Any, trainer: Any, label: str) -> dict[str, float]:
-        made.append(trainer)
-        return steps(ctx, live, trainer, label)
-
-    monkeypatch.setattr(bench, "_steps", look)
-    assert cli("bench", "--memory", "--base", xl, "--set", "bench.layouts=base", "--set", "train.rank=2", "--set", "prior.entries=5").code == 0
-    (trainer,) = made
+def _trained_as_a_run(trainer: Any) -> None:
     config = trainer.config
     assert (config.blocks, config.passes, config.batch, config.modules) == ("decoder", "apart", 1, "attention") and config.class_every == 1
     assert len(trainer.views) == 3 and all(len(k.rows) == len(k.pred) == 8 for each in trainer.known for k in each.values())
-    assert len(trainer.priors["dog"]["z_t"]) == 5
+    assert len(trainer.priors["dog"]["z_t"]) == 5 and trainer.stack.autoencoder is not None  # back, for drawing
 
 
 @pytest.mark.parametrize("name", layouts.LAYOUTS)

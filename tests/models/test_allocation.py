@@ -130,6 +130,26 @@ def test_torchs_own_tracker_agrees() -> None:
     assert live.peak == pytest.approx(peak, rel=0.02) and len(list(kept.parameters())) == len(list(again.parameters()))
 
 
+def test_products_of_zeros_take_as_much() -> None:
+    """Linear layers, a convolution and attention, forward and back: the same bytes, and no number but zero."""
+
+    def work(multiply: bool) -> tuple[int, float]:
+        torch.manual_seed(0)
+        net, conv = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16)), nn.Conv2d(4, 8, 3, padding=1)
+        live = Live(multiply=multiply)
+        live.add(held(net, conv))
+        with live:
+            x = net(torch.randn(2, 8, 16))
+            q = x.unflatten(-1, (2, -1)).transpose(1, 2)
+            out = torch.nn.functional.scaled_dot_product_attention(q, q, q).flatten(1).square().mean() + conv(torch.randn(2, 4, 6, 6)).square().mean()
+            out.backward()
+        return live.peak, float(out)
+
+    (real, loss), (zeros, none) = work(True), work(False)
+    assert real == zeros and loss > 0
+    assert none == 0
+
+
 def test_it_names_the_attention_that_ran() -> None:
     q = torch.randn(1, 2, 8, 16)
     with Live() as live:
