@@ -33,6 +33,8 @@ JUDGE = ("config.json", "preprocessor_config.json", "tokenizer*.json", "vocab.js
 PICKLED = "pytorch_model.bin"
 """Its weights where the repository has them in no other form; opened as tensors alone."""
 SLICE = 1 << 14
+SMALL = 256_000_000
+"""Bytes of a base that one process may open more than once."""
 TRAINING: dict[str, Any] = {
     "steps": 800, "lr": 1e-4, "token_lr": 5e-3, "modules": "attention", "batch": 1, "blocks": "decoder", "class_every": 4, "passes": "apart",
 }  # fmt: skip
@@ -76,6 +78,12 @@ class Base:
     def cells(self) -> int:
         """Latent cells of the frame that it draws."""
         return int(json.loads((self.folder / self.family.denoiser / "config.json").read_text()).get("sample_size", 0)) ** 2
+
+    @property
+    def small(self) -> bool:
+        """Whether several of it may be in memory at once: its denoiser's files, or its one file, are below `SMALL`."""
+        files = [self.weights] if self.weights else (self.folder / self.family.denoiser).glob("*.safetensors")
+        return sum(file.stat().st_size for file in files) < SMALL
 
     def record(self) -> dict[str, str]:
         """As artifacts keep it; those of the first family came before there were others."""

@@ -164,9 +164,10 @@ class Train:
     idle: Literal["leaves", "stays"] = _setting(
         "leaves", "Whether the autoencoder leaves memory while nothing is encoded or drawn.", identifies=False
     )
-    checkpointing: Literal["off", "on"] = _setting(
-        "off", "Whether activations are computed again in the backward pass: far less memory, a third more time.", identifies=False
-    )
+    checkpointing: Literal["auto", "off", "on"] = _setting(
+        "auto", "Whether activations are computed again in the backward pass: far less memory, a third more time; auto: from where a GPU's memory ends.",
+        identifies=False,
+    )  # fmt: skip
     optimizer: Literal["adamw", "adamw8bit"] = _setting("adamw", "AdamW, or with 8-bit moments (needs bitsandbytes).", before="adamw")
     quantised: Literal["none", "8bit", "4bit"] = _setting(
         "none", "Number format of the frozen denoiser's linear layers while it is trained on (needs bitsandbytes).", before="none"
@@ -253,6 +254,11 @@ class Bench:
         "drawn", "What `--masks` looks at: drawn scenes, or five objects in photographs that scikit-image carries."
     )
     rounds: int = _setting(3, "Rounds of `--speed`.", 1, 100)
+    layouts: str = _setting("sd15,sdxl", "Layouts of `--memory`, with commas: sd15, sd21, sdxl, sd3 with random weights, or base: the one at hand.")
+    side: int = _setting(0, "Side of the pictures of `--memory`, px; 0: the layout's own.", 0, 4096)
+    products: Literal["zeros", "multiplied"] = _setting(
+        "zeros", "What products give in `--memory` on a processor: zeros of their shape, which take as much memory, or what they are."
+    )
     photo: str = _setting("", "Photo of each subject that `--photos` learns, its name with or without ending: 01; empty: the first by name.")
     live: str = _setting("cat,dog", "Classes of `--photos` that get the prompts of live subjects, with commas.")
     seeds: int = _setting(4, "Pictures of each prompt of `--photos`.", 1, 1000)

@@ -40,6 +40,9 @@ def bench(
     speed: Annotated[
         bool, typer.Option("--speed", help="Measure a training step beside DreamBooth-LoRA's, here and at Stable Diffusion's size.")
     ] = False,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Count a GPU's memory through a run of Stable Diffusion's sizes, on any machine.")
+    ] = False,
     scenes: Annotated[bool, typer.Option("--scenes", help="Measure two and three objects in one picture: composed, added, learned together.")] = False,
     many: Annotated[
         int | None, typer.Option("--many", metavar="N", help="Measure N photos by one command against a command each: time and quality.", show_default=False)
@@ -67,11 +70,18 @@ def bench(
     )
     if photos is not None:
         need(
-            not (speed or scenes or masks or base_only or many is not None or from_ or prompts),
+            not (memory or speed or scenes or masks or base_only or many is not None or from_ or prompts),
             "--photos has subjects and prompts of its own",
             "leave --scenes, --masks, --speed, --many, --base-only, --from and --prompts away",
         )
         return _photos(run, photos, objects, methods, seed, quick, out)
+    if memory:
+        need(
+            not (speed or scenes or masks or base_only or many is not None or from_ or others or quick),
+            "--memory takes steps on noise",
+            "leave the other options away; `--set bench.layouts=sdxl` says which layouts",
+        )
+        return _memory(run)
     if speed:
         from objtune_cli.bench import speed as clock
 
@@ -163,6 +173,13 @@ def _many(run: Run, count: int, prompts: str | None, seed: int | None, out: Path
     ctx = run.context(create=False)
     config = ctx.settings.resolve(Bench, prompts=prompts, seed=seed)
     return _table(run, stage.run(ctx, out, count, replace(config, repeats=1)), [])
+
+
+def _memory(run: Run) -> Outcome:
+    from objtune_cli.bench import memory as stage
+
+    ctx = run.context(create=False)
+    return _table(run, stage.run(ctx, ctx.settings.resolve(Bench)), [])
 
 
 def _masks(run: Run, others: list[Any], seed: int | None, quick: bool) -> Outcome:

@@ -121,7 +121,7 @@ class _SD3(Family):
             if text not in stack.heard:
                 ids = stack.tokenizer_3(text, padding="max_length", max_length=READ, truncation=True, return_tensors="pt").input_ids
                 with torch.no_grad():
-                    stack.heard[text] = stack.text_encoder_3(ids.to(stack.device))[0]
+                    stack.heard[text] = stack.text_encoder_3.to(stack.device)(ids.to(stack.device))[0]
         return torch.cat([stack.heard[text] for text in plain])
 
     def read_at(self, stack: Any, text: str, name: str) -> "Tensor":

@@ -74,6 +74,11 @@ def tokenizer(pad: str) -> Any:
     return CLIPTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=merges, model_max_length=77, pad_token=pad)
 
 
+def pads(family: Family) -> tuple[str, ...]:
+    """What each text encoder's prompts are filled up with."""
+    return (("!",) if family is SD2 else ("<|endoftext|>", "!"))[: len(family.encoders)]
+
+
 def open_words(family: Family, path: Path, layout: Path) -> list[tuple[Any, Any]]:
     """Tokenizer and text encoder, each pair of the family."""
     from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm, load_single_file_checkpoint
@@ -81,9 +86,8 @@ def open_words(family: Family, path: Path, layout: Path) -> list[tuple[Any, Any]
 
     checkpoint = load_single_file_checkpoint(str(path), local_files_only=True)
     kinds = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
-    pads = ("!",) if family is SD2 else ("<|endoftext|>", "!")
     found = []
-    for name, pad in zip(family.encoders, pads, strict=False):
+    for name, pad in zip(family.encoders, pads(family), strict=True):
         encoder = create_diffusers_clip_model_from_ldm(kinds[name], checkpoint, subfolder=name, config=str(layout), local_files_only=True)
         found.append((tokenizer(pad), encoder))
     return found

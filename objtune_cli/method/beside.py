@@ -17,7 +17,7 @@ from torch import Tensor
 from objtune_cli.errors import GateError
 from objtune_cli.method.terms import FIXED
 from objtune_cli.method.training import Trainer
-from objtune_cli.models import cpu, rows
+from objtune_cli.models import cpu, memory, rows
 from objtune_cli.models.attention import Recorder
 from objtune_cli.numerics import noise
 
@@ -40,6 +40,11 @@ def advance(trainers: Sequence[Trainer]) -> dict[Trainer, GateError]:
 def _together(trainers: Sequence[Trainer]) -> dict[Trainer, GateError]:
     """One step of all that are on one stack."""
     _measure([t for t in trainers if t.plateau is not None and t.plateau.due(t.step)])
+    return _ended(trainers, memory.fitting(trainers[0].stack, partial(_pulled, trainers), auto=trainers[0].config.checkpointing == "auto"))
+
+
+def _pulled(trainers: Sequence[Trainer]) -> list[dict[str, Tensor]]:
+    """Each trainer's terms of a step, their gradients taken; done again it is the same."""
     for t in trainers:
         t.begin()
     seen = [t.drawn(noise.step_generator(t.config.seed, t.step)) for t in trainers]
@@ -49,15 +54,17 @@ def _together(trainers: Sequence[Trainer]) -> dict[Trainer, GateError]:
         z_t, levels, condition = (torch.cat(column) for column in zip(*(p.given for p in parts), strict=True))
         each = len(z_t) // len(parts)
         watching = max(trainers, key=lambda t: t.config.attention_weight)  # records for all, if any has that term
-        with _acting(trainers, each), watching.watched(len(z_t)) as looked:
+        with _acting(trainers, each), watching.watched(len(z_t)) as looked:  # the backward pass too: it may compute the same layers again
             pred = trainers[0].stack.predict(z_t, levels, condition).float()
-        found = [p.terms(own, _part(looked, i, each, len(seen[i].rows))) for i, (p, own) in enumerate(zip(parts, pred.split(each), strict=True))]
-        loss = torch.stack([t.weighed(f) for t, f in zip(trainers, found, strict=True)]).sum()
-        if loss.requires_grad:
-            loss.backward()
+            if looked is not None:
+                looked.over = True
+            found = [p.terms(own, _part(looked, i, each, len(seen[i].rows))) for i, (p, own) in enumerate(zip(parts, pred.split(each), strict=True))]
+            loss = torch.stack([t.weighed(f) for t, f in zip(trainers, found, strict=True)]).sum()
+            if loss.requires_grad:
+                loss.backward()
         for mine, new in zip(terms, found, strict=True):
             mine |= {name: value.detach() for name, value in new.items()}
-    return _ended(trainers, terms)
+    return terms
 
 
 def _ended(trainers: Sequence[Trainer], terms: list[dict[str, Tensor]]) -> dict[Trainer, GateError]:

@@ -124,7 +124,8 @@ class Judge:
         return f"a photo of {with_article(word)} {scene}"
 
     def _pictures(self, prompts: list[str]) -> Tensor:
-        """(N, 3, H, W) in [-1, 1], always from the same noise."""
+        """(N, 3, H, W) in [-1, 1], always from the same noise; nobody looks at them while they are drawn."""
+        self.towers.rest()
         return self.stack.to_picture(sample(self.stack, prompts, "", self.seeds, **self.drawn))
 
     def _vectors(self, pictures: Tensor) -> Tensor:

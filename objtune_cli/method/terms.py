@@ -145,12 +145,14 @@ class Terms:
         return float(losses.masked_mse(pred, seen.aim, seen.views.masks[seen.rows]).mean())
 
     def _losses(self, g: torch.Generator) -> Iterator[dict[str, Tensor]]:
-        """The terms in use, by passes of the denoiser."""
+        """The terms in use, by passes of the denoiser; each is to be done with, its gradients taken, before the next is asked for."""
         seen = self.drawn(g)
         for one in self.passes(seen, self.condition(seen.prompt)):
-            with self.watched(self.config.batch) as recorder:
+            with self.watched(self.config.batch) as recorder:  # the backward pass too: it may compute the same layers again
                 pred = self.stack.predict(*one.given).float()
-            yield one.terms(pred, recorder)
+                if recorder is not None:
+                    recorder.over = True
+                yield one.terms(pred, recorder)
 
     def drawn(self, g: torch.Generator) -> Seen:
         """What one step shows; what the frozen base says was asked before the first step."""

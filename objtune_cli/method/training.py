@@ -18,7 +18,7 @@ from objtune_cli.method.averaging import Average, write
 from objtune_cli.method.stopping import Plateau
 from objtune_cli.method.subjects import Subject
 from objtune_cli.method.terms import Terms
-from objtune_cli.models import adapter, cpu
+from objtune_cli.models import adapter, cpu, memory
 from objtune_cli.models.stack import Stack
 from objtune_cli.models.tokens import Placeholders
 from objtune_cli.numerics import noise
@@ -84,6 +84,13 @@ class Trainer(Terms):
         """
         if self.plateau is not None and self.plateau.due(self.step):
             self.plateau.add(self._steady_loss())
+        terms = memory.fitting(self.stack, self._pulled, auto=self.config.checkpointing == "auto")
+        if self.stack.team is not None:
+            self.stack.team.add_up(self._params())
+        self.end(terms)
+
+    def _pulled(self) -> dict[str, Tensor]:
+        """A step's terms, their gradients taken; done again it is the same."""
         self.begin()
         terms: dict[str, Tensor] = {}
         for part in self._losses(noise.step_generator(self.config.seed, self.step)):
@@ -91,9 +98,7 @@ class Trainer(Terms):
             if loss.requires_grad:  # a class pass of its own has nothing to learn from where the token learns alone
                 loss.backward()
             terms |= {name: value.detach() for name, value in part.items()}
-        if self.stack.team is not None:
-            self.stack.team.add_up(self._params())
-        self.end(terms)
+        return terms
 
     def begin(self) -> None:
         """What comes before a step's losses: rates, who learns, no gradients."""

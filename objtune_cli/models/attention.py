@@ -2,7 +2,8 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -53,14 +54,24 @@ def merged(attn: Any, out: Tensor, residual: Tensor, words: Tensor | None) -> An
 
 
 class Recorder:
-    """Computes attention to words as usual and keeps its probabilities, (B, Q, L), averaged over heads; in joint layers those among the words."""
+    """Computes attention to words as usual and keeps its probabilities, (B, Q, L), averaged over heads; in joint layers those among the words.
 
-    def __init__(self, rows: int, largest: int = LARGEST) -> None:
-        self.rows, self.largest, self.maps = rows, largest, dict[int, list[Tensor]]()
+    Attributes:
+        before: What each layer did without it, and does where its maps are too large to be kept. over: whether no more is kept: in the
+            backward pass layers may be computed again, in the same way.
+    """
 
-    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any) -> Any:
-        q, k, v = heads(attn, hidden_states, encoder_hidden_states)
+    def __init__(self, rows: int, largest: int = LARGEST, before: Mapping[Any, Any] = MappingProxyType({})) -> None:
+        self.rows, self.largest, self.before, self.over = rows, largest, before, False
+        self.maps = dict[int, list[Tensor]]()
+
+    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **given: Any) -> Any:
         cells, together = hidden_states.shape[1], joint(attn, encoder_hidden_states)
+        side = math.isqrt(cells)
+        kept = side**2 == cells and side <= self.largest
+        if not kept and attn in self.before:
+            return self.before[attn](attn, hidden_states, encoder_hidden_states, **given)
+        q, k, v = heads(attn, hidden_states, encoder_hidden_states)
         with torch.autocast(q.device.type, enabled=False):  # a softmax in bf16 is too coarse for a loss
             if together:
                 out = F.scaled_dot_product_attention(q, k, v, scale=attn.scale)
@@ -68,9 +79,10 @@ class Recorder:
             probs = (q.float() @ k.float().transpose(-1, -2) * attn.scale).softmax(-1)
             if not together:
                 out = (probs @ v.float()).to(q.dtype)
-        side = math.isqrt(cells)
-        if side**2 == cells and side <= self.largest:
-            self.maps.setdefault(side, []).append(probs[: self.rows].mean(1))
+        if kept:
+            found = probs[: self.rows].mean(1)
+            if not self.over:
+                self.maps.setdefault(side, []).append(found)
         return merged(attn, out, hidden_states, encoder_hidden_states)
 
     def seen(self, tokens: Tensor) -> Tensor:
@@ -83,10 +95,14 @@ class Recorder:
 
 @contextlib.contextmanager
 def recorded(stack: Stack, rows: int) -> Iterator[Recorder]:
-    """Inside, attention of square pictures to words is recorded for the first `rows` rows of a batch."""
+    """Inside, attention of square pictures to words is recorded for the first `rows` rows of a batch.
+
+    A backward pass that computes activations again must be inside too; `over` then says that the maps are complete.
+    """
     before = dict(stack.unet.attn_processors)
+    plain = {stack.unet.get_submodule(k.removesuffix(".processor")): v for k, v in before.items() if stack.family.across in k}
     middle = int(stack.unet.config.sample_size) // stack.family.cells(stack.unet.config)
-    recorder = Recorder(rows, max(LARGEST, middle))  # SDXL's smallest maps have 32 cells a side
+    recorder = Recorder(rows, max(LARGEST, middle), plain)  # SDXL's smallest maps have 32 cells a side
     stack.unet.set_attn_processor({k: recorder if stack.family.across in k else v for k, v in before.items()})
     try:
         yield recorder

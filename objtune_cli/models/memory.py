@@ -1,8 +1,10 @@
 """Less memory for training: recomputed activations, a quantised denoiser, image towers that rest; and how much was taken."""
 
 import contextlib
+import gc
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -11,6 +13,7 @@ from objtune_cli.errors import ResourceError
 from objtune_cli.models.stack import Stack
 
 MB = 2**20
+T = TypeVar("T")
 
 
 def bitsandbytes(what: str) -> Any:
@@ -38,6 +41,28 @@ def lighten(stack: Stack, *, checkpointing: bool, quantised: str) -> None:
         quantise(stack, bits=8 if quantised == "8bit" else 4)
     if checkpointing:
         stack.unet.enable_gradient_checkpointing()
+
+
+def fitting(stack: Stack, work: Callable[[], T], *, auto: bool) -> T:
+    """What `work` gives; where a GPU's memory ends and `auto` allows it, once more with activations computed again, as all work after it.
+
+    Several processes wait for each other inside the work: none of them may begin it anew.
+    """
+    try:
+        return work()
+    except torch.OutOfMemoryError:
+        if not auto or stack.team is not None or stack.unet.is_gradient_checkpointing:
+            raise
+    stack.unet.enable_gradient_checkpointing()  # out here the error, which holds what was computed, is gone
+    let_go(stack.device.type)
+    return work()
+
+
+def let_go(device: str) -> None:
+    """Give a GPU back what no longer lives, rings of references included: a base that was left may still be held by one."""
+    if device == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def quantise(stack: Stack, bits: int) -> None:
@@ -69,19 +94,21 @@ def peak(device: str) -> float:
     """Largest memory since `forget_peak`, MB; 0 where the system hides it."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / MB
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        return 0.0
-    return next((int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM:")), 0.0)
+    return _said("/proc/self/status", "VmHWM:")
 
 
 def room(device: str) -> float:
-    """Memory that the device has, MB: a GPU's own, else what the system says is available; 0 where it does not say."""
+    """Memory that this process may have, what it holds included, MB: a GPU's, else what the system says is available; 0 where it does not say."""
     if device == "cuda":
-        return torch.cuda.mem_get_info()[0] / MB
+        return (torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()) / MB
+    available, own = _said("/proc/meminfo", "MemAvailable:"), _said("/proc/self/status", "VmRSS:")
+    return available + own if available else 0.0
+
+
+def _said(path: str, what: str) -> float:
+    """A line of a file of the system's, MB; 0 where it is not there."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path(path).read_text().splitlines()
     except OSError:
         return 0.0
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("MemAvailable:")), 0.0)
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(what)), 0.0)

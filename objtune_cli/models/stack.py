@@ -92,7 +92,12 @@ class Stack:
         return self.autoencoder
 
     def rest(self) -> None:
-        """Let the autoencoder leave memory until it is next asked for: between a photo's latents and the first picture nothing needs it."""
+        """Let the autoencoder leave memory until it is next asked for: between a photo's latents and the first picture nothing needs it.
+
+        What reads no added words has heard all that is said until then, and waits on the processor.
+        """
+        if self.text_encoder_3 is not None:
+            self.text_encoder_3.to("cpu")
         if self.reopen is not None and self.factor:  # the factor is remembered
             self.autoencoder = None
 
@@ -261,15 +266,14 @@ def _loaded(folder: Path, device: torch.device, dtype: torch.dtype, weights: Pat
         raise InputError(
             f"the base in {weights or folder} cannot be opened: {str(error).splitlines()[0]}", "download the model again"
         ) from None
-    for module in (*stack.text_encoders, stack.unet):
-        module.requires_grad_(False).eval().to(device, dtype)
+    stack.unet.requires_grad_(False).eval().to(device, dtype)
+    for module in stack.text_encoders:
+        module.requires_grad_(False).eval().to(device, torch.float32)  # small, and token gradients need the precision
     if text_encoder_3 is not None:
         text_encoder_3.requires_grad_(False).eval().to(device)
     if device.type == "cpu":
         stack.unet.to(memory_format=torch.channels_last)
         cpu.share(sum(p.numel() for p in stack.unet.parameters()))
-    for module in stack.text_encoders:
-        module.to(torch.float32)  # small, and token gradients need the precision
     return stack
 
 

@@ -39,11 +39,11 @@ def run(ctx: Context, photos: list[list[Ref]], config: Train, embedding: Embed, 
     configs = [train.checked(ctx, config, len(sources)) for sources in photos]
     if ctx.team():
         raise UsageError("several photos are learned side by side in one process", "give each photo a command of its own under several processes")
-    stack = train.opened(ctx, configs[0])
     works = _described(ctx, photos, configs, embedding, prior)
     names = [name for work in works for name in work.record.objects]
     if len(set(names)) < len(names):
         raise UsageError("two photos would give an object the same name", "tell them apart with `--name`")
+    stack = train.opened(ctx, configs[0])
     keys = [train.run_key(work, stack) for work in works]
     state = _state(ctx, "beside/" + "/".join(keys))
     done: dict[int, Done] = {i: d for i, work in enumerate(works) if (d := ctx.reuse(work.record))}
@@ -55,6 +55,7 @@ def run(ctx: Context, photos: list[list[Ref]], config: Train, embedding: Embed, 
             room = held.enter_context(Room(ctx.project))
             done |= _Company(ctx, stack, works, configs, state, room).run()  # of which the given stack is the first lane's
             state.discard()
+    del stack  # what comes next opens its own
     left = [i for i in range(len(works)) if i not in done]
     done |= {i: train.alone(ctx, works[i], configs[i]) for i in left}
     return _lanes(ctx, [partial(train.shown, ctx, done[i], work, preview=preview) for i, work in enumerate(works)])
@@ -62,9 +63,16 @@ def run(ctx: Context, photos: list[list[Ref]], config: Train, embedding: Embed, 
 
 def _lanes(ctx: Context, work: "Sequence[Callable[[], T]]") -> "list[T]":
     """What each piece of work gives, side by side where processors are free for it."""
-    from objtune_cli.models import cpu, stack
+    from objtune_cli.models import cpu
 
-    return cpu.side_by_side(work) if stack.pick_device(ctx.common.device).type == "cpu" else [each() for each in work]
+    return cpu.side_by_side(work) if _parted(ctx) else [each() for each in work]
+
+
+def _parted(ctx: Context) -> bool:
+    """Whether there may be a base for each lane."""
+    from objtune_cli.models import stack
+
+    return ctx.base.small and stack.pick_device(ctx.common.device).type == "cpu"
 
 
 def _described(ctx: Context, photos: list[list[Ref]], configs: list[Train], embedding: Embed, prior: Prior) -> list[Work]:
@@ -103,7 +111,7 @@ class _Company:
         begun = {int(key.partition(".")[0]) for key in kept}
         asked = [i for i, work in enumerate(works) if (i in begun if begun else not ctx.reuse(work.record))]
         ctx.report.note(f"drawing placements of {len(asked)} photos' objects")
-        count = cpu.lanes(len(works)) if stack.device.type == "cpu" else 1
+        count = cpu.lanes(len(works)) if _parted(ctx) else 1
         stacks = [stack, *(train.opened(ctx, configs[0]) for _ in range(1, count))]
         shared = [partial(self._lane, own, {i: works[i] for i in asked if i % count == k}, configs) for k, own in enumerate(stacks)]
         self.members = sorted((m for lane in _lanes(ctx, shared) for m in lane), key=lambda m: m.number)

@@ -71,13 +71,14 @@ class Context:
                 a processor that multiplies bf16 does so, while what enters and leaves the denoiser stays float32.
         """
         self.check_stopped()
-        from objtune_cli.models import precision, stack
+        from objtune_cli.models import memory, precision, stack
 
         team = self.team() if train else None
         device = team.device if team else stack.pick_device(self.common.device)
         dtype = stack.pick_dtype(self.common.precision, device)
         if train and self.common.precision == "auto" and dtype == stack.PRECISIONS["fp16"]:
             dtype = stack.PRECISIONS["fp32"]
+        memory.let_go(device.type)  # the base of the stage before
         loaded = stack.load(self.base.folder, device, dtype, self.base.weights, self.base.prediction)
         if train and self.common.precision == "auto" and device.type == "cpu" and precision.processor_has_bf16():
             precision.halve(loaded.unet)

@@ -4,7 +4,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from objtune_cli.config import Embed, Train
+from objtune_cli.config import Embed, Prior, Train
 from objtune_cli.stages.context import Context
 from objtune_cli.stages.train import suited
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 WARM, MEASURED = 1, 2
 """Steps before and while it is measured."""
-ENTRIES = 8
 
 
 def run(ctx: Context, config: Train, embedding: Embed, objects: int = 1) -> dict[str, Any]:
@@ -26,15 +25,15 @@ def run(ctx: Context, config: Train, embedding: Embed, objects: int = 1) -> dict
     from objtune_cli.method import training
     from objtune_cli.models import memory
 
-    config = suited(config, ctx.base.training)
+    config = suited(config, ctx.base.training, objects)
     ctx.check_stopped()
     stack = ctx.stack(train=True)
     kind = stack.device.type
     memory.lighten(stack, checkpointing=config.checkpointing == "on", quantised=config.quantised)
     memory.forget_peak(kind)
-    priors = {"dog": _prior(stack)} if config.class_weight else {}
+    priors = {"dog": prior(stack, ctx.settings.resolve(Prior).entries)} if config.class_weight else {}
     trainer = training.Trainer(
-        stack, _subjects(stack, embedding, objects), priors, replace(config, average=0.0, stop="end", views=min(config.views, 4), known=4)
+        stack, subjects(stack, embedding, objects), priors, replace(config, average=0.0, stop="end", views=min(config.views, 4), known=4)
     )
     prepared = memory.peak(kind)
     for _ in range(WARM):
@@ -49,7 +48,7 @@ def run(ctx: Context, config: Train, embedding: Embed, objects: int = 1) -> dict
     return {
         "base": ctx.base.id, "device": str(stack.device), "precision": str(stack.dtype).removeprefix("torch."), "step_mb": round(memory.peak(kind)),
         "preparing_mb": round(prepared), "room_mb": round(memory.room(kind)), "step_seconds": round(step, 4), "steps": config.steps,
-        "seconds": round(step * config.steps), "learned": sum(p.numel() for p in trainer.lora),
+        "seconds": round(step * config.steps), "learned": sum(p.numel() for p in trainer.lora), "recomputed": bool(stack.unet.is_gradient_checkpointing),
     }  # fmt: skip
 
 
@@ -59,7 +58,7 @@ def advice(found: dict[str, Any], config: Train) -> str:
     if not found["room_mb"] or need < found["room_mb"]:
         return ""
     given = {
-        "--set train.checkpointing=on": config.checkpointing == "on", "--set train.batch=1": config.batch == 1,
+        "--set train.checkpointing=on": config.checkpointing == "on" or found["recomputed"], "--set train.batch=1": config.batch == 1,
         "--precision bf16": found["precision"] != "float32", "--set train.quantised=4bit": config.quantised != "none",
         "--set train.optimizer=adamw8bit": config.optimizer == "adamw8bit",
     }  # fmt: skip
@@ -74,7 +73,7 @@ def _settled(kind: str) -> None:
         torch.cuda.synchronize()
 
 
-def _subjects(stack: "Stack", embedding: Embed, count: int) -> list[Any]:
+def subjects(stack: "Stack", embedding: Embed, count: int) -> list[Any]:
     """Objects in noise: a quarter of the picture each."""
     import torch
 
@@ -93,20 +92,20 @@ def _subjects(stack: "Stack", embedding: Embed, count: int) -> list[Any]:
     return found
 
 
-def _prior(stack: "Stack") -> dict[str, "torch.Tensor"]:
-    """A class prior of noise."""
+def prior(stack: "Stack", entries: int) -> dict[str, "torch.Tensor"]:
+    """A class prior of noise, of so many predictions of the frozen base."""
     import torch
 
     side = stack.size // stack.factor
-    drawn = torch.randn((3, ENTRIES, stack.unet.config.in_channels, side, side), generator=torch.Generator().manual_seed(0))
+    drawn = torch.randn((3, entries, stack.unet.config.in_channels, side, side), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         conditions = stack.encode(["a photo of a dog"]).float().cpu()
-    t = torch.linspace(100, 900, ENTRIES).long()
+    t = torch.linspace(100, 900, entries).long()
     return {
         "latents": drawn[0],
         "z_t": drawn[1],
         "pred": drawn[2],
         "t": t,
-        "asked": torch.zeros(ENTRIES, dtype=torch.int64),
+        "asked": torch.zeros(entries, dtype=torch.int64),
         "conditions": conditions,
     }

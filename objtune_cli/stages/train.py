@@ -67,8 +67,6 @@ def checked(ctx: Context, config: Train, objects: int = 1) -> Train:
         raise UsageError("there would be steps in which nothing learns", "set train.modules, train.token or train.token_first")
     if ctx.team() and config.attention_weight:
         raise UsageError("attention maps are of all rows, and each process has its own", "train in one process, or set train.attention_weight=0 and train.joint_attention=0")
-    if config.checkpointing == "on" and config.attention_weight:
-        raise UsageError("attention maps and recomputed activations do not go together", "set train.checkpointing=off, or train.attention_weight=0 and train.joint_attention=0")
     return config
 
 

@@ -10,7 +10,7 @@ import torch
 from objtune_cli.config import Train
 from objtune_cli.method import beside
 from objtune_cli.method.training import Trainer
-from objtune_cli.models import adapter, cpu
+from objtune_cli.models import adapter, cpu, memory
 from objtune_cli.models import stack as stacks
 from objtune_cli.models.stack import Stack
 from tests import kin
@@ -60,6 +60,22 @@ def test_so_does_each_on_a_flow(tmp_path: Path, newer: bool) -> None:
     """Joint attention and the term on it, T5's words, noise levels of a flow."""
     folder = kin.sd3(tmp_path / "base", newer=newer, with_clip=False)
     _check(lambda: stacks.load(folder, torch.device("cpu"), torch.float32), CASES["attention term"])
+
+
+@pytest.mark.parametrize("name", ["class passes apart, every other step", "attention term"])
+def test_recomputed_activations_change_no_bit(open_base, name: str) -> None:
+    """Each row's own layers and the recorder are there when the backward pass computes them again."""
+
+    def run(again: bool) -> list[dict[str, torch.Tensor]]:
+        stack = open_base()
+        memory.lighten(stack, checkpointing=again, quantised="none")
+        company = _company(stack, ["rex", "cup"], CASES[name])
+        for _ in range(3):
+            assert beside.advance(company) == {}
+        return [_learned(t) for t in company]
+
+    for plain, again in zip(run(False), run(True), strict=True):
+        assert all(torch.equal(plain[key], value) for key, value in again.items())
 
 
 def _check(open_base: Callable[[], Stack], config: Train) -> None:

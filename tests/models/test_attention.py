@@ -80,6 +80,25 @@ def test_only_maps_that_are_no_larger_are_kept(stack: Stack, monkeypatch: pytest
     assert set(seen.maps) == {4}
 
 
+@torch.no_grad()
+def test_where_none_is_kept_a_layer_does_what_it_did_before(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "LARGEST", 0)
+    monkeypatch.setattr(type(stack.family), "cells", lambda *_: 99)
+    expected = _predict(stack, PROMPTS)
+    with recorded(stack, 3) as seen:
+        assert torch.equal(_predict(stack, PROMPTS), expected) and not seen.maps
+
+
+@torch.no_grad()
+def test_once_it_is_over_no_more_is_kept(stack: Stack) -> None:
+    with recorded(stack, 3) as seen:
+        first = _predict(stack, PROMPTS)
+        kept = {side: list(maps) for side, maps in seen.maps.items()}
+        seen.over = True
+        assert torch.equal(_predict(stack, PROMPTS), first)
+    assert all(len(maps) == len(kept[side]) for side, maps in seen.maps.items()) and kept.keys() == seen.maps.keys()
+
+
 def test_seen_by_hand() -> None:
     """Two layers, four places, three tokens: of the last two, the mean is 0.3, 0.2, 0.1, 0.15; the largest is 1 then."""
     a = torch.tensor([[[0.4, 0.2, 0.4], [0.6, 0.4, 0.0], [0.8, 0.1, 0.1], [0.7, 0.2, 0.1]]])

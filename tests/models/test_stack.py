@@ -27,6 +27,13 @@ def test_everything_is_frozen_and_in_eval_mode(stack: Stack) -> None:
         assert not any(p.requires_grad for p in module.parameters())
 
 
+def test_text_encoders_keep_their_own_numbers_in_any_precision(stack: Stack, tiny_base: Path) -> None:
+    half = stacks.load(tiny_base, CPU, torch.bfloat16)
+    assert half.unet.dtype == torch.bfloat16 and half.encode(["a dog"]).dtype == torch.bfloat16
+    pairs = zip(half.text_encoder.parameters(), stack.text_encoder.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
 def test_prompts_are_padded_and_cut_to_the_encoders_length(stack: Stack) -> None:
     ids = stack.token_ids(["", "a dog", "x" * 300])
     assert ids.shape == (3, 77)

@@ -2,8 +2,10 @@
 
 import json
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import objtune_cli.models.stack  # noqa: F401  (repairs torchvision before the libraries below ask for it)
@@ -76,8 +78,6 @@ def test_recomputed_activations_keep_less(xl: Path) -> None:
 
 @pytest.mark.parametrize("optimizer", ["adamw", *HERE])
 def test_a_run_goes_on_from_its_state(xl: Path, optimizer: str) -> None:
-    from dataclasses import replace
-
     config = replace(CONFIG, optimizer=optimizer, rank=32, modules="attention+ff")  # matrices large enough to be kept in 8 bits
     whole, parts = trained(xl, config), trained(xl, config, resumed=True)
     assert all(torch.equal(whole[key], value) for key, value in parts.items())
@@ -95,6 +95,20 @@ def test_a_quantised_denoiser_is_learned_on(xl: Path, kind: str) -> None:
     assert max(float(v.abs().max()) for k, v in found.items() if "lora_B" in k) > 0
 
 
+def test_what_reads_no_added_words_reads_nothing_while_a_run_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """T5 has heard every sentence, in class words, before the first step."""
+    stack = stacks.load(kin.sd3(tmp_path / "b", with_clip=False), CPU, torch.float32)
+    trainer = training.Trainer(stack, [tiny.subject(stack)], {}, replace(CONFIG, context="own", templates="several", steps=12))
+    assert len(stack.heard) == 3
+
+    def asked(*_: object, **__: object) -> None:
+        raise AssertionError("T5 is asked")
+
+    monkeypatch.setattr(type(stack.text_encoder_3), "forward", asked)
+    while not trainer.finished:
+        trainer.advance()
+
+
 def test_without_the_library_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(ResourceError, match="train.optimizer=adamw8bit needs bitsandbytes: it is not installed") as error:
@@ -102,10 +116,61 @@ def test_without_the_library_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
     assert error.value.code == 7 and "pip install bitsandbytes" in error.value.hint
 
 
-def test_maps_and_recomputed_activations_are_refused_together(cli: Any, base: Path, dog_photo: Path) -> None:
-    done = cli("train", dog_photo, "--class", "dog", "--base", base, "--box", "40,40,600,600",
-               "--set", "train.checkpointing=on", "--set", "train.attention_weight=1")  # fmt: skip
-    assert done.code == 2 and "do not go together" in done.err
+def test_where_a_gpus_memory_ends_activations_are_computed_again(xl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the backward pass of the second step: the step is taken again, and the weights are those of an unbroken run."""
+    stack = stacks.load(xl, CPU, torch.float32)
+    trainer = training.Trainer(stack, [tiny.subject(stack)], {}, CONFIG)
+    backward, calls = torch.Tensor.backward, iter(range(99))
+
+    def full(loss: torch.Tensor, *args: Any, **named: Any) -> None:
+        backward(loss, *args, **named)
+        if next(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(torch.Tensor, "backward", full)
+    seen = []
+    while not trainer.finished:
+        trainer.advance()
+        seen.append(stack.unet.is_gradient_checkpointing)
+    monkeypatch.undo()
+    assert seen == [False, True, True, True] and next(calls) == 5
+    plain, found = trained(xl, CONFIG), adapter.tensors(stack) | trainer.tokens()
+    assert all(torch.equal(plain[key], value) for key, value in found.items())
+
+
+@pytest.mark.parametrize("given", ["off", "on", "several processes", "again already"])
+def test_elsewhere_the_end_of_memory_is_an_error(given: str) -> None:
+    unet = SimpleNamespace(is_gradient_checkpointing=given == "again already")
+    stack: Any = SimpleNamespace(unet=unet, team=object() if given == "several processes" else None, device=CPU)
+
+    def work() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        memory.fitting(stack, work, auto=given not in ("off", "on"))
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sd3"])
+def test_the_attention_term_and_recomputed_activations_go_together(tmp_path: Path, family: str) -> None:
+    """Two objects of one photo; the same weights to the last bit, and other ones than without the term."""
+    folder = kin.sdxl(tmp_path / "b", with_clip=False) if family == "sdxl" else kin.sd3(tmp_path / "b", with_clip=False)
+    config = replace(CONFIG, attention_weight=0.5, stop="end")
+
+    def run(again: bool, config: Train) -> dict[str, torch.Tensor]:
+        stack = stacks.load(folder, CPU, torch.float32)
+        memory.lighten(stack, checkpointing=again, quantised="none")
+        first = tiny.subject(stack)
+        second = replace(first, name="cup", class_word="mug", mask=first.mask.roll(8, -1))
+        trainer = training.Trainer(stack, [first, second], {}, config)
+        processors = dict(stack.unet.attn_processors)
+        for _ in range(config.steps):
+            trainer.advance()
+        assert dict(stack.unet.attn_processors) == processors
+        return adapter.tensors(stack) | trainer.tokens()
+
+    plain, again, without = run(False, config), run(True, config), run(False, replace(config, attention_weight=0.0))
+    assert all(torch.equal(plain[key], value) for key, value in again.items())
+    assert not all(torch.equal(plain[key], value) for key, value in without.items())
 
 
 def test_a_dry_run_measures_and_writes_nothing(cli: Any, xl: Path) -> None:
@@ -120,9 +185,18 @@ def test_a_dry_run_measures_and_writes_nothing(cli: Any, xl: Path) -> None:
 
 
 def test_advice_names_what_is_not_set_yet() -> None:
-    found = {"step_mb": 900, "preparing_mb": 100, "room_mb": 500, "precision": "float32"}
+    found = {"step_mb": 900, "preparing_mb": 100, "room_mb": 500, "precision": "float32", "recomputed": False}
     assert dry.advice(found, Train(batch=1)).startswith("`--set train.checkpointing=on`, `--precision bf16`")
+    assert dry.advice(found | {"recomputed": True}, Train(batch=1)).startswith("`--precision bf16`")
     assert dry.advice(found | {"room_mb": 1000}, Train()) == ""
+
+
+def test_the_room_holds_what_the_process_has_already() -> None:
+    before = memory.room("cpu")
+    if not before:
+        pytest.skip("this system hides it")
+    taken = torch.ones(50 * 2**20)  # 200 MB, all touched
+    assert memory.room("cpu") == pytest.approx(before, abs=150) and taken.numel()
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")])
