@@ -106,11 +106,11 @@ def shown(ctx: Context, done: Done, work: Work, *, preview: bool) -> Done:
 
 
 def suited(config: Train, own: Mapping[str, Any], objects: int = 1) -> Train:
-    """What is left to the base (0 and "auto") filled in from what suits it; several objects of one photo learn where their words look, and each further one has half of one's steps more (ours)."""
+    """What is left to the base (0 and "auto") filled in from what suits it; several objects of one photo learn where their words look, and each has one's steps (ours)."""
     given = {name: getattr(config, name) for name in bases.TRAINING}
     filled = {name: {**bases.TRAINING, **own}[name] if value in (0, "auto") else value for name, value in given.items()}
     if not config.steps:
-        filled["steps"] = round(filled["steps"] * (1 + objects) / 2)
+        filled["steps"] *= objects
     filled["attention_weight"] = config.attention_weight or (config.joint_attention if objects > 1 else 0.0)
     filled["joint_attention"] = 0.0
     filled["singles"] = config.singles if objects > 1 else 0.0

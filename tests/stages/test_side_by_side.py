@@ -193,12 +193,12 @@ def test_scores_and_sheets_of_each(cli, photos):
     assert all({"identity", "drift", "copy", "prompt", "object"} <= set(m) for m in document["metrics"].values())
 
 
-def test_each_further_object_of_a_photo_has_half_the_steps_more():
+def test_each_object_of_a_photo_has_the_steps_of_one():
     from objtune_cli.config import Train
     from objtune_cli.stages.train import suited
 
     own = {"steps": 350}
-    assert [suited(Train(), own, n).steps for n in (1, 2, 3)] == [350, 525, 700]
+    assert [suited(Train(), own, n).steps for n in (1, 2, 3)] == [350, 700, 1050]
     assert [suited(Train(steps=40), own, n).steps for n in (1, 3)] == [40, 40]
     assert [suited(Train(), own, n).attention_weight for n in (1, 2)] == [0.0, Train().joint_attention]
     assert suited(Train(attention_weight=0.01), own, 2).attention_weight == 0.01
