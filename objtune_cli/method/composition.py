@@ -1,8 +1,9 @@
 """`compose`: separately trained objects in one picture, each LoRA and each token only in its region.
 
 Where each part acts: LoRA on spatial features inside the object's region; LoRA on what is made of words
-at the object's own token positions; LoRA on the text encoders (of imported objects) in what is said at these; a token is seen only
-from inside its region, and where words look too, it looks at its region alone and no other word hears it; the base alone draws the rest. Sources: regional sampling of Mix-of-Show (arXiv:2305.18292), masked
+at the object's own token positions; LoRA on the text encoders (of imported objects) in what is said at these;
+a token is seen only from inside its region, and where words look too, it looks at its region alone and no other
+word hears it; the base alone draws the rest. Sources: regional sampling of Mix-of-Show (arXiv:2305.18292), masked
 LoRA outputs of FreeFuse (arXiv:2510.23515); soft regions for both are ours.
 """
 
@@ -258,7 +259,7 @@ def _layers(network: nn.Module, adapters: Sequence[Mapping[str, Tensor]]) -> dic
     return {name: modules[name] for name in names}
 
 
-def _pair(weights: Mapping[str, Tensor], name: str, layer: nn.Module) -> tuple[Tensor, Tensor] | None:
+def _pair(weights: Mapping[str, Tensor], name: str, layer: Any) -> tuple[Tensor, Tensor] | None:
     down, up = (weights.get(f"{name}.lora_{side}.weight") for side in "AB")
     if down is None or up is None:
         return None
