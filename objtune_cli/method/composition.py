@@ -1,8 +1,9 @@
 """`compose`: separately trained objects in one picture, each LoRA and each token only in its region.
 
 Where each part acts: LoRA on spatial features inside the object's region; LoRA on what is made of words
-at the object's own token positions; a token is seen only from inside its region, and where words look
-too, it looks at its region alone and no other word hears it; the base alone draws the rest. Sources: regional sampling of Mix-of-Show (arXiv:2305.18292), masked
+at the object's own token positions; LoRA on the text encoders (of imported objects) in what is said at these;
+a token is seen only from inside its region, and where words look too, it looks at its region alone and no other
+word hears it; the base alone draws the rest. Sources: regional sampling of Mix-of-Show (arXiv:2305.18292), masked
 LoRA outputs of FreeFuse (arXiv:2510.23515); soft regions for both are ours.
 """
 
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from objtune_cli.errors import IncompatibleError
-from objtune_cli.models.adapter import PREFIX
+from objtune_cli.models.adapter import PREFIX, has_words, parts
 from objtune_cli.models.attention import among, heads, joint, merged
 from objtune_cli.models.stack import Stack
 from objtune_cli.numerics.masks import Box, region
@@ -184,12 +185,12 @@ def regional(stack: Stack, placed: list[Placed], edge: float = EDGE, *, aspect: 
     The batch must be half without prompt, half with it, as guidance makes it.
     """
     regions = Regions(placed, aspect, edge)
-    layers = _layers(stack, [p.weights for p in placed])
+    layers = _layers(stack.unet, [{k.removeprefix(PREFIX): v for k, v in p.weights.items() if k.startswith(PREFIX)} for p in placed])
     processors = dict(stack.unet.attn_processors)
     handles = []
     try:
         for name, layer in layers.items():
-            pairs = [_pair(stack, p.weights, name) for p in placed]
+            pairs = [_pair(p.weights, f"{PREFIX}{name}", layer) for p in placed]
             handles.append(layer.register_forward_hook(_hook(stack.family.on_words(name), pairs, regions)))
         within = BoundedAttention(regions) if bounded else None
         across, family = RegionalAttention(regions, within), stack.family
@@ -204,39 +205,62 @@ def regional(stack: Stack, placed: list[Placed], edge: float = EDGE, *, aspect: 
 
 @contextlib.contextmanager
 def alone(stack: Stack, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Inside, one object's LoRA acts on all of the picture, as where it was trained; afterwards the denoiser is as before.
+    """Inside, one object's LoRA acts on all of the picture and, if it has layers there, on all that is said; afterwards the base is as before.
 
     Raises:
         IncompatibleError: The LoRA was made for layers that this base does not have.
     """
     handles = []
     try:
-        for name, layer in _layers(stack, [weights]).items():
-            pair = _pair(stack, weights, name)
-            if pair is not None:
-                handles.append(layer.register_forward_hook(partial(_everywhere, pair)))
+        for network, own in parts(stack, weights):
+            for name, layer in _layers(network, [own]).items():
+                pair = _pair(own, name, layer)
+                if pair is not None:
+                    handles.append(layer.register_forward_hook(partial(_everywhere, pair)))
         yield
     finally:
         for handle in handles:
             handle.remove()
 
 
+def spoken(stack: Stack, text: str, placed: Sequence[Placed], condition: Tensor | None = None) -> Tensor | None:
+    """What the denoiser is told, (1, rows, d), with each object's own tokens as they are said with its LoRA in the text encoders (ours).
+
+    Args:
+        text: The prompt with the added words written as tokens. condition: what all other rows are; None: the base's encoding.
+
+    Returns:
+        `condition` itself where no object has layers of a text encoder.
+
+    Raises:
+        IncompatibleError: A LoRA was made for layers that this base does not have.
+    """
+    for item in placed:
+        if not has_words(item.weights):
+            continue
+        condition = stack.encode([text]) if condition is None else condition
+        with alone(stack, item.weights):
+            own = stack.encode([text])
+        condition = torch.where(among(item.tokens, own.shape[1])[:, None], own, condition)
+    return condition
+
+
 def _everywhere(pair: tuple[Tensor, Tensor], module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
     return out + _delta(args[0], *pair, module)
 
 
-def _layers(stack: Stack, adapters: Sequence[Mapping[str, Tensor]]) -> dict[str, nn.Module]:
-    """The denoiser's layers that LoRAs act on, by name."""
-    modules = dict(stack.unet.named_modules())
-    names = sorted({key.removeprefix(PREFIX).rsplit(".lora_", 1)[0] for weights in adapters for key in weights if key.startswith(PREFIX)})
+def _layers(network: nn.Module, adapters: Sequence[Mapping[str, Tensor]]) -> dict[str, nn.Module]:
+    """The layers of a network that LoRAs act on, by name."""
+    modules = dict(network.named_modules())
+    names = sorted({key.rsplit(".lora_", 1)[0] for weights in adapters for key in weights})
     missing = [name for name in names if name not in modules]
     if missing:
         raise IncompatibleError(f"an adapter was trained on another base: no layer {missing[0]} here", "use the base it names")
     return {name: modules[name] for name in names}
 
 
-def _pair(stack: Stack, weights: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor] | None:
-    down, up = (weights.get(f"{PREFIX}{name}.lora_{side}.weight") for side in "AB")
+def _pair(weights: Mapping[str, Tensor], name: str, layer: Any) -> tuple[Tensor, Tensor] | None:
+    down, up = (weights.get(f"{name}.lora_{side}.weight") for side in "AB")
     if down is None or up is None:
         return None
-    return down.to(stack.device, stack.dtype), up.to(stack.device, stack.dtype)
+    return down.to(layer.weight), up.to(layer.weight)

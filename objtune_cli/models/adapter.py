@@ -1,8 +1,8 @@
-"""LoRA on the denoiser through peft: add, read, write."""
+"""LoRA on the denoiser, and of what was imported on the text encoders, through peft: add, read, write."""
 
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from objtune_cli.errors import IncompatibleError
 from objtune_cli.models.stack import Stack
 
 PREFIX = "unet."
+WORDS = ("text_encoder.", "text_encoder_2.")
+"""Before the names of layers of the text encoders, which imported LoRAs may have."""
 _DRAWING = threading.Lock()
 """Held where the global generator is used: threads have one together."""
 
@@ -71,18 +73,32 @@ def load(stack: Stack, weights: Mapping[str, Tensor], name: str = "default") -> 
     Raises:
         IncompatibleError: It was made for layers that this base does not have.
     """
-    parts = {PREFIX: stack.unet, "text_encoder.": stack.text_encoder, "text_encoder_2.": stack.text_encoder_2}
     found = False
-    for prefix, network in parts.items():
+    for network, own in parts(stack, weights):
+        _load(network, own, stack, name)
+        found = True
+    return found
+
+
+def parts(stack: Stack, weights: Mapping[str, Tensor]) -> Iterator[tuple[Any, dict[str, Tensor]]]:
+    """The networks that a LoRA has layers of, each with its tensors under its own names.
+
+    Raises:
+        IncompatibleError: It has layers of a text encoder that this base does not have.
+    """
+    for prefix, network in zip((PREFIX, *WORDS), (stack.unet, stack.text_encoder, stack.text_encoder_2), strict=True):
         own = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
         if own and network is None:
             raise IncompatibleError("the adapter was trained on another base: it has a second text encoder", "use the base it names")
         if own and prefix != PREFIX and not hasattr(network, "text_model"):
             own = {k.removeprefix("text_model."): v for k, v in own.items()}
         if own:
-            _load(network, own, stack, name)
-            found = True
-    return found
+            yield network, own
+
+
+def has_words(weights: Mapping[str, Any]) -> bool:
+    """Whether a LoRA has layers of a text encoder."""
+    return any(key.startswith(WORDS) for key in weights)
 
 
 def _load(network: Any, own: Mapping[str, Tensor], stack: Stack, name: str) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from objtune_cli.models.adapter import PREFIX
+from objtune_cli.models.adapter import PREFIX, WORDS
 
 Pair = tuple[Tensor, Tensor]
 """Down (r, in) and up (out, r) of a linear layer; (r, in, k, k) and (out, r, 1, 1) of a convolution."""
@@ -14,10 +14,10 @@ Pair = tuple[Tensor, Tensor]
 def merged(
     adapters: Sequence[Mapping[str, Tensor]], weights: Sequence[float], method: str = "sum", rank: int = 0, density: float = 0.5, seed: int = 0
 ) -> dict[str, Tensor]:
-    r"""The LoRA tensors of $\sum_i w_i \Delta_i$, or what TIES or DARE make of the $\Delta_i$, under the same names.
+    r"""The LoRA tensors, of denoiser and text encoders, of $\sum_i w_i \Delta_i$, or what TIES or DARE make of the $\Delta_i$, under the same names.
 
     Args:
-        adapters: Tensors of adapter artifacts; those without LoRA add nothing.
+        adapters: Tensors of adapter artifacts; those without LoRA add nothing, and to a layer those that do not have it.
         method: "sum", "ties" (arXiv:2306.01708), "dare" (arXiv:2311.03099) or "dare-ties".
         rank: Of the result, by SVD of each layer; 0: a sum is exact at the sum of the ranks, the others get the largest rank.
         density: Share of each delta's entries that TIES and DARE keep. seed: Of what DARE drops.
@@ -25,8 +25,8 @@ def merged(
     Returns:
         float32, one rank for all layers (alpha = rank).
     """
-    own = [{k.removeprefix(PREFIX): v.float() for k, v in a.items() if k.startswith(PREFIX)} for a in adapters]
-    layers = sorted({k.rsplit(".lora_", 1)[0] for a in own for k in a})
+    own = [{k: v.float() for k, v in a.items() if k.startswith((PREFIX, *WORDS))} for a in adapters]
+    layers = sorted({k.rsplit(".lora_", 1)[0] for a in own for k in a}, key=lambda name: (name.startswith(WORDS), name))
     ranks = [next((v.shape[0] for k, v in a.items() if k.endswith("lora_A.weight")), 0) for a in own]
     exact = method == "sum" and not rank
     kept = sum(ranks) if exact else rank or max(ranks, default=0)
@@ -36,8 +36,8 @@ def merged(
         for layer in layers:
             pairs = [(a[f"{layer}.lora_A.weight"], a[f"{layer}.lora_B.weight"]) if f"{layer}.lora_A.weight" in a else None for a in own]
             down, up = _concatenated(pairs, weights) if exact else _reduced(pairs, weights, method, kept, density)
-            found[f"{PREFIX}{layer}.lora_A.weight"] = _padded(down, kept, 0)
-            found[f"{PREFIX}{layer}.lora_B.weight"] = _padded(up, kept, 1)
+            found[f"{layer}.lora_A.weight"] = _padded(down, kept, 0)
+            found[f"{layer}.lora_B.weight"] = _padded(up, kept, 1)
     return found
 
 

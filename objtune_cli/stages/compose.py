@@ -46,6 +46,9 @@ def run(ctx: Context, prompt: str, places: dict[str, Box], config: Generate, how
         settings["order"] = laid.order
     if (laid.wide, laid.high) != (1.0, 1.0):
         settings["frame"] = [laid.wide, laid.high]
+    own_words = [o.name for o in found if objects.has_words(ctx, o)]
+    if own_words:
+        settings["text_encoders"] = own_words
     name = "-".join(classes)[:64].rstrip("-.")
     record = Record("scene", name, classes, objects.inputs(found), settings, ctx.base.record())
     done = generate.reuse(ctx, record, config, prompt)
@@ -64,15 +67,14 @@ def _draw(ctx: Context, record: Record, found: list[objects.Named], laid: Layout
 
     stack = ctx.stack()
     weights = {o.name: objects.tensors(ctx, o) for o in found}
-    for o in found:
-        if any(key.startswith("text_encoder") for key in weights[o.name]):
-            ctx.report.note(f"<{o.name}> has layers of the text encoder; they would act on the whole scene and are left out")
     words = objects.add_words(stack, found, weights)
     told = layout.spoken(prompt) if how.context == "class" else prompt
     text = words.expand(told)
     objects.check_length(ctx, stack, text)
     placed = [composition.Placed(name, weights[name], laid.boxes[name], words.rows(text, name)) for name in laid.order]
-    conditions = {text: words.in_context(told, {o.name: o.record.objects[o.name] for o in found})} if how.context == "class" else {}
+    heard = words.in_context(told, {o.name: o.record.objects[o.name] for o in found}) if how.context == "class" else None
+    heard = composition.spoken(stack, text, placed, heard)
+    conditions = {} if heard is None else {text: heard}
     closer = [detail.Object(name, weights[name], laid.boxes[name], words.expand(layout.alone(told, name))) for name in laid.order]
     high, wide = (round(stack.size * side / stack.unit) * stack.unit for side in (laid.high, laid.wide))
     size = (high, wide)

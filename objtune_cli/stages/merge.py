@@ -54,9 +54,6 @@ def _merge(ctx: Context, record: Record, sources: list[Ref], config: Merge) -> D
     ctx.check_stopped()
     digests = {i["ref"]: i["sha256"] for i in record.inputs.values()}
     opened = [{k: torch.from_numpy(v.copy()) for k, v in artifact.load(ctx.root, ref, digests[str(ref)])[1].items()} for ref in sources]
-    for ref, adapter in zip(sources, opened, strict=True):
-        if any(k.startswith("text_encoder") for k in adapter):
-            raise IncompatibleError(f"{ref} has layers of the text encoder, which are not merged here", "draw with it unmerged, or compose")
     tensors: dict[str, Any] = {k: v for adapter in opened for k, v in adapter.items() if k.startswith(("token.", "token_2."))}
     tensors |= merging.merged(opened, record.config["weights"], config.method, config.rank, config.density, config.seed)
     ranks = {v.shape[0] for k, v in tensors.items() if k.endswith("lora_A.weight")}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from objtune_cli.errors import InputError, MissingError
 from objtune_cli.stages.context import Context
-from objtune_cli.store import artifact, refs
+from objtune_cli.store import artifact, header, refs
 from objtune_cli.store.artifact import Record
 from objtune_cli.store.refs import Ref
 
@@ -100,6 +100,11 @@ def tensors(ctx: Context, item: Named) -> dict[str, Any]:
 
     _, arrays = artifact.load(ctx.root, item.record.ref, item.sha256)
     return {k: torch.from_numpy(v.copy()) for k, v in arrays.items()}
+
+
+def has_words(ctx: Context, item: Named) -> bool:
+    """Whether an object's adapter has layers of a text encoder, by its header alone."""
+    return any(name.startswith("text_encoder") for name in header.read(item.record.ref.path(ctx.root))[1])
 
 
 def photo(ctx: Context, item: Named) -> dict[str, Any] | None:

@@ -82,3 +82,22 @@ def test_the_merged_adapter_draws_what_both_together_draw(stack: Stack, tiny_bas
         both = other.predict(*given)
         adapter.load(stack, merging.merged([first, second], [1.0, 1.0]))
         torch.testing.assert_close(stack.predict(*given), both, rtol=1e-3, atol=1e-4)
+
+
+def test_layers_of_text_encoders_are_summed_too() -> None:
+    """An adapter without them beside one with them; what DARE drops of the denoiser's does not depend on them."""
+    layers = ("text_encoder.text_model.encoder.layers.0.self_attn.q_proj", "text_encoder_2.text_model.encoder.layers.0.mlp.fc1")
+    g = torch.Generator().manual_seed(3)
+    words = {f"{layer}.lora_{side}.weight": torch.randn(2, 4, generator=g).view(-1, 2 if side == "B" else 4) for layer in layers for side in "AB"}
+    first, second, third = _lora(1, 2) | words, _lora(2, 3), {k: -3 * v for k, v in words.items() if layers[0] in k}
+    both = merging.merged([first, second, third], [0.5, -2.0, 2.0])
+    torch.testing.assert_close(_delta(both, layers[0]), (0.5 + 2 * 9) * _delta(words, layers[0]))
+    torch.testing.assert_close(_delta(both, layers[1]), 0.5 * _delta(words, layers[1]))
+    torch.testing.assert_close(_delta(both, LINEAR), 0.5 * _delta(first, LINEAR) - 2 * _delta(second, LINEAR))
+    assert {v.shape[0] for k, v in both.items() if "lora_A" in k} == {7}
+    small = merging.merged([first, third], [0.5, 2.0], rank=2)
+    torch.testing.assert_close(_delta(small, layers[0]), (0.5 + 2 * 9) * _delta(words, layers[0]), rtol=1e-3, atol=1e-4)
+    for method in ("ties", "dare", "dare-ties"):
+        found = merging.merged([first, second], [1.0, 1.0], method)
+        plain = merging.merged([{k: v for k, v in first.items() if k not in words}, second], [1.0, 1.0], method)
+        assert found.keys() - plain.keys() == words.keys() and all(torch.equal(found[k], plain[k]) for k in plain)

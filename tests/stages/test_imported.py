@@ -7,9 +7,10 @@ from typing import Any
 import objtune_cli.models.stack  # noqa: F401  (repairs torchvision before the libraries below ask for it)
 
 # isort: split
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from objtune_cli import families
 from objtune_cli.models import adapter, foreign
@@ -163,8 +164,74 @@ def test_imported_objects_are_drawn_and_composed(cli: Any, folders: dict[str, Pa
     both = cli("generate", "<rex> beside <cup>", *few)
     assert both.code == 0, both.err
     made = cli("compose", "<rex> and <cup>", "--place", "rex=left", "--place", "cup=right", "--retries", 0, *few)
-    assert made.code == 0 and "layers of the text encoder" in made.err
-    assert cli("merge", "rex", "cup").code == 6
+    assert made.code == 0 and "text encoder" not in made.err, made.err
+    assert artifact.read_record(Path("artifacts"), refs.Ref("scene", "rex-cup", 2)).config["text_encoders"] == ["rex"]
+
+
+def drawn(cli: Any, base: Path, *args: object) -> dict[str, np.ndarray]:
+    """The tensors of a composed scene of <rex>, on all of the picture."""
+    done = cli(
+        "compose", "a photo of <rex>", "--place", "rex=0,0,1,1", "--retries", 0, "-n", 1, "--base", base, "--set", "generate.steps=4", *args
+    )
+    assert done.code == 0, done.err
+    newest = refs.resolve(Path("artifacts"), refs.Ref("scene", "rex"))
+    return artifact.load(Path("artifacts"), newest)[1]
+
+
+def test_layers_of_text_encoders_act_in_composed_scenes(cli: Any, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the scene and in the closer look; without them nothing else is encoded than before, and where they are zeros not a bit changes."""
+    plain = kohya(layers(folders["sd1"], modules="cross-kv"), "sd1")
+    words = of_encoder("lora_te_", tiny.WIDTH)
+    kinds = {"with": plain | words, "zeros": plain | {k: torch.zeros_like(v) if "lora_up" in k else v for k, v in words.items()}, "without": plain}
+    found, counts, encode = {}, {}, stacks.Stack.encode
+    for name, weights in kinds.items():
+        said: list[str] = []
+        monkeypatch.setattr(stacks.Stack, "encode", lambda self, texts, said=said: said.extend(texts) or encode(self, texts))
+        save_file(weights, f"{name}.safetensors")
+        imported(cli, folders["sd1"], f"{name}.safetensors", "--word", "dog")
+        said.clear()
+        found[name], counts[name] = drawn(cli, folders["sd1"]), len(said)
+    assert counts == {"with": 6, "zeros": 6, "without": 5}  # own words, class words, no words; the closer look's, no words
+    for part in ("latents", "close.rex"):
+        assert np.array_equal(found["zeros"][part], found["without"][part])
+        assert np.abs(found["with"][part] - found["without"][part]).max() > 1e-3
+
+
+@pytest.mark.parametrize(("name", "method"), [("sd1", "sum"), ("sd2", "dare"), ("sdxl", "sum"), ("sdxl", "ties")])
+def test_merged_layers_of_text_encoders_are_exported_and_act_in_diffusers(
+    cli: Any, folders: dict[str, Path], name: str, method: str
+) -> None:
+    """<rex> has them, <cup> has not: the sum's is half of the one's own, in ours and in diffusers, both files' keys."""
+    weights = kohya(layers(folders[name], modules="cross-kv"), name)
+    words = of_encoder("lora_te1_" if name == "sdxl" else "lora_te_", tiny.WIDTH)
+    words |= of_encoder("lora_te2_", kin.WIDTH_2) if name == "sdxl" else {}
+    save_file(weights | words, "a.safetensors")
+    save_file(weights, "b.safetensors")
+    for file, called in (("a.safetensors", "rex"), ("b.safetensors", "cup")):
+        assert cli("import", file, "--name", called, "--class", "dog", "--base", folders[name]).code == 0
+    done = cli("merge", "rex=0.5", "cup", "--name", "pair", "--method", method)
+    assert done.code == 0, done.err
+    one, pair = (
+        {k: torch.tensor(v) for k, v in artifact.load(Path("artifacts"), refs.Ref("adapter", called, 1))[1].items()} for called in ("rex", "pair")
+    )
+    stems = {k.rsplit(".lora_", 1)[0] for k in one if k.startswith("text_encoder")}
+    assert len(stems) == len(words) / 3 and stems == {k.rsplit(".lora_", 1)[0] for k in pair if k.startswith("text_encoder")}
+    for stem in stems if method == "sum" else ():
+        own, both = (w[f"{stem}.lora_B.weight"] @ w[f"{stem}.lora_A.weight"] for w in (one, pair))
+        torch.testing.assert_close(both, own / 2)
+    stack = stacks.load(folders[name], CPU, torch.float32)
+    before = stack.encode(["a photo"])
+    adapter.load(stack, pair)
+    ours = stack.family.words(stack.encode(["a photo"]))
+    assert not torch.allclose(ours, stack.family.words(before), atol=1e-3)
+    for form in ("kohya", "diffusers"):
+        (file,) = export.run(Path("artifacts"), refs.Ref("adapter", "pair", 1), form, Path(form))
+        keys = load_file(file)
+        starts = {"kohya": ("lora_te1_", "lora_te2_") if name == "sdxl" else ("lora_te_",), "diffusers": ("text_encoder.", "text_encoder_2.")}[form]
+        assert all(any(k.startswith(start) for k in keys) for start in starts[: len(stack.text_encoders)])
+        pipe = theirs(folders[name], name, file.absolute())
+        told = pipe.encode_prompt("a photo", device=CPU, num_images_per_prompt=1, do_classifier_free_guidance=False)[0]
+        torch.testing.assert_close(ours, told, rtol=1e-4, atol=1e-4)
 
 
 def test_a_file_for_another_family_is_one_line_that_names_it(cli: Any, folders: dict[str, Path]) -> None:
