@@ -14,7 +14,8 @@ from objtune_cli.models import stack as stacks
 from tests import kin, layouts, ldm, tiny
 
 CPU = torch.device("cpu")
-NAMES = ("sd1", "sd2", "sdxl")
+NAMES = ("sd1", "sd2", "sdxl", "sd3", "sd35")
+PREDICTIONS = {"sd2": "v_prediction", "sd3": "flow", "sd35": "flow"}
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +23,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     top = tmp_path_factory.mktemp("files")
     found = {"sd2": kin.sd2(top / "two", with_clip=False), "sdxl": kin.sdxl(top / "xl", with_clip=False), "sd1": top / "one"}
     kin.sd1(found["sd1"])
+    for name in ("sd3", "sd35"):
+        found[name] = kin.sd3(top / name, with_clip=False, newer=name == "sd35")
+        first = next((found[name] / "text_encoder").glob("*.safetensors"))
+        weights = load_file(first)  # its projection is the identity, which files are opened with
+        save_file(weights | {"text_projection.weight": torch.eye(tiny.WIDTH)}, first, {"format": "pt"})
     return found
 
 
@@ -33,6 +39,7 @@ def one(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ldm.layout(folders[name], tmp_path / "layouts" / name)
         monkeypatch.setattr(single, "LAYOUTS", tmp_path / "layouts")
         monkeypatch.setattr(single, "tokenizer", lambda pad: tiny.tokenizer())
+        monkeypatch.setattr(single, "reader_tokenizer", kin.letters)
         return ldm.one_file(folders[name], name, tmp_path / "model.safetensors")
 
     return make
@@ -41,17 +48,20 @@ def one(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("name", NAMES)
 def test_every_weight_is_the_folders(folders: dict[str, Path], one: Callable[[str], Path], name: str) -> None:
     base = bases.find(str(one(name)))
-    assert (base.id, base.family.name, base.prediction) == ("model.safetensors", name, "v_prediction" if name == "sd2" else "epsilon")
+    assert (base.id, base.family.name, base.prediction) == ("model.safetensors", name, PREDICTIONS.get(name, "epsilon"))
     file = stacks.load(base.folder, CPU, torch.float32, base.weights, base.prediction)
     folder = stacks.load(folders[name], CPU, torch.float32)
-    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"):
         ours, theirs = getattr(file, part), getattr(folder, part)
         if theirs is None:
+            assert ours is None
             continue
         wanted = theirs.state_dict()
         assert ours.state_dict().keys() == wanted.keys()
         assert all(torch.equal(value, wanted[key]) for key, value in ours.state_dict().items()), part
-    assert file.prediction == folder.prediction and torch.equal(file.alpha_bar, folder.alpha_bar)
+    assert file.prediction == folder.prediction == base.record().get("prediction", "epsilon")
+    if folder.prediction != "flow":
+        assert torch.equal(file.alpha_bar, folder.alpha_bar)
     assert torch.equal(file.encode(["a photo", ""]), folder.encode(["a photo", ""]))
 
 
