@@ -95,7 +95,9 @@ def joint(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         if key == "pos_embed.pos_embed":
             found["pos_embed"] = value
             continue
-        turned = torch.cat(value.chunk(2)[::-1]) if layer in ("norm_out.linear", f"transformer_blocks.{last}.norm1_context.linear") else value
+        turned = (
+            torch.cat(value.chunk(2)[::-1]) if layer in ("norm_out.linear", f"transformer_blocks.{last}.norm1_context.linear") else value
+        )
         if layer in JOINT:
             found[f"{JOINT[layer]}.{kind}"] = turned
             continue

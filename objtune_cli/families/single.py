@@ -28,7 +28,7 @@ JOINT, PATCHES = f"{UNET}joint_blocks.", f"{UNET}x_embedder.proj.weight"
 CLIPS = {"text_encoder": "text_encoders.clip_l.transformer.", "text_encoder_2": "text_encoders.clip_g.transformer."}
 T5, VAE = "text_encoders.t5xxl.transformer.", "first_stage_model."
 STARTS = {"unet": UNET, "transformer": UNET, "vae": VAE}
-"""Starts of the keys of the parts, of the text encoders those of SD 3's files."""
+"""Starts of the keys of each part; of text encoders, those of SD 3's files."""
 SCALED = (".scale_weight", ".weight_scale", "scaled_fp8", ".comfy_quant", ".absmax")
 """Ends of keys beside weights that say something only together with them."""
 
@@ -62,7 +62,9 @@ def described(path: Path) -> tuple[Family, str]:
         raise IncompatibleError(f"{path} is of no family that is known, or has no text encoder", "docs/bases.md says which are")
     channels = shapes.get(ENTRANCE, [0, 4])[1]
     if channels != 4:
-        raise IncompatibleError(f"{path} is an inpainting model: its denoiser takes {channels} channels", "give one that draws from words alone")
+        raise IncompatibleError(
+            f"{path} is an inpainting model: its denoiser takes {channels} channels", "give one that draws from words alone"
+        )
     return family, _prediction(family, keys, said)
 
 
@@ -152,14 +154,17 @@ def open_reader(family: Family, path: Path, layout: Path, dtype: Any) -> tuple[A
     Raises:
         ValueError: A weight is not in the file.
     """
-    from diffusers.loaders.single_file_utils import create_diffusers_t5_model_from_checkpoint
-    from transformers import T5EncoderModel
+    import torch
+    from transformers import T5Config, T5EncoderModel
 
     if family not in (SD3, SD35) or not (checkpoint := _tensors(path, (T5,))):
         return None, None
-    encoder = create_diffusers_t5_model_from_checkpoint(
-        T5EncoderModel, checkpoint, subfolder="text_encoder_3", config=str(layout), torch_dtype=dtype, local_files_only=True
-    )
+    with torch.device("meta"):
+        encoder = T5EncoderModel(T5Config.from_pretrained(layout / "text_encoder_3"))
+    # In fp16 the layers that overflow stay in float32, as where a folder is opened.
+    wide = {torch.float16: (".wo.weight",)}.get(dtype, ())
+    read = {key.removeprefix(T5): value.to(torch.float32 if key.endswith(wide) else dtype) for key, value in checkpoint.items()}
+    encoder.load_state_dict(read, strict=False, assign=True)
     encoder.tie_weights()
     return reader_tokenizer(), _whole(encoder, "text_encoder_3").eval()
 
