@@ -160,7 +160,7 @@ def open_reader(family: Family, path: Path, layout: Path, dtype: Any) -> tuple[A
     if family not in (SD3, SD35) or not (checkpoint := _tensors(path, (T5,))):
         return None, None
     with torch.device("meta"):
-        encoder = T5EncoderModel(T5Config.from_pretrained(layout / "text_encoder_3"))
+        encoder = T5EncoderModel(T5Config.from_pretrained(layout / "text_encoder_3", local_files_only=True))
     # In fp16 the layers that overflow stay in float32, as where a folder is opened.
     wide = {torch.float16: (".wo.weight",)}.get(dtype, ())
     read = {key.removeprefix(T5): value.to(torch.float32 if key.endswith(wide) else dtype) for key, value in checkpoint.items()}
