@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from objtune_cli.families.interface import first_name
+from objtune_cli.families.mmdit import KOHYA
 
 UNET = {
     "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2", "time_embedding.linear_1": "time_embed.0",
@@ -18,6 +19,20 @@ BLOCK = {"norm1": "in_layers.0", "norm2": "out_layers.0"}
 OPEN = {
     "layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj", "self_attn.out_proj": "attn.out_proj",
 }  # fmt: skip
+
+
+JOINT = {
+    "pos_embed.pos_embed": "pos_embed", "pos_embed.proj": "x_embedder.proj", "time_text_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
+    "time_text_embed.timestep_embedder.linear_2": "t_embedder.mlp.2", "time_text_embed.text_embedder.linear_1": "y_embedder.mlp.0",
+    "time_text_embed.text_embedder.linear_2": "y_embedder.mlp.2", "context_embedder": "context_embedder", "proj_out": "final_layer.linear",
+    "norm_out.linear": "final_layer.adaLN_modulation.1",
+}  # fmt: skip
+NORMS = {
+    "attn.norm_q": "x_block.attn.ln_q", "attn.norm_k": "x_block.attn.ln_k", "attn.norm_added_q": "context_block.attn.ln_q",
+    "attn.norm_added_k": "context_block.attn.ln_k", "attn2.norm_q": "x_block.attn2.ln_q", "attn2.norm_k": "x_block.attn2.ln_k",
+    "norm1.linear": "x_block.adaLN_modulation.1", "norm1_context.linear": "context_block.adaLN_modulation.1",
+}  # fmt: skip
+"""Layers of SD 3's transformer that kohya's files have no name for, outside its blocks and in them."""
 
 
 def unet_name(layer: str, attended: set[str]) -> str:
@@ -71,8 +86,53 @@ def open_clip(weights: dict[str, Tensor], prefix: str, projection: Tensor | None
     return found
 
 
+def joint(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """SD 3's transformer: queries, keys and values in one; where only two things are said to a norm, its shift stands before its scale."""
+    found: dict[str, Tensor] = {}
+    last = max(int(key.split(".")[1]) for key in weights if key.startswith("transformer_blocks."))
+    for key, value in weights.items():
+        layer, kind = key.rsplit(".", 1)
+        if key == "pos_embed.pos_embed":
+            found["pos_embed"] = value
+            continue
+        turned = (
+            torch.cat(value.chunk(2)[::-1]) if layer in ("norm_out.linear", f"transformer_blocks.{last}.norm1_context.linear") else value
+        )
+        if layer in JOINT:
+            found[f"{JOINT[layer]}.{kind}"] = turned
+            continue
+        _, block, inner = layer.split(".", 2)
+        name, third = KOHYA[inner] if inner in KOHYA else (NORMS[inner], None)
+        if third is None:
+            found[f"joint_blocks.{block}.{name}.{kind}"] = turned
+        elif third == 0:
+            others = ("add_k_proj", "add_v_proj") if "add_q" in key else ("to_k", "to_v")
+            old = "add_q_proj" if "add_q" in key else "to_q"
+            found[f"joint_blocks.{block}.{name}.{kind}"] = torch.cat([value, *(weights[key.replace(old, other)] for other in others)])
+    return found
+
+
+def joint_file(folder: Path, target: Path, *without: str) -> Path:
+    """Write a base of SD 3 or 3.5 in `folder` as one file, as the "incl_clips" files are, with T5 where it has one; `without`: starts of keys left out."""
+    towers = {"text_encoder": "clip_l", "text_encoder_2": "clip_g", "text_encoder_3": "t5xxl"}
+    read = {part: load_file(file) for part in ("transformer", "vae", *towers) for file in (folder / part).glob("*.safetensors")}
+    levels = len(json.loads((folder / "vae" / "config.json").read_text())["block_out_channels"])
+    found = {f"model.diffusion_model.{key}": value for key, value in joint(read["transformer"]).items()}
+    for key, value in read["vae"].items():
+        layer, kind = key.rsplit(".", 1)
+        found[f"first_stage_model.{vae_name(layer, levels)}.{kind}"] = value
+    for part, name in towers.items():
+        found |= {f"text_encoders.{name}.transformer.{key}": value for key, value in read.get(part, {}).items()}
+        if name != "t5xxl":
+            found[f"text_encoders.{name}.logit_scale"] = torch.tensor(4.6)
+    save_file({k: v.clone().contiguous() for k, v in found.items() if not k.startswith(without)}, target)
+    return target
+
+
 def one_file(folder: Path, name: str, target: Path) -> Path:
     """Write the base in `folder`, of family `name`, as one file; returns `target`."""
+    if name in ("sd3", "sd35"):
+        return joint_file(folder, target)
     read = {part: load_file(next((folder / part).glob("*.safetensors"))) for part in ("unet", "vae", "text_encoder")}
     attended = {k.split(".")[1] for k in read["unet"] if k.startswith("up_blocks.") and ".attentions." in k}
     levels = len(json.loads((folder / "vae" / "config.json").read_text())["block_out_channels"])

@@ -232,8 +232,6 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype, weights: Path |
 
 
 def _loaded(folder: Path, device: torch.device, dtype: torch.dtype, weights: Path | None, prediction: str) -> Stack:
-    from diffusers import UNet2DConditionModel
-
     quiet()
     if device.type == "cpu":
         cpu.keep_memory()
@@ -242,11 +240,11 @@ def _loaded(folder: Path, device: torch.device, dtype: torch.dtype, weights: Pat
     try:
         (tokenizer, text_encoder), *more = single.open_words(family, weights, folder) if weights else family.open_words(folder)
         tokenizer_2, text_encoder_2 = more[0] if more else (None, None)
-        tokenizer_3, text_encoder_3 = family.open_reader(folder, dtype)
+        tokenizer_3, text_encoder_3 = single.open_reader(family, weights, folder, dtype) if weights else family.open_reader(folder, dtype)
         stack = Stack(
             tokenizer=tokenizer,
             text_encoder=text_encoder,
-            unet=single.open_part(UNet2DConditionModel, "unet", weights, folder) if weights else family.open_denoiser(folder),
+            unet=single.open_part(family.denoiser, weights, folder) if weights else family.open_denoiser(folder),
             autoencoder=_autoencoder(folder, device, family.picture_dtype(dtype), weights),
             scheduler=family.open_scheduler(folder, **said),
             device=device,
@@ -298,7 +296,7 @@ def _autoencoder(folder: Path, device: torch.device, dtype: torch.dtype, weights
 
     vae: Any
     if weights:
-        vae = single.open_part(AutoencoderKL, "vae", weights, folder)
+        vae = single.open_part("vae", weights, folder)
     else:
         with LOADING:
             vae = AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True, local_files_only=True)

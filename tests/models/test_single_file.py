@@ -1,5 +1,6 @@
 """Single-file checkpoints: every weight where the folder has it, offline, and one line for what is none."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,10 +12,12 @@ from objtune_cli import bases, families
 from objtune_cli.errors import IncompatibleError, InputError
 from objtune_cli.families import single
 from objtune_cli.models import stack as stacks
+from objtune_cli.store import header
 from tests import kin, layouts, ldm, tiny
 
 CPU = torch.device("cpu")
-NAMES = ("sd1", "sd2", "sdxl")
+NAMES = ("sd1", "sd2", "sdxl", "sd3", "sd35")
+PREDICTIONS = {"sd2": "v_prediction", "sd3": "flow", "sd35": "flow"}
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +25,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     top = tmp_path_factory.mktemp("files")
     found = {"sd2": kin.sd2(top / "two", with_clip=False), "sdxl": kin.sdxl(top / "xl", with_clip=False), "sd1": top / "one"}
     kin.sd1(found["sd1"])
+    for name in ("sd3", "sd35"):
+        found[name] = kin.sd3(top / name, with_clip=False, newer=name == "sd35")
+        first = next((found[name] / "text_encoder").glob("*.safetensors"))
+        weights = load_file(first)  # its projection is the identity, which files are opened with
+        save_file(weights | {"text_projection.weight": torch.eye(tiny.WIDTH)}, first, {"format": "pt"})
     return found
 
 
@@ -33,6 +41,7 @@ def one(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ldm.layout(folders[name], tmp_path / "layouts" / name)
         monkeypatch.setattr(single, "LAYOUTS", tmp_path / "layouts")
         monkeypatch.setattr(single, "tokenizer", lambda pad: tiny.tokenizer())
+        monkeypatch.setattr(single, "reader_tokenizer", kin.letters)
         return ldm.one_file(folders[name], name, tmp_path / "model.safetensors")
 
     return make
@@ -41,17 +50,20 @@ def one(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("name", NAMES)
 def test_every_weight_is_the_folders(folders: dict[str, Path], one: Callable[[str], Path], name: str) -> None:
     base = bases.find(str(one(name)))
-    assert (base.id, base.family.name, base.prediction) == ("model.safetensors", name, "v_prediction" if name == "sd2" else "epsilon")
+    assert (base.id, base.family.name, base.prediction) == ("model.safetensors", name, PREDICTIONS.get(name, "epsilon"))
     file = stacks.load(base.folder, CPU, torch.float32, base.weights, base.prediction)
     folder = stacks.load(folders[name], CPU, torch.float32)
-    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"):
         ours, theirs = getattr(file, part), getattr(folder, part)
         if theirs is None:
+            assert ours is None
             continue
         wanted = theirs.state_dict()
         assert ours.state_dict().keys() == wanted.keys()
         assert all(torch.equal(value, wanted[key]) for key, value in ours.state_dict().items()), part
-    assert file.prediction == folder.prediction and torch.equal(file.alpha_bar, folder.alpha_bar)
+    assert file.prediction == folder.prediction == base.record().get("prediction", "epsilon")
+    if folder.prediction != "flow":
+        assert torch.equal(file.alpha_bar, folder.alpha_bar)
     assert torch.equal(file.encode(["a photo", ""]), folder.encode(["a photo", ""]))
 
 
@@ -98,6 +110,83 @@ def test_files_that_are_no_base(tmp_path: Path, keys: dict[str, tuple[int, ...]]
         bases.find(str(tmp_path / "a.safetensors"))
 
 
+@pytest.mark.parametrize(
+    ("name", "without", "said"),
+    [
+        ("sd3", ("text_encoders.clip",), "holds no CLIP-L, no CLIP-G"),
+        ("sd35", ("text_encoders.clip_g",), "holds no CLIP-G"),
+        ("sd3", ("first_stage_model",), "holds no autoencoder"),
+        ("sd3", ("model.diffusion_model.joint_blocks.2.",), "its transformer has 2 blocks, 16 wide"),
+        ("sd35", ("model.diffusion_model.joint_blocks.1.x_block.attn2.",), "no medium model of SD 3 or 3.5"),
+    ],
+)
+def test_parts_that_are_not_in_a_file_of_sd3(cli: Callable, one: Callable[[str], Path], folders: dict[str, Path], name: str, without: tuple[str, ...],
+                                             said: str) -> None:  # fmt: skip
+    file = ldm.joint_file(folders[name], one(name), *without)
+    done = cli("generate", "a dog", "--base", file)
+    assert done.code == 6 and said in done.err
+    assert [line.split(":")[0] for line in done.err.strip().splitlines()] == ["error", "hint"]
+
+
+def test_a_picture_is_drawn_from_a_file_of_sd3(cli: Callable, one: Callable[[str], Path], project: Path) -> None:
+    path = one("sd3")
+    done = cli("generate", "a photo of a dog", "-n", 1, "--set", "generate.steps=2", "--base", path)
+    assert done.code == 0 and Path(done.out.strip()).is_file(), done.err
+    (scene,) = (project / "artifacts" / "scene").rglob("*.safetensors")
+    record = header.read(scene)[0]
+    assert record["base"] == bases.find(str(path)).record() and record["base"]["prediction"] == "flow"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_t5_has_the_number_formats_of_the_folders(one: Callable[[str], Path], folders: dict[str, Path], dtype: torch.dtype) -> None:
+    path = one("sd3")
+    base = bases.find(str(path))
+    ours = single.open_reader(base.family, path, base.folder, dtype)[1].state_dict()
+    theirs = base.family.open_reader(folders["sd3"], dtype)[1].state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(value.dtype == theirs[key].dtype and torch.equal(value, theirs[key]) for key, value in ours.items())
+
+
+@torch.no_grad()
+def test_without_t5_its_rows_are_zeros(one: Callable[[str], Path], folders: dict[str, Path]) -> None:
+    """As in a folder that has none; another base than the whole file."""
+    whole = bases.find(str(one("sd3")))
+    said = stacks.load(whole.folder, CPU, torch.float32, whole.weights).encode(["a photo"])
+    ldm.joint_file(folders["sd3"], whole.weights or Path(), "text_encoders.t5xxl")
+    bare = bases.find(str(whole.weights))
+    stack = stacks.load(bare.folder, CPU, torch.float32, bare.weights)
+    found = stack.encode(["a photo"])
+    assert stack.text_encoder_3 is None and torch.equal(found[:, :77], said[:, :77]) and torch.equal(found[:, -1], said[:, -1])
+    assert said[:, 77:-1].any() and not found[:, 77:-1].any() and bare.fingerprint != whole.fingerprint
+
+
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_fp8_is_read_to_its_values(one: Callable[[str], Path], kind: torch.dtype) -> None:
+    path = one("sd3")
+    eighths = {key: value.to(kind) if key.startswith(single.T5) else value for key, value in load_file(path).items()}
+    save_file(eighths, path)
+    base = bases.find(str(path))
+    _, encoder = single.open_reader(base.family, path, base.folder, torch.float32)
+    for key, value in encoder.state_dict().items():
+        if key != "encoder.embed_tokens.weight":
+            assert torch.equal(value, eighths[single.T5 + key].float())
+
+
+@pytest.mark.parametrize("key", ["text_encoders.t5xxl.transformer.scaled_fp8", f"{single.UNET}x.scale_weight"])
+def test_scaled_fp8_is_one_line(one: Callable[[str], Path], key: str) -> None:
+    path = one("sd3")
+    save_file(load_file(path) | {key: torch.ones(1)}, path)
+    with pytest.raises(IncompatibleError, match="quantised weights with scales of their own"):
+        bases.find(str(path))
+
+
+@pytest.mark.parametrize("start", ["text_encoders.clip_g.transformer.text_projection", f"{single.T5}encoder.block.1.layer.0"])
+def test_half_a_text_encoder_is_one_line(one: Callable[[str], Path], folders: dict[str, Path], start: str) -> None:
+    base = bases.find(str(ldm.joint_file(folders["sd3"], one("sd3"), start)))
+    with pytest.raises(InputError, match=r"cannot be opened: .* of text_encoder_[23] is not in it"):
+        stacks.load(base.folder, CPU, torch.float32, base.weights)
+
+
 def test_cut_files_and_pickles_are_one_line(one: Callable[[str], Path], tmp_path: Path) -> None:
     data = one("sd1").read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(data[: len(data) // 2])
@@ -114,25 +203,65 @@ def test_metadata_says_what_is_predicted(one: Callable[[str], Path], said: str, 
     assert bases.find(str(path)).prediction == prediction
 
 
-def test_the_packages_configs_are_the_real_layouts() -> None:
-    """Sizes that the repositories publish: parameters of each part, in millions."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+def part_of_a_layout(folder: Path) -> torch.nn.Module:
+    """Without weights."""
+    import diffusers
+    import transformers
 
-    wanted = {"sd1": (859.52, 83.65, 123.06), "sd2": (865.91, 83.65, 340.39), "sdxl": (2567.46, 83.65, 123.06, 694.66)}
-    for name, sizes in wanted.items():
-        folder = single.LAYOUTS / name
-        assert families.of(folder) is families.named(name)
-        with torch.device("meta"):
-            parts = [
-                UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder / "unet")),
-                AutoencoderKL.from_config(AutoencoderKL.load_config(folder / "vae")),
-                CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder")),
-            ]
-            if name == "sdxl":
-                parts.append(CLIPTextModelWithProjection(CLIPTextConfig.from_pretrained(folder / "text_encoder_2")))
-        assert [round(sum(p.numel() for p in part.parameters()) / 1e6, 2) for part in parts] == list(sizes)
-        assert parts[0].config.cross_attention_dim == layouts.DENOISERS[name]["cross_attention_dim"]
+    said = json.loads((folder / "config.json").read_text())
+    with torch.device("meta"):
+        if "_class_name" in said:
+            return getattr(diffusers, said["_class_name"]).from_config(said)
+        kind = getattr(transformers, said["architectures"][0])
+        return kind(kind.config_class.from_pretrained(folder))
+
+
+SIZES = {
+    "sd1": {"unet": 859.52, "vae": 83.65, "text_encoder": 123.06}, "sd2": {"unet": 865.91, "vae": 83.65, "text_encoder": 340.39},
+    "sdxl": {"unet": 2567.46, "vae": 83.65, "text_encoder": 123.06, "text_encoder_2": 694.66},
+    "sd3": {"transformer": 2028.33, "vae": 83.82, "text_encoder": 123.65, "text_encoder_2": 694.66, "text_encoder_3": 4762.31},
+    "sd35": {"transformer": 2243.17, "vae": 83.82, "text_encoder": 123.65, "text_encoder_2": 694.66, "text_encoder_3": 4762.31},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_packages_configs_are_the_real_layouts(name: str) -> None:
+    """Sizes that the repositories publish: parameters of each part, in millions."""
+    folder = single.LAYOUTS / name
+    assert families.of(folder) is families.named(name)
+    parts = {part: part_of_a_layout(folder / part) for part in SIZES[name]}
+    assert {part: round(sum(p.numel() for p in network.parameters()) / 1e6, 2) for part, network in parts.items()} == SIZES[name]
+    denoiser = parts[families.named(name).denoiser].config
+    wanted = layouts.DENOISERS.get(name) or layouts.TRANSFORMERS[name]
+    if name in layouts.TRANSFORMERS:
+        assert {key: denoiser[key] for key in wanted} == {k: list(v) if isinstance(v, tuple) else v for k, v in wanted.items()}
+    assert name in layouts.TRANSFORMERS or denoiser.cross_attention_dim == wanted["cross_attention_dim"]
+
+
+@pytest.mark.parametrize("name", ["sd3", "sd35"])
+def test_a_transformer_at_full_size_has_every_layer(name: str) -> None:
+    """Written in the first repository's names, whose blocks are those of kohya's frozen list, it is read to diffusers' names and shapes."""
+    from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
+
+    wanted = part_of_a_layout(single.LAYOUTS / name / "transformer").state_dict()
+    written = ldm.joint(wanted)
+    blocks = {key.removesuffix(".weight") for key in written if key.endswith(("qkv.weight", "proj.weight", "fc1.weight", "fc2.weight"))}
+    listed = set((Path(__file__).parent.parent / "stages" / "keys" / f"{name}.txt").read_text().split())
+    assert {"lora_unet_" + key.replace(".", "_") for key in blocks if key.startswith("joint_blocks.")} == listed
+    read = convert_sd3_transformer_checkpoint_to_diffusers(dict(written))
+    assert {key: value.shape for key, value in read.items()} == {key: value.shape for key, value in wanted.items()}
+    shapes = {single.PATCHES: written["x_embedder.proj.weight"].shape}
+    keys = {f"{single.UNET}{key}" for key in written} | {f"{start}x" for start in (*single.CLIPS.values(), single.VAE)}
+    assert single._joint(Path("a"), keys, shapes[single.PATCHES][0]) is families.named(name)
+
+
+def test_the_packages_second_tokenizer_is_t5s() -> None:
+    """Ids as the tokenizer of T5's own folder gives them, letters of other forms and marks too."""
+    words = single.reader_tokenizer()
+    assert words("a photo of a dog").input_ids == [3, 9, 1202, 13, 3, 9, 1782, 1]
+    assert words("Interna\u021bional \ufb01ne").input_ids == [31999, 1399, 1] and words("<extra_id_3> x").input_ids == [32096, 3, 226, 1]
+    assert words("a  b\tc").input_ids == words("a b c").input_ids == [3, 9, 3, 115, 3, 75, 1]
+    assert (len(words), words.eos_token_id, words.pad_token_id, words.unk_token_id) == (32100, 1, 0, 2)
 
 
 def test_the_packages_tokenizer_is_clips() -> None:
