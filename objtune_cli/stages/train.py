@@ -186,10 +186,11 @@ def subjects_of(ctx: Context, work: Work) -> "list[Subject]":
     Raises:
         UsageError: They are not of one photo.
     """
-    subjects = [_subject(ctx, start) for start in work.starts]
-    if len({tuple(s.picture.shape) for s in subjects}) > 1 or len({_photo(ctx, s) for s in work.starts}) > 1:
+    sizes = {artifact.load(ctx.root, _mask_of(ctx, s))[1]["mask"].shape for s in work.starts}
+    if len(sizes) > 1 or len({_photo(ctx, s) for s in work.starts}) > 1:
         raise UsageError("the objects are not of one photo", "train them one by one and bring them together with `objtune compose`")
-    return subjects
+    hidden = _hidden(ctx, work.starts)
+    return [_subject(ctx, start, hidden) for start in work.starts]
 
 
 def priors_of(ctx: Context, work: Work) -> dict[str, Any]:
@@ -297,10 +298,18 @@ def _mask_of(ctx: Context, embedding: Record) -> Ref:
     return resolve(ctx.root, parse(embedding.inputs["mask"]["ref"]))
 
 
-def _subject(ctx: Context, start: Record) -> "Subject":
-    """Photo, ground, mask and token of one embedding."""
+def _hidden(ctx: Context, starts: list[Record]) -> Any:
+    """Where any of the objects is in their photo, a little wider, (H, W) of 0 and 1: none of them may stand behind another that is placed anew."""
     import cv2
     import numpy as np
+
+    masks = [artifact.load(ctx.root, _mask_of(ctx, s), s.inputs["mask"]["sha256"])[1]["mask"] > 8 for s in starts]
+    width = max(3, round(max(masks[0].shape) / 40))
+    return np.maximum.reduce([cv2.dilate(m.astype(np.uint8), np.ones((width, width), np.uint8)) for m in masks])
+
+
+def _subject(ctx: Context, start: Record, hidden: Any) -> "Subject":
+    """Photo, ground, mask and token of one embedding."""
     import torch
 
     from objtune_cli.method.subjects import Subject
@@ -309,8 +318,6 @@ def _subject(ctx: Context, start: Record) -> "Subject":
     _, rows = artifact.load(ctx.root, start.ref)
     _, tensors = artifact.load(ctx.root, _mask_of(ctx, start), start.inputs["mask"]["sha256"])
     picture, mask = embed.photo_tensors(tensors)
-    width = max(3, round(max(mask.shape) / 40))
-    hidden = cv2.dilate((tensors["mask"] > 8).astype(np.uint8), np.ones((width, width), np.uint8))
     ground = _without(tensors["rgb"], hidden)
     name, word = next(iter(start.objects.items()))
     return Subject(
@@ -353,7 +360,7 @@ def _preview(ctx: Context, record: Record, starts: list[Record]) -> Path:
     stack = ctx.stack()
     words = objects.add_words(stack, found, weights)
     adapter.load(stack, weights[found[0].name])
-    subject = _subject(ctx, starts[-1])
+    subject = _subject(ctx, starts[-1], _hidden(ctx, starts[-1:]))
     photo, _ = placement.views(subject.picture, subject.mask, subject.ground, 1, stack.size, torch.Generator().manual_seed(0))
     named = " and ".join(f"<{item.name}>" for item in found)
     plain = " and ".join(f"a {word}" for word in record.objects.values())
