@@ -241,7 +241,11 @@ def test_compose_draws_both_and_keeps_the_layout(trained):
     assert again.out == result.out and "up to date" in again.err
 
 
-def test_two_objects_of_one_photo_are_learned_together(objtune, dog_photo):
+def test_two_objects_of_one_photo_are_learned_together(objtune, dog_photo, monkeypatch):
+    from objtune_cli.stages import train
+
+    seen, whole = [], train.subjects_of
+    monkeypatch.setattr(train, "subjects_of", lambda ctx, work: seen.append(whole(ctx, work)) or seen[-1])
     pair = dog_photo.with_name("pair.jpg")
     hints = ("--box", "dog=20,240,345,570", "--box", "mug=330,240,630,560")
     result = objtune("train", pair, "--class", "dog", "--class", "mug", *hints, *FAST)
@@ -251,6 +255,12 @@ def test_two_objects_of_one_photo_are_learned_together(objtune, dog_photo):
     assert objtune("generate", "<mug>", "-n", 1, "--steps", 1).code == 0
     joint = objtune("generate", "<dog-mug>")
     assert joint.code == 4 and "name them: <dog>, <mug>" in joint.err
+    ((dog, mug),) = seen  # behind either stands neither of them, and the rest of the photo as it is
+    assert (dog.ground == mug.ground).all()
+    changed = (dog.ground - dog.picture).abs().amax(0)
+    for each in (dog, mug):
+        assert changed[each.mask > 0.9].mean() > 0.2
+    assert changed[0].max() < 0.02
 
 
 @pytest.mark.parametrize(
