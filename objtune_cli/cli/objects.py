@@ -1,6 +1,7 @@
 """`objtune segment`, `init-embedding` and `train`: from a photo to a trained object."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -171,19 +172,22 @@ def _dry(run: Run, steps: int | None, seed: int | None, objects: int) -> Outcome
 def _trained(ctx: "Context", wanted: list[Wanted], given: list[str], config: Train, preview: bool) -> "list[Done]":
     """The stages of `train`, from photos or from refs."""
     from objtune_cli.stages import beside
-    from objtune_cli.stages import segment as segment_stage
     from objtune_cli.stages import train as stage
 
     embedding, prior = ctx.settings.resolve(Embed), ctx.settings.resolve(Prior)
     with ctx.first():
-        found = [
-            [d.ref for d in segment_stage.run(ctx.unforced(), photo, targets, ctx.settings.resolve(Segment, which=which))]
-            for photo, targets, which in wanted
-        ]
+        found = ctx.side_by_side([partial(_found, ctx, *one) for one in wanted])
     if len(found) > 1:
         return beside.run(ctx, found, config, embedding, prior, preview=preview)
     sources = found[0] if found else [_trainable(ctx.root, text) for text in given]
     return [stage.run(ctx, sources, config, embedding, prior, preview=preview)]
+
+
+def _found(ctx: "Context", photo: Path, targets: "list[Target]", which: str | None) -> "list[Ref]":
+    """The masks of one photo's objects."""
+    from objtune_cli.stages import segment as segment_stage
+
+    return [d.ref for d in segment_stage.run(ctx.unforced(), photo, targets, ctx.settings.resolve(Segment, which=which))]
 
 
 def counted(steps: str) -> int | None:

@@ -6,10 +6,9 @@ Photos are shared out among lanes, each a base and a thread of its own: one on a
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from objtune_cli.config import Embed, Prior, Train
 from objtune_cli.errors import GateError, Stopped, UsageError
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from objtune_cli.method.judging import Judge
     from objtune_cli.method.training import Trainer
     from objtune_cli.models.stack import Stack
-
-T = TypeVar("T")
 
 
 def run(ctx: Context, photos: list[list[Ref]], config: Train, embedding: Embed, prior: Prior, *, preview: bool = True) -> list[Done]:
@@ -58,29 +55,15 @@ def run(ctx: Context, photos: list[list[Ref]], config: Train, embedding: Embed, 
     del stack  # what comes next opens its own
     left = [i for i in range(len(works)) if i not in done]
     done |= {i: train.alone(ctx, works[i], configs[i]) for i in left}
-    return _lanes(ctx, [partial(train.shown, ctx, done[i], work, preview=preview) for i, work in enumerate(works)])
-
-
-def _lanes(ctx: Context, work: "Sequence[Callable[[], T]]") -> "list[T]":
-    """What each piece of work gives, side by side where processors are free for it."""
-    from objtune_cli.models import cpu
-
-    return cpu.side_by_side(work) if _parted(ctx) else [each() for each in work]
-
-
-def _parted(ctx: Context) -> bool:
-    """Whether there may be a base for each lane."""
-    from objtune_cli.models import stack
-
-    return ctx.base.small and stack.pick_device(ctx.common.device).type == "cpu"
+    return ctx.side_by_side([partial(train.shown, ctx, done[i], work, preview=preview) for i, work in enumerate(works)])
 
 
 def _described(ctx: Context, photos: list[list[Ref]], configs: list[Train], embedding: Embed, prior: Prior) -> list[Work]:
     """What is to be made of each photo, the stages before it done; the prior of a class once, however many photos have it."""
-    starts = _lanes(ctx, [partial(train.started, ctx, sources, embedding) for sources in photos])
+    starts = ctx.side_by_side([partial(train.started, ctx, sources, embedding) for sources in photos])
     words = sorted({word for each in starts for record in each for word in record.objects.values()})
     if any(own.class_weight for own in configs):
-        _lanes(ctx, [partial(prior_stage.run, ctx, word, prior) for word in words])
+        ctx.side_by_side([partial(prior_stage.run, ctx, word, prior) for word in words])
     return [train.described(ctx, [r.ref for r in each], own, embedding, prior) for each, own in zip(starts, configs, strict=True)]
 
 
@@ -111,10 +94,10 @@ class _Company:
         begun = {int(key.partition(".")[0]) for key in kept}
         asked = [i for i, work in enumerate(works) if (i in begun if begun else not ctx.reuse(work.record))]
         ctx.report.note(f"drawing placements of {len(asked)} photos' objects")
-        count = cpu.lanes(len(works)) if _parted(ctx) else 1
+        count = cpu.lanes(len(works)) if ctx.parted() else 1
         stacks = [stack, *(train.opened(ctx, configs[0]) for _ in range(1, count))]
         shared = [partial(self._lane, own, {i: works[i] for i in asked if i % count == k}, configs) for k, own in enumerate(stacks)]
-        self.members = sorted((m for lane in _lanes(ctx, shared) for m in lane), key=lambda m: m.number)
+        self.members = sorted((m for lane in ctx.side_by_side(shared) for m in lane), key=lambda m: m.number)
         for m in self.members if kept else []:  # after all are built: what the frozen base says is asked with no other's weights
             m.trainer.restore({k.partition(".")[2]: v for k, v in kept.items() if int(k.partition(".")[0]) == m.number})
         if kept:
@@ -186,7 +169,7 @@ class _Company:
             self.members.remove(m)
             lanes.setdefault(id(m.trainer.stack), []).append(m)
         with self.room.lent(self._most()):
-            _lanes(self.ctx, [partial(self._published, lane, done, failed) for lane in lanes.values()])
+            self.ctx.side_by_side([partial(self._published, lane, done, failed) for lane in lanes.values()])
 
     def _published(self, lane: list[_Member], done: dict[int, Done], failed: list[tuple[_Member, GateError]]) -> None:
         for m in lane:

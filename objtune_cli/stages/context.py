@@ -1,10 +1,10 @@
 """What every stage is given, and what it gives back."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from objtune_cli import bases
 from objtune_cli.bases import Base
@@ -18,6 +18,8 @@ from objtune_cli.store.refs import Ref
 if TYPE_CHECKING:
     from objtune_cli.models.parallel import Team
     from objtune_cli.models.stack import Stack
+
+T = TypeVar("T")
 
 
 class Report(Protocol):
@@ -101,6 +103,20 @@ class Context:
         team = self.team()
         with team.first() if team else contextlib.nullcontext():
             yield
+
+    def parted(self) -> bool:
+        """Whether there may be several bases in memory, each at work in a thread of its own: a small one, on a processor."""
+        from objtune_cli.models import stack
+
+        return self.team() is None and self.base.small and stack.pick_device(self.common.device).type == "cpu"
+
+    def side_by_side(self, work: Sequence[Callable[[], T]]) -> list[T]:
+        """What each piece of work gives, at the same time where processors are free for it."""
+        if len(work) < 2 or not self.parted():
+            return [each() for each in work]
+        from objtune_cli.models import cpu
+
+        return cpu.side_by_side(work)
 
     def unforced(self) -> "Context":
         """The same for the stages before the one that `--force` is meant for."""

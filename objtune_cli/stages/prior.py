@@ -12,10 +12,19 @@ EVERYDAY = ("person", "dog", "car", "tree", "chair", "cup")
 """Things that stay what they are, for a base that does not name the words it knows."""
 
 
+def made(ctx: Context, class_word: str, config: Prior) -> bool:
+    """Whether the prior is there already; opens no model."""
+    return artifact.existing(ctx.root, _record(ctx, class_word, config)) is not None
+
+
+def _record(ctx: Context, class_word: str, config: Prior) -> Record:
+    name = slug(class_word)
+    return Record("prior", name, {name: class_word}, {}, asdict(config), ctx.base.record())
+
+
 def run(ctx: Context, class_word: str, config: Prior) -> Done:
     """The prior of a class on this base; `--force` of another stage does not make it again."""
-    name = slug(class_word)
-    record = Record("prior", name, {name: class_word}, {}, asdict(config), ctx.base.record())
+    record = _record(ctx, class_word, config)
     ref = artifact.existing(ctx.root, record)
     if ref:
         return Done(ref, True)

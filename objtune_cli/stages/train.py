@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,16 +72,28 @@ def checked(ctx: Context, config: Train, objects: int = 1) -> Train:
 
 def described(ctx: Context, sources: list[Ref], config: Train, embedding: Embed, prior: Prior) -> Work:
     """What is to be made of the sources, the stages before it done."""
-    records = started(ctx, sources, embedding)
-    named = {name: word for record in records for name, word in record.objects.items()}
-    if len(named) < len(records):
+    given = [artifact.read_record(ctx.root, ref) for ref in sources]
+    for record in given:
+        ctx.check_base(record)
+    if len({name for record in given for name in record.objects}) < len(given):
         raise UsageError("an object is named twice", "give each embedding once")
-    with ctx.first():
-        priors = {word: prior_stage.run(ctx, word, prior).ref for word in sorted(set(named.values()))} if config.class_weight else {}
+    words = sorted({word for record in given for word in record.objects.values()}) if config.class_weight else []
+    missing = [word for word in words if not prior_stage.made(ctx, word, prior)]
+    records: list[Record] = []
+    work: list[Callable[[], Any]] = [lambda: records.extend(started(ctx, sources, embedding)), lambda: _priors(ctx, missing, prior)]
+    ctx.side_by_side(work if missing else work[:1])
+    made = _priors(ctx, words, prior)
+    named = {name: word for record in records for name, word in record.objects.items()}
     inputs = {f"embedding.{r.name}": ctx.input(r.ref) for r in records}
-    inputs |= {f"prior.{ref.name}": ctx.input(ref) for ref in priors.values()}
+    inputs |= {f"prior.{ref.name}": ctx.input(ref) for ref in made.values()}
     name = "-".join(named)[:64].rstrip("-.")
-    return Work(Record("adapter", name, named, inputs, identifying(config), ctx.base.record()), records, priors)
+    return Work(Record("adapter", name, named, inputs, identifying(config), ctx.base.record()), records, made)
+
+
+def _priors(ctx: Context, words: list[str], prior: Prior) -> dict[str, Ref]:
+    """The priors of classes, by class word."""
+    with ctx.first():
+        return {word: prior_stage.run(ctx, word, prior).ref for word in words}
 
 
 def started(ctx: Context, sources: list[Ref], embedding: Embed) -> list[Record]:

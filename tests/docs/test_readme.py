@@ -17,8 +17,8 @@ from PIL import Image
 from tests.conftest import REPOSITORY
 
 EXAMPLES = REPOSITORY / "docs" / "examples"
-SHORTER = {"OBJTUNE_TRAIN_STEPS": "175"}
-"""Half of the steps that one object takes at most."""
+SHORTER = {"OBJTUNE_TRAIN_STEPS": "120"}
+"""A third of the steps that one object takes at most."""
 APART = "## One photo taken apart"
 
 

@@ -90,6 +90,16 @@ def test_each_artifact_is_what_a_command_of_its_own_makes(train, lanes):
         assert far < 0.02 * gone
 
 
+def test_of_one_photo_the_prior_is_made_beside_the_embedding_with_the_same_bytes(train, monkeypatch):
+    made = []
+    for count in (1, 2):
+        monkeypatch.setattr(cpu, "lanes", lambda wanted, count=count: min(wanted, count))
+        assert train(which=[0]).code == 0
+        made.append({path: path.read_bytes() for path in Path("artifacts").rglob("*.safetensors")})
+        shutil.rmtree("artifacts")
+    assert made[0] == made[1] and {path.parts[1] for path in made[0]} == {"mask", "embedding", "prior", "adapter"}
+
+
 def test_only_what_is_not_there_is_made(train):
     assert train(which=[0]).out == "adapter/rex@1\n"
     before = Path("artifacts/adapter/rex/v001.safetensors").stat().st_mtime_ns
