@@ -23,8 +23,9 @@ def share(parameters: int) -> None:
     Threads meet after every layer. Two on small layers save a third of the time of a quiet machine, and wait for each other
     for most of it where anything else runs; one gives the same bits on any number of processors.
     """
+    every = _all()  # asked before it is changed
     if not _said():
-        torch.set_num_threads(1 if parameters < SMALL else _all())
+        torch.set_num_threads(1 if parameters < SMALL else every)
 
 
 def lanes(wanted: int) -> int:
@@ -33,7 +34,9 @@ def lanes(wanted: int) -> int:
 
 
 def side_by_side(work: Sequence[Callable[[], T]]) -> list[T]:
-    """What each gives, in their order, as many at once as there are lanes; the first error of any, after all have ended."""
+    """What each gives, in their order, as many at once as there are lanes, small models all; the first error of any, after all have ended."""
+    if len(work) > 1:
+        share(0)
     count = lanes(len(work))
     if count < 2:
         return [each() for each in work]

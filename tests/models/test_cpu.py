@@ -56,3 +56,16 @@ def test_an_error_is_raised_after_all_have_ended(four):
 def test_threads_of_lanes_have_one_thread_each(four):
     cpu.share(1)
     assert cpu.side_by_side([torch.get_num_threads] * 3) == [1, 1, 1]
+
+
+def test_all_threads_are_those_from_before_a_small_model_took_one(four, monkeypatch):
+    """Nothing is replaced but what torch was told: whichever comes first, a small model or work for lanes."""
+    monkeypatch.undo()
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for first in (lambda: cpu.share(1), lambda: cpu.side_by_side([int, int])):
+        torch.set_num_threads(2)
+        cpu._all.cache_clear()
+        first()
+        assert torch.get_num_threads() == 1 and cpu.lanes(8) == 2
+    cpu._all.cache_clear()
