@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +31,10 @@ def colourful(stream: TextIO) -> bool:
 
 
 class Reporter:
-    """Notes, progress and errors of one command, on stderr."""
+    """Notes, progress and errors of one command, on stderr.
+
+    Of threads at work at the same time, progress is shown of the one that began first; all have their notes and events.
+    """
 
     def __init__(self, *, quiet: bool = False, verbose: bool = False, events: "Events | None" = None) -> None:
         self.quiet, self.verbose, self.events = quiet, verbose, events
@@ -40,17 +44,28 @@ class Reporter:
         self._stage = ""
         self._said = self._started = 0.0
         self._first = 0
+        self._lock, self._shown = threading.RLock(), 0
 
     def note(self, text: str) -> None:
         """One line for the user."""
-        if self.events:
-            self.events.write("note", text=text)
-        if not self.quiet:
-            self._end_bar()
-            print(safe(text), file=sys.stderr, flush=True)
+        with self._lock:
+            if self.events:
+                self.events.write("note", text=text)
+            if not self.quiet:
+                self._end_bar()
+                print(safe(text), file=sys.stderr, flush=True)
 
     def step(self, stage: str, done: int, total: int, **values: float) -> None:
         """Progress: a bar on a terminal, a plain line now and then elsewhere; every step is an event."""
+        with self._lock:
+            mine = threading.get_ident()
+            if self._shown in (0, mine) or mine == threading.main_thread().ident:  # which waits while others work
+                self._shown = 0 if done >= total else mine
+                self._step(stage, done, total, **values)
+            elif self.events:
+                self.events.write("step", **{**values, "stage": stage, "step": done, "total": total, "eta": None})
+
+    def _step(self, stage: str, done: int, total: int, **values: float) -> None:
         if stage != self._stage or done < self._said * total:
             self._begin(stage, done, total)
         spent, taken = time.monotonic() - self._started, done - self._first

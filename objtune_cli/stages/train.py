@@ -252,21 +252,26 @@ COPIED, DRIFTED, UNLIKE, LOST = 0.4, 0.25, 0.4, 0.7
 def _scores(ctx: Context, trainer: "Trainer", judge: "Judge") -> dict[str, float]:
     """The scores, said in words too, with what to change where one is bad; none where a picture is no number."""
     names = list(trainer.learned)
+    among = f"{' '.join(names)}: " if trainer.name != "default" else ""  # others stand beside it
+
+    def note(text: str) -> None:
+        ctx.report.note(among + text)
+
     found = {k: round(v, 4) for k, v in (judge.scores(trainer.said(), names) | {"drift": judge.drift(names)}).items()}
     if not all(math.isfinite(v) for v in found.values()):
-        ctx.report.note("its own pictures are no numbers at this precision: no scores")
+        note("its own pictures are no numbers at this precision: no scores")
         return {}
-    ctx.report.note(
+    note(
         "  ".join(f"{name} {found[name]:.2f}" for name in ("identity", "prompt", "drift", "copy")) + f"  ({trainer.step} steps)"
     )
     if found["copy"] > COPIED:
-        ctx.report.note("the pictures copy the photo: fewer steps (`--steps`), a lower rate (`--set train.lr=…`), or a tighter mask")
+        note("the pictures copy the photo: fewer steps (`--steps`), a lower rate (`--set train.lr=…`), or a tighter mask")
     if found["drift"] > DRIFTED:
-        ctx.report.note("the class itself came to look like the object: hold it more, `--set train.class_weight=6`")
+        note("the class itself came to look like the object: hold it more, `--set train.class_weight=6`")
     if found["identity"] < UNLIKE:
-        ctx.report.note("the object is not well learned: more steps (`--steps`), or a larger and sharper photo of it")
+        note("the object is not well learned: more steps (`--steps`), or a larger and sharper photo of it")
     if found["prompt"] < LOST:
-        ctx.report.note("scenes are not followed as the class alone follows them: fewer steps, or `--set train.background_weight=2`")
+        note("scenes are not followed as the class alone follows them: fewer steps, or `--set train.background_weight=2`")
     return found
 
 

@@ -201,6 +201,7 @@ def test_scores_and_sheets_of_each(cli, photos):
     document = json.loads(done.out)
     assert done.code == 0 and len(document["images"]) == 2 and all(Path(p).is_file() for p in document["images"])
     assert all({"identity", "drift", "copy", "prompt", "object"} <= set(m) for m in document["metrics"].values())
+    assert "\nrex: identity " in done.err and "\ntom: identity " in done.err
 
 
 def test_each_object_of_a_photo_has_the_steps_of_one():
