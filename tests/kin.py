@@ -198,3 +198,10 @@ def sd3(folder: Path, *, with_clip: bool = True, newer: bool = False) -> Path:
         first.save_pretrained(folder / "clip")
         second.save_pretrained(folder / "clip_2")
     return folder
+
+
+def folders(top: Path, names: tuple[str, ...]) -> dict[str, Path]:
+    """A base of each family named, without an image tower."""
+    made = {"sd1": lambda path: tiny.build(path, clip=False), "sd2": lambda path: sd2(path, with_clip=False),
+            "sdxl": lambda path: sdxl(path, with_clip=False), "sd3": lambda path: sd3(path, with_clip=False)}  # fmt: skip
+    return {name: made[name](top / name) for name in names}

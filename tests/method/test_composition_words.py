@@ -10,7 +10,7 @@ from objtune_cli.models import adapter
 from objtune_cli.models import stack as stacks
 from objtune_cli.models.stack import Stack
 from objtune_cli.models.tokens import Placeholders
-from tests import kin, tiny
+from tests import kin
 
 CPU = torch.device("cpu")
 EVERYWHERE = (-1.0, -1.0, 2.0, 2.0)
@@ -20,13 +20,7 @@ PROMPT, CLASSES = "a photo of <rex> and <cup> on the beach", {"rex": "dog", "cup
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    top = tmp_path_factory.mktemp("words")
-    return {
-        "sd1": tiny.build(top / "one", clip=False),
-        "sd2": kin.sd2(top / "two", with_clip=False),
-        "sdxl": kin.sdxl(top / "xl", with_clip=False),
-        "sd3": kin.sd3(top / "three", with_clip=False),
-    }
+    return kin.folders(tmp_path_factory.mktemp("words"), NAMES)
 
 
 @pytest.fixture(params=NAMES)

@@ -27,12 +27,7 @@ NAMES = ("sd1", "sd2", "sdxl")
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    top = tmp_path_factory.mktemp("imports")
-    return {
-        "sd1": tiny.build(top / "one", clip=False),
-        "sd2": kin.sd2(top / "two", with_clip=False),
-        "sdxl": kin.sdxl(top / "xl", with_clip=False),
-    }
+    return kin.folders(tmp_path_factory.mktemp("imports"), NAMES)
 
 
 def layers(folder: Path, rank: int = 2, modules: str = "all") -> dict[str, torch.Tensor]:
