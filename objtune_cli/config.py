@@ -120,6 +120,8 @@ class Train:
         "auto", "Whether photo and class go through the denoiser one after the other (less memory) or together.", before="together"
     )
     views: int = _setting(8, "Placements of the object drawn before training; 1: the photo as it is.", 1, 4096)
+    smallest: float = _setting(0.45, "Share of the frame that the longer side of one object placed anew has at least.", 0.05, 1, before=0.45)
+    largest: float = _setting(0.72, "Share that it has at most.", 0.05, 1, before=0.72)
     known: int = _setting(
         24, "Noised views, for each sentence and all combinations of a photo's objects, on which the frozen base is asked before the first step.", 1, 4096, before=24
     )
@@ -245,6 +247,7 @@ class Bench:
     """Measuring."""
 
     objects: int = _setting(40, "Held-out objects, classes in turn.", 1, 10_000)
+    shard: str = _setting("1/1", "Which of the objects: k/n is every n-th from the k-th on, so that n machines measure them all; `cat` joins their results.jsonl for `--from`.")
     repeats: int = _setting(2, "Rounds of prompts for each object.", 1, 100)
     prompts: str = _setting("scene,wearing,pair", "Kinds of prompts, with commas: scene, wearing, pair.")
     samples: int = _setting(1024, "Samples of `--base-only`.", 16, 100_000)
@@ -254,8 +257,9 @@ class Bench:
         "drawn", "What `--masks` looks at: drawn scenes, or five objects in photographs that scikit-image carries."
     )
     rounds: int = _setting(3, "Rounds of `--speed`.", 1, 100)
+    script: str = _setting("", "diffusers' train_dreambooth_lora.py, which `--speed` then times too; empty: it does not.")
     layouts: str = _setting("sd15,sdxl", "Layouts of `--memory`, with commas: sd15, sd21, sdxl, sd3 with random weights, or base: the one at hand.")
-    side: int = _setting(0, "Side of the pictures of `--memory`, px; 0: the layout's own.", 0, 4096)
+    side: int = _setting(0, "Side of the pictures of `--memory` and of `--speed` at Stable Diffusion's size, px; 0: the layout's own, and 256 for the speed of a processor.", 0, 4096)
     products: Literal["zeros", "multiplied"] = _setting(
         "zeros", "What products give in `--memory` on a processor: zeros of their shape, which take as much memory, or what they are."
     )
@@ -272,6 +276,18 @@ class Bench:
     def kinds(self) -> tuple[str, ...]:
         """The kinds of `prompts`, one by one."""
         return tuple(part.strip() for part in self.prompts.split(","))
+
+    @property
+    def part(self) -> slice:
+        """Which of a list `shard` takes.
+
+        Raises:
+            UsageError: It is not k/n with k from 1 to n.
+        """
+        first, _, every = self.shard.partition("/")
+        if not (first.isdecimal() and every.isdecimal() and 1 <= int(first) <= int(every)):
+            raise UsageError(f"bench.shard is {self.shard}", "k/n, k from 1 to n: 2/4 is the second of four")
+        return slice(int(first) - 1, None, int(every))
 
 
 SECTIONS: dict[str, type] = {

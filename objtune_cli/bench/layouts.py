@@ -34,15 +34,17 @@ def known(names: str) -> list[str]:
     return found
 
 
-def stack(name: str, device: torch.device, dtype: torch.dtype, side: int = 0) -> stacks.Stack:
+def stack(name: str, device: torch.device, dtype: torch.dtype, side: int = 0, denoiser: torch.dtype | None = None) -> stacks.Stack:
     """A layout's parts: denoiser and autoencoder in `dtype`, text encoders in float32, CLIP's own words; `side`: of its pictures, px, 0: its own.
+
+    `denoiser`: its number format where it is another.
 
     Source: the configs of the models' folders, as the package keeps them for one-file checkpoints.
     """
     stacks.quiet()
     family = LAYOUTS[name]
     folder = single.LAYOUTS / family.name
-    denoiser = _config(folder / family.denoiser) | ({"sample_size": side // FACTOR} if side else {})
+    shape = _config(folder / family.denoiser) | ({"sample_size": side // FACTOR} if side else {})
     network: Any = UNet2DConditionModel if family.denoiser == "unet" else SD3Transformer2DModel
     encoders = [_random(partial(_encoder, folder / part), device, torch.float32) for part in family.encoders]
     words = [single.tokenizer(pad) for pad in single.pads(family)]
@@ -50,7 +52,7 @@ def stack(name: str, device: torch.device, dtype: torch.dtype, side: int = 0) ->
     return stacks.Stack(
         tokenizer=words[0],
         text_encoder=encoders[0],
-        unet=_random(partial(network.from_config, denoiser), device, dtype),
+        unet=_random(partial(network.from_config, shape), device, denoiser or dtype),
         autoencoder=reopen(),
         scheduler=family.open_scheduler(folder),
         device=device,

@@ -61,7 +61,10 @@ def run(ctx: Context, out: Path, methods: Mapping[str, Method], config: Bench, p
         IncompatibleError: A base without a world. InputError: `published` holds no results. Stopped: a signal came; finished objects are kept.
     """
     dial = dial_of(ctx)
-    asked = [c for c in cases.cases(dial, config.objects, config.seed, config.repeats, config.kinds) if c.prompts]
+    part = config.part
+    asked = [c for c in cases.cases(dial, config.objects, config.seed, config.repeats, config.kinds)[part] if c.prompts]
+    if not asked and len(range(config.objects)[part]) == 0:
+        raise UsageError(f"no object of {config.objects} is in the shard {config.shard}", "fewer shards, or more objects")
     if not asked:
         raise UsageError(f"no object has a prompt of the kinds {config.prompts}", "ask for more kinds, or more objects")
     plan = {**ALWAYS, **methods}

@@ -1,7 +1,7 @@
 """`objtune bench --speed`: seconds and memory of a training step, methods side by side in one run.
 
-Knows no pictures: what is learned from noise costs what is learned from a photo. Two sizes: the base at hand, and a
-denoiser of Stable Diffusion 1.5's own layout with random weights, at 256 px so that it fits a small machine.
+Knows no pictures: what is learned from noise costs what is learned from a photo. Two sizes: the base at hand, and
+Stable Diffusion 1.5's own layout with random weights; on a processor at 256 px, so that it fits a small machine.
 """
 
 import contextlib
@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from objtune_cli import bases
-from objtune_cli.bench import large, measures
+from objtune_cli.bench import measures
 from objtune_cli.bench.methods import METHODS
-from objtune_cli.config import Embed, Train
+from objtune_cli.config import Bench, Embed, Train
 from objtune_cli.errors import ObjtuneError, ResourceError
 from objtune_cli.stages import train
 from objtune_cli.stages.context import Context
@@ -31,12 +31,14 @@ if TYPE_CHECKING:
 
 COMPARED = ("objtune", "dreambooth-lora")
 SIZES = ("base", "sd15")
-"""The base at hand; Stable Diffusion 1.5's layout at 256 px."""
+"""The base at hand; Stable Diffusion 1.5's layout."""
 WARM_UP = {"base": 4, "sd15": 1}
 STEPS = {"base": 12, "sd15": 4}
 """Steps of a round: whole turns of the class term, taken at every step or every fourth."""
 JOINT = (1, 2, 3)
 """Numbers of objects of one photo that are learned together."""
+SIDE = 256
+"""Side of the large model's pictures on a processor, px."""
 PARTS = ("words", "forward", "backward", "optimizer")
 
 
@@ -51,9 +53,10 @@ class Task:
     device: str
     precision: str
     objects: int = 1
+    side: int = 0
 
 
-def run(ctx: Context, rounds: int, sizes: tuple[str, ...] = SIZES) -> list[dict[str, Any]]:
+def run(ctx: Context, config: Bench, sizes: tuple[str, ...] = SIZES) -> list[dict[str, Any]]:
     """Rows of both methods at each size, one value a round, and of the ratio of ours to the other.
 
     Measures: `<size>_step_s`, its parts `_words_s`, `_forward_s`, `_backward_s`, `_optimizer_s`, and
@@ -64,8 +67,8 @@ def run(ctx: Context, rounds: int, sizes: tuple[str, ...] = SIZES) -> list[dict[
     """
     rows: list[dict[str, Any]] = []
     for size in sizes:
-        tasks = {name: _task(ctx, size, name) for name in COMPARED}
-        found = _side_by_side(ctx, f"speed {size}", tasks, rounds)
+        tasks = {name: replace(_task(ctx, size, name), side=config.side) for name in COMPARED}
+        found = _side_by_side(ctx, f"speed {size}", tasks, config.rounds)
         for name in COMPARED:
             rows += measures.rows(name, [{f"{size}_{m}": v for m, v in r.items() if m != "prepare_s"} for r in found[name]])
         ours, theirs = (found[name] for name in COMPARED)
@@ -239,7 +242,7 @@ class Clock:
 
 
 def _stack(task: Task) -> "Stack":
-    return _base(task) if task.size == "base" else large.stack(task.device, task.precision)
+    return _base(task) if task.size == "base" else _large(task)
 
 
 def build(task: Task, stack: "Stack") -> "Trainer":
@@ -281,6 +284,27 @@ def _base(task: Task) -> "Stack":
     if task.precision == "auto" and device.type == "cpu" and precision.processor_has_bf16():
         precision.halve(loaded.unet)
     return loaded
+
+
+def _large(task: Task) -> "Stack":
+    """Stable Diffusion 1.5's layout with random weights, in the number formats and the memory layout of `_base`; its pictures fit the machine."""
+    import torch
+
+    from objtune_cli.bench import layouts
+    from objtune_cli.models import precision, stack
+    from objtune_cli.models.cpu import keep_memory
+
+    device = stack.pick_device(task.device)
+    dtype = stack.pick_dtype(task.precision, device)
+    if device.type != "cpu":
+        return layouts.stack("sd15", device, dtype, task.side)
+    keep_memory()
+    half = task.precision == "auto" and precision.processor_has_bf16()
+    made = layouts.stack("sd15", device, dtype, task.side or SIDE, torch.bfloat16 if half else dtype)  # never whole in float32: that alone would be the peak
+    made.unet.to(memory_format=torch.channels_last)
+    if half:
+        precision.halve(made.unet)
+    return made
 
 
 def _noise_prior(stack: "Stack", g: "torch.Generator", entries: int = 8) -> dict[str, "torch.Tensor"]:

@@ -86,9 +86,13 @@ def bench(
         from objtune_cli.bench import speed as clock
 
         ctx = run.context(create=False)
-        rounds = ctx.settings.resolve(Bench).rounds
-        found = clock.run(ctx, rounds, clock.SIZES[:1] if quick else clock.SIZES)
-        return _table(run, found + clock.objects(ctx, rounds), [])
+        config = ctx.settings.resolve(Bench)
+        found = clock.run(ctx, config, clock.SIZES[:1] if quick else clock.SIZES)
+        if config.script and not quick:
+            from objtune_cli.bench import script
+
+            found += script.rows(ctx, config, out / "script", found)
+        return _table(run, found + clock.objects(ctx, config.rounds), [])
     if scenes:
         return _scenes(run, objects, methods, seed, quick, out)
     if masks:

@@ -235,6 +235,32 @@ def test_published_results_are_not_measured_again(context: Callable[..., Context
     assert run.run(context(), tmp_path / "third", METHODS, CONFIG, other / "results.jsonl") == rows and trained == []
 
 
+def test_shards_on_several_machines_are_the_whole_together(context: Callable[..., Context], trained: list, out: Path, tmp_path: Path) -> None:
+    """Each measures its own objects; their results, one behind the other, are what a single run would have found."""
+    three, ctx = replace(CONFIG, objects=3), context()
+    parts = []
+    for k in (1, 2):
+        run.run(ctx, tmp_path / str(k), METHODS, replace(three, shard=f"{k}/2"))
+        parts.append((tmp_path / str(k) / "results.jsonl").read_text())
+    assert [case for _, case in trained] == ["dog-000", "dog-000", "car-002", "car-002", "cat-001", "cat-001"]
+    (tmp_path / "all.jsonl").write_text("".join(parts))
+    trained.clear()
+    rows = _by_name(run.run(ctx, out, METHODS, three, tmp_path / "all.jsonl"))
+    assert trained == [] and rows["one", "seconds"]["n"] == 3
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "2", "/2", "1/", "a/b", "-1/2", "1/2/3", "", "1.5/2"])
+def test_a_shard_that_is_none_is_refused_before_anything_is_measured(context: Callable[..., Context], trained: list, out: Path, shard: str) -> None:
+    with pytest.raises(UsageError, match="bench.shard is") as refused:
+        run.run(context(), out, METHODS, replace(CONFIG, shard=shard))
+    assert "k/n" in refused.value.hint and not trained and not out.joinpath("results").exists()
+
+
+def test_a_shard_without_an_object_is_refused(context: Callable[..., Context], trained: list, out: Path) -> None:
+    with pytest.raises(UsageError, match="no object"):
+        run.run(context(), out, METHODS, replace(CONFIG, shard="5/9"))
+
+
 @pytest.mark.parametrize("text", [None, "{", '{"method": "one"}', "[1]"])
 def test_what_holds_no_results_is_refused(context: Callable[..., Context], out: Path, tmp_path: Path, text: str | None) -> None:
     if text is not None:

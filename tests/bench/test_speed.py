@@ -117,6 +117,6 @@ def test_a_child_that_ends_is_heard(child, said: str) -> None:
 
 
 def test_the_large_model_opens_in_a_process_that_has_opened_nothing() -> None:
-    code = "from objtune_cli.bench import large; print(large._diffusers().UNet2DConditionModel.__name__)"
+    code = "from objtune_cli.bench import layouts; print(layouts.UNet2DConditionModel.__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout == "UNet2DConditionModel\n", done.stderr[-2000:]
