@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from objtune_cli.config import Common, Compose, Embed, Generate, Prior, Segment, Settings, Train
+from objtune_cli.config import Common, Compose, Embed, Generate, Prior, Segment, Train
 from objtune_cli.errors import ObjtuneError
+from objtune_cli.settings import Settings
 from objtune_cli.stages.context import Context, Done
 from objtune_cli.store import refs
 from objtune_cli.store.project import locate

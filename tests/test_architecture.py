@@ -11,13 +11,14 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "objtune_cli"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-OTHERS = ("bases", "bench", "cli", "config", "errors", "families", "library", "method", "models", "numerics", "stages", "store", "toybox")
+OTHERS = ("bases", "bench", "cli", "config", "errors", "families", "library", "method", "models", "numerics", "settings", "stages", "store", "toybox")
 HEAVY = {"torch", "torchvision", "cv2", "numpy", "PIL", "diffusers", "transformers", "peft", "safetensors", "rich", "huggingface_hub"}
 ALLOWED = {
     "": {"cli", "library"},  # __init__, __main__
-    "library": {"config", "errors", "stages", "store"},
+    "library": {"config", "errors", "settings", "stages", "store"},
     "errors": set(),
     "config": {"errors"},
+    "settings": {"config", "errors"},
     "families": {"families", "errors", "numerics"},
     "bases": {"errors", "families"},
     "store": {"errors", "store"},
@@ -26,11 +27,11 @@ ALLOWED = {
     "method": {"method", "config", "errors", "models", "numerics"},
     "stages": set(OTHERS) - {"cli", "bench"},
     "bench": set(OTHERS) - {"cli"},
-    "cli": {"cli", "store", "config", "errors", "bases", "stages", "bench"},
+    "cli": {"cli", "store", "config", "settings", "errors", "bases", "stages", "bench"},
     "toybox": {"toybox", "errors"},
 }
 """Part of the package to the parts it may import, wherever the import stands."""
-LIGHT = {"", "errors", "config", "families", "library", "bases", "store", "stages", "cli"}
+LIGHT = {"", "errors", "config", "settings", "families", "library", "bases", "store", "stages", "cli"}
 """Parts that load nothing heavy when they are imported."""
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from objtune_cli.config import SECTIONS, Common, Embed, Generate, Segment, Settings, Train
+from objtune_cli.config import SECTIONS, Common, Embed, Generate, Segment, Train
 from objtune_cli.errors import UsageError
+from objtune_cli.settings import Settings
 
 Make = Callable[..., Settings]
 

@@ -8,7 +8,9 @@ from typing import Any
 
 from objtune_cli.errors import UsageError
 from objtune_cli.families import SD1, SD2, SD3, SDXL, Family, single
+from objtune_cli.models import precision
 from objtune_cli.models import stack as stacks  # repairs torchvision before the libraries below ask for it
+from objtune_cli.models.cpu import keep_memory
 
 # isort: split
 import torch
@@ -63,6 +65,25 @@ def stack(name: str, device: torch.device, dtype: torch.dtype, side: int = 0, de
         text_encoder_2=encoders[1] if len(encoders) > 1 else None,
         options=family.options(folder),
     )
+
+
+def opened(name: str, device_name: str, precision_name: str, side: int, fitting: int) -> stacks.Stack:
+    """A layout in the number formats and the memory layout in which `train` opens a base.
+
+    Args:
+        side: Of its pictures, px; 0: the layout's own on a GPU, `fitting` on a processor.
+    """
+    device = stacks.pick_device(device_name)
+    dtype = stacks.pick_dtype(precision_name, device)
+    if device.type != "cpu":
+        return stack(name, device, dtype, side)
+    keep_memory()
+    half = precision_name == "auto" and precision.processor_has_bf16()
+    made = stack(name, device, dtype, side or fitting, torch.bfloat16 if half else dtype)  # never whole in float32: that alone would be the peak
+    made.unet.to(memory_format=torch.channels_last)
+    if half:
+        precision.halve(made.unet)
+    return made
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from objtune_cli.config import SECTIONS, Settings
+from objtune_cli.config import SECTIONS
 from objtune_cli.errors import UsageError
+from objtune_cli.settings import Settings
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 PLAIN = {"views": 1, "background_weight": 0.0, "timesteps": "uniform", "schedule": "constant", "token_norm": "free",

@@ -242,7 +242,11 @@ class Clock:
 
 
 def _stack(task: Task) -> "Stack":
-    return _base(task) if task.size == "base" else _large(task)
+    if task.size == "base":
+        return _base(task)
+    from objtune_cli.bench import layouts
+
+    return layouts.opened("sd15", task.device, task.precision, task.side, SIDE)
 
 
 def build(task: Task, stack: "Stack") -> "Trainer":
@@ -284,27 +288,6 @@ def _base(task: Task) -> "Stack":
     if task.precision == "auto" and device.type == "cpu" and precision.processor_has_bf16():
         precision.halve(loaded.unet)
     return loaded
-
-
-def _large(task: Task) -> "Stack":
-    """Stable Diffusion 1.5's layout with random weights, in the number formats and the memory layout of `_base`; its pictures fit the machine."""
-    import torch
-
-    from objtune_cli.bench import layouts
-    from objtune_cli.models import precision, stack
-    from objtune_cli.models.cpu import keep_memory
-
-    device = stack.pick_device(task.device)
-    dtype = stack.pick_dtype(task.precision, device)
-    if device.type != "cpu":
-        return layouts.stack("sd15", device, dtype, task.side)
-    keep_memory()
-    half = task.precision == "auto" and precision.processor_has_bf16()
-    made = layouts.stack("sd15", device, dtype, task.side or SIDE, torch.bfloat16 if half else dtype)  # never whole in float32: that alone would be the peak
-    made.unet.to(memory_format=torch.channels_last)
-    if half:
-        precision.halve(made.unet)
-    return made
 
 
 def _noise_prior(stack: "Stack", g: "torch.Generator", entries: int = 8) -> dict[str, "torch.Tensor"]:

@@ -19,8 +19,9 @@ import numpy as np
 from objtune_cli.bench import drawing, given, scores
 from objtune_cli.bench.cases import Case
 from objtune_cli.bench.methods import Method
-from objtune_cli.config import PREFIX, Embed, Prior, Train, identifying
+from objtune_cli.config import Embed, Prior, Train, identifying
 from objtune_cli.errors import ObjtuneError, ResourceError, Stopped
+from objtune_cli.settings import PREFIX
 from objtune_cli.stages import train
 from objtune_cli.stages.context import Context, tools
 from objtune_cli.store import artifact, pictures

@@ -21,7 +21,7 @@ from objtune_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from objtune_cli.cli.events import Events
-    from objtune_cli.config import Settings
+    from objtune_cli.settings import Settings
     from objtune_cli.stages.context import Context, Done
     from objtune_cli.store.project import Project
 
@@ -61,7 +61,7 @@ class Run:
 
     def settings(self, project: "Project") -> "Settings":
         """All layers of settings."""
-        from objtune_cli.config import Settings
+        from objtune_cli.settings import Settings
 
         return Settings(project.settings, given=self.options.get("set_") or ())
 

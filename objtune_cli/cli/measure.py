@@ -83,16 +83,7 @@ def bench(
         )
         return _memory(run)
     if speed:
-        from objtune_cli.bench import speed as clock
-
-        ctx = run.context(create=False)
-        config = ctx.settings.resolve(Bench)
-        found = clock.run(ctx, config, clock.SIZES[:1] if quick else clock.SIZES)
-        if config.script and not quick:
-            from objtune_cli.bench import script
-
-            found += script.rows(ctx, config, out / "script", found)
-        return _table(run, found + clock.objects(ctx, config.rounds), [])
+        return _speed(run, quick, out)
     if scenes:
         return _scenes(run, objects, methods, seed, quick, out)
     if masks:
@@ -102,6 +93,20 @@ def bench(
         return _many(run, many, prompts, seed, out)
     given = {"objects": objects, "prompts": prompts, "seed": seed}
     return _objects(run, given, methods, out, quick=quick, base_only=base_only, published=from_)
+
+
+def _speed(run: Run, quick: bool, out: Path) -> Outcome:
+    """A step beside others', here and at Stable Diffusion's size; of several objects."""
+    from objtune_cli.bench import speed as stage
+
+    ctx = run.context(create=False)
+    config = ctx.settings.resolve(Bench)
+    found = stage.run(ctx, config, stage.SIZES[:1] if quick else stage.SIZES)
+    if config.script and not quick:
+        from objtune_cli.bench import script
+
+        found += script.rows(ctx, config, out / "script", found)
+    return _table(run, found + stage.objects(ctx, config.rounds), [])
 
 
 def _objects(

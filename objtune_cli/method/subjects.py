@@ -69,7 +69,7 @@ def views(stack: Stack, members: tuple[Subject, ...], config: Train) -> Views:
     """Draw the placements of a subset and encode them once."""
     each = torch.stack([s.mask for s in members])
     g = noise.step_generator(config.seed, 0xFFFFFFFF)
-    scale = TOGETHER if len(members) > 1 else (config.smallest, config.largest)
+    scale = TOGETHER if len(members) > 1 else placement.SCALE
     pictures, masks = placement.views(members[0].picture, each.amax(0), members[0].ground, config.views, stack.size, g, scale, each)
     latents, spread = (found.to(stack.device) for found in stack.posterior(pictures))
     masks = to_latent(masks, (latents.shape[-2], latents.shape[-1])).to(stack.device)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from objtune_cli import bases
 from objtune_cli.bases import Base
-from objtune_cli.config import Common, Settings
+from objtune_cli.config import Common
 from objtune_cli.errors import IncompatibleError, Stopped
+from objtune_cli.settings import Settings
 from objtune_cli.store import artifact
 from objtune_cli.store.artifact import Record
 from objtune_cli.store.project import Project

@@ -7,8 +7,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from objtune_cli import bases
-from objtune_cli.config import Segment, Settings
+from objtune_cli.config import Segment
 from objtune_cli.errors import ObjtuneError
+from objtune_cli.settings import Settings
 from objtune_cli.store import artifact, leavings, refs
 from objtune_cli.store.project import Project
 

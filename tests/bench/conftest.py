@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from objtune_cli.config import Common, Settings
+from objtune_cli.config import Common
+from objtune_cli.settings import Settings
 from objtune_cli.stages.context import Context
 from objtune_cli.store.project import locate
 from tests import tiny

@@ -17,9 +17,10 @@ from transformers import ViTConfig, ViTModel
 from objtune_cli.bench import dataset, dreambench, features, measures, papers, trial
 from objtune_cli.bench.methods import Method
 from objtune_cli.bench.trial import Trained
-from objtune_cli.config import Bench, Common, Settings
+from objtune_cli.config import Bench, Common
 from objtune_cli.errors import ResourceError, Stopped
 from objtune_cli.models import towers
+from objtune_cli.settings import Settings
 from objtune_cli.stages.context import Context
 from objtune_cli.store.project import locate
 from tests import dreambench as drawn

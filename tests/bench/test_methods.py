@@ -7,8 +7,9 @@ import pytest
 
 from objtune_cli.bench.given import WAYS
 from objtune_cli.bench.methods import ABLATIONS, BASELINES, GROUPS, METHODS, OURS, PLAIN, ROBUST, Method, named
-from objtune_cli.config import Embed, Prior, Settings, Train
+from objtune_cli.config import Embed, Prior, Train
 from objtune_cli.errors import UsageError
+from objtune_cli.settings import Settings
 
 
 def _resolved(method: Method) -> tuple[Embed, Train, Prior]:
