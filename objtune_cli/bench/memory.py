@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from objtune_cli import bases
 from objtune_cli.bench import layouts, measures
+from objtune_cli.bench.methods import METHODS
 from objtune_cli.config import Bench, Embed, Prior, Train
 from objtune_cli.errors import UsageError
 from objtune_cli.stages import train
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from objtune_cli.models.stack import Stack
 
 MB = 2**20
+BASELINE = "dreambooth-lora"
 OBJECTS = 2
 """Of one photo, so that there are combinations; a step shows as many rows as for one."""
 VIEWS = 2
@@ -36,13 +38,18 @@ def run(ctx: Context, config: Bench) -> list[dict[str, Any]]:
     Measures: `denoiser_mb`, `words_mb`, `autoencoder_mb`: weights. `preparing_mb`: placements encoded, the frozen base asked.
     `resting_mb`: between two steps. `kept_mb`, `again_mb`: the largest of a step, its optimizer's included, with activations
     kept or computed again; `_attention`: with the term on where words look. `drawing_mb`: four pictures at once, with guidance, the
-    trainer still there. `gpu_mb`: on a GPU, its allocator's own word on the whole.
+    trainer still there. `gpu_mb`: on a GPU, its allocator's own word on the whole. Then DreamBooth-LoRA's `resting_mb` and `kept_mb`, one
+    photo and one class picture a step, and the ratio of ours to it.
     """
     rows: list[dict[str, Any]] = []
     for name in layouts.known(config.layouts):
         ctx.check_stopped()
         label, found = _measured(ctx, name, config)
-        rows += measures.rows(label, [found])
+        theirs = _baseline(ctx, name, config.side)
+        ctx.report.note(f"{label}: a step of {BASELINE}: {theirs['kept_mb']:.0f} MB")
+        rows += measures.rows(label, [found]) + measures.rows(f"{label}: {BASELINE}", [theirs])
+        if "kept_mb" in found:
+            rows += measures.rows(f"{label}: ratio", [{"kept_mb": found["kept_mb"] / theirs["kept_mb"]}])
     return rows
 
 
@@ -70,6 +77,27 @@ def _measured(ctx: Context, name: str, config: Bench) -> tuple[str, dict[str, fl
     if stack.device.type == "cuda":
         found["gpu_mb"] = memory.peak("cuda")
     return label, found
+
+
+def _baseline(ctx: Context, name: str, side: int) -> dict[str, float]:
+    """The same of a step of DreamBooth-LoRA, as its authors' script takes it: both pictures in one pass, the whole model in memory."""
+    from objtune_cli.method import training
+    from objtune_cli.models.allocation import Live, held
+    from objtune_cli.stages import dry
+
+    method = METHODS[BASELINE]
+    stack = _opened(ctx, name, side)
+    live = Live(multiply=stack.device.type != "cpu")
+    live.add(held(stack.unet, *stack.text_encoders, stack.text_encoder_3, stack.vae))
+    with live:
+        asked = train.suited(replace(Train(), **method.train), {**bases.TRAINING, **stack.family.training})
+        objects = dry.subjects(stack, replace(Embed(), **method.embed), 1)
+        trainer = training.Trainer(stack, objects, {"dog": dry.prior(stack, 1)}, asked)
+        trainer.advance()
+        resting = live.now / MB
+        live.forget()
+        trainer.advance()
+    return {"resting_mb": resting, "kept_mb": live.peak / MB}
 
 
 def _opened(ctx: Context, name: str, side: int) -> "Stack":

@@ -16,6 +16,7 @@ from objtune_cli.families import FAMILIES
 from objtune_cli.models import stack as stacks
 from tests import tiny
 
+OURS = "base at 32 px"
 CPU = torch.device("cpu")
 MEASURES = {
     "denoiser_mb", "words_mb", "autoencoder_mb", "preparing_mb", "resting_mb", "kept_mb", "kept_attention_mb", "again_mb", "again_attention_mb",
@@ -34,8 +35,11 @@ def test_the_command_prints_what_a_run_takes(cli: Any, tmp_path: Path, monkeypat
     assert done.code == 0, done.err
     _trained_as_a_run(made[0])
     rows = json.loads(done.out)["rows"]
-    assert {r["method"] for r in rows} == {"base at 32 px"} and all(r["n"] == 1 for r in rows)
-    found = {r["measure"]: r["mean"] for r in rows}
+    assert [*dict.fromkeys(r["method"] for r in rows)] == [OURS, f"{OURS}: dreambooth-lora", f"{OURS}: ratio"] and all(r["n"] == 1 for r in rows)
+    ours, theirs, ratio = ({r["measure"]: r["mean"] for r in rows if r["method"] == name} for name in (OURS, f"{OURS}: dreambooth-lora", f"{OURS}: ratio"))
+    assert theirs.keys() == {"resting_mb", "kept_mb"} and theirs["resting_mb"] > ours["denoiser_mb"] + ours["words_mb"] + ours["autoencoder_mb"]
+    assert ratio == {"kept_mb": pytest.approx(ours["kept_mb"] / theirs["kept_mb"], abs=1e-3)}
+    found = ours
     assert found.keys() == MEASURES
     stack = stacks.load(folder, CPU, torch.bfloat16)
     bytes_of = {"denoiser": [stack.unet], "words": stack.text_encoders, "autoencoder": [stack.vae]}

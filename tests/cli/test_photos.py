@@ -18,7 +18,7 @@ from tests.schema import check
 
 Cli = Callable[..., Any]
 FAST = ("--set", "bench.seeds=2", "--device", "cpu", "--precision", "fp32")
-METHODS = "objtune+train.steps=2+train.batch=1+train.views=1+train.scores=none+prior.samples=2+prior.entries=4+init-embedding.steps=2"
+METHODS = "objtune+train.steps=2+train.batch=1+train.views=1+train.scores=none+prior.samples=2+prior.entries=4+train.known=2+init-embedding.steps=2"
 
 
 @pytest.fixture(scope="session")

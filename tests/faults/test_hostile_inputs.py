@@ -279,7 +279,7 @@ def test_f19_f21_offline_and_nothing_of_the_owner(form: str, cli: Cli, base: Pat
     monkeypatch.setattr(socket, "getaddrinfo", blocked)
     outside = tmp_path / "owner"
     outside.mkdir()
-    settings = ("init-embedding.steps=2", "train.views=2", "train.steps=2", "train.rank=1", "prior.samples=2", "prior.entries=2")
+    settings = ("init-embedding.steps=2", "train.views=2", "train.steps=2", "train.rank=1", "prior.samples=2", "prior.entries=2", "train.known=2")
     fast = [word for setting in settings for word in ("--set", setting)]
     line = ["train", telling(outside, form), "--class", "dog", "--name", "rex", "--box", "35,35,75,75"]
     done = cli(*line, *fast, *tiny.ANY, "--set", "segment.segmenter=grabcut", "--base", base)

@@ -16,7 +16,7 @@ from tests import tiny
 from tests.sizes import sized
 
 SETTINGS = (
-    "init-embedding.steps=2", "train.views=2", "train.steps=3", "train.rank=1", "prior.samples=2", "prior.entries=2", "train.scores=none", "generate.steps=2",
+    "init-embedding.steps=2", "train.views=2", "train.steps=3", "train.rank=1", "prior.samples=2", "prior.entries=2", "train.known=2", "train.scores=none", "generate.steps=2",
     "segment.segmenter=grabcut",
 )  # fmt: skip
 SET = [word for setting in SETTINGS for word in ("--set", setting)]
@@ -115,7 +115,7 @@ def test_names_that_differ_in_case_alone_are_refused(project: Path) -> None:
 LIMIT = {"short": 1.25, "full": 1.10}
 """Times what is recorded; the short form runs on other machines too, whose libraries take other amounts."""
 RECORDED = Path(__file__).with_name("memory.json")
-QUICK = ["--set", "train.steps=2", "--set", "train.scores=none", "--set", "prior.samples=2", "--set", "prior.entries=2", "--set", "init-embedding.steps=2"]
+QUICK = ["--set", "train.steps=2", "--set", "train.scores=none", "--set", "prior.samples=2", "--set", "prior.entries=2", "--set", "train.known=2", "--set", "init-embedding.steps=2"]
 STAGES = {
     "segment": ["segment", "PHOTO", "--class", "dog"],
     "init-embedding": ["init-embedding", "mask/dog", *QUICK],

@@ -15,6 +15,7 @@ base = "{base}"
 steps = 3
 rank = 2
 views = 2
+known = 2
 [prior]
 samples = 2
 entries = 4

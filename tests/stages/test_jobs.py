@@ -16,7 +16,7 @@ from objtune_cli.store.project import Project
 from tests.schema import check
 
 SETTINGS = [
-    "init-embedding.steps=3", "train.views=4", "train.steps=4", "train.rank=2", "train.scores=none", "prior.samples=2", "prior.entries=4",
+    "init-embedding.steps=3", "train.views=4", "train.steps=4", "train.rank=2", "train.scores=none", "prior.samples=2", "prior.entries=4", "train.known=2",
     "segment.min_likeness=0", "segment.min_margin=-99", "segment.min_score=-99",
 ]  # fmt: skip
 

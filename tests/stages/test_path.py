@@ -12,7 +12,7 @@ from PIL import Image
 from objtune_cli.store import artifact, refs
 from tests import tiny
 
-FAST = ("--set", "init-embedding.steps=3", "--set", "train.views=4", "--set", "prior.samples=2", "--set", "prior.entries=4")
+FAST = ("--set", "init-embedding.steps=3", "--set", "train.views=4", "--set", "prior.samples=2", "--set", "prior.entries=4", "--set", "train.known=2")
 LITTLE = ("--set", "train.steps=4", "--set", "train.rank=2")
 
 

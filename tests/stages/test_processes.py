@@ -70,7 +70,7 @@ def test_two_processes_learn_what_one_learns_from_as_many_rows(base: Path, tmp_p
 
 @pytest.mark.parametrize("by", [pytest.param(TORCHRUN, marks=pytest.mark.slow), ACCELERATE, pytest.param((), marks=pytest.mark.slow)], ids=["torchrun", "accelerate", "our own option"])
 def test_the_command_line_in_two_processes(by: tuple[str, ...], cli, base: Path, dog_photo: Path) -> None:
-    few = ["--set", "train.steps=3", "--set", "train.views=2", "--set", "train.rank=2", "--set", "prior.samples=2", "--set", "prior.entries=4",
+    few = ["--set", "train.steps=3", "--set", "train.views=2", "--set", "train.rank=2", "--set", "prior.samples=2", "--set", "prior.entries=4", "--set", "train.known=2",
            "--set", "init-embedding.steps=2", "--set", "train.batch=2", "--set", "segment.min_likeness=0"]  # fmt: skip
     command = ["train", dog_photo, "--class", "dog", "--box", "40,40,600,600", "--base", base, "--no-preview", "--device", "cpu", *few]
     own = [] if by else ["--num-processes", "2"]
@@ -110,7 +110,7 @@ def test_what_one_of_several_cannot_do_is_said_once_with_its_exit_code(project: 
 @pytest.mark.slow
 def test_a_signal_stops_all_of_them_with_their_state_saved(project: Path, dog_photo: Path, base: Path) -> None:
     command = ["train", dog_photo, "--class", "dog", "--box", "40,40,600,600", "--base", base, "--no-preview", "--device", "cpu", "--steps", "5000",
-               "--set", "segment.min_likeness=0", "--set", "prior.samples=2", "--set", "prior.entries=4", "--set", "init-embedding.steps=2", "--num-processes", "2"]  # fmt: skip
+               "--set", "segment.min_likeness=0", "--set", "prior.samples=2", "--set", "prior.entries=4", "--set", "train.known=2", "--set", "init-embedding.steps=2", "--num-processes", "2"]  # fmt: skip
     with subprocess.Popen(
         [sys.executable, "-m", "objtune_cli", *map(str, command)], cwd=project, env=environment(), stderr=subprocess.PIPE, text=True
     ) as running:

@@ -8,7 +8,7 @@ import pytest
 from tests.test_architecture import loaded_by
 
 FAST = (
-    "--set", "init-embedding.steps=3", "--set", "train.views=4", "--set", "prior.samples=2", "--set", "prior.entries=4",
+    "--set", "init-embedding.steps=3", "--set", "train.views=4", "--set", "prior.samples=2", "--set", "prior.entries=4", "--set", "train.known=2",
     "--set", "train.scores=none", "--set", "train.steps=3", "--set", "train.rank=2", "--set", "segment.segmenter=grabcut",
     "--set", "segment.min_likeness=0", "--set", "segment.min_margin=-99", "--set", "segment.min_score=-99",
 )  # fmt: skip

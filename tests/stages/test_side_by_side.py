@@ -16,7 +16,7 @@ from objtune_cli.models import cpu
 from objtune_cli.store import artifact
 from objtune_cli.store.refs import parse
 
-FAST = ("--set", "init-embedding.steps=3", "--set", "train.views=4", "--set", "prior.samples=2", "--set", "prior.entries=4", "--set", "train.scores=none", "--no-preview")
+FAST = ("--set", "init-embedding.steps=3", "--set", "train.views=4", "--set", "prior.samples=2", "--set", "prior.entries=4", "--set", "train.known=2", "--set", "train.scores=none", "--no-preview")
 NAMES = ("rex", "cup", "tom")
 
 

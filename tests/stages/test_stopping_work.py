@@ -15,7 +15,7 @@ import pytest
 from objtune_cli.method import training
 from tests.schema import check
 
-FAST = ("--set", "init-embedding.steps=3", "--set", "train.views=4", "--set", "prior.samples=2", "--set", "prior.entries=4", "--set", "train.scores=none", "--no-preview")
+FAST = ("--set", "init-embedding.steps=3", "--set", "train.views=4", "--set", "prior.samples=2", "--set", "prior.entries=4", "--set", "train.known=2", "--set", "train.scores=none", "--no-preview")
 
 
 @pytest.fixture
