@@ -160,10 +160,11 @@ CERTAIN = 8.0
 class SegmentAnything:
     """Masks from any model of segment-anything's classes; a picture is embedded once, however many hints follow."""
 
-    def __init__(self, model: Any, name: str) -> None:
+    def __init__(self, model: Any, name: str, device: str = "cpu") -> None:
         self.name = name
-        self.predictor = SamPredictor(model)
-        cpu.share(sum(p.numel() for p in model.parameters()))
+        self.predictor = SamPredictor(model.to(device))
+        if device == "cpu":
+            cpu.share(sum(p.numel() for p in model.parameters()))
         self.rgb = np.zeros((0, 0, 3), np.uint8)
 
     def look(self, rgb: np.ndarray) -> None:

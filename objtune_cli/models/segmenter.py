@@ -70,8 +70,11 @@ class Segmenter(Protocol):
         ...
 
 
-def load(kind: str, checkpoint: str, embedded: Path) -> Segmenter:
+def load(kind: str, checkpoint: str, embedded: Path, device: str = "cpu") -> Segmenter:
     """A segmenter: of a checkpoint where one is given, else "sam" from the embedded weights, or "grabcut".
+
+    Args:
+        device: Where a checkpoint's model computes; the embedded one is small and stays with the processor.
 
     Raises:
         InputError: No segment-anything checkpoint.
@@ -79,7 +82,7 @@ def load(kind: str, checkpoint: str, embedded: Path) -> Segmenter:
     if checkpoint:
         from objtune_cli.models.sam import SegmentAnything, official
 
-        return SegmentAnything(*official(Path(checkpoint)))
+        return SegmentAnything(*official(Path(checkpoint)), device)
     if kind == "grabcut":
         from objtune_cli.models.grabcut import GrabCut
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from objtune_cli.models.stack import Stack
     from objtune_cli.models.towers import Towers
 
+BOTH_MB = 14_000
+"""What the largest segmenter and SDXL take side by side on a GPU."""
 SNAP = 0.02
 """Reach of an outline to the edges of the colours, fraction of the object's longer side."""
 AGREED = 0.9
@@ -88,14 +90,21 @@ class Eyes:
     def segmenter(self) -> "Segmenter":
         from objtune_cli.models import segmenter
 
-        return segmenter.load(self.config.segmenter, self.config.sam_checkpoint, bases.SEGMENTER)
+        return segmenter.load(self.config.segmenter, self.config.sam_checkpoint, bases.SEGMENTER, self._device())
 
     @functools.cached_property
     def detector(self) -> "Detector | None":
         """A zero-shot detector, where one is set."""
         from objtune_cli.models.detector import Detector
 
-        return Detector(self.config.detector) if self.config.detector else None
+        return Detector(self.config.detector, self._device()) if self.config.detector else None
+
+    def _device(self) -> str:
+        """Where a large segmenter or detector computes: on the base's GPU where both have room, else on the processor."""
+        from objtune_cli.models import memory, stack
+
+        device = stack.pick_device(self.ctx.common.device)
+        return str(device) if device.type == "cuda" and memory.room("cuda") > BOTH_MB else "cpu"
 
     @functools.cached_property
     def clip(self) -> "tuple[Stack, Towers] | None":
