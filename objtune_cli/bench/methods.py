@@ -34,7 +34,7 @@ class Method:
     Attributes:
         title: As shown. source: Where its losses and settings come from.
         embed, train, prior: Settings that differ from the defaults.
-        given: What it is handed: a way of `given.WAYS`.
+        given: What it is handed: a way of `given.WAYS`. hint: as what the mask is handed: `--mask`, taken as it is, or `--rough`, to be made exact.
     """
 
     title: str
@@ -43,6 +43,7 @@ class Method:
     train: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
     prior: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
     given: str = "exact"
+    hint: str = "mask"
 
 
 OURS = {"objtune": Method("objtune", "docs/method.md")}
@@ -110,6 +111,9 @@ ROBUST = {
     "mask-eroded": Method("mask eroded by 5 % of the object", "robustness", given="eroded"),
     "mask-dilated": Method("mask dilated by 5 % of the object", "robustness", given="dilated"),
     "mask-noisy": Method("mask with edges wrong by 5 % of the object", "robustness", given="noisy"),
+    "rough-eroded": Method("the eroded mask, made exact", "robustness", given="eroded", hint="rough"),
+    "rough-dilated": Method("the dilated mask, made exact", "robustness", given="dilated", hint="rough"),
+    "rough-noisy": Method("the noisy mask, made exact", "robustness", given="noisy", hint="rough"),
 }
 """Ours on worse input than the table's."""
 
@@ -155,4 +159,4 @@ def _varied(name: str, *changes: str) -> Method:
             raise UsageError(f"{change} is no setting of a method", f"settings begin with {', '.join(f'{p}.' for p in parts)}")
         parts[section][key] = getattr(given.resolve(SECTIONS[section]), key)
     embed, train, prior = parts.values()
-    return Method(f"{method.title}, {' '.join(changes)}", method.source, embed, train, prior, method.given)
+    return Method(f"{method.title}, {' '.join(changes)}", method.source, embed, train, prior, method.given, method.hint)

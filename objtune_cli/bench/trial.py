@@ -78,6 +78,8 @@ def key(ctx: Context, case: Case, name: str, method: Method, seed: int) -> str:
     about = settings(ctx, name, method) | {"format": FORMAT, "case": repr(case), "seed": seed, "judge": judge()}
     if method.given != "exact":
         about["given"] = method.given
+    if method.hint != "mask":
+        about["hint"] = method.hint
     return hashlib.sha256(canonical(about).encode()).hexdigest()
 
 
@@ -135,7 +137,7 @@ def learned(ctx: Context, handed: Handed, name: str, method: Method) -> Trained:
         said = {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
         said |= {"tower": ctx.common.tower} if ctx.common.tower else {}
         command = [
-            sys.executable, "-P", "-m", "objtune_cli", "train", str(photo), "--mask", str(mask),
+            sys.executable, "-P", "-m", "objtune_cli", "train", str(photo), f"--{method.hint}", str(mask),
             "--class", handed.kind, "--name", handed.name, "--no-preview", "--json", "--project", str(folder),
             "--base", ctx.common.base, "--device", ctx.common.device, "--precision", ctx.common.precision,
             *(word for k, v in said.items() for word in ("--set", f"{k}={v}")),

@@ -10,12 +10,12 @@ from objtune_cli.store import refs
 
 _TEXT, _TEXTS, _NUMBER = "a text", "a text or a list of texts", "a whole number"
 KEYS: dict[str, str] = {
-    "photo": _TEXT, "class": _TEXTS, "name": _TEXTS, "mask": _TEXTS, "box": _TEXTS, "point": _TEXTS, "not_point": _TEXTS,
+    "photo": _TEXT, "class": _TEXTS, "name": _TEXTS, "mask": _TEXTS, "box": _TEXTS, "point": _TEXTS, "not_point": _TEXTS, "rough": _TEXTS,
     "which": _TEXT, "prompts": _TEXTS, "n": _NUMBER, "seed": _NUMBER, "base": _TEXT, "device": _TEXT, "precision": _TEXT,
     "set": _TEXTS, "max_time": _TEXT,
 }  # fmt: skip
 """What a job may say, and what `[defaults]` may say for all of them."""
-_FINDING = {"class": "--class", "name": "--name", "mask": "--mask", "box": "--box", "point": "--point", "not_point": "--not-point", "which": "--which"}
+_FINDING = {"class": "--class", "name": "--name", "mask": "--mask", "box": "--box", "point": "--point", "not_point": "--not-point", "rough": "--rough", "which": "--which"}
 _MODEL = {"base": "--base", "device": "--device", "precision": "--precision", "set": "--set"}
 FORM = 'for example `[[job]]`, below it `photo = "rex.jpg"` and `class = "dog"`'
 
@@ -87,8 +87,9 @@ def _job(job: dict[str, Any], where: str, folder: Path) -> Job:
     except ObjtuneError as error:
         raise InputError(f"{error.message} in {where}", error.hint) from None
     found = job | {"photo": str(folder / job["photo"])}
-    if "mask" in job:
-        found["mask"] = [_below(folder, text, names) for text in job["mask"]]
+    for key in ("mask", "rough"):
+        if key in job:
+            found[key] = [_below(folder, text, names) for text in job[key]]
     model = _options(found, _MODEL)
     train = ["train", *_options(found, _FINDING), *model]
     train += [f"--seed={job['seed']}"] if "seed" in job else []

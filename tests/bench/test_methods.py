@@ -48,10 +48,11 @@ def test_every_named_setting_differs_from_ours(name: str) -> None:
 @pytest.mark.parametrize("name", ROBUST)
 def test_robustness_is_ours_on_other_input(name: str) -> None:
     assert _resolved(ROBUST[name]) == (Embed(), Train(), Prior()) and ROBUST[name].given in WAYS[1:]
+    assert ROBUST[name].hint == ("rough" if name.startswith("rough-") else "mask")
 
 
 def test_no_two_methods_are_the_same() -> None:
-    assert len({(_resolved(m), m.given) for m in METHODS.values()}) == len(METHODS)
+    assert len({(_resolved(m), m.given, m.hint) for m in METHODS.values()}) == len(METHODS)
 
 
 @pytest.mark.parametrize("name", BASELINES)

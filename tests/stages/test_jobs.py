@@ -46,7 +46,8 @@ def test_a_job_is_the_commands_that_a_person_would_type(tmp_path):
         [[job]]
         photo = "/abs/pair.jpg"
         class = ["dog", "coffee mug"]
-        box = ["dog=1,2,3,4", "coffee-mug=-1,2,3,4"]
+        box = ["dog=1,2,3,4"]
+        rough = "coffee-mug=masks/mug.png"
         set = "train.rank=4"
         """,
     )
@@ -58,7 +59,7 @@ def test_a_job_is_the_commands_that_a_person_would_type(tmp_path):
         ("generate", *model, "--seed=7", "-n", "2", "--", "a photo of <rex>", "-"),
     )  # fmt: skip
     assert (two.names, two.classes, len(two.commands)) == (("dog", "coffee-mug"), ("dog", "coffee mug"), 1)
-    assert two.commands[0][-1] == "/abs/pair.jpg"
+    assert two.commands[0][-1] == "/abs/pair.jpg" and f"--rough=coffee-mug={tmp_path / 'masks/mug.png'}" in two.commands[0]
     assert "--set=train.rank=4" in two.commands[0] and "--set=train.lr=1e-3" not in two.commands[0]
 
 

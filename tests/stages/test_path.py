@@ -58,6 +58,20 @@ def test_a_second_run_reuses_everything_and_writes_nothing(objtune, dog_photo):
     assert document["images"] == ["artifacts/adapter/dog/v001/preview.png"] or Path(document["images"][0]).is_file()
 
 
+def test_a_rough_mask_is_made_exact_by_train_as_by_segment(objtune, dog_photo):
+    """The same object by the same words: what the one found is there for the other."""
+    found = np.zeros((640, 640), np.uint8)
+    found[200:500, 150:450] = 255
+    Image.fromarray(found).save("rough.png")
+    hints = (dog_photo, "--class", "dog", "--rough", "rough.png")
+    assert objtune("segment", *hints).code == 0
+    done = objtune("train", *hints, *FAST, "--no-preview", "--set", "train.scores=none", "--json")
+    assert done.code == 0, done.err
+    assert [r["ref"] for r in json.loads(done.out)["refs"]] == ["adapter/dog@1"] and [line.split("\t")[0] for line in lines(objtune("list", "mask").out)] == ["mask/dog@1"]
+    missing = objtune("train", dog_photo, "--class", "dog", "--rough", "none.png")
+    assert missing.code == 3 and "there is no mask none.png" in missing.err
+
+
 def test_train_says_how_good_it_is_in_numbers_and_words(objtune, dog_photo, monkeypatch):
     """From the base's own CLIP; numbers in the record too, and what to change where one is bad."""
     from objtune_cli.method.judging import Judge
