@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def rows(ctx: Context, config: Bench, folder: Path, ours: list[dict[str, Any]]) 
     """Rows of the script at the size of `ours`, rows of `speed.run`, and of the ratio of ours to it; one value each."""
     ctx.report.note(f"{Path(config.script).name}: Stable Diffusion 1.5's layout is written to {folder}")
     device = "cuda" if ctx.common.device.startswith("cuda") or (ctx.common.device == "auto" and _gpu()) else "cpu"
-    found = measured(Path(config.script).expanduser(), folder, device, config.side or (SIDE if device == "cpu" else LARGE))
+    found = measured(Path(config.script).expanduser(), folder, device, config.side or (SIDE if device == "cpu" else LARGE), ctx.check_stopped)
     mean = {row["measure"]: row["mean"] for row in ours if row["method"] == "objtune"}
     theirs = {f"sd15_{name}": value for name, value in found.items()}
     return measures.rows("diffusers' script", [theirs]) + measures.rows("ratio to the script", [{m: mean[m] / v for m, v in theirs.items() if v and m in mean}])
@@ -45,11 +46,11 @@ def _gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def measured(script: Path, folder: Path, device: str, side: int) -> dict[str, float]:
+def measured(script: Path, folder: Path, device: str, side: int, check: Callable[[], None] = lambda: None) -> dict[str, float]:
     """Median seconds of a step and the largest memory in MB of stepping, the model included.
 
     Args:
-        folder: Where the model, the pictures and what the script writes lie; made if it is not there.
+        folder: Where the model, the pictures and what the script writes lie; made if it is not there. check: raises to stop.
 
     Raises:
         InputError: There is no such script. ResourceError: it failed.
@@ -66,11 +67,19 @@ def measured(script: Path, folder: Path, device: str, side: int) -> dict[str, fl
         "--output_dir", str(folder / "out"), "--resolution", str(side), "--max_train_steps", str(STEPS + WARM_UP + 1), *RATES,
         *(("--mixed_precision", "bf16") if device.startswith("cuda") else ("--mixed_precision", "no")),
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise ResourceError(f"{script.name} failed: {said}", "is it the script of the installed diffusers?")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    with (folder / "said").open("w+") as said, (folder / "errors").open("w+") as errors:
+        child = subprocess.Popen(command, stdout=said, stderr=errors, stdin=subprocess.DEVNULL, start_new_session=True)
+        try:
+            while child.poll() is None:
+                check()
+                time.sleep(0.1)
+        finally:
+            child.terminate()
+            child.wait()
+        lines, wrong = ([line for line in file.read().splitlines() if line] for file in (said, errors) if not file.seek(0))
+    if child.returncode:
+        raise ResourceError(f"{script.name} failed: {(wrong or ['it said nothing'])[-1]}", "is it the script of the installed diffusers?")
+    found: dict[str, float] = json.loads(lines[-1])
     return found
 
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ from PIL import Image
 
 from objtune_cli.bench import script
 from objtune_cli.config import Bench
-from objtune_cli.errors import InputError, ResourceError
+from objtune_cli.errors import InputError, ResourceError, Stopped
 
 LOOP = """
 import sys, time, torch
@@ -60,6 +61,19 @@ def test_a_script_that_fails_is_told_in_its_own_words(tmp_path: Path, bare: list
         script.measured(tmp_path / "bad.py", tmp_path / "work", "cpu", 24)
 
 
+def test_a_signal_ends_the_script_too(tmp_path: Path, bare: list[Path]) -> None:
+    (tmp_path / "slow.py").write_text("import time, pathlib; time.sleep(60); pathlib.Path(__file__ + '.end').touch()")
+    began = time.monotonic()
+
+    def check() -> None:
+        if time.monotonic() > began + 0.5:
+            raise Stopped(15, "stopped", "")
+
+    with pytest.raises(Stopped):
+        script.measured(tmp_path / "slow.py", tmp_path / "work", "cpu", 24, check)
+    assert time.monotonic() < began + 30 and not (tmp_path / "slow.py.end").exists()
+
+
 def test_a_script_that_is_not_there_is_an_input_error_before_a_model_is_written(tmp_path: Path, bare: list[Path]) -> None:
     with pytest.raises(InputError, match="there is no"):
         script.measured(tmp_path / "none.py", tmp_path / "work", "cpu", 24)
@@ -74,7 +88,7 @@ def test_ours_is_told_beside_it_as_a_ratio(monkeypatch: pytest.MonkeyPatch, tmp_
         {"method": "dreambooth-lora", "measure": "sd15_step_s", "mean": 9.0},
         {"method": "objtune", "measure": "sd15_memory_mb", "mean": 3000.0},
     ]
-    ctx = SimpleNamespace(common=SimpleNamespace(device="cpu"), report=SimpleNamespace(note=lambda text: None))
+    ctx = SimpleNamespace(common=SimpleNamespace(device="cpu"), report=SimpleNamespace(note=lambda text: None), check_stopped=lambda: None)
     rows = {(r["method"], r["measure"]): r["mean"] for r in script.rows(ctx, Bench(script="train.py"), tmp_path, ours)}
     assert rows == {
         ("diffusers' script", "sd15_step_s"): 2, ("diffusers' script", "sd15_memory_mb"): 4000,
