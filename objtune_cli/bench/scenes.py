@@ -35,8 +35,9 @@ KINDS = {"two": (0, 1), "three": (0, 1, 2), "same": (0, 3)}
 """Kinds of scenes to the members of a group of four: three classes, and another object of the first one's class."""
 JOINT = {"joint": OURS["objtune"], **{f"joint-{name}": BASELINES[name] for name in ("dreambooth-lora", "custom-diffusion", "break-a-scene")}}
 """Learned from one photo of all: by ours, drawn by compose as any objects are; and by others' settings, drawn from the prompt, each object under a token of its own and its class held by its own pictures."""
-METHODS = ("truth", "alone", "composed", "once", "sum", *JOINT)
-"""Drawn by the world; each object in a picture of its own; compose; compose without another seed; LoRAs added; learned from one photo of all."""
+METHODS = ("truth", "alone", "composed", "once", "sum", "each", *JOINT)
+"""Drawn by the world; each object in a picture of its own; compose; compose without another seed; LoRAs added; each learned in a run of its own from the one
+photo of all; learned together from it."""
 ASKED = ("truth", "alone", "composed", "once", "sum", "joint", "joint-dreambooth-lora", "joint-custom-diffusion")
 """What is measured where no method is named."""
 GROUPS = 6
@@ -167,13 +168,14 @@ def _measure(bench: Running, group: Group, method: str) -> tuple[dict[str, float
         ref, cost = _together(bench, ctx, group, JOINT[method])
         values, shown = _composed(bench, ctx, group, Compose()) if method == "joint" else bench.scored(group, _plain(ctx, group, ref))
         return values | ({"seconds": cost} if cost else {}), shown
-    ctx, cost = bench.inside("apart"), 0.0
-    for member in group.members:
-        cost += _trained(bench, ctx, member)
+    ctx, cost = bench.inside(f"each-{group.name}" if method == "each" else "apart"), 0.0
+    rgb, masks = _photo(bench, group)
+    for member, mask in zip(group.members, masks, strict=True):
+        cost += _train(bench, ctx, [member], rgb, [mask])[1] if method == "each" else _trained(bench, ctx, member)
     if method == "sum":
         values, shown = bench.scored(group, _plain(ctx, group, None))
     else:
-        values, shown = _composed(bench, ctx, group, Compose() if method == "composed" else replace(Compose(), retries=0))
+        values, shown = _composed(bench, ctx, group, replace(Compose(), retries=0) if method == "once" else Compose())
     return values | ({"seconds": cost} if cost else {}), shown
 
 
@@ -258,12 +260,18 @@ def _trained(bench: Running, ctx: Context, case: Case) -> float:
     return _train(bench, ctx, [case], rgb, [mask])[1]
 
 
-def _together(bench: Running, ctx: Context, group: Group, method: Method) -> tuple[Ref, float]:
-    """One adapter from one photo of all the group's objects."""
+def _photo(bench: Running, group: Group) -> tuple[np.ndarray, list[np.ndarray]]:
+    """One photo of all the group's objects, and where each is."""
     rng = np.random.default_rng((bench.config.seed, 7))
     scene = world.sample_scene(rng, bench.dial, instances=tuple(m.instance for m in group.members), background=group.members[0].photo_background)
     rgb, masks = draw.render(scene, cases.PHOTO_SIDE)
-    return _train(bench, ctx, list(group.members), rgb, list(masks), method)
+    return rgb, list(masks)
+
+
+def _together(bench: Running, ctx: Context, group: Group, method: Method) -> tuple[Ref, float]:
+    """One adapter from one photo of all the group's objects."""
+    rgb, masks = _photo(bench, group)
+    return _train(bench, ctx, list(group.members), rgb, masks, method)
 
 
 RARE = ("sks", "zwx", "ucd", "hta")

@@ -10,7 +10,7 @@ import torch
 
 from objtune_cli.bench import scenes, together
 from objtune_cli.bench.scores import Scale
-from objtune_cli.config import Bench
+from objtune_cli.config import Bench, Compose
 from objtune_cli.stages.context import Context
 from objtune_cli.toybox.evaluator import reading
 from objtune_cli.toybox.evaluator.network import Evaluator
@@ -139,3 +139,24 @@ def test_joint_trainings_take_their_methods_settings(context: Callable[..., Cont
         assert (project / "out" / f"{method}-{group.name}" / "given").is_dir()
     assert ways == ["compose"] + ["prompt"] * 3
     assert len({scenes._key(bench, group, method) for method in scenes.JOINT}) == len(scenes.JOINT)
+
+
+def test_each_alone_from_the_one_photo_is_what_learning_together_is_held_against(context: Callable[..., Context], judge: Evaluator, project: Path, monkeypatch) -> None:
+    """Runs of their own, each with its own mask, on the photo that a joint training is given."""
+    given: dict[str, list[tuple[list[str], bytes, list[bytes]]]] = {"each": [], "joint": []}
+    taken: list[str] = []
+
+    def train(bench, ctx, members, rgb, masks, method=None):
+        given[taken[-1]].append(([m.name for m in members], rgb.tobytes(), [m.tobytes() for m in masks]))
+        return None, 2.0
+
+    monkeypatch.setattr(scenes, "_train", train)
+    monkeypatch.setattr(scenes, "_composed", lambda bench, ctx, group, how: ({"presence": float(how.retries)}, np.zeros((1, 8, 8, 3), np.uint8)))
+    bench = scenes.Running(context(), project / "out", Bench(), MEDIUM, judge)
+    group = scenes.groups(MEDIUM, 1, 0, 1)[1]
+    for method in given:
+        taken.append(method)
+        values, _ = scenes._measure(bench, group, method)
+        assert values == {"presence": Compose().retries, "seconds": 2.0 * len(given[method])}
+    (names, photo, masks), *none = given["joint"]
+    assert given["each"] == [([name], photo, [mask]) for name, mask in zip(names, masks, strict=True)] and len(names) == 3 and not none
