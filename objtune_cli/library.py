@@ -74,12 +74,13 @@ def segment(
     *,
     box: tuple[float, float, float, float] | None = None,
     mask: str | Path | None = None,
+    rough: str | Path | None = None,
 ) -> Done:
-    """The object in a photo; `box` (x0, y0, x1, y1 in px) or a `mask` picture say where it is."""
+    """The object in a photo; `box` (x0, y0, x1, y1 in px), a `mask` picture or a `rough` one that is made exact say where it is."""
     from objtune_cli.stages import segment as stage
     from objtune_cli.stages.sight import Target
 
-    target = Target(class_word, refs.check_name(name) if name else refs.slug(class_word), box, mask=Path(mask) if mask else None)
+    target = Target(class_word, refs.check_name(name) if name else refs.slug(class_word), box, mask=Path(mask) if mask else None, rough=Path(rough) if rough else None)
     with _held(ctx):
         return stage.run(ctx, Path(photo), [target], ctx.settings.resolve(Segment))[0]
 
@@ -101,12 +102,13 @@ def train(
     steps: int | None = None,
     box: tuple[float, float, float, float] | None = None,
     mask: str | Path | None = None,
+    rough: str | Path | None = None,
     preview: bool = True,
 ) -> Done:
     """An object learned from one photo; runs the stages before it."""
     from objtune_cli.stages import train as stage
 
-    found = segment(ctx.unforced(), photo, class_word, name, box=box, mask=mask).ref
+    found = segment(ctx.unforced(), photo, class_word, name, box=box, mask=mask, rough=rough).ref
     config = ctx.settings.resolve(Train, steps=steps)
     with _held(ctx):
         return stage.run(ctx, [found], config, ctx.settings.resolve(Embed), ctx.settings.resolve(Prior), preview=preview)
