@@ -40,6 +40,16 @@ def rows(ctx: Context, config: Bench, folder: Path, ours: list[dict[str, Any]]) 
     return measures.rows("diffusers' script", [theirs]) + measures.rows("ratio to the script", [{m: mean[m] / v for m, v in theirs.items() if v and m in mean}])
 
 
+def check_there(script: Path) -> None:
+    """Refuse a script that is not there, before anything is measured.
+
+    Raises:
+        InputError: There is no such file.
+    """
+    if not script.is_file():
+        raise InputError(f"there is no {script}", "give diffusers' examples/dreambooth/train_dreambooth_lora.py of the installed version")
+
+
 def _gpu() -> bool:
     import torch
 
@@ -55,8 +65,7 @@ def measured(script: Path, folder: Path, device: str, side: int, check: Callable
     Raises:
         InputError: There is no such script. ResourceError: it failed.
     """
-    if not script.is_file():
-        raise InputError(f"there is no {script}", "give diffusers' examples/dreambooth/train_dreambooth_lora.py of the installed version")
+    check_there(script)
     _model(folder / "model", device)
     for name, count in (("photo", 1), ("class", CLASS_PICTURES)):
         _noise(folder / name, count, side)

@@ -101,10 +101,13 @@ def _speed(run: Run, quick: bool, out: Path) -> Outcome:
 
     ctx = run.context(create=False)
     config = ctx.settings.resolve(Bench)
-    found = stage.run(ctx, config, stage.SIZES[:1] if quick else stage.SIZES)
-    if config.script and not quick:
+    beside = bool(config.script) and not quick
+    if beside:
         from objtune_cli.bench import script
 
+        script.check_there(Path(config.script).expanduser())
+    found = stage.run(ctx, config, stage.SIZES[:1] if quick else stage.SIZES)
+    if beside:
         found += script.rows(ctx, config, out / "script", found)
     return _table(run, found + stage.objects(ctx, config.rounds), [])
 

@@ -331,6 +331,14 @@ def test_speed_prints_rows_of_both_and_their_ratio(objtune: Cli, monkeypatch: py
     assert rows["1 object of a photo", "prepare_s"]["mean"] == 3
 
 
+def test_a_script_that_is_not_there_is_told_before_anything_is_measured(objtune: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    from objtune_cli.bench import speed
+
+    monkeypatch.setattr(speed, "run", lambda *_: pytest.fail("a step was measured"))
+    done = objtune("bench", "--speed", "--set", "bench.script=none.py")
+    assert done.code == 3 and "there is no none.py" in done.err
+
+
 @pytest.mark.parametrize("kind", ["--speed", "--scenes", "--masks", "--base-only"])
 def test_published_results_belong_to_methods_alone(kind: str, cli: Cli) -> None:
     done = cli("bench", kind, "--from", "results.jsonl")
