@@ -81,7 +81,7 @@ def test_a_signal_keeps_the_finished_subjects(base: Path, photos: Path, project:
         *(([*option], "--photos has subjects and prompts of its own") for option in (
             ["--scenes"], ["--masks"], ["--speed"], ["--base-only"], ["--many", "2"], ["--from", "results.jsonl"], ["--prompts", "scene"],
         )),
-        (["--methods", "robust"], "small-object, mask-eroded, mask-dilated, mask-noisy changes drawn photos"),
+        (["--methods", "robust"], "small-object, mask-eroded, mask-dilated, mask-noisy, rough-eroded, rough-dilated, rough-noisy changes drawn photos"),
         (["--methods", "dreambooth"], "there is no method dreambooth"),
         (["--set", "train.steps=3"], "--set train.steps would change no method"),
         (["--objects", "0"], "--objects is 0"),

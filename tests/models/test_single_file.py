@@ -78,6 +78,7 @@ def test_the_whole_path_on_a_file(cli: Callable, one: Callable[[str], Path], dog
         "prior.samples=2",
         "--set",
         "prior.entries=4",
+        "--set",
         "train.known=2",
         "--set",
         "init-embedding.steps=2",

@@ -81,9 +81,10 @@ def _map(*boxes: Box, score: float = 4.0) -> Tensor:
 
 @st.composite
 def _boxes(draw: st.DrawFn) -> Box:
-    w, h = draw(st.floats(0.05, 0.9)), draw(st.floats(0.05, 0.9))
-    x, y = draw(st.floats(w / 2, 1 - w / 2)), draw(st.floats(h / 2, 1 - h / 2))
-    return x - w / 2, y - h / 2, x + w / 2, y + h / 2
+    """In steps of 1/1024: a middle between two cells is the same number in single and in double precision."""
+    w, h = draw(st.integers(52, 920)), draw(st.integers(52, 920))
+    x, y = draw(st.integers(0, 1024 - w)), draw(st.integers(0, 1024 - h))
+    return x / 1024, y / 1024, (x + w) / 1024, (y + h) / 1024
 
 
 @given(_boxes())
