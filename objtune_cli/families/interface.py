@@ -75,7 +75,7 @@ class Family:
         return [
             (
                 CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
-                CLIPTextModel.from_pretrained(folder / "text_encoder", use_safetensors=True, local_files_only=True),
+                CLIPTextModel.from_pretrained(folder / "text_encoder", use_safetensors=True, local_files_only=True, dtype="float32"),
             )
         ]
 

@@ -75,7 +75,7 @@ class _SD3(Family):
         return [
             (
                 CLIPTokenizer.from_pretrained(folder / name.replace("text_encoder", "tokenizer"), local_files_only=True),
-                CLIPTextModelWithProjection.from_pretrained(folder / name, use_safetensors=True, local_files_only=True),
+                CLIPTextModelWithProjection.from_pretrained(folder / name, use_safetensors=True, local_files_only=True, dtype="float32"),
             )
             for name in self.encoders
         ]

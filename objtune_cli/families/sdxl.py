@@ -46,7 +46,7 @@ class _SDXL(Family):
         """The first encoder as in 1.x; the second has a projection."""
         from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-        second = CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2", use_safetensors=True, local_files_only=True)
+        second = CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2", use_safetensors=True, local_files_only=True, dtype="float32")
         return [*super().open_words(folder), (CLIPTokenizer.from_pretrained(folder / "tokenizer_2", local_files_only=True), second)]
 
     def encode(self, stack: Any, texts: list[str]) -> "Tensor":

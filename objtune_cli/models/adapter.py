@@ -1,6 +1,5 @@
 """LoRA on the denoiser, and of what was imported on the text encoders, through peft: add, read, write."""
 
-import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,13 +8,12 @@ import torch
 from torch import Tensor
 
 from objtune_cli.errors import IncompatibleError
+from objtune_cli.models.loading import LOADING
 from objtune_cli.models.stack import Stack
 
 PREFIX = "unet."
 WORDS = ("text_encoder.", "text_encoder_2.")
 """Before the names of layers of the text encoders, which imported LoRAs may have."""
-_DRAWING = threading.Lock()
-"""Held where the global generator is used: threads have one together."""
 
 
 def add(stack: Stack, rank: int, modules: str, seed: int, name: str = "default", blocks: str = "all") -> list[torch.nn.Parameter]:
@@ -40,7 +38,7 @@ def add(stack: Stack, rank: int, modules: str, seed: int, name: str = "default",
         for block in before:
             block.register_forward_pre_hook(_unlearned, with_kwargs=True)
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights="gaussian")
-    with _DRAWING, torch.random.fork_rng(devices=[]):  # peft draws A from the global generator
+    with LOADING, torch.random.fork_rng(devices=[]):  # peft draws A from the global generator, which threads have together
         torch.manual_seed(seed)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several beside each other are meant
@@ -110,7 +108,8 @@ def _load(network: Any, own: Mapping[str, Tensor], stack: Stack, name: str) -> N
     missing = set(targets) - {n for n, _ in network.named_modules()}
     if missing:
         raise IncompatibleError(f"the adapter was trained on another base: no layer {min(missing)} here", "use the base it names")
-    network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), adapter_name=name)
+    with LOADING:
+        network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), adapter_name=name)
     try:
         set_peft_model_state_dict(network, {k: v.to(stack.device) for k, v in own.items()}, adapter_name=name)
     except RuntimeError:  # same names, other widths

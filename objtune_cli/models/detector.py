@@ -8,6 +8,7 @@ import numpy as np
 
 from objtune_cli.errors import ResourceError
 from objtune_cli.models import torchvision_ops
+from objtune_cli.models.loading import LOADING
 from objtune_cli.models.segmenter import Box
 from objtune_cli.models.stack import quiet
 
@@ -39,7 +40,8 @@ class Detector:
         quiet()
         try:
             folder = _folder(model)
-            network: Any = AutoModelForZeroShotObjectDetection.from_pretrained(folder, local_files_only=True)
+            with LOADING:
+                network: Any = AutoModelForZeroShotObjectDetection.from_pretrained(folder, local_files_only=True)
             processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # each kind of missing or other model has its own
             raise ResourceError(

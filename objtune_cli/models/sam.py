@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from objtune_cli.errors import InputError, ResourceError
 from objtune_cli.models import cpu, torchvision_ops
+from objtune_cli.models.loading import LOADING
 from objtune_cli.models.segmenter import Hints, Proposal
 from objtune_cli.numerics.masks import iou
 
@@ -86,7 +87,8 @@ def opened(folder: Path) -> tuple[Any, str]:
         record = json.loads((folder / "config.json").read_text())
         state = {k: v.float() for k, v in load_file(folder / "model.safetensors").items()}
         sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record["dims"].items()}
-        model = small(Dims(**sizes))
+        with LOADING:
+            model = small(Dims(**sizes))
         model.load_state_dict(state)
     except Exception as error:  # every way in which an installed file can be broken
         raise ResourceError(f"the segmenter in {folder} cannot be opened: {type(error).__name__}", "install objtune again") from None
@@ -105,7 +107,8 @@ def official(checkpoint: Path) -> tuple[Any, str]:
     kind = OFFICIAL.get(len(first) if isinstance(first, Tensor) and first.ndim else 0)
     if kind is None:
         raise InputError(f"{checkpoint} is no segment-anything checkpoint", "give sam_vit_b, sam_vit_l or sam_vit_h")
-    model = sam_model_registry[kind](checkpoint=None)  # given a path, its builder would run what the file holds
+    with LOADING:
+        model = sam_model_registry[kind](checkpoint=None)  # given a path, its builder would run what the file holds
     try:
         model.load_state_dict(state)
     except RuntimeError:

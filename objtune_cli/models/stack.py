@@ -3,7 +3,6 @@
 Everything family-specific is asked of this object, which asks its family. Knows nothing about objects or training.
 """
 
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,10 +17,8 @@ from objtune_cli import families
 from objtune_cli.errors import IncompatibleError, InputError, ResourceError
 from objtune_cli.families import single
 from objtune_cli.models import cpu, torchvision_ops
+from objtune_cli.models.loading import LOADING
 from objtune_cli.models.wording import in_class_words, named, spans
-
-LOADING = threading.RLock()
-"""Held while models are opened: the libraries set torch's defaults meanwhile, which all threads have together."""
 
 torchvision_ops.complete()  # before diffusers and transformers ask for torchvision
 
@@ -295,10 +292,10 @@ def _autoencoder(folder: Path, device: torch.device, dtype: torch.dtype, weights
     from diffusers import AutoencoderKL
 
     vae: Any
-    if weights:
-        vae = single.open_part("vae", weights, folder)
-    else:
-        with LOADING:
+    with LOADING:
+        if weights:
+            vae = single.open_part("vae", weights, folder)
+        else:
             vae = AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True, local_files_only=True)
     vae.requires_grad_(False).eval().to(device, dtype)
     return vae.to(memory_format=torch.channels_last) if device.type == "cpu" else vae

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from objtune_cli.errors import ResourceError
-from objtune_cli.models.stack import LOADING, UNREADABLE, Stack, quiet
+from objtune_cli.models.loading import LOADING
+from objtune_cli.models.stack import UNREADABLE, Stack, quiet
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -93,11 +94,11 @@ def load(source: Path, stack: Stack, index: int = 0) -> Towers:
     quiet()
     encoder = stack.text_encoders[index]
     try:
-        if source.is_file():
-            clip = _from_file(source, encoder.config)
-        else:
-            with LOADING:
-                clip = CLIPModel.from_pretrained(source, local_files_only=True, use_safetensors=True)
+        with LOADING:
+            if source.is_file():
+                clip = _from_file(source, encoder.config)
+            else:  # in float32, as it is used: in half precision that would be every thread's default meanwhile
+                clip = CLIPModel.from_pretrained(source, local_files_only=True, use_safetensors=True, dtype=torch.float32)
     except (OSError, *UNREADABLE) as error:
         raise ResourceError(f"the CLIP in {source} cannot be opened: {str(error).splitlines()[0]}", "download it again") from None
     if clip.config.text_config.hidden_size != encoder.config.hidden_size:

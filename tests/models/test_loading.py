@@ -1,0 +1,74 @@
+"""Models opened and layers made by several threads: what the libraries change for all of them meanwhile reaches no other's work."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from objtune_cli import bases
+from objtune_cli.models import adapter, loading, sam, towers
+from objtune_cli.models import stack as stacks
+from tests import tiny
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.build(tmp_path_factory.mktemp("loading") / "tiny", clip=True)
+
+
+def _while_opening(base: Path, work: Callable[[], Any], count: int) -> list[Any]:
+    """What `work` gives, time and again, while another thread opens the base and its CLIP."""
+    over, wrong = threading.Event(), []
+
+    def opening() -> None:
+        while not over.is_set():
+            try:
+                towers.load(base / "clip", stacks.load(base, CPU, torch.float32))
+            except Exception as error:
+                wrong.append(error)
+
+    other = threading.Thread(target=opening)
+    other.start()
+    try:
+        found = [work() for _ in range(count)]
+    finally:
+        over.set()
+        other.join()
+    assert not wrong, wrong[0]
+    return found
+
+
+def test_layers_made_while_a_base_is_opened_have_values_and_always_the_same(base: Path) -> None:
+    """Opened meanwhile, they once lay on `meta`, or were not started: two photos of one command failed, rarely."""
+    stack, number = stacks.load(base, CPU, torch.float32), iter(range(1000))
+
+    def made() -> list[torch.Tensor]:
+        return [p.detach().clone() for p in adapter.add(stack, 2, "attention", 0, f"lora{next(number)}")]
+
+    first = made()
+    for layers in _while_opening(base, made, 12):
+        assert all(a.device == CPU and torch.equal(a, b) for a, b in zip(layers, first, strict=True))
+
+
+def test_so_does_a_segmenter(base: Path) -> None:
+    for model, _ in _while_opening(base, lambda: sam.opened(bases.SEGMENTER), 3):
+        assert {p.device for p in model.parameters()} == {CPU}
+
+
+def test_the_default_format_stays_what_it_is_while_half_precision_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The toybox's weights are in fp16; other threads draw their noise meanwhile."""
+    seen: set[torch.dtype] = set()
+    change = torch.set_default_dtype
+    monkeypatch.setattr(torch, "set_default_dtype", lambda dtype: (seen.add(dtype), change(dtype)))
+    towers.load(bases.EMBEDDED / "clip", stacks.load(bases.EMBEDDED, CPU, torch.float32))
+    assert seen <= {torch.float32}, seen
+
+
+def test_the_lock_is_taken_again_by_its_holder() -> None:
+    with loading.LOADING, loading.LOADING:
+        pass
