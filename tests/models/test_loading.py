@@ -60,12 +60,17 @@ def test_so_does_a_segmenter(base: Path) -> None:
         assert {p.device for p in model.parameters()} == {CPU}
 
 
-def test_the_default_format_stays_what_it_is_while_half_precision_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The toybox's weights are in fp16; other threads draw their noise meanwhile."""
+def test_the_default_format_stays_what_it_is_while_half_precision_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other threads draw their noise meanwhile."""
+    from transformers import CLIPModel, CLIPTextModel
+
+    folder = tiny.build(tmp_path / "half", clip=True)
+    for kind, part in ((CLIPModel, "clip"), (CLIPTextModel, "text_encoder")):
+        kind.from_pretrained(folder / part).half().save_pretrained(folder / part)
     seen: set[torch.dtype] = set()
     change = torch.set_default_dtype
     monkeypatch.setattr(torch, "set_default_dtype", lambda dtype: (seen.add(dtype), change(dtype)))
-    towers.load(bases.EMBEDDED / "clip", stacks.load(bases.EMBEDDED, CPU, torch.float32))
+    towers.load(folder / "clip", stacks.load(folder, CPU, torch.float32))
     assert seen <= {torch.float32}, seen
 
 
