@@ -7,11 +7,12 @@ STAMP := $(VENV)/.installed
 FAULTS := tests/faults tests/stages/test_stopping_work.py tests/stages/test_reuse.py tests/store/test_schema.py \
 	tests/cli/test_contract.py tests/cli/test_start.py tests/test_architecture.py
 
-.PHONY: help setup demo test slow faults lint format pictures reference completions clean
+.PHONY: help setup demo test properties slow faults lint format pictures reference completions clean
 
 help:
 	@echo "make demo         learn the dog of docs/examples/photo.jpg and draw it (about 3 minutes on 2 cores)"
 	@echo "make test         the whole test suite, in two processes"
+	@echo "make properties   the property-based tests, on examples that no run has seen"
 	@echo "make slow         the long quality and start-up runs"
 	@echo "make faults       kills, races, full disks, damage and hostile inputs at full size, with their figures"
 	@echo "make lint         ruff and mypy"
@@ -40,6 +41,9 @@ demo: $(STAMP)
 test: export OMP_NUM_THREADS = 1
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=15
+
+properties: $(STAMP)
+	$(BIN)/python -m pytest -q -n 2 -m "hypothesis and not slow" --hypothesis-profile=default
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow -s

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.figures import pytest_terminal_summary, say  # noqa: F401  (a hook and a fixture)
 
@@ -23,6 +24,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The long modules first, everything else in its order."""
     place = {name: number for number, name in enumerate(LONG)}
     items.sort(key=lambda item: place.get("/".join(item.path.parts[-2:]), len(LONG)))
+
+settings.register_profile("same", derandomize=True, database=None)
+settings.load_profile("same")
+# The same examples in every run: what is red here is red everywhere. `make properties` looks for others.
 
 
 @dataclass(frozen=True)

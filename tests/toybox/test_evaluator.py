@@ -102,7 +102,8 @@ def test_boxes_come_back_from_the_map_and_cost_nothing_there(box: Box) -> None:
     slots[0, 0] = torch.tensor(box)
     terms = recipe._finding(network, torch.zeros(1, 3, 64, 64), slots, labels, "cpu")
     assert float(terms["box"]) < 1e-5 and float(terms["background"]) == pytest.approx(0.3 * math.log(len(BACKGROUNDS)))
-    shifted = slots + torch.tensor([2.5 / GRID, 0, 2.5 / GRID, 0])
+    aside = 2.5 / GRID * (1 if box[0] + box[2] < 1 else -1)  # into the picture: what stands beyond its edge is taken back to it
+    shifted = slots + torch.tensor([aside, 0, aside, 0])
     assert float(recipe._finding(network, torch.zeros(1, 3, 64, 64), shifted, labels, "cpu")["centre"]) > 3 * float(terms["centre"])
 
 
