@@ -6,6 +6,7 @@ import pytest
 
 
 def sized(short: Any, full: Any) -> pytest.MarkDecorator:
-    """The argument `size`: short in the ordinary suite, full under `-m faults`."""
+    """The argument `size`: short in the ordinary suite, or not there at all (None); full under `-m faults`."""
     marks = [pytest.mark.faults, pytest.mark.timeout(3600)]
-    return pytest.mark.parametrize("size", [pytest.param(short, id="short"), pytest.param(full, id="full", marks=marks)])
+    ordinary = [] if short is None else [pytest.param(short, id="short")]
+    return pytest.mark.parametrize("size", [*ordinary, pytest.param(full, id="full", marks=marks)])

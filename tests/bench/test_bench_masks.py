@@ -45,6 +45,7 @@ def test_a_target_says_what_the_way_allows(way: str) -> None:
         assert np.abs(np.array(target.box_xyxy) - [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]).max() <= 0.02 * masks.SIDE
 
 
+@pytest.mark.slow
 def test_a_run_measures_both_segmenters_by_every_way(context, monkeypatch: pytest.MonkeyPatch) -> None:
     ctx = context()
     rows = masks.run(ctx, DIALS["medium"], Bench(scenes=2))

@@ -49,7 +49,7 @@ def made(folder: Path) -> dict[str, str]:
     return {p.relative_to(folder).as_posix(): sha256(p) for part in ("artifacts", "out") for p in sorted((folder / part).rglob("*")) if p.is_file()}
 
 
-@sized(2, 4)
+@sized(None, 4)
 def test_f10_every_stage_again(size: int, base: Path, dog_photo: Path, tmp_path: Path, say: Callable[[str], None]) -> None:
     """Whatever the folder, locale, time zone, hash seed and umask: the same bytes from every stage."""
     found: list[dict[str, str]] = []
@@ -73,7 +73,7 @@ def test_f10_every_stage_again(size: int, base: Path, dog_photo: Path, tmp_path:
 PLACES = ["moved", "with a space", "größe", "犬", "a" * 100, "[x] {0} %s"]
 
 
-@sized(2, len(PLACES))
+@sized(None, len(PLACES))
 def test_f17_a_project_that_moves(size: int, base: Path, dog_photo: Path, tmp_path: Path, say: Callable[[str], None]) -> None:
     """Renamed, moved, behind a link, seen from below and from elsewhere: all commands work, finished work is found, no file knows where it was."""
     first = tmp_path / "born-here"
@@ -112,8 +112,8 @@ def test_names_that_differ_in_case_alone_are_refused(project: Path) -> None:
         refs.parse("mask/Rex@1")
 
 
-LIMIT = {"short": 1.25, "full": 1.10}
-"""Times what is recorded; the short form runs on other machines too, whose libraries take other amounts."""
+LIMIT = 1.10
+"""Times what is recorded."""
 RECORDED = Path(__file__).with_name("memory.json")
 QUICK = ["--set", "train.steps=2", "--set", "train.scores=none", "--set", "prior.samples=2", "--set", "prior.entries=2", "--set", "train.known=2", "--set", "init-embedding.steps=2"]
 STAGES = {
@@ -147,17 +147,15 @@ def peak(line: Sequence[str], folder: Path) -> float:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems count resident memory otherwise")
-@sized("short", "full")
+@sized(None, "full")
 def test_f20_memory_of_each_stage(size: str, dog_photo: Path, project: Path, say: Callable[[str], None]) -> None:
-    """On the toybox at its own size: what is recorded, and at most a tenth more (a quarter in the short form)."""
+    """On the toybox at its own size: what is recorded, and at most a tenth more."""
     recorded: dict[str, float] = json.loads(RECORDED.read_text())
     found = {}
     for stage, line in STAGES.items():
-        if size == "short" and stage in ("generate", "compose"):
-            continue
         found[stage] = peak([str(dog_photo) if word == "PHOTO" else word for word in line], project)
     told = ", ".join(f"{stage} {found[stage]:.0f} of {recorded[stage]:.0f}" for stage in found)
-    assert all(found[stage] <= recorded[stage] * LIMIT[size] for stage in found), told
+    assert all(found[stage] <= recorded[stage] * LIMIT for stage in found), told
     say(f"F20 peak memory, MB, of what is recorded: {told}")
 
 

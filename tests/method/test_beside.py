@@ -48,14 +48,17 @@ CASES = {
     "stops by itself": replace(CONFIG, stop="good", batch=3),
 }
 
+SELDOM = ("decoder, latents drawn", "token alone", "token first")
+"""What `make slow` looks at."""
 
-@pytest.mark.parametrize("config", CASES.values(), ids=CASES)
+
+@pytest.mark.parametrize("config", [pytest.param(c, id=n, marks=[pytest.mark.slow] if n in SELDOM else []) for n, c in CASES.items()])
 def test_beside_others_each_learns_what_it_learns_alone(open_base, config: Train) -> None:
     """Float32 sums in another order, through Adam, which divides small gradients by their own size: within 2 % of the way gone."""
     _check(open_base, config)
 
 
-@pytest.mark.parametrize("newer", [False, True])
+@pytest.mark.parametrize("newer", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_so_does_each_on_a_flow(tmp_path: Path, newer: bool) -> None:
     """Joint attention and the term on it, T5's words, noise levels of a flow."""
     folder = kin.sd3(tmp_path / "base", newer=newer, with_clip=False)

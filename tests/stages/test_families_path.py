@@ -40,7 +40,7 @@ def kin_bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in ("sd2", "sd35") else name for name in WIDTHS])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name != "sdxl" else name for name in WIDTHS])
 def test_train_generate_compose_export(cli, kin_bases, dog_photo, name):
     Path("objtune.toml").write_text(SETTINGS.format(base=kin_bases[name]))
     for which in ("rex", "cup"):

@@ -130,6 +130,7 @@ def batch(base, dog_photo, project) -> Path:
     return project / "jobs.toml"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_one_photo_that_fails_stops_no_other_and_the_rest_is_reused(cli, batch, project):
     first = cli("run", batch, "--jobs", 2, "--json")

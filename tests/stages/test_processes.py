@@ -68,7 +68,8 @@ def test_two_processes_learn_what_one_learns_from_as_many_rows(base: Path, tmp_p
     assert max(float((first[key] - half[key]).abs().max()) for key in first) > 1e-4  # half the rows are another run
 
 
-@pytest.mark.parametrize("by", [pytest.param(TORCHRUN, marks=pytest.mark.slow), ACCELERATE, pytest.param((), marks=pytest.mark.slow)], ids=["torchrun", "accelerate", "our own option"])
+@pytest.mark.parametrize("by", [TORCHRUN, ACCELERATE, ()], ids=["torchrun", "accelerate", "our own option"])
+@pytest.mark.slow
 def test_the_command_line_in_two_processes(by: tuple[str, ...], cli, base: Path, dog_photo: Path) -> None:
     few = ["--set", "train.steps=3", "--set", "train.views=2", "--set", "train.rank=2", "--set", "prior.samples=2", "--set", "prior.entries=4", "--set", "train.known=2",
            "--set", "init-embedding.steps=2", "--set", "train.batch=2", "--set", "segment.min_likeness=0"]  # fmt: skip
@@ -83,6 +84,7 @@ def test_the_command_line_in_two_processes(by: tuple[str, ...], cli, base: Path,
         torch.testing.assert_close(two[key], value, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_one_of_several_cannot_do_is_said_once_with_its_exit_code(project: Path, dog_photo: Path, base: Path) -> None:
     """The first process refuses the mask before the others meet it; they are not waited for."""
     command = [

@@ -38,8 +38,7 @@ def test_two_objects_of_one_photo_look_where_they_are(cli: Any, dog_photo: Path)
     assert tensors.keys() == other.keys() and not (tensors[key] == other[key]).all()
 
 
-@pytest.mark.parametrize("modules", ["none", "cross-kv", "all"])
-@pytest.mark.parametrize("blocks", ["all", "decoder"])
+@pytest.mark.parametrize(("modules", "blocks"), [("none", "decoder"), ("cross-kv", "decoder"), ("all", "all")])
 def test_which_layers_learn(cli: Any, dog_photo: Path, modules: str, blocks: str) -> None:
     done = cli(
         "train", dog_photo, *ONE, "--set", f"train.modules={modules}", "--set", f"train.blocks={blocks}", "--set", "train.class_weight=0"

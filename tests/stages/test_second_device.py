@@ -73,6 +73,7 @@ def test_an_object_is_learned_and_drawn(both: Callable[..., None], tmp_path: Pat
     _same("scene", "dog")
 
 
+@pytest.mark.slow
 def test_objects_are_learned_together_and_composed(both: Callable[..., None], base: Path, dog_photo: Path) -> None:
     """With the term on where words look, in four rows that are computed again; two photos side by side."""
     alone = ("--base", base, "--no-preview", "--set", "train.scores=none")

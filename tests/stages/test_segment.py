@@ -42,6 +42,11 @@ def _box(mask: np.ndarray) -> str:
     return f"{xs.min() - 1},{ys.min() - 1},{xs.max() + 2},{ys.max() + 2}"
 
 
+@pytest.fixture(autouse=True)
+def looked_once() -> None:
+    """Nothing is known from before: looking is what is tested here."""
+
+
 @pytest.fixture
 def pair(cli, tmp_path: Path) -> tuple[Path, list[np.ndarray]]:
     """A photo of a dog on the left and a mug on the right, in a fresh project."""
