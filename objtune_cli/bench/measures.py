@@ -99,7 +99,7 @@ def _cell(row: dict[str, Any]) -> str:
     name = row["measure"]
     digits = (
         0
-        if name == "seconds" or name.endswith("_mb")
+        if name.startswith("seconds") or name.endswith("_mb")
         else 4
         if name.endswith("_s")
         else 3

@@ -1,20 +1,19 @@
 """`objtune bench`: every method on every object, each result kept as it is found, then the table and the sheet."""
 
 import functools
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from objtune_cli.bench import cases, drawing, kept, measures, scores, sheet, trial
+from objtune_cli.bench import cases, drawing, kept, sheet, tables, trial
 from objtune_cli.bench.cases import Case
 from objtune_cli.bench.kept import Kept, Row
 from objtune_cli.bench.methods import Method
 from objtune_cli.bench.scores import Scale
 from objtune_cli.config import Bench, Prior
-from objtune_cli.errors import IncompatibleError, InputError, UsageError
+from objtune_cli.errors import IncompatibleError, UsageError
 from objtune_cli.stages import prior
 from objtune_cli.stages.context import Context
 from objtune_cli.toybox.evaluator import reading
@@ -29,8 +28,6 @@ ALWAYS = {
     "described": Method("the base told the object in words", "no training"),
 }
 """Rows that need no training: what 1 and 0 look like, the best this base could do, and what words alone give."""
-RAW = {"raw at 0": 0, "raw at 1": 1}
-"""Rows of the calibration: the quantities themselves where their measure is 0 and 1."""
 
 
 def dial_of(ctx: Context) -> Dial:
@@ -68,10 +65,10 @@ def run(ctx: Context, out: Path, methods: Mapping[str, Method], config: Bench, p
     if not asked:
         raise UsageError(f"no object has a prompt of the kinds {config.prompts}", "ask for more kinds, or more objects")
     plan = {**ALWAYS, **methods}
-    known = {} if published is None else _published(published)
+    known = {(name, row["case"]): row for name, rows in tables.read(published).items() for row in rows} if published else {}
     bench = Running(ctx, config, dial, reading.load(), Kept(out, ctx.report, len(asked) * len(plan), known))
     found = kept.filled(ctx, out, asked, plan, bench.result)
-    rows = tabled(found)
+    rows = tables.tabled(found)
     sheet.save(out, {case.name: functools.partial(_photo, case) for case in asked}, list(plan))
     kept.table(out / "table.csv", rows)
     return rows
@@ -79,21 +76,6 @@ def run(ctx: Context, out: Path, methods: Mapping[str, Method], config: Bench, p
 
 def _photo(case: Case) -> np.ndarray:
     return case.picture()[0]
-
-
-def tabled(found: dict[str, list[Row]]) -> list[Row]:
-    """Rows of all methods, shares on the scale of the truth's, and the rows of the calibration."""
-    truth = [r["measures"] for r in found["truth"]]
-    pooled = {m: float(np.mean([v[m] for v in truth if m in v])) for m in scores.POOLED if any(m in v for v in truth)}
-    rows: list[Row] = []
-    for name, results in found.items():
-        scaled = [{m: v / (pooled.get(m) or 1.0) for m, v in r["measures"].items()} for r in results]
-        rows += measures.rows(name, [s for s in scaled if s])
-    for name, end in RAW.items():
-        rows += measures.rows(name, [{m: ends[end] for m, ends in r["scale"].items()} for r in found["truth"]])
-    for measure, share in pooled.items():
-        rows.append({"method": "raw at 1", "measure": measure, "mean": round(share, 4), "low": None, "high": None, "n": len(truth)})
-    return rows
 
 
 @dataclass(slots=True)
@@ -145,13 +127,3 @@ class Running:
             self.before[kind] = drawing.readings(self.network, drawing.of_class(self.ctx, stack, kind))
         return self.before[kind]
 
-
-def _published(file: Path) -> dict[tuple[str, str], Row]:
-    """Results by method and object from a `results.jsonl`."""
-    try:
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        return {(row["method"], row["case"]): {k: row[k] for k in ("key", "case", "scale", "measures")} for row in rows}
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}", "give the results.jsonl that a bench wrote") from None
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{file} holds no results of a bench", "give the results.jsonl that a bench wrote") from None

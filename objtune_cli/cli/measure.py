@@ -56,8 +56,15 @@ def bench(
     from_: Annotated[
         Path | None, typer.Option("--from", metavar="FILE", help="A results.jsonl: what it holds is not measured again.", show_default=False)
     ] = None,
+    table: Annotated[
+        Path | None, typer.Option("--table", metavar="FILE", help="Print what a results.jsonl holds; measures nothing.", show_default=False)
+    ] = None,
 ) -> Outcome:
     others = [value for value in (objects, methods, prompts, seed) if value is not None]
+    if table is not None:
+        kinds = speed or memory or scenes or masks or base_only or many is not None or photos is not None
+        need(not (kinds or from_ or others or quick), "--table measures nothing", "leave the other options away")
+        return _held(run, table)
     need(
         not (speed and (base_only or others)),
         "--speed compares objtune with dreambooth-lora on noise",
@@ -138,6 +145,13 @@ def _objects(
     else:
         rows, images = stage.run(ctx, out, chosen, config, published), [out / "sheet.png"]
     return _table(run, rows, images)
+
+
+def _held(run: Run, file: Path) -> Outcome:
+    """What was found before, here or elsewhere."""
+    from objtune_cli.bench import tables
+
+    return _table(run, tables.tabled(tables.read(file)), [])
 
 
 def _without_methods(ctx: "Context", *own: str) -> None:

@@ -16,7 +16,7 @@ from objtune_cli.bench.methods import Method
 from objtune_cli.bench.run import ALWAYS
 from objtune_cli.bench.trial import Trained
 from objtune_cli.config import Bench
-from objtune_cli.errors import BusyError, IncompatibleError, InputError, Stopped, UsageError
+from objtune_cli.errors import BusyError, IncompatibleError, Stopped, UsageError
 from objtune_cli.models import stack as stacks
 from objtune_cli.models.stack import Stack
 from objtune_cli.stages.context import Context
@@ -89,27 +89,6 @@ def test_every_method_on_every_object_once(context: Callable[..., Context], trai
     assert (rows["one", "seconds"]["mean"], rows["two", "seconds"]["mean"]) == (3.0, 4.5)  # trainings 1 and 3, 2 and 4
     said = ctx.report.said
     assert len(said) == 12 and said[4].startswith("one on dog-000: ") and "(5 of 12, " in said[4]
-
-
-def test_shares_are_on_the_scale_of_the_truths_over_all_objects() -> None:
-    """The truth follows 1 and 1/2 of its prompts, 3/4 in all: a method with 3/8 has a half."""
-
-    def held(**measures: float) -> dict:
-        return {"scale": {"identity": (0.25, 0.75)}, "measures": measures}
-
-    found = {"truth": [held(prompt=1.0, identity=1.0), held(prompt=0.5, identity=0.9)], "ours": [held(prompt=0.375, identity=0.5)] * 2}
-    rows = _by_name(run.tabled(found))
-    assert {k: row["mean"] for k, row in rows.items()} == {
-        ("truth", "prompt"): 1, ("truth", "identity"): 0.95, ("ours", "prompt"): 0.5, ("ours", "identity"): 0.5,
-        ("raw at 0", "identity"): 0.25, ("raw at 1", "identity"): 0.75, ("raw at 1", "prompt"): 0.75,
-    }  # fmt: skip
-    assert rows["ours", "prompt"]["n"] == rows["raw at 1", "prompt"]["n"] == 2
-
-
-def test_a_truth_that_is_never_right_divides_nothing() -> None:
-    held = {"scale": {}, "measures": {"presence": 0.0}}
-    rows = _by_name(run.tabled({"truth": [held], "ours": [{"scale": {}, "measures": {"presence": 0.5}}]}))
-    assert rows["ours", "presence"]["mean"] == 0.5
 
 
 def test_a_diverged_training_is_a_result_without_measures(context: Callable[..., Context], trained: list, out: Path, monkeypatch) -> None:
@@ -259,14 +238,6 @@ def test_a_shard_that_is_none_is_refused_before_anything_is_measured(context: Ca
 def test_a_shard_without_an_object_is_refused(context: Callable[..., Context], trained: list, out: Path) -> None:
     with pytest.raises(UsageError, match="no object"):
         run.run(context(), out, METHODS, replace(CONFIG, shard="5/9"))
-
-
-@pytest.mark.parametrize("text", [None, "{", '{"method": "one"}', "[1]"])
-def test_what_holds_no_results_is_refused(context: Callable[..., Context], out: Path, tmp_path: Path, text: str | None) -> None:
-    if text is not None:
-        (tmp_path / "x.jsonl").write_text(text)
-    with pytest.raises(InputError, match=r"x\.jsonl"):
-        run.run(context(), out, METHODS, CONFIG, tmp_path / "x.jsonl")
 
 
 def test_one_kind_of_prompts_gives_its_measures_alone(context: Callable[..., Context], trained: list, out: Path) -> None:

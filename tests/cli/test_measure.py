@@ -20,6 +20,8 @@ from objtune_cli.bench.trial import Trained
 from objtune_cli.store import artifact, refs
 from objtune_cli.toybox.recipe import data
 from tests import tiny
+from tests.conftest import REPOSITORY
+from tests.schema import check
 
 Cli = Callable[..., Any]
 TOKEN = ("train.modules=none", "train.steps=2", "train.batch=1", "train.views=1", "train.class_weight=0", "init-embedding.init=class")
@@ -343,3 +345,18 @@ def test_a_script_that_is_not_there_is_told_before_anything_is_measured(objtune:
 def test_published_results_belong_to_methods_alone(kind: str, cli: Cli) -> None:
     done = cli("bench", kind, "--from", "results.jsonl")
     assert done.code == 2 and "--from" in done.err and done.out == ""
+
+
+def test_results_are_told_again_without_measuring(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    from objtune_cli.bench import run
+
+    monkeypatch.setattr(run, "run", lambda *_: pytest.fail("something was measured"))
+    published = REPOSITORY / "docs" / "results.jsonl"
+    done = cli("bench", "--table", published, "--json")
+    assert done.code == 0, done.err
+    document = json.loads(done.out)
+    check(document, "output", "bench")
+    rows = {(r["method"], r["measure"]): r for r in document["rows"]}
+    assert rows["objtune", "identity"]["n"] == rows["objtune less break-a-scene", "prompt"]["n"] == 40
+    assert cli("bench", "--table", published, "--objects", 3).code == cli("bench", "--table", published, "--speed").code == 2
+    assert cli("bench", "--table", "none.jsonl").code == 3

@@ -1,0 +1,81 @@
+"""Results on drawn objects as the rows of a table: means, and by how much ours differs from each method on the same objects.
+
+Knows results, not how they were found.
+"""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from objtune_cli.bench import measures, scores
+from objtune_cli.bench.kept import Row
+from objtune_cli.errors import InputError
+
+RAW = {"raw at 0": 0, "raw at 1": 1}
+"""Rows of the calibration: the quantities themselves where their measure is 0 and 1."""
+OURS = "objtune"
+COMPARED = ("identity", "prompt", "diversity", "leak", "drift", "presence")
+"""Measures whose differences are told."""
+
+
+def read(file: Path) -> dict[str, list[Row]]:
+    """Results by method from a `results.jsonl`, one of each method on each object: the last of several.
+
+    Raises:
+        InputError: It cannot be read, or holds something else.
+    """
+    hint = "give the results.jsonl that a bench wrote"
+    try:
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        held = {(row["method"], row["case"]): {k: row[k] for k in ("key", "case", "scale", "measures")} for row in rows}
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}", hint) from None
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{file} holds no results of a bench on drawn objects", hint) from None
+    if not held:
+        raise InputError(f"{file} is empty", hint)
+    return {name: [row for (method, _), row in held.items() if method == name] for name in dict.fromkeys(name for name, _ in held)}
+
+
+def tabled(found: Mapping[str, Sequence[Row]]) -> list[Row]:
+    """Rows of all methods, shares on the scale of the truth's; ours less each other; the rows of the calibration.
+
+    Raises:
+        InputError: No method is the truth.
+    """
+    if "truth" not in found:
+        raise InputError("there are no results of the truth, on whose scale shares are told", "give a whole results.jsonl")
+    truth = [r["measures"] for r in found["truth"]]
+    pooled = {m: float(np.mean([v[m] for v in truth if m in v])) for m in scores.POOLED if any(m in v for v in truth)}
+    scaled = {
+        name: {r.get("case", i): {m: v / (pooled.get(m) or 1.0) for m, v in r["measures"].items()} for i, r in enumerate(results)}
+        for name, results in found.items()
+    }
+    rows: list[Row] = []
+    for name, by_case in scaled.items():
+        rows += measures.rows(name, [values for values in by_case.values() if values])
+        rows += _median(name, [values["seconds"] for values in by_case.values() if "seconds" in values])
+    rows += [row for name, by_case in scaled.items() for row in _less(scaled.get(OURS, {}), name, by_case)]
+    for name, end in RAW.items():
+        rows += measures.rows(name, [{m: ends[end] for m, ends in r["scale"].items()} for r in found["truth"]])
+    return rows + [_one("raw at 1", measure, share, len(truth)) for measure, share in pooled.items()]
+
+
+def _median(name: str, seconds: Sequence[float]) -> list[Row]:
+    """Where other work ran beside some of the trainings, the mean tells of that work."""
+    return [_one(name, "seconds_median", statistics.median(seconds), len(seconds))] if len(seconds) > 2 else []
+
+
+def _less(ours: Mapping[str, Row], name: str, theirs: Mapping[str, Row]) -> list[Row]:
+    """Rows of the paired differences to a method that was trained, over the objects that both have."""
+    both = [(ours[case], values) for case, values in theirs.items() if case in ours and "seconds" in values]
+    if name == OURS or not both:
+        return []
+    return measures.rows(f"{OURS} less {name}", [{m: a[m] - b[m] for m in COMPARED if m in a and m in b} for a, b in both])
+
+
+def _one(method: str, measure: str, value: float, n: int) -> Row:
+    return {"method": method, "measure": measure, "mean": round(value, 4), "low": None, "high": None, "n": n}
