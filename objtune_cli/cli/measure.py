@@ -102,12 +102,23 @@ def bench(
     return _objects(run, given, methods, out, quick=quick, base_only=base_only, published=from_)
 
 
+def _asked(run: Run, **given: Any) -> tuple["Context", Bench]:
+    ctx = run.context(create=False)
+    return ctx, ctx.settings.resolve(Bench, **given)
+
+
+def _whole(run: Run, **given: Any) -> tuple["Context", Bench]:
+    """The settings of what one machine measures as a whole."""
+    ctx, config = _asked(run, **given)
+    need(config.shard == Bench().shard, f"bench.shard is {config.shard}", "only methods on drawn objects are shared out among machines: leave it away here")
+    return ctx, config
+
+
 def _speed(run: Run, quick: bool, out: Path) -> Outcome:
     """A step beside others', here and at Stable Diffusion's size; of several objects."""
     from objtune_cli.bench import speed as stage
 
-    ctx = run.context(create=False)
-    config = ctx.settings.resolve(Bench)
+    ctx, config = _whole(run)
     beside = bool(config.script) and not quick
     if beside:
         from objtune_cli.bench import script
@@ -129,8 +140,7 @@ def _objects(
     from objtune_cli.store.project import locate
 
     chosen = named(methods or (QUICK_METHODS if quick else "objtune,baselines"))
-    ctx = run.context(create=False)
-    config = ctx.settings.resolve(Bench, **given)
+    ctx, config = (_whole if base_only else _asked)(run, **given)
     if quick:
         config = replace(config, **{k: v for k, v in QUICK.items() if getattr(config, k) == getattr(Bench(), k)})
     unknown = [kind for kind in config.kinds if kind not in KINDS]
@@ -169,8 +179,7 @@ def _photos(run: Run, folder: Path, objects: int | None, methods: str | None, se
     chosen = named(methods or (QUICK_METHODS if quick else "objtune,baselines"))
     rough = [name for name, method in chosen.items() if method.given != "exact"]
     need(not rough, f"{', '.join(rough)} changes drawn photos", "--photos hands every method its photo as it is")
-    ctx = run.context(create=False)
-    config = ctx.settings.resolve(Bench, objects=objects, seed=seed)
+    ctx, config = _whole(run, objects=objects, seed=seed)
     _without_methods(ctx, "bench.", "segment.")
     count = config.objects if objects or config.objects != Bench().objects else QUICK["objects"] if quick else None
     asked = dataset.subjects(folder, count, config.photo, tuple(word.strip() for word in config.live.split(",")))
@@ -186,8 +195,7 @@ def _scenes(run: Run, objects: int | None, methods: str | None, seed: int | None
     chosen = [part.strip() for part in methods.split(",")] if methods else list(stage.ASKED)
     unknown = [name for name in chosen if name not in stage.METHODS]
     need(not unknown, f"there is no way {', '.join(unknown)} to several objects", f"one or more of {', '.join(stage.METHODS)}")
-    ctx = run.context(create=False)
-    config = ctx.settings.resolve(Bench, objects=objects, seed=seed)
+    ctx, config = _whole(run, objects=objects, seed=seed)
     if objects is None and config.objects == Bench().objects:
         config = replace(config, objects=1 if quick else stage.GROUPS)
     return _table(run, stage.run(ctx, out, chosen, replace(config, repeats=1) if quick else config), [])
@@ -196,16 +204,14 @@ def _scenes(run: Run, objects: int | None, methods: str | None, seed: int | None
 def _many(run: Run, count: int, prompts: str | None, seed: int | None, out: Path) -> Outcome:
     from objtune_cli.bench import many as stage
 
-    ctx = run.context(create=False)
-    config = ctx.settings.resolve(Bench, prompts=prompts, seed=seed)
+    ctx, config = _whole(run, prompts=prompts, seed=seed)
     return _table(run, stage.run(ctx, out, count, replace(config, repeats=1)), [])
 
 
 def _memory(run: Run) -> Outcome:
     from objtune_cli.bench import memory as stage
 
-    ctx = run.context(create=False)
-    return _table(run, stage.run(ctx, ctx.settings.resolve(Bench)), [])
+    return _table(run, stage.run(*_whole(run)), [])
 
 
 def _masks(run: Run, others: list[Any], seed: int | None, quick: bool) -> Outcome:
@@ -213,8 +219,7 @@ def _masks(run: Run, others: list[Any], seed: int | None, quick: bool) -> Outcom
     from objtune_cli.bench.run import dial_of
 
     need(len(others) == (seed is not None), "--masks draws scenes of its own", "`--set bench.scenes=N` says how many")
-    ctx = run.context(create=False)
-    config = ctx.settings.resolve(Bench, seed=seed)
+    ctx, config = _whole(run, seed=seed)
     if quick and config.scenes == Bench().scenes:
         config = replace(config, scenes=12)
     return _table(run, stage.run(ctx, dial_of(ctx), config), [])
@@ -244,8 +249,7 @@ def evaluate(
     from objtune_cli.store import refs
 
     need(n >= 1, f"-n is {n}", "1 or more")
-    ctx = run.context(create=False)
-    config = ctx.settings.resolve(Bench, seed=seed)
+    ctx, config = _asked(run, seed=seed)
     rows = []
     for each in [refs.find(ctx.root, text, ("adapter",)) for text in given_refs(ref)]:
         subject = stage.given(ctx, each, name)
