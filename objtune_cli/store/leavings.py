@@ -10,7 +10,7 @@ from objtune_cli.store.project import Project
 
 
 def found(project: Project, before: float) -> list[Path]:
-    """Leftovers of killed writers; and, written before that time, unfinished runs, refused masks, pictures of no artifact."""
+    """Leftovers of killed writers; and, written before that time, unfinished runs, refused masks, pictures of no artifact, notes that are made again when they are asked for."""
     old = [path for path in _old(project) if _written(path) < before]
     return leftovers.found(project.temporary) + old
 
@@ -18,6 +18,7 @@ def found(project: Project, before: float) -> list[Path]:
 def _old(project: Project) -> Iterator[Path]:
     yield from _files(project.states)
     yield from _files(project.folder / ".objtune" / "rejected")
+    yield from _files(project.folder / ".objtune" / "hashes")
     for kind in KINDS:
         for folder in _files(project.artifacts / kind):
             for pictures in _files(folder):

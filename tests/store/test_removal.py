@@ -246,12 +246,12 @@ def test_leftovers_of_a_dead_process_go_with_the_next_write(root: Path, monkeypa
 def test_leavings_are_old_files_that_belong_to_nothing(root: Path) -> None:
     project = Project(root.parent)
     ref = made(root, "mask", "rex")
-    for path in (project.states / "run.safetensors", root / "mask/rex/v001/overlay.png", root / "mask/rex/v009/overlay.png"):
+    for path in (project.states / "run.safetensors", project.folder / ".objtune/hashes/00.json", root / "mask/rex/v001/overlay.png", root / "mask/rex/v009/overlay.png"):
         path.parent.mkdir(parents=True)
         path.write_bytes(b"")
     assert leavings.found(project, 0) == []
     found = leavings.found(project, LATER)
-    assert [p.relative_to(root.parent).as_posix() for p in found] == [".objtune/state/run.safetensors", "artifacts/mask/rex/v009"]
+    assert [p.relative_to(root.parent).as_posix() for p in found] == [".objtune/state/run.safetensors", ".objtune/hashes/00.json", "artifacts/mask/rex/v009"]
     leavings.delete(found)
     assert leavings.found(project, LATER) == []
     assert ref.path(root).exists()
