@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from objtune_cli.config import Embed, Prior, Train
 from objtune_cli.errors import GateError, Stopped, UsageError
 from objtune_cli.stages import prior as prior_stage
-from objtune_cli.stages import train
+from objtune_cli.stages import subjects, train
 from objtune_cli.stages.context import Context, Done
 from objtune_cli.stages.train import SAVE_EVERY, Work
 from objtune_cli.store.refs import Ref
@@ -109,13 +109,13 @@ class _Company:
         from objtune_cli.method.training import Trainer
 
         ctx = self.ctx
-        subjects = {i: train.subjects_of(ctx, work) for i, work in works.items()}
-        everyone = [s for own in subjects.values() for s in own]
+        learning = {i: subjects.of(ctx, work.starts) for i, work in works.items()}
+        everyone = [s for own in learning.values() for s in own]
         judge = train.judge_of(ctx, stack, everyone) if configs[0].scores == "shown" and everyone else None
         found = []
         for i, work in works.items():
             ctx.check_stopped()
-            trainer = Trainer(stack, subjects[i], train.priors_of(ctx, work), configs[i], f"beside{i}")
+            trainer = Trainer(stack, learning[i], train.priors_of(ctx, work), configs[i], f"beside{i}")
             found.append(_Member(i, work, trainer, judge))
         return found
 

@@ -6,18 +6,18 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from objtune_cli import bases
 from objtune_cli.config import Embed, Prior, Train, identifying
-from objtune_cli.errors import GateError, IncompatibleError, Stopped, UsageError
-from objtune_cli.stages import embed, objects
+from objtune_cli.errors import GateError, Stopped, UsageError
+from objtune_cli.stages import embed, subjects
+from objtune_cli.stages import preview as preview_stage
 from objtune_cli.stages import prior as prior_stage
-from objtune_cli.stages.context import Context, Done, keep_picture, tools
-from objtune_cli.store import artifact, pictures
+from objtune_cli.stages.context import Context, Done, tools
+from objtune_cli.store import artifact
 from objtune_cli.store.artifact import Record
-from objtune_cli.store.refs import Ref, resolve
+from objtune_cli.store.refs import Ref
 from objtune_cli.store.room import SLACK, Room
 from objtune_cli.store.state import RunState
 
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 SAVE_EVERY = 30.0
 """Seconds between saved states; a signal saves at once."""
-
-PREVIEW = ("on the beach", "in the snow", "at night", "in the desert")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +111,7 @@ def started(ctx: Context, sources: list[Ref], embedding: Embed) -> list[Record]:
 def shown(ctx: Context, done: Done, work: Work, *, preview: bool) -> Done:
     """The result with its sheet of samples, if one is wanted."""
     if preview and not done.images and leads(ctx.team()):
-        done.images = [_preview(ctx, artifact.read_record(ctx.root, done.ref), work.starts)]
+        done.images = [preview_stage.draw(ctx, artifact.read_record(ctx.root, done.ref), work.starts)]
     return done
 
 
@@ -134,7 +132,7 @@ def alone(ctx: Context, work: Work, config: Train) -> Done:
     """One adapter by a run of its own."""
     from objtune_cli.method import training
 
-    subjects = subjects_of(ctx, work)
+    learning = subjects.of(ctx, work.starts)
     stack = opened(ctx, config)
     state = RunState(ctx.project, hashlib.sha256(run_key(work, stack).encode()).hexdigest())
     team = stack.team
@@ -146,10 +144,10 @@ def alone(ctx: Context, work: Work, config: Train) -> Done:
         if done:
             return done
         ctx.report.note("drawing placements of the object")
-        judge = judge_of(ctx, stack, subjects) if config.scores == "shown" and leads(team) else None
+        judge = judge_of(ctx, stack, learning) if config.scores == "shown" and leads(team) else None
         if judge is not None and config.idle == "leaves":
             judge.towers.rest()
-        trainer = training.Trainer(stack, subjects, priors_of(ctx, work), config)
+        trainer = training.Trainer(stack, learning, priors_of(ctx, work), config)
         kept = state.load()
         if kept is not None:
             import torch
@@ -190,19 +188,6 @@ def run_key(work: Work, stack: "Stack") -> str:
 
     formats = f"{stack.device.type}/{stack.dtype}/{next(stack.unet.parameters()).dtype}"
     return f"{work.record.identity()}/{formats}/{torch.get_num_threads()}/{torch.__version__}"
-
-
-def subjects_of(ctx: Context, work: Work) -> "list[Subject]":
-    """The objects of one adapter.
-
-    Raises:
-        UsageError: They are not of one photo.
-    """
-    sizes = {artifact.load(ctx.root, _mask_of(ctx, s))[1]["mask"].shape for s in work.starts}
-    if len(sizes) > 1 or len({_photo(ctx, s) for s in work.starts}) > 1:
-        raise UsageError("the objects are not of one photo", "train them one by one and bring them together with `objtune compose`")
-    hidden = _hidden(ctx, work.starts)
-    return [_subject(ctx, start, hidden) for start in work.starts]
 
 
 def priors_of(ctx: Context, work: Work) -> dict[str, Any]:
@@ -300,94 +285,3 @@ def _loop(ctx: Context, trainer: "Trainer", state: RunState, room: Room) -> None
             raise Stopped(signum, f"stopped at step {step} of {trainer.total}, state saved", "the same command goes on from there")
 
     training.run(trainer, on_step)
-
-
-def _photo(ctx: Context, embedding: Record) -> str:
-    mask = _mask_of(ctx, embedding)
-    return artifact.read_record(ctx.root, mask).inputs["photo"]["sha256"]
-
-
-def _mask_of(ctx: Context, embedding: Record) -> Ref:
-    from objtune_cli.store.refs import parse
-
-    if "mask" not in embedding.inputs:
-        raise IncompatibleError(f"{embedding.ref} was not made from a mask", "train from the mask")
-    return resolve(ctx.root, parse(embedding.inputs["mask"]["ref"]))
-
-
-def _hidden(ctx: Context, starts: list[Record]) -> Any:
-    """Where any of the objects is in their photo, a little wider, (H, W) of 0 and 1: none of them may stand behind another that is placed anew."""
-    import cv2
-    import numpy as np
-
-    masks = [artifact.load(ctx.root, _mask_of(ctx, s), s.inputs["mask"]["sha256"])[1]["mask"] > 8 for s in starts]
-    width = max(3, round(max(masks[0].shape) / 40))
-    return np.maximum.reduce([cv2.dilate(m.astype(np.uint8), np.ones((width, width), np.uint8)) for m in masks])
-
-
-def _subject(ctx: Context, start: Record, hidden: Any) -> "Subject":
-    """Photo, ground, mask and token of one embedding."""
-    import torch
-
-    from objtune_cli.method.subjects import Subject
-    from objtune_cli.models import tokens
-
-    _, rows = artifact.load(ctx.root, start.ref)
-    _, tensors = artifact.load(ctx.root, _mask_of(ctx, start), start.inputs["mask"]["sha256"])
-    picture, mask = embed.photo_tensors(tensors)
-    ground = _without(tensors["rgb"], hidden)
-    name, word = next(iter(start.objects.items()))
-    return Subject(
-        name=name,
-        class_word=word,
-        rows=tokens.read(rows, tokens.STARTED),
-        learned=int(start.metrics["learned"]),
-        picture=picture * 2 - 1,
-        ground=torch.from_numpy(ground.copy()).permute(2, 0, 1).float() / 127.5 - 1,
-        mask=mask,
-    )
-
-
-def _without(rgb: Any, hidden: Any) -> Any:
-    """The photo with the hidden part filled in from around it, at a size where that is quick."""
-    import cv2
-
-    height, width = hidden.shape
-    scale = min(1.0, 256 / max(height, width))
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    small = cv2.inpaint(
-        cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), cv2.resize(hidden, size, interpolation=cv2.INTER_NEAREST), 5, cv2.INPAINT_TELEA
-    )
-    filled = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
-    filled[hidden == 0] = rgb[hidden == 0]
-    return filled
-
-
-def _preview(ctx: Context, record: Record, starts: list[Record]) -> Path:
-    """Photo, the objects in scenes they were not in, and their class as the base still draws it."""
-    import torch
-
-    from objtune_cli.method import sampling
-    from objtune_cli.models import adapter
-    from objtune_cli.models.stack import at_once
-    from objtune_cli.numerics import placement
-
-    found = [objects.Named(name, record, artifact.sha256(record.ref.path(ctx.root))) for name in record.objects]
-    weights = {item.name: objects.tensors(ctx, item) for item in found}
-    stack = ctx.stack()
-    words = objects.add_words(stack, found, weights)
-    adapter.load(stack, weights[found[0].name])
-    subject = _subject(ctx, starts[-1], _hidden(ctx, starts[-1:]))
-    photo, _ = placement.views(subject.picture, subject.mask, subject.ground, 1, stack.size, torch.Generator().manual_seed(0))
-    named = " and ".join(f"<{item.name}>" for item in found)
-    plain = " and ".join(f"a {word}" for word in record.objects.values())
-    prompts = [words.expand(f"a photo of {named} {place}") for place in PREVIEW] + [f"a photo of {plain} {PREVIEW[0]}"]
-    shown, step, size = [photo], ctx.progress("preview"), at_once(stack.size, stack.size)
-    for at in range(0, len(prompts), size):
-        part = prompts[at : at + size]
-        latents = sampling.sample(stack, part, "", list(range(at, at + len(part))), **ctx.base.drawn())
-        shown.append(stack.to_picture(latents).cpu())
-        step(at + len(part), len(prompts))
-    rgb = sampling.to_uint8(torch.cat(shown)).numpy()
-    scale = max(1, 192 // rgb.shape[1])
-    return keep_picture(ctx.root, record.ref, "preview.png", pictures.png(pictures.grid(rgb, 3, scale=scale)))

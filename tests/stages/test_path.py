@@ -256,10 +256,10 @@ def test_compose_draws_both_and_keeps_the_layout(trained):
 
 
 def test_two_objects_of_one_photo_are_learned_together(objtune, dog_photo, monkeypatch):
-    from objtune_cli.stages import train
+    from objtune_cli.stages import subjects
 
-    seen, whole = [], train.subjects_of
-    monkeypatch.setattr(train, "subjects_of", lambda ctx, work: seen.append(whole(ctx, work)) or seen[-1])
+    seen, whole = [], subjects.of
+    monkeypatch.setattr(subjects, "of", lambda ctx, starts: seen.append(whole(ctx, starts)) or seen[-1])
     pair = dog_photo.with_name("pair.jpg")
     hints = ("--box", "dog=20,240,345,570", "--box", "mug=330,240,630,560")
     result = objtune("train", pair, "--class", "dog", "--class", "mug", *hints, *FAST)
