@@ -10,7 +10,7 @@ from torch import Tensor
 
 from objtune_cli.numerics.masks import Box, bounding_box
 
-FILLS = 0.4
+FILLS = 0.57
 """Share of the frame that an object's longer side has at least, in its own placement too: a small object is cut out larger."""
 SCALE = (0.45, 0.72)
 """Range of the longer side of one object placed anew, fraction of the frame."""
