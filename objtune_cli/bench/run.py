@@ -126,4 +126,3 @@ class Running:
             stack, _ = drawing.loaded(self.ctx, kind, None)
             self.before[kind] = drawing.readings(self.network, drawing.of_class(self.ctx, stack, kind))
         return self.before[kind]
-
