@@ -35,6 +35,8 @@ def read(file: Path) -> dict[str, list[Row]]:
         raise InputError(f"{file} cannot be read: {error.strerror}", hint) from None
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{file} holds no results of a bench on drawn objects", hint) from None
+    if not all(isinstance(row["scale"], dict) and isinstance(row["measures"], dict) for row in held.values()):
+        raise InputError(f"{file} holds no results of a bench on drawn objects", hint)
     if not held:
         raise InputError(f"{file} is empty", hint)
     return {name: [row for (method, _), row in held.items() if method == name] for name in dict.fromkeys(name for name, _ in held)}

@@ -81,7 +81,7 @@ def test_of_several_results_of_one_object_the_last_is_read(tmp_path: Path) -> No
     assert [row["measures"] for row in tables.read(tmp_path / "all.jsonl")["x"]] == [{"identity": 0.2}]
 
 
-@pytest.mark.parametrize("text", [None, "", "\n", "{", '{"method": "one"}', "[1]", "null"])
+@pytest.mark.parametrize("text", [None, "", "\n", "{", '{"method": "one"}', "[1]", "null", '{"method": "a", "case": "b", "key": "", "scale": 1, "measures": {}}'])
 def test_what_holds_no_results_is_refused(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "x.jsonl").write_text(text)
