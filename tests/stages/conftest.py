@@ -23,8 +23,8 @@ FOUND: dict[str, Any] = {}
 
 
 @pytest.fixture(autouse=True)
-def looked_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same words of the same photo to the same base find the same masks again; `test_segment.py` looks each time."""
+def looked_once(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The same words of the same photo to the same base find the same masks again; `test_segment.py` looks each time. What is known may be cleared."""
     from objtune_cli.stages import locate
 
     look = locate.all_of
@@ -39,6 +39,7 @@ def looked_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return copy.deepcopy(FOUND[key])
 
     monkeypatch.setattr(locate, "all_of", again)
+    return FOUND
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,8 @@ def lines(text: str) -> list[str]:
     return text.splitlines()
 
 
-def test_stages_one_by_one_make_the_same_artifacts_as_the_one_command(objtune, dog_photo, tmp_path):
+def test_stages_one_by_one_make_the_same_artifacts_as_the_one_command(objtune, dog_photo, tmp_path, looked_once):
+    looked_once.clear()
     first = objtune("segment", dog_photo, "--class", "dog")
     second = objtune("init-embedding", "-", *FAST, stdin=first.out)
     third = objtune("train", "-", *FAST, stdin=second.out)
@@ -40,6 +41,7 @@ def test_stages_one_by_one_make_the_same_artifacts_as_the_one_command(objtune, d
     other = tmp_path / "other"
     other.mkdir()
     (other / "objtune.toml").write_text(settings)
+    looked_once.clear()  # the mask is found again too
     whole = objtune("train", dog_photo, "--class", "dog", *FAST, "--project", other)
     assert (whole.code, lines(whole.out)) == (0, ["adapter/dog@1"])
     for kind in ("mask", "embedding", "prior", "adapter"):
