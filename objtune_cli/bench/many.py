@@ -53,7 +53,7 @@ class _Running:
             artifact.write_file(photo.with_suffix(".mask.png"), pictures.png(mask))
             words += [str(photo), "--class", case.instance.kind, "--name", case.name, "--mask", str(photo.with_suffix(".mask.png"))]
         before = _spent()
-        document, seconds, _ = trial._measured(self.ctx, words, f"training of {chosen[0].name}")
+        document, seconds, _ = trial.measured(self.ctx, words, f"training of {chosen[0].name}")
         if "error" in document:
             raise trial.Failed(way, chosen[0], int(document["error"]["code"]), document["error"]["message"])
         found = {"key": key, "refs": [[r["ref"], r["sha256"]] for r in document["refs"]], "seconds": seconds, "cpu_s": _spent() - before}

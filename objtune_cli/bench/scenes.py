@@ -2,18 +2,16 @@
 
 import itertools
 import json
-import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from objtune_cli.bench import cases, drawing, measures, together, trial
+from objtune_cli.bench import cases, drawing, measures, taught, together, trial
 from objtune_cli.bench.cases import Case
-from objtune_cli.bench.methods import BASELINES, OURS, Method
+from objtune_cli.bench.methods import BASELINES, OURS
 from objtune_cli.bench.run import Row, dial_of
 from objtune_cli.bench.scores import Scale
 from objtune_cli.config import Bench, Compose, Generate, Train, identifying
@@ -22,7 +20,7 @@ from objtune_cli.stages.context import Context, tools
 from objtune_cli.store import artifact, pictures
 from objtune_cli.store.header import canonical
 from objtune_cli.store.project import locate
-from objtune_cli.store.refs import Ref, parse
+from objtune_cli.store.refs import Ref
 from objtune_cli.store.state import RunState
 from objtune_cli.toybox import draw, world
 from objtune_cli.toybox.captions import PLACES
@@ -101,6 +99,10 @@ class Running:
         asked = [b for b in group.backgrounds for _ in range(per)]
         return together.score(self.network, self.scaled(group), asked, shown), shown
 
+    def photo(self, group: Group) -> tuple[np.ndarray, list[np.ndarray]]:
+        """One photo of all the group's objects, and where each is."""
+        return taught.photo(group.members, self.dial, self.config.seed)
+
     def inside(self, name: str) -> Context:
         """A project below `out`, for trainings and scenes that do not know of others."""
         return replace(self.ctx, project=locate(self.out / name, create=True))
@@ -165,13 +167,14 @@ def _measure(bench: Running, group: Group, method: str) -> tuple[dict[str, float
         return bench.scored(group, _truth(bench, group))
     if method in JOINT:
         ctx = bench.inside(f"{method}-{group.name}")
-        ref, cost = _together(bench, ctx, group, JOINT[method])
+        rgb, masks = bench.photo(group)
+        ref, cost = taught.learned(ctx, group.members, rgb, masks, JOINT[method])
         values, shown = _composed(bench, ctx, group, Compose()) if method == "joint" else bench.scored(group, _plain(ctx, group, ref))
         return values | ({"seconds": cost} if cost else {}), shown
     ctx, cost = bench.inside(f"each-{group.name}" if method == "each" else "apart"), 0.0
-    rgb, masks = _photo(bench, group)
+    rgb, masks = bench.photo(group)
     for member, mask in zip(group.members, masks, strict=True):
-        cost += _train(bench, ctx, [member], rgb, [mask])[1] if method == "each" else _trained(bench, ctx, member)
+        cost += taught.learned(ctx, [member], rgb, [mask])[1] if method == "each" else _trained(bench, ctx, member)
     if method == "sum":
         values, shown = bench.scored(group, _plain(ctx, group, None))
     else:
@@ -257,59 +260,4 @@ def _opened(images: list[Path]) -> np.ndarray:
 def _trained(bench: Running, ctx: Context, case: Case) -> float:
     """Train one object where it is not yet; seconds it took, 0 where it was there."""
     rgb, mask = case.picture()
-    return _train(bench, ctx, [case], rgb, [mask])[1]
-
-
-def _photo(bench: Running, group: Group) -> tuple[np.ndarray, list[np.ndarray]]:
-    """One photo of all the group's objects, and where each is."""
-    rng = np.random.default_rng((bench.config.seed, 7))
-    scene = world.sample_scene(rng, bench.dial, instances=tuple(m.instance for m in group.members), background=group.members[0].photo_background)
-    rgb, masks = draw.render(scene, cases.PHOTO_SIDE)
-    return rgb, list(masks)
-
-
-def _together(bench: Running, ctx: Context, group: Group, method: Method) -> tuple[Ref, float]:
-    """One adapter from one photo of all the group's objects."""
-    rgb, masks = _photo(bench, group)
-    return _train(bench, ctx, list(group.members), rgb, masks, method)
-
-
-RARE = ("sks", "zwx", "ucd", "hta")
-"""Words that hardly occur in captions, one for each object of a joint training that starts from such."""
-
-
-def _train(
-    bench: Running, ctx: Context, members: list[Case], rgb: np.ndarray, masks: list[np.ndarray], method: Method = OURS["objtune"]
-) -> tuple[Ref, float]:
-    """`objtune train` with a method's settings in a process of its own; what is there already is found by it."""
-    folder = ctx.project.folder / "given" / "-".join(m.name for m in members)
-    artifact.write_file(folder / "photo.png", pictures.png(rgb))
-    given = [str(folder / "photo.png")]
-    for member, mask in zip(members, masks, strict=True):
-        artifact.write_file(folder / f"{member.name}.png", pictures.png(mask))
-        given += ["--class", member.instance.kind, "--name", member.name, "--mask", f"{member.name}={folder / member.name}.png"]
-    embed, learning = _set("init-embedding", method.embed), _set("train", {**method.train, "scores": "none"}) + _set("prior", method.prior)
-    seconds = 0.0
-    if len(members) > 1 and method.embed.get("init") == "rare":  # a word for each: two objects of one class would have the same token
-        found, seconds, _ = _command(bench, ctx, members, "segment", *given)
-        given = []
-        for ref, word in zip(found, RARE, strict=False):
-            (started,), took, _ = _command(bench, ctx, members, "init-embedding", ref, *embed, *_set("init-embedding", {"rare": word}))
-            given, seconds = [*given, started], seconds + took
-    refs, took, reused = _command(bench, ctx, members, "train", *given, "--no-preview", *embed, *learning)
-    return parse(refs[-1]), 0.0 if reused else seconds + took
-
-
-def _set(section: str, values: Mapping[str, Any]) -> list[str]:
-    return [word for name, value in values.items() for word in ("--set", f"{section}.{name}={value}")]
-
-
-def _command(bench: Running, ctx: Context, members: list[Case], *words: str) -> tuple[list[str], float, bool]:
-    """One command in the project of `ctx`: its refs, wall seconds, and whether all was there already."""
-    shared = {"project": ctx.project.folder, "base": ctx.common.base, "device": ctx.common.device, "precision": ctx.common.precision}
-    command = [sys.executable, "-P", "-m", "objtune_cli", *words, "--json", *(w for k, v in shared.items() for w in (f"--{k}", str(v)))]
-    document, seconds, _ = trial._measured(bench.ctx, command, f"{words[0]} of {members[0].name}")
-    if "error" in document:
-        error = document["error"]
-        raise trial.Failed(words[0], members[0], int(error["code"]), error["message"])
-    return [each["ref"] for each in document["refs"]], seconds, all(each["reused"] for each in document["refs"])
+    return taught.learned(ctx, [case], rgb, [mask])[1]

@@ -142,7 +142,7 @@ def learned(ctx: Context, handed: Handed, name: str, method: Method) -> Trained:
             "--base", ctx.common.base, "--device", ctx.common.device, "--precision", ctx.common.precision,
             *(word for k, v in said.items() for word in ("--set", f"{k}={v}")),
         ]  # fmt: skip
-        document, seconds, memory = _measured(ctx, command, f"{name} on {handed.name}")
+        document, seconds, memory = measured(ctx, command, f"{name} on {handed.name}")
     if "error" in document:
         raise Failed(name, handed, int(document["error"]["code"]), document["error"]["message"])
     import torch
@@ -151,7 +151,7 @@ def learned(ctx: Context, handed: Handed, name: str, method: Method) -> Trained:
     return Trained({k: torch.from_numpy(v.copy()) for k, v in arrays.items()}, seconds, memory)
 
 
-def _measured(ctx: Context, command: list[str], label: str) -> tuple[dict[str, Any], float, float]:
+def measured(ctx: Context, command: list[str], label: str) -> tuple[dict[str, Any], float, float]:
     """Run a command of ours to its end: its JSON, wall seconds, largest resident memory in MB (0 where the system hides it).
 
     Raises:

@@ -25,7 +25,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         refs = [{"ref": f"adapter/{name}@1", "sha256": "0"} for name in names]
         return {"refs": refs}, 10.0 if len(names) == 1 else 5.0 * len(names), 0.0
 
-    monkeypatch.setattr(many.trial, "_measured", measured)
+    monkeypatch.setattr(many.trial, "measured", measured)
     monkeypatch.setattr(many, "_spent", lambda: spent[0])
     monkeypatch.setattr(many.reading, "load", lambda: None)
     monkeypatch.setattr(many._Running, "scored", lambda self, network, way, case, ref, sha256: {"identity": 0.9 if way == "alone" else 0.8})

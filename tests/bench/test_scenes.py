@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from objtune_cli.bench import scenes, together
+from objtune_cli.bench import scenes, taught, together
 from objtune_cli.bench.scores import Scale
 from objtune_cli.config import Bench, Compose
 from objtune_cli.stages.context import Context
@@ -119,7 +119,7 @@ def test_joint_trainings_take_their_methods_settings(context: Callable[..., Cont
         names = [command[i + 1] for i, word in enumerate(command) if word == "--name"] or ["x"]
         return {"refs": [{"ref": f"adapter/{name}@1", "reused": False} for name in names]}, 3.0, 0.0
 
-    monkeypatch.setattr(scenes.trial, "_measured", measured)
+    monkeypatch.setattr(taught.trial, "measured", measured)
     ways: list[str] = []
     shown = np.zeros((2, 128, 128, 3), np.uint8)
     monkeypatch.setattr(scenes, "_plain", lambda *_: (ways.append("prompt"), shown)[1])
@@ -131,7 +131,7 @@ def test_joint_trainings_take_their_methods_settings(context: Callable[..., Cont
         values, _ = scenes._measure(bench, group, method)
         starts = [c for c in said if "init-embedding" in c]
         assert len(starts) == (3 if own.embed.get("init") == "rare" else 0)
-        assert [next(w for w in c if ".rare=" in w) for c in starts] == [f"init-embedding.rare={w}" for w in scenes.RARE[: len(starts)]]
+        assert [next(w for w in c if ".rare=" in w) for c in starts] == [f"init-embedding.rare={w}" for w in taught.RARE[: len(starts)]]
         assert values["seconds"] == 3.0 * len(said) and values["presence"] == 0
         settings = {said[-1][i + 1] for i, word in enumerate(said[-1]) if word == "--set"}
         assert {f"train.{k}={v}" for k, v in own.train.items()} | {f"prior.{k}={v}" for k, v in own.prior.items()} <= settings
@@ -146,11 +146,11 @@ def test_each_alone_from_the_one_photo_is_what_learning_together_is_held_against
     given: dict[str, list[tuple[list[str], bytes, list[bytes]]]] = {"each": [], "joint": []}
     taken: list[str] = []
 
-    def train(bench, ctx, members, rgb, masks, method=None):
+    def learned(ctx, members, rgb, masks, method=None):
         given[taken[-1]].append(([m.name for m in members], rgb.tobytes(), [m.tobytes() for m in masks]))
         return None, 2.0
 
-    monkeypatch.setattr(scenes, "_train", train)
+    monkeypatch.setattr(taught, "learned", learned)
     monkeypatch.setattr(scenes, "_composed", lambda bench, ctx, group, how: ({"presence": float(how.retries)}, np.zeros((1, 8, 8, 3), np.uint8)))
     bench = scenes.Running(context(), project / "out", Bench(), MEDIUM, judge)
     group = scenes.groups(MEDIUM, 1, 0, 1)[1]

@@ -36,9 +36,9 @@ def _python(text: str) -> list[str]:
 
 def test_a_command_gives_its_document_time_and_memory(context: Callable[..., Context]) -> None:
     text = "import time; x = b'1' * 80_000_000; time.sleep(0.5); print('{\"refs\": []}')"
-    document, seconds, memory = trial._measured(context(), _python(text), "it")
+    document, seconds, memory = trial.measured(context(), _python(text), "it")
     assert document == {"refs": []} and 0.3 <= seconds < 20
-    assert memory > 80 and trial._measured(context(), _python("import time; time.sleep(0.3); print('{}')"), "it")[2] < 60  # not ours
+    assert memory > 80 and trial.measured(context(), _python("import time; time.sleep(0.3); print('{}')"), "it")[2] < 60  # not ours
 
 
 @pytest.mark.parametrize(
@@ -50,14 +50,14 @@ def test_a_command_gives_its_document_time_and_memory(context: Callable[..., Con
     ],
 )
 def test_a_command_without_a_document_is_an_error(text: str, code: int, said: str, context: Callable[..., Context]) -> None:
-    assert trial._measured(context(), _python(text), "it")[0] == {"error": {"code": code, "message": said}}
+    assert trial.measured(context(), _python(text), "it")[0] == {"error": {"code": code, "message": said}}
 
 
 def test_settings_of_the_surroundings_do_not_reach_a_trial(context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OBJTUNE_TRAIN_STEPS", "3")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     text = "import json, os; print(json.dumps({k: v for k, v in os.environ.items() if k.startswith('O')}))"
-    seen = trial._measured(context(), _python(text), "it")[0]
+    seen = trial.measured(context(), _python(text), "it")[0]
     assert seen["OMP_NUM_THREADS"] == "1" and "OBJTUNE_TRAIN_STEPS" not in seen
 
 
@@ -67,7 +67,7 @@ def test_a_signal_ends_the_child_too(context: Callable[..., Context], tmp_path: 
     ctx = context(stopped=lambda: 15 if file.exists() else 0)
     started = time.monotonic()
     with pytest.raises(Stopped, match="stopped during it; finished objects are kept") as caught:
-        trial._measured(ctx, _python(text), "it")
+        trial.measured(ctx, _python(text), "it")
     assert caught.value.code == 143 and time.monotonic() - started < 30
     with pytest.raises(ProcessLookupError):
         os.kill(int(file.read_text()), 0)
@@ -82,7 +82,7 @@ def test_a_child_may_finish_what_it_does_before_it_ends(context: Callable[..., C
         f"signal.signal(signal.SIGTERM, end)\npathlib.Path({str(ready)!r}).touch()\ntime.sleep(100)"
     )
     with pytest.raises(Stopped):
-        trial._measured(context(stopped=lambda: 2 if ready.exists() else 0), _python(text), "it")
+        trial.measured(context(stopped=lambda: 2 if ready.exists() else 0), _python(text), "it")
     assert saved.exists()
 
 
