@@ -123,7 +123,7 @@ class Train:
         "prediction", "What class samples are held to: the frozen base's prediction, or their noise as in DreamBooth."
     )
     singles: float = _setting(
-        0.8, "Share of the steps, on top of their turn, that show one object alone where several of one photo are learned together.", 0, 1, before=0.0
+        0.95, "Share of the steps, on top of their turn, that show one object alone where several of one photo are learned together.", 0, 1, before=0.0
     )
     joint_attention: float = _setting(
         0.05, "Weight of that term where several objects of one photo are learned together, if it has none of its own.", 0, before=0.0

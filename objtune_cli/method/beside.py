@@ -81,22 +81,30 @@ def _ended(trainers: Sequence[Trainer], terms: list[dict[str, Tensor]]) -> dict[
 @torch.no_grad()
 def _measure(due: Sequence[Trainer]) -> None:
     """The losses under fixed noise that say when to stop, of running means."""
-    if not due:
-        return
+    found: dict[Trainer, list[float]] = {t: [] for t in due}
     with contextlib.ExitStack() as held:
         for t in due:
             held.enter_context(t.steady())
-        fixed, size, stack = [t.fixed_rows() for t in due], math.gcd(FIXED, max(1, due[0].config.batch)), due[0].stack
-        words = torch.cat([w.expand(size, -1, -1) for w in _encoded(due, [f.prompt for f in fixed])])
-        parts = []
-        with _acting(due, size):
-            for at in range(0, len(fixed[0].t), size):
-                z, levels = (torch.cat([x[at : at + size] for x in column]) for column in ([f.z_t for f in fixed], [f.t for f in fixed]))
-                parts.append(stack.predict(z, levels, words).float().unflatten(0, (len(due), size)))
-        pred = torch.cat(parts, dim=1)
-    for i, t in enumerate(due):
+        for k in range(max((len(t.subjects) for t in due), default=0)):
+            own = [t for t in due if k < len(t.subjects)]
+            for t, loss in zip(own, _fixed_losses(own, k), strict=True):
+                found[t].append(loss)
+    for t, losses in found.items():
         assert t.plateau is not None
-        t.plateau.add(t.lost(fixed[i], pred[i]))
+        t.plateau.add(sum(losses) / len(losses))
+
+
+def _fixed_losses(due: Sequence[Trainer], k: int) -> list[float]:
+    """Of the k-th object of each."""
+    fixed, size, stack = [t.fixed_rows(k) for t in due], math.gcd(FIXED, max(1, due[0].config.batch)), due[0].stack
+    words = torch.cat([w.expand(size, -1, -1) for w in _encoded(due, [f.prompt for f in fixed])])
+    parts = []
+    with _acting(due, size):
+        for at in range(0, len(fixed[0].t), size):
+            z, levels = (torch.cat([x[at : at + size] for x in column]) for column in ([f.z_t for f in fixed], [f.t for f in fixed]))
+            parts.append(stack.predict(z, levels, words).float().unflatten(0, (len(due), size)))
+    pred = torch.cat(parts, dim=1)
+    return [t.lost(f, pred[i]) for i, (t, f) in enumerate(zip(due, fixed, strict=True))]
 
 
 def _encoded(trainers: Sequence[Trainer], prompts: list[str]) -> tuple[Tensor, ...]:

@@ -123,15 +123,18 @@ class Terms:
 
     @torch.no_grad()
     def fixed_loss(self) -> float:
-        """L_OS of all objects together on FIXED rows, half of them the photo's own placement, noise and noise levels always the same."""
-        fixed = self.fixed_rows()
-        words, size = self.condition(fixed.prompt), max(1, self.config.batch)
-        parts = [self.stack.predict(a, b, words.expand(len(a), -1, -1)).float() for a, b in zip(fixed.z_t.split(size), fixed.t.split(size), strict=True)]
-        return self.lost(fixed, torch.cat(parts))
+        """Mean L_OS of the objects, each alone on FIXED rows, half of them the photo's own placement, noise and noise levels always the same."""
+        size, found = max(1, self.config.batch), []
+        for k in range(len(self.subjects)):
+            fixed = self.fixed_rows(k)
+            words = self.condition(fixed.prompt)
+            parts = [self.stack.predict(a, b, words.expand(len(a), -1, -1)).float() for a, b in zip(fixed.z_t.split(size), fixed.t.split(size), strict=True)]
+            found.append(self.lost(fixed, torch.cat(parts)))
+        return sum(found) / len(found)
 
-    def fixed_rows(self) -> Seen:
-        """What `fixed_loss` looks at."""
-        v, g, stack = self.views[-1], torch.Generator().manual_seed(0), self.stack
+    def fixed_rows(self, k: int) -> Seen:
+        """What `fixed_loss` looks at of the k-th object."""
+        v, g, stack = self.views[k], torch.Generator().manual_seed(0), self.stack
         rows = torch.arange(FIXED) % len(v.latents)
         rows[FIXED // 2 :] = 0
         z = v.latents[rows]

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from objtune_cli.numerics.masks import Box, bounding_box
 
-FILLS = 0.57
-"""Share of the frame that an object's longer side has at least, in its own placement too: a small object is cut out larger."""
+SMALL, FILLS = 0.57, 0.68
+"""Of an object whose longer side is less than the former share of the photo, the own placement is cut so close that it fills the latter."""
 SCALE = (0.45, 0.72)
 """Range of the longer side of one object placed anew, fraction of the frame."""
 
@@ -48,7 +48,7 @@ def views(
         y = 0.55 + _between((-0.25, 0.25), generator) * free
         tilt = _between((-0.06, 0.06), generator)
         if i == 0:
-            share, x, y, tilt = _as_taken(box, mask.shape, FILLS if count > 1 else 0.0)
+            share, x, y, tilt = _as_taken(box, mask.shape, closer=count > 1)
         theta = _inverse(box, mask.shape, share, x, y, tilt)
         moved = _sample(torch.cat([picture * mask, mask[None], *(() if parts is None else (parts,))]), theta, size)
         behind = _ground(ground, i, theta, size, generator)
@@ -62,17 +62,17 @@ def _between(limits: tuple[float, float], generator: torch.Generator) -> float:
     return limits[0] + (limits[1] - limits[0]) * torch.rand((), generator=generator).item()
 
 
-def _as_taken(box: Box, shape: torch.Size, least: float) -> tuple[float, float, float, float]:
+def _as_taken(box: Box, shape: torch.Size, closer: bool) -> tuple[float, float, float, float]:
     """Share, x, y and tilt of the object in the largest square of the photo that has it near the middle.
 
     Args:
-        least: The square is cut smaller until the object's longer side is this share of it.
+        closer: Whether a small object is cut out larger.
     """
     height, width = shape
     x0, y0, x1, y1 = box
     longest, side = max((x1 - x0) * width, (y1 - y0) * height), float(min(height, width))
-    if least and longest < least * side:
-        side = longest / least
+    if closer and longest < SMALL * side:
+        side = longest / FILLS
     place = []
     for low, high, length in ((x0, x1, width), (y0, y1, height)):
         centre = (low + high) / 2 * length

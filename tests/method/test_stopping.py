@@ -13,6 +13,7 @@ from objtune_cli.method.stopping import Plateau
 from objtune_cli.method.training import Trainer
 from objtune_cli.models.stack import Stack
 from tests import tiny
+from tests.method.test_training import _prior, _subject
 
 CONFIG = Train(
     steps=60, rank=2, batch=2, views=2, lr=5e-3, token_lr=1e-2, modules="all", class_weight=0.0, background_weight=0.0, blocks="all",
@@ -84,6 +85,20 @@ def test_the_fixed_loss_knows_only_the_weights(stack: Stack) -> None:
     assert before == trainer.fixed_loss() > 0
     trainer.advance()
     assert trainer.fixed_loss() != before
+
+
+def test_of_several_objects_it_is_the_mean_of_each_alone(stack: Stack) -> None:
+    """Most steps show one object: what is measured is what is learned."""
+    subjects = [_subject(stack, "rex"), _subject(stack, "cup", "mug", 30)]
+    trainer = Trainer(stack, subjects, {s.class_word: _prior(stack, s.class_word) for s in subjects}, CONFIG)
+    both = trainer.fixed_loss()
+    alone = []
+    for k, (subject, other) in enumerate((subjects, subjects[::-1])):
+        assert subject.name in trainer.fixed_rows(k).prompt and other.name not in trainer.fixed_rows(k).prompt
+        own = Trainer(stack, [subject], {subject.class_word: _prior(stack, subject.class_word)}, CONFIG, f"o{k}")
+        own.views = [trainer.views[k]]  # placements are drawn by turns: those of the second object are the run's own
+        alone.append(own.fixed_loss())
+    assert both == pytest.approx(sum(alone) / 2) and alone[0] != alone[1]
 
 
 def test_stopped_and_continued_it_stops_where_it_would_have(tiny_base, monkeypatch: pytest.MonkeyPatch) -> None:
