@@ -217,6 +217,9 @@ class Compose:
     detail: float = _setting(
         0.55, "Share of the steps in which each object, its place enlarged, is drawn again by its own adapter alone; 0: it is not.", 0, 1, before=0.0
     )
+    laid: Literal["object", "place"] = _setting(
+        "object", "What of that closer look is laid back: the object in its outline, or all of its place.", before="place"
+    )
     check: Literal["shown", "none"] = _setting("shown", "Whether every object is looked for in its place.", identifies=False)
     strict: int = _setting(0, "1: a scene in which an object is missing or mixed for every seed is refused.", 0, 1, identifies=False)
 

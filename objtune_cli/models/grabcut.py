@@ -19,6 +19,8 @@ class GrabCut:
     side = 512
     """Pictures are segmented at most this large; the outline is scaled back."""
     most = 6
+    apart = 1.0
+    """Pieces that are at least this share of the largest one belong to the object too."""
 
     def look(self, rgb: np.ndarray) -> None:
         """Take in a picture (H, W, 3) uint8."""
@@ -77,7 +79,7 @@ class GrabCut:
             cv2.grabCut(small[:, :, ::-1].copy(), labels, None, *models, self.rounds, cv2.GC_INIT_WITH_MASK)  # type: ignore[call-overload]
         except cv2.error:
             return np.zeros((height, width), bool)
-        found = _largest(np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)), hints, scale)
+        found = _largest(np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)), hints, scale, self.apart)
         soft = cv2.resize(found.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
         return soft > 0.5
 
@@ -143,12 +145,13 @@ def _central(strange: np.ndarray, hints: Hints, scale: float) -> np.ndarray:
     return pieces == best
 
 
-def _largest(mask: np.ndarray, hints: Hints, scale: float) -> np.ndarray:
-    """The piece under the points, or the largest one, with its holes below 0.5 % of it filled."""
+def _largest(mask: np.ndarray, hints: Hints, scale: float, apart: float) -> np.ndarray:
+    """The piece under the points, or the largest one and those hardly smaller, with its holes below 0.5 % of it filled."""
     count, pieces, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
     if count < 2:
         return mask
-    keep = {1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))}
+    areas = stats[1:, cv2.CC_STAT_AREA]
+    keep = {1 + int(i) for i in np.flatnonzero(areas >= apart * areas.max())} if apart < 1 else {1 + int(np.argmax(areas))}
     under = {int(pieces[min(round(y * scale), mask.shape[0] - 1), min(round(x * scale), mask.shape[1] - 1)]) for x, y in hints.points}
     keep = (under - {0}) or keep
     main = np.isin(pieces, list(keep))

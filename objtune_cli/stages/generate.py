@@ -145,7 +145,7 @@ def write_pictures(
     images = []
     known = hashes.of(ctx, record.inputs)
     seeds = record.metrics.get("seeds", range(config.seed, config.seed + len(latents)))
-    for i, picture in enumerate(to_uint8(detail.scenes(stack, latents, close, boxes)).numpy()):
+    for i, picture in enumerate(to_uint8(detail.scenes(stack, latents, close, boxes, whole=record.config.get("laid", "place") == "place")).numpy()):
         size = (picture.shape[1], picture.shape[0])
         said = parameters(prompt, config, int(seeds[i]), size, ctx.base.id, ctx.base.family.sampler, known)
         about = canonical({"scene": str(ref), "inputs": record.inputs, "seed": seeds[i]})

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline
@@ -12,6 +14,8 @@ from objtune_cli.method.presence import framed
 from objtune_cli.method.sampling import again, sample
 from objtune_cli.models import adapter
 from objtune_cli.models import stack as stacks
+from objtune_cli.models.grabcut import GrabCut
+from objtune_cli.models.segmenter import Hints
 from objtune_cli.models.stack import Stack
 
 PROMPT = "a photo of a dog"
@@ -37,9 +41,9 @@ def test_what_is_cut_out_and_laid_back_is_where_it_was(size: tuple[int, int], bo
     pictures = smooth(*size)
     view = framed((pictures + 1) / 2, box, 128, ROOM) * 2 - 1
     share = composition.shares([box], size)[0]
-    back = detail.laid(pictures, view, box, share)
+    back = detail.laid(pictures, view, box, share, whole=True)
     assert float((back - pictures).abs().max()) < 0.06
-    marked = detail.laid(pictures, torch.ones_like(view), box, share)
+    marked = detail.laid(pictures, torch.ones_like(view), box, share, whole=True)
     assert torch.equal(marked[..., share == 0], pictures[..., share == 0]) and torch.allclose(marked[..., share == 1], torch.ones(()))
 
 
@@ -48,8 +52,61 @@ def test_of_two_that_overlap_the_front_one_is_whole() -> None:
     own = composition.shares(boxes, (50, 50))
     shown = torch.zeros(1, 3, 50, 50)
     for value, box, share in zip((-1.0, 1.0), boxes, own, strict=True):
-        shown = detail.laid(shown, torch.full((1, 3, 20, 20), value), box, share)
+        shown = detail.laid(shown, torch.full((1, 3, 20, 20), value), box, share, whole=True)
     assert float(shown[0, 0, 25, 27]) == 1 and float(shown[0, 0, 25, 8]) == -1 and float(shown[0, 0, 2, 2]) == 0
+
+
+GROUND, OTHER, RED, BLUE = (-0.2, 0.6, 0.1), (0.0, 0.8, 0.3), (0.9, -0.8, -0.8), (-0.8, -0.8, 0.9)
+
+
+def disc(side: int, middle: tuple[float, float], radius: float, colour: tuple[float, ...], ground: tuple[float, ...]) -> torch.Tensor:
+    """A disc on one colour, (1, 3, side, side); middle and radius in px."""
+    y, x = torch.meshgrid(torch.arange(side) + 0.5, torch.arange(side) + 0.5, indexing="ij")
+    inside = ((x - middle[0]) ** 2 + (y - middle[1]) ** 2).sqrt() <= radius
+    return torch.where(inside, torch.tensor(colour)[:, None, None], torch.tensor(ground)[:, None, None])[None]
+
+
+@pytest.mark.parametrize("side", [64, 160, 400])
+@pytest.mark.parametrize(("middle", "radius"), [((0.5, 0.5), 0.2), ((0.45, 0.55), 0.12), ((0.5, 0.5), 0.28)])
+def test_the_object_is_laid_back_without_the_ground_around_it(side: int, middle: tuple[float, float], radius: float) -> None:
+    """A red disc of 0.2 in the scene, a blue one on another green in the closer look: all of the blue is there, nothing of the red, and the scene's green is as it was."""
+    box = (0.1, 0.1, 0.9, 0.9)
+    reach = 0.8 * (1 + ROOM)
+    scene = disc(side, (0.5 * side, 0.5 * side), 0.2 * side, RED, GROUND)
+    close = disc(128, *(tuple(128 * ((m - 0.5) / reach + 0.5) for m in middle), 128 * radius / reach), BLUE, OTHER)
+    share = composition.shares([box], (side, side))[0]
+    shown = detail.laid(scene, close, box, share)
+    red, blue = (float((shown - torch.tensor(c)[:, None, None]).abs().amax(1).lt(0.35).sum()) for c in (RED, BLUE))
+    assert red == 0 and blue == pytest.approx(torch.pi * (radius * side) ** 2, rel=0.2)
+    y, x = torch.meshgrid(*[(torch.arange(side) + 0.5) / side] * 2, indexing="ij")
+    far = torch.minimum(((x - 0.5) ** 2 + (y - 0.5) ** 2).sqrt() - 0.2, ((x - middle[0]) ** 2 + (y - middle[1]) ** 2).sqrt() - radius) > 0.18
+    torch.testing.assert_close(shown[..., far], scene[..., far], rtol=0, atol=2e-3)
+    whole = detail.laid(scene, close, box, share, whole=True)
+    corner = int(0.2 * side)
+    assert torch.allclose(whole[0, :, corner, corner], torch.tensor(OTHER), atol=0.05)  # all of the place brings its ground along
+    assert torch.equal(detail.laid(scene, close, box, share), shown)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_where_no_outline_is_found_all_of_the_place_is_laid_back(seed: int) -> None:
+    """Nothing stands out in one colour."""
+    flat = torch.full((1, 3, 64, 64), -0.5 + 0.4 * seed)
+    close, share = torch.full((1, 3, 32, 32), 0.9), composition.shares([LEFT], (64, 64))[0]
+    torch.testing.assert_close(detail.laid(flat, close, LEFT, share), detail.laid(flat, close, LEFT, share, whole=True))
+
+
+def test_pieces_of_an_object_belong_to_it_and_specks_do_not() -> None:
+    """A mug's handle of 12 % of its body beside it, and a sun of 2 %; a picture that is segmented has one piece."""
+    rgb = np.full((160, 160, 3), (90, 200, 120), np.uint8)
+    for x, y, r in ((60, 90, 40), (125, 90, 14), (130, 20, 5)):
+        cv2.circle(rgb, (x, y), r, (220, 30, 30), -1)
+    found = {}
+    for apart in (1.0, 0.03):
+        cutter = GrabCut()
+        cutter.apart = apart
+        cutter.look(rgb)
+        found[apart] = cutter.find(Hints((4, 4, 156, 156))).mask
+    assert [[bool(mask[y, x]) for x, y in ((60, 90), (125, 90), (130, 20))] for mask in found.values()] == [[True, False, False], [True, True, False]]
 
 
 @pytest.mark.parametrize("scheduler", ["base", "ddim", "euler", "dpm++"])
@@ -103,6 +160,8 @@ def test_scenes_are_made_again_of_what_was_kept(stack: Stack, tiny_base: Path) -
     assert {name: z.shape for name, z in close.items()} == {name: (2, 4, 8, 8) for name in "ab"}
     assert torch.equal(detail.scenes(stack, latents, close, {o.name: o.box for o in objects}), shown)
     plain = stack.to_picture(latents)
+    entire, all_of_it = detail.looked(stack, latents, objects, [7, 8], Sampling(0.5, 4, 2.0, whole=True), lambda *step: None)
+    assert torch.equal(detail.scenes(stack, latents, entire, {o.name: o.box for o in objects}, whole=True), all_of_it)
     free = composition.shares([o.box for o in objects], (64, 96)).sum(0) == 0
     assert torch.equal(shown[..., free], plain[..., free]) and float((shown - plain).abs().max()) > 0.05
     one, _ = detail.looked(stack, latents[:1], objects, [7], Sampling(0.5, 4, 2.0), lambda *_: None)

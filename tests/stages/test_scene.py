@@ -88,6 +88,20 @@ def test_objects_are_looked_at_closer_and_kept_as_they_were_drawn(scenes):
     assert Path(plain.out.split()[0]).read_bytes() != before[0]
 
 
+def test_scenes_from_before_outlines_are_made_again_as_they_were(scenes):
+    """All of each place was laid back then, and no record says so: with `compose.laid=place` the record is that of before."""
+    line = [*DRAW[:2], "--steps", 4, "-n", 1, "--retries", 0]
+    for version, more in ((1, ()), (2, ("--set", "compose.laid=place"))):
+        result = scenes(*line, *more)
+        assert result.code == 0, result.err
+        assert ("laid" in artifact.read_record(Path("artifacts"), refs.Ref("scene", "dog-cup", version)).config) == (not more)
+    (path,) = [Path(text) for text in result.out.split()]
+    before = path.read_bytes()
+    assert before != Path("artifacts/scene/dog-cup/v001/001.png").read_bytes()
+    path.unlink()
+    assert scenes(*line, "--set", "compose.laid=place").out == result.out and path.read_bytes() == before
+
+
 def test_a_wrong_picture_is_drawn_again_and_the_best_is_kept(scenes, margins):
     """Three pictures, seeds 7 to 9: the second is wrong twice, the third three times, whose second try is the least wrong."""
     margins.update({7: 0.1, 8: -0.5, 9: -0.9, 11: 0.2, 12: -0.2, 15: -0.4})
