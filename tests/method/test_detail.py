@@ -95,6 +95,14 @@ def test_where_no_outline_is_found_all_of_the_place_is_laid_back(seed: int) -> N
     torch.testing.assert_close(detail.laid(flat, close, LEFT, share), detail.laid(flat, close, LEFT, share, whole=True))
 
 
+@pytest.mark.parametrize("size", [(64, 96), (48, 40)])
+@pytest.mark.parametrize("box", [(0.5, 0.5, 0.505, 0.9), (0.995, 0.0, 1.0, 1.0), (0.0, 0.99, 0.02, 1.0), (0.2, 0.2, 0.21, 0.21)])
+def test_a_place_of_a_pixel_or_less_has_an_outline_of_some_kind(box: tuple[float, ...], size: tuple[int, int]) -> None:
+    pictures = smooth(*size)
+    found = detail.outlines(pictures, pictures.flip(-1), box)
+    assert found.shape == (2, 1, *size) and bool(((found >= 0) & (found < 1.001)).all())
+
+
 def test_pieces_of_an_object_belong_to_it_and_specks_do_not() -> None:
     """A mug's handle of 12 % of its body beside it, and a sun of 2 %; a picture that is segmented has one piece."""
     rgb = np.full((160, 160, 3), (90, 200, 120), np.uint8)
