@@ -84,6 +84,7 @@ def test_objects_are_looked_at_closer_and_kept_as_they_were_drawn(scenes):
     plain = scenes(*DRAW[:2], "--steps", 4, "-n", 2, "--retries", 0, "--set", "compose.detail=0")
     assert plain.out.split()[0] == "artifacts/scene/dog-cup/v002/001.png" and "closer" not in plain.err
     _, without = artifact.load(Path("artifacts"), refs.Ref("scene", "dog-cup", 2))
+    assert "laid" not in artifact.read_record(Path("artifacts"), refs.Ref("scene", "dog-cup", 2)).config
     assert list(without) == ["latents"] and np.array_equal(without["latents"], arrays["latents"])
     assert Path(plain.out.split()[0]).read_bytes() != before[0]
 
