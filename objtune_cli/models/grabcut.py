@@ -151,7 +151,7 @@ def _largest(mask: np.ndarray, hints: Hints, scale: float, apart: float) -> np.n
     if count < 2:
         return mask
     areas = stats[1:, cv2.CC_STAT_AREA]
-    keep = {1 + int(i) for i in np.flatnonzero(areas >= apart * areas.max())} if apart < 1 else {1 + int(np.argmax(areas))}
+    keep = {1 + int(i) for i in np.flatnonzero(areas >= apart * areas.max())}
     under = {int(pieces[min(round(y * scale), mask.shape[0] - 1), min(round(x * scale), mask.shape[1] - 1)]) for x, y in hints.points}
     keep = (under - {0}) or keep
     main = np.isin(pieces, list(keep))

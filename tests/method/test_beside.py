@@ -82,7 +82,7 @@ def test_recomputed_activations_change_no_bit(open_base, name: str) -> None:
 
 
 def _check(open_base: Callable[[], Stack], config: Train) -> None:
-    names = ["rex+cup", "tom"] if config is CONFIG or config.stop == "good" else ["rex", "cup", "tom"]
+    names = ["rex+cup", "tom"] if config in (CONFIG, CASES["stops by itself"]) else ["rex", "cup", "tom"]
     company = _company(open_base(), names, config)
     starts = [_learned(t) for t in company]
     for _ in range(config.steps):
