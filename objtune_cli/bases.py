@@ -75,6 +75,11 @@ class Base:
         return {"steps": int(own["steps"]), "guidance": own["guidance"], "below": own.get("guidance_below", 1.0)}
 
     @property
+    def scene_guidance(self) -> float:
+        """How much its pictures of an object hold of what it says of the other words, as `method.sampling.sample` takes it."""
+        return float(self.sampling.get("scene_guidance", 0.0))
+
+    @property
     def cells(self) -> int:
         """Latent cells of the frame that it draws."""
         return int(json.loads((self.folder / self.family.denoiser / "config.json").read_text()).get("sample_size", 0)) ** 2

@@ -16,7 +16,7 @@ import numpy as np
 from objtune_cli.bench import dataset, drawing, features, kept, measures, papers, sheet, trial
 from objtune_cli.bench.dataset import Subject
 from objtune_cli.bench.kept import Kept, Measured, Row
-from objtune_cli.bench.methods import Method
+from objtune_cli.bench.methods import PLAINLY, Method
 from objtune_cli.bench.papers import Judges
 from objtune_cli.config import Bench, Prior, Segment
 from objtune_cli.errors import GateError
@@ -29,8 +29,8 @@ from objtune_cli.store.header import canonical
 FORMAT = 1
 PHOTOS, UNTRAINED = "photos", "untrained"
 ALWAYS = {
-    PHOTOS: Method("the subject's photos among themselves", "the data set"),
-    UNTRAINED: Method("the base told the class word", "no training"),
+    PHOTOS: Method("the subject's photos among themselves", "the data set", draw=PLAINLY),
+    UNTRAINED: Method("the base told the class word", "no training", draw=PLAINLY),
 }
 """Rows that need no training: the papers' "real images", and what the class word alone gives."""
 FIRST = 1000
@@ -147,10 +147,11 @@ class Running:
             trained = trial.learned(self.ctx, handed, name, method)
             weights, thing = trained.weights, f"<{subject.name}>"
             cost = {"seconds": trained.seconds} | ({"memory_mb": trained.memory_mb} if trained.memory_mb else {})
-        stack, words = drawing.loaded(self.ctx, subject.name, weights)
+        stack, words = drawing.loaded(self.ctx, subject.name, weights, subject.kind)
         texts = [words.expand(text) for text in subject.asked(thing) for _ in range(self.config.seeds)]
         first = FIRST + self.config.seed * 10 * FIRST
-        return cost, drawing.pictures(self.ctx, stack, texts, list(range(first, first + len(texts))), f"{name} on {subject.name}")
+        seeds, scene = list(range(first, first + len(texts))), method.scene_guidance(self.ctx.base)
+        return cost, drawing.pictures(self.ctx, stack, texts, seeds, f"{name} on {subject.name}", scene)
 
     def _handed(self, subject: Subject) -> trial.Handed:
         """The photo with its mask: the one beside it, or what `segment` finds by the class word, once for all methods.

@@ -70,8 +70,8 @@ def toybox(ctx: Context, subject: Given, dial: Dial, repeats: int, seed: int) ->
         raise InputError(f"the toybox draws no {subject.kind}", f"it draws {', '.join(dial.classes)}")
     case, scale = _calibrated(network, subject, dial, repeats, seed)
     before = drawing.readings(network, drawing.of_class(ctx, drawing.loaded(ctx, subject.name, None)[0], subject.kind))
-    stack, words = drawing.loaded(ctx, subject.name, subject.weights)
-    seen = drawing.readings(network, drawing.asked(ctx, stack, words, case, f"<{subject.name}>"))
+    stack, words = drawing.loaded(ctx, subject.name, subject.weights, subject.kind)
+    seen = drawing.readings(network, drawing.asked(ctx, stack, words, case, f"<{subject.name}>", ctx.base.scene_guidance))
     after = drawing.readings(network, drawing.of_class(ctx, stack, subject.kind))
     return scores.score(case, scale, seen) | scores.drift(scale, subject.kind, before, after)
 
@@ -121,10 +121,11 @@ def papers(ctx: Context, subject: Given, scenes: list[str], repeats: int, clip: 
         and prompts with the class word. diversity: 1 - mean DINO cosine of two pictures of a prompt. drift:
         how much nearer "a <class>" came to the object alone, DINO cosine after less before.
     """
-    stack, words = drawing.loaded(ctx, subject.name, subject.weights)
+    stack, words = drawing.loaded(ctx, subject.name, subject.weights, subject.kind)
     texts = [f"a photo of {PLACE} {place}" for place in scenes for _ in range(repeats)]
     seeds = list(range(1000, 1000 + len(texts)))
-    shown = drawing.pictures(ctx, stack, [words.expand(t.replace(PLACE, f"<{subject.name}>")) for t in texts], seeds, subject.name)
+    said = [words.expand(t.replace(PLACE, f"<{subject.name}>")) for t in texts]
+    shown = drawing.pictures(ctx, stack, said, seeds, subject.name, ctx.base.scene_guidance)
     after = drawing.of_class(ctx, stack, subject.kind)
     before = drawing.of_class(ctx, drawing.loaded(ctx, subject.name, None)[0], subject.kind)
     alone = object_alone(subject.rgb, subject.mask)

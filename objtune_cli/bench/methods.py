@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from objtune_cli.bases import Base
 from objtune_cli.config import SECTIONS
 from objtune_cli.errors import UsageError
 from objtune_cli.settings import Settings
@@ -35,6 +36,7 @@ class Method:
         title: As shown. source: Where its losses and settings come from.
         embed, train, prior: Settings that differ from the defaults.
         given: What it is handed: a way of `given.WAYS`. hint: as what the mask is handed: `--mask`, taken as it is, or `--rough`, to be made exact.
+        draw: `scene_guidance`, where it is not the base's own.
     """
 
     title: str
@@ -44,43 +46,52 @@ class Method:
     prior: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
     given: str = "exact"
     hint: str = "mask"
+    draw: Mapping[str, float] = field(default_factory=lambda: NOTHING)
+
+    def scene_guidance(self, base: Base) -> float:
+        """How much its pictures hold of what the base says of the words around the object."""
+        return self.draw.get("scene_guidance", base.scene_guidance)
 
 
 OURS = {"objtune": Method("objtune", "docs/method.md")}
 
+PLAINLY = {"scene_guidance": 0.0}
+"""Pictures as any tool draws them from an adapter."""
 BASELINES = {
     "textual-inversion": Method(
         "Textual Inversion", "arXiv:2208.01618; diffusers examples: 1 vector, no prior",
         {"init": "class", "vectors": 1, "noun": "none"},
         {**PLAIN, "modules": "none", "photo_loss": "frame", "class_weight": 0.0, "lr": 1e-3, "token_lr": 1e-2,
          "steps": 500, "batch": 4},
+        draw=PLAINLY,
     ),
     "dreambooth-lora": Method(
         "DreamBooth-LoRA", "arXiv:2208.12242; diffusers train_dreambooth_lora.py: rank 4, 500 steps of 1, prior weight 1, rare word",
         {"init": "rare", "vectors": 3},
         {**PLAIN, "token": "fixed", "photo_loss": "frame", "class_term": "noise", "class_weight": 1.0, "modules": "attention",
          "rank": 4, "lr": 3e-3, "token_lr": 1e-2, "steps": 500, "batch": 1},
-        CLASS_PICTURES,
+        CLASS_PICTURES, draw=PLAINLY,
     ),
     "masked-lora": Method(
         "masked LoRA", "OneTrainer, kohya: area-normalised masked loss, no class term",
         {"init": "class", "vectors": 1},
         {**PLAIN, "photo_loss": "object", "class_weight": 0.0, "modules": "attention+ff", "rank": 16,
          "lr": 1e-4, "token_lr": 1e-2, "steps": 400, "batch": 2},
+        draw=PLAINLY,
     ),
     "break-a-scene": Method(
         "Break-A-Scene (LoRA)", "arXiv:2305.16311: 400 steps of the token, 400 of the rest; masked and cross-attention loss 0.01, prior 1",
         {"init": "class", "vectors": 1, "noun": "none"},
         {**PLAIN, "photo_loss": "masked", "class_term": "noise", "class_weight": 1.0, "attention_weight": 0.01, "modules": "all",
          "rank": 16, "lr": 3e-3, "token_lr": 1e-2, "token_first": 400, "steps": 800, "batch": 1},
-        CLASS_PICTURES,
+        CLASS_PICTURES, draw=PLAINLY,
     ),
     "custom-diffusion": Method(
         "Custom Diffusion", "arXiv:2212.04488: keys and values of cross-attention (full rank), one new token, prior 1, 250 steps of 2; without its rescaling of the photo",
         {"init": "rare", "vectors": 1},
         {**PLAIN, "photo_loss": "frame", "class_term": "noise", "class_weight": 1.0, "modules": "cross-kv", "rank": 128, "lr": 3e-4,
          "token_lr": 1e-2, "steps": 250, "batch": 2},
-        CLASS_PICTURES,
+        CLASS_PICTURES, draw=PLAINLY,
     ),
 }  # fmt: skip
 
@@ -152,11 +163,13 @@ def _varied(name: str, *changes: str) -> Method:
     if not changes:
         return method
     given = Settings(Path(os.devnull), {}, changes)
-    parts: dict[str, dict[str, Any]] = {"init-embedding": dict(method.embed), "train": dict(method.train), "prior": dict(method.prior)}
+    parts: dict[str, dict[str, Any]] = {
+        "init-embedding": dict(method.embed), "train": dict(method.train), "prior": dict(method.prior), "generate": dict(method.draw),
+    }  # fmt: skip
     for change in changes:
         section, _, key = change.partition("=")[0].strip().partition(".")
-        if section not in parts:
-            raise UsageError(f"{change} is no setting of a method", f"settings begin with {', '.join(f'{p}.' for p in parts)}")
+        if section not in parts or (section == "generate" and key not in PLAINLY):
+            raise UsageError(f"{change} is no setting of a method", f"{', '.join(f'{p}.…' for p in list(parts)[:-1])} and generate.scene_guidance are")
         parts[section][key] = getattr(given.resolve(SECTIONS[section]), key)
-    embed, train, prior = parts.values()
-    return Method(f"{method.title}, {' '.join(changes)}", method.source, embed, train, prior, method.given, method.hint)
+    embed, train, prior, draw = parts.values()
+    return Method(f"{method.title}, {' '.join(changes)}", method.source, embed, train, prior, method.given, method.hint, draw)

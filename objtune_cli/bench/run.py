@@ -10,7 +10,7 @@ import numpy as np
 from objtune_cli.bench import cases, drawing, kept, sheet, tables, trial
 from objtune_cli.bench.cases import Case
 from objtune_cli.bench.kept import Kept, Row
-from objtune_cli.bench.methods import Method
+from objtune_cli.bench.methods import PLAINLY, Method
 from objtune_cli.bench.scores import Scale
 from objtune_cli.config import Bench, Prior
 from objtune_cli.errors import IncompatibleError, UsageError
@@ -22,10 +22,10 @@ from objtune_cli.toybox.evaluator.reading import Reading
 from objtune_cli.toybox.world import DIALS, Dial
 
 ALWAYS = {
-    "truth": Method("the object drawn again", "the world"),
-    "stranger": Method("another of its class", "the world"),
-    "decoded": Method("the truth through the autoencoder", "the base"),
-    "described": Method("the base told the object in words", "no training"),
+    "truth": Method("the object drawn again", "the world", draw=PLAINLY),
+    "stranger": Method("another of its class", "the world", draw=PLAINLY),
+    "decoded": Method("the truth through the autoencoder", "the base", draw=PLAINLY),
+    "described": Method("the base told the object in words", "no training", draw=PLAINLY),
 }
 """Rows that need no training: what 1 and 0 look like, the best this base could do, and what words alone give."""
 

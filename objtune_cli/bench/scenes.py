@@ -152,9 +152,11 @@ def _key(bench: Running, group: Group, method: str) -> str:
     ctx, own = bench.ctx, JOINT.get(method, OURS["objtune"])
     about = {
         "format": FORMAT, "method": method, "group": repr(group), "seed": bench.config.seed, "base": ctx.base.fingerprint, "judge": trial.judge(),
-        "sampling": ctx.base.sampling, "train": identifying(train.suited(replace(Train(), **own.train), ctx.base.training)), "compose": identifying(Compose()),
+        "sampling": drawing.plainly(ctx.base), "train": identifying(train.suited(replace(Train(), **own.train), ctx.base.training)), "compose": identifying(Compose()),
         "tools": tools(), "device": ctx.common.device, "precision": ctx.common.precision,
     }  # fmt: skip
+    if method == "alone":
+        about |= {"scene_guidance": ctx.base.scene_guidance}
     if own.embed or own.prior:
         about |= {"embed": dict(own.embed), "prior": dict(own.prior)}
     return hashlib.sha256(canonical(about).encode()).hexdigest()

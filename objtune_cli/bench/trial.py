@@ -88,9 +88,10 @@ def settings(ctx: Context, name: str, method: Method) -> dict[str, Any]:
     about: dict[str, Any] = {
         "method": name, "embed": identifying(replace(Embed(), **method.embed)),
         "train": identifying(train.suited(replace(Train(), **method.train), ctx.base.training)), "prior": identifying(replace(Prior(), **method.prior)),
-        "base": ctx.base.fingerprint, "sampling": ctx.base.sampling, "device": ctx.common.device, "precision": ctx.common.precision, "tools": tools(),
+        "base": ctx.base.fingerprint, "sampling": drawing.plainly(ctx.base), "device": ctx.common.device, "precision": ctx.common.precision, "tools": tools(),
     }  # fmt: skip
-    return about | ({"tower": ctx.base.tower} if ctx.base.tower else {})
+    scene = method.scene_guidance(ctx.base)
+    return about | ({"tower": ctx.base.tower} if ctx.base.tower else {}) | ({"scene_guidance": scene} if scene else {})
 
 
 def run(
@@ -102,8 +103,8 @@ def run(
         before: Readings of the class as the base draws it.
     """
     trained = _train(ctx, case, name, method)
-    stack, words = drawing.loaded(ctx, case.name, trained.weights)
-    shown = drawing.asked(ctx, stack, words, case, f"<{case.name}>")
+    stack, words = drawing.loaded(ctx, case.name, trained.weights, case.instance.kind)
+    shown = drawing.asked(ctx, stack, words, case, f"<{case.name}>", method.scene_guidance(ctx.base))
     after = drawing.readings(network, drawing.of_class(ctx, stack, case.instance.kind))
     found = scores.score(case, scale, drawing.readings(network, shown))
     found |= scores.drift(scale, case.instance.kind, before, after)

@@ -160,9 +160,12 @@ class Family:
     def predict(self, stack: Any, z_t: "Tensor", t: "Tensor", condition: "Tensor") -> "Tensor":
         """The denoiser's output for z_t (B, C, h, w), t (B,), and what `encode` gave, (B, rows, d)."""
         height, width = (side * stack.factor for side in z_t.shape[-2:])
-        told = self.extras(stack, condition, height, width)
-        named = {"added_cond_kwargs": told} if told else {}
-        return stack.unet(z_t.to(stack.dtype), t.to(stack.device), encoder_hidden_states=self.words(condition), **named).sample
+        return stack.unet(z_t.to(stack.dtype), t.to(stack.device), **self.told(stack, condition, height, width)).sample
+
+    def told(self, stack: Any, condition: "Tensor", height: int, width: int) -> dict[str, Any]:
+        """What a call of the denoiser is told beside latents and levels, from what `encode` gave, for pictures of a size in px."""
+        extras = self.extras(stack, condition, height, width)
+        return {"encoder_hidden_states": self.words(condition)} | ({"added_cond_kwargs": extras} if extras else {})
 
     def open_pipeline(self, stack: Any, scheduler: Any) -> Any:
         """The pipeline class of diffusers around the stack's parts; takes what `prompts` gives."""

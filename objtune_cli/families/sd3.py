@@ -178,8 +178,11 @@ class _SD3(Family):
     def predict(self, stack: Any, z_t: "Tensor", t: "Tensor", condition: "Tensor") -> "Tensor":
         """The velocity for z_t (B, C, h, w), levels t (B,), and what `encode` gave, (B, rows, d)."""
         levels = stack.scheduler.timesteps.flip(0)[t.cpu()].to(stack.device)
-        told = {"encoder_hidden_states": self.words(condition), "pooled_projections": self._pooled(stack, condition)}
-        return stack.unet(hidden_states=z_t.to(stack.dtype), timestep=levels, **told).sample
+        return stack.unet(hidden_states=z_t.to(stack.dtype), timestep=levels, **self.told(stack, condition, 0, 0)).sample
+
+    def told(self, stack: Any, condition: "Tensor", height: int, width: int) -> dict[str, Any]:
+        """Words and pooled embedding; it is not told a size."""
+        return {"encoder_hidden_states": self.words(condition), "pooled_projections": self._pooled(stack, condition)}
 
     def open_pipeline(self, stack: Any, scheduler: Any) -> Any:
         """Without text encoders: it takes what `encode` gave."""

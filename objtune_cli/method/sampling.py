@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from objtune_cli.method.surroundings import spoken
 from objtune_cli.models.stack import Stack
 
 
@@ -24,6 +25,7 @@ def sample(
     below: float = 1.0,
     size: tuple[int, int] = (0, 0),
     conditions: Mapping[str, Tensor] = MappingProxyType({}),
+    scene: float = 0.0,
 ) -> Tensor:
     """Draw one picture per seed.
 
@@ -33,6 +35,7 @@ def sample(
             decided, the prompt speaks alone and they stay as various as they were learned (arXiv:2404.07724).
         size: Height and width of the pictures, px, multiples of what the base divides them by; 0: the base's own.
         conditions: Prompts that are not simply encoded, to what the denoiser is told instead, (1, L, d).
+        scene: How much is added of what the frozen base says of the words around the objects (`method.surroundings`).
 
     Returns:
         Scaled latents (N, C, h, w), float32, on the CPU. A picture's noise depends on its own
@@ -42,7 +45,8 @@ def sample(
     height, width = (side or stack.size for side in size)
     shape = (stack.unet.config.in_channels, height // stack.factor, width // stack.factor)
     noise = _noise(seeds, shape)
-    condition, against = _told(stack, [prompt] * len(seeds) if isinstance(prompt, str) else list(prompt), negative, conditions)
+    texts = [prompt] * len(seeds) if isinstance(prompt, str) else list(prompt)
+    condition, against = _told(stack, texts, negative, conditions)
 
     free = 0  # steps before guidance
     if below < 1:
@@ -56,17 +60,18 @@ def sample(
             values = values | stack.family.guided(stack, condition, against, height, width)
         return values
 
-    out = pipe(
-        **stack.family.prompts(stack, condition, against),
-        latents=noise.to(stack.device, stack.dtype),
-        num_inference_steps=steps,
-        guidance_scale=1.0 if free else guidance,
-        height=height,
-        width=width,
-        output_type="latent",
-        callback_on_step_end=report,
-        callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"],
-    )
+    with spoken(stack, texts, scene, height, width):
+        out = pipe(
+            **stack.family.prompts(stack, condition, against),
+            latents=noise.to(stack.device, stack.dtype),
+            num_inference_steps=steps,
+            guidance_scale=1.0 if free else guidance,
+            height=height,
+            width=width,
+            output_type="latent",
+            callback_on_step_end=report,
+            callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"],
+        )
     return out.images.float().cpu()
 
 

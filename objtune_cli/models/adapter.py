@@ -1,5 +1,6 @@
 """LoRA on the denoiser, and of what was imported on the text encoders, through peft: add, read, write."""
 
+import contextlib
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -115,6 +116,22 @@ def _load(network: Any, own: Mapping[str, Tensor], stack: Stack, name: str) -> N
     except RuntimeError:  # same names, other widths
         raise IncompatibleError("the adapter was trained on another base: its layers have other sizes", "use the base it names") from None
     network.requires_grad_(False).eval()
+
+
+@contextlib.contextmanager
+def asleep(stack: Stack) -> Iterator[None]:
+    """Inside, no LoRA acts and the base is the frozen one; afterwards those act that acted."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    networks = [n for n in (stack.unet, *stack.text_encoders) if getattr(n, "peft_config", None)]
+    acting = [m for n in networks for m in n.modules() if isinstance(m, BaseTunerLayer) and not m.disable_adapters]
+    try:
+        for layer in acting:
+            layer.enable_adapters(False)
+        yield
+    finally:
+        for layer in acting:
+            layer.enable_adapters(True)
 
 
 def activate(stack: Stack, names: list[str]) -> None:

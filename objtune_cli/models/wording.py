@@ -25,6 +25,12 @@ def named(prompt: str) -> str:
     return PIECES.sub(r"<\1>", prompt)
 
 
+def alone_in_class_words(prompt: str, classes: Mapping[str, str]) -> str:
+    """What a prompt says of its objects and nothing else, `a photo of a dog and a mug`; "" where it names none."""
+    names = list(dict.fromkeys(m[1] for m in PLACEHOLDER.finditer(prompt) if m[1] in classes))
+    return in_class_words("a photo of " + " and ".join(f"<{name}>" for name in names), classes) if names else ""
+
+
 def in_class_words(prompt: str, classes: Mapping[str, str]) -> str:
     """The prompt with each `<name>` as "a <class>"; an article or a possessive before it stays the only one."""
     for name, word in classes.items():

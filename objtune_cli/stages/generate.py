@@ -55,6 +55,7 @@ def suited(ctx: Context, config: Generate) -> Generate:
         steps=config.steps or int(own["steps"]),
         guidance=config.guidance if config.guidance >= 0 else float(own["guidance"]),
         guidance_below=config.guidance_below if config.guidance_below >= 0 else float(own.get("guidance_below", 1)),
+        scene_guidance=config.scene_guidance if config.scene_guidance >= 0 else ctx.base.scene_guidance,
     )
 
 
@@ -109,7 +110,11 @@ def _draw(ctx: Context, stack: "Stack", words: Any, prompt: str, record: Record,
     step = ctx.progress("generate")
     parts = []
     for seeds, on_step in batches(config, step):
-        parts.append(sample(stack, text, config.negative, seeds, config.steps, config.guidance, config.scheduler, on_step, config.guidance_below))
+        drawn = sample(
+            stack, text, config.negative, seeds, config.steps, config.guidance, config.scheduler, on_step,
+            below=config.guidance_below, scene=config.scene_guidance,
+        )  # fmt: skip
+        parts.append(drawn)
     return keep(ctx, stack, replace(record, tools=tools()), {"latents": torch.cat(parts)}, config, prompt)
 
 
@@ -173,6 +178,8 @@ def parameters(
     pairs: dict[str, object] = {"Steps": config.steps, "Sampler": SAMPLERS.get(config.scheduler, own), "CFG scale": f"{config.guidance:g}", "Seed": seed}
     if config.guidance_below < 1:
         pairs["CFG below"] = f"{config.guidance_below:g}"
+    if config.scene_guidance > 0:
+        pairs["Scene guidance"] = f"{config.scene_guidance:g}"
     pairs |= {"Size": f"{size[0]}x{size[1]}", "Model": model, **known, "Version": f"objtune {__version__}"}
     lines = [prompt, f"Negative prompt: {config.negative}"] if config.negative else [prompt]
     return "\n".join([*lines, ", ".join(f"{key}: {_quoted(str(value))}" for key, value in pairs.items())])

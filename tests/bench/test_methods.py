@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from objtune_cli import bases
 from objtune_cli.bench.given import WAYS
 from objtune_cli.bench.methods import ABLATIONS, BASELINES, GROUPS, METHODS, OURS, PLAIN, ROBUST, Method, named
 from objtune_cli.config import Embed, Prior, Train
@@ -104,6 +105,14 @@ def test_the_table_itself_stays_as_it_is() -> None:
 def test_what_is_no_method_or_setting_is_named(text: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         named(text)
+
+
+def test_baselines_are_drawn_as_any_tool_draws_them() -> None:
+    toybox = bases.find("toybox")
+    assert toybox.scene_guidance == 2.0
+    assert {name: m.scene_guidance(toybox) for name, m in METHODS.items()} == {name: 0.0 if name in BASELINES else 2.0 for name in METHODS}
+    wanted = {"objtune+generate.scene_guidance=0": 0.0, "masked-lora+generate.scene_guidance=1.5": 1.5}
+    assert {name: m.scene_guidance(toybox) for name, m in named(",".join(wanted)).items()} == wanted
 
 
 def test_a_plus_inside_a_value_stays() -> None:

@@ -238,6 +238,18 @@ def test_a_version_in_the_prompt_is_the_one_that_is_drawn(trained, dog_photo):
     assert document["refs"][0]["sha256"] != newest["refs"][0]["sha256"]
 
 
+def test_what_the_base_says_of_the_other_words_makes_another_picture(trained):
+    """An object alone has no other words; a base that names no weight adds nothing, and a scene of before is found again."""
+    pixels = {}
+    for prompt in ("a photo of <dog>", "a photo of <dog> in a hat"):
+        for weight in ("-1", "0", "3"):
+            path = lines(trained("generate", prompt, "-n", 1, "--steps", 2, "--set", f"generate.scene_guidance={weight}").out)[0]
+            pixels[prompt, weight] = np.asarray(Image.open(path))
+    assert [len({pixels[prompt, w].tobytes() for w in ("-1", "0", "3")}) for prompt in ("a photo of <dog>", "a photo of <dog> in a hat")] == [1, 2]
+    kept = [artifact.read_record(Path("artifacts"), ref).config.get("scene_guidance") for ref in refs.every(Path("artifacts"), "scene")]
+    assert kept == [None, 3.0, None, 3.0]
+
+
 def test_out_copies_pictures(trained, tmp_path):
     result = trained("generate", "<dog>", "<cup>", "-n", 1, "--steps", 1, "--out", tmp_path / "new" / "folder")
     assert sorted(p.name for p in (tmp_path / "new" / "folder").iterdir()) == ["cup-001-001.png", "dog-001-001.png"]
