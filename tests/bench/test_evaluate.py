@@ -101,7 +101,7 @@ def test_the_papers_measures_on_models_that_know_two_things(context: Callable[..
 
     codes.update({1: "picture", 4: "before", 5: "after"})
     monkeypatch.setattr(
-        drawing, "pictures", lambda ctx, stack, texts, seeds, label: asked.extend(texts) or np.full((len(texts), 8, 8, 3), 1)
+        drawing, "pictures", lambda ctx, stack, texts, seeds, label, scene=0.0: asked.extend(texts) or np.full((len(texts), 8, 8, 3), 1)
     )
     order = iter((5, 4))  # with the object first, then the bare base
     monkeypatch.setattr(drawing, "of_class", lambda *_: np.full((2, 8, 8, 3), next(order)))
