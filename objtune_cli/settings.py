@@ -119,6 +119,6 @@ def _checked(item: Any, value: Any, where: str) -> Any:
     if kind is float and not math.isfinite(value):
         raise UsageError(f"{where} is {value}", "a finite number is needed")
     if (low is not None and value < low) or (high is not None and value > high):
-        bounds = f"from {low} to {high}" if high is not None else f"{low} or more"
+        bounds = f"{low} or more" if high is None else f"{high} or less" if low is None else f"from {low} to {high}"
         raise UsageError(f"{where} is {value}", bounds)
     return value

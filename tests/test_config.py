@@ -136,6 +136,7 @@ def test_a_section_must_be_a_section(value: str, settings: Make) -> None:
         (Generate, "[generate]\nguidance = -inf", "guidance in objtune.toml is -inf", "a finite number is needed"),
         (Train, "[train]\nseed = 2147483648", "seed in objtune.toml is 2147483648", "from 0 to 2147483647"),
         (Generate, "[generate]\nseed = 4294967296", "seed in objtune.toml is 4294967296", "from 0 to 4294967295"),
+        (Generate, "[generate]\nscene_guidance = 20.5", "scene_guidance in objtune.toml is 20.5", "20 or less"),
         (Segment, "[segment]\nedge = 0.11", "edge in objtune.toml is 0.11", "from 0 to 0.1"),
     ],
 )
