@@ -26,7 +26,7 @@ from objtune_cli.stages.sight import Target
 from objtune_cli.store import artifact, photo, pictures
 from objtune_cli.store.header import canonical
 
-FORMAT = 1
+FORMAT = 2
 PHOTOS, UNTRAINED = "photos", "untrained"
 ALWAYS = {
     PHOTOS: Method("the subject's photos among themselves", "the data set", draw=PLAINLY),

@@ -67,7 +67,7 @@ class _Running:
         return canonical(about)
 
     def scored(self, network: Any, way: str, case: Case, ref: str, sha256: str) -> Mapping[str, float]:
-        """Measures of one trained object."""
+        """Measures of one trained object, drawn from the adapter alone."""
         import torch
 
         ctx = replace(self.ctx, project=locate(self.out / f"work-{way}", create=True))

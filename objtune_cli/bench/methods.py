@@ -49,8 +49,9 @@ class Method:
     draw: Mapping[str, float] = field(default_factory=lambda: NOTHING)
 
     def scene_guidance(self, base: Base) -> float:
-        """How much its pictures hold of what the base says of the words around the object."""
-        return self.draw.get("scene_guidance", base.scene_guidance)
+        """How much its pictures hold of what the base says of the words around the object; where it says nothing, or less than 0, what suits the base."""
+        own = self.draw.get("scene_guidance", -1.0)
+        return own if own >= 0 else base.scene_guidance
 
 
 OURS = {"objtune": Method("objtune", "docs/method.md")}

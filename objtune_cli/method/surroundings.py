@@ -6,6 +6,8 @@ words mean to it; that difference is added, as composable diffusion adds concept
 
     eps + w (eps_0(z_t, "a photo of a dog with a red hat") - eps_0(z_t, "a photo of a dog"))
 
+What stands before the first object (a photo of, my) is in both and adds nothing.
+
 Knows nothing about samplers: it acts on every call of the denoiser, in each half of guidance's batch alike.
 """
 
@@ -31,7 +33,7 @@ def spoken(stack: Stack, texts: Sequence[str], weight: float, height: int, width
     """
     said = [stack.in_class_words(text) for text in texts]
     alone = [alone_in_class_words(named(text), stack.classes) or told for text, told in zip(texts, said, strict=True)]
-    rows = [i for i, pair in enumerate(zip(said, alone, strict=True)) if pair[0] != pair[1]] if weight else []
+    rows = [i for i, pair in enumerate(zip(said, alone, strict=True)) if pair[0].rstrip(" .,!") != pair[1]] if weight else []
     if not rows:
         yield
         return

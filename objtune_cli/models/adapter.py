@@ -125,6 +125,7 @@ def asleep(stack: Stack) -> Iterator[None]:
 
     networks = [n for n in (stack.unet, *stack.text_encoders) if getattr(n, "peft_config", None)]
     acting = [m for n in networks for m in n.modules() if isinstance(m, BaseTunerLayer) and not m.disable_adapters]
+    frozen = [p for layer in acting for p in layer.parameters() if not p.requires_grad]
     try:
         for layer in acting:
             layer.enable_adapters(False)
@@ -132,6 +133,8 @@ def asleep(stack: Stack) -> Iterator[None]:
     finally:
         for layer in acting:
             layer.enable_adapters(True)
+        for p in frozen:  # which peft lets learn when it wakes a layer
+            p.requires_grad_(False)
 
 
 def activate(stack: Stack, names: list[str]) -> None:

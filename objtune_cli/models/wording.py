@@ -26,9 +26,12 @@ def named(prompt: str) -> str:
 
 
 def alone_in_class_words(prompt: str, classes: Mapping[str, str]) -> str:
-    """What a prompt says of its objects and nothing else, `a photo of a dog and a mug`; "" where it names none."""
-    names = list(dict.fromkeys(m[1] for m in PLACEHOLDER.finditer(prompt) if m[1] in classes))
-    return in_class_words("a photo of " + " and ".join(f"<{name}>" for name in names), classes) if names else ""
+    """A prompt up to its first object, then its objects and nothing else, `a photo of a dog and a mug`; "" where it names none.
+
+    One that is named twice is there twice, as in the whole prompt: it is no second thing.
+    """
+    found = [m for m in PLACEHOLDER.finditer(prompt) if m[1] in classes]
+    return in_class_words(prompt[: found[0].start()] + " and ".join(m[0] for m in found), classes) if found else ""
 
 
 def in_class_words(prompt: str, classes: Mapping[str, str]) -> str:

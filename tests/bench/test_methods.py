@@ -111,7 +111,7 @@ def test_baselines_are_drawn_as_any_tool_draws_them() -> None:
     toybox = bases.find("toybox")
     assert toybox.scene_guidance == 2.0
     assert {name: m.scene_guidance(toybox) for name, m in METHODS.items()} == {name: 0.0 if name in BASELINES else 2.0 for name in METHODS}
-    wanted = {"objtune+generate.scene_guidance=0": 0.0, "masked-lora+generate.scene_guidance=1.5": 1.5}
+    wanted = {"objtune+generate.scene_guidance=0": 0.0, "objtune+generate.scene_guidance=-1": 2.0, "masked-lora+generate.scene_guidance=1.5": 1.5}
     assert {name: m.scene_guidance(toybox) for name, m in named(",".join(wanted)).items()} == wanted
 
 

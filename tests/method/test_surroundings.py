@@ -79,14 +79,23 @@ def test_what_does_not_act_stays_asleep(folders: dict[str, Path]) -> None:
     z, text = torch.randn(1, 4, 8, 8), words.expand("a photo of <rex> in a hat")
     before = predicted(stack, [text], z)
     with spoken(stack, [text], 1.0, stack.size, stack.size):
-        pass
+        assert not torch.equal(predicted(stack, [text], z), before)
     assert torch.equal(predicted(stack, [text], z), before)
+
+
+def test_what_does_not_learn_does_not_learn_afterwards(folders: dict[str, Path]) -> None:
+    stack, words = taught(folders["sd1"])
+    stack.unet.requires_grad_(False)
+    text = words.expand("a photo of <rex> in a hat")
+    with spoken(stack, [text], 1.0, stack.size, stack.size):
+        predicted(stack, [text], torch.randn(1, 4, 8, 8))
+    assert not any(p.requires_grad for p in stack.unet.parameters())
 
 
 @pytest.mark.parametrize("scheduler", ["base", "euler", "dpm++"])
 def test_pictures_without_other_words_are_the_same_bytes(folders: dict[str, Path], scheduler: str) -> None:
     stack, words = taught(folders["sd1"])
-    for text, same in (("a photo of <rex>", True), ("a dog in a hat", True), ("a photo of <rex> in a hat", False)):
+    for text, same in (("a photo of <rex>", True), ("my <rex>.", True), ("A photo of <rex> ", True), ("a dog in a hat", True), ("a photo of <rex> in a hat", False)):
         plain, told = (sample(stack, words.expand(text), "", [3, 4], 3, 2.0, scheduler, scene=w) for w in (0.0, 2.0))
         assert torch.equal(plain, told) == same and told.isfinite().all()
 
@@ -111,7 +120,8 @@ def test_an_error_inside_leaves_the_base_as_it_was(folders: dict[str, Path]) -> 
 @pytest.mark.parametrize(
     ("prompt", "said"),
     [
-        ("a photo of <rex> in a hat", "a photo of a dog"), ("<rex@2> and my <ann> at sea, <rex>", "a photo of a dog and an owl"),
+        ("a photo of <rex> in a hat", "a photo of a dog"), ("<rex@2> and my <ann> at sea", "a dog and an owl"), ("my <rex> at sea", "my dog"),
+        ("<rex> in the snow, <rex> in a hat", "a dog and a dog"),
         ("a photo of <other>", ""), ("a dog", ""),
     ],
 )  # fmt: skip
