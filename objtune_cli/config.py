@@ -199,7 +199,7 @@ class Generate:
         None, 1, before=1.0,
     )  # fmt: skip
     scene_guidance: float = _setting(
-        -1.0, "How much is added of what the frozen base says of the words around the objects, at two more passes a step; negative: what suits the base.",
+        -1.0, "How much is added of what the frozen base says of the words around the objects, one more call of it a step; negative: what suits the base.",
         None, 20, before=0.0,
     )  # fmt: skip
     negative: str = _setting("", "What should not be in the picture.")

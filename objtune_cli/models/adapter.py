@@ -124,7 +124,7 @@ def asleep(stack: Stack) -> Iterator[None]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     networks = [n for n in (stack.unet, *stack.text_encoders) if getattr(n, "peft_config", None)]
-    acting = [m for n in networks for m in n.modules() if isinstance(m, BaseTunerLayer) and not m.disable_adapters]
+    acting: list[Any] = [m for n in networks for m in n.modules() if isinstance(m, BaseTunerLayer) and not m.disable_adapters]
     frozen = [p for layer in acting for p in layer.parameters() if not p.requires_grad]
     try:
         for layer in acting:
