@@ -174,8 +174,9 @@ def test_samples_go_on_where_they_were_stopped(context: Callable[..., Context], 
     first = (folder / "b" / "000000.png").stat().st_mtime_ns
     assert np.array_equal(base._samples(context(), folder / "b", scenes), whole)
     assert (folder / "b" / "000000.png").stat().st_mtime_ns == first
-    assert np.array_equal(base._samples(context(), folder / "b", scenes[:12]), whole[:12])  # fewer, and more again
-    assert np.array_equal(base._samples(context(), folder / "b", scenes), whole)
+    fewer = base._samples(context(), folder / "b", scenes[:12])  # four in the last part: on some processors a batch of another size is rounded elsewhere
+    assert np.array_equal(fewer[:8], whole[:8]) and int(np.abs(fewer[8:].astype(int) - whole[8:12]).max()) <= 1
+    assert np.array_equal(base._samples(context(), folder / "b", scenes), whole)  # and more again
 
 
 def test_a_base_that_does_not_name_its_pictures_is_refused_before_any_is_drawn(

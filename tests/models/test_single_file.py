@@ -158,7 +158,9 @@ def test_without_t5_its_rows_are_zeros(one: Callable[[str], Path], folders: dict
     bare = bases.find(str(whole.weights))
     stack = stacks.load(bare.folder, CPU, torch.float32, bare.weights)
     found = stack.encode(["a photo"])
-    assert stack.text_encoder_3 is None and torch.equal(found[:, :77], said[:, :77]) and torch.equal(found[:, -1], said[:, -1])
+    assert stack.text_encoder_3 is None
+    for rows in (slice(77), slice(-1, None)):  # to a rounding: where weights of a mapped file lie in memory decides how they are added up
+        assert torch.allclose(found[:, rows], said[:, rows], atol=1e-6, rtol=1e-5)
     assert said[:, 77:-1].any() and not found[:, 77:-1].any() and bare.fingerprint != whole.fingerprint
 
 
