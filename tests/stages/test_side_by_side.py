@@ -196,6 +196,20 @@ def test_several_objects_of_one_of_the_photos_share_an_adapter(cli, train, photo
     assert (done.code, done.out.split()) == (0, ["adapter/dog-mug@1", "adapter/tom@1"]), done.err
 
 
+def test_a_photo_named_once_for_each_of_its_objects_makes_an_adapter_of_each(cli, photos):
+    """Objects of one photo that are to share nothing: one command, found alone, learned side by side, the photo's mask of each its own."""
+    half = np.asarray(Image.open("rex-mask.png")).copy()
+    half[:, half.shape[1] // 2 :] = 0
+    Image.fromarray(half).save("half.png")
+    done = cli("train", "rex.png", "-c", "dog", "--name", "rex", "--mask=rex-mask.png", "rex.png", "-c", "mug", "--name", "cup", "--mask=half.png", *FAST)
+    assert (done.code, done.out.split()) == (0, ["adapter/rex@1", "adapter/cup@1"]), done.err
+    for name, word in {"rex": "dog", "cup": "mug"}.items():
+        record = artifact.read_record(Path("artifacts"), parse(f"adapter/{name}@1"))
+        assert record.objects == {name: word}
+    covered = [float((artifact.load(Path("artifacts"), parse(f"mask/{name}@1"))[1]["mask"] > 127).mean()) for name in ("rex", "cup")]
+    assert covered[1] < 0.7 * covered[0]
+
+
 def test_scores_and_sheets_of_each(cli, photos):
     done = cli("train", *photos[0], *photos[2], *FAST[:-3], "--json")
     document = json.loads(done.out)
