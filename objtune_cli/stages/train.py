@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 SAVE_EVERY = 30.0
 """Seconds between saved states; a signal saves at once."""
+CROWD = 3
+"""So many objects of one photo share an adapter less well than each has one (docs/benchmark.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +145,8 @@ def alone(ctx: Context, work: Work, config: Train) -> Done:
         done = ctx.reuse(work.record)  # another process may have finished it since we looked
         if done:
             return done
+        if len(learning) >= CROWD:
+            ctx.report.note("named once for each of its objects (`train a.jpg --class dog a.jpg --class mug …`), a photo teaches each an adapter of its own, which so many learn better by")
         ctx.report.note("drawing placements of the object")
         judge = judge_of(ctx, stack, learning) if config.scores == "shown" and leads(team) else None
         if judge is not None and config.idle == "leaves":
