@@ -197,7 +197,7 @@ def test_several_objects_of_one_of_the_photos_share_an_adapter(cli, train, photo
 
 
 def test_a_photo_named_once_for_each_of_its_objects_makes_an_adapter_of_each(cli, photos):
-    """Objects of one photo that are to share nothing: one command, found alone, learned side by side, the photo's mask of each its own."""
+    """Objects of one photo that are to share nothing: one command, a mask of its own for each, learned side by side."""
     half = np.asarray(Image.open("rex-mask.png")).copy()
     half[:, half.shape[1] // 2 :] = 0
     Image.fromarray(half).save("half.png")
