@@ -35,7 +35,7 @@ def _company(stack: Stack, names: Sequence[str], config: Train) -> list[Trainer]
 
 
 def _learned(t: Trainer) -> dict[str, torch.Tensor]:
-    return adapter.tensors(t.stack, t.name) | {f"token.{k}": v for k, v in t.tokens().items()}
+    return adapter.tensors(t.stack, [*t.layers]) | {f"token.{k}": v for k, v in t.tokens().items()}
 
 
 CASES = {

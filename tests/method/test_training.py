@@ -53,13 +53,13 @@ def trainer(tiny_base) -> Callable[..., Trainer]:
 
 
 def _all(trainer: Trainer) -> dict[str, torch.Tensor]:
-    return adapter.tensors(trainer.stack) | {f"token.{k}": v for k, v in trainer.tokens().items()}
+    return adapter.tensors(trainer.stack, [*trainer.layers]) | {f"token.{k}": v for k, v in trainer.tokens().items()}
 
 
 def _terms(trainer: Trainer, step: int = 0) -> dict[str, float]:
     """The loss of one step, without taking it."""
     with torch.no_grad():
-        return {k: float(v) for part in trainer._losses(step_generator(trainer.config.seed, step)) for k, v in part.items()}
+        return {k: float(v) for part in trainer._losses(trainer.drawn(step_generator(trainer.config.seed, step))) for k, v in part.items()}
 
 
 def _equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
