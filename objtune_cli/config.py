@@ -125,9 +125,6 @@ class Train:
     singles: float = _setting(
         0.95, "Share of the steps, on top of their turn, that show one object alone where several of one photo are learned together.", 0, 1, before=0.0
     )
-    ranks: Literal["own", "shared"] = _setting(
-        "own", "Whether each of several objects of one photo has its own ranks of the adapter, or all have the same.", before="shared"
-    )
     joint_attention: float = _setting(
         0.05, "Weight of that term where several objects of one photo are learned together, if it has none of its own.", 0, before=0.0
     )

@@ -20,7 +20,7 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 PLAIN = {"views": 1, "background_weight": 0.0, "timesteps": "uniform", "schedule": "constant", "token_norm": "free",
          "templates": "one", "context": "own", "joint_attention": 0.0, "latents": "sample", "beta2": 0.999,
          "blocks": "all", "class_every": 1, "passes": "together", "stop": "end",
-         "scores": "none", "as_taken": 0.0, "singles": 0.0, "ranks": "shared", "idle": "stays"}  # fmt: skip
+         "scores": "none", "as_taken": 0.0, "singles": 0.0, "idle": "stays"}  # fmt: skip
 """What all of the others share, as diffusers' examples have it: the photo as it is and its latents drawn anew at each
 step, no teacher outside the mask, any noise level, one rate, one sentence, PyTorch's own AdamW, every row in one pass, the whole model in memory.
 Each names its rates too, those of what does not learn included: what suits ours changes none of theirs."""

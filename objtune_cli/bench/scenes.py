@@ -216,7 +216,8 @@ def _plain(ctx: Context, group: Group, ref: Ref | None) -> np.ndarray:
     stack = ctx.stack()
     weights = {item.name: objects.tensors(ctx, item) for item in found}
     words = objects.add_words(stack, found, weights)
-    adapter.activate(stack, objects.add_adapters(stack, found, weights).values())
+    names = [f"lora{i}" for i, item in enumerate(found[:1] if ref else found) if adapter.load(stack, weights[item.name], f"lora{i}")]
+    adapter.activate(stack, names)
     laid = layout.proposed(group.prompt(group.backgrounds[0]), [o.name for o in found], {}, {})
     high, wide = (round(stack.size * side / stack.unit) * stack.unit for side in (laid.high, laid.wide))
     drawn = []

@@ -19,6 +19,7 @@ from objtune_cli.method.terms import FIXED
 from objtune_cli.method.training import Trainer
 from objtune_cli.models import cpu, memory, rows
 from objtune_cli.models.attention import Recorder
+from objtune_cli.numerics import noise
 
 
 def advance(trainers: Sequence[Trainer]) -> dict[Trainer, GateError]:
@@ -44,15 +45,16 @@ def _together(trainers: Sequence[Trainer]) -> dict[Trainer, GateError]:
 
 def _pulled(trainers: Sequence[Trainer]) -> list[dict[str, Tensor]]:
     """Each trainer's terms of a step, their gradients taken; done again it is the same."""
-    seen = [t.begin() for t in trainers]
-    acting = [t.acting(s.views.members) for t, s in zip(trainers, seen, strict=True)]
+    for t in trainers:
+        t.begin()
+    seen = [t.drawn(noise.step_generator(t.config.seed, t.step)) for t in trainers]
     words = _encoded(trainers, [s.prompt for s in seen])
     terms: list[dict[str, Tensor]] = [{} for _ in trainers]
     for parts in zip(*(t.passes(s, w) for t, s, w in zip(trainers, seen, words, strict=True)), strict=True):
         z_t, levels, condition = (torch.cat(column) for column in zip(*(p.given for p in parts), strict=True))
         each = len(z_t) // len(parts)
         watching = max(trainers, key=lambda t: t.config.attention_weight)  # records for all, if any has that term
-        with _apart(trainers, acting, each), watching.watched(len(z_t)) as looked:  # the backward pass too: it may compute the same layers again
+        with _acting(trainers, each), watching.watched(len(z_t)) as looked:  # the backward pass too: it may compute the same layers again
             pred = trainers[0].stack.predict(z_t, levels, condition).float()
             if looked is not None:
                 looked.over = True
@@ -97,7 +99,7 @@ def _fixed_losses(due: Sequence[Trainer], k: int) -> list[float]:
     fixed, size, stack = [t.fixed_rows(k) for t in due], math.gcd(FIXED, max(1, due[0].config.batch)), due[0].stack
     words = torch.cat([w.expand(size, -1, -1) for w in _encoded(due, [f.prompt for f in fixed])])
     parts = []
-    with _apart(due, [t.acting(f.views.members) for t, f in zip(due, fixed, strict=True)], size):
+    with _acting(due, size):
         for at in range(0, len(fixed[0].t), size):
             z, levels = (torch.cat([x[at : at + size] for x in column]) for column in ([f.z_t for f in fixed], [f.t for f in fixed]))
             parts.append(stack.predict(z, levels, words).float().unflatten(0, (len(due), size)))
@@ -114,9 +116,9 @@ def _encoded(trainers: Sequence[Trainer], prompts: list[str]) -> tuple[Tensor, .
 
 
 @contextlib.contextmanager
-def _apart(trainers: Sequence[Trainer], acting: Sequence[Sequence[str]], each: int) -> Iterator[None]:
-    """Inside, rows belong to the trainers in turn, `each` to each, and their LoRAs act there; where no layer learns there is nothing to part."""
-    with rows.apart(trainers[0].stack, acting, each) if trainers[0].lora else contextlib.nullcontext():
+def _acting(trainers: Sequence[Trainer], each: int) -> Iterator[None]:
+    """Inside, rows belong to the trainers in turn, `each` to each; where no layer learns there is nothing to part."""
+    with rows.apart(trainers[0].stack, [t.name for t in trainers], each) if trainers[0].lora else contextlib.nullcontext():
         yield
 
 

@@ -121,8 +121,19 @@ class Terms:
             found.append(known)
         return found
 
+    @torch.no_grad()
+    def fixed_loss(self) -> float:
+        """Mean L_OS of the objects, each alone on FIXED rows, half of them the photo's own placement, noise and noise levels always the same."""
+        size, found = max(1, self.config.batch), []
+        for k in range(len(self.subjects)):
+            fixed = self.fixed_rows(k)
+            words = self.condition(fixed.prompt)
+            parts = [self.stack.predict(a, b, words.expand(len(a), -1, -1)).float() for a, b in zip(fixed.z_t.split(size), fixed.t.split(size), strict=True)]
+            found.append(self.lost(fixed, torch.cat(parts)))
+        return sum(found) / len(found)
+
     def fixed_rows(self, k: int) -> Seen:
-        """What says how far the k-th object has come: FIXED rows, half of them the photo's own placement, noise and noise levels always the same."""
+        """What `fixed_loss` looks at of the k-th object."""
         v, g, stack = self.views[k], torch.Generator().manual_seed(0), self.stack
         rows = torch.arange(FIXED) % len(v.latents)
         rows[FIXED // 2 :] = 0
@@ -136,8 +147,9 @@ class Terms:
         """L_OS of a prediction of these rows."""
         return float(losses.masked_mse(pred, seen.aim, seen.views.masks[seen.rows]).mean())
 
-    def _losses(self, seen: Seen) -> Iterator[dict[str, Tensor]]:
+    def _losses(self, g: torch.Generator) -> Iterator[dict[str, Tensor]]:
         """The terms in use, by passes of the denoiser; each is to be done with, its gradients taken, before the next is asked for."""
+        seen = self.drawn(g)
         for one in self.passes(seen, self.condition(seen.prompt)):
             with self.watched(self.config.batch) as recorder:  # the backward pass too: it may compute the same layers again
                 pred = self.stack.predict(*one.given).float()

@@ -6,7 +6,7 @@ methods are settings of the same loop, so that a comparison compares nothing els
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from objtune_cli.method import optimizing
 from objtune_cli.method.averaging import Average, write
 from objtune_cli.method.stopping import Plateau
 from objtune_cli.method.subjects import Subject
-from objtune_cli.method.terms import Seen, Terms
+from objtune_cli.method.terms import Terms
 from objtune_cli.models import adapter, cpu, memory
 from objtune_cli.models.stack import Stack
 from objtune_cli.models.tokens import Placeholders
@@ -35,19 +35,10 @@ class Trainer(Terms):
     def __init__(
         self, stack: Stack, subjects: list[Subject], priors: Mapping[str, Mapping[str, Tensor]], config: Train, name: str = "default"
     ) -> None:
-        """`name`: of its LoRA on the stack, which may hold others' too; where each object has its own, numbers follow it."""
+        """`name`: of its LoRA on the stack, which may hold others' too."""
         super().__init__(stack, subjects, priors, config)
         self.name = name
-        ordered = sorted(s.name for s in subjects)
-        own = {o: f"{name}-{i}" if i else name for i, o in enumerate(ordered)}
-        self.loras = own if config.ranks == "own" else dict.fromkeys(ordered, name)
-        """The LoRA that each object is drawn with; in the order in which an adapter holds their ranks."""
-        self.layers = {
-            each: adapter.add(stack, config.rank, config.modules, config.seed + i, each, config.blocks)
-            for i, each in enumerate(dict.fromkeys(self.loras.values()))
-        }
-        self.lora = [p for params in self.layers.values() for p in params]
-        self._awake = [*self.layers][-1:]  # peft's way: the one that was added last acts
+        self.lora = adapter.add(stack, config.rank, config.modules, config.seed, name, config.blocks)
         scale = float(torch.stack([n.mean() for n in self.norms.values()]).mean())
         tokens = {"params": list(self.learned.values()), "lr": config.token_lr * scale, "weight_decay": 0.0}
         groups = [tokens, {"params": self.lora, "lr": config.lr, "weight_decay": 0.01}]
@@ -77,15 +68,13 @@ class Trainer(Terms):
             return warm
         return warm * 0.5 * (1 + math.cos(math.pi * self.step / self.config.steps)) * 0.95 + 0.05
 
-    def _take_turns(self, members: Sequence[Subject]) -> None:
-        """Who learns at this step of the objects that are shown: token and layers, or the token first and then the layers (`token_first`)."""
+    def _take_turns(self) -> None:
+        """Who learns at this step: both, or the token first and then the layers (`token_first`)."""
         first, alone = self.config.token_first, self.step < self.config.token_first
-        shown, acting = {s.name for s in members}, self.acting(members)
-        for name, rows in self.learned.items():
-            rows.requires_grad_(name in shown and self.config.token == "learned" and (alone or not first))
-        for name, params in self.layers.items():
-            for p in params:
-                p.requires_grad_(name in acting and not alone)
+        for p in self.learned.values():
+            p.requires_grad_(self.config.token == "learned" and (alone or not first))
+        for p in self.lora:
+            p.requires_grad_(not alone)
 
     def advance(self) -> None:
         """One optimizer step.
@@ -102,36 +91,21 @@ class Trainer(Terms):
 
     def _pulled(self) -> dict[str, Tensor]:
         """A step's terms, their gradients taken; done again it is the same."""
-        seen = self.begin()
-        self._wake(seen.views.members)
-        self._take_turns(seen.views.members)  # peft lets all learn that it wakes
+        self.begin()
         terms: dict[str, Tensor] = {}
-        for part in self._losses(seen):
+        for part in self._losses(noise.step_generator(self.config.seed, self.step)):
             loss = self.weighed(part)
             if loss.requires_grad:  # a class pass of its own has nothing to learn from where the token learns alone
                 loss.backward()
             terms |= {name: value.detach() for name, value in part.items()}
         return terms
 
-    def begin(self) -> Seen:
-        """What comes before a step's losses: rates, who learns, no gradients; what the step shows."""
+    def begin(self) -> None:
+        """What comes before a step's losses: rates, who learns, no gradients."""
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * self._rate()
+        self._take_turns()
         self.optimizer.zero_grad(set_to_none=True)
-        seen = self.drawn(noise.step_generator(self.config.seed, self.step))
-        self._take_turns(seen.views.members)
-        return seen
-
-    def acting(self, members: Sequence[Subject]) -> list[str]:
-        """The LoRAs that learn a picture of these objects: the sum of their own."""
-        return list(dict.fromkeys(self.loras[s.name] for s in members))
-
-    def _wake(self, members: Sequence[Subject]) -> None:
-        """Let the LoRAs of these objects act, and no other's."""
-        acting = self.acting(members)
-        if acting != self._awake:
-            adapter.activate(self.stack, acting)
-            self._awake = acting
 
     def weighed(self, terms: Mapping[str, Tensor]) -> Tensor:
         """The loss of some of the terms."""
@@ -160,18 +134,6 @@ class Trainer(Terms):
         """The loss under fixed noise of the running mean."""
         with self.steady():
             return self.fixed_loss()
-
-    @torch.no_grad()
-    def fixed_loss(self) -> float:
-        """Mean L_OS of the objects, each alone on FIXED rows, half of them the photo's own placement, noise and noise levels always the same."""
-        size, found = max(1, self.config.batch), []
-        for k in range(len(self.subjects)):
-            fixed = self.fixed_rows(k)
-            self._wake(fixed.views.members)
-            words = self.condition(fixed.prompt)
-            parts = [self.stack.predict(a, b, words.expand(len(a), -1, -1)).float() for a, b in zip(fixed.z_t.split(size), fixed.t.split(size), strict=True)]
-            found.append(self.lost(fixed, torch.cat(parts)))
-        return sum(found) / len(found)
 
     @contextlib.contextmanager
     def steady(self) -> Iterator[None]:

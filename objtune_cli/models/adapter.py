@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -56,27 +56,14 @@ def _unlearned(_module: object, args: tuple, kwargs: dict) -> tuple[tuple, dict]
     return args, kwargs if words is None else kwargs | {"encoder_hidden_states": words.detach()}
 
 
-def tensors(stack: Stack, names: Sequence[str] = ("default",)) -> dict[str, Tensor]:
-    """LoRAs' weights under peft's names below `unet.`; none where none was added.
-
-    Of several: the one LoRA that is their sum, their ranks one after the other.
-    """
+def tensors(stack: Stack, name: str = "default") -> dict[str, Tensor]:
+    """The LoRA's weights under peft's names below `unet.`; none where none was added."""
     from peft import get_peft_model_state_dict
 
     if not getattr(stack.unet, "peft_config", None):
         return {}
-    states = [get_peft_model_state_dict(stack.unet, adapter_name=name) for name in names]
-    return {PREFIX + key: torch.cat([s[key].detach().cpu() for s in states], dim=ranked(key)) for key in states[0]}
-
-
-def ranked(key: str) -> int:
-    """The dimension of a factor that counts its ranks: A is (r, in, ...), B (out, r, ...)."""
-    return 1 if key.endswith("lora_B.weight") else 0
-
-
-def part(weights: Mapping[str, Tensor], which: int, count: int) -> dict[str, Tensor]:
-    """The tensors of an adapter whose ranks are `count` LoRAs one after the other, of its layers one LoRA's alone."""
-    return {k: v.chunk(count, dim=ranked(k))[which] if ".lora_" in k else v for k, v in weights.items()}
+    state = get_peft_model_state_dict(stack.unet, adapter_name=name)
+    return {PREFIX + key: value.detach().cpu().clone() for key, value in state.items()}
 
 
 def load(stack: Stack, weights: Mapping[str, Tensor], name: str = "default") -> bool:
@@ -150,11 +137,11 @@ def asleep(stack: Stack) -> Iterator[None]:
             p.requires_grad_(False)
 
 
-def activate(stack: Stack, names: Iterable[str]) -> None:
-    """Let the named LoRAs act together, each once, their deltas summed; none, or "" alone: the frozen base."""
+def activate(stack: Stack, names: list[str]) -> None:
+    """Let the named LoRAs act together, their deltas summed; none: the frozen base."""
     for network in (stack.unet, *stack.text_encoders):
         known = getattr(network, "peft_config", None) or {}
-        own = [name for name in dict.fromkeys(names) if name in known]
+        own = [name for name in names if name in known]
         if own:
             network.enable_adapters()
             network.set_adapter(own) if network is not stack.unet else network.set_adapters(own)

@@ -16,8 +16,8 @@ from objtune_cli.models.stack import Stack
 
 
 @contextlib.contextmanager
-def apart(stack: Stack, names: Sequence[Sequence[str]], each: int) -> Iterator[None]:
-    """Inside, the rows of a pass belong to blocks in this order, `each` to each; in a block the sum of the LoRAs named for it acts.
+def apart(stack: Stack, names: Sequence[str], each: int) -> Iterator[None]:
+    """Inside, the rows of a pass belong to the named LoRAs, `each` to each, in this order.
 
     A pass of twice as many rows takes that order twice: guidance puts rows without a prompt before those with it.
     """
@@ -31,10 +31,10 @@ def apart(stack: Stack, names: Sequence[Sequence[str]], each: int) -> Iterator[N
             del layer.forward
 
 
-def _forward(layer: Any, names: Sequence[Sequence[str]], each: int) -> Any:
+def _forward(layer: Any, names: Sequence[str], each: int) -> Any:
     """The forward of one layer: its frozen part on all rows, each block's own LoRA on the block."""
-    downs, ups = ([_joined([side[name].weight for name in own], dim) for own in names] for side, dim in ((layer.lora_A, 0), (layer.lora_B, 1)))
-    scale = layer.scaling[names[0][0]]
+    downs, ups = ([side[name].weight for name in names] for side in (layer.lora_A, layer.lora_B))
+    scale = layer.scaling[names[0]]
 
     def forward(x: Tensor) -> Tensor:
         out, turns = layer.base_layer(x), len(x) // (len(names) * each)
@@ -44,11 +44,6 @@ def _forward(layer: Any, names: Sequence[Sequence[str]], each: int) -> Any:
         return out + (_rows(found, turns) * scale if scale != 1 else _rows(found, turns)).to(out.dtype)
 
     return forward
-
-
-def _joined(factors: list[Tensor], dim: int) -> Tensor:
-    """The factor of the LoRA that is the sum of several: their ranks one after the other."""
-    return factors[0] if len(factors) == 1 else torch.cat(factors, dim=dim)
 
 
 def _blocks(x: Tensor, count: int, turns: int) -> Tensor:
@@ -65,10 +60,6 @@ def _rows(x: Tensor, turns: int) -> Tensor:
 
 def _multiplied(x: Tensor, downs: list[Tensor], ups: list[Tensor], _: nn.Module) -> Tensor:
     """x (N, c, ..., in) through each block's own two factors, (N, c, ..., out)."""
-    most = max(len(down) for down in downs)  # a block of several LoRAs has more ranks: zeros in the others change nothing
-    if any(len(down) < most for down in downs):
-        downs = [F.pad(down, (0, 0, 0, most - len(down))) for down in downs]
-        ups = [F.pad(up, (0, most - up.shape[1])) for up in ups]
     low = torch.bmm(x.flatten(1, -2), torch.stack(downs).transpose(1, 2))
     return torch.bmm(low, torch.stack(ups).transpose(1, 2)).unflatten(1, x.shape[1:-1])
 

@@ -71,7 +71,7 @@ def _body(record: Record, family: Family, files: Sequence[str], shown: Sequence[
 
 {pictures}
 
-Learned from one photo by `objtune` on {base} ({family.title}); LoRA of rank {record.config.get("rank", "?")}{" for each object" if record.config.get("ranks") == "own" else ""} and the objects' own words.
+Learned from one photo by `objtune` on {base} ({family.title}); LoRA of rank {record.config.get("rank", "?")} and the objects' own words.
 
 ## Words
 

@@ -36,14 +36,12 @@ def run(ctx: Context, prompts: list[str], config: Generate, out: Path | None = N
     waiting = [i for i, (_, reused) in enumerate(done) if reused is None]
     results = [reused for _, reused in done]
     if waiting:
-        from objtune_cli.models import adapter
-
         stack = ctx.stack()
         weights = {item.name: objects.tensors(ctx, item) for item in found}
         words = objects.add_words(stack, found, weights)
-        loaded = objects.add_adapters(stack, found, weights)
+        loaded = _add_adapters(stack, found, weights)
         for i in waiting:
-            adapter.activate(stack, [loaded[o.name] for o in objects.named(ctx, [prompts[i]], source)])
+            _activate(stack, [loaded[o.record.ref] for o in objects.named(ctx, [prompts[i]], source) if loaded[o.record.ref]])
             results[i] = _draw(ctx, stack, words, prompts[i], done[i][0], config)
     finished = [r for r in results if r is not None]
     return copied(finished, out, ctx)
@@ -81,6 +79,25 @@ def reuse(ctx: Context, record: Record, config: Generate, prompt: str) -> Done |
     tensors = {name: torch.from_numpy(array.copy()) for name, array in artifact.load(ctx.root, done.ref)[1].items()}
     done.images = write_pictures(ctx, ctx.stack(), done.ref, replace(record, metrics=done.metrics), tensors, config, prompt)
     return done
+
+
+def _add_adapters(stack: "Stack", found: list[objects.Named], weights: dict[str, dict[str, Any]]) -> dict[Ref, str]:
+    """Add every adapter once; the names they have in the denoiser, "" for a token without LoRA."""
+    from objtune_cli.models import adapter
+
+    loaded: dict[Ref, str] = {}
+    for item in found:
+        if item.record.ref not in loaded:
+            name = f"lora{len(loaded)}"
+            loaded[item.record.ref] = name if adapter.load(stack, weights[item.name], name) else ""
+    return loaded
+
+
+def _activate(stack: "Stack", names: list[str]) -> None:
+    """Let a prompt's own adapters act, several with their deltas summed, and no others."""
+    from objtune_cli.models import adapter
+
+    adapter.activate(stack, list(dict.fromkeys(names)))
 
 
 def _draw(ctx: Context, stack: "Stack", words: Any, prompt: str, record: Record, config: Generate) -> Done:

@@ -95,22 +95,11 @@ def inputs(objects: list[Named]) -> dict[str, dict[str, str]]:
 
 
 def tensors(ctx: Context, item: Named) -> dict[str, Any]:
-    """An object's adapter as torch tensors; of one that holds several, each with its own ranks, the object's alone."""
+    """An object's adapter as torch tensors."""
     import torch
 
-    from objtune_cli.models import adapter
-
     _, arrays = artifact.load(ctx.root, item.record.ref, item.sha256)
-    weights = {k: torch.from_numpy(v.copy()) for k, v in arrays.items()}
-    if not own_ranks(item.record):
-        return weights
-    held = sorted(item.record.objects)
-    return adapter.part(weights, held.index(item.name), len(held))
-
-
-def own_ranks(record: Record) -> bool:
-    """Whether each of an adapter's objects has its own ranks of it."""
-    return record.config.get("ranks") == "own"
+    return {k: torch.from_numpy(v.copy()) for k, v in arrays.items()}
 
 
 def has_words(ctx: Context, item: Named) -> bool:
@@ -152,23 +141,6 @@ def add_words(stack: "Stack", objects: list[Named], weights: dict[str, dict[str,
     for item in objects:
         words.add(item.name, read(weights[item.name], learned_names(item.name)), item.record.objects[item.name])
     return words
-
-
-def add_adapters(stack: "Stack", found: list[Named], weights: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """Add every adapter once, or each object's own ranks of it; what the objects' have for names in the denoiser, "" for a token without LoRA."""
-    from objtune_cli.models import adapter
-
-    loaded: dict[tuple[Ref, str], str] = {}
-    for item in found:
-        key = _lora(item)
-        if key not in loaded:
-            name = f"lora{len(loaded)}"
-            loaded[key] = name if adapter.load(stack, weights[item.name], name) else ""
-    return {item.name: loaded[_lora(item)] for item in found}
-
-
-def _lora(item: Named) -> tuple[Ref, str]:
-    return item.record.ref, item.name if own_ranks(item.record) else ""
 
 
 def check_length(ctx: Context, stack: "Stack", prompt: str) -> None:

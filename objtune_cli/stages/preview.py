@@ -23,7 +23,7 @@ def draw(ctx: Context, record: Record, starts: list[Record]) -> Path:
     weights = {item.name: objects.tensors(ctx, item) for item in found}
     stack = ctx.stack()
     words = objects.add_words(stack, found, weights)
-    adapter.activate(stack, objects.add_adapters(stack, found, weights).values())
+    adapter.load(stack, weights[found[0].name])
     subject = subjects.subject(ctx, starts[-1], subjects.hidden(ctx, starts[-1:]))
     photo, _ = placement.views(subject.picture, subject.mask, subject.ground, 1, stack.size, torch.Generator().manual_seed(0))
     named = " and ".join(f"<{item.name}>" for item in found)

@@ -126,7 +126,6 @@ def suited(config: Train, own: Mapping[str, Any], objects: int = 1) -> Train:
     filled["attention_weight"] = config.attention_weight or (config.joint_attention if objects > 1 else 0.0)
     filled["joint_attention"] = 0.0
     filled["singles"] = config.singles if objects > 1 else 0.0
-    filled["ranks"] = config.ranks if objects > 1 else "shared"
     stop = config.stop if config.stop != "auto" else "end" if config.steps else "good"
     return replace(config, stop=stop, **filled)
 
@@ -212,13 +211,14 @@ def published(ctx: Context, work: Work, trainer: "Trainer", judge: "Judge | None
 
     from objtune_cli.models import adapter, tokens
 
-    tensors: dict[str, Any] = adapter.tensors(trainer.stack, [*trainer.layers])
+    tensors: dict[str, Any] = adapter.tensors(trainer.stack, trainer.name)
     for name, rows in trainer.tokens().items():
         tensors |= tokens.stored(rows, trainer.stack.widths, tokens.learned_names(name))
     metrics = {k: round(v, 6) for k, v in trainer.mean.items()} | {"steps": trainer.step}
     if not all(bool(torch.isfinite(v).all()) for v in tensors.values()):
         raise GateError("training diverged: a weight is no number", "try a lower rate: `--set train.lr=5e-4`")
     if judge is not None:
+        adapter.activate(trainer.stack, [trainer.name] if trainer.lora else [])
         metrics |= _scores(ctx, trainer, judge)
     ref = artifact.publish(ctx.root, replace(work.record, metrics=metrics, tools=tools()), tensors)
     return Done(ref, False, [], metrics)
@@ -246,7 +246,7 @@ def _scores(ctx: Context, trainer: "Trainer", judge: "Judge") -> dict[str, float
     def note(text: str) -> None:
         ctx.report.note(among + text)
 
-    found = {k: round(v, 4) for k, v in _judged(trainer, judge).items()}
+    found = {k: round(v, 4) for k, v in (judge.scores(trainer.said(), names) | {"drift": judge.drift(names)}).items()}
     if not all(math.isfinite(v) for v in found.values()):
         note("its own pictures are no numbers at this precision: no scores")
         return {}
@@ -261,19 +261,6 @@ def _scores(ctx: Context, trainer: "Trainer", judge: "Judge") -> dict[str, float
         note("the object is not well learned: more steps (`--steps`), or a larger and sharper photo of it")
     if found["prompt"] < LOST:
         note("scenes are not followed as the class alone follows them: fewer steps, or `--set train.background_weight=2`")
-    return found
-
-
-def _judged(trainer: "Trainer", judge: "Judge") -> dict[str, float]:
-    """Means over the objects, each seen as it is drawn: with the LoRA that is its own, or that all have."""
-    from objtune_cli.models import adapter
-
-    found: dict[str, float] = {}
-    for lora in trainer.layers:
-        names = [name for name, own in trainer.loras.items() if own == lora]
-        adapter.activate(trainer.stack, [lora] if trainer.lora else [])
-        for key, value in (judge.scores(trainer.said(), names) | {"drift": judge.drift(names)}).items():
-            found[key] = found.get(key, 0.0) + value * len(names) / len(trainer.loras)
     return found
 
 

@@ -65,11 +65,11 @@ def trainer(opened: Stack) -> Callable[..., Trainer]:
 def _terms(t: Trainer, step: int = 0) -> dict[str, float]:
     """The loss of one step, without taking it."""
     with torch.no_grad():
-        return {k: float(v) for part in t._losses(t.drawn(step_generator(t.config.seed, step))) for k, v in part.items()}
+        return {k: float(v) for part in t._losses(step_generator(t.config.seed, step)) for k, v in part.items()}
 
 
 def _lora(t: Trainer) -> dict[str, torch.Tensor]:
-    return adapter.tensors(t.stack, [*t.layers])
+    return adapter.tensors(t.stack)
 
 
 def _same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -444,7 +444,7 @@ def test_the_class_term_at_every_third_step_is_three_times_as_heavy(trainer) -> 
     assert t.weights["class"] == 3 * trainer().weights["class"]
     taken = []
     for _ in range(6):
-        taken.append("class" in [name for part in t._losses(t.drawn(step_generator(0, t.step))) for name in part])
+        taken.append("class" in [name for part in t._losses(step_generator(0, t.step)) for name in part])
         t.advance()
     assert taken == [True, False, False, True, False, False]
 

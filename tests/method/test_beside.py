@@ -10,7 +10,7 @@ import torch
 from objtune_cli.config import Train
 from objtune_cli.method import beside
 from objtune_cli.method.training import Trainer
-from objtune_cli.models import adapter, cpu, memory, rows
+from objtune_cli.models import adapter, cpu, memory
 from objtune_cli.models import stack as stacks
 from objtune_cli.models.stack import Stack
 from tests import kin
@@ -35,7 +35,7 @@ def _company(stack: Stack, names: Sequence[str], config: Train) -> list[Trainer]
 
 
 def _learned(t: Trainer) -> dict[str, torch.Tensor]:
-    return adapter.tensors(t.stack, [*t.layers]) | {f"token.{k}": v for k, v in t.tokens().items()}
+    return adapter.tensors(t.stack, t.name) | {f"token.{k}": v for k, v in t.tokens().items()}
 
 
 CASES = {
@@ -56,26 +56,6 @@ SELDOM = ("decoder, latents drawn", "token alone", "token first")
 def test_beside_others_each_learns_what_it_learns_alone(open_base, config: Train) -> None:
     """Float32 sums in another order, through Adam, which divides small gradients by their own size: within 2 % of the way gone."""
     _check(open_base, config)
-
-
-def test_blocks_of_one_lora_and_of_the_sum_of_two_in_one_pass(open_base) -> None:
-    """Ranks of their own: a row of both objects beside a row of one; convolutions too."""
-    stack = open_base()
-    for i, name in enumerate("abc"):
-        adapter.add(stack, 2, "all", seed=i, name=name)
-    g = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for key, p in stack.unet.named_parameters():
-            if ".lora_" in key:
-                p.copy_(torch.randn(p.shape, generator=g) * 0.1)
-        z, t, words = torch.randn(4, 4, 8, 8, generator=g), torch.tensor([10, 300, 500, 900]), stack.encode(["a dog", "a cat", "a mug", "a toy"])
-        blocks = (["a", "c"], ["b"])
-        with rows.apart(stack, blocks, 2):
-            together = stack.predict(z, t, words)
-        for i, own in enumerate(blocks):
-            adapter.activate(stack, own)
-            part = slice(2 * i, 2 * i + 2)
-            torch.testing.assert_close(together[part], stack.predict(z[part], t[part], words[part]), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("newer", [pytest.param(False, marks=pytest.mark.slow), True])

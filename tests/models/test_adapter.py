@@ -111,28 +111,6 @@ def test_two_adapters_add_up(stack: Stack, tiny_base) -> None:
     torch.testing.assert_close(module(x), expected)
 
 
-@pytest.mark.parametrize("modules", ["attention", "all"])
-def test_several_as_one_are_their_sum_and_come_apart_again(stack: Stack, tiny_base, modules: str) -> None:
-    """Convolutions too ("all"); ranks one after the other, one token left alone."""
-    for i, name in enumerate(("rex", "cup")):
-        adapter.add(stack, 3, modules, seed=i, name=name)
-    g = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for key, p in stack.unet.named_parameters():
-            if ".lora_" in key:
-                p.copy_(torch.randn(p.shape, generator=g) * 0.2)
-    both = adapter.tensors(stack, ["rex", "cup"])
-    assert {v.shape[adapter.ranked(k)] for k, v in both.items()} == {6}
-    for i, name in enumerate(("rex", "cup")):
-        own, found = adapter.tensors(stack, [name]), adapter.part(both | {"token.rex": torch.ones(2, 4)}, i, 2)
-        assert torch.equal(found.pop("token.rex"), torch.ones(2, 4))
-        assert own.keys() == found.keys() and all(torch.equal(own[k], found[k]) for k in own)
-    adapter.activate(stack, ["rex", "cup"])
-    other = stacks.load(tiny_base, stack.device, stack.dtype)
-    assert adapter.load(other, both)
-    torch.testing.assert_close(_predict(other), _predict(stack), atol=1e-4, rtol=1e-4)
-
-
 def test_an_adapter_for_other_layers_is_refused(stack: Stack) -> None:
     adapter.add(stack, 4, "attention", seed=0)
     weights = {k.replace("mid_block", "mid_block_of_sdxl"): v for k, v in adapter.tensors(stack).items()}

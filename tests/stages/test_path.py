@@ -280,9 +280,7 @@ def test_two_objects_of_one_photo_are_learned_together(objtune, dog_photo, monke
     assert (result.code, lines(result.out)) == (0, ["adapter/dog-mug@1"]), result.err
     _, tensors = artifact.load(Path("artifacts"), refs.Ref("adapter", "dog-mug", 1))
     assert {"token.dog", "token.mug"} <= set(tensors)
-    assert {v.shape[0] for k, v in tensors.items() if k.endswith("lora_A.weight")} == {2 * 2}  # each object has ranks of its own
     assert objtune("generate", "<mug>", "-n", 1, "--steps", 1).code == 0
-    assert objtune("generate", "<mug> and <dog>", "-n", 1, "--steps", 1).code == 0
     joint = objtune("generate", "<dog-mug>")
     assert joint.code == 4 and "name them: <dog>, <mug>" in joint.err
     ((dog, mug),) = seen  # behind either stands neither of them, and the rest of the photo as it is

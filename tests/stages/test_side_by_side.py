@@ -243,4 +243,3 @@ def test_each_object_of_a_photo_has_the_steps_of_one():
     assert suited(Train(attention_weight=0.01), own, 2).attention_weight == 0.01
     assert suited(Train(joint_attention=0.0), own, 2).attention_weight == 0.0
     assert [suited(Train(), own, n).singles for n in (1, 2)] == [0.0, Train().singles]
-    assert [suited(Train(), own, n).ranks for n in (1, 2)] == ["shared", "own"]
