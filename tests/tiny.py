@@ -115,3 +115,11 @@ def subject(stack: Stack) -> Subject:
     ground = torch.tensor([-0.5, 0.0, 0.5]).view(3, 1, 1).expand(3, 32, 32)
     picture = ground * (1 - mask) + torch.tensor([0.8, -0.6, -0.4]).view(3, 1, 1) * mask
     return Subject("rex", "dog", class_rows(stack, "dog"), 1, picture, ground.clone(), mask)
+
+
+def subjects(stack: Stack, count: int = 1) -> list[Subject]:
+    """The block, and where two are asked for the grey to the right of it, <cup> the cat."""
+    rex = subject(stack)
+    mask = torch.zeros(32, 32)
+    mask[16:24, 22:30] = 1
+    return [rex, Subject("cup", "cat", class_rows(stack, "cat"), 1, rex.picture, rex.ground, mask)][:count]

@@ -36,14 +36,14 @@ def xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def trained(
-    folder: Path, config: Train, *, checkpointing: bool = False, quantised: str = "none", resumed: bool = False
+    folder: Path, config: Train, *, checkpointing: bool = False, quantised: str = "none", resumed: bool = False, objects: int = 1
 ) -> dict[str, torch.Tensor]:
     """The layers after the run; `resumed`: from its state half-way, in a trainer of its own."""
 
     def fresh() -> training.Trainer:
         stack = stacks.load(folder, CPU, torch.float32)
         memory.lighten(stack, checkpointing=checkpointing, quantised=quantised)
-        return training.Trainer(stack, [tiny.subject(stack)], {}, config)
+        return training.Trainer(stack, tiny.subjects(stack, objects), {}, config)
 
     trainer = fresh()
     for step in range(config.steps):

@@ -31,7 +31,7 @@ from tests.stages.test_memory import CONFIG, CPU, stacks
 team = parallel.team("cpu")
 stack = stacks.load(Path(sys.argv[1]), CPU, torch.float32)
 stack.team = team
-trainer = training.Trainer(stack, [tiny.subject(stack)], {}, replace(CONFIG, batch=int(sys.argv[3])))
+trainer = training.Trainer(stack, tiny.subjects(stack, int(sys.argv[4])), {}, replace(CONFIG, batch=int(sys.argv[3])))
 for _ in range(CONFIG.steps):
     trainer.advance()
 save_file(adapter.tensors(stack) | trainer.tokens(), f"{sys.argv[2]}.{team.rank}")
@@ -52,19 +52,19 @@ def launched(*args: object, cwd: Path, by: tuple[str, ...] = TORCHRUN) -> subpro
     return subprocess.run([sys.executable, *by, *map(str, args)], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=280)
 
 
-@pytest.mark.parametrize("batch", [4, pytest.param(3, marks=pytest.mark.slow)])
-def test_two_processes_learn_what_one_learns_from_as_many_rows(base: Path, tmp_path: Path, batch: int) -> None:
-    """Also where the rows do not divide evenly."""
+@pytest.mark.parametrize(("batch", "objects"), [(4, 2), pytest.param(3, 1, marks=pytest.mark.slow)])
+def test_two_processes_learn_what_one_learns_from_as_many_rows(base: Path, tmp_path: Path, batch: int, objects: int) -> None:
+    """Also where the rows do not divide evenly, and of several objects, whose tokens rest while others are shown."""
     (tmp_path / "work.py").write_text(WORK)
-    done = launched("work.py", base, tmp_path / "out", batch, cwd=tmp_path)
+    done = launched("work.py", base, tmp_path / "out", batch, objects, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     first, second = (load_file(tmp_path / f"out.{rank}") for rank in (0, 1))
-    alone = trained(base, replace(CONFIG, batch=batch))
+    alone = trained(base, replace(CONFIG, batch=batch), objects=objects)
     assert first.keys() == alone.keys()
     assert all(torch.equal(value, second[key]) for key, value in first.items())  # the processes hold the same
     for key, value in first.items():
         torch.testing.assert_close(value, alone[key], rtol=1e-4, atol=2e-6)
-    half = trained(base, replace(CONFIG, batch=2))
+    half = trained(base, replace(CONFIG, batch=2), objects=objects)
     assert max(float((first[key] - half[key]).abs().max()) for key in first) > 1e-4  # half the rows are another run
 
 
