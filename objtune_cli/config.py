@@ -202,6 +202,10 @@ class Generate:
         -1.0, "How much is added of what the frozen base says of the words around the objects, one more call of it a step; negative: what suits the base.",
         None, 20, before=0.0,
     )  # fmt: skip
+    object_guidance: float = _setting(
+        -1.0, "How much is added of what the object's adapter says over the frozen base told the class word, in the same call of it; negative: what suits the base.",
+        None, 20, before=0.0,
+    )  # fmt: skip
     negative: str = _setting("", "What should not be in the picture.")
     scheduler: Literal["base", "ddim", "euler", "dpm++"] = _setting("base", "Sampler.")
 

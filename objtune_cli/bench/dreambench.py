@@ -150,8 +150,8 @@ class Running:
         stack, words = drawing.loaded(self.ctx, subject.name, weights, subject.kind)
         texts = [words.expand(text) for text in subject.asked(thing) for _ in range(self.config.seeds)]
         first = FIRST + self.config.seed * 10 * FIRST
-        seeds, scene = list(range(first, first + len(texts))), method.scene_guidance(self.ctx.base)
-        return cost, drawing.pictures(self.ctx, stack, texts, seeds, f"{name} on {subject.name}", scene)
+        seeds = list(range(first, first + len(texts)))
+        return cost, drawing.pictures(self.ctx, stack, texts, seeds, f"{name} on {subject.name}", **method.guidances(self.ctx.base))
 
     def _handed(self, subject: Subject) -> trial.Handed:
         """The photo with its mask: the one beside it, or what `segment` finds by the class word, once for all methods.

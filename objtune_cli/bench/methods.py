@@ -36,7 +36,7 @@ class Method:
         title: As shown. source: Where its losses and settings come from.
         embed, train, prior: Settings that differ from the defaults.
         given: What it is handed: a way of `given.WAYS`. hint: as what the mask is handed: `--mask`, taken as it is, or `--rough`, to be made exact.
-        draw: `scene_guidance`, where it is not the base's own.
+        draw: `scene_guidance` and `object_guidance`, where they are not the base's own.
     """
 
     title: str
@@ -48,15 +48,14 @@ class Method:
     hint: str = "mask"
     draw: Mapping[str, float] = field(default_factory=lambda: NOTHING)
 
-    def scene_guidance(self, base: Base) -> float:
-        """How much its pictures hold of what the base says of the words around the object; where it says nothing, or less than 0, what suits the base."""
-        own = self.draw.get("scene_guidance", -1.0)
-        return own if own >= 0 else base.scene_guidance
+    def guidances(self, base: Base) -> dict[str, float]:
+        """Scene and object guidance of its pictures, as `method.sampling.sample` takes them; where it says nothing, or less than 0, what suits the base."""
+        return base.guidances(self.draw.get("scene_guidance", -1.0), self.draw.get("object_guidance", -1.0))
 
 
 OURS = {"objtune": Method("objtune", "docs/method.md")}
 
-PLAINLY = {"scene_guidance": 0.0}
+PLAINLY = {"scene_guidance": 0.0, "object_guidance": 0.0}
 """Pictures as any tool draws them from an adapter."""
 BASELINES = {
     "textual-inversion": Method(
@@ -170,7 +169,7 @@ def _varied(name: str, *changes: str) -> Method:
     for change in changes:
         section, _, key = change.partition("=")[0].strip().partition(".")
         if section not in parts or (section == "generate" and key not in PLAINLY):
-            raise UsageError(f"{change} is no setting of a method", f"{', '.join(f'{p}.…' for p in list(parts)[:-1])} and generate.scene_guidance are")
+            raise UsageError(f"{change} is no setting of a method", f"{', '.join(f'{p}.…' for p in list(parts)[:-1])}, generate.scene_guidance and generate.object_guidance are")
         parts[section][key] = getattr(given.resolve(SECTIONS[section]), key)
     embed, train, prior, draw = parts.values()
     return Method(f"{method.title}, {' '.join(changes)}", method.source, embed, train, prior, method.given, method.hint, draw)

@@ -90,8 +90,8 @@ def settings(ctx: Context, name: str, method: Method) -> dict[str, Any]:
         "train": identifying(train.suited(replace(Train(), **method.train), ctx.base.training)), "prior": identifying(replace(Prior(), **method.prior)),
         "base": ctx.base.fingerprint, "sampling": drawing.plainly(ctx.base), "device": ctx.common.device, "precision": ctx.common.precision, "tools": tools(),
     }  # fmt: skip
-    scene = method.scene_guidance(ctx.base)
-    return about | ({"tower": ctx.base.tower} if ctx.base.tower else {}) | ({"scene_guidance": scene} if scene else {})
+    guidances = {f"{name}_guidance": value for name, value in method.guidances(ctx.base).items() if value}
+    return about | ({"tower": ctx.base.tower} if ctx.base.tower else {}) | guidances
 
 
 def run(
@@ -104,7 +104,7 @@ def run(
     """
     trained = _train(ctx, case, name, method)
     stack, words = drawing.loaded(ctx, case.name, trained.weights, case.instance.kind)
-    shown = drawing.asked(ctx, stack, words, case, f"<{case.name}>", method.scene_guidance(ctx.base))
+    shown = drawing.asked(ctx, stack, words, case, f"<{case.name}>", **method.guidances(ctx.base))
     after = drawing.readings(network, drawing.of_class(ctx, stack, case.instance.kind))
     found = scores.score(case, scale, drawing.readings(network, shown))
     found |= scores.drift(scale, case.instance.kind, before, after)

@@ -216,7 +216,7 @@ def alone(stack: Stack, weights: Mapping[str, Tensor]) -> Iterator[None]:
             for name, layer in _layers(network, [own]).items():
                 pair = _pair(own, name, layer)
                 if pair is not None:
-                    handles.append(layer.register_forward_hook(partial(_everywhere, pair)))
+                    handles.append(layer.register_forward_hook(partial(_everywhere, stack, pair)))
         yield
     finally:
         for handle in handles:
@@ -245,8 +245,8 @@ def spoken(stack: Stack, text: str, placed: Sequence[Placed], condition: Tensor 
     return condition
 
 
-def _everywhere(pair: tuple[Tensor, Tensor], module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-    return out + _delta(args[0], *pair, module)
+def _everywhere(stack: Stack, pair: tuple[Tensor, Tensor], module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+    return out if stack.asleep else out + _delta(args[0], *pair, module)
 
 
 def _layers(network: nn.Module, adapters: Sequence[Mapping[str, Tensor]]) -> dict[str, nn.Module]:

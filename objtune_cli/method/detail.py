@@ -47,7 +47,7 @@ class Object:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How objects are drawn again; `strength`: share of the steps that are taken. whole: all of a place is laid back, not the object alone."""
+    """How objects are drawn again; `strength`: share of the steps that are taken. whole: all of a place is laid back, not the object alone. own: object guidance."""
 
     strength: float
     steps: int
@@ -55,6 +55,7 @@ class Sampling:
     scheduler: str = "base"
     negative: str = ""
     whole: bool = False
+    own: float = 0.0
 
 
 def looked(
@@ -77,7 +78,7 @@ def looked(
         with alone(stack, item.weights):
             close[item.name] = again(
                 stack, stack.to_latent(view).cpu(), item.prompt, how.negative, others, how.strength, how.steps, how.guidance, how.scheduler,
-                partial(on_step, item.name),
+                partial(on_step, item.name), how.own,
             )  # fmt: skip
         pictures = laid(pictures, stack.to_picture(close[item.name]).cpu(), item.box, own[i], whole=how.whole)
     return close, pictures

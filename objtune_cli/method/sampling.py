@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from objtune_cli.method.surroundings import spoken
+from objtune_cli.method.guidance import guided
 from objtune_cli.models.stack import Stack
 
 
@@ -26,6 +26,7 @@ def sample(
     size: tuple[int, int] = (0, 0),
     conditions: Mapping[str, Tensor] = MappingProxyType({}),
     scene: float = 0.0,
+    own: float = 0.0,
 ) -> Tensor:
     """Draw one picture per seed.
 
@@ -35,7 +36,8 @@ def sample(
             decided, the prompt speaks alone and they stay as various as they were learned (arXiv:2404.07724).
         size: Height and width of the pictures, px, multiples of what the base divides them by; 0: the base's own.
         conditions: Prompts that are not simply encoded, to what the denoiser is told instead, (1, L, d).
-        scene: How much is added of what the frozen base says of the words around the objects (`method.surroundings`).
+        scene: How much is added of what the frozen base says of the words around the objects (`method.guidance`).
+        own: How much is added of what it does not say of the objects.
 
     Returns:
         Scaled latents (N, C, h, w), float32, on the CPU. A picture's noise depends on its own
@@ -60,7 +62,7 @@ def sample(
             values = values | stack.family.guided(stack, condition, against, height, width)
         return values
 
-    with spoken(stack, texts, scene, height, width):
+    with guided(stack, texts, scene, own, height, width):
         out = pipe(
             **stack.family.prompts(stack, condition, against),
             latents=noise.to(stack.device, stack.dtype),
@@ -87,11 +89,12 @@ def again(
     guidance: float,
     scheduler: str = "base",
     on_step: Callable[[int, int], None] = lambda done, total: None,
+    own: float = 0.0,
 ) -> Tensor:
     """Pictures made noisy up to a middle level, and drawn again from there (SDEdit, arXiv:2108.01073).
 
     Args:
-        latents: Scaled, (N, C, h, w), one a seed. strength: share of the `steps` that are taken, in (0, 1]; one at least.
+        latents: Scaled, (N, C, h, w), one a seed. strength: share of the `steps` that are taken, in (0, 1]; one at least. own: as in `sample`.
 
     Returns:
         Scaled latents, float32, on the CPU.
@@ -103,20 +106,23 @@ def again(
     _from_step(sampler, start)
     noisy = _mixed(sampler, latents, _noise(seeds, latents.shape[1:]), _first(sampler, steps).expand(len(seeds)))
     condition, against = _told(stack, [prompt] * len(seeds), negative, {})
+    height, width = (side * stack.factor for side in latents.shape[-2:])
+
     def report(pipe: Any, index: int, _t: object, values: dict) -> dict:
         on_step(index + 1, taken)
         return values
 
-    out = pipe(
-        **stack.family.prompts(stack, condition, against),
-        latents=(noisy / float(getattr(sampler, "init_noise_sigma", 1))).to(stack.device, stack.dtype),  # which the pipeline multiplies by
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        height=latents.shape[-2] * stack.factor,
-        width=latents.shape[-1] * stack.factor,
-        output_type="latent",
-        callback_on_step_end=report,
-    )
+    with guided(stack, [prompt] * len(seeds), 0.0, own, height, width):
+        out = pipe(
+            **stack.family.prompts(stack, condition, against),
+            latents=(noisy / float(getattr(sampler, "init_noise_sigma", 1))).to(stack.device, stack.dtype),  # which the pipeline multiplies by
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            height=height,
+            width=width,
+            output_type="latent",
+            callback_on_step_end=report,
+        )
     return out.images.float().cpu()
 
 

@@ -126,11 +126,13 @@ def asleep(stack: Stack) -> Iterator[None]:
     networks = [n for n in (stack.unet, *stack.text_encoders) if getattr(n, "peft_config", None)]
     acting: list[Any] = [m for n in networks for m in n.modules() if isinstance(m, BaseTunerLayer) and not m.disable_adapters]
     frozen = [p for layer in acting for p in layer.parameters() if not p.requires_grad]
+    before, stack.asleep = stack.asleep, True
     try:
         for layer in acting:
             layer.enable_adapters(False)
         yield
     finally:
+        stack.asleep = before
         for layer in acting:
             layer.enable_adapters(True)
         for p in frozen:  # which peft lets learn when it wakes a layer

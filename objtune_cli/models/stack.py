@@ -44,7 +44,7 @@ class Stack:
         unet: The denoiser, a U-Net or a transformer. autoencoder: None while it rests; `vae` is how to ask for it. reopen: brings it again.
         tokenizer_2, text_encoder_2: Of families with two towers. tokenizer_3, text_encoder_3: what reads no added words (T5), or None.
         heard: What that said, by text. classes: class word of each added name. options: what the base's folder says for its family.
-        team: The processes that share the rows of a prediction (`parallel.Team`), or None.
+        team: The processes that share the rows of a prediction (`parallel.Team`), or None. asleep: no LoRA acts (`adapter.asleep`).
     """
 
     tokenizer: Any
@@ -65,6 +65,7 @@ class Stack:
     classes: dict[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     team: Any = None
+    asleep: bool = False
 
     @property
     def tokenizers(self) -> list[Any]:

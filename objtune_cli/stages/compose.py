@@ -86,7 +86,7 @@ def _draw(ctx: Context, record: Record, found: list[objects.Named], laid: Layout
             latents = sample(stack, text, config.negative, seeds, config.steps, guidance, config.scheduler, on_step, size=size, conditions=conditions)
         if not how.detail:
             return [{"latents": z} for z in latents], stack.to_picture(latents).cpu()
-        again = detail.Sampling(how.detail, config.steps, guidance, config.scheduler, config.negative, how.laid == "place")
+        again = detail.Sampling(how.detail, config.steps, guidance, config.scheduler, config.negative, how.laid == "place", config.object_guidance)
         steps = {name: ctx.progress(f"closer look at {name}") for name in laid.order}
         close, pictures = detail.looked(stack, latents, closer, seeds, again, lambda name, done, total: steps[name](done, total))
         return [{"latents": z} | {f"{generate.CLOSE}{name}": each[i] for name, each in close.items()} for i, z in enumerate(latents)], pictures

@@ -49,13 +49,14 @@ def run(ctx: Context, prompts: list[str], config: Generate, out: Path | None = N
 
 def suited(ctx: Context, config: Generate) -> Generate:
     """Steps and guidance filled in from what suits the base."""
-    own = ctx.base.sampling
+    own, guidances = ctx.base.sampling, ctx.base.guidances(config.scene_guidance, config.object_guidance)
     return replace(
         config,
         steps=config.steps or int(own["steps"]),
         guidance=config.guidance if config.guidance >= 0 else float(own["guidance"]),
         guidance_below=config.guidance_below if config.guidance_below >= 0 else float(own.get("guidance_below", 1)),
-        scene_guidance=config.scene_guidance if config.scene_guidance >= 0 else ctx.base.scene_guidance,
+        scene_guidance=guidances["scene"],
+        object_guidance=guidances["own"],
     )
 
 
@@ -112,7 +113,7 @@ def _draw(ctx: Context, stack: "Stack", words: Any, prompt: str, record: Record,
     for seeds, on_step in batches(config, step):
         drawn = sample(
             stack, text, config.negative, seeds, config.steps, config.guidance, config.scheduler, on_step,
-            below=config.guidance_below, scene=config.scene_guidance,
+            below=config.guidance_below, scene=config.scene_guidance, own=config.object_guidance,
         )  # fmt: skip
         parts.append(drawn)
     return keep(ctx, stack, replace(record, tools=tools()), {"latents": torch.cat(parts)}, config, prompt)
@@ -180,6 +181,8 @@ def parameters(
         pairs["CFG below"] = f"{config.guidance_below:g}"
     if config.scene_guidance > 0:
         pairs["Scene guidance"] = f"{config.scene_guidance:g}"
+    if config.object_guidance > 0:
+        pairs["Object guidance"] = f"{config.object_guidance:g}"
     pairs |= {"Size": f"{size[0]}x{size[1]}", "Model": model, **known, "Version": f"objtune {__version__}"}
     lines = [prompt, f"Negative prompt: {config.negative}"] if config.negative else [prompt]
     return "\n".join([*lines, ", ".join(f"{key}: {_quoted(str(value))}" for key, value in pairs.items())])

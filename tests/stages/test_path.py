@@ -238,6 +238,16 @@ def test_a_version_in_the_prompt_is_the_one_that_is_drawn(trained, dog_photo):
     assert document["refs"][0]["sha256"] != newest["refs"][0]["sha256"]
 
 
+def test_what_the_base_does_not_say_of_the_object_makes_another_picture(trained):
+    """A base that names no weight adds nothing, in a scene's closer look as little, and what was drawn before is found again."""
+    for command, prompt in (("generate", "a photo of <dog>"), ("compose", "<dog> and <cup>")):
+        found = {}
+        for weight in ("-1", "0", "3"):
+            path = lines(trained(command, prompt, "-n", 1, "--steps", 2, "--set", f"generate.object_guidance={weight}").out)[0]
+            found[weight] = path, np.asarray(Image.open(path)).tobytes()
+        assert found["-1"] == found["0"] and found["3"][0] != found["0"][0] and found["3"][1] != found["0"][1]
+
+
 def test_what_the_base_says_of_the_other_words_makes_another_picture(trained):
     """An object alone has no other words; a base that names no weight adds nothing, and a scene of before is found again."""
     pixels = {}

@@ -1,5 +1,6 @@
-"""What the frozen base says of the words around an object: exactly the difference of two of its predictions, added everywhere alike."""
+"""What the frozen base says of the words around an object, and does not say of the object: exactly differences of predictions, added everywhere alike."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 from torch import Tensor
 
 from objtune_cli.method.sampling import sample
-from objtune_cli.method.surroundings import spoken
+from objtune_cli.method.composition import alone
+from objtune_cli.method.guidance import guided
 from objtune_cli.models import adapter
 from objtune_cli.models import stack as stacks
 from objtune_cli.models.stack import Stack
@@ -52,12 +54,47 @@ def test_the_difference_is_added_to_both_halves_and_to_no_other_picture(folders:
     with adapter.asleep(stack):
         said, alone = (predicted(stack, [t], z[:1]) for t in (WORN, ALONE))
     side = stack.size
-    with spoken(stack, texts, 1.5, side, side):
+    with guided(stack, texts, 1.5, 0.0, side, side):
         inside = predicted(stack, both, z2)
     more = 1.5 * (said - alone)[0]
     assert more.abs().max() > 1e-3
     torch.testing.assert_close(inside - before, torch.stack([more, 0 * more, 0 * more] * 2), rtol=1e-3, atol=1e-5)
     assert torch.equal(predicted(stack, both, z2), before)  # and nothing is left of it
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("way", ["loaded", "hooked"])
+def test_what_the_base_does_not_say_of_the_object_is_added_to_both_halves(folders: dict[str, Path], name: str, way: str) -> None:
+    """Of each picture of the object, whatever else it is asked for; by a LoRA that peft loaded, and by one that hooks of a closer look add."""
+    stack, words = taught(folders[name])
+    weights = adapter.tensors(stack)
+    texts = [words.expand(t) for t in ("a photo of <rex> in a hat", "a photo of <rex>", "a cat in a hat")]
+    z = torch.randn(3, stack.unet.config.in_channels, 8, 8, generator=torch.Generator().manual_seed(1))
+    both, z2, side = ["", "", "", *texts], torch.cat([z, z]), stack.size
+    with adapter.asleep(stack):
+        plain = predicted(stack, [WORN, ALONE, "a cat in a hat"], z)
+        base = predicted(stack, both, z2)
+    if way == "hooked":
+        adapter.activate(stack, [])
+    with alone(stack, weights) if way == "hooked" else contextlib.nullcontext():
+        before = predicted(stack, both, z2)
+        with guided(stack, texts, 0.0, 0.5, side, side):
+            inside = predicted(stack, both, z2)
+        with guided(stack, texts, 1.5, 0.5, side, side):
+            with_scene = predicted(stack, both, z2)
+        again = predicted(stack, both, z2)
+    more = 0.5 * (before[3:] - plain)
+    more[2] = 0  # no object
+    assert more[:2].abs().amin(0).max() > 1e-3 and not torch.equal(before, base)
+    torch.testing.assert_close(inside - before, more.repeat(2, 1, 1, 1), rtol=1e-3, atol=1e-5)
+    assert torch.equal(again, before)
+    more[0] += 1.5 * (plain[0] - _frozen(stack, ALONE, z[:1]))
+    torch.testing.assert_close(with_scene - before, more.repeat(2, 1, 1, 1), rtol=1e-3, atol=1e-5)
+
+
+def _frozen(stack: Stack, text: str, z: Tensor) -> Tensor:
+    with adapter.asleep(stack):
+        return predicted(stack, [text], z)[0]
 
 
 def test_the_adapter_is_no_part_of_it_and_acts_again_afterwards(folders: dict[str, Path]) -> None:
@@ -67,7 +104,7 @@ def test_the_adapter_is_no_part_of_it_and_acts_again_afterwards(folders: dict[st
         stack, words = taught(folders["sd1"], seed)
         text = words.expand("a photo of <rex> in a hat")
         before = predicted(stack, [text], z)
-        with spoken(stack, [text], 2.0, stack.size, stack.size):
+        with guided(stack, [text], 2.0, 0.0, stack.size, stack.size):
             found.append(predicted(stack, [text], z) - before)
         assert torch.equal(predicted(stack, [text], z), before)
     torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-5)
@@ -78,7 +115,7 @@ def test_what_does_not_act_stays_asleep(folders: dict[str, Path]) -> None:
     adapter.activate(stack, [])
     z, text = torch.randn(1, 4, 8, 8), words.expand("a photo of <rex> in a hat")
     before = predicted(stack, [text], z)
-    with spoken(stack, [text], 1.0, stack.size, stack.size):
+    with guided(stack, [text], 1.0, 0.0, stack.size, stack.size):
         assert not torch.equal(predicted(stack, [text], z), before)
     assert torch.equal(predicted(stack, [text], z), before)
 
@@ -87,7 +124,7 @@ def test_what_does_not_learn_does_not_learn_afterwards(folders: dict[str, Path])
     stack, words = taught(folders["sd1"])
     stack.unet.requires_grad_(False)
     text = words.expand("a photo of <rex> in a hat")
-    with spoken(stack, [text], 1.0, stack.size, stack.size):
+    with guided(stack, [text], 1.0, 0.0, stack.size, stack.size):
         predicted(stack, [text], torch.randn(1, 4, 8, 8))
     assert not any(p.requires_grad for p in stack.unet.parameters())
 
@@ -112,7 +149,7 @@ def test_an_error_inside_leaves_the_base_as_it_was(folders: dict[str, Path]) -> 
     stack, words = taught(folders["sd1"])
     z, text = torch.randn(1, 4, 8, 8), words.expand("a photo of <rex> in a hat")
     before = predicted(stack, [text], z)
-    with pytest.raises(RuntimeError), spoken(stack, [text], 1.0, stack.size, stack.size):
+    with pytest.raises(RuntimeError), guided(stack, [text], 1.0, 0.0, stack.size, stack.size):
         predicted(stack, [text], torch.randn(1, 5, 8, 8))
     assert torch.equal(predicted(stack, [text], z), before)
 
