@@ -74,7 +74,7 @@ class Base:
         own = self.sampling
         return {"steps": int(own["steps"]), "guidance": own["guidance"], "below": own.get("guidance_below", 1.0)}
 
-    def guidances(self, scene: float = -1.0, own: float = -1.0) -> dict[str, float]:
+    def guidances(self, scene: float = -1.0, own: float = -1.0) -> dict[str, Any]:
         """Scene and object guidance of its pictures of an object, as `method.sampling.sample` takes them; negative: what suits it."""
         suits = self.sampling
         return {

@@ -48,7 +48,7 @@ class Method:
     hint: str = "mask"
     draw: Mapping[str, float] = field(default_factory=lambda: NOTHING)
 
-    def guidances(self, base: Base) -> dict[str, float]:
+    def guidances(self, base: Base) -> dict[str, Any]:
         """Scene and object guidance of its pictures, as `method.sampling.sample` takes them; where it says nothing, or less than 0, what suits the base."""
         return base.guidances(self.draw.get("scene_guidance", -1.0), self.draw.get("object_guidance", -1.0))
 

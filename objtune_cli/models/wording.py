@@ -8,6 +8,11 @@ PLACEHOLDER = re.compile(r"<([a-z0-9][a-z0-9._-]*)(?:@([0-9]+))?>")
 PIECES = re.compile(r"<\|([a-z0-9][a-z0-9._-]*):0\|>(?: <\|\1:[1-9][0-9]*\|>)*")
 """The tokens of one name, as `pieces` writes them."""
 
+_DETERMINERS = r"(?:the|my|your|his|her|its|our|their|this|that|an?)"
+_LEADS = r"(?:of|on|in|at|to|by|for|from|with|without|and|or|as|is|are|was|like|near|beside|behind|before|under|over|above|below|inside|wearing|holding|riding)"
+_DESCRIBED = rf"(?:\s+(?!{_LEADS}\b)[a-z-]+|\s+(?!{_LEADS}\b)[a-z-]+\s+(?!{_LEADS}\b|[a-z-]*(?:ing|(?<!ou)s)\b)[a-z-]+)?"
+"""Nothing, "red", or "big red", but neither "photo of" nor "cat chasing" nor "boy hugs": words that lead to another thing."""
+
 
 def pieces(name: str, count: int) -> list[str]:
     """The tokens that a name of so many vectors is written as."""
@@ -35,9 +40,9 @@ def alone_in_class_words(prompt: str, classes: Mapping[str, str]) -> str:
 
 
 def in_class_words(prompt: str, classes: Mapping[str, str]) -> str:
-    """The prompt with each `<name>` as "a <class>"; an article or a possessive before it stays the only one."""
+    """The prompt with each `<name>` as "a <class>"; an article or a possessive before it, or before a word or two that describe it, stays the only one."""
     for name, word in classes.items():
         said = rf"<{re.escape(name)}(?:@[0-9]+)?>"
-        prompt = re.sub(rf"\b(the|my|your|his|her|its|their|this|that|an?)\s+{said}", r"\g<1> " + word.replace("\\", ""), prompt)
+        prompt = re.sub(rf"\b({_DETERMINERS}{_DESCRIBED})\s+{said}", r"\g<1> " + word.replace("\\", ""), prompt, flags=re.I)
         prompt = re.sub(said, f"{'an' if word[:1].lower() in 'aeiou' else 'a'} {word}", prompt)
     return prompt

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from objtune_cli.method.sampling import sample
 from objtune_cli.method.composition import alone
 from objtune_cli.method.guidance import guided
+from objtune_cli.method.sampling import sample
 from objtune_cli.models import adapter
 from objtune_cli.models import stack as stacks
 from objtune_cli.models.stack import Stack

@@ -163,6 +163,10 @@ def test_class_rows_are_copies_of_the_words_token_vectors(stack: Stack) -> None:
         ("<rex@3>'s head", "a dog's head"),
         ("a photo of <rex@2> and my <eel> under the <rex>", "a photo of a dog and my otter under the dog"),
         ("a photo of <cup>", "a photo of <cup>"),
+        ("a red <rex> and A big old <eel@2>", "a red dog and A big old otter"),
+        ("My sleeping <rex> with <eel>", "My sleeping dog with an otter"),
+        ("the cat chasing <rex>, the boy hugs <eel>", "the cat chasing a dog, the boy hugs an otter"),
+        ("the hat of <rex> or <eel>", "the hat of a dog or an otter"),
     ],
 )
 def test_a_prompt_in_class_words(prompt: str, plain: str) -> None:
