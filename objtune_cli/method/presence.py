@@ -1,15 +1,16 @@
-"""Whether each object of a scene is there and itself: its place, seen by the base's own CLIP, against every object's picture.
+"""Whether each object of a scene is there and itself: what stands in its place, under noise, as each object's adapter predicts it and as the frozen base its class.
 
-Knows no world and no evaluator: what is here works on any base whose CLIP has an image tower. The formulas are ours.
+Knows no world and no evaluator, and needs neither a photo nor an image tower: what is here works on any base. The formulas are ours.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from objtune_cli.method.composition import alone
 from objtune_cli.models.stack import Stack
 from objtune_cli.models.towers import MEAN, Towers
 from objtune_cli.numerics.masks import Box, bounding_box, crop
@@ -18,42 +19,36 @@ ROOM = 0.15
 """Room around an object in the pictures it is known by, fraction of its longer side: as much as a place leaves."""
 MIDDLE = (0.15, 0.2, 0.85, 0.9)
 """Where the class's own pictures have their object."""
-PRESENT = 0.1
-"""Least likeness of a place to its own object: a tenth of the way from the class's ordinary pictures to the photo's object."""
+LEVELS = (0.5, 0.5, 0.55, 0.55)
+"""Noise levels at which a place is looked at, fractions of the whole, each under a noise of its own: there an adapter differs from its class most clearly."""
+PRESENT = 0.2
+"""Least likeness of a place to its own object: a fifth of the way from what the base predicts of the class to what the adapter predicts of the object."""
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """One object as it is known.
-
-    Attributes:
-        name: As in the prompt. picture: its photo (3, H, W) in [0, 1]. mask: coverage (H, W).
-        plain: Ordinary pictures of its class, (P, 3, h, w) in [0, 1]; None where there are none.
-    """
+class Known:
+    """One object as it is known: its LoRA, and what its adapter and what the frozen base is told of it."""
 
     name: str
-    picture: Tensor
-    mask: Tensor
-    plain: Tensor | None = None
+    weights: Mapping[str, Tensor]
+    told: str
+    plain: str
 
 
 class Check:
     """The leakage matrix of scenes: how much what stands in each object's place is like each of the objects."""
 
-    def __init__(self, stack: Stack, towers: Towers, objects: Sequence[Seen]) -> None:
-        self.towers, self.names = towers, [o.name for o in objects]
-        self.own = torch.stack([known_by(towers, o.picture, o.mask) for o in objects])
-        shown = torch.stack([self._shown(stack, o) for o in objects])
-        cosines = shown @ self.own.T
-        self.one = cosines.diagonal().clone()
-        self.zero = torch.stack([self._zero(o, i, cosines) for i, o in enumerate(objects)])
+    def __init__(self, stack: Stack, objects: Sequence[Known]) -> None:
+        self.stack, self.objects, self.names = stack, list(objects), [o.name for o in objects]
 
+    @torch.no_grad()
     def matrices(self, pictures: Tensor, boxes: Sequence[Box]) -> Tensor:
-        r"""Likeness of each place to each object, 0 as the class's ordinary pictures, 1 as the photo's own.
+        r"""Likeness of each place to each object, 0 as the base predicts the class, 1 as the adapter predicts the object.
 
-        $$ S_{ij} = (\cos(I(c_i), o_j) - z_j) / (1_j - z_j) $$
+        $$ S_{ij} = \langle y - b_j, o_j - b_j \rangle / |o_j - b_j|^2 $$
 
-        for the crop $c_i$ of object i's place, and object j's mean vector $o_j$ over its photo's crop and the object alone, both also mirrored.
+        for the noised crop of object i's place, what the denoiser is to say of it $y$, and what adapter j ($o_j$) and the frozen base, told object j's
+        class ($b_j$), do say; sums over the place and `LEVELS`. It is the share of the way from class to object that the picture went.
 
         Args:
             pictures: (N, 3, H, W) in [-1, 1]. boxes: places, in the objects' order.
@@ -61,21 +56,49 @@ class Check:
         Returns:
             (N, K, K): row i the place of object i, column j object j.
         """
-        shown = ((pictures + 1) / 2).clamp(0, 1)
-        vectors = [self.towers.pictures(torch.cat([framed(p[None], box, self.towers.size) for box in boxes])) for p in shown]
-        return ((torch.stack(vectors) @ self.own.T - self.zero) / (self.one - self.zero).clamp_min(1e-3)).cpu()
+        places = [_Place(self.stack, pictures, box) for box in boxes]
+        plain = {text: self.stack.encode([text]) for text in dict.fromkeys(o.plain for o in self.objects)}
+        classes = {text: [place.predicted(self.stack, words) for place in places] for text, words in plain.items()}
+        columns = []
+        for item in self.objects:
+            with alone(self.stack, item.weights):
+                words = self.stack.encode([item.told])
+                own = [place.predicted(self.stack, words) for place in places]
+            columns.append(torch.stack([place.went(base, o) for place, base, o in zip(places, classes[item.plain], own, strict=True)], 1))
+        return torch.stack(columns, 2).cpu()
 
-    def _shown(self, stack: Stack, seen: Seen) -> Tensor:
-        """The photo's object as the base could draw it at best: through the autoencoder."""
-        view = close_up(seen.picture, seen.mask, stack.size)
-        return self.towers.pictures(((stack.to_picture(stack.to_latent(view * 2 - 1)) + 1) / 2).clamp(0, 1).cpu())[0]
 
-    def _zero(self, seen: Seen, index: int, cosines: Tensor) -> Tensor:
-        """Cosine of the class's ordinary pictures; without them, of the other objects; without those, 0."""
-        if seen.plain is not None:
-            return (self.towers.pictures(framed(seen.plain, MIDDLE, self.towers.size)) @ self.own[index]).mean()
-        others = torch.cat([cosines[:index, index], cosines[index + 1 :, index]])
-        return others.mean() if len(others) else cosines.new_zeros(())
+class _Place:
+    """One place of pictures, enlarged to pictures of its own, under the noise of every level."""
+
+    def __init__(self, stack: Stack, pictures: Tensor, box: Box) -> None:
+        view = framed(((pictures + 1) / 2).clamp(0, 1), box, stack.size, ROOM) * 2 - 1
+        z = stack.to_latent(view).to(stack.device)
+        self.inside = _inside(box, (pictures.shape[-2], pictures.shape[-1]), (z.shape[-2], z.shape[-1])).to(z)
+        self.looks = []
+        for i, level in enumerate(LEVELS):
+            eps = torch.randn(z.shape[1:], generator=torch.Generator().manual_seed(i)).to(z).expand_as(z)
+            t = torch.full((len(z),), min(int(level * stack.levels), stack.levels - 1))
+            z_t, aim = stack.noised(z, eps, t)
+            self.looks.append((z_t, t, aim))
+
+    def predicted(self, stack: Stack, words: Tensor) -> list[Tensor]:
+        """What the denoiser says at every level."""
+        return [stack.predict(z_t, t, words.expand(len(z_t), -1, -1)).float() for z_t, t, _ in self.looks]
+
+    def went(self, base: list[Tensor], own: list[Tensor]) -> Tensor:
+        """How far each picture went from one prediction to the other, (N,)."""
+        along = torch.stack([((aim - b) * (o - b) * self.inside).sum((1, 2, 3)) for (*_, aim), b, o in zip(self.looks, base, own, strict=True)])
+        whole = torch.stack([((o - b).square() * self.inside).sum((1, 2, 3)) for b, o in zip(base, own, strict=True)])
+        return along.sum(0) / whole.sum(0).clamp_min(1e-6)
+
+
+def _inside(box: Box, frame: tuple[int, int], cells: tuple[int, int]) -> Tensor:
+    """Cells (h, w) of a place's own picture that show the place, 1 or 0."""
+    width, height = (box[2] - box[0]) * frame[1], (box[3] - box[1]) * frame[0]
+    reach = max(width, height) * (1 + ROOM)
+    y, x = (((torch.arange(n) + 0.5) / n - 0.5).abs() <= side / reach / 2 for n, side in zip(cells, (height, width), strict=True))
+    return (y[:, None] & x).float()
 
 
 def known_by(towers: Towers, picture: Tensor, mask: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from objtune_cli.store.artifact import Record
 if TYPE_CHECKING:
     import torch
 
-    from objtune_cli.models.stack import Stack
+    from objtune_cli.method.presence import Check
 
     Drawn = tuple[list[dict[str, torch.Tensor]], torch.Tensor]
     """What each picture is made of, and the pictures, (N, 3, H, W) in [-1, 1]."""
@@ -38,7 +38,6 @@ def run(ctx: Context, prompt: str, places: dict[str, Box], config: Generate, how
     free = [n for n in names if n not in places]
     if free:
         ctx.report.note("placed by us: " + ", ".join(f"{n}={','.join(f'{v:.2f}' for v in laid.boxes[n])}" for n in free))
-    how = presence.suited(ctx, how)
     how = how if how.detail else replace(how, laid="place")  # nothing is laid back: another scene it is not
     config = replace(generate.suited(ctx, config), guidance_below=1.0, scene_guidance=0.0)  # regions are drawn with and without prompt at every level
     classes = {o.name: o.record.objects[o.name] for o in found}
@@ -91,7 +90,8 @@ def _draw(ctx: Context, record: Record, found: list[objects.Named], laid: Layout
         close, pictures = detail.looked(stack, latents, closer, seeds, again, lambda name, done, total: steps[name](done, total))
         return [{"latents": z} | {f"{generate.CLOSE}{name}": each[i] for name, each in close.items()} for i, z in enumerate(latents)], pictures
 
-    looks, metrics = _kept(ctx, stack, found, laid, config, how, draw)
+    check = presence.opened(stack, found, weights, words) if how.check == "shown" else None
+    looks, metrics = _kept(ctx, check, laid, [o.name for o in found], config, how, draw)
     presence.judge(ctx, metrics, how)  # a scene that is refused is not published
     tensors = {name: torch.stack([look.tensors[name] for look in looks]) for name in looks[0].tensors}
     done = generate.keep(ctx, stack, replace(record, metrics=metrics, tools=tools()), tensors, config, prompt)
@@ -100,20 +100,19 @@ def _draw(ctx: Context, record: Record, found: list[objects.Named], laid: Layout
 
 
 def _kept(
-    ctx: Context, stack: "Stack", found: list[objects.Named], laid: Layout, config: Generate, how: Compose, draw: "Callable[..., Drawn]"
+    ctx: Context, check: "Check | None", laid: Layout, names: list[str], config: Generate, how: Compose, draw: "Callable[..., Drawn]"
 ) -> tuple[list[presence.Look], dict[str, object]]:
     """Each picture's best seed, and what was found in them: all in the first round, then those that are wrong again."""
-    check = presence.opened(ctx, stack, found) if how.check == "shown" else None
     best: dict[int, presence.Look] = {}
     waiting = list(range(config.n))
-    for attempt in range(how.retries + 1):
+    for attempt in range(how.retries + 1 if check else 1):
         label = f"compose, attempt {attempt + 1}" if attempt else "compose"
         for start in range(0, len(waiting), generate.BATCH):
             part = waiting[start : start + generate.BATCH]
             step, rounds, before = ctx.progress(label), -(-len(waiting) // generate.BATCH), start // generate.BATCH
             seeds = [config.seed + i + attempt * config.n for i in part]
             made, shown = draw(seeds, lambda done, total, b=before, r=rounds, s=step: s(b * total + done, r * total))
-            for i, look in zip(part, presence.looks(check, made, shown, seeds, [laid.boxes[o.name] for o in found]), strict=True):
+            for i, look in zip(part, presence.looks(check, made, shown, seeds, [laid.boxes[name] for name in names]), strict=True):
                 best[i] = max(best.get(i, look), look, key=lambda seen: seen.margin)
         waiting = [i for i in range(config.n) if best[i].wrong]
         if not waiting:

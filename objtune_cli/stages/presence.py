@@ -1,25 +1,21 @@
 """Whether the objects of a scene are there: what `compose` knows them by, and what it says of its pictures."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from objtune_cli.config import Compose
-from objtune_cli.errors import GateError, MissingError
-from objtune_cli.stages import embed, objects
+from objtune_cli.errors import GateError
+from objtune_cli.stages import objects
 from objtune_cli.stages.context import Context
 from objtune_cli.stages.layout import Box
-from objtune_cli.store import artifact, refs
 
 if TYPE_CHECKING:
     import torch
 
-    from objtune_cli.method.presence import Check, Seen
+    from objtune_cli.method.presence import Check
     from objtune_cli.models.stack import Stack
-
-PLAIN = 6
-"""Ordinary pictures of a class that are looked at."""
-
+    from objtune_cli.models.tokens import Placeholders
 
 @dataclass(frozen=True, slots=True)
 class Look:
@@ -37,56 +33,13 @@ class Look:
     margin: float = 0.0
 
 
-def suited(ctx: Context, how: Compose) -> Compose:
-    """The settings as this base can follow them: nobody looks where its CLIP has no image tower."""
-    if how.check == "none" or ctx.base.image_tower is None:
-        if how.check != "none":
-            ctx.report.note(f"the base {ctx.base.id} has no image tower (clip/): whether every object is there is not checked")
-        return replace(how, retries=0, check="none", strict=0)
-    return how
+def opened(stack: "Stack", found: list[objects.Named], weights: "Mapping[str, Mapping[str, torch.Tensor]]", words: "Placeholders") -> "Check":
+    """What the objects are known by: their own adapters, beside the frozen base told their classes."""
+    from objtune_cli.method.presence import Check, Known
+    from objtune_cli.method.prototype import PROMPT
 
-
-def opened(ctx: Context, stack: "Stack", found: list[objects.Named]) -> "Check | None":
-    """What the objects are known by, from the photos that they were learned from; None where one is not there any more, or nobody looks."""
-    if ctx.base.image_tower is None:
-        return None
-    from objtune_cli.method.presence import Check
-    from objtune_cli.models import towers
-
-    known = [_seen(ctx, stack, item) for item in found]
-    missing = [item.name for item, seen in zip(found, known, strict=True) if seen is None]
-    if missing:
-        ctx.report.note(f"the photo of {missing[0]} is not in this project any more: whether every object is there is not checked")
-        return None
-    return Check(stack, towers.load(ctx.base.image_tower, stack), [seen for seen in known if seen is not None])
-
-
-def _seen(ctx: Context, stack: "Stack", item: objects.Named) -> "Seen | None":
-    from objtune_cli.method.presence import Seen
-
-    arrays = objects.photo(ctx, item)
-    if arrays is None:
-        return None
-    picture, mask = embed.photo_tensors(arrays)
-    return Seen(item.name, picture, mask, _plain(ctx, stack, item))
-
-
-def _plain(ctx: Context, stack: "Stack", item: objects.Named) -> "torch.Tensor | None":
-    """Pictures of the object's class as the frozen base drew them, from the class prior that it was trained with."""
-    import torch
-
-    word = item.record.objects[item.name]
-    for source in item.record.inputs.values():
-        if not source["ref"].startswith("prior/"):
-            continue
-        try:
-            record, arrays = artifact.load(ctx.root, refs.resolve(ctx.root, refs.parse(source["ref"])), source["sha256"])
-        except MissingError:
-            continue
-        if record.class_word == word:
-            latents = torch.from_numpy(arrays["latents"][:PLAIN].copy()).float()
-            return ((stack.to_picture(latents) + 1) / 2).clamp(0, 1).cpu()
-    return None
+    told = {o.name: words.expand(PROMPT.format(f"<{o.name}>")) for o in found}
+    return Check(stack, [Known(name, weights[name], text, stack.in_class_words(text)) for name, text in told.items()])
 
 
 def looks(check: "Check | None", parts: list[dict[str, "torch.Tensor"]], pictures: "torch.Tensor", seeds: list[int], boxes: list[Box]) -> list[Look]:
@@ -126,7 +79,7 @@ def judge(ctx: Context, found: Mapping[str, Any], how: Compose) -> None:
         return
     names, count = list(found["objects"]), len(found["leakage"])
     width = max(8, *(len(n) + 2 for n in names))
-    ctx.report.note("likeness of each place (rows) to each object (columns), mean of the pictures: 0 as its class, 1 as its photo")
+    ctx.report.note("likeness of each place (rows) to each object (columns), mean of the pictures: 0 as its class, 1 as it was learned")
     ctx.report.note(" " * width + "".join(n.rjust(width) for n in names))
     for i, name in enumerate(names):
         row = [sum(matrix[i][j] for matrix in found["leakage"]) / count for j in range(len(names))]
