@@ -11,17 +11,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from objtune_cli.method.presence import MIDDLE, framed, known_by
+from objtune_cli.method.presence import ROOM, framed
 from objtune_cli.method.prototype import with_article
 from objtune_cli.method.sampling import sample
 from objtune_cli.method.subjects import Subject
 from objtune_cli.models.stack import Stack
 from objtune_cli.models.tokens import Placeholders
-from objtune_cli.models.towers import Towers
+from objtune_cli.models.towers import MEAN, Towers
 from objtune_cli.numerics import placement
+from objtune_cli.numerics.masks import bounding_box, crop
 
 SCENES = ("on the beach", "in the snow", "at night", "in the desert")
 """Where the object is asked for; the photo was taken in one of them at most."""
+MIDDLE = (0.15, 0.2, 0.85, 0.9)
+"""Where the class's own pictures have their object."""
 STEPS = 12
 """Sampling steps of a judged picture: fewer than of one that is shown."""
 FIRST_SEED = 900
@@ -134,6 +137,22 @@ class Judge:
     def _middles(self, pictures: Tensor) -> Tensor:
         """Unit vectors of where an object stands in a picture of it alone: less of the scene is in them."""
         return self.towers.pictures(framed((pictures + 1) / 2, MIDDLE, self.towers.size))
+
+
+def known_by(towers: Towers, picture: Tensor, mask: Tensor) -> Tensor:
+    """The unit vector (d,) of an object: the mean over its close-up and its cut-out, both also mirrored.
+
+    Args:
+        picture: (3, H, W) in [0, 1]. mask: coverage (H, W).
+    """
+    alone = crop(picture, mask, picture.new_tensor(MEAN), towers.size)
+    views = torch.stack([close_up(picture, mask, towers.size)[0], alone])
+    return F.normalize(towers.pictures(torch.cat([views, views.flip(-1)])).mean(0), dim=0)
+
+
+def close_up(picture: Tensor, mask: Tensor, side: int) -> Tensor:
+    """The photo around its object, (1, 3, side, side)."""
+    return framed(picture[None], bounding_box(mask, 0.3 * float(mask.max())), side, ROOM)
 
 
 def coarse(pictures: Tensor) -> Tensor:

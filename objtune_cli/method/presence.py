@@ -12,13 +12,10 @@ from torch import Tensor
 
 from objtune_cli.method.composition import alone
 from objtune_cli.models.stack import Stack
-from objtune_cli.models.towers import MEAN, Towers
-from objtune_cli.numerics.masks import Box, bounding_box, crop
+from objtune_cli.numerics.masks import Box
 
 ROOM = 0.15
-"""Room around an object in the pictures it is known by, fraction of its longer side: as much as a place leaves."""
-MIDDLE = (0.15, 0.2, 0.85, 0.9)
-"""Where the class's own pictures have their object."""
+"""Room around a place in its own pictures, fraction of its longer side."""
 LEVELS = (0.5, 0.5, 0.55, 0.55)
 """Noise levels at which a place is looked at, fractions of the whole, each under a noise of its own: there an adapter differs from its class most clearly."""
 PRESENT = 0.2
@@ -99,22 +96,6 @@ def _inside(box: Box, frame: tuple[int, int], cells: tuple[int, int]) -> Tensor:
     reach = max(width, height) * (1 + ROOM)
     y, x = (((torch.arange(n) + 0.5) / n - 0.5).abs() <= side / reach / 2 for n, side in zip(cells, (height, width), strict=True))
     return (y[:, None] & x).float()
-
-
-def known_by(towers: Towers, picture: Tensor, mask: Tensor) -> Tensor:
-    """The unit vector (d,) of an object: the mean over its close-up and its cut-out, both also mirrored.
-
-    Args:
-        picture: (3, H, W) in [0, 1]. mask: coverage (H, W).
-    """
-    alone = crop(picture, mask, picture.new_tensor(MEAN), towers.size)
-    views = torch.stack([close_up(picture, mask, towers.size)[0], alone])
-    return F.normalize(towers.pictures(torch.cat([views, views.flip(-1)])).mean(0), dim=0)
-
-
-def close_up(picture: Tensor, mask: Tensor, side: int) -> Tensor:
-    """The photo around its object, (1, 3, side, side)."""
-    return framed(picture[None], bounding_box(mask, 0.3 * float(mask.max())), side, ROOM)
 
 
 def framed(pictures: Tensor, box: Box, side: int, room: float = 0.0) -> Tensor:
