@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 SAVE_EVERY = 30.0
 """Seconds between saved states; a signal saves at once."""
-CROWD = 3
-"""From so many objects of one photo on, an adapter for each is worth its time (three were measured: docs/benchmark.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +143,6 @@ def alone(ctx: Context, work: Work, config: Train) -> Done:
         done = ctx.reuse(work.record)  # another process may have finished it since we looked
         if done:
             return done
-        if len(learning) >= CROWD:
-            ctx.report.note("three and more are learned better with an adapter of its own for each: name the photo once for every object (`train a.jpg --class dog a.jpg --class mug …`)")
         ctx.report.note("drawing placements of the object")
         judge = judge_of(ctx, stack, learning) if config.scores == "shown" and leads(team) else None
         if judge is not None and config.idle == "leaves":
