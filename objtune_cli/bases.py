@@ -74,13 +74,13 @@ class Base:
         own = self.sampling
         return {"steps": int(own["steps"]), "guidance": own["guidance"], "below": own.get("guidance_below", 1.0)}
 
-    def guidances(self, scene: float = -1.0, own: float = -1.0) -> dict[str, Any]:
-        """Scene and object guidance of its pictures of an object, as `method.sampling.sample` takes them; negative: what suits it."""
-        suits = self.sampling
-        return {
-            "scene": scene if scene >= 0 else float(suits.get("scene_guidance", 0.0)),
-            "own": own if own >= 0 else float(suits.get("object_guidance", 0.0)),
-        }
+    def scene_guidance(self, asked: float = -1.0) -> float:
+        """How much its pictures of an object hold of what it says of the other words, as `method.sampling.sample` takes it; negative: what suits it."""
+        return asked if asked >= 0 else float(self.sampling.get("scene_guidance", 0.0))
+
+    def object_guidance(self, asked: float = -1.0) -> float:
+        """How far a closer look at an object goes from the class to it; negative: what suits it."""
+        return asked if asked >= 0 else float(self.sampling.get("object_guidance", 0.0))
 
     @property
     def cells(self) -> int:

@@ -203,9 +203,8 @@ class Generate:
         None, 20, before=0.0,
     )  # fmt: skip
     object_guidance: float = _setting(
-        -1.0, "How much is added of what the object's adapter says over the frozen base told the class word, in the same call of it; negative: what suits the base.",
-        None, 20, before=0.0,
-    )  # fmt: skip
+        0.0, "How much is added of what the object's adapter says over the frozen base told the class word, one row more of it a step.", 0, 20, before=0.0
+    )
     negative: str = _setting("", "What should not be in the picture.")
     scheduler: Literal["base", "ddim", "euler", "dpm++"] = _setting("base", "Sampler.")
 
@@ -224,6 +223,9 @@ class Compose:
     )
     detail: float = _setting(
         0.55, "Share of the steps in which each object, its place enlarged, is drawn again by its own adapter alone; 0: it is not.", 0, 1, before=0.0
+    )
+    object_guidance: float = _setting(
+        -1.0, "How much is added there of what the adapter says over the frozen base told the class word; negative: what suits the base.", None, 20, before=0.0
     )
     laid: Literal["object", "place"] = _setting(
         "object", "What of that closer look is laid back: the object in its outline, or all of its place.", before="place"

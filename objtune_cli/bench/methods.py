@@ -36,7 +36,7 @@ class Method:
         title: As shown. source: Where its losses and settings come from.
         embed, train, prior: Settings that differ from the defaults.
         given: What it is handed: a way of `given.WAYS`. hint: as what the mask is handed: `--mask`, taken as it is, or `--rough`, to be made exact.
-        draw: `scene_guidance` and `object_guidance`, where they are not the base's own.
+        draw: `scene_guidance`, where it is not the base's own, and `object_guidance`, where there is any.
     """
 
     title: str
@@ -49,14 +49,16 @@ class Method:
     draw: Mapping[str, float] = field(default_factory=lambda: NOTHING)
 
     def guidances(self, base: Base) -> dict[str, Any]:
-        """Scene and object guidance of its pictures, as `method.sampling.sample` takes them; where it says nothing, or less than 0, what suits the base."""
-        return base.guidances(self.draw.get("scene_guidance", -1.0), self.draw.get("object_guidance", -1.0))
+        """Scene and object guidance of its pictures, as `method.sampling.sample` takes them; scene guidance: where it says nothing, or less than 0, what suits the base."""
+        return {"scene": base.scene_guidance(self.draw.get("scene_guidance", -1.0)), "own": self.draw.get("object_guidance", 0.0)}
 
 
 OURS = {"objtune": Method("objtune", "docs/method.md")}
 
-PLAINLY = {"scene_guidance": 0.0, "object_guidance": 0.0}
+PLAINLY = {"scene_guidance": 0.0}
 """Pictures as any tool draws them from an adapter."""
+GUIDANCES = ("scene_guidance", "object_guidance")
+"""What of drawing a method may name."""
 BASELINES = {
     "textual-inversion": Method(
         "Textual Inversion", "arXiv:2208.01618; diffusers examples: 1 vector, no prior",
@@ -168,7 +170,7 @@ def _varied(name: str, *changes: str) -> Method:
     }  # fmt: skip
     for change in changes:
         section, _, key = change.partition("=")[0].strip().partition(".")
-        if section not in parts or (section == "generate" and key not in PLAINLY):
+        if section not in parts or (section == "generate" and key not in GUIDANCES):
             raise UsageError(f"{change} is no setting of a method", f"{', '.join(f'{p}.…' for p in list(parts)[:-1])}, generate.scene_guidance and generate.object_guidance are")
         parts[section][key] = getattr(given.resolve(SECTIONS[section]), key)
     embed, train, prior, draw = parts.values()

@@ -153,7 +153,7 @@ def _key(bench: Running, group: Group, method: str) -> str:
     about = {
         "format": FORMAT, "method": method, "group": repr(group), "seed": bench.config.seed, "base": ctx.base.fingerprint, "judge": trial.judge(),
         "sampling": drawing.plainly(ctx.base), "train": identifying(train.suited(replace(Train(), **own.train), ctx.base.training)), "compose": identifying(Compose()),
-        "tools": tools(), "device": ctx.common.device, "precision": ctx.common.precision, **ctx.base.guidances(),
+        "tools": tools(), "device": ctx.common.device, "precision": ctx.common.precision, "scene_guidance": ctx.base.scene_guidance(), "object_guidance": ctx.base.object_guidance(),
     }  # fmt: skip
     if own.embed or own.prior:
         about |= {"embed": dict(own.embed), "prior": dict(own.prior)}

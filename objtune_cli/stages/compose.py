@@ -38,8 +38,9 @@ def run(ctx: Context, prompt: str, places: dict[str, Box], config: Generate, how
     free = [n for n in names if n not in places]
     if free:
         ctx.report.note("placed by us: " + ", ".join(f"{n}={','.join(f'{v:.2f}' for v in laid.boxes[n])}" for n in free))
-    how = how if how.detail else replace(how, laid="place")  # nothing is laid back: another scene it is not
-    config = replace(generate.suited(ctx, config), guidance_below=1.0, scene_guidance=0.0)  # regions are drawn with and without prompt at every level
+    # where nothing is looked at closer and laid back, another scene it is not
+    how = replace(how, object_guidance=ctx.base.object_guidance(how.object_guidance)) if how.detail else replace(how, laid="place", object_guidance=0.0)
+    config = replace(generate.suited(ctx, config), guidance_below=1.0, scene_guidance=0.0, object_guidance=0.0)  # regions are drawn with and without prompt at every level
     classes = {o.name: o.record.objects[o.name] for o in found}
     settings = identifying(config) | identifying(how) | {"prompt": prompt, "places": {n: list(b) for n, b in laid.boxes.items()}}
     if laid.order != names:
@@ -85,7 +86,7 @@ def _draw(ctx: Context, record: Record, found: list[objects.Named], laid: Layout
             latents = sample(stack, text, config.negative, seeds, config.steps, guidance, config.scheduler, on_step, size=size, conditions=conditions)
         if not how.detail:
             return [{"latents": z} for z in latents], stack.to_picture(latents).cpu()
-        again = detail.Sampling(how.detail, config.steps, guidance, config.scheduler, config.negative, how.laid == "place", config.object_guidance)
+        again = detail.Sampling(how.detail, config.steps, guidance, config.scheduler, config.negative, how.laid == "place", how.object_guidance)
         steps = {name: ctx.progress(f"closer look at {name}") for name in laid.order}
         close, pictures = detail.looked(stack, latents, closer, seeds, again, lambda name, done, total: steps[name](done, total))
         return [{"latents": z} | {f"{generate.CLOSE}{name}": each[i] for name, each in close.items()} for i, z in enumerate(latents)], pictures

@@ -49,14 +49,13 @@ def run(ctx: Context, prompts: list[str], config: Generate, out: Path | None = N
 
 def suited(ctx: Context, config: Generate) -> Generate:
     """Steps and guidance filled in from what suits the base."""
-    own, guidances = ctx.base.sampling, ctx.base.guidances(config.scene_guidance, config.object_guidance)
+    own = ctx.base.sampling
     return replace(
         config,
         steps=config.steps or int(own["steps"]),
         guidance=config.guidance if config.guidance >= 0 else float(own["guidance"]),
         guidance_below=config.guidance_below if config.guidance_below >= 0 else float(own.get("guidance_below", 1)),
-        scene_guidance=guidances["scene"],
-        object_guidance=guidances["own"],
+        scene_guidance=ctx.base.scene_guidance(config.scene_guidance),
     )
 
 

@@ -109,12 +109,12 @@ def test_what_is_no_method_or_setting_is_named(text: str, said: str) -> None:
 
 def test_baselines_are_drawn_as_any_tool_draws_them() -> None:
     toybox = bases.find("toybox")
-    suits = {"scene": 2.5, "own": 0.5}
-    assert toybox.guidances() == suits
+    suits = {"scene": 2.0, "own": 0.0}
+    assert (toybox.scene_guidance(), toybox.object_guidance(), toybox.object_guidance(0.0), toybox.scene_guidance(3.0)) == (2.0, 0.5, 0.0, 3.0)
     assert {name: m.guidances(toybox) for name, m in METHODS.items()} == {name: {"scene": 0.0, "own": 0.0} if name in BASELINES else suits for name in METHODS}
     wanted = {
-        "objtune+generate.scene_guidance=0": (0.0, 0.5), "objtune+generate.scene_guidance=-1": (2.5, 0.5), "masked-lora+generate.scene_guidance=1.5": (1.5, 0.0),
-        "objtune+generate.object_guidance=0": (2.5, 0.0), "objtune+generate.scene_guidance=0+generate.object_guidance=2": (0.0, 2.0),
+        "objtune+generate.scene_guidance=0": (0.0, 0.0), "objtune+generate.scene_guidance=-1": (2.0, 0.0), "masked-lora+generate.scene_guidance=1.5": (1.5, 0.0),
+        "objtune+generate.object_guidance=0.5": (2.0, 0.5), "objtune+generate.scene_guidance=0+generate.object_guidance=2": (0.0, 2.0),
     }  # fmt: skip
     assert {name: tuple(m.guidances(toybox).values()) for name, m in named(",".join(wanted)).items()} == wanted
 

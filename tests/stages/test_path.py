@@ -240,12 +240,13 @@ def test_a_version_in_the_prompt_is_the_one_that_is_drawn(trained, dog_photo):
 
 def test_what_the_base_does_not_say_of_the_object_makes_another_picture(trained):
     """A base that names no weight adds nothing, in a scene's closer look as little, and what was drawn before is found again."""
-    for command, prompt in (("generate", "a photo of <dog>"), ("compose", "<dog> and <cup>")):
+    for command, prompt, least in (("generate", "a photo of <dog>", "0"), ("compose", "<dog> and <cup>", "-1")):
         found = {}
-        for weight in ("-1", "0", "3"):
-            path = lines(trained(command, prompt, "-n", 1, "--steps", 2, "--set", f"generate.object_guidance={weight}").out)[0]
+        for weight in ("", least, "0", "3"):
+            setting = ("--set", f"{command}.object_guidance={weight}") if weight else ()
+            path = lines(trained(command, prompt, "-n", 1, "--steps", 2, *setting).out)[0]
             found[weight] = path, np.asarray(Image.open(path)).tobytes()
-        assert found["-1"] == found["0"] and found["3"][0] != found["0"][0] and found["3"][1] != found["0"][1]
+        assert found[""] == found[least] == found["0"] and found["3"][0] != found["0"][0] and found["3"][1] != found["0"][1]
 
 
 def test_what_the_base_says_of_the_other_words_makes_another_picture(trained):
