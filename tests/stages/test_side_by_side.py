@@ -210,20 +210,6 @@ def test_a_photo_named_once_for_each_of_its_objects_makes_an_adapter_of_each(cli
     assert covered[1] < 0.7 * covered[0]
 
 
-def test_three_that_share_an_adapter_are_told_of_the_other_way(cli, photos):
-    whole, objects = np.asarray(Image.open("rex-mask.png")), []
-    for name, own in zip(("ann", "ben", "kim"), np.array_split(np.arange(whole.shape[0]), 3), strict=True):
-        part = np.zeros_like(whole)
-        part[own] = whole[own]
-        Image.fromarray(part).save(f"{name}.png")
-        objects += ["-c", "dog", "--name", name, f"--mask={name}={name}.png"]
-    done = cli("train", "rex.png", *objects, *FAST, "--set", "train.steps=1")
-    assert (done.code, done.out) == (0, "adapter/ann-ben-kim@1\n"), done.err
-    assert done.err.count("an adapter of its own") == 1
-    two = cli("train", "rex.png", *objects[:10], *FAST, "--set", "train.steps=1")
-    assert two.code == 0 and "an adapter of its own" not in two.err
-
-
 def test_scores_and_sheets_of_each(cli, photos):
     done = cli("train", *photos[0], *photos[2], *FAST[:-3], "--json")
     document = json.loads(done.out)
