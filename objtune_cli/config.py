@@ -249,9 +249,10 @@ class Bench:
     """Measuring."""
 
     objects: int = _setting(40, "Held-out objects, classes in turn.", 1, 10_000)
-    shard: str = _setting("1/1", "Which of the objects: k/n is every n-th from the k-th on, so that n machines measure them all; `cat` joins their results.jsonl for `--from`.")
+    shard: str = _setting("1/1", "Which of the objects, or groups of `--scenes`: k/n is every n-th from the k-th on, so that n processes or machines measure them all; `cat` joins their results.jsonl for `--from`, processes of `--scenes` may share `--out`.")
     repeats: int = _setting(2, "Rounds of prompts for each object.", 1, 100)
     prompts: str = _setting("scene,wearing,pair", "Kinds of prompts, with commas: scene, wearing, pair.")
+    together: str = _setting("two,three,same", "Kinds of scenes of `--scenes`, with commas: two or three objects of as many classes, or two of the same.")
     samples: int = _setting(1024, "Samples of `--base-only`.", 16, 100_000)
     scenes: int = _setting(300, "Scenes of `--masks`.", 1, 100_000)
     segmenters: str = _setting("sam,grabcut", "Segmenters of `--masks`, with commas.")

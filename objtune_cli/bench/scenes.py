@@ -15,6 +15,7 @@ from objtune_cli.bench.methods import BASELINES, OURS
 from objtune_cli.bench.run import Row, dial_of
 from objtune_cli.bench.scores import Scale
 from objtune_cli.config import Bench, Compose, Generate, Train, identifying
+from objtune_cli.errors import BusyError, UsageError
 from objtune_cli.stages import compose, generate, layout, objects, train
 from objtune_cli.stages.context import Context, tools
 from objtune_cli.store import artifact, pictures
@@ -28,7 +29,7 @@ from objtune_cli.toybox.evaluator import reading
 from objtune_cli.toybox.evaluator.network import Evaluator
 from objtune_cli.toybox.world import Dial
 
-FORMAT = 3
+FORMAT = 4
 KINDS = {"two": (0, 1), "three": (0, 1, 2), "same": (0, 3)}
 """Kinds of scenes to the members of a group of four: three classes, and another object of the first one's class."""
 JOINT = {"joint": OURS["objtune"], **{f"joint-{name}": BASELINES[name] for name in ("dreambooth-lora", "custom-diffusion", "break-a-scene")}}
@@ -42,6 +43,8 @@ GROUPS = 6
 """Groups of each kind, where no number is given."""
 SEEDS_EACH = 2
 """Pictures of each background."""
+WAIT = 2.0
+"""Seconds after which a share asks again for an object that another one is training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,16 +112,22 @@ class Running:
 
 
 def run(ctx: Context, out: Path, methods: list[str], config: Bench) -> list[Row]:
-    """Rows of the methods on every kind of scene; what `out` holds is not measured again.
+    """Rows of the methods on the asked kinds of scenes; what `out` holds is not measured again.
 
     Raises:
-        IncompatibleError: A base without a world. Stopped: a signal came; finished groups are kept.
+        IncompatibleError: A base without a world. UsageError: a kind that there is not, or a shard without groups.
+        Stopped: a signal came; finished groups are kept.
     """
     bench = Running(ctx, out, config, dial_of(ctx), reading.load())
-    asked = groups(bench.dial, config.objects, config.seed, config.repeats)
-    found: dict[tuple[str, str], list[dict[str, float]]] = {(k, m): [] for k in KINDS for m in methods}
+    kinds = _kinds(config)
+    share = range(config.objects)[config.part]  # whole groups of four: their kinds have objects in common
+    asked = [g for i, g in enumerate(groups(bench.dial, config.objects, config.seed, config.repeats)) if i // len(KINDS) in share and g.kind in kinds]
+    if not asked:
+        raise UsageError(f"no group of {config.objects} is in the shard {config.shard}", "fewer shards, or more groups (`--objects`)")
+    found: dict[tuple[str, str], list[dict[str, float]]] = {(g.kind, m): [] for g in asked for m in methods}
     started, total, done = time.monotonic(), len(asked) * len(methods), 0
-    with RunState(bench.inside("apart").project, "bench").locked("another bench is at work in this folder", "wait for it, or give another --out"):
+    lock = RunState(bench.inside("apart").project, f"bench {config.shard}")
+    with lock.locked("another bench is at work in this folder", "wait for it, or give another --out, or shares of the groups (bench.shard)"):
         for group, method in itertools.product(asked, methods):
             ctx.check_stopped()
             values, fresh = _result(bench, group, method)
@@ -128,6 +137,19 @@ def run(ctx: Context, out: Path, methods: list[str], config: Bench) -> list[Row]
                 said = "  ".join(f"{k} {v:.2f}" for k, v in values.items())
                 ctx.report.note(f"{method} on {group.name}: {said}  ({done} of {total}, {time.monotonic() - started:.0f} s)")
     return [row for (kind, method), values in found.items() for row in measures.rows(f"{kind}: {method}", values)]
+
+
+def _kinds(config: Bench) -> list[str]:
+    """The kinds of `config.together`, in the order of the table.
+
+    Raises:
+        UsageError: One of them is not known.
+    """
+    said = [part.strip() for part in config.together.split(",")]
+    unknown = [kind for kind in said if kind not in KINDS]
+    if unknown:
+        raise UsageError(f"bench.together names {', '.join(unknown)}", f"one or more of {', '.join(KINDS)}")
+    return [kind for kind in KINDS if kind in said]
 
 
 def _result(bench: Running, group: Group, method: str) -> tuple[dict[str, float], bool]:
@@ -194,13 +216,10 @@ def _composed(bench: Running, ctx: Context, group: Group, how: Compose) -> tuple
     for _, prompt, seed in _asked(bench, group):
         done = compose.run(ctx, prompt, {}, Generate(n=SEEDS_EACH, seed=seed), how)[0]
         shown.append(_opened(done.images))
-        said += [not wrong for wrong in done.metrics.get("wrong", [])]
+        said += [[m.name not in wrong for m in group.members] for wrong in done.metrics.get("wrong", [])]
     values, sheet = bench.scored(group, np.concatenate(shown))
     read, scales = together.seen(bench.network, np.concatenate(shown), len(group.members)), bench.scaled(group)
-    right = [all(together.present(scales, things)) for things in read]
-    if said:
-        values["agreed"] = float(np.mean([a == b for a, b in zip(said, right, strict=True)]))
-    return values, sheet
+    return values | together.checked(said, [together.present(scales, things) for things in read]), sheet
 
 
 def _plain(ctx: Context, group: Group, ref: Ref | None) -> np.ndarray:
@@ -258,6 +277,13 @@ def _opened(images: list[Path]) -> np.ndarray:
 
 
 def _trained(bench: Running, ctx: Context, case: Case) -> float:
-    """Train one object where it is not yet; seconds it took, 0 where it was there."""
+    """Train one object where it is not yet, or wait for the process of another share that does; seconds it took, 0 where it was there."""
     rgb, mask = case.picture()
-    return taught.learned(ctx, [case], rgb, [mask])[1]
+    while True:
+        try:
+            return taught.learned(ctx, [case], rgb, [mask])[1]
+        except trial.Failed as failed:
+            if failed.code != BusyError.code:
+                raise
+            time.sleep(WAIT)
+            ctx.check_stopped()

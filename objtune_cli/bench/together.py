@@ -58,6 +58,24 @@ def present(scales: Sequence[Scale], things: list[Thing]) -> list[bool]:
     return [bool(t < len(things) and like[t, j] >= SELF and int(like[t].argmax()) == j) for j, t in enumerate(best)]
 
 
+def checked(said: Sequence[Sequence[bool]], right: Sequence[Sequence[bool]]) -> dict[str, float]:
+    """How a check's verdicts stand to the evaluator's, both by pictures and their objects; nothing where nobody looked.
+
+    Returns:
+        agreed: share of pictures on which both say that all is right, or that it is not. blamed: share of the objects that are right and were
+        called wrong; missed: of those that are wrong and were called right. Either is left out where there are no such objects.
+    """
+    if not said:
+        return {}
+    found = {"agreed": float(np.mean([all(a) == all(b) for a, b in zip(said, right, strict=True)]))}
+    called = [(a, b) for one, other in zip(said, right, strict=True) for a, b in zip(one, other, strict=True)]
+    for name, truth in (("blamed", True), ("missed", False)):
+        asked = [a != b for a, b in called if b is truth]
+        if asked:
+            found[name] = float(np.mean(asked))
+    return found
+
+
 def score(network: Evaluator, scales: Sequence[Scale], backgrounds: Sequence[str], shown: np.ndarray) -> dict[str, float]:
     """Measures of pictures (N, H, W, 3) that ask for all objects before the background of each.
 

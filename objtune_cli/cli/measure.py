@@ -110,7 +110,7 @@ def _asked(run: Run, **given: Any) -> tuple["Context", Bench]:
 def _whole(run: Run, **given: Any) -> tuple["Context", Bench]:
     """The settings of what one machine measures as a whole."""
     ctx, config = _asked(run, **given)
-    need(config.shard == Bench().shard, f"bench.shard is {config.shard}", "only methods on drawn objects are shared out among machines: leave it away here")
+    need(config.shard == Bench().shard, f"bench.shard is {config.shard}", "only methods on drawn objects, and groups of scenes, are shared out: leave it away here")
     return ctx, config
 
 
@@ -195,7 +195,7 @@ def _scenes(run: Run, objects: int | None, methods: str | None, seed: int | None
     chosen = [part.strip() for part in methods.split(",")] if methods else list(stage.ASKED)
     unknown = [name for name in chosen if name not in stage.METHODS]
     need(not unknown, f"there is no way {', '.join(unknown)} to several objects", f"one or more of {', '.join(stage.METHODS)}")
-    ctx, config = _whole(run, objects=objects, seed=seed)
+    ctx, config = _asked(run, objects=objects, seed=seed)
     if objects is None and config.objects == Bench().objects:
         config = replace(config, objects=1 if quick else stage.GROUPS)
     return _table(run, stage.run(ctx, out, chosen, replace(config, repeats=1) if quick else config), [])

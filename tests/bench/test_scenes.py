@@ -11,6 +11,7 @@ import torch
 from objtune_cli.bench import scenes, taught, together
 from objtune_cli.bench.scores import Scale
 from objtune_cli.config import Bench, Compose
+from objtune_cli.errors import UsageError
 from objtune_cli.stages.context import Context
 from objtune_cli.toybox.evaluator import reading
 from objtune_cli.toybox.evaluator.network import Evaluator
@@ -103,10 +104,58 @@ def test_results_are_kept_and_gone_on_from(context: Callable[..., Context], judg
     assert len(measured) == 19  # other objects, other results
 
 
+def test_shares_find_what_the_whole_finds_and_one_folder_holds_both(context: Callable[..., Context], judge: Evaluator, project: Path, monkeypatch) -> None:
+    measured: list[str] = []
+    shown = np.zeros((1, 8, 8, 3), np.uint8)
+    monkeypatch.setattr(scenes, "_measure", lambda bench, group, method: (measured.append(group.name), ({"presence": float(group.name[-1])}, shown))[1])
+    monkeypatch.setattr(scenes.reading, "load", lambda: judge)
+    ctx, out, config = context(), project / "out", Bench(objects=3, repeats=1, together="three, two")
+    scenes.run(ctx, out, ["composed"], replace(config, shard="2/2"))
+    assert measured == ["two-001", "three-001"]
+    scenes.run(ctx, out, ["composed"], replace(config, shard="1/2"))
+    assert sorted(measured[2:]) == ["three-000", "three-002", "two-000", "two-002"]
+    rows = scenes.run(ctx, out, ["composed"], config)
+    assert len(measured) == 6 and [(r["method"], r["mean"], r["n"]) for r in rows] == [("two: composed", 1.0, 3), ("three: composed", 1.0, 3)]
+    with pytest.raises(UsageError, match="no group of 3 is in the shard 4/4"):
+        scenes.run(ctx, out, ["composed"], replace(config, shard="4/4"))
+    with pytest.raises(UsageError, match=r"bench\.together names four"):
+        scenes.run(ctx, out, ["composed"], replace(config, together="two,four"))
+
+
+def test_a_share_waits_for_the_object_that_another_one_trains(context: Callable[..., Context], judge: Evaluator, project: Path, monkeypatch) -> None:
+    bench = scenes.Running(context(), project / "out", Bench(), MEDIUM, judge)
+    case, said = scenes.groups(MEDIUM, 1, 0, 1)[0].members[0], iter([8, 8, 0])
+
+    def learned(ctx, members, rgb, masks):
+        code = next(said)
+        if code:
+            raise taught.trial.Failed("train", members[0], code, "another process is training exactly this")
+        return None, 0.0
+
+    monkeypatch.setattr(scenes, "WAIT", 0.0)
+    monkeypatch.setattr(taught, "learned", learned)
+    assert scenes._trained(bench, bench.ctx, case) == 0.0 and next(said, None) is None
+    said = iter([9])
+    with pytest.raises(taught.trial.Failed):
+        scenes._trained(bench, bench.ctx, case)
+
+
+@pytest.mark.parametrize(
+    ("said", "right", "found"),
+    [
+        ([], [], {}),
+        ([[True, True]], [[True, True]], {"agreed": 1.0, "blamed": 0.0}),
+        ([[True, False], [True, True]], [[True, True], [False, True]], {"agreed": 0.0, "blamed": 1 / 3, "missed": 1.0}),
+        ([[False, True]], [[True, False]], {"agreed": 1.0, "blamed": 1.0, "missed": 1.0}),  # of the picture right, of its objects wrong
+    ],
+)
+def test_a_check_is_held_against_the_evaluator(said: list[list[bool]], right: list[list[bool]], found: dict[str, float]) -> None:
+    assert together.checked(said, right) == pytest.approx(found)
+
+
 def test_what_is_no_method_is_told(cli) -> None:
     result = cli("bench", "--scenes", "--methods", "composed,magic")
     assert result.code == 2 and "there is no way magic to several objects" in result.err
-
 
 
 

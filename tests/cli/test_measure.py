@@ -347,7 +347,7 @@ def test_published_results_belong_to_methods_alone(kind: str, cli: Cli) -> None:
     assert done.code == 2 and "--from" in done.err and done.out == ""
 
 
-@pytest.mark.parametrize("kind", [("--speed",), ("--scenes",), ("--masks",), ("--base-only",), ("--memory",), ("--many", 2), ("--photos", ".")])
+@pytest.mark.parametrize("kind", [("--speed",), ("--masks",), ("--base-only",), ("--memory",), ("--many", 2), ("--photos", ".")])
 def test_what_is_measured_whole_takes_no_shard(kind: tuple[object, ...], objtune: Cli) -> None:
     done = objtune("bench", *kind, "--set", "bench.shard=1/2")
     assert done.code == 2 and "bench.shard is 1/2" in done.err and done.out == ""
