@@ -78,6 +78,14 @@ class Base:
         """How much its pictures of an object hold of what it says of the other words, as `method.sampling.sample` takes it; negative: what suits it."""
         return asked if asked >= 0 else float(self.sampling.get("scene_guidance", 0.0))
 
+    def object_below(self, asked: float = -1.0) -> float:
+        """Noise level from which objects are themselves in its pictures, as `method.sampling.sample` takes it; negative: what suits it."""
+        return asked if asked >= 0 else float(self.sampling.get("object_below", 1.0))
+
+    def of_objects(self) -> dict[str, Any]:
+        """How its pictures of learned objects are drawn beside `drawn`, as `method.sampling.sample` takes it."""
+        return {"scene": self.scene_guidance(), "object_below": self.object_below()}
+
     def object_guidance(self, asked: float = -1.0) -> float:
         """How far a closer look at an object goes from the class to it; negative: what suits it."""
         return asked if asked >= 0 else float(self.sampling.get("object_guidance", 0.0))

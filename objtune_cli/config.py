@@ -202,6 +202,10 @@ class Generate:
         -1.0, "How much is added of what the frozen base says of the words around the objects, one more call of it a step; negative: what suits the base.",
         None, 20, before=0.0,
     )  # fmt: skip
+    object_below: float = _setting(
+        -1.0, "Objects are themselves below this noise level, fraction of the whole; above it, where poses and places are decided, the frozen base draws their classes; negative: what suits the base.",
+        None, 1, before=1.0,
+    )  # fmt: skip
     object_guidance: float = _setting(
         0.0, "How much is added of what the object's adapter says over the frozen base told the class word, one row more of it a step.", 0, 20, before=0.0
     )

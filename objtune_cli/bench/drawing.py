@@ -70,11 +70,11 @@ def loaded(ctx: Context, name: str, weights: Mapping[str, Any] | None, kind: str
 
 def plainly(base: Base) -> dict[str, float]:
     """How a base is drawn from, but for what is drawn of learned objects alone."""
-    return {name: value for name, value in base.sampling.items() if name not in ("scene_guidance", "object_guidance")}
+    return {name: value for name, value in base.sampling.items() if name not in ("scene_guidance", "object_guidance", "object_below")}
 
 
-def pictures(ctx: Context, stack: "Stack", prompts: list[str], seeds: list[int], label: str, scene: float = 0.0, own: float = 0.0) -> np.ndarray:
-    """Pictures of expanded prompts, (N, S, S, 3) uint8, drawn with the base's own sampling; `scene`, `own`: as in `sample`."""
+def pictures(ctx: Context, stack: "Stack", prompts: list[str], seeds: list[int], label: str, **guidances: Any) -> np.ndarray:
+    """Pictures of expanded prompts, (N, S, S, 3) uint8, drawn with the base's own sampling; `guidances`: of objects, as `sample` takes them."""
     import torch
 
     from objtune_cli.method.sampling import sample, to_uint8
@@ -82,16 +82,16 @@ def pictures(ctx: Context, stack: "Stack", prompts: list[str], seeds: list[int],
     step, done = ctx.progress(label), []
     for start in range(0, len(prompts), BATCH):
         part = slice(start, start + BATCH)
-        latents = sample(stack, prompts[part], "", seeds[part], **ctx.base.drawn(), scene=scene, own=own)
+        latents = sample(stack, prompts[part], "", seeds[part], **ctx.base.drawn(), **guidances)
         done.append(to_uint8(stack.to_picture(latents)))
         step(min(start + BATCH, len(prompts)), len(prompts))
     return torch.cat(done).numpy()
 
 
-def asked(ctx: Context, stack: "Stack", words: Any, case: Case, subject: str, scene: float = 0.0, own: float = 0.0) -> np.ndarray:
-    """Pictures of a case's prompts with `subject` in the object's place; `scene`, `own`: as in `sample`."""
+def asked(ctx: Context, stack: "Stack", words: Any, case: Case, subject: str, **guidances: Any) -> np.ndarray:
+    """Pictures of a case's prompts with `subject` in the object's place; `guidances`: as in `pictures`."""
     texts = [words.expand(p.text.replace(PLACE, subject)) for p in case.prompts]
-    return pictures(ctx, stack, texts, [p.seed for p in case.prompts], case.name, scene, own)
+    return pictures(ctx, stack, texts, [p.seed for p in case.prompts], case.name, **guidances)
 
 
 def of_class(ctx: Context, stack: "Stack", kind: str) -> np.ndarray:

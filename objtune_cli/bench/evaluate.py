@@ -71,7 +71,7 @@ def toybox(ctx: Context, subject: Given, dial: Dial, repeats: int, seed: int) ->
     case, scale = _calibrated(network, subject, dial, repeats, seed)
     before = drawing.readings(network, drawing.of_class(ctx, drawing.loaded(ctx, subject.name, None)[0], subject.kind))
     stack, words = drawing.loaded(ctx, subject.name, subject.weights, subject.kind)
-    seen = drawing.readings(network, drawing.asked(ctx, stack, words, case, f"<{subject.name}>", scene=ctx.base.scene_guidance()))
+    seen = drawing.readings(network, drawing.asked(ctx, stack, words, case, f"<{subject.name}>", **ctx.base.of_objects()))
     after = drawing.readings(network, drawing.of_class(ctx, stack, subject.kind))
     return scores.score(case, scale, seen) | scores.drift(scale, subject.kind, before, after)
 
@@ -125,7 +125,7 @@ def papers(ctx: Context, subject: Given, scenes: list[str], repeats: int, clip: 
     texts = [f"a photo of {PLACE} {place}" for place in scenes for _ in range(repeats)]
     seeds = list(range(1000, 1000 + len(texts)))
     said = [words.expand(t.replace(PLACE, f"<{subject.name}>")) for t in texts]
-    shown = drawing.pictures(ctx, stack, said, seeds, subject.name, scene=ctx.base.scene_guidance())
+    shown = drawing.pictures(ctx, stack, said, seeds, subject.name, **ctx.base.of_objects())
     after = drawing.of_class(ctx, stack, subject.kind)
     before = drawing.of_class(ctx, drawing.loaded(ctx, subject.name, None)[0], subject.kind)
     alone = object_alone(subject.rgb, subject.mask)

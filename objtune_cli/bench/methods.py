@@ -36,7 +36,7 @@ class Method:
         title: As shown. source: Where its losses and settings come from.
         embed, train, prior: Settings that differ from the defaults.
         given: What it is handed: a way of `given.WAYS`. hint: as what the mask is handed: `--mask`, taken as it is, or `--rough`, to be made exact.
-        draw: `scene_guidance`, where it is not the base's own, and `object_guidance`, where there is any.
+        draw: `scene_guidance` and `object_below`, where they are not the base's own, and `object_guidance`, where there is any.
     """
 
     title: str
@@ -49,15 +49,18 @@ class Method:
     draw: Mapping[str, float] = field(default_factory=lambda: NOTHING)
 
     def guidances(self, base: Base) -> dict[str, Any]:
-        """Scene and object guidance of its pictures, as `method.sampling.sample` takes them; scene guidance: where it says nothing, or less than 0, what suits the base."""
-        return {"scene": base.scene_guidance(self.draw.get("scene_guidance", -1.0)), "own": self.draw.get("object_guidance", 0.0)}
+        """What of its pictures is drawn for objects, as `method.sampling.sample` takes it; where it says nothing, or less than 0, what suits the base."""
+        return {
+            "scene": base.scene_guidance(self.draw.get("scene_guidance", -1.0)), "own": self.draw.get("object_guidance", 0.0),
+            "object_below": base.object_below(self.draw.get("object_below", -1.0)),
+        }  # fmt: skip
 
 
 OURS = {"objtune": Method("objtune", "docs/method.md")}
 
-PLAINLY = {"scene_guidance": 0.0}
+PLAINLY = {"scene_guidance": 0.0, "object_below": 1.0}
 """Pictures as any tool draws them from an adapter."""
-GUIDANCES = ("scene_guidance", "object_guidance")
+GUIDANCES = ("scene_guidance", "object_guidance", "object_below")
 """What of drawing a method may name."""
 BASELINES = {
     "textual-inversion": Method(
@@ -171,7 +174,7 @@ def _varied(name: str, *changes: str) -> Method:
     for change in changes:
         section, _, key = change.partition("=")[0].strip().partition(".")
         if section not in parts or (section == "generate" and key not in GUIDANCES):
-            raise UsageError(f"{change} is no setting of a method", f"{', '.join(f'{p}.…' for p in list(parts)[:-1])}, generate.scene_guidance and generate.object_guidance are")
+            raise UsageError(f"{change} is no setting of a method", f"{', '.join(f'{p}.…' for p in list(parts)[:-1])}, {', '.join(f'generate.{g}' for g in GUIDANCES)} are")
         parts[section][key] = getattr(given.resolve(SECTIONS[section]), key)
     embed, train, prior, draw = parts.values()
     return Method(f"{method.title}, {' '.join(changes)}", method.source, embed, train, prior, method.given, method.hint, draw)

@@ -179,6 +179,8 @@ def _key(bench: Running, group: Group, method: str) -> str:
     }  # fmt: skip
     if own.embed or own.prior:
         about |= {"embed": dict(own.embed), "prior": dict(own.prior)}
+    if method == "alone":
+        about["object_below"] = ctx.base.object_below()
     return hashlib.sha256(canonical(about).encode()).hexdigest()
 
 

@@ -180,11 +180,9 @@ class Family:
         """What a call of the pipeline is told: condition and what guidance goes away from, each (B, rows, d)."""
         return {"prompt_embeds": condition, "negative_prompt_embeds": against}
 
-    def guided(self, stack: Any, condition: "Tensor", against: "Tensor", height: int, width: int) -> dict[str, "Tensor"]:
-        """What the pipeline's loop reads from the step at which guidance begins."""
-        import torch
-
-        return {"prompt_embeds": torch.cat([against, condition])}
+    def retold(self, stack: Any, rows: "Tensor", height: int, width: int) -> dict[str, "Tensor"]:
+        """What the pipeline's loop reads from a step on at which it is told something else: `rows` (B, rows, d), under guidance those against first."""
+        return {"prompt_embeds": rows}
 
     def kohya_layer(self, layer: str) -> str:
         """A layer of the denoiser as kohya's files name it, dots included."""

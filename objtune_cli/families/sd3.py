@@ -198,12 +198,9 @@ class _SD3(Family):
         pooled = {"pooled_prompt_embeds": self._pooled(stack, condition), "negative_pooled_prompt_embeds": self._pooled(stack, against)}
         return {"prompt_embeds": self.words(condition), "negative_prompt_embeds": self.words(against), **pooled}
 
-    def guided(self, stack: Any, condition: "Tensor", against: "Tensor", height: int, width: int) -> dict[str, "Tensor"]:
-        """Both, twice as many."""
-        import torch
-
-        both = torch.cat([against, condition])
-        return {"prompt_embeds": self.words(both), "pooled_prompt_embeds": self._pooled(stack, both)}
+    def retold(self, stack: Any, rows: "Tensor", height: int, width: int) -> dict[str, "Tensor"]:
+        """The pooled ones too."""
+        return {"prompt_embeds": self.words(rows), "pooled_prompt_embeds": self._pooled(stack, rows)}
 
     def kohya(self, layers: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
         """As in the model's first repository: `mmdit.fused`."""

@@ -87,13 +87,10 @@ class _SDXL(Family):
         pooled = {"pooled_prompt_embeds": self._pooled(stack, condition), "negative_pooled_prompt_embeds": self._pooled(stack, against)}
         return {"prompt_embeds": self.words(condition), "negative_prompt_embeds": self.words(against), **pooled}
 
-    def guided(self, stack: Any, condition: "Tensor", against: "Tensor", height: int, width: int) -> dict[str, "Tensor"]:
-        """The sizes are said twice too."""
-        import torch
-
-        both = torch.cat([against, condition])
-        told = self.extras(stack, both, height, width)
-        return {"prompt_embeds": self.words(both), "add_text_embeds": told["text_embeds"], "add_time_ids": told["time_ids"]}
+    def retold(self, stack: Any, rows: "Tensor", height: int, width: int) -> dict[str, "Tensor"]:
+        """The pooled ones and the sizes too."""
+        told = self.extras(stack, rows, height, width)
+        return {"prompt_embeds": self.words(rows), "add_text_embeds": told["text_embeds"], "add_time_ids": told["time_ids"]}
 
     def kohya_layer(self, layer: str) -> str:
         """As in the model's first repository; diffusers' names are read elsewhere, of kohya's own tools only these."""

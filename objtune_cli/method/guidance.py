@@ -1,5 +1,7 @@
 """What the frozen base, asked beside the adapter, adds to what is drawn: two guidances (ours), each a difference of predictions.
 
+Where no LoRA acts yet (`sampling.sample`, `object_below`) the prediction is the frozen base's own: the second is nothing, the first asks for the class alone.
+
 *Of the scene.* An adapter that learned one photo hears its own object in every word: a hat is put on, in the object's colours. The base,
 told the same prompt in class words, knows hats. How its prediction differs from that for the class alone is what those
 words mean to it; that difference is added, as composable diffusion adds concepts (arXiv:2206.01714):
@@ -43,11 +45,14 @@ def guided(stack: Stack, texts: Sequence[str], scene: float, own: float, height:
     if not objects and not scenes:
         yield
         return
-    asked = [(i, said[i]) for i in sorted({*objects, *scenes})] + [(i, alone[i]) for i in scenes]
+    rows = sorted({*objects, *scenes})
     with asleep(stack):
-        encoded = {text: stack.encode([text]) for text in dict.fromkeys(text for _, text in asked)}
-    told = stack.family.told(stack, torch.cat([encoded[text] for _, text in asked]), height, width)
-    addition = _Addition(stack, [i for i, _ in asked], objects, scenes, own, scene, len(texts), told)
+        encoded = {text: stack.encode([text]) for text in dict.fromkeys([*(said[i] for i in rows), *(alone[i] for i in scenes)])}
+    apart = [encoded[alone[i]] for i in scenes]
+    told, of_scenes = (
+        stack.family.told(stack, torch.cat(words), height, width) if words else {} for words in ([encoded[said[i]] for i in rows] + apart, apart)
+    )
+    addition = _Addition(stack, rows, objects, scenes, own, scene, len(texts), told, of_scenes)
     handle = stack.unet.register_forward_hook(addition, with_kwargs=True)
     try:
         yield
@@ -58,42 +63,49 @@ def guided(stack: Stack, texts: Sequence[str], scene: float, own: float, height:
 class _Addition:
     """A forward hook of the denoiser; asking the frozen base calls the denoiser once more, without it.
 
-    `rows`: pictures that the base is asked of, first in class words, then, for `scenes`, the class alone. own, scene: weights.
+    `rows`: pictures that the base is asked of in class words; `scenes`: those that it is asked of for the class alone. own, scene: weights.
+    `told`: of the rows, then of the scenes; `of_scenes`: of these alone.
     """
 
     def __init__(
-        self, stack: Stack, rows: list[int], objects: list[int], scenes: list[int], own: float, scene: float, pictures: int, told: dict[str, Any]
-    ) -> None:
+        self, stack: Stack, rows: list[int], objects: list[int], scenes: list[int], own: float, scene: float, pictures: int,
+        told: dict[str, Any], of_scenes: dict[str, Any],
+    ) -> None:  # fmt: skip
         self.stack, self.rows, self.objects, self.scenes, self.own, self.scene = stack, rows, objects, scenes, own, scene
-        self.pictures, self.told, self.asking = pictures, told, False
+        self.pictures, self.told, self.of_scenes, self.asking = pictures, told, of_scenes, False
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], given: dict[str, Any], out: Any) -> Any:
-        if self.asking:
+        if self.asking or (self.stack.asleep and not self.scenes):
             return out
         sample = out[0] if isinstance(out, tuple) else out.sample
-        more = self._more(self._asked(module, args, given), sample[-self.pictures :])
+        told = sample[-self.pictures :]
+        if self.stack.asleep:
+            more = self._more(dict(enumerate(told)), self._asked(module, args, given, self.scenes, self.of_scenes), told)
+        else:
+            answers = self._asked(module, args, given, [*self.rows, *self.scenes], self.told)
+            whole, alone = answers.split([len(self.rows), len(self.scenes)])
+            more = self._more(dict(zip(self.rows, whole, strict=True)), alone, told)
         sample = sample + more.repeat(len(sample) // self.pictures, 1, 1, 1)
         return (sample, *out[1:]) if isinstance(out, tuple) else type(out)(sample=sample)
 
-    def _more(self, answers: Tensor, told: Tensor) -> Tensor:
-        """What is added to each picture, (N, C, h, w), where the half with prompts says `told`."""
-        more, first = torch.zeros_like(told), len(self.rows) - len(self.scenes)
-        whole = dict(zip(self.rows[:first], answers[:first], strict=True))
+    def _more(self, whole: dict[int, Tensor], alone: Tensor, told: Tensor) -> Tensor:
+        """What is added to each picture, (N, C, h, w), where the half with prompts says `told`, and the base `whole` in class words and `alone` of the class."""
+        more = torch.zeros_like(told)
         for i in self.objects:
             more[i] += self.own * (told[i] - whole[i])
-        for i, without in zip(self.scenes, answers[first:], strict=True):
+        for i, without in zip(self.scenes, alone, strict=True):
             more[i] += self.scene * (whole[i] - without)
         return more
 
-    def _asked(self, module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> Tensor:
-        """eps_0 of `rows`, (R, C, h, w)."""
+    def _asked(self, module: nn.Module, args: tuple[Any, ...], given: dict[str, Any], rows: list[int], told: dict[str, Any]) -> Tensor:
+        """eps_0 of `rows`, each with what it is told, (R, C, h, w)."""
         latents, t = args[:2] if args else (given["hidden_states"], given["timestep"])
-        z = latents[self.rows]  # the half without prompts holds the same latents
+        z = latents[rows]  # the half without prompts holds the same latents
         t = t if t.ndim == 0 else t[:1].expand(len(z))
         call = ((z, t), {}) if args else ((), {"hidden_states": z, "timestep": t})
         self.asking = True
         try:
             with asleep(self.stack):
-                return module(*call[0], **(call[1] | self.told), return_dict=False)[0]
+                return module(*call[0], **(call[1] | told), return_dict=False)[0]
         finally:
             self.asking = False

@@ -1,5 +1,6 @@
 """Prompts to latents through diffusers' own pipeline."""
 
+import contextlib
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from objtune_cli.method.guidance import guided
+from objtune_cli.models.adapter import asleep
 from objtune_cli.models.stack import Stack
 
 
@@ -27,6 +29,7 @@ def sample(
     conditions: Mapping[str, Tensor] = MappingProxyType({}),
     scene: float = 0.0,
     own: float = 0.0,
+    object_below: float = 1.0,
 ) -> Tensor:
     """Draw one picture per seed.
 
@@ -38,6 +41,9 @@ def sample(
         conditions: Prompts that are not simply encoded, to what the denoiser is told instead, (1, L, d).
         scene: How much is added of what the frozen base says of the words around the objects (`method.guidance`).
         own: How much is added of what it does not say of the objects.
+        object_below: Noise level from which the objects are themselves, fraction of the whole. Above it, where it is decided how many things there are, where
+            and in what pose, the frozen base draws their classes: it knows thousands of poses, an adapter has seen one (delayed subject
+            conditioning, arXiv:2305.10431, with the frozen base in place of the adapter's).
 
     Returns:
         Scaled latents (N, C, h, w), float32, on the CPU. A picture's noise depends on its own
@@ -49,22 +55,28 @@ def sample(
     noise = _noise(seeds, shape)
     texts = [prompt] * len(seeds) if isinstance(prompt, str) else list(prompt)
     condition, against = _told(stack, texts, negative, conditions)
-
-    free = 0  # steps before guidance
-    if below < 1:
-        pipe.scheduler.set_timesteps(steps, device=stack.device)
-        free = int((pipe.scheduler.timesteps >= below * stack.levels).sum())
+    free, early = (_above(stack, pipe, steps, level) for level in (below, object_below))  # steps before guidance, and before the objects are themselves
+    first, waking = condition, contextlib.ExitStack()
 
     def report(pipe: Any, index: int, _t: object, values: dict) -> dict:
-        on_step(index + 1, steps)
-        if index + 1 == free and guidance > 1:
+        done = index + 1
+        on_step(done, steps)
+        if done == early:
+            waking.close()
+        if done == free and guidance > 1:
             pipe._guidance_scale = guidance
-            values = values | stack.family.guided(stack, condition, against, height, width)
+        if done in (free, early):
+            now = condition if done >= early else first
+            rows = torch.cat([against, now]) if guidance > 1 and done >= free else now
+            values = values | stack.family.retold(stack, rows, height, width)
         return values
 
-    with guided(stack, texts, scene, own, height, width):
+    with waking, guided(stack, texts, scene, own, height, width):
+        if early:
+            waking.enter_context(asleep(stack))
+            first, _ = _told(stack, [stack.in_class_words(text) for text in texts], negative, {})
         out = pipe(
-            **stack.family.prompts(stack, condition, against),
+            **stack.family.prompts(stack, first, against),
             latents=noise.to(stack.device, stack.dtype),
             num_inference_steps=steps,
             guidance_scale=1.0 if free else guidance,
@@ -124,6 +136,14 @@ def again(
             callback_on_step_end=report,
         )
     return out.images.float().cpu()
+
+
+def _above(stack: Stack, pipe: Any, steps: int, level: float) -> int:
+    """Steps at noise levels of at least `level`, fraction of the whole; 0 from 1 on."""
+    if level >= 1:
+        return 0
+    pipe.scheduler.set_timesteps(steps, device=stack.device)
+    return int((pipe.scheduler.timesteps >= level * stack.levels).sum())
 
 
 def _from_step(sampler: Any, start: int) -> None:

@@ -40,7 +40,7 @@ def run(ctx: Context, prompt: str, places: dict[str, Box], config: Generate, how
         ctx.report.note("placed by us: " + ", ".join(f"{n}={','.join(f'{v:.2f}' for v in laid.boxes[n])}" for n in free))
     # where nothing is looked at closer and laid back, another scene it is not
     how = replace(how, object_guidance=ctx.base.object_guidance(how.object_guidance)) if how.detail else replace(how, laid="place", object_guidance=0.0)
-    config = replace(generate.suited(ctx, config), guidance_below=1.0, scene_guidance=0.0, object_guidance=0.0)  # regions are drawn with and without prompt at every level
+    config = replace(generate.suited(ctx, config), guidance_below=1.0, scene_guidance=0.0, object_guidance=0.0, object_below=1.0)  # regions are drawn with and without prompt at every level
     classes = {o.name: o.record.objects[o.name] for o in found}
     settings = identifying(config) | identifying(how) | {"prompt": prompt, "places": {n: list(b) for n, b in laid.boxes.items()}}
     if laid.order != names:

@@ -56,6 +56,7 @@ def suited(ctx: Context, config: Generate) -> Generate:
         guidance=config.guidance if config.guidance >= 0 else float(own["guidance"]),
         guidance_below=config.guidance_below if config.guidance_below >= 0 else float(own.get("guidance_below", 1)),
         scene_guidance=ctx.base.scene_guidance(config.scene_guidance),
+        object_below=ctx.base.object_below(config.object_below),
     )
 
 
@@ -112,7 +113,7 @@ def _draw(ctx: Context, stack: "Stack", words: Any, prompt: str, record: Record,
     for seeds, on_step in batches(config, step):
         drawn = sample(
             stack, text, config.negative, seeds, config.steps, config.guidance, config.scheduler, on_step,
-            below=config.guidance_below, scene=config.scene_guidance, own=config.object_guidance,
+            below=config.guidance_below, scene=config.scene_guidance, own=config.object_guidance, object_below=config.object_below,
         )  # fmt: skip
         parts.append(drawn)
     return keep(ctx, stack, replace(record, tools=tools()), {"latents": torch.cat(parts)}, config, prompt)
@@ -180,6 +181,8 @@ def parameters(
         pairs["CFG below"] = f"{config.guidance_below:g}"
     if config.scene_guidance > 0:
         pairs["Scene guidance"] = f"{config.scene_guidance:g}"
+    if config.object_below < 1:
+        pairs["Object below"] = f"{config.object_below:g}"
     if config.object_guidance > 0:
         pairs["Object guidance"] = f"{config.object_guidance:g}"
     pairs |= {"Size": f"{size[0]}x{size[1]}", "Model": model, **known, "Version": f"objtune {__version__}"}

@@ -32,7 +32,7 @@ def draw(ctx: Context, record: Record, starts: list[Record]) -> Path:
     shown, step, size = [photo], ctx.progress("preview"), at_once(stack.size, stack.size)
     for at in range(0, len(prompts), size):
         part = prompts[at : at + size]
-        latents = sampling.sample(stack, part, "", list(range(at, at + len(part))), **ctx.base.drawn(), scene=ctx.base.scene_guidance())
+        latents = sampling.sample(stack, part, "", list(range(at, at + len(part))), **ctx.base.drawn(), **ctx.base.of_objects())
         shown.append(stack.to_picture(latents).cpu())
         step(at + len(part), len(prompts))
     rgb = sampling.to_uint8(torch.cat(shown)).numpy()

@@ -101,16 +101,17 @@ def test_the_papers_measures_on_models_that_know_two_things(context: Callable[..
 
     codes.update({1: "picture", 4: "before", 5: "after"})
     monkeypatch.setattr(
-        drawing, "pictures", lambda ctx, stack, texts, seeds, label, scene: (asked.extend(texts), scenes.append(scene)) and np.full((len(texts), 8, 8, 3), 1)
+        drawing, "pictures", lambda ctx, stack, texts, seeds, label, scene, object_below: (asked.extend(texts), scenes.append((scene, object_below))) and np.full((len(texts), 8, 8, 3), 1)
     )
     order = iter((5, 4))  # with the object first, then the bare base
     monkeypatch.setattr(drawing, "of_class", lambda *_: np.full((2, 8, 8, 3), next(order)))
     asked: list[str] = []
-    scenes: list[float] = []
+    scenes: list[tuple[float, float]] = []
     ctx = context()
     monkeypatch.setitem(ctx.base.sampling, "scene_guidance", 1.5)
+    monkeypatch.setitem(ctx.base.sampling, "object_below", 0.9)
     found = evaluate.papers(ctx, SUBJECT, ["on the beach", "in {brackets}"], 2, (look, say), look)
-    assert scenes == [1.5]  # drawn as `generate` draws
+    assert scenes == [(1.5, 0.9)]  # drawn as `generate` draws
     half = 3**0.5 / 2
     assert found == pytest.approx({
         "clip_t": -1, "clip_i": 0.5, "clip_i_masked": half, "dino": 0.5, "dino_masked": half, "diversity": 0, "drift": 0.5,

@@ -109,12 +109,13 @@ def test_what_is_no_method_or_setting_is_named(text: str, said: str) -> None:
 
 def test_baselines_are_drawn_as_any_tool_draws_them() -> None:
     toybox = bases.find("toybox")
-    suits = {"scene": 2.0, "own": 0.0}
+    suits, plain = {"scene": 2.0, "own": 0.0, "object_below": 0.8}, {"scene": 0.0, "own": 0.0, "object_below": 1.0}
     assert (toybox.scene_guidance(), toybox.object_guidance(), toybox.object_guidance(0.0), toybox.scene_guidance(3.0)) == (2.0, 0.5, 0.0, 3.0)
-    assert {name: m.guidances(toybox) for name, m in METHODS.items()} == {name: {"scene": 0.0, "own": 0.0} if name in BASELINES else suits for name in METHODS}
+    assert {name: m.guidances(toybox) for name, m in METHODS.items()} == {name: plain if name in BASELINES else suits for name in METHODS}
     wanted = {
-        "objtune+generate.scene_guidance=0": (0.0, 0.0), "objtune+generate.scene_guidance=-1": (2.0, 0.0), "masked-lora+generate.scene_guidance=1.5": (1.5, 0.0),
-        "objtune+generate.object_guidance=0.5": (2.0, 0.5), "objtune+generate.scene_guidance=0+generate.object_guidance=2": (0.0, 2.0),
+        "objtune+generate.scene_guidance=0": (0.0, 0.0, 0.8), "objtune+generate.scene_guidance=-1": (2.0, 0.0, 0.8), "masked-lora+generate.scene_guidance=1.5": (1.5, 0.0, 1.0),
+        "objtune+generate.object_guidance=0.5": (2.0, 0.5, 0.8), "objtune+generate.scene_guidance=0+generate.object_guidance=2": (0.0, 2.0, 0.8),
+        "objtune+generate.object_below=1": (2.0, 0.0, 1.0), "dreambooth-lora+generate.object_below=0.9": (0.0, 0.0, 0.9),
     }  # fmt: skip
     assert {name: tuple(m.guidances(toybox).values()) for name, m in named(",".join(wanted)).items()} == wanted
 

@@ -152,6 +152,7 @@ def test_a_key_depends_on_everything_that_a_result_depends_on(
         trial.key(ctx, case, "m", replace(TINY, given="small"), 0),
         trial.key(ctx, case, "m", replace(TINY, draw={"scene_guidance": 1.0}), 0),
         trial.key(ctx, case, "m", replace(TINY, draw={"object_guidance": 1.0}), 0),
+        trial.key(ctx, case, "m", replace(TINY, draw={"object_below": 0.9}), 0),
         trial.key(ctx, case, "m", replace(TINY, train={**TINY.train, "latents": "mean"}), 0),
         trial.key(replace(ctx, common=other), case, "m", TINY, 0),
         trial.key(replace(ctx, common=replace(other, base="toybox"), _base=None), case, "m", TINY, 0),

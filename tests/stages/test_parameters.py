@@ -16,7 +16,7 @@ from tests import tiny
 
 PAIR = re.compile(r"\s*(\w[\w \-/]+):\s*(\"(?:\\.|[^\\\"])+\"|[^,]*)(?:,|$)")
 """A1111's own expression (`modules/infotext_utils.py`, `re_param_code`)."""
-CONFIG = Generate(steps=30, guidance=7.5, negative="blurry: very", scheduler="dpm++", guidance_below=0.8, scene_guidance=2.0, object_guidance=0.5)
+CONFIG = Generate(steps=30, guidance=7.5, negative="blurry: very", scheduler="dpm++", guidance_below=0.8, scene_guidance=2.0, object_guidance=0.5, object_below=0.8)
 
 
 def read(text: str) -> tuple[str, str, dict[str, str]]:
@@ -33,12 +33,12 @@ def read(text: str) -> tuple[str, str, dict[str, str]]:
 def test_every_value_comes_back(model: str) -> None:
     prompt, negative, values = read(parameters("a photo of <rex>, wet", CONFIG, 12, (512, 768), model))
     assert (prompt, negative) == ("a photo of <rex>, wet", "blurry: very")
-    wanted = {"Steps": "30", "Sampler": "DPM++ 2M", "CFG scale": "7.5", "Seed": "12", "Size": "512x768", "Model": model, "CFG below": "0.8", "Scene guidance": "2", "Object guidance": "0.5"}
+    wanted = {"Steps": "30", "Sampler": "DPM++ 2M", "CFG scale": "7.5", "Seed": "12", "Size": "512x768", "Model": model, "CFG below": "0.8", "Scene guidance": "2", "Object guidance": "0.5", "Object below": "0.8"}
     assert values.items() >= wanted.items()
 
 
 def test_without_a_negative_prompt_there_is_no_line_of_it() -> None:
-    text = parameters("a dog", replace(CONFIG, negative="", guidance_below=1.0, scene_guidance=0.0, object_guidance=0.0), 0, (32, 32), "toybox")
+    text = parameters("a dog", replace(CONFIG, negative="", guidance_below=1.0, scene_guidance=0.0, object_guidance=0.0, object_below=1.0), 0, (32, 32), "toybox")
     assert text.count("\n") == 1 and "CFG below" not in text and "guidance" not in text
 
 

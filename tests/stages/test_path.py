@@ -261,6 +261,15 @@ def test_what_the_base_says_of_the_other_words_makes_another_picture(trained):
     assert kept == [None, 3.0, None, 3.0]
 
 
+def test_pictures_begin_as_the_class_where_it_is_asked_for(trained):
+    """A base that says nothing of it begins with the object; the scene says which; a composed scene minds it not."""
+    found = {level: lines(trained("generate", "<dog> at sea", "-n", 1, "--steps", 4, "--set", f"generate.object_below={level}").out)[0] for level in ("-1", "1", "0.5")}
+    assert found["-1"] == found["1"] and Image.open(found["0.5"]).tobytes() != Image.open(found["1"]).tobytes()
+    assert "Object below: 0.5" in Image.open(found["0.5"]).text["parameters"] and "Object below" not in Image.open(found["1"]).text["parameters"]
+    composed = {level: lines(trained("compose", "<dog> and <cup>", "-n", 1, "--steps", 2, "--set", f"generate.object_below={level}").out)[0] for level in ("1", "0.5")}
+    assert composed["1"] == composed["0.5"]
+
+
 def test_out_copies_pictures(trained, tmp_path):
     result = trained("generate", "<dog>", "<cup>", "-n", 1, "--steps", 1, "--out", tmp_path / "new" / "folder")
     assert sorted(p.name for p in (tmp_path / "new" / "folder").iterdir()) == ["cup-001-001.png", "dog-001-001.png"]

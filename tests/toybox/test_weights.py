@@ -53,7 +53,7 @@ def test_it_fits_into_the_package() -> None:
 
 def test_it_says_how_it_was_made() -> None:
     assert tuple(RECORD["classes"]) == DIAL.classes and tuple(RECORD["backgrounds"]) == DIAL.backgrounds
-    assert set(RECORD["sampling"]) == {"steps", "guidance", "guidance_below", "scene_guidance", "object_guidance"}
+    assert set(RECORD["sampling"]) == {"steps", "guidance", "guidance_below", "scene_guidance", "object_guidance", "object_below"}
 
 
 def test_plain_diffusers_opens_it(tmp_path: Path) -> None:
