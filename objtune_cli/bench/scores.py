@@ -54,7 +54,8 @@ def score(case: Case, scale: Scale, seen: list[Reading]) -> dict[str, float]:
     """Measures of the pictures of a case's prompts, in their order.
 
     Returns:
-        identity, diversity, found, prompt, leak, presence; those without a prompt of their kind are left out.
+        identity, diversity, found, twice, prompt, leak, presence; those without a prompt of their kind are left out.
+        twice: share of the pictures of the object alone in which two things are the object.
         prompt and presence are shares as they are: the table puts them on the scale of the truth (`POOLED`).
     """
     kinds = [p.kind for p in case.prompts]
@@ -68,6 +69,7 @@ def score(case: Case, scale: Scale, seen: list[Reading]) -> dict[str, float]:
         found["identity"] = float(scale.identity(scenes).mean())
         found["found"] = len(sure) / len(scenes)
         found["diversity"] = scatter(sure) / scale.spread if len(sure) > 1 else 0.0
+        found["twice"] = float(np.mean([int((scale.identity(r.things) >= SELF).sum()) > 1 for r, kind in zip(seen, kinds, strict=True) if kind == "scene"]))
     if lone:
         found["prompt"] = float(np.mean([follows(p, r) for p, r in lone]))
         found["leak"] = float(np.mean([float(r.background[own]) for _, r in lone]))

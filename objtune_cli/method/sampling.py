@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -56,25 +56,23 @@ def sample(
     texts = [prompt] * len(seeds) if isinstance(prompt, str) else list(prompt)
     condition, against = _told(stack, texts, negative, conditions)
     free, early = (_above(stack, pipe, steps, level) for level in (below, object_below))  # steps before guidance, and before the objects are themselves
-    first, waking = condition, contextlib.ExitStack()
 
-    def report(pipe: Any, index: int, _t: object, values: dict) -> dict:
-        done = index + 1
-        on_step(done, steps)
-        if done == early:
-            waking.close()
-        if done == free and guidance > 1:
-            pipe._guidance_scale = guidance
-        if done in (free, early):
-            now = condition if done >= early else first
-            rows = torch.cat([against, now]) if guidance > 1 and done >= free else now
-            values = values | stack.family.retold(stack, rows, height, width)
-        return values
+    with guided(stack, texts, scene, own, height, width), _classes(stack, texts, early) as (plain, end):
+        first = condition if plain is None else plain
 
-    with waking, guided(stack, texts, scene, own, height, width):
-        if early:
-            waking.enter_context(asleep(stack))
-            first, _ = _told(stack, [stack.in_class_words(text) for text in texts], negative, {})
+        def report(pipe: Any, index: int, _t: object, values: dict) -> dict:
+            done = index + 1
+            on_step(done, steps)
+            if done == early:
+                end()
+            if done == free and guidance > 1:
+                pipe._guidance_scale = guidance
+            if done in (free, early):
+                now = condition if done >= early else first
+                rows = torch.cat([against, now]) if guidance > 1 and done >= free else now
+                values = values | stack.family.retold(stack, rows, height, width)
+            return values
+
         out = pipe(
             **stack.family.prompts(stack, first, against),
             latents=noise.to(stack.device, stack.dtype),
@@ -136,6 +134,19 @@ def again(
             callback_on_step_end=report,
         )
     return out.images.float().cpu()
+
+
+@contextlib.contextmanager
+def _classes(stack: Stack, texts: Sequence[str], steps: int) -> Iterator[tuple[Tensor | None, Callable[[], None]]]:
+    """Inside, no LoRA acts until the second of these is called; the first: prompts in class words as the denoiser is told them. With no steps so, nothing is changed."""
+    with contextlib.ExitStack() as sleep:
+        plain = None
+        if steps:
+            sleep.enter_context(asleep(stack))
+            said = [stack.in_class_words(text) for text in texts]
+            encoded = {text: stack.encode([text]) for text in dict.fromkeys(said)}
+            plain = torch.cat([encoded[text] for text in said])
+        yield plain, sleep.close
 
 
 def _above(stack: Stack, pipe: Any, steps: int, level: float) -> int:

@@ -157,7 +157,7 @@ def test_the_scale_stands_around_the_photos_own_vector(drawn_dog: tuple[Given, w
 
 def test_the_benchs_measures_of_one_object(drawn_dog: tuple[Given, world.Instance], context: Callable[..., Context]) -> None:
     found = evaluate.toybox(context(), drawn_dog[0], EASY, 1, 0)
-    assert found.keys() == {"identity", "found", "diversity", "prompt", "leak", "drift", "class"}
+    assert found.keys() == {"identity", "found", "twice", "diversity", "prompt", "leak", "drift", "class"}
     assert all(np.isfinite(v) for v in found.values())
     with pytest.raises(InputError, match="the toybox draws no owl") as caught:
         evaluate.toybox(context(), replace(drawn_dog[0], kind="owl"), EASY, 1, 0)

@@ -28,7 +28,7 @@ from tests import tiny
 CONFIG = Bench(objects=2, repeats=1)
 ALONE = Bench(objects=1, repeats=1)
 METHODS = {"one": Method("One", ""), "two": Method("Two", "", train={"rank": 4})}
-MEASURES = {"identity", "found", "prompt", "leak", "diversity", "presence"}
+MEASURES = {"identity", "found", "twice", "prompt", "leak", "diversity", "presence"}
 
 
 @pytest.fixture(scope="module")

@@ -70,7 +70,7 @@ def _score(kinds: str, seen: list[Reading], **given: float) -> dict[str, float]:
 
 def test_perfect_pictures_are_one_everywhere_and_leak_nothing() -> None:
     found = _score("ssssswwpp", _truth(_case("ssssswwpp")))
-    assert found == pytest.approx({"identity": 1, "found": 1, "prompt": 1, "leak": 0, "diversity": 1, "presence": 1})
+    assert found == pytest.approx({"identity": 1, "found": 1, "twice": 0, "prompt": 1, "leak": 0, "diversity": 1, "presence": 1})
 
 
 def test_the_photos_background_everywhere_is_a_whole_leak_and_no_prompt() -> None:
@@ -95,6 +95,12 @@ def test_identity_is_on_the_line_between_strangers_and_the_object() -> None:
 def test_identity_is_read_on_scenes_alone() -> None:
     seen = [*_truth(_case("ss")), _on("night", _thing(vector=STRANGER, accessory="hat")), _on("wood", _thing(vector=STRANGER))]
     assert _score("sswp", seen)["identity"] == pytest.approx(1)
+
+
+def test_an_object_is_there_twice_where_two_things_are_it() -> None:
+    near, far = torch.tensor([0.6, 0.8, 0.0]), torch.tensor([0.4, 0.9, 0.0])
+    seen = [_on("snow", _thing(), _thing(vector=near)), _on("snow", _thing(), _thing(vector=far)), _on("snow", _thing(vector=STRANGER), _thing()), _on("snow", _thing())]
+    assert _score("ssssw", [*seen, _on("snow", _thing(), _thing())])["twice"] == 0.25
 
 
 def test_a_missing_accessory_is_a_missed_prompt() -> None:
@@ -141,7 +147,7 @@ def test_an_object_that_is_hardly_there_is_not_found_and_has_no_pose() -> None:
 def test_measures_without_a_prompt_of_their_kind_are_left_out() -> None:
     assert _score("p", _truth(_case("p"))).keys() == {"presence"}
     assert _score("w", _truth(_case("w"))).keys() == {"prompt", "leak"}
-    assert _score("s", _truth(_case("s"))).keys() == {"identity", "found", "diversity", "prompt", "leak"}
+    assert _score("s", _truth(_case("s"))).keys() == {"identity", "found", "twice", "diversity", "prompt", "leak"}
     assert _score("", []) == {}
 
 

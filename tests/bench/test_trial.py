@@ -222,7 +222,7 @@ def test_through_the_autoencoder_the_truth_has_the_bases_size(case: Case, calibr
 def test_the_base_told_in_words_is_scored_as_a_method_is(case: Case, calibrated, context: Callable[..., Context]) -> None:
     network, scale = calibrated
     found, shown = trial.described(context(), network, case, scale)
-    assert found.keys() == {"identity", "found", "prompt", "leak", "diversity", "presence"}
+    assert found.keys() == {"identity", "found", "twice", "prompt", "leak", "diversity", "presence"}
     assert shown.shape == (len(case.prompts), 32, 32, 3) and all(np.isfinite(list(found.values())))
 
 

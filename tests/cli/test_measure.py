@@ -216,7 +216,7 @@ def test_the_base_alone(objtune: Cli, quick: list) -> None:
 def test_an_object_of_the_toybox_is_measured_by_its_evaluator(rex: Cli, quick: list) -> None:
     done = rex("evaluate", "rex", "-n", 1, "--json")
     rows = {row["measure"]: row for row in json.loads(done.out)["rows"]}
-    assert done.code == 0 and set(rows) == {"identity", "found", "diversity", "prompt", "leak", "drift", "class"}
+    assert done.code == 0 and set(rows) == {"identity", "found", "twice", "diversity", "prompt", "leak", "drift", "class"}
     assert all((row["method"], row["n"], row["low"], row["high"]) == ("rex", 1, None, None) for row in rows.values())
     again = {row["measure"]: row for row in json.loads(rex("evaluate", "adapter/rex@1", "-n", 1, "--json").out)["rows"]}
     assert again == rows
