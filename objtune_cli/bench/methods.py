@@ -48,6 +48,10 @@ class Method:
     hint: str = "mask"
     draw: Mapping[str, float] = field(default_factory=lambda: NOTHING)
 
+    def learning(self) -> dict[str, dict[str, Any]]:
+        """What it sets of learning, by section."""
+        return {"init-embedding": dict(self.embed), "train": dict(self.train), "prior": dict(self.prior)}
+
     def guidances(self, base: Base) -> dict[str, Any]:
         """What of its pictures is drawn for objects, as `method.sampling.sample` takes it; where it says nothing, or less than 0, what suits the base."""
         return {
@@ -168,9 +172,7 @@ def _varied(name: str, *changes: str) -> Method:
     if not changes:
         return method
     given = Settings(Path(os.devnull), {}, changes)
-    parts: dict[str, dict[str, Any]] = {
-        "init-embedding": dict(method.embed), "train": dict(method.train), "prior": dict(method.prior), "generate": dict(method.draw),
-    }  # fmt: skip
+    parts = {**method.learning(), "generate": dict(method.draw)}
     for change in changes:
         section, _, key = change.partition("=")[0].strip().partition(".")
         if section not in parts or (section == "generate" and key not in GUIDANCES):

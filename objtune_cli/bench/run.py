@@ -89,6 +89,7 @@ class Running:
     kept: Kept
     scales: dict[str, Scale] = field(default_factory=dict)
     before: dict[str, list[Reading]] = field(default_factory=dict)
+    trainings: dict[str, dict[str, trial.Trained]] = field(default_factory=dict)
 
     def result(self, case: Case, name: str, method: Method) -> Row:
         """The kept result of a method on an object, or a new one."""
@@ -113,12 +114,18 @@ class Running:
         prior.run(
             self.ctx, case.instance.kind, replace(Prior(), **method.prior)
         )  # shared by all objects of a class: not in a method's seconds
-        return trial.run(self.ctx, self.network, case, name, method, scale, self._class_before(case.instance.kind))
+        return trial.run(self.ctx, self.network, case, name, method, scale, self._class_before(case.instance.kind), self._trainings(case))
 
     def _scale(self, case: Case) -> Scale:
         if case.name not in self.scales:
             self.scales = {case.name: drawing.scale(self.network, case, self.dial, self.config.seed)}
         return self.scales[case.name]
+
+    def _trainings(self, case: Case) -> dict[str, trial.Trained]:
+        """What was learned of the object at hand, by what learning was told."""
+        if case.name not in self.trainings:
+            self.trainings = {case.name: {}}
+        return self.trainings[case.name]
 
     def _class_before(self, kind: str) -> list[Reading]:
         """Readings of the class as the bare base draws it."""

@@ -97,14 +97,17 @@ def settings(ctx: Context, name: str, method: Method) -> dict[str, Any]:
 
 
 def run(
-    ctx: Context, network: Evaluator, case: Case, name: str, method: Method, scale: scores.Scale, before: list
+    ctx: Context, network: Evaluator, case: Case, name: str, method: Method, scale: scores.Scale, before: list, trainings: dict[str, Trained]
 ) -> tuple[dict[str, float], np.ndarray]:
     """Measures of one method on one object, and its pictures in the order of the prompts.
 
     Args:
-        before: Readings of the class as the base draws it.
+        before: Readings of the class as the base draws it. trainings: What was learned of this object so far: what differs only in how it is drawn is learned once.
     """
-    trained = _train(ctx, case, name, method)
+    about = canonical({**method.learning(), "given": method.given, "hint": method.hint})
+    if about not in trainings:
+        trainings[about] = _train(ctx, case, name, method)
+    trained = trainings[about]
     stack, words = drawing.loaded(ctx, case.name, trained.weights, case.instance.kind)
     shown = drawing.asked(ctx, stack, words, case, f"<{case.name}>", **method.guidances(ctx.base))
     after = drawing.readings(network, drawing.of_class(ctx, stack, case.instance.kind))
@@ -136,8 +139,7 @@ def learned(ctx: Context, handed: Handed, name: str, method: Method) -> Trained:
         photo, mask = Path(place) / "photo.png", Path(place) / "mask.png"
         photo.write_bytes(pictures.png(handed.rgb))
         mask.write_bytes(pictures.png(handed.mask))
-        parts = {"init-embedding": method.embed, "train": method.train, "prior": method.prior}
-        said = {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
+        said = {f"{part}.{key}": value for part, values in method.learning().items() for key, value in values.items()}
         said |= {"tower": ctx.common.tower} if ctx.common.tower else {}
         command = [
             sys.executable, "-P", "-m", "objtune_cli", "train", str(photo), f"--{method.hint}", str(mask),

@@ -73,6 +73,17 @@ def _by_name(rows: list[dict]) -> dict[tuple[str, str], dict]:
 ALL = [("one", "dog-000"), ("two", "dog-000"), ("one", "cat-001"), ("two", "cat-001")]
 
 
+def test_what_differs_only_in_how_it_is_drawn_is_learned_once(context: Callable[..., Context], out: Path, trained: list) -> None:
+    """By each object; another rank, another hint or another photo is another training."""
+    methods = {
+        "one": METHODS["one"], "begun": replace(METHODS["one"], draw={"object_below": 0.5}), "two": METHODS["two"],
+        "rough": replace(METHODS["one"], hint="rough"), "two-begun": replace(METHODS["two"], draw={"scene_guidance": 1.0}),
+    }  # fmt: skip
+    rows = _by_name(run.run(context(), out, methods, CONFIG))
+    assert trained == [(name, case) for case in ("dog-000", "cat-001") for name in ("one", "two", "rough")]
+    assert rows["begun", "seconds"]["mean"] == rows["one", "seconds"]["mean"] != rows["two", "seconds"]["mean"]
+
+
 def test_every_method_on_every_object_once(context: Callable[..., Context], trained: list, out: Path, monkeypatch) -> None:
     monkeypatch.setattr(run, "ALWAYS", ALWAYS)
     ctx = context()
