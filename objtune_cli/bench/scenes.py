@@ -126,7 +126,7 @@ def run(ctx: Context, out: Path, methods: list[str], config: Bench) -> list[Row]
         raise UsageError(f"no group of {config.objects} is in the shard {config.shard}", "fewer shards, or more groups (`--objects`)")
     found: dict[tuple[str, str], list[dict[str, float]]] = {(g.kind, m): [] for g in asked for m in methods}
     started, total, done = time.monotonic(), len(asked) * len(methods), 0
-    lock = RunState(bench.inside("apart").project, f"bench {config.shard}")
+    lock = RunState(bench.inside("apart").project, f"bench {config.shard.replace('/', ' of ')}")
     with lock.locked("another bench is at work in this folder", "wait for it, or give another --out, or shares of the groups (bench.shard)"):
         for group, method in itertools.product(asked, methods):
             ctx.check_stopped()
