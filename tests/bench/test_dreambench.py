@@ -148,15 +148,15 @@ def test_every_number_is_that_of_the_pictures_that_lie_there(
 def test_a_prompt_names_the_object_for_a_method_and_the_class_for_the_base(
     context: Callable[..., Context], asked: list, trained: list, project: Path, monkeypatch
 ) -> None:
-    said: dict[str, tuple[list[str], list[int], tuple[float, float]]] = {}
+    said: dict[str, tuple[list[str], list[int], tuple[float, ...]]] = {}
 
-    def drawn_as(ctx: Context, stack: object, texts: list[str], seeds: list[int], label: str, scene: float = 0.0, own: float = 0.0) -> np.ndarray:
-        said[label] = texts, seeds, (scene, own)
+    def drawn_as(ctx: Context, stack: object, texts: list[str], seeds: list[int], label: str, scene: float = 0.0, own: float = 0.0, object_below: float = 1.0) -> np.ndarray:
+        said[label] = texts, seeds, (scene, own, object_below)
         return np.random.default_rng(0).integers(0, 256, (len(texts), 32, 32, 3), np.uint8)
 
     monkeypatch.setattr(dreambench.drawing, "pictures", drawn_as)
-    dreambench.run(context(), project / "bench", asked[:1], {"one": replace(METHODS["one"], draw={"scene_guidance": 1.5, "object_guidance": 0.5})}, CONFIG)
-    assert (said["untrained on dog"][2], said["one on dog"][2]) == ((0.0, 0.0), (1.5, 0.5))
+    dreambench.run(context(), project / "bench", asked[:1], {"one": replace(METHODS["one"], draw={"scene_guidance": 1.5, "object_guidance": 0.5, "object_below": 0.9})}, CONFIG)
+    assert (said["untrained on dog"][2], said["one on dog"][2]) == ((0.0, 0.0, 1.0), (1.5, 0.5, 0.9))
     assert said["untrained on dog"][0] == [
         text for place in ("on the beach", "at the beach", "in the snow") for text in [f"a dog {place}"] * 2
     ]
