@@ -9,6 +9,7 @@ from objtune_cli.bases import Base
 from objtune_cli.bench import scores
 from objtune_cli.bench.cases import PLACE, Case
 from objtune_cli.bench.measures import similarity
+from objtune_cli.bench.methods import GUIDANCES
 from objtune_cli.bench.scores import Scale, vectors
 from objtune_cli.stages.context import Context
 from objtune_cli.toybox import draw, world
@@ -70,7 +71,7 @@ def loaded(ctx: Context, name: str, weights: Mapping[str, Any] | None, kind: str
 
 def plainly(base: Base) -> dict[str, float]:
     """How a base is drawn from, but for what is drawn of learned objects alone."""
-    return {name: value for name, value in base.sampling.items() if name not in ("scene_guidance", "object_guidance", "object_below")}
+    return {name: value for name, value in base.sampling.items() if name not in GUIDANCES}
 
 
 def pictures(ctx: Context, stack: "Stack", prompts: list[str], seeds: list[int], label: str, **guidances: Any) -> np.ndarray:

@@ -90,9 +90,9 @@ def settings(ctx: Context, name: str, method: Method) -> dict[str, Any]:
         "train": identifying(train.suited(replace(Train(), **method.train), ctx.base.training)), "prior": identifying(replace(Prior(), **method.prior)),
         "base": ctx.base.fingerprint, "sampling": drawing.plainly(ctx.base), "device": ctx.common.device, "precision": ctx.common.precision, "tools": tools(),
     }  # fmt: skip
-    guidances = {f"{name}_guidance": value for name, value in method.guidances(ctx.base).items() if value and name != "object_below"}
-    below = method.guidances(ctx.base)["object_below"]
-    guidances |= {"object_below": below} if below < 1 else {}
+    drawn = method.guidances(ctx.base)
+    guidances = {f"{name}_guidance": drawn[name] for name in ("scene", "own") if drawn[name]}
+    guidances |= {"object_below": drawn["object_below"]} if drawn["object_below"] < 1 else {}
     return about | ({"tower": ctx.base.tower} if ctx.base.tower else {}) | guidances
 
 
