@@ -104,9 +104,9 @@ class Family:
         """What `model_index.json` says beside its parts, as far as the family minds it."""
         return {}
 
-    def encode(self, stack: Any, texts: list[str]) -> "Tensor":
-        """Prompts to one tensor (B, rows, d) that says everything the denoiser is told of them."""
-        return stack.text_encoder(input_ids=stack.token_ids(texts))[0].to(stack.dtype)
+    def encode(self, stack: Any, texts: list[str], first: int = 0) -> "Tensor":
+        """Prompts to one tensor (B, rows, d) that says everything the denoiser is told of them; with `first` the rows of so many leading tokens, which hear no later ones."""
+        return stack.text_encoder(input_ids=stack.token_ids(texts)[:, : first or None])[0].to(stack.dtype)
 
     def read_at(self, stack: Any, text: str, name: str) -> "Tensor":
         """Which rows behind the tokens say `<name>` of an expanded prompt, boolean; none here."""

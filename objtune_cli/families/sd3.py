@@ -101,11 +101,13 @@ class _SD3(Family):
 
         return SD3Transformer2DModel.from_pretrained(folder / "transformer", use_safetensors=True, local_files_only=True)
 
-    def encode(self, stack: Any, texts: list[str]) -> "Tensor":
+    def encode(self, stack: Any, texts: list[str], first: int = 0) -> "Tensor":
         """Both CLIPs' states before their last layer, T5's states, and both projected states at the end of the text."""
         import torch
 
         width = stack.unet.config.joint_attention_dim
+        if first:
+            return _padded(torch.cat([states for states, _ in clips.read(stack, texts, first)], dim=-1).to(stack.dtype), width)
         states, pooled = (torch.cat(parts, dim=-1).to(stack.dtype) for parts in zip(*clips.read(stack, texts), strict=True))
         rows = [_padded(states, width), self._read(stack, texts).to(stack.dtype), _padded(pooled, width)[:, None]]
         return torch.cat(rows, dim=1)

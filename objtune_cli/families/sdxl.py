@@ -49,12 +49,14 @@ class _SDXL(Family):
         second = CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2", use_safetensors=True, local_files_only=True, dtype="float32")
         return [*super().open_words(folder), (CLIPTokenizer.from_pretrained(folder / "tokenizer_2", local_files_only=True), second)]
 
-    def encode(self, stack: Any, texts: list[str]) -> "Tensor":
+    def encode(self, stack: Any, texts: list[str], first: int = 0) -> "Tensor":
         """Both encoders' states before their last layer side by side, and bigG's projected state at the end of the text."""
         import torch
 
-        states, (_, pooled) = zip(*clips.read(stack, texts), strict=True)
+        states, (_, pooled) = zip(*clips.read(stack, texts, first), strict=True)
         words = torch.cat(states, dim=-1)
+        if first:
+            return words.to(stack.dtype)
         row = torch.nn.functional.pad(pooled, (0, words.shape[-1] - pooled.shape[-1]))
         found = torch.cat([words, row[:, None]], dim=1)
         if stack.options.get("zero_empty"):

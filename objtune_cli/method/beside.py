@@ -111,7 +111,9 @@ def _encoded(trainers: Sequence[Trainer], prompts: list[str]) -> tuple[Tensor, .
     """Each trainer's prompt through its tokens as they are now, (1, rows, d) each."""
     for t in trainers:
         t.place()
-    own = trainers[0].stack.encode([t.words.expand(prompt) for t, prompt in zip(trainers, prompts, strict=True)]).split(1)
+    texts = [t.words.expand(prompt) for t, prompt in zip(trainers, prompts, strict=True)]
+    first = 0 if trainers[0].config.context == "own" else max(t.words.reach([prompt]) for t, prompt in zip(trainers, prompts, strict=True))
+    own = trainers[0].stack.encode(texts, first).split(1)
     return tuple(t.condition(prompt, said) for t, prompt, said in zip(trainers, prompts, own, strict=True))
 
 

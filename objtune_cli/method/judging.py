@@ -5,6 +5,7 @@ Knows no world and no evaluator: what is here works on any base whose CLIP has a
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -58,11 +59,11 @@ class Judge:
 
     def __init__(
         self, stack: Stack, towers: Towers, subjects: Sequence[Subject], drawn: Mapping[str, Any],
-        on_step: Callable[[int, int], None] = lambda done, total: None,
+        on_step: Callable[[int, int], None] = lambda done, total: None, of_objects: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        """`drawn`: guidance and its noise level, as `sampling.sample` takes them. `on_step`: called at every sampling step."""
+        """`drawn`: guidance and its noise level, as `sampling.sample` takes them; `of_objects`: what is drawn of objects alone takes too. `on_step`: called at every sampling step."""
         self.stack, self.towers, self.subjects = stack, towers, list(subjects)
-        self.drawn = {**drawn, "steps": STEPS, "on_step": on_step}
+        self.drawn, self.of_objects = {**drawn, "steps": STEPS, "on_step": on_step}, of_objects
         self.seeds = [FIRST_SEED + i for i in range(len(SCENES))]
         words = {s.class_word for s in subjects}
         self.plain = {word: self._class(word) for word in sorted(words)}
@@ -75,7 +76,7 @@ class Judge:
             identity: 0 as the class, 1 as the photo's own object. prompt: share of pictures in the asked scene, over the
             class's own. copy: 0 as like the whole photo as the class's pictures, 1 the photo.
         """
-        each = [self._scores(s, k, self._pictures([words.expand(f"a photo of <{s.name}> {scene}") for scene in SCENES]))
+        each = [self._scores(s, k, self._pictures([words.expand(f"a photo of <{s.name}> {scene}") for scene in SCENES], **self.of_objects))
                 for s, k in self._asked(names)]  # fmt: skip
         return {name: sum(e[name] for e in each) / len(each) for name in each[0]}
 
@@ -126,10 +127,10 @@ class Judge:
     def _plain_words(self, word: str, scene: str) -> str:
         return f"a photo of {with_article(word)} {scene}"
 
-    def _pictures(self, prompts: list[str]) -> Tensor:
+    def _pictures(self, prompts: list[str], **more: Any) -> Tensor:
         """(N, 3, H, W) in [-1, 1], always from the same noise; nobody looks at them while they are drawn."""
         self.towers.rest()
-        return self.stack.to_picture(sample(self.stack, prompts, "", self.seeds, **self.drawn))
+        return self.stack.to_picture(sample(self.stack, prompts, "", self.seeds, **self.drawn, **more))
 
     def _vectors(self, pictures: Tensor) -> Tensor:
         return self.towers.pictures((pictures + 1) / 2)

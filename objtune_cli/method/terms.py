@@ -261,10 +261,8 @@ class Terms:
     def condition(self, prompt: str, own: Tensor | None = None) -> Tensor:
         """A prompt's condition (1, rows, d) with the tokens as they are now; `own`: what the text encoder says of it, where it was asked."""
         self.place()
-        if own is None:
-            own = self.stack.encode([self.words.expand(prompt)])
         if self.config.context == "own":
-            return own
+            return self.stack.encode([self.words.expand(prompt)]) if own is None else own
         return self.words.in_context(prompt, self.classes, own, self.teacher_conditions[in_class_words(prompt, self.classes)])
 
     def place(self) -> None:

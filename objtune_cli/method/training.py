@@ -24,7 +24,8 @@ from objtune_cli.models.tokens import Placeholders
 from objtune_cli.numerics import noise
 from objtune_cli.numerics.prototype import keep_norm
 
-WARMUP = 20
+WARMUP, WARMUP_SHARE = 20, 5
+"""Steps in which the rates grow to their peaks; of a short run no more than one in so many (with 20 of 36, half of the run was spent below its rate)."""
 STEADY = 0.98
 """Decay of the running mean whose loss says when to stop: single steps at a full rate jump about."""
 
@@ -61,7 +62,7 @@ class Trainer(Terms):
 
     def _rate(self) -> float:
         """Share of the peak rates at this step."""
-        warm = min(1.0, (self.step + 1) / WARMUP)
+        warm = min(1.0, (self.step + 1) / max(1, min(WARMUP, self.config.steps // WARMUP_SHARE)))
         if self.plateau is not None:
             return warm * self.plateau.rate(self.step)
         if self.config.schedule == "constant":
@@ -129,6 +130,8 @@ class Trainer(Terms):
         self.step += 1
         if self.average is not None:
             self.average.update(self.step)
+        if self.step == 1:
+            cpu.give_back()  # the optimizer's moments stand now among what the step took and left
 
     def _steady_loss(self) -> float:
         """The loss under fixed noise of the running mean."""

@@ -147,9 +147,9 @@ class Stack:
         """Where a name's class word stands in that, (first letter, last letter + 1) each."""
         return spans(text, name, self.classes)
 
-    def encode(self, texts: list[str]) -> Tensor:
-        """Prompts to the denoiser's condition, (B, rows, d): a row a token, and what else the family has to say."""
-        return self.family.encode(self, texts)
+    def encode(self, texts: list[str], first: int = 0) -> Tensor:
+        """Prompts to the denoiser's condition, (B, rows, d): a row a token, and what else the family has to say; with `first` so many leading tokens' alone."""
+        return self.family.encode(self, texts, first)
 
     @torch.no_grad()
     def to_latent(self, pictures: Tensor) -> Tensor:

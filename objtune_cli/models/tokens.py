@@ -85,16 +85,24 @@ class Placeholders:
 
         Args:
             classes: Class word of each name that the prompt may mention.
-            own, plain: The conditions of the prompt as it is and in class words, where they are known.
+            own: The condition of the prompt as it is, where it is known: all of it, or up to its last added word.
+            plain: The same in class words, all of it.
         """
         text, said = self.expand(prompt), in_class_words(prompt, classes)
         ids, others = self.stack.token_ids([text, said])
-        own = (self.stack.encode([text]) if own is None else own)[0]
+        own = (self.stack.encode([text], self.reach([prompt])) if own is None else own)[0]
         rest = (self.stack.encode([said]) if plain is None else plain)[0]
-        more = range(len(ids), len(own))  # rows that are no token's: what a family says of the whole prompt
+        own = nn.functional.pad(own, (0, 0, 0, len(rest) - len(own)))  # behind the last added word nothing of it is heard
+        more = range(len(ids), len(rest))  # rows that are no token's: what a family says of the whole prompt
         named = torch.stack([self.positions(ids, name) for name in classes]).any(0)
         named = torch.cat([named, named.new_zeros(len(more))])
         return torch.where(named[:, None], own, rest[[*_counterparts(ids.tolist(), others.tolist()), *more]])[None]
+
+    def reach(self, prompts: Sequence[str]) -> int:
+        """Leading tokens of prompts up to their last added word: as many as a causal text encoder must read to say all of these."""
+        ids = self.stack.token_ids([self.expand(prompt) for prompt in prompts])
+        added = ids >= self.table.table.num_embeddings
+        return int(added.any(0).nonzero().max()) + 1 if added.any() else 1
 
     def positions(self, ids: Tensor, name: str) -> Tensor:
         """Where the tokens of `<name>` stand in ids (B, L): boolean, same shape."""

@@ -227,7 +227,8 @@ def judge_of(ctx: Context, stack: "Stack", subjects: list["Subject"]) -> "Judge 
 
     if ctx.base.image_tower is None:
         return None
-    return Judge(stack, towers.load(ctx.base.image_tower, stack), subjects, ctx.base.drawn(), lambda done, total: ctx.check_stopped())
+    begun = {"object_below": ctx.base.object_below()}  # as the pictures that come later; the words around the object would cost two rows a picture
+    return Judge(stack, towers.load(ctx.base.image_tower, stack), subjects, ctx.base.drawn(), lambda done, total: ctx.check_stopped(), begun)
 
 
 COPIED, DRIFTED, UNLIKE, LOST = 0.4, 0.25, 0.4, 0.7

@@ -197,17 +197,19 @@ def test_noised_latents_and_their_aim(trainer) -> None:
     assert float(eps.std()) == pytest.approx(1, abs=0.1)
 
 
-def test_a_constant_rate_warms_up_and_stays(trainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    t = trainer(schedule="constant", steps=60)
+@pytest.mark.parametrize(("steps", "warm"), [(120, training.WARMUP), (60, 12), (3, 1)])
+def test_a_constant_rate_warms_up_and_stays(trainer, monkeypatch: pytest.MonkeyPatch, steps: int, warm: int) -> None:
+    """For 20 steps, and for a fifth of a short run."""
+    t = trainer(schedule="constant", steps=steps)
     monkeypatch.setattr(t, "_losses", lambda g: [{"object": sum(p.sum() for p in t.lora) * 0}])
     rates = []
-    for _ in range(60):
+    for _ in range(steps):
         t.advance()
         rates.append([g["lr"] for g in t.optimizer.param_groups])
     peaks = [CONFIG.token_lr * float(t.norms["rex"].mean()), CONFIG.lr]
-    assert rates[0] == pytest.approx([p / training.WARMUP for p in peaks])
-    assert rates[9] == pytest.approx([p / 2 for p in peaks])
-    assert all(r == pytest.approx(peaks) for r in rates[training.WARMUP - 1 :])
+    assert rates[0] == pytest.approx([p / warm for p in peaks])
+    assert rates[warm // 2] == pytest.approx([p * (warm // 2 + 1) / warm for p in peaks])
+    assert all(r == pytest.approx(peaks) for r in rates[warm - 1 :])
 
 
 @pytest.mark.parametrize(("templates", "expected"), [("one", {"a photo of"}), ("several", {"a photo of", "a picture of", ""})])

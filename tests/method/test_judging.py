@@ -37,6 +37,21 @@ def test_the_class_itself_scores_as_the_class(judge: Judge) -> None:
     assert found["prompt"] == pytest.approx(1 if follows else 0) and judge.drift() == pytest.approx(0, abs=1e-5)
 
 
+def test_objects_are_judged_as_they_will_be_drawn(judge: Judge, tiny_base) -> None:
+    """Begun by the frozen base, and at the limit drawn by it alone: then nothing that was learned shows."""
+    subject, kept = judge.subjects[0], {"steps": 20, "guidance": 2.0, "below": 0.6}
+    never = Judge(judge.stack, judge.towers, [subject], kept, of_objects={"object_below": 0.0})
+    late = Judge(judge.stack, judge.towers, [subject], kept, of_objects={"object_below": 0.5})
+    trainer = Trainer(judge.stack, [subject], {}, CONFIG)
+    with torch.no_grad():
+        for p in trainer.lora:
+            p.add_(0.1)
+    found = [j.scores(trainer.said()) for j in (judge, late, never)]
+    assert found[2]["identity"] == pytest.approx(0, abs=1e-5) and found[2]["copy"] == pytest.approx(0, abs=1e-5)
+    assert len({round(f["copy"], 4) for f in found}) == 3
+    assert judge.drift() == never.drift() != 0  # the class is asked for as it always is
+
+
 def test_the_photos_own_object_scores_one(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
     subject, known = judge.subjects[0], judge.known[0]
     placed, _ = judging.placement.views(

@@ -290,7 +290,7 @@ def test_the_rate_warms_up_and_ends_at_a_twentieth(trainer, monkeypatch: pytest.
         rates.append([g["lr"] for g in t.optimizer.param_groups])
     scale = float(t.norms["rex"].mean())
     token, lora = CONFIG.token_lr * scale, CONFIG.lr
-    assert rates[0] == pytest.approx([token * (0.95 / 20 + 0.05), lora * (0.95 / 20 + 0.05)])
+    assert rates[0] == pytest.approx([token * (0.95 / 8 + 0.05), lora * (0.95 / 8 + 0.05)])
     assert rates[20] == pytest.approx([token * 0.525, lora * 0.525])  # half a cosine, half way: 0.95 / 2 + 0.05
     assert rates[39][1] == pytest.approx(lora * 0.05, rel=0.05)
     assert max(r[1] for r in rates) <= lora

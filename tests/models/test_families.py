@@ -132,6 +132,15 @@ def test_sdxl_is_told_the_size_and_the_pooled_words(opened: Any) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_leading_tokens_hear_none_of_what_follows(opened: Any, name: str) -> None:
+    """So that what a prompt says of its first words needs no more than these."""
+    stack = opened(name)
+    whole, first = stack.encode([PROMPT, "a photo of a cat"]), stack.encode([PROMPT, "a photo of a cat"], 5)
+    assert first.shape == (2, 5, whole.shape[-1]) and first.dtype == whole.dtype
+    torch.testing.assert_close(first, whole[:, :5], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_an_added_word_is_read_and_learned_in_every_tower(opened: Any, name: str) -> None:
     """Also where the pooled row is taken: at the end of the text, not at the largest id, which the word has."""
     stack = opened(name)

@@ -182,12 +182,27 @@ def test_in_context_other_places_hear_the_class_word(stack: Stack) -> None:
     ids, others = (stack.token_ids([text])[0].tolist() for text in (words.expand(prompt), "a photo of a dog and a mug on the beach"))
     found = words.in_context(prompt, classes)[0]
     named = (words.positions(torch.tensor([ids]), "rex") | words.positions(torch.tensor([ids]), "cup"))[0]
-    assert named.sum() == 5 and torch.equal(found[named], own[named])
+    assert named.sum() == 5
+    torch.testing.assert_close(found[named], own[named])
     end, last = ids.index(stack.tokenizer.eos_token_id), others.index(stack.tokenizer.eos_token_id)
     for back in range(4):  # beach, the, on and the end of the sentence
         assert torch.equal(found[end - back], plain[last - back])
     assert torch.equal(found[1:4], plain[1:4])
     assert (found[end] - own[end]).abs().max() > 1e-3  # which hears another word now
+
+
+def test_no_more_is_read_than_up_to_the_last_added_word(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = Placeholders(stack)
+    words.add("rex", _rows(3))
+    words.add("cup", _rows(2, seed=1))
+    letters, read = len(stack.tokenizer("a photo of", add_special_tokens=False).input_ids), []
+    assert words.reach(["a photo of <rex> on the beach"]) == 1 + letters + 3
+    assert words.reach(["<rex>", "a photo of <cup> on the beach"]) == 1 + letters + 2
+    assert words.reach(["a photo of a dog"]) == 1
+    inside = stack.text_encoder.forward
+    monkeypatch.setattr(stack.text_encoder, "forward", lambda input_ids: (read.append(input_ids.shape[1]), inside(input_ids=input_ids))[1])
+    words.in_context("a photo of <rex> on the beach", {"rex": "dog"}, plain=stack.encode(["a photo of a dog on the beach"]))
+    assert read == [stack.tokenizer.model_max_length, 1 + letters + 3]
 
 
 def test_in_context_gradients_reach_the_words_through_their_own_places(stack: Stack) -> None:
