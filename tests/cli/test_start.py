@@ -72,6 +72,23 @@ def test_help_loads_no_command(project: Path) -> None:
     assert set(done.stderr.split()) == {f"objtune_cli.{name}" for name in ("cli", "cli.app", "cli.options", "cli.processes", "cli.signals", "errors")}
 
 
+ENDED = """
+import atexit, gc, sys
+atexit.register(lambda: print(gc.get_threshold()[0], gc.get_freeze_count() > 0, file=sys.stderr))
+from objtune_cli.cli.app import main
+sys.argv = ["objtune", *sys.argv[1:]]
+main()
+"""
+
+
+@pytest.mark.parametrize("line", [["bases"], ["--help"], ["show", "mask/none"]])
+def test_what_was_imported_is_not_looked_through_again(project: Path, line: list[str]) -> None:
+    """Neither while more is imported nor at the interpreter's end, however the command ends."""
+    done = subprocess.run([sys.executable, "-c", ENDED, *line], cwd=project, capture_output=True, text=True, timeout=60)
+    assert done.stderr.splitlines()[-1] == "20000 True"
+    assert done.returncode == (4 if line[0] == "show" else 0)
+
+
 MANY = 10_000
 
 
