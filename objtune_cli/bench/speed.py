@@ -5,10 +5,9 @@ Stable Diffusion 1.5's own layout with random weights; on a processor at 256 px,
 """
 
 import contextlib
-import multiprocessing
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
@@ -17,9 +16,10 @@ import numpy as np
 
 from objtune_cli import bases
 from objtune_cli.bench import measures
+from objtune_cli.bench.children import Children
 from objtune_cli.bench.methods import METHODS
 from objtune_cli.config import Bench, Embed, Train
-from objtune_cli.errors import ObjtuneError, ResourceError
+from objtune_cli.errors import ObjtuneError
 from objtune_cli.stages import train
 from objtune_cli.stages.context import Context
 
@@ -60,7 +60,8 @@ def run(ctx: Context, config: Bench, sizes: tuple[str, ...] = SIZES) -> list[dic
     """Rows of both methods at each size, one value a round, and of the ratio of ours to the other.
 
     Measures: `<size>_step_s`, its parts `_words_s`, `_forward_s`, `_backward_s`, `_optimizer_s`, and
-    `<size>_memory_mb`, the largest resident memory of stepping (on a GPU: allocated), the model included.
+    `<size>_memory_mb`, the largest resident memory of stepping (on a GPU: allocated), the model included; on a processor also
+    `<size>_tensors_mb`, the largest bytes of live tensors, the model's included: what a GPU would hold, where Python and its libraries have no part.
 
     Raises:
         ResourceError: A process ended on its own. Stopped: a signal came.
@@ -72,7 +73,7 @@ def run(ctx: Context, config: Bench, sizes: tuple[str, ...] = SIZES) -> list[dic
         for name in COMPARED:
             rows += measures.rows(name, [{f"{size}_{m}": v for m, v in r.items() if m != "prepare_s"} for r in found[name]])
         ours, theirs = (found[name] for name in COMPARED)
-        ratios = [{f"{size}_{m}": a[m] / b[m] for m in ("step_s", "memory_mb") if b[m]} for a, b in zip(ours, theirs, strict=True)]
+        ratios = [{f"{size}_{m}": a[m] / b[m] for m in ("step_s", "memory_mb", "tensors_mb") if b.get(m)} for a, b in zip(ours, theirs, strict=True)]
         rows += measures.rows("ratio", ratios)
     return rows
 
@@ -108,66 +109,18 @@ def _task(ctx: Context, size: str, method: str) -> Task:
 
 def _side_by_side(ctx: Context, label: str, tasks: Mapping[str, Task], rounds: int) -> dict[str, list[dict[str, float]]]:
     """Each task in a process of its own, taking turns: whatever else the machine does meets all."""
-    spawn = multiprocessing.get_context("spawn")
     names = list(tasks)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     progress = ctx.progress(label)
-    with _Children() as children:
+    with Children(_child) as children:
         for name in names:
-            children.start(spawn, name, tasks[name])
+            children.start(name, tasks[name])
         built = {name: children.hear(name, ctx.check_stopped) for name in names}  # and warm
         for i in range(rounds):
             for name in names if i % 2 == 0 else names[::-1]:
                 found[name].append(children.ask(name, ctx.check_stopped) | built[name])
             progress(i + 1, rounds)
     return found
-
-
-class _Children:
-    """The processes at work; they end with this one's block."""
-
-    def __init__(self) -> None:
-        self.pipes: dict[str, Connection] = {}
-        self.processes: list[Any] = []
-
-    def start(self, spawn: Any, name: str, task: Task) -> None:
-        mine, theirs = spawn.Pipe()
-        process = spawn.Process(target=_child, args=(theirs, task), daemon=True)
-        process.start()
-        theirs.close()  # so that its end is heard
-        self.pipes[name] = mine
-        self.processes.append(process)
-
-    def hear(self, name: str, check: Callable[[], None]) -> Any:
-        """The next word of a child.
-
-        Raises:
-            ResourceError: It ended without one.
-        """
-        try:
-            while not self.pipes[name].poll(0.2):
-                check()
-            said = self.pipes[name].recv()
-        except (EOFError, OSError):
-            check()  # it may have ended by the signal that is meant for us
-            raise ResourceError(f"the process that measures {name} ended", "is there enough memory?") from None
-        if "failed" in said:
-            raise ResourceError(said["failed"], said["hint"])
-        return said
-
-    def ask(self, name: str, check: Callable[[], None]) -> dict[str, float]:
-        """A round of a child."""
-        with contextlib.suppress(OSError):  # one that has ended is noticed by `hear`
-            self.pipes[name].send("round")
-        return self.hear(name, check)
-
-    def __enter__(self) -> "_Children":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for process in self.processes:
-            process.terminate()
-            process.join()
 
 
 def _child(pipe: Connection, task: Task) -> None:
@@ -178,8 +131,9 @@ def _child(pipe: Connection, task: Task) -> None:
         trainer, prepared = _timed(task)
         for _ in range(WARM_UP[task.size]):
             trainer.advance()
+        held = live(trainer, STEPS[task.size])
         clock = Clock(trainer)
-        pipe.send({"prepare_s": prepared})
+        pipe.send({"prepare_s": prepared} | held)
         while True:
             pipe.recv()
             pipe.send(clock.round(STEPS[task.size]))
@@ -196,6 +150,25 @@ def _timed(task: Task) -> "tuple[Trainer, float]":
     stack = _stack(task)
     started = time.perf_counter()
     return build(task, stack), time.perf_counter() - started
+
+
+def live(trainer: "Trainer", steps: int) -> dict[str, float]:
+    """The largest bytes of live tensors in some steps, MB; nothing on a GPU, whose allocator says so itself."""
+    from objtune_cli.models import cpu, memory
+    from objtune_cli.models.allocation import Live, held
+
+    stack = trainer.stack
+    if stack.device.type != "cpu":
+        return {}
+    counted = Live()
+    counted.add(held(stack.unet, *stack.text_encoders, stack.text_encoder_3, stack.autoencoder))
+    with counted:
+        trainer.advance()  # what else a run holds is seen where a step reads it
+        counted.forget()
+        for _ in range(steps):
+            trainer.advance()
+    cpu.give_back()  # what counting took is no step's
+    return {"tensors_mb": counted.peak / memory.MB}
 
 
 class Clock:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from objtune_cli.bench import speed
+from objtune_cli.bench.children import Children
 from objtune_cli.bench.methods import METHODS
 from objtune_cli.bench.speed import Clock, Task
 from objtune_cli.errors import ResourceError
@@ -38,6 +39,18 @@ def test_what_is_timed_is_the_methods_own_step(tiny_base: Path, name: str) -> No
     assert found.keys() == {"step_s", *(f"{p}_s" for p in speed.PARTS), "memory_mb"}
     assert found["step_s"] == pytest.approx(sum(found[f"{p}_s"] for p in speed.PARTS))
     assert all(v > 0 for k, v in found.items() if k.endswith("_s"))
+
+
+def test_live_tensors_are_the_weights_and_what_a_step_makes(tiny_base: Path) -> None:
+    """More rows, more of what a step makes; the steps are taken."""
+    found = {}
+    for rows in (2, 8):
+        task = Task("base", str(tiny_base), {**TRAINING, "batch": rows}, "objtune", "cpu", "fp32")
+        trainer = speed.build(task, speed._stack(task))
+        weights = sum(t.untyped_storage().nbytes() for m in (trainer.stack.unet, trainer.stack.text_encoder) for t in m.parameters()) / memory.MB
+        found[rows] = speed.live(trainer, 2)["tensors_mb"] - weights
+        assert trainer.step == 3
+    assert 0 < 2 * found[2] < found[8]
 
 
 @pytest.mark.parametrize("count", speed.JOINT)
@@ -109,7 +122,7 @@ def _fails(pipe, task) -> None:
 def test_a_child_that_ends_is_heard(child, said: str) -> None:
     import multiprocessing
 
-    with pytest.raises(ResourceError, match=said), speed._Children() as children:
+    with pytest.raises(ResourceError, match=said), Children(speed._child) as children:
         mine, theirs = multiprocessing.Pipe()
         child(theirs, None)
         children.pipes["objtune"] = mine
