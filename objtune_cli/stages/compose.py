@@ -73,7 +73,8 @@ def _draw(ctx: Context, record: Record, found: list[objects.Named], laid: Layout
     text = words.expand(told)
     objects.check_length(ctx, stack, text)
     placed = [composition.Placed(name, weights[name], laid.boxes[name], words.rows(text, name)) for name in laid.order]
-    heard = words.in_context(told, {o.name: o.record.objects[o.name] for o in found}) if how.context == "class" else None
+    classes = {o.name: o.record.objects[o.name] for o in found}
+    heard = words.in_context(told, classes, stack.encode([text])) if how.context == "class" else None  # all of it, as with layers of a text encoder
     heard = composition.spoken(stack, text, placed, heard)
     conditions = {} if heard is None else {text: heard}
     closer = [detail.Object(name, weights[name], laid.boxes[name], words.expand(layout.alone(told, name))) for name in laid.order]

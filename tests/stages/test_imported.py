@@ -181,7 +181,7 @@ def test_layers_of_text_encoders_act_in_composed_scenes(cli: Any, folders: dict[
     found, counts, encode = {}, {}, stacks.Stack.encode
     for name, weights in kinds.items():
         said: list[str] = []
-        monkeypatch.setattr(stacks.Stack, "encode", lambda self, texts, said=said: said.extend(texts) or encode(self, texts))
+        monkeypatch.setattr(stacks.Stack, "encode", lambda self, texts, first=0, said=said: said.extend(texts) or encode(self, texts, first))
         save_file(weights, f"{name}.safetensors")
         imported(cli, folders["sd1"], f"{name}.safetensors", "--word", "dog")
         said.clear()
