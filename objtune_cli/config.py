@@ -5,8 +5,15 @@ from typing import Any, Literal
 
 from objtune_cli.errors import UsageError
 
-MAX_SEED = 2**31 - 1
-"""What the generators of training take."""
+MAX_SEED = 2**64 - 1
+"""The largest seed: what other tools call a seed is a non-negative number of up to 64 bits."""
+SEEDS = "0 to 18446744073709551615"
+"""What help says of every seed."""
+
+
+def seed_after(seed: int, count: int) -> int:
+    """The seed that comes `count` after another; 0 follows the largest."""
+    return (seed + count) % (MAX_SEED + 1)
 
 
 def _setting(
@@ -79,7 +86,7 @@ class Embed:
     vectors: int = _setting(2, "Learned vectors of the token, before the class word's own.", 1, 16)
     steps: int = _setting(80, "Adam steps through the text tower.", 0, 10_000)
     lr: float = _setting(0.02, "Step size, fraction of the class token's norm.", 0)
-    seed: int = _setting(0, "Random seed.", 0, MAX_SEED)
+    seed: int = _setting(0, f"Random seed, {SEEDS}.", 0, MAX_SEED)
 
     @property
     def weights(self) -> tuple[float, float, float]:
@@ -115,7 +122,7 @@ class Train:
         24, "Noised views, for each sentence and all combinations of a photo's objects, on which the frozen base is asked before the first step.", 1, 4096, before=24
     )
     as_taken: float = _setting(0.3, "Share of the rows that show the photo's own placement, on top of its turn.", 0, 1, before=0.0)
-    seed: int = _setting(0, "Random seed.", 0, MAX_SEED)
+    seed: int = _setting(0, f"Random seed, {SEEDS}.", 0, MAX_SEED)
     photo_loss: Literal["object", "masked", "frame"] = _setting(
         "object", "Where the photo is learned: by the object's area, masked by the frame's area, or the whole frame."
     )
@@ -183,7 +190,7 @@ class Prior:
     around: Literal["wide", "class"] = _setting(
         "wide", "What the base is asked: the class in half of the entries and no prompt or other things in half; or the class alone."
     )
-    seed: int = _setting(0, "Random seed.", 0, MAX_SEED)
+    seed: int = _setting(0, f"Random seed, {SEEDS}.", 0, MAX_SEED)
 
 
 @dataclass(frozen=True, repr=False)
@@ -191,7 +198,7 @@ class Generate:
     """Sampling."""
 
     n: int = _setting(4, "Pictures per prompt.", 1, 1024)
-    seed: int = _setting(0, "Seed of the first picture.", 0, 2**32 - 1)
+    seed: int = _setting(0, f"Seed of the first picture, {SEEDS}.", 0, MAX_SEED)
     steps: int = _setting(0, "Sampling steps; 0: what suits the base.", 0, 1000)
     guidance: float = _setting(-1.0, "Guidance scale; negative: what suits the base.")
     guidance_below: float = _setting(
@@ -245,7 +252,7 @@ class Merge:
     method: Literal["sum", "ties", "dare", "dare-ties"] = _setting("sum", "Weighted sum, TIES, DARE, or DARE with TIES' signs.")
     rank: int = _setting(0, "Rank of the result, by SVD; 0: a sum is exact at the sum of the ranks, the others get the largest rank.", 0, 4096)
     density: float = _setting(0.5, "Share of each adapter's weights that TIES and DARE keep.", 0.01, 1)
-    seed: int = _setting(0, "Seed of what DARE drops.", 0, MAX_SEED)
+    seed: int = _setting(0, f"Seed of what DARE drops, {SEEDS}.", 0, MAX_SEED)
 
 
 @dataclass(frozen=True, repr=False)
@@ -277,7 +284,7 @@ class Bench:
     dino: str = _setting(
         "facebook/dino-vits16", "DINO that measures photographs: hub id, folder or safetensors file; `--photos` goes without where the default is not here."
     )
-    seed: int = _setting(0, "Random seed of objects and prompts.", 0, MAX_SEED)
+    seed: int = _setting(0, f"Random seed of objects and prompts, {SEEDS}.", 0, MAX_SEED)
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -7,10 +7,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from objtune_cli.config import SECTIONS, Common
+from objtune_cli.config import SECTIONS, SEEDS, Common
 from objtune_cli.errors import UsageError
 
 PREFIX = "OBJTUNE_"
+NOT_RANDOM = f"{SEEDS}; no seed is drawn at random here, so that the same command makes the same again"
 _KINDS = {int: "a whole number", float: "a number", str: "text"}
 
 T = TypeVar("T")
@@ -120,5 +121,5 @@ def _checked(item: Any, value: Any, where: str) -> Any:
         raise UsageError(f"{where} is {value}", "a finite number is needed")
     if (low is not None and value < low) or (high is not None and value > high):
         bounds = f"{low} or more" if high is None else f"{high} or less" if low is None else f"from {low} to {high}"
-        raise UsageError(f"{where} is {value}", bounds)
+        raise UsageError(f"{where} is {value}", NOT_RANDOM if item.name == "seed" and value == -1 else bounds)
     return value

@@ -10,7 +10,7 @@ import typer
 from objtune_cli.cli import complete, render
 from objtune_cli.cli.frame import Outcome, Run, need
 from objtune_cli.cli.given import given_refs
-from objtune_cli.config import Bench
+from objtune_cli.config import SEEDS, Bench
 
 if TYPE_CHECKING:
     from objtune_cli.bench.evaluate import Given
@@ -34,7 +34,7 @@ def bench(
     prompts: Annotated[
         str | None, typer.Option(metavar="KINDS", help="Kinds of prompts, with commas.", show_default=Bench().prompts)
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of objects and prompts.", show_default=str(Bench().seed))] = None,
+    seed: Annotated[int | None, typer.Option(help=f"Seed of objects and prompts, {SEEDS}.", show_default=str(Bench().seed))] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Two objects, two methods, a round of prompts.")] = False,
     base_only: Annotated[bool, typer.Option("--base-only", help="Measure what the base itself draws.")] = False,
     speed: Annotated[
@@ -241,7 +241,7 @@ def evaluate(
         list[str] | None, typer.Option(metavar="WORDS", help='Where it is drawn, for example "on the beach"; repeat for more.')
     ] = None,
     n: Annotated[int, typer.Option("-n", help="Pictures of each scene.")] = 2,
-    seed: Annotated[int | None, typer.Option(help="Seed of the calibration.", show_default=str(Bench().seed))] = None,
+    seed: Annotated[int | None, typer.Option(help=f"Seed of the calibration, {SEEDS}.", show_default=str(Bench().seed))] = None,
 ) -> Outcome:
     from objtune_cli.bench import evaluate as stage
     from objtune_cli.bench import measures

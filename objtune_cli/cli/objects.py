@@ -11,7 +11,7 @@ from objtune_cli.cli.frame import Outcome, Run, need
 from objtune_cli.cli.given import given_refs
 from objtune_cli.cli.hints import Said, is_file, of_each, of_photo, targets
 from objtune_cli.cli.signals import TIME_UP
-from objtune_cli.config import Embed, Prior, Segment, Train
+from objtune_cli.config import SEEDS, Embed, Prior, Segment, Train
 from objtune_cli.errors import Stopped, UsageError
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def train(
     steps: Annotated[
         str | None, typer.Option(metavar="N", help="Optimizer steps; auto: until its loss stops falling.", show_default="auto")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Random seed.", show_default=str(Train().seed))] = None,
+    seed: Annotated[int | None, typer.Option(help=f"Random seed, {SEEDS}; -1 is refused.", show_default=str(Train().seed))] = None,
     preview: Annotated[bool, typer.Option("--preview/--no-preview", help="Draw a sheet of samples at the end.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Take a few steps on noise, say what a run needs, and write nothing.")] = False,
     max_time: Annotated[

@@ -8,10 +8,10 @@ import typer
 from objtune_cli.cli import complete
 from objtune_cli.cli.frame import Outcome, Run
 from objtune_cli.cli.given import given_prompts
-from objtune_cli.config import Compose, Generate
+from objtune_cli.config import SEEDS, Compose, Generate
 
 Count = Annotated[int | None, typer.Option("-n", help="Pictures per prompt.", show_default=str(Generate().n))]
-Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the first picture.", show_default=str(Generate().seed))]
+Seed = Annotated[int | None, typer.Option("--seed", help=f"Seed of the first picture, {SEEDS}; -1 is refused.", show_default=str(Generate().seed))]
 Steps = Annotated[int | None, typer.Option("--steps", help="Sampling steps; default: what suits the base.", show_default=False)]
 Guidance = Annotated[float | None, typer.Option("--guidance", help="Guidance scale; default: what suits the base.", show_default=False)]
 Negative = Annotated[str | None, typer.Option("--negative", help="What should not be in the picture.")]

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from objtune_cli.config import seed_after
 from objtune_cli.method.composition import alone, shares
 from objtune_cli.method.presence import framed
 from objtune_cli.method.sampling import again, to_uint8
@@ -74,7 +75,7 @@ def looked(
     close = {}
     for i, item in enumerate(objects):
         view = framed((pictures + 1) / 2, item.box, stack.size, ROOM) * 2 - 1
-        others = [(seed + (i + 1) * APART) % 2**32 for seed in seeds]
+        others = [seed_after(seed, (i + 1) * APART) for seed in seeds]
         with alone(stack, item.weights):
             close[item.name] = again(
                 stack, stack.to_latent(view).cpu(), item.prompt, how.negative, others, how.strength, how.steps, how.guidance, how.scheduler,

@@ -14,6 +14,7 @@ from objtune_cli.models.stack import Stack
 from objtune_cli.models.tokens import Placeholders, class_rows, side_by_side, split
 from objtune_cli.models.towers import MEAN, Towers
 from objtune_cli.numerics.masks import crop
+from objtune_cli.numerics.noise import seeded
 from objtune_cli.numerics.prototype import cosine_loss, keep_norm, lengths, prototype
 
 PROMPT = "a photo of {}"
@@ -91,7 +92,7 @@ def _near(own: Tensor, config: Embed) -> Tensor:
     """The first vectors of one text encoder, from its class word's."""
     norm = own.norm(dim=1).mean()
     rows = own.mean(0, keepdim=True).repeat(config.vectors, 1)
-    noise = torch.randn(rows.shape, generator=torch.Generator().manual_seed(config.seed)).to(rows)
+    noise = torch.randn(rows.shape, generator=seeded(config.seed)).to(rows)
     rows = noise if config.init == "random" else rows + 0.05 * norm * noise / noise.shape[1] ** 0.5
     return keep_norm(rows, norm)
 

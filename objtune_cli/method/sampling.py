@@ -12,6 +12,7 @@ from torch import Tensor
 from objtune_cli.method.guidance import guided
 from objtune_cli.models.adapter import asleep
 from objtune_cli.models.stack import Stack
+from objtune_cli.numerics.noise import seeded
 
 
 @torch.no_grad()
@@ -188,7 +189,7 @@ def _first(sampler: Any, steps: int) -> Tensor:
 
 def _noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
     """A picture's noise depends on its own seed alone: (N, C, h, w)."""
-    return torch.stack([torch.randn(tuple(shape), generator=torch.Generator().manual_seed(s)) for s in seeds])
+    return torch.stack([torch.randn(tuple(shape), generator=seeded(s)) for s in seeds])
 
 
 def _told(stack: Stack, prompts: Sequence[str], negative: str, conditions: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

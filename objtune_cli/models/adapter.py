@@ -11,6 +11,7 @@ from torch import Tensor
 from objtune_cli.errors import IncompatibleError
 from objtune_cli.models.loading import LOADING
 from objtune_cli.models.stack import Stack
+from objtune_cli.numerics.noise import torch_seed
 
 PREFIX = "unet."
 WORDS = ("text_encoder.", "text_encoder_2.")
@@ -40,7 +41,7 @@ def add(stack: Stack, rank: int, modules: str, seed: int, name: str = "default",
             block.register_forward_pre_hook(_unlearned, with_kwargs=True)
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights="gaussian")
     with LOADING, torch.random.fork_rng(devices=[]):  # peft draws A from the global generator, which threads have together
-        torch.manual_seed(seed)
+        torch.manual_seed(torch_seed(seed))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several beside each other are meant
             stack.unet.add_adapter(config, adapter_name=name)

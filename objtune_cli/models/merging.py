@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from objtune_cli.models.adapter import PREFIX, WORDS
+from objtune_cli.numerics.noise import torch_seed
 
 Pair = tuple[Tensor, Tensor]
 """Down (r, in) and up (out, r) of a linear layer; (r, in, k, k) and (out, r, 1, 1) of a convolution."""
@@ -32,7 +33,7 @@ def merged(
     kept = sum(ranks) if exact else rank or max(ranks, default=0)
     found: dict[str, Tensor] = {}
     with torch.random.fork_rng(devices=[]):  # peft drops entries by the global generator
-        torch.manual_seed(seed)
+        torch.manual_seed(torch_seed(seed))
         for layer in layers:
             pairs = [(a[f"{layer}.lora_A.weight"], a[f"{layer}.lora_B.weight"]) if f"{layer}.lora_A.weight" in a else None for a in own]
             down, up = _concatenated(pairs, weights) if exact else _reduced(pairs, weights, method, kept, density)

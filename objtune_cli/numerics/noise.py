@@ -13,6 +13,19 @@ import torch
 from torch import Tensor
 
 
+def torch_seed(seed: int) -> int:
+    """A seed of any size as one of the 32 bits that torch's generator on the CPU reads; one that fits is itself.
+
+    Without this, 2^32 would silently be the same seed as 0.
+    """
+    return seed if seed < 1 << 32 else int(np.random.SeedSequence(seed).generate_state(1)[0])
+
+
+def seeded(seed: int) -> torch.Generator:
+    """A generator on the CPU of a seed that is not negative, of any size."""
+    return torch.Generator().manual_seed(torch_seed(seed))
+
+
 def step_generator(seed: int, step: int) -> torch.Generator:
     """The randomness of one step, a function of (seed, step) alone: resuming needs no saved state.
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from objtune_cli.config import Compose, Generate, identifying
+from objtune_cli.config import Compose, Generate, identifying, seed_after
 from objtune_cli.errors import InputError
 from objtune_cli.stages import generate, layout, objects, presence
 from objtune_cli.stages.context import Context, Done, keep_picture, tools
@@ -112,7 +112,7 @@ def _kept(
         for start in range(0, len(waiting), generate.BATCH):
             part = waiting[start : start + generate.BATCH]
             step, rounds, before = ctx.progress(label), -(-len(waiting) // generate.BATCH), start // generate.BATCH
-            seeds = [config.seed + i + attempt * config.n for i in part]
+            seeds = [seed_after(config.seed, i + attempt * config.n) for i in part]
             made, shown = draw(seeds, lambda done, total, b=before, r=rounds, s=step: s(b * total + done, r * total))
             for i, look in zip(part, presence.looks(check, made, shown, seeds, [laid.boxes[name] for name in names]), strict=True):
                 best[i] = max(best.get(i, look), look, key=lambda seen: seen.margin)

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from objtune_cli import __version__
-from objtune_cli.config import Generate, identifying
+from objtune_cli.config import Generate, identifying, seed_after
 from objtune_cli.stages import hashes, objects
 from objtune_cli.stages.context import Context, Done, keep_picture, tools
 from objtune_cli.store import artifact, pictures
@@ -123,7 +123,7 @@ def batches(config: Generate, step: Callable[..., None]) -> Iterator[tuple[list[
     """The seeds of each batch, and a callback that counts its steps as part of the whole."""
     rounds = -(-config.n // BATCH)
     for i in range(rounds):
-        seeds = list(range(config.seed + i * BATCH, config.seed + min((i + 1) * BATCH, config.n)))
+        seeds = [seed_after(config.seed, k) for k in range(i * BATCH, min((i + 1) * BATCH, config.n))]
 
         def on_step(done: int, total: int, before: int = i) -> None:
             step(before * total + done, rounds * total)
@@ -150,7 +150,7 @@ def write_pictures(
     boxes = {name: tuple(places[name]) for name in record.config.get("order", places) if close}
     images = []
     known = hashes.of(ctx, record.inputs)
-    seeds = record.metrics.get("seeds", range(config.seed, config.seed + len(latents)))
+    seeds = record.metrics.get("seeds", [seed_after(config.seed, k) for k in range(len(latents))])
     for i, picture in enumerate(to_uint8(detail.scenes(stack, latents, close, boxes, whole=record.config.get("laid", "place") == "place")).numpy()):
         size = (picture.shape[1], picture.shape[0])
         said = parameters(prompt, config, int(seeds[i]), size, ctx.base.id, ctx.base.family.sampler, known)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from objtune_cli.config import MAX_SEED, SEEDS
 from objtune_cli.errors import InputError, ObjtuneError
 from objtune_cli.store import refs
 
@@ -74,6 +75,8 @@ def _checked(job: Any, where: str) -> dict[str, Any]:
         texts = isinstance(value, str) or (kind == _TEXTS and isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value))
         if not (type(value) is int if kind == _NUMBER else texts):
             raise InputError(f"{key} in {where} is {value!r}", f"{kind} is needed")
+        if key == "seed" and not 0 <= value <= MAX_SEED:
+            raise InputError(f"{key} in {where} is {value}", f"{kind}, {SEEDS}")
     return {key: [value] if KEYS[key] == _TEXTS and isinstance(value, str) else value for key, value in job.items()}
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from objtune_cli.numerics.noise import add_noise, step_generator, target, timesteps
+from objtune_cli.numerics.noise import add_noise, seeded, step_generator, target, timesteps
 
 LEVELS = torch.tensor([1.0, 0.64, 0.25, 0.0], dtype=torch.float64)
 """alpha_bar with round square roots: 1, 0.8, 0.5, 0, and of the rest 0, 0.6, sqrt(0.75), 1."""
@@ -83,6 +83,19 @@ def test_steps_and_seeds_are_independent() -> None:
     draws = torch.stack([_draw(*p) for p in pairs])
     correlation = torch.corrcoef(draws) - torch.eye(len(pairs))
     assert correlation.abs().max() < 5 / math.sqrt(1000)  # five standard deviations
+
+
+@pytest.mark.parametrize("seed", [0, 3698135662, 2**32 - 1])
+def test_a_seed_of_32_bits_is_the_one_that_torch_knows(seed: int) -> None:
+    expected = torch.randn(8, generator=torch.Generator().manual_seed(seed))
+    assert torch.equal(torch.randn(8, generator=seeded(seed)), expected)
+
+
+def test_larger_seeds_are_not_cut_to_32_bits() -> None:
+    seeds = [0, 1, 2**32, 2**32 + 1, 1125899906842624, 2**63, 2**64 - 1]
+    draws = torch.stack([torch.randn(1000, generator=seeded(seed)) for seed in seeds])
+    assert torch.equal(torch.randn(1000, generator=seeded(2**63)), draws[5])
+    assert (torch.corrcoef(draws) - torch.eye(len(seeds))).abs().max() < 5 / math.sqrt(1000)
 
 
 def test_the_global_generator_is_left_alone() -> None:

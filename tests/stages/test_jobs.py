@@ -82,6 +82,8 @@ def test_a_job_is_the_commands_that_a_person_would_type(tmp_path):
         ("[[job]]\nphoto = 'a'\nclass = '犬'", "no name can be made from the class"),
         ("[[job]]\nphoto = 'a'\nclass = 'dog'\n[[job]]\nphoto = 'b'\nclass = 'dog'", "two jobs of .* make dog"),
         ("[defaults]\nstepz = 1\n[[job]]\nphoto = 'a'\nclass = 'dog'", r"unknown key stepz in \[defaults\]"),
+        ("[[job]]\nphoto = 'a'\nclass = 'dog'\nseed = -1", "seed in job 1 of .* is -1"),
+        ("[[job]]\nphoto = 'a'\nclass = 'dog'\nseed = 18446744073709551616", "seed in job 1 of .* is 18446744073709551616"),
         ("defaults = 3", r"\[defaults\] of .* is no table"),
     ],
 )
