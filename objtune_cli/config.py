@@ -17,15 +17,16 @@ def seed_after(seed: int, count: int) -> int:
 
 
 def _setting(
-    default: Any, text: str, low: float | None = None, high: float | None = None, *, before: Any = None, identifies: bool = True
+    default: Any, text: str, low: float | None = None, high: float | None = None, *, before: Any = None, identifies: bool = True, path: str = ""
 ) -> Any:
     """A setting.
 
     Args:
         before: For one added later, the value at which work is what it was without it.
         identifies: Whether another value makes another work.
+        path: Its kind where it is a path or may be one, of `paths.KINDS`: "file", "model" (a hub id, too) or "models".
     """
-    return field(default=default, metadata={"help": text, "low": low, "high": high, "before": before, "identifies": identifies})
+    return field(default=default, metadata={"help": text, "low": low, "high": high, "before": before, "identifies": identifies, "path": path})
 
 
 def identifying(section: Any) -> dict[str, Any]:
@@ -39,14 +40,14 @@ def identifying(section: Any) -> dict[str, Any]:
 class Common:
     """What every command that runs a model takes."""
 
-    base: str = _setting("toybox", "Base model: toybox, sd15, sd21, sdxl, sd3, sd35, a diffusers folder, a .safetensors checkpoint, or a hub id.")
+    base: str = _setting("toybox", "Base model: toybox, sd15, sd21, sdxl, sd3, sd35, a diffusers folder, a .safetensors checkpoint, or a hub id.", path="model")
     device: str = _setting("auto", "auto, cpu, cuda, cuda:N or mps.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _setting(
         "auto", "Number format of the frozen base; auto: bf16 on GPUs that have it, and for training on processors that have it."
     )
     tower: str = _setting(
         "", "CLIP with an image tower for the base's text encoder: hub id, folder or safetensors file; two with a comma for SDXL and SD 3. Empty: "
-        "clip/ in the base's folder, else the base's own from the hub if it is on this machine."
+        "clip/ in the base's folder, else the base's own from the hub if it is on this machine.", path="models",
     )  # fmt: skip
 
 
@@ -66,9 +67,9 @@ class Segment:
     edge: float = _setting(0.01, "Half width of the soft outline, fraction of the object's longer side.", 0, 0.1)
     max_side: int = _setting(1024, "Photos are kept at most this large, px.", 128, 4096)
     detector: str = _setting(
-        "", "Zero-shot detector whose boxes are proposed: folder or hub id of OWLv2 or Grounding DINO; without one, the segmenter proposes."
+        "", "Zero-shot detector whose boxes are proposed: folder or hub id of OWLv2 or Grounding DINO; without one, the segmenter proposes.", path="model",
     )
-    sam_checkpoint: str = _setting("", "segment-anything checkpoint; without one, the embedded model.")
+    sam_checkpoint: str = _setting("", "segment-anything checkpoint; without one, the embedded model.", path="file")
 
 
 @dataclass(frozen=True, repr=False)
@@ -271,7 +272,7 @@ class Bench:
         "drawn", "What `--masks` looks at: drawn scenes, or five objects in photographs that scikit-image carries."
     )
     rounds: int = _setting(3, "Rounds of `--speed`.", 1, 100)
-    script: str = _setting("", "diffusers' train_dreambooth_lora.py, which `--speed` then times too; empty: it does not.")
+    script: str = _setting("", "diffusers' train_dreambooth_lora.py, which `--speed` then times too; empty: it does not.", path="file")
     layouts: str = _setting("sd15,sdxl", "Layouts of `--memory`, with commas: sd15, sd21, sdxl, sd3 with random weights, or base: the one at hand.")
     side: int = _setting(0, "Side of the pictures of `--memory` and of `--speed` at Stable Diffusion's size, px; 0: the layout's own, and 256 for the speed of a processor.", 0, 4096)
     products: Literal["zeros", "multiplied"] = _setting(
@@ -280,9 +281,9 @@ class Bench:
     photo: str = _setting("", "Photo of each subject that `--photos` learns, its name with or without ending: 01; empty: the first by name.")
     live: str = _setting("cat,dog", "Classes of `--photos` that get the prompts of live subjects, with commas.")
     seeds: int = _setting(4, "Pictures of each prompt of `--photos`.", 1, 1000)
-    clip: str = _setting("", "CLIP that measures photographs: hub id or folder; empty: the base's own image tower.")
+    clip: str = _setting("", "CLIP that measures photographs: hub id or folder; empty: the base's own image tower.", path="model")
     dino: str = _setting(
-        "facebook/dino-vits16", "DINO that measures photographs: hub id, folder or safetensors file; `--photos` goes without where the default is not here."
+        "facebook/dino-vits16", "DINO that measures photographs: hub id, folder or safetensors file; `--photos` goes without where the default is not here.", path="model",
     )
     seed: int = _setting(0, f"Random seed of objects and prompts, {SEEDS}.", 0, MAX_SEED)
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from objtune_cli.config import Common, Compose, Embed, Generate, Prior, Segment, Train
 from objtune_cli.errors import ObjtuneError
+from objtune_cli.paths import to_path
 from objtune_cli.settings import Settings
 from objtune_cli.stages.context import Context, Done
 from objtune_cli.store import refs
@@ -49,7 +50,7 @@ def project(
     Raises:
         UsageError: An unknown key, or a value out of range.
     """
-    found = locate(Path(folder), create=True)
+    found = locate(to_path(folder), create=True)
     given = [f"{k}={v}" for k, v in settings.items() if not isinstance(v, Mapping)]
     given += [
         f"{section.replace('_', '-')}.{k}={v}"
@@ -80,9 +81,9 @@ def segment(
     from objtune_cli.stages import segment as stage
     from objtune_cli.stages.sight import Target
 
-    target = Target(class_word, refs.check_name(name) if name else refs.slug(class_word), box, mask=Path(mask) if mask else None, rough=Path(rough) if rough else None)
+    target = Target(class_word, refs.check_name(name) if name else refs.slug(class_word), box, mask=to_path(mask) if mask else None, rough=to_path(rough) if rough else None)
     with _held(ctx):
-        return stage.run(ctx, Path(photo), [target], ctx.settings.resolve(Segment))[0]
+        return stage.run(ctx, to_path(photo), [target], ctx.settings.resolve(Segment))[0]
 
 
 def init_embedding(ctx: Context, mask: str) -> Done:
@@ -119,7 +120,7 @@ def generate(ctx: Context, *prompts: str, n: int | None = None, seed: int | None
     from objtune_cli.stages import generate as stage
 
     with _held(ctx):
-        return stage.run(ctx, list(prompts), ctx.settings.resolve(Generate, n=n, seed=seed), Path(out) if out else None)
+        return stage.run(ctx, list(prompts), ctx.settings.resolve(Generate, n=n, seed=seed), to_path(out) if out else None)
 
 
 def compose(ctx: Context, prompt: str, places: Mapping[str, str] | None = None, *, n: int | None = None, seed: int | None = None) -> Done:
@@ -137,7 +138,7 @@ def export(ctx: Context, name: str, form: str = "diffusers", out: str | Path = "
     from objtune_cli.stages import export as stage
 
     with _held(ctx):
-        return stage.run(ctx.root, refs.find(ctx.root, name, ("adapter",)), form, Path(out))
+        return stage.run(ctx.root, refs.find(ctx.root, name, ("adapter",)), form, to_path(out))
 
 
 def import_files(
@@ -147,4 +148,4 @@ def import_files(
     from objtune_cli.stages import imported
 
     with _held(ctx):
-        return imported.run(ctx, [Path(f) for f in files], name or refs.slug(class_word), class_word, word, allow_pickle=allow_pickle)
+        return imported.run(ctx, [to_path(f) for f in files], name or refs.slug(class_word), class_word, word, allow_pickle=allow_pickle)

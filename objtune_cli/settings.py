@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
+from objtune_cli import paths
 from objtune_cli.config import SECTIONS, SEEDS, Common
 from objtune_cli.errors import UsageError
 
@@ -39,16 +40,18 @@ class Settings:
         values: dict[str, Any] = {}
         for item in fields(section):  # type: ignore[arg-type]
             if item.name in table:
-                values[item.name] = _checked(item, table[item.name], f"{item.name} in {self.file.name}")
+                where = f"{item.name} in {self.file.name}"
+                values[item.name] = _located(item, _checked(item, table[item.name], where), where, self.file.parent)
             variable = _variable(name, item.name)
             if variable in self.env:
-                values[item.name] = _checked(item, _from_text(item, self.env[variable], variable), variable)
+                values[item.name] = _located(item, _checked(item, _from_text(item, self.env[variable], variable), variable), variable)
             key = f"{name}.{item.name}" if name else item.name
             if key in self.given:
                 where = f"--set {key}"
-                values[item.name] = _checked(item, _from_text(item, self.given[key], where), where)
+                values[item.name] = _located(item, _checked(item, _from_text(item, self.given[key], where), where), where)
             if flags.get(item.name) is not None:
-                values[item.name] = _checked(item, flags[item.name], f"--{item.name.replace('_', '-')}")
+                where = f"--{item.name.replace('_', '-')}"
+                values[item.name] = _located(item, _checked(item, flags[item.name], where), where)
         return section(**values)
 
     def _check_keys(self) -> None:
@@ -83,20 +86,28 @@ def _variable(section: str, key: str) -> str:
 
 def _refuse_unknown(key: str, known: set[str], where: str) -> None:
     if key not in known:
-        raise UsageError(f"unknown key {key} in {where}", f"known keys: {', '.join(sorted(known))}")
+        from objtune_cli import tables
+
+        near = tables.nearest(key, known)
+        raise UsageError(f"unknown key {key} in {where}", f"{f'did you mean {near}? ' if near else ''}known keys: {', '.join(sorted(known))}")
 
 
 def _read(file: Path) -> dict[str, Any]:
-    import tomllib  # `--help` reads no settings
+    from objtune_cli import tables  # `--help` reads no settings
 
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tables.read(file, "correct the file, or delete it and run `objtune init`", UsageError)
     except FileNotFoundError:
         return {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"{file} is not valid TOML: {error}", "correct the file, or delete it and run `objtune init`") from None
-    except OSError as error:
-        raise UsageError(f"{file} cannot be read: {error.strerror}") from None
+
+
+def _located(item: Any, value: Any, where: str, folder: Path | None = None) -> Any:
+    """A setting's value, a path where it is one; `folder`: of the file that says it."""
+    kind = item.metadata["path"]
+    try:
+        return paths.KINDS[kind](value, folder) if kind else value
+    except UsageError as error:
+        raise UsageError(f"{where}: {error.message}", error.hint) from None
 
 
 def _from_text(item: Any, text: str, where: str) -> Any:

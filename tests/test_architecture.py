@@ -11,27 +11,29 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "objtune_cli"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-OTHERS = ("bases", "bench", "cli", "config", "errors", "families", "library", "method", "models", "numerics", "settings", "stages", "store", "toybox")
+OTHERS = ("bases", "bench", "cli", "config", "errors", "families", "library", "method", "models", "numerics", "paths", "settings", "stages", "store", "tables", "toybox")
 HEAVY = {"torch", "torchvision", "cv2", "numpy", "PIL", "diffusers", "transformers", "peft", "safetensors", "rich", "huggingface_hub"}
 ALLOWED = {
     "": {"cli", "library"},  # __init__, __main__
-    "library": {"config", "errors", "settings", "stages", "store"},
+    "library": {"config", "errors", "paths", "settings", "stages", "store"},
     "errors": set(),
+    "paths": {"errors"},
+    "tables": {"errors"},
     "config": {"errors"},
-    "settings": {"config", "errors"},
+    "settings": {"config", "errors", "paths", "tables"},
     "families": {"families", "errors", "numerics"},
-    "bases": {"errors", "families"},
-    "store": {"errors", "store"},
+    "bases": {"errors", "families", "paths"},
+    "store": {"errors", "paths", "store"},
     "numerics": {"numerics"},
     "models": {"models", "numerics", "errors", "families"},
     "method": {"method", "config", "errors", "models", "numerics"},
     "stages": set(OTHERS) - {"cli", "bench"},
     "bench": set(OTHERS) - {"cli"},
-    "cli": {"cli", "store", "config", "settings", "errors", "bases", "stages", "bench"},
+    "cli": {"cli", "store", "config", "settings", "errors", "bases", "stages", "bench", "paths"},
     "toybox": {"toybox", "errors"},
 }
 """Part of the package to the parts it may import, wherever the import stands."""
-LIGHT = {"", "errors", "config", "settings", "families", "library", "bases", "store", "stages", "cli"}
+LIGHT = {"", "errors", "config", "settings", "families", "library", "bases", "paths", "store", "stages", "tables", "cli"}
 """Parts that load nothing heavy when they are imported."""
 
 

@@ -175,12 +175,12 @@ def test_a_value_without_equals_is_refused(settings: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"steps = ", b"\xff\xfe", b"a = 1\na = 2", b"a = " + b"[" * 3000], ids=["half", "not UTF-8", "twice", "deep"]
+    "data", [b"steps = ", b"\xff\xff", b"a = 1\na = 2", b"a = " + b"[" * 3000], ids=["half", "not UTF-8", "twice", "deep"]
 )
 def test_a_broken_file_is_named(data: bytes, tmp_path: Path) -> None:
     file = tmp_path / "objtune.toml"
     file.write_bytes(data)
-    with pytest.raises(UsageError, match=r"objtune\.toml is not valid TOML") as caught:
+    with pytest.raises(UsageError, match=r"objtune\.toml is not (valid TOML|UTF-8 text)") as caught:
         Settings(file, {})
     assert caught.value.hint
 

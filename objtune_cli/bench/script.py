@@ -34,7 +34,7 @@ def rows(ctx: Context, config: Bench, folder: Path, ours: list[dict[str, Any]]) 
     """Rows of the script at the size of `ours`, rows of `speed.run`, and of the ratio of ours to it; one value each."""
     ctx.report.note(f"{Path(config.script).name}: Stable Diffusion 1.5's layout is written to {folder}")
     device = "cuda" if ctx.common.device.startswith("cuda") or (ctx.common.device == "auto" and _gpu()) else "cpu"
-    found = measured(Path(config.script).expanduser(), folder, device, config.side or (SIDE if device == "cpu" else LARGE), ctx.check_stopped)
+    found = measured(Path(config.script), folder, device, config.side or (SIDE if device == "cpu" else LARGE), ctx.check_stopped)
     mean = {row["measure"]: row["mean"] for row in ours if row["method"] == "objtune"}
     theirs = {f"sd15_{name}": value for name, value in found.items()}
     return measures.rows("diffusers' script", [theirs]) + measures.rows("ratio to the script", [{m: mean[m] / v for m, v in theirs.items() if v and m in mean}])

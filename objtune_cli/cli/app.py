@@ -112,6 +112,7 @@ def run(argv: list[str]) -> int:
     options.current = options.Invocation(json="--json" in argv, verbose="--verbose" in argv or "-v" in argv)
     current = options.current
     try:
+        options.refuse_empty(argv)
         if count := processes.asked(argv) if "train" in argv else 0:
             return processes.run(argv, count)
         code = app(argv, standalone_mode=False, prog_name="objtune")

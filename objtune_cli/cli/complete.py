@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from objtune_cli import paths
 from objtune_cli.errors import ObjtuneError
 from objtune_cli.store import KINDS
 
@@ -11,7 +12,7 @@ def _root() -> Path:
     from objtune_cli.store.project import locate
 
     given = os.environ.get("OBJTUNE_PROJECT")
-    return locate(Path(given) if given else None).artifacts
+    return locate(paths.to_path(given) if given else None).artifacts
 
 
 def _offer(kinds: tuple[str, ...], incomplete: str) -> list[str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 from typer.main import get_command
 
+from objtune_cli import paths
 from objtune_cli.cli import options, render
 from objtune_cli.cli.parts import KEY, InParts
 from objtune_cli.cli.signals import Stop
@@ -56,8 +57,12 @@ class Run:
         """The project these options mean."""
         from objtune_cli.store.project import locate
 
-        given = self.options.get("project") or os.environ.get("OBJTUNE_PROJECT") or None
-        return locate(Path(given) if given else None, create=create)
+        return locate(self.asked_folder(), create=create)
+
+    def asked_folder(self) -> Path | None:
+        """The project's folder where `--project` or OBJTUNE_PROJECT names one."""
+        given = self.options.get("project") or os.environ.get("OBJTUNE_PROJECT")
+        return paths.to_path(given) if given else None
 
     def settings(self, project: "Project") -> "Settings":
         """All layers of settings."""
@@ -107,6 +112,7 @@ def framed(name: str, function: Callable[..., Outcome], *, model: bool) -> Calla
         for key, value in (ctx.obj or {}).items():
             if key in given:
                 given[key] = given[key] or value
+        given, values = _with_paths(given), _with_paths(values)
         options.current.json, options.current.verbose = given["json"], given["verbose"]
         return _run(name, function, given, values, ctx.meta.get(KEY, []))
 
@@ -115,6 +121,17 @@ def framed(name: str, function: Callable[..., Outcome], *, model: bool) -> Calla
     command.__annotations__ = {p.name: p.annotation for p in params}
     del command.__wrapped__  # type: ignore[attr-defined]
     return command
+
+
+def _with_paths(values: dict[str, Any]) -> dict[str, Any]:
+    """Values of options and arguments, each path read as a user means it."""
+
+    def read(value: Any) -> Any:
+        if isinstance(value, list):
+            return [read(each) for each in value]
+        return paths.to_path(value) if isinstance(value, Path) else value
+
+    return {name: read(value) for name, value in values.items()}
 
 
 def _run(name: str, function: Callable[..., Outcome], given: dict[str, Any], values: dict[str, Any], parts: Parts) -> int:
@@ -175,7 +192,11 @@ def _show(run: Run, outcome: Outcome, *, as_json: bool, seconds: float) -> None:
 
 def near(path: Path) -> Path:
     """The path as seen from here if it lies below, else as it is."""
-    return path.relative_to(Path.cwd()) if path.is_absolute() and path.is_relative_to(Path.cwd()) else path
+    try:
+        here = paths.current_folder()
+    except UsageError:
+        return path
+    return path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path
 
 
 def _described(done: "Done", root: Path) -> dict[str, Any]:

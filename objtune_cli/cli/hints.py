@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from objtune_cli import paths
 from objtune_cli.cli.frame import need
 from objtune_cli.errors import InputError
 
@@ -108,9 +109,10 @@ def targets(classes: list[str] | None, names: list[str] | None, said: Said) -> l
 
 
 def _existing(text: str, option: str) -> Path:
-    if not is_file(Path(text)):
-        raise InputError(f"there is no mask {text}", f"give `{option}` a picture of the photo's size, white on the object")
-    return Path(text)
+    path = paths.to_path(text)
+    if not paths.is_file(path):
+        raise InputError(f"there is no mask {path}", f"give `{option}` a picture of the photo's size, white on the object")
+    return path
 
 
 def numbers(text: str, count: int, option: str, form: str) -> tuple[float, ...]:
@@ -129,10 +131,3 @@ def numbers(text: str, count: int, option: str, form: str) -> tuple[float, ...]:
         f"for example `{option} {','.join('10' for _ in range(count))}`",
     )
     return values
-
-
-def is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a text too long for a file name
-        return False

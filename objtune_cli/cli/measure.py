@@ -123,7 +123,7 @@ def _speed(run: Run, quick: bool, out: Path) -> Outcome:
     if beside:
         from objtune_cli.bench import script
 
-        script.check_there(Path(config.script).expanduser())
+        script.check_there(Path(config.script))
     found = stage.run(ctx, config, stage.SIZES[:1] if quick else stage.SIZES)
     if beside:
         found += script.rows(ctx, config, out / "script", found)

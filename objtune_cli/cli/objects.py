@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from objtune_cli import paths
 from objtune_cli.cli import complete, processes, spans
 from objtune_cli.cli.frame import Outcome, Run, need
 from objtune_cli.cli.given import given_refs
-from objtune_cli.cli.hints import Said, is_file, of_each, of_photo, targets
+from objtune_cli.cli.hints import Said, of_each, of_photo, targets
 from objtune_cli.cli.signals import TIME_UP
 from objtune_cli.config import SEEDS, Embed, Prior, Segment, Train
 from objtune_cli.errors import Stopped, UsageError
@@ -205,11 +206,24 @@ def _photos(given: list[str]) -> list[Path]:
     Raises:
         UsageError: Some are photos and some are refs.
     """
-    found = [Path(text) for text in given if is_file(Path(text)) or Path(text).suffix.lower() in PHOTO_SUFFIXES]
+    read = {text: _photo(text) for text in given}
+    found = [path for path in map(read.get, given) if path is not None]
     if found and len(found) < len(given):
-        other = next(text for text in given if Path(text) not in found)
+        other = next(text for text in given if read[text] is None)
         raise UsageError(f"{other} is no photo", "photos, or masks and embeddings that are there already")
     return found
+
+
+def _photo(text: str) -> Path | None:
+    """The photo that an argument names; None where it is a ref."""
+    looks = Path(text.strip("\"' ")).suffix.lower() in PHOTO_SUFFIXES
+    try:
+        path = paths.to_path(text)
+    except UsageError:
+        if looks:
+            raise
+        return None
+    return path if looks or paths.is_file(path) else None
 
 
 def _distinct(wanted: list[Wanted]) -> None:

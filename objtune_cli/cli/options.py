@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from objtune_cli.errors import UsageError
+
 ProjectDir = Annotated[Path | None, typer.Option("--project", metavar="DIR", help="Project folder; default: found upwards from here.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")]
@@ -24,6 +26,22 @@ GLOBAL: dict[str, tuple[Any, Any]] = {
 MODEL: dict[str, tuple[Any, Any]] = {
     "base": (BaseModel, None), "device": (Device, None), "precision": (Precision, None), "force": (Force, False), "set_": (Given, None),
 }  # fmt: skip
+
+
+PATHS = ("--project", "--events", "--out", "--layout", "--from", "--table", "--photos", "--mask", "--rough", "--sam-checkpoint", "--base")
+"""Options that name a file or folder."""
+
+
+def refuse_empty(argv: list[str]) -> None:
+    """Refuse an empty path: what a shell makes of a variable that is not set would mean the current folder.
+
+    Raises:
+        UsageError: Names the option.
+    """
+    words = argv[: argv.index("--")] if "--" in argv else argv
+    for word, after in zip(words, [*words[1:], "."], strict=False):
+        if (word in PATHS and after == "") or (word.endswith("=") and word[:-1] in PATHS):
+            raise UsageError(f"{word.rstrip('=')} is empty", "give a file or folder, or leave the option away; is the variable set?")
 
 
 class Invocation:

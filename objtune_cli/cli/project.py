@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from objtune_cli import paths
 from objtune_cli.cli import complete, render
 from objtune_cli.cli.frame import Outcome, Run, need
 from objtune_cli.cli.given import given_refs
@@ -20,7 +21,7 @@ AnyRefs = Annotated[
 def init(run: Run) -> Outcome:
     from objtune_cli.store.project import locate
 
-    project = locate(run.options["project"] or Path.cwd(), create=True)
+    project = locate(run.asked_folder() or paths.current_folder(), create=True)
     run.report.note(f"project {project.folder}")
     return Outcome(shown="nothing", extra={"project": str(project.folder)})
 

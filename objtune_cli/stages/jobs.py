@@ -1,23 +1,36 @@
 """The jobs file of `run`: many photos, each a `train` and what is drawn with it."""
 
-import tomllib
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from objtune_cli.config import MAX_SEED, SEEDS
+from objtune_cli import paths, tables
+from objtune_cli.config import MAX_SEED, SECTIONS, SEEDS, Common
 from objtune_cli.errors import InputError, ObjtuneError
 from objtune_cli.store import refs
 
-_TEXT, _TEXTS, _NUMBER = "a text", "a text or a list of texts", "a whole number"
-KEYS: dict[str, str] = {
-    "photo": _TEXT, "class": _TEXTS, "name": _TEXTS, "mask": _TEXTS, "box": _TEXTS, "point": _TEXTS, "not_point": _TEXTS, "rough": _TEXTS,
-    "which": _TEXT, "prompts": _TEXTS, "n": _NUMBER, "seed": _NUMBER, "base": _TEXT, "device": _TEXT, "precision": _TEXT,
-    "set": _TEXTS, "max_time": _TEXT,
+_TEXT, _TEXTS, _NUMBER, _PLACE, _SETTINGS = "text", "texts", "number", "place", "settings"
+KEYS: dict[str, tuple[str, str]] = {
+    "photo": (_TEXT, '"photos/rex.jpg"'), "class": (_TEXTS, '"dog"'), "name": (_TEXTS, '"rex"'), "mask": (_TEXTS, '"rex.png"'),
+    "box": (_PLACE, '"110,240,530,530"'), "point": (_PLACE, '"320,240"'), "not_point": (_PLACE, '"20,40"'), "rough": (_TEXTS, '"rex.png"'),
+    "which": (_TEXT, '"largest"'), "prompts": (_TEXTS, '"a photo of <rex> on the beach"'), "n": (_NUMBER, "4"), "seed": (_NUMBER, "0"), "base": (_TEXT, '"sd15"'),
+    "device": (_TEXT, '"cuda:0"'), "precision": (_TEXT, '"bf16"'), "set": (_SETTINGS, '"train.steps=20"'), "max_time": (_TEXT, '"45m"'),
 }  # fmt: skip
-"""What a job may say, and what `[defaults]` may say for all of them."""
-_FINDING = {"class": "--class", "name": "--name", "mask": "--mask", "box": "--box", "point": "--point", "not_point": "--not-point", "rough": "--rough", "which": "--which"}
-_MODEL = {"base": "--base", "device": "--device", "precision": "--precision", "set": "--set"}
+"""What a job may say, and what `[defaults]` may say for all of them: the kind of value, and an example."""
+KINDS = {
+    _TEXT: "a text", _TEXTS: "a text, or a list of texts", _NUMBER: "a whole number", _PLACE: "a text, or numbers",
+    _SETTINGS: "a text, a list of texts, or a table",
+}  # fmt: skip
+OTHER_NAMES = {
+    "image": "photo", "picture": "photo", "file": "photo", "path": "photo", "input": "photo", "prompt": "prompts", "count": "n", "bbox": "box",
+    "category": "class", "label": "class", "model": "base", "settings": "set", "options": "set", "config": "set",
+}  # fmt: skip
+"""What people write for a key."""
+_PHOTO_OPTIONS = {"class": "--class", "name": "--name", "mask": "--mask", "box": "--box", "point": "--point", "not_point": "--not-point", "rough": "--rough", "which": "--which"}
+_MODEL_OPTIONS = {"base": "--base", "device": "--device", "precision": "--precision", "set": "--set"}
+_PER_OBJECT = ("mask", "box", "point", "not_point", "rough")
+"""Keys whose value may be a table from an object's name to its own value."""
 FORM = 'for example `[[job]]`, below it `photo = "rex.jpg"` and `class = "dog"`'
 
 
@@ -35,21 +48,23 @@ class Job:
 
 
 def read(file: Path) -> list[Job]:
-    """The jobs of a file; photos and masks are found from the file's own folder.
+    """The jobs of a file; relative paths in it start from the file's own folder.
 
     Raises:
         InputError: No readable jobs file; the message says what stands where.
     """
     try:
-        table = tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}", "give a file that lists jobs") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{file} is not valid TOML: {error}", FORM) from None
+        table = tables.read(file, FORM)
+    except FileNotFoundError:
+        raise InputError(f"{file} cannot be read: there is no such file", "give a file that lists jobs") from None
     more = sorted(set(table) - {"job", "defaults"})
     if more:
-        raise InputError(f"unknown key {more[0]} in {file}", "known keys: defaults, job")
+        near = tables.nearest(more[0], ("job", "defaults"))
+        form = {"job": "[[job]]", "defaults": "[defaults]"}.get(near, "")
+        raise InputError(f"unknown key {more[0]} in {file}", (f"did you mean `{form}`? " if form else "") + "known keys: defaults, job")
     jobs, defaults = table.get("job"), _checked(table.get("defaults", {}), f"[defaults] of {file}")
+    if isinstance(jobs, dict):
+        raise InputError(f"job in {file} is a single table", "write `[[job]]` with two brackets above each photo")
     if not isinstance(jobs, list) or not jobs:
         raise InputError(f"{file} lists no jobs", FORM)
     made = [_job(defaults | _checked(job, f"job {i} of {file}"), f"job {i} of {file}", file.parent) for i, job in enumerate(jobs, 1)]
@@ -61,7 +76,7 @@ def read(file: Path) -> list[Job]:
 
 
 def _checked(job: Any, where: str) -> dict[str, Any]:
-    """A job's table with texts as lists.
+    """A job's table with texts, numbers of places and settings as lists of texts.
 
     Raises:
         InputError: An unknown key, or a value of another type.
@@ -70,14 +85,69 @@ def _checked(job: Any, where: str) -> dict[str, Any]:
         raise InputError(f"{where} is no table", FORM)
     for key, value in job.items():
         if key not in KEYS:
-            raise InputError(f"unknown key {key} in {where}", f"known keys: {', '.join(sorted(KEYS))}")
-        kind = KEYS[key]
-        texts = isinstance(value, str) or (kind == _TEXTS and isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value))
-        if not (type(value) is int if kind == _NUMBER else texts):
-            raise InputError(f"{key} in {where} is {value!r}", f"{kind} is needed")
-        if key == "seed" and not 0 <= value <= MAX_SEED:
-            raise InputError(f"{key} in {where} is {value}", f"{kind}, {SEEDS}")
-    return {key: [value] if KEYS[key] == _TEXTS and isinstance(value, str) else value for key, value in job.items()}
+            raise InputError(f"unknown key {key} in {where}", f"{_suggestion(key, value)}known keys: {', '.join(sorted(KEYS))}")
+    return {key: _value(key, value, where) for key, value in job.items()}
+
+
+def _suggestion(key: str, value: Any) -> str:
+    """How to say what an unknown key probably means."""
+    near = OTHER_NAMES.get(key.lower()) or tables.nearest(key, KEYS)
+    if near:
+        return f"did you mean `{near} = {KEYS[near][1]}`? "
+    setting = key.replace("-", "_")
+    owners = [name for name in ("train", *SECTIONS) if setting in {f.name for f in fields(SECTIONS[name])}]
+    if isinstance(value, dict) and setting.replace("_", "-") in SECTIONS and value:
+        inner, value = next(iter(value.items()))
+        owners, setting = [setting.replace("_", "-")], inner
+    return f'a setting belongs into set: `set = "{owners[0]}.{setting}={_text(value)}"`; ' if owners else ""
+
+
+def _value(key: str, value: Any, where: str) -> Any:
+    kind, example = KEYS[key]
+    found: list[str] | None = None
+    if kind == _NUMBER:
+        if key == "seed" and type(value) is int and not 0 <= value <= MAX_SEED:
+            raise InputError(f"{key} in {where} is {value}", f"a whole number, {SEEDS}")
+        if type(value) is int:
+            return value
+    elif kind == _TEXT:
+        if isinstance(value, str):
+            return value
+    elif kind == _SETTINGS and isinstance(value, dict):
+        found = [f"{name}={_text(each)}" for name, each in _leaves(value)]
+    elif key in _PER_OBJECT and isinstance(value, dict):
+        found = [f"{name}={text}" for name, each in value.items() for text in _texts(kind, each) or [""]]
+        found = found if all(text.partition("=")[2] for text in found) else None
+    else:
+        found = _texts(kind, value)
+    if not found:
+        raise InputError(f"{key} in {where} is {value!r}", f"{KINDS[kind]} is needed: `{key} = {example}`")
+    return found
+
+
+def _texts(kind: str, value: Any) -> list[str] | None:
+    """A value as texts, the numbers of a place with commas; None where it is of another type."""
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list):
+        return None
+    if kind == _PLACE and value and all(type(v) in (int, float) for v in value):
+        return [",".join(map(_text, value))]
+    each = [_texts(kind, v) if kind == _PLACE and isinstance(v, list) else [v] if isinstance(v, str) else None for v in value]
+    return None if None in each else [text for texts in each for text in texts or []]
+
+
+def _leaves(table: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested tables under their dotted keys."""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _job(job: dict[str, Any], where: str, folder: Path) -> Job:
@@ -87,14 +157,11 @@ def _job(job: dict[str, Any], where: str, folder: Path) -> Job:
     given = job.get("name", [])
     try:
         names = [refs.check_name(n) for n in given] + [refs.slug(word) for word in job["class"][len(given) :]]
+        found = _located(job, {*names, *job["class"]}, folder)
     except ObjtuneError as error:
         raise InputError(f"{error.message} in {where}", error.hint) from None
-    found = job | {"photo": str(folder / job["photo"])}
-    for key in ("mask", "rough"):
-        if key in job:
-            found[key] = [_below(folder, text, names) for text in job[key]]
-    model = _options(found, _MODEL)
-    train = ["train", *_options(found, _FINDING), *model]
+    model = _options(found, _MODEL_OPTIONS)
+    train = ["train", *_options(found, _PHOTO_OPTIONS), *model]
     train += [f"--seed={job['seed']}"] if "seed" in job else []
     train += [f"--max-time={job['max_time']}"] if "max_time" in job else []
     commands = [(*train, "--", found["photo"])]
@@ -105,10 +172,38 @@ def _job(job: dict[str, Any], where: str, folder: Path) -> Job:
     return Job(tuple(names), tuple(job["class"]), tuple(commands))
 
 
-def _below(folder: Path, text: str, names: list[str]) -> str:
-    """A mask's path from the jobs file's folder, behind the object's name where there is one."""
-    name, equals, path = text.partition("=")
-    return f"{name}={folder / path}" if equals and name in names else str(folder / text)
+def _located(job: dict[str, Any], owners: set[str], folder: Path) -> dict[str, Any]:
+    """The job with every path in it started from the jobs file's folder.
+
+    Args:
+        owners: Names and classes of its objects, which may stand before a mask's path.
+    """
+    found = job | {"photo": str(paths.to_path(job["photo"], folder))}
+    for key in ("mask", "rough"):
+        if key in job:
+            found[key] = [_located_value(text, owners, "file", folder) for text in job[key]]
+    if "base" in job:
+        found["base"] = paths.to_model(job["base"], folder)
+    if "set" in job:
+        found["set"] = [_located_setting(text, folder) for text in job["set"]]
+    return found
+
+
+def _located_value(text: str, owners: set[str], kind: str, folder: Path) -> str:
+    """A path behind the name of its object, if there is one."""
+    owner, equals, path = text.partition("=")
+    if equals and owner.strip() in owners:
+        return f"{owner.strip()}={paths.KINDS[kind](path, folder)}"
+    return paths.KINDS[kind](text, folder)
+
+
+def _located_setting(text: str, folder: Path) -> str:
+    """A setting `section.key=value`, its value a path from the folder where the setting is one."""
+    key, equals, value = text.partition("=")
+    section, _, name = key.strip().rpartition(".")
+    known = {f.name: f.metadata["path"] for f in fields(SECTIONS.get(section, Common) if section else Common)} if section in (*SECTIONS, "") else {}
+    kind = known.get(name, "")
+    return f"{key}{equals}{paths.KINDS[kind](value.strip(), folder)}" if kind and equals else text
 
 
 def _options(job: dict[str, Any], known: dict[str, str]) -> list[str]:

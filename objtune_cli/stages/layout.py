@@ -1,12 +1,12 @@
 """Where the objects of a scene go: places that are given, read from a file, or proposed from the prompt's words."""
 
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from objtune_cli import tables
 from objtune_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -102,15 +102,19 @@ def places(texts: Sequence[str]) -> dict[str, Box]:
 
 
 def read(file: Path) -> dict[str, Box]:
-    """Places from a TOML file: `rex = "left"` or `cup = [0.55, 0.4, 0.95, 0.9]`, one a line.
+    """Places from a TOML or JSON file: `rex = "left"` or `cup = [0.55, 0.4, 0.95, 0.9]`, one a line.
 
     Raises:
         InputError: Not readable. UsageError: no place.
     """
+    form = 'one line an object: `rex = "left"` or `cup = [0.55, 0.4, 0.95, 0.9]`'
     try:
-        table = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"{file} is no readable layout: {error}", 'one line an object: `rex = "left"` or `cup = [0.55, 0.4, 0.95, 0.9]`') from None
+        table = tables.read(file, form)
+    except FileNotFoundError:
+        raise InputError(f"{file} is no readable layout: there is no such file", form) from None
+    for name, where in table.items():
+        if not isinstance(where, str | list):
+            raise InputError(f"{name} in {file} is {where!r}", form)
     return places([f"{k}={','.join(map(str, v)) if isinstance(v, list) else v}" for k, v in table.items()])
 
 

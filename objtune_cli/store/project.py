@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from objtune_cli import paths
 from objtune_cli.errors import BusyError, UsageError
 
 MARK = "objtune.toml"
@@ -94,7 +95,7 @@ def locate(given: Path | None, *, create: bool = False) -> Project:
         usable = False
     if not usable:
         raise UsageError(f"{given} is not a folder", "`objtune init` in a folder makes it a project")
-    start = Path(os.path.abspath(given or Path.cwd()))
+    start = Path(os.path.abspath(given or paths.current_folder()))
     folder = start
     if given is None:
         folder = next((p for p in (start, *start.parents) if (p / MARK).is_file()), start)
@@ -104,5 +105,5 @@ def locate(given: Path | None, *, create: bool = False) -> Project:
 
         with explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            project.settings.write_text(TEMPLATE)
+            project.settings.write_text(TEMPLATE, encoding="utf-8")
     return project

@@ -93,6 +93,79 @@ def test_a_wrong_jobs_file_is_3(text, words, tmp_path):
     assert caught.value.hint
 
 
+def of_one(tmp_path, line, *, before="", encoding="utf-8"):
+    """The first command of a job with one more line."""
+    file = tmp_path / "jobs.toml"
+    file.write_bytes(f"{before}[[job]]\nphoto = 'dog.jpg'\nclass = 'dog'\nname = 'rex'\n{line}\n".encode(encoding))
+    return jobs.read(file)[0].commands[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "options"),
+    [
+        ("box = [110, 240, 530.5, 530]", ["--box=110,240,530.5,530"]),
+        ("point = [[1, 2], [3, 4]]", ["--point=1,2", "--point=3,4"]),
+        ("box = {rex = [1, 2, 3, 4]}", ["--box=rex=1,2,3,4"]),
+        ('set = {"train.lr" = 1e-3, train.steps = 2}', ["--set=train.lr=0.001", "--set=train.steps=2"]),
+        ('set = {"train.stop" = "end"}', ["--set=train.stop=end"]),
+    ],
+)
+def test_natural_forms_of_a_value_are_read(line, options, tmp_path):
+    said = of_one(tmp_path, line)
+    assert [word for word in said if word.startswith(("--box", "--point", "--set"))] == options
+
+
+def test_a_jobs_file_of_windows_editors_is_read(tmp_path):
+    assert of_one(tmp_path, "box = '1,2,3,4'\r", encoding="utf-8-sig") == of_one(tmp_path, "box = '1,2,3,4'", encoding="utf-16")
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("steps = 20", '`set = "train.steps=20"`'),
+        ("negative = 'blurry'", '`set = "generate.negative=blurry"`'),
+        ("train = {steps = 20}", '`set = "train.steps=20"`'),
+        ("image = 'a.jpg'", 'did you mean `photo = "photos/rex.jpg"`?'),
+        ("max-time = '45m'", 'did you mean `max_time = "45m"`?'),
+        ("box = [1, 2, true, 4]", '`box = "110,240,530,530"`'),
+        ("set = 3", '`set = "train.steps=20"`'),
+        ("seed = '7'", "`seed = 0`"),
+        ("mask = 3", '`mask = "rex.png"`'),
+        ("mask = {rex = 3}", '`mask = "rex.png"`'),
+        ("mask = '~nobody-at-all/m.png'", "write the folder's path instead"),
+    ],
+)
+def test_a_wrong_value_is_answered_with_a_right_one(line, hint, tmp_path):
+    with pytest.raises(InputError) as caught:
+        of_one(tmp_path, line)
+    assert hint in caught.value.hint
+    assert "job 1 of" in caught.value.message
+
+
+@pytest.mark.parametrize(("text", "hint"), [("[[jobs]]\nphoto = 'a'", "`[[job]]`"), ("[job]\nphoto = 'a'", "`[[job]]`"), ("[default]\nn = 2", "`[defaults]`")])
+def test_a_wrong_table_is_answered_with_the_right_one(text, hint, tmp_path):
+    with pytest.raises(InputError) as caught:
+        jobs.read(written(tmp_path, text))
+    assert hint in caught.value.hint
+
+
+def test_every_path_starts_at_the_jobs_file(tmp_path, monkeypatch):
+    """Of the base and of settings, in a job and in [defaults], too; names of the hub stay what they are."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    (tmp_path / "tiny").mkdir()
+    before = "[defaults]\nbase = 'tiny'\nset = ['segment.sam_checkpoint=sam.pth', 'train.rank=2', 'tower=openai/clip,./clip', 'segment.detector=~/owl']\n"
+    said = of_one(tmp_path, "mask = 'dog=~/m.png'", before=before)
+    assert said[-1] == str(tmp_path / "dog.jpg")
+    assert f"--base={tmp_path}/tiny" in said and f"--mask=dog={home}/m.png" in said
+    assert [word for word in said if word.startswith("--set")] == [
+        f"--set=segment.sam_checkpoint={tmp_path}/sam.pth", "--set=train.rank=2", f"--set=tower=openai/clip,{tmp_path}/clip", f"--set=segment.detector={home}/owl",
+    ]  # fmt: skip
+    for name in ("sd15", "toybox", "org/name"):
+        assert f"--base={name}" in of_one(tmp_path, f"base = '{name}'")
+
+
 def test_a_missing_jobs_file_is_3(cli, project):
     done = cli("run", "none.toml")
     assert (done.code, done.out) == (3, "") and "none.toml cannot be read" in done.err

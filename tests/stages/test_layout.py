@@ -144,8 +144,14 @@ def test_a_layout_is_read_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "scene.toml"
     file.write_text('rex = "left"\ncup = [0.5, 0.4, 0.95, 0.9]\n')
     assert layout.read(file) == {"rex": layout.PLACES["left"], "cup": (0.5, 0.4, 0.95, 0.9)}
+    file.write_bytes('\ufeff{"rex": "left", "cup": [0.5, 0.4, 0.95, 0.9]}'.encode())
+    assert list(layout.read(file)) == ["rex", "cup"]
+    for wrong in ("[place]\nrex = 'left'", "rex = 3"):
+        file.write_text(wrong)
+        with pytest.raises(InputError, match=r"(place|rex) in .*scene\.toml is"):
+            layout.read(file)
     file.write_text("rex = ")
-    with pytest.raises(InputError, match="is no readable layout"):
+    with pytest.raises(InputError, match="is not valid TOML"):
         layout.read(file)
 
 

@@ -1,0 +1,131 @@
+"""A user's text to a path: one reading of `~`, quotes, file URLs and relative paths for options, variables and files."""
+
+import os
+import re
+from pathlib import Path
+from urllib.parse import unquote
+
+from objtune_cli.errors import UsageError
+
+QUOTES = ('""', "''", "“”", "‘’", "„“", "«»")
+_PATH_LIKE = re.compile(r"""["'“‘„«]|~|\.{1,2}(?:[\\/]|$)|[\\/]|[A-Za-z]:[\\/]|file:|.*\\|.*\.(?:safetensors|ckpt|pth?|bin)["'”]?$""", re.I)
+_gone = False
+
+
+def leave_deleted_folder() -> None:
+    """Where the current folder was deleted, work in `/`: libraries cannot be loaded without one. Relative paths are refused from then on."""
+    global _gone
+    try:
+        Path.cwd()
+    except OSError:
+        _gone = True
+        os.chdir(os.path.abspath(os.sep))
+
+
+def current_folder() -> Path:
+    """The folder in which the command was called.
+
+    Raises:
+        UsageError: It does not exist any more.
+    """
+    try:
+        if not _gone:
+            return Path.cwd()
+    except OSError:
+        pass
+    raise UsageError("the current folder does not exist any more", "`cd` to one that does; or give `--project DIR` and absolute paths")
+
+
+def to_path(text: str | os.PathLike[str], folder: Path | None = None) -> Path:
+    """The path that a text means: `~`, `~user`, `file:` URLs and quotes around it are understood; a file of exactly that name comes first.
+
+    Args:
+        folder: What a relative path starts from; by default the current folder, and the path stays relative.
+
+    Raises:
+        UsageError: Empty, no such home folder, or relative to a current folder that was deleted.
+    """
+    raw = os.fspath(text)
+    if not raw.strip() or "\0" in raw:
+        raise UsageError("a path is empty" if not raw.strip() else f"{raw!r} cannot be a path", "give the path of a file or folder")
+    path = _joined(Path(raw), folder)
+    if not raw.startswith("~") and _exists(path):
+        return path
+    plain = _without_quotes(raw.strip())
+    path = _joined(_expanded(plain), folder)
+    if "\\" in plain and os.sep == "/" and not _exists(path):  # typed on Windows, or by a shell that escapes spaces
+        for other in (plain.replace("\\ ", " "), plain.replace("\\", "/")):
+            if _exists(_joined(_expanded(other), folder)):
+                return _joined(_expanded(other), folder)
+    return path
+
+
+def to_model(text: str, folder: Path | None = None) -> str:
+    """A model as users name it: an alias or a hub id as it stands, but the path of a file or folder where the text is one.
+
+    Args:
+        folder: As for `to_path`. A plain name such as `org/name` is a path only where that folder exists.
+    """
+    if text == "toybox" or not text.strip():
+        return text
+    return str(to_path(text, folder)) if _PATH_LIKE.match(text.strip()) or _exists(_joined(Path(text), folder)) else text
+
+
+def to_models(text: str, folder: Path | None = None) -> str:
+    """The same for models with commas between them."""
+    return ",".join(to_model(part.strip(), folder) for part in text.split(","))
+
+
+def to_file(text: str, folder: Path | None = None) -> str:
+    """The path of a file as text; empty text stays empty."""
+    return str(to_path(text, folder)) if text else text
+
+
+KINDS = {"file": to_file, "model": to_model, "models": to_models}
+"""How the text of a setting becomes a path, by the kind that the setting names."""
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file is there; a text too long for a file name is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _joined(path: Path, folder: Path | None) -> Path:
+    if _gone and folder is None and not path.is_absolute():
+        current_folder()
+    return path if folder is None else folder / path
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return os.path.lexists(path)
+    except (OSError, ValueError):
+        return False
+
+
+def _without_quotes(text: str) -> str:
+    """The text without a pair of quotes around it, as file managers copy paths."""
+    paired = len(text) > 2 and (text[0] + text[-1]) in QUOTES
+    return text[1:-1] if paired else text
+
+
+def _expanded(text: str) -> Path:
+    """A home folder or a file URL as a path.
+
+    Raises:
+        UsageError: Nobody has that home folder.
+    """
+    if text.lower().startswith("file:"):
+        text = unquote(re.sub(r"^file:(?://localhost(?=/)|//(?=/))?(?:/localhost(?=/))?", "", text, flags=re.I))
+        text = text[1:] if re.match(r"/[A-Za-z]:/", text) and os.name == "nt" else text
+    if not text.startswith("~"):
+        return Path(text)
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        who = Path(text).parts[0]
+        raise UsageError(f"{text}: there is no home folder for {who}", f"write the folder's path instead; `./{text}` is a file of that name here") from None
+

@@ -1,0 +1,117 @@
+"""Tables that users write by hand: TOML, or JSON where a file begins with `{`; in any Unicode encoding, with or without a byte order mark."""
+
+import codecs
+import json
+import re
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from objtune_cli.errors import InputError, ObjtuneError
+
+MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
+)  # fmt: skip
+"""Byte order marks and the encodings they stand for; the mark of UTF-16 begins that of UTF-32."""
+SMART = "“”„‟‘’‚«»″′"
+LARGEST = 16 << 20
+"""Bytes of the largest file that is read as a table."""
+
+
+def read(file: Path, form: str, error: type[ObjtuneError] = InputError) -> dict[str, Any]:
+    """The table of a file.
+
+    Args:
+        form: Hint where the file cannot be read: what a right one looks like. error: What is raised.
+    """
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(LARGEST + 1)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as failure:
+        raise error(f"{file} cannot be read: {getattr(failure, 'strerror', None) or failure}", form) from None
+    if len(data) > LARGEST:
+        raise error(f"{file} cannot be read: it is larger than {LARGEST >> 20} MB", form)
+    text = _decoded(data, file, error)
+    if text.lstrip()[:1] == "{":
+        return _from_json(text, file, form, error)
+    try:
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as failure:
+        raise error(f"{file} is not valid TOML: {failure or 'it is nested too deeply'}", _remedy(text, str(failure)) or form) from None
+
+
+def _decoded(data: bytes, file: Path, error: type[ObjtuneError]) -> str:
+    """Text of a file in UTF-8, UTF-16 or UTF-32."""
+    name = next((name for mark, name in MARKS if data.startswith(mark)), "utf-8")
+    if name == "utf-8" and b"\0" in data[:2]:  # two bytes a character, and no mark
+        name = "utf-16-le" if data[1:2] == b"\0" else "utf-16-be"
+    try:
+        return data.decode(name)
+    except UnicodeDecodeError as failure:
+        line = data[: failure.start].count(b"\n") + 1
+        raise error(
+            f"{file} is not {'UTF-8' if name.startswith('utf-8') else 'UTF-16'} text: byte {failure.start + 1}, in line {line}, belongs to another encoding",
+            "save the file as UTF-8 in your editor",
+        ) from None
+
+
+def _from_json(text: str, file: Path, form: str, error: type[ObjtuneError]) -> dict[str, Any]:
+    def table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise error(f"{file}: the key {twice} stands twice", "keep one of them")
+        return dict(pairs)
+
+    try:
+        found: dict[str, Any] = json.loads(text, object_pairs_hook=table)
+    except (ValueError, RecursionError) as failure:
+        raise error(f"{file} is not valid JSON: {failure}", _quotes(text) or form) from None
+    return found
+
+
+def _remedy(text: str, failure: str) -> str:
+    """What to do about a line that is no TOML; empty where nothing better is known than the form."""
+    place = re.search(r"at line (\d+)", failure)
+    lines = text.splitlines() if text.strip() else [""]
+    line = lines[min(int(place[1]), len(lines)) - 1].strip() if place else next(filter(None, map(str.strip, reversed(lines))), "")
+    key, equals, value = (part.strip() for part in line.partition("="))
+    if hint := _quotes(line):
+        return hint
+    if "Cannot overwrite a value" in failure:
+        return f"{key} stands twice in one table: keep one of them, or begin a table of its own for each"
+    if re.search(r"Cannot (?:declare|mutate)|more than once", failure) and line.startswith("["):
+        name = line.strip("[] ")
+        return f"begin each of several tables with two brackets: `[[{name}]]`" if not line.startswith("[[") else f"{name} stands twice in two forms: keep one"
+    if "\\" in value and value.startswith('"'):
+        return f"write Windows paths with / or in single quotes: `{key} = '{value.strip(chr(34))}'`"
+    if equals and value and re.match(r"[^\W\d]|[~/.]", value):
+        word = value.split("#")[0].strip()
+        if word.lower() in ("true", "false"):
+            return f"write it in lower case: `{key} = {word.lower()}`"
+        return f'write text in quotes: `{key} = "{word}"`'
+    if equals and not value:
+        return f'{key} has no value: `{key} = "…"`'
+    if line and not equals and not line.startswith("["):
+        return 'each line is `key = value`, for example `class = "dog"`; comments begin with #'
+    return ""
+
+
+def _quotes(line: str) -> str:
+    """A hint where quotes are those of a word processor."""
+    found = next((c for c in line if c in SMART), "")
+    return f"replace the typographic quotes ({found}) with straight ones: \" or '" if found else ""
+
+
+def nearest(key: str, known: Iterable[str]) -> str:
+    """The known key that was probably meant; empty where none is near."""
+    import difflib  # only for a mistake
+
+    names = {name.lower(): name for name in known}
+    asked = key.lower().replace("-", "_").replace(" ", "_")
+    found = [asked] if asked in names else difflib.get_close_matches(asked, names, 1, 0.72)
+    return names[found[0]] if found else ""
