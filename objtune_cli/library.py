@@ -133,12 +133,21 @@ def compose(ctx: Context, prompt: str, places: Mapping[str, str] | None = None, 
         return stage.run(ctx, prompt, given, ctx.settings.resolve(Generate, n=n, seed=seed), ctx.settings.resolve(Compose))[0]
 
 
-def export(ctx: Context, name: str, form: str = "diffusers", out: str | Path = ".") -> list[Path]:
-    """An object as files of other tools: "diffusers", "kohya", "embedding", "bundle" or "hub"."""
+def export(
+    ctx: Context, name: str, form: str = "diffusers", out: str | Path = ".", *, dtype: str = "fp32", trigger: str = "", force: bool = False
+) -> list[Path]:
+    """An object as files of other tools: "diffusers", "kohya", "embedding", "bundle" or "hub".
+
+    Args:
+        dtype: "fp32", "fp16" or "bf16". trigger: the name of the embedding file, which is the object's word in A1111 and ComfyUI.
+        force: files that are not exports of the same object are replaced.
+    """
     from objtune_cli.stages import export as stage
 
     with _held(ctx):
-        return stage.run(ctx.root, refs.find(ctx.root, name, ("adapter",)), form, to_path(out))
+        return stage.run(
+            ctx.root, refs.find(ctx.root, name, ("adapter",)), form, to_path(out), dtype=dtype, trigger=[trigger] if trigger else [], force=force, note=ctx.report.note
+        )
 
 
 def import_files(

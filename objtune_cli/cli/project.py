@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -12,6 +12,9 @@ from objtune_cli.cli.frame import Outcome, Run, need
 from objtune_cli.cli.given import given_refs
 from objtune_cli.errors import ObjtuneError
 from objtune_cli.store import KINDS
+
+if TYPE_CHECKING:
+    from objtune_cli.store.refs import Ref
 
 AnyRefs = Annotated[
     list[str] | None, typer.Argument(help="kind/name@version, or a name; - reads refs from stdin.", autocompletion=complete.any_ref)
@@ -86,11 +89,17 @@ def export(
         list[str] | None, typer.Argument(help="Trained objects, or - to read refs from stdin.", autocompletion=complete.adapter_ref)
     ] = None,
     format_: Annotated[str, typer.Option("--format", help="diffusers, kohya, embedding, bundle or hub.")] = "",
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write into.")] = Path(),
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write into, or the name of a single .safetensors file.")] = Path(),
+    dtype: Annotated[Literal["fp32", "fp16", "bf16"], typer.Option("--dtype", help="Number format of the files; fp16 and bf16 halve them.")] = "fp32",
+    trigger: Annotated[
+        list[str] | None,
+        typer.Option("--trigger", metavar="WORD", help="The object's word in A1111, Forge and ComfyUI, which is the name of its embedding file; dog=WORD for one of several.", show_default="dog-objtune for dog"),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that are not exports of the same object.")] = False,
     push: Annotated[str, typer.Option("--push", metavar="OWNER/NAME", help="Upload all formats and a model card to this hub repository.")] = "",
     public: Annotated[bool, typer.Option("--public", help="A new repository may be seen by everyone.")] = False,
 ) -> Outcome:
-    from objtune_cli.stages import card
+    from objtune_cli.stages import card, outputs
     from objtune_cli.stages import export as stage
     from objtune_cli.store import refs
 
@@ -104,12 +113,39 @@ def export(
         "files of diffusers all have the same name",
         "export them one by one, each with an `--out` of its own",
     )
-    need(not push or out != Path() or not any(out.iterdir()), "--push uploads a whole folder", "give an empty one with `--out DIR`")
-    written = [path for each in found for path in stage.run(root, each, format_, out)]
+    words = _words_by_ref(root, found, trigger or [])
+    planned = [file for each in found for file in stage.plan(root, each, format_, out, dtype=dtype, trigger=words[each], note=run.report.note)]
+    if push:
+        _check_alone(out, [file.path for file in planned])
+    written = outputs.write(planned, force=force, note=run.report.note)
     if not run.options["json"]:
         render.lines(written)
     pushed = {"pushed": card.push(out, push, private=not public)} if push else {}
     return Outcome(shown="nothing", extra={"files": [str(p) for p in written], **pushed})
+
+
+def _words_by_ref(root: Path, found: "list[Ref]", given: list[str]) -> "dict[Ref, list[str]]":
+    """What `--trigger` says of the objects of each adapter.
+
+    Raises:
+        UsageError: It names none of them, or does not say which is meant.
+    """
+    from objtune_cli.stages import triggers
+    from objtune_cli.store import artifact
+
+    objects = {ref: list(artifact.read_record(root, ref).objects) for ref in found} if given else {}
+    words = triggers.choose(list(dict.fromkeys(name for names in objects.values() for name in names)), given) if given else {}
+    return {ref: [f"{name}={words[name]}" for name in objects.get(ref, ())] for ref in found}
+
+
+def _check_alone(folder: Path, planned: list[Path]) -> None:
+    """Refuse to upload a folder that holds anything but what is exported now.
+
+    Raises:
+        UsageError: It names a file.
+    """
+    others = sorted(path for path in folder.rglob("*") if not path.is_dir() and path not in planned)
+    need(not others, f"--push uploads a whole folder, and {others[0] if others else ''} is in it too", "give an empty one with `--out DIR`")
 
 
 def bases_(run: Run) -> Outcome:

@@ -196,8 +196,8 @@ class Family:
         """The tensors of a LoRA file in which no layer stands for several of the denoiser's."""
         return weights
 
-    def snippet(self, base: str, name: str, class_word: str) -> list[str]:
-        """Lines in which diffusers reads the files of a repository, from its folder, and draws the object."""
+    def snippet(self, base: str, name: str, class_word: str, trigger: str = "") -> list[str]:
+        """Lines in which diffusers reads the files of a repository, from its folder, and draws the object; `trigger`: the name of its embedding file, else its own."""
         lines = [
             f"from diffusers import {self.pipeline}",
             "",
@@ -205,16 +205,16 @@ class Family:
             'pipe.load_lora_weights(".", weight_name="pytorch_lora_weights.safetensors")',
         ]
         if self.embedding_keys:
-            lines = ["from safetensors.torch import load_file", *lines, *self._words_read(name)]
+            lines = ["from safetensors.torch import load_file", *lines, *self._words_read(name, trigger or name)]
         else:
-            lines.append(f'pipe.load_textual_inversion("embeddings/{name}.safetensors")')
+            lines.append(f'pipe.load_textual_inversion("embeddings/{trigger or name}.safetensors")')
         return [*lines, f'picture = pipe("a photo of <{name}> on the beach").images[0]']
 
-    def _words_read(self, name: str) -> list[str]:
+    def _words_read(self, name: str, trigger: str) -> list[str]:
         """Lines that give each text encoder its vectors of a word."""
         given = "pipe.text_encoder{0}, tokenizer=pipe.tokenizer{0}"
         return [
-            f'words = load_file("embeddings/{name}.safetensors")',
+            f'words = load_file("embeddings/{trigger}.safetensors")',
             *(
                 f'pipe.load_textual_inversion(words["{key}"], token="<{name}>", text_encoder={given.format(suffix)})'
                 for key, suffix in zip(self.embedding_keys, ("", "_2"), strict=True)

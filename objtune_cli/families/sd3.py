@@ -212,7 +212,7 @@ class _SD3(Family):
         """The undoing of that: `mmdit.unfused`."""
         return mmdit.unfused(weights)
 
-    def snippet(self, base: str, name: str, class_word: str) -> list[str]:
+    def snippet(self, base: str, name: str, class_word: str, trigger: str = "") -> list[str]:
         """Its pipeline reads no embedding files by itself, spells no word of several vectors out, and T5 is told the class word."""
         return [
             f"from diffusers import {self.pipeline}",
@@ -226,7 +226,7 @@ class _SD3(Family):
             "",
             f'pipe = Pipeline.from_pretrained("{base}")',
             'pipe.load_lora_weights(".", weight_name="pytorch_lora_weights.safetensors")',
-            *self._words_read(name),
+            *self._words_read(name, trigger or name),
             "for encoder in (pipe.text_encoder, pipe.text_encoder_2):  # the sentence is read at its end, not at the largest id",
             "    encoder.text_model.eos_token_id = pipe.tokenizer.eos_token_id",
             f'prompt = pipe.maybe_convert_prompt("a photo of <{name}> on the beach", pipe.tokenizer)',

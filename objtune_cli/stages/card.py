@@ -1,16 +1,22 @@
 """The model card of an exported object, and its way to the hub."""
 
+import contextlib
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from objtune_cli import bases
-from objtune_cli.errors import InputError, ResourceError
+from objtune_cli.errors import InputError, ObjtuneError, ResourceError
 from objtune_cli.families import Family
 from objtune_cli.stages.context import pictures_of
-from objtune_cli.store import artifact
+from objtune_cli.stages.outputs import Output
+from objtune_cli.store import artifact, refs
 from objtune_cli.store.artifact import Record
+from objtune_cli.store.refs import Ref
 
+MARK = "<!-- objtune card of "
 TAGS = {"sd1": "stable-diffusion", "sd2": "stable-diffusion", "sdxl": "stable-diffusion-xl", "sd3": "sd3", "sd35": "sd3"}
 
 
@@ -23,16 +29,35 @@ def licence(record: Record, family: Family) -> tuple[str, str]:
     return family.licence if ident in known else ("", "")
 
 
-def write(root: Path, record: Record, family: Family, out: Path, files: Sequence[str]) -> list[Path]:
-    """README.md with front matter as the hub reads it, and the pictures that it shows; their paths."""
-    shown = []
-    for picture in pictures_of(root, record.ref):
-        target = out / "pictures" / picture.name
-        artifact.write_file(target, picture.read_bytes())
-        shown.append(target)
-    text = _front(record, family) + _body(record, family, files, [path.relative_to(out).as_posix() for path in shown])
-    artifact.write_file(out / "README.md", text.encode())
-    return [*shown, out / "README.md"]
+def outputs(root: Path, record: Record, family: Family, out: Path, files: Sequence[str], words: Mapping[str, str]) -> list[Output]:
+    """README.md with front matter as the hub reads it, and the pictures that it shows.
+
+    Args:
+        files: Paths of the others, from the folder `out`. words: Object to trigger.
+    """
+    versions = [Ref("adapter", record.name, version) for version in refs.versions(root, "adapter", record.name)]
+    shown = [
+        Output(out / "pictures" / picture.name, picture.read_bytes(), lambda held: any(held == p.read_bytes() for v in versions for p in pictures_of(root, v)))
+        for picture in pictures_of(root, record.ref)
+    ]
+    text = _front(record, family) + _body(record, family, files, [file.path.relative_to(out).as_posix() for file in shown], words)
+    return [*shown, Output(out / "README.md", _sealed(record, text), partial(_is_untouched, root, versions))]
+
+
+def _sealed(record: Record, text: str) -> bytes:
+    """A card with a last line by which a later export knows whose it is, and that nobody has edited it."""
+    digest = hashlib.sha256(f"{record.digest}{text}".encode()).hexdigest()
+    return f"{text}\n{MARK}{record.ref}, {digest} -->\n".encode()
+
+
+def _is_untouched(root: Path, versions: Sequence[Ref], held: bytes) -> bool:
+    """Whether a card is one of these versions', as it was written."""
+    text = held.decode(errors="replace").rpartition(f"\n{MARK}")[0]
+    for version in versions:
+        with contextlib.suppress(ObjtuneError):  # a damaged version is not the reader's concern here
+            if held == _sealed(artifact.read_record(root, version), text):
+                return True
+    return False
 
 
 def _repository(record: Record) -> str:
@@ -58,11 +83,12 @@ def _front(record: Record, family: Family) -> str:
     return "\n".join([*lines, f"instance_prompt: {json.dumps('a photo of ' + words)}", "---", "", ""])
 
 
-def _body(record: Record, family: Family, files: Sequence[str], shown: Sequence[str]) -> str:
+def _body(record: Record, family: Family, files: Sequence[str], shown: Sequence[str], words: Mapping[str, str]) -> str:
     """What it is, how it is called, how it was made, what it may be used for."""
     name, link = licence(record, family)
     base = _repository(record) or record.base.get("id", "?")
-    triggers = "\n".join(f"- `<{o}>`: one {word}" for o, word in record.objects.items())
+    triggers = "\n".join(f"- `<{o}>`: one {word}; `{words[o]}` where a word is the name of a file" for o, word in record.objects.items())
+    first, class_word = next(iter(record.objects.items()))
     settings = "\n".join(f"| {key} | {value} |" for key, value in sorted(record.config.items()))
     metrics = "\n".join(f"| {key} | {value} |" for key, value in sorted(record.metrics.items()))
     pictures = "\n".join(f"![{path}]({path})" for path in shown)
@@ -77,7 +103,8 @@ Learned from one photo by `objtune` on {base} ({family.title}); LoRA of rank {re
 
 {triggers}
 
-In tools whose words are file names (ComfyUI: `embedding:{next(iter(record.objects))}`; A1111, Forge), the name of the file in `embeddings/`.
+In A1111 and Forge the name of the file in `embeddings/` is the word: `{words[first]}`; in ComfyUI `embedding:{words[first]}`. A file that is
+renamed to a common word takes that word over: as `{class_word}.safetensors` it would make every {class_word} of any prompt this one.
 
 ## Files
 
@@ -86,7 +113,7 @@ In tools whose words are file names (ComfyUI: `embedding:{next(iter(record.objec
 ## With diffusers
 
 ```python
-{chr(10).join(family.snippet(base, *next(iter(record.objects.items()))))}
+{chr(10).join(family.snippet(base, first, class_word, words[first]))}
 ```
 
 ## Settings

@@ -4,16 +4,21 @@ Exact key names and the alpha rule: docs/format.md. Adapters have alpha = rank, 
 no alpha, and take it to be the rank, are right.
 """
 
+import contextlib
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from objtune_cli import families
-from objtune_cli.errors import GateError, IncompatibleError, UsageError
+from objtune_cli.errors import GateError, IncompatibleError, ObjtuneError, UsageError
 from objtune_cli.families import Family
-from objtune_cli.stages import card
-from objtune_cli.store import artifact, header
+from objtune_cli.stages import card, triggers
+from objtune_cli.stages.number_formats import DTYPES, convert
+from objtune_cli.stages.outputs import Output, named_file, write
+from objtune_cli.store import artifact, header, refs
 from objtune_cli.store.artifact import Record
 from objtune_cli.store.refs import Ref
 
@@ -23,50 +28,139 @@ PREFIXES = {"unet.": "lora_unet_", "text_encoder.": "lora_te1_", "text_encoder_2
 DIFFUSERS = "pytorch_lora_weights.safetensors"
 PLAIN = {"format": "pt"}
 """The metadata of files that say nothing of themselves."""
+Note = Callable[[str], None]
 
 
-def run(root: Path, ref: Ref, form: str, out: Path) -> list[Path]:
-    """Write the files of one format into the folder `out`.
+def run(
+    root: Path, ref: Ref, form: str, out: Path, *, dtype: str = "fp32", trigger: Sequence[str] = (), force: bool = False,
+    note: Note = lambda text: None,
+) -> list[Path]:  # fmt: skip
+    """Write the files of one format into the folder `out`; see `plan` and `outputs.write`.
 
     Returns:
-        diffusers: pytorch_lora_weights.safetensors; kohya: <name>.safetensors; embedding: <token>.safetensors for each
+        diffusers: pytorch_lora_weights.safetensors; kohya: <name>.safetensors; embedding: <trigger>.safetensors for each
         object; bundle: <name>-bundle.safetensors, kohya's with the embeddings inside; hub: all but the bundle, with a model card.
+    """
+    return write(plan(root, ref, form, out, dtype=dtype, trigger=trigger, note=note), force=force, note=note)
+
+
+def plan(
+    root: Path, ref: Ref, form: str, out: Path, *, dtype: str = "fp32", trigger: Sequence[str] = (), note: Note = lambda text: None
+) -> list[Output]:
+    """The files of one format with their bytes; nothing is written.
+
+    Args:
+        out: A folder; or a file that ends in .safetensors, where the format is one file.
+        dtype: Number format of the weights. trigger: `WORD`, or `NAME=WORD` for one of several objects.
+
+    Raises:
+        IncompatibleError: No adapter, or one that the format cannot hold. UsageError: no such format, or values too large for the number format.
+        GateError: A weight is NaN or infinite.
     """
     if ref.kind != "adapter":
         raise IncompatibleError(f"{ref} is no adapter", "`objtune list adapter` shows what can be exported")
-    if form not in FORMATS:
-        raise UsageError(f"there is no format {form}", f"one of {', '.join(FORMATS)}")
+    for what, value, known in (("format", form, FORMATS), ("number format", dtype, DTYPES)):
+        if value not in known:
+            raise UsageError(f"there is no {what} {value}", f"one of {', '.join(known)}")
     record, tensors = artifact.load(root, ref)
     family = families.named(record.base.get("family", ""))
     layers = any(k.startswith(tuple(PREFIXES)) for k in tensors)
     if form in ("diffusers", "kohya", "bundle") and not layers:
         raise IncompatibleError(f"{ref} is a token alone, without LoRA", "`--format embedding` writes it")
     _check_finite(ref, tensors)
-    if form == "hub":
-        forms = ("diffusers", "kohya", "embedding") if layers else ("embedding",)
-        files = [path for each in forms for path in _written(record, tensors, family, each, out / _FOLDERS[each])]
-        return [*files, *card.write(root, record, family, out, [path.relative_to(out).as_posix() for path in files])]
-    return _written(record, tensors, family, form, out)
+    words = _words(record, form, out, trigger)
+    if form in ("embedding", "bundle", "hub"):
+        for line in triggers.describe_common(words, record.objects, is_file=named_file(out)):
+            note(line)
+    made = _Exported(record, convert(ref, tensors, dtype, note), family, words)
+    forms = ["diffusers", "kohya", "embedding"] if layers else ["embedding"]
+    if form != "hub":
+        return list(_outputs(root, made, form, out))
+    files = [file for each in forms for file in _outputs(root, made, each, out / _FOLDERS[each])]
+    return [*files, *card.outputs(root, record, family, out, [file.path.relative_to(out).as_posix() for file in files], words)]
 
 
 _FOLDERS = {"diffusers": ".", "kohya": "kohya", "embedding": "embeddings"}
-"""Where a format's files lie in a repository: the other two would have one name."""
+"""Where a format's files lie in a repository."""
 
 
-def _written(record: Record, tensors: Mapping[str, Any], family: Family, form: str, out: Path) -> list[Path]:
-    if form == "diffusers":
-        return [_write(out / DIFFUSERS, diffusers_keys(tensors, family), PLAIN)]
-    if form in ("kohya", "bundle"):
-        named, name = kohya_keys(tensors, family), record.name
-        if form == "bundle":
-            name += "-bundle"
-            named |= {
-                f"bundle_emb.{o.replace('.', '_')}.{k}": v
-                for o in record.objects
-                for k, v in _vectors(tensors, o, family, "string_to_param.*").items()
-            }
-        return [_write(out / f"{name}.safetensors", named, _kohya_metadata(record, tensors, family))]
-    return [_write(out / f"{name}.safetensors", _vectors(tensors, name, family, f"<{name}>"), PLAIN) for name in record.objects]
+class _Exported:
+    """An adapter on its way out: its record, its tensors in the file's number format, and the objects' triggers."""
+
+    def __init__(self, record: Record, tensors: Mapping[str, Any], family: Family, words: Mapping[str, str]) -> None:
+        self.record, self.tensors, self.family, self.words = record, tensors, family, words
+
+    def encode(self, kind: str) -> bytes:
+        """The bytes of one file; `kind`: "diffusers", "kohya", "bundle", or the name of an object, for its embedding."""
+        record, tensors, family, words = self.record, self.tensors, self.family, self.words
+        if kind == "diffusers":
+            return _encoded(diffusers_keys(tensors, family), PLAIN)
+        if kind not in ("kohya", "bundle"):
+            return _encoded(_vectors(tensors, kind, family, f"<{kind}>"), PLAIN)
+        named = kohya_keys(tensors, family)
+        if kind == "bundle":
+            words = {name: word.replace(".", "_") for name, word in words.items()}  # a dot ends the word
+            named |= {f"bundle_emb.{words[o]}.{k}": v for o in record.objects for k, v in _vectors(tensors, o, family, "string_to_param.*").items()}
+        return _encoded(named, _kohya_metadata(record, tensors, family, words, inside=kind == "bundle"))
+
+
+def _words(record: Record, form: str, out: Path, trigger: Sequence[str]) -> dict[str, str]:
+    """The trigger of each object; where `out` names an embedding's file, that is the trigger.
+
+    Raises:
+        UsageError: One file for several, or two triggers for one object.
+    """
+    words = triggers.choose(list(record.objects), trigger)
+    if not named_file(out):
+        return words
+    if form == "hub" or (form == "embedding" and len(words) > 1):
+        raise UsageError(f"{form} writes several files, {out} is one", "give a folder with `--out DIR`")
+    if form != "embedding":
+        return words
+    (name,) = words
+    if trigger and words[name] != out.stem:
+        raise UsageError(f"the file {out.name} and --trigger {words[name]} are two names", "a file's name is its trigger: leave one of them away")
+    return {name: out.stem}
+
+
+def _outputs(root: Path, made: _Exported, form: str, out: Path) -> Iterator[Output]:
+    """The files of one format that is no folder of several."""
+    name = made.record.name
+    names = {"diffusers": DIFFUSERS, "kohya": f"{name}.safetensors", "bundle": f"{name}-bundle.safetensors"}
+    files = {form: names[form]} if form in names else {o: f"{made.words[o]}.safetensors" for o in made.record.objects}
+    is_own = _is_signed if form in ("kohya", "bundle") else _is_remade
+    for kind, file in files.items():
+        yield Output(out if named_file(out) else out / file, made.encode(kind), partial(is_own, root, made, kind))
+
+
+def _is_signed(root: Path, made: _Exported, kind: str, held: bytes) -> bool:
+    """Whether a file's metadata name a version of this adapter in this project, and its tensors are those that were written."""
+    try:
+        length = int.from_bytes(held[:8], "little")
+        said = json.loads(held[8 : 8 + length])["__metadata__"]
+        source = json.loads(said["objtune"])
+        whole = said["sshs_model_hash"] == hashlib.sha256(held[8 + length :]).hexdigest()
+        return whole and source["digest"] in {r.digest for r in _versions(root, made.record)} and bool(source["digest"])
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _is_remade(root: Path, made: _Exported, kind: str, held: bytes) -> bool:
+    """Whether a file without metadata is what some version of this adapter gives, in some number format."""
+    for record in _versions(root, made.record):
+        tensors = artifact.load(root, record.ref)[1]
+        for dtype in DTYPES:
+            with contextlib.suppress(ObjtuneError, KeyError):
+                if _Exported(record, convert(record.ref, tensors, dtype), made.family, made.words).encode(kind) == held:
+                    return True
+    return False
+
+
+def _versions(root: Path, record: Record) -> Iterator[Record]:
+    """Every readable version of an adapter, the newest first."""
+    for version in reversed(refs.versions(root, "adapter", record.name)):
+        with contextlib.suppress(ObjtuneError):
+            yield artifact.read_record(root, Ref("adapter", record.name, version))
 
 
 def _vectors(tensors: Mapping[str, Any], name: str, family: Family, only: str) -> dict[str, Any]:
@@ -122,7 +216,8 @@ def kohya_keys(tensors: Mapping[str, Any], family: Family = families.SD1) -> dic
     return named
 
 
-def _kohya_metadata(record: Record, tensors: Mapping[str, Any], family: Family) -> dict[str, str]:
+def _kohya_metadata(record: Record, tensors: Mapping[str, Any], family: Family, words: Mapping[str, str], *, inside: bool) -> dict[str, str]:
+    """`words`: object to trigger. inside: the vectors are in the same file."""
     rank = next(str(v.shape[0]) for k, v in tensors.items() if "lora_A" in k)
     licence = {"modelspec.license": card.licence(record, family)[0]} if card.licence(record, family)[0] else {}
     return {
@@ -130,8 +225,8 @@ def _kohya_metadata(record: Record, tensors: Mapping[str, Any], family: Family) 
         "modelspec.implementation": "diffusers",
         "modelspec.title": record.name,
         "modelspec.tags": "Object",
-        "modelspec.trigger_phrase": " ".join(f"<{name}>" for name in record.objects),
-        "modelspec.usage_hint": f"with the embedding {', '.join(f'{name}.safetensors' for name in record.objects)} of the same object",
+        "modelspec.trigger_phrase": " ".join(words.values()),
+        "modelspec.usage_hint": "the embedding is inside" if inside else f"with the embedding {', '.join(f'{w}.safetensors' for w in words.values())} of the same object",
         "ss_network_module": family.network,
         "ss_network_dim": rank,
         "ss_network_alpha": rank,
@@ -186,8 +281,3 @@ def _encoded(tensors: Mapping[str, Any], metadata: dict[str, str]) -> bytes:
         digest = body_hash(tensors)
         metadata = metadata | {"modelspec.hash_sha256": f"0x{digest}", "sshs_model_hash": digest}
     return header.encode_plain(metadata, specs) + body
-
-
-def _write(path: Path, tensors: Mapping[str, Any], metadata: dict[str, str]) -> Path:
-    artifact.write_file(path, _encoded(tensors, metadata))
-    return path

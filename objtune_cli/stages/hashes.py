@@ -7,15 +7,16 @@ from typing import Any
 
 from objtune_cli import families
 from objtune_cli.errors import ObjtuneError
-from objtune_cli.stages import export
+from objtune_cli.stages import export, triggers
 from objtune_cli.stages.context import Context
 from objtune_cli.store import artifact
 from objtune_cli.store.refs import parse
 
 DIGITS = 12
 """How many of a hash's digits stand in a picture."""
+WORDS = "TI hashes"
 Hashes = dict[str, dict[str, str]]
-"""`Lora hashes` and `TI hashes`: the name of a file without its ending to its hash."""
+"""`Lora hashes`: the name of a file without its ending to its hash; `TI hashes`: the name of an object to that of its embedding file."""
 
 
 def of(ctx: Context, inputs: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
@@ -28,7 +29,8 @@ def of(ctx: Context, inputs: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     for sha256, ref in adapters.items():
         with contextlib.suppress(ObjtuneError):
             for key, values in _kept(ctx, ref, sha256).items():
-                found.setdefault(key, {}).update(values)
+                named = {triggers.default(name): value for name, value in values.items()} if key == WORDS else values
+                found.setdefault(key, {}).update(named)
     return {key: ", ".join(f"{name}: {value}" for name, value in values.items()) for key, values in found.items()}
 
 
@@ -51,4 +53,4 @@ def made(record: artifact.Record, tensors: Mapping[str, Any]) -> Hashes:
     layers = export.kohya_keys(tensors, family)
     found: Hashes = {"Lora hashes": {record.name: export.body_hash(layers)[:DIGITS]}} if layers else {}
     words = {name: export.embedding_hash(tensors, name, family)[:DIGITS] for name in record.objects if f"token.{name}" in tensors}
-    return found | ({"TI hashes": words} if words else {})
+    return found | ({WORDS: words} if words else {})

@@ -39,12 +39,17 @@ def check_name(name: str) -> str:
         UsageError: Not lower case letters, digits, `.`, `_`, `-` (at most 64), or reserved by an
             operating system.
     """
-    if NAME.fullmatch(name) and not _RESERVED.fullmatch(name) and not name.endswith("."):
+    if NAME.fullmatch(name) and not is_reserved(name) and not name.endswith("."):
         return name
     raise UsageError(
         f"{name!r} cannot be a name",
         "use lower case letters, digits, `.`, `_` and `-`, starting with a letter or digit, at most 64",
     )
+
+
+def is_reserved(name: str) -> bool:
+    """Whether Windows keeps a lower-case name, with any ending, for a device."""
+    return _RESERVED.fullmatch(name) is not None
 
 
 def slug(word: str) -> str:

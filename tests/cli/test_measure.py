@@ -296,7 +296,7 @@ def test_a_token_alone_beside_an_object_with_layers(rex: Cli, dog_photo: Path) -
 
 
 def test_a_token_alone_is_exported_as_an_embedding(rex: Cli) -> None:
-    assert rex("export", "rex", "--format", "embedding", "--out", "out").code == 0 and Path("out/rex.safetensors").is_file()
+    assert rex("export", "rex", "--format", "embedding", "--out", "out").code == 0 and Path("out/rex-objtune.safetensors").is_file()
     for form in ("kohya", "diffusers"):
         fails(
             rex("export", "rex", "--format", form, "--out", "out"), 6, "adapter/rex@1 is a token alone, without LoRA", "--format embedding"

@@ -128,7 +128,7 @@ def test_diffusers_files_of_two_objects_would_be_one(cli: Cli, root: Path) -> No
     done = cli("export", "-", stdin="adapter/rex\nadapter/max\n")
     assert (done.code, "all have the same name" in done.err) == (2, True)
     done = cli("export", "-", "--format", "embedding", stdin="adapter/rex\nadapter/max\n")
-    assert done.out == "rex.safetensors\nmax.safetensors\n"
+    assert done.out == "rex-objtune.safetensors\nmax-objtune.safetensors\n"
 
 
 def test_a_store_without_a_right_to_write_can_be_read_and_is_not_cleaned(cli: Cli, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

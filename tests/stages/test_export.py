@@ -159,7 +159,7 @@ def test_kohyas_metadata_names_rank_and_words(tiny_base: Path, tmp_path: Path) -
     with safe_open(file, framework="pt") as f:
         said = f.metadata()
     assert said["ss_network_dim"] == said["ss_network_alpha"] == "3"
-    assert said["modelspec.trigger_phrase"] == "<cup> <rex>" and said["ss_sd_model_name"] == "tiny"
+    assert said["modelspec.trigger_phrase"] == "cup-objtune rex-objtune" and said["ss_sd_model_name"] == "tiny"
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -198,7 +198,7 @@ def test_a_prompt_reads_the_same_with_exported_words(tiny_base: Path, tmp_path: 
 def test_each_object_has_a_file_of_its_own(tiny_base: Path, tmp_path: Path) -> None:
     ref = _publish(tmp_path / "store", _random_lora(tiny_base, "attention", 1), rex=_rows(2), cup=_rows(1, 4))
     files = export.run(tmp_path / "store", ref, "embedding", tmp_path / "out")
-    assert [f.name for f in files] == ["cup.safetensors", "rex.safetensors"]  # by name, as records are kept
+    assert [f.name for f in files] == ["cup-objtune.safetensors", "rex-objtune.safetensors"]  # by name, as records are kept
     assert torch.equal(load_file(files[0])["<cup>"], _rows(1, 4))
 
 

@@ -133,7 +133,7 @@ def test_a_bundle_is_kohyas_file_with_the_words_inside(folders: dict[str, Path],
     ref, _, _ = published(tmp_path / "store", folders[name], name, "cross-kv")
     (kohya,), (bundle,) = (export.run(tmp_path / "store", ref, form, tmp_path / "out") for form in ("kohya", "bundle"))
     plain, both = load_file(kohya), load_file(bundle)
-    assert sorted(both.keys() - plain.keys()) == [f"bundle_emb.rex.{end}" for end in ends]
+    assert sorted(both.keys() - plain.keys()) == [f"bundle_emb.rex-objtune.{end}" for end in ends]
     assert all(torch.equal(both[key], value) for key, value in plain.items())
 
 
@@ -176,7 +176,7 @@ def test_a_repository_has_all_forms_and_a_card(folders: dict[str, Path], tmp_pat
     assert names == [
         "pytorch_lora_weights.safetensors",
         "kohya/rex.safetensors",
-        "embeddings/rex.safetensors",
+        "embeddings/rex-objtune.safetensors",
         "pictures/preview.png",
         "README.md",
     ]

@@ -182,7 +182,7 @@ def test_the_cards_lines_run(folders: dict[str, Path], tmp_path: Path, monkeypat
     """What the card says of diffusers is what diffusers does: its own lines, on the base in a folder."""
     ref, _, _ = published(tmp_path / "store", folders[name], name, "cross-kv")
     files = export.run(tmp_path / "store", ref, "hub", tmp_path / "out")
-    assert {f.name for f in files} == {"pytorch_lora_weights.safetensors", "rex.safetensors", "README.md"}
+    assert {f.name for f in files} == {"pytorch_lora_weights.safetensors", "rex.safetensors", "rex-objtune.safetensors", "README.md"}
     code = (tmp_path / "out" / "README.md").read_text().split("```python\n")[1].split("```")[0]
     hub = next(iter(families.named(name).hub.values()))[0]
     assert f'Pipeline.from_pretrained("{hub}")' in code

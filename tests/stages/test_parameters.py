@@ -70,12 +70,12 @@ def test_hashes_are_those_of_the_exported_files(cli, base: Path, dog_photo: Path
         for form in ("kohya", "embedding"):
             assert cli("export", name, "--format", form, "--out", f"{form}/{name}").code == 0
     loras = {name: of_lora(Path(f"kohya/{name}/{name}.safetensors")) for name in ("rex", "cup")}
-    words = {name: hashlib.sha256(Path(f"embedding/{name}/{name}.safetensors").read_bytes()).hexdigest()[:12] for name in loras}
+    words = {name: hashlib.sha256(Path(f"embedding/{name}/{name}-objtune.safetensors").read_bytes()).hexdigest()[:12] for name in loras}
     assert len({*loras.values(), *words.values()}) == 4
     values = [read(chunk)[2] for chunk in chunks]
-    assert (values[0]["Lora hashes"], values[0]["TI hashes"]) == (f"rex: {loras['rex']}", f"rex: {words['rex']}")
+    assert (values[0]["Lora hashes"], values[0]["TI hashes"]) == (f"rex: {loras['rex']}", f"rex-objtune: {words['rex']}")
     assert values[1]["Lora hashes"] == f"rex: {loras['rex']}, cup: {loras['cup']}" and "Lora hashes" not in values[2]
-    assert f'Lora hashes: "rex: {loras["rex"]}", TI hashes: "rex: {words["rex"]}"' in chunks[0]
+    assert f'Lora hashes: "rex: {loras["rex"]}", TI hashes: "rex-objtune: {words["rex"]}"' in chunks[0]
     monkeypatch.setattr(hashes, "made", lambda *_: pytest.fail("made again"))
     again = cli("generate", "<rex> in the snow", "-n", "1", "--steps", "1")
     assert read(Image.open(again.out.strip()).text["parameters"])[2]["Lora hashes"] == values[0]["Lora hashes"]
