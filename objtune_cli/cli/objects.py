@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from objtune_cli.stages.sight import Target
     from objtune_cli.store.refs import Ref
 
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
-
 ClassWords = Annotated[
     list[str] | None, typer.Option("--class", "-c", metavar="WORD", help="What the object is: dog. Repeat for several objects.")
 ]
@@ -131,14 +129,15 @@ def train(
     if dry_run:
         return _dry(run, steps=most, seed=seed, objects=len(class_ or ()) or 1)
     given = given_refs(source)
-    photos = _photos(given)
+    hinted = bool(class_ or name or mask or box or point or not_point or rough or which)
+    photos = _photos(given, hinted=hinted)
     if len(photos) > 1:
         wanted = [(photo, *of_photo(photo, said)) for photo, said in zip(photos, of_each(run.parts), strict=True)]
         _distinct(wanted)
     else:
         wanted = [(photo, targets(class_, name, Said(mask, box, point, not_point, rough)), which) for photo in photos]
     need(
-        photos or not (class_ or name or mask or box or point or not_point or rough or which),
+        photos or not hinted,
         "--class and the hints belong to a photo",
         "a ref already says what it shows",
     )
@@ -200,13 +199,16 @@ def counted(steps: str) -> int | None:
     return None if steps == "auto" else int(steps)
 
 
-def _photos(given: list[str]) -> list[Path]:
+def _photos(given: list[str], *, hinted: bool) -> list[Path]:
     """The arguments of `train` where they are photos.
+
+    Args:
+        hinted: Something was said of an object in a photo.
 
     Raises:
         UsageError: Some are photos and some are refs.
     """
-    read = {text: _photo(text) for text in given}
+    read = {text: _photo(text, hinted=hinted) for text in given}
     found = [path for path in map(read.get, given) if path is not None]
     if found and len(found) < len(given):
         other = next(text for text in given if read[text] is None)
@@ -214,16 +216,29 @@ def _photos(given: list[str]) -> list[Path]:
     return found
 
 
-def _photo(text: str) -> Path | None:
-    """The photo that an argument names; None where it is a ref."""
-    looks = Path(text.strip("\"' ")).suffix.lower() in PHOTO_SUFFIXES
+def _photo(text: str, *, hinted: bool) -> Path | None:
+    """The photo that an argument names, there or not; None where it is a ref."""
+    from objtune_cli.store import KINDS, formats
+
+    looks = Path(text.strip("\"' ")).suffix.lower() in (*formats.SUFFIXES, *formats.OTHER_SUFFIXES)
     try:
         path = paths.to_path(text)
     except UsageError:
         if looks:
             raise
         return None
-    return path if looks or paths.is_file(path) else None
+    if looks or paths.is_file(path) or path.is_absolute() or text.startswith((".", "~")) or text.endswith("/") or "\\" in text:
+        return path
+    if "/" in text and text.split("/")[0] not in KINDS and "@" not in text:
+        return path
+    return path if hinted and _is_folder(path) else None
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # a text too long for a file name
+        return False
 
 
 def _distinct(wanted: list[Wanted]) -> None:

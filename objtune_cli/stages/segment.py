@@ -24,7 +24,8 @@ def run(ctx: Context, path: Path, targets: list[Target], config: Segment) -> lis
         InputError: Unusable photo, mask, box or point, or two objects that claim one region. GateError: a mask nobody should train on.
     """
     digest = photo.digest(path)
-    records = [_record(ctx, target, targets, digest, config) for target in targets]
+    converted = {"colours": "sRGB"} if photo.is_converted(path) else {}
+    records = [_record(ctx, target, targets, digest, config, converted) for target in targets]
     done = [ctx.reuse(record) for record in records]
     if all(done):
         return [d for d in done if d]
@@ -50,14 +51,14 @@ def _sized(picture: photo.Photo, config: Segment) -> "np.ndarray":
     return cv2.resize(picture.rgb, size, interpolation=cv2.INTER_AREA) if scale < 1 else picture.rgb
 
 
-def _record(ctx: Context, target: Target, targets: list[Target], digest: str, config: Segment) -> Record:
+def _record(ctx: Context, target: Target, targets: list[Target], digest: str, config: Segment, converted: dict[str, str]) -> Record:
     """What the mask is made of: the photo, the hints, and what looks: a segmenter, and a base where the class word chooses."""
     inputs = {"photo": {"ref": "", "sha256": digest}}
     for name, file in (("mask", target.mask), ("rough", target.rough)):
         if file:
             inputs[name] = {"ref": "", "sha256": photo.digest(file)}
     weights = Path(config.sam_checkpoint) if config.sam_checkpoint else bases.SEGMENTER / "model.safetensors"
-    settings: dict[str, Any] = asdict(replace(config, sam_checkpoint="")) | target.hints()
+    settings: dict[str, Any] = asdict(replace(config, sam_checkpoint="")) | target.hints() | converted
     if not target.mask:
         if config.sam_checkpoint or config.segmenter == "sam":
             try:

@@ -1,4 +1,4 @@
-"""Photos as people have them, to upright RGB, or refused in one line.
+"""Photos as people have them, to upright sRGB, or refused in one line.
 
 Reads the file once into memory; nothing of its metadata is kept but the rotation it asks for.
 """
@@ -12,17 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from objtune_cli.errors import InputError
+from objtune_cli.store import colour, formats
 from objtune_cli.store.header import open_regular
 
 if TYPE_CHECKING:
     import numpy as np
 
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 MAX_BYTES = 64 << 20
 MAX_PIXELS = 64_000_000
 MAX_SIDE = 16_384
 MIN_SIDE = 64
 MAX_ASPECT = 8
+INVISIBLE = 25
+"""Alpha up to which a picture shows nothing, and a background is one, of 255."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,53 +36,164 @@ class Photo:
         alpha: (H, W) uint8 coverage where the file has transparency, else None.
         sha256: Digest of the file's bytes.
         notes: What had to be done to it, in words.
+        orientation: EXIF orientation by which the stored pixels were turned; 1 for none.
     """
 
     rgb: "np.ndarray"
     alpha: "np.ndarray | None"
     sha256: str
     notes: tuple[str, ...]
+    orientation: int = 1
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height, px."""
+        return self.rgb.shape[1], self.rgb.shape[0]
+
+    @property
+    def stored_size(self) -> tuple[int, int]:
+        """Width and height before the EXIF orientation was applied, px."""
+        return self.size[::-1] if self.orientation >= 5 else self.size
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """An upright Pillow image with its original pixel mode, the format of its file and its EXIF orientation."""
+
+    image: Any
+    form: str
+    orientation: int
 
 
 def read(path: Path) -> Photo:
     """Decode a photo.
 
     Raises:
-        InputError: Missing, not an image, animated, broken, too large, too small or too narrow.
+        InputError: Missing, not an image, animated, broken, wholly transparent, too large, too small or too narrow.
     """
-    data = _bytes(path)
-    from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
-
+    data = read_bytes(path)
     notes: list[str] = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # EXIF oddities; sizes are checked below
-        try:
-            image: Any = Image.open(io.BytesIO(data), formats=FORMATS)
-            _check_size(path, *image.size)
-            if getattr(image, "n_frames", 1) > 1 and image.format in ("GIF", "PNG", "WEBP"):  # phones keep a second JPEG behind the photo
-                raise InputError(f"{path} is animated ({image.n_frames} frames)", "save the frame you want as PNG or JPEG")
-            if image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9):
-                notes.append("rotated as its EXIF orientation says")
-            image.load()  # turns a TIFF by itself
-            rgb, alpha = _to_rgb(path, ImageOps.exif_transpose(image), notes)
-        except UnidentifiedImageError:
-            raise InputError(f"{path} is not a picture", "JPEG, PNG, WebP, TIFF, BMP and GIF are read") from None
-        except InputError:
-            raise
-        except Exception as error:  # every decoder has its own; all mean the same to the user
-            raise InputError(f"{path} cannot be decoded: {str(error) or type(error).__name__}", "save it again as PNG or JPEG") from None
+    with explained(path):
+        decoded = decode(path, data, notes)
+        if decoded.image.mode in ("F", "I"):
+            raise InputError(f"{path} holds {decoded.image.mode} pixels of unknown range", "save it as 8-bit PNG or JPEG")
+        rgb, alpha = colour.to_srgb(decoded.image, data, decoded.form, notes)
+        if alpha is not None:
+            rgb, alpha = _on_white(path, rgb, alpha, notes)
     if (rgb == rgb[0, 0]).all():
         notes.append("a single colour: there is nothing to learn")
-    return Photo(rgb, alpha, hashlib.sha256(data).hexdigest(), tuple(notes))
+    return Photo(rgb, alpha, hashlib.sha256(data).hexdigest(), tuple(notes), decoded.orientation)
 
 
 def digest(path: Path) -> str:
     """SHA-256 of the photo's bytes, without decoding it."""
-    return hashlib.sha256(_bytes(path)).hexdigest()
+    return hashlib.sha256(read_bytes(path)).hexdigest()
 
 
-def _bytes(path: Path) -> bytes:
+def is_converted(path: Path) -> bool:
+    """Whether the photo's colours are converted to sRGB, by its header alone."""
+    return colour.changes(read_bytes(path))
+
+
+def size(path: Path) -> tuple[int, int]:
+    """Upright width and height of a photo, px, from its header alone.
+
+    Raises:
+        InputError: As `read`.
+    """
+    with explained(path):
+        image, orientation = _opened(path, read_bytes(path))
+        return image.size[::-1] if orientation >= 5 else image.size
+
+
+class explained:
+    """Inside, whatever a decoder raises becomes one line about the file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        self.quiet = warnings.catch_warnings()
+        self.quiet.__enter__()
+        warnings.simplefilter("ignore")  # EXIF oddities; sizes are checked
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self.quiet.__exit__(None, None, None)
+        if isinstance(error, Exception) and not isinstance(error, InputError):  # every decoder has its own; all mean the same to the user
+            from PIL import UnidentifiedImageError
+
+            if isinstance(error, UnidentifiedImageError):
+                raise InputError(f"{self.path} is not a picture", formats.READ_NAMES) from None
+            raise InputError(f"{self.path} cannot be decoded: {str(error) or type(error).__name__}", "save it again as PNG or JPEG") from None
+
+
+def decode(path: Path, data: bytes, notes: list[str]) -> Decoded:
+    """The pixels of a file, turned as its EXIF orientation says; raises whatever the decoder does.
+
+    Raises:
+        InputError: Not a photo, animated, too large, too small or too narrow.
+    """
+    from PIL import ImageOps
+
+    image, orientation = _opened(path, data)
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format in ("GIF", "PNG", "WEBP", "AVIF"):  # phones keep a second JPEG behind the photo
+        raise InputError(f"{path} is animated ({frames} frames)", "save the frame you want as PNG or JPEG")
+    if frames > 1 and image.format == "TIFF":
+        notes.append(f"the first of its {frames} pages is taken")
+    if orientation != 1:
+        notes.append("rotated as its EXIF orientation says")
+    form = image.format or ""
     try:
+        image.load()  # turns a TIFF by itself
+    except OSError:
+        image = _without_end(data) if form in ("JPEG", "MPO") else None
+        if image is None:
+            raise
+        notes.append("the end of the file is missing; all of its pixels are there")
+    return Decoded(ImageOps.exif_transpose(image), form, orientation)
+
+
+def _opened(path: Path, data: bytes) -> tuple[Any, int]:
+    """A Pillow image whose size is checked and whose pixels are not decoded yet, and its EXIF orientation."""
+    from PIL import ExifTags, Image
+
+    described = formats.describe(data)
+    if described:
+        raise InputError(f"{path} is {described[0]}", described[1])
+    image = Image.open(io.BytesIO(data), formats=formats.READ)
+    _check_size(path, *image.size)
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return image, orientation if orientation in range(2, 9) else 1
+
+
+def _without_end(data: bytes) -> Any:
+    """A JPEG whose end marker alone is missing; None where pixels are missing, too.
+
+    Bits behind the last pixel change nothing; where pixels are missing, they become some.
+    """
+    from PIL import Image
+
+    found = []
+    for filling in (b"", b"\x5a" * 64, b"\xa7\x31" * 32):
+        image = Image.open(io.BytesIO(data.removesuffix(b"\xff") + filling + b"\xff\xd9"), formats=("JPEG",))
+        try:
+            image.load()
+        except OSError:
+            return None
+        found.append(image)
+    return found[0] if len({image.tobytes() for image in found}) == 1 else None
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a file that may be a photo.
+
+    Raises:
+        InputError: Missing, a folder, no regular file, too large or empty.
+    """
+    try:
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; one photo is needed", _photo_in(path))
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size > MAX_BYTES:
@@ -95,6 +208,12 @@ def _bytes(path: Path) -> bytes:
     return data
 
 
+def _photo_in(folder: Path) -> str:
+    """What to give instead of a folder."""
+    photos = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in formats.SUFFIXES)
+    return f"give one photo, for example `{folder / photos[0]}`" if photos else "give the path of a photo"
+
+
 def _check_size(path: Path, width: int, height: int) -> None:
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
         raise InputError(
@@ -106,43 +225,41 @@ def _check_size(path: Path, width: int, height: int) -> None:
         raise InputError(f"{path} is {width}x{height}: too narrow", f"sides may differ {MAX_ASPECT}-fold; crop it to the object")
 
 
-def _to_rgb(path: Path, image: Any, notes: list[str]) -> tuple["np.ndarray", "np.ndarray | None"]:
+def stretched(alpha: "np.ndarray") -> "np.ndarray":
+    """Alpha with the object's own level as 255 and that of a background that barely shows as 0; 0 everywhere if nothing shows.
+
+    Background removers write levels such as 12 and 200.
+    """
     import numpy as np
-    from PIL import Image
 
-    if image.mode.startswith("I;16"):
-        grey = np.asarray(image).astype(np.float64)
-        notes.append("16-bit grey scaled to 8 bits")
-        return np.repeat((grey / 257).round().clip(0, 255).astype(np.uint8)[..., None], 3, 2), None
-    if image.mode in ("F", "I"):
-        raise InputError(f"{path} holds {image.mode} pixels of unknown range", "save it as 8-bit PNG or JPEG")
-    if image.mode == "CMYK":
-        return np.asarray(_from_cmyk(image, notes)), None
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        layered = image.convert("RGBA")
-        alpha = np.asarray(layered)[..., 3]
-        if alpha.min() < 255:
-            notes.append("transparent parts shown on white")
-            ground = Image.new("RGBA", layered.size, "white")
-            return np.asarray(Image.alpha_composite(ground, layered).convert("RGB")), alpha
-        return np.asarray(layered.convert("RGB")), None
-    return np.asarray(image.convert("RGB")), None
+    shown = alpha[alpha > 127]
+    high = int(np.percentile(shown, 90)) if len(shown) else int(alpha.max())
+    low = int(alpha.min())
+    if high <= INVISIBLE:
+        return np.zeros_like(alpha)
+    if low > INVISIBLE:
+        low = 0
+    if (low, high) == (0, 255):
+        return alpha
+    return ((alpha.astype(np.float32) - low) * (255 / (high - low))).round().clip(0, 255).astype(np.uint8)
 
 
-def _from_cmyk(image: Any, notes: list[str]) -> Any:
-    from PIL import ImageCms
+def _on_white(path: Path, rgb: "np.ndarray", alpha: "np.ndarray", notes: list[str]) -> tuple["np.ndarray", "np.ndarray | None"]:
+    """Colours as in the file where they show by half or more, fading to white below that; and the alpha, if it hides anything."""
+    import numpy as np
 
-    profile = image.info.get("icc_profile")
-    if profile:
-        try:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            done = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-            notes.append("CMYK converted by its colour profile")
-            return done
-        except (ImageCms.PyCMSError, OSError):  # no profile, or none for CMYK
-            pass
-    notes.append("CMYK without a usable profile: colours are approximate")
-    return image.convert("RGB")
+    if alpha.min() == 255:
+        return rgb, None
+    levels = stretched(alpha)
+    if not levels.any():
+        raise InputError(f"{path} is wholly transparent: its alpha is {alpha.max()} of 255 at most", "save it without transparency, or with the object opaque")
+    if levels.min() == 255:
+        return rgb, None
+    weight = np.minimum(levels.astype(np.uint16) * 2, 255)[..., None]
+    if weight.min() == 255:
+        return rgb, levels
+    notes.append("transparent parts shown on white")
+    return ((rgb * weight + 255 * (255 - weight) + 127) // 255).astype(np.uint8), levels
 
 
 def read_mask(path: Path, size: tuple[int, int]) -> "np.ndarray":

@@ -163,7 +163,7 @@ def test_an_unusable_photo_is_3(cli: Cli, project: Path) -> None:
     os.mkfifo(project / "pipe.png")
     write(project / "tiny.png", np.zeros((8, 8, 3), np.uint8))
     for name, words in {
-        "words.jpg": "is not a picture", "empty.png": "is empty", "folder.png": "cannot be read", "pipe.png": "cannot be read",
+        "words.jpg": "is not a picture", "empty.png": "is empty", "folder.png": "is a folder; one photo is needed", "pipe.png": "cannot be read",
         "tiny.png": "has 8x8 pixels", "none.png": "there is no file", "x" * 300 + ".png": "cannot be read",
     }.items():  # fmt: skip
         fails(cli("segment", name, "--class", "dog"), 3, words)
@@ -545,7 +545,7 @@ def test_hostile_file_names_do_not_reach_the_terminal(name: str, form: list[str]
     done = cli("segment", *form, "--class", "dog", "--", name)
     assert done.code == 3, done
     assert unsafe(done.out + done.err) == []
-    write(Path("new.png"), np.zeros((SIDE, SIDE, 4), np.uint8)).rename(name)
+    write(Path("new.png"), np.zeros((SIDE, SIDE, 3), np.uint8)).rename(name)
     done = cli("segment", *form, "--class", "dog", "--mask", cover, "--", name)
     assert done.code == 0, done
     assert unsafe(done.out + done.err) == []

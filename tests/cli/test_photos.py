@@ -117,3 +117,20 @@ def test_how_many_subjects(more: tuple[str, ...], count: int | None, cli: Cli, p
     assert cli("bench", "--photos", photos, *more).code == 0
     assert (seen["most"], seen["live"]) == (count, ("cat", "dog"))
     assert seen["methods"] == (["objtune", "dreambooth-lora"] if more == ("--quick",) else ["objtune", "textual-inversion", "dreambooth-lora", "masked-lora", "break-a-scene", "custom-diffusion"])  # fmt: skip
+
+
+@pytest.mark.parametrize("words", ["photos", "./photos", "photos/", "holiday.heic", "./rex", "shots/rex", "clip.mp4"])
+def test_train_names_a_folder_and_a_file_that_is_not_there(words: str, cli: Cli, project: Path) -> None:
+    """They are no refs: neither says `--class` too much, nor looks for an artifact."""
+    (project / "photos").mkdir()
+    done = cli("train", words, "--class", "dog")
+    path = Path(words)
+    assert done.code == 3 and done.out == ""
+    assert (f"error: {path} is a folder; one photo is needed" if path.is_dir() else f"error: there is no file {path}") in done.err
+
+
+def test_a_ref_stays_a_ref(cli: Cli, project: Path) -> None:
+    """Even beside a folder of its name."""
+    (project / "rex").mkdir()
+    assert cli("train", "rex").code == cli("train", "mask/rex").code == 4
+    assert cli("train", "mask/rex", "--class", "dog").code == 2
