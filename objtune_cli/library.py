@@ -78,10 +78,12 @@ def segment(
     rough: str | Path | None = None,
 ) -> Done:
     """The object in a photo; `box` (x0, y0, x1, y1 in px), a `mask` picture or a `rough` one that is made exact say where it is."""
+    from objtune_cli.stages import classes
     from objtune_cli.stages import segment as stage
     from objtune_cli.stages.sight import Target
 
-    target = Target(class_word, refs.check_name(name) if name else refs.slug(class_word), box, mask=to_path(mask) if mask else None, rough=to_path(rough) if rough else None)
+    ((word, called),) = classes.named([class_word], [name] if name else [])
+    target = Target(word, called, box, mask=to_path(mask) if mask else None, rough=to_path(rough) if rough else None)
     with _held(ctx):
         return stage.run(ctx, to_path(photo), [target], ctx.settings.resolve(Segment))[0]
 
@@ -154,7 +156,8 @@ def import_files(
     ctx: Context, files: Sequence[str | Path], class_word: str, name: str = "", *, word: str = "", allow_pickle: bool = False
 ) -> Done:
     """A LoRA, an embedding, or both of one object, trained elsewhere."""
-    from objtune_cli.stages import imported
+    from objtune_cli.stages import classes, imported
 
+    ((class_word, name),) = classes.named([class_word], [name] if name else [])
     with _held(ctx):
-        return imported.run(ctx, [to_path(f) for f in files], name or refs.slug(class_word), class_word, word, allow_pickle=allow_pickle)
+        return imported.run(ctx, [to_path(f) for f in files], name, class_word, word, allow_pickle=allow_pickle)

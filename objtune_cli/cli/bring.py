@@ -21,11 +21,10 @@ def import_(
         bool, typer.Option("--allow-pickle", help="Read the tensors of .pt and .bin files too, in a process of their own.")
     ] = False,
 ) -> Outcome:
-    from objtune_cli.stages import imported
-    from objtune_cli.store import refs
+    from objtune_cli.stages import classes, imported
 
-    need(class_.strip() and class_.isprintable(), "what the object is was not said", "give its class: `--class dog`")
+    ((class_word, called),) = classes.named([class_], [name] if name else [])
     need(word.isprintable(), "--word has characters that cannot be printed", 'for example `--word "sks dog"`')
     need(len(file) <= 2, f"{len(file)} files for one object", "a LoRA, an embedding, or one of each")
     ctx = run.context()
-    return Outcome([imported.run(ctx, file, name or refs.slug(class_), class_.strip(), word.strip(), allow_pickle=allow_pickle)])
+    return Outcome([imported.run(ctx, file, called, class_word, word.strip(), allow_pickle=allow_pickle)])

@@ -53,17 +53,15 @@ def targets(classes: list[str] | None, names: list[str] | None, said: Said) -> l
     Raises:
         UsageError: Options that do not fit together; names the option.
     """
+    from objtune_cli.stages.classes import named
     from objtune_cli.stages.sight import Target
-    from objtune_cli.store import refs
 
-    words = [word.strip() for word in classes or []]
-    need(words and all(words), "what the object is was not said", "give its class: `--class dog`")
-    need(all(word.isprintable() for word in words), "a class word has characters that cannot be printed", "for example `--class dog`")
-    given = list(names or [])
-    need(len(given) <= len(words), f"{len(given)} names for {len(words)} classes", "give one `--name` for each `--class`")
-    called = [refs.check_name(n) for n in given] + [refs.slug(w) for w in words[len(given) :]]
-    need(len(set(called)) == len(called), "two objects would have the same name", "tell them apart with `--name`")
-    keys = {word: i for i, word in enumerate(words) if words.count(word) == 1} | {name: i for i, name in enumerate(called)}
+    need(classes, "what the object is was not said", "give its class: `--class dog`")
+    typed = list(classes or [])
+    pairs = named(typed, names or ())
+    words, called = [word for word, _ in pairs], [name for _, name in pairs]
+    keys = {word: i for spelled in (typed, words) for i, word in enumerate(spelled) if words.count(words[i]) == 1}
+    keys |= {name: i for i, name in enumerate(called)}
 
     def owned(values: list[str] | None, option: str) -> list[tuple[int, str]]:
         """Each value with the number of the object it belongs to."""

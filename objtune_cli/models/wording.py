@@ -42,7 +42,8 @@ def alone_in_class_words(prompt: str, classes: Mapping[str, str]) -> str:
 def in_class_words(prompt: str, classes: Mapping[str, str]) -> str:
     """The prompt with each `<name>` as "a <class>"; an article or a possessive before it, or before a word or two that describe it, stays the only one."""
     for name, word in classes.items():
+        literal = word.replace("\\", r"\\")
         said = rf"<{re.escape(name)}(?:@[0-9]+)?>"
-        prompt = re.sub(rf"\b({_DETERMINERS}{_DESCRIBED})\s+{said}", r"\g<1> " + word.replace("\\", ""), prompt, flags=re.I)
-        prompt = re.sub(said, f"{'an' if word[:1].lower() in 'aeiou' else 'a'} {word}", prompt)
+        prompt = re.sub(rf"\b({_DETERMINERS}{_DESCRIBED})\s+{said}", rf"\g<1> {literal}", prompt, flags=re.I)
+        prompt = re.sub(said, f"{'an' if word[:1].lower() in 'aeiou' else 'a'} {literal}", prompt)
     return prompt

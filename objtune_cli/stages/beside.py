@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from objtune_cli.config import Embed, Prior, Train
 from objtune_cli.errors import GateError, Stopped, UsageError
+from objtune_cli.stages import classes, subjects, train
 from objtune_cli.stages import prior as prior_stage
-from objtune_cli.stages import subjects, train
 from objtune_cli.stages.context import Context, Done
 from objtune_cli.stages.train import SAVE_EVERY, Work
 from objtune_cli.store.refs import Ref
@@ -115,6 +115,7 @@ class _Company:
         found = []
         for i, work in works.items():
             ctx.check_stopped()
+            classes.check_length(stack, [s.class_word for s in learning[i]], sum(s.learned for s in learning[i]))
             trainer = Trainer(stack, learning[i], train.priors_of(ctx, work), configs[i], f"beside{i}")
             found.append(_Member(i, work, trainer, judge))
         return found

@@ -54,6 +54,7 @@ class Context:
     force: bool = False
     stopped: Callable[[], int] = lambda: 0
     _base: Base | None = None
+    _noted: set[str] = field(default_factory=set)
 
     @property
     def root(self) -> Path:
@@ -65,6 +66,12 @@ class Context:
         if self._base is None:
             self._base = bases.find(self.common.base, self.common.tower)
         return self._base
+
+    def note_once(self, text: str) -> None:
+        """A note that several stages of a command may have; it is said the first time."""
+        if text not in self._noted:
+            self._noted.add(text)
+            self.report.note(text)
 
     def stack(self, *, train: bool = False) -> "Stack":
         """The loaded base: a fresh one for each call, since stages add words and adapters to it.

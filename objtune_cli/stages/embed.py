@@ -5,6 +5,7 @@ from typing import Any
 
 from objtune_cli.config import Embed, identifying
 from objtune_cli.errors import ResourceError, UsageError
+from objtune_cli.stages import classes
 from objtune_cli.stages.context import Context, Done, tools
 from objtune_cli.store import artifact
 from objtune_cli.store.artifact import Record
@@ -27,7 +28,7 @@ def run(ctx: Context, mask: Ref, config: Embed) -> Done:
     done = ctx.reuse(record)
     if done:
         return done
-    _warn_unknown_class(ctx, source.class_word)
+    classes.warn(ctx, source.class_word)
     _, tensors = artifact.load(ctx.root, mask, ctx_input["sha256"])
 
     from objtune_cli.method import prototype
@@ -35,6 +36,7 @@ def run(ctx: Context, mask: Ref, config: Embed) -> Done:
 
     picture, cover = photo_tensors(tensors)
     stack = ctx.stack()
+    classes.check_length(stack, [source.class_word], config.vectors)
     loaded = towers.load(ctx.base.image_tower, stack) if ctx.base.image_tower else None
     second = towers.load(ctx.base.second_tower, stack, 1) if ctx.base.second_tower else None
     step = ctx.progress("init-embedding")
@@ -65,8 +67,3 @@ def _with_init(ctx: Context, config: Embed) -> Embed:
         ctx.report.note(f"the base {ctx.base.id} has no image tower (clip/): the token starts at the class word")
         return replace(config, init="class")
     return replace(config, init="prototype")
-
-
-def _warn_unknown_class(ctx: Context, word: str) -> None:
-    if ctx.base.words and word not in ctx.base.words:
-        ctx.report.note(f"the base {ctx.base.id} does not know the class {word!r}; it knows {', '.join(ctx.base.words)}")

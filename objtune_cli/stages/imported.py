@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from objtune_cli.errors import InputError, ResourceError
+from objtune_cli.stages import classes
 from objtune_cli.stages.context import Context, Done, tools
 from objtune_cli.store import artifact, header
 from objtune_cli.store.artifact import Record
@@ -37,6 +38,7 @@ def run(ctx: Context, files: list[Path], name: str, class_word: str, word: str, 
     done = ctx.reuse(record)
     if done:
         return done
+    classes.warn(ctx, class_word)
     from objtune_cli.models import foreign, tokens
 
     opened = [(path.name, _tensors(path, data, allow_pickle)) for path, data in read]

@@ -8,7 +8,7 @@ from typing import Any
 from objtune_cli import paths, tables
 from objtune_cli.config import MAX_SEED, SECTIONS, SEEDS, Common
 from objtune_cli.errors import InputError, ObjtuneError
-from objtune_cli.store import refs
+from objtune_cli.stages import classes
 
 _TEXT, _TEXTS, _NUMBER, _PLACE, _SETTINGS = "text", "texts", "number", "place", "settings"
 KEYS: dict[str, tuple[str, str]] = {
@@ -156,8 +156,9 @@ def _job(job: dict[str, Any], where: str, folder: Path) -> Job:
             raise InputError(f"{where} has no {key}", FORM)
     given = job.get("name", [])
     try:
-        names = [refs.check_name(n) for n in given] + [refs.slug(word) for word in job["class"][len(given) :]]
-        found = _located(job, {*names, *job["class"]}, folder)
+        pairs = classes.named(job["class"], given)
+        names = [name for _, name in pairs]
+        found = _located(job, {*names, *job["class"], *(word for word, _ in pairs)}, folder)
     except ObjtuneError as error:
         raise InputError(f"{error.message} in {where}", error.hint) from None
     model = _options(found, _MODEL_OPTIONS)
@@ -169,7 +170,7 @@ def _job(job: dict[str, Any], where: str, folder: Path) -> Job:
         draw = [f"--seed={job['seed']}"] if "seed" in job else []
         draw += ["-n", str(job["n"])] if "n" in job else []
         commands.append(("generate", *model, *draw, "--", *job["prompts"]))
-    return Job(tuple(names), tuple(job["class"]), tuple(commands))
+    return Job(tuple(names), tuple(word for word, _ in pairs), tuple(commands))
 
 
 def _located(job: dict[str, Any], owners: set[str], folder: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from objtune_cli.errors import InputError
-from objtune_cli.stages import gate
+from objtune_cli.stages import classes, gate
 from objtune_cli.stages.sight import Eyes, Located, Sight, Target
 from objtune_cli.store import photo
 
@@ -135,7 +135,10 @@ class _Choice(Sight):
 
         if self.eyes.clip is None:
             return np.ones((len(proposals), len(words)))
-        return choosing.likeness(*self.eyes.clip, self.rgb, [p.mask for p in proposals], words, self.eyes.ctx.base.words)
+        known = self.eyes.ctx.base.words
+        heads = {classes.head(word, known) for word in words}  # a mug is no rival of a red mug
+        others = [word for word in known if word not in heads]
+        return choosing.likeness(*self.eyes.clip, self.rgb, [p.mask for p in proposals], words, others)
 
     def _said(self, chosen: "Candidate", rivals: list["Candidate"]) -> Located:
         """The chosen one outlined exactly, with how sure that is."""

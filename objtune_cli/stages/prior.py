@@ -6,7 +6,7 @@ from objtune_cli.config import Prior
 from objtune_cli.stages.context import Context, Done, tools
 from objtune_cli.store import artifact
 from objtune_cli.store.artifact import Record
-from objtune_cli.store.refs import slug
+from objtune_cli.store.refs import of_class
 
 EVERYDAY = ("person", "dog", "car", "tree", "chair", "cup")
 """Things that stay what they are, for a base that does not name the words it knows."""
@@ -18,7 +18,7 @@ def made(ctx: Context, class_word: str, config: Prior) -> bool:
 
 
 def _record(ctx: Context, class_word: str, config: Prior) -> Record:
-    name = slug(class_word)
+    name = of_class(class_word)
     return Record("prior", name, {name: class_word}, {}, asdict(config), ctx.base.record())
 
 

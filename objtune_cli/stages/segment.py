@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from objtune_cli import bases
 from objtune_cli.config import Segment
 from objtune_cli.errors import GateError, InputError, ObjtuneError
-from objtune_cli.stages import gate, locate
+from objtune_cli.stages import classes, gate, locate
 from objtune_cli.stages.context import Context, Done, keep_picture
 from objtune_cli.stages.sight import Eyes, Located, Target
 from objtune_cli.store import artifact, photo, pictures
@@ -24,6 +24,7 @@ def run(ctx: Context, path: Path, targets: list[Target], config: Segment) -> lis
         InputError: Unusable photo, mask, box or point, or two objects that claim one region. GateError: a mask nobody should train on.
     """
     digest = photo.digest(path)
+    targets = classes.told(ctx, targets)
     converted = {"colours": "sRGB"} if photo.is_converted(path) else {}
     records = [_record(ctx, target, targets, digest, config, converted) for target in targets]
     done = [ctx.reuse(record) for record in records]
@@ -32,6 +33,9 @@ def run(ctx: Context, path: Path, targets: list[Target], config: Segment) -> lis
     picture = photo.read(path)
     for note in picture.notes:
         ctx.report.note(f"{path.name}: {note}")
+    by_word = config.min_likeness > 0 and not (len(targets) == 1 and picture.alpha is not None)
+    for target in targets:
+        classes.check(ctx, target, chooses=by_word and target.blind)
     rgb = _sized(picture, config)
     located = locate.all_of(Eyes(ctx, config), picture, rgb, targets)
     found = [

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from objtune_cli import bases
 from objtune_cli.config import Embed, Prior, Train, identifying
 from objtune_cli.errors import GateError, Stopped, UsageError
-from objtune_cli.stages import embed, subjects
+from objtune_cli.stages import classes, embed, subjects
 from objtune_cli.stages import preview as preview_stage
 from objtune_cli.stages import prior as prior_stage
 from objtune_cli.stages.context import Context, Done, tools
@@ -83,7 +83,9 @@ def described(ctx: Context, sources: list[Ref], config: Train, embedding: Embed,
     made = _priors(ctx, words, prior)
     named = {name: word for record in records for name, word in record.objects.items()}
     inputs = {f"embedding.{r.name}": ctx.input(r.ref) for r in records}
-    inputs |= {f"prior.{ref.name}": ctx.input(ref) for ref in made.values()}
+    for ref in made.values():
+        role = f"prior.{ref.name}"  # two classes may have one name: Café and cafe
+        inputs[f"{role}.{len(inputs)}" if role in inputs else role] = ctx.input(ref)
     name = "-".join(named)[:64].rstrip("-.")
     return Work(Record("adapter", name, named, inputs, identifying(config), ctx.base.record()), records, made)
 
@@ -134,6 +136,7 @@ def alone(ctx: Context, work: Work, config: Train) -> Done:
 
     learning = subjects.of(ctx, work.starts)
     stack = opened(ctx, config)
+    classes.check_length(stack, [s.class_word for s in learning], sum(s.learned for s in learning))
     state = RunState(ctx.project, hashlib.sha256(run_key(work, stack).encode()).hexdigest())
     team = stack.team
     with contextlib.ExitStack() as held:

@@ -1,5 +1,6 @@
 """`kind/name@version`: what people type, and where it lies."""
 
+import hashlib
 import json
 import os
 import re
@@ -53,16 +54,43 @@ def is_reserved(name: str) -> bool:
 
 
 def slug(word: str) -> str:
-    """A class word as a name: "Coffee mug" to "coffee-mug".
+    """A class word as a name: "Coffee mug" to "coffee-mug", "собака" to "sobaka".
 
     Raises:
-        UsageError: Nothing usable is left.
+        UsageError: Nothing usable is left, or an operating system reserves the name.
     """
-    plain = unicodedata.normalize("NFKD", word).encode("ascii", "ignore").decode().lower()
-    name = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:64]
+    name = _ascii(word)
     if not name:
-        raise UsageError(f"no name can be made from the class {word!r}", "give one with `--name`")
+        raise UsageError(f"no name can be made from the class {word!r}", "give one with `--name`, for example `--name rex`")
+    if _RESERVED.fullmatch(name):
+        raise UsageError(f"{name!r}, made from the class, cannot be a name: Windows reserves it", f"give another with `--name`, for example `--name my-{name}`")
     return check_name(name)
+
+
+def of_class(word: str) -> str:
+    """A name for what belongs to a class and to no object; every class has one."""
+    name = _ascii(word) or hashlib.sha256(word.encode()).hexdigest()[:8]
+    return name if name == _ascii(word) and not _RESERVED.fullmatch(name) else f"class-{name}"
+
+
+def _ascii(word: str) -> str:
+    """Letters and digits of a word in ASCII, with a dash where others stood; other scripts than Latin are transliterated."""
+    parts = unicodedata.normalize("NFKD", word)
+    plain = parts.encode("ascii", "ignore").decode()
+    if any(_is_foreign(c) for c in parts) or not re.search("[A-Za-z0-9]", plain):
+        from anyascii import anyascii
+
+        plain = anyascii(word).replace("'", "")
+    return re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")[:64]
+
+
+def _is_foreign(character: str) -> bool:
+    """Whether it is a letter or digit of another script than Latin."""
+    return (
+        not character.isascii()
+        and unicodedata.category(character) in ("Lu", "Ll", "Lt", "Lo", "Nd")
+        and not unicodedata.name(character, "").startswith("LATIN")
+    )
 
 
 def parse(text: str, kind: str | None = None) -> Ref:

@@ -80,7 +80,7 @@ USAGE = [
     (["segment"], "Missing argument 'photo'"),
     (["segment", "toy.png"], "what the object is was not said"),
     (["segment", "toy.png", "--class", "  "], "what the object is was not said"),
-    (["segment", "toy.png", "--class", "犬"], "no name can be made from the class"),
+    (["segment", "toy.png", "--class", "\ue000"], "no name can be made from the class"),
     (["segment", "toy.png", "--class", "d\x1bg"], "cannot be printed"),
     (["segment", "toy.png", "--class", "d\udcffg"], "cannot be printed"),
     (["segment", "toy.png", "--class", "dog", "--name", "Rex!"], "'Rex!' cannot be a name"),

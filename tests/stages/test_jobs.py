@@ -23,7 +23,7 @@ SETTINGS = [
 
 def written(tmp_path: Path, text: str) -> Path:
     file = tmp_path / "jobs.toml"
-    file.write_text(text)
+    file.write_text(text, encoding="utf-8")
     return file
 
 
@@ -79,7 +79,7 @@ def test_a_job_is_the_commands_that_a_person_would_type(tmp_path):
         ("[[job]]\nphoto = 'a'\nclass = []", "class in job 1 of .* is"),
         ("[[job]]\nphoto = 'a'\nclass = 'dog'\nn = true", "n in job 1 of .* is True"),
         ("[[job]]\nphoto = 'a'\nclass = 'dog'\nname = 'Rex!'", "'Rex!' cannot be a name in job 1"),
-        ("[[job]]\nphoto = 'a'\nclass = '犬'", "no name can be made from the class"),
+        ("[[job]]\nphoto = 'a'\nclass = '\ue000'", "no name can be made from the class"),
         ("[[job]]\nphoto = 'a'\nclass = 'dog'\n[[job]]\nphoto = 'b'\nclass = 'dog'", "two jobs of .* make dog"),
         ("[defaults]\nstepz = 1\n[[job]]\nphoto = 'a'\nclass = 'dog'", r"unknown key stepz in \[defaults\]"),
         ("[[job]]\nphoto = 'a'\nclass = 'dog'\nseed = -1", "seed in job 1 of .* is -1"),
