@@ -125,12 +125,12 @@ def generate(ctx: Context, *prompts: str, n: int | None = None, seed: int | None
         return stage.run(ctx, list(prompts), ctx.settings.resolve(Generate, n=n, seed=seed), to_path(out) if out else None)
 
 
-def compose(ctx: Context, prompt: str, places: Mapping[str, str] | None = None, *, n: int | None = None, seed: int | None = None) -> Done:
-    """Objects together; `places`: name to "left" or "0.5,0.4,0.9,0.9"."""
+def compose(ctx: Context, prompt: str, places: Mapping[str, str | Sequence[str]] | None = None, *, n: int | None = None, seed: int | None = None) -> Done:
+    """Objects together; `places`: name to "left" or "0.5,0.4,0.9,0.9", or to a list of such where the prompt names it more than once."""
     from objtune_cli.stages import compose as stage
     from objtune_cli.stages import layout
 
-    given = layout.places([f"{name}={where}" for name, where in (places or {}).items()])
+    given = layout.places([f"{name}={where}" for name, own in (places or {}).items() for where in ([own] if isinstance(own, str) else own)])
     with _held(ctx):
         return stage.run(ctx, prompt, given, ctx.settings.resolve(Generate, n=n, seed=seed), ctx.settings.resolve(Compose))[0]
 

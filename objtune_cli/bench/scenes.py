@@ -16,7 +16,7 @@ from objtune_cli.bench.run import Row, dial_of
 from objtune_cli.bench.scores import Scale
 from objtune_cli.config import Bench, Compose, Generate, Train, identifying
 from objtune_cli.errors import BusyError, UsageError
-from objtune_cli.stages import compose, generate, layout, objects, train
+from objtune_cli.stages import compose, generate, layout, objects, request, train
 from objtune_cli.stages.context import Context, tools
 from objtune_cli.store import artifact, pictures
 from objtune_cli.store.header import canonical
@@ -231,7 +231,7 @@ def _plain(ctx: Context, group: Group, ref: Ref | None) -> np.ndarray:
     from objtune_cli.method.sampling import sample, to_uint8
     from objtune_cli.models import adapter
 
-    found = objects.named(ctx, [group.prompt(group.backgrounds[0])], ref)
+    found = request.read(ctx, [group.prompt(group.backgrounds[0])], source=ref).objects
     stack = ctx.stack()
     weights = {item.name: objects.tensors(ctx, item) for item in found}
     words = objects.add_words(stack, found, weights)

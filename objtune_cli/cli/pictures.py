@@ -14,7 +14,7 @@ Count = Annotated[int | None, typer.Option("-n", help="Pictures per prompt.", sh
 Seed = Annotated[int | None, typer.Option("--seed", help=f"Seed of the first picture, {SEEDS}; -1 is refused.", show_default=str(Generate().seed))]
 Steps = Annotated[int | None, typer.Option("--steps", help="Sampling steps; default: what suits the base.", show_default=False)]
 Guidance = Annotated[float | None, typer.Option("--guidance", help="Guidance scale; default: what suits the base.", show_default=False)]
-Negative = Annotated[str | None, typer.Option("--negative", help="What should not be in the picture.")]
+Negative = Annotated[str | None, typer.Option("--negative", help="What should not be in the picture; <name> avoids a trained object.")]
 Scheduler = Annotated[Literal["base", "ddim", "euler", "dpm++"] | None, typer.Option("--scheduler", help="Sampler.", show_default="base")]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Also copy the pictures there.")]
 
@@ -48,7 +48,7 @@ def generate(
 def compose(
     run: Run,
     prompt: Annotated[str, typer.Argument(help='For example "a photo of <rex> and <cup> on the beach".')],
-    place: Annotated[list[str] | None, typer.Option(metavar="NAME=PLACE", help="left, right, center, top, bottom, top-left, … or x0,y0,x1,y1 in fractions.")] = None,
+    place: Annotated[list[str] | None, typer.Option(metavar="NAME=PLACE", help="left, right, center, top, bottom, top-left, … or x0,y0,x1,y1 in fractions; once for each mention.")] = None,
     layout: Annotated[Path | None, typer.Option(metavar="FILE", help="The same from a TOML file.")] = None,
     n: Count = None,
     seed: Seed = None,

@@ -114,6 +114,10 @@ class Family:
 
         return torch.zeros(0, dtype=torch.bool)
 
+    def readers(self, stack: Any) -> list[tuple[Any, int]]:
+        """Tokenizers of encoders that read class words in place of added ones, each with the tokens that it reads at most; none here."""
+        return []
+
     def words(self, condition: "Tensor") -> "Tensor":
         """The rows of a condition that cross-attention sees, one a token."""
         return condition

@@ -139,6 +139,10 @@ class _SD3(Family):
                 found[row] |= a < end and b > first
         return found
 
+    def readers(self, stack: Any) -> list[tuple[Any, int]]:
+        """T5's."""
+        return [] if stack.tokenizer_3 is None else [(stack.tokenizer_3, READ)]
+
     def words(self, condition: "Tensor") -> "Tensor":
         """All rows but the last."""
         return condition[:, :-1]

@@ -24,12 +24,13 @@ PRESENT = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """One object as it is known: its LoRA, and what its adapter and what the frozen base is told of it."""
+    """One object as it is known: its LoRA, and what its adapter and what the frozen base is told of it; `own_name`: the same for an object that is in the scene twice."""
 
     name: str
     weights: Mapping[str, Tensor]
     told: str
     plain: str
+    own_name: str = ""
 
 
 class Check:
@@ -37,6 +38,7 @@ class Check:
 
     def __init__(self, stack: Stack, objects: Sequence[Known]) -> None:
         self.stack, self.objects, self.names = stack, list(objects), [o.name for o in objects]
+        self.own_names = [o.own_name or o.name for o in objects]
 
     @torch.no_grad()
     def matrices(self, pictures: Tensor, boxes: Sequence[Box]) -> Tensor:
@@ -108,22 +110,26 @@ def framed(pictures: Tensor, box: Box, side: int, room: float = 0.0) -> Tensor:
     return F.grid_sample(pictures, grid, mode="bilinear", padding_mode="border", align_corners=False).clamp(0, 1)
 
 
-def margin(matrix: Tensor) -> float:
+def margin(matrix: Tensor, own_names: Sequence[str] = ()) -> float:
     """How clearly all objects of one picture (K, K) are there and unmixed: above 0 they are; the least clear one counts.
 
     Each must be more like itself than `PRESENT`, and more like itself than like any other object of the scene.
+
+    Args:
+        own_names: What each object is, where one may be there twice: it is no other object than itself.
     """
-    return min(_margins(matrix))
+    return min(_margins(matrix, own_names))
 
 
-def wrong(matrix: Tensor) -> list[int]:
+def wrong(matrix: Tensor, own_names: Sequence[str] = ()) -> list[int]:
     """The objects of one picture (K, K) that are missing or mixed."""
-    return [i for i, value in enumerate(_margins(matrix)) if value <= 0]
+    return [i for i, value in enumerate(_margins(matrix, own_names)) if value <= 0]
 
 
-def _margins(matrix: Tensor) -> list[float]:
+def _margins(matrix: Tensor, own_names: Sequence[str]) -> list[float]:
     found = []
+    names = own_names or range(len(matrix))
     for i, row in enumerate(matrix):
-        others = torch.cat([row[:i], row[i + 1 :]])
+        others = row[[j for j in range(len(row)) if names[j] != names[i]]]
         found.append(float(torch.minimum(row[i] - PRESENT, row[i] - others.max()) if len(others) else row[i] - PRESENT))
     return found

@@ -12,6 +12,7 @@ from torch import Tensor
 from objtune_cli.method.guidance import guided
 from objtune_cli.models.adapter import asleep
 from objtune_cli.models.stack import Stack
+from objtune_cli.models.tokens import check_objects_read
 from objtune_cli.numerics.noise import seeded
 
 
@@ -55,6 +56,8 @@ def sample(
     shape = (stack.unet.config.in_channels, height // stack.factor, width // stack.factor)
     noise = _noise(seeds, shape)
     texts = [prompt] * len(seeds) if isinstance(prompt, str) else list(prompt)
+    for text in dict.fromkeys([*texts, negative]):
+        check_objects_read(stack, text)
     condition, against = _told(stack, texts, negative, conditions)
     free, early = (_above(stack, pipe, steps, level) for level in (below, object_below))  # steps before guidance, and before the objects are themselves
 

@@ -3,14 +3,15 @@
 import difflib
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from objtune_cli.errors import IncompatibleError
+from objtune_cli.errors import IncompatibleError, InputError
 from objtune_cli.models.stack import Stack
-from objtune_cli.models.wording import PLACEHOLDER, in_class_words, pieces
+from objtune_cli.models.wording import PIECES, PLACEHOLDER, in_class_words, pieces
 
 
 class ExtendedTable(nn.Module):
@@ -183,3 +184,55 @@ def learned_names(name: str) -> tuple[str, str]:
 def read(tensors: Mapping[str, Any], names: Sequence[str]) -> Tensor:
     """The undoing of `stored`, from torch or numpy; a copy."""
     return side_by_side([torch.tensor(t) if not isinstance(t, Tensor) else t.clone() for t in (tensors[n] for n in names if n in tensors)])
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How much of a text one encoder reads: its tokens, and the tokens that the encoder takes at most, start and end included."""
+
+    count: int
+    limit: int
+
+
+def check_objects_read(stack: Stack, text: str, where: str = "the prompt") -> list[Reading]:
+    """Check that every text encoder reads all tokens of the objects in an expanded prompt.
+
+    Returns:
+        A reading for each encoder that cuts off plain words, without repetitions.
+
+    Raises:
+        InputError: An encoder cuts off an object, all or a part.
+    """
+    names = list(dict.fromkeys(match[1] for match in PIECES.finditer(text)))
+    found = []
+    for tokenizer in stack.tokenizers:
+        ids = tokenizer(text).input_ids
+        own = {name: set(tokenizer.convert_tokens_to_ids(pieces(name, _count(text, name)))) for name in names}
+        places = {name: [i for i, token in enumerate(ids) if token in own[name]] for name in names}
+        found.append(_reading(tokenizer, text, tokenizer.model_max_length, places, where))
+    said = stack.in_class_words(text)
+    for tokenizer, limit in stack.family.readers(stack):
+        offsets = tokenizer(said, return_offsets_mapping=True).offset_mapping
+        spans = {name: stack.class_word_at(text, name) for name in names}
+        places = {name: [i for i, (a, b) in enumerate(offsets) if any(a < end and b > start for start, end in spans[name])] for name in names}
+        found.append(_reading(tokenizer, said, limit, places, where))
+    return list(dict.fromkeys(reading for reading in found if reading.count > reading.limit))
+
+
+def _count(text: str, name: str) -> int:
+    """How many tokens a name has in an expanded text."""
+    return max(len(match[0].split()) for match in PIECES.finditer(text) if match[1] == name)
+
+
+def _reading(tokenizer: Any, text: str, limit: int, places: Mapping[str, Sequence[int]], where: str) -> Reading:
+    """Compare what a tokenizer makes of a text with the part of it that is read; `places`: of each name's tokens."""
+    ids, cut = tokenizer(text).input_ids, tokenizer(text, truncation=True, max_length=limit).input_ids
+    read = next((i for i, (a, b) in enumerate(zip(ids, cut, strict=False)) if a != b), len(cut))
+    for name, own in places.items():
+        lost = [i for i in own if i >= read]
+        if lost:
+            raise InputError(
+                f"<{name}> stands at tokens {lost[0] + 1} to {lost[-1] + 1} of {where}, but the base reads only the first {read}",
+                f"name <{name}> earlier, or make the text before it shorter",
+            )
+    return Reading(len(ids), limit)

@@ -1,13 +1,15 @@
 """`compose`: separately trained objects in one picture, each in its place."""
 
-from collections.abc import Callable
+import itertools
+import re
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from objtune_cli.config import Compose, Generate, identifying, seed_after
 from objtune_cli.errors import InputError
-from objtune_cli.stages import generate, layout, objects, presence
+from objtune_cli.stages import generate, layout, objects, presence, request
 from objtune_cli.stages.context import Context, Done, keep_picture, tools
 from objtune_cli.stages.layout import Box, Layout
 from objtune_cli.store import pictures
@@ -22,26 +24,34 @@ if TYPE_CHECKING:
     """What each picture is made of, and the pictures, (N, 3, H, W) in [-1, 1]."""
 
 
-def run(ctx: Context, prompt: str, places: dict[str, Box], config: Generate, how: Compose, out: Path | None = None) -> list[Done]:
-    """Draw the prompt with each of its objects in its place.
+def run(ctx: Context, prompt: str, places: Mapping[str, Sequence[Box]], config: Generate, how: Compose, out: Path | None = None) -> list[Done]:
+    """Draw the prompt with each of its objects in its place; an object that it names twice is drawn twice.
+
+    Args:
+        places: Name to places, one for each mention at most.
 
     Raises:
-        InputError: No object in the prompt, or a place for an object that it does not name.
-        UsageError: One place for two objects. GateError: `how.strict`, and in a picture an object is missing or mixed for every seed.
+        InputError: No object in the prompt, or a place for an object that it does not name; see `request.read`.
+        UsageError: One place for two objects, or more places than mentions. GateError: `how.strict`, and in a picture an object is missing or mixed for every seed.
     """
-    found = objects.named(ctx, [prompt])
-    if not found:
+    asked = request.read(ctx, [prompt], config.negative)
+    (prompt,), (named,) = asked.prompts, asked.named
+    if not named:
         raise InputError("the prompt names no trained object", 'for example `objtune compose "<rex> and <cup> on the beach" --place rex=left --place cup=right`')
+    apart, found = name_apart(prompt, named, {o.name for o in asked.objects})
     names = [o.name for o in found]
-    layout.check(places, names)
-    laid = layout.proposed(prompt, names, places, {o.name: objects.shape(ctx, o) for o in found})
-    free = [n for n in names if n not in places]
+    given = layout.assign(places, {o.name: [m.name for m in found if m.own_name == o.name] for o in named})
+    layout.check(given, names)
+    _note_repeated(ctx, named, found)
+    laid = layout.proposed(apart, names, given, {o.name: objects.shape(ctx, o) for o in found})
+    free = [n for n in names if n not in given]
     if free:
         ctx.report.note("placed by us: " + ", ".join(f"{n}={','.join(f'{v:.2f}' for v in laid.boxes[n])}" for n in free))
     # where nothing is looked at closer and laid back, another scene it is not
     how = replace(how, object_guidance=ctx.base.object_guidance(how.object_guidance)) if how.detail else replace(how, laid="place", object_guidance=0.0)
-    config = replace(generate.suited(ctx, config), guidance_below=1.0, scene_guidance=0.0, object_guidance=0.0, object_below=1.0)  # regions are drawn with and without prompt at every level
-    classes = {o.name: o.record.objects[o.name] for o in found}
+    config = replace(generate.suited(ctx, config), negative=asked.negative, guidance_below=1.0, scene_guidance=0.0, object_guidance=0.0, object_below=1.0)  # regions are drawn with and without prompt at every level
+    generate.note_guidance(ctx, config)
+    classes = {o.name: o.class_word for o in named}
     settings = identifying(config) | identifying(how) | {"prompt": prompt, "places": {n: list(b) for n, b in laid.boxes.items()}}
     if laid.order != names:
         settings["order"] = laid.order
@@ -51,29 +61,55 @@ def run(ctx: Context, prompt: str, places: dict[str, Box], config: Generate, how
     if own_words:
         settings["text_encoders"] = own_words
     name = "-".join(classes)[:64].rstrip("-.")
-    record = Record("scene", name, classes, objects.inputs(found), settings, ctx.base.record())
+    record = Record("scene", name, classes, objects.inputs(named, asked.avoided(0)), settings, ctx.base.record())
     done = generate.reuse(ctx, record, config, prompt)
     if done:
         presence.judge(ctx, done.metrics, how)
     else:
-        done = _draw(ctx, record, found, laid, config, how, prompt)
+        done = _draw(ctx, record, replace(asked, prompts=[apart], named=[found]), laid, config, how, prompt)
     return generate.copied([done], out, ctx)
 
 
-def _draw(ctx: Context, record: Record, found: list[objects.Named], laid: Layout, config: Generate, how: Compose, prompt: str) -> Done:
+def name_apart(prompt: str, named: Sequence[objects.Named], taken: Set[str] = frozenset()) -> tuple[str, list[objects.Named]]:
+    """Give every mention of an object a name of its own: `<dog> and <dog>` becomes `<dog> and <dog-2>`; versions are dropped. `taken`: names of other objects."""
+    from objtune_cli.models.wording import PLACEHOLDER
+
+    known, found = {o.name: o for o in named}, dict[str, objects.Named]()
+
+    def rename(match: re.Match[str]) -> str:
+        own = known[match[1]]
+        free = (own.name if i == 1 else f"{own.name}-{i}" for i in itertools.count(1))
+        name = next(n for n in free if n not in found and (n == own.name or n not in taken | known.keys()))
+        found[name] = own if name == own.name else replace(own, name=name, trained_name=own.name)
+        return f"<{name}>"
+
+    return PLACEHOLDER.sub(rename, prompt), list(found.values())
+
+
+def _note_repeated(ctx: Context, named: Sequence[objects.Named], found: Sequence[objects.Named]) -> None:
+    """Say which objects are drawn more than once."""
+    for item in named:
+        own = [o.name for o in found if o.own_name == item.name]
+        if len(own) > 1:
+            ctx.report.note(f"the prompt names <{item.name}> {len(own)} times, so the scene has {len(own)}: {', '.join(own)}; name it once to draw one")
+
+
+def _draw(ctx: Context, record: Record, asked: request.Request, laid: Layout, config: Generate, how: Compose, prompt: str) -> Done:
+    """Draw a scene; `asked`: with a name for every mention, `prompt`: as it is recorded."""
     import torch
 
     from objtune_cli.method import composition, detail
     from objtune_cli.method.sampling import sample
 
     stack = ctx.stack()
-    weights = {o.name: objects.tensors(ctx, o) for o in found}
-    words = objects.add_words(stack, found, weights)
-    told = layout.spoken(prompt) if how.context == "class" else prompt
-    text = words.expand(told)
-    objects.check_length(ctx, stack, text)
+    (apart,), (found,) = asked.prompts, asked.named
+    weights = {o.name: objects.tensors(ctx, o) for o in asked.objects}
+    words = objects.add_words(stack, asked.objects, weights)
+    told = layout.spoken(apart) if how.context == "class" else apart
+    request.check_lengths(ctx, stack, words, replace(asked, prompts=[told]))
+    text, negative = words.expand(told), words.expand(config.negative)
     placed = [composition.Placed(name, weights[name], laid.boxes[name], words.rows(text, name)) for name in laid.order]
-    classes = {o.name: o.record.objects[o.name] for o in found}
+    classes = {o.name: o.class_word for o in found}
     heard = words.in_context(told, classes, stack.encode([text])) if how.context == "class" else None  # all of it, as with layers of a text encoder
     heard = composition.spoken(stack, text, placed, heard)
     conditions = {} if heard is None else {text: heard}
@@ -84,10 +120,10 @@ def _draw(ctx: Context, record: Record, found: list[objects.Named], laid: Layout
 
     def draw(seeds: list[int], on_step: Callable[[int, int], None]) -> "Drawn":
         with composition.regional(stack, placed, how.edge, aspect=wide / high, bounded=how.attention == "bounded"):
-            latents = sample(stack, text, config.negative, seeds, config.steps, guidance, config.scheduler, on_step, size=size, conditions=conditions)
+            latents = sample(stack, text, negative, seeds, config.steps, guidance, config.scheduler, on_step, size=size, conditions=conditions)
         if not how.detail:
             return [{"latents": z} for z in latents], stack.to_picture(latents).cpu()
-        again = detail.Sampling(how.detail, config.steps, guidance, config.scheduler, config.negative, how.laid == "place", how.object_guidance)
+        again = detail.Sampling(how.detail, config.steps, guidance, config.scheduler, negative, how.laid == "place", how.object_guidance)
         steps = {name: ctx.progress(f"closer look at {name}") for name in laid.order}
         close, pictures = detail.looked(stack, latents, closer, seeds, again, lambda name, done, total: steps[name](done, total))
         return [{"latents": z} | {f"{generate.CLOSE}{name}": each[i] for name, each in close.items()} for i, z in enumerate(latents)], pictures

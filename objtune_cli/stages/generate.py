@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from objtune_cli import __version__
 from objtune_cli.config import Generate, identifying, seed_after
-from objtune_cli.stages import hashes, objects
+from objtune_cli.stages import hashes, objects, request
 from objtune_cli.stages.context import Context, Done, keep_picture, tools
+from objtune_cli.stages.prompts import escape_syntax
 from objtune_cli.store import artifact, pictures
 from objtune_cli.store.artifact import Record, write_file
 from objtune_cli.store.header import canonical
@@ -28,21 +29,23 @@ def run(ctx: Context, prompts: list[str], config: Generate, out: Path | None = N
     """Draw each prompt `config.n` times; one scene a prompt; `source`: the adapter that holds all objects.
 
     Raises:
-        InputError, MissingError: See `objects.named`.
+        InputError, MissingError: See `request.read`.
     """
-    found = objects.named(ctx, prompts, source)
-    config = suited(ctx, config)
-    done = [_scene(ctx, prompt, objects.named(ctx, [prompt], source), config) for prompt in prompts]
+    asked = request.read(ctx, prompts, config.negative, source)
+    config = suited(ctx, replace(config, negative=asked.negative))
+    note_guidance(ctx, config)
+    done = [_scene(ctx, asked, i, config) for i in range(len(asked.prompts))]
     waiting = [i for i, (_, reused) in enumerate(done) if reused is None]
     results = [reused for _, reused in done]
     if waiting:
         stack = ctx.stack()
-        weights = {item.name: objects.tensors(ctx, item) for item in found}
-        words = objects.add_words(stack, found, weights)
-        loaded = _add_adapters(stack, found, weights)
+        weights = {item.name: objects.tensors(ctx, item) for item in asked.objects}
+        words = objects.add_words(stack, asked.objects, weights)
+        request.check_lengths(ctx, stack, words, asked)
+        loaded = _add_adapters(stack, [o for named in asked.named for o in named], weights)
         for i in waiting:
-            _activate(stack, [loaded[o.record.ref] for o in objects.named(ctx, [prompts[i]], source) if loaded[o.record.ref]])
-            results[i] = _draw(ctx, stack, words, prompts[i], done[i][0], config)
+            _activate(stack, [loaded[o.record.ref] for o in asked.named[i] if loaded[o.record.ref]])
+            results[i] = _draw(ctx, stack, words, asked.prompts[i], done[i][0], config)
     finished = [r for r in results if r is not None]
     return copied(finished, out, ctx)
 
@@ -60,10 +63,17 @@ def suited(ctx: Context, config: Generate) -> Generate:
     )
 
 
-def _scene(ctx: Context, prompt: str, found: list[objects.Named], config: Generate) -> tuple[Record, Done | None]:
+def note_guidance(ctx: Context, config: Generate) -> None:
+    """Tell the user where a negative prompt cannot act."""
+    if config.negative.strip() and config.guidance <= 1:
+        ctx.report.note(f"the negative prompt has no effect at a guidance of {config.guidance:g}; it acts above 1")
+
+
+def _scene(ctx: Context, asked: request.Request, i: int, config: Generate) -> tuple[Record, Done | None]:
+    found, prompt = asked.named[i], asked.prompts[i]
     classes = {name: word for o in found for name, word in o.record.objects.items() if name == o.name}
     name = "-".join(classes)[:64].rstrip("-.") or "scene"
-    record = Record("scene", name, classes, objects.inputs(found), identifying(config) | {"prompt": prompt}, ctx.base.record())
+    record = Record("scene", name, classes, objects.inputs(found, asked.avoided(i)), identifying(config) | {"prompt": prompt}, ctx.base.record())
     return record, reuse(ctx, record, config, prompt)
 
 
@@ -107,12 +117,11 @@ def _draw(ctx: Context, stack: "Stack", words: Any, prompt: str, record: Record,
     from objtune_cli.method.sampling import sample
 
     text = words.expand(prompt)
-    objects.check_length(ctx, stack, text)
     step = ctx.progress("generate")
     parts = []
     for seeds, on_step in batches(config, step):
         drawn = sample(
-            stack, text, config.negative, seeds, config.steps, config.guidance, config.scheduler, on_step,
+            stack, text, words.expand(config.negative), seeds, config.steps, config.guidance, config.scheduler, on_step,
             below=config.guidance_below, scene=config.scene_guidance, own=config.object_guidance, object_below=config.object_below,
         )  # fmt: skip
         parts.append(drawn)
@@ -186,7 +195,7 @@ def parameters(
     if config.object_guidance > 0:
         pairs["Object guidance"] = f"{config.object_guidance:g}"
     pairs |= {"Size": f"{size[0]}x{size[1]}", "Model": model, **known, "Version": f"objtune {__version__}"}
-    lines = [prompt, f"Negative prompt: {config.negative}"] if config.negative else [prompt]
+    lines = [escape_syntax(prompt), *([f"Negative prompt: {escape_syntax(config.negative)}"] if config.negative else [])]
     return "\n".join([*lines, ", ".join(f"{key}: {_quoted(str(value))}" for key, value in pairs.items())])
 
 

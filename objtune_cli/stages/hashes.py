@@ -25,10 +25,13 @@ def of(ctx: Context, inputs: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     The files are those of `export --format kohya` and `embedding`. Source: A1111's `extra_networks_lora.py` and `textual_inversion.py`.
     """
     found: Hashes = {}
+    avoided = {source["sha256"]: source["ref"] for role, source in inputs.items() if role.startswith("negative.")}
     adapters = {source["sha256"]: source["ref"] for role, source in inputs.items() if role.startswith("adapter.")}
-    for sha256, ref in adapters.items():
+    for sha256, ref in {**adapters, **avoided}.items():
         with contextlib.suppress(ObjtuneError):
             for key, values in _kept(ctx, ref, sha256).items():
+                if sha256 not in adapters and key != WORDS:
+                    continue  # of an object in the negative prompt, the token alone acts
                 named = {triggers.default(name): value for name, value in values.items()} if key == WORDS else values
                 found.setdefault(key, {}).update(named)
     return {key: ", ".join(f"{name}: {value}" for name, value in values.items()) for key, values in found.items()}

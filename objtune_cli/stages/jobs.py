@@ -8,7 +8,7 @@ from typing import Any
 from objtune_cli import paths, tables
 from objtune_cli.config import MAX_SEED, SECTIONS, SEEDS, Common
 from objtune_cli.errors import InputError, ObjtuneError
-from objtune_cli.stages import classes
+from objtune_cli.stages import classes, prompts
 
 _TEXT, _TEXTS, _NUMBER, _PLACE, _SETTINGS = "text", "texts", "number", "place", "settings"
 KEYS: dict[str, tuple[str, str]] = {
@@ -167,9 +167,10 @@ def _job(job: dict[str, Any], where: str, folder: Path) -> Job:
     train += [f"--max-time={job['max_time']}"] if "max_time" in job else []
     commands = [(*train, "--", found["photo"])]
     if "prompts" in job:
+        texts = [prompts.clean(text, f"prompt {i} in {where}") for i, text in enumerate(job["prompts"], 1)]
         draw = [f"--seed={job['seed']}"] if "seed" in job else []
         draw += ["-n", str(job["n"])] if "n" in job else []
-        commands.append(("generate", *model, *draw, "--", *job["prompts"]))
+        commands.append(("generate", *model, *draw, "--", *texts))
     return Job(tuple(names), tuple(word for word, _ in pairs), tuple(commands))
 
 

@@ -74,6 +74,7 @@ def place(text: str) -> tuple[str, Box]:
         UsageError: Neither a named place nor a box inside the picture that is large enough.
     """
     name, _, where = text.partition("=")
+    name = name.strip().removeprefix("<").removesuffix(">").partition("@")[0]
     if name and where in PLACES:
         return name, PLACES[where]
     try:
@@ -87,22 +88,20 @@ def place(text: str) -> tuple[str, Box]:
     return name, (box[0], box[1], box[2], box[3])
 
 
-def places(texts: Sequence[str]) -> dict[str, Box]:
-    """All of `--place`.
+def places(texts: Sequence[str]) -> dict[str, list[Box]]:
+    """All of `--place`: the places of each object, in their order.
 
     Raises:
-        UsageError: Two places for one object; see `place`.
+        UsageError: See `place`.
     """
-    found: dict[str, Box] = {}
+    found: dict[str, list[Box]] = {}
     for name, box in map(place, texts):
-        if name in found:
-            raise UsageError(f"two places for {name}", "give one `--place` for each object")
-        found[name] = box
+        found.setdefault(name, []).append(box)
     return found
 
 
-def read(file: Path) -> dict[str, Box]:
-    """Places from a TOML or JSON file: `rex = "left"` or `cup = [0.55, 0.4, 0.95, 0.9]`, one a line.
+def read(file: Path) -> dict[str, list[Box]]:
+    """Places from a TOML or JSON file: `rex = "left"` or `cup = [0.55, 0.4, 0.95, 0.9]`, one a line; a list of such where the prompt names an object more than once.
 
     Raises:
         InputError: Not readable. UsageError: no place.
@@ -115,7 +114,31 @@ def read(file: Path) -> dict[str, Box]:
     for name, where in table.items():
         if not isinstance(where, str | list):
             raise InputError(f"{name} in {file} is {where!r}", form)
-    return places([f"{k}={','.join(map(str, v)) if isinstance(v, list) else v}" for k, v in table.items()])
+    return places([f"{name}={_joined(each)}" for name, value in table.items() for each in _each(value)])
+
+
+def _each(value: Any) -> list[Any]:
+    """A place, or several in a list; numbers in a list are one box."""
+    several = isinstance(value, list) and any(isinstance(each, str | list) for each in value)
+    return value if several else [value]
+
+
+def _joined(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def assign(found: Mapping[str, Sequence[Box]], mentions: Mapping[str, Sequence[str]]) -> dict[str, Box]:
+    """Give an object's mentions its places in their order; `mentions`: the names that each object has in the scene.
+
+    Raises:
+        UsageError: More places than mentions.
+    """
+    for name, boxes in found.items():
+        count = len(mentions.get(name, boxes))
+        if len(boxes) > count:
+            times = "once" if count == 1 else f"{count} times"
+            raise UsageError(f"{len(boxes)} places for {name}, but the prompt names <{name}> {times}", f"give one `--place` for each <{name}> of the prompt")
+    return {name: box for own, boxes in found.items() for name, box in zip(mentions.get(own, [own]), boxes, strict=False)}
 
 
 def check(found: Mapping[str, Box], mentioned: Sequence[str]) -> None:

@@ -1,10 +1,12 @@
-"""Which trained objects a prompt names, loaded and ready to be drawn."""
+"""Finds the trained objects of a project and loads them, ready to be drawn."""
 
 import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from objtune_cli.errors import InputError, MissingError
+from objtune_cli.errors import IncompatibleError, InputError, MissingError
 from objtune_cli.stages.context import Context
 from objtune_cli.store import artifact, header, refs
 from objtune_cli.store.artifact import Record
@@ -17,49 +19,66 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A `<name>` of a prompt and the adapter that holds it."""
+    """A `<name>` of a prompt and the adapter that holds it; `trained_name`: what the adapter calls the object, if the scene calls it otherwise."""
 
     name: str
     record: Record
     sha256: str
+    trained_name: str = ""
+
+    @property
+    def own_name(self) -> str:
+        """What the adapter calls the object."""
+        return self.trained_name or self.name
+
+    @property
+    def class_word(self) -> str:
+        return self.record.objects[self.own_name]
 
 
-def named(ctx: Context, prompts: list[str], source: Ref | None = None) -> list[Named]:
-    """The objects that the prompts name, in order of first mention; `source`: the adapter that they are all taken from.
+class Trained:
+    """The trained objects of a project, by the records of its newest adapters; `source`: the adapter that all objects are taken from."""
 
-    Raises:
-        InputError: A prompt is empty or mentions two versions of one object, or the source does not hold one.
-        MissingError: No adapter holds the name; the hint lists what there is.
-    """
-    import re
+    def __init__(self, ctx: Context, source: Ref | None = None) -> None:
+        self.ctx, self.source = ctx, source
+        self._newest: dict[str, Record] | None = None
 
-    found: dict[str, Named] = {}
-    for prompt in prompts:
-        if not prompt.strip():
-            raise InputError("the prompt is empty", 'for example `objtune generate "a photo of <rex> on the beach"`')
-        if not prompt.isprintable():
-            raise InputError("the prompt holds characters that are no text", "type it again")
-        for text in re.findall(r"<[^<>]*>", prompt):
-            match = re.fullmatch(r"<([a-z0-9][a-z0-9._-]*)(?:@([0-9]+))?>", text)
-            if match is None:
-                raise InputError(f"{text} cannot be the name of an object", "names are lower case: `<rex>`, or `<rex@2>` for a version")
-            name, version = match.groups()
-            ref = _held(ctx, name, source) if source else _holder(ctx, name, int(version or 0))
-            if name in found and found[name].record.ref != ref:
-                raise InputError(f"the prompts ask for {found[name].record.ref} and {ref}", "use one version of an object at a time")
-            if name not in found:
-                record, digest = artifact.verified(ctx.root, ref)
-                ctx.check_base(record)
-                found[name] = Named(name, record, digest)
-    return list(found.values())
+    @property
+    def newest(self) -> dict[str, Record]:
+        """Adapter name to the record of its newest version; read when first needed."""
+        if self._newest is None:
+            root = self.ctx.root
+            self._newest = {n: artifact.read_record(root, refs.resolve(root, Ref("adapter", n))) for n in refs.names(root, "adapter")}
+        return self._newest
 
+    def has(self, name: str) -> bool:
+        """Whether there is an object of a name."""
+        held = [artifact.read_record(self.ctx.root, self.source)] if self.source else []
+        return any(name in record.objects for record in (*held, *self.newest.values()))
 
-def _held(ctx: Context, name: str, source: Ref) -> Ref:
-    """The adapter that was asked for, which must hold the object."""
-    own = artifact.read_record(ctx.root, source).objects
-    if name not in own:
-        raise InputError(f"{source} holds no <{name}>", f"it holds {', '.join(f'<{o}>' for o in own)}")
-    return source
+    def of_base(self) -> list[str]:
+        """The objects that were trained on the command's base, sorted."""
+        found = set[str]()
+        for record in self.newest.values():
+            with contextlib.suppress(IncompatibleError):
+                self.ctx.check_base(record)
+                found |= set(record.objects)
+        return sorted(found)
+
+    def find(self, name: str, version: int = 0, *, elsewhere: bool = False) -> Named:
+        """Find the adapter that holds an object; with `elsewhere` also one beside the source.
+
+        Raises:
+            InputError: The source does not hold it. MissingError: no adapter does; the hint lists what there is. IncompatibleError: it is of another base.
+        """
+        root = self.ctx.root
+        own = artifact.read_record(root, self.source).objects if self.source else {}
+        if self.source and name not in own and not elsewhere:
+            raise InputError(f"{self.source} holds no <{name}>", f"it holds {', '.join(f'<{o}>' for o in own)}")
+        ref = self.source if self.source and name in own else _find_adapter(root, self.newest, name, version)
+        record, digest = artifact.verified(root, ref)
+        self.ctx.check_base(record)
+        return Named(name, record, digest)
 
 
 def is_merged(record: Record) -> bool:
@@ -67,15 +86,14 @@ def is_merged(record: Record) -> bool:
     return any(role.startswith("adapter.") for role in record.inputs)
 
 
-def _holder(ctx: Context, name: str, version: int) -> Ref:
+def _find_adapter(root: Path, newest: Mapping[str, Record], name: str, version: int) -> Ref:
     """The adapter of that name, or the joint one that holds the object.
 
     Raises:
         MissingError: None holds it, or several joint ones do.
     """
-    newest = {n: artifact.read_record(ctx.root, refs.resolve(ctx.root, Ref("adapter", n))) for n in refs.names(ctx.root, "adapter")}
     if name in newest and name in newest[name].objects:
-        return refs.resolve(ctx.root, Ref("adapter", name, version))
+        return refs.resolve(root, Ref("adapter", name, version))
     joint = [record.ref for record in newest.values() if name in record.objects and not is_merged(record)]
     if len(joint) > 1:
         raise MissingError(f"<{name}> is ambiguous: {', '.join(map(str, joint))}", "train it under a name of its own with `--name`")
@@ -89,9 +107,10 @@ def _holder(ctx: Context, name: str, version: int) -> Ref:
     raise MissingError(f"no trained object {wanted}", hint)
 
 
-def inputs(objects: list[Named]) -> dict[str, dict[str, str]]:
-    """The adapters as `inputs` of a scene."""
-    return {f"adapter.{o.name}": {"ref": str(o.record.ref), "sha256": o.sha256} for o in objects}
+def inputs(objects: list[Named], avoided: Sequence[Named] = ()) -> dict[str, dict[str, str]]:
+    """The adapters as `inputs` of a scene; `avoided`: objects that the negative prompt alone names."""
+    roles = [(f"adapter.{o.name}", o) for o in objects] + [(f"negative.{o.name}", o) for o in avoided]
+    return {role: {"ref": str(o.record.ref), "sha256": o.sha256} for role, o in roles}
 
 
 def tensors(ctx: Context, item: Named) -> dict[str, Any]:
@@ -114,7 +133,7 @@ def photo(ctx: Context, item: Named) -> dict[str, Any] | None:
             continue
         with contextlib.suppress(MissingError):
             origin = artifact.read_record(ctx.root, refs.resolve(ctx.root, refs.parse(source["ref"])))
-            if item.name not in origin.objects:
+            if item.own_name not in origin.objects:
                 continue
             if origin.kind == "adapter":
                 return photo(ctx, replace(item, record=origin))
@@ -139,13 +158,5 @@ def add_words(stack: "Stack", objects: list[Named], weights: dict[str, dict[str,
 
     words = Placeholders(stack)
     for item in objects:
-        words.add(item.name, read(weights[item.name], learned_names(item.name)), item.record.objects[item.name])
+        words.add(item.name, read(weights[item.name], learned_names(item.own_name)), item.class_word)
     return words
-
-
-def check_length(ctx: Context, stack: "Stack", prompt: str) -> None:
-    """Tell the user where the base cuts a prompt off."""
-    count = len(stack.tokenizer(prompt).input_ids)
-    limit = stack.tokenizer.model_max_length
-    if count > limit:
-        ctx.report.note(f"the prompt has {count} tokens; the base reads the first {limit}")

@@ -39,7 +39,7 @@ def opened(stack: "Stack", found: list[objects.Named], weights: "Mapping[str, Ma
     from objtune_cli.method.prototype import PROMPT
 
     told = {o.name: words.expand(PROMPT.format(f"<{o.name}>")) for o in found}
-    return Check(stack, [Known(name, weights[name], text, stack.in_class_words(text)) for name, text in told.items()])
+    return Check(stack, [Known(o.name, weights[o.name], told[o.name], stack.in_class_words(told[o.name]), o.own_name) for o in found])
 
 
 def looks(check: "Check | None", parts: list[dict[str, "torch.Tensor"]], pictures: "torch.Tensor", seeds: list[int], boxes: list[Box]) -> list[Look]:
@@ -50,7 +50,7 @@ def looks(check: "Check | None", parts: list[dict[str, "torch.Tensor"]], picture
 
     matrices = check.matrices(pictures, boxes)
     return [
-        Look(part, seed, [[round(float(v), 4) for v in row] for row in matrix], wrong(matrix), round(margin(matrix), 4))
+        Look(part, seed, [[round(float(v), 4) for v in row] for row in matrix], wrong(matrix, check.own_names), round(margin(matrix, check.own_names), 4))
         for part, seed, matrix in zip(parts, seeds, matrices, strict=True)
     ]
 

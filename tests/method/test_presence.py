@@ -66,6 +66,13 @@ def test_the_matrix_says_what_stands_where(check: Check) -> None:
     assert presence.margin(swapped) < 0 and presence.margin(twice) < 0
 
 
+def test_an_object_that_is_there_twice_is_no_other_object(check: Check) -> None:
+    matrix = torch.tensor([[0.9, 0.9, 0.1], [0.8, 0.8, 0.1], [0.7, 0.6, 0.65]])
+    assert presence.wrong(matrix) == [0, 1, 2]
+    assert presence.wrong(matrix, ["rex", "rex", "cup"]) == [2]
+    assert presence.margin(matrix[:2, :2], ["rex", "rex"]) == pytest.approx(0.8 - presence.PRESENT)
+
+
 @pytest.mark.parametrize("share", [-0.5, 0.0, 0.3, 1.0, 1.1])
 def test_a_likeness_is_the_share_of_the_way_from_the_class_to_the_object(check: Check, share: float) -> None:
     """And of anything else the part along that way: of blue, cos at green between red and blue."""

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from objtune_cli import bases
-from objtune_cli.errors import IncompatibleError
+from objtune_cli.errors import IncompatibleError, InputError
 from objtune_cli.method.sampling import sample
 from objtune_cli.models import adapter, attention, precision
 from objtune_cli.models import stack as stacks
 from objtune_cli.models.stack import Stack
-from objtune_cli.models.tokens import Placeholders, class_rows
+from objtune_cli.models.tokens import Placeholders, Reading, check_objects_read, class_rows
 from objtune_cli.numerics import flow
 from tests import kin, layouts
 
@@ -126,6 +126,20 @@ def test_latents_are_shifted_and_scaled(folders: dict[str, Path], opened: Any) -
     with torch.no_grad():
         mean = pipe.vae.encode(picture).latent_dist.mean
     torch.testing.assert_close(stack.to_latent(picture), (mean - 0.0609) * 1.5305)
+
+
+def test_t5_must_read_all_of_an_objects_class_word(opened: Any) -> None:
+    """T5 reads 256 tokens, letters here, the CLIPs 77; each is asked."""
+    stack = opened("sd3")
+    words = Placeholders(stack)
+    words.add("rex", class_rows(stack, "a"), "dog")
+    words.add("eel", class_rows(stack, "b"), "e" * 255)
+    assert check_objects_read(stack, words.expand("a <rex>")) == []
+    assert check_objects_read(stack, words.expand("<rex>" + " x" * 80)) == [Reading(83, 77)]
+    with pytest.raises(InputError, match="<rex> stands at tokens 82 to 82 of the prompt, but the base reads only the first 76"):
+        check_objects_read(stack, words.expand("x " * 80 + "<rex>"))
+    with pytest.raises(InputError, match=r"<eel> stands at tokens \d+ to \d+ of the prompt, but the base reads only the first 255"):
+        check_objects_read(stack, words.expand("<eel>"))
 
 
 @torch.no_grad()

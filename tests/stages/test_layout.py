@@ -123,7 +123,7 @@ def test_one_object_stands_where_it_is_said() -> None:
 @pytest.mark.parametrize(
     ("texts", "said"),
     [
-        (["rex=left", "rex=right"], "two places for rex"), (["rex=0,0,0.5"], "is no place"), (["=left"], "is no place"),
+        (["rex=0,0,0.5"], "is no place"), (["=left"], "is no place"),
         (["rex=0.5,0.5,1.2,0.9"], "is no place"), (["rex=0.5,0.5,0.4,0.9"], "is no place"), (["rex=0.5,0.5,0.52,0.9"], "too small a place"),
         (["rex=nan,0,1,1"], "is no place"),
     ],
@@ -131,6 +131,20 @@ def test_one_object_stands_where_it_is_said() -> None:
 def test_what_is_no_place_is_refused(texts: list[str], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         layout.places(texts)
+
+
+@pytest.mark.parametrize("name", ["rex", "<rex>", "rex@2", "<rex@2>"])
+def test_an_object_of_a_place_is_named_as_in_a_prompt(name: str) -> None:
+    assert layout.places([f"{name}=left"]) == {"rex": [layout.PLACES["left"]]}
+
+
+def test_every_mention_gets_one_place_at_most() -> None:
+    left, right = [layout.PLACES[side] for side in ("left", "right")]
+    mentions = {"rex": ["rex", "rex-2"], "cup": ["cup"]}
+    assert layout.assign({"rex": [left, right]}, mentions) == {"rex": left, "rex-2": right}
+    assert layout.assign({"rex": [right], "cat": [left]}, mentions) == {"rex": right, "cat": left}
+    with pytest.raises(UsageError, match="2 places for cup, but the prompt names <cup> once"):
+        layout.assign({"cup": [left, right]}, mentions)
 
 
 def test_places_must_belong_to_objects_of_the_prompt_one_each() -> None:
@@ -142,8 +156,8 @@ def test_places_must_belong_to_objects_of_the_prompt_one_each() -> None:
 
 def test_a_layout_is_read_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "scene.toml"
-    file.write_text('rex = "left"\ncup = [0.5, 0.4, 0.95, 0.9]\n')
-    assert layout.read(file) == {"rex": layout.PLACES["left"], "cup": (0.5, 0.4, 0.95, 0.9)}
+    file.write_text('rex = "left"\ncup = [0.5, 0.4, 0.95, 0.9]\ndog = ["left", [0.5, 0, 1, 1]]\n')
+    assert layout.read(file) == {"rex": [layout.PLACES["left"]], "cup": [(0.5, 0.4, 0.95, 0.9)], "dog": [layout.PLACES["left"], (0.5, 0, 1, 1)]}
     file.write_bytes('\ufeff{"rex": "left", "cup": [0.5, 0.4, 0.95, 0.9]}'.encode())
     assert list(layout.read(file)) == ["rex", "cup"]
     for wrong in ("[place]\nrex = 'left'", "rex = 3"):

@@ -324,7 +324,7 @@ def test_two_objects_of_one_photo_are_learned_together(objtune, dog_photo, monke
         (("compose", "<dog>", "--layout", "none.toml"), 3, "none.toml is no readable layout"),
         (("generate", "<dog>", "--base", "toybox"), 6, "was made with the base tiny, this command uses toybox"),
         (("generate", "<dog>", "--base", "nowhere/at/all"), 2, "there is no base nowhere/at/all"),
-        (("generate", "a photo of <Dog>"), 3, "<Dog> cannot be the name of an object"),
+        (("generate", "a photo of <Hat>"), 3, "<Hat> cannot be the name of an object"),
         (("generate", "<dog>", "--base", "sd15"), 7, "are not on this machine"),
         (("generate", "<dog>", "--device", "cuda:9", "--seed", "5"), 7, "device cuda:9 is not available"),
         (("init-embedding", "adapter/dog"), 6, "is a adapter"),

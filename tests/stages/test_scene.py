@@ -212,7 +212,7 @@ def test_a_merged_adapter_leaves_the_names_to_its_parts_and_draws_what_their_sum
         (("merge", "dog", "hat"), 4, "there is no adapter/hat"),
         (("merge", "dog", "mask/cup"), 6, "is a mask"),
         (("compose", "<dog> and <cup>", "--place", "dog=left", "--place", "cup=left"), 2, "dog and cup have the same place"),
-        (("compose", "<dog> and <cup>", "--place", "dog=left", "--place", "dog=right"), 2, "two places for dog"),
+        (("compose", "<dog> and <cup>", "--place", "dog=left", "--place", "dog=right"), 2, "2 places for dog, but the prompt names <dog> once"),
         (("compose", "<dog> and <cup>", "--place", "dog=0.5,0.5,1.5,0.9"), 2, "is no place"),
         (("compose", "<dog> and <hat>"), 4, "no trained object <hat>"),
     ],

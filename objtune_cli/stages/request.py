@@ -1,0 +1,126 @@
+"""Reads what a command is asked to draw: its prompts and its negative prompt, with the trained objects that they name."""
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from objtune_cli.errors import InputError, ObjtuneError
+from objtune_cli.stages import prompts as text
+from objtune_cli.stages.context import Context
+from objtune_cli.stages.objects import Named, Trained
+from objtune_cli.store.refs import Ref
+
+if TYPE_CHECKING:
+    from objtune_cli.models.stack import Stack
+    from objtune_cli.models.tokens import Placeholders
+
+SHOWN = 6
+"""Pieces of other tools' syntax that one note lists."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Prompts as they are drawn.
+
+    Attributes:
+        prompts: Without invisible characters, each name in plain brackets. named: objects of each prompt, in order of first mention.
+        negative: The negative prompt, read in the same way. in_negative: objects that it names.
+    """
+
+    prompts: list[str]
+    named: list[list[Named]]
+    negative: str
+    in_negative: list[Named]
+
+    def avoided(self, i: int) -> list[Named]:
+        """The objects that the negative prompt names and prompt i does not: their tokens are avoided, their LoRA does not act."""
+        own = {o.name for o in self.named[i]}
+        return [o for o in self.in_negative if o.name not in own]
+
+    @property
+    def objects(self) -> list[Named]:
+        """All objects, each once."""
+        return list({o.name: o for found in (*self.named, self.in_negative) for o in found}.values())
+
+
+def read(ctx: Context, prompts: list[str], negative: str = "", source: Ref | None = None) -> Request:
+    """Read prompts, find their objects, and tell the user what is read in another way than it may be meant.
+
+    Args:
+        source: The adapter that all objects are taken from; the negative prompt may name others.
+
+    Raises:
+        InputError: A prompt is empty or no text, mentions two versions of one object, or the source does not hold one.
+        MissingError: No adapter holds a name; the hint lists what there is.
+    """
+    trained, changes = Trained(ctx, source), []
+    found: dict[str, Named] = {}
+    read_prompts, named = [], []
+    for i, prompt in enumerate(prompts, 1):
+        where = f"prompt {i}" if len(prompts) > 1 else "the prompt"
+        written, changed = text.read_names(text.clean(prompt, where), trained.has)
+        named.append(_find(trained, written, found))
+        read_prompts.append(written)
+        changes += changed
+    written, changed = text.read_names(text.clean(negative, "the negative prompt", may_be_empty=True), trained.has)
+    request = Request(read_prompts, named, written, _find(trained, written, found, in_negative=True))
+    _note_changes(ctx, changes + changed)
+    _note_plain_names(ctx, trained, request)
+    _note_other_syntax(ctx, request)
+    return request
+
+
+def _find(trained: Trained, prompt: str, found: dict[str, Named], *, in_negative: bool = False) -> list[Named]:
+    """The objects that one prompt names; `found`: those of the prompts before it, which have the same versions."""
+    from objtune_cli.models.wording import PLACEHOLDER
+
+    text.check_brackets(prompt, trained.has)
+    own: dict[str, Named] = {}
+    for match in PLACEHOLDER.finditer(prompt):
+        name = match[1]
+        item = trained.find(name, int(match[2] or 0), elsewhere=in_negative)
+        if name in found and found[name].record.ref != item.record.ref:
+            raise InputError(f"the prompts ask for {found[name].record.ref} and {item.record.ref}", "use one version of an object at a time")
+        own[name] = found.setdefault(name, item)
+    return list(own.values())
+
+
+def _note_changes(ctx: Context, changes: list[tuple[str, str]]) -> None:
+    if changes:
+        ctx.report.note("read as object names: " + ", ".join(f"{typed} as {name}" for typed, name in dict.fromkeys(changes)))
+
+
+def _note_plain_names(ctx: Context, trained: Trained, request: Request) -> None:
+    """Say which objects of this base stand as plain words in prompts that name none."""
+    bare = [prompt for prompt, named in zip(request.prompts, request.named, strict=True) if not named]
+    if not bare:
+        return
+    with contextlib.suppress(ObjtuneError):  # a damaged adapter is no matter of a prompt without objects
+        names = text.find_plain_names("\n".join(bare), trained.of_base())
+        if names:
+            which = "the prompt names no object" if len(bare) == len(request.prompts) == 1 else f"{len(bare)} of {len(request.prompts)} prompts name no object"
+            ctx.report.note(f"{which}: to draw what was trained, write {', '.join(f'<{n}> instead of {n}' for n in names)}")
+
+
+def _note_other_syntax(ctx: Context, request: Request) -> None:
+    """Say once which pieces other tools read as weights, alternatives or options."""
+    pieces = list(dict.fromkeys(piece for prompt in (*request.prompts, request.negative) for piece in text.find_other_syntax(prompt)))
+    if pieces:
+        more = f" and {len(pieces) - SHOWN} more" if len(pieces) > SHOWN else ""
+        ctx.report.note(f"drawn as plain text, not as another tool's syntax: {', '.join(pieces[:SHOWN])}{more}")
+
+
+def check_lengths(ctx: Context, stack: "Stack", words: "Placeholders", request: Request) -> None:
+    """Check that the base reads all objects of the prompts, and tell the user where it cuts off plain words.
+
+    Raises:
+        InputError: An object stands, all or in part, behind the last token that a text encoder reads.
+    """
+    from objtune_cli.models.tokens import check_objects_read
+
+    texts = dict.fromkeys([*request.prompts, request.negative])
+    for prompt in texts:
+        where = "the negative prompt" if prompt == request.negative and prompt not in request.prompts else "the prompt"
+        for reading in check_objects_read(stack, words.expand(prompt), where):
+            start = f" that begins with {prompt[:24]!r}" if len(request.prompts) > 1 and prompt in request.prompts else ""
+            ctx.report.note(f"{where}{start} has {reading.count} tokens; the base reads the first {reading.limit}")
