@@ -176,7 +176,7 @@ def test_an_object_of_the_negative_prompt_is_its_vectors(drawn) -> None:
     assert "negative.bad" not in record_of(1).inputs and record_of(1).inputs.keys() == {"adapter.dog"}
     assert record_of(2).inputs["negative.bad"]["ref"] == "adapter/bad@1" and record_of(2).objects == {"dog": "dog"}
     said = Image.open(avoided.out.strip()).text["parameters"]
-    assert re.search(r'TI hashes: "dog: \w{12}, bad: \w{12}"', said) and re.search(r'Lora hashes: "?dog: \w{12}"?,', said)
+    assert re.search(r'TI hashes: "dog-objtune: \w{12}, bad-objtune: \w{12}"', said) and re.search(r'Lora hashes: "?dog: \w{12}"?,', said)
     assert drawn("generate", "a photo of <dog>", "--negative", "<worse>").code == 0 and np.abs(latents(2) - latents(3)).max() > 1e-4
     assert drawn("generate", "a photo of <dog>", "--negative", "<bad@1>").code == 0 and np.array_equal(latents(4), latents(2))
     for text, code, message in (("<nosuch>", 4, "no trained object <nosuch>"), ("<bad@7>", 4, "there is no adapter/bad@7")):
