@@ -1,5 +1,6 @@
 """The command tree and the one place where errors become exit codes."""
 
+import errno
 import gc
 import os
 import sys
@@ -9,8 +10,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from objtune_cli import __version__
-from objtune_cli.cli import options, processes
-from objtune_cli.errors import ObjtuneError
+from objtune_cli.cli import environment, options, processes, streams
+from objtune_cli.errors import ObjtuneError, ResourceError
 
 COMMANDS = {
     "segment": ("objects.segment", "Find the object in a photo. Prints the mask's ref; an overlay picture lies beside it."),
@@ -70,6 +71,17 @@ OUT_OF_MEMORY = (
     "use `--set train.checkpointing=on`, `--set train.batch=1`, `--precision bf16`, `--set train.quantised=4bit`, or another `--device`; "
     "`objtune train --dry-run` measures what a run needs"
 )
+FINISHED = "finished work is kept, and the same command prints its results again; write them to a place that has room"
+REFUSED = {
+    errno.ENOSPC: "free some space and run the same command again", errno.EDQUOT: "free some space and run the same command again",
+    errno.EROFS: "it lies on a disk that is read-only; use another folder", errno.EACCES: "check its owner and mode", errno.EPERM: "check its owner and mode",
+    errno.EMFILE: "close other files, or raise the limit: `ulimit -n 4096`", errno.ENFILE: "end other programs: the system has too many open files",
+    errno.EIO: "the disk or the network in between fails; check it", errno.ENAMETOOLONG: "use a shorter path", errno.ENOMEM: "end other programs: there is no memory left",
+    errno.ETIMEDOUT: "the network in between fails; check it", getattr(errno, "ESTALE", -1): "the folder was replaced on its server; enter it again with `cd`",
+    errno.ELOOP: "a link leads to itself; remove it", errno.ENOTDIR: "a file lies where a folder is needed",
+    errno.EAGAIN: "the system is busy; try again",
+}  # fmt: skip
+"""What to do where the system refused a file, by its number of the error."""
 REPORT = "this is a bug in objtune; please report it with the lines above"
 
 
@@ -99,6 +111,11 @@ def root(
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
+    streams.prepare()
+    said = environment.settle()
+    if not {"--quiet", "-q"} & set(sys.argv):
+        for line in said:
+            print(line, file=sys.stderr)
     gc.set_threshold(COLLECTED_EVERY)
     try:
         code = run(sys.argv[1:])
@@ -117,10 +134,6 @@ def run(argv: list[str]) -> int:
             return processes.run(argv, count)
         code = app(argv, standalone_mode=False, prog_name="objtune")
         sys.stdout.flush()
-    except ObjtuneError as exc:
-        return _failed(exc, current, trace=current.verbose)
-    except typer.TyperException as exc:
-        return _usage(exc, current)
     except (typer.Abort, KeyboardInterrupt):
         return 130
     except BrokenPipeError:
@@ -129,13 +142,47 @@ def run(argv: list[str]) -> int:
         if isinstance(exc.__context__, BrokenPipeError):  # the parser leaves with 1 when nobody reads any more
             return _closed()
         raise
-    except MemoryError:
-        return _memory(current)
     except Exception as exc:
-        if "out of memory" in str(exc).lower():
-            return _memory(current)
-        return _failed(ObjtuneError(f"{type(exc).__name__}: {exc}", REPORT), current, trace=True)
+        return _answered(exc, current)
     return code if isinstance(code, int) else 0
+
+
+def _answered(exc: Exception, current: options.Invocation) -> int:
+    """Say what an error means; its exit code. Anything that is no error of ours, the command line's or the system's is a bug."""
+    if isinstance(exc, ObjtuneError):
+        return _failed(exc, current, trace=current.verbose)
+    if isinstance(exc, typer.TyperException):
+        return _usage(exc, current)
+    if isinstance(exc, OSError):
+        return _of_the_system(exc, current)
+    if isinstance(exc, ImportError) and (exc.name or "objtune_cli").partition(".")[0] != "objtune_cli":
+        return _failed(_cannot_load(exc), current, trace=current.verbose)
+    if isinstance(exc, MemoryError) or "out of memory" in str(exc).lower():
+        return _memory(current)
+    return _bug(exc, current)
+
+
+def _bug(exc: Exception, current: options.Invocation) -> int:
+    return _failed(ObjtuneError(f"{type(exc).__name__}: {exc}", REPORT), current, trace=True)
+
+
+def _of_the_system(exc: OSError, current: options.Invocation) -> int:
+    """What the system refused: stdout is full, or a file that no other place expected to fail."""
+    lost = streams.failure()
+    if lost is not None:
+        return _failed(ResourceError(f"results cannot be written to stdout: {lost.strerror}", FINISHED), current, trace=current.verbose)
+    if "usable temporary directory" in str(exc):
+        return _failed(ResourceError("there is no folder for temporary files", "set TMPDIR to a folder that can be written"), current)
+    if exc.errno not in REFUSED:
+        return _bug(exc, current)
+    where = f"{exc.filename}: " if exc.filename else ""
+    return _failed(ResourceError(f"{where}{exc.strerror}", REFUSED[exc.errno]), current, trace=current.verbose)
+
+
+def _cannot_load(exc: ImportError) -> ObjtuneError:
+    """A package that is broken or not there."""
+    name = (exc.name or "").partition(".")[0]
+    return ResourceError(f"{name} cannot be loaded: {str(exc).splitlines()[0][:200]}", "`objtune doctor` says what is missing; `pip install --force-reinstall objtune` brings it")
 
 
 def _failed(error: ObjtuneError, current: options.Invocation, *, trace: bool = False) -> int:
@@ -144,7 +191,10 @@ def _failed(error: ObjtuneError, current: options.Invocation, *, trace: bool = F
 
     if trace:
         render.trace()
-    render.error(error, current.command, as_json=current.json)
+    try:
+        render.error(error, current.command, as_json=current.json)
+    except OSError:  # stdout takes no document
+        render.error(error, current.command, as_json=False)
     return error.code
 
 
@@ -161,11 +211,10 @@ def _usage(exc: typer.TyperException, current: options.Invocation) -> int:
 
 def _closed() -> int:
     """Nobody reads our stdout: nothing more to say, not even at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if streams.failure() is None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 141
 
 
 def _memory(current: options.Invocation) -> int:
-    error = ObjtuneError("out of memory", OUT_OF_MEMORY)
-    error.code = 7
-    return _failed(error, current)
+    return _failed(ResourceError("out of memory", OUT_OF_MEMORY), current)

@@ -15,7 +15,7 @@ import typer
 from typer.main import get_command
 
 from objtune_cli import paths
-from objtune_cli.cli import options, render
+from objtune_cli.cli import environment, options, render, streams
 from objtune_cli.cli.parts import KEY, InParts
 from objtune_cli.cli.signals import Stop
 from objtune_cli.errors import UsageError
@@ -75,6 +75,7 @@ class Run:
         from objtune_cli.config import Common
         from objtune_cli.stages.context import Context
 
+        environment.check_docstrings()
         project = self.project(create=create)
         settings = self.settings(project)
         common = settings.resolve(Common, **{key: self.options.get(key) for key in ("base", "device", "precision")})
@@ -137,12 +138,12 @@ def _with_paths(values: dict[str, Any]) -> dict[str, Any]:
 def _run(name: str, function: Callable[..., Outcome], given: dict[str, Any], values: dict[str, Any], parts: Parts) -> int:
     """One command, timed and shown; its exit code where it ends without an error."""
     events = _events(given["events"], name)
-    follows = int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0"  # of several processes one speaks
+    follows = environment.follows(name)
     reporter = render.Reporter(quiet=given["quiet"] or follows, verbose=given["verbose"], events=events)
     run = Run(name, given, reporter, Stop(), parts)
     code = 1
     try:
-        with run.held:
+        with streams.results_alone(), run.held:
             outcome = function(run, **values)
         code = outcome.code
     except BaseException as error:

@@ -18,7 +18,7 @@ def given_refs(values: list[str] | None) -> list[str]:
         if value != "-":
             given.append(value)
         elif values or not sys.stdin.isatty():
-            given += [line.split("\t")[0].strip() for line in sys.stdin if line.strip()]
+            given += [line.split("\t")[0] for line in _lines()]
     need(
         given,
         "nothing was given to work on",
@@ -52,3 +52,8 @@ def given_prompts(values: list[str]) -> list[str]:
         given += _lines() if value == "-" else [value]
     need(given, "no prompt was given", "for example `objtune generate \"a photo of <rex> on the beach\"`, or one a line on stdin and `-`")
     return given
+
+
+def _lines() -> list[str]:
+    """The lines of stdin that are not empty, without the byte order mark that PowerShell puts before them."""
+    return [line.strip() for line in sys.stdin.read().removeprefix("\ufeff").splitlines() if line.strip()]

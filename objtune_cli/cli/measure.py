@@ -1,13 +1,12 @@
 """`objtune bench` and `evaluate`: how good a method, a base, or one trained object is."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from objtune_cli.cli import complete, render
+from objtune_cli.cli import complete, render, streams
 from objtune_cli.cli.frame import Outcome, Run, need
 from objtune_cli.cli.given import given_refs
 from objtune_cli.config import SEEDS, Bench
@@ -275,7 +274,7 @@ def _table(run: Run, rows: list[dict[str, Any]], images: list[Path]) -> Outcome:
     from objtune_cli.bench import measures
 
     if not run.options["json"]:
-        if sys.stdout.isatty():
+        if streams.results().isatty():
             render.table(*measures.pivot(rows))
         else:  # a row a line: programs do not have to know the columns
             columns = measures.columns(rows)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import IO
 
+from objtune_cli.cli import streams
 from objtune_cli.cli.signals import Stop
 from objtune_cli.errors import UsageError
 
@@ -24,7 +25,7 @@ def asked(argv: list[str]) -> int:
         UsageError: No whole number, or none at all.
     """
     found = [i for i, word in enumerate(argv) if word.partition("=")[0] == OPTION]
-    if not found or "WORLD_SIZE" in os.environ:
+    if not found or os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
         return 0
     word, equals, value = argv[found[-1]].partition("=")
     value = value if equals else next(iter(argv[found[-1] + 1 :]), "")
@@ -78,9 +79,9 @@ def _started(argv: list[str], count: int) -> Iterator[tuple[list[subprocess.Pope
             own = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             if rank:
                 said.append(held.enter_context(tempfile.TemporaryFile()))
-            streams = {"stdout": subprocess.DEVNULL, "stderr": said[-1]} if rank else {}
+            own_streams = {"stdout": subprocess.DEVNULL, "stderr": said[-1]} if rank else {"stdout": streams.handle()}
             command = [sys.executable, "-P", "-m", "objtune_cli", *argv]
-            running.append(subprocess.Popen(command, env=own, start_new_session=True, **streams))  # type: ignore[call-overload]
+            running.append(subprocess.Popen(command, env=own, start_new_session=True, **own_streams))  # type: ignore[call-overload]
         try:
             yield running, said
         finally:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from objtune_cli.cli import streams
 from objtune_cli.errors import ObjtuneError
 
 if TYPE_CHECKING:
@@ -151,22 +152,23 @@ def trace() -> None:
 
 def document(value: dict[str, Any]) -> None:
     """The one JSON document of a command."""
-    print(json.dumps(value, sort_keys=True, default=str), flush=True)
+    print(json.dumps(value, sort_keys=True, default=str), file=streams.results(), flush=True)
 
 
 def lines(values: Sequence[object]) -> None:
     """Results, one a line."""
     for value in values:
-        print(safe(value))
-    sys.stdout.flush()
+        print(safe(value), file=streams.results())
+    streams.results().flush()
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A table on stdout: aligned columns on a terminal, tabs elsewhere."""
-    if not sys.stdout.isatty():
+    out = streams.results()
+    if not out.isatty():
         for row in rows:
-            print("\t".join(safe(v) for v in row))
-        sys.stdout.flush()
+            print("\t".join(safe(v) for v in row), file=out)
+        out.flush()
         return
     from rich import box
     from rich.console import Console
@@ -176,4 +178,4 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     grid = Table(*header, box=box.SIMPLE_HEAD, header_style="bold")
     for row in rows:
         grid.add_row(*(Text(safe(v)) for v in row))
-    Console(color_system="auto" if colourful(sys.stdout) else None).print(grid)
+    Console(file=out, color_system="auto" if colourful(out) else None).print(grid)

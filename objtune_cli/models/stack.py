@@ -17,6 +17,7 @@ from objtune_cli import families
 from objtune_cli.errors import IncompatibleError, InputError, ResourceError
 from objtune_cli.families import single
 from objtune_cli.models import cpu, torchvision_ops
+from objtune_cli.models.devices import pick_device as pick_device
 from objtune_cli.models.loading import LOADING
 from objtune_cli.models.wording import in_class_words, named, spans
 
@@ -189,22 +190,6 @@ class Stack:
         pipe = self.family.open_pipeline(self, self.family.scheduler_of(self.scheduler, scheduler))
         pipe.set_progress_bar_config(disable=True)
         return pipe
-
-
-def pick_device(name: str) -> torch.device:
-    """The torch device of a name; auto takes the best there is.
-
-    Raises:
-        ResourceError: Not there, or not a device.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ResourceError(f"device {name} is not available: {str(error).splitlines()[0]}", "`--device cpu` works everywhere") from None
-    return device
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:

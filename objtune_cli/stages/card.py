@@ -141,6 +141,9 @@ def push(folder: Path, repository: str, *, private: bool) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
+    from objtune_cli.stages import connection
+
+    connection.check()
     api = HfApi()
     try:
         address = api.create_repo(repository, private=private, exist_ok=True)
@@ -154,6 +157,6 @@ def push(folder: Path, repository: str, *, private: bool) -> str:
         ) from None
     except (OfflineModeIsEnabled, OSError) as error:
         raise ResourceError(
-            f"the hub cannot be reached: {str(error).strip().splitlines()[0]}", "the files are written; push them when there is a network"
+            f"the hub cannot be reached: {str(error).strip().splitlines()[0]}", f"{connection.advice()}the files are written; push them when there is a network"
         ) from None
     return str(address)

@@ -11,6 +11,7 @@ from typing import Any
 
 from objtune_cli import bases
 from objtune_cli.errors import InputError, ObjtuneError, ResourceError, Stopped, UsageError
+from objtune_cli.stages import connection
 from objtune_cli.stages.context import Report
 
 RESERVE = 256 << 20
@@ -75,6 +76,7 @@ def _brought(
     from huggingface_hub import HfApi, snapshot_download
 
     wanted: dict[str, Any] = {"revision": revision, "allow_patterns": list(patterns), "ignore_patterns": list(bases.SKIPPED)}
+    connection.check()
     with _explained(repository), _quiet():
         HfApi().model_info(repository, revision=revision, timeout=PATIENCE)  # says at once that nobody is there; what follows would try for half a minute
         listed = snapshot_download(repository, dry_run=True, tqdm_class=_bars(report, stopped, 0), **wanted)
@@ -110,7 +112,7 @@ def _room(name: str, size: int) -> None:
     """That the disk has room for it."""
     place = _cache()
     free = shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free
-    if free < size + RESERVE:
+    if 0 < free < size + RESERVE:  # some network disks say 0 whatever they have: then the download itself tells
         raise ResourceError(
             f"{name} takes {size / 1e9:.2f} GB and {place} has {free / 1e9:.2f} GB free",
             "free some space, or set HF_HOME to a folder on a larger disk",
@@ -179,7 +181,7 @@ def _explained(repository: str) -> Iterator[None]:
     except ObjtuneError:
         raise
     except Exception as error:
-        if not _of_the_client(error):
+        if not (_of_the_client(error) or isinstance(error, ImportError)):
             raise
         raise _told(error, repository) from error
 
@@ -197,5 +199,5 @@ def _told(error: Exception, repository: str) -> ResourceError:
         return ResourceError(f"{repository} cannot be fetched: HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE and run the same command")
     if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
         return ResourceError(f"{_cache()} cannot be written: {cause.strerror}", "free some space, or set HF_HOME to another folder")
-    hint = "check the connection and run the same command; or copy the model's folder here and give it as `--base DIR`"
+    hint = f"{connection.advice()}check the connection and run the same command; or copy the model's folder here and give it as `--base DIR`"
     return ResourceError(f"{repository} cannot be fetched from {constants.ENDPOINT}", hint)

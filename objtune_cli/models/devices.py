@@ -1,0 +1,39 @@
+"""The device that models compute on: by name, or the best there is."""
+
+import os
+
+import torch
+
+from objtune_cli.errors import ResourceError
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device of a name; auto takes the best there is.
+
+    Raises:
+        ResourceError: Not there, or not a device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name.strip().lower())
+        if device.type == "meta":  # computes nothing
+            raise NotImplementedError
+        torch.empty(1, device=device)
+    except Exception as error:  # each kind of device fails in its own way
+        full = "out of memory" in str(error).lower()
+        reason = "its memory is full" if full else "torch finds no such device on this machine"
+        raise ResourceError(f"device {name[:40]} is not available: {reason}", _devices_here()) from None
+    return device
+
+
+def _devices_here() -> str:
+    """The devices that torch can compute on here, and why a GPU may be missing among them."""
+    found = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *(["mps"] if torch.backends.mps.is_available() else [])]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    why = ""
+    if len(found) == 1 and torch.version.cuda is None and torch.version.hip is None:
+        why = "; this torch is built without CUDA, https://pytorch.org has others"
+    elif visible is not None:
+        why = f"; CUDA_VISIBLE_DEVICES is {visible[:40]!r}"
+    return f"here: {', '.join(found)}{why}; `--device cpu` works everywhere"

@@ -1,0 +1,62 @@
+"""Variables that say how the hub is reached: what the client cannot use is refused by name before it tries."""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from objtune_cli.errors import ResourceError
+
+PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
+SCHEMES = ("http", "https", "socks5", "socks5h")
+CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+
+
+def check() -> None:
+    """Refuse an address, a proxy or certificates that no connection can be made with.
+
+    Raises:
+        ResourceError: Names the variable.
+    """
+    for name, value in _proxies().items():
+        scheme = urlsplit(value).scheme.lower() if "://" in value else "http"
+        if scheme not in SCHEMES or not _host(value):
+            raise ResourceError(f"{name} is {_shown(value)!r}, which is no proxy that can be used", f"set {name} to http://, https:// or socks5:// with a host, or unset it")
+        if scheme.startswith("socks") and find_spec("socksio") is None:
+            raise ResourceError(f"{name} is a SOCKS proxy, and the package for those is not installed", f"`pip install 'httpx[socks]'`, or unset {name}")
+    endpoint = os.environ.get("HF_ENDPOINT")
+    if endpoint is not None and (urlsplit(endpoint).scheme not in ("http", "https") or not _host(endpoint)):
+        raise ResourceError(f"HF_ENDPOINT is {_shown(endpoint)!r}, which is no address", "set it to https:// with a host, or unset it")
+    for name in CERTIFICATES:
+        if os.environ.get(name) and not Path(os.environ[name]).exists():
+            raise ResourceError(f"{name} is {os.environ[name]!r}, and nothing is there", f"set {name} to your certificates, or unset it")
+    if not any(os.environ.get(name) for name in ("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME")) and Path("~").expanduser() == Path("~"):
+        raise ResourceError("there is no home folder to keep the weights in", "set HF_HOME to a folder")
+
+
+def advice() -> str:
+    """What beside the connection may be at fault: variables that lead it elsewhere."""
+    names = [*_proxies(), *(["HF_ENDPOINT"] if os.environ.get("HF_ENDPOINT") else [])]
+    return f"{' and '.join(names)} {'are' if names[1:] else 'is'} set, is that right? " if names else ""
+
+
+def _proxies() -> dict[str, str]:
+    """The variables that name a proxy, and their values; none where NO_PROXY takes every host out."""
+    if "*" in {os.environ.get("NO_PROXY", "").strip(), os.environ.get("no_proxy", "").strip()}:
+        return {}
+    names = [each for name in PROXIES for each in (name, name.lower())]
+    return {name: os.environ[name].strip() for name in names if os.environ.get(name, "").strip()}
+
+
+def _host(address: str) -> str:
+    try:
+        parts = urlsplit(address if "://" in address else f"http://{address}")
+        return (parts.hostname or "") if parts.port != 0 else ""
+    except ValueError:  # a port that is no number, half an IPv6 address
+        return ""
+
+
+def _shown(address: str) -> str:
+    """An address without the password in it."""
+    before, at, host = address.rpartition("@")
+    return f"{before.rpartition('//')[0]}//…@{host}" if at else address
