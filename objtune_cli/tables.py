@@ -35,7 +35,7 @@ def read(file: Path, form: str, error: type[ObjtuneError] = InputError) -> dict[
         raise error(f"{file} cannot be read: {getattr(failure, 'strerror', None) or failure}", form) from None
     if len(data) > LARGEST:
         raise error(f"{file} cannot be read: it is larger than {LARGEST >> 20} MB", form)
-    text = _decoded(data, file, error)
+    text = decode(data, str(file), error)
     if text.lstrip()[:1] == "{":
         return _from_json(text, file, form, error)
     try:
@@ -44,8 +44,8 @@ def read(file: Path, form: str, error: type[ObjtuneError] = InputError) -> dict[
         raise error(f"{file} is not valid TOML: {failure or 'it is nested too deeply'}", _remedy(text, str(failure)) or form) from None
 
 
-def _decoded(data: bytes, file: Path, error: type[ObjtuneError]) -> str:
-    """Text of a file in UTF-8, UTF-16 or UTF-32."""
+def decode(data: bytes, source: str, error: type[ObjtuneError] = InputError) -> str:
+    """Text in UTF-8, UTF-16 or UTF-32; `source`: the file or stream it comes from."""
     name = next((name for mark, name in MARKS if data.startswith(mark)), "utf-8")
     if name == "utf-8" and b"\0" in data[:2]:  # two bytes a character, and no mark
         name = "utf-16-le" if data[1:2] == b"\0" else "utf-16-be"
@@ -54,8 +54,8 @@ def _decoded(data: bytes, file: Path, error: type[ObjtuneError]) -> str:
     except UnicodeDecodeError as failure:
         line = data[: failure.start].count(b"\n") + 1
         raise error(
-            f"{file} is not {'UTF-8' if name.startswith('utf-8') else 'UTF-16'} text: byte {failure.start + 1}, in line {line}, belongs to another encoding",
-            "save the file as UTF-8 in your editor",
+            f"{source} is not {'UTF-8' if name.startswith('utf-8') else 'UTF-16'} text: byte {failure.start + 1}, in line {line}, belongs to another encoding",
+            "save the text as UTF-8 in your editor",
         ) from None
 
 

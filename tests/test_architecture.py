@@ -29,7 +29,7 @@ ALLOWED = {
     "method": {"method", "config", "errors", "models", "numerics"},
     "stages": set(OTHERS) - {"cli", "bench"},
     "bench": set(OTHERS) - {"cli"},
-    "cli": {"cli", "store", "config", "settings", "errors", "bases", "stages", "bench", "paths"},
+    "cli": {"cli", "store", "config", "settings", "errors", "bases", "stages", "bench", "paths", "tables"},
     "toybox": {"toybox", "errors"},
 }
 """Part of the package to the parts it may import, wherever the import stands."""

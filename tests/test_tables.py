@@ -24,7 +24,7 @@ def test_another_encoding_is_named(tmp_path: Path) -> None:
     file.write_bytes(b"n = 2\nphoto = 'gr\xf6\xdfe.jpg'\n")
     with pytest.raises(InputError, match=r"x\.toml is not UTF-8 text: byte 18, in line 2") as caught:
         tables.read(file, "form")
-    assert "save the file as UTF-8" in caught.value.hint
+    assert "save the text as UTF-8" in caught.value.hint
 
 
 MISTAKES = [

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from objtune_cli.errors import InputError, UsageError
+from objtune_cli.stages.prompts import clean
 from objtune_cli.store import photo
 from objtune_cli.store.header import open_regular
 from objtune_cli.store.refs import check_name
@@ -111,7 +112,7 @@ def _listing(file: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
         elif part in prompts and (match := _PROMPT.fullmatch(line)):
             if PLACE not in match["text"]:
                 raise InputError(f"{file}, line {number}: no `{PLACE}` in the prompt", "token and class word stand there")
-            prompts[part].append(match["text"])
+            prompts[part].append(clean(match["text"], f"the prompt in {file}, line {number},"))
     if not classes:
         raise InputError(f"{file} names no subject and class", "below `Classes` a line for each: `dog2,dog`")
     if not any(prompts.values()):

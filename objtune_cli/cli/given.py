@@ -1,10 +1,24 @@
 """What a command is given to work on, refs or prompts: arguments, or the lines of stdin where one is `-`."""
 
+import io
 import sys
 from collections.abc import Iterator
 
+from objtune_cli import tables
 from objtune_cli.cli.frame import need
-from objtune_cli.errors import InputError
+
+
+def read_lines() -> Iterator[tuple[int, str]]:
+    """The lines of stdin that are not empty, with their numbers; in any Unicode encoding, with or without a byte order mark.
+
+    Raises:
+        InputError: They are in another encoding.
+    """
+    binary = getattr(sys.stdin, "buffer", None)
+    text = tables.decode(binary.read(), "stdin") if binary else sys.stdin.read()
+    for number, line in enumerate(io.StringIO(text.removeprefix("\ufeff"), newline=None), 1):
+        if line.strip():
+            yield number, line.strip()
 
 
 def given_refs(values: list[str] | None) -> list[str]:
@@ -18,7 +32,7 @@ def given_refs(values: list[str] | None) -> list[str]:
         if value != "-":
             given.append(value)
         elif values or not sys.stdin.isatty():
-            given += [line.split("\t")[0] for line in _lines()]
+            given += [line.split("\t")[0].strip() for _, line in read_lines()]
     need(
         given,
         "nothing was given to work on",
@@ -27,33 +41,20 @@ def given_refs(values: list[str] | None) -> list[str]:
     return given
 
 
-def _lines() -> Iterator[str]:
-    """The lines of stdin that hold a prompt."""
-    from objtune_cli.stages.prompts import clean
-
-    number = 0
-    try:
-        for number, line in enumerate(sys.stdin, 1):
-            prompt = clean(line.strip(), f"line {number} of stdin", may_be_empty=True)
-            if prompt:
-                yield prompt
-    except UnicodeDecodeError:
-        raise InputError(f"stdin is not UTF-8 after line {number}", "save the prompts as UTF-8") from None
-
-
 def given_prompts(values: list[str]) -> list[str]:
     """Arguments, with `-` replaced by the lines of stdin; empty lines are none.
 
     Raises:
         UsageError: Nothing was given. InputError: a line is no text.
     """
+    from objtune_cli.stages.prompts import clean
+
     given: list[str] = []
     for value in values:
-        given += _lines() if value == "-" else [value]
+        if value != "-":
+            given.append(value)
+            continue
+        lines = [clean(line, f"line {number} of stdin", may_be_empty=True) for number, line in read_lines()]
+        given += [line for line in lines if line]
     need(given, "no prompt was given", "for example `objtune generate \"a photo of <rex> on the beach\"`, or one a line on stdin and `-`")
     return given
-
-
-def _lines() -> list[str]:
-    """The lines of stdin that are not empty, without the byte order mark that PowerShell puts before them."""
-    return [line.strip() for line in sys.stdin.read().removeprefix("\ufeff").splitlines() if line.strip()]

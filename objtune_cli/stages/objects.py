@@ -56,14 +56,14 @@ class Trained:
         held = [artifact.read_record(self.ctx.root, self.source)] if self.source else []
         return any(name in record.objects for record in (*held, *self.newest.values()))
 
-    def of_base(self) -> list[str]:
-        """The objects that were trained on the command's base, sorted."""
-        found = set[str]()
+    def of_base(self) -> dict[str, str]:
+        """The objects that were trained on the command's base: name to class word."""
+        found: dict[str, str] = {}
         for record in self.newest.values():
             with contextlib.suppress(IncompatibleError):
                 self.ctx.check_base(record)
-                found |= set(record.objects)
-        return sorted(found)
+                found |= record.objects
+        return found
 
     def find(self, name: str, version: int = 0, *, elsewhere: bool = False) -> Named:
         """Find the adapter that holds an object; with `elsewhere` also one beside the source.

@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 
 from objtune_cli.errors import InputError, UsageError
 from objtune_cli.store.refs import slug
@@ -137,14 +137,22 @@ def _advice(inside: str, is_trained: Callable[[str], bool]) -> str:
     return f"`objtune import FILE --class WORD --name {name}` reads a file of another tool; then write `<{name}>`"
 
 
-def find_plain_names(text: str, names: Iterable[str]) -> list[str]:
-    """The object names that a prompt has as plain words, in the order of `names`; `tea-cup` is found in "tea cup" too."""
-    found = []
-    for name in names:
-        words = r"[\s._-]".join(map(re.escape, re.split(r"[._-]", name)))
-        if re.search(rf"(?<![^\W_]){words}(?![^\W_])", text, re.I):
-            found.append(name)
-    return found
+def find_plain_names(text: str, objects: Mapping[str, str]) -> dict[str, str]:
+    """The objects whose name a prompt has as a plain word, sorted, each with how the prompt spells it; `tea-cup` is found in "tea cup" too.
+
+    Args:
+        objects: Name to class word, which counts where the name was made from it.
+    """
+    found: dict[str, str] = {}
+    for name in sorted(objects, key=lambda name: (-len(name), name)):  # a longer name may hold a shorter one
+        for spelling in dict.fromkeys([name, objects[name]] if _slug(objects[name]) == name else [name]):
+            words = r"[\s._-]".join(map(re.escape, re.split(r"[\s._-]", spelling)))
+            spaced = not all(unicodedata.category(c) in ("Lo", "Mn", "Mc") for c in spelling)  # scripts without spaces have no borders of words
+            pattern = re.compile(rf"(?<![^\W_]){words}(?![^\W_])" if spaced else words, re.I)
+            if match := pattern.search(text):
+                found[name] = match[0]
+                text = pattern.sub(" ", text)
+    return dict(sorted(found.items()))
 
 
 _SYNTAX = re.compile(

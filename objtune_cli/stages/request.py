@@ -99,7 +99,7 @@ def _note_plain_names(ctx: Context, trained: Trained, request: Request) -> None:
         names = text.find_plain_names("\n".join(bare), trained.of_base())
         if names:
             which = "the prompt names no object" if len(bare) == len(request.prompts) == 1 else f"{len(bare)} of {len(request.prompts)} prompts name no object"
-            ctx.report.note(f"{which}: to draw what was trained, write {', '.join(f'<{n}> instead of {n}' for n in names)}")
+            ctx.report.note(f"{which}: to draw what was trained, write {', '.join(f'<{name}> instead of {word}' for name, word in names.items())}")
 
 
 def _note_other_syntax(ctx: Context, request: Request) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from objtune_cli import bases
 from objtune_cli.config import Embed, Prior, Train, identifying
-from objtune_cli.errors import GateError, Stopped, UsageError
+from objtune_cli.errors import GateError, InputError, Stopped, UsageError
 from objtune_cli.stages import classes, embed, subjects
 from objtune_cli.stages import preview as preview_stage
 from objtune_cli.stages import prior as prior_stage
@@ -113,7 +113,10 @@ def started(ctx: Context, sources: list[Ref], embedding: Embed) -> list[Record]:
 def shown(ctx: Context, done: Done, work: Work, *, preview: bool) -> Done:
     """The result with its sheet of samples, if one is wanted."""
     if preview and not done.images and leads(ctx.team()):
-        done.images = [preview_stage.draw(ctx, artifact.read_record(ctx.root, done.ref), work.starts)]
+        try:
+            done.images = [preview_stage.draw(ctx, artifact.read_record(ctx.root, done.ref), work.starts)]
+        except InputError as error:  # its sentences are longer than those of training
+            ctx.report.note(f"no preview: {error.message}")
     return done
 
 
@@ -246,7 +249,11 @@ def _scores(ctx: Context, trainer: "Trainer", judge: "Judge") -> dict[str, float
     def note(text: str) -> None:
         ctx.report.note(among + text)
 
-    found = {k: round(v, 4) for k, v in (judge.scores(trainer.said(), names) | {"drift": judge.drift(names)}).items()}
+    try:
+        found = {k: round(v, 4) for k, v in (judge.scores(trainer.said(), names) | {"drift": judge.drift(names)}).items()}
+    except InputError as error:  # the object learned in shorter sentences than those that it is measured in
+        note(f"no scores: {error.message}")
+        return {}
     if not all(math.isfinite(v) for v in found.values()):
         note("its own pictures are no numbers at this precision: no scores")
         return {}

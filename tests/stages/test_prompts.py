@@ -1,8 +1,10 @@
 """Prompts as people type and paste them: cleaned, their objects found wherever they stand, or refused in one line."""
 
+import io
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -100,8 +102,11 @@ def test_syntax_of_other_tools_is_found(typed: str, pieces: list[str]) -> None:
 
 
 def test_names_are_found_as_plain_words() -> None:
-    assert prompts.find_plain_names('{dog} "DOG" tea cup', ["cup", "dog", "hat", "tea-cup"]) == ["cup", "dog", "tea-cup"]
-    assert prompts.find_plain_names("hotdog, dogs and cups", ["cup", "dog"]) == []
+    objects = {"cup": "mug", "dog": "dog", "dog-2": "dog", "tea-cup": "tea cup", "sobaka": "собака", "gou": "狗", "rex": "dog"}
+    assert prompts.find_plain_names('{dog} "DOG" tea cup', objects) == {"dog": "dog", "tea-cup": "tea cup"}
+    assert prompts.find_plain_names("dog-2, CUP", objects) == {"cup": "CUP", "dog-2": "dog-2"}
+    assert prompts.find_plain_names("hotdog, dogs and a mug", objects) == {}
+    assert prompts.find_plain_names("фото: Собака, 一只狗在海滩", objects) == {"gou": "狗", "sobaka": "Собака"}
 
 
 def test_every_mention_has_a_name_of_its_own() -> None:
@@ -158,6 +163,33 @@ def test_white_space_and_brackets_draw_the_same_scene(drawn) -> None:
     piped = drawn("generate", "-", stdin="\ufeffa photo of <dog> on the beach\r\n\r\n\ufeff\n")
     assert (piped.code, piped.out) == (0, first.out)
     assert record_of(1).config["prompt"] == "a photo of <dog> on the beach"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_lines_of_stdin_are_read_in_any_unicode(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    from objtune_cli.cli import given
+
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("a <dog> 🐕\r\n\r\n\tb\u00a0c\u2028d\n".encode(encoding))))
+    assert given.given_prompts(["-", "e\u00a0f"]) == ["a <dog> 🐕", "b c d", "e\u00a0f"]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("mask/dog@1\t5\r\ncup\r\n".encode(encoding))))
+    assert given.given_refs(["-"]) == ["mask/dog@1", "cup"]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a dog\n\xe9t\xe9\n")))
+    with pytest.raises(InputError, match="stdin is not UTF-8 text: byte 7, in line 2"):
+        given.given_prompts(["-"])
+
+
+def test_a_run_whose_sentences_of_measuring_are_too_long_is_kept_without_scores() -> None:
+    """What was learned in shorter sentences is published all the same."""
+    from objtune_cli.stages import train
+
+    def scores(words: object, names: list[str]) -> dict[str, float]:
+        raise InputError("<dog> stands at tokens 70 to 78 of the prompt, but the base reads only the first 76")
+
+    said: list[str] = []
+    ctx = SimpleNamespace(report=SimpleNamespace(note=said.append))
+    trainer = SimpleNamespace(learned={"dog": None}, name="default", said=lambda: None, step=5)
+    assert train._scores(ctx, trainer, SimpleNamespace(scores=scores)) == {}  # type: ignore[arg-type]
+    assert said == ["no scores: <dog> stands at tokens 70 to 78 of the prompt, but the base reads only the first 76"]
 
 
 def test_a_line_of_stdin_that_is_no_text_is_named(drawn) -> None:
