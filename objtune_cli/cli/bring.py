@@ -7,10 +7,13 @@ import typer
 
 from objtune_cli.cli.frame import Outcome, Run, need
 
+MOST = 5
+"""Files of one object: a LoRA for each network, and an embedding for each text encoder."""
+
 
 def import_(
     run: Run,
-    file: Annotated[list[Path], typer.Argument(metavar="FILE…", help="A LoRA, an embedding, or both of one object: .safetensors.")],
+    file: Annotated[list[Path], typer.Argument(metavar="FILE…", help="A LoRA, an embedding, or both of one object: .safetensors files, or a folder that diffusers or peft wrote.")],
     class_: Annotated[str, typer.Option("--class", metavar="WORD", help="What the object is: dog.")] = "",
     name: Annotated[str, typer.Option("--name", metavar="NAME", help="What to call it.", show_default="the class word")] = "",
     word: Annotated[
@@ -25,6 +28,6 @@ def import_(
 
     ((class_word, called),) = classes.named([class_], [name] if name else [])
     need(word.isprintable(), "--word has characters that cannot be printed", 'for example `--word "sks dog"`')
-    need(len(file) <= 2, f"{len(file)} files for one object", "a LoRA, an embedding, or one of each")
+    need(len(file) <= MOST, f"{len(file)} files for one object", "a LoRA, an embedding (of SDXL one or two files), or both")
     ctx = run.context()
     return Outcome([imported.run(ctx, file, called, class_word, word.strip(), allow_pickle=allow_pickle)])

@@ -196,9 +196,20 @@ class Family:
         """Down and up of the denoiser's layers under the names of kohya's files, dots included."""
         return {self.kohya_layer(name): pair for name, pair in layers.items()}
 
-    def unfused(self, weights: "Mapping[str, Tensor]") -> "Mapping[str, Tensor]":
-        """The tensors of a LoRA file in which no layer stands for several of the denoiser's."""
-        return weights
+    def first_names(self, layer: str, config: Any) -> list[tuple[str, "int | str | None"]]:
+        """What files of the model's first repository and of kohya call a layer of the denoiser, and which of its outputs the layer has.
+
+        Returns:
+            Names with None where the named layer is this one, 0, 1 or 2 where this one is a third of it, "swapped" where
+            the halves of its outputs stand the other way round.
+        """
+        try:
+            name = first_name(layer)
+        except (KeyError, ValueError, IndexError):
+            return []
+        if ".upsamplers." in layer:  # a level without attention has one place less
+            return [(name, None), (name.replace(".2.conv", ".1.conv"), None)]
+        return [(name, None)]
 
     def snippet(self, base: str, name: str, class_word: str, trigger: str = "") -> list[str]:
         """Lines in which diffusers reads the files of a repository, from its folder, and draws the object; `trigger`: the name of its embedding file, else its own."""
@@ -231,18 +242,31 @@ class Family:
 
 RESIDUAL = {"conv1": "in_layers.2", "conv2": "out_layers.3", "conv_shortcut": "skip_connection", "time_emb_proj": "emb_layers.1"}
 """Layers of a residual block, and what the first repository calls them; those of attention have the same names."""
+OUTSIDE = {
+    "conv_in": "input_blocks.0.0", "conv_out": "out.2", "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2",
+}  # fmt: skip
+"""Layers of a U-Net before and behind its blocks, and what the first repository calls them."""
 
 
 def first_name(layer: str) -> str:
     """A layer of a U-Net of two residual blocks a level as the first repository names it: `input_blocks`, `middle_block`, `output_blocks`.
 
+    The convolution after an upsampling is named as in a level with attention.
+
     Raises:
-        KeyError, ValueError, IndexError: It lies outside those blocks.
+        KeyError, ValueError, IndexError: It is no layer of such a U-Net.
     """
+    if layer in OUTSIDE:
+        return OUTSIDE[layer]
     kind, *rest = layer.split(".")
     if kind == "mid_block":
         place = {("attentions", "0"): "1", ("resnets", "0"): "0", ("resnets", "1"): "2"}[rest[0], rest[1]]
         return ".".join(("middle_block", place, *_inside(rest[0], rest[2:])))
+    if rest[1] == "downsamplers":
+        return f"input_blocks.{3 * int(rest[0]) + 3}.0.op"
+    if rest[1] == "upsamplers":
+        return f"output_blocks.{3 * int(rest[0]) + 2}.2.conv"
     start = {"down_blocks": ("input_blocks", 1), "up_blocks": ("output_blocks", 0)}[kind]
     slot = {"resnets": "0", "attentions": "1"}[rest[1]]
     return ".".join((start[0], str(start[1] + 3 * int(rest[0]) + int(rest[2])), slot, *_inside(rest[1], rest[3:])))

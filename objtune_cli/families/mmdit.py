@@ -1,14 +1,10 @@
 """Layers of SD 3's transformer as its first repository and kohya's files have them: queries, keys and values of a block in one."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from objtune_cli.errors import IncompatibleError
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-STEM = "lora_unet_joint_blocks_"
 KOHYA: dict[str, tuple[str, int | None]] = {
     "attn.to_q": ("x_block.attn.qkv", 0), "attn.to_k": ("x_block.attn.qkv", 1), "attn.to_v": ("x_block.attn.qkv", 2),
     "attn.to_out.0": ("x_block.attn.proj", None), "attn.add_q_proj": ("context_block.attn.qkv", 0),
@@ -19,6 +15,15 @@ KOHYA: dict[str, tuple[str, int | None]] = {
     "ff_context.net.2": ("context_block.mlp.fc2", None),
 }  # fmt: skip
 """Layers of a block as the model's first repository calls them, and which third of queries, keys and values in one they are."""
+NORMS = {"norm1.linear": "x_block.adaLN_modulation.1", "norm1_context.linear": "context_block.adaLN_modulation.1"}
+"""Layers that tell the norms of a block the noise level; kohya does not train them."""
+OUTSIDE = {
+    "pos_embed.proj": "x_embedder.proj", "time_text_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
+    "time_text_embed.timestep_embedder.linear_2": "t_embedder.mlp.2", "time_text_embed.text_embedder.linear_1": "y_embedder.mlp.0",
+    "time_text_embed.text_embedder.linear_2": "y_embedder.mlp.2", "context_embedder": "context_embedder", "proj_out": "final_layer.linear",
+    "norm_out.linear": "final_layer.adaLN_modulation.1",
+}  # fmt: skip
+"""Layers outside the blocks."""
 
 
 def fused(layers: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
@@ -42,41 +47,17 @@ def fused(layers: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
     return found | {called: _fused(parts) for called, parts in thirds.items()}
 
 
-def unfused(weights: "Mapping[str, Tensor]") -> "Mapping[str, Tensor]":
-    """Kohya's layers by diffusers' names, queries, keys and values each with the ranks that are not zero in it."""
-    found, groups = dict(weights), dict[str, dict[str, Any]]()
-    for key, value in weights.items():
-        stem, _, side = key.partition(".")
-        if stem.startswith(STEM):
-            groups.setdefault(stem, {})[side] = value
-    for stem, sides in groups.items():
-        block, _, last = stem.removeprefix(STEM).partition("_")
-        layers = [(layer, third) for layer, (name, third) in KOHYA.items() if name.replace(".", "_") == last]
-        if layers and _whole(sides, 1 if layers[0][1] is None else 3):
-            for side in sides:
-                del found[f"{stem}.{side}"]
-            for layer, third in layers:
-                parts = sides if third is None else _third(sides, third)
-                found |= {f"unet.transformer_blocks.{block}.{layer}.{side}": value for side, value in parts.items()}
-    return found
-
-
-def _whole(sides: "Mapping[str, Tensor]", parts: int) -> bool:
-    """Whether down and up of so many layers are there and fit; what does not is left, and refused where layers are looked up."""
-    down, up = sides.get("lora_down.weight"), sides.get("lora_up.weight")
-    if down is None or up is None or (down.ndim, up.ndim) != (2, 2):
-        return False
-    return up.shape[1] == len(down) and len(up) % parts == 0
-
-
-def _third(sides: "Mapping[str, Tensor]", third: int) -> "dict[str, Tensor]":
-    """One of three layers in one, without the ranks that are zero in it; nothing where all are."""
-    down, up = sides["lora_down.weight"], sides["lora_up.weight"].chunk(3)[third]
-    kept = up.flatten(1).any(dim=0)
-    if not kept.any():
-        return {}
-    alpha = {"alpha": sides["alpha"] * kept.sum() / len(down)} if "alpha" in sides else {}
-    return {"lora_down.weight": down[kept], "lora_up.weight": up[:, kept], **alpha}
+def first_names(layer: str, blocks: int) -> list[tuple[str, int | str | None]]:
+    """What the first repository calls a layer, and which third of its outputs it is, or "swapped" (`Family.first_names`); `blocks`: how many there are."""
+    if layer in OUTSIDE:
+        return [(OUTSIDE[layer], "swapped" if layer == "norm_out.linear" else None)]
+    kind, _, rest = layer.partition(".")
+    block, _, inner = rest.partition(".")
+    if kind != "transformer_blocks" or (inner not in KOHYA and inner not in NORMS):
+        return []
+    name, third = KOHYA[inner] if inner in KOHYA else (NORMS[inner], None)
+    swapped = inner == "norm1_context.linear" and block == str(blocks - 1)  # it has a shift and a scale alone
+    return [(f"joint_blocks.{block}.{name}", "swapped" if swapped else third)]
 
 
 def _fused(parts: Mapping[int, tuple[Any, Any]]) -> tuple[Any, Any]:

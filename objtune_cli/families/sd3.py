@@ -212,9 +212,9 @@ class _SD3(Family):
         """As in the model's first repository: `mmdit.fused`."""
         return mmdit.fused(layers)
 
-    def unfused(self, weights: "Mapping[str, Tensor]") -> "Mapping[str, Tensor]":
-        """The undoing of that: `mmdit.unfused`."""
-        return mmdit.unfused(weights)
+    def first_names(self, layer: str, config: Any) -> list[tuple[str, int | str | None]]:
+        """Queries, keys and values are thirds of one layer there: `mmdit.first_names`."""
+        return mmdit.first_names(layer, int(config.num_layers))
 
     def snippet(self, base: str, name: str, class_word: str, trigger: str = "") -> list[str]:
         """Its pipeline reads no embedding files by itself, spells no word of several vectors out, and T5 is told the class word."""

@@ -1,6 +1,7 @@
 """LoRA on the denoiser, and of what was imported on the text encoders, through peft: add, read, write."""
 
 import contextlib
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -105,13 +106,16 @@ def _load(network: Any, own: Mapping[str, Tensor], stack: Stack, name: str) -> N
     """Add one network's layers."""
     from peft import LoraConfig, set_peft_model_state_dict
 
-    rank = next(v.shape[0] for k, v in own.items() if k.endswith("lora_A.weight"))
-    targets = sorted({k.rsplit(".lora_", 1)[0] for k in own})
+    ranks = {k.removesuffix(".lora_A.weight"): v.shape[0] for k, v in own.items() if k.endswith(".lora_A.weight")}
+    rank = min(ranks.values())
+    further = {f"^{re.escape(layer)}": each for layer, each in ranks.items() if each != rank}  # whole differences, of full rank
+    targets = sorted(ranks)
     missing = set(targets) - {n for n, _ in network.named_modules()}
     if missing:
         raise IncompatibleError(f"the adapter was trained on another base: no layer {min(missing)} here", "use the base it names")
     with LOADING:
-        network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), adapter_name=name)
+        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, rank_pattern=further, alpha_pattern=dict(further))
+        network.add_adapter(config, adapter_name=name)
     try:
         set_peft_model_state_dict(network, {k: v.to(stack.device) for k, v in own.items()}, adapter_name=name)
     except RuntimeError:  # same names, other widths

@@ -1,193 +1,282 @@
-"""LoRA and embedding files of other tools as the tensors of an adapter: names by the base's own layers, alpha in the weights."""
+"""LoRA files of other tools as the tensors of an adapter: names by the base's own layers, strength in the weights."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from objtune_cli.errors import IncompatibleError, InputError
-from objtune_cli.families import FAMILIES
-from objtune_cli.families.interface import first_name
+from objtune_cli.models import lora_kinds
+from objtune_cli.models.layer_names import Place, modules_of, places
+from objtune_cli.models.lora_strength import Strength
 from objtune_cli.models.stack import Stack
-from objtune_cli.models.tokens import side_by_side
 
-SIDES = (
-    (re.compile(r"(.+)\.lora_(?:A|down)(?:\.default)?\.weight"), "A"), (re.compile(r"(.+)\.lora_(?:B|up)(?:\.default)?\.weight"), "B"),
-    (re.compile(r"(.+)\.(?:lora|lora_linear_layer)\.down\.weight"), "A"), (re.compile(r"(.+)\.(?:lora|lora_linear_layer)\.up\.weight"), "B"),
-    (re.compile(r"(.+)_lora\.down\.weight"), "A"), (re.compile(r"(.+)_lora\.up\.weight"), "B"), (re.compile(r"(.+)\.alpha"), "alpha"),
-)  # fmt: skip
-"""Ends of keys, of kohya's, peft's and two older forms of diffusers', and which part of a layer each is."""
-OTHER_KINDS = {
-    "hada_w1": "LoHa",
-    "lokr_w": "LoKr",
-    "dora_scale": "DoRA",
-    "lora_magnitude": "DoRA",
-    "lora_mid": "LoCon with Tucker factors",
-    "oft_": "OFT",
-}
-WIDTHS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
-"""Widths of the condition that cross-attention of the real models reads."""
-BUNDLED = re.compile(r"bundle_emb\.(.+?)\.(string_to_param\.\*|clip_l|clip_g)")
-ALONE = ("string_to_param.*", "emb_params")
-MAX_ROWS = 64
+LARGEST = 65504.0
+"""The largest number of fp16, in which other tools compute: what is larger becomes infinite there."""
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
+BUNDLED = re.compile(r"bundle_emb\.(.+?)\.(string_to_param\..+|clip_l|clip_g|clip_h|t5|t5xxl)")
+"""Vectors of a token inside a LoRA file."""
+AGAIN = "get the file again"
+HELD = "LoRA is read: of linear layers and convolutions, with or without alpha; merge another kind into its base, and give that as `--base`"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file that was opened.
+
+    Attributes:
+        what: How messages call it. metadata: of its header. strengths: settings by network (`lora_strength`), "" for all of them.
+        network: Which network it is of, where its place in a folder says so.
+    """
+
+    what: str
+    weights: Mapping[str, Tensor]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    strengths: Mapping[str, Strength] = field(default_factory=dict)
+    network: str = ""
+
+    def hint(self) -> str:
+        """Which family it looks like one of."""
+        return lora_kinds.family_hint({key: tuple(value.shape) for key, value in self.weights.items()}, self.metadata)
 
 
 def is_lora(weights: Mapping[str, Tensor]) -> bool:
     """Whether a file holds layers, of whatever kind."""
-    return any(part(key) or any(mark in key for mark in OTHER_KINDS) for key in weights)
-
-
-def part(key: str) -> tuple[str, str] | None:
-    """The layer that a key names, and "A", "B" or "alpha"."""
-    for form, side in SIDES:
-        match = form.fullmatch(key)
-        if match:
-            return match[1].replace(".processor.", "."), side
-    return None
+    return lora_kinds.is_lora(weights)
 
 
 def lora(stack: Stack, weights: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
-    """The layers of a file under an adapter's names, float32, alpha multiplied into B, one rank for all (zeros where it was less).
+    """`read_lora` of tensors without settings."""
+    return read_lora(stack, Source(what, weights))
+
+
+def read_lora(stack: Stack, source: Source) -> dict[str, Tensor]:
+    """The layers of a file under an adapter's names, float32, strength multiplied into B, low ranks filled with zeros to the largest.
+
+    Every key is read, or the file is refused: two that mean one part of a layer, too. A whole difference of a layer is a
+    LoRA of full rank, which is the layer's own.
 
     Raises:
         IncompatibleError: Of another kind than LoRA, or for layers that this base does not have.
         InputError: A layer is not whole, or not a number.
     """
-    for mark, kind in OTHER_KINDS.items():
-        if any(mark in key for key in weights):
-            raise IncompatibleError(
-                f"{what} is a {kind}, which is not read here", "LoRA is: of linear layers and convolutions, with or without alpha"
-            )
-    known = dict(_names(stack))
-    layers: dict[str, dict[str, Tensor]] = {}
-    for key, value in stack.family.unfused(weights).items():
-        named = part(key)
+    other = lora_kinds.other_kind(source.weights)
+    if other:
+        raise IncompatibleError(f"{source.what} {other[0]}, which is not read here", HELD)
+    modules = modules_of(stack)
+    names = places(stack, modules, source.network or _bare_network(stack, source))
+    layers: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    low: set[str] = set()
+    for stem, parts in _grouped(source, names).items():
+        for place in names[stem]:
+            pairs = _factors(source, stem, parts, place, modules[place.own])
+            layers.setdefault(place.own, []).extend(pairs)
+            if "diff" not in parts:
+                low.add(place.own)
+    return _stored({own: pairs for own, pairs in layers.items() if pairs}, low)
+
+
+def _bare_network(stack: Stack, source: Source) -> str:
+    """The text encoder that names without a network are of, by their width, where the base has two."""
+    if len(stack.text_encoders) < 2:
+        return ""
+    for key, value in source.weights.items():
+        named = lora_kinds.split_key(key)
+        if (
+            named
+            and named[1] == "A"
+            and re.match(r"(?:text_model\.)?encoder\.layers\.\d+\.self_attn\.[qkv]_proj$", named[0])
+            and value.ndim == 2
+        ):
+            found = [i for i, width in enumerate(stack.widths) if width == value.shape[1]]
+            return ("text_encoder", "text_encoder_2")[found[0]] if len(found) == 1 else ""
+    return ""
+
+
+def _grouped(source: Source, names: Mapping[str, tuple[Place, ...]]) -> dict[str, dict[str, Tensor]]:
+    """The parts of each layer, by one of its names.
+
+    Raises:
+        IncompatibleError: A layer that this base does not have. InputError: a key of no layer, or two of one part of it.
+    """
+    found: dict[str, dict[str, Tensor]] = {}
+    first: dict[tuple[Place, ...], str] = {}
+    keys: dict[tuple[str, str], str] = {}
+    for key, value in source.weights.items():
+        if BUNDLED.fullmatch(key):
+            continue
+        named = lora_kinds.split_key(key)
         if named is None:
-            if BUNDLED.fullmatch(key):
-                continue
-            raise InputError(f"{what} holds {key[:80]!r}, which is of no layer", "a LoRA file of kohya's scripts or of diffusers is read")
-        if named[0] not in known:
-            raise IncompatibleError(f"{what} is for another base: no layer {named[0]} here", _hint(weights))
-        layers.setdefault(known[named[0]], {})[named[1]] = value.float()
-    found: dict[str, Tensor] = {}
-    rank = max((parts["A"].shape[0] for parts in layers.values() if "A" in parts), default=0)
-    for name, parts in sorted(layers.items()):
-        down, up = _layer(stack, name, parts, what, weights)
-        found[f"{name}.lora_A.weight"], found[f"{name}.lora_B.weight"] = _padded(down, rank, 0), _padded(up, rank, 1)
+            raise InputError(
+                f"{source.what} holds {key[:80]!r}, which is of no layer",
+                "LoRA files of kohya's scripts, diffusers, peft and ComfyUI are read",
+            )
+        stem, part = named
+        if stem not in names:
+            raise _unknown(source, stem, part)
+        stem = first.setdefault(names[stem], stem)
+        if (stem, part) in keys and not torch.equal(found[stem][part], value):
+            raise InputError(
+                f"{source.what} holds one layer twice: {keys[stem, part][:80]} and {key[:80]}",
+                "it was put together of two files; give one of them",
+            )
+        keys[stem, part] = key
+        found.setdefault(stem, {})[part] = value
+    owners: dict[str, str] = {}
+    for stem in found:
+        for place in names[stem]:
+            other = owners.setdefault(place.own, stem)
+            if other != stem:  # once by itself, once as a third of a fused layer
+                raise InputError(
+                    f"{source.what} holds one layer twice: {other[:80]} and {stem[:80]}",
+                    "it was put together of two files; give one of them",
+                )
     return found
 
 
-def _names(stack: Stack) -> Iterator[tuple[str, str]]:
-    """Every name that files have for a layer of this base, with the adapter's own."""
-    for layer, module in stack.unet.named_modules():
-        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
-            own = f"unet.{layer}"
-            yield from (
-                (name, own)
-                for name in (own, f"{stack.family.denoiser}.{layer}", layer, own.removesuffix(".0"), "lora_unet_" + layer.replace(".", "_"))
+def _unknown(source: Source, stem: str, part: str) -> IncompatibleError:
+    """Why a layer is not one of the base's."""
+    if part in ("diff", "diff_bias"):
+        norm = re.search(r"norm\d*$|ln_\w+$|_layers[._]0$|(?:^|[._])out[._]0$", stem)
+        where = "norms" if norm else "what is no linear layer or convolution of this base"
+        return IncompatibleError(f"{source.what} has whole differences of {where} ({stem}), which are not read here", HELD)
+    if re.match(r"lora_te3_|text_encoder_3\.|(?:text_encoders\.)?t5", stem):
+        return IncompatibleError(f"{source.what} has layers of T5 ({stem}), which are not read here", "give a LoRA without them")
+    return IncompatibleError(f"{source.what} is for another base: no layer {stem} here", source.hint())
+
+
+def _factors(source: Source, stem: str, parts: Mapping[str, Tensor], place: Place, module: Any) -> list[tuple[Tensor, Tensor]]:
+    """A (r, in, …) and B (out, r, …) whose products sum to a layer's delta, checked against the base's and scaled."""
+    own = place.own
+    for part, value in parts.items():
+        if part != "alpha" and value.dtype not in FLOATS:
+            kind = str(value.dtype).removeprefix("torch.")
+            raise InputError(
+                f"{source.what} holds {kind} numbers in {stem}, which mean nothing alone", "it is quantised; give it in fp32, fp16 or bf16"
             )
-            try:
-                yield "lora_unet_" + first_name(layer).replace(".", "_"), own
-            except (KeyError, ValueError, IndexError):
-                continue
-    for i, encoder in enumerate(stack.text_encoders):
-        prefix, short = ("text_encoder.", ("lora_te_", "lora_te1_")) if i == 0 else ("text_encoder_2.", ("lora_te2_",))
-        for layer, module in encoder.named_modules():
-            if isinstance(module, torch.nn.Linear):
-                bare = layer.removeprefix("text_model.")
-                own = f"{prefix}text_model.{bare}"
-                yield from ((name, own) for name in (own, prefix + bare, *(f"{s}text_model_{bare.replace('.', '_')}" for s in short)))
+    if "lora_bias" in parts or "diff_bias" in parts:
+        raise IncompatibleError(f"{source.what} has trained biases ({stem}), which are not read here", HELD)
+    found = []
+    if "A" in parts or "B" in parts or "mid" in parts or ("alpha" in parts and "diff" not in parts):
+        found.append(_low_rank(source, own, parts, place, module))
+    if "diff" in parts:
+        found.append(_whole(source, own, parts["diff"], place, module))
+    return [pair for pair in found if pair is not None and len(pair[0])]
 
 
-def module_of(stack: Stack, name: str) -> Any:
-    """The layer of an adapter's name in this base; None: there is none."""
-    prefix, _, layer = name.partition(".")
-    part_of = {"unet": stack.unet, "text_encoder": stack.text_encoder, "text_encoder_2": stack.text_encoder_2}[prefix]
-    if part_of is None:
-        return None
-    modules = dict(part_of.named_modules())
-    return modules.get(layer) or modules.get(layer.removeprefix("text_model."))
-
-
-def _layer(stack: Stack, name: str, parts: Mapping[str, Tensor], what: str, weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """A (r, in, …) and B (out, r, …) of one layer, checked against the base's and scaled."""
+def _low_rank(source: Source, own: str, parts: Mapping[str, Tensor], place: Place, module: Any) -> tuple[Tensor, Tensor]:
+    """One layer's factors, of a fused layer those of its part without the ranks that are zero in it."""
     if "A" not in parts or "B" not in parts:
-        raise InputError(f"{what} has half of the layer {name}", "the file is cut off or was put together by hand; get it again")
-    down, up = parts["A"], parts["B"]
-    module = module_of(stack, name)
-    assert module is not None  # names are the base's own
+        raise InputError(f"{source.what} has half of the layer {own}", "the file is cut off or was put together by hand; get it again")
+    down, up = parts["A"].float(), parts["B"].float()
     shape = tuple(module.weight.shape)
-    if down.ndim == 4 and len(shape) == 2:  # 1 x 1 convolutions of old bases are linear layers in newer ones
-        down, up = down.flatten(1), up.flatten(1)
-    if down.ndim == 2 and len(shape) == 4:
-        down, up = down[..., None, None], up[..., None, None]
-    rank = down.shape[0]
-    if up.shape[1] != rank or up.shape[0] != shape[0] or down.shape[1:] != shape[1:]:
-        raise IncompatibleError(f"{what} is for another base: {name} has other sizes here", _hint(weights))
-    if not bool(torch.isfinite(down).all() and torch.isfinite(up).all()):
-        raise InputError(f"{what} holds values that are no numbers", "the training that wrote it had diverged")
-    return down, up * (float(parts["alpha"]) / rank if "alpha" in parts else 1.0)
+    if down.ndim not in (2, 4) or up.ndim not in (2, 4) or not down.numel() or not up.numel():
+        raise InputError(f"{source.what} holds a layer without ranks: {own} {tuple(down.shape)}, {tuple(up.shape)}", AGAIN)
+    if "mid" in parts:
+        down = _without_mid(source, own, down, parts["mid"].float())
+    down, up = _shaped(down, shape), _shaped(up, shape)
+    rank, kernel = down.shape[0], (1,) * (len(shape) - 2)
+    scale = _scale(source, own, parts, rank)
+    rows = up.shape[0]
+    up = _part(up, place.part, shape[0])
+    if tuple(up.shape) != (shape[0], rank, *kernel) or tuple(down.shape[1:]) != shape[1:]:
+        raise IncompatibleError(f"{source.what} is for another base: {own} has other sizes here", source.hint())
+    _check(source, own, down, up)
+    up = up * scale
+    _check(source, own, down, up, scaled=True)
+    if rows != shape[0]:
+        used = up.flatten(1).any(dim=0)
+        down, up = down[used], up[:, used]
+    return down, up
 
 
-def _padded(factor: Tensor, rank: int, dim: int) -> Tensor:
-    missing = rank - factor.shape[dim]
-    shape = list(factor.shape)
-    shape[dim] = missing
-    return torch.cat([factor, factor.new_zeros(shape)], dim=dim).contiguous() if missing else factor.contiguous()
+def _shaped(factor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """1 x 1 convolutions of old bases are linear layers in newer ones, and the other way round."""
+    if factor.ndim == 4 and len(shape) == 2:
+        return factor.flatten(1) if factor.shape[2:] == (1, 1) else factor
+    return factor[..., None, None] if factor.ndim == 2 and len(shape) == 4 else factor
 
 
-def _hint(weights: Mapping[str, Tensor]) -> str:
-    """Which family a file looks like one of."""
-    widths = {
-        v.shape[1] for k, v in weights.items() if ("attn2_to_k" in k or "attn2.to_k" in k) and v.ndim >= 2 and v.shape[0] < v.shape[1]
-    }
-    like = next(
-        (WIDTHS[w] for w in widths if w in WIDTHS),
-        "sdxl" if any("lora_te2_" in k or k.startswith("text_encoder_2.") for k in weights) else "",
-    )
-    family = next((f for f in FAMILIES if f.name == like), None)
-    return (
-        f"it looks like one of {family.title}: `--base {next(iter(family.hub))}`"
-        if family
-        else "`--base` names the base that it was made on"
-    )
+def _without_mid(source: Source, own: str, down: Tensor, mid: Tensor) -> Tensor:
+    """The middle factor of a Tucker decomposition multiplied into A: (r, q) and (r, r, k, k) to (r, q, k, k)."""
+    if mid.ndim != 4 or tuple(mid.shape[:2]) != (len(down), len(down)) or down.flatten(1).shape[1] != down.shape[1]:
+        raise InputError(f"{source.what} has factors of different sizes in {own}", AGAIN)
+    return torch.einsum("prhw,rq->pqhw", mid, down.flatten(1))
 
 
-def rows(stack: Stack, weights: Mapping[str, Tensor], what: str) -> Tensor | None:
-    """The vectors of an embedding file, or of one inside a LoRA file, those of several text encoders side by side; None: there are none.
+def _part(up: Tensor, part: int | str | None, rows: int) -> Tensor:
+    """The outputs of a fused layer that belong to one of the base's."""
+    if part == "swapped" and up.shape[0] % 2 == 0:
+        return torch.cat(up.chunk(2)[::-1])
+    if isinstance(part, int) and up.shape[0] == 3 * rows:
+        return up[part * rows : (part + 1) * rows]
+    return up
+
+
+def _scale(source: Source, own: str, parts: Mapping[str, Tensor], rank: int) -> float:
+    """What B A is multiplied by: alpha over the rank, or what the settings beside the weights say; without either 1.
 
     Raises:
-        IncompatibleError: For another family. InputError: Several tokens, or no vectors at all.
+        InputError: Alpha is no number, or both say different things.
     """
-    bundled: dict[str, dict[str, Tensor]] = {}
-    for key, value in weights.items():
-        match = BUNDLED.fullmatch(key)
-        if match:
-            bundled.setdefault(match[1], {})[match[2]] = value
-    if len(bundled) > 1:
-        raise InputError(f"{what} holds the words {', '.join(sorted(bundled))}", "import a file of one word")
-    if not bundled and is_lora(weights):
-        return None
-    named = next(iter(bundled.values())) if bundled else dict(weights)
-    wanted = stack.family.embedding_keys
-    if wanted and set(named) >= set(wanted):
-        parts = [named[key] for key in wanted]
-    elif not wanted and len(named) == 1:
-        parts = list(named.values())
-    elif not wanted and any(key in named for key in ALONE):
-        parts = [next(named[key] for key in ALONE if key in named)]
-    else:
-        need = f"the keys {' and '.join(wanted)}" if wanted else "one key"
-        raise IncompatibleError(
-            f"{what} is no embedding for {stack.family.title}: it has {', '.join(sorted(named)[:3])}", f"one for this base has {need}"
-        )
-    found = [p.float()[None] if p.ndim == 1 else p.float() for p in parts]
-    if any(p.ndim != 2 or not 1 <= len(p) <= MAX_ROWS or len(p) != len(found[0]) for p in found):
-        raise InputError(
-            f"{what} holds no vectors of a token: {', '.join(str(tuple(p.shape)) for p in found)}", "a token has 1 to 64 vectors"
-        )
-    if not all(bool(torch.isfinite(p).all()) for p in found):
-        raise InputError(f"{what} holds values that are no numbers", "the training that wrote it had diverged")
-    return side_by_side(found)
+    network, _, layer = own.partition(".")
+    network = "transformer" if network == "unet" and "transformer" in source.strengths else network
+    strength = source.strengths.get(network, source.strengths.get(""))
+    said = strength.of((layer, layer.removeprefix("text_model."), own), rank, source.what) if strength else None
+    if "alpha" not in parts:
+        return 1.0 if said is None else said
+    if parts["alpha"].numel() != 1 or parts["alpha"].is_complex():
+        raise InputError(f"{source.what} holds {parts['alpha'].numel()} numbers as the alpha of {own}", AGAIN)
+    alpha = float(parts["alpha"]) / rank
+    if not abs(alpha) < LARGEST:
+        raise InputError(f"{source.what} holds values that are no numbers: the alpha of {own}", "the training that wrote it had diverged")
+    if said is not None and abs(said - alpha) > 1e-6 * max(abs(said), abs(alpha)):
+        raise InputError(f"{source.what} says two strengths of {own}: {alpha:g} by its alpha, {said:g} by its settings", AGAIN)
+    return alpha
+
+
+def _whole(source: Source, own: str, diff: Tensor, place: Place, module: Any) -> tuple[Tensor, Tensor]:
+    """A whole difference as two factors, one of them the identity on the shorter side."""
+    shape = tuple(module.weight.shape)
+    delta = _part(_shaped(diff.float(), shape) if diff.ndim in (2, 4) else diff.float(), place.part, shape[0])
+    if tuple(delta.shape) != shape:
+        raise IncompatibleError(f"{source.what} is for another base: {own} has other sizes here", source.hint())
+    _check(source, own, delta, delta)
+    if len(shape) == 2 and shape[1] < shape[0]:
+        return torch.eye(shape[1]), delta
+    return delta, torch.eye(shape[0]).view(shape[0], shape[0], *((1,) * (len(shape) - 2)))
+
+
+def _check(source: Source, own: str, down: Tensor, up: Tensor, *, scaled: bool = False) -> None:
+    for factor in (down, up):
+        if not bool(torch.isfinite(factor).all()):
+            raise InputError(f"{source.what} holds values that are no numbers, in {own}", "the training that wrote it had diverged")
+        if scaled and factor.numel() and float(factor.abs().max()) > LARGEST:
+            raise InputError(
+                f"{source.what} holds numbers too large to compute with, in {own}",
+                "the training that wrote it had diverged, or its alpha is wrong",
+            )
+
+
+def _stored(layers: Mapping[str, list[tuple[Tensor, Tensor]]], low: set[str]) -> dict[str, Tensor]:
+    """Factors under an adapter's names: several of one layer beside each other, those of low rank filled up to the largest rank among them."""
+    found: dict[str, Tensor] = {}
+    joined = {own: (torch.cat([down for down, _ in pairs]), torch.cat([up for _, up in pairs], dim=1)) for own, pairs in layers.items()}
+    rank = max((len(joined[own][0]) for own in low if own in joined), default=0)
+    for own in sorted(joined):
+        down, up = joined[own]
+        found[f"{own}.lora_A.weight"], found[f"{own}.lora_B.weight"] = pad(down, rank, 0), pad(up, rank, 1)
+    return found
+
+
+def pad(factor: Tensor, rank: int, dim: int) -> Tensor:
+    """A factor with zeros up to a rank."""
+    missing = rank - factor.shape[dim]
+    if missing <= 0:
+        return factor.contiguous()
+    shape = list(factor.shape)
+    shape[dim] = missing
+    return torch.cat([factor, factor.new_zeros(shape)], dim=dim).contiguous()

@@ -28,7 +28,7 @@ def merged(
     """
     own = [{k: v.float() for k, v in a.items() if k.startswith((PREFIX, *WORDS))} for a in adapters]
     layers = sorted({k.rsplit(".lora_", 1)[0] for a in own for k in a}, key=lambda name: (name.startswith(WORDS), name))
-    ranks = [next((v.shape[0] for k, v in a.items() if k.endswith("lora_A.weight")), 0) for a in own]
+    ranks = [min((v.shape[0] for k, v in a.items() if k.endswith("lora_A.weight")), default=0) for a in own]  # whole differences have more
     exact = method == "sum" and not rank
     kept = sum(ranks) if exact else rank or max(ranks, default=0)
     found: dict[str, Tensor] = {}
@@ -36,7 +36,8 @@ def merged(
         torch.manual_seed(torch_seed(seed))
         for layer in layers:
             pairs = [(a[f"{layer}.lora_A.weight"], a[f"{layer}.lora_B.weight"]) if f"{layer}.lora_A.weight" in a else None for a in own]
-            down, up = _concatenated(pairs, weights) if exact else _reduced(pairs, weights, method, kept, density)
+            least = rank or max(kept, *(pair[0].shape[0] for pair in pairs if pair))
+            down, up = _concatenated(pairs, weights) if exact else _reduced(pairs, weights, method, least, density)
             found[f"{layer}.lora_A.weight"] = _padded(down, kept, 0)
             found[f"{layer}.lora_B.weight"] = _padded(up, kept, 1)
     return found

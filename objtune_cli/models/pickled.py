@@ -4,6 +4,7 @@ The restricted unpickler (`weights_only`) runs no code of the file's; should it 
 that may take only so much memory and time. Nothing else in the package opens a pickle on a user's behalf.
 """
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,37 @@ MEMORY = 16 << 30
 """Address space, bytes: torch's own libraries take a good part."""
 
 
+class Table:
+    """What a `torch.nn.ParameterDict` of a file becomes: its parts, and nothing that could run."""
+
+
 def tensors(value: Any, name: str = "") -> dict[str, Any]:
-    """Every tensor of nested dicts by its dotted keys; what is no tensor is left behind."""
+    """Every tensor of nested dicts, lists and parameter tables by its dotted keys; what is no tensor is left behind."""
     import torch
 
     if isinstance(value, torch.Tensor):
         return {name: value.detach().clone().contiguous()}
+    if isinstance(value, Table):
+        value = vars(value).get("_parameters")
+    if isinstance(value, list | tuple):
+        value = dict(enumerate(value))
     if not isinstance(value, dict):
         return {}
     found: dict[str, Any] = {}
     for key, inner in value.items():
         found |= tensors(inner, f"{name}.{key}" if name else str(key))
     return found
+
+
+def explain(error: Exception) -> str:
+    """Why a pickle cannot be read, in a line without torch's advice to read it all the same."""
+    text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
+    global_ = re.search(r"GLOBAL ([\w.]+)", text)
+    if global_:
+        return f"it needs {global_[1]}, which is a program and not numbers"
+    if re.search(r"PytorchStreamReader|central directory|EOF|truncated|Ran out of input|unexpected pos|storage", text, re.I):
+        return "it is cut off or damaged"
+    return "it holds more than tensors" if "Weights only" in text or "weights_only" in text else text[:100] or type(error).__name__
 
 
 def main(source: str, target: str) -> int:
@@ -35,11 +55,12 @@ def main(source: str, target: str) -> int:
     from safetensors.torch import save
 
     try:
-        found = tensors(torch.load(source, map_location="cpu", weights_only=True))
+        with torch.serialization.safe_globals([(Table, "torch.nn.modules.container.ParameterDict")]):
+            data = save(tensors(torch.load(source, map_location="cpu", weights_only=True)))
     except Exception as error:  # whatever it is: malformed files raise a dozen kinds
-        sys.stderr.write((" ".join(str(error).split())[:200] or type(error).__name__) + "\n")
+        sys.stderr.write(explain(error) + "\n")
         return 3
-    Path(target).write_bytes(save(found))
+    Path(target).write_bytes(data)
     return 0
 
 

@@ -38,7 +38,10 @@ def of(ctx: Context, inputs: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
 
 
 def _kept(ctx: Context, ref: str, sha256: str) -> Hashes:
-    """The hashes of one adapter, from the project's notes or made now."""
+    """The hashes of one adapter: those of the files that it was imported from, from the project's notes, or made now."""
+    own = imported(artifact.read_record(ctx.root, parse(ref)))
+    if own is not None:
+        return own
     file = ctx.project.folder / ".objtune" / "hashes" / f"{sha256}.json"
     with contextlib.suppress(OSError, ValueError):
         held = json.loads(file.read_text())
@@ -47,6 +50,21 @@ def _kept(ctx: Context, ref: str, sha256: str) -> Hashes:
     record, tensors = artifact.load(ctx.root, parse(ref), sha256)
     found = made(record, tensors)
     artifact.write_file(file, (json.dumps(found) + "\n").encode(), ctx.root)
+    return found
+
+
+def imported(record: artifact.Record) -> Hashes | None:
+    """By what others know the files that an adapter was imported from; None: of none, or by a version that did not note what they hold.
+
+    Source: civitai's AutoV3 and A1111's hash of a LoRA are of what follows its header, an embedding's are of the whole file.
+    """
+    found: Hashes = {}
+    files = [source for role, source in sorted(record.inputs.items()) if role.startswith("file.")]
+    if not files or not all("holds" in source for source in files):
+        return None
+    for source in files:
+        key, value = ("Lora hashes", source["body"]) if source["holds"] == "lora" else (WORDS, source["sha256"])
+        found.setdefault(key, {}).setdefault(record.name, value[:DIGITS])
     return found
 
 

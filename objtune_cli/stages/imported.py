@@ -1,29 +1,30 @@
 """`import`: a LoRA or an embedding file of other tools becomes an adapter, so that it can be drawn and composed here."""
 
-import hashlib
-import subprocess
-import sys
-import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from objtune_cli.errors import InputError, ResourceError
-from objtune_cli.stages import classes
+from objtune_cli.errors import InputError
+from objtune_cli.stages import classes, sources
 from objtune_cli.stages.context import Context, Done, tools
-from objtune_cli.store import artifact, header
+from objtune_cli.store import artifact
 from objtune_cli.store.artifact import Record
 from objtune_cli.store.refs import check_name
 
-PICKLES = (".pt", ".pth", ".bin", ".ckpt")
-MAX_FILE = 4 << 30
-MAX_HEADER = 8 << 20
-SECONDS = 120
-"""A pickle's process is given so long."""
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from objtune_cli.models.foreign import Source
+    from objtune_cli.models.inversion import Vectors
+    from objtune_cli.models.stack import Stack
+
+FEW = 10
+"""Tokens that a prompt should have left beside an object's own."""
 
 
 def run(ctx: Context, files: list[Path], name: str, class_word: str, word: str, *, allow_pickle: bool) -> Done:
-    """One adapter of a LoRA file, an embedding file, or both of one object.
+    """One adapter of a LoRA file, an embedding file, or both of one object; a folder stands for the files that diffusers and peft write there.
 
     Args:
         word: What the LoRA was trained under ("sks dog"); its vectors become the token, where no file has vectors.
@@ -32,92 +33,114 @@ def run(ctx: Context, files: list[Path], name: str, class_word: str, word: str, 
         InputError: A file that cannot be read, two of one kind, or a pickle without leave. IncompatibleError: for another base.
     """
     name = check_name(name)
-    read = [(path, _data(path)) for path in files]
-    inputs = {f"file.{i}": {"ref": "", "sha256": hashlib.sha256(data).hexdigest()} for i, (_, data) in enumerate(read)}
-    record = Record("adapter", name, {name: class_word}, inputs, {"word": word}, ctx.base.record())
+    read = sources.read_files(files)
+    record = Record("adapter", name, {name: class_word}, _inputs(read), _settings(read, word), ctx.base.record())
     done = ctx.reuse(record)
     if done:
+        _check_reused(ctx, done)
         return done
     classes.warn(ctx, class_word)
-    from objtune_cli.models import foreign, tokens
+    from objtune_cli.models import inversion, tokens
 
-    opened = [(path.name, _tensors(path, data, allow_pickle)) for path, data in read]
+    found = [open_source(file, allow_pickle) for file in read]
     stack = ctx.stack()
-    tensors: dict[str, Any] = {}
-    rows: list[Any] = []
-    layered = 0
-    for what, weights in opened:
-        if foreign.is_lora(weights):
-            tensors |= foreign.lora(stack, weights, what)
-            layered += 1
-        vectors = foreign.rows(stack, weights, what)
-        rows += [] if vectors is None else [vectors]
-    if layered > 1 or len(rows) > 1:
-        raise InputError("two files of one kind are two objects", "import each under a name of its own")
-    vectors = rows[0] if rows else tokens.class_rows(stack, word or class_word)
-    tensors |= tokens.stored(vectors, stack.widths, tokens.learned_names(name))
+    layers = _layers(ctx, stack, found)
+    vectors = [each for each in map(inversion.find_vectors, found) if each]
+    rows = inversion.join_vectors(stack, vectors) if vectors else tokens.class_rows(stack, word or class_word)
+    _note_vectors(ctx, stack, name, vectors, len(rows))
+    tensors: dict[str, Any] = layers | tokens.stored(rows, stack.widths, tokens.learned_names(name))
     rank = max((v.shape[0] for k, v in tensors.items() if k.endswith("lora_A.weight")), default=0)
-    metrics = {"rank": rank, "vectors": len(vectors), "layers": sum(k.endswith("lora_A.weight") for k in tensors)}
-    return Done(artifact.publish(ctx.root, replace(record, metrics=metrics, tools=tools()), tensors), metrics=metrics)
+    metrics = {"rank": rank, "vectors": len(rows), "layers": sum(k.endswith("lora_A.weight") for k in tensors)}
+    record = replace(record, inputs=_inputs(read, found), metrics=metrics, tools=tools())
+    return Done(artifact.publish(ctx.root, record, tensors), metrics=metrics)
 
 
-def _data(path: Path) -> bytes:
-    """The file's bytes, read once: what is checked is what is used."""
-    try:
-        with header.open_regular(path) as file:
-            data = file.read(MAX_FILE + 1)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}", "give a .safetensors file") from None
-    if len(data) > MAX_FILE:
-        raise InputError(
-            f"{path} is larger than {MAX_FILE >> 30} GB", "a LoRA or an embedding is far smaller; a whole model is given as `--base`"
-        )
-    return data
+def _inputs(read: list[sources.File], found: "list[Source] | None" = None) -> dict[str, dict[str, str]]:
+    """The files by their hashes, and the settings beside them; of those that were opened, what each holds, and the hash others know it by."""
+    inputs = {f"file.{i}": {"ref": "", "sha256": file.sha256} for i, file in enumerate(read)}
+    for i, source in enumerate(found or []):
+        from objtune_cli.models import foreign
+
+        lora = foreign.is_lora(source.weights)
+        inputs[f"file.{i}"] |= {"holds": "lora", "body": read[i].body} if lora else {"holds": "embedding"}
+    return inputs | {f"config.{i}": {"ref": "", "sha256": sources.digest(file.config)} for i, file in enumerate(read) if file.config}
 
 
-def _tensors(path: Path, data: bytes, allow_pickle: bool) -> dict[str, Any]:
-    """The tensors of a safetensors file, or of a pickle where that is allowed."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load
+def _settings(read: list[sources.File], word: str) -> dict[str, str]:
+    """What the identity of an import holds; that settings in headers are read makes other work of files that have some."""
+    from objtune_cli.models.lora_strength import HEADER
 
-    if path.suffix.lower() in PICKLES:
-        if not allow_pickle:
-            raise InputError(
-                f"{path.name} is a pickle, a kind of file that can hold programs",
-                "`--allow-pickle` reads its tensors alone, or get it as .safetensors",
-            )
-        data = _unpickled(path.name, data)
-    length = int.from_bytes(data[:8], "little")
-    if not 2 <= length <= min(MAX_HEADER, max(0, len(data) - 8)):
-        raise InputError(f"{path.name} is no safetensors file, or is cut off", "get it again")
-    try:
-        found = load(data)
-    except (SafetensorError, ValueError) as error:
-        raise InputError(f"{path.name} cannot be read: {str(error).splitlines()[0]}", "get it again") from None
-    if not found:
-        raise InputError(f"{path.name} holds no tensors", "give a LoRA or an embedding")
-    if len(found) > header.MAX_TENSORS:
-        raise InputError(
-            f"{path.name} holds {len(found)} tensors", "a LoRA or an embedding holds fewer; a whole model is given as `--base`"
-        )
-    return found
+    return {"word": word} | ({"strength": "header"} if any(HEADER in sources.read_metadata(file.data) for file in read) else {})
 
 
-def _unpickled(name: str, data: bytes) -> bytes:
-    """A pickle's tensors as the bytes of a safetensors file, made by a process of its own.
+def open_source(file: sources.File, allow_pickle: bool) -> "Source":
+    """A file's tensors with the settings of their strength.
 
     Raises:
-        InputError: It holds more than tensors, or is broken. ResourceError: it took too long.
+        InputError: It is neither a LoRA nor an embedding.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder, "in"), Path(folder, "out")
-        source.write_bytes(data)
-        command = [sys.executable, "-P", "-m", "objtune_cli.models.pickled", str(source), str(target)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
-        except subprocess.TimeoutExpired:
-            raise ResourceError(f"{name} took longer than {SECONDS} s to read", "get it as .safetensors") from None
-        if done.returncode or not target.exists():
-            said = (done.stderr.strip().splitlines() or ["it was ended"])[-1][:120]
-            raise InputError(f"{name} is no pickle of plain tensors: {said}", "get it as .safetensors, or save it as one where it was made")
-        return target.read_bytes()
+    from objtune_cli.models import foreign, lora_kinds, lora_strength
+
+    opened = sources.open_file(file, allow_pickle)
+    whole = lora_kinds.whole_kind(opened.tensors)
+    if whole:
+        raise InputError(f"{file.what} {whole[0]}, neither a LoRA nor an embedding", whole[1].format(path=file.path))
+    strengths = lora_strength.read_header(opened.metadata, file.what)
+    if file.config:
+        what = f"{sources.CONFIG} beside {file.what}"
+        strengths = {"": lora_strength.read_config(lora_strength.parse(file.config, what), what)}
+    return foreign.Source(file.what, opened.tensors, opened.metadata, strengths, file.network)
+
+
+def _layers(ctx: Context, stack: "Stack", found: "list[Source]") -> "dict[str, Tensor]":
+    """The layers of all files that hold some.
+
+    Raises:
+        InputError: Two files hold layers of one network.
+    """
+    from objtune_cli.models import foreign
+
+    layers: dict[str, Any] = {}
+    for source in found:
+        if not foreign.is_lora(source.weights):
+            continue
+        own = foreign.read_lora(stack, source)
+        if {key.split(".")[0] for key in own} & {key.split(".")[0] for key in layers}:
+            raise InputError("two files of one kind are two objects", "import each under a name of its own")
+        if not any(bool(value.any()) for key, value in own.items() if key.endswith(".lora_B.weight")):
+            ctx.report.note(f"{source.what} changes nothing: all of its layers are zeros")
+        if any(key.startswith("base_model.model.") for key in source.weights) and not source.strengths and not _has_alpha(source.weights):
+            ctx.report.note(f"{source.what} has no {sources.CONFIG} beside it, which says how strong it is: alpha is taken to be its rank")
+        layers |= own
+    return layers
+
+
+def _has_alpha(weights: "Mapping[str, Tensor]") -> bool:
+    return any(key.endswith(".alpha") for key in weights)
+
+
+def _note_vectors(ctx: Context, stack: "Stack", name: str, vectors: "list[Vectors]", count: int) -> None:
+    """Say what is not used of the vectors, and what they leave of a prompt."""
+    for each in vectors:
+        if each.unread:
+            ctx.report.note(f"{each.what} holds vectors for T5 too, which reads no added words here: they are not used")
+    limit = stack.tokenizer.model_max_length - 2
+    if vectors and limit - count < FEW:
+        ctx.report.note(f"<{name}> has {count} vectors: they leave {limit - count} of a prompt's {limit} tokens for other words")
+
+
+def _check_reused(ctx: Context, done: Done) -> None:
+    """Refuse what an earlier version took over that is no number.
+
+    Raises:
+        InputError: A weight is no number.
+    """
+    import numpy as np
+
+    _, tensors = artifact.load(ctx.root, done.ref)
+    for key, value in tensors.items():
+        if value.dtype.kind == "f" and not bool(np.isfinite(value).all()):
+            raise InputError(
+                f"the file holds values that are no numbers, in {key} of {done.ref}",
+                f"the training that wrote it had diverged; `objtune rm {done.ref}` removes what was made of it",
+            )
