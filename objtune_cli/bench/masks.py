@@ -10,7 +10,7 @@ import numpy as np
 
 from objtune_cli.bench import measures, photographs
 from objtune_cli.config import Bench, Segment
-from objtune_cli.stages import gate, locate
+from objtune_cli.stages import gate, hints, locate
 from objtune_cli.stages.context import Context
 from objtune_cli.stages.sight import Eyes, Located, Target
 from objtune_cli.store.photo import Photo
@@ -115,7 +115,8 @@ def _measured(eyes: Eyes, photo: Photo, target: Target, cover: np.ndarray) -> di
     located: Located = locate.all_of(eyes, photo, photo.rgb, [target])[0]
     seconds = time.monotonic() - started
     said, true = located.cover > 127, cover > 127
-    refused = bool(gate.judge(gate.measure(located.cover, eyes.ctx.base.cells) | located.metrics, target.class_word, eyes.config))
+    problem = gate.judge(gate.measure(located.cover, eyes.ctx.base.cells) | located.metrics, target.class_word, eyes.config)
+    refused = bool(problem or hints.disagreement(located.cover, target, photo, located.rough)[0])
     union = (said | true).sum()
     iou = float((said & true).sum() / union) if union else 0.0
     return {

@@ -1,5 +1,6 @@
 """Where the objects of a photo are: the options that say so, for one photo or behind each of several."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,18 +115,27 @@ def _existing(text: str, option: str) -> Path:
 
 
 def numbers(text: str, count: int, option: str, form: str) -> tuple[float, ...]:
-    """Comma-separated numbers.
+    """Numbers with commas, semicolons or spaces between them, in brackets or not; per cent become fractions.
 
     Raises:
         UsageError: Not that many numbers.
     """
+    parts = [part for part in re.split(r"[\s,;]+", text.strip().strip("[](){}").strip()) if part]
     try:
-        values = tuple(float(part) for part in text.split(","))
+        values = tuple(_number(part) for part in parts)
     except ValueError:
         values = ()
+    mixed = len({part.endswith("%") for part in parts}) > 1
     need(
-        len(values) == count and all(abs(v) < 1e6 for v in values),
+        len(values) == count and not mixed and all(abs(v) < 1e6 for v in values),
         f"{option} {text} is not {form}",
-        f"for example `{option} {','.join('10' for _ in range(count))}`",
+        f"pixels of the photo, or fractions of it: `{option} {'0.2,0.2,0.8,0.8' if count == 4 else '0.5,0.5'}`",
     )
     return values
+
+
+def _number(text: str) -> float:
+    """A number, or per cent as a fraction; 100 % is just below 1, which would be a pixel."""
+    if not text.endswith("%"):
+        return float(text)
+    return min(float(text[:-1]) / 100, 1 - 1e-9) if float(text[:-1]) <= 100 else float("nan")

@@ -31,9 +31,9 @@ Masks = Annotated[
     typer.Option("--mask", metavar="FILE", help="Mask picture, white or opaque on the object; dog=FILE for one of several."),
 ]
 Boxes = Annotated[
-    list[str] | None, typer.Option("--box", metavar="X0,Y0,X1,Y1", help="Box around it, photo pixels; dog=… for one of several.")
+    list[str] | None, typer.Option("--box", metavar="X0,Y0,X1,Y1", help="Box around it, in photo pixels or fractions; dog=… for one of several.")
 ]
-Points = Annotated[list[str] | None, typer.Option("--point", metavar="X,Y", help="A point on it, photo pixels; repeat for more.")]
+Points = Annotated[list[str] | None, typer.Option("--point", metavar="X,Y", help="A point on it, in photo pixels or fractions; repeat for more.")]
 Beside = Annotated[list[str] | None, typer.Option("--not-point", metavar="X,Y", help="A point that is not on it; repeat for more.")]
 Rough = Annotated[
     list[str] | None, typer.Option("--rough", metavar="FILE", help="A rough mask picture, to be made exact; dog=FILE for one of several.")

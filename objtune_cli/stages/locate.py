@@ -25,11 +25,9 @@ def all_of(eyes: Eyes, picture: photo.Photo, rgb: "np.ndarray", targets: list[Ta
     """Every target, each pixel to one of them.
 
     Raises:
-        InputError: A hint outside the photo, a mask of another size, or two objects that claim one region.
+        InputError: An unusable mask, or two objects that claim one region.
     """
     search = _Choice(eyes, picture, rgb)
-    for target in targets:
-        search.check(target)
     found: dict[int, Located] = {
         i: search.told(t, alone=len(targets) == 1) for i, t in enumerate(targets) if search.is_told(t, len(targets) == 1)
     }

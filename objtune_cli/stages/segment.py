@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from objtune_cli import bases
 from objtune_cli.config import Segment
 from objtune_cli.errors import GateError, InputError, ObjtuneError
-from objtune_cli.stages import classes, gate, locate
+from objtune_cli.stages import classes, gate, hints, locate
 from objtune_cli.stages.context import Context, Done, keep_picture
 from objtune_cli.stages.sight import Eyes, Located, Target
 from objtune_cli.store import artifact, photo, pictures
@@ -23,10 +23,10 @@ def run(ctx: Context, path: Path, targets: list[Target], config: Segment) -> lis
     Raises:
         InputError: Unusable photo, mask, box or point, or two objects that claim one region. GateError: a mask nobody should train on.
     """
-    digest = photo.digest(path)
-    targets = classes.told(ctx, targets)
-    converted = {"colours": "sRGB"} if photo.is_converted(path) else {}
-    records = [_record(ctx, target, targets, digest, config, converted) for target in targets]
+    head = photo.read_header(path)
+    frame = hints.Frame(*head.size, head.orientation)
+    targets = [hints.place(target, frame, lambda text: ctx.report.note(f"{path.name}: {text}")) for target in classes.told(ctx, targets)]
+    records = [_record(ctx, target, targets, head, config) for target in targets]
     done = [ctx.reuse(record) for record in records]
     if all(done):
         return [d for d in done if d]
@@ -39,7 +39,7 @@ def run(ctx: Context, path: Path, targets: list[Target], config: Segment) -> lis
     rgb = _sized(picture, config)
     located = locate.all_of(Eyes(ctx, config), picture, rgb, targets)
     found = [
-        old or _judged(ctx, rgb, item, target, record, config)
+        old or _judged(ctx, picture, rgb, item, target, record, config)
         for old, item, target, record in zip(done, located, targets, records, strict=True)
     ]
     return [item if isinstance(item, Done) else _publish(ctx, item) for item in found]
@@ -55,14 +55,14 @@ def _sized(picture: photo.Photo, config: Segment) -> "np.ndarray":
     return cv2.resize(picture.rgb, size, interpolation=cv2.INTER_AREA) if scale < 1 else picture.rgb
 
 
-def _record(ctx: Context, target: Target, targets: list[Target], digest: str, config: Segment, converted: dict[str, str]) -> Record:
+def _record(ctx: Context, target: Target, targets: list[Target], head: photo.Header, config: Segment) -> Record:
     """What the mask is made of: the photo, the hints, and what looks: a segmenter, and a base where the class word chooses."""
-    inputs = {"photo": {"ref": "", "sha256": digest}}
+    inputs = {"photo": {"ref": "", "sha256": head.sha256}}
     for name, file in (("mask", target.mask), ("rough", target.rough)):
         if file:
             inputs[name] = {"ref": "", "sha256": photo.digest(file)}
     weights = Path(config.sam_checkpoint) if config.sam_checkpoint else bases.SEGMENTER / "model.safetensors"
-    settings: dict[str, Any] = asdict(replace(config, sam_checkpoint="")) | target.hints() | converted
+    settings: dict[str, Any] = asdict(replace(config, sam_checkpoint="")) | target.hints() | ({"colours": "sRGB"} if head.is_converted else {})
     if not target.mask:
         if config.sam_checkpoint or config.segmenter == "sam":
             try:
@@ -88,19 +88,23 @@ class Found:
     overlay: bytes
 
 
-def _judged(ctx: Context, rgb: "np.ndarray", located: Located, target: Target, record: Record, config: Segment) -> Found:
+def _judged(
+    ctx: Context, picture: photo.Photo, rgb: "np.ndarray", located: Located, target: Target, record: Record, config: Segment
+) -> Found:
     """A mask through the gate.
 
     Raises:
         GateError: Not usable; a picture of what was found lies beside the project's artifacts.
     """
     metrics = gate.measure(located.cover, _cells(ctx)) | located.metrics
-    problem = gate.judge(metrics, target.class_word, config)
+    problem, advice = gate.judge(metrics, target.class_word, config), located.advice
+    if not problem:
+        problem, advice = hints.disagreement(located.cover, target, picture, located.rough)
     shown = pictures.png(pictures.overlay(rgb, located.cover, located.rivals))
     if problem and (not ctx.force or not metrics["area"]):
         rejected = ctx.project.folder / ".objtune" / "rejected" / f"{target.name}.png"
         artifact.write_file(rejected, shown, ctx.root)
-        raise GateError(f"no usable mask of the {target.class_word}: {problem} (see {rejected})", located.advice)
+        raise GateError(f"no usable mask of the {target.class_word}: {problem} (see {rejected})", advice)
     if problem:
         ctx.report.note(f"kept although {problem}")
         record = replace(record, config={**record.config, "kept": problem})

@@ -65,6 +65,7 @@ class Located:
 
     Attributes:
         metrics: Likeness and margin where the class word chose. rivals: What else it might have been. advice: What would help if it is unusable.
+        rough: Coverage of the rough mask that it was made from, like `cover`.
     """
 
     cover: "np.ndarray"
@@ -72,6 +73,7 @@ class Located:
     metrics: dict[str, float] = field(default_factory=dict)
     rivals: list["np.ndarray"] = field(default_factory=list)
     advice: str = ADVICE
+    rough: "np.ndarray | None" = None
 
 
 class Eyes:
@@ -141,22 +143,6 @@ class Sight:
             self.eyes.seen, self.eyes.proposed = self.rgb, None
         return found
 
-    def check(self, target: Target) -> None:
-        """Refuse hints outside the photo, before anything is loaded."""
-        height, width = self.picture.rgb.shape[:2]
-        if target.box_xyxy:
-            x0, y0, x1, y1 = target.box_xyxy
-            if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
-                raise InputError(
-                    f"the box {x0:g},{y0:g},{x1:g},{y1:g} is not inside the photo ({width}x{height})",
-                    "x0,y0 is its upper left, x1,y1 its lower right corner",
-                )
-        for x, y in (*target.points, *target.beside):
-            if not (0 <= x < width and 0 <= y < height):
-                raise InputError(
-                    f"the point {x:g},{y:g} is not inside the photo ({width}x{height})", "give pixels of the photo as it is shown"
-                )
-
     def is_told(self, target: Target, alone: bool) -> bool:
         return not target.blind or (alone and self.picture.alpha is not None)
 
@@ -175,7 +161,9 @@ class Sight:
             rough = cv2.resize(photo.read_mask(target.rough, (width, height)), size, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
             if not (rough > 0.5).any():
                 raise InputError(f"the rough mask {target.rough} is empty", "white is the object")
-        return self.outlined(self.segmenter.find(self._hints(target, rough)), self.segmenter.name)
+        found = self.outlined(self.segmenter.find(self._hints(target, rough)), self.segmenter.name)
+        found.rough = None if rough is None else (rough * 255).astype(np.uint8)
+        return found
 
     def _hints(self, target: Target, rough: "np.ndarray | None") -> "Hints":
         from objtune_cli.models.segmenter import Hints

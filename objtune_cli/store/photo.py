@@ -90,20 +90,32 @@ def digest(path: Path) -> str:
     return hashlib.sha256(read_bytes(path)).hexdigest()
 
 
-def is_converted(path: Path) -> bool:
-    """Whether the photo's colours are converted to sRGB, by its header alone."""
-    return colour.changes(read_bytes(path))
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What is known of a photo before it is decoded.
+
+    Attributes:
+        sha256: Digest of the file's bytes. size: Upright width and height, px. orientation: EXIF orientation, 1 for none.
+        is_converted: Whether its colours are converted to sRGB.
+    """
+
+    sha256: str
+    size: tuple[int, int]
+    orientation: int
+    is_converted: bool
 
 
-def size(path: Path) -> tuple[int, int]:
-    """Upright width and height of a photo, px, from its header alone.
+def read_header(path: Path) -> Header:
+    """Size, digest and colour space of a photo.
 
     Raises:
-        InputError: As `read`.
+        InputError: As `read`, but for what only decoding shows.
     """
+    data = read_bytes(path)
     with explained(path):
-        image, orientation = _opened(path, read_bytes(path))
-        return image.size[::-1] if orientation >= 5 else image.size
+        image, orientation = _opened(path, data)
+        size = image.size[::-1] if orientation >= 5 and image.format != "TIFF" else image.size
+        return Header(hashlib.sha256(data).hexdigest(), size, orientation, colour.changes(data))
 
 
 class explained:
