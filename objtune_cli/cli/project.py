@@ -10,6 +10,7 @@ from objtune_cli import paths
 from objtune_cli.cli import complete, render
 from objtune_cli.cli.frame import Outcome, Run, need
 from objtune_cli.cli.given import given_refs
+from objtune_cli.cli.upkeep import AGE
 from objtune_cli.errors import ObjtuneError
 from objtune_cli.store import KINDS
 
@@ -33,6 +34,7 @@ def list_(
     run: Run,
     kind: Annotated[str | None, typer.Argument(help=", ".join(KINDS))] = None,
 ) -> Outcome:
+    from objtune_cli.stages import unfinished
     from objtune_cli.stages.context import Done
     from objtune_cli.store import artifact, refs
 
@@ -42,8 +44,11 @@ def list_(
     if not run.options["json"]:
         rows = [(r.ref, r.class_word, r.base.get("id", ""), " ".join(i["ref"] for i in r.inputs.values() if i["ref"])) for r in found]
         render.table(("ref", "class", "base", "from"), rows)
+    left = unfinished.list_all(run.project()) if kind in (None, "adapter") else []
+    for each in left:
+        run.report.note(f"unfinished: adapter/{each['adapter']} at step {each['step']} of {each['total']}; its command goes on with it, `objtune gc` deletes it when it is {AGE} old")
     listed = [{"ref": str(r.ref), "class": r.class_word, "base": r.base.get("id", "")} for r in found]
-    return Outcome([Done(r.ref, True) for r in found], shown="nothing", extra={"artifacts": listed})
+    return Outcome([Done(r.ref, True) for r in found], shown="nothing", extra={"artifacts": listed} | ({"unfinished": left} if left else {}))
 
 
 def show(run: Run, ref: AnyRefs = None) -> Outcome:

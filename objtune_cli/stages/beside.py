@@ -4,7 +4,6 @@ Photos are shared out among lanes, each a base and a thread of its own: one on a
 """
 
 import contextlib
-import hashlib
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from objtune_cli.config import Embed, Prior, Train
 from objtune_cli.errors import GateError, Stopped, UsageError
-from objtune_cli.stages import classes, subjects, train
+from objtune_cli.stages import classes, subjects, train, unfinished
 from objtune_cli.stages import prior as prior_stage
 from objtune_cli.stages.context import Context, Done
 from objtune_cli.stages.train import SAVE_EVERY, Work
@@ -68,7 +67,7 @@ def _described(ctx: Context, photos: list[list[Ref]], configs: list[Train], embe
 
 
 def _state(ctx: Context, key: str) -> RunState:
-    return RunState(ctx.project, hashlib.sha256(key.encode()).hexdigest())
+    return RunState(ctx.project, train.state_key(key))
 
 
 @dataclass(slots=True)
@@ -93,6 +92,11 @@ class _Company:
         kept = {k: torch.from_numpy(v) for k, v in (state.load() or {}).items()}
         begun = {int(key.partition(".")[0]) for key in kept}
         asked = [i for i, work in enumerate(works) if (i in begun if begun else not ctx.reuse(work.record))]
+        self.computed = train.computed(stack)
+        if not kept and state.file.exists():
+            ctx.report.note(f"the saved state {state.file} is damaged: the runs begin anew")
+        for i in [] if kept else asked:
+            unfinished.announce(ctx, works[i].record, state.key, self.computed)
         ctx.report.note(f"drawing placements of {len(asked)} photos' objects")
         count = cpu.lanes(len(works)) if ctx.parted() else 1
         stacks = [stack, *(train.opened(ctx, configs[0]) for _ in range(1, count))]
@@ -185,6 +189,7 @@ class _Company:
     def _save(self) -> None:
         """All states in one file: a later process finds them at one step."""
         with self.room.lent(self._most()):
+            self.state.about = unfinished.about([(m.work.record, m.trainer) for m in self.members], self.computed)
             self.state.save({f"{m.number}.{key}": value for m in self.members for key, value in m.trainer.state().items()})
         self.saved = time.monotonic()
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from objtune_cli import bases
 from objtune_cli.config import Embed, Prior, Train, identifying
 from objtune_cli.errors import GateError, InputError, Stopped, UsageError
-from objtune_cli.stages import classes, embed, subjects
+from objtune_cli.stages import classes, embed, subjects, unfinished
 from objtune_cli.stages import preview as preview_stage
 from objtune_cli.stages import prior as prior_stage
 from objtune_cli.stages.context import Context, Done, tools
@@ -140,7 +140,7 @@ def alone(ctx: Context, work: Work, config: Train) -> Done:
     learning = subjects.of(ctx, work.starts)
     stack = opened(ctx, config)
     classes.check_length(stack, [s.class_word for s in learning], sum(s.learned for s in learning))
-    state = RunState(ctx.project, hashlib.sha256(run_key(work, stack).encode()).hexdigest())
+    state = RunState(ctx.project, state_key(run_key(work, stack)))
     team = stack.team
     with contextlib.ExitStack() as held:
         if leads(team):
@@ -149,12 +149,16 @@ def alone(ctx: Context, work: Work, config: Train) -> Done:
         done = ctx.reuse(work.record)  # another process may have finished it since we looked
         if done:
             return done
+        if leads(team) and not state.file.exists():
+            unfinished.announce(ctx, work.record, state.key, computed(stack))
         ctx.report.note("drawing placements of the object")
         judge = judge_of(ctx, stack, learning) if config.scores == "shown" and leads(team) else None
         if judge is not None and config.idle == "leaves":
             judge.towers.rest()
         trainer = training.Trainer(stack, learning, priors_of(ctx, work), config)
         kept = state.load()
+        if kept is None and state.file.exists():
+            ctx.report.note(f"the saved state {state.file} is damaged: the run begins anew")
         if kept is not None:
             import torch
 
@@ -162,7 +166,7 @@ def alone(ctx: Context, work: Work, config: Train) -> Done:
             ctx.report.note(f"goes on at step {trainer.step} of {trainer.total}")
         if leads(team):  # what is written, the first process writes
             room.hold(_most(trainer) * (2 if kept is None else 1))
-        _loop(ctx, trainer, state, room)
+        _loop(ctx, work, trainer, state, room)
         if team is not None and not team.leads:
             team.together()
             return Done(artifact.existing(ctx.root, work.record) or work.record.ref, True)
@@ -190,10 +194,20 @@ def opened(ctx: Context, config: Train) -> "Stack":
 
 def run_key(work: Work, stack: "Stack") -> str:
     """What steps depend on, to the bit: a state of another key is no state of this run."""
+    return f"{work.record.identity()}/{computed(stack)}"
+
+
+def computed(stack: "Stack") -> str:
+    """Device, number formats, threads and version of torch: what last digits of sums depend on."""
     import torch
 
     formats = f"{stack.device.type}/{stack.dtype}/{next(stack.unet.parameters()).dtype}"
-    return f"{work.record.identity()}/{formats}/{torch.get_num_threads()}/{torch.__version__}"
+    return f"{formats}/{torch.get_num_threads()}/{torch.__version__}"
+
+
+def state_key(text: str) -> str:
+    """A run's key as its state has it."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def priors_of(ctx: Context, work: Work) -> dict[str, Any]:
@@ -276,7 +290,7 @@ def _most(trainer: "Trainer") -> int:
     return trainer.size() + SLACK
 
 
-def _loop(ctx: Context, trainer: "Trainer", state: RunState, room: Room) -> None:
+def _loop(ctx: Context, work: Work, trainer: "Trainer", state: RunState, room: Room) -> None:
     """Take the remaining steps, saving from time to time and when a signal comes."""
     from objtune_cli.method import training
 
@@ -290,6 +304,7 @@ def _loop(ctx: Context, trainer: "Trainer", state: RunState, room: Room) -> None
         due = signum or trainer.finished or time.monotonic() - saved > SAVE_EVERY  # what comes after the last step may be stopped too
         if leads(team) and due:
             with room.lent(_most(trainer)):
+                state.about = unfinished.about([(work.record, trainer)], computed(trainer.stack))
                 state.save(trainer.state())
             saved = time.monotonic()
         if signum:

@@ -4,27 +4,62 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from objtune_cli.errors import BusyError, DamagedError
+from objtune_cli.errors import BusyError, DamagedError, ObjtuneError
 from objtune_cli.store import header
 from objtune_cli.store.artifact import as_array, explained, write_file
 from objtune_cli.store.project import Project
 
 
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """A saved state, as its header tells of it.
+
+    Attributes:
+        runs: Adapter name to {"step", "total", "inputs"}. config, base: of the first of them, as in its record.
+        computed: Device, number formats, threads and version of torch.
+    """
+
+    file: Path
+    key: str
+    runs: Mapping[str, Mapping[str, Any]]
+    config: Mapping[str, Any]
+    base: Mapping[str, str]
+    computed: str
+
+
+def unfinished(project: Project) -> list[Unfinished]:
+    """The saved states of a project that say whose they are; reads headers only."""
+    found = []
+    for file in sorted(project.states.glob("*.safetensors")):
+        with contextlib.suppress(ObjtuneError, OSError):
+            record, _, _ = header.read(file)
+            about = record.get("about")
+            if isinstance(about, dict) and about.get("runs"):
+                found.append(Unfinished(file, str(record.get("run")), about["runs"], about["config"], about["base"], about["computed"]))
+    return found
+
+
 class RunState:
-    """The saved state of the run with a given key."""
+    """The saved state of the run with a given key.
+
+    Attributes:
+        about: What its header says of the run besides, for `unfinished`.
+    """
 
     def __init__(self, project: Project, key: str) -> None:
         self.project, self.key = project, key
+        self.about: dict[str, Any] = {}
         self.file = project.states / f"{key[:32]}.safetensors"
 
     def save(self, tensors: Mapping[str, Any]) -> None:
         """Replace the state atomically."""
         arrays = {name: as_array(value) for name, value in tensors.items()}
         body = b"".join(arrays[name][1].tobytes() for name in sorted(arrays))
-        record = {"run": self.key, "sha256": hashlib.sha256(body).hexdigest()}
+        record = {"run": self.key, "sha256": hashlib.sha256(body).hexdigest(), "about": self.about}
         specs = {name: (kind, array.shape) for name, (kind, array) in arrays.items()}
         write_file(self.file, header.encode(record, specs) + body, self.project.artifacts)
 

@@ -4,17 +4,25 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from objtune_cli.config import Train
 from objtune_cli.errors import GateError
 from objtune_cli.method import beside
 from objtune_cli.models import cpu
+from objtune_cli.stages import unfinished
+from objtune_cli.stages.context import Context
 from objtune_cli.store import artifact
+from objtune_cli.store.artifact import Record
+from objtune_cli.store.project import Project
 from objtune_cli.store.refs import parse
+from objtune_cli.store.state import RunState
 
 FAST = ("--set", "init-embedding.steps=3", "--set", "train.views=4", "--set", "prior.samples=2", "--set", "prior.entries=4", "--set", "train.known=2", "--set", "train.scores=none", "--no-preview")
 NAMES = ("rex", "cup", "tom")
@@ -229,3 +237,22 @@ def test_each_object_of_a_photo_has_the_steps_of_one():
     assert suited(Train(attention_weight=0.01), own, 2).attention_weight == 0.01
     assert suited(Train(joint_attention=0.0), own, 2).attention_weight == 0.0
     assert [suited(Train(), own, n).singles for n in (1, 2)] == [0.0, Train().singles]
+
+
+def test_a_run_of_several_photos_is_told_to_a_command_for_one_of_them(project):
+    settings, said = {"steps": 8, "lr": 0.5}, []
+    records = [Record("adapter", name, {name: name}, {}, settings, {"id": "tiny", "fingerprint": "1"}) for name in ("dog", "mug")]
+    state = RunState(Project(project), "a" * 64)
+    state.about = unfinished.about([(record, SimpleNamespace(step=3, total=8)) for record in records], "cpu")
+    state.save({})
+    ctx = Context(Project(project), None, None, SimpleNamespace(note=said.append))
+    for record, computed in ((records[0], "cpu"), (replace(records[1], config=settings | {"lr": 0.25, "steps": 9}), "cpu"), (records[1], "cuda")):
+        unfinished.announce(ctx, record, "b" * 64, computed)
+    assert [line.split("unfinished at 3; ")[1].split("; the command")[0] for line in said] == [
+        "photos that are learned side by side, and one alone, begin anew",
+        "other settings begin anew (steps 8, now 9; lr 0.5, now 0.25)",
+        "another device, number format or number of threads begins anew (cpu, now cuda)",
+    ]
+    unfinished.announce(ctx, records[0], "a" * 64, "cpu")
+    assert len(said) == 3, "its own state is gone on with"
+    assert unfinished.changes({}, {f.name: f.metadata["before"] for f in fields(Train)}) == ""

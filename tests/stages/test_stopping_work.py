@@ -189,12 +189,61 @@ def test_another_number_of_threads_is_another_run(train, at_step):
     import torch
 
     at_step(1, lambda: signal.raise_signal(signal.SIGTERM))
-    before, states = torch.get_num_threads(), []
+    before, states, said = torch.get_num_threads(), [], ""
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            assert train().code == 143
+            stopped = train()
+            assert stopped.code == 143
+            said = stopped.err
             states.append(len(list(Path(".objtune/state").glob("*.safetensors"))))
     finally:
         torch.set_num_threads(before)
     assert states == [1, 2]
+    assert "a run of 4 steps is unfinished at 1; another device, number format or number of threads begins anew (cpu/" in said
+
+
+OTHER = {
+    ("--steps", "2"): "other settings begin anew (steps 4, now 2)",
+    ("--seed", "7", "--set", "train.batch=2", "--steps", "1"): "other settings begin anew (steps 4, now 1; batch 1, now 2; seed 0, now 7)",
+    ("--set", "init-embedding.seed=3"): "another photo, mask, embedding or prior begins anew",
+}
+
+
+def test_a_run_that_is_not_gone_on_with_is_told_and_listed(cli, train, at_step):
+    """Its own command still goes on with it."""
+    at_step(2, lambda: signal.raise_signal(signal.SIGTERM))
+    assert train().code == 143
+    at_step(0, lambda: None)
+    document = json.loads(cli("list", "--json").out)
+    check(document, "output", "list")
+    (left,) = document["unfinished"]
+    assert (left["adapter"], left["step"], left["total"]) == ("dog", 2, 4) and Path(left["file"]).is_file()
+    assert "unfinished: adapter/dog at step 2 of 4" in cli("list").err
+    assert "unfinished" not in json.loads(cli("list", "mask", "--json").out)
+
+    for number, (changed, said) in enumerate(OTHER.items(), 1):
+        other = train(*changed)
+        assert (other.code, other.out) == (0, f"adapter/dog@{number}\n")
+        assert f"adapter/dog: a run of 4 steps is unfinished at 2; {said}; the command that began it still goes on with it" in other.err
+        assert "goes on at step" not in other.err
+
+    resumed = train()
+    assert "goes on at step 2 of 4" in resumed.err and "anew" not in resumed.err and resumed.out == "adapter/dog@4\n"
+    assert "unfinished" not in json.loads(cli("list", "--json").out)
+
+    more = train("--steps", "3")
+    assert more.out == "adapter/dog@5\n"
+    assert "adapter/dog@4 of 4 steps has other settings (steps 4, now 3); this run begins anew and makes another version" in more.err
+    assert "anew" not in train("--steps", "1", "--force").err
+
+
+def test_a_damaged_state_is_told(train, at_step):
+    at_step(1, lambda: signal.raise_signal(signal.SIGTERM))
+    assert train().code == 143
+    at_step(0, lambda: None)
+    (state,) = Path(".objtune/state").glob("*.safetensors")
+    state.write_bytes(state.read_bytes()[:-1] + b"!")
+    damaged = train()
+    assert damaged.code == 0 and f"the saved state {state.resolve()} is damaged: the run begins anew" in damaged.err
+    assert "goes on" not in damaged.err

@@ -1,0 +1,88 @@
+"""Earlier runs of an object, unfinished or finished: what a command says of those that it does not go on with."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from objtune_cli.config import Train
+from objtune_cli.stages.context import Context
+from objtune_cli.store import artifact, header, refs
+from objtune_cli.store.artifact import Record
+from objtune_cli.store.project import Project
+from objtune_cli.store.refs import Ref
+from objtune_cli.store.state import Unfinished, unfinished
+
+if TYPE_CHECKING:
+    from objtune_cli.method.training import Trainer
+
+MOST = 4
+"""Differences that one line names."""
+
+
+def about(runs: "Iterable[tuple[Record, Trainer]]", computed: str) -> dict[str, Any]:
+    """What a state's header says of its runs, so that another command can tell how its own differs."""
+    found = [(record, trainer.step, trainer.total) for record, trainer in runs]
+    told: dict[str, Any] = {r.name: {"step": step, "total": total, "inputs": _digest(r)} for r, step, total in found}
+    record = found[0][0] if found else None
+    return {"runs": told, "config": record.config if record else {}, "base": record.base if record else {}, "computed": computed}
+
+
+def announce(ctx: Context, record: Record, key: str, computed: str) -> None:
+    """Say what becomes of earlier runs of this object: a run with other settings begins anew.
+
+    Args:
+        key: Of the run's own state. computed: how its steps are computed, as in `about`.
+    """
+    for state in unfinished(ctx.project):
+        run = state.runs.get(record.name)
+        if run and state.key != key:
+            ctx.report.note(
+                f"{record.kind}/{record.name}: a run of {run['total']} steps is unfinished at {run['step']}; "
+                f"{_difference(state, record, computed)}; the command that began it still goes on with it"
+            )
+    versions = refs.versions(ctx.root, record.kind, record.name)
+    if versions and not ctx.force:
+        newest = artifact.read_record(ctx.root, Ref(record.kind, record.name, versions[-1]))
+        changed = changes(newest.config, record.config)
+        if changed and (newest.inputs, newest.base) == (record.inputs, record.base):
+            steps = f" of {newest.metrics['steps']} steps" if "steps" in newest.metrics else ""
+            ctx.report.note(f"{newest.ref}{steps} has other settings ({changed}); this run begins anew and makes another version")
+
+
+def list_all(project: Project) -> list[dict[str, Any]]:
+    """Every unfinished run, for programs: adapter, step, total, and the state's file below the project."""
+    return [
+        {"adapter": name, "step": run["step"], "total": run["total"], "file": state.file.relative_to(project.folder).as_posix()}
+        for state in unfinished(project)
+        for name, run in state.runs.items()
+    ]
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The settings of training that differ: "steps 160, now 200"; a setting that a record lacks is at its value of before it was added."""
+    found = []
+    for each in fields(Train):
+        before, now = (config.get(each.name, each.metadata["before"]) for config in (old, new))
+        if before != now:
+            found.append(f"{each.name} {before}, now {now}")
+    more = [f"{len(found) - MOST} more"] if len(found) > MOST else []
+    return "; ".join(found[:MOST] + more)
+
+
+def _difference(state: Unfinished, record: Record, computed: str) -> str:
+    """Why a state is not of this run, which therefore begins anew."""
+    if state.base.get("fingerprint") != record.base.get("fingerprint"):
+        return f"another base begins anew ({state.base.get('id', 'unknown')}, now {record.base.get('id', 'unknown')})"
+    if changed := changes(state.config, record.config):
+        return f"other settings begin anew ({changed})"
+    if state.runs[record.name]["inputs"] != _digest(record):
+        return "another photo, mask, embedding or prior begins anew"
+    if state.computed != computed:
+        return f"another device, number format or number of threads begins anew ({state.computed}, now {computed})"
+    return "photos that are learned side by side, and one alone, begin anew"
+
+
+def _digest(record: Record) -> str:
+    """What a run is made from, in 16 digits."""
+    return hashlib.sha256(header.canonical(record.inputs).encode()).hexdigest()[:16]
