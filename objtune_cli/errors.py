@@ -63,6 +63,18 @@ class GateError(ObjtuneError):
     code = 9
 
 
+class NonFiniteError(GateError):
+    """Something computed NaN or infinite values; nothing was published.
+
+    Attributes:
+        of_base: Whether the base itself is at fault, whatever was learned on it.
+    """
+
+    def __init__(self, message: str, hint: str = "", *, of_base: bool = True) -> None:
+        super().__init__(message, hint)
+        self.of_base = of_base
+
+
 class Stopped(ObjtuneError):
     """A signal ended the work; its state is saved."""
 

@@ -2,13 +2,13 @@
 
 import contextlib
 import json
-import math
 import os
 import time
 from pathlib import Path
 from typing import Any
 
 from objtune_cli.errors import ResourceError
+from objtune_cli.store import header
 
 
 class Events:
@@ -28,8 +28,8 @@ class Events:
         """One event; numbers that JSON does not have become null."""
         if self._handle is None:
             return
-        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        line = json.dumps({"event": event, "seconds": round(time.monotonic() - self.started, 3), **plain}, sort_keys=True)
+        seconds = round(time.monotonic() - self.started, 3)
+        line = json.dumps({"event": event, "seconds": seconds, **header.nulled(values)}, sort_keys=True, allow_nan=False)
         try:
             os.write(self._handle, (line + "\n").encode())
         except OSError:

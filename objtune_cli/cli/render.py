@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from objtune_cli.cli import streams
 from objtune_cli.errors import ObjtuneError
+from objtune_cli.store import header
 
 if TYPE_CHECKING:
     from objtune_cli.cli.events import Events
@@ -152,7 +153,7 @@ def trace() -> None:
 
 def document(value: dict[str, Any]) -> None:
     """The one JSON document of a command."""
-    print(json.dumps(value, sort_keys=True, default=str), file=streams.results(), flush=True)
+    print(json.dumps(header.nulled(value), sort_keys=True, default=str, allow_nan=False), file=streams.results(), flush=True)
 
 
 def lines(values: Sequence[object]) -> None:

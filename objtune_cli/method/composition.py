@@ -78,10 +78,12 @@ def _delta(x: Tensor, down: Tensor, up: Tensor, module: nn.Module) -> Tensor:
     return x @ down.T @ up.T
 
 
-def _hook(on_words: bool, pairs: list[tuple[Tensor, Tensor] | None], regions: Regions):
+def _hook(stack: Stack, on_words: bool, pairs: list[tuple[Tensor, Tensor] | None], regions: Regions):
     """Adds each object's delta to the layer's output, weighted by where the object may act; `on_words`: at tokens, not at places."""
 
     def add(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        if stack.asleep:
+            return out
         x = args[0]
         for i, pair in enumerate(pairs):
             if pair is None:
@@ -191,7 +193,7 @@ def regional(stack: Stack, placed: list[Placed], edge: float = EDGE, *, aspect: 
     try:
         for name, layer in layers.items():
             pairs = [_pair(p.weights, f"{PREFIX}{name}", layer) for p in placed]
-            handles.append(layer.register_forward_hook(_hook(stack.family.on_words(name), pairs, regions)))
+            handles.append(layer.register_forward_hook(_hook(stack, stack.family.on_words(name), pairs, regions)))
         within = BoundedAttention(regions) if bounded else None
         across, family = RegionalAttention(regions, within), stack.family
         own = {k: across if family.across in k else within if within and family.within in k else v for k, v in processors.items()}

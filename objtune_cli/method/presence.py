@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from objtune_cli.method.composition import alone
+from objtune_cli.models import finite
 from objtune_cli.models.stack import Stack
 from objtune_cli.numerics.masks import Box
 
@@ -54,6 +55,9 @@ class Check:
 
         Returns:
             (N, K, K): row i the place of object i, column j object j.
+
+        Raises:
+            NonFiniteError: A prediction is not finite; names the denoiser or whose adapter.
         """
         places = [_Place(self.stack, pictures, box) for box in boxes]
         plain = {text: self.stack.encode([text]) for text in dict.fromkeys(o.plain for o in self.objects)}
@@ -63,7 +67,12 @@ class Check:
             with alone(self.stack, item.weights):
                 words = self.stack.encode([item.told])
                 own = [place.predicted(self.stack, words) for place in places]
-            columns.append(torch.stack([place.went(base, o) for place, base, o in zip(places, classes[item.plain], own, strict=True)], 1))
+            column = torch.stack([place.went(base, o) for place, base, o in zip(places, classes[item.plain], own, strict=True)], 1)
+            if not finite.is_finite(column):
+                plainly = torch.cat([said for place in classes[item.plain] for said in place])
+                part = f"adapter of <{item.name}>" if finite.is_finite(plainly) else "denoiser"
+                raise finite.describe_failure(part, self.stack.dtype, " where its place is looked at")
+            columns.append(column)
         return torch.stack(columns, 2).cpu()
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from objtune_cli.config import Prior
 from objtune_cli.method.prototype import PROMPT, with_article
+from objtune_cli.models import finite
 from objtune_cli.models.stack import Stack
 from objtune_cli.numerics.noise import step_generator
 
@@ -44,6 +45,9 @@ def compute(
     Returns:
         "latents" (N, C, h, w): the samples; "z_t", "pred" (M, C, h, w); "t" and "asked" (M,) int64, the latter
         rows of "conditions" (P, L, d), the encoded `prompts`.
+
+    Raises:
+        NonFiniteError: The base gives NaN or infinite values.
     """
     texts = prompts(class_word, others, config.around)
     latents = _samples(stack, texts[0], config, guidance, on_step)
@@ -59,7 +63,8 @@ def compute(
             stack.predict(z.to(stack.device), s, conditions[which.to(stack.device)]).float().cpu()
             for z, s, which in zip(z_t.split(8), t.split(8), asked.split(8), strict=True)
         ]
-    return {"latents": latents, "z_t": z_t, "t": t, "pred": torch.cat(preds), "asked": asked, "conditions": conditions.float().cpu()}
+    pred = finite.checked("denoiser", stack.dtype, torch.cat(preds))
+    return {"latents": latents, "z_t": z_t, "t": t, "pred": pred, "asked": asked, "conditions": conditions.float().cpu()}
 
 
 def _asked(entries: int, samples: int, count: int, g: torch.Generator) -> Tensor:

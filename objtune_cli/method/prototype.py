@@ -3,6 +3,7 @@
 Source: arXiv:2401.15708 section 3.2 (L_PE); norms kept and the class word's own vector appended are ours.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 
 from objtune_cli.config import Embed
+from objtune_cli.errors import GateError
+from objtune_cli.models import finite
 from objtune_cli.models.stack import Stack
 from objtune_cli.models.tokens import Placeholders, class_rows, side_by_side, split
 from objtune_cli.models.towers import MEAN, Towers
@@ -65,7 +68,11 @@ def start(
     on_step: Callable[[int, float], None] = lambda step, loss: None,
     second: Towers | None = None,
 ) -> Started:
-    """Start a token by `config.init`: "prototype", "class", "random" or "rare"; `second`: the towers of a base's second text encoder."""
+    """Start a token by `config.init`: "prototype", "class", "random" or "rare"; `second`: the towers of a base's second text encoder.
+
+    Raises:
+        NonFiniteError: The text encoder gives NaN or infinite values. GateError: the vectors came to such values on the way.
+    """
     own = class_rows(stack, class_word)
     noun = own if config.noun == "kept" else own[:0]
     rows = _first(stack, own, config)
@@ -78,7 +85,12 @@ def start(
         goals = list(zip(seen, [goal for goal, _ in found], strict=True))
         rows, curve = _fit(stack, goals, rows, noun, own, replace(config, steps=steps), on_step)
         metrics |= {"cos_before": curve[0], "cos_after": curve[-1]}
-    return Started(torch.cat([rows, noun]).cpu(), len(rows), metrics)
+    found = torch.cat([rows, noun]).cpu()
+    if not finite.is_finite(torch.cat([found.flatten(), torch.tensor(list(metrics.values()), dtype=found.dtype)])):
+        if config.init == "prototype" and math.isfinite(metrics.get("cos_before", math.nan)):
+            raise GateError("the embedding diverged: its cosine to the prototype is not finite", f"a lower rate: `--set init-embedding.lr={config.lr / 4:g}`")
+        raise finite.describe_failure("text encoder", found.dtype)
+    return Started(found, len(rows), metrics)
 
 
 def _first(stack: Stack, own: Tensor, config: Embed) -> Tensor:

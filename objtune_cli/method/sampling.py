@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from objtune_cli.method.guidance import guided
+from objtune_cli.models import finite
 from objtune_cli.models.adapter import asleep
 from objtune_cli.models.stack import Stack
 from objtune_cli.models.tokens import check_objects_read
+from objtune_cli.models.wording import names_in
 from objtune_cli.numerics.noise import seeded
 
 
@@ -50,6 +52,9 @@ def sample(
     Returns:
         Scaled latents (N, C, h, w), float32, on the CPU. A picture's noise depends on its own
         seed alone, so that it is the same in any batch.
+
+    Raises:
+        NonFiniteError: A picture's latents are not finite; says which, and which part is at fault.
     """
     pipe = stack.pipeline(scheduler)
     height, width = (side or stack.size for side in size)
@@ -88,7 +93,7 @@ def sample(
             callback_on_step_end=report,
             callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"],
         )
-    return out.images.float().cpu()
+    return _checked(stack, out.images.float().cpu(), texts, seeds, against)
 
 
 @torch.no_grad()
@@ -112,6 +117,9 @@ def again(
 
     Returns:
         Scaled latents, float32, on the CPU.
+
+    Raises:
+        NonFiniteError: As `sample`.
     """
     pipe = stack.pipeline(scheduler)
     sampler = pipe.scheduler = copy.deepcopy(pipe.scheduler)
@@ -137,7 +145,35 @@ def again(
             output_type="latent",
             callback_on_step_end=report,
         )
-    return out.images.float().cpu()
+    return _checked(stack, out.images.float().cpu(), [prompt] * len(seeds), seeds, against)
+
+
+def _checked(stack: Stack, latents: Tensor, texts: Sequence[str], seeds: Sequence[int], against: Tensor) -> Tensor:
+    """Latents (N, C, h, w), if they are those of pictures.
+
+    Args:
+        against: The encoded negative prompt, (N, L, d).
+
+    Raises:
+        NonFiniteError: They are not. The denoiser is asked once more, without adapters, to tell it from them.
+    """
+    if finite.are_latents(latents):
+        return latents
+    bad = [i for i, picture in enumerate(latents) if not finite.are_latents(picture)]
+
+    def compute_alone() -> Tensor:
+        plain = stack.encode([stack.in_class_words(texts[bad[0]])])
+        rows = torch.cat([against[:1], plain])
+        noise = _noise(seeds, latents.shape[1:])[bad[:1]].expand(2, -1, -1, -1)
+        levels = (stack.levels - 1, stack.levels // 2, stack.levels // 4)
+        return torch.cat([stack.predict(noise.to(stack.device), torch.full((2,), t), rows).float() for t in levels])
+
+    names = names_in([texts[bad[0]]])
+    part = finite.name_part(stack, "denoiser", names, compute_alone, finite.are_latents)
+    several = "s" if len(bad) > 1 else ""
+    which = f"picture{several} {', '.join(str(i + 1) for i in bad)} of {len(latents)}, seed{several} {', '.join(str(seeds[i]) for i in bad)}"
+    what = "latents beyond any range" if finite.is_finite(latents) else "NaN or infinite values"
+    raise finite.describe_failure(part, stack.dtype, f" ({which})", what)
 
 
 @contextlib.contextmanager
@@ -198,6 +234,8 @@ def _noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
 def _told(stack: Stack, prompts: Sequence[str], negative: str, conditions: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """What the denoiser is told for each picture, and what guidance goes away from, (N, L, d) each."""
     encoded = {text: conditions[text] if text in conditions else stack.encode([text]) for text in dict.fromkeys(prompts)}
+    for text in set(encoded) & set(conditions):
+        finite.check_condition(stack, [text], encoded[text])
     return torch.cat([encoded[text] for text in prompts]), stack.encode([negative]).expand(len(prompts), -1, -1)
 
 

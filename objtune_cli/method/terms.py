@@ -14,7 +14,7 @@ from torch import Tensor
 from objtune_cli.config import Train
 from objtune_cli.method.prototype import PROMPT
 from objtune_cli.method.subjects import Subject, Views, subsets, views
-from objtune_cli.models import attention
+from objtune_cli.models import attention, finite
 from objtune_cli.models.stack import Stack
 from objtune_cli.models.tokens import Placeholders
 from objtune_cli.models.wording import in_class_words
@@ -117,7 +117,7 @@ class Terms:
                         self.stack.predict(z, s, words.expand(len(z), -1, -1)).float()
                         for z, s in zip(z_t.split(size), t.split(size), strict=True)
                     ]
-                known[template] = Known(rows, z_t, t, aim, torch.cat(parts))
+                known[template] = Known(rows, z_t, t, aim, finite.checked("denoiser", self.stack.dtype, torch.cat(parts)))
             found.append(known)
         return found
 

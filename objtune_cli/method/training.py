@@ -15,10 +15,11 @@ from objtune_cli.config import Train
 from objtune_cli.errors import GateError
 from objtune_cli.method import optimizing
 from objtune_cli.method.averaging import Average, write
+from objtune_cli.method.prototype import PROMPT
 from objtune_cli.method.stopping import Plateau
 from objtune_cli.method.subjects import Subject
 from objtune_cli.method.terms import Terms
-from objtune_cli.models import adapter, cpu, memory
+from objtune_cli.models import adapter, cpu, finite, memory
 from objtune_cli.models.stack import Stack
 from objtune_cli.models.tokens import Placeholders
 from objtune_cli.numerics import noise
@@ -116,12 +117,16 @@ class Trainer(Terms):
         """What comes after the gradients of a step's losses are there.
 
         Raises:
-            GateError: The loss is no longer a finite number.
+            GateError: The loss, its gradients, or the loss that says when to stop are no longer finite. NonFiniteError: the base itself is at fault.
         """
         total = sum(self.weights[name] * float(value) for name, value in terms.items())
         if not math.isfinite(total):
-            raise GateError(f"training diverged at step {self.step}: the loss is {total}", "try a lower rate: `--set train.lr=5e-4`")
-        torch.nn.utils.clip_grad_norm_([*self.lora, *self.learned.values()], 1.0)
+            raise self.describe_failure(f"the loss is {total}")
+        if self.plateau is not None and not all(map(math.isfinite, self.plateau.history[-1:])):
+            raise self.describe_failure(f"the loss under fixed noise is {self.plateau.history[-1]}")
+        norm = float(torch.nn.utils.clip_grad_norm_([*self.lora, *self.learned.values()], 1.0))
+        if not math.isfinite(norm):  # a state with such weights must not be saved
+            raise self.describe_failure("a gradient is not finite")
         self.optimizer.step()
         self._keep_norms()
         keep = 0.9 if self.step else 0.0
@@ -132,6 +137,18 @@ class Trainer(Terms):
             self.average.update(self.step)
         if self.step == 1:
             cpu.give_back()  # the optimizer's moments stand now among what the step took and left
+
+    def describe_failure(self, what: str) -> GateError:
+        """The error for values that are not finite: of the base, where it alone gives such values for this photo, else of what was learned."""
+        stack, fixed = self.stack, self.fixed_rows(0)
+        words = self.teacher_conditions[PROMPT.format(fixed.views.words("class"))]
+        with torch.no_grad(), adapter.asleep(stack):
+            alone = [stack.predict(z[None], t[None], words) for z, t in zip(fixed.z_t, fixed.t, strict=True)]
+        if not finite.is_finite(torch.cat(alone)):
+            return finite.describe_failure("denoiser", stack.dtype)
+        precision = "`--precision fp32`, or " if next(stack.unet.parameters()).dtype in finite.HALF else ""
+        rate = f"train.lr={self.config.lr / 4:g}" if self.lora else f"train.token_lr={self.config.token_lr / 4:g}"
+        return GateError(f"training diverged at step {self.step}: {what}", f"try {precision}a lower rate: `--set {rate}`")
 
     def _steady_loss(self) -> float:
         """The loss under fixed noise of the running mean."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from objtune_cli import families
 from objtune_cli.errors import IncompatibleError, InputError, ResourceError
 from objtune_cli.families import single
-from objtune_cli.models import cpu, torchvision_ops
+from objtune_cli.models import cpu, finite, torchvision_ops
 from objtune_cli.models.devices import pick_device as pick_device
 from objtune_cli.models.loading import LOADING
 from objtune_cli.models.wording import in_class_words, named, spans
@@ -46,6 +46,7 @@ class Stack:
         tokenizer_2, text_encoder_2: Of families with two towers. tokenizer_3, text_encoder_3: what reads no added words (T5), or None.
         heard: What that said, by text. classes: class word of each added name. options: what the base's folder says for its family.
         team: The processes that share the rows of a prediction (`parallel.Team`), or None. asleep: no LoRA acts (`adapter.asleep`).
+        reopen_float: Opens the VAE in float32, for when it overflows in half precision. note: says one line to the user.
     """
 
     tokenizer: Any
@@ -67,6 +68,8 @@ class Stack:
     options: Mapping[str, Any] = field(default_factory=dict)
     team: Any = None
     asleep: bool = False
+    reopen_float: Callable[[], Any] | None = None
+    note: Callable[[str], None] = lambda text: None
 
     @property
     def tokenizers(self) -> list[Any]:
@@ -149,8 +152,15 @@ class Stack:
         return spans(text, name, self.classes)
 
     def encode(self, texts: list[str], first: int = 0) -> Tensor:
-        """Prompts to the denoiser's condition, (B, rows, d): a row a token, and what else the family has to say; with `first` so many leading tokens' alone."""
-        return self.family.encode(self, texts, first)
+        """Prompts to the denoiser's condition, (B, rows, d): a row a token, and what else the family has to say; with `first` so many leading tokens' alone.
+
+        Raises:
+            NonFiniteError: It is not finite; not looked at where gradients are taken, whose loss is.
+        """
+        found = self.family.encode(self, texts, first)
+        if not torch.is_grad_enabled():
+            finite.check_condition(self, texts, found)
+        return found
 
     @torch.no_grad()
     def to_latent(self, pictures: Tensor) -> Tensor:
@@ -160,9 +170,14 @@ class Stack:
     @torch.no_grad()
     def posterior(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the autoencoder's latents of pictures, each scaled and shaped as `to_latent` says."""
-        found = [self.vae.encode(p.to(self.device, self.vae.dtype)).latent_dist for p in pictures.split(at_once(*pictures.shape[-2:]))]
+
+        def encoded() -> Tensor:
+            found = [self.vae.encode(p.to(self.device, self.vae.dtype)).latent_dist for p in pictures.split(at_once(*pictures.shape[-2:]))]
+            return torch.stack([torch.cat([d.mean for d in found]).float(), torch.cat([d.std for d in found]).float()])
+
+        mean, std = finite.through_vae(self, "VAE encoder", pictures, encoded)
         scale = self.vae.config.scaling_factor
-        return (torch.cat([d.mean for d in found]).float() - self._shift) * scale, torch.cat([d.std for d in found]).float() * scale
+        return (mean - self._shift) * scale, std * scale
 
     @property
     def _shift(self) -> float:
@@ -173,11 +188,15 @@ class Stack:
     def to_picture(self, latents: Tensor) -> Tensor:
         """Scaled latents to pictures (B, 3, H, W) in [-1, 1], float32."""
         scaled = latents / self.vae.config.scaling_factor + self._shift
-        parts = [
-            self.vae.decode(z.to(self.device, self.vae.dtype)).sample
-            for z in scaled.split(at_once(*(self.factor * n for n in latents.shape[-2:])))
-        ]
-        return torch.cat(parts).float().clamp(-1, 1)
+
+        def decoded() -> Tensor:
+            parts = [
+                self.vae.decode(z.to(self.device, self.vae.dtype)).sample
+                for z in scaled.split(at_once(*(self.factor * n for n in latents.shape[-2:])))
+            ]
+            return torch.cat(parts).float()
+
+        return finite.through_vae(self, "VAE decoder", scaled, decoded).clamp(-1, 1)  # infinity would be white
 
     def predict(self, z_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """The denoiser's output for z_t (B, C, h, w), t (B,), condition (B, rows, d)."""
@@ -208,10 +227,12 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype, weights: Path |
         weights: A single-file checkpoint; the folder then holds the family's configs. prediction: Of that file's denoiser.
 
     Raises:
-        ResourceError: A part is missing. InputError: a part cannot be read.
+        ResourceError: A part is missing. InputError: a part cannot be read. DamagedError: weights are not finite. NonFiniteError: not in this format.
     """
     with LOADING:
-        return _loaded(folder, device, dtype, weights, prediction)
+        stack = _loaded(folder, device, dtype, weights, prediction)
+        finite.check_base(stack, weights or folder, lambda: _loaded(folder, torch.device("cpu"), torch.float32, weights, prediction))
+    return stack
 
 
 def _loaded(folder: Path, device: torch.device, dtype: torch.dtype, weights: Path | None, prediction: str) -> Stack:
@@ -233,6 +254,7 @@ def _loaded(folder: Path, device: torch.device, dtype: torch.dtype, weights: Pat
             device=device,
             dtype=dtype,
             reopen=partial(_autoencoder, folder, device, family.picture_dtype(dtype), weights),
+            reopen_float=partial(_autoencoder, folder, device, torch.float32, weights),
             family=family,
             tokenizer_2=tokenizer_2,
             text_encoder_2=text_encoder_2,

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from objtune_cli.errors import ResourceError
+from objtune_cli.models import finite
 from objtune_cli.models.loading import LOADING
 from objtune_cli.models.stack import UNREADABLE, Stack, quiet
 
@@ -55,7 +56,9 @@ class Towers:
         x = F.interpolate(pictures, size=(self.size, self.size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
         mean, std = x.new_tensor(MEAN).view(1, 3, 1, 1), x.new_tensor(STD).view(1, 3, 1, 1)
         pooled = self.clip.vision_model(pixel_values=((x - mean) / std).to(self.device)).pooler_output
-        return F.normalize(self.clip.visual_projection(pooled), dim=-1)
+        found = self.clip.visual_projection(pooled)
+        finite.checked("CLIP vision encoder", found.dtype, found.norm(dim=-1))  # a length that overflows would make a vector of zeros
+        return F.normalize(found, dim=-1)
 
     def texts(self, stack: Stack, texts: list[str]) -> Tensor:
         """Unit vectors (B, d) of prompts, read through the base's own token table, placeholders included.
@@ -69,7 +72,10 @@ class Towers:
         states = self._reader(stack)(input_ids=ids).last_hidden_state
         end = (ids == tokenizer.eos_token_id).int().argmax(dim=1)
         pooled = states[torch.arange(len(ids), device=ids.device), end]
-        return F.normalize(self.clip.text_projection(pooled.float()), dim=-1)
+        found = self.clip.text_projection(pooled.float())
+        if not torch.is_grad_enabled():
+            finite.checked("text encoder", found.dtype, found.norm(dim=-1))
+        return F.normalize(found, dim=-1)
 
     def _reader(self, stack: Stack) -> Any:
         """The base's own text encoder; where that lacks layers (SD 2.x has all but the last), this CLIP's on the base's token table."""
@@ -87,7 +93,7 @@ def load(source: Path, stack: Stack, index: int = 0) -> Towers:
         source: A folder as `save_pretrained` writes it, or a safetensors file with the same names.
 
     Raises:
-        ResourceError: Not readable, or of another width than the base's text encoder.
+        ResourceError: Not readable, or of another width than the base's text encoder. DamagedError: weights are not finite.
     """
     from transformers import CLIPModel
 
@@ -104,6 +110,7 @@ def load(source: Path, stack: Stack, index: int = 0) -> Towers:
     if clip.config.text_config.hidden_size != encoder.config.hidden_size:
         raise ResourceError(f"the CLIP in {source} is not the base's own", "give the CLIP that the base's text encoder was taken from")
     clip.requires_grad_(False).eval().to(stack.device, torch.float32)
+    finite.check_weights(f"CLIP in {source}", clip)
     return Towers(clip, stack.device, index)
 
 

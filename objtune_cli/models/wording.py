@@ -1,7 +1,7 @@
 """What a prompt says of objects, as text: names, the pieces that tokenizers know, class words."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 PLACEHOLDER = re.compile(r"<([a-z0-9][a-z0-9._-]*)(?:@([0-9]+))?>")
 """`<name>` or `<name@version>` in a prompt."""
@@ -23,6 +23,11 @@ def spans(prompt: str, name: str, classes: Mapping[str, str]) -> list[tuple[int,
     """Where a name's class word stands, first and last letter and one, in what `in_class_words` makes of `named` of the prompt."""
     ends = [len(in_class_words(named(prompt[: m.end()]), classes)) for m in PIECES.finditer(prompt) if m[1] == name]
     return [(end - len(classes[name]), end) for end in ends]
+
+
+def names_in(texts: Sequence[str]) -> list[str]:
+    """The objects that prompts name whose names are written as tokens."""
+    return list(dict.fromkeys(match[1] for text in texts for match in PIECES.finditer(text)))
 
 
 def named(prompt: str) -> str:

@@ -42,7 +42,7 @@ def run(ctx: Context, photos: list[list[Ref]], config: Train, embedding: Embed, 
     stack = train.opened(ctx, configs[0])
     keys = [train.run_key(work, stack) for work in works]
     state = _state(ctx, "beside/" + "/".join(keys))
-    done: dict[int, Done] = {i: d for i, work in enumerate(works) if (d := ctx.reuse(work.record))}
+    done: dict[int, Done] = {i: d for i, work in enumerate(works) if (d := ctx.reuse(work.record, computed=True))}
     if len(works) - len(done) > 1 or state.file.exists():
         with contextlib.ExitStack() as held:
             for key in keys:  # one at work on any of them alone is in our way
@@ -91,7 +91,7 @@ class _Company:
         self.ctx, self.state, self.room, self.saved = ctx, state, room, time.monotonic()
         kept = {k: torch.from_numpy(v) for k, v in (state.load() or {}).items()}
         begun = {int(key.partition(".")[0]) for key in kept}
-        asked = [i for i, work in enumerate(works) if (i in begun if begun else not ctx.reuse(work.record))]
+        asked = [i for i, work in enumerate(works) if (i in begun if begun else not ctx.reuse(work.record, computed=True))]
         self.computed = train.computed(stack)
         if not kept and state.file.exists():
             ctx.report.note(f"the saved state {state.file} is damaged: the runs begin anew")
@@ -181,7 +181,7 @@ class _Company:
             m.trainer.settle()
             self.ctx.report.note(f"{m.work.record.name} has learned")
             try:
-                cut_off = self.ctx.reuse(m.work.record)  # just after it was published
+                cut_off = self.ctx.reuse(m.work.record, computed=True)  # just after it was published
                 done[m.number] = cut_off or train.published(self.ctx, m.work, m.trainer, m.judge)
             except GateError as error:
                 failed.append((m, error))

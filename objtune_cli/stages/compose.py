@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from objtune_cli.config import Compose, Generate, identifying, seed_after
 from objtune_cli.errors import InputError
 from objtune_cli.stages import generate, layout, objects, presence, request
-from objtune_cli.stages.context import Context, Done, keep_picture, tools
+from objtune_cli.stages.context import Context, Done, keep_picture
 from objtune_cli.stages.layout import Box, Layout
 from objtune_cli.store import pictures
 from objtune_cli.store.artifact import Record
@@ -132,7 +132,7 @@ def _draw(ctx: Context, record: Record, asked: request.Request, laid: Layout, co
     looks, metrics = _kept(ctx, check, laid, [o.name for o in found], config, how, draw)
     presence.judge(ctx, metrics, how)  # a scene that is refused is not published
     tensors = {name: torch.stack([look.tensors[name] for look in looks]) for name in looks[0].tensors}
-    done = generate.keep(ctx, stack, replace(record, metrics=metrics, tools=tools()), tensors, config, prompt)
+    done = generate.keep(ctx, stack, replace(record, metrics=metrics, tools=ctx.tools(stack)), tensors, config, prompt)
     keep_picture(ctx.root, done.ref, "layout.png", pictures.png(layout.drawn(laid, size)))
     return done
 

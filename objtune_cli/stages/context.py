@@ -92,8 +92,24 @@ class Context:
         loaded = stack.load(self.base.folder, device, dtype, self.base.weights, self.base.prediction)
         if train and self.common.precision == "auto" and device.type == "cpu" and precision.processor_has_bf16():
             precision.halve(loaded.unet)
-        loaded.team = team
+        loaded.team, loaded.note = team, self.report.note
         return loaded
+
+    def tools(self, stack: "Stack") -> dict[str, str]:
+        """What computed an artifact: versions, and the denoiser's number format where it is not float32."""
+        from objtune_cli.models.finite import HALF
+
+        used = HALF.get(next(stack.unet.parameters()).dtype, "") or HALF.get(stack.dtype, "")
+        asked = "auto " if self.common.precision == "auto" else ""
+        return tools() | ({"precision": asked + used} if used else {})
+
+    def _computed(self, wanted: Record) -> Ref | None:
+        """The finished work in the number format asked for, as far as records say: float32 and earlier versions say nothing."""
+        asked = self.common.precision
+        if asked == "auto":  # what was made so first: of what says nothing, some was told fp32
+            auto = artifact.existing(self.root, wanted, lambda found: found.tools.get("precision", "").startswith("auto "))
+            return auto or artifact.existing(self.root, wanted, lambda found: "precision" not in found.tools)
+        return artifact.existing(self.root, wanted, lambda found: found.tools.get("precision", "fp32").removeprefix("auto ") == asked)
 
     def team(self) -> "Team | None":
         """The processes that a launcher started for this command; None where it started one."""
@@ -148,11 +164,25 @@ class Context:
         if self.stopped():
             raise Stopped(self.stopped(), "stopped", "the same command goes on where it stopped")
 
-    def reuse(self, wanted: Record) -> Done | None:
-        """The finished work that `wanted` describes, unless it is to be made again."""
+    def find(self, wanted: Record, *, computed: bool = False) -> Ref | None:
+        """The finished work that `wanted` describes; none where it holds NaN or infinity.
+
+        Args:
+            computed: The denoiser computed it, so that its number format counts.
+        """
+        ref = self._computed(wanted) if computed else artifact.existing(self.root, wanted)
+        if ref is None:
+            return None
+        bad = artifact.find_bad_tensor(self.root, ref)
+        if bad:
+            self.report.note(f"{ref} is not used again: {bad} holds NaN or infinite values")
+        return None if bad else ref
+
+    def reuse(self, wanted: Record, *, computed: bool = False) -> Done | None:
+        """The same with its pictures and metrics, unless it is to be made again."""
         if self.force:
             return None
-        ref = artifact.existing(self.root, wanted)
+        ref = self.find(wanted, computed=computed)
         if ref is None:
             return None
         self.report.note(f"{ref} is up to date")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from objtune_cli import families
-from objtune_cli.errors import GateError, IncompatibleError, ObjtuneError, UsageError
+from objtune_cli.errors import IncompatibleError, ObjtuneError, UsageError
 from objtune_cli.families import Family
 from objtune_cli.stages import card, triggers
 from objtune_cli.stages.number_formats import DTYPES, convert
@@ -55,7 +55,7 @@ def plan(
 
     Raises:
         IncompatibleError: No adapter, or one that the format cannot hold. UsageError: no such format, or values too large for the number format.
-        GateError: A weight is NaN or infinite.
+        DamagedError: A weight is NaN or infinite.
     """
     if ref.kind != "adapter":
         raise IncompatibleError(f"{ref} is no adapter", "`objtune list adapter` shows what can be exported")
@@ -67,7 +67,7 @@ def plan(
     layers = any(k.startswith(tuple(PREFIXES)) for k in tensors)
     if form in ("diffusers", "kohya", "bundle") and not layers:
         raise IncompatibleError(f"{ref} is a token alone, without LoRA", "`--format embedding` writes it")
-    _check_finite(ref, tensors)
+    artifact.require_finite(root, ref)  # other tools draw black pictures of it, and say nothing
     words = _words(record, form, out, trigger)
     if form in ("embedding", "bundle", "hub"):
         for line in triggers.describe_common(words, record.objects, is_file=named_file(out)):
@@ -169,19 +169,6 @@ def _vectors(tensors: Mapping[str, Any], name: str, family: Family, only: str) -
         return {only: tensors[f"token.{name}"]}
     first, second = family.embedding_keys
     return {first: tensors[f"token.{name}"], second: tensors[f"token_2.{name}"]}
-
-
-def _check_finite(ref: Ref, tensors: Mapping[str, Any]) -> None:
-    """Other tools draw black pictures of what is no number, and say nothing.
-
-    Raises:
-        GateError: A weight is no number.
-    """
-    import numpy as np
-
-    for name, value in tensors.items():
-        if value.dtype.kind == "f" and not bool(np.isfinite(value).all()):
-            raise GateError(f"{ref} cannot be used: {name} holds values that are no numbers", "train it again at a lower rate")
 
 
 def diffusers_keys(tensors: Mapping[str, Any], family: Family = families.SD1) -> dict[str, Any]:

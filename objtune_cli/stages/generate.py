@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from objtune_cli import __version__
 from objtune_cli.config import Generate, identifying, seed_after
+from objtune_cli.errors import GateError
 from objtune_cli.stages import hashes, objects, request
-from objtune_cli.stages.context import Context, Done, keep_picture, tools
+from objtune_cli.stages.context import Context, Done, keep_picture
 from objtune_cli.stages.prompts import escape_syntax
 from objtune_cli.store import artifact, pictures
 from objtune_cli.store.artifact import Record, write_file
@@ -18,6 +19,7 @@ from objtune_cli.store.header import canonical
 from objtune_cli.store.refs import Ref
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from objtune_cli.models.stack import Stack
@@ -78,17 +80,22 @@ def _scene(ctx: Context, asked: request.Request, i: int, config: Generate) -> tu
 
 
 def reuse(ctx: Context, record: Record, config: Generate, prompt: str) -> Done | None:
-    """A finished scene; pictures that are gone are decoded again from its latents."""
-    done = ctx.reuse(record)
+    """A finished scene; pictures that are gone are decoded again from its latents. None where one shows nothing, which earlier versions let pass."""
+    done = ctx.reuse(record, computed=True)
     if done is None:
         return None
     done.images = [image for image in done.images if image.stem.isdigit()]
     if len(done.images) == config.n:
-        return done
+        flat = [i for i, image in enumerate(done.images) if i not in done.metrics.get(FLAT, ()) and pictures.is_one_colour(pictures.read(image))]
+        if flat:
+            ctx.report.note(f"{done.ref} is not used again: {which(flat, config.n)} of one colour")
+        return None if flat else done
     import torch
 
     tensors = {name: torch.from_numpy(array.copy()) for name, array in artifact.load(ctx.root, done.ref)[1].items()}
-    done.images = write_pictures(ctx, ctx.stack(), done.ref, replace(record, metrics=done.metrics), tensors, config, prompt)
+    again = replace(record, metrics=done.metrics)
+    shown = decoded(ctx, ctx.stack(), again, tensors)
+    done.images = write_pictures(ctx, done.ref, again, shown, config, prompt)
     return done
 
 
@@ -125,7 +132,7 @@ def _draw(ctx: Context, stack: "Stack", words: Any, prompt: str, record: Record,
             below=config.guidance_below, scene=config.scene_guidance, own=config.object_guidance, object_below=config.object_below,
         )  # fmt: skip
         parts.append(drawn)
-    return keep(ctx, stack, replace(record, tools=tools()), {"latents": torch.cat(parts)}, config, prompt)
+    return keep(ctx, stack, replace(record, tools=ctx.tools(stack)), {"latents": torch.cat(parts)}, config, prompt)
 
 
 def batches(config: Generate, step: Callable[..., None]) -> Iterator[tuple[list[int], Callable[[int, int], None]]]:
@@ -141,26 +148,51 @@ def batches(config: Generate, step: Callable[..., None]) -> Iterator[tuple[list[
 
 
 def keep(ctx: Context, stack: "Stack", record: Record, tensors: dict[str, "torch.Tensor"], config: Generate, prompt: str) -> Done:
-    """Publish a scene: what its pictures are made of in the artifact, PNGs beside it."""
+    """Publish a scene: what its pictures are made of in the artifact, PNGs beside it.
+
+    Raises:
+        GateError: A picture shows nothing; not with `--force`, which keeps it.
+    """
+    shown = decoded(ctx, stack, record, tensors)
+    flat = [i for i, picture in enumerate(shown) if pictures.is_one_colour(picture)]
+    if flat and not ctx.force:
+        precision = "`--precision fp32`, " if "precision" in record.tools else ""
+        raise GateError(f"{which(flat, len(shown))} of one colour: nothing is published", f"try {precision}another `--seed`, or another `--base`; `--force` keeps it")
+    if flat:
+        ctx.report.note(f"{which(flat, len(shown))} of one colour")
+        record = replace(record, metrics={**record.metrics, FLAT: flat})
     ref = artifact.publish(ctx.root, record, tensors)
-    images = write_pictures(ctx, stack, ref, record, tensors, config, prompt)
-    return Done(ref, False, images, dict(record.metrics))
+    return Done(ref, False, write_pictures(ctx, ref, record, shown, config, prompt), dict(record.metrics))
 
 
-def write_pictures(
-    ctx: Context, stack: "Stack", ref: Ref, record: Record, tensors: dict[str, "torch.Tensor"], config: Generate, prompt: str
-) -> list[Path]:
-    """Decode a scene to PNGs that say how they were made, in the form other tools read; `seeds` in the metrics: those that were kept."""
+FLAT = "one_colour"
+"""The metric that says which pictures of a scene, from 0, are of one colour and were kept by `--force`."""
+
+
+def which(pictures: list[int], count: int) -> str:
+    """Some of so many pictures as the subject of a sentence."""
+    if count == 1:
+        return "the picture is"
+    return f"picture{'s' if len(pictures) > 1 else ''} {', '.join(str(i + 1) for i in pictures)} of {count} {'are' if len(pictures) > 1 else 'is'}"
+
+
+def decoded(ctx: Context, stack: "Stack", record: Record, tensors: dict[str, "torch.Tensor"]) -> "np.ndarray":
+    """The pictures (N, H, W, 3) uint8 of a scene."""
     from objtune_cli.method import detail
     from objtune_cli.method.sampling import to_uint8
 
     latents, close = tensors["latents"], {name.removeprefix(CLOSE): each for name, each in tensors.items() if name.startswith(CLOSE)}
     places = record.config["places"] if close else {}
     boxes = {name: tuple(places[name]) for name in record.config.get("order", places) if close}
+    return to_uint8(detail.scenes(stack, latents, close, boxes, whole=record.config.get("laid", "place") == "place")).numpy()
+
+
+def write_pictures(ctx: Context, ref: Ref, record: Record, shown: "np.ndarray", config: Generate, prompt: str) -> list[Path]:
+    """Write a scene's pictures as PNGs that say how they were made, in the form other tools read; `seeds` in the metrics: those that were kept."""
     images = []
     known = hashes.of(ctx, record.inputs)
-    seeds = record.metrics.get("seeds", [seed_after(config.seed, k) for k in range(len(latents))])
-    for i, picture in enumerate(to_uint8(detail.scenes(stack, latents, close, boxes, whole=record.config.get("laid", "place") == "place")).numpy()):
+    seeds = record.metrics.get("seeds", [seed_after(config.seed, k) for k in range(len(shown))])
+    for i, picture in enumerate(shown):
         size = (picture.shape[1], picture.shape[0])
         said = parameters(prompt, config, int(seeds[i]), size, ctx.base.id, ctx.base.family.sampler, known)
         about = canonical({"scene": str(ref), "inputs": record.inputs, "seed": seeds[i]})

@@ -52,6 +52,8 @@ def _merge(ctx: Context, record: Record, sources: list[Ref], config: Merge) -> D
     from objtune_cli.models import merging
 
     ctx.check_stopped()
+    for ref in sources:
+        artifact.require_finite(ctx.root, ref)
     digests = {i["ref"]: i["sha256"] for i in record.inputs.values()}
     opened = [{k: torch.from_numpy(v.copy()) for k, v in artifact.load(ctx.root, ref, digests[str(ref)])[1].items()} for ref in sources]
     tensors: dict[str, Any] = {k: v for adapter in opened for k, v in adapter.items() if k.startswith(("token.", "token_2."))}

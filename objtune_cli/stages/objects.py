@@ -114,9 +114,14 @@ def inputs(objects: list[Named], avoided: Sequence[Named] = ()) -> dict[str, dic
 
 
 def tensors(ctx: Context, item: Named) -> dict[str, Any]:
-    """An object's adapter as torch tensors."""
+    """An object's adapter as torch tensors.
+
+    Raises:
+        DamagedError: One holds NaN or infinity: whatever it draws would be black.
+    """
     import torch
 
+    artifact.require_finite(ctx.root, item.record.ref)
     _, arrays = artifact.load(ctx.root, item.record.ref, item.sha256)
     return {k: torch.from_numpy(v.copy()) for k, v in arrays.items()}
 

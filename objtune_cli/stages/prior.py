@@ -3,7 +3,7 @@
 from dataclasses import asdict, replace
 
 from objtune_cli.config import Prior
-from objtune_cli.stages.context import Context, Done, tools
+from objtune_cli.stages.context import Context, Done
 from objtune_cli.store import artifact
 from objtune_cli.store.artifact import Record
 from objtune_cli.store.refs import of_class
@@ -14,7 +14,7 @@ EVERYDAY = ("person", "dog", "car", "tree", "chair", "cup")
 
 def made(ctx: Context, class_word: str, config: Prior) -> bool:
     """Whether the prior is there already; opens no model."""
-    return artifact.existing(ctx.root, _record(ctx, class_word, config)) is not None
+    return ctx.find(_record(ctx, class_word, config), computed=True) is not None
 
 
 def _record(ctx: Context, class_word: str, config: Prior) -> Record:
@@ -25,7 +25,7 @@ def _record(ctx: Context, class_word: str, config: Prior) -> Record:
 def run(ctx: Context, class_word: str, config: Prior) -> Done:
     """The prior of a class on this base; `--force` of another stage does not make it again."""
     record = _record(ctx, class_word, config)
-    ref = artifact.existing(ctx.root, record)
+    ref = ctx.find(record, computed=True)
     if ref:
         return Done(ref, True)
     from objtune_cli.method import prior
@@ -33,4 +33,4 @@ def run(ctx: Context, class_word: str, config: Prior) -> Done:
     stack = ctx.stack()
     step = ctx.progress(f"prior of {class_word}")
     tensors = prior.compute(stack, class_word, config, ctx.base.sampling["guidance"], step, ctx.base.words or EVERYDAY)
-    return Done(artifact.publish(ctx.root, replace(record, tools=tools()), tensors))
+    return Done(artifact.publish(ctx.root, replace(record, tools=ctx.tools(stack)), tensors))

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from objtune_cli import bases
 from objtune_cli.config import Embed, Prior, Train, identifying
-from objtune_cli.errors import GateError, InputError, Stopped, UsageError
+from objtune_cli.errors import InputError, NonFiniteError, Stopped, UsageError
 from objtune_cli.stages import classes, embed, subjects, unfinished
 from objtune_cli.stages import preview as preview_stage
 from objtune_cli.stages import prior as prior_stage
-from objtune_cli.stages.context import Context, Done, tools
+from objtune_cli.stages.context import Context, Done
 from objtune_cli.store import artifact
 from objtune_cli.store.artifact import Record
 from objtune_cli.store.refs import Ref
@@ -50,7 +50,7 @@ def run(ctx: Context, sources: list[Ref], config: Train, embedding: Embed, prior
     """
     config = checked(ctx, config, len(sources))
     work = described(ctx, sources, config, embedding, prior)
-    return shown(ctx, ctx.reuse(work.record) or alone(ctx, work, config), work, preview=preview)
+    return shown(ctx, ctx.reuse(work.record, computed=True) or alone(ctx, work, config), work, preview=preview)
 
 
 def checked(ctx: Context, config: Train, objects: int = 1) -> Train:
@@ -117,6 +117,8 @@ def shown(ctx: Context, done: Done, work: Work, *, preview: bool) -> Done:
             done.images = [preview_stage.draw(ctx, artifact.read_record(ctx.root, done.ref), work.starts)]
         except InputError as error:  # its sentences are longer than those of training
             ctx.report.note(f"no preview: {error.message}")
+        except NonFiniteError as failed:  # the adapter is there, and its weights are finite
+            ctx.report.note(f"no preview: {failed.message}; {failed.hint}")
     return done
 
 
@@ -146,7 +148,7 @@ def alone(ctx: Context, work: Work, config: Train) -> Done:
         if leads(team):
             held.enter_context(state.locked())
         room = held.enter_context(Room(ctx.project))
-        done = ctx.reuse(work.record)  # another process may have finished it since we looked
+        done = ctx.reuse(work.record, computed=True)  # another process may have finished it since we looked
         if done:
             return done
         if leads(team) and not state.file.exists():
@@ -169,7 +171,7 @@ def alone(ctx: Context, work: Work, config: Train) -> Done:
         _loop(ctx, work, trainer, state, room)
         if team is not None and not team.leads:
             team.together()
-            return Done(artifact.existing(ctx.root, work.record) or work.record.ref, True)
+            return Done(ctx.find(work.record, computed=True) or work.record.ref, True)
         room.free()
         done = published(ctx, work, trainer, judge)
         state.discard()
@@ -221,7 +223,7 @@ def published(ctx: Context, work: Work, trainer: "Trainer", judge: "Judge | None
     """The adapter of a trainer that has taken its steps.
 
     Raises:
-        GateError: A weight is no number.
+        GateError: A weight is not finite.
     """
     import torch
 
@@ -232,11 +234,11 @@ def published(ctx: Context, work: Work, trainer: "Trainer", judge: "Judge | None
         tensors |= tokens.stored(rows, trainer.stack.widths, tokens.learned_names(name))
     metrics = {k: round(v, 6) for k, v in trainer.mean.items()} | {"steps": trainer.step}
     if not all(bool(torch.isfinite(v).all()) for v in tensors.values()):
-        raise GateError("training diverged: a weight is no number", "try a lower rate: `--set train.lr=5e-4`")
+        raise trainer.describe_failure("a weight is not finite")
     if judge is not None:
         adapter.activate(trainer.stack, [trainer.name] if trainer.lora else [])
         metrics |= _scores(ctx, trainer, judge)
-    ref = artifact.publish(ctx.root, replace(work.record, metrics=metrics, tools=tools()), tensors)
+    ref = artifact.publish(ctx.root, replace(work.record, metrics=metrics, tools=ctx.tools(trainer.stack)), tensors)
     return Done(ref, False, [], metrics)
 
 
@@ -256,7 +258,7 @@ COPIED, DRIFTED, UNLIKE, LOST = 0.4, 0.25, 0.4, 0.7
 
 
 def _scores(ctx: Context, trainer: "Trainer", judge: "Judge") -> dict[str, float]:
-    """The scores, said in words too, with what to change where one is bad; none where a picture is no number."""
+    """The scores, said in words too, with what to change where one is bad; none where a picture is not finite."""
     names = list(trainer.learned)
     among = f"{' '.join(names)}: " if trainer.name != "default" else ""  # others stand beside it
 
@@ -268,8 +270,11 @@ def _scores(ctx: Context, trainer: "Trainer", judge: "Judge") -> dict[str, float
     except InputError as error:  # the object learned in shorter sentences than those that it is measured in
         note(f"no scores: {error.message}")
         return {}
+    except NonFiniteError as failed:  # what was learned is finite, and may draw in another format
+        note(f"no scores: {failed.message}; {failed.hint}")
+        return {}
     if not all(math.isfinite(v) for v in found.values()):
-        note("its own pictures are no numbers at this precision: no scores")
+        note("no scores: they are not finite")
         return {}
     note(
         "  ".join(f"{name} {found[name]:.2f}" for name in ("identity", "prompt", "drift", "copy")) + f"  ({trainer.step} steps)"

@@ -3,14 +3,15 @@
 import contextlib
 import errno
 import hashlib
+import math
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from objtune_cli.errors import DamagedError, MissingError, ResourceError
+from objtune_cli.errors import DamagedError, GateError, MissingError, ResourceError
 from objtune_cli.store import header, leftovers, refs, schema
 from objtune_cli.store.refs import Ref
 
@@ -118,14 +119,62 @@ def verified(root: Path, ref: Ref) -> tuple[Record, str]:
     return read_record(root, ref), found
 
 
-def existing(root: Path, wanted: Record) -> Ref | None:
-    """The newest published version that is the same work as `wanted`."""
+def existing(root: Path, wanted: Record, serves: Callable[[Record], bool] = lambda found: True) -> Ref | None:
+    """The newest published version that is the same work as `wanted`; `serves`: what else is asked of it."""
     key = wanted.identity()
     for version in reversed(refs.versions(root, wanted.kind, wanted.name)):
-        ref = Ref(wanted.kind, wanted.name, version)
-        if read_record(root, ref).identity() == key:
-            return ref
+        found = read_record(root, Ref(wanted.kind, wanted.name, version))
+        if found.identity() == key and serves(found):
+            return found.ref
     return None
+
+
+def find_bad_tensor(root: Path, ref: Ref) -> str:
+    """The name of a tensor of an artifact that holds NaN or infinity, which earlier versions published; empty where none does."""
+    import numpy as np
+
+    path = ref.path(root)
+    _, layout, _ = header.read(path)
+    kinds = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+    for name, ((kind, shape), offset) in layout.items():
+        if kind in kinds and math.prod(shape) and not is_finite(kind, np.memmap(path, kinds[kind], "r", offset, shape)):
+            return name
+    return ""
+
+
+def require_finite(root: Path, ref: Ref) -> None:
+    """Refuse an artifact that holds NaN or infinity, as earlier versions imported them: whatever it draws is black.
+
+    Raises:
+        DamagedError: It does.
+    """
+    bad = find_bad_tensor(root, ref)
+    if bad:
+        raise DamagedError(f"{ref} holds NaN or infinite values, first in {bad}", "train it again at a lower rate, or import a file without them")
+
+
+def is_finite(kind: str, array: Any) -> bool:
+    """Whether an array of an element type holds neither NaN nor infinity; BF16 as its bits."""
+    import numpy as np
+
+    if kind == "BF16":
+        return not bool(((array.view(np.uint16) & 0x7F80) == 0x7F80).any())
+    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
+
+
+def check_finite(record: Record, arrays: Mapping[str, tuple[str, Any]]) -> None:
+    """Refuse to publish what holds NaN or infinity, whatever let it come this far.
+
+    Raises:
+        GateError: Names the tensor or the metric.
+    """
+    bad = [name for name, (kind, array) in arrays.items() if not is_finite(kind, array)]
+    bad += [name for name, value in record.metrics.items() if not header.is_plain(value)]
+    if bad:
+        raise GateError(
+            f"{record.kind} {record.name} is not published: {bad[0]} holds NaN or infinite values",
+            "`--precision fp32` computes with a wider range; at fp32 the base or what was learned is at fault",
+        )
 
 
 def load(root: Path, ref: Ref, expected: str = "") -> tuple[Record, dict[str, Any]]:
@@ -162,9 +211,10 @@ def publish(root: Path, record: Record, tensors: Mapping[str, Any], *, number: i
         number: The version to take, instead of the next free one.
 
     Raises:
-        TakenError: `number` is taken.
+        TakenError: `number` is taken. GateError: a tensor or a metric holds NaN or infinity.
     """
     arrays = {name: as_array(value) for name, value in tensors.items()}
+    check_finite(record, arrays)
     while True:
         newest = max(refs.taken(root, record.kind, record.name), default=0)
         numbered = replace(record, version=number or newest + 1, schema=schema.SCHEMA)

@@ -34,6 +34,24 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
+def is_plain(value: Any) -> bool:
+    """Whether JSON has a form for a value: no NaN and no infinity anywhere in it."""
+    try:
+        canonical(value)
+    except ValueError:
+        return False
+    return True
+
+
+def nulled(value: Any) -> Any:
+    """A value with null in place of every NaN and infinity, at any depth: what any JSON reader takes."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: nulled(each) for key, each in value.items()}
+    return [nulled(each) for each in value] if isinstance(value, list | tuple) else value
+
+
 def size_of(spec: Spec) -> int:
     """Bytes of a tensor."""
     count = 1

@@ -2,7 +2,10 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from objtune_cli.errors import DamagedError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,6 +39,37 @@ def grid(pictures: "np.ndarray", columns: int = 0, gap: int = 4, scale: int = 1)
         y, x = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
         sheet[y : y + height, x : x + width] = picture
     return sheet
+
+
+def read(path: Path) -> "np.ndarray":
+    """The pixels (H, W, 3) uint8 of a PNG of ours.
+
+    Raises:
+        DamagedError: It cannot be read.
+    """
+    import numpy as np
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DamagedError(f"{path} is damaged: {error}", "remove it: the same command decodes it again") from None
+
+
+SAME, ALL = 2, 0.999
+"""A picture is of one colour where so large a share of its pixels lies within so many levels, of 255, in each channel. A VAE's white wall spreads wider."""
+
+
+def is_one_colour(rgb: "np.ndarray") -> bool:
+    """Whether a picture (H, W, 3) uint8 shows nothing: black, white, or any one colour."""
+    import numpy as np
+
+    for channel in np.moveaxis(rgb, -1, 0):
+        counts = np.bincount(channel.reshape(-1), minlength=256)
+        if np.convolve(counts, np.ones(SAME + 1, np.int64)).max() < ALL * channel.size:
+            return False
+    return True
 
 
 OUTLINE, RIVAL = (255, 64, 160), (40, 120, 255)

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from objtune_cli.errors import DamagedError, MissingError, ResourceError
-from objtune_cli.store import refs
+from objtune_cli.errors import DamagedError, GateError, MissingError, ResourceError
+from objtune_cli.store import artifact, refs
 from objtune_cli.store.artifact import Record, existing, load, publish, read_record, sha256, write_file
 from objtune_cli.store.refs import Ref
 
@@ -218,10 +219,32 @@ def test_an_interrupted_write_leaves_nothing(root: Path, monkeypatch: pytest.Mon
     assert files(root) == []
 
 
-def test_a_record_that_cannot_be_written_leaves_nothing(root: Path) -> None:
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        publish(root, replace(REX, metrics={"loss": float("nan")}), TENSORS)
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("metrics", [{"loss": NAN}, {"loss": INF}, {"leakage": [[0.5, NAN]]}, {"by": {"a": -INF}}])
+def test_a_metric_that_is_not_finite_is_not_published(root: Path, metrics: dict) -> None:
+    with pytest.raises(GateError, match=f"{next(iter(metrics))} holds NaN or infinite values"):
+        publish(root, replace(REX, metrics=metrics), TENSORS)
     assert files(root) == []
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+@pytest.mark.parametrize("kind", ["float64", "float32", "float16", "bfloat16"])
+def test_a_tensor_that_is_not_finite_is_not_published(root: Path, kind: str, value: float) -> None:
+    bad = torch.ones(3, 3, dtype=getattr(torch, kind))
+    bad[1, 2] = value
+    with pytest.raises(GateError, match="bad holds NaN or infinite values"):
+        publish(root, REX, {"good": torch.ones(2), "bad": bad})
+    assert files(root) == []
+    largest = torch.full((3,), torch.finfo(bad.dtype).max, dtype=bad.dtype)
+    assert artifact.find_bad_tensor(root, publish(root, REX, {"largest": largest, "none": largest[:0]})) == ""
+
+
+def test_a_bad_tensor_of_an_earlier_version_is_found(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifact, "check_finite", lambda record, arrays: None)
+    bad = torch.tensor([1.0, NAN], dtype=torch.bfloat16)
+    assert artifact.find_bad_tensor(root, publish(root, REX, {"a": torch.ones(2), "b": bad, "c": torch.ones(1)})) == "b"
 
 
 def test_flushed_before_it_is_visible(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
