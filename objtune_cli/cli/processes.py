@@ -81,7 +81,7 @@ def _started(argv: list[str], count: int) -> Iterator[tuple[list[subprocess.Pope
                 said.append(held.enter_context(tempfile.TemporaryFile()))
             own_streams = {"stdout": subprocess.DEVNULL, "stderr": said[-1]} if rank else {"stdout": streams.handle()}
             command = [sys.executable, "-P", "-m", "objtune_cli", *argv]
-            running.append(subprocess.Popen(command, env=own, start_new_session=True, **own_streams))  # type: ignore[call-overload]
+            running.append(subprocess.Popen(command, env=own, start_new_session=True, **own_streams))  # type: ignore[call-overload, arg-type]
         try:
             yield running, said
         finally:

@@ -55,8 +55,6 @@ def prepare() -> None:
     own = os.dup(1)
     os.dup2(2, 1)
     sys.stdin = sys.stdin or io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), encoding="utf-8")
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")
     encodings = [getattr(stream, "encoding", None) or "utf-8" for stream in (sys.stdout, sys.stderr)]
     sys.stdout = _text(Stdout(own, "w"), encodings[0])
     sys.stderr = _text(Stderr(2, "w", closefd=False), encodings[1], now=True)

@@ -1,12 +1,12 @@
 """Streams that are closed, full, or narrow, and a working folder that is gone: one line or none, and the work is kept."""
 
+import io
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -153,9 +153,9 @@ def test_what_libraries_print_is_no_result(capfd: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.parametrize(("text", "prompts"), [("\ufeffa <rex>\r\n\n b \n", ["a <rex>", "b"]), ("a", ["a"])])
 def test_prompts_from_stdin_of_windows(text: str, prompts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", SimpleNamespace(read=lambda: text, isatty=lambda: False))
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
     assert given_prompts(["-"]) == prompts
-    monkeypatch.setattr("sys.stdin", SimpleNamespace(read=lambda: "\ufeff\n", isatty=lambda: False))
+    monkeypatch.setattr("sys.stdin", io.StringIO("\ufeff\n"))
     with pytest.raises(UsageError):
         given_prompts(["-"])
 
