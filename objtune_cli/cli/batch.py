@@ -21,6 +21,7 @@ def run_(
 
     listed = reader.read(file)
     project = run.project(create=True)
+    reader.check_prompts(listed, project.artifacts)
     run.stop.install()
     with explained(project.folder):
         results = pool.run(listed, project, jobs, run.report, run.stop.asked)

@@ -37,7 +37,7 @@ def run(ctx: Context, prompt: str, places: Mapping[str, Sequence[Box]], config: 
     asked = request.read(ctx, [prompt], config.negative)
     (prompt,), (named,) = asked.prompts, asked.named
     if not named:
-        raise InputError("the prompt names no trained object", 'for example `objtune compose "<rex> and <cup> on the beach" --place rex=left --place cup=right`')
+        raise InputError("the prompt names no trained object", asked.advice or 'for example `objtune compose "<rex> and <cup> on the beach" --place rex=left --place cup=right`')
     apart, found = name_apart(prompt, named, {o.name for o in asked.objects})
     names = [o.name for o in found]
     given = layout.assign(places, {o.name: [m.name for m in found if m.own_name == o.name] for o in named})

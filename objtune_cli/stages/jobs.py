@@ -1,14 +1,16 @@
 """The jobs file of `run`: many photos, each a `train` and what is drawn with it."""
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from objtune_cli import paths, tables
 from objtune_cli.config import MAX_SEED, SECTIONS, SEEDS, Common
-from objtune_cli.errors import InputError, ObjtuneError
+from objtune_cli.errors import InputError, MissingError, ObjtuneError
 from objtune_cli.stages import classes, prompts
+from objtune_cli.store import artifact, refs
 
 _TEXT, _TEXTS, _NUMBER, _PLACE, _SETTINGS = "text", "texts", "number", "place", "settings"
 KEYS: dict[str, tuple[str, str]] = {
@@ -73,6 +75,27 @@ def read(file: Path) -> list[Job]:
     if twice:
         raise InputError(f"two jobs of {file} make {twice[0]}", 'tell them apart with `name = "…"`')
     return made
+
+
+def check_prompts(jobs: Sequence[Job], root: Path) -> None:
+    """Check, before anything is trained, that the jobs train the objects that their prompts name, or that the store holds them.
+
+    Raises:
+        InputError: Brackets hold no name. MissingError: nobody makes the object.
+    """
+    from objtune_cli.models.wording import PLACEHOLDER
+
+    texts = {text: job for job in jobs for _, *words in job.commands[1:] for text in words[words.index("--") + 1 :] if text != "-"}
+    known = {name for job in jobs for name in job.names}
+    for name in refs.names(root, "adapter") if texts else []:
+        with contextlib.suppress(ObjtuneError):  # a damaged adapter is no matter of jobs that do not name it
+            known |= artifact.read_record(root, refs.resolve(root, refs.Ref("adapter", name))).objects.keys()
+    for text, job in texts.items():
+        read, _ = prompts.read_names(text, known.__contains__)
+        prompts.check_brackets(read, known.__contains__)
+        missing = next((match[0] for match in PLACEHOLDER.finditer(read) if match[1] not in known), "")
+        if missing:
+            raise MissingError(f"a prompt of the job {job.label} names {missing}, which is not trained", f"objects of jobs and project: {', '.join(f'<{n}>' for n in sorted(known))}")
 
 
 def _checked(job: Any, where: str) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def place(text: str) -> tuple[str, Box]:
         UsageError: Neither a named place nor a box inside the picture that is large enough.
     """
     name, _, where = text.partition("=")
-    name = name.strip().removeprefix("<").removesuffix(">").partition("@")[0]
+    name = name.strip().removeprefix("<").removesuffix(">").partition("@")[0].lower()
     if name and where in PLACES:
         return name, PLACES[where]
     try:

@@ -130,6 +130,9 @@ def _advice(inside: str, is_trained: Callable[[str], bool]) -> str:
     """What to write instead of brackets of another tool."""
     kind, _, rest = inside.strip("<>").partition(":")
     name = _slug(rest.split(":")[0])
+    own = _slug(re.split("[@:|]", inside.strip("<>"))[0])
+    if own and is_trained(own):
+        return f"write `<{own}>`; for another version than the newest, a number stands behind @"
     if kind.strip().lower() not in FILES or not name:
         return "names are lower case: `<rex>`, or `<rex@2>` for a version"
     if is_trained(name):

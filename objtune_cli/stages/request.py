@@ -25,12 +25,14 @@ class Request:
     Attributes:
         prompts: Without invisible characters, each name in plain brackets. named: objects of each prompt, in order of first mention.
         negative: The negative prompt, read in the same way. in_negative: objects that it names.
+        advice: What to write in prompts that name no object but have an object's name as a plain word.
     """
 
     prompts: list[str]
     named: list[list[Named]]
     negative: str
     in_negative: list[Named]
+    advice: str = ""
 
     def avoided(self, i: int) -> list[Named]:
         """The objects that the negative prompt names and prompt i does not: their tokens are avoided, their LoRA does not act."""
@@ -63,9 +65,13 @@ def read(ctx: Context, prompts: list[str], negative: str = "", source: Ref | Non
         read_prompts.append(written)
         changes += changed
     written, changed = text.read_names(text.clean(negative, "the negative prompt", may_be_empty=True), trained.has)
-    request = Request(read_prompts, named, written, _find(trained, written, found, in_negative=True))
+    in_negative = _find(trained, written, found, in_negative=True)
+    bare = [prompt for prompt, own in zip(read_prompts, named, strict=True) if not own]
+    request = Request(read_prompts, named, written, in_negative, _advise(trained, bare))
     _note_changes(ctx, changes + changed)
-    _note_plain_names(ctx, trained, request)
+    if request.advice:
+        which = "the prompt names no object" if len(prompts) == 1 else f"{len(bare)} of {len(prompts)} prompts name no object"
+        ctx.report.note(f"{which}: to draw what was trained, {request.advice}")
     _note_other_syntax(ctx, request)
     return request
 
@@ -90,16 +96,13 @@ def _note_changes(ctx: Context, changes: list[tuple[str, str]]) -> None:
         ctx.report.note("read as object names: " + ", ".join(f"{typed} as {name}" for typed, name in dict.fromkeys(changes)))
 
 
-def _note_plain_names(ctx: Context, trained: Trained, request: Request) -> None:
-    """Say which objects of this base stand as plain words in prompts that name none."""
-    bare = [prompt for prompt, named in zip(request.prompts, request.named, strict=True) if not named]
-    if not bare:
-        return
-    with contextlib.suppress(ObjtuneError):  # a damaged adapter is no matter of a prompt without objects
-        names = text.find_plain_names("\n".join(bare), trained.of_base())
-        if names:
-            which = "the prompt names no object" if len(bare) == len(request.prompts) == 1 else f"{len(bare)} of {len(request.prompts)} prompts name no object"
-            ctx.report.note(f"{which}: to draw what was trained, write {', '.join(f'<{name}> instead of {word}' for name, word in names.items())}")
+def _advise(trained: Trained, bare: list[str]) -> str:
+    """What to write where objects of this base stand as plain words in prompts that name none; empty where there are none."""
+    names: dict[str, str] = {}
+    if bare:
+        with contextlib.suppress(ObjtuneError):  # a damaged adapter is no matter of a prompt without objects
+            names = text.find_plain_names("\n".join(bare), trained.of_base())
+    return "write " + ", ".join(f"<{name}> instead of {word}" for name, word in names.items()) if names else ""
 
 
 def _note_other_syntax(ctx: Context, request: Request) -> None:

@@ -71,7 +71,7 @@ def test_brackets_of_web_pages_shells_and_keyboards_are_brackets(typed: str, rea
     ("typed", "said", "hint"),
     [
         ("<lora:dog:0.8>", "<lora:dog:0.8> cannot be the name", "write `<dog>`"), ("<lora:my_Hat:0.8>", "cannot be the name", "objtune import FILE --class WORD --name my-hat"),
-        ("<hypernet:dog:1>", "cannot be the name", "`<rex@2>`"), ("<dog on the beach", "`<dog` has one bracket", "write `<dog>`"), ("a dog> here", "`dog>` has one bracket", "write `<dog>`"),
+        ("<hypernet:dog:1>", "cannot be the name", "`<rex@2>`"), ("<dog@v1>", "cannot be the name", "write `<dog>`"), ("<dog on the beach", "`<dog` has one bracket", "write `<dog>`"), ("a dog> here", "`dog>` has one bracket", "write `<dog>`"),
     ],
 )  # fmt: skip
 def test_brackets_without_a_name_are_refused_with_what_to_write(typed: str, said: str, hint: str) -> None:
@@ -278,6 +278,8 @@ def test_prompts_that_forgot_the_brackets_are_told(drawn) -> None:
     several = drawn("generate", "a photo of [dog]", "a dog", "a cup with <dog>")
     assert "2 of 3 prompts name no object: to draw what was trained, write <dog> instead of dog" in several.err and "<cup>" not in several.err
     assert "names no object" not in drawn("generate", "a photo of a cat").err
+    composed = drawn("compose", "a dog and a cup")
+    assert composed.code == 3 and "hint: write <cup> instead of cup, <dog> instead of dog" in composed.err
 
 
 def test_syntax_of_other_tools_is_told_once_and_stays_text_in_other_tools(drawn) -> None:
@@ -295,3 +297,7 @@ def test_prompts_of_a_jobs_file_are_read_before_anything_is_trained(drawn, dog_p
     Path("jobs.toml").write_text(f'[[job]]\nphoto = "{dog_photo}"\nclass = "dog"\nprompts = ["<dog>", "a\\u001Bdog"]\n')
     refused = drawn("run", "jobs.toml")
     assert refused.code == 3 and "prompt 2 in job 1 of jobs.toml holds the control character U+001B (ESC)" in refused.err
+    for prompt, code, said in (("<dgo>", 4, "a prompt of the job rex names <dgo>, which is not trained"), ("<rex|cup>", 3, "<rex|cup> cannot be the name")):
+        Path("jobs.toml").write_text(f'[[job]]\nphoto = "{dog_photo}"\nclass = "dog"\nname = "rex"\nprompts = ["<rex> and &lt;cup&gt;", "{prompt}"]\n')
+        refused = drawn("run", "jobs.toml")
+        assert refused.code == code and said in refused.err and not Path("artifacts/mask").exists()
