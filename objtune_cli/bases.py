@@ -3,10 +3,12 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from objtune_cli import families
@@ -94,6 +96,31 @@ class Base:
     def cells(self) -> int:
         """Latent cells of the frame that it draws."""
         return int(json.loads((self.folder / self.family.denoiser / "config.json").read_text()).get("sample_size", 0)) ** 2
+
+    @property
+    def factor(self) -> int:
+        """Picture pixels per latent cell, along one side."""
+        return int(2 ** (len(self._config("vae").get("block_out_channels", (64,))) - 1))
+
+    @property
+    def side(self) -> int:
+        """Side of the pictures that it was trained on, px."""
+        return math.isqrt(self.cells) * self.factor
+
+    @property
+    def unit(self) -> int:
+        """What the sides of its pictures must be multiples of, px."""
+        config = {"block_out_channels": range(4), "patch_size": 2} | self._config(self.family.denoiser)  # of diffusers' classes, where a config says nothing
+        return self.factor * self.family.cells(SimpleNamespace(**config))
+
+    @property
+    def largest_side(self) -> int:
+        """Longest side of its pictures, px: a transformer knows so many places."""
+        places = self._config(self.family.denoiser).get("pos_embed_max_size")
+        return int(places) * self.unit if places else 8192
+
+    def _config(self, part: str) -> dict[str, Any]:
+        return json.loads((self.folder / part / "config.json").read_text())
 
     @property
     def small(self) -> bool:

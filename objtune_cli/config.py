@@ -200,6 +200,8 @@ class Generate:
 
     n: int = _setting(4, "Pictures per prompt.", 1, 1024)
     seed: int = _setting(0, f"Seed of the first picture, {SEEDS}.", 0, MAX_SEED)
+    width: int = _setting(0, "Width of the pictures, px, a multiple of what the base divides it by; 0: the base's own.", 0, 8192, before=0)
+    height: int = _setting(0, "Height of the pictures, as `width`.", 0, 8192, before=0)
     steps: int = _setting(0, "Sampling steps; 0: what suits the base.", 0, 1000)
     guidance: float = _setting(-1.0, "Guidance scale; negative: what suits the base.")
     guidance_below: float = _setting(

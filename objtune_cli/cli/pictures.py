@@ -15,6 +15,9 @@ Seed = Annotated[int | None, typer.Option("--seed", help=f"Seed of the first pic
 Steps = Annotated[int | None, typer.Option("--steps", help="Sampling steps; default: what suits the base.", show_default=False)]
 Guidance = Annotated[float | None, typer.Option("--guidance", help="Guidance scale; default: what suits the base.", show_default=False)]
 Negative = Annotated[str | None, typer.Option("--negative", help="What should not be in the picture; <name> avoids a trained object.")]
+Width = Annotated[int | None, typer.Option("--width", metavar="PX", help="Width of the pictures; default: the base's own.", show_default=False)]
+Height = Annotated[int | None, typer.Option("--height", metavar="PX", help="Height of the pictures; default: the base's own.", show_default=False)]
+Size = Annotated[str | None, typer.Option("--size", metavar="WxH", help="Both, for example 832x1216.")]
 Scheduler = Annotated[Literal["base", "ddim", "euler", "dpm++"] | None, typer.Option("--scheduler", help="Sampler.", show_default="base")]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Also copy the pictures there.")]
 
@@ -24,6 +27,9 @@ def generate(
     prompt: Annotated[list[str], typer.Argument(help='For example "a photo of <rex> on the beach"; <rex@2> asks for version 2; - reads stdin, one prompt a line.')],
     n: Count = None,
     seed: Seed = None,
+    width: Width = None,
+    height: Height = None,
+    size: Size = None,
     steps: Steps = None,
     guidance: Guidance = None,
     negative: Negative = None,
@@ -34,12 +40,14 @@ def generate(
     out: Out = None,
 ) -> Outcome:
     from objtune_cli.stages import generate as stage
+    from objtune_cli.stages import picture_size
     from objtune_cli.store import refs
 
     prompts = given_prompts(prompt)
     ctx = run.context(create=False)
+    wide, high = picture_size.read(size, width, height)
     config = ctx.settings.resolve(
-        Generate, n=n, seed=seed, steps=steps, guidance=guidance, negative=negative, scheduler=scheduler
+        Generate, n=n, seed=seed, width=wide, height=high, steps=steps, guidance=guidance, negative=negative, scheduler=scheduler
     )
     source = refs.find(ctx.root, adapter, ("adapter",)) if adapter else None
     return Outcome(stage.run(ctx, prompts, config, out, source), shown="images")
@@ -52,6 +60,9 @@ def compose(
     layout: Annotated[Path | None, typer.Option(metavar="FILE", help="The same from a TOML file.")] = None,
     n: Count = None,
     seed: Seed = None,
+    width: Width = None,
+    height: Height = None,
+    size: Size = None,
     steps: Steps = None,
     guidance: Guidance = None,
     negative: Negative = None,
@@ -64,9 +75,13 @@ def compose(
 ) -> Outcome:
     from objtune_cli.stages import compose as stage
     from objtune_cli.stages import layout as places
+    from objtune_cli.stages import picture_size
 
     given = (places.read(layout) if layout else {}) | places.places(place or [])
     ctx = run.context(create=False)
-    config = ctx.settings.resolve(Generate, n=n, seed=seed, steps=steps, guidance=guidance, negative=negative, scheduler=scheduler)
+    wide, high = picture_size.read(size, width, height)
+    config = ctx.settings.resolve(
+        Generate, n=n, seed=seed, width=wide, height=high, steps=steps, guidance=guidance, negative=negative, scheduler=scheduler
+    )
     how = ctx.settings.resolve(Compose, retries=retries, strict=1 if strict else None)
     return Outcome(stage.run(ctx, prompt, given, config, how, out), shown="images")

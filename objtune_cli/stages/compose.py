@@ -43,19 +43,22 @@ def run(ctx: Context, prompt: str, places: Mapping[str, Sequence[Box]], config: 
     given = layout.assign(places, {o.name: [m.name for m in found if m.own_name == o.name] for o in named})
     layout.check(given, names)
     _note_repeated(ctx, named, found)
-    laid = layout.proposed(apart, names, given, {o.name: objects.shape(ctx, o) for o in found})
+    is_sized = bool(config.width or config.height)
+    config = generate.suited(ctx, config)
+    frame = ((config.width or ctx.base.side) / ctx.base.side, (config.height or ctx.base.side) / ctx.base.side) if is_sized else None
+    laid = layout.proposed(apart, names, given, {o.name: objects.shape(ctx, o) for o in found}, frame)
     free = [n for n in names if n not in given]
     if free:
         ctx.report.note("placed by us: " + ", ".join(f"{n}={','.join(f'{v:.2f}' for v in laid.boxes[n])}" for n in free))
     # where nothing is looked at closer and laid back, another scene it is not
     how = replace(how, object_guidance=ctx.base.object_guidance(how.object_guidance)) if how.detail else replace(how, laid="place", object_guidance=0.0)
-    config = replace(generate.suited(ctx, config), negative=asked.negative, guidance_below=1.0, scene_guidance=0.0, object_guidance=0.0, object_below=1.0)  # regions are drawn with and without prompt at every level
+    config = replace(config, negative=asked.negative, guidance_below=1.0, scene_guidance=0.0, object_guidance=0.0, object_below=1.0)  # regions are drawn with and without prompt at every level
     generate.note_guidance(ctx, config)
     classes = {o.name: o.class_word for o in named}
     settings = identifying(config) | identifying(how) | {"prompt": prompt, "places": {n: list(b) for n, b in laid.boxes.items()}}
     if laid.order != names:
         settings["order"] = laid.order
-    if (laid.wide, laid.high) != (1.0, 1.0):
+    if frame is None and (laid.wide, laid.high) != (1.0, 1.0):
         settings["frame"] = [laid.wide, laid.high]
     own_words = [o.name for o in found if objects.has_words(ctx, o)]
     if own_words:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from objtune_cli import __version__
 from objtune_cli.config import Generate, identifying, seed_after
 from objtune_cli.errors import GateError
-from objtune_cli.stages import hashes, objects, request
+from objtune_cli.stages import hashes, objects, picture_size, request
 from objtune_cli.stages.context import Context, Done, keep_picture
 from objtune_cli.stages.prompts import escape_syntax
 from objtune_cli.store import artifact, pictures
@@ -53,10 +53,10 @@ def run(ctx: Context, prompts: list[str], config: Generate, out: Path | None = N
 
 
 def suited(ctx: Context, config: Generate) -> Generate:
-    """Steps and guidance filled in from what suits the base."""
+    """Steps, guidance and the pictures' size filled in from what suits the base."""
     own = ctx.base.sampling
     return replace(
-        config,
+        picture_size.fit(ctx, config),
         steps=config.steps or int(own["steps"]),
         guidance=config.guidance if config.guidance >= 0 else float(own["guidance"]),
         guidance_below=config.guidance_below if config.guidance_below >= 0 else float(own.get("guidance_below", 1)),
@@ -130,6 +130,7 @@ def _draw(ctx: Context, stack: "Stack", words: Any, prompt: str, record: Record,
         drawn = sample(
             stack, text, words.expand(config.negative), seeds, config.steps, config.guidance, config.scheduler, on_step,
             below=config.guidance_below, scene=config.scene_guidance, own=config.object_guidance, object_below=config.object_below,
+            size=(config.height, config.width),
         )  # fmt: skip
         parts.append(drawn)
     return keep(ctx, stack, replace(record, tools=ctx.tools(stack)), {"latents": torch.cat(parts)}, config, prompt)

@@ -183,11 +183,14 @@ class _Cell:
     how: list[tuple[str, str]] = field(default_factory=list)
 
 
-def proposed(prompt: str, names: Sequence[str], given: Mapping[str, Box], shapes: Mapping[str, float]) -> Layout:
+def proposed(
+    prompt: str, names: Sequence[str], given: Mapping[str, Box], shapes: Mapping[str, float], extent: tuple[float, float] | None = None
+) -> Layout:
     """Places for all objects: the given ones, and for the others what the prompt's words say, else side by side.
 
     Args:
         names: In the order of mention. shapes: width over height of each object, where it is known.
+        extent: Width and height of the picture over the base's own side, where they are given; else as many objects need.
     """
     columns, sides = _columns(prompt, names)
     boxes: dict[str, Box] = {}
@@ -197,7 +200,7 @@ def proposed(prompt: str, names: Sequence[str], given: Mapping[str, Box], shapes
             alone = len(columns) == len(column) == 1 and cell.names[0] in sides
             frame = PLACES[sides[cell.names[0]]] if alone else _frame(i, len(columns), k, len(column))
             own, back_to_front = _inside(cell, frame)
-            stretch = max(1.0, len(columns) / 2) / max(1.0, max(map(len, columns)) / 2)  # proportions of fractions
+            stretch = extent[0] / extent[1] if extent else max(1.0, len(columns) / 2) / max(1.0, max(map(len, columns)) / 2)  # proportions of fractions
             boxes |= {n: _fitted(b, shapes.get(n, 1.0) / stretch) for n, b in own.items()}
             order += back_to_front
     found = dict(given)
@@ -208,7 +211,7 @@ def proposed(prompt: str, names: Sequence[str], given: Mapping[str, Box], shapes
             best = min(unused, key=lambda slot: (sum(_overlap(slot, box) for box in found.values()), slot))
         found[name] = best
     shared = any(len(cell.names) > 1 for column in columns for cell in column)
-    wide, high = (1.0, 1.0) if given else (max(1.0, len(columns) / 2), max(1.0, max(map(len, columns)) / 2))
+    wide, high = extent or ((1.0, 1.0) if given else (max(1.0, len(columns) / 2), max(1.0, max(map(len, columns)) / 2)))
     return Layout({n: found[n] for n in names}, order if shared else list(names), wide, high)
 
 
