@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,31 @@ CLIP_STATISTICS = (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)
 DINO_STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BATCH = 16
 """Pictures that a model is shown at a time."""
+SIDE, PAPERS = 224, 256 / 224
+"""Side of the pictures that DINO is measured with, px, and the shorter side before the middle is cut out, as a multiple of it (arXiv:2104.14294)."""
+ANY_SIZE = ("dinov2", "dinov2_with_registers", "dinov3_vit")
+"""Families that take pictures of any side."""
 Pictures = Callable[[np.ndarray], np.ndarray]
 """Pictures (N, H, W, 3) uint8 to unit vectors (N, d)."""
 Texts = Callable[[list[str]], np.ndarray]
 """Texts to unit vectors (N, d)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """How a picture is prepared: its shorter side resized to `short`, the middle `side` x `side` cut out, colours normalised.
+
+    Attributes:
+        resample: Filter, as Pillow numbers them; 3 is bicubic.
+        is_rounded: Whether half a pixel at the corner of the middle is rounded (torchvision), else dropped (transformers).
+    """
+
+    short: int
+    side: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resample: int = 3
+    is_rounded: bool = True
 
 
 def clip(name: str = CLIP) -> tuple[Pictures, Texts]:
@@ -38,7 +60,8 @@ def clip(name: str = CLIP) -> tuple[Pictures, Texts]:
     from transformers import CLIPModel, CLIPTokenizer
 
     model, words = _opened(CLIPModel, name, "--clip", ("clip",)), _opened(CLIPTokenizer, name, "--clip", ("clip",))
-    return _towers(model, words, *_statistics(name, *CLIP_STATISTICS))
+    side = int(model.config.vision_config.image_size)
+    return _towers(model, words, preparation(_folder(name), Preparation(side, side, *CLIP_STATISTICS)))
 
 
 def own(ctx: Context) -> tuple[Pictures, Texts]:
@@ -56,12 +79,12 @@ def own(ctx: Context) -> tuple[Pictures, Texts]:
             f"`--set bench.clip={CLIP}`, after `objtune fetch --model {CLIP}`; or a tower of the base's own: docs/bases.md",
         )
     stack = ctx.stack()
-    return _towers(towers.load(source, stack, index).clip, stack.tokenizers[index], towers.MEAN, towers.STD)
-
-
-def _towers(model: Any, words: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Pictures, Texts]:
+    model = towers.load(source, stack, index).clip
     side = int(model.config.vision_config.image_size)
+    return _towers(model, stack.tokenizers[index], Preparation(side, side, towers.MEAN, towers.STD))
 
+
+def _towers(model: Any, words: Any, prepared: Preparation) -> tuple[Pictures, Texts]:
     @torch.no_grad()
     def texts(prompts: list[str]) -> np.ndarray:
         ids = words(prompts, padding=True, truncation=True, return_tensors="pt").to(model.device)
@@ -71,7 +94,7 @@ def _towers(model: Any, words: Any, mean: tuple[float, ...], std: tuple[float, .
     def see(x: Tensor) -> Tensor:
         return model.visual_projection(model.vision_model(pixel_values=x).pooler_output)
 
-    return _seeing(see, model, side, mean, std), texts
+    return _seeing(see, model, prepared), texts
 
 
 def dino(name: str = DINO) -> Pictures:
@@ -83,18 +106,21 @@ def dino(name: str = DINO) -> Pictures:
     from transformers import AutoModel
 
     if Path(name).is_file():
-        model = _vit(Path(name))
+        model, folder = _vit(Path(name)), None
     else:
-        model = _opened(AutoModel, name, "--dino", ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit"))
-    return _seeing(
-        lambda x: model(pixel_values=x).last_hidden_state[:, 0], model, int(model.config.image_size), *_statistics(name, *DINO_STATISTICS)
-    )
+        model, folder = _opened(AutoModel, name, "--dino", ("vit", *ANY_SIZE)), _folder(name)
+    side, any_size = int(model.config.image_size), model.config.model_type in ANY_SIZE
+    own = Preparation(round(side * PAPERS), side, *DINO_STATISTICS)
+    if any_size and side > SIDE:  # DINOv2's config names the side of its last pre-training steps, 518
+        own = Preparation(round(SIDE * PAPERS), SIDE, *DINO_STATISTICS)
+    prepared = preparation(folder, own, any_size=any_size)
+    return _seeing(lambda x: model(pixel_values=x).last_hidden_state[:, 0], model, prepared)
 
 
-def _seeing(see: Callable[[Tensor], Tensor], model: Any, side: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Pictures:
+def _seeing(see: Callable[[Tensor], Tensor], model: Any, prepared: Preparation) -> Pictures:
     @torch.no_grad()
     def pictures(shown: np.ndarray) -> np.ndarray:
-        parts = [_prepared(shown[i : i + BATCH], side, mean, std).to(model.device) for i in range(0, len(shown), BATCH)]
+        parts = [_prepared(shown[i : i + BATCH], prepared).to(model.device) for i in range(0, len(shown), BATCH)]
         return torch.cat([F.normalize(see(x), dim=-1).cpu() for x in parts]).numpy()
 
     return pictures
@@ -147,7 +173,7 @@ def _opened(kind: Any, name: str, option: str, families: tuple[str, ...]) -> Any
 
     quiet()
     hint = f"give its folder with `{option} DIR`, or bring it with `objtune fetch --model {name}`"
-    folder = Path(name) if Path(name).is_dir() else bases.transformers_model(name)
+    folder = _folder(name)
     if folder is None:
         raise ResourceError(f"{name} is not on this machine", hint)
     try:
@@ -160,23 +186,48 @@ def _opened(kind: Any, name: str, option: str, families: tuple[str, ...]) -> Any
     return found.eval().requires_grad_(False) if isinstance(found, torch.nn.Module) else found
 
 
-def _statistics(name: str, mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Colour statistics of a folder's preprocessor_config.json, else those of the family."""
+def _folder(name: str) -> Path | None:
+    """Where a model given by folder or hub id lies; None where it is not on this machine."""
+    return Path(name) if Path(name).is_dir() else bases.transformers_model(name)
+
+
+def preparation(folder: Path | None, own: Preparation, *, any_size: bool = False) -> Preparation:
+    """What a folder's preprocessor_config.json says, where it keeps the shape of a picture; `own` for what it does not say.
+
+    A config that squeezes the whole picture into a square (facebook/dino-vits16: height 224, width 224) gives its colour statistics alone:
+    the tables of the papers resize the shorter side and take the middle.
+
+    Args:
+        any_size: Whether the model takes pictures of other sides than its own; else the folder's sides are scaled to it.
+    """
     import json
 
     try:
-        own = json.loads((Path(name) / "preprocessor_config.json").read_text())
-        return tuple(own["image_mean"]), tuple(own["image_std"])
-    except (OSError, ValueError, KeyError):
-        return mean, std
+        said = json.loads(((folder or Path()) / "preprocessor_config.json").read_text(encoding="utf-8")) if folder else {}
+        own = replace(own, mean=tuple(map(float, said["image_mean"])), std=tuple(map(float, said["image_std"])))
+    except (OSError, ValueError, KeyError, TypeError):
+        return own
+    size, crop = said.get("size"), said.get("crop_size")
+    short = size.get("shortest_edge") if isinstance(size, dict) else size if said.get("do_center_crop") else None
+    crop = crop.get("height") if isinstance(crop, dict) else crop
+    crop = (crop if said.get("do_center_crop") else None) or short
+    if not (type(short) is int and type(crop) is int and 0 < crop <= short):
+        return own
+    side = crop if any_size else own.side
+    resample = int(said["resample"]) if said.get("resample") in range(6) else own.resample
+    return replace(own, short=round(short * side / crop), side=side, resample=resample, is_rounded=False)
 
 
-def _prepared(shown: np.ndarray, side: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """The largest middle square, resized and normalised: (N, 3, side, side)."""
-    x = torch.from_numpy(np.array(shown)).permute(0, 3, 1, 2).float() / 255
-    height, width = x.shape[-2:]
-    cut = min(height, width)
-    top, left = (height - cut) // 2, (width - cut) // 2
-    x = x[..., top : top + cut, left : left + cut]
-    x = F.interpolate(x, size=(side, side), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-    return (x - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
+def _prepared(shown: np.ndarray, prepared: Preparation) -> Tensor:
+    """Pictures (N, H, W, 3) uint8 as a model sees them, (N, 3, side, side): resized by Pillow as torchvision's and transformers' preparations do."""
+    from PIL import Image
+
+    height, width = shown.shape[1:3]
+    side = prepared.side
+    short, least = prepared.short, min(height, width)
+    size = short if width == least else int(short * width / least), short if height == least else int(short * height / least)
+    left, top = (round((v - side) / 2) if prepared.is_rounded else (v - side) // 2 for v in size)
+    box = (left, top, left + side, top + side)
+    small = [Image.fromarray(picture).resize(size, prepared.resample) for picture in shown]
+    x = torch.from_numpy(np.stack([np.asarray(picture.crop(box)) for picture in small])).permute(0, 3, 1, 2).float() / 255
+    return (x - torch.tensor(prepared.mean).view(1, 3, 1, 1)) / torch.tensor(prepared.std).view(1, 3, 1, 1)

@@ -83,19 +83,86 @@ def test_dino_gives_the_class_tokens_unit_vector(vit: Path) -> None:
     shown = _pictures(height=48, width=48)
     assert _unit(look(shown), 3, 24)
     model = ViTModel.from_pretrained(vit, local_files_only=True).eval()
-    x = torch.from_numpy(shown).permute(0, 3, 1, 2) / 255
-    x = (x - torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
+    x = torch.stack([_papers(picture, 55, 48) for picture in shown])  # 256 to 224, at this model's side
     with torch.no_grad():
         token = model(pixel_values=x).last_hidden_state[:, 0].numpy()
     np.testing.assert_allclose(look(shown), token / np.linalg.norm(token, axis=1, keepdims=True), atol=1e-4)
 
 
-def test_a_wide_picture_is_seen_by_its_middle(vit: Path) -> None:
-    look = features.dino(str(vit))
+def _papers(picture: np.ndarray, short: int, side: int) -> torch.Tensor:
+    """DINO's preparation by torchvision, as code of the papers writes it."""
+    from PIL import Image
+    from torchvision import transforms as T
+
+    steps = [T.Resize(short, T.InterpolationMode.BICUBIC), T.CenterCrop(side), T.ToTensor(), T.Normalize(*features.DINO_STATISTICS)]
+    return T.Compose(steps)(Image.fromarray(picture))
+
+
+WIDE, HIGH, SQUARE, LARGE = (300, 640), (501, 333), (120, 120), (224, 224)
+
+
+@pytest.mark.parametrize("size", [WIDE, HIGH, SQUARE, LARGE], ids=str)
+def test_a_picture_is_prepared_as_in_the_tables_of_the_papers(size: tuple[int, int]) -> None:
+    shown = _pictures(1, *size)
+    found = features._prepared(shown, features.Preparation(256, 224, *features.DINO_STATISTICS))
+    torch.testing.assert_close(found[0], _papers(shown[0], 256, 224), atol=1e-5, rtol=0)
+
+
+CONFIGS = {
+    "clip": ({"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}, "do_center_crop": True, "resample": 3}, 224, 224),
+    "old clip": ({"size": 224, "crop_size": 224, "do_center_crop": True, "resample": 3}, 224, 224),
+    "dinov2": ({"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}, "do_center_crop": True, "resample": 3}, 256, 224),
+    "bilinear": ({"size": {"shortest_edge": 300}, "crop_size": {"height": 200, "width": 200}, "do_center_crop": True, "resample": 2}, 300, 200),
+}
+
+
+@pytest.mark.parametrize("what", CONFIGS)
+@pytest.mark.parametrize("size", [WIDE, HIGH], ids=str)
+def test_a_folders_preparation_is_that_of_its_image_processor(what: str, size: tuple[int, int], tmp_path: Path) -> None:
+    from transformers import CLIPImageProcessor
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    said, short, side = CONFIGS[what]
+    said = said | {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.25, 0.3], "do_resize": True, "do_normalize": True}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    own = features.preparation(tmp_path, features.Preparation(100, 50, *features.DINO_STATISTICS), any_size=True)
+    assert (own.short, own.side, own.mean) == (short, side, (0.5, 0.4, 0.3))
+    shown = _pictures(1, *size)
+    found = features._prepared(shown, own)
+    exact = CLIPImageProcessorPil.from_pretrained(tmp_path)(list(shown), return_tensors="pt").pixel_values
+    torch.testing.assert_close(found, exact, atol=1e-5, rtol=0)
+    other = CLIPImageProcessor.from_pretrained(tmp_path)(list(shown), return_tensors="pt").pixel_values  # resized by torchvision: a level off at most
+    torch.testing.assert_close(found, other, atol=1.01 / 255 / 0.2, rtol=0)
+
+
+def test_a_config_that_squeezes_the_picture_gives_its_colours_alone(tmp_path: Path) -> None:
+    """facebook/dino-vits16 has the first; the papers' tables keep the picture's shape."""
+    own = features.Preparation(256, 224, *features.DINO_STATISTICS)
+    colours = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+    for size in (224, {"height": 224, "width": 224}, None, {"shortest_edge": "x"}, []):
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(colours | {"size": size, "resample": 2}))
+        found = features.preparation(tmp_path, own)
+        assert (found.short, found.side, found.resample, found.mean, found.std) == (256, 224, 3, (0.5,) * 3, (0.25,) * 3)
+    for text in ("{", "{}", "[]", '{"image_mean": 3, "image_std": 4}'):
+        (tmp_path / "preprocessor_config.json").write_text(text)
+        assert features.preparation(tmp_path, own) == own
+    assert features.preparation(None, own) == features.preparation(tmp_path / "none", own) == own
+
+
+def test_a_model_of_one_side_keeps_it(tmp_path: Path) -> None:
+    """Its folder's sides are scaled; one that takes any side takes the folder's."""
+    said = {"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}, "do_center_crop": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    own = features.Preparation(60, 48, *features.DINO_STATISTICS)
+    assert (features.preparation(tmp_path, own).short, features.preparation(tmp_path, own).side) == (55, 48)
+    assert features.preparation(tmp_path, own, any_size=True).side == 224
+
+
+def test_a_wide_picture_is_seen_by_its_middle(base: Path) -> None:
+    look, _ = features.clip(str(base / "clip"))
     wide = _pictures(1, 40, 80)
     other = wide.copy()
-    other[:, :, :20], other[:, :, 60:] = 0, 255
-    np.testing.assert_allclose(look(wide), look(wide[:, :, 20:60]), atol=1e-6)
+    other[:, :, :16], other[:, :, 64:] = 0, 255
     np.testing.assert_allclose(look(wide), look(other), atol=1e-6)
     assert not np.allclose(look(wide), look(wide[:, :, :40]), atol=1e-3)
 
@@ -108,19 +175,8 @@ def test_a_picture_does_not_depend_on_its_neighbours(vit: Path) -> None:
 def test_the_mean_colour_is_zero_and_a_deviation_more_is_one() -> None:
     mean, std = (0.2, 0.4, 0.6), (0.2, 0.2, 0.2)
     shown = np.stack([np.tile(np.uint8([v * 255 for v in colour]), (9, 9, 1)) for colour in (mean, (0.4, 0.6, 0.8))])
-    found = features._prepared(shown, 6, mean, std)
+    found = features._prepared(shown, features.Preparation(6, 6, mean, std))
     torch.testing.assert_close(found, torch.stack([torch.zeros(3, 6, 6), torch.ones(3, 6, 6)]), atol=1e-5, rtol=0)
-
-
-def test_a_folder_may_bring_its_own_colour_statistics(vit: Path, tmp_path: Path) -> None:
-    default = ((0.1,) * 3, (0.9,) * 3)
-    assert features._statistics(str(vit), *default) == default
-    for text, expected in [
-        (json.dumps({"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25]}), ((0.5,) * 3, (0.25,) * 3)),
-        ("{", default), ("{}", default),
-    ]:  # fmt: skip
-        (tmp_path / "preprocessor_config.json").write_text(text)
-        assert features._statistics(str(tmp_path), *default) == expected
 
 
 @pytest.fixture
