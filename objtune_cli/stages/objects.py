@@ -41,7 +41,9 @@ class Trained:
 
     def __init__(self, ctx: Context, source: Ref | None = None) -> None:
         self.ctx, self.source = ctx, source
+        self.in_source = artifact.read_record(ctx.root, source).objects if source else {}
         self._newest: dict[str, Record] | None = None
+        self._found: dict[tuple[str, Ref], Named] = {}
 
     @property
     def newest(self) -> dict[str, Record]:
@@ -53,8 +55,7 @@ class Trained:
 
     def has(self, name: str) -> bool:
         """Whether there is an object of a name."""
-        held = [artifact.read_record(self.ctx.root, self.source)] if self.source else []
-        return any(name in record.objects for record in (*held, *self.newest.values()))
+        return name in self.in_source or any(name in record.objects for record in self.newest.values())
 
     def of_base(self) -> dict[str, str]:
         """The objects that were trained on the command's base: name to class word."""
@@ -71,14 +72,14 @@ class Trained:
         Raises:
             InputError: The source does not hold it. MissingError: no adapter does; the hint lists what there is. IncompatibleError: it is of another base.
         """
-        root = self.ctx.root
-        own = artifact.read_record(root, self.source).objects if self.source else {}
-        if self.source and name not in own and not elsewhere:
-            raise InputError(f"{self.source} holds no <{name}>", f"it holds {', '.join(f'<{o}>' for o in own)}")
-        ref = self.source if self.source and name in own else _find_adapter(root, self.newest, name, version)
-        record, digest = artifact.verified(root, ref)
-        self.ctx.check_base(record)
-        return Named(name, record, digest)
+        if self.source and name not in self.in_source and not elsewhere:
+            raise InputError(f"{self.source} holds no <{name}>", f"it holds {', '.join(f'<{o}>' for o in self.in_source)}")
+        ref = self.source if self.source and name in self.in_source else _find_adapter(self.ctx.root, self.newest, name, version)
+        if (name, ref) not in self._found:
+            record, digest = artifact.verified(self.ctx.root, ref)  # reads all of the file
+            self.ctx.check_base(record)
+            self._found[name, ref] = Named(name, record, digest)
+        return self._found[name, ref]
 
 
 def is_merged(record: Record) -> bool:

@@ -1,7 +1,9 @@
 """Reads what a command is asked to draw: its prompts and its negative prompt, with the trained objects that they name."""
 
 import contextlib
+import shlex
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from objtune_cli.errors import InputError, ObjtuneError
@@ -73,6 +75,7 @@ def read(ctx: Context, prompts: list[str], negative: str = "", source: Ref | Non
         which = "the prompt names no object" if len(prompts) == 1 else f"{len(bare)} of {len(prompts)} prompts name no object"
         ctx.report.note(f"{which}: to draw what was trained, {request.advice}")
     _note_other_syntax(ctx, request)
+    _note_files(ctx, read_prompts)
     return request
 
 
@@ -111,6 +114,14 @@ def _note_other_syntax(ctx: Context, request: Request) -> None:
     if pieces:
         more = f" and {len(pieces) - SHOWN} more" if len(pieces) > SHOWN else ""
         ctx.report.note(f"drawn as plain text, not as another tool's syntax: {', '.join(pieces[:SHOWN])}{more}")
+
+
+def _note_files(ctx: Context, prompts: list[str]) -> None:
+    """Say which prompts are names of files, as other tools take them."""
+    for prompt in prompts:
+        with contextlib.suppress(OSError, ValueError):  # most prompts can be no file's name
+            if Path(prompt).is_file():
+                ctx.report.note(f"{prompt!r} is drawn as a prompt, but it is a file too: `objtune generate - < {shlex.quote(prompt)}` reads prompts from it")
 
 
 def check_lengths(ctx: Context, stack: "Stack", words: "Placeholders", request: Request) -> None:

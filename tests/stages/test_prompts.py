@@ -278,6 +278,8 @@ def test_prompts_that_forgot_the_brackets_are_told(drawn) -> None:
     several = drawn("generate", "a photo of [dog]", "a dog", "a cup with <dog>")
     assert "2 of 3 prompts name no object: to draw what was trained, write <dog> instead of dog" in several.err and "<cup>" not in several.err
     assert "names no object" not in drawn("generate", "a photo of a cat").err
+    Path("prompts.txt").write_text("<dog>")
+    assert "`objtune generate - < prompts.txt` reads prompts from it" in drawn("generate", "prompts.txt").err
     composed = drawn("compose", "a dog and a cup")
     assert composed.code == 3 and "hint: write <cup> instead of cup, <dog> instead of dog" in composed.err
 
