@@ -180,10 +180,9 @@ class Context:
 
     def reuse(self, wanted: Record, *, computed: bool = False) -> Done | None:
         """The same with its pictures and metrics, unless it is to be made again."""
-        if self.force:
-            return None
-        ref = self.find(wanted, computed=computed)
+        ref = None if self.force else self.find(wanted, computed=computed)
         if ref is None:
+            self.project.check_writable(wanted.kind, wanted.name)
             return None
         self.report.note(f"{ref} is up to date")
         record = artifact.read_record(self.root, ref)

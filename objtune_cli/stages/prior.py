@@ -28,6 +28,7 @@ def run(ctx: Context, class_word: str, config: Prior) -> Done:
     ref = ctx.find(record, computed=True)
     if ref:
         return Done(ref, True)
+    ctx.project.check_writable(record.kind, record.name)
     from objtune_cli.method import prior
 
     stack = ctx.stack()

@@ -1,18 +1,18 @@
 """Immutable artifacts: published whole under the next free version, or not at all."""
 
-import contextlib
 import errno
 import hashlib
 import math
-import os
-import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from objtune_cli.errors import DamagedError, GateError, MissingError, ResourceError
-from objtune_cli.store import header, leftovers, refs, schema
+from objtune_cli.errors import DamagedError, GateError, MissingError
+from objtune_cli.store import disk, header, refs, schema
+from objtune_cli.store.disk import explained as explained
+from objtune_cli.store.disk import flush_folder as flush_folder
+from objtune_cli.store.disk import write_file as write_file
 from objtune_cli.store.refs import Ref
 
 IDENTITY = ("kind", "name", "objects", "inputs", "config", "base")
@@ -203,7 +203,7 @@ def load(root: Path, ref: Ref, expected: str = "") -> tuple[Record, dict[str, An
 def publish(root: Path, record: Record, tensors: Mapping[str, Any], *, number: int = 0) -> Ref:
     """Write an artifact under the next free version.
 
-    Written beside the store, flushed, then linked: a link never overwrites, so that of several
+    Written beside the store, flushed, then named by an operation that never overwrites, so that of several
     writers each gets a number of its own. Equal content gives equal bytes.
 
     Args:
@@ -215,9 +215,10 @@ def publish(root: Path, record: Record, tensors: Mapping[str, Any], *, number: i
     """
     arrays = {name: as_array(value) for name, value in tensors.items()}
     check_finite(record, arrays)
+    tried = 0
     while True:
-        newest = max(refs.taken(root, record.kind, record.name), default=0)
-        numbered = replace(record, version=number or newest + 1, schema=schema.SCHEMA)
+        tried = max(*refs.taken(root, record.kind, record.name), 0, tried) + 1
+        numbered = replace(record, version=number or tried, schema=schema.SCHEMA)
         try:
             with explained(root):
                 _write(root, numbered, arrays)
@@ -237,21 +238,27 @@ def _write(root: Path, record: Record, arrays: Mapping[str, tuple[str, Any]]) ->
     path = record.ref.path(root)
     path.parent.mkdir(parents=True, exist_ok=True)
     parts = encoded(record, arrays)
-    with temporary(root) as partial:
-        with partial.open("xb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.chmod(0o444)
+    for place in (found := disk.places(root, path.parent)):
         try:
-            os.link(partial, path)
-        except FileExistsError:
-            raise TakenError from None
-        if refs.grave(root, record.ref).exists():  # published and removed by others since we looked for a number
-            path.unlink()
-            raise TakenError
+            with disk.temporary(place) as partial:
+                disk.write_new(partial, parts)
+                disk.make_read_only(partial)
+                _name(partial, path)
+                if refs.grave(root, record.ref).exists():  # published and removed by others since we looked for a number
+                    path.unlink()
+                    raise TakenError
+            break
+        except OSError as error:
+            if error.errno != errno.EXDEV or place is found[-1]:
+                raise
     flush_folder(path.parent)
+
+
+def _name(partial: Path, path: Path) -> None:
+    try:
+        disk.name_whole(partial, path)
+    except FileExistsError:
+        raise TakenError from None
 
 
 def encoded(record: Record, arrays: Mapping[str, tuple[str, Any]]) -> list[Any]:
@@ -280,60 +287,3 @@ def as_array(value: Any) -> tuple[str, Any]:
     value = np.require(value, value.dtype.newbyteorder("<"), "C")
     kinds = {"float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32", "uint8": "U8", "bool": "BOOL", "uint16": "BF16"}  # numpy has no bf16: `load` gives its bits
     return kinds[value.dtype.name], value
-
-
-@contextlib.contextmanager
-def temporary(root: Path) -> Iterator[Path]:
-    """A name for a file on the store's own file system, gone afterwards."""
-    folder = root.parent / ".objtune" / "tmp"
-    folder.mkdir(parents=True, exist_ok=True)
-    leftovers.sweep_once(folder)
-    path = folder / leftovers.own_name()
-    try:
-        yield path
-    finally:
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
-
-
-def write_file(path: Path, data: bytes, root: Path | None = None) -> None:
-    """Replace one ordinary file atomically; `root`: the store it lies in, if it lies in one."""
-    with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = contextlib.nullcontext(path.with_name(f".{path.name}.{uuid.uuid4().hex}"))
-        with temporary(root) if root else beside as partial:
-            try:
-                with partial.open("xb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(partial, path)
-            finally:
-                partial.unlink(missing_ok=True)
-        flush_folder(path.parent)
-
-
-def flush_folder(folder: Path) -> None:
-    """Make a new name survive a power cut (not needed, and not possible, on Windows)."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextlib.contextmanager
-def explained(where: Path) -> Iterator[None]:
-    """Disk trouble as one line with its remedy."""
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        closed = error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
-        if full:
-            raise ResourceError(f"no space left to write below {where}", "free some space and run the same command again") from error
-        if closed:
-            raise ResourceError(f"{where} cannot be written", "check its owner and mode, or use `--project DIR`") from error
-        raise ResourceError(f"{where} cannot be written: {error.strerror or error}", "check the path, or use `--project DIR`") from error

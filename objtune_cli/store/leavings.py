@@ -5,14 +5,15 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from objtune_cli.store import KINDS, leftovers
+from objtune_cli.store import KINDS, disk, leftovers
 from objtune_cli.store.project import Project
 
 
 def found(project: Project, before: float) -> list[Path]:
     """Leftovers of killed writers; and, written before that time, unfinished runs, refused masks, pictures of no artifact, notes that are made again when they are asked for."""
     old = [path for path in _old(project) if _written(path) < before]
-    return leftovers.found(project.temporary) + old
+    beside = [file for kind in KINDS for folder in _files(project.artifacts / kind) for file in leftovers.found(folder / disk.BESIDE)]
+    return leftovers.found(project.temporary) + beside + old
 
 
 def _old(project: Project) -> Iterator[Path]:
@@ -23,6 +24,8 @@ def _old(project: Project) -> Iterator[Path]:
         for folder in _files(project.artifacts / kind):
             for pictures in _files(folder):
                 if pictures.is_dir() and not pictures.with_suffix(".safetensors").exists() and pictures.name.startswith("v"):
+                    yield pictures
+                if pictures.suffix == ".claim":
                     yield pictures
 
 

@@ -40,6 +40,17 @@ class Project:
         """Files that are being written."""
         return self.folder / ".objtune" / "tmp"
 
+    def check_writable(self, kind: str = "", name: str = "") -> None:
+        """Refuse a project in which nothing can be written, before any work is done; `kind`, `name`: where it will be.
+
+        Raises:
+            ResourceError: Names the folder.
+        """
+        from objtune_cli.store import disk
+
+        for folder in (self.temporary, self.artifacts / kind / name):
+            disk.check_writable(folder)
+
     @contextlib.contextmanager
     def held(self, *, alone: bool = False) -> Iterator[None]:
         """Keep `rm`, `gc` and `mv` (those that hold it `alone`) and work that reads artifacts apart.

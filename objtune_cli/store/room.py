@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from objtune_cli.errors import ResourceError
-from objtune_cli.store import leftovers
+from objtune_cli.store import disk, leftovers
 from objtune_cli.store.artifact import explained
 from objtune_cli.store.project import Project
 
 SLACK = 1 << 20
 """Bytes beside the tensors: headers, folders, a preview."""
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Room:
@@ -45,9 +44,11 @@ class Room:
                 _allocate(self._file, size)
             except OSError as error:
                 self.free()
-                if error.errno not in FULL:
+                if error.errno in disk.UNSUPPORTED:
+                    return
+                if error.errno not in disk.FULL:
                     raise
-                free = shutil.disk_usage(self.folder).free
+                free = _free(self.folder) or 0
                 raise ResourceError(
                     f"no space for what this will write below {self.folder.parent.parent}: it takes {size / 1e6:.1f} MB, {free / 1e6:.1f} MB are free",
                     "free some space (`objtune gc`), or give a project on another disk with `--project DIR`",
@@ -74,5 +75,13 @@ def _allocate(path: Path, size: int) -> None:
     with path.open("xb") as file:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)
-        elif shutil.disk_usage(path.parent).free < size:
+        elif 0 < (_free(path.parent) or size) < size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _free(folder: Path) -> int | None:
+    """Bytes that are free; None where the system does not say. Some network disks say 0 whatever they have."""
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from objtune_cli.errors import BusyError, DamagedError, ObjtuneError
-from objtune_cli.store import header
+from objtune_cli.store import disk, header
 from objtune_cli.store.artifact import as_array, explained, write_file
 from objtune_cli.store.project import Project
 
@@ -100,34 +100,12 @@ class RunState:
         path = self.file.with_suffix(".lock")
         with explained(self.project.folder):
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            lock = _opened(path, BusyError(message, hint))
+            try:
+                lock = disk.open_locked(path)
+            except BlockingIOError:
+                raise BusyError(message, hint) from None
         try:
             yield
             path.unlink(missing_ok=True)  # while still holding it: nobody else can have it
         finally:
             os.close(lock)
-
-
-def _opened(path: Path, busy: BusyError) -> int:
-    """The lock file, held; again if its last holder removed it between our opening and locking it."""
-    while True:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            _take(lock, busy)
-            if path.exists() and os.fstat(lock).st_ino == path.stat().st_ino:
-                return lock
-        except BaseException:
-            os.close(lock)
-            raise
-        os.close(lock)
-
-
-def _take(lock: int, busy: BusyError) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows: two equal runs at once only repeat work
-        return
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise busy from None

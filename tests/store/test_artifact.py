@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from objtune_cli.errors import DamagedError, GateError, MissingError, ResourceError
-from objtune_cli.store import artifact, refs
+from objtune_cli.store import artifact, disk, refs
 from objtune_cli.store.artifact import Record, existing, load, publish, read_record, sha256, write_file
 from objtune_cli.store.refs import Ref
 
@@ -189,7 +189,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(number: int, root: Path, monkeyp
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EPERM])
 def test_a_closed_disk_is_said(number: int, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "link", failing(number))
+    monkeypatch.setattr(disk, "name_whole", failing(number))
     with pytest.raises(ResourceError, match="artifacts cannot be written"):
         publish(root, REX, TENSORS)
     assert files(root) == []

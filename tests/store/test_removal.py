@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from objtune_cli.errors import BusyError, DamagedError, MissingError, UsageError
-from objtune_cli.store import leavings, leftovers, refs, removal
-from objtune_cli.store.artifact import Record, load, publish, read_record, sha256, temporary, verified
+from objtune_cli.store import disk, leavings, leftovers, refs, removal
+from objtune_cli.store.artifact import Record, load, publish, read_record, sha256, verified
 from objtune_cli.store.project import Project
 from objtune_cli.store.refs import Ref
 
@@ -264,5 +264,5 @@ def test_who_works_and_who_cleans_keep_apart(tmp_path: Path) -> None:
     with project.held(alone=True), pytest.raises(BusyError, match="`rm` or `mv` works in"), project.held():
         pass
     assert list(tmp_path.iterdir()) == []
-    with temporary(tmp_path / "artifacts"), project.held(alone=True):
+    with disk.temporary(project.temporary), project.held(alone=True):
         pass
