@@ -11,7 +11,9 @@ from objtune_cli.bench.cases import PLACE, Case
 from objtune_cli.bench.measures import similarity
 from objtune_cli.bench.methods import GUIDANCES
 from objtune_cli.bench.scores import Scale, vectors
+from objtune_cli.errors import GateError
 from objtune_cli.stages.context import Context
+from objtune_cli.store.pictures import is_one_colour
 from objtune_cli.toybox import draw, world
 from objtune_cli.toybox.captions import article, describe
 from objtune_cli.toybox.evaluator import reading
@@ -75,7 +77,11 @@ def plainly(base: Base) -> dict[str, float]:
 
 
 def pictures(ctx: Context, stack: "Stack", prompts: list[str], seeds: list[int], label: str, **guidances: Any) -> np.ndarray:
-    """Pictures of expanded prompts, (N, S, S, 3) uint8, drawn with the base's own sampling; `guidances`: of objects, as `sample` takes them."""
+    """Pictures of expanded prompts, (N, S, S, 3) uint8, drawn with the base's own sampling; `guidances`: of objects, as `sample` takes them.
+
+    Raises:
+        GateError: One shows nothing, and measures would be of nothing. NonFiniteError: as `sample`.
+    """
     import torch
 
     from objtune_cli.method.sampling import sample, to_uint8
@@ -86,7 +92,11 @@ def pictures(ctx: Context, stack: "Stack", prompts: list[str], seeds: list[int],
         latents = sample(stack, prompts[part], "", seeds[part], **ctx.base.drawn(), **guidances)
         done.append(to_uint8(stack.to_picture(latents)))
         step(min(start + BATCH, len(prompts)), len(prompts))
-    return torch.cat(done).numpy()
+    shown = torch.cat(done).numpy()
+    flat = [seeds[i] for i, picture in enumerate(shown) if is_one_colour(picture)]
+    if flat and not ctx.force:
+        raise GateError(f"{len(flat)} of {len(shown)} pictures of {label} are of one colour (seed {flat[0]}): not measured", "`--force` measures them")
+    return shown
 
 
 def asked(ctx: Context, stack: "Stack", words: Any, case: Case, subject: str, **guidances: Any) -> np.ndarray:

@@ -14,6 +14,7 @@ from torch import Tensor
 from objtune_cli import bases
 from objtune_cli.config import Bench
 from objtune_cli.errors import ResourceError, UsageError
+from objtune_cli.models import finite
 from objtune_cli.models.stack import UNREADABLE, quiet
 from objtune_cli.stages.context import Context
 
@@ -89,7 +90,7 @@ def _towers(model: Any, words: Any, prepared: Preparation) -> tuple[Pictures, Te
     def texts(prompts: list[str]) -> np.ndarray:
         ids = words(prompts, padding=True, truncation=True, return_tensors="pt").to(model.device)
         pooled = model.text_model(input_ids=ids.input_ids, attention_mask=ids.attention_mask).pooler_output
-        return F.normalize(model.text_projection(pooled), dim=-1).cpu().numpy()
+        return _unit(model.text_projection(pooled)).numpy()
 
     def see(x: Tensor) -> Tensor:
         return model.visual_projection(model.vision_model(pixel_values=x).pooler_output)
@@ -121,9 +122,19 @@ def _seeing(see: Callable[[Tensor], Tensor], model: Any, prepared: Preparation) 
     @torch.no_grad()
     def pictures(shown: np.ndarray) -> np.ndarray:
         parts = [_prepared(shown[i : i + BATCH], prepared).to(model.device) for i in range(0, len(shown), BATCH)]
-        return torch.cat([F.normalize(see(x), dim=-1).cpu() for x in parts]).numpy()
+        return torch.cat([_unit(see(x)) for x in parts]).numpy()
 
     return pictures
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Vectors (N, d) at unit length, on the processor.
+
+    Raises:
+        NonFiniteError: They are not finite: no measure of them would be.
+    """
+    finite.checked("CLIP or DINO that measures", vectors.dtype, vectors.norm(dim=-1))
+    return F.normalize(vectors, dim=-1).cpu()
 
 
 def _vit(path: Path) -> Any:
@@ -159,6 +170,7 @@ def _vit(path: Path) -> Any:
         raise ResourceError(
             f"{path} cannot be opened as a ViT: it lacks {lacking}", "give a file with the names of transformers, or DINO's folder"
         )
+    finite.check_weights(f"ViT in {path}", model)
     return model.eval().requires_grad_(False)
 
 
@@ -183,6 +195,8 @@ def _opened(kind: Any, name: str, option: str, families: tuple[str, ...]) -> Any
         raise ResourceError(f"{name} cannot be opened: {str(error).splitlines()[0]}", hint) from None
     if found is None:
         raise UsageError(f"{name} is a {family}", f"{option} takes one of: {', '.join(families)}")
+    if isinstance(found, torch.nn.Module):
+        finite.check_weights(f"model {name}", found)
     return found.eval().requires_grad_(False) if isinstance(found, torch.nn.Module) else found
 
 

@@ -1,6 +1,7 @@
 """Results of a bench, each kept as it is found: the same command goes on where it stopped and repeats nothing."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,10 +54,14 @@ class Kept:
             try:
                 values, shown = measured()
             except ObjtuneError as failed:
-                if failed.code != GateError.code:
+                if failed.code != GateError.code or getattr(failed, "of_base", False):  # no method can draw with such a base
                     raise
                 values, shown = {}, None  # it diverged: that is a result too
                 self.report.note("; ".join(filter(None, (failed.message, failed.hint))))
+            bad = [n for n, value in values.items() if not math.isfinite(value)]
+            if bad:
+                self.report.note(f"{name} on {case}: {', '.join(bad)} not finite, left out")
+                values = {n: value for n, value in values.items() if n not in bad}
             found = _written(file, head | about() | {"measures": {n: round(value, 5) for n, value in values.items()}}, shown)
             spent = time.monotonic() - self.began
             self.report.note(f"{name} on {case}: {_short(found['measures'])}  ({self.done} of {self.total}, {spent:.0f} s)")
