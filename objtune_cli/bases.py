@@ -4,16 +4,18 @@ import contextlib
 import hashlib
 import json
 import math
-import os
-from dataclasses import dataclass
-from fnmatch import fnmatch
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from objtune_cli import families
-from objtune_cli.errors import IncompatibleError, InputError, ResourceError, UsageError
-from objtune_cli.families import FAMILIES, Family, single
+from objtune_cli.errors import DamagedError, IncompatibleError, InputError, MissingError, ObjtuneError, ResourceError, UsageError
+from objtune_cli.families import FAMILIES, Family, fingerprints, samplers, single, vaes
+from objtune_cli.families import folder as folders
+from objtune_cli.families.fingerprints import SKIPPED, TOWERS
 
 EMBEDDED = Path(__file__).parent / "toybox" / "weights"
 SEGMENTER = EMBEDDED / "segmenter"
@@ -23,20 +25,17 @@ HUB = {alias: repository for family in FAMILIES for alias, (repository, _) in fa
 REVISIONS = {repository: commit for family in FAMILIES for repository, commit in family.hub.values()}
 """The commit of each that `fetch` brings; of other repositories, what their `main` is."""
 
-TOWERS = ("clip", "clip_2")
-"""Folders of a base with the CLIPs of its text encoders."""
 PARTS = tuple(dict.fromkeys(part for family in FAMILIES for part in (*family.parts, *TOWERS)))
 FILES = ("model_index.json", *(f"{part}/*.{end}" for part in PARTS for end in ("json", "txt", "safetensors")))
 """What of a hub repository a base may need: no pickles."""
-SKIPPED = ("*.fp16.*", "*.fp16-*", "*.non_ema.*")
-"""The same weights again in other forms."""
 JUDGE = ("config.json", "preprocessor_config.json", "tokenizer*.json", "vocab.json", "merges.txt", "special_tokens_map.json", "model.safetensors")
 """What of a hub repository a CLIP or DINO that measures needs."""
 PICKLED = "pytorch_model.bin"
 """Its weights where the repository has them in no other form; opened as tensors alone."""
-SLICE = 1 << 14
 SMALL = 256_000_000
 """Bytes of a base that one process may open more than once."""
+DISTILLED = {name: {"steps": 8, "guidance": 1.0} for name in ("LCMScheduler", "TCDScheduler")}
+"""Samplers that only bases distilled to few steps have, to what suits these."""
 TRAINING: dict[str, Any] = {
     "steps": 800, "lr": 1e-4, "token_lr": 5e-3, "modules": "attention", "batch": 1, "blocks": "decoder", "class_every": 4, "passes": "apart",
 }  # fmt: skip
@@ -52,7 +51,10 @@ class Base:
         folder: Where it lies. fingerprint: of its configs and weights.
         image_tower: A CLIP with both towers that shares the token space, folder or file, or None. second_tower: of a second text encoder.
         tower: What the towers were asked for as, where they do not lie in the base's folder.
-        weights: A checkpoint in one file; `folder` then holds its family's configs. prediction: what its denoiser predicts.
+        weights: A checkpoint in one file; `folder` then holds its family's configs. prediction: what its denoiser predicts, where the scheduler's config does
+            not say it; said_prediction: the same, where the user says it. schedule: what is known better than the scheduler's config says.
+        zero_snr: Whether a file has the mark of zero terminal SNR. vae: folder or file of an autoencoder in place of its own.
+        notes: What a user should know of it, one line each.
         sampling, training: Settings that suit it. words: the classes it knows, if it says so.
         world: the dial of the drawn world that it was trained on, or "".
     """
@@ -70,6 +72,11 @@ class Base:
     tower: str = ""
     weights: Path | None = None
     prediction: str = ""
+    said_prediction: str = ""
+    schedule: dict[str, Any] = field(default_factory=dict)
+    zero_snr: bool = False
+    vae: Path | None = None
+    notes: tuple[str, ...] = ()
 
     def drawn(self) -> dict[str, Any]:
         """How its pictures are drawn, as `method.sampling.sample` takes it."""
@@ -95,7 +102,23 @@ class Base:
     @property
     def cells(self) -> int:
         """Latent cells of the frame that it draws."""
-        return int(json.loads((self.folder / self.family.denoiser / "config.json").read_text()).get("sample_size", 0)) ** 2
+        side = self._config(self.family.denoiser).get("sample_size")
+        return int(side or self.family.side) ** 2
+
+    @property
+    def scheduler(self) -> dict[str, Any]:
+        """The config of its scheduler, with what is known better."""
+        return self.family.read_scheduler(self.folder, **self.schedule)
+
+    @property
+    def sampler(self) -> tuple[str, str]:
+        """What A1111 calls the sampler that it is drawn with, and the type of that one's schedule."""
+        return samplers.describe(self.scheduler)
+
+    def drawn_by(self) -> dict[str, str]:
+        """Its sampler as a scene's settings keep it: only where it is another one than all bases of the family were drawn with before."""
+        name = samplers.name_sampler(self.scheduler)
+        return {} if name in ("DDIMScheduler", "FlowMatchEulerDiscreteScheduler") else {"sampler": name}
 
     @property
     def factor(self) -> int:
@@ -120,7 +143,9 @@ class Base:
         return int(places) * self.unit if places else 8192
 
     def _config(self, part: str) -> dict[str, Any]:
-        return json.loads((self.folder / part / "config.json").read_text())
+        if part == "vae" and self.vae is not None:
+            return vaes.read_config(self.vae) or folders.read_json(single.LAYOUTS / self.family.name, "vae/config.json")
+        return folders.read_json(self.folder, f"{part}/config.json")
 
     @property
     def small(self) -> bool:
@@ -131,34 +156,46 @@ class Base:
     def record(self) -> dict[str, str]:
         """As artifacts keep it; those of the first family came before there were others."""
         own = {"id": self.id, "fingerprint": self.fingerprint}
+        own |= {"vae": self.vae.name} if self.vae else {}
+        own |= {"noise": "zero-snr"} if self.zero_snr else {}
         if self.family is families.SD1:
-            return own
+            return own | ({"prediction": self.said_prediction} if self.said_prediction else {})
         schedule = json.loads((self.folder / "scheduler" / "scheduler_config.json").read_text())
         return own | {"family": self.family.name, "prediction": self.prediction or str(schedule.get("prediction_type", self.family.prediction))}
 
 
-def find(name: str, tower: str = "") -> Base:
-    """A base by alias, folder, checkpoint file, or hub id; `tower`: where its CLIPs with image towers lie, if not in its folder.
+def find(name: str, tower: str = "", vae: str = "", prediction: str = "") -> Base:
+    """A base by alias, folder, checkpoint file, or hub id.
+
+    Args:
+        tower: Where its CLIPs with image towers lie, if not in its folder. vae: folder, file or hub id of an autoencoder in place of its own.
+        prediction: What its denoiser predicts, if the base says it wrongly or not at all.
 
     Raises:
-        ResourceError: Not on this machine. InputError: a folder that is no model. IncompatibleError: of another family.
-        UsageError: no such name.
+        ResourceError: Not on this machine, and `fetch` brings it. MissingError, DamagedError: a folder or file that is not whole.
+        IncompatibleError: of another family, or another kind of model. UsageError: no such name.
     """
+    said = {"v": "v_prediction"}.get(prediction, prediction)
+    given = vaes.find_vae(vae) if vae else None
     if name == "toybox":
-        return _opened("toybox", EMBEDDED, tower)
-    folder = Path(name)
-    if folder.is_dir():
-        return _opened(folder.resolve().name, folder, tower)
-    if folder.is_file():
-        return _file(folder, tower)
+        return _opened("toybox", EMBEDDED, tower, given, said)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _opened(path.resolve().name, path, tower, given, said)
+    if path.is_file():
+        return _file(path, tower, given, said)
     repository = hub_id(name)
     here = cached(repository)
     if here is None:
+        near = f"; there is no folder {name} here" if path.parent.is_dir() and "/" in name else ""
         raise ResourceError(
-            f"the weights of {name} ({repository}) are not on this machine",
+            f"the weights of {name} ({repository}) are not on this machine{near}",
             f"`objtune fetch --base {name}` brings them; `--base toybox` needs none",
         )
-    return _opened(name, here, tower)
+    try:
+        return _opened(name, here, tower, given, said)
+    except MissingError as error:
+        raise ResourceError(f"{name} is only partly on this machine: {error.message}", f"`objtune fetch --base {name}` brings the rest") from None
 
 
 def hub_id(name: str) -> str:
@@ -197,16 +234,21 @@ def transformers_model(repository: str) -> Path | None:
     return None
 
 
-def _opened(ident: str, folder: Path, tower: str) -> Base:
+def _opened(ident: str, folder: Path, tower: str, vae: Path | None, prediction: str) -> Base:
     family = _family(ident, folder)
+    folders.check(family, folder, vae)
+    own = str(family.read_scheduler(folder, **({"prediction_type": prediction} if prediction else {})).get("prediction_type", family.prediction))
+    if prediction and family.prediction == "flow":
+        raise IncompatibleError(f"{family.title} predicts the velocity of a flow, not {prediction}", "leave `prediction` away")
     extra: dict[str, Any] = {}
     if (folder / "toybox.json").exists():
         extra = json.loads((folder / "toybox.json").read_text())
     first, second, said = _towers(family, folder, tower)
-    return Base(
+    differs = prediction if prediction and prediction != str(family.read_scheduler(folder).get("prediction_type", family.prediction)) else ""
+    return _changed(Base(
         id=ident,
         folder=folder,
-        fingerprint=_fingerprint(folder, family),
+        fingerprint=fingerprints.fingerprint(folder, family),
         image_tower=first,
         sampling=extra.get("sampling", family.sampling),
         training=extra.get("training", TRAINING | family.training),
@@ -215,36 +257,76 @@ def _opened(ident: str, folder: Path, tower: str) -> Base:
         family=family,
         second_tower=second,
         tower=said,
-    )
+        prediction=differs,
+        schedule={"prediction_type": own} if differs else {},
+    ), vae, differs)  # fmt: skip
 
 
-def _file(path: Path, tower: str) -> Base:
+def _file(path: Path, tower: str, vae: Path | None, prediction: str) -> Base:
     """A single-file checkpoint."""
-    if path.suffix != ".safetensors":
-        raise InputError(f"{path} is no .safetensors file", "checkpoints in pickles (.ckpt) are not opened; get it as .safetensors")
-    family, prediction = single.described(path)
+    if path.suffix.lower() != ".safetensors":
+        raise IncompatibleError(f"{path} is no .safetensors file", "checkpoints in pickles (.ckpt) are not opened; get it as .safetensors")
+    found = single.describe(path, prediction)
+    family = found.family
+    if not found.has_vae and vae is None:
+        raise IncompatibleError(f"{path} holds no autoencoder", f"give one: {vaes.HOW}")
     folder = single.LAYOUTS / family.name
+    if vae is not None:
+        vaes.check_vae(vae, folders.read_json(folder, "vae/config.json"))
     first, second, said = _towers(family, folder, tower)
-    return Base(
-        id=path.name, folder=folder, fingerprint=_fingerprint(folder, family, path), image_tower=first, sampling=family.sampling,
-        training=TRAINING | family.training, words=(), world="", family=family, second_tower=second, tower=said, weights=path, prediction=prediction,
+    assumed = (f"{path.name} does not say what its denoiser predicts; {found.prediction} is taken, as of the first models of {family.title}; "
+               "`--set prediction=epsilon` says otherwise",)  # fmt: skip
+    base = Base(
+        id=path.name, folder=folder, fingerprint=fingerprints.fingerprint(folder, family, path), image_tower=first, sampling=family.sampling,
+        training=TRAINING | family.training, words=(), world="", family=family, second_tower=second, tower=said, weights=path,
+        prediction=found.prediction, schedule=found.schedule, zero_snr=found.zero_snr,
+        notes=assumed if found.assumed and family is families.SD2 else (),
     )  # fmt: skip
+    return _changed(base, vae, prediction if prediction and prediction != single.describe(path).prediction else "")
+
+
+def _changed(base: Base, vae: Path | None, prediction: str) -> Base:
+    """The base with what was given for it, which makes it another one."""
+    if base.schedule or not base.weights:
+        name = samplers.name_sampler(base.scheduler)
+        if name in DISTILLED:
+            base = replace(base, sampling=DISTILLED[name])
+    if vae is None and not prediction:
+        return base
+    digest = hashlib.sha256(f"{base.fingerprint}\0{prediction}\0".encode())
+    for path in sorted(vae.glob("*") if vae is not None and vae.is_dir() else [vae] if vae is not None else []):
+        if path.suffix in (".json", ".safetensors") and path.is_file():
+            fingerprints.add_file(digest, path, path.name)
+    return replace(base, fingerprint=digest.hexdigest(), vae=vae, said_prediction=prediction)
 
 
 def _family(ident: str, folder: Path) -> Family:
     try:
         family = families.of(folder)
     except FileNotFoundError:
-        raise InputError(
-            f"{folder} is no diffusers model: it has no model_index.json", "give the folder that `save_pretrained` wrote"
-        ) from None
-    except (ValueError, KeyError):
-        raise InputError(f"{folder}/model_index.json cannot be read", "download the model again") from None
+        raise MissingError(f"{folder} is no diffusers model: it has no model_index.json", _inner(folder)) from None
+    except (ValueError, KeyError, TypeError, OSError):
+        folders.read_json(folder, "model_index.json")  # names what is wrong with it
+        raise DamagedError(f"{folder}/model_index.json does not say what model it is", folders.AGAIN) from None
     if family is None:
         kind = json.loads((folder / "model_index.json").read_text())["_class_name"]
         known = ", ".join(f"{each.title} ({each.pipeline})" for each in FAMILIES)
         raise IncompatibleError(f"{ident} is a {kind}", f"supported so far: {known}")
     return family
+
+
+def _inner(folder: Path) -> str:
+    """What to give in place of a folder that is no base: what lies in it, or around it."""
+    if (folder / "snapshots").is_dir():
+        inner = next((path for path in sorted((folder / "snapshots").iterdir()) if (path / "model_index.json").exists()), None)
+        if inner:
+            return f"it is a repository of the hub's cache: `--base {shlex.quote(str(inner))}`"
+    if (folder.resolve().parent / "model_index.json").exists():
+        return f"it is a part of a base: `--base {shlex.quote(str(folder.parent if folder.name else folder.resolve().parent))}`"
+    files = [path for path in sorted(folder.glob("*.safetensors"))]
+    if len(files) == 1:
+        return f"if the checkpoint in it is meant: `--base {shlex.quote(str(files[0]))}`"
+    return "give the folder that `save_pretrained` wrote"
 
 
 def _towers(family: Family, folder: Path, given: str) -> tuple[Path | None, Path | None, str]:
@@ -288,22 +370,22 @@ def _cache() -> Path:
     return Path(HF_HUB_CACHE)
 
 
-def _fingerprint(folder: Path, family: Family, weights: Path | None = None) -> str:
-    """SHA-256 over the parts that are opened: configs whole, of weights the size and 66 evenly spaced slices."""
-    digest = hashlib.sha256(family.said(folder).encode())
-    parts = [path for part in (*family.parts, *TOWERS) for path in (folder / part).glob("*") if not path.name.startswith(".")]
-    for path in [*sorted(parts), *([weights] if weights else [])]:
-        again = any(fnmatch(path.name, pattern) for pattern in SKIPPED) and path != weights
-        if path.suffix not in (".json", ".txt", ".safetensors") or again or not path.is_file():
-            continue
-        size = path.stat().st_size
-        name = "checkpoint" if path == weights else path.relative_to(folder).as_posix()
-        digest.update(f"{name}\0{size}\0".encode())
-        with path.open("rb") as file:
-            if path.suffix != ".safetensors":
-                digest.update(file.read())
-                continue
-            for i in range(66):
-                file.seek(i * max(0, size - SLICE) // 65, os.SEEK_SET)
-                digest.update(file.read(SLICE))
-    return digest.hexdigest()
+def name_again(record: Mapping[str, str], *near: Path) -> str:
+    """How the base of an artifact can be given, for a hint.
+
+    Args:
+        record: Of the base, as the artifact keeps it. near: Folders beside the present one in which it may lie.
+    """
+    ident, vae = record.get("id", "?"), record.get("vae", "")
+    more = f" --set vae={vae}" if vae else ""
+    if ident == "toybox" or ident in HUB or ident.count("/") == 1:
+        return f"`--base {ident}{more}`"
+    for place in dict.fromkeys((Path(), *near)):
+        path = place / ident
+        if path.exists():
+            with contextlib.suppress(ObjtuneError, OSError):
+                if more or find(str(path)).fingerprint == record.get("fingerprint"):
+                    written = f"./{path}" if path.parts == (ident,) and path.is_dir() else str(path)
+                    return f"`--base {shlex.quote(written)}{more}`"
+    kind = "file" if ident.endswith(".safetensors") else "folder"
+    return f"`--base` with the path of the {kind} {ident}" + (f", and `{more.strip()}`" if vae else "")

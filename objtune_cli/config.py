@@ -49,6 +49,13 @@ class Common:
         "", "CLIP with an image tower for the base's text encoder: hub id, folder or safetensors file; two with a comma for SDXL and SD 3. Empty: "
         "clip/ in the base's folder, else the base's own from the hub if it is on this machine.", path="models",
     )  # fmt: skip
+    vae: str = _setting("", "VAE in place of the base's own: a folder, a .safetensors file, or a hub id; it makes another base.", path="model")
+    prediction: Literal["", "epsilon", "v_prediction", "v", "sample"] = _setting(
+        "", "What the base's denoiser predicts, where the base does not say it or says it wrongly; empty: as the base says."
+    )
+    strict_base: int = _setting(
+        0, "1: objects are drawn on exactly the base that they were learned on; 0: also on another of its family, with a note.", 0, 1, identifies=False
+    )
 
 
 @dataclass(frozen=True, repr=False)

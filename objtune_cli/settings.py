@@ -15,6 +15,9 @@ PREFIX = "OBJTUNE_"
 NOT_RANDOM = f"{SEEDS}; no seed is drawn at random here, so that the same command makes the same again"
 _KINDS = {int: "a whole number", float: "a number", str: "text"}
 
+BASE_KEYS = {"base.vae": "vae", "base.prediction": "prediction", "base.tower": "tower", "base.strict": "strict_base"}
+"""Settings of the base that `--set` also takes under these names."""
+
 T = TypeVar("T")
 
 
@@ -76,7 +79,8 @@ def _pair(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals:
         raise UsageError(f"--set {text} has no value", "for example `--set train.lr=1e-3`")
-    return key.strip(), value.strip()
+    key = key.strip()
+    return BASE_KEYS.get(key, key), value.strip()
 
 
 def _variable(section: str, key: str) -> str:

@@ -77,8 +77,8 @@ def test_no_file_is_no_setting(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("layers", "key", "known"),
     [
-        ({"toml": "stepz = 1"}, "stepz in objtune.toml", "base, bench, compose, device, generate, init-embedding, merge, precision, prior, segment, tower, train"),
-        ({"toml": "[trian]\nsteps = 1"}, "trian in objtune.toml", "segment, tower, train"),
+        ({"toml": "stepz = 1"}, "stepz in objtune.toml", "base, bench, compose, device, generate, init-embedding, merge, precision, prediction, prior, segment, strict_base, tower, train, vae"),
+        ({"toml": "[trian]\nsteps = 1"}, "trian in objtune.toml", "segment, strict_base, tower, train, vae"),
         (
             {"toml": "[train]\nstepz = 1"},
             "stepz in [train] of objtune.toml",

@@ -50,7 +50,7 @@ def given(ctx: Context, ref: Ref, name: str | None = None) -> Given:
         InputError: The adapter holds several objects and `name` is none of them.
     """
     record = artifact.read_record(ctx.root, ref)
-    ctx.check_base(record)
+    ctx.check_base(record, drawn=True)
     if name is None and len(record.objects) > 1:
         raise InputError(f"{ref} holds several objects", f"choose one with `--name`: {', '.join(record.objects)}")
     name = name or next(iter(record.objects))

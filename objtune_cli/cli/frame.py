@@ -78,7 +78,8 @@ class Run:
         environment.check_docstrings()
         project = self.project(create=create)
         settings = self.settings(project)
-        common = settings.resolve(Common, **{key: self.options.get(key) for key in ("base", "device", "precision")})
+        strict = 1 if self.options.get("strict_base") else None
+        common = settings.resolve(Common, **{key: self.options.get(key) for key in ("base", "device", "precision")}, strict_base=strict)
         self.stop.install()
         self.held.enter_context(project.held())
         return Context(project, settings, common, self.report, bool(self.options.get("force")), self.stop.asked)

@@ -18,13 +18,14 @@ Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, c
 Precision = Annotated[
     Literal["auto", "fp32", "bf16", "fp16"] | None, typer.Option("--precision", help="Number format of the frozen base.", show_default="auto")
 ]
+StrictBase = Annotated[bool, typer.Option("--strict-base", help="Refuse objects that were learned on another base of the same family.")]
 Force = Annotated[bool, typer.Option("--force", help="Make a new version even if the work is done.")]
 
 GLOBAL: dict[str, tuple[Any, Any]] = {
     "project": (ProjectDir, None), "json": (Json, False), "quiet": (Quiet, False), "verbose": (Verbose, False), "events": (EventsFile, None),
 }  # fmt: skip
 MODEL: dict[str, tuple[Any, Any]] = {
-    "base": (BaseModel, None), "device": (Device, None), "precision": (Precision, None), "force": (Force, False), "set_": (Given, None),
+    "base": (BaseModel, None), "device": (Device, None), "precision": (Precision, None), "strict_base": (StrictBase, False), "force": (Force, False), "set_": (Given, None),
 }  # fmt: skip
 
 

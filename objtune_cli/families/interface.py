@@ -5,6 +5,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from objtune_cli.families import samplers
+from objtune_cli.families.opening import open_part
+
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
@@ -31,6 +34,7 @@ class Family:
         modules: names of layer sets to the ends of its layers. across, within: parts of the names of layers in which the picture looks at
             the words, and at itself alone. architecture, version, network: what ModelSpec and kohya call it, and its LoRA.
         embedding_keys: names of a token's vectors in an embedding file, one a text encoder; none: the token itself is the only key.
+        side: of the latents that it was trained on, cells, where the denoiser's config does not say it.
         licence: SPDX-like name and address of the licence of the pinned weights.
     """
 
@@ -53,6 +57,7 @@ class Family:
     across: ClassVar[str] = ".attn2."
     within: ClassVar[str] = ".attn1."
     network: ClassVar[str] = "networks.lora"
+    side: ClassVar[int] = 64
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -75,7 +80,7 @@ class Family:
         return [
             (
                 CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
-                CLIPTextModel.from_pretrained(folder / "text_encoder", use_safetensors=True, local_files_only=True, dtype="float32"),
+                open_part(CLIPTextModel, folder, "text_encoder", dtype="float32"),
             )
         ]
 
@@ -84,17 +89,22 @@ class Family:
         return None, None
 
     def open_scheduler(self, folder: Path, **said: Any) -> Any:
-        """The noise schedule; `said`: what is known better than its config does."""
-        from diffusers.schedulers import DDIMScheduler
+        """The noise schedule, with DDIM on it; `said`: what is known better than its config does."""
+        return samplers.open_ddim(folder, said)
 
-        # Latents are not pictures: configs that say nothing must not clip them.
-        return DDIMScheduler.from_pretrained(folder / "scheduler", clip_sample=False, local_files_only=True, **said)
+    def open_sampler(self, folder: Path, **said: Any) -> Any:
+        """The base's own sampler; None where it is the one of `open_scheduler`, or that takes its place."""
+        return samplers.open_sampler(folder, said)
+
+    def read_scheduler(self, folder: Path, **said: Any) -> dict[str, Any]:
+        """The scheduler's config, checked."""
+        return samplers.read(folder, said)
 
     def open_denoiser(self, folder: Path) -> Any:
         """The network that is trained."""
         from diffusers import UNet2DConditionModel
 
-        return UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True, local_files_only=True)
+        return open_part(UNet2DConditionModel, folder, "unet")
 
     def picture_dtype(self, dtype: Any) -> Any:
         """The number format of the autoencoder where the denoiser has `dtype`."""
@@ -144,10 +154,7 @@ class Family:
         Raises:
             IncompatibleError: None of that name suits this family.
         """
-        import diffusers
-
-        classes = {"ddim": "DDIMScheduler", "euler": "EulerDiscreteScheduler", "dpm++": "DPMSolverMultistepScheduler"}
-        return scheduler if name == "base" else getattr(diffusers, classes[name]).from_config(scheduler.config)
+        return scheduler if name == "base" else samplers.choose(scheduler, name)
 
     def cells(self, config: Any) -> int:
         """Latent cells, along one side, of the smallest maps inside the denoiser."""
@@ -175,6 +182,8 @@ class Family:
         """The pipeline class of diffusers around the stack's parts; takes what `prompts` gives."""
         from diffusers import StableDiffusionPipeline
 
+        if scheduler.config.get("steps_offset", 1) != 1:  # as the pipeline sets it, which says so on stderr
+            scheduler.register_to_config(steps_offset=1)
         return StableDiffusionPipeline(
             vae=stack.vae, text_encoder=None, tokenizer=None, unet=stack.unet, scheduler=scheduler, safety_checker=None,
             feature_extractor=None, requires_safety_checker=False,

@@ -13,6 +13,7 @@ class _SD2(Family):
     towers = ("laion/CLIP-ViT-H-14-laion2B-s32B-b79K",)
     architecture = "stable-diffusion-v2-768-v"
     version = "sd_v2"
+    side = 96
     licence = ("openrail++", "https://huggingface.co/stabilityai/stable-diffusion-2/blob/main/LICENSE-MODEL")
 
     def owns(self, pipeline: str, config: Callable[[str], Mapping[str, Any]]) -> bool:

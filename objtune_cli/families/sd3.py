@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from objtune_cli.errors import IncompatibleError
-from objtune_cli.families import clips, mmdit
+from objtune_cli.families import clips, mmdit, samplers
 from objtune_cli.families.interface import ATTENTION, FEED_FORWARD, Family
+from objtune_cli.families.opening import open_part
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -44,6 +45,7 @@ class _SD3(Family):
     within = ".attn2."
     architecture = "stable-diffusion-3-medium"
     version = "medium"
+    side = 128
     network = "networks.lora_sd3"
     embedding_keys = ("clip_l", "clip_g")
     licence = (
@@ -75,7 +77,7 @@ class _SD3(Family):
         return [
             (
                 CLIPTokenizer.from_pretrained(folder / name.replace("text_encoder", "tokenizer"), local_files_only=True),
-                CLIPTextModelWithProjection.from_pretrained(folder / name, use_safetensors=True, local_files_only=True, dtype="float32"),
+                open_part(CLIPTextModelWithProjection, folder, name, dtype="float32"),
             )
             for name in self.encoders
         ]
@@ -86,20 +88,29 @@ class _SD3(Family):
 
         if not self._reads(folder):
             return None, None
-        encoder = T5EncoderModel.from_pretrained(folder / "text_encoder_3", dtype=dtype, use_safetensors=True, local_files_only=True)
+        encoder = open_part(T5EncoderModel, folder, "text_encoder_3", dtype=dtype)
         return T5TokenizerFast.from_pretrained(folder / "tokenizer_3", local_files_only=True), encoder
 
     def open_scheduler(self, folder: Path, **said: Any) -> Any:
         """A flow's, whose shift is its config's."""
         from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 
-        return FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
+        config = self.read_scheduler(folder, **said)
+        return FlowMatchEulerDiscreteScheduler.from_config({key: value for key, value in config.items() if not key.startswith("_")})
+
+    def open_sampler(self, folder: Path, **said: Any) -> Any:
+        """The same: nothing else draws flows here."""
+        return None
+
+    def read_scheduler(self, folder: Path, **said: Any) -> dict[str, Any]:
+        """A flow's, and no other."""
+        return samplers.read(folder, {key: value for key, value in said.items() if key != "prediction_type"}, flow=True)
 
     def open_denoiser(self, folder: Path) -> Any:
         """The transformer."""
         from diffusers import SD3Transformer2DModel
 
-        return SD3Transformer2DModel.from_pretrained(folder / "transformer", use_safetensors=True, local_files_only=True)
+        return open_part(SD3Transformer2DModel, folder, "transformer")
 
     def encode(self, stack: Any, texts: list[str], first: int = 0) -> "Tensor":
         """Both CLIPs' states before their last layer, T5's states, and both projected states at the end of the text."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from objtune_cli.families import clips
 from objtune_cli.families.interface import Family, first_name
+from objtune_cli.families.opening import open_part
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +26,7 @@ class _SDXL(Family):
     sampling: ClassVar = {"steps": 30, "guidance": 5.0}
     architecture = "stable-diffusion-xl-v1-base"
     version = "sdxl_base_v1-0"
+    side = 128
     embedding_keys = ("clip_l", "clip_g")
     licence = ("openrail++", "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/blob/main/LICENSE.md")
 
@@ -46,7 +48,7 @@ class _SDXL(Family):
         """The first encoder as in 1.x; the second has a projection."""
         from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-        second = CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2", use_safetensors=True, local_files_only=True, dtype="float32")
+        second = open_part(CLIPTextModelWithProjection, folder, "text_encoder_2", dtype="float32")
         return [*super().open_words(folder), (CLIPTokenizer.from_pretrained(folder / "tokenizer_2", local_files_only=True), second)]
 
     def encode(self, stack: Any, texts: list[str], first: int = 0) -> "Tensor":

@@ -7,12 +7,17 @@ licence; T5's pieces, Apache 2.0): nothing is asked of a network.
 import base64
 import gzip
 import json
+import shlex
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from objtune_cli.errors import IncompatibleError, InputError
+from objtune_cli.errors import DamagedError, IncompatibleError
+from objtune_cli.families import folder as folders
+from objtune_cli.families import suitable
 from objtune_cli.families.interface import Family
+from objtune_cli.families.opening import refuse_incomplete
 from objtune_cli.families.sd1 import SD1
 from objtune_cli.families.sd2 import SD2
 from objtune_cli.families.sd3 import SD3, SD35
@@ -29,43 +34,90 @@ CLIPS = {"text_encoder": "text_encoders.clip_l.transformer.", "text_encoder_2": 
 T5, VAE = "text_encoders.t5xxl.transformer.", "first_stage_model."
 STARTS = {"unet": UNET, "transformer": UNET, "vae": VAE}
 """Starts of the keys of each part; of text encoders, those of SD 3's files."""
-SCALED = (".scale_weight", ".weight_scale", "scaled_fp8", ".comfy_quant", ".absmax")
-"""Ends of keys beside weights that say something only together with them."""
+OLD_WORDS, WORDS = "cond_stage_model.transformer.", "cond_stage_model.transformer.text_model."
+"""Start of the text encoder's keys in some old files, and in all others."""
+EDM = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
+"""Marks of models whose noise is another one: Playground 2.5, CosXL."""
 
 
-def described(path: Path) -> tuple[Family, str]:
-    """Family of a checkpoint file and its prediction type, from its header alone.
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What a file says of itself.
+
+    Attributes:
+        prediction: What its denoiser predicts. assumed: Whether that is only what the family's first model does. zero_snr: Whether its noise ends in noise
+            alone (zero terminal signal-to-noise ratio). has_vae: Whether it holds an autoencoder.
+    """
+
+    family: Family
+    prediction: str
+    assumed: bool = False
+    zero_snr: bool = False
+    has_vae: bool = True
+
+    @property
+    def schedule(self) -> dict[str, Any]:
+        """Values of the scheduler's config that the file knows better than its family's config."""
+        marked: dict[str, Any] = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if self.zero_snr else {}
+        return {"prediction_type": self.prediction} | marked
+
+
+def describe(path: Path, prediction: str = "") -> Checkpoint:
+    """What a checkpoint file is, from its header alone.
+
+    Args:
+        prediction: What its denoiser predicts, where the user says it; then the file is not asked.
 
     Raises:
-        InputError: No safetensors file, or none of a whole model. IncompatibleError: of no known family, or form of numbers.
+        DamagedError: No safetensors file, or not a whole one. IncompatibleError: no whole model, of no known family, of another kind of noise, or form of numbers.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="np") as opened:
-            keys, said = set(opened.keys()), opened.metadata() or {}
-            shapes = {key: opened.get_slice(key).get_shape() for key in (ENTRANCE, PATCHES) if key in keys}
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is no whole safetensors file: {str(error).splitlines()[0]}", "download it again") from None
+    header = folders.read_header(path)
+    said = header.pop("__metadata__", None) or {}
+    keys = set(header)
     if not any(key.startswith(UNET) for key in keys):
-        lora = any("lora" in key for key in keys)
-        raise InputError(
-            f"{path} holds no denoiser",
-            "it is a LoRA: `objtune import` reads it" if lora else "give a whole checkpoint, or a diffusers folder",
-        )
-    if any(key.endswith(SCALED) for key in keys):
+        raise IncompatibleError(f"{path} holds no denoiser", _otherwise(path, keys))
+    if any(key.endswith(folders.SCALED) or (each["dtype"] in folders.INTEGERS and key.startswith(UNET)) for key, each in header.items()):
         raise IncompatibleError(f"{path} holds quantised weights with scales of their own", "give it in fp16, bf16, or fp8 without scales")
+    noise = next((mark for mark in EDM if mark in keys), "")
+    if noise or said.get("modelspec.prediction_type", "").startswith("edm"):
+        raise IncompatibleError(f"{path} is of another kind of noise ({noise or 'edm'}, as Playground 2.5 and CosXL have it)", "give a model that predicts epsilon or v")
+    has_vae = any(key.startswith(VAE) for key in keys)
     if any(key.startswith(JOINT) for key in keys):
-        return _joint(path, keys, shapes.get(PATCHES, [0])[0]), SD3.prediction
-    family = next((family for start, family in MARKS if any(key.startswith(start) for key in keys)), None)
-    if family is None:
-        raise IncompatibleError(f"{path} is of no family that is known, or has no text encoder", "docs/bases.md says which are")
-    channels = shapes.get(ENTRANCE, [0, 4])[1]
-    if channels != 4:
-        raise IncompatibleError(
-            f"{path} is an inpainting model: its denoiser takes {channels} channels", "give one that draws from words alone"
-        )
-    return family, _prediction(family, keys, said)
+        return Checkpoint(_joint(path, keys, header.get(PATCHES, {"shape": [0]})["shape"][0]), SD3.prediction, has_vae=has_vae)
+    family = _family(path, keys)
+    suitable.check_channels(str(path), int((header[ENTRANCE]["shape"] if ENTRANCE in keys else [0, 4])[1]), 4)
+    named = prediction or _prediction(path, keys, said)
+    zero = "ztsnr" in keys
+    if zero and (named or family.prediction) == "epsilon" and family is not SD2:
+        raise IncompatibleError(f"{path} has the mark of zero terminal SNR and predicts epsilon: of its last level nothing can be drawn", "if it predicts v: `--set prediction=v_prediction`")
+    return Checkpoint(family, named or ("v_prediction" if family is SD2 else "epsilon"), not named, zero, has_vae)
+
+
+def _otherwise(path: Path, keys: Collection[str]) -> str:
+    """What to do with a file that is no checkpoint."""
+    if any("lora" in key or ".hada_" in key or ".lokr_" in key for key in keys):
+        return f"it is a LoRA: `objtune import {shlex.quote(str(path))} --class dog --name rex` reads it"
+    if any(key.startswith(("decoder.conv_in.", VAE)) for key in keys):
+        return f"it is a VAE: `--set vae={shlex.quote(str(path))}` gives it to a base"
+    if any(key.startswith(("input_blocks.", "double_blocks.", "joint_blocks.", "down_blocks.")) for key in keys):
+        return "it is a denoiser alone: give a whole checkpoint, or a diffusers folder"
+    return "give a whole checkpoint, or a diffusers folder"
+
+
+def _family(path: Path, keys: Collection[str]) -> Family:
+    """The family whose text encoder a file holds.
+
+    Raises:
+        IncompatibleError: None is known.
+    """
+    found = next((family for start, family in MARKS if any(key.startswith(start) for key in keys)), None)
+    if found:
+        return found
+    if any(key.startswith("conditioner.embedders.0.model.") for key in keys):
+        raise IncompatibleError(f"{path} is a refiner: it has no first text encoder", "give the base model")
+    if not any(key.startswith(("cond_stage_model.", "conditioner.", "text_encoders.")) for key in keys):
+        raise IncompatibleError(f"{path} holds no text encoder", "give a whole checkpoint, or a diffusers folder")
+    raise IncompatibleError(f"{path} is of no family that is known", "docs/bases.md says which are")
 
 
 def _joint(path: Path, keys: Collection[str], width: int) -> Family:
@@ -84,7 +136,7 @@ def _joint(path: Path, keys: Collection[str], width: int) -> Family:
             f"{path} is no medium model of SD 3 or 3.5: its transformer has {len(blocks)} blocks, {width} wide",
             "give the medium model, or this one as a diffusers folder",
         )
-    parts = {CLIPS["text_encoder"]: "CLIP-L", CLIPS["text_encoder_2"]: "CLIP-G", VAE: "autoencoder"}
+    parts = {CLIPS["text_encoder"]: "CLIP-L", CLIPS["text_encoder_2"]: "CLIP-G"}
     missing = [name for start, name in parts.items() if not any(key.startswith(start) for key in keys)]
     if missing:
         raise IncompatibleError(
@@ -93,14 +145,18 @@ def _joint(path: Path, keys: Collection[str], width: int) -> Family:
     return family
 
 
-def _prediction(family: Family, keys: Collection[str], said: dict[str, str]) -> str:
-    """What ModelSpec's metadata or the mark of v-predicting SDXL models says; else what the family's first model does."""
-    named = said.get("modelspec.prediction_type", "")
-    if "v_pred" in keys or named == "v":
+def _prediction(path: Path, keys: Collection[str], said: dict[str, str]) -> str:
+    """What ModelSpec's metadata or the mark of v-predicting models says; empty where nothing does.
+
+    Raises:
+        IncompatibleError: It names one that is not known.
+    """
+    named = said.get("modelspec.prediction_type") or said.get("modelspec.predict_key") or ""
+    if "v_pred" in keys or named in ("v", "v_prediction"):
         return "v_prediction"
-    if named:
-        return "epsilon"
-    return "v_prediction" if family is SD2 else "epsilon"
+    if named not in ("", "epsilon"):
+        raise IncompatibleError(f"{path} says that it predicts {named}", "known: epsilon, v; `--set prediction=v_prediction` says it better")
+    return named
 
 
 def tokenizer(pad: str) -> Any:
@@ -133,7 +189,7 @@ def open_words(family: Family, path: Path, layout: Path) -> list[tuple[Any, Any]
     """Tokenizer and text encoder, each pair of the family.
 
     Raises:
-        ValueError: A weight is not in the file.
+        DamagedError: A weight is not in the file.
     """
     import transformers
     from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
@@ -144,7 +200,7 @@ def open_words(family: Family, path: Path, layout: Path) -> list[tuple[Any, Any]
         kind = getattr(transformers, json.loads((layout / name / "config.json").read_text())["architectures"][0])
         # Of SD 3's CLIP-L the converter takes the identity for its projection, whatever the file holds.
         encoder = create_diffusers_clip_model_from_ldm(kind, checkpoint, subfolder=name, config=str(layout), local_files_only=True)
-        found.append((tokenizer(pad), _whole(encoder, name)))
+        found.append((tokenizer(pad), _whole(path, encoder, name)))
     return found
 
 
@@ -152,7 +208,7 @@ def open_reader(family: Family, path: Path, layout: Path, dtype: Any) -> tuple[A
     """T5's tokenizer and encoder; none where the file has none, or the family.
 
     Raises:
-        ValueError: A weight is not in the file.
+        DamagedError: A weight is not in the file.
     """
     import torch
     from transformers import T5Config, T5EncoderModel
@@ -166,20 +222,25 @@ def open_reader(family: Family, path: Path, layout: Path, dtype: Any) -> tuple[A
     read = {key.removeprefix(T5): value.to(torch.float32 if key.endswith(wide) else dtype) for key, value in checkpoint.items()}
     encoder.load_state_dict(read, strict=False, assign=True)
     encoder.tie_weights()
-    return reader_tokenizer(), _whole(encoder, "text_encoder_3").eval()
+    return reader_tokenizer(), _whole(path, encoder, "text_encoder_3").eval()
 
 
 def open_part(name: str, path: Path, layout: Path) -> Any:
-    """The denoiser ("unet", "transformer") or the autoencoder ("vae").
+    """The denoiser ("unet", "transformer") or the autoencoder ("vae"), which may also stand in a file of its own, under either layout's names.
 
     Raises:
-        ValueError: A weight is not in the file.
+        DamagedError: A weight is not in the file, or of another shape.
     """
     import diffusers
 
     kind = {"unet": diffusers.UNet2DConditionModel, "transformer": diffusers.SD3Transformer2DModel, "vae": diffusers.AutoencoderKL}[name]
     checkpoint = _tensors(path, (STARTS[name],))
-    return _whole(kind.from_single_file(checkpoint, config=str(layout), subfolder=name, local_files_only=True), name)
+    if name == "vae" and not checkpoint:  # a VAE's own file has no start before its names
+        checkpoint = {VAE + key: value for key, value in _tensors(path, ("",)).items()}
+    try:
+        return _whole(path, kind.from_single_file(checkpoint, config=str(layout), subfolder=name, local_files_only=True), name)
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise DamagedError(f"{path} is damaged: its {name} cannot be opened: {str(error).splitlines()[0]}", folders.AGAIN) from None
 
 
 def _tensors(path: Path, starts: tuple[str, ...]) -> dict[str, Any]:
@@ -188,14 +249,21 @@ def _tensors(path: Path, starts: tuple[str, ...]) -> dict[str, Any]:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as opened:
-        found = {key: opened.get_tensor(key) for key in opened.keys() if key.startswith(starts)}  # noqa: SIM118
+        found = {_renamed(key): opened.get_tensor(key) for key in opened.keys() if key.startswith(starts)}  # noqa: SIM118
     eighths = (torch.float8_e4m3fn, torch.float8_e5m2)
     return {key: value.to(torch.bfloat16) if value.dtype in eighths else value for key, value in found.items()}
 
 
-def _whole(network: Any, name: str) -> Any:
-    """The network, if all of it came from the file."""
-    missing = next((key for key, value in network.named_parameters() if value.is_meta), None)
-    if missing:
-        raise ValueError(f"{missing} of {name} is not in it")
+def _renamed(key: str) -> str:
+    """The key of an old file's text encoder as all others have it."""
+    return key.replace(OLD_WORDS, WORDS, 1) if key.startswith((f"{OLD_WORDS}embeddings.", f"{OLD_WORDS}encoder.", f"{OLD_WORDS}final_layer_norm.")) else key
+
+
+def _whole(path: Path, network: Any, name: str) -> Any:
+    """The network, if all of it came from the file: what did not is left without a place in memory.
+
+    Raises:
+        DamagedError: Names a weight that is missing.
+    """
+    refuse_incomplete(str(path), name, [key for key, value in (*network.named_parameters(), *network.named_buffers()) if value.is_meta])
     return network

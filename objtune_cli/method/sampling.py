@@ -12,7 +12,7 @@ from torch import Tensor
 from objtune_cli.method.guidance import guided
 from objtune_cli.models import finite
 from objtune_cli.models.adapter import asleep
-from objtune_cli.models.stack import Stack
+from objtune_cli.models.stack import Stack, set_steps
 from objtune_cli.models.tokens import check_objects_read
 from objtune_cli.models.wording import names_in
 from objtune_cli.numerics.noise import seeded
@@ -51,15 +51,18 @@ def sample(
 
     Returns:
         Scaled latents (N, C, h, w), float32, on the CPU. A picture's noise depends on its own
-        seed alone, so that it is the same in any batch.
+        seed alone, that of samplers which add noise at each step included, so that it is the same in any batch.
 
     Raises:
+        UsageError: The sampler cannot take so many steps.
         NonFiniteError: A picture's latents are not finite; says which, and which part is at fault.
     """
     pipe = stack.pipeline(scheduler)
     height, width = (side or stack.size for side in size)
     shape = (stack.unet.config.in_channels, height // stack.factor, width // stack.factor)
-    noise = _noise(seeds, shape)
+    generators = [seeded(seed) for seed in seeds]
+    noise = _noise(generators, shape)
+    calls = set_steps(pipe.scheduler, steps, stack.device)
     texts = [prompt] * len(seeds) if isinstance(prompt, str) else list(prompt)
     for text in dict.fromkeys([*texts, negative]):
         check_objects_read(stack, text)
@@ -71,7 +74,7 @@ def sample(
 
         def report(pipe: Any, index: int, _t: object, values: dict) -> dict:
             done = index + 1
-            on_step(done, steps)
+            on_step(done, calls)
             if done == early:
                 end()
             if done == free and guidance > 1:
@@ -85,6 +88,7 @@ def sample(
         out = pipe(
             **stack.family.prompts(stack, first, against),
             latents=noise.to(stack.device, stack.dtype),
+            generator=generators,  # some samplers add noise at each step: a picture's own goes on
             num_inference_steps=steps,
             guidance_scale=1.0 if free else guidance,
             height=height,
@@ -122,11 +126,12 @@ def again(
         NonFiniteError: As `sample`.
     """
     pipe = stack.pipeline(scheduler)
-    sampler = pipe.scheduler = copy.deepcopy(pipe.scheduler)
+    sampler = pipe.scheduler = copy.deepcopy(_begins_anywhere(stack, pipe.scheduler))
     start = min(round(steps * (1 - strength)), steps - 1)
-    taken = steps - start
     _from_step(sampler, start)
-    noisy = _mixed(sampler, latents, _noise(seeds, latents.shape[1:]), _first(sampler, steps).expand(len(seeds)))
+    taken = set_steps(sampler, steps)
+    generators = [seeded(seed) for seed in seeds]
+    noisy = _mixed(sampler, latents, _noise(generators, latents.shape[1:]), sampler.timesteps[:1].expand(len(seeds)))
     condition, against = _told(stack, [prompt] * len(seeds), negative, {})
     height, width = (side * stack.factor for side in latents.shape[-2:])
 
@@ -138,6 +143,7 @@ def again(
         out = pipe(
             **stack.family.prompts(stack, condition, against),
             latents=(noisy / float(getattr(sampler, "init_noise_sigma", 1))).to(stack.device, stack.dtype),  # which the pipeline multiplies by
+            generator=generators,
             num_inference_steps=steps,
             guidance_scale=guidance,
             height=height,
@@ -164,7 +170,7 @@ def _checked(stack: Stack, latents: Tensor, texts: Sequence[str], seeds: Sequenc
     def compute_alone() -> Tensor:
         plain = stack.encode([stack.in_class_words(texts[bad[0]])])
         rows = torch.cat([against[:1], plain])
-        noise = _noise(seeds, latents.shape[1:])[bad[:1]].expand(2, -1, -1, -1)
+        noise = _noise([seeded(seeds[bad[0]])], latents.shape[1:]).expand(2, -1, -1, -1)
         levels = (stack.levels - 1, stack.levels // 2, stack.levels // 4)
         return torch.cat([stack.predict(noise.to(stack.device), torch.full((2,), t), rows).float() for t in levels])
 
@@ -193,8 +199,9 @@ def _above(stack: Stack, pipe: Any, steps: int, level: float) -> int:
     """Steps at noise levels of at least `level`, fraction of the whole; 0 from 1 on."""
     if level >= 1:
         return 0
-    pipe.scheduler.set_timesteps(steps, device=stack.device)
-    return int((pipe.scheduler.timesteps >= level * stack.levels).sum())
+    set_steps(pipe.scheduler, steps, stack.device)
+    above = int((pipe.scheduler.timesteps >= level * stack.levels).sum())
+    return -(-above // pipe.scheduler.order) * pipe.scheduler.order  # no change in the middle of a step of several calls
 
 
 def _from_step(sampler: Any, start: int) -> None:
@@ -220,15 +227,19 @@ def _mixed(sampler: Any, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     return sampler.add_noise(latents, noise, t) if hasattr(sampler, "add_noise") else sampler.scale_noise(latents, t, noise)
 
 
-def _first(sampler: Any, steps: int) -> Tensor:
-    """The noise level at which it begins, (1,)."""
-    sampler.set_timesteps(steps)
-    return sampler.timesteps[:1]
+def _begins_anywhere(stack: Stack, sampler: Any) -> Any:
+    """The sampler, or where it needs its first steps' history to begin with, the simplest one on the same noise levels."""
+    from diffusers import EulerDiscreteScheduler
+
+    name = type(sampler).__name__
+    if name == "PNDMScheduler":
+        return stack.family.scheduler_of(stack.scheduler, "ddim")
+    return EulerDiscreteScheduler.from_config(sampler.config) if name == "LMSDiscreteScheduler" else sampler
 
 
-def _noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """A picture's noise depends on its own seed alone: (N, C, h, w)."""
-    return torch.stack([torch.randn(tuple(shape), generator=seeded(s)) for s in seeds])
+def _noise(generators: Sequence[torch.Generator], shape: Sequence[int]) -> Tensor:
+    """A picture's noise depends on its own generator alone: (N, C, h, w)."""
+    return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in generators])
 
 
 def _told(stack: Stack, prompts: Sequence[str], negative: str, conditions: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

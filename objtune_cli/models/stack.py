@@ -3,6 +3,7 @@
 Everything family-specific is asked of this object, which asks its family. Knows nothing about objects or training.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,8 +15,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from objtune_cli import families
-from objtune_cli.errors import IncompatibleError, InputError, ResourceError
-from objtune_cli.families import single
+from objtune_cli.errors import DamagedError, IncompatibleError, MissingError, UsageError
+from objtune_cli.families import folder as folders
+from objtune_cli.families import opening, samplers, single
 from objtune_cli.models import cpu, finite, torchvision_ops
 from objtune_cli.models.devices import pick_device as pick_device
 from objtune_cli.models.loading import LOADING
@@ -45,6 +47,7 @@ class Stack:
         unet: The denoiser, a U-Net or a transformer. autoencoder: None while it rests; `vae` is how to ask for it. reopen: brings it again.
         tokenizer_2, text_encoder_2: Of families with two towers. tokenizer_3, text_encoder_3: what reads no added words (T5), or None.
         heard: What that said, by text. classes: class word of each added name. options: what the base's folder says for its family.
+        sampler: The base's own, where it is not `scheduler`. notes: What the user should know of how it was opened, one line each.
         team: The processes that share the rows of a prediction (`parallel.Team`), or None. asleep: no LoRA acts (`adapter.asleep`).
         reopen_float: Opens the VAE in float32, for when it overflows in half precision. note: says one line to the user.
     """
@@ -66,6 +69,8 @@ class Stack:
     heard: dict[str, Tensor] = field(default_factory=dict)
     classes: dict[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    sampler: Any = None
+    notes: list[str] = field(default_factory=list)
     team: Any = None
     asleep: bool = False
     reopen_float: Callable[[], Any] | None = None
@@ -118,7 +123,7 @@ class Stack:
     @property
     def size(self) -> int:
         """Side of the pictures this base was trained on, px."""
-        return int(self.unet.config.sample_size) * self.factor
+        return int(self.unet.config.sample_size or self.family.side) * self.factor
 
     @property
     def alpha_bar(self) -> Tensor:
@@ -206,9 +211,25 @@ class Stack:
 
     def pipeline(self, scheduler: str = "base") -> Any:
         """The pipeline class of diffusers around these parts, with the named sampler; takes encoded prompts."""
-        pipe = self.family.open_pipeline(self, self.family.scheduler_of(self.scheduler, scheduler))
+        own = scheduler == "base" and self.sampler is not None
+        sampler = type(self.sampler).from_config(self.sampler.config) if own else self.family.scheduler_of(self.scheduler, scheduler)
+        pipe = self.family.open_pipeline(self, sampler)
         pipe.set_progress_bar_config(disable=True)
         return pipe
+
+
+def set_steps(sampler: Any, steps: int, device: Any = None) -> int:
+    """Set a sampler's times; how often it calls the denoiser.
+
+    Raises:
+        UsageError: It cannot take so many steps.
+    """
+    try:
+        sampler.set_timesteps(steps, device=device)
+    except (ValueError, IndexError, ZeroDivisionError) as error:
+        name = samplers.SAMPLERS.get(type(sampler).__name__, type(sampler).__name__)
+        raise UsageError(f"the sampler {name} cannot take {steps} steps: {str(error).splitlines()[0]}", "give another number with `--steps`, or another `--scheduler`") from None
+    return len(sampler.timesteps)
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -220,27 +241,33 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.float16 if device.type == "mps" else torch.float32
 
 
-def load(folder: Path, device: torch.device, dtype: torch.dtype, weights: Path | None = None, prediction: str = "") -> Stack:
+def load(
+    folder: Path, device: torch.device, dtype: torch.dtype, weights: Path | None = None, prediction: str = "", vae: Path | None = None
+) -> Stack:
     """Open a diffusers folder of any known family; local files and safetensors only.
 
     Args:
-        weights: A single-file checkpoint; the folder then holds the family's configs. prediction: Of that file's denoiser.
+        weights: A single-file checkpoint; the folder then holds the family's configs. prediction: What the denoiser predicts, where that is known better
+            than the base says it. vae: Folder or file of an autoencoder that takes the place of its own.
 
     Raises:
-        ResourceError: A part is missing. InputError: a part cannot be read. DamagedError: weights are not finite. NonFiniteError: not in this format.
+        MissingError: A part is missing. DamagedError: a part lacks weights, cannot be read, or its weights are not finite. IncompatibleError: it is
+            another kind of model. NonFiniteError: its weights are not finite in this format.
     """
     with LOADING:
-        stack = _loaded(folder, device, dtype, weights, prediction)
-        finite.check_base(stack, weights or folder, lambda: _loaded(folder, torch.device("cpu"), torch.float32, weights, prediction))
+        stack = _loaded(folder, device, dtype, weights, prediction, vae)
+        finite.check_base(stack, weights or folder, lambda: _loaded(folder, torch.device("cpu"), torch.float32, weights, prediction, vae))
     return stack
 
 
-def _loaded(folder: Path, device: torch.device, dtype: torch.dtype, weights: Path | None, prediction: str) -> Stack:
+def _loaded(folder: Path, device: torch.device, dtype: torch.dtype, weights: Path | None, prediction: str, vae: Path | None) -> Stack:
     quiet()
     if device.type == "cpu":
         cpu.keep_memory()
-    said = {"prediction_type": prediction} if prediction else {}
+    said = single.describe(weights, prediction).schedule if weights else {"prediction_type": prediction} if prediction else {}
     family = _family(folder)
+    if not weights:
+        folders.check(family, folder, vae)
     try:
         (tokenizer, text_encoder), *more = single.open_words(family, weights, folder) if weights else family.open_words(folder)
         tokenizer_2, text_encoder_2 = more[0] if more else (None, None)
@@ -249,12 +276,13 @@ def _loaded(folder: Path, device: torch.device, dtype: torch.dtype, weights: Pat
             tokenizer=tokenizer,
             text_encoder=text_encoder,
             unet=single.open_part(family.denoiser, weights, folder) if weights else family.open_denoiser(folder),
-            autoencoder=_autoencoder(folder, device, family.picture_dtype(dtype), weights),
+            autoencoder=_autoencoder(folder, device, family.picture_dtype(dtype), weights, vae),
             scheduler=family.open_scheduler(folder, **said),
+            sampler=family.open_sampler(folder, **said),
             device=device,
             dtype=dtype,
-            reopen=partial(_autoencoder, folder, device, family.picture_dtype(dtype), weights),
-            reopen_float=partial(_autoencoder, folder, device, torch.float32, weights),
+            reopen=partial(_autoencoder, folder, device, family.picture_dtype(dtype), weights, vae),
+            reopen_float=partial(_autoencoder, folder, device, torch.float32, weights, vae),
             family=family,
             tokenizer_2=tokenizer_2,
             text_encoder_2=text_encoder_2,
@@ -264,11 +292,11 @@ def _loaded(folder: Path, device: torch.device, dtype: torch.dtype, weights: Pat
         )
     except OSError as error:
         first = str(error).splitlines()[0]
-        raise ResourceError(f"a part of the base in {weights or folder} is missing: {first}", "download the model again") from None
+        raise MissingError(f"a part of the base in {weights or folder} is missing: {first}", folders.AGAIN) from None
     except (*UNREADABLE, KeyError, TypeError) as error:
-        raise InputError(
-            f"the base in {weights or folder} cannot be opened: {str(error).splitlines()[0]}", "download the model again"
-        ) from None
+        raise DamagedError(f"the base in {weights or folder} is damaged: {str(error).splitlines()[0]}", folders.AGAIN) from None
+    _check_words(stack, weights or folder)
+    stack.notes += _notes(stack, said, folder)
     stack.unet.requires_grad_(False).eval().to(device, dtype)
     for module in stack.text_encoders:
         module.requires_grad_(False).eval().to(device, torch.float32)  # small, and token gradients need the precision
@@ -280,31 +308,64 @@ def _loaded(folder: Path, device: torch.device, dtype: torch.dtype, weights: Pat
     return stack
 
 
+def _notes(stack: Stack, said: Mapping[str, Any], folder: Path) -> list[str]:
+    """What a user should know of how the base was opened: weights that nothing takes, and a sampler in place of its own."""
+    notes = []
+    parts = {stack.family.denoiser: stack.unet, "vae": stack.autoencoder, "text_encoder": stack.text_encoder, "text_encoder_2": stack.text_encoder_2}
+    for part, network in parts.items():
+        unused = getattr(network, "unused_weights", None) or []
+        if unused:
+            notes.append(f"{part} of the base holds {len(unused)} weights that its config has no place for and that are not used: {unused[0]}")
+    config = stack.family.read_scheduler(folder, **said)
+    why = samplers.why_replaced(config)
+    if why:
+        called = samplers.describe(config)[0]
+        notes.append(f"{called} takes the place of the base's own sampler {config['_class_name']}: {why}")
+    return notes
+
+
+def _check_words(stack: Stack, source: Path) -> None:
+    """Refuse a tokenizer that is not its text encoder's: it names vectors that are not there, or hardly any.
+
+    Raises:
+        DamagedError: Names both sizes.
+    """
+    for tokenizer, encoder in zip(stack.tokenizers, stack.text_encoders, strict=True):
+        known, rows = len(tokenizer), int(encoder.config.vocab_size)
+        if known > rows or known < rows // 2:
+            raise DamagedError(f"the base in {source} is damaged: its tokenizer has {known} words, its text encoder {rows}", folders.AGAIN)
+        tokenizer.model_max_length = min(tokenizer.model_max_length, int(encoder.config.max_position_embeddings))
+
+
 def _family(folder: Path) -> families.Family:
     """The family that a folder says it is of.
 
     Raises:
-        IncompatibleError: Of none that is known. ResourceError: it does not say.
+        IncompatibleError: Of none that is known. MissingError, DamagedError: it does not say.
     """
     try:
         family = families.of(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise ResourceError(f"a part of the base in {folder} is missing: {error}", "download the model again") from None
+    except OSError:
+        raise MissingError(f"a part of the base in {folder} is missing: model_index.json", folders.AGAIN) from None
+    except (ValueError, KeyError):
+        raise DamagedError(f"the base in {folder} is damaged: model_index.json cannot be read", folders.AGAIN) from None
     if family is None:
         raise IncompatibleError(f"the base in {folder} is of no family that is known", "docs/bases.md says which are")
     return family
 
 
-def _autoencoder(folder: Path, device: torch.device, dtype: torch.dtype, weights: Path | None = None) -> Any:
-    """The base's autoencoder, frozen."""
+def _autoencoder(folder: Path, device: torch.device, dtype: torch.dtype, weights: Path | None = None, given: Path | None = None) -> Any:
+    """The base's autoencoder, or the one that was given for it, frozen."""
     from diffusers import AutoencoderKL
 
     vae: Any
     with LOADING:
-        if weights:
+        if given is not None:
+            vae = single.open_part("vae", given, single.LAYOUTS / families.of(folder).name) if given.is_file() else opening.open_part(AutoencoderKL, given.parent, given.name)
+        elif weights:
             vae = single.open_part("vae", weights, folder)
         else:
-            vae = AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True, local_files_only=True)
+            vae = opening.open_part(AutoencoderKL, folder, "vae")
     vae.requires_grad_(False).eval().to(device, dtype)
     return vae.to(memory_format=torch.channels_last) if device.type == "cpu" else vae
 
@@ -314,7 +375,7 @@ def quiet() -> None:
     import diffusers.utils.logging
     import transformers.utils.logging
 
-    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.set_verbosity(logging.CRITICAL)  # what matters is an error of ours
     transformers.utils.logging.disable_progress_bar()
-    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.set_verbosity(logging.CRITICAL)
     diffusers.utils.logging.disable_progress_bar()

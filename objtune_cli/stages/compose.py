@@ -55,7 +55,7 @@ def run(ctx: Context, prompt: str, places: Mapping[str, Sequence[Box]], config: 
     config = replace(config, negative=asked.negative, guidance_below=1.0, scene_guidance=0.0, object_guidance=0.0, object_below=1.0)  # regions are drawn with and without prompt at every level
     generate.note_guidance(ctx, config)
     classes = {o.name: o.class_word for o in named}
-    settings = identifying(config) | identifying(how) | {"prompt": prompt, "places": {n: list(b) for n, b in laid.boxes.items()}}
+    settings = identifying(config) | generate.drawn_by(ctx, config) | identifying(how) | {"prompt": prompt, "places": {n: list(b) for n, b in laid.boxes.items()}}
     if laid.order != names:
         settings["order"] = laid.order
     if frame is None and (laid.wide, laid.high) != (1.0, 1.0):

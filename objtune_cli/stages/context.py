@@ -11,6 +11,7 @@ from objtune_cli.bases import Base
 from objtune_cli.config import Common
 from objtune_cli.errors import IncompatibleError, Stopped
 from objtune_cli.settings import Settings
+from objtune_cli.stages import siblings
 from objtune_cli.store import artifact
 from objtune_cli.store.artifact import Record
 from objtune_cli.store.project import Project
@@ -64,7 +65,8 @@ class Context:
     def base(self) -> Base:
         """The base model's name and place; opens no weights."""
         if self._base is None:
-            self._base = bases.find(self.common.base, self.common.tower)
+            common = self.common
+            self._base = bases.find(common.base, common.tower, common.vae, common.prediction)
         return self._base
 
     def note_once(self, text: str) -> None:
@@ -89,7 +91,10 @@ class Context:
         if train and self.common.precision == "auto" and dtype == stack.PRECISIONS["fp16"]:
             dtype = stack.PRECISIONS["fp32"]
         memory.let_go(device.type)  # the base of the stage before
-        loaded = stack.load(self.base.folder, device, dtype, self.base.weights, self.base.prediction)
+        base = self.base
+        loaded = stack.load(base.folder, device, dtype, base.weights, base.said_prediction, base.vae)
+        for note in (*base.notes, *loaded.notes):
+            self.note_once(note)
         if train and self.common.precision == "auto" and device.type == "cpu" and precision.processor_has_bf16():
             precision.halve(loaded.unet)
         loaded.team, loaded.note = team, self.report.note
@@ -192,18 +197,26 @@ class Context:
         """An artifact, its bytes checked, as an entry of another's `inputs`."""
         return {"ref": str(ref), "sha256": artifact.verified(self.root, ref)[1]}
 
-    def check_base(self, record: Record) -> None:
-        """Refuse an artifact made with another base.
+    def check_base(self, record: Record, *, drawn: bool = False) -> None:
+        """Refuse an artifact made with another base; one that is only drawn may come from another base of the family, which is said.
 
         Raises:
             IncompatibleError: Names both.
         """
-        if record.base and record.base.get("fingerprint") != self.base.fingerprint:
-            mine, theirs = self.base.id, record.base.get("id", "?")
-            same = " (same name, other weights)" if mine == theirs else ""
-            raise IncompatibleError(
-                f"{record.ref} was made with the base {theirs}, this command uses {mine}{same}", f"add `--base {theirs}`, or make it again"
+        if not record.base or record.base.get("fingerprint") == self.base.fingerprint:
+            return
+        mine, theirs = self.base.id, record.base.get("id", "?")
+        same = " (same name, other weights or configs)" if mine == theirs else ""
+        why = siblings.why_not(self.base, self.root, record) if drawn else ""
+        if drawn and not why and not self.common.strict_base:
+            self.note_once(
+                f"{record.ref} was learned on the base {theirs} and is drawn on {mine}{same}, another base of {self.base.family.title}; `--strict-base` refuses this"
             )
+            return
+        again = bases.name_again(record.base, self.base.folder.parent, self.project.folder, self.project.folder.parent)
+        raise IncompatibleError(
+            f"{record.ref} was made with the base {theirs}, this command uses {mine}{same}" + (f": {why}" if why else ""), f"add {again}, or make it again"
+        )
 
 
 def tools() -> dict[str, str]:

@@ -75,8 +75,13 @@ def _scene(ctx: Context, asked: request.Request, i: int, config: Generate) -> tu
     found, prompt = asked.named[i], asked.prompts[i]
     classes = {name: word for o in found for name, word in o.record.objects.items() if name == o.name}
     name = "-".join(classes)[:64].rstrip("-.") or "scene"
-    record = Record("scene", name, classes, objects.inputs(found, asked.avoided(i)), identifying(config) | {"prompt": prompt}, ctx.base.record())
+    record = Record("scene", name, classes, objects.inputs(found, asked.avoided(i)), identifying(config) | drawn_by(ctx, config) | {"prompt": prompt}, ctx.base.record())
     return record, reuse(ctx, record, config, prompt)
+
+
+def drawn_by(ctx: Context, config: Generate) -> dict[str, str]:
+    """The base's own sampler, where it draws."""
+    return ctx.base.drawn_by() if config.scheduler == "base" else {}
 
 
 def reuse(ctx: Context, record: Record, config: Generate, prompt: str) -> Done | None:
@@ -195,7 +200,7 @@ def write_pictures(ctx: Context, ref: Ref, record: Record, shown: "np.ndarray", 
     seeds = record.metrics.get("seeds", [seed_after(config.seed, k) for k in range(len(shown))])
     for i, picture in enumerate(shown):
         size = (picture.shape[1], picture.shape[0])
-        said = parameters(prompt, config, int(seeds[i]), size, ctx.base.id, ctx.base.family.sampler, known)
+        said = parameters(prompt, config, int(seeds[i]), size, ctx.base.id, ctx.base.sampler, known)
         about = canonical({"scene": str(ref), "inputs": record.inputs, "seed": seeds[i]})
         data = pictures.png(picture, {"parameters": said, "objtune": about})
         images.append(keep_picture(ctx.root, ref, f"{i + 1:03d}.png", data))
@@ -209,16 +214,19 @@ SAMPLERS = {"ddim": "DDIM", "euler": "Euler", "dpm++": "DPM++ 2M"}
 
 
 def parameters(
-    prompt: str, config: Generate, seed: int, size: tuple[int, int], model: str, own: str = "DDIM", known: Mapping[str, str] = MappingProxyType({})
+    prompt: str, config: Generate, seed: int, size: tuple[int, int], model: str, own: tuple[str, str] = ("DDIM", ""), known: Mapping[str, str] = MappingProxyType({})
 ) -> str:
     """How a picture was made, in the lines that A1111, Forge and Civitai read: prompt, negative prompt, `Key: value` pairs.
 
     Args:
-        own: What they call the sampler of the base. known: hashes of the adapters' files.
+        own: What they call the sampler of the base and the type of its schedule. known: hashes of the adapters' files.
 
     Source: `infotext_utils.py` of A1111; values that hold a comma, a colon or a line break are JSON strings.
     """
-    pairs: dict[str, object] = {"Steps": config.steps, "Sampler": SAMPLERS.get(config.scheduler, own), "CFG scale": f"{config.guidance:g}", "Seed": seed}
+    pairs: dict[str, object] = {"Steps": config.steps, "Sampler": SAMPLERS.get(config.scheduler, own[0])}
+    if config.scheduler not in SAMPLERS and own[1]:
+        pairs["Schedule type"] = own[1]
+    pairs |= {"CFG scale": f"{config.guidance:g}", "Seed": seed}
     if config.guidance_below < 1:
         pairs["CFG below"] = f"{config.guidance_below:g}"
     if config.scene_guidance > 0:

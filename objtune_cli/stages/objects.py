@@ -77,7 +77,7 @@ class Trained:
         ref = self.source if self.source and name in self.in_source else _find_adapter(self.ctx.root, self.newest, name, version)
         if (name, ref) not in self._found:
             record, digest = artifact.verified(self.ctx.root, ref)  # reads all of the file
-            self.ctx.check_base(record)
+            self.ctx.check_base(record, drawn=True)
             self._found[name, ref] = Named(name, record, digest)
         return self._found[name, ref]
 

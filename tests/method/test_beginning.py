@@ -56,7 +56,7 @@ def test_four_steps_by_hand_the_first_ones_of_the_class(folders: dict[str, Path]
     """With guidance from the start, before the object, and only after it; with what the base says of the scene in all steps."""
     stack, text = taught(folders["sd1"])
     z = torch.randn(4, stack.size // stack.factor, stack.size // stack.factor, generator=torch.Generator().manual_seed(3))[None]
-    schedule = stack.pipeline().scheduler
+    schedule = stack.pipeline("ddim").scheduler
     schedule.set_timesteps(4)
     early = [int(t) >= 0.5 * stack.levels for t in schedule.timesteps]
     assert early == [True, True, False, False]
@@ -71,7 +71,7 @@ def test_four_steps_by_hand_the_first_ones_of_the_class(folders: dict[str, Path]
             told, free = (kind, without) if early[i] else (said(text), said(""))
             guidance = 2.5 if t < below * stack.levels else 1.0
             z = schedule.step(free + guidance * (told - free) + scene * (kind - alone), t, z).prev_sample
-    found = sample(stack, text, "", [3], 4, 2.5, below=below, scene=scene, object_below=0.5)
+    found = sample(stack, text, "", [3], 4, 2.5, "ddim", below=below, scene=scene, object_below=0.5)
     torch.testing.assert_close(found, z, rtol=1e-3, atol=1e-4)
 
 

@@ -42,7 +42,7 @@ def test_without_guidance_the_negative_prompt_does_not_count(stack: Stack) -> No
 def test_one_step_by_hand(stack: Stack) -> None:
     """DDIM from t = 1 to the clean latent: z = (z_t - sqrt(1 - abar) eps) / sqrt(abar), then noised to the last level."""
     noise = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(3))[None]
-    pipe = stack.pipeline()
+    pipe = stack.pipeline("ddim")
     pipe.scheduler.set_timesteps(1)
     t = pipe.scheduler.timesteps[:1]
     with torch.no_grad():
@@ -51,13 +51,16 @@ def test_one_step_by_hand(stack: Stack) -> None:
     level, last = stack.alpha_bar[t].view(-1, 1, 1, 1), stack.scheduler.final_alpha_cumprod
     clean = (noise - (1 - level).sqrt() * eps) / level.sqrt()
     expected = last.sqrt() * clean + (1 - last).sqrt() * eps
-    torch.testing.assert_close(sample(stack, PROMPT, "", [3], 1, 2.5), expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(sample(stack, PROMPT, "", [3], 1, 2.5, "ddim"), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_progress_counts_steps(stack: Stack) -> None:
     seen: list[tuple[int, int]] = []
-    sample(stack, PROMPT, "", [0], 3, 2.0, on_step=lambda done, total: seen.append((done, total)))
+    sample(stack, PROMPT, "", [0], 3, 2.0, "ddim", lambda done, total: seen.append((done, total)))
     assert seen == [(1, 3), (2, 3), (3, 3)]
+    seen.clear()
+    sample(stack, PROMPT, "", [0], 3, 2.0, on_step=lambda done, total: seen.append((done, total)))
+    assert seen == [(i + 1, 4) for i in range(4)]  # PLMS takes its second step twice
 
 
 def test_pictures_to_bytes() -> None:
@@ -85,11 +88,11 @@ def test_guidance_acts_below_its_noise_level_alone(stack: Stack, scheduler: str)
 
 def test_two_steps_by_hand_the_first_without_guidance(stack: Stack) -> None:
     z = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(3))[None]
-    schedule = stack.pipeline().scheduler
+    schedule = stack.pipeline("ddim").scheduler
     schedule.set_timesteps(2)
     assert (schedule.timesteps >= 0.4 * len(stack.alpha_bar)).tolist() == [True, False]
     for t, guidance in zip(schedule.timesteps, (1.0, 2.5), strict=True):
         with torch.no_grad():
             free, told = (stack.predict(z, t[None], stack.encode([text])) for text in ("", PROMPT))
         z = schedule.step(free + guidance * (told - free), t, z).prev_sample
-    torch.testing.assert_close(sample(stack, PROMPT, "", [3], 2, 2.5, below=0.4), z, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(sample(stack, PROMPT, "", [3], 2, 2.5, "ddim", below=0.4), z, rtol=1e-3, atol=1e-4)

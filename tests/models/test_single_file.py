@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from objtune_cli import bases, families
-from objtune_cli.errors import IncompatibleError, InputError
+from objtune_cli.errors import DamagedError, IncompatibleError
 from objtune_cli.families import single
 from objtune_cli.models import stack as stacks
 from objtune_cli.store import header
@@ -91,14 +91,18 @@ def test_the_whole_path_on_a_file(cli: Callable, one: Callable[[str], Path], dog
     changed = load_file(base)
     changed["model.diffusion_model.out.2.bias"] += 1
     save_file(changed, copy)
-    assert cli("generate", "a photo of <dog>", "--base", copy).code == 6
+    refused = cli("generate", "a photo of <dog>", "--strict-base", "--base", copy)
+    assert refused.code == 6 and f"`--base {base}`" in refused.err
+    sibling = cli("generate", "a photo of <dog>", "-n", 1, "--set", "generate.steps=2", "--base", copy)
+    assert sibling.code == 0 and "learned on the base model.safetensors and is drawn on copy.safetensors" in sibling.err
 
 
 @pytest.mark.parametrize(
     ("keys", "error", "said"),
     [
-        ({"lora_unet_x.lora_up.weight": (1,)}, InputError, "holds no denoiser"),
-        ({"model.diffusion_model.x": (1,)}, IncompatibleError, "of no family"),
+        ({"lora_unet_x.lora_up.weight": (1,)}, IncompatibleError, "holds no denoiser"),
+        ({"model.diffusion_model.x": (1,)}, IncompatibleError, "holds no text encoder"),
+        ({"model.diffusion_model.x": (1,), "cond_stage_model.bert.x": (1,)}, IncompatibleError, "of no family"),
         (
             {single.ENTRANCE: (8, 9, 3, 3), "cond_stage_model.transformer.x": (1,)},
             IncompatibleError,
@@ -187,7 +191,7 @@ def test_scaled_fp8_is_one_line(one: Callable[[str], Path], key: str) -> None:
 @pytest.mark.parametrize("start", ["text_encoders.clip_g.transformer.text_projection", f"{single.T5}encoder.block.1.layer.0"])
 def test_half_a_text_encoder_is_one_line(one: Callable[[str], Path], folders: dict[str, Path], start: str) -> None:
     base = bases.find(str(ldm.joint_file(folders["sd3"], one("sd3"), start)))
-    with pytest.raises(InputError, match=r"cannot be opened: .* of text_encoder_[23] is not in it"):
+    with pytest.raises(DamagedError, match=r"damaged: text_encoder_[23] lacks "):
         stacks.load(base.folder, CPU, torch.float32, base.weights)
 
 
@@ -195,8 +199,8 @@ def test_cut_files_and_pickles_are_one_line(one: Callable[[str], Path], tmp_path
     data = one("sd1").read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(data[: len(data) // 2])
     (tmp_path / "old.ckpt").write_bytes(b"PK")
-    for name, said in (("cut.safetensors", "no whole safetensors file"), ("old.ckpt", "no .safetensors file")):
-        with pytest.raises(InputError, match=said):
+    for name, error, said in (("cut.safetensors", DamagedError, "cut.safetensors is damaged"), ("old.ckpt", IncompatibleError, "no .safetensors file")):
+        with pytest.raises(error, match=said):
             bases.find(str(tmp_path / name))
 
 

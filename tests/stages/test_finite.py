@@ -251,7 +251,7 @@ def test_a_second_picture_alone_is_named(cli, base: Path, monkeypatch: pytest.Mo
     from objtune_cli.method import sampling
 
     noise = sampling._noise
-    monkeypatch.setattr(sampling, "_noise", lambda seeds, shape: noise(seeds, shape) * torch.tensor([NAN if s == 7 else 1.0 for s in seeds]).view(-1, 1, 1, 1))
+    monkeypatch.setattr(sampling, "_noise", lambda made, shape: noise(made, shape) * torch.tensor([NAN if g.initial_seed() == 7 else 1.0 for g in made]).view(-1, 1, 1, 1))
     found = generate(cli, base, "--seed", 6, "--json")
     assert found.code == 9 and "(picture 2 of 2, seed 7)" in json.loads(found.out)["error"]["message"]
 
