@@ -15,6 +15,7 @@ from objtune_cli.stages import classes, subjects, train, unfinished
 from objtune_cli.stages import prior as prior_stage
 from objtune_cli.stages.context import Context, Done
 from objtune_cli.stages.train import SAVE_EVERY, Work
+from objtune_cli.store import artifact
 from objtune_cli.store.refs import Ref
 from objtune_cli.store.room import SLACK, Room
 from objtune_cli.store.state import RunState
@@ -39,6 +40,9 @@ def run(ctx: Context, photos: list[list[Ref]], config: Train, embedding: Embed, 
     names = [name for work in works for name in work.record.objects]
     if len(set(names)) < len(names):
         raise UsageError("two photos would give an object the same name", "tell them apart with `--name`")
+    for work in works:
+        if ctx.force or artifact.existing(ctx.root, work.record) is None:
+            unfinished.announce(ctx, work.record)
     stack = train.opened(ctx, configs[0])
     keys = [train.run_key(work, stack) for work in works]
     state = _state(ctx, "beside/" + "/".join(keys))
@@ -96,7 +100,7 @@ class _Company:
         if not kept and state.file.exists():
             ctx.report.note(f"the saved state {state.file} is damaged: the runs begin anew")
         for i in [] if kept else asked:
-            unfinished.announce(ctx, works[i].record, state.key, self.computed)
+            unfinished.announce_key(ctx, works[i].record, state.key, self.computed)
         ctx.report.note(f"drawing placements of {len(asked)} photos' objects")
         count = cpu.lanes(len(works)) if ctx.parted() else 1
         stacks = [stack, *(train.opened(ctx, configs[0]) for _ in range(1, count))]

@@ -1,5 +1,6 @@
 """Class words: what people type, cleaned to what a base is told, the names made of it, and the words that a base knows."""
 
+import contextlib
 import difflib
 import re
 import unicodedata
@@ -31,6 +32,8 @@ def clean(text: str) -> str:
     Raises:
         UsageError: Nothing is left, or it has control characters or angle brackets.
     """
+    with contextlib.suppress(UnicodeError):  # a command line read as ASCII, where the locale is C: its bytes are UTF-8
+        text = text.encode("utf-8", "surrogateescape").decode()
     word = unicodedata.normalize("NFC", " ".join(_UNSEEN.sub("", text).split()))
     if any(unicodedata.category(c) in ("Cc", "Cs") for c in word):
         raise UsageError(f"the class word {word!r} has characters that cannot be printed", FORM)

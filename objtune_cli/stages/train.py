@@ -50,7 +50,10 @@ def run(ctx: Context, sources: list[Ref], config: Train, embedding: Embed, prior
     """
     config = checked(ctx, config, len(sources))
     work = described(ctx, sources, config, embedding, prior)
-    return shown(ctx, ctx.reuse(work.record, computed=True) or alone(ctx, work, config), work, preview=preview)
+    done = ctx.reuse(work.record, computed=True)
+    if done is None and leads(ctx.team()):
+        unfinished.announce(ctx, work.record)
+    return shown(ctx, done or alone(ctx, work, config), work, preview=preview)
 
 
 def checked(ctx: Context, config: Train, objects: int = 1) -> Train:
@@ -152,7 +155,7 @@ def alone(ctx: Context, work: Work, config: Train) -> Done:
         if done:
             return done
         if leads(team) and not state.file.exists():
-            unfinished.announce(ctx, work.record, state.key, computed(stack))
+            unfinished.announce_key(ctx, work.record, state.key, computed(stack))
         ctx.report.note("drawing placements of the object")
         judge = judge_of(ctx, stack, learning) if config.scores == "shown" and leads(team) else None
         if judge is not None and config.idle == "leaves":

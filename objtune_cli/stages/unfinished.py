@@ -28,19 +28,11 @@ def about(runs: "Iterable[tuple[Record, Trainer]]", computed: str) -> dict[str, 
     return {"runs": told, "config": record.config if record else {}, "base": record.base if record else {}, "computed": computed}
 
 
-def announce(ctx: Context, record: Record, key: str, computed: str) -> None:
-    """Say what becomes of earlier runs of this object: a run with other settings begins anew.
-
-    Args:
-        key: Of the run's own state. computed: how its steps are computed, as in `about`.
-    """
+def announce(ctx: Context, record: Record) -> None:
+    """Say, before a base is opened, what becomes of earlier runs of this object: one with other settings, or of something else, begins anew."""
     for state in unfinished(ctx.project):
-        run = state.runs.get(record.name)
-        if run and state.key != key:
-            ctx.report.note(
-                f"{record.kind}/{record.name}: a run of {run['total']} steps is unfinished at {run['step']}; "
-                f"{_difference(state, record, computed)}; the command that began it still goes on with it"
-            )
+        if why := _difference(state, record):
+            _say(ctx, state, record, why)
     versions = refs.versions(ctx.root, record.kind, record.name)
     if versions and not ctx.force:
         newest = artifact.read_record(ctx.root, Ref(record.kind, record.name, versions[-1]))
@@ -48,6 +40,26 @@ def announce(ctx: Context, record: Record, key: str, computed: str) -> None:
         if changed and (newest.inputs, newest.base) == (record.inputs, record.base):
             steps = f" of {newest.metrics['steps']} steps" if "steps" in newest.metrics else ""
             ctx.report.note(f"{newest.ref}{steps} has other settings ({changed}); this run begins anew and makes another version")
+
+
+def announce_key(ctx: Context, record: Record, key: str, computed: str) -> None:
+    """Say that a run of the same settings and inputs begins anew all the same: its steps would have other last digits.
+
+    Args:
+        key: Of the run's own state. computed: how its steps are computed, as in `about`.
+    """
+    for state in unfinished(ctx.project):
+        if record.name not in state.runs or state.key == key or _difference(state, record):
+            continue
+        other = f"another device, number format or number of threads begins anew ({state.computed}, now {computed})"
+        _say(ctx, state, record, other if state.computed != computed else "photos that are learned side by side, and one alone, begin anew")
+
+
+def _say(ctx: Context, state: Unfinished, record: Record, why: str) -> None:
+    run = state.runs[record.name]
+    ctx.note_once(
+        f"{record.kind}/{record.name}: a run of {run['total']} steps is unfinished at {run['step']}; {why}; the command that began it still goes on with it"
+    )
 
 
 def list_all(project: Project) -> list[dict[str, Any]]:
@@ -70,17 +82,15 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     return "; ".join(found[:MOST] + more)
 
 
-def _difference(state: Unfinished, record: Record, computed: str) -> str:
-    """Why a state is not of this run, which therefore begins anew."""
+def _difference(state: Unfinished, record: Record) -> str:
+    """What a state of this object was begun with that is another now; nothing where it is the same work, or of another object."""
+    if record.name not in state.runs:
+        return ""
     if state.base.get("fingerprint") != record.base.get("fingerprint"):
         return f"another base begins anew ({state.base.get('id', 'unknown')}, now {record.base.get('id', 'unknown')})"
     if changed := changes(state.config, record.config):
         return f"other settings begin anew ({changed})"
-    if state.runs[record.name]["inputs"] != _digest(record):
-        return "another photo, mask, embedding or prior begins anew"
-    if state.computed != computed:
-        return f"another device, number format or number of threads begins anew ({state.computed}, now {computed})"
-    return "photos that are learned side by side, and one alone, begin anew"
+    return "another photo, mask, embedding or prior begins anew" if state.runs[record.name]["inputs"] != _digest(record) else ""
 
 
 def _digest(record: Record) -> str:

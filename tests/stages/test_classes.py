@@ -89,6 +89,10 @@ def test_what_is_no_class_word_is_refused(word: str) -> None:
     assert "`--class dog`" in caught.value.hint
 
 
+def test_a_class_word_from_a_command_line_of_the_c_locale_is_read() -> None:
+    assert classes.clean("犬".encode().decode("ascii", "surrogateescape")) == "犬"
+
+
 def test_two_classes_that_give_one_name_are_told() -> None:
     with pytest.raises(UsageError, match="Café and cafe would both be cafe") as caught:
         classes.named(["Café", "cafe"])

@@ -246,13 +246,16 @@ def test_a_run_of_several_photos_is_told_to_a_command_for_one_of_them(project):
     state.about = unfinished.about([(record, SimpleNamespace(step=3, total=8)) for record in records], "cpu")
     state.save({})
     ctx = Context(Project(project), None, None, SimpleNamespace(note=said.append))
-    for record, computed in ((records[0], "cpu"), (replace(records[1], config=settings | {"lr": 0.25, "steps": 9}), "cpu"), (records[1], "cuda")):
-        unfinished.announce(ctx, record, "b" * 64, computed)
+    faster = replace(records[1], config=settings | {"lr": 0.25, "steps": 9})
+    for record, computed in ((records[0], "cpu"), (faster, "cpu"), (records[1], "cuda")):
+        unfinished.announce(ctx, record)
+        unfinished.announce_key(ctx, record, "b" * 64, computed)
     assert [line.split("unfinished at 3; ")[1].split("; the command")[0] for line in said] == [
         "photos that are learned side by side, and one alone, begin anew",
         "other settings begin anew (steps 8, now 9; lr 0.5, now 0.25)",
         "another device, number format or number of threads begins anew (cpu, now cuda)",
     ]
-    unfinished.announce(ctx, records[0], "a" * 64, "cpu")
+    unfinished.announce(ctx, records[0])
+    unfinished.announce_key(ctx, records[0], "a" * 64, "cpu")
     assert len(said) == 3, "its own state is gone on with"
     assert unfinished.changes({}, {f.name: f.metadata["before"] for f in fields(Train)}) == ""
