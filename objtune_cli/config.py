@@ -226,6 +226,9 @@ class Generate:
     object_guidance: float = _setting(
         0.0, "How much is added of what the object's adapter says over the frozen base told the class word, one row more of it a step.", 0, 20, before=0.0
     )
+    strength: float = _setting(
+        1.0, "What objects' LoRAs are multiplied by where the prompt does not say it, as `<dog:0.8>` does; 0: their classes are drawn.", 0, 2, before=1.0
+    )
     negative: str = _setting("", "What should not be in the picture.")
     scheduler: Literal["base", "ddim", "euler", "dpm++"] = _setting("base", "Sampler.")
 

@@ -1,4 +1,4 @@
-"""`objtune merge`: several adapters as one."""
+"""`objtune merge`: several adapters as one, or one weaker or stronger."""
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -19,7 +19,7 @@ def merge(
     run: Run,
     ref: Annotated[
         list[str] | None,
-        typer.Argument(metavar="REF[=WEIGHT]…", help="Trained objects, or - for stdin; a weight is 1 unless it is given.", autocompletion=complete.adapter_ref),
+        typer.Argument(metavar="REF[=WEIGHT]…", help="Trained objects, or one with a weight and a new --name; - for stdin; a weight is 1 unless it is given.", autocompletion=complete.adapter_ref),
     ] = None,
     name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="Of the new adapter.", show_default="their names")] = None,
     method: Annotated[Literal["sum", "ties", "dare", "dare-ties"] | None, typer.Option(help="How they become one.", show_default=Merge().method)] = None,

@@ -18,6 +18,7 @@ Negative = Annotated[str | None, typer.Option("--negative", help="What should no
 Width = Annotated[int | None, typer.Option("--width", metavar="PX", help="Width of the pictures; default: the base's own.", show_default=False)]
 Height = Annotated[int | None, typer.Option("--height", metavar="PX", help="Height of the pictures; default: the base's own.", show_default=False)]
 Size = Annotated[str | None, typer.Option("--size", metavar="WxH", help="Both, for example 832x1216.")]
+Strength = Annotated[float | None, typer.Option("--strength", help="How strong objects are, 0 to 2; <rex:0.8> in the prompt says it of one; 0 draws the class.", show_default="1")]
 Scheduler = Annotated[Literal["base", "ddim", "euler", "dpm++"] | None, typer.Option("--scheduler", help="Sampler.", show_default="base")]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Also copy the pictures there.")]
 
@@ -33,6 +34,7 @@ def generate(
     steps: Steps = None,
     guidance: Guidance = None,
     negative: Negative = None,
+    strength: Strength = None,
     scheduler: Scheduler = None,
     adapter: Annotated[
         str | None, typer.Option("--adapter", metavar="REF", help="Take all objects from this adapter, a merged one for example.", autocompletion=complete.adapter_ref)
@@ -47,7 +49,7 @@ def generate(
     ctx = run.context(create=False)
     wide, high = picture_size.read(size, width, height)
     config = ctx.settings.resolve(
-        Generate, n=n, seed=seed, width=wide, height=high, steps=steps, guidance=guidance, negative=negative, scheduler=scheduler
+        Generate, n=n, seed=seed, width=wide, height=high, steps=steps, guidance=guidance, negative=negative, strength=strength, scheduler=scheduler
     )
     source = refs.find(ctx.root, adapter, ("adapter",)) if adapter else None
     return Outcome(stage.run(ctx, prompts, config, out, source), shown="images")
@@ -66,6 +68,7 @@ def compose(
     steps: Steps = None,
     guidance: Guidance = None,
     negative: Negative = None,
+    strength: Strength = None,
     scheduler: Scheduler = None,
     retries: Annotated[
         int | None, typer.Option(help="Other seeds for a picture in which an object is missing or mixed.", show_default=str(Compose().retries))
@@ -81,7 +84,7 @@ def compose(
     ctx = run.context(create=False)
     wide, high = picture_size.read(size, width, height)
     config = ctx.settings.resolve(
-        Generate, n=n, seed=seed, width=wide, height=high, steps=steps, guidance=guidance, negative=negative, scheduler=scheduler
+        Generate, n=n, seed=seed, width=wide, height=high, steps=steps, guidance=guidance, negative=negative, strength=strength, scheduler=scheduler
     )
     how = ctx.settings.resolve(Compose, retries=retries, strict=1 if strict else None)
     return Outcome(stage.run(ctx, prompt, given, config, how, out), shown="images")

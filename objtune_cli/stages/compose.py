@@ -34,13 +34,13 @@ def run(ctx: Context, prompt: str, places: Mapping[str, Sequence[Box]], config: 
         InputError: No object in the prompt, or a place for an object that it does not name; see `request.read`.
         UsageError: One place for two objects, or more places than mentions. GateError: `how.strict`, and in a picture an object is missing or mixed for every seed.
     """
-    asked = request.read(ctx, [prompt], config.negative)
+    asked = request.read(ctx, [prompt], config.negative, strength=config.strength)
     (prompt,), (named,) = asked.prompts, asked.named
     if not named:
         raise InputError("the prompt names no trained object", asked.advice or 'for example `objtune compose "<rex> and <cup> on the beach" --place rex=left --place cup=right`')
     apart, found = name_apart(prompt, named, {o.name for o in asked.objects})
     names = [o.name for o in found]
-    given = layout.assign(places, {o.name: [m.name for m in found if m.own_name == o.name] for o in named})
+    given = layout.assign(places, {o.name: [m.name for m in found if m.key == o.key] for o in named})
     layout.check(given, names)
     _note_repeated(ctx, named, found)
     is_sized = bool(config.width or config.height)
@@ -52,10 +52,10 @@ def run(ctx: Context, prompt: str, places: Mapping[str, Sequence[Box]], config: 
         ctx.report.note("placed by us: " + ", ".join(f"{n}={','.join(f'{v:.2f}' for v in laid.boxes[n])}" for n in free))
     # where nothing is looked at closer and laid back, another scene it is not
     how = replace(how, object_guidance=ctx.base.object_guidance(how.object_guidance)) if how.detail else replace(how, laid="place", object_guidance=0.0)
-    config = replace(config, negative=asked.negative, guidance_below=1.0, scene_guidance=0.0, object_guidance=0.0, object_below=1.0)  # regions are drawn with and without prompt at every level
+    config = replace(config, negative=asked.negative, strength=1.0, guidance_below=1.0, scene_guidance=0.0, object_guidance=0.0, object_below=1.0)  # regions are drawn with and without prompt at every level
     generate.note_guidance(ctx, config)
     classes = {o.name: o.class_word for o in named}
-    settings = identifying(config) | generate.drawn_by(ctx, config) | identifying(how) | {"prompt": prompt, "places": {n: list(b) for n, b in laid.boxes.items()}}
+    settings = identifying(config) | generate.drawn_by(ctx, config) | identifying(how) | {"prompt": prompt, "places": {n: list(b) for n, b in laid.boxes.items()}} | generate.strengths(named)
     if laid.order != names:
         settings["order"] = laid.order
     if frame is None and (laid.wide, laid.high) != (1.0, 1.0):
@@ -83,7 +83,7 @@ def name_apart(prompt: str, named: Sequence[objects.Named], taken: Set[str] = fr
         own = known[match[1]]
         free = (own.name if i == 1 else f"{own.name}-{i}" for i in itertools.count(1))
         name = next(n for n in free if n not in found and (n == own.name or n not in taken | known.keys()))
-        found[name] = own if name == own.name else replace(own, name=name, trained_name=own.name)
+        found[name] = own if name == own.name else replace(own, name=name, trained_name=own.own_name)
         return f"<{name}>"
 
     return PLACEHOLDER.sub(rename, prompt), list(found.values())
@@ -92,7 +92,7 @@ def name_apart(prompt: str, named: Sequence[objects.Named], taken: Set[str] = fr
 def _note_repeated(ctx: Context, named: Sequence[objects.Named], found: Sequence[objects.Named]) -> None:
     """Say which objects are drawn more than once."""
     for item in named:
-        own = [o.name for o in found if o.own_name == item.name]
+        own = [o.name for o in found if o.key == item.key]
         if len(own) > 1:
             ctx.report.note(f"the prompt names <{item.name}> {len(own)} times, so the scene has {len(own)}: {', '.join(own)}; name it once to draw one")
 
@@ -106,7 +106,7 @@ def _draw(ctx: Context, record: Record, asked: request.Request, laid: Layout, co
 
     stack = ctx.stack()
     (apart,), (found,) = asked.prompts, asked.named
-    weights = {o.name: objects.tensors(ctx, o) for o in asked.objects}
+    weights = {o.name: objects.scale(objects.tensors(ctx, o), o.strength) for o in asked.objects}
     words = objects.add_words(stack, asked.objects, weights)
     told = layout.spoken(apart) if how.context == "class" else apart
     request.check_lengths(ctx, stack, words, replace(asked, prompts=[told]))

@@ -1,7 +1,8 @@
 """`generate`: prompts to pictures, and a scene artifact with their latents."""
 
+import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -9,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from objtune_cli import __version__
 from objtune_cli.config import Generate, identifying, seed_after
-from objtune_cli.errors import GateError
+from objtune_cli.errors import GateError, InputError
 from objtune_cli.stages import hashes, objects, picture_size, request
 from objtune_cli.stages.context import Context, Done, keep_picture
-from objtune_cli.stages.prompts import escape_syntax
+from objtune_cli.stages.prompts import escape_syntax, write_strengths
 from objtune_cli.store import artifact, pictures
 from objtune_cli.store.artifact import Record, write_file
 from objtune_cli.store.header import canonical
@@ -33,8 +34,9 @@ def run(ctx: Context, prompts: list[str], config: Generate, out: Path | None = N
     Raises:
         InputError, MissingError: See `request.read`.
     """
-    asked = request.read(ctx, prompts, config.negative, source)
-    config = suited(ctx, replace(config, negative=asked.negative))
+    asked = request.read(ctx, prompts, config.negative, source, config.strength)
+    _check_shared(asked)
+    config = suited(ctx, replace(config, negative=asked.negative, strength=1.0))  # which the objects have now
     note_guidance(ctx, config)
     done = [_scene(ctx, asked, i, config) for i in range(len(asked.prompts))]
     waiting = [i for i, (_, reused) in enumerate(done) if reused is None]
@@ -46,7 +48,7 @@ def run(ctx: Context, prompts: list[str], config: Generate, out: Path | None = N
         request.check_lengths(ctx, stack, words, asked)
         loaded = _add_adapters(stack, [o for named in asked.named for o in named], weights)
         for i in waiting:
-            _activate(stack, [loaded[o.record.ref] for o in asked.named[i] if loaded[o.record.ref]])
+            _activate(stack, [name for o in asked.named[i] if (name := loaded[o.record.ref, o.strength])])
             results[i] = _draw(ctx, stack, words, asked.prompts[i], done[i][0], config)
     finished = [r for r in results if r is not None]
     return copied(finished, out, ctx)
@@ -73,15 +75,34 @@ def note_guidance(ctx: Context, config: Generate) -> None:
 
 def _scene(ctx: Context, asked: request.Request, i: int, config: Generate) -> tuple[Record, Done | None]:
     found, prompt = asked.named[i], asked.prompts[i]
-    classes = {name: word for o in found for name, word in o.record.objects.items() if name == o.name}
+    classes = {o.name: o.class_word for o in found}
     name = "-".join(classes)[:64].rstrip("-.") or "scene"
-    record = Record("scene", name, classes, objects.inputs(found, asked.avoided(i)), identifying(config) | drawn_by(ctx, config) | {"prompt": prompt}, ctx.base.record())
+    settings = identifying(config) | drawn_by(ctx, config) | {"prompt": prompt} | strengths(found)
+    record = Record("scene", name, classes, objects.inputs(found, asked.avoided(i)), settings, ctx.base.record())
     return record, reuse(ctx, record, config, prompt)
 
 
 def drawn_by(ctx: Context, config: Generate) -> dict[str, str]:
     """The base's own sampler, where it draws."""
     return ctx.base.drawn_by() if config.scheduler == "base" else {}
+
+
+def strengths(found: Sequence[objects.Named]) -> dict[str, dict[str, float]]:
+    """What a scene's settings keep of its objects' strengths; nothing where all are 1."""
+    other = {o.name: o.strength for o in found if o.strength != 1}
+    return {"strengths": other} if other else {}
+
+
+def _check_shared(asked: request.Request) -> None:
+    """Refuse different strengths of one LoRA, which acts everywhere in a picture.
+
+    Raises:
+        InputError: Objects of one joint adapter have different strengths.
+    """
+    for found in asked.named:
+        for a, b in itertools.combinations(found, 2):
+            if a.record.ref == b.record.ref and a.strength != b.strength:
+                raise InputError(f"<{a.name}> and <{b.name}> share one LoRA, {a.record.ref}, and have the strengths {a.strength:g} and {b.strength:g}", "give them one strength, or draw them with `objtune compose`")
 
 
 def reuse(ctx: Context, record: Record, config: Generate, prompt: str) -> Done | None:
@@ -104,15 +125,15 @@ def reuse(ctx: Context, record: Record, config: Generate, prompt: str) -> Done |
     return done
 
 
-def _add_adapters(stack: "Stack", found: list[objects.Named], weights: dict[str, dict[str, Any]]) -> dict[Ref, str]:
-    """Add every adapter once; the names they have in the denoiser, "" for a token without LoRA."""
+def _add_adapters(stack: "Stack", found: list[objects.Named], weights: dict[str, dict[str, Any]]) -> dict[tuple[Ref, float], str]:
+    """Add every adapter once for each of its strengths; the names they have in the denoiser, "" for a token without LoRA."""
     from objtune_cli.models import adapter
 
-    loaded: dict[Ref, str] = {}
+    loaded: dict[tuple[Ref, float], str] = {}
     for item in found:
-        if item.record.ref not in loaded:
+        if (item.record.ref, item.strength) not in loaded:
             name = f"lora{len(loaded)}"
-            loaded[item.record.ref] = name if adapter.load(stack, weights[item.name], name) else ""
+            loaded[item.record.ref, item.strength] = name if adapter.load(stack, objects.scale(weights[item.name], item.strength), name) else ""
     return loaded
 
 
@@ -200,7 +221,7 @@ def write_pictures(ctx: Context, ref: Ref, record: Record, shown: "np.ndarray", 
     seeds = record.metrics.get("seeds", [seed_after(config.seed, k) for k in range(len(shown))])
     for i, picture in enumerate(shown):
         size = (picture.shape[1], picture.shape[0])
-        said = parameters(prompt, config, int(seeds[i]), size, ctx.base.id, ctx.base.sampler, known)
+        said = parameters(write_strengths(prompt, record.config.get("strengths", {})), config, int(seeds[i]), size, ctx.base.id, ctx.base.sampler, known)
         about = canonical({"scene": str(ref), "inputs": record.inputs, "seed": seeds[i]})
         data = pictures.png(picture, {"parameters": said, "objtune": about})
         images.append(keep_picture(ctx.root, ref, f"{i + 1:03d}.png", data))

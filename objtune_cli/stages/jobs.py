@@ -89,9 +89,10 @@ def check_prompts(jobs: Sequence[Job], root: Path) -> None:
     known = {name for job in jobs for name in job.names}
     for name in refs.names(root, "adapter") if texts else []:
         with contextlib.suppress(ObjtuneError):  # a damaged adapter is no matter of jobs that do not name it
-            known |= artifact.read_record(root, refs.resolve(root, refs.Ref("adapter", name))).objects.keys()
+            held = artifact.read_record(root, refs.resolve(root, refs.Ref("adapter", name))).objects
+            known |= {*held, name} if len(held) == 1 else {*held}
     for text, job in texts.items():
-        read, _ = prompts.read_names(text, known.__contains__)
+        read, _ = prompts.take_strengths(prompts.read_names(text, known.__contains__)[0])
         prompts.check_brackets(read, known.__contains__)
         missing = next((match[0] for match in PLACEHOLDER.finditer(read) if match[1] not in known), "")
         if missing:

@@ -6,20 +6,25 @@ from typing import Any
 from objtune_cli.config import Merge, identifying
 from objtune_cli.errors import IncompatibleError, UsageError
 from objtune_cli.stages.context import Context, Done, tools
-from objtune_cli.store import artifact
+from objtune_cli.stages.objects import is_merged
+from objtune_cli.store import artifact, header, refs
 from objtune_cli.store.artifact import Record
 from objtune_cli.store.refs import Ref, check_name
 
 
 def run(ctx: Context, given: list[tuple[Ref, float]], name: str | None, config: Merge) -> Done:
-    """One adapter of several, each with its weight; all their objects' tokens come along.
+    """One adapter of several, each with its weight, or of one, weaker or stronger or of lower rank; all their objects' tokens come along.
 
     Raises:
-        UsageError: Fewer than two, or an object in two of them. IncompatibleError: They were made with different bases.
+        UsageError: An object in two of them, one adapter twice, or one alone without a new name or with a weight of 0.
+        IncompatibleError: They were made with different bases, or one alone has no LoRA.
     """
-    if len({ref for ref, _ in given}) < 2:
-        raise UsageError("there is nothing to merge", "give two adapters or more: `objtune merge rex cup`")
     records = [artifact.read_record(ctx.root, ref) for ref, _ in given]
+    if len({ref for ref, _ in given}) < len(given):
+        twice = next(ref for i, (ref, _) in enumerate(given) if ref in [other for other, _ in given[:i]])
+        raise UsageError(f"{twice} is given twice", f"its weight once is enough: `objtune merge {records[0].name}=0.8 cup`")
+    if len(given) == 1:
+        _check_alone(ctx, records[0], given[0][1], name)
     _check(records)
     weights = {str(ref): weight for ref, weight in given}
     settings = identifying(config) | {"weights": [weights[str(r.ref)] for r in records]}
@@ -27,6 +32,20 @@ def run(ctx: Context, given: list[tuple[Ref, float]], name: str | None, config: 
     called = check_name(name) if name else "-".join(r.name for r in records)[:64].rstrip("-.")
     record = Record("adapter", called, {n: word for r in records for n, word in r.objects.items()}, inputs, settings, records[0].base)
     return ctx.reuse(record) or _merge(ctx, record, [r.ref for r in records], config)
+
+
+def _check_alone(ctx: Context, record: Record, weight: float, name: str | None) -> None:
+    """Refuse one adapter of which nothing new can be made."""
+    example = f"`objtune merge {record.name}=0.7 --name {record.name}-07`"
+    if not name:
+        raise UsageError(f"{record.ref} alone makes nothing to merge", f"give two adapters or more, or a weight and a new name: {example}")
+    taken = name in refs.names(ctx.root, "adapter") and not is_merged(artifact.read_record(ctx.root, refs.resolve(ctx.root, Ref("adapter", name))))
+    if taken or name in (record.name, *record.objects):
+        raise UsageError(f"{name} is the name of a trained object, whose next version this would be", f"give a new name: {example}")
+    if weight == 0:
+        raise UsageError(f"a weight of 0 leaves nothing of {record.ref}", f"a number that is not 0: {example}")
+    if not any(key.endswith(".lora_B.weight") for key in header.read(record.ref.path(ctx.root))[1]):
+        raise IncompatibleError(f"{record.ref} is a token alone, without LoRA; a weight has nothing to act on", "it can be merged with others")
 
 
 def _check(records: list[Record]) -> None:
@@ -58,6 +77,9 @@ def _merge(ctx: Context, record: Record, sources: list[Ref], config: Merge) -> D
     opened = [{k: torch.from_numpy(v.copy()) for k, v in artifact.load(ctx.root, ref, digests[str(ref)])[1].items()} for ref in sources]
     tensors: dict[str, Any] = {k: v for adapter in opened for k, v in adapter.items() if k.startswith(("token.", "token_2."))}
     tensors |= merging.merged(opened, record.config["weights"], config.method, config.rank, config.density, config.seed)
+    large = next((k for k, v in tensors.items() if not bool(torch.isfinite(v).all())), "")
+    if large:
+        raise UsageError(f"with these weights {large} is infinite", "give smaller weights")
     ranks = {v.shape[0] for k, v in tensors.items() if k.endswith("lora_A.weight")}
     metrics = {"rank": max(ranks, default=0)}
     return Done(artifact.publish(ctx.root, replace(record, metrics=metrics, tools=tools()), tensors), metrics=metrics)

@@ -19,17 +19,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A `<name>` of a prompt and the adapter that holds it; `trained_name`: what the adapter calls the object, if the scene calls it otherwise."""
+    """A `<name>` of a prompt and the adapter that holds it.
+
+    Attributes:
+        trained_name: What the adapter calls the object, if the scene calls it otherwise. strength: what its LoRA is multiplied by.
+    """
 
     name: str
     record: Record
     sha256: str
     trained_name: str = ""
+    strength: float = 1.0
 
     @property
     def own_name(self) -> str:
         """What the adapter calls the object."""
         return self.trained_name or self.name
+
+    @property
+    def key(self) -> tuple[Ref, str]:
+        """What tells it from other objects, whatever the scene calls it."""
+        return self.record.ref, self.own_name
 
     @property
     def class_word(self) -> str:
@@ -55,7 +65,7 @@ class Trained:
 
     def has(self, name: str) -> bool:
         """Whether there is an object of a name."""
-        return name in self.in_source or any(name in record.objects for record in self.newest.values())
+        return bool(self._in_source(name)) or any(_own_name(record, name) for record in self.newest.values())
 
     def of_base(self) -> dict[str, str]:
         """The objects that were trained on the command's base: name to class word."""
@@ -72,14 +82,28 @@ class Trained:
         Raises:
             InputError: The source does not hold it. MissingError: no adapter does; the hint lists what there is. IncompatibleError: it is of another base.
         """
-        if self.source and name not in self.in_source and not elsewhere:
+        if self.source and not self._in_source(name) and not elsewhere:
             raise InputError(f"{self.source} holds no <{name}>", f"it holds {', '.join(f'<{o}>' for o in self.in_source)}")
-        ref = self.source if self.source and name in self.in_source else _find_adapter(self.ctx.root, self.newest, name, version)
+        ref = self.source if self.source and self._in_source(name) else _find_adapter(self.ctx.root, self.newest, name, version)
         if (name, ref) not in self._found:
             record, digest = artifact.verified(self.ctx.root, ref)  # reads all of the file
             self.ctx.check_base(record, drawn=True)
-            self._found[name, ref] = Named(name, record, digest)
+            own = _own_name(record, name)
+            self._found[name, ref] = Named(name, record, digest, "" if own == name else own)
         return self._found[name, ref]
+
+    def _in_source(self, name: str) -> str:
+        """What the source calls the object of a name; empty where it holds none of it."""
+        return _find_own_name(self.source.name, self.in_source, name) if self.source else ""
+
+
+def _own_name(record: Record, name: str) -> str:
+    return _find_own_name(record.name, record.objects, name)
+
+
+def _find_own_name(adapter: str, objects: Mapping[str, str], name: str) -> str:
+    """What an adapter calls the object of a name: an adapter of one object goes by its own name too; empty where it holds none of it."""
+    return name if name in objects else next(iter(objects)) if adapter == name and len(objects) == 1 else ""
 
 
 def is_merged(record: Record) -> bool:
@@ -93,7 +117,7 @@ def _find_adapter(root: Path, newest: Mapping[str, Record], name: str, version: 
     Raises:
         MissingError: None holds it, or several joint ones do.
     """
-    if name in newest and name in newest[name].objects:
+    if name in newest and _own_name(newest[name], name):
         return refs.resolve(root, Ref("adapter", name, version))
     joint = [record.ref for record in newest.values() if name in record.objects and not is_merged(record)]
     if len(joint) > 1:
@@ -125,6 +149,16 @@ def tensors(ctx: Context, item: Named) -> dict[str, Any]:
     artifact.require_finite(ctx.root, item.record.ref)
     _, arrays = artifact.load(ctx.root, item.record.ref, item.sha256)
     return {k: torch.from_numpy(v.copy()) for k, v in arrays.items()}
+
+
+def scale(weights: dict[str, Any], strength: float) -> dict[str, Any]:
+    """An adapter's tensors with its LoRA as strong as asked for; its tokens stay as they are. At 1 the very same tensors."""
+    return weights if strength == 1 else {k: v * strength if k.endswith(".lora_B.weight") else v for k, v in weights.items()}
+
+
+def has_lora(ctx: Context, item: Named) -> bool:
+    """Whether an object's adapter is more than a token, by its header alone."""
+    return any(name.endswith(".lora_B.weight") for name in header.read(item.record.ref.path(ctx.root))[1])
 
 
 def has_words(ctx: Context, item: Named) -> bool:

@@ -104,6 +104,37 @@ def _slug(text: str) -> str:
         return ""
 
 
+STRONGEST = 2.0
+_STRENGTH = re.compile(r"<(?P<name>[a-z0-9][a-z0-9._-]*)(?P<version>@[0-9]+)?\s*:\s*(?P<strength>[^<>:]*?)\s*>")
+
+
+def take_strengths(text: str) -> tuple[str, dict[str, float]]:
+    """Read `<name:0.8>`: the prompt with plain names, and the strength of each object that has one.
+
+    Raises:
+        InputError: Not a number from 0 to 2, or two strengths of one object.
+    """
+    strengths: dict[str, float] = {}
+
+    def read(match: re.Match[str]) -> str:
+        name, said = match["name"], match["strength"]
+        if name in FILES:
+            return match[0]
+        value = float(said) if re.fullmatch(r"[0-9]{1,9}\.?[0-9]*|\.[0-9]+", said) else -1.0
+        if not 0 <= value <= STRONGEST:
+            raise InputError(f"{match[0]} has no strength", f"a number from 0 to {STRONGEST:g} draws an object weaker or stronger: `<{name}:0.8>`")
+        if strengths.setdefault(name, value) != value:
+            raise InputError(f"the prompt gives <{name}> the strengths {strengths[name]:g} and {value:g}", "give an object one strength in a prompt")
+        return f"<{name}{match['version'] or ''}>"
+
+    return _STRENGTH.sub(read, text), strengths
+
+
+def write_strengths(text: str, strengths: Mapping[str, float]) -> str:
+    """The undoing of `take_strengths`."""
+    return re.sub(r"<([a-z0-9][a-z0-9._-]*)((?:@[0-9]+)?)>", lambda m: f"<{m[1]}{m[2]}:{strengths[m[1]]:g}>" if m[1] in strengths else m[0], text)
+
+
 FILES = ("lora", "lyco", "locon", "ti", "embed", "embedding")
 """What other tools write before the name of a file that `import` reads."""
 

@@ -2,14 +2,15 @@
 
 import contextlib
 import shlex
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from objtune_cli.errors import InputError, ObjtuneError
 from objtune_cli.stages import prompts as text
 from objtune_cli.stages.context import Context
-from objtune_cli.stages.objects import Named, Trained
+from objtune_cli.stages.objects import Named, Trained, has_lora
 from objtune_cli.store.refs import Ref
 
 if TYPE_CHECKING:
@@ -47,11 +48,12 @@ class Request:
         return list({o.name: o for found in (*self.named, self.in_negative) for o in found}.values())
 
 
-def read(ctx: Context, prompts: list[str], negative: str = "", source: Ref | None = None) -> Request:
+def read(ctx: Context, prompts: list[str], negative: str = "", source: Ref | None = None, strength: float = 1.0) -> Request:
     """Read prompts, find their objects, and tell the user what is read in another way than it may be meant.
 
     Args:
         source: The adapter that all objects are taken from; the negative prompt may name others.
+        strength: Of objects of which the prompt says none. An object of strength 0 is its class word.
 
     Raises:
         InputError: A prompt is empty or no text, mentions two versions of one object, or the source does not hold one.
@@ -59,16 +61,22 @@ def read(ctx: Context, prompts: list[str], negative: str = "", source: Ref | Non
     """
     trained, changes = Trained(ctx, source), []
     found: dict[str, Named] = {}
-    read_prompts, named = [], []
+    read_prompts, named, bare = [], [], []
     for i, prompt in enumerate(prompts, 1):
         where = f"prompt {i}" if len(prompts) > 1 else "the prompt"
         written, changed = text.read_names(text.clean(prompt, where), trained.has)
-        named.append(_find(trained, written, found))
+        written, strengths = text.take_strengths(written)
+        own = _find(trained, written, found)
+        written, shown = _apply_strengths(ctx, written, own, strengths, strength)
+        named.append(shown)
         read_prompts.append(written)
         changes += changed
+        bare += [] if own else [written]
     written, changed = text.read_names(text.clean(negative, "the negative prompt", may_be_empty=True), trained.has)
+    written, strengths = text.take_strengths(written)
+    if strengths:
+        raise InputError(f"the negative prompt gives <{min(strengths)}> a strength", "a strength acts on what is drawn: leave it away there")
     in_negative = _find(trained, written, found, in_negative=True)
-    bare = [prompt for prompt, own in zip(read_prompts, named, strict=True) if not own]
     request = Request(read_prompts, named, written, in_negative, _advise(trained, bare))
     _note_changes(ctx, changes + changed)
     if request.advice:
@@ -92,6 +100,21 @@ def _find(trained: Trained, prompt: str, found: dict[str, Named], *, in_negative
             raise InputError(f"the prompts ask for {found[name].record.ref} and {item.record.ref}", "use one version of an object at a time")
         own[name] = found.setdefault(name, item)
     return list(own.values())
+
+
+def _apply_strengths(ctx: Context, prompt: str, found: list[Named], strengths: Mapping[str, float], others: float) -> tuple[str, list[Named]]:
+    """A prompt and its objects with their strengths; those of strength 0 are drawn by the base alone, as class words.
+
+    Raises:
+        InputError: A token without LoRA is to be something between.
+    """
+    from objtune_cli.models.wording import in_class_words
+
+    items = [replace(item, strength=strengths.get(item.name, others)) for item in found]
+    for item in items:
+        if item.strength not in (0, 1) and not has_lora(ctx, item):
+            raise InputError(f"<{item.name}> is a token alone, without LoRA; it has no strength of {item.strength:g}", "1 draws it, 0 its class")
+    return in_class_words(prompt, {o.name: o.class_word for o in items if not o.strength}), [o for o in items if o.strength]
 
 
 def _note_changes(ctx: Context, changes: list[tuple[str, str]]) -> None:

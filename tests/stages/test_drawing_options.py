@@ -1,4 +1,4 @@
-"""Options of drawing: seeds of other tools, sizes."""
+"""Options of drawing: seeds of other tools, sizes, strengths; one adapter merged alone."""
 
 import json
 from collections.abc import Callable
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from objtune_cli import bases, families
 from objtune_cli.families import single
@@ -46,6 +47,11 @@ def studio(cli, base: Path, weights: dict[str, torch.Tensor], monkeypatch: pytes
 def drawn(result) -> list[np.ndarray]:
     assert result.code == 0, result.err
     return [np.asarray(Image.open(path)) for path in result.out.splitlines()]
+
+
+def latents(result) -> np.ndarray:
+    *_, name, version, _ = Path(result.out.splitlines()[0]).parts
+    return artifact.load(Path("artifacts"), refs.Ref("scene", name, int(version[1:])))[1]["latents"]
 
 
 def parameters(result) -> list[str]:
@@ -124,3 +130,89 @@ def test_a_base_says_what_sides_it_draws_before_it_is_loaded(base):
     for name, expected in {"sd1": (512, 64, 8192), "sd2": (768, 64, 8192), "sdxl": (1024, 32, 8192), "sd3": (1024, 16, 3072)}.items():
         whole = replace(found, folder=single.LAYOUTS / name, family=families.named("" if name == "sd1" else name))
         assert (whole.side, whole.unit, whole.largest_side) == expected
+
+
+def test_an_object_is_drawn_as_strong_as_it_is_said(studio):
+    """1 is what it was, 0 is the base's class to the bit, and what lies between is neither."""
+    plain = studio("generate", "a photo of <dog>", *ONE)
+    for same in (("a photo of <dog:1>",), ("a photo of <dog:1.0>",), ("a photo of <dog>", "--strength", 1)):
+        assert studio("generate", *same, *ONE).out == plain.out  # the same work
+    assert "strengths" not in artifact.read_record(Path("artifacts"), refs.parse("scene/dog@1")).config
+    of_class = studio("generate", "a photo of a dog", *ONE)
+    for none in (("a photo of <dog:0>",), ("a photo of <dog>", "--strength", 0)):
+        result = studio("generate", *none, *ONE)
+        assert result.out == of_class.out and "instead of" not in result.err
+    half = studio("generate", "a photo of <dog:0.5>", *ONE)
+    for same in (("a photo of <Dog:.5>",), ("a photo of <dog@1: 0.50 >",)):
+        assert studio("generate", *same, *ONE).code == 0
+    assert studio("generate", "a photo of <dog>", *ONE, "--strength", 0.5).out == half.out == studio("generate", "a photo of <dog>", *ONE, "--set", "generate.strength=0.5").out
+    assert parameters(half)[0].startswith("a photo of <dog:0.5>\n")
+    none, some, whole = (latents(r) for r in (of_class, half, plain))
+    assert all(np.abs(a - b).max() > 2e-3 for a, b in ((none, some), (some, whole), (none, whole)))
+    together = studio("generate", "<dog:0.5> at night", "<dog> at night", "<cup:0.3> and <dog:0.5>", *ONE)  # several strengths in one command
+    alone = [studio("generate", prompt, *ONE, "--force") for prompt in ("<dog:0.5> at night", "<dog> at night", "<cup:0.3> and <dog:0.5>")]
+    assert [p.tobytes() for p in drawn(together)] == [drawn(r)[0].tobytes() for r in alone]
+
+
+def test_a_scene_has_the_strengths_that_are_said(studio):
+    line = ("--place", "dog=left", "--place", "cup=right", *ONE, "--retries", 0)
+    plain, weak = (studio("compose", prompt, *line) for prompt in ("<dog> and <cup>", "<dog:0.4> and <cup>"))
+    assert drawn(weak)[0].tobytes() != drawn(plain)[0].tobytes() and parameters(weak)[0].startswith("<dog:0.4> and <cup>\n")
+    assert studio("compose", "<dog:1> and <cup>", *line).out == plain.out
+    joint = studio("compose", "<rex:0.5> and <mat>", *ONE, "--retries", 0)
+    assert joint.code == 0  # each in its place, though they share a file
+    nobody = studio("compose", "<dog:0>", *ONE)
+    assert nobody.code == 3 and "names no trained object" in nobody.err
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        (("<dog:2.1>",), 3, "<dog:2.1> has no strength"), (("<dog:-1>",), 3, "<dog:-1> has no strength"), (("<dog:nan>",), 3, "has no strength"),
+        (("<dog:0,8>",), 3, "`<dog:0.8>`"), (("<dog:0.5> and <dog:0.6>",), 3, "the strengths 0.5 and 0.6"), (("<nobody:0.5>",), 4, "no trained object <nobody>"),
+        (("<rex:0.5> and <mat>",), 3, "share one LoRA, adapter/pair@1"), (("<dog>", "--negative", "<cup:0.5>"), 3, "the negative prompt gives <cup> a strength"),
+        (("<dog>", "--strength", 3), 2, "--strength is 3"), (("<dog>", "--strength", "nan"), 2, "--strength is nan"), (("<word:0.5>",), 3, "<word> is a token alone"),
+        (("<lora:dog:0.8>",), 3, "write `<dog>`"),
+    ],
+)  # fmt: skip
+def test_strengths_that_cannot_be(studio, weights, base, line, code, said):
+    artifact.publish(Path("artifacts"), Record("adapter", "word", {"word": "dog"}, {}, {}, bases.find(str(base)).record()), {"token.word": weights["token"]})
+    result = studio("generate", *line, *ONE)
+    assert (result.code, result.out) == (code, "") and said in result.err and "Traceback" not in result.err
+
+
+def test_one_adapter_is_made_weaker_under_a_new_name(studio):
+    assert studio("merge", "dog=0.7", "--name", "d07").out == "adapter/d07@1\n"
+    root = Path("artifacts")
+    (_, old), (_, new) = (artifact.load(root, refs.parse(f"adapter/{name}@1")) for name in ("dog", "d07"))
+    assert old.keys() == new.keys()
+    assert all(np.array_equal(new[k], v * np.float32(0.7) if k.endswith("lora_B.weight") else v) for k, v in old.items())
+    assert studio("merge", "dog", "--name", "d1").code == 0
+    assert all(np.array_equal(artifact.load(root, refs.parse("adapter/d1@1"))[1][k], v) for k, v in old.items())  # a weight of 1 is the object itself
+    said = studio("generate", "a photo of <dog:0.7>", *ONE)
+    by_name, by_adapter = studio("generate", "a photo of <d07>", *ONE), studio("generate", "a photo of <dog>", "--adapter", "d07", *ONE)
+    assert drawn(by_name)[0].tobytes() == drawn(by_adapter)[0].tobytes() == drawn(said)[0].tobytes()
+    both = studio("compose", "<dog> and <d07>", "--place", "dog=left", "--place", "d07=right", *ONE, "--retries", 0)
+    assert both.code == 0 and "scene/dog-d07" in both.out
+    for form in ("kohya", "embedding"):
+        assert studio("export", "d07", "--format", form, "--out", "out").code == 0
+    exported = load_file("out/d07.safetensors")
+    assert any(np.allclose(exported[k].numpy(), v) for k in exported if k.endswith("lora_up.weight") for n, v in new.items() if n.endswith("lora_B.weight"))
+    assert Path("out/dog-objtune.safetensors").is_file()
+    assert studio("merge", "dog=0.5", "--name", "d07").out == "adapter/d07@2\n"  # and again with another weight
+    assert studio("merge", "pair=0.5", "--name", "p05").code == 0 and studio("generate", "<rex>", "--adapter", "p05", *ONE).code == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        (("dog=0.7",), 2, "alone makes nothing to merge"), (("dog=0.7", "--name", "dog"), 2, "dog is the name of a trained object"),
+        (("dog=0.7", "--name", "cup"), 2, "cup is the name of a trained object"), (("dog=0", "--name", "d0"), 2, "a weight of 0 leaves nothing"),
+        (("dog", "dog=0.5", "--name", "d"), 2, "adapter/dog@1 is given twice"), (("dog=1e39", "--name", "d"), 2, "is infinite"), (("dog=x", "--name", "d"), 2, "the weight of dog is 'x'"),
+        (("word=0.5", "--name", "w"), 6, "is a token alone"),
+    ],
+)  # fmt: skip
+def test_merges_of_one_that_cannot_be(studio, weights, base, line, code, said):
+    artifact.publish(Path("artifacts"), Record("adapter", "word", {"word": "dog"}, {}, {}, bases.find(str(base)).record()), {"token.word": weights["token"]})
+    result = studio("merge", *line)
+    assert (result.code, result.out) == (code, "") and said in result.err and "hint: " in result.err

@@ -205,8 +205,8 @@ def test_a_merged_adapter_leaves_the_names_to_its_parts_and_draws_what_their_sum
 @pytest.mark.parametrize(
     ("args", "code", "said"),
     [
-        (("merge", "dog"), 2, "there is nothing to merge"),
-        (("merge", "dog", "dog@1"), 2, "there is nothing to merge"),
+        (("merge", "dog"), 2, "adapter/dog@1 alone makes nothing to merge"),
+        (("merge", "dog", "dog@1"), 2, "adapter/dog@1 is given twice"),
         (("merge", "dog", "cup", "--name", "A b"), 2, "cannot be a name"),
         (("merge", "dog=half", "cup"), 2, "the weight of dog is 'half'"),
         (("merge", "dog", "hat"), 4, "there is no adapter/hat"),
