@@ -49,6 +49,8 @@ _JOINT = re.compile(
     rf"(?:[\s,;]|\b(?:and|with|plus|next to|beside|by|near|to the|the|an?|is|stands|sits|lies|{'|'.join(sorted(RELATIONS, key=len, reverse=True))})\b)*$", re.I
 )
 """Words that lead from one object to the next, at the end of what stands between them."""
+LEAD = 500
+"""Characters before an object in which such words are looked for: the expression tries every one of them."""
 _NAME = re.compile(r"<([a-z0-9][a-z0-9._-]*)(?:@[0-9]+)?>")
 
 
@@ -171,7 +173,8 @@ def alone(prompt: str, name: str) -> str:
     own = next(i for i, match in enumerate(found) if match[1] == name)
     said = prompt[: found[0].start()] + found[own][0]
     if own + 1 < len(found):
-        said += _JOINT.sub("", prompt[found[own].end() : found[own + 1].start()])
+        between = prompt[found[own].end() : found[own + 1].start()]
+        said += between[:-LEAD] + _JOINT.sub("", between[-LEAD:])
     return _SIDE.sub("", said + prompt[found[-1].end() :])
 
 

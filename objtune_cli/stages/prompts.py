@@ -15,8 +15,10 @@ JOINERS = "\u200c\u200d"
 """They shape the letters and emoji on both sides of them."""
 VISIBLE_FORMATS = "\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd"
 """Of Unicode's format characters, those that have a shape."""
-FLAG, TAGS = "\U0001f3f4", range(0xE0020, 0xE0080)
+FLAG, TAGS = "\U0001f3f4", "[\U000e0020-\U000e007f]+"
 """Tag characters spell a region behind a flag, and nothing elsewhere."""
+LONGEST = 20_000
+"""Characters of the longest prompt: far more than a base reads, and less than a record holds."""
 
 
 def clean(text: str, where: str = "the prompt", *, may_be_empty: bool = False) -> str:
@@ -26,12 +28,14 @@ def clean(text: str, where: str = "the prompt", *, may_be_empty: bool = False) -
         where: What error messages call the prompt.
 
     Raises:
-        InputError: It is empty, or holds a character that is no text: a control character, or a byte that is not UTF-8.
+        InputError: It is empty, or endless, or holds a character that is no text: a control character, or a byte that is not UTF-8.
     """
+    if len(text) > LONGEST:
+        raise InputError(f"{where} has {len(text)} characters; at most {LONGEST} are read", "a file of prompts is read line by line: `objtune generate - < prompts.txt`")
     if not text.isprintable():
         for place, character in enumerate(text, 1):
             _check_character(character, place, where)
-        spaced = "".join("\n" if _is_white(c) else c for c in text)
+        spaced = re.sub(f"({FLAG}{TAGS})|{TAGS}", r"\1", "".join("\n" if _is_white(c) else c for c in text))
         kept = "".join(c for i, c in enumerate(spaced) if c in " \n" or not _is_stray(spaced, i))
         text = re.sub(r" *\n[ \n]*", " ", kept).strip()
     if not text.strip() and not may_be_empty:
@@ -59,9 +63,8 @@ def _is_stray(text: str, i: int) -> bool:
     character = text[i]
     if unicodedata.category(character) != "Cf" or character in VISIBLE_FORMATS:
         return False
-    if ord(character) in TAGS:
-        before = text[:i].rstrip("".join(map(chr, TAGS)))
-        return not before.endswith(FLAG)
+    if re.match(TAGS, character):  # those that are left stand behind a flag
+        return False
     return character not in JOINERS or any(not c or c.isascii() for c in (text[max(i - 1, 0) : i], text[i + 1 : i + 2]))
 
 
@@ -151,7 +154,7 @@ def check_brackets(text: str, is_trained: Callable[[str], bool]) -> None:
         if not PLACEHOLDER.fullmatch(inside):
             raise InputError(f"{inside} cannot be the name of an object", _advice(inside, is_trained))
     rest = PLACEHOLDER.sub(" ", text)
-    for half in re.findall(r"<[a-z0-9][a-z0-9._-]*|[a-z0-9](?:[a-z0-9._-]*[a-z0-9_])?>", rest):
+    for half in re.findall(r"<[a-z0-9][a-z0-9._-]*|(?<![a-z0-9._-])[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9_])?>", rest):
         name = half.strip("<>").rstrip(".-")
         if is_trained(name):
             raise InputError(f"`{half}` has one bracket", f"write `<{name}>` to draw the object, or `{name}` for the word")
@@ -191,16 +194,16 @@ def find_plain_names(text: str, objects: Mapping[str, str]) -> dict[str, str]:
 
 _SYNTAX = re.compile(
     r"""
-      \([^()]*:\s*[-+]?[0-9.]+\s*\)               # (word:1.3)
-    | \({2,}[^()]*\){2,}                          # ((word))
+      \([^()]{0,500}:\s*[-+]?[0-9.]+\s*\)         # (word:1.3)
+    | \({2,9}[^()]{0,500}\){2,9}                  # ((word))
     | \(\s*<[^<>]*>\s*\)[-+0-9.]*                 # (<dog>), (<dog>)1.3
-    | \([^()]*\)(?:[-+]{1,}|[0-9][0-9.]*)(?!\w)   # (a word)++, (a word)1.3
+    | \([^()]{0,500}\)(?:[-+]{1,9}|[0-9][0-9.]*)(?!\w)  # (a word)++, (a word)1.3
     | \\[()\[\]{}]                                # \(
-    | \[[^\[\]]*\]                                # [word], [a|b], [a:b:0.5]
-    | \{[^{}]*\}                                  # {a|b}, {word}
-    | __[\w/*.-]*\w__                             # __wildcard__
+    | \[[^\[\]]{0,500}\]                          # [word], [a|b], [a:b:0.5]
+    | \{[^{}]{0,500}\}                            # {a|b}, {word}
+    | __[\w/*.-]{0,80}\w__                             # __wildcard__
     | \bembedding:[\w./-]+                        # of ComfyUI
-    | (?<!\w)(?!c\+\+)[\w>"]+(?:\+{2,}|-{2,})(?=[\s,.;]|$)  # word++, word--
+    | (?<![\w>"])(?!c\+\+)[\w>"]{1,80}(?:\+{2,9}|-{2,9})(?=[\s,.;]|$)  # word++, word--
     | <[^<>]*>[-+]+(?=[\s,.;]|$)                  # <dog>+
     | ::\s*-?[0-9.]*                              # of Midjourney, as is:
     | (?<!\S)--[a-z]+(?:\s+[\w:.]*\d[\w:.]*)?     # --ar 3:2

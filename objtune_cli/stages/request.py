@@ -158,6 +158,8 @@ def check_lengths(ctx: Context, stack: "Stack", words: "Placeholders", request: 
     texts = dict.fromkeys([*request.prompts, request.negative])
     for prompt in texts:
         where = "the negative prompt" if prompt == request.negative and prompt not in request.prompts else "the prompt"
-        for reading in check_objects_read(stack, words.expand(prompt), where):
+        readings = check_objects_read(stack, words.expand(prompt), where)
+        others = [limit for _, limit in stack.family.readers(stack) if limit not in {reading.limit for reading in readings}]
+        for reading in readings:
             start = f" that begins with {prompt[:24]!r}" if len(request.prompts) > 1 and prompt in request.prompts else ""
-            ctx.report.note(f"{where}{start} has {reading.count} tokens; the base reads the first {reading.limit}")
+            ctx.report.note(f"{where}{start} has {reading.count} tokens; the base reads the first {reading.limit}{', and all of it with another encoder' if others else ''}")

@@ -3,6 +3,7 @@
 import io
 import re
 import shutil
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -46,6 +47,7 @@ def test_white_space_is_white_space_and_invisible_characters_go(typed: str, clea
     [
         ("a dog\x1b[31m", r"U\+001B \(ESC\) at character 6"), ("\0a", r"U\+0000 \(NUL\) at character 1"), ("a\x7f", r"U\+007F"), ("a\x9b", r"U\+009B"),
         ("a\ufffe", r"U\+FFFE"), ("a\udcff", "is not UTF-8 at character 2"), ("", "is empty"), (" \n\u3000", "is empty"), ("\ufeff", "is empty"),
+        ("x" * 20_001, "has 20001 characters; at most 20000"),
     ],
 )  # fmt: skip
 def test_what_is_no_text_is_refused_with_its_place(typed: str, said: str) -> None:
@@ -99,6 +101,17 @@ def test_other_brackets_are_text_or_names(typed: str) -> None:
 )
 def test_syntax_of_other_tools_is_found(typed: str, pieces: list[str]) -> None:
     assert prompts.find_other_syntax(typed) == pieces
+
+
+@pytest.mark.parametrize("piece", ["(", "_", '"', "\U000e0067", "a-", "[", "&lt;a", "a>", "+", "-", "\\", "é\u200d", " \n", "<"])
+def test_a_long_prompt_is_read_in_no_time(piece: str) -> None:
+    typed = piece * (prompts.LONGEST // len(piece))
+    start = time.process_time()
+    text, _ = prompts.read_names(prompts.clean(typed, may_be_empty=True), TRAINED)
+    prompts.check_brackets(text, TRAINED)
+    prompts.find_other_syntax(prompts.escape_syntax(text))
+    prompts.find_plain_names(text, {"dog": "dog", "tea-cup": "tea cup"})
+    assert time.process_time() - start < 1
 
 
 def test_names_are_found_as_plain_words() -> None:
