@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from objtune_cli.errors import InputError, ObjtuneError, UsageError
-from objtune_cli.store import refs
+from objtune_cli.store import artifact, refs
 
 if TYPE_CHECKING:
     from objtune_cli.models.stack import Stack
@@ -124,6 +124,19 @@ def warn(ctx: "Context", word: str) -> None:
     """Say, once in a command, that the base does not know a class."""
     if ctx.base.words and not match(word, ctx.base.words):
         ctx.note_once(_unknown(ctx, word))
+
+
+def announce_shared(ctx: "Context", target: "Target") -> None:
+    """Say where the newest mask of a target's name is of another class: `<quan>` in a prompt means the newest adapter."""
+    versions = refs.versions(ctx.root, "mask", target.name)
+    if not versions:
+        return
+    newest = artifact.read_record(ctx.root, refs.Ref("mask", target.name, versions[-1]))
+    if newest.class_word.casefold() != target.class_word.casefold():
+        ctx.note_once(
+            f"{newest.ref} is of the class {newest.class_word!r}, this is {target.class_word!r}: `<{target.name}>` means what is newest; "
+            "`--name` gives another name"
+        )
 
 
 def check_length(stack: "Stack", words: Sequence[str], vectors: int) -> None:

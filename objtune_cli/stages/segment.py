@@ -35,6 +35,7 @@ def run(ctx: Context, path: Path, targets: list[Target], config: Segment) -> lis
         ctx.report.note(f"{path.name}: {note}")
     by_word = config.min_likeness > 0 and not (len(targets) == 1 and picture.alpha is not None)
     for target in targets:
+        classes.announce_shared(ctx, target)
         classes.check(ctx, target, chooses=by_word and target.blind)
     rgb = _sized(picture, config)
     located = locate.all_of(Eyes(ctx, config), picture, rgb, targets)

@@ -42,9 +42,13 @@ def check_name(name: str) -> str:
     """
     if NAME.fullmatch(name) and not is_reserved(name) and not name.endswith("."):
         return name
+    if is_reserved(name):
+        raise UsageError(f"{name!r} cannot be a name: Windows reserves it", f"use another, for example `my-{name.partition('.')[0]}`")
+    near = _ascii(name)
+    example = f", for example `{near}`" if near and near != name and not is_reserved(near) else ""
     raise UsageError(
         f"{name!r} cannot be a name",
-        "use lower case letters, digits, `.`, `_` and `-`, starting with a letter or digit, at most 64",
+        f"use lower case letters, digits, `.`, `_` and `-`, starting with a letter or digit, at most 64{example}",
     )
 
 
@@ -62,7 +66,7 @@ def slug(word: str) -> str:
     name = _ascii(word)
     if not name:
         raise UsageError(f"no name can be made from the class {word!r}", "give one with `--name`, for example `--name rex`")
-    if _RESERVED.fullmatch(name):
+    if is_reserved(name):
         raise UsageError(f"{name!r}, made from the class, cannot be a name: Windows reserves it", f"give another with `--name`, for example `--name my-{name}`")
     return check_name(name)
 
@@ -70,7 +74,7 @@ def slug(word: str) -> str:
 def of_class(word: str) -> str:
     """A name for what belongs to a class and to no object; every class has one."""
     name = _ascii(word) or hashlib.sha256(word.encode()).hexdigest()[:8]
-    return name if name == _ascii(word) and not _RESERVED.fullmatch(name) else f"class-{name}"
+    return name if name == _ascii(word) and not is_reserved(name) else f"class-{name}"
 
 
 def _ascii(word: str) -> str:

@@ -175,6 +175,23 @@ def test_classes_of_one_name_have_priors_of_their_own(cli, fast, base: Path) -> 
     assert {artifact.read_record(root, Ref("prior", "cafe", n)).class_word for n in (1, 2)} == {"Café", "cafe"}
 
 
+def test_a_name_that_is_of_another_class_already_is_told(cli, fast) -> None:
+    """Both are quan in ASCII."""
+    line = ("segment", "photo.png", "--mask", "left.png", "--class")
+    assert cli(*line, "犬").out == "mask/quan@1\n"
+    other = cli(*line, "圏")
+    assert other.out == "mask/quan@2\n" and "mask/quan@1 is of the class '犬', this is '圏'" in other.err and "--name" in other.err
+    assert "is of the class" not in cli(*line, "圏", "--force").err
+
+
+@pytest.mark.parametrize(("name", "example"), [("Rex", "`rex`"), ("犬", "`quan`"), ("my dog", "`my-dog`"), ("con.txt", "`my-con`"), ("aux", "`my-aux`")])
+def test_a_name_that_cannot_be_used_has_one_like_it(name: str, example: str) -> None:
+    with pytest.raises(UsageError, match="cannot be a name") as caught:
+        classes.named(["dog"], [name])
+    assert caught.value.hint.endswith(f"for example {example}")
+    assert refs.check_name(example.strip("`"))
+
+
 def test_a_class_that_no_sentence_has_room_for_is_refused(cli, fast, base: Path) -> None:
     done = cli("train", "photo.png", "--class", "x" * 65, "--name", "x", "--mask", "left.png", "--base", base, "--no-preview")
     assert done.code == 3 and "has 78 tokens; the base reads 77" in done.err and "shorter word" in done.err
