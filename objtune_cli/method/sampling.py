@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from objtune_cli.errors import NonFiniteError
 from objtune_cli.method.guidance import guided
 from objtune_cli.models import finite
 from objtune_cli.models.adapter import asleep
@@ -97,7 +98,7 @@ def sample(
             callback_on_step_end=report,
             callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"],
         )
-    return _checked(stack, out.images.float().cpu(), texts, seeds, against)
+    return _checked(stack, out.images.float().cpu(), texts, negative, seeds, guidance)
 
 
 @torch.no_grad()
@@ -151,14 +152,11 @@ def again(
             output_type="latent",
             callback_on_step_end=report,
         )
-    return _checked(stack, out.images.float().cpu(), [prompt] * len(seeds), seeds, against)
+    return _checked(stack, out.images.float().cpu(), [prompt] * len(seeds), negative, seeds, guidance)
 
 
-def _checked(stack: Stack, latents: Tensor, texts: Sequence[str], seeds: Sequence[int], against: Tensor) -> Tensor:
+def _checked(stack: Stack, latents: Tensor, texts: Sequence[str], negative: str, seeds: Sequence[int], guidance: float) -> Tensor:
     """Latents (N, C, h, w), if they are those of pictures.
-
-    Args:
-        against: The encoded negative prompt, (N, L, d).
 
     Raises:
         NonFiniteError: They are not. The denoiser is asked once more, without adapters, to tell it from them.
@@ -166,20 +164,25 @@ def _checked(stack: Stack, latents: Tensor, texts: Sequence[str], seeds: Sequenc
     if finite.are_latents(latents):
         return latents
     bad = [i for i, picture in enumerate(latents) if not finite.are_latents(picture)]
+    first = texts[bad[0]]
 
     def compute_alone() -> Tensor:
-        plain = stack.encode([stack.in_class_words(texts[bad[0]])])
-        rows = torch.cat([against[:1], plain])
+        rows = torch.cat([stack.encode([stack.in_class_words(text)]) for text in (negative, first)])
         noise = _noise([seeded(seeds[bad[0]])], latents.shape[1:]).expand(2, -1, -1, -1)
         levels = (stack.levels - 1, stack.levels // 2, stack.levels // 4)
         return torch.cat([stack.predict(noise.to(stack.device), torch.full((2,), t), rows).float() for t in levels])
 
-    names = names_in([texts[bad[0]]])
-    part = finite.name_part(stack, "denoiser", names, compute_alone, finite.are_latents)
     several = "s" if len(bad) > 1 else ""
-    which = f"picture{several} {', '.join(str(i + 1) for i in bad)} of {len(latents)}, seed{several} {', '.join(str(seeds[i]) for i in bad)}"
+    which = f" (picture{several} {', '.join(str(i + 1) for i in bad)} of {len(latents)}, seed{several} {', '.join(str(seeds[i]) for i in bad)})"
     what = "latents beyond any range" if finite.is_finite(latents) else "NaN or infinite values"
-    raise finite.describe_failure(part, stack.dtype, f" ({which})", what)
+    if guidance > HIGH_GUIDANCE:
+        raise NonFiniteError(f"a guidance of {guidance:g} gives {what}{which}", "lower `--guidance`; 1 to 15 is usual", of_base=False)
+    part = finite.name_part(stack, "denoiser", names_in([first, negative]), compute_alone, finite.are_latents)
+    raise finite.describe_failure(part, stack.dtype, which, what)
+
+
+HIGH_GUIDANCE = 50
+"""Guidance beyond which latents that are none are laid to it: no picture needs so much."""
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from objtune_cli.config import Embed, Prior, Train
-from objtune_cli.errors import GateError, Stopped, UsageError
+from objtune_cli.errors import GateError, NonFiniteError, Stopped, UsageError
 from objtune_cli.stages import classes, subjects, train, unfinished
 from objtune_cli.stages import prior as prior_stage
 from objtune_cli.stages.context import Context, Done
@@ -150,7 +150,9 @@ class _Company:
             self.ctx.report.note(f"{m.work.record.name}: {error.message}")
         if failed:
             self.state.discard()
-            raise GateError(f"{', '.join(m.work.record.name for m, _ in failed)} diverged; the others are there", failed[0][1].hint)
+            of_base = isinstance(failed[0][1], NonFiniteError) and failed[0][1].of_base
+            what = f"not learned: {failed[0][1].message}" if of_base else "diverged"
+            raise GateError(f"{', '.join(m.work.record.name for m, _ in failed)} {what}; the others are there", failed[0][1].hint)
         return done
 
     def _step(self, failed: list[tuple[_Member, GateError]]) -> None:

@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -12,7 +12,7 @@ from objtune_cli import __version__
 from objtune_cli.config import Generate, identifying, seed_after
 from objtune_cli.errors import GateError, InputError
 from objtune_cli.stages import hashes, objects, picture_size, request
-from objtune_cli.stages.context import Context, Done, keep_picture
+from objtune_cli.stages.context import Context, Done, keep_picture, pictures_of
 from objtune_cli.stages.prompts import escape_syntax, write_strengths
 from objtune_cli.store import artifact, pictures
 from objtune_cli.store.artifact import Record, write_file
@@ -107,21 +107,23 @@ def _check_shared(asked: request.Request) -> None:
 
 def reuse(ctx: Context, record: Record, config: Generate, prompt: str) -> Done | None:
     """A finished scene; pictures that are gone are decoded again from its latents. None where one shows nothing, which earlier versions let pass."""
-    done = ctx.reuse(record, computed=True)
-    if done is None:
+    ref = None if ctx.force else ctx.find(record, computed=True)
+    if ref is None:
         return None
-    done.images = [image for image in done.images if image.stem.isdigit()]
-    if len(done.images) == config.n:
-        flat = [i for i, image in enumerate(done.images) if i not in done.metrics.get(FLAT, ()) and pictures.is_one_colour(pictures.read(image))]
-        if flat:
-            ctx.report.note(f"{done.ref} is not used again: {which(flat, config.n)} of one colour")
-        return None if flat else done
-    import torch
+    kept = artifact.read_record(ctx.root, ref).metrics
+    images, shown = [image for image in pictures_of(ctx.root, ref) if image.stem.isdigit()], None
+    if len(images) != config.n:
+        import torch
 
-    tensors = {name: torch.from_numpy(array.copy()) for name, array in artifact.load(ctx.root, done.ref)[1].items()}
-    again = replace(record, metrics=done.metrics)
-    shown = decoded(ctx, ctx.stack(), again, tensors)
-    done.images = write_pictures(ctx, done.ref, again, shown, config, prompt)
+        tensors = {name: torch.from_numpy(array.copy()) for name, array in artifact.load(ctx.root, ref)[1].items()}
+        shown = decoded(ctx, ctx.stack(), record, tensors)
+    flat = flat_of([pictures.read(image) for image in images] if shown is None else shown)
+    if set(flat) - set(kept.get(FLAT, ())):
+        ctx.report.note(f"{ref} is not used again: {which(flat, config.n)} of one colour")
+        return None
+    done = ctx.reuse(record, computed=True)
+    if done is not None:
+        done.images = images if shown is None else write_pictures(ctx, ref, replace(record, metrics=kept), shown, config, prompt)
     return done
 
 
@@ -181,7 +183,7 @@ def keep(ctx: Context, stack: "Stack", record: Record, tensors: dict[str, "torch
         GateError: A picture shows nothing; not with `--force`, which keeps it.
     """
     shown = decoded(ctx, stack, record, tensors)
-    flat = [i for i, picture in enumerate(shown) if pictures.is_one_colour(picture)]
+    flat = flat_of(shown)
     if flat and not ctx.force:
         precision = "`--precision fp32`, " if "precision" in record.tools else ""
         raise GateError(f"{which(flat, len(shown))} of one colour: nothing is published", f"try {precision}another `--seed`, or another `--base`; `--force` keeps it")
@@ -194,6 +196,11 @@ def keep(ctx: Context, stack: "Stack", record: Record, tensors: dict[str, "torch
 
 FLAT = "one_colour"
 """The metric that says which pictures of a scene, from 0, are of one colour and were kept by `--force`."""
+
+
+def flat_of(shown: "Iterable[np.ndarray]") -> list[int]:
+    """Which of some pictures (H, W, 3) uint8 are of one colour."""
+    return [i for i, picture in enumerate(shown) if pictures.is_one_colour(picture)]
 
 
 def which(pictures: list[int], count: int) -> str:

@@ -173,6 +173,22 @@ def test_a_black_picture_of_an_earlier_version_is_drawn_again(cli, base: Path, p
     assert again.code == 0 and "scene@1 is not used again: picture 2 of 2 is of one colour" in again.err and "v002" in again.out
 
 
+def test_a_scene_without_pictures_that_decodes_to_one_colour_is_drawn_again(cli, base: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert generate(cli, base).code == 0
+    shutil.rmtree(project / "artifacts/scene/scene/v001")
+    decode = stacks.Stack.to_picture
+    monkeypatch.setattr(stacks.Stack, "to_picture", lambda self, latents: torch.zeros_like(decode(self, latents)))
+    again = generate(cli, base)
+    assert again.code == 9 and "scene@1 is not used again: pictures 1, 2 of 2 are of one colour" in again.err and "up to date" not in again.err
+    monkeypatch.undo()
+
+
+def test_too_much_guidance_is_not_the_bases_fault(cli, base: Path) -> None:
+    for guidance in ("1e30", "3e38"):
+        found = generate(cli, base, "--guidance", guidance, "--steps", 2)
+        assert found.code == 9 and "a guidance of " in found.err and "lower `--guidance`" in found.err, found.err
+
+
 def test_latents_of_an_earlier_version_that_are_not_finite_are_drawn_again(cli, base: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert generate(cli, base).code == 0
     root = project / "artifacts"
