@@ -15,10 +15,9 @@ from objtune_cli.models.wording import names_in
 HALF = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 """Formats that overflow, or round away, where float32 does not."""
 REMEDIES = {
-    "VAE encoder": "its weights are at fault: use another VAE, or another `--base`",
-    "VAE decoder": "its weights are at fault: use another VAE, or another `--base`",
+    "VAE": "its weights are at fault: use another VAE (`--set vae=FOLDER`), or another `--base`",
     "CLIP": "its weights are at fault: `--set tower=FOLDER` names another CLIP",
-    "adapter": "train it again at a lower rate, or import a sound file",
+    "adapter": "draw it with less `--strength`, train it again at a lower rate, or import a sound file",
 }
 """What helps in float32, by the start of the part's name."""
 ANOTHER_BASE = "its weights are at fault: download the base again, or use another `--base`"
@@ -61,7 +60,8 @@ def check_weights(part: str, module: nn.Module | None, where: str = "") -> None:
     """
     name = find_bad_weight(module) if module is not None else ""
     if name:
-        raise DamagedError(f"the {part}{where and f' of {where}'} holds NaN or infinite values, first in {name}", "download it again, or use another `--base`")
+        hint = "use another VAE (`--set vae=FOLDER`), or another `--base`" if part.startswith("VAE") else "download it again, or use another `--base`"
+        raise DamagedError(f"the {part}{where and f' of {where}'} holds NaN or infinite values, first in {name}", hint)
 
 
 def describe_failure(part: str, dtype: torch.dtype, detail: str = "", what: str = "NaN or infinite values") -> NonFiniteError:
