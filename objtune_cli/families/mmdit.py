@@ -65,9 +65,10 @@ def _fused(parts: Mapping[int, tuple[Any, Any]]) -> tuple[Any, Any]:
     import numpy as np
 
     down, up = (np.asarray(side) for side in next(iter(parts.values())))
-    (rank, _), (out, _) = down.shape, up.shape
+    rank, out = max(len(own_down) for own_down, _ in parts.values()), len(up)
     downs, ups = np.zeros((3 * rank, down.shape[1]), down.dtype), np.zeros((3 * out, 3 * rank), up.dtype)
     for third, (own_down, own_up) in parts.items():
-        downs[third * rank : (third + 1) * rank] = own_down
-        ups[third * out : (third + 1) * out, third * rank : (third + 1) * rank] = own_up
+        own = len(own_down)
+        downs[third * rank : third * rank + own] = own_down
+        ups[third * out : (third + 1) * out, third * rank : third * rank + own] = own_up
     return downs, ups

@@ -71,14 +71,19 @@ class Regions:
         return self.at(height, length // height).flatten(1)
 
 
-def _delta(x: Tensor, down: Tensor, up: Tensor, module: nn.Module) -> Tensor:
+Factors = tuple[Tensor, Tensor, Tensor | None]
+"""Down and up of a layer, and what its LoRA adds to the bias."""
+
+
+def _delta(x: Tensor, down: Tensor, up: Tensor, bias: Tensor | None, module: nn.Module) -> Tensor:
     """The LoRA's own output for input x of a linear or convolution layer."""
     if isinstance(module, nn.Conv2d):
-        return F.conv2d(F.conv2d(x, down, stride=module.stride, padding=module.padding), up)
-    return x @ down.T @ up.T
+        return F.conv2d(F.conv2d(x, down, stride=module.stride, padding=module.padding), up, bias)
+    product = x @ down.T @ up.T
+    return product if bias is None else product + bias
 
 
-def _hook(stack: Stack, on_words: bool, pairs: list[tuple[Tensor, Tensor] | None], regions: Regions):
+def _hook(stack: Stack, on_words: bool, pairs: list[Factors | None], regions: Regions):
     """Adds each object's delta to the layer's output, weighted by where the object may act; `on_words`: at tokens, not at places."""
 
     def add(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
@@ -247,7 +252,7 @@ def spoken(stack: Stack, text: str, placed: Sequence[Placed], condition: Tensor 
     return condition
 
 
-def _everywhere(stack: Stack, pair: tuple[Tensor, Tensor], module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+def _everywhere(stack: Stack, pair: Factors, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
     return out if stack.asleep else out + _delta(args[0], *pair, module)
 
 
@@ -261,8 +266,9 @@ def _layers(network: nn.Module, adapters: Sequence[Mapping[str, Tensor]]) -> dic
     return {name: modules[name] for name in names}
 
 
-def _pair(weights: Mapping[str, Tensor], name: str, layer: Any) -> tuple[Tensor, Tensor] | None:
+def _pair(weights: Mapping[str, Tensor], name: str, layer: Any) -> Factors | None:
     down, up = (weights.get(f"{name}.lora_{side}.weight") for side in "AB")
+    bias = weights.get(f"{name}.lora_B.bias")
     if down is None or up is None:
         return None
-    return down.to(layer.weight), up.to(layer.weight)
+    return down.to(layer.weight), up.to(layer.weight), None if bias is None else bias.to(layer.weight)

@@ -114,8 +114,13 @@ def _load(network: Any, own: Mapping[str, Tensor], stack: Stack, name: str) -> N
     if missing:
         raise IncompatibleError(f"the adapter was trained on another base: no layer {min(missing)} here", "use the base it names")
     with LOADING:
-        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, rank_pattern=further, alpha_pattern=dict(further))
-        network.add_adapter(config, adapter_name=name)
+        biased = any(k.endswith(".lora_B.bias") for k in own)  # of all layers, zeros where the adapter has none
+        settings = LoraConfig(
+            r=rank, lora_alpha=rank, target_modules=targets, rank_pattern=further, alpha_pattern=dict(further), lora_bias=biased
+        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="`lora_bias=True` was passed")  # a layer without a bias takes part in no merge
+            network.add_adapter(settings, adapter_name=name)
     try:
         set_peft_model_state_dict(network, {k: v.to(stack.device) for k, v in own.items()}, adapter_name=name)
     except RuntimeError:  # same names, other widths

@@ -14,13 +14,15 @@ from objtune_cli.models.layer_names import Place, modules_of, places
 from objtune_cli.models.lora_strength import Strength
 from objtune_cli.models.stack import Stack
 
+Pair = tuple[Tensor, Tensor]
+"""A (r, in, …) and B (out, r, …)."""
 LARGEST = 65504.0
 """The largest number of fp16, in which other tools compute: what is larger becomes infinite there."""
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 BUNDLED = re.compile(r"bundle_emb\.(.+?)\.(string_to_param\..+|clip_l|clip_g|clip_h|t5|t5xxl)")
 """Vectors of a token inside a LoRA file."""
 AGAIN = "get the file again"
-HELD = "LoRA is read: of linear layers and convolutions, with or without alpha; merge another kind into its base, and give that as `--base`"
+HELD = "LoRA is read: of linear layers and convolutions, with alphas and biases or without; merge another kind into its base, and give that as `--base`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +70,22 @@ def read_lora(stack: Stack, source: Source) -> dict[str, Tensor]:
         raise IncompatibleError(f"{source.what} {other[0]}, which is not read here", HELD)
     modules = modules_of(stack)
     names = places(stack, modules, source.network or _bare_network(stack, source))
-    layers: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    layers: dict[str, list[Pair]] = {}
+    biases: dict[str, Tensor] = {}
     low: set[str] = set()
     for stem, parts in _grouped(source, names).items():
         for place in names[stem]:
-            pairs = _factors(source, stem, parts, place, modules[place.own])
-            layers.setdefault(place.own, []).extend(pairs)
+            module = modules[place.own]
+            layers[place.own] = _factors(source, stem, parts, place, module)
+            bias = _bias(source, parts, place, module)
+            if bias is not None:
+                biases[place.own] = bias
             if "diff" not in parts:
                 low.add(place.own)
-    return _stored({own: pairs for own, pairs in layers.items() if pairs}, low)
+    for own in biases:  # beside a bias alone stands a product that is zero
+        layers[own] = layers[own] or [_nothing(modules[own])]
+    found = _stored({own: pairs for own, pairs in layers.items() if pairs}, low)
+    return found | {f"{own}.lora_B.bias": value for own, value in biases.items()}
 
 
 def _bare_network(stack: Stack, source: Source) -> str:
@@ -148,7 +157,7 @@ def _unknown(source: Source, stem: str, part: str) -> IncompatibleError:
     return IncompatibleError(f"{source.what} is for another base: no layer {stem} here", source.hint())
 
 
-def _factors(source: Source, stem: str, parts: Mapping[str, Tensor], place: Place, module: Any) -> list[tuple[Tensor, Tensor]]:
+def _factors(source: Source, stem: str, parts: Mapping[str, Tensor], place: Place, module: Any) -> list[Pair]:
     """A (r, in, …) and B (out, r, …) whose products sum to a layer's delta, checked against the base's and scaled."""
     own = place.own
     for part, value in parts.items():
@@ -157,17 +166,38 @@ def _factors(source: Source, stem: str, parts: Mapping[str, Tensor], place: Plac
             raise InputError(
                 f"{source.what} holds {kind} numbers in {stem}, which mean nothing alone", "it is quantised; give it in fp32, fp16 or bf16"
             )
-    if "lora_bias" in parts or "diff_bias" in parts:
-        raise IncompatibleError(f"{source.what} has trained biases ({stem}), which are not read here", HELD)
     found = []
-    if "A" in parts or "B" in parts or "mid" in parts or ("alpha" in parts and "diff" not in parts):
+    if parts.keys() - {"alpha", "diff", "diff_bias"} or parts.keys() == {"alpha"}:
         found.append(_low_rank(source, own, parts, place, module))
     if "diff" in parts:
         found.append(_whole(source, own, parts["diff"], place, module))
     return [pair for pair in found if pair is not None and len(pair[0])]
 
 
-def _low_rank(source: Source, own: str, parts: Mapping[str, Tensor], place: Place, module: Any) -> tuple[Tensor, Tensor]:
+def _bias(source: Source, parts: Mapping[str, Tensor], place: Place, module: Any) -> Tensor | None:
+    """What is added to a layer's bias: peft's, which is as strong as the layer, and ComfyUI's and LyCORIS's difference; None: nothing."""
+    if "diff_bias" in parts and module.bias is None and bool(parts["diff_bias"].any()):
+        raise IncompatibleError(f"{source.what} has a difference of the bias of {place.own}, which has none in this base", source.hint())
+    scale = _scale(source, place.own, parts, parts["A"].shape[0]) if "lora_bias" in parts else 1.0
+    found = [(parts[part].float(), by) for part, by in (("lora_bias", scale), ("diff_bias", 1.0)) if part in parts]
+    rows = module.weight.shape[0]
+    values = [_part(value, place.part, rows) * by for value, by in found if value.ndim == 1]
+    if len(values) < len(found) or any(len(value) != rows for value in values):
+        raise IncompatibleError(f"{source.what} is for another base: the bias of {place.own} has another size here", source.hint())
+    if not values:
+        return None
+    total = sum(values[1:], values[0])
+    _check(source, place.own, total, total, scaled=True)
+    return total if bool(total.any()) else None
+
+
+def _nothing(module: Any) -> Pair:
+    """Factors of rank 1 whose product is zero."""
+    out, *rest = module.weight.shape
+    return torch.zeros(1, *rest), torch.zeros(out, 1, *(1 for _ in rest[1:]))
+
+
+def _low_rank(source: Source, own: str, parts: Mapping[str, Tensor], place: Place, module: Any) -> Pair:
     """One layer's factors, of a fused layer those of its part without the ranks that are zero in it."""
     if "A" not in parts or "B" not in parts:
         raise InputError(f"{source.what} has half of the layer {own}", "the file is cut off or was put together by hand; get it again")
@@ -238,7 +268,7 @@ def _scale(source: Source, own: str, parts: Mapping[str, Tensor], rank: int) -> 
     return alpha
 
 
-def _whole(source: Source, own: str, diff: Tensor, place: Place, module: Any) -> tuple[Tensor, Tensor]:
+def _whole(source: Source, own: str, diff: Tensor, place: Place, module: Any) -> Pair:
     """A whole difference as two factors, one of them the identity on the shorter side."""
     shape = tuple(module.weight.shape)
     delta = _part(_shaped(diff.float(), shape) if diff.ndim in (2, 4) else diff.float(), place.part, shape[0])
@@ -261,7 +291,7 @@ def _check(source: Source, own: str, down: Tensor, up: Tensor, *, scaled: bool =
             )
 
 
-def _stored(layers: Mapping[str, list[tuple[Tensor, Tensor]]], low: set[str]) -> dict[str, Tensor]:
+def _stored(layers: Mapping[str, list[Pair]], low: set[str]) -> dict[str, Tensor]:
     """Factors under an adapter's names: several of one layer beside each other, those of low rank filled up to the largest rank among them."""
     found: dict[str, Tensor] = {}
     joined = {own: (torch.cat([down for down, _ in pairs]), torch.cat([up for _, up in pairs], dim=1)) for own, pairs in layers.items()}

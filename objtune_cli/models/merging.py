@@ -40,6 +40,9 @@ def merged(
             down, up = _concatenated(pairs, weights) if exact else _reduced(pairs, weights, method, least, density)
             found[f"{layer}.lora_A.weight"] = _padded(down, kept, 0)
             found[f"{layer}.lora_B.weight"] = _padded(up, kept, 1)
+            if any(f"{layer}.lora_B.bias" in a for a in own):
+                biases = [a.get(f"{layer}.lora_B.bias", torch.zeros(up.shape[0])) for a in own]
+                found[f"{layer}.lora_B.bias"] = _combined(biases, torch.tensor(weights, dtype=torch.float32), method, density)
     return found
 
 

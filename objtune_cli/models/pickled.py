@@ -46,17 +46,22 @@ def explain(error: Exception) -> str:
     return "it holds more than tensors" if "Weights only" in text or "weights_only" in text else text[:100] or type(error).__name__
 
 
+def convert(source: str) -> bytes:
+    """The tensors of a pickle as the bytes of a safetensors file; of classes none but a parameter table's stand-in is made."""
+    import torch
+    from safetensors.torch import save
+
+    with torch.serialization.safe_globals([(Table, "torch.nn.modules.container.ParameterDict")]):
+        return save(tensors(torch.load(source, map_location="cpu", weights_only=True)))
+
+
 def main(source: str, target: str) -> int:
     """0: written; 3: not readable so."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    import torch
-    from safetensors.torch import save
-
     try:
-        with torch.serialization.safe_globals([(Table, "torch.nn.modules.container.ParameterDict")]):
-            data = save(tensors(torch.load(source, map_location="cpu", weights_only=True)))
+        data = convert(source)
     except Exception as error:  # whatever it is: malformed files raise a dozen kinds
         sys.stderr.write(explain(error) + "\n")
         return 3

@@ -173,8 +173,20 @@ def _vectors(tensors: Mapping[str, Any], name: str, family: Family, only: str) -
 
 def diffusers_keys(tensors: Mapping[str, Any], family: Family = families.SD1) -> dict[str, Any]:
     """Peft names below `unet.` (`transformer.`) and, of what was imported, the text encoders; alpha = rank, so that nothing is left to scale."""
-    named = ((k.replace("unet.", f"{family.denoiser}.", 1) if k.startswith("unet.") else k, v) for k, v in tensors.items())
+    named = ((k.replace("unet.", f"{family.denoiser}.", 1) if k.startswith("unet.") else k, v) for k, v in _with_biases(tensors).items())
     return {k: v for k, v in named if k.startswith((f"{family.denoiser}.", *PREFIXES))}
+
+
+def _with_biases(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The tensors with a bias for every layer of a network that has one: peft takes all or none."""
+    import numpy as np
+
+    missing: dict[str, Any] = {}
+    for prefix in {key.split(".")[0] for key in tensors if key.endswith(".lora_B.bias")}:
+        for key, value in tensors.items():
+            if key.startswith(f"{prefix}.") and key.endswith(".lora_B.weight"):
+                missing[key.removesuffix("weight") + "bias"] = np.zeros(value.shape[0], value.dtype)
+    return {**missing, **tensors}
 
 
 def kohya_keys(tensors: Mapping[str, Any], family: Family = families.SD1) -> dict[str, Any]:
@@ -189,8 +201,10 @@ def kohya_keys(tensors: Mapping[str, Any], family: Family = families.SD1) -> dic
     for prefix, start in PREFIXES.items():
         ends = [key.removeprefix(prefix).removesuffix(".lora_A.weight") for key in tensors if key.startswith(prefix) and ".lora_A." in key]
         layers = {end: (tensors[f"{prefix}{end}.lora_A.weight"], tensors[f"{prefix}{end}.lora_B.weight"]) for end in ends}
+        held = {end: tensors[f"{prefix}{end}.lora_B.bias"] for end in ends if f"{prefix}{end}.lora_B.bias" in tensors}
+        biases = {end: (np.ones((1, 1), bias.dtype), np.asarray(bias)[:, None]) for end, bias in held.items()}
         if prefix == "unet.":
-            layers = family.kohya(layers)
+            layers, biases = family.kohya(layers), family.kohya(biases)
         elif prefix == "text_encoder." and len(family.encoders) == 1:
             start = "lora_te_"
         for layer, (down, up) in layers.items():
@@ -200,6 +214,7 @@ def kohya_keys(tensors: Mapping[str, Any], family: Family = families.SD1) -> dic
                 f"{stem}.lora_up.weight": up,
                 f"{stem}.alpha": np.array(float(down.shape[0]), np.float32),
             }
+        named |= {f"{start}{layer.replace('.', '_')}.diff_b": (up @ down)[:, 0] for layer, (down, up) in biases.items()}
     return named
 
 

@@ -1,5 +1,6 @@
 """Files of other tools as adapters: the same prediction as in diffusers, drawn and composed here; everything wrong is one line."""
 
+import hashlib
 import pickle
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,20 @@ import objtune_cli.models.stack  # noqa: F401  (repairs torchvision before the l
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from objtune_cli import families
-from objtune_cli.models import adapter, foreign
+from objtune_cli.method import composition
+from objtune_cli.models import adapter, foreign, pickled
 from objtune_cli.models import stack as stacks
+from objtune_cli.models.layer_names import modules_of
 from objtune_cli.models.tokens import class_rows
 from objtune_cli.stages import export
 from objtune_cli.store import artifact, refs
 from tests import kin, tiny
 from tests.stages.test_export_families import predicted
+from tests.stages.test_parameters import of_lora, read
 
 CPU = torch.device("cpu")
 NAMES = ("sd1", "sd2", "sdxl")
@@ -299,3 +304,131 @@ def test_what_is_missing_on_the_command_line(cli: Any, folders: dict[str, Path])
     save_file({"emb_params": torch.ones(1, tiny.WIDTH)}, "b.safetensors")
     two = cli("import", "a.safetensors", "b.safetensors", "--class", "dog", "--base", folders["sd1"])
     assert two.code == 3 and "two files of one kind" in two.err
+
+
+def test_the_hash_in_a_picture_is_that_of_the_file(cli: Any, folders: dict[str, Path]) -> None:
+    """By which Civitai finds a LoRA: of what follows the header, and of an embedding the whole file; nothing stands there for what the file does not hold."""
+    weights = kohya(layers(folders["sd1"], modules="cross-kv"), "sd1")
+    save_file(weights, "a.safetensors", {"ss_network_dim": "2"})
+    save_file({"emb_params": torch.randn(2, tiny.WIDTH, generator=torch.Generator().manual_seed(0))}, "b.safetensors")
+    common = ("--class", "dog", "--base", folders["sd1"])
+    for name, files in {"one": ["a.safetensors"], "two": ["b.safetensors"], "both": ["a.safetensors", "b.safetensors"]}.items():
+        assert cli("import", *files, "--name", name, *common).code == 0
+    done = cli("generate", "<one>", "<two>", "<both>", "-n", 1, "--steps", 1, "--base", folders["sd1"])
+    lora, embedding = of_lora(Path("a.safetensors")), hashlib.sha256(Path("b.safetensors").read_bytes()).hexdigest()[:12]
+    told = [read(Image.open(path).text["parameters"])[2] for path in done.out.splitlines()]
+    assert [values.get("Lora hashes") for values in told] == [f"one: {lora}", None, f"both: {lora}"]
+    assert [bool(values.get("TI hashes")) for values in told] == [False, True, True]
+    assert all(values["TI hashes"].endswith(f": {embedding}") for values in told[1:])
+    assert cli("import", "a.safetensors", "--name", "one", *common).out == "adapter/one@1\n"  # the hash is no part of what the work is
+
+
+def test_parameter_tables_in_pickles_are_read_and_nothing_of_them_runs(cli: Any, folders: dict[str, Path]) -> None:
+    """The first textual inversion's `.pt`; a pickle that needs anything else, or is cut off, is one line of ours."""
+    rows = torch.randn(2, tiny.WIDTH, generator=torch.Generator().manual_seed(0))
+    held = {"string_to_token": {"*": torch.tensor(265)}, "string_to_param": torch.nn.ParameterDict({"*": torch.nn.Parameter(rows)})}
+    torch.save(held, "first.pt")
+    Path("cut.pt").write_bytes(Path("first.pt").read_bytes()[:-300])
+    torch.save({"emb_params": torch.nn.Linear(2, 2)}, "module.pt")
+    common = ("--class", "dog", "--name", "rex", "--base", folders["sd1"], "--allow-pickle")
+    assert cli("import", "first.pt", *common).code == 0
+    assert torch.equal(torch.tensor(artifact.load(Path("artifacts"), refs.Ref("adapter", "rex", 1))[1]["token.rex"]), rows)
+    done = cli("import", "module.pt", *common)
+    said = "it needs torch.nn.modules.linear.Linear, which is a program and not numbers"
+    assert done.code == 3 and said in done.err and "weights_only" not in done.err and "\x1b" not in done.err
+    with pytest.raises(RuntimeError) as caught:
+        pickled.convert("cut.pt")
+    assert pickled.explain(caught.value) == "it is cut off or damaged"
+
+
+def test_a_pair_of_files_and_a_folder_of_diffusers_are_one_object(cli: Any, folders: dict[str, Path]) -> None:
+    first, second = torch.randn(2, tiny.WIDTH), torch.randn(2, kin.WIDTH_2)
+    Path("folder").mkdir()
+    save_file({"<s>": first}, "folder/learned_embeds.safetensors")
+    save_file({"<s>": second}, "folder/learned_embeds_2.safetensors")
+    _, tensors = imported(cli, folders["sdxl"], *Path("folder").iterdir())
+    assert torch.equal(tensors["token.rex"], first) and torch.equal(tensors["token_2.rex"], second)
+    save_file(layers(folders["sdxl"], modules="cross-kv"), "folder/pytorch_lora_weights.safetensors")
+    kept, tensors = imported(cli, folders["sdxl"], "folder")
+    assert torch.equal(tensors["token_2.rex"], second) and kept.metrics["layers"] > 0
+    done = cli("import", "folder/learned_embeds.safetensors", "--class", "dog", "--base", folders["sdxl"])
+    assert done.code == 6 and "half of an embedding" in done.err
+
+
+def test_as_many_vectors_as_a_prompt_has_room_for(cli: Any, folders: dict[str, Path]) -> None:
+    save_file({"emb_params": torch.randn(75, tiny.WIDTH)}, "long.safetensors")
+    done = cli("import", "long.safetensors", "--class", "dog", "--name", "rex", "--base", folders["sd1"])
+    assert done.code == 0 and "they leave 0 of a prompt's 75 tokens for other words" in done.err
+
+
+def test_notes_of_what_is_not_known_or_changes_nothing(cli: Any, folders: dict[str, Path]) -> None:
+    zeros = {k: torch.zeros_like(v) if "lora_B" in k else v for k, v in layers(folders["sd1"], modules="cross-kv").items()}
+    save_file({k.replace("unet.", "base_model.model."): v for k, v in zeros.items()}, "rex.safetensors")
+    done = cli("import", "rex.safetensors", "--class", "dog", "--name", "rex", "--base", folders["sd1"])
+    assert done.code == 0 and "changes nothing" in done.err and "no adapter_config.json beside it" in done.err
+
+
+def test_what_an_earlier_version_took_over_is_looked_at_again(cli: Any, folders: dict[str, Path]) -> None:
+    """An artifact of a file whose alpha is no number is no finished work, and settings in a header make other work of a file."""
+    from objtune_cli import bases
+
+    weights = layers(folders["sd1"], modules="cross-kv")
+    save_file(weights, "a.safetensors")
+    save_file(weights, "b.safetensors", {"lora_adapter_metadata": '{"unet.r": 2, "unet.lora_alpha": 8}'})
+    common = ("--class", "dog", "--base", folders["sd1"])
+    for i, (file, broken) in enumerate((("a.safetensors", True), ("b.safetensors", False))):
+        name, inputs = f"o{i}", {"file.0": {"ref": "", "sha256": hashlib.sha256(Path(file).read_bytes()).hexdigest()}}
+        record = artifact.Record("adapter", name, {name: "dog"}, inputs, {"word": ""}, bases.find(str(folders["sd1"]), "").record())
+        old = {k: v * float("nan") if broken else v for k, v in weights.items()} | {f"token.{name}": torch.zeros(1, tiny.WIDTH)}
+        artifact.publish(Path("artifacts"), record, old)
+        done = cli("import", file, "--name", name, *common)
+        assert (done.code, done.out) == ((3, "") if broken else (0, "adapter/o1@2\n")), done.err
+
+
+def test_biases_and_whole_differences_act_everywhere_and_are_exported(cli: Any, folders: dict[str, Path]) -> None:
+    """In a picture, in a scene, merged, and in the files that are written; a text encoder has some too."""
+    name, g = "sd1", torch.Generator().manual_seed(4)
+    weights = layers(folders[name], modules="attention")
+    bottom, words = "unet.mid_block.attentions.0.transformer_blocks.0", "text_encoder.text_model.encoder.layers.0.self_attn.out_proj"
+    weights[f"{bottom}.attn2.to_out.0.lora_B.bias"] = torch.randn(16, generator=g)
+    weights |= {f"{bottom}.attn1.to_out.0.diff_b": torch.randn(16, generator=g), f"{bottom}.ff.net.2.diff": torch.randn(16, 64, generator=g) * 0.3}
+    weights |= {f"{words}.diff_b": torch.randn(16, generator=g)}
+    save_file(weights, "a.safetensors")
+    _, tensors = imported(cli, folders[name], "a.safetensors")
+    stack = stacks.load(folders[name], CPU, torch.float32)
+    plain = predicted(stack.unet, name)
+    modules = modules_of(stack)
+    with torch.no_grad():  # the same by hand
+        for own, module in modules.items():
+            if f"{own}.lora_A.weight" in tensors:
+                product = tensors[f"{own}.lora_B.weight"].flatten(1) @ tensors[f"{own}.lora_A.weight"].flatten(1)
+                module.weight += product.view(module.weight.shape)
+            if f"{own}.lora_B.bias" in tensors:
+                module.bias += tensors[f"{own}.lora_B.bias"]
+    wanted, told = predicted(stack.unet, name), stack.encode(["a photo"])
+    assert not torch.allclose(wanted, plain, atol=1e-2)
+    assert cli("merge", "rex=1", "other=1", "--name", "pair").code == 4
+    save_file({"emb_params": torch.zeros(1, tiny.WIDTH)}, "b.safetensors")
+    assert cli("import", "b.safetensors", "--class", "dog", "--name", "other", "--base", folders[name]).code == 0
+    assert cli("merge", "rex=1", "other=1", "--name", "pair").code == 0
+    for called in ("rex", "pair"):
+        held = {k: torch.tensor(v) for k, v in artifact.load(Path("artifacts"), refs.Ref("adapter", called, 1))[1].items()}
+        again = stacks.load(folders[name], CPU, torch.float32)
+        adapter.load(again, held)
+        torch.testing.assert_close(predicted(again.unet, name), wanted, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(again.encode(["a photo"]), told, rtol=1e-4, atol=1e-4)
+    alone = stacks.load(folders[name], CPU, torch.float32)
+    with composition.alone(alone, tensors):
+        torch.testing.assert_close(predicted(alone.unet, name), wanted, rtol=1e-4, atol=1e-4)
+    for form in ("diffusers", "kohya"):
+        (file,) = export.run(Path("artifacts"), refs.Ref("adapter", "rex", 1), form, Path(form))
+        back = foreign.lora(stacks.load(folders[name], CPU, torch.float32), load_file(file), form)
+        for own in modules:
+            assert (f"{own}.lora_A.weight" in back) == (f"{own}.lora_A.weight" in tensors)
+            if f"{own}.lora_A.weight" in back:
+                a, b = (held[f"{own}.lora_B.weight"].flatten(1) @ held[f"{own}.lora_A.weight"].flatten(1) for held in (back, tensors))
+                torch.testing.assert_close(a, b)
+        assert {k for k in back if "bias" in k} == {k for k in tensors if "bias" in k}
+        assert all(torch.equal(v, tensors[k]) for k, v in back.items() if "bias" in k)
+    pipe = theirs(folders[name], name, Path("diffusers/pytorch_lora_weights.safetensors").absolute())
+    torch.testing.assert_close(predicted(pipe.unet, name), wanted, rtol=1e-4, atol=1e-4)

@@ -78,9 +78,9 @@ def kohya(low: Low, alpha: Callable[[int], float | None] = lambda _: None, name:
     return found
 
 
-def header(**networks: Mapping[str, Any]) -> dict[str, str]:
+def header(ends: tuple[str, ...] = (*ATTENTION, "add_q_proj"), /, **networks: Mapping[str, Any]) -> dict[str, str]:
     """The header that diffusers writes for these settings."""
-    full = {name: LoraConfig(target_modules=[*ATTENTION, "add_q_proj"], **said).to_dict() for name, said in networks.items()}
+    full = {name: LoraConfig(target_modules=list(ends), **said).to_dict() for name, said in networks.items()}
     table = {f"{name}.{key}": value for name, said in full.items() for key, value in said.items()}
     return {"lora_adapter_metadata": json.dumps(table, default=list)}
 
@@ -102,6 +102,9 @@ def typed(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
 
 CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "time_emb_proj", "proj_in", "proj_out", "downsamplers.0.conv", "ff.net.0.proj", "ff.net.2", *ATTENTION)
 ALL = (*CONVOLUTIONS, "upsamplers.0.conv", "linear_1", "linear_2", "conv_in", "conv_out")
+PLACES = ("conv1", "conv_shortcut", "time_emb_proj", "proj_in", "sampler.0.conv", "samplers.0.conv", "ff.net.2", "linear_1", "linear_2", "conv_in", "conv_out", "text_projection", "fc1", "out_proj")
+FEW = ("attn2.to_k", "to_out.0", "out_proj")
+BIASED = ("to_out.0", "ff.net.2", "conv1", "q_proj", "fc1")
 SELF = ("to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj")
 """Layers that old names of diffusers know."""
 Made = tuple[dict[str, Tensor], dict[str, str]]
@@ -109,14 +112,14 @@ FORMS: dict[str, tuple[str, Callable[[stacks.Stack], Made]]] = {
     "peft's keys": ("sd1", lambda s: (plain(factors(s)), {})),
     "peft's keys, several ranks": ("sd1", lambda s: (plain(factors(s, ranks=(4, 2, 3))), {})),
     "peft's keys, SD 2": ("sd2", lambda s: (plain(factors(s)), {})),
-    "peft's keys, SDXL, three networks": ("sdxl", lambda s: (plain(factors(s)), {})),
+    "peft's keys, SDXL, three networks": ("sdxl", lambda s: (plain(factors(s, FEW)), {})),
     "peft's keys, SD 3": ("sd3", lambda s: (plain(factors(s), "transformer"), {})),
     "fp16": ("sd1", lambda s: (typed(plain(factors(s)), torch.float16), {})),
     "bf16": ("sd1", lambda s: (typed(plain(factors(s)), torch.bfloat16), {})),
-    "convolutions": ("sd1", lambda s: (plain(factors(s, CONVOLUTIONS)), {})),
+    "convolutions": ("sd1", lambda s: (plain(factors(s, ("conv2", "downsamplers.0.conv", "proj_in"))), {})),
     "the denoiser alone": ("sd1", lambda s: (plain(factors(s, start="unet.")), {})),
     "alpha in the header": ("sd1", lambda s: (plain(factors(s)), header(unet={"r": 4, "lora_alpha": 16}, text_encoder={"r": 4, "lora_alpha": 4}))),
-    "alpha in the header, SDXL": ("sdxl", lambda s: (plain(factors(s)), header(unet={"r": 4, "lora_alpha": 16}, text_encoder={"r": 4, "lora_alpha": 2}, text_encoder_2={"r": 4, "lora_alpha": 8}))),
+    "alpha in the header, SDXL": ("sdxl", lambda s: (plain(factors(s, FEW)), header(FEW, unet={"r": 4, "lora_alpha": 16}, text_encoder={"r": 4, "lora_alpha": 2}, text_encoder_2={"r": 4, "lora_alpha": 8}))),
     "alpha in the header, SD 3": ("sd3", lambda s: (plain(factors(s, start="unet."), "transformer"), header(transformer={"r": 4, "lora_alpha": 12}))),
     "rank-stabilised": ("sd1", lambda s: (plain(factors(s, start="unet.")), header(unet={"r": 4, "lora_alpha": 4, "use_rslora": True}))),
     "alpha pattern": ("sd1", lambda s: (plain(factors(s, start="unet.")), header(unet={"r": 4, "lora_alpha": 4, "alpha_pattern": {"to_k": 1, "attn2.to_v": 12, r"mid_block.*to_q": 2}}))),
@@ -127,15 +130,22 @@ FORMS: dict[str, tuple[str, Callable[[stacks.Stack], Made]]] = {
     "kohya, alpha 0": ("sd1", lambda s: (kohya(factors(s), lambda _: 0.0), {})),
     "kohya, alpha of one dimension": ("sd1", lambda s: ({k: v[None] if k.endswith("alpha") else v for k, v in kohya(factors(s), lambda _: 1.0).items()}, {})),
     "kohya, several ranks, one alpha": ("sd1", lambda s: (kohya(factors(s, ranks=(4, 8)), lambda _: 4.0), {})),
-    "kohya, convolutions": ("sd1", lambda s: (kohya(factors(s, CONVOLUTIONS), lambda _: 1.0), {})),
+    "kohya, convolutions": ("sd1", lambda s: (kohya(factors(s, (*CONVOLUTIONS, "linear_1", "conv_in")), lambda _: 1.0), {})),
     "kohya, SD 2": ("sd2", lambda s: (kohya(factors(s), lambda _: 1.0), {})),
-    "kohya, SDXL by diffusers' names": ("sdxl", lambda s: (kohya(factors(s), lambda _: 1.0, encoders=2), {})),
-    "kohya, SDXL by the first repository's names": ("sdxl", lambda s: (kohya(factors(s, ALL), lambda _: 1.0, first_name, 2), {})),
+    "kohya, SDXL by diffusers' names": ("sdxl", lambda s: (kohya(factors(s, FEW), lambda _: 1.0, encoders=2), {})),
+    "kohya, SDXL by the first repository's names": ("sdxl", lambda s: (kohya(factors(s, PLACES), lambda _: 1.0, first_name, 2), {})),
     "lora.down": ("sd1", lambda s: (plain(factors(s, SELF, start="unet."), down=".lora.down.weight", up=".lora.up.weight"), {})),
     "lora_linear_layer": ("sd1", lambda s: (linear_layers(s), {})),
+    "biases": ("sd1", lambda s: (with_biases(plain(factors(s, BIASED))), header(BIASED, unet={"r": 4, "lora_alpha": 8, "lora_bias": True}, text_encoder={"r": 4, "lora_alpha": 8, "lora_bias": True}))),
     "old attention processors": ("sd1", lambda s: (old_processors(factors(s, SELF)), {})),
 }  # fmt: skip
 """Files that diffusers reads: the base, and what makes their tensors and metadata."""
+
+
+def with_biases(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A bias beside every B."""
+    g = torch.Generator().manual_seed(9)
+    return weights | {key.replace("weight", "bias"): torch.randn(len(value), generator=g) for key, value in weights.items() if "lora_B" in key}
 
 
 def by_pattern(stack: stacks.Stack) -> dict[str, Tensor]:
@@ -151,9 +161,10 @@ def linear_layers(stack: stacks.Stack) -> dict[str, Tensor]:
 
 
 def deltas(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What an adapter adds to each layer, as a matrix."""
+    """What an adapter adds to each layer, as a matrix, and to its bias."""
     ends = sorted(key.removesuffix(".lora_A.weight") for key in tensors if key.endswith(".lora_A.weight"))
-    return {own: tensors[f"{own}.lora_B.weight"].flatten(1) @ tensors[f"{own}.lora_A.weight"].flatten(1) for own in ends}
+    found = {own: tensors[f"{own}.lora_B.weight"].flatten(1) @ tensors[f"{own}.lora_A.weight"].flatten(1) for own in ends}
+    return found | {f"{own}.bias": tensors[f"{own}.lora_B.bias"] for own in ends if f"{own}.lora_B.bias" in tensors}
 
 
 def read(stack: stacks.Stack, path: Path) -> dict[str, Tensor]:
@@ -233,12 +244,12 @@ def named(low: Low, change: Callable[[str], str], ends: tuple[str, str] = (".lor
 UNITS: dict[str, tuple[str, tuple[str, ...], str, Callable[[Low, stacks.Stack], dict[str, Tensor]], Callable[[int], float]]] = {
     "ComfyUI": ("sd1", ALL, "", comfy, lambda _: 1.0),
     "ComfyUI, SD 2": ("sd2", ATTENTION, "", lambda low, s: {k.replace("clip_l", "clip_h"): v for k, v in comfy(low, s).items()}, lambda _: 1.0),
-    "ComfyUI, SDXL": ("sdxl", ALL, "", comfy, lambda _: 1.0),
+    "ComfyUI, SDXL": ("sdxl", PLACES, "", comfy, lambda _: 1.0),
     "ComfyUI, SD 3": ("sd3", ("to_q", "add_v_proj", "ff.net.2", "q_proj"), "", comfy, lambda _: 1.0),
     "kohya, SD 3": ("sd3", ("to_k", "to_add_out"), "unet.", lambda low, s: comfy(low, s, "lora_unet_", flat=True), lambda _: 1.0),
     "kohya, SD 1 by the first repository's names": ("sd1", ALL, "", lambda low, s: kohya(low, lambda _: 4.0, first_name), lambda _: 1.0),
     "kohya, an alpha a layer": ("sd1", ATTENTION, "", lambda low, s: kohya(low, per_layer), lambda i: per_layer(i) / 4),
-    "kohya, an alpha a layer, fp16": ("sdxl", ATTENTION, "", lambda low, s: {k: v.half() if "alpha" in k else v for k, v in kohya(low, per_layer, encoders=2).items()}, lambda i: per_layer(i) / 4),
+    "kohya, an alpha a layer, fp16": ("sdxl", FEW, "", lambda low, s: {k: v.half() if "alpha" in k else v for k, v in kohya(low, per_layer, encoders=2).items()}, lambda i: per_layer(i) / 4),
     "fp8": ("sd1", ATTENTION, "unet.", lambda low, s: typed(plain(low), torch.float8_e4m3fn), lambda _: 1.0),
     "OneTrainer, SD 3": ("sd3", ("to_k", "ff.net.2"), "unet.", lambda low, s: named(low, lambda o: "lora_transformer_" + o.removeprefix("unet.").replace(".", "_"), (".lora_down.weight", ".lora_up.weight")), lambda _: 1.0),
     "SimpleTuner": ("sd1", ATTENTION, "unet.", lambda low, s: named(low, lambda o: "lycoris_" + o.removeprefix("unet.").replace(".", "_"), (".lora_down.weight", ".lora_up.weight")), lambda _: 1.0),
