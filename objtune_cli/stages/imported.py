@@ -37,7 +37,6 @@ def run(ctx: Context, files: list[Path], name: str, class_word: str, word: str, 
     record = Record("adapter", name, {name: class_word}, _inputs(read), _settings(read, word), ctx.base.record())
     done = ctx.reuse(record)
     if done:
-        _check_reused(ctx, done)
         return done
     classes.warn(ctx, class_word)
     from objtune_cli.models import inversion, tokens
@@ -127,20 +126,3 @@ def _note_vectors(ctx: Context, stack: "Stack", name: str, vectors: "list[Vector
     limit = stack.tokenizer.model_max_length - 2
     if vectors and limit - count < FEW:
         ctx.report.note(f"<{name}> has {count} vectors: they leave {limit - count} of a prompt's {limit} tokens for other words")
-
-
-def _check_reused(ctx: Context, done: Done) -> None:
-    """Refuse what an earlier version took over that is no number.
-
-    Raises:
-        InputError: A weight is no number.
-    """
-    import numpy as np
-
-    _, tensors = artifact.load(ctx.root, done.ref)
-    for key, value in tensors.items():
-        if value.dtype.kind == "f" and not bool(np.isfinite(value).all()):
-            raise InputError(
-                f"the file holds values that are no numbers, in {key} of {done.ref}",
-                f"the training that wrote it had diverged; `objtune rm {done.ref}` removes what was made of it",
-            )
