@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     """What each picture is made of, and the pictures, (N, 3, H, W) in [-1, 1]."""
 
 
+MOST = 16
+"""Objects of one scene: the picture grows with them."""
+
+
 def run(ctx: Context, prompt: str, places: Mapping[str, Sequence[Box]], config: Generate, how: Compose, out: Path | None = None) -> list[Done]:
     """Draw the prompt with each of its objects in its place; an object that it names twice is drawn twice.
 
@@ -40,6 +44,8 @@ def run(ctx: Context, prompt: str, places: Mapping[str, Sequence[Box]], config: 
         raise InputError("the prompt names no trained object", asked.advice or 'for example `objtune compose "<rex> and <cup> on the beach" --place rex=left --place cup=right`')
     apart, found = name_apart(prompt, named, {o.name for o in asked.objects})
     names = [o.name for o in found]
+    if len(names) > MOST:
+        raise InputError(f"the prompt names {len(names)} objects; a scene has room for {MOST}", "name fewer, in several scenes")
     given = layout.assign(places, {o.name: [m.name for m in found if m.key == o.key] for o in named})
     layout.check(given, names)
     _note_repeated(ctx, named, found)

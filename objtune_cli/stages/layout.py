@@ -44,7 +44,7 @@ _PLACED = re.compile(
     re.I,
 )
 """Two objects and a word between them that says no more than where they stand."""
-_SIDE = re.compile(rf"\s*(?:,\s*)?(?:on|in|at|to)\s+the\s+({'|'.join(SIDES)})\b(?!\s+of)")
+_SIDE = re.compile(rf"(?<!\s)\s*(?:,\s*)?(?:on|in|at|to)\s+the\s+({'|'.join(SIDES)})\b(?!\s+of)")
 _JOINT = re.compile(
     rf"(?:[\s,;]|\b(?:and|with|plus|next to|beside|by|near|to the|the|an?|is|stands|sits|lies|{'|'.join(sorted(RELATIONS, key=len, reverse=True))})\b)*$", re.I
 )

@@ -283,6 +283,8 @@ def test_two_of_the_same_object_are_two(drawn) -> None:
     assert drawn("compose", "<dog> at night").code == 0 and record_of(3).config["places"].keys() == {"dog"}
     more = drawn("compose", "<dog>", "--place", "dog=left", "--place", "dog=right")
     assert more.code == 2 and "2 places for dog, but the prompt names <dog> once" in more.err
+    crowd = drawn("compose", "<dog> " * 17)
+    assert crowd.code == 3 and "the prompt names 17 objects; a scene has room for 16" in crowd.err
 
 
 def test_prompts_that_forgot_the_brackets_are_told(drawn) -> None:
