@@ -10,7 +10,7 @@ from pathlib import Path
 
 from objtune_cli.errors import InputError, UsageError
 from objtune_cli.stages.prompts import clean
-from objtune_cli.store import photo
+from objtune_cli.store import mask, photo
 from objtune_cli.store.header import open_regular
 from objtune_cli.store.refs import check_name
 
@@ -65,10 +65,10 @@ def subjects(folder: Path, count: int | None, chosen: str, live: tuple[str, ...]
         raise InputError(f"{folder / LISTING} names no class for {strays[0]}", f"add the line `{strays[0]},WORD` to its table")
     found = [_subject(folder, name, kind, prompts, chosen, live) for name, kind in list(classes.items())[:count]]
     for subject in found:
-        sizes = {path: photo.read(path).rgb.shape for path, _ in subject.photos}
-        if subject.mask:
-            height, width = sizes[subject.learned][:2]
-            photo.read_mask(subject.mask, (width, height))
+        for path, _ in subject.photos:
+            decoded = photo.read(path)
+            if subject.mask and path == subject.learned:
+                mask.read(subject.mask, decoded)
     return found
 
 

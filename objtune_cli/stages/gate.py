@@ -9,6 +9,10 @@ if TYPE_CHECKING:
 
 MIN_AREA, MAX_AREA = 0.004, 0.92
 MAX_BORDER = 0.55
+INSIDE_BORDER, MAX_INSIDE = 0.05, 0.7
+"""Largest share of the border and of the photo that the object of an inverted mask has."""
+MAX_LINE, LINE = 0.4, 0.05
+"""A mask that is a line has at most this share of what the line encloses, and this width, fraction of its longer side."""
 MAX_PIECES = 12
 MIN_CELLS = 1.0
 """Latent cells that the object covers where the photo fills the base's frame; a smaller one is no object to the base."""
@@ -30,6 +34,33 @@ def measure(mask: "np.ndarray", cells: int = 0) -> dict[str, float]:
     border = np.concatenate([hard[0], hard[-1], hard[:, 0], hard[:, -1]])
     found = {"area": round(area / hard.size, 6), "pieces": pieces, "border": round(float(border.mean()), 6)}
     return found | ({"cells": round(cells * area / hard.size, 3)} if cells else {})
+
+
+def is_inverted(mask: "np.ndarray") -> bool:
+    """Whether a mask is off on its object and on all around it: it has nearly all of the border, and what it leaves free is an object inside."""
+    import numpy as np
+
+    on = mask > 127
+    border = np.concatenate([on[0], on[-1], on[:, 0], on[:, -1]])
+    free = 1 - float(on.mean())
+    return float(border.mean()) > 1 - INSIDE_BORDER and MIN_AREA <= free <= MAX_INSIDE
+
+
+def outline(mask: "np.ndarray") -> str:
+    """Why a mask is only the outline of its object, drawn as a line; an empty text where it is filled."""
+    import cv2
+    import numpy as np
+
+    hard = np.pad((mask > 127).astype(np.uint8), 1)
+    contours, _ = cv2.findContours(hard, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    if not contours:
+        return ""
+    filled = cv2.drawContours(np.zeros_like(hard), contours, -1, 1, cv2.FILLED)
+    _, _, width, height = cv2.boundingRect(hard)
+    thick = 2 * float(cv2.distanceTransform(hard, cv2.DIST_L2, 5).max())
+    if hard.sum() > MAX_LINE * filled.sum() or thick > LINE * max(width, height):
+        return ""
+    return f"it is an outline, a line of at most {thick:.0f} px, and not filled"
 
 
 def judge(metrics: dict[str, float], class_word: str, config: Segment) -> str:

@@ -50,7 +50,7 @@ def place(target: "Target", frame: Frame, note: "Callable[[str], None]") -> "Tar
         box = _place_box(box, frame, target.name, note)
     dots = (*target.points, *target.beside)
     if any(_is_fraction(dot) for dot in dots):
-        scaled = tuple(_scaled(dot, frame) if all(0 <= v <= 1 for v in dot) else dot for dot in dots)
+        scaled = tuple(_inner(_scaled(dot, frame), frame) if all(0 <= v <= 1 for v in dot) else dot for dot in dots)
         note(f"points of {target.name} in fractions of the photo are {' and '.join(_text(dot) for dot in scaled)} in pixels")
         dots = scaled
     dots = tuple(_place_point(dot, frame) for dot in dots)
@@ -68,7 +68,8 @@ def _is_fraction(dot: tuple[float, float]) -> bool:
 
 
 def _scaled(dot: tuple[float, float], frame: Frame) -> tuple[float, float]:
-    return round(dot[0] * frame.width, 2), round(dot[1] * frame.height, 2)
+    x, y = dot
+    return round(x * frame.width, 2), round(y * frame.height, 2)
 
 
 def _place_box(box: tuple[float, float, float, float], frame: Frame, name: str, note: "Callable[[str], None]") -> tuple[float, float, float, float]:
@@ -78,7 +79,7 @@ def _place_box(box: tuple[float, float, float, float], frame: Frame, name: str, 
         note(f"the box of {name} in fractions of the photo is {_text(box)} in pixels")
     x0, y0, x1, y1 = box
     if x1 <= x0 or y1 <= y0:
-        raise InputError(f"the box {said} has no area: x1,y1 is not right of and below x0,y0", _other_orders(box, frame))
+        raise InputError(f"the box {said} is not inside the photo ({frame}): x1,y1 has to be right of and below x0,y0", _other_orders(box, frame))
     reach_x, reach_y = max(1.0, CLIP * frame.width), max(1.0, CLIP * frame.height)
     inside = (max(x0, 0.0), max(y0, 0.0), min(x1, float(frame.width)), min(y1, float(frame.height)))
     outside = max(-x0, x1 - frame.width) >= reach_x or max(-y0, y1 - frame.height) >= reach_y
@@ -124,11 +125,16 @@ def _upright(box: tuple[float, ...], frame: Frame) -> tuple[float, ...] | None:
 
 def _place_point(dot: tuple[float, float], frame: Frame) -> tuple[float, float]:
     x, y = dot
-    if not (-1 < x < frame.width + 1 and -1 < y < frame.height + 1):
+    if not (-1 < x < frame.width and -1 < y < frame.height):
         raise InputError(
             f"the point {_text(dot)} is not inside the photo ({frame})", "give pixels of the photo as it is shown, or fractions of it: `--point 0.5,0.5`"
         )
-    return (x if 0 <= x < frame.width else min(max(x, 0.0), frame.width - 1.0)), (y if 0 <= y < frame.height else min(max(y, 0.0), frame.height - 1.0))
+    return max(x, 0.0), max(y, 0.0)
+
+
+def _inner(dot: tuple[float, float], frame: Frame) -> tuple[float, float]:
+    """A point no further than the last pixel."""
+    return min(dot[0], frame.width - 1.0), min(dot[1], frame.height - 1.0)
 
 
 def disagreement(cover: "np.ndarray", target: "Target", photo: "Photo", rough: "np.ndarray | None" = None) -> tuple[str, str]:

@@ -31,6 +31,8 @@ def run(ctx: Context, path: Path, targets: list[Target], config: Segment) -> lis
     if all(done):
         return [d for d in done if d]
     picture = photo.read(path)
+    if picture.alpha is not None and not picture.alpha.any() and any(target.blind for target in targets):
+        raise InputError(f"{path} is wholly transparent", "save it without transparency, or with the object alone opaque")
     for note in picture.notes:
         ctx.report.note(f"{path.name}: {note}")
     by_word = config.min_likeness > 0 and not (len(targets) == 1 and picture.alpha is not None)
@@ -99,7 +101,9 @@ def _judged(
     """
     metrics = gate.measure(located.cover, _cells(ctx)) | located.metrics
     problem, advice = gate.judge(metrics, target.class_word, config), located.advice
-    if not problem:
+    if not problem and target.mask:
+        problem = gate.outline(located.cover)
+    elif not problem:
         problem, advice = hints.disagreement(located.cover, target, picture, located.rough)
     shown = pictures.png(pictures.overlay(rgb, located.cover, located.rivals))
     if problem and (not ctx.force or not metrics["area"]):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from objtune_cli import bases
 from objtune_cli.config import Segment
 from objtune_cli.errors import InputError, ObjtuneError
+from objtune_cli.stages import gate
 from objtune_cli.stages.context import Context
 from objtune_cli.store import photo
 
@@ -25,6 +26,7 @@ SNAP = 0.02
 """Reach of an outline to the edges of the colours, fraction of the object's longer side."""
 AGREED = 0.9
 """IoU from which a mask cut out by colour is the same object, more exactly."""
+MASK_ADVICE = "a mask is white on the object alone, filled, and black elsewhere; or show the object with `--box x0,y0,x1,y1`"
 ADVICE = "give `--box x0,y0,x1,y1`, `--point x,y` or `--mask M.png`"
 
 
@@ -151,19 +153,33 @@ class Sight:
         import cv2
         import numpy as np
 
-        height, width = self.picture.rgb.shape[:2]
-        size = (self.rgb.shape[1], self.rgb.shape[0])
-        exact = photo.read_mask(target.mask, (width, height)) if target.mask else self.picture.alpha if target.blind else None
-        if exact is not None:
-            return Located(cv2.resize(exact, size, interpolation=cv2.INTER_AREA), "mask" if target.mask else "alpha")
-        rough = None
-        if target.rough:
-            rough = cv2.resize(photo.read_mask(target.rough, (width, height)), size, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-            if not (rough > 0.5).any():
-                raise InputError(f"the rough mask {target.rough} is empty", "white is the object")
+        if target.mask:
+            return Located(self._read_mask(target.mask), "mask", advice=MASK_ADVICE)
+        if target.blind and self.picture.alpha is not None:
+            size = (self.rgb.shape[1], self.rgb.shape[0])
+            return Located(cv2.resize(self.picture.alpha, size, interpolation=cv2.INTER_AREA), "alpha")
+        rough = self._read_mask(target.rough).astype(np.float32) / 255 if target.rough else None
+        if rough is not None and not (rough > 0.5).any():
+            raise InputError(f"the rough mask {target.rough} is empty", "white is the object")
         found = self.outlined(self.segmenter.find(self._hints(target, rough)), self.segmenter.name)
         found.rough = None if rough is None else (rough * 255).astype(np.uint8)
         return found
+
+    def _read_mask(self, path: Path) -> "np.ndarray":
+        """A mask picture as coverage (H, W) uint8 at the kept size, black and white exchanged where black is the object."""
+        import cv2
+
+        from objtune_cli.store import mask
+
+        found = mask.read(path, self.picture)
+        for note in found.notes:
+            self.eyes.ctx.report.note(f"{path.name}: {note}")
+        size = (self.rgb.shape[1], self.rgb.shape[0])
+        cover: np.ndarray = cv2.resize(found.cover, size, interpolation=cv2.INTER_LINEAR if size[0] > found.cover.shape[1] else cv2.INTER_AREA)
+        if gate.is_inverted(cover):
+            self.eyes.ctx.report.note(f"{path.name}: it looks inverted, white all around: what is black or transparent in it is taken as the object")
+            cover = 255 - cover
+        return cover
 
     def _hints(self, target: Target, rough: "np.ndarray | None") -> "Hints":
         from objtune_cli.models.segmenter import Hints

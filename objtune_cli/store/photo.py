@@ -33,7 +33,7 @@ class Photo:
 
     Attributes:
         rgb: (H, W, 3) uint8, upright.
-        alpha: (H, W) uint8 coverage where the file has transparency, else None.
+        alpha: (H, W) uint8 coverage where the file has transparency, 0 everywhere if it shows nothing, else None.
         sha256: Digest of the file's bytes.
         notes: What had to be done to it, in words.
         orientation: EXIF orientation by which the stored pixels were turned; 1 for none.
@@ -69,7 +69,7 @@ def read(path: Path) -> Photo:
     """Decode a photo.
 
     Raises:
-        InputError: Missing, not an image, animated, broken, wholly transparent, too large, too small or too narrow.
+        InputError: Missing, not an image, animated, broken, too large, too small or too narrow.
     """
     data = read_bytes(path)
     notes: list[str] = []
@@ -79,7 +79,7 @@ def read(path: Path) -> Photo:
             raise InputError(f"{path} holds {decoded.image.mode} pixels of unknown range", "save it as 8-bit PNG or JPEG")
         rgb, alpha = colour.to_srgb(decoded.image, data, decoded.form, notes)
         if alpha is not None:
-            rgb, alpha = _on_white(path, rgb, alpha, notes)
+            rgb, alpha = _on_white(rgb, alpha, notes)
     if (rgb == rgb[0, 0]).all():
         notes.append("a single colour: there is nothing to learn")
     return Photo(rgb, alpha, hashlib.sha256(data).hexdigest(), tuple(notes), decoded.orientation)
@@ -139,15 +139,18 @@ class explained:
             raise InputError(f"{self.path} cannot be decoded: {str(error) or type(error).__name__}", "save it again as PNG or JPEG") from None
 
 
-def decode(path: Path, data: bytes, notes: list[str]) -> Decoded:
+def decode(path: Path, data: bytes, notes: list[str], least: int = MIN_SIDE) -> Decoded:
     """The pixels of a file, turned as its EXIF orientation says; raises whatever the decoder does.
+
+    Args:
+        notes: Gets a line for whatever had to be done. least: Smallest side, px.
 
     Raises:
         InputError: Not a photo, animated, too large, too small or too narrow.
     """
     from PIL import ImageOps
 
-    image, orientation = _opened(path, data)
+    image, orientation = _opened(path, data, least)
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format in ("GIF", "PNG", "WEBP", "AVIF"):  # phones keep a second JPEG behind the photo
         raise InputError(f"{path} is animated ({frames} frames)", "save the frame you want as PNG or JPEG")
@@ -166,7 +169,7 @@ def decode(path: Path, data: bytes, notes: list[str]) -> Decoded:
     return Decoded(ImageOps.exif_transpose(image), form, orientation)
 
 
-def _opened(path: Path, data: bytes) -> tuple[Any, int]:
+def _opened(path: Path, data: bytes, least: int = MIN_SIDE) -> tuple[Any, int]:
     """A Pillow image whose size is checked and whose pixels are not decoded yet, and its EXIF orientation."""
     from PIL import ExifTags, Image
 
@@ -174,7 +177,7 @@ def _opened(path: Path, data: bytes) -> tuple[Any, int]:
     if described:
         raise InputError(f"{path} is {described[0]}", described[1])
     image = Image.open(io.BytesIO(data), formats=formats.READ)
-    _check_size(path, *image.size)
+    _check_size(path, *image.size, least)
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     return image, orientation if orientation in range(2, 9) else 1
 
@@ -226,13 +229,13 @@ def _photo_in(folder: Path) -> str:
     return f"give one photo, for example `{folder / photos[0]}`" if photos else "give the path of a photo"
 
 
-def _check_size(path: Path, width: int, height: int) -> None:
+def _check_size(path: Path, width: int, height: int, least: int) -> None:
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
         raise InputError(
             f"{path} has {width}x{height} pixels", f"at most {MAX_PIXELS // 1_000_000} Mpx and {MAX_SIDE} a side are read; shrink it"
         )
-    if min(width, height) < MIN_SIDE:
-        raise InputError(f"{path} has {width}x{height} pixels", f"at least {MIN_SIDE} a side are needed")
+    if min(width, height) < least:
+        raise InputError(f"{path} has {width}x{height} pixels", f"at least {least} a side are needed")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise InputError(f"{path} is {width}x{height}: too narrow", f"sides may differ {MAX_ASPECT}-fold; crop it to the object")
 
@@ -256,7 +259,7 @@ def stretched(alpha: "np.ndarray") -> "np.ndarray":
     return ((alpha.astype(np.float32) - low) * (255 / (high - low))).round().clip(0, 255).astype(np.uint8)
 
 
-def _on_white(path: Path, rgb: "np.ndarray", alpha: "np.ndarray", notes: list[str]) -> tuple["np.ndarray", "np.ndarray | None"]:
+def _on_white(rgb: "np.ndarray", alpha: "np.ndarray", notes: list[str]) -> tuple["np.ndarray", "np.ndarray | None"]:
     """Colours as in the file where they show by half or more, fading to white below that; and the alpha, if it hides anything."""
     import numpy as np
 
@@ -264,7 +267,8 @@ def _on_white(path: Path, rgb: "np.ndarray", alpha: "np.ndarray", notes: list[st
         return rgb, None
     levels = stretched(alpha)
     if not levels.any():
-        raise InputError(f"{path} is wholly transparent: its alpha is {alpha.max()} of 255 at most", "save it without transparency, or with the object opaque")
+        notes.append("wholly transparent: the colours below are taken")
+        return rgb, levels
     if levels.min() == 255:
         return rgb, None
     weight = np.minimum(levels.astype(np.uint16) * 2, 255)[..., None]
@@ -272,21 +276,3 @@ def _on_white(path: Path, rgb: "np.ndarray", alpha: "np.ndarray", notes: list[st
         return rgb, levels
     notes.append("transparent parts shown on white")
     return ((rgb * weight + 255 * (255 - weight) + 127) // 255).astype(np.uint8), levels
-
-
-def read_mask(path: Path, size: tuple[int, int]) -> "np.ndarray":
-    """A mask picture as coverage (H, W) uint8: its alpha where it has one, else its brightness.
-
-    Args:
-        size: Width and height of the photo, px; the mask must have the same.
-
-    Raises:
-        InputError: Unreadable, or of another size than the photo.
-    """
-    import numpy as np
-
-    photo = read(path)
-    height, width = photo.rgb.shape[:2]
-    if (width, height) != size:
-        raise InputError(f"{path} has {width}x{height} pixels, the photo {size[0]}x{size[1]}", "draw the mask on the photo itself")
-    return photo.alpha if photo.alpha is not None else photo.rgb.mean(2).round().astype(np.uint8)

@@ -545,7 +545,7 @@ def test_hostile_file_names_do_not_reach_the_terminal(name: str, form: list[str]
     done = cli("segment", *form, "--class", "dog", "--", name)
     assert done.code == 3, done
     assert unsafe(done.out + done.err) == []
-    write(Path("new.png"), np.zeros((SIDE, SIDE, 3), np.uint8)).rename(name)
+    write(Path("new.png"), np.zeros((SIDE, SIDE, 4), np.uint8)).rename(name)
     done = cli("segment", *form, "--class", "dog", "--mask", cover, "--", name)
     assert done.code == 0, done
     assert unsafe(done.out + done.err) == []

@@ -255,3 +255,44 @@ def test_a_point_on_what_the_base_does_not_know_needs_no_likeness(cli, tmp_path)
     ys, xs = mug.nonzero()
     done = cli("segment", _write(tmp_path / "mug.png", rgb), "--class", "teapot", "--point", f"{int(xs.mean())},{int(ys.mean())}")
     assert "likeness" not in _mask(done.out.strip())[1]
+
+
+def test_given_masks_are_read_as_people_make_them(cli, tmp_path):
+    """Two values, inverted, erased, of another size, drawn on the photo as it is stored: each is the object."""
+    from PIL import Image
+
+    rgb, (mug,) = _scene(5, ("mug",))
+    cli("init")
+    photo, cover = _write(tmp_path / "mug.png", rgb), mug.astype(np.uint8) * 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.ascontiguousarray(np.rot90(rgb[:200]))).save("turned.png", exif=exif)
+    cut = mug[:200]
+    for name, picture, said, source, truth in (
+        ("ones", cover // 255, "0 and 1 of 255", photo, mug), ("inverted", 255 - cover, "it looks inverted", photo, mug),
+        ("erased", np.dstack([rgb[..., ::-1], 255 - cover]), "it looks inverted", photo, mug), ("half", cv2.resize(cover, (160, 160), interpolation=cv2.INTER_AREA), "scaled from 160x160", photo, mug),
+        ("raw", np.ascontiguousarray(np.rot90(cover[:200])), "turned as the photo is", Path("turned.png"), cut),
+    ):  # fmt: skip
+        cv2.imwrite(f"{name}.png", picture)
+        done = cli("segment", source, "--class", "mug", "--name", name, "--mask", f"{name}.png")
+        assert done.code == 0 and said in done.err, done.err
+        assert _iou(_mask(f"mask/{name}")[0], truth) > 0.97, name
+
+
+@pytest.mark.parametrize("option", ["--mask", "--rough"])
+def test_what_is_no_mask_is_refused(cli, tmp_path, option):
+    photo = _write(tmp_path / "mug.png", _scene(5, ("mug",))[0])
+    cli("init")
+    done = cli("segment", photo, "--class", "mug", option, photo)
+    assert done.code == 3 and "is the photo itself, not a mask of it" in done.err and "--box" in done.err
+
+
+def test_an_outline_is_no_filled_mask(cli, tmp_path):
+    rgb, (mug,) = _scene(5, ("mug",))
+    cli("init")
+    photo = _write(tmp_path / "mug.png", rgb)
+    line = cv2.morphologyEx(cv2.morphologyEx(mug.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((15, 15))), cv2.MORPH_GRADIENT, np.ones((3, 3))) * 255
+    for picture in (line, 255 - line):
+        done = cli("segment", photo, "--class", "mug", "--mask", _write(Path("line.png"), picture))
+        assert done.code == 9 and "it is an outline, a line of at most" in done.err and "filled" in done.err
+        assert not Path("artifacts/mask").exists()

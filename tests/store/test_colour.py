@@ -91,7 +91,7 @@ def test_a_profile_is_converted(name: str, file: str, tmp_path: Path) -> None:
     steps = 8 if name == "linear" else 3  # eight bits of light are few where it is dark
     assert np.abs(stripes(found) - SRGB).max() <= steps
     assert found.notes == (f"colours converted from {name} to sRGB",)
-    assert photo.is_converted(path)
+    assert photo.read_header(path).is_converted
 
 
 def test_jpeg_and_jpeg_2000_have_profiles_too(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_srgb_is_left_alone(tmp_path: Path) -> None:
         found = photo.read(path)
         assert np.array_equal(stripes(found), SRGB)
         assert found.notes == ()
-        assert not photo.is_converted(path)
+        assert not photo.read_header(path).is_converted
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_what_a_png_says_of_its_colours(name: str, chunks: list[bytes], tmp_path
     (tmp_path / "a.png").write_bytes(png(encoded(name) if name else SRGB, *chunks))
     found = photo.read(tmp_path / "a.png")
     assert np.abs(stripes(found) - SRGB).max() <= (8 if name == "linear" else 3 if name else 0)
-    assert bool(found.notes) == bool(name) == photo.is_converted(tmp_path / "a.png")
+    assert bool(found.notes) == bool(name) == photo.read_header(tmp_path / "a.png").is_converted
 
 
 def test_hdr_white_stays_white(tmp_path: Path) -> None:

@@ -411,18 +411,3 @@ def test_metadata_does_not_survive(name: str, save: Callable[..., Path]) -> None
     assert CANARY.encode() not in pictures.png(found.rgb)
     with Image.open(io.BytesIO(pictures.png(found.rgb))) as again:
         assert again.info == {}
-
-
-def test_a_mask_is_its_brightness_or_its_alpha(save: Callable[..., Path]) -> None:
-    cover = np.zeros((HEIGHT, WIDTH), np.uint8)
-    cover[10:30, 10:30] = 255
-    size = (WIDTH, HEIGHT)
-    assert np.array_equal(photo.read_mask(save(cover, "grey.png"), size), cover)
-    assert np.array_equal(photo.read_mask(save(Image.fromarray(cover).convert("1"), "bit.png"), size), cover)
-    assert np.array_equal(photo.read_mask(save(np.dstack([coloured(), cover]), "alpha.png"), size), cover)
-
-
-def test_a_mask_of_another_size_is_refused(save: Callable[..., Path]) -> None:
-    path = save(coloured(), "mask.png")
-    with pytest.raises(InputError, match=f"has {WIDTH}x{HEIGHT} pixels, the photo 100x80"):
-        photo.read_mask(path, (100, 80))
