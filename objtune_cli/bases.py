@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from objtune_cli import families
+from objtune_cli import families, paths
 from objtune_cli.errors import DamagedError, IncompatibleError, InputError, MissingError, ObjtuneError, ResourceError, UsageError
 from objtune_cli.families import FAMILIES, Family, fingerprints, samplers, single, vaes
 from objtune_cli.families import folder as folders
@@ -160,7 +160,7 @@ class Base:
         own |= {"noise": "zero-snr"} if self.zero_snr else {}
         if self.family is families.SD1:
             return own | ({"prediction": self.said_prediction} if self.said_prediction else {})
-        schedule = json.loads((self.folder / "scheduler" / "scheduler_config.json").read_text())
+        schedule = json.loads((self.folder / "scheduler" / "scheduler_config.json").read_bytes())
         return own | {"family": self.family.name, "prediction": self.prediction or str(schedule.get("prediction_type", self.family.prediction))}
 
 
@@ -179,7 +179,7 @@ def find(name: str, tower: str = "", vae: str = "", prediction: str = "") -> Bas
     given = vaes.find_vae(vae) if vae else None
     if name == "toybox":
         return _opened("toybox", EMBEDDED, tower, given, said)
-    path = Path(name).expanduser()
+    path = Path(paths.to_model(name))
     if path.is_dir():
         return _opened(path.resolve().name, path, tower, given, said)
     if path.is_file():
@@ -213,10 +213,10 @@ def hub_id(name: str) -> str:
 
 def cached(repository: str) -> Path | None:
     """Where a repository lies on this machine, whole: the commit that `fetch` brings, else `main` as it was brought otherwise."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import snapshot_download  # which raises RuntimeError where there is no home folder
 
     for revision in filter(None, (REVISIONS.get(repository), "main")):
-        with contextlib.suppress(ValueError, OSError):
+        with contextlib.suppress(ValueError, OSError, RuntimeError):
             found = snapshot_download(repository, revision=revision, local_files_only=True, allow_patterns=list(FILES), ignore_patterns=list(SKIPPED))
             return Path(found)
     return None
@@ -227,7 +227,7 @@ def transformers_model(repository: str) -> Path | None:
     from huggingface_hub import snapshot_download
 
     for files in (JUDGE, (*JUDGE, PICKLED)):
-        with contextlib.suppress(ValueError, OSError):
+        with contextlib.suppress(ValueError, OSError, RuntimeError):
             found = Path(snapshot_download(repository, local_files_only=True, allow_patterns=list(files)))
             if (found / files[-1]).exists():
                 return found
@@ -242,7 +242,7 @@ def _opened(ident: str, folder: Path, tower: str, vae: Path | None, prediction: 
         raise IncompatibleError(f"{family.title} predicts the velocity of a flow, not {prediction}", "leave `prediction` away")
     extra: dict[str, Any] = {}
     if (folder / "toybox.json").exists():
-        extra = json.loads((folder / "toybox.json").read_text())
+        extra = json.loads((folder / "toybox.json").read_bytes())
     first, second, said = _towers(family, folder, tower)
     differs = prediction if prediction and prediction != str(family.read_scheduler(folder).get("prediction_type", family.prediction)) else ""
     return _changed(Base(
@@ -309,7 +309,7 @@ def _family(ident: str, folder: Path) -> Family:
         folders.read_json(folder, "model_index.json")  # names what is wrong with it
         raise DamagedError(f"{folder}/model_index.json does not say what model it is", folders.AGAIN) from None
     if family is None:
-        kind = json.loads((folder / "model_index.json").read_text())["_class_name"]
+        kind = json.loads((folder / "model_index.json").read_bytes())["_class_name"]
         known = ", ".join(f"{each.title} ({each.pipeline})" for each in FAMILIES)
         raise IncompatibleError(f"{ident} is a {kind}", f"supported so far: {known}")
     return family

@@ -68,7 +68,8 @@ def to_model(text: str, folder: Path | None = None) -> str:
     """
     if text == "toybox" or not text.strip():
         return text
-    return str(to_path(text, folder)) if _PATH_LIKE.match(text.strip()) or _exists(_joined(Path(text), folder)) else text
+    is_path = _PATH_LIKE.match(text.strip()) or (not (_gone and folder is None) and _exists(_joined(Path(text), folder)))
+    return str(to_path(text, folder)) if is_path else text
 
 
 def to_models(text: str, folder: Path | None = None) -> str:

@@ -122,3 +122,42 @@ def test_an_empty_path_is_refused(line: tuple[str, ...], cli) -> None:
 def test_an_empty_value_behind_a_double_dash_is_no_option(cli) -> None:
     assert cli().code == 2
     assert "is empty" not in cli("show", "--", "--project=").err
+
+
+def test_an_artifact_knows_no_path(cli, home: Path, project: Path) -> None:
+    """However the mask's photo, the checkpoint and the detector are written: the same artifact, found again, without the folder's place."""
+    (home / "owl").mkdir()
+    (home / "owl/config.json").write_text("{}")
+    (project / "m.png").write_bytes(_mask())
+    forms = ("~/owl", str(home / "owl"), f"file://{home}/owl", f"{home}/./owl/")
+    for number, form in enumerate(forms):
+        done = cli("segment", "~/my dog.jpg" if number % 2 else f"file:{home}/my%20dog.jpg", "--class", "dog", "--mask", "./m.png" if number else f"'{project}/m.png'", "--set", f"segment.detector={form}")
+        assert (done.code, done.out) == (0, "mask/dog@1\n"), done.err
+        assert ("is up to date" in done.err) == bool(number)
+    data = (project / "artifacts/mask/dog/v001.safetensors").read_bytes()
+    assert str(home).encode() not in data and b"owl" in data
+
+
+def _mask() -> bytes:
+    """A mask of the example photo's size, an ellipse around its dog."""
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    photo = np.asarray(Image.open(REPOSITORY / "docs/examples/photo.jpg"))
+    height, width = photo.shape[:2]
+    y, x = np.mgrid[:height, :width]
+    inside = ((x - width / 2) / (width / 4)) ** 2 + ((y - height / 2) / (height / 4)) ** 2 < 1
+    out = io.BytesIO()
+    Image.fromarray((inside * 255).astype(np.uint8)).save(out, "PNG")
+    return out.getvalue()
+
+
+def test_a_base_is_itself_however_it_is_written(home: Path) -> None:
+    from objtune_cli import bases
+
+    forms = ("toybox", bases.EMBEDDED, f"{bases.EMBEDDED}/", f"file://{bases.EMBEDDED}", f"'{bases.EMBEDDED}'")
+    found = [bases.find(str(form)) for form in forms]
+    assert len({base.fingerprint for base in found}) == 1
+    assert {base.id for base in found[1:]} == {bases.EMBEDDED.name}

@@ -167,7 +167,7 @@ def _training_set(ctx: Context, out: Path, dial: Dial) -> np.ndarray:
     Raises:
         IncompatibleError: The base does not say how many there were.
     """
-    about = json.loads((ctx.base.folder / "toybox.json").read_text())
+    about = json.loads((ctx.base.folder / "toybox.json").read_bytes())
     if not {"seed", "pictures", "captions"} <= set(about):
         raise IncompatibleError(
             f"the base {ctx.base.id} does not name its training pictures", "publish it again with this version's recipe"

@@ -177,7 +177,7 @@ class Running:
 def _cost(file: Path, key: str) -> dict[str, float] | None:
     """What the kept pictures took; None where they are of another key."""
     try:
-        held = json.loads(file.read_text())
+        held = json.loads(file.read_bytes())
         return dict(held["cost"]) if held["key"] == key else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

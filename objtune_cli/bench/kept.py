@@ -112,7 +112,7 @@ def _written(file: Path, result: Row, shown: np.ndarray | None) -> Row:
 def _read(file: Path, key: str) -> Row | None:
     """A finished result of the same work."""
     try:
-        held = json.loads(file.read_text())
+        held = json.loads(file.read_bytes())
     except (OSError, ValueError):
         return None
     sound = isinstance(held, dict) and held.get("key") == key and file.with_suffix(".png").is_file()

@@ -87,7 +87,7 @@ def opened(name: str, device_name: str, precision_name: str, side: int, fitting:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    found: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
     return found
 
 

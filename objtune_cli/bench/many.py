@@ -38,7 +38,7 @@ class _Running:
         file, key = self.out / "many" / f"{way}-{'-'.join(c.name for c in chosen)}"[:120], self._key(way, chosen)
         file = file.with_name(file.name + ".json")
         try:
-            held = json.loads(file.read_text())
+            held = json.loads(file.read_bytes())
             if held["key"] == key:
                 return held
         except (OSError, ValueError, KeyError, TypeError):

@@ -156,7 +156,7 @@ def _result(bench: Running, group: Group, method: str) -> tuple[dict[str, float]
     """Kept measures, or new ones with a sheet of their pictures."""
     file, key = bench.out / "results" / method / f"{group.name}.json", _key(bench, group, method)
     try:
-        held = json.loads(file.read_text())
+        held = json.loads(file.read_bytes())
         if held["key"] == key:
             return held["measures"], False
     except (OSError, ValueError, KeyError, TypeError):

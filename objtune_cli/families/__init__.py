@@ -30,7 +30,7 @@ def of(folder: Path) -> Family | None:
     Raises:
         OSError, ValueError, KeyError: `model_index.json` is not there, or cannot be read.
     """
-    index = json.loads((folder / "model_index.json").read_text())
+    index = json.loads((folder / "model_index.json").read_bytes())
     kind, config = index["_class_name"], partial(_config, folder)
     return next((family for family in FAMILIES if family.owns(kind, config)), None)
 
@@ -38,7 +38,7 @@ def of(folder: Path) -> Family | None:
 def _config(folder: Path, part: str) -> Mapping[str, Any]:
     """A part's config; empty where it cannot be read: what is wrong with it is said where it is opened."""
     try:
-        found = json.loads((folder / part / "config.json").read_text())
+        found = json.loads((folder / part / "config.json").read_bytes())
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

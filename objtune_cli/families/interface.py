@@ -246,7 +246,7 @@ class Family:
         ]
 
     def _index(self, folder: Path) -> dict[str, Any]:
-        return json.loads((folder / "model_index.json").read_text())
+        return json.loads((folder / "model_index.json").read_bytes())
 
 
 RESIDUAL = {"conv1": "in_layers.2", "conv2": "out_layers.3", "conv_shortcut": "skip_connection", "time_emb_proj": "emb_layers.1"}

@@ -127,7 +127,7 @@ def _joint(path: Path, keys: Collection[str], width: int) -> Family:
         IncompatibleError: Its transformer has another size, or a part is not in the file.
     """
     family = SD35 if any(key.endswith(".ln_q.weight") for key in keys) else SD3
-    own = json.loads((LAYOUTS / family.name / family.denoiser / "config.json").read_text())
+    own = json.loads((LAYOUTS / family.name / family.denoiser / "config.json").read_bytes())
     blocks = {int(number) for key in keys if (number := key.removeprefix(JOINT).split(".")[0]).isdigit()}
     twice = [i for i in sorted(blocks) if f"{JOINT}{i}.x_block.attn2.qkv.weight" in keys]
     medium = own["num_layers"], own["num_attention_heads"] * own["attention_head_dim"]
@@ -197,7 +197,7 @@ def open_words(family: Family, path: Path, layout: Path) -> list[tuple[Any, Any]
     checkpoint = _tensors(path, ("cond_stage_model.", "conditioner.", *CLIPS.values()))
     found = []
     for name, pad in zip(family.encoders, pads(family), strict=True):
-        kind = getattr(transformers, json.loads((layout / name / "config.json").read_text())["architectures"][0])
+        kind = getattr(transformers, json.loads((layout / name / "config.json").read_bytes())["architectures"][0])
         # Of SD 3's CLIP-L the converter takes the identity for its projection, whatever the file holds.
         encoder = create_diffusers_clip_model_from_ldm(kind, checkpoint, subfolder=name, config=str(layout), local_files_only=True)
         found.append((tokenizer(pad), _whole(path, encoder, name)))

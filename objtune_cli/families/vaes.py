@@ -46,7 +46,7 @@ def cached(repository: str) -> Path | None:
     """Where a VAE's repository lies on this machine."""
     from huggingface_hub import snapshot_download
 
-    with contextlib.suppress(ValueError, OSError):
+    with contextlib.suppress(ValueError, OSError, RuntimeError):
         found = Path(snapshot_download(repository, local_files_only=True, allow_patterns=list(FILES)))
         return found if all((found / name).exists() for name in FILES) else None
     return None

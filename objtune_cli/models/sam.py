@@ -84,7 +84,7 @@ def opened(folder: Path) -> tuple[Any, str]:
     from safetensors.torch import load_file
 
     try:
-        record = json.loads((folder / "config.json").read_text())
+        record = json.loads((folder / "config.json").read_bytes())
         state = {k: v.float() for k, v in load_file(folder / "model.safetensors").items()}
         sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record["dims"].items()}
         with LOADING:

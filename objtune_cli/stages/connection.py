@@ -30,8 +30,11 @@ def check() -> None:
     for name in CERTIFICATES:
         if os.environ.get(name) and not Path(os.environ[name]).exists():
             raise ResourceError(f"{name} is {os.environ[name]!r}, and nothing is there", f"set {name} to your certificates, or unset it")
-    if not any(os.environ.get(name) for name in ("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME")) and Path("~").expanduser() == Path("~"):
-        raise ResourceError("there is no home folder to keep the weights in", "set HF_HOME to a folder")
+    if not any(os.environ.get(name) for name in ("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME")):
+        try:
+            Path.home()
+        except RuntimeError:
+            raise ResourceError("there is no home folder to keep the weights in", "set HF_HOME to a folder") from None
 
 
 def advice() -> str:

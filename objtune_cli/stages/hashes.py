@@ -44,7 +44,7 @@ def _kept(ctx: Context, ref: str, sha256: str) -> Hashes:
         return own
     file = ctx.project.folder / ".objtune" / "hashes" / f"{sha256}.json"
     with contextlib.suppress(OSError, ValueError):
-        held = json.loads(file.read_text())
+        held = json.loads(file.read_bytes())
         if isinstance(held, dict) and all(isinstance(values, dict) for values in held.values()):
             return held
     record, tensors = artifact.load(ctx.root, parse(ref), sha256)

@@ -1,5 +1,6 @@
 """`segment`: a photo and a class word to a mask artifact that carries the photo's pixels."""
 
+import hashlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,6 +67,9 @@ def _record(ctx: Context, target: Target, targets: list[Target], head: photo.Hea
             inputs[name] = {"ref": "", "sha256": photo.digest(file)}
     weights = Path(config.sam_checkpoint) if config.sam_checkpoint else bases.SEGMENTER / "model.safetensors"
     settings: dict[str, Any] = asdict(replace(config, sam_checkpoint="")) | target.hints() | ({"colours": "sRGB"} if head.is_converted else {})
+    if config.detector and (detector := Path(config.detector)).is_dir():  # what it is, not where it lies
+        settings["detector"] = detector.resolve().name
+        inputs |= {} if target.mask else {"detector": {"ref": "", "sha256": _digest(detector)}}
     if not target.mask:
         if config.sam_checkpoint or config.segmenter == "sam":
             try:
@@ -79,6 +83,12 @@ def _record(ctx: Context, target: Target, targets: list[Target], head: photo.Hea
         if len(targets) > 1:
             settings["among"] = [[t.class_word, t.hints(), *(photo.digest(f) for f in (t.mask, t.rough) if f)] for t in targets]
     return Record("mask", target.name, {target.name: target.class_word}, inputs, settings, base={})
+
+
+def _digest(folder: Path) -> str:
+    """SHA-256 over the configs and weights of a model's folder."""
+    files = sorted(file for file in folder.iterdir() if file.suffix in (".json", ".txt", ".safetensors"))
+    return hashlib.sha256("".join(f"{file.name} {artifact.sha256(file)}\n" for file in files).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,10 +156,14 @@ def open_locked(path: Path) -> int:
 
 
 def places(root: Path, folder: Path) -> list[Path]:
-    """Folders in which a file for `folder` may be written before it gets its name: of the project, or where that is another disk, beside it."""
-    own, beside = root.parent / ".objtune" / "tmp", folder / BESIDE
+    """Folders in which a file for `folder` may be written before it gets its name, best first: the project's, the store's, or one beside it.
+
+    Only what is on the folder's own disk counts; the last one certainly is.
+    """
+    own = root.parent / ".objtune" / "tmp"
     own.mkdir(parents=True, exist_ok=True)
-    return [own, beside] if own.stat().st_dev == folder.stat().st_dev else [beside]
+    here = folder.stat().st_dev
+    return [place for place, on in ((own, own), (root / BESIDE, root)) if on.stat().st_dev == here] + [folder / BESIDE]
 
 
 @contextlib.contextmanager

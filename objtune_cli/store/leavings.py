@@ -12,8 +12,15 @@ from objtune_cli.store.project import Project
 def found(project: Project, before: float) -> list[Path]:
     """Leftovers of killed writers; and, written before that time, unfinished runs, refused masks, pictures of no artifact, notes that are made again when they are asked for."""
     old = [path for path in _old(project) if _written(path) < before]
-    beside = [file for kind in KINDS for folder in _files(project.artifacts / kind) for file in leftovers.found(folder / disk.BESIDE)]
+    beside = [file for folder in _folders(project) for file in leftovers.found(folder / disk.BESIDE)]
     return leftovers.found(project.temporary) + beside + old
+
+
+def _folders(project: Project) -> Iterator[Path]:
+    """Folders beside whose files others may be written."""
+    yield project.artifacts
+    for kind in KINDS:
+        yield from _files(project.artifacts / kind)
 
 
 def _old(project: Project) -> Iterator[Path]:

@@ -84,6 +84,24 @@ def test_what_no_connection_can_be_made_with_is_named(variables: dict[str, str],
     assert "unset" in caught.value.hint
 
 
+def test_no_home_folder(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container whose user has no name: nothing is fetched into a folder called ~, and `~` is refused."""
+
+    def nobody(self: object) -> None:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "expanduser", nobody)
+    monkeypatch.setattr(Path, "home", lambda: nobody(None))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_args, **_named: nobody(None))
+    assert "not here" in cli("bases").out
+    done = cli("fetch", "--base", "sd15")
+    assert done.code == 7 and "set HF_HOME" in done.err
+    done = cli("list", "--project=~/x")
+    assert done.code == 2 and "no home folder for ~" in done.err
+
+
 def test_a_proxy_that_can_be_used_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for value in ("proxy:3128", "http://me:pw@proxy:3128", "https://proxy", "http://[::1]:8080"):
         monkeypatch.setenv("HTTPS_PROXY", value)

@@ -126,6 +126,7 @@ def test_the_working_folder_is_gone(forked: Forked, one_mask: Path, monkeypatch:
     for line in ("list", "doctor --quick", "init", "show x --project .", "segment dog.jpg --class dog", "export x --project /tmp", "run jobs.toml"):
         done = forked(line, before=go)
         assert done.code == 2 and done.err.startswith("error: the current folder does not exist any more\nhint: "), done
+    assert "sd15\tnot here\t`objtune fetch --base sd15`" in forked("bases", before=go).out
     assert forked(f"list --project {one_mask}", before=go) == Ended(0, "mask/x@1\tdog\t\t\n", "")
 
 

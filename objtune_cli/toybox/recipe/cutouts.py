@@ -215,7 +215,7 @@ def publish(clip: Any, folder: Path, commit: str, steps: int) -> None:
     kept |= {k: own[k].to(v.dtype).contiguous() for k, v in kept.items() if k in own}
     save_file(kept, file, metadata={"format": "pt"})
     file.chmod(0o644)
-    record = json.loads((folder / "toybox.json").read_text())
+    record = json.loads((folder / "toybox.json").read_bytes())
     record["cutouts"] = {"steps": steps, "commit": commit}
     (folder / "toybox.json").write_text(json.dumps(record, indent=1) + "\n")
 

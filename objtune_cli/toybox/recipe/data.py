@@ -91,6 +91,6 @@ def drawn(work: Path, preset: Preset, processes: int = 2) -> Drawn:
     return Drawn(
         pictures=np.load(folder / "pictures.npy", mmap_mode="r"),
         masks=np.load(folder / "masks.npy"),
-        captions=json.loads(done.read_text()),
+        captions=json.loads(done.read_bytes()),
         labels=np.load(folder / "labels.npy"),
     )

@@ -60,6 +60,6 @@ def publish(folder: Path, name: str, preset: Preset, tokenizer, clip, vae, unet,
     for weights in folder.rglob("*.safetensors"):
         weights.chmod(0o644)  # the library writes them for the owner alone
     for config in folder.rglob("config.json"):
-        values = json.loads(config.read_text())
+        values = json.loads(config.read_bytes())
         values.pop("_name_or_path", None)
         config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
