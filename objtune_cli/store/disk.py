@@ -163,7 +163,7 @@ def places(root: Path, folder: Path) -> list[Path]:
     own = root.parent / ".objtune" / "tmp"
     own.mkdir(parents=True, exist_ok=True)
     here = folder.stat().st_dev
-    return [place for place, on in ((own, own), (root / BESIDE, root)) if on.stat().st_dev == here] + [folder / BESIDE]
+    return [place for place, on in ((own, own), (root / BESIDE, root)) if on.is_dir() and on.stat().st_dev == here] + [folder / BESIDE]
 
 
 @contextlib.contextmanager

@@ -129,6 +129,11 @@ def everything(root: Path) -> None:
     assert list((root.parent / ".objtune/tmp").iterdir()) == []
 
 
+def test_a_file_of_a_project_that_has_no_artifacts_yet(root: Path) -> None:
+    write_file(root.parent / ".objtune/rejected/dog.png", b"picture", root)
+    assert not root.exists() and (root.parent / ".objtune/rejected/dog.png").read_bytes() == b"picture"
+
+
 def test_artifacts_on_another_disk(root: Path, tmp_path: Path) -> None:
     place = other_disk(tmp_path)
     try:
