@@ -109,6 +109,7 @@ def reuse(ctx: Context, record: Record, config: Generate, prompt: str) -> Done |
     """A finished scene; pictures that are gone are decoded again from its latents. None where one shows nothing, which earlier versions let pass."""
     ref = None if ctx.force else ctx.find(record, computed=True)
     if ref is None:
+        ctx.project.check_writable(record.kind, record.name)
         return None
     kept = artifact.read_record(ctx.root, ref).metrics
     images, shown = [image for image in pictures_of(ctx.root, ref) if image.stem.isdigit()], None
@@ -120,6 +121,7 @@ def reuse(ctx: Context, record: Record, config: Generate, prompt: str) -> Done |
     flat = flat_of([pictures.read(image) for image in images] if shown is None else shown)
     if set(flat) - set(kept.get(FLAT, ())):
         ctx.report.note(f"{ref} is not used again: {which(flat, config.n)} of one colour")
+        ctx.project.check_writable(record.kind, record.name)
         return None
     done = ctx.reuse(record, computed=True)
     if done is not None:
