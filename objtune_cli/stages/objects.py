@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from objtune_cli.errors import IncompatibleError, InputError, MissingError
+from objtune_cli.errors import DamagedError, IncompatibleError, InputError, MissingError
 from objtune_cli.stages.context import Context
 from objtune_cli.store import artifact, header, refs
 from objtune_cli.store.artifact import Record
@@ -193,10 +193,16 @@ def shape(ctx: Context, item: Named) -> float:
 
 
 def add_words(stack: "Stack", objects: list[Named], weights: dict[str, dict[str, Any]]) -> "Placeholders":
-    """Teach the stack's tokenizer and text encoder the objects' names."""
+    """Teach the stack's tokenizer and text encoder the objects' names.
+
+    Raises:
+        DamagedError: An adapter has no vectors for its object.
+    """
     from objtune_cli.models.tokens import Placeholders, learned_names, read
 
     words = Placeholders(stack)
     for item in objects:
+        if not any(name in weights[item.name] for name in learned_names(item.own_name)):
+            raise DamagedError(f"{item.record.ref} holds no token of <{item.own_name}>", header.RESTORE)
         words.add(item.name, read(weights[item.name], learned_names(item.own_name)), item.class_word)
     return words
