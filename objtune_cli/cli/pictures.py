@@ -46,6 +46,8 @@ def generate(
     from objtune_cli.store import refs
 
     prompts = given_prompts(prompt)
+    if len(prompt) > 2 and not any(" " in text or text == "-" for text in prompt):
+        run.report.note(f"these are {len(prompt)} prompts of one word each; one prompt stands in quotes: \"{' '.join(prompt)}\"")
     ctx = run.context(create=False)
     wide, high = picture_size.read(size, width, height)
     config = ctx.settings.resolve(

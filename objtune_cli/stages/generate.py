@@ -71,6 +71,8 @@ def note_guidance(ctx: Context, config: Generate) -> None:
     """Tell the user where a negative prompt cannot act."""
     if config.negative.strip() and config.guidance <= 1:
         ctx.report.note(f"the negative prompt has no effect at a guidance of {config.guidance:g}; it acts above 1")
+    elif config.negative.strip() and config.guidance_below <= 0:
+        ctx.report.note("the negative prompt has no effect, because `generate.guidance_below` lets guidance act at no step")
 
 
 def _scene(ctx: Context, asked: request.Request, i: int, config: Generate) -> tuple[Record, Done | None]:

@@ -244,6 +244,8 @@ def test_the_lora_of_an_object_that_is_avoided_does_not_act(drawn) -> None:
     assert record_of(3).inputs.keys() == {"adapter.dog"} and np.abs(latents(3) - latents(1)).max() > 1e-4
     given = drawn("generate", "<dog>", "--negative", "<cup>", "--adapter", "dog")
     assert given.code == 0, given.err
+    never = drawn("generate", "<dog>", "--negative", "<cup>", "--set", "generate.guidance_below=0")
+    assert never.code == 0 and "the negative prompt has no effect, because" in never.err, never.err
     silent = drawn("generate", "<dog>", "--negative", "<cup>", "--guidance", 1)
     assert silent.code == 0 and "the negative prompt has no effect at a guidance of 1" in silent.err
 
@@ -293,6 +295,8 @@ def test_prompts_that_forgot_the_brackets_are_told(drawn) -> None:
     several = drawn("generate", "a photo of [dog]", "a dog", "a cup with <dog>")
     assert "2 of 3 prompts name no object: to draw what was trained, write <dog> instead of dog" in several.err and "<cup>" not in several.err
     assert "names no object" not in drawn("generate", "a photo of a cat").err
+    words = drawn("generate", "a", "photo", "of", "<dog>")
+    assert words.code == 0 and 'these are 4 prompts of one word each; one prompt stands in quotes: "a photo of <dog>"' in words.err
     Path("prompts.txt").write_text("<dog>")
     assert "`objtune generate - < prompts.txt` reads prompts from it" in drawn("generate", "prompts.txt").err
     composed = drawn("compose", "a dog and a cup")
