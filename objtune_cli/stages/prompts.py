@@ -71,7 +71,7 @@ def _is_stray(text: str, i: int) -> bool:
 _OPEN = r"&lt;|&#0*60;|&#x0*3c;|\\u003c|%3c|\\?<|[＜‹〈⟨〈﹤«《]"
 _CLOSE = r"&gt;|&#0*62;|&#x0*3e;|\\u003e|%3e|\\?>|[＞›〉⟩〉﹥»》]"
 _BRACKETS = re.compile(rf"(?P<open>{_OPEN})(?P<inside>[^<>\n]{{1,80}}?)(?P<close>{_CLOSE})", re.I)
-_INSIDE = re.compile(r"(?P<name>.*?)(?P<rest>(?:[@:][0-9.]+)*)")
+_INSIDE = re.compile(r"(?P<name>.*?)(?P<rest>(?:\s*[@:]\s*[0-9.]+)*)")
 
 
 def read_names(text: str, is_trained: Callable[[str], bool]) -> tuple[str, list[tuple[str, str]]]:
@@ -91,7 +91,7 @@ def read_names(text: str, is_trained: Callable[[str], bool]) -> tuple[str, list[
             return typed
         names = [parts["name"].strip().lower(), _slug(parts["name"])]
         name = next((n for n in names if n and is_trained(n)), names[0] if len(match["open"]) > 1 else "")
-        said = f"<{name}{parts['rest']}>"
+        said = f"<{name}{parts['rest'].replace(' ', '')}>"
         if not name or said == typed:
             return typed
         changes.append((typed, said))
@@ -170,7 +170,9 @@ def _advice(inside: str, is_trained: Callable[[str], bool]) -> str:
     if kind.strip().lower() not in FILES or not name:
         return "names are lower case: `<rex>`, or `<rex@2>` for a version"
     if is_trained(name):
-        return f"write `<{name}>`: it brings the object's LoRA and its token along"
+        said = rest.partition(":")[2].split(":")[0].strip()
+        strength = f", or `<{name}:{said}>` at that strength" if re.fullmatch(r"[01](\.[0-9]+)?|2(\.0+)?|\.[0-9]+", said) else ""
+        return f"write `<{name}>`{strength}: it brings the object's LoRA and its token along"
     return f"`objtune import FILE --class WORD --name {name}` reads a file of another tool; then write `<{name}>`"
 
 

@@ -1,6 +1,7 @@
 """Reads what a command is asked to draw: its prompts and its negative prompt, with the trained objects that they name."""
 
 import contextlib
+import itertools
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -44,8 +45,11 @@ class Request:
 
     @property
     def objects(self) -> list[Named]:
-        """All objects, each once."""
-        return list({o.name: o for found in (*self.named, self.in_negative) for o in found}.values())
+        """All objects, each once, as the first prompt that names it has it; the negative prompt comes last, because it knows no strengths."""
+        found: dict[str, Named] = {}
+        for item in itertools.chain(*self.named, self.in_negative):
+            found.setdefault(item.name, item)
+        return list(found.values())
 
 
 def read(ctx: Context, prompts: list[str], negative: str = "", source: Ref | None = None, strength: float = 1.0) -> Request:

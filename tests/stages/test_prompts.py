@@ -4,6 +4,7 @@ import io
 import re
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from objtune_cli.errors import InputError
-from objtune_cli.stages import compose, prompts
+from objtune_cli.stages import compose, prompts, request
 from objtune_cli.stages.objects import Named
 from objtune_cli.store import artifact
 from objtune_cli.store.artifact import Record
@@ -61,7 +62,7 @@ def test_what_is_no_text_is_refused_with_its_place(typed: str, said: str) -> Non
         ("&lt;dog&gt; at night", "<dog> at night"), ("&LT;dog&#62;", "<dog>"), ("＜dog＞", "<dog>"), ("＜ｄｏｇ＠２＞", "<dog@2>"), ("‹dog›", "<dog>"), ("⟨dog⟩", "<dog>"),
         ("< dog >", "<dog>"), ("<Dog>", "<dog>"), ("<DOG@2>", "<dog@2>"), ("<Tea Cup>", "<tea-cup>"), (r"\<dog\>", "<dog>"), ("%3Cdog%3E", "<dog>"),
         ("&lt;hat&gt;", "<hat>"), ("＜hat＞", "＜hat＞"), ("«bonjour»", "«bonjour»"), ("<dog@2> and <cup>", "<dog@2> and <cup>"), ("<dog.b>, <dog-2>", "<dog.b>, <dog-2>"),
-        ("<Hat>", "<Hat>"), ("1 < 2", "1 < 2"),
+        ("<Hat>", "<Hat>"), ("1 < 2", "1 < 2"), ("<Dog : 0.8>", "<dog:0.8>"), ("<dog:0.8>", "<dog:0.8>"), ("< tea cup @ 2 : .5 >", "<tea-cup@2:.5>"),
     ],
 )  # fmt: skip
 def test_brackets_of_web_pages_shells_and_keyboards_are_brackets(typed: str, read: str) -> None:
@@ -72,7 +73,7 @@ def test_brackets_of_web_pages_shells_and_keyboards_are_brackets(typed: str, rea
 @pytest.mark.parametrize(
     ("typed", "said", "hint"),
     [
-        ("<lora:dog:0.8>", "<lora:dog:0.8> cannot be the name", "write `<dog>`"), ("<lora:my_Hat:0.8>", "cannot be the name", "objtune import FILE --class WORD --name my-hat"),
+        ("<lora:dog:0.8>", "<lora:dog:0.8> cannot be the name", "write `<dog>`, or `<dog:0.8>` at that strength"), ("<lora:dog:high>", "cannot be", "write `<dog>`:"), ("<lora:my_Hat:0.8>", "cannot be the name", "objtune import FILE --class WORD --name my-hat"),
         ("<hypernet:dog:1>", "cannot be the name", "`<rex@2>`"), ("<dog@v1>", "cannot be the name", "write `<dog>`"), ("<dog on the beach", "`<dog` has one bracket", "write `<dog>`"), ("a dog> here", "`dog>` has one bracket", "write `<dog>`"),
     ],
 )  # fmt: skip
@@ -128,6 +129,12 @@ def test_every_mention_has_a_name_of_its_own() -> None:
     text, found = compose.name_apart("<dog@1> and <dog-2>, <dog@1> and <dog>", [dog, cat])
     assert text == "<dog> and <dog-2>, <dog-3> and <dog-4>"
     assert [(o.name, o.own_name, o.class_word) for o in found] == [("dog", "dog", "dog"), ("dog-2", "dog-2", "cat"), ("dog-3", "dog", "dog"), ("dog-4", "dog", "dog")]
+
+
+def test_an_object_of_both_prompts_keeps_its_strength() -> None:
+    dog, cup = (Named(name, Record("adapter", name, {name: name}, {}, {}, {}), "") for name in ("dog", "cup"))
+    asked = request.Request(["<dog>"], [[replace(dog, strength=0.5)]], "<dog>, <cup>", [dog, cup])
+    assert [(o.name, o.strength) for o in asked.objects] == [("dog", 0.5), ("cup", 1.0)] and asked.avoided(0) == [cup]
 
 
 @pytest.fixture(scope="module")
@@ -232,8 +239,6 @@ def test_an_object_of_the_negative_prompt_is_its_vectors(drawn) -> None:
 
 def test_the_lora_of_an_object_that_is_avoided_does_not_act(drawn) -> None:
     """Its token alone is what is gone away from: with and without LoRA it is the same picture."""
-    from dataclasses import replace
-
     root = Path("artifacts")
     record, tensors = artifact.load(root, Ref("adapter", "cup", 1))
     artifact.publish(root, replace(record, name="bare", objects={"bare": "mug"}), {"token.bare": tensors["token.cup"]})
