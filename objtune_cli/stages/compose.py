@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from objtune_cli.config import Compose, Generate, identifying, seed_after
 from objtune_cli.errors import InputError
-from objtune_cli.stages import generate, layout, objects, presence, request
+from objtune_cli.stages import generate, layout, objects, outputs, presence, request
 from objtune_cli.stages.context import Context, Done, keep_picture
 from objtune_cli.stages.layout import Box, Layout
 from objtune_cli.store import pictures
@@ -38,6 +38,8 @@ def run(ctx: Context, prompt: str, places: Mapping[str, Sequence[Box]], config: 
         InputError: No object in the prompt, or a place for an object that it does not name; see `request.read`.
         UsageError: One place for two objects, or more places than mentions. GateError: `how.strict`, and in a picture an object is missing or mixed for every seed.
     """
+    if out is not None:
+        outputs.check_folder(out)
     asked = request.read(ctx, [prompt], config.negative, strength=config.strength)
     (prompt,), (named,) = asked.prompts, asked.named
     if not named:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from objtune_cli import __version__
 from objtune_cli.config import Generate, identifying, seed_after
 from objtune_cli.errors import GateError, InputError
-from objtune_cli.stages import hashes, objects, picture_size, request
+from objtune_cli.stages import hashes, objects, outputs, picture_size, request
 from objtune_cli.stages.context import Context, Done, keep_picture, pictures_of
 from objtune_cli.stages.prompts import escape_syntax, write_strengths
 from objtune_cli.store import artifact, pictures
-from objtune_cli.store.artifact import Record, write_file
+from objtune_cli.store.artifact import Record
 from objtune_cli.store.header import canonical
 from objtune_cli.store.refs import Ref
 
@@ -34,6 +34,8 @@ def run(ctx: Context, prompts: list[str], config: Generate, out: Path | None = N
     Raises:
         InputError, MissingError: See `request.read`.
     """
+    if out is not None:
+        outputs.check_folder(out)
     asked = request.read(ctx, prompts, config.negative, source, config.strength)
     _check_shared(asked)
     config = suited(ctx, replace(config, negative=asked.negative, strength=1.0))  # which the objects have now
@@ -277,14 +279,9 @@ def _quoted(text: str) -> str:
 
 
 def copied(results: list[Done], out: Path | None, ctx: Context) -> list[Done]:
-    """The results with their pictures copied to `out`, named after their scenes."""
+    """The results with their pictures copied to `out`, named after their scenes; what lies there is not replaced."""
     if out is None:
         return results
     for done in results:
-        copies = []
-        for image in done.images:
-            target = out / f"{done.ref.name}-{done.ref.version:03d}-{image.name}"
-            write_file(target, image.read_bytes())
-            copies.append(target)
-        done.images = copies
+        done.images = [outputs.add(out / f"{done.ref.name}-{done.ref.version:03d}-{image.name}", image.read_bytes()) for image in done.images]
     return results

@@ -152,8 +152,8 @@ def tensors(ctx: Context, item: Named) -> dict[str, Any]:
 
 
 def scale(weights: dict[str, Any], strength: float) -> dict[str, Any]:
-    """An adapter's tensors with its LoRA as strong as asked for; its tokens stay as they are. At 1 the very same tensors."""
-    return weights if strength == 1 else {k: v * strength if k.endswith(".lora_B.weight") else v for k, v in weights.items()}
+    """An adapter's tensors with its LoRA, biases too, as strong as asked for; its tokens stay as they are. At 1 the very same tensors."""
+    return weights if strength == 1 else {k: v * strength if ".lora_B." in k else v for k, v in weights.items()}
 
 
 def has_lora(ctx: Context, item: Named) -> bool:

@@ -1,15 +1,18 @@
 """Files that commands write outside the project: all checked before the first is written, and nothing replaced that cannot be made again."""
 
+import contextlib
+import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from objtune_cli.errors import ResourceError, UsageError
-from objtune_cli.store import artifact, header
+from objtune_cli.store import artifact, disk, header
 
 MOST = 1 << 30
 """A file that is larger than this is no export of ours, bytes."""
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 ELSEWHERE = "`--force` replaces it; or give another folder with `--out DIR`"
 
 
@@ -43,11 +46,45 @@ def write(files: Sequence[Output], *, force: bool = False, note: Callable[[str],
     _check_distinct(files)
     waiting = [file for file in files if _is_wanted(file, force, note)]
     for file in waiting:
-        try:
+        with _explained():
             artifact.write_file(_target(file.path), file.data)
-        except ResourceError as error:
-            raise ResourceError(error.message, error.hint.replace("`--project DIR`", "another folder with `--out DIR`")) from error
     return [file.path for file in files]
+
+
+def check_folder(out: Path) -> None:
+    """Refuse, before anything is drawn for it, a folder that cannot take files.
+
+    Raises:
+        UsageError: It is a file, or the name of one. ResourceError: it cannot be written.
+    """
+    if out.suffix.lower() in PICTURES and not out.is_dir():
+        raise UsageError(f"{out} is the name of a picture", "`--out` takes a folder; the pictures in it are named after their scenes")
+    _check_parents(out / "picture", "give a folder with `--out`")
+    with _explained():
+        disk.check_writable(out)
+
+
+def add(path: Path, data: bytes) -> Path:
+    """Write a file under the first of `name`, `name-2`, … that is free or has these bytes already; its path."""
+    for number in itertools.count(1):
+        target = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+        if not os.path.lexists(target):
+            with _explained():
+                artifact.write_file(target, data)
+            return target
+        if target.is_file() and _read(target) == data:
+            return target
+    raise AssertionError
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Disk trouble with the remedy of a folder outside the project."""
+    try:
+        yield
+    except ResourceError as error:
+        hint = "check its owner and mode, or give another folder with `--out DIR`" if "--project" in error.hint else error.hint
+        raise ResourceError(error.message, hint) from error
 
 
 def _check_distinct(files: Sequence[Output]) -> None:
@@ -72,11 +109,7 @@ def _is_wanted(file: Output, force: bool, note: Callable[[str], None]) -> bool:
         UsageError: Something else is at its path.
     """
     path = file.path
-    for folder in path.parents:
-        if os.path.lexists(folder):
-            if not folder.is_dir():
-                raise UsageError(f"{folder} is a file, not a folder", "give a folder, or a file that ends in .safetensors, with `--out`")
-            break
+    _check_parents(path, "give a folder, or a file that ends in .safetensors, with `--out`")
     if not os.path.lexists(path):
         return True
     if path.is_dir():
@@ -95,6 +128,13 @@ def _is_wanted(file: Output, force: bool, note: Callable[[str], None]) -> bool:
     else:
         raise UsageError(f"{path} is there already and is not an export of this object from this project", ELSEWHERE)
     return True
+
+
+def _check_parents(path: Path, hint: str) -> None:
+    """Refuse a path below something that is no folder."""
+    folder = next(each for each in path.parents if os.path.lexists(each))
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is a file, not a folder", hint)
 
 
 def _read(path: Path) -> bytes | None:

@@ -16,6 +16,7 @@ from objtune_cli.families import single
 from objtune_cli.models import adapter
 from objtune_cli.models import stack as stacks
 from objtune_cli.models.tokens import class_rows
+from objtune_cli.stages import objects
 from objtune_cli.store import artifact, refs
 from objtune_cli.store.artifact import Record
 
@@ -37,10 +38,10 @@ def weights(base: Path) -> dict[str, torch.Tensor]:
 def studio(cli, base: Path, weights: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> Callable:
     """A project with <dog>, <cup> and a joint adapter of <rex> and <mat>; the tiny base is its base."""
     monkeypatch.setenv("OBJTUNE_BASE", str(base))
-    for name, objects in {"dog": {"dog": "dog"}, "cup": {"cup": "mug"}, "pair": {"rex": "dog", "mat": "mat"}}.items():
+    for name, held in {"dog": {"dog": "dog"}, "cup": {"cup": "mug"}, "pair": {"rex": "dog", "mat": "mat"}}.items():
         lora = {k: v * (1 if name == "dog" else -1) for k, v in weights.items() if k != "token"}
-        tokens = {f"token.{o}": weights["token"] for o in objects}
-        artifact.publish(Path("artifacts"), Record("adapter", name, objects, {}, {"rank": 2}, bases.find(str(base)).record()), lora | tokens)
+        tokens = {f"token.{o}": weights["token"] for o in held}
+        artifact.publish(Path("artifacts"), Record("adapter", name, held, {}, {"rank": 2}, bases.find(str(base)).record()), lora | tokens)
     return cli
 
 
@@ -216,3 +217,28 @@ def test_merges_of_one_that_cannot_be(studio, weights, base, line, code, said):
     artifact.publish(Path("artifacts"), Record("adapter", "word", {"word": "dog"}, {}, {}, bases.find(str(base)).record()), {"token.word": weights["token"]})
     result = studio("merge", *line)
     assert (result.code, result.out) == (code, "") and said in result.err and "hint: " in result.err
+
+
+def test_pictures_of_others_are_not_overwritten(studio):
+    Path("album").mkdir()
+    Path("album/dog-001-001.png").write_bytes(b"a holiday")
+    first = studio("generate", "<dog>", *ONE, "--out", "album")
+    assert first.out == "album/dog-001-001-2.png\n" and Path("album/dog-001-001.png").read_bytes() == b"a holiday"
+    assert studio("generate", "<dog>", *ONE, "--out", "album").out == first.out  # the same picture lies there once
+    assert len(list(Path("album").iterdir())) == 2
+
+
+@pytest.mark.parametrize("command", ["generate", "compose"])
+def test_a_folder_that_cannot_take_pictures_is_refused_before_they_are_drawn(studio, command, monkeypatch):
+    from objtune_cli.stages.context import Context
+
+    monkeypatch.setattr(Context, "stack", lambda self, **_: pytest.fail("the base was loaded"))
+    for out, said in (("new.png", "new.png is the name of a picture"), ("objtune.toml", "objtune.toml is a file, not a folder"), ("objtune.toml/x", "is a file, not a folder")):
+        result = studio(command, "<dog>", *ONE, "--out", out)
+        assert result.code == 2 and said in result.err and "hint: " in result.err and not Path("new.png").exists()
+
+
+def test_biases_of_an_imported_lora_are_as_strong_as_its_product():
+    weights = {"unet.a.lora_A.weight": 1.0, "unet.a.lora_B.weight": 2.0, "unet.a.lora_B.bias": 4.0, "token.dog": 8.0}
+    assert objects.scale(weights, 0.5) == {"unet.a.lora_A.weight": 1.0, "unet.a.lora_B.weight": 1.0, "unet.a.lora_B.bias": 2.0, "token.dog": 8.0}
+    assert objects.scale(weights, 1) is weights
