@@ -67,7 +67,8 @@ def read_lora(stack: Stack, source: Source) -> dict[str, Tensor]:
     """
     other = lora_kinds.other_kind(source.weights)
     if other:
-        raise IncompatibleError(f"{source.what} {other[0]}, which is not read here", HELD)
+        verb = "are" if other[0].startswith("has ") else "is"
+        raise IncompatibleError(f"{source.what} {other[0]}, which {verb} not read here", HELD)
     modules = modules_of(stack)
     names = places(stack, modules, source.network or _bare_network(stack, source))
     layers: dict[str, list[Pair]] = {}
@@ -127,7 +128,7 @@ def _grouped(source: Source, names: Mapping[str, tuple[Place, ...]]) -> dict[str
         if stem not in names:
             raise _unknown(source, stem, part)
         stem = first.setdefault(names[stem], stem)
-        if (stem, part) in keys and not torch.equal(found[stem][part], value):
+        if (stem, part) in keys and not _is_same(found[stem][part], value):
             raise InputError(
                 f"{source.what} holds one layer twice: {keys[stem, part][:80]} and {key[:80]}",
                 "it was put together of two files; give one of them",
@@ -144,6 +145,13 @@ def _grouped(source: Source, names: Mapping[str, tuple[Place, ...]]) -> dict[str
                     "it was put together of two files; give one of them",
                 )
     return found
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same to the bit."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    return torch.equal(one.flatten().contiguous().view(torch.uint8), other.flatten().contiguous().view(torch.uint8))
 
 
 def _unknown(source: Source, stem: str, part: str) -> IncompatibleError:

@@ -36,7 +36,7 @@ OTHER_KINDS = tuple(
         (r"^(?:lora|lycoris)_.+\.[ab][12]\.weight$", "is a GLoRA"),
         (r"\.?vera_lambda_", "is a VeRA"),
         (r"\.lora_E(?:\.|$)", "is an AdaLoRA"),
-        (r"\.lora_embedding_[AB]", "trains the table of tokens, which"),
+        (r"\.lora_embedding_[AB]", "trains the table of tokens"),
         (r"^lora_controlnet$", "is a Control-LoRA"),
         (r"\.[wb]_norm$", "has trained norms"),
         (r"\.set_weight$", "replaces whole weights (set_weight)"),
@@ -77,7 +77,7 @@ FOREIGN = tuple(
     (re.compile(pattern), title)
     for pattern, title in (
         (r"lora_prior_|prior_unet", "Stable Cascade"),
-        (r"double_blocks|single_blocks|single_transformer_blocks", "Flux"),
+        (r"double_blocks|single_blocks|single_transformer_blocks", "Flux, Chroma or HunyuanVideo"),
         (r"img_mlp|txt_mlp", "Qwen-Image"),
         (r"blocks[._]\d+[._]cross_attn", "Wan"),
     )

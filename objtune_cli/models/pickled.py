@@ -4,6 +4,7 @@ The restricted unpickler (`weights_only`) runs no code of the file's; should it 
 that may take only so much memory and time. Nothing else in the package opens a pickle on a user's behalf.
 """
 
+import contextlib
 import re
 import sys
 from pathlib import Path
@@ -57,9 +58,10 @@ def convert(source: str) -> bytes:
 
 def main(source: str, target: str) -> int:
     """0: written; 3: not readable so."""
-    import resource
+    with contextlib.suppress(ImportError, ValueError, OSError):  # Windows and macOS know no such limit
+        import resource
 
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     try:
         data = convert(source)
     except Exception as error:  # whatever it is: malformed files raise a dozen kinds

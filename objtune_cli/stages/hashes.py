@@ -39,9 +39,17 @@ def of(ctx: Context, inputs: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
 
 def _kept(ctx: Context, ref: str, sha256: str) -> Hashes:
     """The hashes of one adapter: those of the files that it was imported from, from the project's notes, or made now."""
-    own = imported(artifact.read_record(ctx.root, parse(ref)))
+    record = artifact.read_record(ctx.root, parse(ref))
+    own = imported(record)
     if own is not None:
         return own
+    found = _noted(ctx, ref, sha256)
+    lora_alone = [role for role in record.inputs if role.startswith("file.")] == ["file.0"]  # its token is made of known words
+    return {key: values for key, values in found.items() if not (lora_alone and key == WORDS)}
+
+
+def _noted(ctx: Context, ref: str, sha256: str) -> Hashes:
+    """The hashes of the files that an adapter is exported as."""
     file = ctx.project.folder / ".objtune" / "hashes" / f"{sha256}.json"
     with contextlib.suppress(OSError, ValueError):
         held = json.loads(file.read_bytes())
@@ -54,16 +62,17 @@ def _kept(ctx: Context, ref: str, sha256: str) -> Hashes:
 
 
 def imported(record: artifact.Record) -> Hashes | None:
-    """By what others know the files that an adapter was imported from; None: of none, or by a version that did not note what they hold.
+    """By what others know the files that an adapter was imported from; None: of none, or by a version that did not keep the hash of a LoRA.
 
     Source: civitai's AutoV3 and A1111's hash of a LoRA are of what follows its header, an embedding's are of the whole file.
     """
-    found: Hashes = {}
-    files = [source for role, source in sorted(record.inputs.items()) if role.startswith("file.")]
-    if not files or not all("holds" in source for source in files):
+    files = {role.partition(".")[2]: source["sha256"] for role, source in sorted(record.inputs.items()) if role.startswith("file.")}
+    bodies = {i: record.inputs[f"{artifact.BODY}{i}"]["sha256"] for i in files if f"{artifact.BODY}{i}" in record.inputs}
+    if not files or (record.metrics.get("layers") and not bodies):
         return None
-    for source in files:
-        key, value = ("Lora hashes", source["body"]) if source["holds"] == "lora" else (WORDS, source["sha256"])
+    found: Hashes = {}
+    for i, sha256 in files.items():
+        key, value = ("Lora hashes", bodies[i]) if i in bodies else (WORDS, sha256)
         found.setdefault(key, {}).setdefault(record.name, value[:DIGITS])
     return found
 

@@ -55,14 +55,15 @@ def run(ctx: Context, files: list[Path], name: str, class_word: str, word: str, 
 
 
 def _inputs(read: list[sources.File], found: "list[Source] | None" = None) -> dict[str, dict[str, str]]:
-    """The files by their hashes, and the settings beside them; of those that were opened, what each holds, and the hash others know it by."""
-    inputs = {f"file.{i}": {"ref": "", "sha256": file.sha256} for i, file in enumerate(read)}
+    """The files by their hashes, and the settings beside them; of LoRA files that were opened, the hash that others know them by."""
+    hashes = {f"file.{i}": file.sha256 for i, file in enumerate(read)}
+    hashes |= {f"config.{i}": sources.digest(file.config) for i, file in enumerate(read) if file.config}
     for i, source in enumerate(found or []):
         from objtune_cli.models import foreign
 
-        lora = foreign.is_lora(source.weights)
-        inputs[f"file.{i}"] |= {"holds": "lora", "body": read[i].body} if lora else {"holds": "embedding"}
-    return inputs | {f"config.{i}": {"ref": "", "sha256": sources.digest(file.config)} for i, file in enumerate(read) if file.config}
+        if foreign.is_lora(source.weights):
+            hashes[f"{artifact.BODY}{i}"] = read[i].body
+    return {role: {"ref": "", "sha256": digest} for role, digest in hashes.items()}
 
 
 def _settings(read: list[sources.File], word: str) -> dict[str, str]:

@@ -19,6 +19,10 @@ IDENTITY = ("kind", "name", "objects", "inputs", "config", "base")
 """The parts of a record that make two artifacts the same work."""
 
 
+BODY = "body."
+"""Start of the roles of imported LoRA files' bodies: what follows the header, by whose hash other tools know them."""
+
+
 class TakenError(Exception):
     """A version's number belongs to another artifact, or did."""
 
@@ -30,7 +34,7 @@ class Record:
     Attributes:
         kind, name, version: Its ref; the version is set when it is published.
         objects: Object name to class word; one pair except for joint training and scenes.
-        inputs: Role to {"ref", "sha256"} of everything that was read; what else stands there follows from the file and is no part of the identity.
+        inputs: Role to {"ref", "sha256"} of everything that was read. A role `body.…` follows from a file's and is no part of the identity.
         config: The fully resolved settings of the stage.
         base: {"id", "fingerprint"} of the base model; empty where none was used.
         metrics: Measured numbers. tools: package to version. Neither is part of the identity.
@@ -64,7 +68,7 @@ class Record:
     def identity(self) -> str:
         """SHA-256 over what makes this the same work as another."""
         parts = {name: getattr(self, name) for name in IDENTITY}
-        parts["inputs"] = {role: {key: source[key] for key in ("ref", "sha256")} for role, source in self.inputs.items()}
+        parts["inputs"] = {role: source for role, source in self.inputs.items() if not role.startswith(BODY)}
         return hashlib.sha256(header.canonical(parts).encode()).hexdigest()
 
 
