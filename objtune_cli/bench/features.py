@@ -14,6 +14,7 @@ from torch import Tensor
 from objtune_cli import bases
 from objtune_cli.config import Bench
 from objtune_cli.errors import ResourceError, UsageError
+from objtune_cli.families.opening import open_whole
 from objtune_cli.models import finite
 from objtune_cli.models.stack import UNREADABLE, quiet
 from objtune_cli.stages.context import Context
@@ -190,7 +191,12 @@ def _opened(kind: Any, name: str, option: str, families: tuple[str, ...]) -> Any
         raise ResourceError(f"{name} is not on this machine", hint)
     try:
         family = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
-        found = kind.from_pretrained(folder, local_files_only=True) if family in families else None
+        if family not in families:
+            found = None
+        elif kind.__name__.endswith("Tokenizer"):
+            found = kind.from_pretrained(folder, local_files_only=True)
+        else:  # nothing here reads what pools a ViT's patches, which DINO's files do not have
+            found = open_whole(kind, folder, f"the model {name}", unread=("pooler.",))
     except (OSError, *UNREADABLE) as error:
         raise ResourceError(f"{name} cannot be opened: {str(error).splitlines()[0]}", hint) from None
     if found is None:

@@ -29,6 +29,21 @@ def open_part(kind: Any, folder: Path, part: str, **options: Any) -> Any:
     return network
 
 
+def open_whole(kind: Any, source: Any, name: str, unread: tuple[str, ...] = (), **options: Any) -> Any:
+    """A network of transformers from its own folder, as `open_part`.
+
+    Args:
+        name: What it is, for the message. unread: starts of weights that are never used.
+
+    Raises:
+        DamagedError: A weight is missing. What `from_pretrained` raises, else.
+    """
+    network, told = kind.from_pretrained(source, local_files_only=True, output_loading_info=True, **options)
+    missing = [key for key in told["missing_keys"] if not str(key).startswith(unread)]
+    refuse_incomplete(name, "it", missing=missing, mismatched=told.get("mismatched_keys") or ())
+    return network
+
+
 def refuse_incomplete(name: str, part: str, missing: Iterable[Any], mismatched: Iterable[Any] = ()) -> None:
     """Refuse a network that was not filled by its files.
 

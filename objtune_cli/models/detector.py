@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from objtune_cli.errors import ResourceError
+from objtune_cli.errors import DamagedError, ResourceError
+from objtune_cli.families.opening import open_whole
 from objtune_cli.models import torchvision_ops
 from objtune_cli.models.loading import LOADING
 from objtune_cli.models.segmenter import Box
@@ -32,7 +33,7 @@ class Detector:
         """`model`: a folder, or a hub id that is in the cache.
 
         Raises:
-            ResourceError: Not on this machine, or no zero-shot detector.
+            ResourceError: Not on this machine, or no zero-shot detector. DamagedError: it lacks weights.
         """
         torchvision_ops.complete()
         from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor, pipeline
@@ -41,8 +42,10 @@ class Detector:
         try:
             folder = _folder(model)
             with LOADING:
-                network: Any = AutoModelForZeroShotObjectDetection.from_pretrained(folder, local_files_only=True)
+                network: Any = open_whole(AutoModelForZeroShotObjectDetection, folder, f"the detector {model}")
             processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
+        except DamagedError:
+            raise
         except Exception as error:  # each kind of missing or other model has its own
             raise ResourceError(
                 f"the detector {model} cannot be opened: {str(error).splitlines()[0]}",

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from objtune_cli.errors import ResourceError
+from objtune_cli.errors import DamagedError, IncompatibleError, MissingError
+from objtune_cli.families.opening import open_whole
 from objtune_cli.models import finite
 from objtune_cli.models.loading import LOADING
 from objtune_cli.models.stack import UNREADABLE, Stack, quiet
@@ -93,7 +94,8 @@ def load(source: Path, stack: Stack, index: int = 0) -> Towers:
         source: A folder as `save_pretrained` writes it, or a safetensors file with the same names.
 
     Raises:
-        ResourceError: Not readable, or of another width than the base's text encoder. DamagedError: weights are not finite.
+        MissingError: A file is missing. DamagedError: it cannot be read, lacks weights, or they are not finite. IncompatibleError: it is of another width
+            than the base's text encoder.
     """
     from transformers import CLIPModel
 
@@ -104,11 +106,12 @@ def load(source: Path, stack: Stack, index: int = 0) -> Towers:
             if source.is_file():
                 clip = _from_file(source, encoder.config)
             else:  # in float32, as it is used: in half precision that would be every thread's default meanwhile
-                clip = CLIPModel.from_pretrained(source, local_files_only=True, use_safetensors=True, dtype=torch.float32)
+                clip = open_whole(CLIPModel, source, f"the CLIP in {source}", use_safetensors=True, dtype=torch.float32)
     except (OSError, *UNREADABLE) as error:
-        raise ResourceError(f"the CLIP in {source} cannot be opened: {str(error).splitlines()[0]}", "download it again") from None
+        kind = MissingError if isinstance(error, OSError) else DamagedError
+        raise kind(f"the CLIP in {source} cannot be opened: {str(error).splitlines()[0]}", "download it again") from None
     if clip.config.text_config.hidden_size != encoder.config.hidden_size:
-        raise ResourceError(f"the CLIP in {source} is not the base's own", "give the CLIP that the base's text encoder was taken from")
+        raise IncompatibleError(f"the CLIP in {source} is not the base's own", "give the CLIP that the base's text encoder was taken from")
     clip.requires_grad_(False).eval().to(stack.device, torch.float32)
     finite.check_weights(f"CLIP in {source}", clip)
     return Towers(clip, stack.device, index)

@@ -5,8 +5,9 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
-from objtune_cli.errors import ResourceError
+from objtune_cli.errors import DamagedError, IncompatibleError, MissingError
 from objtune_cli.models import towers
 from objtune_cli.models.stack import Stack
 from objtune_cli.models.tokens import Placeholders, class_rows
@@ -61,7 +62,7 @@ def test_gradient_reaches_the_placeholder_through_the_text_tower(clip: towers.To
 
 
 def test_no_clip_there(tmp_path, stack: Stack) -> None:
-    with pytest.raises(ResourceError, match="cannot be opened"):
+    with pytest.raises(MissingError, match="cannot be opened"):
         towers.load(tmp_path / "nothing", stack)
 
 
@@ -69,12 +70,20 @@ def test_truncated_weights(tiny_base, tmp_path, stack: Stack) -> None:
     folder = shutil.copytree(tiny_base / "clip", tmp_path / "clip")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:3000])
-    with pytest.raises(ResourceError, match="cannot be opened"):
+    with pytest.raises(DamagedError, match="cannot be opened"):
+        towers.load(folder, stack)
+
+
+def test_missing_weights_are_refused_not_filled_with_random_numbers(tiny_base, tmp_path, stack: Stack) -> None:
+    folder = shutil.copytree(tiny_base / "clip", tmp_path / "clip")
+    weights = load_file(folder / "model.safetensors")
+    save_file({key: value for key, value in weights.items() if "vision_model.encoder.layers.1" not in key}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(DamagedError, match=r"it lacks vision_model.encoder.layers.1.* and 15 more weights"):
         towers.load(folder, stack)
 
 
 def test_a_clip_of_another_width_is_refused(tmp_path, stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiny, "WIDTH", 32)
     tiny.clip_model(tiny.tokenizer()).save_pretrained(tmp_path / "clip")
-    with pytest.raises(ResourceError, match="not the base's own"):
+    with pytest.raises(IncompatibleError, match="not the base's own"):
         towers.load(tmp_path / "clip", stack)
