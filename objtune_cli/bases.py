@@ -156,7 +156,7 @@ class Base:
     def record(self) -> dict[str, str]:
         """As artifacts keep it; those of the first family came before there were others."""
         own = {"id": self.id, "fingerprint": self.fingerprint}
-        own |= {"vae": self.vae.name} if self.vae else {}
+        own |= {"vae": f"{self.vae.parent.name}/vae" if self.vae.name == "vae" else self.vae.name} if self.vae else {}
         own |= {"noise": "zero-snr"} if self.zero_snr else {}
         if self.family is families.SD1:
             return own | ({"prediction": self.said_prediction} if self.said_prediction else {})
@@ -196,6 +196,8 @@ def find(name: str, tower: str = "", vae: str = "", prediction: str = "") -> Bas
         return _opened(name, here, tower, given, said)
     except MissingError as error:
         raise ResourceError(f"{name} is only partly on this machine: {error.message}", f"`objtune fetch --base {name}` brings the rest") from None
+    except DamagedError as error:
+        raise DamagedError(error.message, f"delete {here.parent.parent} and run `objtune fetch --base {name}`") from None
 
 
 def hub_id(name: str) -> str:
@@ -236,10 +238,11 @@ def transformers_model(repository: str) -> Path | None:
 
 def _opened(ident: str, folder: Path, tower: str, vae: Path | None, prediction: str) -> Base:
     family = _family(ident, folder)
+    _check_prediction(family, prediction)
     folders.check(family, folder, vae)
+    if vae is not None:
+        vaes.check_vae(vae, folders.read_json(folder if (folder / "vae/config.json").is_file() else single.LAYOUTS / family.name, "vae/config.json"))
     own = str(family.read_scheduler(folder, **({"prediction_type": prediction} if prediction else {})).get("prediction_type", family.prediction))
-    if prediction and family.prediction == "flow":
-        raise IncompatibleError(f"{family.title} predicts the velocity of a flow, not {prediction}", "leave `prediction` away")
     extra: dict[str, Any] = {}
     if (folder / "toybox.json").exists():
         extra = json.loads((folder / "toybox.json").read_bytes())
@@ -268,6 +271,7 @@ def _file(path: Path, tower: str, vae: Path | None, prediction: str) -> Base:
         raise IncompatibleError(f"{path} is no .safetensors file", "checkpoints in pickles (.ckpt) are not opened; get it as .safetensors")
     found = single.describe(path, prediction)
     family = found.family
+    _check_prediction(family, prediction)
     if not found.has_vae and vae is None:
         raise IncompatibleError(f"{path} holds no autoencoder", f"give one: {vaes.HOW}")
     folder = single.LAYOUTS / family.name
@@ -285,12 +289,14 @@ def _file(path: Path, tower: str, vae: Path | None, prediction: str) -> Base:
     return _changed(base, vae, prediction if prediction and prediction != single.describe(path).prediction else "")
 
 
+def _check_prediction(family: Family, prediction: str) -> None:
+    if prediction and family.prediction == "flow":
+        raise IncompatibleError(f"{family.title} predicts the velocity of a flow, not {prediction}", "leave the setting `prediction` out")
+
+
 def _changed(base: Base, vae: Path | None, prediction: str) -> Base:
     """The base with what was given for it, which makes it another one."""
-    if base.schedule or not base.weights:
-        name = samplers.name_sampler(base.scheduler)
-        if name in DISTILLED:
-            base = replace(base, sampling=DISTILLED[name])
+    base = replace(base, sampling=DISTILLED.get(samplers.name_sampler(base.scheduler), base.sampling))
     if vae is None and not prediction:
         return base
     digest = hashlib.sha256(f"{base.fingerprint}\0{prediction}\0".encode())
@@ -376,16 +382,16 @@ def name_again(record: Mapping[str, str], *near: Path) -> str:
     Args:
         record: Of the base, as the artifact keeps it. near: Folders beside the present one in which it may lie.
     """
-    ident, vae = record.get("id", "?"), record.get("vae", "")
-    more = f" --set vae={vae}" if vae else ""
+    ident = record.get("id", "?")
+    more = f" with `--set vae=` and its VAE {record['vae']}" if "vae" in record else ""
     if ident == "toybox" or ident in HUB or ident.count("/") == 1:
-        return f"`--base {ident}{more}`"
+        return f"`--base {ident}`{more}"
     for place in dict.fromkeys((Path(), *near)):
         path = place / ident
         if path.exists():
             with contextlib.suppress(ObjtuneError, OSError):
                 if more or find(str(path)).fingerprint == record.get("fingerprint"):
                     written = f"./{path}" if path.parts == (ident,) and path.is_dir() else str(path)
-                    return f"`--base {shlex.quote(written)}{more}`"
+                    return f"`--base {shlex.quote(written)}`{more}"
     kind = "file" if ident.endswith(".safetensors") else "folder"
-    return f"`--base` with the path of the {kind} {ident}" + (f", and `{more.strip()}`" if vae else "")
+    return f"`--base` with the path of the {kind} {ident}{more}"

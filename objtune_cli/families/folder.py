@@ -151,7 +151,8 @@ def check(family: "Family", folder: Path, vae: Path | None = None) -> None:
     parts = [part for part in networks(family, folder) if part != "vae" or vae is None]
     configs = {part: read_json(folder, f"{part}/config.json") for part in parts}
     if vae is not None:
-        configs["vae"] = read_json(vae, "config.json") if vae.is_dir() else {}
+        own = read_json(folder, "vae/config.json") if (folder / "vae/config.json").is_file() else {}
+        configs["vae"] = own or (read_json(vae, "config.json") if vae.is_dir() else {})
     read_json(folder, "scheduler/scheduler_config.json")
     for part in family.parts:
         if part.startswith("tokenizer") and part.replace("tokenizer", "text_encoder") in configs:

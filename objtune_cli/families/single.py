@@ -36,6 +36,8 @@ STARTS = {"unet": UNET, "transformer": UNET, "vae": VAE}
 """Starts of the keys of each part; of text encoders, those of SD 3's files."""
 OLD_WORDS, WORDS = "cond_stage_model.transformer.", "cond_stage_model.transformer.text_model."
 """Start of the text encoder's keys in some old files, and in all others."""
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+"""Names that diffusers once had for the layers of a VAE's attention."""
 EDM = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 """Marks of models whose noise is another one: Playground 2.5, CosXL."""
 
@@ -238,9 +240,23 @@ def open_part(name: str, path: Path, layout: Path) -> Any:
     if name == "vae" and not checkpoint:  # a VAE's own file has no start before its names
         checkpoint = {VAE + key: value for key, value in _tensors(path, ("",)).items()}
     try:
+        if name == "vae" and any(key.startswith(f"{VAE}decoder.up_blocks.") for key in checkpoint):
+            return _whole(path, _own_names(kind, {key.removeprefix(VAE): value for key, value in checkpoint.items()}, layout / name), name)
         return _whole(path, kind.from_single_file(checkpoint, config=str(layout), subfolder=name, local_files_only=True), name)
     except (ValueError, RuntimeError, KeyError) as error:
         raise DamagedError(f"{path} is damaged: its {name} cannot be opened: {str(error).splitlines()[0]}", folders.AGAIN) from None
+
+
+def _own_names(kind: Any, weights: dict[str, Any], config: Path) -> Any:
+    """A network from weights under the names that diffusers has, or had, for them."""
+    import torch
+
+    with torch.device("meta"):
+        network = kind.from_config(kind.load_config(config, local_files_only=True))
+    for old, new in OLD_ATTENTION.items():
+        weights = {key.replace(f".attentions.0.{old}.", f".attentions.0.{new}."): value for key, value in weights.items()}
+    network.load_state_dict({key: value.float() for key, value in weights.items()}, strict=False, assign=True)
+    return network
 
 
 def _tensors(path: Path, starts: tuple[str, ...]) -> dict[str, Any]:

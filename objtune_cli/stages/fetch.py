@@ -6,11 +6,13 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from objtune_cli import bases
 from objtune_cli.errors import InputError, ObjtuneError, ResourceError, Stopped, UsageError
+from objtune_cli.families import vaes
 from objtune_cli.stages import connection
 from objtune_cli.stages.context import Report
 
@@ -47,25 +49,25 @@ def run(name: str, report: Report, stopped: Callable[[], int]) -> Fetched:
     repository = bases.hub_id(name)
     revision = bases.REVISIONS.get(repository, "main")
     here = bases.cached(repository)
-    if here is not None:
+    if here is not None and _is_whole(name):
         report.note(f"{name} is here already")
         return Fetched(name, repository, here.name, here)
     return _brought(name, repository, revision, report, stopped, bases.FILES, _of_a_base)
 
 
 def model(repository: str, report: Report, stopped: Callable[[], int]) -> Fetched:
-    """Bring a CLIP or DINO, as `run` brings a base; its pickle only where there are no safetensors.
+    """Bring a CLIP, a DINO or a VAE, as `run` brings a base; its pickle only where there are no safetensors.
 
     Raises:
         UsageError: no hub id. Else as `run`.
     """
     if repository.count("/") != 1 or repository.startswith((".", "/", "~")):
         raise UsageError(f"{repository} is no hub id", "for example `objtune fetch --model facebook/dino-vits16`")
-    here = bases.transformers_model(repository)
+    here = bases.transformers_model(repository) or vaes.cached(repository)
     if here is not None:
         report.note(f"{repository} is here already")
         return Fetched(repository, repository, here.name, here)
-    return _brought(repository, repository, "main", report, stopped, (*bases.JUDGE, bases.PICKLED), _of_a_judge)
+    return _brought(repository, repository, "main", report, stopped, (*bases.JUDGE, *vaes.FILES, bases.PICKLED), _of_a_judge)
 
 
 def _brought(
@@ -75,7 +77,7 @@ def _brought(
     """Bring the files of some patterns; `check`: refuses what is no such model, and says what else is left out."""
     from huggingface_hub import HfApi, snapshot_download
 
-    wanted: dict[str, Any] = {"revision": revision, "allow_patterns": list(patterns), "ignore_patterns": list(bases.SKIPPED)}
+    wanted: dict[str, Any] = {"revision": revision, "allow_patterns": list(patterns), "ignore_patterns": []}
     connection.check()
     with _explained(repository), _quiet():
         HfApi().model_info(repository, revision=revision, timeout=PATIENCE)  # says at once that nobody is there; what follows would try for half a minute
@@ -91,18 +93,38 @@ def _brought(
 
 
 def _of_a_base(name: str, files: list[str]) -> tuple[str, ...]:
-    """That the repository has what is opened of a base."""
+    """That the repository has what is opened of a base; a part's weights in other forms are left out where the plain ones are there."""
     weights = [file for file in files if file.startswith(("unet/", "transformer/")) and file.endswith(".safetensors")]
     if "model_index.json" not in files or not weights:
         raise InputError(
             f"{name} holds no diffusers model in safetensors",
             "give the id of a repository with model_index.json and unet/*.safetensors or transformer/*.safetensors",
         )
-    return ()
+    return leave_out(files)
+
+
+def leave_out(files: list[str]) -> tuple[str, ...]:
+    """Files of a base's variants (fp16, non_ema) beside which the plain weights lie."""
+    others = {file for file in files if any(fnmatch(file, pattern) for pattern in bases.SKIPPED)}
+    plain = {file.rpartition("/")[0] for file in files if file.endswith(".safetensors") and file not in others}
+    return tuple(sorted(file for file in others if file.rpartition("/")[0] in plain))
+
+
+def _is_whole(name: str) -> bool:
+    """Whether all parts of a base are on this machine; what else is wrong with it, fetching does not mend."""
+    try:
+        bases.find(name)
+    except ResourceError:
+        return False
+    except ObjtuneError:
+        return True
+    return True
 
 
 def _of_a_judge(name: str, files: list[str]) -> tuple[str, ...]:
     """That the repository has a model of transformers; its pickle is not wanted beside safetensors."""
+    if "config.json" in files and vaes.FILES[-1] in files:
+        return (bases.PICKLED,)
     if "config.json" not in files or not {"model.safetensors", bases.PICKLED} & set(files):
         raise InputError(f"{name} holds no model of transformers", "give the id of a repository with config.json and model.safetensors")
     return (bases.PICKLED,) if "model.safetensors" in files else ()
