@@ -74,7 +74,7 @@ def _check_unet(family: "Family", name: str, unet: Mapping[str, Any], configs: M
     added, wanted = unet.get("addition_embed_type"), "text_time" if len(family.encoders) > 1 else None
     if added != wanted:
         raise IncompatibleError(f"{name} has a denoiser that takes more or less than a model of {family.title}: addition_embed_type is {added}", WORDS_ALONE)
-    widths = [configs[part].get("hidden_size") for part in family.encoders]
+    widths: list[Any] = [configs[part].get("hidden_size") for part in family.encoders]
     hears = unet.get("cross_attention_dim", 1280)
     if isinstance(hears, int) and all(isinstance(width, int) for width in widths) and hears != sum(widths):
         said = f"its denoiser takes rows of {hears} numbers, its text encoders give {sum(widths)}"

@@ -361,7 +361,7 @@ def _autoencoder(folder: Path, device: torch.device, dtype: torch.dtype, weights
     vae: Any
     with LOADING:
         if given is not None:
-            vae = single.open_part("vae", given, single.LAYOUTS / families.of(folder).name) if given.is_file() else opening.open_part(AutoencoderKL, given.parent, given.name)
+            vae = single.open_part("vae", given, single.LAYOUTS / _family(folder).name) if given.is_file() else opening.open_part(AutoencoderKL, given.parent, given.name)
         elif weights:
             vae = single.open_part("vae", weights, folder)
         else:
