@@ -37,3 +37,11 @@ def _devices_here() -> str:
     elif visible is not None:
         why = f"; CUDA_VISIBLE_DEVICES is {visible[:40]!r}"
     return f"here: {', '.join(found)}{why}; `--device cpu` works everywhere"
+
+
+def explain_no_gpu() -> str:
+    """Why a torch that is built for GPUs finds none, where a variable hides them; empty where nobody has to know."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not visible or visible == "-1" or torch.version.cuda is None or torch.cuda.device_count():
+        return ""
+    return f"computes on the processor: CUDA_VISIBLE_DEVICES is {visible[:40]!r}, and there is no such GPU"

@@ -87,7 +87,8 @@ class _Gathered(torch.autograd.Function):
 
 def started() -> bool:
     """Whether a launcher started several processes; asks the environment alone."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    size = os.environ.get("WORLD_SIZE", "")
+    return size.isdecimal() and int(size) > 1
 
 
 def team(device: str) -> Team | None:

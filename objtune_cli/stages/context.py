@@ -83,10 +83,12 @@ class Context:
                 a processor that multiplies bf16 does so, while what enters and leaves the denoiser stays float32.
         """
         self.check_stopped()
-        from objtune_cli.models import memory, precision, stack
+        from objtune_cli.models import devices, memory, precision, stack
 
         team = self.team() if train else None
         device = team.device if team else stack.pick_device(self.common.device)
+        if self.common.device == "auto" and device.type == "cpu" and (reason := devices.explain_no_gpu()):
+            self.note_once(reason)
         dtype = stack.pick_dtype(self.common.precision, device)
         if train and self.common.precision == "auto" and dtype == stack.PRECISIONS["fp16"]:
             dtype = stack.PRECISIONS["fp32"]
@@ -120,8 +122,11 @@ class Context:
         """The processes that a launcher started for this command; None where it started one."""
         from os import environ
 
-        if int(environ.get("WORLD_SIZE", "1")) < 2:
+        size = environ.get("WORLD_SIZE", "")
+        if not size.isdecimal() or int(size) < 2:
             return None
+        if not {"TORCHELASTIC_RUN_ID", "TORCHELASTIC_USE_AGENT_STORE"} & set(environ):  # no launcher of ours or torch's: a cluster's variables
+            self.note_once(f"waits at {environ.get('MASTER_ADDR')}:{environ.get('MASTER_PORT')} for {int(size) - 1} more processes (WORLD_SIZE is {size}); unset WORLD_SIZE for one alone")
         from objtune_cli.models import parallel
 
         return parallel.team(self.common.device)

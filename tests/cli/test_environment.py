@@ -126,3 +126,39 @@ def test_a_device_that_is_not_here_is_one_short_line(device: str, monkeypatch: p
     assert len(caught.value.message) < 120 and len(caught.value.hint) < 200
     assert caught.value.hint.startswith("here: cpu")
     assert pick_device(" CPU ").type == "cpu"
+
+
+def test_a_gpu_that_a_variable_hides_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from objtune_cli.models import devices
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    for value, words in (("GPU-garbage", "CUDA_VISIBLE_DEVICES is 'GPU-garbage'"), ("7", "'7'"), ("", ""), ("-1", "")):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+        assert words in devices.explain_no_gpu() and bool(words) == bool(devices.explain_no_gpu())
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    assert devices.explain_no_gpu() == ""
+
+
+def test_a_cluster_that_left_all_of_its_variables_is_waited_for_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
+    from objtune_cli.models import parallel
+    from objtune_cli.stages.context import Context
+
+    said: list[str] = []
+    monkeypatch.setattr(Context, "note_once", lambda _self, text: said.append(text))
+    monkeypatch.setattr(parallel, "team", lambda device: None)
+    ctx = Context.__new__(Context)
+    ctx.common = type("Common", (), {"device": "cpu"})()
+    for name, value in {"WORLD_SIZE": "4", "RANK": "0", "MASTER_ADDR": "node1", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    ctx.team()
+    assert said == ["waits at node1:29500 for 3 more processes (WORLD_SIZE is 4); unset WORLD_SIZE for one alone"]
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    ctx.team()
+    for size in ("", "1", "x"):
+        monkeypatch.setenv("WORLD_SIZE", size)
+        assert ctx.team() is None and not parallel.started()
+    assert len(said) == 1
