@@ -9,6 +9,10 @@ MAX_SEED = 2**64 - 1
 """The largest seed: what other tools call a seed is a non-negative number of up to 64 bits."""
 SEEDS = "0 to 18446744073709551615"
 """What help says of every seed."""
+MAX_RATE = 1e30
+"""The largest learning rate: beyond it an optimizer's step sizes are no float32."""
+MAX_WEIGHT = 1_000_000
+"""The largest weight of a loss term, or of a part of the prototype: beyond it others vanish, and sums overflow."""
 
 
 def seed_after(seed: int, count: int) -> int:
@@ -86,14 +90,14 @@ class Embed:
     init: Literal["auto", "prototype", "class", "random", "rare"] = _setting(
         "auto", "Where the token starts; auto: prototype where the base has an image tower, else class. rare: as DreamBooth's word."
     )
-    picture: float = _setting(1.0, "Weight of the whole photo in the prototype.", 0, before=1.0)
-    object: float = _setting(1.0, "Weight of the object alone in the prototype.", 0, before=1.0)
-    word: float = _setting(1.0, "Weight of the class word in the prototype.", 0, before=1.0)
+    picture: float = _setting(1.0, "Weight of the whole photo in the prototype.", 0, MAX_WEIGHT, before=1.0)
+    object: float = _setting(1.0, "Weight of the object alone in the prototype.", 0, MAX_WEIGHT, before=1.0)
+    word: float = _setting(1.0, "Weight of the class word in the prototype.", 0, MAX_WEIGHT, before=1.0)
     rare: str = _setting("sks", "The word whose vectors a rare start takes (DreamBooth, arXiv:2208.12242); of several objects each needs its own.", before="sks")
     noun: Literal["kept", "none"] = _setting("kept", "Whether the class word stands behind the learned vectors.")
     vectors: int = _setting(2, "Learned vectors of the token, before the class word's own.", 1, 16)
     steps: int = _setting(80, "Adam steps through the text tower.", 0, 10_000)
-    lr: float = _setting(0.02, "Step size, fraction of the class token's norm.", 0)
+    lr: float = _setting(0.02, "Step size, fraction of the class token's norm.", 0, MAX_RATE)
     seed: int = _setting(0, f"Random seed, {SEEDS}.", 0, MAX_SEED)
 
     @property
@@ -111,8 +115,8 @@ class Train:
     lr: float = _setting(0.0, "Learning rate of the LoRA weights; 0: what suits the base.", 0)
     token_lr: float = _setting(0.0, "Learning rate of the token, fraction of its norm; 0: what suits the base.", 0)
     batch: int = _setting(0, "Views of the object per step; 0: what suits the base.", 0, 256)
-    background_weight: float = _setting(1.0, "w_bg: outside the mask, the frozen base is the target.", 0)
-    class_weight: float = _setting(3.0, "w_cc: the class stays what the base draws.", 0)
+    background_weight: float = _setting(1.0, "w_bg: outside the mask, the frozen base is the target.", 0, MAX_WEIGHT)
+    class_weight: float = _setting(3.0, "w_cc: the class stays what the base draws.", 0, MAX_WEIGHT)
     modules: Literal["auto", "none", "cross-kv", "attention", "attention+ff", "all"] = _setting(
         "auto", "Which layers get LoRA; auto: what suits the base; none: the token alone learns."
     )
@@ -141,9 +145,9 @@ class Train:
         0.95, "Share of the steps, on top of their turn, that show one object alone where several of one photo are learned together.", 0, 1, before=0.0
     )
     joint_attention: float = _setting(
-        0.05, "Weight of that term where several objects of one photo are learned together, if it has none of its own.", 0, before=0.0
+        0.05, "Weight of that term where several objects of one photo are learned together, if it has none of its own.", 0, MAX_WEIGHT, before=0.0
     )
-    attention_weight: float = _setting(0.0, "Each token's cross-attention is held to its object (Break-A-Scene).", 0)
+    attention_weight: float = _setting(0.0, "Each token's cross-attention is held to its object (Break-A-Scene).", 0, MAX_WEIGHT)
     timesteps: Literal["focused", "uniform"] = _setting(
         "focused", "Which noise levels: more of those where an object's identity is lost, or any."
     )

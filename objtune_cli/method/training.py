@@ -146,9 +146,13 @@ class Trainer(Terms):
             alone = [stack.predict(z[None], t[None], words) for z, t in zip(fixed.z_t, fixed.t, strict=True)]
         if not finite.is_finite(torch.cat(alone)):
             return finite.describe_failure("denoiser", stack.dtype)
-        precision = "`--precision fp32`, or " if next(stack.unet.parameters()).dtype in finite.HALF else ""
-        rate = f"train.lr={self.config.lr / 4:g}" if self.lora else f"train.token_lr={self.config.token_lr / 4:g}"
-        return GateError(f"training diverged at step {self.step}: {what}", f"try {precision}a lower rate: `--set {rate}`")
+        half = next(stack.unet.parameters()).dtype in finite.HALF
+        if self.step == 0:  # no rate has acted yet
+            return GateError(f"training cannot begin: {what} before anything was learned", f"try {'`--precision fp32`, ' if half else ''}lower weights of the loss terms, or another photo")
+        rates = [f"`--set train.lr={self.config.lr / 4:g}`"] if self.lora else []
+        rates += [f"`--set train.token_lr={self.config.token_lr / 4:g}`"] if self.config.token == "learned" else []
+        precision = "`--precision fp32`, or " if half else ""
+        return GateError(f"training diverged at step {self.step}: {what}", f"try {precision}a lower rate: {', '.join(rates)}")
 
     def _steady_loss(self) -> float:
         """The loss under fixed noise of the running mean."""

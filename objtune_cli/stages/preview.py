@@ -36,5 +36,8 @@ def draw(ctx: Context, record: Record, starts: list[Record]) -> Path:
         shown.append(stack.to_picture(latents).cpu())
         step(at + len(part), len(prompts))
     rgb = sampling.to_uint8(torch.cat(shown)).numpy()
+    flat = sum(pictures.is_one_colour(picture) for picture in rgb[1:])
+    if flat:
+        ctx.report.note(f"{flat} of {len(prompts)} preview pictures are of one colour: another `--base`, or its VAE, may be at fault")
     scale = max(1, 192 // rgb.shape[1])
     return keep_picture(ctx.root, record.ref, "preview.png", pictures.png(pictures.grid(rgb, 3, scale=scale)))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from objtune_cli import bases
-from objtune_cli.config import Embed, Prior, Train, identifying
+from objtune_cli.config import MAX_RATE, Embed, Prior, Train, identifying
 from objtune_cli.errors import InputError, NonFiniteError, Stopped, UsageError
 from objtune_cli.stages import classes, embed, subjects, unfinished
 from objtune_cli.stages import preview as preview_stage
@@ -60,12 +60,15 @@ def checked(ctx: Context, config: Train, objects: int = 1) -> Train:
     """The settings with what suits the base and the number of objects.
 
     Raises:
-        UsageError: There would be steps in which nothing learns.
+        UsageError: There would be steps in which nothing learns, or a rate is too large for an optimizer.
     """
     config = suited(config, ctx.base.training, objects)
     alone, first = config.modules == "none", config.token_first
     if (config.token == "fixed" and (alone or first)) or (alone and 0 < first < config.steps):
         raise UsageError("there would be steps in which nothing learns", "set train.modules, train.token or train.token_first")
+    for name in ("lr", "token_lr"):
+        if getattr(config, name) > MAX_RATE:
+            raise UsageError(f"train.{name} is {getattr(config, name):g}", f"from 0 to {MAX_RATE:g}; 0 is what suits the base")
     if ctx.team() and config.attention_weight:
         raise UsageError("attention maps are of all rows, and each process has its own", "train in one process, or set train.attention_weight=0 and train.joint_attention=0")
     return config

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from objtune_cli.config import Train
-from objtune_cli.errors import GateError
+from objtune_cli.errors import GateError, NonFiniteError
 from objtune_cli.method import terms, training
 from objtune_cli.method.subjects import Subject, Views, subsets
 from objtune_cli.method.training import Trainer
@@ -306,6 +306,29 @@ def test_a_diverged_run_is_stopped(trainer, value: float) -> None:
         t.advance()
     assert "train.lr" in caught.value.hint
     assert t.step == 1
+
+
+def test_a_gradient_that_is_not_finite_moves_nothing(trainer) -> None:
+    """Its loss is finite; a state with such weights would be saved, and gone on from."""
+    t = trainer()
+    t.advance()
+    before = [p.detach().clone() for p in t._params()]
+    t.lora[0].register_hook(lambda grad: grad * float("nan"))
+    with pytest.raises(GateError, match="diverged at step 1: a gradient is not finite"):
+        t.advance()
+    assert t.step == 1 and all(torch.equal(p, kept) for p, kept in zip(t._params(), before, strict=True))
+
+
+def test_what_is_not_finite_before_anything_was_learned_is_laid_to_no_rate(trainer) -> None:
+    t = trainer()
+    t.views[0].masks[:] = float("nan")
+    with pytest.raises(GateError, match="training cannot begin: the loss is nan before anything was learned") as caught:
+        t.advance()
+    assert "rate" not in caught.value.hint
+    with torch.no_grad():
+        t.stack.unet.conv_out.bias.fill_(float("inf"))
+    with pytest.raises(NonFiniteError, match="the denoiser gives NaN or infinite values in fp32"):
+        t.advance()
 
 
 def test_weights_of_the_terms(trainer, monkeypatch: pytest.MonkeyPatch) -> None:

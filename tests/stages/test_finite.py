@@ -219,6 +219,27 @@ def test_train_names_the_part_and_not_the_rate(cli, changed, photo: Path, projec
     assert not (project / "artifacts" / "adapter").exists()
 
 
+@pytest.mark.parametrize(
+    ("setting", "code", "said"),
+    [
+        ("train.lr=1e30", 9, ["training diverged at step 1: ", "`--set train.lr=2.5e+29`"]),
+        ("train.lr=1e39", 2, ["train.lr is 1e+39", "from 0 to 1e+30"]),
+        ("init-embedding.lr=1e38", 2, ["init-embedding.lr is 1e+38"]),
+        ("init-embedding.picture=1e300", 2, ["init-embedding.picture is 1e+300"]),
+        ("train.class_weight=1e300", 2, ["train.class_weight is 1e+300", "from 0 to 1000000"]),
+    ],
+)
+def test_settings_that_no_training_survives(cli, base: Path, photo: Path, project: Path, setting: str, code: int, said: list[str]) -> None:
+    found = cli("train", photo, "--base", base, *TRAIN, "--set", setting)
+    assert (found.code, found.out) == (code, "") and all(text in found.err for text in said), found.err
+    assert "Traceback" not in found.err and not (project / "artifacts" / "adapter").exists()
+
+
+def test_a_preview_of_one_colour_is_told(cli, changed, photo: Path, project: Path) -> None:
+    done = cli("train", photo, "--base", changed("decoder black"), *(each for each in TRAIN if each != "--no-preview"), "--set", "generate.steps=1")
+    assert done.code == 0 and "5 of 5 preview pictures are of one colour" in done.err, done.err
+
+
 def test_train_knows_the_precision_that_was_asked_for(cli, changed, photo: Path, project: Path) -> None:
     line = ("train", photo, "--base", changed("encoder large in fp16"), *TRAIN)
     half = cli(*line, "--precision", "fp16")
