@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 
 from objtune_cli import families
 from objtune_cli.method import composition
@@ -24,6 +24,7 @@ from objtune_cli.stages import export
 from objtune_cli.store import artifact, refs
 from tests import kin, tiny
 from tests.stages.test_export_families import predicted
+from tests.stages.test_import_refusals import torch_zip
 from tests.stages.test_parameters import of_lora, read
 
 CPU = torch.device("cpu")
@@ -283,7 +284,8 @@ class Evil:
 def test_pickles_are_read_when_they_are_allowed_and_never_run(cli: Any, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """A1111's `.pt` and diffusers' `learned_embeds.bin`; a file that holds a program is refused with the variable set, too, that trusts all."""
     rows = torch.randn(2, tiny.WIDTH, generator=torch.Generator().manual_seed(0))
-    torch.save({"string_to_token": {"*": 265}, "string_to_param": {"*": torch.nn.Parameter(rows)}, "name": "rex", "step": 9}, "rex.pt")
+    table = torch.nn.ParameterDict({"*": torch.nn.Parameter(rows)})
+    torch.save({"string_to_token": {"*": torch.tensor(265)}, "string_to_param": table, "name": "rex", "step": 9}, "rex.pt")
     torch.save({"<rex>": rows}, "learned_embeds.bin")
     Path("evil.pt").write_bytes(pickle.dumps({"emb_params": Evil()}))
     common = ("--class", "dog", "--name", "rex", "--base", folders["sd1"])
@@ -323,22 +325,22 @@ def test_the_hash_in_a_picture_is_that_of_the_file(cli: Any, folders: dict[str, 
     assert cli("import", "a.safetensors", "--name", "one", *common).out == "adapter/one@1\n"  # the hash is no part of what the work is
 
 
-def test_parameter_tables_in_pickles_are_read_and_nothing_of_them_runs(cli: Any, folders: dict[str, Path]) -> None:
-    """The first textual inversion's `.pt`; a pickle that needs anything else, or is cut off, is one line of ours."""
+def test_parameter_tables_in_pickles_are_read_and_nothing_of_them_runs(tmp_path: Path) -> None:
+    """The first textual inversion's `.pt`; what needs anything else, or is cut off, is explained in a line of ours."""
     rows = torch.randn(2, tiny.WIDTH, generator=torch.Generator().manual_seed(0))
-    held = {"string_to_token": {"*": torch.tensor(265)}, "string_to_param": torch.nn.ParameterDict({"*": torch.nn.Parameter(rows)})}
-    torch.save(held, "first.pt")
-    Path("cut.pt").write_bytes(Path("first.pt").read_bytes()[:-300])
-    torch.save({"emb_params": torch.nn.Linear(2, 2)}, "module.pt")
-    common = ("--class", "dog", "--name", "rex", "--base", folders["sd1"], "--allow-pickle")
-    assert cli("import", "first.pt", *common).code == 0
-    assert torch.equal(torch.tensor(artifact.load(Path("artifacts"), refs.Ref("adapter", "rex", 1))[1]["token.rex"]), rows)
-    done = cli("import", "module.pt", *common)
-    said = "it needs torch.nn.modules.linear.Linear, which is a program and not numbers"
-    assert done.code == 3 and said in done.err and "weights_only" not in done.err and "\x1b" not in done.err
-    with pytest.raises(RuntimeError) as caught:
-        pickled.convert("cut.pt")
-    assert pickled.explain(caught.value) == "it is cut off or damaged"
+    file = tmp_path / "first.pt"
+    for table in (torch.nn.ParameterDict, dict):
+        torch.save({"string_to_token": {"*": torch.tensor(265)}, "string_to_param": table({"*": torch.nn.Parameter(rows)})}, file)
+        assert torch.equal(load(pickled.convert(str(file)))["string_to_param.*"], rows)
+    reasons = {}
+    for name, data in {"cut off": file.read_bytes()[:-300], "module": torch_zip(torch.nn.Linear(2, 2)), "program": pickle.dumps(Evil())}.items():
+        file.write_bytes(data)
+        with pytest.raises(Exception) as caught:  # of whatever kind
+            pickled.convert(str(file))
+        reasons[name] = pickled.explain(caught.value)
+    assert reasons["cut off"] == "it is cut off or damaged" and not Path("canary").exists()
+    assert reasons["module"] == "it needs torch.nn.modules.linear.Linear, which is a program and not numbers"
+    assert reasons["program"] == "it holds more than tensors"
 
 
 def test_a_pair_of_files_and_a_folder_of_diffusers_are_one_object(cli: Any, folders: dict[str, Path]) -> None:

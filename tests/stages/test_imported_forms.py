@@ -1,6 +1,8 @@
 """Every form of LoRA file: each layer's change is that of diffusers' `load_lora_weights` and `fuse_lora`, of peft's merge, or of the factors that were written."""
 
 import json
+import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,14 +51,14 @@ def theirs(folders: dict[str, Path]) -> dict[str, Any]:
 
 
 def factors(stack: stacks.Stack, ends: tuple[str, ...] = ATTENTION, ranks: tuple[int, ...] = (4,), start: str = "") -> Low:
-    """Random factors of the layers whose names end so, of the ranks in turn."""
+    """Random factors of layers whose names end so, of the ranks in turn; of like blocks beside each other the first one's."""
     g = torch.Generator().manual_seed(7)
     found: Low = {}
     for own, module in modules_of(stack).items():
-        if own.startswith(start) and own.endswith(ends):
+        if own.startswith(start) and own.endswith(ends) and not re.search(r"\.(attentions\.[12]|resnets\.2)\.", own):
             rank, (out, *rest) = ranks[len(found) % len(ranks)], module.weight.shape
             found[own] = torch.randn(rank, *rest, generator=g) * 0.3, torch.randn(out, rank, *(1 for _ in rest[1:]), generator=g) * 0.3
-    assert len(found) > 3
+    assert len(found) >= 3
     return found
 
 
@@ -179,7 +181,9 @@ def changed(pipe: Any, file: Path) -> Iterator[tuple[str, Tensor]]:
     """What diffusers changes in each weight of a pipeline, by the adapter's names; the pipeline is left as it was."""
     networks = {name: getattr(pipe, name) for name in ("unet", "transformer", "text_encoder", "text_encoder_2") if getattr(pipe, name, None) is not None}
     before = {name: {k: v.clone() for k, v in network.state_dict().items()} for name, network in networks.items()}
-    pipe.load_lora_weights(file.parent, weight_name=file.name)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="While injecting the PEFT adapters")  # headers name layers that the file has not
+        pipe.load_lora_weights(file.parent, weight_name=file.name)
     pipe.fuse_lora(components=[name for name in networks if getattr(networks[name], "peft_config", None)])
     pipe.unload_lora_weights()
     for name, network in networks.items():
