@@ -366,7 +366,8 @@ def _tower(name: str) -> Path:
         return path
     found = transformers_model(name)
     if found is None:
-        raise ResourceError(f"the CLIP {name} is not on this machine", f"`objtune fetch --model {name}` brings it, if that is its hub id")
+        hint = f"`objtune fetch --model {name}` brings it, if that is its hub id" if paths.is_hub_id(name) else "give its folder or .safetensors file, or its hub id"
+        raise ResourceError(f"the CLIP {name} is not on this machine", hint)
     return found
 
 

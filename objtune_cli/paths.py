@@ -72,6 +72,11 @@ def to_model(text: str, folder: Path | None = None) -> str:
     return str(to_path(text, folder)) if is_path else text
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether a name may be a model's on the hub: `owner/name`, and nothing that begins as a path does."""
+    return name.count("/") == 1 and not _PATH_LIKE.match(name)
+
+
 def to_models(text: str, folder: Path | None = None) -> str:
     """The same for models with commas between them."""
     return ",".join(to_model(part.strip(), folder) for part in text.split(","))

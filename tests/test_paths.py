@@ -61,6 +61,11 @@ def test_a_model_is_a_path_only_where_it_is_one(home: Path) -> None:
     assert paths.to_models("org/name, openai/clip-vit-large-patch14", home) == f"{home}/org/name,openai/clip-vit-large-patch14"
 
 
+def test_hub_ids() -> None:
+    assert paths.is_hub_id("openai/clip-vit-base-patch32")
+    assert [name for name in ("~/x", "/x", "./x", "a/b/c", "x", "a/b.safetensors", "file:/x") if paths.is_hub_id(name)] == []
+
+
 def test_every_setting_that_may_be_a_path_says_so() -> None:
     for section in (Common, *SECTIONS.values()):
         for item in fields(section):

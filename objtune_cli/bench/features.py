@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from objtune_cli import bases
+from objtune_cli import bases, paths
 from objtune_cli.config import Bench
 from objtune_cli.errors import ResourceError, UsageError
 from objtune_cli.families.opening import open_whole
@@ -185,7 +185,9 @@ def _opened(kind: Any, name: str, option: str, families: tuple[str, ...]) -> Any
     from transformers import AutoConfig
 
     quiet()
-    hint = f"give its folder with `{option} DIR`, or bring it with `objtune fetch --model {name}`"
+    hint = f"give its folder with `{option} DIR`"
+    if paths.is_hub_id(name):
+        hint += f", or bring it with `objtune fetch --model {name}`"
     folder = _folder(name)
     if folder is None:
         raise ResourceError(f"{name} is not on this machine", hint)

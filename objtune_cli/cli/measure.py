@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from objtune_cli import paths
 from objtune_cli.cli import complete, render, streams
 from objtune_cli.cli.frame import Outcome, Run, need
 from objtune_cli.cli.given import given_refs
@@ -256,7 +257,7 @@ def evaluate(
             need(not scene, "--scene belongs to --clip and --dino", "the toybox's own evaluator asks for every background of its world")
             found = stage.toybox(ctx, subject, dial_of(ctx), n, config.seed)
         else:
-            found = _papers(ctx, subject, clip or config.clip, dino or config.dino, scene, n)
+            found = _papers(ctx, subject, paths.to_model(clip or config.clip), paths.to_model(dino or config.dino), scene, n)
         rows += measures.rows(subject.name, [found])
     return _table(run, rows, [])
 

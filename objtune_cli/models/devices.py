@@ -17,7 +17,7 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name.strip().lower())
-        if device.type == "meta":  # computes nothing
+        if device.type == "meta" or not name.strip():  # computes nothing; is whatever torch likes
             raise NotImplementedError
         torch.empty(1, device=device)
     except Exception as error:  # each kind of device fails in its own way

@@ -113,7 +113,7 @@ def test_a_proxy_that_can_be_used_is_left_alone(monkeypatch: pytest.MonkeyPatch)
     assert connection.advice() == ""
 
 
-@pytest.mark.parametrize("device", ["mps", "cuda:99", "xpu", "vulkan", "meta", "gpu", "0", "cpu:abc"])
+@pytest.mark.parametrize("device", ["mps", "cuda:99", "xpu", "vulkan", "meta", "gpu", "0", "cpu:abc", "", " "])
 def test_a_device_that_is_not_here_is_one_short_line(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
