@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from objtune_cli import bases
 from objtune_cli.config import Segment
 from objtune_cli.errors import GateError, InputError, ObjtuneError
-from objtune_cli.stages import classes, gate, hints, locate
+from objtune_cli.stages import classes, cutout, gate, hints, locate
 from objtune_cli.stages.context import Context, Done, keep_picture
 from objtune_cli.stages.sight import Eyes, Located, Target
 from objtune_cli.store import artifact, photo, pictures
@@ -36,12 +36,15 @@ def run(ctx: Context, path: Path, targets: list[Target], config: Segment) -> lis
         raise InputError(f"{path} is wholly transparent", "save it without transparency, or with the object alone opaque")
     for note in picture.notes:
         ctx.report.note(f"{path.name}: {note}")
+    eyes = Eyes(ctx, config)
+    if len(targets) == 1 and targets[0].blind:
+        picture = cutout.decide(eyes, path, picture, targets[0])
     by_word = config.min_likeness > 0 and not (len(targets) == 1 and picture.alpha is not None)
     for target in targets:
         classes.announce_shared(ctx, target)
         classes.check(ctx, target, chooses=by_word and target.blind)
     rgb = _sized(picture, config)
-    located = locate.all_of(Eyes(ctx, config), picture, rgb, targets)
+    located = locate.all_of(eyes, picture, rgb, targets)
     found = [
         old or _judged(ctx, picture, rgb, item, target, record, config)
         for old, item, target, record in zip(done, located, targets, records, strict=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from objtune_cli.errors import InputError
-from objtune_cli.store import photo
+from objtune_cli.store import photo, transparency
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,11 +58,14 @@ def read(path: Path, of: "Photo") -> MaskPicture:
         decoded = photo.decode(path, data, ignored, MIN_SIDE)
         image, notes = decoded.image, []
         if _has_alpha(image):
-            alpha = photo.stretched(np.asarray(image.convert("RGBA"))[..., 3])
+            layers = np.asarray(image.convert("RGBA"))
+            alpha = transparency.stretched(layers[..., 3])
             if not alpha.any():
                 raise InputError(f"{path} is wholly transparent", HINT)
             if (alpha <= 127).mean() >= PLATEAU:
-                return _turned(path, MaskPicture(alpha), of, decoded.orientation)
+                cover = transparency.without_shadow(alpha, transparency.on_white(layers[..., :3], alpha))
+                shadow = ("the shadow around what is opaque is left out",) if (cover != alpha).any() else ()
+                return _turned(path, MaskPicture(cover, shadow), of, decoded.orientation)
             image = image.convert("RGB")
         colours = _colours(image)
     cover = _of_shades(path, colours, of, notes)

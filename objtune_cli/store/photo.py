@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from objtune_cli.errors import InputError
-from objtune_cli.store import colour, formats
+from objtune_cli.store import colour, formats, transparency
 from objtune_cli.store.header import open_regular
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ MAX_PIXELS = 64_000_000
 MAX_SIDE = 16_384
 MIN_SIDE = 64
 MAX_ASPECT = 8
-INVISIBLE = 25
-"""Alpha up to which a picture shows nothing, and a background is one, of 255."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,39 +238,16 @@ def _check_size(path: Path, width: int, height: int, least: int) -> None:
         raise InputError(f"{path} is {width}x{height}: too narrow", f"sides may differ {MAX_ASPECT}-fold; crop it to the object")
 
 
-def stretched(alpha: "np.ndarray") -> "np.ndarray":
-    """Alpha with the object's own level as 255 and that of a background that barely shows as 0; 0 everywhere if nothing shows.
-
-    Background removers write levels such as 12 and 200.
-    """
-    import numpy as np
-
-    shown = alpha[alpha > 127]
-    high = int(np.percentile(shown, 90)) if len(shown) else int(alpha.max())
-    low = int(alpha.min())
-    if high <= INVISIBLE:
-        return np.zeros_like(alpha)
-    if low > INVISIBLE:
-        low = 0
-    if (low, high) == (0, 255):
-        return alpha
-    return ((alpha.astype(np.float32) - low) * (255 / (high - low))).round().clip(0, 255).astype(np.uint8)
-
-
 def _on_white(rgb: "np.ndarray", alpha: "np.ndarray", notes: list[str]) -> tuple["np.ndarray", "np.ndarray | None"]:
-    """Colours as in the file where they show by half or more, fading to white below that; and the alpha, if it hides anything."""
-    import numpy as np
-
+    """Colours as in the file where they show, on white elsewhere; and the levels of the alpha, if it hides anything."""
     if alpha.min() == 255:
         return rgb, None
-    levels = stretched(alpha)
+    levels = transparency.stretched(alpha)
     if not levels.any():
         notes.append("wholly transparent: the colours below are taken")
         return rgb, levels
     if levels.min() == 255:
         return rgb, None
-    weight = np.minimum(levels.astype(np.uint16) * 2, 255)[..., None]
-    if weight.min() == 255:
-        return rgb, levels
-    notes.append("transparent parts shown on white")
-    return ((rgb * weight + 255 * (255 - weight) + 127) // 255).astype(np.uint8), levels
+    if levels.min() < 128:
+        notes.append("transparent parts shown on white")
+    return transparency.on_white(rgb, levels), levels
