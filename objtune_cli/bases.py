@@ -242,12 +242,13 @@ def _opened(ident: str, folder: Path, tower: str, vae: Path | None, prediction: 
     folders.check(family, folder, vae)
     if vae is not None:
         vaes.check_vae(vae, folders.read_json(folder if (folder / "vae/config.json").is_file() else single.LAYOUTS / family.name, "vae/config.json"))
-    own = str(family.read_scheduler(folder, **({"prediction_type": prediction} if prediction else {})).get("prediction_type", family.prediction))
+    written = str(folders.read_json(folder, samplers.CONFIG).get("prediction_type", family.prediction))
+    differs = prediction if prediction != written else ""
+    family.read_scheduler(folder, **({"prediction_type": differs} if differs else {}))
     extra: dict[str, Any] = {}
     if (folder / "toybox.json").exists():
         extra = json.loads((folder / "toybox.json").read_bytes())
     first, second, said = _towers(family, folder, tower)
-    differs = prediction if prediction and prediction != str(family.read_scheduler(folder).get("prediction_type", family.prediction)) else ""
     return _changed(Base(
         id=ident,
         folder=folder,
@@ -261,7 +262,7 @@ def _opened(ident: str, folder: Path, tower: str, vae: Path | None, prediction: 
         second_tower=second,
         tower=said,
         prediction=differs,
-        schedule={"prediction_type": own} if differs else {},
+        schedule={"prediction_type": differs} if differs else {},
     ), vae, differs)  # fmt: skip
 
 

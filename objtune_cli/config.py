@@ -234,7 +234,7 @@ class Generate:
         1.0, "What objects' LoRAs are multiplied by where the prompt does not say it, as `<dog:0.8>` does; 0: their classes are drawn.", 0, 2, before=1.0
     )
     negative: str = _setting("", "What should not be in the picture.")
-    scheduler: Literal["base", "ddim", "euler", "dpm++"] = _setting("base", "Sampler.")
+    scheduler: Literal["base", "ddim", "euler", "dpm++"] = _setting("base", "Sampler; base: the one that the base's folder names.")
 
 
 @dataclass(frozen=True, repr=False)

@@ -19,7 +19,7 @@ Width = Annotated[int | None, typer.Option("--width", metavar="PX", help="Width 
 Height = Annotated[int | None, typer.Option("--height", metavar="PX", help="Height of the pictures; default: the base's own.", show_default=False)]
 Size = Annotated[str | None, typer.Option("--size", metavar="WxH", help="Both, for example 832x1216.")]
 Strength = Annotated[float | None, typer.Option("--strength", help="How strong objects are, 0 to 2; <rex:0.8> in the prompt says it of one; 0 draws the class.", show_default="1")]
-Scheduler = Annotated[Literal["base", "ddim", "euler", "dpm++"] | None, typer.Option("--scheduler", help="Sampler.", show_default="base")]
+Scheduler = Annotated[Literal["base", "ddim", "euler", "dpm++"] | None, typer.Option("--scheduler", help="Sampler; base: the base's own.", show_default="base")]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Also copy the pictures there; none that lies there is replaced.")]
 
 

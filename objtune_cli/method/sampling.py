@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -218,6 +219,7 @@ def _from_step(sampler: Any, start: int) -> None:
         if hasattr(sampler, "set_begin_index"):
             sampler.set_begin_index(start * sampler.order)
 
+    @functools.wraps(step)  # the pipeline looks at its arguments, for the generator
     def counted(*args: Any, **named: Any) -> Any:
         sampler.timesteps = sampler.every
         return step(*args, **named)
