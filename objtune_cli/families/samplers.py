@@ -1,6 +1,7 @@
 """The noise schedule and the sampler that a base's scheduler config names: checked, opened, and replaced by DDIM, with a line that says so, where they cannot be drawn with."""
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,8 @@ def why_replaced(config: Mapping[str, Any]) -> str:
         return "it cannot draw with a denoiser that predicts the clean latents"
     if config.get("rescale_betas_zero_snr") and own.startswith(("PNDM", "LMS", "Heun", "KDPM2", "DEIS", "DPMSolverSinglestep")):
         return "it does not know zero terminal SNR"
+    if (own.startswith("LMS") or config.get("use_beta_sigmas")) and find_spec("scipy") is None:
+        return "it needs scipy, which is not installed"
     return ""
 
 
@@ -126,7 +129,7 @@ def _open_own(config: Mapping[str, Any]) -> Any:
     import diffusers
 
     name = str(config.get("_class_name") or "DDIMScheduler")
-    if name == "DDIMScheduler" or name not in SAMPLERS:
+    if name == "DDIMScheduler" or name not in SAMPLERS or why_replaced(config).startswith("it needs"):
         return None
     found = getattr(diffusers, name).from_config({key: value for key, value in config.items() if not key.startswith("_")})
     if found.config.get("clip_sample"):

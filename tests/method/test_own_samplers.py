@@ -107,6 +107,13 @@ def test_what_takes_its_place_is_said(cli: Callable, project: Path, base: Callab
     assert bases.find(str(folder)).sampler == ("DDIM", "") and bases.find(str(folder)).drawn_by() == {}
 
 
+def test_a_sampler_that_needs_more_than_is_installed(base: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samplers, "find_spec", lambda name: None)
+    for name, values in (("LMSDiscreteScheduler", {}), ("EulerDiscreteScheduler", {"use_beta_sigmas": True})):
+        stack = stacks.load(base(name, **values), CPU, torch.float32)
+        assert stack.sampler is None and "scipy, which is not installed" in stack.notes[0]
+
+
 @pytest.mark.parametrize(
     ("name", "values", "said"),
     [
