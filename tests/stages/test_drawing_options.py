@@ -21,6 +21,8 @@ from objtune_cli.store import artifact, refs
 from objtune_cli.store.artifact import Record
 
 ONE = ("-n", "1", "--steps", "1")
+QUICK = (*ONE, "--retries", "0", "--set", "compose.detail=0", "--set", "compose.check=none")
+"""Scenes without a closer look and without the check of presence."""
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,7 @@ def test_seeds_of_other_tools_are_taken_and_none_is_cut_to_32_bits(studio):
     assert len(set(shown.values())) == 4
     two = studio("generate", "<dog>", "-n", 2, "--steps", 1, "--seed", 2**64 - 1)
     assert [p.tobytes() for p in drawn(two)] == [shown[2**64 - 1], shown[0]] and "Seed: 0," in parameters(two)[1]  # the seed after the last one
-    scene = studio("compose", "<dog> and <cup>", *ONE, "--retries", 0, "--seed", 2**64 - 1, "--json")
+    scene = studio("compose", "<dog> and <cup>", *QUICK, "--seed", 2**64 - 1, "--json")
     assert json.loads(scene.out)["metrics"]["scene/dog-cup@1"]["seeds"] == [2**64 - 1]
 
 
@@ -114,14 +116,14 @@ def test_sizes_are_rounded_with_a_note_and_refused_in_one_line(studio):
 
 
 def test_scenes_have_the_size_that_is_asked_for(studio):
-    line = ("compose", "<dog> and <cup> and <rex>", *ONE, "--retries", 0, "--set", "compose.check=none")
+    line = ("compose", "<dog> and <cup> and <rex>", *QUICK)
     free = studio(*line)
     assert drawn(free)[0].shape == (32, 48, 3)  # three side by side need the room
     for size, shape in (("32x32", (32, 32, 3)), ("32x64", (64, 32, 3))):
         result = studio(*line, "--size", size)
         assert drawn(result)[0].shape == shape and f"Size: {size}," in parameters(result)[0] and result.out != free.out
     assert np.asarray(Image.open(Path(result.out.strip()).with_name("layout.png"))).shape[:2] == (512, 256)
-    placed = studio("compose", "<dog> and <cup>", "--place", "dog=top", "--place", "cup=bottom", *ONE, "--retries", 0, "--height", 48)
+    placed = studio("compose", "<dog> and <cup>", "--place", "dog=top", "--place", "cup=bottom", *QUICK, "--height", 48)
     assert drawn(placed)[0].shape == (48, 32, 3)
 
 
@@ -150,17 +152,17 @@ def test_an_object_is_drawn_as_strong_as_it_is_said(studio):
     assert parameters(half)[0].startswith("a photo of <dog:0.5>\n")
     none, some, whole = (latents(r) for r in (of_class, half, plain))
     assert all(np.abs(a - b).max() > 2e-3 for a, b in ((none, some), (some, whole), (none, whole)))
-    together = studio("generate", "<dog:0.5> at night", "<dog> at night", "<cup:0.3> and <dog:0.5>", *ONE)  # several strengths in one command
-    alone = [studio("generate", prompt, *ONE, "--force") for prompt in ("<dog:0.5> at night", "<dog> at night", "<cup:0.3> and <dog:0.5>")]
+    together = studio("generate", "<dog:0.5>", "<cup:0.3> and <dog>", *ONE)  # several strengths in one command
+    alone = [studio("generate", prompt, *ONE, "--force") for prompt in ("<dog:0.5>", "<cup:0.3> and <dog>")]
     assert [p.tobytes() for p in drawn(together)] == [drawn(r)[0].tobytes() for r in alone]
 
 
 def test_a_scene_has_the_strengths_that_are_said(studio):
-    line = ("--place", "dog=left", "--place", "cup=right", *ONE, "--retries", 0)
+    line = ("--place", "dog=left", "--place", "cup=right", *QUICK)
     plain, weak = (studio("compose", prompt, *line) for prompt in ("<dog> and <cup>", "<dog:0.4> and <cup>"))
     assert drawn(weak)[0].tobytes() != drawn(plain)[0].tobytes() and parameters(weak)[0].startswith("<dog:0.4> and <cup>\n")
     assert studio("compose", "<dog:1> and <cup>", *line).out == plain.out
-    joint = studio("compose", "<rex:0.5> and <mat>", *ONE, "--retries", 0)
+    joint = studio("compose", "<rex:0.5> and <mat>", *QUICK)
     assert joint.code == 0  # each in its place, though they share a file
     nobody = studio("compose", "<dog:0>", *ONE)
     assert nobody.code == 3 and "names no trained object" in nobody.err
@@ -193,7 +195,7 @@ def test_one_adapter_is_made_weaker_under_a_new_name(studio):
     said = studio("generate", "a photo of <dog:0.7>", *ONE)
     by_name, by_adapter = studio("generate", "a photo of <d07>", *ONE), studio("generate", "a photo of <dog>", "--adapter", "d07", *ONE)
     assert drawn(by_name)[0].tobytes() == drawn(by_adapter)[0].tobytes() == drawn(said)[0].tobytes()
-    both = studio("compose", "<dog> and <d07>", "--place", "dog=left", "--place", "d07=right", *ONE, "--retries", 0)
+    both = studio("compose", "<dog> and <d07>", "--place", "dog=left", "--place", "d07=right", *QUICK)
     assert both.code == 0 and "scene/dog-d07" in both.out
     for form in ("kohya", "embedding"):
         assert studio("export", "d07", "--format", form, "--out", "out").code == 0
