@@ -55,6 +55,8 @@ def run(ctx: Context, prompt: str, places: Mapping[str, Sequence[Box]], config: 
     config = generate.suited(ctx, config)
     frame = ((config.width or ctx.base.side) / ctx.base.side, (config.height or ctx.base.side) / ctx.base.side) if is_sized else None
     laid = layout.proposed(apart, names, given, {o.name: objects.shape(ctx, o) for o in found}, frame)
+    largest = ctx.base.largest_side / ctx.base.side
+    laid.wide, laid.high = min(laid.wide, largest), min(laid.high, largest)  # many objects in a row want more than a transformer knows places for
     free = [n for n in names if n not in given]
     if free:
         ctx.report.note("placed by us: " + ", ".join(f"{n}={','.join(f'{v:.2f}' for v in laid.boxes[n])}" for n in free))

@@ -244,3 +244,8 @@ def test_biases_of_an_imported_lora_are_as_strong_as_its_product():
     weights = {"unet.a.lora_A.weight": 1.0, "unet.a.lora_B.weight": 2.0, "unet.a.lora_B.bias": 4.0, "token.dog": 8.0}
     assert objects.scale(weights, 0.5) == {"unet.a.lora_A.weight": 1.0, "unet.a.lora_B.weight": 1.0, "unet.a.lora_B.bias": 2.0, "token.dog": 8.0}
     assert objects.scale(weights, 1) is weights
+
+
+def test_a_scene_of_many_is_no_wider_than_the_base_draws(studio, monkeypatch):
+    monkeypatch.setattr(bases.Base, "largest_side", 40)  # SD 3 knows 3072 px of places
+    assert drawn(studio("compose", "<dog> and <cup> and <rex>", *QUICK))[0].shape == (32, 40, 3)
