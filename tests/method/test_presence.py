@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from objtune_cli.errors import NonFiniteError
 from objtune_cli.method import presence
 from objtune_cli.method.presence import LEVELS, PRESENT, Check, Known, framed
 from objtune_cli.models import adapter
@@ -22,7 +23,7 @@ LEFT, RIGHT = (0.0, 0.2, 0.5, 0.8), (0.5, 0.2, 1.0, 0.8)
 class Colours:
     """A base that is asked for the clean picture and says one colour everywhere: green of any class, of an object what acts."""
 
-    size, levels, device = 32, 1000, torch.device("cpu")
+    size, levels, device, dtype = 32, 1000, torch.device("cpu"), torch.float32
     acting: Tensor | None = None
     asked: list[float]
 
@@ -94,6 +95,13 @@ def test_only_what_is_inside_the_place_counts(check: Check) -> None:
 def test_an_adapter_that_says_what_the_base_says_is_not_there(check: Check) -> None:
     check.objects[0] = Known("rex", {"colour": GREEN}, "<rex>", "a thing")
     assert presence.wrong(check.matrices(_scene(RED, BLUE)[None], [LEFT, RIGHT])[0]) == [0]
+
+
+def test_an_adapter_that_gives_no_numbers_is_named(check: Check) -> None:
+    check.objects[1] = Known("cup", {"colour": GREEN * float("nan")}, "<cup>", "a thing")
+    with pytest.raises(NonFiniteError, match="the adapter of <cup> gives NaN or infinite values") as caught:
+        check.matrices(_scene(RED, BLUE)[None], [LEFT, RIGHT])
+    assert not caught.value.of_base
 
 
 @pytest.mark.parametrize("name", ["sd1", "sdxl", "sd3"])

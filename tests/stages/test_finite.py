@@ -3,7 +3,9 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from objtune_cli.config import Common
 from objtune_cli.models import stack as stacks
+from objtune_cli.stages.context import Context
 from objtune_cli.store import artifact
+from objtune_cli.store.artifact import Record
 from objtune_cli.store.refs import Ref
 
 NAN, INF = float("nan"), float("inf")
@@ -157,6 +162,23 @@ def test_work_of_earlier_versions_serves_auto_and_fp32(cli, base: Path, project:
     assert all("scene@1 is up to date" in generate(cli, base, "--precision", p).err for p in ("auto", "fp32"))
 
 
+def test_reuse_finds_the_number_format_that_was_asked_for(tmp_path: Path) -> None:
+    """What nobody asked for is found by auto first; what says nothing is float32 or of an earlier version."""
+    made = {1: {}, 2: {"precision": "fp16"}, 3: {"precision": "auto bf16"}, 4: {}}
+    record = Record("prior", "dog", {"dog": "dog"}, {}, {}, {})
+    found: dict[tuple[int, str], int] = {}
+    for last, tools in made.items():
+        artifact.publish(tmp_path, replace(record, tools=tools), {"latents": torch.ones(1)})
+        for asked in ("auto", "fp32", "bf16", "fp16"):
+            ctx = Context(SimpleNamespace(artifacts=tmp_path), None, Common(precision=asked), None)  # type: ignore[arg-type]
+            ref = ctx.find(record, computed=True)
+            found[last, asked] = ref.version if ref else 0
+    assert [found[last, "auto"] for last in made] == [1, 1, 3, 3]
+    assert [found[last, "fp32"] for last in made] == [1, 1, 1, 4]
+    assert [found[last, "bf16"] for last in made] == [0, 0, 3, 3]
+    assert [found[last, "fp16"] for last in made] == [0, 2, 2, 2]
+
+
 def test_one_colour_is_kept_by_force_alone(cli, changed, project: Path) -> None:
     base = changed("decoder black")
     forced = generate(cli, base, "--force")
@@ -238,6 +260,8 @@ def test_settings_that_no_training_survives(cli, base: Path, photo: Path, projec
 def test_a_preview_of_one_colour_is_told(cli, changed, photo: Path, project: Path) -> None:
     done = cli("train", photo, "--base", changed("decoder black"), *(each for each in TRAIN if each != "--no-preview"), "--set", "generate.steps=1")
     assert done.code == 0 and "5 of 5 preview pictures are of one colour" in done.err, done.err
+    scene = cli("compose", "<dog> on the beach", "-n", 1, "--steps", 1, "--place", "dog=left", "--base", changed("decoder black"))
+    assert (scene.code, scene.out) == (9, "") and "the picture is of one colour" in scene.err, scene.err
 
 
 def test_train_knows_the_precision_that_was_asked_for(cli, changed, photo: Path, project: Path) -> None:
