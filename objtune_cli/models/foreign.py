@@ -119,6 +119,10 @@ def _grouped(source: Source, names: Mapping[str, tuple[Place, ...]]) -> dict[str
         if BUNDLED.fullmatch(key):
             continue
         named = lora_kinds.split_key(key)
+        whole = re.fullmatch(r"(.+)\.(?:weight|bias)", key)
+        if named is None and whole:
+            where = lora_kinds.WRAPPERS.sub("", whole[1])
+            raise IncompatibleError(f"{source.what} has whole trained weights ({where[:80]}) beside its layers, which are not read here", HELD)
         if named is None:
             raise InputError(
                 f"{source.what} holds {key[:80]!r}, which is of no layer",

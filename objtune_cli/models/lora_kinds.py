@@ -1,7 +1,7 @@
 """What a file of another tool is, by the names of its tensors: the parts of a LoRA, its other kinds, whole models, and the family it was made for."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from objtune_cli.families import FAMILIES
 
@@ -72,6 +72,8 @@ WHOLE = tuple(
     )
 )
 """Starts of keys of files that are neither a LoRA nor an embedding."""
+BESIDE_LAYERS = 4
+"""So many of these are what they are whatever else a file holds."""
 GIVE = "give a LoRA or an embedding"
 FOREIGN = tuple(
     (re.compile(pattern), title)
@@ -105,11 +107,12 @@ def other_kind(keys: Iterable[str]) -> tuple[str, str] | None:
     return next(((kind, key) for mark, kind in OTHER_KINDS for key in named if mark.search(key)), None)
 
 
-def whole_kind(keys: Iterable[str]) -> tuple[str, str] | None:
+def whole_kind(keys: Collection[str]) -> tuple[str, str] | None:
     """What a file is, where it is no adapter at all, and what to do; None: nothing of that is known."""
     rest = [key for key in keys if split_key(key) is None and other_kind([key]) is None]
     of_adapters = [key for key in keys if key.startswith("ip_adapter.")]  # which may hold LoRA layers of their own
-    return next(((kind, hint or GIVE) for mark, kind, hint in WHOLE for key in (*of_adapters, *rest) if mark.search(key)), None)
+    known = WHOLE[:BESIDE_LAYERS] if len(rest) < len(list(keys)) else WHOLE  # a LoRA may bring whole weights of a denoiser along
+    return next(((kind, hint or GIVE) for mark, kind, hint in known for key in (*of_adapters, *rest) if mark.search(key)), None)
 
 
 def is_lora(keys: Iterable[str]) -> bool:

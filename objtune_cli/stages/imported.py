@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from objtune_cli.errors import InputError
@@ -84,7 +85,7 @@ def open_source(file: sources.File, allow_pickle: bool) -> "Source":
     opened = sources.open_file(file, allow_pickle)
     whole = lora_kinds.whole_kind(opened.tensors)
     if whole:
-        raise InputError(f"{file.what} {whole[0]}, neither a LoRA nor an embedding", whole[1].format(path=file.path))
+        raise InputError(f"{file.what} {whole[0]}, neither a LoRA nor an embedding", whole[1].format(path=quote(str(file.path))))
     strengths = lora_strength.read_header(opened.metadata, file.what)
     if file.config:
         what = f"{sources.CONFIG} beside {file.what}"

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from objtune_cli.errors import InputError, ResourceError
@@ -84,13 +85,32 @@ def read_files(paths: list[Path]) -> list[File]:
     Raises:
         InputError: One cannot be read, or a folder does not say which file is meant.
     """
-    return [_read(*found) for path in paths for found in (_in_folder(path) if path.is_dir() else [(path, path.name, "")])]
+    return [_read(*found) for path in paths for found in _meant(path)]
+
+
+def _meant(path: Path) -> list[tuple[Path, str, str]]:
+    """The files that a path stands for, how messages call them, and the networks they are of.
+
+    Raises:
+        InputError: It is no path of a file or a folder that can be read.
+    """
+    if re.match(r"https?:/", str(path)):
+        raise InputError(f"{path} is an address, not a file", "download it, and give the file")
+    try:
+        if path.is_dir():
+            return _in_folder(path)
+        missing = not path.exists()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}", "give a .safetensors file that can be read") from None
+    if missing:
+        raise InputError(f"{path} cannot be read: there is no such file", "check the path; a LoRA or an embedding is a .safetensors file")
+    return [(path, path.name, "")]
 
 
 def _in_folder(folder: Path) -> list[tuple[Path, str, str]]:
     """The files that a folder stands for, how messages call them, and the networks they are of."""
     if (folder / "model_index.json").is_file():
-        raise InputError(f"{folder} is a whole model", f"give it as the base: `--base {folder}`")
+        raise InputError(f"{folder} is a whole model", f"give it as the base: `--base {quote(str(folder))}`")
     parts = [(folder / name, name) for name in NETWORKS if (folder / name / CONFIG).is_file()]
     if parts and not (folder / CONFIG).is_file():
         return [(path, f"{network}/{path.name}", network) for inner, network in parts for path in _named(inner)]

@@ -16,7 +16,7 @@ from safetensors.torch import save, save_file
 from torch import Tensor
 
 from objtune_cli.errors import IncompatibleError, InputError, ObjtuneError
-from objtune_cli.models import foreign, inversion
+from objtune_cli.models import foreign, inversion, lora_kinds
 from objtune_cli.models import stack as stacks
 from objtune_cli.stages import imported, sources
 from tests import kin, tiny
@@ -69,6 +69,8 @@ KINDS: dict[str, tuple[Mapping[str, Tensor], str]] = {
         "on_input": "is an IA3", "a1.weight": "is a GLoRA", "w_norm": "has trained norms", "b_norm": "has trained norms",
         "set_weight": "replaces whole weights", "reshape_weight": "changes the sizes of layers", "modules_to_save.weight": "has whole trained layers",
     }.items()},
+    "peft's modules_to_save": ({**LAYER, "base_model.model.conv_in.weight": torch.zeros(8, 4, 3, 3)}, "has whole trained weights (conv_in)"),
+    "peft's biases": ({**LAYER, "unet.conv_in.bias": torch.zeros(8)}, "has whole trained weights (unet.conv_in)"),
     "magnitude": ({f"{DOTTED}.lora_magnitude_vector": torch.zeros(16)}, "is a DoRA"),
     "peft's BOFT": ({f"{DOTTED}.boft_R": torch.zeros(1, 2, 2, 2)}, "is a BOFT"),
     "AdaLoRA": ({f"{DOTTED}.lora_E": torch.zeros(2, 1)}, "is an AdaLoRA"),
@@ -87,6 +89,7 @@ KINDS: dict[str, tuple[Mapping[str, Tensor], str]] = {
 @pytest.mark.parametrize("case", KINDS)
 def test_other_kinds_and_bases_are_named(stack: stacks.Stack, case: str) -> None:
     weights, said = KINDS[case]
+    assert lora_kinds.whole_kind(dict(weights)) is None
     error = refused(lambda: foreign.lora(stack, dict(weights), "x.safetensors"))
     assert isinstance(error, IncompatibleError) and error.message.startswith("x.safetensors ") and said in error.message
 
@@ -216,12 +219,14 @@ BYTES: dict[str, tuple[str, bytes, str]] = {
 @pytest.mark.parametrize("case", BYTES)
 def test_files_that_are_something_else_are_named(stack: stacks.Stack, tmp_path: Path, case: str) -> None:
     name, data, said = BYTES[case]
-    (tmp_path / name).write_bytes(data)
-    error = refused(lambda: read(stack, tmp_path / name))
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    (folder / name).write_bytes(data)
+    error = refused(lambda: read(stack, folder / name))
     assert isinstance(error, InputError) and f"{name} {said}" in error.message
     assert "get it again" not in error.hint
     if case == "whole model":
-        assert error.hint == f"give it as the base: `--base {tmp_path / name}`"
+        assert error.hint == f"give it as the base: `--base '{folder / name}'`"
 
 
 def test_folders_that_do_not_say_which_file_is_meant(stack: stacks.Stack, tmp_path: Path) -> None:
@@ -233,6 +238,8 @@ def test_folders_that_do_not_say_which_file_is_meant(stack: stacks.Stack, tmp_pa
     assert f"{DOTTED}.lora_A.weight" in read(stack, tmp_path)
     (tmp_path / "model_index.json").write_text("{}")
     assert "is a whole model" in refused(lambda: read(stack, tmp_path)).message
+    for path, said in {"https://civitai.com/models/1": "is an address", "nowhere.safetensors": "there is no such file", "x" * 300: "cannot be read"}.items():
+        assert said in refused(lambda path=path: read(stack, Path(path))).message
 
 
 def source(**keys: Tensor) -> foreign.Source:
