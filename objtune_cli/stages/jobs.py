@@ -182,9 +182,12 @@ def _job(job: dict[str, Any], where: str, folder: Path) -> Job:
     try:
         pairs = classes.named(job["class"], given)
         names = [name for _, name in pairs]
-        found = _located(job, {*names, *job["class"], *(word for word, _ in pairs)}, folder)
+        owners = {*names, *job["class"], *(word for word, _ in pairs)}
+        found = _located(job, owners, folder)
     except ObjtuneError as error:
         raise InputError(f"{error.message} in {where}", error.hint) from None
+    if len(names) > 1:
+        _check_owners(job, owners, names, where)
     model = _options(found, _MODEL_OPTIONS)
     train = ["train", *_options(found, _PHOTO_OPTIONS), *model]
     train += [f"--seed={job['seed']}"] if "seed" in job else []
@@ -196,6 +199,20 @@ def _job(job: dict[str, Any], where: str, folder: Path) -> Job:
         draw += ["-n", str(job["n"])] if "n" in job else []
         commands.append(("generate", *model, *draw, "--", *texts))
     return Job(tuple(names), tuple(word for word, _ in pairs), tuple(commands))
+
+
+def _check_owners(job: dict[str, Any], owners: set[str], names: list[str], where: str) -> None:
+    """Refuse a mask, box or point of one of several objects that does not say whose it is.
+
+    Raises:
+        InputError: Shows the form.
+    """
+    for key, text in [(each, text) for each in _PER_OBJECT for text in job.get(each, [])]:
+        owner, equals, _ = text.partition("=")
+        if not equals or owner.strip() not in owners:
+            example = KEYS[key][1]
+            form = ", ".join(f"{name if name.isidentifier() and name.isascii() else repr(name)} = {example}" for name in names)
+            raise InputError(f"{key} in {where} does not say whose it is: {text}", f"`{key} = {{{form}}}`")
 
 
 def _located(job: dict[str, Any], owners: set[str], folder: Path) -> dict[str, Any]:

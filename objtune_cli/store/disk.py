@@ -243,19 +243,24 @@ def make_read_only(path: Path) -> None:
         path.chmod(0o444)
 
 
-def check_writable(folder: Path) -> None:
-    """Refuse a folder, or the nearest one above it that is there, in which no file can be made.
+def check_writable(own: Path, target: Path) -> None:
+    """Refuse a project that cannot be written: no file can be made in its folder `own`, or none in the nearest folder to `target` that is there.
 
     Raises:
         ResourceError: Read-only, of another owner, full, or behind a link that leads nowhere.
     """
-    here = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
+    with explained(own):
+        own.mkdir(parents=True, exist_ok=True)
+        path = own / leftovers.own_name()
+        path.touch(exist_ok=False)
+        path.unlink()
+    here = next(each for each in (target, *target.parents) if os.path.lexists(each))
     with explained(here):
         if not here.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "a file lies where a folder is needed", str(here))
-        path = here / leftovers.own_name()
-        path.touch(exist_ok=False)
-        path.unlink()
+        if not os.access(here, os.W_OK | os.X_OK):
+            read_only = hasattr(os, "statvfs") and os.statvfs(here).f_flag & os.ST_RDONLY
+            raise PermissionError(errno.EROFS if read_only else errno.EACCES, "not writable", str(here))
 
 
 @contextlib.contextmanager

@@ -48,8 +48,7 @@ class Project:
         """
         from objtune_cli.store import disk
 
-        for folder in (self.temporary, self.artifacts / kind / name):
-            disk.check_writable(folder)
+        disk.check_writable(self.temporary, self.artifacts / kind / name)
 
     @contextlib.contextmanager
     def held(self, *, alone: bool = False) -> Iterator[None]:

@@ -96,7 +96,8 @@ def test_a_wrong_jobs_file_is_3(text, words, tmp_path):
 def of_one(tmp_path, line, *, before="", encoding="utf-8"):
     """The first command of a job with one more line."""
     file = tmp_path / "jobs.toml"
-    file.write_bytes(f"{before}[[job]]\nphoto = 'dog.jpg'\nclass = 'dog'\nname = 'rex'\n{line}\n".encode(encoding))
+    word = "" if line.startswith("class") else "class = 'dog'\n"
+    file.write_bytes(f"{before}[[job]]\nphoto = 'dog.jpg'\n{word}name = 'rex'\n{line}\n".encode(encoding))
     return jobs.read(file)[0].commands[0]
 
 
@@ -132,6 +133,7 @@ def test_a_jobs_file_of_windows_editors_is_read(tmp_path):
         ("seed = '7'", "`seed = 0`"),
         ("mask = 3", '`mask = "rex.png"`'),
         ("mask = {rex = 3}", '`mask = "rex.png"`'),
+        ("class = ['dog', 'mug']\nbox = [[1, 2, 3, 4], [5, 6, 7, 8]]", '`box = {rex = "110,240,530,530", mug = "110,240,530,530"}`'),
         ("mask = '~nobody-at-all/m.png'", "write the folder's path instead"),
     ],
 )

@@ -217,6 +217,20 @@ def test_a_clock_that_is_days_ahead_sweeps_nobody_elses_file(tmp_path: Path, mon
     assert leftovers.sweep(tmp_path) == [theirs]
 
 
+def test_a_folder_of_another_owner_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after work with sudo: the project is ours, and one kind's folder is not."""
+    theirs = root / "mask"
+    theirs.mkdir(parents=True)
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != theirs and access(path, mode))
+    project = Project(root.parent)
+    project.check_writable("embedding", "rex")
+    with pytest.raises(ResourceError, match="artifacts/mask cannot be written") as caught:
+        project.check_writable("mask", "rex")
+    assert "owner and mode" in caught.value.hint
+    assert sorted(p.name for p in root.rglob("*")) == ["mask"] and list(project.temporary.iterdir()) == []
+
+
 def test_a_project_that_cannot_be_written_is_refused_before_any_work(cli, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from objtune_cli.stages.context import Context
 
