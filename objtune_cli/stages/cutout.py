@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 FRAME, CORNER = 0.975, 0.25
 """Share of a rectangle or ellipse that a frame fills, and the share of a side that its rounded corners take."""
+MIN_FRAME = 0.3
+"""Least area of a frame; a smaller rectangle or ellipse with much around it is an object cut out: a phone, a ball."""
 ANOTHER, NOT_IT = 0.5, 0.1
 """Likeness from which a cut-out is of another class, and up to which it is not of the class that was asked for."""
 PART = 0.1
@@ -62,7 +64,8 @@ def shape_problem(cover: "np.ndarray") -> tuple[str, bool]:
         return "hides next to nothing of the photo", False
     if measured["border"] > gate.MAX_BORDER:
         return "is at the edges of the photo alone", False
-    return ("leaves a plain rectangle or ellipse, as a frame does", True) if is_frame(cover) else ("", True)
+    framed = measured["area"] >= MIN_FRAME and is_frame(cover)
+    return ("leaves a plain rectangle or ellipse, as a frame does", True) if framed else ("", True)
 
 
 def is_frame(cover: "np.ndarray") -> bool:

@@ -64,7 +64,8 @@ def test_frames_are_no_cut_outs(name: str) -> None:
 def test_objects_are_no_frames(dog: tuple[np.ndarray, np.ndarray]) -> None:
     triangle = shaped(lambda c: cv2.fillPoly(c, [np.array([(100, 20), (180, 180), (20, 180)])], 255))
     house = shaped(lambda c: (cv2.rectangle(c, (50, 90), (150, 180), 255, -1), cv2.fillPoly(c, [np.array([(100, 30), (165, 90), (35, 90)])], 255)))
-    for cover in (blob(), dog[1], triangle, house):
+    small = shaped(lambda c: cv2.rectangle(c, (60, 60), (130, 120), 255, -1))  # a phone, with much around it
+    for cover in (blob(), dog[1], triangle, house, small):
         assert cutout.shape_problem(cover) == ("", True)
 
 
