@@ -243,18 +243,26 @@ def make_read_only(path: Path) -> None:
         path.chmod(0o444)
 
 
-def check_writable(own: Path, target: Path) -> None:
-    """Refuse a project that cannot be written: no file can be made in its folder `own`, or none in the nearest folder to `target` that is there.
+def check_takes_files(folder: Path) -> None:
+    """Refuse a folder for temporary files in which none can be made; what a crash leaves there is swept as theirs are.
 
     Raises:
-        ResourceError: Read-only, of another owner, full, or behind a link that leads nowhere.
+        ResourceError: Read-only, of another owner, or full.
     """
-    with explained(own):
-        own.mkdir(parents=True, exist_ok=True)
-        path = own / leftovers.own_name()
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / leftovers.own_name()
         path.touch(exist_ok=False)
         path.unlink()
-    here = next(each for each in (target, *target.parents) if os.path.lexists(each))
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder, or the nearest one above it that is there, in which no file can be made; makes none.
+
+    Raises:
+        ResourceError: Read-only, of another owner, or behind a link that leads nowhere.
+    """
+    here = next(each for each in (folder, *folder.absolute().parents) if os.path.lexists(each))
     with explained(here):
         if not here.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "a file lies where a folder is needed", str(here))

@@ -48,7 +48,8 @@ class Project:
         """
         from objtune_cli.store import disk
 
-        disk.check_writable(self.temporary, self.artifacts / kind / name)
+        disk.check_takes_files(self.temporary)
+        disk.check_writable(self.artifacts / kind / name)
 
     @contextlib.contextmanager
     def held(self, *, alone: bool = False) -> Iterator[None]:
