@@ -5,6 +5,8 @@ Reads configs and headers alone, so that a base that cannot be opened is refused
 
 import json
 import re
+import shlex
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,8 +68,8 @@ def find_weights(folder: Path, part: str) -> Weights:
 
 def _converter(folder: Path) -> str:
     """A command that writes a folder of pickles as one of safetensors; they are read as tensors alone."""
-    source, target = str(folder), f"{folder.resolve().name}-safetensors"
-    return f"python -c \"from diffusers import DiffusionPipeline as P; P.from_pretrained('{source}', use_safetensors=False).save_pretrained('{target}')\""
+    code = f"import objtune_cli.models.stack; from diffusers import DiffusionPipeline as P; P.from_pretrained({str(folder)!r}).save_pretrained({folder.resolve().name + '-safetensors'!r})"
+    return f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}"
 
 
 def _listed(folder: Path, part: str, index: str) -> tuple[Path, ...]:
