@@ -78,7 +78,7 @@ def is_frame(cover: "np.ndarray") -> bool:
     if not width:
         return False
     box = hard[y : y + height, x : x + width]
-    ellipse = cv2.ellipse(np.zeros_like(box), (((width - 1) / 2, (height - 1) / 2), (width, height), 0), 1, cv2.FILLED)
+    ellipse: np.ndarray = cv2.ellipse(np.zeros_like(box), (((width - 1) / 2, (height - 1) / 2), (width, height), 0), 1, cv2.FILLED)
     if float((box & ellipse).sum()) > FRAME * float((box | ellipse).sum()):
         return True
     cross = np.ones_like(box)

@@ -56,7 +56,8 @@ def read(path: Path, of: "Photo") -> MaskPicture:
     ignored: list[str] = []
     with photo.explained(path):
         decoded = photo.decode(path, data, ignored, MIN_SIDE)
-        image, notes = decoded.image, []
+        image = decoded.image
+        notes: list[str] = []
         if _has_alpha(image):
             layers = np.asarray(image.convert("RGBA"))
             alpha = transparency.stretched(layers[..., 3])
@@ -313,7 +314,9 @@ def _cut_out(colours: "np.ndarray", of: "Photo") -> "np.ndarray | None":
     large = np.bincount(regions.ravel(), minlength=count) >= PLATEAU * plain.size  # holes of the object show the ground, too
     outside = (plain > 0) & (np.isin(regions, edge) | large[regions])
     inside = cv2.erode((~outside).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
-    if not 0.002 < inside.mean() < 0.95 or same[inside].mean() < 0.85 or (_same_as(colours, of, SAME_COLOUR // 2)[outside].mean() > 0.5):
+    closely = _same_as(colours, of, SAME_COLOUR // 2)
+    shows_photo = closely is None or closely[outside].mean() > 0.5
+    if not 0.002 < inside.mean() < 0.95 or same[inside].mean() < 0.85 or shows_photo:
         return None
     return (~outside).astype(np.uint8) * 255
 

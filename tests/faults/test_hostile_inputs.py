@@ -63,6 +63,12 @@ def zipped() -> bytes:
     return out.getvalue()
 
 
+def transparent() -> bytes:
+    out = io.BytesIO()
+    Image.new("RGBA", (SIDE, SIDE)).save(out, "PNG")
+    return out.getvalue()
+
+
 IMAGES: dict[str, tuple[list[str], int, Make]] = {
     "empty": photo(b""), "one byte": photo(b"\x89"), "signature alone": photo(b"\x89PNG\r\n\x1a\n"), "words": photo(b"these are words"),
     "zeros": photo(bytes(5000)), "ones": photo(b"\xff" * 5000), "html": photo(b"<html><body>404</body></html>"), "svg": photo(b"<svg xmlns='http://www.w3.org/2000/svg'/>"),
@@ -77,6 +83,10 @@ IMAGES: dict[str, tuple[list[str], int, Make]] = {
     **{f"{form} cut to {int(share * 100)} %": photo(lambda form=form, share=share: (data := picture(form))[: int(len(data) * share)])
        for form in ("PNG", "JPEG", "WEBP", "BMP", "TIFF") for share in (0.1, 0.5)},
     "png, a chunk's sum wrong": photo(lambda: picture().replace(b"IDAT", b"IDAU", 1)), "jpeg header alone": photo(b"\xff\xd8\xff\xe0\0\x10JFIF\0"),
+    "heic": photo(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64)), "avif header alone": photo(b"\0\0\0\x1cftypavif\0\0\0\0mif1avifmiaf" + bytes(64)), "jpeg xl": photo(b"\xff\x0a" + bytes(64)),
+    "video": photo(b"\0\0\0\x18ftypisom\0\0\0\0isommp42" + bytes(64)), "raw": photo(b"FUJIFILMCCD-RAW 0201" + bytes(64)), "jpeg 2000 cut": photo(lambda: picture("JPEG2000")[:300]),
+    "avif cut": photo(lambda: picture("AVIF")[:300]), "animated avif": photo(lambda: animated("AVIF")), "container without length": photo(b"\0\0\0\0ftyp"), "tiff header alone": photo(b"II*\0\xff\xff\xff\xff"),
+    "profile of nothing": photo(lambda: picture("JPEG", icc_profile=b"\0" * 130)[:900]), "wholly transparent": photo(transparent),
     "plain colour": (["segment", "photo.png", "--class", "dog"], 9, lambda folder: Image.new("RGB", (SIDE, SIDE), "red").save(folder / "photo.png")),
     "folder": (["segment", "photo.png", "--class", "dog"], 3, lambda folder: (folder / "photo.png").mkdir()),
     "pipe": (["segment", "photo.png", "--class", "dog"], 3, lambda folder: os.mkfifo(folder / "photo.png")),
