@@ -88,7 +88,7 @@ def parts(stack: Stack, weights: Mapping[str, Tensor]) -> Iterator[tuple[Any, di
         IncompatibleError: It has layers of a text encoder that this base does not have.
     """
     for prefix, network in zip((PREFIX, *WORDS), (stack.unet, stack.text_encoder, stack.text_encoder_2), strict=True):
-        own = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+        own = {k.removeprefix(prefix).replace("text_model.text_proj", "text_proj"): v for k, v in weights.items() if k.startswith(prefix)}
         if own and network is None:
             raise IncompatibleError("the adapter was trained on another base: it has a second text encoder", "use the base it names")
         if own and prefix != PREFIX and not hasattr(network, "text_model"):

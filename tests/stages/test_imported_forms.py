@@ -19,7 +19,7 @@ from torch import Tensor
 
 from objtune_cli import families
 from objtune_cli.families.interface import first_name
-from objtune_cli.models import foreign
+from objtune_cli.models import adapter, foreign
 from objtune_cli.models import stack as stacks
 from objtune_cli.models.layer_names import modules_of
 from objtune_cli.stages import imported, sources
@@ -333,3 +333,14 @@ def test_tucker_factors_and_whole_differences_are_layers_too(ours: dict[str, sta
     ranks = {own: len(found[f"{own}.lora_A.weight"]) for own in mine}
     assert set(ranks.values()) == {4, 4 + min(modules[wide].weight.shape), min(modules[tall].weight.shape)}
     assert {ranks[own] for own in low} == {4}
+
+
+@pytest.mark.parametrize("name", ["text_encoder_2.text_projection", "text_encoder_2.text_model.text_projection"])
+def test_the_projection_of_the_second_text_encoder_acts(folders: dict[str, Path], name: str) -> None:
+    """Under its own name, and under the one that earlier versions gave it."""
+    stack = stacks.load(folders["sdxl"], CPU, torch.float32)
+    before = stack.encode(["a photo"])
+    down, up = torch.arange(kin.WIDTH_2)[None].float() / 10, torch.ones(kin.WIDTH_2, 1)
+    assert adapter.load(stack, {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up})
+    after = stack.encode(["a photo"])
+    assert torch.equal(after[:, :-1], before[:, :-1]) and not torch.allclose(after[:, -1], before[:, -1], atol=1e-3)
