@@ -164,6 +164,9 @@ def used(monkeypatch: pytest.MonkeyPatch) -> None:
                     moved(part[adapter])
 
     monkeypatch.setattr(BaseTunerLayer, "_move_adapter_to_device_of_base_layer", follow)
+    picked = stacks.pick_device  # refuses it, as everybody's device that computes nothing
+
+    monkeypatch.setattr(stacks, "pick_device", lambda name: DEVICE if name == str(DEVICE) else picked(name))
     monkeypatch.setattr(stacks, "_loaded", loaded)
     monkeypatch.setattr(towers, "load", tower)
     monkeypatch.setattr(torch.optim, "AdamW", lambda *args, **named: adamw(*args, **{**named, "fused": False, "foreach": False}))
