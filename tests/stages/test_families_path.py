@@ -106,7 +106,7 @@ def test_the_image_tower_is_named_by_a_setting(cli, kin_bases, dog_photo, tmp_pa
     shutil.move(bare / "clip", tmp_path / "tower")
     Path("objtune.toml").write_text(SETTINGS.format(base=bare))
     assert (
-        "has no image tower" in cli("segment", dog_photo, "--class", "dog", "--box", "40,40,200,200").err + cli("init-embedding", "dog").err
+        "has no image tower" in cli("segment", dog_photo, "--class", "dog", "--box", "110,240,530,535").err + cli("init-embedding", "dog").err
     )
     given = tmp_path / "tower" if form == "folder" else tmp_path / "tower" / "model.safetensors"
     done = cli("init-embedding", "dog", "--set", f"tower={given}", "--json")
