@@ -79,18 +79,18 @@ def start(
     metrics: dict[str, float] = {}
     seen = [t for t in (towers, second) if t is not None]
     if seen:
-        found = [aim(t, stack, picture, mask, class_word, config.weights) for t in seen]
-        metrics = dict(found[0][1])
+        aims = [aim(t, stack, picture, mask, class_word, config.weights) for t in seen]
+        metrics = dict(aims[0][1])
         steps = config.steps if config.init == "prototype" else 0
-        goals = list(zip(seen, [goal for goal, _ in found], strict=True))
+        goals = list(zip(seen, [goal for goal, _ in aims], strict=True))
         rows, curve = _fit(stack, goals, rows, noun, own, replace(config, steps=steps), on_step)
         metrics |= {"cos_before": curve[0], "cos_after": curve[-1]}
-    found = torch.cat([rows, noun]).cpu()
-    if not finite.is_finite(torch.cat([found.flatten(), torch.tensor(list(metrics.values()), dtype=found.dtype)])):
+    vectors = torch.cat([rows, noun]).cpu()
+    if not finite.is_finite(torch.cat([vectors.flatten(), torch.tensor(list(metrics.values()), dtype=vectors.dtype)])):
         if config.init == "prototype" and math.isfinite(metrics.get("cos_before", math.nan)):
             raise GateError("the embedding diverged: its cosine to the prototype is not finite", f"a lower rate: `--set init-embedding.lr={config.lr / 4:g}`")
-        raise finite.describe_failure("text encoder", found.dtype)
-    return Started(found, len(rows), metrics)
+        raise finite.describe_failure("text encoder", vectors.dtype)
+    return Started(vectors, len(rows), metrics)
 
 
 def _first(stack: Stack, own: Tensor, config: Embed) -> Tensor:
