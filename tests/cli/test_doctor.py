@@ -75,4 +75,4 @@ def test_leftovers_and_a_lost_checkpoint_are_said(cli: Cli, project: Path) -> No
     (project / "objtune.toml").write_text('[segment]\nsam_checkpoint = "none.pth"\n')
     found = checks(cli("doctor", "--quick", "--json"))
     assert (found["leftovers"]["said"], found["leftovers"]["remedy"]) == ("1 files of killed writers", "objtune gc")
-    assert (found["segmenter"]["state"], found["segmenter"]["said"]) == ("bad", "there is no none.pth")
+    assert (found["segmenter"]["state"], found["segmenter"]["said"]) == ("bad", f"there is no {project / 'none.pth'}")

@@ -69,7 +69,9 @@ print(*(name for name in sys.modules if name.startswith("objtune_cli.")), file=s
 def test_help_loads_no_command(project: Path) -> None:
     done = subprocess.run([sys.executable, "-c", LOADED], cwd=project, capture_output=True, text=True, timeout=60)
     assert "Commands:\n  segment " in done.stdout
-    assert set(done.stderr.split()) == {f"objtune_cli.{name}" for name in ("cli", "cli.app", "cli.options", "cli.processes", "cli.signals", "errors")}
+    assert set(done.stderr.split()) == {f"objtune_cli.{name}" for name in (
+        "cli", "cli.app", "cli.environment", "cli.options", "cli.processes", "cli.signals", "cli.streams", "errors", "paths"
+    )}  # fmt: skip
 
 
 ENDED = """

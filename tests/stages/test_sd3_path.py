@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from objtune_cli.store import artifact, refs
 from tests import kin
@@ -26,7 +27,11 @@ ONE = ("--class", "dog", "--no-preview", "--set", "train.scores=none")
 
 def test_two_objects_of_one_photo_look_where_they_are(cli: Any, dog_photo: Path) -> None:
     """The term on attention is in use, and moves what is learned."""
-    command = ("train", dog_photo, *ONE, "--class", "cup", "--box", "dog=40,40,300,600", "--box", "cup=320,40,600,600", "--json")
+    for name, (left, right) in {"dog": (110, 300), "cup": (320, 530)}.items():
+        mask = Image.new("L", (640, 640))
+        mask.paste(255, (left, 240, right, 535))
+        mask.save(f"{name}.png")
+    command = ("train", dog_photo, *ONE, "--class", "cup", "--mask", "dog=dog.png", "--mask", "cup=cup.png", "--json")
     done = cli(*command)
     assert done.code == 0, done.err
     record, tensors = artifact.load(Path("artifacts"), refs.Ref("adapter", "dog-cup", 1))
@@ -71,7 +76,7 @@ def test_what_was_exported_is_imported_again(cli: Any, dog_photo: Path) -> None:
         assert cli("export", "rex", "--format", form, "--out", form).code == 0
     _, own = artifact.load(Path("artifacts"), refs.Ref("adapter", "rex", 1))
     for name, file in (("tom", "diffusers/pytorch_lora_weights.safetensors"), ("pat", "kohya/rex.safetensors")):
-        done = cli("import", file, "embedding/rex.safetensors", "--class", "dog", "--name", name)
+        done = cli("import", file, "embedding/rex-objtune.safetensors", "--class", "dog", "--name", name)
         assert done.code == 0, done.err
         _, found = artifact.load(Path("artifacts"), refs.Ref("adapter", name, 1))
         again = {k.replace(f".{name}", ".rex"): v for k, v in found.items()}
