@@ -13,7 +13,7 @@ from typing import Any
 
 from objtune_cli import families, paths
 from objtune_cli.errors import DamagedError, IncompatibleError, InputError, MissingError, ObjtuneError, ResourceError, UsageError
-from objtune_cli.families import FAMILIES, Family, fingerprints, samplers, single, vaes
+from objtune_cli.families import FAMILIES, Family, fingerprints, samplers, single, suitable, vaes
 from objtune_cli.families import folder as folders
 from objtune_cli.families.fingerprints import SKIPPED, TOWERS
 
@@ -102,8 +102,7 @@ class Base:
     @property
     def cells(self) -> int:
         """Latent cells of the frame that it draws."""
-        side = self._config(self.family.denoiser).get("sample_size")
-        return int(side or self.family.side) ** 2
+        return suitable.read_side(self._config(self.family.denoiser).get("sample_size"), self.family.side) ** 2
 
     @property
     def scheduler(self) -> dict[str, Any]:
@@ -268,9 +267,8 @@ def _opened(ident: str, folder: Path, tower: str, vae: Path | None, prediction: 
 
 def _file(path: Path, tower: str, vae: Path | None, prediction: str) -> Base:
     """A single-file checkpoint."""
-    if path.suffix.lower() != ".safetensors":
-        raise IncompatibleError(f"{path} is no .safetensors file", "checkpoints in pickles (.ckpt) are not opened; get it as .safetensors")
-    found = single.describe(path, prediction)
+    single.check_kind(path)
+    found, differs = single.choose_prediction(path, prediction)
     family = found.family
     _check_prediction(family, prediction)
     if not found.has_vae and vae is None:
@@ -287,7 +285,7 @@ def _file(path: Path, tower: str, vae: Path | None, prediction: str) -> Base:
         prediction=found.prediction, schedule=found.schedule, zero_snr=found.zero_snr,
         notes=assumed if found.assumed and family is families.SD2 else (),
     )  # fmt: skip
-    return _changed(base, vae, prediction if prediction and prediction != single.describe(path).prediction else "")
+    return _changed(base, vae, differs)
 
 
 def _check_prediction(family: Family, prediction: str) -> None:
@@ -302,8 +300,8 @@ def _changed(base: Base, vae: Path | None, prediction: str) -> Base:
         return base
     digest = hashlib.sha256(f"{base.fingerprint}\0{prediction}\0".encode())
     for path in sorted(vae.glob("*") if vae is not None and vae.is_dir() else [vae] if vae is not None else []):
-        if path.suffix in (".json", ".safetensors") and path.is_file():
-            fingerprints.add_file(digest, path, path.name)
+        if (path == vae or path.suffix in (".json", ".safetensors")) and path.is_file():
+            fingerprints.add_file(digest, path, path.name, is_weights=path.suffix != ".json")
     return replace(base, fingerprint=digest.hexdigest(), vae=vae, said_prediction=prediction)
 
 

@@ -125,7 +125,7 @@ def _checked(item: Any, value: Any, where: str) -> Any:
     kind = item.type
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
-            raise UsageError(f"{where} is {value!r}", f"one of {', '.join(get_args(kind))}")
+            raise UsageError(f"{where} is {value!r}", f"one of {', '.join(filter(None, get_args(kind)))}")
         return value
     if kind is float and type(value) is int:
         value = float(value)

@@ -27,9 +27,10 @@ def fingerprint(folder: Path, family: "Family", weights: Path | None = None) -> 
     opened = set() if weights else _opened_variants(family, folder)
     for path in [*sorted(parts), *([weights] if weights else [])]:
         again = any(fnmatch(path.name, pattern) for pattern in SKIPPED) and path != weights and path not in opened
-        if path.suffix.lower() not in (".json", ".txt", ".safetensors") or again or not path.is_file():
+        if (path.suffix.lower() not in (".json", ".txt", ".safetensors") and path != weights) or again or not path.is_file():
             continue
-        add_file(digest, path, "checkpoint" if path == weights else path.relative_to(folder).as_posix())
+        is_weights = path == weights or path.suffix.lower() == ".safetensors"
+        add_file(digest, path, "checkpoint" if path == weights else path.relative_to(folder).as_posix(), is_weights=is_weights)
     return digest.hexdigest()
 
 
@@ -43,12 +44,12 @@ def _opened_variants(family: "Family", folder: Path) -> set[Path]:
     return found
 
 
-def add_file(digest: Any, path: Path, name: str) -> None:
+def add_file(digest: Any, path: Path, name: str, *, is_weights: bool) -> None:
     """A file's name, size, and bytes: of weights 66 evenly spaced slices."""
     size = path.stat().st_size
     digest.update(f"{name}\0{size}\0".encode())
     with path.open("rb") as file:
-        if path.suffix.lower() != ".safetensors":
+        if not is_weights:
             digest.update(file.read())
             return
         for i in range(66):

@@ -98,12 +98,19 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
         raise _missing(folder, name) from None
     _refuse_pointer(folder, str(folder / name), data)
     try:
-        found = json.loads(data)
+        found = json.loads(data.decode())  # strictly: diffusers and transformers read neither UTF-16 nor a byte order mark
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise DamagedError(f"the base in {folder} is damaged: {name} cannot be read", AGAIN)
     return found
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors files do, whatever its name ends in (.sft, or a .ckpt that was renamed)."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= MAX_HEADER
 
 
 def read_header(path: Path, name: str = "") -> dict[str, Any]:

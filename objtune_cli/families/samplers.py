@@ -1,5 +1,6 @@
 """The noise schedule and the sampler that a base's scheduler config names: checked, opened, and replaced by DDIM, with a line that says so, where they cannot be drawn with."""
 
+import math
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -63,9 +64,11 @@ def _check(folder: Path, name: str, config: Mapping[str, Any]) -> None:
             hint = "`--set prediction=epsilon` or v_prediction says it by hand" if key == "prediction_type" else f"known: {', '.join(known)}"
             raise IncompatibleError(f"{where} {key} is not known: {config[key]}", hint)
     for key in ("num_train_timesteps", "beta_start", "beta_end"):
-        value = config.get(key, 1)
-        if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+        value = config.get(key, 0.5)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
             raise IncompatibleError(f"{where} {key} is no positive number: {value!r}", f"correct it in {folder / CONFIG}")
+        if key.startswith("beta") and value >= 1:
+            raise IncompatibleError(f"{where} {key} is not below 1: {value!r}", f"correct it in {folder / CONFIG}")
 
 
 def name_sampler(config: Mapping[str, Any]) -> str:

@@ -7,13 +7,14 @@ licence; T5's pieces, Apache 2.0): nothing is asked of a network.
 import base64
 import gzip
 import json
+import re
 import shlex
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from objtune_cli.errors import DamagedError, IncompatibleError
+from objtune_cli.errors import DamagedError, IncompatibleError, MissingError
 from objtune_cli.families import folder as folders
 from objtune_cli.families import suitable
 from objtune_cli.families.interface import Family
@@ -38,6 +39,8 @@ OLD_WORDS, WORDS = "cond_stage_model.transformer.", "cond_stage_model.transforme
 """Start of the text encoder's keys in some old files, and in all others."""
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Names that diffusers once had for the layers of a VAE's attention."""
+MAX_CONFIG = 1 << 20
+"""Bytes of a config beside a checkpoint that are read."""
 EDM = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 """Marks of models whose noise is another one: Playground 2.5, CosXL."""
 
@@ -62,6 +65,52 @@ class Checkpoint:
         """Values of the scheduler's config that the file knows better than its family's config."""
         marked: dict[str, Any] = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if self.zero_snr else {}
         return {"prediction_type": self.prediction} | marked
+
+
+def check_kind(path: Path) -> None:
+    """Refuse a file that is not in safetensors form.
+
+    Raises:
+        IncompatibleError: Says what to give in its place. MissingError: it cannot be read.
+    """
+    try:
+        if path.suffix.lower() == ".safetensors" or folders.is_safetensors(path):
+            return
+    except OSError as error:
+        raise MissingError(f"{path} cannot be read: {error.strerror or error}", "check the file and who may read it") from None
+    around = next((folder for folder in path.resolve().parents[:2] if (folder / "model_index.json").is_file()), None)
+    hint = f"it is a part of a base: `--base {shlex.quote(str(around))}`" if around else "checkpoints in pickles (.ckpt) are not opened; get it as .safetensors"
+    raise IncompatibleError(f"{path} is no .safetensors file", hint)
+
+
+def choose_prediction(path: Path, prediction: str) -> tuple[Checkpoint, str]:
+    """What a checkpoint is, and what its denoiser predicts if that is not what the file alone gives: the user's word, else that of a config beside it.
+
+    Raises:
+        DamagedError, IncompatibleError: As `describe`.
+    """
+    try:
+        own = describe(path)
+    except IncompatibleError:  # the user's word may be what is missing
+        return describe(path, prediction), prediction
+    wanted = prediction or (read_config_beside(path) if own.assumed else "")
+    if wanted in ("", own.prediction):
+        return replace(own, assumed=own.assumed and not wanted), ""
+    return describe(path, wanted), wanted
+
+
+def read_config_beside(path: Path) -> str:
+    """What the denoiser predicts by `<checkpoint>.yaml`, the first repositories' config, which A1111 and ComfyUI read too; empty where there is none."""
+    try:
+        text = path.with_suffix(".yaml").read_bytes()[:MAX_CONFIG].decode(errors="replace")
+    except OSError:
+        return ""
+    said = re.search(r"^\s*parameterization:\s*[\"']?(\w+)", text, re.MULTILINE)
+    if said:
+        return {"v": "v_prediction", "eps": "epsilon"}.get(said[1], "")
+    if re.search(r"^\s*target:.*\.(?:V|Eps)Scaling\s*$", text, re.MULTILINE):
+        return "v_prediction" if ".VScaling" in text else "epsilon"
+    return "epsilon" if "LatentDiffusion" in text else ""  # what its class does where the config says nothing
 
 
 def describe(path: Path, prediction: str = "") -> Checkpoint:
@@ -99,6 +148,8 @@ def _otherwise(path: Path, keys: Collection[str]) -> str:
     """What to do with a file that is no checkpoint."""
     if any("lora" in key or ".hada_" in key or ".lokr_" in key for key in keys):
         return f"it is a LoRA: `objtune import {shlex.quote(str(path))} --class dog --name rex` reads it"
+    if any(key.startswith("model_ema.") for key in keys):
+        return "its denoiser is there only as an average (model_ema): get the file with the plain weights"
     if any(key.startswith(("decoder.conv_in.", VAE)) for key in keys):
         return f"it is a VAE: `--set vae={shlex.quote(str(path))}` gives it to a base"
     if any(key.startswith(("input_blocks.", "double_blocks.", "joint_blocks.", "down_blocks.")) for key in keys):
@@ -243,6 +294,8 @@ def open_part(name: str, path: Path, layout: Path) -> Any:
         if name == "vae" and any(key.startswith(f"{VAE}decoder.up_blocks.") for key in checkpoint):
             return _whole(path, _own_names(kind, {key.removeprefix(VAE): value for key, value in checkpoint.items()}, layout / name), name)
         return _whole(path, kind.from_single_file(checkpoint, config=str(layout), subfolder=name, local_files_only=True), name)
+    except NotImplementedError:  # weights that no file fills stay without a place in memory
+        raise DamagedError(f"{path} is damaged: its {name} lacks weights", folders.AGAIN) from None
     except (ValueError, RuntimeError, KeyError) as error:
         raise DamagedError(f"{path} is damaged: its {name} cannot be opened: {str(error).splitlines()[0]}", folders.AGAIN) from None
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from objtune_cli.errors import IncompatibleError
+from objtune_cli.errors import DamagedError, IncompatibleError
 
 if TYPE_CHECKING:
     from objtune_cli.families.interface import Family
@@ -14,6 +14,11 @@ KINDS = {9: "an inpainting model", 8: "a model that edits pictures", 7: "an upsc
 CLASSES = {"unet": "UNet2DConditionModel", "transformer": "SD3Transformer2DModel", "vae": "AutoencoderKL"}
 """The only class of each network that is opened."""
 WORDS_ALONE = "give one that draws from words alone"
+
+
+def read_side(value: Any, usual: int) -> int:
+    """Side of the frame that a denoiser was trained on, latent cells: a config holds one number, two for height and width, or none."""
+    return int((value[0] if isinstance(value, list | tuple) else value) or usual)
 
 
 def check_index(family: "Family", folder: Path, index: Mapping[str, Any]) -> None:
@@ -54,6 +59,7 @@ def check_configs(family: "Family", folder: Path, configs: Mapping[str, Mapping[
             raise IncompatibleError(f"{name} is quantised: {part}/config.json has a quantization_config", "give it in fp32, bf16 or fp16")
         if part in family.encoders and not str(config.get("model_type", "clip")).startswith("clip"):
             raise IncompatibleError(f"{name} has a text encoder of another kind: {config['model_type']}", "its text encoders must be CLIP's")
+    _check_numbers(family, folder, denoiser, vae)
     latents = 16 if family.denoiser == "transformer" else 4
     latents = int(vae.get("latent_channels", latents))
     check_channels(name, int(denoiser.get("in_channels", latents)), latents)
@@ -63,6 +69,22 @@ def check_configs(family: "Family", folder: Path, configs: Mapping[str, Mapping[
         raise IncompatibleError(f"{name} normalises its latents by their mean (latents_mean in vae/config.json)", "no such base is drawn with yet")
     if family.denoiser == "unet":
         _check_unet(family, name, denoiser, configs)
+
+
+def _check_numbers(family: "Family", folder: Path, denoiser: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
+    """Refuse what pictures and latents cannot be measured by.
+
+    Raises:
+        IncompatibleError: The frame is not square. DamagedError: a value is no number.
+    """
+    frame = denoiser.get("sample_size")
+    sides = frame if isinstance(frame, list) else [frame]
+    if len(set(map(str, sides))) != 1:
+        raise IncompatibleError(f"the base in {folder} was trained on frames of {' x '.join(map(str, sides))} cells, which are not square", "bases that draw squares are opened")
+    values = [(family.denoiser, "sample_size", sides[0], 1), ("vae", "scaling_factor", vae.get("scaling_factor"), 1e-6), ("vae", "shift_factor", vae.get("shift_factor"), -1e6)]
+    for part, key, value, least in values:
+        if value is not None and (not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= 1e6):
+            raise DamagedError(f"the base in {folder} is damaged: {key} in {part}/config.json is {value!r}", f"correct it in {folder / part / 'config.json'}")
 
 
 def _check_unet(family: "Family", name: str, unet: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> None:

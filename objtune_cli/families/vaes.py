@@ -28,7 +28,7 @@ def find_vae(name: str) -> Path:
             raise MissingError(f"the folder {path} holds no VAE: it has no config.json", f"give one: {HOW}")
         return inner.resolve()
     if path.is_file():
-        if path.suffix.lower() != ".safetensors":
+        if path.suffix.lower() != ".safetensors" and not folders.is_safetensors(path):
             raise IncompatibleError(f"the VAE {path} is no .safetensors file", "pickles are not opened; get it as .safetensors")
         keys = folders.read_header(path)
         if not any(key.startswith(("decoder.", "first_stage_model.decoder.")) for key in keys):

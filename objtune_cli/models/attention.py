@@ -101,7 +101,7 @@ def recorded(stack: Stack, rows: int) -> Iterator[Recorder]:
     """
     before = dict(stack.unet.attn_processors)
     plain = {stack.unet.get_submodule(k.removesuffix(".processor")): v for k, v in before.items() if stack.family.across in k}
-    middle = int(stack.unet.config.sample_size) // stack.family.cells(stack.unet.config)
+    middle = stack.size // stack.factor // stack.family.cells(stack.unet.config)
     recorder = Recorder(rows, max(LARGEST, middle), plain)  # SDXL's smallest maps have 32 cells a side
     stack.unet.set_attn_processor({k: recorder if stack.family.across in k else v for k, v in before.items()})
     try:

@@ -38,6 +38,7 @@ OTHER_KINDS = tuple(
         (r"\.lora_E(?:\.|$)", "is an AdaLoRA"),
         (r"\.lora_embedding_[AB]", "trains the table of tokens"),
         (r"^lora_controlnet$", "is a Control-LoRA"),
+        (r"^(?:unet|text_encoder):\d+:(?:up|down|rank|alpha)$", "numbers its layers in place of naming them (the first LoRA scripts)"),
         (r"\.[wb]_norm$", "has trained norms"),
         (r"\.set_weight$", "replaces whole weights (set_weight)"),
         (r"\.reshape_weight$", "changes the sizes of layers (reshape_weight)"),

@@ -53,7 +53,9 @@ def convert(source: str) -> bytes:
     from safetensors.torch import save
 
     with torch.serialization.safe_globals([(Table, "torch.nn.modules.container.ParameterDict")]):
-        return save(tensors(torch.load(source, map_location="cpu", weights_only=True)))
+        loaded = torch.load(source, map_location="cpu", weights_only=True)
+    inner = loaded.get("state_dict") if isinstance(loaded, dict) else None  # as PyTorch Lightning and old merges wrap weights
+    return save(tensors(inner if isinstance(inner, dict) else loaded))
 
 
 def main(source: str, target: str) -> int:

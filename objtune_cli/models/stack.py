@@ -17,7 +17,7 @@ from torch import Tensor
 from objtune_cli import families
 from objtune_cli.errors import DamagedError, IncompatibleError, MissingError, UsageError
 from objtune_cli.families import folder as folders
-from objtune_cli.families import opening, samplers, single
+from objtune_cli.families import opening, samplers, single, suitable
 from objtune_cli.models import cpu, finite, torchvision_ops
 from objtune_cli.models.devices import pick_device as pick_device
 from objtune_cli.models.loading import LOADING
@@ -123,7 +123,7 @@ class Stack:
     @property
     def size(self) -> int:
         """Side of the pictures this base was trained on, px."""
-        return int(self.unet.config.sample_size or self.family.side) * self.factor
+        return suitable.read_side(self.unet.config.sample_size, self.family.side) * self.factor
 
     @property
     def alpha_bar(self) -> Tensor:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from objtune_cli import bases
 from objtune_cli.bases import Base
 from objtune_cli.config import Common
-from objtune_cli.errors import IncompatibleError, Stopped
+from objtune_cli.errors import IncompatibleError, ObjtuneError, Stopped
 from objtune_cli.settings import Settings
 from objtune_cli.stages import siblings
 from objtune_cli.store import artifact
@@ -202,6 +202,15 @@ class Context:
         """An artifact, its bytes checked, as an entry of another's `inputs`."""
         return {"ref": str(ref), "sha256": artifact.verified(self.root, ref)[1]}
 
+    def _added_settings(self, record: Record) -> str:
+        """The settings that alone make this command's base another one than an artifact's; empty where it is another one without them."""
+        common = self.common
+        added = " and ".join(f"`{key}`" for key in ("vae", "prediction") if getattr(common, key))
+        with contextlib.suppress(ObjtuneError):
+            if added and bases.find(common.base, common.tower).fingerprint == record.base.get("fingerprint"):
+                return added
+        return ""
+
     def check_base(self, record: Record, *, drawn: bool = False) -> None:
         """Refuse an artifact made with another base; one that is only drawn may come from another base of the family, which is said.
 
@@ -211,13 +220,16 @@ class Context:
         if not record.base or record.base.get("fingerprint") == self.base.fingerprint:
             return
         mine, theirs = self.base.id, record.base.get("id", "?")
-        same = " (same name, other weights or configs)" if mine == theirs else ""
+        added = self._added_settings(record)
+        same = f" with the setting {added}" if added else " (same name, other weights or configs)" if mine == theirs else ""
         why = siblings.why_not(self.base, self.root, record) if drawn else ""
         if drawn and not why and not self.common.strict_base:
             self.note_once(
                 f"{record.ref} was learned on the base {theirs} and is drawn on {mine}{same}, another base of {self.base.family.title}; `--strict-base` refuses this"
             )
             return
+        if added:
+            raise IncompatibleError(f"{record.ref} was made with the base {theirs}, this command uses it{same}", f"leave the setting {added} out, or make it again")
         again = bases.name_again(record.base, self.base.folder.parent, self.project.folder, self.project.folder.parent)
         raise IncompatibleError(
             f"{record.ref} was made with the base {theirs}, this command uses {mine}{same}" + (f": {why}" if why else ""), f"add {again}, or make it again"

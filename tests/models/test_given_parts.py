@@ -83,6 +83,54 @@ def test_a_file_that_does_not_say_what_it_predicts(cli: Callable, project: Path,
     assert by_hand.fingerprint != bases.find(str(path)).fingerprint == bases.find(str(path), prediction="v").fingerprint
 
 
+@pytest.mark.parametrize(
+    ("family", "text", "prediction"),
+    [
+        ("sd1", 'model:\n  params:\n    parameterization: "v"\n', "v_prediction"),
+        ("sd2", "model:\n  target: ldm.models.diffusion.ddpm.LatentDiffusion\n", "epsilon"),
+        ("sdxl", "scaling_config:\n  target: sgm.modules.diffusionmodules.denoiser_scaling.VScaling\n", "v_prediction"),
+        ("sd1", "something: else\n", "epsilon"),
+    ],
+)
+def test_a_config_beside_a_file_says_what_it_predicts(one: Callable[..., Path], family: str, text: str, prediction: str) -> None:
+    """As A1111 and ComfyUI read it; what the user or the file itself says goes before."""
+    path = one(family)
+    plain = bases.find(str(path))
+    path.with_suffix(".yaml").write_text(text)
+    found = bases.find(str(path))
+    assert found.scheduler["prediction_type"] == prediction and (family != "sd1" or scheduler_of(found)["prediction_type"] == prediction)
+    assert (found.fingerprint == plain.fingerprint) == (prediction == plain.prediction)
+    assert bases.find(str(path), prediction=plain.prediction).fingerprint == plain.fingerprint
+    assert bases.find(str(one(family, said={"modelspec.prediction_type": "epsilon"}))).prediction == "epsilon"
+
+
+def test_a_prediction_by_hand_helps_where_the_file_says_one_that_is_not_known(one: Callable[..., Path]) -> None:
+    for path in (one("sdxl", ("ztsnr",)), one("sd1", said={"modelspec.prediction_type": "x"})):
+        with pytest.raises(IncompatibleError, match=r"epsilon|predicts x") as caught:
+            bases.find(str(path))
+        assert "--set prediction=v_prediction" in caught.value.hint
+        assert bases.find(str(path), prediction="v").scheduler["prediction_type"] == "v_prediction"
+
+
+@pytest.mark.parametrize("ending", [".sft", ".ckpt"])
+def test_a_safetensors_file_under_another_ending(one: Callable[..., Path], ending: str) -> None:
+    """Its weights count in the fingerprint as those of any other."""
+    path = one("sd1").rename(one("sd1").with_suffix(ending))
+    plain = bases.find(str(path))
+    assert stacks.load(plain.folder, CPU, torch.float32, path).unet.config.in_channels == 4
+    weights = load_file(path)
+    save_file({key: value + 1 for key, value in weights.items()}, path)
+    assert bases.find(str(path)).fingerprint != plain.fingerprint
+
+
+def test_vaes_of_any_ending_make_other_bases(folders: dict[str, Path], tmp_path: Path) -> None:
+    weights, prints = load_file(folders["sd1"] / VAE), set()
+    for name, by in (("a.SAFETENSORS", 0), ("a.SAFETENSORS", 1), ("a.sft", 0), ("a.sft", 1)):
+        save_file({key: value + by for key, value in weights.items()}, tmp_path / name)
+        prints.add(bases.find(str(folders["sd1"]), vae=str(tmp_path / name)).fingerprint)
+    assert len(prints) == 4
+
+
 def test_the_prediction_of_a_folder_is_said_by_hand(folders: dict[str, Path]) -> None:
     plain, same, other = (bases.find(str(folders["sd1"]), prediction=said) for said in ("", "epsilon", "v"))
     assert plain.record() == same.record() and other.record()["prediction"] == "v_prediction" and other.fingerprint != plain.fingerprint
@@ -201,6 +249,11 @@ def test_an_object_is_drawn_on_other_bases_of_its_family(
     for strict in (("--strict-base",), ("--set", "strict_base=1")):
         done = cli(*line, siblings[0], *strict)
         assert done.code == 6 and "hint: add `--base ./own`, or make it again" in done.err
+    for given in (f"vae={siblings[0]}", "prediction=v"):
+        key = given.split("=", maxsplit=1)[0]
+        done = cli(*line, "own", "--set", given, "--strict-base")
+        assert done.code == 6 and f"hint: leave the setting `{key}` out" in done.err
+    assert "is drawn on own with the setting `prediction`" in cli(*line, "own", "--set", "prediction=v").err
     tiny.build(project / "small", clip=False)
     for base, why in (("toybox", "its words have 16 numbers"), ("small", "")):
         done = cli(*line, base)

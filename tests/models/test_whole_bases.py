@@ -176,6 +176,40 @@ def test_other_kinds_of_models_are_named(copy: Callable[..., Path], part: str, v
 
 
 @pytest.mark.parametrize(
+    ("file", "values", "code", "said"),
+    [
+        ("unet/config.json", {"sample_size": [16, 8]}, 6, "frames of 16 x 8 cells, which are not square"),
+        ("unet/config.json", {"sample_size": "16"}, 5, "sample_size in unet/config.json is '16'"),
+        ("vae/config.json", {"scaling_factor": "0.18215"}, 5, "scaling_factor in vae/config.json is '0.18215'"),
+        ("vae/config.json", {"scaling_factor": 0}, 5, "scaling_factor in vae/config.json is 0"),
+        ("scheduler/scheduler_config.json", {"beta_end": 1.5}, 6, "beta_end is not below 1: 1.5"),
+        ("scheduler/scheduler_config.json", {"beta_start": float("nan")}, 6, "beta_start is no positive number: nan"),
+    ],
+)
+def test_numbers_that_nothing_can_be_drawn_with(copy: Callable[..., Path], file: str, values: dict[str, Any], code: int, said: str) -> None:
+    folder = copy()
+    configure(folder / file, **values)
+    error = refused(folder)
+    assert error.code == code and said in error.message
+
+
+def test_a_frame_of_two_equal_sides_is_its_side(copy: Callable[..., Path]) -> None:
+    folder = copy()
+    plain = bases.find(str(folder)).side
+    side = json.loads((folder / "unet/config.json").read_text())["sample_size"]
+    configure(folder / "unet/config.json", sample_size=[side, side])
+    assert bases.find(str(folder)).side == plain == stacks.load(folder, CPU, torch.float32).size
+
+
+def test_a_config_that_the_libraries_cannot_read_is_damaged(copy: Callable[..., Path]) -> None:
+    folder = copy()
+    path = folder / "text_encoder/config.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    error = refused(folder)
+    assert isinstance(error, DamagedError) and "text_encoder/config.json cannot be read" in error.message
+
+
+@pytest.mark.parametrize(
     ("file", "values"), [("model_index.json", {"text_encoder": [None, None]}), ("unet/config.json", {"cross_attention_dim": kin.WIDTH_2})]
 )
 def test_a_refiner_is_named(copy: Callable[..., Path], file: str, values: dict[str, Any]) -> None:
@@ -197,6 +231,7 @@ def test_exit_codes_and_what_to_give_instead(cli: Callable, project: Path, copy:
     folder = copy()
     said = {
         folder / "unet": (4, f"it is a part of a base: `--base {folder}`"), folder.parent / "empty": (4, "give the folder"),
+        folder / "model_index.json": (6, f"`--base {folder}`"), folder / "unet/config.json": (6, f"`--base {folder}`"),
         folder.parent / "models--a--b": (4, f"--base {folder.parent}/models--a--b/snapshots/0"),
     }  # fmt: skip
     (folder.parent / "empty").mkdir()

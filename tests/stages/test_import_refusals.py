@@ -75,6 +75,7 @@ KINDS: dict[str, tuple[Mapping[str, Tensor], str]] = {
     "peft's BOFT": ({f"{DOTTED}.boft_R": torch.zeros(1, 2, 2, 2)}, "is a BOFT"),
     "AdaLoRA": ({f"{DOTTED}.lora_E": torch.zeros(2, 1)}, "is an AdaLoRA"),
     "table of tokens": ({"text_encoder.text_model.embeddings.token_embedding.lora_embedding_A": torch.zeros(2, 2)}, "trains the table of tokens"),
+    "the first scripts": ({"unet:0:up": torch.zeros(2, 2), "unet:0:down": torch.zeros(2, 2)}, "numbers its layers"),
     "Control-LoRA": ({"lora_controlnet": torch.zeros(1), "input_blocks.1.0.in_layers.2.up": torch.zeros(2, 2)}, "is a Control-LoRA"),
     "norm": ({**LAYER, f"{NORM}.diff": torch.zeros(8), f"{NORM}.diff_b": torch.zeros(8)}, "has whole differences of norms"),
     "table": ({"lora_te_text_model_embeddings_token_embedding.diff": torch.zeros(8, 16)}, "has whole differences of what is no linear layer"),

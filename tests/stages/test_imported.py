@@ -332,6 +332,9 @@ def test_parameter_tables_in_pickles_are_read_and_nothing_of_them_runs(tmp_path:
     for table in (torch.nn.ParameterDict, dict):
         torch.save({"string_to_token": {"*": torch.tensor(265)}, "string_to_param": table({"*": torch.nn.Parameter(rows)})}, file)
         assert torch.equal(load(pickled.convert(str(file)))["string_to_param.*"], rows)
+    torch.save({"state_dict": {"lora_unet_x.alpha": rows}, "epoch": 1}, file)  # as PyTorch Lightning saves weights
+    assert list(load(pickled.convert(str(file)))) == ["lora_unet_x.alpha"]
+    torch.save({"string_to_param": {"*": rows}}, file)
     reasons = {}
     for name, data in {"cut off": file.read_bytes()[:-300], "module": torch_zip(torch.nn.Linear(2, 2)), "program": pickle.dumps(Evil())}.items():
         file.write_bytes(data)
