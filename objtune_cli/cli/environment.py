@@ -22,8 +22,8 @@ STARTED_BY = "TORCHELASTIC_RUN_ID"
 def settle() -> list[str]:
     """Put right what is wrong around this process; what was ignored, a line each."""
     paths.leave_deleted_folder()
-    if any(action == "error" for action, *_ in warnings.filters):
-        warnings.simplefilter("ignore")  # a library's warning is no failure of the command
+    if not sys.warnoptions or any(action == "error" for action, *_ in warnings.filters):
+        warnings.simplefilter("ignore")  # a library's warning is no failure of the command, and no line of it; -W and PYTHONWARNINGS show them
     return ignore(os.environ)
 
 

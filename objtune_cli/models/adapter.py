@@ -120,6 +120,7 @@ def _load(network: Any, own: Mapping[str, Tensor], stack: Stack, name: str) -> N
         )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="`lora_bias=True` was passed")  # a layer without a bias takes part in no merge
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several beside each other are meant
             network.add_adapter(settings, adapter_name=name)
     try:
         set_peft_model_state_dict(network, {k: v.to(stack.device) for k, v in own.items()}, adapter_name=name)

@@ -55,7 +55,7 @@ def _check(records: list[Record]) -> None:
         if record.base.get("fingerprint") != first.base.get("fingerprint"):
             raise IncompatibleError(
                 f"{first.ref} was made with the base {first.base.get('id', '?')}, {record.ref} with {record.base.get('id', '?')}",
-                "train them on one base",
+                "train both on one base, or import both with the same `--base`",
             )
     held: dict[str, Ref] = {}
     for record in records:

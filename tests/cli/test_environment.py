@@ -50,6 +50,17 @@ def test_one_process_speaks_even_where_a_scheduler_left_its_number(cli, monkeypa
     assert processes.asked(["train", "--num-processes", "2"]) == 2
 
 
+@pytest.mark.parametrize(("options", "shown"), [([], 0), (["default"], 1)])
+def test_warnings_of_libraries_are_shown_on_request_alone(monkeypatch: pytest.MonkeyPatch, options: list[str], shown: int) -> None:
+    monkeypatch.setattr("sys.warnoptions", options)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.resetwarnings()
+        warnings.simplefilter("default")
+        environment.settle()
+        warnings.warn("a library's", UserWarning, stacklevel=1)
+    assert len(seen) == shown
+
+
 def test_warnings_that_are_errors_stop_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
