@@ -69,7 +69,10 @@ def targets(classes: list[str] | None, names: list[str] | None, said: Said) -> l
         found = []
         for text in values or []:
             key, equals, value = text.partition("=")
+            key = key.strip()
             known = bool(equals) and key in keys
+            stranger = bool(equals) and not known and _is_name(key, value) and not paths.is_file(Path(text))
+            need(not stranger, f"{option} {text} is for {key}, and no `--class` or `--name` is called that", f"objects of this photo: {', '.join(called)}")
             need(known or len(words) == 1, f"{option} {text} does not say whose it is", f"for example `{option} {called[0]}={text}`")
             found.append((keys[key], value) if known else (0, text))
         return found
@@ -105,6 +108,11 @@ def targets(classes: list[str] | None, names: list[str] | None, said: Said) -> l
         )
         found.append(Target(word, name, box, mine, others, masks.get(i), rough.get(i)))
     return found
+
+
+def _is_name(key: str, value: str) -> bool:
+    """Whether what stands before an equals sign is meant as an object's name: no part of a path, and no coordinate."""
+    return bool(value) and bool(re.fullmatch(r"[^\W_][\w .-]*", key)) and not re.fullmatch(r"[xy][0-2]?|w|h", key, re.I)
 
 
 def _existing(text: str, option: str) -> Path:

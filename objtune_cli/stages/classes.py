@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import re
+import shlex
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
@@ -39,6 +40,10 @@ def clean(text: str) -> str:
         raise UsageError(f"the class word {word!r} has characters that cannot be printed", FORM)
     if "<" in word or ">" in word:
         raise UsageError(f"the class word {word!r} has angle brackets", f"they are for names in prompts; a class is a plain word, {FORM}")
+    several = [part.strip() for part in re.split("[,;|，、；،]", word.strip(_ENDS)) if part.strip()]
+    if len(several) > 1:
+        each = " ".join(f"--class {shlex.quote(part)}" for part in several)
+        raise UsageError(f"the class {text.strip()!r} is a list", f"one word for one object: `{each}` for several, the most usual word for one")
     word = _ARTICLES.sub("", word.strip(_QUOTES)).strip(_ENDS)
     if not word:
         said = f"the class {text.strip()!r} has no word in it" if text.strip() else "what the object is was not said"

@@ -19,13 +19,13 @@ def check() -> None:
         ResourceError: Names the variable.
     """
     for name, value in _proxies().items():
-        scheme = urlsplit(value).scheme.lower() if "://" in value else "http"
+        scheme = _scheme(value) if "://" in value else "http"
         if scheme not in SCHEMES or not _host(value):
             raise ResourceError(f"{name} is {_shown(value)!r}, which is no proxy that can be used", f"set {name} to http://, https:// or socks5:// with a host, or unset it")
         if scheme.startswith("socks") and find_spec("socksio") is None:
             raise ResourceError(f"{name} is a SOCKS proxy, and the package for those is not installed", f"`pip install 'httpx[socks]'`, or unset {name}")
     endpoint = os.environ.get("HF_ENDPOINT")
-    if endpoint is not None and (urlsplit(endpoint).scheme not in ("http", "https") or not _host(endpoint)):
+    if endpoint is not None and (_scheme(endpoint) not in ("http", "https") or not _host(endpoint)):
         raise ResourceError(f"HF_ENDPOINT is {_shown(endpoint)!r}, which is no address", "set it to https:// with a host, or unset it")
     for name in CERTIFICATES:
         if os.environ.get(name) and not Path(os.environ[name]).exists():
@@ -49,6 +49,10 @@ def _proxies() -> dict[str, str]:
         return {}
     names = [each for name in PROXIES for each in (name, name.lower())]
     return {name: os.environ[name].strip() for name in names if os.environ.get(name, "").strip()}
+
+
+def _scheme(address: str) -> str:
+    return address.partition("://")[0].lower()
 
 
 def _host(address: str) -> str:

@@ -155,12 +155,12 @@ def disagreement(cover: "np.ndarray", target: "Target", photo: "Photo", rough: "
         more_x, more_y = max(2.0, MARGIN * (x1 - x0)), max(2.0, MARGIN * (y1 - y0))
         inside = float(((xs >= x0 - more_x) & (xs < x1 + more_x) & (ys >= y0 - more_y) & (ys < y1 + more_y)).mean())
         if inside < MIN_INSIDE:
-            return f"only {inside:.0%} of what was found lies in its box", _box_advice(target, photo)
+            return f"only {inside:.0%} of what was found lies in its box", box_advice(target, photo)
         left, right = np.quantile(xs, (0.005, 0.995))
         top, bottom = np.quantile(ys, (0.005, 0.995))
         span = min((min(right + 1, x1) - max(left, x0)) / (x1 - x0), (min(bottom + 1, y1) - max(top, y0)) / (y1 - y0))
         if span < MIN_SPAN:
-            return f"what was found fills only {max(span, 0):.0%} of its box's width or height", _box_advice(target, photo)
+            return f"what was found fills only {max(span, 0):.0%} of its box's width or height", box_advice(target, photo)
     if rough is not None:
         shared = float((mask & (rough > 127)).sum())
         share = max(shared / mask.sum(), shared / max(1, (rough > 127).sum()))
@@ -178,12 +178,12 @@ def disagreement(cover: "np.ndarray", target: "Target", photo: "Photo", rough: "
     return "", ""
 
 
-def _box_advice(target: "Target", photo: "Photo") -> str:
+def box_advice(target: "Target", photo: "Photo") -> str:
     """What to do about a box that holds something else."""
     frame = Frame(*photo.size, photo.orientation)
     x0, y0, x1, y1 = target.box_xyxy or (0, 0, 0, 0)
     found = []
-    if x0 + x1 <= frame.width and y0 + y1 <= frame.height:
+    if (x0 or y0) and x0 + x1 <= frame.width and y0 + y1 <= frame.height:
         found.append(f"if it is x,y,width,height, give `--box {_text((x0, y0, x0 + x1, y0 + y1))}`")
     turned = _upright(target.box_xyxy or (), frame) if target.box_xyxy else None
     if turned:

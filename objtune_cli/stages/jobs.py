@@ -129,6 +129,8 @@ def _suggestion(key: str, value: Any) -> str:
 def _value(key: str, value: Any, where: str) -> Any:
     kind, example = KEYS[key]
     found: list[str] | None = None
+    if key == "box":
+        value = {name: _corners(each) for name, each in value.items()} if isinstance(value, dict) else _corners(value)
     if kind == _NUMBER:
         if key == "seed" and type(value) is int and not 0 <= value <= MAX_SEED:
             raise InputError(f"{key} in {where} is {value}", f"a whole number, {SEEDS}")
@@ -161,6 +163,12 @@ def _texts(kind: str, value: Any) -> list[str] | None:
     return None if None in each else [text for texts in each for text in texts or []]
 
 
+def _corners(value: Any) -> Any:
+    """Two corners of a box as its four numbers; anything else as it is."""
+    is_pair = isinstance(value, list) and len(value) == 2 and all(isinstance(v, list) and len(v) == 2 for v in value)
+    return [*value[0], *value[1]] if is_pair else value
+
+
 def _leaves(table: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
     """The values of nested tables under their dotted keys."""
     for key, value in table.items():
@@ -185,7 +193,7 @@ def _job(job: dict[str, Any], where: str, folder: Path) -> Job:
         owners = {*names, *job["class"], *(word for word, _ in pairs)}
         found = _located(job, owners, folder)
     except ObjtuneError as error:
-        raise InputError(f"{error.message} in {where}", error.hint) from None
+        raise InputError(f"{error.message} in {where}", error.hint.replace("`--name`, one for each `--class`", '`name = ["…", "…"]`, one for each class')) from None
     if len(names) > 1:
         _check_owners(job, owners, names, where)
     model = _options(found, _MODEL_OPTIONS)

@@ -114,6 +114,8 @@ def _judged(
     """
     metrics = gate.measure(located.cover, _cells(ctx)) | located.metrics
     problem, advice = gate.judge(metrics, target.class_word, config), located.advice
+    if problem and target.box_xyxy and not target.mask:
+        advice = hints.box_advice(target, picture)
     if not problem and target.mask:
         problem = gate.outline(located.cover)
     elif not problem:

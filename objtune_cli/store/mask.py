@@ -27,6 +27,8 @@ LOOKED_AT = 2_000_000
 """Pixels of a mask whose values are counted."""
 SAME_COLOUR = 24
 """Largest difference of two colours in JPEG that are the same, of 255."""
+EVEN = 0.9
+"""Least share of the ground of a cut-out that has its colour but for the noise of JPEG."""
 HINT = "a mask is white on the object and black elsewhere, or transparent there; a rough box does as well: `--box x0,y0,x1,y1`"
 
 CUT_OUT = "it is a cut-out of the photo: all but its plain ground is taken as the object"
@@ -131,7 +133,7 @@ def _of_shades(path: Path, colours: "np.ndarray", of: "Photo", notes: list[str])
             height, width = colours.shape
             raise InputError(f"the mask {path} has {width}x{height} pixels, the photo {of.size[0]}x{of.size[1]}, and is of one value", HINT)
         return colours.round().astype("uint8")  # nothing or everything: the gate looks at that
-    if colours.ndim == 3 and (cut := _cut_out(colours, of)) is not None:
+    if colours.ndim == 3 and (cut := _cut_out(path, colours, of)) is not None:
         notes.append(CUT_OUT)
         return cut
     shades = colours if colours.ndim == 2 else _between_two(colours)
@@ -231,7 +233,7 @@ def _of_picture(path: Path, colours: "np.ndarray", labels: "np.ndarray", of: "Ph
     """
     import numpy as np
 
-    if colours.ndim == 2 and (cut := _cut_out(colours, of)) is not None:
+    if colours.ndim == 2 and (cut := _cut_out(path, colours, of)) is not None:
         notes.append(CUT_OUT)
         return cut
     same = _same_as(colours, of, SAME_COLOUR)
@@ -291,8 +293,12 @@ def _same_as(colours: "np.ndarray", of: "Photo", most: int) -> "np.ndarray | Non
     return near
 
 
-def _cut_out(colours: "np.ndarray", of: "Photo") -> "np.ndarray | None":
-    """Coverage of a cut-out of the photo on a plain ground; None where it is none."""
+def _cut_out(path: Path, colours: "np.ndarray", of: "Photo") -> "np.ndarray | None":
+    """Coverage of a cut-out of the photo on a plain ground; None where it is none.
+
+    Raises:
+        InputError: The ground is the photo's own, dimmed or blurred: what is even there is so by chance.
+    """
     import cv2
     import numpy as np
 
@@ -318,6 +324,8 @@ def _cut_out(colours: "np.ndarray", of: "Photo") -> "np.ndarray | None":
     shows_photo = closely is None or closely[outside].mean() > 0.5
     if not 0.002 < inside.mean() < 0.95 or same[inside].mean() < 0.85 or shows_photo:
         return None
+    if (distance[outside] <= 8).mean() < EVEN:
+        raise InputError(f"{path} is the photo with its surroundings toned down, as an overlay shows a mask, and no mask itself", HINT)
     return (~outside).astype(np.uint8) * 255
 
 

@@ -6,6 +6,7 @@ Reads the file once into memory; nothing of its metadata is kept but the rotatio
 import hashlib
 import io
 import os
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -213,6 +214,8 @@ def read_bytes(path: Path) -> bytes:
                 raise InputError(f"{path} has {size >> 20} MiB", f"at most {MAX_BYTES >> 20} MiB are read")
             data = file.read()
     except FileNotFoundError:
+        if re.match(r"(?:https?|ftp|s3|gs):/", str(path), re.I):
+            raise InputError(f"{path} is an address, not a file", "download the picture, and give the file") from None
         raise InputError(f"there is no file {path}", "give the path of a photo") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or 'not a regular file'}", "give the path of a photo") from None

@@ -78,7 +78,7 @@ def test_python_without_docstrings_is_named(project: Path) -> None:
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
-        ({"ALL_PROXY": "socks5://127.0.0.1:9"}, "ALL_PROXY is a SOCKS proxy"), ({"HTTPS_PROXY": "socks4://x"}, "HTTPS_PROXY is 'socks4://x'"),
+        ({"ALL_PROXY": "socks5://127.0.0.1:9"}, "ALL_PROXY is a SOCKS proxy"), ({"HTTPS_PROXY": "socks4://x"}, "HTTPS_PROXY is 'socks4://x'"), ({"HTTPS_PROXY": "http://[::1"}, r"HTTPS_PROXY is 'http://\[::1'"),
         ({"https_proxy": "ftp://x"}, "https_proxy is"), ({"HTTP_PROXY": "http://"}, "HTTP_PROXY is"), ({"HTTPS_PROXY": "http://me:secret@host:port"}, r"HTTPS_PROXY is 'http://…@host:port'"),
         ({"HF_ENDPOINT": "localhost"}, "HF_ENDPOINT is 'localhost'"), ({"HF_ENDPOINT": ""}, "HF_ENDPOINT is ''"), ({"SSL_CERT_FILE": "/none.pem"}, "SSL_CERT_FILE is '/none.pem'"),
     ],

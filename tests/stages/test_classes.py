@@ -89,6 +89,13 @@ def test_what_is_no_class_word_is_refused(word: str) -> None:
     assert "`--class dog`" in caught.value.hint
 
 
+@pytest.mark.parametrize("text", ["dog, cat", "dog|cat", "dog;cat", "dog、cat", "a dog, cat."])
+def test_a_list_is_no_class_word(text: str) -> None:
+    with pytest.raises(UsageError, match="is a list") as caught:
+        classes.clean(text)
+    assert "--class cat`" in caught.value.hint
+
+
 def test_a_class_word_from_a_command_line_of_the_c_locale_is_read() -> None:
     assert classes.clean("犬".encode().decode("ascii", "surrogateescape")) == "犬"
 

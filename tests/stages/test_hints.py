@@ -178,6 +178,29 @@ def test_fractions_are_the_box_in_pixels(cli: Callable[..., Any], toy: Path) -> 
     assert "in fractions of the photo is 60,80,180,160 in pixels" in done.err
 
 
+def test_a_box_around_the_whole_photo_is_told_to_be_close(cli: Callable[..., Any], toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not to give a box, which was given."""
+    from objtune_cli.models.grabcut import GrabCut
+    from objtune_cli.models.segmenter import Proposal
+
+    monkeypatch.setattr(GrabCut, "find", lambda self, hints: Proposal(np.ones((200, 300), bool), 0.9))
+    done = cli("segment", toy, "--class", "mug", "--set", "segment.segmenter=grabcut", "--box", "0,0,300,200")
+    assert done.code == 9
+    assert "hint: a box is x0,y0,x1,y1 in pixels of this photo (300x200), close around the object; or give `--mask M.png`" in done.err
+
+
+@pytest.mark.parametrize("option", ["--box=rex=60,80,180,160", "--point=Mug 2=60,80", "--mask=rex=toy.png", "--rough=rex=toy.png"])
+def test_a_hint_for_an_object_that_is_not_there_is_refused(option: str, cli: Callable[..., Any], toy: Path) -> None:
+    done = cli("segment", toy, "--class", "mug", option)
+    assert done.code == 2
+    assert "and no `--class` or `--name` is called that" in done.err and "objects of this photo: mug" in done.err
+
+
+def test_a_mask_whose_file_name_has_an_equals_sign_is_read(cli: Callable[..., Any], toy: Path) -> None:
+    Path("a=b.png").write_bytes(toy.read_bytes())
+    assert "a=b.png is the photo itself" in cli("segment", toy, "--class", "mug", "--mask", "a=b.png").err
+
+
 def test_a_result_outside_its_box_is_not_published(cli: Callable[..., Any], toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from objtune_cli.models.grabcut import GrabCut
     from objtune_cli.models.segmenter import Proposal

@@ -107,6 +107,8 @@ def of_one(tmp_path, line, *, before="", encoding="utf-8"):
         ("box = [110, 240, 530.5, 530]", ["--box=110,240,530.5,530"]),
         ("point = [[1, 2], [3, 4]]", ["--point=1,2", "--point=3,4"]),
         ("box = {rex = [1, 2, 3, 4]}", ["--box=rex=1,2,3,4"]),
+        ("box = [[1, 2], [3.5, 4]]", ["--box=1,2,3.5,4"]),
+        ("box = {rex = [[1, 2], [3, 4]]}", ["--box=rex=1,2,3,4"]),
         ('set = {"train.lr" = 1e-3, train.steps = 2}', ["--set=train.lr=0.001", "--set=train.steps=2"]),
         ('set = {"train.stop" = "end"}', ["--set=train.stop=end"]),
     ],
@@ -114,6 +116,14 @@ def of_one(tmp_path, line, *, before="", encoding="utf-8"):
 def test_natural_forms_of_a_value_are_read(line, options, tmp_path):
     said = of_one(tmp_path, line)
     assert [word for word in said if word.startswith(("--box", "--point", "--set"))] == options
+
+
+def test_two_objects_of_one_name_are_told_by_the_files_key(tmp_path):
+    file = tmp_path / "jobs.toml"
+    file.write_text("[[job]]\nphoto = 'a.jpg'\nclass = ['dog', 'dog']\n")
+    with pytest.raises(InputError) as caught:
+        jobs.read(file)
+    assert '`name = ["…", "…"]`' in caught.value.hint
 
 
 def test_a_jobs_file_of_windows_editors_is_read(tmp_path):

@@ -142,6 +142,17 @@ def test_a_cut_out_of_the_photo_shows_its_object(ground: tuple[int, ...], name: 
     assert found.notes == ("it is a cut-out of the photo: all but its plain ground is taken as the object",)
 
 
+@pytest.mark.parametrize("around", ["dimmed", "blurred", "grey"])
+def test_a_photo_whose_surroundings_are_toned_down_is_no_cut_out(around: str, save: Callable[..., Path]) -> None:
+    """As overlays show a mask, this tool's own too: what is even there is so by chance."""
+    shade = cv2.GaussianBlur(np.random.default_rng(5).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8), (0, 0), 3)
+    shade = cv2.normalize(shade, None, 0, 255, cv2.NORM_MINMAX)
+    rgb = np.where(ON[..., None], RGB, shade)
+    toned = {"dimmed": shade // 4, "blurred": cv2.GaussianBlur(shade, (0, 0), 8), "grey": 150 + shade.mean(2, keepdims=True) // 3}[around]
+    error = refused(save(np.where(ON[..., None], rgb, toned).astype(np.uint8)), Photo(rgb, None, "", ()))
+    assert "with its surroundings toned down" in error.message
+
+
 def test_several_labels_are_named(save: Callable[..., Path]) -> None:
     labels = COVER // 255
     labels[10:40, 120:150] = 2

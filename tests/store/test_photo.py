@@ -327,6 +327,7 @@ def test_other_files_are_refused(name: str, data: bytes, message: str, tmp_path:
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     refused(tmp_path / "nothing.jpg", "there is no file")
+    refused(Path("https://example.org/a.jpg"), "is an address, not a file")
     refused(tmp_path, "is a folder; one photo is needed")
     os.mkfifo(tmp_path / "pipe.jpg")
     refused(tmp_path / "pipe.jpg", "cannot be read")
