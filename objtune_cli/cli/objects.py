@@ -13,7 +13,7 @@ from objtune_cli.cli.given import given_refs
 from objtune_cli.cli.hints import Said, of_each, of_photo, targets
 from objtune_cli.cli.signals import TIME_UP
 from objtune_cli.config import SEEDS, Embed, Prior, Segment, Train
-from objtune_cli.errors import Stopped, UsageError
+from objtune_cli.errors import IncompatibleError, Stopped, UsageError
 
 if TYPE_CHECKING:
     from objtune_cli.stages.context import Context, Done
@@ -249,9 +249,16 @@ def _distinct(wanted: list[Wanted]) -> None:
 
 
 def _trainable(root: Path, text: str) -> "Ref":
-    """An embedding of that name, else a mask."""
+    """An embedding of that name, else a mask.
+
+    Raises:
+        MissingError: Neither is there. IncompatibleError: It is an artifact of another kind.
+    """
     from objtune_cli.store import refs
 
+    if text.startswith("adapter/"):
+        name = text.removeprefix("adapter/").partition("@")[0]
+        raise IncompatibleError(f"{text} is finished, and training does not go on from an adapter", f"`objtune train {name} --steps N` makes the next version, from its embedding")
     if "/" not in text and refs.versions(root, "embedding", text.split("@")[0]):
         return refs.find(root, text, ("embedding",))
     return refs.find(root, text, ("mask", "embedding") if "/" in text else ("mask",))

@@ -119,6 +119,7 @@ def _load(network: Any, own: Mapping[str, Tensor], stack: Stack, name: str) -> N
             r=rank, lora_alpha=rank, target_modules=targets, rank_pattern=further, alpha_pattern=dict(further), lora_bias=biased
         )
         with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             warnings.filterwarnings("ignore", message="`lora_bias=True` was passed")  # a layer without a bias takes part in no merge
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several beside each other are meant
             network.add_adapter(settings, adapter_name=name)

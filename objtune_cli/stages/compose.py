@@ -41,9 +41,9 @@ def run(ctx: Context, prompt: str, places: Mapping[str, Sequence[Box]], config: 
     if out is not None:
         outputs.check_folder(out)
     asked = request.read(ctx, [prompt], config.negative, strength=config.strength)
-    (prompt,), (named,) = asked.prompts, asked.named
+    weak, (prompt,), (named,) = " with a strength above 0" if "<" in prompt else "", asked.prompts, asked.named
     if not named:
-        raise InputError("the prompt names no trained object", asked.advice or 'for example `objtune compose "<rex> and <cup> on the beach" --place rex=left --place cup=right`')
+        raise InputError(f"the prompt names no trained object{weak}", asked.advice or 'for example `objtune compose "<rex> and <cup> on the beach" --place rex=left --place cup=right`')
     apart, found = name_apart(prompt, named, {o.name for o in asked.objects})
     names = [o.name for o in found]
     if len(names) > MOST:

@@ -110,7 +110,7 @@ def _words(record: Record, form: str, out: Path, trigger: Sequence[str]) -> dict
     Raises:
         UsageError: One file for several, or two triggers for one object.
     """
-    words = triggers.choose(list(record.objects), trigger)
+    words = triggers.choose(list(record.objects), trigger, is_inside=form == "bundle")
     if not named_file(out):
         return words
     if form == "hub" or (form == "embedding" and len(words) > 1):

@@ -85,7 +85,7 @@ def check_prompts(jobs: Sequence[Job], root: Path) -> None:
     """
     from objtune_cli.models.wording import PLACEHOLDER
 
-    texts = {text: job for job in jobs for _, *words in job.commands[1:] for text in words[words.index("--") + 1 :] if text != "-"}
+    texts = {text: job for job in jobs for _, *words in job.commands[1:] for text in _texts_drawn(words)}
     known = {name for job in jobs for name in job.names}
     for name in refs.names(root, "adapter") if texts else []:
         with contextlib.suppress(ObjtuneError):  # a damaged adapter is no matter of jobs that do not name it
@@ -97,6 +97,13 @@ def check_prompts(jobs: Sequence[Job], root: Path) -> None:
         missing = next((match[0] for match in PLACEHOLDER.finditer(read) if match[1] not in known), "")
         if missing:
             raise MissingError(f"a prompt of the job {job.label} names {missing}, which is not trained", f"objects of jobs and project: {', '.join(f'<{n}>' for n in sorted(known))}")
+
+
+def _texts_drawn(words: list[str]) -> list[str]:
+    """The prompts of a `generate`, and its negative prompt where a setting of the job gives one."""
+    end = words.index("--")
+    settings = [word.removeprefix("--set=").partition("=") for word in words[:end] if word.startswith("--set=")]
+    return [text for text in [*words[end + 1 :], *(value for key, _, value in settings if key.strip() == "generate.negative")] if text != "-"]
 
 
 def _checked(job: Any, where: str) -> dict[str, Any]:

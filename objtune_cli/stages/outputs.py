@@ -44,7 +44,10 @@ def write(files: Sequence[Output], *, force: bool = False, note: Callable[[str],
         UsageError: A path holds something else, or two files would have one path. ResourceError: A folder cannot be written.
     """
     _check_distinct(files)
-    waiting = [file for file in files if _is_wanted(file, force, note)]
+    lines: list[str] = []
+    waiting = [file for file in files if _is_wanted(file, force, lines.append)]
+    for line in lines:  # only now is it sure that all of them are written
+        note(line)
     for file in waiting:
         with _explained():
             artifact.write_file(_target(file.path), file.data)

@@ -164,9 +164,9 @@ def _advice(inside: str, is_trained: Callable[[str], bool]) -> str:
     """What to write instead of brackets of another tool."""
     kind, _, rest = inside.strip("<>").partition(":")
     name = _slug(rest.split(":")[0])
-    own = _slug(re.split("[@:|]", inside.strip("<>"))[0])
+    own = _slug(re.split(r"[@:|=*\s]", inside.strip("<> "))[0])
     if own and is_trained(own):
-        return f"write `<{own}>`; for another version than the newest, a number stands behind @"
+        return f"write `<{own}>`; behind the name, `:` and a number say its strength (`<{own}:0.8>`), `@` and a number its version (`<{own}@2>`)"
     if kind.strip().lower() not in FILES or not name:
         return "names are lower case: `<rex>`, or `<rex@2>` for a version"
     if is_trained(name):
@@ -207,6 +207,9 @@ _SYNTAX = re.compile(
     | \bembedding:[\w./-]+                        # of ComfyUI
     | (?<![\w>"])(?!c\+\+)[\w>"]{1,80}(?:\+{2,9}|-{2,9})(?=[\s,.;]|$)  # word++, word--
     | <[^<>]*>[-+]+(?=[\s,.;]|$)                  # <dog>+
+    | <[^<>]*>(?::[-+]?[0-9]*\.?[0-9]+|[0-9]*\.?[0-9]+|\(\s*[0-9.]+\s*\))(?![\w:])  # <dog>:0.8, <dog>0.8, <dog>(0.8)
+    | \bNegative\ prompt:                        # the text beside a picture of A1111, as is:
+    | \bSteps:\s*[0-9]+,\s*Sampler:.*
     | ::\s*-?[0-9.]*                              # of Midjourney, as is:
     | (?<!\S)--[a-z]+(?:\s+[\w:.]*\d[\w:.]*)?     # --ar 3:2
     """,

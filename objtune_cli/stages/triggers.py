@@ -19,14 +19,14 @@ def default(name: str) -> str:
     return name + ENDING
 
 
-def choose(objects: Sequence[str], given: Sequence[str]) -> dict[str, str]:
+def choose(objects: Sequence[str], given: Sequence[str], *, is_inside: bool = False) -> dict[str, str]:
     """The trigger of each object.
 
     Args:
-        given: `WORD` for a single object, `NAME=WORD` for one of several.
+        given: `WORD` for a single object, `NAME=WORD` for one of several. is_inside: the vectors are in a bundle, whose keys write dots as `_`.
 
     Raises:
-        UsageError: No such object, two words for one, or a word that cannot be the name of a file everywhere.
+        UsageError: No such object, two words for one, one word for two, or a word that cannot be the name of a file everywhere.
     """
     chosen: dict[str, str] = {}
     for text in given:
@@ -39,7 +39,14 @@ def choose(objects: Sequence[str], given: Sequence[str]) -> dict[str, str]:
         if name in chosen:
             raise UsageError(f"--trigger gives {name} two words", "give each object one")
         chosen[name] = check(word)
-    return {name: chosen.get(name, default(name)) for name in objects}
+    words = {name: chosen.get(name, default(name)) for name in objects}
+    owners: dict[str, str] = {}
+    for name, word in words.items():
+        key = word.replace(".", "_").casefold() if is_inside else word.casefold()  # on Windows and macOS names of files have no case
+        other = owners.setdefault(key, name)
+        if other != name:
+            raise UsageError(f"{other} and {name} would have one trigger, {word}", f"give each a word of its own: `--trigger {name}={name.replace('.', '_')}-2{ENDING}`")
+    return words
 
 
 def check(word: str) -> str:

@@ -97,6 +97,10 @@ def _is_foreign(character: str) -> bool:
     )
 
 
+def _with_article(kind: str) -> str:
+    return f"{'an' if kind[0] in 'ae' else 'a'} {kind}"
+
+
 def parse(text: str, kind: str | None = None) -> Ref:
     """Read a ref; `kind` is taken where the text names none.
 
@@ -108,7 +112,7 @@ def parse(text: str, kind: str | None = None) -> Ref:
     if match is None or (given and given not in KINDS):
         raise UsageError(f"{text!r} is not a ref", "a ref is `kind/name@version`, `name@2` or `name`")
     if kind and given and given != kind:
-        raise IncompatibleError(f"{text} is a {given}, not a {kind}", f"`objtune list {kind}` shows what there is")
+        raise IncompatibleError(f"{text} is {_with_article(given)}, not {_with_article(kind)}", f"`objtune list {kind}` shows what there is")
     if not (given or kind):
         raise UsageError(f"{text!r} does not say its kind", f"one of {', '.join(f'{k}/{text}' for k in KINDS)}")
     return Ref(given or kind or "", check_name(match["name"]), int(match["version"] or 0))
@@ -202,7 +206,7 @@ def find(root: Path, text: str, kinds: tuple[str, ...] = KINDS) -> Ref:
     if "/" in text or len(kinds) == 1:
         ref = parse(text, None if "/" in text else kinds[0])
         if ref.kind not in kinds:
-            raise IncompatibleError(f"{text} is a {ref.kind}", f"wanted: {', '.join(kinds)}")
+            raise IncompatibleError(f"{text} is {_with_article(ref.kind)}", f"wanted: {', '.join(kinds)}")
         return resolve(root, ref)
     wanted = parse(text, kinds[0])
     hits = [k for k in kinds if versions(root, k, wanted.name)]

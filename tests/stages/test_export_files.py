@@ -115,6 +115,24 @@ def test_two_files_of_one_command_are_not_one(store):
     assert store("export", "pair", "--format", "embedding", "--trigger", "rex=Zwx", "--trigger", "mat=zwx").code == 2  # one file on Windows
 
 
+def test_two_objects_of_a_bundle_have_two_triggers(store):
+    for words in (("mat=zwx", "rex=zwx"), ("mat=a.b", "rex=A_b")):
+        result = store("export", "pair", "--format", "bundle", *(part for word in words for part in ("--trigger", word)))
+        assert result.code == 2 and "mat and rex would have one trigger" in result.err and not Path("pair-bundle.safetensors").exists()
+        hint = result.err.partition("hint: ")[2].split("`")[1].split()
+        assert store("export", "pair", "--format", "bundle", "--trigger", words[0], *hint, "--force").code == 0
+        assert len([key for key in load_file("pair-bundle.safetensors") if key.startswith("bundle_emb.")]) == 2
+        Path("pair-bundle.safetensors").unlink()
+
+
+def test_nothing_is_said_to_be_replaced_where_nothing_is_written(store):
+    assert store("export", "dog", "--format", "hub", "--out", "out").code == 0
+    Path("out/README.md").write_text("mine")
+    result = store("export", "dog", "--format", "hub", "--dtype", "fp16", "--out", "out")
+    refused(result, "out/README.md")
+    assert "replaced" not in result.err
+
+
 def test_a_repository_does_not_touch_a_readme_of_others(store, tmp_path):
     Path("repo").mkdir()
     Path("repo/README.md").write_text("# Mine\n")

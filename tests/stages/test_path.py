@@ -327,7 +327,9 @@ def test_two_objects_of_one_photo_are_learned_together(objtune, dog_photo, monke
         (("generate", "a photo of <Hat>"), 3, "<Hat> cannot be the name of an object"),
         (("generate", "<dog>", "--base", "sd15"), 7, "are not on this machine"),
         (("generate", "<dog>", "--device", "cuda:9", "--seed", "5"), 7, "device cuda:9 is not available"),
-        (("init-embedding", "adapter/dog"), 6, "is a adapter"),
+        (("init-embedding", "adapter/dog"), 6, "is an adapter"),
+        (("train", "adapter/dog@1", "--steps", "9"), 6, "training does not go on from an adapter"),
+        (("compose", "a <dog:0>"), 3, "names no trained object with a strength above 0"),
         (("export", "dog", "--format", "ckpt"), 2, "there is no format ckpt"),
     ],
 )

@@ -74,6 +74,7 @@ def test_brackets_of_web_pages_shells_and_keyboards_are_brackets(typed: str, rea
     ("typed", "said", "hint"),
     [
         ("<lora:dog:0.8>", "<lora:dog:0.8> cannot be the name", "write `<dog>`, or `<dog:0.8>` at that strength"), ("<lora:dog:high>", "cannot be", "write `<dog>`:"), ("<lora:my_Hat:0.8>", "cannot be the name", "objtune import FILE --class WORD --name my-hat"),
+        ("<dog 0.8>", "cannot be the name", "`<dog:0.8>`"), ("<dog=0.8>", "cannot be the name", "`<dog:0.8>`"), ("<dog|cup>", "cannot be the name", "`<dog@2>`"),
         ("<hypernet:dog:1>", "cannot be the name", "`<rex@2>`"), ("<dog@v1>", "cannot be the name", "write `<dog>`"), ("<dog on the beach", "`<dog` has one bracket", "write `<dog>`"), ("a dog> here", "`dog>` has one bracket", "write `<dog>`"),
     ],
 )  # fmt: skip
@@ -96,6 +97,8 @@ def test_other_brackets_are_text_or_names(typed: str) -> None:
         ("embedding:bad dog+++ cat-- (red hat)1.2 <dog>++", ["embedding:bad", "dog+++", "cat--", "(red hat)1.2", "<dog>++"]),
         ("dog::2 cat --ar 3:2 --v 6", ["::2", "--ar 3:2", "--v 6"]),
         (r"a \(wet\) dog", [r"\(", r"\)"]),
+        ("<dog>:0.8 and <dog>1.2, <dog>(0.5) <dog> 2 <dog>2nd <dog>: 3", ["<dog>:0.8", "<dog>1.2", "<dog>(0.5)"]),
+        ("<dog> Negative prompt: blurry Steps: 20, Sampler: Euler a, Seed: 1", ["Negative prompt:", "Steps: 20, Sampler: Euler a, Seed: 1"]),
         ("a dog (happy), well-known -- C++, 3:2, at 10:30; A_B", []),
         ("A <dog> AND A CAT", []),
     ],
@@ -328,3 +331,6 @@ def test_prompts_of_a_jobs_file_are_read_before_anything_is_trained(drawn, dog_p
         Path("jobs.toml").write_text(f'[[job]]\nphoto = "{dog_photo}"\nclass = "dog"\nname = "rex"\nprompts = ["<rex> and &lt;cup&gt;", "{prompt}"]\n')
         refused = drawn("run", "jobs.toml")
         assert refused.code == code and said in refused.err and not Path("artifacts/mask").exists()
+    Path("jobs.toml").write_text(f'[[job]]\nphoto = "{dog_photo}"\nclass = "dog"\nname = "rex"\nset = "generate.negative=<dgo>"\nprompts = "<rex>"\n')
+    refused = drawn("run", "jobs.toml")
+    assert refused.code == 4 and "names <dgo>, which is not trained" in refused.err and not Path("artifacts/mask").exists()
