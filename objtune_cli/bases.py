@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import math
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -206,9 +207,10 @@ def hub_id(name: str) -> str:
         UsageError: It is neither.
     """
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or not ("/" in name or name in HUB):
-        raise UsageError(
-            f"there is no base {name}", f"known: toybox, {', '.join(HUB)}, a diffusers folder, a .safetensors checkpoint, or a hub id"
-        )
+        page = re.match(r"https?://huggingface\.co/([\w.-]+/[\w.-]+)", name)
+        meant = page[1] if page else "" if "/" in name else re.sub(r"[\W_]", "", name.lower())
+        near = f"`--base {meant}`, if that is meant; " if page or meant in ("toybox", *HUB) else ""
+        raise UsageError(f"there is no base {name}", f"{near}known: toybox, {', '.join(HUB)}, a diffusers folder, a .safetensors checkpoint, or a hub id")
     return HUB.get(name, name)
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from objtune_cli import bases
-from objtune_cli.errors import DamagedError, IncompatibleError, MissingError, ObjtuneError
+from objtune_cli.errors import DamagedError, IncompatibleError, MissingError, ObjtuneError, UsageError
 from objtune_cli.models import stack as stacks
 from tests import kin, tiny
 
@@ -243,6 +243,17 @@ def test_exit_codes_and_what_to_give_instead(cli: Callable, project: Path, copy:
     assert cli("generate", "a dog", "--base", folder).code == 4
     (folder / "scheduler/scheduler_config.json").write_text("{")
     assert cli("generate", "a dog", "--base", folder).code == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("SD15", "sd15"), ("sd1.5", "sd15"), ("SD-XL ", "sdxl"), ("https://huggingface.co/a/b-c/tree/main", "a/b-c"), ("sd9", ""), ("./sd15", "")],
+)
+def test_other_spellings_of_a_base_are_answered_with_its_name(name: str, meant: str) -> None:
+    with pytest.raises(UsageError, match="there is no base") as caught:
+        bases.hub_id(name)
+    assert caught.value.hint.startswith(f"`--base {meant}`, if" if meant else "known: ")
+    assert not meant or bases.hub_id(meant)
 
 
 def test_libraries_say_nothing_of_a_base(cli: Callable, project: Path, copy: Callable[..., Path]) -> None:
