@@ -119,18 +119,18 @@ def train(
 
 def generate(
     ctx: Context, *prompts: str, n: int | None = None, seed: int | None = None, out: str | Path | None = None,
-    width: int | None = None, height: int | None = None, strength: float | None = None,
+    width: int | None = None, height: int | None = None, strength: float | None = None, negative: str | None = None,
 ) -> list[Done]:  # fmt: skip
-    """Pictures of prompts that name trained objects; `images` of a result are their paths; `width`, `height`: px, by default the base's own; `strength`: 0 to 2, as `<dog:0.8>` says it of one object."""
+    """Pictures of prompts that name trained objects; `images` of a result are their paths; `negative`: what should not be in them; `width`, `height`: px, by default the base's own; `strength`: 0 to 2, as `<dog:0.8>` says it of one object."""
     from objtune_cli.stages import generate as stage
 
     with _held(ctx):
-        return stage.run(ctx, list(prompts), ctx.settings.resolve(Generate, n=n, seed=seed, width=width, height=height, strength=strength), to_path(out) if out else None)
+        return stage.run(ctx, list(prompts), ctx.settings.resolve(Generate, n=n, seed=seed, width=width, height=height, strength=strength, negative=negative), to_path(out) if out else None)
 
 
 def compose(
     ctx: Context, prompt: str, places: Mapping[str, str | Sequence[str]] | None = None, *, n: int | None = None, seed: int | None = None,
-    width: int | None = None, height: int | None = None, strength: float | None = None,
+    width: int | None = None, height: int | None = None, strength: float | None = None, negative: str | None = None,
 ) -> Done:  # fmt: skip
     """Objects together; `places`: name to "left" or "0.5,0.4,0.9,0.9", or to a list of such where the prompt names it more than once; `width`, `height`: px, by default as many objects need."""
     from objtune_cli.stages import compose as stage
@@ -138,7 +138,8 @@ def compose(
 
     given = layout.places([f"{name}={where}" for name, own in (places or {}).items() for where in ([own] if isinstance(own, str) else own)])
     with _held(ctx):
-        return stage.run(ctx, prompt, given, ctx.settings.resolve(Generate, n=n, seed=seed, width=width, height=height, strength=strength), ctx.settings.resolve(Compose))[0]
+        config = ctx.settings.resolve(Generate, n=n, seed=seed, width=width, height=height, strength=strength, negative=negative)
+        return stage.run(ctx, prompt, given, config, ctx.settings.resolve(Compose))[0]
 
 
 def export(

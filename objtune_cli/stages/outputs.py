@@ -13,6 +13,7 @@ from objtune_cli.store import artifact, disk, header
 MOST = 1 << 30
 """A file that is larger than this is no export of ours, bytes."""
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+OTHER_FILES = (".pt", ".pth", ".ckpt", ".bin", ".zip", ".safetensor")
 ELSEWHERE = "`--force` replaces it; or give another folder with `--out DIR`"
 
 
@@ -30,7 +31,13 @@ class Output:
 
 
 def named_file(out: Path) -> bool:
-    """Whether `--out` names a file, not a folder."""
+    """Whether `--out` names a file, not a folder.
+
+    Raises:
+        UsageError: It names a file of a format that is not written.
+    """
+    if out.suffix.lower() in OTHER_FILES and not out.is_dir():
+        raise UsageError(f"{out} is the name of a file that is not written", "give a folder, or a file that ends in .safetensors, with `--out`")
     return out.suffix.lower() == ".safetensors" and not out.is_dir()
 
 

@@ -204,6 +204,7 @@ def test_out_may_name_a_file(store):
     for command, message in (
         (("pair", "--format", "embedding", "--out", "x.safetensors"), "embedding writes several files"),
         (("dog", "--format", "hub", "--out", "x.safetensors"), "hub writes several files"),
+        (("dog", "--format", "kohya", "--out", "x.pt"), "x.pt is the name of a file that is not written"),
         (("dog", "cup", "--format", "kohya", "--out", "x.safetensors"), "two files would be x.safetensors"),
         (("dog", "--format", "embedding", "--out", "x.safetensors", "--trigger", "y"), "are two names"),
         (("dog", "--format", "kohya", "--out", "objtune.toml"), "objtune.toml is a file, not a folder"),
