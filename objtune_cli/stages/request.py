@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -69,7 +70,9 @@ def read(ctx: Context, prompts: list[str], negative: str = "", source: Ref | Non
     for i, prompt in enumerate(prompts, 1):
         where = f"prompt {i}" if len(prompts) > 1 else "the prompt"
         written, changed = text.read_names(text.clean(prompt, where), trained.has)
-        written, strengths = text.take_strengths(written)
+        plain, (written, strengths) = written, text.take_strengths(written)
+        for name in (name for name in strengths if re.search(rf"<{re.escape(name)}(@[0-9]+)?>", plain)):
+            ctx.report.note(f"{where} says the strength {strengths[name]:g} of one <{name}>: it is that of every <{name}> in it")
         own = _find(trained, written, found)
         written, shown = _apply_strengths(ctx, written, own, strengths, strength)
         named.append(shown)

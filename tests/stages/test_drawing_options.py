@@ -162,6 +162,9 @@ def test_a_scene_has_the_strengths_that_are_said(studio):
     plain, weak = (studio("compose", prompt, *line) for prompt in ("<dog> and <cup>", "<dog:0.4> and <cup>"))
     assert drawn(weak)[0].tobytes() != drawn(plain)[0].tobytes() and parameters(weak)[0].startswith("<dog:0.4> and <cup>\n")
     assert studio("compose", "<dog:1> and <cup>", *line).out == plain.out
+    one = studio("generate", "<dog> and <dog:0.4>", *ONE)
+    assert "says the strength 0.4 of one <dog>: it is that of every <dog> in it" in one.err and parameters(one)[0].startswith("<dog:0.4> and <dog:0.4>\n")
+    assert "of one" not in weak.err
     joint = studio("compose", "<rex:0.5> and <mat>", *QUICK)
     assert joint.code == 0  # each in its place, though they share a file
     nobody = studio("compose", "<dog:0>", *ONE)
