@@ -107,7 +107,7 @@ def test_a_name_alone_needs_a_kind() -> None:
 
 
 def test_another_kind_is_refused() -> None:
-    with pytest.raises(IncompatibleError, match="mask/rex is a mask, not a adapter"):
+    with pytest.raises(IncompatibleError, match="mask/rex is a mask, not an adapter"):
         parse("mask/rex", "adapter")
 
 
