@@ -12,7 +12,7 @@ FAULTS := tests/faults tests/stages/test_stopping_work.py tests/stages/test_reus
 help:
 	@echo "make demo         learn the dog of docs/examples/photo.jpg and draw it (about 3 minutes on 2 cores)"
 	@echo "make test         the whole test suite, in two processes"
-	@echo "make properties   the property-based tests, on examples that no run has seen"
+	@echo "make properties   the property-based tests on examples that no run has seen; 20,000 random inputs at every entrance"
 	@echo "make slow         the long quality and start-up runs"
 	@echo "make faults       kills, races, full disks, damage and hostile inputs at full size, with their figures"
 	@echo "make lint         ruff and mypy"

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
+from tests import fuzzing
+
 FIGURES = pytest.StashKey[list[str]]()
 BEGAN = time.monotonic()
 COUNTED = {
@@ -37,7 +39,13 @@ def say(capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest) -> C
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """All figures in order, after a run at full size."""
+    """All figures in order, after a run at full size, and what random inputs came to."""
+    reports = [report for how in ("passed", "failed") for report in terminalreporter.getreports(how)]
+    entrances = fuzzing.summary(reports)
+    if entrances and fuzzing.FULL:
+        terminalreporter.section("random inputs at every entrance")
+        for line in entrances:
+            terminalreporter.write_line(line)
     figures = list(config.stash.get(FIGURES, []))
     if not figures:
         return

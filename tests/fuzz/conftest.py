@@ -1,0 +1,16 @@
+"""Time for thousands of inputs."""
+
+import pytest
+
+from tests.fuzzing import FULL
+
+SECONDS = 3600
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All are property-based; `make properties` gives each an hour."""
+    for item in items:
+        if item.path.parent.name == "fuzz":
+            item.add_marker("hypothesis")
+            if FULL:
+                item.add_marker(pytest.mark.timeout(SECONDS))
