@@ -63,7 +63,6 @@ def check_settings(place: Entrance, data: bytes, number: int) -> None:
     done = place.run("segment", "photo.png", "--class", "dog", "--mask", "mask.png")
     assert done.code in (0, 2, 3, 7), (data, done.err)
     if done.code:
-        assert re.search(rb"[a-z]", data) and b"=" in data or done.code == 2, (data, done.err)
         return
     record, tensors = place.load("mask", "dog")
     text = next(data.decode(code) for code in ("utf-8-sig", "utf-16", "utf-32") if _decodes(data, code))
