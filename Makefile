@@ -43,7 +43,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 properties: $(STAMP)
-	$(BIN)/python -m pytest -q -n 2 -m "hypothesis and not slow" --hypothesis-profile=default
+	$(BIN)/python -m pytest -q -n 2 -m "(hypothesis or fuzz) and not slow" --hypothesis-profile=default
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow -s

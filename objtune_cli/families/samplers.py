@@ -69,6 +69,9 @@ def _check(folder: Path, name: str, config: Mapping[str, Any]) -> None:
             raise IncompatibleError(f"{where} {key} is no positive number: {value!r}", f"correct it in {folder / CONFIG}")
         if key.startswith("beta") and value >= 1:
             raise IncompatibleError(f"{where} {key} is not below 1: {value!r}", f"correct it in {folder / CONFIG}")
+    betas, steps = config.get("trained_betas"), config.get("num_train_timesteps", 1000)
+    if betas is not None and not (isinstance(betas, list) and len(betas) == steps and all(isinstance(b, int | float) and 0 < b < 1 for b in betas)):
+        raise IncompatibleError(f"{where} trained_betas are not {steps:g} numbers between 0 and 1", f"correct them in {folder / CONFIG}")
 
 
 def name_sampler(config: Mapping[str, Any]) -> str:

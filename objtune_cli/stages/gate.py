@@ -13,6 +13,8 @@ INSIDE_BORDER, MAX_INSIDE = 0.05, 0.7
 """Largest share of the border and of the photo that the object of an inverted mask has."""
 MAX_LINE, LINE = 0.4, 0.05
 """A mask that is a line has at most this share of what the line encloses, and this width, fraction of its longer side."""
+THIN = 3.0
+"""Width of a line in small pictures, px."""
 MAX_PIECES = 12
 MIN_CELLS = 1.0
 """Latent cells that the object covers where the photo fills the base's frame; a smaller one is no object to the base."""
@@ -58,7 +60,7 @@ def outline(mask: "np.ndarray") -> str:
     filled = cv2.drawContours(np.zeros_like(hard), contours, -1, 1, cv2.FILLED)
     _, _, width, height = cv2.boundingRect(hard)
     thick = 2 * float(cv2.distanceTransform(hard, cv2.DIST_L2, 5).max())
-    if hard.sum() > MAX_LINE * filled.sum() or thick > LINE * max(width, height):
+    if hard.sum() > MAX_LINE * filled.sum() or thick > max(THIN, LINE * max(width, height)):
         return ""
     return f"it is an outline, a line of at most {thick:.0f} px, and not filled"
 

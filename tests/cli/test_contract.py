@@ -104,7 +104,7 @@ USAGE = [
     (["train", "--class", "dog", "toy.png", "more.png", "-c", "mug"], "--class before the first photo"),
     (["train", "toy.png", "-c", "dog", "toy.png", "--class=dog"], "two photos would give an object the name dog"),
     (["train", "toy.png", "-c", "dog", "mask/x", "-c", "mug"], "mask/x is no photo"),
-    (["train", "toy.png", "-c", "dog", "more.png", "-c", "mug", "--box", "cup=0,0,9,9"], "--box cup=0,0,9,9 is not"),
+    (["train", "toy.png", "-c", "dog", "more.png", "-c", "mug", "--box", "cup=0,0,9,9"], "--box cup=0,0,9,9 is for cup"),
     (["list", "masks"], "there is no kind masks"),
     (["show", "a/b/c"], "is not a ref"),
     (["list", "--project", "/nonexistent"], "/nonexistent is not a folder"),

@@ -8,9 +8,9 @@ SECONDS = 3600
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All are property-based; `make properties` gives each an hour."""
+    """They run with `make properties` alone, which gives each an hour."""
     for item in items:
         if item.path.parent.name == "fuzz":
-            item.add_marker("hypothesis")
+            item.add_marker("fuzz")
             if FULL:
                 item.add_marker(pytest.mark.timeout(SECONDS))

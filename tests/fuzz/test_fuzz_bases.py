@@ -129,7 +129,7 @@ def in_file(folder: Path, part: str) -> dict[str, torch.Tensor]:
 
 
 def test_bases(entrance: Entrance, record_property: Any, base: Path, opened: list[Any]) -> None:  # noqa: F811
-    @tries(2000, 12)
+    @tries(500, 12)
     @given(damage=damages)
     def check(damage: Damage) -> None:
         folder = entrance.empty()

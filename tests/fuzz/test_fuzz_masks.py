@@ -140,7 +140,7 @@ def hints(draw: Any) -> Hint:
     return Hint("--point", f"{x:g},{y:g}", mask)
 
 
-@tries(1500, 12)
+@tries(1000, 12)
 @given(item=hints())
 def check_hint(place: Entrance, item: Hint) -> None:
     folder = place.empty()

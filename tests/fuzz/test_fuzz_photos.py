@@ -100,7 +100,7 @@ def viewed(item: File) -> np.ndarray:
     return np.asarray(image).astype(float)
 
 
-@tries(4000, 40)
+@tries(3500, 40)
 @given(item=photos())
 def check_photo(place: Entrance, item: File) -> None:
     folder = place.empty()

@@ -61,7 +61,7 @@ def plain(prompt: str) -> str:
 def test_prompts(entrance: Entrance, record_property: Any, project: Path) -> None:  # noqa: F811
     words = tiny.tokenizer()
 
-    @tries(2500, 20)
+    @tries(1200, 20)
     @given(prompt=prompts, negative=negatives, seed=st.integers(0, 2**64 - 1))
     def check(prompt: str, negative: str | None, seed: int) -> None:
         options = [f"--negative={negative}"] if negative is not None else []

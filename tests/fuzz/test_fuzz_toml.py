@@ -49,7 +49,7 @@ def settings_files(draw: Any) -> bytes:
     return text.encode(draw(st.sampled_from(ENCODINGS)), errors="replace")
 
 
-@tries(1200, 25)
+@tries(2500, 25)
 @given(data=settings_files(), number=st.integers(0, 255))
 def check_settings(place: Entrance, data: bytes, number: int) -> None:
     folder = place.empty()
@@ -102,7 +102,7 @@ def jobs_files(draw: Any) -> tuple[bytes, dict[str, str]]:
     return text.replace("\n", draw(st.sampled_from(NEWLINES))).encode(draw(st.sampled_from(ENCODINGS)), errors="replace"), said
 
 
-@tries(1500, 40)
+@tries(4000, 40)
 @given(item=jobs_files())
 def check_jobs(place: Entrance, item: tuple[bytes, dict[str, str]]) -> None:
     data, said = item
@@ -143,7 +143,7 @@ def layouts(draw: Any) -> bytes:
     return text.encode(draw(st.sampled_from(ENCODINGS)), errors="replace")
 
 
-@tries(800, 20)
+@tries(2500, 20)
 @given(data=layouts())
 def check_layout(place: Entrance, data: bytes) -> None:
     file = Path(place.empty()) / "scene.toml"

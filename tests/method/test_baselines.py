@@ -422,7 +422,7 @@ def test_apart_and_together_are_the_same_step(trainer, weights: dict) -> None:
         t = trainer(passes=passes, **weights)
         seen: list[int] = []
         predict = t.stack.predict
-        t.stack = SimpleNamespace(**{n: getattr(t.stack, n) for n in ("unet", "encode", "token_ids", "alpha_bar", "levels", "noised", "family", "prediction", "device", "team", "widths")})
+        t.stack = SimpleNamespace(**{n: getattr(t.stack, n) for n in ("unet", "encode", "token_ids", "alpha_bar", "levels", "noised", "family", "prediction", "device", "team", "widths", "size", "factor")})
         t.stack.predict = lambda z, *rest, predict=predict, seen=seen: seen.append(len(z)) or predict(z, *rest)
         t.advance()
         stepped.append((seen, dict(t.mean), [p.grad.clone() for p in t._params()]))

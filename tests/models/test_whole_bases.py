@@ -184,6 +184,7 @@ def test_other_kinds_of_models_are_named(copy: Callable[..., Path], part: str, v
         ("vae/config.json", {"scaling_factor": 0}, 5, "scaling_factor in vae/config.json is 0"),
         ("scheduler/scheduler_config.json", {"beta_end": 1.5}, 6, "beta_end is not below 1: 1.5"),
         ("scheduler/scheduler_config.json", {"beta_start": float("nan")}, 6, "beta_start is no positive number: nan"),
+        ("scheduler/scheduler_config.json", {"trained_betas": [0.1, 0.2]}, 6, "trained_betas are not 1000 numbers between 0 and 1"),
     ],
 )
 def test_numbers_that_nothing_can_be_drawn_with(copy: Callable[..., Path], file: str, values: dict[str, Any], code: int, said: str) -> None:

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
+from objtune_cli.stages import gate
 from objtune_cli.store import artifact, refs
 from objtune_cli.toybox import draw, world
 from objtune_cli.toybox.world import DIALS
@@ -309,3 +310,11 @@ def test_an_outline_is_no_filled_mask(cli, tmp_path):
         done = cli("segment", photo, "--class", "mug", "--mask", _write(Path("line.png"), picture))
         assert done.code == 9 and "it is an outline, a line of at most" in done.err and "filled" in done.err
         assert not Path("artifacts/mask").exists()
+
+
+def test_a_thin_line_in_a_small_photo_is_an_outline():
+    ring = np.zeros((72, 96), np.uint8)
+    cv2.circle(ring, (48, 36), 10, 255, 1)
+    assert "it is an outline" in gate.outline(ring)
+    cv2.circle(ring, (48, 36), 10, 255, 6)  # a ring of its own thickness is an object
+    assert not gate.outline(ring)
