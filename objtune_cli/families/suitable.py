@@ -83,7 +83,8 @@ def _check_numbers(family: "Family", folder: Path, denoiser: Mapping[str, Any], 
         raise IncompatibleError(f"the base in {folder} was trained on frames of {' x '.join(map(str, sides))} cells, which are not square", "bases that draw squares are opened")
     values = [(family.denoiser, "sample_size", sides[0], 1), ("vae", "scaling_factor", vae.get("scaling_factor"), 1e-6), ("vae", "shift_factor", vae.get("shift_factor"), -1e6)]
     for part, key, value, least in values:
-        if value is not None and (not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= 1e6):
+        missing = value is None and not (key == "scaling_factor" and key in vae)  # null there is no default
+        if not missing and (not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= 1e6):
             raise DamagedError(f"the base in {folder} is damaged: {key} in {part}/config.json is {value!r}", f"correct it in {folder / part / 'config.json'}")
 
 

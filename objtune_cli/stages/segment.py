@@ -119,7 +119,8 @@ def _judged(
     if not problem and target.mask:
         problem = gate.outline(located.cover)
     elif not problem:
-        problem, advice = hints.disagreement(located.cover, target, picture, located.rough)
+        drawn_as_line = gate.outline(located.rough) if located.rough is not None else ""
+        problem, advice = (drawn_as_line, located.advice) if drawn_as_line else hints.disagreement(located.cover, target, picture, located.rough)
     shown = pictures.png(pictures.overlay(rgb, located.cover, located.rivals))
     if problem and (not ctx.force or not metrics["area"]):
         rejected = ctx.project.folder / ".objtune" / "rejected" / f"{target.name}.png"

@@ -181,6 +181,7 @@ def test_other_kinds_of_models_are_named(copy: Callable[..., Path], part: str, v
         ("unet/config.json", {"sample_size": [16, 8]}, 6, "frames of 16 x 8 cells, which are not square"),
         ("unet/config.json", {"sample_size": "16"}, 5, "sample_size in unet/config.json is '16'"),
         ("vae/config.json", {"scaling_factor": "0.18215"}, 5, "scaling_factor in vae/config.json is '0.18215'"),
+        ("vae/config.json", {"scaling_factor": None}, 5, "scaling_factor in vae/config.json is None"),
         ("vae/config.json", {"scaling_factor": 0}, 5, "scaling_factor in vae/config.json is 0"),
         ("scheduler/scheduler_config.json", {"beta_end": 1.5}, 6, "beta_end is not below 1: 1.5"),
         ("scheduler/scheduler_config.json", {"beta_start": float("nan")}, 6, "beta_start is no positive number: nan"),

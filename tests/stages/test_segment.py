@@ -306,8 +306,8 @@ def test_an_outline_is_no_filled_mask(cli, tmp_path):
     cli("init")
     photo = _write(tmp_path / "mug.png", rgb)
     line = cv2.morphologyEx(cv2.morphologyEx(mug.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((15, 15))), cv2.MORPH_GRADIENT, np.ones((3, 3))) * 255
-    for picture in (line, 255 - line):
-        done = cli("segment", photo, "--class", "mug", "--mask", _write(Path("line.png"), picture))
+    for option, picture in (("--mask", line), ("--mask", 255 - line), ("--rough", line)):
+        done = cli("segment", photo, "--class", "mug", option, _write(Path("line.png"), picture))
         assert done.code == 9 and "it is an outline, a line of at most" in done.err and "filled" in done.err
         assert not Path("artifacts/mask").exists()
 
