@@ -140,13 +140,14 @@ def test_bases(entrance: Entrance, record_property: Any, base: Path, opened: lis
         assert done.code == 0 or damage.how not in ("whole", "half", "key more", "variant"), (damage, done.err)
         if done.code:
             return
-        assert damage.how not in ("key gone", "not finite", "shape"), damage
+        unused = damage.how == "not finite" and damage.part == "vae"  # drawing needs no encoder; a decoder that gives no picture is refused
+        assert unused or damage.how not in ("key gone", "not finite", "shape"), damage
         for part, weights in opened[-1].items():
             file = in_file(folder / "base", part)
             for key, value in weights.items():
                 stored = next((file[k] for k in (key, "text_model." + key, key.removeprefix("text_model.")) if k in file), None)
                 assert stored is not None, f"{part}: {key} is in no file"
-                assert torch.equal(stored.float(), value.float()), f"{part}: {key} is not as in its file"
+                assert torch.equal(stored.float().nan_to_num(), value.float().nan_to_num()), f"{part}: {key} is not as in its file"
         picture = np.asarray(Image.open(folder / done.out.strip()))
         assert picture.std() > 0.5, f"a picture of one colour after {damage}"
         entrance.load("scene", "scene")
