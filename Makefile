@@ -15,7 +15,7 @@ help:
 	@echo "make properties   the property-based tests on examples that no run has seen; 20,000 random inputs at every entrance"
 	@echo "make slow         the long quality and start-up runs"
 	@echo "make faults       kills, races, full disks, damage and hostile inputs at full size, with their figures"
-	@echo "make lint         ruff and mypy"
+	@echo "make lint         format, ruff and mypy"
 	@echo "make pictures     draw the pictures of README and docs again"
 	@echo "make reference    write docs/cli.md again"
 	@echo "make completions  write completions/ again"
@@ -52,12 +52,13 @@ faults: $(STAMP)
 	$(BIN)/python -m pytest -q -m "not gpu" -k "not short" $(FAULTS)
 
 lint: $(STAMP)
-	$(BIN)/ruff check objtune_cli tests
+	$(BIN)/ruff format --check objtune_cli tests docs
+	$(BIN)/ruff check objtune_cli tests docs
 	$(BIN)/mypy
 
 format: $(STAMP)
-	$(BIN)/ruff format objtune_cli tests
-	$(BIN)/ruff check --fix objtune_cli tests
+	$(BIN)/ruff format objtune_cli tests docs
+	$(BIN)/ruff check --fix objtune_cli tests docs
 
 pictures: $(STAMP)
 	$(BIN)/python docs/pictures.py

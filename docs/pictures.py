@@ -42,8 +42,13 @@ def apart(folder: Path) -> None:
     points = ("--point", "tom=115,380", "--point", "mini=520,400", "--point", "tea=310,420")
     objtune(folder, "train", str(EXAMPLES / "three.jpg"), *words, *points)
     asked = ("a photo of <tom> on the beach", "a photo of <mini> in the snow", "a photo of <tea> in the desert")
-    paths = objtune(folder, "generate", *asked, "-n", "1") + objtune(folder, "compose", "a photo of <tom> left of <mini> in the snow", "-n", "1")
-    shown = [Image.open(p).convert("RGB").resize((192, 192), Image.Resampling.LANCZOS) for p in (EXAMPLES / "three.jpg", *(folder / p for p in paths))]
+    paths = objtune(folder, "generate", *asked, "-n", "1") + objtune(
+        folder, "compose", "a photo of <tom> left of <mini> in the snow", "-n", "1"
+    )
+    shown = [
+        Image.open(p).convert("RGB").resize((192, 192), Image.Resampling.LANCZOS)
+        for p in (EXAMPLES / "three.jpg", *(folder / p for p in paths))
+    ]
     Image.fromarray(grid(np.stack([np.asarray(s) for s in shown]), 5)).save(EXAMPLES / "three.png")
 
 
@@ -56,7 +61,15 @@ def main() -> None:
         objtune(folder, "train", str(EXAMPLES / "mug.jpg"), "--class", "mug", "--name", "cup")
         shutil.copy(folder / "artifacts/adapter/dog/v001/preview.png", EXAMPLES / "preview.png")
         paths = objtune(
-            folder, "compose", "a photo of <dog> and <cup> on the beach", "--place", "dog=left", "--place", "cup=right", "-n", "3"
+            folder,
+            "compose",
+            "a photo of <dog> and <cup> on the beach",
+            "--place",
+            "dog=left",
+            "--place",
+            "cup=right",
+            "-n",
+            "3",
         )
         layout = Image.open((folder / paths[0]).with_name("layout.png")).resize((192, 192), Image.Resampling.LANCZOS)
         shown = [np.asarray(Image.open(folder / path).resize((192, 192), Image.Resampling.BICUBIC)) for path in paths]

@@ -3,7 +3,18 @@
 from typing import Any
 
 __version__ = "0.1.0"
-FUNCTIONS = ("project", "segment", "init_embedding", "train", "generate", "compose", "export", "import_files", "Done", "ObjtuneError")
+FUNCTIONS = (
+    "project",
+    "segment",
+    "init_embedding",
+    "train",
+    "generate",
+    "compose",
+    "export",
+    "import_files",
+    "Done",
+    "ObjtuneError",
+)
 """What `from objtune_cli import …` gives beside the version; see `library`."""
 
 

@@ -13,7 +13,15 @@ from types import SimpleNamespace
 from typing import Any
 
 from objtune_cli import families, paths
-from objtune_cli.errors import DamagedError, IncompatibleError, InputError, MissingError, ObjtuneError, ResourceError, UsageError
+from objtune_cli.errors import (
+    DamagedError,
+    IncompatibleError,
+    InputError,
+    MissingError,
+    ObjtuneError,
+    ResourceError,
+    UsageError,
+)
 from objtune_cli.families import FAMILIES, Family, fingerprints, samplers, single, suitable, vaes
 from objtune_cli.families import folder as folders
 from objtune_cli.families.fingerprints import SKIPPED, TOWERS
@@ -29,7 +37,15 @@ REVISIONS = {repository: commit for family in FAMILIES for repository, commit in
 PARTS = tuple(dict.fromkeys(part for family in FAMILIES for part in (*family.parts, *TOWERS)))
 FILES = ("model_index.json", *(f"{part}/*.{end}" for part in PARTS for end in ("json", "txt", "safetensors")))
 """What of a hub repository a base may need: no pickles."""
-JUDGE = ("config.json", "preprocessor_config.json", "tokenizer*.json", "vocab.json", "merges.txt", "special_tokens_map.json", "model.safetensors")
+JUDGE = (
+    "config.json",
+    "preprocessor_config.json",
+    "tokenizer*.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "model.safetensors",
+)
 """What of a hub repository a CLIP or DINO that measures needs."""
 PICKLED = "pytorch_model.bin"
 """Its weights where the repository has them in no other form; opened as tensors alone."""
@@ -133,7 +149,9 @@ class Base:
     @property
     def unit(self) -> int:
         """What the sides of its pictures must be multiples of, px."""
-        config = {"block_out_channels": range(4), "patch_size": 2} | self._config(self.family.denoiser)  # of diffusers' classes, where a config says nothing
+        config = {"block_out_channels": range(4), "patch_size": 2} | self._config(
+            self.family.denoiser
+        )  # of diffusers' classes, where a config says nothing
         return self.factor * self.family.cells(SimpleNamespace(**config))
 
     @property
@@ -161,7 +179,10 @@ class Base:
         if self.family is families.SD1:
             return own | ({"prediction": self.said_prediction} if self.said_prediction else {})
         schedule = json.loads((self.folder / "scheduler" / "scheduler_config.json").read_bytes())
-        return own | {"family": self.family.name, "prediction": self.prediction or str(schedule.get("prediction_type", self.family.prediction))}
+        return own | {
+            "family": self.family.name,
+            "prediction": self.prediction or str(schedule.get("prediction_type", self.family.prediction)),
+        }
 
 
 def find(name: str, tower: str = "", vae: str = "", prediction: str = "") -> Base:
@@ -195,9 +216,13 @@ def find(name: str, tower: str = "", vae: str = "", prediction: str = "") -> Bas
     try:
         return _opened(name, here, tower, given, said)
     except MissingError as error:
-        raise ResourceError(f"{name} is only partly on this machine: {error.message}", f"`objtune fetch --base {name}` brings the rest") from None
+        raise ResourceError(
+            f"{name} is only partly on this machine: {error.message}", f"`objtune fetch --base {name}` brings the rest"
+        ) from None
     except DamagedError as error:
-        raise DamagedError(error.message, f"delete {here.parent.parent} and run `objtune fetch --base {name}`") from None
+        raise DamagedError(
+            error.message, f"delete {here.parent.parent} and run `objtune fetch --base {name}`"
+        ) from None
 
 
 def hub_id(name: str) -> str:
@@ -210,7 +235,10 @@ def hub_id(name: str) -> str:
         page = re.match(r"https?://huggingface\.co/([\w.-]+/[\w.-]+)", name)
         meant = page[1] if page else "" if "/" in name else re.sub(r"[\W_]", "", name.lower())
         near = f"`--base {meant}`, if that is meant; " if page or meant in ("toybox", *HUB) else ""
-        raise UsageError(f"there is no base {name}", f"{near}known: toybox, {', '.join(HUB)}, a diffusers folder, a .safetensors checkpoint, or a hub id")
+        raise UsageError(
+            f"there is no base {name}",
+            f"{near}known: toybox, {', '.join(HUB)}, a diffusers folder, a .safetensors checkpoint, or a hub id",
+        )
     return HUB.get(name, name)
 
 
@@ -220,7 +248,13 @@ def cached(repository: str) -> Path | None:
 
     for revision in filter(None, (REVISIONS.get(repository), "main")):
         with contextlib.suppress(ValueError, OSError, RuntimeError):
-            found = snapshot_download(repository, revision=revision, local_files_only=True, allow_patterns=list(FILES), ignore_patterns=list(SKIPPED))
+            found = snapshot_download(
+                repository,
+                revision=revision,
+                local_files_only=True,
+                allow_patterns=list(FILES),
+                ignore_patterns=list(SKIPPED),
+            )
             return Path(found)
     return None
 
@@ -242,7 +276,12 @@ def _opened(ident: str, folder: Path, tower: str, vae: Path | None, prediction: 
     _check_prediction(family, prediction)
     folders.check(family, folder, vae)
     if vae is not None:
-        vaes.check_vae(vae, folders.read_json(folder if (folder / "vae/config.json").is_file() else single.LAYOUTS / family.name, "vae/config.json"))
+        vaes.check_vae(
+            vae,
+            folders.read_json(
+                folder if (folder / "vae/config.json").is_file() else single.LAYOUTS / family.name, "vae/config.json"
+            ),
+        )
     written = str(folders.read_json(folder, samplers.CONFIG).get("prediction_type", family.prediction))
     differs = prediction if prediction != written else ""
     family.read_scheduler(folder, **({"prediction_type": differs} if differs else {}))
@@ -292,7 +331,9 @@ def _file(path: Path, tower: str, vae: Path | None, prediction: str) -> Base:
 
 def _check_prediction(family: Family, prediction: str) -> None:
     if prediction and family.prediction == "flow":
-        raise IncompatibleError(f"{family.title} predicts the velocity of a flow, not {prediction}", "leave the setting `prediction` out")
+        raise IncompatibleError(
+            f"{family.title} predicts the velocity of a flow, not {prediction}", "leave the setting `prediction` out"
+        )
 
 
 def _changed(base: Base, vae: Path | None, prediction: str) -> Base:
@@ -325,7 +366,9 @@ def _family(ident: str, folder: Path) -> Family:
 def _inner(folder: Path) -> str:
     """What to give in place of a folder that is no base: what lies in it, or around it."""
     if (folder / "snapshots").is_dir():
-        inner = next((path for path in sorted((folder / "snapshots").iterdir()) if (path / "model_index.json").exists()), None)
+        inner = next(
+            (path for path in sorted((folder / "snapshots").iterdir()) if (path / "model_index.json").exists()), None
+        )
         if inner:
             return f"it is a repository of the hub's cache: `--base {shlex.quote(str(inner))}`"
     if (folder.resolve().parent / "model_index.json").exists():
@@ -341,12 +384,23 @@ def _towers(family: Family, folder: Path, given: str) -> tuple[Path | None, Path
     if given:
         names = [name.strip() for name in given.split(",")]
         if len(names) > len(family.encoders):
-            raise UsageError(f"{len(names)} image towers for {len(family.encoders)} text encoder(s)", "give one for each, in their order")
-        return _each([_tower(name) for name in names], ",".join(Path(name).name if Path(name).exists() else name for name in names))
-    own = [folder / name if (folder / name / "config.json").exists() else None for name in TOWERS[: len(family.encoders)]]
+            raise UsageError(
+                f"{len(names)} image towers for {len(family.encoders)} text encoder(s)",
+                "give one for each, in their order",
+            )
+        return _each(
+            [_tower(name) for name in names],
+            ",".join(Path(name).name if Path(name).exists() else name for name in names),
+        )
+    own = [
+        folder / name if (folder / name / "config.json").exists() else None for name in TOWERS[: len(family.encoders)]
+    ]
     if any(own) or folder == EMBEDDED or not (cache := _cache()).is_dir():
         return _each(own, "")
-    here = [transformers_model(name) if (cache / f"models--{name.replace('/', '--')}").is_dir() else None for name in family.towers]
+    here = [
+        transformers_model(name) if (cache / f"models--{name.replace('/', '--')}").is_dir() else None
+        for name in family.towers
+    ]
     return _each(here, ",".join(name for name, path in zip(family.towers, here, strict=True) if path))
 
 
@@ -367,7 +421,11 @@ def _tower(name: str) -> Path:
         return path
     found = transformers_model(name)
     if found is None:
-        hint = f"`objtune fetch --model {name}` brings it, if that is its hub id" if paths.is_hub_id(name) else "give its folder or .safetensors file, or its hub id"
+        hint = (
+            f"`objtune fetch --model {name}` brings it, if that is its hub id"
+            if paths.is_hub_id(name)
+            else "give its folder or .safetensors file, or its hub id"
+        )
         raise ResourceError(f"the CLIP {name} is not on this machine", hint)
     return found
 

@@ -19,7 +19,18 @@ from objtune_cli.stages.context import Context, Done
 from objtune_cli.store import refs
 from objtune_cli.store.project import locate
 
-__all__ = ["Done", "ObjtuneError", "compose", "export", "generate", "import_files", "init_embedding", "project", "segment", "train"]
+__all__ = [
+    "Done",
+    "ObjtuneError",
+    "compose",
+    "export",
+    "generate",
+    "import_files",
+    "init_embedding",
+    "project",
+    "segment",
+    "train",
+]
 
 LOG = logging.getLogger("objtune")
 T = TypeVar("T")
@@ -39,7 +50,11 @@ class Logged:
 
 
 def project(
-    folder: str | Path = ".", *, on_step: Callable[[str, int, int], None] | None = None, force: bool = False, **settings: Any
+    folder: str | Path = ".",
+    *,
+    on_step: Callable[[str, int, int], None] | None = None,
+    force: bool = False,
+    **settings: Any,
 ) -> Context:
     """A project folder (made one where it is none) with settings above those of its objtune.toml.
 
@@ -114,7 +129,9 @@ def train(
     found = segment(ctx.unforced(), photo, class_word, name, box=box, mask=mask, rough=rough).ref
     config = ctx.settings.resolve(Train, steps=steps)
     with _held(ctx):
-        return stage.run(ctx, [found], config, ctx.settings.resolve(Embed), ctx.settings.resolve(Prior), preview=preview)
+        return stage.run(
+            ctx, [found], config, ctx.settings.resolve(Embed), ctx.settings.resolve(Prior), preview=preview
+        )
 
 
 def generate(
@@ -125,7 +142,14 @@ def generate(
     from objtune_cli.stages import generate as stage
 
     with _held(ctx):
-        return stage.run(ctx, list(prompts), ctx.settings.resolve(Generate, n=n, seed=seed, width=width, height=height, strength=strength, negative=negative), to_path(out) if out else None)
+        return stage.run(
+            ctx,
+            list(prompts),
+            ctx.settings.resolve(
+                Generate, n=n, seed=seed, width=width, height=height, strength=strength, negative=negative
+            ),
+            to_path(out) if out else None,
+        )
 
 
 def compose(
@@ -136,14 +160,29 @@ def compose(
     from objtune_cli.stages import compose as stage
     from objtune_cli.stages import layout
 
-    given = layout.places([f"{name}={where}" for name, own in (places or {}).items() for where in ([own] if isinstance(own, str) else own)])
+    given = layout.places(
+        [
+            f"{name}={where}"
+            for name, own in (places or {}).items()
+            for where in ([own] if isinstance(own, str) else own)
+        ]
+    )
     with _held(ctx):
-        config = ctx.settings.resolve(Generate, n=n, seed=seed, width=width, height=height, strength=strength, negative=negative)
+        config = ctx.settings.resolve(
+            Generate, n=n, seed=seed, width=width, height=height, strength=strength, negative=negative
+        )
         return stage.run(ctx, prompt, given, config, ctx.settings.resolve(Compose))[0]
 
 
 def export(
-    ctx: Context, name: str, form: str = "diffusers", out: str | Path = ".", *, dtype: str = "fp32", trigger: str = "", force: bool = False
+    ctx: Context,
+    name: str,
+    form: str = "diffusers",
+    out: str | Path = ".",
+    *,
+    dtype: str = "fp32",
+    trigger: str = "",
+    force: bool = False,
 ) -> list[Path]:
     """An object as files of other tools: "diffusers", "kohya", "embedding", "bundle" or "hub".
 
@@ -155,12 +194,25 @@ def export(
 
     with _held(ctx):
         return stage.run(
-            ctx.root, refs.find(ctx.root, name, ("adapter",)), form, to_path(out), dtype=dtype, trigger=[trigger] if trigger else [], force=force, note=ctx.report.note
+            ctx.root,
+            refs.find(ctx.root, name, ("adapter",)),
+            form,
+            to_path(out),
+            dtype=dtype,
+            trigger=[trigger] if trigger else [],
+            force=force,
+            note=ctx.report.note,
         )
 
 
 def import_files(
-    ctx: Context, files: Sequence[str | Path], class_word: str, name: str = "", *, word: str = "", allow_pickle: bool = False
+    ctx: Context,
+    files: Sequence[str | Path],
+    class_word: str,
+    name: str = "",
+    *,
+    word: str = "",
+    allow_pickle: bool = False,
 ) -> Done:
     """A LoRA, an embedding, or both of one object, trained elsewhere."""
     from objtune_cli.stages import classes, imported

@@ -8,7 +8,9 @@ from urllib.parse import unquote
 from objtune_cli.errors import UsageError
 
 QUOTES = ('""', "''", "“”", "‘’", "„“", "«»")
-_PATH_LIKE = re.compile(r"""["'“‘„«]|~|\.{1,2}(?:[\\/]|$)|[\\/]|[A-Za-z]:[\\/]|file:|.*\\|.*\.(?:safetensors|ckpt|pth?|bin)["'”]?$""", re.I)
+_PATH_LIKE = re.compile(
+    r"""["'“‘„«]|~|\.{1,2}(?:[\\/]|$)|[\\/]|[A-Za-z]:[\\/]|file:|.*\\|.*\.(?:safetensors|ckpt|pth?|bin)["'”]?$""", re.I
+)
 _gone = False
 
 
@@ -33,7 +35,10 @@ def current_folder() -> Path:
             return Path.cwd()
     except OSError:
         pass
-    raise UsageError("the current folder does not exist any more", "`cd` to one that does; or give `--project DIR` and absolute paths")
+    raise UsageError(
+        "the current folder does not exist any more",
+        "`cd` to one that does; or give `--project DIR` and absolute paths",
+    )
 
 
 def to_path(text: str | os.PathLike[str], folder: Path | None = None) -> Path:
@@ -47,7 +52,9 @@ def to_path(text: str | os.PathLike[str], folder: Path | None = None) -> Path:
     """
     raw = os.fspath(text)
     if not raw.strip() or "\0" in raw:
-        raise UsageError("a path is empty" if not raw.strip() else f"{raw!r} cannot be a path", "give the path of a file or folder")
+        raise UsageError(
+            "a path is empty" if not raw.strip() else f"{raw!r} cannot be a path", "give the path of a file or folder"
+        )
     path = _joined(Path(raw), folder)
     if not raw.startswith("~") and _exists(path):
         return path
@@ -68,7 +75,9 @@ def to_model(text: str, folder: Path | None = None) -> str:
     """
     if text == "toybox" or not text.strip():
         return text
-    is_path = _PATH_LIKE.match(text.strip()) or (not (_gone and folder is None) and _exists(_joined(Path(text), folder)))
+    is_path = _PATH_LIKE.match(text.strip()) or (
+        not (_gone and folder is None) and _exists(_joined(Path(text), folder))
+    )
     return str(to_path(text, folder)) if is_path else text
 
 
@@ -133,5 +142,7 @@ def _expanded(text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError:
         who = Path(text).parts[0]
-        raise UsageError(f"{text}: there is no home folder for {who}", f"write the folder's path instead; `./{text}` is a file of that name here") from None
-
+        raise UsageError(
+            f"{text}: there is no home folder for {who}",
+            f"write the folder's path instead; `./{text}` is a file of that name here",
+        ) from None

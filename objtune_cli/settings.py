@@ -47,11 +47,15 @@ class Settings:
                 values[item.name] = _located(item, _checked(item, table[item.name], where), where, self.file.parent)
             variable = _variable(name, item.name)
             if variable in self.env:
-                values[item.name] = _located(item, _checked(item, _from_text(item, self.env[variable], variable), variable), variable)
+                values[item.name] = _located(
+                    item, _checked(item, _from_text(item, self.env[variable], variable), variable), variable
+                )
             key = f"{name}.{item.name}" if name else item.name
             if key in self.given:
                 where = f"--set {key}"
-                values[item.name] = _located(item, _checked(item, _from_text(item, self.given[key], where), where), where)
+                values[item.name] = _located(
+                    item, _checked(item, _from_text(item, self.given[key], where), where), where
+                )
             if flags.get(item.name) is not None:
                 where = f"--{item.name.replace('_', '-')}"
                 values[item.name] = _located(item, _checked(item, flags[item.name], where), where)
@@ -63,7 +67,9 @@ class Settings:
         for key, value in self.table.items():
             if key in SECTIONS:
                 if not isinstance(value, dict):
-                    raise UsageError(f"{key} in {self.file.name} is {value!r}", f"it is a section: `[{key}]`, its settings below")
+                    raise UsageError(
+                        f"{key} in {self.file.name} is {value!r}", f"it is a section: `[{key}]`, its settings below"
+                    )
                 for inner in value:
                     _refuse_unknown(inner, known[key], f"[{key}] of {self.file.name}")
             else:
@@ -93,7 +99,10 @@ def _refuse_unknown(key: str, known: set[str], where: str) -> None:
         from objtune_cli import tables
 
         near = tables.nearest(key, known)
-        raise UsageError(f"unknown key {key} in {where}", f"{f'did you mean {near}? ' if near else ''}known keys: {', '.join(sorted(known))}")
+        raise UsageError(
+            f"unknown key {key} in {where}",
+            f"{f'did you mean {near}? ' if near else ''}known keys: {', '.join(sorted(known))}",
+        )
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -41,7 +41,9 @@ def read(file: Path, form: str, error: type[ObjtuneError] = InputError) -> dict[
     try:
         return tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as failure:
-        raise error(f"{file} is not valid TOML: {failure or 'it is nested too deeply'}", _remedy(text, str(failure)) or form) from None
+        raise error(
+            f"{file} is not valid TOML: {failure or 'it is nested too deeply'}", _remedy(text, str(failure)) or form
+        ) from None
 
 
 def decode(data: bytes, source: str, error: type[ObjtuneError] = InputError) -> str:
@@ -78,7 +80,11 @@ def _remedy(text: str, failure: str) -> str:
     """What to do about a line that is no TOML; empty where nothing better is known than the form."""
     place = re.search(r"at line (\d+)", failure)
     lines = text.splitlines() if text.strip() else [""]
-    line = lines[min(int(place[1]), len(lines)) - 1].strip() if place else next(filter(None, map(str.strip, reversed(lines))), "")
+    line = (
+        lines[min(int(place[1]), len(lines)) - 1].strip()
+        if place
+        else next(filter(None, map(str.strip, reversed(lines))), "")
+    )
     key, equals, value = (part.strip() for part in line.partition("="))
     if hint := _quotes(line):
         return hint
@@ -86,7 +92,11 @@ def _remedy(text: str, failure: str) -> str:
         return f"{key} stands twice in one table: keep one of them, or begin a table of its own for each"
     if re.search(r"Cannot (?:declare|mutate)|more than once", failure) and line.startswith("["):
         name = line.strip("[] ")
-        return f"begin each of several tables with two brackets: `[[{name}]]`" if not line.startswith("[[") else f"{name} stands twice in two forms: keep one"
+        return (
+            f"begin each of several tables with two brackets: `[[{name}]]`"
+            if not line.startswith("[[")
+            else f"{name} stands twice in two forms: keep one"
+        )
     if "\\" in value and value.startswith('"'):
         return f"write Windows paths with / or in single quotes: `{key} = '{value.strip(chr(34))}'`"
     if equals and value and re.match(r"[^\W\d]|[~/.]", value):

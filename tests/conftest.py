@@ -16,7 +16,14 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 COLOUR = ("NO_COLOR", "FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "CLICOLOR_FORCE")
 
 
-LONG = ("docs/test_readme.py", "bench/test_bench_masks.py", "faults/test_training_faults.py", "docs/test_ci.py", "stages/test_path.py", "stages/test_stopping_work.py")
+LONG = (
+    "docs/test_readme.py",
+    "bench/test_bench_masks.py",
+    "faults/test_training_faults.py",
+    "docs/test_ci.py",
+    "stages/test_path.py",
+    "stages/test_stopping_work.py",
+)
 """Modules that take longest; begun last, one of them would keep a process at work while the other has nothing left."""
 
 
@@ -24,6 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The long modules first, everything else in its order."""
     place = {name: number for number, name in enumerate(LONG)}
     items.sort(key=lambda item: place.get("/".join(item.path.parts[-2:]), len(LONG)))
+
 
 settings.register_profile("same", derandomize=True, database=None)
 settings.load_profile("same")

@@ -35,7 +35,9 @@ def listed(texts: list[str]) -> str:
 
 def listing(classes: dict[str, str], objects: list[str], live: list[str]) -> str:
     """`prompts_and_classes.txt`."""
-    return HEAD.format(classes="\n".join(f"{n},{k}" for n, k in classes.items()), objects=listed(objects), live=listed(live))
+    return HEAD.format(
+        classes="\n".join(f"{n},{k}" for n, k in classes.items()), objects=listed(objects), live=listed(live)
+    )
 
 
 def prompts(count: int = 25) -> tuple[list[str], list[str]]:
@@ -48,7 +50,12 @@ def prompts(count: int = 25) -> tuple[list[str], list[str]]:
 
 
 def write(
-    folder: Path, classes: dict[str, str] | None = None, photos: int = 5, count: int = 25, side: int = 320, mask: bool = False
+    folder: Path,
+    classes: dict[str, str] | None = None,
+    photos: int = 5,
+    count: int = 25,
+    side: int = 320,
+    mask: bool = False,
 ) -> Path:
     """Held-out objects of the classes, each drawn `photos` times; `mask`: the first photo's mask beside it."""
     classes = SUBJECTS if classes is None else classes

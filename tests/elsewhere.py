@@ -37,7 +37,13 @@ class Elsewhere(Tensor):
     @staticmethod
     def __new__(cls, here: Tensor) -> "Elsewhere":
         made: Elsewhere = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls, here.size(), strides=here.stride(), storage_offset=here.storage_offset(), dtype=here.dtype, device=DEVICE, requires_grad=here.requires_grad
+            cls,
+            here.size(),
+            strides=here.stride(),
+            storage_offset=here.storage_offset(),
+            dtype=here.dtype,
+            device=DEVICE,
+            requires_grad=here.requires_grad,
         )
         made.here = here.detach()
         return made
@@ -62,7 +68,11 @@ class _Written(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in (torch.tensor, torch.as_tensor) and kwargs.get("device") is not None and torch.device(kwargs["device"]) == DEVICE:
+        if (
+            func in (torch.tensor, torch.as_tensor)
+            and kwargs.get("device") is not None
+            and torch.device(kwargs["device"]) == DEVICE
+        ):
             return Elsewhere(func(*args, **kwargs | {"device": CPU}))
         if args and isinstance(args[0], Elsewhere):
             if func is Tensor.tolist:
@@ -82,7 +92,9 @@ def _done(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
     there = any(isinstance(t, Elsewhere) for t in given)
     if there and name not in BETWEEN and any(not isinstance(t, Elsewhere) and t.dim() for t in given):
-        raise RuntimeError(f"{func} on tensors of both devices: {', '.join(f'{type(t).__name__} {tuple(t.shape)}' for t in given)}")
+        raise RuntimeError(
+            f"{func} on tensors of both devices: {', '.join(f'{type(t).__name__} {tuple(t.shape)}' for t in given)}"
+        )
     if any(t.device == DEVICE and not isinstance(t, Elsewhere) for t in given):
         raise RuntimeError(f"{func} on a tensor without values")
     asked = kwargs.get("device")
@@ -169,7 +181,9 @@ def used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stacks, "pick_device", lambda name: DEVICE if name == str(DEVICE) else picked(name))
     monkeypatch.setattr(stacks, "_loaded", loaded)
     monkeypatch.setattr(towers, "load", tower)
-    monkeypatch.setattr(torch.optim, "AdamW", lambda *args, **named: adamw(*args, **{**named, "fused": False, "foreach": False}))
+    monkeypatch.setattr(
+        torch.optim, "AdamW", lambda *args, **named: adamw(*args, **{**named, "fused": False, "foreach": False})
+    )
 
 
 def _apart(again: Any) -> Any:

@@ -49,8 +49,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     figures = list(config.stash.get(FIGURES, []))
     if not figures:
         return
-    passed, failed = (Counter(part for r in terminalreporter.getreports(how) for part in COUNTED if part in r.nodeid) for how in ("passed", "failed"))
-    figures += [f"{text}: {passed[part]} of {passed[part] + failed[part]}" for part, text in COUNTED.items() if passed[part] + failed[part]]
+    passed, failed = (
+        Counter(part for r in terminalreporter.getreports(how) for part in COUNTED if part in r.nodeid)
+        for how in ("passed", "failed")
+    )
+    figures += [
+        f"{text}: {passed[part]} of {passed[part] + failed[part]}"
+        for part, text in COUNTED.items()
+        if passed[part] + failed[part]
+    ]
     terminalreporter.section("figures")
     for line in sorted(figures, key=lambda text: int(re.findall(r"^F(\d+)", text)[0])):
         terminalreporter.write_line(line)

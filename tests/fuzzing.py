@@ -27,7 +27,12 @@ REFUSED = (2, 3, 4, 5, 6, 7, 9)
 
 def tries(full: int, few: int) -> settings:
     """Hypothesis settings of one entrance: `full` inputs with `make properties`, `few` with `make test`; inputs are small, so that none is shrunk."""
-    return settings(max_examples=full if FULL else few, deadline=None, suppress_health_check=list(HealthCheck), phases=(Phase.explicit, Phase.generate))
+    return settings(
+        max_examples=full if FULL else few,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=(Phase.explicit, Phase.generate),
+    )
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,9 @@ class Entrance:
         root = self.folder / "artifacts"
         record, tensors = artifact.load(root, refs.find(root, name, (kind,)))
         for key, value in tensors.items():
-            assert not np.issubdtype(value.dtype, np.floating) or np.isfinite(value).all(), f"{key} of {record.ref} is not finite"
+            assert not np.issubdtype(value.dtype, np.floating) or np.isfinite(value).all(), (
+                f"{key} of {record.ref} is not finite"
+            )
         json.dumps(record.header(), allow_nan=False)
         return record, tensors
 
@@ -131,4 +138,11 @@ def summary(reports: list[Any]) -> list[str]:
         total += codes
         said = ", ".join(f"{code}: {count}" for code, count in sorted(codes.items()))
         lines.append(f"{item['entrance']}: {sum(codes.values())} inputs, 0 tracebacks, 0 wrong ({said})")
-    return [*lines, f"all entrances: {sum(total.values())} inputs, {total['accepted']} accepted and right, the others refused in one line"] if lines else []
+    return (
+        [
+            *lines,
+            f"all entrances: {sum(total.values())} inputs, {total['accepted']} accepted and right, the others refused in one line",
+        ]
+        if lines
+        else []
+    )

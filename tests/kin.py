@@ -52,10 +52,30 @@ WIDTH_3 = 48
 
 def clip(words: CLIPTokenizer, width: int, layers: int, act: str) -> CLIPModel:
     """Both towers; the text tower's config names the ids that real ones name (0, 2, 1: not the tokenizer's)."""
-    shape = {"hidden_size": width, "intermediate_size": 2 * width, "num_attention_heads": 2, "projection_dim": width, "hidden_act": act}
-    said = {"vocab_size": len(words), "max_position_embeddings": tiny.TOKENS, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
-    vision = {"image_size": tiny.CLIP_SIDE, "patch_size": 8, "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 16}
-    config = CLIPConfig(text_config=shape | said | {"num_hidden_layers": layers}, vision_config=shape | vision, projection_dim=width)
+    shape = {
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_attention_heads": 2,
+        "projection_dim": width,
+        "hidden_act": act,
+    }
+    said = {
+        "vocab_size": len(words),
+        "max_position_embeddings": tiny.TOKENS,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "pad_token_id": 1,
+    }
+    vision = {
+        "image_size": tiny.CLIP_SIDE,
+        "patch_size": 8,
+        "num_hidden_layers": 2,
+        "hidden_size": 32,
+        "num_attention_heads": 16,
+    }
+    config = CLIPConfig(
+        text_config=shape | said | {"num_hidden_layers": layers}, vision_config=shape | vision, projection_dim=width
+    )
     found = CLIPModel(config)
     with torch.no_grad():  # as wide as a trained table, so that prompts differ
         found.text_model.get_input_embeddings().weight.normal_(0, 0.3)
@@ -156,7 +176,13 @@ def sdxl(folder: Path, *, with_clip: bool = True) -> Path:
 def letters() -> T5TokenizerFast:
     """T5's kind of tokenizer; every letter is a token."""
     return T5TokenizerFast(
-        vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0), *((c, -3.0) for c in "abcdefghijklmnopqrstuvwxyz")],
+        vocab=[
+            ("<pad>", 0.0),
+            ("</s>", 0.0),
+            ("<unk>", 0.0),
+            ("\u2581", -2.0),
+            *((c, -3.0) for c in "abcdefghijklmnopqrstuvwxyz"),
+        ],
         extra_ids=0,
     )
 
@@ -164,7 +190,9 @@ def letters() -> T5TokenizerFast:
 def reader() -> T5EncoderModel:
     """T5's encoder, gated GELU as in v1.1."""
     return T5EncoderModel(
-        T5Config(vocab_size=30, d_model=WIDTH_3, d_kv=8, d_ff=32, num_layers=2, num_heads=2, feed_forward_proj="gated-gelu")
+        T5Config(
+            vocab_size=30, d_model=WIDTH_3, d_kv=8, d_ff=32, num_layers=2, num_heads=2, feed_forward_proj="gated-gelu"
+        )
     )
 
 

@@ -71,8 +71,13 @@ def open_clip(weights: dict[str, Tensor], prefix: str, projection: Tensor | None
     found = {f"{prefix}text_projection": projection.T if projection is not None else torch.eye(width)}
     for key, value in weights.items():
         if ".layers." not in key:
-            ends = {"token_embedding.weight": "token_embedding.weight", "position_embedding.weight": "positional_embedding"}
-            name = next((new for old, new in ends.items() if key.endswith(old)), key.replace("final_layer_norm", "ln_final"))
+            ends = {
+                "token_embedding.weight": "token_embedding.weight",
+                "position_embedding.weight": "positional_embedding",
+            }
+            name = next(
+                (new for old, new in ends.items() if key.endswith(old)), key.replace("final_layer_norm", "ln_final")
+            )
             found[prefix + name] = value
             continue
         number, rest = key.split(".layers.")[1].split(".", 1)
@@ -96,7 +101,9 @@ def joint(weights: dict[str, Tensor]) -> dict[str, Tensor]:
             found["pos_embed"] = value
             continue
         turned = (
-            torch.cat(value.chunk(2)[::-1]) if layer in ("norm_out.linear", f"transformer_blocks.{last}.norm1_context.linear") else value
+            torch.cat(value.chunk(2)[::-1])
+            if layer in ("norm_out.linear", f"transformer_blocks.{last}.norm1_context.linear")
+            else value
         )
         if layer in JOINT:
             found[f"{JOINT[layer]}.{kind}"] = turned
@@ -108,14 +115,20 @@ def joint(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         elif third == 0:
             others = ("add_k_proj", "add_v_proj") if "add_q" in key else ("to_k", "to_v")
             old = "add_q_proj" if "add_q" in key else "to_q"
-            found[f"joint_blocks.{block}.{name}.{kind}"] = torch.cat([value, *(weights[key.replace(old, other)] for other in others)])
+            found[f"joint_blocks.{block}.{name}.{kind}"] = torch.cat(
+                [value, *(weights[key.replace(old, other)] for other in others)]
+            )
     return found
 
 
 def joint_file(folder: Path, target: Path, *without: str) -> Path:
     """Write a base of SD 3 or 3.5 in `folder` as one file, as the "incl_clips" files are, with T5 where it has one; `without`: starts of keys left out."""
     towers = {"text_encoder": "clip_l", "text_encoder_2": "clip_g", "text_encoder_3": "t5xxl"}
-    read = {part: load_file(file) for part in ("transformer", "vae", *towers) for file in (folder / part).glob("*.safetensors")}
+    read = {
+        part: load_file(file)
+        for part in ("transformer", "vae", *towers)
+        for file in (folder / part).glob("*.safetensors")
+    }
     levels = len(json.loads((folder / "vae" / "config.json").read_text())["block_out_channels"])
     found = {f"model.diffusion_model.{key}": value for key, value in joint(read["transformer"]).items()}
     for key, value in read["vae"].items():
@@ -150,12 +163,21 @@ def one_file(folder: Path, name: str, target: Path) -> Path:
         width = bare["final_layer_norm.weight"].shape[0]
         found |= open_clip(bare, "cond_stage_model.model.", None, width)
     else:
-        start = "cond_stage_model.transformer.text_model." if name == "sd1" else "conditioner.embedders.0.transformer.text_model."
+        start = (
+            "cond_stage_model.transformer.text_model."
+            if name == "sd1"
+            else "conditioner.embedders.0.transformer.text_model."
+        )
         found |= {start + k: v for k, v in bare.items()}
     if name == "sdxl":
         second = load_file(next((folder / "text_encoder_2").glob("*.safetensors")))
         projection = second.pop("text_projection.weight")
-        found |= open_clip({k.removeprefix("text_model."): v for k, v in second.items()}, "conditioner.embedders.1.model.", projection, 0)
+        found |= open_clip(
+            {k.removeprefix("text_model."): v for k, v in second.items()},
+            "conditioner.embedders.1.model.",
+            projection,
+            0,
+        )
     save_file({k: v.contiguous() for k, v in found.items()}, target)
     return target
 

@@ -29,8 +29,18 @@ def _tag(kind: bytes, body: bytes) -> bytes:
 def profile(primaries: tuple[tuple[float, float], ...], white: tuple[float, float], gamma: float | None) -> bytes:
     """A matrix profile of version 4; `gamma` None: sRGB's curve."""
     fixed = lambda values: b"".join(struct.pack(">i", round(float(v) * 65536)) for v in values)  # noqa: E731
-    curve = _tag(b"para", struct.pack(">HH", 3, 0) + fixed((2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045))) if gamma is None else _tag(b"para", struct.pack(">HH", 0, 0) + fixed((gamma,)))
-    text = lambda words: _tag(b"mluc", struct.pack(">II", 1, 12) + b"enUS" + struct.pack(">II", 2 * len(words), 28) + words.encode("utf-16-be"))  # noqa: E731
+    curve = (
+        _tag(b"para", struct.pack(">HH", 3, 0) + fixed((2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)))
+        if gamma is None
+        else _tag(b"para", struct.pack(">HH", 0, 0) + fixed((gamma,)))
+    )
+
+    def text(words):
+        return _tag(
+            b"mluc",
+            struct.pack(">II", 1, 12) + b"enUS" + struct.pack(">II", 2 * len(words), 28) + words.encode("utf-16-be"),
+        )
+
     columns = matrix(primaries, white)
     tags = {
         b"desc": text("test"), b"cprt": text("none"), b"wtpt": _tag(b"XYZ ", fixed(D50)),
@@ -41,7 +51,14 @@ def profile(primaries: tuple[tuple[float, float], ...], white: tuple[float, floa
         table += name + struct.pack(">II", at + len(body), len(data))
         body += data
     size = 128 + len(table) + len(body)
-    head = struct.pack(">I4sI4s4s4s", size, b"\0\0\0\0", 0x04000000, b"mntr", b"RGB ", b"XYZ ") + bytes(12) + b"acsp" + bytes(28) + fixed(D50) + bytes(48)
+    head = (
+        struct.pack(">I4sI4s4s4s", size, b"\0\0\0\0", 0x04000000, b"mntr", b"RGB ", b"XYZ ")
+        + bytes(12)
+        + b"acsp"
+        + bytes(28)
+        + fixed(D50)
+        + bytes(48)
+    )
     return head + table + body
 
 

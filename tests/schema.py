@@ -94,4 +94,10 @@ PLAIN = {
     "type": _type, "required": _required, "enum": _enum, "const": lambda v, w, where: _enum(v, [w], where), "pattern": _pattern,
     "minimum": _minimum,
 }  # fmt: skip
-NESTED = {"$ref": _reference, "properties": _properties, "additionalProperties": _additional, "items": _items, "oneOf": _one_of}
+NESTED = {
+    "$ref": _reference,
+    "properties": _properties,
+    "additionalProperties": _additional,
+    "items": _items,
+    "oneOf": _one_of,
+}

@@ -51,7 +51,9 @@ def test_top_level_settings_have_the_same_layers(settings: Make) -> None:
 
 
 def test_layers_mix_key_by_key(settings: Make) -> None:
-    found = settings("[train]\nsteps = 1\nrank = 2", {"OBJTUNE_TRAIN_RANK": "3"}, ["train.lr=1e-3"]).resolve(Train, batch=7)
+    found = settings("[train]\nsteps = 1\nrank = 2", {"OBJTUNE_TRAIN_RANK": "3"}, ["train.lr=1e-3"]).resolve(
+        Train, batch=7
+    )
     assert found == Train(steps=1, rank=3, lr=1e-3, batch=7)
 
 
@@ -65,7 +67,9 @@ def test_values_may_hold_equal_signs_and_spaces(settings: Make) -> None:
     assert settings("", {}, ["generate.negative = a=b, c"]).resolve(Generate).negative == "a=b, c"
 
 
-def test_the_environment_of_the_process_is_read(settings: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_environment_of_the_process_is_read(
+    settings: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("OBJTUNE_TRAIN_SEED", "9")
     assert Settings(tmp_path / "none.toml").resolve(Train).seed == 9
 
@@ -77,7 +81,11 @@ def test_no_file_is_no_setting(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("layers", "key", "known"),
     [
-        ({"toml": "stepz = 1"}, "stepz in objtune.toml", "base, bench, compose, device, generate, init-embedding, merge, precision, prediction, prior, segment, strict_base, tower, train, vae"),
+        (
+            {"toml": "stepz = 1"},
+            "stepz in objtune.toml",
+            "base, bench, compose, device, generate, init-embedding, merge, precision, prediction, prior, segment, strict_base, tower, train, vae",
+        ),
         ({"toml": "[trian]\nsteps = 1"}, "trian in objtune.toml", "segment, strict_base, tower, train, vae"),
         (
             {"toml": "[train]\nstepz = 1"},
@@ -85,7 +93,11 @@ def test_no_file_is_no_setting(tmp_path: Path) -> None:
             "schedule, scores, seed, singles, steps, stop, templates, timesteps, token, token_first, token_lr, token_norm, views",
         ),
         ({"environment": {"OBJTUNE_STEPS": "1"}}, "OBJTUNE_STEPS in the environment", "OBJTUNE_PROJECT, "),
-        ({"environment": {"OBJTUNE_TRAIN_STEPZ": "1"}}, "OBJTUNE_TRAIN_STEPZ in the environment", "OBJTUNE_TRAIN_STEPS"),
+        (
+            {"environment": {"OBJTUNE_TRAIN_STEPZ": "1"}},
+            "OBJTUNE_TRAIN_STEPZ in the environment",
+            "OBJTUNE_TRAIN_STEPS",
+        ),
         ({"given": ["steps=1"]}, "steps in --set", "train.steps"),
         ({"given": ["train.stepz=1"]}, "train.stepz in --set", "train.steps"),
         ({"given": ["=1"]}, " in --set", "train.steps"),
@@ -123,8 +135,18 @@ def test_a_section_must_be_a_section(value: str, settings: Make) -> None:
             "modules in objtune.toml is 'some'",
             "one of auto, none, cross-kv, attention, attention+ff, all",
         ),
-        (Train, "[train]\nmodules = 1", "modules in objtune.toml is 1", "one of auto, none, cross-kv, attention, attention+ff, all"),
-        (Train, "[train]\nmodules = [1]", r"modules in objtune.toml is [1]", "one of auto, none, cross-kv, attention, attention+ff, all"),
+        (
+            Train,
+            "[train]\nmodules = 1",
+            "modules in objtune.toml is 1",
+            "one of auto, none, cross-kv, attention, attention+ff, all",
+        ),
+        (
+            Train,
+            "[train]\nmodules = [1]",
+            r"modules in objtune.toml is [1]",
+            "one of auto, none, cross-kv, attention, attention+ff, all",
+        ),
         (Common, "base = 1", "base in objtune.toml is 1", "text is needed"),
         (Common, "[base]\nx = 1", "base in objtune.toml is {'x': 1}", "text is needed"),
         (Train, "[train]\nsteps = -1", "steps in objtune.toml is -1", "from 0 to 1000000"),
@@ -134,8 +156,18 @@ def test_a_section_must_be_a_section(value: str, settings: Make) -> None:
         (Train, "[train]\nlr = inf", "lr in objtune.toml is inf", "a finite number is needed"),
         (Generate, "[generate]\nguidance = nan", "guidance in objtune.toml is nan", "a finite number is needed"),
         (Generate, "[generate]\nguidance = -inf", "guidance in objtune.toml is -inf", "a finite number is needed"),
-        (Train, "[train]\nseed = 18446744073709551616", "seed in objtune.toml is 18446744073709551616", "from 0 to 18446744073709551615"),
-        (Generate, "[generate]\nseed = -1", "seed in objtune.toml is -1", "0 to 18446744073709551615; no seed is drawn at random here, so that the same command makes the same again"),
+        (
+            Train,
+            "[train]\nseed = 18446744073709551616",
+            "seed in objtune.toml is 18446744073709551616",
+            "from 0 to 18446744073709551615",
+        ),
+        (
+            Generate,
+            "[generate]\nseed = -1",
+            "seed in objtune.toml is -1",
+            "0 to 18446744073709551615; no seed is drawn at random here, so that the same command makes the same again",
+        ),
         (Generate, "[generate]\nscene_guidance = 20.5", "scene_guidance in objtune.toml is 20.5", "20 or less"),
         (Segment, "[segment]\nedge = 0.11", "edge in objtune.toml is 0.11", "from 0 to 0.1"),
     ],
@@ -175,7 +207,9 @@ def test_a_value_without_equals_is_refused(settings: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"steps = ", b"\xff\xff", b"a = 1\na = 2", b"a = " + b"[" * 3000], ids=["half", "not UTF-8", "twice", "deep"]
+    "data",
+    [b"steps = ", b"\xff\xff", b"a = 1\na = 2", b"a = " + b"[" * 3000],
+    ids=["half", "not UTF-8", "twice", "deep"],
 )
 def test_a_broken_file_is_named(data: bytes, tmp_path: Path) -> None:
     file = tmp_path / "objtune.toml"

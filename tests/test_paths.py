@@ -41,7 +41,15 @@ def test_a_file_of_exactly_that_name_comes_first(home: Path) -> None:
     assert paths.to_path("./~/x") == Path("./~/x")
 
 
-@pytest.mark.parametrize(("text", "words"), [("", "empty"), ("  ", "empty"), ("a\0b", "cannot be a path"), ("~nobody-at-all/x", "no home folder for ~nobody-at-all")])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "empty"),
+        ("  ", "empty"),
+        ("a\0b", "cannot be a path"),
+        ("~nobody-at-all/x", "no home folder for ~nobody-at-all"),
+    ],
+)
 def test_what_is_no_path(text: str, words: str) -> None:
     with pytest.raises(UsageError, match=words) as caught:
         paths.to_path(text)
@@ -58,19 +66,26 @@ def test_a_model_is_a_path_only_where_it_is_one(home: Path) -> None:
     assert paths.to_model("~/none") == str(home / "none")
     assert paths.to_model("./none", home) == str(home / "none")
     assert paths.to_model("none.safetensors", home) == str(home / "none.safetensors")
-    assert paths.to_models("org/name, openai/clip-vit-large-patch14", home) == f"{home}/org/name,openai/clip-vit-large-patch14"
+    assert (
+        paths.to_models("org/name, openai/clip-vit-large-patch14", home)
+        == f"{home}/org/name,openai/clip-vit-large-patch14"
+    )
 
 
 def test_hub_ids() -> None:
     assert paths.is_hub_id("openai/clip-vit-base-patch32")
-    assert [name for name in ("~/x", "/x", "./x", "a/b/c", "x", "a/b.safetensors", "file:/x") if paths.is_hub_id(name)] == []
+    assert [
+        name for name in ("~/x", "/x", "./x", "a/b/c", "x", "a/b.safetensors", "file:/x") if paths.is_hub_id(name)
+    ] == []
 
 
 def test_every_setting_that_may_be_a_path_says_so() -> None:
     for section in (Common, *SECTIONS.values()):
         for item in fields(section):
             words = item.metadata["help"].lower()
-            speaks = item.type is str and any(word in words for word in ("folder", "checkpoint", "hub id", "file", ".py"))
+            speaks = item.type is str and any(
+                word in words for word in ("folder", "checkpoint", "hub id", "file", ".py")
+            )
             assert bool(item.metadata["path"]) == speaks or item.name == "shard", f"{section.__name__}.{item.name}"
             assert item.metadata["path"] in ("", *paths.KINDS)
 
@@ -78,12 +93,16 @@ def test_every_setting_that_may_be_a_path_says_so() -> None:
 def test_paths_in_objtune_toml_start_at_its_folder(home: Path) -> None:
     (home / "tiny").mkdir()
     file = home / "objtune.toml"
-    file.write_text('base = "tiny"\ntower = "tiny,openai/clip"\n[segment]\nsam_checkpoint = "sam.pth"\n[bench]\nclip = "~/clip"\n')
+    file.write_text(
+        'base = "tiny"\ntower = "tiny,openai/clip"\n[segment]\nsam_checkpoint = "sam.pth"\n[bench]\nclip = "~/clip"\n'
+    )
     settings = Settings(file, environment={})
     assert settings.resolve(Common).base == str(home / "tiny")
     assert settings.resolve(Common).tower == f"{home / 'tiny'},openai/clip"
     assert settings.resolve(Segment).sam_checkpoint == str(home / "sam.pth")
-    said = Settings(file, environment={"OBJTUNE_BASE": "~/x", "OBJTUNE_SEGMENT_SAM_CHECKPOINT": "a.pth"}, given=["base=~/y"])
+    said = Settings(
+        file, environment={"OBJTUNE_BASE": "~/x", "OBJTUNE_SEGMENT_SAM_CHECKPOINT": "a.pth"}, given=["base=~/y"]
+    )
     assert said.resolve(Common).base == str(home / "y")
     assert said.resolve(Common, base="~/z").base == str(home / "z")
     assert said.resolve(Segment).sam_checkpoint == "a.pth"
@@ -118,7 +137,15 @@ def test_init_makes_the_project_that_the_variable_names(cli, project: Path, monk
     assert (project / "bar/objtune.toml").exists()
 
 
-@pytest.mark.parametrize("line", [("--project", "", "list"), ("list", "--project="), ("segment", "a.jpg", "--class", "dog", "--mask="), ("generate", "x", "--out", "")])
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("--project", "", "list"),
+        ("list", "--project="),
+        ("segment", "a.jpg", "--class", "dog", "--mask="),
+        ("generate", "x", "--out", ""),
+    ],
+)
 def test_an_empty_path_is_refused(line: tuple[str, ...], cli) -> None:
     done = cli(*line)
     assert done.code == 2 and "is empty" in done.err and "hint: " in done.err
@@ -136,7 +163,16 @@ def test_an_artifact_knows_no_path(cli, home: Path, project: Path) -> None:
     (project / "m.png").write_bytes(_mask())
     forms = ("~/owl", str(home / "owl"), f"file://{home}/owl", f"{home}/./owl/")
     for number, form in enumerate(forms):
-        done = cli("segment", "~/my dog.jpg" if number % 2 else f"file:{home}/my%20dog.jpg", "--class", "dog", "--mask", "./m.png" if number else f"'{project}/m.png'", "--set", f"segment.detector={form}")
+        done = cli(
+            "segment",
+            "~/my dog.jpg" if number % 2 else f"file:{home}/my%20dog.jpg",
+            "--class",
+            "dog",
+            "--mask",
+            "./m.png" if number else f"'{project}/m.png'",
+            "--set",
+            f"segment.detector={form}",
+        )
         assert (done.code, done.out) == (0, "mask/dog@1\n"), done.err
         assert ("is up to date" in done.err) == bool(number)
     data = (project / "artifacts/mask/dog/v001.safetensors").read_bytes()

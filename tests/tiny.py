@@ -38,7 +38,13 @@ def clip_model(words: CLIPTokenizer) -> CLIPModel:
         "num_hidden_layers": 2,
         "projection_dim": WIDTH,
     }
-    text = {"vocab_size": len(words), "max_position_embeddings": TOKENS, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
+    text = {
+        "vocab_size": len(words),
+        "max_position_embeddings": TOKENS,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "pad_token_id": 1,
+    }
     vision = {"image_size": CLIP_SIDE, "patch_size": 8}
     clip = CLIPModel(CLIPConfig(text_config=shape | text, vision_config=shape | vision, projection_dim=WIDTH))
     with torch.no_grad():  # as wide as a trained table, so that prompts differ

@@ -121,7 +121,9 @@ def hits(seen: list[Reading], scenes: list[Scene]) -> dict[str, list[float]]:
         found["background"].append(float(BACKGROUNDS[int(r.background.argmax())] == scene.background))
         if len(scene.objects) == 2:
             things = sorted(r.things, key=lambda t: t.box[0] + t.box[2])
-            found["both"].append(float(len(things) == 2 and all(_fits(t, i) for t, (i, _) in zip(things, scene.objects, strict=True))))
+            found["both"].append(
+                float(len(things) == 2 and all(_fits(t, i) for t, (i, _) in zip(things, scene.objects, strict=True)))
+            )
             continue
         for name, field in ATTRIBUTES.items():
             found[name].append(float(r.main.word(name) == getattr(scene.objects[0][0], field)))
@@ -176,7 +178,9 @@ def _training_set(ctx: Context, out: Path, dial: Dial) -> np.ndarray:
     if not file.exists():
         step, done = ctx.progress("training pictures"), []
         for index in range(-(-about["pictures"] // data.SHARD)):
-            done += [draw.render(scene, THUMB)[0] for scene, _ in data.scenes(about["seed"], index, dial, about["captions"])]
+            done += [
+                draw.render(scene, THUMB)[0] for scene, _ in data.scenes(about["seed"], index, dial, about["captions"])
+            ]
             step(len(done), about["pictures"])
         held = io.BytesIO()
         np.save(held, np.stack(done))

@@ -79,12 +79,16 @@ def cases(dial: Dial, count: int, seed: int, repeats: int = 1, kinds: tuple[str,
         kind = dial.classes[i % len(dial.classes)]
         instance = world.sample_instance(rng, dial, kind=kind, held_out=True)
         photo = world.sample_scene(rng, dial, instances=(instance,))
-        asked = [p for p in _prompts(instance, photo.background, dial, rng, repeats, first=STEP * (i + 1)) if p.kind in kinds]
+        asked = [
+            p for p in _prompts(instance, photo.background, dial, rng, repeats, first=STEP * (i + 1)) if p.kind in kinds
+        ]
         found.append(Case(f"{kind}-{i:03d}", instance, photo, tuple(asked)))
     return found
 
 
-def _prompts(instance: Instance, own: str, dial: Dial, rng: np.random.Generator, repeats: int, first: int) -> list[Prompt]:
+def _prompts(
+    instance: Instance, own: str, dial: Dial, rng: np.random.Generator, repeats: int, first: int
+) -> list[Prompt]:
     """Every background but the photo's; accessories where it wears none; a second object of another class."""
     elsewhere = [b for b in dial.backgrounds if b != own]
     prompts: list[Prompt] = []

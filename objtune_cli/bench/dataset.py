@@ -60,9 +60,13 @@ def subjects(folder: Path, count: int | None, chosen: str, live: tuple[str, ...]
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder", ADVICE)
     classes, prompts = _listing(folder / LISTING)
-    strays = [p.name for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".") and p.name not in classes]
+    strays = [
+        p.name for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".") and p.name not in classes
+    ]
     if strays:
-        raise InputError(f"{folder / LISTING} names no class for {strays[0]}", f"add the line `{strays[0]},WORD` to its table")
+        raise InputError(
+            f"{folder / LISTING} names no class for {strays[0]}", f"add the line `{strays[0]},WORD` to its table"
+        )
     found = [_subject(folder, name, kind, prompts, chosen, live) for name, kind in list(classes.items())[:count]]
     for subject in found:
         for path, _ in subject.photos:
@@ -72,7 +76,9 @@ def subjects(folder: Path, count: int | None, chosen: str, live: tuple[str, ...]
     return found
 
 
-def _subject(folder: Path, name: str, kind: str, prompts: dict[str, list[str]], chosen: str, live: tuple[str, ...]) -> Subject:
+def _subject(
+    folder: Path, name: str, kind: str, prompts: dict[str, list[str]], chosen: str, live: tuple[str, ...]
+) -> Subject:
     place = folder / name
     here = sorted(p for p in place.iterdir() if _shown(p)) if place.is_dir() else []
     if not here:
@@ -85,7 +91,14 @@ def _subject(folder: Path, name: str, kind: str, prompts: dict[str, list[str]], 
         heading = next(heading for heading, part in HEADINGS.items() if part == way)
         raise InputError(f"{folder / LISTING} has no prompt under `{heading.title()}` for {name}", ADVICE)
     mask = learned.with_name(learned.stem + MASK)
-    return Subject(name, kind, tuple((p, photo.digest(p)) for p in here), learned, mask if mask.is_file() else None, tuple(prompts[way]))
+    return Subject(
+        name,
+        kind,
+        tuple((p, photo.digest(p)) for p in here),
+        learned,
+        mask if mask.is_file() else None,
+        tuple(prompts[way]),
+    )
 
 
 def _shown(path: Path) -> bool:
@@ -111,12 +124,16 @@ def _listing(file: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
                 classes[_named(name, f"{file}, line {number}")] = _word(kind, name, f"{file}, line {number}")
         elif part in prompts and (match := _PROMPT.fullmatch(line)):
             if PLACE not in match["text"]:
-                raise InputError(f"{file}, line {number}: no `{PLACE}` in the prompt", "token and class word stand there")
+                raise InputError(
+                    f"{file}, line {number}: no `{PLACE}` in the prompt", "token and class word stand there"
+                )
             prompts[part].append(clean(match["text"], f"the prompt in {file}, line {number},"))
     if not classes:
         raise InputError(f"{file} names no subject and class", "below `Classes` a line for each: `dog2,dog`")
     if not any(prompts.values()):
-        raise InputError(f"{file} holds no prompt", "below `Object Prompts` a line for each: `'a {0} {1} in the jungle'`")
+        raise InputError(
+            f"{file} holds no prompt", "below `Object Prompts` a line for each: `'a {0} {1} in the jungle'`"
+        )
     return classes, prompts
 
 

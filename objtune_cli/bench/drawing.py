@@ -44,10 +44,14 @@ def scale(network: Evaluator, case: Case, dial: Dial, seed: int) -> Scale:
     again = [world.sample_scene(rng, dial, instances=(case.instance,)) for _ in range(REFERENCES)]
     fresh = [world.sample_scene(rng, dial, instances=(case.instance,)) for _ in range(REFERENCES)]
     others = [
-        world.sample_scene(rng, dial, instances=(world.sample_instance(rng, dial, kind=case.instance.kind, held_out=None),))
+        world.sample_scene(
+            rng, dial, instances=(world.sample_instance(rng, dial, kind=case.instance.kind, held_out=None),)
+        )
         for _ in range(OTHERS)
     ]
-    itself, once_more, strangers = ([r.main for r in reading.read(network, drawn(side))] for side in (again, fresh, others))
+    itself, once_more, strangers = (
+        [r.main for r in reading.read(network, drawn(side))] for side in (again, fresh, others)
+    )
     references = vectors(itself)
     zero, one = (float(similarity(vectors(side), references).mean()) for side in (strangers, once_more))
     return Scale(references, zero, one, scores.scatter(itself))
@@ -76,7 +80,9 @@ def plainly(base: Base) -> dict[str, float]:
     return {name: value for name, value in base.sampling.items() if name not in GUIDANCES}
 
 
-def pictures(ctx: Context, stack: "Stack", prompts: list[str], seeds: list[int], label: str, **guidances: Any) -> np.ndarray:
+def pictures(
+    ctx: Context, stack: "Stack", prompts: list[str], seeds: list[int], label: str, **guidances: Any
+) -> np.ndarray:
     """Pictures of expanded prompts, (N, S, S, 3) uint8, drawn with the base's own sampling; `guidances`: of objects, as `sample` takes them.
 
     Raises:
@@ -95,7 +101,10 @@ def pictures(ctx: Context, stack: "Stack", prompts: list[str], seeds: list[int],
     shown = torch.cat(done).numpy()
     flat = [seeds[i] for i, picture in enumerate(shown) if is_one_colour(picture)]
     if flat and not ctx.force:
-        raise GateError(f"{len(flat)} of {len(shown)} pictures of {label} are of one colour (seed {flat[0]}): not measured", "`--force` measures them")
+        raise GateError(
+            f"{len(flat)} of {len(shown)} pictures of {label} are of one colour (seed {flat[0]}): not measured",
+            "`--force` measures them",
+        )
     return shown
 
 
@@ -107,7 +116,13 @@ def asked(ctx: Context, stack: "Stack", words: Any, case: Case, subject: str, **
 
 def of_class(ctx: Context, stack: "Stack", kind: str) -> np.ndarray:
     """Pictures of "a photo of a <class>", always from the same noise."""
-    return pictures(ctx, stack, [f"a photo of {article(kind)}"] * CLASS_PICTURES, list(range(500, 500 + CLASS_PICTURES)), f"a {kind}")
+    return pictures(
+        ctx,
+        stack,
+        [f"a photo of {article(kind)}"] * CLASS_PICTURES,
+        list(range(500, 500 + CLASS_PICTURES)),
+        f"a {kind}",
+    )
 
 
 def readings(network: Evaluator, seen: np.ndarray) -> list[Reading]:

@@ -92,7 +92,9 @@ class Running:
         measured = functools.partial(self._measured, subject, name, method, key)
         seen = canonical({"made": key, "judges": self.seen})
         learned = "" if name in ALWAYS else subject.learned.name
-        return self.kept.result(name, subject.name, hashlib.sha256(seen.encode()).hexdigest(), measured, lambda: {"photo": learned})
+        return self.kept.result(
+            name, subject.name, hashlib.sha256(seen.encode()).hexdigest(), measured, lambda: {"photo": learned}
+        )
 
     def _key(self, subject: Subject, name: str, method: Method) -> str:
         """What the pictures of a method depend on; judges are no part of it."""
@@ -101,7 +103,10 @@ class Running:
             "prompts": subject.prompts, "seeds": self.config.seeds, "seed": self.config.seed,
         }  # fmt: skip
         if name not in ALWAYS:
-            about |= {"learned": subject.learned.name, "mask": photo.digest(subject.mask) if subject.mask else asdict(self._segment())}
+            about |= {
+                "learned": subject.learned.name,
+                "mask": photo.digest(subject.mask) if subject.mask else asdict(self._segment()),
+            }
         return hashlib.sha256(canonical(about).encode()).hexdigest()
 
     def _segment(self) -> Segment:
@@ -125,7 +130,9 @@ class Running:
     def _drawn(self, subject: Subject, name: str, method: Method, key: str) -> tuple[np.ndarray, dict[str, float]]:
         """All pictures of a method, each prompt's in a row, kept or new; and what learning took."""
         folder = self.out / "pictures" / name / subject.name
-        files = [folder / f"{p + 1:02d}-{s + 1}.png" for p in range(len(subject.prompts)) for s in range(self.config.seeds)]
+        files = [
+            folder / f"{p + 1:02d}-{s + 1}.png" for p in range(len(subject.prompts)) for s in range(self.config.seeds)
+        ]
         cost = _cost(folder / "made.json", key)
         if cost is not None and all(file.is_file() for file in files):
             return np.stack([_rgb_of(file) for file in files]), cost
@@ -151,7 +158,9 @@ class Running:
         texts = [words.expand(text) for text in subject.asked(thing) for _ in range(self.config.seeds)]
         first = FIRST + self.config.seed * 10 * FIRST
         seeds = list(range(first, first + len(texts)))
-        return cost, drawing.pictures(self.ctx, stack, texts, seeds, f"{name} on {subject.name}", **method.guidances(self.ctx.base))
+        return cost, drawing.pictures(
+            self.ctx, stack, texts, seeds, f"{name} on {subject.name}", **method.guidances(self.ctx.base)
+        )
 
     def _handed(self, subject: Subject) -> trial.Handed:
         """The photo with its mask: the one beside it, or what `segment` finds by the class word, once for all methods.

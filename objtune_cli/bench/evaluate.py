@@ -71,7 +71,9 @@ def toybox(ctx: Context, subject: Given, dial: Dial, repeats: int, seed: int) ->
     case, scale = _calibrated(network, subject, dial, repeats, seed)
     before = drawing.readings(network, drawing.of_class(ctx, drawing.loaded(ctx, subject.name, None)[0], subject.kind))
     stack, words = drawing.loaded(ctx, subject.name, subject.weights, subject.kind)
-    seen = drawing.readings(network, drawing.asked(ctx, stack, words, case, f"<{subject.name}>", **ctx.base.of_objects()))
+    seen = drawing.readings(
+        network, drawing.asked(ctx, stack, words, case, f"<{subject.name}>", **ctx.base.of_objects())
+    )
     after = drawing.readings(network, drawing.of_class(ctx, stack, subject.kind))
     return scores.score(case, scale, seen) | scores.drift(scale, subject.kind, before, after)
 
@@ -87,7 +89,9 @@ def _calibrated(network: Any, subject: Given, dial: Dial, repeats: int, seed: in
     with torch.no_grad():
         reference = network.reader(cut(x, torch.tensor([box])))[0].numpy()
     places = [b for b in dial.backgrounds if b != own] * repeats
-    prompts = tuple(Prompt("scene", f"a photo of {PLACE} {PLACES[b][0]}", b, "", None, 1000 + i) for i, b in enumerate(places))
+    prompts = tuple(
+        Prompt("scene", f"a photo of {PLACE} {PLACES[b][0]}", b, "", None, 1000 + i) for i, b in enumerate(places)
+    )
     rng = np.random.default_rng((seed, 5))
     instances = [world.sample_instance(rng, dial, kind=subject.kind, held_out=True) for _ in range(drawing.OTHERS)]
 
@@ -113,7 +117,9 @@ def squared(rgb: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, tuple[float,
     return np.pad(rgb, pad, mode="edge"), tuple(float(v) for v in box)  # type: ignore[return-value]
 
 
-def papers(ctx: Context, subject: Given, scenes: list[str], repeats: int, clip: tuple[Pictures, Texts], dino: Pictures) -> dict[str, float]:
+def papers(
+    ctx: Context, subject: Given, scenes: list[str], repeats: int, clip: tuple[Pictures, Texts], dino: Pictures
+) -> dict[str, float]:
     """CLIP-I, CLIP-T and DINO, with the photo whole and its object alone, diversity and class drift.
 
     Returns:

@@ -150,7 +150,10 @@ def _vit(path: Path) -> Any:
     quiet()
     try:
         weights = load_file(path)
-        width, patch = weights["embeddings.cls_token"].shape[-1], weights["embeddings.patch_embeddings.projection.weight"].shape[-1]
+        width, patch = (
+            weights["embeddings.cls_token"].shape[-1],
+            weights["embeddings.patch_embeddings.projection.weight"].shape[-1],
+        )
         blocks = {key.split(".")[2] for key in weights if key.startswith("encoder.layer.")}
         config = ViTConfig(
             hidden_size=width, num_hidden_layers=len(blocks), num_attention_heads=max(1, width // 64), patch_size=patch,
@@ -158,7 +161,12 @@ def _vit(path: Path) -> Any:
             image_size=patch * round((weights["embeddings.position_embeddings"].shape[1] - 1) ** 0.5),
         )  # fmt: skip
         found: Any = ViTModel.from_pretrained(
-            None, config=config, state_dict=weights, add_pooling_layer=False, output_loading_info=True, local_files_only=True
+            None,
+            config=config,
+            state_dict=weights,
+            add_pooling_layer=False,
+            output_loading_info=True,
+            local_files_only=True,
         )
     except (OSError, KeyError, *UNREADABLE) as error:
         raise ResourceError(
@@ -169,7 +177,8 @@ def _vit(path: Path) -> Any:
     if told["missing_keys"]:
         lacking = sorted(told["missing_keys"])[0]
         raise ResourceError(
-            f"{path} cannot be opened as a ViT: it lacks {lacking}", "give a file with the names of transformers, or DINO's folder"
+            f"{path} cannot be opened as a ViT: it lacks {lacking}",
+            "give a file with the names of transformers, or DINO's folder",
         )
     finite.check_weights(f"ViT in {path}", model)
     return model.eval().requires_grad_(False)
@@ -225,7 +234,9 @@ def preparation(folder: Path | None, own: Preparation, *, any_size: bool = False
     import json
 
     try:
-        said = json.loads(((folder or Path()) / "preprocessor_config.json").read_text(encoding="utf-8")) if folder else {}
+        said = (
+            json.loads(((folder or Path()) / "preprocessor_config.json").read_text(encoding="utf-8")) if folder else {}
+        )
         own = replace(own, mean=tuple(map(float, said["image_mean"])), std=tuple(map(float, said["image_std"])))
     except (OSError, ValueError, KeyError, TypeError):
         return own
@@ -247,9 +258,15 @@ def _prepared(shown: np.ndarray, prepared: Preparation) -> Tensor:
     height, width = shown.shape[1:3]
     side = prepared.side
     short, least = prepared.short, min(height, width)
-    size = short if width == least else int(short * width / least), short if height == least else int(short * height / least)
+    size = (
+        short if width == least else int(short * width / least),
+        short if height == least else int(short * height / least),
+    )
     left, top = (round((v - side) / 2) if prepared.is_rounded else (v - side) // 2 for v in size)
     box = (left, top, left + side, top + side)
     small = [Image.fromarray(picture).resize(size, prepared.resample) for picture in shown]
-    x = torch.from_numpy(np.stack([np.asarray(picture.crop(box)) for picture in small])).permute(0, 3, 1, 2).float() / 255
+    x = (
+        torch.from_numpy(np.stack([np.asarray(picture.crop(box)) for picture in small])).permute(0, 3, 1, 2).float()
+        / 255
+    )
     return (x - torch.tensor(prepared.mean).view(1, 3, 1, 1)) / torch.tensor(prepared.std).view(1, 3, 1, 1)

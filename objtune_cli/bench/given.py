@@ -46,7 +46,9 @@ def _small(case: Case, share: float) -> Photo:
     centre = np.array([ys.min() + ys.max(), xs.min() + xs.max()]) / 2
     top, left = (round(float(c) * (1 - factor)) for c in centre)  # the object's centre stays where it was
     layer = np.zeros((PHOTO_SIDE, PHOTO_SIDE, 4), np.float32)
-    layer[top : top + size, left : left + size] = cv2.resize(np.dstack([paint, cover]), (size, size), interpolation=cv2.INTER_AREA)
+    layer[top : top + size, left : left + size] = cv2.resize(
+        np.dstack([paint, cover]), (size, size), interpolation=cv2.INTER_AREA
+    )
     seen = layer[..., :3] + behind * (1 - layer[..., 3:])
     return seen.round().clip(0, 255).astype(np.uint8), (layer[..., 3] * 255).round().clip(0, 255).astype(np.uint8)
 

@@ -54,7 +54,9 @@ class Kept:
             try:
                 values, shown = measured()
             except ObjtuneError as failed:
-                if failed.code != GateError.code or getattr(failed, "of_base", False):  # no method can draw with such a base
+                if failed.code != GateError.code or getattr(
+                    failed, "of_base", False
+                ):  # no method can draw with such a base
                     raise
                 values, shown = {}, None  # it diverged: that is a result too
                 self.report.note("; ".join(filter(None, (failed.message, failed.hint))))
@@ -62,14 +64,22 @@ class Kept:
             if bad:
                 self.report.note(f"{name} on {case}: {', '.join(bad)} not finite, left out")
                 values = {n: value for n, value in values.items() if n not in bad}
-            found = _written(file, head | about() | {"measures": {n: round(value, 5) for n, value in values.items()}}, shown)
+            found = _written(
+                file, head | about() | {"measures": {n: round(value, 5) for n, value in values.items()}}, shown
+            )
             spent = time.monotonic() - self.began
-            self.report.note(f"{name} on {case}: {_short(found['measures'])}  ({self.done} of {self.total}, {spent:.0f} s)")
+            self.report.note(
+                f"{name} on {case}: {_short(found['measures'])}  ({self.done} of {self.total}, {spent:.0f} s)"
+            )
         return found
 
 
 def filled(
-    ctx: Context, out: Path, asked: Sequence[Asked], plan: Mapping[str, Method], result: Callable[[Asked, str, Method], Row]
+    ctx: Context,
+    out: Path,
+    asked: Sequence[Asked],
+    plan: Mapping[str, Method],
+    result: Callable[[Asked, str, Method], Row],
 ) -> dict[str, list[Row]]:
     """Every method's results on all that is asked, one case after the other; `results.jsonl` has them, stopped or not: what was found may be handed on.
 
@@ -77,7 +87,9 @@ def filled(
         Stopped: A signal came.
     """
     found: dict[str, list[Row]] = {name: [] for name in plan}
-    with RunState(ctx.project, "bench").locked("another bench is at work in this folder", "wait for it, or give another --out"):
+    with RunState(ctx.project, "bench").locked(
+        "another bench is at work in this folder", "wait for it, or give another --out"
+    ):
         try:
             for case in asked:
                 for name, method in plan.items():
@@ -90,7 +102,11 @@ def filled(
 
 def save(out: Path, found: Mapping[str, list[Row]]) -> None:
     """Write `results.jsonl`, a result a line."""
-    lines = [json.dumps({"method": name, **result}, sort_keys=True) + "\n" for name, results in found.items() for result in results]
+    lines = [
+        json.dumps({"method": name, **result}, sort_keys=True) + "\n"
+        for name, results in found.items()
+        for result in results
+    ]
     artifact.write_file(out / "results.jsonl", "".join(lines).encode())
 
 

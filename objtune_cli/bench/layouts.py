@@ -36,7 +36,9 @@ def known(names: str) -> list[str]:
     return found
 
 
-def stack(name: str, device: torch.device, dtype: torch.dtype, side: int = 0, denoiser: torch.dtype | None = None) -> stacks.Stack:
+def stack(
+    name: str, device: torch.device, dtype: torch.dtype, side: int = 0, denoiser: torch.dtype | None = None
+) -> stacks.Stack:
     """A layout's parts: denoiser and autoencoder in `dtype`, text encoders in float32, CLIP's own words; `side`: of its pictures, px, 0: its own.
 
     `denoiser`: its number format where it is another.
@@ -50,7 +52,9 @@ def stack(name: str, device: torch.device, dtype: torch.dtype, side: int = 0, de
     network: Any = UNet2DConditionModel if family.denoiser == "unet" else SD3Transformer2DModel
     encoders = [_random(partial(_encoder, folder / part), device, torch.float32) for part in family.encoders]
     words = [single.tokenizer(pad) for pad in single.pads(family)]
-    reopen = partial(_random, partial(AutoencoderKL.from_config, _config(folder / "vae")), device, family.picture_dtype(dtype))
+    reopen = partial(
+        _random, partial(AutoencoderKL.from_config, _config(folder / "vae")), device, family.picture_dtype(dtype)
+    )
     return stacks.Stack(
         tokenizer=words[0],
         text_encoder=encoders[0],
@@ -79,7 +83,9 @@ def opened(name: str, device_name: str, precision_name: str, side: int, fitting:
         return stack(name, device, dtype, side)
     keep_memory()
     half = precision_name == "auto" and precision.processor_has_bf16()
-    made = stack(name, device, dtype, side or fitting, torch.bfloat16 if half else dtype)  # never whole in float32: that alone would be the peak
+    made = stack(
+        name, device, dtype, side or fitting, torch.bfloat16 if half else dtype
+    )  # never whole in float32: that alone would be the peak
     made.unet.to(memory_format=torch.channels_last)
     if half:
         precision.halve(made.unet)

@@ -51,14 +51,29 @@ class _Running:
             photo = project.folder / "given" / f"{case.name}.png"
             artifact.write_file(photo, pictures.png(rgb))
             artifact.write_file(photo.with_suffix(".mask.png"), pictures.png(mask))
-            words += [str(photo), "--class", case.instance.kind, "--name", case.name, "--mask", str(photo.with_suffix(".mask.png"))]
+            words += [
+                str(photo),
+                "--class",
+                case.instance.kind,
+                "--name",
+                case.name,
+                "--mask",
+                str(photo.with_suffix(".mask.png")),
+            ]
         before = _spent()
         document, seconds, _ = trial.measured(self.ctx, words, f"training of {chosen[0].name}")
         if "error" in document:
             raise trial.Failed(way, chosen[0], int(document["error"]["code"]), document["error"]["message"])
-        found = {"key": key, "refs": [[r["ref"], r["sha256"]] for r in document["refs"]], "seconds": seconds, "cpu_s": _spent() - before}
+        found = {
+            "key": key,
+            "refs": [[r["ref"], r["sha256"]] for r in document["refs"]],
+            "seconds": seconds,
+            "cpu_s": _spent() - before,
+        }
         artifact.write_file(file, (json.dumps(found) + "\n").encode())
-        self.ctx.report.note(f"{way} {' '.join(c.name for c in chosen)}: {seconds:.0f} s, of the processor {found['cpu_s']:.0f} s")
+        self.ctx.report.note(
+            f"{way} {' '.join(c.name for c in chosen)}: {seconds:.0f} s, of the processor {found['cpu_s']:.0f} s"
+        )
         return found
 
     def _key(self, way: str, chosen: list[Case]) -> str:
@@ -74,7 +89,9 @@ class _Running:
         _, arrays = artifact.load(ctx.root, parse(ref), sha256)
         stack, words = drawing.loaded(ctx, case.name, {k: torch.from_numpy(v.copy()) for k, v in arrays.items()})
         scale = drawing.scale(network, case, dial_of(ctx), self.config.seed)
-        return scores.score(case, scale, drawing.readings(network, drawing.asked(ctx, stack, words, case, f"<{case.name}>")))
+        return scores.score(
+            case, scale, drawing.readings(network, drawing.asked(ctx, stack, words, case, f"<{case.name}>"))
+        )
 
 
 def run(ctx: Context, out: Path, count: int, config: Bench) -> list[Row]:
@@ -90,7 +107,9 @@ def run(ctx: Context, out: Path, count: int, config: Bench) -> list[Row]:
         raise UsageError(f"--many is {count}", "2 or more")
     asked = cases.cases(dial_of(ctx), count, config.seed, config.repeats, config.kinds)
     bench, network = _Running(ctx, out, config, asked), reading.load()
-    with RunState(locate(out / "work-alone", create=True), "bench").locked("another bench is at work in this folder", "wait for it, or give another --out"):
+    with RunState(locate(out / "work-alone", create=True), "bench").locked(
+        "another bench is at work in this folder", "wait for it, or give another --out"
+    ):
         each = [bench.command("alone", [case]) for case in asked]
         one = bench.command("beside", asked)
         made = {"alone": [tuple(e["refs"][-1]) for e in each], "beside": [tuple(r) for r in one["refs"]]}

@@ -54,7 +54,11 @@ def run(ctx: Context, dial: Dial, config: Bench) -> list[dict[str, Any]]:
     for segmenter in config.segmenters.split(","):
         eyes = Eyes(ctx, ctx.settings.resolve(Segment, segmenter=segmenter.strip()))
         progress = ctx.progress(f"masks {segmenter}")
-        found = _photographs(eyes, config, progress) if config.pictures == "photographs" else _drawn(eyes, dial, config, progress)
+        found = (
+            _photographs(eyes, config, progress)
+            if config.pictures == "photographs"
+            else _drawn(eyes, dial, config, progress)
+        )
         for way, values in found.items():
             rows += measures.rows(f"{segmenter}, {way}", values)
     return rows
@@ -86,7 +90,9 @@ def _photographs(eyes: Eyes, config: Bench, progress: Callable[[int, int], None]
     for i, seen in enumerate(every):
         rng = np.random.default_rng((config.seed, 2, i))
         for way in WAYS:
-            given = _measured(eyes, Photo(seen.rgb, None, "", ()), _target(seen.class_word, seen.cover, way, rng), seen.cover)
+            given = _measured(
+                eyes, Photo(seen.rgb, None, "", ()), _target(seen.class_word, seen.cover, way, rng), seen.cover
+            )
             found[f"photographs, {way}"].append(given)
             if way == "box":
                 found[f"{seen.class_word}, box"] = [given]
@@ -101,7 +107,9 @@ def _target(kind: str, cover: np.ndarray, way: str, rng: np.random.Generator) ->
     if way == "box":
         ys, xs = (cover > 127).nonzero()
         height, width = cover.shape
-        box = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]) + rng.uniform(-1, 1, 4) * 0.02 * max(height, width)
+        box = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]) + rng.uniform(-1, 1, 4) * 0.02 * max(
+            height, width
+        )
         x0, y0, x1, y1 = (float(v) for v in box.clip(0, (width, height, width, height)))
         return Target(kind, "it", (x0, y0, x1, y1))
     depth = cv2.distanceTransform(np.pad((cover > 127).astype(np.uint8), 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
@@ -115,7 +123,9 @@ def _measured(eyes: Eyes, photo: Photo, target: Target, cover: np.ndarray) -> di
     located: Located = locate.all_of(eyes, photo, photo.rgb, [target])[0]
     seconds = time.monotonic() - started
     said, true = located.cover > 127, cover > 127
-    problem = gate.judge(gate.measure(located.cover, eyes.ctx.base.cells) | located.metrics, target.class_word, eyes.config)
+    problem = gate.judge(
+        gate.measure(located.cover, eyes.ctx.base.cells) | located.metrics, target.class_word, eyes.config
+    )
     refused = bool(problem or hints.disagreement(located.cover, target, photo, located.rough)[0])
     union = (said | true).sum()
     iou = float((said & true).sum() / union) if union else 0.0
@@ -129,7 +139,9 @@ def boundary(said: np.ndarray, true: np.ndarray) -> float:
     """F of the outlines' pixels, each right where the other outline is within `TOLERANCE`; 0 where one is empty."""
     reach = max(1, round(TOLERANCE * float(np.hypot(*said.shape))))
     near = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
-    edges: list[Any] = [cv2.morphologyEx(m.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) for m in (said, true)]
+    edges: list[Any] = [
+        cv2.morphologyEx(m.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) for m in (said, true)
+    ]
     if not all(e.any() for e in edges):
         return 0.0
     precision = float((edges[0] & cv2.dilate(edges[1], near)).sum() / edges[0].sum())

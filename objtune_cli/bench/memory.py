@@ -28,7 +28,12 @@ OBJECTS = 2
 VIEWS = 2
 SCENES = ("on the beach", "in the snow", "at night", "in the desert")
 """Pictures that are drawn at once, as the scores' are."""
-FORMS = {"kept": (False, 0.0), "kept_attention": (False, Train().joint_attention), "again": (True, 0.0), "again_attention": (True, Train().joint_attention)}
+FORMS = {
+    "kept": (False, 0.0),
+    "kept_attention": (False, Train().joint_attention),
+    "again": (True, 0.0),
+    "again_attention": (True, Train().joint_attention),
+}
 """Forms of a step: whether activations are computed again, and the weight of the attention term."""
 
 
@@ -124,7 +129,9 @@ def _trainer(ctx: Context, stack: "Stack", name: str) -> "Trainer":
     own = ctx.base.training if name == "base" else {**bases.TRAINING, **stack.family.training}
     full = train.suited(ctx.settings.resolve(Train), own, OBJECTS)
     priors = {"dog": dry.prior(stack, ctx.settings.resolve(Prior).entries)} if full.class_weight else {}
-    asked = replace(full, known=1, views=min(full.views, VIEWS), stop="end", average=0.0, class_every=1, checkpointing="off")  # each step has a class pass
+    asked = replace(
+        full, known=1, views=min(full.views, VIEWS), stop="end", average=0.0, class_every=1, checkpointing="off"
+    )  # each step has a class pass
     trainer = training.Trainer(stack, dry.subjects(stack, ctx.settings.resolve(Embed), OBJECTS), priors, asked)
     for known in (k for each in trainer.known for k in each.values()):
         more = -(-full.known // len(trainer.known))
@@ -144,7 +151,11 @@ def _steps(ctx: Context, live: "Live", trainer: "Trainer", label: str) -> dict[s
     found["resting_mb"] = live.now / MB
     for form, (again, weight) in FORMS.items():
         ctx.check_stopped()
-        (trainer.stack.unet.enable_gradient_checkpointing if again else trainer.stack.unet.disable_gradient_checkpointing)()
+        (
+            trainer.stack.unet.enable_gradient_checkpointing
+            if again
+            else trainer.stack.unet.disable_gradient_checkpointing
+        )()
         trainer.config = replace(trainer.config, attention_weight=weight)
         trainer.weights["attention"] = weight
         trainer.mean.setdefault("attention", 0.0)

@@ -114,7 +114,9 @@ ABLATIONS = {
     "no-class-term": Method("no class term", "ablation", train={"class_weight": 0.0}),
     "class-prompt-alone": Method("class held by its own prompt alone", "ablation", prior={"around": "class"}),
     "no-background-term": Method("no background teacher", "ablation", train={"background_weight": 0.0}),
-    "whole-frame": Method("loss on the whole frame", "ablation", train={"photo_loss": "frame", "background_weight": 0.0}),
+    "whole-frame": Method(
+        "loss on the whole frame", "ablation", train={"photo_loss": "frame", "background_weight": 0.0}
+    ),
     "no-placement": Method("no placement", "ablation", train={"views": 1}),
     "no-extra-photo": Method("the photo's own placement no more often", "ablation", train={"as_taken": 0.0}),
     "latents-mean": Method("latents: the mean", "ablation", train={"latents": "mean"}),
@@ -176,7 +178,12 @@ def _varied(name: str, *changes: str) -> Method:
     for change in changes:
         section, _, key = change.partition("=")[0].strip().partition(".")
         if section not in parts or (section == "generate" and key not in GUIDANCES):
-            raise UsageError(f"{change} is no setting of a method", f"{', '.join(f'{p}.…' for p in list(parts)[:-1])}, {', '.join(f'generate.{g}' for g in GUIDANCES)} are")
+            raise UsageError(
+                f"{change} is no setting of a method",
+                f"{', '.join(f'{p}.…' for p in list(parts)[:-1])}, {', '.join(f'generate.{g}' for g in GUIDANCES)} are",
+            )
         parts[section][key] = getattr(given.resolve(SECTIONS[section]), key)
     embed, train, prior, draw = parts.values()
-    return Method(f"{method.title}, {' '.join(changes)}", method.source, embed, train, prior, method.given, method.hint, draw)
+    return Method(
+        f"{method.title}, {' '.join(changes)}", method.source, embed, train, prior, method.given, method.hint, draw
+    )

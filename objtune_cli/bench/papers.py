@@ -36,7 +36,9 @@ class Judges:
     def name(self, measure: str) -> str:
         """Which model gave a measure; nothing where none did."""
         diversity = self.dino_name if self.dino else self.clip_name
-        return {"clip_i": self.clip_name, "clip_t": self.clip_name, "dino": self.dino_name, "diversity": diversity}.get(measure, "")
+        return {"clip_i": self.clip_name, "clip_t": self.clip_name, "dino": self.dino_name, "diversity": diversity}.get(
+            measure, ""
+        )
 
 
 def opened(ctx: Context, config: Bench) -> Judges:

@@ -65,7 +65,9 @@ def outlined() -> Iterator[Outlined]:
         import skimage.io
         from skimage.data import data_dir
     except ImportError:
-        raise ResourceError("the photographs come with scikit-image, which is not installed", "`pip install scikit-image`") from None
+        raise ResourceError(
+            "the photographs come with scikit-image, which is not installed", "`pip install scikit-image`"
+        ) from None
     for file, word, corners in OBJECTS:
         rgb = np.ascontiguousarray(skimage.io.imread(f"{data_dir}/{file}")[..., :3])
         cover = np.zeros(rgb.shape[:2], np.uint8)

@@ -44,12 +44,15 @@ def dial_of(ctx: Context) -> Dial:
     dial = DIALS[ctx.base.world]
     if not reading.knows(dial):
         raise IncompatibleError(
-            f"the evaluator does not know all of the world of {ctx.base.id} ({ctx.base.world})", "train one by its recipe: docs/toybox.md"
+            f"the evaluator does not know all of the world of {ctx.base.id} ({ctx.base.world})",
+            "train one by its recipe: docs/toybox.md",
         )
     return dial
 
 
-def run(ctx: Context, out: Path, methods: Mapping[str, Method], config: Bench, published: Path | None = None) -> list[Row]:
+def run(
+    ctx: Context, out: Path, methods: Mapping[str, Method], config: Bench, published: Path | None = None
+) -> list[Row]:
     """Rows of the methods on `config.objects` held-out objects; finished ones in `out` or `published` are not measured again.
 
     Writes `table.csv`, `sheet.png` and `results.jsonl` into `out`; the last is what `published` of another run may be.
@@ -61,11 +64,15 @@ def run(ctx: Context, out: Path, methods: Mapping[str, Method], config: Bench, p
     part = config.part
     asked = [c for c in cases.cases(dial, config.objects, config.seed, config.repeats, config.kinds)[part] if c.prompts]
     if not asked and len(range(config.objects)[part]) == 0:
-        raise UsageError(f"no object of {config.objects} is in the shard {config.shard}", "fewer shards, or more objects")
+        raise UsageError(
+            f"no object of {config.objects} is in the shard {config.shard}", "fewer shards, or more objects"
+        )
     if not asked:
         raise UsageError(f"no object has a prompt of the kinds {config.prompts}", "ask for more kinds, or more objects")
     plan = {**ALWAYS, **methods}
-    known = {(name, row["case"]): row for name, rows in tables.read(published).items() for row in rows} if published else {}
+    known = (
+        {(name, row["case"]): row for name, rows in tables.read(published).items() for row in rows} if published else {}
+    )
     bench = Running(ctx, config, dial, reading.load(), Kept(out, ctx.report, len(asked) * len(plan), known))
     found = kept.filled(ctx, out, asked, plan, bench.result)
     rows = tables.tabled(found)
@@ -114,7 +121,16 @@ class Running:
         prior.run(
             self.ctx, case.instance.kind, replace(Prior(), **method.prior)
         )  # shared by all objects of a class: not in a method's seconds
-        return trial.run(self.ctx, self.network, case, name, method, scale, self._class_before(case.instance.kind), self._trainings(case))
+        return trial.run(
+            self.ctx,
+            self.network,
+            case,
+            name,
+            method,
+            scale,
+            self._class_before(case.instance.kind),
+            self._trainings(case),
+        )
 
     def _scale(self, case: Case) -> Scale:
         if case.name not in self.scales:

@@ -32,7 +32,10 @@ from objtune_cli.toybox.world import Dial
 FORMAT = 4
 KINDS = {"two": (0, 1), "three": (0, 1, 2), "same": (0, 3)}
 """Kinds of scenes to the members of a group of four: three classes, and another object of the first one's class."""
-JOINT = {"joint": OURS["objtune"], **{f"joint-{name}": BASELINES[name] for name in ("dreambooth-lora", "custom-diffusion", "break-a-scene")}}
+JOINT = {
+    "joint": OURS["objtune"],
+    **{f"joint-{name}": BASELINES[name] for name in ("dreambooth-lora", "custom-diffusion", "break-a-scene")},
+}
 """Learned from one photo of all: by ours, drawn by compose as any objects are; and by others' settings, drawn from the prompt, each object under a token of its own and its class held by its own pictures."""
 METHODS = ("truth", "alone", "composed", "once", "sum", "each", *JOINT)
 """Drawn by the world; each object in a picture of its own; compose; compose without another seed; LoRAs added; each learned in a run of its own from the one
@@ -121,13 +124,22 @@ def run(ctx: Context, out: Path, methods: list[str], config: Bench) -> list[Row]
     bench = Running(ctx, out, config, dial_of(ctx), reading.load())
     kinds = _kinds(config)
     share = range(config.objects)[config.part]  # whole groups of four: their kinds have objects in common
-    asked = [g for i, g in enumerate(groups(bench.dial, config.objects, config.seed, config.repeats)) if i // len(KINDS) in share and g.kind in kinds]
+    asked = [
+        g
+        for i, g in enumerate(groups(bench.dial, config.objects, config.seed, config.repeats))
+        if i // len(KINDS) in share and g.kind in kinds
+    ]
     if not asked:
-        raise UsageError(f"no group of {config.objects} is in the shard {config.shard}", "fewer shards, or more groups (`--objects`)")
+        raise UsageError(
+            f"no group of {config.objects} is in the shard {config.shard}", "fewer shards, or more groups (`--objects`)"
+        )
     found: dict[tuple[str, str], list[dict[str, float]]] = {(g.kind, m): [] for g in asked for m in methods}
     started, total, done = time.monotonic(), len(asked) * len(methods), 0
     lock = RunState(bench.inside("apart").project, f"bench {config.shard.replace('/', ' of ')}")
-    with lock.locked("another bench is at work in this folder", "wait for it, or give another --out, or shares of the groups (bench.shard)"):
+    with lock.locked(
+        "another bench is at work in this folder",
+        "wait for it, or give another --out, or shares of the groups (bench.shard)",
+    ):
         for group, method in itertools.product(asked, methods):
             ctx.check_stopped()
             values, fresh = _result(bench, group, method)
@@ -135,7 +147,9 @@ def run(ctx: Context, out: Path, methods: list[str], config: Bench) -> list[Row]
             done += 1
             if fresh:
                 said = "  ".join(f"{k} {v:.2f}" for k, v in values.items())
-                ctx.report.note(f"{method} on {group.name}: {said}  ({done} of {total}, {time.monotonic() - started:.0f} s)")
+                ctx.report.note(
+                    f"{method} on {group.name}: {said}  ({done} of {total}, {time.monotonic() - started:.0f} s)"
+                )
     return [row for (kind, method), values in found.items() for row in measures.rows(f"{kind}: {method}", values)]
 
 
@@ -193,7 +207,11 @@ def _measure(bench: Running, group: Group, method: str) -> tuple[dict[str, float
         ctx = bench.inside(f"{method}-{group.name}")
         rgb, masks = bench.photo(group)
         ref, cost = taught.learned(ctx, group.members, rgb, masks, JOINT[method])
-        values, shown = _composed(bench, ctx, group, Compose()) if method == "joint" else bench.scored(group, _plain(ctx, group, ref))
+        values, shown = (
+            _composed(bench, ctx, group, Compose())
+            if method == "joint"
+            else bench.scored(group, _plain(ctx, group, ref))
+        )
         return values | ({"seconds": cost} if cost else {}), shown
     ctx, cost = bench.inside(f"each-{group.name}" if method == "each" else "apart"), 0.0
     rgb, masks = bench.photo(group)
@@ -235,14 +253,20 @@ def _plain(ctx: Context, group: Group, ref: Ref | None) -> np.ndarray:
     stack = ctx.stack()
     weights = {item.name: objects.tensors(ctx, item) for item in found}
     words = objects.add_words(stack, found, weights)
-    names = [f"lora{i}" for i, item in enumerate(found[:1] if ref else found) if adapter.load(stack, weights[item.name], f"lora{i}")]
+    names = [
+        f"lora{i}"
+        for i, item in enumerate(found[:1] if ref else found)
+        if adapter.load(stack, weights[item.name], f"lora{i}")
+    ]
     adapter.activate(stack, names)
     laid = layout.proposed(group.prompt(group.backgrounds[0]), [o.name for o in found], {}, {})
     high, wide = (round(stack.size * side / stack.unit) * stack.unit for side in (laid.high, laid.wide))
     drawn = []
     for i, background in enumerate(group.backgrounds):
         seeds = [1000 + 10 * i + k for k in range(SEEDS_EACH)]
-        drawn.append(sample(stack, words.expand(group.prompt(background)), "", seeds, **ctx.base.drawn(), size=(high, wide)))
+        drawn.append(
+            sample(stack, words.expand(group.prompt(background)), "", seeds, **ctx.base.drawn(), size=(high, wide))
+        )
     return to_uint8(stack.to_picture(torch.cat(drawn))).numpy()
 
 
@@ -254,7 +278,11 @@ def _alone(bench: Running, group: Group) -> tuple[dict[str, float], np.ndarray]:
         prompts = [f"a photo of <{member.name}> {PLACES[b][0]}" for b in group.backgrounds]
         for done in generate.run(ctx, prompts, Generate(n=SEEDS_EACH, seed=1000)):
             shown.append(_opened(done.images))
-            found.append(bench.scale(member).identity([things[0] for things in together.seen(bench.network, shown[-1], 1)]).mean())
+            found.append(
+                bench.scale(member)
+                .identity([things[0] for things in together.seen(bench.network, shown[-1], 1)])
+                .mean()
+            )
     return {"identity": float(np.mean(found))}, np.concatenate(shown)
 
 
@@ -266,7 +294,9 @@ def _truth(bench: Running, group: Group) -> np.ndarray:
     for i, background in enumerate(group.backgrounds):
         rng = np.random.default_rng((bench.config.seed, i))
         for _ in range(SEEDS_EACH):
-            scene = world.sample_scene(rng, bench.dial, instances=tuple(m.instance for m in group.members), background=background)
+            scene = world.sample_scene(
+                rng, bench.dial, instances=tuple(m.instance for m in group.members), background=background
+            )
             top = round(0.6 * side - 0.6 * drawing.SIDE)  # things stand around 0.6 of the height in either
             drawn.append(draw.render(scene, side)[0][top : top + drawing.SIDE])
     return np.stack(drawn)

@@ -69,7 +69,15 @@ def score(case: Case, scale: Scale, seen: list[Reading]) -> dict[str, float]:
         found["identity"] = float(scale.identity(scenes).mean())
         found["found"] = len(sure) / len(scenes)
         found["diversity"] = scatter(sure) / scale.spread if len(sure) > 1 else 0.0
-        found["twice"] = float(np.mean([int((scale.identity(r.things) >= SELF).sum()) > 1 for r, kind in zip(seen, kinds, strict=True) if kind == "scene"]))
+        found["twice"] = float(
+            np.mean(
+                [
+                    int((scale.identity(r.things) >= SELF).sum()) > 1
+                    for r, kind in zip(seen, kinds, strict=True)
+                    if kind == "scene"
+                ]
+            )
+        )
     if lone:
         found["prompt"] = float(np.mean([follows(p, r) for p, r in lone]))
         found["leak"] = float(np.mean([float(r.background[own]) for _, r in lone]))
@@ -100,6 +108,8 @@ def drift(scale: Scale, kind: str, before: list[Reading], after: list[Reading]) 
         drift: 0 where the class is as far from the object as before, 1 where it is the object.
         class: share of pictures that still are of the class.
     """
-    was, now = (float(measures.similarity(vectors([r.main for r in side]), scale.references).mean()) for side in (before, after))
+    was, now = (
+        float(measures.similarity(vectors([r.main for r in side]), scale.references).mean()) for side in (before, after)
+    )
     kept = [r.main.word("class") == kind for r in after]
     return {"drift": measures.calibrated(now, was, scale.one), "class": float(np.mean(kept))}

@@ -26,7 +26,18 @@ STEPS, WARM_UP = 24, 4
 LARGE = 512
 """Side of the pictures on a GPU, px."""
 CLASS_PICTURES = 4
-RATES = ("--train_batch_size", "1", "--rank", "4", "--learning_rate", "1e-4", "--lr_scheduler", "constant", "--lr_warmup_steps", "0")
+RATES = (
+    "--train_batch_size",
+    "1",
+    "--rank",
+    "4",
+    "--learning_rate",
+    "1e-4",
+    "--lr_scheduler",
+    "constant",
+    "--lr_warmup_steps",
+    "0",
+)
 """diffusers' README of the script: one photo and one class picture a step, rank 4."""
 
 
@@ -34,10 +45,14 @@ def rows(ctx: Context, config: Bench, folder: Path, ours: list[dict[str, Any]]) 
     """Rows of the script at the size of `ours`, rows of `speed.run`, and of the ratio of ours to it; one value each."""
     ctx.report.note(f"{Path(config.script).name}: Stable Diffusion 1.5's layout is written to {folder}")
     device = "cuda" if ctx.common.device.startswith("cuda") or (ctx.common.device == "auto" and _gpu()) else "cpu"
-    found = measured(Path(config.script), folder, device, config.side or (SIDE if device == "cpu" else LARGE), ctx.check_stopped)
+    found = measured(
+        Path(config.script), folder, device, config.side or (SIDE if device == "cpu" else LARGE), ctx.check_stopped
+    )
     mean = {row["measure"]: row["mean"] for row in ours if row["method"] == "objtune"}
     theirs = {f"sd15_{name}": value for name, value in found.items()}
-    return measures.rows("diffusers' script", [theirs]) + measures.rows("ratio to the script", [{m: mean[m] / v for m, v in theirs.items() if v and m in mean}])
+    return measures.rows("diffusers' script", [theirs]) + measures.rows(
+        "ratio to the script", [{m: mean[m] / v for m, v in theirs.items() if v and m in mean}]
+    )
 
 
 def check_there(script: Path) -> None:
@@ -47,7 +62,10 @@ def check_there(script: Path) -> None:
         InputError: There is no such file.
     """
     if not script.is_file():
-        raise InputError(f"there is no {script}", "give diffusers' examples/dreambooth/train_dreambooth_lora.py of the installed version")
+        raise InputError(
+            f"there is no {script}",
+            "give diffusers' examples/dreambooth/train_dreambooth_lora.py of the installed version",
+        )
 
 
 def _gpu() -> bool:
@@ -56,7 +74,9 @@ def _gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def measured(script: Path, folder: Path, device: str, side: int, check: Callable[[], None] = lambda: None) -> dict[str, float]:
+def measured(
+    script: Path, folder: Path, device: str, side: int, check: Callable[[], None] = lambda: None
+) -> dict[str, float]:
     """Median seconds of a step and the largest memory in MB of stepping, the model included.
 
     Args:
@@ -85,9 +105,14 @@ def measured(script: Path, folder: Path, device: str, side: int, check: Callable
         finally:
             child.terminate()
             child.wait()
-        lines, wrong = ([line for line in file.read().splitlines() if line] for file in (said, errors) if not file.seek(0))
+        lines, wrong = (
+            [line for line in file.read().splitlines() if line] for file in (said, errors) if not file.seek(0)
+        )
     if child.returncode:
-        raise ResourceError(f"{script.name} failed: {(wrong or ['it said nothing'])[-1]}", "is it the script of the installed diffusers?")
+        raise ResourceError(
+            f"{script.name} failed: {(wrong or ['it said nothing'])[-1]}",
+            "is it the script of the installed diffusers?",
+        )
     found: dict[str, float] = json.loads(lines[-1])
     return found
 
@@ -105,7 +130,14 @@ def _model(folder: Path, device: str) -> None:
 
     made = layouts.stack("sd15", torch.device(device), torch.bfloat16)
     whole: Any = diffusers.StableDiffusionPipeline(
-        made.vae, made.text_encoder, made.tokenizer, made.unet, made.scheduler, None, None, requires_safety_checker=False
+        made.vae,
+        made.text_encoder,
+        made.tokenizer,
+        made.unet,
+        made.scheduler,
+        None,
+        None,
+        requires_safety_checker=False,
     )  # type: ignore[arg-type]
     whole.save_pretrained(folder)
 

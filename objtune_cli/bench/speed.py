@@ -71,9 +71,14 @@ def run(ctx: Context, config: Bench, sizes: tuple[str, ...] = SIZES) -> list[dic
         tasks = {name: replace(_task(ctx, size, name), side=config.side) for name in COMPARED}
         found = _side_by_side(ctx, f"speed {size}", tasks, config.rounds)
         for name in COMPARED:
-            rows += measures.rows(name, [{f"{size}_{m}": v for m, v in r.items() if m != "prepare_s"} for r in found[name]])
+            rows += measures.rows(
+                name, [{f"{size}_{m}": v for m, v in r.items() if m != "prepare_s"} for r in found[name]]
+            )
         ours, theirs = (found[name] for name in COMPARED)
-        ratios = [{f"{size}_{m}": a[m] / b[m] for m in ("step_s", "memory_mb", "tensors_mb") if b.get(m)} for a, b in zip(ours, theirs, strict=True)]
+        ratios = [
+            {f"{size}_{m}": a[m] / b[m] for m in ("step_s", "memory_mb", "tensors_mb") if b.get(m)}
+            for a, b in zip(ours, theirs, strict=True)
+        ]
         rows += measures.rows("ratio", ratios)
     return rows
 
@@ -87,7 +92,10 @@ def objects(ctx: Context, rounds: int) -> list[dict[str, Any]]:
     found = _side_by_side(ctx, "speed of several objects", tasks, rounds)
     most = {_counted(n): train.suited(Train(), ctx.base.training, n).steps for n in JOINT}
     costs = {
-        name: [{"prepare_s": r["prepare_s"], "step_s": r["step_s"], "run_s": r["prepare_s"] + most[name] * r["step_s"]} for r in results]
+        name: [
+            {"prepare_s": r["prepare_s"], "step_s": r["step_s"], "run_s": r["prepare_s"] + most[name] * r["step_s"]}
+            for r in results
+        ]
         for name, results in found.items()
     }
     rows = [row for name, values in costs.items() for row in measures.rows(name, values)]
@@ -107,7 +115,9 @@ def _task(ctx: Context, size: str, method: str) -> Task:
     return Task(size, ctx.common.base, dict(training), method, ctx.common.device, ctx.common.precision)
 
 
-def _side_by_side(ctx: Context, label: str, tasks: Mapping[str, Task], rounds: int) -> dict[str, list[dict[str, float]]]:
+def _side_by_side(
+    ctx: Context, label: str, tasks: Mapping[str, Task], rounds: int
+) -> dict[str, list[dict[str, float]]]:
     """Each task in a process of its own, taking turns: whatever else the machine does meets all."""
     names = list(tasks)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
@@ -140,7 +150,9 @@ def _child(pipe: Connection, task: Task) -> None:
     except EOFError:
         return
     except Exception as error:  # as plain text: not every exception survives the way
-        failed, hint = (error.message, error.hint) if isinstance(error, ObjtuneError) else (f"{type(error).__name__}: {error}", "")
+        failed, hint = (
+            (error.message, error.hint) if isinstance(error, ObjtuneError) else (f"{type(error).__name__}: {error}", "")
+        )
         with contextlib.suppress(OSError):
             pipe.send({"failed": failed, "hint": hint})
 
@@ -211,7 +223,11 @@ class Clock:
         step = (self._now() - started) / steps
         parts = {part: spent / steps for part, spent in self.spent.items()}
         parts["backward"] = step - sum(parts[p] for p in PARTS if p != "backward")
-        return {"step_s": step, **{f"{p}_s": parts[p] for p in PARTS}, "memory_mb": memory.peak(self.trainer.stack.device.type)}
+        return {
+            "step_s": step,
+            **{f"{p}_s": parts[p] for p in PARTS},
+            "memory_mb": memory.peak(self.trainer.stack.device.type),
+        }
 
 
 def _stack(task: Task) -> "Stack":
@@ -239,7 +255,10 @@ def build(task: Task, stack: "Stack") -> "Trainer":
     rows = torch.cat([noun[:1].expand(vectors, -1), noun])
     g = torch.Generator().manual_seed(0)
     picture = torch.rand((3, stack.size, stack.size), generator=g) * 2 - 1
-    subjects = [Subject(f"it{i}", "dog", rows, vectors, picture, picture.flip(-1), _mask(stack, i, task.objects)) for i in range(task.objects)]
+    subjects = [
+        Subject(f"it{i}", "dog", rows, vectors, picture, picture.flip(-1), _mask(stack, i, task.objects))
+        for i in range(task.objects)
+    ]
     return training.Trainer(stack, subjects, {"dog": _noise_prior(stack, g)} if config.class_weight else {}, config)
 
 
@@ -271,4 +290,11 @@ def _noise_prior(stack: "Stack", g: "torch.Generator", entries: int = 8) -> dict
     with torch.no_grad():
         conditions = stack.encode(["a photo of a dog"])
     t = torch.from_numpy(np.linspace(100, 900, entries).astype(np.int64))
-    return {"latents": drawn[0], "z_t": drawn[1], "pred": drawn[2], "t": t, "asked": torch.zeros(entries, dtype=torch.int64), "conditions": conditions}
+    return {
+        "latents": drawn[0],
+        "z_t": drawn[1],
+        "pred": drawn[2],
+        "t": t,
+        "asked": torch.zeros(entries, dtype=torch.int64),
+        "conditions": conditions,
+    }

@@ -39,7 +39,10 @@ def read(file: Path) -> dict[str, list[Row]]:
         raise InputError(f"{file} holds no results of a bench on drawn objects", hint)
     if not held:
         raise InputError(f"{file} is empty", hint)
-    return {name: [row for (method, _), row in held.items() if method == name] for name in dict.fromkeys(name for name, _ in held)}
+    return {
+        name: [row for (method, _), row in held.items() if method == name]
+        for name in dict.fromkeys(name for name, _ in held)
+    }
 
 
 def tabled(found: Mapping[str, Sequence[Row]]) -> list[Row]:
@@ -49,11 +52,16 @@ def tabled(found: Mapping[str, Sequence[Row]]) -> list[Row]:
         InputError: No method is the truth.
     """
     if "truth" not in found:
-        raise InputError("there are no results of the truth, on whose scale shares are told", "give a whole results.jsonl")
+        raise InputError(
+            "there are no results of the truth, on whose scale shares are told", "give a whole results.jsonl"
+        )
     truth = [r["measures"] for r in found["truth"]]
     pooled = {m: float(np.mean([v[m] for v in truth if m in v])) for m in scores.POOLED if any(m in v for v in truth)}
     scaled = {
-        name: {r.get("case", i): {m: v / (pooled.get(m) or 1.0) for m, v in r["measures"].items()} for i, r in enumerate(results)}
+        name: {
+            r.get("case", i): {m: v / (pooled.get(m) or 1.0) for m, v in r["measures"].items()}
+            for i, r in enumerate(results)
+        }
         for name, results in found.items()
     }
     rows: list[Row] = []
@@ -76,7 +84,9 @@ def _less(ours: Mapping[str, Row], name: str, theirs: Mapping[str, Row]) -> list
     both = [(ours[case], values) for case, values in theirs.items() if case in ours and "seconds" in values]
     if name == OURS or not both:
         return []
-    return measures.rows(f"{OURS} less {name}", [{m: a[m] - b[m] for m in COMPARED if m in a and m in b} for a, b in both])
+    return measures.rows(
+        f"{OURS} less {name}", [{m: a[m] - b[m] for m in COMPARED if m in a and m in b} for a, b in both]
+    )
 
 
 def _one(method: str, measure: str, value: float, n: int) -> Row:

@@ -22,13 +22,19 @@ RARE = ("sks", "zwx", "ucd", "hta")
 def photo(members: Sequence[Case], dial: Dial, seed: int) -> tuple[np.ndarray, list[np.ndarray]]:
     """One photo of all objects, side by side, and where each is."""
     rng = np.random.default_rng((seed, 7))
-    scene = world.sample_scene(rng, dial, instances=tuple(m.instance for m in members), background=members[0].photo_background)
+    scene = world.sample_scene(
+        rng, dial, instances=tuple(m.instance for m in members), background=members[0].photo_background
+    )
     rgb, masks = draw.render(scene, cases.PHOTO_SIDE)
     return rgb, list(masks)
 
 
 def learned(
-    ctx: Context, members: Sequence[Case], rgb: np.ndarray, masks: Sequence[np.ndarray], method: Method = OURS["objtune"]
+    ctx: Context,
+    members: Sequence[Case],
+    rgb: np.ndarray,
+    masks: Sequence[np.ndarray],
+    method: Method = OURS["objtune"],
 ) -> tuple[Ref, float]:
     """`objtune train` with a method's settings in a process of its own; what is there already is found by it."""
     folder = ctx.project.folder / "given" / "-".join(m.name for m in members)
@@ -36,14 +42,28 @@ def learned(
     given = [str(folder / "photo.png")]
     for member, mask in zip(members, masks, strict=True):
         artifact.write_file(folder / f"{member.name}.png", pictures.png(mask))
-        given += ["--class", member.instance.kind, "--name", member.name, "--mask", f"{member.name}={folder / member.name}.png"]
-    embed, learning = _set("init-embedding", method.embed), _set("train", {**method.train, "scores": "none"}) + _set("prior", method.prior)
+        given += [
+            "--class",
+            member.instance.kind,
+            "--name",
+            member.name,
+            "--mask",
+            f"{member.name}={folder / member.name}.png",
+        ]
+    embed, learning = (
+        _set("init-embedding", method.embed),
+        _set("train", {**method.train, "scores": "none"}) + _set("prior", method.prior),
+    )
     seconds = 0.0
-    if len(members) > 1 and method.embed.get("init") == "rare":  # a word for each: two objects of one class would have the same token
+    if (
+        len(members) > 1 and method.embed.get("init") == "rare"
+    ):  # a word for each: two objects of one class would have the same token
         found, seconds, _ = _command(ctx, members, "segment", *given)
         given = []
         for ref, word in zip(found, RARE, strict=False):
-            (started,), took, _ = _command(ctx, members, "init-embedding", ref, *embed, *_set("init-embedding", {"rare": word}))
+            (started,), took, _ = _command(
+                ctx, members, "init-embedding", ref, *embed, *_set("init-embedding", {"rare": word})
+            )
             given, seconds = [*given, started], seconds + took
     refs, took, reused = _command(ctx, members, "train", *given, "--no-preview", *embed, *learning)
     return parse(refs[-1]), 0.0 if reused else seconds + took
@@ -55,8 +75,21 @@ def _set(section: str, values: Mapping[str, Any]) -> list[str]:
 
 def _command(ctx: Context, members: Sequence[Case], *words: str) -> tuple[list[str], float, bool]:
     """One command in the project of `ctx`: its refs, wall seconds, and whether all was there already."""
-    shared = {"project": ctx.project.folder, "base": ctx.common.base, "device": ctx.common.device, "precision": ctx.common.precision}
-    command = [sys.executable, "-P", "-m", "objtune_cli", *words, "--json", *(w for k, v in shared.items() for w in (f"--{k}", str(v)))]
+    shared = {
+        "project": ctx.project.folder,
+        "base": ctx.common.base,
+        "device": ctx.common.device,
+        "precision": ctx.common.precision,
+    }
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "objtune_cli",
+        *words,
+        "--json",
+        *(w for k, v in shared.items() for w in (f"--{k}", str(v))),
+    ]
     document, seconds, _ = trial.measured(ctx, command, f"{words[0]} of {members[0].name}")
     if "error" in document:
         error = document["error"]

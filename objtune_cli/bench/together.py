@@ -26,7 +26,10 @@ def seen(network: Evaluator, shown: np.ndarray, most: int) -> list[list[Thing]]:
     for x in range(0, width - height + 1, height * WINDOW // drawing.SIDE):
         for things, r in zip(found, reading.read(network, drawing.fitted(shown[:, :, x : x + height])), strict=True):
             whole = [t for t in r.things if (t.box[0] > 0.02 or x == 0) and (t.box[2] < 0.98 or x == width - height)]
-            things += [replace(t, box=((t.box[0] * height + x) / width, t.box[1], (t.box[2] * height + x) / width, t.box[3])) for t in whole]
+            things += [
+                replace(t, box=((t.box[0] * height + x) / width, t.box[1], (t.box[2] * height + x) / width, t.box[3]))
+                for t in whole
+            ]
     return [_once(things) for things in found]
 
 
@@ -48,7 +51,9 @@ def assigned(scales: Sequence[Scale], things: list[Thing]) -> tuple[np.ndarray, 
     count = len(scales)
     like = np.stack([s.identity(things) for s in scales], 1) if things else np.zeros((0, count))
     padded = np.concatenate([like, np.zeros((count, count))])
-    best = max(itertools.permutations(range(len(padded)), count), key=lambda p: sum(padded[t, j] for j, t in enumerate(p)))
+    best = max(
+        itertools.permutations(range(len(padded)), count), key=lambda p: sum(padded[t, j] for j, t in enumerate(p))
+    )
     return like, tuple(min(t, len(things)) for t in best)
 
 
@@ -76,7 +81,9 @@ def checked(said: Sequence[Sequence[bool]], right: Sequence[Sequence[bool]]) -> 
     return found
 
 
-def score(network: Evaluator, scales: Sequence[Scale], backgrounds: Sequence[str], shown: np.ndarray) -> dict[str, float]:
+def score(
+    network: Evaluator, scales: Sequence[Scale], backgrounds: Sequence[str], shown: np.ndarray
+) -> dict[str, float]:
     """Measures of pictures (N, H, W, 3) that ask for all objects before the background of each.
 
     Returns:

@@ -97,7 +97,14 @@ def settings(ctx: Context, name: str, method: Method) -> dict[str, Any]:
 
 
 def run(
-    ctx: Context, network: Evaluator, case: Case, name: str, method: Method, scale: scores.Scale, before: list, trainings: dict[str, Trained]
+    ctx: Context,
+    network: Evaluator,
+    case: Case,
+    name: str,
+    method: Method,
+    scale: scores.Scale,
+    before: list,
+    trainings: dict[str, Trained],
 ) -> tuple[dict[str, float], np.ndarray]:
     """Measures of one method on one object, and its pictures in the order of the prompts.
 
@@ -165,7 +172,9 @@ def measured(ctx: Context, command: list[str], label: str) -> tuple[dict[str, An
     environment = {k: v for k, v in os.environ.items() if not k.startswith(PREFIX)}  # a method is what its settings say
     started = time.monotonic()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as said:
-        child = subprocess.Popen(command, stdout=out, stderr=said, stdin=subprocess.DEVNULL, env=environment, start_new_session=True)
+        child = subprocess.Popen(
+            command, stdout=out, stderr=said, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
+        )
         memory = 0.0
         while child.poll() is None and not ctx.stopped():
             memory = max(memory, _peak(child.pid))
@@ -173,7 +182,11 @@ def measured(ctx: Context, command: list[str], label: str) -> tuple[dict[str, An
         if child.poll() is None:
             child.terminate()
             child.wait()
-            raise Stopped(ctx.stopped(), f"stopped during {label}; finished objects are kept", "the same command goes on from there")
+            raise Stopped(
+                ctx.stopped(),
+                f"stopped during {label}; finished objects are kept",
+                "the same command goes on from there",
+            )
         out.seek(0), said.seek(0)
         text = out.read().decode(errors="replace")
         try:
@@ -201,13 +214,17 @@ def strip(case: Case, shown: np.ndarray) -> np.ndarray:
     return shown[chosen[:SHOWN]]
 
 
-def truth(network: Evaluator, case: Case, dial: Dial, scale: scores.Scale, seed: int) -> tuple[dict[str, float], np.ndarray]:
+def truth(
+    network: Evaluator, case: Case, dial: Dial, scale: scores.Scale, seed: int
+) -> tuple[dict[str, float], np.ndarray]:
     """The object drawn again by the world, scored as a method is: what 1 looks like, with its spread."""
     shown = drawing.drawn([p.truth(case.instance, dial, seed + 2) for p in case.prompts])
     return scores.score(case, scale, drawing.readings(network, shown)), shown
 
 
-def stranger(network: Evaluator, case: Case, dial: Dial, scale: scores.Scale, seed: int) -> tuple[dict[str, float], np.ndarray]:
+def stranger(
+    network: Evaluator, case: Case, dial: Dial, scale: scores.Scale, seed: int
+) -> tuple[dict[str, float], np.ndarray]:
     """Another instance of the class in the object's place: what 0 of identity looks like, with its spread."""
     other = world.sample_instance(case.generator(seed, 2), dial, kind=case.instance.kind, held_out=None)
     return truth(network, replace(case, instance=other), dial, scale, seed)
@@ -223,7 +240,9 @@ def decoded(
 
     stack = ctx.stack()
     true = torch.from_numpy(drawing.drawn([p.truth(case.instance, dial, seed + 2) for p in case.prompts]))
-    small = torch.nn.functional.interpolate(true.permute(0, 3, 1, 2).float(), size=(stack.size, stack.size), mode="area")
+    small = torch.nn.functional.interpolate(
+        true.permute(0, 3, 1, 2).float(), size=(stack.size, stack.size), mode="area"
+    )
     shown = to_uint8(stack.to_picture(stack.to_latent(small / 127.5 - 1))).numpy()
     return scores.score(case, scale, drawing.readings(network, shown)), shown
 

@@ -14,26 +14,59 @@ from objtune_cli.cli import environment, options, processes, streams
 from objtune_cli.errors import ObjtuneError, ResourceError
 
 COMMANDS = {
-    "segment": ("objects.segment", "Find the object in a photo. Prints the mask's ref; an overlay picture lies beside it."),
-    "init-embedding": ("objects.init_embedding", "Start the object's token from its picture. Prints the embedding's ref."),
-    "train": ("objects.train", "Learn the object. From a photo, runs the missing stages itself. Prints the adapter's ref."),
+    "segment": (
+        "objects.segment",
+        "Find the object in a photo. Prints the mask's ref; an overlay picture lies beside it.",
+    ),
+    "init-embedding": (
+        "objects.init_embedding",
+        "Start the object's token from its picture. Prints the embedding's ref.",
+    ),
+    "train": (
+        "objects.train",
+        "Learn the object. From a photo, runs the missing stages itself. Prints the adapter's ref.",
+    ),
     "generate": ("pictures.generate", "Draw prompts that name trained objects. Prints one picture path a line."),
-    "compose": ("pictures.compose", "Draw separately trained objects together, each in its place. Prints one picture path a line."),
-    "import": ("bring.import_", "Make a LoRA or an embedding that was trained elsewhere an object of this project. Prints the adapter's ref."),
+    "compose": (
+        "pictures.compose",
+        "Draw separately trained objects together, each in its place. Prints one picture path a line.",
+    ),
+    "import": (
+        "bring.import_",
+        "Make a LoRA or an embedding that was trained elsewhere an object of this project. Prints the adapter's ref.",
+    ),
     "merge": ("merge.merge", "Make one adapter of several, for tools that take one file. Prints its ref."),
-    "run": ("batch.run_", "Train and draw many photos that a file lists; finished work is reused. Prints a table, a job a line."),
+    "run": (
+        "batch.run_",
+        "Train and draw many photos that a file lists; finished work is reused. Prints a table, a job a line.",
+    ),
     "init": ("project.init", "Make this folder (or --project DIR) a project."),
     "list": ("project.list_", "List the project's artifacts: ref, class, base, and what it came from."),
     "show": ("project.show", "Show all that an artifact knows of itself, and its picture."),
-    "verify": ("upkeep.verify", "Check every byte of every artifact, and that inputs are the files that were recorded."),
-    "gc": ("upkeep.gc", "Delete superseded masks, embeddings and priors that no result was made from, and leftovers. Prints them."),
+    "verify": (
+        "upkeep.verify",
+        "Check every byte of every artifact, and that inputs are the files that were recorded.",
+    ),
+    "gc": (
+        "upkeep.gc",
+        "Delete superseded masks, embeddings and priors that no result was made from, and leftovers. Prints them.",
+    ),
     "rm": ("upkeep.rm", "Delete artifacts; their numbers are never given again. Prints their refs."),
     "mv": ("upkeep.mv", "Rename an object, from its masks to its adapters. Prints the new refs."),
     "export": ("project.export", "Write a trained object as files that other tools read. Prints their paths."),
-    "evaluate": ("measure.evaluate", "Measure one trained object: identity, prompt, diversity, leak, drift. Prints a table."),
+    "evaluate": (
+        "measure.evaluate",
+        "Measure one trained object: identity, prompt, diversity, leak, drift. Prints a table.",
+    ),
     "bench": ("measure.bench", "Measure methods against each other on objects whose truth is known. Prints a table."),
-    "doctor": ("check.doctor", "Say what this machine and project have, what is missing, and the command that brings it."),
-    "fetch": ("check.fetch", "Download a base model's weights; no other command opens a connection. Prints their folder."),
+    "doctor": (
+        "check.doctor",
+        "Say what this machine and project have, what is missing, and the command that brings it.",
+    ),
+    "fetch": (
+        "check.fetch",
+        "Download a base model's weights; no other command opens a connection. Prints their folder.",
+    ),
     "bases": ("project.bases_", "List the base models that this machine has."),
 }
 """Name to function and help, in the order of `objtune --help`."""
@@ -101,7 +134,9 @@ def root(
     events: options.EventsFile = None,
     device: options.Device = None,
     precision: options.Precision = None,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Options here may also stand after the command."""
     shared = {"project": project, "json": json, "quiet": quiet, "verbose": verbose, "events": events}
@@ -170,9 +205,16 @@ def _of_the_system(exc: OSError, current: options.Invocation) -> int:
     """What the system refused: stdout is full, or a file that no other place expected to fail."""
     lost = streams.failure()
     if lost is not None:
-        return _failed(ResourceError(f"results cannot be written to stdout: {lost.strerror}", FINISHED), current, trace=current.verbose)
+        return _failed(
+            ResourceError(f"results cannot be written to stdout: {lost.strerror}", FINISHED),
+            current,
+            trace=current.verbose,
+        )
     if "usable temporary directory" in str(exc):
-        return _failed(ResourceError("there is no folder for temporary files", "set TMPDIR to a folder that can be written"), current)
+        return _failed(
+            ResourceError("there is no folder for temporary files", "set TMPDIR to a folder that can be written"),
+            current,
+        )
     if exc.errno not in REFUSED:
         return _bug(exc, current)
     where = f"{exc.filename}: " if exc.filename else ""
@@ -182,7 +224,10 @@ def _of_the_system(exc: OSError, current: options.Invocation) -> int:
 def _cannot_load(exc: ImportError) -> ObjtuneError:
     """A package that is broken or not there."""
     name = (exc.name or "").partition(".")[0]
-    return ResourceError(f"{name} cannot be loaded: {str(exc).splitlines()[0][:200]}", "`objtune doctor` says what is missing; `pip install --force-reinstall objtune` brings it")
+    return ResourceError(
+        f"{name} cannot be loaded: {str(exc).splitlines()[0][:200]}",
+        "`objtune doctor` says what is missing; `pip install --force-reinstall objtune` brings it",
+    )
 
 
 def _failed(error: ObjtuneError, current: options.Invocation, *, trace: bool = False) -> int:

@@ -13,7 +13,12 @@ from objtune_cli.cli.frame import Outcome, Run
 def run_(
     run: Run,
     file: Annotated[Path, typer.Argument(help="A TOML file of [[job]] tables: photo, class, name, prompts, …")],
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, max=64, metavar="N", help="Photos at a time, each in a process of its own.")] = 1,
+    jobs: Annotated[
+        int,
+        typer.Option(
+            "--jobs", "-j", min=1, max=64, metavar="N", help="Photos at a time, each in a process of its own."
+        ),
+    ] = 1,
 ) -> Outcome:
     from objtune_cli.stages import jobs as reader
     from objtune_cli.stages import pool
@@ -31,5 +36,7 @@ def run_(
     images = [Path(p) for r in results for p in r.images]
     code = pool.worst(results)
     if code:
-        run.report.note(f"{sum(bool(r.code) for r in results)} of {len(results)} jobs failed; the same command does only what is left")
+        run.report.note(
+            f"{sum(bool(r.code) for r in results)} of {len(results)} jobs failed; the same command does only what is left"
+        )
     return Outcome(shown="nothing", images=images, extra={"jobs": [asdict(r) for r in results]}, code=code)

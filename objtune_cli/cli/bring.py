@@ -13,21 +13,39 @@ MOST = 5
 
 def import_(
     run: Run,
-    file: Annotated[list[Path], typer.Argument(metavar="FILE…", help="A LoRA, an embedding, or both of one object: .safetensors files, or a folder that diffusers or peft wrote.")],
+    file: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE…",
+            help="A LoRA, an embedding, or both of one object: .safetensors files, or a folder that diffusers or peft wrote.",
+        ),
+    ],
     class_: Annotated[str, typer.Option("--class", metavar="WORD", help="What the object is: dog.")] = "",
-    name: Annotated[str, typer.Option("--name", metavar="NAME", help="What to call it.", show_default="the class word")] = "",
+    name: Annotated[
+        str, typer.Option("--name", metavar="NAME", help="What to call it.", show_default="the class word")
+    ] = "",
     word: Annotated[
         str,
-        typer.Option("--word", metavar="TEXT", help='What a LoRA was trained under, for example "sks dog".', show_default="the class word"),
+        typer.Option(
+            "--word",
+            metavar="TEXT",
+            help='What a LoRA was trained under, for example "sks dog".',
+            show_default="the class word",
+        ),
     ] = "",
     allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Read the tensors of .pt and .bin files too, in a process of their own.")
+        bool,
+        typer.Option("--allow-pickle", help="Read the tensors of .pt and .bin files too, in a process of their own."),
     ] = False,
 ) -> Outcome:
     from objtune_cli.stages import classes, imported
 
     ((class_word, called),) = classes.named([class_], [name] if name else [])
     need(word.isprintable(), "--word has characters that cannot be printed", 'for example `--word "sks dog"`')
-    need(len(file) <= MOST, f"{len(file)} files for one object", "a LoRA, an embedding (of SDXL one or two files), or both")
+    need(
+        len(file) <= MOST,
+        f"{len(file)} files for one object",
+        "a LoRA, an embedding (of SDXL one or two files), or both",
+    )
     ctx = run.context()
     return Outcome([imported.run(ctx, file, called, class_word, word.strip(), allow_pickle=allow_pickle)])

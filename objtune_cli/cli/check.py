@@ -22,16 +22,20 @@ def doctor(
         render.table(("what", "state", "", "remedy"), [(c.what, c.state, c.said, c.remedy) for c in found])
         for check in bad:
             run.report.note(f"bad: {check.what}: {check.said}")
-    return Outcome(shown="nothing", extra={"checks": [asdict(check) for check in found]}, code=ResourceError.code if bad else 0)
+    return Outcome(
+        shown="nothing", extra={"checks": [asdict(check) for check in found]}, code=ResourceError.code if bad else 0
+    )
 
 
 def fetch(
     run: Run,
     base: Annotated[
-        str | None, typer.Option("--base", metavar="BASE", help="sd15, sd21, sdxl, sd3, sd35, or a hub id.", show_default=False)
+        str | None,
+        typer.Option("--base", metavar="BASE", help="sd15, sd21, sdxl, sd3, sd35, or a hub id.", show_default=False),
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", metavar="ID", help="A CLIP or DINO instead: facebook/dino-vits16.", show_default=False)
+        str | None,
+        typer.Option("--model", metavar="ID", help="A CLIP or DINO instead: facebook/dino-vits16.", show_default=False),
     ] = None,
 ) -> Outcome:
     from objtune_cli.config import Common

@@ -45,8 +45,6 @@ def adapter_ref(incomplete: str) -> list[str]:
     return _offer(("adapter",), incomplete)
 
 
-
-
 def object_name(incomplete: str) -> list[str]:
     """Names of objects."""
     found = [text.partition("/")[2].partition("@")[0] for text in _offer(("mask", "embedding", "adapter"), "")]

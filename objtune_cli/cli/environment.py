@@ -23,7 +23,9 @@ def settle() -> list[str]:
     """Put right what is wrong around this process; what was ignored, a line each."""
     paths.leave_deleted_folder()
     if not sys.warnoptions or any(action == "error" for action, *_ in warnings.filters):
-        warnings.simplefilter("ignore")  # a library's warning is no failure of the command, and no line of it; -W and PYTHONWARNINGS show them
+        warnings.simplefilter(
+            "ignore"
+        )  # a library's warning is no failure of the command, and no line of it; -W and PYTHONWARNINGS show them
     return ignore(os.environ)
 
 
@@ -41,7 +43,9 @@ def ignore(environment: MutableMapping[str, str]) -> list[str]:
         size = environment["WORLD_SIZE"]
         for name in LAUNCHER:
             environment.pop(name, None)
-        said.append(f"WORLD_SIZE is {size!r}, but {wrong}: this is one process; `objtune train --num-processes N` starts several")
+        said.append(
+            f"WORLD_SIZE is {size!r}, but {wrong}: this is one process; `objtune train --num-processes N` starts several"
+        )
     return said
 
 
@@ -74,4 +78,7 @@ def check_docstrings() -> None:
     """
     if sys.flags.optimize >= 2:
         how = "unset PYTHONOPTIMIZE" if os.environ.get("PYTHONOPTIMIZE") else "run Python without -OO"
-        raise UsageError("Python runs without docstrings (PYTHONOPTIMIZE=2), and transformers needs them", f"{how}, then run the same command")
+        raise UsageError(
+            "Python runs without docstrings (PYTHONOPTIMIZE=2), and transformers needs them",
+            f"{how}, then run the same command",
+        )

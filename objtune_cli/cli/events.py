@@ -19,7 +19,10 @@ class Events:
         try:
             handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o666)
         except OSError as error:
-            raise ResourceError(f"events cannot be written to {path}: {error.strerror}", "give `--events` a file in a folder that exists") from None
+            raise ResourceError(
+                f"events cannot be written to {path}: {error.strerror}",
+                "give `--events` a file in a folder that exists",
+            ) from None
         if hasattr(os, "set_blocking"):
             os.set_blocking(handle, True)  # only opening a pipe that nobody reads must not wait
         self._handle: int | None = handle
@@ -29,7 +32,9 @@ class Events:
         if self._handle is None:
             return
         seconds = round(time.monotonic() - self.started, 3)
-        line = json.dumps({"event": event, "seconds": seconds, **header.nulled(values)}, sort_keys=True, allow_nan=False)
+        line = json.dumps(
+            {"event": event, "seconds": seconds, **header.nulled(values)}, sort_keys=True, allow_nan=False
+        )
         try:
             os.write(self._handle, (line + "\n").encode())
         except OSError:

@@ -79,7 +79,9 @@ class Run:
         project = self.project(create=create)
         settings = self.settings(project)
         strict = 1 if self.options.get("strict_base") else None
-        common = settings.resolve(Common, **{key: self.options.get(key) for key in ("base", "device", "precision")}, strict_base=strict)
+        common = settings.resolve(
+            Common, **{key: self.options.get(key) for key in ("base", "device", "precision")}, strict_base=strict
+        )
         self.stop.install()
         self.held.enter_context(project.held())
         return Context(project, settings, common, self.report, bool(self.options.get("force")), self.stop.asked)
@@ -105,7 +107,9 @@ def framed(name: str, function: Callable[..., Outcome], *, model: bool) -> Calla
     """
     own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
     shared = options.GLOBAL | (options.MODEL if model else {})
-    extra = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d, annotation=a) for n, (a, d) in shared.items()]
+    extra = [
+        inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d, annotation=a) for n, (a, d) in shared.items()
+    ]
     context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
 
     @functools.wraps(function)
@@ -136,7 +140,9 @@ def _with_paths(values: dict[str, Any]) -> dict[str, Any]:
     return {name: read(value) for name, value in values.items()}
 
 
-def _run(name: str, function: Callable[..., Outcome], given: dict[str, Any], values: dict[str, Any], parts: Parts) -> int:
+def _run(
+    name: str, function: Callable[..., Outcome], given: dict[str, Any], values: dict[str, Any], parts: Parts
+) -> int:
     """One command, timed and shown; its exit code where it ends without an error."""
     events = _events(given["events"], name)
     follows = environment.follows(name)
@@ -177,7 +183,13 @@ def _show(run: Run, outcome: Outcome, *, as_json: bool, seconds: float) -> None:
         root = run.project().artifacts
         refs = [_described(d, root) for d in outcome.done]
         metrics = {str(d.ref): dict(d.metrics) for d in outcome.done if d.metrics}
-        base = {"command": run.name, "refs": refs, "images": [str(p) for p in images], "metrics": metrics, "seconds": round(seconds, 3)}
+        base = {
+            "command": run.name,
+            "refs": refs,
+            "images": [str(p) for p in images],
+            "metrics": metrics,
+            "seconds": round(seconds, 3),
+        }
         render.document(base | outcome.extra)
         return
     if outcome.shown == "refs":

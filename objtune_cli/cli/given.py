@@ -56,5 +56,9 @@ def given_prompts(values: list[str]) -> list[str]:
             continue
         lines = [clean(line, f"line {number} of stdin", may_be_empty=True) for number, line in read_lines()]
         given += [line for line in lines if line]
-    need(given, "no prompt was given", "for example `objtune generate \"a photo of <rex> on the beach\"`, or one a line on stdin and `-`")
+    need(
+        given,
+        "no prompt was given",
+        'for example `objtune generate "a photo of <rex> on the beach"`, or one a line on stdin and `-`',
+    )
     return given

@@ -27,13 +27,21 @@ def of_each(parts: "Parts") -> list[dict[str, Any]]:
         UsageError: Something is said before the first.
     """
     early = [option for key, option in HINTS.items() if any(not photo and said.get(key) for photo, said in parts)]
-    need(not early, f"{', '.join(early)} before the first photo", "with several photos, each one's options stand behind it: `a.jpg --class dog b.jpg --class mug`")
+    need(
+        not early,
+        f"{', '.join(early)} before the first photo",
+        "with several photos, each one's options stand behind it: `a.jpg --class dog b.jpg --class mug`",
+    )
     return [said for photo, said in parts if photo]
 
 
 def of_photo(photo: Path, said: dict[str, Any]) -> tuple[list["Target"], str | None]:
     """The objects of one of several photos, and which of several things is meant."""
-    need(said.get("class_"), f"what the object in {photo} is was not said", "give its class behind it: `a.jpg --class dog b.jpg --class mug`")
+    need(
+        said.get("class_"),
+        f"what the object in {photo} is was not said",
+        "give its class behind it: `a.jpg --class dog b.jpg --class mug`",
+    )
     return targets(said["class_"], said.get("name"), Said(*(said.get(key) for key in PLACES))), said.get("which")
 
 
@@ -72,8 +80,16 @@ def targets(classes: list[str] | None, names: list[str] | None, said: Said) -> l
             key = key.strip()
             known = bool(equals) and key in keys
             stranger = bool(equals) and not known and _is_name(key, value) and not paths.is_file(Path(text))
-            need(not stranger, f"{option} {text} is for {key}, and no `--class` or `--name` is called that", f"objects of this photo: {', '.join(called)}")
-            need(known or len(words) == 1, f"{option} {text} does not say whose it is", f"for example `{option} {called[0]}={text}`")
+            need(
+                not stranger,
+                f"{option} {text} is for {key}, and no `--class` or `--name` is called that",
+                f"objects of this photo: {', '.join(called)}",
+            )
+            need(
+                known or len(words) == 1,
+                f"{option} {text} does not say whose it is",
+                f"for example `{option} {called[0]}={text}`",
+            )
             found.append((keys[key], value) if known else (0, text))
         return found
 
@@ -86,7 +102,8 @@ def targets(classes: list[str] | None, names: list[str] | None, said: Said) -> l
 
     boxes = {i: numbers(v, 4, "--box", "x0,y0,x1,y1") for i, v in one_each(said.box, "--box").items()}
     masks, rough = (
-        {i: _existing(v, o) for i, v in one_each(values, o).items()} for values, o in ((said.mask, "--mask"), (said.rough, "--rough"))
+        {i: _existing(v, o) for i, v in one_each(values, o).items()}
+        for values, o in ((said.mask, "--mask"), (said.rough, "--rough"))
     )
     on, beside = (
         [(i, numbers(v, 2, o, "x,y")) for i, v in owned(values, o)]
@@ -118,7 +135,9 @@ def _is_name(key: str, value: str) -> bool:
 def _existing(text: str, option: str) -> Path:
     path = paths.to_path(text)
     if not paths.is_file(path):
-        raise InputError(f"there is no mask {path}", f"give `{option}` a picture of the photo's size, white on the object")
+        raise InputError(
+            f"there is no mask {path}", f"give `{option}` a picture of the photo's size, white on the object"
+        )
     return path
 
 

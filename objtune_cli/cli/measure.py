@@ -34,30 +34,62 @@ def bench(
     prompts: Annotated[
         str | None, typer.Option(metavar="KINDS", help="Kinds of prompts, with commas.", show_default=Bench().prompts)
     ] = None,
-    seed: Annotated[int | None, typer.Option(help=f"Seed of objects and prompts, {SEEDS}.", show_default=str(Bench().seed))] = None,
+    seed: Annotated[
+        int | None, typer.Option(help=f"Seed of objects and prompts, {SEEDS}.", show_default=str(Bench().seed))
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Two objects, two methods, a round of prompts.")] = False,
     base_only: Annotated[bool, typer.Option("--base-only", help="Measure what the base itself draws.")] = False,
     speed: Annotated[
-        bool, typer.Option("--speed", help="Measure a training step beside DreamBooth-LoRA's, here and at Stable Diffusion's size.")
+        bool,
+        typer.Option(
+            "--speed", help="Measure a training step beside DreamBooth-LoRA's, here and at Stable Diffusion's size."
+        ),
     ] = False,
     memory: Annotated[
-        bool, typer.Option("--memory", help="Count a GPU's memory through a run of Stable Diffusion's sizes, on any machine.")
+        bool,
+        typer.Option(
+            "--memory", help="Count a GPU's memory through a run of Stable Diffusion's sizes, on any machine."
+        ),
     ] = False,
-    scenes: Annotated[bool, typer.Option("--scenes", help="Measure two and three objects in one picture: composed, added, learned together.")] = False,
+    scenes: Annotated[
+        bool,
+        typer.Option(
+            "--scenes", help="Measure two and three objects in one picture: composed, added, learned together."
+        ),
+    ] = False,
     many: Annotated[
-        int | None, typer.Option("--many", metavar="N", help="Measure N photos by one command against a command each: time and quality.", show_default=False)
+        int | None,
+        typer.Option(
+            "--many",
+            metavar="N",
+            help="Measure N photos by one command against a command each: time and quality.",
+            show_default=False,
+        ),
     ] = None,
     photos: Annotated[
         Path | None,
-        typer.Option("--photos", metavar="DIR", help="Measure on photographs: DreamBooth's data set, or a folder in its layout.", show_default=False),
+        typer.Option(
+            "--photos",
+            metavar="DIR",
+            help="Measure on photographs: DreamBooth's data set, or a folder in its layout.",
+            show_default=False,
+        ),
     ] = None,
-    masks: Annotated[bool, typer.Option("--masks", help="Measure `segment` on held-out scenes: by class word, box and point.")] = False,
+    masks: Annotated[
+        bool, typer.Option("--masks", help="Measure `segment` on held-out scenes: by class word, box and point.")
+    ] = False,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Results, kept and gone on from.")] = Path("bench"),
     from_: Annotated[
-        Path | None, typer.Option("--from", metavar="FILE", help="A results.jsonl: what it holds is not measured again.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--from", metavar="FILE", help="A results.jsonl: what it holds is not measured again.", show_default=False
+        ),
     ] = None,
     table: Annotated[
-        Path | None, typer.Option("--table", metavar="FILE", help="Print what a results.jsonl holds; measures nothing.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--table", metavar="FILE", help="Print what a results.jsonl holds; measures nothing.", show_default=False
+        ),
     ] = None,
 ) -> Outcome:
     others = [value for value in (objects, methods, prompts, seed) if value is not None]
@@ -96,7 +128,11 @@ def bench(
     if masks:
         return _masks(run, others, seed, quick)
     if many is not None:
-        need(objects is None and methods is None, "--many is the number of objects, and compares one method with itself", "leave --objects and --methods away")
+        need(
+            objects is None and methods is None,
+            "--many is the number of objects, and compares one method with itself",
+            "leave --objects and --methods away",
+        )
         return _many(run, many, prompts, seed, out)
     given = {"objects": objects, "prompts": prompts, "seed": seed}
     return _objects(run, given, methods, out, quick=quick, base_only=base_only, published=from_)
@@ -110,7 +146,11 @@ def _asked(run: Run, **given: Any) -> tuple["Context", Bench]:
 def _whole(run: Run, **given: Any) -> tuple["Context", Bench]:
     """The settings of what one machine measures as a whole."""
     ctx, config = _asked(run, **given)
-    need(config.shard == Bench().shard, f"bench.shard is {config.shard}", "only methods on drawn objects, and groups of scenes, are shared out: leave it away here")
+    need(
+        config.shard == Bench().shard,
+        f"bench.shard is {config.shard}",
+        "only methods on drawn objects, and groups of scenes, are shared out: leave it away here",
+    )
     return ctx, config
 
 
@@ -131,7 +171,14 @@ def _speed(run: Run, quick: bool, out: Path) -> Outcome:
 
 
 def _objects(
-    run: Run, given: dict[str, Any], methods: str | None, out: Path, *, quick: bool, base_only: bool, published: Path | None
+    run: Run,
+    given: dict[str, Any],
+    methods: str | None,
+    out: Path,
+    *,
+    quick: bool,
+    base_only: bool,
+    published: Path | None,
 ) -> Outcome:
     """Methods on held-out objects, or the base alone."""
     from objtune_cli.bench import run as stage
@@ -167,10 +214,16 @@ def _held(run: Run, file: Path) -> Outcome:
 def _without_methods(ctx: "Context", *own: str) -> None:
     """Refuse settings that look as if they changed a method; `own`: what the settings of the bench begin with."""
     other = [key for key in ctx.settings.given if "." in key and not key.startswith(own)]
-    need(not other, f"--set {', '.join(other)} would change no method", "put it behind a method's name: `--methods objtune+train.lr=5e-4`")
+    need(
+        not other,
+        f"--set {', '.join(other)} would change no method",
+        "put it behind a method's name: `--methods objtune+train.lr=5e-4`",
+    )
 
 
-def _photos(run: Run, folder: Path, objects: int | None, methods: str | None, seed: int | None, quick: bool, out: Path) -> Outcome:
+def _photos(
+    run: Run, folder: Path, objects: int | None, methods: str | None, seed: int | None, quick: bool, out: Path
+) -> Outcome:
     """Methods on the subjects of a folder of photographs."""
     from objtune_cli.bench import dataset
     from objtune_cli.bench.methods import named
@@ -194,7 +247,11 @@ def _scenes(run: Run, objects: int | None, methods: str | None, seed: int | None
 
     chosen = [part.strip() for part in methods.split(",")] if methods else list(stage.ASKED)
     unknown = [name for name in chosen if name not in stage.METHODS]
-    need(not unknown, f"there is no way {', '.join(unknown)} to several objects", f"one or more of {', '.join(stage.METHODS)}")
+    need(
+        not unknown,
+        f"there is no way {', '.join(unknown)} to several objects",
+        f"one or more of {', '.join(stage.METHODS)}",
+    )
     ctx, config = _asked(run, objects=objects, seed=seed)
     if objects is None and config.objects == Bench().objects:
         config = replace(config, objects=1 if quick else stage.GROUPS)
@@ -227,21 +284,34 @@ def _masks(run: Run, others: list[Any], seed: int | None, quick: bool) -> Outcom
 
 def evaluate(
     run: Run,
-    ref: Annotated[list[str], typer.Argument(help="Trained objects, or - to read refs from stdin.", autocompletion=complete.adapter_ref)],
+    ref: Annotated[
+        list[str],
+        typer.Argument(help="Trained objects, or - to read refs from stdin.", autocompletion=complete.adapter_ref),
+    ],
     name: Annotated[
-        str | None, typer.Option("--name", metavar="NAME", help="Which one, of several in one adapter.", show_default=False)
+        str | None,
+        typer.Option("--name", metavar="NAME", help="Which one, of several in one adapter.", show_default=False),
     ] = None,
     clip: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="CLIP for photographs: name or folder.", show_default="openai/clip-vit-base-patch32")
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="CLIP for photographs: name or folder.", show_default="openai/clip-vit-base-patch32"
+        ),
     ] = None,
     dino: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="DINO for photographs: name or folder.", show_default="facebook/dino-vits16")
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="DINO for photographs: name or folder.", show_default="facebook/dino-vits16"
+        ),
     ] = None,
     scene: Annotated[
-        list[str] | None, typer.Option(metavar="WORDS", help='Where it is drawn, for example "on the beach"; repeat for more.')
+        list[str] | None,
+        typer.Option(metavar="WORDS", help='Where it is drawn, for example "on the beach"; repeat for more.'),
     ] = None,
     n: Annotated[int, typer.Option("-n", help="Pictures of each scene.")] = 2,
-    seed: Annotated[int | None, typer.Option(help=f"Seed of the calibration, {SEEDS}.", show_default=str(Bench().seed))] = None,
+    seed: Annotated[
+        int | None, typer.Option(help=f"Seed of the calibration, {SEEDS}.", show_default=str(Bench().seed))
+    ] = None,
 ) -> Outcome:
     from objtune_cli.bench import evaluate as stage
     from objtune_cli.bench import measures
@@ -254,15 +324,23 @@ def evaluate(
     for each in [refs.find(ctx.root, text, ("adapter",)) for text in given_refs(ref)]:
         subject = stage.given(ctx, each, name)
         if ctx.base.world and not (clip or dino):
-            need(not scene, "--scene belongs to --clip and --dino", "the toybox's own evaluator asks for every background of its world")
+            need(
+                not scene,
+                "--scene belongs to --clip and --dino",
+                "the toybox's own evaluator asks for every background of its world",
+            )
             found = stage.toybox(ctx, subject, dial_of(ctx), n, config.seed)
         else:
-            found = _papers(ctx, subject, paths.to_model(clip or config.clip), paths.to_model(dino or config.dino), scene, n)
+            found = _papers(
+                ctx, subject, paths.to_model(clip or config.clip), paths.to_model(dino or config.dino), scene, n
+            )
         rows += measures.rows(subject.name, [found])
     return _table(run, rows, [])
 
 
-def _papers(ctx: "Context", subject: "Given", clip: str, dino: str, scene: list[str] | None, n: int) -> dict[str, float]:
+def _papers(
+    ctx: "Context", subject: "Given", clip: str, dino: str, scene: list[str] | None, n: int
+) -> dict[str, float]:
     from objtune_cli.bench import evaluate as stage
     from objtune_cli.bench import features
 

@@ -19,12 +19,26 @@ def merge(
     run: Run,
     ref: Annotated[
         list[str] | None,
-        typer.Argument(metavar="REF[=WEIGHT]…", help="Trained objects, or one with a weight and a new --name; - for stdin; a weight is 1 unless it is given.", autocompletion=complete.adapter_ref),
+        typer.Argument(
+            metavar="REF[=WEIGHT]…",
+            help="Trained objects, or one with a weight and a new --name; - for stdin; a weight is 1 unless it is given.",
+            autocompletion=complete.adapter_ref,
+        ),
     ] = None,
-    name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="Of the new adapter.", show_default="their names")] = None,
-    method: Annotated[Literal["sum", "ties", "dare", "dare-ties"] | None, typer.Option(help="How they become one.", show_default=Merge().method)] = None,
-    rank: Annotated[int | None, typer.Option(help="Rank of the result; 0: a sum is exact.", show_default=str(Merge().rank))] = None,
-    density: Annotated[float | None, typer.Option(help="Share of each one's weights that TIES and DARE keep.", show_default=str(Merge().density))] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="Of the new adapter.", show_default="their names")
+    ] = None,
+    method: Annotated[
+        Literal["sum", "ties", "dare", "dare-ties"] | None,
+        typer.Option(help="How they become one.", show_default=Merge().method),
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(help="Rank of the result; 0: a sum is exact.", show_default=str(Merge().rank))
+    ] = None,
+    density: Annotated[
+        float | None,
+        typer.Option(help="Share of each one's weights that TIES and DARE keep.", show_default=str(Merge().density)),
+    ] = None,
 ) -> Outcome:
     from objtune_cli.stages import merge as stage
 

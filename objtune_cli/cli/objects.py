@@ -21,30 +21,50 @@ if TYPE_CHECKING:
     from objtune_cli.store.refs import Ref
 
 ClassWords = Annotated[
-    list[str] | None, typer.Option("--class", "-c", metavar="WORD", help="What the object is: dog. Repeat for several objects.")
+    list[str] | None,
+    typer.Option("--class", "-c", metavar="WORD", help="What the object is: dog. Repeat for several objects."),
 ]
 Names = Annotated[
-    list[str] | None, typer.Option("--name", metavar="NAME", help="What to call it; default: the class word.", show_default=False)
+    list[str] | None,
+    typer.Option("--name", metavar="NAME", help="What to call it; default: the class word.", show_default=False),
 ]
 Masks = Annotated[
     list[str] | None,
-    typer.Option("--mask", metavar="FILE", help="Mask picture, white or opaque on the object; dog=FILE for one of several."),
+    typer.Option(
+        "--mask", metavar="FILE", help="Mask picture, white or opaque on the object; dog=FILE for one of several."
+    ),
 ]
 Boxes = Annotated[
-    list[str] | None, typer.Option("--box", metavar="X0,Y0,X1,Y1", help="Box around it, in photo pixels or fractions; dog=… for one of several.")
+    list[str] | None,
+    typer.Option(
+        "--box", metavar="X0,Y0,X1,Y1", help="Box around it, in photo pixels or fractions; dog=… for one of several."
+    ),
 ]
-Points = Annotated[list[str] | None, typer.Option("--point", metavar="X,Y", help="A point on it, in photo pixels or fractions; repeat for more.")]
-Beside = Annotated[list[str] | None, typer.Option("--not-point", metavar="X,Y", help="A point that is not on it; repeat for more.")]
+Points = Annotated[
+    list[str] | None,
+    typer.Option("--point", metavar="X,Y", help="A point on it, in photo pixels or fractions; repeat for more."),
+]
+Beside = Annotated[
+    list[str] | None, typer.Option("--not-point", metavar="X,Y", help="A point that is not on it; repeat for more.")
+]
 Rough = Annotated[
-    list[str] | None, typer.Option("--rough", metavar="FILE", help="A rough mask picture, to be made exact; dog=FILE for one of several.")
+    list[str] | None,
+    typer.Option(
+        "--rough", metavar="FILE", help="A rough mask picture, to be made exact; dog=FILE for one of several."
+    ),
 ]
 Which = Annotated[
     Literal["best", "largest", "smallest", "left", "right", "top", "bottom"] | None,
     typer.Option(help="Which of several objects of the class.", show_default="best"),
 ]
-Finder = Annotated[Literal["sam", "grabcut"] | None, typer.Option("--segmenter", help="What finds outlines.", show_default="sam")]
+Finder = Annotated[
+    Literal["sam", "grabcut"] | None, typer.Option("--segmenter", help="What finds outlines.", show_default="sam")
+]
 SamFile = Annotated[
-    str | None, typer.Option("--sam-checkpoint", metavar="FILE", help="segment-anything checkpoint.", show_default="the embedded one")
+    str | None,
+    typer.Option(
+        "--sam-checkpoint", metavar="FILE", help="segment-anything checkpoint.", show_default="the embedded one"
+    ),
 ]
 
 
@@ -76,9 +96,12 @@ def segment(
 
 def init_embedding(
     run: Run,
-    ref: Annotated[list[str] | None, typer.Argument(help="Masks, or - to read refs from stdin.", autocompletion=complete.mask_ref)] = None,
+    ref: Annotated[
+        list[str] | None, typer.Argument(help="Masks, or - to read refs from stdin.", autocompletion=complete.mask_ref)
+    ] = None,
     init: Annotated[
-        Literal["auto", "prototype", "class", "random"] | None, typer.Option(help="Where the token starts.", show_default="auto")
+        Literal["auto", "prototype", "class", "random"] | None,
+        typer.Option(help="Where the token starts.", show_default="auto"),
     ] = None,
     vectors: Annotated[int | None, typer.Option(help="Learned vectors.", show_default=str(Embed().vectors))] = None,
 ) -> Outcome:
@@ -97,7 +120,9 @@ def train(
     source: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="PHOTO… | REF…", help="A photo, or several with the options of each behind it; or masks or embeddings (- for stdin).", autocompletion=complete.trainable_ref
+            metavar="PHOTO… | REF…",
+            help="A photo, or several with the options of each behind it; or masks or embeddings (- for stdin).",
+            autocompletion=complete.trainable_ref,
         ),
     ] = None,
     class_: ClassWords = None,
@@ -109,20 +134,34 @@ def train(
     rough: Rough = None,
     which: Which = None,
     steps: Annotated[
-        str | None, typer.Option(metavar="N", help="Optimizer steps; auto: until its loss stops falling.", show_default="auto")
+        str | None,
+        typer.Option(metavar="N", help="Optimizer steps; auto: until its loss stops falling.", show_default="auto"),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help=f"Random seed, {SEEDS}; -1 is refused.", show_default=str(Train().seed))] = None,
+    seed: Annotated[
+        int | None, typer.Option(help=f"Random seed, {SEEDS}; -1 is refused.", show_default=str(Train().seed))
+    ] = None,
     preview: Annotated[bool, typer.Option("--preview/--no-preview", help="Draw a sheet of samples at the end.")] = True,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Take a few steps on noise, say what a run needs, and write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Take a few steps on noise, say what a run needs, and write nothing.")
+    ] = False,
     max_time: Annotated[
-        str | None, typer.Option("--max-time", metavar="TIME", help="Save and stop after 45m, 2h, …; the same command goes on.")
+        str | None,
+        typer.Option("--max-time", metavar="TIME", help="Save and stop after 45m, 2h, …; the same command goes on."),
     ] = None,
     num_processes: Annotated[
-        int | None, typer.Option("--num-processes", metavar="N", help="Share the work among N processes: one for each GPU.", show_default=False)
+        int | None,
+        typer.Option(
+            "--num-processes",
+            metavar="N",
+            help="Share the work among N processes: one for each GPU.",
+            show_default=False,
+        ),
     ] = None,
 ) -> Outcome:
     if processes.left_alone():
-        run.report.note(f"accelerate starts one process where it is told --cpu; `objtune train … {processes.OPTION} N` starts several")
+        run.report.note(
+            f"accelerate starts one process where it is told --cpu; `objtune train … {processes.OPTION} N` starts several"
+        )
     if max_time:
         run.stop.until = run.started + spans.seconds(max_time, "--max-time")
     most = None if steps is None else counted(steps)
@@ -186,7 +225,9 @@ def _found(ctx: "Context", photo: Path, targets: "list[Target]", which: str | No
     """The masks of one photo's objects."""
     from objtune_cli.stages import segment as segment_stage
 
-    return [d.ref for d in segment_stage.run(ctx.unforced(), photo, targets, ctx.settings.resolve(Segment, which=which))]
+    return [
+        d.ref for d in segment_stage.run(ctx.unforced(), photo, targets, ctx.settings.resolve(Segment, which=which))
+    ]
 
 
 def counted(steps: str) -> int | None:
@@ -227,7 +268,14 @@ def _photo(text: str, *, hinted: bool) -> Path | None:
         if looks:
             raise
         return None
-    if looks or paths.is_file(path) or path.is_absolute() or text.startswith((".", "~")) or text.endswith("/") or "\\" in text:
+    if (
+        looks
+        or paths.is_file(path)
+        or path.is_absolute()
+        or text.startswith((".", "~"))
+        or text.endswith("/")
+        or "\\" in text
+    ):
         return path
     if "/" in text and text.split("/")[0] not in KINDS and "@" not in text:
         return path
@@ -258,7 +306,10 @@ def _trainable(root: Path, text: str) -> "Ref":
 
     if text.startswith("adapter/"):
         name = text.removeprefix("adapter/").partition("@")[0]
-        raise IncompatibleError(f"{text} is finished, and training does not go on from an adapter", f"`objtune train {name} --steps N` makes the next version, from its embedding")
+        raise IncompatibleError(
+            f"{text} is finished, and training does not go on from an adapter",
+            f"`objtune train {name} --steps N` makes the next version, from its embedding",
+        )
     if "/" not in text and refs.versions(root, "embedding", text.split("@")[0]):
         return refs.find(root, text, ("embedding",))
     return refs.find(root, text, ("mask", "embedding") if "/" in text else ("mask",))

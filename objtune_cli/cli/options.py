@@ -7,18 +7,35 @@ import typer
 
 from objtune_cli.errors import UsageError
 
-ProjectDir = Annotated[Path | None, typer.Option("--project", metavar="DIR", help="Project folder; default: found upwards from here.")]
+ProjectDir = Annotated[
+    Path | None, typer.Option("--project", metavar="DIR", help="Project folder; default: found upwards from here.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Errors with their traceback.")]
-EventsFile = Annotated[Path | None, typer.Option("--events", metavar="FILE", help="Append progress there, one JSON object a line.")]
-Given = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any setting, for example train.lr=1e-3.")]
-BaseModel = Annotated[str | None, typer.Option("--base", metavar="BASE", help="toybox, sd15, sd21, sdxl, sd3, sd35, a diffusers folder, a .safetensors checkpoint, or a hub id.", show_default="toybox")]
+EventsFile = Annotated[
+    Path | None, typer.Option("--events", metavar="FILE", help="Append progress there, one JSON object a line.")
+]
+Given = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any setting, for example train.lr=1e-3.")
+]
+BaseModel = Annotated[
+    str | None,
+    typer.Option(
+        "--base",
+        metavar="BASE",
+        help="toybox, sd15, sd21, sdxl, sd3, sd35, a diffusers folder, a .safetensors checkpoint, or a hub id.",
+        show_default="toybox",
+    ),
+]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", show_default="auto")]
 Precision = Annotated[
-    Literal["auto", "fp32", "bf16", "fp16"] | None, typer.Option("--precision", help="Number format of the frozen base.", show_default="auto")
+    Literal["auto", "fp32", "bf16", "fp16"] | None,
+    typer.Option("--precision", help="Number format of the frozen base.", show_default="auto"),
 ]
-StrictBase = Annotated[bool, typer.Option("--strict-base", help="Refuse objects that were learned on another base of the same family.")]
+StrictBase = Annotated[
+    bool, typer.Option("--strict-base", help="Refuse objects that were learned on another base of the same family.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Make a new version even if the work is done.")]
 
 GLOBAL: dict[str, tuple[Any, Any]] = {
@@ -29,7 +46,19 @@ MODEL: dict[str, tuple[Any, Any]] = {
 }  # fmt: skip
 
 
-PATHS = ("--project", "--events", "--out", "--layout", "--from", "--table", "--photos", "--mask", "--rough", "--sam-checkpoint", "--base")
+PATHS = (
+    "--project",
+    "--events",
+    "--out",
+    "--layout",
+    "--from",
+    "--table",
+    "--photos",
+    "--mask",
+    "--rough",
+    "--sam-checkpoint",
+    "--base",
+)
 """Options that name a file or folder."""
 
 
@@ -42,7 +71,9 @@ def refuse_empty(argv: list[str]) -> None:
     words = argv[: argv.index("--")] if "--" in argv else argv
     for word, after in zip(words, [*words[1:], "."], strict=False):
         if (word in PATHS and after == "") or (word.endswith("=") and word[:-1] in PATHS):
-            raise UsageError(f"{word.rstrip('=')} is empty", "give a file or folder, or leave the option away; is the variable set?")
+            raise UsageError(
+                f"{word.rstrip('=')} is empty", "give a file or folder, or leave the option away; is the variable set?"
+            )
 
 
 class Invocation:

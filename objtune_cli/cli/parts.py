@@ -14,7 +14,9 @@ class InParts(TyperCommand):
         given = list(args)
         rest = super().parse_args(ctx, args)  # refuses what does not parse
         parser = self.make_parser(ctx)
-        ctx.meta[KEY] = [(argument, parser.parse_args(options)[0]) for argument, options in split(given, self._valued(ctx))]
+        ctx.meta[KEY] = [
+            (argument, parser.parse_args(options)[0]) for argument, options in split(given, self._valued(ctx))
+        ]
         return rest
 
     def _valued(self, ctx: Any) -> set[str]:

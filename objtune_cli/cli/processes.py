@@ -36,7 +36,11 @@ def asked(argv: list[str]) -> int:
 
 def left_alone() -> bool:
     """Whether `accelerate launch --cpu` was asked for several processes: it starts one, and tells it no number."""
-    return os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
+    return (
+        os.environ.get("ACCELERATE_USE_CPU") == "True"
+        and "MASTER_ADDR" in os.environ
+        and "WORLD_SIZE" not in os.environ
+    )
 
 
 def run(argv: list[str], count: int) -> int:
@@ -57,7 +61,9 @@ def run(argv: list[str], count: int) -> int:
                     child.terminate()
             time.sleep(0.05)
         if running[0].returncode <= 0:  # the first one had nothing to say: what did the others?
-            sys.stderr.write("".join(_text(file) for child, file in zip(running[1:], said, strict=True) if child.returncode > 0))
+            sys.stderr.write(
+                "".join(_text(file) for child, file in zip(running[1:], said, strict=True) if child.returncode > 0)
+            )
     codes = [child.returncode for child in running]
     return _code(next((code for code in [codes[0] if codes[0] > 0 else 0, *codes[1:], codes[0]] if code), 0))
 

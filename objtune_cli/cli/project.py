@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from objtune_cli.store.refs import Ref
 
 AnyRefs = Annotated[
-    list[str] | None, typer.Argument(help="kind/name@version, or a name; - reads refs from stdin.", autocompletion=complete.any_ref)
+    list[str] | None,
+    typer.Argument(help="kind/name@version, or a name; - reads refs from stdin.", autocompletion=complete.any_ref),
 ]
 
 
@@ -42,13 +43,22 @@ def list_(
     need(not kind or kind in KINDS, f"there is no kind {kind}", f"one of {', '.join(KINDS)}")
     found = [artifact.read_record(root, ref) for ref in refs.every(root, kind)]
     if not run.options["json"]:
-        rows = [(r.ref, r.class_word, r.base.get("id", ""), " ".join(i["ref"] for i in r.inputs.values() if i["ref"])) for r in found]
+        rows = [
+            (r.ref, r.class_word, r.base.get("id", ""), " ".join(i["ref"] for i in r.inputs.values() if i["ref"]))
+            for r in found
+        ]
         render.table(("ref", "class", "base", "from"), rows)
     left = unfinished.list_all(run.project()) if kind in (None, "adapter") else []
     for each in left:
-        run.report.note(f"unfinished: adapter/{each['adapter']} at step {each['step']} of {each['total']}; its command goes on with it, `objtune gc` deletes it when it is {AGE} old")
+        run.report.note(
+            f"unfinished: adapter/{each['adapter']} at step {each['step']} of {each['total']}; its command goes on with it, `objtune gc` deletes it when it is {AGE} old"
+        )
     listed = [{"ref": str(r.ref), "class": r.class_word, "base": r.base.get("id", "")} for r in found]
-    return Outcome([Done(r.ref, True) for r in found], shown="nothing", extra={"artifacts": listed} | ({"unfinished": left} if left else {}))
+    return Outcome(
+        [Done(r.ref, True) for r in found],
+        shown="nothing",
+        extra={"artifacts": listed} | ({"unfinished": left} if left else {}),
+    )
 
 
 def show(run: Run, ref: AnyRefs = None) -> Outcome:
@@ -91,17 +101,36 @@ def _flat(record: dict[str, Any]) -> list[tuple[str, Any]]:
 def export(
     run: Run,
     ref: Annotated[
-        list[str] | None, typer.Argument(help="Trained objects, or - to read refs from stdin.", autocompletion=complete.adapter_ref)
+        list[str] | None,
+        typer.Argument(help="Trained objects, or - to read refs from stdin.", autocompletion=complete.adapter_ref),
     ] = None,
     format_: Annotated[str, typer.Option("--format", help="diffusers, kohya, embedding, bundle or hub.")] = "",
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write into, or the name of a single .safetensors file.")] = Path(),
-    dtype: Annotated[Literal["fp32", "fp16", "bf16"], typer.Option("--dtype", help="Number format of the files; fp16 and bf16 halve them.")] = "fp32",
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="DIR", help="Folder to write into, or the name of a single .safetensors file."),
+    ] = Path(),
+    dtype: Annotated[
+        Literal["fp32", "fp16", "bf16"],
+        typer.Option("--dtype", help="Number format of the files; fp16 and bf16 halve them."),
+    ] = "fp32",
     trigger: Annotated[
         list[str] | None,
-        typer.Option("--trigger", metavar="WORD", help="The object's word in A1111, Forge and ComfyUI, which is the name of its embedding file; dog=WORD for one of several.", show_default="dog-objtune for dog"),
+        typer.Option(
+            "--trigger",
+            metavar="WORD",
+            help="The object's word in A1111, Forge and ComfyUI, which is the name of its embedding file; dog=WORD for one of several.",
+            show_default="dog-objtune for dog",
+        ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace files that are not exports of the same object.")] = False,
-    push: Annotated[str, typer.Option("--push", metavar="OWNER/NAME", help="Upload all formats and a model card to this hub repository.")] = "",
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace files that are not exports of the same object.")
+    ] = False,
+    push: Annotated[
+        str,
+        typer.Option(
+            "--push", metavar="OWNER/NAME", help="Upload all formats and a model card to this hub repository."
+        ),
+    ] = "",
     public: Annotated[bool, typer.Option("--public", help="A new repository may be seen by everyone.")] = False,
 ) -> Outcome:
     from objtune_cli.stages import card, outputs
@@ -119,7 +148,11 @@ def export(
         "export them one by one, each with an `--out` of its own",
     )
     words = _words_by_ref(root, found, trigger or [])
-    planned = [file for each in found for file in stage.plan(root, each, format_, out, dtype=dtype, trigger=words[each], note=run.report.note)]
+    planned = [
+        file
+        for each in found
+        for file in stage.plan(root, each, format_, out, dtype=dtype, trigger=words[each], note=run.report.note)
+    ]
     if push:
         _check_alone(out, [file.path for file in planned])
     written = outputs.write(planned, force=force, note=run.report.note)
@@ -139,7 +172,11 @@ def _words_by_ref(root: Path, found: "list[Ref]", given: list[str]) -> "dict[Ref
     from objtune_cli.store import artifact
 
     objects = {ref: list(artifact.read_record(root, ref).objects) for ref in found} if given else {}
-    words = triggers.choose(list(dict.fromkeys(name for names in objects.values() for name in names)), given) if given else {}
+    words = (
+        triggers.choose(list(dict.fromkeys(name for names in objects.values() for name in names)), given)
+        if given
+        else {}
+    )
     return {ref: [f"{name}={words[name]}" for name in objects.get(ref, ())] for ref in found}
 
 
@@ -150,7 +187,11 @@ def _check_alone(folder: Path, planned: list[Path]) -> None:
         UsageError: It names a file.
     """
     others = sorted(path for path in folder.rglob("*") if not path.is_dir() and path not in planned)
-    need(not others, f"--push uploads a whole folder, and {others[0] if others else ''} is in it too", "give an empty one with `--out DIR`")
+    need(
+        not others,
+        f"--push uploads a whole folder, and {others[0] if others else ''} is in it too",
+        "give an empty one with `--out DIR`",
+    )
 
 
 def bases_(run: Run) -> Outcome:

@@ -93,8 +93,15 @@ class Reporter:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-            columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-            self._bar = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[shown]}"), console=Console(stderr=True))
+            columns = (
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.completed}/{task.total}"),
+            )
+            self._bar = Progress(
+                *columns, TimeRemainingColumn(), TextColumn("{task.fields[shown]}"), console=Console(stderr=True)
+            )
             self._task = self._bar.add_task(stage, total=total, shown="")
             self._bar.start()
 
@@ -153,7 +160,11 @@ def trace() -> None:
 
 def document(value: dict[str, Any]) -> None:
     """The one JSON document of a command."""
-    print(json.dumps(header.nulled(value), sort_keys=True, default=str, allow_nan=False), file=streams.results(), flush=True)
+    print(
+        json.dumps(header.nulled(value), sort_keys=True, default=str, allow_nan=False),
+        file=streams.results(),
+        flush=True,
+    )
 
 
 def lines(values: Sequence[object]) -> None:

@@ -62,7 +62,9 @@ def prepare() -> None:
 
 def _text(raw: io.FileIO, encoding: str, *, now: bool = False) -> TextIO:
     """A stream of text; a character that its encoding lacks is written as \\xNN."""
-    return io.TextIOWrapper(io.BufferedWriter(raw), encoding=encoding, errors="backslashreplace", line_buffering=now or raw.isatty())
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw), encoding=encoding, errors="backslashreplace", line_buffering=now or raw.isatty()
+    )
 
 
 def results() -> TextIO:

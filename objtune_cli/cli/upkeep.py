@@ -41,10 +41,13 @@ def verify(run: Run) -> Outcome:
     if bad:
         worst = min(bad, key=lambda e: e.code)
         kind = DamagedError if worst.code < IncompatibleError.code else type(worst)
-        raise kind(f"{len(bad)} of {len(every)} artifacts cannot be used: {'; '.join(e.message for e in bad)}", worst.hint)
+        raise kind(
+            f"{len(bad)} of {len(every)} artifacts cannot be used: {'; '.join(e.message for e in bad)}", worst.hint
+        )
     bare = sum(not record.digest for record in records)
     run.report.note(
-        f"{len(every)} artifacts, all sound" + (f" ({bare} of schema 1, checked where another was made from them)" if bare else "")
+        f"{len(every)} artifacts, all sound"
+        + (f" ({bare} of schema 1, checked where another was made from them)" if bare else "")
     )
     return Outcome(shown="nothing", extra={"artifacts": len(every), "without_digest": bare})
 
@@ -59,7 +62,10 @@ def _check_input(root: Path, ref: "Ref", source: str, digest: str, found: "dict[
     gone = refs.buried(root, wanted)
     have = found.get(wanted) or (gone and gone["sha256"])
     if have and have != digest:
-        raise DamagedError(f"{wanted.path(root)} is not the file that {ref} was made from", f"restore it from a copy, or make {ref} again")
+        raise DamagedError(
+            f"{wanted.path(root)} is not the file that {ref} was made from",
+            f"restore it from a copy, or make {ref} again",
+        )
 
 
 def gc(
@@ -74,7 +80,9 @@ def gc(
     with project.held(alone=True):
         gone = removal.unreferenced(project.artifacts, before)
         rest = leavings.found(project, before)
-        size = sum(path.stat().st_size for path in (*rest, *(ref.path(project.artifacts) for ref in gone)) if path.exists())
+        size = sum(
+            path.stat().st_size for path in (*rest, *(ref.path(project.artifacts) for ref in gone)) if path.exists()
+        )
         if not dry_run:
             removal.remove(project.artifacts, gone)
             leavings.delete(rest)
@@ -90,7 +98,8 @@ def gc(
 def rm(
     run: Run,
     ref: Annotated[
-        list[str] | None, typer.Argument(help="Artifacts, or - to read refs from stdin.", autocompletion=complete.any_ref)
+        list[str] | None,
+        typer.Argument(help="Artifacts, or - to read refs from stdin.", autocompletion=complete.any_ref),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Even if others were made from it.")] = False,
 ) -> Outcome:
@@ -114,7 +123,11 @@ def mv(
     from objtune_cli.store import refs, removal
 
     need(old != new, f"{old} is called that already", "give another name")
-    need("/" not in old + new and "@" not in old + new, f"{old} and {new} are not both names", "for example `objtune mv dog rex`")
+    need(
+        "/" not in old + new and "@" not in old + new,
+        f"{old} and {new} are not both names",
+        "for example `objtune mv dog rex`",
+    )
     project = run.project()
     with project.held(alone=True):
         moved = removal.rename(project.artifacts, refs.check_name(old), refs.check_name(new))

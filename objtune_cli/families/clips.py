@@ -23,5 +23,7 @@ def read(stack: Any, texts: list[str], first: int = 0) -> "list[tuple[Tensor, Te
             continue
         end = (ids == tokenizer.eos_token_id).int().argmax(dim=1)
         last = out.last_hidden_state[torch.arange(len(ids), device=ids.device), end]
-        found.append((out.hidden_states[-2], encoder.text_projection(last) if hasattr(encoder, "text_projection") else None))
+        found.append(
+            (out.hidden_states[-2], encoder.text_projection(last) if hasattr(encoder, "text_projection") else None)
+        )
     return found

@@ -23,14 +23,25 @@ SLICE = 1 << 14
 def fingerprint(folder: Path, family: "Family", weights: Path | None = None) -> str:
     """SHA-256 over the parts that are opened: configs whole, of weights the size and 66 evenly spaced slices."""
     digest = hashlib.sha256(family.said(folder).encode())
-    parts = [path for part in (*family.parts, *TOWERS) for path in (folder / part).glob("*") if not path.name.startswith(".")]
+    parts = [
+        path for part in (*family.parts, *TOWERS) for path in (folder / part).glob("*") if not path.name.startswith(".")
+    ]
     opened = set() if weights else _opened_variants(family, folder)
     for path in [*sorted(parts), *([weights] if weights else [])]:
         again = any(fnmatch(path.name, pattern) for pattern in SKIPPED) and path != weights and path not in opened
-        if (path.suffix.lower() not in (".json", ".txt", ".safetensors") and path != weights) or again or not path.is_file():
+        if (
+            (path.suffix.lower() not in (".json", ".txt", ".safetensors") and path != weights)
+            or again
+            or not path.is_file()
+        ):
             continue
         is_weights = path == weights or path.suffix.lower() == ".safetensors"
-        add_file(digest, path, "checkpoint" if path == weights else path.relative_to(folder).as_posix(), is_weights=is_weights)
+        add_file(
+            digest,
+            path,
+            "checkpoint" if path == weights else path.relative_to(folder).as_posix(),
+            is_weights=is_weights,
+        )
     return digest.hexdigest()
 
 

@@ -48,8 +48,15 @@ def find_weights(folder: Path, part: str) -> Weights:
     """
     stem = "model" if part.startswith(("text_encoder", "clip")) else "diffusion_pytorch_model"
     names = sorted(path.name for path in (folder / part).iterdir()) if (folder / part).is_dir() else []
-    variants = {match[1] for name in names if (match := re.fullmatch(rf"{stem}\.(\w+)\.safetensors|{stem}\.safetensors\.index\.(\w+)\.json", name)) and match[1]}
-    variants |= {match[1] for name in names if (match := re.fullmatch(rf"{stem}\.safetensors\.index\.(\w+)\.json", name))}
+    variants = {
+        match[1]
+        for name in names
+        if (match := re.fullmatch(rf"{stem}\.(\w+)\.safetensors|{stem}\.safetensors\.index\.(\w+)\.json", name))
+        and match[1]
+    }
+    variants |= {
+        match[1] for name in names if (match := re.fullmatch(rf"{stem}\.safetensors\.index\.(\w+)\.json", name))
+    }
     ranked = [name for name in VARIANTS if name in variants] + sorted(variants - set(VARIANTS))
     for variant in ("", *ranked):
         dotted = f".{variant}" if variant else ""
@@ -80,7 +87,9 @@ def _listed(folder: Path, part: str, index: str) -> tuple[Path, ...]:
     names = sorted({str(name) for name in table.values()})
     for name in names:
         if Path(name).name != name:
-            raise DamagedError(f"the base in {folder} is damaged: {part}/{index} names a file outside of its folder: {name}", AGAIN)
+            raise DamagedError(
+                f"the base in {folder} is damaged: {part}/{index} names a file outside of its folder: {name}", AGAIN
+            )
         if not (folder / part / name).is_file():
             raise _missing(folder, f"{part}/{name}")
     return tuple(folder / part / name for name in names)
@@ -98,7 +107,9 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
         raise _missing(folder, name) from None
     _refuse_pointer(folder, str(folder / name), data)
     try:
-        found = json.loads(data.decode())  # strictly: diffusers and transformers read neither UTF-16 nor a byte order mark
+        found = json.loads(
+            data.decode()
+        )  # strictly: diffusers and transformers read neither UTF-16 nor a byte order mark
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
@@ -130,7 +141,9 @@ def read_header(path: Path, name: str = "") -> dict[str, Any]:
             length = int.from_bytes(start, "little")
             data = file.read(min(length, MAX_HEADER, max(size, 8) - 8))
     except OSError as error:
-        raise MissingError(f"{name} cannot be read: {error.strerror or error}", "check the file and who may read it") from None
+        raise MissingError(
+            f"{name} cannot be read: {error.strerror or error}", "check the file and who may read it"
+        ) from None
     _refuse_pointer(path.parent, name, start + data)
     if size < 8 or length != len(data):
         raise DamagedError(f"{name} is damaged: it is cut off, or no safetensors file", AGAIN)
@@ -181,7 +194,9 @@ def networks(family: "Family", folder: Path) -> Iterator[str]:
 
 def _check_tokenizer(folder: Path, part: str) -> None:
     if (folder / part).is_dir():
-        read_json(folder, f"{part}/tokenizer_config.json")  # without it the libraries pad with other words, to no length
+        read_json(
+            folder, f"{part}/tokenizer_config.json"
+        )  # without it the libraries pad with other words, to no length
     sets = [names for names in WORD_FILES if all((folder / part / name).is_file() for name in names)]
     if not sets:
         raise _missing(folder, f"{part}/vocab.json or {part}/merges.txt" if (folder / part).is_dir() else f"{part}/")
@@ -198,14 +213,16 @@ def _check_formats(folder: Path, part: str, header: Mapping[str, Any]) -> None:
     for key, each in header.items():
         if key.endswith(SCALED) or ".quant_state" in key or (key != "__metadata__" and each.get("dtype") in INTEGERS):
             raise IncompatibleError(
-                f"the base in {folder} holds quantised weights in {part} ({key})", "give it in fp32, bf16 or fp16; `--set train.quantised=4bit` saves memory"
+                f"the base in {folder} holds quantised weights in {part} ({key})",
+                "give it in fp32, bf16 or fp16; `--set train.quantised=4bit` saves memory",
             )
 
 
 def _refuse_pointer(folder: Path, name: str, start: bytes) -> None:
     if start.startswith(POINTER):
         raise DamagedError(
-            f"{name} is damaged: it is a Git LFS pointer, not the file itself", f"`git -C {folder} lfs pull` brings it, or {AGAIN}"
+            f"{name} is damaged: it is a Git LFS pointer, not the file itself",
+            f"`git -C {folder} lfs pull` brings it, or {AGAIN}",
         )
 
 

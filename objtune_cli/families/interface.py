@@ -249,7 +249,12 @@ class Family:
         return json.loads((folder / "model_index.json").read_bytes())
 
 
-RESIDUAL = {"conv1": "in_layers.2", "conv2": "out_layers.3", "conv_shortcut": "skip_connection", "time_emb_proj": "emb_layers.1"}
+RESIDUAL = {
+    "conv1": "in_layers.2",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+    "time_emb_proj": "emb_layers.1",
+}
 """Layers of a residual block, and what the first repository calls them; those of attention have the same names."""
 OUTSIDE = {
     "conv_in": "input_blocks.0.0", "conv_out": "out.2", "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",

@@ -37,7 +37,9 @@ def fused(layers: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
     for name, pair in layers.items():
         block, _, layer = name.removeprefix("transformer_blocks.").partition(".")
         if layer not in KOHYA:
-            raise IncompatibleError(f"kohya's files have no name for the layer {name}", "`--format diffusers` writes it")
+            raise IncompatibleError(
+                f"kohya's files have no name for the layer {name}", "`--format diffusers` writes it"
+            )
         last, third = KOHYA[layer]
         called = f"joint_blocks.{block}.{last}"
         if third is None:

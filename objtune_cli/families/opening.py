@@ -17,16 +17,27 @@ def open_part(kind: Any, folder: Path, part: str, **options: Any) -> Any:
     Raises:
         DamagedError: A weight is missing, or of another shape than the config says. MissingError, IncompatibleError: see `folder.find_weights`.
     """
-    from huggingface_hub.errors import StrictDataclassError  # what transformers' configs raise for a value of another type
+    from huggingface_hub.errors import (
+        StrictDataclassError,
+    )  # what transformers' configs raise for a value of another type
 
     found = folders.find_weights(folder, part)
     try:
         network, told = kind.from_pretrained(
-            folder / part, variant=found.variant or None, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
+            folder / part,
+            variant=found.variant or None,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            **options,
         )
     except (RuntimeError, ValueError, StrictDataclassError) as error:
-        raise DamagedError(f"the base in {folder} is damaged: {part} cannot be opened: {_first(error)}", folders.AGAIN) from None
-    refuse_incomplete(f"the base in {folder}", part, missing=told["missing_keys"], mismatched=told.get("mismatched_keys") or ())
+        raise DamagedError(
+            f"the base in {folder} is damaged: {part} cannot be opened: {_first(error)}", folders.AGAIN
+        ) from None
+    refuse_incomplete(
+        f"the base in {folder}", part, missing=told["missing_keys"], mismatched=told.get("mismatched_keys") or ()
+    )
     network.unused_weights = sorted(str(key) for key in told["unexpected_keys"] if not str(key).endswith(UNSAVED))
     return network
 
@@ -61,7 +72,9 @@ def refuse_incomplete(name: str, part: str, missing: Iterable[Any], mismatched: 
         raise DamagedError(f"{name} is damaged: {part} lacks {lost[0]}{more}", folders.AGAIN)
     for each in mismatched:
         key, shape, wanted = (each if isinstance(each, tuple | list) else (each, "of another shape", "its config"))[:3]
-        raise DamagedError(f"{name} is damaged: {key} of {part} is {_sides(shape)}, its config says {_sides(wanted)}", folders.AGAIN)
+        raise DamagedError(
+            f"{name} is damaged: {key} of {part} is {_sides(shape)}, its config says {_sides(wanted)}", folders.AGAIN
+        )
 
 
 def _sides(shape: Any) -> str:

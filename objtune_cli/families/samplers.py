@@ -29,7 +29,15 @@ NO_SAMPLE = ("PNDM", "LMS", "Euler", "Heun", "KDPM2")
 KNOWN = {
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"), "prediction_type": PREDICTIONS, "timestep_spacing": ("leading", "trailing", "linspace"),
 }  # fmt: skip
-NOISE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr", "prediction_type")
+NOISE = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "rescale_betas_zero_snr",
+    "prediction_type",
+)
 """What of a config says how latents are noised; the rest says how steps are taken."""
 SCHEDULES = {"use_karras_sigmas": "Karras", "use_exponential_sigmas": "Exponential", "use_beta_sigmas": "Beta"}
 """Options of a sampler's config to what A1111 calls the schedule type."""
@@ -46,10 +54,17 @@ def read(folder: Path, said: Mapping[str, Any] | None = None, *, flow: bool = Fa
     """
     config = folders.read_json(folder, CONFIG) | dict(said or {})
     name = str(config.get("_class_name", ""))
-    of_flow = name.startswith("FlowMatch") or bool(config.get("use_flow_sigmas")) or config.get("prediction_type") == "flow_prediction"
+    of_flow = (
+        name.startswith("FlowMatch")
+        or bool(config.get("use_flow_sigmas"))
+        or config.get("prediction_type") == "flow_prediction"
+    )
     if "EDM" in name or of_flow != flow:
         kind = name or "no class name"
-        raise IncompatibleError(f"the base in {folder} is of another kind of noise than its family: its scheduler is {kind}", "give a base of its own kind; docs/bases.md lists them")
+        raise IncompatibleError(
+            f"the base in {folder} is of another kind of noise than its family: its scheduler is {kind}",
+            "give a base of its own kind; docs/bases.md lists them",
+        )
     if not flow:
         _check(folder, name, config)
     return config
@@ -58,20 +73,33 @@ def read(folder: Path, said: Mapping[str, Any] | None = None, *, flow: bool = Fa
 def _check(folder: Path, name: str, config: Mapping[str, Any]) -> None:
     where = f"the base in {folder} has a scheduler whose"
     if name and name not in SAMPLERS and name not in OTHERS:
-        raise IncompatibleError(f"{where} class is not known: {name}", f"known: {', '.join(SAMPLERS)}; correct _class_name in {folder / CONFIG}")
+        raise IncompatibleError(
+            f"{where} class is not known: {name}",
+            f"known: {', '.join(SAMPLERS)}; correct _class_name in {folder / CONFIG}",
+        )
     for key, known in KNOWN.items():
         if config.get(key, known[0]) not in known and not (key == "beta_schedule" and config.get("trained_betas")):
-            hint = "`--set prediction=epsilon` or v_prediction says it by hand" if key == "prediction_type" else f"known: {', '.join(known)}"
+            hint = (
+                "`--set prediction=epsilon` or v_prediction says it by hand"
+                if key == "prediction_type"
+                else f"known: {', '.join(known)}"
+            )
             raise IncompatibleError(f"{where} {key} is not known: {config[key]}", hint)
     for key in ("num_train_timesteps", "beta_start", "beta_end"):
         value = config.get(key, 0.5)
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-            raise IncompatibleError(f"{where} {key} is no positive number: {value!r}", f"correct it in {folder / CONFIG}")
+            raise IncompatibleError(
+                f"{where} {key} is no positive number: {value!r}", f"correct it in {folder / CONFIG}"
+            )
         if key.startswith("beta") and value >= 1:
             raise IncompatibleError(f"{where} {key} is not below 1: {value!r}", f"correct it in {folder / CONFIG}")
     betas, steps = config.get("trained_betas"), config.get("num_train_timesteps", 1000)
-    if betas is not None and not (isinstance(betas, list) and len(betas) == steps and all(isinstance(b, int | float) and 0 < b < 1 for b in betas)):
-        raise IncompatibleError(f"{where} trained_betas are not {steps:g} numbers between 0 and 1", f"correct them in {folder / CONFIG}")
+    if betas is not None and not (
+        isinstance(betas, list) and len(betas) == steps and all(isinstance(b, int | float) and 0 < b < 1 for b in betas)
+    ):
+        raise IncompatibleError(
+            f"{where} trained_betas are not {steps:g} numbers between 0 and 1", f"correct them in {folder / CONFIG}"
+        )
 
 
 def name_sampler(config: Mapping[str, Any]) -> str:
@@ -91,7 +119,9 @@ def why_replaced(config: Mapping[str, Any]) -> str:
         return "it is not one that bases are drawn with here"
     if config.get("prediction_type") == "sample" and own.startswith(NO_SAMPLE):
         return "it cannot draw with a denoiser that predicts the clean latents"
-    if config.get("rescale_betas_zero_snr") and own.startswith(("PNDM", "LMS", "Heun", "KDPM2", "DEIS", "DPMSolverSinglestep")):
+    if config.get("rescale_betas_zero_snr") and own.startswith(
+        ("PNDM", "LMS", "Heun", "KDPM2", "DEIS", "DPMSolverSinglestep")
+    ):
         return "it does not know zero terminal SNR"
     if (own.startswith("LMS") or config.get("use_beta_sigmas")) and find_spec("scipy") is None:
         return "it needs scipy, which is not installed"
@@ -122,7 +152,9 @@ def open_ddim(folder: Path, said: Mapping[str, Any]) -> Any:
     if own is not None:  # what the file leaves out has the defaults of the class that it names
         config |= {key: own.config[key] for key in NOISE if key in own.config}
     # Latents are not pictures: configs that say nothing must not clip them.
-    return DDIMScheduler.from_config({key: value for key, value in config.items() if not key.startswith("_")} | {"clip_sample": False})
+    return DDIMScheduler.from_config(
+        {key: value for key, value in config.items() if not key.startswith("_")} | {"clip_sample": False}
+    )
 
 
 def open_sampler(folder: Path, said: Mapping[str, Any]) -> Any:
@@ -137,7 +169,9 @@ def _open_own(config: Mapping[str, Any]) -> Any:
     name = str(config.get("_class_name") or "DDIMScheduler")
     if name == "DDIMScheduler" or name not in SAMPLERS or why_replaced(config).startswith("it needs"):
         return None
-    found = getattr(diffusers, name).from_config({key: value for key, value in config.items() if not key.startswith("_")})
+    found = getattr(diffusers, name).from_config(
+        {key: value for key, value in config.items() if not key.startswith("_")}
+    )
     if found.config.get("clip_sample"):
         found.register_to_config(clip_sample=False)
     return found
@@ -153,5 +187,8 @@ def choose(ddim: Any, name: str) -> Any:
 
     classes = {"ddim": "DDIMScheduler", "euler": "EulerDiscreteScheduler", "dpm++": "DPMSolverMultistepScheduler"}
     if classes[name].startswith(NO_SAMPLE) and ddim.config.prediction_type == "sample":
-        raise IncompatibleError(f"the sampler {name} cannot draw with a denoiser that predicts the clean latents", "`--scheduler ddim` or `--scheduler dpm++`")
+        raise IncompatibleError(
+            f"the sampler {name} cannot draw with a denoiser that predicts the clean latents",
+            "`--scheduler ddim` or `--scheduler dpm++`",
+        )
     return getattr(diffusers, classes[name]).from_config(ddim.config)

@@ -9,7 +9,9 @@ from objtune_cli.families.interface import Family
 class _SD1(Family):
     name = "sd1"
     title = "Stable Diffusion 1.x"
-    hub: ClassVar = {"sd15": ("stable-diffusion-v1-5/stable-diffusion-v1-5", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14")}
+    hub: ClassVar = {
+        "sd15": ("stable-diffusion-v1-5/stable-diffusion-v1-5", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14")
+    }
     towers = ("openai/clip-vit-large-patch14",)
     architecture = "stable-diffusion-v1"
     version = "sd_v1"

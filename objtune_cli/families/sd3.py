@@ -28,7 +28,9 @@ class _SD3(Family):
     pipeline = "StableDiffusion3Pipeline"
     denoiser = "transformer"
     encoders = ("text_encoder", "text_encoder_2")
-    hub: ClassVar = {"sd3": ("stabilityai/stable-diffusion-3-medium-diffusers", "ea42f8cef0f178587cf766dc8129abd379c90671")}
+    hub: ClassVar = {
+        "sd3": ("stabilityai/stable-diffusion-3-medium-diffusers", "ea42f8cef0f178587cf766dc8129abd379c90671")
+    }
     towers = ("openai/clip-vit-large-patch14", "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k")
     sampling: ClassVar = {"steps": 28, "guidance": 7.0}
     training: ClassVar = {"blocks": "all"}
@@ -76,7 +78,9 @@ class _SD3(Family):
 
         return [
             (
-                CLIPTokenizer.from_pretrained(folder / name.replace("text_encoder", "tokenizer"), local_files_only=True),
+                CLIPTokenizer.from_pretrained(
+                    folder / name.replace("text_encoder", "tokenizer"), local_files_only=True
+                ),
                 open_part(CLIPTextModelWithProjection, folder, name, dtype="float32"),
             )
             for name in self.encoders
@@ -96,7 +100,9 @@ class _SD3(Family):
         from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 
         config = self.read_scheduler(folder, **said)
-        return FlowMatchEulerDiscreteScheduler.from_config({key: value for key, value in config.items() if not key.startswith("_")})
+        return FlowMatchEulerDiscreteScheduler.from_config(
+            {key: value for key, value in config.items() if not key.startswith("_")}
+        )
 
     def open_sampler(self, folder: Path, **said: Any) -> Any:
         """The same: nothing else draws flows here."""
@@ -118,8 +124,12 @@ class _SD3(Family):
 
         width = stack.unet.config.joint_attention_dim
         if first:
-            return _padded(torch.cat([states for states, _ in clips.read(stack, texts, first)], dim=-1).to(stack.dtype), width)
-        states, pooled = (torch.cat(parts, dim=-1).to(stack.dtype) for parts in zip(*clips.read(stack, texts), strict=True))
+            return _padded(
+                torch.cat([states for states, _ in clips.read(stack, texts, first)], dim=-1).to(stack.dtype), width
+            )
+        states, pooled = (
+            torch.cat(parts, dim=-1).to(stack.dtype) for parts in zip(*clips.read(stack, texts), strict=True)
+        )
         rows = [_padded(states, width), self._read(stack, texts).to(stack.dtype), _padded(pooled, width)[:, None]]
         return torch.cat(rows, dim=1)
 
@@ -128,11 +138,15 @@ class _SD3(Family):
         import torch
 
         if stack.text_encoder_3 is None:
-            return torch.zeros(len(texts), READ, stack.unet.config.joint_attention_dim, device=stack.device, dtype=stack.dtype)
+            return torch.zeros(
+                len(texts), READ, stack.unet.config.joint_attention_dim, device=stack.device, dtype=stack.dtype
+            )
         plain = [stack.in_class_words(text) for text in texts]
         for text in plain:
             if text not in stack.heard:
-                ids = stack.tokenizer_3(text, padding="max_length", max_length=READ, truncation=True, return_tensors="pt").input_ids
+                ids = stack.tokenizer_3(
+                    text, padding="max_length", max_length=READ, truncation=True, return_tensors="pt"
+                ).input_ids
                 with torch.no_grad():
                     stack.heard[text] = stack.text_encoder_3.to(stack.device)(ids.to(stack.device))[0]
         return torch.cat([stack.heard[text] for text in plain])
@@ -144,7 +158,9 @@ class _SD3(Family):
         found = torch.zeros(READ, dtype=torch.bool)
         if stack.text_encoder_3 is None:
             return found
-        read = stack.tokenizer_3(stack.in_class_words(text), max_length=READ, truncation=True, return_offsets_mapping=True)
+        read = stack.tokenizer_3(
+            stack.in_class_words(text), max_length=READ, truncation=True, return_offsets_mapping=True
+        )
         for first, end in stack.class_word_at(text, name):
             for row, (a, b) in enumerate(read["offset_mapping"]):
                 found[row] |= a < end and b > first
@@ -176,7 +192,9 @@ class _SD3(Family):
     def scheduler_of(self, scheduler: Any, name: str) -> Any:
         """A flow's Euler alone, a new one: drawing moves its table."""
         if name not in ("base", "euler"):
-            raise IncompatibleError(f"the sampler {name} is none of {self.title}'s", "`--set generate.scheduler=euler`, or base")
+            raise IncompatibleError(
+                f"the sampler {name} is none of {self.title}'s", "`--set generate.scheduler=euler`, or base"
+            )
         return type(scheduler).from_config(scheduler.config)
 
     def cells(self, config: Any) -> int:
@@ -195,7 +213,9 @@ class _SD3(Family):
     def predict(self, stack: Any, z_t: "Tensor", t: "Tensor", condition: "Tensor") -> "Tensor":
         """The velocity for z_t (B, C, h, w), levels t (B,), and what `encode` gave, (B, rows, d)."""
         levels = stack.scheduler.timesteps.flip(0)[t.cpu()].to(stack.device)
-        return stack.unet(hidden_states=z_t.to(stack.dtype), timestep=levels, **self.told(stack, condition, 0, 0)).sample
+        return stack.unet(
+            hidden_states=z_t.to(stack.dtype), timestep=levels, **self.told(stack, condition, 0, 0)
+        ).sample
 
     def told(self, stack: Any, condition: "Tensor", height: int, width: int) -> dict[str, Any]:
         """Words and pooled embedding; it is not told a size."""
@@ -212,7 +232,10 @@ class _SD3(Family):
 
     def prompts(self, stack: Any, condition: "Tensor", against: "Tensor") -> dict[str, Any]:
         """Words and pooled embeddings apart."""
-        pooled = {"pooled_prompt_embeds": self._pooled(stack, condition), "negative_pooled_prompt_embeds": self._pooled(stack, against)}
+        pooled = {
+            "pooled_prompt_embeds": self._pooled(stack, condition),
+            "negative_pooled_prompt_embeds": self._pooled(stack, against),
+        }
         return {"prompt_embeds": self.words(condition), "negative_prompt_embeds": self.words(against), **pooled}
 
     def retold(self, stack: Any, rows: "Tensor", height: int, width: int) -> dict[str, "Tensor"]:
@@ -256,7 +279,10 @@ class _SD35(_SD3):
     sampling: ClassVar = {"steps": 40, "guidance": 4.5}
     architecture = "stable-diffusion-3-5-medium"
     version = "5-medium"
-    licence = ("stabilityai-ai-community", "https://huggingface.co/stabilityai/stable-diffusion-3.5-medium/blob/main/LICENSE.md")
+    licence = (
+        "stabilityai-ai-community",
+        "https://huggingface.co/stabilityai/stable-diffusion-3.5-medium/blob/main/LICENSE.md",
+    )
 
     def owns(self, pipeline: str, config: Callable[[str], Mapping[str, Any]]) -> bool:
         """Its transformer norms queries and keys."""

@@ -49,7 +49,10 @@ class _SDXL(Family):
         from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
         second = open_part(CLIPTextModelWithProjection, folder, "text_encoder_2", dtype="float32")
-        return [*super().open_words(folder), (CLIPTokenizer.from_pretrained(folder / "tokenizer_2", local_files_only=True), second)]
+        return [
+            *super().open_words(folder),
+            (CLIPTokenizer.from_pretrained(folder / "tokenizer_2", local_files_only=True), second),
+        ]
 
     def encode(self, stack: Any, texts: list[str], first: int = 0) -> "Tensor":
         """Both encoders' states before their last layer side by side, and bigG's projected state at the end of the text."""
@@ -88,13 +91,20 @@ class _SDXL(Family):
 
     def prompts(self, stack: Any, condition: "Tensor", against: "Tensor") -> dict[str, Any]:
         """Words and pooled embedding apart."""
-        pooled = {"pooled_prompt_embeds": self._pooled(stack, condition), "negative_pooled_prompt_embeds": self._pooled(stack, against)}
+        pooled = {
+            "pooled_prompt_embeds": self._pooled(stack, condition),
+            "negative_pooled_prompt_embeds": self._pooled(stack, against),
+        }
         return {"prompt_embeds": self.words(condition), "negative_prompt_embeds": self.words(against), **pooled}
 
     def retold(self, stack: Any, rows: "Tensor", height: int, width: int) -> dict[str, "Tensor"]:
         """The pooled ones and the sizes too."""
         told = self.extras(stack, rows, height, width)
-        return {"prompt_embeds": self.words(rows), "add_text_embeds": told["text_embeds"], "add_time_ids": told["time_ids"]}
+        return {
+            "prompt_embeds": self.words(rows),
+            "add_text_embeds": told["text_embeds"],
+            "add_time_ids": told["time_ids"],
+        }
 
     def kohya_layer(self, layer: str) -> str:
         """As in the model's first repository; diffusers' names are read elsewhere, of kohya's own tools only these."""

@@ -63,7 +63,9 @@ class Checkpoint:
     @property
     def schedule(self) -> dict[str, Any]:
         """Values of the scheduler's config that the file knows better than its family's config."""
-        marked: dict[str, Any] = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if self.zero_snr else {}
+        marked: dict[str, Any] = (
+            {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if self.zero_snr else {}
+        )
         return {"prediction_type": self.prediction} | marked
 
 
@@ -77,9 +79,15 @@ def check_kind(path: Path) -> None:
         if path.suffix.lower() == ".safetensors" or folders.is_safetensors(path):
             return
     except OSError as error:
-        raise MissingError(f"{path} cannot be read: {error.strerror or error}", "check the file and who may read it") from None
+        raise MissingError(
+            f"{path} cannot be read: {error.strerror or error}", "check the file and who may read it"
+        ) from None
     around = next((folder for folder in path.resolve().parents[:2] if (folder / "model_index.json").is_file()), None)
-    hint = f"it is a part of a base: `--base {shlex.quote(str(around))}`" if around else "checkpoints in pickles (.ckpt) are not opened; get it as .safetensors"
+    hint = (
+        f"it is a part of a base: `--base {shlex.quote(str(around))}`"
+        if around
+        else "checkpoints in pickles (.ckpt) are not opened; get it as .safetensors"
+    )
     raise IncompatibleError(f"{path} is no .safetensors file", hint)
 
 
@@ -127,20 +135,33 @@ def describe(path: Path, prediction: str = "") -> Checkpoint:
     keys = set(header)
     if not any(key.startswith(UNET) for key in keys):
         raise IncompatibleError(f"{path} holds no denoiser", _otherwise(path, keys))
-    if any(key.endswith(folders.SCALED) or (each["dtype"] in folders.INTEGERS and key.startswith(UNET)) for key, each in header.items()):
-        raise IncompatibleError(f"{path} holds quantised weights with scales of their own", "give it in fp16, bf16, or fp8 without scales")
+    if any(
+        key.endswith(folders.SCALED) or (each["dtype"] in folders.INTEGERS and key.startswith(UNET))
+        for key, each in header.items()
+    ):
+        raise IncompatibleError(
+            f"{path} holds quantised weights with scales of their own", "give it in fp16, bf16, or fp8 without scales"
+        )
     noise = next((mark for mark in EDM if mark in keys), "")
     if noise or said.get("modelspec.prediction_type", "").startswith("edm"):
-        raise IncompatibleError(f"{path} is of another kind of noise ({noise or 'edm'}, as Playground 2.5 and CosXL have it)", "give a model that predicts epsilon or v")
+        raise IncompatibleError(
+            f"{path} is of another kind of noise ({noise or 'edm'}, as Playground 2.5 and CosXL have it)",
+            "give a model that predicts epsilon or v",
+        )
     has_vae = any(key.startswith(VAE) for key in keys)
     if any(key.startswith(JOINT) for key in keys):
-        return Checkpoint(_joint(path, keys, header.get(PATCHES, {"shape": [0]})["shape"][0]), SD3.prediction, has_vae=has_vae)
+        return Checkpoint(
+            _joint(path, keys, header.get(PATCHES, {"shape": [0]})["shape"][0]), SD3.prediction, has_vae=has_vae
+        )
     family = _family(path, keys)
     suitable.check_channels(str(path), int((header[ENTRANCE]["shape"] if ENTRANCE in keys else [0, 4])[1]), 4)
     named = prediction or _prediction(path, keys, said)
     zero = "ztsnr" in keys
     if zero and (named or family.prediction) == "epsilon" and family is not SD2:
-        raise IncompatibleError(f"{path} has the mark of zero terminal SNR and predicts epsilon: of its last level nothing can be drawn", "if it predicts v: `--set prediction=v_prediction`")
+        raise IncompatibleError(
+            f"{path} has the mark of zero terminal SNR and predicts epsilon: of its last level nothing can be drawn",
+            "if it predicts v: `--set prediction=v_prediction`",
+        )
     return Checkpoint(family, named or ("v_prediction" if family is SD2 else "epsilon"), not named, zero, has_vae)
 
 
@@ -193,7 +214,8 @@ def _joint(path: Path, keys: Collection[str], width: int) -> Family:
     missing = [name for start, name in parts.items() if not any(key.startswith(start) for key in keys)]
     if missing:
         raise IncompatibleError(
-            f"{path} holds no {', no '.join(missing)}", "give the file that has them (of SD 3 `..._incl_clips`), or the diffusers folder"
+            f"{path} holds no {', no '.join(missing)}",
+            "give the file that has them (of SD 3 `..._incl_clips`), or the diffusers folder",
         )
     return family
 
@@ -208,7 +230,9 @@ def _prediction(path: Path, keys: Collection[str], said: dict[str, str]) -> str:
     if "v_pred" in keys or named in ("v", "v_prediction"):
         return "v_prediction"
     if named not in ("", "epsilon"):
-        raise IncompatibleError(f"{path} says that it predicts {named}", "known: epsilon, v; `--set prediction=v_prediction` says it better")
+        raise IncompatibleError(
+            f"{path} says that it predicts {named}", "known: epsilon, v; `--set prediction=v_prediction` says it better"
+        )
     return named
 
 
@@ -220,8 +244,16 @@ def tokenizer(pad: str) -> Any:
     lines = gzip.decompress(MERGES.read_bytes()).decode().split("\n")
     merges: Any = [tuple(line.split()) for line in lines if line]
     letters = list(bytes_to_unicode().values())
-    pieces = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges), "<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=merges, model_max_length=77, pad_token=pad)
+    pieces = [
+        *letters,
+        *(f"{letter}</w>" for letter in letters),
+        *("".join(pair) for pair in merges),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
+    return CLIPTokenizer(
+        vocab={piece: i for i, piece in enumerate(pieces)}, merges=merges, model_max_length=77, pad_token=pad
+    )
 
 
 def pads(family: Family) -> tuple[str, ...]:
@@ -235,7 +267,9 @@ def reader_tokenizer() -> Any:
 
     said = json.loads(gzip.decompress(PIECES.read_bytes()))
     charsmap = base64.b64decode(said["charsmap"])
-    return T5TokenizerFast(vocab=[tuple(piece) for piece in said["vocab"]], _spm_precompiled_charsmap=charsmap, model_max_length=512)
+    return T5TokenizerFast(
+        vocab=[tuple(piece) for piece in said["vocab"]], _spm_precompiled_charsmap=charsmap, model_max_length=512
+    )
 
 
 def open_words(family: Family, path: Path, layout: Path) -> list[tuple[Any, Any]]:
@@ -252,7 +286,9 @@ def open_words(family: Family, path: Path, layout: Path) -> list[tuple[Any, Any]
     for name, pad in zip(family.encoders, pads(family), strict=True):
         kind = getattr(transformers, json.loads((layout / name / "config.json").read_bytes())["architectures"][0])
         # Of SD 3's CLIP-L the converter takes the identity for its projection, whatever the file holds.
-        encoder = create_diffusers_clip_model_from_ldm(kind, checkpoint, subfolder=name, config=str(layout), local_files_only=True)
+        encoder = create_diffusers_clip_model_from_ldm(
+            kind, checkpoint, subfolder=name, config=str(layout), local_files_only=True
+        )
         found.append((tokenizer(pad), _whole(path, encoder, name)))
     return found
 
@@ -272,7 +308,10 @@ def open_reader(family: Family, path: Path, layout: Path, dtype: Any) -> tuple[A
         encoder = T5EncoderModel(T5Config.from_pretrained(layout / "text_encoder_3", local_files_only=True))
     # In fp16 the layers that overflow stay in float32, as where a folder is opened.
     wide = {torch.float16: (".wo.weight",)}.get(dtype, ())
-    read = {key.removeprefix(T5): value.to(torch.float32 if key.endswith(wide) else dtype) for key, value in checkpoint.items()}
+    read = {
+        key.removeprefix(T5): value.to(torch.float32 if key.endswith(wide) else dtype)
+        for key, value in checkpoint.items()
+    }
     encoder.load_state_dict(read, strict=False, assign=True)
     encoder.tie_weights()
     return reader_tokenizer(), _whole(path, encoder, "text_encoder_3").eval()
@@ -286,18 +325,30 @@ def open_part(name: str, path: Path, layout: Path) -> Any:
     """
     import diffusers
 
-    kind = {"unet": diffusers.UNet2DConditionModel, "transformer": diffusers.SD3Transformer2DModel, "vae": diffusers.AutoencoderKL}[name]
+    kind = {
+        "unet": diffusers.UNet2DConditionModel,
+        "transformer": diffusers.SD3Transformer2DModel,
+        "vae": diffusers.AutoencoderKL,
+    }[name]
     checkpoint = _tensors(path, (STARTS[name],))
     if name == "vae" and not checkpoint:  # a VAE's own file has no start before its names
         checkpoint = {VAE + key: value for key, value in _tensors(path, ("",)).items()}
     try:
         if name == "vae" and any(key.startswith(f"{VAE}decoder.up_blocks.") for key in checkpoint):
-            return _whole(path, _own_names(kind, {key.removeprefix(VAE): value for key, value in checkpoint.items()}, layout / name), name)
-        return _whole(path, kind.from_single_file(checkpoint, config=str(layout), subfolder=name, local_files_only=True), name)
+            return _whole(
+                path,
+                _own_names(kind, {key.removeprefix(VAE): value for key, value in checkpoint.items()}, layout / name),
+                name,
+            )
+        return _whole(
+            path, kind.from_single_file(checkpoint, config=str(layout), subfolder=name, local_files_only=True), name
+        )
     except NotImplementedError:  # weights that no file fills stay without a place in memory
         raise DamagedError(f"{path} is damaged: its {name} lacks weights", folders.AGAIN) from None
     except (ValueError, RuntimeError, KeyError) as error:
-        raise DamagedError(f"{path} is damaged: its {name} cannot be opened: {str(error).splitlines()[0]}", folders.AGAIN) from None
+        raise DamagedError(
+            f"{path} is damaged: its {name} cannot be opened: {str(error).splitlines()[0]}", folders.AGAIN
+        ) from None
 
 
 def _own_names(kind: Any, weights: dict[str, Any], config: Path) -> Any:
@@ -307,7 +358,9 @@ def _own_names(kind: Any, weights: dict[str, Any], config: Path) -> Any:
     with torch.device("meta"):
         network = kind.from_config(kind.load_config(config, local_files_only=True))
     for old, new in OLD_ATTENTION.items():
-        weights = {key.replace(f".attentions.0.{old}.", f".attentions.0.{new}."): value for key, value in weights.items()}
+        weights = {
+            key.replace(f".attentions.0.{old}.", f".attentions.0.{new}."): value for key, value in weights.items()
+        }
     network.load_state_dict({key: value.float() for key, value in weights.items()}, strict=False, assign=True)
     return network
 
@@ -325,7 +378,11 @@ def _tensors(path: Path, starts: tuple[str, ...]) -> dict[str, Any]:
 
 def _renamed(key: str) -> str:
     """The key of an old file's text encoder as all others have it."""
-    return key.replace(OLD_WORDS, WORDS, 1) if key.startswith((f"{OLD_WORDS}embeddings.", f"{OLD_WORDS}encoder.", f"{OLD_WORDS}final_layer_norm.")) else key
+    return (
+        key.replace(OLD_WORDS, WORDS, 1)
+        if key.startswith((f"{OLD_WORDS}embeddings.", f"{OLD_WORDS}encoder.", f"{OLD_WORDS}final_layer_norm."))
+        else key
+    )
 
 
 def _whole(path: Path, network: Any, name: str) -> Any:
@@ -334,5 +391,9 @@ def _whole(path: Path, network: Any, name: str) -> Any:
     Raises:
         DamagedError: Names a weight that is missing.
     """
-    refuse_incomplete(str(path), name, [key for key, value in (*network.named_parameters(), *network.named_buffers()) if value.is_meta])
+    refuse_incomplete(
+        str(path),
+        name,
+        [key for key, value in (*network.named_parameters(), *network.named_buffers()) if value.is_meta],
+    )
     return network

@@ -29,7 +29,9 @@ def find_vae(name: str) -> Path:
         return inner.resolve()
     if path.is_file():
         if path.suffix.lower() != ".safetensors" and not folders.is_safetensors(path):
-            raise IncompatibleError(f"the VAE {path} is no .safetensors file", "pickles are not opened; get it as .safetensors")
+            raise IncompatibleError(
+                f"the VAE {path} is no .safetensors file", "pickles are not opened; get it as .safetensors"
+            )
         keys = folders.read_header(path)
         if not any(key.startswith(("decoder.", "first_stage_model.decoder.")) for key in keys):
             raise IncompatibleError(f"{path} holds no VAE", f"give one: {HOW}")
@@ -38,7 +40,9 @@ def find_vae(name: str) -> Path:
         raise MissingError(f"there is no VAE {name}", f"give one: {HOW}")
     found = cached(name)
     if found is None:
-        raise ResourceError(f"the VAE {name} is not on this machine", f"`objtune fetch --model {name}` brings it, if that is its hub id")
+        raise ResourceError(
+            f"the VAE {name} is not on this machine", f"`objtune fetch --model {name}` brings it, if that is its hub id"
+        )
     return found
 
 
@@ -74,6 +78,9 @@ def check_vae(vae: Path, own: Mapping[str, Any]) -> None:
     for key, usual in (("latent_channels", 4), ("scaling_factor", FACTOR), ("shift_factor", None)):
         ours, theirs = own.get(key, usual), config.get(key, usual)
         if (ours or 0) != (theirs or 0):
-            raise IncompatibleError(f"the VAE in {vae} is another family's: its {key} is {theirs}, the base's is {ours}", "give one of the base's family")
+            raise IncompatibleError(
+                f"the VAE in {vae} is another family's: its {key} is {theirs}, the base's is {ours}",
+                "give one of the base's family",
+            )
     for path in folders.find_weights(vae.parent, vae.name).files:
         folders.read_header(path)

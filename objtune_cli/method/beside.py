@@ -40,7 +40,10 @@ def advance(trainers: Sequence[Trainer]) -> dict[Trainer, GateError]:
 def _together(trainers: Sequence[Trainer]) -> dict[Trainer, GateError]:
     """One step of all that are on one stack."""
     _measure([t for t in trainers if t.plateau is not None and t.plateau.due(t.step)])
-    return _ended(trainers, memory.fitting(trainers[0].stack, partial(_pulled, trainers), auto=trainers[0].config.checkpointing == "auto"))
+    return _ended(
+        trainers,
+        memory.fitting(trainers[0].stack, partial(_pulled, trainers), auto=trainers[0].config.checkpointing == "auto"),
+    )
 
 
 def _pulled(trainers: Sequence[Trainer]) -> list[dict[str, Tensor]]:
@@ -54,11 +57,17 @@ def _pulled(trainers: Sequence[Trainer]) -> list[dict[str, Tensor]]:
         z_t, levels, condition = (torch.cat(column) for column in zip(*(p.given for p in parts), strict=True))
         each = len(z_t) // len(parts)
         watching = max(trainers, key=lambda t: t.config.attention_weight)  # records for all, if any has that term
-        with _acting(trainers, each), watching.watched(len(z_t)) as looked:  # the backward pass too: it may compute the same layers again
+        with (
+            _acting(trainers, each),
+            watching.watched(len(z_t)) as looked,
+        ):  # the backward pass too: it may compute the same layers again
             pred = trainers[0].stack.predict(z_t, levels, condition).float()
             if looked is not None:
                 looked.over = True
-            found = [p.terms(own, _part(looked, i, each, len(seen[i].rows))) for i, (p, own) in enumerate(zip(parts, pred.split(each), strict=True))]
+            found = [
+                p.terms(own, _part(looked, i, each, len(seen[i].rows)))
+                for i, (p, own) in enumerate(zip(parts, pred.split(each), strict=True))
+            ]
             loss = torch.stack([t.weighed(f) for t, f in zip(trainers, found, strict=True)]).sum()
             if loss.requires_grad:
                 loss.backward()
@@ -101,7 +110,10 @@ def _fixed_losses(due: Sequence[Trainer], k: int) -> list[float]:
     parts = []
     with _acting(due, size):
         for at in range(0, len(fixed[0].t), size):
-            z, levels = (torch.cat([x[at : at + size] for x in column]) for column in ([f.z_t for f in fixed], [f.t for f in fixed]))
+            z, levels = (
+                torch.cat([x[at : at + size] for x in column])
+                for column in ([f.z_t for f in fixed], [f.t for f in fixed])
+            )
             parts.append(stack.predict(z, levels, words).float().unflatten(0, (len(due), size)))
     pred = torch.cat(parts, dim=1)
     return [t.lost(f, pred[i]) for i, (t, f) in enumerate(zip(due, fixed, strict=True))]
@@ -112,7 +124,11 @@ def _encoded(trainers: Sequence[Trainer], prompts: list[str]) -> tuple[Tensor, .
     for t in trainers:
         t.place()
     texts = [t.words.expand(prompt) for t, prompt in zip(trainers, prompts, strict=True)]
-    first = 0 if trainers[0].config.context == "own" else max(t.words.reach([prompt]) for t, prompt in zip(trainers, prompts, strict=True))
+    first = (
+        0
+        if trainers[0].config.context == "own"
+        else max(t.words.reach([prompt]) for t, prompt in zip(trainers, prompts, strict=True))
+    )
     own = trainers[0].stack.encode(texts, first).split(1)
     return tuple(t.condition(prompt, said) for t, prompt, said in zip(trainers, prompts, own, strict=True))
 
@@ -120,7 +136,11 @@ def _encoded(trainers: Sequence[Trainer], prompts: list[str]) -> tuple[Tensor, .
 @contextlib.contextmanager
 def _acting(trainers: Sequence[Trainer], each: int) -> Iterator[None]:
     """Inside, rows belong to the trainers in turn, `each` to each; where no layer learns there is nothing to part."""
-    with rows.apart(trainers[0].stack, [t.name for t in trainers], each) if trainers[0].lora else contextlib.nullcontext():
+    with (
+        rows.apart(trainers[0].stack, [t.name for t in trainers], each)
+        if trainers[0].lora
+        else contextlib.nullcontext()
+    ):
         yield
 
 

@@ -39,7 +39,12 @@ class Candidate:
 
 @torch.no_grad()
 def likeness(
-    stack: Stack, towers: Towers, rgb: np.ndarray, masks: Sequence[np.ndarray], words: Sequence[str], others: Sequence[str]
+    stack: Stack,
+    towers: Towers,
+    rgb: np.ndarray,
+    masks: Sequence[np.ndarray],
+    words: Sequence[str],
+    others: Sequence[str],
 ) -> np.ndarray:
     """Probability (M, W) of each word for each mask's cut-out, among the words, the others and `GROUNDS`.
 
@@ -56,13 +61,20 @@ def likeness(
     return share[:, [index[w] for w in words]]
 
 
-def ranked(rgb: np.ndarray, masks: Sequence[np.ndarray], qualities: Sequence[float], likely: np.ndarray) -> list[Candidate]:
+def ranked(
+    rgb: np.ndarray, masks: Sequence[np.ndarray], qualities: Sequence[float], likely: np.ndarray
+) -> list[Candidate]:
     """Candidates for one word, best first.
 
     score = ln(likeness) + QUALITY quality + EDGE contrast - BORDER share of the outline on the photo's border.
     """
     found = [
-        Candidate(m, float(p), float(np.log(max(p, 1e-6)) + QUALITY * q + EDGE * contrast(rgb, m) - BORDER * on_border(m)), float(q))
+        Candidate(
+            m,
+            float(p),
+            float(np.log(max(p, 1e-6)) + QUALITY * q + EDGE * contrast(rgb, m) - BORDER * on_border(m)),
+            float(q),
+        )
         for m, q, p in zip(masks, qualities, likely, strict=True)
     ]
     return sorted(found, key=lambda c: -c.score)
@@ -71,7 +83,9 @@ def ranked(rgb: np.ndarray, masks: Sequence[np.ndarray], qualities: Sequence[flo
 def contrast(rgb: np.ndarray, mask: np.ndarray) -> float:
     """Share of the outline along which colours differ by more than a just visible step, in [0, 1]."""
     lab = cv2.cvtColor(cv2.GaussianBlur(rgb, (0, 0), 1), cv2.COLOR_RGB2LAB).astype(np.float32)
-    step = np.sqrt(sum(np.square(cv2.Sobel(lab[..., c], cv2.CV_32F, *d, ksize=3) / 4) for c in range(3) for d in ((1, 0), (0, 1))))
+    step = np.sqrt(
+        sum(np.square(cv2.Sobel(lab[..., c], cv2.CV_32F, *d, ksize=3) / 4) for c in range(3) for d in ((1, 0), (0, 1)))
+    )
     edge = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
     edge[[0, -1]] = edge[:, [0, -1]] = False
     near = cv2.dilate(step, np.ones((3, 3), np.uint8))

@@ -150,7 +150,9 @@ class RegionalAttention:
             bias = self.bias(cells, q, k.shape[2])
             without = torch.zeros_like(bias)
         full = torch.stack([without] * half + [bias] * (len(q) - half))[:, None]
-        return merged(attn, F.scaled_dot_product_attention(q, k, v, attn_mask=full), hidden_states, encoder_hidden_states)
+        return merged(
+            attn, F.scaled_dot_product_attention(q, k, v, attn_mask=full), hidden_states, encoder_hidden_states
+        )
 
 
 class BoundedAttention:
@@ -172,14 +174,20 @@ class BoundedAttention:
             self.cache[length] = (1 - apart).clamp_min(math.exp(BLOCKED)).log().clamp_min(BLOCKED).to(like)
         return self.cache[length]
 
-    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any) -> Tensor:
+    def __call__(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any
+    ) -> Tensor:
         q, k, v = heads(attn, hidden_states, encoder_hidden_states)
         bias = self.bias(hidden_states.shape[1], q)[None, None]
-        return merged(attn, F.scaled_dot_product_attention(q, k, v, attn_mask=bias), hidden_states, encoder_hidden_states)
+        return merged(
+            attn, F.scaled_dot_product_attention(q, k, v, attn_mask=bias), hidden_states, encoder_hidden_states
+        )
 
 
 @contextlib.contextmanager
-def regional(stack: Stack, placed: list[Placed], edge: float = EDGE, *, aspect: float = 1.0, bounded: bool = False) -> Iterator[Regions]:
+def regional(
+    stack: Stack, placed: list[Placed], edge: float = EDGE, *, aspect: float = 1.0, bounded: bool = False
+) -> Iterator[Regions]:
     """Inside, the denoiser draws each object in its region; afterwards it is as before.
 
     Args:
@@ -192,7 +200,9 @@ def regional(stack: Stack, placed: list[Placed], edge: float = EDGE, *, aspect: 
     The batch must be half without prompt, half with it, as guidance makes it.
     """
     regions = Regions(placed, aspect, edge)
-    layers = _layers(stack.unet, [{k.removeprefix(PREFIX): v for k, v in p.weights.items() if k.startswith(PREFIX)} for p in placed])
+    layers = _layers(
+        stack.unet, [{k.removeprefix(PREFIX): v for k, v in p.weights.items() if k.startswith(PREFIX)} for p in placed]
+    )
     processors = dict(stack.unet.attn_processors)
     handles = []
     try:
@@ -201,7 +211,10 @@ def regional(stack: Stack, placed: list[Placed], edge: float = EDGE, *, aspect: 
             handles.append(layer.register_forward_hook(_hook(stack, stack.family.on_words(name), pairs, regions)))
         within = BoundedAttention(regions) if bounded else None
         across, family = RegionalAttention(regions, within), stack.family
-        own = {k: across if family.across in k else within if within and family.within in k else v for k, v in processors.items()}
+        own = {
+            k: across if family.across in k else within if within and family.within in k else v
+            for k, v in processors.items()
+        }
         stack.unet.set_attn_processor(own)
         yield regions
     finally:
@@ -262,7 +275,9 @@ def _layers(network: nn.Module, adapters: Sequence[Mapping[str, Tensor]]) -> dic
     names = sorted({key.rsplit(".lora_", 1)[0] for weights in adapters for key in weights})
     missing = [name for name in names if name not in modules]
     if missing:
-        raise IncompatibleError(f"an adapter was trained on another base: no layer {missing[0]} here", "use the base it names")
+        raise IncompatibleError(
+            f"an adapter was trained on another base: no layer {missing[0]} here", "use the base it names"
+        )
     return {name: modules[name] for name in names}
 
 

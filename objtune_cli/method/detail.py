@@ -60,7 +60,12 @@ class Sampling:
 
 
 def looked(
-    stack: Stack, latents: Tensor, objects: Sequence[Object], seeds: Sequence[int], how: Sampling, on_step: Callable[[str, int, int], None]
+    stack: Stack,
+    latents: Tensor,
+    objects: Sequence[Object],
+    seeds: Sequence[int],
+    how: Sampling,
+    on_step: Callable[[str, int, int], None],
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Draw each object of scenes again, from the back to the front.
 
@@ -85,7 +90,9 @@ def looked(
     return close, pictures
 
 
-def scenes(stack: Stack, latents: Tensor, close: Mapping[str, Tensor], boxes: Mapping[str, Box], *, whole: bool = False) -> Tensor:
+def scenes(
+    stack: Stack, latents: Tensor, close: Mapping[str, Tensor], boxes: Mapping[str, Box], *, whole: bool = False
+) -> Tensor:
     """The scenes of `looked` from what it kept: pictures (N, 3, H, W) in [-1, 1]; `boxes`: from the back to the front."""
     pictures = stack.to_picture(latents).cpu()
     if not boxes:
@@ -104,7 +111,9 @@ def laid(pictures: Tensor, close: Tensor, box: Box, share: Tensor, *, whole: boo
     y, x = ((torch.arange(n) + 0.5 - (a + b) / 2) / reach * 2 for n, a, b in ((height, y0, y1), (width, x0, x1)))
     grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)
     inside = (grid.abs() <= 1).all(-1)
-    back = F.grid_sample(small, grid.expand(len(pictures), -1, -1, -1), mode="bilinear", padding_mode="border", align_corners=False)
+    back = F.grid_sample(
+        small, grid.expand(len(pictures), -1, -1, -1), mode="bilinear", padding_mode="border", align_corners=False
+    )
     weight = share * inside
     return torch.lerp(pictures, back, weight if whole else weight * outlines(pictures, back, box))
 
@@ -133,8 +142,12 @@ def _outline(rgb: np.ndarray, place: tuple[int, int, int, int], room: int) -> np
     scale = CUT / max(part.shape[:2])
     cutter = GrabCut()
     cutter.rounds, cutter.apart = ROUNDS, APART_FROM
-    cutter.look(cv2.resize(part, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC))
-    inner = tuple(scale * v for v in (max(x0 - left, 1), max(y0 - top, 1), min(x1, right - 1) - left, min(y1, low - 1) - top))
+    cutter.look(
+        cv2.resize(part, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    )
+    inner = tuple(
+        scale * v for v in (max(x0 - left, 1), max(y0 - top, 1), min(x1, right - 1) - left, min(y1, low - 1) - top)
+    )
     mask = cutter.find(Hints(inner)).mask
     mask = cv2.resize(mask.astype(np.float32), (right - left, low - top), interpolation=cv2.INTER_AREA)
     whole = np.ones((height, width), np.float32)

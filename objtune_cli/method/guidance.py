@@ -47,10 +47,14 @@ def guided(stack: Stack, texts: Sequence[str], scene: float, own: float, height:
         return
     rows = sorted({*objects, *scenes})
     with asleep(stack):
-        encoded = {text: stack.encode([text]) for text in dict.fromkeys([*(said[i] for i in rows), *(alone[i] for i in scenes)])}
+        encoded = {
+            text: stack.encode([text])
+            for text in dict.fromkeys([*(said[i] for i in rows), *(alone[i] for i in scenes)])
+        }
     apart = [encoded[alone[i]] for i in scenes]
     told, of_scenes = (
-        stack.family.told(stack, torch.cat(words), height, width) if words else {} for words in ([encoded[said[i]] for i in rows] + apart, apart)
+        stack.family.told(stack, torch.cat(words), height, width) if words else {}
+        for words in ([encoded[said[i]] for i in rows] + apart, apart)
     )
     addition = _Addition(stack, rows, objects, scenes, own, scene, len(texts), told, of_scenes)
     handle = stack.unet.register_forward_hook(addition, with_kwargs=True)
@@ -71,7 +75,14 @@ class _Addition:
         self, stack: Stack, rows: list[int], objects: list[int], scenes: list[int], own: float, scene: float, pictures: int,
         told: dict[str, Any], of_scenes: dict[str, Any],
     ) -> None:  # fmt: skip
-        self.stack, self.rows, self.objects, self.scenes, self.own, self.scene = stack, rows, objects, scenes, own, scene
+        self.stack, self.rows, self.objects, self.scenes, self.own, self.scene = (
+            stack,
+            rows,
+            objects,
+            scenes,
+            own,
+            scene,
+        )
         self.pictures, self.told, self.of_scenes, self.asking = pictures, told, of_scenes, False
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], given: dict[str, Any], out: Any) -> Any:
@@ -80,7 +91,9 @@ class _Addition:
         sample = out[0] if isinstance(out, tuple) else out.sample
         told = sample[-self.pictures :]
         if self.stack.asleep:
-            more = self._more(dict(enumerate(told)), self._asked(module, args, given, self.scenes, self.of_scenes), told)
+            more = self._more(
+                dict(enumerate(told)), self._asked(module, args, given, self.scenes, self.of_scenes), told
+            )
         else:
             answers = self._asked(module, args, given, [*self.rows, *self.scenes], self.told)
             whole, alone = answers.split([len(self.rows), len(self.scenes)])
@@ -97,7 +110,9 @@ class _Addition:
             more[i] += self.scene * (whole[i] - without)
         return more
 
-    def _asked(self, module: nn.Module, args: tuple[Any, ...], given: dict[str, Any], rows: list[int], told: dict[str, Any]) -> Tensor:
+    def _asked(
+        self, module: nn.Module, args: tuple[Any, ...], given: dict[str, Any], rows: list[int], told: dict[str, Any]
+    ) -> Tensor:
         """eps_0 of `rows`, each with what it is told, (R, C, h, w)."""
         latents, t = args[:2] if args else (given["hidden_states"], given["timestep"])
         z = latents[rows]  # the half without prompts holds the same latents

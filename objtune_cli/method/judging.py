@@ -58,8 +58,13 @@ class Judge:
     """Scores of trained objects; made before anything is learned, for the class pictures are the frozen base's."""
 
     def __init__(
-        self, stack: Stack, towers: Towers, subjects: Sequence[Subject], drawn: Mapping[str, Any],
-        on_step: Callable[[int, int], None] = lambda done, total: None, of_objects: Mapping[str, Any] = MappingProxyType({}),
+        self,
+        stack: Stack,
+        towers: Towers,
+        subjects: Sequence[Subject],
+        drawn: Mapping[str, Any],
+        on_step: Callable[[int, int], None] = lambda done, total: None,
+        of_objects: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         """`drawn`: guidance and its noise level, as `sampling.sample` takes them; `of_objects`: what is drawn of objects alone takes too. `on_step`: called at every sampling step."""
         self.stack, self.towers, self.subjects = stack, towers, list(subjects)

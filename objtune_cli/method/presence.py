@@ -67,7 +67,9 @@ class Check:
             with alone(self.stack, item.weights):
                 words = self.stack.encode([item.told])
                 own = [place.predicted(self.stack, words) for place in places]
-            column = torch.stack([place.went(base, o) for place, base, o in zip(places, classes[item.plain], own, strict=True)], 1)
+            column = torch.stack(
+                [place.went(base, o) for place, base, o in zip(places, classes[item.plain], own, strict=True)], 1
+            )
             if not finite.is_finite(column):
                 plainly = torch.cat([said for place in classes[item.plain] for said in place])
                 part = f"adapter of <{item.name}>" if finite.is_finite(plainly) else "denoiser"
@@ -96,7 +98,12 @@ class _Place:
 
     def went(self, base: list[Tensor], own: list[Tensor]) -> Tensor:
         """How far each picture went from one prediction to the other, (N,)."""
-        along = torch.stack([((aim - b) * (o - b) * self.inside).sum((1, 2, 3)) for (*_, aim), b, o in zip(self.looks, base, own, strict=True)])
+        along = torch.stack(
+            [
+                ((aim - b) * (o - b) * self.inside).sum((1, 2, 3))
+                for (*_, aim), b, o in zip(self.looks, base, own, strict=True)
+            ]
+        )
         whole = torch.stack([((o - b).square() * self.inside).sum((1, 2, 3)) for b, o in zip(base, own, strict=True)])
         return along.sum(0) / whole.sum(0).clamp_min(1e-6)
 
@@ -105,7 +112,10 @@ def _inside(box: Box, frame: tuple[int, int], cells: tuple[int, int]) -> Tensor:
     """Cells (h, w) of a place's own picture that show the place, 1 or 0."""
     width, height = (box[2] - box[0]) * frame[1], (box[3] - box[1]) * frame[0]
     reach = max(width, height) * (1 + ROOM)
-    y, x = (((torch.arange(n) + 0.5) / n - 0.5).abs() <= side / reach / 2 for n, side in zip(cells, (height, width), strict=True))
+    y, x = (
+        ((torch.arange(n) + 0.5) / n - 0.5).abs() <= side / reach / 2
+        for n, side in zip(cells, (height, width), strict=True)
+    )
     return (y[:, None] & x).float()
 
 
@@ -114,7 +124,9 @@ def framed(pictures: Tensor, box: Box, side: int, room: float = 0.0) -> Tensor:
     height, width = pictures.shape[-2:]
     x0, y0, x1, y1 = box[0] * width, box[1] * height, box[2] * width, box[3] * height
     reach = max(x1 - x0, y1 - y0) * (1 + room)
-    theta = pictures.new_tensor([[reach / width, 0, (x0 + x1) / width - 1], [0, reach / height, (y0 + y1) / height - 1]])
+    theta = pictures.new_tensor(
+        [[reach / width, 0, (x0 + x1) / width - 1], [0, reach / height, (y0 + y1) / height - 1]]
+    )
     grid = F.affine_grid(theta.expand(len(pictures), -1, -1), [len(pictures), 3, side, side], align_corners=False)
     return F.grid_sample(pictures, grid, mode="bilinear", padding_mode="border", align_corners=False).clamp(0, 1)
 

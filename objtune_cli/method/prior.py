@@ -64,7 +64,14 @@ def compute(
             for z, s, which in zip(z_t.split(8), t.split(8), asked.split(8), strict=True)
         ]
     pred = finite.checked("denoiser", stack.dtype, torch.cat(preds))
-    return {"latents": latents, "z_t": z_t, "t": t, "pred": pred, "asked": asked, "conditions": conditions.float().cpu()}
+    return {
+        "latents": latents,
+        "z_t": z_t,
+        "t": t,
+        "pred": pred,
+        "asked": asked,
+        "conditions": conditions.float().cpu(),
+    }
 
 
 def _asked(entries: int, samples: int, count: int, g: torch.Generator) -> Tensor:

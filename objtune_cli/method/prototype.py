@@ -39,7 +39,12 @@ class Started:
 
 
 def aim(
-    towers: Towers, stack: Stack, picture: Tensor, mask: Tensor, class_word: str, weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    towers: Towers,
+    stack: Stack,
+    picture: Tensor,
+    mask: Tensor,
+    class_word: str,
+    weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
 ) -> tuple[Tensor, dict[str, float]]:
     """The prototype p (d,) of the object, with the three pairwise cosines.
 
@@ -88,7 +93,10 @@ def start(
     vectors = torch.cat([rows, noun]).cpu()
     if not finite.is_finite(torch.cat([vectors.flatten(), torch.tensor(list(metrics.values()), dtype=vectors.dtype)])):
         if config.init == "prototype" and math.isfinite(metrics.get("cos_before", math.nan)):
-            raise GateError("the embedding diverged: its cosine to the prototype is not finite", f"a lower rate: `--set init-embedding.lr={config.lr / 4:g}`")
+            raise GateError(
+                "the embedding diverged: its cosine to the prototype is not finite",
+                f"a lower rate: `--set init-embedding.lr={config.lr / 4:g}`",
+            )
         raise finite.describe_failure("text encoder", vectors.dtype)
     return Started(vectors, len(rows), metrics)
 
@@ -110,19 +118,29 @@ def _near(own: Tensor, config: Embed) -> Tensor:
 
 
 def _fit(
-    stack: Stack, goals: list[tuple[Towers, Tensor]], rows: Tensor, noun: Tensor, own: Tensor, config: Embed, on_step: Callable[[int, float], None]
+    stack: Stack,
+    goals: list[tuple[Towers, Tensor]],
+    rows: Tensor,
+    noun: Tensor,
+    own: Tensor,
+    config: Embed,
+    on_step: Callable[[int, float], None],
 ) -> tuple[Tensor, list[float]]:
     """Adam on the mean L_PE of the towers, each with its goal; after each step every row goes back to the class token's norm."""
     norm = lengths(own, stack.widths).mean(0)
     learned = [part.clone().requires_grad_(True) for part in split(rows, stack.widths)]
     words = Placeholders(stack)
     words.add("objtune", torch.cat([rows, noun]))
-    optimizer = torch.optim.Adam([{"params": [part], "lr": config.lr * float(n)} for part, n in zip(learned, norm.reshape(-1), strict=True)])
+    optimizer = torch.optim.Adam(
+        [{"params": [part], "lr": config.lr * float(n)} for part, n in zip(learned, norm.reshape(-1), strict=True)]
+    )
     prompt = words.expand(PROMPT.format("<objtune>"))
     cosines = []
     for step in range(config.steps + 1):
         words.replace("objtune", torch.cat([side_by_side(learned), noun]))
-        loss = torch.stack([cosine_loss(towers.texts(stack, [prompt]), goal[None]).mean() for towers, goal in goals]).mean()
+        loss = torch.stack(
+            [cosine_loss(towers.texts(stack, [prompt]), goal[None]).mean() for towers, goal in goals]
+        ).mean()
         cosines.append(1 - float(loss.detach()))
         if step == config.steps:
             break

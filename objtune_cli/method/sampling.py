@@ -69,7 +69,9 @@ def sample(
     for text in dict.fromkeys([*texts, negative]):
         check_objects_read(stack, text)
     condition, against = _told(stack, texts, negative, conditions)
-    free, early = (_above(stack, pipe, steps, level) for level in (below, object_below))  # steps before guidance, and before the objects are themselves
+    free, early = (
+        _above(stack, pipe, steps, level) for level in (below, object_below)
+    )  # steps before guidance, and before the objects are themselves
 
     with guided(stack, texts, scene, own, height, width), _classes(stack, texts, early) as (plain, end):
         first = condition if plain is None else plain
@@ -144,7 +146,9 @@ def again(
     with guided(stack, [prompt] * len(seeds), 0.0, own, height, width):
         out = pipe(
             **stack.family.prompts(stack, condition, against),
-            latents=(noisy / float(getattr(sampler, "init_noise_sigma", 1))).to(stack.device, stack.dtype),  # which the pipeline multiplies by
+            latents=(noisy / float(getattr(sampler, "init_noise_sigma", 1))).to(
+                stack.device, stack.dtype
+            ),  # which the pipeline multiplies by
             generator=generators,
             num_inference_steps=steps,
             guidance_scale=guidance,
@@ -156,7 +160,9 @@ def again(
     return _checked(stack, out.images.float().cpu(), [prompt] * len(seeds), negative, seeds, guidance)
 
 
-def _checked(stack: Stack, latents: Tensor, texts: Sequence[str], negative: str, seeds: Sequence[int], guidance: float) -> Tensor:
+def _checked(
+    stack: Stack, latents: Tensor, texts: Sequence[str], negative: str, seeds: Sequence[int], guidance: float
+) -> Tensor:
     """Latents (N, C, h, w), if they are those of pictures.
 
     Raises:
@@ -177,7 +183,9 @@ def _checked(stack: Stack, latents: Tensor, texts: Sequence[str], negative: str,
     which = f" (picture{several} {', '.join(str(i + 1) for i in bad)} of {len(latents)}, seed{several} {', '.join(str(seeds[i]) for i in bad)})"
     what = "latents beyond any range" if finite.is_finite(latents) else "NaN or infinite values"
     if guidance > HIGH_GUIDANCE:
-        raise NonFiniteError(f"a guidance of {guidance:g} gives {what}{which}", "lower `--guidance`; 1 to 15 is usual", of_base=False)
+        raise NonFiniteError(
+            f"a guidance of {guidance:g} gives {what}{which}", "lower `--guidance`; 1 to 15 is usual", of_base=False
+        )
     part = finite.name_part(stack, "denoiser", names_in([first, negative]), compute_alone, finite.are_latents)
     raise finite.describe_failure(part, stack.dtype, which, what)
 
@@ -205,7 +213,9 @@ def _above(stack: Stack, pipe: Any, steps: int, level: float) -> int:
         return 0
     set_steps(pipe.scheduler, steps, stack.device)
     above = int((pipe.scheduler.timesteps >= level * stack.levels).sum())
-    return -(-above // pipe.scheduler.order) * pipe.scheduler.order  # no change in the middle of a step of several calls
+    return (
+        -(-above // pipe.scheduler.order) * pipe.scheduler.order
+    )  # no change in the middle of a step of several calls
 
 
 def _from_step(sampler: Any, start: int) -> None:
@@ -229,7 +239,11 @@ def _from_step(sampler: Any, start: int) -> None:
 
 def _mixed(sampler: Any, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     """Latents with the noise of a level, as the sampler has it; a flow's has a name of its own for it."""
-    return sampler.add_noise(latents, noise, t) if hasattr(sampler, "add_noise") else sampler.scale_noise(latents, t, noise)
+    return (
+        sampler.add_noise(latents, noise, t)
+        if hasattr(sampler, "add_noise")
+        else sampler.scale_noise(latents, t, noise)
+    )
 
 
 def _begins_anywhere(stack: Stack, sampler: Any) -> Any:
@@ -247,9 +261,13 @@ def _noise(generators: Sequence[torch.Generator], shape: Sequence[int]) -> Tenso
     return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in generators])
 
 
-def _told(stack: Stack, prompts: Sequence[str], negative: str, conditions: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+def _told(
+    stack: Stack, prompts: Sequence[str], negative: str, conditions: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor]:
     """What the denoiser is told for each picture, and what guidance goes away from, (N, L, d) each."""
-    encoded = {text: conditions[text] if text in conditions else stack.encode([text]) for text in dict.fromkeys(prompts)}
+    encoded = {
+        text: conditions[text] if text in conditions else stack.encode([text]) for text in dict.fromkeys(prompts)
+    }
     for text in set(encoded) & set(conditions):
         finite.check_condition(stack, [text], encoded[text])
     return torch.cat([encoded[text] for text in prompts]), stack.encode([negative]).expand(len(prompts), -1, -1)

@@ -70,7 +70,9 @@ def views(stack: Stack, members: tuple[Subject, ...], config: Train) -> Views:
     each = torch.stack([s.mask for s in members])
     g = noise.step_generator(config.seed, 0xFFFFFFFF)
     scale = TOGETHER if len(members) > 1 else placement.SCALE
-    pictures, masks = placement.views(members[0].picture, each.amax(0), members[0].ground, config.views, stack.size, g, scale, each)
+    pictures, masks = placement.views(
+        members[0].picture, each.amax(0), members[0].ground, config.views, stack.size, g, scale, each
+    )
     latents, spread = (found.to(stack.device) for found in stack.posterior(pictures))
     masks = to_latent(masks, (latents.shape[-2], latents.shape[-1])).to(stack.device)
     return Views(members, latents, masks[:, :1], masks[:, 1:], spread if config.latents == "sample" else None)

@@ -75,7 +75,9 @@ class Pass:
 class Terms:
     """The words, views, priors and kept predictions of one run, and the loss terms of a step."""
 
-    def __init__(self, stack: Stack, subjects: list[Subject], priors: Mapping[str, Mapping[str, Tensor]], config: Train) -> None:
+    def __init__(
+        self, stack: Stack, subjects: list[Subject], priors: Mapping[str, Mapping[str, Tensor]], config: Train
+    ) -> None:
         self.stack, self.subjects, self.config = stack, subjects, config
         self.words = Placeholders(stack)
         for s in subjects:
@@ -83,7 +85,10 @@ class Terms:
         self.classes = {s.name: s.class_word for s in subjects}
         self.fixed = {s.name: s.rows[s.learned :].to(stack.device) for s in subjects}
         self.norms = {s.name: lengths(s.rows[: s.learned], stack.widths).to(stack.device) for s in subjects}
-        self.learned = {s.name: s.rows[: s.learned].to(stack.device).clone().requires_grad_(config.token == "learned") for s in subjects}
+        self.learned = {
+            s.name: s.rows[: s.learned].to(stack.device).clone().requires_grad_(config.token == "learned")
+            for s in subjects
+        }
         self.views = [views(stack, members, config) for members in subsets(subjects)]
         self.priors = {word: {k: v.to(stack.device) for k, v in prior.items()} for word, prior in priors.items()}
         for prior in self.priors.values():
@@ -117,7 +122,9 @@ class Terms:
                         self.stack.predict(z, s, words.expand(len(z), -1, -1)).float()
                         for z, s in zip(z_t.split(size), t.split(size), strict=True)
                     ]
-                known[template] = Known(rows, z_t, t, aim, finite.checked("denoiser", self.stack.dtype, torch.cat(parts)))
+                known[template] = Known(
+                    rows, z_t, t, aim, finite.checked("denoiser", self.stack.dtype, torch.cat(parts))
+                )
             found.append(known)
         return found
 
@@ -128,7 +135,10 @@ class Terms:
         for k in range(len(self.subjects)):
             fixed = self.fixed_rows(k)
             words = self.condition(fixed.prompt)
-            parts = [self.stack.predict(a, b, words.expand(len(a), -1, -1)).float() for a, b in zip(fixed.z_t.split(size), fixed.t.split(size), strict=True)]
+            parts = [
+                self.stack.predict(a, b, words.expand(len(a), -1, -1)).float()
+                for a, b in zip(fixed.z_t.split(size), fixed.t.split(size), strict=True)
+            ]
             found.append(self.lost(fixed, torch.cat(parts)))
         return sum(found) / len(found)
 
@@ -151,7 +161,9 @@ class Terms:
         """The terms in use, by passes of the denoiser; each is to be done with, its gradients taken, before the next is asked for."""
         seen = self.drawn(g)
         for one in self.passes(seen, self.condition(seen.prompt)):
-            with self.watched(self.config.batch) as recorder:  # the backward pass too: it may compute the same layers again
+            with self.watched(
+                self.config.batch
+            ) as recorder:  # the backward pass too: it may compute the same layers again
                 pred = self.stack.predict(*one.given).float()
                 if recorder is not None:
                     recorder.over = True
@@ -162,7 +174,9 @@ class Terms:
         config, count = self.config, self.config.batch
         chosen = self._chosen(g)
         views = self.views[chosen]
-        template = TEMPLATES[int(torch.randint(len(TEMPLATES), (), generator=g))] if config.templates == "several" else PROMPT
+        template = (
+            TEMPLATES[int(torch.randint(len(TEMPLATES), (), generator=g))] if config.templates == "several" else PROMPT
+        )
         subject = views.members[int(torch.randint(len(views.members), (), generator=g))]
         rows = self._rows(views, count, g)
         z_t, t, aim = self._noised(views.latents[rows], g, views.spread if views.spread is None else views.spread[rows])
@@ -171,7 +185,12 @@ class Terms:
         if self.known and asked:
             known = self.known[chosen][template]
             pick = pick % len(known.rows)
-            rows[:asked], z_t[:asked], t[:asked], aim[:asked] = known.rows[pick], known.z_t[pick], known.t[pick], known.aim[pick]
+            rows[:asked], z_t[:asked], t[:asked], aim[:asked] = (
+                known.rows[pick],
+                known.z_t[pick],
+                known.t[pick],
+                known.aim[pick],
+            )
             teacher = known.pred[pick]
         held = config.class_weight and self.step % config.class_every == 0
         of_class = self._class_rows(subject, max(1, count // 2), g) if held else None
@@ -179,7 +198,9 @@ class Terms:
 
     def _chosen(self, g: torch.Generator) -> int:
         """Which combination of the objects: any, and more often one alone, which is how pictures are drawn of it; singles come first."""
-        singles = self.config.singles and len(self.subjects) > 1 and float(torch.rand((), generator=g)) < self.config.singles
+        singles = (
+            self.config.singles and len(self.subjects) > 1 and float(torch.rand((), generator=g)) < self.config.singles
+        )
         return int(torch.randint(len(self.subjects) if singles else len(self.views), (), generator=g))
 
     def passes(self, seen: Seen, condition: Tensor) -> Iterator[Pass]:
@@ -192,10 +213,17 @@ class Terms:
         *of_class, aim = seen.of_class
         if self.config.passes == "apart":
             yield Pass(photo, lambda pred, looked: self._photo_terms(pred, looked, seen))
-            yield Pass((of_class[0], of_class[1], of_class[2]), lambda pred, looked: {"class": losses.mse(pred, aim).mean()})
+            yield Pass(
+                (of_class[0], of_class[1], of_class[2]), lambda pred, looked: {"class": losses.mse(pred, aim).mean()}
+            )
             return
         z_t, t, words = (torch.cat(column) for column in zip(photo, of_class, strict=True))
-        yield Pass((z_t, t, words), lambda pred, looked: self._photo_terms(pred, looked, seen) | {"class": losses.mse(pred[count:], aim).mean()})
+        yield Pass(
+            (z_t, t, words),
+            lambda pred, looked: (
+                self._photo_terms(pred, looked, seen) | {"class": losses.mse(pred[count:], aim).mean()}
+            ),
+        )
 
     def watched(self, rows: int) -> contextlib.AbstractContextManager[attention.Recorder | None]:
         """Inside, where words look is recorded for the first rows, if a term needs it."""
@@ -247,7 +275,12 @@ class Terms:
             z_t, t, aim = self._noised(z, g, spread if spread is None else spread[:1])
             return z_t, t, prior["conditions"][:1].expand(count, -1, -1), aim
         pick = torch.randint(len(prior["t"]), (count,), generator=g)
-        return prior["z_t"][pick], prior["t"][pick].cpu(), prior["conditions"][prior["asked"][pick]], prior["pred"][pick]
+        return (
+            prior["z_t"][pick],
+            prior["t"][pick].cpu(),
+            prior["conditions"][prior["asked"][pick]],
+            prior["pred"][pick],
+        )
 
     def _attention(self, seen: attention.Recorder, prompt: str, views: Views, rows: Tensor) -> Tensor:
         """Each object's token looks at the object (Break-A-Scene, arXiv:2305.16311, eq. 2)."""
@@ -263,7 +296,9 @@ class Terms:
         self.place()
         if self.config.context == "own":
             return self.stack.encode([self.words.expand(prompt)]) if own is None else own
-        return self.words.in_context(prompt, self.classes, own, self.teacher_conditions[in_class_words(prompt, self.classes)])
+        return self.words.in_context(
+            prompt, self.classes, own, self.teacher_conditions[in_class_words(prompt, self.classes)]
+        )
 
     def place(self) -> None:
         """Let the prompts say the tokens as they are now."""

@@ -35,7 +35,12 @@ class Trainer(Terms):
     """Everything one run keeps between steps; a step is a function of (state, seed, number)."""
 
     def __init__(
-        self, stack: Stack, subjects: list[Subject], priors: Mapping[str, Mapping[str, Tensor]], config: Train, name: str = "default"
+        self,
+        stack: Stack,
+        subjects: list[Subject],
+        priors: Mapping[str, Mapping[str, Tensor]],
+        config: Train,
+        name: str = "default",
     ) -> None:
         """`name`: of its LoRA on the stack, which may hold others' too."""
         super().__init__(stack, subjects, priors, config)
@@ -148,11 +153,16 @@ class Trainer(Terms):
             return finite.describe_failure("denoiser", stack.dtype)
         half = next(stack.unet.parameters()).dtype in finite.HALF
         if self.step == 0:  # no rate has acted yet
-            return GateError(f"training cannot begin: {what} before anything was learned", f"try {'`--precision fp32`, ' if half else ''}lower weights of the loss terms, or another photo")
+            return GateError(
+                f"training cannot begin: {what} before anything was learned",
+                f"try {'`--precision fp32`, ' if half else ''}lower weights of the loss terms, or another photo",
+            )
         rates = [f"`--set train.lr={self.config.lr / 4:g}`"] if self.lora else []
         rates += [f"`--set train.token_lr={self.config.token_lr / 4:g}`"] if self.config.token == "learned" else []
         precision = "`--precision fp32`, or " if half else ""
-        return GateError(f"training diverged at step {self.step}: {what}", f"try {precision}a lower rate: {', '.join(rates)}")
+        return GateError(
+            f"training diverged at step {self.step}: {what}", f"try {precision}a lower rate: {', '.join(rates)}"
+        )
 
     def _steady_loss(self) -> float:
         """The loss under fixed noise of the running mean."""
@@ -202,7 +212,10 @@ class Trainer(Terms):
 
     def state(self) -> dict[str, Tensor]:
         """Everything that a later process needs to go on as if nothing had happened."""
-        kept: dict[str, Tensor] = {"step": torch.tensor([self.step]), "mean": torch.tensor(list(self.mean.values()), dtype=torch.float64)}
+        kept: dict[str, Tensor] = {
+            "step": torch.tensor([self.step]),
+            "mean": torch.tensor(list(self.mean.values()), dtype=torch.float64),
+        }
         for i, p in enumerate(self._params()):
             kept[f"{i:04d}.value"] = p.detach().cpu()
             kept |= optimizing.saved(self.optimizer.state.get(p, {}), f"{i:04d}")

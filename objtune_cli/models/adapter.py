@@ -19,7 +19,9 @@ WORDS = ("text_encoder.", "text_encoder_2.")
 """Before the names of layers of the text encoders, which imported LoRAs may have."""
 
 
-def add(stack: Stack, rank: int, modules: str, seed: int, name: str = "default", blocks: str = "all") -> list[torch.nn.Parameter]:
+def add(
+    stack: Stack, rank: int, modules: str, seed: int, name: str = "default", blocks: str = "all"
+) -> list[torch.nn.Parameter]:
     """Add a LoRA that changes nothing yet (alpha = rank); its parameters, float32, trainable; none for no layers.
 
     Args:
@@ -41,12 +43,21 @@ def add(stack: Stack, rank: int, modules: str, seed: int, name: str = "default",
         for block in before:
             block.register_forward_pre_hook(_unlearned, with_kwargs=True)
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights="gaussian")
-    with LOADING, torch.random.fork_rng(devices=[]):  # peft draws A from the global generator, which threads have together
+    with (
+        LOADING,
+        torch.random.fork_rng(devices=[]),
+    ):  # peft draws A from the global generator, which threads have together
         torch.manual_seed(torch_seed(seed))
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several beside each other are meant
+            warnings.filterwarnings(
+                "ignore", message="Already found a `peft_config`"
+            )  # several beside each other are meant
             stack.unet.add_adapter(config, adapter_name=name)
-    params = [p for key, p in stack.unet.named_parameters() if key.endswith((f".lora_A.{name}.weight", f".lora_B.{name}.weight"))]
+    params = [
+        p
+        for key, p in stack.unet.named_parameters()
+        if key.endswith((f".lora_A.{name}.weight", f".lora_B.{name}.weight"))
+    ]
     for p in params:
         p.data = p.data.float()
     return params
@@ -88,9 +99,15 @@ def parts(stack: Stack, weights: Mapping[str, Tensor]) -> Iterator[tuple[Any, di
         IncompatibleError: It has layers of a text encoder that this base does not have.
     """
     for prefix, network in zip((PREFIX, *WORDS), (stack.unet, stack.text_encoder, stack.text_encoder_2), strict=True):
-        own = {k.removeprefix(prefix).replace("text_model.text_proj", "text_proj"): v for k, v in weights.items() if k.startswith(prefix)}
+        own = {
+            k.removeprefix(prefix).replace("text_model.text_proj", "text_proj"): v
+            for k, v in weights.items()
+            if k.startswith(prefix)
+        }
         if own and network is None:
-            raise IncompatibleError("the adapter was trained on another base: it has a second text encoder", "use the base it names")
+            raise IncompatibleError(
+                "the adapter was trained on another base: it has a second text encoder", "use the base it names"
+            )
         if own and prefix != PREFIX and not hasattr(network, "text_model"):
             own = {k.removeprefix("text_model."): v for k, v in own.items()}
         if own:
@@ -108,25 +125,40 @@ def _load(network: Any, own: Mapping[str, Tensor], stack: Stack, name: str) -> N
 
     ranks = {k.removesuffix(".lora_A.weight"): v.shape[0] for k, v in own.items() if k.endswith(".lora_A.weight")}
     rank = min(ranks.values())
-    further = {f"^{re.escape(layer)}": each for layer, each in ranks.items() if each != rank}  # whole differences, of full rank
+    further = {
+        f"^{re.escape(layer)}": each for layer, each in ranks.items() if each != rank
+    }  # whole differences, of full rank
     targets = sorted(ranks)
     missing = set(targets) - {n for n, _ in network.named_modules()}
     if missing:
-        raise IncompatibleError(f"the adapter was trained on another base: no layer {min(missing)} here", "use the base it names")
+        raise IncompatibleError(
+            f"the adapter was trained on another base: no layer {min(missing)} here", "use the base it names"
+        )
     with LOADING:
         biased = any(k.endswith(".lora_B.bias") for k in own)  # of all layers, zeros where the adapter has none
         settings = LoraConfig(
-            r=rank, lora_alpha=rank, target_modules=targets, rank_pattern=further, alpha_pattern=dict(further), lora_bias=biased
+            r=rank,
+            lora_alpha=rank,
+            target_modules=targets,
+            rank_pattern=further,
+            alpha_pattern=dict(further),
+            lora_bias=biased,
         )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-            warnings.filterwarnings("ignore", message="`lora_bias=True` was passed")  # a layer without a bias takes part in no merge
-            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several beside each other are meant
+            warnings.filterwarnings(
+                "ignore", message="`lora_bias=True` was passed"
+            )  # a layer without a bias takes part in no merge
+            warnings.filterwarnings(
+                "ignore", message="Already found a `peft_config`"
+            )  # several beside each other are meant
             network.add_adapter(settings, adapter_name=name)
     try:
         set_peft_model_state_dict(network, {k: v.to(stack.device) for k, v in own.items()}, adapter_name=name)
     except RuntimeError:  # same names, other widths
-        raise IncompatibleError("the adapter was trained on another base: its layers have other sizes", "use the base it names") from None
+        raise IncompatibleError(
+            "the adapter was trained on another base: its layers have other sizes", "use the base it names"
+        ) from None
     network.requires_grad_(False).eval()
 
 
@@ -136,7 +168,9 @@ def asleep(stack: Stack) -> Iterator[None]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     networks = [n for n in (stack.unet, *stack.text_encoders) if getattr(n, "peft_config", None)]
-    acting: list[Any] = [m for n in networks for m in n.modules() if isinstance(m, BaseTunerLayer) and not m.disable_adapters]
+    acting: list[Any] = [
+        m for n in networks for m in n.modules() if isinstance(m, BaseTunerLayer) and not m.disable_adapters
+    ]
     frozen = [p for layer in acting for p in layer.parameters() if not p.requires_grad]
     before, stack.asleep = stack.asleep, True
     try:

@@ -94,7 +94,14 @@ def _zeros(func: Any, args: Any, kwargs: Any) -> Any:
 
     given = next(_tensors((args, kwargs))).device
     found = func(*tree_map(shape, args), **tree_map(shape, kwargs))
-    return tree_map(lambda x: torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=given).zero_() if isinstance(x, Tensor) else x, found)
+    return tree_map(
+        lambda x: (
+            torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=given).zero_()
+            if isinstance(x, Tensor)
+            else x
+        ),
+        found,
+    )
 
 
 def held(*modules: nn.Module | None) -> list[Tensor]:

@@ -31,14 +31,25 @@ def heads(attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None
     words = encoder_hidden_states
     if not joint(attn, words):
         context = hidden_states if words is None else words
-        return _heads(attn, (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)), attn.norm_q, attn.norm_k)
-    own = _heads(attn, (attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)), attn.norm_q, attn.norm_k)
-    more = _heads(attn, (attn.add_q_proj(words), attn.add_k_proj(words), attn.add_v_proj(words)), attn.norm_added_q, attn.norm_added_k)
+        return _heads(
+            attn, (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)), attn.norm_q, attn.norm_k
+        )
+    own = _heads(
+        attn, (attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)), attn.norm_q, attn.norm_k
+    )
+    more = _heads(
+        attn,
+        (attn.add_q_proj(words), attn.add_k_proj(words), attn.add_v_proj(words)),
+        attn.norm_added_q,
+        attn.norm_added_k,
+    )
     q, k, v = (torch.cat(pair, dim=2) for pair in zip(own, more, strict=True))
     return q, k, v
 
 
-def _heads(attn: Any, projected: tuple[Tensor, Tensor, Tensor], norm_q: Any, norm_k: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _heads(
+    attn: Any, projected: tuple[Tensor, Tensor, Tensor], norm_q: Any, norm_k: Any
+) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in projected)
     return q if norm_q is None else norm_q(q), k if norm_k is None else norm_k(k), v
 
@@ -65,7 +76,9 @@ class Recorder:
         self.rows, self.largest, self.before, self.over = rows, largest, before, False
         self.maps = dict[int, list[Tensor]]()
 
-    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **given: Any) -> Any:
+    def __call__(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **given: Any
+    ) -> Any:
         cells, together = hidden_states.shape[1], joint(attn, encoder_hidden_states)
         side = math.isqrt(cells)
         kept = side**2 == cells and side <= self.largest
@@ -100,7 +113,9 @@ def recorded(stack: Stack, rows: int) -> Iterator[Recorder]:
     A backward pass that computes activations again must be inside too; `over` then says that the maps are complete.
     """
     before = dict(stack.unet.attn_processors)
-    plain = {stack.unet.get_submodule(k.removesuffix(".processor")): v for k, v in before.items() if stack.family.across in k}
+    plain = {
+        stack.unet.get_submodule(k.removesuffix(".processor")): v for k, v in before.items() if stack.family.across in k
+    }
     middle = stack.size // stack.factor // stack.family.cells(stack.unet.config)
     recorder = Recorder(rows, max(LARGEST, middle), plain)  # SDXL's smallest maps have 32 cells a side
     stack.unet.set_attn_processor({k: recorder if stack.family.across in k else v for k, v in before.items()})

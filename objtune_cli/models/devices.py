@@ -29,7 +29,11 @@ def pick_device(name: str) -> torch.device:
 
 def _devices_here() -> str:
     """The devices that torch can compute on here, and why a GPU may be missing among them."""
-    found = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *(["mps"] if torch.backends.mps.is_available() else [])]
+    found = [
+        "cpu",
+        *(f"cuda:{i}" for i in range(torch.cuda.device_count())),
+        *(["mps"] if torch.backends.mps.is_available() else []),
+    ]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     why = ""
     if len(found) == 1 and torch.version.cuda is None and torch.version.hip is None:

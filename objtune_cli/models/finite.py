@@ -28,7 +28,9 @@ def is_finite(values: Tensor) -> bool:
     if not values.is_floating_point():
         return True
     total = values.detach().sum(dtype=torch.float32 if values.dtype in HALF else None)
-    return bool(torch.isfinite(total)) or bool(torch.isfinite(values).all())  # a sum may overflow where its terms do not
+    return bool(torch.isfinite(total)) or bool(
+        torch.isfinite(values).all()
+    )  # a sum may overflow where its terms do not
 
 
 LARGEST = 1e4
@@ -46,7 +48,10 @@ def find_bad_weight(module: nn.Module) -> str:
     sums = [p.sum(dtype=torch.float32 if p.dtype in HALF else None).float() for _, p in named]
     if not sums or bool(torch.isfinite(torch.stack([s.to(sums[0].device) for s in sums])).all()):
         return ""
-    return next((name for (name, p), total in zip(named, sums, strict=True) if not torch.isfinite(total) and not is_finite(p)), "")
+    return next(
+        (name for (name, p), total in zip(named, sums, strict=True) if not torch.isfinite(total) and not is_finite(p)),
+        "",
+    )
 
 
 def check_weights(part: str, module: nn.Module | None, where: str = "") -> None:
@@ -60,11 +65,17 @@ def check_weights(part: str, module: nn.Module | None, where: str = "") -> None:
     """
     name = find_bad_weight(module) if module is not None else ""
     if name:
-        hint = "use another VAE (`--set vae=FOLDER`), or another `--base`" if part.startswith("VAE") else "download it again, or use another `--base`"
+        hint = (
+            "use another VAE (`--set vae=FOLDER`), or another `--base`"
+            if part.startswith("VAE")
+            else "download it again, or use another `--base`"
+        )
         raise DamagedError(f"the {part}{where and f' of {where}'} holds NaN or infinite values, first in {name}", hint)
 
 
-def describe_failure(part: str, dtype: torch.dtype, detail: str = "", what: str = "NaN or infinite values") -> NonFiniteError:
+def describe_failure(
+    part: str, dtype: torch.dtype, detail: str = "", what: str = "NaN or infinite values"
+) -> NonFiniteError:
     """The error that says which part gave NaN or infinite values, in which format, and what helps.
 
     Args:
@@ -89,7 +100,11 @@ def checked(part: str, dtype: torch.dtype, values: Tensor) -> Tensor:
 
 
 def name_part(
-    stack: Any, part: str, names: Sequence[str], compute_alone: Callable[[], Tensor], is_sound: Callable[[Tensor], bool] = is_finite
+    stack: Any,
+    part: str,
+    names: Sequence[str],
+    compute_alone: Callable[[], Tensor],
+    is_sound: Callable[[Tensor], bool] = is_finite,
 ) -> str:
     """Whether the base itself is at fault, or what was added to it.
 
@@ -125,11 +140,18 @@ def check_base(stack: Any, where: object, open_float: Callable[[], Any]) -> None
         if stack.dtype not in HALF:
             raise
         _check_networks(open_float(), where)
-        raise NonFiniteError(f"weights of {where} are too large for {HALF[stack.dtype]}", "`--precision fp32` computes with a wider range") from None
+        raise NonFiniteError(
+            f"weights of {where} are too large for {HALF[stack.dtype]}",
+            "`--precision fp32` computes with a wider range",
+        ) from None
 
 
 def _check_networks(stack: Any, where: object) -> None:
-    encoders = {"text encoder": stack.text_encoder, "second text encoder": stack.text_encoder_2, "third text encoder": stack.text_encoder_3}
+    encoders = {
+        "text encoder": stack.text_encoder,
+        "second text encoder": stack.text_encoder_2,
+        "third text encoder": stack.text_encoder_3,
+    }
     for part, module in (encoders | {"denoiser": stack.unet}).items():
         check_weights(part, module, f"the base in {where}")
 
@@ -157,7 +179,9 @@ def through_vae(stack: Any, part: str, given: Tensor, compute: Callable[[], Tens
     if is_finite(found):
         return found
     if not is_finite(given):
-        raise NonFiniteError(f"the {part} was given NaN or infinite values", "`--precision fp32` computes with a wider range")
+        raise NonFiniteError(
+            f"the {part} was given NaN or infinite values", "`--precision fp32` computes with a wider range"
+        )
     if stack.vae.dtype in HALF and stack.reopen_float is not None:
         stack.note(f"the {part} overflows in {HALF[stack.vae.dtype]}: from here on the VAE computes in fp32")
         stack.autoencoder, stack.reopen = None, stack.reopen_float

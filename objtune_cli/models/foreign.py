@@ -122,7 +122,10 @@ def _grouped(source: Source, names: Mapping[str, tuple[Place, ...]]) -> dict[str
         whole = re.fullmatch(r"(.+)\.(?:weight|bias)", key)
         if named is None and whole:
             where = lora_kinds.WRAPPERS.sub("", whole[1])
-            raise IncompatibleError(f"{source.what} has whole trained weights ({where[:80]}) beside its layers, which are not read here", HELD)
+            raise IncompatibleError(
+                f"{source.what} has whole trained weights ({where[:80]}) beside its layers, which are not read here",
+                HELD,
+            )
         if named is None:
             raise InputError(
                 f"{source.what} holds {key[:80]!r}, which is of no layer",
@@ -163,9 +166,13 @@ def _unknown(source: Source, stem: str, part: str) -> IncompatibleError:
     if part in ("diff", "diff_bias"):
         norm = re.search(r"norm\d*$|ln_\w+$|_layers[._]0$|(?:^|[._])out[._]0$", stem)
         where = "norms" if norm else "what is no linear layer or convolution of this base"
-        return IncompatibleError(f"{source.what} has whole differences of {where} ({stem}), which are not read here", HELD)
+        return IncompatibleError(
+            f"{source.what} has whole differences of {where} ({stem}), which are not read here", HELD
+        )
     if re.match(r"lora_te3_|text_encoder_3\.|(?:text_encoders\.)?t5", stem):
-        return IncompatibleError(f"{source.what} has layers of T5 ({stem}), which are not read here", "give a LoRA without them")
+        return IncompatibleError(
+            f"{source.what} has layers of T5 ({stem}), which are not read here", "give a LoRA without them"
+        )
     return IncompatibleError(f"{source.what} is for another base: no layer {stem} here", source.hint())
 
 
@@ -176,7 +183,8 @@ def _factors(source: Source, stem: str, parts: Mapping[str, Tensor], place: Plac
         if part != "alpha" and value.dtype not in FLOATS:
             kind = str(value.dtype).removeprefix("torch.")
             raise InputError(
-                f"{source.what} holds {kind} numbers in {stem}, which mean nothing alone", "it is quantised; give it in fp32, fp16 or bf16"
+                f"{source.what} holds {kind} numbers in {stem}, which mean nothing alone",
+                "it is quantised; give it in fp32, fp16 or bf16",
             )
     found = []
     if parts.keys() - {"alpha", "diff", "diff_bias"} or parts.keys() == {"alpha"}:
@@ -189,13 +197,17 @@ def _factors(source: Source, stem: str, parts: Mapping[str, Tensor], place: Plac
 def _bias(source: Source, parts: Mapping[str, Tensor], place: Place, module: Any) -> Tensor | None:
     """What is added to a layer's bias: peft's, which is as strong as the layer, and ComfyUI's and LyCORIS's difference; None: nothing."""
     if "diff_bias" in parts and module.bias is None and bool(parts["diff_bias"].any()):
-        raise IncompatibleError(f"{source.what} has a difference of the bias of {place.own}, which has none in this base", source.hint())
+        raise IncompatibleError(
+            f"{source.what} has a difference of the bias of {place.own}, which has none in this base", source.hint()
+        )
     scale = _scale(source, place.own, parts, parts["A"].shape[0]) if "lora_bias" in parts else 1.0
     found = [(parts[part].float(), by) for part, by in (("lora_bias", scale), ("diff_bias", 1.0)) if part in parts]
     rows = module.weight.shape[0]
     values = [_part(value, place.part, rows) * by for value, by in found if value.ndim == 1]
     if len(values) < len(found) or any(len(value) != rows for value in values):
-        raise IncompatibleError(f"{source.what} is for another base: the bias of {place.own} has another size here", source.hint())
+        raise IncompatibleError(
+            f"{source.what} is for another base: the bias of {place.own} has another size here", source.hint()
+        )
     if not values:
         return None
     total = sum(values[1:], values[0])
@@ -212,11 +224,16 @@ def _nothing(module: Any) -> Pair:
 def _low_rank(source: Source, own: str, parts: Mapping[str, Tensor], place: Place, module: Any) -> Pair:
     """One layer's factors, of a fused layer those of its part without the ranks that are zero in it."""
     if "A" not in parts or "B" not in parts:
-        raise InputError(f"{source.what} has half of the layer {own}", "the file is cut off or was put together by hand; get it again")
+        raise InputError(
+            f"{source.what} has half of the layer {own}",
+            "the file is cut off or was put together by hand; get it again",
+        )
     down, up = parts["A"].float(), parts["B"].float()
     shape = tuple(module.weight.shape)
     if down.ndim not in (2, 4) or up.ndim not in (2, 4) or not down.numel() or not up.numel():
-        raise InputError(f"{source.what} holds a layer without ranks: {own} {tuple(down.shape)}, {tuple(up.shape)}", AGAIN)
+        raise InputError(
+            f"{source.what} holds a layer without ranks: {own} {tuple(down.shape)}, {tuple(up.shape)}", AGAIN
+        )
     if "mid" in parts:
         down = _without_mid(source, own, down, parts["mid"].float())
     down, up = _shaped(down, shape), _shaped(up, shape)
@@ -274,9 +291,14 @@ def _scale(source: Source, own: str, parts: Mapping[str, Tensor], rank: int) -> 
         raise InputError(f"{source.what} holds {parts['alpha'].numel()} numbers as the alpha of {own}", AGAIN)
     alpha = float(parts["alpha"]) / rank
     if not abs(alpha) < LARGEST:
-        raise InputError(f"{source.what} holds values that are no numbers: the alpha of {own}", "the training that wrote it had diverged")
+        raise InputError(
+            f"{source.what} holds values that are no numbers: the alpha of {own}",
+            "the training that wrote it had diverged",
+        )
     if said is not None and abs(said - alpha) > 1e-6 * max(abs(said), abs(alpha)):
-        raise InputError(f"{source.what} says two strengths of {own}: {alpha:g} by its alpha, {said:g} by its settings", AGAIN)
+        raise InputError(
+            f"{source.what} says two strengths of {own}: {alpha:g} by its alpha, {said:g} by its settings", AGAIN
+        )
     return alpha
 
 
@@ -295,7 +317,9 @@ def _whole(source: Source, own: str, diff: Tensor, place: Place, module: Any) ->
 def _check(source: Source, own: str, down: Tensor, up: Tensor, *, scaled: bool = False) -> None:
     for factor in (down, up):
         if not bool(torch.isfinite(factor).all()):
-            raise InputError(f"{source.what} holds values that are no numbers, in {own}", "the training that wrote it had diverged")
+            raise InputError(
+                f"{source.what} holds values that are no numbers, in {own}", "the training that wrote it had diverged"
+            )
         if scaled and factor.numel() and float(factor.abs().max()) > LARGEST:
             raise InputError(
                 f"{source.what} holds numbers too large to compute with, in {own}",
@@ -306,7 +330,10 @@ def _check(source: Source, own: str, down: Tensor, up: Tensor, *, scaled: bool =
 def _stored(layers: Mapping[str, list[Pair]], low: set[str]) -> dict[str, Tensor]:
     """Factors under an adapter's names: several of one layer beside each other, those of low rank filled up to the largest rank among them."""
     found: dict[str, Tensor] = {}
-    joined = {own: (torch.cat([down for down, _ in pairs]), torch.cat([up for _, up in pairs], dim=1)) for own, pairs in layers.items()}
+    joined = {
+        own: (torch.cat([down for down, _ in pairs]), torch.cat([up for _, up in pairs], dim=1))
+        for own, pairs in layers.items()
+    }
     rank = max((len(joined[own][0]) for own in low if own in joined), default=0)
     for own in sorted(joined):
         down, up = joined[own]

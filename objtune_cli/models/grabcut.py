@@ -34,7 +34,12 @@ class GrabCut:
         ys, xs = first.nonzero()
         height, width = self.rgb.shape[:2]
         room = 0.02 * max(self.rgb.shape)
-        box = (max(xs.min() - room, 0), max(ys.min() - room, 0), min(xs.max() + room, width), min(ys.max() + room, height))
+        box = (
+            max(xs.min() - room, 0),
+            max(ys.min() - room, 0),
+            min(xs.max() + room, width),
+            min(ys.max() + room, height),
+        )
         second = self._cut(self.rgb, Hints(box, hints.points, hints.beside))
         return Proposal(second if second.sum() > 0.5 * first.sum() else first, UNKNOWN)
 
@@ -52,7 +57,9 @@ class GrabCut:
         scale = min(1.0, self.side / max(height, width))
         small = cv2.resize(self.rgb, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
         size = max(3, round(max(small.shape) / 100)) | 1
-        closed = cv2.morphologyEx(_unlike_border(small).astype(np.uint8), cv2.MORPH_OPEN, np.ones((size, size), np.uint8))
+        closed = cv2.morphologyEx(
+            _unlike_border(small).astype(np.uint8), cv2.MORPH_OPEN, np.ones((size, size), np.uint8)
+        )
         count, _, stats, _ = cv2.connectedComponentsWithStats(closed)
         found = [self.find(Hints())]
         for i in sorted(range(1, count), key=lambda i: -stats[i, cv2.CC_STAT_AREA])[: self.most]:
@@ -124,7 +131,9 @@ def _unlike_border(rgb: np.ndarray, clusters: int = 10) -> np.ndarray:
         rim, min(clusters, len(rim)), None, stop, 2, cv2.KMEANS_PP_CENTERS
     )
     distance = np.min([np.linalg.norm(lab - c, axis=2) for c in centres], axis=0)
-    split, _ = cv2.threshold(np.clip(distance * 3, 0, 255).astype(np.uint8), 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+    split, _ = cv2.threshold(
+        np.clip(distance * 3, 0, 255).astype(np.uint8), 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU
+    )
     return distance * 3 > min(split, 3 * FAR)
 
 
@@ -152,7 +161,10 @@ def _largest(mask: np.ndarray, hints: Hints, scale: float, apart: float) -> np.n
         return mask
     areas = stats[1:, cv2.CC_STAT_AREA]
     keep = {1 + int(i) for i in np.flatnonzero(areas >= apart * areas.max())}
-    under = {int(pieces[min(round(y * scale), mask.shape[0] - 1), min(round(x * scale), mask.shape[1] - 1)]) for x, y in hints.points}
+    under = {
+        int(pieces[min(round(y * scale), mask.shape[0] - 1), min(round(x * scale), mask.shape[1] - 1)])
+        for x, y in hints.points
+    }
     keep = (under - {0}) or keep
     main = np.isin(pieces, list(keep))
     count, holes, stats, _ = cv2.connectedComponentsWithStats((~main).astype(np.uint8))

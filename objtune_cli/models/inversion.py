@@ -24,7 +24,11 @@ ALONE = re.compile(r"string_to_param\.(.+)|emb_params|^\*$")
 BESIDE = "string_to_token."
 """Start of the keys of A1111's pickles under which the token's number stands, which is no vector."""
 NUMBERED = re.compile(r"(.*?)[_-]?(\d*)")
-WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 1280: "Stable Diffusion XL, its second text encoder"}
+WIDTHS = {
+    768: "Stable Diffusion 1.x",
+    1024: "Stable Diffusion 2.x",
+    1280: "Stable Diffusion XL, its second text encoder",
+}
 """Widths of a token's vector in the real models."""
 
 
@@ -77,14 +81,16 @@ def _read(what: str, named: Mapping[str, Tensor], word: str = "") -> Vectors:
         if key in ENCODERS:
             if ENCODERS[key] in parts:
                 raise InputError(
-                    f"{what} holds two sets of vectors for one text encoder: {', '.join(sorted(named))[:120]}", "import a file of one token"
+                    f"{what} holds two sets of vectors for one text encoder: {', '.join(sorted(named))[:120]}",
+                    "import a file of one token",
                 )
             parts[ENCODERS[key]] = _checked(what, key, value)
         else:
             tokens[alone[1] or "" if alone else key] = value
     if tokens and parts:
         raise InputError(
-            f"{what} holds vectors under {', '.join(sorted(named)[:4])}, of which not all are read", "import a file of one token"
+            f"{what} holds vectors under {', '.join(sorted(named)[:4])}, of which not all are read",
+            "import a file of one token",
         )
     if tokens:
         in_order = _in_order(what, tokens)
@@ -124,10 +130,14 @@ def _in_order(what: str, tokens: Mapping[str, Tensor]) -> list[str]:
 def _checked(what: str, key: str, value: Tensor) -> Tensor:
     """Vectors (k, d), float32."""
     if value.ndim not in (1, 2) or not value.numel():
-        raise InputError(f"{what} holds no vectors of a token: {key[:60]} {tuple(value.shape)}", "a token has one vector or more, (k, d)")
+        raise InputError(
+            f"{what} holds no vectors of a token: {key[:60]} {tuple(value.shape)}",
+            "a token has one vector or more, (k, d)",
+        )
     if value.dtype not in FLOATS:
         raise InputError(
-            f"{what} holds {str(value.dtype).removeprefix('torch.')} numbers, which are no vectors", "give it in fp32, fp16 or bf16"
+            f"{what} holds {str(value.dtype).removeprefix('torch.')} numbers, which are no vectors",
+            "give it in fp32, fp16 or bf16",
         )
     rows = value.float() if value.ndim == 2 else value.float()[None]
     if not bool(torch.isfinite(rows).all()):
@@ -168,7 +178,9 @@ def join_vectors(stack: Stack, found: Sequence[Vectors]) -> Tensor:
         )
     limit = stack.tokenizer.model_max_length - 2
     if len(parts[0]) > limit:
-        raise InputError(f"{what} holds {len(parts[0])} vectors: a prompt has room for {limit}", "import a token of fewer")
+        raise InputError(
+            f"{what} holds {len(parts[0])} vectors: a prompt has room for {limit}", "import a token of fewer"
+        )
     return side_by_side(parts)
 
 
@@ -185,7 +197,11 @@ def _place(stack: Stack, vectors: Vectors, index: int | None, rows: Tensor) -> i
         return place
     mine = " and ".join(str(w) for w in (widths if place is None else (widths[place],)))
     made = next((f for f in FAMILIES if f.title == WIDTHS.get(width, "").split(",")[0] and f != family), None)
-    hint = f"it looks like one of {WIDTHS[width]}: `--base {next(iter(made.hub))}`" if made else "use the base that it was made on"
+    hint = (
+        f"it looks like one of {WIDTHS[width]}: `--base {next(iter(made.hub))}`"
+        if made
+        else "use the base that it was made on"
+    )
     raise IncompatibleError(f"a token's vectors in {vectors.what} have {width} numbers; this base's have {mine}", hint)
 
 

@@ -75,7 +75,8 @@ def _denoiser_names(stack: Stack, layer: str, bare: bool) -> Iterator[tuple[str,
     for name, part in family.first_names(layer, stack.unet.config):
         flat = name.replace(".", "_")
         yield from (
-            (f"{start}{name}", part) for start in ("diffusion_model.", "model.diffusion_model.", DENOISER, f"{family.denoiser}.", "")
+            (f"{start}{name}", part)
+            for start in ("diffusion_model.", "model.diffusion_model.", DENOISER, f"{family.denoiser}.", "")
         )
         yield from ((f"{start}{flat}", part) for start in ("lora_unet_", "lora_transformer_", "lycoris_"))
 

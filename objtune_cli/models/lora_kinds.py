@@ -38,7 +38,10 @@ OTHER_KINDS = tuple(
         (r"\.lora_E(?:\.|$)", "is an AdaLoRA"),
         (r"\.lora_embedding_[AB]", "trains the table of tokens"),
         (r"^lora_controlnet$", "is a Control-LoRA"),
-        (r"^(?:unet|text_encoder):\d+:(?:up|down|rank|alpha)$", "numbers its layers in place of naming them (the first LoRA scripts)"),
+        (
+            r"^(?:unet|text_encoder):\d+:(?:up|down|rank|alpha)$",
+            "numbers its layers in place of naming them (the first LoRA scripts)",
+        ),
         (r"\.[wb]_norm$", "has trained norms"),
         (r"\.set_weight$", "replaces whole weights (set_weight)"),
         (r"\.reshape_weight$", "changes the sizes of layers (reshape_weight)"),
@@ -112,8 +115,12 @@ def whole_kind(keys: Collection[str]) -> tuple[str, str] | None:
     """What a file is, where it is no adapter at all, and what to do; None: nothing of that is known."""
     rest = [key for key in keys if split_key(key) is None and other_kind([key]) is None]
     of_adapters = [key for key in keys if key.startswith("ip_adapter.")]  # which may hold LoRA layers of their own
-    known = WHOLE[:BESIDE_LAYERS] if len(rest) < len(list(keys)) else WHOLE  # a LoRA may bring whole weights of a denoiser along
-    return next(((kind, hint or GIVE) for mark, kind, hint in known for key in (*of_adapters, *rest) if mark.search(key)), None)
+    known = (
+        WHOLE[:BESIDE_LAYERS] if len(rest) < len(list(keys)) else WHOLE
+    )  # a LoRA may bring whole weights of a denoiser along
+    return next(
+        ((kind, hint or GIVE) for mark, kind, hint in known for key in (*of_adapters, *rest) if mark.search(key)), None
+    )
 
 
 def is_lora(keys: Iterable[str]) -> bool:
@@ -142,7 +149,11 @@ def _family(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) 
         for start, name in VERSIONS:
             if said.lower().startswith(start):
                 return name
-    widths = {s[1] for k, s in shapes.items() if re.search(r"attn2[._](?:processor\.)?to_k", k) and len(s) >= 2 and s[0] < s[1]}
+    widths = {
+        s[1]
+        for k, s in shapes.items()
+        if re.search(r"attn2[._](?:processor\.)?to_k", k) and len(s) >= 2 and s[0] < s[1]
+    }
     found = next((WIDTHS[w] for w in sorted(widths) if w in WIDTHS), "")
     if not found and any("joint_blocks" in key or "add_k_proj" in key for key in shapes):
         return "sd3"

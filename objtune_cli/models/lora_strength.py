@@ -72,7 +72,9 @@ def read_config(raw: Mapping[str, Any], what: str) -> Strength:
         raise IncompatibleError(f"{what} is of the kind {kind}, which is not read here", "LoRA is")
     for key, said in CHANGED.items():
         if raw.get(key):
-            raise IncompatibleError(f"{what} {said}, which is not read here", "LoRA is; merge it into its base, and give that as `--base`")
+            raise IncompatibleError(
+                f"{what} {said}, which is not read here", "LoRA is; merge it into its base, and give that as `--base`"
+            )
     start = raw.get("init_lora_weights")
     if isinstance(start, str) and SHIFTED.match(start):
         raise IncompatibleError(
@@ -94,7 +96,9 @@ def _number(raw: Mapping[str, Any], key: str, default: Any, what: str, *, whole:
         return default
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not number or (whole and (value != int(value) or value < 1)):
-        raise InputError(f"{key} of {what} is {str(value)[:40]!r}", f"it is a {'whole number above 0' if whole else 'finite number'}")
+        raise InputError(
+            f"{key} of {what} is {str(value)[:40]!r}", f"it is a {'whole number above 0' if whole else 'finite number'}"
+        )
     return int(value) if whole else float(value)
 
 
@@ -113,7 +117,11 @@ def _patterns(raw: Mapping[str, Any], key: str, what: str, *, whole: bool = Fals
                 f"{key} of {what} has the pattern {pattern[:60]!r}, which is not read",
                 "a pattern is the name of a layer, or a simple expression",
             )
-    return {pattern: _number(table, pattern, None, f"{key} of {what}", whole=whole) for pattern in table if table[pattern] is not None}
+    return {
+        pattern: _number(table, pattern, None, f"{key} of {what}", whole=whole)
+        for pattern in table
+        if table[pattern] is not None
+    }
 
 
 def read_header(metadata: Mapping[str, str], what: str) -> dict[str, Strength]:
@@ -143,5 +151,7 @@ def parse(text: str | bytes, what: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         table = None
     if not isinstance(table, dict):
-        raise InputError(f"{what} cannot be read", "get the file again; without its settings the strength of a LoRA is not known")
+        raise InputError(
+            f"{what} cannot be read", "get the file again; without its settings the strength of a LoRA is not known"
+        )
     return table

@@ -46,7 +46,12 @@ def snapped(rgb: np.ndarray, mask: np.ndarray, width: float, rounds: int = 2) ->
 def _around(band: np.ndarray, room: int) -> tuple[int, int, int, int]:
     ys, xs = band.nonzero()
     height, width = band.shape
-    return max(0, ys.min() - room), min(height, ys.max() + room + 1), max(0, xs.min() - room), min(width, xs.max() + room + 1)
+    return (
+        max(0, ys.min() - room),
+        min(height, ys.max() + room + 1),
+        max(0, xs.min() - room),
+        min(width, xs.max() + room + 1),
+    )
 
 
 def _guided(guide: np.ndarray, p: np.ndarray, side: int) -> np.ndarray:
@@ -55,7 +60,11 @@ def _guided(guide: np.ndarray, p: np.ndarray, side: int) -> np.ndarray:
     mean_i, mean_p = mean(guide), mean(p)
     cross = mean(guide * p[..., None]) - mean_i * mean_p[..., None]
     pairs = guide[..., :, None] * guide[..., None, :]
-    spread = mean(pairs.reshape(*p.shape, 9)[..., :4]), mean(pairs.reshape(*p.shape, 9)[..., 4:8]), mean(pairs[..., 2, 2])
+    spread = (
+        mean(pairs.reshape(*p.shape, 9)[..., :4]),
+        mean(pairs.reshape(*p.shape, 9)[..., 4:8]),
+        mean(pairs[..., 2, 2]),
+    )
     whole = np.concatenate([spread[0], spread[1], spread[2][..., None]], axis=-1).reshape(*p.shape, 3, 3)
     covariance = whole - mean_i[..., :, None] * mean_i[..., None, :] + EPS * np.eye(3, dtype=np.float32)
     a = np.linalg.solve(covariance, cross[..., None])[..., 0]

@@ -73,7 +73,9 @@ def quantise(stack: Stack, bits: int) -> None:
             continue
         given = {"bias": layer.bias is not None}
         if bits == 4:
-            small = bnb.nn.Linear4bit(layer.in_features, layer.out_features, **given, compute_dtype=layer.weight.dtype, quant_type="nf4")
+            small = bnb.nn.Linear4bit(
+                layer.in_features, layer.out_features, **given, compute_dtype=layer.weight.dtype, quant_type="nf4"
+            )
         else:
             small = bnb.nn.Linear8bitLt(layer.in_features, layer.out_features, **given, has_fp16_weights=False)
         small.load_state_dict(layer.state_dict())

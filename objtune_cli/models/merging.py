@@ -13,7 +13,12 @@ Pair = tuple[Tensor, Tensor]
 
 
 def merged(
-    adapters: Sequence[Mapping[str, Tensor]], weights: Sequence[float], method: str = "sum", rank: int = 0, density: float = 0.5, seed: int = 0
+    adapters: Sequence[Mapping[str, Tensor]],
+    weights: Sequence[float],
+    method: str = "sum",
+    rank: int = 0,
+    density: float = 0.5,
+    seed: int = 0,
 ) -> dict[str, Tensor]:
     r"""The LoRA tensors, of denoiser and text encoders, of $\sum_i w_i \Delta_i$, or what TIES or DARE make of the $\Delta_i$, under the same names.
 
@@ -28,21 +33,28 @@ def merged(
     """
     own = [{k: v.float() for k, v in a.items() if k.startswith((PREFIX, *WORDS))} for a in adapters]
     layers = sorted({k.rsplit(".lora_", 1)[0] for a in own for k in a}, key=lambda name: (name.startswith(WORDS), name))
-    ranks = [min((v.shape[0] for k, v in a.items() if k.endswith("lora_A.weight")), default=0) for a in own]  # whole differences have more
+    ranks = [
+        min((v.shape[0] for k, v in a.items() if k.endswith("lora_A.weight")), default=0) for a in own
+    ]  # whole differences have more
     exact = method == "sum" and not rank
     kept = sum(ranks) if exact else rank or max(ranks, default=0)
     found: dict[str, Tensor] = {}
     with torch.random.fork_rng(devices=[]):  # peft drops entries by the global generator
         torch.manual_seed(torch_seed(seed))
         for layer in layers:
-            pairs = [(a[f"{layer}.lora_A.weight"], a[f"{layer}.lora_B.weight"]) if f"{layer}.lora_A.weight" in a else None for a in own]
+            pairs = [
+                (a[f"{layer}.lora_A.weight"], a[f"{layer}.lora_B.weight"]) if f"{layer}.lora_A.weight" in a else None
+                for a in own
+            ]
             least = rank or max(kept, *(pair[0].shape[0] for pair in pairs if pair))
             down, up = _concatenated(pairs, weights) if exact else _reduced(pairs, weights, method, least, density)
             found[f"{layer}.lora_A.weight"] = _padded(down, kept, 0)
             found[f"{layer}.lora_B.weight"] = _padded(up, kept, 1)
             if any(f"{layer}.lora_B.bias" in a for a in own):
                 biases = [a.get(f"{layer}.lora_B.bias", torch.zeros(up.shape[0])) for a in own]
-                found[f"{layer}.lora_B.bias"] = _combined(biases, torch.tensor(weights, dtype=torch.float32), method, density)
+                found[f"{layer}.lora_B.bias"] = _combined(
+                    biases, torch.tensor(weights, dtype=torch.float32), method, density
+                )
     return found
 
 
@@ -60,7 +72,9 @@ def _reduced(pairs: Sequence[Pair | None], weights: Sequence[float], method: str
     u, s, vh = torch.linalg.svd(delta, full_matrices=False)
     root = s[:rank].sqrt()
     down, up = root[:, None] * vh[:rank], u[:, :rank] * root
-    return down.unflatten(1, like[0].shape[1:]).contiguous(), (up[..., None, None] if like[1].ndim == 4 else up).contiguous()
+    return down.unflatten(1, like[0].shape[1:]).contiguous(), (
+        up[..., None, None] if like[1].ndim == 4 else up
+    ).contiguous()
 
 
 def _delta(pair: Pair) -> Tensor:

@@ -56,11 +56,15 @@ class Team:
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
                 dist.all_reduce(p.grad)
 
-    def predict(self, alone: Callable[[Tensor, Tensor, Tensor], Tensor], z_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+    def predict(
+        self, alone: Callable[[Tensor, Tensor, Tensor], Tensor], z_t: Tensor, t: Tensor, condition: Tensor
+    ) -> Tensor:
         """What `alone` gives for all rows, this process's rows computed here."""
         share = -(-len(z_t) // self.size)
         start, stop = (min(i * share, len(z_t)) for i in (self.rank, self.rank + 1))
-        rows = torch.arange(start, stop) if stop > start else torch.tensor([0])  # one without rows computes one that nobody reads
+        rows = (
+            torch.arange(start, stop) if stop > start else torch.tensor([0])
+        )  # one without rows computes one that nobody reads
         own = alone(z_t[rows], t[rows.to(t.device)], condition[rows.to(condition.device)])
         padded = torch.cat([own, own.new_zeros(share - len(own), *own.shape[1:])]) if len(own) < share else own
         return _Gathered.apply(padded, self, len(z_t), start, stop)  # type: ignore[no-untyped-call]

@@ -42,9 +42,15 @@ def explain(error: Exception) -> str:
     global_ = re.search(r"GLOBAL ([\w.]+)", text)
     if global_:
         return f"it needs {global_[1]}, which is a program and not numbers"
-    if re.search(r"PytorchStreamReader|central directory|EOF|truncated|Ran out of input|unexpected pos|storage", text, re.I):
+    if re.search(
+        r"PytorchStreamReader|central directory|EOF|truncated|Ran out of input|unexpected pos|storage", text, re.I
+    ):
         return "it is cut off or damaged"
-    return "it holds more than tensors" if "Weights only" in text or "weights_only" in text else text[:100] or type(error).__name__
+    return (
+        "it holds more than tensors"
+        if "Weights only" in text or "weights_only" in text
+        else text[:100] or type(error).__name__
+    )
 
 
 def convert(source: str) -> bytes:
@@ -54,7 +60,9 @@ def convert(source: str) -> bytes:
 
     with torch.serialization.safe_globals([(Table, "torch.nn.modules.container.ParameterDict")]):
         loaded = torch.load(source, map_location="cpu", weights_only=True)
-    inner = loaded.get("state_dict") if isinstance(loaded, dict) else None  # as PyTorch Lightning and old merges wrap weights
+    inner = (
+        loaded.get("state_dict") if isinstance(loaded, dict) else None
+    )  # as PyTorch Lightning and old merges wrap weights
     return save(tensors(inner if isinstance(inner, dict) else loaded))
 
 

@@ -66,5 +66,8 @@ def _multiplied(x: Tensor, downs: list[Tensor], ups: list[Tensor], _: nn.Module)
 
 def _convolved(x: Tensor, downs: list[Tensor], ups: list[Tensor], base: Any) -> Tensor:
     """x (N, c, in, h, w) through each block's own two convolutions, (N, c, out, h, w)."""
-    found = [F.conv2d(F.conv2d(part, down, stride=base.stride, padding=base.padding), up) for part, down, up in zip(x, downs, ups, strict=True)]
+    found = [
+        F.conv2d(F.conv2d(part, down, stride=base.stride, padding=base.padding), up)
+        for part, down, up in zip(x, downs, ups, strict=True)
+    ]
     return torch.stack(found)

@@ -91,7 +91,9 @@ def opened(folder: Path) -> tuple[Any, str]:
             model = small(Dims(**sizes))
         model.load_state_dict(state)
     except Exception as error:  # every way in which an installed file can be broken
-        raise ResourceError(f"the segmenter in {folder} cannot be opened: {type(error).__name__}", "install objtune again") from None
+        raise ResourceError(
+            f"the segmenter in {folder} cannot be opened: {type(error).__name__}", "install objtune again"
+        ) from None
     return model.eval(), record["name"]
 
 
@@ -124,12 +126,17 @@ def _check_name(path: Path) -> None:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if not found.startswith(claimed[1]):
-        raise InputError(f"{path} is not what its name says: its SHA-256 begins with {found[:6]}, not {claimed[1]}", "download it again")
+        raise InputError(
+            f"{path} is not what its name says: its SHA-256 begins with {found[:6]}, not {claimed[1]}",
+            "download it again",
+        )
 
 
 def _read(path: Path) -> Any:
     if not path.is_file():
-        raise InputError(f"there is no file {path}", "give a segment-anything checkpoint, or none for the embedded model")
+        raise InputError(
+            f"there is no file {path}", "give a segment-anything checkpoint, or none for the embedded model"
+        )
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -138,7 +145,8 @@ def _read(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # every broken or hostile file ends here, none of its code has run
         raise InputError(
-            f"{path} is no readable checkpoint: {type(error).__name__}", "official checkpoints and safetensors copies are read"
+            f"{path} is no readable checkpoint: {type(error).__name__}",
+            "official checkpoints and safetensors copies are read",
         ) from None
 
 
@@ -229,7 +237,9 @@ class SegmentAnything:
     def _lying_in(self, boxes: np.ndarray) -> list[Proposal]:
         """The object of each box (N, 4), from the one embedding."""
         given = torch.as_tensor(
-            self.predictor.transform.apply_boxes(boxes, self.rgb.shape[:2]), dtype=torch.float32, device=self.predictor.device
+            self.predictor.transform.apply_boxes(boxes, self.rgb.shape[:2]),
+            dtype=torch.float32,
+            device=self.predictor.device,
         )
         found: list[Proposal] = []
         for part in given.split(BATCH):
@@ -289,7 +299,9 @@ class SegmentAnything:
         side = self.predictor.model.image_encoder.img_size
         height, width = rough.shape
         scale = side / max(height, width)
-        small = cv2.resize(rough.astype(np.float32), (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
+        small = cv2.resize(
+            rough.astype(np.float32), (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA
+        )
         square = np.zeros((side, side), np.float32)
         square[: small.shape[0], : small.shape[1]] = small
         cells = 4 * self.predictor.model.prompt_encoder.image_embedding_size[0]

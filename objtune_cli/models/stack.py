@@ -145,7 +145,9 @@ class Stack:
     def token_ids(self, texts: list[str], tokenizer: Any = None) -> Tensor:
         """(B, L) token ids, padded to the text encoder's length; `tokenizer`: another one than the first."""
         tokenizer = tokenizer or self.tokenizer
-        out = tokenizer(texts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt")
+        out = tokenizer(
+            texts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+        )
         return out.input_ids.to(self.device)
 
     def in_class_words(self, text: str) -> str:
@@ -177,7 +179,10 @@ class Stack:
         """Mean and standard deviation of the autoencoder's latents of pictures, each scaled and shaped as `to_latent` says."""
 
         def encoded() -> Tensor:
-            found = [self.vae.encode(p.to(self.device, self.vae.dtype)).latent_dist for p in pictures.split(at_once(*pictures.shape[-2:]))]
+            found = [
+                self.vae.encode(p.to(self.device, self.vae.dtype)).latent_dist
+                for p in pictures.split(at_once(*pictures.shape[-2:]))
+            ]
             return torch.stack([torch.cat([d.mean for d in found]).float(), torch.cat([d.std for d in found]).float()])
 
         mean, std = finite.through_vae(self, "VAE encoder", pictures, encoded)
@@ -212,7 +217,11 @@ class Stack:
     def pipeline(self, scheduler: str = "base") -> Any:
         """The pipeline class of diffusers around these parts, with the named sampler; takes encoded prompts."""
         own = scheduler == "base" and self.sampler is not None
-        sampler = type(self.sampler).from_config(self.sampler.config) if own else self.family.scheduler_of(self.scheduler, scheduler)
+        sampler = (
+            type(self.sampler).from_config(self.sampler.config)
+            if own
+            else self.family.scheduler_of(self.scheduler, scheduler)
+        )
         pipe = self.family.open_pipeline(self, sampler)
         pipe.set_progress_bar_config(disable=True)
         return pipe
@@ -228,7 +237,10 @@ def set_steps(sampler: Any, steps: int, device: Any = None) -> int:
         sampler.set_timesteps(steps, device=device)
     except (ValueError, IndexError, ZeroDivisionError) as error:
         name = samplers.SAMPLERS.get(type(sampler).__name__, type(sampler).__name__)
-        raise UsageError(f"the sampler {name} cannot take {steps} steps: {str(error).splitlines()[0]}", "give another number with `--steps`, or another `--scheduler`") from None
+        raise UsageError(
+            f"the sampler {name} cannot take {steps} steps: {str(error).splitlines()[0]}",
+            "give another number with `--steps`, or another `--scheduler`",
+        ) from None
     return len(sampler.timesteps)
 
 
@@ -242,7 +254,12 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def load(
-    folder: Path, device: torch.device, dtype: torch.dtype, weights: Path | None = None, prediction: str = "", vae: Path | None = None
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    weights: Path | None = None,
+    prediction: str = "",
+    vae: Path | None = None,
 ) -> Stack:
     """Open a diffusers folder of any known family; local files and safetensors only.
 
@@ -256,22 +273,38 @@ def load(
     """
     with LOADING:
         stack = _loaded(folder, device, dtype, weights, prediction, vae)
-        finite.check_base(stack, weights or folder, lambda: _loaded(folder, torch.device("cpu"), torch.float32, weights, prediction, vae))
+        finite.check_base(
+            stack,
+            weights or folder,
+            lambda: _loaded(folder, torch.device("cpu"), torch.float32, weights, prediction, vae),
+        )
     return stack
 
 
-def _loaded(folder: Path, device: torch.device, dtype: torch.dtype, weights: Path | None, prediction: str, vae: Path | None) -> Stack:
+def _loaded(
+    folder: Path, device: torch.device, dtype: torch.dtype, weights: Path | None, prediction: str, vae: Path | None
+) -> Stack:
     quiet()
     if device.type == "cpu":
         cpu.keep_memory()
-    said = single.describe(weights, prediction).schedule if weights else {"prediction_type": prediction} if prediction else {}
+    said = (
+        single.describe(weights, prediction).schedule
+        if weights
+        else {"prediction_type": prediction}
+        if prediction
+        else {}
+    )
     family = _family(folder)
     if not weights:
         folders.check(family, folder, vae)
     try:
-        (tokenizer, text_encoder), *more = single.open_words(family, weights, folder) if weights else family.open_words(folder)
+        (tokenizer, text_encoder), *more = (
+            single.open_words(family, weights, folder) if weights else family.open_words(folder)
+        )
         tokenizer_2, text_encoder_2 = more[0] if more else (None, None)
-        tokenizer_3, text_encoder_3 = single.open_reader(family, weights, folder, dtype) if weights else family.open_reader(folder, dtype)
+        tokenizer_3, text_encoder_3 = (
+            single.open_reader(family, weights, folder, dtype) if weights else family.open_reader(folder, dtype)
+        )
         stack = Stack(
             tokenizer=tokenizer,
             text_encoder=text_encoder,
@@ -294,7 +327,9 @@ def _loaded(folder: Path, device: torch.device, dtype: torch.dtype, weights: Pat
         first = str(error).splitlines()[0]
         raise MissingError(f"a part of the base in {weights or folder} is missing: {first}", folders.AGAIN) from None
     except (*UNREADABLE, KeyError, TypeError) as error:
-        raise DamagedError(f"the base in {weights or folder} is damaged: {str(error).splitlines()[0]}", folders.AGAIN) from None
+        raise DamagedError(
+            f"the base in {weights or folder} is damaged: {str(error).splitlines()[0]}", folders.AGAIN
+        ) from None
     _check_words(stack, weights or folder)
     stack.notes += _notes(stack, said, folder)
     stack.unet.requires_grad_(False).eval().to(device, dtype)
@@ -311,11 +346,18 @@ def _loaded(folder: Path, device: torch.device, dtype: torch.dtype, weights: Pat
 def _notes(stack: Stack, said: Mapping[str, Any], folder: Path) -> list[str]:
     """What a user should know of how the base was opened: weights that nothing takes, and a sampler in place of its own."""
     notes = []
-    parts = {stack.family.denoiser: stack.unet, "vae": stack.autoencoder, "text_encoder": stack.text_encoder, "text_encoder_2": stack.text_encoder_2}
+    parts = {
+        stack.family.denoiser: stack.unet,
+        "vae": stack.autoencoder,
+        "text_encoder": stack.text_encoder,
+        "text_encoder_2": stack.text_encoder_2,
+    }
     for part, network in parts.items():
         unused = getattr(network, "unused_weights", None) or []
         if unused:
-            notes.append(f"{part} of the base holds {len(unused)} weights that its config has no place for and that are not used: {unused[0]}")
+            notes.append(
+                f"{part} of the base holds {len(unused)} weights that its config has no place for and that are not used: {unused[0]}"
+            )
     config = stack.family.read_scheduler(folder, **said)
     why = samplers.why_replaced(config)
     if why:
@@ -333,7 +375,10 @@ def _check_words(stack: Stack, source: Path) -> None:
     for tokenizer, encoder in zip(stack.tokenizers, stack.text_encoders, strict=True):
         known, rows = len(tokenizer), int(encoder.config.vocab_size)
         if known > rows or known < rows // 2:
-            raise DamagedError(f"the base in {source} is damaged: its tokenizer has {known} words, its text encoder {rows}", folders.AGAIN)
+            raise DamagedError(
+                f"the base in {source} is damaged: its tokenizer has {known} words, its text encoder {rows}",
+                folders.AGAIN,
+            )
         tokenizer.model_max_length = min(tokenizer.model_max_length, int(encoder.config.max_position_embeddings))
 
 
@@ -354,14 +399,20 @@ def _family(folder: Path) -> families.Family:
     return family
 
 
-def _autoencoder(folder: Path, device: torch.device, dtype: torch.dtype, weights: Path | None = None, given: Path | None = None) -> Any:
+def _autoencoder(
+    folder: Path, device: torch.device, dtype: torch.dtype, weights: Path | None = None, given: Path | None = None
+) -> Any:
     """The base's autoencoder, or the one that was given for it, frozen."""
     from diffusers import AutoencoderKL
 
     vae: Any
     with LOADING:
         if given is not None:
-            vae = single.open_part("vae", given, single.LAYOUTS / _family(folder).name) if given.is_file() else opening.open_part(AutoencoderKL, given.parent, given.name)
+            vae = (
+                single.open_part("vae", given, single.LAYOUTS / _family(folder).name)
+                if given.is_file()
+                else opening.open_part(AutoencoderKL, given.parent, given.name)
+            )
         elif weights:
             vae = single.open_part("vae", weights, folder)
         else:

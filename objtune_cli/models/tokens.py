@@ -77,7 +77,9 @@ class Placeholders:
 
         return PLACEHOLDER.sub(words, prompt)
 
-    def in_context(self, prompt: str, classes: Mapping[str, str], own: Tensor | None = None, plain: Tensor | None = None) -> Tensor:
+    def in_context(
+        self, prompt: str, classes: Mapping[str, str], own: Tensor | None = None, plain: Tensor | None = None
+    ) -> Tensor:
         """Condition (1, rows, d) of a prompt in which the added words are heard at their own places alone (ours).
 
         A text encoder lets every place hear the words before it, the end of the sentence all of them: a learned word, which
@@ -93,7 +95,9 @@ class Placeholders:
         ids, others = self.stack.token_ids([text, said])
         own = (self.stack.encode([text], self.reach([prompt])) if own is None else own)[0]
         rest = (self.stack.encode([said]) if plain is None else plain)[0]
-        own = nn.functional.pad(own, (0, 0, 0, len(rest) - len(own)))  # behind the last added word nothing of it is heard
+        own = nn.functional.pad(
+            own, (0, 0, 0, len(rest) - len(own))
+        )  # behind the last added word nothing of it is heard
         more = range(len(ids), len(rest))  # rows that are no token's: what a family says of the whole prompt
         named = torch.stack([self.positions(ids, name) for name in classes]).any(0)
         named = torch.cat([named, named.new_zeros(len(more))])
@@ -157,7 +161,8 @@ def split(rows: Tensor, widths: Sequence[int]) -> list[Tensor]:
     """
     if rows.shape[-1] != sum(widths):
         raise IncompatibleError(
-            f"a token's vectors have {rows.shape[-1]} numbers; this base's have {sum(widths)}", "use the base that it was made on"
+            f"a token's vectors have {rows.shape[-1]} numbers; this base's have {sum(widths)}",
+            "use the base that it was made on",
         )
     return [rows] if len(widths) == 1 else list(rows.split(list(widths), dim=-1))
 
@@ -183,7 +188,12 @@ def learned_names(name: str) -> tuple[str, str]:
 
 def read(tensors: Mapping[str, Any], names: Sequence[str]) -> Tensor:
     """The undoing of `stored`, from torch or numpy; a copy."""
-    return side_by_side([torch.tensor(t) if not isinstance(t, Tensor) else t.clone() for t in (tensors[n] for n in names if n in tensors)])
+    return side_by_side(
+        [
+            torch.tensor(t) if not isinstance(t, Tensor) else t.clone()
+            for t in (tensors[n] for n in names if n in tensors)
+        ]
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +224,10 @@ def check_objects_read(stack: Stack, text: str, where: str = "the prompt") -> li
     for tokenizer, limit in stack.family.readers(stack):
         offsets = tokenizer(said, return_offsets_mapping=True).offset_mapping
         spans = {name: stack.class_word_at(text, name) for name in names}
-        places = {name: [i for i, (a, b) in enumerate(offsets) if any(a < end and b > start for start, end in spans[name])] for name in names}
+        places = {
+            name: [i for i, (a, b) in enumerate(offsets) if any(a < end and b > start for start, end in spans[name])]
+            for name in names
+        }
         found.append(_reading(tokenizer, said, limit, places, where))
     return list(dict.fromkeys(reading for reading in found if reading.count > reading.limit))
 

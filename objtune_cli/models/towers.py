@@ -17,7 +17,16 @@ from objtune_cli.models.stack import UNREADABLE, Stack, quiet
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 """CLIP's colour statistics, for pictures in [0, 1]."""
-GROUNDS = ("the background", "the sky", "the ground", "the floor", "a wall", "water", "a pattern", "a part of something")
+GROUNDS = (
+    "the background",
+    "the sky",
+    "the ground",
+    "the floor",
+    "a wall",
+    "water",
+    "a pattern",
+    "a part of something",
+)
 """What a cut-out may be that is no object."""
 
 
@@ -54,11 +63,15 @@ class Towers:
     def pictures(self, pictures: Tensor) -> Tensor:
         """Unit vectors (B, d) of pictures (B, 3, H, W) in [0, 1]; each is resized to the tower's side."""
         self.wake()
-        x = F.interpolate(pictures, size=(self.size, self.size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+        x = F.interpolate(
+            pictures, size=(self.size, self.size), mode="bicubic", antialias=True, align_corners=False
+        ).clamp(0, 1)
         mean, std = x.new_tensor(MEAN).view(1, 3, 1, 1), x.new_tensor(STD).view(1, 3, 1, 1)
         pooled = self.clip.vision_model(pixel_values=((x - mean) / std).to(self.device)).pooler_output
         found = self.clip.visual_projection(pooled)
-        finite.checked("CLIP vision encoder", found.dtype, found.norm(dim=-1))  # a length that overflows would make a vector of zeros
+        finite.checked(
+            "CLIP vision encoder", found.dtype, found.norm(dim=-1)
+        )  # a length that overflows would make a vector of zeros
         return F.normalize(found, dim=-1)
 
     def texts(self, stack: Stack, texts: list[str]) -> Tensor:
@@ -109,9 +122,13 @@ def load(source: Path, stack: Stack, index: int = 0) -> Towers:
                 clip = open_whole(CLIPModel, source, f"the CLIP in {source}", use_safetensors=True, dtype=torch.float32)
     except (OSError, *UNREADABLE) as error:
         kind = MissingError if isinstance(error, OSError) else DamagedError
-        raise kind(f"the CLIP in {source} cannot be opened: {str(error).splitlines()[0]}", "download it again") from None
+        raise kind(
+            f"the CLIP in {source} cannot be opened: {str(error).splitlines()[0]}", "download it again"
+        ) from None
     if clip.config.text_config.hidden_size != encoder.config.hidden_size:
-        raise IncompatibleError(f"the CLIP in {source} is not the base's own", "give the CLIP that the base's text encoder was taken from")
+        raise IncompatibleError(
+            f"the CLIP in {source} is not the base's own", "give the CLIP that the base's text encoder was taken from"
+        )
     clip.requires_grad_(False).eval().to(stack.device, torch.float32)
     finite.check_weights(f"CLIP in {source}", clip)
     return Towers(clip, stack.device, index)
@@ -133,15 +150,25 @@ def _from_file(path: Path, text: Any) -> Any:
     weights = load_file(path)
     if "visual_projection.weight" not in weights:
         found = (
-            "in OpenCLIP's own layout; the transformers form has another file" if "visual.proj" in weights else "no CLIP with both towers"
+            "in OpenCLIP's own layout; the transformers form has another file"
+            if "visual.proj" in weights
+            else "no CLIP with both towers"
         )
         raise ValueError(f"it is {found}")
 
     def layers(tower: str) -> int:
-        return 1 + max(int(k.split(".layers.")[1].split(".")[0]) for k in weights if k.startswith(f"{tower}.encoder.layers."))
+        return 1 + max(
+            int(k.split(".layers.")[1].split(".")[0]) for k in weights if k.startswith(f"{tower}.encoder.layers.")
+        )
 
-    width, patches = weights["visual_projection.weight"].shape[1], weights["vision_model.embeddings.position_embedding.weight"].shape[0]
-    projected, patch = weights["visual_projection.weight"].shape[0], weights["vision_model.embeddings.patch_embedding.weight"].shape[-1]
+    width, patches = (
+        weights["visual_projection.weight"].shape[1],
+        weights["vision_model.embeddings.position_embedding.weight"].shape[0],
+    )
+    projected, patch = (
+        weights["visual_projection.weight"].shape[0],
+        weights["vision_model.embeddings.patch_embedding.weight"].shape[-1],
+    )
     inner = weights["vision_model.encoder.layers.0.mlp.fc1.weight"].shape[0]
     vision = {
         "hidden_size": width, "intermediate_size": inner, "num_hidden_layers": layers("vision_model"), "num_attention_heads": VISION_HEADS,

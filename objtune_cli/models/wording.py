@@ -10,7 +10,9 @@ PIECES = re.compile(r"<\|([a-z0-9][a-z0-9._-]*):0\|>(?: <\|\1:[1-9][0-9]*\|>)*")
 
 _DETERMINERS = r"(?:the|my|your|his|her|its|our|their|this|that|an?)"
 _LEADS = r"(?:of|on|in|at|to|by|for|from|with|without|and|or|as|is|are|was|like|near|beside|behind|before|under|over|above|below|inside|wearing|holding|riding)"
-_DESCRIBED = rf"(?:\s+(?!{_LEADS}\b)[a-z-]+|\s+(?!{_LEADS}\b)[a-z-]+\s+(?!{_LEADS}\b|[a-z-]*(?:ing|(?<!ou)s)\b)[a-z-]+)?"
+_DESCRIBED = (
+    rf"(?:\s+(?!{_LEADS}\b)[a-z-]+|\s+(?!{_LEADS}\b)[a-z-]+\s+(?!{_LEADS}\b|[a-z-]*(?:ing|(?<!ou)s)\b)[a-z-]+)?"
+)
 """Nothing, "red", or "big red", but neither "photo of" nor "cat chasing" nor "boy hugs": words that lead to another thing."""
 
 

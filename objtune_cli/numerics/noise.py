@@ -66,7 +66,9 @@ def target(z: Tensor, eps: Tensor, alpha_bar: Tensor, t: Tensor, prediction: str
     raise ValueError(f"prediction type {prediction!r}")
 
 
-def timesteps(count: int, total: int, generator: torch.Generator, focus: tuple[float, float] = (0.2, 0.8), share: float = 0.8) -> Tensor:
+def timesteps(
+    count: int, total: int, generator: torch.Generator, focus: tuple[float, float] = (0.2, 0.8), share: float = 0.8
+) -> Tensor:
     """Timesteps (count,), int64: a `share` of them within `focus` (fractions of total), the rest anywhere.
 
     Source:

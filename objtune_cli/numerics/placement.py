@@ -53,7 +53,9 @@ def views(
         moved = _sample(torch.cat([picture * mask, mask[None], *(() if parts is None else (parts,))]), theta, size)
         behind = _ground(ground, i, theta, size, generator)
         cover = moved[3:].clamp(0, 1)
-        pictures.append(moved[:3] + behind * (1 - cover[:1]) if count > 1 else _sample(picture, theta, size, padding="reflection"))
+        pictures.append(
+            moved[:3] + behind * (1 - cover[:1]) if count > 1 else _sample(picture, theta, size, padding="reflection")
+        )
         masks.append(cover)
     return torch.stack(pictures), torch.stack(masks)
 

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from objtune_cli.models.stack import Stack
 
 
-def run(ctx: Context, photos: list[list[Ref]], config: Train, embedding: Embed, prior: Prior, *, preview: bool = True) -> list[Done]:
+def run(
+    ctx: Context, photos: list[list[Ref]], config: Train, embedding: Embed, prior: Prior, *, preview: bool = True
+) -> list[Done]:
     """One adapter for the objects of each photo, in that order; each is what a command of its own would make, up to rounding.
 
     Raises:
@@ -35,7 +37,10 @@ def run(ctx: Context, photos: list[list[Ref]], config: Train, embedding: Embed, 
     """
     configs = [train.checked(ctx, config, len(sources)) for sources in photos]
     if ctx.team():
-        raise UsageError("several photos are learned side by side in one process", "give each photo a command of its own under several processes")
+        raise UsageError(
+            "several photos are learned side by side in one process",
+            "give each photo a command of its own under several processes",
+        )
     works = _described(ctx, photos, configs, embedding, prior)
     names = [name for work in works for name in work.record.objects]
     if len(set(names)) < len(names):
@@ -53,7 +58,9 @@ def run(ctx: Context, photos: list[list[Ref]], config: Train, embedding: Embed, 
                 held.enter_context(_state(ctx, key).locked())
             held.enter_context(state.locked())
             room = held.enter_context(Room(ctx.project))
-            done |= _Company(ctx, stack, works, configs, state, room).run()  # of which the given stack is the first lane's
+            done |= _Company(
+                ctx, stack, works, configs, state, room
+            ).run()  # of which the given stack is the first lane's
             state.discard()
     del stack  # what comes next opens its own
     left = [i for i in range(len(works)) if i not in done]
@@ -61,13 +68,18 @@ def run(ctx: Context, photos: list[list[Ref]], config: Train, embedding: Embed, 
     return ctx.side_by_side([partial(train.shown, ctx, done[i], work, preview=preview) for i, work in enumerate(works)])
 
 
-def _described(ctx: Context, photos: list[list[Ref]], configs: list[Train], embedding: Embed, prior: Prior) -> list[Work]:
+def _described(
+    ctx: Context, photos: list[list[Ref]], configs: list[Train], embedding: Embed, prior: Prior
+) -> list[Work]:
     """What is to be made of each photo, the stages before it done; the prior of a class once, however many photos have it."""
     starts = ctx.side_by_side([partial(train.started, ctx, sources, embedding) for sources in photos])
     words = sorted({word for each in starts for record in each for word in record.objects.values()})
     if any(own.class_weight for own in configs):
         ctx.side_by_side([partial(prior_stage.run, ctx, word, prior) for word in words])
-    return [train.described(ctx, [r.ref for r in each], own, embedding, prior) for each, own in zip(starts, configs, strict=True)]
+    return [
+        train.described(ctx, [r.ref for r in each], own, embedding, prior)
+        for each, own in zip(starts, configs, strict=True)
+    ]
 
 
 def _state(ctx: Context, key: str) -> RunState:
@@ -87,7 +99,9 @@ class _Member:
 class _Company:
     """Those of the works that are not made yet, in step."""
 
-    def __init__(self, ctx: Context, stack: "Stack", works: list[Work], configs: list[Train], state: RunState, room: Room) -> None:
+    def __init__(
+        self, ctx: Context, stack: "Stack", works: list[Work], configs: list[Train], state: RunState, room: Room
+    ) -> None:
         import torch
 
         from objtune_cli.models import cpu
@@ -95,7 +109,9 @@ class _Company:
         self.ctx, self.state, self.room, self.saved = ctx, state, room, time.monotonic()
         kept = {k: torch.from_numpy(v) for k, v in (state.load() or {}).items()}
         begun = {int(key.partition(".")[0]) for key in kept}
-        asked = [i for i, work in enumerate(works) if (i in begun if begun else not ctx.reuse(work.record, computed=True))]
+        asked = [
+            i for i, work in enumerate(works) if (i in begun if begun else not ctx.reuse(work.record, computed=True))
+        ]
         self.computed = train.computed(stack)
         if not kept and state.file.exists():
             ctx.report.note(f"the saved state {state.file} is damaged: the runs begin anew")
@@ -104,9 +120,14 @@ class _Company:
         ctx.report.note(f"drawing placements of {len(asked)} photos' objects")
         count = cpu.lanes(len(works)) if ctx.parted() else 1
         stacks = [stack, *(train.opened(ctx, configs[0]) for _ in range(1, count))]
-        shared = [partial(self._lane, own, {i: works[i] for i in asked if i % count == k}, configs) for k, own in enumerate(stacks)]
+        shared = [
+            partial(self._lane, own, {i: works[i] for i in asked if i % count == k}, configs)
+            for k, own in enumerate(stacks)
+        ]
         self.members = sorted((m for lane in ctx.side_by_side(shared) for m in lane), key=lambda m: m.number)
-        for m in self.members if kept else []:  # after all are built: what the frozen base says is asked with no other's weights
+        for m in (
+            self.members if kept else []
+        ):  # after all are built: what the frozen base says is asked with no other's weights
             m.trainer.restore({k.partition(".")[2]: v for k, v in kept.items() if int(k.partition(".")[0]) == m.number})
         if kept:
             ctx.report.note(f"goes on at step {max(m.trainer.step for m in self.members)}")
@@ -152,7 +173,9 @@ class _Company:
             self.state.discard()
             of_base = isinstance(failed[0][1], NonFiniteError) and failed[0][1].of_base
             what = f"not learned: {failed[0][1].message}" if of_base else "diverged"
-            raise GateError(f"{', '.join(m.work.record.name for m, _ in failed)} {what}; the others are there", failed[0][1].hint)
+            raise GateError(
+                f"{', '.join(m.work.record.name for m, _ in failed)} {what}; the others are there", failed[0][1].hint
+            )
         return done
 
     def _step(self, failed: list[tuple[_Member, GateError]]) -> None:
@@ -171,7 +194,9 @@ class _Company:
         if signum or time.monotonic() - self.saved > SAVE_EVERY:
             self._save()
         if signum:
-            raise Stopped(signum, f"stopped at step {step} of {total}, state saved", "the same command goes on from there")
+            raise Stopped(
+                signum, f"stopped at step {step} of {total}, state saved", "the same command goes on from there"
+            )
 
     def _end(self, ended: list[_Member], done: dict[int, Done], failed: list[tuple[_Member, GateError]]) -> None:
         """Publish those at their end, a lane beside the other: a stack draws the pictures of one at a time."""
@@ -196,7 +221,9 @@ class _Company:
         """All states in one file: a later process finds them at one step."""
         with self.room.lent(self._most()):
             self.state.about = unfinished.about([(m.work.record, m.trainer) for m in self.members], self.computed)
-            self.state.save({f"{m.number}.{key}": value for m in self.members for key, value in m.trainer.state().items()})
+            self.state.save(
+                {f"{m.number}.{key}": value for m in self.members for key, value in m.trainer.state().items()}
+            )
         self.saved = time.monotonic()
 
     def _most(self) -> int:

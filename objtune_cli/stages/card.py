@@ -17,7 +17,13 @@ from objtune_cli.store.artifact import Record
 from objtune_cli.store.refs import Ref
 
 MARK = "<!-- objtune card of "
-TAGS = {"sd1": "stable-diffusion", "sd2": "stable-diffusion", "sdxl": "stable-diffusion-xl", "sd3": "sd3", "sd35": "sd3"}
+TAGS = {
+    "sd1": "stable-diffusion",
+    "sd2": "stable-diffusion",
+    "sdxl": "stable-diffusion-xl",
+    "sd3": "sd3",
+    "sd35": "sd3",
+}
 
 
 def licence(record: Record, family: Family) -> tuple[str, str]:
@@ -29,7 +35,9 @@ def licence(record: Record, family: Family) -> tuple[str, str]:
     return family.licence if ident in known else ("", "")
 
 
-def outputs(root: Path, record: Record, family: Family, out: Path, files: Sequence[str], words: Mapping[str, str]) -> list[Output]:
+def outputs(
+    root: Path, record: Record, family: Family, out: Path, files: Sequence[str], words: Mapping[str, str]
+) -> list[Output]:
     """README.md with front matter as the hub reads it, and the pictures that it shows.
 
     Args:
@@ -37,10 +45,16 @@ def outputs(root: Path, record: Record, family: Family, out: Path, files: Sequen
     """
     versions = [Ref("adapter", record.name, version) for version in refs.versions(root, "adapter", record.name)]
     shown = [
-        Output(out / "pictures" / picture.name, picture.read_bytes(), lambda held: any(held == p.read_bytes() for v in versions for p in pictures_of(root, v)))
+        Output(
+            out / "pictures" / picture.name,
+            picture.read_bytes(),
+            lambda held: any(held == p.read_bytes() for v in versions for p in pictures_of(root, v)),
+        )
         for picture in pictures_of(root, record.ref)
     ]
-    text = _front(record, family) + _body(record, family, files, [file.path.relative_to(out).as_posix() for file in shown], words)
+    text = _front(record, family) + _body(
+        record, family, files, [file.path.relative_to(out).as_posix() for file in shown], words
+    )
     return [*shown, Output(out / "README.md", _sealed(record, text), partial(_is_untouched, root, versions))]
 
 
@@ -87,7 +101,9 @@ def _body(record: Record, family: Family, files: Sequence[str], shown: Sequence[
     """What it is, how it is called, how it was made, what it may be used for."""
     name, link = licence(record, family)
     base = _repository(record) or record.base.get("id", "?")
-    triggers = "\n".join(f"- `<{o}>`: one {word}; `{words[o]}` where a word is the name of a file" for o, word in record.objects.items())
+    triggers = "\n".join(
+        f"- `<{o}>`: one {word}; `{words[o]}` where a word is the name of a file" for o, word in record.objects.items()
+    )
     first, class_word = next(iter(record.objects.items()))
     settings = "\n".join(f"| {key} | {value} |" for key, value in sorted(record.config.items()))
     metrics = "\n".join(f"| {key} | {value} |" for key, value in sorted(record.metrics.items()))
@@ -153,10 +169,12 @@ def push(folder: Path, repository: str, *, private: bool) -> str:
     except (LocalTokenNotFoundError, HfHubHTTPError) as error:
         said = str(error).strip().splitlines()
         raise ResourceError(
-            f"the hub did not take it: {said[0] if said else 'no access'}", "`hf auth login` with a token that may write"
+            f"the hub did not take it: {said[0] if said else 'no access'}",
+            "`hf auth login` with a token that may write",
         ) from None
     except (OfflineModeIsEnabled, OSError) as error:
         raise ResourceError(
-            f"the hub cannot be reached: {str(error).strip().splitlines()[0]}", f"{connection.advice()}the files are written; push them when there is a network"
+            f"the hub cannot be reached: {str(error).strip().splitlines()[0]}",
+            f"{connection.advice()}the files are written; push them when there is a network",
         ) from None
     return str(address)

@@ -39,11 +39,17 @@ def clean(text: str) -> str:
     if any(unicodedata.category(c) in ("Cc", "Cs") for c in word):
         raise UsageError(f"the class word {word!r} has characters that cannot be printed", FORM)
     if "<" in word or ">" in word:
-        raise UsageError(f"the class word {word!r} has angle brackets", f"they are for names in prompts; a class is a plain word, {FORM}")
+        raise UsageError(
+            f"the class word {word!r} has angle brackets",
+            f"they are for names in prompts; a class is a plain word, {FORM}",
+        )
     several = [part.strip() for part in re.split("[,;|，、；،]", word.strip(_ENDS)) if part.strip()]
     if len(several) > 1:
         each = " ".join(f"--class {shlex.quote(part)}" for part in several)
-        raise UsageError(f"the class {text.strip()!r} is a list", f"one word for one object: `{each}` for several, the most usual word for one")
+        raise UsageError(
+            f"the class {text.strip()!r} is a list",
+            f"one word for one object: `{each}` for several, the most usual word for one",
+        )
     word = _ARTICLES.sub("", word.strip(_QUOTES)).strip(_ENDS)
     if not word:
         said = f"the class {text.strip()!r} has no word in it" if text.strip() else "what the object is was not said"
@@ -65,7 +71,9 @@ def named(texts: Sequence[str], names: Sequence[str] = ()) -> list[tuple[str, st
         if name in called[:i]:
             first = words[called.index(name)]
             both = "" if first == words[i] else f": {first} and {words[i]} would both be {name}"
-            raise UsageError(f"two objects would have the same name{both}", "tell them apart with `--name`, one for each `--class`")
+            raise UsageError(
+                f"two objects would have the same name{both}", "tell them apart with `--name`, one for each `--class`"
+            )
     return list(zip(words, called, strict=True))
 
 
@@ -84,7 +92,10 @@ def head(word: str, known: Sequence[str]) -> str | None:
 def _forms(word: str) -> list[str]:
     """The word, then what it may be the plural of."""
     ends = (("ies", "y"), ("ves", "f"), ("ves", "fe"), ("es", ""), ("s", ""), ("'s", ""), ("’s", ""))
-    return [word, *(word.removesuffix(end) + one for end, one in ends if word.endswith(end) and len(word) > len(end) + 1)]
+    return [
+        word,
+        *(word.removesuffix(end) + one for end, one in ends if word.endswith(end) and len(word) > len(end) + 1),
+    ]
 
 
 def nearest(word: str, known: Sequence[str]) -> list[str]:
@@ -121,7 +132,9 @@ def check(ctx: "Context", target: "Target", chooses: bool) -> None:
     if chooses and not ctx.force and not head(word, known):
         near = difflib.get_close_matches(word.casefold(), nearest(word, known)[:1])
         other = f"`--class {near[0]}`" if near else "give one of these if it is one"
-        raise InputError(_unknown(ctx, word), f"{other}, or show where it is: `--box x0,y0,x1,y1`, `--point x,y` or `--mask M.png`")
+        raise InputError(
+            _unknown(ctx, word), f"{other}, or show where it is: `--box x0,y0,x1,y1`, `--point x,y` or `--mask M.png`"
+        )
     warn(ctx, word)
 
 
@@ -161,11 +174,16 @@ def check_length(stack: "Stack", words: Sequence[str], vectors: int) -> None:
     if count > limit:
         said = " and ".join(map(repr, words))
         more = ", or learn fewer objects together" if len(words) > 1 else ""
-        raise InputError(f"a sentence with {said} has {count} tokens; the base reads {limit}", f"give a shorter word with `--class`{more}")
+        raise InputError(
+            f"a sentence with {said} has {count} tokens; the base reads {limit}",
+            f"give a shorter word with `--class`{more}",
+        )
 
 
 def _unknown(ctx: "Context", word: str) -> str:
-    return f"the base {ctx.base.id} does not know the class {word!r}; it knows {', '.join(nearest(word, ctx.base.words))}"
+    return (
+        f"the base {ctx.base.id} does not know the class {word!r}; it knows {', '.join(nearest(word, ctx.base.words))}"
+    )
 
 
 def _known(ctx: "Context") -> Sequence[str]:

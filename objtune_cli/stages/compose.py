@@ -28,7 +28,14 @@ MOST = 16
 """Objects of one scene: the picture grows with them."""
 
 
-def run(ctx: Context, prompt: str, places: Mapping[str, Sequence[Box]], config: Generate, how: Compose, out: Path | None = None) -> list[Done]:
+def run(
+    ctx: Context,
+    prompt: str,
+    places: Mapping[str, Sequence[Box]],
+    config: Generate,
+    how: Compose,
+    out: Path | None = None,
+) -> list[Done]:
     """Draw the prompt with each of its objects in its place; an object that it names twice is drawn twice.
 
     Args:
@@ -43,29 +50,62 @@ def run(ctx: Context, prompt: str, places: Mapping[str, Sequence[Box]], config: 
     asked = request.read(ctx, [prompt], config.negative, strength=config.strength)
     weak, (prompt,), (named,) = " with a strength above 0" if "<" in prompt else "", asked.prompts, asked.named
     if not named:
-        raise InputError(f"the prompt names no trained object{weak}", asked.advice or 'for example `objtune compose "<rex> and <cup> on the beach" --place rex=left --place cup=right`')
+        raise InputError(
+            f"the prompt names no trained object{weak}",
+            asked.advice
+            or 'for example `objtune compose "<rex> and <cup> on the beach" --place rex=left --place cup=right`',
+        )
     apart, found = name_apart(prompt, named, {o.name for o in asked.objects})
     names = [o.name for o in found]
     if len(names) > MOST:
-        raise InputError(f"the prompt names {len(names)} objects; a scene has room for {MOST}", "name fewer, in several scenes")
+        raise InputError(
+            f"the prompt names {len(names)} objects; a scene has room for {MOST}", "name fewer, in several scenes"
+        )
     given = layout.assign(places, {o.name: [m.name for m in found if m.key == o.key] for o in named})
     layout.check(given, names)
     _note_repeated(ctx, named, found)
     is_sized = bool(config.width or config.height)
     config = generate.suited(ctx, config)
-    frame = ((config.width or ctx.base.side) / ctx.base.side, (config.height or ctx.base.side) / ctx.base.side) if is_sized else None
+    frame = (
+        ((config.width or ctx.base.side) / ctx.base.side, (config.height or ctx.base.side) / ctx.base.side)
+        if is_sized
+        else None
+    )
     laid = layout.proposed(apart, names, given, {o.name: objects.shape(ctx, o) for o in found}, frame)
     largest = ctx.base.largest_side / ctx.base.side
-    laid.wide, laid.high = min(laid.wide, largest), min(laid.high, largest)  # many objects in a row want more than a transformer knows places for
+    laid.wide, laid.high = (
+        min(laid.wide, largest),
+        min(laid.high, largest),
+    )  # many objects in a row want more than a transformer knows places for
     free = [n for n in names if n not in given]
     if free:
-        ctx.report.note("placed by us: " + ", ".join(f"{n}={','.join(f'{v:.2f}' for v in laid.boxes[n])}" for n in free))
+        ctx.report.note(
+            "placed by us: " + ", ".join(f"{n}={','.join(f'{v:.2f}' for v in laid.boxes[n])}" for n in free)
+        )
     # where nothing is looked at closer and laid back, another scene it is not
-    how = replace(how, object_guidance=ctx.base.object_guidance(how.object_guidance)) if how.detail else replace(how, laid="place", object_guidance=0.0)
-    config = replace(config, negative=asked.negative, strength=1.0, guidance_below=1.0, scene_guidance=0.0, object_guidance=0.0, object_below=1.0)  # regions are drawn with and without prompt at every level
+    how = (
+        replace(how, object_guidance=ctx.base.object_guidance(how.object_guidance))
+        if how.detail
+        else replace(how, laid="place", object_guidance=0.0)
+    )
+    config = replace(
+        config,
+        negative=asked.negative,
+        strength=1.0,
+        guidance_below=1.0,
+        scene_guidance=0.0,
+        object_guidance=0.0,
+        object_below=1.0,
+    )  # regions are drawn with and without prompt at every level
     generate.note_guidance(ctx, config)
     classes = {o.name: o.class_word for o in named}
-    settings = identifying(config) | generate.drawn_by(ctx, config) | identifying(how) | {"prompt": prompt, "places": {n: list(b) for n, b in laid.boxes.items()}} | generate.strengths(named)
+    settings = (
+        identifying(config)
+        | generate.drawn_by(ctx, config)
+        | identifying(how)
+        | {"prompt": prompt, "places": {n: list(b) for n, b in laid.boxes.items()}}
+        | generate.strengths(named)
+    )
     if laid.order != names:
         settings["order"] = laid.order
     if frame is None and (laid.wide, laid.high) != (1.0, 1.0):
@@ -83,7 +123,9 @@ def run(ctx: Context, prompt: str, places: Mapping[str, Sequence[Box]], config: 
     return generate.copied([done], out, ctx)
 
 
-def name_apart(prompt: str, named: Sequence[objects.Named], taken: Set[str] = frozenset()) -> tuple[str, list[objects.Named]]:
+def name_apart(
+    prompt: str, named: Sequence[objects.Named], taken: Set[str] = frozenset()
+) -> tuple[str, list[objects.Named]]:
     """Give every mention of an object a name of its own: `<dog> and <dog>` becomes `<dog> and <dog-2>`; versions are dropped. `taken`: names of other objects."""
     from objtune_cli.models.wording import PLACEHOLDER
 
@@ -104,10 +146,14 @@ def _note_repeated(ctx: Context, named: Sequence[objects.Named], found: Sequence
     for item in named:
         own = [o.name for o in found if o.key == item.key]
         if len(own) > 1:
-            ctx.report.note(f"the prompt names <{item.name}> {len(own)} times, so the scene has {len(own)}: {', '.join(own)}; name it once to draw one")
+            ctx.report.note(
+                f"the prompt names <{item.name}> {len(own)} times, so the scene has {len(own)}: {', '.join(own)}; name it once to draw one"
+            )
 
 
-def _draw(ctx: Context, record: Record, asked: request.Request, laid: Layout, config: Generate, how: Compose, prompt: str) -> Done:
+def _draw(
+    ctx: Context, record: Record, asked: request.Request, laid: Layout, config: Generate, how: Compose, prompt: str
+) -> Done:
     """Draw a scene; `asked`: with a name for every mention, `prompt`: as it is recorded."""
     import torch
 
@@ -123,23 +169,46 @@ def _draw(ctx: Context, record: Record, asked: request.Request, laid: Layout, co
     text, negative = words.expand(told), words.expand(config.negative)
     placed = [composition.Placed(name, weights[name], laid.boxes[name], words.rows(text, name)) for name in laid.order]
     classes = {o.name: o.class_word for o in found}
-    heard = words.in_context(told, classes, stack.encode([text])) if how.context == "class" else None  # all of it, as with layers of a text encoder
+    heard = (
+        words.in_context(told, classes, stack.encode([text])) if how.context == "class" else None
+    )  # all of it, as with layers of a text encoder
     heard = composition.spoken(stack, text, placed, heard)
     conditions = {} if heard is None else {text: heard}
-    closer = [detail.Object(name, weights[name], laid.boxes[name], words.expand(layout.alone(told, name))) for name in laid.order]
+    closer = [
+        detail.Object(name, weights[name], laid.boxes[name], words.expand(layout.alone(told, name)))
+        for name in laid.order
+    ]
     high, wide = (round(stack.size * side / stack.unit) * stack.unit for side in (laid.high, laid.wide))
     size = (high, wide)
     guidance = max(config.guidance, 1.001)  # the regions need the half of the batch without prompt
 
     def draw(seeds: list[int], on_step: Callable[[int, int], None]) -> "Drawn":
         with composition.regional(stack, placed, how.edge, aspect=wide / high, bounded=how.attention == "bounded"):
-            latents = sample(stack, text, negative, seeds, config.steps, guidance, config.scheduler, on_step, size=size, conditions=conditions)
+            latents = sample(
+                stack,
+                text,
+                negative,
+                seeds,
+                config.steps,
+                guidance,
+                config.scheduler,
+                on_step,
+                size=size,
+                conditions=conditions,
+            )
         if not how.detail:
             return [{"latents": z} for z in latents], stack.to_picture(latents).cpu()
-        again = detail.Sampling(how.detail, config.steps, guidance, config.scheduler, negative, how.laid == "place", how.object_guidance)
+        again = detail.Sampling(
+            how.detail, config.steps, guidance, config.scheduler, negative, how.laid == "place", how.object_guidance
+        )
         steps = {name: ctx.progress(f"closer look at {name}") for name in laid.order}
-        close, pictures = detail.looked(stack, latents, closer, seeds, again, lambda name, done, total: steps[name](done, total))
-        return [{"latents": z} | {f"{generate.CLOSE}{name}": each[i] for name, each in close.items()} for i, z in enumerate(latents)], pictures
+        close, pictures = detail.looked(
+            stack, latents, closer, seeds, again, lambda name, done, total: steps[name](done, total)
+        )
+        return [
+            {"latents": z} | {f"{generate.CLOSE}{name}": each[i] for name, each in close.items()}
+            for i, z in enumerate(latents)
+        ], pictures
 
     check = presence.opened(stack, found, weights, words) if how.check == "shown" else None
     looks, metrics = _kept(ctx, check, laid, [o.name for o in found], config, how, draw)
@@ -151,7 +220,13 @@ def _draw(ctx: Context, record: Record, asked: request.Request, laid: Layout, co
 
 
 def _kept(
-    ctx: Context, check: "Check | None", laid: Layout, names: list[str], config: Generate, how: Compose, draw: "Callable[..., Drawn]"
+    ctx: Context,
+    check: "Check | None",
+    laid: Layout,
+    names: list[str],
+    config: Generate,
+    how: Compose,
+    draw: "Callable[..., Drawn]",
 ) -> tuple[list[presence.Look], dict[str, object]]:
     """Each picture's best seed, and what was found in them: all in the first round, then those that are wrong again."""
     best: dict[int, presence.Look] = {}
@@ -163,7 +238,9 @@ def _kept(
             step, rounds, before = ctx.progress(label), -(-len(waiting) // generate.BATCH), start // generate.BATCH
             seeds = [seed_after(config.seed, i + attempt * config.n) for i in part]
             made, shown = draw(seeds, lambda done, total, b=before, r=rounds, s=step: s(b * total + done, r * total))
-            for i, look in zip(part, presence.looks(check, made, shown, seeds, [laid.boxes[name] for name in names]), strict=True):
+            for i, look in zip(
+                part, presence.looks(check, made, shown, seeds, [laid.boxes[name] for name in names]), strict=True
+            ):
                 best[i] = max(best.get(i, look), look, key=lambda seen: seen.margin)
         waiting = [i for i in range(config.n) if best[i].wrong]
         if not waiting:

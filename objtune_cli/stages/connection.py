@@ -21,15 +21,25 @@ def check() -> None:
     for name, value in _proxies().items():
         scheme = _scheme(value) if "://" in value else "http"
         if scheme not in SCHEMES or not _host(value):
-            raise ResourceError(f"{name} is {_shown(value)!r}, which is no proxy that can be used", f"set {name} to http://, https:// or socks5:// with a host, or unset it")
+            raise ResourceError(
+                f"{name} is {_shown(value)!r}, which is no proxy that can be used",
+                f"set {name} to http://, https:// or socks5:// with a host, or unset it",
+            )
         if scheme.startswith("socks") and find_spec("socksio") is None:
-            raise ResourceError(f"{name} is a SOCKS proxy, and the package for those is not installed", f"`pip install 'httpx[socks]'`, or unset {name}")
+            raise ResourceError(
+                f"{name} is a SOCKS proxy, and the package for those is not installed",
+                f"`pip install 'httpx[socks]'`, or unset {name}",
+            )
     endpoint = os.environ.get("HF_ENDPOINT")
     if endpoint is not None and (_scheme(endpoint) not in ("http", "https") or not _host(endpoint)):
-        raise ResourceError(f"HF_ENDPOINT is {_shown(endpoint)!r}, which is no address", "set it to https:// with a host, or unset it")
+        raise ResourceError(
+            f"HF_ENDPOINT is {_shown(endpoint)!r}, which is no address", "set it to https:// with a host, or unset it"
+        )
     for name in CERTIFICATES:
         if os.environ.get(name) and not Path(os.environ[name]).exists():
-            raise ResourceError(f"{name} is {os.environ[name]!r}, and nothing is there", f"set {name} to your certificates, or unset it")
+            raise ResourceError(
+                f"{name} is {os.environ[name]!r}, and nothing is there", f"set {name} to your certificates, or unset it"
+            )
     if not any(os.environ.get(name) for name in ("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME")):
         try:
             Path.home()

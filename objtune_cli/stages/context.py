@@ -114,9 +114,13 @@ class Context:
         """The finished work in the number format asked for, as far as records say: float32 and earlier versions say nothing."""
         asked = self.common.precision
         if asked == "auto":  # what was made so first: of what says nothing, some was told fp32
-            auto = artifact.existing(self.root, wanted, lambda found: found.tools.get("precision", "").startswith("auto "))
+            auto = artifact.existing(
+                self.root, wanted, lambda found: found.tools.get("precision", "").startswith("auto ")
+            )
             return auto or artifact.existing(self.root, wanted, lambda found: "precision" not in found.tools)
-        return artifact.existing(self.root, wanted, lambda found: found.tools.get("precision", "fp32").removeprefix("auto ") == asked)
+        return artifact.existing(
+            self.root, wanted, lambda found: found.tools.get("precision", "fp32").removeprefix("auto ") == asked
+        )
 
     def team(self) -> "Team | None":
         """The processes that a launcher started for this command; None where it started one."""
@@ -125,8 +129,12 @@ class Context:
         size = environ.get("WORLD_SIZE", "")
         if not size.isdecimal() or int(size) < 2:
             return None
-        if not {"TORCHELASTIC_RUN_ID", "TORCHELASTIC_USE_AGENT_STORE"} & set(environ):  # no launcher of ours or torch's: a cluster's variables
-            self.note_once(f"waits at {environ.get('MASTER_ADDR')}:{environ.get('MASTER_PORT')} for {int(size) - 1} more processes (WORLD_SIZE is {size}); unset WORLD_SIZE for one alone")
+        if not {"TORCHELASTIC_RUN_ID", "TORCHELASTIC_USE_AGENT_STORE"} & set(
+            environ
+        ):  # no launcher of ours or torch's: a cluster's variables
+            self.note_once(
+                f"waits at {environ.get('MASTER_ADDR')}:{environ.get('MASTER_PORT')} for {int(size) - 1} more processes (WORLD_SIZE is {size}); unset WORLD_SIZE for one alone"
+            )
         from objtune_cli.models import parallel
 
         return parallel.team(self.common.device)
@@ -221,7 +229,13 @@ class Context:
             return
         mine, theirs = self.base.id, record.base.get("id", "?")
         added = self._added_settings(record)
-        same = f" with the setting {added}" if added else " (same name, other weights or configs)" if mine == theirs else ""
+        same = (
+            f" with the setting {added}"
+            if added
+            else " (same name, other weights or configs)"
+            if mine == theirs
+            else ""
+        )
         why = siblings.why_not(self.base, self.root, record) if drawn else ""
         if drawn and not why and not self.common.strict_base:
             self.note_once(
@@ -229,10 +243,15 @@ class Context:
             )
             return
         if added:
-            raise IncompatibleError(f"{record.ref} was made with the base {theirs}, this command uses it{same}", f"leave the setting {added} out, or make it again")
+            raise IncompatibleError(
+                f"{record.ref} was made with the base {theirs}, this command uses it{same}",
+                f"leave the setting {added} out, or make it again",
+            )
         again = bases.name_again(record.base, self.base.folder.parent, self.project.folder, self.project.folder.parent)
         raise IncompatibleError(
-            f"{record.ref} was made with the base {theirs}, this command uses {mine}{same}" + (f": {why}" if why else ""), f"add {again}, or make it again"
+            f"{record.ref} was made with the base {theirs}, this command uses {mine}{same}"
+            + (f": {why}" if why else ""),
+            f"add {again}, or make it again",
         )
 
 

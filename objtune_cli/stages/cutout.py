@@ -35,7 +35,9 @@ def decide(eyes: "Eyes", path: Path, picture: "Photo", target: "Target") -> "Pho
         return picture
     note = lambda text: eyes.ctx.report.note(f"{path.name}: {text}")  # noqa: E731
     if not picture.alpha.any():
-        raise InputError(f"{path} is wholly transparent", "save it without transparency, or with the object alone opaque")
+        raise InputError(
+            f"{path} is wholly transparent", "save it without transparency, or with the object alone opaque"
+        )
     cover = transparency.without_shadow(picture.alpha, picture.rgb)
     if gate.is_inverted(cover):
         raise GateError(
@@ -46,7 +48,10 @@ def decide(eyes: "Eyes", path: Path, picture: "Photo", target: "Target") -> "Pho
     if not problem:
         problem, usable = class_problem(eyes, picture, cover, target), True
     if problem:
-        note(f"its transparency {problem}: it is passed over" + (f"; `--mask {shlex.quote(str(path))}` takes it as the mask nevertheless" if usable else ""))
+        note(
+            f"its transparency {problem}: it is passed over"
+            + (f"; `--mask {shlex.quote(str(path))}` takes it as the mask nevertheless" if usable else "")
+        )
         return replace(picture, alpha=None)
     part = own_part(eyes, picture, cover, target)
     if part is not None:
@@ -78,12 +83,16 @@ def is_frame(cover: "np.ndarray") -> bool:
     if not width:
         return False
     box = hard[y : y + height, x : x + width]
-    ellipse: np.ndarray = cv2.ellipse(np.zeros_like(box), (((width - 1) / 2, (height - 1) / 2), (width, height), 0), 1, cv2.FILLED)
+    ellipse: np.ndarray = cv2.ellipse(
+        np.zeros_like(box), (((width - 1) / 2, (height - 1) / 2), (width, height), 0), 1, cv2.FILLED
+    )
     if float((box & ellipse).sum()) > FRAME * float((box | ellipse).sum()):
         return True
     cross = np.ones_like(box)
     high, wide = round(CORNER * height), round(CORNER * width)
-    cross[:high, :wide] = cross[:high, width - wide :] = cross[height - high :, :wide] = cross[height - high :, width - wide :] = 0
+    cross[:high, :wide] = cross[:high, width - wide :] = cross[height - high :, :wide] = cross[
+        height - high :, width - wide :
+    ] = 0
     if box[cross > 0].mean() > FRAME and box.mean() > 0.9:
         return True
     contours, _ = cv2.findContours(hard, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
@@ -114,18 +123,24 @@ def own_part(eyes: "Eyes", picture: "Photo", cover: "np.ndarray", target: "Targe
     if likeness is None:
         return None
     own = [i for i, (mine, _, _) in zip(parts, likeness, strict=True) if mine >= ANOTHER]
-    if len(own) != 1 or any(mine > NOT_IT or best < ANOTHER for i, (mine, best, _) in zip(parts, likeness, strict=True) if i != own[0]):
+    if len(own) != 1 or any(
+        mine > NOT_IT or best < ANOTHER for i, (mine, best, _) in zip(parts, likeness, strict=True) if i != own[0]
+    ):
         return None
     near = cv2.dilate((regions == own[0]).astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
     found: np.ndarray = np.where(near, cover, 0).astype(np.uint8)
     return found
 
 
-def _likeness(eyes: "Eyes", picture: "Photo", masks: "list[np.ndarray]", target: "Target") -> list[tuple[float, float, str]] | None:
+def _likeness(
+    eyes: "Eyes", picture: "Photo", masks: "list[np.ndarray]", target: "Target"
+) -> list[tuple[float, float, str]] | None:
     """For each mask the likeness of the class, and the largest one of another class with its word; None where the base cannot tell."""
     from objtune_cli.method import choosing
 
-    others = [word for word in eyes.ctx.base.words if word != target.class_word] if eyes.knows(target.class_word) else []
+    others = (
+        [word for word in eyes.ctx.base.words if word != target.class_word] if eyes.knows(target.class_word) else []
+    )
     if not others or eyes.clip is None:
         return None
     import cv2

@@ -33,7 +33,10 @@ def run(ctx: Context, config: Train, embedding: Embed, objects: int = 1) -> dict
     memory.forget_peak(kind)
     priors = {"dog": prior(stack, ctx.settings.resolve(Prior).entries)} if config.class_weight else {}
     trainer = training.Trainer(
-        stack, subjects(stack, embedding, objects), priors, replace(config, average=0.0, stop="end", views=min(config.views, 4), known=4)
+        stack,
+        subjects(stack, embedding, objects),
+        priors,
+        replace(config, average=0.0, stop="end", views=min(config.views, 4), known=4),
     )
     prepared = memory.peak(kind)
     for _ in range(WARM):
@@ -97,7 +100,9 @@ def prior(stack: "Stack", entries: int) -> dict[str, "torch.Tensor"]:
     import torch
 
     side = stack.size // stack.factor
-    drawn = torch.randn((3, entries, stack.unet.config.in_channels, side, side), generator=torch.Generator().manual_seed(0))
+    drawn = torch.randn(
+        (3, entries, stack.unet.config.in_channels, side, side), generator=torch.Generator().manual_seed(0)
+    )
     with torch.no_grad():
         conditions = stack.encode(["a photo of a dog"]).float().cpu()
     t = torch.linspace(100, 900, entries).long()

@@ -19,7 +19,9 @@ def run(ctx: Context, mask: Ref, config: Embed) -> Done:
         ResourceError: A prototype was asked for, and the base has no image tower. UsageError: a prototype of nothing.
     """
     if not any(config.weights):
-        raise UsageError("all parts of the prototype weigh nothing", "set one of init-embedding.picture, object and word above 0")
+        raise UsageError(
+            "all parts of the prototype weigh nothing", "set one of init-embedding.picture, object and word above 0"
+        )
     config = _with_init(ctx, config)
     source = artifact.read_record(ctx.root, mask)
     ctx_input = ctx.input(mask)
@@ -41,10 +43,21 @@ def run(ctx: Context, mask: Ref, config: Embed) -> Done:
     second = towers.load(ctx.base.second_tower, stack, 1) if ctx.base.second_tower else None
     step = ctx.progress("init-embedding")
     started = prototype.start(
-        stack, loaded, picture, cover, source.class_word, config, lambda i, loss: step(i, config.steps, loss=loss), second
+        stack,
+        loaded,
+        picture,
+        cover,
+        source.class_word,
+        config,
+        lambda i, loss: step(i, config.steps, loss=loss),
+        second,
     )
     metrics = {k: round(v, 6) for k, v in started.metrics.items()} | {"learned": started.learned}
-    ref = artifact.publish(ctx.root, replace(record, metrics=metrics, tools=tools()), tokens.stored(started.rows, stack.widths, tokens.STARTED))
+    ref = artifact.publish(
+        ctx.root,
+        replace(record, metrics=metrics, tools=tools()),
+        tokens.stored(started.rows, stack.widths, tokens.STARTED),
+    )
     return Done(ref, False, [], metrics)
 
 
@@ -59,7 +72,8 @@ def photo_tensors(tensors: dict[str, Any]) -> tuple[Any, Any]:
 def _with_init(ctx: Context, config: Embed) -> Embed:
     if config.init == "prototype" and ctx.base.image_tower is None:
         raise ResourceError(
-            f"the base {ctx.base.id} has no image tower for a prototype", "`--set tower=…` says where its CLIP lies (hub id, folder or file); or use `--init class`"
+            f"the base {ctx.base.id} has no image tower for a prototype",
+            "`--set tower=…` says where its CLIP lies (hub id, folder or file); or use `--init class`",
         )
     if config.init != "auto":
         return config

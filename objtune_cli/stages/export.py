@@ -45,7 +45,14 @@ def run(
 
 
 def plan(
-    root: Path, ref: Ref, form: str, out: Path, *, dtype: str = "fp32", trigger: Sequence[str] = (), note: Note = lambda text: None
+    root: Path,
+    ref: Ref,
+    form: str,
+    out: Path,
+    *,
+    dtype: str = "fp32",
+    trigger: Sequence[str] = (),
+    note: Note = lambda text: None,
 ) -> list[Output]:
     """The files of one format with their bytes; nothing is written.
 
@@ -77,7 +84,10 @@ def plan(
     if form != "hub":
         return list(_outputs(root, made, form, out))
     files = [file for each in forms for file in _outputs(root, made, each, out / _FOLDERS[each])]
-    return [*files, *card.outputs(root, record, family, out, [file.path.relative_to(out).as_posix() for file in files], words)]
+    return [
+        *files,
+        *card.outputs(root, record, family, out, [file.path.relative_to(out).as_posix() for file in files], words),
+    ]
 
 
 _FOLDERS = {"diffusers": ".", "kohya": "kohya", "embedding": "embeddings"}
@@ -100,7 +110,11 @@ class _Exported:
         named = kohya_keys(tensors, family)
         if kind == "bundle":
             words = {name: word.replace(".", "_") for name, word in words.items()}  # a dot ends the word
-            named |= {f"bundle_emb.{words[o]}.{k}": v for o in record.objects for k, v in _vectors(tensors, o, family, "string_to_param.*").items()}
+            named |= {
+                f"bundle_emb.{words[o]}.{k}": v
+                for o in record.objects
+                for k, v in _vectors(tensors, o, family, "string_to_param.*").items()
+            }
         return _encoded(named, _kohya_metadata(record, tensors, family, words, inside=kind == "bundle"))
 
 
@@ -119,7 +133,10 @@ def _words(record: Record, form: str, out: Path, trigger: Sequence[str]) -> dict
         return words
     (name,) = words
     if trigger and words[name] != out.stem:
-        raise UsageError(f"the file {out.name} and --trigger {words[name]} are two names", "a file's name is its trigger: leave one of them away")
+        raise UsageError(
+            f"the file {out.name} and --trigger {words[name]} are two names",
+            "a file's name is its trigger: leave one of them away",
+        )
     return {name: out.stem}
 
 
@@ -173,7 +190,10 @@ def _vectors(tensors: Mapping[str, Any], name: str, family: Family, only: str) -
 
 def diffusers_keys(tensors: Mapping[str, Any], family: Family = families.SD1) -> dict[str, Any]:
     """Peft names below `unet.` (`transformer.`) and, of what was imported, the text encoders; alpha = rank, so that nothing is left to scale."""
-    named = ((k.replace("unet.", f"{family.denoiser}.", 1) if k.startswith("unet.") else k, v) for k, v in _with_biases(tensors).items())
+    named = (
+        (k.replace("unet.", f"{family.denoiser}.", 1) if k.startswith("unet.") else k, v)
+        for k, v in _with_biases(tensors).items()
+    )
     return {k: v for k, v in named if k.startswith((f"{family.denoiser}.", *PREFIXES))}
 
 
@@ -199,8 +219,14 @@ def kohya_keys(tensors: Mapping[str, Any], family: Family = families.SD1) -> dic
 
     named: dict[str, Any] = {}
     for prefix, start in PREFIXES.items():
-        ends = [key.removeprefix(prefix).removesuffix(".lora_A.weight") for key in tensors if key.startswith(prefix) and ".lora_A." in key]
-        layers = {end: (tensors[f"{prefix}{end}.lora_A.weight"], tensors[f"{prefix}{end}.lora_B.weight"]) for end in ends}
+        ends = [
+            key.removeprefix(prefix).removesuffix(".lora_A.weight")
+            for key in tensors
+            if key.startswith(prefix) and ".lora_A." in key
+        ]
+        layers = {
+            end: (tensors[f"{prefix}{end}.lora_A.weight"], tensors[f"{prefix}{end}.lora_B.weight"]) for end in ends
+        }
         held = {end: tensors[f"{prefix}{end}.lora_B.bias"] for end in ends if f"{prefix}{end}.lora_B.bias" in tensors}
         biases = {end: (np.ones((1, 1), bias.dtype), np.asarray(bias)[:, None]) for end, bias in held.items()}
         if prefix == "unet.":
@@ -218,7 +244,9 @@ def kohya_keys(tensors: Mapping[str, Any], family: Family = families.SD1) -> dic
     return named
 
 
-def _kohya_metadata(record: Record, tensors: Mapping[str, Any], family: Family, words: Mapping[str, str], *, inside: bool) -> dict[str, str]:
+def _kohya_metadata(
+    record: Record, tensors: Mapping[str, Any], family: Family, words: Mapping[str, str], *, inside: bool
+) -> dict[str, str]:
     """`words`: object to trigger. inside: the vectors are in the same file."""
     rank = next(str(v.shape[0]) for k, v in tensors.items() if "lora_A" in k)
     licence = {"modelspec.license": card.licence(record, family)[0]} if card.licence(record, family)[0] else {}
@@ -228,7 +256,9 @@ def _kohya_metadata(record: Record, tensors: Mapping[str, Any], family: Family, 
         "modelspec.title": record.name,
         "modelspec.tags": "Object",
         "modelspec.trigger_phrase": " ".join(words.values()),
-        "modelspec.usage_hint": "the embedding is inside" if inside else f"with the embedding {', '.join(f'{w}.safetensors' for w in words.values())} of the same object",
+        "modelspec.usage_hint": "the embedding is inside"
+        if inside
+        else f"with the embedding {', '.join(f'{w}.safetensors' for w in words.values())} of the same object",
         "ss_network_module": family.network,
         "ss_network_dim": rank,
         "ss_network_alpha": rank,

@@ -32,6 +32,7 @@ class Fetched:
     bytes: int = 0
     reused: bool = True
 
+
 PATIENCE = 20.0
 """Seconds for the hub's first answer."""
 
@@ -67,7 +68,9 @@ def model(repository: str, report: Report, stopped: Callable[[], int]) -> Fetche
     if here is not None:
         report.note(f"{repository} is here already")
         return Fetched(repository, repository, here.name, here)
-    return _brought(repository, repository, "main", report, stopped, (*bases.JUDGE, *vaes.FILES, bases.PICKLED), _of_a_judge)
+    return _brought(
+        repository, repository, "main", report, stopped, (*bases.JUDGE, *vaes.FILES, bases.PICKLED), _of_a_judge
+    )
 
 
 def _brought(
@@ -80,7 +83,9 @@ def _brought(
     wanted: dict[str, Any] = {"revision": revision, "allow_patterns": list(patterns), "ignore_patterns": []}
     connection.check()
     with _explained(repository), _quiet():
-        HfApi().model_info(repository, revision=revision, timeout=PATIENCE)  # says at once that nobody is there; what follows would try for half a minute
+        HfApi().model_info(
+            repository, revision=revision, timeout=PATIENCE
+        )  # says at once that nobody is there; what follows would try for half a minute
         listed = snapshot_download(repository, dry_run=True, tqdm_class=_bars(report, stopped, 0), **wanted)
         wanted["ignore_patterns"] += check(name, [each.filename for each in listed])
         missing = [each for each in listed if each.will_download and each.filename not in wanted["ignore_patterns"]]
@@ -126,7 +131,10 @@ def _of_a_judge(name: str, files: list[str]) -> tuple[str, ...]:
     if "config.json" in files and vaes.FILES[-1] in files:
         return (bases.PICKLED,)
     if "config.json" not in files or not {"model.safetensors", bases.PICKLED} & set(files):
-        raise InputError(f"{name} holds no model of transformers", "give the id of a repository with config.json and model.safetensors")
+        raise InputError(
+            f"{name} holds no model of transformers",
+            "give the id of a repository with config.json and model.safetensors",
+        )
     return (bases.PICKLED,) if "model.safetensors" in files else ()
 
 
@@ -164,7 +172,9 @@ def _bars(report: Report, stopped: Callable[[], int], total: int) -> type:
         def update(self, n: float | None = 1) -> None:
             nonlocal ahead
             if stopped():
-                raise Stopped(stopped(), "stopped while fetching", "the same command goes on; files that are whole stay")
+                raise Stopped(
+                    stopped(), "stopped while fetching", "the same command goes on; files that are whole stay"
+                )
             self.n += n or 0
             with lock:
                 if self.counts and ahead < self.n < total:
@@ -216,10 +226,22 @@ def _told(error: Exception, repository: str) -> ResourceError:
         hint = f"accept its terms at {constants.ENDPOINT}/{repository}, then `hf auth login` or set HF_TOKEN"
         return ResourceError(f"{repository} asks for an account", hint)
     if isinstance(cause, errors.RepositoryNotFoundError | errors.RevisionNotFoundError):
-        return ResourceError(f"{constants.ENDPOINT} has no {repository}", "check the name; one that is not public needs HF_TOKEN")
+        return ResourceError(
+            f"{constants.ENDPOINT} has no {repository}", "check the name; one that is not public needs HF_TOKEN"
+        )
     if constants.HF_HUB_OFFLINE:
-        return ResourceError(f"{repository} cannot be fetched: HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE and run the same command")
-    if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
-        return ResourceError(f"{_cache()} cannot be written: {cause.strerror}", "free some space, or set HF_HOME to another folder")
+        return ResourceError(
+            f"{repository} cannot be fetched: HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE and run the same command"
+        )
+    if isinstance(cause, OSError) and cause.errno in (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+    ):
+        return ResourceError(
+            f"{_cache()} cannot be written: {cause.strerror}", "free some space, or set HF_HOME to another folder"
+        )
     hint = f"{connection.advice()}check the connection and run the same command; or copy the model's folder here and give it as `--base DIR`"
     return ResourceError(f"{repository} cannot be fetched from {constants.ENDPOINT}", hint)

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 BATCH = 4
 
 
-def run(ctx: Context, prompts: list[str], config: Generate, out: Path | None = None, source: Ref | None = None) -> list[Done]:
+def run(
+    ctx: Context, prompts: list[str], config: Generate, out: Path | None = None, source: Ref | None = None
+) -> list[Done]:
     """Draw each prompt `config.n` times; one scene a prompt; `source`: the adapter that holds all objects.
 
     Raises:
@@ -74,7 +76,9 @@ def note_guidance(ctx: Context, config: Generate) -> None:
     if config.negative.strip() and config.guidance <= 1:
         ctx.report.note(f"the negative prompt has no effect at a guidance of {config.guidance:g}; it acts above 1")
     elif config.negative.strip() and config.guidance_below <= 0:
-        ctx.report.note("the negative prompt has no effect, because `generate.guidance_below` lets guidance act at no step")
+        ctx.report.note(
+            "the negative prompt has no effect, because `generate.guidance_below` lets guidance act at no step"
+        )
 
 
 def _scene(ctx: Context, asked: request.Request, i: int, config: Generate) -> tuple[Record, Done | None]:
@@ -106,7 +110,10 @@ def _check_shared(asked: request.Request) -> None:
     for found in asked.named:
         for a, b in itertools.combinations(found, 2):
             if a.record.ref == b.record.ref and a.strength != b.strength:
-                raise InputError(f"<{a.name}> and <{b.name}> share one LoRA, {a.record.ref}, and have the strengths {a.strength:g} and {b.strength:g}", "give them one strength, or draw them with `objtune compose`")
+                raise InputError(
+                    f"<{a.name}> and <{b.name}> share one LoRA, {a.record.ref}, and have the strengths {a.strength:g} and {b.strength:g}",
+                    "give them one strength, or draw them with `objtune compose`",
+                )
 
 
 def reuse(ctx: Context, record: Record, config: Generate, prompt: str) -> Done | None:
@@ -129,11 +136,15 @@ def reuse(ctx: Context, record: Record, config: Generate, prompt: str) -> Done |
         return None
     done = ctx.reuse(record, computed=True)
     if done is not None:
-        done.images = images if shown is None else write_pictures(ctx, ref, replace(record, metrics=kept), shown, config, prompt)
+        done.images = (
+            images if shown is None else write_pictures(ctx, ref, replace(record, metrics=kept), shown, config, prompt)
+        )
     return done
 
 
-def _add_adapters(stack: "Stack", found: list[objects.Named], weights: dict[str, dict[str, Any]]) -> dict[tuple[Ref, float], str]:
+def _add_adapters(
+    stack: "Stack", found: list[objects.Named], weights: dict[str, dict[str, Any]]
+) -> dict[tuple[Ref, float], str]:
     """Add every adapter once for each of its strengths; the names they have in the denoiser, "" for a token without LoRA."""
     from objtune_cli.models import adapter
 
@@ -141,7 +152,9 @@ def _add_adapters(stack: "Stack", found: list[objects.Named], weights: dict[str,
     for item in found:
         if (item.record.ref, item.strength) not in loaded:
             name = f"lora{len(loaded)}"
-            loaded[item.record.ref, item.strength] = name if adapter.load(stack, objects.scale(weights[item.name], item.strength), name) else ""
+            loaded[item.record.ref, item.strength] = (
+                name if adapter.load(stack, objects.scale(weights[item.name], item.strength), name) else ""
+            )
     return loaded
 
 
@@ -182,7 +195,9 @@ def batches(config: Generate, step: Callable[..., None]) -> Iterator[tuple[list[
         yield seeds, on_step
 
 
-def keep(ctx: Context, stack: "Stack", record: Record, tensors: dict[str, "torch.Tensor"], config: Generate, prompt: str) -> Done:
+def keep(
+    ctx: Context, stack: "Stack", record: Record, tensors: dict[str, "torch.Tensor"], config: Generate, prompt: str
+) -> Done:
     """Publish a scene: what its pictures are made of in the artifact, PNGs beside it.
 
     Raises:
@@ -192,7 +207,10 @@ def keep(ctx: Context, stack: "Stack", record: Record, tensors: dict[str, "torch
     flat = flat_of(shown)
     if flat and not ctx.force:
         precision = "`--precision fp32`, " if "precision" in record.tools else ""
-        raise GateError(f"{which(flat, len(shown))} of one colour: nothing is published", f"try {precision}another `--seed`, or another `--base`; `--force` keeps it")
+        raise GateError(
+            f"{which(flat, len(shown))} of one colour: nothing is published",
+            f"try {precision}another `--seed`, or another `--base`; `--force` keeps it",
+        )
     if flat:
         ctx.report.note(f"{which(flat, len(shown))} of one colour")
         record = replace(record, metrics={**record.metrics, FLAT: flat})
@@ -221,20 +239,35 @@ def decoded(ctx: Context, stack: "Stack", record: Record, tensors: dict[str, "to
     from objtune_cli.method import detail
     from objtune_cli.method.sampling import to_uint8
 
-    latents, close = tensors["latents"], {name.removeprefix(CLOSE): each for name, each in tensors.items() if name.startswith(CLOSE)}
+    latents, close = (
+        tensors["latents"],
+        {name.removeprefix(CLOSE): each for name, each in tensors.items() if name.startswith(CLOSE)},
+    )
     places = record.config["places"] if close else {}
     boxes = {name: tuple(places[name]) for name in record.config.get("order", places) if close}
-    return to_uint8(detail.scenes(stack, latents, close, boxes, whole=record.config.get("laid", "place") == "place")).numpy()
+    return to_uint8(
+        detail.scenes(stack, latents, close, boxes, whole=record.config.get("laid", "place") == "place")
+    ).numpy()
 
 
-def write_pictures(ctx: Context, ref: Ref, record: Record, shown: "np.ndarray", config: Generate, prompt: str) -> list[Path]:
+def write_pictures(
+    ctx: Context, ref: Ref, record: Record, shown: "np.ndarray", config: Generate, prompt: str
+) -> list[Path]:
     """Write a scene's pictures as PNGs that say how they were made, in the form other tools read; `seeds` in the metrics: those that were kept."""
     images = []
     known = hashes.of(ctx, record.inputs)
     seeds = record.metrics.get("seeds", [seed_after(config.seed, k) for k in range(len(shown))])
     for i, picture in enumerate(shown):
         size = (picture.shape[1], picture.shape[0])
-        said = parameters(write_strengths(prompt, record.config.get("strengths", {})), config, int(seeds[i]), size, ctx.base.id, ctx.base.sampler, known)
+        said = parameters(
+            write_strengths(prompt, record.config.get("strengths", {})),
+            config,
+            int(seeds[i]),
+            size,
+            ctx.base.id,
+            ctx.base.sampler,
+            known,
+        )
         about = canonical({"scene": str(ref), "inputs": record.inputs, "seed": seeds[i]})
         data = pictures.png(picture, {"parameters": said, "objtune": about})
         images.append(keep_picture(ctx.root, ref, f"{i + 1:03d}.png", data))
@@ -248,7 +281,13 @@ SAMPLERS = {"ddim": "DDIM", "euler": "Euler", "dpm++": "DPM++ 2M"}
 
 
 def parameters(
-    prompt: str, config: Generate, seed: int, size: tuple[int, int], model: str, own: tuple[str, str] = ("DDIM", ""), known: Mapping[str, str] = MappingProxyType({})
+    prompt: str,
+    config: Generate,
+    seed: int,
+    size: tuple[int, int],
+    model: str,
+    own: tuple[str, str] = ("DDIM", ""),
+    known: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """How a picture was made, in the lines that A1111, Forge and Civitai read: prompt, negative prompt, `Key: value` pairs.
 
@@ -270,7 +309,10 @@ def parameters(
     if config.object_guidance > 0:
         pairs["Object guidance"] = f"{config.object_guidance:g}"
     pairs |= {"Size": f"{size[0]}x{size[1]}", "Model": model, **known, "Version": f"objtune {__version__}"}
-    lines = [escape_syntax(prompt), *([f"Negative prompt: {escape_syntax(config.negative)}"] if config.negative else [])]
+    lines = [
+        escape_syntax(prompt),
+        *([f"Negative prompt: {escape_syntax(config.negative)}"] if config.negative else []),
+    ]
     return "\n".join([*lines, ", ".join(f"{key}: {_quoted(str(value))}" for key, value in pairs.items())])
 
 
@@ -283,5 +325,8 @@ def copied(results: list[Done], out: Path | None, ctx: Context) -> list[Done]:
     if out is None:
         return results
     for done in results:
-        done.images = [outputs.add(out / f"{done.ref.name}-{done.ref.version:03d}-{image.name}", image.read_bytes()) for image in done.images]
+        done.images = [
+            outputs.add(out / f"{done.ref.name}-{done.ref.version:03d}-{image.name}", image.read_bytes())
+            for image in done.images
+        ]
     return results

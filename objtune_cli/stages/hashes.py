@@ -44,7 +44,9 @@ def _kept(ctx: Context, ref: str, sha256: str) -> Hashes:
     if own is not None:
         return own
     found = _noted(ctx, ref, sha256)
-    lora_alone = [role for role in record.inputs if role.startswith("file.")] == ["file.0"]  # its token is made of known words
+    lora_alone = [role for role in record.inputs if role.startswith("file.")] == [
+        "file.0"
+    ]  # its token is made of known words
     return {key: values for key, values in found.items() if not (lora_alone and key == WORDS)}
 
 
@@ -66,8 +68,14 @@ def imported(record: artifact.Record) -> Hashes | None:
 
     Source: civitai's AutoV3 and A1111's hash of a LoRA are of what follows its header, an embedding's are of the whole file.
     """
-    files = {role.partition(".")[2]: source["sha256"] for role, source in sorted(record.inputs.items()) if role.startswith("file.")}
-    bodies = {i: record.inputs[f"{artifact.BODY}{i}"]["sha256"] for i in files if f"{artifact.BODY}{i}" in record.inputs}
+    files = {
+        role.partition(".")[2]: source["sha256"]
+        for role, source in sorted(record.inputs.items())
+        if role.startswith("file.")
+    }
+    bodies = {
+        i: record.inputs[f"{artifact.BODY}{i}"]["sha256"] for i in files if f"{artifact.BODY}{i}" in record.inputs
+    }
     if not files or (record.metrics.get("layers") and not bodies):
         return None
     found: Hashes = {}
@@ -82,5 +90,9 @@ def made(record: artifact.Record, tensors: Mapping[str, Any]) -> Hashes:
     family = families.named(record.base.get("family", ""))
     layers = export.kohya_keys(tensors, family)
     found: Hashes = {"Lora hashes": {record.name: export.body_hash(layers)[:DIGITS]}} if layers else {}
-    words = {name: export.embedding_hash(tensors, name, family)[:DIGITS] for name in record.objects if f"token.{name}" in tensors}
+    words = {
+        name: export.embedding_hash(tensors, name, family)[:DIGITS]
+        for name in record.objects
+        if f"token.{name}" in tensors
+    }
     return found | ({WORDS: words} if words else {})

@@ -45,11 +45,19 @@ def device() -> list[Check]:
     found = [Check("cpu", "ok", f"{torch.get_num_threads()} threads of {os.cpu_count()} processors")]
     for i in range(torch.cuda.device_count()):
         has = torch.cuda.get_device_properties(i)
-        found.append(Check(f"cuda:{i}", "ok", f"{has.name}, {has.total_memory / 1e9:.0f} GB, bf16 {'yes' if torch.cuda.is_bf16_supported() else 'no'}"))
+        found.append(
+            Check(
+                f"cuda:{i}",
+                "ok",
+                f"{has.name}, {has.total_memory / 1e9:.0f} GB, bf16 {'yes' if torch.cuda.is_bf16_supported() else 'no'}",
+            )
+        )
     if torch.backends.mps.is_available():
         found.append(Check("mps", "ok", "Apple GPU"))
     if len(found) == 1:
-        found.append(Check("gpu", "missing", "none that torch sees", "the toybox needs none; Stable Diffusion bases want one"))
+        found.append(
+            Check("gpu", "missing", "none that torch sees", "the toybox needs none; Stable Diffusion bases want one")
+        )
     return found
 
 
@@ -71,13 +79,23 @@ def _memory() -> Check:
         free, total = kilobytes["MemAvailable"] / 1e6, kilobytes["MemTotal"] / 1e6
     except (OSError, KeyError, ValueError, IndexError):
         return Check("memory", "ok", "this system does not say")
-    return Check("memory", "ok" if free > ROOM else "bad", f"{free:.1f} GB free of {total:.1f}", "" if free > ROOM else "end other programs")
+    return Check(
+        "memory",
+        "ok" if free > ROOM else "bad",
+        f"{free:.1f} GB free of {total:.1f}",
+        "" if free > ROOM else "end other programs",
+    )
 
 
 def _disk(folder: Path) -> Check:
     here = next((p for p in (folder, *folder.parents) if p.exists()), Path("/"))
     free = shutil.disk_usage(here).free / 1e9
-    return Check("disk", "ok" if free > ROOM else "bad", f"{free:.1f} GB free at {folder}", "" if free > ROOM else "`objtune gc` frees what nothing needs")
+    return Check(
+        "disk",
+        "ok" if free > ROOM else "bad",
+        f"{free:.1f} GB free at {folder}",
+        "" if free > ROOM else "`objtune gc` frees what nothing needs",
+    )
 
 
 def _bases() -> list[Check]:
@@ -95,14 +113,29 @@ def _models(project: Project) -> list[Check]:
     given = Settings(project.settings).resolve(Segment).sam_checkpoint
     place = Path(given) if given else bases.SEGMENTER
     fine = place.exists()
-    state, remedy = ("ok", "") if fine else ("bad", "correct `segment.sam_checkpoint` in objtune.toml" if given else "pip install --force-reinstall objtune")
-    return [Check("segmenter", state, str(place) if fine else f"there is no {place}", remedy), *(_cached(n, r) for n, r in JUDGES.items())]
+    state, remedy = (
+        ("ok", "")
+        if fine
+        else (
+            "bad",
+            "correct `segment.sam_checkpoint` in objtune.toml" if given else "pip install --force-reinstall objtune",
+        )
+    )
+    return [
+        Check("segmenter", state, str(place) if fine else f"there is no {place}", remedy),
+        *(_cached(n, r) for n, r in JUDGES.items()),
+    ]
 
 
 def _cached(name: str, repository: str) -> Check:
     found = bases.transformers_model(repository)
     if found is None:
-        return Check(name, "missing", f"{repository} is not on this machine; `evaluate` on photographs needs it", f"objtune fetch --model {repository}")
+        return Check(
+            name,
+            "missing",
+            f"{repository} is not on this machine; `evaluate` on photographs needs it",
+            f"objtune fetch --model {repository}",
+        )
     return Check(name, "ok", str(found))
 
 
@@ -111,7 +144,14 @@ def _store(project: Project) -> list[Check]:
     if not project.settings.exists():
         return [Check("project", "missing", f"{project.folder} is none yet", "objtune init")]
     writable = os.access(project.folder, os.W_OK)
-    found = [Check("project", "ok" if writable else "bad", str(project.folder), "" if writable else "it cannot be written; check its owner and mode")]
+    found = [
+        Check(
+            "project",
+            "ok" if writable else "bad",
+            str(project.folder),
+            "" if writable else "it cannot be written; check its owner and mode",
+        )
+    ]
     every = refs.every(project.artifacts)
     broken = []
     for ref in every:
@@ -122,5 +162,12 @@ def _store(project: Project) -> list[Check]:
     said = broken[0].message if broken else f"{len(every)} artifacts, every header sound"
     found.append(Check("store", "bad" if broken else "ok", said, broken[0].hint if broken else ""))
     left = leavings.found(project, 0)
-    found.append(Check("leftovers", "missing" if left else "ok", f"{len(left)} files of killed writers", "objtune gc" if left else ""))
+    found.append(
+        Check(
+            "leftovers",
+            "missing" if left else "ok",
+            f"{len(left)} files of killed writers",
+            "objtune gc" if left else "",
+        )
+    )
     return found

@@ -51,7 +51,9 @@ def place(target: "Target", frame: Frame, note: "Callable[[str], None]") -> "Tar
     dots = (*target.points, *target.beside)
     if any(_is_fraction(dot) for dot in dots):
         scaled = tuple(_inner(_scaled(dot, frame), frame) if all(0 <= v <= 1 for v in dot) else dot for dot in dots)
-        note(f"points of {target.name} in fractions of the photo are {' and '.join(_text(dot) for dot in scaled)} in pixels")
+        note(
+            f"points of {target.name} in fractions of the photo are {' and '.join(_text(dot) for dot in scaled)} in pixels"
+        )
         dots = scaled
     dots = tuple(_place_point(dot, frame) for dot in dots)
     count = len(target.points)
@@ -72,14 +74,19 @@ def _scaled(dot: tuple[float, float], frame: Frame) -> tuple[float, float]:
     return round(x * frame.width, 2), round(y * frame.height, 2)
 
 
-def _place_box(box: tuple[float, float, float, float], frame: Frame, name: str, note: "Callable[[str], None]") -> tuple[float, float, float, float]:
+def _place_box(
+    box: tuple[float, float, float, float], frame: Frame, name: str, note: "Callable[[str], None]"
+) -> tuple[float, float, float, float]:
     said = _text(box)
     if all(0 <= v <= 1 for v in box):
         box = (*_scaled(box[:2], frame), *_scaled(box[2:], frame))
         note(f"the box of {name} in fractions of the photo is {_text(box)} in pixels")
     x0, y0, x1, y1 = box
     if x1 <= x0 or y1 <= y0:
-        raise InputError(f"the box {said} is not inside the photo ({frame}): x1,y1 has to be right of and below x0,y0", _other_orders(box, frame))
+        raise InputError(
+            f"the box {said} is not inside the photo ({frame}): x1,y1 has to be right of and below x0,y0",
+            _other_orders(box, frame),
+        )
     reach_x, reach_y = max(1.0, CLIP * frame.width), max(1.0, CLIP * frame.height)
     inside = (max(x0, 0.0), max(y0, 0.0), min(x1, float(frame.width)), min(y1, float(frame.height)))
     outside = max(-x0, x1 - frame.width) >= reach_x or max(-y0, y1 - frame.height) >= reach_y
@@ -99,7 +106,9 @@ def _other_orders(box: tuple[float, ...], frame: Frame) -> str:
         found.append(f"with its corners in order `--box {_text(corners)}`")
     if min(box) >= 0 and x1 > 0 and y1 > 0 and x0 + x1 <= frame.width and y0 + y1 <= frame.height:
         found.append(f"if it is x,y,width,height, `--box {_text((x0, y0, x0 + x1, y0 + y1))}`")
-    return "; ".join(found) or "x0,y0 is its upper left, x1,y1 its lower right corner, for example `--box 0.2,0.2,0.8,0.8`"
+    return (
+        "; ".join(found) or "x0,y0 is its upper left, x1,y1 its lower right corner, for example `--box 0.2,0.2,0.8,0.8`"
+    )
 
 
 def _elsewhere(box: tuple[float, ...], frame: Frame) -> str:
@@ -127,7 +136,8 @@ def _place_point(dot: tuple[float, float], frame: Frame) -> tuple[float, float]:
     x, y = dot
     if not (-1 < x < frame.width and -1 < y < frame.height):
         raise InputError(
-            f"the point {_text(dot)} is not inside the photo ({frame})", "give pixels of the photo as it is shown, or fractions of it: `--point 0.5,0.5`"
+            f"the point {_text(dot)} is not inside the photo ({frame})",
+            "give pixels of the photo as it is shown, or fractions of it: `--point 0.5,0.5`",
         )
     return max(x, 0.0), max(y, 0.0)
 
@@ -137,7 +147,9 @@ def _inner(dot: tuple[float, float], frame: Frame) -> tuple[float, float]:
     return min(dot[0], frame.width - 1.0), min(dot[1], frame.height - 1.0)
 
 
-def disagreement(cover: "np.ndarray", target: "Target", photo: "Photo", rough: "np.ndarray | None" = None) -> tuple[str, str]:
+def disagreement(
+    cover: "np.ndarray", target: "Target", photo: "Photo", rough: "np.ndarray | None" = None
+) -> tuple[str, str]:
     """Why a mask is not what a box, points or a rough mask show, and what to do; two empty texts where it is.
 
     Args:
@@ -160,21 +172,32 @@ def disagreement(cover: "np.ndarray", target: "Target", photo: "Photo", rough: "
         top, bottom = np.quantile(ys, (0.005, 0.995))
         span = min((min(right + 1, x1) - max(left, x0)) / (x1 - x0), (min(bottom + 1, y1) - max(top, y0)) / (y1 - y0))
         if span < MIN_SPAN:
-            return f"what was found fills only {max(span, 0):.0%} of its box's width or height", box_advice(target, photo)
+            return f"what was found fills only {max(span, 0):.0%} of its box's width or height", box_advice(
+                target, photo
+            )
     if rough is not None:
         shared = float((mask & (rough > 127)).sum())
         share = max(shared / mask.sum(), shared / max(1, (rough > 127).sum()))
         if share < MIN_SHARED:
-            return f"what was found and the rough mask share {share:.0%}", "draw the rough mask on the object, or give the exact one with `--mask M.png`"
+            return (
+                f"what was found and the rough mask share {share:.0%}",
+                "draw the rough mask on the object, or give the exact one with `--mask M.png`",
+            )
     near = NEAR * max(float(np.ptp(xs)), float(np.ptp(ys))) + 2
     for x, y in target.points:
         if float(np.hypot(xs - x * scale, ys - y * scale).min()) > near:
-            return f"the point {_text((x, y))} is not on what was found", "give `--box x0,y0,x1,y1` or more points on it"
+            return (
+                f"the point {_text((x, y))} is not on what was found",
+                "give `--box x0,y0,x1,y1` or more points on it",
+            )
     for x, y in target.beside:
         column, row = min(int(x * scale), mask.shape[1] - 1), min(int(y * scale), mask.shape[0] - 1)
         around = mask[max(0, row - 2) : row + 3, max(0, column - 2) : column + 3]
         if around.all():
-            return f"the point {_text((x, y))} of `--not-point` is on what was found", "give `--box x0,y0,x1,y1` or `--mask M.png`"
+            return (
+                f"the point {_text((x, y))} of `--not-point` is on what was found",
+                "give `--box x0,y0,x1,y1` or `--mask M.png`",
+            )
     return "", ""
 
 
@@ -188,4 +211,10 @@ def box_advice(target: "Target", photo: "Photo") -> str:
     turned = _upright(target.box_xyxy or (), frame) if target.box_xyxy else None
     if turned:
         found.append(f"if it is of the photo before its EXIF rotation, give `--box {_text(turned)}`")
-    return "; ".join([f"a box is x0,y0,x1,y1 in pixels of this photo ({frame}), close around the object", *found, "or give `--mask M.png`"])
+    return "; ".join(
+        [
+            f"a box is x0,y0,x1,y1 in pixels of this photo ({frame}), close around the object",
+            *found,
+            "or give `--mask M.png`",
+        ]
+    )

@@ -71,7 +71,9 @@ def _settings(read: list[sources.File], word: str) -> dict[str, str]:
     """What the identity of an import holds; that settings in headers are read makes other work of files that have some."""
     from objtune_cli.models.lora_strength import HEADER
 
-    return {"word": word} | ({"strength": "header"} if any(HEADER in sources.read_metadata(file.data) for file in read) else {})
+    return {"word": word} | (
+        {"strength": "header"} if any(HEADER in sources.read_metadata(file.data) for file in read) else {}
+    )
 
 
 def open_source(file: sources.File, allow_pickle: bool) -> "Source":
@@ -85,7 +87,9 @@ def open_source(file: sources.File, allow_pickle: bool) -> "Source":
     opened = sources.open_file(file, allow_pickle)
     whole = lora_kinds.whole_kind(opened.tensors)
     if whole:
-        raise InputError(f"{file.what} {whole[0]}, neither a LoRA nor an embedding", whole[1].format(path=quote(str(file.path))))
+        raise InputError(
+            f"{file.what} {whole[0]}, neither a LoRA nor an embedding", whole[1].format(path=quote(str(file.path)))
+        )
     strengths = lora_strength.read_header(opened.metadata, file.what)
     if file.config:
         what = f"{sources.CONFIG} beside {file.what}"
@@ -110,8 +114,14 @@ def _layers(ctx: Context, stack: "Stack", found: "list[Source]") -> "dict[str, T
             raise InputError("two files of one kind are two objects", "import each under a name of its own")
         if not any(bool(value.any()) for key, value in own.items() if key.endswith(".lora_B.weight")):
             ctx.report.note(f"{source.what} changes nothing: all of its layers are zeros")
-        if any(key.startswith("base_model.model.") for key in source.weights) and not source.strengths and not _has_alpha(source.weights):
-            ctx.report.note(f"{source.what} has no {sources.CONFIG} beside it, which says how strong it is: alpha is taken to be its rank")
+        if (
+            any(key.startswith("base_model.model.") for key in source.weights)
+            and not source.strengths
+            and not _has_alpha(source.weights)
+        ):
+            ctx.report.note(
+                f"{source.what} has no {sources.CONFIG} beside it, which says how strong it is: alpha is taken to be its rank"
+            )
         layers |= own
     return layers
 
@@ -127,4 +137,6 @@ def _note_vectors(ctx: Context, stack: "Stack", name: str, vectors: "list[Vector
             ctx.report.note(f"{each.what} holds vectors for T5 too, which reads no added words here: they are not used")
     limit = stack.tokenizer.model_max_length - 2
     if vectors and limit - count < FEW:
-        ctx.report.note(f"<{name}> has {count} vectors: they leave {limit - count} of a prompt's {limit} tokens for other words")
+        ctx.report.note(
+            f"<{name}> has {count} vectors: they leave {limit - count} of a prompt's {limit} tokens for other words"
+        )

@@ -29,7 +29,16 @@ OTHER_NAMES = {
     "category": "class", "label": "class", "model": "base", "settings": "set", "options": "set", "config": "set",
 }  # fmt: skip
 """What people write for a key."""
-_PHOTO_OPTIONS = {"class": "--class", "name": "--name", "mask": "--mask", "box": "--box", "point": "--point", "not_point": "--not-point", "rough": "--rough", "which": "--which"}
+_PHOTO_OPTIONS = {
+    "class": "--class",
+    "name": "--name",
+    "mask": "--mask",
+    "box": "--box",
+    "point": "--point",
+    "not_point": "--not-point",
+    "rough": "--rough",
+    "which": "--which",
+}
 _MODEL_OPTIONS = {"base": "--base", "device": "--device", "precision": "--precision", "set": "--set"}
 _PER_OBJECT = ("mask", "box", "point", "not_point", "rough")
 """Keys whose value may be a table from an object's name to its own value."""
@@ -63,13 +72,19 @@ def read(file: Path) -> list[Job]:
     if more:
         near = tables.nearest(more[0], ("job", "defaults"))
         form = {"job": "[[job]]", "defaults": "[defaults]"}.get(near, "")
-        raise InputError(f"unknown key {more[0]} in {file}", (f"did you mean `{form}`? " if form else "") + "known keys: defaults, job")
+        raise InputError(
+            f"unknown key {more[0]} in {file}",
+            (f"did you mean `{form}`? " if form else "") + "known keys: defaults, job",
+        )
     jobs, defaults = table.get("job"), _checked(table.get("defaults", {}), f"[defaults] of {file}")
     if isinstance(jobs, dict):
         raise InputError(f"job in {file} is a single table", "write `[[job]]` with two brackets above each photo")
     if not isinstance(jobs, list) or not jobs:
         raise InputError(f"{file} lists no jobs", FORM)
-    made = [_job(defaults | _checked(job, f"job {i} of {file}"), f"job {i} of {file}", file.parent) for i, job in enumerate(jobs, 1)]
+    made = [
+        _job(defaults | _checked(job, f"job {i} of {file}"), f"job {i} of {file}", file.parent)
+        for i, job in enumerate(jobs, 1)
+    ]
     called = [name for job in made for name in job.names]
     twice = sorted({name for name in called if called.count(name) > 1})
     if twice:
@@ -96,14 +111,21 @@ def check_prompts(jobs: Sequence[Job], root: Path) -> None:
         prompts.check_brackets(read, known.__contains__)
         missing = next((match[0] for match in PLACEHOLDER.finditer(read) if match[1] not in known), "")
         if missing:
-            raise MissingError(f"a prompt of the job {job.label} names {missing}, which is not trained", f"objects of jobs and project: {', '.join(f'<{n}>' for n in sorted(known))}")
+            raise MissingError(
+                f"a prompt of the job {job.label} names {missing}, which is not trained",
+                f"objects of jobs and project: {', '.join(f'<{n}>' for n in sorted(known))}",
+            )
 
 
 def _texts_drawn(words: list[str]) -> list[str]:
     """The prompts of a `generate`, and its negative prompt where a setting of the job gives one."""
     end = words.index("--")
     settings = [word.removeprefix("--set=").partition("=") for word in words[:end] if word.startswith("--set=")]
-    return [text for text in [*words[end + 1 :], *(value for key, _, value in settings if key.strip() == "generate.negative")] if text != "-"]
+    return [
+        text
+        for text in [*words[end + 1 :], *(value for key, _, value in settings if key.strip() == "generate.negative")]
+        if text != "-"
+    ]
 
 
 def _checked(job: Any, where: str) -> dict[str, Any]:
@@ -116,7 +138,9 @@ def _checked(job: Any, where: str) -> dict[str, Any]:
         raise InputError(f"{where} is no table", FORM)
     for key, value in job.items():
         if key not in KEYS:
-            raise InputError(f"unknown key {key} in {where}", f"{_suggestion(key, value)}known keys: {', '.join(sorted(KEYS))}")
+            raise InputError(
+                f"unknown key {key} in {where}", f"{_suggestion(key, value)}known keys: {', '.join(sorted(KEYS))}"
+            )
     return {key: _value(key, value, where) for key, value in job.items()}
 
 
@@ -166,7 +190,10 @@ def _texts(kind: str, value: Any) -> list[str] | None:
         return None
     if kind == _PLACE and value and all(type(v) in (int, float) for v in value):
         return [",".join(map(_text, value))]
-    each = [_texts(kind, v) if kind == _PLACE and isinstance(v, list) else [v] if isinstance(v, str) else None for v in value]
+    each = [
+        _texts(kind, v) if kind == _PLACE and isinstance(v, list) else [v] if isinstance(v, str) else None
+        for v in value
+    ]
     return None if None in each else [text for texts in each for text in texts or []]
 
 
@@ -200,7 +227,10 @@ def _job(job: dict[str, Any], where: str, folder: Path) -> Job:
         owners = {*names, *job["class"], *(word for word, _ in pairs)}
         found = _located(job, owners, folder)
     except ObjtuneError as error:
-        raise InputError(f"{error.message} in {where}", error.hint.replace("`--name`, one for each `--class`", '`name = ["…", "…"]`, one for each class')) from None
+        raise InputError(
+            f"{error.message} in {where}",
+            error.hint.replace("`--name`, one for each `--class`", '`name = ["…", "…"]`, one for each class'),
+        ) from None
     if len(names) > 1:
         _check_owners(job, owners, names, where)
     model = _options(found, _MODEL_OPTIONS)
@@ -226,7 +256,9 @@ def _check_owners(job: dict[str, Any], owners: set[str], names: list[str], where
         owner, equals, _ = text.partition("=")
         if not equals or owner.strip() not in owners:
             example = KEYS[key][1]
-            form = ", ".join(f"{name if name.isidentifier() and name.isascii() else repr(name)} = {example}" for name in names)
+            form = ", ".join(
+                f"{name if name.isidentifier() and name.isascii() else repr(name)} = {example}" for name in names
+            )
             raise InputError(f"{key} in {where} does not say whose it is: {text}", f"`{key} = {{{form}}}`")
 
 
@@ -259,7 +291,11 @@ def _located_setting(text: str, folder: Path) -> str:
     """A setting `section.key=value`, its value a path from the folder where the setting is one."""
     key, equals, value = text.partition("=")
     section, _, name = key.strip().rpartition(".")
-    known = {f.name: f.metadata["path"] for f in fields(SECTIONS.get(section, Common) if section else Common)} if section in (*SECTIONS, "") else {}
+    known = (
+        {f.name: f.metadata["path"] for f in fields(SECTIONS.get(section, Common) if section else Common)}
+        if section in (*SECTIONS, "")
+        else {}
+    )
     kind = known.get(name, "")
     return f"{key}{equals}{paths.KINDS[kind](value.strip(), folder)}" if kind and equals else text
 

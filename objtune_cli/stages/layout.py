@@ -38,7 +38,9 @@ RELATIONS = {
     "standing on": "on", "riding": "on", "on": "on",
 }  # fmt: skip
 """Words between two objects to how the first one stands to the second; any others: side by side."""
-_BETWEEN = re.compile(rf"\b({'|'.join(sorted(RELATIONS, key=len, reverse=True))})\s+(?:(?:the|an?|my|your|his|her|its|their)\s+)?(?:[a-z]+\s+)?$")
+_BETWEEN = re.compile(
+    rf"\b({'|'.join(sorted(RELATIONS, key=len, reverse=True))})\s+(?:(?:the|an?|my|your|his|her|its|their)\s+)?(?:[a-z]+\s+)?$"
+)
 _PLACED = re.compile(
     r"(<[a-z0-9][a-z0-9._-]*(?:@[0-9]+)?>)\s+(?:(?:is|stands|sits|lies)\s+)?(?:to the\s+)?(?:next to|beside|by|left of|right of|above|below|over|under|beneath)\s+(?=(?:the\s+|an?\s+)?<)",
     re.I,
@@ -46,7 +48,8 @@ _PLACED = re.compile(
 """Two objects and a word between them that says no more than where they stand."""
 _SIDE = re.compile(rf"(?<!\s)\s*(?:,\s*)?(?:on|in|at|to)\s+the\s+({'|'.join(SIDES)})\b(?!\s+of)")
 _JOINT = re.compile(
-    rf"(?:[\s,;]|\b(?:and|with|plus|next to|beside|by|near|to the|the|an?|is|stands|sits|lies|{'|'.join(sorted(RELATIONS, key=len, reverse=True))})\b)*$", re.I
+    rf"(?:[\s,;]|\b(?:and|with|plus|next to|beside|by|near|to the|the|an?|is|stands|sits|lies|{'|'.join(sorted(RELATIONS, key=len, reverse=True))})\b)*$",
+    re.I,
 )
 """Words that lead from one object to the next, at the end of what stands between them."""
 LEAD = 500
@@ -84,9 +87,14 @@ def place(text: str) -> tuple[str, Box]:
     except ValueError:
         box = ()
     if not name or len(box) != 4 or not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
-        raise UsageError(f"{text!r} is no place", f"`name=PLACE` with {', '.join(PLACES)}, or `name=x0,y0,x1,y1` in fractions of the picture")
+        raise UsageError(
+            f"{text!r} is no place",
+            f"`name=PLACE` with {', '.join(PLACES)}, or `name=x0,y0,x1,y1` in fractions of the picture",
+        )
     if min(box[2] - box[0], box[3] - box[1]) < LEAST:
-        raise UsageError(f"{text!r} is too small a place", f"at least {LEAST:g} wide and high, in fractions of the picture")
+        raise UsageError(
+            f"{text!r} is too small a place", f"at least {LEAST:g} wide and high, in fractions of the picture"
+        )
     return name, (box[0], box[1], box[2], box[3])
 
 
@@ -139,8 +147,13 @@ def assign(found: Mapping[str, Sequence[Box]], mentions: Mapping[str, Sequence[s
         count = len(mentions.get(name, boxes))
         if len(boxes) > count:
             times = "once" if count == 1 else f"{count} times"
-            raise UsageError(f"{len(boxes)} places for {name}, but the prompt names <{name}> {times}", f"give one `--place` for each <{name}> of the prompt")
-    return {name: box for own, boxes in found.items() for name, box in zip(mentions.get(own, [own]), boxes, strict=False)}
+            raise UsageError(
+                f"{len(boxes)} places for {name}, but the prompt names <{name}> {times}",
+                f"give one `--place` for each <{name}> of the prompt",
+            )
+    return {
+        name: box for own, boxes in found.items() for name, box in zip(mentions.get(own, [own]), boxes, strict=False)
+    }
 
 
 def check(found: Mapping[str, Box], mentioned: Sequence[str]) -> None:
@@ -151,11 +164,15 @@ def check(found: Mapping[str, Box], mentioned: Sequence[str]) -> None:
     """
     strangers = [name for name in found if name not in mentioned]
     if strangers:
-        raise InputError(f"the prompt does not mention <{strangers[0]}>", f"it mentions {', '.join(f'<{n}>' for n in mentioned)}")
+        raise InputError(
+            f"the prompt does not mention <{strangers[0]}>", f"it mentions {', '.join(f'<{n}>' for n in mentioned)}"
+        )
     owner: dict[Box, str] = {}
     for name, box in found.items():
         if box in owner:
-            raise UsageError(f"{owner[box]} and {name} have the same place", "give each object a place of its own; they may overlap")
+            raise UsageError(
+                f"{owner[box]} and {name} have the same place", "give each object a place of its own; they may overlap"
+            )
         owner[box] = name
 
 
@@ -187,7 +204,11 @@ class _Cell:
 
 
 def proposed(
-    prompt: str, names: Sequence[str], given: Mapping[str, Box], shapes: Mapping[str, float], extent: tuple[float, float] | None = None
+    prompt: str,
+    names: Sequence[str],
+    given: Mapping[str, Box],
+    shapes: Mapping[str, float],
+    extent: tuple[float, float] | None = None,
 ) -> Layout:
     """Places for all objects: the given ones, and for the others what the prompt's words say, else side by side.
 
@@ -203,7 +224,9 @@ def proposed(
             alone = len(columns) == len(column) == 1 and cell.names[0] in sides
             frame = PLACES[sides[cell.names[0]]] if alone else _frame(i, len(columns), k, len(column))
             own, back_to_front = _inside(cell, frame)
-            stretch = extent[0] / extent[1] if extent else max(1.0, len(columns) / 2) / max(1.0, max(map(len, columns)) / 2)  # proportions of fractions
+            stretch = (
+                extent[0] / extent[1] if extent else max(1.0, len(columns) / 2) / max(1.0, max(map(len, columns)) / 2)
+            )  # proportions of fractions
             boxes |= {n: _fitted(b, shapes.get(n, 1.0) / stretch) for n, b in own.items()}
             order += back_to_front
     found = dict(given)
@@ -290,7 +313,12 @@ def _inside(cell: _Cell, frame: Box) -> tuple[dict[str, Box], list[str]]:
 def _part(outer: Box, inner: Box) -> Box:
     """A box given in fractions of another one."""
     width, height = outer[2] - outer[0], outer[3] - outer[1]
-    return outer[0] + inner[0] * width, outer[1] + inner[1] * height, outer[0] + inner[2] * width, outer[1] + inner[3] * height
+    return (
+        outer[0] + inner[0] * width,
+        outer[1] + inner[1] * height,
+        outer[0] + inner[2] * width,
+        outer[1] + inner[3] * height,
+    )
 
 
 def _fitted(box: Box, shape: float) -> Box:
@@ -299,7 +327,10 @@ def _fitted(box: Box, shape: float) -> Box:
     An object needs room around it, so that its own width over height, times 1.15 both ways, is asked for.
     """
     width, height = box[2] - box[0], box[3] - box[1]
-    wide, high = min(width, max(LOOSE * width, 1.15 * shape * height)), min(height, max(LOOSE * height, 1.15 * width / shape))
+    wide, high = (
+        min(width, max(LOOSE * width, 1.15 * shape * height)),
+        min(height, max(LOOSE * height, 1.15 * width / shape)),
+    )
     middle = (box[0] + box[2]) / 2
     return tuple(round(v, 4) for v in (middle - wide / 2, box[3] - high, middle + wide / 2, box[3]))  # type: ignore[return-value]
 
@@ -330,7 +361,9 @@ def drawn(layout: Layout, size: tuple[int, int]) -> "np.ndarray":
     image: Any = Image.new("RGB", (width, height), "white")
     for name in layout.order:
         colour = COLOURS[list(layout.boxes).index(name) % len(COLOURS)]
-        x0, y0, x1, y1 = (round(v * (side - 1)) for v, side in zip(layout.boxes[name], (width, height) * 2, strict=True))
+        x0, y0, x1, y1 = (
+            round(v * (side - 1)) for v, side in zip(layout.boxes[name], (width, height) * 2, strict=True)
+        )
         tint = Image.new("RGB", (x1 - x0 + 1, y1 - y0 + 1), colour)
         image.paste(Image.blend(image.crop((x0, y0, x1 + 1, y1 + 1)), tint, 0.12), (x0, y0))
         pen = ImageDraw.Draw(image)

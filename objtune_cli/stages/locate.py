@@ -29,10 +29,16 @@ def all_of(eyes: Eyes, picture: photo.Photo, rgb: "np.ndarray", targets: list[Ta
     """
     search = _Choice(eyes, picture, rgb)
     found: dict[int, Located] = {
-        i: search.told(t, alone=len(targets) == 1) for i, t in enumerate(targets) if search.is_told(t, len(targets) == 1)
+        i: search.told(t, alone=len(targets) == 1)
+        for i, t in enumerate(targets)
+        if search.is_told(t, len(targets) == 1)
     }
     blind = [i for i in range(len(targets)) if i not in found]
-    found |= dict(zip(blind, search.chosen([targets[i] for i in blind], [found[i].cover for i in found]), strict=True) if blind else {})
+    found |= dict(
+        zip(blind, search.chosen([targets[i] for i in blind], [found[i].cover for i in found]), strict=True)
+        if blind
+        else {}
+    )
     located = [found[i] for i in range(len(targets))]
     _apart(targets, located)
     return located
@@ -68,13 +74,16 @@ class _Choice(Sight):
         if not proposals:
             return [empty for _ in targets]
         by_word = near._ranked(near._exactly(proposals, near._ranked(proposals, words)), words)
-        choices = [self._ordered(by_word[t.class_word], sum(o.class_word == t.class_word for o in targets)) for t in targets]
+        choices = [
+            self._ordered(by_word[t.class_word], sum(o.class_word == t.class_word for o in targets)) for t in targets
+        ]
         picks = choosing.assigned(choices)
         if picks is None:
             return [empty for _ in targets]
         best = _left_to_right(targets, [c[i] for c, i in zip(choices, picks, strict=True)])
         return [
-            self._said(c, [r for r in by_word[t.class_word] if all(r is not b for b in best)]) for c, t in zip(best, targets, strict=True)
+            self._said(c, [r for r in by_word[t.class_word] if all(r is not b for b in best)])
+            for c, t in zip(best, targets, strict=True)
         ]
 
     def _smaller(self) -> "_Choice":
@@ -94,7 +103,9 @@ class _Choice(Sight):
 
         likely = self._likely(proposals, words)
         masks, qualities = [p.mask for p in proposals], [p.quality for p in proposals]
-        return {w: choosing.rivals(choosing.ranked(self.rgb, masks, qualities, likely[:, i])) for i, w in enumerate(words)}
+        return {
+            w: choosing.rivals(choosing.ranked(self.rgb, masks, qualities, likely[:, i])) for i, w in enumerate(words)
+        }
 
     def _exactly(self, proposals: list["Proposal"], found: dict[str, list["Candidate"]]) -> list["Proposal"]:
         """The best candidates of all words with exact outlines: what a cut-out shows depends on them."""
@@ -162,7 +173,9 @@ def _left_to_right(targets: list[Target], best: list["Candidate"]) -> list["Cand
     found = list(best)
     for word in {t.class_word for t in targets}:
         own = [i for i, t in enumerate(targets) if t.class_word == word]
-        for i, candidate in zip(own, sorted((best[k] for k in own), key=lambda c: float(c.mask.nonzero()[1].mean())), strict=True):
+        for i, candidate in zip(
+            own, sorted((best[k] for k in own), key=lambda c: float(c.mask.nonzero()[1].mean())), strict=True
+        ):
             found[i] = candidate
     return found
 
@@ -208,6 +221,7 @@ def _apart(targets: list[Target], located: list[Located]) -> None:
             a, b = located[i].cover, located[j].cover
             if (a > 127).any() and masks.iou(a > 127, b > 127) > choosing.SAME:
                 raise InputError(
-                    f"{targets[i].name} and {targets[j].name} claim the same region", "give each a box, a point or a mask of its own"
+                    f"{targets[i].name} and {targets[j].name} claim the same region",
+                    "give each a box, a point or a mask of its own",
                 )
             located[j].cover = np.minimum(b, 255 - a)

@@ -22,7 +22,9 @@ def run(ctx: Context, given: list[tuple[Ref, float]], name: str | None, config: 
     records = [artifact.read_record(ctx.root, ref) for ref, _ in given]
     if len({ref for ref, _ in given}) < len(given):
         twice = next(ref for i, (ref, _) in enumerate(given) if ref in [other for other, _ in given[:i]])
-        raise UsageError(f"{twice} is given twice", f"its weight once is enough: `objtune merge {records[0].name}=0.8 cup`")
+        raise UsageError(
+            f"{twice} is given twice", f"its weight once is enough: `objtune merge {records[0].name}=0.8 cup`"
+        )
     if len(given) == 1:
         _check_alone(ctx, records[0], given[0][1], name)
     _check(records)
@@ -30,7 +32,14 @@ def run(ctx: Context, given: list[tuple[Ref, float]], name: str | None, config: 
     settings = identifying(config) | {"weights": [weights[str(r.ref)] for r in records]}
     inputs = {f"adapter.{r.name}": ctx.input(r.ref) for r in records}
     called = check_name(name) if name else "-".join(r.name for r in records)[:64].rstrip("-.")
-    record = Record("adapter", called, {n: word for r in records for n, word in r.objects.items()}, inputs, settings, records[0].base)
+    record = Record(
+        "adapter",
+        called,
+        {n: word for r in records for n, word in r.objects.items()},
+        inputs,
+        settings,
+        records[0].base,
+    )
     return ctx.reuse(record) or _merge(ctx, record, [r.ref for r in records], config)
 
 
@@ -38,14 +47,24 @@ def _check_alone(ctx: Context, record: Record, weight: float, name: str | None) 
     """Refuse one adapter of which nothing new can be made."""
     example = f"`objtune merge {record.name}=0.7 --name {record.name}-07`"
     if not name:
-        raise UsageError(f"{record.ref} alone makes nothing to merge", f"give two adapters or more, or a weight and a new name: {example}")
-    taken = name in refs.names(ctx.root, "adapter") and not is_merged(artifact.read_record(ctx.root, refs.resolve(ctx.root, Ref("adapter", name))))
+        raise UsageError(
+            f"{record.ref} alone makes nothing to merge",
+            f"give two adapters or more, or a weight and a new name: {example}",
+        )
+    taken = name in refs.names(ctx.root, "adapter") and not is_merged(
+        artifact.read_record(ctx.root, refs.resolve(ctx.root, Ref("adapter", name)))
+    )
     if taken or name in (record.name, *record.objects):
-        raise UsageError(f"{name} is the name of a trained object, whose next version this would be", f"give a new name: {example}")
+        raise UsageError(
+            f"{name} is the name of a trained object, whose next version this would be", f"give a new name: {example}"
+        )
     if weight == 0:
         raise UsageError(f"a weight of 0 leaves nothing of {record.ref}", f"a number that is not 0: {example}")
     if not any(key.endswith(".lora_B.weight") for key in header.read(record.ref.path(ctx.root))[1]):
-        raise IncompatibleError(f"{record.ref} is a token alone, without LoRA; a weight has nothing to act on", "it can be merged with others")
+        raise IncompatibleError(
+            f"{record.ref} is a token alone, without LoRA; a weight has nothing to act on",
+            "it can be merged with others",
+        )
 
 
 def _check(records: list[Record]) -> None:
@@ -61,7 +80,10 @@ def _check(records: list[Record]) -> None:
     for record in records:
         for name in record.objects:
             if name in held:
-                raise UsageError(f"{held[name]} and {record.ref} both hold <{name}>", "train one under a name of its own with `--name`")
+                raise UsageError(
+                    f"{held[name]} and {record.ref} both hold <{name}>",
+                    "train one under a name of its own with `--name`",
+                )
             held[name] = record.ref
 
 
@@ -74,8 +96,13 @@ def _merge(ctx: Context, record: Record, sources: list[Ref], config: Merge) -> D
     for ref in sources:
         artifact.require_finite(ctx.root, ref)
     digests = {i["ref"]: i["sha256"] for i in record.inputs.values()}
-    opened = [{k: torch.from_numpy(v.copy()) for k, v in artifact.load(ctx.root, ref, digests[str(ref)])[1].items()} for ref in sources]
-    tensors: dict[str, Any] = {k: v for adapter in opened for k, v in adapter.items() if k.startswith(("token.", "token_2."))}
+    opened = [
+        {k: torch.from_numpy(v.copy()) for k, v in artifact.load(ctx.root, ref, digests[str(ref)])[1].items()}
+        for ref in sources
+    ]
+    tensors: dict[str, Any] = {
+        k: v for adapter in opened for k, v in adapter.items() if k.startswith(("token.", "token_2."))
+    }
     tensors |= merging.merged(opened, record.config["weights"], config.method, config.rank, config.density, config.seed)
     large = next((k for k, v in tensors.items() if not bool(torch.isfinite(v).all())), "")
     if large:

@@ -13,7 +13,9 @@ LOST = 0.01
 """Share of a tensor's norm that a number format may lose before a line says so."""
 
 
-def convert(ref: Ref, tensors: Mapping[str, Any], dtype: str, note: Callable[[str], None] = lambda text: None) -> Mapping[str, Any]:
+def convert(
+    ref: Ref, tensors: Mapping[str, Any], dtype: str, note: Callable[[str], None] = lambda text: None
+) -> Mapping[str, Any]:
     """Finite weights in a number format; bf16 as uint16, for numpy has no such type.
 
     Raises:
@@ -30,13 +32,17 @@ def convert(ref: Ref, tensors: Mapping[str, Any], dtype: str, note: Callable[[st
         largest = float(np.abs(whole).max(initial=0))
         if largest > LARGEST[dtype]:
             wider = "`--dtype bf16` or `--dtype fp32`" if dtype == "fp16" else "`--dtype fp32`"
-            raise UsageError(f"{name} of {ref} holds {largest:.3g}, {dtype} ends at {LARGEST[dtype]:.5g}", f"{wider} holds it")
+            raise UsageError(
+                f"{name} of {ref} holds {largest:.3g}, {dtype} ends at {LARGEST[dtype]:.5g}", f"{wider} holds it"
+            )
         found[name] = whole.astype(np.float16) if dtype == "fp16" else _bf16(whole)
         if float(np.linalg.norm(_float32(found[name]) - whole)) > LOST * float(np.linalg.norm(whole)):
             small.append(name)
     if small:
         more = f" and {len(small) - 1} other tensors" if len(small) > 1 else ""
-        note(f"{small[0]}{more} of {ref} are too small for {dtype} and lose more than {LOST:.0%} of their size; `--dtype bf16` keeps them")
+        note(
+            f"{small[0]}{more} of {ref} are too small for {dtype} and lose more than {LOST:.0%} of their size; `--dtype bf16` keeps them"
+        )
     return found
 
 

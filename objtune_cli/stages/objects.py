@@ -60,7 +60,10 @@ class Trained:
         """Adapter name to the record of its newest version; read when first needed."""
         if self._newest is None:
             root = self.ctx.root
-            self._newest = {n: artifact.read_record(root, refs.resolve(root, Ref("adapter", n))) for n in refs.names(root, "adapter")}
+            self._newest = {
+                n: artifact.read_record(root, refs.resolve(root, Ref("adapter", n)))
+                for n in refs.names(root, "adapter")
+            }
         return self._newest
 
     def has(self, name: str) -> bool:
@@ -83,8 +86,14 @@ class Trained:
             InputError: The source does not hold it. MissingError: no adapter does; the hint lists what there is. IncompatibleError: it is of another base.
         """
         if self.source and not self._in_source(name) and not elsewhere:
-            raise InputError(f"{self.source} holds no <{name}>", f"it holds {', '.join(f'<{o}>' for o in self.in_source)}")
-        ref = self.source if self.source and self._in_source(name) else _find_adapter(self.ctx.root, self.newest, name, version)
+            raise InputError(
+                f"{self.source} holds no <{name}>", f"it holds {', '.join(f'<{o}>' for o in self.in_source)}"
+            )
+        ref = (
+            self.source
+            if self.source and self._in_source(name)
+            else _find_adapter(self.ctx.root, self.newest, name, version)
+        )
         if (name, ref) not in self._found:
             record, digest = artifact.verified(self.ctx.root, ref)  # reads all of the file
             self.ctx.check_base(record, drawn=True)
@@ -121,11 +130,16 @@ def _find_adapter(root: Path, newest: Mapping[str, Record], name: str, version: 
         return refs.resolve(root, Ref("adapter", name, version))
     joint = [record.ref for record in newest.values() if name in record.objects and not is_merged(record)]
     if len(joint) > 1:
-        raise MissingError(f"<{name}> is ambiguous: {', '.join(map(str, joint))}", "train it under a name of its own with `--name`")
+        raise MissingError(
+            f"<{name}> is ambiguous: {', '.join(map(str, joint))}", "train it under a name of its own with `--name`"
+        )
     if joint and version in (0, joint[0].version):
         return joint[0]
     if name in newest:
-        raise MissingError(f"{newest[name].ref} holds several objects", f"name them: {', '.join(f'<{o}>' for o in newest[name].objects)}")
+        raise MissingError(
+            f"{newest[name].ref} holds several objects",
+            f"name them: {', '.join(f'<{o}>' for o in newest[name].objects)}",
+        )
     known = ", ".join(sorted({f"<{o}>" for record in newest.values() for o in record.objects}))
     wanted = f"<{name}@{version}>" if version else f"<{name}>"
     hint = f"trained objects: {known}" if known else "train one first: `objtune train photo.jpg --class dog`"

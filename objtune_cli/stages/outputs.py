@@ -37,11 +37,16 @@ def named_file(out: Path) -> bool:
         UsageError: It names a file of a format that is not written.
     """
     if out.suffix.lower() in OTHER_FILES and not out.is_dir():
-        raise UsageError(f"{out} is the name of a file that is not written", "give a folder, or a file that ends in .safetensors, with `--out`")
+        raise UsageError(
+            f"{out} is the name of a file that is not written",
+            "give a folder, or a file that ends in .safetensors, with `--out`",
+        )
     return out.suffix.lower() == ".safetensors" and not out.is_dir()
 
 
-def write(files: Sequence[Output], *, force: bool = False, note: Callable[[str], None] = lambda text: None) -> list[Path]:
+def write(
+    files: Sequence[Output], *, force: bool = False, note: Callable[[str], None] = lambda text: None
+) -> list[Path]:
     """Write all files, or none; those that are there already with these bytes are left alone.
 
     Args:
@@ -68,7 +73,9 @@ def check_folder(out: Path) -> None:
         UsageError: It is a file, or the name of one. ResourceError: it cannot be written.
     """
     if out.suffix.lower() in PICTURES and not out.is_dir():
-        raise UsageError(f"{out} is the name of a picture", "`--out` takes a folder; the pictures in it are named after their scenes")
+        raise UsageError(
+            f"{out} is the name of a picture", "`--out` takes a folder; the pictures in it are named after their scenes"
+        )
     _check_parents(out / "picture", "give a folder with `--out`")
     with _explained():
         disk.check_writable(out)
@@ -93,7 +100,11 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except ResourceError as error:
-        hint = "check its owner and mode, or give another folder with `--out DIR`" if "--project" in error.hint else error.hint
+        hint = (
+            "check its owner and mode, or give another folder with `--out DIR`"
+            if "--project" in error.hint
+            else error.hint
+        )
         raise ResourceError(error.message, hint) from error
 
 
@@ -103,7 +114,9 @@ def _check_distinct(files: Sequence[Output]) -> None:
     for file in files:
         key = os.path.realpath(file.path).casefold()
         if key in seen:
-            raise UsageError(f"two files would be {file.path}", "export them one by one, each with an `--out` of its own")
+            raise UsageError(
+                f"two files would be {file.path}", "export them one by one, each with an `--out` of its own"
+            )
         seen[key] = file.path
 
 

@@ -40,10 +40,21 @@ def fit(ctx: Context, config: Generate) -> Generate:
     asked = config.width or base.side, config.height or base.side
     width, height = (max(1, int(side / base.unit + 0.5)) * base.unit for side in asked)
     if max(width, height) > base.largest_side:
-        raise UsageError(f"pictures of {asked[0]}x{asked[1]} px were asked for", f"this base draws sides of at most {base.largest_side} px")
+        raise UsageError(
+            f"pictures of {asked[0]}x{asked[1]} px were asked for",
+            f"this base draws sides of at most {base.largest_side} px",
+        )
     if (width, height) != asked:
-        ctx.report.note(f"pictures are {width}x{height} px, not {asked[0]}x{asked[1]}: this base draws multiples of {base.unit} px")
+        ctx.report.note(
+            f"pictures are {width}x{height} px, not {asked[0]}x{asked[1]}: this base draws multiples of {base.unit} px"
+        )
     own = base.side
     if max(width, height) > FAR * own or min(width, height) * FAR < own:
-        ctx.report.note(f"this base was trained on pictures of {own}x{own} px; at {width}x{height} it may repeat things or lose them")
-    return replace(config, width=0, height=0) if (width, height) == (own, own) else replace(config, width=width, height=height)
+        ctx.report.note(
+            f"this base was trained on pictures of {own}x{own} px; at {width}x{height} it may repeat things or lose them"
+        )
+    return (
+        replace(config, width=0, height=0)
+        if (width, height) == (own, own)
+        else replace(config, width=width, height=height)
+    )

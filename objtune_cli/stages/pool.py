@@ -131,11 +131,18 @@ def _environment(processes: int) -> dict[str, str]:
     """Of the jobs: where several run, each has its share of the processors unless the user has said how many."""
     share = max(1, (os.cpu_count() or 1) // processes)
     threads = {"OMP_NUM_THREADS": str(share)} if processes > 1 else {}
-    return {**threads, **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))}
+    return {
+        **threads,
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])),
+    }
 
 
 def _say(report: Report, result: Result, number: int, total: int) -> None:
-    report.note(f"{number}/{total} {result.name}: {result.state} in {result.seconds:.0f} s" + (f": {result.message}" if result.message else ""))
+    report.note(
+        f"{number}/{total} {result.name}: {result.state} in {result.seconds:.0f} s"
+        + (f": {result.message}" if result.message else "")
+    )
 
 
 def worst(results: list[Result]) -> int:

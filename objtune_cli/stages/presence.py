@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from objtune_cli.models.stack import Stack
     from objtune_cli.models.tokens import Placeholders
 
+
 @dataclass(frozen=True, slots=True)
 class Look:
     """One picture of a scene.
@@ -33,16 +34,30 @@ class Look:
     margin: float = 0.0
 
 
-def opened(stack: "Stack", found: list[objects.Named], weights: "Mapping[str, Mapping[str, torch.Tensor]]", words: "Placeholders") -> "Check":
+def opened(
+    stack: "Stack",
+    found: list[objects.Named],
+    weights: "Mapping[str, Mapping[str, torch.Tensor]]",
+    words: "Placeholders",
+) -> "Check":
     """What the objects are known by: their own adapters, beside the frozen base told their classes."""
     from objtune_cli.method.presence import Check, Known
     from objtune_cli.method.prototype import PROMPT
 
     told = {o.name: words.expand(PROMPT.format(f"<{o.name}>")) for o in found}
-    return Check(stack, [Known(o.name, weights[o.name], told[o.name], stack.in_class_words(told[o.name]), o.own_name) for o in found])
+    return Check(
+        stack,
+        [Known(o.name, weights[o.name], told[o.name], stack.in_class_words(told[o.name]), o.own_name) for o in found],
+    )
 
 
-def looks(check: "Check | None", parts: list[dict[str, "torch.Tensor"]], pictures: "torch.Tensor", seeds: list[int], boxes: list[Box]) -> list[Look]:
+def looks(
+    check: "Check | None",
+    parts: list[dict[str, "torch.Tensor"]],
+    pictures: "torch.Tensor",
+    seeds: list[int],
+    boxes: list[Box],
+) -> list[Look]:
     """Each picture and what stands in its places; `parts`: what each picture is made of."""
     if check is None:
         return [Look(part, seed) for part, seed in zip(parts, seeds, strict=True)]
@@ -50,7 +65,13 @@ def looks(check: "Check | None", parts: list[dict[str, "torch.Tensor"]], picture
 
     matrices = check.matrices(pictures, boxes)
     return [
-        Look(part, seed, [[round(float(v), 4) for v in row] for row in matrix], wrong(matrix, check.own_names), round(margin(matrix, check.own_names), 4))
+        Look(
+            part,
+            seed,
+            [[round(float(v), 4) for v in row] for row in matrix],
+            wrong(matrix, check.own_names),
+            round(margin(matrix, check.own_names), 4),
+        )
         for part, seed, matrix in zip(parts, seeds, matrices, strict=True)
     ]
 
@@ -79,7 +100,9 @@ def judge(ctx: Context, found: Mapping[str, Any], how: Compose) -> None:
         return
     names, count = list(found["objects"]), len(found["leakage"])
     width = max(8, *(len(n) + 2 for n in names))
-    ctx.report.note("likeness of each place (rows) to each object (columns), mean of the pictures: 0 as its class, 1 as it was learned")
+    ctx.report.note(
+        "likeness of each place (rows) to each object (columns), mean of the pictures: 0 as its class, 1 as it was learned"
+    )
     ctx.report.note(" " * width + "".join(n.rjust(width) for n in names))
     for i, name in enumerate(names):
         row = [sum(matrix[i][j] for matrix in found["leakage"]) / count for j in range(len(names))]
@@ -89,5 +112,8 @@ def judge(ctx: Context, found: Mapping[str, Any], how: Compose) -> None:
         return
     message = f"missing or mixed in {len(bad)} of {count} pictures ({'; '.join(bad)})"
     if how.strict:
-        raise GateError(f"{message}, for every seed", f"more `--retries` than {how.retries}, other places (`--place`), or without `--strict` to see them")
+        raise GateError(
+            f"{message}, for every seed",
+            f"more `--retries` than {how.retries}, other places (`--place`), or without `--strict` to see them",
+        )
     ctx.report.note(f"{message}: more `--retries`, or other places (`--place`)")

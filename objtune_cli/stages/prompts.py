@@ -31,7 +31,10 @@ def clean(text: str, where: str = "the prompt", *, may_be_empty: bool = False) -
         InputError: It is empty, or endless, or holds a character that is no text: a control character, or a byte that is not UTF-8.
     """
     if len(text) > LONGEST:
-        raise InputError(f"{where} has {len(text)} characters; at most {LONGEST} are read", "a file of prompts is read line by line: `objtune generate - < prompts.txt`")
+        raise InputError(
+            f"{where} has {len(text)} characters; at most {LONGEST} are read",
+            "a file of prompts is read line by line: `objtune generate - < prompts.txt`",
+        )
     if not text.isprintable():
         for place, character in enumerate(text, 1):
             _check_character(character, place, where)
@@ -49,7 +52,11 @@ def _check_character(character: str, place: int, where: str) -> None:
         raise InputError(f"{where} is not UTF-8 at character {place}", "save the text as UTF-8")
     if (category == "Cc" and character not in WHITE) or code & 0xFFFE == 0xFFFE or 0xFDD0 <= code <= 0xFDEF:
         name = f" ({CONTROLS[code]})" if code in CONTROLS else ""
-        hint = "save the text as UTF-8; this looks like UTF-16" if code in (0, 0xFFFE) else "remove it; output of a terminal and binary files hold such characters"
+        hint = (
+            "save the text as UTF-8; this looks like UTF-16"
+            if code in (0, 0xFFFE)
+            else "remove it; output of a terminal and binary files hold such characters"
+        )
         kind = "control" if category == "Cc" else "invalid"
         raise InputError(f"{where} holds the {kind} character U+{code:04X}{name} at character {place}", hint)
 
@@ -125,9 +132,15 @@ def take_strengths(text: str) -> tuple[str, dict[str, float]]:
             return match[0]
         value = float(said) if re.fullmatch(r"[0-9]{1,9}\.?[0-9]*|\.[0-9]+", said) else -1.0
         if not 0 <= value <= STRONGEST:
-            raise InputError(f"{match[0]} has no strength", f"a number from 0 to {STRONGEST:g} draws an object weaker or stronger: `<{name}:0.8>`")
+            raise InputError(
+                f"{match[0]} has no strength",
+                f"a number from 0 to {STRONGEST:g} draws an object weaker or stronger: `<{name}:0.8>`",
+            )
         if strengths.setdefault(name, value) != value:
-            raise InputError(f"the prompt gives <{name}> the strengths {strengths[name]:g} and {value:g}", "give an object one strength in a prompt")
+            raise InputError(
+                f"the prompt gives <{name}> the strengths {strengths[name]:g} and {value:g}",
+                "give an object one strength in a prompt",
+            )
         return f"<{name}{match['version'] or ''}>"
 
     return _STRENGTH.sub(read, text), strengths
@@ -135,7 +148,11 @@ def take_strengths(text: str) -> tuple[str, dict[str, float]]:
 
 def write_strengths(text: str, strengths: Mapping[str, float]) -> str:
     """The undoing of `take_strengths`."""
-    return re.sub(r"<([a-z0-9][a-z0-9._-]*)((?:@[0-9]+)?)>", lambda m: f"<{m[1]}{m[2]}:{strengths[m[1]]:g}>" if m[1] in strengths else m[0], text)
+    return re.sub(
+        r"<([a-z0-9][a-z0-9._-]*)((?:@[0-9]+)?)>",
+        lambda m: f"<{m[1]}{m[2]}:{strengths[m[1]]:g}>" if m[1] in strengths else m[0],
+        text,
+    )
 
 
 FILES = ("lora", "lyco", "locon", "ti", "embed", "embedding")
@@ -157,7 +174,9 @@ def check_brackets(text: str, is_trained: Callable[[str], bool]) -> None:
     for half in re.findall(r"<[a-z0-9][a-z0-9._-]*|(?<![a-z0-9._-])[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9_])?>", rest):
         name = half.strip("<>").rstrip(".-")
         if is_trained(name):
-            raise InputError(f"`{half}` has one bracket", f"write `<{name}>` to draw the object, or `{name}` for the word")
+            raise InputError(
+                f"`{half}` has one bracket", f"write `<{name}>` to draw the object, or `{name}` for the word"
+            )
 
 
 def _advice(inside: str, is_trained: Callable[[str], bool]) -> str:
@@ -171,7 +190,11 @@ def _advice(inside: str, is_trained: Callable[[str], bool]) -> str:
         return "names are lower case: `<rex>`, or `<rex@2>` for a version"
     if is_trained(name):
         said = rest.partition(":")[2].split(":")[0].strip()
-        strength = f", or `<{name}:{said}>` at that strength" if re.fullmatch(r"[01](\.[0-9]+)?|2(\.0+)?|\.[0-9]+", said) else ""
+        strength = (
+            f", or `<{name}:{said}>` at that strength"
+            if re.fullmatch(r"[01](\.[0-9]+)?|2(\.0+)?|\.[0-9]+", said)
+            else ""
+        )
         return f"write `<{name}>`{strength}: it brings the object's LoRA and its token along"
     return f"`objtune import FILE --class WORD --name {name}` reads a file of another tool; then write `<{name}>`"
 
@@ -186,7 +209,9 @@ def find_plain_names(text: str, objects: Mapping[str, str]) -> dict[str, str]:
     for name in sorted(objects, key=lambda name: (-len(name), name)):  # a longer name may hold a shorter one
         for spelling in dict.fromkeys([name, objects[name]] if _slug(objects[name]) == name else [name]):
             words = r"[\s._-]".join(map(re.escape, re.split(r"[\s._-]", spelling)))
-            spaced = not all(unicodedata.category(c) in ("Lo", "Mn", "Mc") for c in spelling)  # scripts without spaces have no borders of words
+            spaced = not all(
+                unicodedata.category(c) in ("Lo", "Mn", "Mc") for c in spelling
+            )  # scripts without spaces have no borders of words
             pattern = re.compile(rf"(?<![^\W_]){words}(?![^\W_])" if spaced else words, re.I)
             if match := pattern.search(text):
                 found[name] = match[0]

@@ -53,7 +53,9 @@ class Request:
         return list(found.values())
 
 
-def read(ctx: Context, prompts: list[str], negative: str = "", source: Ref | None = None, strength: float = 1.0) -> Request:
+def read(
+    ctx: Context, prompts: list[str], negative: str = "", source: Ref | None = None, strength: float = 1.0
+) -> Request:
     """Read prompts, find their objects, and tell the user what is read in another way than it may be meant.
 
     Args:
@@ -72,7 +74,9 @@ def read(ctx: Context, prompts: list[str], negative: str = "", source: Ref | Non
         written, changed = text.read_names(text.clean(prompt, where), trained.has)
         plain, (written, strengths) = written, text.take_strengths(written)
         for name in (name for name in strengths if re.search(rf"<{re.escape(name)}(@[0-9]+)?>", plain)):
-            ctx.report.note(f"{where} says the strength {strengths[name]:g} of one <{name}>: it is that of every <{name}> in it")
+            ctx.report.note(
+                f"{where} says the strength {strengths[name]:g} of one <{name}>: it is that of every <{name}> in it"
+            )
         own = _find(trained, written, found)
         written, shown = _apply_strengths(ctx, written, own, strengths, strength)
         named.append(shown)
@@ -82,12 +86,19 @@ def read(ctx: Context, prompts: list[str], negative: str = "", source: Ref | Non
     written, changed = text.read_names(text.clean(negative, "the negative prompt", may_be_empty=True), trained.has)
     written, strengths = text.take_strengths(written)
     if strengths:
-        raise InputError(f"the negative prompt gives <{min(strengths)}> a strength", "a strength acts on what is drawn: leave it away there")
+        raise InputError(
+            f"the negative prompt gives <{min(strengths)}> a strength",
+            "a strength acts on what is drawn: leave it away there",
+        )
     in_negative = _find(trained, written, found, in_negative=True)
     request = Request(read_prompts, named, written, in_negative, _advise(trained, bare))
     _note_changes(ctx, changes + changed)
     if request.advice:
-        which = "the prompt names no object" if len(prompts) == 1 else f"{len(bare)} of {len(prompts)} prompts name no object"
+        which = (
+            "the prompt names no object"
+            if len(prompts) == 1
+            else f"{len(bare)} of {len(prompts)} prompts name no object"
+        )
         ctx.report.note(f"{which}: to draw what was trained, {request.advice}")
     _note_other_syntax(ctx, request)
     _note_files(ctx, read_prompts)
@@ -104,12 +115,17 @@ def _find(trained: Trained, prompt: str, found: dict[str, Named], *, in_negative
         name = match[1]
         item = trained.find(name, int(match[2] or 0), elsewhere=in_negative)
         if name in found and found[name].record.ref != item.record.ref:
-            raise InputError(f"the prompts ask for {found[name].record.ref} and {item.record.ref}", "use one version of an object at a time")
+            raise InputError(
+                f"the prompts ask for {found[name].record.ref} and {item.record.ref}",
+                "use one version of an object at a time",
+            )
         own[name] = found.setdefault(name, item)
     return list(own.values())
 
 
-def _apply_strengths(ctx: Context, prompt: str, found: list[Named], strengths: Mapping[str, float], others: float) -> tuple[str, list[Named]]:
+def _apply_strengths(
+    ctx: Context, prompt: str, found: list[Named], strengths: Mapping[str, float], others: float
+) -> tuple[str, list[Named]]:
     """A prompt and its objects with their strengths; those of strength 0 are drawn by the base alone, as class words.
 
     Raises:
@@ -120,13 +136,20 @@ def _apply_strengths(ctx: Context, prompt: str, found: list[Named], strengths: M
     items = [replace(item, strength=strengths.get(item.name, others)) for item in found]
     for item in items:
         if item.strength not in (0, 1) and not has_lora(ctx, item):
-            raise InputError(f"<{item.name}> is a token alone, without LoRA; it has no strength of {item.strength:g}", "1 draws it, 0 its class")
-    return in_class_words(prompt, {o.name: o.class_word for o in items if not o.strength}), [o for o in items if o.strength]
+            raise InputError(
+                f"<{item.name}> is a token alone, without LoRA; it has no strength of {item.strength:g}",
+                "1 draws it, 0 its class",
+            )
+    return in_class_words(prompt, {o.name: o.class_word for o in items if not o.strength}), [
+        o for o in items if o.strength
+    ]
 
 
 def _note_changes(ctx: Context, changes: list[tuple[str, str]]) -> None:
     if changes:
-        ctx.report.note("read as object names: " + ", ".join(f"{typed} as {name}" for typed, name in dict.fromkeys(changes)))
+        ctx.report.note(
+            "read as object names: " + ", ".join(f"{typed} as {name}" for typed, name in dict.fromkeys(changes))
+        )
 
 
 def _advise(trained: Trained, bare: list[str]) -> str:
@@ -140,7 +163,11 @@ def _advise(trained: Trained, bare: list[str]) -> str:
 
 def _note_other_syntax(ctx: Context, request: Request) -> None:
     """Say once which pieces other tools read as weights, alternatives or options."""
-    pieces = list(dict.fromkeys(piece for prompt in (*request.prompts, request.negative) for piece in text.find_other_syntax(prompt)))
+    pieces = list(
+        dict.fromkeys(
+            piece for prompt in (*request.prompts, request.negative) for piece in text.find_other_syntax(prompt)
+        )
+    )
     if pieces:
         more = f" and {len(pieces) - SHOWN} more" if len(pieces) > SHOWN else ""
         ctx.report.note(f"drawn as plain text, not as another tool's syntax: {', '.join(pieces[:SHOWN])}{more}")
@@ -151,7 +178,9 @@ def _note_files(ctx: Context, prompts: list[str]) -> None:
     for prompt in prompts:
         with contextlib.suppress(OSError, ValueError):  # most prompts can be no file's name
             if Path(prompt).is_file():
-                ctx.report.note(f"{prompt!r} is drawn as a prompt, but it is a file too: `objtune generate - < {shlex.quote(prompt)}` reads prompts from it")
+                ctx.report.note(
+                    f"{prompt!r} is drawn as a prompt, but it is a file too: `objtune generate - < {shlex.quote(prompt)}` reads prompts from it"
+                )
 
 
 def check_lengths(ctx: Context, stack: "Stack", words: "Placeholders", request: Request) -> None:
@@ -166,7 +195,13 @@ def check_lengths(ctx: Context, stack: "Stack", words: "Placeholders", request: 
     for prompt in texts:
         where = "the negative prompt" if prompt == request.negative and prompt not in request.prompts else "the prompt"
         readings = check_objects_read(stack, words.expand(prompt), where)
-        others = [limit for _, limit in stack.family.readers(stack) if limit not in {reading.limit for reading in readings}]
+        others = [
+            limit for _, limit in stack.family.readers(stack) if limit not in {reading.limit for reading in readings}
+        ]
         for reading in readings:
-            start = f" that begins with {prompt[:24]!r}" if len(request.prompts) > 1 and prompt in request.prompts else ""
-            ctx.report.note(f"{where}{start} has {reading.count} tokens; the base reads the first {reading.limit}{', and all of it with another encoder' if others else ''}")
+            start = (
+                f" that begins with {prompt[:24]!r}" if len(request.prompts) > 1 and prompt in request.prompts else ""
+            )
+            ctx.report.note(
+                f"{where}{start} has {reading.count} tokens; the base reads the first {reading.limit}{', and all of it with another encoder' if others else ''}"
+            )

@@ -26,14 +26,19 @@ def run(ctx: Context, path: Path, targets: list[Target], config: Segment) -> lis
     """
     head = photo.read_header(path)
     frame = hints.Frame(*head.size, head.orientation)
-    targets = [hints.place(target, frame, lambda text: ctx.report.note(f"{path.name}: {text}")) for target in classes.told(ctx, targets)]
+    targets = [
+        hints.place(target, frame, lambda text: ctx.report.note(f"{path.name}: {text}"))
+        for target in classes.told(ctx, targets)
+    ]
     records = [_record(ctx, target, targets, head, config) for target in targets]
     done = [ctx.reuse(record) for record in records]
     if all(done):
         return [d for d in done if d]
     picture = photo.read(path)
     if picture.alpha is not None and not picture.alpha.any() and any(target.blind for target in targets):
-        raise InputError(f"{path} is wholly transparent", "save it without transparency, or with the object alone opaque")
+        raise InputError(
+            f"{path} is wholly transparent", "save it without transparency, or with the object alone opaque"
+        )
     for note in picture.notes:
         ctx.report.note(f"{path.name}: {note}")
     eyes = Eyes(ctx, config)
@@ -69,7 +74,9 @@ def _record(ctx: Context, target: Target, targets: list[Target], head: photo.Hea
         if file:
             inputs[name] = {"ref": "", "sha256": photo.digest(file)}
     weights = Path(config.sam_checkpoint) if config.sam_checkpoint else bases.SEGMENTER / "model.safetensors"
-    settings: dict[str, Any] = asdict(replace(config, sam_checkpoint="")) | target.hints() | ({"colours": "sRGB"} if head.is_converted else {})
+    settings: dict[str, Any] = (
+        asdict(replace(config, sam_checkpoint="")) | target.hints() | ({"colours": "sRGB"} if head.is_converted else {})
+    )
     if config.detector and (detector := Path(config.detector)).is_dir():  # what it is, not where it lies
         settings["detector"] = detector.resolve().name
         inputs |= {} if target.mask else {"detector": {"ref": "", "sha256": _digest(detector)}}
@@ -84,7 +91,9 @@ def _record(ctx: Context, target: Target, targets: list[Target], head: photo.Hea
         if target.blind or target.lone:
             settings["chosen_by"] = _chooser(ctx)
         if len(targets) > 1:
-            settings["among"] = [[t.class_word, t.hints(), *(photo.digest(f) for f in (t.mask, t.rough) if f)] for t in targets]
+            settings["among"] = [
+                [t.class_word, t.hints(), *(photo.digest(f) for f in (t.mask, t.rough) if f)] for t in targets
+            ]
     return Record("mask", target.name, {target.name: target.class_word}, inputs, settings, base={})
 
 
@@ -105,7 +114,13 @@ class Found:
 
 
 def _judged(
-    ctx: Context, picture: photo.Photo, rgb: "np.ndarray", located: Located, target: Target, record: Record, config: Segment
+    ctx: Context,
+    picture: photo.Photo,
+    rgb: "np.ndarray",
+    located: Located,
+    target: Target,
+    record: Record,
+    config: Segment,
 ) -> Found:
     """A mask through the gate.
 
@@ -120,7 +135,11 @@ def _judged(
         problem = gate.outline(located.cover)
     elif not problem:
         drawn_as_line = gate.outline(located.rough) if located.rough is not None else ""
-        problem, advice = (drawn_as_line, located.advice) if drawn_as_line else hints.disagreement(located.cover, target, picture, located.rough)
+        problem, advice = (
+            (drawn_as_line, located.advice)
+            if drawn_as_line
+            else hints.disagreement(located.cover, target, picture, located.rough)
+        )
     shown = pictures.png(pictures.overlay(rgb, located.cover, located.rivals))
     if problem and (not ctx.force or not metrics["area"]):
         rejected = ctx.project.folder / ".objtune" / "rejected" / f"{target.name}.png"

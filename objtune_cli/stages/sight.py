@@ -26,8 +26,12 @@ SNAP = 0.02
 """Reach of an outline to the edges of the colours, fraction of the object's longer side."""
 AGREED = 0.9
 """IoU from which a mask cut out by colour is the same object, more exactly."""
-ALPHA_ADVICE = "the photo's transparency was taken as its mask; give the photo without it, or `--mask M.png`, `--box x0,y0,x1,y1`"
-MASK_ADVICE = "a mask is white on the object alone, filled, and black elsewhere; or show the object with `--box x0,y0,x1,y1`"
+ALPHA_ADVICE = (
+    "the photo's transparency was taken as its mask; give the photo without it, or `--mask M.png`, `--box x0,y0,x1,y1`"
+)
+MASK_ADVICE = (
+    "a mask is white on the object alone, filled, and black elsewhere; or show the object with `--box x0,y0,x1,y1`"
+)
 ADVICE = "give `--box x0,y0,x1,y1`, `--point x,y` or `--mask M.png`"
 
 
@@ -59,7 +63,11 @@ class Target:
 
     def hints(self) -> dict[str, Any]:
         """As records keep them."""
-        return {"box": list(self.box_xyxy or ()), "points": [list(p) for p in self.points], "beside": [list(p) for p in self.beside]}
+        return {
+            "box": list(self.box_xyxy or ()),
+            "points": [list(p) for p in self.points],
+            "beside": [list(p) for p in self.beside],
+        }
 
 
 @dataclass(slots=True)
@@ -158,7 +166,9 @@ class Sight:
             return Located(self._read_mask(target.mask), "mask", advice=MASK_ADVICE)
         if target.blind and self.picture.alpha is not None:
             size = (self.rgb.shape[1], self.rgb.shape[0])
-            return Located(cv2.resize(self.picture.alpha, size, interpolation=cv2.INTER_AREA), "alpha", advice=ALPHA_ADVICE)
+            return Located(
+                cv2.resize(self.picture.alpha, size, interpolation=cv2.INTER_AREA), "alpha", advice=ALPHA_ADVICE
+            )
         rough = self._read_mask(target.rough).astype(np.float32) / 255 if target.rough else None
         if rough is not None and not (rough > 0.5).any():
             raise InputError(f"the rough mask {target.rough} is empty", "white is the object")
@@ -176,9 +186,13 @@ class Sight:
         for note in found.notes:
             self.eyes.ctx.report.note(f"{path.name}: {note}")
         size = (self.rgb.shape[1], self.rgb.shape[0])
-        cover: np.ndarray = cv2.resize(found.cover, size, interpolation=cv2.INTER_LINEAR if size[0] > found.cover.shape[1] else cv2.INTER_AREA)
+        cover: np.ndarray = cv2.resize(
+            found.cover, size, interpolation=cv2.INTER_LINEAR if size[0] > found.cover.shape[1] else cv2.INTER_AREA
+        )
         if gate.is_inverted(cover):
-            self.eyes.ctx.report.note(f"{path.name}: it looks inverted, white all around: what is black or transparent in it is taken as the object")
+            self.eyes.ctx.report.note(
+                f"{path.name}: it looks inverted, white all around: what is black or transparent in it is taken as the object"
+            )
             cover = 255 - cover
         return cover
 

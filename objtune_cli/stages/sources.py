@@ -101,9 +101,14 @@ def _meant(path: Path) -> list[tuple[Path, str, str]]:
             return _in_folder(path)
         missing = not path.exists()
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}", "give a .safetensors file that can be read") from None
+        raise InputError(
+            f"{path} cannot be read: {error.strerror or error}", "give a .safetensors file that can be read"
+        ) from None
     if missing:
-        raise InputError(f"{path} cannot be read: there is no such file", "check the path; a LoRA or an embedding is a .safetensors file")
+        raise InputError(
+            f"{path} cannot be read: there is no such file",
+            "check the path; a LoRA or an embedding is a .safetensors file",
+        )
     return [(path, path.name, "")]
 
 
@@ -120,16 +125,25 @@ def _in_folder(folder: Path) -> list[tuple[Path, str, str]]:
 def _named(folder: Path) -> list[Path]:
     """The files of one folder: by their names, or the only one there is."""
     endings = (".safetensors", *PICKLES)
-    known = [next((folder / f"{name}{end}" for end in endings if (folder / f"{name}{end}").is_file()), None) for name in NAMES]
+    known = [
+        next((folder / f"{name}{end}" for end in endings if (folder / f"{name}{end}").is_file()), None)
+        for name in NAMES
+    ]
     found = [path for path in known if path]
     if found:
         return found
     others = sorted(path for path in folder.iterdir() if path.suffix.lower() in endings and path.is_file())
     kept = [path for path in others if path.suffix.lower() == ".safetensors"] or others
     if not kept:
-        raise InputError(f"{folder} is a folder without a LoRA or an embedding", "give a .safetensors file, or the folder that holds it")
+        raise InputError(
+            f"{folder} is a folder without a LoRA or an embedding",
+            "give a .safetensors file, or the folder that holds it",
+        )
     if len(kept) > 1:
-        raise InputError(f"{folder} holds {len(kept)} files: {', '.join(path.name for path in kept[:3])}", "give the one that is meant")
+        raise InputError(
+            f"{folder} holds {len(kept)} files: {', '.join(path.name for path in kept[:3])}",
+            "give the one that is meant",
+        )
     return kept
 
 
@@ -179,7 +193,8 @@ def open_file(file: File, allow_pickle: bool) -> Opened:
         raise InputError(f"{file.what} holds no tensors", "give a LoRA or an embedding")
     if len(found) > header.MAX_TENSORS:
         raise InputError(
-            f"{file.what} holds {len(found)} tensors", "a LoRA or an embedding holds fewer; a whole model is given as `--base`"
+            f"{file.what} holds {len(found)} tensors",
+            "a LoRA or an embedding holds fewer; a whole model is given as `--base`",
         )
     return Opened(file, found, read_metadata(data))
 
@@ -212,7 +227,9 @@ def _broken(file: File, data: bytes, said: str) -> InputError:
     except (ValueError, RecursionError, AttributeError, KeyError, TypeError, IndexError):
         missing = 0
     if missing > 0:
-        return InputError(f"{file.what} is cut off: {missing} bytes of {len(data) + missing} are missing", "download it again")
+        return InputError(
+            f"{file.what} is cut off: {missing} bytes of {len(data) + missing} are missing", "download it again"
+        )
     return InputError(f"{file.what} cannot be read: {said[:120]}", "get it again")
 
 
@@ -228,10 +245,13 @@ def _refuse_others(file: File) -> None:
         raise InputError(f"{what} is empty", "download it again")
     if start.startswith(b"version https://git-lfs"):
         raise InputError(
-            f"{what} is a git-lfs pointer, not the file itself", "run `git lfs pull` where it was cloned, or download it from the site"
+            f"{what} is a git-lfs pointer, not the file itself",
+            "run `git lfs pull` where it was cloned, or download it from the site",
         )
     if re.match(rb"<(?:!doctype|html|head|body|\?xml)", start, re.I):
-        raise InputError(f"{what} is a web page, not a model: the site asked for a login, or the link is of a page", LOGIN)
+        raise InputError(
+            f"{what} is a web page, not a model: the site asked for a login, or the link is of a page", LOGIN
+        )
     if start[:1] in (b"{", b"["):
         raise InputError(*_json(what, data))
     kind = next((kind for mark, kind in ARCHIVES if data.startswith(mark)), "tar" if data[257:262] == b"ustar" else "")
@@ -240,7 +260,9 @@ def _refuse_others(file: File) -> None:
     if kind:
         raise InputError(f"{what} is a {kind} archive", "unpack it, and give the file inside")
     if data.startswith(PICTURES):
-        raise InputError(f"{what} is a picture", "give a LoRA or an embedding as .safetensors; embeddings in pictures are not read")
+        raise InputError(
+            f"{what} is a picture", "give a LoRA or an embedding as .safetensors; embeddings in pictures are not read"
+        )
     if data.startswith(b"GGUF"):
         raise InputError(f"{what} is a GGUF file", "give a LoRA or an embedding as .safetensors")
     if data[:1] == b"\x80" and data[1:2] in b"\x02\x03\x04\x05":
@@ -261,8 +283,15 @@ def _json(what: str, data: bytes) -> tuple[str, str]:
     except (ValueError, RecursionError):
         return f"{what} is a text that begins like JSON, not a model", "download it again"
     if isinstance(said, dict) and "peft_type" in said:
-        return f"{what} holds the settings of a LoRA, not its weights", "give the folder it is in, or the .safetensors file beside it"
-    error = next((str(said[key]) for key in ("error", "message", "detail", "msg") if said.get(key)), "") if isinstance(said, dict) else ""
+        return (
+            f"{what} holds the settings of a LoRA, not its weights",
+            "give the folder it is in, or the .safetensors file beside it",
+        )
+    error = (
+        next((str(said[key]) for key in ("error", "message", "detail", "msg") if said.get(key)), "")
+        if isinstance(said, dict)
+        else ""
+    )
     if error:
         return f"{what} is an error of the site it was downloaded from: {' '.join(error.split())[:80]}", LOGIN
     return f"{what} is a JSON file, not a model", "give the .safetensors file"
@@ -292,5 +321,8 @@ def _unpickled(name: str, data: bytes) -> bytes:
             raise ResourceError(f"{name} took longer than {SECONDS} s to read", "get it as .safetensors") from None
         if done.returncode or not target.exists():
             said = (done.stderr.strip().splitlines() or ["it was ended"])[-1][:120]
-            raise InputError(f"{name} is no pickle of plain tensors: {said}", "get it as .safetensors, or save it as one where it was made")
+            raise InputError(
+                f"{name} is no pickle of plain tensors: {said}",
+                "get it as .safetensors, or save it as one where it was made",
+            )
         return target.read_bytes()

@@ -21,7 +21,9 @@ def of(ctx: Context, starts: list[Record]) -> "list[Subject]":
     """
     sizes = {artifact.load(ctx.root, _mask_of(ctx, s))[1]["mask"].shape for s in starts}
     if len(sizes) > 1 or len({_photo(ctx, s) for s in starts}) > 1:
-        raise UsageError("the objects are not of one photo", "train them one by one and bring them together with `objtune compose`")
+        raise UsageError(
+            "the objects are not of one photo", "train them one by one and bring them together with `objtune compose`"
+        )
     away = hidden(ctx, starts)
     return [subject(ctx, start, away) for start in starts]
 
@@ -78,7 +80,10 @@ def _without(rgb: Any, away: Any) -> Any:
     scale = min(1.0, 256 / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     small = cv2.inpaint(
-        cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), cv2.resize(away, size, interpolation=cv2.INTER_NEAREST), 5, cv2.INPAINT_TELEA
+        cv2.resize(rgb, size, interpolation=cv2.INTER_AREA),
+        cv2.resize(away, size, interpolation=cv2.INTER_NEAREST),
+        5,
+        cv2.INPAINT_TELEA,
     )
     filled = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
     filled[away == 0] = rgb[away == 0]

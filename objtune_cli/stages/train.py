@@ -41,7 +41,9 @@ class Work:
     priors: dict[str, Ref]
 
 
-def run(ctx: Context, sources: list[Ref], config: Train, embedding: Embed, prior: Prior, *, preview: bool = True) -> Done:
+def run(
+    ctx: Context, sources: list[Ref], config: Train, embedding: Embed, prior: Prior, *, preview: bool = True
+) -> Done:
     """Train one adapter for all objects that `sources` (masks or embeddings) name.
 
     Raises:
@@ -65,12 +67,19 @@ def checked(ctx: Context, config: Train, objects: int = 1) -> Train:
     config = suited(config, ctx.base.training, objects)
     alone, first = config.modules == "none", config.token_first
     if (config.token == "fixed" and (alone or first)) or (alone and 0 < first < config.steps):
-        raise UsageError("there would be steps in which nothing learns", "set train.modules, train.token or train.token_first")
+        raise UsageError(
+            "there would be steps in which nothing learns", "set train.modules, train.token or train.token_first"
+        )
     for name in ("lr", "token_lr"):
         if getattr(config, name) > MAX_RATE:
-            raise UsageError(f"train.{name} is {getattr(config, name):g}", f"from 0 to {MAX_RATE:g}; 0 is what suits the base")
+            raise UsageError(
+                f"train.{name} is {getattr(config, name):g}", f"from 0 to {MAX_RATE:g}; 0 is what suits the base"
+            )
     if ctx.team() and config.attention_weight:
-        raise UsageError("attention maps are of all rows, and each process has its own", "train in one process, or set train.attention_weight=0 and train.joint_attention=0")
+        raise UsageError(
+            "attention maps are of all rows, and each process has its own",
+            "train in one process, or set train.attention_weight=0 and train.joint_attention=0",
+        )
     return config
 
 
@@ -84,7 +93,10 @@ def described(ctx: Context, sources: list[Ref], config: Train, embedding: Embed,
     words = sorted({word for record in given for word in record.objects.values()}) if config.class_weight else []
     missing = [word for word in words if not prior_stage.made(ctx, word, prior)]
     records: list[Record] = []
-    work: list[Callable[[], Any]] = [lambda: records.extend(started(ctx, sources, embedding)), lambda: _priors(ctx, missing, prior)]
+    work: list[Callable[[], Any]] = [
+        lambda: records.extend(started(ctx, sources, embedding)),
+        lambda: _priors(ctx, missing, prior),
+    ]
     ctx.side_by_side(work if missing else work[:1])
     made = _priors(ctx, words, prior)
     named = {name: word for record in records for name, word in record.objects.items()}
@@ -222,7 +234,10 @@ def priors_of(ctx: Context, work: Work) -> dict[str, Any]:
     """The tensors of the classes' priors, by class word."""
     import torch
 
-    return {word: {k: torch.from_numpy(v.copy()) for k, v in artifact.load(ctx.root, ref)[1].items()} for word, ref in work.priors.items()}
+    return {
+        word: {k: torch.from_numpy(v.copy()) for k, v in artifact.load(ctx.root, ref)[1].items()}
+        for word, ref in work.priors.items()
+    }
 
 
 def published(ctx: Context, work: Work, trainer: "Trainer", judge: "Judge | None") -> Done:
@@ -255,8 +270,17 @@ def judge_of(ctx: Context, stack: "Stack", subjects: list["Subject"]) -> "Judge 
 
     if ctx.base.image_tower is None:
         return None
-    begun = {"object_below": ctx.base.object_below()}  # as the pictures that come later; the words around the object would cost two rows a picture
-    return Judge(stack, towers.load(ctx.base.image_tower, stack), subjects, ctx.base.drawn(), lambda done, total: ctx.check_stopped(), begun)
+    begun = {
+        "object_below": ctx.base.object_below()
+    }  # as the pictures that come later; the words around the object would cost two rows a picture
+    return Judge(
+        stack,
+        towers.load(ctx.base.image_tower, stack),
+        subjects,
+        ctx.base.drawn(),
+        lambda done, total: ctx.check_stopped(),
+        begun,
+    )
 
 
 COPIED, DRIFTED, UNLIKE, LOST = 0.4, 0.25, 0.4, 0.7
@@ -272,7 +296,9 @@ def _scores(ctx: Context, trainer: "Trainer", judge: "Judge") -> dict[str, float
         ctx.report.note(among + text)
 
     try:
-        found = {k: round(v, 4) for k, v in (judge.scores(trainer.said(), names) | {"drift": judge.drift(names)}).items()}
+        found = {
+            k: round(v, 4) for k, v in (judge.scores(trainer.said(), names) | {"drift": judge.drift(names)}).items()
+        }
     except InputError as error:  # the object learned in shorter sentences than those that it is measured in
         note(f"no scores: {error.message}")
         return {}
@@ -283,16 +309,21 @@ def _scores(ctx: Context, trainer: "Trainer", judge: "Judge") -> dict[str, float
         note("no scores: they are not finite")
         return {}
     note(
-        "  ".join(f"{name} {found[name]:.2f}" for name in ("identity", "prompt", "drift", "copy")) + f"  ({trainer.step} steps)"
+        "  ".join(f"{name} {found[name]:.2f}" for name in ("identity", "prompt", "drift", "copy"))
+        + f"  ({trainer.step} steps)"
     )
     if found["copy"] > COPIED:
-        note("the pictures copy the photo: fewer steps (`--steps`), a lower rate (`--set train.lr=…`), or a tighter mask")
+        note(
+            "the pictures copy the photo: fewer steps (`--steps`), a lower rate (`--set train.lr=…`), or a tighter mask"
+        )
     if found["drift"] > DRIFTED:
         note("the class itself came to look like the object: hold it more, `--set train.class_weight=6`")
     if found["identity"] < UNLIKE:
         note("the object is not well learned: more steps (`--steps`), or a larger and sharper photo of it")
     if found["prompt"] < LOST:
-        note("scenes are not followed as the class alone follows them: fewer steps, or `--set train.background_weight=2`")
+        note(
+            "scenes are not followed as the class alone follows them: fewer steps, or `--set train.background_weight=2`"
+        )
     return found
 
 
@@ -312,13 +343,17 @@ def _loop(ctx: Context, work: Work, trainer: "Trainer", state: RunState, room: R
         loss = sum(trainer.weights[name] * value for name, value in trainer.mean.items())
         ctx.report.step("train", step, trainer.total, loss=loss, **trainer.mean)
         signum = team.most(ctx.stopped()) if team is not None else ctx.stopped()
-        due = signum or trainer.finished or time.monotonic() - saved > SAVE_EVERY  # what comes after the last step may be stopped too
+        due = (
+            signum or trainer.finished or time.monotonic() - saved > SAVE_EVERY
+        )  # what comes after the last step may be stopped too
         if leads(team) and due:
             with room.lent(_most(trainer)):
                 state.about = unfinished.about([(work.record, trainer)], computed(trainer.stack))
                 state.save(trainer.state())
             saved = time.monotonic()
         if signum:
-            raise Stopped(signum, f"stopped at step {step} of {trainer.total}, state saved", "the same command goes on from there")
+            raise Stopped(
+                signum, f"stopped at step {step} of {trainer.total}, state saved", "the same command goes on from there"
+            )
 
     training.run(trainer, on_step)

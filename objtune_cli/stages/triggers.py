@@ -32,20 +32,29 @@ def choose(objects: Sequence[str], given: Sequence[str], *, is_inside: bool = Fa
     for text in given:
         name, equals, word = text.rpartition("=")
         if not equals and len(objects) != 1:
-            raise UsageError(f"--trigger {text} does not say which object it is for", f"for example `--trigger {objects[0]}={text}`")
+            raise UsageError(
+                f"--trigger {text} does not say which object it is for", f"for example `--trigger {objects[0]}={text}`"
+            )
         name = name if equals else objects[0]
         if name not in objects:
-            raise UsageError(f"--trigger {text} is for {name or 'no object'}", f"these are exported: {', '.join(objects)}")
+            raise UsageError(
+                f"--trigger {text} is for {name or 'no object'}", f"these are exported: {', '.join(objects)}"
+            )
         if name in chosen:
             raise UsageError(f"--trigger gives {name} two words", "give each object one")
         chosen[name] = check(word)
     words = {name: chosen.get(name, default(name)) for name in objects}
     owners: dict[str, str] = {}
     for name, word in words.items():
-        key = word.replace(".", "_").casefold() if is_inside else word.casefold()  # on Windows and macOS names of files have no case
+        key = (
+            word.replace(".", "_").casefold() if is_inside else word.casefold()
+        )  # on Windows and macOS names of files have no case
         other = owners.setdefault(key, name)
         if other != name:
-            raise UsageError(f"{other} and {name} would have one trigger, {word}", f"give each a word of its own: `--trigger {name}={name.replace('.', '_')}-2{ENDING}`")
+            raise UsageError(
+                f"{other} and {name} would have one trigger, {word}",
+                f"give each a word of its own: `--trigger {name}={name.replace('.', '_')}-2{ENDING}`",
+            )
     return words
 
 
@@ -57,7 +66,10 @@ def check(word: str) -> str:
     """
     if _TRIGGER.fullmatch(word) and not word.endswith(".") and not refs.is_reserved(word.lower()):
         return word
-    raise UsageError(f"{word!r} cannot be a trigger", "use letters, digits, `.`, `_` and `-`, starting with a letter or digit, at most 80")
+    raise UsageError(
+        f"{word!r} cannot be a trigger",
+        "use letters, digits, `.`, `_` and `-`, starting with a letter or digit, at most 80",
+    )
 
 
 def describe_common(words: Mapping[str, str], classes: Mapping[str, str], *, is_file: bool) -> list[str]:

@@ -25,7 +25,12 @@ def about(runs: "Iterable[tuple[Record, Trainer]]", computed: str) -> dict[str, 
     found = [(record, trainer.step, trainer.total) for record, trainer in runs]
     told: dict[str, Any] = {r.name: {"step": step, "total": total, "inputs": _digest(r)} for r, step, total in found}
     record = found[0][0] if found else None
-    return {"runs": told, "config": record.config if record else {}, "base": record.base if record else {}, "computed": computed}
+    return {
+        "runs": told,
+        "config": record.config if record else {},
+        "base": record.base if record else {},
+        "computed": computed,
+    }
 
 
 def announce(ctx: Context, record: Record) -> None:
@@ -39,7 +44,9 @@ def announce(ctx: Context, record: Record) -> None:
         changed = changes(newest.config, record.config)
         if changed and (newest.inputs, newest.base) == (record.inputs, record.base):
             steps = f" of {newest.metrics['steps']} steps" if "steps" in newest.metrics else ""
-            ctx.report.note(f"{newest.ref}{steps} has other settings ({changed}); this run begins anew and makes another version")
+            ctx.report.note(
+                f"{newest.ref}{steps} has other settings ({changed}); this run begins anew and makes another version"
+            )
 
 
 def announce_key(ctx: Context, record: Record, key: str, computed: str) -> None:
@@ -52,7 +59,12 @@ def announce_key(ctx: Context, record: Record, key: str, computed: str) -> None:
         if record.name not in state.runs or state.key == key or _difference(state, record):
             continue
         other = f"another device, number format or number of threads begins anew ({state.computed}, now {computed})"
-        _say(ctx, state, record, other if state.computed != computed else "photos that are learned side by side, and one alone, begin anew")
+        _say(
+            ctx,
+            state,
+            record,
+            other if state.computed != computed else "photos that are learned side by side, and one alone, begin anew",
+        )
 
 
 def _say(ctx: Context, state: Unfinished, record: Record, why: str) -> None:
@@ -65,7 +77,12 @@ def _say(ctx: Context, state: Unfinished, record: Record, why: str) -> None:
 def list_all(project: Project) -> list[dict[str, Any]]:
     """Every unfinished run, for programs: adapter, step, total, and the state's file below the project."""
     return [
-        {"adapter": name, "step": run["step"], "total": run["total"], "file": state.file.relative_to(project.folder).as_posix()}
+        {
+            "adapter": name,
+            "step": run["step"],
+            "total": run["total"],
+            "file": state.file.relative_to(project.folder).as_posix(),
+        }
         for state in unfinished(project)
         for name, run in state.runs.items()
     ]
@@ -90,7 +107,11 @@ def _difference(state: Unfinished, record: Record) -> str:
         return f"another base begins anew ({state.base.get('id', 'unknown')}, now {record.base.get('id', 'unknown')})"
     if changed := changes(state.config, record.config):
         return f"other settings begin anew ({changed})"
-    return "another photo, mask, embedding or prior begins anew" if state.runs[record.name]["inputs"] != _digest(record) else ""
+    return (
+        "another photo, mask, embedding or prior begins anew"
+        if state.runs[record.name]["inputs"] != _digest(record)
+        else ""
+    )
 
 
 def _digest(record: Record) -> str:

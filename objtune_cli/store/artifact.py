@@ -94,9 +94,16 @@ def read_record(root: Path, ref: Ref) -> Record:
 def _sound(record: Record) -> bool:
     """Whether a record from a file has the types that every reader counts on."""
     tables = (record.objects, record.inputs, record.config, record.base, record.metrics, record.tools)
-    if type(record.version) is not int or type(record.digest) is not str or not all(isinstance(table, dict) for table in tables):
+    if (
+        type(record.version) is not int
+        or type(record.digest) is not str
+        or not all(isinstance(table, dict) for table in tables)
+    ):
         return False
-    inputs = all(isinstance(i, dict) and isinstance(i.get("ref"), str) and isinstance(i.get("sha256"), str) for i in record.inputs.values())
+    inputs = all(
+        isinstance(i, dict) and isinstance(i.get("ref"), str) and isinstance(i.get("sha256"), str)
+        for i in record.inputs.values()
+    )
     return inputs and all(isinstance(word, str) for word in (*record.objects.values(), *record.base.values()))
 
 
@@ -153,7 +160,10 @@ def require_finite(root: Path, ref: Ref) -> None:
     """
     bad = find_bad_tensor(root, ref)
     if bad:
-        raise DamagedError(f"{ref} holds NaN or infinite values, first in {bad}", "train it again at a lower rate, or import a file without them")
+        raise DamagedError(
+            f"{ref} holds NaN or infinite values, first in {bad}",
+            "train it again at a lower rate, or import a file without them",
+        )
 
 
 def is_finite(kind: str, array: Any) -> bool:
@@ -195,9 +205,20 @@ def load(root: Path, ref: Ref, expected: str = "") -> tuple[Record, dict[str, An
     if expected and hashlib.sha256(data).hexdigest() != expected:
         raise DamagedError(f"{path} is not the file that was recorded", "restore it, or make it again with `--force`")
     _, layout, _ = header.read(path)
-    kinds = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "U8": "u1", "BOOL": "?"}
+    kinds = {
+        "F64": "<f8",
+        "F32": "<f4",
+        "F16": "<f2",
+        "BF16": "<u2",
+        "I64": "<i8",
+        "I32": "<i4",
+        "U8": "u1",
+        "BOOL": "?",
+    }
     tensors = {
-        name: np.frombuffer(data, kinds[spec[0]], header.size_of(spec) // header.WIDTHS[spec[0]], offset).reshape(spec[1])
+        name: np.frombuffer(data, kinds[spec[0]], header.size_of(spec) // header.WIDTHS[spec[0]], offset).reshape(
+            spec[1]
+        )
         for name, (spec, offset) in layout.items()
     }
     return record, tensors
@@ -247,7 +268,9 @@ def _write(root: Path, record: Record, arrays: Mapping[str, tuple[str, Any]]) ->
                 disk.write_new(partial, parts)
                 disk.make_read_only(partial)
                 _name(partial, path)
-                if refs.grave(root, record.ref).exists():  # published and removed by others since we looked for a number
+                if refs.grave(
+                    root, record.ref
+                ).exists():  # published and removed by others since we looked for a number
                     path.unlink()
                     raise TakenError
             break
@@ -267,7 +290,9 @@ def _name(partial: Path, path: Path) -> None:
 def encoded(record: Record, arrays: Mapping[str, tuple[str, Any]]) -> list[Any]:
     """The bytes of an artifact: its header with the digest of all of them, then each tensor."""
     specs = {name: (kind, array.shape) for name, (kind, array) in arrays.items()}
-    body = [memoryview(arrays[name][1].reshape(-1)).cast("B") if arrays[name][1].size else b"" for name in sorted(arrays)]
+    body = [
+        memoryview(arrays[name][1].reshape(-1)).cast("B") if arrays[name][1].size else b"" for name in sorted(arrays)
+    ]
     head = header.encode(record.header() | {"digest": header.BLANK}, specs)
     digest = hashlib.sha256(head)
     for part in body:
@@ -288,5 +313,14 @@ def as_array(value: Any) -> tuple[str, Any]:
         value = value.numpy()
     value = np.asarray(value)
     value = np.require(value, value.dtype.newbyteorder("<"), "C")
-    kinds = {"float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32", "uint8": "U8", "bool": "BOOL", "uint16": "BF16"}  # numpy has no bf16: `load` gives its bits
+    kinds = {
+        "float64": "F64",
+        "float32": "F32",
+        "float16": "F16",
+        "int64": "I64",
+        "int32": "I32",
+        "uint8": "U8",
+        "bool": "BOOL",
+        "uint16": "BF16",
+    }  # numpy has no bf16: `load` gives its bits
     return kinds[value.dtype.name], value

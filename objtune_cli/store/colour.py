@@ -140,7 +140,12 @@ def _transform(profile: bytes, mode: str) -> tuple[Any, str]:
         name = " ".join((source.profile.profile_description or "its profile").split())
         grey, mode = mode == "L", "L" if space == "GRAY" else "RGB"
         transform = ImageCms.buildTransform(
-            source, ImageCms.createProfile("sRGB"), mode, "RGB", ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION
+            source,
+            ImageCms.createProfile("sRGB"),
+            mode,
+            "RGB",
+            ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            ImageCms.Flags.BLACKPOINTCOMPENSATION,
         )
         limit = SAME_NAMED if "srgb" in name.lower() else SAME
         return (None, "") if _largest_change(transform, grey=grey) <= limit else (transform, name)
@@ -195,7 +200,9 @@ def _says_adobe(image: Any) -> bool:
 
     exif = image.getexif()
     space = exif.get_ifd(ExifTags.IFD.Exif).get(0xA001)
-    return bool(space == 2 or (space == 0xFFFF and str(exif.get_ifd(ExifTags.IFD.Interop).get(1, "")).startswith("R03")))
+    return bool(
+        space == 2 or (space == 0xFFFF and str(exif.get_ifd(ExifTags.IFD.Interop).get(1, "")).startswith("R03"))
+    )
 
 
 def _space_of_codes(primaries: int, transfer: int) -> Space | None:
@@ -219,7 +226,13 @@ def _space_of_png(data: bytes) -> Space | None:
     if b"sRGB" in chunks:
         return None
     gamma = int.from_bytes(chunks.get(b"gAMA", b""), "big") / 100_000
-    curve = "sRGB" if not 0.05 < gamma < 10 or 0.42 <= gamma <= 0.50 else "linear" if gamma > 0.95 and gamma < 1.05 else f"{1 / gamma:.3g}"
+    curve = (
+        "sRGB"
+        if not 0.05 < gamma < 10 or 0.42 <= gamma <= 0.50
+        else "linear"
+        if gamma > 0.95 and gamma < 1.05
+        else f"{1 / gamma:.3g}"
+    )
     primaries = _PRIMARIES["sRGB"]
     if len(chunks.get(b"cHRM", b"")) == 32:
         white_x, white_y, *rest = (value / 100_000 for value in struct.unpack(">8I", chunks[b"cHRM"]))
@@ -234,7 +247,11 @@ def _space_of_png(data: bytes) -> Space | None:
 def _usable(primaries: tuple[float, ...]) -> bool:
     """Whether primaries span a triangle, and none of them divides by zero."""
     (rx, ry, gx, gy, bx, by, _, wy) = primaries
-    return min(ry, gy, by, wy) > 0.001 and max(primaries) <= 1 and abs((gx - rx) * (by - ry) - (bx - rx) * (gy - ry)) > 0.01
+    return (
+        min(ry, gy, by, wy) > 0.001
+        and max(primaries) <= 1
+        and abs((gx - rx) * (by - ry) - (bx - rx) * (gy - ry)) > 0.01
+    )
 
 
 def _to_xyz(primaries: tuple[float, ...]) -> "np.ndarray":

@@ -12,7 +12,17 @@ from pathlib import Path
 from objtune_cli.errors import ResourceError
 from objtune_cli.store import leftovers
 
-UNSUPPORTED = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.EACCES, errno.EBADF, errno.ENOTTY, errno.EISDIR}
+UNSUPPORTED = {
+    errno.EPERM,
+    errno.ENOSYS,
+    errno.EOPNOTSUPP,
+    errno.ENOTSUP,
+    errno.EINVAL,
+    errno.EACCES,
+    errno.EBADF,
+    errno.ENOTTY,
+    errno.EISDIR,
+}
 """How a disk says that it does not have an operation at all."""
 NO_LINKS = UNSUPPORTED | {errno.EMLINK, errno.EXDEV}
 """The same of a hard link. A rename that follows says it again where there is more behind it."""
@@ -163,7 +173,9 @@ def places(root: Path, folder: Path) -> list[Path]:
     own = root.parent / ".objtune" / "tmp"
     own.mkdir(parents=True, exist_ok=True)
     here = folder.stat().st_dev
-    return [place for place, on in ((own, own), (root / BESIDE, root)) if on.is_dir() and on.stat().st_dev == here] + [folder / BESIDE]
+    return [place for place, on in ((own, own), (root / BESIDE, root)) if on.is_dir() and on.stat().st_dev == here] + [
+        folder / BESIDE
+    ]
 
 
 @contextlib.contextmanager
@@ -278,11 +290,22 @@ def explained(where: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in FULL:
-            raise ResourceError(f"no space left to write below {where}", "free some space and run the same command again") from error
+            raise ResourceError(
+                f"no space left to write below {where}", "free some space and run the same command again"
+            ) from error
         if error.errno == errno.EROFS:
-            raise ResourceError(f"{where} cannot be written: the disk is read-only", "use a project on another disk: `--project DIR`") from error
+            raise ResourceError(
+                f"{where} cannot be written: the disk is read-only", "use a project on another disk: `--project DIR`"
+            ) from error
         if error.errno in (errno.EACCES, errno.EPERM):
-            raise ResourceError(f"{where} cannot be written", "check its owner and mode, or use `--project DIR`") from error
+            raise ResourceError(
+                f"{where} cannot be written", "check its owner and mode, or use `--project DIR`"
+            ) from error
         if where.is_symlink() and not where.exists():
-            raise ResourceError(f"{where} cannot be written: it is a link that leads nowhere", "mount the disk that it leads to, or remove the link") from error
-        raise ResourceError(f"{where} cannot be written: {error.strerror or error}", "check the path, or use `--project DIR`") from error
+            raise ResourceError(
+                f"{where} cannot be written: it is a link that leads nowhere",
+                "mount the disk that it leads to, or remove the link",
+            ) from error
+        raise ResourceError(
+            f"{where} cannot be written: {error.strerror or error}", "check the path, or use `--project DIR`"
+        ) from error

@@ -5,9 +5,46 @@ import struct
 READ = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000")
 """Formats that are read, as Pillow calls them."""
 READ_NAMES = "JPEG, PNG, WebP, AVIF, TIFF, BMP, GIF and JPEG 2000 are read"
-SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".jp2", ".j2k", ".jpx")
+SUFFIXES = (
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".png",
+    ".webp",
+    ".avif",
+    ".tif",
+    ".tiff",
+    ".bmp",
+    ".gif",
+    ".jp2",
+    ".j2k",
+    ".jpx",
+)
 """File name suffixes of the formats that are read."""
-RAW = (".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".raf", ".orf", ".rw2", ".pef", ".srw", ".x3f", ".iiq", ".3fr", ".erf", ".kdc", ".mrw", ".rwl")
+RAW = (
+    ".dng",
+    ".cr2",
+    ".cr3",
+    ".crw",
+    ".nef",
+    ".nrw",
+    ".arw",
+    ".srf",
+    ".sr2",
+    ".raf",
+    ".orf",
+    ".rw2",
+    ".pef",
+    ".srw",
+    ".x3f",
+    ".iiq",
+    ".3fr",
+    ".erf",
+    ".kdc",
+    ".mrw",
+    ".rwl",
+)
 OTHER_SUFFIXES = (
     ".heic", ".heif", ".hif", ".jxl", ".pdf", ".svg", ".psd", ".psb", ".xcf", ".kra", ".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".exr", ".hdr", ".ico", ".tga", ".ppm", ".qoi", *RAW,
 )  # fmt: skip
@@ -50,7 +87,9 @@ _STARTS: tuple[tuple[bytes, str, str], ...] = (
     (b"7z\xbc\xaf", "a 7z archive", "unpack it and give one picture of it"),
 )
 _BRANDS: dict[bytes, tuple[str, str]] = {
-    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"mif2"), ("a HEIC photo", _HEIC)),
+    **dict.fromkeys(
+        (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"mif2"), ("a HEIC photo", _HEIC)
+    ),
     b"crx ": ("a camera's raw file", _DEVELOP),
     b"jxl ": ("a JPEG XL photo", _AS_JPEG),
 }

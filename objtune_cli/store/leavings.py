@@ -30,7 +30,11 @@ def _old(project: Project) -> Iterator[Path]:
     for kind in KINDS:
         for folder in _files(project.artifacts / kind):
             for pictures in _files(folder):
-                if pictures.is_dir() and not pictures.with_suffix(".safetensors").exists() and pictures.name.startswith("v"):
+                if (
+                    pictures.is_dir()
+                    and not pictures.with_suffix(".safetensors").exists()
+                    and pictures.name.startswith("v")
+                ):
                     yield pictures
                 if pictures.suffix == ".claim":
                     yield pictures

@@ -101,7 +101,9 @@ def _stretched(shades: "np.ndarray") -> tuple["np.ndarray", str]:
     low, high = float(shades.min()), float(shades.max())
     if high - low < 0.5 or (high >= BRIGHT and low <= DIM):
         return shades, ""
-    return (shades - low) * (255 / (high - low)), f"its darkest and brightest values, {low:.0f} and {high:.0f} of 255, are taken as black and white"
+    return (shades - low) * (
+        255 / (high - low)
+    ), f"its darkest and brightest values, {low:.0f} and {high:.0f} of 255, are taken as black and white"
 
 
 def _has_shades(shades: "np.ndarray") -> bool:
@@ -131,14 +133,21 @@ def _of_shades(path: Path, colours: "np.ndarray", of: "Photo", notes: list[str])
             raise InputError(f"the mask {path} is of one value, {high:.0f} of 255", HINT)
         if colours.shape[1::-1] != of.size:
             height, width = colours.shape
-            raise InputError(f"the mask {path} has {width}x{height} pixels, the photo {of.size[0]}x{of.size[1]}, and is of one value", HINT)
+            raise InputError(
+                f"the mask {path} has {width}x{height} pixels, the photo {of.size[0]}x{of.size[1]}, and is of one value",
+                HINT,
+            )
         return colours.round().astype("uint8")  # nothing or everything: the gate looks at that
     if colours.ndim == 3 and (cut := _cut_out(path, colours, of)) is not None:
         notes.append(CUT_OUT)
         return cut
     shades = colours if colours.ndim == 2 else _between_two(colours)
     labels = _labels(colours, REACH)
-    if shades is None or _is_photo(colours, of) or not (_is_trimap(shades) or (len(labels) <= 2 and not _has_shades(shades))):
+    if (
+        shades is None
+        or _is_photo(colours, of)
+        or not (_is_trimap(shades) or (len(labels) <= 2 and not _has_shades(shades)))
+    ):
         return _of_picture(path, colours, labels, of, notes)
     if colours.ndim == 3:
         notes.append("it has two colours: the brighter one is the object")
@@ -164,7 +173,9 @@ def _labels(colours: "np.ndarray", reach: float) -> "np.ndarray":
         return np.empty(0)
     plain = _steps(small, reach) <= alike
     flat = small[plain].round().astype(np.int32)
-    _, first, counts = np.unique(flat @ np.array([65536, 256, 1][-small.shape[2] :]), return_index=True, return_counts=True)
+    _, first, counts = np.unique(
+        flat @ np.array([65536, 256, 1][-small.shape[2] :]), return_index=True, return_counts=True
+    )
     found: list[Any] = []
     sizes: list[int] = []
     for i in np.argsort(-counts, kind="stable")[:512]:
@@ -200,7 +211,9 @@ def _is_trimap(shades: "np.ndarray") -> bool:
         return False
     square = np.ones((3, 3), np.uint8)
     low, high = ((np.abs(shades - v) < 0.2 * (labels[2] - labels[0])).astype(np.uint8) for v in (labels[0], labels[2]))
-    return float((cv2.dilate(high, square) & low).sum()) < 0.05 * float(cv2.morphologyEx(high, cv2.MORPH_GRADIENT, square).sum())
+    return float((cv2.dilate(high, square) & low).sum()) < 0.05 * float(
+        cv2.morphologyEx(high, cv2.MORPH_GRADIENT, square).sum()
+    )
 
 
 def _shown(colours: "np.ndarray", of: "Photo") -> "np.ndarray | None":
@@ -241,14 +254,23 @@ def _of_picture(path: Path, colours: "np.ndarray", labels: "np.ndarray", of: "Ph
         if same.mean() >= 0.95:
             raise InputError(f"{path} is the photo itself, not a mask of it", HINT)
         if same.mean() >= (0.4 if colours.ndim == 3 else 0.7):
-            raise InputError(f"{path} is the photo with something painted on it, not a mask", f"paint on a layer of its own and save that alone; {HINT}")
+            raise InputError(
+                f"{path} is the photo with something painted on it, not a mask",
+                f"paint on a layer of its own and save that alone; {HINT}",
+            )
     if len(labels) > 2:
-        named = ", ".join(",".join(f"{v:.0f}" for v in np.atleast_1d(label)) for label in labels[:6]) + (", …" if len(labels) > 6 else "")
+        named = ", ".join(",".join(f"{v:.0f}" for v in np.atleast_1d(label)) for label in labels[:6]) + (
+            ", …" if len(labels) > 6 else ""
+        )
         what = "values" if colours.ndim == 2 else "colours"
-        raise InputError(f"the mask {path} has {len(labels)} {what} ({named}) and does not say which is the object", ONE_OBJECT)
+        raise InputError(
+            f"the mask {path} has {len(labels)} {what} ({named}) and does not say which is the object", ONE_OBJECT
+        )
     if colours.ndim == 2:
         between = float(((colours > 38) & (colours < 217)).mean())
-        raise InputError(f"{path} is no mask: it has shades, as a photo has ({between:.0%} of it is neither black nor white)", HINT)
+        raise InputError(
+            f"{path} is no mask: it has shades, as a photo has ({between:.0%} of it is neither black nor white)", HINT
+        )
     raise InputError(f"{path} is no mask: it is a picture in colours", HINT)
 
 
@@ -308,7 +330,9 @@ def _cut_out(path: Path, colours: "np.ndarray", of: "Photo") -> "np.ndarray | No
     rgb = np.atleast_3d(colours)
     border = np.concatenate([rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]]).astype(np.int32)
     ground = _commonest(np.broadcast_to(border, (len(border), 3)))
-    if colours.ndim == 2 and SAME_COLOUR < float(ground.mean()) < 255 - SAME_COLOUR:  # greys of the object are that, too
+    if (
+        colours.ndim == 2 and SAME_COLOUR < float(ground.mean()) < 255 - SAME_COLOUR
+    ):  # greys of the object are that, too
         return None
     away = np.abs(border - ground).max(1)
     noise = float(np.percentile(away[away <= SAME_COLOUR], 99))  # of JPEG
@@ -317,7 +341,9 @@ def _cut_out(path: Path, colours: "np.ndarray", of: "Photo") -> "np.ndarray | No
     plain = sure | ((distance <= SAME_COLOUR) & (cv2.dilate(sure, np.ones((9, 9), np.uint8)) > 0))
     count, regions = cv2.connectedComponents(plain, connectivity=4)
     edge = np.unique(np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]]))
-    large = np.bincount(regions.ravel(), minlength=count) >= PLATEAU * plain.size  # holes of the object show the ground, too
+    large = (
+        np.bincount(regions.ravel(), minlength=count) >= PLATEAU * plain.size
+    )  # holes of the object show the ground, too
     outside = (plain > 0) & (np.isin(regions, edge) | large[regions])
     inside = cv2.erode((~outside).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
     closely = _same_as(colours, of, SAME_COLOUR // 2)
@@ -325,7 +351,10 @@ def _cut_out(path: Path, colours: "np.ndarray", of: "Photo") -> "np.ndarray | No
     if not 0.002 < inside.mean() < 0.95 or same[inside].mean() < 0.85 or shows_photo:
         return None
     if (distance[outside] <= 8).mean() < EVEN:
-        raise InputError(f"{path} is the photo with its surroundings toned down, as an overlay shows a mask, and no mask itself", HINT)
+        raise InputError(
+            f"{path} is the photo with its surroundings toned down, as an overlay shows a mask, and no mask itself",
+            HINT,
+        )
     return (~outside).astype(np.uint8) * 255
 
 
@@ -353,19 +382,26 @@ def _turned(path: Path, picture: MaskPicture, of: "Photo", own: int) -> MaskPict
         if of.orientation >= 5 and _same_proportions(size, of.stored_size):
             cover, notes = upright(cover, of.orientation), (*notes, stored)
         elif own >= 5 and _same_proportions(size[::-1], of.size):
-            cover, notes = upright(cover, {6: 8, 8: 6}.get(own, own)), (*notes, "its own EXIF orientation is passed over: it fits the photo without")
+            cover, notes = (
+                upright(cover, {6: 8, 8: 6}.get(own, own)),
+                (*notes, "its own EXIF orientation is passed over: it fits the photo without"),
+            )
         else:
             turn = "it is turned by 90 degrees" if _same_proportions(size[::-1], of.size) else "its proportions differ"
             wide, high = of.size
             raise InputError(
-                f"the mask {path} has {size[0]}x{size[1]} pixels, the photo {wide}x{high}: {turn}", f"make it {wide}x{high} pixels, or smaller with the same proportions"
+                f"the mask {path} has {size[0]}x{size[1]} pixels, the photo {wide}x{high}: {turn}",
+                f"make it {wide}x{high} pixels, or smaller with the same proportions",
             )
     elif of.orientation > 1 and own == 1 and _same_proportions(size, of.stored_size):
         other = upright(cover, of.orientation)
         if _edges_on_outline(other, of) > 2 * _edges_on_outline(cover, of):
             cover, notes = other, (*notes, stored)
     if cover.shape[1::-1] != of.size:
-        notes = (*notes, f"scaled from {cover.shape[1]}x{cover.shape[0]} to the photo's {of.size[0]}x{of.size[1]} pixels")
+        notes = (
+            *notes,
+            f"scaled from {cover.shape[1]}x{cover.shape[0]} to the photo's {of.size[0]}x{of.size[1]} pixels",
+        )
     return replace(picture, cover=np.ascontiguousarray(cover), notes=notes)
 
 

@@ -75,7 +75,9 @@ def read(path: Path) -> Photo:
     with explained(path):
         decoded = decode(path, data, notes)
         if decoded.image.mode in ("F", "I"):
-            raise InputError(f"{path} holds {decoded.image.mode} pixels of unknown range", "save it as 8-bit PNG or JPEG")
+            raise InputError(
+                f"{path} holds {decoded.image.mode} pixels of unknown range", "save it as 8-bit PNG or JPEG"
+            )
         rgb, alpha = colour.to_srgb(decoded.image, data, decoded.form, notes)
         if alpha is not None:
             rgb, alpha = _on_white(rgb, alpha, notes)
@@ -130,12 +132,16 @@ class explained:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self.quiet.__exit__(None, None, None)
-        if isinstance(error, Exception) and not isinstance(error, InputError):  # every decoder has its own; all mean the same to the user
+        if isinstance(error, Exception) and not isinstance(
+            error, InputError
+        ):  # every decoder has its own; all mean the same to the user
             from PIL import UnidentifiedImageError
 
             if isinstance(error, UnidentifiedImageError):
                 raise InputError(f"{self.path} is not a picture", formats.READ_NAMES) from None
-            raise InputError(f"{self.path} cannot be decoded: {str(error) or type(error).__name__}", "save it again as PNG or JPEG") from None
+            raise InputError(
+                f"{self.path} cannot be decoded: {str(error) or type(error).__name__}", "save it again as PNG or JPEG"
+            ) from None
 
 
 def decode(path: Path, data: bytes, notes: list[str], least: int = MIN_SIDE) -> Decoded:
@@ -218,7 +224,9 @@ def read_bytes(path: Path) -> bytes:
             raise InputError(f"{path} is an address, not a file", "download the picture, and give the file") from None
         raise InputError(f"there is no file {path}", "give the path of a photo") from None
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or 'not a regular file'}", "give the path of a photo") from None
+        raise InputError(
+            f"{path} cannot be read: {error.strerror or 'not a regular file'}", "give the path of a photo"
+        ) from None
     if not data:
         raise InputError(f"{path} is empty", "give the path of a photo")
     return data
@@ -233,12 +241,15 @@ def _photo_in(folder: Path) -> str:
 def _check_size(path: Path, width: int, height: int, least: int) -> None:
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
         raise InputError(
-            f"{path} has {width}x{height} pixels", f"at most {MAX_PIXELS // 1_000_000} Mpx and {MAX_SIDE} a side are read; shrink it"
+            f"{path} has {width}x{height} pixels",
+            f"at most {MAX_PIXELS // 1_000_000} Mpx and {MAX_SIDE} a side are read; shrink it",
         )
     if min(width, height) < least:
         raise InputError(f"{path} has {width}x{height} pixels", f"at least {least} a side are needed")
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise InputError(f"{path} is {width}x{height}: too narrow", f"sides may differ {MAX_ASPECT}-fold; crop it to the object")
+        raise InputError(
+            f"{path} is {width}x{height}: too narrow", f"sides may differ {MAX_ASPECT}-fold; crop it to the object"
+        )
 
 
 def _on_white(rgb: "np.ndarray", alpha: "np.ndarray", notes: list[str]) -> tuple["np.ndarray", "np.ndarray | None"]:

@@ -43,7 +43,9 @@ def check_name(name: str) -> str:
     if NAME.fullmatch(name) and not is_reserved(name) and not name.endswith("."):
         return name
     if is_reserved(name):
-        raise UsageError(f"{name!r} cannot be a name: Windows reserves it", f"use another, for example `my-{name.partition('.')[0]}`")
+        raise UsageError(
+            f"{name!r} cannot be a name: Windows reserves it", f"use another, for example `my-{name.partition('.')[0]}`"
+        )
     near = _ascii(name)
     example = f", for example `{near}`" if near and near != name and not is_reserved(near) else ""
     raise UsageError(
@@ -65,9 +67,14 @@ def slug(word: str) -> str:
     """
     name = _ascii(word)
     if not name:
-        raise UsageError(f"no name can be made from the class {word!r}", "give one with `--name`, for example `--name rex`")
+        raise UsageError(
+            f"no name can be made from the class {word!r}", "give one with `--name`, for example `--name rex`"
+        )
     if is_reserved(name):
-        raise UsageError(f"{name!r}, made from the class, cannot be a name: Windows reserves it", f"give another with `--name`, for example `--name my-{name}`")
+        raise UsageError(
+            f"{name!r}, made from the class, cannot be a name: Windows reserves it",
+            f"give another with `--name`, for example `--name my-{name}`",
+        )
     return check_name(name)
 
 
@@ -112,7 +119,9 @@ def parse(text: str, kind: str | None = None) -> Ref:
     if match is None or (given and given not in KINDS):
         raise UsageError(f"{text!r} is not a ref", "a ref is `kind/name@version`, `name@2` or `name`")
     if kind and given and given != kind:
-        raise IncompatibleError(f"{text} is {_with_article(given)}, not {_with_article(kind)}", f"`objtune list {kind}` shows what there is")
+        raise IncompatibleError(
+            f"{text} is {_with_article(given)}, not {_with_article(kind)}", f"`objtune list {kind}` shows what there is"
+        )
     if not (given or kind):
         raise UsageError(f"{text!r} does not say its kind", f"one of {', '.join(f'{k}/{text}' for k in KINDS)}")
     return Ref(given or kind or "", check_name(match["name"]), int(match["version"] or 0))
@@ -158,7 +167,9 @@ def buried(root: Path, ref: Ref) -> dict[str, str] | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, OSError):
-        raise DamagedError(f"{path} is damaged", "restore it from a copy; it only says what became of a removed version") from None
+        raise DamagedError(
+            f"{path} is damaged", "restore it from a copy; it only says what became of a removed version"
+        ) from None
 
 
 def names(root: Path, kind: str) -> list[str]:

@@ -35,7 +35,9 @@ def sources(record: Record) -> list[Ref]:
 def dependents(every: Mapping[Ref, Record], gone: Iterable[Ref]) -> dict[Ref, Ref]:
     """Artifacts outside `gone` that were made from one of it, each with that one."""
     lost = set(gone)
-    return {ref: source for ref, record in every.items() if ref not in lost for source in sources(record) if source in lost}
+    return {
+        ref: source for ref, record in every.items() if ref not in lost for source in sources(record) if source in lost
+    }
 
 
 def remove(root: Path, gone: list[Ref], *, force: bool = False) -> None:
@@ -109,11 +111,17 @@ def rename(root: Path, old: str, new: str) -> list[tuple[Ref, Ref]]:
         raise MissingError(f"no object is called {old}", "`objtune list adapter` shows the objects")
     joint = {ref: source for ref, source in dependents(every, moved).items() if ref.kind != "scene"}
     for ref, source in joint.items():
-        raise UsageError(f"{ref} was made from {source}", f"an object that was learned with others keeps its name; `objtune rm {ref}` first")
+        raise UsageError(
+            f"{ref} was made from {source}",
+            f"an object that was learned with others keeps its name; `objtune rm {ref}` first",
+        )
     renamed: dict[Ref, dict[str, str]] = {}
     for ref, target in moved.items():
         record, tensors = artifact.load(root, ref)
-        renamed[ref] = {"ref": str(target), "sha256": _written(root, _called(record, old, new, renamed), target, tensors, old)}
+        renamed[ref] = {
+            "ref": str(target),
+            "sha256": _written(root, _called(record, old, new, renamed), target, tensors, old),
+        }
         if ref.path(root).with_suffix("").is_dir():
             shutil.copytree(ref.path(root).with_suffix(""), target.path(root).with_suffix(""), dirs_exist_ok=True)
     for ref in reversed(moved):  # what was made last goes first: stopped half way, the rest still has its sources

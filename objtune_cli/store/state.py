@@ -39,7 +39,11 @@ def unfinished(project: Project) -> list[Unfinished]:
             record, _, _ = header.read(file)
             about = record.get("about")
             if isinstance(about, dict) and about.get("runs"):
-                found.append(Unfinished(file, str(record.get("run")), about["runs"], about["config"], about["base"], about["computed"]))
+                found.append(
+                    Unfinished(
+                        file, str(record.get("run")), about["runs"], about["config"], about["base"], about["computed"]
+                    )
+                )
     return found
 
 
@@ -77,7 +81,9 @@ class RunState:
             return None
         kinds = {"F32": "<f4", "I64": "<i8", "F16": "<f2", "F64": "<f8"}
         return {
-            name: np.frombuffer(data, kinds[spec[0]], header.size_of(spec) // header.WIDTHS[spec[0]], offset).reshape(spec[1]).copy()
+            name: np.frombuffer(data, kinds[spec[0]], header.size_of(spec) // header.WIDTHS[spec[0]], offset)
+            .reshape(spec[1])
+            .copy()
             for name, (spec, offset) in layout.items()
         }
 

@@ -66,7 +66,9 @@ def without_shadow(alpha: "np.ndarray", rgb: "np.ndarray") -> "np.ndarray":
         return alpha
     away = cv2.distanceTransform(1 - opaque, cv2.DIST_L2, 5)
     least = max(4.0, 0.01 * max(alpha.shape))
-    count, regions = cv2.connectedComponents((dark | (soft & (alpha <= INVISIBLE))).astype(np.uint8))  # what barely shows has no colour to tell
+    count, regions = cv2.connectedComponents(
+        (dark | (soft & (alpha <= INVISIBLE))).astype(np.uint8)
+    )  # what barely shows has no colour to tell
     ends = soft & (cv2.dilate((alpha <= CLEAR).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0)
     ring = (away > 2) & (away < 6)
     on_one_side = float((alpha[ring] <= CLEAR).mean()) > FREE if ring.any() else False
@@ -74,10 +76,17 @@ def without_shadow(alpha: "np.ndarray", rgb: "np.ndarray") -> "np.ndarray":
     for i in range(1, count):
         region = regions == i
         end = alpha[region & ends]
-        if float(dark[region].mean()) < MOSTLY or not len(end) or float(away[region].max()) <= least or float(np.median(end)) > FADING:
+        if (
+            float(dark[region].mean()) < MOSTLY
+            or not len(end)
+            or float(away[region].max()) <= least
+            or float(np.median(end)) > FADING
+        ):
             continue
         beside = (cv2.dilate(region.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0) & (opaque > 0)
-        if not on_one_side and beside.any() and float(np.median(brightest[beside])) <= 2 * DARK:  # dark fur, or a mask painted black
+        if (
+            not on_one_side and beside.any() and float(np.median(brightest[beside])) <= 2 * DARK
+        ):  # dark fur, or a mask painted black
             continue
         found[region & (away > 1.5)] = 0  # pixels next to what is opaque are its edge
     return found

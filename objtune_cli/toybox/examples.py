@@ -36,7 +36,11 @@ def photos() -> dict[str, Scene]:
         "photo.jpg": Scene(((dog, Pose(0.5, 0.6, 0.62, 0.03)),), "grass", 11),
         "mug.jpg": Scene(((mug, Pose(0.52, 0.57, 0.56, -0.02)),), "wood", 4),
         "pair.jpg": Scene(((dog, Pose(0.27, 0.62, 0.45, 0.0)), (mug, Pose(0.75, 0.62, 0.40, 0.02))), "desert", 3),
-        "three.jpg": Scene(((cat, Pose(0.18, 0.6, 0.34, 0.0)), (mug, Pose(0.5, 0.64, 0.28, 0.02)), (car, Pose(0.81, 0.6, 0.34, 0.0))), "wood", 5),
+        "three.jpg": Scene(
+            ((cat, Pose(0.18, 0.6, 0.34, 0.0)), (mug, Pose(0.5, 0.64, 0.28, 0.02)), (car, Pose(0.81, 0.6, 0.34, 0.0))),
+            "wood",
+            5,
+        ),
     }
 
 

@@ -60,7 +60,19 @@ def dog(p: Callable[[int, float, float], float]) -> Figure:
     ear, tail = p(3, 0.20, 0.34), p(4, 0.22, 0.46)
     y, hx, hy = 0.15, length + 0.10, -0.30
     parts: list[tuple[Fill, Polygon]] = [
-        ("coat", poly(-length + 0.1, y - 0.1, -length - 0.2, y - 0.15 - tail, -length - 0.05, y - 0.2 - tail, -length + 0.24, y - 0.14)),
+        (
+            "coat",
+            poly(
+                -length + 0.1,
+                y - 0.1,
+                -length - 0.2,
+                y - 0.15 - tail,
+                -length - 0.05,
+                y - 0.2 - tail,
+                -length + 0.24,
+                y - 0.14,
+            ),
+        ),
     ]
     for x in (-length + 0.12, -length + 0.36, length - 0.36, length - 0.12):
         parts.append(("coat", box(x - 0.09, y + 0.08, x + 0.09, y + 0.26 + legs, 0.05)))
@@ -101,7 +113,14 @@ def cat(p: Callable[[int, float, float], float]) -> Figure:
         ("trim", ellipse(0, 0.95 - height * 0.8, width * 0.52, height * 0.55)),
     ]
     for s in (-1, 1):
-        parts.append(("coat", poly(s * head * 0.95, hy - 0.05, s * head * 0.8, hy - head * 0.7 - ear, s * head * 0.1, hy - head * 0.7)))
+        parts.append(
+            (
+                "coat",
+                poly(
+                    s * head * 0.95, hy - 0.05, s * head * 0.8, hy - head * 0.7 - ear, s * head * 0.1, hy - head * 0.7
+                ),
+            )
+        )
     parts.append(("coat", ellipse(0, hy, head, head * 0.85)))
     parts += [(INK, ellipse(s * head * 0.4, hy - 0.04, 0.065, 0.1, n=14)) for s in (-1, 1)]
     parts.append((NOSE, poly(-0.08, hy + 0.1, 0.08, hy + 0.1, 0, hy + 0.2)))
@@ -130,7 +149,12 @@ def mug(p: Callable[[int, float, float], float]) -> Figure:
     parts: list[tuple[Fill, Polygon]] = [
         ("trim", ellipse(width + 0.03, 0.1, handle + 0.1, handle + 0.12)),
         ("hole", ellipse(width + 0.03, 0.1, handle - 0.05, handle - 0.03)),
-        ("coat", np.concatenate([poly(-width - flare, top, width + flare, top), ellipse(0, bottom, width - 0.03, 0.1, n=32)[:17]])),
+        (
+            "coat",
+            np.concatenate(
+                [poly(-width - flare, top, width + flare, top), ellipse(0, bottom, width - 0.03, 0.1, n=32)[:17]]
+            ),
+        ),
         ("trim", ellipse(0, top, width + flare, 0.14)),
         (COFFEE, ellipse(0, top + 0.01, (width + flare) * 0.8, 0.085)),
     ]
@@ -154,7 +178,12 @@ def house(p: Callable[[int, float, float], float]) -> Figure:
 def fish(p: Callable[[int, float, float], float]) -> Figure:
     length, height, tail, fin = p(0, 0.52, 0.68), p(1, 0.34, 0.48), p(2, 0.28, 0.42), p(3, 0.16, 0.32)
     parts: list[tuple[Fill, Polygon]] = [
-        ("trim", poly(-length + 0.14, 0, -length - tail, -height * 0.9, -length - tail * 0.65, 0, -length - tail, height * 0.9)),
+        (
+            "trim",
+            poly(
+                -length + 0.14, 0, -length - tail, -height * 0.9, -length - tail * 0.65, 0, -length - tail, height * 0.9
+            ),
+        ),
         ("trim", poly(-length * 0.45, -height * 0.7, -0.1, -height - fin, length * 0.4, -height * 0.7)),
         ("coat", ellipse(0, 0, length, height)),
         ("trim", ellipse(-0.04, height * 0.3, 0.18, 0.1, tilt=0.5)),
@@ -181,7 +210,10 @@ def boat(p: Callable[[int, float, float], float]) -> Figure:
         (WOOD, box(-0.05, 0.2 - mast, 0.05, 0.35)),
         ("trim", poly(0.09, 0.25 - mast, 0.09 + boom, 0.15, 0.09, 0.15)),
         ("trim", poly(-0.09, 0.35 - mast, -0.09 - boom * 0.7, 0.15, -0.09, 0.15)),
-        ("coat", poly(-width, 0.25, width, 0.25, width - hull, 0.25 + 1.4 * hull, -width + hull * 0.8, 0.25 + 1.4 * hull)),
+        (
+            "coat",
+            poly(-width, 0.25, width, 0.25, width - hull, 0.25 + 1.4 * hull, -width + hull * 0.8, 0.25 + 1.4 * hull),
+        ),
     ]
     return Figure(parts, (0, 0.22 - mast, 0.24), (0, 0.32, width * 0.8))
 

@@ -45,7 +45,12 @@ def test_a_sentence_says_all_that_a_caption_can(dial: Dial) -> None:
         assert background == BACKGROUNDS.index(scene.background) and len(said) == len(scene.objects)
         for words, (instance, _) in zip(said, scene.objects, strict=True):
             kind, _, colour, second, pattern, accessory, third = captions.label(instance, scene.background)
-            assert (words["class"], words["colour"], words["second"], words["accessory"]) == (kind, colour, second, accessory)
+            assert (words["class"], words["colour"], words["second"], words["accessory"]) == (
+                kind,
+                colour,
+                second,
+                accessory,
+            )
             assert words["pattern"] == pattern or instance.pattern == "plain"
             assert words["third"] == third or accessory == 0
 
@@ -91,7 +96,9 @@ def test_each_mistake_misses_its_own_measure() -> None:
 
 
 def test_both_are_two_things_each_on_its_side() -> None:
-    scene = next(s for s in base.asked(MEDIUM, 9, 0) if len(s.objects) == 2 and s.objects[0][0].colour != s.objects[1][0].colour)
+    scene = next(
+        s for s in base.asked(MEDIUM, 9, 0) if len(s.objects) == 2 and s.objects[0][0].colour != s.objects[1][0].colour
+    )
     (a, left), (b, right) = scene.objects
 
     def both(*things: Thing) -> list[float]:
@@ -131,7 +138,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drawing, "SIDE", 64)
 
 
-def test_the_bank_is_the_training_set_of_the_recipe(context: Callable[..., Context], small: None, project: Path, monkeypatch) -> None:
+def test_the_bank_is_the_training_set_of_the_recipe(
+    context: Callable[..., Context], small: None, project: Path, monkeypatch
+) -> None:
     """Drawn by the recipe itself, at the thumbnails' size; kept, and not drawn again."""
     preset = replace(CPU, dial="easy", size=base.THUMB, pictures=4, captions=1, seed=1)
     expected = np.concatenate([data.draw_shard(preset, i)[0] for i in range(2)])
@@ -144,7 +153,9 @@ def test_the_bank_is_the_training_set_of_the_recipe(context: Callable[..., Conte
 
 def test_captions_belong_to_the_scenes_randomness() -> None:
     """Each shard from a seed of its own; how many captions there are decides the next scene."""
-    one, two, other = (list(zip(range(3), data.scenes(1, i, EASY, n), strict=False)) for i, n in ((0, 1), (0, 2), (1, 1)))
+    one, two, other = (
+        list(zip(range(3), data.scenes(1, i, EASY, n), strict=False)) for i, n in ((0, 1), (0, 2), (1, 1))
+    )
     assert one[0][1][0] == two[0][1][0] and one[1][1][0] != two[1][1][0] and one[0][1][0] != other[0][1][0]
     assert [len(told) for _, (_, told) in two] == [2, 2, 2]
     assert render(one[0][1][0], 32)[0].shape == (32, 32, 3)
@@ -164,17 +175,23 @@ def test_the_whole_of_it_on_a_base(context: Callable[..., Context], small: None,
     assert base.run(context(), out, EASY, config) == rows
 
 
-def test_samples_go_on_where_they_were_stopped(context: Callable[..., Context], small: None, project: Path, monkeypatch) -> None:
+def test_samples_go_on_where_they_were_stopped(
+    context: Callable[..., Context], small: None, project: Path, monkeypatch
+) -> None:
     monkeypatch.setattr(base, "PART", 8)
     scenes, folder = base.asked(EASY, 20, 0), project / "samples"
     whole = base._samples(context(), folder / "a", scenes)
     assert whole.shape == (20, 32, 32, 3)
     with pytest.raises(Stopped):
-        base._samples(context(stopped=lambda: 15 if (folder / "b" / "000008.png").exists() else 0), folder / "b", scenes)
+        base._samples(
+            context(stopped=lambda: 15 if (folder / "b" / "000008.png").exists() else 0), folder / "b", scenes
+        )
     first = (folder / "b" / "000000.png").stat().st_mtime_ns
     assert np.array_equal(base._samples(context(), folder / "b", scenes), whole)
     assert (folder / "b" / "000000.png").stat().st_mtime_ns == first
-    fewer = base._samples(context(), folder / "b", scenes[:12])  # four in the last part: on some processors a batch of another size is rounded elsewhere
+    fewer = base._samples(
+        context(), folder / "b", scenes[:12]
+    )  # four in the last part: on some processors a batch of another size is rounded elsewhere
     assert np.array_equal(fewer[:8], whole[:8]) and int(np.abs(fewer[8:].astype(int) - whole[8:12]).max()) <= 1
     assert np.array_equal(base._samples(context(), folder / "b", scenes), whole)  # and more again
 

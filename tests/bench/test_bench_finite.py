@@ -55,7 +55,9 @@ def test_pictures_of_one_colour_are_not_measured(tmp_path: Path) -> None:
     stack.vae.decoder.conv_out.weight.zero_()
     stack.vae.decoder.conv_out.bias.fill_(-1)
     drawn = {"steps": 1, "guidance": 1.0}
-    ctx: Any = SimpleNamespace(progress=lambda label: lambda *args: None, base=SimpleNamespace(drawn=lambda: drawn), force=False)
+    ctx: Any = SimpleNamespace(
+        progress=lambda label: lambda *args: None, base=SimpleNamespace(drawn=lambda: drawn), force=False
+    )
     with pytest.raises(GateError, match=r"2 of 2 pictures of a dog are of one colour \(seed 3\): not measured"):
         drawing.pictures(ctx, stack, ["a dog", "a cat"], [3, 4], "a dog")
     ctx.force = True
@@ -63,7 +65,14 @@ def test_pictures_of_one_colour_are_not_measured(tmp_path: Path) -> None:
 
 
 def test_models_that_measure_are_finite(tmp_path: Path) -> None:
-    shape = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48, "image_size": 48, "patch_size": 16}
+    shape = {
+        "hidden_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+        "image_size": 48,
+        "patch_size": 16,
+    }
     ViTModel(ViTConfig(**shape)).save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
     weights = load_file(file)

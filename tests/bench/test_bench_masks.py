@@ -42,7 +42,10 @@ def test_a_target_says_what_the_way_allows(way: str) -> None:
         assert cover[int(y), int(x)] > 127
     if target.box_xyxy:
         ys, xs = (cover > 127).nonzero()
-        assert np.abs(np.array(target.box_xyxy) - [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]).max() <= 0.02 * masks.SIDE
+        assert (
+            np.abs(np.array(target.box_xyxy) - [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]).max()
+            <= 0.02 * masks.SIDE
+        )
 
 
 @pytest.mark.slow

@@ -28,16 +28,26 @@ def test_the_command_prints_what_a_run_takes(cli: Any, tmp_path: Path, monkeypat
     """Its trainer has the family's settings, the class's rows at every step, as many kept predictions as the base is asked for."""
     made: list[Any] = []
     steps = bench._steps
-    monkeypatch.setattr(bench, "_steps", lambda ctx, live, trainer, label: (made.append(trainer), steps(ctx, live, trainer, label))[1])
+    monkeypatch.setattr(
+        bench, "_steps", lambda ctx, live, trainer, label: (made.append(trainer), steps(ctx, live, trainer, label))[1]
+    )
     folder = tiny.build(tmp_path / "tiny", clip=False)
     given = ("bench.layouts=base", "train.rank=2", "train.views=2", "prior.entries=5")
     done = cli("bench", "--memory", "--base", folder, *(word for each in given for word in ("--set", each)), "--json")
     assert done.code == 0, done.err
     _trained_as_a_run(made[0])
     rows = json.loads(done.out)["rows"]
-    assert [*dict.fromkeys(r["method"] for r in rows)] == [OURS, f"{OURS}: dreambooth-lora", f"{OURS}: ratio"] and all(r["n"] == 1 for r in rows)
-    ours, theirs, ratio = ({r["measure"]: r["mean"] for r in rows if r["method"] == name} for name in (OURS, f"{OURS}: dreambooth-lora", f"{OURS}: ratio"))
-    assert theirs.keys() == {"resting_mb", "kept_mb"} and theirs["resting_mb"] > ours["denoiser_mb"] + ours["words_mb"] + ours["autoencoder_mb"]
+    assert [*dict.fromkeys(r["method"] for r in rows)] == [OURS, f"{OURS}: dreambooth-lora", f"{OURS}: ratio"] and all(
+        r["n"] == 1 for r in rows
+    )
+    ours, theirs, ratio = (
+        {r["measure"]: r["mean"] for r in rows if r["method"] == name}
+        for name in (OURS, f"{OURS}: dreambooth-lora", f"{OURS}: ratio")
+    )
+    assert (
+        theirs.keys() == {"resting_mb", "kept_mb"}
+        and theirs["resting_mb"] > ours["denoiser_mb"] + ours["words_mb"] + ours["autoencoder_mb"]
+    )
     assert ratio == {"kept_mb": pytest.approx(ours["kept_mb"] / theirs["kept_mb"], abs=1e-3)}
     found = ours
     assert found.keys() == MEASURES
@@ -55,8 +65,15 @@ def test_the_command_prints_what_a_run_takes(cli: Any, tmp_path: Path, monkeypat
 
 def _trained_as_a_run(trainer: Any) -> None:
     config = trainer.config
-    assert (config.blocks, config.passes, config.batch, config.modules) == ("decoder", "apart", 1, "attention") and config.class_every == 1
-    assert len(trainer.views) == 3 and all(len(k.rows) == len(k.pred) == 8 for each in trainer.known for k in each.values())
+    assert (config.blocks, config.passes, config.batch, config.modules) == (
+        "decoder",
+        "apart",
+        1,
+        "attention",
+    ) and config.class_every == 1
+    assert len(trainer.views) == 3 and all(
+        len(k.rows) == len(k.pred) == 8 for each in trainer.known for k in each.values()
+    )
     assert len(trainer.priors["dog"]["z_t"]) == 5 and trainer.stack.autoencoder is not None  # back, for drawing
 
 
@@ -71,7 +88,9 @@ def test_a_layout_is_the_real_one(name: str) -> None:
     }  # fmt: skip
     assert sizes == expected[name] and stack.size == {"sd15": 512, "sd21": 768, "sdxl": 1024, "sd3": 1024}[name]
     assert {p.dtype for p in stack.unet.parameters()} == {p.dtype for p in stack.vae.parameters()} == {torch.bfloat16}
-    assert {p.dtype for m in stack.text_encoders for p in m.parameters()} == {torch.float32} and stack.family in FAMILIES
+    assert {p.dtype for m in stack.text_encoders for p in m.parameters()} == {
+        torch.float32
+    } and stack.family in FAMILIES
     assert [len(t) for t in stack.tokenizers] == [49408] * len(stack.text_encoders)
     assert layouts.stack(name, torch.device("meta"), torch.bfloat16, 256).size == 256
 

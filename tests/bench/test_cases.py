@@ -22,7 +22,11 @@ def _asked(dial: Dial = MEDIUM, count: int = 16, **given) -> list[Case]:
 
 def test_medium_is_easy_with_accessories_and_larger_objects() -> None:
     assert world.DIALS["medium"] is MEDIUM
-    assert set(MEDIUM.accessories) == set(world.ACCESSORIES) and MEDIUM.size[0] > EASY.size[0] and MEDIUM.size[1] > EASY.size[1]
+    assert (
+        set(MEDIUM.accessories) == set(world.ACCESSORIES)
+        and MEDIUM.size[0] > EASY.size[0]
+        and MEDIUM.size[1] > EASY.size[1]
+    )
     same = replace(MEDIUM, accessories=EASY.accessories, size=EASY.size, pairs=EASY.pairs)
     assert same == EASY
     worn = {world.sample_instance(np.random.default_rng(i), MEDIUM).accessory for i in range(40)}
@@ -75,7 +79,10 @@ def test_a_second_object_is_plain_and_of_another_class(dial: Dial) -> None:
     for case in _asked(dial):
         pairs = [p.other for p in case.prompts if p.kind == "pair"]
         assert len(pairs) == 2
-        assert all(o.kind in set(dial.classes) - {case.instance.kind} and (o.pattern, o.accessory) == ("plain", "none") for o in pairs)
+        assert all(
+            o.kind in set(dial.classes) - {case.instance.kind} and (o.pattern, o.accessory) == ("plain", "none")
+            for o in pairs
+        )
 
 
 def test_no_two_prompts_share_their_noise() -> None:
@@ -110,7 +117,10 @@ def test_a_prompts_words_say_what_its_truth_holds(dial: Dial) -> None:
                 assert said[0]["accessory"] == world.ACCESSORIES.index(prompt.accessory)
                 assert said[0]["third"] == list(COLOURS).index(case.instance.third)
             if prompt.other is not None:
-                assert (said[1]["class"], said[1]["colour"]) == (CLASSES.index(prompt.other.kind), list(COLOURS).index(prompt.other.colour))
+                assert (said[1]["class"], said[1]["colour"]) == (
+                    CLASSES.index(prompt.other.kind),
+                    list(COLOURS).index(prompt.other.colour),
+                )
             assert len(said) == 1 + (prompt.other is not None)
 
 

@@ -20,7 +20,9 @@ LIVE = ("cat", "dog")
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """Three subjects of two small photos each; the first one's class has two words, the last is alive."""
-    return dreambench.write(tmp_path / "dataset", {"teddy_bear": "mug", "cup": "mug", "dog2": "dog"}, photos=2, count=3, side=64)
+    return dreambench.write(
+        tmp_path / "dataset", {"teddy_bear": "mug", "cup": "mug", "dog2": "dog"}, photos=2, count=3, side=64
+    )
 
 
 def subjects(folder: Path, count: int | None = None, chosen: str = "") -> list[dataset.Subject]:
@@ -39,7 +41,10 @@ def test_subjects_in_the_tables_order_with_their_prompts(photos: Path) -> None:
     assert [s.prompts for s in found] == [tuple(objects), tuple(objects), tuple(live)]
     assert [[p.name for p, _ in s.photos] for s in found] == [["00.jpg", "01.jpg"]] * 3
     assert {s.learned.name for s in found} == {"00.jpg"} and len({digest for s in found for _, digest in s.photos}) == 6
-    assert found[0].asked("<teddy_bear>")[0] == "a <teddy_bear> on the beach" and found[0].asked("mug")[0] == "a mug on the beach"
+    assert (
+        found[0].asked("<teddy_bear>")[0] == "a <teddy_bear> on the beach"
+        and found[0].asked("mug")[0] == "a mug on the beach"
+    )
     assert [s.name for s in subjects(photos, 2)] == ["teddy_bear", "cup"]
 
 
@@ -58,7 +63,11 @@ def test_the_listing_as_its_authors_wrote_it(photos: Path) -> None:
 
 
 def test_another_photo_may_be_learned(photos: Path) -> None:
-    assert [subjects(photos, 1, chosen)[0].learned.name for chosen in ("01", "01.jpg", "00")] == ["01.jpg", "01.jpg", "00.jpg"]
+    assert [subjects(photos, 1, chosen)[0].learned.name for chosen in ("01", "01.jpg", "00")] == [
+        "01.jpg",
+        "01.jpg",
+        "00.jpg",
+    ]
     with pytest.raises(InputError, match="teddy_bear has no photo 07") as caught:
         subjects(photos, 1, "07")
     assert caught.value.hint == "it has 00.jpg, 01.jpg"
@@ -122,7 +131,12 @@ WAYS = {
 def test_another_layout_is_3_in_one_line(way: str, photos: Path) -> None:
     with pytest.raises(InputError) as caught:
         subjects(BROKEN[way](photos) or photos)
-    assert WAYS[way] in caught.value.message and caught.value.code == 3 and caught.value.hint and "\n" not in caught.value.message
+    assert (
+        WAYS[way] in caught.value.message
+        and caught.value.code == 3
+        and caught.value.hint
+        and "\n" not in caught.value.message
+    )
 
 
 def test_nothing_is_opened_for_what_is_refused(photos: Path, project: Path) -> None:

@@ -56,7 +56,9 @@ def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def context(project: Path, base: Path) -> Callable[..., Context]:
     def make(**given) -> Context:
         work = locate(project / "bench" / "work", create=True)
-        return Context(work, Settings(work.settings, {}), Common(base=str(base), device="cpu", precision="fp32"), Notes(), **given)
+        return Context(
+            work, Settings(work.settings, {}), Common(base=str(base), device="cpu", precision="fp32"), Notes(), **given
+        )
 
     return make
 
@@ -97,7 +99,9 @@ def test_rows_of_every_method_say_what_was_learned_and_what_measured(
     rows = _by_name(dreambench.run(ctx, project / "bench", asked, METHODS, CONFIG))
     assert trained == ALL
     found = {name: {m for n, m in rows if n == name} for name in dict.fromkeys(n for n, _ in rows)}
-    assert found == {"photos": {"clip_i"}, "untrained": PLAIN} | dict.fromkeys(METHODS, PLAIN | {"seconds", "memory_mb"})
+    assert found == {"photos": {"clip_i"}, "untrained": PLAIN} | dict.fromkeys(
+        METHODS, PLAIN | {"seconds", "memory_mb"}
+    )
     assert all(row["n"] == 2 and row["low"] <= row["mean"] <= row["high"] for row in rows.values())
     assert {(row["photo"], row["method"]) for row in rows.values()} == {
         ("00.jpg", "one"),
@@ -105,7 +109,9 @@ def test_rows_of_every_method_say_what_was_learned_and_what_measured(
         ("", "photos"),
         ("", "untrained"),
     }
-    assert {row["judge"] for (_, m), row in rows.items() if m in PLAIN} == {"tiny's own"} and rows["one", "seconds"]["judge"] == ""
+    assert {row["judge"] for (_, m), row in rows.items() if m in PLAIN} == {"tiny's own"} and rows["one", "seconds"][
+        "judge"
+    ] == ""
     assert rows["one", "seconds"]["mean"] == 4.0  # the first and the third training
     assert ctx.report.said[0].startswith(
         "facebook/dino-vits16 is not on this machine: no DINO, and diversity by CLIP; `objtune fetch --model"
@@ -150,12 +156,27 @@ def test_a_prompt_names_the_object_for_a_method_and_the_class_for_the_base(
 ) -> None:
     said: dict[str, tuple[list[str], list[int], tuple[float, ...]]] = {}
 
-    def drawn_as(ctx: Context, stack: object, texts: list[str], seeds: list[int], label: str, scene: float = 0.0, own: float = 0.0, object_below: float = 1.0) -> np.ndarray:
+    def drawn_as(
+        ctx: Context,
+        stack: object,
+        texts: list[str],
+        seeds: list[int],
+        label: str,
+        scene: float = 0.0,
+        own: float = 0.0,
+        object_below: float = 1.0,
+    ) -> np.ndarray:
         said[label] = texts, seeds, (scene, own, object_below)
         return np.random.default_rng(0).integers(0, 256, (len(texts), 32, 32, 3), np.uint8)
 
     monkeypatch.setattr(dreambench.drawing, "pictures", drawn_as)
-    dreambench.run(context(), project / "bench", asked[:1], {"one": replace(METHODS["one"], draw={"scene_guidance": 1.5, "object_guidance": 0.5, "object_below": 0.9})}, CONFIG)
+    dreambench.run(
+        context(),
+        project / "bench",
+        asked[:1],
+        {"one": replace(METHODS["one"], draw={"scene_guidance": 1.5, "object_guidance": 0.5, "object_below": 0.9})},
+        CONFIG,
+    )
     assert (said["untrained on dog"][2], said["one on dog"][2]) == ((0.0, 0.0, 1.0), (1.5, 0.5, 0.9))
     assert said["untrained on dog"][0] == [
         text for place in ("on the beach", "at the beach", "in the snow") for text in [f"a dog {place}"] * 2
@@ -201,7 +222,9 @@ def test_what_changes_a_picture_is_made_again_and_nothing_else(
     settings = Settings(context().project.settings, {}, [f"{key}=-99" if "min_l" not in key else f"{key}=0" for key in ("segment.min_likeness", "segment.min_margin", "segment.min_score")])  # fmt: skip
     rows = _by_name(dreambench.run(replace(context(), settings=settings), out, other, one, CONFIG))
     assert trained == [("one", "dog")] * 2 and rows["one", "clip_i"]["photo"] == "02.jpg"
-    assert (out / "pictures" / "untrained" / "dog" / "made.json").stat().st_mtime_ns == stamp, "what learns nothing is the same"
+    assert (out / "pictures" / "untrained" / "dog" / "made.json").stat().st_mtime_ns == stamp, (
+        "what learns nothing is the same"
+    )
     dreambench.run(context(), out, asked[:1], one, replace(CONFIG, seeds=1))
     assert trained == [("one", "dog")] * 3
 
@@ -217,7 +240,9 @@ def test_a_subject_without_a_usable_mask_has_no_result_and_the_note_says_what_he
     assert len(notes) == 2 and all("put a mask beside the photo, 00.mask.png" in text for text in notes)
 
 
-def test_a_stopped_run_keeps_the_finished_subjects(context: Callable[..., Context], asked: list, trained: list, project: Path) -> None:
+def test_a_stopped_run_keeps_the_finished_subjects(
+    context: Callable[..., Context], asked: list, trained: list, project: Path
+) -> None:
     out = project / "bench"
     with pytest.raises(Stopped) as caught:
         dreambench.run(context(stopped=lambda: 2 if len(trained) == 3 else 0), out, asked, METHODS, CONFIG)
@@ -228,7 +253,9 @@ def test_a_stopped_run_keeps_the_finished_subjects(context: Callable[..., Contex
     assert trained == ALL[2:]
 
 
-def test_judges_that_were_asked_for_and_are_not_here_are_7(context: Callable[..., Context], project: Path, tmp_path: Path) -> None:
+def test_judges_that_were_asked_for_and_are_not_here_are_7(
+    context: Callable[..., Context], project: Path, tmp_path: Path
+) -> None:
     for given in ({"dino": "nobody/nothing"}, {"clip": "nobody/nothing"}):
         with pytest.raises(ResourceError, match="nobody/nothing is not on this machine") as caught:
             papers.opened(context(), Bench(**given))

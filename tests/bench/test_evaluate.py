@@ -73,10 +73,14 @@ def test_variety_by_hand() -> None:
     assert papers.variety(np.array([[1.0], [-1.0]])) == pytest.approx(2)
 
 
-SUBJECT = Given("rex", "dog", np.full((24, 24, 3), 200, np.uint8), _mask(24, 24, (6, 6, 18, 18)), {"token.rex": torch.ones(1, 16)})
+SUBJECT = Given(
+    "rex", "dog", np.full((24, 24, 3), 200, np.uint8), _mask(24, 24, (6, 6, 18, 18)), {"token.rex": torch.ones(1, 16)}
+)
 
 
-def test_the_papers_measures_on_models_that_know_two_things(context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_papers_measures_on_models_that_know_two_things(
+    context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Pictures are 1, the photo 2, the object alone 3, the class before 4 and after 5: angles that were chosen.
 
     Unit vectors at 60, 30 and 90 degrees of each other have cosines 1/2, sqrt(3)/2 and 0.
@@ -90,7 +94,13 @@ def test_the_papers_measures_on_models_that_know_two_things(context: Callable[..
     alone = evaluate.object_alone(SUBJECT.rgb, SUBJECT.mask)
 
     def look(shown: np.ndarray) -> np.ndarray:
-        what = "photo" if shown.shape == (1, 24, 24, 3) else "alone" if shown.shape[1:] == alone.shape else codes[int(shown[0, 0, 0, 0])]
+        what = (
+            "photo"
+            if shown.shape == (1, 24, 24, 3)
+            else "alone"
+            if shown.shape[1:] == alone.shape
+            else codes[int(shown[0, 0, 0, 0])]
+        )
         return np.stack([turned(angles[what])] * len(shown))
 
     said: list[str] = []
@@ -101,7 +111,11 @@ def test_the_papers_measures_on_models_that_know_two_things(context: Callable[..
 
     codes.update({1: "picture", 4: "before", 5: "after"})
     monkeypatch.setattr(
-        drawing, "pictures", lambda ctx, stack, texts, seeds, label, scene, object_below: (asked.extend(texts), scenes.append((scene, object_below))) and np.full((len(texts), 8, 8, 3), 1)
+        drawing,
+        "pictures",
+        lambda ctx, stack, texts, seeds, label, scene, object_below: (
+            (asked.extend(texts), scenes.append((scene, object_below))) and np.full((len(texts), 8, 8, 3), 1)
+        ),
     )
     order = iter((5, 4))  # with the object first, then the bare base
     monkeypatch.setattr(drawing, "of_class", lambda *_: np.full((2, 8, 8, 3), next(order)))
@@ -152,10 +166,17 @@ def test_the_scale_stands_around_the_photos_own_vector(drawn_dog: tuple[Given, w
         pictures = np.stack([render(world.sample_scene(rng, EASY, instances=(i,)), 128)[0] for i in instances])
         return float(scale.identity([r.main for r in reading.read(network, pictures)]).mean())
 
-    assert identity([instance] * 6) > 0.6 > 0.4 > identity([world.sample_instance(rng, EASY, kind="dog", held_out=None) for _ in range(12)])
+    assert (
+        identity([instance] * 6)
+        > 0.6
+        > 0.4
+        > identity([world.sample_instance(rng, EASY, kind="dog", held_out=None) for _ in range(12)])
+    )
 
 
-def test_the_benchs_measures_of_one_object(drawn_dog: tuple[Given, world.Instance], context: Callable[..., Context]) -> None:
+def test_the_benchs_measures_of_one_object(
+    drawn_dog: tuple[Given, world.Instance], context: Callable[..., Context]
+) -> None:
     found = evaluate.toybox(context(), drawn_dog[0], EASY, 1, 0)
     assert found.keys() == {"identity", "found", "twice", "diversity", "prompt", "leak", "drift", "class"}
     assert all(np.isfinite(v) for v in found.values())
@@ -169,9 +190,13 @@ def _published(ctx: Context, names: dict[str, str], with_mask: bool = True) -> R
     inputs, tensors = {}, {}
     for i, (name, word) in enumerate(names.items()):
         rgb = np.full((8, 8, 3), i, np.uint8)
-        mask = artifact.publish(ctx.root, Record("mask", name, {name: word}, {}, {}, {}), {"rgb": rgb, "mask": rgb[..., 0]})
+        mask = artifact.publish(
+            ctx.root, Record("mask", name, {name: word}, {}, {}, {}), {"rgb": rgb, "mask": rgb[..., 0]}
+        )
         source = {"mask": ctx.input(mask)} if with_mask else {}
-        embedding = artifact.publish(ctx.root, Record("embedding", name, {name: word}, source, {}, ctx.base.record()), {})
+        embedding = artifact.publish(
+            ctx.root, Record("embedding", name, {name: word}, source, {}, ctx.base.record()), {}
+        )
         inputs[f"embedding.{name}"] = ctx.input(embedding)
         tensors[f"token.{name}"] = torch.full((1, 16), float(i))
     return artifact.publish(ctx.root, Record("adapter", "-".join(names), names, inputs, {}, ctx.base.record()), tensors)

@@ -62,7 +62,11 @@ def test_dino_from_one_file_sees_what_the_folder_does(vit: Path, tmp_path: Path)
     save_file({k: v for k, v in tensors.items() if "layer.1.output" not in k}, tmp_path / "less.safetensors")
     save_file({"weight": torch.zeros(1)}, tmp_path / "other.safetensors")
     (tmp_path / "no.safetensors").write_bytes(b"no")
-    for name, said in {"less": "it lacks .*1", "other": "cannot be opened as a ViT", "no": "cannot be opened as a ViT"}.items():
+    for name, said in {
+        "less": "it lacks .*1",
+        "other": "cannot be opened as a ViT",
+        "no": "cannot be opened as a ViT",
+    }.items():
         with pytest.raises(ResourceError, match=said):
             features.dino(str(tmp_path / f"{name}.safetensors"))
 
@@ -94,7 +98,12 @@ def _papers(picture: np.ndarray, short: int, side: int) -> torch.Tensor:
     from PIL import Image
     from torchvision import transforms as T
 
-    steps = [T.Resize(short, T.InterpolationMode.BICUBIC), T.CenterCrop(side), T.ToTensor(), T.Normalize(*features.DINO_STATISTICS)]
+    steps = [
+        T.Resize(short, T.InterpolationMode.BICUBIC),
+        T.CenterCrop(side),
+        T.ToTensor(),
+        T.Normalize(*features.DINO_STATISTICS),
+    ]
     return T.Compose(steps)(Image.fromarray(picture))
 
 
@@ -109,10 +118,37 @@ def test_a_picture_is_prepared_as_in_the_tables_of_the_papers(size: tuple[int, i
 
 
 CONFIGS = {
-    "clip": ({"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}, "do_center_crop": True, "resample": 3}, 224, 224),
+    "clip": (
+        {
+            "size": {"shortest_edge": 224},
+            "crop_size": {"height": 224, "width": 224},
+            "do_center_crop": True,
+            "resample": 3,
+        },
+        224,
+        224,
+    ),
     "old clip": ({"size": 224, "crop_size": 224, "do_center_crop": True, "resample": 3}, 224, 224),
-    "dinov2": ({"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}, "do_center_crop": True, "resample": 3}, 256, 224),
-    "bilinear": ({"size": {"shortest_edge": 300}, "crop_size": {"height": 200, "width": 200}, "do_center_crop": True, "resample": 2}, 300, 200),
+    "dinov2": (
+        {
+            "size": {"shortest_edge": 256},
+            "crop_size": {"height": 224, "width": 224},
+            "do_center_crop": True,
+            "resample": 3,
+        },
+        256,
+        224,
+    ),
+    "bilinear": (
+        {
+            "size": {"shortest_edge": 300},
+            "crop_size": {"height": 200, "width": 200},
+            "do_center_crop": True,
+            "resample": 2,
+        },
+        300,
+        200,
+    ),
 }
 
 
@@ -123,7 +159,12 @@ def test_a_folders_preparation_is_that_of_its_image_processor(what: str, size: t
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     said, short, side = CONFIGS[what]
-    said = said | {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.25, 0.3], "do_resize": True, "do_normalize": True}
+    said = said | {
+        "image_mean": [0.5, 0.4, 0.3],
+        "image_std": [0.2, 0.25, 0.3],
+        "do_resize": True,
+        "do_normalize": True,
+    }
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
     own = features.preparation(tmp_path, features.Preparation(100, 50, *features.DINO_STATISTICS), any_size=True)
     assert (own.short, own.side, own.mean) == (short, side, (0.5, 0.4, 0.3))
@@ -131,7 +172,9 @@ def test_a_folders_preparation_is_that_of_its_image_processor(what: str, size: t
     found = features._prepared(shown, own)
     exact = CLIPImageProcessorPil.from_pretrained(tmp_path)(list(shown), return_tensors="pt").pixel_values
     torch.testing.assert_close(found, exact, atol=1e-5, rtol=0)
-    other = CLIPImageProcessor.from_pretrained(tmp_path)(list(shown), return_tensors="pt").pixel_values  # resized by torchvision: a level off at most
+    other = CLIPImageProcessor.from_pretrained(tmp_path)(
+        list(shown), return_tensors="pt"
+    ).pixel_values  # resized by torchvision: a level off at most
     torch.testing.assert_close(found, other, atol=1.01 / 255 / 0.2, rtol=0)
 
 
@@ -142,7 +185,13 @@ def test_a_config_that_squeezes_the_picture_gives_its_colours_alone(tmp_path: Pa
     for size in (224, {"height": 224, "width": 224}, None, {"shortest_edge": "x"}, []):
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(colours | {"size": size, "resample": 2}))
         found = features.preparation(tmp_path, own)
-        assert (found.short, found.side, found.resample, found.mean, found.std) == (256, 224, 3, (0.5,) * 3, (0.25,) * 3)
+        assert (found.short, found.side, found.resample, found.mean, found.std) == (
+            256,
+            224,
+            3,
+            (0.5,) * 3,
+            (0.25,) * 3,
+        )
     for text in ("{", "{}", "[]", '{"image_mean": 3, "image_std": 4}'):
         (tmp_path / "preprocessor_config.json").write_text(text)
         assert features.preparation(tmp_path, own) == own
@@ -151,7 +200,13 @@ def test_a_config_that_squeezes_the_picture_gives_its_colours_alone(tmp_path: Pa
 
 def test_a_model_of_one_side_keeps_it(tmp_path: Path) -> None:
     """Its folder's sides are scaled; one that takes any side takes the folder's."""
-    said = {"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}, "do_center_crop": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    said = {
+        "size": {"shortest_edge": 256},
+        "crop_size": {"height": 224, "width": 224},
+        "do_center_crop": True,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
     own = features.Preparation(60, 48, *features.DINO_STATISTICS)
     assert (features.preparation(tmp_path, own).short, features.preparation(tmp_path, own).side) == (55, 48)
@@ -214,7 +269,9 @@ def test_nobody_is_asked_for_a_model_that_is_not_here(what: str, asked: list[str
     "what",
     ["clip", "dino"],
 )
-def test_nobody_is_asked_for_a_model_of_the_cache(what: str, base: Path, vit: Path, asked: list[str], tmp_path: Path, monkeypatch) -> None:
+def test_nobody_is_asked_for_a_model_of_the_cache(
+    what: str, base: Path, vit: Path, asked: list[str], tmp_path: Path, monkeypatch
+) -> None:
     import huggingface_hub.constants as constants
 
     own = base / "clip" if what == "clip" else vit

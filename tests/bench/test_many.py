@@ -28,12 +28,21 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     monkeypatch.setattr(many.trial, "measured", measured)
     monkeypatch.setattr(many, "_spent", lambda: spent[0])
     monkeypatch.setattr(many.reading, "load", lambda: None)
-    monkeypatch.setattr(many._Running, "scored", lambda self, network, way, case, ref, sha256: {"identity": 0.9 if way == "alone" else 0.8})
+    monkeypatch.setattr(
+        many._Running,
+        "scored",
+        lambda self, network, way, case, ref, sha256: {"identity": 0.9 if way == "alone" else 0.8},
+    )
     return said
 
 
-def test_times_of_all_are_compared_and_quality_is_of_each(context: Callable[..., Context], project: Path, commands) -> None:
-    rows = {(r["method"], r["measure"]): (r["mean"], r["n"]) for r in many.run(context(), project / "out", 3, Bench(repeats=1))}
+def test_times_of_all_are_compared_and_quality_is_of_each(
+    context: Callable[..., Context], project: Path, commands
+) -> None:
+    rows = {
+        (r["method"], r["measure"]): (r["mean"], r["n"])
+        for r in many.run(context(), project / "out", 3, Bench(repeats=1))
+    }
     assert len(commands) == 4 and [len([w for w in c if w == "--class"]) for c in commands] == [1, 1, 1, 3]
     assert rows["alone", "identity"] == (0.9, 3) and rows["beside", "identity"] == (0.8, 3)
     assert rows["alone, together", "seconds"] == (30, 1) and rows["beside, together", "cpu_s"] == (12, 1)
@@ -47,8 +56,15 @@ def test_times_of_all_are_compared_and_quality_is_of_each(context: Callable[...,
 def test_each_photo_stands_before_its_own_options(context: Callable[..., Context], project: Path, commands) -> None:
     many.run(context(), project / "out", 2, Bench(repeats=1))
     words = commands[-1][commands[-1].index("--force") + 1 :]
-    assert [Path(w).name for w in words if w.endswith(".png")] == ["dog-000.png", "dog-000.mask.png", "cat-001.png", "cat-001.mask.png"]
-    assert words[1:5] == ["--class", "dog", "--name", "dog-000"] and all(Path(w).is_file() for w in words if w.endswith(".png"))
+    assert [Path(w).name for w in words if w.endswith(".png")] == [
+        "dog-000.png",
+        "dog-000.mask.png",
+        "cat-001.png",
+        "cat-001.mask.png",
+    ]
+    assert words[1:5] == ["--class", "dog", "--name", "dog-000"] and all(
+        Path(w).is_file() for w in words if w.endswith(".png")
+    )
 
 
 def test_one_is_not_many(context: Callable[..., Context], project: Path, cli) -> None:

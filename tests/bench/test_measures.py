@@ -35,7 +35,9 @@ def test_equal_values_leave_no_doubt() -> None:
     assert measures.interval([0.5] * 7) == (0.5, 0.5, 0.5)
 
 
-@pytest.mark.parametrize(("df", "exact"), [(1, 12.706), (10, 2.228), (30, 2.042), (31, 2.0395), (40, 2.0211), (60, 2.0003), (120, 1.9799)])
+@pytest.mark.parametrize(
+    ("df", "exact"), [(1, 12.706), (10, 2.228), (30, 2.042), (31, 2.0395), (40, 2.0211), (60, 2.0003), (120, 1.9799)]
+)
 def test_quantiles_of_student(df: int, exact: float) -> None:
     """Values of the printed tables; the formula beyond 30 is within 0.005 of them."""
     values = [0.0, 1.0] * ((df + 1) // 2) + [0.5] * ((df + 1) % 2)
@@ -57,7 +59,9 @@ def test_intervals_move_and_grow_with_their_values(values: list[float], scale: f
     mean, low, high = measures.interval(values)
     assert low <= mean <= high
     moved = measures.interval([scale * v + shift for v in values])
-    assert moved == pytest.approx(tuple(scale * v + shift for v in (mean, low, high)), abs=1e-6 * (1 + abs(high) * scale))
+    assert moved == pytest.approx(
+        tuple(scale * v + shift for v in (mean, low, high)), abs=1e-6 * (1 + abs(high) * scale)
+    )
 
 
 def test_the_interval_holds_the_true_mean_19_times_in_20() -> None:
@@ -104,11 +108,21 @@ FOUND = [{"identity": 0.5, "leak": 0.0}, {"identity": 0.7, "presence": 1.0, "lea
 def test_rows_average_over_the_objects_that_have_a_measure() -> None:
     table = {row["measure"]: row for row in measures.rows("ours", FOUND)}
     assert list(table) == ["identity", "leak", "presence"]
-    assert all(set(row) == {"method", "measure", "mean", "low", "high", "n"} and row["method"] == "ours" for row in table.values())
+    assert all(
+        set(row) == {"method", "measure", "mean", "low", "high", "n"} and row["method"] == "ours"
+        for row in table.values()
+    )
     half = 12.706 * 0.1  # s / sqrt(2) of two values is half their difference
     assert (table["identity"]["mean"], table["identity"]["n"]) == (0.6, 2)
     assert (table["identity"]["low"], table["identity"]["high"]) == pytest.approx((0.6 - half, 0.6 + half), abs=1e-4)
-    assert table["presence"] == {"method": "ours", "measure": "presence", "mean": 1.0, "low": None, "high": None, "n": 1}
+    assert table["presence"] == {
+        "method": "ours",
+        "measure": "presence",
+        "mean": 1.0,
+        "low": None,
+        "high": None,
+        "n": 1,
+    }
     assert (table["leak"]["low"], table["leak"]["high"]) == (0, 0)
 
 

@@ -16,7 +16,9 @@ from objtune_cli.settings import Settings
 def _resolved(method: Method) -> tuple[Embed, Train, Prior]:
     """As the command line of a trial gives them."""
     parts = {"init-embedding": method.embed, "train": method.train, "prior": method.prior}
-    settings = Settings(Path("none.toml"), {}, [f"{part}.{k}={v}" for part, values in parts.items() for k, v in values.items()])
+    settings = Settings(
+        Path("none.toml"), {}, [f"{part}.{k}={v}" for part, values in parts.items() for k, v in values.items()]
+    )
     return settings.resolve(Embed), settings.resolve(Train), settings.resolve(Prior)
 
 
@@ -36,14 +38,22 @@ def test_ours_is_the_defaults() -> None:
 def test_every_named_setting_differs_from_ours(name: str) -> None:
     """A setting that is our default would compare nothing."""
     method = METHODS[name]
-    ours = asdict(Train()) | {f"embed.{k}": v for k, v in asdict(Embed()).items()} | {f"prior.{k}": v for k, v in asdict(Prior()).items()}
+    ours = (
+        asdict(Train())
+        | {f"embed.{k}": v for k, v in asdict(Embed()).items()}
+        | {f"prior.{k}": v for k, v in asdict(Prior()).items()}
+    )
     named_ones = (
-        dict(method.train) | {f"embed.{k}": v for k, v in method.embed.items()} | {f"prior.{k}": v for k, v in method.prior.items()}
+        dict(method.train)
+        | {f"embed.{k}": v for k, v in method.embed.items()}
+        | {f"prior.{k}": v for k, v in method.prior.items()}
     )
     ablation = name in ABLATIONS
     assert named_ones
     same = {k for k, v in named_ones.items() if v == ours[k]}
-    assert not same if ablation else same <= {"rank", "batch", "photo_loss", "latents", "stop"}  # what a baseline shares with us it still names
+    assert (
+        not same if ablation else same <= {"rank", "batch", "photo_loss", "latents", "stop"}
+    )  # what a baseline shares with us it still names
 
 
 @pytest.mark.parametrize("name", ROBUST)
@@ -73,8 +83,14 @@ def test_names_and_groups_come_in_the_order_of_the_table() -> None:
 
 
 def test_a_name_may_be_followed_by_settings() -> None:
-    found = named("masked-lora+train.lr=5e-4+train.steps=9+init-embedding.vectors=3+prior.samples=5,masked-lora,objtune")
-    assert list(found) == ["objtune", "masked-lora+train.lr=5e-4+train.steps=9+init-embedding.vectors=3+prior.samples=5", "masked-lora"]
+    found = named(
+        "masked-lora+train.lr=5e-4+train.steps=9+init-embedding.vectors=3+prior.samples=5,masked-lora,objtune"
+    )
+    assert list(found) == [
+        "objtune",
+        "masked-lora+train.lr=5e-4+train.steps=9+init-embedding.vectors=3+prior.samples=5",
+        "masked-lora",
+    ]
     varied, own = list(found.values())[1:]
     assert own is BASELINES["masked-lora"]
     assert (
@@ -110,8 +126,15 @@ def test_what_is_no_method_or_setting_is_named(text: str, said: str) -> None:
 def test_baselines_are_drawn_as_any_tool_draws_them() -> None:
     toybox = bases.find("toybox")
     suits, plain = {"scene": 2.0, "own": 0.0, "object_below": 0.8}, {"scene": 0.0, "own": 0.0, "object_below": 1.0}
-    assert (toybox.scene_guidance(), toybox.object_guidance(), toybox.object_guidance(0.0), toybox.scene_guidance(3.0)) == (2.0, 0.5, 0.0, 3.0)
-    assert {name: m.guidances(toybox) for name, m in METHODS.items()} == {name: plain if name in BASELINES else suits for name in METHODS}
+    assert (
+        toybox.scene_guidance(),
+        toybox.object_guidance(),
+        toybox.object_guidance(0.0),
+        toybox.scene_guidance(3.0),
+    ) == (2.0, 0.5, 0.0, 3.0)
+    assert {name: m.guidances(toybox) for name, m in METHODS.items()} == {
+        name: plain if name in BASELINES else suits for name in METHODS
+    }
     wanted = {
         "objtune+generate.scene_guidance=0": (0.0, 0.0, 0.8), "objtune+generate.scene_guidance=-1": (2.0, 0.0, 0.8), "masked-lora+generate.scene_guidance=1.5": (1.5, 0.0, 1.0),
         "objtune+generate.object_guidance=0.5": (2.0, 0.5, 0.8), "objtune+generate.scene_guidance=0+generate.object_guidance=2": (0.0, 2.0, 0.8),

@@ -57,7 +57,9 @@ def trained(opened: Stack, judge: Evaluator, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(drawing, name, count)
     monkeypatch.setattr(run.reading, "load", lambda: judge)
     monkeypatch.setattr(run, "ALWAYS", {"truth": ALWAYS["truth"]})
-    monkeypatch.setattr(Context, "stack", lambda self, **_: self.check_stopped() or opened)  # tokens alone: nothing has to be undone
+    monkeypatch.setattr(
+        Context, "stack", lambda self, **_: self.check_stopped() or opened
+    )  # tokens alone: nothing has to be undone
     return seen
 
 
@@ -73,7 +75,9 @@ def _by_name(rows: list[dict]) -> dict[tuple[str, str], dict]:
 ALL = [("one", "dog-000"), ("two", "dog-000"), ("one", "cat-001"), ("two", "cat-001")]
 
 
-def test_what_differs_only_in_how_it_is_drawn_is_learned_once(context: Callable[..., Context], out: Path, trained: list) -> None:
+def test_what_differs_only_in_how_it_is_drawn_is_learned_once(
+    context: Callable[..., Context], out: Path, trained: list
+) -> None:
     """By each object; another rank, another hint or another photo is another training."""
     methods = {
         "one": METHODS["one"], "begun": replace(METHODS["one"], draw={"object_below": 0.5}), "two": METHODS["two"],
@@ -84,7 +88,9 @@ def test_what_differs_only_in_how_it_is_drawn_is_learned_once(context: Callable[
     assert rows["begun", "seconds"]["mean"] == rows["one", "seconds"]["mean"] != rows["two", "seconds"]["mean"]
 
 
-def test_every_method_on_every_object_once(context: Callable[..., Context], trained: list, out: Path, monkeypatch) -> None:
+def test_every_method_on_every_object_once(
+    context: Callable[..., Context], trained: list, out: Path, monkeypatch
+) -> None:
     monkeypatch.setattr(run, "ALWAYS", ALWAYS)
     ctx = context()
     rows = _by_name(run.run(ctx, out, METHODS, CONFIG))
@@ -92,9 +98,14 @@ def test_every_method_on_every_object_once(context: Callable[..., Context], trai
     measures = {name: {m for n, m in rows if n == name} for name in dict.fromkeys(n for n, _ in rows)}
     assert list(measures) == ["truth", "stranger", "decoded", "described", "one", "two", "raw at 0", "raw at 1"]
     assert all(measures[name] == MEASURES for name in ("truth", "stranger", "decoded", "described"))
-    assert (measures["raw at 0"], measures["raw at 1"]) == ({"identity", "diversity"}, {"identity", "diversity", "prompt", "presence"})
+    assert (measures["raw at 0"], measures["raw at 1"]) == (
+        {"identity", "diversity"},
+        {"identity", "diversity", "prompt", "presence"},
+    )
     assert all(measures[name] == MEASURES | {"drift", "class", "seconds", "memory_mb"} for name in METHODS)
-    assert all(row["n"] == 2 and (row["low"] is None or row["low"] <= row["mean"] <= row["high"]) for row in rows.values())
+    assert all(
+        row["n"] == 2 and (row["low"] is None or row["low"] <= row["mean"] <= row["high"]) for row in rows.values()
+    )
     assert rows["truth", "prompt"]["mean"] == rows["truth", "presence"]["mean"] == 1
     assert rows["truth", "identity"]["mean"] > rows["stranger", "identity"]["mean"]
     assert (rows["one", "seconds"]["mean"], rows["two", "seconds"]["mean"]) == (3.0, 4.5)  # trainings 1 and 3, 2 and 4
@@ -102,7 +113,9 @@ def test_every_method_on_every_object_once(context: Callable[..., Context], trai
     assert len(said) == 12 and said[4].startswith("one on dog-000: ") and "(5 of 12, " in said[4]
 
 
-def test_a_diverged_training_is_a_result_without_measures(context: Callable[..., Context], trained: list, out: Path, monkeypatch) -> None:
+def test_a_diverged_training_is_a_result_without_measures(
+    context: Callable[..., Context], trained: list, out: Path, monkeypatch
+) -> None:
     train = trial._train
 
     def diverges(ctx: Context, case: object, name: str, method: Method) -> Trained:
@@ -148,13 +161,17 @@ def test_results_table_and_sheet_lie_in_the_folder(context: Callable[..., Contex
     assert np.array_equal(np.asarray(shown)[top : top + sheet.CELL, left : left + sheet.CELL], first)
 
 
-def test_the_sheet_ends_after_a_dozen_objects(context: Callable[..., Context], trained: list, out: Path, monkeypatch) -> None:
+def test_the_sheet_ends_after_a_dozen_objects(
+    context: Callable[..., Context], trained: list, out: Path, monkeypatch
+) -> None:
     monkeypatch.setattr(sheet, "MOST", 1)
     run.run(context(), out, {}, CONFIG)
     assert Image.open(out / "sheet.png").size[1] == sheet.CELL + 2 * sheet.GAP + sheet.TITLE
 
 
-def test_a_second_run_measures_nothing_again(context: Callable[..., Context], trained: list, out: Path, monkeypatch) -> None:
+def test_a_second_run_measures_nothing_again(
+    context: Callable[..., Context], trained: list, out: Path, monkeypatch
+) -> None:
     first = run.run(context(), out, METHODS, CONFIG)
     table, picture = (out / "table.csv").read_bytes(), (out / "sheet.png").read_bytes()
     monkeypatch.setattr(run.Running, "_measure", lambda *_: pytest.fail("measured again"))
@@ -164,7 +181,9 @@ def test_a_second_run_measures_nothing_again(context: Callable[..., Context], tr
     assert (out / "sheet.png").read_bytes() == picture and (out / "table.csv").read_bytes() == table
 
 
-def test_a_changed_method_is_measured_again_and_no_other(context: Callable[..., Context], trained: list, out: Path) -> None:
+def test_a_changed_method_is_measured_again_and_no_other(
+    context: Callable[..., Context], trained: list, out: Path
+) -> None:
     run.run(context(), out, METHODS, ALONE)
     changed = METHODS | {"two": replace(METHODS["two"], train={"rank": 5})}
     trained.clear()
@@ -172,7 +191,9 @@ def test_a_changed_method_is_measured_again_and_no_other(context: Callable[..., 
     assert trained == [("two", "dog-000")]
 
 
-def test_more_objects_add_to_what_is_there_and_another_seed_starts_anew(context: Callable[..., Context], trained: list, out: Path) -> None:
+def test_more_objects_add_to_what_is_there_and_another_seed_starts_anew(
+    context: Callable[..., Context], trained: list, out: Path
+) -> None:
     run.run(context(), out, {"one": METHODS["one"]}, ALONE)
     run.run(context(), out, {"one": METHODS["one"]}, CONFIG)
     assert trained == [("one", "dog-000"), ("one", "cat-001")]
@@ -194,7 +215,9 @@ def test_a_stopped_run_keeps_the_finished_objects(context: Callable[..., Context
     assert trained == ALL[2:] and (out / "table.csv").exists()
 
 
-def test_a_result_that_cannot_be_read_is_measured_again(context: Callable[..., Context], trained: list, out: Path) -> None:
+def test_a_result_that_cannot_be_read_is_measured_again(
+    context: Callable[..., Context], trained: list, out: Path
+) -> None:
     one = {"one": METHODS["one"]}, ALONE
     run.run(context(), out, *one)
     for count, text in enumerate(["{", "[]", '{"key": "another", "measures": {}}'], 2):
@@ -203,7 +226,9 @@ def test_a_result_that_cannot_be_read_is_measured_again(context: Callable[..., C
         assert trained == [("one", "dog-000")] * count
 
 
-def test_a_result_whose_pictures_are_gone_is_measured_again(context: Callable[..., Context], trained: list, out: Path) -> None:
+def test_a_result_whose_pictures_are_gone_is_measured_again(
+    context: Callable[..., Context], trained: list, out: Path
+) -> None:
     one = {"one": METHODS["one"]}, ALONE
     run.run(context(), out, *one)
     (out / "results" / "one" / "dog-000.png").unlink()
@@ -211,21 +236,29 @@ def test_a_result_whose_pictures_are_gone_is_measured_again(context: Callable[..
     assert trained == [("one", "dog-000")] * 2
 
 
-def test_published_results_are_not_measured_again(context: Callable[..., Context], trained: list, out: Path, tmp_path: Path) -> None:
+def test_published_results_are_not_measured_again(
+    context: Callable[..., Context], trained: list, out: Path, tmp_path: Path
+) -> None:
     with pytest.raises(Stopped):
         run.run(context(stopped=lambda: 15 if len(trained) == 3 else 0), out, METHODS, CONFIG)
     first = out / "results.jsonl"
-    assert len(first.read_text().splitlines()) == 4  # both truths and the first object's methods: the third training was stopped
+    assert (
+        len(first.read_text().splitlines()) == 4
+    )  # both truths and the first object's methods: the third training was stopped
     trained.clear()
     other = tmp_path / "other"
     rows = run.run(context(), other, METHODS, CONFIG, first)
     assert trained == ALL[2:]
-    assert Image.open(other / "sheet.png").size[1] == 2 * (sheet.CELL + sheet.GAP) + sheet.GAP + sheet.TITLE  # white where no picture came
+    assert (
+        Image.open(other / "sheet.png").size[1] == 2 * (sheet.CELL + sheet.GAP) + sheet.GAP + sheet.TITLE
+    )  # white where no picture came
     trained.clear()
     assert run.run(context(), tmp_path / "third", METHODS, CONFIG, other / "results.jsonl") == rows and trained == []
 
 
-def test_shards_on_several_machines_are_the_whole_together(context: Callable[..., Context], trained: list, out: Path, tmp_path: Path) -> None:
+def test_shards_on_several_machines_are_the_whole_together(
+    context: Callable[..., Context], trained: list, out: Path, tmp_path: Path
+) -> None:
     """Each measures its own objects; their results, one behind the other, are what a single run would have found."""
     three, ctx = replace(CONFIG, objects=3), context()
     parts = []
@@ -240,7 +273,9 @@ def test_shards_on_several_machines_are_the_whole_together(context: Callable[...
 
 
 @pytest.mark.parametrize("shard", ["0/2", "3/2", "2", "/2", "1/", "a/b", "-1/2", "1/2/3", "", "1.5/2"])
-def test_a_shard_that_is_none_is_refused_before_anything_is_measured(context: Callable[..., Context], trained: list, out: Path, shard: str) -> None:
+def test_a_shard_that_is_none_is_refused_before_anything_is_measured(
+    context: Callable[..., Context], trained: list, out: Path, shard: str
+) -> None:
     with pytest.raises(UsageError, match="bench.shard is") as refused:
         run.run(context(), out, METHODS, replace(CONFIG, shard=shard))
     assert "k/n" in refused.value.hint and not trained and not out.joinpath("results").exists()
@@ -251,7 +286,9 @@ def test_a_shard_without_an_object_is_refused(context: Callable[..., Context], t
         run.run(context(), out, METHODS, replace(CONFIG, shard="5/9"))
 
 
-def test_one_kind_of_prompts_gives_its_measures_alone(context: Callable[..., Context], trained: list, out: Path) -> None:
+def test_one_kind_of_prompts_gives_its_measures_alone(
+    context: Callable[..., Context], trained: list, out: Path
+) -> None:
     rows = _by_name(run.run(context(), out, {}, replace(ALONE, prompts="pair")))
     assert {m for n, m in rows if n == "truth"} == {"presence"}
     assert {m for n, m in rows if n == "raw at 1"} == {"identity", "diversity", "presence"}
@@ -271,7 +308,9 @@ def test_an_object_without_a_prompt_of_the_asked_kind_is_passed_over(
     assert sorted(f.stem for f in (out / "results" / "truth").glob("*.json")) == sorted(asked)
 
 
-def test_one_folder_takes_one_bench_at_a_time(context: Callable[..., Context], trained: list, out: Path, monkeypatch) -> None:
+def test_one_folder_takes_one_bench_at_a_time(
+    context: Callable[..., Context], trained: list, out: Path, monkeypatch
+) -> None:
     train = trial._train
 
     def busy(ctx: Context, case: object, name: str, method: Method) -> Trained:
@@ -287,7 +326,9 @@ def test_one_folder_takes_one_bench_at_a_time(context: Callable[..., Context], t
     assert trained == ALL[:2]
 
 
-def test_a_base_without_a_world_is_refused_before_anything_is_written(context: Callable[..., Context], tmp_path: Path) -> None:
+def test_a_base_without_a_world_is_refused_before_anything_is_written(
+    context: Callable[..., Context], tmp_path: Path
+) -> None:
     base = tiny.build(tmp_path / "plain", clip=False)
     ctx = context()
     ctx = replace(ctx, common=replace(ctx.common, base=str(base)), _base=None)
@@ -296,7 +337,9 @@ def test_a_base_without_a_world_is_refused_before_anything_is_written(context: C
     assert not (tmp_path / "out").exists()
 
 
-def test_the_class_prior_is_made_before_the_clock_runs(context: Callable[..., Context], trained: list, out: Path, monkeypatch) -> None:
+def test_the_class_prior_is_made_before_the_clock_runs(
+    context: Callable[..., Context], trained: list, out: Path, monkeypatch
+) -> None:
     order: list[str] = []
     train = trial._train
     monkeypatch.setattr(run.prior, "run", lambda ctx, word, config: order.append(word))

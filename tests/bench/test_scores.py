@@ -32,7 +32,14 @@ def _prompts(kinds: str) -> tuple[Prompt, ...]:
     names = {"s": "scene", "w": "wearing", "p": "pair"}
     places = [b for b in MEDIUM.backgrounds if b != "beach"]
     return tuple(
-        Prompt(names[k], f"a photo of {PLACE}", places[i % len(places)], "hat" if k == "w" else "", MUG if k == "p" else None, i)
+        Prompt(
+            names[k],
+            f"a photo of {PLACE}",
+            places[i % len(places)],
+            "hat" if k == "w" else "",
+            MUG if k == "p" else None,
+            i,
+        )
         for i, k in enumerate(kinds)
     )
 
@@ -42,8 +49,17 @@ def _case(kinds: str) -> Case:
     return Case("dog-000", DOG, photo, _prompts(kinds))
 
 
-def _thing(kind: str = "dog", colour: str = "red", vector: torch.Tensor = ITSELF, accessory: str = "none", box=BOXES[0]) -> Thing:
-    said = {"class": kind, "colour": colour, "second": "red", "pattern": "plain", "accessory": accessory, "third": "red"}
+def _thing(
+    kind: str = "dog", colour: str = "red", vector: torch.Tensor = ITSELF, accessory: str = "none", box=BOXES[0]
+) -> Thing:
+    said = {
+        "class": kind,
+        "colour": colour,
+        "second": "red",
+        "pattern": "plain",
+        "accessory": accessory,
+        "third": "red",
+    }
     return Thing(0.9, box, vector, {n: torch.eye(len(words))[words.index(said[n])] for n, words in WORDS.items()})
 
 
@@ -70,7 +86,9 @@ def _score(kinds: str, seen: list[Reading], **given: float) -> dict[str, float]:
 
 def test_perfect_pictures_are_one_everywhere_and_leak_nothing() -> None:
     found = _score("ssssswwpp", _truth(_case("ssssswwpp")))
-    assert found == pytest.approx({"identity": 1, "found": 1, "twice": 0, "prompt": 1, "leak": 0, "diversity": 1, "presence": 1})
+    assert found == pytest.approx(
+        {"identity": 1, "found": 1, "twice": 0, "prompt": 1, "leak": 0, "diversity": 1, "presence": 1}
+    )
 
 
 def test_the_photos_background_everywhere_is_a_whole_leak_and_no_prompt() -> None:
@@ -93,13 +111,22 @@ def test_identity_is_on_the_line_between_strangers_and_the_object() -> None:
 
 
 def test_identity_is_read_on_scenes_alone() -> None:
-    seen = [*_truth(_case("ss")), _on("night", _thing(vector=STRANGER, accessory="hat")), _on("wood", _thing(vector=STRANGER))]
+    seen = [
+        *_truth(_case("ss")),
+        _on("night", _thing(vector=STRANGER, accessory="hat")),
+        _on("wood", _thing(vector=STRANGER)),
+    ]
     assert _score("sswp", seen)["identity"] == pytest.approx(1)
 
 
 def test_an_object_is_there_twice_where_two_things_are_it() -> None:
     near, far = torch.tensor([0.6, 0.8, 0.0]), torch.tensor([0.4, 0.9, 0.0])
-    seen = [_on("snow", _thing(), _thing(vector=near)), _on("snow", _thing(), _thing(vector=far)), _on("snow", _thing(vector=STRANGER), _thing()), _on("snow", _thing())]
+    seen = [
+        _on("snow", _thing(), _thing(vector=near)),
+        _on("snow", _thing(), _thing(vector=far)),
+        _on("snow", _thing(vector=STRANGER), _thing()),
+        _on("snow", _thing()),
+    ]
     assert _score("ssssw", [*seen, _on("snow", _thing(), _thing())])["twice"] == 0.25
 
 

@@ -36,7 +36,12 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 def test_steps_are_timed_after_the_first_and_the_script_ends_when_there_are_enough(tmp_path: Path) -> None:
     (tmp_path / "loop.py").write_text(LOOP)
-    done = subprocess.run([sys.executable, "-m", "objtune_cli.bench.script", str(tmp_path / "loop.py")], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-m", "objtune_cli.bench.script", str(tmp_path / "loop.py")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     lines = done.stdout.splitlines()
     found = json.loads(lines[-1])
     assert 0.01 <= found["step_s"] < 0.3 and found["memory_mb"] >= 0
@@ -44,17 +49,33 @@ def test_steps_are_timed_after_the_first_and_the_script_ends_when_there_are_enou
 
 
 def test_the_script_is_given_one_photo_the_class_and_the_model(tmp_path: Path, bare: list[Path]) -> None:
-    (tmp_path / "says.py").write_text("import json, sys; open(sys.argv[0] + '.json', 'w').write(json.dumps(sys.argv[1:]))\n" + LOOP)
+    (tmp_path / "says.py").write_text(
+        "import json, sys; open(sys.argv[0] + '.json', 'w').write(json.dumps(sys.argv[1:]))\n" + LOOP
+    )
     found = script.measured(tmp_path / "says.py", tmp_path / "work", "cpu", 24)
     assert found["step_s"] > 0 and bare == [tmp_path / "work" / "model"]
     said = json.loads((tmp_path / "says.py.json").read_text())
     value = {flag: said[i + 1] for i, flag in enumerate(said[:-1]) if flag.startswith("--")}
-    assert value["--resolution"] == "24" and value["--train_batch_size"] == "1" and value["--mixed_precision"] == "no" and "--with_prior_preservation" in said
+    assert (
+        value["--resolution"] == "24"
+        and value["--train_batch_size"] == "1"
+        and value["--mixed_precision"] == "no"
+        and "--with_prior_preservation" in said
+    )
     photos, classes = (sorted(Path(value[f"--{kind}_data_dir"]).iterdir()) for kind in ("instance", "class"))
-    assert len(photos) == 1 and len(classes) == int(value["--num_class_images"]) and Image.open(photos[0]).size == (24, 24)
+    assert (
+        len(photos) == 1 and len(classes) == int(value["--num_class_images"]) and Image.open(photos[0]).size == (24, 24)
+    )
 
 
-@pytest.mark.parametrize(("text", "said"), [("raise ValueError('no such base')", "no such base"), ("print(1)", "too few steps"), ("raise SystemExit(3)", "failed")])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("raise ValueError('no such base')", "no such base"),
+        ("print(1)", "too few steps"),
+        ("raise SystemExit(3)", "failed"),
+    ],
+)
 def test_a_script_that_fails_is_told_in_its_own_words(tmp_path: Path, bare: list[Path], text: str, said: str) -> None:
     (tmp_path / "bad.py").write_text(text)
     with pytest.raises(ResourceError, match=said):
@@ -74,7 +95,9 @@ def test_a_signal_ends_the_script_too(tmp_path: Path, bare: list[Path]) -> None:
     assert time.monotonic() < began + 30 and not (tmp_path / "slow.py.end").exists()
 
 
-def test_a_script_that_is_not_there_is_an_input_error_before_a_model_is_written(tmp_path: Path, bare: list[Path]) -> None:
+def test_a_script_that_is_not_there_is_an_input_error_before_a_model_is_written(
+    tmp_path: Path, bare: list[Path]
+) -> None:
     with pytest.raises(InputError, match="there is no"):
         script.measured(tmp_path / "none.py", tmp_path / "work", "cpu", 24)
     assert bare == []
@@ -88,7 +111,9 @@ def test_ours_is_told_beside_it_as_a_ratio(monkeypatch: pytest.MonkeyPatch, tmp_
         {"method": "dreambooth-lora", "measure": "sd15_step_s", "mean": 9.0},
         {"method": "objtune", "measure": "sd15_memory_mb", "mean": 3000.0},
     ]
-    ctx = SimpleNamespace(common=SimpleNamespace(device="cpu"), report=SimpleNamespace(note=lambda text: None), check_stopped=lambda: None)
+    ctx = SimpleNamespace(
+        common=SimpleNamespace(device="cpu"), report=SimpleNamespace(note=lambda text: None), check_stopped=lambda: None
+    )
     rows = {(r["method"], r["measure"]): r["mean"] for r in script.rows(ctx, Bench(script="train.py"), tmp_path, ours)}
     assert rows == {
         ("diffusers' script", "sd15_step_s"): 2, ("diffusers' script", "sd15_memory_mb"): 4000,

@@ -16,7 +16,16 @@ from objtune_cli.bench.speed import Clock, Task
 from objtune_cli.errors import ResourceError
 from objtune_cli.models import memory
 
-TRAINING = {"steps": 9, "lr": 1e-3, "token_lr": 1e-2, "modules": "all", "batch": 2, "blocks": "all", "class_every": 2, "passes": "apart"}
+TRAINING = {
+    "steps": 9,
+    "lr": 1e-3,
+    "token_lr": 1e-2,
+    "modules": "all",
+    "batch": 2,
+    "blocks": "all",
+    "class_every": 2,
+    "passes": "apart",
+}
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +40,9 @@ def test_what_is_timed_is_the_methods_own_step(tiny_base: Path, name: str) -> No
     task = Task("base", str(tiny_base), TRAINING, name, "cpu", "fp32")
     trainer = speed.build(task, speed._stack(task))
     own = METHODS[name].train
-    assert trainer.config.batch == own.get("batch", TRAINING["batch"]) and trainer.config.passes == own.get("passes", "apart")
+    assert trainer.config.batch == own.get("batch", TRAINING["batch"]) and trainer.config.passes == own.get(
+        "passes", "apart"
+    )
     assert trainer.config.class_every == own.get("class_every", 2) and len(trainer.priors) == 1
     before = [p.detach().clone() for p in trainer.lora]
     found = Clock(trainer).round(2)
@@ -47,7 +58,14 @@ def test_live_tensors_are_the_weights_and_what_a_step_makes(tiny_base: Path) -> 
     for rows in (2, 8):
         task = Task("base", str(tiny_base), {**TRAINING, "batch": rows}, "objtune", "cpu", "fp32")
         trainer = speed.build(task, speed._stack(task))
-        weights = sum(t.untyped_storage().nbytes() for m in (trainer.stack.unet, trainer.stack.text_encoder) for t in m.parameters()) / memory.MB
+        weights = (
+            sum(
+                t.untyped_storage().nbytes()
+                for m in (trainer.stack.unet, trainer.stack.text_encoder)
+                for t in m.parameters()
+            )
+            / memory.MB
+        )
         found[rows] = speed.live(trainer, 2)["tensors_mb"] - weights
         assert trainer.step == 3
     assert 0 < 2 * found[2] < found[8]
@@ -69,13 +87,21 @@ def test_so_many_objects_of_one_photo_are_learned_together(tiny_base: Path, coun
 def test_the_cost_of_objects_is_told_beside_that_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps of 0.1, 0.2 and 0.3 s, 9, 18 and 27 of them, after 1, 2 and 3 s."""
     monkeypatch.setattr(
-        speed, "_side_by_side", lambda ctx, label, tasks, rounds: {n: [{"prepare_s": t.objects, "step_s": t.objects / 10}] * rounds for n, t in tasks.items()}
+        speed,
+        "_side_by_side",
+        lambda ctx, label, tasks, rounds: {
+            n: [{"prepare_s": t.objects, "step_s": t.objects / 10}] * rounds for n, t in tasks.items()
+        },
     )
     base = SimpleNamespace(training=TRAINING)
     ctx = SimpleNamespace(base=base, common=SimpleNamespace(base="tiny", device="cpu", precision="fp32"))
     rows = {(r["method"], r["measure"]): r["mean"] for r in speed.objects(ctx, 2)}
-    assert rows["1 object of a photo", "run_s"] == pytest.approx(1.9) and rows["3 objects of a photo", "run_s"] == pytest.approx(11.1)
-    assert rows["ratio of 2 to 1", "run_s"] == pytest.approx(5.6 / 1.9, abs=1e-3) and rows["ratio of 3 to 1", "step_s"] == pytest.approx(3)
+    assert rows["1 object of a photo", "run_s"] == pytest.approx(1.9) and rows[
+        "3 objects of a photo", "run_s"
+    ] == pytest.approx(11.1)
+    assert rows["ratio of 2 to 1", "run_s"] == pytest.approx(5.6 / 1.9, abs=1e-3) and rows[
+        "ratio of 3 to 1", "step_s"
+    ] == pytest.approx(3)
 
 
 def test_the_clock_counts_each_part_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +111,11 @@ def test_the_clock_counts_each_part_once(monkeypatch: pytest.MonkeyPatch) -> Non
     def spend(seconds: float):
         return lambda *_, **__: now.__setitem__(0, now[0] + seconds)
 
-    stack = SimpleNamespace(text_encoder=SimpleNamespace(forward=spend(1)), unet=SimpleNamespace(forward=spend(3)), device=torch.device("cpu"))
+    stack = SimpleNamespace(
+        text_encoder=SimpleNamespace(forward=spend(1)),
+        unet=SimpleNamespace(forward=spend(3)),
+        device=torch.device("cpu"),
+    )
     trainer = SimpleNamespace(stack=stack, optimizer=SimpleNamespace(step=spend(2)))
 
     def advance() -> None:
@@ -94,7 +124,13 @@ def test_the_clock_counts_each_part_once(monkeypatch: pytest.MonkeyPatch) -> Non
     trainer.advance = advance
     monkeypatch.setattr(speed.time, "perf_counter", lambda: now[0])
     found = Clock(trainer).round(4)
-    assert {k: v for k, v in found.items() if k.endswith("_s")} == {"step_s": 11, "words_s": 1, "forward_s": 3, "backward_s": 5, "optimizer_s": 2}
+    assert {k: v for k, v in found.items() if k.endswith("_s")} == {
+        "step_s": 11,
+        "words_s": 1,
+        "forward_s": 3,
+        "backward_s": 5,
+        "optimizer_s": 2,
+    }
 
 
 def test_the_peak_is_forgotten_and_seen_anew() -> None:
@@ -118,7 +154,9 @@ def _fails(pipe, task) -> None:
     pipe.send({"failed": "no such device", "hint": "take another"})
 
 
-@pytest.mark.parametrize(("child", "said"), [(_ends, "the process that measures objtune ended"), (_fails, "no such device")])
+@pytest.mark.parametrize(
+    ("child", "said"), [(_ends, "the process that measures objtune ended"), (_fails, "no such device")]
+)
 def test_a_child_that_ends_is_heard(child, said: str) -> None:
     import multiprocessing
 

@@ -26,7 +26,10 @@ def test_shares_are_on_the_scale_of_the_truths_over_all_objects() -> None:
     def held(**measures: float) -> dict:
         return {"scale": {"identity": (0.25, 0.75)}, "measures": measures}
 
-    found = {"truth": [held(prompt=1.0, identity=1.0), held(prompt=0.5, identity=0.9)], "ours": [held(prompt=0.375, identity=0.5)] * 2}
+    found = {
+        "truth": [held(prompt=1.0, identity=1.0), held(prompt=0.5, identity=0.9)],
+        "ours": [held(prompt=0.375, identity=0.5)] * 2,
+    }
     rows = _by_name(tables.tabled(found))
     assert {k: row["mean"] for k, row in rows.items()} == {
         ("truth", "prompt"): 1, ("truth", "identity"): 0.95, ("ours", "prompt"): 0.5, ("ours", "identity"): 0.5,
@@ -41,31 +44,44 @@ def test_a_truth_that_is_never_right_divides_nothing() -> None:
     assert rows["ours", "presence"]["mean"] == 0.5
 
 
-
 def _held(case: str, **found: float) -> dict:
     return {"case": case, "scale": {}, "measures": found}
 
 
 @given(st.lists(st.tuples(SHARES, SHARES), min_size=2, max_size=12), st.randoms())
-def test_differences_are_those_of_the_same_objects_in_whatever_order(pairs: list[tuple[float, float]], chance: random.Random) -> None:
+def test_differences_are_those_of_the_same_objects_in_whatever_order(
+    pairs: list[tuple[float, float]], chance: random.Random
+) -> None:
     """On the scale of the truth's shares; objects that only one of the two has are left out."""
-    ours = [_held(str(i), prompt=a, seconds=1) for i, (a, _) in enumerate(pairs)] + [_held("ours alone", prompt=1, seconds=1)]
-    theirs = [_held(str(i), prompt=b, seconds=1) for i, (_, b) in enumerate(pairs)] + [_held("theirs alone", prompt=0, seconds=1)]
+    ours = [_held(str(i), prompt=a, seconds=1) for i, (a, _) in enumerate(pairs)] + [
+        _held("ours alone", prompt=1, seconds=1)
+    ]
+    theirs = [_held(str(i), prompt=b, seconds=1) for i, (_, b) in enumerate(pairs)] + [
+        _held("theirs alone", prompt=0, seconds=1)
+    ]
     chance.shuffle(theirs)
     rows = _by_name(tables.tabled({"truth": [_held("0", prompt=0.5)], "objtune": ours, "theirs": theirs}))
     row = rows["objtune less theirs", "prompt"]
-    assert (row["mean"], row["low"], row["high"]) == pytest.approx(interval([2 * (a - b) for a, b in pairs]), abs=1e-4) and row["n"] == len(pairs)
+    assert (row["mean"], row["low"], row["high"]) == pytest.approx(
+        interval([2 * (a - b) for a, b in pairs]), abs=1e-4
+    ) and row["n"] == len(pairs)
 
 
 def test_what_was_not_trained_and_what_no_object_shares_is_not_compared() -> None:
     ours = [_held("a", identity=0.9, seconds=1)]
-    rows = tables.tabled({"truth": [_held("a", identity=1.0)], "objtune": ours, "other": [_held("b", identity=0.5, seconds=1)]})
+    rows = tables.tabled(
+        {"truth": [_held("a", identity=1.0)], "objtune": ours, "other": [_held("b", identity=0.5, seconds=1)]}
+    )
     assert [row["method"] for row in rows if " less " in row["method"]] == []
-    assert not any(" less " in row["method"] for row in tables.tabled({"truth": [_held("a")], "one": ours, "two": ours}))
+    assert not any(
+        " less " in row["method"] for row in tables.tabled({"truth": [_held("a")], "one": ours, "two": ours})
+    )
 
 
 def test_a_diverged_training_is_no_difference() -> None:
-    rows = tables.tabled({"truth": [_held("a")], "objtune": [_held("a", identity=0.9, seconds=1)], "other": [_held("a")]})
+    rows = tables.tabled(
+        {"truth": [_held("a")], "objtune": [_held("a", identity=0.9, seconds=1)], "other": [_held("a")]}
+    )
     assert not any(" less " in row["method"] for row in rows)
 
 
@@ -81,7 +97,19 @@ def test_of_several_results_of_one_object_the_last_is_read(tmp_path: Path) -> No
     assert [row["measures"] for row in tables.read(tmp_path / "all.jsonl")["x"]] == [{"identity": 0.2}]
 
 
-@pytest.mark.parametrize("text", [None, "", "\n", "{", '{"method": "one"}', "[1]", "null", '{"method": "a", "case": "b", "key": "", "scale": 1, "measures": {}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "",
+        "\n",
+        "{",
+        '{"method": "one"}',
+        "[1]",
+        "null",
+        '{"method": "a", "case": "b", "key": "", "scale": 1, "measures": {}}',
+    ],
+)
 def test_what_holds_no_results_is_refused(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "x.jsonl").write_text(text)
@@ -99,7 +127,18 @@ def test_the_table_of_the_documentation_is_what_the_published_results_say() -> N
     rows = _by_name(tables.tabled(tables.read(REPOSITORY / "docs" / "results.jsonl")))
     page = (REPOSITORY / "docs" / "benchmark.md").read_text()
     text = page[page.index("## Tables") :]
-    for name in ("objtune", "objtune+generate.object_below=0.9", "objtune+generate.object_below=1", "objtune+generate.scene_guidance=2.5+generate.object_guidance=0.5+generate.object_below=1", "objtune+generate.scene_guidance=0+generate.object_below=1", "textual-inversion", "dreambooth-lora", "masked-lora", "break-a-scene", "custom-diffusion"):
+    for name in (
+        "objtune",
+        "objtune+generate.object_below=0.9",
+        "objtune+generate.object_below=1",
+        "objtune+generate.scene_guidance=2.5+generate.object_guidance=0.5+generate.object_below=1",
+        "objtune+generate.scene_guidance=0+generate.object_below=1",
+        "textual-inversion",
+        "dreambooth-lora",
+        "masked-lora",
+        "break-a-scene",
+        "custom-diffusion",
+    ):
         cells = [rows[name, m] for m in ("identity", "prompt", "diversity", "leak", "drift", "presence")]
         line = " | ".join(f"{c['mean']:.2f} ±{(c['high'] - c['low']) / 2:.2f}" for c in cells)
         assert f"| {name} | {line} |" in text, (name, line)

@@ -22,7 +22,12 @@ from objtune_cli.store.state import RunState
 from objtune_cli.toybox.evaluator import reading
 from objtune_cli.toybox.world import EASY
 
-TINY = Method("a token", "", {"init": "class", "vectors": 1}, {"modules": "none", "steps": 2, "batch": 1, "views": 1, "class_weight": 0.0})
+TINY = Method(
+    "a token",
+    "",
+    {"init": "class", "vectors": 1},
+    {"modules": "none", "steps": 2, "batch": 1, "views": 1, "class_weight": 0.0},
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +43,9 @@ def test_a_command_gives_its_document_time_and_memory(context: Callable[..., Con
     text = "import time; x = b'1' * 80_000_000; time.sleep(0.5); print('{\"refs\": []}')"
     document, seconds, memory = trial.measured(context(), _python(text), "it")
     assert document == {"refs": []} and 0.3 <= seconds < 20
-    assert memory > 80 and trial.measured(context(), _python("import time; time.sleep(0.3); print('{}')"), "it")[2] < 60  # not ours
+    assert (
+        memory > 80 and trial.measured(context(), _python("import time; time.sleep(0.3); print('{}')"), "it")[2] < 60
+    )  # not ours
 
 
 @pytest.mark.parametrize(
@@ -49,11 +56,15 @@ def test_a_command_gives_its_document_time_and_memory(context: Callable[..., Con
         ("pass", 0, "it said nothing"),
     ],
 )
-def test_a_command_without_a_document_is_an_error(text: str, code: int, said: str, context: Callable[..., Context]) -> None:
+def test_a_command_without_a_document_is_an_error(
+    text: str, code: int, said: str, context: Callable[..., Context]
+) -> None:
     assert trial.measured(context(), _python(text), "it")[0] == {"error": {"code": code, "message": said}}
 
 
-def test_settings_of_the_surroundings_do_not_reach_a_trial(context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_of_the_surroundings_do_not_reach_a_trial(
+    context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OBJTUNE_TRAIN_STEPS", "3")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     text = "import json, os; print(json.dumps({k: v for k, v in os.environ.items() if k.startswith('O')}))"
@@ -132,7 +143,9 @@ def test_a_training_that_was_killed_says_so(case: Case) -> None:
 
 def test_a_key_is_the_same_for_the_same_work(context: Callable[..., Context], case: Case) -> None:
     again = cases.cases(EASY, 3, 0)[0]
-    assert trial.key(context(), case, "m", TINY, 0) == trial.key(context(), again, "m", replace(TINY, title="other", source="other"), 0)
+    assert trial.key(context(), case, "m", TINY, 0) == trial.key(
+        context(), again, "m", replace(TINY, title="other", source="other"), 0
+    )
 
 
 def test_a_key_depends_on_everything_that_a_result_depends_on(
@@ -174,7 +187,8 @@ def test_a_setting_that_says_the_default_changes_nothing(context: Callable[..., 
 
 
 @pytest.mark.parametrize(
-    ("kinds", "kept"), [("ssssswpwp", [0, 1, 2, 5]), ("sspp", [0, 1, 2]), ("wp", [0, 1]), ("p", [0]), ("sssss", [0, 1, 2])]
+    ("kinds", "kept"),
+    [("ssssswpwp", [0, 1, 2, 5]), ("sspp", [0, 1, 2]), ("wp", [0, 1]), ("p", [0]), ("sssss", [0, 1, 2])],
 )
 def test_the_strip_shows_scenes_first_and_then_one_of_each_kind(kinds: str, kept: list[int], case: Case) -> None:
     names = {"s": "scene", "w": "wearing", "p": "pair"}
@@ -204,7 +218,9 @@ def test_the_truth_is_near_one_and_a_stranger_near_zero(case: Case, calibrated) 
     assert other["identity"] < 0.6 and other["presence"] < 1 and other["prompt"] == 1 and other["leak"] < 0.1
 
 
-def test_through_the_autoencoder_the_truth_has_the_bases_size(case: Case, calibrated, context: Callable[..., Context], monkeypatch) -> None:
+def test_through_the_autoencoder_the_truth_has_the_bases_size(
+    case: Case, calibrated, context: Callable[..., Context], monkeypatch
+) -> None:
     """Where the autoencoder changes nothing, the truth comes back but for its size."""
     network, scale = calibrated
     ctx = context()
@@ -219,7 +235,9 @@ def test_through_the_autoencoder_the_truth_has_the_bases_size(case: Case, calibr
     assert np.abs(shown - mean).max() <= 1
 
 
-def test_the_base_told_in_words_is_scored_as_a_method_is(case: Case, calibrated, context: Callable[..., Context]) -> None:
+def test_the_base_told_in_words_is_scored_as_a_method_is(
+    case: Case, calibrated, context: Callable[..., Context]
+) -> None:
     network, scale = calibrated
     found, shown = trial.described(context(), network, case, scale)
     assert found.keys() == {"identity", "found", "twice", "prompt", "leak", "diversity", "presence"}
@@ -234,7 +252,9 @@ def test_pictures_of_any_size_are_brought_to_the_evaluators() -> None:
         assert (fitted is shown) == (side == 128)
 
 
-def test_each_prompt_is_drawn_from_its_own_noise(context: Callable[..., Context], case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_prompt_is_drawn_from_its_own_noise(
+    context: Callable[..., Context], case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Alone or in a batch, for any method: the same seed, the same picture."""
     ctx = context()
     stack, _ = drawing.loaded(ctx, "", None)

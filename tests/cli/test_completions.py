@@ -14,7 +14,9 @@ OBJTUNE = Path(sys.executable).with_name("objtune")
 
 
 def objtune(folder: Path, **variables: str) -> str:
-    done = subprocess.run([OBJTUNE], cwd=folder, env={**os.environ, **variables}, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [OBJTUNE], cwd=folder, env={**os.environ, **variables}, capture_output=True, text=True, timeout=60
+    )
     assert done.stderr == ""
     return done.stdout
 
@@ -30,7 +32,9 @@ def stocked(project: Path) -> Path:
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_the_shipped_script_is_the_printed_one(shell: str, project: Path) -> None:
     """Made by `_OBJTUNE_COMPLETE=source_<shell> objtune > completions/objtune.<shell>`."""
-    assert (REPOSITORY / "completions" / f"objtune.{shell}").read_text() == objtune(project, _OBJTUNE_COMPLETE=f"source_{shell}")
+    assert (REPOSITORY / "completions" / f"objtune.{shell}").read_text() == objtune(
+        project, _OBJTUNE_COMPLETE=f"source_{shell}"
+    )
 
 
 def offered(folder: Path, line: str) -> list[str]:
@@ -80,7 +84,10 @@ def test_tab_never_complains(stocked: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_fish_and_zsh_are_offered_the_same(stocked: Path) -> None:
     fish = objtune(
-        stocked, _OBJTUNE_COMPLETE="complete_fish", _TYPER_COMPLETE_FISH_ACTION="get-args", _TYPER_COMPLETE_ARGS="objtune export "
+        stocked,
+        _OBJTUNE_COMPLETE="complete_fish",
+        _TYPER_COMPLETE_FISH_ACTION="get-args",
+        _TYPER_COMPLETE_ARGS="objtune export ",
     )
     zsh = objtune(stocked, _OBJTUNE_COMPLETE="complete_zsh", _TYPER_COMPLETE_ARGS="objtune export ")
     assert fish.split() == ["adapter/rex@1"]

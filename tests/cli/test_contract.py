@@ -104,7 +104,10 @@ USAGE = [
     (["train", "--class", "dog", "toy.png", "more.png", "-c", "mug"], "--class before the first photo"),
     (["train", "toy.png", "-c", "dog", "toy.png", "--class=dog"], "two photos would give an object the name dog"),
     (["train", "toy.png", "-c", "dog", "mask/x", "-c", "mug"], "mask/x is no photo"),
-    (["train", "toy.png", "-c", "dog", "more.png", "-c", "mug", "--box", "cup=0,0,9,9"], "--box cup=0,0,9,9 is for cup"),
+    (
+        ["train", "toy.png", "-c", "dog", "more.png", "-c", "mug", "--box", "cup=0,0,9,9"],
+        "--box cup=0,0,9,9 is for cup",
+    ),
     (["list", "masks"], "there is no kind masks"),
     (["show", "a/b/c"], "is not a ref"),
     (["list", "--project", "/nonexistent"], "/nonexistent is not a folder"),
@@ -116,7 +119,9 @@ USAGE = [
 
 
 @pytest.mark.parametrize(
-    ("args", "words"), USAGE, ids=lambda v: " ".join(v).encode("ascii", "replace").decode() if isinstance(v, list) else ""
+    ("args", "words"),
+    USAGE,
+    ids=lambda v: " ".join(v).encode("ascii", "replace").decode() if isinstance(v, list) else "",
 )
 def test_wrong_usage_is_2(args: list[str], words: str, cli: Cli, toy: Path, project: Path) -> None:
     fails(cli(*args), 2, words)
@@ -139,7 +144,9 @@ def test_a_wrong_settings_file_is_2(toml: str, words: str, cli: Cli, toy: Path, 
 
 def test_a_wrong_variable_is_2(cli: Cli, toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OBJTUNE_STEPS", "3")
-    fails(cli("segment", toy, "--class", "dog"), 2, "unknown key OBJTUNE_STEPS in the environment", "OBJTUNE_TRAIN_STEPS")
+    fails(
+        cli("segment", toy, "--class", "dog"), 2, "unknown key OBJTUNE_STEPS in the environment", "OBJTUNE_TRAIN_STEPS"
+    )
 
 
 def test_no_arguments_show_the_help_on_stderr(cli: Cli) -> None:
@@ -149,7 +156,9 @@ def test_no_arguments_show_the_help_on_stderr(cli: Cli) -> None:
     assert "Commands:" in done.err
 
 
-@pytest.mark.parametrize("args", [["--help"], ["--version"], ["segment", "--help"], ["list"], ["verify"], ["init"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "args", [["--help"], ["--version"], ["segment", "--help"], ["list"], ["verify"], ["init"]], ids=" ".join
+)
 def test_done_is_0(args: list[str], cli: Cli) -> None:
     done = cli(*args)
     assert done.code == 0
@@ -202,9 +211,9 @@ def test_an_ambiguous_name_is_4(cli: Cli, project: Path) -> None:
 
 @pytest.mark.parametrize("command", [["list"], ["show", "rex"], ["verify"], ["init-embedding", "rex"]], ids=" ".join)
 def test_a_damaged_artifact_is_5(command: list[str], cli: Cli, project: Path) -> None:
-    path = publish(project / "artifacts", Record("mask", "rex", {"rex": "dog"}, {}, {}, {}), {"mask": np.ones(9, np.uint8)}).path(
-        project / "artifacts"
-    )
+    path = publish(
+        project / "artifacts", Record("mask", "rex", {"rex": "dog"}, {}, {}, {}), {"mask": np.ones(9, np.uint8)}
+    ).path(project / "artifacts")
     damage(path, 9)
     before = path.read_bytes()
     fails(cli(*command), 5, str(path))
@@ -228,7 +237,12 @@ def test_verify_notices_a_changed_input(cli: Cli, project: Path) -> None:
     publish(root, Record("embedding", "rex", {"rex": "dog"}, inputs, {}, {}), {})
     assert cli("verify").err == "2 artifacts, all sound\n"
     damage(mask.path(root), -1)
-    fails(cli("verify"), 5, "1 of 2 artifacts", "v001.safetensors is damaged: its bytes are not those that its digest is of")
+    fails(
+        cli("verify"),
+        5,
+        "1 of 2 artifacts",
+        "v001.safetensors is damaged: its bytes are not those that its digest is of",
+    )
 
 
 def test_verify_notices_a_sound_file_in_the_place_of_an_input(cli: Cli, project: Path, tmp_path: Path) -> None:
@@ -236,7 +250,9 @@ def test_verify_notices_a_sound_file_in_the_place_of_an_input(cli: Cli, project:
     mask = publish(root, Record("mask", "rex", {"rex": "dog"}, {}, {}, {}), {"mask": np.ones(9, np.uint8)})
     inputs = {"mask": {"ref": str(mask), "sha256": sha256(mask.path(root))}}
     publish(root, Record("embedding", "rex", {"rex": "dog"}, inputs, {}, {}), {})
-    other = publish(tmp_path / "other", Record("mask", "rex", {"rex": "dog"}, {}, {}, {}), {"mask": np.zeros(9, np.uint8)})
+    other = publish(
+        tmp_path / "other", Record("mask", "rex", {"rex": "dog"}, {}, {}, {}), {"mask": np.zeros(9, np.uint8)}
+    )
     os.replace(other.path(tmp_path / "other"), mask.path(root))
     fails(cli("verify"), 5, "1 of 2 artifacts", "is not the file that embedding/rex@1 was made from")
 
@@ -284,7 +300,9 @@ def test_a_mask_nobody_should_train_on_is_9(colour: tuple[int, int, int], cli: C
     assert stored(project) == []
 
 
-@pytest.mark.parametrize(("area", "words"), [(0, "nothing was found"), (1, "it covers"), (SIDE * SIDE, "it covers 100% of the photo")])
+@pytest.mark.parametrize(
+    ("area", "words"), [(0, "nothing was found"), (1, "it covers"), (SIDE * SIDE, "it covers 100% of the photo")]
+)
 def test_the_gate_looks_at_given_masks_too(area: int, words: str, cli: Cli, toy: Path, project: Path) -> None:
     mask = np.zeros(SIDE * SIDE, np.uint8)
     mask[:area] = 255
@@ -310,7 +328,15 @@ def test_a_bug_is_1_with_a_traceback(cli: Cli, toy: Path, monkeypatch: pytest.Mo
     assert "\x1b" not in done.err
 
 
-FAILURES = [["nonsense"], ["segment"], ["segment", "none.png", "--class", "dog"], ["show", "rex"], ["list", "--nonsense"], ["train"], []]
+FAILURES = [
+    ["nonsense"],
+    ["segment"],
+    ["segment", "none.png", "--class", "dog"],
+    ["show", "rex"],
+    ["list", "--nonsense"],
+    ["train"],
+    [],
+]
 
 
 @pytest.mark.parametrize("args", FAILURES, ids=" ".join)
@@ -382,7 +408,9 @@ def test_project_stands_before_or_after(cli: Cli, toy: Path, cover: Path, tmp_pa
     assert cli("list", "--project", other).out == cli("--project", other, "list").out != ""
 
 
-def test_the_environment_names_the_project_too(cli: Cli, toy: Path, cover: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_names_the_project_too(
+    cli: Cli, toy: Path, cover: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = tmp_path / "other"
     cli("init", "--project", other)
     monkeypatch.setenv("OBJTUNE_PROJECT", str(other))
@@ -390,7 +418,9 @@ def test_the_environment_names_the_project_too(cli: Cli, toy: Path, cover: Path,
     assert stored(other) == ["artifacts/mask/dog/v001.safetensors"]
 
 
-def test_the_project_is_found_upwards(cli: Cli, toy: Path, cover: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_project_is_found_upwards(
+    cli: Cli, toy: Path, cover: Path, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     below = project / "a" / "b"
     below.mkdir(parents=True)
     monkeypatch.chdir(below)
@@ -439,7 +469,9 @@ def test_equal_work_in_two_projects_is_equal_bytes(cli: Cli, toy: Path, cover: P
     digests = set()
     for name in ("one", "two words"):
         cli("init", "--project", tmp_path / name)
-        document = json.loads(cli("segment", toy, "--class", "dog", "--mask", cover, "--json", "--project", tmp_path / name).out)
+        document = json.loads(
+            cli("segment", toy, "--class", "dog", "--mask", cover, "--json", "--project", tmp_path / name).out
+        )
         digests.add(document["refs"][0]["sha256"])
     assert len(digests) == 1
 
@@ -483,7 +515,18 @@ def test_two_objects_of_one_photo(cli: Cli, project: Path) -> None:
     rgb[30:66, 130:166] = (30, 60, 220)
     photo = write(project / "two.png", rgb)
     done = cli(
-        "segment", photo, "--class", "dog", "--class", "mug", "--name", "rex", "--box", "mug=120,20,176,76", "--box", "dog=10,20,66,76"
+        "segment",
+        photo,
+        "--class",
+        "dog",
+        "--class",
+        "mug",
+        "--name",
+        "rex",
+        "--box",
+        "mug=120,20,176,76",
+        "--box",
+        "dog=10,20,66,76",
     )
     assert (done.code, done.out) == (0, "mask/rex@1\nmask/mug@1\n"), done.err
     for name, column, word in (("rex", 38, "dog"), ("mug", 148, "mug")):
@@ -535,13 +578,18 @@ def unsafe(text: str) -> list[str]:
         c
         for c in text
         if c != "\n"
-        and (unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+        and (
+            unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")
+            or c in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+        )
     ]
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
 @pytest.mark.parametrize("form", [[], ["--json"], ["--verbose"]], ids=["plain", "json", "verbose"])
-def test_hostile_file_names_do_not_reach_the_terminal(name: str, form: list[str], cli: Cli, cover: Path, project: Path) -> None:
+def test_hostile_file_names_do_not_reach_the_terminal(
+    name: str, form: list[str], cli: Cli, cover: Path, project: Path
+) -> None:
     done = cli("segment", *form, "--class", "dog", "--", name)
     assert done.code == 3, done
     assert unsafe(done.out + done.err) == []
@@ -567,11 +615,25 @@ def test_hostile_words_elsewhere_do_not_reach_the_terminal(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(
-    "variables", [{"GITHUB_ACTIONS": "1"}, {"FORCE_COLOR": "1", "PY_COLORS": "1"}, {"NO_COLOR": "1", "GITHUB_ACTIONS": "1"}], ids=str
+    "variables",
+    [{"GITHUB_ACTIONS": "1"}, {"FORCE_COLOR": "1", "PY_COLORS": "1"}, {"NO_COLOR": "1", "GITHUB_ACTIONS": "1"}],
+    ids=str,
 )
 def test_no_escapes_when_piped(variables: dict[str, str], cli: Cli, toy: Path, cover: Path, project: Path) -> None:
     cli("segment", toy, "--class", "dog", "--mask", cover)
-    for line in ("--help", "train --help", "list", "show dog", "show nobody", "--nonsense", "verify", "doctor --quick", "gc", "rm none", "run none"):
+    for line in (
+        "--help",
+        "train --help",
+        "list",
+        "show dog",
+        "show nobody",
+        "--nonsense",
+        "verify",
+        "doctor --quick",
+        "gc",
+        "rm none",
+        "run none",
+    ):
         done = subprocess.run(
             [sys.executable, "-m", "objtune_cli", *line.split()],
             cwd=project,
@@ -587,7 +649,9 @@ def test_a_closed_pipe_is_quiet(cli: Cli, toy: Path, cover: Path, project: Path)
     cli("segment", toy, "--class", "dog", "--mask", cover)
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run([sys.executable, "-m", "objtune_cli", "list"], cwd=project, stdout=writer, stderr=subprocess.PIPE, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "objtune_cli", "list"], cwd=project, stdout=writer, stderr=subprocess.PIPE, timeout=60
+    )
     os.close(writer)
     assert done.returncode == 141
     assert done.stderr == b""

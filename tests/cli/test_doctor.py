@@ -36,7 +36,9 @@ def test_a_sound_machine(cli: Cli, project: Path) -> None:
     assert found["torch"]["said"].startswith("2.")
     assert all(c["remedy"] for c in found.values() if c["state"] != "ok")
     lines = cli("doctor", "--quick").out.splitlines()
-    assert [line.split("\t")[0] for line in lines] == [what for what in found if what not in ("cpu", "gpu", "mps") and "cuda" not in what]
+    assert [line.split("\t")[0] for line in lines] == [
+        what for what in found if what not in ("cpu", "gpu", "mps") and "cuda" not in what
+    ]
 
 
 def test_quick_loads_no_torch(project: Path) -> None:
@@ -52,7 +54,9 @@ def test_no_project_is_said_with_its_command(cli: Cli, project: Path) -> None:
 
 
 def test_a_damaged_store_is_bad(cli: Cli, project: Path) -> None:
-    path = publish(project / "artifacts", Record("mask", "rex", {"rex": "dog"}, {}, {}, {}), {}).path(project / "artifacts")
+    path = publish(project / "artifacts", Record("mask", "rex", {"rex": "dog"}, {}, {}, {}), {}).path(
+        project / "artifacts"
+    )
     path.chmod(0o644)
     path.write_bytes(b"broken")
     done = cli("doctor", "--quick", "--json")
@@ -63,7 +67,9 @@ def test_a_damaged_store_is_bad(cli: Cli, project: Path) -> None:
 
 
 def test_little_room_is_bad(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: namedtuple("Usage", "total used free")(10**12, 10**12 - 10**6, 10**6))
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda _: namedtuple("Usage", "total used free")(10**12, 10**12 - 10**6, 10**6)
+    )
     done = cli("doctor", "--quick", "--json")
     assert (done.code, checks(done)["disk"]["remedy"]) == (7, "`objtune gc` frees what nothing needs")
 

@@ -51,7 +51,9 @@ def test_one_process_speaks_even_where_a_scheduler_left_its_number(cli, monkeypa
 
 
 @pytest.mark.parametrize(("options", "shown"), [([], 0), (["default"], 1)])
-def test_warnings_of_libraries_are_shown_on_request_alone(monkeypatch: pytest.MonkeyPatch, options: list[str], shown: int) -> None:
+def test_warnings_of_libraries_are_shown_on_request_alone(
+    monkeypatch: pytest.MonkeyPatch, options: list[str], shown: int
+) -> None:
     monkeypatch.setattr("sys.warnoptions", options)
     with warnings.catch_warnings(record=True) as seen:
         warnings.resetwarnings()
@@ -70,9 +72,13 @@ def test_warnings_that_are_errors_stop_nothing(monkeypatch: pytest.MonkeyPatch) 
 
 def test_python_without_docstrings_is_named(project: Path) -> None:
     line = [sys.executable, "-P", "-m", "objtune_cli"]
-    done = subprocess.run([*line, "init-embedding", "x"], env={**os.environ, "PYTHONOPTIMIZE": "2"}, capture_output=True, text=True)
+    done = subprocess.run(
+        [*line, "init-embedding", "x"], env={**os.environ, "PYTHONOPTIMIZE": "2"}, capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout) == (2, "") and "unset PYTHONOPTIMIZE" in done.stderr
-    assert subprocess.run([*line, "list"], env={**os.environ, "PYTHONOPTIMIZE": "2"}, capture_output=True).returncode == 0
+    assert (
+        subprocess.run([*line, "list"], env={**os.environ, "PYTHONOPTIMIZE": "2"}, capture_output=True).returncode == 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -83,7 +89,9 @@ def test_python_without_docstrings_is_named(project: Path) -> None:
         ({"HF_ENDPOINT": "localhost"}, "HF_ENDPOINT is 'localhost'"), ({"HF_ENDPOINT": ""}, "HF_ENDPOINT is ''"), ({"SSL_CERT_FILE": "/none.pem"}, "SSL_CERT_FILE is '/none.pem'"),
     ],
 )  # fmt: skip
-def test_what_no_connection_can_be_made_with_is_named(variables: dict[str, str], words: str, cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_no_connection_can_be_made_with_is_named(
+    variables: dict[str, str], words: str, cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setattr(connection, "find_spec", lambda name: None)
     for name, value in variables.items():

@@ -24,7 +24,14 @@ from tests.conftest import REPOSITORY
 from tests.schema import check
 
 Cli = Callable[..., Any]
-TOKEN = ("train.modules=none", "train.steps=2", "train.batch=1", "train.views=1", "train.class_weight=0", "init-embedding.init=class")
+TOKEN = (
+    "train.modules=none",
+    "train.steps=2",
+    "train.batch=1",
+    "train.views=1",
+    "train.class_weight=0",
+    "init-embedding.init=class",
+)
 ALONE = (*(word for setting in TOKEN for word in ("--set", setting)), *tiny.ANY)
 
 
@@ -136,16 +143,26 @@ def test_wrong_usage_is_2(args: list[str], words: str, rex: Cli) -> None:
 
 
 def test_methods_that_exist_are_listed(objtune: Cli) -> None:
-    assert all(name in objtune("bench", "--methods", "ours").err for name in ("objtune", "textual-inversion", "no-placement", "baselines"))
+    assert all(
+        name in objtune("bench", "--methods", "ours").err
+        for name in ("objtune", "textual-inversion", "no-placement", "baselines")
+    )
 
 
 def test_a_base_without_a_world_is_6_and_leaves_nothing(objtune: Cli, plain_base: Path) -> None:
     for args in (["bench"], ["bench", "--base-only"]):
-        fails(objtune(*args, "--base", plain_base), 6, "the base plain has no world to draw the truth from", "--base toybox")
+        fails(
+            objtune(*args, "--base", plain_base),
+            6,
+            "the base plain has no world to draw the truth from",
+            "--base toybox",
+        )
     assert not Path("bench").exists()
 
 
-def test_a_world_that_the_evaluator_does_not_know_is_6(objtune: Cli, world_base: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_world_that_the_evaluator_does_not_know_is_6(
+    objtune: Cli, world_base: Path, tmp_path: Path, monkeypatch
+) -> None:
     from objtune_cli.toybox.evaluator import reading
 
     monkeypatch.setattr(reading, "knows", lambda dial: False)
@@ -183,30 +200,48 @@ def test_lines_for_programs_have_a_row_each_and_the_columns_names(objtune: Cli, 
     assert "picture: elsewhere/sheet.png" in done.err and not Path("bench").exists()
 
 
-def test_quick_is_two_objects_of_two_methods_unless_said_otherwise(objtune: Cli, quick: list, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quick_is_two_objects_of_two_methods_unless_said_otherwise(
+    objtune: Cli, quick: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = []
-    monkeypatch.setattr(run, "run", lambda ctx, out, methods, config, published=None: seen.append((list(methods), config)) or [])
+    monkeypatch.setattr(
+        run, "run", lambda ctx, out, methods, config, published=None: seen.append((list(methods), config)) or []
+    )
     for extra in ([], ["--objects", "3"], ["--methods", "masked-lora"], ["--seed", "5"]):
         assert objtune("bench", "--quick", *extra).code == 0
-    assert [methods for methods, _ in seen] == [["objtune", "dreambooth-lora"]] * 2 + [["masked-lora"], ["objtune", "dreambooth-lora"]]
+    assert [methods for methods, _ in seen] == [["objtune", "dreambooth-lora"]] * 2 + [
+        ["masked-lora"],
+        ["objtune", "dreambooth-lora"],
+    ]
     assert [(c.objects, c.repeats, c.seed) for _, c in seen] == [(2, 1, 0), (3, 1, 0), (2, 1, 0), (2, 1, 5)]
 
 
-def test_settings_of_the_bench_come_from_every_layer(objtune: Cli, quick: list, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_of_the_bench_come_from_every_layer(
+    objtune: Cli, quick: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = []
     monkeypatch.setattr(run, "run", lambda ctx, out, methods, config, published=None: seen.append(config) or [])
     with Path("objtune.toml").open("a") as file:
         file.write('[bench]\nobjects = 7\nprompts = "pair, scene"\n')
     monkeypatch.setenv("OBJTUNE_BENCH_REPEATS", "3")
     objtune("bench", "--set", "bench.seed=4"), objtune("bench", "--objects", 2)
-    assert [(c.objects, c.repeats, c.kinds, c.seed) for c in seen] == [(7, 3, ("pair", "scene"), 4), (2, 3, ("pair", "scene"), 0)]
+    assert [(c.objects, c.repeats, c.kinds, c.seed) for c in seen] == [
+        (7, 3, ("pair", "scene"), 4),
+        (2, 3, ("pair", "scene"), 0),
+    ]
 
 
 def test_the_base_alone(objtune: Cli, quick: list) -> None:
     done = objtune("bench", "--base-only", "--set", "bench.samples=16", "--json")
     document = json.loads(done.out)
     assert done.code == 0 and {row["method"] for row in document["rows"]} == {"base", "truth"} and quick == []
-    assert {row["measure"] for row in document["rows"]} == {*base_stage.ATTRIBUTES, "background", "both", "nearest", "copies"}
+    assert {row["measure"] for row in document["rows"]} == {
+        *base_stage.ATTRIBUTES,
+        "background",
+        "both",
+        "nearest",
+        "copies",
+    }
     assert Path(document["images"][0]).name == "base.png" and Path(document["images"][0]).is_file()
 
 
@@ -216,23 +251,47 @@ def test_the_base_alone(objtune: Cli, quick: list) -> None:
 def test_an_object_of_the_toybox_is_measured_by_its_evaluator(rex: Cli, quick: list) -> None:
     done = rex("evaluate", "rex", "-n", 1, "--json")
     rows = {row["measure"]: row for row in json.loads(done.out)["rows"]}
-    assert done.code == 0 and set(rows) == {"identity", "found", "twice", "diversity", "prompt", "leak", "drift", "class"}
+    assert done.code == 0 and set(rows) == {
+        "identity",
+        "found",
+        "twice",
+        "diversity",
+        "prompt",
+        "leak",
+        "drift",
+        "class",
+    }
     assert all((row["method"], row["n"], row["low"], row["high"]) == ("rex", 1, None, None) for row in rows.values())
     again = {row["measure"]: row for row in json.loads(rex("evaluate", "adapter/rex@1", "-n", 1, "--json").out)["rows"]}
     assert again == rows
     assert rex("evaluate", "rex", "-n", 1, "--seed", 1, "--json").out != done.out
 
 
-def test_an_object_of_photographs_is_measured_by_given_models(rex: Cli, quick: list, plain_base: Path, vit: Path) -> None:
+def test_an_object_of_photographs_is_measured_by_given_models(
+    rex: Cli, quick: list, plain_base: Path, vit: Path
+) -> None:
     judges = ("--clip", plain_base / "clip", "--dino", vit)
     done = rex("evaluate", "rex", *judges, "--scene", "on the beach", "--scene", "in {brackets}", "-n", 2, "--json")
     rows = {row["measure"]: row["mean"] for row in json.loads(done.out)["rows"]}
-    assert done.code == 0 and set(rows) == {"clip_i", "clip_i_masked", "clip_t", "dino", "dino_masked", "diversity", "drift"}
+    assert done.code == 0 and set(rows) == {
+        "clip_i",
+        "clip_i_masked",
+        "clip_t",
+        "dino",
+        "dino_masked",
+        "diversity",
+        "drift",
+    }
     assert all(-1 <= v <= 2 for v in rows.values()) and rows["diversity"] >= 0
 
 
 def test_models_that_are_not_here_are_7(rex: Cli, plain_base: Path) -> None:
-    fails(rex("evaluate", "rex", "--clip", "nobody/nothing", "--quiet"), 7, "nobody/nothing is not on this machine", "--clip DIR")
+    fails(
+        rex("evaluate", "rex", "--clip", "nobody/nothing", "--quiet"),
+        7,
+        "nobody/nothing is not on this machine",
+        "--clip DIR",
+    )
     fails(
         rex("evaluate", "rex", "--clip", plain_base / "clip", "--dino", "/nonexistent", "--quiet"),
         7,
@@ -291,15 +350,24 @@ def test_a_token_alone_beside_an_object_with_layers(rex: Cli, dog_photo: Path) -
     assert together.code == 0, together.err
     before = [Image.open(p).tobytes() for p in together.out.splitlines()]
     shutil.rmtree("artifacts/scene")
-    alone = [rex("generate", prompt, "-n", 1).out.strip() for prompt in ("<rex> at night", "<cup> at night", "<rex> and <cup>")]
+    alone = [
+        rex("generate", prompt, "-n", 1).out.strip()
+        for prompt in ("<rex> at night", "<cup> at night", "<rex> and <cup>")
+    ]
     assert [Image.open(p).tobytes() for p in alone] == before and len(set(before)) == 3
 
 
 def test_a_token_alone_is_exported_as_an_embedding(rex: Cli) -> None:
-    assert rex("export", "rex", "--format", "embedding", "--out", "out").code == 0 and Path("out/rex-objtune.safetensors").is_file()
+    assert (
+        rex("export", "rex", "--format", "embedding", "--out", "out").code == 0
+        and Path("out/rex-objtune.safetensors").is_file()
+    )
     for form in ("kohya", "diffusers"):
         fails(
-            rex("export", "rex", "--format", form, "--out", "out"), 6, "adapter/rex@1 is a token alone, without LoRA", "--format embedding"
+            rex("export", "rex", "--format", form, "--out", "out"),
+            6,
+            "adapter/rex@1 is a token alone, without LoRA",
+            "--format embedding",
         )
 
 
@@ -317,7 +385,9 @@ def test_a_token_alone_that_is_to_rest_is_2(rex: Cli) -> None:
 def test_speed_prints_rows_of_both_and_their_ratio(objtune: Cli, monkeypatch: pytest.MonkeyPatch, quick: bool) -> None:
     from objtune_cli.bench import speed
 
-    def measured(ctx: object, label: str, tasks: dict[str, speed.Task], rounds: int) -> dict[str, list[dict[str, float]]]:
+    def measured(
+        ctx: object, label: str, tasks: dict[str, speed.Task], rounds: int
+    ) -> dict[str, list[dict[str, float]]]:
         ours = {"step_s": 1.0, "words_s": 0.1, "memory_mb": 600.0, "prepare_s": 3.0}
         theirs = {k: 2 * v for k, v in ours.items()}
         return {name: [theirs if task.method == "dreambooth-lora" else ours] * rounds for name, task in tasks.items()}
@@ -329,11 +399,15 @@ def test_speed_prints_rows_of_both_and_their_ratio(objtune: Cli, monkeypatch: py
     assert {m for name, m in rows if name == "ratio"} == {f"{s}_{m}" for s in sizes for m in ("step_s", "memory_mb")}
     assert rows["ratio", "base_step_s"]["mean"] == 0.5 and rows["objtune", "base_words_s"]["n"] == 2
     ratio = {m: rows["ratio of 3 to 1", m]["mean"] for m in ("prepare_s", "step_s", "run_s")}
-    assert ratio == pytest.approx({"prepare_s": 1, "step_s": 1, "run_s": 1.8}), "two steps for one object, six for three"
+    assert ratio == pytest.approx({"prepare_s": 1, "step_s": 1, "run_s": 1.8}), (
+        "two steps for one object, six for three"
+    )
     assert rows["1 object of a photo", "prepare_s"]["mean"] == 3
 
 
-def test_a_script_that_is_not_there_is_told_before_anything_is_measured(objtune: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_script_that_is_not_there_is_told_before_anything_is_measured(
+    objtune: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from objtune_cli.bench import speed
 
     monkeypatch.setattr(speed, "run", lambda *_: pytest.fail("a step was measured"))
@@ -347,7 +421,9 @@ def test_published_results_belong_to_methods_alone(kind: str, cli: Cli) -> None:
     assert done.code == 2 and "--from" in done.err and done.out == ""
 
 
-@pytest.mark.parametrize("kind", [("--speed",), ("--masks",), ("--base-only",), ("--memory",), ("--many", 2), ("--photos", ".")])
+@pytest.mark.parametrize(
+    "kind", [("--speed",), ("--masks",), ("--base-only",), ("--memory",), ("--many", 2), ("--photos", ".")]
+)
 def test_what_is_measured_whole_takes_no_shard(kind: tuple[object, ...], objtune: Cli) -> None:
     done = objtune("bench", *kind, "--set", "bench.shard=1/2")
     assert done.code == 2 and "bench.shard is 1/2" in done.err and done.out == ""
@@ -364,5 +440,9 @@ def test_results_are_told_again_without_measuring(cli: Cli, monkeypatch: pytest.
     check(document, "output", "bench")
     rows = {(r["method"], r["measure"]): r for r in document["rows"]}
     assert rows["objtune", "identity"]["n"] == rows["objtune less break-a-scene", "prompt"]["n"] == 40
-    assert cli("bench", "--table", published, "--objects", 3).code == cli("bench", "--table", published, "--speed").code == 2
+    assert (
+        cli("bench", "--table", published, "--objects", 3).code
+        == cli("bench", "--table", published, "--speed").code
+        == 2
+    )
     assert cli("bench", "--table", "none.jsonl").code == 3

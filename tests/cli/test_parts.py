@@ -13,7 +13,10 @@ VALUED = {"--class", "-c", "--point", "--set"}
         ("", [("", [])]),
         ("a.jpg --class dog b.jpg -c mug", [("", []), ("a.jpg", ["--class", "dog"]), ("b.jpg", ["-c", "mug"])]),
         ("--class dog a.jpg", [("", ["--class", "dog"]), ("a.jpg", [])]),
-        ("a.jpg --class=dog --quiet b.jpg -cmug", [("", []), ("a.jpg", ["--class=dog", "--quiet"]), ("b.jpg", ["-cmug"])]),
+        (
+            "a.jpg --class=dog --quiet b.jpg -cmug",
+            [("", []), ("a.jpg", ["--class=dog", "--quiet"]), ("b.jpg", ["-cmug"])],
+        ),
         ("a.jpg --point -3,4 - --set", [("", []), ("a.jpg", ["--point", "-3,4"]), ("-", ["--set", ""])]),
         ("a.jpg -- --class b.jpg", [("", []), ("a.jpg", []), ("--class", []), ("b.jpg", [])]),
     ],

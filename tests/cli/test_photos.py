@@ -45,9 +45,14 @@ def test_from_a_folder_to_a_table(cli: Cli, base: Path, photos: Path) -> None:
     assert rows[METHODS, "clip_i"]["judge"] == rows["untrained", "clip_t"]["judge"] == "tiny's own"
     kept = [json.loads(text) for text in Path("bench/results.jsonl").read_text().splitlines()]
     told = {(r["case"], r["method"]): r["measures"].get("clip_t") for r in kept}
-    assert all(told[case, METHODS] != told[case, "untrained"] for case in ("dog", "mug")) and rows[METHODS, "seconds"]["mean"] > 0.5
+    assert (
+        all(told[case, METHODS] != told[case, "untrained"] for case in ("dog", "mug"))
+        and rows[METHODS, "seconds"]["mean"] > 0.5
+    )
     assert "`objtune fetch --model facebook/dino-vits16` brings it" in done.err
-    assert [Path(p).name for p in document["images"]] == ["sheet.png"] and len(list(Path("bench/pictures").rglob("*.png"))) == 2 * 2 * 2 * 2
+    assert [Path(p).name for p in document["images"]] == ["sheet.png"] and len(
+        list(Path("bench/pictures").rglob("*.png"))
+    ) == 2 * 2 * 2 * 2
     assert not Path("artifacts").exists()
     again = cli(*line)
     header, *lines = [text.split("\t") for text in again.out.splitlines()]
@@ -64,7 +69,11 @@ def test_a_signal_keeps_the_finished_subjects(base: Path, photos: Path, project:
     variables = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables) as running:
         until = time.monotonic() + 120
-        while not Path("bench/results/untrained/mug.json").exists() and running.poll() is None and time.monotonic() < until:
+        while (
+            not Path("bench/results/untrained/mug.json").exists()
+            and running.poll() is None
+            and time.monotonic() < until
+        ):
             time.sleep(0.02)
         running.send_signal(signal.SIGINT)
         out, err = running.communicate(timeout=60)
@@ -107,13 +116,19 @@ def test_what_is_no_data_set_is_3(cli: Cli, photos: Path, tmp_path: Path) -> Non
     assert cli("bench", "--photos", photos, "--set", "bench.photo=09").code == 3
 
 
-@pytest.mark.parametrize(("more", "count"), [((), None), (("--quick",), 2), (("--objects", "1"), 1), (("--set", "bench.objects=3"), 3)])
-def test_how_many_subjects(more: tuple[str, ...], count: int | None, cli: Cli, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("more", "count"), [((), None), (("--quick",), 2), (("--objects", "1"), 1), (("--set", "bench.objects=3"), 3)]
+)
+def test_how_many_subjects(
+    more: tuple[str, ...], count: int | None, cli: Cli, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from objtune_cli.bench import dataset, dreambench
 
     seen: dict[str, Any] = {}
     monkeypatch.setattr(dataset, "subjects", lambda folder, most, chosen, live: seen.update(most=most, live=live) or [])
-    monkeypatch.setattr(dreambench, "run", lambda ctx, out, asked, methods, config: seen.update(methods=list(methods)) or [])
+    monkeypatch.setattr(
+        dreambench, "run", lambda ctx, out, asked, methods, config: seen.update(methods=list(methods)) or []
+    )
     assert cli("bench", "--photos", photos, *more).code == 0
     assert (seen["most"], seen["live"]) == (count, ("cat", "dog"))
     assert seen["methods"] == (["objtune", "dreambooth-lora"] if more == ("--quick",) else ["objtune", "textual-inversion", "dreambooth-lora", "masked-lora", "break-a-scene", "custom-diffusion"])  # fmt: skip
@@ -126,7 +141,9 @@ def test_train_names_a_folder_and_a_file_that_is_not_there(words: str, cli: Cli,
     done = cli("train", words, "--class", "dog")
     path = Path(words)
     assert done.code == 3 and done.out == ""
-    assert (f"error: {path} is a folder; one photo is needed" if path.is_dir() else f"error: there is no file {path}") in done.err
+    assert (
+        f"error: {path} is a folder; one photo is needed" if path.is_dir() else f"error: there is no file {path}"
+    ) in done.err
 
 
 def test_a_ref_stays_a_ref(cli: Cli, project: Path) -> None:

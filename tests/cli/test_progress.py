@@ -27,7 +27,15 @@ def test_of_two_threads_the_one_that_began_first_is_shown(capfd, tmp_path):
     report.step("after", 1, 1)
     said = capfd.readouterr().err.splitlines()
     assert order == ["one", "two"] * 4
-    assert [line.split("  ")[0] for line in said[:5]] == ["one 1/4", "one 2/4", "one 3/4", "one 4/4", "two 4/4"]  # the first has ended by then
+    assert [line.split("  ")[0] for line in said[:5]] == [
+        "one 1/4",
+        "one 2/4",
+        "one 3/4",
+        "one 4/4",
+        "two 4/4",
+    ]  # the first has ended by then
     assert sorted(said[5:7]) == ["one has ended", "two has ended"] and said[7] == "after 1/1"
     events = [json.loads(line) for line in (tmp_path / "events").read_text().splitlines()]
-    assert [(e["stage"], e["step"]) for e in events if e["event"] == "step"] == [(s, i) for i in range(1, 5) for s in ("one", "two")] + [("after", 1)]
+    assert [(e["stage"], e["step"]) for e in events if e["event"] == "step"] == [
+        (s, i) for i in range(1, 5) for s in ("one", "two")
+    ] + [("after", 1)]

@@ -40,7 +40,9 @@ RUNS = 15
 def seconds(command: list[str], folder: Path, **variables: str) -> float:
     """User and system time of one command."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(command, cwd=folder, env={**os.environ, **variables}, stdout=subprocess.DEVNULL, check=True, timeout=60)
+    subprocess.run(
+        command, cwd=folder, env={**os.environ, **variables}, stdout=subprocess.DEVNULL, check=True, timeout=60
+    )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -52,7 +54,9 @@ def test_help_beside_a_bare_program(project: Path, say: Callable[[str], None]) -
     commands = [sys.executable, "bare.py", "--help"], [sys.executable, "-m", "objtune_cli", "--help"]
     turns = [[seconds(command, project) for command in commands] for _ in range(RUNS)]
     bare, ours = (statistics.median(column) for column in zip(*turns, strict=True))
-    say(f"F15 objtune --help {ours * 1000:.0f} ms, bare Typer {bare * 1000:.0f} ms, ratio {ours / bare:.2f} (user+sys, median of {RUNS})")
+    say(
+        f"F15 objtune --help {ours * 1000:.0f} ms, bare Typer {bare * 1000:.0f} ms, ratio {ours / bare:.2f} (user+sys, median of {RUNS})"
+    )
 
 
 LOADED = """
@@ -95,12 +99,21 @@ MANY = 10_000
 
 
 @pytest.mark.slow
-def test_list_over_ten_thousand_artifacts(project: Path, monkeypatch: pytest.MonkeyPatch, say: Callable[[str], None]) -> None:
+def test_list_over_ten_thousand_artifacts(
+    project: Path, monkeypatch: pytest.MonkeyPatch, say: Callable[[str], None]
+) -> None:
     """At most a second of user and system time, start-up included."""
     root = project / "artifacts"
     monkeypatch.setattr(os, "fsync", lambda _: None)
     for number in range(MANY // 50):
-        record = Record("mask", f"dog-{number}", {f"dog-{number}": "dog"}, {"photo": {"ref": "", "sha256": "0" * 64}}, {"edge": 0.5}, {})
+        record = Record(
+            "mask",
+            f"dog-{number}",
+            {f"dog-{number}": "dog"},
+            {"photo": {"ref": "", "sha256": "0" * 64}},
+            {"edge": 0.5},
+            {},
+        )
         for _ in range(50):
             publish(root, record, {"mask": np.ones(3, np.uint8)})
     command = [sys.executable, "-m", "objtune_cli", "list"]
@@ -115,12 +128,31 @@ def test_list_over_ten_thousand_artifacts(project: Path, monkeypatch: pytest.Mon
 def test_light_commands(project: Path, dog_photo: Path, say: Callable[[str], None]) -> None:
     """Printed; the limit is far above what they take, since a busy machine is slower."""
     quick = ("train.steps=1", "train.scores=none", "init-embedding.steps=1", "prior.samples=1", "prior.entries=1")
-    train = ["train", str(dog_photo), "--class", "dog", "--name", "rex", *(word for setting in quick for word in ("--set", setting))]
+    train = [
+        "train",
+        str(dog_photo),
+        "--class",
+        "dog",
+        "--name",
+        "rex",
+        *(word for setting in quick for word in ("--set", setting)),
+    ]
     completing = {"_OBJTUNE_COMPLETE": "complete_bash", "COMP_WORDS": "objtune show ", "COMP_CWORD": "2"}
-    lines = {"--help": ["--help"], "list": ["list"], "show": ["show", "adapter/rex"], "verify": ["verify"], "a reused train": train, "doctor --quick": ["doctor", "--quick"], "TAB": []}
+    lines = {
+        "--help": ["--help"],
+        "list": ["list"],
+        "show": ["show", "adapter/rex"],
+        "verify": ["verify"],
+        "a reused train": train,
+        "doctor --quick": ["doctor", "--quick"],
+        "TAB": [],
+    }
     seconds([sys.executable, "-m", "objtune_cli", *train], project)
     found = {
-        name: min(seconds([sys.executable, "-m", "objtune_cli", *line], project, **({} if line else completing)) for _ in range(7))
+        name: min(
+            seconds([sys.executable, "-m", "objtune_cli", *line], project, **({} if line else completing))
+            for _ in range(7)
+        )
         for name, line in lines.items()
     }
     say("F15 " + ", ".join(f"{name} {taken * 1000:.0f} ms" for name, taken in found.items()) + " (user+sys, best of 7)")

@@ -36,7 +36,14 @@ Forked = Callable[..., Ended]
 def forked(one_mask: Path, tmp_path: Path) -> Forked:  # noqa: F811
     """`forked("list", out=CLOSED)`: `main` in a process whose descriptors are what is said; in a project with one mask."""
 
-    def run(line: str, *, out: int | str = "", err: int | str = "", given: int | str = os.devnull, before: Callable[[], object] = lambda: None) -> Ended:
+    def run(
+        line: str,
+        *,
+        out: int | str = "",
+        err: int | str = "",
+        given: int | str = os.devnull,
+        before: Callable[[], object] = lambda: None,
+    ) -> Ended:
         files = [given, out or str(tmp_path / "stdout"), err or str(tmp_path / "stderr")]
         for file in files[1:]:
             if file not in (CLOSED, FULL):
@@ -87,7 +94,9 @@ def test_closed_streams(forked: Forked, one_mask: Path) -> None:  # noqa: F811
 @pytest.mark.parametrize("line", ["list", "list --json", "--help", "--version", "show x", "bases"])
 def test_full_stdout_is_7(line: str, forked: Forked) -> None:
     done = forked(line, out=FULL)
-    assert done.code == 7 and done.err.startswith("error: results cannot be written to stdout: No space left on device\nhint: "), done.err
+    assert done.code == 7 and done.err.startswith(
+        "error: results cannot be written to stdout: No space left on device\nhint: "
+    ), done.err
     assert done.err.count("\n") == 2
 
 
@@ -113,7 +122,9 @@ def test_narrow_encodings_lose_no_result(one_mask: Path) -> None:  # noqa: F811
     (one_mask / "größe").mkdir()
     (one_mask / "artifacts").rename(one_mask / "größe/artifacts")
     line = [*OBJTUNE, "show", "mask/x", "--project", "größe"]
-    done = subprocess.run(line, cwd=one_mask, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True)
+    done = subprocess.run(
+        line, cwd=one_mask, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True
+    )
     assert done.returncode == 0 and "gr\\xf6\\xdfe" in done.stdout, done.stderr
 
 
@@ -123,7 +134,15 @@ def test_the_working_folder_is_gone(forked: Forked, one_mask: Path, monkeypatch:
         os.chdir("gone")
         Path("../gone").rmdir()
 
-    for line in ("list", "doctor --quick", "init", "show x --project .", "segment dog.jpg --class dog", "export x --project /tmp", "run jobs.toml"):
+    for line in (
+        "list",
+        "doctor --quick",
+        "init",
+        "show x --project .",
+        "segment dog.jpg --class dog",
+        "export x --project /tmp",
+        "run jobs.toml",
+    ):
         done = forked(line, before=go)
         assert done.code == 2 and done.err.startswith("error: the current folder does not exist any more\nhint: "), done
     assert "sd15\tnot here\t`objtune fetch --base sd15`" in forked("bases", before=go).out
@@ -133,7 +152,10 @@ def test_the_working_folder_is_gone(forked: Forked, one_mask: Path, monkeypatch:
 def test_descriptors_of_closed_streams_are_not_given_to_files(tmp_path: Path) -> None:
     script = "import sys; from objtune_cli.cli import streams; streams.prepare(); f = open(sys.argv[1], 'w'); print(f.fileno() > 2, file=f)"
     line = f'"{sys.executable}" -c "{script}" "$1" <&- >&- 2>&-; cat "$1"'
-    assert subprocess.run(["bash", "-c", line, "bash", str(tmp_path / "x")], capture_output=True, text=True).stdout == "True\n"
+    assert (
+        subprocess.run(["bash", "-c", line, "bash", str(tmp_path / "x")], capture_output=True, text=True).stdout
+        == "True\n"
+    )
 
 
 def test_what_libraries_print_is_no_result(capfd: pytest.CaptureFixture[str]) -> None:
@@ -170,7 +192,9 @@ def test_prompts_from_stdin_of_windows(text: str, prompts: list[str], monkeypatc
         (ImportError("cannot import name", name="objtune_cli.x"), "Traceback", 1), (ValueError("x"), "Traceback", 1),
     ],
 )  # fmt: skip
-def test_what_the_system_refuses_is_one_line(error: Exception, words: str, code: int, cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_system_refuses_is_one_line(
+    error: Exception, words: str, code: int, cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(self: frame.Run, **_: object) -> None:
         raise error
 

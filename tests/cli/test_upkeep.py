@@ -36,7 +36,9 @@ def root(project: Path) -> Path:
 def test_rm_prints_what_went_and_asks_for_force(cli: Cli, root: Path) -> None:
     refused = cli("rm", "mask/rex@2")
     assert (refused.code, refused.out) == (2, "")
-    assert refused.err == "error: embedding/rex@1 was made from mask/rex@2\nhint: remove those first, or use `--force`\n"
+    assert (
+        refused.err == "error: embedding/rex@1 was made from mask/rex@2\nhint: remove those first, or use `--force`\n"
+    )
     assert cli("rm", "mask/rex@1", "adapter/rex").out == "mask/rex@1\nadapter/rex@1\n"
     assert cli("rm", "mask/rex", "--force").out == "mask/rex@2\n"
     assert cli("verify").err == "1 artifacts, all sound\n"
@@ -124,14 +126,20 @@ def test_several_refs_are_shown_and_read_from_stdin(cli: Cli, root: Path) -> Non
 
 
 def test_diffusers_files_of_two_objects_would_be_one(cli: Cli, root: Path) -> None:
-    publish(root, Record("adapter", "max", {"max": "dog"}, {}, {}, {"id": "x", "fingerprint": ""}), {"token.max": np.ones(3, np.float32)})
+    publish(
+        root,
+        Record("adapter", "max", {"max": "dog"}, {}, {}, {"id": "x", "fingerprint": ""}),
+        {"token.max": np.ones(3, np.float32)},
+    )
     done = cli("export", "-", stdin="adapter/rex\nadapter/max\n")
     assert (done.code, "all have the same name" in done.err) == (2, True)
     done = cli("export", "-", "--format", "embedding", stdin="adapter/rex\nadapter/max\n")
     assert done.out == "rex-objtune.safetensors\nmax-objtune.safetensors\n"
 
 
-def test_a_store_without_a_right_to_write_can_be_read_and_is_not_cleaned(cli: Cli, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_without_a_right_to_write_can_be_read_and_is_not_cleaned(
+    cli: Cli, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def closed(*_args: Any, **_named: Any) -> None:
         raise OSError(30, "Read-only file system")
 
@@ -145,7 +153,8 @@ def test_a_store_without_a_right_to_write_can_be_read_and_is_not_cleaned(cli: Cl
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("90", 90), ("90s", 90), ("45m", 2700), ("1h30m", 5400), ("14d", 1209600), ("0", 0), ("1.5h", 5400)]
+    ("text", "seconds"),
+    [("90", 90), ("90s", 90), ("45m", 2700), ("1h30m", 5400), ("14d", 1209600), ("0", 0), ("1.5h", 5400)],
 )
 def test_spans_of_time(text: str, seconds: float) -> None:
     assert spans.seconds(text, "--max-time") == seconds

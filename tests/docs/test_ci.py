@@ -44,7 +44,9 @@ def test_the_steps_of_the_workflow(project: Path) -> None:
     for step in steps():
         if "run" not in step or step["name"] == "install":
             continue
-        done = subprocess.run(["bash", "-eo", "pipefail", "-c", step["run"]], cwd=project, env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            ["bash", "-eo", "pipefail", "-c", step["run"]], cwd=project, env=environment, capture_output=True, text=True
+        )
         assert done.returncode == 0, f"{step['name']}\n{done.stdout}\n{done.stderr}"
         assert "\x1b" not in done.stdout + done.stderr
         ran.append(step["name"])

@@ -49,10 +49,16 @@ def test_importing_the_functions_loads_nothing_heavy() -> None:
 
 def test_settings_of_a_project_are_checked(project: Path) -> None:
     steps: list[tuple[str, int, int]] = []
-    ctx = objtune_cli.project("inner", base="toybox", train={"steps": 7}, init_embedding={"vectors": 3}, on_step=lambda *a: steps.append(a))
+    ctx = objtune_cli.project(
+        "inner", base="toybox", train={"steps": 7}, init_embedding={"vectors": 3}, on_step=lambda *a: steps.append(a)
+    )
     from objtune_cli.config import Embed, Train
 
-    assert ctx.settings.resolve(Train).steps == 7 and ctx.settings.resolve(Embed).vectors == 3 and Path("inner/objtune.toml").is_file()
+    assert (
+        ctx.settings.resolve(Train).steps == 7
+        and ctx.settings.resolve(Embed).vectors == 3
+        and Path("inner/objtune.toml").is_file()
+    )
     ctx.report.step("train", 1, 2, loss=0.5)
     assert steps == [("train", 1, 2)]
     with pytest.raises(UsageError, match="stepz"):

@@ -17,7 +17,12 @@ from PIL import Image
 from tests.conftest import REPOSITORY
 
 EXAMPLES = REPOSITORY / "docs" / "examples"
-SHORTER = {"OBJTUNE_TRAIN_STEPS": "90", "OBJTUNE_TRAIN_SCORES": "none", "OBJTUNE_PRIOR_SAMPLES": "6", "OBJTUNE_PRIOR_ENTRIES": "48"}
+SHORTER = {
+    "OBJTUNE_TRAIN_STEPS": "90",
+    "OBJTUNE_TRAIN_SCORES": "none",
+    "OBJTUNE_PRIOR_SAMPLES": "6",
+    "OBJTUNE_PRIOR_ENTRIES": "48",
+}
 """A quarter of the steps that one object takes at most, half of a class's prior, and no scores, which nothing here reads."""
 APART = "## One photo taken apart"
 
@@ -44,7 +49,11 @@ def ran(text: str, folder: Path, more: dict[str, str]) -> None:
     for photo in EXAMPLES.glob("*.jpg"):
         shutil.copy(photo, folder)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("OBJTUNE_")}
-    environment |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "HF_HUB_OFFLINE": "1", **more}
+    environment |= {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "HF_HUB_OFFLINE": "1",
+        **more,
+    }
     wrong = []
     for command, expected in sessions(text):
         done = subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True)
@@ -81,7 +90,10 @@ def in_their_places(folder: Path, scenes: dict[str, bool]) -> list[bool]:
             shown = np.asarray(Image.open(path))[40:]
             halves = shown[:, : shown.shape[1] // 2], shown[:, shown.shape[1] // 2 :]
             dog, cup = halves if dog_is_left else halves[::-1]
-            sides = [near(own, COLOURS[c]) > near(other, COLOURS[c]) for c, own, other in (("teal", dog, cup), ("blue", cup, dog))]
+            sides = [
+                near(own, COLOURS[c]) > near(other, COLOURS[c])
+                for c, own, other in (("teal", dog, cup), ("blue", cup, dog))
+            ]
             right.append(all(sides))
     return right
 
@@ -107,8 +119,13 @@ def test_objects_of_one_photo_come_apart(tmp_path):
     from objtune_cli.toybox.world import COLOURS
 
     ran(compose_page()[1], tmp_path, {})
-    shown = {name: np.asarray(Image.open(tmp_path / f"artifacts/scene/{name}/v001/001.png")) for name in ("tom", "mini", "tea")}
-    pink, blue, yellow = ({name: near(picture, COLOURS[c]) for name, picture in shown.items()} for c in ("pink", "blue", "yellow"))
+    shown = {
+        name: np.asarray(Image.open(tmp_path / f"artifacts/scene/{name}/v001/001.png"))
+        for name in ("tom", "mini", "tea")
+    }
+    pink, blue, yellow = (
+        {name: near(picture, COLOURS[c]) for name, picture in shown.items()} for c in ("pink", "blue", "yellow")
+    )
     assert max(blue, key=blue.__getitem__) == "tea", blue
     assert yellow["tom"] > 0.04 > 10 * yellow["mini"] and pink["mini"] > 2 * pink["tom"], (yellow, pink)
 
@@ -123,7 +140,14 @@ def test_the_dog_is_the_dog_of_the_photo_on_another_background(folder):
     tiles = [sheet[gap + r * (tile + gap) :, gap + c * (tile + gap) :][:tile, :tile] for r in (0, 1) for c in (0, 1, 2)]
     photo, drawn, ordinary = tiles[0], tiles[1:5], tiles[5]
     teal = [near(t, COLOURS["teal"]) for t in drawn]
-    print("share of teal: photo", near(photo, COLOURS["teal"]), "drawn", teal, "ordinary dog", near(ordinary, COLOURS["teal"]))
+    print(
+        "share of teal: photo",
+        near(photo, COLOURS["teal"]),
+        "drawn",
+        teal,
+        "ordinary dog",
+        near(ordinary, COLOURS["teal"]),
+    )
     assert sum(t > 0.05 for t in teal) >= 3, "the dog's colour is missing"
     green = [near(t[tile // 2 :], COLOURS["green"], 60) for t in drawn]
     assert max(green) < 0.5 * near(photo[tile // 2 :], COLOURS["green"], 60), "the photo's grass came along"

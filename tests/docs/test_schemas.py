@@ -15,7 +15,10 @@ ONE = {"ref": "mask/rex@1", "path": "/a", "sha256": "0" * 64, "reused": False}
 def test_every_command_has_a_form() -> None:
     whole = json.loads((SCHEMAS / "output.json").read_text())
     assert {n for n in whole["$defs"] if n not in ("ref", "artifact", "record", "error")} == set(COMMANDS)
-    assert [each["$ref"].rsplit("/", 1)[1] for each in whole["oneOf"]] == ["error", *(n for n in whole["$defs"] if n in COMMANDS)]
+    assert [each["$ref"].rsplit("/", 1)[1] for each in whole["oneOf"]] == [
+        "error",
+        *(n for n in whole["$defs"] if n in COMMANDS),
+    ]
 
 
 def test_what_fits() -> None:

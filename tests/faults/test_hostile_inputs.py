@@ -35,7 +35,11 @@ def picture(form: str = "PNG", size: tuple[int, int] = (SIDE, SIDE), mode: str =
 
 def photo(data: bytes | Callable[[], bytes]) -> tuple[list[str], int, Make]:
     """`segment` of a file with these bytes, which must be refused as unusable."""
-    return ["segment", "photo.png", "--class", "dog"], 3, lambda folder: (folder / "photo.png").write_bytes(data() if callable(data) else data)
+    return (
+        ["segment", "photo.png", "--class", "dog"],
+        3,
+        lambda folder: (folder / "photo.png").write_bytes(data() if callable(data) else data),
+    )
 
 
 def animated(form: str) -> bytes:
@@ -146,7 +150,11 @@ def line(text: str, code: int, make: Make = lambda folder: None) -> tuple[list[s
 
 
 def named(name: str) -> tuple[list[str], int, Make]:
-    return ["segment", "toy.png", "--class", "dog", "--name", name], 2, lambda folder: (folder / "toy.png").write_bytes(picture())
+    return (
+        ["segment", "toy.png", "--class", "dog", "--name", name],
+        2,
+        lambda folder: (folder / "toy.png").write_bytes(picture()),
+    )
 
 
 NAMES = {f"name {name!a}": named(name) for name in (
@@ -163,11 +171,20 @@ LINES: dict[str, tuple[list[str], int, Make]] = {text: line(text, code) for text
     "generate a --base sd15": 7, "fetch --base sd15": 7, "fetch --base nowhere": 2, "fetch sd15": 2, "generate a --device cuda:99": 7, "generate a --device abacus": 7, "generate a --precision fp8": 2,
 }.items()}  # fmt: skip
 
-CORPUS = {**{f"image: {k}": v for k, v in IMAGES.items()}, **{f"file: {k}": v for k, v in FILES.items()}, **NAMES, **{f"line: {k}": v for k, v in LINES.items()}}
+CORPUS = {
+    **{f"image: {k}": v for k, v in IMAGES.items()},
+    **{f"file: {k}": v for k, v in FILES.items()},
+    **NAMES,
+    **{f"line: {k}": v for k, v in LINES.items()},
+}
 
 
 def tree(folder: Path) -> dict[str, tuple[int, int]]:
-    return {str(p.relative_to(folder)): (p.lstat().st_mtime_ns, p.lstat().st_size) for p in folder.rglob("*") if not p.is_dir()}
+    return {
+        str(p.relative_to(folder)): (p.lstat().st_mtime_ns, p.lstat().st_size)
+        for p in folder.rglob("*")
+        if not p.is_dir()
+    }
 
 
 def test_f8_is_large_enough() -> None:
@@ -234,7 +251,9 @@ PLACES: dict[str, tuple[str, list[str]]] = {
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("form", ["eval", "exec", "system", "open"])
 @pytest.mark.parametrize("wrapped", [True, False], ids=["zip", "plain"])
-def test_f9_pickles_do_not_run(place: str, form: str, wrapped: bool, cli: Cli, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_f9_pickles_do_not_run(
+    place: str, form: str, wrapped: bool, cli: Cli, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nor where the environment asks torch to load whatever it is given."""
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     name, args = PLACES[place]
@@ -269,16 +288,22 @@ def telling(folder: Path, form: str) -> Path:
     path = folder / f"CANARY-ALICE.{form}"
     image = Image.open(io.BytesIO(picture(size=(128, 128))))
     texts = PngImagePlugin.PngInfo()
-    for key, word in zip(("Author", "Comment", "XML:com.adobe.xmp", "GPS"), (WORDS[0], WORDS[1], WORDS[3], WORDS[4]), strict=True):
+    for key, word in zip(
+        ("Author", "Comment", "XML:com.adobe.xmp", "GPS"), (WORDS[0], WORDS[1], WORDS[3], WORDS[4]), strict=True
+    ):
         texts.add_text(key, word)
-    options: dict[str, Any] = {"pnginfo": texts} if form == "png" else {"comment": b"CANARY-COMMENT", "quality": 95, "xmp": b"CANARY-XMP"}
+    options: dict[str, Any] = (
+        {"pnginfo": texts} if form == "png" else {"comment": b"CANARY-COMMENT", "quality": 95, "xmp": b"CANARY-XMP"}
+    )
     image.save(path, exif=exif, **options)
     assert b"CANARY-ALICE" in path.read_bytes() and b"CANARY-COMMENT" in path.read_bytes()
     return path
 
 
 @pytest.mark.parametrize("form", ["jpg", "png"])
-def test_f19_f21_offline_and_nothing_of_the_owner(form: str, cli: Cli, base: Path, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_f19_f21_offline_and_nothing_of_the_owner(
+    form: str, cli: Cli, base: Path, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The whole path, no socket to be had; afterwards nothing of the photo's metadata, name or place is in any file."""
 
     def blocked(*_args: Any, **_named: Any) -> Any:
@@ -289,7 +314,15 @@ def test_f19_f21_offline_and_nothing_of_the_owner(form: str, cli: Cli, base: Pat
     monkeypatch.setattr(socket, "getaddrinfo", blocked)
     outside = tmp_path / "owner"
     outside.mkdir()
-    settings = ("init-embedding.steps=2", "train.views=2", "train.steps=2", "train.rank=1", "prior.samples=2", "prior.entries=2", "train.known=2")
+    settings = (
+        "init-embedding.steps=2",
+        "train.views=2",
+        "train.steps=2",
+        "train.rank=1",
+        "prior.samples=2",
+        "prior.entries=2",
+        "train.known=2",
+    )
     fast = [word for setting in settings for word in ("--set", setting)]
     line = ["train", telling(outside, form), "--class", "dog", "--name", "rex", "--box", "35,35,75,75"]
     done = cli(*line, *fast, *tiny.ANY, "--set", "segment.segmenter=grabcut", "--base", base)

@@ -16,9 +16,25 @@ from objtune_cli.models import stack as stacks
 from objtune_cli.stages import export
 from tests import tiny
 from tests.sizes import sized
-from tests.stages.test_export import CPU, FRESH_ROWS, NO_TEXT_LORA, _ours, _predict, _publish, _random_lora, _rows, _theirs, listening
+from tests.stages.test_export import (
+    CPU,
+    FRESH_ROWS,
+    NO_TEXT_LORA,
+    _ours,
+    _predict,
+    _publish,
+    _random_lora,
+    _rows,
+    _theirs,
+    listening,
+)
 
-PLACES = [f"{side}_blocks_{i}_attentions_{j}" for side, levels, each in (("down", (0, 1, 2), 2), ("up", (1, 2, 3), 3)) for i in levels for j in range(each)]
+PLACES = [
+    f"{side}_blocks_{i}_attentions_{j}"
+    for side, levels, each in (("down", (0, 1, 2), 2), ("up", (1, 2, 3), 3))
+    for i in levels
+    for j in range(each)
+]
 KOHYA = {
     f"lora_unet_{place}_transformer_blocks_0_attn{n}_to_{to}.{what}"
     for place in [*PLACES, "mid_block_attentions_0"] for n in (1, 2) for to in ("q", "k", "v", "out_0") for what in ("lora_down.weight", "lora_up.weight", "alpha")
@@ -28,7 +44,13 @@ KOHYA = {
 
 def sd15_shaped() -> UNet2DConditionModel:
     """SD 1.5's denoiser, block by block, a few channels wide."""
-    return UNet2DConditionModel(sample_size=8, block_out_channels=(8, 8, 16, 16), cross_attention_dim=tiny.WIDTH, attention_head_dim=2, norm_num_groups=4)
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 8, 16, 16),
+        cross_attention_dim=tiny.WIDTH,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +69,16 @@ def test_names_are_those_that_other_tools_know(sd15: Path, tmp_path: Path) -> No
     assert len(KOHYA) == 128 * 3
     assert set(load_file(kohya)) == KOHYA
     stack = stacks.load(sd15, CPU, torch.float32)
-    layers = {name for name, layer in stack.unet.named_modules() if isinstance(layer, torch.nn.Linear) and ".attn" in name}
+    layers = {
+        name for name, layer in stack.unet.named_modules() if isinstance(layer, torch.nn.Linear) and ".attn" in name
+    }
     assert set(load_file(plain)) == {f"unet.{name}.lora_{side}.weight" for name in layers for side in "AB"}
 
 
 @sized([("attention", 1), ("all", 4)], [(m, r) for m in MODULES if m != "none" for r in (1, 2, 4, 8)])
-def test_f11_reloaded_elsewhere(size: list[tuple[str, int]], sd15: Path, tmp_path: Path, say: Callable[[str], None]) -> None:
+def test_f11_reloaded_elsewhere(
+    size: list[tuple[str, int]], sd15: Path, tmp_path: Path, say: Callable[[str], None]
+) -> None:
     """Both LoRA files and the embedding in a fresh pipeline: the same prediction, every key used; and `.alpha` is obeyed there."""
     worst = least = keys = files = 0.0
     least = 9.0

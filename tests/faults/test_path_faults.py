@@ -46,11 +46,18 @@ def path(photo: Path, base: Path) -> list[list[str]]:
 
 def made(folder: Path) -> dict[str, str]:
     """SHA-256 of every artifact, picture and export."""
-    return {p.relative_to(folder).as_posix(): sha256(p) for part in ("artifacts", "out") for p in sorted((folder / part).rglob("*")) if p.is_file()}
+    return {
+        p.relative_to(folder).as_posix(): sha256(p)
+        for part in ("artifacts", "out")
+        for p in sorted((folder / part).rglob("*"))
+        if p.is_file()
+    }
 
 
 @sized(None, 4)
-def test_f10_every_stage_again(size: int, base: Path, dog_photo: Path, tmp_path: Path, say: Callable[[str], None]) -> None:
+def test_f10_every_stage_again(
+    size: int, base: Path, dog_photo: Path, tmp_path: Path, say: Callable[[str], None]
+) -> None:
     """Whatever the folder, locale, time zone, hash seed and umask: the same bytes from every stage."""
     found: list[dict[str, str]] = []
     for i in range(size):
@@ -58,7 +65,14 @@ def test_f10_every_stage_again(size: int, base: Path, dog_photo: Path, tmp_path:
         folder.mkdir(parents=True)
         (folder / "objtune.toml").touch()
         zone, words = ("UTC", "Asia/Tokyo", "America/Lima")[i % 3], ("C", "C.UTF-8", "POSIX")[i % 3]
-        settings = {**os.environ, "PYTHONHASHSEED": str(i), "TZ": zone, "LC_ALL": words, "PYTHONUTF8": str(i % 2), "OMP_NUM_THREADS": "1"}
+        settings = {
+            **os.environ,
+            "PYTHONHASHSEED": str(i),
+            "TZ": zone,
+            "LC_ALL": words,
+            "PYTHONUTF8": str(i % 2),
+            "OMP_NUM_THREADS": "1",
+        }
         command = [sys.executable, "-c", DO, ("022", "077", "000")[i % 3], json.dumps(path(dog_photo, base))]
         done = subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
@@ -67,20 +81,27 @@ def test_f10_every_stage_again(size: int, base: Path, dog_photo: Path, tmp_path:
     assert kinds == {"mask", "embedding", "prior", "adapter", "scene", "export"}
     assert [name for name in found[0] if len({each.get(name) for each in found}) > 1] == []
     assert all(each.keys() == found[0].keys() for each in found)
-    say(f"F10 every stage in {size} processes of other folder, locale, time zone, hash seed and umask: {len(found[0])} files of {len(kinds)} kinds, 1 SHA-256 each")
+    say(
+        f"F10 every stage in {size} processes of other folder, locale, time zone, hash seed and umask: {len(found[0])} files of {len(kinds)} kinds, 1 SHA-256 each"
+    )
 
 
 PLACES = ["moved", "with a space", "größe", "犬", "a" * 100, "[x] {0} %s"]
 
 
 @sized(None, len(PLACES))
-def test_f17_a_project_that_moves(size: int, base: Path, dog_photo: Path, tmp_path: Path, say: Callable[[str], None]) -> None:
+def test_f17_a_project_that_moves(
+    size: int, base: Path, dog_photo: Path, tmp_path: Path, say: Callable[[str], None]
+) -> None:
     """Renamed, moved, behind a link, seen from below and from elsewhere: all commands work, finished work is found, no file knows where it was."""
     first = tmp_path / "born-here"
     first.mkdir()
     (first / "objtune.toml").touch()
     lines = path(dog_photo, base)
-    assert subprocess.run([sys.executable, "-c", DO, "022", json.dumps(lines)], cwd=first, capture_output=True).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", DO, "022", json.dumps(lines)], cwd=first, capture_output=True).returncode
+        == 0
+    )
     wanted, before, tried = made(first), first, 0
     for name in PLACES[:size]:
         place = tmp_path / name / "project"
@@ -91,9 +112,17 @@ def test_f17_a_project_that_moves(size: int, base: Path, dog_photo: Path, tmp_pa
         below = place / "artifacts" / "mask"
         again = [line for line in lines if line[0] not in ("segment", "export")]
         quick = [["list"], ["show", "adapter/dog"], ["verify"], ["doctor", "--quick"], ["gc", "--dry-run"]]
-        for where, more in ((place, []), (below, []), (tmp_path, ["--project", str(link)]), (link, []), (tmp_path, ["--project", os.path.relpath(place, tmp_path)])):
+        for where, more in (
+            (place, []),
+            (below, []),
+            (tmp_path, ["--project", str(link)]),
+            (link, []),
+            (tmp_path, ["--project", os.path.relpath(place, tmp_path)]),
+        ):
             todo = [[*line, *more] for line in (quick + again if where in (place, link) else quick)]
-            done = subprocess.run([sys.executable, "-c", DO, "022", json.dumps(todo)], cwd=where, capture_output=True, text=True)
+            done = subprocess.run(
+                [sys.executable, "-c", DO, "022", json.dumps(todo)], cwd=where, capture_output=True, text=True
+            )
             assert done.returncode == 0, done.stderr[-3000:]
             tried += len(todo)
         assert made(place) == wanted, "finished work is reused where it lies"
@@ -104,7 +133,9 @@ def test_f17_a_project_that_moves(size: int, base: Path, dog_photo: Path, tmp_pa
         before = place
     names = [name.casefold() for name in wanted]
     assert len(names) == len(set(names)) and all(name.isascii() for name in wanted)
-    say(f"F17 {size} moves of a project (spaces, other alphabets, links, from below and outside): {tried} command lines work, {len(wanted)} files found again, 0 words of an old place")
+    say(
+        f"F17 {size} moves of a project (spaces, other alphabets, links, from below and outside): {tried} command lines work, {len(wanted)} files found again, 0 words of an old place"
+    )
 
 
 def test_names_that_differ_in_case_alone_are_refused(project: Path) -> None:
@@ -115,7 +146,20 @@ def test_names_that_differ_in_case_alone_are_refused(project: Path) -> None:
 LIMIT = 1.10
 """Times what is recorded."""
 RECORDED = Path(__file__).with_name("memory.json")
-QUICK = ["--set", "train.steps=2", "--set", "train.scores=none", "--set", "prior.samples=2", "--set", "prior.entries=2", "--set", "train.known=2", "--set", "init-embedding.steps=2"]
+QUICK = [
+    "--set",
+    "train.steps=2",
+    "--set",
+    "train.scores=none",
+    "--set",
+    "prior.samples=2",
+    "--set",
+    "prior.entries=2",
+    "--set",
+    "train.known=2",
+    "--set",
+    "init-embedding.steps=2",
+]
 STAGES = {
     "segment": ["segment", "PHOTO", "--class", "dog"],
     "init-embedding": ["init-embedding", "mask/dog", *QUICK],
@@ -141,7 +185,9 @@ def peak(line: Sequence[str], folder: Path) -> float:
     """Peak resident memory of one command, MB, on one thread in full precision."""
     model = ["--precision", "fp32", "--device", "cpu"] if line[0] not in ("export", "verify") else []
     settings = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
-    done = subprocess.run([sys.executable, "-c", LAUNCH, *line, *model], cwd=folder, env=settings, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", LAUNCH, *line, *model], cwd=folder, env=settings, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return int(done.stderr.splitlines()[-1]) / 1e3
 
@@ -175,7 +221,9 @@ print((peak() - before) / 1e3)
 @pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
 @sized(100, 800)
 def test_f20_a_writer_takes_little_more_than_the_data(size: int, tmp_path: Path, say: Callable[[str], None]) -> None:
-    done = subprocess.run([sys.executable, "-c", WRITER, str(tmp_path), str(size * 1_000_000)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", WRITER, str(tmp_path), str(size * 1_000_000)], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) <= 64
     say(f"F20 writing {size} MB takes {float(done.stdout):.1f} MB beside the data")

@@ -23,7 +23,9 @@ from objtune_cli.store.project import Project
 from objtune_cli.store.refs import Ref
 from tests.sizes import sized
 
-REX = Record("mask", "rex", {"rex": "dog"}, {"photo": {"ref": "", "sha256": "0" * 64}}, {"edge": 0.5}, {}, {"area": 0.25})
+REX = Record(
+    "mask", "rex", {"rex": "dog"}, {"photo": {"ref": "", "sha256": "0" * 64}}, {"edge": 0.5}, {}, {"area": 0.25}
+)
 Say = Callable[[str], None]
 
 
@@ -88,10 +90,22 @@ def test_f1_killed_writers(size: int, root: Path, say: Say) -> None:
     assert [ref.version for ref in every] == list(range(1, len(every) + 1))
     assert list((root.parent / ".objtune/tmp").iterdir()) == []
     assert {p.suffix for p in root.rglob("v*")} == {".safetensors"}
-    say(f"F1  {killed} SIGKILL into 8 writers: {len(every)} artifacts, 0 damaged, {left} leftovers at the end, all swept by the next writer, {time.monotonic() - started:.0f} s")
+    say(
+        f"F1  {killed} SIGKILL into 8 writers: {len(every)} artifacts, 0 damaged, {left} leftovers at the end, all swept by the next writer, {time.monotonic() - started:.0f} s"
+    )
 
 
-EVENTS = {"open", "os.link", "os.rename", "os.remove", "os.mkdir", "os.chmod", "os.rmdir", "shutil.rmtree", "os.listdir"}
+EVENTS = {
+    "open",
+    "os.link",
+    "os.rename",
+    "os.remove",
+    "os.mkdir",
+    "os.chmod",
+    "os.rmdir",
+    "shutil.rmtree",
+    "os.listdir",
+}
 
 
 def crashing(work: Callable[[], Any], at: int) -> int:
@@ -125,7 +139,9 @@ def chain(root: Path, name: str) -> None:
     made = publish(root, replace(REX, name=name, objects={name: "dog"}, config={}), {"x": np.ones(3, np.uint8)})
     for kind, role in (("embedding", "mask"), ("adapter", f"embedding.{name}")):
         inputs = {role: {"ref": str(made), "sha256": sha256(made.path(root))}}
-        made = publish(root, Record(kind, name, {name: "dog"}, inputs, {}, {}), {f"token.{name}": np.ones(3, np.float32)})
+        made = publish(
+            root, Record(kind, name, {name: "dog"}, inputs, {}, {}), {f"token.{name}": np.ones(3, np.float32)}
+        )
     folder = made.path(root).with_suffix("")
     folder.mkdir()
     (folder / "preview.png").write_bytes(b"picture")
@@ -136,7 +152,11 @@ def kept(root: Path) -> dict[str, bytes]:
 
 
 WORK: dict[str, Callable[[Path], Any]] = {
-    "publish": lambda root: publish(root, replace(REX, name="new"), {"x": np.ones(3, np.uint8)}) if not refs.names(root, "mask").count("new") else None,
+    "publish": lambda root: (
+        publish(root, replace(REX, name="new"), {"x": np.ones(3, np.uint8)})
+        if not refs.names(root, "mask").count("new")
+        else None
+    ),
     "rm": lambda root: removal.remove(root, [r for r in refs.every(root) if r.kind == "adapter"]),
     "gc": lambda root: removal.remove(root, removal.unreferenced(root, 4e9)),
     "mv": lambda root: removal.rename(root, "rex", "max") if refs.names(root, "mask").count("rex") else None,
@@ -168,7 +188,9 @@ def test_f3_a_crash_at_every_boundary(name: str, size: int, tmp_path: Path, say:
         assert kept(root) == wanted, f"crashed before boundary {at}"
     assert at > 5
     assert kept(root) == wanted
-    say(f"F3  {name}: {at - 1} of {at - 1} boundaries, the store sound after each crash and the same command ends as if there had been none")
+    say(
+        f"F3  {name}: {at - 1} of {at - 1} boundaries, the store sound after each crash and the same command ends as if there had been none"
+    )
 
 
 @sized((4, 10), (16, 50))
@@ -176,7 +198,10 @@ def test_f4_concurrent_publishers(size: tuple[int, int], root: Path, say: Say) -
     processes, each = size
 
     def write(number: int) -> Callable[[], None]:
-        return lambda: [publish(root, replace(REX, metrics={"writer": number, "n": n}), {"x": np.ones(9)}) for n in range(each)] and None
+        return lambda: (
+            [publish(root, replace(REX, metrics={"writer": number, "n": n}), {"x": np.ones(9)}) for n in range(each)]
+            and None
+        )
 
     started = time.monotonic()
     assert [ended(pid) for pid in [child(write(n)) for n in range(processes)]] == [0] * processes
@@ -185,7 +210,9 @@ def test_f4_concurrent_publishers(size: tuple[int, int], root: Path, say: Say) -
     assert [ref.version for ref in every] == list(range(1, processes * each + 1))
     told = {(r.metrics["writer"], r.metrics["n"]) for r in (read_record(root, ref) for ref in every)}
     assert len(told) == processes * each
-    say(f"F4  {processes} processes x {each} publishes of one name: {len(every)} versions, {processes * each - len(told)} lost, {taken:.1f} s")
+    say(
+        f"F4  {processes} processes x {each} publishes of one name: {len(every)} versions, {processes * each - len(told)} lost, {taken:.1f} s"
+    )
 
 
 @sized(3, 30)
@@ -217,7 +244,9 @@ def test_f4_writers_beside_gc(size: int, root: Path, say: Say) -> None:
     while time.monotonic() < until:
         try:
             with project.held(alone=True):
-                publish(root, replace(REX, name="n0"), {"x": np.zeros(9)})  # supersedes: there is always something to collect
+                publish(
+                    root, replace(REX, name="n0"), {"x": np.zeros(9)}
+                )  # supersedes: there is always something to collect
                 gone = removal.unreferenced(root, 4e9)
                 removal.remove(root, gone)
                 passes, collected = passes + 1, collected + len(gone)
@@ -225,10 +254,17 @@ def test_f4_writers_beside_gc(size: int, root: Path, say: Say) -> None:
             time.sleep(0.001)
     assert [ended(pid) for pid in pids] == [0] * 8
     every = sound(root)
-    lost = [ref for ref in every for given in read_record(root, ref).inputs.values() if given["ref"] and refs.parse(given["ref"]) not in every]
+    lost = [
+        ref
+        for ref in every
+        for given in read_record(root, ref).inputs.values()
+        if given["ref"] and refs.parse(given["ref"]) not in every
+    ]
     assert lost == []
     assert passes
-    say(f"F4  8 writers x gc for {size} s: {len(every)} artifacts live, {collected} collected in {passes} passes, 0 that a result was made from")
+    say(
+        f"F4  8 writers x gc for {size} s: {len(every)} artifacts live, {collected} collected in {passes} passes, 0 that a result was made from"
+    )
 
 
 @sized(range(1, 9), range(1, 100))
@@ -305,12 +341,23 @@ def test_f5_f6_a_full_and_a_read_only_disk(size: list[int], tmp_path: Path, say:
     for kilobytes in size:
         disk = tmp_path / f"disk{kilobytes}"
         disk.mkdir()
-        line = ["unshare", "-Urm", "bash", "-c", TMPFS.replace("SIZE", str(kilobytes)), "bash", str(disk), sys.executable]
+        line = [
+            "unshare",
+            "-Urm",
+            "bash",
+            "-c",
+            TMPFS.replace("SIZE", str(kilobytes)),
+            "bash",
+            str(disk),
+            sys.executable,
+        ]
         done = subprocess.run(line, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stdout.endswith("readonly\n"), done.stdout + done.stderr
         filled.append(done.stdout.split()[1])
-    say(f"F5  {len(size)} file systems filled to the end ({', '.join(filled[:6])} … artifacts): exit 7, all sound, then room again; F6  read-only: list, show, verify work, rm exits 7")
+    say(
+        f"F5  {len(size)} file systems filled to the end ({', '.join(filled[:6])} … artifacts): exit 7, all sound, then room again; F6  read-only: list, show, verify work, rm exits 7"
+    )
 
 
 @sized(600, 12_000)
@@ -321,7 +368,11 @@ def test_f7_damaged_bytes(size: int, root: Path, say: Say) -> None:
     path = ref.path(root)
     data = path.read_bytes()
     path.chmod(0o644)
-    cases = [(f"flip {at}", data[:at] + bytes([data[at] ^ mask]) + data[at + 1 :]) for at in range(len(data)) for mask in (1, 16, 128, 255)]
+    cases = [
+        (f"flip {at}", data[:at] + bytes([data[at] ^ mask]) + data[at + 1 :])
+        for at in range(len(data))
+        for mask in (1, 16, 128, 255)
+    ]
     rng.shuffle(cases)
     cases = cases[:size]
     cases += [(f"cut {at}", data[:at]) for at in (range(len(data)) if size > 1000 else range(0, len(data), 50))]
@@ -343,7 +394,9 @@ def test_f7_damaged_bytes(size: int, root: Path, say: Say) -> None:
     path.write_bytes(data)
     verified(root, ref)
     assert missed == []
-    say(f"F7  {len(cases)} damaged files: {len(cases) - len(missed)} noticed (exit 5, the file named), 0 tracebacks, {time.monotonic() - started:.0f} s")
+    say(
+        f"F7  {len(cases)} damaged files: {len(cases) - len(missed)} noticed (exit 5, the file named), 0 tracebacks, {time.monotonic() - started:.0f} s"
+    )
 
 
 @sized(1, 5)
@@ -383,7 +436,13 @@ def test_f10_equal_work_is_equal_bytes(size: int, tmp_path: Path, say: Say) -> N
         folder.mkdir(parents=True)
         zone, words = ("UTC", "Asia/Tokyo", "America/Lima")[i % 3], ("C", "C.UTF-8", "POSIX")[i % 3]
         settings = {**os.environ, "PYTHONHASHSEED": str(i), "TZ": zone, "LC_ALL": words, "PYTHONUTF8": str(i % 2)}
-        done = subprocess.run([sys.executable, "-c", DO, str(folder), ("022", "077", "000")[i % 3]], env=settings, cwd=folder, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", DO, str(folder), ("022", "077", "000")[i % 3]],
+            env=settings,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stderr
         found.add(done.stdout)
     assert len(found) == 1

@@ -43,7 +43,15 @@ OURS = re.compile(r"\x1b\[(?:0|1|2|3[0-7]|9[0-7])?(?:;\d+)*m")
 
 def unsafe(text: str) -> set[str]:
     """Characters that a terminal acts on, except line ends and tabs between columns."""
-    return {c for c in text if c not in "\n\t" and (unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")}
+    return {
+        c
+        for c in text
+        if c not in "\n\t"
+        and (
+            unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")
+            or c in "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+        )
+    }
 
 
 def shown(names: list[str], folder: Path, variables: dict[str, str], *, terminal: bool) -> str:
@@ -52,10 +60,20 @@ def shown(names: list[str], folder: Path, variables: dict[str, str], *, terminal
     environment = {k: v for k, v in os.environ.items() if k not in COLOUR} | variables
     command = [sys.executable, "-c", DO, escaped]
     if not terminal:
-        done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, timeout=120)
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            timeout=120,
+        )
         return done.stdout.decode("utf-8", "surrogateescape")
     ours, theirs = pty.openpty()
-    running = subprocess.Popen(command, cwd=folder, env=environment, stdout=theirs, stderr=theirs, stdin=subprocess.DEVNULL)
+    running = subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=theirs, stderr=theirs, stdin=subprocess.DEVNULL
+    )
     os.close(theirs)
     parts = []
     while True:
@@ -88,7 +106,9 @@ def test_f16_hostile_names(size: int, tmp_path: Path, say: Callable[[str], None]
         assert "\x1b[31m" not in text
         assert unsafe(OURS.sub("", text)) == set(), mode
         told += len(text)
-    say(f"F16 {len(names)} hostile names in 7 places x {len(MODES)} kinds of terminal and pipe: 0 control or direction characters of theirs in {told / 1000:.0f} kB of output")
+    say(
+        f"F16 {len(names)} hostile names in 7 places x {len(MODES)} kinds of terminal and pipe: 0 control or direction characters of theirs in {told / 1000:.0f} kB of output"
+    )
 
 
 def test_the_check_would_notice() -> None:

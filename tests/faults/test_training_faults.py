@@ -137,7 +137,9 @@ def test_f2_killed_training(size: int, base: Path, dog_photo: Path, project: Pat
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["killed"] >= size
     assert told["differ"] == 0
-    assert told["noticed"] == {"forget_optimizer": True, "forget_step": True}, "what is compared does not depend on the saved state"
+    assert told["noticed"] == {"forget_optimizer": True, "forget_step": True}, (
+        "what is compared does not depend on the saved state"
+    )
     say(
         f"F2  {told['killed']} SIGKILL in {told['runs']} trainings of {told['alone']:.1f} s, each begun again to the end: {told['differ']} of {told['runs']} "
         f"adapters differ from the undisturbed one; without optimizer state or a step back they do (negative controls); {told['taken']:.0f} s"
@@ -180,7 +182,9 @@ print(json.dumps(told))
 
 @pytest.mark.timeout(900)
 @sized([0.5, 8.0], [0.25 * i for i in range(1, 17)])
-def test_f5_training_on_a_disk_that_is_nearly_full(size: list[float], base: Path, dog_photo: Path, tmp_path: Path, say: Callable[[str], None]) -> None:
+def test_f5_training_on_a_disk_that_is_nearly_full(
+    size: list[float], base: Path, dog_photo: Path, tmp_path: Path, say: Callable[[str], None]
+) -> None:
     """Either it says before the first step that what it will write does not fit, or it comes to its end: never in between."""
     if not shutil.which("unshare") or subprocess.run(["unshare", "-Urm", "true"], capture_output=True).returncode:
         pytest.skip("no user namespaces here")
@@ -188,10 +192,14 @@ def test_f5_training_on_a_disk_that_is_nearly_full(size: list[float], base: Path
     disk.mkdir()
     script = 'mount -t tmpfs -o size=64m tmpfs "$1" && cd "$1" && shift && exec "$@"'
     line = [sys.executable, "-c", NARROW, str(base), str(dog_photo), json.dumps(size), str(tmp_path / "events")]
-    done = subprocess.run(["unshare", "-Urm", "bash", "-c", script, "bash", str(disk), *line], capture_output=True, text=True)
+    done = subprocess.run(
+        ["unshare", "-Urm", "bash", "-c", script, "bash", str(disk), *line], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     told = [tuple(each) for each in json.loads(done.stdout.splitlines()[-1])]
     assert set(told) == {(7, 0, 0), (0, 4, 0)}, told
     refused = told.count((7, 0, 0))
     assert told[:refused] == [(7, 0, 0)] * refused, "what refuses with more room than another run had is wrong"
-    say(f"F5  training with {size[0]} to {size[-1]} MB free, {len(size)} runs: {refused} refused before the first step (exit 7), {len(size) - refused} came to their end, 0 stopped in between")
+    say(
+        f"F5  training with {size[0]} to {size[-1]} MB free, {len(size)} runs: {refused} refused before the first step (exit 7), {len(size) - refused} came to their end, 0 stopped in between"
+    )

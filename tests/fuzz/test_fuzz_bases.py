@@ -21,8 +21,19 @@ from safetensors.torch import load_file, save_file
 from tests import tiny
 from tests.fuzzing import Entrance, entrance, figures, tries  # noqa: F401  (a fixture)
 
-WEIGHTS = {"unet": "diffusion_pytorch_model.safetensors", "vae": "diffusion_pytorch_model.safetensors", "text_encoder": "model.safetensors"}
-FILES = ("model_index.json", "scheduler/scheduler_config.json", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json", *(f"{part}/config.json" for part in WEIGHTS), *(f"{part}/{file}" for part, file in WEIGHTS.items()))
+WEIGHTS = {
+    "unet": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+    "text_encoder": "model.safetensors",
+}
+FILES = (
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    "tokenizer/tokenizer.json",
+    "tokenizer/tokenizer_config.json",
+    *(f"{part}/config.json" for part in WEIGHTS),
+    *(f"{part}/{file}" for part, file in WEIGHTS.items()),
+)
 EDITS: tuple[tuple[str, str, Any], ...] = (
     ("unet/config.json", "in_channels", 9), ("unet/config.json", "out_channels", 8), ("unet/config.json", "cross_attention_dim", 24), ("unet/config.json", "time_cond_proj_dim", 8),
     ("unet/config.json", "_class_name", "UNet2DModel"), ("unet/config.json", "layers_per_block", 2), ("unet/config.json", "class_embed_type", "timestep"),
@@ -41,8 +52,33 @@ EDITS: tuple[tuple[str, str, Any], ...] = (
     ("tokenizer/tokenizer_config.json", "model_max_length", 10**30), ("tokenizer/tokenizer_config.json", "model_max_length", 0), ("tokenizer/tokenizer_config.json", "tokenizer_class", "MagicTokenizer"),
     ("model_index.json", "_class_name", "StableDiffusionInpaintPipeline"), ("model_index.json", "_class_name", "MagicPipeline"), ("model_index.json", "unet", None), ("model_index.json", "vae", ["diffusers", "AutoencoderTiny"]),
 )  # fmt: skip
-WRONG = ("", "{", "[]", "null", '"text"', "{}", "\ufeff{}", "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
-HOWS = ("whole", "edit", "edit", "edit", "key gone", "key more", "not finite", "file gone", "file wrong", "cut", "flip", "variant", "bin", "half", "shape")
+WRONG = (
+    "",
+    "{",
+    "[]",
+    "null",
+    '"text"',
+    "{}",
+    "\ufeff{}",
+    "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+)
+HOWS = (
+    "whole",
+    "edit",
+    "edit",
+    "edit",
+    "key gone",
+    "key more",
+    "not finite",
+    "file gone",
+    "file wrong",
+    "cut",
+    "flip",
+    "variant",
+    "bin",
+    "half",
+    "shape",
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +91,9 @@ class Damage:
     prompt: int
 
 
-damages = st.builds(Damage, st.sampled_from(HOWS), st.sampled_from(sorted(WEIGHTS)), st.integers(0, 10**6), st.integers(0, 10**6))
+damages = st.builds(
+    Damage, st.sampled_from(HOWS), st.sampled_from(sorted(WEIGHTS)), st.integers(0, 10**6), st.integers(0, 10**6)
+)
 
 
 def inflict(folder: Path, damage: Damage) -> None:
@@ -72,11 +110,20 @@ def inflict(folder: Path, damage: Damage) -> None:
     elif damage.how in ("cut", "flip"):
         data = path.read_bytes()
         at = damage.number % len(data)
-        path.write_bytes(data[:at] if damage.how == "cut" else data[:at] + bytes([data[at] ^ 1 + damage.number % 255]) + data[at + 1 :])
+        path.write_bytes(
+            data[:at]
+            if damage.how == "cut"
+            else data[:at] + bytes([data[at] ^ 1 + damage.number % 255]) + data[at + 1 :]
+        )
     elif damage.how == "variant":
         weights.rename(weights.with_name(weights.name.replace(".safetensors", ".fp16.safetensors")))
     elif damage.how == "bin":
-        torch.save(load_file(weights), weights.with_name({"model.safetensors": "pytorch_model.bin"}.get(weights.name, "diffusion_pytorch_model.bin")))
+        torch.save(
+            load_file(weights),
+            weights.with_name(
+                {"model.safetensors": "pytorch_model.bin"}.get(weights.name, "diffusion_pytorch_model.bin")
+            ),
+        )
         weights.unlink()
     elif damage.how != "whole":
         save_file(changed(load_file(weights), damage), weights, metadata={"format": "pt"})
@@ -92,7 +139,14 @@ def changed(weights: dict[str, torch.Tensor], damage: Damage) -> dict[str, torch
         return {k: v.half() for k, v in weights.items()}
     bad = value.clone()
     bad.view(-1)[damage.number % value.numel()] = [torch.nan, torch.inf, -torch.inf][damage.number % 3]
-    return weights | {"key more": {"extra.weight": torch.zeros(3)}, "not finite": {key: bad}, "shape": {key: torch.zeros(value.shape[0] + 1, *value.shape[1:])}}[damage.how]
+    return (
+        weights
+        | {
+            "key more": {"extra.weight": torch.zeros(3)},
+            "not finite": {key: bad},
+            "shape": {key: torch.zeros(value.shape[0] + 1, *value.shape[1:])},
+        }[damage.how]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +163,9 @@ def opened() -> Iterator[list[dict[str, dict[str, torch.Tensor]]]]:
     def spy(*args: Any, **options: Any) -> Any:
         stack = load(*args, **options)
         parts = {"unet": stack.unet, "vae": stack.vae, "text_encoder": stack.text_encoder}
-        found.append({part: {k: v.detach().clone() for k, v in module.named_parameters()} for part, module in parts.items()})
+        found.append(
+            {part: {k: v.detach().clone() for k, v in module.named_parameters()} for part, module in parts.items()}
+        )
         return stack
 
     stacks.load = spy
@@ -140,14 +196,20 @@ def test_bases(entrance: Entrance, record_property: Any, base: Path, opened: lis
         assert done.code == 0 or damage.how not in ("whole", "half", "key more", "variant"), (damage, done.err)
         if done.code:
             return
-        unused = damage.how == "not finite" and damage.part == "vae"  # drawing needs no encoder; a decoder that gives no picture is refused
+        unused = (
+            damage.how == "not finite" and damage.part == "vae"
+        )  # drawing needs no encoder; a decoder that gives no picture is refused
         assert unused or damage.how not in ("key gone", "not finite", "shape"), damage
         for part, weights in opened[-1].items():
             file = in_file(folder / "base", part)
             for key, value in weights.items():
-                stored = next((file[k] for k in (key, "text_model." + key, key.removeprefix("text_model.")) if k in file), None)
+                stored = next(
+                    (file[k] for k in (key, "text_model." + key, key.removeprefix("text_model.")) if k in file), None
+                )
                 assert stored is not None, f"{part}: {key} is in no file"
-                assert torch.equal(stored.float().nan_to_num(), value.float().nan_to_num()), f"{part}: {key} is not as in its file"
+                assert torch.equal(stored.float().nan_to_num(), value.float().nan_to_num()), (
+                    f"{part}: {key} is not as in its file"
+                )
         picture = np.asarray(Image.open(folder / done.out.strip()))
         assert picture.std() > 0.5, f"a picture of one colour after {damage}"
         entrance.load("scene", "scene")

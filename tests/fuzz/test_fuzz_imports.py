@@ -31,7 +31,15 @@ NAMES: dict[str, Any] = {
 """How programs name a layer, and the ends of its two factors."""
 ALPHAS = [None, None, 1.0, 4.0, 16.0, 0.5, 0.0, -2.0, math.nan, math.inf, 1e30]
 SPOILERS = ["none"] * 5 + ["nan", "half", "shape", "stray", "kind", "cut", "huge", "int"]
-KINDS = {"dora": ".dora_scale", "loha": ".hada_w1_a", "lokr": ".lokr_w1", "norm": ".w_norm", "oft": ".oft_diag", "ia3": ".on_input", "glora": ".a1.weight"}
+KINDS = {
+    "dora": ".dora_scale",
+    "loha": ".hada_w1_a",
+    "lokr": ".lokr_w1",
+    "norm": ".w_norm",
+    "oft": ".oft_diag",
+    "ia3": ".on_input",
+    "glora": ".a1.weight",
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,9 @@ class Lora:
     deltas: dict[str, torch.Tensor] = field(repr=False)
 
 
-def made(layers: dict[str, torch.Tensor], names: str, dtype: str, rank: int, alpha: float | None, where: str, seed: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def made(
+    layers: dict[str, torch.Tensor], names: str, dtype: str, rank: int, alpha: float | None, where: str, seed: int
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Weights under a program's names, and each layer's change (out, in, …)."""
     g = torch.Generator().manual_seed(seed)
     weights, deltas = {}, {}
@@ -71,10 +81,19 @@ def spoil(weights: dict[str, torch.Tensor], how: str, detail: int) -> dict[str, 
     if how == "half":
         return {k: v for k, v in weights.items() if k != key}
     if how == "stray":
-        return weights | {["mystery.weight", "lora_unet_nowhere.lora_down.weight", "text_encoder.what.lora_A.weight"][detail % 3]: torch.zeros(4, 4)}
+        return weights | {
+            ["mystery.weight", "lora_unet_nowhere.lora_down.weight", "text_encoder.what.lora_A.weight"][
+                detail % 3
+            ]: torch.zeros(4, 4)
+        }
     if how == "kind":
         return weights | {key.rsplit(".lora", 1)[0] + list(KINDS.values())[detail % len(KINDS)]: torch.zeros(4, 4)}
-    changed = {"nan": lambda: torch.full_like(value, math.nan), "shape": lambda: torch.zeros(value.shape[0] + 1, *value.shape[1:]), "huge": lambda: torch.full(value.shape, 3e38), "int": lambda: value.to(torch.int8)}
+    changed = {
+        "nan": lambda: torch.full_like(value, math.nan),
+        "shape": lambda: torch.zeros(value.shape[0] + 1, *value.shape[1:]),
+        "huge": lambda: torch.full(value.shape, 3e38),
+        "int": lambda: value.to(torch.int8),
+    }
     return weights | {key: changed[how]()}
 
 
@@ -95,7 +114,10 @@ def loras(draw: Any, layers: dict[str, torch.Tensor]) -> Lora:
     names = draw(st.sampled_from(sorted(NAMES)))
     chosen = draw(st.lists(st.sampled_from(sorted(layers)), min_size=1, max_size=6, unique=True))
     dtype, rank = draw(st.sampled_from(sorted(DTYPES))), draw(st.integers(1, 6))
-    alpha, where = draw(st.sampled_from(ALPHAS)), draw(st.sampled_from(["layers", "layers", "header"] if names in ("diffusers", "bare") else ["layers"]))
+    alpha, where = (
+        draw(st.sampled_from(ALPHAS)),
+        draw(st.sampled_from(["layers", "layers", "header"] if names in ("diffusers", "bare") else ["layers"])),
+    )
     weights, deltas = made({n: layers[n] for n in chosen}, names, dtype, rank, alpha, where, draw(st.integers(0, 1000)))
     spoiler, detail = draw(st.sampled_from(SPOILERS)), draw(st.integers(0, 1000))
     if spoiler not in ("none", "cut"):
@@ -131,7 +153,14 @@ def test_lora_files(entrance: Entrance, record_property: Any, base: Path, layers
     @given(item=loras(layers))
     def check(item: Lora) -> None:
         folder = entrance.empty()
-        rank = next((v.shape[0] for k, v in item.weights.items() if k.endswith(("lora_down.weight", "lora_A.weight", ".down.weight"))), 1)
+        rank = next(
+            (
+                v.shape[0]
+                for k, v in item.weights.items()
+                if k.endswith(("lora_down.weight", "lora_A.weight", ".down.weight"))
+            ),
+            1,
+        )
         save(item, folder / "lora.safetensors", rank)
         done = entrance.run("import", "lora.safetensors", "--class", "dog", "--name", "rex", "--base", base)
         finite = item.alpha is None or math.isfinite(item.alpha)
@@ -141,7 +170,10 @@ def test_lora_files(entrance: Entrance, record_property: Any, base: Path, layers
             assert found.keys() == item.deltas.keys()
             if item.spoiler == "none":
                 for name, delta in item.deltas.items():
-                    assert torch.allclose(found[name], delta, rtol=1e-4, atol=1e-6 * max(1.0, abs(item.alpha or 1))), (name, item)
+                    assert torch.allclose(found[name], delta, rtol=1e-4, atol=1e-6 * max(1.0, abs(item.alpha or 1))), (
+                        name,
+                        item,
+                    )
         else:
             assert item.spoiler != "none" or not finite or (item.alpha or 0) > 1e20, (item, done.err)
 
@@ -169,8 +201,14 @@ class Embedding:
 
 @st.composite
 def embeddings(draw: Any) -> Embedding:
-    count, value, dtype = draw(st.sampled_from([1, 1, 2, 4, 8, 64, 75, 76])), draw(st.sampled_from(VALUES)), draw(st.sampled_from(sorted(DTYPES)))
-    rows = (torch.randn(count, tiny.WIDTH, generator=torch.Generator().manual_seed(draw(st.integers(0, 1000)))) * 0.1).to(DTYPES[dtype])
+    count, value, dtype = (
+        draw(st.sampled_from([1, 1, 2, 4, 8, 64, 75, 76])),
+        draw(st.sampled_from(VALUES)),
+        draw(st.sampled_from(sorted(DTYPES))),
+    )
+    rows = (
+        torch.randn(count, tiny.WIDTH, generator=torch.Generator().manual_seed(draw(st.integers(0, 1000)))) * 0.1
+    ).to(DTYPES[dtype])
     if value in ("nan", "inf"):
         rows[draw(st.integers(0, count - 1)), 0] = float(value)
     if value == "wide":
@@ -190,7 +228,12 @@ def test_embedding_files(entrance: Entrance, record_property: Any, base: Path) -
         save_file({k: v.contiguous() for k, v in FORMS[item.form](item.rows).items()}, folder / "word.safetensors")
         done = entrance.run("import", "word.safetensors", "--class", "dog", "--name", "rex", "--base", base)
         if done.code:
-            assert item.value != "finite" or item.form == "two words" or len(item.rows) > 64 or item.form in ("clip_l", "numbered"), (item, done.err)
+            assert (
+                item.value != "finite"
+                or item.form == "two words"
+                or len(item.rows) > 64
+                or item.form in ("clip_l", "numbered")
+            ), (item, done.err)
             return
         assert item.value in ("finite", "text shape") and item.form != "two words", item
         found = torch.tensor(entrance.load("adapter", "rex")[1]["token.rex"])

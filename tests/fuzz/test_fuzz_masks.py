@@ -21,7 +21,16 @@ TURNED = 6
 def truth(cx: float, cy: float, rx: float, ry: float, angle: float) -> np.ndarray:
     """An ellipse (H, W) bool."""
     canvas = np.zeros((HEIGHT, WIDTH), np.uint8)
-    cv2.ellipse(canvas, (round(cx * WIDTH), round(cy * HEIGHT)), (max(4, round(rx * WIDTH)), max(4, round(ry * HEIGHT))), angle, 0, 360, 255, -1)
+    cv2.ellipse(
+        canvas,
+        (round(cx * WIDTH), round(cy * HEIGHT)),
+        (max(4, round(rx * WIDTH)), max(4, round(ry * HEIGHT))),
+        angle,
+        0,
+        360,
+        255,
+        -1,
+    )
     return canvas > 127
 
 
@@ -72,7 +81,9 @@ def masks(draw: Any) -> Given:
     mask = truth(share(0.3, 0.7), share(0.3, 0.7), share(0.12, 0.25), share(0.12, 0.25), draw(st.integers(0, 90)))
     suffix = draw(st.sampled_from(["png", "png", "jpg"]))
     form = draw(st.sampled_from(sorted(FORMS)))
-    scale = draw(st.sampled_from([1, 1, 1, 0.5, 2, 1.33])) if form != "outline" else 1  # a line of a pixel that scaling tears is none
+    scale = (
+        draw(st.sampled_from([1, 1, 1, 0.5, 2, 1.33])) if form != "outline" else 1
+    )  # a line of a pixel that scaling tears is none
     return Given(form, scale, draw(st.booleans()), suffix, draw(st.sampled_from(["--mask", "--mask", "--rough"])), mask)
 
 
@@ -87,9 +98,15 @@ def write(folder: Path, item: Given) -> None:
         rgb = np.rot90(rgb)
     Image.fromarray(np.ascontiguousarray(rgb)).save(folder / "photo.png", exif=exif)
     if item.scale != 1:
-        image = image.resize((round(image.width * item.scale), round(image.height * item.scale)), Image.Resampling.NEAREST)
+        image = image.resize(
+            (round(image.width * item.scale), round(image.height * item.scale)), Image.Resampling.NEAREST
+        )
     if item.suffix == "jpg":
-        image = image.convert("RGB" if image.mode in ("RGB", "RGBA") else "L") if image.mode != "I;16" else image.point(lambda v: v / 257).convert("L")
+        image = (
+            image.convert("RGB" if image.mode in ("RGB", "RGBA") else "L")
+            if image.mode != "I;16"
+            else image.point(lambda v: v / 257).convert("L")
+        )
     image.save(folder / f"mask.{item.suffix}", **({"quality": 95} if item.suffix == "jpg" else {}))
 
 
@@ -98,15 +115,25 @@ def write(folder: Path, item: Given) -> None:
 def check_mask(place: Entrance, item: Given) -> None:
     folder = place.empty()
     write(folder, item)
-    done = place.run("segment", "photo.png", "--class", "dog", item.option, f"mask.{item.suffix}", "--segmenter", "grabcut")
+    done = place.run(
+        "segment", "photo.png", "--class", "dog", item.option, f"mask.{item.suffix}", "--segmenter", "grabcut"
+    )
     assert done.code in (0, 3, 9), done.err
     if done.code:
-        plain = item.form in PLAIN and item.scale == 1 and not item.stored and item.suffix == "png" and item.option == "--mask"
+        plain = (
+            item.form in PLAIN
+            and item.scale == 1
+            and not item.stored
+            and item.suffix == "png"
+            and item.option == "--mask"
+        )
         assert not plain, done.err
         return
     found = place.load("mask", "dog")[1]["mask"] > 127
     assert found.shape == item.mask.shape
-    assert iou(found, item.mask) > (0.7 if item.scale != 1 or item.option == "--rough" or item.form == "outline" else 0.85), (item, iou(found, item.mask))
+    assert iou(found, item.mask) > (
+        0.7 if item.scale != 1 or item.option == "--rough" or item.form == "outline" else 0.85
+    ), (item, iou(found, item.mask))
 
 
 def test_masks(entrance: Entrance, record_property: Any) -> None:  # noqa: F811

@@ -18,7 +18,16 @@ FORMS = {
 }  # fmt: skip
 """File format to the pixel modes that it is written in."""
 MAY_BE_REFUSED = {"F", "LAB", "CMYK"}
-SUFFIXES = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "TIFF": "tif", "BMP": "bmp", "GIF": "gif", "AVIF": "avif", "JPEG2000": "jp2"}
+SUFFIXES = {
+    "PNG": "png",
+    "JPEG": "jpg",
+    "WEBP": "webp",
+    "TIFF": "tif",
+    "BMP": "bmp",
+    "GIF": "gif",
+    "AVIF": "avif",
+    "JPEG2000": "jp2",
+}
 SHORTEST = 64
 """Sides of photos that are read, px."""
 
@@ -38,13 +47,21 @@ def in_mode(image: Image.Image, mode: str, alpha: int) -> Image.Image:
     if mode == "I;16":
         return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
     if mode == "LAB":
-        return ImageCms.profileToProfile(image, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB")
+        return ImageCms.profileToProfile(
+            image, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+        )
     return image.convert(mode)
 
 
 def damaged(data: bytes, how: str, at: int, byte: int) -> bytes:
     """A file's bytes, damaged at a place."""
-    return {"none": data, "cut": data[:at], "flip": data[:at] + bytes([data[at] ^ byte]) + data[at + 1 :], "tail": data + bytes([byte]) * 9, "zeros": data[:at] + bytes(8) + data[at + 8 :]}[how]
+    return {
+        "none": data,
+        "cut": data[:at],
+        "flip": data[:at] + bytes([data[at] ^ byte]) + data[at + 1 :],
+        "tail": data + bytes([byte]) * 9,
+        "zeros": data[:at] + bytes(8) + data[at + 8 :],
+    }[how]
 
 
 @dataclass(frozen=True)
@@ -68,13 +85,19 @@ def photos(draw: Any) -> File:
     size = draw(st.integers(SHORTEST - 8, 120)), draw(st.integers(SHORTEST - 8, 120))
     alpha = draw(st.sampled_from([255, 255, 254, 128, 0]))
     image = in_mode(drawing(*size, draw(st.integers(0, 2**32 - 1))), mode, alpha)
-    options: dict[str, Any] = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95}, "AVIF": {"quality": 95}}.get(form, {})
+    options: dict[str, Any] = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95}, "AVIF": {"quality": 95}}.get(
+        form, {}
+    )
     turn = draw(st.integers(0, 9)) if form in ("PNG", "JPEG", "WEBP") and mode != "I;16" else 1
     if turn != 1:
         exif = Image.Exif()
         exif[0x0112] = turn
         options |= {"exif": exif}
-    profile = draw(st.sampled_from(["", *sorted(PROFILES)])) if form in ("PNG", "JPEG", "WEBP", "TIFF", "AVIF") and mode in ("RGB", "RGBA") else ""
+    profile = (
+        draw(st.sampled_from(["", *sorted(PROFILES)]))
+        if form in ("PNG", "JPEG", "WEBP", "TIFF", "AVIF") and mode in ("RGB", "RGBA")
+        else ""
+    )
     if profile:
         options |= {"icc_profile": PROFILES[profile]}
     out = io.BytesIO()
@@ -92,7 +115,11 @@ def viewed(item: File) -> np.ndarray:
     if item.mode == "I;16":
         return np.repeat((np.asarray(image).astype(float) / 257)[..., None], 3, 2)
     if item.mode == "LAB":
-        return np.asarray(ImageCms.profileToProfile(image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB")).astype(float)
+        return np.asarray(
+            ImageCms.profileToProfile(
+                image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
+            )
+        ).astype(float)
     image = image.convert("RGB")
     if item.profile not in ("", "broken"):
         source = ImageCms.ImageCmsProfile(io.BytesIO(PROFILES[item.profile]))
@@ -123,10 +150,17 @@ def check_photo(place: Entrance, item: File) -> None:
     assert tensors["rgb"].shape == expected.shape
     opaque = np.full((height, width), True)
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(item.data)))
-    if image.mode in ("RGBA", "LA"):  # the colours of transparent pixels may be replaced; WebP keeps no alpha that is 255 everywhere
+    if image.mode in (
+        "RGBA",
+        "LA",
+    ):  # the colours of transparent pixels may be replaced; WebP keeps no alpha that is 255 everywhere
         opaque = np.asarray(image.getchannel("A")) >= 254
     assert opaque.any()
-    assert np.abs(tensors["rgb"] - expected)[opaque].max() <= (40 if item.mode == "CMYK" else 3), (item.form, item.mode, item.profile)
+    assert np.abs(tensors["rgb"] - expected)[opaque].max() <= (40 if item.mode == "CMYK" else 3), (
+        item.form,
+        item.mode,
+        item.profile,
+    )
     assert np.array_equal(tensors["mask"], cover)
 
 

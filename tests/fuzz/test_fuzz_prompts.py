@@ -28,7 +28,11 @@ PIECES = (
 NAMED = re.compile(r"<([a-z0-9][a-z0-9._-]*)(?:@[0-9]+)?(?::[0-9.]+)?>")
 VECTORS = {"rex": 1, "cup": 2}
 
-prompts = st.builds(lambda parts, glue: glue.join(parts), st.lists(st.sampled_from(PIECES) | st.text(max_size=6), min_size=1, max_size=9), st.sampled_from([" ", " ", " ", "", "  "]))
+prompts = st.builds(
+    lambda parts, glue: glue.join(parts),
+    st.lists(st.sampled_from(PIECES) | st.text(max_size=6), min_size=1, max_size=9),
+    st.sampled_from([" ", " ", " ", "", "  "]),
+)
 negatives = st.one_of(st.none(), st.none(), prompts)
 
 
@@ -43,11 +47,19 @@ def project(tmp_path_factory: pytest.TempPathFactory, entrance: Entrance) -> Pat
     for key, value in weights.items():
         if key.endswith(("to_k.weight", "to_v.weight")):
             name = "unet." + key.removesuffix(".weight")
-            lora |= {f"{name}.lora_A.weight": torch.randn(2, value.shape[1], generator=g), f"{name}.lora_B.weight": torch.randn(value.shape[0], 2, generator=g)}
+            lora |= {
+                f"{name}.lora_A.weight": torch.randn(2, value.shape[1], generator=g),
+                f"{name}.lora_B.weight": torch.randn(value.shape[0], 2, generator=g),
+            }
     save_file(lora, folder / "lora.safetensors")
     for name, rows in VECTORS.items():
         save_file({"emb_params": torch.randn(rows, tiny.WIDTH, generator=g)}, folder / f"{name}.safetensors")
-    assert entrance.run("import", "lora.safetensors", "rex.safetensors", "--class", "dog", "--name", "rex", "--base", base).code == 0
+    assert (
+        entrance.run(
+            "import", "lora.safetensors", "rex.safetensors", "--class", "dog", "--name", "rex", "--base", base
+        ).code
+        == 0
+    )
     assert entrance.run("import", "cup.safetensors", "--class", "mug", "--name", "cup", "--base", base).code == 0
     return base
 
@@ -65,9 +77,16 @@ def test_prompts(entrance: Entrance, record_property: Any, project: Path) -> Non
     @given(prompt=prompts, negative=negatives, seed=st.integers(0, 2**64 - 1))
     def check(prompt: str, negative: str | None, seed: int) -> None:
         options = [f"--negative={negative}"] if negative is not None else []
-        done = entrance.run("generate", "-n", 1, "--steps", 1, f"--seed={seed}", "--base", project, "--force", *options, "--", prompt)
+        done = entrance.run(
+            "generate", "-n", 1, "--steps", 1, f"--seed={seed}", "--base", project, "--force", *options, "--", prompt
+        )
         if done.code:
-            assert not re.fullmatch(r"[a-z, ]*(<rex>|<cup>)?[a-z, ]*", prompt) or len(prompt) > 60 or negative is not None or not prompt.strip(), (prompt, done.err)
+            assert (
+                not re.fullmatch(r"[a-z, ]*(<rex>|<cup>)?[a-z, ]*", prompt)
+                or len(prompt) > 60
+                or negative is not None
+                or not prompt.strip()
+            ), (prompt, done.err)
             return
         scene = Path(done.out.strip())
         record, _ = entrance.load("scene", scene.parent.parent.name)
@@ -77,7 +96,9 @@ def test_prompts(entrance: Entrance, record_property: Any, project: Path) -> Non
             assert any(name in str(item["ref"]) for item in record.inputs.values()), (prompt, name, record.inputs)
         for match in NAMED.finditer(plain(prompt)):
             before = words(NAMED.sub("o", plain(prompt)[: match.start()]), add_special_tokens=False).input_ids
-            assert 1 + len(before) + 1 <= tiny.TOKENS - 1, f"{match[0]} stands behind what the base reads, in {prompt!r}"
+            assert 1 + len(before) + 1 <= tiny.TOKENS - 1, (
+                f"{match[0]} stands behind what the base reads, in {prompt!r}"
+            )
         for name in NAMED.findall(plain(negative or "")):
             assert any(name in str(item["ref"]) for item in record.inputs.values()), (negative, name, record.inputs)
 

@@ -17,7 +17,31 @@ from tests.fuzzing import Entrance, entrance, figures, tries  # noqa: F401  (a f
 
 ENCODINGS = (*["utf-8"] * 8, "utf-8-sig", "utf-8-sig", "utf-16", "utf-16-le", "cp1252", "utf-32")
 NEWLINES = (*["\n"] * 4, "\r\n", "\r\n", "\r")
-ODD = st.sampled_from(["1", "-1", "0.5", "nan", "inf", "true", '""', '"x"', "[]", "{}", "[1, 2]", "1979-05-27", "9" * 30, "1e400", "'C:\\dog'", '"C:\\Users"', "“dog”", "~", '"~/x"', "\x00", "0x10"])
+ODD = st.sampled_from(
+    [
+        "1",
+        "-1",
+        "0.5",
+        "nan",
+        "inf",
+        "true",
+        '""',
+        '"x"',
+        "[]",
+        "{}",
+        "[1, 2]",
+        "1979-05-27",
+        "9" * 30,
+        "1e400",
+        "'C:\\dog'",
+        '"C:\\Users"',
+        "“dog”",
+        "~",
+        '"~/x"',
+        "\x00",
+        "0x10",
+    ]
+)
 
 
 def literal(item: Any) -> Any:
@@ -84,7 +108,24 @@ def test_settings_files(entrance: Entrance, record_property: Any) -> None:  # no
     figures(entrance, record_property, "settings files")
 
 
-KEYS = ("photo", "class", "name", "mask", "box", "point", "rough", "which", "prompts", "n", "seed", "base", "set", "max_time", "steps", "Photo")
+KEYS = (
+    "photo",
+    "class",
+    "name",
+    "mask",
+    "box",
+    "point",
+    "rough",
+    "which",
+    "prompts",
+    "n",
+    "seed",
+    "base",
+    "set",
+    "max_time",
+    "steps",
+    "Photo",
+)
 RIGHT = {
     "photo": '"dog.jpg"', "class": '"dog"', "name": '"rex"', "mask": '"m.png"', "box": '"1,2,30,40"', "point": '"3,4"', "rough": '"m.png"', "which": '"left"', "prompts": '["a <rex>"]', "n": "2",
     "seed": "7", "base": '"toybox"', "set": '["train.lr=1e-3"]', "max_time": '"45m"', "steps": "20", "Photo": '"x"',
@@ -94,12 +135,17 @@ RIGHT = {
 @st.composite
 def jobs_files(draw: Any) -> tuple[bytes, dict[str, str]]:
     """A jobs file of one job with mostly right values, and these."""
-    said = {key: draw(st.one_of(st.just(RIGHT[key]), st.just(RIGHT[key]), st.just(RIGHT[key]), ODD)) for key in draw(st.sets(st.sampled_from(KEYS[:-2]), max_size=6)) | {"photo", "class"}}
+    said = {
+        key: draw(st.one_of(st.just(RIGHT[key]), st.just(RIGHT[key]), st.just(RIGHT[key]), ODD))
+        for key in draw(st.sets(st.sampled_from(KEYS[:-2]), max_size=6)) | {"photo", "class"}
+    }
     if draw(st.integers(0, 9)) == 0:
         said |= {key: RIGHT[key] for key in draw(st.sampled_from([("steps",), ("Photo",)]))}
     header = draw(st.sampled_from(["[[job]]"] * 8 + ["[job]", "[[jobs]]", "", "[[job]]\n[[job]]"]))
     text = "\n".join([header, *(f"{key} = {value}" for key, value in said.items()), ""])
-    return text.replace("\n", draw(st.sampled_from(NEWLINES))).encode(draw(st.sampled_from(ENCODINGS)), errors="replace"), said
+    return text.replace("\n", draw(st.sampled_from(NEWLINES))).encode(
+        draw(st.sampled_from(ENCODINGS)), errors="replace"
+    ), said
 
 
 @tries(4000, 40)
@@ -118,7 +164,13 @@ def check_jobs(place: Entrance, item: tuple[bytes, dict[str, str]]) -> None:
     place.codes["accepted"] += 1
     train = found[0].commands[0]
     assert train[0] == "train" and train[-1].endswith("dog.jpg") is (said["photo"] == RIGHT["photo"])
-    for key, option in {"seed": "--seed=7", "max_time": "--max-time=45m", "which": "--which=left", "set": "--set=train.lr=1e-3", "box": "--box=1,2,30,40"}.items():
+    for key, option in {
+        "seed": "--seed=7",
+        "max_time": "--max-time=45m",
+        "which": "--which=left",
+        "set": "--set=train.lr=1e-3",
+        "box": "--box=1,2,30,40",
+    }.items():
         if said.get(key) == RIGHT[key]:
             assert option in train, (key, train)
     if "mask" in said and said["mask"] == RIGHT["mask"]:
@@ -130,7 +182,19 @@ def test_jobs_files(entrance: Entrance, record_property: Any) -> None:  # noqa: 
     figures(entrance, record_property, "jobs files")
 
 
-PLACES = st.sampled_from(['"left"', "[0.1, 0.1, 0.5, 0.9]", '"0.1,0.1,0.5,0.9"', "[1, 2]", "[nan, 0, 1, 1]", "[0.5, 0.5, 0.1, 0.1]", '"middle"', "[-1, 0, 2, 1]", "[10, 20, 300, 400]"])
+PLACES = st.sampled_from(
+    [
+        '"left"',
+        "[0.1, 0.1, 0.5, 0.9]",
+        '"0.1,0.1,0.5,0.9"',
+        "[1, 2]",
+        "[nan, 0, 1, 1]",
+        "[0.5, 0.5, 0.1, 0.1]",
+        '"middle"',
+        "[-1, 0, 2, 1]",
+        "[10, 20, 300, 400]",
+    ]
+)
 
 PLACED = st.sampled_from(["rex", "cup", '"rex"', "Rex", '"<rex>"'])
 
@@ -139,7 +203,9 @@ PLACED = st.sampled_from(["rex", "cup", '"rex"', "Rex", '"<rex>"'])
 def layouts(draw: Any) -> bytes:
     """A layout file of up to three places."""
     lines = [f"{draw(PLACED)} = {draw(st.one_of(PLACES, PLACES, PLACES, ODD))}" for _ in range(draw(st.integers(0, 3)))]
-    text = draw(st.sampled_from(NEWLINES)).join([draw(st.sampled_from([""] * 6 + ["[places]", "# a comment"])), *lines, ""])
+    text = draw(st.sampled_from(NEWLINES)).join(
+        [draw(st.sampled_from([""] * 6 + ["[places]", "# a comment"])), *lines, ""]
+    )
     return text.encode(draw(st.sampled_from(ENCODINGS)), errors="replace")
 
 

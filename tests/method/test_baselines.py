@@ -24,7 +24,21 @@ from objtune_cli.numerics.losses import masked_mse, mse, photo
 from objtune_cli.numerics.noise import step_generator
 from objtune_cli.numerics.placement import views
 
-CONFIG = Train(steps=6, rank=2, batch=4, views=4, lr=5e-3, token_lr=1e-2, modules="all", class_weight=1.0, blocks="all", class_every=1, passes="together", latents="mean", as_taken=0.0)
+CONFIG = Train(
+    steps=6,
+    rank=2,
+    batch=4,
+    views=4,
+    lr=5e-3,
+    token_lr=1e-2,
+    modules="all",
+    class_weight=1.0,
+    blocks="all",
+    class_every=1,
+    passes="together",
+    latents="mean",
+    as_taken=0.0,
+)
 
 
 def _subject(stack: Stack, name: str = "rex", left: int = 10) -> Subject:
@@ -33,7 +47,9 @@ def _subject(stack: Stack, name: str = "rex", left: int = 10) -> Subject:
     mask[8:24, left : left + 10] = 1
     ground = torch.tensor([-0.5, 0.0, 0.5]).view(3, 1, 1).expand(3, 32, 32)
     picture = ground * (1 - mask) + torch.tensor([0.8, -0.6, -0.4]).view(3, 1, 1) * mask
-    return Subject(name, "dog", torch.cat([class_rows(stack, "a"), class_rows(stack, "dog")]), 1, picture, ground.clone(), mask)
+    return Subject(
+        name, "dog", torch.cat([class_rows(stack, "a"), class_rows(stack, "dog")]), 1, picture, ground.clone(), mask
+    )
 
 
 def _prior(stack: Stack, entries: int = 5) -> dict[str, torch.Tensor]:
@@ -78,7 +94,11 @@ def _same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def _given(seed: int, rows: int = 3) -> tuple[torch.Tensor, ...]:
     g = torch.Generator().manual_seed(seed)
-    return torch.randn(rows, 4, 6, 6, generator=g), torch.randn(rows, 4, 6, 6, generator=g), torch.rand(rows, 1, 6, 6, generator=g)
+    return (
+        torch.randn(rows, 4, 6, 6, generator=g),
+        torch.randn(rows, 4, 6, 6, generator=g),
+        torch.rand(rows, 1, 6, 6, generator=g),
+    )
 
 
 # The photo's loss.
@@ -162,7 +182,9 @@ def test_each_class_term_reads_its_own_part_of_the_prior(trainer) -> None:
         for key in unread:
             t.priors["dog"][key] = torch.full_like(t.priors["dog"][key], float("nan"))
         assert _terms(t) == before
-    rows = t._class_rows(t.subjects[0], 3, step_generator(0, 0))  # as they were kept, each with its own prompt and prediction
+    rows = t._class_rows(
+        t.subjects[0], 3, step_generator(0, 0)
+    )  # as they were kept, each with its own prompt and prediction
     kept = _prior(t.stack)
     for z, s, told, y in zip(*rows, strict=True):
         assert any(
@@ -212,8 +234,12 @@ def test_a_constant_rate_warms_up_and_stays(trainer, monkeypatch: pytest.MonkeyP
     assert all(r == pytest.approx(peaks) for r in rates[warm - 1 :])
 
 
-@pytest.mark.parametrize(("templates", "expected"), [("one", {"a photo of"}), ("several", {"a photo of", "a picture of", ""})])
-def test_sentences_that_the_photo_is_learned_under(trainer, monkeypatch: pytest.MonkeyPatch, templates: str, expected: set[str]) -> None:
+@pytest.mark.parametrize(
+    ("templates", "expected"), [("one", {"a photo of"}), ("several", {"a photo of", "a picture of", ""})]
+)
+def test_sentences_that_the_photo_is_learned_under(
+    trainer, monkeypatch: pytest.MonkeyPatch, templates: str, expected: set[str]
+) -> None:
     t = trainer(templates=templates)
     told: list[str] = []
     condition = t.condition
@@ -266,7 +292,9 @@ def test_the_token_learns_first_and_then_the_layers(trainer) -> None:
 
 
 def test_with_no_layers_the_token_alone_learns(trainer) -> None:
-    t = trainer(modules="none", photo_loss="frame", background_weight=0.0, class_weight=0.0, prior=False, token_norm="free")
+    t = trainer(
+        modules="none", photo_loss="frame", background_weight=0.0, class_weight=0.0, prior=False, token_norm="free"
+    )
     frozen = {k: v.clone() for k, v in t.stack.unet.state_dict().items()}
     start = t.tokens()["rex"]
     training.run(t, lambda step: None)
@@ -297,7 +325,9 @@ def _looking(t: Trainer, maps: dict[str, torch.Tensor]) -> SimpleNamespace:
     prompt = t.words.expand(" and ".join(f"<{name}>" for name in maps))
     ids = t.stack.token_ids([prompt])
     own = {name: t.words.positions(ids, name)[0] for name in maps}
-    return SimpleNamespace(prompt=prompt, seen=lambda tokens: next(m for name, m in maps.items() if torch.equal(own[name], tokens)))
+    return SimpleNamespace(
+        prompt=prompt, seen=lambda tokens: next(m for name, m in maps.items() if torch.equal(own[name], tokens))
+    )
 
 
 def test_the_attention_term_is_zero_where_each_token_looks_at_its_own_object(trainer) -> None:
@@ -360,7 +390,13 @@ def test_stopped_and_continued_equals_unbroken_bit_for_bit(trainer, name: str) -
 def test_every_baseline_trains(trainer, name: str) -> None:
     """Its own settings, cut short."""
     own = dict(BASELINES[name].train)
-    short = {"steps": 4, "rank": 2, "lr": CONFIG.lr, "token_lr": CONFIG.token_lr, "token_first": min(2, own.get("token_first", 0))}
+    short = {
+        "steps": 4,
+        "rank": 2,
+        "lr": CONFIG.lr,
+        "token_lr": CONFIG.token_lr,
+        "token_first": min(2, own.get("token_first", 0)),
+    }
     t = trainer(**{**own, **short}, prior=bool(own["class_weight"]))
     before = _lora(t) | {"token": t.tokens()["rex"]}
     training.run(t, lambda step: None)
@@ -422,7 +458,26 @@ def test_apart_and_together_are_the_same_step(trainer, weights: dict) -> None:
         t = trainer(passes=passes, **weights)
         seen: list[int] = []
         predict = t.stack.predict
-        t.stack = SimpleNamespace(**{n: getattr(t.stack, n) for n in ("unet", "encode", "token_ids", "alpha_bar", "levels", "noised", "family", "prediction", "device", "team", "widths", "size", "factor")})
+        t.stack = SimpleNamespace(
+            **{
+                n: getattr(t.stack, n)
+                for n in (
+                    "unet",
+                    "encode",
+                    "token_ids",
+                    "alpha_bar",
+                    "levels",
+                    "noised",
+                    "family",
+                    "prediction",
+                    "device",
+                    "team",
+                    "widths",
+                    "size",
+                    "factor",
+                )
+            }
+        )
         t.stack.predict = lambda z, *rest, predict=predict, seen=seen: seen.append(len(z)) or predict(z, *rest)
         t.advance()
         stepped.append((seen, dict(t.mean), [p.grad.clone() for p in t._params()]))
@@ -456,8 +511,16 @@ def test_the_decoder_alone_learns_and_nothing_runs_back_behind_it(trainer) -> No
     names = [n for n, p in t.stack.unet.named_parameters() if p.requires_grad]
     assert names and all(n.startswith("up_blocks.") for n in names)
     reached: list[str] = []
-    for name, block in (("down", t.stack.unet.down_blocks[0]), ("middle", t.stack.unet.mid_block), ("up", t.stack.unet.up_blocks[0])):
-        block.register_forward_hook(lambda _m, _i, out, name=name: reached.append(name) if (out[0] if isinstance(out, tuple) else out).requires_grad else None)
+    for name, block in (
+        ("down", t.stack.unet.down_blocks[0]),
+        ("middle", t.stack.unet.mid_block),
+        ("up", t.stack.unet.up_blocks[0]),
+    ):
+        block.register_forward_hook(
+            lambda _m, _i, out, name=name: (
+                reached.append(name) if (out[0] if isinstance(out, tuple) else out).requires_grad else None
+            )
+        )
     before = t.tokens()["rex"]
     t.advance()
     assert reached == ["up"]
@@ -513,7 +576,9 @@ def test_each_object_of_a_view_has_a_mask_of_its_own(trainer) -> None:
 def _start(stack: Stack, clip: towers.Towers | None = None, **given: object) -> prototype.Started:
     mask = torch.zeros(40, 40)
     mask[10:30, 12:30] = 1
-    return prototype.start(stack, clip, torch.rand(3, 40, 40, generator=torch.Generator().manual_seed(0)), mask, "dog", Embed(**given))
+    return prototype.start(
+        stack, clip, torch.rand(3, 40, 40, generator=torch.Generator().manual_seed(0)), mask, "dog", Embed(**given)
+    )
 
 
 def test_a_rare_word_is_taken_as_it_is(stack: Stack) -> None:

@@ -40,7 +40,9 @@ def drawn(stack: Stack, text: str, guidance: float = 2.0, **how: float) -> Tenso
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("guidance", "below"), [(1.0, 1.0), (2.0, 1.0), (2.0, 0.5)])
-def test_never_itself_it_is_its_class_and_always_it_is_as_before(folders: dict[str, Path], name: str, guidance: float, below: float) -> None:
+def test_never_itself_it_is_its_class_and_always_it_is_as_before(
+    folders: dict[str, Path], name: str, guidance: float, below: float
+) -> None:
     stack, text = taught(folders[name])
     own, kind = drawn(stack, text, guidance, below=below), drawn(stack, text, guidance, below=below, object_below=0.0)
     assert torch.equal(drawn(stack, text, guidance, below=below, object_below=1.0), own)
@@ -55,7 +57,9 @@ def test_never_itself_it_is_its_class_and_always_it_is_as_before(folders: dict[s
 def test_four_steps_by_hand_the_first_ones_of_the_class(folders: dict[str, Path], below: float, scene: float) -> None:
     """With guidance from the start, before the object, and only after it; with what the base says of the scene in all steps."""
     stack, text = taught(folders["sd1"])
-    z = torch.randn(4, stack.size // stack.factor, stack.size // stack.factor, generator=torch.Generator().manual_seed(3))[None]
+    z = torch.randn(
+        4, stack.size // stack.factor, stack.size // stack.factor, generator=torch.Generator().manual_seed(3)
+    )[None]
     schedule = stack.pipeline("ddim").scheduler
     schedule.set_timesteps(4)
     early = [int(t) >= 0.5 * stack.levels for t in schedule.timesteps]
@@ -79,7 +83,9 @@ def test_four_steps_by_hand_the_first_ones_of_the_class(folders: dict[str, Path]
 def test_pictures_of_no_object_by_no_adapter_are_the_same(folders: dict[str, Path], scheduler: str) -> None:
     stack, _ = taught(folders["sd1"])
     adapter.activate(stack, [])
-    plain, begun = (sample(stack, WORN, "", [3, 4], 5, 2.0, scheduler, below=0.7, object_below=level) for level in (1.0, 0.8))
+    plain, begun = (
+        sample(stack, WORN, "", [3, 4], 5, 2.0, scheduler, below=0.7, object_below=level) for level in (1.0, 0.8)
+    )
     torch.testing.assert_close(begun, plain, rtol=0, atol=1e-5)
 
 

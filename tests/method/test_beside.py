@@ -52,7 +52,9 @@ SELDOM = ("decoder, latents drawn", "token alone", "token first")
 """What `make slow` looks at."""
 
 
-@pytest.mark.parametrize("config", [pytest.param(c, id=n, marks=[pytest.mark.slow] if n in SELDOM else []) for n, c in CASES.items()])
+@pytest.mark.parametrize(
+    "config", [pytest.param(c, id=n, marks=[pytest.mark.slow] if n in SELDOM else []) for n, c in CASES.items()]
+)
 def test_beside_others_each_learns_what_it_learns_alone(open_base, config: Train) -> None:
     """Float32 sums in another order, through Adam, which divides small gradients by their own size: within 2 % of the way gone."""
     _check(open_base, config)

@@ -32,9 +32,13 @@ def test_of_one_thing_the_best_candidate_stays_and_its_parts_go() -> None:
     assert [c.score for c in found] == [3.0, 1.0]
 
 
-@pytest.mark.parametrize(("which", "x"), [("left", 2), ("right", 40), ("largest", 22), ("smallest", 40), ("top", 40), ("bottom", 22)])
+@pytest.mark.parametrize(
+    ("which", "x"), [("left", 2), ("right", 40), ("largest", 22), ("smallest", 40), ("top", 40), ("bottom", 22)]
+)
 def test_which_of_several(which: str, x: int) -> None:
-    alike = _candidates((2, 20, 12, 2.0), (22, 30, 16, 2.4), (40, 5, 10, 2.2), (45, 45, 12, -3.0))  # the last one is something else
+    alike = _candidates(
+        (2, 20, 12, 2.0), (22, 30, 16, 2.4), (40, 5, 10, 2.2), (45, 45, 12, -3.0)
+    )  # the last one is something else
     first = choosing.of_several(sorted(alike, key=lambda c: -c.score), which)[0]
     assert first.mask.nonzero()[1].min() == x
 
@@ -45,7 +49,9 @@ def test_several_objects_get_different_things_with_the_largest_sum(scores: list[
     places = [(2, 2), (22, 2), (42, 2)]
     choices = [[Candidate(_square(*places[i], 10), 0.5, s) for i, s in enumerate(row)] for row in scores]
     picks = choosing.assigned(choices)
-    best = max(sum(row[i] for row, i in zip(scores, p, strict=True)) for p in itertools.permutations(range(3), len(scores)))
+    best = max(
+        sum(row[i] for row, i in zip(scores, p, strict=True)) for p in itertools.permutations(range(3), len(scores))
+    )
     assert picks is not None and len(set(picks)) == len(picks)
     assert sum(row[i] for row, i in zip(scores, picks, strict=True)) == pytest.approx(best)
 
@@ -81,7 +87,9 @@ def test_the_toyboxs_clip_tells_two_objects_of_one_photo_apart(toybox: tuple) ->
     for i in range(12):
         rng = np.random.default_rng((3, i))
         kinds = [str(k) for k in rng.choice(dial.classes, 2, replace=False)]
-        scene = world.sample_scene(rng, dial, instances=tuple(world.sample_instance(rng, dial, kind=k, held_out=True) for k in kinds))
+        scene = world.sample_scene(
+            rng, dial, instances=tuple(world.sample_instance(rng, dial, kind=k, held_out=True) for k in kinds)
+        )
         rgb, covers = draw.render(scene, 160)
         share = choosing.likeness(stack, tower, rgb, [c > 127 for c in covers], kinds, words)
         assert share.shape == (2, 2) and (share >= 0).all() and (share.sum(axis=1) <= 1 + 1e-5).all()

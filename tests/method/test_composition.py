@@ -88,7 +88,11 @@ def test_with_the_whole_frame_it_is_pefts_own_lora(stack: Stack, tiny_base) -> N
 
 
 def test_keys_and_values_act_at_the_objects_tokens_with_the_prompt_only(stack: Stack, tiny_base) -> None:
-    weights = {k: v for k, v in _lora(stack, tiny_base, modules="attention").items() if ".attn2.to_k" in k or ".attn2.to_v" in k}
+    weights = {
+        k: v
+        for k, v in _lora(stack, tiny_base, modules="attention").items()
+        if ".attn2.to_k" in k or ".attn2.to_v" in k
+    }
     base = _predict(stack)
     with regional(stack, [Placed("rex", weights, EVERYWHERE, ~_none())]):
         ours = _predict(stack)
@@ -139,7 +143,9 @@ def test_a_linear_layer_is_the_bases_outside_and_two_objects_do_not_mix(stack: S
     x = torch.randn(2, 64, layer.in_features, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         base = layer(x)
-        with regional(stack, [Placed("rex", first, (0, 0, 0.3, 1), _none()), Placed("cup", second, (0.7, 0, 1, 1), _none())]):
+        with regional(
+            stack, [Placed("rex", first, (0, 0, 0.3, 1), _none()), Placed("cup", second, (0.7, 0, 1, 1), _none())]
+        ):
             out = layer(x)
     grid = (out - base).view(2, 8, 8, -1)
     assert torch.equal(grid[:, :, 3:5], torch.zeros_like(grid[:, :, 3:5]))
@@ -151,7 +157,10 @@ def test_a_linear_layer_is_the_bases_outside_and_two_objects_do_not_mix(stack: S
 def test_everything_is_as_before_afterwards(stack: Stack, tiny_base) -> None:
     base = _predict(stack)
     processors = dict(stack.unet.attn_processors)
-    placed = [Placed("rex", _lora(stack, tiny_base, 1), LEFT, _tokens(4)), Placed("cup", _lora(stack, tiny_base, 2), RIGHT, _tokens(5))]
+    placed = [
+        Placed("rex", _lora(stack, tiny_base, 1), LEFT, _tokens(4)),
+        Placed("cup", _lora(stack, tiny_base, 2), RIGHT, _tokens(5)),
+    ]
     with regional(stack, placed):
         assert not torch.allclose(_predict(stack), base)
     with pytest.raises(RuntimeError, match="inside"), regional(stack, placed):
@@ -226,7 +235,9 @@ def test_bounded_self_attention_is_closed_between_objects_and_open_to_the_rest()
     bias = BoundedAttention(Regions(placed)).bias(100, torch.zeros(1)).view(10, 10, 10, 10)  # query y, x, key y, x
     assert bias[5, 0, 5, 9] == bias[5, 9, 5, 0] == BLOCKED
     assert bias[5, 0, 2, 1] == bias[5, 0, 5, 5] == bias[5, 5, 5, 9] == bias[5, 5, 0, 5] == 0
-    half = BoundedAttention(Regions([Placed("rex", {}, LEFT, _none()), Placed("cup", {}, RIGHT, _none())], edge=0.2)).bias(100, torch.zeros(1))
+    half = BoundedAttention(
+        Regions([Placed("rex", {}, LEFT, _none()), Placed("cup", {}, RIGHT, _none())], edge=0.2)
+    ).bias(100, torch.zeros(1))
     middle = Regions([Placed("rex", {}, LEFT, _none()), Placed("cup", {}, RIGHT, _none())], edge=0.2).flat(100)[:, 54]
     expected = 1 - float(middle[0] * middle[1] * 2)  # one place looks at itself: both shares, either way round
     assert half[54, 54].exp() == pytest.approx(expected, abs=1e-5)
@@ -255,7 +266,10 @@ def test_a_softer_region_falls_more_slowly(edge: float) -> None:
 def test_sampling_with_guidance_runs_inside(stack: Stack, tiny_base) -> None:
     from objtune_cli.method.sampling import sample
 
-    placed = [Placed("rex", _lora(stack, tiny_base, 1), LEFT, _tokens(4)), Placed("cup", _lora(stack, tiny_base, 2), RIGHT, _tokens(6))]
+    placed = [
+        Placed("rex", _lora(stack, tiny_base, 1), LEFT, _tokens(4)),
+        Placed("cup", _lora(stack, tiny_base, 2), RIGHT, _tokens(6)),
+    ]
     with regional(stack, placed):
         latents = sample(stack, "a photo of a dog", "", [0, 1, 2], 2, 3.0)
     assert latents.shape == (3, 4, 8, 8) and latents.isfinite().all()

@@ -23,7 +23,10 @@ NAMES = ("sd3", "sd35")
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     top = tmp_path_factory.mktemp("regions")
-    return {"sd3": kin.sd3(top / "three", with_clip=False), "sd35": kin.sd3(top / "three-five", with_clip=False, newer=True)}
+    return {
+        "sd3": kin.sd3(top / "three", with_clip=False),
+        "sd35": kin.sd3(top / "three-five", with_clip=False, newer=True),
+    }
 
 
 @pytest.fixture(params=NAMES)
@@ -96,7 +99,9 @@ def test_a_layer_of_the_picture_acts_inside_the_region(stack: Stack, layer: str)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("layer", ["attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out", "ff_context.net.0.proj"])
+@pytest.mark.parametrize(
+    "layer", ["attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out", "ff_context.net.0.proj"]
+)
 def test_a_layer_of_the_words_acts_at_the_objects_tokens_with_the_prompt(stack: Stack, layer: str) -> None:
     weights, module = lora(stack), stack.unet.get_submodule(f"{BLOCK}.{layer}")
     x = torch.randn(2, ROWS, module.in_features, generator=torch.Generator().manual_seed(0))
@@ -116,7 +121,9 @@ def test_a_token_is_heard_in_its_region_and_by_no_other_word(stack: Stack, bound
     picture, words = torch.randn(2, CELLS, 16, generator=g), torch.randn(2, ROWS, 16, generator=g)
     other = words.clone()
     other[:, 4] = torch.randn(2, 16, generator=g)
-    with regional(stack, [Placed("rex", {}, LEFT, tokens(4)), Placed("cup", {}, RIGHT, tokens(8))], edge=0.0, bounded=bounded) as regions:
+    with regional(
+        stack, [Placed("rex", {}, LEFT, tokens(4)), Placed("cup", {}, RIGHT, tokens(8))], edge=0.0, bounded=bounded
+    ) as regions:
         shares = regions.flat(CELLS)
         a, b = (attn(hidden_states=picture, encoder_hidden_states=w) for w in (words, other))
     changed, told = ((x - y).abs().amax(-1) > 1e-6 for x, y in zip(a, b, strict=True))
@@ -124,7 +131,9 @@ def test_a_token_is_heard_in_its_region_and_by_no_other_word(stack: Stack, bound
     assert told[1].nonzero().flatten().tolist() == [4] and told[0].all()
     far = picture.clone()
     far[:, shares[0] == 0] = torch.randn(2, int((shares[0] == 0).sum()), 16, generator=g)
-    with regional(stack, [Placed("rex", {}, LEFT, tokens(4)), Placed("cup", {}, RIGHT, tokens(8))], edge=0.0, bounded=bounded):
+    with regional(
+        stack, [Placed("rex", {}, LEFT, tokens(4)), Placed("cup", {}, RIGHT, tokens(8))], edge=0.0, bounded=bounded
+    ):
         _, seen = attn(hidden_states=far, encoder_hidden_states=words)
     assert torch.allclose(seen[1, 4], a[1][1, 4], atol=1e-6) and not torch.allclose(seen[1, 8], a[1][1, 8], atol=1e-6)
 
@@ -135,13 +144,20 @@ def test_bounded_regions_do_not_see_each_other(stack: Stack) -> None:
     g = torch.Generator().manual_seed(0)
     picture, words = torch.randn(2, CELLS, 16, generator=g), torch.randn(2, ROWS, 16, generator=g)
     placed = [Placed("rex", {}, LEFT, tokens(4)), Placed("cup", {}, RIGHT, tokens(8))]
-    layers = [layer for layer in (stack.unet.transformer_blocks[1].attn, stack.unet.transformer_blocks[1].attn2) if layer is not None]
+    layers = [
+        layer
+        for layer in (stack.unet.transformer_blocks[1].attn, stack.unet.transformer_blocks[1].attn2)
+        if layer is not None
+    ]
     for bounded in (False, True):
         with regional(stack, placed, edge=0.0, bounded=bounded) as regions:
             left, right = (share == 1 for share in regions.flat(CELLS))
             far = picture.clone()
             far[:, right] += 1
             for layer in layers:
-                out = [layer(hidden_states=x, encoder_hidden_states=words if layer is layers[0] else None) for x in (picture, far)]
+                out = [
+                    layer(hidden_states=x, encoder_hidden_states=words if layer is layers[0] else None)
+                    for x in (picture, far)
+                ]
                 a, b = (x[0] if isinstance(x, tuple) else x for x in out)
                 assert left.any() and right.any() and torch.allclose(a[:, left], b[:, left], atol=1e-6) == bounded

@@ -74,7 +74,9 @@ def test_an_objects_tokens_are_as_peft_says_them_and_all_other_rows_the_bases(fo
     assert torch.equal(found[0, ~changed], given[0, ~changed])  # what is said of the whole, and T5's rows, too
 
 
-def test_without_such_layers_nothing_is_encoded_and_nothing_changes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_such_layers_nothing_is_encoded_and_nothing_changes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One more encoding for each object that has some, and the base's own where it is not known yet."""
     stack, words = opened(folder)
     text, base = words.expand(PROMPT), words.in_context(PROMPT, CLASSES)
@@ -98,7 +100,9 @@ def test_alone_it_acts_on_all_that_is_said(folder: Path) -> None:
     with alone(stack, weights):
         ours = stack.encode(texts)
     assert torch.equal(stack.encode(texts), before)
-    layers = [module for encoder in stack.text_encoders for module in encoder.modules() if isinstance(module, torch.nn.Linear)]
+    layers = [
+        module for encoder in stack.text_encoders for module in encoder.modules() if isinstance(module, torch.nn.Linear)
+    ]
     assert layers and not any(layer._forward_hooks for layer in layers)
     other, _ = opened(folder)
     adapter.load(other, weights)
@@ -108,7 +112,9 @@ def test_alone_it_acts_on_all_that_is_said(folder: Path) -> None:
 
 def test_a_second_encoder_that_is_not_there_is_another_base(folders: dict[str, Path]) -> None:
     stack, words = opened(folders["sd1"])
-    weights = {f"text_encoder_2.text_model.encoder.layers.0.mlp.fc1.lora_{side}.weight": torch.ones(2, 2) for side in "AB"}
+    weights = {
+        f"text_encoder_2.text_model.encoder.layers.0.mlp.fc1.lora_{side}.weight": torch.ones(2, 2) for side in "AB"
+    }
     with pytest.raises(Exception, match="second text encoder"):
         spoken(stack, words.expand(PROMPT), [placed(words, "rex", weights)])
     assert not any(module._forward_hooks for module in stack.unet.modules())

@@ -36,7 +36,9 @@ def test_aim_is_the_mean_direction_of_its_three_parts(stack: Stack, clip: towers
     # |a + b + c|² = 3 + 2 (ab + ac + bc), and p · c = (ac + bc + 1) / |a + b + c|.
     length = (3 + 2 * sum(cosines.values())) ** 0.5
     word = clip.texts(stack, ["a photo of a dog"])[0]
-    assert float(p @ word) == pytest.approx((cosines["cos_picture_class"] + cosines["cos_object_class"] + 1) / length, abs=1e-5)
+    assert float(p @ word) == pytest.approx(
+        (cosines["cos_picture_class"] + cosines["cos_object_class"] + 1) / length, abs=1e-5
+    )
 
 
 def test_prototype_brings_the_token_nearer_and_says_so(stack: Stack, clip: towers.Towers) -> None:
@@ -47,7 +49,9 @@ def test_prototype_brings_the_token_nearer_and_says_so(stack: Stack, clip: tower
 
 @pytest.mark.parametrize("init", ["prototype", "class", "random"])
 @pytest.mark.parametrize("vectors", [1, 3])
-def test_learned_rows_have_the_classs_length_and_its_own_rows_follow(stack: Stack, clip: towers.Towers, init: str, vectors: int) -> None:
+def test_learned_rows_have_the_classs_length_and_its_own_rows_follow(
+    stack: Stack, clip: towers.Towers, init: str, vectors: int
+) -> None:
     own = class_rows(stack, "dog")
     rows = _start(stack, clip, replace(CONFIG, init=init, vectors=vectors, steps=3)).rows
     assert rows.shape == (vectors + 3, 16) and rows.dtype == torch.float32 and not rows.requires_grad

@@ -64,7 +64,9 @@ def test_the_difference_is_added_to_both_halves_and_to_no_other_picture(folders:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("way", ["loaded", "hooked"])
-def test_what_the_base_does_not_say_of_the_object_is_added_to_both_halves(folders: dict[str, Path], name: str, way: str) -> None:
+def test_what_the_base_does_not_say_of_the_object_is_added_to_both_halves(
+    folders: dict[str, Path], name: str, way: str
+) -> None:
     """Of each picture of the object, whatever else it is asked for; by a LoRA that peft loaded, and by one that hooks of a closer look add."""
     stack, words = taught(folders[name])
     weights = adapter.tensors(stack)
@@ -132,7 +134,13 @@ def test_what_does_not_learn_does_not_learn_afterwards(folders: dict[str, Path])
 @pytest.mark.parametrize("scheduler", ["base", "euler", "dpm++"])
 def test_pictures_without_other_words_are_the_same_bytes(folders: dict[str, Path], scheduler: str) -> None:
     stack, words = taught(folders["sd1"])
-    for text, same in (("a photo of <rex>", True), ("my <rex>.", True), ("A photo of <rex> ", True), ("a dog in a hat", True), ("a photo of <rex> in a hat", False)):
+    for text, same in (
+        ("a photo of <rex>", True),
+        ("my <rex>.", True),
+        ("A photo of <rex> ", True),
+        ("a dog in a hat", True),
+        ("a photo of <rex> in a hat", False),
+    ):
         plain, told = (sample(stack, words.expand(text), "", [3, 4], 3, 2.0, scheduler, scene=w) for w in (0.0, 2.0))
         assert torch.equal(plain, told) == same and told.isfinite().all()
 
@@ -142,7 +150,9 @@ def test_each_picture_of_a_batch_has_its_own(folders: dict[str, Path]) -> None:
     texts = [words.expand(t) for t in ("a photo of <rex> in a hat", "<rex> at sea", "a photo of <rex>")]
     together = sample(stack, texts, "", [1, 2, 3], 3, 2.0, below=0.7, scene=2.0)
     for i, text in enumerate(texts):
-        torch.testing.assert_close(sample(stack, text, "", [i + 1], 3, 2.0, below=0.7, scene=2.0)[0], together[i], rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            sample(stack, text, "", [i + 1], 3, 2.0, below=0.7, scene=2.0)[0], together[i], rtol=0, atol=1e-4
+        )
 
 
 def test_an_error_inside_leaves_the_base_as_it_was(folders: dict[str, Path]) -> None:

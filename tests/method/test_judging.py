@@ -25,7 +25,12 @@ CONFIG = Train(
 
 @pytest.fixture
 def judge(stack: Stack, tiny_base) -> Judge:
-    return Judge(stack, towers.load(tiny_base / "clip", stack), [tiny.subject(stack)], {"steps": 20, "guidance": 2.0, "below": 0.6})
+    return Judge(
+        stack,
+        towers.load(tiny_base / "clip", stack),
+        [tiny.subject(stack)],
+        {"steps": 20, "guidance": 2.0, "below": 0.6},
+    )
 
 
 def test_the_class_itself_scores_as_the_class(judge: Judge) -> None:
@@ -55,7 +60,12 @@ def test_objects_are_judged_as_they_will_be_drawn(judge: Judge, tiny_base) -> No
 def test_the_photos_own_object_scores_one(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
     subject, known = judge.subjects[0], judge.known[0]
     placed, _ = judging.placement.views(
-        subject.picture, subject.mask, subject.ground, judging.PLACEMENTS, judge.stack.size, torch.Generator().manual_seed(0)
+        subject.picture,
+        subject.mask,
+        subject.ground,
+        judging.PLACEMENTS,
+        judge.stack.size,
+        torch.Generator().manual_seed(0),
     )
     found = judge._scores(subject, known, placed[: len(judging.SCENES)].repeat(1, 1, 1, 1))
     whole = judge._scores(subject, known, placed[:1].repeat(len(judging.SCENES), 1, 1, 1))
@@ -69,7 +79,10 @@ def test_an_object_that_looks_like_its_class_divides_by_no_small_number(judge: J
     same = replace(known, one=known.zero - 0.1)
     likeness = float((judge._middles(judge.plain["dog"]) @ known.own).mean())
     found = judge._scores(subject, same, judge.plain["dog"])
-    assert found["identity"] == pytest.approx((likeness - known.zero) / judging.APART, abs=1e-5) and abs(found["identity"]) < 1
+    assert (
+        found["identity"] == pytest.approx((likeness - known.zero) / judging.APART, abs=1e-5)
+        and abs(found["identity"]) < 1
+    )
 
 
 def test_pictures_come_from_the_same_noise_every_time(judge: Judge) -> None:
@@ -83,7 +96,9 @@ def test_coarse_is_a_correlation(seed: int) -> None:
     a, b = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
     first, second = coarse(torch.stack([a, b]))
     assert float(first @ first) == pytest.approx(1, abs=1e-5) and -1.001 <= float(first @ second) <= 1.001
-    assert float(first @ coarse((0.5 * a + 0.2)[None])[0]) == pytest.approx(1, abs=1e-4)  # brightness and contrast do not count
+    assert float(first @ coarse((0.5 * a + 0.2)[None])[0]) == pytest.approx(
+        1, abs=1e-4
+    )  # brightness and contrast do not count
 
 
 def test_the_running_mean_by_hand() -> None:

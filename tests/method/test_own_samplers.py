@@ -40,7 +40,12 @@ def base(plain: Path, tmp_path: Path) -> Callable[..., Path]:
 
 
 OWN = [
-    ("DDIMScheduler", {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}, "DDIM", ""),
+    (
+        "DDIMScheduler",
+        {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"},
+        "DDIM",
+        "",
+    ),
     ("PNDMScheduler", {"skip_prk_steps": True, "steps_offset": 1}, "PLMS", ""),
     ("EulerDiscreteScheduler", {"use_karras_sigmas": True}, "Euler", "Karras"),
     ("EulerAncestralDiscreteScheduler", {"timestep_spacing": "trailing"}, "Euler a", ""),
@@ -56,7 +61,9 @@ OWN = [
 
 
 @pytest.mark.parametrize(("name", "values", "called", "kind"), OWN)
-def test_pictures_are_those_of_diffusers_pipeline(base: Callable[..., Path], name: str, values: dict[str, Any], called: str, kind: str) -> None:
+def test_pictures_are_those_of_diffusers_pipeline(
+    base: Callable[..., Path], name: str, values: dict[str, Any], called: str, kind: str
+) -> None:
     """Two pictures at once, of which the second alone is the same: samplers that add noise take each picture's own."""
     from diffusers import StableDiffusionPipeline
 
@@ -66,23 +73,49 @@ def test_pictures_are_those_of_diffusers_pipeline(base: Callable[..., Path], nam
     pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(seed) for seed in (3, 9)]
-    theirs = pipe(["a dog"] * 2, num_inference_steps=5, guidance_scale=4.0, height=32, width=32, output_type="latent", generator=generators).images
+    theirs = pipe(
+        ["a dog"] * 2,
+        num_inference_steps=5,
+        guidance_scale=4.0,
+        height=32,
+        width=32,
+        output_type="latent",
+        generator=generators,
+    ).images
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-4)
     torch.testing.assert_close(sample(stack, "a dog", "", [9], 5, 4.0)[0], ours[1], rtol=1e-4, atol=2e-4)
     found = bases.find(str(folder))
-    assert found.sampler == (called, kind) and found.drawn_by() == ({} if name == "DDIMScheduler" else {"sampler": name}) and not stack.notes
+    assert (
+        found.sampler == (called, kind)
+        and found.drawn_by() == ({} if name == "DDIMScheduler" else {"sampler": name})
+        and not stack.notes
+    )
     begun = sample(stack, "a dog", "", [3], 5, 4.0, below=0.5, object_below=0.8)
     assert begun.isfinite().all() and (begun - ours[:1]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("name", ["HeunDiscreteScheduler", "UniPCMultistepScheduler", "EulerAncestralDiscreteScheduler", "DPMSolverSinglestepScheduler"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "HeunDiscreteScheduler",
+        "UniPCMultistepScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "DPMSolverSinglestepScheduler",
+    ],
+)
 def test_from_the_middle_too(base: Callable[..., Path], name: str) -> None:
     from diffusers import StableDiffusionImg2ImgPipeline
 
     stack = stacks.load(base(name), CPU, torch.float32)
     start = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     ours = again(stack, start, "a dog", "", [5], 0.5, 6, 3.0)
-    parts: dict[str, Any] = {"text_encoder": None, "tokenizer": None, "safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    parts: dict[str, Any] = {
+        "text_encoder": None,
+        "tokenizer": None,
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+    }
     pipe = StableDiffusionImg2ImgPipeline(vae=stack.vae, unet=stack.unet, scheduler=stack.pipeline().scheduler, **parts)
     pipe.set_progress_bar_config(disable=True)
     theirs = pipe(
@@ -100,14 +133,18 @@ def test_from_the_middle_too(base: Callable[..., Path], name: str) -> None:
         ("PNDMScheduler", {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}, "zero terminal SNR"),
     ],
 )
-def test_what_takes_its_place_is_said(cli: Callable, project: Path, base: Callable[..., Path], name: str, values: dict[str, Any], why: str) -> None:
+def test_what_takes_its_place_is_said(
+    cli: Callable, project: Path, base: Callable[..., Path], name: str, values: dict[str, Any], why: str
+) -> None:
     folder = base(name, **values)
     done = cli("generate", "a dog", "-n", 1, "--steps", 2, "--base", folder)
     assert done.code == 0 and f"DDIM takes the place of the base's own sampler {name}: " in done.err and why in done.err
     assert bases.find(str(folder)).sampler == ("DDIM", "") and bases.find(str(folder)).drawn_by() == {}
 
 
-def test_a_sampler_that_needs_more_than_is_installed(base: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sampler_that_needs_more_than_is_installed(
+    base: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(samplers, "find_spec", lambda name: None)
     for name, values in (("LMSDiscreteScheduler", {}), ("EulerDiscreteScheduler", {"use_beta_sigmas": True})):
         stack = stacks.load(base(name, **values), CPU, torch.float32)
@@ -127,7 +164,9 @@ def test_a_sampler_that_needs_more_than_is_installed(base: Callable[..., Path], 
         ("UniPCMultistepScheduler", {"use_flow_sigmas": True}, "another kind of noise than its family"),
     ],
 )
-def test_unknown_schedulers_are_named(cli: Callable, project: Path, base: Callable[..., Path], name: str, values: dict[str, Any], said: str) -> None:
+def test_unknown_schedulers_are_named(
+    cli: Callable, project: Path, base: Callable[..., Path], name: str, values: dict[str, Any], said: str
+) -> None:
     done = cli("generate", "a dog", "--base", base(name, **values))
     assert done.code == 6 and said in done.err and "\nhint: " in done.err
 
@@ -149,7 +188,9 @@ def test_steps_that_a_sampler_cannot_take(base: Callable[..., Path]) -> None:
     with pytest.raises(UsageError, match="the sampler LCM cannot take 60 steps"):
         sample(stack, "a dog", "", [0], 60, 1.0)
     with pytest.raises(IncompatibleError, match="the sampler euler cannot draw"):
-        samplers.choose(stacks.load(base("DDIMScheduler", prediction_type="sample"), CPU, torch.float32).scheduler, "euler")
+        samplers.choose(
+            stacks.load(base("DDIMScheduler", prediction_type="sample"), CPU, torch.float32).scheduler, "euler"
+        )
 
 
 def test_what_a_config_leaves_out_has_the_defaults_of_its_class(base: Callable[..., Path]) -> None:
@@ -171,4 +212,7 @@ def test_a_scene_says_by_what_it_was_drawn(cli: Callable, project: Path, base: C
         said.append(Image.open(done.out.strip()).info["parameters"])
     assert "Sampler: Euler a, " in said[0] and "Sampler: DPM++ 2M, " in said[1]
     assert cli(*line).out == "artifacts/scene/scene/v001/001.png\n"
-    assert json.loads(cli("show", "scene/scene@1", "--json").out)["artifact"]["config"]["sampler"] == "EulerAncestralDiscreteScheduler"
+    assert (
+        json.loads(cli("show", "scene/scene@1", "--json").out)["artifact"]["config"]["sampler"]
+        == "EulerAncestralDiscreteScheduler"
+    )

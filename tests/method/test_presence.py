@@ -16,7 +16,9 @@ from objtune_cli.models import stack as stacks
 from objtune_cli.models.tokens import Placeholders, class_rows
 from tests import kin
 
-RED, BLUE, GREEN, GREY = (torch.tensor(c).view(3, 1, 1) for c in ((0.8, -0.8, -0.8), (-0.8, -0.8, 0.8), (-0.2, 0.4, -0.2), (0.0, 0.0, 0.0)))
+RED, BLUE, GREEN, GREY = (
+    torch.tensor(c).view(3, 1, 1) for c in ((0.8, -0.8, -0.8), (-0.8, -0.8, 0.8), (-0.2, 0.4, -0.2), (0.0, 0.0, 0.0))
+)
 LEFT, RIGHT = (0.0, 0.2, 0.5, 0.8), (0.5, 0.2, 1.0, 0.8)
 
 
@@ -51,7 +53,10 @@ def check(monkeypatch: pytest.MonkeyPatch) -> Check:
         stack.acting = None
 
     monkeypatch.setattr(presence, "alone", alone)
-    return Check(Colours(), [Known("rex", {"colour": RED}, "<rex>", "a thing"), Known("cup", {"colour": BLUE}, "<cup>", "a thing")])  # type: ignore[arg-type]
+    return Check(
+        Colours(),
+        [Known("rex", {"colour": RED}, "<rex>", "a thing"), Known("cup", {"colour": BLUE}, "<cup>", "a thing")],
+    )  # type: ignore[arg-type]
 
 
 def _scene(left: Tensor, right: Tensor) -> Tensor:
@@ -61,7 +66,9 @@ def _scene(left: Tensor, right: Tensor) -> Tensor:
 
 
 def test_the_matrix_says_what_stands_where(check: Check) -> None:
-    right, swapped, twice = check.matrices(torch.stack([_scene(RED, BLUE), _scene(BLUE, RED), _scene(RED, RED)]), [LEFT, RIGHT])
+    right, swapped, twice = check.matrices(
+        torch.stack([_scene(RED, BLUE), _scene(BLUE, RED), _scene(RED, RED)]), [LEFT, RIGHT]
+    )
     assert presence.wrong(right) == [] and presence.margin(right) > 0
     assert presence.wrong(swapped) == [0, 1] and presence.wrong(twice) == [1]
     assert presence.margin(swapped) < 0 and presence.margin(twice) < 0
@@ -122,8 +129,12 @@ def test_every_family_is_looked_at_and_left_as_it_was(tmp_path: Path, name: str)
         before = stack.predict(z, t, stack.encode(["a dog"]))
     pictures = torch.rand(2, 3, stack.size, stack.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     matrices = Check(stack, objects).matrices(pictures, [LEFT, RIGHT])
-    assert matrices.shape == (2, 2, 2) and matrices.isfinite().all() and len({float(v) for v in matrices.flatten()}) == 8
-    torch.testing.assert_close(Check(stack, objects).matrices(pictures[1:], [LEFT, RIGHT])[0], matrices[1], rtol=1e-3, atol=1e-3)
+    assert (
+        matrices.shape == (2, 2, 2) and matrices.isfinite().all() and len({float(v) for v in matrices.flatten()}) == 8
+    )
+    torch.testing.assert_close(
+        Check(stack, objects).matrices(pictures[1:], [LEFT, RIGHT])[0], matrices[1], rtol=1e-3, atol=1e-3
+    )
     with torch.no_grad():
         assert torch.equal(stack.predict(z, t, stack.encode(["a dog"])), before)
     assert all(0 < level < 1 for level in LEVELS)

@@ -24,7 +24,9 @@ def test_shapes_and_types(stack: Stack) -> None:
 
 
 def test_predictions_are_the_frozen_bases(stack: Stack) -> None:
-    kept = prior.compute(stack, "owl", replace(CONFIG, entries=21), 3.0, others=("cat", "owl"))  # more than one batch of 8
+    kept = prior.compute(
+        stack, "owl", replace(CONFIG, entries=21), 3.0, others=("cat", "owl")
+    )  # more than one batch of 8
     texts = ["a photo of an owl", "", "a photo of a cat"]
     assert set(kept["asked"].tolist()) == {0, 1, 2} and kept["asked"][::2].count_nonzero() == 0
     with torch.no_grad():

@@ -105,7 +105,9 @@ def test_stopped_and_continued_it_stops_where_it_would_have(tiny_base, monkeypat
     from objtune_cli.models import stack as stacks
 
     monkeypatch.setattr(stopping, "FROM", 2)
-    monkeypatch.setattr(stopping, "SHARE", 0.9)  # the tiny base learns little: stop at the first look that may be the last
+    monkeypatch.setattr(
+        stopping, "SHARE", 0.9
+    )  # the tiny base learns little: stop at the first look that may be the last
 
     def fresh() -> Trainer:
         stack = stacks.load(tiny_base, torch.device("cpu"), torch.float32)

@@ -17,7 +17,21 @@ from objtune_cli.models.stack import Stack
 from objtune_cli.models.tokens import class_rows
 from objtune_cli.numerics.noise import step_generator
 
-CONFIG = Train(steps=6, rank=2, batch=4, views=4, lr=5e-3, token_lr=1e-2, modules="all", class_weight=1.0, blocks="all", class_every=1, passes="together", latents="mean", as_taken=0.0)
+CONFIG = Train(
+    steps=6,
+    rank=2,
+    batch=4,
+    views=4,
+    lr=5e-3,
+    token_lr=1e-2,
+    modules="all",
+    class_weight=1.0,
+    blocks="all",
+    class_every=1,
+    passes="together",
+    latents="mean",
+    as_taken=0.0,
+)
 
 
 def _subject(stack: Stack, name: str = "rex", word: str = "dog", left: int = 10) -> Subject:
@@ -26,13 +40,18 @@ def _subject(stack: Stack, name: str = "rex", word: str = "dog", left: int = 10)
     mask[12:36, left : left + 14] = 1
     ground = torch.tensor([-0.5, 0.0, 0.5]).view(3, 1, 1).expand(3, 48, 48)
     picture = ground * (1 - mask) + torch.tensor([0.8, -0.6, -0.4]).view(3, 1, 1) * mask
-    return Subject(name, word, torch.cat([class_rows(stack, "a"), class_rows(stack, word)]), 1, picture, ground.clone(), mask)
+    return Subject(
+        name, word, torch.cat([class_rows(stack, "a"), class_rows(stack, word)]), 1, picture, ground.clone(), mask
+    )
 
 
 def _prior(stack: Stack, word: str = "dog", entries: int = 5) -> dict[str, torch.Tensor]:
     """Random (z_t, t) with the frozen base's own predictions."""
     g = torch.Generator().manual_seed(1)
-    z, t = torch.randn(entries, stack.unet.config.in_channels, 8, 8, generator=g), torch.randint(0, 1000, (entries,), generator=g)
+    z, t = (
+        torch.randn(entries, stack.unet.config.in_channels, 8, 8, generator=g),
+        torch.randint(0, 1000, (entries,), generator=g),
+    )
     with torch.no_grad():
         conditions = stack.encode([f"a photo of a {word}", ""])
         asked = torch.arange(entries) % 2
@@ -59,7 +78,9 @@ def _all(trainer: Trainer) -> dict[str, torch.Tensor]:
 def _terms(trainer: Trainer, step: int = 0) -> dict[str, float]:
     """The loss of one step, without taking it."""
     with torch.no_grad():
-        return {k: float(v) for part in trainer._losses(step_generator(trainer.config.seed, step)) for k, v in part.items()}
+        return {
+            k: float(v) for part in trainer._losses(step_generator(trainer.config.seed, step)) for k, v in part.items()
+        }
 
 
 def _equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -93,7 +114,9 @@ def test_one_row_in_four_is_known_and_keeps_its_own_mask(trainer, monkeypatch: p
     t = trainer()
     seen: list[torch.Tensor] = []
     real = type(t.stack).predict
-    monkeypatch.setattr(type(t.stack), "predict", lambda self, z, *rest: (seen.append(z.clone()), real(self, z, *rest))[1])
+    monkeypatch.setattr(
+        type(t.stack), "predict", lambda self, z, *rest: (seen.append(z.clone()), real(self, z, *rest))[1]
+    )
     before = _terms(t)
     known = [(z, int(row)) for entry in t.known[0].values() for z, row in zip(entry.z_t, entry.rows, strict=True)]
     found = [[row for z, row in known if torch.equal(z, given)] for given in seen[0][:4]]
@@ -198,11 +221,19 @@ def test_tokens_keep_their_length_and_class_rows_their_place(trainer) -> None:
 def test_the_base_itself_is_never_trained(trainer) -> None:
     t = trainer()
     frozen = {
-        n: p.detach().clone() for m in (t.stack.unet, t.stack.text_encoder, t.stack.vae) for n, p in m.named_parameters() if "lora" not in n
+        n: p.detach().clone()
+        for m in (t.stack.unet, t.stack.text_encoder, t.stack.vae)
+        for n, p in m.named_parameters()
+        if "lora" not in n
     }
     lora = adapter.tensors(t.stack)
     training.run(t, lambda step: None)
-    now = {n: p for m in (t.stack.unet, t.stack.text_encoder, t.stack.vae) for n, p in m.named_parameters() if "lora" not in n}
+    now = {
+        n: p
+        for m in (t.stack.unet, t.stack.text_encoder, t.stack.vae)
+        for n, p in m.named_parameters()
+        if "lora" not in n
+    }
     assert all(torch.equal(now[n], v) for n, v in frozen.items())
     trained = adapter.tensors(t.stack)
     assert not any(torch.equal(trained[k], lora[k]) for k in lora)
@@ -283,7 +314,9 @@ def test_words_of_a_subset(stack: Stack, kind: str) -> None:
 
 def test_the_rate_warms_up_and_ends_at_a_twentieth(trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     t = trainer(replace(CONFIG, steps=40))
-    monkeypatch.setattr(t, "_losses", lambda g: [{k: sum(p.sum() for p in t.lora) * 0 for k in ("object", "background", "class")}])
+    monkeypatch.setattr(
+        t, "_losses", lambda g: [{k: sum(p.sum() for p in t.lora) * 0 for k in ("object", "background", "class")}]
+    )
     rates = []
     for _ in range(40):
         t.advance()
@@ -334,7 +367,9 @@ def test_what_is_not_finite_before_anything_was_learned_is_laid_to_no_rate(train
 def test_weights_of_the_terms(trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each term pulls at a parameter of its own; clipping scales all three alike."""
     t = trainer(replace(CONFIG, background_weight=3.0, class_weight=0.5))
-    monkeypatch.setattr(t, "_losses", lambda g: [{k: p.sum() for k, p in zip(("object", "background", "class"), t.lora, strict=False)}])
+    monkeypatch.setattr(
+        t, "_losses", lambda g: [{k: p.sum() for k, p in zip(("object", "background", "class"), t.lora, strict=False)}]
+    )
     t.advance()
     grads = [p.grad.flatten()[0] for p in t.lora[:3]]
     assert float(grads[1] / grads[0]) == pytest.approx(3) and float(grads[2] / grads[0]) == pytest.approx(0.5)

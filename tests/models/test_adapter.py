@@ -15,7 +15,9 @@ from objtune_cli.models.stack import Stack
 def _predict(stack: Stack) -> torch.Tensor:
     g = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        return stack.predict(torch.randn(2, 4, 8, 8, generator=g), torch.tensor([10, 800]), stack.encode(["a dog", "a cat"]))
+        return stack.predict(
+            torch.randn(2, 4, 8, 8, generator=g), torch.tensor([10, 800]), stack.encode(["a dog", "a cat"])
+        )
 
 
 def _shake(stack: Stack, seed: int = 0) -> None:
@@ -42,7 +44,11 @@ def test_only_lora_is_trainable_and_only_on_the_named_layers(stack: Stack, modul
     assert len(trainable) == len(params)
     assert all(".lora_A." in n or ".lora_B." in n for n in trainable)
     layers = {n.split(".lora_")[0] for n in trainable}
-    wanted = {n for n, _ in stack.unet.named_modules() if n.endswith(tuple("." + m for m in MODULES[modules])) and ".lora_" not in n}
+    wanted = {
+        n
+        for n, _ in stack.unet.named_modules()
+        if n.endswith(tuple("." + m for m in MODULES[modules])) and ".lora_" not in n
+    }
     assert layers == wanted
     assert any("conv1" in n for n in layers) == (modules == "all")
 

@@ -141,7 +141,10 @@ def test_products_of_zeros_take_as_much() -> None:
         with live:
             x = net(torch.randn(2, 8, 16))
             q = x.unflatten(-1, (2, -1)).transpose(1, 2)
-            out = torch.nn.functional.scaled_dot_product_attention(q, q, q).flatten(1).square().mean() + conv(torch.randn(2, 4, 6, 6)).square().mean()
+            out = (
+                torch.nn.functional.scaled_dot_product_attention(q, q, q).flatten(1).square().mean()
+                + conv(torch.randn(2, 4, 6, 6)).square().mean()
+            )
             out.backward()
         return live.peak, float(out)
 

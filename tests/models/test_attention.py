@@ -47,7 +47,10 @@ def test_afterwards_all_is_as_before(stack: Stack) -> None:
 def test_maps_are_probabilities_over_the_prompt(stack: Stack) -> None:
     with recorded(stack, 2) as seen:
         _predict(stack, PROMPTS)
-    assert {side: {tuple(m.shape) for m in maps} for side, maps in seen.maps.items()} == {8: {(2, 64, 77)}, 4: {(2, 16, 77)}}
+    assert {side: {tuple(m.shape) for m in maps} for side, maps in seen.maps.items()} == {
+        8: {(2, 64, 77)},
+        4: {(2, 16, 77)},
+    }
     for maps in seen.maps.values():
         for m in maps:
             assert float(m.min()) >= 0
@@ -61,7 +64,10 @@ def test_a_map_is_the_softmax_of_queries_and_keys(stack: Stack) -> None:
     """Of the first layer, by hooks on its own queries and keys."""
     layer = stack.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2
     kept = {}
-    handles = [getattr(layer, n).register_forward_hook(lambda m, a, out, n=n: kept.setdefault(n, out)) for n in ("to_q", "to_k")]
+    handles = [
+        getattr(layer, n).register_forward_hook(lambda m, a, out, n=n: kept.setdefault(n, out))
+        for n in ("to_q", "to_k")
+    ]
     with recorded(stack, 3) as seen:
         _predict(stack, PROMPTS)
     for handle in handles:

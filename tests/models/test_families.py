@@ -83,7 +83,9 @@ def test_a_prompt_is_encoded_as_diffusers_does(folders: dict[str, Path], opened:
         assert torch.equal(ours, pipe.encode_prompt(text, CPU, 1, False)[0])
         return
     asked = text or None  # what a person who gives no negative prompt is given: zeros
-    words, against, pooled, pooled_against = pipe.encode_prompt(PROMPT if asked is None else text, negative_prompt=asked, device=CPU)
+    words, against, pooled, pooled_against = pipe.encode_prompt(
+        PROMPT if asked is None else text, negative_prompt=asked, device=CPU
+    )
     if asked is None:
         words, pooled = against, pooled_against
     assert torch.equal(stack.family.words(ours), words)
@@ -97,7 +99,9 @@ def test_pictures_are_those_of_diffusers_own_pipeline(folders: dict[str, Path], 
     ours = sample(stack, PROMPT, "", [7], steps=4, guidance=4.0)
     pipe = theirs(folders[name], name)
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(7))
-    shown = pipe(PROMPT, latents=noise, num_inference_steps=4, guidance_scale=4.0, height=32, width=32, output_type="latent").images
+    shown = pipe(
+        PROMPT, latents=noise, num_inference_steps=4, guidance_scale=4.0, height=32, width=32, output_type="latent"
+    ).images
     torch.testing.assert_close(ours, shown, rtol=1e-4, atol=1e-4)
     assert stack.prediction == ("v_prediction" if name == "sd2" else "epsilon")
 
@@ -120,7 +124,10 @@ def test_sdxl_is_told_the_size_and_the_pooled_words(opened: Any) -> None:
     condition = stack.encode([PROMPT, "a cat"])
     with torch.no_grad():
         whole = stack.predict(z, t, condition)
-        told = {"text_embeds": condition[:, -1, : kin.WIDTH_2], "time_ids": torch.tensor([[32.0, 32, 0, 0, 32, 32]] * 2)}
+        told = {
+            "text_embeds": condition[:, -1, : kin.WIDTH_2],
+            "time_ids": torch.tensor([[32.0, 32, 0, 0, 32, 32]] * 2),
+        }
         direct = stack.unet(z, t, encoder_hidden_states=condition[:, :-1], added_cond_kwargs=told).sample
         changed = condition.clone()
         changed[:, -1] = 0
@@ -189,7 +196,9 @@ def test_lengths_are_kept_tower_by_tower() -> None:
 
 
 @pytest.mark.parametrize(("name", "index"), [("sd1", 0), ("sd2", 0), ("sdxl", 0), ("sdxl", 1), ("sd3", 0), ("sd3", 1)])
-def test_towers_read_a_prompt_as_their_own_clip_does(folders: dict[str, Path], opened: Any, name: str, index: int) -> None:
+def test_towers_read_a_prompt_as_their_own_clip_does(
+    folders: dict[str, Path], opened: Any, name: str, index: int
+) -> None:
     """SD 2.x keeps all but the last layer of its CLIP: the towers add it."""
     from transformers import CLIPModel
 
@@ -200,13 +209,17 @@ def test_towers_read_a_prompt_as_their_own_clip_does(folders: dict[str, Path], o
         ours = loaded.texts(stack, [PROMPT])
         clip = CLIPModel.from_pretrained(folder)
         ids = stack.token_ids([PROMPT])
-        state = clip.text_model(input_ids=ids).last_hidden_state[0, int((ids[0] == stack.tokenizer.eos_token_id).int().argmax())]
+        state = clip.text_model(input_ids=ids).last_hidden_state[
+            0, int((ids[0] == stack.tokenizer.eos_token_id).int().argmax())
+        ]
         wanted = torch.nn.functional.normalize(clip.text_projection(state), dim=-1)
     torch.testing.assert_close(ours[0], wanted, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "index"), [("sd2", 0), ("sdxl", 1)])
-def test_towers_from_one_file_are_those_of_the_folder(folders: dict[str, Path], opened: Any, name: str, index: int) -> None:
+def test_towers_from_one_file_are_those_of_the_folder(
+    folders: dict[str, Path], opened: Any, name: str, index: int
+) -> None:
     stack = opened(name)
     folder = folders[name] / ("clip", "clip_2")[index]
     whole, file = (towers.load(source, stack, index) for source in (folder, folder / "model.safetensors"))

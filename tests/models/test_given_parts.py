@@ -24,7 +24,11 @@ VAE = "vae/diffusion_pytorch_model.safetensors"
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     top = tmp_path_factory.mktemp("given")
-    found = {"sd1": kin.sd1(top / "one"), "sd2": kin.sd2(top / "two", with_clip=False), "sdxl": kin.sdxl(top / "xl", with_clip=False)}
+    found = {
+        "sd1": kin.sd1(top / "one"),
+        "sd2": kin.sd2(top / "two", with_clip=False),
+        "sdxl": kin.sdxl(top / "xl", with_clip=False),
+    }
     for name, folder in found.items():
         ldm.layout(folder, top / "layouts" / name)
     return found
@@ -38,7 +42,9 @@ def one(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     def make(name: str, more: tuple[str, ...] = (), without: str = "", said: dict[str, str] | None = None) -> Path:
         path = ldm.one_file(folders[name], name, tmp_path / f"{name}.safetensors")
-        weights = {key: value.clone() for key, value in load_file(path).items() if not without or not key.startswith(without)}
+        weights = {
+            key: value.clone() for key, value in load_file(path).items() if not without or not key.startswith(without)
+        }
         save_file(weights | {key: torch.zeros(1) for key in more}, path, said)
         return path
 
@@ -52,9 +58,18 @@ def scheduler_of(base: bases.Base) -> dict:
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
 def test_the_marks_of_v_prediction_and_zero_snr(one: Callable[..., Path], family: str) -> None:
     plain, marked = (bases.find(str(one(family, more))) for more in ((), ("v_pred", "ztsnr")))
-    assert (plain.prediction, plain.zero_snr, marked.prediction, marked.zero_snr) == ("epsilon", False, "v_prediction", True)
+    assert (plain.prediction, plain.zero_snr, marked.prediction, marked.zero_snr) == (
+        "epsilon",
+        False,
+        "v_prediction",
+        True,
+    )
     config = scheduler_of(marked)
-    assert (config["prediction_type"], config["rescale_betas_zero_snr"], config["timestep_spacing"]) == ("v_prediction", True, "trailing")
+    assert (config["prediction_type"], config["rescale_betas_zero_snr"], config["timestep_spacing"]) == (
+        "v_prediction",
+        True,
+        "trailing",
+    )
     stack = stacks.load(marked.folder, CPU, torch.float32, marked.weights)
     assert float(stack.alpha_bar[-1]) == 0 and marked.record()["noise"] == "zero-snr" and "noise" not in plain.record()
 
@@ -68,7 +83,9 @@ def test_the_marks_of_v_prediction_and_zero_snr(one: Callable[..., Path], family
         ((), {"modelspec.prediction_type": "x0"}, "says that it predicts x0"),
     ],
 )
-def test_other_noise_is_refused(cli: Callable, project: Path, one: Callable[..., Path], more: tuple[str, ...], said: dict | None, text: str) -> None:
+def test_other_noise_is_refused(
+    cli: Callable, project: Path, one: Callable[..., Path], more: tuple[str, ...], said: dict | None, text: str
+) -> None:
     done = cli("generate", "a dog", "--base", one("sdxl", more, said=said))
     assert done.code == 6 and text in done.err
 
@@ -92,13 +109,17 @@ def test_a_file_that_does_not_say_what_it_predicts(cli: Callable, project: Path,
         ("sd1", "something: else\n", "epsilon"),
     ],
 )
-def test_a_config_beside_a_file_says_what_it_predicts(one: Callable[..., Path], family: str, text: str, prediction: str) -> None:
+def test_a_config_beside_a_file_says_what_it_predicts(
+    one: Callable[..., Path], family: str, text: str, prediction: str
+) -> None:
     """As A1111 and ComfyUI read it; what the user or the file itself says goes before."""
     path = one(family)
     plain = bases.find(str(path))
     path.with_suffix(".yaml").write_text(text)
     found = bases.find(str(path))
-    assert found.scheduler["prediction_type"] == prediction and (family != "sd1" or scheduler_of(found)["prediction_type"] == prediction)
+    assert found.scheduler["prediction_type"] == prediction and (
+        family != "sd1" or scheduler_of(found)["prediction_type"] == prediction
+    )
     assert (found.fingerprint == plain.fingerprint) == (prediction == plain.prediction)
     assert bases.find(str(path), prediction=plain.prediction).fingerprint == plain.fingerprint
     assert bases.find(str(one(family, said={"modelspec.prediction_type": "epsilon"}))).prediction == "epsilon"
@@ -133,16 +154,26 @@ def test_vaes_of_any_ending_make_other_bases(folders: dict[str, Path], tmp_path:
 
 def test_the_prediction_of_a_folder_is_said_by_hand(folders: dict[str, Path]) -> None:
     plain, same, other = (bases.find(str(folders["sd1"]), prediction=said) for said in ("", "epsilon", "v"))
-    assert plain.record() == same.record() and other.record()["prediction"] == "v_prediction" and other.fingerprint != plain.fingerprint
+    assert (
+        plain.record() == same.record()
+        and other.record()["prediction"] == "v_prediction"
+        and other.fingerprint != plain.fingerprint
+    )
     assert scheduler_of(other)["prediction_type"] == "v_prediction"
 
 
-def test_a_file_without_a_vae_takes_a_given_one(cli: Callable, project: Path, one: Callable[..., Path], folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_file_without_a_vae_takes_a_given_one(
+    cli: Callable, project: Path, one: Callable[..., Path], folders: dict[str, Path], tmp_path: Path
+) -> None:
     path = one("sd1", without="first_stage_model.")
     refused = cli("generate", "a dog", "--base", path)
     assert refused.code == 6 and f"{path} holds no autoencoder" in refused.err and "--set vae=" in refused.err
     whole = load_file(ldm.one_file(folders["sd1"], "sd1", tmp_path / "whole.safetensors"))
-    bare = {key.removeprefix("first_stage_model."): value for key, value in whole.items() if key.startswith("first_stage_model.")}
+    bare = {
+        key.removeprefix("first_stage_model."): value
+        for key, value in whole.items()
+        if key.startswith("first_stage_model.")
+    }
     save_file(bare, tmp_path / "vae.safetensors")
     for given in (folders["sd1"], folders["sd1"] / "vae", folders["sd1"] / VAE, tmp_path / "vae.safetensors"):
         done = cli("generate", "a dog", "-n", 1, "--steps", 2, "--base", path, "--set", f"base.vae={given}")
@@ -157,7 +188,11 @@ def test_a_folder_takes_another_vae_which_makes_it_another_base(folders: dict[st
     folder = shutil.copytree(folders["sd1"], tmp_path / "one")
     other = shutil.copytree(folder / "vae", tmp_path / "other")
     weights = load_file(folder / VAE)
-    save_file(weights | {"decoder.conv_out.bias": weights["decoder.conv_out.bias"] + 1}, other / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    save_file(
+        weights | {"decoder.conv_out.bias": weights["decoder.conv_out.bias"] + 1},
+        other / "diffusion_pytorch_model.safetensors",
+        {"format": "pt"},
+    )
     plain, changed = bases.find(str(folder)), bases.find(str(folder), vae=str(other))
     assert changed.fingerprint != plain.fingerprint and changed.record()["vae"] == "other"
     stack = stacks.load(folder, CPU, torch.float32, vae=changed.vae)
@@ -170,8 +205,16 @@ def test_a_folder_takes_another_vae_which_makes_it_another_base(folders: dict[st
     assert bases.find(str(folder), vae=str(other)).side == side
 
 
-@pytest.mark.parametrize(("values", "said"), [({"scaling_factor": 0.13025}, "its scaling_factor is 0.13025"), ({"_class_name": "AutoencoderTiny"}, "an AutoencoderTiny")])
-def test_a_vae_of_another_family_is_refused(folders: dict[str, Path], one: Callable[..., Path], tmp_path: Path, values: dict, said: str) -> None:
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"scaling_factor": 0.13025}, "its scaling_factor is 0.13025"),
+        ({"_class_name": "AutoencoderTiny"}, "an AutoencoderTiny"),
+    ],
+)
+def test_a_vae_of_another_family_is_refused(
+    folders: dict[str, Path], one: Callable[..., Path], tmp_path: Path, values: dict, said: str
+) -> None:
     other = shutil.copytree(folders["sd1"] / "vae", tmp_path / "other")
     config = other / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | values))
@@ -181,7 +224,12 @@ def test_a_vae_of_another_family_is_refused(folders: dict[str, Path], one: Calla
 
 
 def test_vaes_that_are_none(cli: Callable, project: Path, folders: dict[str, Path]) -> None:
-    for given, code in ((folders["sd1"] / "unet/diffusion_pytorch_model.safetensors", 6), ("./nowhere", 4), ("some/vae", 7), (folders["sd1"] / "tokenizer", 4)):
+    for given, code in (
+        (folders["sd1"] / "unet/diffusion_pytorch_model.safetensors", 6),
+        ("./nowhere", 4),
+        ("some/vae", 7),
+        (folders["sd1"] / "tokenizer", 4),
+    ):
         done = cli("generate", "a dog", "--base", folders["sd1"], "--set", f"vae={given}")
         assert done.code == code and done.err.startswith("error: "), (given, done.err)
 
@@ -202,7 +250,9 @@ def test_layers_that_a_file_lacks(cli: Callable, project: Path, one: Callable[..
         assert done.code == 5 and part in done.err and "Traceback" not in done.err, done.err
 
 
-def test_files_of_other_kinds_say_what_they_are(cli: Callable, project: Path, one: Callable[..., Path], folders: dict[str, Path], tmp_path: Path) -> None:
+def test_files_of_other_kinds_say_what_they_are(
+    cli: Callable, project: Path, one: Callable[..., Path], folders: dict[str, Path], tmp_path: Path
+) -> None:
     save_file({"lora_unet_x.lora_up.weight": torch.zeros(1)}, tmp_path / "lora.safetensors")
     said = {
         tmp_path / "lora.safetensors": f"`objtune import {tmp_path}/lora.safetensors ", folders["sd1"] / VAE: "it is a VAE: `--set vae=",
@@ -219,7 +269,10 @@ def test_an_object_is_drawn_on_other_bases_of_its_family(
     """Another VAE, weights saved again, a config that differs, no clip/: with a note; strictly: refused, with a hint that works."""
     own = shutil.copytree(folders["sd1"], project / "own")
     layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
-    save_file({f"unet.{layer}.lora_A.weight": torch.ones(2, 16), f"unet.{layer}.lora_B.weight": torch.ones(8, 2)}, tmp_path / "lora.safetensors")
+    save_file(
+        {f"unet.{layer}.lora_A.weight": torch.ones(2, 16), f"unet.{layer}.lora_B.weight": torch.ones(8, 2)},
+        tmp_path / "lora.safetensors",
+    )
     assert cli("import", tmp_path / "lora.safetensors", "--class", "dog", "--base", "own").code == 0
     line = ("generate", "a photo of <dog>", "-n", 1, "--steps", 1, "--base")
     assert "learned on" not in cli(*line, "own").err
@@ -230,7 +283,9 @@ def test_an_object_is_drawn_on_other_bases_of_its_family(
 
     def another_vae(folder: Path) -> None:
         weights = load_file(folder / VAE)
-        save_file(weights | {"decoder.conv_out.bias": weights["decoder.conv_out.bias"] + 0.1}, folder / VAE, {"format": "pt"})
+        save_file(
+            weights | {"decoder.conv_out.bias": weights["decoder.conv_out.bias"] + 0.1}, folder / VAE, {"format": "pt"}
+        )
 
     def another_config(folder: Path) -> None:
         path = folder / "scheduler/scheduler_config.json"
@@ -244,8 +299,15 @@ def test_an_object_is_drawn_on_other_bases_of_its_family(
     siblings = [changed(work.__name__, work) for work in works]
     for name in siblings:
         done = cli(*line, name)
-        assert done.code == 0 and f"adapter/dog@1 was learned on the base own and is drawn on {name}, another base of Stable Diffusion 1.x" in done.err
-        assert header.read(Path(done.out.strip()).parent.with_suffix(".safetensors"))[0]["base"] == bases.find(name).record()
+        assert (
+            done.code == 0
+            and f"adapter/dog@1 was learned on the base own and is drawn on {name}, another base of Stable Diffusion 1.x"
+            in done.err
+        )
+        assert (
+            header.read(Path(done.out.strip()).parent.with_suffix(".safetensors"))[0]["base"]
+            == bases.find(name).record()
+        )
     for strict in (("--strict-base",), ("--set", "strict_base=1")):
         done = cli(*line, siblings[0], *strict)
         assert done.code == 6 and "hint: add `--base ./own`, or make it again" in done.err
@@ -257,7 +319,9 @@ def test_an_object_is_drawn_on_other_bases_of_its_family(
     tiny.build(project / "small", clip=False)
     for base, why in (("toybox", "its words have 16 numbers"), ("small", "")):
         done = cli(*line, base)
-        assert (done.code, "`--base ./own`" in done.err) == ((6, True) if why else (0, False)) and why in done.err, done.err
+        assert (done.code, "`--base ./own`" in done.err) == ((6, True) if why else (0, False)) and why in done.err, (
+            done.err
+        )
     assert cli(*line, folders["sdxl"]).code == 6
     monkeypatch.chdir(tmp_path)
     shutil.move(own, tmp_path / "elsewhere")

@@ -60,7 +60,9 @@ def test_so_does_a_segmenter(base: Path) -> None:
         assert {p.device for p in model.parameters()} == {CPU}
 
 
-def test_the_default_format_stays_what_it_is_while_half_precision_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_format_stays_what_it_is_while_half_precision_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Other threads draw their noise meanwhile."""
     from transformers import CLIPModel, CLIPTextModel
 

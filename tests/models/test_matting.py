@@ -39,7 +39,9 @@ def test_an_outline_a_pixel_off_is_drawn_to_the_edge(change) -> None:
 def test_far_from_the_outline_nothing_changes() -> None:
     rgb, cover = _scene()
     mask = cover > 0.5
-    far = cv2.dilate(mask.astype(np.uint8), np.ones((25, 25), np.uint8)) == cv2.erode(mask.astype(np.uint8), np.ones((25, 25), np.uint8))
+    far = cv2.dilate(mask.astype(np.uint8), np.ones((25, 25), np.uint8)) == cv2.erode(
+        mask.astype(np.uint8), np.ones((25, 25), np.uint8)
+    )
     assert np.array_equal(matte(rgb, mask, 4)[far], mask[far].astype(np.float32))
 
 

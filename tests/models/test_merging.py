@@ -32,7 +32,11 @@ def test_a_sum_is_exact() -> None:
     for layer in (LINEAR, CONV):
         torch.testing.assert_close(_delta(both, layer), 0.5 * _delta(first, layer) - 2 * _delta(second, layer))
     torch.testing.assert_close(_delta(both, ALONE), -2 * _delta(second, ALONE))
-    assert {v.shape[0] for k, v in both.items() if "lora_A" in k} == {v.shape[1] for k, v in both.items() if "lora_B" in k} == {5}
+    assert (
+        {v.shape[0] for k, v in both.items() if "lora_A" in k}
+        == {v.shape[1] for k, v in both.items() if "lora_B" in k}
+        == {5}
+    )
     assert both[f"{CONV}.lora_A.weight"].shape == (5, 3, 3, 3) and both[f"{CONV}.lora_B.weight"].shape == (5, 5, 1, 1)
     assert not any(k.startswith("token.") for k in both)
 
@@ -44,7 +48,9 @@ def test_a_rank_gives_the_nearest_delta_of_that_rank() -> None:
     left_out = torch.linalg.svdvals(whole)[2:]
     found = merging.merged([first, second], [1.0, 1.0], rank=2)
     assert found[f"{LINEAR}.lora_A.weight"].shape == (2, 6)
-    torch.testing.assert_close((_delta(found, LINEAR) - whole).norm(), left_out.square().sum().sqrt(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        (_delta(found, LINEAR) - whole).norm(), left_out.square().sum().sqrt(), rtol=1e-3, atol=1e-4
+    )
     full = merging.merged([first, second], [1.0, 1.0], rank=20)  # more than the layers have: zeros fill up
     assert full[f"{LINEAR}.lora_A.weight"].shape == (20, 6)
     torch.testing.assert_close(_delta(full, CONV), _delta(first, CONV) + _delta(second, CONV), rtol=1e-3, atol=1e-4)
@@ -64,7 +70,9 @@ def test_dare_is_the_same_for_the_same_seed(method: str) -> None:
     state = torch.get_rng_state()
     one, again, other = (merging.merged([_lora(1, 3), _lora(2, 3)], [1.0, 1.0], method, seed=s) for s in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(one[k], again[k]) for k in one) and not torch.equal(one[f"{LINEAR}.lora_A.weight"], other[f"{LINEAR}.lora_A.weight"])
+    assert all(torch.equal(one[k], again[k]) for k in one) and not torch.equal(
+        one[f"{LINEAR}.lora_A.weight"], other[f"{LINEAR}.lora_A.weight"]
+    )
     assert one[f"{LINEAR}.lora_A.weight"].shape == (3, 6)
 
 
@@ -86,9 +94,16 @@ def test_the_merged_adapter_draws_what_both_together_draw(stack: Stack, tiny_bas
 
 def test_layers_of_text_encoders_are_summed_too() -> None:
     """An adapter without them beside one with them; what DARE drops of the denoiser's does not depend on them."""
-    layers = ("text_encoder.text_model.encoder.layers.0.self_attn.q_proj", "text_encoder_2.text_model.encoder.layers.0.mlp.fc1")
+    layers = (
+        "text_encoder.text_model.encoder.layers.0.self_attn.q_proj",
+        "text_encoder_2.text_model.encoder.layers.0.mlp.fc1",
+    )
     g = torch.Generator().manual_seed(3)
-    words = {f"{layer}.lora_{side}.weight": torch.randn(2, 4, generator=g).view(-1, 2 if side == "B" else 4) for layer in layers for side in "AB"}
+    words = {
+        f"{layer}.lora_{side}.weight": torch.randn(2, 4, generator=g).view(-1, 2 if side == "B" else 4)
+        for layer in layers
+        for side in "AB"
+    }
     first, second, third = _lora(1, 2) | words, _lora(2, 3), {k: -3 * v for k, v in words.items() if layers[0] in k}
     both = merging.merged([first, second, third], [0.5, -2.0, 2.0])
     torch.testing.assert_close(_delta(both, layers[0]), (0.5 + 2 * 9) * _delta(words, layers[0]))

@@ -26,7 +26,9 @@ def test_products_are_halved_and_norms_are_not(stack: Stack) -> None:
     precision.halve(stack.unet)
     modules = list(stack.unet.modules())
     assert {m.weight.dtype for m in modules if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)} == {torch.bfloat16}
-    assert {m.weight.dtype for m in modules if isinstance(m, torch.nn.GroupNorm | torch.nn.LayerNorm)} == {torch.float32}
+    assert {m.weight.dtype for m in modules if isinstance(m, torch.nn.GroupNorm | torch.nn.LayerNorm)} == {
+        torch.float32
+    }
     assert all(isinstance(m, precision.FloatGroupNorm) for m in modules if isinstance(m, torch.nn.GroupNorm))
 
 

@@ -55,7 +55,9 @@ def test_prompts_are_encoded_as_diffusers_does(folders: dict[str, Path], opened:
     stack, pipe = opened(name), theirs(folders[name], name)
     assert (stack.text_encoder_3 is None) == (name == "sd35")
     for text, negative in ((PROMPT, ""), ("", "blurry"), ("x" * 300, "a cat in the snow")):
-        words, against, pooled, pooled_against = pipe.encode_prompt(text, None, None, device=CPU, negative_prompt=negative)
+        words, against, pooled, pooled_against = pipe.encode_prompt(
+            text, None, None, device=CPU, negative_prompt=negative
+        )
         for said, rows, row in ((text, words, pooled), (negative, against, pooled_against)):
             ours = halves(stack, said)
             assert torch.equal(ours[0], rows) and torch.equal(ours[1], row)
@@ -68,7 +70,14 @@ def test_pictures_are_those_of_diffusers_own_pipeline(folders: dict[str, Path], 
     ours = stack.to_picture(sample(stack, PROMPT, "blurry", [7], steps=4, guidance=4.0))
     noise = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(7))
     shown = pipe(
-        PROMPT, negative_prompt="blurry", latents=noise, num_inference_steps=4, guidance_scale=4.0, height=32, width=32, output_type="pt"
+        PROMPT,
+        negative_prompt="blurry",
+        latents=noise,
+        num_inference_steps=4,
+        guidance_scale=4.0,
+        height=32,
+        width=32,
+        output_type="pt",
     )
     torch.testing.assert_close((ours + 1) / 2, shown.images, rtol=1e-4, atol=1e-4)
     again = stack.to_picture(sample(stack, PROMPT, "blurry", [7], steps=4, guidance=4.0, scheduler="euler"))
@@ -82,7 +91,9 @@ def test_prediction_noise_and_target_are_the_flows(folders: dict[str, Path], ope
 
     stack, g = opened(name), torch.Generator().manual_seed(0)
     sample(stack, PROMPT, "", [1], steps=2, guidance=1.0)
-    schedule = FlowMatchEulerDiscreteScheduler.from_pretrained(folders[name], subfolder="scheduler", local_files_only=True)
+    schedule = FlowMatchEulerDiscreteScheduler.from_pretrained(
+        folders[name], subfolder="scheduler", local_files_only=True
+    )
     z, eps = torch.randn(2, 16, 8, 8, generator=g), torch.randn(2, 16, 8, 8, generator=g)
     t = torch.tensor([3, 999])
     z_t, aim = stack.noised(z, eps, t)
@@ -109,7 +120,12 @@ def test_the_real_sizes_fit_together(opened: Any, name: str) -> None:
     assert sum(p.numel() for p in stack.unet.parameters()) == {"sd3": 2_028_328_000, "sd35": 2_243_171_520}[name]
     condition = torch.empty(1, 77 + 256 + 1, 4096, device="meta")
     with torch.no_grad():
-        assert stack.predict(torch.empty(1, 16, 128, 128, device="meta"), torch.tensor([500]), condition).shape == (1, 16, 128, 128)
+        assert stack.predict(torch.empty(1, 16, 128, 128, device="meta"), torch.tensor([500]), condition).shape == (
+            1,
+            16,
+            128,
+            128,
+        )
 
 
 def test_levels_are_logit_normal() -> None:
@@ -136,9 +152,13 @@ def test_t5_must_read_all_of_an_objects_class_word(opened: Any) -> None:
     words.add("eel", class_rows(stack, "b"), "e" * 255)
     assert check_objects_read(stack, words.expand("a <rex>")) == []
     assert check_objects_read(stack, words.expand("<rex>" + " x" * 80)) == [Reading(83, 77)]
-    with pytest.raises(InputError, match="<rex> stands at tokens 82 to 82 of the prompt, but the base reads only the first 76"):
+    with pytest.raises(
+        InputError, match="<rex> stands at tokens 82 to 82 of the prompt, but the base reads only the first 76"
+    ):
         check_objects_read(stack, words.expand("x " * 80 + "<rex>"))
-    with pytest.raises(InputError, match=r"<eel> stands at tokens \d+ to \d+ of the prompt, but the base reads only the first 255"):
+    with pytest.raises(
+        InputError, match=r"<eel> stands at tokens \d+ to \d+ of the prompt, but the base reads only the first 255"
+    ):
         check_objects_read(stack, words.expand("<eel>"))
 
 
@@ -165,7 +185,10 @@ def test_an_objects_rows_are_its_tokens_and_its_class_word(opened: Any) -> None:
     found = {name: words.rows(text, name) for name in ("rex", "tom")}
     for name, count in (("rex", 2), ("tom", 1)):
         at = found[name][77:].nonzero().flatten().tolist()
-        assert "".join(pieces[i] for i in at).replace("\u2581", "") == "dog" * count and int(found[name][:77].sum()) == 2 * count
+        assert (
+            "".join(pieces[i] for i in at).replace("\u2581", "") == "dog" * count
+            and int(found[name][:77].sum()) == 2 * count
+        )
     assert not (found["rex"] & found["tom"]).any() and len(found["rex"]) == 77 + 256
     bare = opened("sd35")
     other = Placeholders(bare)
@@ -183,7 +206,9 @@ def test_without_t5_its_rows_are_zeros(folders: dict[str, Path], opened: Any, tm
         shutil.rmtree(tmp_path / "base" / "text_encoder_3")
     else:
         index = tmp_path / "base" / "model_index.json"
-        index.write_text(json.dumps(json.loads(index.read_text()) | {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}))
+        index.write_text(
+            json.dumps(json.loads(index.read_text()) | {"text_encoder_3": [None, None], "tokenizer_3": [None, None]})
+        )
     found = stacks.load(tmp_path / "base", CPU, torch.float32).encode([PROMPT])
     assert torch.equal(found[:, :77], whole[:, :77]) and torch.equal(found[:, -1], whole[:, -1])
     assert not found[:, 77:-1].any() and whole[:, 77:-1].any()
@@ -201,7 +226,11 @@ def test_a_sampler_of_diffusion_is_one_line(opened: Any) -> None:
 def test_our_attention_is_diffusers_own(opened: Any, name: str) -> None:
     """Queries, keys and values taken apart and put together again, in joint layers and in the picture's own."""
     stack = opened(name)
-    given = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([20, 700]), stack.encode([PROMPT, "a cat"])
+    given = (
+        torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([20, 700]),
+        stack.encode([PROMPT, "a cat"]),
+    )
     plain = stack.predict(*given)
     with attention.recorded(stack, 1) as seen:
         torch.testing.assert_close(stack.predict(*given), plain, rtol=1e-5, atol=1e-5)
@@ -228,7 +257,9 @@ def test_checkpointing_changes_no_bit(opened: Any, name: str) -> None:
             for p in layers:
                 p.copy_(torch.randn(p.shape, generator=g) * 0.1)
         z = torch.randn(1, 16, 8, 8, generator=g)
-        stack.predict(z, torch.tensor([500]), stack.encode([words.expand("a photo of <rex>")])).square().mean().backward()
+        stack.predict(
+            z, torch.tensor([500]), stack.encode([words.expand("a photo of <rex>")])
+        ).square().mean().backward()
         found.append([rows.grad, *(p.grad for p in layers)])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True)) and float(found[0][0].abs().max()) > 0
 
@@ -236,7 +267,11 @@ def test_checkpointing_changes_no_bit(opened: Any, name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_half_precision_on_a_processor(opened: Any, name: str) -> None:
     stack = opened(name)
-    given = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([500]), stack.encode([PROMPT]).detach()
+    given = (
+        torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([500]),
+        stack.encode([PROMPT]).detach(),
+    )
     with torch.no_grad():
         plain = stack.predict(*given)
         precision.halve(stack.unet)

@@ -49,7 +49,14 @@ def _box(mask: np.ndarray, room: float = 3) -> tuple[float, float, float, float]
     return float(xs.min() - room), float(ys.min() - room), float(xs.max() + 1 + room), float(ys.max() + 1 + room)
 
 
-SCENES = [(0, "dog", "grass"), (1, "cat", "snow"), (2, "car", "beach"), (3, "house", "desert"), (4, "fish", "wood"), (5, "mug", "snow")]
+SCENES = [
+    (0, "dog", "grass"),
+    (1, "cat", "snow"),
+    (2, "car", "beach"),
+    (3, "house", "desert"),
+    (4, "fish", "wood"),
+    (5, "mug", "snow"),
+]
 
 
 @pytest.mark.parametrize("scene", SCENES, ids=lambda s: s[1])
@@ -217,7 +224,9 @@ def test_sam_from_a_checkpoint_answers_at_the_photos_size(checkpoint: Path, hint
 def test_sam_from_safetensors(checkpoint: Path, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    save_file({k: v.contiguous() for k, v in torch.load(checkpoint, weights_only=True).items()}, tmp_path / "sam.safetensors")
+    save_file(
+        {k: v.contiguous() for k, v in torch.load(checkpoint, weights_only=True).items()}, tmp_path / "sam.safetensors"
+    )
     picture = np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)
     hints = Hints(points=((20, 30),))
     assert np.array_equal(_by(tmp_path / "sam.safetensors", picture, hints), _by(checkpoint, picture, hints))
@@ -348,13 +357,17 @@ def test_the_embedded_model_proposes_the_object(embedded: SegmentAnything) -> No
     assert _iou(best.mask, truth) > 0.85 and _iou(embedded.refined(best).mask, truth) > 0.9
 
 
-def test_a_small_object_is_looked_at_again_from_nearer(embedded: SegmentAnything, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_object_is_looked_at_again_from_nearer(
+    embedded: SegmentAnything, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Objects a seventh of the photo wide: the mean over several, for one of them may be found as well at once."""
     near, once = [], []
     for seed in range(6):
         rng = np.random.default_rng(seed)
         pose = world.Pose(float(rng.uniform(0.2, 0.8)), float(rng.uniform(0.3, 0.8)), 0.15)
-        picture, (cover,) = draw.render(world.Scene(((world.sample_instance(rng, kind="dog"), pose),), "snow", seed), 480)
+        picture, (cover,) = draw.render(
+            world.Scene(((world.sample_instance(rng, kind="dog"), pose),), "snow", seed), 480
+        )
         truth = cover > 127
         embedded.look(picture)
         near.append(_iou(embedded.find(Hints(_box(truth, 1))).mask, truth))
@@ -368,7 +381,9 @@ def test_one_embedding_serves_every_hint(embedded: SegmentAnything, monkeypatch:
     picture, truth = _scene(*SCENES[0])
     seen: list[int] = []
     encode = type(embedded.predictor.model.image_encoder).forward
-    monkeypatch.setattr(type(embedded.predictor.model.image_encoder), "forward", lambda self, x: seen.append(len(x)) or encode(self, x))
+    monkeypatch.setattr(
+        type(embedded.predictor.model.image_encoder), "forward", lambda self, x: seen.append(len(x)) or encode(self, x)
+    )
     monkeypatch.setattr(sam, "CLOSER", 0.0)
     embedded.look(picture)
     for hints in (

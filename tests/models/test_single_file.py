@@ -23,7 +23,11 @@ PREDICTIONS = {"sd2": "v_prediction", "sd3": "flow", "sd35": "flow"}
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     top = tmp_path_factory.mktemp("files")
-    found = {"sd2": kin.sd2(top / "two", with_clip=False), "sdxl": kin.sdxl(top / "xl", with_clip=False), "sd1": top / "one"}
+    found = {
+        "sd2": kin.sd2(top / "two", with_clip=False),
+        "sdxl": kin.sdxl(top / "xl", with_clip=False),
+        "sd1": top / "one",
+    }
     kin.sd1(found["sd1"])
     for name in ("sd3", "sd35"):
         found[name] = kin.sd3(top / name, with_clip=False, newer=name == "sd35")
@@ -110,7 +114,9 @@ def test_the_whole_path_on_a_file(cli: Callable, one: Callable[[str], Path], dog
         ),
     ],
 )
-def test_files_that_are_no_base(tmp_path: Path, keys: dict[str, tuple[int, ...]], error: type[Exception], said: str) -> None:
+def test_files_that_are_no_base(
+    tmp_path: Path, keys: dict[str, tuple[int, ...]], error: type[Exception], said: str
+) -> None:
     save_file({key: torch.zeros(shape) for key, shape in keys.items()}, tmp_path / "a.safetensors")
     with pytest.raises(error, match=said):
         bases.find(str(tmp_path / "a.safetensors"))
@@ -144,7 +150,9 @@ def test_a_picture_is_drawn_from_a_file_of_sd3(cli: Callable, one: Callable[[str
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_t5_has_the_number_formats_of_the_folders(one: Callable[[str], Path], folders: dict[str, Path], dtype: torch.dtype) -> None:
+def test_t5_has_the_number_formats_of_the_folders(
+    one: Callable[[str], Path], folders: dict[str, Path], dtype: torch.dtype
+) -> None:
     path = one("sd3")
     base = bases.find(str(path))
     ours = single.open_reader(base.family, path, base.folder, dtype)[1].state_dict()
@@ -163,7 +171,10 @@ def test_without_t5_its_rows_are_zeros(one: Callable[[str], Path], folders: dict
     stack = stacks.load(bare.folder, CPU, torch.float32, bare.weights)
     found = stack.encode(["a photo"])
     assert stack.text_encoder_3 is None
-    for rows in (slice(77), slice(-1, None)):  # to a rounding: where weights of a mapped file lie in memory decides how they are added up
+    for rows in (
+        slice(77),
+        slice(-1, None),
+    ):  # to a rounding: where weights of a mapped file lie in memory decides how they are added up
         assert torch.allclose(found[:, rows], said[:, rows], atol=1e-6, rtol=1e-5)
     assert said[:, 77:-1].any() and not found[:, 77:-1].any() and bare.fingerprint != whole.fingerprint
 
@@ -188,7 +199,9 @@ def test_scaled_fp8_is_one_line(one: Callable[[str], Path], key: str) -> None:
         bases.find(str(path))
 
 
-@pytest.mark.parametrize("start", ["text_encoders.clip_g.transformer.text_projection", f"{single.T5}encoder.block.1.layer.0"])
+@pytest.mark.parametrize(
+    "start", ["text_encoders.clip_g.transformer.text_projection", f"{single.T5}encoder.block.1.layer.0"]
+)
 def test_half_a_text_encoder_is_one_line(one: Callable[[str], Path], folders: dict[str, Path], start: str) -> None:
     base = bases.find(str(ldm.joint_file(folders["sd3"], one("sd3"), start)))
     with pytest.raises(DamagedError, match=r"damaged: text_encoder_[23] lacks "):
@@ -199,7 +212,10 @@ def test_cut_files_and_pickles_are_one_line(one: Callable[[str], Path], tmp_path
     data = one("sd1").read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(data[: len(data) // 2])
     (tmp_path / "old.ckpt").write_bytes(b"PK")
-    for name, error, said in (("cut.safetensors", DamagedError, "cut.safetensors is damaged"), ("old.ckpt", IncompatibleError, "no .safetensors file")):
+    for name, error, said in (
+        ("cut.safetensors", DamagedError, "cut.safetensors is damaged"),
+        ("old.ckpt", IncompatibleError, "no .safetensors file"),
+    ):
         with pytest.raises(error, match=said):
             bases.find(str(tmp_path / name))
 
@@ -238,11 +254,15 @@ def test_the_packages_configs_are_the_real_layouts(name: str) -> None:
     folder = single.LAYOUTS / name
     assert families.of(folder) is families.named(name)
     parts = {part: part_of_a_layout(folder / part) for part in SIZES[name]}
-    assert {part: round(sum(p.numel() for p in network.parameters()) / 1e6, 2) for part, network in parts.items()} == SIZES[name]
+    assert {
+        part: round(sum(p.numel() for p in network.parameters()) / 1e6, 2) for part, network in parts.items()
+    } == SIZES[name]
     denoiser = parts[families.named(name).denoiser].config
     wanted = layouts.DENOISERS.get(name) or layouts.TRANSFORMERS[name]
     if name in layouts.TRANSFORMERS:
-        assert {key: denoiser[key] for key in wanted} == {k: list(v) if isinstance(v, tuple) else v for k, v in wanted.items()}
+        assert {key: denoiser[key] for key in wanted} == {
+            k: list(v) if isinstance(v, tuple) else v for k, v in wanted.items()
+        }
     assert name in layouts.TRANSFORMERS or denoiser.cross_attention_dim == wanted["cross_attention_dim"]
 
 
@@ -253,7 +273,11 @@ def test_a_transformer_at_full_size_has_every_layer(name: str) -> None:
 
     wanted = part_of_a_layout(single.LAYOUTS / name / "transformer").state_dict()
     written = ldm.joint(wanted)
-    blocks = {key.removesuffix(".weight") for key in written if key.endswith(("qkv.weight", "proj.weight", "fc1.weight", "fc2.weight"))}
+    blocks = {
+        key.removesuffix(".weight")
+        for key in written
+        if key.endswith(("qkv.weight", "proj.weight", "fc1.weight", "fc2.weight"))
+    }
     listed = set((Path(__file__).parent.parent / "stages" / "keys" / f"{name}.txt").read_text().split())
     assert {"lora_unet_" + key.replace(".", "_") for key in blocks if key.startswith("joint_blocks.")} == listed
     read = convert_sd3_transformer_checkpoint_to_diffusers(dict(written))
@@ -267,7 +291,12 @@ def test_the_packages_second_tokenizer_is_t5s() -> None:
     """Ids as the tokenizer of T5's own folder gives them, letters of other forms and marks too."""
     words = single.reader_tokenizer()
     assert words("a photo of a dog").input_ids == [3, 9, 1202, 13, 3, 9, 1782, 1]
-    assert words("Interna\u021bional \ufb01ne").input_ids == [31999, 1399, 1] and words("<extra_id_3> x").input_ids == [32096, 3, 226, 1]
+    assert words("Interna\u021bional \ufb01ne").input_ids == [31999, 1399, 1] and words("<extra_id_3> x").input_ids == [
+        32096,
+        3,
+        226,
+        1,
+    ]
     assert words("a  b\tc").input_ids == words("a b c").input_ids == [3, 9, 3, 115, 3, 75, 1]
     assert (len(words), words.eos_token_id, words.pad_token_id, words.unk_token_id) == (32100, 1, 0, 2)
 

@@ -42,7 +42,9 @@ def test_prompts_are_padded_and_cut_to_the_encoders_length(stack: Stack) -> None
     assert stack.encode(["", "a dog", "x" * 300]).shape == (3, 77, 16)
 
 
-def test_latents_do_not_depend_on_how_many_are_taken_at_once_and_have_the_right_size(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_latents_do_not_depend_on_how_many_are_taken_at_once_and_have_the_right_size(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pictures = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     latents = stack.to_latent(pictures)
     assert latents.shape == (3, 4, 8, 8)
@@ -57,7 +59,9 @@ def test_pictures_are_in_range_and_undo_the_scaling(stack: Stack) -> None:
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     shown = stack.to_picture(latents)
     assert shown.shape == (2, 3, 32, 32) and shown.abs().max() <= 1
-    torch.testing.assert_close(shown, stack.vae.decode(latents / stack.vae.config.scaling_factor).sample.detach().clamp(-1, 1))
+    torch.testing.assert_close(
+        shown, stack.vae.decode(latents / stack.vae.config.scaling_factor).sample.detach().clamp(-1, 1)
+    )
 
 
 def test_predict_is_the_denoiser_itself(stack: Stack) -> None:
@@ -109,7 +113,12 @@ def test_truncated_weights_are_an_error_with_a_hint(tiny_base: Path, tmp_path: P
     ("file", "text"),
     [
         (file, text)
-        for file in ("unet/config.json", "scheduler/scheduler_config.json", "text_encoder/config.json", "tokenizer/tokenizer.json")
+        for file in (
+            "unet/config.json",
+            "scheduler/scheduler_config.json",
+            "text_encoder/config.json",
+            "tokenizer/tokenizer.json",
+        )
         for text in ("", "{", "[]")
     ],
 )

@@ -179,7 +179,10 @@ def test_in_context_other_places_hear_the_class_word(stack: Stack) -> None:
     words.add("cup", _rows(2, seed=1))
     prompt, classes = "a photo of <rex> and <cup> on the beach", {"rex": "dog", "cup": "mug"}
     own, plain = stack.encode([words.expand(prompt), "a photo of a dog and a mug on the beach"])
-    ids, others = (stack.token_ids([text])[0].tolist() for text in (words.expand(prompt), "a photo of a dog and a mug on the beach"))
+    ids, others = (
+        stack.token_ids([text])[0].tolist()
+        for text in (words.expand(prompt), "a photo of a dog and a mug on the beach")
+    )
     found = words.in_context(prompt, classes)[0]
     named = (words.positions(torch.tensor([ids]), "rex") | words.positions(torch.tensor([ids]), "cup"))[0]
     assert named.sum() == 5
@@ -200,8 +203,14 @@ def test_no_more_is_read_than_up_to_the_last_added_word(stack: Stack, monkeypatc
     assert words.reach(["<rex>", "a photo of <cup> on the beach"]) == 1 + letters + 2
     assert words.reach(["a photo of a dog"]) == 1
     inside = stack.text_encoder.forward
-    monkeypatch.setattr(stack.text_encoder, "forward", lambda input_ids: (read.append(input_ids.shape[1]), inside(input_ids=input_ids))[1])
-    words.in_context("a photo of <rex> on the beach", {"rex": "dog"}, plain=stack.encode(["a photo of a dog on the beach"]))
+    monkeypatch.setattr(
+        stack.text_encoder,
+        "forward",
+        lambda input_ids: (read.append(input_ids.shape[1]), inside(input_ids=input_ids))[1],
+    )
+    words.in_context(
+        "a photo of <rex> on the beach", {"rex": "dog"}, plain=stack.encode(["a photo of a dog on the beach"])
+    )
     assert read == [stack.tokenizer.model_max_length, 1 + letters + 3]
 
 

@@ -63,7 +63,9 @@ def test_nothing_in_nothing_out() -> None:
 
 
 def test_boxes_without_area_do_not_suppress() -> None:
-    assert torchvision_ops.nms(torch.tensor([[1.0, 1, 1, 1], [1, 1, 1, 1]]), torch.tensor([1.0, 2.0]), 0.5).tolist() == [1, 0]
+    assert torchvision_ops.nms(
+        torch.tensor([[1.0, 1, 1, 1], [1, 1, 1, 1]]), torch.tensor([1.0, 2.0]), 0.5
+    ).tolist() == [1, 0]
 
 
 def test_torchvision_imports_and_its_callers_run() -> None:
@@ -72,7 +74,11 @@ def test_torchvision_imports_and_its_callers_run() -> None:
 
     corners, scores = _tensors([(0, 0, 4, 4, 3), (0, 0, 4, 4, 2), (5, 5, 2, 2, 1)])
     assert boxes.batched_nms(corners, scores, torch.zeros(3, dtype=torch.int64), 0.5).tolist() == [0, 2]
-    assert boxes.batched_nms(corners, scores, torch.tensor([0, 1, 0]), 0.5).tolist() == [0, 1, 2]  # classes do not compete
+    assert boxes.batched_nms(corners, scores, torch.tensor([0, 1, 0]), 0.5).tolist() == [
+        0,
+        1,
+        2,
+    ]  # classes do not compete
     assert torchvision.ops.nms(corners, scores, 0.5).tolist() == [0, 2]
     assert torch.ops.torchvision.nms(corners, scores, 0.5).tolist() == [0, 2]
 

@@ -41,7 +41,9 @@ def test_pictures_agree_with_transformers_own_reading(clip: towers.Towers) -> No
     torch.testing.assert_close(clip.pictures(pictures), F.normalize(own, dim=-1))
 
 
-def test_a_sentence_is_read_at_its_end_even_with_a_placeholder_of_a_larger_id(clip: towers.Towers, stack: Stack) -> None:
+def test_a_sentence_is_read_at_its_end_even_with_a_placeholder_of_a_larger_id(
+    clip: towers.Towers, stack: Stack
+) -> None:
     """The old config reads at the largest id; a placeholder's is larger than the end's."""
     words = Placeholders(stack)
     words.add("rex", class_rows(stack, "dog"))
@@ -77,7 +79,11 @@ def test_truncated_weights(tiny_base, tmp_path, stack: Stack) -> None:
 def test_missing_weights_are_refused_not_filled_with_random_numbers(tiny_base, tmp_path, stack: Stack) -> None:
     folder = shutil.copytree(tiny_base / "clip", tmp_path / "clip")
     weights = load_file(folder / "model.safetensors")
-    save_file({key: value for key, value in weights.items() if "vision_model.encoder.layers.1" not in key}, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        {key: value for key, value in weights.items() if "vision_model.encoder.layers.1" not in key},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
     with pytest.raises(DamagedError, match=r"it lacks vision_model.encoder.layers.1.* and 15 more weights"):
         towers.load(folder, stack)
 

@@ -17,7 +17,11 @@ from objtune_cli.models import stack as stacks
 from tests import kin, tiny
 
 CPU = torch.device("cpu")
-UNET, VAE, WORDS = "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
+UNET, VAE, WORDS = (
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder/model.safetensors",
+)
 
 
 @pytest.fixture(scope="module")
@@ -56,17 +60,29 @@ def refused(folder: Path) -> ObjtuneError:
     return opening.value
 
 
-@pytest.mark.parametrize(("file", "lost"), [(UNET, "mid_block."), (VAE, "decoder.conv_out."), (WORDS, "layers.1."), (WORDS, "token_embedding")])
-def test_missing_weights_are_refused_not_filled_with_random_numbers(copy: Callable[..., Path], file: str, lost: str) -> None:
+@pytest.mark.parametrize(
+    ("file", "lost"),
+    [(UNET, "mid_block."), (VAE, "decoder.conv_out."), (WORDS, "layers.1."), (WORDS, "token_embedding")],
+)
+def test_missing_weights_are_refused_not_filled_with_random_numbers(
+    copy: Callable[..., Path], file: str, lost: str
+) -> None:
     folder = copy()
     change(folder / file, lambda weights: {key: value for key, value in weights.items() if lost not in key})
     error = refused(folder)
-    assert isinstance(error, DamagedError) and f"{file.split('/')[0]} lacks " in error.message and lost.strip(".") in error.message
+    assert (
+        isinstance(error, DamagedError)
+        and f"{file.split('/')[0]} lacks " in error.message
+        and lost.strip(".") in error.message
+    )
 
 
 def test_a_second_text_encoder_is_as_whole(copy: Callable[..., Path]) -> None:
     folder = copy("sdxl")
-    change(folder / "text_encoder_2/model.safetensors", lambda weights: {k: v for k, v in weights.items() if "text_projection" not in k})
+    change(
+        folder / "text_encoder_2/model.safetensors",
+        lambda weights: {k: v for k, v in weights.items() if "text_projection" not in k},
+    )
     assert "text_encoder_2 lacks text_projection.weight" in refused(folder).message
 
 
@@ -81,7 +97,11 @@ def test_weights_of_other_shapes_than_the_config_says(copy: Callable[..., Path])
     folder = copy()
     change(folder / UNET, lambda weights: weights | {"conv_in.weight": torch.zeros(8, 9, 3, 3)})
     error = refused(folder)
-    assert isinstance(error, DamagedError) and "unet cannot be opened: " in error.message and "conv_in.weight" in error.message
+    assert (
+        isinstance(error, DamagedError)
+        and "unet cannot be opened: " in error.message
+        and "conv_in.weight" in error.message
+    )
 
 
 @pytest.mark.parametrize("variant", ["fp16", "bf16", "ema"])
@@ -96,7 +116,10 @@ def test_a_folder_with_a_variant_alone_is_opened(copy: Callable[..., Path], vari
     assert all(torch.equal(value, wanted[key].float()) for key, value in found.unet.state_dict().items())
     base = bases.find(str(folder))
     assert base.fingerprint != plain.fingerprint
-    change(folder / UNET.replace(".safetensors", f".{variant}.safetensors"), lambda weights: weights | {"conv_in.bias": weights["conv_in.bias"] + 1})
+    change(
+        folder / UNET.replace(".safetensors", f".{variant}.safetensors"),
+        lambda weights: weights | {"conv_in.bias": weights["conv_in.bias"] + 1},
+    )
     assert bases.find(str(folder)).fingerprint != base.fingerprint
 
 
@@ -121,7 +144,9 @@ def test_weights_in_several_files_are_all_there(copy: Callable[..., Path]) -> No
         assert isinstance(refused(folder), kind)
 
 
-@pytest.mark.parametrize("file", [UNET, WORDS, "tokenizer/tokenizer.json", "scheduler/scheduler_config.json", "unet/config.json"])
+@pytest.mark.parametrize(
+    "file", [UNET, WORDS, "tokenizer/tokenizer.json", "scheduler/scheduler_config.json", "unet/config.json"]
+)
 def test_pointers_of_git_lfs_are_named(copy: Callable[..., Path], file: str) -> None:
     folder = copy()
     (folder / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n")
@@ -168,7 +193,9 @@ def test_a_tokenizer_of_another_model_is_refused(copy: Callable[..., Path]) -> N
         ("text_encoder", {"model_type": "t5"}, "another kind: t5"),
     ],
 )
-def test_other_kinds_of_models_are_named(copy: Callable[..., Path], part: str, values: dict[str, Any], said: str) -> None:
+def test_other_kinds_of_models_are_named(
+    copy: Callable[..., Path], part: str, values: dict[str, Any], said: str
+) -> None:
     folder = copy()
     configure(folder / part / "config.json", **values)
     error = refused(folder)
@@ -185,10 +212,17 @@ def test_other_kinds_of_models_are_named(copy: Callable[..., Path], part: str, v
         ("vae/config.json", {"scaling_factor": 0}, 5, "scaling_factor in vae/config.json is 0"),
         ("scheduler/scheduler_config.json", {"beta_end": 1.5}, 6, "beta_end is not below 1: 1.5"),
         ("scheduler/scheduler_config.json", {"beta_start": float("nan")}, 6, "beta_start is no positive number: nan"),
-        ("scheduler/scheduler_config.json", {"trained_betas": [0.1, 0.2]}, 6, "trained_betas are not 1000 numbers between 0 and 1"),
+        (
+            "scheduler/scheduler_config.json",
+            {"trained_betas": [0.1, 0.2]},
+            6,
+            "trained_betas are not 1000 numbers between 0 and 1",
+        ),
     ],
 )
-def test_numbers_that_nothing_can_be_drawn_with(copy: Callable[..., Path], file: str, values: dict[str, Any], code: int, said: str) -> None:
+def test_numbers_that_nothing_can_be_drawn_with(
+    copy: Callable[..., Path], file: str, values: dict[str, Any], code: int, said: str
+) -> None:
     folder = copy()
     configure(folder / file, **values)
     error = refused(folder)
@@ -212,7 +246,8 @@ def test_a_config_that_the_libraries_cannot_read_is_damaged(copy: Callable[..., 
 
 
 @pytest.mark.parametrize(
-    ("file", "values"), [("model_index.json", {"text_encoder": [None, None]}), ("unet/config.json", {"cross_attention_dim": kin.WIDTH_2})]
+    ("file", "values"),
+    [("model_index.json", {"text_encoder": [None, None]}), ("unet/config.json", {"cross_attention_dim": kin.WIDTH_2})],
 )
 def test_a_refiner_is_named(copy: Callable[..., Path], file: str, values: dict[str, Any]) -> None:
     folder = copy("sdxl")
@@ -249,7 +284,14 @@ def test_exit_codes_and_what_to_give_instead(cli: Callable, project: Path, copy:
 
 @pytest.mark.parametrize(
     ("name", "meant"),
-    [("SD15", "sd15"), ("sd1.5", "sd15"), ("SD-XL ", "sdxl"), ("https://huggingface.co/a/b-c/tree/main", "a/b-c"), ("sd9", ""), ("./sd15", "")],
+    [
+        ("SD15", "sd15"),
+        ("sd1.5", "sd15"),
+        ("SD-XL ", "sdxl"),
+        ("https://huggingface.co/a/b-c/tree/main", "a/b-c"),
+        ("sd9", ""),
+        ("./sd15", ""),
+    ],
 )
 def test_other_spellings_of_a_base_are_answered_with_its_name(name: str, meant: str) -> None:
     with pytest.raises(UsageError, match="there is no base") as caught:
@@ -261,8 +303,15 @@ def test_other_spellings_of_a_base_are_answered_with_its_name(name: str, meant: 
 def test_libraries_say_nothing_of_a_base(cli: Callable, project: Path, copy: Callable[..., Path]) -> None:
     """An offset that diffusers' pipeline corrects, and says so with a line of its source."""
     folder = copy()
-    configure(folder / "scheduler/scheduler_config.json", _class_name="EulerDiscreteScheduler", steps_offset=0, clip_sample=True)
+    configure(
+        folder / "scheduler/scheduler_config.json",
+        _class_name="EulerDiscreteScheduler",
+        steps_offset=0,
+        clip_sample=True,
+    )
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         done = cli("-q", "generate", "a dog", "-n", 1, "--steps", 2, "--base", folder)
-    assert (done.code, done.err) == (0, "") and not [each for each in seen if "steps_offset" in str(each.message) or "clip_sample" in str(each.message)]
+    assert (done.code, done.err) == (0, "") and not [
+        each for each in seen if "steps_offset" in str(each.message) or "clip_sample" in str(each.message)
+    ]

@@ -61,7 +61,9 @@ def test_samples_do_not_touch_each_other() -> None:
     mask = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(2))
     alone = [masked_mse(pred[i : i + 1], target[i : i + 1], mask[i : i + 1]) for i in range(3)]
     torch.testing.assert_close(masked_mse(pred, target, mask), torch.cat(alone))
-    torch.testing.assert_close(mse(pred, target), torch.cat([mse(pred[i : i + 1], target[i : i + 1]) for i in range(3)]))
+    torch.testing.assert_close(
+        mse(pred, target), torch.cat([mse(pred[i : i + 1], target[i : i + 1]) for i in range(3)])
+    )
 
 
 def test_half_precision_is_summed_in_float32() -> None:

@@ -13,7 +13,9 @@ LEVELS = torch.tensor([1.0, 0.64, 0.25, 0.0], dtype=torch.float64)
 
 def _pair(count: int) -> tuple[torch.Tensor, torch.Tensor]:
     g = torch.Generator().manual_seed(0)
-    return torch.randn(count, 4, 3, 5, generator=g, dtype=torch.float64), torch.randn(count, 4, 3, 5, generator=g, dtype=torch.float64)
+    return torch.randn(count, 4, 3, 5, generator=g, dtype=torch.float64), torch.randn(
+        count, 4, 3, 5, generator=g, dtype=torch.float64
+    )
 
 
 def test_limits_are_the_picture_and_the_noise() -> None:

@@ -9,7 +9,9 @@ RED = torch.tensor([0.8, -0.6, -0.5]).view(3, 1, 1)
 BLUE = torch.tensor([-0.7, -0.2, 0.6]).view(3, 1, 1)
 
 
-def _photo(height: int = 96, width: int = 96, box: tuple[int, int, int, int] = (30, 36, 62, 60)) -> tuple[torch.Tensor, ...]:
+def _photo(
+    height: int = 96, width: int = 96, box: tuple[int, int, int, int] = (30, 36, 62, 60)
+) -> tuple[torch.Tensor, ...]:
     """A red rectangle (y0, x0, y1, x1) on blue; picture, mask and the blue ground."""
     y0, x0, y1, x1 = box
     mask = torch.zeros(height, width)
@@ -90,7 +92,9 @@ def test_edge_pixels_are_a_mixture_of_object_and_ground() -> None:
     ],
     ids=["square", "wide", "at its side", "tall"],
 )
-def test_the_first_view_is_the_photo_cut_square_around_the_object(photo: tuple[torch.Tensor, ...], left: int, top: int) -> None:
+def test_the_first_view_is_the_photo_cut_square_around_the_object(
+    photo: tuple[torch.Tensor, ...], left: int, top: int
+) -> None:
     pictures, masks = _views(photo, count=1, size=64)
     cut = slice(top, top + 64), slice(left, left + 64)
     torch.testing.assert_close((masks[0, 0] > 0.5).float(), photo[1][cut])
@@ -156,7 +160,9 @@ def test_size_of_the_photo_does_not_matter() -> None:
 def test_fine_texture_of_a_large_photo_is_averaged_not_aliased() -> None:
     picture, mask, ground = _photo(1024, 1024, (256, 256, 768, 768))
     board = (torch.arange(1024)[:, None] + torch.arange(1024)) % 2 * 2.0 - 1
-    pictures, masks = views(board.expand(3, -1, -1) * mask + picture * (1 - mask), mask, ground, 4, 64, torch.Generator().manual_seed(0))
+    pictures, masks = views(
+        board.expand(3, -1, -1) * mask + picture * (1 - mask), mask, ground, 4, 64, torch.Generator().manual_seed(0)
+    )
     for shown, cover in zip(pictures, masks, strict=True):
         assert shown[:, cover[0] > 0.999].abs().max() < 0.05  # a checkerboard of pixels averages to 0
 

@@ -108,10 +108,17 @@ def test_two_classes_that_give_one_name_are_told() -> None:
 
 
 def test_the_words_that_a_base_knows() -> None:
-    found = {w: classes.match(w, TOYBOX) for w in ("dog", "Dog", "DOGS", "houses", "fishes", "dog's", "perro", "red mug", "s", "")}
+    found = {
+        w: classes.match(w, TOYBOX)
+        for w in ("dog", "Dog", "DOGS", "houses", "fishes", "dog's", "perro", "red mug", "s", "")
+    }
     assert list(found.values()) == ["dog", "dog", "dog", "house", "fish", "dog", None, None, None, None]
     assert classes.match("knives", ["knife"]) == "knife" and classes.match("puppies", ["Puppy"]) == "Puppy"
-    assert classes.head("red mugs", TOYBOX) == "mug" and classes.head("mug", TOYBOX) is None and classes.head("dog toy", TOYBOX) is None
+    assert (
+        classes.head("red mugs", TOYBOX) == "mug"
+        and classes.head("mug", TOYBOX) is None
+        and classes.head("dog toy", TOYBOX) is None
+    )
     assert classes.nearest("doog", TOYBOX)[0] == "dog" and classes.nearest("coffee mug", TOYBOX)[0] == "mug"
     assert sorted(classes.nearest("犬", TOYBOX)) == sorted(TOYBOX)
 
@@ -131,7 +138,9 @@ def test_spellings_of_a_known_class_find_it(cli, small: Path, typed: str) -> Non
     assert cli("segment", small, "--class", "dog", "--name", "rex").out == "mask/rex@1\n"
 
 
-def test_an_unknown_class_is_refused_before_anything_is_looked_for(cli, dog_photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_class_is_refused_before_anything_is_looked_for(
+    cli, dog_photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from objtune_cli.stages import locate
 
     monkeypatch.setattr(locate, "all_of", lambda *_: pytest.fail("a mask was looked for"))
@@ -139,7 +148,11 @@ def test_an_unknown_class_is_refused_before_anything_is_looked_for(cli, dog_phot
         for word, hint in {"perro": "give one of these if it is one", "doog": "`--class dog`", "犬": "--box"}.items():
             done = cli(*command, dog_photo, "--class", word)
             assert (done.code, done.out) == (3, "")
-            assert f"the base toybox does not know the class {word!r}; it knows " in done.err and hint in done.err and "--box" in done.err
+            assert (
+                f"the base toybox does not know the class {word!r}; it knows " in done.err
+                and hint in done.err
+                and "--box" in done.err
+            )
     assert not Path("artifacts").exists()
 
 
@@ -159,7 +172,10 @@ def test_a_class_of_another_script_trains_by_command_library_and_jobs(cli, fast,
     assert record.objects == {"inu": "犬"} and record.inputs["prior.quan"]["ref"] == "prior/quan@1"
 
     file = Path("jobs.toml")
-    file.write_text(f'[defaults]\nbase = "{base}"\n[[job]]\nphoto = "photo.png"\nclass = "aux"\nname = "aux1"\nmask = "aux1=left.png"\n', encoding="utf-8")
+    file.write_text(
+        f'[defaults]\nbase = "{base}"\n[[job]]\nphoto = "photo.png"\nclass = "aux"\nname = "aux1"\nmask = "aux1=left.png"\n',
+        encoding="utf-8",
+    )
     assert cli(*jobs.read(file)[0].commands[0][:-2], "--no-preview", "--", "photo.png").out == "adapter/aux1@1\n"
     assert refs.names(root, "prior") == ["class-aux", "quan"]
 
@@ -173,7 +189,23 @@ def test_a_class_of_another_script_trains_by_command_library_and_jobs(cli, fast,
 def test_classes_of_one_name_have_priors_of_their_own(cli, fast, base: Path) -> None:
     """Both are kept under prior/cafe; the adapter remembers the two."""
     masks = ("--mask", "one=left.png", "--mask", "two=right.png")
-    done = cli("train", "photo.png", "--class", "Café", "--class", "cafe", "--name", "one", "--name", "two", *masks, "--base", base, "--no-preview", "--force")
+    done = cli(
+        "train",
+        "photo.png",
+        "--class",
+        "Café",
+        "--class",
+        "cafe",
+        "--name",
+        "one",
+        "--name",
+        "two",
+        *masks,
+        "--base",
+        base,
+        "--no-preview",
+        "--force",
+    )
     assert (done.code, done.out) == (0, "adapter/one-two@1\n"), done.err
     root = Path("artifacts")
     inputs = artifact.read_record(root, Ref("adapter", "one-two", 1)).inputs
@@ -187,11 +219,18 @@ def test_a_name_that_is_of_another_class_already_is_told(cli, fast) -> None:
     line = ("segment", "photo.png", "--mask", "left.png", "--class")
     assert cli(*line, "犬").out == "mask/quan@1\n"
     other = cli(*line, "圏")
-    assert other.out == "mask/quan@2\n" and "mask/quan@1 is of the class '犬', this is '圏'" in other.err and "--name" in other.err
+    assert (
+        other.out == "mask/quan@2\n"
+        and "mask/quan@1 is of the class '犬', this is '圏'" in other.err
+        and "--name" in other.err
+    )
     assert "is of the class" not in cli(*line, "圏", "--force").err
 
 
-@pytest.mark.parametrize(("name", "example"), [("Rex", "`rex`"), ("犬", "`quan`"), ("my dog", "`my-dog`"), ("con.txt", "`my-con`"), ("aux", "`my-aux`")])
+@pytest.mark.parametrize(
+    ("name", "example"),
+    [("Rex", "`rex`"), ("犬", "`quan`"), ("my dog", "`my-dog`"), ("con.txt", "`my-con`"), ("aux", "`my-aux`")],
+)
 def test_a_name_that_cannot_be_used_has_one_like_it(name: str, example: str) -> None:
     with pytest.raises(UsageError, match="cannot be a name") as caught:
         classes.named(["dog"], [name])
@@ -200,7 +239,9 @@ def test_a_name_that_cannot_be_used_has_one_like_it(name: str, example: str) -> 
 
 
 def test_a_class_that_no_sentence_has_room_for_is_refused(cli, fast, base: Path) -> None:
-    done = cli("train", "photo.png", "--class", "x" * 65, "--name", "x", "--mask", "left.png", "--base", base, "--no-preview")
+    done = cli(
+        "train", "photo.png", "--class", "x" * 65, "--name", "x", "--mask", "left.png", "--base", base, "--no-preview"
+    )
     assert done.code == 3 and "has 78 tokens; the base reads 77" in done.err and "shorter word" in done.err
     assert not Path("artifacts/embedding").exists()
 

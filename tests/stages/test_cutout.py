@@ -25,7 +25,9 @@ def dog() -> tuple[np.ndarray, np.ndarray]:
     """A drawn dog on grass and its coverage (H, W) uint8."""
     rng = np.random.default_rng(6)
     instance = world.sample_instance(rng, DIALS["medium"], kind="dog", held_out=True)
-    rgb, (cover,) = draw.render(world.sample_scene(rng, DIALS["medium"], instances=(instance,), background="grass"), 320)
+    rgb, (cover,) = draw.render(
+        world.sample_scene(rng, DIALS["medium"], instances=(instance,), background="grass"), 320
+    )
     return rgb, cover
 
 
@@ -63,7 +65,12 @@ def test_frames_are_no_cut_outs(name: str) -> None:
 
 def test_objects_are_no_frames(dog: tuple[np.ndarray, np.ndarray]) -> None:
     triangle = shaped(lambda c: cv2.fillPoly(c, [np.array([(100, 20), (180, 180), (20, 180)])], 255))
-    house = shaped(lambda c: (cv2.rectangle(c, (50, 90), (150, 180), 255, -1), cv2.fillPoly(c, [np.array([(100, 30), (165, 90), (35, 90)])], 255)))
+    house = shaped(
+        lambda c: (
+            cv2.rectangle(c, (50, 90), (150, 180), 255, -1),
+            cv2.fillPoly(c, [np.array([(100, 30), (165, 90), (35, 90)])], 255),
+        )
+    )
     small = shaped(lambda c: cv2.rectangle(c, (60, 60), (130, 120), 255, -1))  # a phone, with much around it
     for cover in (blob(), dog[1], triangle, house, small):
         assert cutout.shape_problem(cover) == ("", True)
@@ -109,7 +116,12 @@ def test_a_drop_shadow_is_no_object(tmp_path: Path) -> None:
 
 def test_soft_parts_that_are_no_shadow_stay() -> None:
     soft = cv2.GaussianBlur(blob(), (0, 0), 8)
-    for colour in ((180, 90, 40), (255, 255, 255), (0, 0, 0), (20, 22, 25)):  # fur, light and dark; masks painted in white and black
+    for colour in (
+        (180, 90, 40),
+        (255, 255, 255),
+        (0, 0, 0),
+        (20, 22, 25),
+    ):  # fur, light and dark; masks painted in white and black
         rgb = transparency.on_white(np.full((SIDE, SIDE, 3), colour, np.uint8), soft)
         assert np.array_equal(transparency.without_shadow(soft, rgb), soft)
     glasses = blob()
@@ -158,7 +170,9 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
     return float((a & b).sum() / (a | b).sum())
 
 
-def test_a_frame_around_a_photo_is_passed_over(cli: Callable[..., Any], project: Path, dog: tuple[np.ndarray, np.ndarray]) -> None:
+def test_a_frame_around_a_photo_is_passed_over(
+    cli: Callable[..., Any], project: Path, dog: tuple[np.ndarray, np.ndarray]
+) -> None:
     """A window with its shadow, on a screenshot: the dog in it is found, not the window."""
     rgb, cover = dog
     window = np.zeros((400, 400), np.uint8)
@@ -171,11 +185,15 @@ def test_a_frame_around_a_photo_is_passed_over(cli: Callable[..., Any], project:
     found, _, metrics = stored("mask/dog")
     assert metrics["found_by"] != "alpha"
     assert iou(found[40:360, 40:360] > 127, cover > 127) > 0.9
-    assert cli("segment", "a.png", "--class", "dog", "--name", "window", "--mask", "a.png").code == 0  # as the note says
+    assert (
+        cli("segment", "a.png", "--class", "dog", "--name", "window", "--mask", "a.png").code == 0
+    )  # as the note says
     assert iou(stored("mask/window")[0] > 127, window > 127) > 0.98
 
 
-def test_stray_pixels_change_nothing(tmp_path: Path, dog: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stray_pixels_change_nothing(
+    tmp_path: Path, dog: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The photo is as the same one without alpha."""
     rgb, cover = dog
     alpha = np.full_like(cover, 255)
@@ -190,7 +208,9 @@ def test_stray_pixels_change_nothing(tmp_path: Path, dog: tuple[np.ndarray, np.n
     assert notes == ["a.png: its transparency hides next to nothing of the photo: it is passed over"]
 
 
-def test_a_cut_out_is_of_the_class_that_was_asked_for(cli: Callable[..., Any], project: Path, dog: tuple[np.ndarray, np.ndarray]) -> None:
+def test_a_cut_out_is_of_the_class_that_was_asked_for(
+    cli: Callable[..., Any], project: Path, dog: tuple[np.ndarray, np.ndarray]
+) -> None:
     rgb, cover = dog
     assert segmented(cli, np.dstack([rgb, cover])).code == 0
     assert np.array_equal(stored("mask/dog")[0], cover)
@@ -212,7 +232,9 @@ def test_of_two_things_cut_out_the_class_is_taken(word: str, cli: Callable[..., 
     assert iou(stored(f"mask/{word}")[0] > 127, covers[word == "mug"] > 127) > 0.97
 
 
-def test_an_erased_object_and_nothing_at_all(cli: Callable[..., Any], project: Path, dog: tuple[np.ndarray, np.ndarray]) -> None:
+def test_an_erased_object_and_nothing_at_all(
+    cli: Callable[..., Any], project: Path, dog: tuple[np.ndarray, np.ndarray]
+) -> None:
     rgb, cover = dog
     done = segmented(cli, np.dstack([rgb, 255 - cover]))
     assert done.code == 9

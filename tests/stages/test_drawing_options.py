@@ -43,7 +43,11 @@ def studio(cli, base: Path, weights: dict[str, torch.Tensor], monkeypatch: pytes
     for name, held in {"dog": {"dog": "dog"}, "cup": {"cup": "mug"}, "pair": {"rex": "dog", "mat": "mat"}}.items():
         lora = {k: v * (1 if name == "dog" else -1) for k, v in weights.items() if k != "token"}
         tokens = {f"token.{o}": weights["token"] for o in held}
-        artifact.publish(Path("artifacts"), Record("adapter", name, held, {}, {"rank": 2}, bases.find(str(base)).record()), lora | tokens)
+        artifact.publish(
+            Path("artifacts"),
+            Record("adapter", name, held, {}, {"rank": 2}, bases.find(str(base)).record()),
+            lora | tokens,
+        )
     return cli
 
 
@@ -70,13 +74,21 @@ def test_seeds_of_other_tools_are_taken_and_none_is_cut_to_32_bits(studio):
         shown[seed] = drawn(result)[0].tobytes()
     assert len(set(shown.values())) == 4
     two = studio("generate", "<dog>", "-n", 2, "--steps", 1, "--seed", 2**64 - 1)
-    assert [p.tobytes() for p in drawn(two)] == [shown[2**64 - 1], shown[0]] and "Seed: 0," in parameters(two)[1]  # the seed after the last one
+    assert [p.tobytes() for p in drawn(two)] == [shown[2**64 - 1], shown[0]] and "Seed: 0," in parameters(two)[
+        1
+    ]  # the seed after the last one
     scene = studio("compose", "<dog> and <cup>", *QUICK, "--seed", 2**64 - 1, "--json")
     assert json.loads(scene.out)["metrics"]["scene/dog-cup@1"]["seeds"] == [2**64 - 1]
 
 
 def test_a_seed_that_is_none_is_refused_in_one_line(studio):
-    for line in (("generate", "<dog>"), ("compose", "<dog>"), ("train", "photo.jpg", "--class", "dog"), ("evaluate", "dog"), ("bench",)):
+    for line in (
+        ("generate", "<dog>"),
+        ("compose", "<dog>"),
+        ("train", "photo.jpg", "--class", "dog"),
+        ("evaluate", "dog"),
+        ("bench",),
+    ):
         result = studio(*line, "--seed", -1)
         assert result.code == 2 and "error: --seed is -1" in result.err and "no seed is drawn at random" in result.err
     assert studio("generate", "<dog>", "--seed", 2**64).code == 2
@@ -93,7 +105,10 @@ def test_pictures_have_the_size_that_is_asked_for(studio):
     assert drawn(wide)[0].shape == (32, 64, 3) and wide.out != tall.out
     own = studio("generate", "<dog>", *ONE)
     assert drawn(own)[0].shape == (32, 32, 3)
-    assert studio("generate", "<dog>", *ONE, "--size", "32x32").out == own.out and studio("generate", "<dog>", *ONE, "--width", 0).out == own.out
+    assert (
+        studio("generate", "<dog>", *ONE, "--size", "32x32").out == own.out
+        and studio("generate", "<dog>", *ONE, "--width", 0).out == own.out
+    )
     config = artifact.read_record(Path("artifacts"), refs.parse("scene/dog@3")).config
     assert "width" not in config and "height" not in config  # the same identity as before there were sizes
     Path(tall.out.strip()).unlink()
@@ -102,7 +117,10 @@ def test_pictures_have_the_size_that_is_asked_for(studio):
 
 def test_sizes_are_rounded_with_a_note_and_refused_in_one_line(studio):
     odd = studio("generate", "<dog>", *ONE, "--size", "50x35")
-    assert drawn(odd)[0].shape == (32, 48, 3) and "pictures are 48x32 px, not 50x35: this base draws multiples of 8 px" in odd.err
+    assert (
+        drawn(odd)[0].shape == (32, 48, 3)
+        and "pictures are 48x32 px, not 50x35: this base draws multiples of 8 px" in odd.err
+    )
     assert studio("generate", "<dog>", *ONE, "--size", "48x32").out == odd.out
     tiny_one = studio("generate", "<dog>", *ONE, "--size", "1x1")
     assert drawn(tiny_one)[0].shape == (8, 8, 3) and "trained on pictures of 32x32 px" in tiny_one.err
@@ -130,7 +148,12 @@ def test_scenes_have_the_size_that_is_asked_for(studio):
 def test_a_base_says_what_sides_it_draws_before_it_is_loaded(base):
     found, stack = bases.find(str(base)), stacks.load(base, torch.device("cpu"), torch.float32)
     assert (found.side, found.unit, found.factor) == (stack.size, stack.unit, stack.factor)
-    for name, expected in {"sd1": (512, 64, 8192), "sd2": (768, 64, 8192), "sdxl": (1024, 32, 8192), "sd3": (1024, 16, 3072)}.items():
+    for name, expected in {
+        "sd1": (512, 64, 8192),
+        "sd2": (768, 64, 8192),
+        "sdxl": (1024, 32, 8192),
+        "sd3": (1024, 16, 3072),
+    }.items():
         whole = replace(found, folder=single.LAYOUTS / name, family=families.named("" if name == "sd1" else name))
         assert (whole.side, whole.unit, whole.largest_side) == expected
 
@@ -148,7 +171,11 @@ def test_an_object_is_drawn_as_strong_as_it_is_said(studio):
     half = studio("generate", "a photo of <dog:0.5>", *ONE)
     for same in (("a photo of <Dog:.5>",), ("a photo of <dog@1: 0.50 >",)):
         assert studio("generate", *same, *ONE).code == 0
-    assert studio("generate", "a photo of <dog>", *ONE, "--strength", 0.5).out == half.out == studio("generate", "a photo of <dog>", *ONE, "--set", "generate.strength=0.5").out
+    assert (
+        studio("generate", "a photo of <dog>", *ONE, "--strength", 0.5).out
+        == half.out
+        == studio("generate", "a photo of <dog>", *ONE, "--set", "generate.strength=0.5").out
+    )
     assert parameters(half)[0].startswith("a photo of <dog:0.5>\n")
     none, some, whole = (latents(r) for r in (of_class, half, plain))
     assert all(np.abs(a - b).max() > 2e-3 for a, b in ((none, some), (some, whole), (none, whole)))
@@ -160,10 +187,14 @@ def test_an_object_is_drawn_as_strong_as_it_is_said(studio):
 def test_a_scene_has_the_strengths_that_are_said(studio):
     line = ("--place", "dog=left", "--place", "cup=right", *QUICK)
     plain, weak = (studio("compose", prompt, *line) for prompt in ("<dog> and <cup>", "<dog:0.4> and <cup>"))
-    assert drawn(weak)[0].tobytes() != drawn(plain)[0].tobytes() and parameters(weak)[0].startswith("<dog:0.4> and <cup>\n")
+    assert drawn(weak)[0].tobytes() != drawn(plain)[0].tobytes() and parameters(weak)[0].startswith(
+        "<dog:0.4> and <cup>\n"
+    )
     assert studio("compose", "<dog:1> and <cup>", *line).out == plain.out
     one = studio("generate", "<dog> and <dog:0.4>", *ONE)
-    assert "says the strength 0.4 of one <dog>: it is that of every <dog> in it" in one.err and parameters(one)[0].startswith("<dog:0.4> and <dog:0.4>\n")
+    assert "says the strength 0.4 of one <dog>: it is that of every <dog> in it" in one.err and parameters(one)[
+        0
+    ].startswith("<dog:0.4> and <dog:0.4>\n")
     assert "of one" not in weak.err
     joint = studio("compose", "<rex:0.5> and <mat>", *QUICK)
     assert joint.code == 0  # each in its place, though they share a file
@@ -182,7 +213,11 @@ def test_a_scene_has_the_strengths_that_are_said(studio):
     ],
 )  # fmt: skip
 def test_strengths_that_cannot_be(studio, weights, base, line, code, said):
-    artifact.publish(Path("artifacts"), Record("adapter", "word", {"word": "dog"}, {}, {}, bases.find(str(base)).record()), {"token.word": weights["token"]})
+    artifact.publish(
+        Path("artifacts"),
+        Record("adapter", "word", {"word": "dog"}, {}, {}, bases.find(str(base)).record()),
+        {"token.word": weights["token"]},
+    )
     result = studio("generate", *line, *ONE)
     assert (result.code, result.out) == (code, "") and said in result.err and "Traceback" not in result.err
 
@@ -192,21 +227,37 @@ def test_one_adapter_is_made_weaker_under_a_new_name(studio):
     root = Path("artifacts")
     (_, old), (_, new) = (artifact.load(root, refs.parse(f"adapter/{name}@1")) for name in ("dog", "d07"))
     assert old.keys() == new.keys()
-    assert all(np.array_equal(new[k], v * np.float32(0.7) if k.endswith("lora_B.weight") else v) for k, v in old.items())
+    assert all(
+        np.array_equal(new[k], v * np.float32(0.7) if k.endswith("lora_B.weight") else v) for k, v in old.items()
+    )
     assert studio("merge", "dog", "--name", "d1").code == 0
-    assert all(np.array_equal(artifact.load(root, refs.parse("adapter/d1@1"))[1][k], v) for k, v in old.items())  # a weight of 1 is the object itself
+    assert all(
+        np.array_equal(artifact.load(root, refs.parse("adapter/d1@1"))[1][k], v) for k, v in old.items()
+    )  # a weight of 1 is the object itself
     said = studio("generate", "a photo of <dog:0.7>", *ONE)
-    by_name, by_adapter = studio("generate", "a photo of <d07>", *ONE), studio("generate", "a photo of <dog>", "--adapter", "d07", *ONE)
+    by_name, by_adapter = (
+        studio("generate", "a photo of <d07>", *ONE),
+        studio("generate", "a photo of <dog>", "--adapter", "d07", *ONE),
+    )
     assert drawn(by_name)[0].tobytes() == drawn(by_adapter)[0].tobytes() == drawn(said)[0].tobytes()
     both = studio("compose", "<dog> and <d07>", "--place", "dog=left", "--place", "d07=right", *QUICK)
     assert both.code == 0 and "scene/dog-d07" in both.out
     for form in ("kohya", "embedding"):
         assert studio("export", "d07", "--format", form, "--out", "out").code == 0
     exported = load_file("out/d07.safetensors")
-    assert any(np.allclose(exported[k].numpy(), v) for k in exported if k.endswith("lora_up.weight") for n, v in new.items() if n.endswith("lora_B.weight"))
+    assert any(
+        np.allclose(exported[k].numpy(), v)
+        for k in exported
+        if k.endswith("lora_up.weight")
+        for n, v in new.items()
+        if n.endswith("lora_B.weight")
+    )
     assert Path("out/dog-objtune.safetensors").is_file()
     assert studio("merge", "dog=0.5", "--name", "d07").out == "adapter/d07@2\n"  # and again with another weight
-    assert studio("merge", "pair=0.5", "--name", "p05").code == 0 and studio("generate", "<rex>", "--adapter", "p05", *ONE).code == 0
+    assert (
+        studio("merge", "pair=0.5", "--name", "p05").code == 0
+        and studio("generate", "<rex>", "--adapter", "p05", *ONE).code == 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -219,7 +270,11 @@ def test_one_adapter_is_made_weaker_under_a_new_name(studio):
     ],
 )  # fmt: skip
 def test_merges_of_one_that_cannot_be(studio, weights, base, line, code, said):
-    artifact.publish(Path("artifacts"), Record("adapter", "word", {"word": "dog"}, {}, {}, bases.find(str(base)).record()), {"token.word": weights["token"]})
+    artifact.publish(
+        Path("artifacts"),
+        Record("adapter", "word", {"word": "dog"}, {}, {}, bases.find(str(base)).record()),
+        {"token.word": weights["token"]},
+    )
     result = studio("merge", *line)
     assert (result.code, result.out) == (code, "") and said in result.err and "hint: " in result.err
 
@@ -238,14 +293,23 @@ def test_a_folder_that_cannot_take_pictures_is_refused_before_they_are_drawn(stu
     from objtune_cli.stages.context import Context
 
     monkeypatch.setattr(Context, "stack", lambda self, **_: pytest.fail("the base was loaded"))
-    for out, said in (("new.png", "new.png is the name of a picture"), ("objtune.toml", "objtune.toml is a file, not a folder"), ("objtune.toml/x", "is a file, not a folder")):
+    for out, said in (
+        ("new.png", "new.png is the name of a picture"),
+        ("objtune.toml", "objtune.toml is a file, not a folder"),
+        ("objtune.toml/x", "is a file, not a folder"),
+    ):
         result = studio(command, "<dog>", *ONE, "--out", out)
         assert result.code == 2 and said in result.err and "hint: " in result.err and not Path("new.png").exists()
 
 
 def test_biases_of_an_imported_lora_are_as_strong_as_its_product():
     weights = {"unet.a.lora_A.weight": 1.0, "unet.a.lora_B.weight": 2.0, "unet.a.lora_B.bias": 4.0, "token.dog": 8.0}
-    assert objects.scale(weights, 0.5) == {"unet.a.lora_A.weight": 1.0, "unet.a.lora_B.weight": 1.0, "unet.a.lora_B.bias": 2.0, "token.dog": 8.0}
+    assert objects.scale(weights, 0.5) == {
+        "unet.a.lora_A.weight": 1.0,
+        "unet.a.lora_B.weight": 1.0,
+        "unet.a.lora_B.bias": 2.0,
+        "token.dog": 8.0,
+    }
     assert objects.scale(weights, 1) is weights
 
 

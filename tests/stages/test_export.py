@@ -83,7 +83,9 @@ def _settled(network: torch.nn.Module) -> torch.nn.Module:
     for module in network.modules():
         for name, value in module._parameters.items():
             if value is not None:
-                module._parameters[name] = torch.nn.Parameter(torch.empty(value.shape, dtype=value.dtype).copy_(value.detach()), requires_grad=False)
+                module._parameters[name] = torch.nn.Parameter(
+                    torch.empty(value.shape, dtype=value.dtype).copy_(value.detach()), requires_grad=False
+                )
     return network
 
 
@@ -111,7 +113,9 @@ def _theirs(base: Path) -> StableDiffusionPipeline:
 @pytest.mark.parametrize("form", ["diffusers", "kohya"])
 def test_diffusers_reads_it_as_we_do(tiny_base: Path, tmp_path: Path, form: str, modules: str, rank: int) -> None:
     weights = _random_lora(tiny_base, modules, rank)
-    (file,) = export.run(tmp_path / "store", _publish(tmp_path / "store", weights, rex=_rows(2)), form, tmp_path / "out")
+    (file,) = export.run(
+        tmp_path / "store", _publish(tmp_path / "store", weights, rex=_rows(2)), form, tmp_path / "out"
+    )
     expected = _ours(tiny_base, weights)
     pipe = _theirs(tiny_base)
     base = _predict(pipe.unet)
@@ -166,7 +170,10 @@ def test_kohyas_metadata_names_rank_and_words(tiny_base: Path, tmp_path: Path) -
 def test_textual_inversion_gives_the_same_vectors(tiny_base: Path, tmp_path: Path, count: int) -> None:
     rows = _rows(count)
     (file,) = export.run(
-        tmp_path / "store", _publish(tmp_path / "store", _random_lora(tiny_base, "attention", 1), rex=rows), "embedding", tmp_path / "out"
+        tmp_path / "store",
+        _publish(tmp_path / "store", _random_lora(tiny_base, "attention", 1), rex=rows),
+        "embedding",
+        tmp_path / "out",
     )
     pipe = _theirs(tiny_base)
     with listening() as warned:
@@ -182,7 +189,10 @@ def test_a_prompt_reads_the_same_with_exported_words(tiny_base: Path, tmp_path: 
 
     rows = _rows(3)
     (file,) = export.run(
-        tmp_path / "store", _publish(tmp_path / "store", _random_lora(tiny_base, "attention", 1), rex=rows), "embedding", tmp_path / "out"
+        tmp_path / "store",
+        _publish(tmp_path / "store", _random_lora(tiny_base, "attention", 1), rex=rows),
+        "embedding",
+        tmp_path / "out",
     )
     pipe = _theirs(tiny_base)
     pipe.load_textual_inversion(file)
@@ -198,7 +208,10 @@ def test_a_prompt_reads_the_same_with_exported_words(tiny_base: Path, tmp_path: 
 def test_each_object_has_a_file_of_its_own(tiny_base: Path, tmp_path: Path) -> None:
     ref = _publish(tmp_path / "store", _random_lora(tiny_base, "attention", 1), rex=_rows(2), cup=_rows(1, 4))
     files = export.run(tmp_path / "store", ref, "embedding", tmp_path / "out")
-    assert [f.name for f in files] == ["cup-objtune.safetensors", "rex-objtune.safetensors"]  # by name, as records are kept
+    assert [f.name for f in files] == [
+        "cup-objtune.safetensors",
+        "rex-objtune.safetensors",
+    ]  # by name, as records are kept
     assert torch.equal(load_file(files[0])["<cup>"], _rows(1, 4))
 
 

@@ -69,7 +69,11 @@ def pipeline(folder: Path, name: str) -> Any:
 def predicted(unet: Any, name: str) -> torch.Tensor:
     g = torch.Generator().manual_seed(0)
     z, words = torch.randn(2, 4, 8, 8, generator=g), torch.randn(2, 77, unet.config.cross_attention_dim, generator=g)
-    told = {"text_embeds": torch.randn(2, kin.WIDTH_2, generator=g), "time_ids": torch.full((2, 6), 32.0)} if name == "sdxl" else None
+    told = (
+        {"text_embeds": torch.randn(2, kin.WIDTH_2, generator=g), "time_ids": torch.full((2, 6), 32.0)}
+        if name == "sdxl"
+        else None
+    )
     with torch.no_grad():
         return unet(z, torch.tensor([10, 700]), encoder_hidden_states=words, added_cond_kwargs=told).sample
 
@@ -116,20 +120,28 @@ def test_an_embedding_file_gives_the_same_prompt(folders: dict[str, Path], tmp_p
     named, pipe = load_file(file), pipeline(folders[name], name)
     assert list(named) == (["clip_g", "clip_l"] if name == "sdxl" else ["<rex>"])
     if name == "sdxl":
-        pipe.load_textual_inversion(named["clip_l"], token="<rex>", text_encoder=pipe.text_encoder, tokenizer=pipe.tokenizer)
-        pipe.load_textual_inversion(named["clip_g"], token="<rex>", text_encoder=pipe.text_encoder_2, tokenizer=pipe.tokenizer_2)
+        pipe.load_textual_inversion(
+            named["clip_l"], token="<rex>", text_encoder=pipe.text_encoder, tokenizer=pipe.tokenizer
+        )
+        pipe.load_textual_inversion(
+            named["clip_g"], token="<rex>", text_encoder=pipe.text_encoder_2, tokenizer=pipe.tokenizer_2
+        )
     else:
         pipe.load_textual_inversion(file)
     stack = stacks.load(folders[name], CPU, torch.float32)
     words = Placeholders(stack)
     words.add("rex", rows)
     ours = stack.family.words(stack.encode([words.expand("a photo of <rex> in the snow")]))
-    theirs = pipe.encode_prompt("a photo of <rex> in the snow", device=CPU, num_images_per_prompt=1, do_classifier_free_guidance=False)[0]
+    theirs = pipe.encode_prompt(
+        "a photo of <rex> in the snow", device=CPU, num_images_per_prompt=1, do_classifier_free_guidance=False
+    )[0]
     torch.testing.assert_close(theirs.detach(), ours.detach(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "ends"), [("sd2", ["string_to_param.*"]), ("sdxl", ["clip_g", "clip_l"])])
-def test_a_bundle_is_kohyas_file_with_the_words_inside(folders: dict[str, Path], tmp_path: Path, name: str, ends: list[str]) -> None:
+def test_a_bundle_is_kohyas_file_with_the_words_inside(
+    folders: dict[str, Path], tmp_path: Path, name: str, ends: list[str]
+) -> None:
     ref, _, _ = published(tmp_path / "store", folders[name], name, "cross-kv")
     (kohya,), (bundle,) = (export.run(tmp_path / "store", ref, form, tmp_path / "out") for form in ("kohya", "bundle"))
     plain, both = load_file(kohya), load_file(bundle)
@@ -140,14 +152,27 @@ def test_a_bundle_is_kohyas_file_with_the_words_inside(folders: dict[str, Path],
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("sd2", {"modelspec.architecture": "stable-diffusion-v2-768-v/lora", "ss_base_model_version": "sd_v2_v", "ss_v2": "True"}),
+        (
+            "sd2",
+            {
+                "modelspec.architecture": "stable-diffusion-v2-768-v/lora",
+                "ss_base_model_version": "sd_v2_v",
+                "ss_v2": "True",
+            },
+        ),
         (
             "sdxl",
-            {"modelspec.architecture": "stable-diffusion-xl-v1-base/lora", "ss_base_model_version": "sdxl_base_v1-0", "ss_v2": "False"},
+            {
+                "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
+                "ss_base_model_version": "sdxl_base_v1-0",
+                "ss_v2": "False",
+            },
         ),
     ],
 )
-def test_metadata_says_the_family_and_the_hash(folders: dict[str, Path], tmp_path: Path, name: str, said: dict[str, str]) -> None:
+def test_metadata_says_the_family_and_the_hash(
+    folders: dict[str, Path], tmp_path: Path, name: str, said: dict[str, str]
+) -> None:
     ref, _, _ = published(tmp_path / "store", folders[name], name, "cross-kv")
     (file,) = export.run(tmp_path / "store", ref, "kohya", tmp_path / "out")
     with safe_open(file, framework="pt") as opened:
@@ -187,7 +212,11 @@ def test_a_repository_has_all_forms_and_a_card(folders: dict[str, Path], tmp_pat
     front = yaml.safe_load(text.split("---")[1])
     assert front["base_model"] == "stabilityai/stable-diffusion-xl-base-1.0" and front["license"] == "openrail++"
     assert front["instance_prompt"] == "a photo of <rex>" and "lora" in front["tags"]
-    assert "![pictures/preview.png](pictures/preview.png)" in text and "- `<rex>`: one dog" in text and "| rank | 3 |" in text
+    assert (
+        "![pictures/preview.png](pictures/preview.png)" in text
+        and "- `<rex>`: one dog" in text
+        and "| rank | 3 |" in text
+    )
 
 
 def test_the_cards_lines_run(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +257,11 @@ def test_pushing_uploads_the_folder(cli: Any, tmp_path: Path, monkeypatch: pytes
     from huggingface_hub import HfApi
 
     calls: list[Any] = []
-    monkeypatch.setattr(HfApi, "create_repo", lambda self, repo, private, exist_ok: calls.append((repo, private)) or f"https://hub/{repo}")
+    monkeypatch.setattr(
+        HfApi,
+        "create_repo",
+        lambda self, repo, private, exist_ok: calls.append((repo, private)) or f"https://hub/{repo}",
+    )
     monkeypatch.setattr(
         HfApi,
         "upload_folder",

@@ -35,7 +35,9 @@ def store(cli, tiny_base: Path, lora: dict[str, torch.Tensor]):
 
     def publish(name: str, *objects: str, scale: float = 1.0, root: Path = ROOT) -> None:
         tokens = {f"token.{o}": _rows(2, seed=len(o)) * scale for o in objects}
-        record = Record("adapter", name, {o: "dog" for o in objects}, {}, {"rank": 2}, bases.find(str(tiny_base)).record())
+        record = Record(
+            "adapter", name, {o: "dog" for o in objects}, {}, {"rank": 2}, bases.find(str(tiny_base)).record()
+        )
         artifact.publish(root, record, {k: v * scale for k, v in lora.items()} | tokens)
 
     publish("dog", "dog")
@@ -63,17 +65,27 @@ def test_lora_and_embedding_of_one_object_lie_in_one_folder(store, tiny_base):
     ]  # fmt: skip
     about = said(Path("dog.safetensors"))
     assert about["modelspec.usage_hint"] == "with the embedding dog-objtune.safetensors of the same object"
-    assert about["modelspec.trigger_phrase"] == "dog-objtune" and said(Path("dog-bundle.safetensors"))["modelspec.usage_hint"] == "the embedding is inside"
+    assert (
+        about["modelspec.trigger_phrase"] == "dog-objtune"
+        and said(Path("dog-bundle.safetensors"))["modelspec.usage_hint"] == "the embedding is inside"
+    )
     assert list(load_file("dog-objtune.safetensors")) == ["<dog>"]  # what diffusers calls it
-    back = store("import", "dog.safetensors", "dog-objtune.safetensors", "--class", "dog", "--name", "back", "--base", tiny_base)
+    back = store(
+        "import", "dog.safetensors", "dog-objtune.safetensors", "--class", "dog", "--name", "back", "--base", tiny_base
+    )
     assert back.code == 0, back.err
-    old, new = artifact.load(ROOT, export.Ref("adapter", "dog", 1))[1], artifact.load(ROOT, export.Ref("adapter", "back", 1))[1]
+    old, new = (
+        artifact.load(ROOT, export.Ref("adapter", "dog", 1))[1],
+        artifact.load(ROOT, export.Ref("adapter", "back", 1))[1],
+    )
     assert all((value == new[key.replace("token.dog", "token.back")]).all() for key, value in old.items())
 
 
 @pytest.mark.parametrize("form", ["kohya", "diffusers", "embedding", "bundle"])
 def test_what_is_not_ours_is_not_overwritten(store, form):
-    name = {"kohya": "dog", "diffusers": "pytorch_lora_weights", "embedding": "dog-objtune", "bundle": "dog-bundle"}[form]
+    name = {"kohya": "dog", "diffusers": "pytorch_lora_weights", "embedding": "dog-objtune", "bundle": "dog-bundle"}[
+        form
+    ]
     file = Path("out with spaces", f"{name}.safetensors")
     command = ("export", "dog", "--format", form, "--out", file.parent)
     file.parent.mkdir()
@@ -85,7 +97,12 @@ def test_what_is_not_ours_is_not_overwritten(store, form):
     assert forced.code == 0 and f"{file} is replaced" in forced.err
     made, when = file.read_bytes(), file.stat().st_mtime_ns
     again = store(*command)
-    assert again.code == 0 and file.read_bytes() == made and file.stat().st_mtime_ns == when and "replaced" not in again.err
+    assert (
+        again.code == 0
+        and file.read_bytes() == made
+        and file.stat().st_mtime_ns == when
+        and "replaced" not in again.err
+    )
     store.publish("dog", "dog", scale=2.0)  # a newer version of the same object: the old file can be made again
     newer = store(*command)
     assert newer.code == 0 and "another export of the same object" in newer.err and file.read_bytes() != made
@@ -93,7 +110,9 @@ def test_what_is_not_ours_is_not_overwritten(store, form):
     assert half.code == 0 and file.stat().st_size < len(made)
     assert store(*command).code == 0 and store("export", "dog@1", *command[2:]).code == 0 and file.read_bytes() == made
     edited = load_file(file)
-    save_file({key: value * 2 for key, value in edited.items()}, file, metadata=said(file))  # somebody's own work on our file
+    save_file(
+        {key: value * 2 for key, value in edited.items()}, file, metadata=said(file)
+    )  # somebody's own work on our file
     refused(store(*command), str(file))
 
 
@@ -112,13 +131,21 @@ def test_two_files_of_one_command_are_not_one(store):
     for refs, form in ((("dog@1", "dog@2"), "kohya"), (("dog", "both"), "embedding")):
         result = store("export", *refs, "--format", form, "--out", "out")
         assert result.code == 2 and "error: two files would be out/dog" in result.err and not Path("out").exists()
-    assert store("export", "pair", "--format", "embedding", "--trigger", "rex=Zwx", "--trigger", "mat=zwx").code == 2  # one file on Windows
+    assert (
+        store("export", "pair", "--format", "embedding", "--trigger", "rex=Zwx", "--trigger", "mat=zwx").code == 2
+    )  # one file on Windows
 
 
 def test_two_objects_of_a_bundle_have_two_triggers(store):
     for words in (("mat=zwx", "rex=zwx"), ("mat=a.b", "rex=A_b")):
-        result = store("export", "pair", "--format", "bundle", *(part for word in words for part in ("--trigger", word)))
-        assert result.code == 2 and "mat and rex would have one trigger" in result.err and not Path("pair-bundle.safetensors").exists()
+        result = store(
+            "export", "pair", "--format", "bundle", *(part for word in words for part in ("--trigger", word))
+        )
+        assert (
+            result.code == 2
+            and "mat and rex would have one trigger" in result.err
+            and not Path("pair-bundle.safetensors").exists()
+        )
         hint = result.err.partition("hint: ")[2].split("`")[1].split()
         assert store("export", "pair", "--format", "bundle", "--trigger", words[0], *hint, "--force").code == 0
         assert len([key for key in load_file("pair-bundle.safetensors") if key.startswith("bundle_emb.")]) == 2
@@ -137,7 +164,9 @@ def test_a_repository_does_not_touch_a_readme_of_others(store, tmp_path):
     Path("repo").mkdir()
     Path("repo/README.md").write_text("# Mine\n")
     refused(store("export", "dog", "--format", "hub", "--out", "repo"), "repo/README.md")
-    assert [p.name for p in Path("repo").iterdir()] == ["README.md"] and Path("repo/README.md").read_text() == "# Mine\n"  # nothing before all is checked
+    assert [p.name for p in Path("repo").iterdir()] == ["README.md"] and Path(
+        "repo/README.md"
+    ).read_text() == "# Mine\n"  # nothing before all is checked
     command = ("export", "dog", "--format", "hub", "--out", "card")
     assert store(*command).code == 0
     store.publish("dog", "dog", scale=2.0)
@@ -145,7 +174,11 @@ def test_a_repository_does_not_touch_a_readme_of_others(store, tmp_path):
     Path("card/README.md").write_text(Path("card/README.md").read_text().replace("# dog", "# My dog"))
     refused(store(*command, "--dtype", "fp16"), "card/README.md")
     text = Path("card/README.md").read_text()
-    assert "`dog-objtune`" in text and 'load_textual_inversion("embeddings/dog-objtune.safetensors")' in text and "would make every dog" in text
+    assert (
+        "`dog-objtune`" in text
+        and 'load_textual_inversion("embeddings/dog-objtune.safetensors")' in text
+        and "would make every dog" in text
+    )
 
 
 def test_a_folder_with_other_files_is_not_uploaded(store):
@@ -160,15 +193,26 @@ def test_a_trigger_that_is_a_common_word_is_named_and_avoidable(store):
     assert plain.out == "a/dog-objtune.safetensors\n" and "common word" not in plain.err
     common = store("export", "dog", "--format", "embedding", "--out", "b", "--trigger", "dog")
     assert common.out == "b/dog.safetensors\n"
-    assert 'the trigger "dog" is a common word' in common.err and "`--trigger dog=dog-objtune` avoids that" in common.err
+    assert (
+        'the trigger "dog" is a common word' in common.err and "`--trigger dog=dog-objtune` avoids that" in common.err
+    )
     avoided = store("export", "dog", "--format", "embedding", "--out", "c", "--trigger", "dog=dog-objtune")
-    assert "common word" not in avoided.err and Path("c/dog-objtune.safetensors").read_bytes() == Path("b/dog.safetensors").read_bytes()
+    assert (
+        "common word" not in avoided.err
+        and Path("c/dog-objtune.safetensors").read_bytes() == Path("b/dog.safetensors").read_bytes()
+    )
     bundle = store("export", "dog", "--format", "bundle", "--trigger", "rex", "--out", "d")
     assert 'every "rex"' in bundle.err and "bundle_emb.rex.string_to_param.*" in load_file("d/dog-bundle.safetensors")
     several = store("export", "pair", "--format", "embedding", "--out", "e", "--trigger", "mat=zwx.1")
-    assert several.out == "e/rex-objtune.safetensors\ne/zwx.1.safetensors\n" or several.out == "e/zwx.1.safetensors\ne/rex-objtune.safetensors\n"
+    assert (
+        several.out == "e/rex-objtune.safetensors\ne/zwx.1.safetensors\n"
+        or several.out == "e/zwx.1.safetensors\ne/rex-objtune.safetensors\n"
+    )
     assert store("export", "pair", "--format", "bundle", "--out", "e", "--trigger", "mat=zwx.1").code == 0
-    assert said(Path("e/pair-bundle.safetensors"))["modelspec.trigger_phrase"].split() == ["zwx_1", "rex-objtune"]  # a dot would end the word
+    assert said(Path("e/pair-bundle.safetensors"))["modelspec.trigger_phrase"].split() == [
+        "zwx_1",
+        "rex-objtune",
+    ]  # a dot would end the word
     both = store("export", "dog", "cup", "--format", "embedding", "--out", "f", "--trigger", "cup=zwx")
     assert both.out == "f/dog-objtune.safetensors\nf/zwx.safetensors\n"
 
@@ -197,7 +241,9 @@ def test_triggers_that_cannot_be(store, given, message):
 
 
 def test_out_may_name_a_file(store):
-    assert store("export", "dog", "--format", "kohya", "--out", "new/My Dog.safetensors").out == "new/My Dog.safetensors\n"
+    assert (
+        store("export", "dog", "--format", "kohya", "--out", "new/My Dog.safetensors").out == "new/My Dog.safetensors\n"
+    )
     word = store("export", "dog", "--format", "embedding", "--out", "hound.safetensors")
     assert word.out == "hound.safetensors\n" and "the name dog-objtune.safetensors avoids that" in word.err
     refused(store("export", "dog", "--format", "kohya", "--out", "hound.safetensors"), "hound.safetensors")
@@ -230,7 +276,9 @@ def test_folders_links_and_pipes_at_the_path(store):
     store.publish("dog", "dog", scale=2.0)
     Path("linked").mkdir()
     Path("linked/dog.safetensors").symlink_to(Path("real/dog.safetensors").absolute())
-    assert store("export", "dog", "--format", "kohya", "--out", "linked").code == 0  # the file behind the link, which stays
+    assert (
+        store("export", "dog", "--format", "kohya", "--out", "linked").code == 0
+    )  # the file behind the link, which stays
     assert Path("linked/dog.safetensors").is_symlink() and '@2"' in said(Path("real/dog.safetensors"))["objtune"]
 
 
@@ -267,13 +315,20 @@ def test_half_files_are_imported_again(store, tiny_base):
     assert store("export", "dog", "--format", "bundle", "--dtype", "bf16").code == 0
     back = store("import", "dog-bundle.safetensors", "--class", "dog", "--name", "back", "--base", tiny_base)
     assert back.code == 0, back.err
-    old, new = artifact.load(ROOT, export.Ref("adapter", "dog", 1))[1], artifact.load(ROOT, export.Ref("adapter", "back", 1))[1]
+    old, new = (
+        artifact.load(ROOT, export.Ref("adapter", "dog", 1))[1],
+        artifact.load(ROOT, export.Ref("adapter", "back", 1))[1],
+    )
     assert all(np.allclose(value, new[key.replace("token.dog", "token.back")], rtol=5e-3) for key, value in old.items())
 
 
 def test_values_that_do_not_fit_half_precision_are_named(store):
     ref, notes = export.Ref("adapter", "dog", 1), []
-    weights = {"unet.a": np.array([7e4], np.float32), "unet.b": np.array([1e-9], np.float32), "unet.c": np.array([2e-9], np.float32)}
+    weights = {
+        "unet.a": np.array([7e4], np.float32),
+        "unet.b": np.array([1e-9], np.float32),
+        "unet.c": np.array([2e-9], np.float32),
+    }
     with pytest.raises(export.UsageError, match=r"unet\.a of adapter/dog@1 holds 7e\+04, fp16 ends at 65504"):
         number_formats.convert(ref, weights, "fp16")
     del weights["unet.a"]
@@ -283,11 +338,16 @@ def test_values_that_do_not_fit_half_precision_are_named(store):
     assert len(notes) == 1
     with pytest.raises(export.UsageError, match="bf16 ends at"):
         number_formats.convert(ref, {"unet.a": np.array([3.4e38], np.float32)}, "bf16")
-    assert store("export", "dog", "--dtype", "int8").code == 2 and json.loads(store("export", "dog", "--dtype", "bf16", "--json").out)["files"]
+    assert (
+        store("export", "dog", "--dtype", "int8").code == 2
+        and json.loads(store("export", "dog", "--dtype", "bf16", "--json").out)["files"]
+    )
 
 
 def test_bf16_rounds_as_torch_does():
-    values = torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 10.0 ** torch.arange(-30, 30).repeat(17)[:1000]
+    values = (
+        torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 10.0 ** torch.arange(-30, 30).repeat(17)[:1000]
+    )
     ours = torch.from_numpy(number_formats._bf16(values.numpy()).view(np.int16)).view(torch.bfloat16)
     assert torch.equal(ours, values.to(torch.bfloat16))
 
@@ -296,7 +356,9 @@ def test_the_library_takes_the_same_options(store, tiny_base):
     from objtune_cli import ObjtuneError, library
 
     studio = library.project(".", base=str(tiny_base))
-    assert [f.name for f in library.export(studio, "dog", "embedding", "lib", dtype="fp16", trigger="zwx")] == ["zwx.safetensors"]
+    assert [f.name for f in library.export(studio, "dog", "embedding", "lib", dtype="fp16", trigger="zwx")] == [
+        "zwx.safetensors"
+    ]
     Path("lib/dog.safetensors").write_bytes(b"theirs")
     with pytest.raises(ObjtuneError, match="is there already"):
         library.export(studio, "dog", "kohya", "lib")

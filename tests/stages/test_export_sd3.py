@@ -38,7 +38,10 @@ class Pipeline(TextualInversionLoaderMixin, StableDiffusion3Pipeline):
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     top = tmp_path_factory.mktemp("exports")
-    return {"sd3": kin.sd3(top / "three", with_clip=False), "sd35": kin.sd3(top / "three-five", with_clip=False, newer=True)}
+    return {
+        "sd3": kin.sd3(top / "three", with_clip=False),
+        "sd35": kin.sd3(top / "three-five", with_clip=False, newer=True),
+    }
 
 
 def pipeline(folder: Path, name: str) -> Any:
@@ -54,7 +57,10 @@ def own_memory(network: torch.nn.Module) -> torch.nn.Module:
 
 def predicted(transformer: Any) -> torch.Tensor:
     g = torch.Generator().manual_seed(0)
-    z, words, pooled = (torch.randn(*shape, generator=g) for shape in ((2, 16, 8, 8), (2, 333, kin.WIDTH_3), (2, tiny.WIDTH + kin.WIDTH_2)))
+    z, words, pooled = (
+        torch.randn(*shape, generator=g)
+        for shape in ((2, 16, 8, 8), (2, 333, kin.WIDTH_3), (2, tiny.WIDTH + kin.WIDTH_2))
+    )
     with torch.no_grad():
         return transformer(z, words, pooled, torch.tensor([10.0, 700.0])).sample
 
@@ -84,13 +90,29 @@ def whole(deltas: dict[str, torch.Tensor], layers: int, *, newer: bool) -> dict[
     """A checkpoint of the first repository whose layers are the deltas; what no LoRA changes is zeros."""
     zeros = torch.zeros(48, 16)
     found = {
-        f"{part}.{kind}".removesuffix(".weight" if part == "pos_embed" else ""): zeros for part in OUTSIDE for kind in ("weight", "bias")
+        f"{part}.{kind}".removesuffix(".weight" if part == "pos_embed" else ""): zeros
+        for part in OUTSIDE
+        for kind in ("weight", "bias")
     }
     for i in range(layers):
         for stream in ("x_block", "context_block"):
-            for part in ("attn.qkv", "attn.proj", "attn2.qkv", "attn2.proj", "adaLN_modulation.1", "mlp.fc1", "mlp.fc2"):
-                found |= {f"joint_blocks.{i}.{stream}.{part}.{kind}": zeros for kind in ("weight", "bias") if newer or "attn2" not in part}
-            found |= {f"joint_blocks.{i}.{stream}.{a}.ln_{k}.weight": zeros for a in ("attn", "attn2") for k in "qk" if newer}
+            for part in (
+                "attn.qkv",
+                "attn.proj",
+                "attn2.qkv",
+                "attn2.proj",
+                "adaLN_modulation.1",
+                "mlp.fc1",
+                "mlp.fc2",
+            ):
+                found |= {
+                    f"joint_blocks.{i}.{stream}.{part}.{kind}": zeros
+                    for kind in ("weight", "bias")
+                    if newer or "attn2" not in part
+                }
+            found |= {
+                f"joint_blocks.{i}.{stream}.{a}.ln_{k}.weight": zeros for a in ("attn", "attn2") for k in "qk" if newer
+            }
     return found | {f"{name}.weight": delta for name, delta in deltas.items()}
 
 
@@ -112,7 +134,9 @@ def test_kohyas_file_holds_the_same_layers(folders: dict[str, Path], tmp_path: P
         for n in names
     }
     found = convert_sd3_transformer_checkpoint_to_diffusers(whole(deltas, 3, newer=name == "sd35"))
-    layers = {key.removeprefix("unet.").removesuffix(".lora_A.weight") for key in tensors if key.endswith("lora_A.weight")}
+    layers = {
+        key.removeprefix("unet.").removesuffix(".lora_A.weight") for key in tensors if key.endswith("lora_A.weight")
+    }
     for layer in layers:
         own = tensors[f"unet.{layer}.lora_B.weight"] @ tensors[f"unet.{layer}.lora_A.weight"]
         torch.testing.assert_close(found[f"{layer}.weight"], own, rtol=1e-5, atol=1e-6)
@@ -131,7 +155,9 @@ def test_names_at_full_size_are_those_of_kohyas_scripts(name: str) -> None:
     made = {f"unet.{n}.lora_A.weight": torch.zeros(1, m.in_features) for n, m in sizes.items()}
     made |= {f"unet.{n}.lora_B.weight": torch.zeros(m.out_features, 1) for n, m in sizes.items()}
     assert len(sizes) == {"sd3": 285, "sd35": 337}[name]
-    assert {key.split(".")[0] for key in export.kohya_keys(made, family)} == set((KEYS / f"{name}.txt").read_text().split())
+    assert {key.split(".")[0] for key in export.kohya_keys(made, family)} == set(
+        (KEYS / f"{name}.txt").read_text().split()
+    )
 
 
 def test_a_layer_without_a_name_is_one_line() -> None:
@@ -147,8 +173,15 @@ def test_metadata_says_the_family(folders: dict[str, Path], tmp_path: Path, name
     (file,) = export.run(tmp_path / "store", ref, "kohya", tmp_path / "out")
     with safe_open(file, framework="pt") as opened:
         found = opened.metadata()
-    arch, version = {"sd3": ("stable-diffusion-3-medium", "medium"), "sd35": ("stable-diffusion-3-5-medium", "5-medium")}[name]
-    said = {"modelspec.architecture": f"{arch}/lora", "ss_base_model_version": version, "ss_network_module": "networks.lora_sd3"}
+    arch, version = {
+        "sd3": ("stable-diffusion-3-medium", "medium"),
+        "sd35": ("stable-diffusion-3-5-medium", "5-medium"),
+    }[name]
+    said = {
+        "modelspec.architecture": f"{arch}/lora",
+        "ss_base_model_version": version,
+        "ss_network_module": "networks.lora_sd3",
+    }
     assert found.items() >= said.items()
 
 
@@ -161,8 +194,12 @@ def test_an_embedding_file_gives_the_same_prompt(folders: dict[str, Path], tmp_p
     named, pipe = load_file(file), pipeline(folders[name], name)
     assert list(named) == ["clip_g", "clip_l"]
     with listening() as warned:
-        pipe.load_textual_inversion(named["clip_l"], token="<rex>", text_encoder=pipe.text_encoder, tokenizer=pipe.tokenizer)
-        pipe.load_textual_inversion(named["clip_g"], token="<rex>", text_encoder=pipe.text_encoder_2, tokenizer=pipe.tokenizer_2)
+        pipe.load_textual_inversion(
+            named["clip_l"], token="<rex>", text_encoder=pipe.text_encoder, tokenizer=pipe.tokenizer
+        )
+        pipe.load_textual_inversion(
+            named["clip_g"], token="<rex>", text_encoder=pipe.text_encoder_2, tokenizer=pipe.tokenizer_2
+        )
     assert [text for text in warned if not text.startswith(FRESH_ROWS)] == []
     for encoder in (pipe.text_encoder, pipe.text_encoder_2):
         encoder.text_model.eos_token_id = pipe.tokenizer.eos_token_id
@@ -173,22 +210,33 @@ def test_an_embedding_file_gives_the_same_prompt(folders: dict[str, Path], tmp_p
     words.add("rex", rows, "dog")
     ours = stack.encode([words.expand(PROMPT)])
     said = pipe.maybe_convert_prompt(PROMPT, pipe.tokenizer)
-    theirs, _, pooled, _ = pipe.encode_prompt(said, None, "a photo of a dog in the snow", device=CPU, do_classifier_free_guidance=False)
+    theirs, _, pooled, _ = pipe.encode_prompt(
+        said, None, "a photo of a dog in the snow", device=CPU, do_classifier_free_guidance=False
+    )
     assert torch.equal(ours[:, :-1], theirs) and torch.equal(ours[:, -1, : pooled.shape[1]], pooled)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_cards_lines_run(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_the_cards_lines_run(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     """What the card says of diffusers is what diffusers does: its own lines, on the base in a folder."""
     ref, _, _ = published(tmp_path / "store", folders[name], name, "cross-kv")
     files = export.run(tmp_path / "store", ref, "hub", tmp_path / "out")
-    assert {f.name for f in files} == {"pytorch_lora_weights.safetensors", "rex.safetensors", "rex-objtune.safetensors", "README.md"}
+    assert {f.name for f in files} == {
+        "pytorch_lora_weights.safetensors",
+        "rex.safetensors",
+        "rex-objtune.safetensors",
+        "README.md",
+    }
     code = (tmp_path / "out" / "README.md").read_text().split("```python\n")[1].split("```")[0]
     hub = next(iter(families.named(name).hub.values()))[0]
     assert f'Pipeline.from_pretrained("{hub}")' in code
     opened = pipeline(folders[name], name)
     monkeypatch.setattr(StableDiffusion3Pipeline, "from_pretrained", lambda *_: opened)
-    monkeypatch.setattr(StableDiffusion3Pipeline, "__call__", lambda self, *said, **more: type("Drawn", (), {"images": [(said, more)]}))
+    monkeypatch.setattr(
+        StableDiffusion3Pipeline, "__call__", lambda self, *said, **more: type("Drawn", (), {"images": [(said, more)]})
+    )
     monkeypatch.chdir(tmp_path / "out")
     found: dict[str, Any] = {}
     exec(code, found)

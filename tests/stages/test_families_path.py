@@ -29,7 +29,12 @@ min_likeness = 0.0
 min_margin = -99.0
 min_score = -99.0
 """
-WIDTHS = {"sd2": (tiny.WIDTH,), "sdxl": (tiny.WIDTH, kin.WIDTH_2), "sd3": (tiny.WIDTH, kin.WIDTH_2), "sd35": (tiny.WIDTH, kin.WIDTH_2)}
+WIDTHS = {
+    "sd2": (tiny.WIDTH,),
+    "sdxl": (tiny.WIDTH, kin.WIDTH_2),
+    "sd3": (tiny.WIDTH, kin.WIDTH_2),
+    "sd35": (tiny.WIDTH, kin.WIDTH_2),
+}
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +45,9 @@ def kin_bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name != "sdxl" else name for name in WIDTHS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name != "sdxl" else name for name in WIDTHS]
+)
 def test_train_generate_compose_export(cli, kin_bases, dog_photo, name):
     Path("objtune.toml").write_text(SETTINGS.format(base=kin_bases[name]))
     for which in ("rex", "cup"):
@@ -106,7 +113,9 @@ def test_the_image_tower_is_named_by_a_setting(cli, kin_bases, dog_photo, tmp_pa
     shutil.move(bare / "clip", tmp_path / "tower")
     Path("objtune.toml").write_text(SETTINGS.format(base=bare))
     assert (
-        "has no image tower" in cli("segment", dog_photo, "--class", "dog", "--box", "110,240,530,535").err + cli("init-embedding", "dog").err
+        "has no image tower"
+        in cli("segment", dog_photo, "--class", "dog", "--box", "110,240,530,535").err
+        + cli("init-embedding", "dog").err
     )
     given = tmp_path / "tower" if form == "folder" else tmp_path / "tower" / "model.safetensors"
     done = cli("init-embedding", "dog", "--set", f"tower={given}", "--json")
@@ -116,7 +125,11 @@ def test_the_image_tower_is_named_by_a_setting(cli, kin_bases, dog_photo, tmp_pa
 
 @pytest.mark.parametrize(
     ("tower", "code", "said"),
-    [("nobody/nothing", 7, "is not on this machine"), ("a,b", 2, "2 image towers"), ("{here}/objtune.toml", 3, "no safetensors file")],
+    [
+        ("nobody/nothing", 7, "is not on this machine"),
+        ("a,b", 2, "2 image towers"),
+        ("{here}/objtune.toml", 3, "no safetensors file"),
+    ],
 )
 def test_a_tower_that_is_not_there_is_one_line(cli, kin_bases, dog_photo, tower, code, said):
     Path("objtune.toml").write_text(SETTINGS.format(base=kin_bases["sd2"]))

@@ -31,7 +31,9 @@ class Hub:
     """A server with the parts of the hub's interface that a download asks for."""
 
     def __init__(self, folder: Path) -> None:
-        self.files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()} | DECOYS
+        self.files = {
+            p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+        } | DECOYS
         self.repositories, self.gated = {SD15}, set[str]()
         self.asked: list[str] = []
         self.sent: list[str] = []
@@ -65,7 +67,10 @@ class Hub:
         if verb == "revision":
             return send(request, 200, json.dumps({"id": repository, "sha": COMMIT, "siblings": []}).encode())
         if verb == "tree":
-            entries = [{"type": "file", "path": k, "size": len(v), "oid": hashlib.sha1(v).hexdigest()} for k, v in self.files.items()]
+            entries = [
+                {"type": "file", "path": k, "size": len(v), "oid": hashlib.sha1(v).hexdigest()}
+                for k, v in self.files.items()
+            ]
             return send(request, 200, json.dumps(entries).encode())
         name = rest.partition("/")[2]
         data = self.files[name]
@@ -134,7 +139,9 @@ def test_what_is_needed_is_brought_once(hub: Hub, base: Path) -> None:
     assert (document["revision"], document["files"], document["reused"]) == (COMMIT, len(brought), False)
     assert document["bytes"] == sum(map(len, brought.values()))
     assert f"{SD15}/tree/{COMMIT}" in hub.asked
-    assert [line for line in done.stderr.splitlines() if line.startswith("fetch ")][-1].startswith(f"fetch {document['bytes']}/")
+    assert [line for line in done.stderr.splitlines() if line.startswith("fetch ")][-1].startswith(
+        f"fetch {document['bytes']}/"
+    )
     asked = len(hub.asked)
     again = objtune("fetch", "--base", "sd15")
     assert (again.returncode, again.stdout) == (0, f"{folder}\n")
@@ -173,7 +180,11 @@ def test_a_model_that_measures_is_brought_with_the_weights_of_one_form(hub: Hub,
     done = objtune("fetch", "--model", DINO, "--json")
     document = json.loads(done.stdout)
     check(document, "output", "fetch")
-    assert sorted(p.name for p in Path(document["folder"]).iterdir()) == ["config.json", "model.safetensors", "preprocessor_config.json"]
+    assert sorted(p.name for p in Path(document["folder"]).iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    ]
     assert (document["repository"], document["files"], document["bytes"]) == (DINO, 3, len(b"{}{}weights"))
     again = json.loads(objtune("fetch", "--model", DINO, "--json").stdout)
     assert (again["folder"], again["reused"]) == (document["folder"], True)
@@ -207,7 +218,10 @@ def test_a_repository_without_safetensors_is_3(hub: Hub) -> None:
 
 def test_what_the_hub_refuses_is_7(hub: Hub) -> None:
     hub.gated.add("some/gated")
-    for name, words in {"some/gated": "some/gated asks for an account", "some/none": f"{hub.url} has no some/none"}.items():
+    for name, words in {
+        "some/gated": "some/gated asks for an account",
+        "some/none": f"{hub.url} has no some/none",
+    }.items():
         done = objtune("fetch", "--base", name)
         assert done.returncode == 7
         assert said(done)[0] == f"error: {words}"
@@ -222,7 +236,10 @@ def test_no_connection_is_7_in_one_line(hub: Hub) -> None:
     done = objtune("fetch", "--base", "sd15", HF_HUB_OFFLINE="1")
     assert (done.returncode, said(done)) == (
         7,
-        [f"error: {SD15} cannot be fetched: HF_HUB_OFFLINE is set", "hint: unset HF_HUB_OFFLINE and run the same command"],
+        [
+            f"error: {SD15} cannot be fetched: HF_HUB_OFFLINE is set",
+            "hint: unset HF_HUB_OFFLINE and run the same command",
+        ],
     )
 
 
@@ -235,7 +252,9 @@ def test_what_needs_no_connection(hub: Hub, base: Path) -> None:
 
 def test_a_disk_without_room_is_7_before_anything_is_brought(hub: Hub) -> None:
     code = "import shutil, sys; shutil.disk_usage = lambda _: type('U', (), {'free': 1000})\nfrom objtune_cli.cli.app import run\nsys.exit(run(sys.argv[1:]))"
-    done = subprocess.run([sys.executable, "-c", code, "fetch", "--base", "sd15"], env=os.environ, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, "fetch", "--base", "sd15"], env=os.environ, capture_output=True, text=True
+    )
     assert done.returncode == 7
     assert "has 0.00 GB free" in said(done)[0]
     assert hub.sent == []

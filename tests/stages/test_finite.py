@@ -112,7 +112,9 @@ def generate(cli: Callable, base: Path, *more: object) -> Any:
 
 
 def pixels(project: Path, version: int) -> np.ndarray:
-    return np.stack([np.asarray(Image.open(p)) for p in sorted((project / f"artifacts/scene/scene/v{version:03d}").glob("*.png"))])
+    return np.stack(
+        [np.asarray(Image.open(p)) for p in sorted((project / f"artifacts/scene/scene/v{version:03d}").glob("*.png"))]
+    )
 
 
 @pytest.mark.parametrize(
@@ -120,17 +122,32 @@ def pixels(project: Path, version: int) -> np.ndarray:
     [
         ("denoiser NaN", (), 5, ["the denoiser of the base in", "first in conv_out.bias", "another `--base`"]),
         ("denoiser inf", ("--precision", "fp16"), 5, ["the denoiser of the base in", "conv_in.weight"]),
-        ("denoiser large", (), 9, ["the denoiser gives latents beyond any range in fp32 (pictures 1, 2 of 2, seeds 0, 1)", "another `--base`"]),
+        (
+            "denoiser large",
+            (),
+            9,
+            [
+                "the denoiser gives latents beyond any range in fp32 (pictures 1, 2 of 2, seeds 0, 1)",
+                "another `--base`",
+            ],
+        ),
         ("denoiser large in fp16", ("--precision", "fp16"), 9, ["too large for fp16", "`--precision fp32`"]),
         ("text NaN", (), 5, ["the text encoder of the base in", "final_layer_norm.weight"]),
         ("decoder NaN", (), 5, ["the VAE decoder holds NaN", "decoder", "another `--base`"]),
         ("decoder NaN", ("--precision", "fp16"), 5, ["the VAE decoder holds NaN"]),
         ("decoder large", (), 9, ["the VAE decoder gives NaN or infinite values in fp32", "another VAE"]),
-        ("decoder large", ("--precision", "bf16"), 9, ["the VAE decoder gives NaN or infinite values in fp32", "another VAE"]),
+        (
+            "decoder large",
+            ("--precision", "bf16"),
+            9,
+            ["the VAE decoder gives NaN or infinite values in fp32", "another VAE"],
+        ),
         ("decoder black", (), 9, ["pictures 1, 2 of 2 are of one colour", "`--force` keeps it"]),
     ],
 )
-def test_generate_refuses_what_is_no_picture(cli, changed, project: Path, name: str, more: tuple, code: int, said: list[str]) -> None:
+def test_generate_refuses_what_is_no_picture(
+    cli, changed, project: Path, name: str, more: tuple, code: int, said: list[str]
+) -> None:
     found = generate(cli, changed(name), *more)
     assert (found.code, found.out) == (code, ""), found.err
     assert all(text in found.err for text in said), found.err
@@ -141,13 +158,18 @@ def test_a_vae_that_overflows_in_half_decodes_in_float32(cli, changed, project: 
     """With a note; the same pixels as float32 decodes of these latents, and drawn anew where float32 is asked for."""
     base = changed("decoder large in fp16")
     half = generate(cli, base, "--precision", "fp16")
-    assert half.code == 0 and half.err.count("the VAE decoder overflows in fp16: from here on the VAE computes in fp32") == 1, half.err
+    assert (
+        half.code == 0
+        and half.err.count("the VAE decoder overflows in fp16: from here on the VAE computes in fp32") == 1
+    ), half.err
     record, arrays = artifact.load(project / "artifacts", Ref("scene", "scene", 1))
     assert record.tools["precision"] == "fp16"
     from objtune_cli.method.sampling import to_uint8
 
     whole = stacks.load(base, torch.device("cpu"), torch.float32)
-    assert np.array_equal(to_uint8(whole.to_picture(torch.from_numpy(arrays["latents"].copy()))).numpy(), pixels(project, 1))
+    assert np.array_equal(
+        to_uint8(whole.to_picture(torch.from_numpy(arrays["latents"].copy()))).numpy(), pixels(project, 1)
+    )
     assert "scene@1 is up to date" in generate(cli, base, "--precision", "fp16").err
     single = generate(cli, base, "--precision", "fp32")
     assert single.code == 0 and "scene/scene/v002" in single.out and "up to date" not in single.err
@@ -192,16 +214,26 @@ def test_a_black_picture_of_an_earlier_version_is_drawn_again(cli, base: Path, p
     file = project / "artifacts/scene/scene/v001/002.png"
     Image.new("RGB", (32, 32)).save(file)
     again = generate(cli, base)
-    assert again.code == 0 and "scene@1 is not used again: picture 2 of 2 is of one colour" in again.err and "v002" in again.out
+    assert (
+        again.code == 0
+        and "scene@1 is not used again: picture 2 of 2 is of one colour" in again.err
+        and "v002" in again.out
+    )
 
 
-def test_a_scene_without_pictures_that_decodes_to_one_colour_is_drawn_again(cli, base: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scene_without_pictures_that_decodes_to_one_colour_is_drawn_again(
+    cli, base: Path, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert generate(cli, base).code == 0
     shutil.rmtree(project / "artifacts/scene/scene/v001")
     decode = stacks.Stack.to_picture
     monkeypatch.setattr(stacks.Stack, "to_picture", lambda self, latents: torch.zeros_like(decode(self, latents)))
     again = generate(cli, base)
-    assert again.code == 9 and "scene@1 is not used again: pictures 1, 2 of 2 are of one colour" in again.err and "up to date" not in again.err
+    assert (
+        again.code == 9
+        and "scene@1 is not used again: pictures 1, 2 of 2 are of one colour" in again.err
+        and "up to date" not in again.err
+    )
     monkeypatch.undo()
 
 
@@ -211,7 +243,9 @@ def test_too_much_guidance_is_not_the_bases_fault(cli, base: Path) -> None:
         assert found.code == 9 and "a guidance of " in found.err and "lower `--guidance`" in found.err, found.err
 
 
-def test_latents_of_an_earlier_version_that_are_not_finite_are_drawn_again(cli, base: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_latents_of_an_earlier_version_that_are_not_finite_are_drawn_again(
+    cli, base: Path, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert generate(cli, base).code == 0
     root = project / "artifacts"
     record, arrays = artifact.load(root, Ref("scene", "scene", 1))
@@ -228,16 +262,25 @@ def test_latents_of_an_earlier_version_that_are_not_finite_are_drawn_again(cli, 
     ("name", "more", "code", "said"),
     [
         ("denoiser NaN", (), 5, ["the denoiser of the base in"]),
-        ("denoiser large", (), 9, ["the denoiser gives NaN or infinite values in fp32 (picture 1 of 1, seed 0)", "another `--base`"]),
+        (
+            "denoiser large",
+            (),
+            9,
+            ["the denoiser gives NaN or infinite values in fp32 (picture 1 of 1, seed 0)", "another `--base`"],
+        ),
         ("text NaN", (), 5, ["the text encoder of the base in"]),
         ("encoder NaN", (), 5, ["the VAE encoder holds NaN"]),
         ("encoder large", (), 9, ["the VAE encoder gives NaN or infinite values in fp32", "another VAE"]),
     ],
 )
-def test_train_names_the_part_and_not_the_rate(cli, changed, photo: Path, project: Path, name: str, more: tuple, code: int, said: list[str]) -> None:
+def test_train_names_the_part_and_not_the_rate(
+    cli, changed, photo: Path, project: Path, name: str, more: tuple, code: int, said: list[str]
+) -> None:
     found = cli("train", photo, "--base", changed(name), *TRAIN, *more)
     assert (found.code, found.out) == (code, ""), found.err
-    assert all(text in found.err for text in said) and "rate" not in found.err and "diverged" not in found.err, found.err
+    assert all(text in found.err for text in said) and "rate" not in found.err and "diverged" not in found.err, (
+        found.err
+    )
     assert not (project / "artifacts" / "adapter").exists()
 
 
@@ -251,16 +294,37 @@ def test_train_names_the_part_and_not_the_rate(cli, changed, photo: Path, projec
         ("train.class_weight=1e300", 2, ["train.class_weight is 1e+300", "from 0 to 1000000"]),
     ],
 )
-def test_settings_that_no_training_survives(cli, base: Path, photo: Path, project: Path, setting: str, code: int, said: list[str]) -> None:
+def test_settings_that_no_training_survives(
+    cli, base: Path, photo: Path, project: Path, setting: str, code: int, said: list[str]
+) -> None:
     found = cli("train", photo, "--base", base, *TRAIN, "--set", setting)
     assert (found.code, found.out) == (code, "") and all(text in found.err for text in said), found.err
     assert "Traceback" not in found.err and not (project / "artifacts" / "adapter").exists()
 
 
 def test_a_preview_of_one_colour_is_told(cli, changed, photo: Path, project: Path) -> None:
-    done = cli("train", photo, "--base", changed("decoder black"), *(each for each in TRAIN if each != "--no-preview"), "--set", "generate.steps=1")
+    done = cli(
+        "train",
+        photo,
+        "--base",
+        changed("decoder black"),
+        *(each for each in TRAIN if each != "--no-preview"),
+        "--set",
+        "generate.steps=1",
+    )
     assert done.code == 0 and "5 of 5 preview pictures are of one colour" in done.err, done.err
-    scene = cli("compose", "<dog> on the beach", "-n", 1, "--steps", 1, "--place", "dog=left", "--base", changed("decoder black"))
+    scene = cli(
+        "compose",
+        "<dog> on the beach",
+        "-n",
+        1,
+        "--steps",
+        1,
+        "--place",
+        "dog=left",
+        "--base",
+        changed("decoder black"),
+    )
     assert (scene.code, scene.out) == (9, "") and "the picture is of one colour" in scene.err, scene.err
 
 
@@ -270,12 +334,17 @@ def test_train_knows_the_precision_that_was_asked_for(cli, changed, photo: Path,
     assert half.code == 0 and "the VAE encoder overflows in fp16" in half.err, half.err
     assert cli(*line, "--precision", "fp32").out == "adapter/dog@2\n"
     assert [cli(*line, "--precision", p, "--json").out.count('"reused": true') for p in ("fp16", "fp32")] == [1, 1]
-    assert sorted(p.name for p in (project / "artifacts/prior/dog").iterdir()) == ["v001.safetensors", "v002.safetensors"]
+    assert sorted(p.name for p in (project / "artifacts/prior/dog").iterdir()) == [
+        "v001.safetensors",
+        "v002.safetensors",
+    ]
     assert len(list((project / "artifacts/embedding/dog").iterdir())) == 1
 
 
 @pytest.fixture
-def stored(cli, base: Path, photo: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+def stored(
+    cli, base: Path, photo: Path, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., None]]:
     """Puts the adapter <rex> into the store with some tensors changed, whatever a later version checks."""
     assert cli("train", photo, "--name", "rex", "--base", base, *TRAIN).code == 0
     root = project / "artifacts"
@@ -293,18 +362,35 @@ def stored(cli, base: Path, photo: Path, project: Path, monkeypatch: pytest.Monk
 def test_an_adapter_that_gives_no_numbers(cli, base: Path, stored, project: Path, tmp_path: Path) -> None:
     """Values in the file: damaged. Values that come of it while it draws: its name, not the base's. In every command that draws with it."""
     stored(NAN, "lora_B.weight")
-    lines = [("generate", "<rex>", "-n", 1), ("compose", "<rex> on the beach", "-n", 1, "--place", "rex=left"), ("evaluate", "rex")]
+    lines = [
+        ("generate", "<rex>", "-n", 1),
+        ("compose", "<rex> on the beach", "-n", 1, "--place", "rex=left"),
+        ("evaluate", "rex"),
+    ]
     for line in lines:
-        found = cli(*line, "--base", base, "--set", "generate.steps=1") if line[0] != "evaluate" else cli(*line, "--base", base)
-        assert (found.code, found.out) == (5, "") and "adapter/rex@2 holds NaN or infinite values, first in" in found.err, found.err
+        found = (
+            cli(*line, "--base", base, "--set", "generate.steps=1")
+            if line[0] != "evaluate"
+            else cli(*line, "--base", base)
+        )
+        assert (found.code, found.out) == (
+            5,
+            "",
+        ) and "adapter/rex@2 holds NaN or infinite values, first in" in found.err, found.err
     assert cli("export", "adapter/rex@2", "--format", "kohya", "--out", tmp_path / "out").code == 5
     stored(1e38, "lora_B.weight")
     for line in lines[:2]:
         found = cli(*line, "--base", base, "--set", "generate.steps=1")
-        assert (found.code, found.out) == (9, "") and "the adapter of <rex> gives NaN or infinite values in fp32" in found.err, found.err
+        assert (found.code, found.out) == (
+            9,
+            "",
+        ) and "the adapter of <rex> gives NaN or infinite values in fp32" in found.err, found.err
     stored(1e30, "token.rex")
     found = cli(*lines[0], "--base", base, "--steps", 1)
-    assert (found.code, found.out) == (9, "") and "the adapter of <rex> gives NaN or infinite values in fp32" in found.err, found.err
+    assert (found.code, found.out) == (
+        9,
+        "",
+    ) and "the adapter of <rex> gives NaN or infinite values in fp32" in found.err, found.err
     assert not (project / "artifacts" / "scene").exists()
 
 
@@ -312,7 +398,13 @@ def test_a_second_picture_alone_is_named(cli, base: Path, monkeypatch: pytest.Mo
     from objtune_cli.method import sampling
 
     noise = sampling._noise
-    monkeypatch.setattr(sampling, "_noise", lambda made, shape: noise(made, shape) * torch.tensor([NAN if g.initial_seed() == 7 else 1.0 for g in made]).view(-1, 1, 1, 1))
+    monkeypatch.setattr(
+        sampling,
+        "_noise",
+        lambda made, shape: (
+            noise(made, shape) * torch.tensor([NAN if g.initial_seed() == 7 else 1.0 for g in made]).view(-1, 1, 1, 1)
+        ),
+    )
     found = generate(cli, base, "--seed", 6, "--json")
     assert found.code == 9 and "(picture 2 of 2, seed 7)" in json.loads(found.out)["error"]["message"]
 
@@ -321,8 +413,15 @@ def test_numbers_of_json_are_numbers(capsys: pytest.CaptureFixture[str], tmp_pat
     from objtune_cli.cli import events, render
 
     render.document({"rows": [{"mean": NAN, "low": -INF, "n": 1}], "leakage": ((0.5, NAN),), "seconds": 0.25})
-    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"rows": [{"mean": None, "low": None, "n": 1}], "leakage": [[0.5, None]], "seconds": 0.25}
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
+        "rows": [{"mean": None, "low": None, "n": 1}],
+        "leakage": [[0.5, None]],
+        "seconds": 0.25,
+    }
     log = events.Events(tmp_path / "log")
     log.write("step", loss=NAN, matrix=[[INF, 1.0]], by={"a": -INF})
     log.close()
-    assert json.loads((tmp_path / "log").read_text(), parse_constant=pytest.fail).items() >= {"loss": None, "matrix": [[None, 1.0]], "by": {"a": None}}.items()
+    assert (
+        json.loads((tmp_path / "log").read_text(), parse_constant=pytest.fail).items()
+        >= {"loss": None, "matrix": [[None, 1.0]], "by": {"a": None}}.items()
+    )

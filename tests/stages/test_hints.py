@@ -29,7 +29,16 @@ def refused(frame: Frame = FRAME, **said: Any) -> InputError:
 
 
 @pytest.mark.parametrize(
-    "text", ["110,240,530,430.5", "[110, 240, 530, 430.5]", "(110 240 530 430.5)", "110;240;530;430.5", " 110 , 240 , 530 , 430.5 ", "110\t240\t530\t430.5", "1.1e2,240,530,430.5"]
+    "text",
+    [
+        "110,240,530,430.5",
+        "[110, 240, 530, 430.5]",
+        "(110 240 530 430.5)",
+        "110;240;530;430.5",
+        " 110 , 240 , 530 , 430.5 ",
+        "110\t240\t530\t430.5",
+        "1.1e2,240,530,430.5",
+    ],
 )
 def test_numbers_in_any_form(text: str) -> None:
     assert numbers(text, 4, "--box", "x0,y0,x1,y1") == (110, 240, 530, 430.5)
@@ -41,7 +50,23 @@ def test_per_cent_are_fractions() -> None:
     assert target.points == ((639, 240),)
 
 
-@pytest.mark.parametrize("text", ["1,2,3", "1,2,3,4,5", "a,b,c,d", "nan,1,2,3", "inf,1,2,3", "", "[]", "10%,20,30,40", "1,2,3,120%", "%,%,%,%", "1e9,1,2,3", "10,5,20,5,30"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1,2,3",
+        "1,2,3,4,5",
+        "a,b,c,d",
+        "nan,1,2,3",
+        "inf,1,2,3",
+        "",
+        "[]",
+        "10%,20,30,40",
+        "1,2,3,120%",
+        "%,%,%,%",
+        "1e9,1,2,3",
+        "10,5,20,5,30",
+    ],
+)
 def test_what_is_no_box_is_refused_with_one_that_works(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         numbers(text, 4, "--box", "x0,y0,x1,y1")
@@ -55,13 +80,21 @@ def test_fractions_become_pixels_with_a_note() -> None:
     assert target.box_xyxy == (160, 240, 480, 480)
     assert target.points == ((320, 360),)
     assert target.beside == ((0, 48),)
-    assert notes == ["the box of rex in fractions of the photo is 160,240,480,480 in pixels", "points of rex in fractions of the photo are 320,360 and 0,48 in pixels"]
+    assert notes == [
+        "the box of rex in fractions of the photo is 160,240,480,480 in pixels",
+        "points of rex in fractions of the photo are 320,360 and 0,48 in pixels",
+    ]
     assert placed(box_xyxy=(0, 0, 1, 1))[0].box_xyxy == (0, 0, 640, 480)
 
 
 def test_pixels_stay_what_they_are() -> None:
     """Their records are those of finished work."""
-    for said in ({"box_xyxy": (0.0, 0.0, 640.0, 480.0)}, {"box_xyxy": (0.5, 0.5, 1.5, 200.0)}, {"points": ((0.0, 0.0), (1.0, 1.0), (639.0, 479.0)), "beside": ((0.5, 12.0),)}, {}):
+    for said in (
+        {"box_xyxy": (0.0, 0.0, 640.0, 480.0)},
+        {"box_xyxy": (0.5, 0.5, 1.5, 200.0)},
+        {"points": ((0.0, 0.0), (1.0, 1.0), (639.0, 479.0)), "beside": ((0.5, 12.0),)},
+        {},
+    ):
         target, notes = placed(**said)
         assert target == Target("dog", "rex", **said)
         assert notes == []
@@ -75,7 +108,9 @@ def test_a_box_a_little_outside_is_clipped() -> None:
     assert placed(points=((5, 5),), beside=((-0.5, 3),))[0] == Target("dog", "rex", None, ((5, 5),), ((0, 3),))
 
 
-@pytest.mark.parametrize("box", [(-20, 10, 200, 300), (10, 10, 700, 300), (10, -9, 30, 30), (700, 10, 800, 30), (-5, -5, -1, -1)])
+@pytest.mark.parametrize(
+    "box", [(-20, 10, 200, 300), (10, 10, 700, 300), (10, -9, 30, 30), (700, 10, 800, 30), (-5, -5, -1, -1)]
+)
 def test_a_box_outside_is_refused(box: tuple[float, ...]) -> None:
     error = refused(box_xyxy=box)
     assert "is not inside the photo (640x480)" in error.message
@@ -88,7 +123,10 @@ def test_corners_in_another_order_are_refused_with_what_they_may_mean() -> None:
     assert "`--box 100,150,300,200`" in error.hint
     assert "`--box 300,200,400,350`" in error.hint
     assert refused(box_xyxy=(600, 200, 100, 300)).hint == "with its corners in order `--box 100,200,600,300`"
-    assert "`--box 0.2,0.2,0.8,0.8`" in refused(box_xyxy=(100, 100, 100, 100)).hint + refused(box_xyxy=(600, 400, 600, 400)).hint
+    assert (
+        "`--box 0.2,0.2,0.8,0.8`"
+        in refused(box_xyxy=(100, 100, 100, 100)).hint + refused(box_xyxy=(600, 400, 600, 400)).hint
+    )
 
 
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
@@ -155,7 +193,10 @@ def test_a_rough_mask_lies_on_what_was_found() -> None:
     rough = cover(40, 40, 160, 160)
     target = Target("dog", "rex", rough=Path("rough.png"))
     assert hints.disagreement(cover(50, 50, 150, 150), target, PHOTO, rough) == ("", "")
-    assert hints.disagreement(cover(50, 50, 250, 200), target, PHOTO, cover(60, 60, 80, 180)) == ("", "")  # a scribble on it
+    assert hints.disagreement(cover(50, 50, 250, 200), target, PHOTO, cover(60, 60, 80, 180)) == (
+        "",
+        "",
+    )  # a scribble on it
     assert "share 0%" in hints.disagreement(cover(200, 50, 300, 150), target, PHOTO, rough)[0]
 
 
@@ -178,7 +219,9 @@ def test_fractions_are_the_box_in_pixels(cli: Callable[..., Any], toy: Path) -> 
     assert "in fractions of the photo is 60,80,180,160 in pixels" in done.err
 
 
-def test_a_box_around_the_whole_photo_is_told_to_be_close(cli: Callable[..., Any], toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_box_around_the_whole_photo_is_told_to_be_close(
+    cli: Callable[..., Any], toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not to give a box, which was given."""
     from objtune_cli.models.grabcut import GrabCut
     from objtune_cli.models.segmenter import Proposal
@@ -186,10 +229,15 @@ def test_a_box_around_the_whole_photo_is_told_to_be_close(cli: Callable[..., Any
     monkeypatch.setattr(GrabCut, "find", lambda self, hints: Proposal(np.ones((200, 300), bool), 0.9))
     done = cli("segment", toy, "--class", "mug", "--set", "segment.segmenter=grabcut", "--box", "0,0,300,200")
     assert done.code == 9
-    assert "hint: a box is x0,y0,x1,y1 in pixels of this photo (300x200), close around the object; or give `--mask M.png`" in done.err
+    assert (
+        "hint: a box is x0,y0,x1,y1 in pixels of this photo (300x200), close around the object; or give `--mask M.png`"
+        in done.err
+    )
 
 
-@pytest.mark.parametrize("option", ["--box=rex=60,80,180,160", "--point=Mug 2=60,80", "--mask=rex=toy.png", "--rough=rex=toy.png"])
+@pytest.mark.parametrize(
+    "option", ["--box=rex=60,80,180,160", "--point=Mug 2=60,80", "--mask=rex=toy.png", "--rough=rex=toy.png"]
+)
 def test_a_hint_for_an_object_that_is_not_there_is_refused(option: str, cli: Callable[..., Any], toy: Path) -> None:
     done = cli("segment", toy, "--class", "mug", option)
     assert done.code == 2
@@ -201,7 +249,9 @@ def test_a_mask_whose_file_name_has_an_equals_sign_is_read(cli: Callable[..., An
     assert "a=b.png is the photo itself" in cli("segment", toy, "--class", "mug", "--mask", "a=b.png").err
 
 
-def test_a_result_outside_its_box_is_not_published(cli: Callable[..., Any], toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_result_outside_its_box_is_not_published(
+    cli: Callable[..., Any], toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from objtune_cli.models.grabcut import GrabCut
     from objtune_cli.models.segmenter import Proposal
 

@@ -42,7 +42,9 @@ def read(stack: stacks.Stack, path: Path, allow_pickle: bool = False) -> dict[st
     found: dict[str, Tensor] = {}
     for file in sources.read_files([path]):
         source = imported.open_source(file, allow_pickle)
-        found |= foreign.read_lora(stack, source) if foreign.is_lora(source.weights) else {"rows": vectors(stack, source)}
+        found |= (
+            foreign.read_lora(stack, source) if foreign.is_lora(source.weights) else {"rows": vectors(stack, source)}
+        )
     return found
 
 
@@ -53,7 +55,9 @@ def vectors(stack: stacks.Stack, *opened: foreign.Source) -> Tensor:
 def refused(call: Callable[[], Any]) -> ObjtuneError:
     with pytest.raises(ObjtuneError) as caught:
         call()
-    assert caught.value.hint and "\n" not in caught.value.message + caught.value.hint and len(caught.value.message) < 400
+    assert (
+        caught.value.hint and "\n" not in caught.value.message + caught.value.hint and len(caught.value.message) < 400
+    )
     return caught.value
 
 
@@ -127,11 +131,17 @@ def test_values_that_cannot_be_right(stack: stacks.Stack, case: str) -> None:
 
 
 def test_one_layer_under_two_names_with_the_same_values_is_one(stack: stacks.Stack) -> None:
-    same = {f"{DOTTED}.lora_A.weight": LAYER[f"{STEM}.lora_down.weight"], f"{DOTTED}.lora_B.weight": LAYER[f"{STEM}.lora_up.weight"]}
+    same = {
+        f"{DOTTED}.lora_A.weight": LAYER[f"{STEM}.lora_down.weight"],
+        f"{DOTTED}.lora_B.weight": LAYER[f"{STEM}.lora_up.weight"],
+    }
     assert foreign.lora(stack, {**LAYER, **same}, "x").keys() == foreign.lora(stack, LAYER, "x").keys()
 
 
-PEFT = {f"base_model.model.{DOTTED.removeprefix('unet.')}.lora_A.weight": torch.ones(2, 16), f"base_model.model.{DOTTED.removeprefix('unet.')}.lora_B.weight": torch.ones(16, 2)}
+PEFT = {
+    f"base_model.model.{DOTTED.removeprefix('unet.')}.lora_A.weight": torch.ones(2, 16),
+    f"base_model.model.{DOTTED.removeprefix('unet.')}.lora_B.weight": torch.ones(16, 2),
+}
 SETTINGS: dict[str, tuple[Any, type[ObjtuneError], str]] = {
     "DoRA": ({"r": 2, "use_dora": True}, IncompatibleError, "is a DoRA"),
     "LoHa": ({"r": 2, "peft_type": "LOHA"}, IncompatibleError, "of the kind LOHA"),
@@ -148,7 +158,9 @@ SETTINGS: dict[str, tuple[Any, type[ObjtuneError], str]] = {
 
 
 @pytest.mark.parametrize("case", SETTINGS)
-def test_settings_beside_the_weights_and_in_the_header_are_checked(stack: stacks.Stack, tmp_path: Path, case: str) -> None:
+def test_settings_beside_the_weights_and_in_the_header_are_checked(
+    stack: stacks.Stack, tmp_path: Path, case: str
+) -> None:
     said, kind, text = SETTINGS[case]
     save_file(PEFT, tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text(json.dumps(said))
@@ -157,7 +169,11 @@ def test_settings_beside_the_weights_and_in_the_header_are_checked(stack: stacks
     if isinstance(said, dict):
         said = {f"unet.{key}": value for key, value in said.items()}
     file = tmp_path / "other.safetensors"
-    save_file({key.replace("base_model.model.", "unet."): value for key, value in PEFT.items()}, file, {"lora_adapter_metadata": json.dumps(said)})
+    save_file(
+        {key.replace("base_model.model.", "unet."): value for key, value in PEFT.items()},
+        file,
+        {"lora_adapter_metadata": json.dumps(said)},
+    )
     error = refused(lambda: read(stack, file))
     assert type(error) is kind and text in error.message
 
@@ -165,7 +181,9 @@ def test_settings_beside_the_weights_and_in_the_header_are_checked(stack: stacks
 def test_alpha_that_contradicts_the_settings_is_refused(stack: stacks.Stack, tmp_path: Path) -> None:
     for alpha, good in ((8.0, True), (4.0, False)):
         file = tmp_path / "other.safetensors"
-        save_file(changed(alpha=alpha), file, {"lora_adapter_metadata": json.dumps({"unet.r": 2, "unet.lora_alpha": 8})})
+        save_file(
+            changed(alpha=alpha), file, {"lora_adapter_metadata": json.dumps({"unet.r": 2, "unet.lora_alpha": 8})}
+        )
         if good:
             assert float(read(stack, file)[f"{DOTTED}.lora_B.weight"].max()) == 4
         else:
@@ -186,7 +204,10 @@ def plain_zip() -> bytes:
     return held.getvalue()
 
 
-LAYERS = {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(2, 2), "cond_stage_model.transformer.text_model.x.weight": torch.zeros(2)}
+LAYERS = {
+    "model.diffusion_model.input_blocks.0.0.weight": torch.zeros(2, 2),
+    "cond_stage_model.transformer.text_model.x.weight": torch.zeros(2),
+}
 BYTES: dict[str, tuple[str, bytes, str]] = {
     "page": ("x.safetensors", b"\n<!DOCTYPE html><html><head><title>Sign in</title>" + b"x" * 3000, "is a web page"),
     "page as a pickle": ("x.pt", b"<html>" + b"x" * 300, "is a web page"),
@@ -239,7 +260,11 @@ def test_folders_that_do_not_say_which_file_is_meant(stack: stacks.Stack, tmp_pa
     assert f"{DOTTED}.lora_A.weight" in read(stack, tmp_path)
     (tmp_path / "model_index.json").write_text("{}")
     assert "is a whole model" in refused(lambda: read(stack, tmp_path)).message
-    for path, said in {"https://civitai.com/models/1": "is an address", "nowhere.safetensors": "there is no such file", "x" * 300: "cannot be read"}.items():
+    for path, said in {
+        "https://civitai.com/models/1": "is an address",
+        "nowhere.safetensors": "there is no such file",
+        "x" * 300: "cannot be read",
+    }.items():
         assert said in refused(lambda path=path: read(stack, Path(path))).message
 
 
@@ -267,7 +292,9 @@ EMBEDDINGS: dict[str, tuple[str, list[dict[str, Tensor]]]] = {
 
 
 @pytest.mark.parametrize("form", EMBEDDINGS)
-def test_every_form_of_embedding_gives_the_vectors_that_were_written(stack: stacks.Stack, wide: stacks.Stack, form: str) -> None:
+def test_every_form_of_embedding_gives_the_vectors_that_were_written(
+    stack: stacks.Stack, wide: stacks.Stack, form: str
+) -> None:
     name, files = EMBEDDINGS[form]
     wanted = ONE if name == "sd1" else torch.cat([ONE, TWO], dim=1)
     assert torch.equal(vectors(stack if name == "sd1" else wide, *(source(**keys) for keys in files)), wanted)

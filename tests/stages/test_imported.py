@@ -54,7 +54,11 @@ def of_encoder(prefix: str, width: int, rank: int = 2) -> dict[str, torch.Tensor
     for layer in ("q_proj", "out_proj"):  # diffusers knows a text encoder's layers by the latter
         stem = f"{prefix}text_model_encoder_layers_0_self_attn_{layer}"
         down, up = torch.randn(rank, width, generator=g), torch.randn(width, rank, generator=g)
-        found |= {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up, f"{stem}.alpha": torch.tensor(rank / 2)}
+        found |= {
+            f"{stem}.lora_down.weight": down,
+            f"{stem}.lora_up.weight": up,
+            f"{stem}.alpha": torch.tensor(rank / 2),
+        }
     return found
 
 
@@ -106,9 +110,18 @@ def test_what_was_exported_comes_back_as_it_was(cli: Any, folders: dict[str, Pat
     stack = stacks.load(folders[name], CPU, torch.float32)
     from objtune_cli.models.tokens import learned_names, stored
 
-    words = stored(torch.randn(2, sum(stack.widths), generator=torch.Generator().manual_seed(2)), stack.widths, learned_names("rex"))
+    words = stored(
+        torch.randn(2, sum(stack.widths), generator=torch.Generator().manual_seed(2)),
+        stack.widths,
+        learned_names("rex"),
+    )
     record = artifact.Record(
-        "adapter", "old", {"rex": "dog"}, {}, {}, {"id": "x", "fingerprint": "0", "family": "" if name == "sd1" else name}
+        "adapter",
+        "old",
+        {"rex": "dog"},
+        {},
+        {},
+        {"id": "x", "fingerprint": "0", "family": "" if name == "sd1" else name},
     )
     ref = artifact.publish(Path("artifacts"), record, weights | words)
     files = export.run(Path("artifacts"), ref, form, Path("out"))
@@ -124,7 +137,9 @@ def test_older_names_of_diffusers_are_read(folders: dict[str, Path]) -> None:
     weights = layers(folders["sd1"], modules="attention")
     old = {k.replace(".to_out.0.lora", ".to_out.lora"): v for k, v in weights.items()}
     old = {
-        k.replace(".to_", ".processor.to_").replace(".lora_A.weight", "_lora.down.weight").replace(".lora_B.weight", "_lora.up.weight"): v
+        k.replace(".to_", ".processor.to_")
+        .replace(".lora_A.weight", "_lora.down.weight")
+        .replace(".lora_B.weight", "_lora.up.weight"): v
         for k, v in old.items()
     }
     found = foreign.lora(stacks.load(folders["sd1"], CPU, torch.float32), old, "old")
@@ -172,22 +187,44 @@ def test_imported_objects_are_drawn_and_composed(cli: Any, folders: dict[str, Pa
 def drawn(cli: Any, base: Path, *args: object) -> dict[str, np.ndarray]:
     """The tensors of a composed scene of <rex>, on all of the picture."""
     done = cli(
-        "compose", "a photo of <rex>", "--place", "rex=0,0,1,1", "--retries", 0, "-n", 1, "--base", base, "--set", "generate.steps=4", *args
+        "compose",
+        "a photo of <rex>",
+        "--place",
+        "rex=0,0,1,1",
+        "--retries",
+        0,
+        "-n",
+        1,
+        "--base",
+        base,
+        "--set",
+        "generate.steps=4",
+        *args,
     )
     assert done.code == 0, done.err
     newest = refs.resolve(Path("artifacts"), refs.Ref("scene", "rex"))
     return artifact.load(Path("artifacts"), newest)[1]
 
 
-def test_layers_of_text_encoders_act_in_composed_scenes(cli: Any, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_of_text_encoders_act_in_composed_scenes(
+    cli: Any, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In the scene and in the closer look; without them nothing else is encoded than before, and where they are zeros not a bit changes."""
     plain = kohya(layers(folders["sd1"], modules="cross-kv"), "sd1")
     words = of_encoder("lora_te_", tiny.WIDTH)
-    kinds = {"with": plain | words, "zeros": plain | {k: torch.zeros_like(v) if "lora_up" in k else v for k, v in words.items()}, "without": plain}
+    kinds = {
+        "with": plain | words,
+        "zeros": plain | {k: torch.zeros_like(v) if "lora_up" in k else v for k, v in words.items()},
+        "without": plain,
+    }
     found, counts, encode = {}, {}, stacks.Stack.encode
     for name, weights in kinds.items():
         said: list[str] = []
-        monkeypatch.setattr(stacks.Stack, "encode", lambda self, texts, first=0, said=said: said.extend(texts) or encode(self, texts, first))
+        monkeypatch.setattr(
+            stacks.Stack,
+            "encode",
+            lambda self, texts, first=0, said=said: said.extend(texts) or encode(self, texts, first),
+        )
         save_file(weights, f"{name}.safetensors")
         imported(cli, folders["sd1"], f"{name}.safetensors", "--word", "dog")
         said.clear()
@@ -214,10 +251,13 @@ def test_merged_layers_of_text_encoders_are_exported_and_act_in_diffusers(
     done = cli("merge", "rex=0.5", "cup", "--name", "pair", "--method", method)
     assert done.code == 0, done.err
     one, pair = (
-        {k: torch.tensor(v) for k, v in artifact.load(Path("artifacts"), refs.Ref("adapter", called, 1))[1].items()} for called in ("rex", "pair")
+        {k: torch.tensor(v) for k, v in artifact.load(Path("artifacts"), refs.Ref("adapter", called, 1))[1].items()}
+        for called in ("rex", "pair")
     )
     stems = {k.rsplit(".lora_", 1)[0] for k in one if k.startswith("text_encoder")}
-    assert len(stems) == len(words) / 3 and stems == {k.rsplit(".lora_", 1)[0] for k in pair if k.startswith("text_encoder")}
+    assert len(stems) == len(words) / 3 and stems == {
+        k.rsplit(".lora_", 1)[0] for k in pair if k.startswith("text_encoder")
+    }
     for stem in stems if method == "sum" else ():
         own, both = (w[f"{stem}.lora_B.weight"] @ w[f"{stem}.lora_A.weight"] for w in (one, pair))
         torch.testing.assert_close(both, own / 2)
@@ -229,7 +269,10 @@ def test_merged_layers_of_text_encoders_are_exported_and_act_in_diffusers(
     for form in ("kohya", "diffusers"):
         (file,) = export.run(Path("artifacts"), refs.Ref("adapter", "pair", 1), form, Path(form))
         keys = load_file(file)
-        starts = {"kohya": ("lora_te1_", "lora_te2_") if name == "sdxl" else ("lora_te_",), "diffusers": ("text_encoder.", "text_encoder_2.")}[form]
+        starts = {
+            "kohya": ("lora_te1_", "lora_te2_") if name == "sdxl" else ("lora_te_",),
+            "diffusers": ("text_encoder.", "text_encoder_2."),
+        }[form]
         assert all(any(k.startswith(start) for k in keys) for start in starts[: len(stack.text_encoders)])
         pipe = theirs(folders[name], name, file.absolute())
         told = pipe.encode_prompt("a photo", device=CPU, num_images_per_prompt=1, do_classifier_free_guidance=False)[0]
@@ -238,16 +281,25 @@ def test_merged_layers_of_text_encoders_are_exported_and_act_in_diffusers(
 
 def test_a_file_for_another_family_is_one_line_that_names_it(cli: Any, folders: dict[str, Path]) -> None:
     stem = "lora_unet_input_blocks_7_1_transformer_blocks_9_attn2_to_k"
-    save_file({f"{stem}.lora_down.weight": torch.zeros(4, 2048), f"{stem}.lora_up.weight": torch.zeros(1280, 4)}, "xl.safetensors")
+    save_file(
+        {f"{stem}.lora_down.weight": torch.zeros(4, 2048), f"{stem}.lora_up.weight": torch.zeros(1280, 4)},
+        "xl.safetensors",
+    )
     done = cli("import", "xl.safetensors", "--class", "dog", "--base", folders["sd1"])
-    assert done.code == 6 and done.err.splitlines()[-1] == "hint: it looks like one of Stable Diffusion XL: `--base sdxl`"
+    assert (
+        done.code == 6 and done.err.splitlines()[-1] == "hint: it looks like one of Stable Diffusion XL: `--base sdxl`"
+    )
     save_file(kohya(layers(folders["sd2"], modules="cross-kv"), "sd2"), "two.safetensors")
     done = cli("import", "two.safetensors", "--class", "dog", "--base", folders["sdxl"])
     assert done.code == 6 and "two.safetensors is for another base" in done.err and not Path("artifacts").exists()
 
 
 BAD = {
-    "half": ({"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": torch.zeros(1, 16, 1, 1)}, 3, "half of the layer"),
+    "half": (
+        {"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": torch.zeros(1, 16, 1, 1)},
+        3,
+        "half of the layer",
+    ),
     "loha": ({"lora_unet_x.hada_w1_a": torch.zeros(2, 2)}, 6, "is a LoHa"),
     "nan": ({"emb_params": torch.full((1, 16), float("nan"))}, 3, "no numbers"),
     "wide": ({"emb_params": torch.zeros(1, 768)}, 6, "768 numbers; this base's have 16"),
@@ -281,11 +333,15 @@ class Evil:
         return os.system, ("touch canary",)
 
 
-def test_pickles_are_read_when_they_are_allowed_and_never_run(cli: Any, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pickles_are_read_when_they_are_allowed_and_never_run(
+    cli: Any, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A1111's `.pt` and diffusers' `learned_embeds.bin`; a file that holds a program is refused with the variable set, too, that trusts all."""
     rows = torch.randn(2, tiny.WIDTH, generator=torch.Generator().manual_seed(0))
     table = torch.nn.ParameterDict({"*": torch.nn.Parameter(rows)})
-    torch.save({"string_to_token": {"*": torch.tensor(265)}, "string_to_param": table, "name": "rex", "step": 9}, "rex.pt")
+    torch.save(
+        {"string_to_token": {"*": torch.tensor(265)}, "string_to_param": table, "name": "rex", "step": 9}, "rex.pt"
+    )
     torch.save({"<rex>": rows}, "learned_embeds.bin")
     Path("evil.pt").write_bytes(pickle.dumps({"emb_params": Evil()}))
     common = ("--class", "dog", "--name", "rex", "--base", folders["sd1"])
@@ -293,7 +349,9 @@ def test_pickles_are_read_when_they_are_allowed_and_never_run(cli: Any, folders:
     assert refused.code == 3 and "--allow-pickle" in refused.err
     for i, file in enumerate(("rex.pt", "learned_embeds.bin"), 1):
         assert cli("import", file, "--allow-pickle", *common).code == 0
-        assert torch.equal(torch.tensor(artifact.load(Path("artifacts"), refs.Ref("adapter", "rex", i))[1]["token.rex"]), rows)
+        assert torch.equal(
+            torch.tensor(artifact.load(Path("artifacts"), refs.Ref("adapter", "rex", i))[1]["token.rex"]), rows
+        )
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     evil = cli("import", "evil.pt", "--allow-pickle", *common)
     assert evil.code == 3 and "no pickle of plain tensors" in evil.err and not Path("canary").exists()
@@ -314,15 +372,24 @@ def test_the_hash_in_a_picture_is_that_of_the_file(cli: Any, folders: dict[str, 
     save_file(weights, "a.safetensors", {"ss_network_dim": "2"})
     save_file({"emb_params": torch.randn(2, tiny.WIDTH, generator=torch.Generator().manual_seed(0))}, "b.safetensors")
     common = ("--class", "dog", "--base", folders["sd1"])
-    for name, files in {"one": ["a.safetensors"], "two": ["b.safetensors"], "both": ["a.safetensors", "b.safetensors"]}.items():
+    for name, files in {
+        "one": ["a.safetensors"],
+        "two": ["b.safetensors"],
+        "both": ["a.safetensors", "b.safetensors"],
+    }.items():
         assert cli("import", *files, "--name", name, *common).code == 0
     done = cli("generate", "<one>", "<two>", "<both>", "-n", 1, "--steps", 1, "--base", folders["sd1"])
-    lora, embedding = of_lora(Path("a.safetensors")), hashlib.sha256(Path("b.safetensors").read_bytes()).hexdigest()[:12]
+    lora, embedding = (
+        of_lora(Path("a.safetensors")),
+        hashlib.sha256(Path("b.safetensors").read_bytes()).hexdigest()[:12],
+    )
     told = [read(Image.open(path).text["parameters"])[2] for path in done.out.splitlines()]
     assert [values.get("Lora hashes") for values in told] == [f"one: {lora}", None, f"both: {lora}"]
     assert [bool(values.get("TI hashes")) for values in told] == [False, True, True]
     assert all(values["TI hashes"].endswith(f": {embedding}") for values in told[1:])
-    assert cli("import", "a.safetensors", "--name", "one", *common).out == "adapter/one@1\n"  # the hash is no part of what the work is
+    assert (
+        cli("import", "a.safetensors", "--name", "one", *common).out == "adapter/one@1\n"
+    )  # the hash is no part of what the work is
 
 
 def test_parameter_tables_in_pickles_are_read_and_nothing_of_them_runs(tmp_path: Path) -> None:
@@ -330,13 +397,20 @@ def test_parameter_tables_in_pickles_are_read_and_nothing_of_them_runs(tmp_path:
     rows = torch.randn(2, tiny.WIDTH, generator=torch.Generator().manual_seed(0))
     file = tmp_path / "first.pt"
     for table in (torch.nn.ParameterDict, dict):
-        torch.save({"string_to_token": {"*": torch.tensor(265)}, "string_to_param": table({"*": torch.nn.Parameter(rows)})}, file)
+        torch.save(
+            {"string_to_token": {"*": torch.tensor(265)}, "string_to_param": table({"*": torch.nn.Parameter(rows)})},
+            file,
+        )
         assert torch.equal(load(pickled.convert(str(file)))["string_to_param.*"], rows)
     torch.save({"state_dict": {"lora_unet_x.alpha": rows}, "epoch": 1}, file)  # as PyTorch Lightning saves weights
     assert list(load(pickled.convert(str(file)))) == ["lora_unet_x.alpha"]
     torch.save({"string_to_param": {"*": rows}}, file)
     reasons = {}
-    for name, data in {"cut off": file.read_bytes()[:-300], "module": torch_zip(torch.nn.Linear(2, 2)), "program": pickle.dumps(Evil())}.items():
+    for name, data in {
+        "cut off": file.read_bytes()[:-300],
+        "module": torch_zip(torch.nn.Linear(2, 2)),
+        "program": pickle.dumps(Evil()),
+    }.items():
         file.write_bytes(data)
         with pytest.raises(Exception) as caught:  # of whatever kind
             pickled.convert(str(file))
@@ -367,13 +441,17 @@ def test_as_many_vectors_as_a_prompt_has_room_for(cli: Any, folders: dict[str, P
 
 
 def test_notes_of_what_is_not_known_or_changes_nothing(cli: Any, folders: dict[str, Path]) -> None:
-    zeros = {k: torch.zeros_like(v) if "lora_B" in k else v for k, v in layers(folders["sd1"], modules="cross-kv").items()}
+    zeros = {
+        k: torch.zeros_like(v) if "lora_B" in k else v for k, v in layers(folders["sd1"], modules="cross-kv").items()
+    }
     save_file({k.replace("unet.", "base_model.model."): v for k, v in zeros.items()}, "rex.safetensors")
     done = cli("import", "rex.safetensors", "--class", "dog", "--name", "rex", "--base", folders["sd1"])
     assert done.code == 0 and "changes nothing" in done.err and "no adapter_config.json beside it" in done.err
 
 
-def test_what_an_earlier_version_took_over_is_looked_at_again(cli: Any, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_an_earlier_version_took_over_is_looked_at_again(
+    cli: Any, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An artifact of a file whose alpha is no number is no finished work, and settings in a header make other work of a file."""
     from objtune_cli import bases
 
@@ -384,8 +462,12 @@ def test_what_an_earlier_version_took_over_is_looked_at_again(cli: Any, folders:
     common = ("--class", "dog", "--base", folders["sd1"])
     for i, (file, broken) in enumerate((("a.safetensors", True), ("b.safetensors", False))):
         name, inputs = f"o{i}", {"file.0": {"ref": "", "sha256": hashlib.sha256(Path(file).read_bytes()).hexdigest()}}
-        record = artifact.Record("adapter", name, {name: "dog"}, inputs, {"word": ""}, bases.find(str(folders["sd1"]), "").record())
-        old = {k: v * float("nan") if broken else v for k, v in weights.items()} | {f"token.{name}": torch.zeros(1, tiny.WIDTH)}
+        record = artifact.Record(
+            "adapter", name, {name: "dog"}, inputs, {"word": ""}, bases.find(str(folders["sd1"]), "").record()
+        )
+        old = {k: v * float("nan") if broken else v for k, v in weights.items()} | {
+            f"token.{name}": torch.zeros(1, tiny.WIDTH)
+        }
         with monkeypatch.context() as patch:
             patch.setattr(artifact, "check_finite", lambda *_: None)
             artifact.publish(Path("artifacts"), record, old)
@@ -397,9 +479,15 @@ def test_biases_and_whole_differences_act_everywhere_and_are_exported(cli: Any, 
     """In a picture, in a scene, merged, and in the files that are written; a text encoder has some too."""
     name, g = "sd1", torch.Generator().manual_seed(4)
     weights = layers(folders[name], modules="attention")
-    bottom, words = "unet.mid_block.attentions.0.transformer_blocks.0", "text_encoder.text_model.encoder.layers.0.self_attn.out_proj"
+    bottom, words = (
+        "unet.mid_block.attentions.0.transformer_blocks.0",
+        "text_encoder.text_model.encoder.layers.0.self_attn.out_proj",
+    )
     weights[f"{bottom}.attn2.to_out.0.lora_B.bias"] = torch.randn(16, generator=g)
-    weights |= {f"{bottom}.attn1.to_out.0.diff_b": torch.randn(16, generator=g), f"{bottom}.ff.net.2.diff": torch.randn(16, 64, generator=g) * 0.3}
+    weights |= {
+        f"{bottom}.attn1.to_out.0.diff_b": torch.randn(16, generator=g),
+        f"{bottom}.ff.net.2.diff": torch.randn(16, 64, generator=g) * 0.3,
+    }
     weights |= {f"{words}.diff_b": torch.randn(16, generator=g)}
     save_file(weights, "a.safetensors")
     _, tensors = imported(cli, folders[name], "a.safetensors")
@@ -420,7 +508,9 @@ def test_biases_and_whole_differences_act_everywhere_and_are_exported(cli: Any, 
     assert cli("import", "b.safetensors", "--class", "dog", "--name", "other", "--base", folders[name]).code == 0
     assert cli("merge", "rex=1", "other=1", "--name", "pair").code == 0
     for called in ("rex", "pair"):
-        held = {k: torch.tensor(v) for k, v in artifact.load(Path("artifacts"), refs.Ref("adapter", called, 1))[1].items()}
+        held = {
+            k: torch.tensor(v) for k, v in artifact.load(Path("artifacts"), refs.Ref("adapter", called, 1))[1].items()
+        }
         again = stacks.load(folders[name], CPU, torch.float32)
         adapter.load(again, held)
         torch.testing.assert_close(predicted(again.unet, name), wanted, rtol=1e-4, atol=1e-4)
@@ -434,7 +524,10 @@ def test_biases_and_whole_differences_act_everywhere_and_are_exported(cli: Any, 
         for own in modules:
             assert (f"{own}.lora_A.weight" in back) == (f"{own}.lora_A.weight" in tensors)
             if f"{own}.lora_A.weight" in back:
-                a, b = (held[f"{own}.lora_B.weight"].flatten(1) @ held[f"{own}.lora_A.weight"].flatten(1) for held in (back, tensors))
+                a, b = (
+                    held[f"{own}.lora_B.weight"].flatten(1) @ held[f"{own}.lora_A.weight"].flatten(1)
+                    for held in (back, tensors)
+                )
                 torch.testing.assert_close(a, b)
         assert {k for k in back if "bias" in k} == {k for k in tensors if "bias" in k}
         assert all(torch.equal(v, tensors[k]) for k, v in back.items() if "bias" in k)

@@ -45,35 +45,55 @@ def ours(folders: dict[str, Path]) -> dict[str, stacks.Stack]:
 @pytest.fixture(scope="module")
 def theirs(folders: dict[str, Path]) -> dict[str, Any]:
     return {
-        name: getattr(diffusers, families.named(name).pipeline).from_pretrained(folder, local_files_only=True, **kin.LEFT_OUT[name])
+        name: getattr(diffusers, families.named(name).pipeline).from_pretrained(
+            folder, local_files_only=True, **kin.LEFT_OUT[name]
+        )
         for name, folder in folders.items()
     }
 
 
-def factors(stack: stacks.Stack, ends: tuple[str, ...] = ATTENTION, ranks: tuple[int, ...] = (4,), start: str = "") -> Low:
+def factors(
+    stack: stacks.Stack, ends: tuple[str, ...] = ATTENTION, ranks: tuple[int, ...] = (4,), start: str = ""
+) -> Low:
     """Random factors of layers whose names end so, of the ranks in turn; of like blocks beside each other the first one's."""
     g = torch.Generator().manual_seed(7)
     found: Low = {}
     for own, module in modules_of(stack).items():
         if own.startswith(start) and own.endswith(ends) and not re.search(r"\.(attentions\.[12]|resnets\.2)\.", own):
             rank, (out, *rest) = ranks[len(found) % len(ranks)], module.weight.shape
-            found[own] = torch.randn(rank, *rest, generator=g) * 0.3, torch.randn(out, rank, *(1 for _ in rest[1:]), generator=g) * 0.3
+            found[own] = (
+                torch.randn(rank, *rest, generator=g) * 0.3,
+                torch.randn(out, rank, *(1 for _ in rest[1:]), generator=g) * 0.3,
+            )
     assert len(found) >= 3
     return found
 
 
-def plain(low: Low, denoiser: str = "unet", down: str = ".lora_A.weight", up: str = ".lora_B.weight") -> dict[str, Tensor]:
+def plain(
+    low: Low, denoiser: str = "unet", down: str = ".lora_A.weight", up: str = ".lora_B.weight"
+) -> dict[str, Tensor]:
     """Keys of diffusers, with ends of one's own."""
-    named = {own.replace("unet.", f"{denoiser}.", 1) if own.startswith("unet.") else own: pair for own, pair in low.items()}
+    named = {
+        own.replace("unet.", f"{denoiser}.", 1) if own.startswith("unet.") else own: pair for own, pair in low.items()
+    }
     return {f"{name}{end}": side for name, pair in named.items() for end, side in zip((down, up), pair, strict=True)}
 
 
-def kohya(low: Low, alpha: Callable[[int], float | None] = lambda _: None, name: Callable[[str], str] = lambda layer: layer, encoders: int = 1) -> dict[str, Tensor]:
+def kohya(
+    low: Low,
+    alpha: Callable[[int], float | None] = lambda _: None,
+    name: Callable[[str], str] = lambda layer: layer,
+    encoders: int = 1,
+) -> dict[str, Tensor]:
     """Keys of kohya's scripts; `alpha` by the layer's number, `name` of a layer of the denoiser."""
     found = {}
     for i, (own, (down, up)) in enumerate(low.items()):
         network, layer = own.split(".", 1)
-        start = {"unet": "lora_unet_", "text_encoder": "lora_te_" if encoders == 1 else "lora_te1_", "text_encoder_2": "lora_te2_"}[network]
+        start = {
+            "unet": "lora_unet_",
+            "text_encoder": "lora_te_" if encoders == 1 else "lora_te1_",
+            "text_encoder_2": "lora_te2_",
+        }[network]
         stem = start + (name(layer) if network == "unet" else layer).replace(".", "_")
         found |= {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up}
         found |= {} if alpha(i) is None else {f"{stem}.alpha": torch.tensor(alpha(i))}
@@ -94,7 +114,10 @@ def old_processors(low: Low) -> dict[str, Tensor]:
     for own, (down, up) in low.items():
         stem, last = own.removesuffix(".0").rsplit(".", 1)
         stem = f"{stem}.processor" if own.startswith("unet.") else stem
-        found |= {f"{stem}.{to.get(last, last)}_lora.down.weight": down, f"{stem}.{to.get(last, last)}_lora.up.weight": up}
+        found |= {
+            f"{stem}.{to.get(last, last)}_lora.down.weight": down,
+            f"{stem}.{to.get(last, last)}_lora.up.weight": up,
+        }
     return found
 
 
@@ -102,9 +125,35 @@ def typed(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     return {key: value.to(dtype) for key, value in weights.items()}
 
 
-CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "time_emb_proj", "proj_in", "proj_out", "downsamplers.0.conv", "ff.net.0.proj", "ff.net.2", *ATTENTION)
+CONVOLUTIONS = (
+    "conv1",
+    "conv2",
+    "conv_shortcut",
+    "time_emb_proj",
+    "proj_in",
+    "proj_out",
+    "downsamplers.0.conv",
+    "ff.net.0.proj",
+    "ff.net.2",
+    *ATTENTION,
+)
 ALL = (*CONVOLUTIONS, "upsamplers.0.conv", "linear_1", "linear_2", "conv_in", "conv_out")
-PLACES = ("conv1", "conv_shortcut", "time_emb_proj", "proj_in", "sampler.0.conv", "samplers.0.conv", "ff.net.2", "linear_1", "linear_2", "conv_in", "conv_out", "text_projection", "fc1", "out_proj")
+PLACES = (
+    "conv1",
+    "conv_shortcut",
+    "time_emb_proj",
+    "proj_in",
+    "sampler.0.conv",
+    "samplers.0.conv",
+    "ff.net.2",
+    "linear_1",
+    "linear_2",
+    "conv_in",
+    "conv_out",
+    "text_projection",
+    "fc1",
+    "out_proj",
+)
 FEW = ("attn2.to_k", "to_out.0", "out_proj")
 BIASED = ("to_out.0", "ff.net.2", "conv1", "q_proj", "fc1")
 SELF = ("to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj")
@@ -147,7 +196,11 @@ FORMS: dict[str, tuple[str, Callable[[stacks.Stack], Made]]] = {
 def with_biases(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """A bias beside every B."""
     g = torch.Generator().manual_seed(9)
-    return weights | {key.replace("weight", "bias"): torch.randn(len(value), generator=g) for key, value in weights.items() if "lora_B" in key}
+    return weights | {
+        key.replace("weight", "bias"): torch.randn(len(value), generator=g)
+        for key, value in weights.items()
+        if "lora_B" in key
+    }
 
 
 def by_pattern(stack: stacks.Stack) -> dict[str, Tensor]:
@@ -159,13 +212,17 @@ def by_pattern(stack: stacks.Stack) -> dict[str, Tensor]:
 def linear_layers(stack: stacks.Stack) -> dict[str, Tensor]:
     """The text encoder's layers as diffusers 0.2x named them."""
     words = factors(stack, SELF, start="text_encoder.")
-    return plain(factors(stack, SELF, start="unet.")) | plain(words, down=".lora_linear_layer.down.weight", up=".lora_linear_layer.up.weight")
+    return plain(factors(stack, SELF, start="unet.")) | plain(
+        words, down=".lora_linear_layer.down.weight", up=".lora_linear_layer.up.weight"
+    )
 
 
 def deltas(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What an adapter adds to each layer, as a matrix, and to its bias."""
     ends = sorted(key.removesuffix(".lora_A.weight") for key in tensors if key.endswith(".lora_A.weight"))
-    found = {own: tensors[f"{own}.lora_B.weight"].flatten(1) @ tensors[f"{own}.lora_A.weight"].flatten(1) for own in ends}
+    found = {
+        own: tensors[f"{own}.lora_B.weight"].flatten(1) @ tensors[f"{own}.lora_A.weight"].flatten(1) for own in ends
+    }
     return found | {f"{own}.bias": tensors[f"{own}.lora_B.bias"] for own in ends if f"{own}.lora_B.bias" in tensors}
 
 
@@ -179,19 +236,32 @@ def read(stack: stacks.Stack, path: Path) -> dict[str, Tensor]:
 
 def changed(pipe: Any, file: Path) -> Iterator[tuple[str, Tensor]]:
     """What diffusers changes in each weight of a pipeline, by the adapter's names; the pipeline is left as it was."""
-    networks = {name: getattr(pipe, name) for name in ("unet", "transformer", "text_encoder", "text_encoder_2") if getattr(pipe, name, None) is not None}
+    networks = {
+        name: getattr(pipe, name)
+        for name in ("unet", "transformer", "text_encoder", "text_encoder_2")
+        if getattr(pipe, name, None) is not None
+    }
     before = {name: {k: v.clone() for k, v in network.state_dict().items()} for name, network in networks.items()}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="While injecting the PEFT adapters")  # headers name layers that the file has not
+        warnings.filterwarnings(
+            "ignore", message="While injecting the PEFT adapters"
+        )  # headers name layers that the file has not
         pipe.load_lora_weights(file.parent, weight_name=file.name)
     pipe.fuse_lora(components=[name for name in networks if getattr(networks[name], "peft_config", None)])
     pipe.unload_lora_weights()
     for name, network in networks.items():
         for key, value in network.state_dict().items():
             change = value - before[name][key]
-            layer = key.removesuffix(".weight") if name in ("unet", "transformer") or key.startswith("text_") else f"text_model.{key.removesuffix('.weight')}"
+            layer = (
+                key.removesuffix(".weight")
+                if name in ("unet", "transformer") or key.startswith("text_")
+                else f"text_model.{key.removesuffix('.weight')}"
+            )
             if bool(change.any()):
-                yield f"{'unet' if name == 'transformer' else name}.{layer}", change.flatten(1) if change.ndim > 1 else change
+                yield (
+                    f"{'unet' if name == 'transformer' else name}.{layer}",
+                    change.flatten(1) if change.ndim > 1 else change,
+                )
         network.load_state_dict(before[name])
 
 
@@ -204,7 +274,9 @@ def assert_same(mine: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Non
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_layer_changes_as_in_diffusers(ours: dict[str, stacks.Stack], theirs: dict[str, Any], tmp_path: Path, form: str) -> None:
+def test_every_layer_changes_as_in_diffusers(
+    ours: dict[str, stacks.Stack], theirs: dict[str, Any], tmp_path: Path, form: str
+) -> None:
     name, make = FORMS[form]
     weights, metadata = make(ours[name])
     file = tmp_path / "other.safetensors"
@@ -228,12 +300,18 @@ def comfy(low: Low, stack: stacks.Stack, start: str = "diffusion_model.", flat: 
         own = {first_name(o.removeprefix("unet.")): pair for o, pair in low.items() if o.startswith("unet.")}
     for name, pair in own.items():
         stem = start + (name.replace(".", "_") if flat else name)
-        found |= {f"{stem}.{end}.weight": torch.as_tensor(side) for end, side in zip(("lora_down", "lora_up"), pair, strict=True)}
+        found |= {
+            f"{stem}.{end}.weight": torch.as_tensor(side)
+            for end, side in zip(("lora_down", "lora_up"), pair, strict=True)
+        }
     for o, pair in low.items():
         network, layer = o.split(".", 1)
         tower = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}.get(network)
         if tower:
-            found |= {f"text_encoders.{tower}.transformer.{layer}.{end}.weight": side for end, side in zip(("lora_down", "lora_up"), pair, strict=True)}
+            found |= {
+                f"text_encoders.{tower}.transformer.{layer}.{end}.weight": side
+                for end, side in zip(("lora_down", "lora_up"), pair, strict=True)
+            }
     return found
 
 
@@ -241,7 +319,9 @@ def per_layer(i: int) -> float:
     return (1.0, 2.0, 8.0)[i % 3]
 
 
-def named(low: Low, change: Callable[[str], str], ends: tuple[str, str] = (".lora_A.weight", ".lora_B.weight")) -> dict[str, Tensor]:
+def named(
+    low: Low, change: Callable[[str], str], ends: tuple[str, str] = (".lora_A.weight", ".lora_B.weight")
+) -> dict[str, Tensor]:
     return {f"{change(own)}{end}": side for own, pair in low.items() for end, side in zip(ends, pair, strict=True)}
 
 
@@ -273,24 +353,42 @@ def test_every_layer_is_the_product_of_its_factors(ours: dict[str, stacks.Stack]
     save_file({k: v.contiguous() for k, v in weights.items()}, tmp_path / "other.safetensors")
     wanted = {own: delta(pair) * strength(i) for i, (own, pair) in enumerate(low.items())}
     if form == "fp8":
-        wanted = {own: delta((a.to(torch.float8_e4m3fn).float(), b.to(torch.float8_e4m3fn).float())) for own, (a, b) in low.items()}
+        wanted = {
+            own: delta((a.to(torch.float8_e4m3fn).float(), b.to(torch.float8_e4m3fn).float()))
+            for own, (a, b) in low.items()
+        }
     assert_same(deltas(read(ours[name], tmp_path / "other.safetensors")), wanted)
 
 
 PEFT: dict[str, dict[str, Any]] = {
     "alpha": {"r": 4, "lora_alpha": 8},
     "rank-stabilised": {"r": 4, "lora_alpha": 8, "use_rslora": True},
-    "patterns": {"r": 4, "lora_alpha": 8, "rank_pattern": {r"attn2\.to_k": 2, "to_v": 6}, "alpha_pattern": {"down_blocks.*to_q": 1, "to_v": 3}},
-    "rank-stabilised, patterns": {"r": 2, "lora_alpha": 3, "use_rslora": True, "rank_pattern": {"to_q": 6}, "alpha_pattern": {"to_q": 1}},
+    "patterns": {
+        "r": 4,
+        "lora_alpha": 8,
+        "rank_pattern": {r"attn2\.to_k": 2, "to_v": 6},
+        "alpha_pattern": {"down_blocks.*to_q": 1, "to_v": 3},
+    },
+    "rank-stabilised, patterns": {
+        "r": 2,
+        "lora_alpha": 3,
+        "use_rslora": True,
+        "rank_pattern": {"to_q": 6},
+        "alpha_pattern": {"to_q": 1},
+    },
 }
 """Settings in `adapter_config.json`."""
 
 
 @pytest.mark.parametrize("case", PEFT)
-def test_a_folder_of_peft_is_as_strong_as_there(folders: dict[str, Path], ours: dict[str, stacks.Stack], tmp_path: Path, case: str) -> None:
+def test_a_folder_of_peft_is_as_strong_as_there(
+    folders: dict[str, Path], ours: dict[str, stacks.Stack], tmp_path: Path, case: str
+) -> None:
     """The folder, one of its files, and a file of another name beside its settings."""
     unet = diffusers.UNet2DConditionModel.from_pretrained(folders["sd1"] / "unet", local_files_only=True)
-    wrapped = get_peft_model(unet, LoraConfig(target_modules=["to_q", "to_k", "to_v", "to_out.0"], init_lora_weights=False, **PEFT[case]))
+    wrapped = get_peft_model(
+        unet, LoraConfig(target_modules=["to_q", "to_k", "to_v", "to_out.0"], init_lora_weights=False, **PEFT[case])
+    )
     wrapped.save_pretrained(tmp_path / "folder")
     layers = {name: module for name, module in unet.named_modules() if hasattr(module, "get_delta_weight")}
     wanted = {f"unet.{name}": module.get_delta_weight("default").detach() for name, module in layers.items()}
@@ -299,15 +397,23 @@ def test_a_folder_of_peft_is_as_strong_as_there(folders: dict[str, Path], ours: 
     assert_same(deltas(read(ours["sd1"], tmp_path / "folder" / "rex.safetensors")), wanted)
 
 
-def test_a_folder_of_pefts_examples_has_a_network_in_each_folder(folders: dict[str, Path], ours: dict[str, stacks.Stack], tmp_path: Path) -> None:
+def test_a_folder_of_pefts_examples_has_a_network_in_each_folder(
+    folders: dict[str, Path], ours: dict[str, stacks.Stack], tmp_path: Path
+) -> None:
     """`unet/` and `text_encoder_2/`, each with settings of its own; names do not say which text encoder it is."""
     pipe = diffusers.StableDiffusionXLPipeline.from_pretrained(folders["sdxl"], local_files_only=True)
     wanted = {}
     for network, modules, alpha in (("unet", ["to_q"], 8), ("text_encoder_2", ["q_proj"], 2)):
-        wrapped = get_peft_model(getattr(pipe, network), LoraConfig(target_modules=modules, init_lora_weights=False, r=4, lora_alpha=alpha))
+        wrapped = get_peft_model(
+            getattr(pipe, network), LoraConfig(target_modules=modules, init_lora_weights=False, r=4, lora_alpha=alpha)
+        )
         wrapped.save_pretrained(tmp_path / network)
         inner = getattr(pipe, network).named_modules()
-        wanted |= {f"{network}.{name}": module.get_delta_weight("default").detach() for name, module in inner if hasattr(module, "get_delta_weight")}
+        wanted |= {
+            f"{network}.{name}": module.get_delta_weight("default").detach()
+            for name, module in inner
+            if hasattr(module, "get_delta_weight")
+        }
     assert_same(deltas(read(ours["sdxl"], tmp_path)), wanted)
 
 
@@ -315,19 +421,37 @@ def test_tucker_factors_and_whole_differences_are_layers_too(ours: dict[str, sta
     """LyCORIS: of convolutions a factor in the middle, and differences of full rank, on a layer that has factors as well."""
     modules = modules_of(ours["sd1"])
     g = torch.Generator().manual_seed(3)
-    conv, wide, tall = "unet.mid_block.resnets.0.conv1", "unet.mid_block.attentions.0.transformer_blocks.0.ff.net.2", "unet.time_embedding.linear_1"
+    conv, wide, tall = (
+        "unet.mid_block.resnets.0.conv1",
+        "unet.mid_block.attentions.0.transformer_blocks.0.ff.net.2",
+        "unet.time_embedding.linear_1",
+    )
     out, into, *kernel = modules[conv].weight.shape
-    down, mid, up = torch.randn(3, into, 1, 1, generator=g), torch.randn(3, 3, *kernel, generator=g), torch.randn(out, 3, 1, 1, generator=g)
+    down, mid, up = (
+        torch.randn(3, into, 1, 1, generator=g),
+        torch.randn(3, 3, *kernel, generator=g),
+        torch.randn(out, 3, 1, 1, generator=g),
+    )
     differences = {own: torch.randn(modules[own].weight.shape, generator=g) for own in (wide, tall)}
     low = factors(ours["sd1"], start="unet.")
     weights = kohya({**low, **factors(ours["sd1"], ("ff.net.2",))}, lambda _: 2.0)
     stems = {own: "lora_unet_" + own.removeprefix("unet.").replace(".", "_") for own in (conv, wide, tall)}
     weights |= {f"{stems[own]}.diff": value for own, value in differences.items()}
-    weights |= {f"{stems[conv]}.{end}": v for end, v in (("lora_down.weight", down), ("lora_mid.weight", mid), ("lora_up.weight", up), ("alpha", torch.tensor(1.5)))}
+    weights |= {
+        f"{stems[conv]}.{end}": v
+        for end, v in (
+            ("lora_down.weight", down),
+            ("lora_mid.weight", mid),
+            ("lora_up.weight", up),
+            ("alpha", torch.tensor(1.5)),
+        )
+    }
     save_file(weights, tmp_path / "other.safetensors")
     found = read(ours["sd1"], tmp_path / "other.safetensors")
     mine = deltas(found)
-    torch.testing.assert_close(mine[conv], torch.einsum("op,pqhw,qi->oihw", up[:, :, 0, 0], mid, down[:, :, 0, 0]).flatten(1) / 2)
+    torch.testing.assert_close(
+        mine[conv], torch.einsum("op,pqhw,qi->oihw", up[:, :, 0, 0], mid, down[:, :, 0, 0]).flatten(1) / 2
+    )
     torch.testing.assert_close(mine[tall], differences[tall])
     torch.testing.assert_close(mine[wide], differences[wide] + delta(factors(ours["sd1"], ("ff.net.2",))[wide]) / 2)
     ranks = {own: len(found[f"{own}.lora_A.weight"]) for own in mine}

@@ -59,7 +59,9 @@ def test_a_job_is_the_commands_that_a_person_would_type(tmp_path):
         ("generate", *model, "--seed=7", "-n", "2", "--", "a photo of <rex>", "-"),
     )  # fmt: skip
     assert (two.names, two.classes, len(two.commands)) == (("dog", "coffee-mug"), ("dog", "coffee mug"), 1)
-    assert two.commands[0][-1] == "/abs/pair.jpg" and f"--rough=coffee-mug={tmp_path / 'masks/mug.png'}" in two.commands[0]
+    assert (
+        two.commands[0][-1] == "/abs/pair.jpg" and f"--rough=coffee-mug={tmp_path / 'masks/mug.png'}" in two.commands[0]
+    )
     assert "--set=train.rank=4" in two.commands[0] and "--set=train.lr=1e-3" not in two.commands[0]
 
 
@@ -83,7 +85,10 @@ def test_a_job_is_the_commands_that_a_person_would_type(tmp_path):
         ("[[job]]\nphoto = 'a'\nclass = 'dog'\n[[job]]\nphoto = 'b'\nclass = 'dog'", "two jobs of .* make dog"),
         ("[defaults]\nstepz = 1\n[[job]]\nphoto = 'a'\nclass = 'dog'", r"unknown key stepz in \[defaults\]"),
         ("[[job]]\nphoto = 'a'\nclass = 'dog'\nseed = -1", "seed in job 1 of .* is -1"),
-        ("[[job]]\nphoto = 'a'\nclass = 'dog'\nseed = 18446744073709551616", "seed in job 1 of .* is 18446744073709551616"),
+        (
+            "[[job]]\nphoto = 'a'\nclass = 'dog'\nseed = 18446744073709551616",
+            "seed in job 1 of .* is 18446744073709551616",
+        ),
         ("defaults = 3", r"\[defaults\] of .* is no table"),
     ],
 )
@@ -127,7 +132,9 @@ def test_two_objects_of_one_name_are_told_by_the_files_key(tmp_path):
 
 
 def test_a_jobs_file_of_windows_editors_is_read(tmp_path):
-    assert of_one(tmp_path, "box = '1,2,3,4'\r", encoding="utf-8-sig") == of_one(tmp_path, "box = '1,2,3,4'", encoding="utf-16")
+    assert of_one(tmp_path, "box = '1,2,3,4'\r", encoding="utf-8-sig") == of_one(
+        tmp_path, "box = '1,2,3,4'", encoding="utf-16"
+    )
 
 
 @pytest.mark.parametrize(
@@ -143,7 +150,10 @@ def test_a_jobs_file_of_windows_editors_is_read(tmp_path):
         ("seed = '7'", "`seed = 0`"),
         ("mask = 3", '`mask = "rex.png"`'),
         ("mask = {rex = 3}", '`mask = "rex.png"`'),
-        ("class = ['dog', 'mug']\nbox = [[1, 2, 3, 4], [5, 6, 7, 8]]", '`box = {rex = "110,240,530,530", mug = "110,240,530,530"}`'),
+        (
+            "class = ['dog', 'mug']\nbox = [[1, 2, 3, 4], [5, 6, 7, 8]]",
+            '`box = {rex = "110,240,530,530", mug = "110,240,530,530"}`',
+        ),
         ("mask = '~nobody-at-all/m.png'", "write the folder's path instead"),
     ],
 )
@@ -154,7 +164,10 @@ def test_a_wrong_value_is_answered_with_a_right_one(line, hint, tmp_path):
     assert "job 1 of" in caught.value.message
 
 
-@pytest.mark.parametrize(("text", "hint"), [("[[jobs]]\nphoto = 'a'", "`[[job]]`"), ("[job]\nphoto = 'a'", "`[[job]]`"), ("[default]\nn = 2", "`[defaults]`")])
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [("[[jobs]]\nphoto = 'a'", "`[[job]]`"), ("[job]\nphoto = 'a'", "`[[job]]`"), ("[default]\nn = 2", "`[defaults]`")],
+)
 def test_a_wrong_table_is_answered_with_the_right_one(text, hint, tmp_path):
     with pytest.raises(InputError) as caught:
         jobs.read(written(tmp_path, text))
@@ -196,9 +209,7 @@ def test_jobs_of_one_class_wait_for_its_prior():
     assert pool._next([], [Active()], set()) is None
 
 
-@pytest.mark.parametrize(
-    ("codes", "worst"), [([], 0), ([0, 0], 0), ([0, 3, 9], 9), ([1, 9], 1), ([143, 1, 3], 143)]
-)
+@pytest.mark.parametrize(("codes", "worst"), [([], 0), ([0, 0], 0), ([0, 3, 9], 9), ([1, 9], 1), ([143, 1, 3], 143)])
 def test_the_worst_code_is_the_one_to_leave_with(codes, worst):
     assert pool.worst([pool.Result("x", code=code) for code in codes]) == worst
 
@@ -223,7 +234,11 @@ def test_one_photo_that_fails_stops_no_other_and_the_rest_is_reused(cli, batch, 
     first = cli("run", batch, "--jobs", 2, "--json")
     document = json.loads(first.out)
     check(document, "output", "run")
-    assert [(j["name"], j["state"], j["code"]) for j in document["jobs"]] == [("rex", "done", 0), ("bad", "failed", 3), ("cup", "done", 0)]
+    assert [(j["name"], j["state"], j["code"]) for j in document["jobs"]] == [
+        ("rex", "done", 0),
+        ("bad", "failed", 3),
+        ("cup", "done", 0),
+    ]
     assert first.code == 3
     assert document["jobs"][0]["refs"] == ["adapter/rex@1", "scene/rex@1"]
     assert Path(document["jobs"][0]["images"][-1]).name == "001.png"
@@ -260,14 +275,18 @@ def test_a_busy_job_is_tried_again_and_a_bug_is_named(project, monkeypatch, tmp_
             pass
 
     found = pool.run(listed, Project(project), 1, Report(), lambda: 0)
-    assert [(r.name, r.state, r.code) for r in found] == [("busy", "reused", 0), ("dies", "stopped", 137), ("late", "unfinished", 0)]
+    assert [(r.name, r.state, r.code) for r in found] == [
+        ("busy", "reused", 0),
+        ("dies", "stopped", 137),
+        ("late", "unfinished", 0),
+    ]
     assert "ended without a word" in found[1].message and found[2].message == "stopped at step 1"
 
 
 @pytest.mark.timeout(300)
 def test_a_signal_is_handed_on_and_the_same_command_goes_on(batch, project):
     text = batch.read_text().replace("train.steps=4", "train.steps=100000")
-    batch.write_text(text.split("[[job]]\nphoto = \"words.jpg\"")[0])
+    batch.write_text(text.split('[[job]]\nphoto = "words.jpg"')[0])
     line = [sys.executable, "-m", "objtune_cli", "run", "jobs.toml", "--json"]
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=project) as child:
         log = project / ".objtune/log/rex.txt"

@@ -19,7 +19,9 @@ def overlapping(a: Box, b: Box) -> float:
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
-def of(prompt: str, names: list[str] = NAMES, given: dict[str, Box] | None = None, shapes: dict[str, float] | None = None) -> Layout:
+def of(
+    prompt: str, names: list[str] = NAMES, given: dict[str, Box] | None = None, shapes: dict[str, float] | None = None
+) -> Layout:
     found = proposed(prompt, names, given or {}, shapes or {})
     assert list(found.boxes) == names and sorted(found.order) == sorted(names)
     assert all(0 <= b[0] < b[2] <= 1 and 0 <= b[1] < b[3] <= 1 for b in found.boxes.values())
@@ -67,8 +69,12 @@ def test_relations_of_three_are_read_one_by_one() -> None:
     names = ["rex", "hat", "cup"]
     found = of("<rex> wearing <hat> left of <cup>", names)
     assert overlapping(found.boxes["rex"], found.boxes["hat"]) > 0.01
-    assert overlapping(found.boxes["rex"], found.boxes["cup"]) == overlapping(found.boxes["hat"], found.boxes["cup"]) == 0
-    assert centre(found.boxes["rex"])[0] < centre(found.boxes["cup"])[0] and found.order.index("hat") > found.order.index("rex")
+    assert (
+        overlapping(found.boxes["rex"], found.boxes["cup"]) == overlapping(found.boxes["hat"], found.boxes["cup"]) == 0
+    )
+    assert centre(found.boxes["rex"])[0] < centre(found.boxes["cup"])[0] and found.order.index(
+        "hat"
+    ) > found.order.index("rex")
     corner = of("<rex> left of <cup> above <hat>", ["rex", "cup", "hat"]).boxes
     assert centre(corner["rex"])[0] < centre(corner["cup"])[0] == pytest.approx(centre(corner["hat"])[0])
     assert centre(corner["cup"])[1] < centre(corner["hat"])[1]
@@ -157,7 +163,11 @@ def test_places_must_belong_to_objects_of_the_prompt_one_each() -> None:
 def test_a_layout_is_read_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "scene.toml"
     file.write_text('rex = "left"\ncup = [0.5, 0.4, 0.95, 0.9]\ndog = ["left", [0.5, 0, 1, 1]]\n')
-    assert layout.read(file) == {"rex": [layout.PLACES["left"]], "cup": [(0.5, 0.4, 0.95, 0.9)], "dog": [layout.PLACES["left"], (0.5, 0, 1, 1)]}
+    assert layout.read(file) == {
+        "rex": [layout.PLACES["left"]],
+        "cup": [(0.5, 0.4, 0.95, 0.9)],
+        "dog": [layout.PLACES["left"], (0.5, 0, 1, 1)],
+    }
     file.write_bytes('\ufeff{"rex": "left", "cup": [0.5, 0.4, 0.95, 0.9]}'.encode())
     assert list(layout.read(file)) == ["rex", "cup"]
     for wrong in ("[place]\nrex = 'left'", "rex = 3"):
@@ -204,7 +214,11 @@ def test_places_are_drawn_and_not_said(prompt: str, told: str) -> None:
         ("<rex> wearing <cup> in the snow", "<rex> in the snow", "<cup> in the snow"),
         ("<rex> wearing a red hat in front of a <cup>", "<rex> wearing a red hat", "<cup>"),
         ("<rex> on the left, <cup> on the right, at night", "<rex>, at night", "<cup>, at night"),
-        ("a drawing of <rex> with a ball and <cup> with a straw", "a drawing of <rex> with a ball with a straw", "a drawing of <cup> with a straw"),
+        (
+            "a drawing of <rex> with a ball and <cup> with a straw",
+            "a drawing of <rex> with a ball with a straw",
+            "a drawing of <cup> with a straw",
+        ),
     ],
 )
 def test_what_is_said_of_one_object_alone(prompt: str, first: str, second: str) -> None:

@@ -36,7 +36,13 @@ def xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def trained(
-    folder: Path, config: Train, *, checkpointing: bool = False, quantised: str = "none", resumed: bool = False, objects: int = 1
+    folder: Path,
+    config: Train,
+    *,
+    checkpointing: bool = False,
+    quantised: str = "none",
+    resumed: bool = False,
+    objects: int = 1,
 ) -> dict[str, torch.Tensor]:
     """The layers after the run; `resumed`: from its state half-way, in a trainer of its own."""
 
@@ -78,7 +84,9 @@ def test_recomputed_activations_keep_less(xl: Path) -> None:
 
 @pytest.mark.parametrize("optimizer", ["adamw", *HERE])
 def test_a_run_goes_on_from_its_state(xl: Path, optimizer: str) -> None:
-    config = replace(CONFIG, optimizer=optimizer, rank=32, modules="attention+ff")  # matrices large enough to be kept in 8 bits
+    config = replace(
+        CONFIG, optimizer=optimizer, rank=32, modules="attention+ff"
+    )  # matrices large enough to be kept in 8 bits
     whole, parts = trained(xl, config), trained(xl, config, resumed=True)
     assert all(torch.equal(whole[key], value) for key, value in parts.items())
 
@@ -95,10 +103,14 @@ def test_a_quantised_denoiser_is_learned_on(xl: Path, kind: str) -> None:
     assert max(float(v.abs().max()) for k, v in found.items() if "lora_B" in k) > 0
 
 
-def test_what_reads_no_added_words_reads_nothing_while_a_run_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_reads_no_added_words_reads_nothing_while_a_run_learns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """T5 has heard every sentence, in class words, before the first step."""
     stack = stacks.load(kin.sd3(tmp_path / "b", with_clip=False), CPU, torch.float32)
-    trainer = training.Trainer(stack, [tiny.subject(stack)], {}, replace(CONFIG, context="own", templates="several", steps=12))
+    trainer = training.Trainer(
+        stack, [tiny.subject(stack)], {}, replace(CONFIG, context="own", templates="several", steps=12)
+    )
     assert len(stack.heard) == 3
 
     def asked(*_: object, **__: object) -> None:
@@ -111,7 +123,9 @@ def test_what_reads_no_added_words_reads_nothing_while_a_run_learns(tmp_path: Pa
 
 def test_without_the_library_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(ResourceError, match="train.optimizer=adamw8bit needs bitsandbytes: it is not installed") as error:
+    with pytest.raises(
+        ResourceError, match="train.optimizer=adamw8bit needs bitsandbytes: it is not installed"
+    ) as error:
         memory.bitsandbytes("train.optimizer=adamw8bit")
     assert error.value.code == 7 and "pip install bitsandbytes" in error.value.hint
 
@@ -180,7 +194,9 @@ def test_a_dry_run_measures_and_writes_nothing(cli: Any, xl: Path) -> None:
     found = json.loads(done.out)["dry_run"]
     assert found["base"] == "xl" and found["steps"] == 50 and found["step_mb"] > 0 and found["learned"] > 0
     assert found["seconds"] == pytest.approx(50 * found["step_seconds"], abs=1)
-    assert sorted(p for p in Path().rglob("*") if p.suffix == ".safetensors") == [] and set(before) <= set(Path().rglob("*"))
+    assert sorted(p for p in Path().rglob("*") if p.suffix == ".safetensors") == [] and set(before) <= set(
+        Path().rglob("*")
+    )
     assert "step_mb" in cli("train", "--dry-run", "--base", xl).out
 
 
@@ -200,10 +216,17 @@ def test_the_room_holds_what_the_process_has_already() -> None:
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")])
-def test_out_of_memory_names_the_settings(cli: Any, base: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_out_of_memory_names_the_settings(
+    cli: Any, base: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     def full(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(stacks, "load", full)
     done = cli("train", "--dry-run", "--base", base)
-    assert done.code == 7 and "train.checkpointing=on" in done.err and "--dry-run" in done.err and "Traceback" not in done.err
+    assert (
+        done.code == 7
+        and "train.checkpointing=on" in done.err
+        and "--dry-run" in done.err
+        and "Traceback" not in done.err
+    )

@@ -12,7 +12,18 @@ from PIL import Image
 from objtune_cli.store import artifact, refs
 from tests import tiny
 
-FAST = ("--set", "init-embedding.steps=3", "--set", "train.views=4", "--set", "prior.samples=2", "--set", "prior.entries=4", "--set", "train.known=2")
+FAST = (
+    "--set",
+    "init-embedding.steps=3",
+    "--set",
+    "train.views=4",
+    "--set",
+    "prior.samples=2",
+    "--set",
+    "prior.entries=4",
+    "--set",
+    "train.known=2",
+)
 LITTLE = ("--set", "train.steps=4", "--set", "train.rank=2")
 
 
@@ -69,7 +80,9 @@ def test_a_rough_mask_is_made_exact_by_train_as_by_segment(objtune, dog_photo):
     assert objtune("segment", *hints).code == 0
     done = objtune("train", *hints, *FAST, "--no-preview", "--set", "train.scores=none", "--json")
     assert done.code == 0, done.err
-    assert [r["ref"] for r in json.loads(done.out)["refs"]] == ["adapter/dog@1"] and [line.split("\t")[0] for line in lines(objtune("list", "mask").out)] == ["mask/dog@1"]
+    assert [r["ref"] for r in json.loads(done.out)["refs"]] == ["adapter/dog@1"] and [
+        line.split("\t")[0] for line in lines(objtune("list", "mask").out)
+    ] == ["mask/dog@1"]
     missing = objtune("train", dog_photo, "--class", "dog", "--rough", "none.png")
     assert missing.code == 3 and "there is no mask none.png" in missing.err
 
@@ -89,7 +102,12 @@ def test_train_says_how_good_it_is_in_numbers_and_words(objtune, dog_photo, monk
     bad = objtune("train", dog_photo, "--class", "dog", *FAST, "--no-preview", "--force").err
     assert all(
         word in bad
-        for word in ("copy the photo", "class itself came to look like the object", "not well learned", "scenes are not followed")
+        for word in (
+            "copy the photo",
+            "class itself came to look like the object",
+            "not well learned",
+            "scenes are not followed",
+        )
     )
     monkeypatch.setattr(Judge, "scores", lambda *_: {"identity": 0.9, "prompt": 1.0, "copy": 0.0})
     monkeypatch.setattr(Judge, "drift", lambda *_: 0.0)
@@ -101,7 +119,9 @@ def test_without_an_image_tower_or_where_it_is_not_asked_for_there_are_no_number
     fast = (*FAST, *LITTLE, *tiny.ANY, "--no-preview", "--json")
     done = cli("train", dog_photo, "--class", "dog", *fast, "--base", bare_base)
     assert done.code == 0 and "identity" not in json.loads(done.out)["metrics"]["adapter/dog@1"]
-    done = cli("train", dog_photo, "--class", "dog", *fast, "--base", base, "--set", "train.scores=none", "--name", "rex")
+    done = cli(
+        "train", dog_photo, "--class", "dog", *fast, "--base", base, "--set", "train.scores=none", "--name", "rex"
+    )
     assert done.code == 0 and "identity" not in json.loads(done.out)["metrics"]["adapter/rex@1"]
     again = cli("train", dog_photo, "--class", "dog", *fast, "--base", base, "--name", "rex")
     assert json.loads(again.out)["refs"][0]["reused"]  # scores are no part of what it is
@@ -187,7 +207,19 @@ def trained_artifacts(base, dog_photo, tmp_path_factory: pytest.TempPathFactory)
 
     folder = tmp_path_factory.mktemp("trained")
     for photo, word, name in ((dog_photo, "dog", "dog"), (dog_photo.with_name("mug.jpg"), "mug", "cup")):
-        command = ["train", str(photo), "--class", word, "--name", name, *FAST, *LITTLE, *tiny.ANY, "--no-preview", "--quiet"]
+        command = [
+            "train",
+            str(photo),
+            "--class",
+            word,
+            "--name",
+            name,
+            *FAST,
+            *LITTLE,
+            *tiny.ANY,
+            "--no-preview",
+            "--quiet",
+        ]
         assert run([*command, "--base", str(base), "--project", str(folder)]) == 0
     return folder / "artifacts"
 
@@ -211,9 +243,13 @@ def test_generate_prints_pictures_that_say_how_they_were_made(trained):
 
 
 def test_prompts_come_from_stdin_one_a_line(trained):
-    result = trained("generate", "<dog> at night", "-", "-n", 1, "--steps", 1, stdin="a <dog>\n\n  <dog> in the snow \n")
+    result = trained(
+        "generate", "<dog> at night", "-", "-n", 1, "--steps", 1, stdin="a <dog>\n\n  <dog> in the snow \n"
+    )
     assert result.code == 0 and len(lines(result.out)) == 3
-    asked = [artifact.read_record(Path("artifacts"), ref).config["prompt"] for ref in refs.every(Path("artifacts"), "scene")]
+    asked = [
+        artifact.read_record(Path("artifacts"), ref).config["prompt"] for ref in refs.every(Path("artifacts"), "scene")
+    ]
     assert asked == ["<dog> at night", "a <dog>", "<dog> in the snow"]
     none = trained("generate", "-", stdin="\n")
     assert (none.code, none.out) == (2, "") and "error: no prompt was given" in none.err
@@ -246,7 +282,11 @@ def test_what_the_base_does_not_say_of_the_object_makes_another_picture(trained)
             setting = ("--set", f"{command}.object_guidance={weight}") if weight else ()
             path = lines(trained(command, prompt, "-n", 1, "--steps", 2, *setting).out)[0]
             found[weight] = path, np.asarray(Image.open(path)).tobytes()
-        assert found[""] == found[least] == found["0"] and found["3"][0] != found["0"][0] and found["3"][1] != found["0"][1]
+        assert (
+            found[""] == found[least] == found["0"]
+            and found["3"][0] != found["0"][0]
+            and found["3"][1] != found["0"][1]
+        )
 
 
 def test_what_the_base_says_of_the_other_words_makes_another_picture(trained):
@@ -254,19 +294,40 @@ def test_what_the_base_says_of_the_other_words_makes_another_picture(trained):
     pixels = {}
     for prompt in ("a photo of <dog>", "a photo of <dog> in a hat"):
         for weight in ("-1", "0", "3"):
-            path = lines(trained("generate", prompt, "-n", 1, "--steps", 2, "--set", f"generate.scene_guidance={weight}").out)[0]
+            path = lines(
+                trained("generate", prompt, "-n", 1, "--steps", 2, "--set", f"generate.scene_guidance={weight}").out
+            )[0]
             pixels[prompt, weight] = np.asarray(Image.open(path))
-    assert [len({pixels[prompt, w].tobytes() for w in ("-1", "0", "3")}) for prompt in ("a photo of <dog>", "a photo of <dog> in a hat")] == [1, 2]
-    kept = [artifact.read_record(Path("artifacts"), ref).config.get("scene_guidance") for ref in refs.every(Path("artifacts"), "scene")]
+    assert [
+        len({pixels[prompt, w].tobytes() for w in ("-1", "0", "3")})
+        for prompt in ("a photo of <dog>", "a photo of <dog> in a hat")
+    ] == [1, 2]
+    kept = [
+        artifact.read_record(Path("artifacts"), ref).config.get("scene_guidance")
+        for ref in refs.every(Path("artifacts"), "scene")
+    ]
     assert kept == [None, 3.0, None, 3.0]
 
 
 def test_pictures_begin_as_the_class_where_it_is_asked_for(trained):
     """A base that says nothing of it begins with the object; the scene says which; a composed scene minds it not."""
-    found = {level: lines(trained("generate", "<dog> at sea", "-n", 1, "--steps", 4, "--set", f"generate.object_below={level}").out)[0] for level in ("-1", "1", "0.5")}
+    found = {
+        level: lines(
+            trained("generate", "<dog> at sea", "-n", 1, "--steps", 4, "--set", f"generate.object_below={level}").out
+        )[0]
+        for level in ("-1", "1", "0.5")
+    }
     assert found["-1"] == found["1"] and Image.open(found["0.5"]).tobytes() != Image.open(found["1"]).tobytes()
-    assert "Object below: 0.5" in Image.open(found["0.5"]).text["parameters"] and "Object below" not in Image.open(found["1"]).text["parameters"]
-    composed = {level: lines(trained("compose", "<dog> and <cup>", "-n", 1, "--steps", 2, "--set", f"generate.object_below={level}").out)[0] for level in ("1", "0.5")}
+    assert (
+        "Object below: 0.5" in Image.open(found["0.5"]).text["parameters"]
+        and "Object below" not in Image.open(found["1"]).text["parameters"]
+    )
+    composed = {
+        level: lines(
+            trained("compose", "<dog> and <cup>", "-n", 1, "--steps", 2, "--set", f"generate.object_below={level}").out
+        )[0]
+        for level in ("1", "0.5")
+    }
     assert composed["1"] == composed["0.5"]
 
 
@@ -278,7 +339,16 @@ def test_out_copies_pictures(trained, tmp_path):
 
 def test_compose_draws_both_and_keeps_the_layout(trained):
     result = trained(
-        "compose", "<dog> and <cup> on the beach", "--place", "dog=left", "--place", "cup=0.5,0.4,0.95,0.9", "-n", 1, "--steps", 2
+        "compose",
+        "<dog> and <cup> on the beach",
+        "--place",
+        "dog=left",
+        "--place",
+        "cup=0.5,0.4,0.95,0.9",
+        "-n",
+        1,
+        "--steps",
+        2,
     )
     assert result.code == 0, result.err
     record = artifact.read_record(Path("artifacts"), refs.Ref("scene", "dog-cup", 1))
@@ -346,7 +416,10 @@ def test_each_prompt_is_drawn_with_its_own_objects_alone(trained):
     together = trained("generate", "<dog> at night", "<cup> at night", "at night", "-n", 1, "--steps", 2)
     first = [Path(p).read_bytes() for p in lines(together.out)]
     shutil.rmtree("artifacts/scene")
-    apart = [trained("generate", prompt, "-n", 1, "--steps", 2).out.strip() for prompt in ("<dog> at night", "<cup> at night", "at night")]
+    apart = [
+        trained("generate", prompt, "-n", 1, "--steps", 2).out.strip()
+        for prompt in ("<dog> at night", "<cup> at night", "at night")
+    ]
     pixels = [np.asarray(Image.open(p)) for p in apart]
     assert all(np.array_equal(np.asarray(Image.open(io.BytesIO(a))), b) for a, b in zip(first, pixels, strict=True))
     assert not np.array_equal(pixels[0], pixels[2]), "the LoRA changes nothing: the test could not fail"
@@ -381,7 +454,12 @@ def test_force_makes_the_asked_for_artifact_again_and_no_other(objtune, dog_phot
     command = ("train", dog_photo, "--class", "dog", *FAST, "--no-preview")
     objtune(*command)
     assert objtune(*command, "--force").out == "adapter/dog@2\n"
-    assert [refs.versions(Path("artifacts"), kind, "dog") for kind in ("mask", "embedding", "prior", "adapter")] == [[1], [1], [1], [1, 2]]
+    assert [refs.versions(Path("artifacts"), kind, "dog") for kind in ("mask", "embedding", "prior", "adapter")] == [
+        [1],
+        [1],
+        [1],
+        [1, 2],
+    ]
 
 
 def test_the_same_run_twice_at_once_is_refused(objtune, dog_photo, monkeypatch):

@@ -49,11 +49,15 @@ def environment() -> dict[str, str]:
 
 def launched(*args: object, cwd: Path, by: tuple[str, ...] = TORCHRUN) -> subprocess.CompletedProcess[str]:
     """Two processes by a launcher, torch's if no other is named."""
-    return subprocess.run([sys.executable, *by, *map(str, args)], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=280)
+    return subprocess.run(
+        [sys.executable, *by, *map(str, args)], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=280
+    )
 
 
 @pytest.mark.parametrize(("batch", "objects"), [(4, 2), pytest.param(3, 1, marks=pytest.mark.slow)])
-def test_two_processes_learn_what_one_learns_from_as_many_rows(base: Path, tmp_path: Path, batch: int, objects: int) -> None:
+def test_two_processes_learn_what_one_learns_from_as_many_rows(
+    base: Path, tmp_path: Path, batch: int, objects: int
+) -> None:
     """Also where the rows do not divide evenly, and of several objects, whose tokens rest while others are shown."""
     (tmp_path / "work.py").write_text(WORK)
     done = launched("work.py", base, tmp_path / "out", batch, objects, cwd=tmp_path)
@@ -73,7 +77,20 @@ def test_two_processes_learn_what_one_learns_from_as_many_rows(base: Path, tmp_p
 def test_the_command_line_in_two_processes(by: tuple[str, ...], cli, base: Path, dog_photo: Path) -> None:
     few = ["--set", "train.steps=3", "--set", "train.views=2", "--set", "train.rank=2", "--set", "prior.samples=2", "--set", "prior.entries=4", "--set", "train.known=2",
            "--set", "init-embedding.steps=2", "--set", "train.batch=2", "--set", "segment.min_likeness=0"]  # fmt: skip
-    command = ["train", dog_photo, "--class", "dog", "--box", "40,40,600,600", "--base", base, "--no-preview", "--device", "cpu", *few]
+    command = [
+        "train",
+        dog_photo,
+        "--class",
+        "dog",
+        "--box",
+        "40,40,600,600",
+        "--base",
+        base,
+        "--no-preview",
+        "--device",
+        "cpu",
+        *few,
+    ]
     own = [] if by else ["--num-processes", "2"]
     done = launched("-m", "objtune_cli", *command, *own, cwd=Path.cwd(), by=by)
     assert (done.returncode, done.stdout) == (0, "adapter/dog@1\n"), done.stderr[-2000:]
@@ -85,7 +102,9 @@ def test_the_command_line_in_two_processes(by: tuple[str, ...], cli, base: Path,
 
 
 @pytest.mark.slow
-def test_what_one_of_several_cannot_do_is_said_once_with_its_exit_code(project: Path, dog_photo: Path, base: Path) -> None:
+def test_what_one_of_several_cannot_do_is_said_once_with_its_exit_code(
+    project: Path, dog_photo: Path, base: Path
+) -> None:
     """The first process refuses the mask before the others meet it; they are not waited for."""
     command = [
         "train",
@@ -103,7 +122,9 @@ def test_what_one_of_several_cannot_do_is_said_once_with_its_exit_code(project: 
     ]
     done = launched("-m", "objtune_cli", *command, cwd=project, by=())
     assert (done.returncode, done.stdout) == (9, ""), done.stderr
-    assert [line.split(":")[0] for line in done.stderr.splitlines() if line.startswith(("error", "hint", "Traceback"))] == [
+    assert [
+        line.split(":")[0] for line in done.stderr.splitlines() if line.startswith(("error", "hint", "Traceback"))
+    ] == [
         "error",
         "hint",
     ], done.stderr
@@ -114,7 +135,11 @@ def test_a_signal_stops_all_of_them_with_their_state_saved(project: Path, dog_ph
     command = ["train", dog_photo, "--class", "dog", "--box", "40,40,600,600", "--base", base, "--no-preview", "--device", "cpu", "--steps", "5000",
                "--set", "segment.min_likeness=0", "--set", "prior.samples=2", "--set", "prior.entries=4", "--set", "train.known=2", "--set", "init-embedding.steps=2", "--num-processes", "2"]  # fmt: skip
     with subprocess.Popen(
-        [sys.executable, "-m", "objtune_cli", *map(str, command)], cwd=project, env=environment(), stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "objtune_cli", *map(str, command)],
+        cwd=project,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
     ) as running:
         assert running.stderr is not None
         for line in running.stderr:
@@ -122,7 +147,9 @@ def test_a_signal_stops_all_of_them_with_their_state_saved(project: Path, dog_ph
                 break
         running.send_signal(signal.SIGTERM)
         said = running.communicate(timeout=60)[1]
-    assert running.returncode == 143 and "Traceback" not in said and list((project / ".objtune").rglob("*.safetensors")), said
+    assert (
+        running.returncode == 143 and "Traceback" not in said and list((project / ".objtune").rglob("*.safetensors"))
+    ), said
 
 
 def test_numbers_of_processes_that_are_none_are_2(cli, dog_photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:

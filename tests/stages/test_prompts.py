@@ -33,7 +33,10 @@ TRAINED = {"dog", "cup", "tea-cup", "dog-2", "dog.b"}.__contains__
         ("\ufeffa dog", "a dog"),
         ("a\u200bdog <do\u200dg> <dog\u200c> be\u00adach", "a dog <dog> <dog> beach"),
         ("\u200ea \u202edog\u202c \u2066x\u2069", "a dog x"),
-        ("👨\u200d👩\u200d👧 می\u200cخواهم \U0001f3f4\U000e0067\U000e007f", "👨\u200d👩\u200d👧 می\u200cخواهم \U0001f3f4\U000e0067\U000e007f"),
+        (
+            "👨\u200d👩\u200d👧 می\u200cخواهم \U0001f3f4\U000e0067\U000e007f",
+            "👨\u200d👩\u200d👧 می\u200cخواهم \U0001f3f4\U000e0067\U000e007f",
+        ),
         ("a\U000e0067 dog\n", "a dog"),
         ("  two  spaces stay ", "  two  spaces stay "),
         ("כלב ❤\ufe0f é", "כלב ❤\ufe0f é"),
@@ -93,12 +96,21 @@ def test_other_brackets_are_text_or_names(typed: str) -> None:
     ("typed", "pieces"),
     [
         ("a photo of (<dog>:1.3) BREAK on the {beach|snow}", ["(<dog>:1.3)", "{beach|snow}", "BREAK"]),
-        ("((best)), [worst], [a|b], [a:b:0.5] AND __place__", ["((best))", "[worst]", "[a|b]", "[a:b:0.5]", "__place__", "AND"]),
-        ("embedding:bad dog+++ cat-- (red hat)1.2 <dog>++", ["embedding:bad", "dog+++", "cat--", "(red hat)1.2", "<dog>++"]),
+        (
+            "((best)), [worst], [a|b], [a:b:0.5] AND __place__",
+            ["((best))", "[worst]", "[a|b]", "[a:b:0.5]", "__place__", "AND"],
+        ),
+        (
+            "embedding:bad dog+++ cat-- (red hat)1.2 <dog>++",
+            ["embedding:bad", "dog+++", "cat--", "(red hat)1.2", "<dog>++"],
+        ),
         ("dog::2 cat --ar 3:2 --v 6", ["::2", "--ar 3:2", "--v 6"]),
         (r"a \(wet\) dog", [r"\(", r"\)"]),
         ("<dog>:0.8 and <dog>1.2, <dog>(0.5) <dog> 2 <dog>2nd <dog>: 3", ["<dog>:0.8", "<dog>1.2", "<dog>(0.5)"]),
-        ("<dog> Negative prompt: blurry Steps: 20, Sampler: Euler a, Seed: 1", ["Negative prompt:", "Steps: 20, Sampler: Euler a, Seed: 1"]),
+        (
+            "<dog> Negative prompt: blurry Steps: 20, Sampler: Euler a, Seed: 1",
+            ["Negative prompt:", "Steps: 20, Sampler: Euler a, Seed: 1"],
+        ),
         ("a dog (happy), well-known -- C++, 3:2, at 10:30; A_B", []),
         ("A <dog> AND A CAT", []),
     ],
@@ -107,7 +119,9 @@ def test_syntax_of_other_tools_is_found(typed: str, pieces: list[str]) -> None:
     assert prompts.find_other_syntax(typed) == pieces
 
 
-@pytest.mark.parametrize("piece", ["(", "_", '"', "\U000e0067", "a-", "[", "&lt;a", "a>", "+", "-", "\\", "é\u200d", " \n", "<"])
+@pytest.mark.parametrize(
+    "piece", ["(", "_", '"', "\U000e0067", "a-", "[", "&lt;a", "a>", "+", "-", "\\", "é\u200d", " \n", "<"]
+)
 def test_a_long_prompt_is_read_in_no_time(piece: str) -> None:
     typed = piece * (prompts.LONGEST // len(piece))
     start = time.process_time()
@@ -119,7 +133,15 @@ def test_a_long_prompt_is_read_in_no_time(piece: str) -> None:
 
 
 def test_names_are_found_as_plain_words() -> None:
-    objects = {"cup": "mug", "dog": "dog", "dog-2": "dog", "tea-cup": "tea cup", "sobaka": "собака", "gou": "狗", "rex": "dog"}
+    objects = {
+        "cup": "mug",
+        "dog": "dog",
+        "dog-2": "dog",
+        "tea-cup": "tea cup",
+        "sobaka": "собака",
+        "gou": "狗",
+        "rex": "dog",
+    }
     assert prompts.find_plain_names('{dog} "DOG" tea cup', objects) == {"dog": "dog", "tea-cup": "tea cup"}
     assert prompts.find_plain_names("dog-2, CUP", objects) == {"cup": "CUP", "dog-2": "dog-2"}
     assert prompts.find_plain_names("hotdog, dogs and a mug", objects) == {}
@@ -131,7 +153,12 @@ def test_every_mention_has_a_name_of_its_own() -> None:
     dog, cat = Named("dog", record, ""), Named("dog-2", record, "")
     text, found = compose.name_apart("<dog@1> and <dog-2>, <dog@1> and <dog>", [dog, cat])
     assert text == "<dog> and <dog-2>, <dog-3> and <dog-4>"
-    assert [(o.name, o.own_name, o.class_word) for o in found] == [("dog", "dog", "dog"), ("dog-2", "dog-2", "cat"), ("dog-3", "dog", "dog"), ("dog-4", "dog", "dog")]
+    assert [(o.name, o.own_name, o.class_word) for o in found] == [
+        ("dog", "dog", "dog"),
+        ("dog-2", "dog-2", "cat"),
+        ("dog-3", "dog", "dog"),
+        ("dog-4", "dog", "dog"),
+    ]
 
 
 def test_an_object_of_both_prompts_keeps_its_strength() -> None:
@@ -147,7 +174,11 @@ def store(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     root, about = tmp_path_factory.mktemp("prompts") / "artifacts", bases.find(str(base)).record()
     draw = torch.Generator().manual_seed(1)
-    layers = {k[:-7]: v for k, v in load_file(next((base / "unet").glob("*.safetensors"))).items() if k.endswith(("to_q.weight", "to_v.weight"))}
+    layers = {
+        k[:-7]: v
+        for k, v in load_file(next((base / "unet").glob("*.safetensors"))).items()
+        if k.endswith(("to_q.weight", "to_v.weight"))
+    }
     for name, word in {"dog": "dog", "cup": "mug", "bad": "thing", "worse": "thing"}.items():
         tensors = {f"token.{name}": torch.randn(3, WIDTH, generator=draw)}
         for layer, weight in layers.items() if name in ("dog", "cup") else ():
@@ -177,9 +208,16 @@ def test_white_space_and_brackets_draw_the_same_scene(drawn) -> None:
     """One scene, reused: the record holds the prompt on one line, in plain brackets."""
     first = drawn("generate", "a photo of <dog> on the beach")
     assert first.code == 0 and "<dog>" not in first.err, first.err
-    for typed in ("a photo of <dog>\non the beach", "a photo of <dog>\ton the beach", "a photo of <dog>\u00a0on the beach", "\ufeffa photo of <d\u200dog> on the beach\r\n"):
+    for typed in (
+        "a photo of <dog>\non the beach",
+        "a photo of <dog>\ton the beach",
+        "a photo of <dog>\u00a0on the beach",
+        "\ufeffa photo of <d\u200dog> on the beach\r\n",
+    ):
         again = drawn("generate", typed)
-        assert (again.code, again.out) == (0, first.out) and "up to date" in again.err and "read as" not in again.err, again.err
+        assert (again.code, again.out) == (0, first.out) and "up to date" in again.err and "read as" not in again.err, (
+            again.err
+        )
     for typed in ("&lt;dog&gt;", "＜dog＞", "< dog >", "<Dog>", r"\<dog\>"):
         again = drawn("generate", f"a photo of {typed} on the beach")
         assert (again.code, again.out) == (0, first.out) and f"read as object names: {typed} as <dog>" in again.err
@@ -192,7 +230,9 @@ def test_white_space_and_brackets_draw_the_same_scene(drawn) -> None:
 def test_lines_of_stdin_are_read_in_any_unicode(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
     from objtune_cli.cli import given
 
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("a <dog> 🐕\r\n\r\n\tb\u00a0c\u2028d\n".encode(encoding))))
+    monkeypatch.setattr(
+        "sys.stdin", io.TextIOWrapper(io.BytesIO("a <dog> 🐕\r\n\r\n\tb\u00a0c\u2028d\n".encode(encoding)))
+    )
     assert given.given_prompts(["-", "e\u00a0f"]) == ["a <dog> 🐕", "b c d", "e\u00a0f"]
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("mask/dog@1\t5\r\ncup\r\n".encode(encoding))))
     assert given.given_refs(["-"]) == ["mask/dog@1", "cup"]
@@ -217,24 +257,42 @@ def test_a_run_whose_sentences_of_measuring_are_too_long_is_kept_without_scores(
 
 def test_a_line_of_stdin_that_is_no_text_is_named(drawn) -> None:
     refused = drawn("generate", "-", stdin="<dog>\n\n<cup>\x1b[0m\n")
-    assert refused.code == 3 and "line 3 of stdin holds the control character U+001B (ESC) at character 6" in refused.err
+    assert (
+        refused.code == 3 and "line 3 of stdin holds the control character U+001B (ESC) at character 6" in refused.err
+    )
     second = drawn("generate", "<dog>", "a\x07dog")
-    assert second.code == 3 and "prompt 2 holds the control character U+0007 (BEL)" in second.err and not Path("artifacts/scene").exists()
+    assert (
+        second.code == 3
+        and "prompt 2 holds the control character U+0007 (BEL)" in second.err
+        and not Path("artifacts/scene").exists()
+    )
     negative = drawn("generate", "<dog>", "--negative", "a\x1b")
     assert negative.code == 3 and "the negative prompt holds" in negative.err
 
 
 def test_an_object_of_the_negative_prompt_is_its_vectors(drawn) -> None:
-    plain, avoided, letters = (drawn("generate", "a photo of <dog>", "--negative", text) for text in ("", "<bad>", "< ba d >"))
+    plain, avoided, letters = (
+        drawn("generate", "a photo of <dog>", "--negative", text) for text in ("", "<bad>", "< ba d >")
+    )
     assert (plain.code, avoided.code, letters.code) == (0, 0, 3), letters.err
     assert np.abs(latents(1) - latents(2)).max() > 1e-3
     assert "negative.bad" not in record_of(1).inputs and record_of(1).inputs.keys() == {"adapter.dog"}
     assert record_of(2).inputs["negative.bad"]["ref"] == "adapter/bad@1" and record_of(2).objects == {"dog": "dog"}
     said = Image.open(avoided.out.strip()).text["parameters"]
-    assert re.search(r'TI hashes: "dog-objtune: \w{12}, bad-objtune: \w{12}"', said) and re.search(r'Lora hashes: "?dog: \w{12}"?,', said)
-    assert drawn("generate", "a photo of <dog>", "--negative", "<worse>").code == 0 and np.abs(latents(2) - latents(3)).max() > 1e-4
-    assert drawn("generate", "a photo of <dog>", "--negative", "<bad@1>").code == 0 and np.array_equal(latents(4), latents(2))
-    for text, code, message in (("<nosuch>", 4, "no trained object <nosuch>"), ("<bad@7>", 4, "there is no adapter/bad@7")):
+    assert re.search(r'TI hashes: "dog-objtune: \w{12}, bad-objtune: \w{12}"', said) and re.search(
+        r'Lora hashes: "?dog: \w{12}"?,', said
+    )
+    assert (
+        drawn("generate", "a photo of <dog>", "--negative", "<worse>").code == 0
+        and np.abs(latents(2) - latents(3)).max() > 1e-4
+    )
+    assert drawn("generate", "a photo of <dog>", "--negative", "<bad@1>").code == 0 and np.array_equal(
+        latents(4), latents(2)
+    )
+    for text, code, message in (
+        ("<nosuch>", 4, "no trained object <nosuch>"),
+        ("<bad@7>", 4, "there is no adapter/bad@7"),
+    ):
         refused = drawn("generate", "a photo of <dog>", "--negative", text)
         assert refused.code == code and message in refused.err
         assert drawn("compose", "a photo of <dog>", "--negative", text).code == code
@@ -263,10 +321,17 @@ LONG = "a photo of " + "very nice sunny golden " * 4 + "beach with <dog>"
 
 
 def test_an_object_behind_what_the_base_reads_is_refused(drawn) -> None:
-    for command in (("generate", "<cup>", LONG), ("compose", LONG), ("generate", "<dog>", "--negative", LONG), ("compose", "<dog>", "--negative", LONG)):
+    for command in (
+        ("generate", "<cup>", LONG),
+        ("compose", LONG),
+        ("generate", "<dog>", "--negative", LONG),
+        ("compose", "<dog>", "--negative", LONG),
+    ):
         refused = drawn(*command)
         where = "the negative prompt" if "--negative" in command else "the prompt"
-        assert refused.code == 3 and re.search(rf"<dog> stands at tokens (\d+) to \d+ of {where}, but the base reads only the first 76\b", refused.err), refused.err
+        assert refused.code == 3 and re.search(
+            rf"<dog> stands at tokens (\d+) to \d+ of {where}, but the base reads only the first 76\b", refused.err
+        ), refused.err
         assert "name <dog> earlier" in refused.err
     assert not Path("artifacts/scene").exists()
     cut = drawn("generate", "-q", "x" * 73 + " <dog>")  # the first of its three tokens is read
@@ -281,7 +346,11 @@ def test_two_of_the_same_object_are_two(drawn) -> None:
     given = drawn("compose", "<dog> and <dog> at night", "--place", "dog=left", "--place", "dog=right")
     assert given.code == 0 and "the prompt names <dog> 2 times, so the scene has 2: dog, dog-2" in given.err, given.err
     record = record_of(1)
-    assert record.objects == {"dog": "dog"} and record.inputs.keys() == {"adapter.dog"} and record.config["prompt"] == "<dog> and <dog> at night"
+    assert (
+        record.objects == {"dog": "dog"}
+        and record.inputs.keys() == {"adapter.dog"}
+        and record.config["prompt"] == "<dog> and <dog> at night"
+    )
     assert record.config["places"] == {"dog": [0.02, 0.25, 0.5, 0.95], "dog-2": [0.5, 0.25, 0.98, 0.95]}
     assert record.metrics["objects"] == ["dog", "dog-2"]
     _, arrays = artifact.load(Path("artifacts"), Ref("scene", "dog", 1))
@@ -300,12 +369,21 @@ def test_two_of_the_same_object_are_two(drawn) -> None:
 
 def test_prompts_that_forgot_the_brackets_are_told(drawn) -> None:
     said = drawn("generate", "a photo of dog on the beach")
-    assert said.code == 0 and "the prompt names no object: to draw what was trained, write <dog> instead of dog" in said.err
+    assert (
+        said.code == 0
+        and "the prompt names no object: to draw what was trained, write <dog> instead of dog" in said.err
+    )
     several = drawn("generate", "a photo of [dog]", "a dog", "a cup with <dog>")
-    assert "2 of 3 prompts name no object: to draw what was trained, write <dog> instead of dog" in several.err and "<cup>" not in several.err
+    assert (
+        "2 of 3 prompts name no object: to draw what was trained, write <dog> instead of dog" in several.err
+        and "<cup>" not in several.err
+    )
     assert "names no object" not in drawn("generate", "a photo of a cat").err
     words = drawn("generate", "a", "photo", "of", "<dog>")
-    assert words.code == 0 and 'these are 4 prompts of one word each; one prompt stands in quotes: "a photo of <dog>"' in words.err
+    assert (
+        words.code == 0
+        and 'these are 4 prompts of one word each; one prompt stands in quotes: "a photo of <dog>"' in words.err
+    )
     Path("prompts.txt").write_text("<dog>")
     assert "`objtune generate - < prompts.txt` reads prompts from it" in drawn("generate", "prompts.txt").err
     composed = drawn("compose", "a dog and a cup")
@@ -313,11 +391,19 @@ def test_prompts_that_forgot_the_brackets_are_told(drawn) -> None:
 
 
 def test_syntax_of_other_tools_is_told_once_and_stays_text_in_other_tools(drawn) -> None:
-    said = drawn("generate", "a (<dog>:1.3) BREAK on the {beach|snow}", "a [<dog>] AND (snow)", "--negative", "((ugly))")
+    said = drawn(
+        "generate", "a (<dog>:1.3) BREAK on the {beach|snow}", "a [<dog>] AND (snow)", "--negative", "((ugly))"
+    )
     assert said.code == 0, said.err
-    assert said.err.count("drawn as plain text") == 1 and "another tool's syntax: (<dog>:1.3), {beach|snow}, BREAK, [<dog>], AND, ((ugly))" in said.err
+    assert (
+        said.err.count("drawn as plain text") == 1
+        and "another tool's syntax: (<dog>:1.3), {beach|snow}, BREAK, [<dog>], AND, ((ugly))" in said.err
+    )
     first, second = (Image.open(path).text["parameters"].splitlines() for path in said.out.split())
-    assert first[:2] == [r"a \(<dog>:1.3\) break on the {beach|snow}", r"Negative prompt: \(\(ugly\)\)"] and second[0] == r"a \[<dog>\] and \(snow\)"
+    assert (
+        first[:2] == [r"a \(<dog>:1.3\) break on the {beach|snow}", r"Negative prompt: \(\(ugly\)\)"]
+        and second[0] == r"a \[<dog>\] and \(snow\)"
+    )
     assert record_of(1).config["prompt"] == "a (<dog>:1.3) BREAK on the {beach|snow}"
     refused = drawn("generate", "a photo of <lora:dog:0.8>")
     assert refused.code == 3 and "write `<dog>`" in refused.err
@@ -326,11 +412,22 @@ def test_syntax_of_other_tools_is_told_once_and_stays_text_in_other_tools(drawn)
 def test_prompts_of_a_jobs_file_are_read_before_anything_is_trained(drawn, dog_photo: Path) -> None:
     Path("jobs.toml").write_text(f'[[job]]\nphoto = "{dog_photo}"\nclass = "dog"\nprompts = ["<dog>", "a\\u001Bdog"]\n')
     refused = drawn("run", "jobs.toml")
-    assert refused.code == 3 and "prompt 2 in job 1 of jobs.toml holds the control character U+001B (ESC)" in refused.err
-    for prompt, code, said in (("<dgo>", 4, "a prompt of the job rex names <dgo>, which is not trained"), ("<rex|cup>", 3, "<rex|cup> cannot be the name")):
-        Path("jobs.toml").write_text(f'[[job]]\nphoto = "{dog_photo}"\nclass = "dog"\nname = "rex"\nprompts = ["<rex> and &lt;cup&gt;", "{prompt}"]\n')
+    assert (
+        refused.code == 3 and "prompt 2 in job 1 of jobs.toml holds the control character U+001B (ESC)" in refused.err
+    )
+    for prompt, code, said in (
+        ("<dgo>", 4, "a prompt of the job rex names <dgo>, which is not trained"),
+        ("<rex|cup>", 3, "<rex|cup> cannot be the name"),
+    ):
+        Path("jobs.toml").write_text(
+            f'[[job]]\nphoto = "{dog_photo}"\nclass = "dog"\nname = "rex"\nprompts = ["<rex> and &lt;cup&gt;", "{prompt}"]\n'
+        )
         refused = drawn("run", "jobs.toml")
         assert refused.code == code and said in refused.err and not Path("artifacts/mask").exists()
-    Path("jobs.toml").write_text(f'[[job]]\nphoto = "{dog_photo}"\nclass = "dog"\nname = "rex"\nset = "generate.negative=<dgo>"\nprompts = "<rex>"\n')
+    Path("jobs.toml").write_text(
+        f'[[job]]\nphoto = "{dog_photo}"\nclass = "dog"\nname = "rex"\nset = "generate.negative=<dgo>"\nprompts = "<rex>"\n'
+    )
     refused = drawn("run", "jobs.toml")
-    assert refused.code == 4 and "names <dgo>, which is not trained" in refused.err and not Path("artifacts/mask").exists()
+    assert (
+        refused.code == 4 and "names <dgo>, which is not trained" in refused.err and not Path("artifacts/mask").exists()
+    )

@@ -17,7 +17,18 @@ FAST = (
 @pytest.fixture
 def line(base, dog_photo):
     """`train` of the example photo under a name."""
-    return lambda name, *more: ["train", str(dog_photo), "--class", "dog", "--name", name, "--base", str(base), *FAST, *more]
+    return lambda name, *more: [
+        "train",
+        str(dog_photo),
+        "--class",
+        "dog",
+        "--name",
+        name,
+        "--base",
+        str(base),
+        *FAST,
+        *more,
+    ]
 
 
 def test_a_reused_train_loads_no_torch_and_writes_nothing(cli, line, project):

@@ -11,7 +11,18 @@ from PIL import Image
 from objtune_cli.store import artifact, refs
 from tests import tiny
 
-FAST = ("--set", "init-embedding.steps=3", "--set", "train.views=4", "--set", "prior.samples=2", "--set", "prior.entries=4", "--set", "train.known=2")
+FAST = (
+    "--set",
+    "init-embedding.steps=3",
+    "--set",
+    "train.views=4",
+    "--set",
+    "prior.samples=2",
+    "--set",
+    "prior.entries=4",
+    "--set",
+    "train.known=2",
+)
 LITTLE = ("--set", "train.steps=2", "--set", "train.rank=2", "--set", "train.scores=none")
 DRAW = ("compose", "<dog> and <cup>", "--steps", 1)
 
@@ -23,7 +34,19 @@ def apart(base, dog_photo, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("apart")
     for photo, word, name in ((dog_photo, "dog", "dog"), (dog_photo.with_name("mug.jpg"), "mug", "cup")):
-        command = ["train", str(photo), "--class", word, "--name", name, *FAST, *LITTLE, *tiny.ANY, "--no-preview", "--quiet"]
+        command = [
+            "train",
+            str(photo),
+            "--class",
+            word,
+            "--name",
+            name,
+            *FAST,
+            *LITTLE,
+            *tiny.ANY,
+            "--no-preview",
+            "--quiet",
+        ]
         assert run([*command, "--base", str(base), "--project", str(folder)]) == 0
     return folder / "artifacts"
 
@@ -46,7 +69,10 @@ def margins(monkeypatch: pytest.MonkeyPatch):
     def looks(check, parts, pictures, seeds, boxes):
         assert pictures.shape[0] == len(parts) == len(seeds)
         matrix = [[1.0, 0.0], [0.0, 1.0]]
-        return [presence.Look(part, s, matrix, [] if table[s] > 0 else [0], table[s]) for part, s in zip(parts, seeds, strict=True)]
+        return [
+            presence.Look(part, s, matrix, [] if table[s] > 0 else [0], table[s])
+            for part, s in zip(parts, seeds, strict=True)
+        ]
 
     monkeypatch.setattr(presence, "looks", looks)
     return table
@@ -74,7 +100,9 @@ def test_objects_are_looked_at_closer_and_kept_as_they_were_drawn(scenes):
     assert result.code == 0, result.err
     assert "closer look at dog 2/2" in result.err and "closer look at cup 2/2" in result.err
     _, arrays = artifact.load(Path("artifacts"), refs.Ref("scene", "dog-cup", 1))
-    assert {name: array.shape for name, array in arrays.items()} == {name: (2, 4, 8, 8) for name in ("latents", "close.cup", "close.dog")}
+    assert {name: array.shape for name, array in arrays.items()} == {
+        name: (2, 4, 8, 8) for name in ("latents", "close.cup", "close.dog")
+    }
     paths = [Path(line) for line in result.out.split()]
     before = [path.read_bytes() for path in paths]
     for path in paths:
@@ -95,7 +123,9 @@ def test_scenes_from_before_outlines_are_made_again_as_they_were(scenes):
     for version, more in ((1, ()), (2, ("--set", "compose.laid=place"))):
         result = scenes(*line, *more)
         assert result.code == 0, result.err
-        assert ("laid" in artifact.read_record(Path("artifacts"), refs.Ref("scene", "dog-cup", version)).config) == (not more)
+        assert ("laid" in artifact.read_record(Path("artifacts"), refs.Ref("scene", "dog-cup", version)).config) == (
+            not more
+        )
     (path,) = [Path(text) for text in result.out.split()]
     before = path.read_bytes()
     assert before != Path("artifacts/scene/dog-cup/v001/001.png").read_bytes()
@@ -109,16 +139,25 @@ def test_a_wrong_picture_is_drawn_again_and_the_best_is_kept(scenes, margins):
     result = scenes(*DRAW, "-n", 3, "--seed", 7, "--retries", 2, "--json")
     assert result.code == 0, result.err
     found = _metrics(result)
-    assert found["seeds"] == [7, 11, 12] and found["wrong"] == [[], [], ["dog"]] and found["presence"] == pytest.approx(2 / 3, abs=1e-4)
+    assert (
+        found["seeds"] == [7, 11, 12]
+        and found["wrong"] == [[], [], ["dog"]]
+        and found["presence"] == pytest.approx(2 / 3, abs=1e-4)
+    )
     assert "missing or mixed in 1 of 3 pictures (picture 3: <dog>)" in result.err
     paths = [Path(p) for p in json.loads(result.out)["images"]]
-    assert ["Seed: 11" in Image.open(paths[1]).text["parameters"], json.loads(Image.open(paths[2]).text["objtune"])["seed"]] == [True, 12]
+    assert [
+        "Seed: 11" in Image.open(paths[1]).text["parameters"],
+        json.loads(Image.open(paths[2]).text["objtune"])["seed"],
+    ] == [True, 12]
     before = paths[1].read_bytes()
     paths[1].unlink()
     again = scenes(*DRAW, "-n", 3, "--seed", 7, "--retries", 2)
     assert "up to date" in again.err and paths[1].read_bytes() == before
     margins[11] = 0.3
-    alone = scenes(*DRAW, "-n", 1, "--seed", 11, "--retries", 0, "--json")  # what another seed gives is that seed's picture
+    alone = scenes(
+        *DRAW, "-n", 1, "--seed", 11, "--retries", 0, "--json"
+    )  # what another seed gives is that seed's picture
     levels = [np.asarray(Image.open(path)).astype(int) for path in (json.loads(alone.out)["images"][0], paths[1])]
     assert np.abs(levels[0] - levels[1]).max() <= 2  # up to rounding: in another batch
 
@@ -127,7 +166,10 @@ def test_strict_refuses_and_publishes_nothing(scenes, margins):
     margins.update({0: -0.5, 1: -0.1})
     refused = scenes(*DRAW, "-n", 1, "--retries", 1, "--strict", "--json")
     assert refused.code == 9 and json.loads(refused.out)["error"]["code"] == 9
-    assert "missing or mixed in 1 of 1 pictures (picture 1: <dog>), for every seed" in refused.err and not Path("artifacts/scene").exists()
+    assert (
+        "missing or mixed in 1 of 1 pictures (picture 1: <dog>), for every seed" in refused.err
+        and not Path("artifacts/scene").exists()
+    )
     kept = scenes(*DRAW, "-n", 1, "--retries", 1)
     assert kept.code == 0
     assert scenes(*DRAW, "-n", 1, "--retries", 1, "--strict").code == 9  # what is there already is judged too
@@ -155,15 +197,36 @@ def test_nobody_looks_where_nobody_is_asked_to(scenes):
 
 
 def test_three_side_by_side_get_a_wider_picture_and_any_scheduler_draws_it(scenes, dog_photo):
-    assert scenes("train", dog_photo, "--class", "dog", "--name", "hat", *FAST, *LITTLE, *tiny.ANY, "--no-preview").code == 0
-    result = scenes("compose", "<dog>, <cup> and <hat>", "-n", 1, "--steps", 2, "--scheduler", "euler", "--negative", "blur", "--retries", 0)
+    assert (
+        scenes("train", dog_photo, "--class", "dog", "--name", "hat", *FAST, *LITTLE, *tiny.ANY, "--no-preview").code
+        == 0
+    )
+    result = scenes(
+        "compose",
+        "<dog>, <cup> and <hat>",
+        "-n",
+        1,
+        "--steps",
+        2,
+        "--scheduler",
+        "euler",
+        "--negative",
+        "blur",
+        "--retries",
+        0,
+    )
     assert result.code == 0 and np.asarray(Image.open(result.out.strip())).shape == (32, 48, 3), result.err
     assert np.asarray(Image.open("artifacts/scene/dog-cup-hat/v001/layout.png")).shape == (256, 384, 3)
     assert artifact.read_record(Path("artifacts"), refs.Ref("scene", "dog-cup-hat", 1)).config["frame"] == [1.5, 1.0]
     behind = scenes("compose", "<dog> behind <cup>", "-n", 1, "--steps", 1)
-    assert behind.code == 0 and "order" not in artifact.read_record(Path("artifacts"), refs.Ref("scene", "dog-cup", 1)).config
+    assert (
+        behind.code == 0
+        and "order" not in artifact.read_record(Path("artifacts"), refs.Ref("scene", "dog-cup", 1)).config
+    )
     before = scenes("compose", "<dog> in front of <cup>", "-n", 1, "--steps", 1)
-    assert before.code == 0 and artifact.read_record(Path("artifacts"), refs.Ref("scene", "dog-cup", 2)).config["order"] == ["cup", "dog"]
+    assert before.code == 0 and artifact.read_record(Path("artifacts"), refs.Ref("scene", "dog-cup", 2)).config[
+        "order"
+    ] == ["cup", "dog"]
 
 
 def test_what_the_sentence_hears_of_an_object_makes_another_scene(scenes):
@@ -194,8 +257,14 @@ def test_a_merged_adapter_leaves_the_names_to_its_parts_and_draws_what_their_sum
     own = scenes("generate", "<dog> and <cup>", "-n", 1, "--steps", 2)
     asked = scenes("generate", "<dog> and <cup>", "-n", 1, "--steps", 2, "--adapter", "pair")
     assert (own.code, asked.code) == (0, 0), asked.err
-    assert artifact.read_record(Path("artifacts"), refs.Ref("scene", "dog-cup", 1)).inputs["adapter.dog"]["ref"] == "adapter/dog@1"
-    assert artifact.read_record(Path("artifacts"), refs.Ref("scene", "dog-cup", 2)).inputs["adapter.dog"]["ref"] == "adapter/pair@1"
+    assert (
+        artifact.read_record(Path("artifacts"), refs.Ref("scene", "dog-cup", 1)).inputs["adapter.dog"]["ref"]
+        == "adapter/dog@1"
+    )
+    assert (
+        artifact.read_record(Path("artifacts"), refs.Ref("scene", "dog-cup", 2)).inputs["adapter.dog"]["ref"]
+        == "adapter/pair@1"
+    )
     first, second = (np.asarray(Image.open(r.out.strip()), int) for r in (own, asked))
     assert np.abs(first - second).max() <= 2
     missing = scenes("generate", "<cup>", "-n", 1, "--adapter", "dog")
@@ -211,8 +280,16 @@ def test_a_merged_adapter_leaves_the_names_to_its_parts_and_draws_what_their_sum
         (("merge", "dog=half", "cup"), 2, "the weight of dog is 'half'"),
         (("merge", "dog", "hat"), 4, "there is no adapter/hat"),
         (("merge", "dog", "mask/cup"), 6, "is a mask"),
-        (("compose", "<dog> and <cup>", "--place", "dog=left", "--place", "cup=left"), 2, "dog and cup have the same place"),
-        (("compose", "<dog> and <cup>", "--place", "dog=left", "--place", "dog=right"), 2, "2 places for dog, but the prompt names <dog> once"),
+        (
+            ("compose", "<dog> and <cup>", "--place", "dog=left", "--place", "cup=left"),
+            2,
+            "dog and cup have the same place",
+        ),
+        (
+            ("compose", "<dog> and <cup>", "--place", "dog=left", "--place", "dog=right"),
+            2,
+            "2 places for dog, but the prompt names <dog> once",
+        ),
         (("compose", "<dog> and <cup>", "--place", "dog=0.5,0.5,1.5,0.9"), 2, "is no place"),
         (("compose", "<dog> and <hat>"), 4, "no trained object <hat>"),
     ],
@@ -232,7 +309,9 @@ def test_adapters_of_different_bases_and_twice_the_same_object_are_not_merged(sc
 
     root = Path("artifacts")
     record, tensors = artifact.load(root, refs.Ref("adapter", "cup", 1))
-    artifact.publish(root, replace(record, name="far", objects={"far": "mug"}, base={"id": "sd15", "fingerprint": "0" * 64}), tensors)
+    artifact.publish(
+        root, replace(record, name="far", objects={"far": "mug"}, base={"id": "sd15", "fingerprint": "0" * 64}), tensors
+    )
     artifact.publish(root, replace(record, name="twin"), tensors)
     other = scenes("merge", "dog", "far")
     assert other.code == 6 and "adapter/dog@1 was made with the base tiny, adapter/far@1 with sd15" in other.err

@@ -46,16 +46,30 @@ def test_two_objects_of_one_photo_look_where_they_are(cli: Any, dog_photo: Path)
 @pytest.mark.parametrize(("modules", "blocks"), [("none", "decoder"), ("cross-kv", "decoder"), ("all", "all")])
 def test_which_layers_learn(cli: Any, dog_photo: Path, modules: str, blocks: str) -> None:
     done = cli(
-        "train", dog_photo, *ONE, "--set", f"train.modules={modules}", "--set", f"train.blocks={blocks}", "--set", "train.class_weight=0"
+        "train",
+        dog_photo,
+        *ONE,
+        "--set",
+        f"train.modules={modules}",
+        "--set",
+        f"train.blocks={blocks}",
+        "--set",
+        "train.class_weight=0",
     )
     assert done.code == 0, done.err
     _, tensors = artifact.load(Path("artifacts"), refs.Ref("adapter", "dog", 1))
     ends = {key.split(".", 3)[3].removesuffix(".lora_B.weight") for key in tensors if key.endswith("lora_B.weight")}
     wanted = {"none": set(), "cross-kv": {"attn.add_k_proj", "attn.add_v_proj"}}
-    assert ends == wanted[modules] if modules in wanted else ends >= {"attn.to_q", "attn.to_add_out", "ff.net.2", "ff_context.net.2"}
+    assert (
+        ends == wanted[modules]
+        if modules in wanted
+        else ends >= {"attn.to_q", "attn.to_add_out", "ff.net.2", "ff_context.net.2"}
+    )
     numbers = {key.split(".")[2] for key in tensors if key.startswith("unet.")}
     assert numbers == (set() if modules == "none" else {"1", "2"} if blocks == "decoder" else {"0", "1", "2"})
-    moved = [float(abs(v).max()) for k, v in tensors.items() if k.endswith("lora_B.weight") and ".2.attn.add_q" not in k]
+    moved = [
+        float(abs(v).max()) for k, v in tensors.items() if k.endswith("lora_B.weight") and ".2.attn.add_q" not in k
+    ]
     assert all(value > 0 for value in moved)
 
 

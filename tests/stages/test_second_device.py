@@ -41,7 +41,9 @@ def both(cli: Run, monkeypatch: pytest.MonkeyPatch, dog_photo: Path) -> Callable
 
 def _same(kind: str, name: str, version: int = 1) -> None:
     """The tensors of an artifact of both projects, but for rounding."""
-    (_, one), (_, two) = (artifact.load(Path(side, "artifacts"), refs.Ref(kind, name, version)) for side in ("here", "there"))
+    (_, one), (_, two) = (
+        artifact.load(Path(side, "artifacts"), refs.Ref(kind, name, version)) for side in ("here", "there")
+    )
     assert one.keys() == two.keys()
     for key, value in one.items():
         np.testing.assert_allclose(two[key], value, rtol=1e-3, atol=1e-4, err_msg=f"{kind}/{name} {key}")
@@ -55,14 +57,22 @@ def test_a_device_refuses_what_a_gpu_refuses() -> None:
                       lambda: torch.nn.functional.embedding(torch.tensor([0]), there), lambda: there.numpy()):  # fmt: skip
             with pytest.raises((RuntimeError, TypeError)):
                 mixed()
-        assert (2 * there).sum().item() == 12 and (there * torch.tensor(2.0)).cpu().tolist() == [[2, 2, 2]] * 2 and there[torch.tensor([0])].shape == (1, 3)
+        assert (
+            (2 * there).sum().item() == 12
+            and (there * torch.tensor(2.0)).cpu().tolist() == [[2, 2, 2]] * 2
+            and there[torch.tensor([0])].shape == (1, 3)
+        )
         leaf = torch.ones(3, device=device, requires_grad=True)
         (leaf * there).sum().backward()
         assert leaf.grad is not None and leaf.grad.device == device and leaf.grad.cpu().tolist() == [2, 2, 2]
 
 
-@pytest.mark.parametrize("family", ["sd1", pytest.param("sdxl", marks=pytest.mark.slow), pytest.param("sd3", marks=pytest.mark.slow)])
-def test_an_object_is_learned_and_drawn(both: Callable[..., None], tmp_path: Path, dog_photo: Path, family: str) -> None:
+@pytest.mark.parametrize(
+    "family", ["sd1", pytest.param("sdxl", marks=pytest.mark.slow), pytest.param("sd3", marks=pytest.mark.slow)]
+)
+def test_an_object_is_learned_and_drawn(
+    both: Callable[..., None], tmp_path: Path, dog_photo: Path, family: str
+) -> None:
     """The first of them is judged and shown too."""
     base = tiny.build(tmp_path / "base", clip=True) if family == "sd1" else getattr(kin, family)(tmp_path / "base")
     shown = () if family == "sd1" else ("--no-preview", "--set", "train.scores=none")
@@ -77,9 +87,44 @@ def test_an_object_is_learned_and_drawn(both: Callable[..., None], tmp_path: Pat
 def test_objects_are_learned_together_and_composed(both: Callable[..., None], base: Path, dog_photo: Path) -> None:
     """With the term on where words look, in four rows that are computed again; two photos side by side."""
     alone = ("--base", base, "--no-preview", "--set", "train.scores=none")
-    both("train", dog_photo, "--class", "dog", "--class", "mug", "--name", "a", "--name", "b", "--mask", "a=mask.png", "--mask", "b=other.png", *alone, "--set", "train.checkpointing=on")
+    both(
+        "train",
+        dog_photo,
+        "--class",
+        "dog",
+        "--class",
+        "mug",
+        "--name",
+        "a",
+        "--name",
+        "b",
+        "--mask",
+        "a=mask.png",
+        "--mask",
+        "b=other.png",
+        *alone,
+        "--set",
+        "train.checkpointing=on",
+    )
     _same("adapter", "a-b")
-    both("train", dog_photo, "--class", "dog", "--name", "x", "--mask", "mask.png", dog_photo, "--class", "mug", "--name", "y", "--mask", "other.png", *alone)
+    both(
+        "train",
+        dog_photo,
+        "--class",
+        "dog",
+        "--name",
+        "x",
+        "--mask",
+        "mask.png",
+        dog_photo,
+        "--class",
+        "mug",
+        "--name",
+        "y",
+        "--mask",
+        "other.png",
+        *alone,
+    )
     _same("adapter", "x"), _same("adapter", "y")
     both("compose", "<x> next to <y> on the beach", "-n", "1", "--base", base)
     _same("scene", "x-y")

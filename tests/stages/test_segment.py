@@ -115,8 +115,21 @@ def test_hints_of_every_kind_find_the_object(cli, pair, tmp_path):
 
 def test_boxes_of_several_objects(cli, pair):
     photo, covers = pair
-    done = cli("segment", photo, "--class", "dog", "--class", "mug", "--box", f"mug={_box(covers[1])}", "--box", f"dog={_box(covers[0])}")
-    assert done.code == 0 and _iou(_mask("mask/dog")[0], covers[0]) > 0.9 and _iou(_mask("mask/mug")[0], covers[1]) > 0.9
+    done = cli(
+        "segment",
+        photo,
+        "--class",
+        "dog",
+        "--class",
+        "mug",
+        "--box",
+        f"mug={_box(covers[1])}",
+        "--box",
+        f"dog={_box(covers[0])}",
+    )
+    assert (
+        done.code == 0 and _iou(_mask("mask/dog")[0], covers[0]) > 0.9 and _iou(_mask("mask/mug")[0], covers[1]) > 0.9
+    )
 
 
 def test_the_outline_is_soft(cli, pair):
@@ -143,7 +156,18 @@ def test_a_rotated_photo_takes_hints_as_it_is_shown(cli, pair, tmp_path):
 def test_two_of_one_class_are_named_from_left_to_right(cli, tmp_path, names):
     rgb, covers = _scene(0, ("dog", "dog"))
     cli("init")
-    command = ("segment", _write(tmp_path / "dogs.png", rgb), "--class", "dog", "--class", "dog", "--name", names[0], "--name", names[1])
+    command = (
+        "segment",
+        _write(tmp_path / "dogs.png", rgb),
+        "--class",
+        "dog",
+        "--class",
+        "dog",
+        "--name",
+        names[0],
+        "--name",
+        names[1],
+    )
     assert cli(*command).code == 0
     for name, cover in zip(names, covers, strict=True):
         assert _iou(_mask(f"mask/{name}")[0], cover) > 0.9
@@ -256,7 +280,14 @@ def test_a_point_on_what_the_base_does_not_know_needs_no_likeness(cli, tmp_path)
     cli("init")
     rgb, (mug,) = _scene(5, ("mug",))
     ys, xs = mug.nonzero()
-    done = cli("segment", _write(tmp_path / "mug.png", rgb), "--class", "teapot", "--point", f"{int(xs.mean())},{int(ys.mean())}")
+    done = cli(
+        "segment",
+        _write(tmp_path / "mug.png", rgb),
+        "--class",
+        "teapot",
+        "--point",
+        f"{int(xs.mean())},{int(ys.mean())}",
+    )
     assert "likeness" not in _mask(done.out.strip())[1]
 
 
@@ -294,8 +325,14 @@ def test_the_bytes_of_a_mask_artifact_stay(cli, dog_photo):
     """Of the example photo and a mask, as the first release wrote them: later work refers to these bytes."""
     y, x = np.mgrid[:640, :640]
     rows = b"".join(b"\0" + row.tobytes() for row in np.packbits((x - 320) ** 2 + 2 * (y - 385) ** 2 < 200**2, axis=1))
-    chunks = ((b"IHDR", struct.pack(">IIBBBBB", 640, 640, 1, 0, 0, 0, 0)), (b"IDAT", zlib.compress(rows, 0)), (b"IEND", b""))
-    parts = (struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks)
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", 640, 640, 1, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows, 0)),
+        (b"IEND", b""),
+    )
+    parts = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
     Path("m.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
     done = json.loads(cli("segment", dog_photo, "--class", "dog", "--mask", "m.png", "--json").out)
     assert done["refs"][0]["sha256"] == "39d7ffa47799843f2b5aa57e4a1ff71fffcbace575c3a2b3458c60d485434e01"
@@ -305,7 +342,14 @@ def test_an_outline_is_no_filled_mask(cli, tmp_path):
     rgb, (mug,) = _scene(5, ("mug",))
     cli("init")
     photo = _write(tmp_path / "mug.png", rgb)
-    line = cv2.morphologyEx(cv2.morphologyEx(mug.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((15, 15))), cv2.MORPH_GRADIENT, np.ones((3, 3))) * 255
+    line = (
+        cv2.morphologyEx(
+            cv2.morphologyEx(mug.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((15, 15))),
+            cv2.MORPH_GRADIENT,
+            np.ones((3, 3)),
+        )
+        * 255
+    )
     for option, picture in (("--mask", line), ("--mask", 255 - line), ("--rough", line)):
         done = cli("segment", photo, "--class", "mug", option, _write(Path("line.png"), picture))
         assert done.code == 9 and "it is an outline, a line of at most" in done.err and "filled" in done.err

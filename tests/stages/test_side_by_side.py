@@ -24,7 +24,21 @@ from objtune_cli.store.project import Project
 from objtune_cli.store.refs import parse
 from objtune_cli.store.state import RunState
 
-FAST = ("--set", "init-embedding.steps=3", "--set", "train.views=4", "--set", "prior.samples=2", "--set", "prior.entries=4", "--set", "train.known=2", "--set", "train.scores=none", "--no-preview")
+FAST = (
+    "--set",
+    "init-embedding.steps=3",
+    "--set",
+    "train.views=4",
+    "--set",
+    "prior.samples=2",
+    "--set",
+    "prior.entries=4",
+    "--set",
+    "train.known=2",
+    "--set",
+    "train.scores=none",
+    "--no-preview",
+)
 NAMES = ("rex", "cup", "tom")
 
 
@@ -36,7 +50,9 @@ def photos(cli, base, dog_photo):
     )
     photo = Image.open(dog_photo).convert("RGB")
     words = []
-    for name, kind, picture in zip(NAMES, ("dog", "mug", "dog"), (photo, ImageOps.mirror(photo), photo.point(lambda v: v // 2)), strict=True):
+    for name, kind, picture in zip(
+        NAMES, ("dog", "mug", "dog"), (photo, ImageOps.mirror(photo), photo.point(lambda v: v // 2)), strict=True
+    ):
         picture.save(f"{name}.png")
         cover = np.zeros((picture.height, picture.width), np.uint8)
         cover[picture.height // 4 : -picture.height // 4, picture.width // 3 : -picture.width // 3] = 255
@@ -82,7 +98,9 @@ def test_each_artifact_is_what_a_command_of_its_own_makes(train, lanes):
     """The same record but for rounding in metrics, so that either is reused for the other; weights within 2 % of the way gone."""
     done = train()
     assert (done.code, done.out.split()) == (0, [f"adapter/{name}@1" for name in NAMES]), done.err
-    side = {name: (artifact.read_record(Path("artifacts"), parse(f"adapter/{name}@1")), weights(name)) for name in NAMES}
+    side = {
+        name: (artifact.read_record(Path("artifacts"), parse(f"adapter/{name}@1")), weights(name)) for name in NAMES
+    }
     again = train("--json")
     assert [r["reused"] for r in json.loads(again.out)["refs"]] == [True] * 3
     assert train(which=[1]).out == "adapter/cup@1\n"  # alone: it is there
@@ -94,7 +112,10 @@ def test_each_artifact_is_what_a_command_of_its_own_makes(train, lanes):
         assert record.metrics == pytest.approx(side[name][0].metrics, rel=1e-2)
         ups = [k for k in own if "lora_B" in k]
         assert ups  # they begin at 0
-        far, gone = (sum(float(np.square(v).sum()) for v in values) ** 0.5 for values in ([own[k] - side[name][1][k] for k in ups], [own[k] for k in ups]))
+        far, gone = (
+            sum(float(np.square(v).sum()) for v in values) ** 0.5
+            for values in ([own[k] - side[name][1][k] for k in ups], [own[k] for k in ups])
+        )
         assert far < 0.02 * gone
 
 
@@ -147,7 +168,9 @@ def test_one_that_ends_early_is_there_while_the_others_go_on(train, at_step, mon
     shutil.rmtree("artifacts/adapter")
 
     def cut(trainers):
-        assert [t.name for t in trainers] == ["beside0", "beside2"] and Path("artifacts/adapter/cup/v001.safetensors").is_file()
+        assert [t.name for t in trainers] == ["beside0", "beside2"] and Path(
+            "artifacts/adapter/cup/v001.safetensors"
+        ).is_file()
         raise MemoryError
 
     at_step(4, cut)
@@ -185,9 +208,15 @@ def test_room_for_all_states_is_held_from_before_the_first_step(train, at_step, 
 
 
 def test_one_that_diverges_stops_no_other(train, at_step):
-    at_step(2, lambda trainers: {trainers[1]: GateError("training diverged at step 1: the loss is nan", "try a lower rate")})
+    at_step(
+        2, lambda trainers: {trainers[1]: GateError("training diverged at step 1: the loss is nan", "try a lower rate")}
+    )
     done = train()
-    assert (done.code, done.out) == (9, "") and "cup diverged; the others are there" in done.err and "the loss is nan" in done.err
+    assert (
+        (done.code, done.out) == (9, "")
+        and "cup diverged; the others are there" in done.err
+        and "the loss is nan" in done.err
+    )
     assert sorted(p.name for p in Path("artifacts/adapter").iterdir()) == ["rex", "tom"]
     at_step(0, lambda _: None)
     again = train()
@@ -200,7 +229,19 @@ def test_several_objects_of_one_of_the_photos_share_an_adapter(cli, train, photo
     cover = np.zeros_like(np.asarray(Image.open("left.png")))
     cover[: cover.shape[0] // 5, : cover.shape[1] // 4] = 255
     Image.fromarray(cover).save("corner.png")
-    done = cli("train", "rex.png", "-c", "dog", "-c", "mug", "--mask", "dog=left.png", "--mask=mug=corner.png", *photos[2], *FAST)
+    done = cli(
+        "train",
+        "rex.png",
+        "-c",
+        "dog",
+        "-c",
+        "mug",
+        "--mask",
+        "dog=left.png",
+        "--mask=mug=corner.png",
+        *photos[2],
+        *FAST,
+    )
     assert (done.code, done.out.split()) == (0, ["adapter/dog-mug@1", "adapter/tom@1"]), done.err
 
 
@@ -209,12 +250,30 @@ def test_a_photo_named_once_for_each_of_its_objects_makes_an_adapter_of_each(cli
     half = np.asarray(Image.open("rex-mask.png")).copy()
     half[:, half.shape[1] // 2 :] = 0
     Image.fromarray(half).save("half.png")
-    done = cli("train", "rex.png", "-c", "dog", "--name", "rex", "--mask=rex-mask.png", "rex.png", "-c", "mug", "--name", "cup", "--mask=half.png", *FAST)
+    done = cli(
+        "train",
+        "rex.png",
+        "-c",
+        "dog",
+        "--name",
+        "rex",
+        "--mask=rex-mask.png",
+        "rex.png",
+        "-c",
+        "mug",
+        "--name",
+        "cup",
+        "--mask=half.png",
+        *FAST,
+    )
     assert (done.code, done.out.split()) == (0, ["adapter/rex@1", "adapter/cup@1"]), done.err
     for name, word in {"rex": "dog", "cup": "mug"}.items():
         record = artifact.read_record(Path("artifacts"), parse(f"adapter/{name}@1"))
         assert record.objects == {name: word}
-    covered = [float((artifact.load(Path("artifacts"), parse(f"mask/{name}@1"))[1]["mask"] > 127).mean()) for name in ("rex", "cup")]
+    covered = [
+        float((artifact.load(Path("artifacts"), parse(f"mask/{name}@1"))[1]["mask"] > 127).mean())
+        for name in ("rex", "cup")
+    ]
     assert covered[1] < 0.7 * covered[0]
 
 
@@ -241,7 +300,10 @@ def test_each_object_of_a_photo_has_the_steps_of_one():
 
 def test_a_run_of_several_photos_is_told_to_a_command_for_one_of_them(project):
     settings, said = {"steps": 8, "lr": 0.5}, []
-    records = [Record("adapter", name, {name: name}, {}, settings, {"id": "tiny", "fingerprint": "1"}) for name in ("dog", "mug")]
+    records = [
+        Record("adapter", name, {name: name}, {}, settings, {"id": "tiny", "fingerprint": "1"})
+        for name in ("dog", "mug")
+    ]
     state = RunState(Project(project), "a" * 64)
     state.about = unfinished.about([(record, SimpleNamespace(step=3, total=8)) for record in records], "cpu")
     state.save({})

@@ -15,7 +15,21 @@ import pytest
 from objtune_cli.method import training
 from tests.schema import check
 
-FAST = ("--set", "init-embedding.steps=3", "--set", "train.views=4", "--set", "prior.samples=2", "--set", "prior.entries=4", "--set", "train.known=2", "--set", "train.scores=none", "--no-preview")
+FAST = (
+    "--set",
+    "init-embedding.steps=3",
+    "--set",
+    "train.views=4",
+    "--set",
+    "prior.samples=2",
+    "--set",
+    "prior.entries=4",
+    "--set",
+    "train.known=2",
+    "--set",
+    "train.scores=none",
+    "--no-preview",
+)
 
 
 @pytest.fixture
@@ -85,7 +99,11 @@ def test_a_time_limit_saves_stops_and_is_no_failure(train, at_step, monkeypatch)
     document = json.loads(stopped.out)
     check(document, "output", "train")
     assert stopped.code == 0, stopped.err
-    assert (document["finished"], document["refs"], document["message"]) == (False, [], "stopped at step 3 of 4, state saved")
+    assert (document["finished"], document["refs"], document["message"]) == (
+        False,
+        [],
+        "stopped at step 3 of 4, state saved",
+    )
     assert "the same command goes on from there" in stopped.err
     assert not Path("artifacts/adapter").exists()
 
@@ -200,12 +218,22 @@ def test_another_number_of_threads_is_another_run(train, at_step):
     finally:
         torch.set_num_threads(before)
     assert states == [1, 2]
-    assert "a run of 4 steps is unfinished at 1; another device, number format or number of threads begins anew (cpu/" in said
+    assert (
+        "a run of 4 steps is unfinished at 1; another device, number format or number of threads begins anew (cpu/"
+        in said
+    )
 
 
 OTHER = {
     ("--steps", "2"): "other settings begin anew (steps 4, now 2)",
-    ("--seed", "7", "--set", "train.batch=2", "--steps", "1"): "other settings begin anew (steps 4, now 1; batch 1, now 2; seed 0, now 7)",
+    (
+        "--seed",
+        "7",
+        "--set",
+        "train.batch=2",
+        "--steps",
+        "1",
+    ): "other settings begin anew (steps 4, now 1; batch 1, now 2; seed 0, now 7)",
     ("--set", "init-embedding.seed=3"): "another photo, mask, embedding or prior begins anew",
 }
 
@@ -225,7 +253,10 @@ def test_a_run_that_is_not_gone_on_with_is_told_and_listed(cli, train, at_step):
     for number, (changed, said) in enumerate(OTHER.items(), 1):
         other = train(*changed)
         assert (other.code, other.out) == (0, f"adapter/dog@{number}\n")
-        assert f"adapter/dog: a run of 4 steps is unfinished at 2; {said}; the command that began it still goes on with it" in other.err
+        assert (
+            f"adapter/dog: a run of 4 steps is unfinished at 2; {said}; the command that began it still goes on with it"
+            in other.err
+        )
         assert "goes on at step" not in other.err
 
     resumed = train()
@@ -234,7 +265,10 @@ def test_a_run_that_is_not_gone_on_with_is_told_and_listed(cli, train, at_step):
 
     more = train("--steps", "3")
     assert more.out == "adapter/dog@5\n"
-    assert "adapter/dog@4 of 4 steps has other settings (steps 4, now 3); this run begins anew and makes another version" in more.err
+    assert (
+        "adapter/dog@4 of 4 steps has other settings (steps 4, now 3); this run begins anew and makes another version"
+        in more.err
+    )
     assert "anew" not in train("--steps", "1", "--force").err
 
 

@@ -19,8 +19,13 @@ from objtune_cli.store import artifact, disk, refs
 from objtune_cli.store.artifact import Record, existing, load, publish, read_record, sha256, write_file
 from objtune_cli.store.refs import Ref
 
-REX = Record("mask", "rex", {"rex": "dog"}, {"photo": {"ref": "", "sha256": "0" * 64}}, {"edge": 0.004}, {}, {"area": 0.25})
-TENSORS = {"rgb": np.arange(48, dtype=np.uint8).reshape(4, 4, 3), "mask": np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4)}
+REX = Record(
+    "mask", "rex", {"rex": "dog"}, {"photo": {"ref": "", "sha256": "0" * 64}}, {"edge": 0.004}, {}, {"area": 0.25}
+)
+TENSORS = {
+    "rgb": np.arange(48, dtype=np.uint8).reshape(4, 4, 3),
+    "mask": np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4),
+}
 
 
 @pytest.fixture
@@ -82,7 +87,9 @@ def test_eight_writers_lose_nothing(root: Path) -> None:
         numbers = [n for found in pool.map(write, range(8)) for n in found]
     assert sorted(numbers) == list(range(1, 81))
     assert refs.versions(root, "mask", "rex") == list(range(1, 81))
-    told = {(r.metrics["writer"], r.metrics["n"]) for r in (read_record(root, Ref("mask", "rex", n)) for n in range(1, 81))}
+    told = {
+        (r.metrics["writer"], r.metrics["n"]) for r in (read_record(root, Ref("mask", "rex", n)) for n in range(1, 81))
+    }
     assert len(told) == 80
     assert len(files(root)) == 80
 

@@ -34,9 +34,16 @@ def encoded(name: str) -> np.ndarray:
     """The colours of `SRGB` in another space, of 255: straight from the definitions."""
     primaries, gamma = SPACES[name]
     v = SRGB / 255
-    light = np.where(v <= 0.04045, v / 12.92, ((v + 0.055) / 1.055) ** 2.4) @ (np.linalg.inv(matrix(primaries)) @ matrix(STANDARD)).T
+    light = (
+        np.where(v <= 0.04045, v / 12.92, ((v + 0.055) / 1.055) ** 2.4)
+        @ (np.linalg.inv(matrix(primaries)) @ matrix(STANDARD)).T
+    )
     light = light.clip(0, 1)
-    curve = light ** (1 / gamma) if gamma else np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
+    curve = (
+        light ** (1 / gamma)
+        if gamma
+        else np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
+    )
     return (curve * 255).round().astype(np.uint8)
 
 
@@ -49,9 +56,16 @@ def profile(name: str, *, space: bytes = b"RGB ") -> bytes:
     fixed = lambda values: struct.pack(f">{len(values)}i", *(round(float(v) * 65536) for v in values))  # noqa: E731
     v = np.linspace(0, 1, 1024)
     table = np.where(v <= 0.04045, v / 12.92, ((v + 0.055) / 1.055) ** 2.4)
-    curve = b"curv\0\0\0\0" + (struct.pack(">IH", 1, round(gamma * 256)) + b"\0\0" if gamma else struct.pack(">I1024H", 1024, *(table * 65535).round().astype(int)))
+    curve = b"curv\0\0\0\0" + (
+        struct.pack(">IH", 1, round(gamma * 256)) + b"\0\0"
+        if gamma
+        else struct.pack(">I1024H", 1024, *(table * 65535).round().astype(int))
+    )
     text = name.encode() + b"\0"
-    tags = {b"desc": b"desc\0\0\0\0" + struct.pack(">I", len(text)) + text + b"\0" * 80, b"wtpt": b"XYZ \0\0\0\0" + fixed(d50)}
+    tags = {
+        b"desc": b"desc\0\0\0\0" + struct.pack(">I", len(text)) + text + b"\0" * 80,
+        b"wtpt": b"XYZ \0\0\0\0" + fixed(d50),
+    }
     if space == b"GRAY":
         tags[b"kTRC"] = curve
     else:
@@ -64,7 +78,14 @@ def profile(name: str, *, space: bytes = b"RGB ") -> bytes:
         table_of_tags += key + struct.pack(">II", at + len(body), len(data))
         body += data
     size = at + len(body)
-    head = struct.pack(">I4sI4s4s4s", size, b"\0" * 4, 0x02100000, b"mntr", space, b"XYZ ") + b"\0" * 12 + b"acsp" + b"\0" * 28 + fixed(d50) + b"\0" * 48
+    head = (
+        struct.pack(">I4sI4s4s4s", size, b"\0" * 4, 0x02100000, b"mntr", space, b"XYZ ")
+        + b"\0" * 12
+        + b"acsp"
+        + b"\0" * 28
+        + fixed(d50)
+        + b"\0" * 48
+    )
     return head + struct.pack(">I", len(tags)) + table_of_tags + body
 
 
@@ -95,14 +116,18 @@ def test_a_profile_is_converted(name: str, file: str, tmp_path: Path) -> None:
 
 
 def test_jpeg_and_jpeg_2000_have_profiles_too(tmp_path: Path) -> None:
-    path = saved(tmp_path / "a.jpg", picture(encoded("Adobe RGB")), icc_profile=profile("Adobe RGB"), quality=97, subsampling=0)
+    path = saved(
+        tmp_path / "a.jpg", picture(encoded("Adobe RGB")), icc_profile=profile("Adobe RGB"), quality=97, subsampling=0
+    )
     assert np.abs(stripes(photo.read(path)) - SRGB).max() <= 6
     data = saved(tmp_path / "a.jp2", picture(encoded("Adobe RGB"))).read_bytes()
     at, icc = data.index(b"colr") - 4, profile("Adobe RGB")
     box = (len(icc) + 11).to_bytes(4, "big") + b"colr\x02\0\0" + icc
     head = data.index(b"jp2h") - 4
     longer = int.from_bytes(data[head : head + 4], "big") + len(box) - 15
-    (tmp_path / "a.jp2").write_bytes(data[:head] + longer.to_bytes(4, "big") + data[head + 4 : at] + box + data[at + 15 :])
+    (tmp_path / "a.jp2").write_bytes(
+        data[:head] + longer.to_bytes(4, "big") + data[head + 4 : at] + box + data[at + 15 :]
+    )
     assert np.abs(stripes(photo.read(tmp_path / "a.jp2")) - SRGB).max() <= 3
 
 
@@ -118,7 +143,12 @@ def test_srgb_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("icc", "words"), [(b"nonsense" * 40, "is broken"), (profile("Adobe RGB", space=b"GRAY"), "does not fit"), (profile("Adobe RGB")[:200], "is broken")]
+    ("icc", "words"),
+    [
+        (b"nonsense" * 40, "is broken"),
+        (profile("Adobe RGB", space=b"GRAY"), "does not fit"),
+        (profile("Adobe RGB")[:200], "is broken"),
+    ],
 )
 def test_a_useless_profile_is_noted(icc: bytes, words: str, tmp_path: Path) -> None:
     found = photo.read(saved(tmp_path / "a.jpg", picture(SRGB), icc_profile=icc, quality=97, subsampling=0))
@@ -130,12 +160,23 @@ def test_grey_and_transparent_pictures_have_profiles(tmp_path: Path) -> None:
     linear = profile("linear", space=b"GRAY")
     light = np.full((96, 96), 55, np.uint8)  # 0.2157 of white
     right = round((1.055 * (55 / 255) ** (1 / 2.4) - 0.055) * 255)
-    for image in (Image.fromarray(light), Image.merge("LA", [Image.fromarray(light), Image.fromarray(np.full((96, 96), 255, np.uint8))])):
-        assert np.abs(photo.read(saved(tmp_path / "a.png", image, icc_profile=linear)).rgb.astype(int) - right).max() <= 1
-    assert photo.read(saved(tmp_path / "b.png", light, icc_profile=profile("Display P3"))).notes[0].startswith("a single colour")  # greys are greys
+    for image in (
+        Image.fromarray(light),
+        Image.merge("LA", [Image.fromarray(light), Image.fromarray(np.full((96, 96), 255, np.uint8))]),
+    ):
+        assert (
+            np.abs(photo.read(saved(tmp_path / "a.png", image, icc_profile=linear)).rgb.astype(int) - right).max() <= 1
+        )
+    assert (
+        photo.read(saved(tmp_path / "b.png", light, icc_profile=profile("Display P3")))
+        .notes[0]
+        .startswith("a single colour")
+    )  # greys are greys
     alpha = np.full((96, 96), 255, np.uint8)
     alpha[:, :20] = 0
-    found = photo.read(saved(tmp_path / "c.png", np.dstack([picture(encoded("Display P3")), alpha]), icc_profile=profile("Display P3")))
+    found = photo.read(
+        saved(tmp_path / "c.png", np.dstack([picture(encoded("Display P3")), alpha]), icc_profile=profile("Display P3"))
+    )
     assert np.abs(stripes(found) - SRGB).max() <= 3
     assert found.rgb[0, 0].tolist() == [255, 255, 255]
 
@@ -150,7 +191,10 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
 
 
-GAMMA, PRIMARIES = (lambda g: chunk(b"gAMA", struct.pack(">I", g))), (lambda *v: chunk(b"cHRM", struct.pack(">8I", *(round(x * 100_000) for x in v))))
+GAMMA, PRIMARIES = (
+    (lambda g: chunk(b"gAMA", struct.pack(">I", g))),
+    (lambda *v: chunk(b"cHRM", struct.pack(">8I", *(round(x * 100_000) for x in v)))),
+)
 
 
 @pytest.mark.parametrize(

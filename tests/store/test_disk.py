@@ -174,7 +174,10 @@ def test_a_link_that_leads_nowhere_is_said(root: Path) -> None:
         Project(root.parent).check_writable("mask", "rex")
 
 
-@pytest.mark.parametrize(("call", "number"), [("fsync", errno.EINVAL), ("fsync", errno.ENOSYS), ("chmod", errno.EPERM), ("chmod", errno.ENOSYS)])
+@pytest.mark.parametrize(
+    ("call", "number"),
+    [("fsync", errno.EINVAL), ("fsync", errno.ENOSYS), ("chmod", errno.EPERM), ("chmod", errno.ENOSYS)],
+)
 def test_what_a_network_disk_may_lack(call: str, number: int, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, call, refusing(number))
     everything(root)
@@ -189,7 +192,9 @@ def test_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS])
-def test_room_that_cannot_be_reserved_stops_nothing(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_room_that_cannot_be_reserved_stops_nothing(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "posix_fallocate", refusing(number))
     with Room(Project(tmp_path)) as room:
         room.hold(1 << 20)
@@ -231,14 +236,21 @@ def test_a_folder_of_another_owner_is_refused(root: Path, monkeypatch: pytest.Mo
     assert sorted(p.name for p in root.rglob("*")) == ["mask"] and list(project.temporary.iterdir()) == []
 
 
-def test_a_project_that_cannot_be_written_is_refused_before_any_work(cli, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_project_that_cannot_be_written_is_refused_before_any_work(
+    cli, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from objtune_cli.stages.context import Context
 
     data = {"rgb": np.zeros((64, 64, 3), np.uint8), "mask": np.full((64, 64), 255, np.uint8)}
     publish(project / "artifacts", REX, data)
     monkeypatch.setattr(Path, "touch", refusing(errno.EROFS))
     monkeypatch.setattr(Context, "stack", lambda *_args, **_named: pytest.fail("a model was loaded"))
-    for line in (("train", "mask/rex", "--steps", 2), ("init-embedding", "mask/rex"), ("generate", "a dog"), ("segment", Path(__file__).parents[2] / "docs/examples/photo.jpg", "--class", "dog")):
+    for line in (
+        ("train", "mask/rex", "--steps", 2),
+        ("init-embedding", "mask/rex"),
+        ("generate", "a dog"),
+        ("segment", Path(__file__).parents[2] / "docs/examples/photo.jpg", "--class", "dog"),
+    ):
         done = cli(*line)
         assert (done.code, done.out) == (7, "") and "the disk is read-only" in done.err, done.err
     assert cli("list").code == 0 and cli("verify").code == 0

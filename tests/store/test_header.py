@@ -32,13 +32,19 @@ def raw_file(tmp_path: Path, text: bytes, body: bytes = b"") -> Path:
 
 
 def u8(*offsets: int, shape: Any = None, dtype: Any = "U8") -> dict[str, Any]:
-    return {"dtype": dtype, "shape": [offsets[1] - offsets[0]] if shape is None else shape, "data_offsets": list(offsets)}
+    return {
+        "dtype": dtype,
+        "shape": [offsets[1] - offsets[0]] if shape is None else shape,
+        "data_offsets": list(offsets),
+    }
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
     """A published artifact with three tensors, one of them empty."""
-    record = Record("mask", "rex", {"rex": "dog"}, {"photo": {"ref": "", "sha256": "0" * 64}}, {"edge": 0.5}, {}, {"area": 0.25})
+    record = Record(
+        "mask", "rex", {"rex": "dog"}, {"photo": {"ref": "", "sha256": "0" * 64}}, {"edge": 0.5}, {}, {"area": 0.25}
+    )
     tensors = {
         "rgb": np.arange(12, dtype=np.uint8).reshape(2, 2, 3),
         "mask": np.ones((2, 2), np.float32),
@@ -57,7 +63,9 @@ def test_golden_bytes() -> None:
 
 def test_canonical_text_does_not_depend_on_the_order_of_making() -> None:
     one = header.canonical({"b": 1, "a": {"d": [1.5, None], "c": "ü"}})
-    assert one == header.canonical({"a": {"c": "ü", "d": [1.5, None]}, "b": 1}) == '{"a":{"c":"ü","d":[1.5,null]},"b":1}'
+    assert (
+        one == header.canonical({"a": {"c": "ü", "d": [1.5, None]}, "b": 1}) == '{"a":{"c":"ü","d":[1.5,null]},"b":1}'
+    )
 
 
 def test_canonical_refuses_nan() -> None:
@@ -68,7 +76,9 @@ def test_canonical_refuses_nan() -> None:
 def test_golden_artifact(tmp_path: Path) -> None:
     """Recipe: the format of schema 2 written by hand; a change here is a new schema."""
     ref = publish(
-        tmp_path / "artifacts", Record("mask", "rex", {"rex": "dog"}, {}, {"edge": 0.5}, {}), {"mask": np.array([[0, 255]], np.uint8)}
+        tmp_path / "artifacts",
+        Record("mask", "rex", {"rex": "dog"}, {}, {"edge": 0.5}, {}),
+        {"mask": np.array([[0, 255]], np.uint8)},
     )
 
     def written(digest: str) -> bytes:
@@ -76,7 +86,11 @@ def test_golden_artifact(tmp_path: Path) -> None:
             f'{{"base":{{}},"class":"dog","config":{{"edge":0.5}},"digest":"{digest}","inputs":{{}},"kind":"mask","metrics":{{}},'
             '"name":"rex","objects":{"rex":"dog"},"schema":2,"tools":{},"version":1}'
         )
-        text = '{"__metadata__":{"objtune":' + json.dumps(record) + '},"mask":{"data_offsets":[0,2],"dtype":"U8","shape":[1,2]}}'
+        text = (
+            '{"__metadata__":{"objtune":'
+            + json.dumps(record)
+            + '},"mask":{"data_offsets":[0,2],"dtype":"U8","shape":[1,2]}}'
+        )
         text += " " * (-len(text) % 8)
         return len(text).to_bytes(8, "little") + text.encode() + b"\x00\xff"
 

@@ -58,7 +58,14 @@ def refused(path: Path, of: Photo = PHOTO) -> InputError:
 
 def test_a_good_mask_is_kept_to_the_bit(save: Callable[..., Path]) -> None:
     soft = cv2.GaussianBlur(COVER, (0, 0), 2)
-    for image in (COVER, soft, np.repeat(soft[..., None], 3, 2), np.dstack([RGB, soft]), np.dstack([np.full_like(RGB, 255), soft]), soft.astype(np.uint16) * 257):
+    for image in (
+        COVER,
+        soft,
+        np.repeat(soft[..., None], 3, 2),
+        np.dstack([RGB, soft]),
+        np.dstack([np.full_like(RGB, 255), soft]),
+        soft.astype(np.uint16) * 257,
+    ):
         found = mask.read(save(image), PHOTO)
         assert np.array_equal(found.cover, soft if image is not COVER else COVER)
         assert found.notes == ()
@@ -113,11 +120,16 @@ def test_floats_and_a_coloured_jpeg(save: Callable[..., Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    "image", [RGB, np.asarray(Image.fromarray(RGB).convert("L")), RGB.mean(2).round().astype(np.uint8)], ids=["colours", "grey", "mean"]
+    "image",
+    [RGB, np.asarray(Image.fromarray(RGB).convert("L")), RGB.mean(2).round().astype(np.uint8)],
+    ids=["colours", "grey", "mean"],
 )
 @pytest.mark.parametrize("name", ["m.png", "m.jpg"])
 def test_the_photo_itself_is_no_mask(image: np.ndarray, name: str, save: Callable[..., Path]) -> None:
-    assert "no mask" in (error := refused(save(image, name))).message or "is the photo itself, not a mask of it" in error.message
+    assert (
+        "no mask" in (error := refused(save(image, name))).message
+        or "is the photo itself, not a mask of it" in error.message
+    )
 
 
 def test_the_photo_with_a_veil_is_no_mask(save: Callable[..., Path]) -> None:
@@ -148,7 +160,11 @@ def test_a_photo_whose_surroundings_are_toned_down_is_no_cut_out(around: str, sa
     shade = cv2.GaussianBlur(np.random.default_rng(5).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8), (0, 0), 3)
     shade = cv2.normalize(shade, None, 0, 255, cv2.NORM_MINMAX)
     rgb = np.where(ON[..., None], RGB, shade)
-    toned = {"dimmed": shade // 4, "blurred": cv2.GaussianBlur(shade, (0, 0), 8), "grey": 150 + shade.mean(2, keepdims=True) // 3}[around]
+    toned = {
+        "dimmed": shade // 4,
+        "blurred": cv2.GaussianBlur(shade, (0, 0), 8),
+        "grey": 150 + shade.mean(2, keepdims=True) // 3,
+    }[around]
     error = refused(save(np.where(ON[..., None], rgb, toned).astype(np.uint8)), Photo(rgb, None, "", ()))
     assert "with its surroundings toned down" in error.message
 
@@ -174,7 +190,9 @@ def test_one_value_is_no_mask(save: Callable[..., Path]) -> None:
 
 def test_alpha_that_hides_nothing_is_passed_over(save: Callable[..., Path]) -> None:
     for level in (255, 254, 128):
-        assert np.array_equal(mask.read(save(np.dstack([COVER] * 3 + [np.full_like(COVER, level)])), PHOTO).cover, COVER)
+        assert np.array_equal(
+            mask.read(save(np.dstack([COVER] * 3 + [np.full_like(COVER, level)])), PHOTO).cover, COVER
+        )
     assert "is wholly transparent" in refused(save(np.dstack([RGB, COVER * 0]))).message
 
 
@@ -186,7 +204,14 @@ def test_a_mask_of_the_same_proportions_is_scaled(size: tuple[int, int], save: C
     assert found.notes == (f"scaled from {size[0]}x{size[1]} to the photo's 160x120 pixels",)
 
 
-@pytest.mark.parametrize(("size", "words"), [((120, 120), "its proportions differ"), ((150, 120), "its proportions differ"), ((120, 160), "it is turned by 90 degrees")])
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        ((120, 120), "its proportions differ"),
+        ((150, 120), "its proportions differ"),
+        ((120, 160), "it is turned by 90 degrees"),
+    ],
+)
 def test_a_mask_of_other_proportions_is_refused(size: tuple[int, int], words: str, save: Callable[..., Path]) -> None:
     error = refused(save(cv2.resize(COVER, size)))
     assert f"has {size[0]}x{size[1]} pixels, the photo 160x120: {words}" in error.message

@@ -52,7 +52,14 @@ def refused(path: Path, message: str) -> InputError:
     return caught.value
 
 
-LOSSLESS = {"a.png": {}, "a.tif": {}, "a.bmp": {}, "a.webp": {"lossless": True}, "b.tif": {"compression": "tiff_lzw"}, "a.jp2": {}}
+LOSSLESS = {
+    "a.png": {},
+    "a.tif": {},
+    "a.bmp": {},
+    "a.webp": {"lossless": True},
+    "b.tif": {"compression": "tiff_lzw"},
+    "a.jp2": {},
+}
 
 
 @pytest.mark.parametrize("name", LOSSLESS)
@@ -66,7 +73,9 @@ def test_lossless_formats_are_exact(name: str, save: Callable[..., Path]) -> Non
     assert found.sha256 == photo.digest(path) == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("options", [{"quality": 95}, {"quality": 95, "progressive": True}, {"quality": 95, "subsampling": 0}], ids=repr)
+@pytest.mark.parametrize(
+    "options", [{"quality": 95}, {"quality": 95, "progressive": True}, {"quality": 95, "subsampling": 0}], ids=repr
+)
 def test_jpeg_is_close(options: dict[str, Any], save: Callable[..., Path]) -> None:
     found = photo.read(save(coloured(), "a.jpg", **options))
     inner = np.s_[8:28, 8:40]
@@ -93,7 +102,11 @@ def test_exif_orientation_is_undone(orientation: int, name: str, save: Callable[
 def test_a_jpeg_is_turned_too(save: Callable[..., Path]) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    assert photo.read(save(np.ascontiguousarray(np.rot90(coloured())), "a.jpg", exif=exif)).rgb.shape == (HEIGHT, WIDTH, 3)
+    assert photo.read(save(np.ascontiguousarray(np.rot90(coloured())), "a.jpg", exif=exif)).rgb.shape == (
+        HEIGHT,
+        WIDTH,
+        3,
+    )
 
 
 def test_an_impossible_orientation_is_ignored(save: Callable[..., Path]) -> None:
@@ -123,7 +136,9 @@ def test_sixteen_bit_colour_is_read(tmp_path: Path) -> None:
     rows = b"".join(b"\0" + row.tobytes() for row in wide)
     head = WIDTH.to_bytes(4, "big") + HEIGHT.to_bytes(4, "big") + bytes([16, 2, 0, 0, 0])
     path = tmp_path / "deep.png"
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    )
     assert np.abs(photo.read(path).rgb.astype(int) - wide.astype(int) / 257).max() <= 1
 
 
@@ -194,7 +209,9 @@ def test_cmyk_without_a_profile_is_approximate(save: Callable[..., Path]) -> Non
 
 
 @pytest.mark.parametrize(
-    "profile", [b"nonsense" * 40, ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()], ids=["broken", "of RGB"]
+    "profile",
+    [b"nonsense" * 40, ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()],
+    ids=["broken", "of RGB"],
 )
 def test_cmyk_with_a_useless_profile_is_approximate(profile: bytes, save: Callable[..., Path]) -> None:
     found = photo.read(save(Image.fromarray(coloured()).convert("CMYK"), "a.jpg", icc_profile=profile))
@@ -204,7 +221,9 @@ def test_cmyk_with_a_useless_profile_is_approximate(profile: bytes, save: Callab
 def test_a_phone_photo_with_a_second_picture_is_read(save: Callable[..., Path]) -> None:
     """Phones keep a depth map or a preview behind the photo (MPO); it is no animation."""
     image = Image.fromarray(coloured())
-    path = save(image, "phone.jpg", format="MPO", save_all=True, append_images=[Image.new("RGB", image.size)], quality=95)
+    path = save(
+        image, "phone.jpg", format="MPO", save_all=True, append_images=[Image.new("RGB", image.size)], quality=95
+    )
     with Image.open(path) as opened:
         assert getattr(opened, "n_frames", 1) == 2
     assert np.abs(photo.read(path).rgb[10, 10].astype(int) - [255, 0, 0]).max() <= 4
@@ -227,7 +246,9 @@ def test_pixels_of_unknown_range_are_refused(mode: str, value: float, save: Call
 
 @pytest.mark.parametrize("colour", ["black", "white", "red", (17, 34, 51)])
 def test_a_plain_colour_is_noted(colour: Any, save: Callable[..., Path]) -> None:
-    assert photo.read(save(Image.new("RGB", (WIDTH, HEIGHT), colour), "a.png")).notes == ("a single colour: there is nothing to learn",)
+    assert photo.read(save(Image.new("RGB", (WIDTH, HEIGHT), colour), "a.png")).notes == (
+        "a single colour: there is nothing to learn",
+    )
 
 
 @pytest.mark.parametrize(
@@ -282,8 +303,6 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n%%EndComments\n%%EO
 PSD = b"8BPS\0\1" + b"\0" * 6 + b"\0\3" + (100).to_bytes(4, "big") * 2 + b"\0\x08\0\3" + b"\0" * 200
 
 
-
-
 def container(*brands: bytes) -> bytes:
     """The first box of HEIC files, raw files and videos."""
     names = brands[0] + b"\0\0\0\0" + b"".join(brands[1:])
@@ -318,7 +337,9 @@ def container(*brands: bytes) -> bytes:
         ("empty.jpg", b"", "is empty"),
     ],
 )
-def test_other_files_are_refused(name: str, data: bytes, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_files_are_refused(
+    name: str, data: bytes, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("subprocess.Popen", lambda *_a, **_k: pytest.fail("a program was started"))
     path = tmp_path / name
     path.write_bytes(data)
@@ -365,12 +386,15 @@ def test_a_folder_names_one_of_its_photos(save: Callable[..., Path]) -> None:
     assert f"`{path}`" in refused(path.parent, "is a folder").hint
 
 
-@pytest.mark.parametrize("tag", [{254: 1}, {50706: b"\1\4\0\0"}, {262: 32803}], ids=["thumbnail", "DNG", "colour filter"])
+@pytest.mark.parametrize(
+    "tag", [{254: 1}, {50706: b"\1\4\0\0"}, {262: 32803}], ids=["thumbnail", "DNG", "colour filter"]
+)
 def test_a_raw_file_is_not_read_as_its_thumbnail(tag: dict[int, Any], tmp_path: Path) -> None:
     """Its first picture is small, or has one colour a pixel, and a TIFF reader takes it."""
     entries = {256: WIDTH, 257: HEIGHT, 262: 2, **tag}
     rows = b"".join(
-        struct.pack("<HHI4s", k, *((1, 4, v) if isinstance(v, bytes) else (3, 1, struct.pack("<HH", v, 0)))) for k, v in sorted(entries.items())
+        struct.pack("<HHI4s", k, *((1, 4, v) if isinstance(v, bytes) else (3, 1, struct.pack("<HH", v, 0))))
+        for k, v in sorted(entries.items())
     )
     path = tmp_path / "a.tif"
     path.write_bytes(b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + rows + b"\0" * 4)

@@ -11,10 +11,13 @@ from objtune_cli.store import refs
 from objtune_cli.store.refs import KINDS, Ref, check_name, find, parse, resolve, slug
 
 steady = settings(deadline=None, derandomize=True, database=None)
-good_names = st.from_regex(refs.NAME, fullmatch=True).filter(lambda n: not refs._RESERVED.fullmatch(n) and not n.endswith("."))
+good_names = st.from_regex(refs.NAME, fullmatch=True).filter(
+    lambda n: not refs._RESERVED.fullmatch(n) and not n.endswith(".")
+)
 good_refs = st.builds(Ref, st.sampled_from(KINDS), good_names, st.integers(0, 10**9 - 1))
 like_refs = st.lists(
-    st.sampled_from(["mask", "adapter", "other", "/", "@", "rex", "1", "0", "007", " ", "\n", "<", ".", "-", "A"]), max_size=8
+    st.sampled_from(["mask", "adapter", "other", "/", "@", "rex", "1", "0", "007", " ", "\n", "<", ".", "-", "A"]),
+    max_size=8,
 ).map("".join)
 
 
@@ -112,7 +115,24 @@ def test_another_kind_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["con", "nul", "com1", "lpt9.txt", "aux.tar.gz", "rex.", ".hidden", "-x", "Rex", "r\u00e9x", "", "a b", "x" * 65, "a/b", "a\n"]
+    "name",
+    [
+        "con",
+        "nul",
+        "com1",
+        "lpt9.txt",
+        "aux.tar.gz",
+        "rex.",
+        ".hidden",
+        "-x",
+        "Rex",
+        "r\u00e9x",
+        "",
+        "a b",
+        "x" * 65,
+        "a/b",
+        "a\n",
+    ],
 )
 def test_names_that_break_somewhere_are_refused(name: str) -> None:
     with pytest.raises(UsageError, match="cannot be a name"):

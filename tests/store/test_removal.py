@@ -25,7 +25,9 @@ def root(tmp_path: Path) -> Path:
 
 def made(root: Path, kind: str, name: str, *sources: Ref, **changes: Any) -> Ref:
     """An artifact made from others."""
-    inputs = {f"{source.kind}.{source.name}" if kind != "embedding" else "mask": given(root, source) for source in sources}
+    inputs = {
+        f"{source.kind}.{source.name}" if kind != "embedding" else "mask": given(root, source) for source in sources
+    }
     tensors = {f"token.{name}": np.ones(3, np.float32)} if kind == "adapter" else {"x": np.ones(3, np.uint8)}
     return publish(root, replace(Record(kind, name, {name: "dog"}, inputs, {}, {}), **changes), tensors)
 
@@ -62,7 +64,9 @@ def test_a_tombstone_says_what_was_there(root: Path) -> None:
     ref = made(root, "mask", "rex")
     digest = sha256(ref.path(root))
     removal.remove(root, [ref])
-    assert everything(root) == {"mask/rex/v001.gone": f'{{"moved":"","ref":"mask/rex@1","sha256":"{digest}"}}\n'.encode()}
+    assert everything(root) == {
+        "mask/rex/v001.gone": f'{{"moved":"","ref":"mask/rex@1","sha256":"{digest}"}}\n'.encode()
+    }
     with pytest.raises(MissingError, match=r"mask/rex@1 was removed"):
         refs.resolve(root, ref)
 
@@ -114,7 +118,9 @@ def test_pictures_go_with_their_artifact(root: Path) -> None:
 
 
 @pytest.mark.parametrize("step", ["os.unlink", "os.replace"])
-def test_a_removal_that_was_cut_short_is_finished_by_the_same_again(step: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_removal_that_was_cut_short_is_finished_by_the_same_again(
+    step: str, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ref = made(root, "mask", "rex")
 
     def killed(*_args: Any, **_named: Any) -> None:
@@ -146,7 +152,12 @@ def test_gc_keeps_through_all_stages(root: Path, line: list[Ref]) -> None:
     for _ in range(3):
         made(root, "mask", "rex")
         made(root, "embedding", "rex")
-    assert removal.unreferenced(root, LATER) == [Ref("mask", "rex", 2), Ref("mask", "rex", 3), Ref("embedding", "rex", 2), Ref("embedding", "rex", 3)]
+    assert removal.unreferenced(root, LATER) == [
+        Ref("mask", "rex", 2),
+        Ref("mask", "rex", 3),
+        Ref("embedding", "rex", 2),
+        Ref("embedding", "rex", 3),
+    ]
 
 
 def test_gc_keeps_what_is_young(root: Path) -> None:
@@ -166,7 +177,9 @@ def test_gc_takes_nothing_while_a_record_cannot_be_read(root: Path) -> None:
         removal.unreferenced(root, LATER)
 
 
-def test_a_renamed_object_is_what_would_have_been_made_under_that_name(root: Path, line: list[Ref], tmp_path: Path) -> None:
+def test_a_renamed_object_is_what_would_have_been_made_under_that_name(
+    root: Path, line: list[Ref], tmp_path: Path
+) -> None:
     other = tmp_path / "other"
     made(other, "adapter", "max", made(other, "embedding", "max", made(other, "mask", "max")))
     moved = removal.rename(root, "rex", "max")
@@ -189,7 +202,9 @@ def test_old_refs_lead_to_the_renamed_object(root: Path, line: list[Ref]) -> Non
     assert made(root, "adapter", "rex").version == 2
 
 
-def test_a_rename_that_was_cut_short_is_finished_by_the_same_again(root: Path, line: list[Ref], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rename_that_was_cut_short_is_finished_by_the_same_again(
+    root: Path, line: list[Ref], monkeypatch: pytest.MonkeyPatch
+) -> None:
     bury = removal.bury
     for allowed in (0, 1, 1):
         left = iter(range(allowed))
@@ -246,12 +261,21 @@ def test_leftovers_of_a_dead_process_go_with_the_next_write(root: Path, monkeypa
 def test_leavings_are_old_files_that_belong_to_nothing(root: Path) -> None:
     project = Project(root.parent)
     ref = made(root, "mask", "rex")
-    for path in (project.states / "run.safetensors", project.folder / ".objtune/hashes/00.json", root / "mask/rex/v001/overlay.png", root / "mask/rex/v009/overlay.png"):
+    for path in (
+        project.states / "run.safetensors",
+        project.folder / ".objtune/hashes/00.json",
+        root / "mask/rex/v001/overlay.png",
+        root / "mask/rex/v009/overlay.png",
+    ):
         path.parent.mkdir(parents=True)
         path.write_bytes(b"")
     assert leavings.found(project, 0) == []
     found = leavings.found(project, LATER)
-    assert [p.relative_to(root.parent).as_posix() for p in found] == [".objtune/state/run.safetensors", ".objtune/hashes/00.json", "artifacts/mask/rex/v009"]
+    assert [p.relative_to(root.parent).as_posix() for p in found] == [
+        ".objtune/state/run.safetensors",
+        ".objtune/hashes/00.json",
+        "artifacts/mask/rex/v009",
+    ]
     leavings.delete(found)
     assert leavings.found(project, LATER) == []
     assert ref.path(root).exists()
@@ -259,7 +283,12 @@ def test_leavings_are_old_files_that_belong_to_nothing(root: Path) -> None:
 
 def test_who_works_and_who_cleans_keep_apart(tmp_path: Path) -> None:
     project = Project(tmp_path)
-    with project.held(), project.held(), pytest.raises(BusyError, match="other objtune commands work in"), project.held(alone=True):
+    with (
+        project.held(),
+        project.held(),
+        pytest.raises(BusyError, match="other objtune commands work in"),
+        project.held(alone=True),
+    ):
         pass
     with project.held(alone=True), pytest.raises(BusyError, match="`rm` or `mv` works in"), project.held():
         pass

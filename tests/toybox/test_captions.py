@@ -15,7 +15,12 @@ NOTHING = {k: n for k, n in SIZES.items() if k not in ("class", "accessory")} | 
 
 
 def _instance(
-    kind: str = "dog", colour: str = "orange", second: str = "blue", pattern: str = "stripes", accessory: str = "none", third: str = "red"
+    kind: str = "dog",
+    colour: str = "orange",
+    second: str = "blue",
+    pattern: str = "stripes",
+    accessory: str = "none",
+    third: str = "red",
 ) -> Instance:
     return Instance(kind, colour, second, third, pattern, accessory, ((0, 0, 0),) * 3, (0.5,) * 5, 0.0, 0.0)
 
@@ -47,7 +52,8 @@ def test_a_plain_coat_is_not_mentioned() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"), [("orange dog", "an orange dog"), ("dog", "a dog"), ("image", "an image"), ("yellow mug", "a yellow mug")]
+    ("words", "said"),
+    [("orange dog", "an orange dog"), ("dog", "a dog"), ("image", "an image"), ("yellow mug", "a yellow mug")],
 )
 def test_article(words: str, said: str) -> None:
     assert captions.article(words) == said
@@ -63,7 +69,14 @@ def test_every_word_of_every_caption_is_in_the_vocabulary() -> None:
     known = set(captions.vocabulary())
     used = {word for _, text in _many(2500) for word in text.split()}
     assert used <= known
-    assert {*CLASSES, *COLOURS, *ACCESSORIES[1:], "spotted", "underwater", "facing"} <= used  # the sample was large enough
+    assert {
+        *CLASSES,
+        *COLOURS,
+        *ACCESSORIES[1:],
+        "spotted",
+        "underwater",
+        "facing",
+    } <= used  # the sample was large enough
     for text in itertools.chain.from_iterable(captions.PLACES.values()):
         assert set(text.split()) <= known
 
@@ -90,7 +103,10 @@ def test_parse_reads_what_describe_said() -> None:
 
 
 def test_parse_reads_two_objects_in_order() -> None:
-    first, second = _instance("dog", "red", "blue", "spots", "hat", "green"), _instance("mug", "pink", "gray", "plain", "none")
+    first, second = (
+        _instance("dog", "red", "blue", "spots", "hat", "green"),
+        _instance("mug", "pink", "gray", "plain", "none"),
+    )
     for a, b in ((first, second), (second, first), (first, first)):
         for level in range(4):
             text = f"{captions.article(captions.describe(a, level))} and {captions.article(captions.describe(b, level))} in the snow"
@@ -117,4 +133,12 @@ def test_parse_agrees_with_the_scene_on_random_captions() -> None:
 
 
 def test_labels_are_indices_into_the_worlds_lists() -> None:
-    assert captions.label(_instance("cat", "red", "gray", "checks"), "night") == (1, 3, 0, NAMES.index("gray"), 3, 0, -1)
+    assert captions.label(_instance("cat", "red", "gray", "checks"), "night") == (
+        1,
+        3,
+        0,
+        NAMES.index("gray"),
+        3,
+        0,
+        -1,
+    )

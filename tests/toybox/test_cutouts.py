@@ -27,7 +27,10 @@ def drawn() -> cutouts.Bank:
 def test_a_scene_is_the_same_for_every_count(drawn: cutouts.Bank) -> None:
     few = cutouts.bank(MEDIUM, 3, 4, 96)
     assert few.scenes == drawn.scenes[:4]
-    assert all(np.array_equal(a, b) for a, b in zip(cutouts.bank(MEDIUM, 3, 4, 96, processes=2).pictures, few.pictures, strict=True))
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(cutouts.bank(MEDIUM, 3, 4, 96, processes=2).pictures, few.pictures, strict=True)
+    )
     assert np.array_equal(few.pictures, drawn.pictures[:4]) and np.array_equal(few.owner, drawn.owner[:4])
 
 
@@ -68,7 +71,9 @@ def test_likeness_loss_by_hand() -> None:
     z = math.exp(cutouts.SHARPNESS) + len(told) - 1
     right = -math.log(math.exp(cutouts.SHARPNESS) / z)
     assert float(cutouts.likeness_loss(told[:1], told, torch.tensor([0]))) == pytest.approx(right, abs=1e-6)
-    assert float(cutouts.likeness_loss(told[:1], told, torch.tensor([1]))) == pytest.approx(cutouts.SHARPNESS + right, rel=1e-5)
+    assert float(cutouts.likeness_loss(told[:1], told, torch.tensor([1]))) == pytest.approx(
+        cutouts.SHARPNESS + right, rel=1e-5
+    )
     nothing = -math.log((math.exp(cutouts.SHARPNESS) + len(GROUNDS) - 1) / z)
     assert float(cutouts.likeness_loss(told[3:4], told, torch.tensor([-1]))) == pytest.approx(nothing, abs=1e-6)
 
@@ -88,5 +93,7 @@ def test_publishing_changes_the_image_tower_alone(tmp_path: Path) -> None:
     after = load_file(folder / "clip" / "model.safetensors")
     assert before.keys() == after.keys() and all(after[k].dtype == v.dtype for k, v in before.items())
     changed = {k for k, v in before.items() if not np.array_equal(v, after[k])}
-    assert changed == {k for k in before if k.startswith(("vision_model.", "visual_projection."))} - {"vision_model.embeddings.position_ids"}
+    assert changed == {k for k in before if k.startswith(("vision_model.", "visual_projection."))} - {
+        "vision_model.embeddings.position_ids"
+    }
     assert json.loads((folder / "toybox.json").read_text())["cutouts"] == {"steps": 7, "commit": "abc"}

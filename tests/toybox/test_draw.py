@@ -102,7 +102,9 @@ def test_lone_objects_lie_in_the_frame() -> None:
 
 def test_facing_left_is_the_mirror_image() -> None:
     thing = _instance("dog", pattern="plain", accessory="none")
-    (_, (right,)), (_, (left,)) = (render(_scene((thing, Pose(0.5, 0.5, 0.6, 0.0, flip))), 128) for flip in (False, True))
+    (_, (right,)), (_, (left,)) = (
+        render(_scene((thing, Pose(0.5, 0.5, 0.6, 0.0, flip))), 128) for flip in (False, True)
+    )
     assert np.abs(left[:, ::-1].astype(int) - right).mean() < 3
     assert np.abs(left.astype(int) - right).mean() > 15
 
@@ -132,7 +134,9 @@ def test_accessories_are_part_of_the_object(accessory: str) -> None:
     picture, (mask,) = render(_scene((replace(bare, accessory=accessory), pose), background="snow"), 128)
     green = np.abs(picture.astype(int) - (10, 250, 10)).max(2) <= 2
     assert green.sum() > 50 and (mask[green] == 255).all()
-    assert not (np.abs(render(_scene((bare, pose), background="snow"), 128)[0].astype(int) - (10, 250, 10)).max(2) <= 2).any()
+    assert not (
+        np.abs(render(_scene((bare, pose), background="snow"), 128)[0].astype(int) - (10, 250, 10)).max(2) <= 2
+    ).any()
 
 
 @pytest.mark.parametrize("background", BACKGROUNDS)

@@ -102,9 +102,13 @@ def test_boxes_come_back_from_the_map_and_cost_nothing_there(box: Box) -> None:
     slots[0, 0] = torch.tensor(box)
     terms = recipe._finding(network, torch.zeros(1, 3, 64, 64), slots, labels, "cpu")
     assert float(terms["box"]) < 1e-5 and float(terms["background"]) == pytest.approx(0.3 * math.log(len(BACKGROUNDS)))
-    aside = 2.5 / GRID * (1 if box[0] + box[2] < 1 else -1)  # into the picture: what stands beyond its edge is taken back to it
+    aside = (
+        2.5 / GRID * (1 if box[0] + box[2] < 1 else -1)
+    )  # into the picture: what stands beyond its edge is taken back to it
     shifted = slots + torch.tensor([aside, 0, aside, 0])
-    assert float(recipe._finding(network, torch.zeros(1, 3, 64, 64), shifted, labels, "cpu")["centre"]) > 3 * float(terms["centre"])
+    assert float(recipe._finding(network, torch.zeros(1, 3, 64, 64), shifted, labels, "cpu")["centre"]) > 3 * float(
+        terms["centre"]
+    )
 
 
 def test_the_surer_of_two_comes_first_and_neighbours_are_not_objects() -> None:
@@ -162,7 +166,11 @@ def shard() -> recipe.Seen:
 
 def test_rows_of_an_instance_show_one_object_in_several_scenes(shard: recipe.Seen) -> None:
     count = 12 * recipe.VIEWS
-    assert shard.pictures.shape == (count, 64, 64, 3) and shard.boxes.shape == (count, 2, 4) and shard.labels.shape == (count, 2, 7)
+    assert (
+        shard.pictures.shape == (count, 64, 64, 3)
+        and shard.boxes.shape == (count, 2, 4)
+        and shard.labels.shape == (count, 2, 7)
+    )
     views = shard.labels[:, 0].reshape(12, recipe.VIEWS, 7)
     own = np.delete(views, LABELS.index("background"), axis=2)
     assert (own == own[:, :1]).all()  # all but the background
@@ -177,7 +185,10 @@ def test_a_second_object_has_a_box_and_labels_and_an_absent_one_has_none(shard: 
     for box in (*shard.boxes[:, 0], *shard.boxes[there, 1]):
         assert 0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1
     middles = shard.boxes[there].reshape(-1, 2, 2, 2).mean(2)[..., 0]
-    assert (np.abs(middles[:, 0] - middles[:, 1]) > 0.25).all() and {*np.sign(middles[:, 0] - middles[:, 1])} == {-1, 1}  # either side
+    assert (np.abs(middles[:, 0] - middles[:, 1]) > 0.25).all() and {*np.sign(middles[:, 0] - middles[:, 1])} == {
+        -1,
+        1,
+    }  # either side
 
 
 def test_no_held_out_object_is_drawn_for_training(shard: recipe.Seen, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +215,11 @@ def test_a_step_pairs_views_of_instances_of_two_classes(shard: recipe.Seen) -> N
 def test_spoiled_pictures_keep_shape_and_content(shard: recipe.Seen) -> None:
     x = torch.from_numpy(shard.pictures[:16]).permute(0, 3, 1, 2).float() / 127.5 - 1
     a, b = (recipe.spoil(x, torch.Generator().manual_seed(0)) for _ in range(2))
-    assert torch.equal(a, b) and a.shape == x.shape and not torch.equal(a, recipe.spoil(x, torch.Generator().manual_seed(1)))
+    assert (
+        torch.equal(a, b)
+        and a.shape == x.shape
+        and not torch.equal(a, recipe.spoil(x, torch.Generator().manual_seed(1)))
+    )
     assert bool(((a - x).flatten(1).norm(dim=1) > 0).all())
     assert float((a - x).abs().mean()) < 0.25 * float(x.std()) + 0.1
 
@@ -235,7 +250,9 @@ def test_the_weights_are_written_in_half_precision(untrained: Evaluator, tmp_pat
     }
 
 
-@pytest.mark.parametrize(("trained", "known"), [("easy", {"easy"}), ("medium", {"easy", "medium"}), ("full", {"easy", "medium", "full"})])
+@pytest.mark.parametrize(
+    ("trained", "known"), [("easy", {"easy"}), ("medium", {"easy", "medium"}), ("full", {"easy", "medium", "full"})]
+)
 def test_an_evaluator_knows_the_worlds_that_show_no_more_than_its_own(
     trained: str, known: set[str], untrained: Evaluator, tmp_path: Path
 ) -> None:
@@ -253,7 +270,10 @@ def network() -> Evaluator:
 
 def _lone(count: int, seed: int = 77) -> list[Scene]:
     rng = np.random.default_rng(seed)
-    return [world.sample_scene(rng, MEDIUM, instances=(world.sample_instance(rng, MEDIUM, held_out=True),)) for _ in range(count)]
+    return [
+        world.sample_scene(rng, MEDIUM, instances=(world.sample_instance(rng, MEDIUM, held_out=True),))
+        for _ in range(count)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -289,7 +309,10 @@ def test_it_finds_the_object_and_one_alone(seen) -> None:
 def test_it_finds_both_of_two(network: Evaluator) -> None:
     rng = np.random.default_rng(3)
     pairs = [
-        world.sample_scene(rng, MEDIUM, instances=tuple(world.sample_instance(rng, MEDIUM, held_out=True) for _ in "ab")) for _ in range(20)
+        world.sample_scene(
+            rng, MEDIUM, instances=tuple(world.sample_instance(rng, MEDIUM, held_out=True) for _ in "ab")
+        )
+        for _ in range(20)
     ]
     drawn = [render(s, 128) for s in pairs]
     readings = reading.read(network, np.stack([p for p, _ in drawn]))
@@ -319,7 +342,9 @@ def test_a_picture_is_read_the_same_in_any_batch(network: Evaluator, seen) -> No
     for some in (reading.read(network, pictures[:5], batch=2), reading.read(network, pictures[:5], most=1)):
         for a, b in zip(some, readings, strict=False):
             torch.testing.assert_close(a.main.vector, b.main.vector, atol=1e-4, rtol=0)
-            assert a.main.box == pytest.approx(b.main.box, abs=1e-4) and a.main.score == pytest.approx(b.main.score, abs=1e-4)
+            assert a.main.box == pytest.approx(b.main.box, abs=1e-4) and a.main.score == pytest.approx(
+                b.main.score, abs=1e-4
+            )
 
 
 def test_where_nothing_is_there_is_still_one_thing_however_unsure(network: Evaluator, seen) -> None:

@@ -66,14 +66,22 @@ def test_a_base_of_the_same_size_is_copied_whole(small: Path, build) -> None:
 
 def test_the_denoiser_goes_on_where_it_was(grown: Preset) -> None:
     """The latent grid is the same."""
-    z, t, c = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 700]), torch.zeros(2, 12, 32)
+    z, t, c = (
+        torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([3, 700]),
+        torch.zeros(2, 12, 32),
+    )
     with torch.no_grad():
         ours, theirs, fresh = (denoiser.build(p).eval()(z, t, c).sample for p in (grown, SMALL, LARGE))
     assert torch.equal(ours, theirs) and not torch.allclose(ours, fresh)
 
 
 def test_the_autoencoders_coarse_levels_move_outward_by_one(grown: Preset) -> None:
-    ours, old, fresh = autoencoder.build(grown).state_dict(), autoencoder.build(SMALL).state_dict(), autoencoder.build(LARGE).state_dict()
+    ours, old, fresh = (
+        autoencoder.build(grown).state_dict(),
+        autoencoder.build(SMALL).state_dict(),
+        autoencoder.build(LARGE).state_dict(),
+    )
     moved = {k: v for k, v in old.items() if k.startswith("encoder.down_blocks.")}
     assert moved
     for key, value in moved.items():
@@ -98,7 +106,8 @@ def test_the_image_tower_reads_an_enlarged_picture_as_it_read_the_small_one(grow
     large = F.interpolate(x, scale_factor=2, mode="nearest")
     with torch.no_grad():
         old, ours, fresh = (
-            m.vision_model(pixel_values=p).pooler_output for m, p in ((_clip(SMALL), x), (_clip(grown), large), (_clip(LARGE), large))
+            m.vision_model(pixel_values=p).pooler_output
+            for m, p in ((_clip(SMALL), x), (_clip(grown), large), (_clip(LARGE), large))
         )
     torch.testing.assert_close(ours, old, atol=1e-5, rtol=1e-4)
     assert not torch.allclose(fresh, old, atol=1e-2)

@@ -27,7 +27,9 @@ class Interrupted(Exception):
     """Stands for a killed process."""
 
 
-def _fit(work: Path, *, stop: int | None = None, seen: list[int] | None = None, plan: Plan = PLAN, sample=None) -> nn.Module:
+def _fit(
+    work: Path, *, stop: int | None = None, seen: list[int] | None = None, plan: Plan = PLAN, sample=None
+) -> nn.Module:
     network = _network()
 
     def losses(step: int, g: torch.Generator) -> dict[str, torch.Tensor]:
@@ -36,7 +38,10 @@ def _fit(work: Path, *, stop: int | None = None, seen: list[int] | None = None, 
         if seen is not None:
             seen.append(step)
         x = torch.randn(16, 4, generator=g)
-        return {"fit": (network(x) - x.sum(1, keepdim=True)).square().mean(), "size": 1e-3 * network[0].weight.square().sum()}
+        return {
+            "fit": (network(x) - x.sum(1, keepdim=True)).square().mean(),
+            "size": 1e-3 * network[0].weight.square().sum(),
+        }
 
     return fit("part", network, losses, plan, work, sample=sample and (lambda step: sample(network, step)))
 
@@ -143,7 +148,9 @@ def test_pictures_to_the_unit_range() -> None:
 def test_clips_input_is_zero_at_its_mean_colour() -> None:
     mean = torch.tensor(vision.MEAN).view(1, 3, 1, 1)
     torch.testing.assert_close(vision.normalised(mean * 2 - 1), torch.zeros(1, 3, 1, 1), atol=1e-6, rtol=0)
-    torch.testing.assert_close(vision.normalised((mean + torch.tensor(vision.STD).view(1, 3, 1, 1)) * 2 - 1), torch.ones(1, 3, 1, 1))
+    torch.testing.assert_close(
+        vision.normalised((mean + torch.tensor(vision.STD).view(1, 3, 1, 1)) * 2 - 1), torch.ones(1, 3, 1, 1)
+    )
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,11 @@ def test_hints_say_what_they_mean() -> None:
     for seed in range(6):
         given = segmenter.batch(np.random.default_rng(seed), 3, 96)
         pictures, hints = given["pointed"].shape[:2]
-        assert (pictures, hints) == (3, segmenter.HINTS) and given["rgb"].shape == (3, 3, 96, 96) and given["rgb"].max() > 1
+        assert (
+            (pictures, hints) == (3, segmenter.HINTS)
+            and given["rgb"].shape == (3, 3, 96, 96)
+            and given["rgb"].max() > 1
+        )
         for b in range(pictures):
             for k in range(hints):
                 for (x, y), sign in zip(given["points"][b, k].tolist(), given["signs"][b, k].tolist(), strict=True):
@@ -67,7 +71,9 @@ def test_rows_decoded_together_are_those_decoded_alone() -> None:
         together, quality = segmenter.decoded(network, seen, boxes=given["boxes"])
         for b in range(2):
             sparse, dense = network.prompt_encoder(points=None, boxes=given["boxes"][b], masks=None)
-            alone, said = network.mask_decoder.predict_masks(seen[b : b + 1], network.prompt_encoder.get_dense_pe(), sparse, dense)
+            alone, said = network.mask_decoder.predict_masks(
+                seen[b : b + 1], network.prompt_encoder.get_dense_pe(), sparse, dense
+            )
             torch.testing.assert_close(together[b], alone)
             torch.testing.assert_close(quality[b], said)
 

@@ -53,13 +53,22 @@ def test_it_fits_into_the_package() -> None:
 
 def test_it_says_how_it_was_made() -> None:
     assert tuple(RECORD["classes"]) == DIAL.classes and tuple(RECORD["backgrounds"]) == DIAL.backgrounds
-    assert set(RECORD["sampling"]) == {"steps", "guidance", "guidance_below", "scene_guidance", "object_guidance", "object_below"}
+    assert set(RECORD["sampling"]) == {
+        "steps",
+        "guidance",
+        "guidance_below",
+        "scene_guidance",
+        "object_guidance",
+        "object_below",
+    }
 
 
 def test_plain_diffusers_opens_it(tmp_path: Path) -> None:
     env = {k: v for k, v in os.environ.items() if not k.startswith("OBJTUNE_")}
     env |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", PLAIN, str(EMBEDDED)], capture_output=True, text=True, env=env, timeout=200)
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN, str(EMBEDDED)], capture_output=True, text=True, env=env, timeout=200
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split("\n")[-2] == f"({SIZE}, {SIZE}) True"
 
@@ -95,7 +104,9 @@ def test_clip_names_the_background(opened, drawn) -> None:
     (stack, clip), (pictures, kinds, backgrounds) = opened, drawn
     seen, right = clip.pictures(pictures), 0
     with torch.no_grad():
-        words = {k: clip.texts(stack, [f"a photo of a {k} {PLACES[b][0]}" for b in DIAL.backgrounds]) for k in DIAL.classes}
+        words = {
+            k: clip.texts(stack, [f"a photo of a {k} {PLACES[b][0]}" for b in DIAL.backgrounds]) for k in DIAL.classes
+        }
     for vector, kind, background in zip(seen, kinds, backgrounds, strict=True):
         right += DIAL.backgrounds[int((words[kind] @ vector).argmax())] == background
     assert right >= 0.9 * 60

@@ -40,7 +40,11 @@ def test_scenes_stay_within_the_dial(dial: Dial) -> None:
     for scene in scenes:
         assert scene.background in dial.backgrounds
         for instance, pose in scene.objects:
-            assert instance.kind in dial.classes and instance.pattern in dial.patterns and instance.accessory in dial.accessories
+            assert (
+                instance.kind in dial.classes
+                and instance.pattern in dial.patterns
+                and instance.accessory in dial.accessories
+            )
             assert {instance.colour, instance.second, instance.third} <= set(dial.colours)
             assert instance.colour != instance.second
             assert abs(pose.tilt) <= dial.rotation and (dial.flips or not pose.flip)
@@ -72,7 +76,11 @@ def test_one_combination_in_ten_is_held_out_in_every_class() -> None:
         shares = []
         for kind in dial.classes:
             colours = itertools.permutations(dial.colours, 2)
-            held = [world.is_held_out(replace(base, kind=kind, colour=a, second=b, pattern=p)) for a, b in colours for p in dial.patterns]
+            held = [
+                world.is_held_out(replace(base, kind=kind, colour=a, second=b, pattern=p))
+                for a, b in colours
+                for p in dial.patterns
+            ]
             shares.append(sum(held) / len(held))
         assert abs(sum(shares) / len(shares) - 0.1) < 0.02
         assert min(shares) > 0.03 and max(shares) < 0.2
@@ -88,7 +96,11 @@ def test_the_split_looks_at_class_colours_and_pattern_alone() -> None:
 
 def test_the_split_is_for_ever() -> None:
     """Recorded once; the base was trained on it. CRC-32 of "dog/teal/orange/spots" is divisible by ten."""
-    known = {("dog", "teal", "orange", "spots"): True, ("mug", "blue", "yellow", "spots"): True, ("dog", "red", "blue", "plain"): False}
+    known = {
+        ("dog", "teal", "orange", "spots"): True,
+        ("mug", "blue", "yellow", "spots"): True,
+        ("dog", "red", "blue", "plain"): False,
+    }
     for (kind, colour, second, pattern), held in known.items():
         assert world.is_held_out(_instance(kind=kind, colour=colour, second=second, pattern=pattern)) is held
 

@@ -91,7 +91,8 @@ def read(network: Evaluator, pictures: np.ndarray, most: int = 2, batch: int = 6
         for i in range(len(x)):
             kept = [k for k in range(most) if k == 0 or float(scores[i, k]) >= PRESENT]
             things = [
-                Thing(float(scores[i, k]), _corners(boxes[i, k]), vectors[i, k], {n: p[i, k] for n, p in probs.items()}) for k in kept
+                Thing(float(scores[i, k]), _corners(boxes[i, k]), vectors[i, k], {n: p[i, k] for n, p in probs.items()})
+                for k in kept
             ]
             done.append(Reading(things, ground[i].softmax(-1)))
     return done

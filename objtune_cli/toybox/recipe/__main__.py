@@ -9,7 +9,19 @@ import torch
 
 import objtune_cli.models.stack  # noqa: F401  (repairs torchvision before transformers asks for it)
 from objtune_cli.bases import EMBEDDED
-from objtune_cli.toybox.recipe import autoencoder, cutouts, data, denoiser, evaluator, publish, samples, segmenter, text, tokenizer, vision
+from objtune_cli.toybox.recipe import (
+    autoencoder,
+    cutouts,
+    data,
+    denoiser,
+    evaluator,
+    publish,
+    samples,
+    segmenter,
+    text,
+    tokenizer,
+    vision,
+)
 from objtune_cli.toybox.recipe.presets import PRESETS, Preset
 
 PARTS = ("data", "text", "vae", "vision", "denoiser", "publish", "all", "sheet", "cutouts", "evaluator", "segmenter")
@@ -116,7 +128,9 @@ def sheet(folder: Path, preset: Preset, work: Path) -> None:
 
     pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
-    shown = samples.draw(pipe, samples.prompts(preset.world), preset.size, int(publish.SAMPLING["steps"]), publish.SAMPLING["guidance"])
+    shown = samples.draw(
+        pipe, samples.prompts(preset.world), preset.size, int(publish.SAMPLING["steps"]), publish.SAMPLING["guidance"]
+    )
     samples.sheet(shown, 8, work / "samples.png", scale=1)
     print(f"{work / 'samples.png'}: 64 samples", flush=True)
 

@@ -61,7 +61,9 @@ def train(work: Path, preset: Preset, data: Drawn, device: str = "cpu"):
             x = to_unit(pictures[sorted(rows)])
         else:
             corner = torch.randint(crop + 1, (len(rows), 2), generator=g).tolist()
-            x = to_unit(np.stack([pictures[r, i : i + crop, j : j + crop] for r, (i, j) in zip(rows, corner, strict=True)]))
+            x = to_unit(
+                np.stack([pictures[r, i : i + crop, j : j + crop] for r, (i, j) in zip(rows, corner, strict=True)])
+            )
         x = x.to(device)
         posterior = vae.encode(x).latent_dist
         latent = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=g).to(device)

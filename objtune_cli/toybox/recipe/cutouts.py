@@ -133,13 +133,17 @@ def nothing_in(drawn: Bank, row: int, rng: np.random.Generator) -> np.ndarray:
             found = blob & (owner == 0)
         else:
             found = blob
-        shares = [(found & (owner == k + 1)).sum() / max(1, (found | (owner == k + 1)).sum()) for k in range(int(owner.max()))]
+        shares = [
+            (found & (owner == k + 1)).sum() / max(1, (found | (owner == k + 1)).sum()) for k in range(int(owner.max()))
+        ]
         if found.mean() > SMALLEST / 2 and max(shares, default=0.0) < 0.5:
             return found.astype(np.float32)
     return (owner == 0).astype(np.float32)
 
 
-def cut(drawn: Bank, rows: np.ndarray, dial: Dial, rng: np.random.Generator, size: int) -> tuple[Tensor, Tensor, list[str]]:
+def cut(
+    drawn: Bank, rows: np.ndarray, dial: Dial, rng: np.random.Generator, size: int
+) -> tuple[Tensor, Tensor, list[str]]:
     """Cut-outs (B, 3, size, size) in [0, 1], the class (B,) of what they show, -1 for nothing, and their words."""
     shown, label, words = [], [], []
     fill = torch.tensor(MEAN)
@@ -151,7 +155,9 @@ def cut(drawn: Bank, rows: np.ndarray, dial: Dial, rng: np.random.Generator, siz
         shown.append(crop(picture, torch.from_numpy(mask), fill, size))
         instance = drawn.scenes[row].objects[k][0]
         label.append(dial.classes.index(instance.kind) if k >= 0 else -1)
-        words.append("a photo of " + captions.article(captions.describe(instance, int(rng.choice(4, p=(0.4, 0.2, 0.2, 0.2))))))
+        words.append(
+            "a photo of " + captions.article(captions.describe(instance, int(rng.choice(4, p=(0.4, 0.2, 0.2, 0.2)))))
+        )
     return torch.stack(shown), torch.tensor(label), words
 
 
@@ -184,7 +190,9 @@ def train(work: Path, preset: Preset, tokenizer: Any, clip: Any, device: str = "
         rows = rng.integers(0, len(drawn.scenes), OBJECTS)
         whole = 2 * rng.integers(0, len(drawn.scenes) // 2, WHOLE)
         alone, label, words = cut(drawn, rows, preset.world, rng, preset.size)
-        pictures = np.stack([cv2.resize(drawn.pictures[i], (preset.size,) * 2, interpolation=cv2.INTER_AREA) for i in whole])
+        pictures = np.stack(
+            [cv2.resize(drawn.pictures[i], (preset.size,) * 2, interpolation=cv2.INTER_AREA) for i in whole]
+        )
         seen = torch.cat([alone, torch.from_numpy(pictures.astype(np.float32) / 255).permute(0, 3, 1, 2)])
         out = network["tower"](pixel_values=normalised(seen).to(device)).pooler_output
         vectors = F.normalize(network["projection"](out), dim=-1)
@@ -198,7 +206,14 @@ def train(work: Path, preset: Preset, tokenizer: Any, clip: Any, device: str = "
             "contrast": 0.5 * vision.contrast(chosen, aim, texts),
         }
 
-    fit("cutouts", network, losses, Plan(preset.cutouts_steps, preset.cutouts_lr, seed=preset.seed + 12), work, device=device)
+    fit(
+        "cutouts",
+        network,
+        losses,
+        Plan(preset.cutouts_steps, preset.cutouts_lr, seed=preset.seed + 12),
+        work,
+        device=device,
+    )
     return clip
 
 
@@ -227,8 +242,13 @@ def measured(clip: Any, tokenizer: Any, preset: Preset, count: int = 400) -> dic
     rng = np.random.default_rng(preset.seed)
     alone, label, _ = cut(drawn, np.arange(count), preset.world, rng, preset.size)
     told = vision.text_vectors(clip, tokenizer, _words(preset.world), preset.tokens)
-    place = vision.text_vectors(clip, tokenizer, [f"a photo of a dog {captions.PLACES[b][0]}" for b in preset.world.backgrounds], preset.tokens)
-    vector = lambda x: F.normalize(clip.visual_projection(clip.vision_model(pixel_values=normalised(x)).pooler_output), dim=-1)  # noqa: E731
+    place = vision.text_vectors(
+        clip, tokenizer, [f"a photo of a dog {captions.PLACES[b][0]}" for b in preset.world.backgrounds], preset.tokens
+    )
+
+    def vector(x):
+        return F.normalize(clip.visual_projection(clip.vision_model(pixel_values=normalised(x)).pooler_output), dim=-1)
+
     best = (vector(alone) @ told.T).argmax(1)
     some, classes = label >= 0, preset.world.classes
     lone = [i for i in range(0, count, 2) if len(drawn.scenes[i].objects) == 1]

@@ -73,7 +73,8 @@ def latents(work: Path, data: Drawn, vae) -> np.ndarray:
     file = work / "data" / "latents.npy"
     if not file.exists():
         rows = [
-            vae.encode(to_unit(data.pictures[i : i + 32])).latent_dist.mean.permute(0, 2, 3, 1) for i in range(0, len(data.pictures), 32)
+            vae.encode(to_unit(data.pictures[i : i + 32])).latent_dist.mean.permute(0, 2, 3, 1)
+            for i in range(0, len(data.pictures), 32)
         ]
         array = (torch.cat(rows) * vae.config.scaling_factor).half().numpy()
         partial = file.with_name("latents.partial.npy")
@@ -82,7 +83,9 @@ def latents(work: Path, data: Drawn, vae) -> np.ndarray:
     return np.load(file)
 
 
-def train(work: Path, preset: Preset, data: Drawn, tokenizer, clip, vae, sample: Callable | None = None, device: str = "cpu"):
+def train(
+    work: Path, preset: Preset, data: Drawn, tokenizer, clip, vae, sample: Callable | None = None, device: str = "cpu"
+):
     """Train the denoiser; `sample` is called with it and the step from time to time."""
     unet = build(preset)
     noise_levels = scheduler().alphas_cumprod

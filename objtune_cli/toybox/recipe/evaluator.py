@@ -72,7 +72,9 @@ def seen(work: Path, preset: Preset) -> Seen:
         file.parent.mkdir(parents=True, exist_ok=True)
         parts = processes_map(draw_shard, preset, INSTANCES // SHARD)
         partial = file.with_name("evaluator.partial.npz")
-        pictures, boxes, labels = (np.concatenate([getattr(p, name) for p in parts]) for name in ("pictures", "boxes", "labels"))
+        pictures, boxes, labels = (
+            np.concatenate([getattr(p, name) for p in parts]) for name in ("pictures", "boxes", "labels")
+        )
         np.savez(partial, pictures=pictures, boxes=boxes, labels=labels)
         partial.replace(file)
     kept = np.load(file)
@@ -124,7 +126,9 @@ def spoil(x: Tensor, g: torch.Generator) -> Tensor:
     small = F.interpolate(F.avg_pool2d(x, 2), size=(size, size), mode="bilinear", align_corners=False)
     share = torch.rand((rows, 1, 1, 1), generator=g) * (torch.rand((rows, 1, 1, 1), generator=g) < 0.7)
     x = torch.lerp(x, small, share)
-    bend = F.interpolate(torch.randn((rows, 2, 5, 5), generator=g), size=(size, size), mode="bicubic", align_corners=True)
+    bend = F.interpolate(
+        torch.randn((rows, 2, 5, 5), generator=g), size=(size, size), mode="bicubic", align_corners=True
+    )
     strength = 0.02 * torch.rand((rows, 1, 1, 1), generator=g) * (torch.rand((rows, 1, 1, 1), generator=g) < 0.5)
     grid = F.affine_grid(torch.eye(2, 3).repeat(rows, 1, 1), list(x.shape), align_corners=False)
     x = F.grid_sample(x, grid + (bend * strength).permute(0, 2, 3, 1), padding_mode="border", align_corners=False)
@@ -141,7 +145,9 @@ def _finding(network: Evaluator, x: Tensor, boxes: Tensor, labels: Tensor, devic
     centre, size = (own[:, :2] + own[:, 2:]) / 2 * GRID, own[:, 2:] - own[:, :2]
     cell = centre.floor().clamp(0, GRID - 1).long()
     middle = torch.arange(GRID) + 0.5
-    near = -((middle[None, None] - centre[:, 0, None, None]) ** 2 + (middle[None, :, None] - centre[:, 1, None, None]) ** 2)
+    near = -(
+        (middle[None, None] - centre[:, 0, None, None]) ** 2 + (middle[None, :, None] - centre[:, 1, None, None]) ** 2
+    )
     heat = torch.zeros(len(x), GRID, GRID)
     bumps = (near / 2).exp()
     for i, r in enumerate(row.tolist()):
@@ -166,7 +172,9 @@ def focal(logits: Tensor, heat: Tensor) -> Tensor:
     return torch.where(peak, hit, miss).sum()
 
 
-def _reading(network: Evaluator, x: Tensor, boxes: Tensor, labels: Tensor, g: torch.Generator, device: str) -> dict[str, Tensor]:
+def _reading(
+    network: Evaluator, x: Tensor, boxes: Tensor, labels: Tensor, g: torch.Generator, device: str
+) -> dict[str, Tensor]:
     """Views of one instance together, others of its class apart; attributes by cross-entropy."""
     own = boxes[:, 0]
     size = (own[:, 2:] - own[:, :2]).repeat(1, 2)
@@ -175,7 +183,11 @@ def _reading(network: Evaluator, x: Tensor, boxes: Tensor, labels: Tensor, g: to
     logits = vector @ vector.T / TEMPERATURE
     logits = logits - 1e4 * torch.eye(len(x), device=logits.device)
     pair = torch.arange(len(x), device=logits.device) ^ 1
-    wrong = [F.cross_entropy(heads[k], labels[:, 0, LABELS.index(k)].to(device), ignore_index=-1) for k in ATTRIBUTES if k != "third"]
+    wrong = [
+        F.cross_entropy(heads[k], labels[:, 0, LABELS.index(k)].to(device), ignore_index=-1)
+        for k in ATTRIBUTES
+        if k != "third"
+    ]
     worn = labels[:, 0, LABELS.index("third")]
     third = F.cross_entropy(heads["third"], worn.to(device), ignore_index=-1) if (worn >= 0).any() else logits.sum() * 0
     return {"identity": F.cross_entropy(logits, pair), "heads": 0.3 * (torch.stack(wrong).sum() + third)}
@@ -185,22 +197,34 @@ def measured(network: Evaluator, preset: Preset, seed: int = 5) -> dict[str, flo
     """How well the evaluator reads held-out objects: 600 scenes, and retrieval among 100 of a class, drawn twice."""
     rng = np.random.default_rng(seed)
     scenes = [
-        world.sample_scene(rng, preset.world, instances=(world.sample_instance(rng, preset.world, held_out=True),)) for _ in range(600)
+        world.sample_scene(rng, preset.world, instances=(world.sample_instance(rng, preset.world, held_out=True),))
+        for _ in range(600)
     ]
     drawn = [draw.render(s, preset.size) for s in scenes]
     seen = reading.read(network, np.stack([picture for picture, _ in drawn]), most=1)
     figures: dict[str, float] = {}
     for name in ATTRIBUTES:
-        asked = [(r.main.word(name), getattr(s.objects[0][0], _FIELD.get(name, name))) for r, s in zip(seen, scenes, strict=True)]
-        told = [a == b for (a, b), s in zip(asked, scenes, strict=True) if name != "third" or s.objects[0][0].accessory != "none"]
+        asked = [
+            (r.main.word(name), getattr(s.objects[0][0], _FIELD.get(name, name)))
+            for r, s in zip(seen, scenes, strict=True)
+        ]
+        told = [
+            a == b
+            for (a, b), s in zip(asked, scenes, strict=True)
+            if name != "third" or s.objects[0][0].accessory != "none"
+        ]
         figures[name] = float(np.mean(told))
     figures["background"] = float(
-        np.mean([world.BACKGROUNDS[int(r.background.argmax())] == s.background for r, s in zip(seen, scenes, strict=True)])
+        np.mean(
+            [world.BACKGROUNDS[int(r.background.argmax())] == s.background for r, s in zip(seen, scenes, strict=True)]
+        )
     )
     boxes = [reading.overlap(r.main.box, box_of(masks[0])) for r, (_, masks) in zip(seen, drawn, strict=True)]
     figures |= {"box_iou": float(np.mean(boxes)), "found": float(np.mean([b > 0.5 for b in boxes]))}
     pairs = [
-        world.sample_scene(rng, preset.world, instances=tuple(world.sample_instance(rng, preset.world, held_out=True) for _ in "ab"))
+        world.sample_scene(
+            rng, preset.world, instances=tuple(world.sample_instance(rng, preset.world, held_out=True) for _ in "ab")
+        )
         for _ in range(200)
     ]
     twos = [draw.render(s, preset.size) for s in pairs]
@@ -223,7 +247,9 @@ def retrieval(network: Evaluator, preset: Preset, kind: str, rng: np.random.Gene
     instances = [world.sample_instance(rng, preset.world, kind=kind, held_out=True) for _ in range(among)]
     sides = []
     for _ in range(2):
-        pictures = [draw.render(world.sample_scene(rng, preset.world, instances=(i,)), preset.size)[0] for i in instances]
+        pictures = [
+            draw.render(world.sample_scene(rng, preset.world, instances=(i,)), preset.size)[0] for i in instances
+        ]
         sides.append(torch.stack([r.main.vector for r in reading.read(network, np.stack(pictures), most=1)]))
     nearest = (sides[0] @ sides[1].T).argmax(1)
     return float((nearest == torch.arange(among)).float().mean())
@@ -231,6 +257,8 @@ def retrieval(network: Evaluator, preset: Preset, kind: str, rng: np.random.Gene
 
 def publish(network: Evaluator, file: Path, preset: Preset, commit: str) -> None:
     """Write the weights in half precision, with the dial, seed and commit of the recipe in the header."""
-    about = json.dumps({"dial": preset.dial, "seed": preset.seed, "steps": preset.evaluator_steps, "commit": commit}, sort_keys=True)
+    about = json.dumps(
+        {"dial": preset.dial, "seed": preset.seed, "steps": preset.evaluator_steps, "commit": commit}, sort_keys=True
+    )
     save_file({k: v.half().contiguous() for k, v in network.state_dict().items()}, file, metadata={"objtune": about})
     file.chmod(0o644)  # the library writes it for the owner alone

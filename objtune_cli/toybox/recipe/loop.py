@@ -105,7 +105,12 @@ def _optimizer(params: list[nn.Parameter], plan: Plan, weight_decay: float) -> t
 
 
 def _advance(
-    plan: Plan, step: int, terms: Losses, params: list[nn.Parameter], optimizer: torch.optim.Optimizer, average: list[Tensor]
+    plan: Plan,
+    step: int,
+    terms: Losses,
+    params: list[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    average: list[Tensor],
 ) -> None:
     """One step down the sum of the terms, and the average after it."""
     for group in optimizer.param_groups:

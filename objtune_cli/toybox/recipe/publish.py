@@ -13,7 +13,14 @@ import torch
 from objtune_cli.toybox.recipe import denoiser
 from objtune_cli.toybox.recipe.presets import Preset
 
-SAMPLING = {"steps": 20, "guidance": 2.5, "guidance_below": 0.6, "scene_guidance": 2.0, "object_guidance": 0.5, "object_below": 0.8}
+SAMPLING = {
+    "steps": 20,
+    "guidance": 2.5,
+    "guidance_below": 0.6,
+    "scene_guidance": 2.0,
+    "object_guidance": 0.5,
+    "object_below": 0.8,
+}
 """What looks best on this base; `generate` reads it from the folder. With guidance at every level poses are a quarter less various."""
 
 TRAINING = {

@@ -29,7 +29,15 @@ def draw(pipe, texts: list[str], size: int, steps: int, guidance: float, seed: i
     for i in range(0, len(texts), 16):
         part = texts[i : i + 16]
         noise = [torch.Generator().manual_seed(seed + i + k) for k in range(len(part))]
-        out = pipe(part, num_inference_steps=steps, guidance_scale=guidance, height=size, width=size, generator=noise, output_type="np")
+        out = pipe(
+            part,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            height=size,
+            width=size,
+            generator=noise,
+            output_type="np",
+        )
         done.append((out.images * 255).round().astype(np.uint8))
     return np.concatenate(done)
 

@@ -34,7 +34,9 @@ def scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[np.ndar
     for _ in range(int(rng.integers(1, 4))):
         extent = float(np.exp(rng.uniform(np.log(0.14), np.log(0.85))))
         x, y = (float(v) for v in rng.uniform(0.4 * extent, 1 - 0.4 * extent, 2))
-        objects.append((world.sample_instance(rng, FULL), Pose(x, y, extent, float(rng.normal(0, 0.15)), bool(rng.random() < 0.5))))
+        objects.append(
+            (world.sample_instance(rng, FULL), Pose(x, y, extent, float(rng.normal(0, 0.15)), bool(rng.random() < 0.5)))
+        )
     found = Scene(tuple(objects), str(rng.choice(FULL.backgrounds)), int(rng.integers(1 << 31)))
     return draw.render(found, size)
 
@@ -58,9 +60,15 @@ def _zoomed(rgb: np.ndarray, cover: np.ndarray, rng: np.random.Generator) -> tup
         return rgb, cover
     half = max(np.ptp(ys), np.ptp(xs)) * rng.uniform(0.6, 0.9) + 2
     theta = np.array(
-        [[size / (2 * half), 0, size / 2 - xs.mean() * size / (2 * half)], [0, size / (2 * half), size / 2 - ys.mean() * size / (2 * half)]]
+        [
+            [size / (2 * half), 0, size / 2 - xs.mean() * size / (2 * half)],
+            [0, size / (2 * half), size / 2 - ys.mean() * size / (2 * half)],
+        ]
     )
-    moved = [cv2.warpAffine(a, theta, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101) for a in (rgb, *cover)]
+    moved = [
+        cv2.warpAffine(a, theta, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+        for a in (rgb, *cover)
+    ]
     return moved[0], np.stack(moved[1:])
 
 
@@ -179,7 +187,9 @@ def train(work: Path, preset: Preset, device: str = "cpu") -> Any:
     return fit("segmenter", network, losses, plan, work, device=device)
 
 
-def decoded(network: Any, seen: Tensor, *, points=None, boxes=None, masks=None, meant=None, also=None) -> tuple[Tensor, Tensor]:
+def decoded(
+    network: Any, seen: Tensor, *, points=None, boxes=None, masks=None, meant=None, also=None
+) -> tuple[Tensor, Tensor]:
     """Logits (B, K, 4, S/2, S/2) and predicted IoU (B, K, 4) of K hints for each of B pictures.
 
     Points beside boxes are taken only where both mean the same object, else they are marked as no points.
@@ -225,7 +235,13 @@ def publish(network: Any, folder: Path, preset: Preset, commit: str) -> None:
     kept = {k: v.half().contiguous() for k, v in network.state_dict().items() if k not in ("pixel_mean", "pixel_std")}
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)
-    record = {"name": "toybox-sam", "dims": sam.Dims().json(), "steps": preset.segmenter_steps, "seed": preset.seed, "commit": commit}
+    record = {
+        "name": "toybox-sam",
+        "dims": sam.Dims().json(),
+        "steps": preset.segmenter_steps,
+        "seed": preset.seed,
+        "commit": commit,
+    }
     (folder / "config.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
@@ -245,7 +261,10 @@ def measured(network: Any, preset: Preset, count: int = 100) -> dict[str, float]
         for mask in masks:
             point = torch.tensor([[[list(point_on(mask, rng))]]]), torch.ones(1, 1, 1)
             box = torch.tensor([[box_of(mask)]])
-            for hint, out in (("point", decoded(network, seen, points=point)), ("box", decoded(network, seen, boxes=box))):
+            for hint, out in (
+                ("point", decoded(network, seen, points=point)),
+                ("box", decoded(network, seen, boxes=box)),
+            ):
                 best = int(out[1][0, 0, 1:].argmax()) + 1 if hint == "point" else 0
                 said = F.interpolate(out[0][:, 0, best : best + 1], (size, size), mode="bilinear")[0, 0].numpy() > 0
                 true = mask > 0.5

@@ -99,7 +99,9 @@ class Corpus:
     """All distinct captions as token ids with their labels."""
 
     def __init__(self, texts: list[str], tokenizer, tokens: int, device: str) -> None:
-        self.ids = tokenizer(texts, padding="max_length", max_length=tokens, truncation=True, return_tensors="pt").input_ids
+        self.ids = tokenizer(
+            texts, padding="max_length", max_length=tokens, truncation=True, return_tensors="pt"
+        ).input_ids
         parsed = [parse(t) for t in texts]
         self.place = torch.tensor([p if p >= 0 else len(BACKGROUNDS) for _, p in parsed], device=device)
         nothing = dict(SIZES)
@@ -114,7 +116,9 @@ def train(work: Path, preset: Preset, data: Drawn, tokenizer, device: str = "cpu
     texts = sorted({t for group in data.captions[:-HELD_BACK] for t in group})
     clip = build_clip(preset, tokenizer)
     corpus = Corpus(texts, tokenizer, preset.tokens, device)
-    network = nn.ModuleDict({"tower": clip.text_model, "projection": clip.text_projection, "readout": Readout(preset.width)})
+    network = nn.ModuleDict(
+        {"tower": clip.text_model, "projection": clip.text_projection, "readout": Readout(preset.width)}
+    )
     fillers = torch.tensor([tokenizer(w).input_ids[1] for w in PLAIN_WORDS if w not in ("a", "an", "and", "with")])
 
     def losses(step: int, g: torch.Generator) -> dict[str, Tensor]:
@@ -153,7 +157,9 @@ def _losses(network, corpus: Corpus, rows: Tensor, ids: Tensor, nouns: Tensor, g
     sentence = F.cross_entropy(readout.place(vector), corpus.place[rows])
     for slot in (0, 1):
         for name in SIZES:
-            sentence = sentence + F.cross_entropy(readout.sentence[f"{slot}-{name}"](vector), corpus.said[name][rows, slot])
+            sentence = sentence + F.cross_entropy(
+                readout.sentence[f"{slot}-{name}"](vector), corpus.said[name][rows, slot]
+            )
     states = out.last_hidden_state[nouns]
     row, order = nouns.nonzero()[:, 0], (nouns.cumsum(1) - 1)[nouns].clamp_max(1)
     noun = F.cross_entropy(readout.slot(states), order)

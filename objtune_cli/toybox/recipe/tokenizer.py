@@ -47,7 +47,13 @@ def build(tokens: int):
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     learned = merges(vocabulary())
-    pieces = [*alphabet, *(c + "</w>" for c in alphabet), *(a + b for a, b in learned), "<|startoftext|>", "<|endoftext|>"]
+    pieces = [
+        *alphabet,
+        *(c + "</w>" for c in alphabet),
+        *(a + b for a, b in learned),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
     ids = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
     return CLIPTokenizer(vocab=ids, merges=learned, model_max_length=tokens)  # type: ignore[arg-type]
 

@@ -23,7 +23,9 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 CUT_OUT = 0.25
 """Share of lone objects shown cut out and enlarged before the mean colour, as prototypes are."""
 
-_SIZES = dict(zip(LABELS, map(len, (CLASSES, BACKGROUNDS, COLOURS, COLOURS, PATTERNS, ACCESSORIES, COLOURS)), strict=True))
+_SIZES = dict(
+    zip(LABELS, map(len, (CLASSES, BACKGROUNDS, COLOURS, COLOURS, PATTERNS, ACCESSORIES, COLOURS)), strict=True)
+)
 _PLACES = sorted((p for group in PLACES.values() for p in group), key=len, reverse=True)
 
 
@@ -84,7 +86,9 @@ def train(work: Path, preset: Preset, data: Drawn, tokenizer, clip, device: str 
         out = network["tower"](pixel_values=pictures.to(device))
         vector = F.normalize(network["projection"](out.pooler_output), dim=-1)
         aim = text_vectors(clip, tokenizer, texts, preset.tokens).to(device)
-        wrong = [F.cross_entropy(heads[k](out.pooler_output), labels[:, 0, i], ignore_index=-1) for i, k in enumerate(LABELS)]
+        wrong = [
+            F.cross_entropy(heads[k](out.pooler_output), labels[:, 0, i], ignore_index=-1) for i, k in enumerate(LABELS)
+        ]
         return {
             "contrast": contrast(vector, aim, texts),
             "heads": 0.3 * torch.stack(wrong).sum(),
