@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-FAULTS := tests/faults tests/stages/test_stopping_work.py tests/stages/test_reuse.py tests/store/test_schema.py \
+FAULTS := tests/faults tests/training/test_resume.py tests/e2e/test_reuse.py tests/store/test_migrations.py \
 	tests/cli/test_contract.py tests/cli/test_start.py tests/test_architecture.py
 
 .PHONY: help setup demo test properties slow faults lint format pictures reference completions clean

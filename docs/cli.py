@@ -6,7 +6,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from objtune_cli.config import SECTIONS, Common
+from objtune_cli.config.sections import SECTIONS, Common
 
 HEAD = "# Commands\n\nMade by `make reference` from `objtune --help`; a test compares.\n"
 SETTINGS = """

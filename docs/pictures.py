@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from objtune_cli.store.pictures import grid
+from objtune_cli.images.png import grid
 
 EXAMPLES = Path(__file__).parent / "examples"
 

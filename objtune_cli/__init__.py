@@ -21,9 +21,9 @@ FUNCTIONS = (
 def __getattr__(name: str) -> Any:
     """The stages as functions, loaded when they are first asked for."""
     if name in FUNCTIONS:
-        from objtune_cli import library
+        from objtune_cli import api
 
-        return getattr(library, name)
+        return getattr(api, name)
     raise AttributeError(f"module 'objtune_cli' has no attribute {name!r}")
 
 

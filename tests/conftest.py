@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.figures import pytest_terminal_summary, say  # noqa: F401  (a hook and a fixture)
+from tests.support.fault_report import pytest_terminal_summary, say  # noqa: F401  (a hook and a fixture)
+
+pytest_plugins = ["tests.support.fixtures"]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 COLOUR = ("NO_COLOR", "FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "CLICOLOR_FORCE")
@@ -18,11 +20,11 @@ COLOUR = ("NO_COLOR", "FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "CLICOLOR_FO
 
 LONG = (
     "docs/test_readme.py",
-    "bench/test_bench_masks.py",
+    "bench/test_masks_suite.py",
     "faults/test_training_faults.py",
     "docs/test_ci.py",
-    "stages/test_path.py",
-    "stages/test_stopping_work.py",
+    "e2e/test_cli_tiny_base.py",
+    "training/test_resume.py",
 )
 """Modules that take longest; begun last, one of them would keep a process at work while the other has nothing left."""
 

@@ -11,24 +11,36 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "objtune_cli"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-OTHERS = (
-    "bases",
-    "bench",
-    "cli",
-    "config",
-    "errors",
-    "families",
-    "library",
-    "method",
-    "models",
-    "numerics",
-    "paths",
-    "settings",
-    "stages",
-    "store",
-    "tables",
-    "toybox",
-)
+STAIRCASE = (
+    # foundations
+    "errors", "paths", "config", "numerics", "store", "images", "runtime",
+    # models
+    "models", "lora", "workflow",
+    # features: one folder per command
+    "interchange", "segmentation", "embedding", "generation", "composition", "training",
+    # measuring
+    "toybox", "evaluation", "bench",
+    # porch
+    "doctor", "api", "cli",
+)  # fmt: skip
+"""A module may import its own package and whatever stands before it here."""
+FORBIDDEN = {
+    "config": {"store", "images"},
+    "numerics": {"errors", "paths", "config"},
+    "store": {"config", "numerics"},
+    "images": {"config", "numerics"},
+    "runtime": {"config", "numerics", "store", "images"},
+    "models": {"config", "store", "images"},
+    "lora": {"config", "store", "images"},
+    "segmentation": {"interchange", "lora"},
+    "embedding": {"interchange", "segmentation", "lora"},
+    "generation": {"segmentation", "embedding"},
+    "composition": {"interchange", "embedding"},
+    "training": {"interchange", "segmentation"},
+    "toybox": {"config", "store", "images", "workflow"},
+    "cli": {"numerics", "runtime", "lora", "toybox"},
+}
+"""Steps that stand before a package and that it still does without."""
 HEAVY = {
     "torch",
     "torchvision",
@@ -42,41 +54,18 @@ HEAVY = {
     "rich",
     "huggingface_hub",
 }
-ALLOWED = {
-    "": {"cli", "library"},  # __init__, __main__
-    "library": {"config", "errors", "paths", "settings", "stages", "store"},
-    "errors": set(),
-    "paths": {"errors"},
-    "tables": {"errors"},
-    "config": {"errors"},
-    "settings": {"config", "errors", "paths", "tables"},
-    "families": {"families", "errors", "numerics"},
-    "bases": {"errors", "families", "paths"},
-    "store": {"errors", "paths", "store"},
-    "numerics": {"numerics"},
-    "models": {"models", "numerics", "errors", "families"},
-    "method": {"method", "config", "errors", "models", "numerics"},
-    "stages": set(OTHERS) - {"cli", "bench"},
-    "bench": set(OTHERS) - {"cli"},
-    "cli": {"cli", "store", "config", "settings", "errors", "bases", "stages", "bench", "paths", "tables"},
-    "toybox": {"toybox", "errors"},
-}
-"""Part of the package to the parts it may import, wherever the import stands."""
-LIGHT = {
-    "",
-    "errors",
-    "config",
-    "settings",
-    "families",
-    "library",
-    "bases",
-    "paths",
-    "store",
-    "stages",
-    "tables",
-    "cli",
-}
-"""Parts that load nothing heavy when they are imported."""
+TOYBOX_WORLD = (
+    "models",
+    "segmentation",
+    "numerics",
+    "lora",
+    "interchange",
+    "embedding",
+    "generation",
+    "composition",
+    "training",
+)
+"""What the drawn world needs none of; its recipe, which trains models, does."""
 
 
 def name_of(path: Path) -> str:
@@ -84,6 +73,7 @@ def name_of(path: Path) -> str:
 
 
 def part_of(path: Path) -> str:
+    """A module's step of the staircase; empty for the package itself."""
     first = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     return "" if first.startswith("__") else first
 
@@ -115,22 +105,61 @@ def imports(path: Path, *, inside_functions: bool) -> Iterator[str]:
 def own_part(dotted: str) -> str:
     """The part of the package that an import names; empty for the package itself and for others."""
     parts = dotted.split(".")
-    return parts[1] if parts[0] == "objtune_cli" and len(parts) > 1 and parts[1] in OTHERS else ""
+    return parts[1] if parts[0] == "objtune_cli" and len(parts) > 1 and parts[1] in STAIRCASE else ""
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_a_part_imports_only_its_neighbours(path: Path) -> None:
+@pytest.mark.parametrize("path", [p for p in MODULES if part_of(p)], ids=name_of)
+def test_imports_go_down_the_staircase(path: Path) -> None:
+    part = part_of(path)
     used = {own_part(name) for name in imports(path, inside_functions=True)} - {""}
-    allowed = ALLOWED[part_of(path)]
-    if path.is_relative_to(PACKAGE / "toybox" / "recipe"):
-        allowed = allowed | {"bases", "models", "numerics"}
-    assert used <= allowed, f"{name_of(path)} may not import {sorted(used - allowed)}"
+    below = set(STAIRCASE[: STAIRCASE.index(part) + 1]) - FORBIDDEN.get(part, set())
+    if part == "toybox" and not path.is_relative_to(PACKAGE / "toybox" / "recipe"):
+        below -= set(TOYBOX_WORLD)
+    assert used <= below, f"{name_of(path)} may not import {sorted(used - below)}"
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if part_of(p) in LIGHT], ids=name_of)
-def test_nothing_heavy_at_module_level(path: Path) -> None:
-    tops = {name.split(".")[0] for name in imports(path, inside_functions=False)}
-    assert not tops & HEAVY
+def test_every_module_stands_on_the_staircase() -> None:
+    assert {part_of(path) for path in MODULES} == {"", *STAIRCASE}
+
+
+def module_of(dotted: str) -> Path | None:
+    """The file of an own module that a dotted import names, or of the module that holds the imported name."""
+    for name in (dotted, dotted.rpartition(".")[0]):
+        place = PACKAGE.parent.joinpath(*name.split("."))
+        for candidate in (place.with_suffix(".py"), place / "__init__.py"):
+            if candidate.is_file() and candidate.is_relative_to(PACKAGE):
+                return candidate
+    return None
+
+
+def loaded_with(path: Path) -> set[Path]:
+    """All own modules that importing one module loads."""
+    found: set[Path] = set()
+    waiting = [path]
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found.add(path)
+            waiting += [m for name in imports(path, inside_functions=False) if (m := module_of(name))]
+    return found
+
+
+START = sorted(
+    {*PACKAGE.glob("*.py"), *(PACKAGE / "cli").rglob("*.py"), *PACKAGE.glob("*/stage.py")}
+    - {PACKAGE / "evaluation" / "stage.py"}
+)
+"""What a command imports before it knows what it has to do."""
+
+
+@pytest.mark.parametrize("path", START, ids=name_of)
+def test_the_start_of_a_command_loads_nothing_heavy(path: Path) -> None:
+    heavy = {
+        f"{name_of(module)}: {name}"
+        for module in loaded_with(path)
+        for name in imports(module, inside_functions=False)
+        if name.split(".")[0] in HEAVY
+    }
+    assert not heavy
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if part_of(p) == "numerics"], ids=name_of)
@@ -140,20 +169,13 @@ def test_numerics_knows_torch_and_numpy_only(path: Path) -> None:
     assert tops <= {"torch", "numpy", "objtune_cli", "math", "dataclasses", "typing", "collections"}
 
 
+FEATURES = set(STAIRCASE[STAIRCASE.index("interchange") : STAIRCASE.index("doctor") + 1])
+
+
 @pytest.mark.parametrize("path", [p for p in MODULES if part_of(p) == "cli"], ids=name_of)
-def test_the_porch_loads_stages_only_inside_functions(path: Path) -> None:
-    names = [name for name in imports(path, inside_functions=False) if name.startswith("objtune_cli.stages")]
-    assert all(name.startswith("objtune_cli.stages.context") for name in names), names
-
-
-@pytest.mark.parametrize("path", [p for p in MODULES if part_of(p) == "stages"], ids=name_of)
-def test_stages_load_models_and_method_only_inside_functions(path: Path) -> None:
-    assert not {own_part(name) for name in imports(path, inside_functions=False)} & {
-        "models",
-        "method",
-        "numerics",
-        "toybox",
-    }
+def test_the_command_line_loads_features_only_inside_functions(path: Path) -> None:
+    names = [name for name in imports(path, inside_functions=False) if own_part(name) in FEATURES]
+    assert not names
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
@@ -177,7 +199,7 @@ def test_files_and_functions_stay_short() -> None:
 OPENS = ("from_pretrained", "snapshot_download", "hf_hub_download")
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if name_of(p) != "stages/fetch.py"], ids=name_of)
+@pytest.mark.parametrize("path", [p for p in MODULES if name_of(p) != "interchange/hub.py"], ids=name_of)
 def test_nothing_but_fetch_opens_a_connection(path: Path) -> None:
     """Whatever could download is told to open local files only, itself or by `**local`; and no other client is imported."""
     tree = ast.parse(path.read_text())
@@ -213,7 +235,7 @@ def one_mask(project: Path) -> Path:
     """A project with the artifact mask/x@1."""
     import numpy as np
 
-    from objtune_cli.store.artifact import Record, publish
+    from objtune_cli.store.artifacts import Record, publish
 
     publish(project / "artifacts", Record("mask", "x", {"x": "dog"}, {}, {}, {}), {"mask": np.zeros((2, 2), np.uint8)})
     return project
@@ -239,9 +261,9 @@ def test_the_import_reader_sees_what_it_should(tmp_path: Path) -> None:
     sample = tmp_path / "sample.py"
     sample.write_text(
         "from typing import TYPE_CHECKING\nimport torch.nn\nif TYPE_CHECKING:\n    import numpy\nclass A:\n    import cv2\n"
-        "def f():\n    from objtune_cli import stages\n"
+        "def f():\n    from objtune_cli import bench\n"
     )
     assert set(imports(sample, inside_functions=False)) == {"typing.TYPE_CHECKING", "torch.nn", "cv2"}
-    assert "objtune_cli.stages" in set(imports(sample, inside_functions=True))
-    assert own_part("objtune_cli.stages") == "stages"
+    assert "objtune_cli.bench" in set(imports(sample, inside_functions=True))
+    assert own_part("objtune_cli.bench") == "bench"
     assert own_part("objtune_cli.__version__") == ""

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from objtune_cli import paths
-from objtune_cli.config import SECTIONS, Common, Segment
+from objtune_cli.config.resolve import Settings
+from objtune_cli.config.sections import SECTIONS, Common, Segment
 from objtune_cli.errors import UsageError
-from objtune_cli.settings import Settings
 from tests.conftest import REPOSITORY
 
 
@@ -196,9 +196,15 @@ def _mask() -> bytes:
 
 
 def test_a_base_is_itself_however_it_is_written(home: Path) -> None:
-    from objtune_cli import bases
+    from objtune_cli.models import registry
 
-    forms = ("toybox", bases.EMBEDDED, f"{bases.EMBEDDED}/", f"file://{bases.EMBEDDED}", f"'{bases.EMBEDDED}'")
-    found = [bases.find(str(form)) for form in forms]
+    forms = (
+        "toybox",
+        registry.EMBEDDED,
+        f"{registry.EMBEDDED}/",
+        f"file://{registry.EMBEDDED}",
+        f"'{registry.EMBEDDED}'",
+    )
+    found = [registry.find(str(form)) for form in forms]
     assert len({base.fingerprint for base in found}) == 1
-    assert {base.id for base in found[1:]} == {bases.EMBEDDED.name}
+    assert {base.id for base in found[1:]} == {registry.EMBEDDED.name}

@@ -11,10 +11,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from objtune_cli.bases import Base
-from objtune_cli.config import SECTIONS
+from objtune_cli.config.resolve import Settings
+from objtune_cli.config.sections import GUIDANCES, SECTIONS
 from objtune_cli.errors import UsageError
-from objtune_cli.settings import Settings
+from objtune_cli.models.registry import Base
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 PLAIN = {"views": 1, "background_weight": 0.0, "timesteps": "uniform", "schedule": "constant", "token_norm": "free",
@@ -53,7 +53,7 @@ class Method:
         return {"init-embedding": dict(self.embed), "train": dict(self.train), "prior": dict(self.prior)}
 
     def guidances(self, base: Base) -> dict[str, Any]:
-        """What of its pictures is drawn for objects, as `method.sampling.sample` takes it; where it says nothing, or less than 0, what suits the base."""
+        """What of its pictures is drawn for objects, as `generation.sampling.sample` takes it; where it says nothing, or less than 0, what suits the base."""
         return {
             "scene": base.scene_guidance(self.draw.get("scene_guidance", -1.0)), "own": self.draw.get("object_guidance", 0.0),
             "object_below": base.object_below(self.draw.get("object_below", -1.0)),
@@ -64,7 +64,6 @@ OURS = {"objtune": Method("objtune", "docs/method.md")}
 
 PLAINLY = {"scene_guidance": 0.0, "object_below": 1.0}
 """Pictures as any tool draws them from an adapter."""
-GUIDANCES = ("scene_guidance", "object_guidance", "object_below")
 """What of drawing a method may name."""
 BASELINES = {
     "textual-inversion": Method(

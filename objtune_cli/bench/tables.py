@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from objtune_cli.bench import measures, scores
-from objtune_cli.bench.kept import Row
+from objtune_cli.bench.result_cache import Row
 from objtune_cli.errors import InputError
+from objtune_cli.evaluation import statistics as measures
+from objtune_cli.evaluation import truth_scores
 
 RAW = {"raw at 0": 0, "raw at 1": 1}
 """Rows of the calibration: the quantities themselves where their measure is 0 and 1."""
@@ -56,7 +57,9 @@ def tabled(found: Mapping[str, Sequence[Row]]) -> list[Row]:
             "there are no results of the truth, on whose scale shares are told", "give a whole results.jsonl"
         )
     truth = [r["measures"] for r in found["truth"]]
-    pooled = {m: float(np.mean([v[m] for v in truth if m in v])) for m in scores.POOLED if any(m in v for v in truth)}
+    pooled = {
+        m: float(np.mean([v[m] for v in truth if m in v])) for m in truth_scores.POOLED if any(m in v for v in truth)
+    }
     scaled = {
         name: {
             r.get("case", i): {m: v / (pooled.get(m) or 1.0) for m, v in r["measures"].items()}

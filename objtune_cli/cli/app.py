@@ -10,64 +10,64 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from objtune_cli import __version__
-from objtune_cli.cli import environment, options, processes, streams
+from objtune_cli.cli import environment, launcher, options, streams
 from objtune_cli.errors import ObjtuneError, ResourceError
 
 COMMANDS = {
     "segment": (
-        "objects.segment",
+        "segment.segment",
         "Find the object in a photo. Prints the mask's ref; an overlay picture lies beside it.",
     ),
     "init-embedding": (
-        "objects.init_embedding",
+        "init_embedding.init_embedding",
         "Start the object's token from its picture. Prints the embedding's ref.",
     ),
     "train": (
-        "objects.train",
+        "train.train",
         "Learn the object. From a photo, runs the missing stages itself. Prints the adapter's ref.",
     ),
-    "generate": ("pictures.generate", "Draw prompts that name trained objects. Prints one picture path a line."),
+    "generate": ("generate.generate", "Draw prompts that name trained objects. Prints one picture path a line."),
     "compose": (
-        "pictures.compose",
+        "compose.compose",
         "Draw separately trained objects together, each in its place. Prints one picture path a line.",
     ),
     "import": (
-        "bring.import_",
+        "import_.import_",
         "Make a LoRA or an embedding that was trained elsewhere an object of this project. Prints the adapter's ref.",
     ),
     "merge": ("merge.merge", "Make one adapter of several, for tools that take one file. Prints its ref."),
     "run": (
-        "batch.run_",
+        "run.run_",
         "Train and draw many photos that a file lists; finished work is reused. Prints a table, a job a line.",
     ),
-    "init": ("project.init", "Make this folder (or --project DIR) a project."),
-    "list": ("project.list_", "List the project's artifacts: ref, class, base, and what it came from."),
-    "show": ("project.show", "Show all that an artifact knows of itself, and its picture."),
+    "init": ("init.init", "Make this folder (or --project DIR) a project."),
+    "list": ("list.list_", "List the project's artifacts: ref, class, base, and what it came from."),
+    "show": ("show.show", "Show all that an artifact knows of itself, and its picture."),
     "verify": (
-        "upkeep.verify",
+        "verify.verify",
         "Check every byte of every artifact, and that inputs are the files that were recorded.",
     ),
     "gc": (
-        "upkeep.gc",
+        "gc.gc",
         "Delete superseded masks, embeddings and priors that no result was made from, and leftovers. Prints them.",
     ),
-    "rm": ("upkeep.rm", "Delete artifacts; their numbers are never given again. Prints their refs."),
-    "mv": ("upkeep.mv", "Rename an object, from its masks to its adapters. Prints the new refs."),
-    "export": ("project.export", "Write a trained object as files that other tools read. Prints their paths."),
+    "rm": ("rm.rm", "Delete artifacts; their numbers are never given again. Prints their refs."),
+    "mv": ("mv.mv", "Rename an object, from its masks to its adapters. Prints the new refs."),
+    "export": ("export.export", "Write a trained object as files that other tools read. Prints their paths."),
     "evaluate": (
-        "measure.evaluate",
+        "evaluate.evaluate",
         "Measure one trained object: identity, prompt, diversity, leak, drift. Prints a table.",
     ),
-    "bench": ("measure.bench", "Measure methods against each other on objects whose truth is known. Prints a table."),
+    "bench": ("bench.bench", "Measure methods against each other on objects whose truth is known. Prints a table."),
     "doctor": (
-        "check.doctor",
+        "doctor.doctor",
         "Say what this machine and project have, what is missing, and the command that brings it.",
     ),
     "fetch": (
-        "check.fetch",
+        "fetch.fetch",
         "Download a base model's weights; no other command opens a connection. Prints their folder.",
     ),
-    "bases": ("project.bases_", "List the base models that this machine has."),
+    "bases": ("bases.bases_", "List the base models that this machine has."),
 }
 """Name to function and help, in the order of `objtune --help`."""
 
@@ -87,9 +87,9 @@ class Commands(TyperGroup):
         name, found, rest = super().resolve_command(ctx, args)
         if name is None:  # completing after a word that is no command
             return name, found, rest
-        from objtune_cli.cli import frame
+        from objtune_cli.cli import runner
 
-        return name, frame.load(name, *COMMANDS[name]), rest
+        return name, runner.load(name, *COMMANDS[name]), rest
 
 
 app = typer.Typer(
@@ -165,8 +165,8 @@ def run(argv: list[str]) -> int:
     current = options.current
     try:
         options.refuse_empty(argv)
-        if count := processes.asked(argv) if "train" in argv else 0:
-            return processes.run(argv, count)
+        if count := launcher.asked(argv) if "train" in argv else 0:
+            return launcher.run(argv, count)
         code = app(argv, standalone_mode=False, prog_name="objtune")
         sys.stdout.flush()
     except (typer.Abort, KeyboardInterrupt):
@@ -232,14 +232,14 @@ def _cannot_load(exc: ImportError) -> ObjtuneError:
 
 def _failed(error: ObjtuneError, current: options.Invocation, *, trace: bool = False) -> int:
     """Say what went wrong; its exit code."""
-    from objtune_cli.cli import render
+    from objtune_cli.cli import console
 
     if trace:
-        render.trace()
+        console.trace()
     try:
-        render.error(error, current.command, as_json=current.json)
+        console.error(error, current.command, as_json=current.json)
     except OSError:  # stdout takes no document
-        render.error(error, current.command, as_json=False)
+        console.error(error, current.command, as_json=False)
     return error.code
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from objtune_cli.errors import ResourceError
-from objtune_cli.store import header
+from objtune_cli.store import safetensors_format
 
 
 class Events:
@@ -33,7 +33,7 @@ class Events:
             return
         seconds = round(time.monotonic() - self.started, 3)
         line = json.dumps(
-            {"event": event, "seconds": seconds, **header.nulled(values)}, sort_keys=True, allow_nan=False
+            {"event": event, "seconds": seconds, **safetensors_format.nulled(values)}, sort_keys=True, allow_nan=False
         )
         try:
             os.write(self._handle, (line + "\n").encode())

@@ -1,1 +1,1 @@
-"""The only place that loads weights. Knows nothing about projects, artifacts or the command line."""
+"""The frozen text-to-image model (the base): the only place that loads its weights. Knows no projects, artifacts or command line."""

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from objtune_cli.models.stack import Stack
+from objtune_cli.models.base_model import Stack
 
 LARGEST = 16
 """Side of the largest maps that are looked at: finer ones follow edges, not objects (Break-A-Scene, arXiv:2305.16311)."""

@@ -46,10 +46,10 @@ class Project:
         Raises:
             ResourceError: Names the folder.
         """
-        from objtune_cli.store import disk
+        from objtune_cli.store import atomic_files
 
-        disk.check_takes_files(self.temporary)
-        disk.check_writable(self.artifacts / kind / name)
+        atomic_files.check_takes_files(self.temporary)
+        atomic_files.check_writable(self.artifacts / kind / name)
 
     @contextlib.contextmanager
     def held(self, *, alone: bool = False) -> Iterator[None]:
@@ -112,7 +112,7 @@ def locate(given: Path | None, *, create: bool = False) -> Project:
         folder = next((p for p in (start, *start.parents) if (p / MARK).is_file()), start)
     project = Project(folder)
     if create and not project.settings.exists():
-        from objtune_cli.store.artifact import explained
+        from objtune_cli.store.artifacts import explained
 
         with explained(folder):
             folder.mkdir(parents=True, exist_ok=True)

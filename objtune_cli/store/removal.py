@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from objtune_cli.errors import MissingError, UsageError
-from objtune_cli.store import artifact, header, refs
-from objtune_cli.store.artifact import Record
+from objtune_cli.store import artifacts, refs, safetensors_format
+from objtune_cli.store.artifacts import Record
 from objtune_cli.store.refs import Ref
 
 FOUND_AGAIN = ("mask", "embedding", "prior")
@@ -24,7 +24,7 @@ def records(root: Path) -> dict[Ref, Record]:
     Raises:
         DamagedError, IncompatibleError: One cannot be read, so that nobody knows what it was made from.
     """
-    return {ref: artifact.read_record(root, ref) for ref in refs.every(root)}
+    return {ref: artifacts.read_record(root, ref) for ref in refs.every(root)}
 
 
 def sources(record: Record) -> list[Ref]:
@@ -64,12 +64,12 @@ def bury(root: Path, ref: Ref, moved: str = "") -> None:
     before it, so that none is left without its artifact.
     """
     path = ref.path(root)
-    said = {"moved": moved, "ref": str(ref), "sha256": artifact.sha256(path)}
-    artifact.write_file(refs.grave(root, ref), (header.canonical(said) + "\n").encode(), root)
-    with artifact.explained(path):
+    said = {"moved": moved, "ref": str(ref), "sha256": artifacts.sha256(path)}
+    artifacts.write_file(refs.grave(root, ref), (safetensors_format.canonical(said) + "\n").encode(), root)
+    with artifacts.explained(path):
         shutil.rmtree(path.with_suffix(""), ignore_errors=True)
         path.unlink()
-        artifact.flush_folder(path.parent)
+        artifacts.flush_folder(path.parent)
 
 
 def unreferenced(root: Path, before: float) -> list[Ref]:
@@ -117,7 +117,7 @@ def rename(root: Path, old: str, new: str) -> list[tuple[Ref, Ref]]:
         )
     renamed: dict[Ref, dict[str, str]] = {}
     for ref, target in moved.items():
-        record, tensors = artifact.load(root, ref)
+        record, tensors = artifacts.load(root, ref)
         renamed[ref] = {
             "ref": str(target),
             "sha256": _written(root, _called(record, old, new, renamed), target, tensors, old),
@@ -146,10 +146,10 @@ def _written(root: Path, record: Record, target: Ref, tensors: Mapping[str, Any]
     tensors = {renamed.get(key, key): value for key, value in tensors.items()}
     numbered = replace(record, version=target.version)
     path = target.path(root)
-    with contextlib.suppress(artifact.TakenError):
-        artifact.publish(root, numbered, tensors, number=target.version)
-        return artifact.sha256(path)
-    wanted = artifact.encoded(numbered, {name: artifact.as_array(value) for name, value in tensors.items()})
+    with contextlib.suppress(artifacts.TakenError):
+        artifacts.publish(root, numbered, tensors, number=target.version)
+        return artifacts.sha256(path)
+    wanted = artifacts.encoded(numbered, {name: artifacts.as_array(value) for name, value in tensors.items()})
     if path.exists() and path.read_bytes() == b"".join(bytes(part) for part in wanted):
-        return artifact.sha256(path)
+        return artifacts.sha256(path)
     raise UsageError(f"the name {target.name} is taken: {target}", "choose another one")

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from objtune_cli.toybox.draw import render
+from objtune_cli.toybox.renderer import render
 from objtune_cli.toybox.world import Instance, Pose, Scene, sample_instance
 
 SIDE = 640

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import ViTConfig, ViTModel
 
-from objtune_cli.bench import drawing, features
-from objtune_cli.bench.kept import Kept
+from objtune_cli.bench.result_cache import Kept
 from objtune_cli.errors import DamagedError, GateError, NonFiniteError
-from objtune_cli.models import stack as stacks
-from tests import tiny
+from objtune_cli.evaluation import features, rendering
+from objtune_cli.models import base_model as stacks
+from tests.support import tiny_sd1
 
 NAN = float("nan")
 SHOWN = np.random.default_rng(0).integers(0, 255, (1, 8, 8, 3), np.uint8)
@@ -51,7 +51,7 @@ def test_a_measure_that_is_not_finite_is_left_out(tmp_path: Path) -> None:
 
 
 def test_pictures_of_one_colour_are_not_measured(tmp_path: Path) -> None:
-    stack = stacks.load(tiny.build(tmp_path / "tiny", clip=False), torch.device("cpu"), torch.float32)
+    stack = stacks.load(tiny_sd1.build(tmp_path / "tiny", clip=False), torch.device("cpu"), torch.float32)
     stack.vae.decoder.conv_out.weight.zero_()
     stack.vae.decoder.conv_out.bias.fill_(-1)
     drawn = {"steps": 1, "guidance": 1.0}
@@ -59,9 +59,9 @@ def test_pictures_of_one_colour_are_not_measured(tmp_path: Path) -> None:
         progress=lambda label: lambda *args: None, base=SimpleNamespace(drawn=lambda: drawn), force=False
     )
     with pytest.raises(GateError, match=r"2 of 2 pictures of a dog are of one colour \(seed 3\): not measured"):
-        drawing.pictures(ctx, stack, ["a dog", "a cat"], [3, 4], "a dog")
+        rendering.pictures(ctx, stack, ["a dog", "a cat"], [3, 4], "a dog")
     ctx.force = True
-    assert not drawing.pictures(ctx, stack, ["a dog"], [3], "a dog").any()
+    assert not rendering.pictures(ctx, stack, ["a dog"], [3], "a dog").any()
 
 
 def test_models_that_measure_are_finite(tmp_path: Path) -> None:

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from objtune_cli import bases
-from objtune_cli.bench.given import WAYS
 from objtune_cli.bench.methods import ABLATIONS, BASELINES, GROUPS, METHODS, OURS, PLAIN, ROBUST, Method, named
-from objtune_cli.config import Embed, Prior, Train
+from objtune_cli.bench.photo_variants import WAYS
+from objtune_cli.config.resolve import Settings
+from objtune_cli.config.sections import Embed, Prior, Train
 from objtune_cli.errors import UsageError
-from objtune_cli.settings import Settings
+from objtune_cli.models import registry
 
 
 def _resolved(method: Method) -> tuple[Embed, Train, Prior]:
@@ -124,7 +124,7 @@ def test_what_is_no_method_or_setting_is_named(text: str, said: str) -> None:
 
 
 def test_baselines_are_drawn_as_any_tool_draws_them() -> None:
-    toybox = bases.find("toybox")
+    toybox = registry.find("toybox")
     suits, plain = {"scene": 2.0, "own": 0.0, "object_below": 0.8}, {"scene": 0.0, "own": 0.0, "object_below": 1.0}
     assert (
         toybox.scene_guidance(),

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from objtune_cli.bench import tables
-from objtune_cli.bench.measures import interval
 from objtune_cli.errors import InputError
+from objtune_cli.evaluation.statistics import interval
 from tests.conftest import REPOSITORY
 
 SHARES = st.floats(0, 1, allow_nan=False)

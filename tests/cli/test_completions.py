@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from objtune_cli.store.artifact import Record, publish
+from objtune_cli.store.artifacts import Record, publish
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 OBJTUNE = Path(sys.executable).with_name("objtune")

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from objtune_cli.store.artifact import Record, load, publish, sha256
+from objtune_cli.store.artifacts import Record, load, publish, sha256
 from objtune_cli.store.refs import Ref
-from tests import tiny
-from tests.schema import check
+from tests.support import tiny_sd1
+from tests.support.json_schema import check
 
 Cli = Callable[..., Any]
 SIDE = 96
@@ -320,7 +320,7 @@ def test_a_bug_is_1_with_a_traceback(cli: Cli, toy: Path, monkeypatch: pytest.Mo
     def broken(*_args: object) -> None:
         raise ZeroDivisionError("oh\x1b[31m")
 
-    monkeypatch.setattr("objtune_cli.stages.segment.run", broken)
+    monkeypatch.setattr("objtune_cli.segmentation.stage.run", broken)
     done = cli("segment", toy, "--class", "dog")
     assert done.code == 1
     assert "Traceback" in done.err
@@ -500,7 +500,7 @@ def test_transparency_serves_as_the_mask(cli: Cli, toy: Path, cover: Path, proje
 @pytest.mark.parametrize("hint", [["--box", "24,24,72,72"], ["--point", "48,48"], []], ids=["box", "point", "none"])
 def test_the_square_is_found(hint: list[str], cli: Cli, toy: Path, cover: Path, project: Path) -> None:
     """Intersection over union with the true square; 0.9 lets the outline be off by less than a pixel."""
-    assert cli("segment", toy, "--class", "toy", "--segmenter", "grabcut", *tiny.ANY, *hint).code == 0
+    assert cli("segment", toy, "--class", "toy", "--segmenter", "grabcut", *tiny_sd1.ANY, *hint).code == 0
     record, tensors = load(project / "artifacts", Ref("mask", "toy", 1))
     assert record.metrics["found_by"] == "grabcut"
     found = tensors["mask"] > 127

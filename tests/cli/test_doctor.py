@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from objtune_cli.store.artifact import Record, publish
-from tests.schema import check
+from objtune_cli.store.artifacts import Record, publish
+from tests.support.json_schema import check
 from tests.test_architecture import loaded_by
 
 Cli = Callable[..., Any]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from objtune_cli.cli import environment, processes
+from objtune_cli.cli import environment, launcher
 from objtune_cli.errors import ResourceError
-from objtune_cli.stages import connection
+from objtune_cli.interchange import hub_environment
 
 
 @pytest.mark.parametrize(
@@ -45,9 +45,9 @@ def test_one_process_speaks_even_where_a_scheduler_left_its_number(cli, monkeypa
     assert environment.follows("train") and not environment.follows("list")
     monkeypatch.setenv(environment.STARTED_BY, "1")
     assert environment.follows("list")
-    assert processes.asked(["train", "--num-processes", "2"]) == 0
+    assert launcher.asked(["train", "--num-processes", "2"]) == 0
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert processes.asked(["train", "--num-processes", "2"]) == 2
+    assert launcher.asked(["train", "--num-processes", "2"]) == 2
 
 
 @pytest.mark.parametrize(("options", "shown"), [([], 0), (["default"], 1)])
@@ -93,13 +93,13 @@ def test_what_no_connection_can_be_made_with_is_named(
     variables: dict[str, str], words: str, cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    monkeypatch.setattr(connection, "find_spec", lambda name: None)
+    monkeypatch.setattr(hub_environment, "find_spec", lambda name: None)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     done = cli("fetch", "--base", "sd15")
     assert done.code == 7 and "Traceback" not in done.err and "secret" not in done.err
     with pytest.raises(ResourceError, match=words) as caught:
-        connection.check()
+        hub_environment.check()
     assert "unset" in caught.value.hint
 
 
@@ -124,19 +124,19 @@ def test_no_home_folder(cli, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_proxy_that_can_be_used_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for value in ("proxy:3128", "http://me:pw@proxy:3128", "https://proxy", "http://[::1]:8080"):
         monkeypatch.setenv("HTTPS_PROXY", value)
-        connection.check()
-        assert connection.advice().startswith("HTTPS_PROXY is set")
+        hub_environment.check()
+        assert hub_environment.advice().startswith("HTTPS_PROXY is set")
     monkeypatch.setenv("HTTPS_PROXY", "socks4://x")
     monkeypatch.setenv("NO_PROXY", "*")
-    connection.check()
-    assert connection.advice() == ""
+    hub_environment.check()
+    assert hub_environment.advice() == ""
 
 
 @pytest.mark.parametrize("device", ["mps", "cuda:99", "xpu", "vulkan", "meta", "gpu", "0", "cpu:abc", "", " "])
 def test_a_device_that_is_not_here_is_one_short_line(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from objtune_cli.models.stack import pick_device
+    from objtune_cli.models.base_model import pick_device
 
     if device == "mps" and torch.backends.mps.is_available():
         pytest.skip("it is here")
@@ -150,7 +150,7 @@ def test_a_device_that_is_not_here_is_one_short_line(device: str, monkeypatch: p
 def test_a_gpu_that_a_variable_hides_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from objtune_cli.models import devices
+    from objtune_cli.runtime import devices
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
@@ -163,12 +163,12 @@ def test_a_gpu_that_a_variable_hides_is_said(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_cluster_that_left_all_of_its_variables_is_waited_for_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
-    from objtune_cli.models import parallel
-    from objtune_cli.stages.context import Context
+    from objtune_cli.runtime import distributed
+    from objtune_cli.workflow.context import Context
 
     said: list[str] = []
     monkeypatch.setattr(Context, "note_once", lambda _self, text: said.append(text))
-    monkeypatch.setattr(parallel, "team", lambda device: None)
+    monkeypatch.setattr(distributed, "team", lambda device: None)
     ctx = Context.__new__(Context)
     ctx.common = type("Common", (), {"device": "cpu"})()
     for name, value in {"WORLD_SIZE": "4", "RANK": "0", "MASTER_ADDR": "node1", "MASTER_PORT": "29500"}.items():
@@ -179,5 +179,5 @@ def test_a_cluster_that_left_all_of_its_variables_is_waited_for_aloud(monkeypatc
     ctx.team()
     for size in ("", "1", "x"):
         monkeypatch.setenv("WORLD_SIZE", size)
-        assert ctx.team() is None and not parallel.started()
+        assert ctx.team() is None and not distributed.started()
     assert len(said) == 1

@@ -3,8 +3,8 @@
 import json
 import threading
 
+from objtune_cli.cli.console import Reporter
 from objtune_cli.cli.events import Events
-from objtune_cli.cli.render import Reporter
 
 
 def test_of_two_threads_the_one_that_began_first_is_shown(capfd, tmp_path):

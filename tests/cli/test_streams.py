@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from objtune_cli.cli import app, frame, render, streams
-from objtune_cli.cli.given import given_prompts
+from objtune_cli.cli import app, console, runner, streams
+from objtune_cli.cli.stdin import given_prompts
 from objtune_cli.errors import UsageError
 from tests.test_architecture import one_mask  # noqa: F401  (a fixture)
 
@@ -161,13 +161,13 @@ def test_descriptors_of_closed_streams_are_not_given_to_files(tmp_path: Path) ->
 def test_what_libraries_print_is_no_result(capfd: pytest.CaptureFixture[str]) -> None:
     """From Python while a command runs; and from C at any time, in a process of ours."""
 
-    def chatty(run: frame.Run) -> frame.Outcome:
+    def chatty(run: runner.Run) -> runner.Outcome:
         print("[ERROR] of a library")
-        render.lines(["result"])
-        return frame.Outcome(shown="nothing")
+        console.lines(["result"])
+        return runner.Outcome(shown="nothing")
 
     given = {"project": None, "json": False, "quiet": True, "verbose": False, "events": None}
-    assert frame._run("list", chatty, given, {}, []) == 0
+    assert runner._run("list", chatty, given, {}, []) == 0
     assert capfd.readouterr() == ("result\n", "[ERROR] of a library\n")
     script = "import os; from objtune_cli.cli import streams; streams.prepare(); os.write(1, b'from C'); print('result', flush=True)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
@@ -195,10 +195,10 @@ def test_prompts_from_stdin_of_windows(text: str, prompts: list[str], monkeypatc
 def test_what_the_system_refuses_is_one_line(
     error: Exception, words: str, code: int, cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: frame.Run, **_: object) -> None:
+    def fail(self: runner.Run, **_: object) -> None:
         raise error
 
-    monkeypatch.setattr(frame.Run, "project", fail)
+    monkeypatch.setattr(runner.Run, "project", fail)
     done = cli("list")
     assert done.code == code and words in done.err
     assert ("Traceback" in done.err) == (code == 1)

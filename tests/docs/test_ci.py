@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from objtune_cli.stages import jobs
+from objtune_cli.workflow import job_file
 from tests.conftest import REPOSITORY
-from tests.schema import check
+from tests.support.json_schema import check
 
 QUICK = {
     "OBJTUNE_TRAIN_STEPS": "3", "OBJTUNE_TRAIN_VIEWS": "2", "OBJTUNE_TRAIN_SCORES": "none", "OBJTUNE_INIT_EMBEDDING_STEPS": "2",
@@ -31,7 +31,7 @@ def steps() -> list[dict[str, Any]]:
 
 def test_the_page_names_every_key_of_a_jobs_file() -> None:
     page = (REPOSITORY / "docs" / "ci.md").read_text()
-    assert [key for key in jobs.KEYS if f"`{key}`" not in page] == []
+    assert [key for key in job_file.KEYS if f"`{key}`" not in page] == []
 
 
 @pytest.mark.timeout(900)

@@ -32,11 +32,11 @@ def test_the_page_prints_what_it_says(project: Path) -> None:
 
 
 def test_every_function_is_there_and_says_what_it_does() -> None:
-    from objtune_cli import library
+    from objtune_cli import api
 
-    assert set(objtune_cli.FUNCTIONS) == set(library.__all__) <= set(dir(objtune_cli))
+    assert set(objtune_cli.FUNCTIONS) == set(api.__all__) <= set(dir(objtune_cli))
     for name in objtune_cli.FUNCTIONS:
-        assert getattr(objtune_cli, name) is getattr(library, name) and getattr(library, name).__doc__
+        assert getattr(objtune_cli, name) is getattr(api, name) and getattr(api, name).__doc__
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = objtune_cli.nothing
 
@@ -52,7 +52,7 @@ def test_settings_of_a_project_are_checked(project: Path) -> None:
     ctx = objtune_cli.project(
         "inner", base="toybox", train={"steps": 7}, init_embedding={"vectors": 3}, on_step=lambda *a: steps.append(a)
     )
-    from objtune_cli.config import Embed, Train
+    from objtune_cli.config.sections import Embed, Train
 
     assert (
         ctx.settings.resolve(Train).steps == 7

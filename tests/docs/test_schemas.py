@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from objtune_cli.cli.app import COMMANDS
-from tests.schema import SCHEMAS, check
+from tests.support.json_schema import SCHEMAS, check
 
 PLAIN: dict[str, Any] = {"command": "segment", "refs": [], "images": [], "metrics": {}, "seconds": 0.5}
 ONE = {"ref": "mask/rex@1", "path": "/a", "sha256": "0" * 64, "reused": False}

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from objtune_cli.store.artifact import Record, publish
-from tests import tiny
+from objtune_cli.store.artifacts import Record, publish
+from tests.support import tiny_sd1
 
 Cli = Callable[..., Any]
 Make = Callable[[Path], Any]
@@ -325,7 +325,7 @@ def test_f19_f21_offline_and_nothing_of_the_owner(
     )
     fast = [word for setting in settings for word in ("--set", setting)]
     line = ["train", telling(outside, form), "--class", "dog", "--name", "rex", "--box", "35,35,75,75"]
-    done = cli(*line, *fast, *tiny.ANY, "--set", "segment.segmenter=grabcut", "--base", base)
+    done = cli(*line, *fast, *tiny_sd1.ANY, "--set", "segment.segmenter=grabcut", "--base", base)
     assert done.code == 0, done.err
     assert cli("generate", "<rex> at night", "-n", 1, "--steps", 1, "--base", base).code == 0
     assert cli("compose", "<rex>", "-n", 1, "--steps", 1, "--base", base).code == 0
@@ -355,6 +355,6 @@ def test_publish_refuses_no_record_of_a_hostile_word(project: Path) -> None:
     """A class word with quotes and escapes is data: it comes back as it was."""
     word = 'd"o\\g\x1b[31m\u202e'
     ref = publish(project / "artifacts", Record("mask", "rex", {"rex": word}, {}, {}, {}), {})
-    from objtune_cli.store.artifact import verified
+    from objtune_cli.store.artifacts import verified
 
     assert verified(project / "artifacts", ref)[0].objects == {"rex": word}

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import objtune_cli.models.stack  # noqa: F401  (repairs torchvision before the libraries below ask for it)
+import objtune_cli.models.base_model  # noqa: F401  (repairs torchvision before the libraries below ask for it)
 
 # isort: split
 import pytest
@@ -11,12 +11,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-from objtune_cli.families.interface import MODULES
-from objtune_cli.models import stack as stacks
-from objtune_cli.stages import export
-from tests import tiny
-from tests.sizes import sized
-from tests.stages.test_export import (
+from objtune_cli.interchange import export
+from objtune_cli.models import base_model as stacks
+from objtune_cli.models.families.family import MODULES
+from tests.interchange.test_export import (
     CPU,
     FRESH_ROWS,
     NO_TEXT_LORA,
@@ -28,6 +26,8 @@ from tests.stages.test_export import (
     _theirs,
     listening,
 )
+from tests.support import tiny_sd1
+from tests.support.scaled import sized
 
 PLACES = [
     f"{side}_blocks_{i}_attentions_{j}"
@@ -47,7 +47,7 @@ def sd15_shaped() -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(8, 8, 16, 16),
-        cross_attention_dim=tiny.WIDTH,
+        cross_attention_dim=tiny_sd1.WIDTH,
         attention_head_dim=2,
         norm_num_groups=4,
     )
@@ -57,8 +57,8 @@ def sd15_shaped() -> UNet2DConditionModel:
 def sd15(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base of random weights whose denoiser has SD 1.5's layers."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiny, "unet", sd15_shaped)
-        return tiny.build(tmp_path_factory.mktemp("sd15") / "sd15", clip=False)
+        patch.setattr(tiny_sd1, "unet", sd15_shaped)
+        return tiny_sd1.build(tmp_path_factory.mktemp("sd15") / "sd15", clip=False)
 
 
 def test_names_are_those_that_other_tools_know(sd15: Path, tmp_path: Path) -> None:

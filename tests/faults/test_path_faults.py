@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from objtune_cli.store import refs
-from objtune_cli.store.artifact import sha256
-from tests import tiny
-from tests.sizes import sized
+from objtune_cli.store.artifacts import sha256
+from tests.support import tiny_sd1
+from tests.support.scaled import sized
 
 SETTINGS = (
     "init-embedding.steps=2", "train.views=2", "train.steps=3", "train.rank=1", "prior.samples=2", "prior.entries=2", "train.known=2", "train.scores=none", "generate.steps=2",
@@ -34,7 +34,7 @@ def path(photo: Path, base: Path) -> list[list[str]]:
     """Every stage once: photo to mask, embedding, prior, adapter, scenes, exports."""
     model = ["--base", str(base), *SET]
     return [
-        ["segment", str(photo), "--class", "dog", *model, *tiny.ANY],
+        ["segment", str(photo), "--class", "dog", *model, *tiny_sd1.ANY],
         ["init-embedding", "mask/dog", *model],
         ["train", "embedding/dog", "--no-preview", *model],
         ["generate", "a <dog> at night", "-n", "2", *model],
@@ -209,7 +209,7 @@ WRITER = """
 import sys
 import numpy as np
 from pathlib import Path
-from objtune_cli.store.artifact import Record, publish
+from objtune_cli.store.artifacts import Record, publish
 peak = lambda: next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 data = np.ones(int(sys.argv[2]), np.uint8)
 before = peak()

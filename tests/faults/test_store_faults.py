@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 from objtune_cli.errors import BusyError, DamagedError, ObjtuneError, ResourceError
-from objtune_cli.store import header, leftovers, refs, removal
-from objtune_cli.store.artifact import Record, publish, read_record, sha256, verified
+from objtune_cli.store import refs, removal, safetensors_format, temp_files
+from objtune_cli.store.artifacts import Record, publish, read_record, sha256, verified
 from objtune_cli.store.project import Project
 from objtune_cli.store.refs import Ref
-from tests.sizes import sized
+from tests.support.scaled import sized
 
 REX = Record(
     "mask", "rex", {"rex": "dog"}, {"photo": {"ref": "", "sha256": "0" * 64}}, {"edge": 0.5}, {}, {"area": 0.25}
@@ -41,7 +41,7 @@ def child(work: Callable[[], Any]) -> int:
         return pid
     code = 70
     try:
-        leftovers._swept.clear()
+        temp_files._swept.clear()
         work()
         code = 0
     finally:
@@ -84,7 +84,7 @@ def test_f1_killed_writers(size: int, root: Path, say: Say) -> None:
             os.kill(pid, signal.SIGKILL)
             killed += ended(pid) == -signal.SIGKILL
         seen = max(seen, len(list((root.parent / ".objtune/tmp").glob("*"))))
-    left = len(leftovers.found(root.parent / ".objtune/tmp"))
+    left = len(temp_files.found(root.parent / ".objtune/tmp"))
     assert ended(child(lambda: publish(root, REX, {"x": block}))) == 0
     every = sound(root)
     assert [ref.version for ref in every] == list(range(1, len(every) + 1))
@@ -303,7 +303,7 @@ import os, sys
 import numpy as np
 from pathlib import Path
 from objtune_cli.errors import ResourceError
-from objtune_cli.store.artifact import Record, publish, verified
+from objtune_cli.store.artifacts import Record, publish, verified
 root, record = Path("artifacts"), Record("mask", "rex", {"rex": "dog"}, {}, {}, {})
 done = 0
 while True:
@@ -409,7 +409,7 @@ def test_f12_monstrous_headers(size: int, tmp_path: Path, say: Say) -> None:
         for _ in range(size):
             started = time.perf_counter()
             with pytest.raises(DamagedError, match="header of"):
-                header.read(path)
+                safetensors_format.read(path)
             worst = max(worst, time.perf_counter() - started)
     assert worst < 0.05
     say(f"F12 headers of 75 MB and 96 MB: refused in at most {worst * 1000:.1f} ms")
@@ -420,7 +420,7 @@ import os, sys
 import numpy as np
 from pathlib import Path
 os.umask(int(sys.argv[2], 8))
-from objtune_cli.store.artifact import Record, publish, sha256
+from objtune_cli.store.artifacts import Record, publish, sha256
 root = Path(sys.argv[1]) / "artifacts"
 record = Record("mask", "rex", {"rex": "K\\u00e4se", "b": "c"}, {"photo": {"ref": "", "sha256": "0" * 64}}, {k: 0.1 for k in {"x", "y", "z", "w"}}, {}, {"area": 1 / 3})
 print(sha256(publish(root, record, {k: np.linspace(0, 1, 7) for k in {"p", "q", "r"}}).path(root)))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.conftest import COLOUR
-from tests.sizes import sized
+from tests.support.scaled import sized
 
 NAMES = [
     "\x1b[31mred", "\x1b]0;title\x07", "\x1b[2J", "\x1b[6n", "\x1bPq\x1b\\", "bell\x07", "back\x08\x08", "a\rb", "a\nb", "tab\tb", "\x7fdel", "\x9b31m", "\x85next",
@@ -26,7 +26,7 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from objtune_cli.cli.app import run
-from objtune_cli.store.artifact import Record, publish
+from objtune_cli.store.artifacts import Record, publish
 names = [n.encode("ascii").decode("unicode_escape") for n in json.loads(sys.argv[1])]
 for i, name in enumerate(names):
     word = name.encode("utf-8", "backslashreplace").decode()

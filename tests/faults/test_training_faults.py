@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sizes import sized
+from tests.support.scaled import sized
 
 SERVER = '''
 """A process that has imported everything once and forks a child for every attempt."""
@@ -19,14 +19,14 @@ base, photo, kills = sys.argv[1], sys.argv[2], int(sys.argv[3])
 SETTINGS = ["train.steps=16", "train.rank=2", "train.views=4", "init-embedding.steps=3", "prior.samples=2", "prior.entries=4", "train.known=2",
             "train.scores=none", "segment.min_likeness=0", "segment.min_margin=-99", "segment.min_score=-99"]
 LINE = ["train", photo, "--class", "dog", "--base", base, "--no-preview", "--quiet", *(w for s in SETTINGS for w in ("--set", s))]
-import objtune_cli.models.stack
+import objtune_cli.models.base_model
 import torch
 torch.set_num_threads(1)
-import objtune_cli.method.training, objtune_cli.method.prototype, objtune_cli.method.prior, objtune_cli.models.towers, objtune_cli.models.sam
+import objtune_cli.training.trainer, objtune_cli.embedding.prototype, objtune_cli.training.class_prior, objtune_cli.models.clip, objtune_cli.segmentation.sam
 import diffusers, transformers, peft, cv2
 from objtune_cli.cli.app import run
-from objtune_cli.method.training import Trainer
-from objtune_cli.stages import train as stage
+from objtune_cli.training.trainer import Trainer
+from objtune_cli.training import stage
 
 def begin(folder, change=None):
     pid = os.fork()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.fuzzing import FULL
+from tests.support.fuzzing import FULL
 
 SECONDS = 3600
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import objtune_cli.models.stack as stacks  # (repairs torchvision before the libraries below ask for it)
+import objtune_cli.models.base_model as stacks  # (repairs torchvision before the libraries below ask for it)
 
 # isort: split
 import numpy as np
@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tests import tiny
-from tests.fuzzing import Entrance, entrance, figures, tries  # noqa: F401  (a fixture)
+from tests.support import tiny_sd1
+from tests.support.fuzzing import Entrance, entrance, figures, tries  # noqa: F401  (a fixture)
 
 WEIGHTS = {
     "unet": "diffusion_pytorch_model.safetensors",
@@ -151,7 +151,7 @@ def changed(weights: dict[str, torch.Tensor], damage: Damage) -> dict[str, torch
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.build(tmp_path_factory.mktemp("fuzz") / "tiny", clip=False)
+    return tiny_sd1.build(tmp_path_factory.mktemp("fuzz") / "tiny", clip=False)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import objtune_cli.models.stack  # noqa: F401  (repairs torchvision before the libraries below ask for it)
+import objtune_cli.models.base_model  # noqa: F401  (repairs torchvision before the libraries below ask for it)
 
 # isort: split
 import pytest
@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from objtune_cli.families.interface import first_name
-from tests import tiny
-from tests.fuzzing import Entrance, entrance, figures, tries  # noqa: F401  (a fixture)
+from objtune_cli.models.families.family import first_name
+from tests.support import tiny_sd1
+from tests.support.fuzzing import Entrance, entrance, figures, tries  # noqa: F401  (a fixture)
 
 ENDS = ("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight", "conv1.weight", "proj_in.weight")
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -99,7 +99,7 @@ def spoil(weights: dict[str, torch.Tensor], how: str, detail: int) -> dict[str, 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.build(tmp_path_factory.mktemp("fuzz") / "tiny", clip=True)
+    return tiny_sd1.build(tmp_path_factory.mktemp("fuzz") / "tiny", clip=True)
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +207,7 @@ def embeddings(draw: Any) -> Embedding:
         draw(st.sampled_from(sorted(DTYPES))),
     )
     rows = (
-        torch.randn(count, tiny.WIDTH, generator=torch.Generator().manual_seed(draw(st.integers(0, 1000)))) * 0.1
+        torch.randn(count, tiny_sd1.WIDTH, generator=torch.Generator().manual_seed(draw(st.integers(0, 1000)))) * 0.1
     ).to(DTYPES[dtype])
     if value in ("nan", "inf"):
         rows[draw(st.integers(0, count - 1)), 0] = float(value)
@@ -237,7 +237,7 @@ def test_embedding_files(entrance: Entrance, record_property: Any, base: Path) -
             return
         assert item.value in ("finite", "text shape") and item.form != "two words", item
         found = torch.tensor(entrance.load("adapter", "rex")[1]["token.rex"])
-        assert torch.equal(found, item.rows.float().reshape(-1, tiny.WIDTH)), item
+        assert torch.equal(found, item.rows.float().reshape(-1, tiny_sd1.WIDTH)), item
 
     check()
     figures(entrance, record_property, "embedding files")

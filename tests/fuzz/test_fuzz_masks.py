@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from objtune_cli.numerics.masks import iou
-from tests.fuzzing import Entrance, entrance, figures, tries  # noqa: F401  (a fixture)
+from tests.support.fuzzing import Entrance, entrance, figures, tries  # noqa: F401  (a fixture)
 
 WIDTH, HEIGHT = 96, 72
 TURNED = 6

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
-from tests.fuzzing import Entrance, entrance, figures, tries  # noqa: F401  (a fixture)
-from tests.profiles import PROFILES
+from tests.support.fuzzing import Entrance, entrance, figures, tries  # noqa: F401  (a fixture)
+from tests.support.icc_profiles import PROFILES
 
 FORMS = {
     "PNG": ("RGB", "L", "LA", "RGBA", "P", "1", "I;16"), "JPEG": ("RGB", "L", "CMYK"), "WEBP": ("RGB", "RGBA"), "TIFF": ("RGB", "L", "RGBA", "CMYK", "LAB", "F"),

@@ -6,7 +6,7 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
-import objtune_cli.models.stack  # noqa: F401  (repairs torchvision before the libraries below ask for it)
+import objtune_cli.models.base_model  # noqa: F401  (repairs torchvision before the libraries below ask for it)
 
 # isort: split
 import numpy as np
@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tests import tiny
-from tests.fuzzing import Entrance, entrance, figures, tries  # noqa: F401  (a fixture)
+from tests.support import tiny_sd1
+from tests.support.fuzzing import Entrance, entrance, figures, tries  # noqa: F401  (a fixture)
 
 PIECES = (
     "a photo of", "on the beach", "and", "dog", "<rex>", "<rex>", "<rex>", "<cup>", "<rex@1>", "<rex@2>", "<nosuch>", "<Rex>", "< rex >", "<rex:0.5>", "<rex:1>", "<rex", "rex>", "&lt;rex&gt;", "＜rex＞", "rex",
@@ -40,7 +40,7 @@ negatives = st.one_of(st.none(), st.none(), prompts)
 def project(tmp_path_factory: pytest.TempPathFactory, entrance: Entrance) -> Path:  # noqa: F811
     """A base, and two objects that were imported for it: <rex> with a LoRA, <cup> with vectors alone."""
     folder = entrance.empty()
-    base = tiny.build(tmp_path_factory.mktemp("fuzz") / "tiny", clip=False)
+    base = tiny_sd1.build(tmp_path_factory.mktemp("fuzz") / "tiny", clip=False)
     g = torch.Generator().manual_seed(0)
     weights = load_file(base / "unet" / "diffusion_pytorch_model.safetensors")
     lora = {}
@@ -53,7 +53,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, entrance: Entrance) -> Pat
             }
     save_file(lora, folder / "lora.safetensors")
     for name, rows in VECTORS.items():
-        save_file({"emb_params": torch.randn(rows, tiny.WIDTH, generator=g)}, folder / f"{name}.safetensors")
+        save_file({"emb_params": torch.randn(rows, tiny_sd1.WIDTH, generator=g)}, folder / f"{name}.safetensors")
     assert (
         entrance.run(
             "import", "lora.safetensors", "rex.safetensors", "--class", "dog", "--name", "rex", "--base", base
@@ -71,7 +71,7 @@ def plain(prompt: str) -> str:
 
 
 def test_prompts(entrance: Entrance, record_property: Any, project: Path) -> None:  # noqa: F811
-    words = tiny.tokenizer()
+    words = tiny_sd1.tokenizer()
 
     @tries(1200, 20)
     @given(prompt=prompts, negative=negatives, seed=st.integers(0, 2**64 - 1))
@@ -96,7 +96,7 @@ def test_prompts(entrance: Entrance, record_property: Any, project: Path) -> Non
             assert any(name in str(item["ref"]) for item in record.inputs.values()), (prompt, name, record.inputs)
         for match in NAMED.finditer(plain(prompt)):
             before = words(NAMED.sub("o", plain(prompt)[: match.start()]), add_special_tokens=False).input_ids
-            assert 1 + len(before) + 1 <= tiny.TOKENS - 1, (
+            assert 1 + len(before) + 1 <= tiny_sd1.TOKENS - 1, (
                 f"{match[0]} stands behind what the base reads, in {prompt!r}"
             )
         for name in NAMED.findall(plain(negative or "")):

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from objtune_cli.config import SECTIONS, Segment
+from objtune_cli.composition import layout
+from objtune_cli.config.sections import SECTIONS, Segment
 from objtune_cli.errors import ObjtuneError
-from objtune_cli.stages import jobs, layout
-from tests.fuzzing import Entrance, entrance, figures, tries  # noqa: F401  (a fixture)
+from objtune_cli.workflow import job_file
+from tests.support.fuzzing import Entrance, entrance, figures, tries  # noqa: F401  (a fixture)
 
 ENCODINGS = (*["utf-8"] * 8, "utf-8-sig", "utf-8-sig", "utf-16", "utf-16-le", "cp1252", "utf-32")
 NEWLINES = (*["\n"] * 4, "\r\n", "\r\n", "\r")
@@ -156,7 +157,7 @@ def check_jobs(place: Entrance, item: tuple[bytes, dict[str, str]]) -> None:
     file = folder / "jobs.toml"
     file.write_bytes(data)
     try:
-        found = jobs.read(file)
+        found = job_file.read(file)
     except ObjtuneError as error:
         place.codes[f"exit {error.code}"] += 1
         assert error.code in (2, 3) and "\n" not in error.message and error.hint, (data, error.message, error.hint)

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from objtune_cli.models import adapter, attention
+from objtune_cli.lora import layers as adapter
+from objtune_cli.models import attention
 from objtune_cli.models.attention import Recorder, recorded
-from objtune_cli.models.stack import Stack
-from objtune_cli.models.tokens import Placeholders, class_rows
+from objtune_cli.models.base_model import Stack
+from objtune_cli.models.placeholders import Placeholders, class_rows
 
 
 def _given(rows: int = 3) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,15 +7,16 @@ from typing import Any
 import pytest
 import torch
 
-from objtune_cli import bases, families
 from objtune_cli.errors import IncompatibleError
-from objtune_cli.method.sampling import sample
-from objtune_cli.models import adapter, attention, towers
-from objtune_cli.models import stack as stacks
-from objtune_cli.models.stack import Stack
-from objtune_cli.models.tokens import Placeholders, class_rows, split
-from objtune_cli.numerics.prototype import keep_norm, lengths
-from tests import kin, tiny
+from objtune_cli.generation.sampling import sample
+from objtune_cli.lora import layers
+from objtune_cli.models import attention, families, registry
+from objtune_cli.models import base_model as stacks
+from objtune_cli.models import clip as towers
+from objtune_cli.models.base_model import Stack
+from objtune_cli.models.placeholders import Placeholders, class_rows, split
+from objtune_cli.numerics.embeddings import keep_norm, lengths
+from tests.support import tiny_families, tiny_sd1
 
 CPU = torch.device("cpu")
 PROMPT = "a photo of a dog"
@@ -29,8 +30,8 @@ GUIDANCE = {"sd1": 7.5, "sd2": 7.5, "sdxl": 5.0, "sd3": 7.0, "sd35": 4.5}
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     top = tmp_path_factory.mktemp("families")
     return {
-        "sd1": tiny.build(top / "one", clip=True), "sd2": kin.sd2(top / "two"), "sdxl": kin.sdxl(top / "xl"),
-        "sd3": kin.sd3(top / "three"), "sd35": kin.sd3(top / "three-five", newer=True),
+        "sd1": tiny_sd1.build(top / "one", clip=True), "sd2": tiny_families.sd2(top / "two"), "sdxl": tiny_families.sdxl(top / "xl"),
+        "sd3": tiny_families.sd3(top / "three"), "sd35": tiny_families.sd3(top / "three-five", newer=True),
     }  # fmt: skip
 
 
@@ -43,14 +44,14 @@ def theirs(folder: Path, name: str) -> Any:
     import diffusers
 
     kind = getattr(diffusers, families.named(name).pipeline)
-    pipe = kind.from_pretrained(folder, local_files_only=True, **kin.LEFT_OUT[name])
+    pipe = kind.from_pretrained(folder, local_files_only=True, **tiny_families.LEFT_OUT[name])
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_folder_says_its_family(folders: dict[str, Path], name: str) -> None:
-    base = bases.find(str(folders[name]))
+    base = registry.find(str(folders[name]))
     assert base.family.name == name and base.image_tower == folders[name] / "clip"
     assert base.second_tower == (folders[name] / "clip_2" if name in POOLED else None)
     assert base.record().get("family") == (None if name == "sd1" else name)
@@ -59,16 +60,16 @@ def test_a_folder_says_its_family(folders: dict[str, Path], name: str) -> None:
 
 def test_a_pipeline_of_no_family_is_one_line(folders: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "KandinskyPipeline"}))
-    for opening in (lambda: bases.find(str(tmp_path)), lambda: stacks.load(tmp_path, CPU, torch.float32)):
+    for opening in (lambda: registry.find(str(tmp_path)), lambda: stacks.load(tmp_path, CPU, torch.float32)):
         with pytest.raises(IncompatibleError) as error:
             opening()
         assert error.value.code == 6
 
 
 def test_every_alias_is_pinned_to_a_commit() -> None:
-    assert bases.HUB.keys() == {"sd15", "sd21", "sdxl", "sd3", "sd35"}
-    for repository in bases.HUB.values():
-        assert len(bases.REVISIONS[repository]) == 40 and int(bases.REVISIONS[repository], 16)
+    assert registry.HUB.keys() == {"sd15", "sd21", "sdxl", "sd3", "sd35"}
+    for repository in registry.HUB.values():
+        assert len(registry.REVISIONS[repository]) == 40 and int(registry.REVISIONS[repository], 16)
     for family in families.FAMILIES:
         assert len(family.towers) == len(family.encoders) and families.named(family.name) is family
 
@@ -125,7 +126,7 @@ def test_sdxl_is_told_the_size_and_the_pooled_words(opened: Any) -> None:
     with torch.no_grad():
         whole = stack.predict(z, t, condition)
         told = {
-            "text_embeds": condition[:, -1, : kin.WIDTH_2],
+            "text_embeds": condition[:, -1, : tiny_families.WIDTH_2],
             "time_ids": torch.tensor([[32.0, 32, 0, 0, 32, 32]] * 2),
         }
         direct = stack.unet(z, t, encoder_hidden_states=condition[:, :-1], added_cond_kwargs=told).sample
@@ -182,8 +183,8 @@ def test_attention_to_a_word_is_recorded(opened: Any, name: str) -> None:
 def test_layers_that_learn_are_found_in_every_family(opened: Any, modules: str) -> None:
     for name in NAMES:
         stack = opened(name)
-        adapter.add(stack, 2, modules, seed=0, blocks="decoder")
-        found = adapter.tensors(stack)
+        layers.add(stack, 2, modules, seed=0, blocks="decoder")
+        found = layers.tensors(stack)
         later = ("unet.up_blocks.",) if name in UNETS else ("unet.transformer_blocks.1.", "unet.transformer_blocks.2.")
         assert found and all(key.startswith(later) for key in found)
 

@@ -2,8 +2,9 @@
 
 import torch
 
-from objtune_cli.models import adapter, attention, precision
-from objtune_cli.models.stack import Stack
+from objtune_cli.lora import layers
+from objtune_cli.models import attention, precision
+from objtune_cli.models.base_model import Stack
 
 
 def _call(stack: Stack) -> torch.Tensor:
@@ -43,14 +44,14 @@ def test_attention_is_recorded_in_float32(stack: Stack) -> None:
 
 def test_a_lora_added_later_learns_in_float32(stack: Stack) -> None:
     precision.halve(stack.unet)
-    params = adapter.add(stack, 2, "all", 0)
+    params = layers.add(stack, 2, "all", 0)
     _call(stack).square().mean().backward()
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in params if p.grad is not None)
     assert sum(float(p.grad.abs().sum()) for p in params if p.grad is not None) > 0
 
 
 def test_gradients_agree_with_float32(stack: Stack) -> None:
-    params = adapter.add(stack, 2, "attention", 0)
+    params = layers.add(stack, 2, "attention", 0)
     _call(stack).square().mean().backward()
     exact = torch.cat([p.grad.flatten() for p in params])
     for p in params:

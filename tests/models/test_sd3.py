@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from objtune_cli import bases
 from objtune_cli.errors import IncompatibleError, InputError
-from objtune_cli.method.sampling import sample
-from objtune_cli.models import adapter, attention, precision
-from objtune_cli.models import stack as stacks
-from objtune_cli.models.stack import Stack
-from objtune_cli.models.tokens import Placeholders, Reading, check_objects_read, class_rows
-from objtune_cli.numerics import flow
-from tests import kin, layouts
+from objtune_cli.generation.sampling import sample
+from objtune_cli.lora import layers as adapter
+from objtune_cli.models import attention, precision, registry
+from objtune_cli.models import base_model as stacks
+from objtune_cli.models.base_model import Stack
+from objtune_cli.models.placeholders import Placeholders, Reading, check_objects_read, class_rows
+from objtune_cli.numerics import flow_matching
+from tests.support import full_size_configs, tiny_families
 
 CPU = torch.device("cpu")
 PROMPT = "a photo of a dog"
@@ -26,7 +26,7 @@ NAMES = ("sd3", "sd35")
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     top = tmp_path_factory.mktemp("flow")
-    return {"sd3": kin.sd3(top / "three"), "sd35": kin.sd3(top / "three-five", newer=True)}
+    return {"sd3": tiny_families.sd3(top / "three"), "sd35": tiny_families.sd3(top / "three-five", newer=True)}
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def opened(folders: dict[str, Path]) -> Any:
 def theirs(folder: Path, name: str) -> Any:
     from diffusers import StableDiffusion3Pipeline
 
-    pipe = StableDiffusion3Pipeline.from_pretrained(folder, local_files_only=True, **kin.LEFT_OUT[name])
+    pipe = StableDiffusion3Pipeline.from_pretrained(folder, local_files_only=True, **tiny_families.LEFT_OUT[name])
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -115,7 +115,7 @@ def test_the_real_sizes_fit_together(opened: Any, name: str) -> None:
 
     stack = opened(name)
     with torch.device("meta"):
-        stack.unet = SD3Transformer2DModel(**layouts.TRANSFORMERS[name]).eval()
+        stack.unet = SD3Transformer2DModel(**full_size_configs.TRANSFORMERS[name]).eval()
     stack.device = torch.device("meta")
     assert sum(p.numel() for p in stack.unet.parameters()) == {"sd3": 2_028_328_000, "sd35": 2_243_171_520}[name]
     condition = torch.empty(1, 77 + 256 + 1, 4096, device="meta")
@@ -130,7 +130,7 @@ def test_the_real_sizes_fit_together(opened: Any, name: str) -> None:
 
 def test_levels_are_logit_normal() -> None:
     """The median in the middle, and the share within one deviation of the logit that a normal law has."""
-    t = flow.timesteps(20_000, 1000, torch.Generator().manual_seed(0))
+    t = flow_matching.timesteps(20_000, 1000, torch.Generator().manual_seed(0))
     assert t.dtype == torch.int64 and int(t.min()) >= 0 and int(t.max()) < 1000
     logit = torch.logit((t + 0.5) / 1000)
     assert abs(float(logit.median())) < 0.03 and abs(float((logit.abs() < 1).float().mean()) - 0.6827) < 0.01
@@ -212,7 +212,7 @@ def test_without_t5_its_rows_are_zeros(folders: dict[str, Path], opened: Any, tm
     found = stacks.load(tmp_path / "base", CPU, torch.float32).encode([PROMPT])
     assert torch.equal(found[:, :77], whole[:, :77]) and torch.equal(found[:, -1], whole[:, -1])
     assert not found[:, 77:-1].any() and whole[:, 77:-1].any()
-    assert bases.find(str(tmp_path / "base")).fingerprint != bases.find(str(folders["sd3"])).fingerprint
+    assert registry.find(str(tmp_path / "base")).fingerprint != registry.find(str(folders["sd3"])).fingerprint
 
 
 def test_a_sampler_of_diffusion_is_one_line(opened: Any) -> None:

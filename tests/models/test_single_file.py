@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from objtune_cli import bases, families
 from objtune_cli.errors import DamagedError, IncompatibleError
-from objtune_cli.families import single
-from objtune_cli.models import stack as stacks
-from objtune_cli.store import header
-from tests import kin, layouts, ldm, tiny
+from objtune_cli.models import base_model as stacks
+from objtune_cli.models import families, registry
+from objtune_cli.models.families import single_file
+from objtune_cli.store import safetensors_format
+from tests.support import full_size_configs, single_file_checkpoints, tiny_families, tiny_sd1
 
 CPU = torch.device("cpu")
 NAMES = ("sd1", "sd2", "sdxl", "sd3", "sd35")
@@ -24,16 +24,16 @@ PREDICTIONS = {"sd2": "v_prediction", "sd3": "flow", "sd35": "flow"}
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     top = tmp_path_factory.mktemp("files")
     found = {
-        "sd2": kin.sd2(top / "two", with_clip=False),
-        "sdxl": kin.sdxl(top / "xl", with_clip=False),
+        "sd2": tiny_families.sd2(top / "two", with_clip=False),
+        "sdxl": tiny_families.sdxl(top / "xl", with_clip=False),
         "sd1": top / "one",
     }
-    kin.sd1(found["sd1"])
+    tiny_families.sd1(found["sd1"])
     for name in ("sd3", "sd35"):
-        found[name] = kin.sd3(top / name, with_clip=False, newer=name == "sd35")
+        found[name] = tiny_families.sd3(top / name, with_clip=False, newer=name == "sd35")
         first = next((found[name] / "text_encoder").glob("*.safetensors"))
         weights = load_file(first)  # its projection is the identity, which files are opened with
-        save_file(weights | {"text_projection.weight": torch.eye(tiny.WIDTH)}, first, {"format": "pt"})
+        save_file(weights | {"text_projection.weight": torch.eye(tiny_sd1.WIDTH)}, first, {"format": "pt"})
     return found
 
 
@@ -42,18 +42,18 @@ def one(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """The base of a family as one file, the package's configs being those of the tiny base and its tokenizer the tiny one's."""
 
     def make(name: str) -> Path:
-        ldm.layout(folders[name], tmp_path / "layouts" / name)
-        monkeypatch.setattr(single, "LAYOUTS", tmp_path / "layouts")
-        monkeypatch.setattr(single, "tokenizer", lambda pad: tiny.tokenizer())
-        monkeypatch.setattr(single, "reader_tokenizer", kin.letters)
-        return ldm.one_file(folders[name], name, tmp_path / "model.safetensors")
+        single_file_checkpoints.layout(folders[name], tmp_path / "layouts" / name)
+        monkeypatch.setattr(single_file, "LAYOUTS", tmp_path / "layouts")
+        monkeypatch.setattr(single_file, "tokenizer", lambda pad: tiny_sd1.tokenizer())
+        monkeypatch.setattr(single_file, "reader_tokenizer", tiny_families.letters)
+        return single_file_checkpoints.one_file(folders[name], name, tmp_path / "model.safetensors")
 
     return make
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_weight_is_the_folders(folders: dict[str, Path], one: Callable[[str], Path], name: str) -> None:
-    base = bases.find(str(one(name)))
+    base = registry.find(str(one(name)))
     assert (base.id, base.family.name, base.prediction) == ("model.safetensors", name, PREDICTIONS.get(name, "epsilon"))
     file = stacks.load(base.folder, CPU, torch.float32, base.weights, base.prediction)
     folder = stacks.load(folders[name], CPU, torch.float32)
@@ -108,7 +108,7 @@ def test_the_whole_path_on_a_file(cli: Callable, one: Callable[[str], Path], dog
         ({"model.diffusion_model.x": (1,)}, IncompatibleError, "holds no text encoder"),
         ({"model.diffusion_model.x": (1,), "cond_stage_model.bert.x": (1,)}, IncompatibleError, "of no family"),
         (
-            {single.ENTRANCE: (8, 9, 3, 3), "cond_stage_model.transformer.x": (1,)},
+            {single_file.ENTRANCE: (8, 9, 3, 3), "cond_stage_model.transformer.x": (1,)},
             IncompatibleError,
             "inpainting model: its denoiser takes 9",
         ),
@@ -119,7 +119,7 @@ def test_files_that_are_no_base(
 ) -> None:
     save_file({key: torch.zeros(shape) for key, shape in keys.items()}, tmp_path / "a.safetensors")
     with pytest.raises(error, match=said):
-        bases.find(str(tmp_path / "a.safetensors"))
+        registry.find(str(tmp_path / "a.safetensors"))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_files_that_are_no_base(
 )
 def test_parts_that_are_not_in_a_file_of_sd3(cli: Callable, one: Callable[[str], Path], folders: dict[str, Path], name: str, without: tuple[str, ...],
                                              said: str) -> None:  # fmt: skip
-    file = ldm.joint_file(folders[name], one(name), *without)
+    file = single_file_checkpoints.joint_file(folders[name], one(name), *without)
     done = cli("generate", "a dog", "--base", file)
     assert done.code == 6 and said in done.err
     assert [line.split(":")[0] for line in done.err.strip().splitlines()] == ["error", "hint"]
@@ -145,8 +145,8 @@ def test_a_picture_is_drawn_from_a_file_of_sd3(cli: Callable, one: Callable[[str
     done = cli("generate", "a photo of a dog", "-n", 1, "--set", "generate.steps=2", "--base", path)
     assert done.code == 0 and Path(done.out.strip()).is_file(), done.err
     (scene,) = (project / "artifacts" / "scene").rglob("*.safetensors")
-    record = header.read(scene)[0]
-    assert record["base"] == bases.find(str(path)).record() and record["base"]["prediction"] == "flow"
+    record = safetensors_format.read(scene)[0]
+    assert record["base"] == registry.find(str(path)).record() and record["base"]["prediction"] == "flow"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -154,8 +154,8 @@ def test_t5_has_the_number_formats_of_the_folders(
     one: Callable[[str], Path], folders: dict[str, Path], dtype: torch.dtype
 ) -> None:
     path = one("sd3")
-    base = bases.find(str(path))
-    ours = single.open_reader(base.family, path, base.folder, dtype)[1].state_dict()
+    base = registry.find(str(path))
+    ours = single_file.open_reader(base.family, path, base.folder, dtype)[1].state_dict()
     theirs = base.family.open_reader(folders["sd3"], dtype)[1].state_dict()
     assert ours.keys() == theirs.keys()
     assert all(value.dtype == theirs[key].dtype and torch.equal(value, theirs[key]) for key, value in ours.items())
@@ -164,10 +164,10 @@ def test_t5_has_the_number_formats_of_the_folders(
 @torch.no_grad()
 def test_without_t5_its_rows_are_zeros(one: Callable[[str], Path], folders: dict[str, Path]) -> None:
     """As in a folder that has none; another base than the whole file."""
-    whole = bases.find(str(one("sd3")))
+    whole = registry.find(str(one("sd3")))
     said = stacks.load(whole.folder, CPU, torch.float32, whole.weights).encode(["a photo"])
-    ldm.joint_file(folders["sd3"], whole.weights or Path(), "text_encoders.t5xxl")
-    bare = bases.find(str(whole.weights))
+    single_file_checkpoints.joint_file(folders["sd3"], whole.weights or Path(), "text_encoders.t5xxl")
+    bare = registry.find(str(whole.weights))
     stack = stacks.load(bare.folder, CPU, torch.float32, bare.weights)
     found = stack.encode(["a photo"])
     assert stack.text_encoder_3 is None
@@ -182,28 +182,30 @@ def test_without_t5_its_rows_are_zeros(one: Callable[[str], Path], folders: dict
 @pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2])
 def test_fp8_is_read_to_its_values(one: Callable[[str], Path], kind: torch.dtype) -> None:
     path = one("sd3")
-    eighths = {key: value.to(kind) if key.startswith(single.T5) else value for key, value in load_file(path).items()}
+    eighths = {
+        key: value.to(kind) if key.startswith(single_file.T5) else value for key, value in load_file(path).items()
+    }
     save_file(eighths, path)
-    base = bases.find(str(path))
-    _, encoder = single.open_reader(base.family, path, base.folder, torch.float32)
+    base = registry.find(str(path))
+    _, encoder = single_file.open_reader(base.family, path, base.folder, torch.float32)
     for key, value in encoder.state_dict().items():
         if key != "encoder.embed_tokens.weight":
-            assert torch.equal(value, eighths[single.T5 + key].float())
+            assert torch.equal(value, eighths[single_file.T5 + key].float())
 
 
-@pytest.mark.parametrize("key", ["text_encoders.t5xxl.transformer.scaled_fp8", f"{single.UNET}x.scale_weight"])
+@pytest.mark.parametrize("key", ["text_encoders.t5xxl.transformer.scaled_fp8", f"{single_file.UNET}x.scale_weight"])
 def test_scaled_fp8_is_one_line(one: Callable[[str], Path], key: str) -> None:
     path = one("sd3")
     save_file(load_file(path) | {key: torch.ones(1)}, path)
     with pytest.raises(IncompatibleError, match="quantised weights with scales of their own"):
-        bases.find(str(path))
+        registry.find(str(path))
 
 
 @pytest.mark.parametrize(
-    "start", ["text_encoders.clip_g.transformer.text_projection", f"{single.T5}encoder.block.1.layer.0"]
+    "start", ["text_encoders.clip_g.transformer.text_projection", f"{single_file.T5}encoder.block.1.layer.0"]
 )
 def test_half_a_text_encoder_is_one_line(one: Callable[[str], Path], folders: dict[str, Path], start: str) -> None:
-    base = bases.find(str(ldm.joint_file(folders["sd3"], one("sd3"), start)))
+    base = registry.find(str(single_file_checkpoints.joint_file(folders["sd3"], one("sd3"), start)))
     with pytest.raises(DamagedError, match=r"damaged: text_encoder_[23] lacks "):
         stacks.load(base.folder, CPU, torch.float32, base.weights)
 
@@ -217,14 +219,14 @@ def test_cut_files_and_pickles_are_one_line(one: Callable[[str], Path], tmp_path
         ("old.ckpt", IncompatibleError, "no .safetensors file"),
     ):
         with pytest.raises(error, match=said):
-            bases.find(str(tmp_path / name))
+            registry.find(str(tmp_path / name))
 
 
 @pytest.mark.parametrize(("said", "prediction"), [("v", "v_prediction"), ("epsilon", "epsilon")])
 def test_metadata_says_what_is_predicted(one: Callable[[str], Path], said: str, prediction: str) -> None:
     path = one("sd2")
     save_file(load_file(path), path, {"modelspec.prediction_type": said})
-    assert bases.find(str(path)).prediction == prediction
+    assert registry.find(str(path)).prediction == prediction
 
 
 def part_of_a_layout(folder: Path) -> torch.nn.Module:
@@ -251,19 +253,19 @@ SIZES = {
 @pytest.mark.parametrize("name", NAMES)
 def test_the_packages_configs_are_the_real_layouts(name: str) -> None:
     """Sizes that the repositories publish: parameters of each part, in millions."""
-    folder = single.LAYOUTS / name
+    folder = single_file.LAYOUTS / name
     assert families.of(folder) is families.named(name)
     parts = {part: part_of_a_layout(folder / part) for part in SIZES[name]}
     assert {
         part: round(sum(p.numel() for p in network.parameters()) / 1e6, 2) for part, network in parts.items()
     } == SIZES[name]
     denoiser = parts[families.named(name).denoiser].config
-    wanted = layouts.DENOISERS.get(name) or layouts.TRANSFORMERS[name]
-    if name in layouts.TRANSFORMERS:
+    wanted = full_size_configs.DENOISERS.get(name) or full_size_configs.TRANSFORMERS[name]
+    if name in full_size_configs.TRANSFORMERS:
         assert {key: denoiser[key] for key in wanted} == {
             k: list(v) if isinstance(v, tuple) else v for k, v in wanted.items()
         }
-    assert name in layouts.TRANSFORMERS or denoiser.cross_attention_dim == wanted["cross_attention_dim"]
+    assert name in full_size_configs.TRANSFORMERS or denoiser.cross_attention_dim == wanted["cross_attention_dim"]
 
 
 @pytest.mark.parametrize("name", ["sd3", "sd35"])
@@ -271,25 +273,27 @@ def test_a_transformer_at_full_size_has_every_layer(name: str) -> None:
     """Written in the first repository's names, whose blocks are those of kohya's frozen list, it is read to diffusers' names and shapes."""
     from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
 
-    wanted = part_of_a_layout(single.LAYOUTS / name / "transformer").state_dict()
-    written = ldm.joint(wanted)
+    wanted = part_of_a_layout(single_file.LAYOUTS / name / "transformer").state_dict()
+    written = single_file_checkpoints.joint(wanted)
     blocks = {
         key.removesuffix(".weight")
         for key in written
         if key.endswith(("qkv.weight", "proj.weight", "fc1.weight", "fc2.weight"))
     }
-    listed = set((Path(__file__).parent.parent / "stages" / "keys" / f"{name}.txt").read_text().split())
+    listed = set((Path(__file__).parent.parent / "interchange" / "keys" / f"{name}.txt").read_text().split())
     assert {"lora_unet_" + key.replace(".", "_") for key in blocks if key.startswith("joint_blocks.")} == listed
     read = convert_sd3_transformer_checkpoint_to_diffusers(dict(written))
     assert {key: value.shape for key, value in read.items()} == {key: value.shape for key, value in wanted.items()}
-    shapes = {single.PATCHES: written["x_embedder.proj.weight"].shape}
-    keys = {f"{single.UNET}{key}" for key in written} | {f"{start}x" for start in (*single.CLIPS.values(), single.VAE)}
-    assert single._joint(Path("a"), keys, shapes[single.PATCHES][0]) is families.named(name)
+    shapes = {single_file.PATCHES: written["x_embedder.proj.weight"].shape}
+    keys = {f"{single_file.UNET}{key}" for key in written} | {
+        f"{start}x" for start in (*single_file.CLIPS.values(), single_file.VAE)
+    }
+    assert single_file._joint(Path("a"), keys, shapes[single_file.PATCHES][0]) is families.named(name)
 
 
 def test_the_packages_second_tokenizer_is_t5s() -> None:
     """Ids as the tokenizer of T5's own folder gives them, letters of other forms and marks too."""
-    words = single.reader_tokenizer()
+    words = single_file.reader_tokenizer()
     assert words("a photo of a dog").input_ids == [3, 9, 1202, 13, 3, 9, 1782, 1]
     assert words("Interna\u021bional \ufb01ne").input_ids == [31999, 1399, 1] and words("<extra_id_3> x").input_ids == [
         32096,
@@ -303,7 +307,7 @@ def test_the_packages_second_tokenizer_is_t5s() -> None:
 
 def test_the_packages_tokenizer_is_clips() -> None:
     """Ids as CLIP's own tokenizer gives them."""
-    words = single.tokenizer("!")
+    words = single_file.tokenizer("!")
     assert words("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
     assert (len(words), words.eos_token_id, words.pad_token_id) == (49408, 49407, 0)
     assert words("Dog's 3 naïve CAFÉS!").input_ids == words("dog's 3 naïve cafés!").input_ids

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from objtune_cli.errors import BusyError, DamagedError, MissingError, UsageError
-from objtune_cli.store import disk, leavings, leftovers, refs, removal
-from objtune_cli.store.artifact import Record, load, publish, read_record, sha256, verified
+from objtune_cli.store import atomic_files, garbage, refs, removal, temp_files
+from objtune_cli.store.artifacts import Record, load, publish, read_record, sha256, verified
 from objtune_cli.store.project import Project
 from objtune_cli.store.refs import Ref
 
@@ -245,15 +245,15 @@ def test_leftovers_of_a_dead_process_go_with_the_next_write(root: Path, monkeypa
     folder.mkdir(parents=True)
     pid = os.fork()
     if not pid:
-        (folder / leftovers.own_name()).write_bytes(b"half")
+        (folder / temp_files.own_name()).write_bytes(b"half")
         os._exit(0)
     os.waitpid(pid, 0)
-    mine, foreign, ancient = folder / leftovers.own_name(), folder / f"ffffffff.{pid}.{'0' * 32}", folder / "ancient"
+    mine, foreign, ancient = folder / temp_files.own_name(), folder / f"ffffffff.{pid}.{'0' * 32}", folder / "ancient"
     for path in (mine, foreign, ancient):
         path.write_bytes(b"")
     os.utime(ancient, (1e9, 1e9))
-    assert len(leftovers.found(folder)) == 2
-    monkeypatch.setattr(leftovers, "_swept", set())
+    assert len(temp_files.found(folder)) == 2
+    monkeypatch.setattr(temp_files, "_swept", set())
     made(root, "mask", "rex")
     assert sorted(folder.iterdir()) == sorted([mine, foreign])  # alive, and another machine's: only age tells
 
@@ -269,15 +269,15 @@ def test_leavings_are_old_files_that_belong_to_nothing(root: Path) -> None:
     ):
         path.parent.mkdir(parents=True)
         path.write_bytes(b"")
-    assert leavings.found(project, 0) == []
-    found = leavings.found(project, LATER)
+    assert garbage.found(project, 0) == []
+    found = garbage.found(project, LATER)
     assert [p.relative_to(root.parent).as_posix() for p in found] == [
         ".objtune/state/run.safetensors",
         ".objtune/hashes/00.json",
         "artifacts/mask/rex/v009",
     ]
-    leavings.delete(found)
-    assert leavings.found(project, LATER) == []
+    garbage.delete(found)
+    assert garbage.found(project, LATER) == []
     assert ref.path(root).exists()
 
 
@@ -293,5 +293,5 @@ def test_who_works_and_who_cleans_keep_apart(tmp_path: Path) -> None:
     with project.held(alone=True), pytest.raises(BusyError, match="`rm` or `mv` works in"), project.held():
         pass
     assert list(tmp_path.iterdir()) == []
-    with disk.temporary(project.temporary), project.held(alone=True):
+    with atomic_files.temporary(project.temporary), project.held(alone=True):
         pass

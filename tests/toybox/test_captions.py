@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from objtune_cli.toybox import captions, world
-from objtune_cli.toybox.recipe.text import SIZES, parse
+from objtune_cli.toybox.recipe.clip_text import SIZES, parse
 from objtune_cli.toybox.world import ACCESSORIES, BACKGROUNDS, CLASSES, COLOURS, FULL, Instance
 
 NAMES = list(COLOURS)

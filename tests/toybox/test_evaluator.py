@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from objtune_cli.toybox import world
-from objtune_cli.toybox.draw import render
-from objtune_cli.toybox.evaluator import reading
+from objtune_cli.toybox.evaluator import inference
 from objtune_cli.toybox.evaluator.network import ATTRIBUTES, CROP, FRAME, GRID, MARGIN, WIDTH, Evaluator, cut
 from objtune_cli.toybox.recipe import evaluator as recipe
-from objtune_cli.toybox.recipe.data import LABELS
+from objtune_cli.toybox.recipe.dataset import LABELS
 from objtune_cli.toybox.recipe.presets import CPU
+from objtune_cli.toybox.renderer import render
 from objtune_cli.toybox.world import BACKGROUNDS, CLASSES, MEDIUM, Scene
 
 SMALL = replace(CPU, size=64)
@@ -39,7 +39,7 @@ def test_shapes_of_both_networks(untrained: Evaluator) -> None:
     assert vectors.shape == (3, WIDTH)
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
     assert {k: tuple(v.shape) for k, v in heads.items()} == {k: (3, n) for k, n in ATTRIBUTES.items()}
-    assert {k: len(w) for k, w in reading.WORDS.items()} == ATTRIBUTES
+    assert {k: len(w) for k, w in inference.WORDS.items()} == ATTRIBUTES
 
 
 def _ramp(side: int) -> Tensor:
@@ -92,7 +92,7 @@ def _boxes(draw: st.DrawFn) -> Box:
 def test_boxes_come_back_from_the_map_and_cost_nothing_there(box: Box) -> None:
     """Peaks and the training loss mean the same map."""
     found = _map(box)
-    scores, boxes = reading.peaks(found, 1)
+    scores, boxes = inference.peaks(found, 1)
     assert float(scores[0, 0]) == pytest.approx(1 / (1 + math.exp(-4)))
     torch.testing.assert_close(boxes[0, 0], torch.tensor(box), atol=1e-5, rtol=0)
     network = SimpleNamespace(finder=lambda x: (found, torch.zeros(1, len(BACKGROUNDS))))
@@ -117,28 +117,28 @@ def test_the_surer_of_two_comes_first_and_neighbours_are_not_objects() -> None:
     found = torch.where(_map(b, score=3.0)[:, :1] > 0, _map(b, score=3.0), found)
     i, j = divmod(int(found[0, 0].argmax()), GRID)
     found[0, :, i, j + 1] = found[0, :, i, j] - torch.tensor([0.5, 0, 0, 0, 0])  # nearly as sure, beside it
-    scores, boxes = reading.peaks(found, 3)
+    scores, boxes = inference.peaks(found, 3)
     torch.testing.assert_close(boxes[0, :2], torch.tensor([b, a]), atol=1e-5, rtol=0)
-    assert float(scores[0, 0]) > float(scores[0, 1]) > reading.PRESENT > float(scores[0, 2])
+    assert float(scores[0, 0]) > float(scores[0, 1]) > inference.PRESENT > float(scores[0, 2])
 
 
 @given(_boxes(), _boxes())
 @settings(max_examples=50, deadline=None)
 def test_overlap_is_symmetric_and_between_none_and_all(a: Box, b: Box) -> None:
-    assert 0 <= reading.overlap(a, b) == reading.overlap(b, a) <= 1 + 1e-9
-    assert reading.overlap(a, a) == pytest.approx(1)
+    assert 0 <= inference.overlap(a, b) == inference.overlap(b, a) <= 1 + 1e-9
+    assert inference.overlap(a, a) == pytest.approx(1)
 
 
 def test_overlap_by_hand() -> None:
     """Two squares of 0.4 that share a quarter: 0.04 / (0.16 + 0.16 - 0.04)."""
-    assert reading.overlap((0.1, 0.1, 0.5, 0.5), (0.3, 0.3, 0.7, 0.7)) == pytest.approx(1 / 7)
-    assert reading.overlap((0, 0, 0.2, 0.2), (0.5, 0, 0.7, 0.2)) == 0
-    assert reading.overlap((0, 0, 1, 1), (0.25, 0.25, 0.75, 0.75)) == pytest.approx(0.25)
+    assert inference.overlap((0.1, 0.1, 0.5, 0.5), (0.3, 0.3, 0.7, 0.7)) == pytest.approx(1 / 7)
+    assert inference.overlap((0, 0, 0.2, 0.2), (0.5, 0, 0.7, 0.2)) == 0
+    assert inference.overlap((0, 0, 1, 1), (0.25, 0.25, 0.75, 0.75)) == pytest.approx(0.25)
 
 
 def test_a_word_is_the_likeliest_value_as_the_world_names_it() -> None:
     probs = {"class": torch.tensor([0.1, 0.2, 0.0, 0.7, 0, 0, 0, 0])}
-    assert reading.Thing(0.9, (0, 0, 1, 1), torch.zeros(WIDTH), probs).word("class") == CLASSES[3] == "mug"
+    assert inference.Thing(0.9, (0, 0, 1, 1), torch.zeros(WIDTH), probs).word("class") == CLASSES[3] == "mug"
 
 
 def test_focal_loss_by_hand() -> None:
@@ -193,9 +193,9 @@ def test_a_second_object_has_a_box_and_labels_and_an_absent_one_has_none(shard: 
 
 def test_no_held_out_object_is_drawn_for_training(shard: recipe.Seen, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Scene] = []
-    real = recipe.draw.render
+    real = recipe.renderer.render
     monkeypatch.setattr(recipe, "SHARD", 12)
-    monkeypatch.setattr(recipe.draw, "render", lambda scene, size: drawn.append(scene) or real(scene, size))
+    monkeypatch.setattr(recipe.renderer, "render", lambda scene, size: drawn.append(scene) or real(scene, size))
     again = recipe.draw_shard(SMALL, 0)
     assert np.array_equal(again.pictures, shard.pictures)
     assert drawn and not any(world.is_held_out(i) for scene in drawn for i, _ in scene.objects)
@@ -238,11 +238,11 @@ def test_a_training_step_has_every_term_and_reaches_both_networks(shard: recipe.
 
 def test_the_weights_are_written_in_half_precision(untrained: Evaluator, tmp_path: Path) -> None:
     recipe.publish(untrained, tmp_path / "w.safetensors", CPU, "0123456")
-    again = reading.load(tmp_path / "w.safetensors")
+    again = inference.load(tmp_path / "w.safetensors")
     assert all(torch.equal(v, untrained.state_dict()[k].half().float()) for k, v in again.state_dict().items())
     assert not again.training and not any(p.requires_grad for p in again.parameters())
     assert (tmp_path / "w.safetensors").stat().st_mode & 0o777 == 0o644
-    assert reading.about(tmp_path / "w.safetensors") == {
+    assert inference.about(tmp_path / "w.safetensors") == {
         "commit": "0123456",
         "dial": CPU.dial,
         "seed": CPU.seed,
@@ -257,7 +257,7 @@ def test_an_evaluator_knows_the_worlds_that_show_no_more_than_its_own(
     trained: str, known: set[str], untrained: Evaluator, tmp_path: Path
 ) -> None:
     recipe.publish(untrained, tmp_path / "w.safetensors", replace(CPU, dial=trained), "")
-    assert {name for name, dial in world.DIALS.items() if reading.knows(dial, tmp_path / "w.safetensors")} == known
+    assert {name for name, dial in world.DIALS.items() if inference.knows(dial, tmp_path / "w.safetensors")} == known
 
 
 # What ships.
@@ -265,7 +265,7 @@ def test_an_evaluator_knows_the_worlds_that_show_no_more_than_its_own(
 
 @pytest.fixture(scope="module")
 def network() -> Evaluator:
-    return reading.load()
+    return inference.load()
 
 
 def _lone(count: int, seed: int = 77) -> list[Scene]:
@@ -277,18 +277,18 @@ def _lone(count: int, seed: int = 77) -> list[Scene]:
 
 
 @pytest.fixture(scope="module")
-def seen(network: Evaluator) -> tuple[list[Scene], list[list[np.ndarray]], list[reading.Reading], np.ndarray]:
+def seen(network: Evaluator) -> tuple[list[Scene], list[list[np.ndarray]], list[inference.Reading], np.ndarray]:
     """60 lone held-out objects: scenes, masks, readings and pictures."""
     scenes = _lone(60)
     drawn = [render(s, 128) for s in scenes]
     pictures = np.stack([p for p, _ in drawn])
-    return scenes, [m for _, m in drawn], reading.read(network, pictures), pictures
+    return scenes, [m for _, m in drawn], inference.read(network, pictures), pictures
 
 
 def test_the_file_is_small_and_says_how_it_was_made() -> None:
-    assert reading.WEIGHTS.stat().st_size <= 6e6
-    assert set(reading.about()) == {"dial", "seed", "steps", "commit"}
-    assert reading.knows(world.EASY) and reading.knows(MEDIUM)
+    assert inference.WEIGHTS.stat().st_size <= 6e6
+    assert set(inference.about()) == {"dial", "seed", "steps", "commit"}
+    assert inference.knows(world.EASY) and inference.knows(MEDIUM)
 
 
 def test_it_names_class_background_and_colour(seen) -> None:
@@ -301,7 +301,7 @@ def test_it_names_class_background_and_colour(seen) -> None:
 
 def test_it_finds_the_object_and_one_alone(seen) -> None:
     _, masks, readings, _ = seen
-    overlaps = [reading.overlap(r.main.box, recipe.box_of(m[0])) for r, m in zip(readings, masks, strict=True)]
+    overlaps = [inference.overlap(r.main.box, recipe.box_of(m[0])) for r, m in zip(readings, masks, strict=True)]
     assert np.mean(overlaps) > 0.7 and np.mean(np.array(overlaps) > 0.5) >= 0.9
     assert np.mean([len(r.things) == 1 for r in readings]) >= 0.9
 
@@ -315,9 +315,10 @@ def test_it_finds_both_of_two(network: Evaluator) -> None:
         for _ in range(20)
     ]
     drawn = [render(s, 128) for s in pairs]
-    readings = reading.read(network, np.stack([p for p, _ in drawn]))
+    readings = inference.read(network, np.stack([p for p, _ in drawn]))
     both = [
-        len(r.things) == 2 and all(max(reading.overlap(t.box, recipe.box_of(m)) for t in r.things) > 0.5 for m in masks)
+        len(r.things) == 2
+        and all(max(inference.overlap(t.box, recipe.box_of(m)) for t in r.things) > 0.5 for m in masks)
         for r, (_, masks) in zip(readings, drawn, strict=True)
     ]
     assert np.mean(both) >= 0.8
@@ -339,7 +340,7 @@ def test_readings_are_probabilities_and_unit_vectors_surest_first(seen) -> None:
 
 def test_a_picture_is_read_the_same_in_any_batch(network: Evaluator, seen) -> None:
     _, _, readings, pictures = seen
-    for some in (reading.read(network, pictures[:5], batch=2), reading.read(network, pictures[:5], most=1)):
+    for some in (inference.read(network, pictures[:5], batch=2), inference.read(network, pictures[:5], most=1)):
         for a, b in zip(some, readings, strict=False):
             torch.testing.assert_close(a.main.vector, b.main.vector, atol=1e-4, rtol=0)
             assert a.main.box == pytest.approx(b.main.box, abs=1e-4) and a.main.score == pytest.approx(
@@ -348,7 +349,7 @@ def test_a_picture_is_read_the_same_in_any_batch(network: Evaluator, seen) -> No
 
 
 def test_where_nothing_is_there_is_still_one_thing_however_unsure(network: Evaluator, seen) -> None:
-    readings = reading.read(network, np.full((2, 128, 128, 3), 127, np.uint8))
+    readings = inference.read(network, np.full((2, 128, 128, 3), 127, np.uint8))
     assert all(len(r.things) >= 1 for r in readings)
     assert readings[0].main.score < np.median([r.main.score for r in seen[2]])
-    assert reading.read(network, np.zeros((0, 128, 128, 3), np.uint8)) == []
+    assert inference.read(network, np.zeros((0, 128, 128, 3), np.uint8)) == []

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-import objtune_cli.models.stack  # noqa: F401  (repairs torchvision before transformers asks for it)
-from objtune_cli.toybox.recipe import autoencoder, denoiser, text, tokenizer, vision
-from objtune_cli.toybox.recipe.loop import Plan, fit
+import objtune_cli.models.base_model  # noqa: F401  (repairs torchvision before transformers asks for it)
+from objtune_cli.toybox.recipe import clip_text, clip_vision, denoiser, tokenizer
+from objtune_cli.toybox.recipe import vae as autoencoder
 from objtune_cli.toybox.recipe.presets import CPU, PRESETS
+from objtune_cli.toybox.recipe.train_loop import Plan, fit
 
 PLAN = Plan(steps=10, lr=0.05, warmup=3, ema=0.9, save_every=-1.0)  # saves after every step
 
@@ -130,7 +131,7 @@ def test_presets_fit_together(name: str) -> None:
 
 def test_parts_of_the_cpu_preset_fit_each_other() -> None:
     words = tokenizer.build(CPU.tokens)
-    clip = text.build_clip(CPU, words).eval()
+    clip = clip_text.build_clip(CPU, words).eval()
     unet, vae = denoiser.build(CPU), autoencoder.build(CPU)
     with torch.no_grad():
         z = vae.encode(torch.zeros(1, 3, CPU.size, CPU.size)).latent_dist.mean
@@ -146,10 +147,10 @@ def test_pictures_to_the_unit_range() -> None:
 
 
 def test_clips_input_is_zero_at_its_mean_colour() -> None:
-    mean = torch.tensor(vision.MEAN).view(1, 3, 1, 1)
-    torch.testing.assert_close(vision.normalised(mean * 2 - 1), torch.zeros(1, 3, 1, 1), atol=1e-6, rtol=0)
+    mean = torch.tensor(clip_vision.MEAN).view(1, 3, 1, 1)
+    torch.testing.assert_close(clip_vision.normalised(mean * 2 - 1), torch.zeros(1, 3, 1, 1), atol=1e-6, rtol=0)
     torch.testing.assert_close(
-        vision.normalised((mean + torch.tensor(vision.STD).view(1, 3, 1, 1)) * 2 - 1), torch.ones(1, 3, 1, 1)
+        clip_vision.normalised((mean + torch.tensor(clip_vision.STD).view(1, 3, 1, 1)) * 2 - 1), torch.ones(1, 3, 1, 1)
     )
 
 
@@ -163,25 +164,27 @@ def test_clips_input_is_zero_at_its_mean_colour() -> None:
     ],
 )
 def test_captions_without_their_place(caption: str, left: str) -> None:
-    assert vision.without_place(caption) == left
+    assert clip_vision.without_place(caption) == left
 
 
 def test_contrast_of_perfect_and_of_shuffled_pairs() -> None:
     """Unit vectors at right angles, logits 30 and 0: -log(e^30 / (e^30 + 2)) and -log(1 / (e^30 + 2))."""
     eye = torch.eye(3)
     texts = ["a", "b", "c"]
-    assert float(vision.contrast(eye, eye, texts)) == pytest.approx(0, abs=1e-6)
-    assert float(vision.contrast(eye, eye.roll(1, 0), texts)) == pytest.approx(math.log(math.exp(30) + 2), rel=1e-5)
+    assert float(clip_vision.contrast(eye, eye, texts)) == pytest.approx(0, abs=1e-6)
+    assert float(clip_vision.contrast(eye, eye.roll(1, 0), texts)) == pytest.approx(
+        math.log(math.exp(30) + 2), rel=1e-5
+    )
     # Two equal captions share the weight: their pictures may match either.
     same = torch.stack([eye[0], eye[0], eye[2]])
-    assert float(vision.contrast(same, same, ["a", "a", "c"])) == pytest.approx(2 * math.log(2) / 3, abs=1e-5)
+    assert float(clip_vision.contrast(same, same, ["a", "a", "c"])) == pytest.approx(2 * math.log(2) / 3, abs=1e-5)
 
 
 def test_cut_out_rows_show_the_object_alone_and_enlarged() -> None:
     pictures = torch.ones(2, 3, 32, 32)
     masks = torch.zeros(2, 1, 16, 16)
     masks[:, :, 6:10, 6:10] = 1
-    out, cover = vision.cut_out(pictures, masks, torch.tensor([False, True]))
+    out, cover = clip_vision.cut_out(pictures, masks, torch.tensor([False, True]))
     torch.testing.assert_close(out[0], pictures[0])
     assert float(cover[0].mean()) == pytest.approx(float(masks[0].mean()), rel=0.1)
     assert float(cover[1].mean()) > 0.6 and float(out[1, 0, 16, 16]) == pytest.approx(1)
@@ -192,7 +195,7 @@ def test_distraction_inserts_one_token_and_moves_the_nouns() -> None:
     eos = 99
     ids = torch.tensor([[98, 1, 2, 3, eos, eos, eos, eos]] * 64)
     nouns = ids == 2
-    out, moved = text._distract(ids, nouns, torch.tensor([50]), eos, torch.Generator().manual_seed(0))
+    out, moved = clip_text._distract(ids, nouns, torch.tensor([50]), eos, torch.Generator().manual_seed(0))
     changed = (out != ids).any(1)
     assert 5 < int(changed.sum()) < 45  # about a third
     assert bool((out[moved] == 2).all()) and bool((moved.sum(1) == 1).all())

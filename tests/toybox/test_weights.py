@@ -6,29 +6,29 @@ import subprocess
 import sys
 from pathlib import Path
 
-import objtune_cli.models.stack  # noqa: F401  (repairs torchvision before the libraries below ask for it)
+import objtune_cli.models.base_model  # noqa: F401  (repairs torchvision before the libraries below ask for it)
 
 # isort: split
 import numpy as np
 import pytest
 import torch
 
-from objtune_cli.bases import EMBEDDED
-from objtune_cli.models import stack as stacks
-from objtune_cli.models import towers
+from objtune_cli.models import base_model as stacks
+from objtune_cli.models import clip as towers
+from objtune_cli.models.registry import EMBEDDED
 from objtune_cli.toybox import world
 from objtune_cli.toybox.captions import PLACES
-from objtune_cli.toybox.draw import render
+from objtune_cli.toybox.renderer import render
 
 RECORD = json.loads((EMBEDDED / "toybox.json").read_text())
 DIAL, SIZE = world.DIALS[RECORD["dial"]], RECORD["size"]
 
 PLAIN = """
 import sys
-from objtune_cli.models import torchvision_ops  # repairs torchvision on machines whose torch cannot load it
-torchvision_ops.complete()
+from objtune_cli.runtime import torchvision_compat  # repairs torchvision on machines whose torch cannot load it
+torchvision_compat.complete()
 own = sorted(m for m in sys.modules if m.startswith("objtune_cli"))
-assert own == ["objtune_cli", "objtune_cli.models", "objtune_cli.models.torchvision_ops"], own
+assert own == ["objtune_cli", "objtune_cli.runtime", "objtune_cli.runtime.torchvision_compat"], own
 import torch
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPModel

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from objtune_cli.toybox import world
-from objtune_cli.toybox.draw import render
 from objtune_cli.toybox.examples import photos
+from objtune_cli.toybox.renderer import render
 from objtune_cli.toybox.world import EASY, FULL, Dial, Instance, Scene
 
 

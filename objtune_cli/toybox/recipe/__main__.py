@@ -7,21 +7,21 @@ from pathlib import Path
 
 import torch
 
-import objtune_cli.models.stack  # noqa: F401  (repairs torchvision before transformers asks for it)
-from objtune_cli.bases import EMBEDDED
+import objtune_cli.models.base_model  # noqa: F401  (repairs torchvision before transformers asks for it)
+from objtune_cli.models.registry import EMBEDDED
 from objtune_cli.toybox.recipe import (
-    autoencoder,
-    cutouts,
-    data,
+    clip_cutouts,
+    clip_text,
+    clip_vision,
+    dataset,
     denoiser,
     evaluator,
-    publish,
     samples,
+    save_pipeline,
     segmenter,
-    text,
     tokenizer,
-    vision,
 )
+from objtune_cli.toybox.recipe import vae as autoencoder
 from objtune_cli.toybox.recipe.presets import PRESETS, Preset
 
 PARTS = ("data", "text", "vae", "vision", "denoiser", "publish", "all", "sheet", "cutouts", "evaluator", "segmenter")
@@ -63,31 +63,35 @@ def run(part: str, preset: Preset, args: argparse.Namespace) -> None:
     if part in ("cutouts", "evaluator", "segmenter"):
         _apart(part, preset, args, device)
         return
-    drawn = data.drawn(work, preset, processes=os.cpu_count() or 2)
+    drawn = dataset.drawn(work, preset, processes=os.cpu_count() or 2)
     words = tokenizer.kept(work, preset.tokens)
     if part == "data":
         return
     if part == "vae":
         autoencoder.train(work, preset, drawn, device)
         return
-    clip = text.train(work, preset, drawn, words, device)
+    clip = clip_text.train(work, preset, drawn, words, device)
     if part == "text":
         return
     if part == "vision":
-        vision.train(work, preset, drawn, words, clip, device)
+        clip_vision.train(work, preset, drawn, words, clip, device)
         return
     vae = autoencoder.train(work, preset, drawn, device)
 
     def sample(unet, step: int) -> None:
-        pipe = publish.pipeline(words, clip, vae, unet).to(unet.device)
-        shown = samples.draw(pipe, samples.prompts(preset.world, 24), preset.size, 15, publish.SAMPLING["guidance"])
+        pipe = save_pipeline.pipeline(words, clip, vae, unet).to(unet.device)
+        shown = samples.draw(
+            pipe, samples.prompts(preset.world, 24), preset.size, 15, save_pipeline.SAMPLING["guidance"]
+        )
         samples.sheet(shown, 8, work / "samples" / f"{step:06d}.png")
 
     unet = denoiser.train(work, preset, drawn, words, clip, vae, sample, device)
     vae.to("cpu")
     if part in ("publish", "all"):
-        vision.train(work, preset, drawn, words, clip, device)
-        publish.publish(args.out or work / "base", f"toybox-{args.preset}", preset, words, clip, vae, unet, args.commit)
+        clip_vision.train(work, preset, drawn, words, clip, device)
+        save_pipeline.publish(
+            args.out or work / "base", f"toybox-{args.preset}", preset, words, clip, vae, unet, args.commit
+        )
 
 
 def _apart(part: str, preset: Preset, args: argparse.Namespace, device: str) -> None:
@@ -114,12 +118,12 @@ def _adapted(args: argparse.Namespace, preset: Preset, device: str) -> dict[str,
     folder = args.out or EMBEDDED
     words = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     clip = CLIPModel.from_pretrained(folder / "clip", local_files_only=True)
-    for name, value in cutouts.measured(clip.eval(), words, preset).items():
+    for name, value in clip_cutouts.measured(clip.eval(), words, preset).items():
         print(f"cutouts: before: {name} {value:.3f}", flush=True)
     args.work.mkdir(parents=True, exist_ok=True)
-    cutouts.train(args.work, preset, words, clip, device)
-    cutouts.publish(clip, folder, args.commit, preset.cutouts_steps)
-    return cutouts.measured(clip, words, preset)
+    clip_cutouts.train(args.work, preset, words, clip, device)
+    clip_cutouts.publish(clip, folder, args.commit, preset.cutouts_steps)
+    return clip_cutouts.measured(clip, words, preset)
 
 
 def sheet(folder: Path, preset: Preset, work: Path) -> None:
@@ -129,7 +133,11 @@ def sheet(folder: Path, preset: Preset, work: Path) -> None:
     pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     shown = samples.draw(
-        pipe, samples.prompts(preset.world), preset.size, int(publish.SAMPLING["steps"]), publish.SAMPLING["guidance"]
+        pipe,
+        samples.prompts(preset.world),
+        preset.size,
+        int(save_pipeline.SAMPLING["steps"]),
+        save_pipeline.SAMPLING["guidance"],
     )
     samples.sheet(shown, 8, work / "samples.png", scale=1)
     print(f"{work / 'samples.png'}: 64 samples", flush=True)

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from objtune_cli.models import precision
-from objtune_cli.toybox.recipe.autoencoder import to_unit
-from objtune_cli.toybox.recipe.data import HELD_BACK, Drawn
-from objtune_cli.toybox.recipe.growth import inherit
-from objtune_cli.toybox.recipe.loop import Plan, fit
+from objtune_cli.toybox.recipe.dataset import HELD_BACK, Drawn
 from objtune_cli.toybox.recipe.presets import Preset
+from objtune_cli.toybox.recipe.train_loop import Plan, fit
+from objtune_cli.toybox.recipe.vae import to_unit
+from objtune_cli.toybox.recipe.warm_start import inherit
 
 NO_PROMPT = 0.1
 """Share of rows trained with the empty prompt, for guidance."""

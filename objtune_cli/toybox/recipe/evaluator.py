@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from objtune_cli.toybox import captions, draw, world
-from objtune_cli.toybox.evaluator import reading
+from objtune_cli.toybox import captions, renderer, world
+from objtune_cli.toybox.evaluator import inference
 from objtune_cli.toybox.evaluator.network import ATTRIBUTES, CROP, FRAME, GRID, Evaluator, cut
-from objtune_cli.toybox.recipe.autoencoder import to_unit
-from objtune_cli.toybox.recipe.data import LABELS, processes_map
-from objtune_cli.toybox.recipe.loop import Plan, fit
+from objtune_cli.toybox.recipe.dataset import LABELS, processes_map
 from objtune_cli.toybox.recipe.presets import Preset
+from objtune_cli.toybox.recipe.train_loop import Plan, fit
+from objtune_cli.toybox.recipe.vae import to_unit
 
 INSTANCES, VIEWS, SHARD = 12_000, 4, 200
 """Objects drawn, scenes of each, objects per shard."""
@@ -57,7 +57,7 @@ def draw_shard(preset: Preset, index: int) -> Seen:
         others = (world.sample_instance(rng, dial),) if rng.random() < 0.33 else ()
         together = (instance, *others) if rng.random() < 0.5 else (*others, instance)
         scene = world.sample_scene(rng, dial, instances=together)
-        pictures[i], masks = draw.render(scene, preset.size)
+        pictures[i], masks = renderer.render(scene, preset.size)
         for slot, mask in enumerate(masks):
             at = 0 if together[slot] is instance else 1
             boxes[i, at] = box_of(mask)
@@ -200,8 +200,8 @@ def measured(network: Evaluator, preset: Preset, seed: int = 5) -> dict[str, flo
         world.sample_scene(rng, preset.world, instances=(world.sample_instance(rng, preset.world, held_out=True),))
         for _ in range(600)
     ]
-    drawn = [draw.render(s, preset.size) for s in scenes]
-    seen = reading.read(network, np.stack([picture for picture, _ in drawn]), most=1)
+    drawn = [renderer.render(s, preset.size) for s in scenes]
+    seen = inference.read(network, np.stack([picture for picture, _ in drawn]), most=1)
     figures: dict[str, float] = {}
     for name in ATTRIBUTES:
         asked = [
@@ -219,7 +219,7 @@ def measured(network: Evaluator, preset: Preset, seed: int = 5) -> dict[str, flo
             [world.BACKGROUNDS[int(r.background.argmax())] == s.background for r, s in zip(seen, scenes, strict=True)]
         )
     )
-    boxes = [reading.overlap(r.main.box, box_of(masks[0])) for r, (_, masks) in zip(seen, drawn, strict=True)]
+    boxes = [inference.overlap(r.main.box, box_of(masks[0])) for r, (_, masks) in zip(seen, drawn, strict=True)]
     figures |= {"box_iou": float(np.mean(boxes)), "found": float(np.mean([b > 0.5 for b in boxes]))}
     pairs = [
         world.sample_scene(
@@ -227,10 +227,10 @@ def measured(network: Evaluator, preset: Preset, seed: int = 5) -> dict[str, flo
         )
         for _ in range(200)
     ]
-    twos = [draw.render(s, preset.size) for s in pairs]
-    both = reading.read(network, np.stack([picture for picture, _ in twos]))
+    twos = [renderer.render(s, preset.size) for s in pairs]
+    both = inference.read(network, np.stack([picture for picture, _ in twos]))
     figures["found_both"] = float(np.mean([
-        len(r.things) == 2 and all(max(reading.overlap(t.box, box_of(m)) for t in r.things) > 0.5 for m in masks)
+        len(r.things) == 2 and all(max(inference.overlap(t.box, box_of(m)) for t in r.things) > 0.5 for m in masks)
         for r, (_, masks) in zip(both, twos, strict=True)
     ]))  # fmt: skip
     for kind in preset.world.classes:
@@ -248,9 +248,9 @@ def retrieval(network: Evaluator, preset: Preset, kind: str, rng: np.random.Gene
     sides = []
     for _ in range(2):
         pictures = [
-            draw.render(world.sample_scene(rng, preset.world, instances=(i,)), preset.size)[0] for i in instances
+            renderer.render(world.sample_scene(rng, preset.world, instances=(i,)), preset.size)[0] for i in instances
         ]
-        sides.append(torch.stack([r.main.vector for r in reading.read(network, np.stack(pictures), most=1)]))
+        sides.append(torch.stack([r.main.vector for r in inference.read(network, np.stack(pictures), most=1)]))
     nearest = (sides[0] @ sides[1].T).argmax(1)
     return float((nearest == torch.arange(among)).float().mean())
 

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from objtune_cli.models import sam
-from objtune_cli.toybox import draw, shapes, world
-from objtune_cli.toybox.recipe.loop import Plan, fit
+from objtune_cli.segmentation import sam
+from objtune_cli.toybox import random_shapes, renderer, world
 from objtune_cli.toybox.recipe.presets import Preset
+from objtune_cli.toybox.recipe.train_loop import Plan, fit
 from objtune_cli.toybox.world import FULL, Pose, Scene
 
 HINTS = 2
@@ -38,13 +38,13 @@ def scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[np.ndar
             (world.sample_instance(rng, FULL), Pose(x, y, extent, float(rng.normal(0, 0.15)), bool(rng.random() < 0.5)))
         )
     found = Scene(tuple(objects), str(rng.choice(FULL.backgrounds)), int(rng.integers(1 << 31)))
-    return draw.render(found, size)
+    return renderer.render(found, size)
 
 
 def picture(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
     """A training picture (size, size, 3) uint8 and the masks (M, size, size) in [0, 1] of what is large enough in it."""
     while True:
-        rgb, masks = scene(rng, size) if rng.random() < DRAWN else shapes.picture(rng, size)
+        rgb, masks = scene(rng, size) if rng.random() < DRAWN else random_shapes.picture(rng, size)
         cover = np.stack(masks).astype(np.float32) / 255
         rgb, cover = _zoomed(rgb, cover, rng) if rng.random() < 0.3 else (rgb, cover)
         cover = cover[(cover > 0.5).sum((1, 2)) >= 30]
@@ -230,7 +230,7 @@ def _terms(name: str, logits: Tensor, quality: Tensor, target: Tensor, several: 
 
 
 def publish(network: Any, folder: Path, preset: Preset, commit: str) -> None:
-    """Half-precision weights and the sizes, as `models.sam` opens them."""
+    """Half-precision weights and the sizes, as `segmentation.sam` opens them."""
     folder.mkdir(parents=True, exist_ok=True)
     kept = {k: v.half().contiguous() for k, v in network.state_dict().items() if k not in ("pixel_mean", "pixel_std")}
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
@@ -253,7 +253,7 @@ def measured(network: Any, preset: Preset, count: int = 100) -> dict[str, float]
     for i in range(count):
         rng = np.random.default_rng((preset.seed + 1, i))
         kind = "scene" if i % 2 else "shapes"
-        rgb, masks = scene(rng, size) if i % 2 else shapes.picture(rng, size)
+        rgb, masks = scene(rng, size) if i % 2 else random_shapes.picture(rng, size)
         masks = [m.astype(np.float32) / 255 for m in masks if (m > 127).sum() >= 30]
         seen = network.image_encoder(
             (torch.from_numpy(rgb.transpose(2, 0, 1).copy()).float()[None] - network.pixel_mean) / network.pixel_std

@@ -1,0 +1,222 @@
+"""The stages as plain functions, for notebooks and programs: `from objtune_cli import train, generate`.
+
+Every function takes a project as `project` gives it, does what the command of its name does, and raises
+`errors.ObjtuneError` where the command would say one line. Settings are those of objtune.toml, by section and key.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from objtune_cli.config.resolve import Settings
+from objtune_cli.config.sections import Common, Compose, Embed, Generate, Prior, Segment, Train
+from objtune_cli.errors import ObjtuneError
+from objtune_cli.paths import to_path
+from objtune_cli.store import refs
+from objtune_cli.store.project import locate
+from objtune_cli.workflow.context import Context, Done
+
+__all__ = [
+    "Done",
+    "ObjtuneError",
+    "compose",
+    "export",
+    "generate",
+    "import_files",
+    "init_embedding",
+    "project",
+    "segment",
+    "train",
+]
+
+LOG = logging.getLogger("objtune")
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Logged:
+    """What stages say, as lines of the logger `objtune`; progress for `on_step` (stage, done, total)."""
+
+    on_step: Callable[[str, int, int], None] = lambda stage, done, total: None
+
+    def note(self, text: str) -> None:
+        LOG.info("%s", text)
+
+    def step(self, stage: str, done: int, total: int, **values: float) -> None:
+        self.on_step(stage, done, total)
+
+
+def project(
+    folder: str | Path = ".",
+    *,
+    on_step: Callable[[str, int, int], None] | None = None,
+    force: bool = False,
+    **settings: Any,
+) -> Context:
+    """A project folder (made one where it is none) with settings above those of its objtune.toml.
+
+    Args:
+        settings: `base="sdxl"`, `device="cpu"`; sections as mappings: `train={"steps": 200}`, `generate={"n": 1}`.
+        on_step: Called with stage, done and total. force: work that is done is made again.
+
+    Raises:
+        UsageError: An unknown key, or a value out of range.
+    """
+    found = locate(to_path(folder), create=True)
+    given = [f"{k}={v}" for k, v in settings.items() if not isinstance(v, Mapping)]
+    given += [
+        f"{section.replace('_', '-')}.{k}={v}"
+        for section, values in settings.items()
+        if isinstance(values, Mapping)
+        for k, v in values.items()
+    ]
+    layers = Settings(found.settings, given=given)
+    return Context(found, layers, layers.resolve(Common), Logged(on_step) if on_step else Logged(), force)
+
+
+def _held(ctx: Context) -> AbstractContextManager[None]:
+    """As commands do: nobody removes artifacts meanwhile."""
+    return ctx.project.held()
+
+
+def segment(
+    ctx: Context,
+    photo: str | Path,
+    class_word: str,
+    name: str = "",
+    *,
+    box: tuple[float, float, float, float] | None = None,
+    mask: str | Path | None = None,
+    rough: str | Path | None = None,
+) -> Done:
+    """The object in a photo; `box` (x0, y0, x1, y1 in px), a `mask` picture or a `rough` one that is made exact say where it is."""
+    from objtune_cli.segmentation import stage
+    from objtune_cli.segmentation.from_hints import Target
+    from objtune_cli.workflow import class_words
+
+    ((word, called),) = class_words.named([class_word], [name] if name else [])
+    target = Target(word, called, box, mask=to_path(mask) if mask else None, rough=to_path(rough) if rough else None)
+    with _held(ctx):
+        return stage.run(ctx, to_path(photo), [target], ctx.settings.resolve(Segment))[0]
+
+
+def init_embedding(ctx: Context, mask: str) -> Done:
+    """The first vectors of the token of a mask, by its ref or name."""
+    from objtune_cli.embedding import stage as embed
+
+    with _held(ctx):
+        return embed.run(ctx, refs.find(ctx.root, mask, ("mask",)), ctx.settings.resolve(Embed))
+
+
+def train(
+    ctx: Context,
+    photo: str | Path,
+    class_word: str,
+    name: str = "",
+    *,
+    steps: int | None = None,
+    box: tuple[float, float, float, float] | None = None,
+    mask: str | Path | None = None,
+    rough: str | Path | None = None,
+    preview: bool = True,
+) -> Done:
+    """An object learned from one photo; runs the stages before it."""
+    from objtune_cli.training import stage
+
+    found = segment(ctx.unforced(), photo, class_word, name, box=box, mask=mask, rough=rough).ref
+    config = ctx.settings.resolve(Train, steps=steps)
+    with _held(ctx):
+        return stage.run(
+            ctx, [found], config, ctx.settings.resolve(Embed), ctx.settings.resolve(Prior), preview=preview
+        )
+
+
+def generate(
+    ctx: Context, *prompts: str, n: int | None = None, seed: int | None = None, out: str | Path | None = None,
+    width: int | None = None, height: int | None = None, strength: float | None = None, negative: str | None = None,
+) -> list[Done]:  # fmt: skip
+    """Pictures of prompts that name trained objects; `images` of a result are their paths; `negative`: what should not be in them; `width`, `height`: px, by default the base's own; `strength`: 0 to 2, as `<dog:0.8>` says it of one object."""
+    from objtune_cli.generation import stage
+
+    with _held(ctx):
+        return stage.run(
+            ctx,
+            list(prompts),
+            ctx.settings.resolve(
+                Generate, n=n, seed=seed, width=width, height=height, strength=strength, negative=negative
+            ),
+            to_path(out) if out else None,
+        )
+
+
+def compose(
+    ctx: Context, prompt: str, places: Mapping[str, str | Sequence[str]] | None = None, *, n: int | None = None, seed: int | None = None,
+    width: int | None = None, height: int | None = None, strength: float | None = None, negative: str | None = None,
+) -> Done:  # fmt: skip
+    """Objects together; `places`: name to "left" or "0.5,0.4,0.9,0.9", or to a list of such where the prompt names it more than once; `width`, `height`: px, by default as many objects need."""
+    from objtune_cli.composition import layout, stage
+
+    given = layout.places(
+        [
+            f"{name}={where}"
+            for name, own in (places or {}).items()
+            for where in ([own] if isinstance(own, str) else own)
+        ]
+    )
+    with _held(ctx):
+        config = ctx.settings.resolve(
+            Generate, n=n, seed=seed, width=width, height=height, strength=strength, negative=negative
+        )
+        return stage.run(ctx, prompt, given, config, ctx.settings.resolve(Compose))[0]
+
+
+def export(
+    ctx: Context,
+    name: str,
+    form: str = "diffusers",
+    out: str | Path = ".",
+    *,
+    dtype: str = "fp32",
+    trigger: str = "",
+    force: bool = False,
+) -> list[Path]:
+    """An object as files of other tools: "diffusers", "kohya", "embedding", "bundle" or "hub".
+
+    Args:
+        dtype: "fp32", "fp16" or "bf16". trigger: the name of the embedding file, which is the object's word in A1111 and ComfyUI.
+        force: files that are not exports of the same object are replaced.
+    """
+    from objtune_cli.interchange import export as stage
+
+    with _held(ctx):
+        return stage.run(
+            ctx.root,
+            refs.find(ctx.root, name, ("adapter",)),
+            form,
+            to_path(out),
+            dtype=dtype,
+            trigger=[trigger] if trigger else [],
+            force=force,
+            note=ctx.report.note,
+        )
+
+
+def import_files(
+    ctx: Context,
+    files: Sequence[str | Path],
+    class_word: str,
+    name: str = "",
+    *,
+    word: str = "",
+    allow_pickle: bool = False,
+) -> Done:
+    """A LoRA, an embedding, or both of one object, trained elsewhere."""
+    from objtune_cli.interchange import import_ as imported
+    from objtune_cli.workflow import class_words
+
+    ((class_word, name),) = class_words.named([class_word], [name] if name else [])
+    with _held(ctx):
+        return imported.run(ctx, [to_path(f) for f in files], name, class_word, word, allow_pickle=allow_pickle)

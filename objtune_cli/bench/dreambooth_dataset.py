@@ -1,0 +1,166 @@
+"""A folder in the layout of DreamBooth's data set: subjects with their photos and classes, and what they are asked for.
+
+Source: `dataset/` of github.com/google/dreambooth, which arXiv:2208.12242 (section 4.1) describes. Opens no model.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from objtune_cli.errors import InputError, UsageError
+from objtune_cli.images import mask_image as mask
+from objtune_cli.images import photo
+from objtune_cli.store.refs import check_name
+from objtune_cli.store.safetensors_format import open_regular
+from objtune_cli.workflow.prompt_text import clean
+
+LISTING = "prompts_and_classes.txt"
+"""The table of subjects and classes, and both lists of prompts."""
+PLACE = "{0} {1}"
+"""Where token and class word stand in a prompt."""
+MASK = ".mask.png"
+"""What a mask's name ends with beside its photo: 00.mask.png. Not part of the data set."""
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
+HEADINGS = {"classes": "classes", "object prompts": "objects", "live subject prompts": "live"}
+MAX_BYTES = 1 << 20
+ADVICE = "give the folder `dataset` of DreamBooth's data set, or one in its layout: docs/benchmark.md"
+_PROMPT = re.compile(r"""\s*(['"])(?P<text>.+)\1\s*(\.format\(.*\))?\s*,?\s*""")
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One subject.
+
+    Attributes:
+        photos: All its photos by name, each with the digest of its bytes. learned: the one that is trained on.
+        mask: A picture of exactly the object in it, or None. prompts: with `PLACE` where the object is named.
+    """
+
+    name: str
+    kind: str
+    photos: tuple[tuple[Path, str], ...]
+    learned: Path
+    mask: Path | None
+    prompts: tuple[str, ...]
+
+    def asked(self, thing: str) -> list[str]:
+        """The prompts with `thing` in the object's place."""
+        return [text.replace(PLACE, thing) for text in self.prompts]
+
+
+def subjects(folder: Path, count: int | None, chosen: str, live: tuple[str, ...]) -> list[Subject]:
+    """The first `count` subjects of the table, or all; every photo of theirs has been decoded once.
+
+    Args:
+        chosen: Name of the photo that is learned, with or without ending; "" for the first by name. live: classes of live subjects.
+
+    Raises:
+        InputError: Not in this layout, or an unusable photo; names the file.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder", ADVICE)
+    classes, prompts = _listing(folder / LISTING)
+    strays = [
+        p.name for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".") and p.name not in classes
+    ]
+    if strays:
+        raise InputError(
+            f"{folder / LISTING} names no class for {strays[0]}", f"add the line `{strays[0]},WORD` to its table"
+        )
+    found = [_subject(folder, name, kind, prompts, chosen, live) for name, kind in list(classes.items())[:count]]
+    for subject in found:
+        for path, _ in subject.photos:
+            decoded = photo.read(path)
+            if subject.mask and path == subject.learned:
+                mask.read(subject.mask, decoded)
+    return found
+
+
+def _subject(
+    folder: Path, name: str, kind: str, prompts: dict[str, list[str]], chosen: str, live: tuple[str, ...]
+) -> Subject:
+    place = folder / name
+    here = sorted(p for p in place.iterdir() if _shown(p)) if place.is_dir() else []
+    if not here:
+        raise InputError(f"{place} holds no photo", f"put its photos there, or take {name} out of {folder / LISTING}")
+    learned = next((p for p in here if not chosen or chosen in (p.name, p.stem)), None)
+    if learned is None:
+        raise InputError(f"{place} has no photo {chosen}", f"it has {', '.join(p.name for p in here)}")
+    way = "live" if kind in live else "objects"
+    if not prompts[way]:
+        heading = next(heading for heading, part in HEADINGS.items() if part == way)
+        raise InputError(f"{folder / LISTING} has no prompt under `{heading.title()}` for {name}", ADVICE)
+    mask = learned.with_name(learned.stem + MASK)
+    return Subject(
+        name,
+        kind,
+        tuple((p, photo.digest(p)) for p in here),
+        learned,
+        mask if mask.is_file() else None,
+        tuple(prompts[way]),
+    )
+
+
+def _shown(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.name.endswith(MASK)
+
+
+def _listing(file: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Classes by subject, and prompts of `objects` and of `live` subjects.
+
+    Raises:
+        InputError: Not there, or another file.
+    """
+    classes: dict[str, str] = {}
+    prompts: dict[str, list[str]] = {"objects": [], "live": []}
+    part = ""
+    for number, line in _lines(file):
+        heading = line.strip().rstrip(":").lower()
+        if heading in (*HEADINGS, "prompts"):
+            part = HEADINGS.get(heading, "")
+        elif part == "classes" and "," in line:
+            name, kind = (text.strip() for text in line.split(",", 1))
+            if (name, kind) != ("subject_name", "class"):
+                classes[_named(name, f"{file}, line {number}")] = _word(kind, name, f"{file}, line {number}")
+        elif part in prompts and (match := _PROMPT.fullmatch(line)):
+            if PLACE not in match["text"]:
+                raise InputError(
+                    f"{file}, line {number}: no `{PLACE}` in the prompt", "token and class word stand there"
+                )
+            prompts[part].append(clean(match["text"], f"the prompt in {file}, line {number},"))
+    if not classes:
+        raise InputError(f"{file} names no subject and class", "below `Classes` a line for each: `dog2,dog`")
+    if not any(prompts.values()):
+        raise InputError(
+            f"{file} holds no prompt", "below `Object Prompts` a line for each: `'a {0} {1} in the jungle'`"
+        )
+    return classes, prompts
+
+
+def _lines(file: Path) -> Iterator[tuple[int, str]]:
+    try:
+        with open_regular(file) as opened:
+            text = opened.read(MAX_BYTES + 1)
+        if len(text) > MAX_BYTES:
+            raise InputError(f"{file} has more than {MAX_BYTES >> 20} MiB", ADVICE)
+        return iter(enumerate(text.decode("utf-8-sig").splitlines(), 1))
+    except FileNotFoundError:
+        raise InputError(f"there is no file {file}", ADVICE) from None
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror or 'not a regular file'}", ADVICE) from None
+    except UnicodeDecodeError:
+        raise InputError(f"{file} is no text in UTF-8", ADVICE) from None
+
+
+def _named(name: str, where: str) -> str:
+    try:
+        return check_name(name)
+    except UsageError as error:
+        raise InputError(f"{where}: {error.message}", error.hint) from None
+
+
+def _word(kind: str, name: str, where: str) -> str:
+    if not kind or not kind.isprintable():
+        raise InputError(f"{where}: {name} has no class", "a line is `dog2,dog`")
+    return kind

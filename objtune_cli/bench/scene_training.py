@@ -1,0 +1,99 @@
+"""Objects of a scene learned by the real command: from one photo of all of them, or each from its own."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from objtune_cli.bench import single_training
+from objtune_cli.bench.methods import OURS, Method
+from objtune_cli.evaluation import benchmark_objects
+from objtune_cli.evaluation.benchmark_objects import Case
+from objtune_cli.images import png
+from objtune_cli.store import artifacts
+from objtune_cli.store.refs import Ref, parse
+from objtune_cli.toybox import renderer, world
+from objtune_cli.toybox.world import Dial
+from objtune_cli.workflow.context import Context
+
+RARE = ("sks", "zwx", "ucd", "hta")
+"""Words that hardly occur in captions, one for each object of a joint training that starts from such."""
+
+
+def photo(members: Sequence[Case], dial: Dial, seed: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    """One photo of all objects, side by side, and where each is."""
+    rng = np.random.default_rng((seed, 7))
+    scene = world.sample_scene(
+        rng, dial, instances=tuple(m.instance for m in members), background=members[0].photo_background
+    )
+    rgb, masks = renderer.render(scene, benchmark_objects.PHOTO_SIDE)
+    return rgb, list(masks)
+
+
+def learned(
+    ctx: Context,
+    members: Sequence[Case],
+    rgb: np.ndarray,
+    masks: Sequence[np.ndarray],
+    method: Method = OURS["objtune"],
+) -> tuple[Ref, float]:
+    """`objtune train` with a method's settings in a process of its own; what is there already is found by it."""
+    folder = ctx.project.folder / "given" / "-".join(m.name for m in members)
+    artifacts.write_file(folder / "photo.png", png.png(rgb))
+    given = [str(folder / "photo.png")]
+    for member, mask in zip(members, masks, strict=True):
+        artifacts.write_file(folder / f"{member.name}.png", png.png(mask))
+        given += [
+            "--class",
+            member.instance.kind,
+            "--name",
+            member.name,
+            "--mask",
+            f"{member.name}={folder / member.name}.png",
+        ]
+    embed, learning = (
+        _set("init-embedding", method.embed),
+        _set("train", {**method.train, "scores": "none"}) + _set("prior", method.prior),
+    )
+    seconds = 0.0
+    if (
+        len(members) > 1 and method.embed.get("init") == "rare"
+    ):  # a word for each: two objects of one class would have the same token
+        found, seconds, _ = _command(ctx, members, "segment", *given)
+        given = []
+        for ref, word in zip(found, RARE, strict=False):
+            (started,), took, _ = _command(
+                ctx, members, "init-embedding", ref, *embed, *_set("init-embedding", {"rare": word})
+            )
+            given, seconds = [*given, started], seconds + took
+    refs, took, reused = _command(ctx, members, "train", *given, "--no-preview", *embed, *learning)
+    return parse(refs[-1]), 0.0 if reused else seconds + took
+
+
+def _set(section: str, values: Mapping[str, Any]) -> list[str]:
+    return [word for name, value in values.items() for word in ("--set", f"{section}.{name}={value}")]
+
+
+def _command(ctx: Context, members: Sequence[Case], *words: str) -> tuple[list[str], float, bool]:
+    """One command in the project of `ctx`: its refs, wall seconds, and whether all was there already."""
+    shared = {
+        "project": ctx.project.folder,
+        "base": ctx.common.base,
+        "device": ctx.common.device,
+        "precision": ctx.common.precision,
+    }
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "objtune_cli",
+        *words,
+        "--json",
+        *(w for k, v in shared.items() for w in (f"--{k}", str(v))),
+    ]
+    document, seconds, _ = single_training.measured(ctx, command, f"{words[0]} of {members[0].name}")
+    if "error" in document:
+        error = document["error"]
+        raise single_training.Failed(words[0], members[0], int(error["code"]), error["message"])
+    return [each["ref"] for each in document["refs"]], seconds, all(each["reused"] for each in document["refs"])

@@ -1,0 +1,1 @@
+"""The suites of `objtune bench`, one module each."""

@@ -1,0 +1,190 @@
+"""A step of diffusers' own `train_dreambooth_lora.py`, timed: the script as its authors wrote it, in a process of its own.
+
+It is given a folder of Stable Diffusion 1.5's layout with random weights and pictures of noise, and is stopped after enough
+steps. Knows nothing of our own training. `python -m objtune_cli.bench.suites.diffusers_script SCRIPT ARGUMENT…` is that process.
+"""
+
+import json
+import runpy
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from objtune_cli.bench.suites.speed import SIDE
+from objtune_cli.config.sections import Bench
+from objtune_cli.errors import InputError, ResourceError
+from objtune_cli.evaluation import statistics as measures
+from objtune_cli.workflow.context import Context
+
+STEPS, WARM_UP = 24, 4
+LARGE = 512
+"""Side of the pictures on a GPU, px."""
+CLASS_PICTURES = 4
+RATES = (
+    "--train_batch_size",
+    "1",
+    "--rank",
+    "4",
+    "--learning_rate",
+    "1e-4",
+    "--lr_scheduler",
+    "constant",
+    "--lr_warmup_steps",
+    "0",
+)
+"""diffusers' README of the script: one photo and one class picture a step, rank 4."""
+
+
+def rows(ctx: Context, config: Bench, folder: Path, ours: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of the script at the size of `ours`, rows of `speed.run`, and of the ratio of ours to it; one value each."""
+    ctx.report.note(f"{Path(config.script).name}: Stable Diffusion 1.5's layout is written to {folder}")
+    device = "cuda" if ctx.common.device.startswith("cuda") or (ctx.common.device == "auto" and _gpu()) else "cpu"
+    found = measured(
+        Path(config.script), folder, device, config.side or (SIDE if device == "cpu" else LARGE), ctx.check_stopped
+    )
+    mean = {row["measure"]: row["mean"] for row in ours if row["method"] == "objtune"}
+    theirs = {f"sd15_{name}": value for name, value in found.items()}
+    return measures.rows("diffusers' script", [theirs]) + measures.rows(
+        "ratio to the script", [{m: mean[m] / v for m, v in theirs.items() if v and m in mean}]
+    )
+
+
+def check_there(script: Path) -> None:
+    """Refuse a script that is not there, before anything is measured.
+
+    Raises:
+        InputError: There is no such file.
+    """
+    if not script.is_file():
+        raise InputError(
+            f"there is no {script}",
+            "give diffusers' examples/dreambooth/train_dreambooth_lora.py of the installed version",
+        )
+
+
+def _gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def measured(
+    script: Path, folder: Path, device: str, side: int, check: Callable[[], None] = lambda: None
+) -> dict[str, float]:
+    """Median seconds of a step and the largest memory in MB of stepping, the model included.
+
+    Args:
+        folder: Where the model, the pictures and what the script writes lie; made if it is not there. check: raises to stop.
+
+    Raises:
+        InputError: There is no such script. ResourceError: it failed.
+    """
+    check_there(script)
+    _model(folder / "model", device)
+    for name, count in (("photo", 1), ("class", CLASS_PICTURES)):
+        _noise(folder / name, count, side)
+    command = [
+        sys.executable, "-P", "-m", "objtune_cli.bench.suites.diffusers_script", str(script), "--pretrained_model_name_or_path", str(folder / "model"),
+        "--instance_data_dir", str(folder / "photo"), "--instance_prompt", "a photo of sks dog", "--with_prior_preservation",
+        "--class_data_dir", str(folder / "class"), "--class_prompt", "a photo of a dog", "--num_class_images", str(CLASS_PICTURES),
+        "--output_dir", str(folder / "out"), "--resolution", str(side), "--max_train_steps", str(STEPS + WARM_UP + 1), *RATES,
+        *(("--mixed_precision", "bf16") if device.startswith("cuda") else ("--mixed_precision", "no")),
+    ]  # fmt: skip
+    with (folder / "said").open("w+") as said, (folder / "errors").open("w+") as errors:
+        child = subprocess.Popen(command, stdout=said, stderr=errors, stdin=subprocess.DEVNULL, start_new_session=True)
+        try:
+            while child.poll() is None:
+                check()
+                time.sleep(0.1)
+        finally:
+            child.terminate()
+            child.wait()
+        lines, wrong = (
+            [line for line in file.read().splitlines() if line] for file in (said, errors) if not file.seek(0)
+        )
+    if child.returncode:
+        raise ResourceError(
+            f"{script.name} failed: {(wrong or ['it said nothing'])[-1]}",
+            "is it the script of the installed diffusers?",
+        )
+    found: dict[str, float] = json.loads(lines[-1])
+    return found
+
+
+def _model(folder: Path, device: str) -> None:
+    """Stable Diffusion 1.5's layout with random weights as a diffusers folder, in half precision: the script reads it into its own formats."""
+    if (folder / "model_index.json").is_file():  # written last
+        return
+    import torch
+
+    from objtune_cli.models import random_weights
+
+    # isort: split
+    import diffusers
+
+    made = random_weights.stack("sd15", torch.device(device), torch.bfloat16)
+    whole: Any = diffusers.StableDiffusionPipeline(
+        made.vae,
+        made.text_encoder,
+        made.tokenizer,
+        made.unet,
+        made.scheduler,
+        None,
+        None,
+        requires_safety_checker=False,
+    )  # type: ignore[arg-type]
+    whole.save_pretrained(folder)
+
+
+def _noise(folder: Path, count: int, side: int) -> None:
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+
+
+def _timed(script: str, arguments: list[str]) -> dict[str, Any]:
+    """Run a training script until its optimizer has taken enough steps."""
+    import torch
+
+    from objtune_cli.runtime import memory, torchvision_compat
+
+    torchvision_compat.complete()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    ends: list[float] = []
+    inside = torch.optim.AdamW.step
+
+    def step(*args: Any, **named: Any) -> Any:
+        out = inside(*args, **named)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        ends.append(time.perf_counter())
+        if len(ends) == WARM_UP:
+            memory.forget_peak(device)
+        if len(ends) == WARM_UP + STEPS:
+            raise SystemExit
+        return out
+
+    torch.optim.AdamW.step = step  # type: ignore[method-assign]
+    sys.argv = [script, *arguments]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as left:
+        if left.code:
+            raise
+    if len(ends) < WARM_UP + STEPS:
+        raise SystemExit(f"too few steps to time: {len(ends)}")
+    between = np.diff(ends[WARM_UP - 1 :]).tolist()
+    return {"step_s": statistics.median(between), "memory_mb": memory.peak(device)}
+
+
+if __name__ == "__main__":
+    sys.stdout.write("\n" + json.dumps(_timed(sys.argv[1], sys.argv[2:])) + "\n")

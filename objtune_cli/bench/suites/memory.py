@@ -1,0 +1,181 @@
+"""`objtune bench --memory`: a GPU's memory through a run of `train`, counted on any machine as bytes of live tensors.
+
+Layouts of random weights in the number formats of a GPU, steps of our own trainer; knows no pictures. Not counted: a GPU's
+context, scratch memory inside a kernel, free blocks. Counted too: placements of the photo, which on a GPU's machine stay
+with the processor.
+"""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from objtune_cli.bench.methods import METHODS
+from objtune_cli.config.sections import Bench, Embed, Prior, Train
+from objtune_cli.errors import UsageError
+from objtune_cli.evaluation import statistics
+from objtune_cli.models import random_weights, registry
+from objtune_cli.training import stage as train
+from objtune_cli.workflow.context import Context
+
+if TYPE_CHECKING:
+    from objtune_cli.models.base_model import Stack
+    from objtune_cli.runtime.tensor_memory import Live
+    from objtune_cli.training.trainer import Trainer
+
+MB = 2**20
+BASELINE = "dreambooth-lora"
+OBJECTS = 2
+"""Of one photo, so that there are combinations; a step shows as many rows as for one."""
+VIEWS = 2
+SCENES = ("on the beach", "in the snow", "at night", "in the desert")
+"""Pictures that are drawn at once, as the scores' are."""
+FORMS = {
+    "kept": (False, 0.0),
+    "kept_attention": (False, Train().joint_attention),
+    "again": (True, 0.0),
+    "again_attention": (True, Train().joint_attention),
+}
+"""Forms of a step: whether activations are computed again, and the weight of the attention term."""
+
+
+def run(ctx: Context, config: Bench) -> list[dict[str, Any]]:
+    """Rows of each layout, MB, one value each.
+
+    Measures: `denoiser_mb`, `words_mb`, `autoencoder_mb`: weights. `preparing_mb`: placements encoded, the frozen base asked.
+    `resting_mb`: between two steps. `kept_mb`, `again_mb`: the largest of a step, its optimizer's included, with activations
+    kept or computed again; `_attention`: with the term on where words look. `drawing_mb`: four pictures at once, with guidance, the
+    trainer still there. `gpu_mb`: on a GPU, its allocator's own word on the whole. Then DreamBooth-LoRA's `resting_mb` and `kept_mb`, one
+    photo and one class picture a step, and the ratio of ours to it.
+    """
+    rows: list[dict[str, Any]] = []
+    for name in random_weights.known(config.layouts):
+        ctx.check_stopped()
+        label, found = _measured(ctx, name, config)
+        theirs = _baseline(ctx, name, config.side)
+        ctx.report.note(f"{label}: a step of {BASELINE}: {theirs['kept_mb']:.0f} MB")
+        rows += statistics.rows(label, [found]) + statistics.rows(f"{label}: {BASELINE}", [theirs])
+        if "kept_mb" in found:
+            rows += statistics.rows(f"{label}: ratio", [{"kept_mb": found["kept_mb"] / theirs["kept_mb"]}])
+    return rows
+
+
+def _measured(ctx: Context, name: str, config: Bench) -> tuple[str, dict[str, float]]:
+    """One layout's label and its measures."""
+    from objtune_cli.runtime import memory
+    from objtune_cli.runtime.tensor_memory import Live, held
+
+    stack = _opened(ctx, name, config.side)
+    label = f"{name} at {stack.size} px"
+    note = ctx.report.note
+    note(f"{label}: {str(stack.dtype).removeprefix('torch.')}, on {stack.device}")
+    live = Live(multiply=stack.device.type != "cpu" or config.products == "multiplied")
+    encoders = (*stack.text_encoders, stack.text_encoder_3)
+    found = {f"{part}_mb": live.add(held(*modules)) / MB for part, modules in
+             {"denoiser": (stack.unet,), "words": encoders, "autoencoder": (stack.vae,)}.items()}  # fmt: skip
+    memory.forget_peak(stack.device.type)
+    with live:
+        trainer = _trainer(ctx, stack, name)
+        found["preparing_mb"] = live.peak / MB
+        note(f"{label}: prepared, {live.peak / MB:.0f} MB")
+        found |= _steps(ctx, live, trainer, label)
+        found["drawing_mb"] = _drawn(live, stack) / MB
+    note(f"{label}: drawn, {found['drawing_mb']:.0f} MB; attention by {', '.join(sorted(live.attention))}")
+    if stack.device.type == "cuda":
+        found["gpu_mb"] = memory.peak("cuda")
+    return label, found
+
+
+def _baseline(ctx: Context, name: str, side: int) -> dict[str, float]:
+    """The same of a step of DreamBooth-LoRA, as its authors' script takes it: both pictures in one pass, the whole model in memory."""
+    from objtune_cli.runtime.tensor_memory import Live, held
+    from objtune_cli.training import dry_run
+    from objtune_cli.training import trainer as training
+
+    method = METHODS[BASELINE]
+    stack = _opened(ctx, name, side)
+    live = Live(multiply=stack.device.type != "cpu")
+    live.add(held(stack.unet, *stack.text_encoders, stack.text_encoder_3, stack.vae))
+    with live:
+        asked = train.suited(replace(Train(), **method.train), {**registry.TRAINING, **stack.family.training})
+        objects = dry_run.subjects(stack, replace(Embed(), **method.embed), 1)
+        trainer = training.Trainer(stack, objects, {"dog": dry_run.prior(stack, 1)}, asked)
+        trainer.advance()
+        resting = live.now / MB
+        live.forget()
+        trainer.advance()
+    return {"resting_mb": resting, "kept_mb": live.peak / MB}
+
+
+def _opened(ctx: Context, name: str, side: int) -> "Stack":
+    """A layout as a GPU has it: bf16, unless another precision is asked for; the base at hand likewise."""
+    import torch
+
+    from objtune_cli.models import base_model as stack
+    from objtune_cli.runtime import memory
+
+    device = stack.pick_device(ctx.common.device)
+    dtype = torch.bfloat16 if ctx.common.precision == "auto" else stack.PRECISIONS[ctx.common.precision]
+    memory.let_go(device.type)
+    if side % 64:
+        raise UsageError(f"bench.side is {side}", "a multiple of 64")
+    if name != "base":
+        return random_weights.stack(name, device, dtype, side)
+    return stack.load(ctx.base.folder, device, dtype, ctx.base.weights, ctx.base.prediction)
+
+
+def _trainer(ctx: Context, stack: "Stack", name: str) -> "Trainer":
+    """A trainer on objects in noise, with what suits bases of this layout; what the frozen base says is asked once and kept as often as a run keeps it."""
+    from objtune_cli.training import dry_run
+    from objtune_cli.training import trainer as training
+
+    own = ctx.base.training if name == "base" else {**registry.TRAINING, **stack.family.training}
+    full = train.suited(ctx.settings.resolve(Train), own, OBJECTS)
+    priors = {"dog": dry_run.prior(stack, ctx.settings.resolve(Prior).entries)} if full.class_weight else {}
+    asked = replace(
+        full, known=1, views=min(full.views, VIEWS), stop="end", average=0.0, class_every=1, checkpointing="off"
+    )  # each step has a class pass
+    trainer = training.Trainer(stack, dry_run.subjects(stack, ctx.settings.resolve(Embed), OBJECTS), priors, asked)
+    for known in (k for each in trainer.known for k in each.values()):
+        more = -(-full.known // len(trainer.known))
+        for part in ("rows", "z_t", "t", "aim", "pred"):
+            value = getattr(known, part)
+            setattr(known, part, value.repeat(more, *[1] * (value.ndim - 1)))
+    return trainer
+
+
+def _steps(ctx: Context, live: "Live", trainer: "Trainer", label: str) -> dict[str, float]:
+    """The largest of one step of each form; the optimizer's moments come with the first, which is not measured."""
+    import torch
+
+    found: dict[str, float] = {}
+    trainer.stack.unet.enable_gradient_checkpointing()
+    trainer.advance()
+    found["resting_mb"] = live.now / MB
+    for form, (again, weight) in FORMS.items():
+        ctx.check_stopped()
+        (
+            trainer.stack.unet.enable_gradient_checkpointing
+            if again
+            else trainer.stack.unet.disable_gradient_checkpointing
+        )()
+        trainer.config = replace(trainer.config, attention_weight=weight)
+        trainer.weights["attention"] = weight
+        trainer.mean.setdefault("attention", 0.0)
+        live.forget()
+        try:
+            trainer.advance()
+        except torch.OutOfMemoryError:
+            ctx.report.note(f"{label}: a step, {form.replace('_', ', ')}, does not fit")
+            continue
+        found[f"{form}_mb"] = live.peak / MB
+        ctx.report.note(f"{label}: a step, {form.replace('_', ', ')}: {live.peak / MB:.0f} MB")
+    return found
+
+
+def _drawn(live: "Live", stack: "Stack") -> int:
+    """Bytes of drawing pictures and decoding them: one sampling step stands for all."""
+    from objtune_cli.generation import sampling
+
+    live.forget()
+    prompts = [f"a photo of a dog {scene}" for scene in SCENES]
+    stack.to_picture(sampling.sample(stack, prompts, "", list(range(len(prompts))), 1, 5.0))
+    return live.peak

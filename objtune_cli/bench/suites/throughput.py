@@ -1,0 +1,133 @@
+"""`objtune bench --many N`: N photos by N commands one after the other, and by one command, side by side: time and quality."""
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from objtune_cli.bench import single_training
+from objtune_cli.bench.suites.objects import Row, dial_of
+from objtune_cli.config.sections import Bench, Train, identifying
+from objtune_cli.errors import UsageError
+from objtune_cli.evaluation import benchmark_objects, rendering, statistics, truth_scores
+from objtune_cli.evaluation.benchmark_objects import Case
+from objtune_cli.images import png
+from objtune_cli.store import artifacts
+from objtune_cli.store.checkpoints import RunState
+from objtune_cli.store.project import locate
+from objtune_cli.store.refs import parse
+from objtune_cli.store.safetensors_format import canonical
+from objtune_cli.toybox.evaluator import inference
+from objtune_cli.training import stage as train
+from objtune_cli.workflow.context import Context, tools
+
+FORMAT = 1
+WAYS = ("alone", "beside")
+"""A command for each photo; one for all."""
+
+
+@dataclass(slots=True)
+class _Running:
+    ctx: Context
+    out: Path
+    config: Bench
+    asked: list[Case]
+
+    def command(self, way: str, chosen: list[Case]) -> dict[str, Any]:
+        """What `objtune train` of these photos made and took, kept or new: refs with digests, wall seconds, processor seconds."""
+        file, key = self.out / "many" / f"{way}-{'-'.join(c.name for c in chosen)}"[:120], self._key(way, chosen)
+        file = file.with_name(file.name + ".json")
+        try:
+            held = json.loads(file.read_bytes())
+            if held["key"] == key:
+                return held
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        project = locate(self.out / f"work-{way}", create=True)
+        words = [sys.executable, "-P", "-m", "objtune_cli", "train", "--json", "--project", str(project.folder), "--base", self.ctx.common.base,
+                 "--device", self.ctx.common.device, "--precision", self.ctx.common.precision, "--force"]  # fmt: skip
+        for case in chosen:
+            rgb, mask = case.picture()
+            photo = project.folder / "given" / f"{case.name}.png"
+            artifacts.write_file(photo, png.png(rgb))
+            artifacts.write_file(photo.with_suffix(".mask.png"), png.png(mask))
+            words += [
+                str(photo),
+                "--class",
+                case.instance.kind,
+                "--name",
+                case.name,
+                "--mask",
+                str(photo.with_suffix(".mask.png")),
+            ]
+        before = _spent()
+        document, seconds, _ = single_training.measured(self.ctx, words, f"training of {chosen[0].name}")
+        if "error" in document:
+            raise single_training.Failed(way, chosen[0], int(document["error"]["code"]), document["error"]["message"])
+        found = {
+            "key": key,
+            "refs": [[r["ref"], r["sha256"]] for r in document["refs"]],
+            "seconds": seconds,
+            "cpu_s": _spent() - before,
+        }
+        artifacts.write_file(file, (json.dumps(found) + "\n").encode())
+        self.ctx.report.note(
+            f"{way} {' '.join(c.name for c in chosen)}: {seconds:.0f} s, of the processor {found['cpu_s']:.0f} s"
+        )
+        return found
+
+    def _key(self, way: str, chosen: list[Case]) -> str:
+        about = {"format": FORMAT, "way": way, "cases": repr(chosen), "base": self.ctx.base.fingerprint, "tools": tools(),
+                 "train": identifying(train.suited(Train(), self.ctx.base.training)), "device": self.ctx.common.device, "precision": self.ctx.common.precision}  # fmt: skip
+        return canonical(about)
+
+    def scored(self, network: Any, way: str, case: Case, ref: str, sha256: str) -> Mapping[str, float]:
+        """Measures of one trained object, drawn from the adapter alone."""
+        import torch
+
+        ctx = replace(self.ctx, project=locate(self.out / f"work-{way}", create=True))
+        _, arrays = artifacts.load(ctx.root, parse(ref), sha256)
+        stack, words = rendering.loaded(ctx, case.name, {k: torch.from_numpy(v.copy()) for k, v in arrays.items()})
+        scale = rendering.scale(network, case, dial_of(ctx), self.config.seed)
+        return truth_scores.score(
+            case, scale, rendering.readings(network, rendering.asked(ctx, stack, words, case, f"<{case.name}>"))
+        )
+
+
+def run(ctx: Context, out: Path, count: int, config: Bench) -> list[Row]:
+    """Rows of both ways, an object a value, of their times, and of the ratio of the times of all objects together.
+
+    Measures: those of `bench`; `seconds` and `cpu_s` of the commands, by the wall and of the processor (user and system).
+    What `out` holds is not trained again: its times stay those of the day.
+
+    Raises:
+        UsageError: Fewer than two objects. IncompatibleError: a base without a world. Stopped: a signal came.
+    """
+    if count < 2:
+        raise UsageError(f"--many is {count}", "2 or more")
+    asked = benchmark_objects.cases(dial_of(ctx), count, config.seed, config.repeats, config.kinds)
+    bench, network = _Running(ctx, out, config, asked), inference.load()
+    with RunState(locate(out / "work-alone", create=True), "bench").locked(
+        "another bench is at work in this folder", "wait for it, or give another --out"
+    ):
+        each = [bench.command("alone", [case]) for case in asked]
+        one = bench.command("beside", asked)
+        made = {"alone": [tuple(e["refs"][-1]) for e in each], "beside": [tuple(r) for r in one["refs"]]}
+        rows: list[Row] = []
+        for way in WAYS:
+            found = [bench.scored(network, way, case, *ref) for case, ref in zip(asked, made[way], strict=True)]
+            rows += statistics.rows(way, [dict(f) for f in found])
+    total = {name: sum(e[name] for e in each) for name in ("seconds", "cpu_s")}
+    rows += statistics.rows("alone, together", [total])
+    rows += statistics.rows("beside, together", [{name: one[name] for name in total}])
+    return rows + statistics.rows("ratio", [{name: one[name] / total[name] for name in total}])
+
+
+def _spent() -> float:
+    """Processor seconds of the ended processes of this one, user and system."""
+    import resource
+
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

@@ -1,0 +1,19 @@
+"""`objtune bases`: the base models on this machine."""
+
+from objtune_cli.cli import console
+from objtune_cli.cli.runner import Outcome, Run
+from objtune_cli.errors import ObjtuneError
+
+
+def bases_(run: Run) -> Outcome:
+    from objtune_cli.models import registry
+
+    found: list[tuple[str, str, str]] = []
+    for name in ("toybox", *registry.HUB):
+        try:
+            found.append((name, "here", str(registry.find(name).folder)))
+        except ObjtuneError as error:
+            found.append((name, "not here", error.hint))
+    if not run.options["json"]:
+        console.table(("base", "state", "where"), found)
+    return Outcome(shown="nothing", extra={"bases": [{"base": n, "state": s, "where": str(w)} for n, s, w in found]})

@@ -1,0 +1,76 @@
+"""`objtune compose`: several objects in one image."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from objtune_cli.cli.runner import Outcome, Run
+from objtune_cli.cli.sampling_options import (
+    Count,
+    Guidance,
+    Height,
+    Negative,
+    Out,
+    Scheduler,
+    Seed,
+    Size,
+    Steps,
+    Strength,
+    Width,
+)
+from objtune_cli.config.sections import Compose, Generate
+
+
+def compose(
+    run: Run,
+    prompt: Annotated[str, typer.Argument(help='For example "a photo of <rex> and <cup> on the beach".')],
+    place: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PLACE",
+            help="left, right, center, top, bottom, top-left, … or x0,y0,x1,y1 in fractions; once for each mention.",
+        ),
+    ] = None,
+    layout: Annotated[Path | None, typer.Option(metavar="FILE", help="The same from a TOML file.")] = None,
+    n: Count = None,
+    seed: Seed = None,
+    width: Width = None,
+    height: Height = None,
+    size: Size = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    negative: Negative = None,
+    strength: Strength = None,
+    scheduler: Scheduler = None,
+    retries: Annotated[
+        int | None,
+        typer.Option(
+            help="Other seeds for a picture in which an object is missing or mixed.",
+            show_default=str(Compose().retries),
+        ),
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 9 where no seed worked.")] = False,
+    out: Out = None,
+) -> Outcome:
+    from objtune_cli.composition import layout as places
+    from objtune_cli.composition import stage
+    from objtune_cli.generation import image_size
+
+    given = (places.read(layout) if layout else {}) | places.places(place or [])
+    ctx = run.context(create=False)
+    wide, high = image_size.read(size, width, height)
+    config = ctx.settings.resolve(
+        Generate,
+        n=n,
+        seed=seed,
+        width=wide,
+        height=high,
+        steps=steps,
+        guidance=guidance,
+        negative=negative,
+        strength=strength,
+        scheduler=scheduler,
+    )
+    how = ctx.settings.resolve(Compose, retries=retries, strict=1 if strict else None)
+    return Outcome(stage.run(ctx, prompt, given, config, how, out), shown="images")

@@ -1,0 +1,80 @@
+"""`objtune evaluate`: measure one trained object."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from objtune_cli import paths
+from objtune_cli.cli import completion
+from objtune_cli.cli.bench_table import _asked, _table
+from objtune_cli.cli.runner import Outcome, Run, need
+from objtune_cli.cli.stdin import given_refs
+from objtune_cli.config.sections import SEEDS, Bench
+
+if TYPE_CHECKING:
+    from objtune_cli.evaluation.stage import Given
+    from objtune_cli.workflow.context import Context
+
+
+def evaluate(
+    run: Run,
+    ref: Annotated[
+        list[str],
+        typer.Argument(help="Trained objects, or - to read refs from stdin.", autocompletion=completion.adapter_ref),
+    ],
+    name: Annotated[
+        str | None,
+        typer.Option("--name", metavar="NAME", help="Which one, of several in one adapter.", show_default=False),
+    ] = None,
+    clip: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="CLIP for photographs: name or folder.", show_default="openai/clip-vit-base-patch32"
+        ),
+    ] = None,
+    dino: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="DINO for photographs: name or folder.", show_default="facebook/dino-vits16"
+        ),
+    ] = None,
+    scene: Annotated[
+        list[str] | None,
+        typer.Option(metavar="WORDS", help='Where it is drawn, for example "on the beach"; repeat for more.'),
+    ] = None,
+    n: Annotated[int, typer.Option("-n", help="Pictures of each scene.")] = 2,
+    seed: Annotated[
+        int | None, typer.Option(help=f"Seed of the calibration, {SEEDS}.", show_default=str(Bench().seed))
+    ] = None,
+) -> Outcome:
+    from objtune_cli.bench.suites.objects import dial_of
+    from objtune_cli.evaluation import stage, statistics
+    from objtune_cli.store import refs
+
+    need(n >= 1, f"-n is {n}", "1 or more")
+    ctx, config = _asked(run, seed=seed)
+    rows = []
+    for each in [refs.find(ctx.root, text, ("adapter",)) for text in given_refs(ref)]:
+        subject = stage.given(ctx, each, name)
+        if ctx.base.world and not (clip or dino):
+            need(
+                not scene,
+                "--scene belongs to --clip and --dino",
+                "the toybox's own evaluator asks for every background of its world",
+            )
+            found = stage.toybox(ctx, subject, dial_of(ctx), n, config.seed)
+        else:
+            found = _papers(
+                ctx, subject, paths.to_model(clip or config.clip), paths.to_model(dino or config.dino), scene, n
+            )
+        rows += statistics.rows(subject.name, [found])
+    return _table(run, rows, [])
+
+
+def _papers(
+    ctx: "Context", subject: "Given", clip: str, dino: str, scene: list[str] | None, n: int
+) -> dict[str, float]:
+    from objtune_cli.evaluation import features, stage
+
+    judges = features.clip(clip or features.CLIP), features.dino(dino)
+    return stage.papers(ctx, subject, scene or list(stage.SCENES), n, *judges)

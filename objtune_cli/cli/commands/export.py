@@ -1,0 +1,110 @@
+"""`objtune export`: trained objects as files for other tools, or on the hub."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from objtune_cli.cli import completion, console
+from objtune_cli.cli.runner import Outcome, Run, need
+from objtune_cli.cli.stdin import given_refs
+
+if TYPE_CHECKING:
+    from objtune_cli.store.refs import Ref
+
+
+def export(
+    run: Run,
+    ref: Annotated[
+        list[str] | None,
+        typer.Argument(help="Trained objects, or - to read refs from stdin.", autocompletion=completion.adapter_ref),
+    ] = None,
+    format_: Annotated[str, typer.Option("--format", help="diffusers, kohya, embedding, bundle or hub.")] = "",
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="DIR", help="Folder to write into, or the name of a single .safetensors file."),
+    ] = Path(),
+    dtype: Annotated[
+        Literal["fp32", "fp16", "bf16"],
+        typer.Option("--dtype", help="Number format of the files; fp16 and bf16 halve them."),
+    ] = "fp32",
+    trigger: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--trigger",
+            metavar="WORD",
+            help="The object's word in A1111, Forge and ComfyUI, which is the name of its embedding file; dog=WORD for one of several.",
+            show_default="dog-objtune for dog",
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace files that are not exports of the same object.")
+    ] = False,
+    push: Annotated[
+        str,
+        typer.Option(
+            "--push", metavar="OWNER/NAME", help="Upload all formats and a model card to this hub repository."
+        ),
+    ] = "",
+    public: Annotated[bool, typer.Option("--public", help="A new repository may be seen by everyone.")] = False,
+) -> Outcome:
+    from objtune_cli.interchange import export as stage
+    from objtune_cli.interchange import model_card
+    from objtune_cli.store import refs
+    from objtune_cli.workflow import output_files
+
+    root = run.project().artifacts
+    found = [refs.find(root, text, ("adapter",)) for text in given_refs(ref)]
+    need(not push or format_ in ("", "hub"), f"--push uploads all formats, not {format_} alone", "leave --format away")
+    need(push or not public, "--public is said of a repository", "add `--push OWNER/NAME`")
+    format_ = format_ or ("hub" if push else "diffusers")
+    need(
+        len(found) == 1 or format_ not in ("diffusers", "hub"),
+        "files of diffusers all have the same name",
+        "export them one by one, each with an `--out` of its own",
+    )
+    words = _words_by_ref(root, found, trigger or [])
+    planned = [
+        file
+        for each in found
+        for file in stage.plan(root, each, format_, out, dtype=dtype, trigger=words[each], note=run.report.note)
+    ]
+    if push:
+        _check_alone(out, [file.path for file in planned])
+    written = output_files.write(planned, force=force, note=run.report.note)
+    if not run.options["json"]:
+        console.lines(written)
+    pushed = {"pushed": model_card.push(out, push, private=not public)} if push else {}
+    return Outcome(shown="nothing", extra={"files": [str(p) for p in written], **pushed})
+
+
+def _words_by_ref(root: Path, found: "list[Ref]", given: list[str]) -> "dict[Ref, list[str]]":
+    """What `--trigger` says of the objects of each adapter.
+
+    Raises:
+        UsageError: It names none of them, or does not say which is meant.
+    """
+    from objtune_cli.interchange import trigger_words
+    from objtune_cli.store import artifacts
+
+    objects = {ref: list(artifacts.read_record(root, ref).objects) for ref in found} if given else {}
+    words = (
+        trigger_words.choose(list(dict.fromkeys(name for names in objects.values() for name in names)), given)
+        if given
+        else {}
+    )
+    return {ref: [f"{name}={words[name]}" for name in objects.get(ref, ())] for ref in found}
+
+
+def _check_alone(folder: Path, planned: list[Path]) -> None:
+    """Refuse to upload a folder that holds anything but what is exported now.
+
+    Raises:
+        UsageError: It names a file.
+    """
+    others = sorted(path for path in folder.rglob("*") if not path.is_dir() and path not in planned)
+    need(
+        not others,
+        f"--push uploads a whole folder, and {others[0] if others else ''} is in it too",
+        "give an empty one with `--out DIR`",
+    )

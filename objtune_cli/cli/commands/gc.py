@@ -1,0 +1,38 @@
+"""`objtune gc`: delete what no result was made from."""
+
+import time
+from typing import Annotated
+
+import typer
+
+from objtune_cli.cli import console, durations
+from objtune_cli.cli.runner import Outcome, Run
+
+AGE = "14d"
+
+
+def gc(
+    run: Run,
+    older_than: Annotated[str, typer.Option("--older-than", metavar="AGE", help="Only what is older: 14d, 36h.")] = AGE,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and delete nothing.")] = False,
+) -> Outcome:
+    from objtune_cli.store import garbage, removal
+
+    project = run.project()
+    before = time.time() - durations.seconds(older_than, "--older-than")
+    with project.held(alone=True):
+        gone = removal.unreferenced(project.artifacts, before)
+        rest = garbage.found(project, before)
+        size = sum(
+            path.stat().st_size for path in (*rest, *(ref.path(project.artifacts) for ref in gone)) if path.exists()
+        )
+        if not dry_run:
+            removal.remove(project.artifacts, gone)
+            garbage.delete(rest)
+    said = "would free" if dry_run else "freed"
+    run.report.note(f"{said} {size / 1e6:.1f} MB: {len(gone)} artifacts, {len(rest)} leftovers")
+    names = [str(path.relative_to(project.folder)) for path in rest]
+    if not run.options["json"]:
+        console.lines([*gone, *names])
+    removed = [str(ref) for ref in gone]
+    return Outcome(shown="nothing", extra={"removed": removed, "leftovers": names, "bytes": size, "dry_run": dry_run})

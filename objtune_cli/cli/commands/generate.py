@@ -1,0 +1,78 @@
+"""`objtune generate`: prompts to images."""
+
+from typing import Annotated
+
+import typer
+
+from objtune_cli.cli import completion
+from objtune_cli.cli.runner import Outcome, Run
+from objtune_cli.cli.sampling_options import (
+    Count,
+    Guidance,
+    Height,
+    Negative,
+    Out,
+    Scheduler,
+    Seed,
+    Size,
+    Steps,
+    Strength,
+    Width,
+)
+from objtune_cli.cli.stdin import given_prompts
+from objtune_cli.config.sections import Generate
+
+
+def generate(
+    run: Run,
+    prompt: Annotated[
+        list[str],
+        typer.Argument(
+            help='For example "a photo of <rex> on the beach"; <rex@2> asks for version 2; - reads stdin, one prompt a line.'
+        ),
+    ],
+    n: Count = None,
+    seed: Seed = None,
+    width: Width = None,
+    height: Height = None,
+    size: Size = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    negative: Negative = None,
+    strength: Strength = None,
+    scheduler: Scheduler = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            "--adapter",
+            metavar="REF",
+            help="Take all objects from this adapter, a merged one for example.",
+            autocompletion=completion.adapter_ref,
+        ),
+    ] = None,
+    out: Out = None,
+) -> Outcome:
+    from objtune_cli.generation import image_size, stage
+    from objtune_cli.store import refs
+
+    prompts = given_prompts(prompt)
+    if len(prompt) > 2 and not any(" " in text or text == "-" for text in prompt):
+        run.report.note(
+            f'these are {len(prompt)} prompts of one word each; one prompt stands in quotes: "{" ".join(prompt)}"'
+        )
+    ctx = run.context(create=False)
+    wide, high = image_size.read(size, width, height)
+    config = ctx.settings.resolve(
+        Generate,
+        n=n,
+        seed=seed,
+        width=wide,
+        height=high,
+        steps=steps,
+        guidance=guidance,
+        negative=negative,
+        strength=strength,
+        scheduler=scheduler,
+    )
+    source = refs.find(ctx.root, adapter, ("adapter",)) if adapter else None
+    return Outcome(stage.run(ctx, prompts, config, out, source), shown="images")

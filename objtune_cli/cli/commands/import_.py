@@ -1,0 +1,52 @@
+"""`objtune import`: what others trained."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from objtune_cli.cli.runner import Outcome, Run, need
+
+MOST = 5
+"""Files of one object: a LoRA for each network, and an embedding for each text encoder."""
+
+
+def import_(
+    run: Run,
+    file: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE…",
+            help="A LoRA, an embedding, or both of one object: .safetensors files, or a folder that diffusers or peft wrote.",
+        ),
+    ],
+    class_: Annotated[str, typer.Option("--class", metavar="WORD", help="What the object is: dog.")] = "",
+    name: Annotated[
+        str, typer.Option("--name", metavar="NAME", help="What to call it.", show_default="the class word")
+    ] = "",
+    word: Annotated[
+        str,
+        typer.Option(
+            "--word",
+            metavar="TEXT",
+            help='What a LoRA was trained under, for example "sks dog".',
+            show_default="the class word",
+        ),
+    ] = "",
+    allow_pickle: Annotated[
+        bool,
+        typer.Option("--allow-pickle", help="Read the tensors of .pt and .bin files too, in a process of their own."),
+    ] = False,
+) -> Outcome:
+    from objtune_cli.interchange import import_ as imported
+    from objtune_cli.workflow import class_words
+
+    ((class_word, called),) = class_words.named([class_], [name] if name else [])
+    need(word.isprintable(), "--word has characters that cannot be printed", 'for example `--word "sks dog"`')
+    need(
+        len(file) <= MOST,
+        f"{len(file)} files for one object",
+        "a LoRA, an embedding (of SDXL one or two files), or both",
+    )
+    ctx = run.context()
+    return Outcome([imported.run(ctx, file, called, class_word, word.strip(), allow_pickle=allow_pickle)])

@@ -1,0 +1,12 @@
+"""`objtune init`: make a folder a project."""
+
+from objtune_cli import paths
+from objtune_cli.cli.runner import Outcome, Run
+
+
+def init(run: Run) -> Outcome:
+    from objtune_cli.store.project import locate
+
+    project = locate(run.asked_folder() or paths.current_folder(), create=True)
+    run.report.note(f"project {project.folder}")
+    return Outcome(shown="nothing", extra={"project": str(project.folder)})

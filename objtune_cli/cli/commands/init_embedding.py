@@ -1,0 +1,32 @@
+"""`objtune init-embedding`: masks to the first vectors of the objects' tokens."""
+
+from typing import Annotated, Literal
+
+import typer
+
+from objtune_cli.cli import completion
+from objtune_cli.cli.runner import Outcome, Run
+from objtune_cli.cli.stdin import given_refs
+from objtune_cli.config.sections import Embed
+
+
+def init_embedding(
+    run: Run,
+    ref: Annotated[
+        list[str] | None,
+        typer.Argument(help="Masks, or - to read refs from stdin.", autocompletion=completion.mask_ref),
+    ] = None,
+    init: Annotated[
+        Literal["auto", "prototype", "class", "random"] | None,
+        typer.Option(help="Where the token starts.", show_default="auto"),
+    ] = None,
+    vectors: Annotated[int | None, typer.Option(help="Learned vectors.", show_default=str(Embed().vectors))] = None,
+) -> Outcome:
+    from objtune_cli.embedding import stage
+    from objtune_cli.store import refs
+
+    given = given_refs(ref)
+    ctx = run.context(create=False)
+    config = ctx.settings.resolve(Embed, init=init, vectors=vectors)
+    found = [refs.find(ctx.root, text, ("mask",)) for text in given]
+    return Outcome([stage.run(ctx, mask, config) for mask in found])

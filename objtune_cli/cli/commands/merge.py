@@ -1,0 +1,67 @@
+"""`objtune merge`: several adapters as one, or one weaker or stronger."""
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from objtune_cli.cli import completion
+from objtune_cli.cli.runner import Outcome, Run, need
+from objtune_cli.cli.stdin import given_refs
+from objtune_cli.config.sections import Merge
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from objtune_cli.store.refs import Ref
+
+
+def merge(
+    run: Run,
+    ref: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="REF[=WEIGHT]…",
+            help="Trained objects, or one with a weight and a new --name; - for stdin; a weight is 1 unless it is given.",
+            autocompletion=completion.adapter_ref,
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="Of the new adapter.", show_default="their names")
+    ] = None,
+    method: Annotated[
+        Literal["sum", "ties", "dare", "dare-ties"] | None,
+        typer.Option(help="How they become one.", show_default=Merge().method),
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(help="Rank of the result; 0: a sum is exact.", show_default=str(Merge().rank))
+    ] = None,
+    density: Annotated[
+        float | None,
+        typer.Option(help="Share of each one's weights that TIES and DARE keep.", show_default=str(Merge().density)),
+    ] = None,
+) -> Outcome:
+    from objtune_cli.interchange import merge as stage
+
+    given = given_refs(ref)
+    ctx = run.context(create=False)
+    config = ctx.settings.resolve(Merge, method=method, rank=rank, density=density)
+    return Outcome([stage.run(ctx, [_weighted(ctx.root, text) for text in given], name, config)])
+
+
+def _weighted(root: "Path", text: str) -> "tuple[Ref, float]":
+    """`rex` or `rex=0.8`.
+
+    Raises:
+        UsageError: The weight is no number. MissingError: No such adapter.
+    """
+    import math
+
+    from objtune_cli.store import refs
+
+    what, equals, said = text.partition("=")
+    try:
+        weight = float(said) if equals else 1.0
+    except ValueError:
+        weight = math.nan
+    need(math.isfinite(weight), f"the weight of {what} is {said!r}", f"a number, for example `{what}=0.8`")
+    return refs.find(root, what, ("adapter",)), weight

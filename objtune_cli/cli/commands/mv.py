@@ -1,0 +1,29 @@
+"""`objtune mv`: rename an object."""
+
+from typing import Annotated
+
+import typer
+
+from objtune_cli.cli import completion, console
+from objtune_cli.cli.runner import Outcome, Run, need
+
+
+def mv(
+    run: Run,
+    old: Annotated[str, typer.Argument(help="An object's name.", autocompletion=completion.object_name)],
+    new: Annotated[str, typer.Argument(help="What to call it.")],
+) -> Outcome:
+    from objtune_cli.store import refs, removal
+
+    need(old != new, f"{old} is called that already", "give another name")
+    need(
+        "/" not in old + new and "@" not in old + new,
+        f"{old} and {new} are not both names",
+        "for example `objtune mv dog rex`",
+    )
+    project = run.project()
+    with project.held(alone=True):
+        moved = removal.rename(project.artifacts, refs.check_name(old), refs.check_name(new))
+    if not run.options["json"]:
+        console.lines([target for _, target in moved])
+    return Outcome(shown="nothing", extra={"moved": [{"from": str(a), "to": str(b)} for a, b in moved]})

@@ -1,0 +1,42 @@
+"""`objtune run`: many photos from one file."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from objtune_cli.cli import console
+from objtune_cli.cli.runner import Outcome, Run
+
+
+def run_(
+    run: Run,
+    file: Annotated[Path, typer.Argument(help="A TOML file of [[job]] tables: photo, class, name, prompts, …")],
+    jobs: Annotated[
+        int,
+        typer.Option(
+            "--jobs", "-j", min=1, max=64, metavar="N", help="Photos at a time, each in a process of its own."
+        ),
+    ] = 1,
+) -> Outcome:
+    from objtune_cli.store.artifacts import explained
+    from objtune_cli.workflow import job_file as reader
+    from objtune_cli.workflow import job_pool
+
+    listed = reader.read(file)
+    project = run.project(create=True)
+    reader.check_prompts(listed, project.artifacts)
+    run.stop.install()
+    with explained(project.folder):
+        results = job_pool.run(listed, project, jobs, run.report, run.stop.asked)
+    if not run.options["json"]:
+        rows = [(r.name, r.state, r.code, f"{r.seconds:.0f}", " ".join(r.refs), r.message) for r in results]
+        console.table(("job", "state", "code", "seconds", "made", "message"), rows)
+    images = [Path(p) for r in results for p in r.images]
+    code = job_pool.worst(results)
+    if code:
+        run.report.note(
+            f"{sum(bool(r.code) for r in results)} of {len(results)} jobs failed; the same command does only what is left"
+        )
+    return Outcome(shown="nothing", images=images, extra={"jobs": [asdict(r) for r in results]}, code=code)

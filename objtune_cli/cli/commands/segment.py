@@ -1,0 +1,33 @@
+"""`objtune segment`: photos to masks."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from objtune_cli.cli.object_options import Said, targets
+from objtune_cli.cli.photo_options import Beside, Boxes, ClassWords, Finder, Masks, Names, Points, Rough, SamFile, Which
+from objtune_cli.cli.runner import Outcome, Run
+from objtune_cli.config.sections import Segment
+
+
+def segment(
+    run: Run,
+    photo: Annotated[Path, typer.Argument(help="The photo.")],
+    class_: ClassWords = None,
+    name: Names = None,
+    mask: Masks = None,
+    box: Boxes = None,
+    point: Points = None,
+    not_point: Beside = None,
+    rough: Rough = None,
+    which: Which = None,
+    segmenter: Finder = None,
+    sam_checkpoint: SamFile = None,
+) -> Outcome:
+    from objtune_cli.segmentation import stage
+
+    wanted = targets(class_, name, Said(mask, box, point, not_point, rough))
+    ctx = run.context()
+    config = ctx.settings.resolve(Segment, sam_checkpoint=sam_checkpoint, which=which, segmenter=segmenter)
+    return Outcome(stage.run(ctx, photo, wanted, config))

@@ -1,0 +1,46 @@
+"""`objtune show`: all fields of one artifact, and its image."""
+
+from dataclasses import asdict
+from typing import Any
+
+from objtune_cli.cli import console
+from objtune_cli.cli.ref_arguments import AnyRefs
+from objtune_cli.cli.runner import Outcome, Run
+from objtune_cli.cli.stdin import given_refs
+
+
+def show(run: Run, ref: AnyRefs = None) -> Outcome:
+    from objtune_cli.store import artifacts, refs
+    from objtune_cli.workflow.context import Done, pictures_of
+
+    root = run.project().artifacts
+    found = [refs.find(root, text) for text in given_refs(ref)]
+    records = [artifacts.read_record(root, each) for each in found]
+    images = [pictures_of(root, each) for each in found]
+    if not run.options["json"]:
+        rows: list[tuple[str, Any]] = []
+        for each, record, here in zip(found, records, images, strict=True):
+            rows += [("ref", each), ("path", each.path(root)), ("class", record.class_word)]
+            rows += [*_flat(asdict(record)), *(("picture", p) for p in here)]
+        console.table(("key", "value"), rows)
+        if images[-1]:
+            run.report.picture(images[-1][-1])
+    alone = {"artifact": asdict(records[0]), "path": str(found[0].path(root))} if len(found) == 1 else {}
+    return Outcome(
+        [Done(each, True) for each in found],
+        shown="nothing",
+        images=[p for here in images for p in here],
+        extra={"artifacts": [asdict(record) for record in records], **alone},
+    )
+
+
+def _flat(record: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Nested settings as dotted keys."""
+    rows: list[tuple[str, Any]] = []
+    for key in ("objects", "inputs", "config", "base", "metrics", "tools"):
+        for inner, value in record[key].items():
+            if isinstance(value, dict):
+                rows += [(f"{key}.{inner}.{k}", v) for k, v in value.items() if v]
+            else:
+                rows.append((f"{key}.{inner}", value))
+    return rows

@@ -1,0 +1,158 @@
+"""`objtune train`: photos, masks or embeddings to adapters."""
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from objtune_cli.cli import completion, durations, launcher
+from objtune_cli.cli.object_options import Said, of_each, of_photo, targets
+from objtune_cli.cli.photo_options import (
+    Beside,
+    Boxes,
+    ClassWords,
+    Masks,
+    Names,
+    Points,
+    Rough,
+    Wanted,
+    Which,
+    _distinct,
+    _found,
+    _photos,
+    counted,
+)
+from objtune_cli.cli.runner import Outcome, Run, need
+from objtune_cli.cli.signals import TIME_UP
+from objtune_cli.cli.stdin import given_refs
+from objtune_cli.config.sections import SEEDS, Embed, Prior, Train
+from objtune_cli.errors import IncompatibleError, Stopped
+
+if TYPE_CHECKING:
+    from objtune_cli.store.refs import Ref
+    from objtune_cli.workflow.context import Context, Done
+
+
+def train(
+    run: Run,
+    source: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="PHOTO… | REF…",
+            help="A photo, or several with the options of each behind it; or masks or embeddings (- for stdin).",
+            autocompletion=completion.trainable_ref,
+        ),
+    ] = None,
+    class_: ClassWords = None,
+    name: Names = None,
+    mask: Masks = None,
+    box: Boxes = None,
+    point: Points = None,
+    not_point: Beside = None,
+    rough: Rough = None,
+    which: Which = None,
+    steps: Annotated[
+        str | None,
+        typer.Option(metavar="N", help="Optimizer steps; auto: until its loss stops falling.", show_default="auto"),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help=f"Random seed, {SEEDS}; -1 is refused.", show_default=str(Train().seed))
+    ] = None,
+    preview: Annotated[bool, typer.Option("--preview/--no-preview", help="Draw a sheet of samples at the end.")] = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Take a few steps on noise, say what a run needs, and write nothing.")
+    ] = False,
+    max_time: Annotated[
+        str | None,
+        typer.Option("--max-time", metavar="TIME", help="Save and stop after 45m, 2h, …; the same command goes on."),
+    ] = None,
+    num_processes: Annotated[
+        int | None,
+        typer.Option(
+            "--num-processes",
+            metavar="N",
+            help="Share the work among N processes: one for each GPU.",
+            show_default=False,
+        ),
+    ] = None,
+) -> Outcome:
+    if launcher.left_alone():
+        run.report.note(
+            f"accelerate starts one process where it is told --cpu; `objtune train … {launcher.OPTION} N` starts several"
+        )
+    if max_time:
+        run.stop.until = run.started + durations.seconds(max_time, "--max-time")
+    most = None if steps is None else counted(steps)
+    if dry_run:
+        return _dry(run, steps=most, seed=seed, objects=len(class_ or ()) or 1)
+    given = given_refs(source)
+    hinted = bool(class_ or name or mask or box or point or not_point or rough or which)
+    photos = _photos(given, hinted=hinted)
+    if len(photos) > 1:
+        wanted = [(photo, *of_photo(photo, said)) for photo, said in zip(photos, of_each(run.parts), strict=True)]
+        _distinct(wanted)
+    else:
+        wanted = [(photo, targets(class_, name, Said(mask, box, point, not_point, rough)), which) for photo in photos]
+    need(
+        photos or not hinted,
+        "--class and the hints belong to a photo",
+        "a ref already says what it shows",
+    )
+    ctx = run.context(create=bool(photos))
+    config = ctx.settings.resolve(Train, steps=most, seed=seed, stop="good" if steps == "auto" else None)
+    try:
+        return Outcome(_trained(ctx, wanted, given, config, preview), extra={"finished": True})
+    except Stopped as stopped:
+        if stopped.code != 128 + TIME_UP:
+            raise
+        run.report.note(f"{stopped.message}; {stopped.hint}")
+        return Outcome(shown="nothing", extra={"finished": False, "message": stopped.message})
+
+
+def _dry(run: Run, steps: int | None, seed: int | None, objects: int) -> Outcome:
+    """What a run of these settings needs."""
+    from objtune_cli.cli import console
+    from objtune_cli.training import dry_run as dry
+
+    ctx = run.context(create=False)
+    config = ctx.settings.resolve(Train, steps=steps, seed=seed)
+    found = dry.run(ctx, config, ctx.settings.resolve(Embed), objects)
+    if not run.options["json"]:
+        console.table(("what", "value"), [(key, str(value)) for key, value in found.items()])
+    less = dry.advice(found, config)
+    if less:
+        run.report.note(f"that is more than the device has: {less}")
+    return Outcome(shown="nothing", extra={"finished": False, "message": "dry run", "dry_run": found})
+
+
+def _trained(ctx: "Context", wanted: list[Wanted], given: list[str], config: Train, preview: bool) -> "list[Done]":
+    """The stages of `train`, from photos or from refs."""
+    from objtune_cli.training import many_stage, stage
+
+    embedding, prior = ctx.settings.resolve(Embed), ctx.settings.resolve(Prior)
+    with ctx.first():
+        found = ctx.side_by_side([partial(_found, ctx, *one) for one in wanted])
+    if len(found) > 1:
+        return many_stage.run(ctx, found, config, embedding, prior, preview=preview)
+    sources = found[0] if found else [_trainable(ctx.root, text) for text in given]
+    return [stage.run(ctx, sources, config, embedding, prior, preview=preview)]
+
+
+def _trainable(root: Path, text: str) -> "Ref":
+    """An embedding of that name, else a mask.
+
+    Raises:
+        MissingError: Neither is there. IncompatibleError: It is an artifact of another kind.
+    """
+    from objtune_cli.store import refs
+
+    if text.startswith("adapter/"):
+        name = text.removeprefix("adapter/").partition("@")[0]
+        raise IncompatibleError(
+            f"{text} is finished, and training does not go on from an adapter",
+            f"`objtune train {name} --steps N` makes the next version, from its embedding",
+        )
+    if "/" not in text and refs.versions(root, "embedding", text.split("@")[0]):
+        return refs.find(root, text, ("embedding",))
+    return refs.find(root, text, ("mask", "embedding") if "/" in text else ("mask",))

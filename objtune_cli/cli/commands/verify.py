@@ -1,0 +1,61 @@
+"""`objtune verify`: check every byte of every artifact."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from objtune_cli.cli.runner import Outcome, Run
+from objtune_cli.errors import DamagedError, IncompatibleError, ObjtuneError
+
+if TYPE_CHECKING:
+    from objtune_cli.store.artifacts import Record
+    from objtune_cli.store.refs import Ref
+
+
+def verify(run: Run) -> Outcome:
+    from objtune_cli.store import artifacts, refs
+
+    root = run.project().artifacts
+    bad: list[ObjtuneError] = []
+    found: dict[Ref, str] = {}
+    records: list[Record] = []
+    every = refs.every(root)
+    for ref in every:
+        try:
+            record, found[ref] = artifacts.verified(root, ref)
+            records.append(record)
+        except ObjtuneError as error:
+            bad.append(error)
+    for record in records:
+        for given in record.inputs.values():
+            try:
+                _check_input(root, record.ref, given["ref"], given["sha256"], found)
+            except ObjtuneError as error:
+                bad.append(error)
+    if bad:
+        worst = min(bad, key=lambda e: e.code)
+        kind = DamagedError if worst.code < IncompatibleError.code else type(worst)
+        raise kind(
+            f"{len(bad)} of {len(every)} artifacts cannot be used: {'; '.join(e.message for e in bad)}", worst.hint
+        )
+    bare = sum(not record.digest for record in records)
+    run.report.note(
+        f"{len(every)} artifacts, all sound"
+        + (f" ({bare} of schema 1, checked where another was made from them)" if bare else "")
+    )
+    return Outcome(shown="nothing", extra={"artifacts": len(every), "without_digest": bare})
+
+
+def _check_input(root: Path, ref: "Ref", source: str, digest: str, found: "dict[Ref, str]") -> None:
+    """That an input is the file that was recorded, or was removed as that file; one that is not here says nothing."""
+    from objtune_cli.store import refs
+
+    if not source:
+        return
+    wanted = refs.parse(source)
+    gone = refs.buried(root, wanted)
+    have = found.get(wanted) or (gone and gone["sha256"])
+    if have and have != digest:
+        raise DamagedError(
+            f"{wanted.path(root)} is not the file that {ref} was made from",
+            f"restore it from a copy, or make {ref} again",
+        )

@@ -1,0 +1,162 @@
+"""Options and arguments of the commands that take photos."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from objtune_cli import paths
+from objtune_cli.cli.runner import need
+from objtune_cli.config.sections import Segment
+from objtune_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from objtune_cli.segmentation.from_hints import Target
+    from objtune_cli.store.refs import Ref
+    from objtune_cli.workflow.context import Context
+
+
+ClassWords = Annotated[
+    list[str] | None,
+    typer.Option("--class", "-c", metavar="WORD", help="What the object is: dog. Repeat for several objects."),
+]
+
+
+Names = Annotated[
+    list[str] | None,
+    typer.Option("--name", metavar="NAME", help="What to call it; default: the class word.", show_default=False),
+]
+
+
+Masks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--mask", metavar="FILE", help="Mask picture, white or opaque on the object; dog=FILE for one of several."
+    ),
+]
+
+
+Boxes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--box", metavar="X0,Y0,X1,Y1", help="Box around it, in photo pixels or fractions; dog=… for one of several."
+    ),
+]
+
+
+Points = Annotated[
+    list[str] | None,
+    typer.Option("--point", metavar="X,Y", help="A point on it, in photo pixels or fractions; repeat for more."),
+]
+
+
+Beside = Annotated[
+    list[str] | None, typer.Option("--not-point", metavar="X,Y", help="A point that is not on it; repeat for more.")
+]
+
+
+Rough = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--rough", metavar="FILE", help="A rough mask picture, to be made exact; dog=FILE for one of several."
+    ),
+]
+
+
+Which = Annotated[
+    Literal["best", "largest", "smallest", "left", "right", "top", "bottom"] | None,
+    typer.Option(help="Which of several objects of the class.", show_default="best"),
+]
+
+
+Finder = Annotated[
+    Literal["sam", "grabcut"] | None, typer.Option("--segmenter", help="What finds outlines.", show_default="sam")
+]
+
+
+SamFile = Annotated[
+    str | None,
+    typer.Option(
+        "--sam-checkpoint", metavar="FILE", help="segment-anything checkpoint.", show_default="the embedded one"
+    ),
+]
+
+
+Wanted = tuple[Path, list["Target"], str | None]
+"""A photo, its objects, and which of several things is meant."""
+
+
+def _found(ctx: "Context", photo: Path, targets: "list[Target]", which: str | None) -> "list[Ref]":
+    """The masks of one photo's objects."""
+    from objtune_cli.segmentation import stage as segment_stage
+
+    return [
+        d.ref for d in segment_stage.run(ctx.unforced(), photo, targets, ctx.settings.resolve(Segment, which=which))
+    ]
+
+
+def counted(steps: str) -> int | None:
+    """A number of steps; none for auto, which leaves the most to the settings.
+
+    Raises:
+        UsageError: Neither.
+    """
+    need(steps == "auto" or steps.isdecimal(), f"--steps is {steps!r}", "a whole number, or auto")
+    return None if steps == "auto" else int(steps)
+
+
+def _photos(given: list[str], *, hinted: bool) -> list[Path]:
+    """The arguments of `train` where they are photos.
+
+    Args:
+        hinted: Something was said of an object in a photo.
+
+    Raises:
+        UsageError: Some are photos and some are refs.
+    """
+    read = {text: _photo(text, hinted=hinted) for text in given}
+    found = [path for path in map(read.get, given) if path is not None]
+    if found and len(found) < len(given):
+        other = next(text for text in given if read[text] is None)
+        raise UsageError(f"{other} is no photo", "photos, or masks and embeddings that are there already")
+    return found
+
+
+def _photo(text: str, *, hinted: bool) -> Path | None:
+    """The photo that an argument names, there or not; None where it is a ref."""
+    from objtune_cli.images import formats
+    from objtune_cli.store import KINDS
+
+    looks = Path(text.strip("\"' ")).suffix.lower() in (*formats.SUFFIXES, *formats.OTHER_SUFFIXES)
+    try:
+        path = paths.to_path(text)
+    except UsageError:
+        if looks:
+            raise
+        return None
+    if (
+        looks
+        or paths.is_file(path)
+        or path.is_absolute()
+        or text.startswith((".", "~"))
+        or text.endswith("/")
+        or "\\" in text
+    ):
+        return path
+    if "/" in text and text.split("/")[0] not in KINDS and "@" not in text:
+        return path
+    return path if hinted and _is_folder(path) else None
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # a text too long for a file name
+        return False
+
+
+def _distinct(wanted: list[Wanted]) -> None:
+    """Refuse two photos that would give an object the same name, before anything is looked at."""
+    names = [target.name for _, found, _ in wanted for target in found]
+    twice = next((name for name in names if names.count(name) > 1), "")
+    need(not twice, f"two photos would give an object the name {twice}", "tell them apart with `--name`")

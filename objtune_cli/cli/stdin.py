@@ -1,0 +1,64 @@
+"""What a command is given to work on, refs or prompts: arguments, or the lines of stdin where one is `-`."""
+
+import io
+import sys
+from collections.abc import Iterator
+
+from objtune_cli.cli.runner import need
+from objtune_cli.config import toml_files
+
+
+def read_lines() -> Iterator[tuple[int, str]]:
+    """The lines of stdin that are not empty, with their numbers; in any Unicode encoding, with or without a byte order mark.
+
+    Raises:
+        InputError: They are in another encoding.
+    """
+    binary = getattr(sys.stdin, "buffer", None)
+    text = toml_files.decode(binary.read(), "stdin") if binary else sys.stdin.read()
+    for number, line in enumerate(io.StringIO(text.removeprefix("\ufeff"), newline=None), 1):
+        if line.strip():
+            yield number, line.strip()
+
+
+def given_refs(values: list[str] | None) -> list[str]:
+    """Arguments, with `-` replaced by the lines of stdin.
+
+    Raises:
+        UsageError: Nothing was given.
+    """
+    given: list[str] = []
+    for value in values or ["-"]:
+        if value != "-":
+            given.append(value)
+        elif values or not sys.stdin.isatty():
+            given += [line.split("\t")[0].strip() for _, line in read_lines()]
+    need(
+        given,
+        "nothing was given to work on",
+        "give a ref, or pipe refs in: `objtune segment photo.jpg --class dog | objtune init-embedding -`",
+    )
+    return given
+
+
+def given_prompts(values: list[str]) -> list[str]:
+    """Arguments, with `-` replaced by the lines of stdin; empty lines are none.
+
+    Raises:
+        UsageError: Nothing was given. InputError: a line is no text.
+    """
+    from objtune_cli.workflow.prompt_text import clean
+
+    given: list[str] = []
+    for value in values:
+        if value != "-":
+            given.append(value)
+            continue
+        lines = [clean(line, f"line {number} of stdin", may_be_empty=True) for number, line in read_lines()]
+        given += [line for line in lines if line]
+    need(
+        given,
+        "no prompt was given",
+        'for example `objtune generate "a photo of <rex> on the beach"`, or one a line on stdin and `-`',
+    )
+    return given

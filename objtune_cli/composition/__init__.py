@@ -1,0 +1,1 @@
+"""`objtune compose`: several trained objects in one image, each in its region."""

@@ -1,0 +1,173 @@
+"""What `doctor` looks at: versions, memory, device, bases, models, store; each with the command that brings what is missing."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from objtune_cli.config.resolve import Settings
+from objtune_cli.config.sections import Segment
+from objtune_cli.errors import ObjtuneError
+from objtune_cli.models import registry
+from objtune_cli.store import artifacts, garbage, refs
+from objtune_cli.store.project import Project
+
+PACKAGES = ("objtune", "torch", "torchvision", "diffusers", "transformers", "peft", "safetensors", "numpy", "Pillow")
+ROOM = 2.0
+"""GB of free disk or memory below which a person should know."""
+JUDGES = {"CLIP": "openai/clip-vit-base-patch32", "DINO": "facebook/dino-vits16"}
+"""What `evaluate` asks about photographs by default."""
+TORCH = "pip install torch"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at; `state`: ok, missing (an option that is not there), or bad (work will fail)."""
+
+    what: str
+    state: str
+    said: str
+    remedy: str = ""
+
+
+def quick(project: Project) -> list[Check]:
+    """All that needs no torch."""
+    return [*_packages(), _memory(), _disk(project.folder), *_bases(), *_models(project), *_store(project)]
+
+
+def device() -> list[Check]:
+    """What torch can compute on."""
+    try:
+        import torch
+    except Exception as error:  # a broken install fails in many ways
+        return [Check("device", "bad", f"torch cannot be loaded: {error}", TORCH)]
+    found = [Check("cpu", "ok", f"{torch.get_num_threads()} threads of {os.cpu_count()} processors")]
+    for i in range(torch.cuda.device_count()):
+        has = torch.cuda.get_device_properties(i)
+        found.append(
+            Check(
+                f"cuda:{i}",
+                "ok",
+                f"{has.name}, {has.total_memory / 1e9:.0f} GB, bf16 {'yes' if torch.cuda.is_bf16_supported() else 'no'}",
+            )
+        )
+    if torch.backends.mps.is_available():
+        found.append(Check("mps", "ok", "Apple GPU"))
+    if len(found) == 1:
+        found.append(
+            Check("gpu", "missing", "none that torch sees", "the toybox needs none; Stable Diffusion bases want one")
+        )
+    return found
+
+
+def _packages() -> list[Check]:
+    found = []
+    for name in PACKAGES:
+        try:
+            found.append(Check(name, "ok", version(name)))
+        except PackageNotFoundError:
+            found.append(Check(name, "bad", "not installed", f"pip install {name}"))
+    return found
+
+
+def _memory() -> Check:
+    """What the system says is available; Linux only."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+        free, total = kilobytes["MemAvailable"] / 1e6, kilobytes["MemTotal"] / 1e6
+    except (OSError, KeyError, ValueError, IndexError):
+        return Check("memory", "ok", "this system does not say")
+    return Check(
+        "memory",
+        "ok" if free > ROOM else "bad",
+        f"{free:.1f} GB free of {total:.1f}",
+        "" if free > ROOM else "end other programs",
+    )
+
+
+def _disk(folder: Path) -> Check:
+    here = next((p for p in (folder, *folder.parents) if p.exists()), Path("/"))
+    free = shutil.disk_usage(here).free / 1e9
+    return Check(
+        "disk",
+        "ok" if free > ROOM else "bad",
+        f"{free:.1f} GB free at {folder}",
+        "" if free > ROOM else "`objtune gc` frees what nothing needs",
+    )
+
+
+def _bases() -> list[Check]:
+    found = []
+    for name in ("toybox", *registry.HUB):
+        try:
+            found.append(Check(f"base {name}", "ok", str(registry.find(name).folder)))
+        except ObjtuneError as error:
+            found.append(Check(f"base {name}", "missing", error.message, error.hint))
+    return found
+
+
+def _models(project: Project) -> list[Check]:
+    """The segmenter of these settings, and what judges photographs."""
+    given = Settings(project.settings).resolve(Segment).sam_checkpoint
+    place = Path(given) if given else registry.SEGMENTER
+    fine = place.exists()
+    state, remedy = (
+        ("ok", "")
+        if fine
+        else (
+            "bad",
+            "correct `segment.sam_checkpoint` in objtune.toml" if given else "pip install --force-reinstall objtune",
+        )
+    )
+    return [
+        Check("segmenter", state, str(place) if fine else f"there is no {place}", remedy),
+        *(_cached(n, r) for n, r in JUDGES.items()),
+    ]
+
+
+def _cached(name: str, repository: str) -> Check:
+    found = registry.transformers_model(repository)
+    if found is None:
+        return Check(
+            name,
+            "missing",
+            f"{repository} is not on this machine; `evaluate` on photographs needs it",
+            f"objtune fetch --model {repository}",
+        )
+    return Check(name, "ok", str(found))
+
+
+def _store(project: Project) -> list[Check]:
+    """Whether there is a project, may be written, and every header can be read; `verify` reads every byte."""
+    if not project.settings.exists():
+        return [Check("project", "missing", f"{project.folder} is none yet", "objtune init")]
+    writable = os.access(project.folder, os.W_OK)
+    found = [
+        Check(
+            "project",
+            "ok" if writable else "bad",
+            str(project.folder),
+            "" if writable else "it cannot be written; check its owner and mode",
+        )
+    ]
+    every = refs.every(project.artifacts)
+    broken = []
+    for ref in every:
+        try:
+            artifacts.read_record(project.artifacts, ref)
+        except ObjtuneError as error:
+            broken.append(error)
+    said = broken[0].message if broken else f"{len(every)} artifacts, every header sound"
+    found.append(Check("store", "bad" if broken else "ok", said, broken[0].hint if broken else ""))
+    left = garbage.found(project, 0)
+    found.append(
+        Check(
+            "leftovers",
+            "missing" if left else "ok",
+            f"{len(left)} files of killed writers",
+            "objtune gc" if left else "",
+        )
+    )
+    return found

@@ -1,0 +1,155 @@
+"""`init-embedding`: the object's token, started from the picture, the masked object and the class word.
+
+Source: arXiv:2401.15708 section 3.2 (L_PE); norms kept and the class word's own vector appended are ours.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from objtune_cli.config.sections import Embed
+from objtune_cli.errors import GateError
+from objtune_cli.models import finite_checks
+from objtune_cli.models.base_model import Stack
+from objtune_cli.models.clip import MEAN, Towers
+from objtune_cli.models.placeholders import Placeholders, class_rows, side_by_side, split
+from objtune_cli.models.prompts import PROMPT, with_article
+from objtune_cli.numerics.ddpm import seeded
+from objtune_cli.numerics.embeddings import cosine_loss, keep_norm, lengths, prototype
+from objtune_cli.numerics.masks import crop
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A token's first vectors.
+
+    Attributes:
+        rows: (k + n, d) float32: k to be learned, then the n vectors of the class word, if they are kept.
+        learned: k.
+        metrics: Cosines to the prototype and between its parts, where there is one.
+    """
+
+    rows: Tensor
+    learned: int
+    metrics: dict[str, float]
+
+
+def aim(
+    towers: Towers,
+    stack: Stack,
+    picture: Tensor,
+    mask: Tensor,
+    class_word: str,
+    weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
+) -> tuple[Tensor, dict[str, float]]:
+    """The prototype p (d,) of the object, with the three pairwise cosines.
+
+    Args:
+        picture: (3, H, W) in [0, 1]. mask: (H, W) coverage in [0, 1]. weights: of picture, object alone, and class word.
+    """
+    alone = crop(picture, mask, picture.new_tensor(MEAN), towers.size)
+    whole, single = towers.pictures(picture[None])[0], towers.pictures(alone[None])[0]
+    with torch.no_grad():
+        word = towers.texts(stack, [PROMPT.format(with_article(class_word))])[0]
+    cosines = {
+        "cos_picture_object": float(whole @ single),
+        "cos_picture_class": float(whole @ word),
+        "cos_object_class": float(single @ word),
+    }
+    return prototype([whole, single, word], weights), cosines
+
+
+def start(
+    stack: Stack,
+    towers: Towers | None,
+    picture: Tensor,
+    mask: Tensor,
+    class_word: str,
+    config: Embed,
+    on_step: Callable[[int, float], None] = lambda step, loss: None,
+    second: Towers | None = None,
+) -> Started:
+    """Start a token by `config.init`: "prototype", "class", "random" or "rare"; `second`: the towers of a base's second text encoder.
+
+    Raises:
+        NonFiniteError: The text encoder gives NaN or infinite values. GateError: the vectors came to such values on the way.
+    """
+    own = class_rows(stack, class_word)
+    noun = own if config.noun == "kept" else own[:0]
+    rows = _first(stack, own, config)
+    metrics: dict[str, float] = {}
+    seen = [t for t in (towers, second) if t is not None]
+    if seen:
+        aims = [aim(t, stack, picture, mask, class_word, config.weights) for t in seen]
+        metrics = dict(aims[0][1])
+        steps = config.steps if config.init == "prototype" else 0
+        goals = list(zip(seen, [goal for goal, _ in aims], strict=True))
+        rows, curve = _fit(stack, goals, rows, noun, own, replace(config, steps=steps), on_step)
+        metrics |= {"cos_before": curve[0], "cos_after": curve[-1]}
+    vectors = torch.cat([rows, noun]).cpu()
+    if not finite_checks.is_finite(
+        torch.cat([vectors.flatten(), torch.tensor(list(metrics.values()), dtype=vectors.dtype)])
+    ):
+        if config.init == "prototype" and math.isfinite(metrics.get("cos_before", math.nan)):
+            raise GateError(
+                "the embedding diverged: its cosine to the prototype is not finite",
+                f"a lower rate: `--set init-embedding.lr={config.lr / 4:g}`",
+            )
+        raise finite_checks.describe_failure("text encoder", vectors.dtype)
+    return Started(vectors, len(rows), metrics)
+
+
+def _first(stack: Stack, own: Tensor, config: Embed) -> Tensor:
+    """The learned vectors before any step, (k, d): near the class word's, noise of their norm, or those of a rare word."""
+    if config.init == "rare":
+        return class_rows(stack, config.rare)[: config.vectors]
+    return side_by_side([_near(part, config) for part in split(own, stack.widths)])
+
+
+def _near(own: Tensor, config: Embed) -> Tensor:
+    """The first vectors of one text encoder, from its class word's."""
+    norm = own.norm(dim=1).mean()
+    rows = own.mean(0, keepdim=True).repeat(config.vectors, 1)
+    noise = torch.randn(rows.shape, generator=seeded(config.seed)).to(rows)
+    rows = noise if config.init == "random" else rows + 0.05 * norm * noise / noise.shape[1] ** 0.5
+    return keep_norm(rows, norm)
+
+
+def _fit(
+    stack: Stack,
+    goals: list[tuple[Towers, Tensor]],
+    rows: Tensor,
+    noun: Tensor,
+    own: Tensor,
+    config: Embed,
+    on_step: Callable[[int, float], None],
+) -> tuple[Tensor, list[float]]:
+    """Adam on the mean L_PE of the towers, each with its goal; after each step every row goes back to the class token's norm."""
+    norm = lengths(own, stack.widths).mean(0)
+    learned = [part.clone().requires_grad_(True) for part in split(rows, stack.widths)]
+    words = Placeholders(stack)
+    words.add("objtune", torch.cat([rows, noun]))
+    optimizer = torch.optim.Adam(
+        [{"params": [part], "lr": config.lr * float(n)} for part, n in zip(learned, norm.reshape(-1), strict=True)]
+    )
+    prompt = words.expand(PROMPT.format("<objtune>"))
+    cosines = []
+    for step in range(config.steps + 1):
+        words.replace("objtune", torch.cat([side_by_side(learned), noun]))
+        loss = torch.stack(
+            [cosine_loss(towers.texts(stack, [prompt]), goal[None]).mean() for towers, goal in goals]
+        ).mean()
+        cosines.append(1 - float(loss.detach()))
+        if step == config.steps:
+            break
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            for part, n in zip(learned, norm.reshape(-1), strict=True):
+                part.copy_(keep_norm(part, n))
+        on_step(step + 1, float(loss.detach()))
+    return side_by_side(learned).detach(), cosines

@@ -1,0 +1,83 @@
+"""`init-embedding`: a mask artifact to the first vectors of its token."""
+
+from dataclasses import replace
+from typing import Any
+
+from objtune_cli.config.sections import Embed, identifying
+from objtune_cli.errors import ResourceError, UsageError
+from objtune_cli.store import artifacts
+from objtune_cli.store.artifacts import Record
+from objtune_cli.store.refs import Ref
+from objtune_cli.workflow import class_words
+from objtune_cli.workflow.context import Context, Done, tools
+
+
+def run(ctx: Context, mask: Ref, config: Embed) -> Done:
+    """Start the token of one masked object.
+
+    Raises:
+        ResourceError: A prototype was asked for, and the base has no image tower. UsageError: a prototype of nothing.
+    """
+    if not any(config.weights):
+        raise UsageError(
+            "all parts of the prototype weigh nothing", "set one of init-embedding.picture, object and word above 0"
+        )
+    config = _with_init(ctx, config)
+    source = artifacts.read_record(ctx.root, mask)
+    ctx_input = ctx.input(mask)
+    settings = identifying(config) | ({"tower": ctx.base.tower} if ctx.base.tower else {})
+    record = Record("embedding", mask.name, source.objects, {"mask": ctx_input}, settings, ctx.base.record())
+    done = ctx.reuse(record)
+    if done:
+        return done
+    class_words.warn(ctx, source.class_word)
+    _, tensors = artifacts.load(ctx.root, mask, ctx_input["sha256"])
+
+    from objtune_cli.embedding import prototype
+    from objtune_cli.models import clip, placeholders
+
+    picture, cover = photo_tensors(tensors)
+    stack = ctx.stack()
+    class_words.check_length(stack, [source.class_word], config.vectors)
+    loaded = clip.load(ctx.base.image_tower, stack) if ctx.base.image_tower else None
+    second = clip.load(ctx.base.second_tower, stack, 1) if ctx.base.second_tower else None
+    step = ctx.progress("init-embedding")
+    started = prototype.start(
+        stack,
+        loaded,
+        picture,
+        cover,
+        source.class_word,
+        config,
+        lambda i, loss: step(i, config.steps, loss=loss),
+        second,
+    )
+    metrics = {k: round(v, 6) for k, v in started.metrics.items()} | {"learned": started.learned}
+    ref = artifacts.publish(
+        ctx.root,
+        replace(record, metrics=metrics, tools=tools()),
+        placeholders.stored(started.rows, stack.widths, placeholders.STARTED),
+    )
+    return Done(ref, False, [], metrics)
+
+
+def photo_tensors(tensors: dict[str, Any]) -> tuple[Any, Any]:
+    """A mask artifact's photo (3, H, W) and coverage (H, W), both in [0, 1]."""
+    import torch
+
+    rgb = torch.from_numpy(tensors["rgb"].copy()).permute(2, 0, 1).float() / 255
+    return rgb, torch.from_numpy(tensors["mask"].copy()).float() / 255
+
+
+def _with_init(ctx: Context, config: Embed) -> Embed:
+    if config.init == "prototype" and ctx.base.image_tower is None:
+        raise ResourceError(
+            f"the base {ctx.base.id} has no image tower for a prototype",
+            "`--set tower=…` says where its CLIP lies (hub id, folder or file); or use `--init class`",
+        )
+    if config.init != "auto":
+        return config
+    if ctx.base.image_tower is None:
+        ctx.report.note(f"the base {ctx.base.id} has no image tower (clip/): the token starts at the class word")
+        return replace(config, init="class")
+    return replace(config, init="prototype")

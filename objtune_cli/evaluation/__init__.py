@@ -1,0 +1,1 @@
+"""Measures: subject fidelity, prompt fidelity and the like, with intervals."""

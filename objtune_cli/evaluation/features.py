@@ -1,0 +1,272 @@
+"""Feature models for photographs: CLIP and DINO from transformers, by name or folder, and the base's own CLIP."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from objtune_cli import paths
+from objtune_cli.config.sections import Bench
+from objtune_cli.errors import ResourceError, UsageError
+from objtune_cli.models import finite_checks, registry
+from objtune_cli.models.base_model import UNREADABLE, quiet
+from objtune_cli.models.families.component_loading import open_whole
+from objtune_cli.workflow.context import Context
+
+CLIP = "openai/clip-vit-base-patch32"
+DINO = Bench().dino
+"""The models of the papers' tables (DreamBooth, arXiv:2208.12242, section 4.1)."""
+CLIP_STATISTICS = (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)
+DINO_STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+BATCH = 16
+"""Pictures that a model is shown at a time."""
+SIDE, PAPERS = 224, 256 / 224
+"""Side of the pictures that DINO is measured with, px, and the shorter side before the middle is cut out, as a multiple of it (arXiv:2104.14294)."""
+ANY_SIZE = ("dinov2", "dinov2_with_registers", "dinov3_vit")
+"""Families that take pictures of any side."""
+Pictures = Callable[[np.ndarray], np.ndarray]
+"""Pictures (N, H, W, 3) uint8 to unit vectors (N, d)."""
+Texts = Callable[[list[str]], np.ndarray]
+"""Texts to unit vectors (N, d)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """How a picture is prepared: its shorter side resized to `short`, the middle `side` x `side` cut out, colours normalised.
+
+    Attributes:
+        resample: Filter, as Pillow numbers them; 3 is bicubic.
+        is_rounded: Whether half a pixel at the corner of the middle is rounded (torchvision), else dropped (transformers).
+    """
+
+    short: int
+    side: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resample: int = 3
+    is_rounded: bool = True
+
+
+def clip(name: str = CLIP) -> tuple[Pictures, Texts]:
+    """What a CLIP sees and reads.
+
+    Raises:
+        ResourceError: Not on this machine.
+    """
+    from transformers import CLIPModel, CLIPTokenizer
+
+    model, words = _opened(CLIPModel, name, "--clip", ("clip",)), _opened(CLIPTokenizer, name, "--clip", ("clip",))
+    side = int(model.config.vision_config.image_size)
+    return _towers(model, words, preparation(_folder(name), Preparation(side, side, *CLIP_STATISTICS)))
+
+
+def own(ctx: Context) -> tuple[Pictures, Texts]:
+    """What the base's own CLIP sees and reads, as it was before anything was learned.
+
+    Raises:
+        ResourceError: The base has no image tower here.
+    """
+    from objtune_cli.models import clip as towers
+
+    source, index = (ctx.base.image_tower, 0) if ctx.base.image_tower else (ctx.base.second_tower, 1)
+    if source is None:
+        raise ResourceError(
+            f"the base {ctx.base.id} has no image tower to measure with",
+            f"`--set bench.clip={CLIP}`, after `objtune fetch --model {CLIP}`; or a tower of the base's own: docs/bases.md",
+        )
+    stack = ctx.stack()
+    model = towers.load(source, stack, index).clip
+    side = int(model.config.vision_config.image_size)
+    return _towers(model, stack.tokenizers[index], Preparation(side, side, towers.MEAN, towers.STD))
+
+
+def _towers(model: Any, words: Any, prepared: Preparation) -> tuple[Pictures, Texts]:
+    @torch.no_grad()
+    def texts(prompts: list[str]) -> np.ndarray:
+        ids = words(prompts, padding=True, truncation=True, return_tensors="pt").to(model.device)
+        pooled = model.text_model(input_ids=ids.input_ids, attention_mask=ids.attention_mask).pooler_output
+        return _unit(model.text_projection(pooled)).numpy()
+
+    def see(x: Tensor) -> Tensor:
+        return model.visual_projection(model.vision_model(pixel_values=x).pooler_output)
+
+    return _seeing(see, model, prepared), texts
+
+
+def dino(name: str = DINO) -> Pictures:
+    """What DINO sees, at its class token; `name`: a hub id, a folder, or a safetensors file with the names of transformers.
+
+    Raises:
+        ResourceError: Not on this machine.
+    """
+    from transformers import AutoModel
+
+    if Path(name).is_file():
+        model, folder = _vit(Path(name)), None
+    else:
+        model, folder = _opened(AutoModel, name, "--dino", ("vit", *ANY_SIZE)), _folder(name)
+    side, any_size = int(model.config.image_size), model.config.model_type in ANY_SIZE
+    own = Preparation(round(side * PAPERS), side, *DINO_STATISTICS)
+    if any_size and side > SIDE:  # DINOv2's config names the side of its last pre-training steps, 518
+        own = Preparation(round(SIDE * PAPERS), SIDE, *DINO_STATISTICS)
+    prepared = preparation(folder, own, any_size=any_size)
+    return _seeing(lambda x: model(pixel_values=x).last_hidden_state[:, 0], model, prepared)
+
+
+def _seeing(see: Callable[[Tensor], Tensor], model: Any, prepared: Preparation) -> Pictures:
+    @torch.no_grad()
+    def pictures(shown: np.ndarray) -> np.ndarray:
+        parts = [_prepared(shown[i : i + BATCH], prepared).to(model.device) for i in range(0, len(shown), BATCH)]
+        return torch.cat([_unit(see(x)) for x in parts]).numpy()
+
+    return pictures
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Vectors (N, d) at unit length, on the processor.
+
+    Raises:
+        NonFiniteError: They are not finite: no measure of them would be.
+    """
+    finite_checks.checked("CLIP or DINO that measures", vectors.dtype, vectors.norm(dim=-1))
+    return F.normalize(vectors, dim=-1).cpu()
+
+
+def _vit(path: Path) -> Any:
+    """A ViT from one file, its sizes read off its tensors; heads of 64, as all of DINO's have.
+
+    Raises:
+        ResourceError: No safetensors file of a ViT.
+    """
+    from safetensors.torch import load_file
+    from transformers import ViTConfig, ViTModel
+
+    quiet()
+    try:
+        weights = load_file(path)
+        width, patch = (
+            weights["embeddings.cls_token"].shape[-1],
+            weights["embeddings.patch_embeddings.projection.weight"].shape[-1],
+        )
+        blocks = {key.split(".")[2] for key in weights if key.startswith("encoder.layer.")}
+        config = ViTConfig(
+            hidden_size=width, num_hidden_layers=len(blocks), num_attention_heads=max(1, width // 64), patch_size=patch,
+            intermediate_size=weights["encoder.layer.0.intermediate.dense.weight"].shape[0],
+            image_size=patch * round((weights["embeddings.position_embeddings"].shape[1] - 1) ** 0.5),
+        )  # fmt: skip
+        found: Any = ViTModel.from_pretrained(
+            None,
+            config=config,
+            state_dict=weights,
+            add_pooling_layer=False,
+            output_loading_info=True,
+            local_files_only=True,
+        )
+    except (OSError, KeyError, *UNREADABLE) as error:
+        raise ResourceError(
+            f"{path} cannot be opened as a ViT: {str(error).splitlines()[0]}",
+            f"give DINO's folder, or bring it with `objtune fetch --model {DINO}`",
+        ) from None
+    model, told = found
+    if told["missing_keys"]:
+        lacking = sorted(told["missing_keys"])[0]
+        raise ResourceError(
+            f"{path} cannot be opened as a ViT: it lacks {lacking}",
+            "give a file with the names of transformers, or DINO's folder",
+        )
+    finite_checks.check_weights(f"ViT in {path}", model)
+    return model.eval().requires_grad_(False)
+
+
+def digest(pictures: Pictures) -> str:
+    """What tells one model from another: the vector of a picture of noise, to three digits."""
+    noise = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
+    return hashlib.sha256(np.round(pictures(noise), 3).tobytes()).hexdigest()
+
+
+def _opened(kind: Any, name: str, option: str, families: tuple[str, ...]) -> Any:
+    from transformers import AutoConfig
+
+    quiet()
+    hint = f"give its folder with `{option} DIR`"
+    if paths.is_hub_id(name):
+        hint += f", or bring it with `objtune fetch --model {name}`"
+    folder = _folder(name)
+    if folder is None:
+        raise ResourceError(f"{name} is not on this machine", hint)
+    try:
+        family = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
+        if family not in families:
+            found = None
+        elif kind.__name__.endswith("Tokenizer"):
+            found = kind.from_pretrained(folder, local_files_only=True)
+        else:  # nothing here reads what pools a ViT's patches, which DINO's files do not have
+            found = open_whole(kind, folder, f"the model {name}", unread=("pooler.",))
+    except (OSError, *UNREADABLE) as error:
+        raise ResourceError(f"{name} cannot be opened: {str(error).splitlines()[0]}", hint) from None
+    if found is None:
+        raise UsageError(f"{name} is a {family}", f"{option} takes one of: {', '.join(families)}")
+    if isinstance(found, torch.nn.Module):
+        finite_checks.check_weights(f"model {name}", found)
+    return found.eval().requires_grad_(False) if isinstance(found, torch.nn.Module) else found
+
+
+def _folder(name: str) -> Path | None:
+    """Where a model given by folder or hub id lies; None where it is not on this machine."""
+    return Path(name) if Path(name).is_dir() else registry.transformers_model(name)
+
+
+def preparation(folder: Path | None, own: Preparation, *, any_size: bool = False) -> Preparation:
+    """What a folder's preprocessor_config.json says, where it keeps the shape of a picture; `own` for what it does not say.
+
+    A config that squeezes the whole picture into a square (facebook/dino-vits16: height 224, width 224) gives its colour statistics alone:
+    the tables of the papers resize the shorter side and take the middle.
+
+    Args:
+        any_size: Whether the model takes pictures of other sides than its own; else the folder's sides are scaled to it.
+    """
+    import json
+
+    try:
+        said = (
+            json.loads(((folder or Path()) / "preprocessor_config.json").read_text(encoding="utf-8")) if folder else {}
+        )
+        own = replace(own, mean=tuple(map(float, said["image_mean"])), std=tuple(map(float, said["image_std"])))
+    except (OSError, ValueError, KeyError, TypeError):
+        return own
+    size, crop = said.get("size"), said.get("crop_size")
+    short = size.get("shortest_edge") if isinstance(size, dict) else size if said.get("do_center_crop") else None
+    crop = crop.get("height") if isinstance(crop, dict) else crop
+    crop = (crop if said.get("do_center_crop") else None) or short
+    if not (type(short) is int and type(crop) is int and 0 < crop <= short):
+        return own
+    side = crop if any_size else own.side
+    resample = int(said["resample"]) if said.get("resample") in range(6) else own.resample
+    return replace(own, short=round(short * side / crop), side=side, resample=resample, is_rounded=False)
+
+
+def _prepared(shown: np.ndarray, prepared: Preparation) -> Tensor:
+    """Pictures (N, H, W, 3) uint8 as a model sees them, (N, 3, side, side): resized by Pillow as torchvision's and transformers' preparations do."""
+    from PIL import Image
+
+    height, width = shown.shape[1:3]
+    side = prepared.side
+    short, least = prepared.short, min(height, width)
+    size = (
+        short if width == least else int(short * width / least),
+        short if height == least else int(short * height / least),
+    )
+    left, top = (round((v - side) / 2) if prepared.is_rounded else (v - side) // 2 for v in size)
+    box = (left, top, left + side, top + side)
+    small = [Image.fromarray(picture).resize(size, prepared.resample) for picture in shown]
+    x = (
+        torch.from_numpy(np.stack([np.asarray(picture.crop(box)) for picture in small])).permute(0, 3, 1, 2).float()
+        / 255
+    )
+    return (x - torch.tensor(prepared.mean).view(1, 3, 1, 1)) / torch.tensor(prepared.std).view(1, 3, 1, 1)

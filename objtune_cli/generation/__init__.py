@@ -1,0 +1,1 @@
+"""`objtune generate`: prompts to images."""

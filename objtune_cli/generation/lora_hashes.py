@@ -1,0 +1,100 @@
+"""What A1111, Forge and Civitai know an adapter's exported files by, for the parameters of a picture; kept, so that drawing reads no adapter for it twice."""
+
+import contextlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from objtune_cli.errors import ObjtuneError
+from objtune_cli.interchange import export, trigger_words
+from objtune_cli.models import families
+from objtune_cli.store import artifacts
+from objtune_cli.store.refs import parse
+from objtune_cli.workflow.context import Context
+
+DIGITS = 12
+"""How many of a hash's digits stand in a picture."""
+WORDS = "TI hashes"
+Hashes = dict[str, dict[str, str]]
+"""`Lora hashes`: the name of a file without its ending to its hash; `TI hashes`: the name of an object to that of its embedding file."""
+
+
+def of(ctx: Context, inputs: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """Values of `Lora hashes` and `TI hashes` for the adapters among a scene's inputs; one that is gone or damaged is left out.
+
+    The files are those of `export --format kohya` and `embedding`. Source: A1111's `extra_networks_lora.py` and `textual_inversion.py`.
+    """
+    found: Hashes = {}
+    avoided = {source["sha256"]: source["ref"] for role, source in inputs.items() if role.startswith("negative.")}
+    adapters = {source["sha256"]: source["ref"] for role, source in inputs.items() if role.startswith("adapter.")}
+    for sha256, ref in {**adapters, **avoided}.items():
+        with contextlib.suppress(ObjtuneError):
+            for key, values in _kept(ctx, ref, sha256).items():
+                if sha256 not in adapters and key != WORDS:
+                    continue  # of an object in the negative prompt, the token alone acts
+                named = (
+                    {trigger_words.default(name): value for name, value in values.items()} if key == WORDS else values
+                )
+                found.setdefault(key, {}).update(named)
+    return {key: ", ".join(f"{name}: {value}" for name, value in values.items()) for key, values in found.items()}
+
+
+def _kept(ctx: Context, ref: str, sha256: str) -> Hashes:
+    """The hashes of one adapter: those of the files that it was imported from, from the project's notes, or made now."""
+    record = artifacts.read_record(ctx.root, parse(ref))
+    own = imported(record)
+    if own is not None:
+        return own
+    found = _noted(ctx, ref, sha256)
+    lora_alone = [role for role in record.inputs if role.startswith("file.")] == [
+        "file.0"
+    ]  # its token is made of known words
+    return {key: values for key, values in found.items() if not (lora_alone and key == WORDS)}
+
+
+def _noted(ctx: Context, ref: str, sha256: str) -> Hashes:
+    """The hashes of the files that an adapter is exported as."""
+    file = ctx.project.folder / ".objtune" / "hashes" / f"{sha256}.json"
+    with contextlib.suppress(OSError, ValueError):
+        held = json.loads(file.read_bytes())
+        if isinstance(held, dict) and all(isinstance(values, dict) for values in held.values()):
+            return held
+    record, tensors = artifacts.load(ctx.root, parse(ref), sha256)
+    found = made(record, tensors)
+    artifacts.write_file(file, (json.dumps(found) + "\n").encode(), ctx.root)
+    return found
+
+
+def imported(record: artifacts.Record) -> Hashes | None:
+    """By what others know the files that an adapter was imported from; None: of none, or by a version that did not keep the hash of a LoRA.
+
+    Source: civitai's AutoV3 and A1111's hash of a LoRA are of what follows its header, an embedding's are of the whole file.
+    """
+    files = {
+        role.partition(".")[2]: source["sha256"]
+        for role, source in sorted(record.inputs.items())
+        if role.startswith("file.")
+    }
+    bodies = {
+        i: record.inputs[f"{artifacts.BODY}{i}"]["sha256"] for i in files if f"{artifacts.BODY}{i}" in record.inputs
+    }
+    if not files or (record.metrics.get("layers") and not bodies):
+        return None
+    found: Hashes = {}
+    for i, sha256 in files.items():
+        key, value = ("Lora hashes", bodies[i]) if i in bodies else (WORDS, sha256)
+        found.setdefault(key, {}).setdefault(record.name, value[:DIGITS])
+    return found
+
+
+def made(record: artifacts.Record, tensors: Mapping[str, Any]) -> Hashes:
+    """Of a LoRA the hash of what follows the header, of an embedding that of the whole file."""
+    family = families.named(record.base.get("family", ""))
+    layers = export.kohya_keys(tensors, family)
+    found: Hashes = {"Lora hashes": {record.name: export.body_hash(layers)[:DIGITS]}} if layers else {}
+    words = {
+        name: export.embedding_hash(tensors, name, family)[:DIGITS]
+        for name in record.objects
+        if f"token.{name}" in tensors
+    }
+    return found | ({WORDS: words} if words else {})

@@ -1,0 +1,267 @@
+"""Photos as people have them, to upright sRGB, or refused in one line.
+
+Reads the file once into memory; nothing of its metadata is kept but the rotation it asks for.
+"""
+
+import hashlib
+import io
+import os
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from objtune_cli.errors import InputError
+from objtune_cli.images import color_profiles, formats, transparency
+from objtune_cli.store.safetensors_format import open_regular
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MAX_BYTES = 64 << 20
+MAX_PIXELS = 64_000_000
+MAX_SIDE = 16_384
+MIN_SIDE = 64
+MAX_ASPECT = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Photo:
+    """A decoded photo.
+
+    Attributes:
+        rgb: (H, W, 3) uint8, upright.
+        alpha: (H, W) uint8 coverage where the file has transparency, 0 everywhere if it shows nothing, else None.
+        sha256: Digest of the file's bytes.
+        notes: What had to be done to it, in words.
+        orientation: EXIF orientation by which the stored pixels were turned; 1 for none.
+    """
+
+    rgb: "np.ndarray"
+    alpha: "np.ndarray | None"
+    sha256: str
+    notes: tuple[str, ...]
+    orientation: int = 1
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height, px."""
+        return self.rgb.shape[1], self.rgb.shape[0]
+
+    @property
+    def stored_size(self) -> tuple[int, int]:
+        """Width and height before the EXIF orientation was applied, px."""
+        return self.size[::-1] if self.orientation >= 5 else self.size
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """An upright Pillow image with its original pixel mode, the format of its file and its EXIF orientation."""
+
+    image: Any
+    form: str
+    orientation: int
+
+
+def read(path: Path) -> Photo:
+    """Decode a photo.
+
+    Raises:
+        InputError: Missing, not an image, animated, broken, too large, too small or too narrow.
+    """
+    data = read_bytes(path)
+    notes: list[str] = []
+    with explained(path):
+        decoded = decode(path, data, notes)
+        if decoded.image.mode in ("F", "I"):
+            raise InputError(
+                f"{path} holds {decoded.image.mode} pixels of unknown range", "save it as 8-bit PNG or JPEG"
+            )
+        rgb, alpha = color_profiles.to_srgb(decoded.image, data, decoded.form, notes)
+        if alpha is not None:
+            rgb, alpha = _on_white(rgb, alpha, notes)
+    if (rgb == rgb[0, 0]).all():
+        notes.append("a single colour: there is nothing to learn")
+    return Photo(rgb, alpha, hashlib.sha256(data).hexdigest(), tuple(notes), decoded.orientation)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of the photo's bytes, without decoding it."""
+    return hashlib.sha256(read_bytes(path)).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What is known of a photo before it is decoded.
+
+    Attributes:
+        sha256: Digest of the file's bytes. size: Upright width and height, px. orientation: EXIF orientation, 1 for none.
+        is_converted: Whether its colours are converted to sRGB.
+    """
+
+    sha256: str
+    size: tuple[int, int]
+    orientation: int
+    is_converted: bool
+
+
+def read_header(path: Path) -> Header:
+    """Size, digest and colour space of a photo.
+
+    Raises:
+        InputError: As `read`, but for what only decoding shows.
+    """
+    data = read_bytes(path)
+    with explained(path):
+        image, orientation = _opened(path, data)
+        size = image.size[::-1] if orientation >= 5 and image.format != "TIFF" else image.size
+        return Header(hashlib.sha256(data).hexdigest(), size, orientation, color_profiles.changes(data))
+
+
+class explained:
+    """Inside, whatever a decoder raises becomes one line about the file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        self.quiet = warnings.catch_warnings()
+        self.quiet.__enter__()
+        warnings.simplefilter("ignore")  # EXIF oddities; sizes are checked
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self.quiet.__exit__(None, None, None)
+        if isinstance(error, Exception) and not isinstance(
+            error, InputError
+        ):  # every decoder has its own; all mean the same to the user
+            from PIL import UnidentifiedImageError
+
+            if isinstance(error, UnidentifiedImageError):
+                raise InputError(f"{self.path} is not a picture", formats.READ_NAMES) from None
+            raise InputError(
+                f"{self.path} cannot be decoded: {str(error) or type(error).__name__}", "save it again as PNG or JPEG"
+            ) from None
+
+
+def decode(path: Path, data: bytes, notes: list[str], least: int = MIN_SIDE) -> Decoded:
+    """The pixels of a file, turned as its EXIF orientation says; raises whatever the decoder does.
+
+    Args:
+        notes: Gets a line for whatever had to be done. least: Smallest side, px.
+
+    Raises:
+        InputError: Not a photo, animated, too large, too small or too narrow.
+    """
+    from PIL import ImageOps
+
+    image, orientation = _opened(path, data, least)
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format in ("GIF", "PNG", "WEBP", "AVIF"):  # phones keep a second JPEG behind the photo
+        raise InputError(f"{path} is animated ({frames} frames)", "save the frame you want as PNG or JPEG")
+    if frames > 1 and image.format == "TIFF":
+        notes.append(f"the first of its {frames} pages is taken")
+    if orientation != 1:
+        notes.append("rotated as its EXIF orientation says")
+    form = image.format or ""
+    try:
+        image.load()  # turns a TIFF by itself
+    except OSError:
+        image = _without_end(data) if form in ("JPEG", "MPO") else None
+        if image is None:
+            raise
+        notes.append("the end of the file is missing; all of its pixels are there")
+    return Decoded(ImageOps.exif_transpose(image), form, orientation)
+
+
+def _opened(path: Path, data: bytes, least: int = MIN_SIDE) -> tuple[Any, int]:
+    """A Pillow image whose size is checked and whose pixels are not decoded yet, and its EXIF orientation."""
+    from PIL import ExifTags, Image
+
+    described = formats.describe(data)
+    if described:
+        raise InputError(f"{path} is {described[0]}", described[1])
+    image = Image.open(io.BytesIO(data), formats=formats.READ)
+    _check_size(path, *image.size, least)
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return image, orientation if orientation in range(2, 9) else 1
+
+
+def _without_end(data: bytes) -> Any:
+    """A JPEG whose end marker alone is missing; None where pixels are missing, too.
+
+    Bits behind the last pixel change nothing; where pixels are missing, they become some.
+    """
+    from PIL import Image
+
+    found = []
+    for filling in (b"", b"\x5a" * 64, b"\xa7\x31" * 32):
+        image = Image.open(io.BytesIO(data.removesuffix(b"\xff") + filling + b"\xff\xd9"), formats=("JPEG",))
+        try:
+            image.load()
+        except OSError:
+            return None
+        found.append(image)
+    return found[0] if len({image.tobytes() for image in found}) == 1 else None
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a file that may be a photo.
+
+    Raises:
+        InputError: Missing, a folder, no regular file, too large or empty.
+    """
+    try:
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; one photo is needed", _photo_in(path))
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_BYTES:
+                raise InputError(f"{path} has {size >> 20} MiB", f"at most {MAX_BYTES >> 20} MiB are read")
+            data = file.read()
+    except FileNotFoundError:
+        if re.match(r"(?:https?|ftp|s3|gs):/", str(path), re.I):
+            raise InputError(f"{path} is an address, not a file", "download the picture, and give the file") from None
+        raise InputError(f"there is no file {path}", "give the path of a photo") from None
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read: {error.strerror or 'not a regular file'}", "give the path of a photo"
+        ) from None
+    if not data:
+        raise InputError(f"{path} is empty", "give the path of a photo")
+    return data
+
+
+def _photo_in(folder: Path) -> str:
+    """What to give instead of a folder."""
+    photos = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in formats.SUFFIXES)
+    return f"give one photo, for example `{folder / photos[0]}`" if photos else "give the path of a photo"
+
+
+def _check_size(path: Path, width: int, height: int, least: int) -> None:
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        raise InputError(
+            f"{path} has {width}x{height} pixels",
+            f"at most {MAX_PIXELS // 1_000_000} Mpx and {MAX_SIDE} a side are read; shrink it",
+        )
+    if min(width, height) < least:
+        raise InputError(f"{path} has {width}x{height} pixels", f"at least {least} a side are needed")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise InputError(
+            f"{path} is {width}x{height}: too narrow", f"sides may differ {MAX_ASPECT}-fold; crop it to the object"
+        )
+
+
+def _on_white(rgb: "np.ndarray", alpha: "np.ndarray", notes: list[str]) -> tuple["np.ndarray", "np.ndarray | None"]:
+    """Colours as in the file where they show, on white elsewhere; and the levels of the alpha, if it hides anything."""
+    if alpha.min() == 255:
+        return rgb, None
+    levels = transparency.stretched(alpha)
+    if not levels.any():
+        notes.append("wholly transparent: the colours below are taken")
+        return rgb, levels
+    if levels.min() == 255:
+        return rgb, None
+    if levels.min() < 128:
+        notes.append("transparent parts shown on white")
+    return transparency.on_white(rgb, levels), levels

@@ -1,0 +1,321 @@
+"""`export`: an adapter as the files that other tools read.
+
+Exact key names and the alpha rule: docs/format.md. Adapters have alpha = rank, so that readers that find
+no alpha, and take it to be the rank, are right.
+"""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from objtune_cli.errors import IncompatibleError, ObjtuneError, UsageError
+from objtune_cli.interchange import model_card, trigger_words
+from objtune_cli.interchange.number_formats import DTYPES, convert
+from objtune_cli.models import families
+from objtune_cli.models.families import Family
+from objtune_cli.store import artifacts, refs, safetensors_format
+from objtune_cli.store.artifacts import Record
+from objtune_cli.store.refs import Ref
+from objtune_cli.workflow.output_files import Output, named_file, write
+
+FORMATS = ("diffusers", "kohya", "embedding", "bundle", "hub")
+PREFIXES = {"unet.": "lora_unet_", "text_encoder.": "lora_te1_", "text_encoder_2.": "lora_te2_"}
+"""What keys of an adapter's LoRA begin with, and what kohya's files say for it where there are two text encoders."""
+DIFFUSERS = "pytorch_lora_weights.safetensors"
+PLAIN = {"format": "pt"}
+"""The metadata of files that say nothing of themselves."""
+Note = Callable[[str], None]
+
+
+def run(
+    root: Path, ref: Ref, form: str, out: Path, *, dtype: str = "fp32", trigger: Sequence[str] = (), force: bool = False,
+    note: Note = lambda text: None,
+) -> list[Path]:  # fmt: skip
+    """Write the files of one format into the folder `out`; see `plan` and `outputs.write`.
+
+    Returns:
+        diffusers: pytorch_lora_weights.safetensors; kohya: <name>.safetensors; embedding: <trigger>.safetensors for each
+        object; bundle: <name>-bundle.safetensors, kohya's with the embeddings inside; hub: all but the bundle, with a model card.
+    """
+    return write(plan(root, ref, form, out, dtype=dtype, trigger=trigger, note=note), force=force, note=note)
+
+
+def plan(
+    root: Path,
+    ref: Ref,
+    form: str,
+    out: Path,
+    *,
+    dtype: str = "fp32",
+    trigger: Sequence[str] = (),
+    note: Note = lambda text: None,
+) -> list[Output]:
+    """The files of one format with their bytes; nothing is written.
+
+    Args:
+        out: A folder; or a file that ends in .safetensors, where the format is one file.
+        dtype: Number format of the weights. trigger: `WORD`, or `NAME=WORD` for one of several objects.
+
+    Raises:
+        IncompatibleError: No adapter, or one that the format cannot hold. UsageError: no such format, or values too large for the number format.
+        DamagedError: A weight is NaN or infinite.
+    """
+    if ref.kind != "adapter":
+        raise IncompatibleError(f"{ref} is no adapter", "`objtune list adapter` shows what can be exported")
+    for what, value, known in (("format", form, FORMATS), ("number format", dtype, DTYPES)):
+        if value not in known:
+            raise UsageError(f"there is no {what} {value}", f"one of {', '.join(known)}")
+    record, tensors = artifacts.load(root, ref)
+    family = families.named(record.base.get("family", ""))
+    layers = any(k.startswith(tuple(PREFIXES)) for k in tensors)
+    if form in ("diffusers", "kohya", "bundle") and not layers:
+        raise IncompatibleError(f"{ref} is a token alone, without LoRA", "`--format embedding` writes it")
+    artifacts.require_finite(root, ref)  # other tools draw black pictures of it, and say nothing
+    words = _words(record, form, out, trigger)
+    if form in ("embedding", "bundle", "hub"):
+        for line in trigger_words.describe_common(words, record.objects, is_file=named_file(out)):
+            note(line)
+    made = _Exported(record, convert(ref, tensors, dtype, note), family, words)
+    forms = ["diffusers", "kohya", "embedding"] if layers else ["embedding"]
+    if form != "hub":
+        return list(_outputs(root, made, form, out))
+    files = [file for each in forms for file in _outputs(root, made, each, out / _FOLDERS[each])]
+    return [
+        *files,
+        *model_card.outputs(
+            root, record, family, out, [file.path.relative_to(out).as_posix() for file in files], words
+        ),
+    ]
+
+
+_FOLDERS = {"diffusers": ".", "kohya": "kohya", "embedding": "embeddings"}
+"""Where a format's files lie in a repository."""
+
+
+class _Exported:
+    """An adapter on its way out: its record, its tensors in the file's number format, and the objects' triggers."""
+
+    def __init__(self, record: Record, tensors: Mapping[str, Any], family: Family, words: Mapping[str, str]) -> None:
+        self.record, self.tensors, self.family, self.words = record, tensors, family, words
+
+    def encode(self, kind: str) -> bytes:
+        """The bytes of one file; `kind`: "diffusers", "kohya", "bundle", or the name of an object, for its embedding."""
+        record, tensors, family, words = self.record, self.tensors, self.family, self.words
+        if kind == "diffusers":
+            return _encoded(diffusers_keys(tensors, family), PLAIN)
+        if kind not in ("kohya", "bundle"):
+            return _encoded(_vectors(tensors, kind, family, f"<{kind}>"), PLAIN)
+        named = kohya_keys(tensors, family)
+        if kind == "bundle":
+            words = {name: word.replace(".", "_") for name, word in words.items()}  # a dot ends the word
+            named |= {
+                f"bundle_emb.{words[o]}.{k}": v
+                for o in record.objects
+                for k, v in _vectors(tensors, o, family, "string_to_param.*").items()
+            }
+        return _encoded(named, _kohya_metadata(record, tensors, family, words, inside=kind == "bundle"))
+
+
+def _words(record: Record, form: str, out: Path, trigger: Sequence[str]) -> dict[str, str]:
+    """The trigger of each object; where `out` names an embedding's file, that is the trigger.
+
+    Raises:
+        UsageError: One file for several, or two triggers for one object.
+    """
+    words = trigger_words.choose(list(record.objects), trigger, is_inside=form == "bundle")
+    if not named_file(out):
+        return words
+    if form == "hub" or (form == "embedding" and len(words) > 1):
+        raise UsageError(f"{form} writes several files, {out} is one", "give a folder with `--out DIR`")
+    if form != "embedding":
+        return words
+    (name,) = words
+    if trigger and words[name] != out.stem:
+        raise UsageError(
+            f"the file {out.name} and --trigger {words[name]} are two names",
+            "a file's name is its trigger: leave one of them away",
+        )
+    return {name: out.stem}
+
+
+def _outputs(root: Path, made: _Exported, form: str, out: Path) -> Iterator[Output]:
+    """The files of one format that is no folder of several."""
+    name = made.record.name
+    names = {"diffusers": DIFFUSERS, "kohya": f"{name}.safetensors", "bundle": f"{name}-bundle.safetensors"}
+    files = {form: names[form]} if form in names else {o: f"{made.words[o]}.safetensors" for o in made.record.objects}
+    is_own = _is_signed if form in ("kohya", "bundle") else _is_remade
+    for kind, file in files.items():
+        yield Output(out if named_file(out) else out / file, made.encode(kind), partial(is_own, root, made, kind))
+
+
+def _is_signed(root: Path, made: _Exported, kind: str, held: bytes) -> bool:
+    """Whether a file's metadata name a version of this adapter in this project, and its tensors are those that were written."""
+    try:
+        length = int.from_bytes(held[:8], "little")
+        said = json.loads(held[8 : 8 + length])["__metadata__"]
+        source = json.loads(said["objtune"])
+        whole = said["sshs_model_hash"] == hashlib.sha256(held[8 + length :]).hexdigest()
+        return whole and source["digest"] in {r.digest for r in _versions(root, made.record)} and bool(source["digest"])
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _is_remade(root: Path, made: _Exported, kind: str, held: bytes) -> bool:
+    """Whether a file without metadata is what some version of this adapter gives, in some number format."""
+    for record in _versions(root, made.record):
+        tensors = artifacts.load(root, record.ref)[1]
+        for dtype in DTYPES:
+            with contextlib.suppress(ObjtuneError, KeyError):
+                if _Exported(record, convert(record.ref, tensors, dtype), made.family, made.words).encode(kind) == held:
+                    return True
+    return False
+
+
+def _versions(root: Path, record: Record) -> Iterator[Record]:
+    """Every readable version of an adapter, the newest first."""
+    for version in reversed(refs.versions(root, "adapter", record.name)):
+        with contextlib.suppress(ObjtuneError):
+            yield artifacts.read_record(root, Ref("adapter", record.name, version))
+
+
+def _vectors(tensors: Mapping[str, Any], name: str, family: Family, only: str) -> dict[str, Any]:
+    """A token's vectors under the names of an embedding file; `only`: the name where there is one text encoder."""
+    if not family.embedding_keys:
+        return {only: tensors[f"token.{name}"]}
+    first, second = family.embedding_keys
+    return {first: tensors[f"token.{name}"], second: tensors[f"token_2.{name}"]}
+
+
+def diffusers_keys(tensors: Mapping[str, Any], family: Family = families.SD1) -> dict[str, Any]:
+    """Peft names below `unet.` (`transformer.`) and, of what was imported, the text encoders; alpha = rank, so that nothing is left to scale."""
+    named = (
+        (k.replace("unet.", f"{family.denoiser}.", 1) if k.startswith("unet.") else k, v)
+        for k, v in _with_biases(tensors).items()
+    )
+    return {k: v for k, v in named if k.startswith((f"{family.denoiser}.", *PREFIXES))}
+
+
+def _with_biases(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The tensors with a bias for every layer of a network that has one: peft takes all or none."""
+    import numpy as np
+
+    missing: dict[str, Any] = {}
+    for prefix in {key.split(".")[0] for key in tensors if key.endswith(".lora_B.bias")}:
+        for key, value in tensors.items():
+            if key.startswith(f"{prefix}.") and key.endswith(".lora_B.weight"):
+                missing[key.removesuffix("weight") + "bias"] = np.zeros(value.shape[0], value.dtype)
+    return {**missing, **tensors}
+
+
+def kohya_keys(tensors: Mapping[str, Any], family: Family = families.SD1) -> dict[str, Any]:
+    """`lora_unet_…lora_down.weight`, `…lora_up.weight` and an explicit `…alpha` for every layer.
+
+    Raises:
+        IncompatibleError: A layer has no name in such files.
+    """
+    import numpy as np
+
+    named: dict[str, Any] = {}
+    for prefix, start in PREFIXES.items():
+        ends = [
+            key.removeprefix(prefix).removesuffix(".lora_A.weight")
+            for key in tensors
+            if key.startswith(prefix) and ".lora_A." in key
+        ]
+        layers = {
+            end: (tensors[f"{prefix}{end}.lora_A.weight"], tensors[f"{prefix}{end}.lora_B.weight"]) for end in ends
+        }
+        held = {end: tensors[f"{prefix}{end}.lora_B.bias"] for end in ends if f"{prefix}{end}.lora_B.bias" in tensors}
+        biases = {end: (np.ones((1, 1), bias.dtype), np.asarray(bias)[:, None]) for end, bias in held.items()}
+        if prefix == "unet.":
+            layers, biases = family.kohya(layers), family.kohya(biases)
+        elif prefix == "text_encoder." and len(family.encoders) == 1:
+            start = "lora_te_"
+        for layer, (down, up) in layers.items():
+            stem = start + layer.replace(".", "_")
+            named |= {
+                f"{stem}.lora_down.weight": down,
+                f"{stem}.lora_up.weight": up,
+                f"{stem}.alpha": np.array(float(down.shape[0]), np.float32),
+            }
+        named |= {f"{start}{layer.replace('.', '_')}.diff_b": (up @ down)[:, 0] for layer, (down, up) in biases.items()}
+    return named
+
+
+def _kohya_metadata(
+    record: Record, tensors: Mapping[str, Any], family: Family, words: Mapping[str, str], *, inside: bool
+) -> dict[str, str]:
+    """`words`: object to trigger. inside: the vectors are in the same file."""
+    rank = next(str(v.shape[0]) for k, v in tensors.items() if "lora_A" in k)
+    licence = (
+        {"modelspec.license": model_card.licence(record, family)[0]} if model_card.licence(record, family)[0] else {}
+    )
+    return {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": record.name,
+        "modelspec.tags": "Object",
+        "modelspec.trigger_phrase": " ".join(words.values()),
+        "modelspec.usage_hint": "the embedding is inside"
+        if inside
+        else f"with the embedding {', '.join(f'{w}.safetensors' for w in words.values())} of the same object",
+        "ss_network_module": family.network,
+        "ss_network_dim": rank,
+        "ss_network_alpha": rank,
+        "ss_network_args": "{}",
+        "ss_output_name": record.name,
+        "ss_sd_model_name": record.base["id"],
+        "objtune": safetensors_format.canonical(
+            {"ref": str(record.ref), "schema": record.schema, "digest": record.digest}
+        ),
+        **licence,
+        **_architecture(record, tensors, family),
+    }
+
+
+def _architecture(record: Record, tensors: Mapping[str, Any], family: Family) -> dict[str, str]:
+    """What ModelSpec and kohya call the base's family; of the first one, only where the width of the condition is that of SD 1.x."""
+    if family is families.SD1:
+        widths = {v.shape[1] for k, v in tensors.items() if "attn2.to_k.lora_A" in k}
+        if widths != {768}:
+            return {"ss_v2": "True"} if widths == {1024} else {}
+    prediction = record.base.get("prediction", "epsilon")
+    said = {"ss_v2": str(family is families.SD2), "ss_base_model_version": family.version}
+    if family is families.SD2:
+        said["ss_base_model_version"] += "_v" if prediction == "v_prediction" else ""
+        return said | {
+            "modelspec.architecture": f"stable-diffusion-v2-{'768-v' if prediction == 'v_prediction' else '512'}/lora",
+            "modelspec.prediction_type": "v" if prediction == "v_prediction" else "epsilon",
+        }
+    return said | {
+        "modelspec.architecture": f"{family.architecture}/lora",
+        "modelspec.prediction_type": prediction.removesuffix("_prediction"),
+    }
+
+
+def body_hash(tensors: Mapping[str, Any]) -> str:
+    """SHA-256 of what follows the header in the file of these tensors: kohya's `sshs_model_hash`."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(artifacts.as_array(tensors[name])[1].tobytes())
+    return digest.hexdigest()
+
+
+def embedding_hash(tensors: Mapping[str, Any], name: str, family: Family) -> str:
+    """SHA-256 of the file that `embedding` writes for an object."""
+    return hashlib.sha256(_encoded(_vectors(tensors, name, family, f"<{name}>"), PLAIN)).hexdigest()
+
+
+def _encoded(tensors: Mapping[str, Any], metadata: dict[str, str]) -> bytes:
+    """A plain safetensors file for other tools, its keys sorted; with ModelSpec's metadata, the hash of what follows the header."""
+    arrays = {name: artifacts.as_array(value) for name, value in tensors.items()}
+    specs = {name: (kind, array.shape) for name, (kind, array) in arrays.items()}
+    body = b"".join(arrays[name][1].tobytes() for name in sorted(arrays))
+    if "modelspec.sai_model_spec" in metadata:
+        digest = body_hash(tensors)
+        metadata = metadata | {"modelspec.hash_sha256": f"0x{digest}", "sshs_model_hash": digest}
+    return safetensors_format.encode_plain(metadata, specs) + body

@@ -1,0 +1,253 @@
+"""`fetch`: the weights of a base, or of a model that measures, from the Hugging Face hub to its cache on this machine; the only work that opens a connection."""
+
+import contextlib
+import errno
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from objtune_cli.errors import InputError, ObjtuneError, ResourceError, Stopped, UsageError
+from objtune_cli.interchange import hub_environment
+from objtune_cli.models import registry
+from objtune_cli.models.families import vae_override
+from objtune_cli.workflow.context import Report
+
+RESERVE = 256 << 20
+"""Bytes that stay free on the disk beside what is brought."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """Where a base lies; `bytes` and `files`: what was brought for it now."""
+
+    base: str
+    repository: str
+    revision: str
+    folder: Path
+    files: int = 0
+    bytes: int = 0
+    reused: bool = True
+
+
+PATIENCE = 20.0
+"""Seconds for the hub's first answer."""
+
+
+def run(name: str, report: Report, stopped: Callable[[], int]) -> Fetched:
+    """Bring what a base needs, safetensors and configs of one commit, unless it is there.
+
+    Raises:
+        UsageError: no such name. ResourceError: no connection, no such repository, no room. InputError: it holds no
+        safetensors of a diffusers model. Stopped: A signal came; finished files stay.
+    """
+    if name == "toybox" or Path(name).is_dir():
+        report.note(f"{name} lies here already: nothing to bring")
+        return Fetched(name, "", "", registry.find(name).folder)
+    repository = registry.hub_id(name)
+    revision = registry.REVISIONS.get(repository, "main")
+    here = registry.cached(repository)
+    if here is not None and _is_whole(name):
+        report.note(f"{name} is here already")
+        return Fetched(name, repository, here.name, here)
+    return _brought(name, repository, revision, report, stopped, registry.FILES, _of_a_base)
+
+
+def model(repository: str, report: Report, stopped: Callable[[], int]) -> Fetched:
+    """Bring a CLIP, a DINO or a VAE, as `run` brings a base; its pickle only where there are no safetensors.
+
+    Raises:
+        UsageError: no hub id. Else as `run`.
+    """
+    if repository.count("/") != 1 or repository.startswith((".", "/", "~")):
+        raise UsageError(f"{repository} is no hub id", "for example `objtune fetch --model facebook/dino-vits16`")
+    here = registry.transformers_model(repository) or vae_override.cached(repository)
+    if here is not None:
+        report.note(f"{repository} is here already")
+        return Fetched(repository, repository, here.name, here)
+    return _brought(
+        repository,
+        repository,
+        "main",
+        report,
+        stopped,
+        (*registry.JUDGE, *vae_override.FILES, registry.PICKLED),
+        _of_a_judge,
+    )
+
+
+def _brought(
+    name: str, repository: str, revision: str, report: Report, stopped: Callable[[], int],
+    patterns: tuple[str, ...], check: Callable[[str, list[str]], tuple[str, ...]],
+) -> Fetched:  # fmt: skip
+    """Bring the files of some patterns; `check`: refuses what is no such model, and says what else is left out."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    wanted: dict[str, Any] = {"revision": revision, "allow_patterns": list(patterns), "ignore_patterns": []}
+    hub_environment.check()
+    with _explained(repository), _quiet():
+        HfApi().model_info(
+            repository, revision=revision, timeout=PATIENCE
+        )  # says at once that nobody is there; what follows would try for half a minute
+        listed = snapshot_download(repository, dry_run=True, tqdm_class=_bars(report, stopped, 0), **wanted)
+        wanted["ignore_patterns"] += check(name, [each.filename for each in listed])
+        missing = [each for each in listed if each.will_download and each.filename not in wanted["ignore_patterns"]]
+        size = sum(each.file_size for each in missing)
+        _room(name, size)
+        report.note(f"{repository}: {len(missing)} files, {size / 1e9:.2f} GB")
+        folder = Path(snapshot_download(repository, tqdm_class=_bars(report, stopped, size), **wanted))
+    report.step("fetch", max(size, 1), max(size, 1))
+    return Fetched(name, repository, folder.name, folder, len(missing), size, reused=False)
+
+
+def _of_a_base(name: str, files: list[str]) -> tuple[str, ...]:
+    """That the repository has what is opened of a base; a part's weights in other forms are left out where the plain ones are there."""
+    weights = [file for file in files if file.startswith(("unet/", "transformer/")) and file.endswith(".safetensors")]
+    if "model_index.json" not in files or not weights:
+        raise InputError(
+            f"{name} holds no diffusers model in safetensors",
+            "give the id of a repository with model_index.json and unet/*.safetensors or transformer/*.safetensors",
+        )
+    return leave_out(files)
+
+
+def leave_out(files: list[str]) -> tuple[str, ...]:
+    """Files of a base's variants (fp16, non_ema) beside which the plain weights lie."""
+    others = {file for file in files if any(fnmatch(file, pattern) for pattern in registry.SKIPPED)}
+    plain = {file.rpartition("/")[0] for file in files if file.endswith(".safetensors") and file not in others}
+    return tuple(sorted(file for file in others if file.rpartition("/")[0] in plain))
+
+
+def _is_whole(name: str) -> bool:
+    """Whether all parts of a base are on this machine; what else is wrong with it, fetching does not mend."""
+    try:
+        registry.find(name)
+    except ResourceError:
+        return False
+    except ObjtuneError:
+        return True
+    return True
+
+
+def _of_a_judge(name: str, files: list[str]) -> tuple[str, ...]:
+    """That the repository has a model of transformers; its pickle is not wanted beside safetensors."""
+    if "config.json" in files and vae_override.FILES[-1] in files:
+        return (registry.PICKLED,)
+    if "config.json" not in files or not {"model.safetensors", registry.PICKLED} & set(files):
+        raise InputError(
+            f"{name} holds no model of transformers",
+            "give the id of a repository with config.json and model.safetensors",
+        )
+    return (registry.PICKLED,) if "model.safetensors" in files else ()
+
+
+def _room(name: str, size: int) -> None:
+    """That the disk has room for it."""
+    place = _cache()
+    free = shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free
+    if 0 < free < size + RESERVE:  # some network disks say 0 whatever they have: then the download itself tells
+        raise ResourceError(
+            f"{name} takes {size / 1e9:.2f} GB and {place} has {free / 1e9:.2f} GB free",
+            "free some space, or set HF_HOME to a folder on a larger disk",
+        )
+
+
+def _cache() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def _bars(report: Report, stopped: Callable[[], int], total: int) -> type:
+    """What the hub's client takes for its progress bars: tells the report, and raises where a signal came.
+
+    Each byte is counted by two bars, as it comes and as it is written; the one that is ahead is shown.
+    """
+    from tqdm import tqdm
+
+    lock, ahead = threading.Lock(), 0
+
+    class Bar(tqdm):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "disable": True})
+            self.counts = options.get("unit") == "B"
+
+        def update(self, n: float | None = 1) -> None:
+            nonlocal ahead
+            if stopped():
+                raise Stopped(
+                    stopped(), "stopped while fetching", "the same command goes on; files that are whole stay"
+                )
+            self.n += n or 0
+            with lock:
+                if self.counts and ahead < self.n < total:
+                    ahead = int(self.n)
+                    report.step("fetch", ahead, total)
+
+    return Bar
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The client's own log, which says every failure a second time, held back."""
+    import logging
+
+    logger = logging.getLogger("huggingface_hub")
+    kept = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(kept)
+
+
+def _of_the_client(error: Exception) -> bool:
+    """Whether the hub's client or what it is built on raised it: each layer has errors of its own."""
+    return isinstance(error, OSError | RuntimeError) or any(
+        c.__module__.startswith(("huggingface_hub", "httpx")) for c in type(error).__mro__
+    )
+
+
+@contextlib.contextmanager
+def _explained(repository: str) -> Iterator[None]:
+    """What can go wrong between here and the hub, as one line with its remedy."""
+    try:
+        yield
+    except ObjtuneError:
+        raise
+    except Exception as error:
+        if not (_of_the_client(error) or isinstance(error, ImportError)):
+            raise
+        raise _told(error, repository) from error
+
+
+def _told(error: Exception, repository: str) -> ResourceError:
+    from huggingface_hub import constants, errors
+
+    cause = error.__cause__ if isinstance(error, errors.DryRunError) else error
+    if isinstance(cause, errors.GatedRepoError):
+        hint = f"accept its terms at {constants.ENDPOINT}/{repository}, then `hf auth login` or set HF_TOKEN"
+        return ResourceError(f"{repository} asks for an account", hint)
+    if isinstance(cause, errors.RepositoryNotFoundError | errors.RevisionNotFoundError):
+        return ResourceError(
+            f"{constants.ENDPOINT} has no {repository}", "check the name; one that is not public needs HF_TOKEN"
+        )
+    if constants.HF_HUB_OFFLINE:
+        return ResourceError(
+            f"{repository} cannot be fetched: HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE and run the same command"
+        )
+    if isinstance(cause, OSError) and cause.errno in (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+    ):
+        return ResourceError(
+            f"{_cache()} cannot be written: {cause.strerror}", "free some space, or set HF_HOME to another folder"
+        )
+    hint = f"{hub_environment.advice()}check the connection and run the same command; or copy the model's folder here and give it as `--base DIR`"
+    return ResourceError(f"{repository} cannot be fetched from {constants.ENDPOINT}", hint)

@@ -1,0 +1,148 @@
+"""`import`: a LoRA or an embedding file of other tools becomes an adapter, so that it can be drawn and composed here."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Any
+
+from objtune_cli.errors import InputError
+from objtune_cli.interchange import import_sources
+from objtune_cli.store import artifacts
+from objtune_cli.store.artifacts import Record
+from objtune_cli.store.refs import check_name
+from objtune_cli.workflow import class_words
+from objtune_cli.workflow.context import Context, Done, tools
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from objtune_cli.interchange.textual_inversion import Vectors
+    from objtune_cli.lora.import_keys import Source
+    from objtune_cli.models.base_model import Stack
+
+FEW = 10
+"""Tokens that a prompt should have left beside an object's own."""
+
+
+def run(ctx: Context, files: list[Path], name: str, class_word: str, word: str, *, allow_pickle: bool) -> Done:
+    """One adapter of a LoRA file, an embedding file, or both of one object; a folder stands for the files that diffusers and peft write there.
+
+    Args:
+        word: What the LoRA was trained under ("sks dog"); its vectors become the token, where no file has vectors.
+
+    Raises:
+        InputError: A file that cannot be read, two of one kind, or a pickle without leave. IncompatibleError: for another base.
+    """
+    name = check_name(name)
+    read = import_sources.read_files(files)
+    record = Record("adapter", name, {name: class_word}, _inputs(read), _settings(read, word), ctx.base.record())
+    done = ctx.reuse(record)
+    if done:
+        return done
+    class_words.warn(ctx, class_word)
+    from objtune_cli.interchange import textual_inversion
+    from objtune_cli.models import placeholders
+
+    found = [open_source(file, allow_pickle) for file in read]
+    stack = ctx.stack()
+    layers = _layers(ctx, stack, found)
+    vectors = [each for each in map(textual_inversion.find_vectors, found) if each]
+    rows = (
+        textual_inversion.join_vectors(stack, vectors)
+        if vectors
+        else placeholders.class_rows(stack, word or class_word)
+    )
+    _note_vectors(ctx, stack, name, vectors, len(rows))
+    tensors: dict[str, Any] = layers | placeholders.stored(rows, stack.widths, placeholders.learned_names(name))
+    rank = max((v.shape[0] for k, v in tensors.items() if k.endswith("lora_A.weight")), default=0)
+    metrics = {"rank": rank, "vectors": len(rows), "layers": sum(k.endswith("lora_A.weight") for k in tensors)}
+    record = replace(record, inputs=_inputs(read, found), metrics=metrics, tools=tools())
+    return Done(artifacts.publish(ctx.root, record, tensors), metrics=metrics)
+
+
+def _inputs(read: list[import_sources.File], found: "list[Source] | None" = None) -> dict[str, dict[str, str]]:
+    """The files by their hashes, and the settings beside them; of LoRA files that were opened, the hash that others know them by."""
+    hashes = {f"file.{i}": file.sha256 for i, file in enumerate(read)}
+    hashes |= {f"config.{i}": import_sources.digest(file.config) for i, file in enumerate(read) if file.config}
+    for i, source in enumerate(found or []):
+        from objtune_cli.lora import import_keys
+
+        if import_keys.is_lora(source.weights):
+            hashes[f"{artifacts.BODY}{i}"] = read[i].body
+    return {role: {"ref": "", "sha256": digest} for role, digest in hashes.items()}
+
+
+def _settings(read: list[import_sources.File], word: str) -> dict[str, str]:
+    """What the identity of an import holds; that settings in headers are read makes other work of files that have some."""
+    from objtune_cli.lora.import_scale import HEADER
+
+    return {"word": word} | (
+        {"strength": "header"} if any(HEADER in import_sources.read_metadata(file.data) for file in read) else {}
+    )
+
+
+def open_source(file: import_sources.File, allow_pickle: bool) -> "Source":
+    """A file's tensors with the settings of their strength.
+
+    Raises:
+        InputError: It is neither a LoRA nor an embedding.
+    """
+    from objtune_cli.lora import import_keys, import_kinds, import_scale
+
+    opened = import_sources.open_file(file, allow_pickle)
+    whole = import_kinds.whole_kind(opened.tensors)
+    if whole:
+        raise InputError(
+            f"{file.what} {whole[0]}, neither a LoRA nor an embedding", whole[1].format(path=quote(str(file.path)))
+        )
+    strengths = import_scale.read_header(opened.metadata, file.what)
+    if file.config:
+        what = f"{import_sources.CONFIG} beside {file.what}"
+        strengths = {"": import_scale.read_config(import_scale.parse(file.config, what), what)}
+    return import_keys.Source(file.what, opened.tensors, opened.metadata, strengths, file.network)
+
+
+def _layers(ctx: Context, stack: "Stack", found: "list[Source]") -> "dict[str, Tensor]":
+    """The layers of all files that hold some.
+
+    Raises:
+        InputError: Two files hold layers of one network.
+    """
+    from objtune_cli.lora import import_keys
+
+    layers: dict[str, Any] = {}
+    for source in found:
+        if not import_keys.is_lora(source.weights):
+            continue
+        own = import_keys.read_lora(stack, source)
+        if {key.split(".")[0] for key in own} & {key.split(".")[0] for key in layers}:
+            raise InputError("two files of one kind are two objects", "import each under a name of its own")
+        if not any(bool(value.any()) for key, value in own.items() if key.endswith(".lora_B.weight")):
+            ctx.report.note(f"{source.what} changes nothing: all of its layers are zeros")
+        if (
+            any(key.startswith("base_model.model.") for key in source.weights)
+            and not source.strengths
+            and not _has_alpha(source.weights)
+        ):
+            ctx.report.note(
+                f"{source.what} has no {import_sources.CONFIG} beside it, which says how strong it is: alpha is taken to be its rank"
+            )
+        layers |= own
+    return layers
+
+
+def _has_alpha(weights: "Mapping[str, Tensor]") -> bool:
+    return any(key.endswith(".alpha") for key in weights)
+
+
+def _note_vectors(ctx: Context, stack: "Stack", name: str, vectors: "list[Vectors]", count: int) -> None:
+    """Say what is not used of the vectors, and what they leave of a prompt."""
+    for each in vectors:
+        if each.unread:
+            ctx.report.note(f"{each.what} holds vectors for T5 too, which reads no added words here: they are not used")
+    limit = stack.tokenizer.model_max_length - 2
+    if vectors and limit - count < FEW:
+        ctx.report.note(
+            f"<{name}> has {count} vectors: they leave {limit - count} of a prompt's {limit} tokens for other words"
+        )

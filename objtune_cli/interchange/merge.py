@@ -1,0 +1,112 @@
+"""`merge`: several adapters as one, for tools that take one file; `compose` keeps objects apart better."""
+
+from dataclasses import replace
+from typing import Any
+
+from objtune_cli.config.sections import Merge, identifying
+from objtune_cli.errors import IncompatibleError, UsageError
+from objtune_cli.store import artifacts, refs, safetensors_format
+from objtune_cli.store.artifacts import Record
+from objtune_cli.store.refs import Ref, check_name
+from objtune_cli.workflow.context import Context, Done, tools
+from objtune_cli.workflow.trained_objects import is_merged
+
+
+def run(ctx: Context, given: list[tuple[Ref, float]], name: str | None, config: Merge) -> Done:
+    """One adapter of several, each with its weight, or of one, weaker or stronger or of lower rank; all their objects' tokens come along.
+
+    Raises:
+        UsageError: An object in two of them, one adapter twice, or one alone without a new name or with a weight of 0.
+        IncompatibleError: They were made with different bases, or one alone has no LoRA.
+    """
+    records = [artifacts.read_record(ctx.root, ref) for ref, _ in given]
+    if len({ref for ref, _ in given}) < len(given):
+        twice = next(ref for i, (ref, _) in enumerate(given) if ref in [other for other, _ in given[:i]])
+        raise UsageError(
+            f"{twice} is given twice", f"its weight once is enough: `objtune merge {records[0].name}=0.8 cup`"
+        )
+    if len(given) == 1:
+        _check_alone(ctx, records[0], given[0][1], name)
+    _check(records)
+    weights = {str(ref): weight for ref, weight in given}
+    settings = identifying(config) | {"weights": [weights[str(r.ref)] for r in records]}
+    inputs = {f"adapter.{r.name}": ctx.input(r.ref) for r in records}
+    called = check_name(name) if name else "-".join(r.name for r in records)[:64].rstrip("-.")
+    record = Record(
+        "adapter",
+        called,
+        {n: word for r in records for n, word in r.objects.items()},
+        inputs,
+        settings,
+        records[0].base,
+    )
+    return ctx.reuse(record) or _merge(ctx, record, [r.ref for r in records], config)
+
+
+def _check_alone(ctx: Context, record: Record, weight: float, name: str | None) -> None:
+    """Refuse one adapter of which nothing new can be made."""
+    example = f"`objtune merge {record.name}=0.7 --name {record.name}-07`"
+    if not name:
+        raise UsageError(
+            f"{record.ref} alone makes nothing to merge",
+            f"give two adapters or more, or a weight and a new name: {example}",
+        )
+    taken = name in refs.names(ctx.root, "adapter") and not is_merged(
+        artifacts.read_record(ctx.root, refs.resolve(ctx.root, Ref("adapter", name)))
+    )
+    if taken or name in (record.name, *record.objects):
+        raise UsageError(
+            f"{name} is the name of a trained object, whose next version this would be", f"give a new name: {example}"
+        )
+    if weight == 0:
+        raise UsageError(f"a weight of 0 leaves nothing of {record.ref}", f"a number that is not 0: {example}")
+    if not any(key.endswith(".lora_B.weight") for key in safetensors_format.read(record.ref.path(ctx.root))[1]):
+        raise IncompatibleError(
+            f"{record.ref} is a token alone, without LoRA; a weight has nothing to act on",
+            "it can be merged with others",
+        )
+
+
+def _check(records: list[Record]) -> None:
+    """Refuse adapters that cannot be one, before any is opened."""
+    first = records[0]
+    for record in records[1:]:
+        if record.base.get("fingerprint") != first.base.get("fingerprint"):
+            raise IncompatibleError(
+                f"{first.ref} was made with the base {first.base.get('id', '?')}, {record.ref} with {record.base.get('id', '?')}",
+                "train both on one base, or import both with the same `--base`",
+            )
+    held: dict[str, Ref] = {}
+    for record in records:
+        for name in record.objects:
+            if name in held:
+                raise UsageError(
+                    f"{held[name]} and {record.ref} both hold <{name}>",
+                    "train one under a name of its own with `--name`",
+                )
+            held[name] = record.ref
+
+
+def _merge(ctx: Context, record: Record, sources: list[Ref], config: Merge) -> Done:
+    import torch
+
+    from objtune_cli.lora import merging
+
+    ctx.check_stopped()
+    for ref in sources:
+        artifacts.require_finite(ctx.root, ref)
+    digests = {i["ref"]: i["sha256"] for i in record.inputs.values()}
+    opened = [
+        {k: torch.from_numpy(v.copy()) for k, v in artifacts.load(ctx.root, ref, digests[str(ref)])[1].items()}
+        for ref in sources
+    ]
+    tensors: dict[str, Any] = {
+        k: v for adapter in opened for k, v in adapter.items() if k.startswith(("token.", "token_2."))
+    }
+    tensors |= merging.merged(opened, record.config["weights"], config.method, config.rank, config.density, config.seed)
+    large = next((k for k, v in tensors.items() if not bool(torch.isfinite(v).all())), "")
+    if large:
+        raise UsageError(f"with these weights {large} is infinite", "give smaller weights")
+    ranks = {v.shape[0] for k, v in tensors.items() if k.endswith("lora_A.weight")}
+    metrics = {"rank": max(ranks, default=0)}
+    return Done(artifacts.publish(ctx.root, replace(record, metrics=metrics, tools=tools()), tensors), metrics=metrics)

@@ -1,0 +1,180 @@
+"""The model card of an exported object, and its way to the hub."""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from objtune_cli.errors import InputError, ObjtuneError, ResourceError
+from objtune_cli.models import registry
+from objtune_cli.models.families import Family
+from objtune_cli.store import artifacts, refs
+from objtune_cli.store.artifacts import Record
+from objtune_cli.store.refs import Ref
+from objtune_cli.workflow.context import pictures_of
+from objtune_cli.workflow.output_files import Output
+
+MARK = "<!-- objtune card of "
+TAGS = {
+    "sd1": "stable-diffusion",
+    "sd2": "stable-diffusion",
+    "sdxl": "stable-diffusion-xl",
+    "sd3": "sd3",
+    "sd35": "sd3",
+}
+
+
+def licence(record: Record, family: Family) -> tuple[str, str]:
+    """Name and address of the licence of the base's weights; empty where the base is no pinned one."""
+    ident = record.base.get("id", "")
+    if ident == "toybox":
+        return "apache-2.0", ""
+    known = {*family.hub, *(repository for repository, _ in family.hub.values())}
+    return family.licence if ident in known else ("", "")
+
+
+def outputs(
+    root: Path, record: Record, family: Family, out: Path, files: Sequence[str], words: Mapping[str, str]
+) -> list[Output]:
+    """README.md with front matter as the hub reads it, and the pictures that it shows.
+
+    Args:
+        files: Paths of the others, from the folder `out`. words: Object to trigger.
+    """
+    versions = [Ref("adapter", record.name, version) for version in refs.versions(root, "adapter", record.name)]
+    shown = [
+        Output(
+            out / "pictures" / picture.name,
+            picture.read_bytes(),
+            lambda held: any(held == p.read_bytes() for v in versions for p in pictures_of(root, v)),
+        )
+        for picture in pictures_of(root, record.ref)
+    ]
+    text = _front(record, family) + _body(
+        record, family, files, [file.path.relative_to(out).as_posix() for file in shown], words
+    )
+    return [*shown, Output(out / "README.md", _sealed(record, text), partial(_is_untouched, root, versions))]
+
+
+def _sealed(record: Record, text: str) -> bytes:
+    """A card with a last line by which a later export knows whose it is, and that nobody has edited it."""
+    digest = hashlib.sha256(f"{record.digest}{text}".encode()).hexdigest()
+    return f"{text}\n{MARK}{record.ref}, {digest} -->\n".encode()
+
+
+def _is_untouched(root: Path, versions: Sequence[Ref], held: bytes) -> bool:
+    """Whether a card is one of these versions', as it was written."""
+    text = held.decode(errors="replace").rpartition(f"\n{MARK}")[0]
+    for version in versions:
+        with contextlib.suppress(ObjtuneError):  # a damaged version is not the reader's concern here
+            if held == _sealed(artifacts.read_record(root, version), text):
+                return True
+    return False
+
+
+def _repository(record: Record) -> str:
+    ident = record.base.get("id", "")
+    return registry.HUB.get(ident, ident if ident.count("/") == 1 else "")
+
+
+def _front(record: Record, family: Family) -> str:
+    name, link = licence(record, family)
+    lines = [
+        "---",
+        "library_name: diffusers",
+        "pipeline_tag: text-to-image",
+        f"tags: [lora, text-to-image, {TAGS.get(family.name, family.name)}, objtune]",
+    ]
+    if _repository(record):
+        lines.append(f"base_model: {json.dumps(_repository(record))}")
+    if name:
+        lines.append(f"license: {name if name in ('apache-2.0', 'creativeml-openrail-m', 'openrail++') else 'other'}")
+    if link:
+        lines.append(f"license_link: {link}")
+    words = " and ".join(f"<{o}>" for o in record.objects)
+    return "\n".join([*lines, f"instance_prompt: {json.dumps('a photo of ' + words)}", "---", "", ""])
+
+
+def _body(record: Record, family: Family, files: Sequence[str], shown: Sequence[str], words: Mapping[str, str]) -> str:
+    """What it is, how it is called, how it was made, what it may be used for."""
+    name, link = licence(record, family)
+    base = _repository(record) or record.base.get("id", "?")
+    triggers = "\n".join(
+        f"- `<{o}>`: one {word}; `{words[o]}` where a word is the name of a file" for o, word in record.objects.items()
+    )
+    first, class_word = next(iter(record.objects.items()))
+    settings = "\n".join(f"| {key} | {value} |" for key, value in sorted(record.config.items()))
+    metrics = "\n".join(f"| {key} | {value} |" for key, value in sorted(record.metrics.items()))
+    pictures = "\n".join(f"![{path}]({path})" for path in shown)
+    said = f"[{name}]({link})" if link else name or "not known here; see the base"
+    return f"""# {record.name}
+
+{pictures}
+
+Learned from one photo by `objtune` on {base} ({family.title}); LoRA of rank {record.config.get("rank", "?")} and the objects' own words.
+
+## Words
+
+{triggers}
+
+In A1111 and Forge the name of the file in `embeddings/` is the word: `{words[first]}`; in ComfyUI `embedding:{words[first]}`. A file that is
+renamed to a common word takes that word over: as `{class_word}.safetensors` it would make every {class_word} of any prompt this one.
+
+## Files
+
+{chr(10).join(f"- `{file}`" for file in files)}
+
+## With diffusers
+
+```python
+{chr(10).join(family.snippet(base, first, class_word, words[first]))}
+```
+
+## Settings
+
+| setting | value |
+|---|---|
+{settings}
+
+| measured | value |
+|---|---|
+{metrics}
+
+## Licence of the base
+
+{said}. What is drawn and what is passed on is bound by it.
+"""
+
+
+def push(folder: Path, repository: str, *, private: bool) -> str:
+    """Upload a folder to the hub, making the repository where there is none; its address.
+
+    Raises:
+        InputError: No name of a repository. ResourceError: no network, no access.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
+    from objtune_cli.interchange import hub_environment
+
+    hub_environment.check()
+    api = HfApi()
+    try:
+        address = api.create_repo(repository, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=folder, commit_message="objtune export")
+    except HFValidationError:
+        raise InputError(f"{repository} is no name of a repository", "for example `--push you/rex`") from None
+    except (LocalTokenNotFoundError, HfHubHTTPError) as error:
+        said = str(error).strip().splitlines()
+        raise ResourceError(
+            f"the hub did not take it: {said[0] if said else 'no access'}",
+            "`hf auth login` with a token that may write",
+        ) from None
+    except (OfflineModeIsEnabled, OSError) as error:
+        raise ResourceError(
+            f"the hub cannot be reached: {str(error).strip().splitlines()[0]}",
+            f"{hub_environment.advice()}the files are written; push them when there is a network",
+        ) from None
+    return str(address)

@@ -1,0 +1,214 @@
+"""Embedding files of other tools (textual inversion) as the vectors of a token: one tensor, or one for each text encoder, in one file or two."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from objtune_cli.errors import IncompatibleError, InputError
+from objtune_cli.lora.import_keys import BUNDLED, FLOATS, LARGEST, Source, is_lora
+from objtune_cli.models.base_model import Stack
+from objtune_cli.models.families import FAMILIES
+from objtune_cli.models.placeholders import side_by_side
+
+ENCODERS = {
+    "clip_l": 0, "clip_g": 1, "clip_h": 0, "text_encoders_0": 0, "text_encoders_1": 1, "text_encoder": 0, "text_encoder_2": 1,
+}  # fmt: skip
+"""Keys that say which text encoder vectors are for; numbered ones are those of diffusers' advanced scripts."""
+UNREAD = {"t5", "t5xxl", "text_encoders_2"}
+"""Vectors for T5, which reads no added words here."""
+ALONE = re.compile(r"string_to_param\.(.+)|emb_params|^\*$")
+"""Keys of A1111's files, behind which is the token's placeholder or none."""
+BESIDE = "string_to_token."
+"""Start of the keys of A1111's pickles under which the token's number stands, which is no vector."""
+NUMBERED = re.compile(r"(.*?)[_-]?(\d*)")
+WIDTHS = {
+    768: "Stable Diffusion 1.x",
+    1024: "Stable Diffusion 2.x",
+    1280: "Stable Diffusion XL, its second text encoder",
+}
+"""Widths of a token's vector in the real models."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """The vectors of one token in one file.
+
+    Attributes:
+        parts: Index of the text encoder to (k, d); None as the index where the file does not say.
+        word: The token, as far as the file names one. unread: whether there are some for T5.
+    """
+
+    what: str
+    parts: Mapping[int | None, Tensor]
+    word: str = ""
+    unread: bool = False
+
+
+def find_vectors(source: Source) -> Vectors | None:
+    """The vectors in an embedding file, or in a LoRA file that brings them along; None: there are none.
+
+    Raises:
+        InputError: Several tokens, no vectors of a token, or no numbers.
+    """
+    bundled: dict[str, dict[str, Tensor]] = {}
+    for key, value in source.weights.items():
+        match = BUNDLED.fullmatch(key)
+        if match:
+            bundled.setdefault(match[1], {})[match[2]] = value
+    if len(bundled) > 1:
+        raise InputError(f"{source.what} holds the words {', '.join(sorted(bundled))}", "import a file of one word")
+    if bundled:
+        ((word, named),) = bundled.items()
+        return _read(source.what, named, word)
+    return None if is_lora(source.weights) else _read(source.what, source.weights)
+
+
+def _read(what: str, named: Mapping[str, Tensor], word: str = "") -> Vectors:
+    """Vectors by what their keys say."""
+    parts: dict[int | None, Tensor] = {}
+    tokens: dict[str, Tensor] = {}
+    unread = False
+    for key, value in named.items():
+        if key.startswith(BESIDE):
+            continue
+        if key in UNREAD:
+            unread = True
+            continue
+        alone = ALONE.fullmatch(key)
+        if key in ENCODERS:
+            if ENCODERS[key] in parts:
+                raise InputError(
+                    f"{what} holds two sets of vectors for one text encoder: {', '.join(sorted(named))[:120]}",
+                    "import a file of one token",
+                )
+            parts[ENCODERS[key]] = _checked(what, key, value)
+        else:
+            tokens[alone[1] or "" if alone else key] = value
+    if tokens and parts:
+        raise InputError(
+            f"{what} holds vectors under {', '.join(sorted(named)[:4])}, of which not all are read",
+            "import a file of one token",
+        )
+    if tokens:
+        in_order = _in_order(what, tokens)
+        parts[None] = torch.cat([_checked(what, key, tokens[key]) for key in in_order])
+        word = word or in_order[0]
+    if not parts:
+        raise InputError(f"{what} is neither a LoRA nor an embedding", "give a LoRA or an embedding")
+    return Vectors(what, parts, word, unread)
+
+
+def _in_order(what: str, tokens: Mapping[str, Tensor]) -> list[str]:
+    """The keys of one token's vectors: one, or several with numbers (`<s0>`, `<s1>`; `<dog>`, `<dog>_1`), in the order of these.
+
+    Raises:
+        InputError: They are of several tokens, or of none.
+    """
+    if len(tokens) == 1:
+        return list(tokens)
+    split = {key: NUMBERED.fullmatch(re.sub("[<>]", "", key)) for key in tokens}
+    numbers = {key: int(match[2] or 0) if match else -1 for key, match in split.items()}
+    first = min(numbers.values())
+    one = len({match[1] if match else key for key, match in split.items()}) == 1
+    single = all(value.ndim == 1 or (value.ndim == 2 and len(value) == 1) for value in tokens.values())
+    if (
+        one
+        and single
+        and sorted(numbers.values()) == list(range(first, first + len(tokens)))
+        and len({v.shape[-1] for v in tokens.values()}) == 1
+    ):
+        return sorted(tokens, key=lambda key: numbers[key])
+    shown = ", ".join(sorted(tokens)[:3])[:200]
+    if all(key.startswith("<") for key in tokens):
+        raise InputError(f"{what} holds several tokens: {shown}", "import a file of one token")
+    raise InputError(f"{what} is neither a LoRA nor an embedding: it holds {shown}", "give a LoRA or an embedding")
+
+
+def _checked(what: str, key: str, value: Tensor) -> Tensor:
+    """Vectors (k, d), float32."""
+    if value.ndim not in (1, 2) or not value.numel():
+        raise InputError(
+            f"{what} holds no vectors of a token: {key[:60]} {tuple(value.shape)}",
+            "a token has one vector or more, (k, d)",
+        )
+    if value.dtype not in FLOATS:
+        raise InputError(
+            f"{what} holds {str(value.dtype).removeprefix('torch.')} numbers, which are no vectors",
+            "give it in fp32, fp16 or bf16",
+        )
+    rows = value.float() if value.ndim == 2 else value.float()[None]
+    if not bool(torch.isfinite(rows).all()):
+        raise InputError(f"{what} holds values that are no numbers", "the training that wrote it had diverged")
+    if float(rows.abs().max()) > LARGEST:
+        raise InputError(f"{what} holds numbers too large to compute with", "the training that wrote it had diverged")
+    return rows
+
+
+def join_vectors(stack: Stack, found: Sequence[Vectors]) -> Tensor:
+    """The vectors of one token, those of several text encoders side by side, from one file or from one for each encoder.
+
+    Raises:
+        IncompatibleError: For another family, or half of what this base needs. InputError: Two tokens, or too many vectors.
+    """
+    what = " and ".join(vectors.what for vectors in found)
+    halves: dict[int, Tensor] = {}
+    for vectors in found:
+        for index, rows in vectors.parts.items():
+            place = _place(stack, vectors, index, rows)
+            if place in halves:
+                raise InputError(
+                    "two files of one kind are two objects" if len(found) > 1 else f"{what} holds several tokens",
+                    "import each under a name of its own",
+                )
+            halves[place] = rows
+    words = {vectors.word for vectors in found if vectors.word}
+    if len(words) > 1:
+        raise InputError(f"{what} are of two tokens: {', '.join(sorted(words))}", "import each under a name of its own")
+    missing = len(stack.widths) - len(halves)
+    if missing:
+        raise _half(stack, what, next(iter(halves.values())).shape[1])
+    parts = [halves[index] for index in range(len(stack.widths))]
+    if len({len(rows) for rows in parts}) > 1:
+        raise InputError(
+            f"{what} holds {' and '.join(str(len(rows)) for rows in parts)} vectors for the text encoders",
+            "both halves of a token have as many; get both again",
+        )
+    limit = stack.tokenizer.model_max_length - 2
+    if len(parts[0]) > limit:
+        raise InputError(
+            f"{what} holds {len(parts[0])} vectors: a prompt has room for {limit}", "import a token of fewer"
+        )
+    return side_by_side(parts)
+
+
+def _place(stack: Stack, vectors: Vectors, index: int | None, rows: Tensor) -> int:
+    """Which text encoder rows are for."""
+    widths, width, family = stack.widths, rows.shape[1], stack.family
+    if index is not None and index >= len(widths):
+        raise IncompatibleError(
+            f"{vectors.what} is no embedding for {family.title}: it has vectors of two text encoders",
+            "it is one of Stable Diffusion XL or 3: `--base sdxl`",
+        )
+    place = index if index is not None else widths.index(width) if width in widths else 0 if len(widths) == 1 else None
+    if place is not None and widths[place] == width:
+        return place
+    mine = " and ".join(str(w) for w in (widths if place is None else (widths[place],)))
+    made = next((f for f in FAMILIES if f.title == WIDTHS.get(width, "").split(",")[0] and f != family), None)
+    hint = (
+        f"it looks like one of {WIDTHS[width]}: `--base {next(iter(made.hub))}`"
+        if made
+        else "use the base that it was made on"
+    )
+    raise IncompatibleError(f"a token's vectors in {vectors.what} have {width} numbers; this base's have {mine}", hint)
+
+
+def _half(stack: Stack, what: str, width: int) -> IncompatibleError:
+    """What to say of vectors for one of two text encoders."""
+    keys = " and ".join(stack.family.embedding_keys)
+    return IncompatibleError(
+        f"{what} is half of an embedding for {stack.family.title}: it has vectors for one of two text encoders",
+        f"give both files, as `learned_embeds.safetensors learned_embeds_2.safetensors`, or one with the keys {keys}",
+    )

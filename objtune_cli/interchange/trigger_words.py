@@ -1,0 +1,100 @@
+"""Trigger words: what other tools call an object. In A1111, Forge and ComfyUI that is the name of its embedding file."""
+
+import functools
+import gzip
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from objtune_cli.errors import UsageError
+from objtune_cli.models.families import single_file
+from objtune_cli.store import refs
+
+ENDING = "-objtune"
+"""What a trigger has behind the object's name: objects are often called after their class, and no common word may be a trigger."""
+_TRIGGER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+
+
+def default(name: str) -> str:
+    """The trigger of an object where none was given; never the name of its LoRA file."""
+    return name + ENDING
+
+
+def choose(objects: Sequence[str], given: Sequence[str], *, is_inside: bool = False) -> dict[str, str]:
+    """The trigger of each object.
+
+    Args:
+        given: `WORD` for a single object, `NAME=WORD` for one of several. is_inside: the vectors are in a bundle, whose keys write dots as `_`.
+
+    Raises:
+        UsageError: No such object, two words for one, one word for two, or a word that cannot be the name of a file everywhere.
+    """
+    chosen: dict[str, str] = {}
+    for text in given:
+        name, equals, word = text.rpartition("=")
+        if not equals and len(objects) != 1:
+            raise UsageError(
+                f"--trigger {text} does not say which object it is for", f"for example `--trigger {objects[0]}={text}`"
+            )
+        name = name if equals else objects[0]
+        if name not in objects:
+            raise UsageError(
+                f"--trigger {text} is for {name or 'no object'}", f"these are exported: {', '.join(objects)}"
+            )
+        if name in chosen:
+            raise UsageError(f"--trigger gives {name} two words", "give each object one")
+        chosen[name] = check(word)
+    words = {name: chosen.get(name, default(name)) for name in objects}
+    owners: dict[str, str] = {}
+    for name, word in words.items():
+        key = (
+            word.replace(".", "_").casefold() if is_inside else word.casefold()
+        )  # on Windows and macOS names of files have no case
+        other = owners.setdefault(key, name)
+        if other != name:
+            raise UsageError(
+                f"{other} and {name} would have one trigger, {word}",
+                f"give each a word of its own: `--trigger {name}={name.replace('.', '_')}-2{ENDING}`",
+            )
+    return words
+
+
+def check(word: str) -> str:
+    """The word, if every file system and every tool takes it.
+
+    Raises:
+        UsageError: It holds other characters, is too long, or is reserved by an operating system.
+    """
+    if _TRIGGER.fullmatch(word) and not word.endswith(".") and not refs.is_reserved(word.lower()):
+        return word
+    raise UsageError(
+        f"{word!r} cannot be a trigger",
+        "use letters, digits, `.`, `_` and `-`, starting with a letter or digit, at most 80",
+    )
+
+
+def describe_common(words: Mapping[str, str], classes: Mapping[str, str], *, is_file: bool) -> list[str]:
+    """One line for each trigger that is a word of everyday prompts.
+
+    Args:
+        words: Object to trigger. classes: object to class word. is_file: the trigger was given as the name of a file.
+    """
+    return [
+        f'the trigger "{word}" is a common word: in A1111 and Forge every "{word}" of any prompt then draws <{name}>, and the word\'s own '
+        f"meaning is lost while the file is there; {f'the name {default(name)}.safetensors' if is_file else f'`--trigger {name}={default(name)}`'} avoids that"
+        for name, word in words.items()
+        if is_common(word, classes.values())
+    ]
+
+
+def is_common(word: str, class_words: Iterable[str] = ()) -> bool:
+    """Whether a word is a class word, or one that the tokenizers of Stable Diffusion know as a single token."""
+    known = {each.lower() for each in class_words}
+    return word.lower() in known or len(word) == 1 or word.lower() in _single_tokens()
+
+
+@functools.cache
+def _single_tokens() -> frozenset[str]:
+    """The whole words of CLIP's vocabulary, which all bases of the known families share."""
+    with gzip.open(single_file.MERGES, "rt", encoding="utf-8") as file:
+        pieces = ("".join(line.split()) for line in file)
+        return frozenset(piece.removesuffix("</w>") for piece in pieces if piece.endswith("</w>"))

@@ -1,0 +1,94 @@
+"""What files of other tools call the layers of a base: its own modules under every name that diffusers, peft, kohya's scripts and ComfyUI write."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+from objtune_cli.models.base_model import Stack
+
+DENOISER = "unet."
+ENCODERS = ("text_encoder.", "text_encoder_2.")
+"""Starts of an adapter's own names."""
+SHORT = (("lora_te_", "lora_te1_"), ("lora_te2_",))
+"""What kohya's names of a text encoder's layers begin with."""
+TOWERS = (("clip_l", "clip_h"), ("clip_g",))
+"""What ComfyUI calls the text encoders: the first is that of SD 1.x, SDXL and SD 3, or that of 2.x."""
+OLD = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
+"""Layers of a text encoder as old versions of diffusers called them."""
+
+
+class Place(NamedTuple):
+    """A layer of the base that a name means.
+
+    Attributes:
+        own: Its name in an adapter. part: which of the named layer's outputs it has, as `Family.first_names` says.
+    """
+
+    own: str
+    part: int | str | None = None
+
+
+def modules_of(stack: Stack) -> dict[str, Any]:
+    """The linear layers and convolutions of a base under an adapter's own names."""
+    found = {f"{DENOISER}{name}": module for name, module in stack.unet.named_modules() if _holds(module)}
+    for prefix, encoder in zip(ENCODERS, stack.text_encoders, strict=False):
+        inner = hasattr(encoder, "text_model")
+        for name, module in encoder.named_modules():
+            if _holds(module):
+                found[prefix + (name if inner else f"text_model.{name}")] = module
+    return found
+
+
+def _holds(module: Any) -> bool:
+    return isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
+
+
+def places(stack: Stack, modules: Mapping[str, Any], bare: str = "") -> dict[str, tuple[Place, ...]]:
+    """The layers that each name means; several where files hold them as one.
+
+    Args:
+        bare: The network that names without one are of, "" for the denoiser and, where there is one alone, the text encoder.
+    """
+    found: dict[str, list[Place]] = {}
+    for own in modules:
+        network, _, layer = own.partition(".")
+        if network == "unet":
+            named = _denoiser_names(stack, layer, bare in ("", "unet", stack.family.denoiser))
+        else:
+            index = ENCODERS.index(f"{network}.")
+            alone = bare == network or (not bare and len(stack.text_encoders) == 1)
+            named = ((name, None) for name in _encoder_names(index, layer, alone))
+        for name, part in dict.fromkeys(named):
+            found.setdefault(name, []).append(Place(own, part))
+    return {name: tuple(several) for name, several in found.items()}
+
+
+def _denoiser_names(stack: Stack, layer: str, bare: bool) -> Iterator[tuple[str, int | str | None]]:
+    family = stack.family
+    for name in dict.fromkeys((layer, layer.removesuffix(".0"))):  # old attention processors have no list of outputs
+        flat = name.replace(".", "_")
+        yield from ((f"{start}{name}", None) for start in dict.fromkeys((DENOISER, f"{family.denoiser}.")))
+        yield from ((f"{start}{flat}", None) for start in ("lora_unet_", "lora_transformer_", "lycoris_"))
+        if bare:
+            yield name, None
+    for name, part in family.first_names(layer, stack.unet.config):
+        flat = name.replace(".", "_")
+        yield from (
+            (f"{start}{name}", part)
+            for start in ("diffusion_model.", "model.diffusion_model.", DENOISER, f"{family.denoiser}.", "")
+        )
+        yield from ((f"{start}{flat}", part) for start in ("lora_unet_", "lora_transformer_", "lycoris_"))
+
+
+def _encoder_names(index: int, layer: str, bare: bool) -> Iterator[str]:
+    prefix, inner = ENCODERS[index], layer.removeprefix("text_model.")
+    stem, dot, last = inner.rpartition(".")
+    for bottom in (inner, f"{stem}{dot}{OLD[last]}") if last in OLD else (inner,):
+        for name in dict.fromkeys((layer.replace(inner, bottom), bottom)):
+            yield prefix + name
+            yield from (f"{tower}.{way}{name}" for tower in TOWERS[index] for way in ("", "transformer."))
+            yield from (f"text_encoders.{tower}.transformer.{name}" for tower in TOWERS[index])
+            if bare:
+                yield name
+        yield from (start + layer.replace(inner, bottom).replace(".", "_") for start in SHORT[index])

@@ -1,0 +1,173 @@
+"""LoRA on the denoiser, and of what was imported on the text encoders, through peft: add, read, write."""
+
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from objtune_cli.errors import IncompatibleError
+from objtune_cli.models.base_model import Stack
+from objtune_cli.numerics.ddpm import torch_seed
+from objtune_cli.runtime.load_lock import LOADING
+
+PREFIX = "unet."
+WORDS = ("text_encoder.", "text_encoder_2.")
+"""Before the names of layers of the text encoders, which imported LoRAs may have."""
+
+
+def add(
+    stack: Stack, rank: int, modules: str, seed: int, name: str = "default", blocks: str = "all"
+) -> list[torch.nn.Parameter]:
+    """Add a LoRA that changes nothing yet (alpha = rank); its parameters, float32, trainable; none for no layers.
+
+    Args:
+        modules: A set of the family's. blocks: "all", or "decoder": those after the middle, and what comes before takes
+            part in no gradient, the prompt's included.
+    """
+    from peft import LoraConfig
+
+    ends = stack.family.modules[modules]
+    if not ends:
+        return []
+    starts, before = stack.family.decoder(stack.unet) if blocks == "decoder" else (("",), [])
+    targets = [
+        layer for layer, _ in stack.unet.named_modules()
+        if any(layer == end or layer.endswith("." + end) for end in ends) and layer.startswith(starts)
+    ]  # fmt: skip
+    further = bool(getattr(stack.unet, "peft_config", None))
+    if not further:
+        for block in before:
+            block.register_forward_pre_hook(_unlearned, with_kwargs=True)
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights="gaussian")
+    with (
+        LOADING,
+        torch.random.fork_rng(devices=[]),
+    ):  # peft draws A from the global generator, which threads have together
+        torch.manual_seed(torch_seed(seed))
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message="Already found a `peft_config`"
+            )  # several beside each other are meant
+            stack.unet.add_adapter(config, adapter_name=name)
+    params = [
+        p
+        for key, p in stack.unet.named_parameters()
+        if key.endswith((f".lora_A.{name}.weight", f".lora_B.{name}.weight"))
+    ]
+    for p in params:
+        p.data = p.data.float()
+    return params
+
+
+def _unlearned(_module: object, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """The prompt for blocks that do not learn: no gradient runs back through them to the token."""
+    words = kwargs.get("encoder_hidden_states")
+    return args, kwargs if words is None else kwargs | {"encoder_hidden_states": words.detach()}
+
+
+def tensors(stack: Stack, name: str = "default") -> dict[str, Tensor]:
+    """The LoRA's weights under peft's names below `unet.`; none where none was added."""
+    from peft import get_peft_model_state_dict
+
+    if not getattr(stack.unet, "peft_config", None):
+        return {}
+    state = get_peft_model_state_dict(stack.unet, adapter_name=name)
+    return {PREFIX + key: value.detach().cpu().clone() for key, value in state.items()}
+
+
+def load(stack: Stack, weights: Mapping[str, Tensor], name: str = "default") -> bool:
+    """Add a trained LoRA from the tensors of an adapter artifact; whether there is one (a token may come alone).
+
+    Raises:
+        IncompatibleError: It was made for layers that this base does not have.
+    """
+    found = False
+    for network, own in parts(stack, weights):
+        _load(network, own, stack, name)
+        found = True
+    return found
+
+
+def parts(stack: Stack, weights: Mapping[str, Tensor]) -> Iterator[tuple[Any, dict[str, Tensor]]]:
+    """The networks that a LoRA has layers of, each with its tensors under its own names.
+
+    Raises:
+        IncompatibleError: It has layers of a text encoder that this base does not have.
+    """
+    for prefix, network in zip((PREFIX, *WORDS), (stack.unet, stack.text_encoder, stack.text_encoder_2), strict=True):
+        own = {
+            k.removeprefix(prefix).replace("text_model.text_proj", "text_proj"): v
+            for k, v in weights.items()
+            if k.startswith(prefix)
+        }
+        if own and network is None:
+            raise IncompatibleError(
+                "the adapter was trained on another base: it has a second text encoder", "use the base it names"
+            )
+        if own and prefix != PREFIX and not hasattr(network, "text_model"):
+            own = {k.removeprefix("text_model."): v for k, v in own.items()}
+        if own:
+            yield network, own
+
+
+def has_words(weights: Mapping[str, Any]) -> bool:
+    """Whether a LoRA has layers of a text encoder."""
+    return any(key.startswith(WORDS) for key in weights)
+
+
+def _load(network: Any, own: Mapping[str, Tensor], stack: Stack, name: str) -> None:
+    """Add one network's layers."""
+    from peft import LoraConfig, set_peft_model_state_dict
+
+    ranks = {k.removesuffix(".lora_A.weight"): v.shape[0] for k, v in own.items() if k.endswith(".lora_A.weight")}
+    rank = min(ranks.values())
+    further = {
+        f"^{re.escape(layer)}": each for layer, each in ranks.items() if each != rank
+    }  # whole differences, of full rank
+    targets = sorted(ranks)
+    missing = set(targets) - {n for n, _ in network.named_modules()}
+    if missing:
+        raise IncompatibleError(
+            f"the adapter was trained on another base: no layer {min(missing)} here", "use the base it names"
+        )
+    with LOADING:
+        biased = any(k.endswith(".lora_B.bias") for k in own)  # of all layers, zeros where the adapter has none
+        settings = LoraConfig(
+            r=rank,
+            lora_alpha=rank,
+            target_modules=targets,
+            rank_pattern=further,
+            alpha_pattern=dict(further),
+            lora_bias=biased,
+        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+            warnings.filterwarnings(
+                "ignore", message="`lora_bias=True` was passed"
+            )  # a layer without a bias takes part in no merge
+            warnings.filterwarnings(
+                "ignore", message="Already found a `peft_config`"
+            )  # several beside each other are meant
+            network.add_adapter(settings, adapter_name=name)
+    try:
+        set_peft_model_state_dict(network, {k: v.to(stack.device) for k, v in own.items()}, adapter_name=name)
+    except RuntimeError:  # same names, other widths
+        raise IncompatibleError(
+            "the adapter was trained on another base: its layers have other sizes", "use the base it names"
+        ) from None
+    network.requires_grad_(False).eval()
+
+
+def activate(stack: Stack, names: list[str]) -> None:
+    """Let the named LoRAs act together, their deltas summed; none: the frozen base."""
+    for network in (stack.unet, *stack.text_encoders):
+        known = getattr(network, "peft_config", None) or {}
+        own = [name for name in names if name in known]
+        if own:
+            network.enable_adapters()
+            network.set_adapter(own) if network is not stack.unet else network.set_adapters(own)
+        elif known:
+            network.disable_adapters()

@@ -1,1 +1,0 @@
-"""The method: prototype, prior, training, sampling, composition. Knows no files and prints nothing."""

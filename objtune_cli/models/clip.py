@@ -1,0 +1,184 @@
+"""CLIP's two towers: unit vectors of pictures and of prompts, from one folder or one safetensors file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from objtune_cli.errors import DamagedError, IncompatibleError, MissingError
+from objtune_cli.models import finite_checks
+from objtune_cli.models.base_model import UNREADABLE, Stack, quiet
+from objtune_cli.models.families.component_loading import open_whole
+from objtune_cli.runtime.load_lock import LOADING
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+"""CLIP's colour statistics, for pictures in [0, 1]."""
+GROUNDS = (
+    "the background",
+    "the sky",
+    "the ground",
+    "the floor",
+    "a wall",
+    "water",
+    "a pattern",
+    "a part of something",
+)
+"""What a cut-out may be that is no object."""
+
+
+@dataclass(slots=True)
+class Towers:
+    """A frozen CLIP; the text side takes token vectors from outside, so that one can be learned.
+
+    Attributes:
+        index: Which of the base's text encoders shares its text space.
+    """
+
+    clip: Any
+    device: torch.device
+    index: int = 0
+
+    @property
+    def size(self) -> int:
+        return int(self.clip.config.vision_config.image_size)
+
+    @property
+    def scale(self) -> float:
+        """What makes logits of cosines, as the towers were trained: 100 in OpenAI's."""
+        return float(self.clip.logit_scale.detach().exp())
+
+    def rest(self) -> None:
+        """Wait on the processor, out of a GPU's memory, until asked again."""
+        self.clip.to("cpu")
+
+    def wake(self) -> None:
+        """Be where the base is."""
+        self.clip.to(self.device)
+
+    @torch.no_grad()
+    def pictures(self, pictures: Tensor) -> Tensor:
+        """Unit vectors (B, d) of pictures (B, 3, H, W) in [0, 1]; each is resized to the tower's side."""
+        self.wake()
+        x = F.interpolate(
+            pictures, size=(self.size, self.size), mode="bicubic", antialias=True, align_corners=False
+        ).clamp(0, 1)
+        mean, std = x.new_tensor(MEAN).view(1, 3, 1, 1), x.new_tensor(STD).view(1, 3, 1, 1)
+        pooled = self.clip.vision_model(pixel_values=((x - mean) / std).to(self.device)).pooler_output
+        found = self.clip.visual_projection(pooled)
+        finite_checks.checked(
+            "CLIP vision encoder", found.dtype, found.norm(dim=-1)
+        )  # a length that overflows would make a vector of zeros
+        return F.normalize(found, dim=-1)
+
+    def texts(self, stack: Stack, texts: list[str]) -> Tensor:
+        """Unit vectors (B, d) of prompts, read through the base's own token table, placeholders included.
+
+        The sentence is read at its end token: old configs name another one, or the largest id,
+        which a placeholder would be.
+        """
+        self.wake()
+        tokenizer = stack.tokenizers[self.index]
+        ids = stack.token_ids(texts, tokenizer)
+        states = self._reader(stack)(input_ids=ids).last_hidden_state
+        end = (ids == tokenizer.eos_token_id).int().argmax(dim=1)
+        pooled = states[torch.arange(len(ids), device=ids.device), end]
+        found = self.clip.text_projection(pooled.float())
+        if not torch.is_grad_enabled():
+            finite_checks.checked("text encoder", found.dtype, found.norm(dim=-1))
+        return F.normalize(found, dim=-1)
+
+    def _reader(self, stack: Stack) -> Any:
+        """The base's own text encoder; where that lacks layers (SD 2.x has all but the last), this CLIP's on the base's token table."""
+        own = stack.text_encoders[self.index]
+        if own.config.num_hidden_layers == self.clip.config.text_config.num_hidden_layers:
+            return own
+        self.clip.text_model.set_input_embeddings(own.get_input_embeddings())
+        return self.clip.text_model
+
+
+def load(source: Path, stack: Stack, index: int = 0) -> Towers:
+    """Open the CLIP whose text tower is the base's own text encoder, or its `index`-th.
+
+    Args:
+        source: A folder as `save_pretrained` writes it, or a safetensors file with the same names.
+
+    Raises:
+        MissingError: A file is missing. DamagedError: it cannot be read, lacks weights, or they are not finite. IncompatibleError: it is of another width
+            than the base's text encoder.
+    """
+    from transformers import CLIPModel
+
+    quiet()
+    encoder = stack.text_encoders[index]
+    try:
+        with LOADING:
+            if source.is_file():
+                clip = _from_file(source, encoder.config)
+            else:  # in float32, as it is used: in half precision that would be every thread's default meanwhile
+                clip = open_whole(CLIPModel, source, f"the CLIP in {source}", use_safetensors=True, dtype=torch.float32)
+    except (OSError, *UNREADABLE) as error:
+        kind = MissingError if isinstance(error, OSError) else DamagedError
+        raise kind(
+            f"the CLIP in {source} cannot be opened: {str(error).splitlines()[0]}", "download it again"
+        ) from None
+    if clip.config.text_config.hidden_size != encoder.config.hidden_size:
+        raise IncompatibleError(
+            f"the CLIP in {source} is not the base's own", "give the CLIP that the base's text encoder was taken from"
+        )
+    clip.requires_grad_(False).eval().to(stack.device, torch.float32)
+    finite_checks.check_weights(f"CLIP in {source}", clip)
+    return Towers(clip, stack.device, index)
+
+
+VISION_HEADS = 16
+"""Of ViT-L/14, H/14 and bigG/14 alike; a file does not say."""
+
+
+def _from_file(path: Path, text: Any) -> Any:
+    """A CLIP from one file, its sizes read off its tensors; `text`: config of the base's text encoder.
+
+    Raises:
+        ValueError: It lacks tensors, or has them under other names.
+    """
+    from safetensors.torch import load_file
+    from transformers import CLIPConfig, CLIPModel
+
+    weights = load_file(path)
+    if "visual_projection.weight" not in weights:
+        found = (
+            "in OpenCLIP's own layout; the transformers form has another file"
+            if "visual.proj" in weights
+            else "no CLIP with both towers"
+        )
+        raise ValueError(f"it is {found}")
+
+    def layers(tower: str) -> int:
+        return 1 + max(
+            int(k.split(".layers.")[1].split(".")[0]) for k in weights if k.startswith(f"{tower}.encoder.layers.")
+        )
+
+    width, patches = (
+        weights["visual_projection.weight"].shape[1],
+        weights["vision_model.embeddings.position_embedding.weight"].shape[0],
+    )
+    projected, patch = (
+        weights["visual_projection.weight"].shape[0],
+        weights["vision_model.embeddings.patch_embedding.weight"].shape[-1],
+    )
+    inner = weights["vision_model.encoder.layers.0.mlp.fc1.weight"].shape[0]
+    vision = {
+        "hidden_size": width, "intermediate_size": inner, "num_hidden_layers": layers("vision_model"), "num_attention_heads": VISION_HEADS,
+        "patch_size": patch, "image_size": patch * round((patches - 1) ** 0.5), "hidden_act": text.hidden_act, "projection_dim": projected,
+    }  # fmt: skip
+    said = text.to_dict() | {"num_hidden_layers": layers("text_model"), "projection_dim": projected}
+    said["hidden_size"] = weights["text_projection.weight"].shape[1]
+    clip = CLIPModel(CLIPConfig(text_config=said, vision_config=vision, projection_dim=projected))
+    missing, _ = clip.load_state_dict(weights, strict=False)
+    missing = [name for name in missing if not name.endswith("position_ids")]
+    if missing:
+        raise ValueError(f"it lacks {missing[0]}")
+    return clip

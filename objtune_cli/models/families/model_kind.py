@@ -1,0 +1,160 @@
+"""Whether a model is one that draws from words alone, by its configs: other kinds have the same pipeline classes and layouts, and other inputs."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from objtune_cli.errors import DamagedError, IncompatibleError
+
+if TYPE_CHECKING:
+    from objtune_cli.models.families.family import Family
+
+KINDS = {9: "an inpainting model", 8: "a model that edits pictures", 7: "an upscaler", 5: "a model that is told depths"}
+"""Channels that the denoiser takes, where latents have four, to the kind of model."""
+CLASSES = {"unet": "UNet2DConditionModel", "transformer": "SD3Transformer2DModel", "vae": "AutoencoderKL"}
+"""The only class of each network that is opened."""
+WORDS_ALONE = "give one that draws from words alone"
+
+
+def read_side(value: Any, usual: int) -> int:
+    """Side of the frame that a denoiser was trained on, latent cells: a config holds one number, two for height and width, or none."""
+    return int((value[0] if isinstance(value, list | tuple) else value) or usual)
+
+
+def check_index(family: "Family", folder: Path, index: Mapping[str, Any]) -> None:
+    """Refuse a pipeline without a text encoder that its family needs.
+
+    Raises:
+        IncompatibleError: Names what it is.
+    """
+    for part in family.encoders:
+        if part in index and (not isinstance(index[part], list) or index[part][:1] == [None]):
+            kind = (
+                "a refiner: it has no first text encoder"
+                if part == "text_encoder" and len(family.encoders) > 1
+                else f"a model without {part}"
+            )
+            raise IncompatibleError(f"the base in {folder} is {kind}", "give the base model, with all text encoders")
+
+
+def check_channels(name: str, takes: int, latents: int) -> None:
+    """Refuse a denoiser that takes more than the latents.
+
+    Args:
+        name: Of the base, for the message.
+    """
+    if takes != latents:
+        kind = KINDS.get(takes, "no text-to-image model") if latents == 4 else "no text-to-image model"
+        raise IncompatibleError(
+            f"{name} is {kind}: its denoiser takes {takes} channels, and latents have {latents}", WORDS_ALONE
+        )
+
+
+def check_configs(family: "Family", folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse networks that take other inputs than those of the family, or belong to different models.
+
+    Raises:
+        IncompatibleError: Names the part and the value.
+    """
+    name, denoiser, vae = f"the base in {folder}", configs[family.denoiser], configs["vae"]
+    for part, config in configs.items():
+        kind, wanted = config.get("_class_name"), CLASSES.get(part)
+        if wanted and kind and kind != wanted:
+            raise IncompatibleError(
+                f"{name} has {_article(str(kind))} {kind} as its {part}", f"only {wanted} is opened"
+            )
+        if config.get("quantization_config"):
+            raise IncompatibleError(
+                f"{name} is quantised: {part}/config.json has a quantization_config", "give it in fp32, bf16 or fp16"
+            )
+        if part in family.encoders and not str(config.get("model_type", "clip")).startswith("clip"):
+            raise IncompatibleError(
+                f"{name} has a text encoder of another kind: {config['model_type']}", "its text encoders must be CLIP's"
+            )
+    _check_numbers(family, folder, denoiser, vae)
+    latents = 16 if family.denoiser == "transformer" else 4
+    latents = int(vae.get("latent_channels", latents))
+    check_channels(name, int(denoiser.get("in_channels", latents)), latents)
+    if int(denoiser.get("out_channels") or latents) != latents:
+        raise IncompatibleError(
+            f"{name} has a denoiser that gives {denoiser['out_channels']} channels, and latents have {latents}",
+            WORDS_ALONE,
+        )
+    if vae.get("latents_mean") is not None or vae.get("latents_std") is not None:
+        raise IncompatibleError(
+            f"{name} normalises its latents by their mean (latents_mean in vae/config.json)",
+            "no such base is drawn with yet",
+        )
+    if family.denoiser == "unet":
+        _check_unet(family, name, denoiser, configs)
+
+
+def _check_numbers(family: "Family", folder: Path, denoiser: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
+    """Refuse what pictures and latents cannot be measured by.
+
+    Raises:
+        IncompatibleError: The frame is not square. DamagedError: a value is no number.
+    """
+    frame = denoiser.get("sample_size")
+    sides = frame if isinstance(frame, list) else [frame]
+    if len(set(map(str, sides))) != 1:
+        raise IncompatibleError(
+            f"the base in {folder} was trained on frames of {' x '.join(map(str, sides))} cells, which are not square",
+            "bases that draw squares are opened",
+        )
+    values = [
+        (family.denoiser, "sample_size", sides[0], 1),
+        ("vae", "scaling_factor", vae.get("scaling_factor"), 1e-6),
+        ("vae", "shift_factor", vae.get("shift_factor"), -1e6),
+    ]
+    for part, key, value, least in values:
+        missing = value is None and not (key == "scaling_factor" and key in vae)  # null there is no default
+        if not missing and (not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= 1e6):
+            raise DamagedError(
+                f"the base in {folder} is damaged: {key} in {part}/config.json is {value!r}",
+                f"correct it in {folder / part / 'config.json'}",
+            )
+
+
+def _check_unet(family: "Family", name: str, unet: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> None:
+    if unet.get("time_cond_proj_dim") is not None:
+        raise IncompatibleError(
+            f"{name} is a distilled model whose denoiser takes the guidance as an input (time_cond_proj_dim)",
+            "give the model that it was distilled from",
+        )
+    for key in ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type"):
+        if unet.get(key) is not None:
+            raise IncompatibleError(
+                f"{name} has a denoiser that takes more than words: {key} is {unet[key]}", WORDS_ALONE
+            )
+    added, wanted = unet.get("addition_embed_type"), "text_time" if len(family.encoders) > 1 else None
+    if added != wanted:
+        raise IncompatibleError(
+            f"{name} has a denoiser that takes more or less than a model of {family.title}: addition_embed_type is {added}",
+            WORDS_ALONE,
+        )
+    widths: list[Any] = [configs[part].get("hidden_size") for part in family.encoders]
+    hears = unet.get("cross_attention_dim", 1280)
+    if isinstance(hears, int) and all(isinstance(width, int) for width in widths) and hears != sum(widths):
+        said = f"its denoiser takes rows of {hears} numbers, its text encoders give {sum(widths)}"
+        raise IncompatibleError(
+            f"{name} is a refiner: {said}"
+            if wanted and hears == widths[-1]
+            else f"{name} is put together of parts that do not fit: {said}",
+            WORDS_ALONE,
+        )
+    if wanted:
+        told, pooled, each = (
+            unet.get("projection_class_embeddings_input_dim"),
+            configs[family.encoders[-1]].get("projection_dim", 512),
+            unet.get("addition_time_embed_dim"),
+        )
+        if each and told and told != pooled + 6 * each:
+            raise IncompatibleError(
+                f"{name} is a refiner, or is told other sizes: it takes {told} numbers beside words, not {pooled + 6 * each}",
+                WORDS_ALONE,
+            )
+
+
+def _article(word: str) -> str:
+    return "an" if word[:1] in "AEIOU" else "a"

@@ -1,0 +1,305 @@
+"""Stable Diffusion 3 and 3.5 medium: a transformer over picture and text tokens together (MMDiT), a rectified flow, 1024 px.
+
+A condition is one tensor (B, 77 + 256 + 1, 4096): what both CLIPs say side by side, what T5 says (zeros where a base has
+none), then one row that holds the pooled embeddings and zeros.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from objtune_cli.errors import IncompatibleError
+from objtune_cli.models.families import clip_text_encoders, mmdit_keys, schedulers
+from objtune_cli.models.families.component_loading import open_part
+from objtune_cli.models.families.family import ATTENTION, FEED_FORWARD, Family
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+READ = 256
+"""Tokens that T5 reads, as in diffusers' pipeline."""
+WORDS = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+WORDS_FORWARD = ("ff_context.net.0.proj", "ff_context.net.2")
+
+
+class _SD3(Family):
+    name = "sd3"
+    title = "Stable Diffusion 3"
+    pipeline = "StableDiffusion3Pipeline"
+    denoiser = "transformer"
+    encoders = ("text_encoder", "text_encoder_2")
+    hub: ClassVar = {
+        "sd3": ("stabilityai/stable-diffusion-3-medium-diffusers", "ea42f8cef0f178587cf766dc8129abd379c90671")
+    }
+    towers = ("openai/clip-vit-large-patch14", "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k")
+    sampling: ClassVar = {"steps": 28, "guidance": 7.0}
+    training: ClassVar = {"blocks": "all"}
+    sampler = "Euler"
+    prediction = "flow"
+    modules: ClassVar = {
+        "none": (),
+        "cross-kv": ("attn.add_k_proj", "attn.add_v_proj"),
+        "attention": ATTENTION + WORDS,
+        "attention+ff": ATTENTION + WORDS + FEED_FORWARD + WORDS_FORWARD,
+        "all": ATTENTION + WORDS + FEED_FORWARD + WORDS_FORWARD,
+    }
+    across = ".attn."
+    within = ".attn2."
+    architecture = "stable-diffusion-3-medium"
+    version = "medium"
+    side = 128
+    network = "networks.lora_sd3"
+    embedding_keys = ("clip_l", "clip_g")
+    licence = (
+        "stabilityai-nc-research-community",
+        "https://huggingface.co/stabilityai/stable-diffusion-3-medium-diffusers/blob/main/LICENSE",
+    )
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """With T5's."""
+        return (*super().parts, "tokenizer_3", "text_encoder_3")
+
+    def owns(self, pipeline: str, config: Callable[[str], Mapping[str, Any]]) -> bool:
+        """3.5's transformer norms queries and keys, 3's does not."""
+        return pipeline == self.pipeline and not config("transformer").get("qk_norm")
+
+    def said(self, folder: Path) -> str:
+        """That T5 is left out, though it may lie there."""
+        return "" if self._reads(folder) else "no text_encoder_3"
+
+    def _reads(self, folder: Path) -> bool:
+        named = self._index(folder).get("text_encoder_3") or [None]
+        return named[0] is not None and (folder / "text_encoder_3").is_dir()
+
+    def open_words(self, folder: Path) -> list[tuple[Any, Any]]:
+        """Both CLIPs with their projections."""
+        from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+
+        return [
+            (
+                CLIPTokenizer.from_pretrained(
+                    folder / name.replace("text_encoder", "tokenizer"), local_files_only=True
+                ),
+                open_part(CLIPTextModelWithProjection, folder, name, dtype="float32"),
+            )
+            for name in self.encoders
+        ]
+
+    def open_reader(self, folder: Path, dtype: Any) -> tuple[Any, Any]:
+        """T5; none where `model_index.json` or the folder has none."""
+        from transformers import T5EncoderModel, T5TokenizerFast  # type: ignore[attr-defined]
+
+        if not self._reads(folder):
+            return None, None
+        encoder = open_part(T5EncoderModel, folder, "text_encoder_3", dtype=dtype)
+        return T5TokenizerFast.from_pretrained(folder / "tokenizer_3", local_files_only=True), encoder
+
+    def open_scheduler(self, folder: Path, **said: Any) -> Any:
+        """A flow's, whose shift is its config's."""
+        from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
+
+        config = self.read_scheduler(folder, **said)
+        return FlowMatchEulerDiscreteScheduler.from_config(
+            {key: value for key, value in config.items() if not key.startswith("_")}
+        )
+
+    def open_sampler(self, folder: Path, **said: Any) -> Any:
+        """The same: nothing else draws flows here."""
+        return None
+
+    def read_scheduler(self, folder: Path, **said: Any) -> dict[str, Any]:
+        """A flow's, and no other."""
+        return schedulers.read(
+            folder, {key: value for key, value in said.items() if key != "prediction_type"}, flow=True
+        )
+
+    def open_denoiser(self, folder: Path) -> Any:
+        """The transformer."""
+        from diffusers import SD3Transformer2DModel
+
+        return open_part(SD3Transformer2DModel, folder, "transformer")
+
+    def encode(self, stack: Any, texts: list[str], first: int = 0) -> "Tensor":
+        """Both CLIPs' states before their last layer, T5's states, and both projected states at the end of the text."""
+        import torch
+
+        width = stack.unet.config.joint_attention_dim
+        if first:
+            return _padded(
+                torch.cat([states for states, _ in clip_text_encoders.read(stack, texts, first)], dim=-1).to(
+                    stack.dtype
+                ),
+                width,
+            )
+        states, pooled = (
+            torch.cat(parts, dim=-1).to(stack.dtype)
+            for parts in zip(*clip_text_encoders.read(stack, texts), strict=True)
+        )
+        rows = [_padded(states, width), self._read(stack, texts).to(stack.dtype), _padded(pooled, width)[:, None]]
+        return torch.cat(rows, dim=1)
+
+    def _read(self, stack: Any, texts: list[str]) -> "Tensor":
+        """What T5 says of the texts, (B, 256, d): it knows no added words and reads the class word in their place; each text is read once."""
+        import torch
+
+        if stack.text_encoder_3 is None:
+            return torch.zeros(
+                len(texts), READ, stack.unet.config.joint_attention_dim, device=stack.device, dtype=stack.dtype
+            )
+        plain = [stack.in_class_words(text) for text in texts]
+        for text in plain:
+            if text not in stack.heard:
+                ids = stack.tokenizer_3(
+                    text, padding="max_length", max_length=READ, truncation=True, return_tensors="pt"
+                ).input_ids
+                with torch.no_grad():
+                    stack.heard[text] = stack.text_encoder_3.to(stack.device)(ids.to(stack.device))[0]
+        return torch.cat([stack.heard[text] for text in plain])
+
+    def read_at(self, stack: Any, text: str, name: str) -> "Tensor":
+        """The class word where T5 reads it in the object's place."""
+        import torch
+
+        found = torch.zeros(READ, dtype=torch.bool)
+        if stack.text_encoder_3 is None:
+            return found
+        read = stack.tokenizer_3(
+            stack.in_class_words(text), max_length=READ, truncation=True, return_offsets_mapping=True
+        )
+        for first, end in stack.class_word_at(text, name):
+            for row, (a, b) in enumerate(read["offset_mapping"]):
+                found[row] |= a < end and b > first
+        return found
+
+    def readers(self, stack: Any) -> list[tuple[Any, int]]:
+        """T5's."""
+        return [] if stack.tokenizer_3 is None else [(stack.tokenizer_3, READ)]
+
+    def words(self, condition: "Tensor") -> "Tensor":
+        """All rows but the last."""
+        return condition[:, :-1]
+
+    def _pooled(self, stack: Any, condition: "Tensor") -> "Tensor":
+        return condition[:, -1, : stack.unet.config.pooled_projection_dim]
+
+    def noised(self, stack: Any, z: "Tensor", eps: "Tensor", t: "Tensor") -> "tuple[Tensor, Tensor]":
+        """A flow's; levels are those of the scheduler's own table, from its end."""
+        from objtune_cli.numerics import flow_matching
+
+        return flow_matching.add_noise(z, eps, stack.scheduler.sigmas.flip(0), t), flow_matching.target(z, eps)
+
+    def timesteps(self, count: int, total: int, generator: "Generator", *focus: Any) -> "Tensor":
+        """As it was trained, whatever is asked for: the schedule's shift leads to high noise already."""
+        from objtune_cli.numerics import flow_matching
+
+        return flow_matching.timesteps(count, total, generator)
+
+    def scheduler_of(self, scheduler: Any, name: str) -> Any:
+        """A flow's Euler alone, a new one: drawing moves its table."""
+        if name not in ("base", "euler"):
+            raise IncompatibleError(
+                f"the sampler {name} is none of {self.title}'s", "`--set generate.scheduler=euler`, or base"
+            )
+        return type(scheduler).from_config(scheduler.config)
+
+    def cells(self, config: Any) -> int:
+        """A patch; there are no smaller maps."""
+        return int(config.patch_size)
+
+    def on_words(self, layer: str) -> bool:
+        """Projections and feed-forward of the text tokens."""
+        return any(f".{end}" in layer for end in (*WORDS, "ff_context"))
+
+    def decoder(self, denoiser: Any) -> tuple[tuple[str, ...], list[Any]]:
+        """The later half of the blocks; the token's gradient runs through all, for the text does."""
+        count = len(denoiser.transformer_blocks)
+        return tuple(f"transformer_blocks.{i}." for i in range(count // 2, count)), []
+
+    def predict(self, stack: Any, z_t: "Tensor", t: "Tensor", condition: "Tensor") -> "Tensor":
+        """The velocity for z_t (B, C, h, w), levels t (B,), and what `encode` gave, (B, rows, d)."""
+        levels = stack.scheduler.timesteps.flip(0)[t.cpu()].to(stack.device)
+        return stack.unet(
+            hidden_states=z_t.to(stack.dtype), timestep=levels, **self.told(stack, condition, 0, 0)
+        ).sample
+
+    def told(self, stack: Any, condition: "Tensor", height: int, width: int) -> dict[str, Any]:
+        """Words and pooled embedding; it is not told a size."""
+        return {"encoder_hidden_states": self.words(condition), "pooled_projections": self._pooled(stack, condition)}
+
+    def open_pipeline(self, stack: Any, scheduler: Any) -> Any:
+        """Without text encoders: it takes what `encode` gave."""
+        from diffusers import StableDiffusion3Pipeline
+
+        return StableDiffusion3Pipeline(
+            vae=stack.vae, text_encoder=None, tokenizer=None, text_encoder_2=None, tokenizer_2=None, text_encoder_3=None, tokenizer_3=None,
+            transformer=stack.unet, scheduler=scheduler,
+        )  # type: ignore[arg-type]  # fmt: skip
+
+    def prompts(self, stack: Any, condition: "Tensor", against: "Tensor") -> dict[str, Any]:
+        """Words and pooled embeddings apart."""
+        pooled = {
+            "pooled_prompt_embeds": self._pooled(stack, condition),
+            "negative_pooled_prompt_embeds": self._pooled(stack, against),
+        }
+        return {"prompt_embeds": self.words(condition), "negative_prompt_embeds": self.words(against), **pooled}
+
+    def retold(self, stack: Any, rows: "Tensor", height: int, width: int) -> dict[str, "Tensor"]:
+        """The pooled ones too."""
+        return {"prompt_embeds": self.words(rows), "pooled_prompt_embeds": self._pooled(stack, rows)}
+
+    def kohya(self, layers: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
+        """As in the model's first repository: `mmdit.fused`."""
+        return mmdit_keys.fused(layers)
+
+    def first_names(self, layer: str, config: Any) -> list[tuple[str, int | str | None]]:
+        """Queries, keys and values are thirds of one layer there: `mmdit.first_names`."""
+        return mmdit_keys.first_names(layer, int(config.num_layers))
+
+    def snippet(self, base: str, name: str, class_word: str, trigger: str = "") -> list[str]:
+        """Its pipeline reads no embedding files by itself, spells no word of several vectors out, and T5 is told the class word."""
+        return [
+            f"from diffusers import {self.pipeline}",
+            "from diffusers.loaders import TextualInversionLoaderMixin",
+            "from safetensors.torch import load_file",
+            "",
+            "",
+            f"class Pipeline(TextualInversionLoaderMixin, {self.pipeline}):",
+            '    """With words of its own."""',
+            "",
+            "",
+            f'pipe = Pipeline.from_pretrained("{base}")',
+            'pipe.load_lora_weights(".", weight_name="pytorch_lora_weights.safetensors")',
+            *self._words_read(name, trigger or name),
+            "for encoder in (pipe.text_encoder, pipe.text_encoder_2):  # the sentence is read at its end, not at the largest id",
+            "    encoder.text_model.eos_token_id = pipe.tokenizer.eos_token_id",
+            f'prompt = pipe.maybe_convert_prompt("a photo of <{name}> on the beach", pipe.tokenizer)',
+            f'picture = pipe(prompt, prompt_3="a photo of a {class_word} on the beach").images[0]',
+        ]
+
+
+class _SD35(_SD3):
+    name = "sd35"
+    title = "Stable Diffusion 3.5"
+    hub: ClassVar = {"sd35": ("stabilityai/stable-diffusion-3.5-medium", "b940f670f0eda2d07fbb75229e779da1ad11eb80")}
+    sampling: ClassVar = {"steps": 40, "guidance": 4.5}
+    architecture = "stable-diffusion-3-5-medium"
+    version = "5-medium"
+    licence = (
+        "stabilityai-ai-community",
+        "https://huggingface.co/stabilityai/stable-diffusion-3.5-medium/blob/main/LICENSE.md",
+    )
+
+    def owns(self, pipeline: str, config: Callable[[str], Mapping[str, Any]]) -> bool:
+        """Its transformer norms queries and keys."""
+        return pipeline == self.pipeline and bool(config("transformer").get("qk_norm"))
+
+
+def _padded(x: "Tensor", width: int) -> "Tensor":
+    """Zeros behind the last dimension, up to a width."""
+    import torch
+
+    return torch.nn.functional.pad(x, (0, width - x.shape[-1]))
+
+
+SD3, SD35 = _SD3(), _SD35()

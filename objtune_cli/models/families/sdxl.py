@@ -1,0 +1,114 @@
+"""Stable Diffusion XL: CLIP ViT-L and OpenCLIP bigG side by side, a pooled embedding and size conditions, 1024 px.
+
+A condition is one tensor (B, L + 1, 2048): the words, then one row that holds the pooled embedding and zeros, so that
+what keeps, repeats and mixes conditions need not know of it.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from objtune_cli.models.families import clip_text_encoders
+from objtune_cli.models.families.component_loading import open_part
+from objtune_cli.models.families.family import Family, first_name
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class _SDXL(Family):
+    name = "sdxl"
+    title = "Stable Diffusion XL"
+    pipeline = "StableDiffusionXLPipeline"
+    encoders = ("text_encoder", "text_encoder_2")
+    hub: ClassVar = {"sdxl": ("stabilityai/stable-diffusion-xl-base-1.0", "462165984030d82259a11f4367a4eed129e94a7b")}
+    towers = ("openai/clip-vit-large-patch14", "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k")
+    sampling: ClassVar = {"steps": 30, "guidance": 5.0}
+    architecture = "stable-diffusion-xl-v1-base"
+    version = "sdxl_base_v1-0"
+    side = 128
+    embedding_keys = ("clip_l", "clip_g")
+    licence = ("openrail++", "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/blob/main/LICENSE.md")
+
+    def owns(self, pipeline: str, config: Callable[[str], Mapping[str, Any]]) -> bool:
+        """Has a pipeline of its own."""
+        return pipeline == self.pipeline
+
+    def options(self, folder: Path) -> dict[str, Any]:
+        """Whether an empty prompt is zeros, as this base was trained."""
+        return {"zero_empty": bool(self._index(folder).get("force_zeros_for_empty_prompt", True))}
+
+    def picture_dtype(self, dtype: Any) -> Any:
+        """Its autoencoder overflows in fp16 (`force_upcast` in its config)."""
+        import torch
+
+        return torch.float32 if dtype == torch.float16 else dtype
+
+    def open_words(self, folder: Path) -> list[tuple[Any, Any]]:
+        """The first encoder as in 1.x; the second has a projection."""
+        from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+
+        second = open_part(CLIPTextModelWithProjection, folder, "text_encoder_2", dtype="float32")
+        return [
+            *super().open_words(folder),
+            (CLIPTokenizer.from_pretrained(folder / "tokenizer_2", local_files_only=True), second),
+        ]
+
+    def encode(self, stack: Any, texts: list[str], first: int = 0) -> "Tensor":
+        """Both encoders' states before their last layer side by side, and bigG's projected state at the end of the text."""
+        import torch
+
+        states, (_, pooled) = zip(*clip_text_encoders.read(stack, texts, first), strict=True)
+        words = torch.cat(states, dim=-1)
+        if first:
+            return words.to(stack.dtype)
+        row = torch.nn.functional.pad(pooled, (0, words.shape[-1] - pooled.shape[-1]))
+        found = torch.cat([words, row[:, None]], dim=1)
+        if stack.options.get("zero_empty"):
+            found = found * torch.tensor([bool(text) for text in texts], device=found.device)[:, None, None]
+        return found.to(stack.dtype)
+
+    def words(self, condition: "Tensor") -> "Tensor":
+        """All rows but the last."""
+        return condition[:, :-1]
+
+    def extras(self, stack: Any, condition: "Tensor", height: int, width: int) -> dict[str, "Tensor"]:
+        """Pooled embedding, and sizes: the picture was as large as it is asked for, and nothing was cut off."""
+        sizes = condition.new_tensor([[height, width, 0, 0, height, width]]).expand(len(condition), -1)
+        return {"text_embeds": self._pooled(stack, condition), "time_ids": sizes}
+
+    def _pooled(self, stack: Any, condition: "Tensor") -> "Tensor":
+        return condition[:, -1, : stack.text_encoder_2.config.projection_dim]
+
+    def open_pipeline(self, stack: Any, scheduler: Any) -> Any:
+        """No watermark is added: what comes out are latents."""
+        from diffusers import StableDiffusionXLPipeline
+
+        return StableDiffusionXLPipeline(
+            vae=stack.vae, text_encoder=None, text_encoder_2=None, tokenizer=None, tokenizer_2=None, unet=stack.unet,
+            scheduler=scheduler, force_zeros_for_empty_prompt=False, add_watermarker=False,
+        )  # type: ignore[arg-type]  # fmt: skip
+
+    def prompts(self, stack: Any, condition: "Tensor", against: "Tensor") -> dict[str, Any]:
+        """Words and pooled embedding apart."""
+        pooled = {
+            "pooled_prompt_embeds": self._pooled(stack, condition),
+            "negative_pooled_prompt_embeds": self._pooled(stack, against),
+        }
+        return {"prompt_embeds": self.words(condition), "negative_prompt_embeds": self.words(against), **pooled}
+
+    def retold(self, stack: Any, rows: "Tensor", height: int, width: int) -> dict[str, "Tensor"]:
+        """The pooled ones and the sizes too."""
+        told = self.extras(stack, rows, height, width)
+        return {
+            "prompt_embeds": self.words(rows),
+            "add_text_embeds": told["text_embeds"],
+            "add_time_ids": told["time_ids"],
+        }
+
+    def kohya_layer(self, layer: str) -> str:
+        """As in the model's first repository; diffusers' names are read elsewhere, of kohya's own tools only these."""
+        return first_name(layer)
+
+
+SDXL = _SDXL()

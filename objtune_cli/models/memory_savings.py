@@ -1,0 +1,73 @@
+"""Less memory for training: recomputed activations and a quantised denoiser."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from objtune_cli.errors import ResourceError
+from objtune_cli.models.base_model import Stack
+from objtune_cli.runtime.memory import let_go
+
+T = TypeVar("T")
+
+
+def bitsandbytes(what: str) -> Any:
+    """The library of that name.
+
+    Raises:
+        ResourceError: It is not installed, or does not work here.
+    """
+    try:
+        import bitsandbytes as found
+    except (ImportError, RuntimeError, OSError) as error:
+        said = str(error).splitlines()[0] if isinstance(error, RuntimeError | OSError) else "it is not installed"
+        raise ResourceError(
+            f"{what} needs bitsandbytes: {said}", "`pip install bitsandbytes`, or leave the setting at its default"
+        ) from None
+    return found
+
+
+def lighten(stack: Stack, *, checkpointing: bool, quantised: str) -> None:
+    """Make the denoiser take less: activations computed again in the backward pass, weights of products in 8 or 4 bits ("none": as they are).
+
+    Source: arXiv:1604.06174 for the former, QLoRA (arXiv:2305.14314, NF4) for the latter. Frozen weights alone are quantised.
+    """
+    if quantised != "none":
+        quantise(stack, bits=8 if quantised == "8bit" else 4)
+    if checkpointing:
+        stack.unet.enable_gradient_checkpointing()
+
+
+def fitting(stack: Stack, work: Callable[[], T], *, auto: bool) -> T:
+    """What `work` gives; where a GPU's memory ends and `auto` allows it, once more with activations computed again, as all work after it.
+
+    Several processes wait for each other inside the work: none of them may begin it anew.
+    """
+    try:
+        return work()
+    except torch.OutOfMemoryError:
+        if not auto or stack.team is not None or stack.unet.is_gradient_checkpointing:
+            raise
+    stack.unet.enable_gradient_checkpointing()  # out here the error, which holds what was computed, is gone
+    let_go(stack.device.type)
+    return work()
+
+
+def quantise(stack: Stack, bits: int) -> None:
+    """Replace the linear layers inside the denoiser's blocks by ones of bitsandbytes; convolutions and the layers around them stay."""
+    bnb = bitsandbytes(f"train.quantised={bits}bit")
+    for name, layer in list(stack.unet.named_modules()):
+        if type(layer) is not nn.Linear or ("blocks." not in name and "mid_block." not in name):
+            continue
+        given = {"bias": layer.bias is not None}
+        if bits == 4:
+            small = bnb.nn.Linear4bit(
+                layer.in_features, layer.out_features, **given, compute_dtype=layer.weight.dtype, quant_type="nf4"
+            )
+        else:
+            small = bnb.nn.Linear8bitLt(layer.in_features, layer.out_features, **given, has_fp16_weights=False)
+        small.load_state_dict(layer.state_dict())
+        parent, _, last = name.rpartition(".")
+        setattr(stack.unet.get_submodule(parent), last, small.requires_grad_(False).to(stack.device))

@@ -1,0 +1,251 @@
+"""Placeholder tokens: new words whose vectors come from outside the frozen table."""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from objtune_cli.errors import IncompatibleError, InputError
+from objtune_cli.models.base_model import Stack
+from objtune_cli.models.prompts import PIECES, PLACEHOLDER, in_class_words, pieces
+
+
+class ExtendedTable(nn.Module):
+    """The frozen token table with rows after its end that may be learned; the table is not copied."""
+
+    def __init__(self, table: nn.Embedding) -> None:
+        super().__init__()
+        self.table = table
+        self.rows: dict[str, Tensor] = {}
+
+    @property
+    def weight(self) -> Tensor:
+        return self.table.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(B, L) ids to (B, L, d); ids past the table's end take the added rows."""
+        end = self.table.num_embeddings
+        known = self.table(ids.clamp_max(end - 1))
+        if not self.rows:
+            return known
+        extra = torch.cat(list(self.rows.values()))[(ids - end).clamp_min(0)]
+        return torch.where((ids >= end)[..., None], extra.to(known.dtype), known)
+
+
+class Placeholders:
+    """The words added to one stack: what `<rex>` stands for."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.stack = stack
+        self.tables = [_extended(encoder) for encoder in stack.text_encoders]
+        self.table = self.tables[0]
+        self.words: dict[str, list[str]] = {}
+
+    def add(self, name: str, rows: Tensor, class_word: str = "") -> None:
+        """Make `<name>` stand for the vectors `rows` (k, d), in this order; under several text encoders, theirs side by side.
+
+        Args:
+            class_word: What is read in its place by an encoder that knows no added words; the name itself, if there is none.
+
+        Raises:
+            ValueError: The name is taken; `replace` gives it other vectors.
+        """
+        if name in self.words:
+            raise ValueError(f"<{name}> is already a word")
+        own = pieces(name, len(rows))
+        for tokenizer, table in zip(self.stack.tokenizers, self.tables, strict=True):
+            _fill_gap(tokenizer, table)
+            tokenizer.add_tokens(own, special_tokens=True)
+        self.words[name] = own
+        self.stack.classes[name] = class_word or name
+        self.replace(name, rows)
+
+    def replace(self, name: str, rows: Tensor) -> None:
+        """Give a known word other vectors of the same shape; gradients flow through them."""
+        for table, part in zip(self.tables, split(rows, self.stack.widths), strict=True):
+            table.rows[name] = part.to(self.stack.device)
+
+    def expand(self, prompt: str) -> str:
+        """The prompt with every known `<name>` written as its tokens; a version is dropped."""
+
+        def words(match: re.Match[str]) -> str:
+            return " ".join(self.words[match[1]]) if match[1] in self.words else match[0]
+
+        return PLACEHOLDER.sub(words, prompt)
+
+    def in_context(
+        self, prompt: str, classes: Mapping[str, str], own: Tensor | None = None, plain: Tensor | None = None
+    ) -> Tensor:
+        """Condition (1, rows, d) of a prompt in which the added words are heard at their own places alone (ours).
+
+        A text encoder lets every place hear the words before it, the end of the sentence all of them: a learned word, which
+        has only ever stood for one thing in the middle of a picture, then says so everywhere, and a scene of two things is
+        forgotten. Here each other place is as it would be with the class word instead. Gradients flow to the added words.
+
+        Args:
+            classes: Class word of each name that the prompt may mention.
+            own: The condition of the prompt as it is, where it is known: all of it, or up to its last added word.
+            plain: The same in class words, all of it.
+        """
+        text, said = self.expand(prompt), in_class_words(prompt, classes)
+        ids, others = self.stack.token_ids([text, said])
+        own = (self.stack.encode([text], self.reach([prompt])) if own is None else own)[0]
+        rest = (self.stack.encode([said]) if plain is None else plain)[0]
+        own = nn.functional.pad(
+            own, (0, 0, 0, len(rest) - len(own))
+        )  # behind the last added word nothing of it is heard
+        more = range(len(ids), len(rest))  # rows that are no token's: what a family says of the whole prompt
+        named = torch.stack([self.positions(ids, name) for name in classes]).any(0)
+        named = torch.cat([named, named.new_zeros(len(more))])
+        return torch.where(named[:, None], own, rest[[*_counterparts(ids.tolist(), others.tolist()), *more]])[None]
+
+    def reach(self, prompts: Sequence[str]) -> int:
+        """Leading tokens of prompts up to their last added word: as many as a causal text encoder must read to say all of these."""
+        ids = self.stack.token_ids([self.expand(prompt) for prompt in prompts])
+        added = ids >= self.table.table.num_embeddings
+        return int(added.any(0).nonzero().max()) + 1 if added.any() else 1
+
+    def positions(self, ids: Tensor, name: str) -> Tensor:
+        """Where the tokens of `<name>` stand in ids (B, L): boolean, same shape."""
+        own = torch.tensor(self.stack.tokenizer.convert_tokens_to_ids(self.words[name]), device=ids.device)
+        return torch.isin(ids, own)
+
+    def rows(self, text: str, name: str) -> Tensor:
+        """Which rows of an expanded prompt's condition are `<name>`, boolean: its tokens, then what else the family has of it; those behind are not."""
+        own = self.positions(self.stack.token_ids([text]), name)[0]
+        return torch.cat([own, self.stack.family.read_at(self.stack, text, name).to(own.device)])
+
+
+def _extended(encoder: Any) -> ExtendedTable:
+    """A text encoder's own table, extended once."""
+    table = encoder.get_input_embeddings()
+    extended = table if isinstance(table, ExtendedTable) else ExtendedTable(table)
+    encoder.set_input_embeddings(extended)
+    return extended
+
+
+def _fill_gap(tokenizer: Any, table: ExtendedTable) -> None:
+    """Some bases pad their table past the vocabulary: new ids must lie behind its end."""
+    missing = table.table.num_embeddings - len(tokenizer)
+    if missing > 0:
+        tokenizer.add_tokens([f"<|unused:{i}|>" for i in range(missing)], special_tokens=True)
+
+
+def _counterparts(ids: list[int], others: list[int]) -> list[int]:
+    """For each place of one sequence that of the same token in the other; where there is none, its end."""
+    found = [len(others) - 1] * len(ids)
+    for block in difflib.SequenceMatcher(None, ids, others, autojunk=False).get_matching_blocks():
+        found[block.a : block.a + block.size] = range(block.b, block.b + block.size)
+    return found
+
+
+def class_rows(stack: Stack, word: str) -> Tensor:
+    """The token vectors of a class word, (n, d); those of several text encoders side by side."""
+    parts = []
+    for tokenizer, encoder in zip(stack.tokenizers, stack.text_encoders, strict=True):
+        ids: Any = tokenizer(word, add_special_tokens=False).input_ids
+        table = encoder.get_input_embeddings().weight
+        parts.append(table[torch.tensor(ids, device=table.device)].detach().clone().float())
+    return side_by_side(parts)
+
+
+def split(rows: Tensor, widths: Sequence[int]) -> list[Tensor]:
+    """Rows (k, d) as each text encoder's own.
+
+    Raises:
+        IncompatibleError: They are as wide as no token of this base.
+    """
+    if rows.shape[-1] != sum(widths):
+        raise IncompatibleError(
+            f"a token's vectors have {rows.shape[-1]} numbers; this base's have {sum(widths)}",
+            "use the base that it was made on",
+        )
+    return [rows] if len(widths) == 1 else list(rows.split(list(widths), dim=-1))
+
+
+def side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    """The undoing of `split`."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=-1)
+
+
+STARTED = ("text_encoder", "text_encoder_2")
+"""What an embedding artifact calls its vectors, one a text encoder."""
+
+
+def stored(rows: Tensor, widths: Sequence[int], names: Sequence[str]) -> dict[str, Tensor]:
+    """Rows under a name for each text encoder, as artifacts keep them."""
+    return {name: part.contiguous() for name, part in zip(names, split(rows, widths), strict=False)}
+
+
+def learned_names(name: str) -> tuple[str, str]:
+    """What an adapter artifact calls the vectors of `<name>`, one a text encoder."""
+    return f"token.{name}", f"token_2.{name}"
+
+
+def read(tensors: Mapping[str, Any], names: Sequence[str]) -> Tensor:
+    """The undoing of `stored`, from torch or numpy; a copy."""
+    return side_by_side(
+        [
+            torch.tensor(t) if not isinstance(t, Tensor) else t.clone()
+            for t in (tensors[n] for n in names if n in tensors)
+        ]
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How much of a text one encoder reads: its tokens, and the tokens that the encoder takes at most, start and end included."""
+
+    count: int
+    limit: int
+
+
+def check_objects_read(stack: Stack, text: str, where: str = "the prompt") -> list[Reading]:
+    """Check that every text encoder reads all tokens of the objects in an expanded prompt.
+
+    Returns:
+        A reading for each encoder that cuts off plain words, without repetitions.
+
+    Raises:
+        InputError: An encoder cuts off an object, all or a part.
+    """
+    names = list(dict.fromkeys(match[1] for match in PIECES.finditer(text)))
+    found = []
+    for tokenizer in stack.tokenizers:
+        ids = tokenizer(text).input_ids
+        own = {name: set(tokenizer.convert_tokens_to_ids(pieces(name, _count(text, name)))) for name in names}
+        places = {name: [i for i, token in enumerate(ids) if token in own[name]] for name in names}
+        found.append(_reading(tokenizer, text, tokenizer.model_max_length, places, where))
+    said = stack.in_class_words(text)
+    for tokenizer, limit in stack.family.readers(stack):
+        offsets = tokenizer(said, return_offsets_mapping=True).offset_mapping
+        spans = {name: stack.class_word_at(text, name) for name in names}
+        places = {
+            name: [i for i, (a, b) in enumerate(offsets) if any(a < end and b > start for start, end in spans[name])]
+            for name in names
+        }
+        found.append(_reading(tokenizer, said, limit, places, where))
+    return list(dict.fromkeys(reading for reading in found if reading.count > reading.limit))
+
+
+def _count(text: str, name: str) -> int:
+    """How many tokens a name has in an expanded text."""
+    return max(len(match[0].split()) for match in PIECES.finditer(text) if match[1] == name)
+
+
+def _reading(tokenizer: Any, text: str, limit: int, places: Mapping[str, Sequence[int]], where: str) -> Reading:
+    """Compare what a tokenizer makes of a text with the part of it that is read; `places`: of each name's tokens."""
+    ids, cut = tokenizer(text).input_ids, tokenizer(text, truncation=True, max_length=limit).input_ids
+    read = next((i for i, (a, b) in enumerate(zip(ids, cut, strict=False)) if a != b), len(cut))
+    for name, own in places.items():
+        lost = [i for i in own if i >= read]
+        if lost:
+            raise InputError(
+                f"<{name}> stands at tokens {lost[0] + 1} to {lost[-1] + 1} of {where}, but the base reads only the first {read}",
+                f"name <{name}> earlier, or make the text before it shorter",
+            )
+    return Reading(len(ids), limit)

@@ -1,0 +1,1 @@
+"""Devices, threads, memory and processes: what computes, not what is computed."""

@@ -1,0 +1,1 @@
+"""`objtune segment`: a photo and a class word to a mask."""

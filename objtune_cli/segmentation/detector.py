@@ -1,0 +1,82 @@
+"""A zero-shot detector of transformers (OWLv2, Grounding DINO): words to boxes. Opens what is on this machine, and nothing else."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from objtune_cli.errors import DamagedError, ResourceError
+from objtune_cli.models.base_model import quiet
+from objtune_cli.models.families.component_loading import open_whole
+from objtune_cli.runtime import torchvision_compat
+from objtune_cli.runtime.load_lock import LOADING
+from objtune_cli.segmentation.segmenters import Box
+
+THRESHOLD = 0.05
+"""Score from which a box is taken: a segmenter and the class word choose among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Detected:
+    """A box (x0, y0, x1, y1), px, the word it was found for, and the detector's score in [0, 1]."""
+
+    box: Box
+    word: str
+    score: float
+
+
+class Detector:
+    """Boxes of words in pictures."""
+
+    def __init__(self, model: str, device: str = "cpu") -> None:
+        """`model`: a folder, or a hub id that is in the cache.
+
+        Raises:
+            ResourceError: Not on this machine, or no zero-shot detector. DamagedError: it lacks weights.
+        """
+        torchvision_compat.complete()
+        from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor, pipeline
+
+        quiet()
+        try:
+            folder = _folder(model)
+            with LOADING:
+                network: Any = open_whole(AutoModelForZeroShotObjectDetection, folder, f"the detector {model}")
+            processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
+        except DamagedError:
+            raise
+        except Exception as error:  # each kind of missing or other model has its own
+            raise ResourceError(
+                f"the detector {model} cannot be opened: {str(error).splitlines()[0]}",
+                "give a folder of OWLv2 or Grounding DINO, or bring it: `hf download google/owlv2-base-patch16-ensemble`",
+            ) from None
+        self._ask: Any = pipeline(
+            "zero-shot-object-detection",
+            model=network.eval(),
+            tokenizer=processor.tokenizer,
+            image_processor=processor.image_processor,
+            device=device,
+        )
+
+    def boxes(self, rgb: np.ndarray, words: list[str]) -> list[Detected]:
+        """What it finds of the words in a picture (H, W, 3) uint8, best first, within the picture."""
+        from PIL import Image
+
+        height, width = rgb.shape[:2]
+        found = []
+        for item in self._ask(Image.fromarray(rgb), candidate_labels=words, threshold=THRESHOLD):
+            x0, y0, x1, y1 = (float(item["box"][k]) for k in ("xmin", "ymin", "xmax", "ymax"))
+            box = max(0.0, x0), max(0.0, y0), min(float(width), x1), min(float(height), y1)
+            if box[2] - box[0] >= 2 and box[3] - box[1] >= 2:
+                found.append(Detected(box, str(item["label"]), float(item["score"])))
+        return sorted(found, key=lambda d: -d.score)
+
+
+def _folder(model: str) -> str:
+    """Where a hub id lies in the cache: told an id, transformers asks the hub for an adapter's config even where it may open local files only."""
+    if Path(model).is_dir():
+        return model
+    from huggingface_hub import snapshot_download
+
+    return snapshot_download(model, local_files_only=True)

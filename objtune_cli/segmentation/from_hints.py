@@ -1,0 +1,243 @@
+"""What looks at a photo, and what a user's hints show in it: masks with exact, soft outlines."""
+
+import functools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from objtune_cli.config.sections import Segment
+from objtune_cli.errors import InputError, ObjtuneError
+from objtune_cli.images import photo
+from objtune_cli.models import registry
+from objtune_cli.segmentation import quality_gate
+from objtune_cli.workflow.context import Context
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from objtune_cli.models.base_model import Stack
+    from objtune_cli.models.clip import Towers
+    from objtune_cli.segmentation.detector import Detector
+    from objtune_cli.segmentation.segmenters import Hints, Proposal, Segmenter
+
+BOTH_MB = 14_000
+"""What the largest segmenter and SDXL take side by side on a GPU."""
+SNAP = 0.02
+"""Reach of an outline to the edges of the colours, fraction of the object's longer side."""
+AGREED = 0.9
+"""IoU from which a mask cut out by colour is the same object, more exactly."""
+ALPHA_ADVICE = (
+    "the photo's transparency was taken as its mask; give the photo without it, or `--mask M.png`, `--box x0,y0,x1,y1`"
+)
+MASK_ADVICE = (
+    "a mask is white on the object alone, filled, and black elsewhere; or show the object with `--box x0,y0,x1,y1`"
+)
+ADVICE = "give `--box x0,y0,x1,y1`, `--point x,y` or `--mask M.png`"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One object to find: its class and name, and what the user said about where it is (photo px).
+
+    Attributes:
+        mask: A picture of exactly the object. rough: of roughly the object, to be made exact.
+    """
+
+    class_word: str
+    name: str
+    box_xyxy: tuple[float, float, float, float] | None = None
+    points: tuple[tuple[float, float], ...] = ()
+    beside: tuple[tuple[float, float], ...] = ()
+    mask: Path | None = None
+    rough: Path | None = None
+
+    @property
+    def blind(self) -> bool:
+        """Whether the class word is all there is."""
+        return not (self.box_xyxy or self.points or self.mask or self.rough)
+
+    @property
+    def lone(self) -> bool:
+        """Whether one point on it is all that was said of where it is."""
+        return len(self.points) == 1 and not (self.box_xyxy or self.rough)
+
+    def hints(self) -> dict[str, Any]:
+        """As records keep them."""
+        return {
+            "box": list(self.box_xyxy or ()),
+            "points": [list(p) for p in self.points],
+            "beside": [list(p) for p in self.beside],
+        }
+
+
+@dataclass(slots=True)
+class Located:
+    """Coverage of one object at the kept size, (H, W) uint8, and how it was found.
+
+    Attributes:
+        metrics: Likeness and margin where the class word chose. rivals: What else it might have been. advice: What would help if it is unusable.
+        rough: Coverage of the rough mask that it was made from, like `cover`.
+    """
+
+    cover: "np.ndarray"
+    by: str
+    metrics: dict[str, float] = field(default_factory=dict)
+    rivals: list["np.ndarray"] = field(default_factory=list)
+    advice: str = ADVICE
+    rough: "np.ndarray | None" = None
+
+
+class Eyes:
+    """What looks at photos: a segmenter and the base's CLIP, each loaded when it is first needed.
+
+    Attributes:
+        seen: The photo that the segmenter looks at. proposed: All that it proposes there, once asked.
+    """
+
+    def __init__(self, ctx: Context, config: Segment) -> None:
+        self.ctx, self.config = ctx, config
+        self.seen: np.ndarray | None = None
+        self.proposed: list[Proposal] | None = None
+
+    @functools.cached_property
+    def segmenter(self) -> "Segmenter":
+        from objtune_cli.segmentation import segmenters as segmenter
+
+        return segmenter.load(self.config.segmenter, self.config.sam_checkpoint, registry.SEGMENTER, self._device())
+
+    @functools.cached_property
+    def detector(self) -> "Detector | None":
+        """A zero-shot detector, where one is set."""
+        from objtune_cli.segmentation.detector import Detector
+
+        return Detector(self.config.detector, self._device()) if self.config.detector else None
+
+    def _device(self) -> str:
+        """Where a large segmenter or detector computes: on the base's GPU where both have room, else on the processor."""
+        from objtune_cli.models import base_model as stack
+        from objtune_cli.runtime import memory
+
+        device = stack.pick_device(self.ctx.common.device)
+        return str(device) if device.type == "cuda" and memory.room("cuda") > BOTH_MB else "cpu"
+
+    @functools.cached_property
+    def clip(self) -> "tuple[Stack, Towers] | None":
+        """The base and its CLIP; None where it has no image tower: then only the picture speaks."""
+        from objtune_cli.models import clip as towers
+
+        if self.ctx.base.image_tower is None:
+            return None
+        stack = self.ctx.stack()
+        return stack, towers.load(self.ctx.base.image_tower, stack)
+
+    def knows(self, word: str) -> bool:
+        """Whether the base can be asked about a class: it is on this machine, has a CLIP, and does not name other classes alone."""
+        try:
+            base = self.ctx.base
+        except ObjtuneError:  # a hint is enough without it
+            return False
+        return base.image_tower is not None and (not base.words or word in base.words)
+
+
+class Sight:
+    """One photo, embedded once however many hints there are."""
+
+    def __init__(self, eyes: Eyes, picture: photo.Photo, rgb: "np.ndarray") -> None:
+        self.eyes, self.picture, self.rgb, self.config = eyes, picture, rgb, eyes.config
+        self.scale = rgb.shape[1] / picture.rgb.shape[1]
+
+    @property
+    def segmenter(self) -> "Segmenter":
+        """The segmenter, looking at this photo."""
+        found = self.eyes.segmenter
+        if self.eyes.seen is not self.rgb:
+            found.look(self.rgb)
+            self.eyes.seen, self.eyes.proposed = self.rgb, None
+        return found
+
+    def is_told(self, target: Target, alone: bool) -> bool:
+        return not target.blind or (alone and self.picture.alpha is not None)
+
+    def told(self, target: Target, *, alone: bool) -> Located:
+        """An object that the user or the photo's transparency shows."""
+        import cv2
+        import numpy as np
+
+        if target.mask:
+            return Located(self._read_mask(target.mask), "mask", advice=MASK_ADVICE)
+        if target.blind and self.picture.alpha is not None:
+            size = (self.rgb.shape[1], self.rgb.shape[0])
+            return Located(
+                cv2.resize(self.picture.alpha, size, interpolation=cv2.INTER_AREA), "alpha", advice=ALPHA_ADVICE
+            )
+        rough = self._read_mask(target.rough).astype(np.float32) / 255 if target.rough else None
+        if rough is not None and not (rough > 0.5).any():
+            raise InputError(f"the rough mask {target.rough} is empty", "white is the object")
+        found = self.outlined(self.segmenter.find(self._hints(target, rough)), self.segmenter.name)
+        found.rough = None if rough is None else (rough * 255).astype(np.uint8)
+        return found
+
+    def _read_mask(self, path: Path) -> "np.ndarray":
+        """A mask picture as coverage (H, W) uint8 at the kept size, black and white exchanged where black is the object."""
+        import cv2
+
+        from objtune_cli.images import mask_image as mask
+
+        found = mask.read(path, self.picture)
+        for note in found.notes:
+            self.eyes.ctx.report.note(f"{path.name}: {note}")
+        size = (self.rgb.shape[1], self.rgb.shape[0])
+        cover: np.ndarray = cv2.resize(
+            found.cover, size, interpolation=cv2.INTER_LINEAR if size[0] > found.cover.shape[1] else cv2.INTER_AREA
+        )
+        if quality_gate.is_inverted(cover):
+            self.eyes.ctx.report.note(
+                f"{path.name}: it looks inverted, white all around: what is black or transparent in it is taken as the object"
+            )
+            cover = 255 - cover
+        return cover
+
+    def _hints(self, target: Target, rough: "np.ndarray | None") -> "Hints":
+        from objtune_cli.segmentation.segmenters import Hints
+
+        scaled = lambda points: tuple((x * self.scale, y * self.scale) for x, y in points)  # noqa: E731
+        box = tuple(v * self.scale for v in target.box_xyxy) if target.box_xyxy else None
+        return Hints(box, scaled(target.points), scaled(target.beside), rough)  # type: ignore[arg-type]
+
+    def outlined(self, proposal: "Proposal", by: str) -> Located:
+        """A mask with its specks removed and its outline soft."""
+        from objtune_cli.segmentation import matting
+
+        mask = self._cut(self.snapped(proposal.mask))
+        soft = matting.matte(self.rgb, mask, self.config.edge * _extent(mask))
+        return Located((soft * 255).round().astype("uint8"), by, {"quality": round(proposal.quality, 4)})
+
+    def _cut(self, mask: "np.ndarray") -> "np.ndarray":
+        """A mask cut out by colour where that agrees with it: a small segmenter blurs legs and corners, colours alone lose whole parts."""
+        import numpy as np
+
+        from objtune_cli.numerics import masks
+        from objtune_cli.segmentation.grabcut import GrabCut
+        from objtune_cli.segmentation.segmenters import Hints
+
+        if not mask.any():
+            return mask
+        cutter = GrabCut()
+        cutter.look(self.rgb)
+        found = self.snapped(cutter.find(Hints(rough=mask.astype(np.float32))).mask)
+        return found if masks.iou(found, mask) > AGREED else mask
+
+    def snapped(self, mask: "np.ndarray") -> "np.ndarray":
+        """A mask without specks, drawn to the edges of the colours."""
+        from objtune_cli.segmentation import matting
+
+        mask = matting.without_specks(mask)
+        return matting.without_specks(matting.snapped(self.rgb, mask, SNAP * _extent(mask)))
+
+
+def _extent(mask: "np.ndarray") -> float:
+    """Longer side of what a mask covers, px."""
+    import numpy as np
+
+    ys, xs = mask.nonzero()
+    return float(max(np.ptp(ys), np.ptp(xs))) + 1 if len(ys) else 0.0

@@ -1,0 +1,172 @@
+"""GrabCut with seeds of our own: no weights, and on photographs good with a box."""
+
+import cv2
+import numpy as np
+
+from objtune_cli.segmentation.segmenters import Hints, Proposal
+
+UNKNOWN = 0.85
+"""Quality of every mask: that of an average right one of the embedded model, so that the gate's score is decided by likeness and outline."""
+FAR = 14.0
+"""Distance in Lab (8 bits a channel) that always counts as another colour."""
+
+
+class GrabCut:
+    """OpenCV's GrabCut seeded from a box, from points, or from the middle of the picture."""
+
+    name = "grabcut"
+    rounds = 6
+    side = 512
+    """Pictures are segmented at most this large; the outline is scaled back."""
+    most = 6
+    apart = 1.0
+    """Pieces that are at least this share of the largest one belong to the object too."""
+
+    def look(self, rgb: np.ndarray) -> None:
+        """Take in a picture (H, W, 3) uint8."""
+        self.rgb = rgb
+
+    def find(self, hints: Hints) -> Proposal:
+        """The object; of an unknown quality."""
+        first = self._cut(self.rgb, hints)
+        if hints.box_xyxy or hints.rough is not None or not first.any():
+            return Proposal(first, UNKNOWN)
+        ys, xs = first.nonzero()
+        height, width = self.rgb.shape[:2]
+        room = 0.02 * max(self.rgb.shape)
+        box = (
+            max(xs.min() - room, 0),
+            max(ys.min() - room, 0),
+            min(xs.max() + room, width),
+            min(ys.max() + room, height),
+        )
+        second = self._cut(self.rgb, Hints(box, hints.points, hints.beside))
+        return Proposal(second if second.sum() > 0.5 * first.sum() else first, UNKNOWN)
+
+    def under(self, hints: Hints) -> list[Proposal]:
+        """All that a lone point may mean: one answer here."""
+        return [self.find(hints)]
+
+    def refined(self, proposal: Proposal) -> Proposal:
+        """As it is: its outline already follows the colours."""
+        return proposal
+
+    def everything(self) -> list[Proposal]:
+        """What stands out from the colours along the border, up to `most` pieces, each cut out on its own."""
+        height, width = self.rgb.shape[:2]
+        scale = min(1.0, self.side / max(height, width))
+        small = cv2.resize(self.rgb, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
+        size = max(3, round(max(small.shape) / 100)) | 1
+        closed = cv2.morphologyEx(
+            _unlike_border(small).astype(np.uint8), cv2.MORPH_OPEN, np.ones((size, size), np.uint8)
+        )
+        count, _, stats, _ = cv2.connectedComponentsWithStats(closed)
+        found = [self.find(Hints())]
+        for i in sorted(range(1, count), key=lambda i: -stats[i, cv2.CC_STAT_AREA])[: self.most]:
+            x, y, w, h = (float(v) for v in stats[i, :4])
+            if w * h > 0.004 * small.shape[0] * small.shape[1]:
+                room = 0.05 * max(w, h)
+                box = (
+                    max(0.0, x - room) / scale,
+                    max(0.0, y - room) / scale,
+                    min(width, (x + w + room) / scale),
+                    min(height, (y + h + room) / scale),
+                )
+                found.append(self.find(Hints(box)))
+        return [p for p in found if p.mask.any()]
+
+    def _cut(self, rgb: np.ndarray, hints: Hints) -> np.ndarray:
+        height, width = rgb.shape[:2]
+        scale = min(1.0, self.side / max(height, width))
+        small = cv2.resize(rgb, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
+        labels = self._seed(small, hints, scale)
+        models = np.zeros((1, 65)), np.zeros((1, 65))
+        cv2.setRNGSeed(0)
+        try:
+            cv2.grabCut(small[:, :, ::-1].copy(), labels, None, *models, self.rounds, cv2.GC_INIT_WITH_MASK)  # type: ignore[call-overload]
+        except cv2.error:
+            return np.zeros((height, width), bool)
+        found = _largest(np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)), hints, scale, self.apart)
+        soft = cv2.resize(found.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+        return soft > 0.5
+
+    def _seed(self, small: np.ndarray, hints: Hints, scale: float) -> np.ndarray:
+        """Certain background outside the box; inside it a guess from the colours, certain at points."""
+        height, width = small.shape[:2]
+        labels = np.full((height, width), cv2.GC_BGD, np.uint8)
+        if hints.rough is not None:
+            rough = cv2.resize(hints.rough.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
+            room = np.ones((max(3, round(0.04 * max(height, width))),) * 2, np.uint8)
+            near = cv2.dilate((rough > 0.5).astype(np.uint8), room) > 0
+            labels[near] = cv2.GC_PR_BGD
+            labels[rough > 0.5] = cv2.GC_PR_FGD
+            labels[cv2.erode((rough > 0.5).astype(np.uint8), room) > 0] = cv2.GC_FGD
+        elif hints.box_xyxy:
+            x0, y0, x1, y1 = (round(v * scale) for v in hints.box_xyxy)
+            labels[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] = cv2.GC_PR_FGD
+        else:
+            x0, x1 = round(0.04 * width), round(0.96 * width)
+            y0, y1 = round(0.04 * height), round(0.96 * height)
+            guess = np.full((height, width), cv2.GC_BGD, np.uint8)
+            guess[y0:y1, x0:x1] = cv2.GC_PR_BGD
+            guess[_central(_unlike_border(small), hints, scale)] = cv2.GC_PR_FGD
+            labels[y0:y1, x0:x1] = guess[y0:y1, x0:x1]
+        radius = max(2, round(0.02 * max(height, width)))
+        for x, y in hints.points:
+            cv2.circle(labels, (round(x * scale), round(y * scale)), radius, cv2.GC_FGD, -1)
+        for x, y in hints.beside:
+            cv2.circle(labels, (round(x * scale), round(y * scale)), radius, cv2.GC_BGD, -1)
+        return labels
+
+
+def _unlike_border(rgb: np.ndarray, clusters: int = 10) -> np.ndarray:
+    """Where a pixel's colour is far from every colour along the picture's border (Otsu's split)."""
+    lab = cv2.cvtColor(cv2.GaussianBlur(rgb, (0, 0), 1.5), cv2.COLOR_RGB2LAB).astype(np.float32)
+    band = max(2, round(0.05 * min(lab.shape[:2])))
+    rim = np.concatenate([part.reshape(-1, 3) for part in (lab[:band], lab[-band:], lab[:, :band], lab[:, -band:])])
+    rim = rim[:: max(1, len(rim) // 4000)]
+    stop = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 20, 0.5)
+    cv2.setRNGSeed(0)
+    _, _, centres = cv2.kmeans(  # type: ignore[call-overload]
+        rim, min(clusters, len(rim)), None, stop, 2, cv2.KMEANS_PP_CENTERS
+    )
+    distance = np.min([np.linalg.norm(lab - c, axis=2) for c in centres], axis=0)
+    split, _ = cv2.threshold(
+        np.clip(distance * 3, 0, 255).astype(np.uint8), 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU
+    )
+    return distance * 3 > min(split, 3 * FAR)
+
+
+def _central(strange: np.ndarray, hints: Hints, scale: float) -> np.ndarray:
+    """Of the strange pieces the one under the points, else the one with most area near the middle."""
+    height, width = strange.shape
+    size = max(3, round(max(height, width) / 100)) | 1
+    closed = cv2.morphologyEx(strange.astype(np.uint8), cv2.MORPH_OPEN, np.ones((size, size), np.uint8))
+    count, pieces = cv2.connectedComponents(closed)
+    if count < 2:
+        return strange
+    y, x = np.mgrid[:height, :width]
+    near = np.exp(-(((x / width - 0.5) / 0.25) ** 2 + ((y / height - 0.53) / 0.25) ** 2))
+    scores = np.bincount(pieces.ravel(), near.ravel(), count)
+    scores[0] = -1
+    under = [pieces[min(round(v * scale), height - 1), min(round(u * scale), width - 1)] for u, v in hints.points]
+    best = next((int(p) for p in under if p), int(np.argmax(scores)))
+    return pieces == best
+
+
+def _largest(mask: np.ndarray, hints: Hints, scale: float, apart: float) -> np.ndarray:
+    """The piece under the points, or the largest one and those hardly smaller, with its holes below 0.5 % of it filled."""
+    count, pieces, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
+    if count < 2:
+        return mask
+    areas = stats[1:, cv2.CC_STAT_AREA]
+    keep = {1 + int(i) for i in np.flatnonzero(areas >= apart * areas.max())}
+    under = {
+        int(pieces[min(round(y * scale), mask.shape[0] - 1), min(round(x * scale), mask.shape[1] - 1)])
+        for x, y in hints.points
+    }
+    keep = (under - {0}) or keep
+    main = np.isin(pieces, list(keep))
+    count, holes, stats, _ = cv2.connectedComponentsWithStats((~main).astype(np.uint8))
+    small = [i for i in range(1, count) if stats[i, cv2.CC_STAT_AREA] < 0.005 * main.sum()]
+    return main | np.isin(holes, small)

@@ -1,0 +1,220 @@
+"""A user's boxes and points in photo pixels, and whether a mask agrees with them."""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from objtune_cli.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+
+    from objtune_cli.images.photo import Photo
+    from objtune_cli.segmentation.from_hints import Target
+
+CLIP = 0.01
+"""How far outside the photo a box may lie and is clipped, fraction of the photo's side; a pixel at least."""
+MARGIN = 0.08
+"""How far around a box its object may reach, fraction of the box's side."""
+MIN_INSIDE, MIN_SPAN = 0.85, 0.5
+"""Least share of a mask that lies inside its box, and least share of the box's width and height that the mask spans."""
+MIN_SHARED = 0.5
+"""Least share of the mask, or of the rough mask that it was made from, that lies in the other."""
+NEAR = 0.02
+"""How far from a mask a point may lie that is on it, fraction of the mask's longer side."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Size of the upright photo in px, and the EXIF orientation by which it was turned."""
+
+    width: int
+    height: int
+    orientation: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
+
+
+def place(target: "Target", frame: Frame, note: "Callable[[str], None]") -> "Target":
+    """The target with its box and points in pixels inside the photo: fractions are scaled, boxes that reach a little over the edge are clipped.
+
+    Raises:
+        InputError: A box or point outside the photo, or a box whose corners are in another order.
+    """
+    box = target.box_xyxy
+    if box is None and not (target.points or target.beside):
+        return target
+    if box:
+        box = _place_box(box, frame, target.name, note)
+    dots = (*target.points, *target.beside)
+    if any(_is_fraction(dot) for dot in dots):
+        scaled = tuple(_inner(_scaled(dot, frame), frame) if all(0 <= v <= 1 for v in dot) else dot for dot in dots)
+        note(
+            f"points of {target.name} in fractions of the photo are {' and '.join(_text(dot) for dot in scaled)} in pixels"
+        )
+        dots = scaled
+    dots = tuple(_place_point(dot, frame) for dot in dots)
+    count = len(target.points)
+    return replace(target, box_xyxy=box, points=dots[:count], beside=dots[count:])
+
+
+def _text(values: "tuple[float, ...]") -> str:
+    return ",".join(f"{v:g}" for v in values)
+
+
+def _is_fraction(dot: tuple[float, float]) -> bool:
+    """Whether a point is in fractions of the photo: 0,0 and 1,1 are pixels, 0.5,0.5 is none."""
+    return all(0 <= v <= 1 for v in dot) and not all(v in (0, 1) for v in dot)
+
+
+def _scaled(dot: tuple[float, float], frame: Frame) -> tuple[float, float]:
+    x, y = dot
+    return round(x * frame.width, 2), round(y * frame.height, 2)
+
+
+def _place_box(
+    box: tuple[float, float, float, float], frame: Frame, name: str, note: "Callable[[str], None]"
+) -> tuple[float, float, float, float]:
+    said = _text(box)
+    if all(0 <= v <= 1 for v in box):
+        box = (*_scaled(box[:2], frame), *_scaled(box[2:], frame))
+        note(f"the box of {name} in fractions of the photo is {_text(box)} in pixels")
+    x0, y0, x1, y1 = box
+    if x1 <= x0 or y1 <= y0:
+        raise InputError(
+            f"the box {said} is not inside the photo ({frame}): x1,y1 has to be right of and below x0,y0",
+            _other_orders(box, frame),
+        )
+    reach_x, reach_y = max(1.0, CLIP * frame.width), max(1.0, CLIP * frame.height)
+    inside = (max(x0, 0.0), max(y0, 0.0), min(x1, float(frame.width)), min(y1, float(frame.height)))
+    outside = max(-x0, x1 - frame.width) >= reach_x or max(-y0, y1 - frame.height) >= reach_y
+    if outside or inside[2] <= inside[0] or inside[3] <= inside[1]:
+        raise InputError(f"the box {said} is not inside the photo ({frame})", _elsewhere(box, frame))
+    if max(abs(a - b) for a, b in zip(box, inside, strict=True)) >= 1:
+        note(f"the box {said} reaches over the edge of the photo ({frame}): clipped")
+    return inside if inside != box else box
+
+
+def _other_orders(box: tuple[float, ...], frame: Frame) -> str:
+    """Boxes that four numbers may have meant, as options to type."""
+    x0, y0, x1, y1 = box
+    corners = (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
+    found = []
+    if corners[0] < corners[2] and corners[1] < corners[3]:
+        found.append(f"with its corners in order `--box {_text(corners)}`")
+    if min(box) >= 0 and x1 > 0 and y1 > 0 and x0 + x1 <= frame.width and y0 + y1 <= frame.height:
+        found.append(f"if it is x,y,width,height, `--box {_text((x0, y0, x0 + x1, y0 + y1))}`")
+    return (
+        "; ".join(found) or "x0,y0 is its upper left, x1,y1 its lower right corner, for example `--box 0.2,0.2,0.8,0.8`"
+    )
+
+
+def _elsewhere(box: tuple[float, ...], frame: Frame) -> str:
+    """What to do about a box that is not inside the photo."""
+    turned = _upright(box, frame)
+    if turned:
+        return f"in the photo as it is stored, before its EXIF rotation, that is a box; as the photo is shown, it is `--box {_text(turned)}`"
+    return "x0,y0 is its upper left, x1,y1 its lower right corner, in pixels of this photo or in fractions of it: `--box 0.2,0.2,0.8,0.8`"
+
+
+def _upright(box: tuple[float, ...], frame: Frame) -> tuple[float, ...] | None:
+    """A box of the photo as it is stored, as the photo is shown; None where it is none."""
+    if frame.orientation < 5:
+        return None
+    x0, y0, x1, y1 = box
+    width, height = frame.height, frame.width
+    if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+        return None
+    left, right = (y0, y1) if frame.orientation in (5, 8) else (height - y1, height - y0)
+    top, bottom = (x0, x1) if frame.orientation in (5, 6) else (width - x1, width - x0)
+    return left, top, right, bottom
+
+
+def _place_point(dot: tuple[float, float], frame: Frame) -> tuple[float, float]:
+    x, y = dot
+    if not (-1 < x < frame.width and -1 < y < frame.height):
+        raise InputError(
+            f"the point {_text(dot)} is not inside the photo ({frame})",
+            "give pixels of the photo as it is shown, or fractions of it: `--point 0.5,0.5`",
+        )
+    return max(x, 0.0), max(y, 0.0)
+
+
+def _inner(dot: tuple[float, float], frame: Frame) -> tuple[float, float]:
+    """A point no further than the last pixel."""
+    return min(dot[0], frame.width - 1.0), min(dot[1], frame.height - 1.0)
+
+
+def disagreement(
+    cover: "np.ndarray", target: "Target", photo: "Photo", rough: "np.ndarray | None" = None
+) -> tuple[str, str]:
+    """Why a mask is not what a box, points or a rough mask show, and what to do; two empty texts where it is.
+
+    Args:
+        cover: Coverage (H, W) uint8 at the kept size. target: Its hints in pixels of the photo. rough: The rough mask, like `cover`.
+    """
+    import numpy as np
+
+    mask = cover > 127
+    ys, xs = mask.nonzero()
+    if not len(ys) or target.mask:
+        return "", ""
+    scale = cover.shape[1] / photo.size[0]
+    if target.box_xyxy:
+        x0, y0, x1, y1 = (v * scale for v in target.box_xyxy)
+        more_x, more_y = max(2.0, MARGIN * (x1 - x0)), max(2.0, MARGIN * (y1 - y0))
+        inside = float(((xs >= x0 - more_x) & (xs < x1 + more_x) & (ys >= y0 - more_y) & (ys < y1 + more_y)).mean())
+        if inside < MIN_INSIDE:
+            return f"only {inside:.0%} of what was found lies in its box", box_advice(target, photo)
+        left, right = np.quantile(xs, (0.005, 0.995))
+        top, bottom = np.quantile(ys, (0.005, 0.995))
+        span = min((min(right + 1, x1) - max(left, x0)) / (x1 - x0), (min(bottom + 1, y1) - max(top, y0)) / (y1 - y0))
+        if span < MIN_SPAN:
+            return f"what was found fills only {max(span, 0):.0%} of its box's width or height", box_advice(
+                target, photo
+            )
+    if rough is not None:
+        shared = float((mask & (rough > 127)).sum())
+        share = max(shared / mask.sum(), shared / max(1, (rough > 127).sum()))
+        if share < MIN_SHARED:
+            return (
+                f"what was found and the rough mask share {share:.0%}",
+                "draw the rough mask on the object, or give the exact one with `--mask M.png`",
+            )
+    near = NEAR * max(float(np.ptp(xs)), float(np.ptp(ys))) + 2
+    for x, y in target.points:
+        if float(np.hypot(xs - x * scale, ys - y * scale).min()) > near:
+            return (
+                f"the point {_text((x, y))} is not on what was found",
+                "give `--box x0,y0,x1,y1` or more points on it",
+            )
+    for x, y in target.beside:
+        column, row = min(int(x * scale), mask.shape[1] - 1), min(int(y * scale), mask.shape[0] - 1)
+        around = mask[max(0, row - 2) : row + 3, max(0, column - 2) : column + 3]
+        if around.all():
+            return (
+                f"the point {_text((x, y))} of `--not-point` is on what was found",
+                "give `--box x0,y0,x1,y1` or `--mask M.png`",
+            )
+    return "", ""
+
+
+def box_advice(target: "Target", photo: "Photo") -> str:
+    """What to do about a box that holds something else."""
+    frame = Frame(*photo.size, photo.orientation)
+    x0, y0, x1, y1 = target.box_xyxy or (0, 0, 0, 0)
+    found = []
+    if (x0 or y0) and x0 + x1 <= frame.width and y0 + y1 <= frame.height:
+        found.append(f"if it is x,y,width,height, give `--box {_text((x0, y0, x0 + x1, y0 + y1))}`")
+    turned = _upright(target.box_xyxy or (), frame) if target.box_xyxy else None
+    if turned:
+        found.append(f"if it is of the photo before its EXIF rotation, give `--box {_text(turned)}`")
+    return "; ".join(
+        [
+            f"a box is x0,y0,x1,y1 in pixels of this photo ({frame}), close around the object",
+            *found,
+            "or give `--mask M.png`",
+        ]
+    )

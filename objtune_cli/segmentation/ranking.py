@@ -1,0 +1,142 @@
+"""Which of several masks a class word means, by the base's own CLIP. All formulas are ours.
+
+Knows masks and words; not how masks were found, nor what was asked of them besides the class.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+
+from objtune_cli.models.base_model import Stack
+from objtune_cli.models.clip import GROUNDS, MEAN, Towers
+from objtune_cli.models.prompts import with_article
+from objtune_cli.numerics.masks import crop, iou
+
+QUALITY, EDGE, BORDER = 1.0, 1.0, 2.0
+"""Weights of the segmenter's own word, of contrast along the outline, and of the share of the outline on the photo's border."""
+SAME = 0.5
+"""IoU from which two masks are the same thing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A mask and how well it is the class.
+
+    Attributes:
+        mask: (H, W) bool. likeness: Probability of the class word among all words, in [0, 1]. score: What candidates are ranked by.
+        quality: The segmenter's own word on the mask.
+    """
+
+    mask: np.ndarray
+    likeness: float
+    score: float
+    quality: float = 0.0
+
+
+@torch.no_grad()
+def likeness(
+    stack: Stack,
+    towers: Towers,
+    rgb: np.ndarray,
+    masks: Sequence[np.ndarray],
+    words: Sequence[str],
+    others: Sequence[str],
+) -> np.ndarray:
+    """Probability (M, W) of each word for each mask's cut-out, among the words, the others and `GROUNDS`.
+
+    softmax over all words of the towers' own scale x cosine(picture of the cut-out, "a photo of <word>").
+    """
+    picture = torch.from_numpy(rgb.copy()).permute(2, 0, 1).float() / 255
+    fill = picture.new_tensor(MEAN)
+    alone = torch.stack([crop(picture, torch.from_numpy(m.astype(np.float32)), fill, towers.size) for m in masks])
+    said = [with_article(w) for w in dict.fromkeys((*words, *others))] + list(GROUNDS)
+    told = towers.texts(stack, [f"a photo of {w}" for w in said])
+    shown = torch.cat([towers.pictures(part) for part in alone.split(16)])
+    share = (towers.scale * shown @ told.T).softmax(dim=1).cpu().numpy()
+    index = {w: i for i, w in enumerate(dict.fromkeys((*words, *others)))}
+    return share[:, [index[w] for w in words]]
+
+
+def ranked(
+    rgb: np.ndarray, masks: Sequence[np.ndarray], qualities: Sequence[float], likely: np.ndarray
+) -> list[Candidate]:
+    """Candidates for one word, best first.
+
+    score = ln(likeness) + QUALITY quality + EDGE contrast - BORDER share of the outline on the photo's border.
+    """
+    found = [
+        Candidate(
+            m,
+            float(p),
+            float(np.log(max(p, 1e-6)) + QUALITY * q + EDGE * contrast(rgb, m) - BORDER * on_border(m)),
+            float(q),
+        )
+        for m, q, p in zip(masks, qualities, likely, strict=True)
+    ]
+    return sorted(found, key=lambda c: -c.score)
+
+
+def contrast(rgb: np.ndarray, mask: np.ndarray) -> float:
+    """Share of the outline along which colours differ by more than a just visible step, in [0, 1]."""
+    lab = cv2.cvtColor(cv2.GaussianBlur(rgb, (0, 0), 1), cv2.COLOR_RGB2LAB).astype(np.float32)
+    step = np.sqrt(
+        sum(np.square(cv2.Sobel(lab[..., c], cv2.CV_32F, *d, ksize=3) / 4) for c in range(3) for d in ((1, 0), (0, 1)))
+    )
+    edge = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
+    edge[[0, -1]] = edge[:, [0, -1]] = False
+    near = cv2.dilate(step, np.ones((3, 3), np.uint8))
+    return float((near[edge] > 6).mean()) if edge.any() else 0.0
+
+
+def on_border(mask: np.ndarray) -> float:
+    """Share of the photo's border that a mask touches, in [0, 1]."""
+    return float(np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]).mean())
+
+
+def rivals(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """One candidate, the best, for each thing."""
+    found: list[Candidate] = []
+    for c in candidates:
+        if all(iou(c.mask, kept.mask) < SAME and not _inside(c.mask, kept.mask) for kept in found):
+            found.append(c)
+    return found
+
+
+def _inside(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether nearly all of the smaller one lies in the other: a part of it."""
+    small = min(np.count_nonzero(a), np.count_nonzero(b))
+    return bool(small and np.count_nonzero(a & b) > 0.85 * small)
+
+
+def assigned(choices: Sequence[Sequence[Candidate]], most: int = 6) -> list[int] | None:
+    """Which candidate each of several objects gets, each thing once, so that the sum of scores is the largest; None where there are too few."""
+    best: tuple[float, tuple[int, ...]] | None = None
+    for picks in itertools.product(*(range(min(most, len(c))) for c in choices)):
+        chosen = [c[i] for c, i in zip(choices, picks, strict=True)]
+        if any(iou(a.mask, b.mask) >= SAME for a, b in itertools.combinations(chosen, 2)):
+            continue
+        total = sum(c.score for c in chosen)
+        if best is None or total > best[0] + 1e-9:
+            best = (total, picks)
+    return None if best is None else list(best[1])
+
+
+WHICH = {
+    "largest": lambda m: -float(m.sum()),
+    "smallest": lambda m: float(m.sum()),
+    "left": lambda m: float(m.nonzero()[1].mean()),
+    "right": lambda m: -float(m.nonzero()[1].mean()),
+    "top": lambda m: float(m.nonzero()[0].mean()),
+    "bottom": lambda m: -float(m.nonzero()[0].mean()),
+}
+"""Ways to say which of several objects of one class is meant: the first by these."""
+
+
+def of_several(found: Sequence[Candidate], which: str, reach: float = 1.5) -> list[Candidate]:
+    """The candidates that are about as much the class as the best one, ordered as was asked."""
+    alike = [c for c in found if c.score > found[0].score - reach]
+    return sorted(alike, key=lambda c: WHICH[which](c.mask))

@@ -1,0 +1,323 @@
+"""segment-anything: official checkpoints by file, and a small one of the same classes that the package carries.
+
+Knows hints and pictures; no class words. A checkpoint is data: none of its code is run, whatever it is.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from objtune_cli.errors import InputError, ResourceError
+from objtune_cli.numerics.masks import iou
+from objtune_cli.runtime import cpu, torchvision_compat
+from objtune_cli.runtime.load_lock import LOADING
+from objtune_cli.segmentation.segmenters import Hints, Proposal
+
+torchvision_compat.complete()  # segment-anything imports torchvision
+from segment_anything import SamAutomaticMaskGenerator, SamPredictor, sam_model_registry  # noqa: E402
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer  # noqa: E402
+
+
+@dataclass(frozen=True, slots=True)
+class Dims:
+    """Sizes of a segment-anything model.
+
+    Attributes:
+        side, patch: Of the pictures it sees and of its patches, px. window: Side of attention windows, patches.
+        width, depth, heads: Of the image encoder. everywhere: Layers that attend over the whole picture.
+        prompt: Width of prompts and decoder. mlp: Hidden width of the decoder's layers.
+    """
+
+    side: int = 128
+    patch: int = 8
+    window: int = 8
+    width: int = 128
+    depth: int = 6
+    heads: int = 4
+    everywhere: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
+    prompt: int = 128
+    mlp: int = 256
+
+    def json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def small(dims: Dims) -> Any:
+    """An untrained `Sam` of these sizes, without relative positions."""
+    cells = dims.side // dims.patch
+    return Sam(
+        image_encoder=ImageEncoderViT(
+            img_size=dims.side, patch_size=dims.patch, embed_dim=dims.width, depth=dims.depth, num_heads=dims.heads, mlp_ratio=4,
+            out_chans=dims.prompt, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=1e-6),  # type: ignore[arg-type]
+            use_rel_pos=False, window_size=dims.window, global_attn_indexes=dims.everywhere,
+        ),
+        prompt_encoder=PromptEncoder(
+            embed_dim=dims.prompt, image_embedding_size=(cells, cells), input_image_size=(dims.side, dims.side), mask_in_chans=16
+        ),
+        mask_decoder=MaskDecoder(
+            num_multimask_outputs=3,
+            transformer=TwoWayTransformer(depth=2, embedding_dim=dims.prompt, mlp_dim=dims.mlp, num_heads=dims.heads),
+            transformer_dim=dims.prompt, iou_head_depth=3, iou_head_hidden_dim=dims.prompt,
+        ),
+    )  # fmt: skip
+
+
+OFFICIAL = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
+"""Width of the image encoder to the name of the official model."""
+
+
+def opened(folder: Path) -> tuple[Any, str]:
+    """The embedded model and its name.
+
+    Raises:
+        ResourceError: Missing or broken.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        record = json.loads((folder / "config.json").read_bytes())
+        state = {k: v.float() for k, v in load_file(folder / "model.safetensors").items()}
+        sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record["dims"].items()}
+        with LOADING:
+            model = small(Dims(**sizes))
+        model.load_state_dict(state)
+    except Exception as error:  # every way in which an installed file can be broken
+        raise ResourceError(
+            f"the segmenter in {folder} cannot be opened: {type(error).__name__}", "install objtune again"
+        ) from None
+    return model.eval(), record["name"]
+
+
+def official(checkpoint: Path) -> tuple[Any, str]:
+    """A model of an official checkpoint (.pth, or a safetensors copy) and its name; read without running any of its code.
+
+    Raises:
+        InputError: No file, not the content that its name promises, not readable as plain tensors, or no segment-anything model.
+    """
+    _check_name(checkpoint)
+    state = _read(checkpoint)
+    first = state.get("image_encoder.patch_embed.proj.weight") if isinstance(state, dict) else None
+    kind = OFFICIAL.get(len(first) if isinstance(first, Tensor) and first.ndim else 0)
+    if kind is None:
+        raise InputError(f"{checkpoint} is no segment-anything checkpoint", "give sam_vit_b, sam_vit_l or sam_vit_h")
+    with LOADING:
+        model = sam_model_registry[kind](checkpoint=None)  # given a path, its builder would run what the file holds
+    try:
+        model.load_state_dict(state)
+    except RuntimeError:
+        raise InputError(f"{checkpoint} does not fit segment-anything's {kind}", "download it again") from None
+    return model.eval(), f"sam-{kind}"
+
+
+def _check_name(path: Path) -> None:
+    """Official files carry the beginning of their SHA-256 in their names: sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth, sam_vit_h_4b8939.pth."""
+    claimed = re.fullmatch(r"sam_vit_[blh]_([0-9a-f]{6})\.pth", path.name)
+    if claimed is None or not path.is_file():
+        return
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if not found.startswith(claimed[1]):
+        raise InputError(
+            f"{path} is not what its name says: its SHA-256 begins with {found[:6]}, not {claimed[1]}",
+            "download it again",
+        )
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise InputError(
+            f"there is no file {path}", "give a segment-anything checkpoint, or none for the embedded model"
+        )
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # every broken or hostile file ends here, none of its code has run
+        raise InputError(
+            f"{path} is no readable checkpoint: {type(error).__name__}",
+            "official checkpoints and safetensors copies are read",
+        ) from None
+
+
+GRID = 8
+"""Points along a side where nothing was said."""
+BATCH = 32
+"""Hints that are answered at once."""
+BOXES = ((0.3, 6), (0.45, 5), (0.6, 4), (0.8, 3))
+"""Boxes where nothing was said: side as a fraction of the picture's, and how many along each side."""
+AROUND = (0.2, 0.35, 0.5, 0.7)
+"""Sides of the boxes around a lone point, fraction of the picture's longer side."""
+ALIKE = 0.8
+"""IoU from which two proposals are one."""
+CLOSER = 0.6
+"""An object whose longer side is below this share of the picture's is looked at again from nearer."""
+ROOM = 0.25
+"""Of that look, around the object's box, fraction of its longer side."""
+CERTAIN = 8.0
+"""Logit of a rough mask's inside."""
+
+
+class SegmentAnything:
+    """Masks from any model of segment-anything's classes; a picture is embedded once, however many hints follow."""
+
+    def __init__(self, model: Any, name: str, device: str = "cpu") -> None:
+        self.name = name
+        self.predictor = SamPredictor(model.to(device))
+        if device == "cpu":
+            cpu.share(sum(p.numel() for p in model.parameters()))
+        self.rgb = np.zeros((0, 0, 3), np.uint8)
+
+    def look(self, rgb: np.ndarray) -> None:
+        """Take in a picture (H, W, 3) uint8."""
+        self.rgb = rgb
+        self.predictor.set_image(rgb)
+
+    def find(self, hints: Hints) -> Proposal:
+        """The object that hints speak of; a small one is looked at again from nearer."""
+        first = self._find(self.predictor, hints)
+        if hints.lone:
+            first = max([first, *self._around(hints)], key=lambda p: p.quality)
+        if not first.mask.any():
+            return first
+        return self._closer(first, hints)
+
+    def under(self, hints: Hints) -> list[Proposal]:
+        """The three answers to a lone point, what lies in boxes around it, and of all that the picture holds what has the point."""
+        parts = [Proposal(m.astype(bool), float(q)) for m, q in zip(*self._answers(self.predictor, hints), strict=True)]
+        return _unlike([*parts, *self._around(hints), *self._with(hints, self.everything())])
+
+    def _around(self, hints: Hints) -> list[Proposal]:
+        """What lies in boxes around one point and has the point, but none of those beside: a point alone may as well mean a part."""
+        height, width = self.rgb.shape[:2]
+        (x, y), side = hints.points[0], max(height, width)
+        boxes = [
+            (max(0.0, x + (dx - 0.5) * s * side), max(0.0, y + (dy - 0.5) * s * side), min(width, x + (dx + 0.5) * s * side), min(height, y + (dy + 0.5) * s * side))
+            for s in AROUND for dx in (-0.25, 0, 0.25) for dy in (-0.25, 0, 0.25)
+        ]  # fmt: skip
+        return self._with(hints, self._lying_in(np.array(boxes)))
+
+    def _with(self, hints: Hints, found: list[Proposal]) -> list[Proposal]:
+        """Those that have the points, and none of those beside."""
+        height, width = self.rgb.shape[:2]
+        inside = lambda mask, points: [bool(mask[min(int(v), height - 1), min(int(u), width - 1)]) for u, v in points]  # noqa: E731
+        return [p for p in found if all(inside(p.mask, hints.points)) and not any(inside(p.mask, hints.beside))]
+
+    def everything(self) -> list[Proposal]:
+        """The automatic masks of a grid of points, and what lies in each of `BOXES`; of those that are alike the best.
+
+        Looser than the generator's own thresholds: a class word, not a score, chooses among them. Boxes find whole objects where a
+        point is as well on one of their parts.
+        """
+        generator = SamAutomaticMaskGenerator(
+            self.predictor.model, points_per_side=GRID, points_per_batch=BATCH, pred_iou_thresh=0.6, stability_score_thresh=0.7, box_nms_thresh=0.8,
+        )  # fmt: skip
+        found = [Proposal(m["segmentation"], float(m["predicted_iou"])) for m in generator.generate(self.rgb)]
+        return _unlike(found + self._boxed())
+
+    def _boxed(self) -> list[Proposal]:
+        """What lies in boxes of several sizes all over the picture."""
+        height, width = self.rgb.shape[:2]
+        boxes = [
+            (x * width, y * height, (x + size) * width, (y + size) * height)
+            for size, count in BOXES for x in np.linspace(0, 1 - size, count) for y in np.linspace(0, 1 - size, count)
+        ]  # fmt: skip
+        return self._lying_in(np.array(boxes))
+
+    def _lying_in(self, boxes: np.ndarray) -> list[Proposal]:
+        """The object of each box (N, 4), from the one embedding."""
+        given = torch.as_tensor(
+            self.predictor.transform.apply_boxes(boxes, self.rgb.shape[:2]),
+            dtype=torch.float32,
+            device=self.predictor.device,
+        )
+        found: list[Proposal] = []
+        for part in given.split(BATCH):
+            masks, quality, _ = self.predictor.predict_torch(None, None, boxes=part, multimask_output=False)
+            found += [Proposal(m, float(q)) for m, q in zip(masks[:, 0].cpu().numpy(), quality[:, 0], strict=True)]
+        return found
+
+    def refined(self, proposal: Proposal) -> Proposal:
+        """The same object from its box and its own mask, and from nearer where it is small."""
+        box = box_of(proposal.mask)
+        again = self._find(self.predictor, Hints(box))
+        kept = again if iou(again.mask, proposal.mask) > 0.7 else proposal
+        return self._closer(kept, Hints(box))
+
+    def _closer(self, first: Proposal, hints: Hints) -> Proposal:
+        """A second look at the box of a first mask; the first one where the two do not agree."""
+        height, width = self.rgb.shape[:2]
+        x0, y0, x1, y1 = box_of(first.mask)
+        extent = max(x1 - x0, y1 - y0)
+        if extent > CLOSER * max(height, width) or extent < 4:
+            return first
+        side = extent * (1 + 2 * ROOM)
+        left, top = (round(max(0.0, (a + b - side) / 2)) for a, b in ((x0, x1), (y0, y1)))
+        right, bottom = min(width, round(left + side)), min(height, round(top + side))
+        part = np.ascontiguousarray(self.rgb[top:bottom, left:right])
+        predictor = SamPredictor(self.predictor.model)
+        predictor.set_image(part)
+        inside = lambda points: tuple((x - left, y - top) for x, y in points if left <= x < right and top <= y < bottom)  # noqa: E731
+        near = Hints((x0 - left, y0 - top, x1 - left, y1 - top), inside(hints.points), inside(hints.beside))
+        second = self._find(predictor, near)
+        if iou(second.mask, first.mask[top:bottom, left:right]) < 0.6:
+            return first
+        mask = np.zeros((height, width), bool)
+        mask[top:bottom, left:right] = second.mask
+        return Proposal(mask, second.quality)
+
+    def _find(self, predictor: SamPredictor, hints: Hints) -> Proposal:
+        masks, scores = self._answers(predictor, hints)
+        best = int(np.argmax(scores))
+        return Proposal(masks[best].astype(bool), float(scores[best]))
+
+    def _answers(self, predictor: SamPredictor, hints: Hints) -> tuple[np.ndarray, np.ndarray]:
+        """Masks (N, H, W) and their qualities (N,): three where one point is all, for it may mean more than one thing, else one."""
+        points = np.array([*hints.points, *hints.beside], float).reshape(-1, 2)
+        labels = np.array([1] * len(hints.points) + [0] * len(hints.beside))
+        masks, scores, _ = predictor.predict(
+            point_coords=points if len(points) else None,
+            point_labels=labels if len(points) else None,
+            box=np.array(hints.box_xyxy) if hints.box_xyxy else None,
+            mask_input=None if hints.rough is None else self._logits(hints.rough)[None],
+            multimask_output=hints.lone and len(points) == 1,
+        )
+        return masks, scores
+
+    def _logits(self, rough: np.ndarray) -> np.ndarray:
+        """A rough mask as the decoder takes it: padded as pictures are, at a quarter of a patch's cells."""
+        side = self.predictor.model.image_encoder.img_size
+        height, width = rough.shape
+        scale = side / max(height, width)
+        small = cv2.resize(
+            rough.astype(np.float32), (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA
+        )
+        square = np.zeros((side, side), np.float32)
+        square[: small.shape[0], : small.shape[1]] = small
+        cells = 4 * self.predictor.model.prompt_encoder.image_embedding_size[0]
+        return (cv2.resize(square, (cells, cells), interpolation=cv2.INTER_AREA) * 2 - 1) * CERTAIN
+
+
+def _unlike(found: list[Proposal]) -> list[Proposal]:
+    """Of proposals that are alike the best, best first."""
+    kept: list[Proposal] = []
+    for proposal in sorted(found, key=lambda p: -p.quality):
+        if proposal.mask.any() and all(iou(proposal.mask, other.mask) < ALIKE for other in kept):
+            kept.append(proposal)
+    return kept
+
+
+def box_of(mask: np.ndarray) -> tuple[float, float, float, float]:
+    """Box (x0, y0, x1, y1) around a mask that is not empty, px."""
+    ys, xs = mask.nonzero()
+    return float(xs.min()), float(ys.min()), float(xs.max() + 1), float(ys.max() + 1)

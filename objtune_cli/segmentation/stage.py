@@ -1,0 +1,177 @@
+"""`segment`: a photo and a class word to a mask artifact that carries the photo's pixels."""
+
+import hashlib
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from objtune_cli.config.sections import Segment
+from objtune_cli.errors import GateError, InputError, ObjtuneError
+from objtune_cli.images import photo, png
+from objtune_cli.models import registry
+from objtune_cli.segmentation import from_class_word, hint_checks, quality_gate, transparent_photo
+from objtune_cli.segmentation.from_hints import Eyes, Located, Target
+from objtune_cli.store import artifacts
+from objtune_cli.store.artifacts import Record
+from objtune_cli.workflow import class_words
+from objtune_cli.workflow.context import Context, Done, keep_picture
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def run(ctx: Context, path: Path, targets: list[Target], config: Segment) -> list[Done]:
+    """Find each target in the photo; every mask has to pass the gate before the first one is published.
+
+    Raises:
+        InputError: Unusable photo, mask, box or point, or two objects that claim one region. GateError: a mask nobody should train on.
+    """
+    head = photo.read_header(path)
+    frame = hint_checks.Frame(*head.size, head.orientation)
+    targets = [
+        hint_checks.place(target, frame, lambda text: ctx.report.note(f"{path.name}: {text}"))
+        for target in class_words.told(ctx, targets)
+    ]
+    records = [_record(ctx, target, targets, head, config) for target in targets]
+    done = [ctx.reuse(record) for record in records]
+    if all(done):
+        return [d for d in done if d]
+    picture = photo.read(path)
+    if picture.alpha is not None and not picture.alpha.any() and any(target.blind for target in targets):
+        raise InputError(
+            f"{path} is wholly transparent", "save it without transparency, or with the object alone opaque"
+        )
+    for note in picture.notes:
+        ctx.report.note(f"{path.name}: {note}")
+    eyes = Eyes(ctx, config)
+    if len(targets) == 1 and targets[0].blind:
+        picture = transparent_photo.decide(eyes, path, picture, targets[0])
+    by_word = config.min_likeness > 0 and not (len(targets) == 1 and picture.alpha is not None)
+    for target in targets:
+        class_words.announce_shared(ctx, target)
+        class_words.check(ctx, target, chooses=by_word and target.blind)
+    rgb = _sized(picture, config)
+    located = from_class_word.all_of(eyes, picture, rgb, targets)
+    found = [
+        old or _judged(ctx, picture, rgb, item, target, record, config)
+        for old, item, target, record in zip(done, located, targets, records, strict=True)
+    ]
+    return [item if isinstance(item, Done) else _publish(ctx, item) for item in found]
+
+
+def _sized(picture: photo.Photo, config: Segment) -> "np.ndarray":
+    """The photo's pixels at the size at which they are kept."""
+    import cv2
+
+    height, width = picture.rgb.shape[:2]
+    scale = min(1.0, config.max_side / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return cv2.resize(picture.rgb, size, interpolation=cv2.INTER_AREA) if scale < 1 else picture.rgb
+
+
+def _record(ctx: Context, target: Target, targets: list[Target], head: photo.Header, config: Segment) -> Record:
+    """What the mask is made of: the photo, the hints, and what looks: a segmenter, and a base where the class word chooses."""
+    inputs = {"photo": {"ref": "", "sha256": head.sha256}}
+    for name, file in (("mask", target.mask), ("rough", target.rough)):
+        if file:
+            inputs[name] = {"ref": "", "sha256": photo.digest(file)}
+    weights = Path(config.sam_checkpoint) if config.sam_checkpoint else registry.SEGMENTER / "model.safetensors"
+    settings: dict[str, Any] = (
+        asdict(replace(config, sam_checkpoint="")) | target.hints() | ({"colours": "sRGB"} if head.is_converted else {})
+    )
+    if config.detector and (detector := Path(config.detector)).is_dir():  # what it is, not where it lies
+        settings["detector"] = detector.resolve().name
+        inputs |= {} if target.mask else {"detector": {"ref": "", "sha256": _digest(detector)}}
+    if not target.mask:
+        if config.sam_checkpoint or config.segmenter == "sam":
+            try:
+                inputs["segmenter"] = {"ref": "", "sha256": artifacts.sha256(weights)}
+            except OSError:
+                raise InputError(
+                    f"there is no file {weights}", "give a segment-anything checkpoint, or none for the embedded model"
+                ) from None
+        if target.blind or target.lone:
+            settings["chosen_by"] = _chooser(ctx)
+        if len(targets) > 1:
+            settings["among"] = [
+                [t.class_word, t.hints(), *(photo.digest(f) for f in (t.mask, t.rough) if f)] for t in targets
+            ]
+    return Record("mask", target.name, {target.name: target.class_word}, inputs, settings, base={})
+
+
+def _digest(folder: Path) -> str:
+    """SHA-256 over the configs and weights of a model's folder."""
+    files = sorted(file for file in folder.iterdir() if file.suffix in (".json", ".txt", ".safetensors"))
+    return hashlib.sha256("".join(f"{file.name} {artifacts.sha256(file)}\n" for file in files).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A mask that passed the gate, ready to be published."""
+
+    record: Record
+    rgb: "np.ndarray"
+    mask: "np.ndarray"
+    overlay: bytes
+
+
+def _judged(
+    ctx: Context,
+    picture: photo.Photo,
+    rgb: "np.ndarray",
+    located: Located,
+    target: Target,
+    record: Record,
+    config: Segment,
+) -> Found:
+    """A mask through the gate.
+
+    Raises:
+        GateError: Not usable; a picture of what was found lies beside the project's artifacts.
+    """
+    metrics = quality_gate.measure(located.cover, _cells(ctx)) | located.metrics
+    problem, advice = quality_gate.judge(metrics, target.class_word, config), located.advice
+    if problem and target.box_xyxy and not target.mask:
+        advice = hint_checks.box_advice(target, picture)
+    if not problem and target.mask:
+        problem = quality_gate.outline(located.cover)
+    elif not problem:
+        drawn_as_line = quality_gate.outline(located.rough) if located.rough is not None else ""
+        problem, advice = (
+            (drawn_as_line, located.advice)
+            if drawn_as_line
+            else hint_checks.disagreement(located.cover, target, picture, located.rough)
+        )
+    shown = png.png(png.overlay(rgb, located.cover, located.rivals))
+    if problem and (not ctx.force or not metrics["area"]):
+        rejected = ctx.project.folder / ".objtune" / "rejected" / f"{target.name}.png"
+        artifacts.write_file(rejected, shown, ctx.root)
+        raise GateError(f"no usable mask of the {target.class_word}: {problem} (see {rejected})", advice)
+    if problem:
+        ctx.report.note(f"kept although {problem}")
+        record = replace(record, config={**record.config, "kept": problem})
+    return Found(replace(record, metrics={**metrics, "found_by": located.by}), rgb, located.cover, shown)
+
+
+def _chooser(ctx: Context) -> str:
+    """The base whose CLIP chooses; nothing where it is not on this machine: a photo with transparency needs none."""
+    try:
+        return ctx.base.fingerprint
+    except ObjtuneError:
+        return ""
+
+
+def _cells(ctx: Context) -> int:
+    """Latent cells of the base's frame; 0 where the base is not on this machine: a mask needs none."""
+    try:
+        return ctx.base.cells
+    except ObjtuneError:
+        return 0
+
+
+def _publish(ctx: Context, found: Found) -> Done:
+    import numpy as np
+
+    ref = artifacts.publish(ctx.root, found.record, {"rgb": found.rgb, "mask": np.ascontiguousarray(found.mask)})
+    overlay = keep_picture(ctx.root, ref, "overlay.png", found.overlay)
+    return Done(ref, False, [overlay], found.record.metrics)

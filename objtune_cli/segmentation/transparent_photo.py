@@ -1,0 +1,153 @@
+"""Whether a photo's transparency is a cut-out of its object: not a frame, a stray pixel or a shadow, and no other class."""
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from objtune_cli.errors import GateError, InputError
+from objtune_cli.images import transparency
+from objtune_cli.segmentation import quality_gate
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from objtune_cli.images.photo import Photo
+    from objtune_cli.segmentation.from_hints import Eyes, Target
+
+FRAME, CORNER = 0.975, 0.25
+"""Share of a rectangle or ellipse that a frame fills, and the share of a side that its rounded corners take."""
+MIN_FRAME = 0.3
+"""Least area of a frame; a smaller rectangle or ellipse with much around it is an object cut out: a phone, a ball."""
+ANOTHER, NOT_IT = 0.5, 0.1
+"""Likeness from which a cut-out is of another class, and up to which it is not of the class that was asked for."""
+PART = 0.1
+"""Area of a part that may be an object of its own, of the largest part's."""
+
+
+def decide(eyes: "Eyes", path: Path, picture: "Photo", target: "Target") -> "Photo":
+    """The photo with an alpha that is a cut-out of the target, or with none.
+
+    Raises:
+        InputError: Wholly transparent. GateError: the object itself is what is transparent.
+    """
+    if picture.alpha is None:
+        return picture
+    note = lambda text: eyes.ctx.report.note(f"{path.name}: {text}")  # noqa: E731
+    if not picture.alpha.any():
+        raise InputError(
+            f"{path} is wholly transparent", "save it without transparency, or with the object alone opaque"
+        )
+    cover = transparency.without_shadow(picture.alpha, picture.rgb)
+    if quality_gate.is_inverted(cover):
+        raise GateError(
+            f"no usable mask of the {target.class_word}: what is transparent in {path} lies inside, as an object that was erased",
+            f"give the photo without the hole, and this one as its mask: `--mask {shlex.quote(str(path))}` takes what is transparent in it as the object",
+        )
+    problem, usable = shape_problem(cover)
+    if not problem:
+        problem, usable = class_problem(eyes, picture, cover, target), True
+    if problem:
+        note(
+            f"its transparency {problem}: it is passed over"
+            + (f"; `--mask {shlex.quote(str(path))}` takes it as the mask nevertheless" if usable else "")
+        )
+        return replace(picture, alpha=None)
+    part = own_part(eyes, picture, cover, target)
+    if part is not None:
+        note(f"of the parts of the cut-out the one that is a {target.class_word} is taken")
+        cover = part
+    elif (cover != picture.alpha).any():
+        note("the shadow around the cut-out is left out of its mask")
+    return replace(picture, alpha=cover)
+
+
+def shape_problem(cover: "np.ndarray") -> tuple[str, bool]:
+    """Why a transparency is no cut-out by its shape, or an empty text; and whether it may be a mask nevertheless."""
+    measured = quality_gate.measure(cover)
+    if measured["area"] > quality_gate.MAX_AREA:
+        return "hides next to nothing of the photo", False
+    if measured["border"] > quality_gate.MAX_BORDER:
+        return "is at the edges of the photo alone", False
+    framed = measured["area"] >= MIN_FRAME and is_frame(cover)
+    return ("leaves a plain rectangle or ellipse, as a frame does", True) if framed else ("", True)
+
+
+def is_frame(cover: "np.ndarray") -> bool:
+    """Whether what is opaque is a rectangle, with round corners or turned, or an ellipse: a window, a card, a round portrait."""
+    import cv2
+    import numpy as np
+
+    hard = (cover > 127).astype(np.uint8)
+    x, y, width, height = cv2.boundingRect(hard)
+    if not width:
+        return False
+    box = hard[y : y + height, x : x + width]
+    ellipse: np.ndarray = cv2.ellipse(
+        np.zeros_like(box), (((width - 1) / 2, (height - 1) / 2), (width, height), 0), 1, cv2.FILLED
+    )
+    if float((box & ellipse).sum()) > FRAME * float((box | ellipse).sum()):
+        return True
+    cross = np.ones_like(box)
+    high, wide = round(CORNER * height), round(CORNER * width)
+    cross[:high, :wide] = cross[:high, width - wide :] = cross[height - high :, :wide] = cross[
+        height - high :, width - wide :
+    ] = 0
+    if box[cross > 0].mean() > FRAME and box.mean() > 0.9:
+        return True
+    contours, _ = cv2.findContours(hard, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    (_, sides, _) = cv2.minAreaRect(np.concatenate(contours))
+    return float(hard.sum()) > FRAME * (sides[0] + 1) * (sides[1] + 1)
+
+
+def class_problem(eyes: "Eyes", picture: "Photo", cover: "np.ndarray", target: "Target") -> str:
+    """Why a cut-out is of another class, where the base can tell; else an empty text."""
+    likeness = _likeness(eyes, picture, [cover > 127], target)
+    if likeness is None:
+        return ""
+    own, best, word = likeness[0]
+    return f"shows a {word}, no {target.class_word}" if own <= NOT_IT and best >= ANOTHER else ""
+
+
+def own_part(eyes: "Eyes", picture: "Photo", cover: "np.ndarray", target: "Target") -> "np.ndarray | None":
+    """The one of several parts of a cut-out that is of the class, all others being something else; None where there is none."""
+    import cv2
+    import numpy as np
+
+    _, regions, stats, _ = cv2.connectedComponentsWithStats((cover > 127).astype(np.uint8))
+    areas = stats[1:, cv2.CC_STAT_AREA]
+    parts = [i + 1 for i, area in enumerate(areas) if area > PART * areas.max()]
+    if not 2 <= len(parts) <= quality_gate.MAX_PIECES:
+        return None
+    likeness = _likeness(eyes, picture, [regions == i for i in parts], target)
+    if likeness is None:
+        return None
+    own = [i for i, (mine, _, _) in zip(parts, likeness, strict=True) if mine >= ANOTHER]
+    if len(own) != 1 or any(
+        mine > NOT_IT or best < ANOTHER for i, (mine, best, _) in zip(parts, likeness, strict=True) if i != own[0]
+    ):
+        return None
+    near = cv2.dilate((regions == own[0]).astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+    found: np.ndarray = np.where(near, cover, 0).astype(np.uint8)
+    return found
+
+
+def _likeness(
+    eyes: "Eyes", picture: "Photo", masks: "list[np.ndarray]", target: "Target"
+) -> list[tuple[float, float, str]] | None:
+    """For each mask the likeness of the class, and the largest one of another class with its word; None where the base cannot tell."""
+    from objtune_cli.segmentation import ranking
+
+    others = (
+        [word for word in eyes.ctx.base.words if word != target.class_word] if eyes.knows(target.class_word) else []
+    )
+    if not others or eyes.clip is None:
+        return None
+    import cv2
+
+    scale = min(1.0, 320 / max(picture.size))
+    size = (round(picture.size[0] * scale), round(picture.size[1] * scale))
+    rgb = cv2.resize(picture.rgb, size, interpolation=cv2.INTER_AREA)
+    small = [cv2.resize(m.astype("uint8"), size, interpolation=cv2.INTER_NEAREST) > 0 for m in masks]
+    shares = ranking.likeness(*eyes.clip, rgb, small, [target.class_word, *others], ())
+    return [(float(row[0]), float(row[1:].max()), others[int(row[1:].argmax())]) for row in shares]

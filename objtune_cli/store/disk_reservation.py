@@ -1,0 +1,87 @@
+"""Room on the disk held for what is yet to be written, so that long work does not find the disk full at its end."""
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from objtune_cli.errors import ResourceError
+from objtune_cli.store import atomic_files, temp_files
+from objtune_cli.store.artifacts import explained
+from objtune_cli.store.project import Project
+
+SLACK = 1 << 20
+"""Bytes beside the tensors: headers, folders, a preview."""
+
+
+class Room:
+    """A file in `.objtune/tmp` that takes up as much as is held; of a killed process, the next writer deletes it."""
+
+    def __init__(self, project: Project) -> None:
+        self.folder = project.temporary
+        self._file: Path | None = None
+
+    def __enter__(self) -> "Room":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.free()
+
+    def hold(self, size: int) -> None:
+        """Hold so many bytes, in place of what was held.
+
+        Raises:
+            ResourceError: The disk does not have them.
+        """
+        self.free()
+        with explained(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            temp_files.sweep_once(self.folder)
+            self._file = self.folder / temp_files.own_name()
+            try:
+                _allocate(self._file, size)
+            except OSError as error:
+                self.free()
+                if error.errno in atomic_files.UNSUPPORTED:
+                    return
+                if error.errno not in atomic_files.FULL:
+                    raise
+                free = _free(self.folder) or 0
+                raise ResourceError(
+                    f"no space for what this will write below {self.folder.parent.parent}: it takes {size / 1e6:.1f} MB, {free / 1e6:.1f} MB are free",
+                    "free some space (`objtune gc`), or give a project on another disk with `--project DIR`",
+                ) from error
+
+    def free(self) -> None:
+        """Hold nothing."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.unlink(missing_ok=True)
+        self._file = None
+
+    @contextlib.contextmanager
+    def lent(self, left: int) -> Iterator[None]:
+        """Give what is held to a write, and hold `left` bytes afterwards; where others took them, that write itself will say so."""
+        self.free()
+        yield
+        with contextlib.suppress(ResourceError):
+            self.hold(left)
+
+
+def _allocate(path: Path, size: int) -> None:
+    """A file with its blocks given to it; where the system cannot, an empty one if as much is free."""
+    with path.open("xb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        elif 0 < (_free(path.parent) or size) < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _free(folder: Path) -> int | None:
+    """Bytes that are free; None where the system does not say. Some network disks say 0 whatever they have."""
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return None

@@ -1,0 +1,64 @@
+"""What lies in a project and belongs to nothing: for `gc` and `doctor`."""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from objtune_cli.store import KINDS, atomic_files, temp_files
+from objtune_cli.store.project import Project
+
+
+def found(project: Project, before: float) -> list[Path]:
+    """Leftovers of killed writers; and, written before that time, unfinished runs, refused masks, pictures of no artifact, notes that are made again when they are asked for."""
+    old = [path for path in _old(project) if _written(path) < before]
+    beside = [file for folder in _folders(project) for file in temp_files.found(folder / atomic_files.BESIDE)]
+    return temp_files.found(project.temporary) + beside + old
+
+
+def _folders(project: Project) -> Iterator[Path]:
+    """Folders beside whose files others may be written."""
+    yield project.artifacts
+    for kind in KINDS:
+        yield from _files(project.artifacts / kind)
+
+
+def _old(project: Project) -> Iterator[Path]:
+    yield from _files(project.states)
+    yield from _files(project.folder / ".objtune" / "rejected")
+    yield from _files(project.folder / ".objtune" / "hashes")
+    for kind in KINDS:
+        for folder in _files(project.artifacts / kind):
+            for pictures in _files(folder):
+                if (
+                    pictures.is_dir()
+                    and not pictures.with_suffix(".safetensors").exists()
+                    and pictures.name.startswith("v")
+                ):
+                    yield pictures
+                if pictures.suffix == ".claim":
+                    yield pictures
+
+
+def _files(folder: Path) -> list[Path]:
+    with contextlib.suppress(OSError):
+        return sorted(folder.iterdir())
+    return []
+
+
+def _written(path: Path) -> float:
+    """When it was written; of a folder, its youngest file."""
+    try:
+        return max(p.stat().st_mtime for p in (path, *(path.iterdir() if path.is_dir() else ())))
+    except OSError:
+        return float("inf")
+
+
+def delete(paths: list[Path]) -> None:
+    """Delete files and folders of pictures; what cannot be deleted stays."""
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink()

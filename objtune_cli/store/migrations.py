@@ -1,0 +1,35 @@
+"""Schemas of the record, oldest first: each entry makes the one before it a record of the next. Entries are only ever added."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from objtune_cli.errors import DamagedError
+from objtune_cli.store import safetensors_format
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def m002_digest(record: dict[str, Any]) -> dict[str, Any]:
+    """Schema 2 added a digest of the whole file; a file of schema 1 has none."""
+    return {"digest": "", **record, "schema": 2}
+
+
+MIGRATIONS: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = (m002_digest,)
+SCHEMA = 1 + len(MIGRATIONS)
+
+
+def current(record: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A record as the newest schema has it; the file stays as it is.
+
+    Raises:
+        IncompatibleError: A newer schema. DamagedError: no schema, or no digest where there must be one.
+    """
+    safetensors_format.check_schema(record, SCHEMA, path)
+    old = record["schema"]
+    if old < 1 or (old >= 2 and not _DIGEST.fullmatch(str(record.get("digest")))):
+        raise DamagedError(f"{path} is damaged: schema {old} without its digest", safetensors_format.RESTORE)
+    for step in MIGRATIONS[old - 1 :]:
+        record = step(record)
+    return record

@@ -1,0 +1,264 @@
+"""CLIP's image tower on cut-outs: which class lies inside a mask, and whether that is an object at all.
+
+A tower that saw whole pictures alone says little of what is cut out of one; it is adapted to masks as in OVSeg (arXiv:2210.04150), on
+exact and worn masks, parts and backgrounds. Goes on from a published base, whose text tower stays as it is.
+"""
+
+import functools
+import json
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from objtune_cli.models.clip import GROUNDS, MEAN, STD
+from objtune_cli.numerics.masks import crop
+from objtune_cli.toybox import captions, random_shapes, renderer, world
+from objtune_cli.toybox.recipe import clip_vision
+from objtune_cli.toybox.recipe.presets import Preset
+from objtune_cli.toybox.recipe.train_loop import Plan, fit
+from objtune_cli.toybox.world import Dial, Pose, Scene
+
+SCENES, SIDE = 6_000, 256
+"""Drawn scenes, and their side, px: a small object is still sharp where it is enlarged."""
+OBJECTS, WHOLE = 36, 12
+"""Rows of a step: cut-outs, and whole pictures."""
+NOTHING = 0.3
+"""Share of the cut-outs that show no object."""
+SHARPNESS = 30.0
+SMALLEST = 0.008
+"""Least visible share of the frame of an object that is cut out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bank:
+    """Drawn scenes.
+
+    Attributes:
+        pictures: (N, S, S, 3) uint8. owner: (N, S, S) uint8: 0 behind everything, i + 1 where object i is seen.
+        scenes: As parameters; those of even number are as the base draws them, the others crowded and of any size.
+    """
+
+    pictures: np.ndarray
+    owner: np.ndarray
+    scenes: list[Scene]
+
+
+def bank(dial: Dial, seed: int, count: int = SCENES, side: int = SIDE, processes: int = 1) -> Bank:
+    """Draw the scenes; scene i is the same for every count and any number of processes."""
+    drawn = functools.partial(_scene, dial, seed, side)
+    if processes == 1:
+        return _stacked([drawn(i) for i in range(count)])
+    with ProcessPoolExecutor(processes) as pool:
+        return _stacked(list(pool.map(drawn, range(count), chunksize=100)))
+
+
+def _scene(dial: Dial, seed: int, side: int, i: int) -> tuple[np.ndarray, np.ndarray, Scene]:
+    """Scene i: picture, whose each pixel is, and its parameters."""
+    cv2.setNumThreads(1)
+    rng = np.random.default_rng((seed, 11, i))
+    scene = world.sample_scene(rng, dial) if i % 2 == 0 else crowded(rng, dial)
+    picture, covers = renderer.render(scene, side)
+    owner = np.zeros((side, side), np.uint8)
+    for k, cover in enumerate(covers):
+        owner[cover > 127] = k + 1
+    return picture, owner, scene
+
+
+def _stacked(parts: list[tuple[np.ndarray, np.ndarray, Scene]]) -> Bank:
+    return Bank(np.stack([p[0] for p in parts]), np.stack([p[1] for p in parts]), [p[2] for p in parts])
+
+
+def crowded(rng: np.random.Generator, dial: Dial) -> Scene:
+    """One to three objects of any size, anywhere."""
+    objects = []
+    for _ in range(int(rng.integers(1, 4))):
+        extent = float(np.exp(rng.uniform(np.log(0.2), np.log(0.85))))
+        x, y = (float(v) for v in rng.uniform(0.4 * extent, 1 - 0.4 * extent, 2))
+        objects.append((world.sample_instance(rng, dial), Pose(x, y, extent, float(rng.normal(0, 0.1)))))
+    return Scene(tuple(objects), str(rng.choice(dial.backgrounds)), int(rng.integers(1 << 31)))
+
+
+def object_in(drawn: Bank, row: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+    """A worn mask (S, S) in [0, 1] of one object of a scene, and its number, or -1 where none is large enough."""
+    seen = [k for k in range(len(drawn.scenes[row].objects)) if (drawn.owner[row] == k + 1).mean() > SMALLEST]
+    if not seen:
+        return np.zeros(drawn.owner[row].shape, np.float32), -1
+    k = int(rng.choice(seen))
+    return worn((drawn.owner[row] == k + 1).astype(np.uint8), rng), k
+
+
+def worn(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A mask as a segmenter finds it: mostly exact, grown, shrunk, or with a smooth, wandering edge."""
+    kind, size = rng.random(), float(np.sqrt(mask.sum()))
+    if kind < 0.4 or not mask.any():
+        return mask.astype(np.float32)
+    width = max(1, round(size * rng.uniform(0.01, 0.06)))
+    if kind < 0.7:
+        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
+        moved = (cv2.dilate if kind < 0.55 else cv2.erode)(mask, kernel)
+    else:
+        soft = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), max(0.6, width / 2))
+        waves = cv2.GaussianBlur(rng.standard_normal(mask.shape).astype(np.float32), (0, 0), max(1.0, 0.1 * size))
+        moved = soft + 0.25 * waves / (waves.std() + 1e-6) > 0.5
+    return (moved if moved.any() else mask).astype(np.float32)
+
+
+def nothing_in(drawn: Bank, row: int, rng: np.random.Generator) -> np.ndarray:
+    """A mask (S, S) in [0, 1] of what is no object: a part of one, ground, or ground with part of an object."""
+    owner, side = drawn.owner[row], drawn.owner.shape[1]
+    for _ in range(20):
+        blob = random_shapes.outline(rng, side) > 127
+        kind = rng.random()
+        if kind < 0.45:  # what lies on one side of a line through an object
+            mask, k = object_in(drawn, row, rng)
+            if k < 0:
+                continue
+            ys, xs = mask.nonzero()
+            angle = rng.uniform(0, 2 * np.pi)
+            along = np.cos(angle) * np.arange(side)[None] + np.sin(angle) * np.arange(side)[:, None]
+            cut = np.quantile(along[ys, xs], rng.uniform(0.12, 0.5))
+            found = (mask > 0.5) & (along < cut)
+        elif kind < 0.6:  # a patch of an object
+            found = blob & (owner > 0)
+        elif kind < 0.85:
+            found = blob & (owner == 0)
+        else:
+            found = blob
+        shares = [
+            (found & (owner == k + 1)).sum() / max(1, (found | (owner == k + 1)).sum()) for k in range(int(owner.max()))
+        ]
+        if found.mean() > SMALLEST / 2 and max(shares, default=0.0) < 0.5:
+            return found.astype(np.float32)
+    return (owner == 0).astype(np.float32)
+
+
+def cut(
+    drawn: Bank, rows: np.ndarray, dial: Dial, rng: np.random.Generator, size: int
+) -> tuple[Tensor, Tensor, list[str]]:
+    """Cut-outs (B, 3, size, size) in [0, 1], the class (B,) of what they show, -1 for nothing, and their words."""
+    shown, label, words = [], [], []
+    fill = torch.tensor(MEAN)
+    for row in rows:
+        mask, k = (nothing_in(drawn, row, rng), -1) if rng.random() < NOTHING else object_in(drawn, row, rng)
+        if k < 0:
+            mask = mask if mask.any() else nothing_in(drawn, row, rng)
+        picture = torch.from_numpy(drawn.pictures[row].astype(np.float32) / 255).permute(2, 0, 1)
+        shown.append(crop(picture, torch.from_numpy(mask), fill, size))
+        instance = drawn.scenes[row].objects[k][0]
+        label.append(dial.classes.index(instance.kind) if k >= 0 else -1)
+        words.append(
+            "a photo of " + captions.article(captions.describe(instance, int(rng.choice(4, p=(0.4, 0.2, 0.2, 0.2)))))
+        )
+    return torch.stack(shown), torch.tensor(label), words
+
+
+def likeness_loss(vectors: Tensor, told: Tensor, label: Tensor) -> Tensor:
+    """-ln p(class) of a cut-out that shows an object, -ln of the sum over GROUNDS of one that shows none; as a class word chooses.
+
+    Args:
+        vectors: (B, d) unit. told: (K + G, d) unit, classes then GROUNDS. label: (B,) in [-1, K).
+    """
+    said = (SHARPNESS * vectors @ told.T).log_softmax(1)
+    nothing = said[:, len(told) - len(GROUNDS) :].logsumexp(1)
+    return -torch.where(label < 0, nothing, said.gather(1, label.clamp_min(0)[:, None])[:, 0]).mean()
+
+
+def normalised(pictures: Tensor) -> Tensor:
+    """[0, 1] to CLIP's input."""
+    return (pictures - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
+
+
+def train(work: Path, preset: Preset, tokenizer: Any, clip: Any, device: str = "cpu") -> Any:
+    """Go on with the image tower of `clip`, in place; whole pictures keep their captions."""
+    drawn = bank(preset.world, preset.seed, processes=os.cpu_count() or 1)
+    network = nn.ModuleDict({"tower": clip.vision_model, "projection": clip.visual_projection})
+    clip.requires_grad_(False)
+    network.requires_grad_(True)
+    told = clip_vision.text_vectors(clip, tokenizer, _words(preset.world), preset.tokens)
+
+    def losses(step: int, g: torch.Generator) -> dict[str, Tensor]:
+        rng = np.random.default_rng((preset.seed, 12, step))
+        rows = rng.integers(0, len(drawn.scenes), OBJECTS)
+        whole = 2 * rng.integers(0, len(drawn.scenes) // 2, WHOLE)
+        alone, label, words = cut(drawn, rows, preset.world, rng, preset.size)
+        pictures = np.stack(
+            [cv2.resize(drawn.pictures[i], (preset.size,) * 2, interpolation=cv2.INTER_AREA) for i in whole]
+        )
+        seen = torch.cat([alone, torch.from_numpy(pictures.astype(np.float32) / 255).permute(0, 3, 1, 2)])
+        out = network["tower"](pixel_values=normalised(seen).to(device)).pooler_output
+        vectors = F.normalize(network["projection"](out), dim=-1)
+        said = [captions.caption(drawn.scenes[i], rng) for i in whole]
+        named = (label >= 0).nonzero()[:, 0].tolist()
+        texts = [words[i] for i in named] + said
+        chosen = torch.cat([vectors[named], vectors[OBJECTS:]])
+        aim = clip_vision.text_vectors(clip, tokenizer, texts, preset.tokens).to(device)
+        return {
+            "likeness": likeness_loss(vectors[:OBJECTS], told.to(device), label.to(device)),
+            "contrast": 0.5 * clip_vision.contrast(chosen, aim, texts),
+        }
+
+    fit(
+        "cutouts",
+        network,
+        losses,
+        Plan(preset.cutouts_steps, preset.cutouts_lr, seed=preset.seed + 12),
+        work,
+        device=device,
+    )
+    return clip
+
+
+def _words(dial: Dial) -> list[str]:
+    """What a cut-out may be: every class, then what is no object."""
+    return [f"a photo of {captions.article(c)}" for c in dial.classes] + [f"a photo of {w}" for w in GROUNDS]
+
+
+def publish(clip: Any, folder: Path, commit: str, steps: int) -> None:
+    """Put the image tower into a published base; everything else stays byte for byte."""
+    file = folder / "clip" / "model.safetensors"
+    own = {k: v for k, v in clip.state_dict().items() if k.startswith(("vision_model.", "visual_projection."))}
+    kept = load_file(file)
+    kept |= {k: own[k].to(v.dtype).contiguous() for k, v in kept.items() if k in own}
+    save_file(kept, file, metadata={"format": "pt"})
+    file.chmod(0o644)
+    record = json.loads((folder / "toybox.json").read_bytes())
+    record["cutouts"] = {"steps": steps, "commit": commit}
+    (folder / "toybox.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+@torch.no_grad()
+def measured(clip: Any, tokenizer: Any, preset: Preset, count: int = 400) -> dict[str, float]:
+    """On new scenes: how often a cut-out is named rightly, how often nothing is nothing, and class and place of whole pictures."""
+    drawn = bank(preset.world, preset.seed + 1, count)
+    rng = np.random.default_rng(preset.seed)
+    alone, label, _ = cut(drawn, np.arange(count), preset.world, rng, preset.size)
+    told = clip_vision.text_vectors(clip, tokenizer, _words(preset.world), preset.tokens)
+    place = clip_vision.text_vectors(
+        clip, tokenizer, [f"a photo of a dog {captions.PLACES[b][0]}" for b in preset.world.backgrounds], preset.tokens
+    )
+
+    def vector(x):
+        return F.normalize(clip.visual_projection(clip.vision_model(pixel_values=normalised(x)).pooler_output), dim=-1)
+
+    best = (vector(alone) @ told.T).argmax(1)
+    some, classes = label >= 0, preset.world.classes
+    lone = [i for i in range(0, count, 2) if len(drawn.scenes[i].objects) == 1]
+    pictures = np.stack([cv2.resize(drawn.pictures[i], (preset.size,) * 2, interpolation=cv2.INTER_AREA) for i in lone])
+    seen = vector(torch.from_numpy(pictures.astype(np.float32) / 255).permute(0, 3, 1, 2))
+    kinds = torch.tensor([classes.index(drawn.scenes[i].objects[0][0].kind) for i in lone])
+    grounds = torch.tensor([preset.world.backgrounds.index(drawn.scenes[i].background) for i in lone])
+    return {
+        "cut-out's class": float((best[some] == label[some]).float().mean()),
+        "nothing is nothing": float((best[~some] >= len(classes)).float().mean()),
+        "whole picture's class": float(((seen @ told[: len(classes)].T).argmax(1) == kinds).float().mean()),
+        "whole picture's background": float(((seen @ place.T).argmax(1) == grounds).float().mean()),
+    }

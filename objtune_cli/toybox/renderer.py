@@ -1,0 +1,114 @@
+"""Scenes to pixels: picture and one mask per object, at any size, from the parameters alone."""
+
+import cv2
+import numpy as np
+
+from objtune_cli.toybox import object_shapes
+from objtune_cli.toybox.backgrounds import paint
+from objtune_cli.toybox.world import Instance, Pose, Scene
+
+SUPERSAMPLING = 3
+"""Shapes are drawn this much larger and averaged down: smooth edges, soft masks."""
+
+OUTLINE = 1 / 80
+"""Width of the ink line, fraction of the frame."""
+
+
+def render(scene: Scene, size: int = 64) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Draw a scene.
+
+    Returns:
+        Picture (size, size, 3) uint8 RGB, and for each object its visible mask (size, size)
+        uint8, soft at the edge; a later object hides what lies behind it.
+    """
+    side = size * SUPERSAMPLING
+    image = paint(scene.background, scene.background_seed, side)
+    covers: list[np.ndarray] = []
+    for instance, pose in scene.objects:
+        cover = _draw_object(image, instance, pose)
+        covers = [np.where(cover > 0, np.uint8(0), older) for older in covers] + [cover]
+    shrink = lambda a: cv2.resize(a, (size, size), interpolation=cv2.INTER_AREA)  # noqa: E731
+    return shrink(image), [shrink(c) for c in covers]
+
+
+def _draw_object(image: np.ndarray, instance: Instance, pose: Pose) -> np.ndarray:
+    """Paint one object into `image`; its mask at the same size, 0 or 255."""
+    side = image.shape[0]
+    shape = object_shapes.figure(instance.kind, instance.proportions)
+    extras = object_shapes.accessory(instance.accessory, shape)
+    place = _placement(np.concatenate([q for _, q in shape.parts]), pose, side)
+    _, trim, third = instance.rgb
+    texture = _texture(instance, place, side)
+    behind = image.copy()
+    mask = np.zeros((side, side), np.uint8)
+    ink = max(1, round(OUTLINE * side))
+
+    def put(fill: object_shapes.Fill, polygon: object_shapes.Polygon) -> None:
+        points = [place(polygon)]
+        stencil = np.zeros_like(mask)
+        cv2.fillPoly(stencil, points, 255, shift=_SHIFT)
+        inside = stencil > 0
+        if fill == "coat":
+            image[inside] = texture[inside]
+        elif fill == "hole":
+            image[inside] = behind[inside]
+        else:
+            image[inside] = trim if fill == "trim" else fill
+        mask[inside] = 0 if fill == "hole" else 255
+        cv2.polylines(image, points, True, object_shapes.INK, ink, shift=_SHIFT)
+        cv2.polylines(mask, points, True, 255, ink, shift=_SHIFT)
+
+    for fill, polygon in shape.parts:
+        put(fill, polygon)
+    for polygon in extras:
+        put(third, polygon)
+    return mask
+
+
+_SHIFT = 3
+"""cv2 takes fixed-point coordinates: sub-pixel bits."""
+
+
+def _placement(points: np.ndarray, pose: Pose, side: int):
+    """The map from the figure's frame to fixed-point pixels: its box centred on the pose."""
+    low, high = points.min(0), points.max(0)
+    scale = pose.size * side / float((high - low).max())
+    c, s = np.cos(pose.tilt), np.sin(pose.tilt)
+    turn = np.array([[c, s], [-s, c]]) * scale
+    if pose.flip:
+        turn = np.diag([-1.0, 1.0]) @ turn
+    centre = np.array([pose.x, pose.y]) * side
+
+    def place(polygon: np.ndarray) -> np.ndarray:
+        xy = (polygon - (low + high) / 2) @ turn + centre
+        return np.round(xy * (1 << _SHIFT)).astype(np.int32)
+
+    return place
+
+
+def _texture(instance: Instance, place, side: int) -> np.ndarray:
+    """The coat of the whole frame: colour with the pattern in the second colour, moving along."""
+    texture = np.empty((side, side, 3), np.uint8)
+    texture[:] = instance.rgb[0]
+    period = 0.34 + 0.16 * instance.frequency
+    shapes: list[np.ndarray] = []
+    if instance.pattern == "spots":
+        for row, y in enumerate(np.arange(-1.4, 1.4, period)):
+            start = -1.4 + period * (instance.phase + 0.5 * (row % 2))
+            shapes += [
+                object_shapes.ellipse(x, y, 0.3 * period, 0.3 * period, n=16) for x in np.arange(start, 1.4, period)
+            ]
+    elif instance.pattern == "stripes":
+        along = np.array([0.5, -0.866])
+        across = np.array([0.866, 0.5])
+        for t in np.arange(-2.2 + period * instance.phase, 2.2, period):
+            near, far = t * across, (t + period / 2) * across
+            shapes.append(np.stack([near - 3 * along, near + 3 * along, far + 3 * along, far - 3 * along]))
+    elif instance.pattern == "checks":
+        step = period / 1.6
+        for row, y in enumerate(np.arange(-1.6 + step * instance.phase, 1.6, step)):
+            start = -1.6 + step * (row % 2)
+            shapes += [object_shapes.box(x, y, x + step, y + step) for x in np.arange(start, 1.6, 2 * step)]
+    for shape in shapes:
+        cv2.fillConvexPoly(texture, place(shape), instance.rgb[1], shift=_SHIFT)
+    return texture

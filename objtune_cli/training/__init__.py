@@ -1,0 +1,1 @@
+"""`objtune train`: an embedding to an adapter."""

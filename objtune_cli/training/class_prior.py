@@ -1,0 +1,92 @@
+"""The class prior: what the frozen base draws and predicts for a class, computed once and kept.
+
+Training compares against these predictions (L_CC) instead of running the frozen base again.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from objtune_cli.config.sections import Prior
+from objtune_cli.models import finite_checks
+from objtune_cli.models.base_model import Stack
+from objtune_cli.models.prompts import PROMPT, with_article
+from objtune_cli.numerics.ddpm import step_generator
+
+SAMPLING_STEPS = 15
+FOCUS, SHARE = (0.4, 0.98), 0.6
+"""Noise levels at which the class is held: higher than those that learn the object, for there a class word becomes a shape."""
+
+
+def prompts(class_word: str, others: Sequence[str], around: str) -> list[str]:
+    """What the base is asked: the class, then nothing (guidance goes away from it), then other things (they stay what they are).
+
+    Source:
+        Holding more than the class prompt: Drift Correction, arXiv:2410.14159; these prompts are ours.
+    """
+    things = [PROMPT.format(with_article(word)) for word in (class_word, *(w for w in others if w != class_word))]
+    return [things[0], "", *things[1:]] if around == "wide" else things[:1]
+
+
+def compute(
+    stack: Stack,
+    class_word: str,
+    config: Prior,
+    guidance: float,
+    on_step: Callable[[int, int], None] = lambda done, total: None,
+    others: Sequence[str] = (),
+) -> dict[str, Tensor]:
+    """Class samples and the frozen base's predictions for fixed (z_t, t, prompt).
+
+    Args:
+        others: Words of other things that are to stay as they are.
+
+    Returns:
+        "latents" (N, C, h, w): the samples; "z_t", "pred" (M, C, h, w); "t" and "asked" (M,) int64, the latter
+        rows of "conditions" (P, L, d), the encoded `prompts`.
+
+    Raises:
+        NonFiniteError: The base gives NaN or infinite values.
+    """
+    texts = prompts(class_word, others, config.around)
+    latents = _samples(stack, texts[0], config, guidance, on_step)
+    g = step_generator(config.seed, 0)
+    rows = torch.arange(config.entries) % len(latents)
+    t = stack.family.timesteps(config.entries, stack.levels, g, FOCUS, SHARE)
+    noise = torch.randn((config.entries, *latents.shape[1:]), generator=g)
+    z_t, _ = stack.noised(latents[rows], noise, t)
+    with torch.no_grad():
+        conditions = torch.cat([stack.encode([text]) for text in texts])
+        asked = _asked(config.entries, len(latents), len(texts), g)
+        preds = [
+            stack.predict(z.to(stack.device), s, conditions[which.to(stack.device)]).float().cpu()
+            for z, s, which in zip(z_t.split(8), t.split(8), asked.split(8), strict=True)
+        ]
+    pred = finite_checks.checked("denoiser", stack.dtype, torch.cat(preds))
+    return {
+        "latents": latents,
+        "z_t": z_t,
+        "t": t,
+        "pred": pred,
+        "asked": asked,
+        "conditions": conditions.float().cpu(),
+    }
+
+
+def _asked(entries: int, samples: int, count: int, g: torch.Generator) -> Tensor:
+    """Which prompt each entry is asked with: the first in every other one, any of the rest between; each sample meets both in turns."""
+    i = torch.arange(entries)
+    rest = torch.randint(1, max(count, 2), (entries,), generator=g)
+    return torch.where(((i + i // samples * (1 - samples % 2)) % 2 == 0) | torch.tensor(count == 1), 0, rest)
+
+
+def _samples(stack: Stack, prompt: str, config: Prior, guidance: float, on_step: Callable[[int, int], None]) -> Tensor:
+    from objtune_cli.generation.sampling import sample
+
+    done = []
+    for start in range(0, config.samples, 4):
+        seeds = list(range(config.seed + start, config.seed + min(start + 4, config.samples)))
+        done.append(sample(stack, prompt, "", seeds, SAMPLING_STEPS, guidance))
+        on_step(start + len(seeds), config.samples)
+    return torch.cat(done)

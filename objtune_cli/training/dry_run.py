@@ -1,0 +1,117 @@
+"""`train --dry-run`: what a run will take, by taking steps of it on pictures of noise; nothing is written."""
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from objtune_cli.config.sections import Embed, Prior, Train
+from objtune_cli.training.stage import suited
+from objtune_cli.workflow.context import Context
+
+if TYPE_CHECKING:
+    import torch
+
+    from objtune_cli.models.base_model import Stack
+
+WARM, MEASURED = 1, 2
+"""Steps before and while it is measured."""
+
+
+def run(ctx: Context, config: Train, embedding: Embed, objects: int = 1) -> dict[str, Any]:
+    """Memory (MB) and time (s) of one step with these settings on this base and device, and what the whole comes to.
+
+    Memory is the largest of weights, placements and steps; the pictures at the end of a run are not in it.
+    """
+    from objtune_cli.models import memory_savings
+    from objtune_cli.runtime import memory
+    from objtune_cli.training import trainer as training
+
+    config = suited(config, ctx.base.training, objects)
+    ctx.check_stopped()
+    stack = ctx.stack(train=True)
+    kind = stack.device.type
+    memory_savings.lighten(stack, checkpointing=config.checkpointing == "on", quantised=config.quantised)
+    memory.forget_peak(kind)
+    priors = {"dog": prior(stack, ctx.settings.resolve(Prior).entries)} if config.class_weight else {}
+    trainer = training.Trainer(
+        stack,
+        subjects(stack, embedding, objects),
+        priors,
+        replace(config, average=0.0, stop="end", views=min(config.views, 4), known=4),
+    )
+    prepared = memory.peak(kind)
+    for _ in range(WARM):
+        trainer.advance()
+    memory.forget_peak(kind)
+    started = time.monotonic()
+    for i in range(MEASURED):
+        ctx.report.step("dry run", i + 1, MEASURED)
+        trainer.advance()
+    _settled(kind)
+    step = (time.monotonic() - started) / MEASURED
+    return {
+        "base": ctx.base.id, "device": str(stack.device), "precision": str(stack.dtype).removeprefix("torch."), "step_mb": round(memory.peak(kind)),
+        "preparing_mb": round(prepared), "room_mb": round(memory.room(kind)), "step_seconds": round(step, 4), "steps": config.steps,
+        "seconds": round(step * config.steps), "learned": sum(p.numel() for p in trainer.lora), "recomputed": bool(stack.unet.is_gradient_checkpointing),
+    }  # fmt: skip
+
+
+def advice(found: dict[str, Any], config: Train) -> str:
+    """Which settings take less, those that cost least first; empty where there is room."""
+    need = max(found["step_mb"], found["preparing_mb"])
+    if not found["room_mb"] or need < found["room_mb"]:
+        return ""
+    given = {
+        "--set train.checkpointing=on": config.checkpointing == "on" or found["recomputed"], "--set train.batch=1": config.batch == 1,
+        "--precision bf16": found["precision"] != "float32", "--set train.quantised=4bit": config.quantised != "none",
+        "--set train.optimizer=adamw8bit": config.optimizer == "adamw8bit",
+    }  # fmt: skip
+    return ", ".join(f"`{text}`" for text, set_already in given.items() if not set_already)
+
+
+def _settled(kind: str) -> None:
+    """Wait for a GPU's queue."""
+    if kind == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+
+
+def subjects(stack: "Stack", embedding: Embed, count: int) -> list[Any]:
+    """Objects in noise: a quarter of the picture each."""
+    import torch
+
+    from objtune_cli.models.placeholders import class_rows
+    from objtune_cli.training.subjects import Subject
+
+    g = torch.Generator().manual_seed(0)
+    side, noun = stack.size, class_rows(stack, "dog").cpu()
+    picture = torch.rand((3, side, side), generator=g) * 2 - 1
+    rows = torch.cat([noun[:1].repeat(embedding.vectors, 1), noun])
+    found = []
+    for i in range(count):
+        mask = torch.zeros(side, side)
+        mask[side // 4 : side // 4 * 3, side // 4 : side // 4 * 3] = 1
+        found.append(Subject(f"it{i}", "dog", rows, embedding.vectors, picture, picture.flip(-1), mask))
+    return found
+
+
+def prior(stack: "Stack", entries: int) -> dict[str, "torch.Tensor"]:
+    """A class prior of noise, of so many predictions of the frozen base."""
+    import torch
+
+    side = stack.size // stack.factor
+    drawn = torch.randn(
+        (3, entries, stack.unet.config.in_channels, side, side), generator=torch.Generator().manual_seed(0)
+    )
+    with torch.no_grad():
+        conditions = stack.encode(["a photo of a dog"]).float().cpu()
+    t = torch.linspace(100, 900, entries).long()
+    return {
+        "latents": drawn[0],
+        "z_t": drawn[1],
+        "pred": drawn[2],
+        "t": t,
+        "asked": torch.zeros(entries, dtype=torch.int64),
+        "conditions": conditions,
+    }

@@ -1,0 +1,90 @@
+"""What a run learns from: embeddings, masks and the photo of the store as tensors. Knows nothing of steps."""
+
+from typing import TYPE_CHECKING, Any
+
+from objtune_cli.embedding import stage as embed
+from objtune_cli.errors import IncompatibleError, UsageError
+from objtune_cli.store import artifacts
+from objtune_cli.store.artifacts import Record
+from objtune_cli.store.refs import Ref, parse, resolve
+from objtune_cli.workflow.context import Context
+
+if TYPE_CHECKING:
+    from objtune_cli.training.subjects import Subject
+
+
+def of(ctx: Context, starts: list[Record]) -> "list[Subject]":
+    """The objects that start from embeddings of one photo.
+
+    Raises:
+        UsageError: They are not of one photo.
+    """
+    sizes = {artifacts.load(ctx.root, _mask_of(ctx, s))[1]["mask"].shape for s in starts}
+    if len(sizes) > 1 or len({_photo(ctx, s) for s in starts}) > 1:
+        raise UsageError(
+            "the objects are not of one photo", "train them one by one and bring them together with `objtune compose`"
+        )
+    away = hidden(ctx, starts)
+    return [subject(ctx, start, away) for start in starts]
+
+
+def _photo(ctx: Context, embedding: Record) -> str:
+    mask = _mask_of(ctx, embedding)
+    return artifacts.read_record(ctx.root, mask).inputs["photo"]["sha256"]
+
+
+def _mask_of(ctx: Context, embedding: Record) -> Ref:
+    if "mask" not in embedding.inputs:
+        raise IncompatibleError(f"{embedding.ref} was not made from a mask", "train from the mask")
+    return resolve(ctx.root, parse(embedding.inputs["mask"]["ref"]))
+
+
+def hidden(ctx: Context, starts: list[Record]) -> Any:
+    """Where any of the objects is in their photo, a little wider, (H, W) of 0 and 1: none of them may stand behind another that is placed anew."""
+    import cv2
+    import numpy as np
+
+    masks = [artifacts.load(ctx.root, _mask_of(ctx, s), s.inputs["mask"]["sha256"])[1]["mask"] > 8 for s in starts]
+    width = max(3, round(max(masks[0].shape) / 40))
+    return np.maximum.reduce([cv2.dilate(m.astype(np.uint8), np.ones((width, width), np.uint8)) for m in masks])
+
+
+def subject(ctx: Context, start: Record, away: Any) -> "Subject":
+    """Photo, ground, mask and token of one embedding."""
+    import torch
+
+    from objtune_cli.models import placeholders
+    from objtune_cli.training.subjects import Subject
+
+    _, rows = artifacts.load(ctx.root, start.ref)
+    _, tensors = artifacts.load(ctx.root, _mask_of(ctx, start), start.inputs["mask"]["sha256"])
+    picture, mask = embed.photo_tensors(tensors)
+    ground = _without(tensors["rgb"], away)
+    name, word = next(iter(start.objects.items()))
+    return Subject(
+        name=name,
+        class_word=word,
+        rows=placeholders.read(rows, placeholders.STARTED),
+        learned=int(start.metrics["learned"]),
+        picture=picture * 2 - 1,
+        ground=torch.from_numpy(ground.copy()).permute(2, 0, 1).float() / 127.5 - 1,
+        mask=mask,
+    )
+
+
+def _without(rgb: Any, away: Any) -> Any:
+    """The photo with the hidden part filled in from around it, at a size where that is quick."""
+    import cv2
+
+    height, width = away.shape
+    scale = min(1.0, 256 / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = cv2.inpaint(
+        cv2.resize(rgb, size, interpolation=cv2.INTER_AREA),
+        cv2.resize(away, size, interpolation=cv2.INTER_NEAREST),
+        5,
+        cv2.INPAINT_TELEA,
+    )
+    filled = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
+    filled[away == 0] = rgb[away == 0]
+    return filled

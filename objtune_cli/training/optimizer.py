@@ -1,0 +1,45 @@
+"""The optimizer of training, and its state as tensors that a later process goes on from."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from objtune_cli.models.memory_savings import bitsandbytes
+
+MOMENTS = {"m": "exp_avg", "v": "exp_avg_sq"}
+
+
+def optimizer(name: str, groups: list[dict[str, Any]], beta2: float) -> Any:
+    """AdamW: PyTorch's, or with both moments in 8 bits, in blocks of 256 ("adamw8bit", arXiv:2110.02861).
+
+    Raises:
+        ResourceError: bitsandbytes is not installed.
+    """
+    if name == "adamw8bit":
+        return bitsandbytes("train.optimizer=adamw8bit").optim.AdamW8bit(groups, betas=(0.9, beta2))
+    return torch.optim.AdamW(groups, betas=(0.9, beta2), fused=True)
+
+
+def saved(slots: Mapping[str, Any], stem: str) -> dict[str, Tensor]:
+    """What an optimizer remembers of one parameter, below `stem`; nothing of one that has taken no step."""
+    if not slots:
+        return {}
+    taken = {f"{stem}.n": torch.tensor([int(slots["step"])])}  # less than the run's where it rested
+    if "exp_avg" in slots:
+        return taken | {f"{stem}.{short}": slots[long].cpu() for short, long in MOMENTS.items()}
+    return taken | {f"{stem}.slot.{key}": value.cpu() for key, value in slots.items() if isinstance(value, Tensor)}
+
+
+def restored(kept: Mapping[str, Tensor], stem: str, device: torch.device) -> dict[str, Any]:
+    """The undoing of `saved`; empty where nothing was."""
+    if f"{stem}.n" not in kept:
+        return {}
+    if f"{stem}.m" in kept:
+        step = torch.tensor(float(kept[f"{stem}.n"]), device=device)  # where the fused kernel reads it
+        return {"step": step, **{long: kept[f"{stem}.{short}"].to(device) for short, long in MOMENTS.items()}}
+    start = f"{stem}.slot."
+    return {"step": int(kept[f"{stem}.n"])} | {
+        key.removeprefix(start): value.to(device) for key, value in kept.items() if key.startswith(start)
+    }

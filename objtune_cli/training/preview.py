@@ -1,0 +1,53 @@
+"""The sheet that `train` leaves beside an adapter: what a person looks at first."""
+
+from pathlib import Path
+
+from objtune_cli.images import png
+from objtune_cli.store import artifacts
+from objtune_cli.store.artifacts import Record
+from objtune_cli.training import load_subjects
+from objtune_cli.workflow import trained_objects
+from objtune_cli.workflow.context import Context, keep_picture
+
+PLACES = ("on the beach", "in the snow", "at night", "in the desert")
+
+
+def draw(ctx: Context, record: Record, starts: list[Record]) -> Path:
+    """Photo, the objects in scenes they were not in, and their class as the base still draws it."""
+    import torch
+
+    from objtune_cli.generation import sampling
+    from objtune_cli.lora import layers
+    from objtune_cli.models.base_model import at_once
+    from objtune_cli.numerics import augmentation
+
+    found = [
+        trained_objects.Named(name, record, artifacts.sha256(record.ref.path(ctx.root))) for name in record.objects
+    ]
+    weights = {item.name: trained_objects.tensors(ctx, item) for item in found}
+    stack = ctx.stack()
+    words = trained_objects.add_words(stack, found, weights)
+    layers.load(stack, weights[found[0].name])
+    subject = load_subjects.subject(ctx, starts[-1], load_subjects.hidden(ctx, starts[-1:]))
+    photo, _ = augmentation.views(
+        subject.picture, subject.mask, subject.ground, 1, stack.size, torch.Generator().manual_seed(0)
+    )
+    named = " and ".join(f"<{item.name}>" for item in found)
+    plain = " and ".join(f"a {word}" for word in record.objects.values())
+    prompts = [words.expand(f"a photo of {named} {place}") for place in PLACES] + [f"a photo of {plain} {PLACES[0]}"]
+    shown, step, size = [photo], ctx.progress("preview"), at_once(stack.size, stack.size)
+    for at in range(0, len(prompts), size):
+        part = prompts[at : at + size]
+        latents = sampling.sample(
+            stack, part, "", list(range(at, at + len(part))), **ctx.base.drawn(), **ctx.base.of_objects()
+        )
+        shown.append(stack.to_picture(latents).cpu())
+        step(at + len(part), len(prompts))
+    rgb = sampling.to_uint8(torch.cat(shown)).numpy()
+    flat = sum(png.is_one_colour(picture) for picture in rgb[1:])
+    if flat:
+        ctx.report.note(
+            f"{flat} of {len(prompts)} preview pictures are of one colour: another `--base`, or its VAE, may be at fault"
+        )
+    scale = max(1, 192 // rgb.shape[1])
+    return keep_picture(ctx.root, record.ref, "preview.png", png.png(png.grid(rgb, 3, scale=scale)))

@@ -1,0 +1,167 @@
+"""How a run is getting on, without a second photo: a few cheap pictures, seen by the base's own CLIP.
+
+Knows no world and no evaluator: what is here works on any base whose CLIP has an image tower. All formulas are ours.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from objtune_cli.composition.presence import ROOM, framed
+from objtune_cli.generation.sampling import sample
+from objtune_cli.models.base_model import Stack
+from objtune_cli.models.clip import MEAN, Towers
+from objtune_cli.models.placeholders import Placeholders
+from objtune_cli.models.prompts import with_article
+from objtune_cli.numerics import augmentation
+from objtune_cli.numerics.masks import bounding_box, crop
+from objtune_cli.training.subjects import Subject
+
+SCENES = ("on the beach", "in the snow", "at night", "in the desert")
+"""Where the object is asked for; the photo was taken in one of them at most."""
+MIDDLE = (0.15, 0.2, 0.85, 0.9)
+"""Where the class's own pictures have their object."""
+STEPS = 12
+"""Sampling steps of a judged picture: fewer than of one that is shown."""
+FIRST_SEED = 900
+PLACEMENTS = 8
+APART = 0.05
+"""Least difference of cosines between object and class that a score is divided by: nearer together they cannot be told apart."""
+COARSE = 16
+"""Side at which a picture is compared with the photo: layout and colours, no texture."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is fixed about one object.
+
+    Attributes:
+        own: Unit vector that the object is known by (d,). one, zero: mean cosine to it of the photo's own object placed anew,
+            and of the class in the judged scenes, both seen where an object stands. photo: the photo cut around the object, coarse (k,), of unit length. seen: mean correlation of the
+            class pictures with it. follows: share of the class pictures that are where they were asked to be.
+    """
+
+    own: Tensor
+    one: float
+    zero: float
+    photo: Tensor
+    seen: float
+    follows: float
+
+
+class Judge:
+    """Scores of trained objects; made before anything is learned, for the class pictures are the frozen base's."""
+
+    def __init__(
+        self,
+        stack: Stack,
+        towers: Towers,
+        subjects: Sequence[Subject],
+        drawn: Mapping[str, Any],
+        on_step: Callable[[int, int], None] = lambda done, total: None,
+        of_objects: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        """`drawn`: guidance and its noise level, as `sampling.sample` takes them; `of_objects`: what is drawn of objects alone takes too. `on_step`: called at every sampling step."""
+        self.stack, self.towers, self.subjects = stack, towers, list(subjects)
+        self.drawn, self.of_objects = {**drawn, "steps": STEPS, "on_step": on_step}, of_objects
+        self.seeds = [FIRST_SEED + i for i in range(len(SCENES))]
+        words = {s.class_word for s in subjects}
+        self.plain = {word: self._class(word) for word in sorted(words)}
+        self.known = [self._known(s) for s in subjects]
+
+    def scores(self, words: Placeholders, names: Sequence[str] = ()) -> dict[str, float]:
+        """Means over the objects, or the named ones, each from one picture a scene.
+
+        Returns:
+            identity: 0 as the class, 1 as the photo's own object. prompt: share of pictures in the asked scene, over the
+            class's own. copy: 0 as like the whole photo as the class's pictures, 1 the photo.
+        """
+        each = [self._scores(s, k, self._pictures([words.expand(f"a photo of <{s.name}> {scene}") for scene in SCENES], **self.of_objects))
+                for s, k in self._asked(names)]  # fmt: skip
+        return {name: sum(e[name] for e in each) / len(each) for name in each[0]}
+
+    def drift(self, names: Sequence[str] = ()) -> float:
+        """How far the class came towards the object: 0 as before, 1 it is the object; the mean over the objects, or the named ones."""
+        asked = self._asked(names)
+        after = {word: self._class(word) for word in sorted({s.class_word for s, _ in asked})}
+        moved = [float((self._middles(after[s.class_word]) @ k.own).mean()) - k.zero for s, k in asked]
+        return sum(m / max(k.one - k.zero, APART) for m, (_, k) in zip(moved, asked, strict=True)) / len(moved)
+
+    def _asked(self, names: Sequence[str]) -> list[tuple[Subject, Known]]:
+        return [(s, k) for s, k in zip(self.subjects, self.known, strict=True) if not names or s.name in names]
+
+    def _known(self, subject: Subject) -> Known:
+        picture = (subject.picture + 1) / 2
+        own = known_by(self.towers, picture, subject.mask)
+        g = torch.Generator().manual_seed(0)
+        placed, _ = augmentation.views(subject.picture, subject.mask, subject.ground, PLACEMENTS, self.stack.size, g)
+        plain = self.plain[subject.class_word]
+        photo = coarse(placed[:1])[0]
+        return Known(
+            own=own,
+            one=float((self._middles(placed) @ own).mean()),
+            zero=float((self._middles(plain) @ own).mean()),
+            photo=photo,
+            seen=float((coarse(plain) @ photo).mean()),
+            follows=self._follows(subject.class_word, plain),
+        )
+
+    def _scores(self, subject: Subject, known: Known, shown: Tensor) -> dict[str, float]:
+        likeness = float((self._middles(shown) @ known.own).mean())
+        return {
+            "identity": (likeness - known.zero) / max(known.one - known.zero, APART),
+            "prompt": self._follows(subject.class_word, shown) / max(known.follows, 1 / len(SCENES)),
+            "copy": (float((coarse(shown) @ known.photo).mean()) - known.seen) / max(1 - known.seen, 1e-3),
+        }
+
+    def _follows(self, class_word: str, shown: Tensor) -> float:
+        """Share of pictures whose scene is the nearest of all scenes, in the class's words."""
+        with torch.no_grad():
+            told = self.towers.texts(self.stack, [self._plain_words(class_word, scene) for scene in SCENES])
+        nearest = (self._vectors(shown) @ told.T).argmax(dim=1)
+        return float((nearest.cpu() == torch.arange(len(SCENES))).float().mean())
+
+    def _class(self, word: str) -> Tensor:
+        return self._pictures([self._plain_words(word, scene) for scene in SCENES])
+
+    def _plain_words(self, word: str, scene: str) -> str:
+        return f"a photo of {with_article(word)} {scene}"
+
+    def _pictures(self, prompts: list[str], **more: Any) -> Tensor:
+        """(N, 3, H, W) in [-1, 1], always from the same noise; nobody looks at them while they are drawn."""
+        self.towers.rest()
+        return self.stack.to_picture(sample(self.stack, prompts, "", self.seeds, **self.drawn, **more))
+
+    def _vectors(self, pictures: Tensor) -> Tensor:
+        return self.towers.pictures((pictures + 1) / 2)
+
+    def _middles(self, pictures: Tensor) -> Tensor:
+        """Unit vectors of where an object stands in a picture of it alone: less of the scene is in them."""
+        return self.towers.pictures(framed((pictures + 1) / 2, MIDDLE, self.towers.size))
+
+
+def known_by(towers: Towers, picture: Tensor, mask: Tensor) -> Tensor:
+    """The unit vector (d,) of an object: the mean over its close-up and its cut-out, both also mirrored.
+
+    Args:
+        picture: (3, H, W) in [0, 1]. mask: coverage (H, W).
+    """
+    alone = crop(picture, mask, picture.new_tensor(MEAN), towers.size)
+    views = torch.stack([close_up(picture, mask, towers.size)[0], alone])
+    return F.normalize(towers.pictures(torch.cat([views, views.flip(-1)])).mean(0), dim=0)
+
+
+def close_up(picture: Tensor, mask: Tensor, side: int) -> Tensor:
+    """The photo around its object, (1, 3, side, side)."""
+    return framed(picture[None], bounding_box(mask, 0.3 * float(mask.max())), side, ROOM)
+
+
+def coarse(pictures: Tensor) -> Tensor:
+    """Pictures (N, 3, H, W) as vectors (N, k) of unit length whose product is the correlation of layout and colours."""
+    small = F.adaptive_avg_pool2d(pictures.float().cpu(), COARSE).flatten(1)
+    return F.normalize(small - small.mean(dim=1, keepdim=True), dim=1)

@@ -1,0 +1,365 @@
+"""`train`: embeddings of one photo's objects to one adapter; runs the missing stages itself."""
+
+import contextlib
+import hashlib
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from objtune_cli.config.sections import MAX_RATE, Embed, Prior, Train, identifying
+from objtune_cli.embedding import stage as embed
+from objtune_cli.errors import InputError, NonFiniteError, Stopped, UsageError
+from objtune_cli.models import registry
+from objtune_cli.store import artifacts
+from objtune_cli.store.artifacts import Record
+from objtune_cli.store.checkpoints import RunState
+from objtune_cli.store.disk_reservation import SLACK, Room
+from objtune_cli.store.refs import Ref
+from objtune_cli.training import class_prior_stage as prior_stage
+from objtune_cli.training import load_subjects as subjects
+from objtune_cli.training import preview as preview_stage
+from objtune_cli.training import unfinished_runs
+from objtune_cli.workflow import class_words
+from objtune_cli.workflow.context import Context, Done
+
+if TYPE_CHECKING:
+    from objtune_cli.models.base_model import Stack
+    from objtune_cli.runtime.distributed import Team
+    from objtune_cli.training.self_evaluation import Judge
+    from objtune_cli.training.subjects import Subject
+    from objtune_cli.training.trainer import Trainer
+
+SAVE_EVERY = 30.0
+"""Seconds between saved states; a signal saves at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One adapter to be: its record, the embeddings that it starts from, the priors of its classes."""
+
+    record: Record
+    starts: list[Record]
+    priors: dict[str, Ref]
+
+
+def run(
+    ctx: Context, sources: list[Ref], config: Train, embedding: Embed, prior: Prior, *, preview: bool = True
+) -> Done:
+    """Train one adapter for all objects that `sources` (masks or embeddings) name.
+
+    Raises:
+        UsageError: Objects of different photos. GateError: training diverged.
+        Stopped: A signal came; the state is saved.
+    """
+    config = checked(ctx, config, len(sources))
+    work = described(ctx, sources, config, embedding, prior)
+    done = ctx.reuse(work.record, computed=True)
+    if done is None and leads(ctx.team()):
+        unfinished_runs.announce(ctx, work.record)
+    return shown(ctx, done or alone(ctx, work, config), work, preview=preview)
+
+
+def checked(ctx: Context, config: Train, objects: int = 1) -> Train:
+    """The settings with what suits the base and the number of objects.
+
+    Raises:
+        UsageError: There would be steps in which nothing learns, or a rate is too large for an optimizer.
+    """
+    config = suited(config, ctx.base.training, objects)
+    alone, first = config.modules == "none", config.token_first
+    if (config.token == "fixed" and (alone or first)) or (alone and 0 < first < config.steps):
+        raise UsageError(
+            "there would be steps in which nothing learns", "set train.modules, train.token or train.token_first"
+        )
+    for name in ("lr", "token_lr"):
+        if getattr(config, name) > MAX_RATE:
+            raise UsageError(
+                f"train.{name} is {getattr(config, name):g}", f"from 0 to {MAX_RATE:g}; 0 is what suits the base"
+            )
+    if ctx.team() and config.attention_weight:
+        raise UsageError(
+            "attention maps are of all rows, and each process has its own",
+            "train in one process, or set train.attention_weight=0 and train.joint_attention=0",
+        )
+    return config
+
+
+def described(ctx: Context, sources: list[Ref], config: Train, embedding: Embed, prior: Prior) -> Work:
+    """What is to be made of the sources, the stages before it done."""
+    given = [artifacts.read_record(ctx.root, ref) for ref in sources]
+    for record in given:
+        ctx.check_base(record)
+    if len({name for record in given for name in record.objects}) < len(given):
+        raise UsageError("an object is named twice", "give each embedding once")
+    words = sorted({word for record in given for word in record.objects.values()}) if config.class_weight else []
+    missing = [word for word in words if not prior_stage.made(ctx, word, prior)]
+    records: list[Record] = []
+    work: list[Callable[[], Any]] = [
+        lambda: records.extend(started(ctx, sources, embedding)),
+        lambda: _priors(ctx, missing, prior),
+    ]
+    ctx.side_by_side(work if missing else work[:1])
+    made = _priors(ctx, words, prior)
+    named = {name: word for record in records for name, word in record.objects.items()}
+    inputs = {f"embedding.{r.name}": ctx.input(r.ref) for r in records}
+    for ref in made.values():
+        role = f"prior.{ref.name}"  # two classes may have one name: Café and cafe
+        inputs[f"{role}.{len(inputs)}" if role in inputs else role] = ctx.input(ref)
+    name = "-".join(named)[:64].rstrip("-.")
+    return Work(Record("adapter", name, named, inputs, identifying(config), ctx.base.record()), records, made)
+
+
+def _priors(ctx: Context, words: list[str], prior: Prior) -> dict[str, Ref]:
+    """The priors of classes, by class word."""
+    with ctx.first():
+        return {word: prior_stage.run(ctx, word, prior).ref for word in words}
+
+
+def started(ctx: Context, sources: list[Ref], embedding: Embed) -> list[Record]:
+    """The embeddings of masks and embeddings of one photo.
+
+    Raises:
+        IncompatibleError: One was made on another base.
+    """
+    with ctx.first():
+        refs = [embed.run(ctx.unforced(), s, embedding).ref if s.kind == "mask" else s for s in sources]
+    records = [artifacts.read_record(ctx.root, ref) for ref in refs]
+    for record in records:
+        ctx.check_base(record)
+    return records
+
+
+def shown(ctx: Context, done: Done, work: Work, *, preview: bool) -> Done:
+    """The result with its sheet of samples, if one is wanted."""
+    if preview and not done.images and leads(ctx.team()):
+        try:
+            done.images = [preview_stage.draw(ctx, artifacts.read_record(ctx.root, done.ref), work.starts)]
+        except InputError as error:  # its sentences are longer than those of training
+            ctx.report.note(f"no preview: {error.message}")
+        except NonFiniteError as failed:  # the adapter is there, and its weights are finite
+            ctx.report.note(f"no preview: {failed.message}; {failed.hint}")
+    return done
+
+
+def suited(config: Train, own: Mapping[str, Any], objects: int = 1) -> Train:
+    """What is left to the base (0 and "auto") filled in from what suits it; several objects of one photo learn where their words look, and each has one's steps (ours)."""
+    given = {name: getattr(config, name) for name in registry.TRAINING}
+    filled = {
+        name: {**registry.TRAINING, **own}[name] if value in (0, "auto") else value for name, value in given.items()
+    }
+    if not config.steps:
+        filled["steps"] *= objects
+    filled["attention_weight"] = config.attention_weight or (config.joint_attention if objects > 1 else 0.0)
+    filled["joint_attention"] = 0.0
+    filled["singles"] = config.singles if objects > 1 else 0.0
+    stop = config.stop if config.stop != "auto" else "end" if config.steps else "good"
+    return replace(config, stop=stop, **filled)
+
+
+def alone(ctx: Context, work: Work, config: Train) -> Done:
+    """One adapter by a run of its own."""
+    from objtune_cli.training import trainer as training
+
+    learning = subjects.of(ctx, work.starts)
+    stack = opened(ctx, config)
+    class_words.check_length(stack, [s.class_word for s in learning], sum(s.learned for s in learning))
+    state = RunState(ctx.project, state_key(run_key(work, stack)))
+    team = stack.team
+    with contextlib.ExitStack() as held:
+        if leads(team):
+            held.enter_context(state.locked())
+        room = held.enter_context(Room(ctx.project))
+        done = ctx.reuse(work.record, computed=True)  # another process may have finished it since we looked
+        if done:
+            return done
+        if leads(team) and not state.file.exists():
+            unfinished_runs.announce_key(ctx, work.record, state.key, computed(stack))
+        ctx.report.note("drawing placements of the object")
+        judge = judge_of(ctx, stack, learning) if config.scores == "shown" and leads(team) else None
+        if judge is not None and config.idle == "leaves":
+            judge.towers.rest()
+        trainer = training.Trainer(stack, learning, priors_of(ctx, work), config)
+        kept = state.load()
+        if kept is None and state.file.exists():
+            ctx.report.note(f"the saved state {state.file} is damaged: the run begins anew")
+        if kept is not None:
+            import torch
+
+            trainer.restore({k: torch.from_numpy(v) for k, v in kept.items()})
+            ctx.report.note(f"goes on at step {trainer.step} of {trainer.total}")
+        if leads(team):  # what is written, the first process writes
+            room.hold(_most(trainer) * (2 if kept is None else 1))
+        _loop(ctx, work, trainer, state, room)
+        if team is not None and not team.leads:
+            team.together()
+            return Done(ctx.find(work.record, computed=True) or work.record.ref, True)
+        room.free()
+        done = published(ctx, work, trainer, judge)
+        state.discard()
+        if team is not None:
+            team.together()
+    return done
+
+
+def leads(team: "Team | None") -> bool:
+    """Whether this process is the one, or the first of several."""
+    return team is None or team.leads
+
+
+def opened(ctx: Context, config: Train) -> "Stack":
+    """The base, ready to be trained in as little memory as the settings ask for."""
+    from objtune_cli.models import memory_savings
+
+    stack = ctx.stack(train=True)
+    memory_savings.lighten(stack, checkpointing=config.checkpointing == "on", quantised=config.quantised)
+    return stack
+
+
+def run_key(work: Work, stack: "Stack") -> str:
+    """What steps depend on, to the bit: a state of another key is no state of this run."""
+    return f"{work.record.identity()}/{computed(stack)}"
+
+
+def computed(stack: "Stack") -> str:
+    """Device, number formats, threads and version of torch: what last digits of sums depend on."""
+    import torch
+
+    formats = f"{stack.device.type}/{stack.dtype}/{next(stack.unet.parameters()).dtype}"
+    return f"{formats}/{torch.get_num_threads()}/{torch.__version__}"
+
+
+def state_key(text: str) -> str:
+    """A run's key as its state has it."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def priors_of(ctx: Context, work: Work) -> dict[str, Any]:
+    """The tensors of the classes' priors, by class word."""
+    import torch
+
+    return {
+        word: {k: torch.from_numpy(v.copy()) for k, v in artifacts.load(ctx.root, ref)[1].items()}
+        for word, ref in work.priors.items()
+    }
+
+
+def published(ctx: Context, work: Work, trainer: "Trainer", judge: "Judge | None") -> Done:
+    """The adapter of a trainer that has taken its steps.
+
+    Raises:
+        GateError: A weight is not finite.
+    """
+    import torch
+
+    from objtune_cli.lora import layers
+    from objtune_cli.models import placeholders
+
+    tensors: dict[str, Any] = layers.tensors(trainer.stack, trainer.name)
+    for name, rows in trainer.tokens().items():
+        tensors |= placeholders.stored(rows, trainer.stack.widths, placeholders.learned_names(name))
+    metrics = {k: round(v, 6) for k, v in trainer.mean.items()} | {"steps": trainer.step}
+    if not all(bool(torch.isfinite(v).all()) for v in tensors.values()):
+        raise trainer.describe_failure("a weight is not finite")
+    if judge is not None:
+        layers.activate(trainer.stack, [trainer.name] if trainer.lora else [])
+        metrics |= _scores(ctx, trainer, judge)
+    ref = artifacts.publish(ctx.root, replace(work.record, metrics=metrics, tools=ctx.tools(trainer.stack)), tensors)
+    return Done(ref, False, [], metrics)
+
+
+def judge_of(ctx: Context, stack: "Stack", subjects: list["Subject"]) -> "Judge | None":
+    """Who looks at the run's own pictures; nobody where the base has no image tower."""
+    from objtune_cli.models import clip
+    from objtune_cli.training.self_evaluation import Judge
+
+    if ctx.base.image_tower is None:
+        return None
+    begun = {
+        "object_below": ctx.base.object_below()
+    }  # as the pictures that come later; the words around the object would cost two rows a picture
+    return Judge(
+        stack,
+        clip.load(ctx.base.image_tower, stack),
+        subjects,
+        ctx.base.drawn(),
+        lambda done, total: ctx.check_stopped(),
+        begun,
+    )
+
+
+COPIED, DRIFTED, UNLIKE, LOST = 0.4, 0.25, 0.4, 0.7
+"""Scores from which a person should know: copy and drift above, identity and prompt below."""
+
+
+def _scores(ctx: Context, trainer: "Trainer", judge: "Judge") -> dict[str, float]:
+    """The scores, said in words too, with what to change where one is bad; none where a picture is not finite."""
+    names = list(trainer.learned)
+    among = f"{' '.join(names)}: " if trainer.name != "default" else ""  # others stand beside it
+
+    def note(text: str) -> None:
+        ctx.report.note(among + text)
+
+    try:
+        found = {
+            k: round(v, 4) for k, v in (judge.scores(trainer.said(), names) | {"drift": judge.drift(names)}).items()
+        }
+    except InputError as error:  # the object learned in shorter sentences than those that it is measured in
+        note(f"no scores: {error.message}")
+        return {}
+    except NonFiniteError as failed:  # what was learned is finite, and may draw in another format
+        note(f"no scores: {failed.message}; {failed.hint}")
+        return {}
+    if not all(math.isfinite(v) for v in found.values()):
+        note("no scores: they are not finite")
+        return {}
+    note(
+        "  ".join(f"{name} {found[name]:.2f}" for name in ("identity", "prompt", "drift", "copy"))
+        + f"  ({trainer.step} steps)"
+    )
+    if found["copy"] > COPIED:
+        note(
+            "the pictures copy the photo: fewer steps (`--steps`), a lower rate (`--set train.lr=…`), or a tighter mask"
+        )
+    if found["drift"] > DRIFTED:
+        note("the class itself came to look like the object: hold it more, `--set train.class_weight=6`")
+    if found["identity"] < UNLIKE:
+        note("the object is not well learned: more steps (`--steps`), or a larger and sharper photo of it")
+    if found["prompt"] < LOST:
+        note(
+            "scenes are not followed as the class alone follows them: fewer steps, or `--set train.background_weight=2`"
+        )
+    return found
+
+
+def _most(trainer: "Trainer") -> int:
+    """Bytes of the largest file that is yet to be written: a state, which is three times the adapter. While one is replaced there are two."""
+    return trainer.size() + SLACK
+
+
+def _loop(ctx: Context, work: Work, trainer: "Trainer", state: RunState, room: Room) -> None:
+    """Take the remaining steps, saving from time to time and when a signal comes."""
+    from objtune_cli.training import trainer as training
+
+    saved, team = time.monotonic(), trainer.stack.team
+
+    def on_step(step: int) -> None:
+        nonlocal saved
+        loss = sum(trainer.weights[name] * value for name, value in trainer.mean.items())
+        ctx.report.step("train", step, trainer.total, loss=loss, **trainer.mean)
+        signum = team.most(ctx.stopped()) if team is not None else ctx.stopped()
+        due = (
+            signum or trainer.finished or time.monotonic() - saved > SAVE_EVERY
+        )  # what comes after the last step may be stopped too
+        if leads(team) and due:
+            with room.lent(_most(trainer)):
+                state.about = unfinished_runs.about([(work.record, trainer)], computed(trainer.stack))
+                state.save(trainer.state())
+            saved = time.monotonic()
+        if signum:
+            raise Stopped(
+                signum, f"stopped at step {step} of {trainer.total}, state saved", "the same command goes on from there"
+            )
+
+    training.run(trainer, on_step)

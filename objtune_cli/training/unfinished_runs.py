@@ -1,0 +1,119 @@
+"""Earlier runs of an object, unfinished or finished: what a command says of those that it does not go on with."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from objtune_cli.config.sections import Train
+from objtune_cli.store import artifacts, refs, safetensors_format
+from objtune_cli.store.artifacts import Record
+from objtune_cli.store.checkpoints import Unfinished, unfinished
+from objtune_cli.store.project import Project
+from objtune_cli.store.refs import Ref
+from objtune_cli.workflow.context import Context
+
+if TYPE_CHECKING:
+    from objtune_cli.training.trainer import Trainer
+
+MOST = 4
+"""Differences that one line names."""
+
+
+def about(runs: "Iterable[tuple[Record, Trainer]]", computed: str) -> dict[str, Any]:
+    """What a state's header says of its runs, so that another command can tell how its own differs."""
+    found = [(record, trainer.step, trainer.total) for record, trainer in runs]
+    told: dict[str, Any] = {r.name: {"step": step, "total": total, "inputs": _digest(r)} for r, step, total in found}
+    record = found[0][0] if found else None
+    return {
+        "runs": told,
+        "config": record.config if record else {},
+        "base": record.base if record else {},
+        "computed": computed,
+    }
+
+
+def announce(ctx: Context, record: Record) -> None:
+    """Say, before a base is opened, what becomes of earlier runs of this object: one with other settings, or of something else, begins anew."""
+    for state in unfinished(ctx.project):
+        if why := _difference(state, record):
+            _say(ctx, state, record, why)
+    versions = refs.versions(ctx.root, record.kind, record.name)
+    if versions and not ctx.force:
+        newest = artifacts.read_record(ctx.root, Ref(record.kind, record.name, versions[-1]))
+        changed = changes(newest.config, record.config)
+        if changed and (newest.inputs, newest.base) == (record.inputs, record.base):
+            steps = f" of {newest.metrics['steps']} steps" if "steps" in newest.metrics else ""
+            ctx.report.note(
+                f"{newest.ref}{steps} has other settings ({changed}); this run begins anew and makes another version"
+            )
+
+
+def announce_key(ctx: Context, record: Record, key: str, computed: str) -> None:
+    """Say that a run of the same settings and inputs begins anew all the same: its steps would have other last digits.
+
+    Args:
+        key: Of the run's own state. computed: how its steps are computed, as in `about`.
+    """
+    for state in unfinished(ctx.project):
+        if record.name not in state.runs or state.key == key or _difference(state, record):
+            continue
+        other = f"another device, number format or number of threads begins anew ({state.computed}, now {computed})"
+        _say(
+            ctx,
+            state,
+            record,
+            other if state.computed != computed else "photos that are learned side by side, and one alone, begin anew",
+        )
+
+
+def _say(ctx: Context, state: Unfinished, record: Record, why: str) -> None:
+    run = state.runs[record.name]
+    ctx.note_once(
+        f"{record.kind}/{record.name}: a run of {run['total']} steps is unfinished at {run['step']}; {why}; the command that began it still goes on with it"
+    )
+
+
+def list_all(project: Project) -> list[dict[str, Any]]:
+    """Every unfinished run, for programs: adapter, step, total, and the state's file below the project."""
+    return [
+        {
+            "adapter": name,
+            "step": run["step"],
+            "total": run["total"],
+            "file": state.file.relative_to(project.folder).as_posix(),
+        }
+        for state in unfinished(project)
+        for name, run in state.runs.items()
+    ]
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The settings of training that differ: "steps 160, now 200"; a setting that a record lacks is at its value of before it was added."""
+    found = []
+    for each in fields(Train):
+        before, now = (config.get(each.name, each.metadata["before"]) for config in (old, new))
+        if before != now:
+            found.append(f"{each.name} {before}, now {now}")
+    more = [f"{len(found) - MOST} more"] if len(found) > MOST else []
+    return "; ".join(found[:MOST] + more)
+
+
+def _difference(state: Unfinished, record: Record) -> str:
+    """What a state of this object was begun with that is another now; nothing where it is the same work, or of another object."""
+    if record.name not in state.runs:
+        return ""
+    if state.base.get("fingerprint") != record.base.get("fingerprint"):
+        return f"another base begins anew ({state.base.get('id', 'unknown')}, now {record.base.get('id', 'unknown')})"
+    if changed := changes(state.config, record.config):
+        return f"other settings begin anew ({changed})"
+    return (
+        "another photo, mask, embedding or prior begins anew"
+        if state.runs[record.name]["inputs"] != _digest(record)
+        else ""
+    )
+
+
+def _digest(record: Record) -> str:
+    """What a run is made from, in 16 digits."""
+    return hashlib.sha256(safetensors_format.canonical(record.inputs).encode()).hexdigest()[:16]

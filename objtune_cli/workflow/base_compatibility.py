@@ -1,0 +1,44 @@
+"""Whether an object that was learned on one base can be drawn on another: of the same family, predicting the same, with layers and vectors of the same sizes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from objtune_cli.models import families
+from objtune_cli.models.families import pipeline_folder as folders
+from objtune_cli.models.registry import Base
+from objtune_cli.store import safetensors_format
+from objtune_cli.store.artifacts import Record
+
+
+def why_not(base: Base, root: Path, record: Record) -> str:
+    """Why an adapter cannot be drawn on a base; empty where it can. Layers of a one-file base are compared where they are loaded."""
+    theirs = record.base.get("family", families.SD1.name)
+    if theirs != base.family.name:
+        return f"one is of the family {theirs}, the other of {base.family.name}"
+    predicted = record.base.get("prediction"), base.record().get("prediction")
+    if all(predicted) and predicted[0] != predicted[1]:
+        return f"one predicts {predicted[0]}, the other {predicted[1]}"
+    shapes = {name: tuple(spec[1]) for name, (spec, _) in safetensors_format.read(record.ref.path(root))[1].items()}
+    return next(_differences(base, shapes), "")
+
+
+def _differences(base: Base, shapes: dict[str, tuple[int, ...]]) -> Iterator[str]:
+    for start, part in zip(("token.", "token_2."), base.family.encoders, strict=False):
+        width = folders.read_json(base.folder, f"{part}/config.json").get("hidden_size")
+        for name, shape in shapes.items():
+            if name.startswith(start) and shape[-1:] != (width,):
+                yield f"its words have {shape[-1]} numbers, those of this base {width}"
+    if base.weights:
+        return
+    layers = {
+        name: tuple(each["shape"])
+        for path in folders.find_weights(base.folder, base.family.denoiser).files
+        for name, each in folders.read_header(path).items()
+        if name != "__metadata__"
+    }
+    for name, shape in shapes.items():
+        if name.startswith("unet.") and name.endswith(".lora_A.weight"):
+            layer = name.removeprefix("unet.").removesuffix(".lora_A.weight")
+            wanted = layers.get(f"{layer}.weight", ())
+            if wanted[1:] != shape[1:]:
+                yield f"no layer {layer} of its size is here"

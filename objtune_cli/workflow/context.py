@@ -1,0 +1,284 @@
+"""What every stage is given, and what it gives back."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from objtune_cli.config.resolve import Settings
+from objtune_cli.config.sections import Common
+from objtune_cli.errors import IncompatibleError, ObjtuneError, Stopped
+from objtune_cli.models import registry
+from objtune_cli.models.registry import Base
+from objtune_cli.store import artifacts
+from objtune_cli.store.artifacts import Record
+from objtune_cli.store.project import Project
+from objtune_cli.store.refs import Ref
+from objtune_cli.workflow import base_compatibility
+
+if TYPE_CHECKING:
+    from objtune_cli.models.base_model import Stack
+    from objtune_cli.runtime.distributed import Team
+
+T = TypeVar("T")
+
+
+class Report(Protocol):
+    """Where a stage talks to; it prints nothing itself."""
+
+    def note(self, text: str) -> None:
+        """One line for the user."""
+
+    def step(self, stage: str, done: int, total: int, **values: float) -> None:
+        """Progress of long work."""
+
+
+@dataclass(slots=True)
+class Done:
+    """One result of a stage."""
+
+    ref: Ref
+    reused: bool = False
+    images: list[Path] = field(default_factory=list)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Context:
+    """Project, settings and one loaded base for all stages of a command."""
+
+    project: Project
+    settings: Settings
+    common: Common
+    report: Report
+    force: bool = False
+    stopped: Callable[[], int] = lambda: 0
+    _base: Base | None = None
+    _noted: set[str] = field(default_factory=set)
+
+    @property
+    def root(self) -> Path:
+        return self.project.artifacts
+
+    @property
+    def base(self) -> Base:
+        """The base model's name and place; opens no weights."""
+        if self._base is None:
+            common = self.common
+            self._base = registry.find(common.base, common.tower, common.vae, common.prediction)
+        return self._base
+
+    def note_once(self, text: str) -> None:
+        """A note that several stages of a command may have; it is said the first time."""
+        if text not in self._noted:
+            self._noted.add(text)
+            self.report.note(text)
+
+    def stack(self, *, train: bool = False) -> "Stack":
+        """The loaded base: a fresh one for each call, since stages add words and adapters to it.
+
+        Args:
+            train: Gradients will flow: half precision of 5 exponent bits, in which they vanish, is not chosen;
+                a processor that multiplies bf16 does so, while what enters and leaves the denoiser stays float32.
+        """
+        self.check_stopped()
+        from objtune_cli.models import base_model as stack
+        from objtune_cli.models import precision
+        from objtune_cli.runtime import devices, memory
+
+        team = self.team() if train else None
+        device = team.device if team else stack.pick_device(self.common.device)
+        if self.common.device == "auto" and device.type == "cpu" and (reason := devices.explain_no_gpu()):
+            self.note_once(reason)
+        dtype = stack.pick_dtype(self.common.precision, device)
+        if train and self.common.precision == "auto" and dtype == stack.PRECISIONS["fp16"]:
+            dtype = stack.PRECISIONS["fp32"]
+        memory.let_go(device.type)  # the base of the stage before
+        base = self.base
+        loaded = stack.load(base.folder, device, dtype, base.weights, base.said_prediction, base.vae)
+        for note in (*base.notes, *loaded.notes):
+            self.note_once(note)
+        if train and self.common.precision == "auto" and device.type == "cpu" and precision.processor_has_bf16():
+            precision.halve(loaded.unet)
+        loaded.team, loaded.note = team, self.report.note
+        return loaded
+
+    def tools(self, stack: "Stack") -> dict[str, str]:
+        """What computed an artifact: versions, and the denoiser's number format where it is not float32."""
+        from objtune_cli.models.finite_checks import HALF
+
+        used = HALF.get(next(stack.unet.parameters()).dtype, "") or HALF.get(stack.dtype, "")
+        asked = "auto " if self.common.precision == "auto" else ""
+        return tools() | ({"precision": asked + used} if used else {})
+
+    def _computed(self, wanted: Record) -> Ref | None:
+        """The finished work in the number format asked for, as far as records say: float32 and earlier versions say nothing."""
+        asked = self.common.precision
+        if asked == "auto":  # what was made so first: of what says nothing, some was told fp32
+            auto = artifacts.existing(
+                self.root, wanted, lambda found: found.tools.get("precision", "").startswith("auto ")
+            )
+            return auto or artifacts.existing(self.root, wanted, lambda found: "precision" not in found.tools)
+        return artifacts.existing(
+            self.root, wanted, lambda found: found.tools.get("precision", "fp32").removeprefix("auto ") == asked
+        )
+
+    def team(self) -> "Team | None":
+        """The processes that a launcher started for this command; None where it started one."""
+        from os import environ
+
+        size = environ.get("WORLD_SIZE", "")
+        if not size.isdecimal() or int(size) < 2:
+            return None
+        if not {"TORCHELASTIC_RUN_ID", "TORCHELASTIC_USE_AGENT_STORE"} & set(
+            environ
+        ):  # no launcher of ours or torch's: a cluster's variables
+            self.note_once(
+                f"waits at {environ.get('MASTER_ADDR')}:{environ.get('MASTER_PORT')} for {int(size) - 1} more processes (WORLD_SIZE is {size}); unset WORLD_SIZE for one alone"
+            )
+        from objtune_cli.runtime import distributed
+
+        return distributed.team(self.common.device)
+
+    @contextlib.contextmanager
+    def first(self) -> Iterator[None]:
+        """Inside, the first process works before the others, which then find what it made."""
+        team = self.team()
+        with team.first() if team else contextlib.nullcontext():
+            yield
+
+    def parted(self) -> bool:
+        """Whether there may be several bases in memory, each at work in a thread of its own: a small one, on a processor."""
+        from objtune_cli.models import base_model as stack
+
+        return self.team() is None and self.base.small and stack.pick_device(self.common.device).type == "cpu"
+
+    def side_by_side(self, work: Sequence[Callable[[], T]]) -> list[T]:
+        """What each piece of work gives, at the same time where processors are free for it."""
+        if len(work) < 2 or not self.parted():
+            return [each() for each in work]
+        from objtune_cli.runtime import cpu
+
+        return cpu.side_by_side(work)
+
+    def unforced(self) -> "Context":
+        """The same for the stages before the one that `--force` is meant for."""
+        return replace(self, force=False)
+
+    def progress(self, stage: str) -> Callable[..., None]:
+        """A callback for long work; raises when a signal has asked to stop."""
+
+        def step(done: int, total: int, **values: float) -> None:
+            self.report.step(stage, done, total, **values)
+            self.check_stopped()
+
+        return step
+
+    def check_stopped(self) -> None:
+        """Raise if a signal came.
+
+        Raises:
+            Stopped: With the signal's number.
+        """
+        if self.stopped():
+            raise Stopped(self.stopped(), "stopped", "the same command goes on where it stopped")
+
+    def find(self, wanted: Record, *, computed: bool = False) -> Ref | None:
+        """The finished work that `wanted` describes; none where it holds NaN or infinity.
+
+        Args:
+            computed: The denoiser computed it, so that its number format counts.
+        """
+        ref = self._computed(wanted) if computed else artifacts.existing(self.root, wanted)
+        if ref is None:
+            return None
+        bad = artifacts.find_bad_tensor(self.root, ref)
+        if bad:
+            self.report.note(f"{ref} is not used again: {bad} holds NaN or infinite values")
+        return None if bad else ref
+
+    def reuse(self, wanted: Record, *, computed: bool = False) -> Done | None:
+        """The same with its pictures and metrics, unless it is to be made again."""
+        ref = None if self.force else self.find(wanted, computed=computed)
+        if ref is None:
+            self.project.check_writable(wanted.kind, wanted.name)
+            return None
+        self.report.note(f"{ref} is up to date")
+        record = artifacts.read_record(self.root, ref)
+        return Done(ref, True, pictures_of(self.root, ref), record.metrics)
+
+    def input(self, ref: Ref) -> dict[str, str]:
+        """An artifact, its bytes checked, as an entry of another's `inputs`."""
+        return {"ref": str(ref), "sha256": artifacts.verified(self.root, ref)[1]}
+
+    def _added_settings(self, record: Record) -> str:
+        """The settings that alone make this command's base another one than an artifact's; empty where it is another one without them."""
+        common = self.common
+        added = " and ".join(f"`{key}`" for key in ("vae", "prediction") if getattr(common, key))
+        with contextlib.suppress(ObjtuneError):
+            if added and registry.find(common.base, common.tower).fingerprint == record.base.get("fingerprint"):
+                return added
+        return ""
+
+    def check_base(self, record: Record, *, drawn: bool = False) -> None:
+        """Refuse an artifact made with another base; one that is only drawn may come from another base of the family, which is said.
+
+        Raises:
+            IncompatibleError: Names both.
+        """
+        if not record.base or record.base.get("fingerprint") == self.base.fingerprint:
+            return
+        mine, theirs = self.base.id, record.base.get("id", "?")
+        added = self._added_settings(record)
+        same = (
+            f" with the setting {added}"
+            if added
+            else " (same name, other weights or configs)"
+            if mine == theirs
+            else ""
+        )
+        why = base_compatibility.why_not(self.base, self.root, record) if drawn else ""
+        if drawn and not why and not self.common.strict_base:
+            self.note_once(
+                f"{record.ref} was learned on the base {theirs} and is drawn on {mine}{same}, another base of {self.base.family.title}; `--strict-base` refuses this"
+            )
+            return
+        if added:
+            raise IncompatibleError(
+                f"{record.ref} was made with the base {theirs}, this command uses it{same}",
+                f"leave the setting {added} out, or make it again",
+            )
+        again = registry.name_again(
+            record.base, self.base.folder.parent, self.project.folder, self.project.folder.parent
+        )
+        raise IncompatibleError(
+            f"{record.ref} was made with the base {theirs}, this command uses {mine}{same}"
+            + (f": {why}" if why else ""),
+            f"add {again}, or make it again",
+        )
+
+
+def tools() -> dict[str, str]:
+    """Versions of what computes; kept in records, no part of their identity."""
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("torch", "diffusers", "transformers", "peft", "objtune")}
+
+
+def pictures_folder(root: Path, ref: Ref) -> Path:
+    """Where the pictures of an artifact lie: a folder beside its file."""
+    return ref.path(root).with_suffix("")
+
+
+def pictures_of(root: Path, ref: Ref) -> list[Path]:
+    """The pictures beside an artifact, in order."""
+    folder = pictures_folder(root, ref)
+    return sorted(folder.glob("*.png")) if folder.is_dir() else []
+
+
+def keep_picture(root: Path, ref: Ref, name: str, data: bytes) -> Path:
+    """Write one picture beside an artifact."""
+    path = pictures_folder(root, ref) / name
+    artifacts.write_file(path, data, root)
+    return path

@@ -1,0 +1,308 @@
+"""The jobs file of `run`: many photos, each a `train` and what is drawn with it."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from objtune_cli import paths
+from objtune_cli.config import toml_files
+from objtune_cli.config.sections import MAX_SEED, SECTIONS, SEEDS, Common
+from objtune_cli.errors import InputError, MissingError, ObjtuneError
+from objtune_cli.store import artifacts, refs
+from objtune_cli.workflow import class_words as classes
+from objtune_cli.workflow import prompt_text
+
+_TEXT, _TEXTS, _NUMBER, _PLACE, _SETTINGS = "text", "texts", "number", "place", "settings"
+KEYS: dict[str, tuple[str, str]] = {
+    "photo": (_TEXT, '"photos/rex.jpg"'), "class": (_TEXTS, '"dog"'), "name": (_TEXTS, '"rex"'), "mask": (_TEXTS, '"rex.png"'),
+    "box": (_PLACE, '"110,240,530,530"'), "point": (_PLACE, '"320,240"'), "not_point": (_PLACE, '"20,40"'), "rough": (_TEXTS, '"rex.png"'),
+    "which": (_TEXT, '"largest"'), "prompts": (_TEXTS, '"a photo of <rex> on the beach"'), "n": (_NUMBER, "4"), "seed": (_NUMBER, "0"), "base": (_TEXT, '"sd15"'),
+    "device": (_TEXT, '"cuda:0"'), "precision": (_TEXT, '"bf16"'), "set": (_SETTINGS, '"train.steps=20"'), "max_time": (_TEXT, '"45m"'),
+}  # fmt: skip
+"""What a job may say, and what `[defaults]` may say for all of them: the kind of value, and an example."""
+KINDS = {
+    _TEXT: "a text", _TEXTS: "a text, or a list of texts", _NUMBER: "a whole number", _PLACE: "a text, or numbers",
+    _SETTINGS: "a text, a list of texts, or a table",
+}  # fmt: skip
+OTHER_NAMES = {
+    "image": "photo", "picture": "photo", "file": "photo", "path": "photo", "input": "photo", "prompt": "prompts", "count": "n", "bbox": "box",
+    "category": "class", "label": "class", "model": "base", "settings": "set", "options": "set", "config": "set",
+}  # fmt: skip
+"""What people write for a key."""
+_PHOTO_OPTIONS = {
+    "class": "--class",
+    "name": "--name",
+    "mask": "--mask",
+    "box": "--box",
+    "point": "--point",
+    "not_point": "--not-point",
+    "rough": "--rough",
+    "which": "--which",
+}
+_MODEL_OPTIONS = {"base": "--base", "device": "--device", "precision": "--precision", "set": "--set"}
+_PER_OBJECT = ("mask", "box", "point", "not_point", "rough")
+"""Keys whose value may be a table from an object's name to its own value."""
+FORM = 'for example `[[job]]`, below it `photo = "rex.jpg"` and `class = "dog"`'
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One photo: its names, and the command lines in their order."""
+
+    names: tuple[str, ...]
+    classes: tuple[str, ...]
+    commands: tuple[tuple[str, ...], ...]
+
+    @property
+    def label(self) -> str:
+        return "-".join(self.names)
+
+
+def read(file: Path) -> list[Job]:
+    """The jobs of a file; relative paths in it start from the file's own folder.
+
+    Raises:
+        InputError: No readable jobs file; the message says what stands where.
+    """
+    try:
+        table = toml_files.read(file, FORM)
+    except FileNotFoundError:
+        raise InputError(f"{file} cannot be read: there is no such file", "give a file that lists jobs") from None
+    more = sorted(set(table) - {"job", "defaults"})
+    if more:
+        near = toml_files.nearest(more[0], ("job", "defaults"))
+        form = {"job": "[[job]]", "defaults": "[defaults]"}.get(near, "")
+        raise InputError(
+            f"unknown key {more[0]} in {file}",
+            (f"did you mean `{form}`? " if form else "") + "known keys: defaults, job",
+        )
+    jobs, defaults = table.get("job"), _checked(table.get("defaults", {}), f"[defaults] of {file}")
+    if isinstance(jobs, dict):
+        raise InputError(f"job in {file} is a single table", "write `[[job]]` with two brackets above each photo")
+    if not isinstance(jobs, list) or not jobs:
+        raise InputError(f"{file} lists no jobs", FORM)
+    made = [
+        _job(defaults | _checked(job, f"job {i} of {file}"), f"job {i} of {file}", file.parent)
+        for i, job in enumerate(jobs, 1)
+    ]
+    called = [name for job in made for name in job.names]
+    twice = sorted({name for name in called if called.count(name) > 1})
+    if twice:
+        raise InputError(f"two jobs of {file} make {twice[0]}", 'tell them apart with `name = "…"`')
+    return made
+
+
+def check_prompts(jobs: Sequence[Job], root: Path) -> None:
+    """Check, before anything is trained, that the jobs train the objects that their prompts name, or that the store holds them.
+
+    Raises:
+        InputError: Brackets hold no name. MissingError: nobody makes the object.
+    """
+    from objtune_cli.models.prompts import PLACEHOLDER
+
+    texts = {text: job for job in jobs for _, *words in job.commands[1:] for text in _texts_drawn(words)}
+    known = {name for job in jobs for name in job.names}
+    for name in refs.names(root, "adapter") if texts else []:
+        with contextlib.suppress(ObjtuneError):  # a damaged adapter is no matter of jobs that do not name it
+            held = artifacts.read_record(root, refs.resolve(root, refs.Ref("adapter", name))).objects
+            known |= {*held, name} if len(held) == 1 else {*held}
+    for text, job in texts.items():
+        read, _ = prompt_text.take_strengths(prompt_text.read_names(text, known.__contains__)[0])
+        prompt_text.check_brackets(read, known.__contains__)
+        missing = next((match[0] for match in PLACEHOLDER.finditer(read) if match[1] not in known), "")
+        if missing:
+            raise MissingError(
+                f"a prompt of the job {job.label} names {missing}, which is not trained",
+                f"objects of jobs and project: {', '.join(f'<{n}>' for n in sorted(known))}",
+            )
+
+
+def _texts_drawn(words: list[str]) -> list[str]:
+    """The prompts of a `generate`, and its negative prompt where a setting of the job gives one."""
+    end = words.index("--")
+    settings = [word.removeprefix("--set=").partition("=") for word in words[:end] if word.startswith("--set=")]
+    return [
+        text
+        for text in [*words[end + 1 :], *(value for key, _, value in settings if key.strip() == "generate.negative")]
+        if text != "-"
+    ]
+
+
+def _checked(job: Any, where: str) -> dict[str, Any]:
+    """A job's table with texts, numbers of places and settings as lists of texts.
+
+    Raises:
+        InputError: An unknown key, or a value of another type.
+    """
+    if not isinstance(job, dict):
+        raise InputError(f"{where} is no table", FORM)
+    for key, value in job.items():
+        if key not in KEYS:
+            raise InputError(
+                f"unknown key {key} in {where}", f"{_suggestion(key, value)}known keys: {', '.join(sorted(KEYS))}"
+            )
+    return {key: _value(key, value, where) for key, value in job.items()}
+
+
+def _suggestion(key: str, value: Any) -> str:
+    """How to say what an unknown key probably means."""
+    near = OTHER_NAMES.get(key.lower()) or toml_files.nearest(key, KEYS)
+    if near:
+        return f"did you mean `{near} = {KEYS[near][1]}`? "
+    setting = key.replace("-", "_")
+    owners = [name for name in ("train", *SECTIONS) if setting in {f.name for f in fields(SECTIONS[name])}]
+    if isinstance(value, dict) and setting.replace("_", "-") in SECTIONS and value:
+        inner, value = next(iter(value.items()))
+        owners, setting = [setting.replace("_", "-")], inner
+    return f'a setting belongs into set: `set = "{owners[0]}.{setting}={_text(value)}"`; ' if owners else ""
+
+
+def _value(key: str, value: Any, where: str) -> Any:
+    kind, example = KEYS[key]
+    found: list[str] | None = None
+    if key == "box":
+        value = {name: _corners(each) for name, each in value.items()} if isinstance(value, dict) else _corners(value)
+    if kind == _NUMBER:
+        if key == "seed" and type(value) is int and not 0 <= value <= MAX_SEED:
+            raise InputError(f"{key} in {where} is {value}", f"a whole number, {SEEDS}")
+        if type(value) is int:
+            return value
+    elif kind == _TEXT:
+        if isinstance(value, str):
+            return value
+    elif kind == _SETTINGS and isinstance(value, dict):
+        found = [f"{name}={_text(each)}" for name, each in _leaves(value)]
+    elif key in _PER_OBJECT and isinstance(value, dict):
+        found = [f"{name}={text}" for name, each in value.items() for text in _texts(kind, each) or [""]]
+        found = found if all(text.partition("=")[2] for text in found) else None
+    else:
+        found = _texts(kind, value)
+    if not found:
+        raise InputError(f"{key} in {where} is {value!r}", f"{KINDS[kind]} is needed: `{key} = {example}`")
+    return found
+
+
+def _texts(kind: str, value: Any) -> list[str] | None:
+    """A value as texts, the numbers of a place with commas; None where it is of another type."""
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list):
+        return None
+    if kind == _PLACE and value and all(type(v) in (int, float) for v in value):
+        return [",".join(map(_text, value))]
+    each = [
+        _texts(kind, v) if kind == _PLACE and isinstance(v, list) else [v] if isinstance(v, str) else None
+        for v in value
+    ]
+    return None if None in each else [text for texts in each for text in texts or []]
+
+
+def _corners(value: Any) -> Any:
+    """Two corners of a box as its four numbers; anything else as it is."""
+    is_pair = isinstance(value, list) and len(value) == 2 and all(isinstance(v, list) and len(v) == 2 for v in value)
+    return [*value[0], *value[1]] if is_pair else value
+
+
+def _leaves(table: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested tables under their dotted keys."""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _job(job: dict[str, Any], where: str, folder: Path) -> Job:
+    for key in ("photo", "class"):
+        if key not in job:
+            raise InputError(f"{where} has no {key}", FORM)
+    given = job.get("name", [])
+    try:
+        pairs = classes.named(job["class"], given)
+        names = [name for _, name in pairs]
+        owners = {*names, *job["class"], *(word for word, _ in pairs)}
+        found = _located(job, owners, folder)
+    except ObjtuneError as error:
+        raise InputError(
+            f"{error.message} in {where}",
+            error.hint.replace("`--name`, one for each `--class`", '`name = ["…", "…"]`, one for each class'),
+        ) from None
+    if len(names) > 1:
+        _check_owners(job, owners, names, where)
+    model = _options(found, _MODEL_OPTIONS)
+    train = ["train", *_options(found, _PHOTO_OPTIONS), *model]
+    train += [f"--seed={job['seed']}"] if "seed" in job else []
+    train += [f"--max-time={job['max_time']}"] if "max_time" in job else []
+    commands = [(*train, "--", found["photo"])]
+    if "prompts" in job:
+        texts = [prompt_text.clean(text, f"prompt {i} in {where}") for i, text in enumerate(job["prompts"], 1)]
+        draw = [f"--seed={job['seed']}"] if "seed" in job else []
+        draw += ["-n", str(job["n"])] if "n" in job else []
+        commands.append(("generate", *model, *draw, "--", *texts))
+    return Job(tuple(names), tuple(word for word, _ in pairs), tuple(commands))
+
+
+def _check_owners(job: dict[str, Any], owners: set[str], names: list[str], where: str) -> None:
+    """Refuse a mask, box or point of one of several objects that does not say whose it is.
+
+    Raises:
+        InputError: Shows the form.
+    """
+    for key, text in [(each, text) for each in _PER_OBJECT for text in job.get(each, [])]:
+        owner, equals, _ = text.partition("=")
+        if not equals or owner.strip() not in owners:
+            example = KEYS[key][1]
+            form = ", ".join(
+                f"{name if name.isidentifier() and name.isascii() else repr(name)} = {example}" for name in names
+            )
+            raise InputError(f"{key} in {where} does not say whose it is: {text}", f"`{key} = {{{form}}}`")
+
+
+def _located(job: dict[str, Any], owners: set[str], folder: Path) -> dict[str, Any]:
+    """The job with every path in it started from the jobs file's folder.
+
+    Args:
+        owners: Names and classes of its objects, which may stand before a mask's path.
+    """
+    found = job | {"photo": str(paths.to_path(job["photo"], folder))}
+    for key in ("mask", "rough"):
+        if key in job:
+            found[key] = [_located_value(text, owners, "file", folder) for text in job[key]]
+    if "base" in job:
+        found["base"] = paths.to_model(job["base"], folder)
+    if "set" in job:
+        found["set"] = [_located_setting(text, folder) for text in job["set"]]
+    return found
+
+
+def _located_value(text: str, owners: set[str], kind: str, folder: Path) -> str:
+    """A path behind the name of its object, if there is one."""
+    owner, equals, path = text.partition("=")
+    if equals and owner.strip() in owners:
+        return f"{owner.strip()}={paths.KINDS[kind](path, folder)}"
+    return paths.KINDS[kind](text, folder)
+
+
+def _located_setting(text: str, folder: Path) -> str:
+    """A setting `section.key=value`, its value a path from the folder where the setting is one."""
+    key, equals, value = text.partition("=")
+    section, _, name = key.strip().rpartition(".")
+    known = (
+        {f.name: f.metadata["path"] for f in fields(SECTIONS.get(section, Common) if section else Common)}
+        if section in (*SECTIONS, "")
+        else {}
+    )
+    kind = known.get(name, "")
+    return f"{key}{equals}{paths.KINDS[kind](value.strip(), folder)}" if kind and equals else text
+
+
+def _options(job: dict[str, Any], known: dict[str, str]) -> list[str]:
+    """Options as `--name=value`, so that a value may begin with a dash."""
+    pairs = [(option, job[key]) for key, option in known.items() if key in job]
+    return [f"{option}={text}" for option, value in pairs for text in (value if isinstance(value, list) else [value])]

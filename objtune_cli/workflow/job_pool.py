@@ -1,0 +1,150 @@
+"""Jobs as processes of their own: the commands a person would type, several at a time, one that fails stops no other."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from objtune_cli.store.project import Project
+from objtune_cli.workflow.context import Report
+from objtune_cli.workflow.job_file import Job
+
+BUSY, AGAIN, TRIES = 8, 2.0, 900
+"""Exit code of a command that another one keeps waiting; seconds until it is tried again, and how often."""
+
+
+@dataclass(slots=True)
+class Result:
+    """What became of a job; `state`: done, reused, unfinished (time limit), failed, stopped."""
+
+    name: str
+    state: str = "stopped"
+    code: int = 0
+    refs: list[str] = field(default_factory=list)
+    images: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    message: str = ""
+
+
+class Running:
+    """One job at work: its commands one after the other."""
+
+    def __init__(self, job: Job, project: Project, environment: dict[str, str]) -> None:
+        self.job, self.project, self.environment = job, project, environment
+        self.result = Result(job.label)
+        self.started, self.tries, self.number, self.retry = time.monotonic(), 0, 0, 0.0
+        self.fresh = False
+        self.log = project.folder / ".objtune" / "log" / f"{job.label[:100]}.txt"
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self.log.unlink(missing_ok=True)
+        self.child: subprocess.Popen[str] | None = None
+
+    def poll(self) -> bool:
+        """Go on; whether the job has ended."""
+        if self.child is None:
+            if time.monotonic() >= self.retry:
+                self._start()
+            return False
+        if self.child.poll() is None:
+            return False
+        said, _ = self.child.communicate()
+        code, self.child = self.child.returncode, None
+        if code == BUSY and self.tries < TRIES:
+            self.tries, self.retry = self.tries + 1, time.monotonic() + AGAIN
+            return False
+        return self._ended(128 - code if code < 0 else code, said)
+
+    def _start(self) -> None:
+        program = [sys.executable, "-P", "-m", "objtune_cli", "--json", f"--project={self.project.folder}"]
+        with self.log.open("ab") as log:
+            self.child = subprocess.Popen(
+                [*program, *self.job.commands[self.number]],
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, env=self.environment, text=True,
+                start_new_session=True,  # a signal from the terminal reaches it once, through us: a second one would end it unsaved
+            )  # fmt: skip
+
+    def _ended(self, code: int, said: str) -> bool:
+        """Take down what one command said; whether it was the last."""
+        result = self.result
+        result.seconds = round(time.monotonic() - self.started, 1)
+        try:
+            document: dict[str, Any] = json.loads(said)
+        except ValueError:  # killed, or a bug
+            document = {"error": {"message": f"ended without a word; see {self.log}"}}
+        if code:
+            result.code, result.state = code, "stopped" if code >= 128 else "failed"
+            result.message = document.get("error", {}).get("message", f"see {self.log}")
+            return True
+        result.refs += [each["ref"] for each in document["refs"]]
+        result.images += document["images"]
+        self.fresh = self.fresh or not all(each["reused"] for each in document["refs"])
+        if not document.get("finished", True):
+            result.state, result.message = "unfinished", document["message"]
+            return True
+        self.number += 1
+        result.state = "done" if self.fresh else "reused"
+        return self.number == len(self.job.commands)
+
+
+def run(jobs: list[Job], project: Project, processes: int, report: Report, stopped: Callable[[], int]) -> list[Result]:
+    """All jobs, at most `processes` at a time; results in the order of the file.
+
+    What jobs share is made once: the first job of a class runs before others of that class, which then find the
+    class's prior. A signal is handed on; the jobs save their state and end.
+    """
+    waiting = list(jobs)
+    active: list[Running] = []
+    ended: dict[str, Result] = {}
+    known: set[str] = set()
+    environment = _environment(processes)
+    passed = 0
+    while waiting or active:
+        if stopped() and not passed:
+            passed, waiting = stopped(), []
+            for each in active:
+                if each.child:
+                    each.child.send_signal(passed)
+        for each in [a for a in active if (passed and a.child is None) or a.poll()]:
+            active.remove(each)
+            known |= set(each.job.classes)
+            ended[each.job.label] = each.result
+            _say(report, each.result, len(ended), len(jobs))
+        while not passed and len(active) < processes and (job := _next(waiting, active, known)):
+            waiting.remove(job)
+            active.append(Running(job, project, environment))
+        time.sleep(0.05)
+    return [ended.get(job.label) or Result(job.label, code=128 + passed, message="not begun") for job in jobs]
+
+
+def _next(waiting: list[Job], active: list[Running], known: set[str]) -> Job | None:
+    """The first job that shares no unmade prior with one at work."""
+    making = {word for each in active for word in each.job.classes} - known
+    return next((job for job in waiting if not making & set(job.classes)), None)
+
+
+def _environment(processes: int) -> dict[str, str]:
+    """Of the jobs: where several run, each has its share of the processors unless the user has said how many."""
+    share = max(1, (os.cpu_count() or 1) // processes)
+    threads = {"OMP_NUM_THREADS": str(share)} if processes > 1 else {}
+    return {
+        **threads,
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])),
+    }
+
+
+def _say(report: Report, result: Result, number: int, total: int) -> None:
+    report.note(
+        f"{number}/{total} {result.name}: {result.state} in {result.seconds:.0f} s"
+        + (f": {result.message}" if result.message else "")
+    )
+
+
+def worst(results: list[Result]) -> int:
+    """The exit code of the worst job: a signal, then a bug of ours, then the largest."""
+    return max((r.code for r in results), key=lambda code: (code >= 128, code == 1, code), default=0)

@@ -1,0 +1,222 @@
+"""Finds the trained objects of a project and loads them, ready to be drawn."""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from objtune_cli.errors import DamagedError, IncompatibleError, InputError, MissingError
+from objtune_cli.store import artifacts, refs, safetensors_format
+from objtune_cli.store.artifacts import Record
+from objtune_cli.store.refs import Ref
+from objtune_cli.workflow.context import Context
+
+if TYPE_CHECKING:
+    from objtune_cli.models.base_model import Stack
+    from objtune_cli.models.placeholders import Placeholders
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A `<name>` of a prompt and the adapter that holds it.
+
+    Attributes:
+        trained_name: What the adapter calls the object, if the scene calls it otherwise. strength: what its LoRA is multiplied by.
+    """
+
+    name: str
+    record: Record
+    sha256: str
+    trained_name: str = ""
+    strength: float = 1.0
+
+    @property
+    def own_name(self) -> str:
+        """What the adapter calls the object."""
+        return self.trained_name or self.name
+
+    @property
+    def key(self) -> tuple[Ref, str]:
+        """What tells it from other objects, whatever the scene calls it."""
+        return self.record.ref, self.own_name
+
+    @property
+    def class_word(self) -> str:
+        return self.record.objects[self.own_name]
+
+
+class Trained:
+    """The trained objects of a project, by the records of its newest adapters; `source`: the adapter that all objects are taken from."""
+
+    def __init__(self, ctx: Context, source: Ref | None = None) -> None:
+        self.ctx, self.source = ctx, source
+        self.in_source = artifacts.read_record(ctx.root, source).objects if source else {}
+        self._newest: dict[str, Record] | None = None
+        self._found: dict[tuple[str, Ref], Named] = {}
+
+    @property
+    def newest(self) -> dict[str, Record]:
+        """Adapter name to the record of its newest version; read when first needed."""
+        if self._newest is None:
+            root = self.ctx.root
+            self._newest = {
+                n: artifacts.read_record(root, refs.resolve(root, Ref("adapter", n)))
+                for n in refs.names(root, "adapter")
+            }
+        return self._newest
+
+    def has(self, name: str) -> bool:
+        """Whether there is an object of a name."""
+        return bool(self._in_source(name)) or any(_own_name(record, name) for record in self.newest.values())
+
+    def of_base(self) -> dict[str, str]:
+        """The objects that were trained on the command's base: name to class word."""
+        found: dict[str, str] = {}
+        for record in self.newest.values():
+            with contextlib.suppress(IncompatibleError):
+                self.ctx.check_base(record)
+                found |= record.objects
+        return found
+
+    def find(self, name: str, version: int = 0, *, elsewhere: bool = False) -> Named:
+        """Find the adapter that holds an object; with `elsewhere` also one beside the source.
+
+        Raises:
+            InputError: The source does not hold it. MissingError: no adapter does; the hint lists what there is. IncompatibleError: it is of another base.
+        """
+        if self.source and not self._in_source(name) and not elsewhere:
+            raise InputError(
+                f"{self.source} holds no <{name}>", f"it holds {', '.join(f'<{o}>' for o in self.in_source)}"
+            )
+        ref = (
+            self.source
+            if self.source and self._in_source(name)
+            else _find_adapter(self.ctx.root, self.newest, name, version)
+        )
+        if (name, ref) not in self._found:
+            record, digest = artifacts.verified(self.ctx.root, ref)  # reads all of the file
+            self.ctx.check_base(record, drawn=True)
+            own = _own_name(record, name)
+            self._found[name, ref] = Named(name, record, digest, "" if own == name else own)
+        return self._found[name, ref]
+
+    def _in_source(self, name: str) -> str:
+        """What the source calls the object of a name; empty where it holds none of it."""
+        return _find_own_name(self.source.name, self.in_source, name) if self.source else ""
+
+
+def _own_name(record: Record, name: str) -> str:
+    return _find_own_name(record.name, record.objects, name)
+
+
+def _find_own_name(adapter: str, objects: Mapping[str, str], name: str) -> str:
+    """What an adapter calls the object of a name: an adapter of one object goes by its own name too; empty where it holds none of it."""
+    return name if name in objects else next(iter(objects)) if adapter == name and len(objects) == 1 else ""
+
+
+def is_merged(record: Record) -> bool:
+    """Whether an adapter was made of others: those are the objects' own."""
+    return any(role.startswith("adapter.") for role in record.inputs)
+
+
+def _find_adapter(root: Path, newest: Mapping[str, Record], name: str, version: int) -> Ref:
+    """The adapter of that name, or the joint one that holds the object.
+
+    Raises:
+        MissingError: None holds it, or several joint ones do.
+    """
+    if name in newest and _own_name(newest[name], name):
+        return refs.resolve(root, Ref("adapter", name, version))
+    joint = [record.ref for record in newest.values() if name in record.objects and not is_merged(record)]
+    if len(joint) > 1:
+        raise MissingError(
+            f"<{name}> is ambiguous: {', '.join(map(str, joint))}", "train it under a name of its own with `--name`"
+        )
+    if joint and version in (0, joint[0].version):
+        return joint[0]
+    if name in newest:
+        raise MissingError(
+            f"{newest[name].ref} holds several objects",
+            f"name them: {', '.join(f'<{o}>' for o in newest[name].objects)}",
+        )
+    known = ", ".join(sorted({f"<{o}>" for record in newest.values() for o in record.objects}))
+    wanted = f"<{name}@{version}>" if version else f"<{name}>"
+    hint = f"trained objects: {known}" if known else "train one first: `objtune train photo.jpg --class dog`"
+    raise MissingError(f"no trained object {wanted}", hint)
+
+
+def inputs(objects: list[Named], avoided: Sequence[Named] = ()) -> dict[str, dict[str, str]]:
+    """The adapters as `inputs` of a scene; `avoided`: objects that the negative prompt alone names."""
+    roles = [(f"adapter.{o.name}", o) for o in objects] + [(f"negative.{o.name}", o) for o in avoided]
+    return {role: {"ref": str(o.record.ref), "sha256": o.sha256} for role, o in roles}
+
+
+def tensors(ctx: Context, item: Named) -> dict[str, Any]:
+    """An object's adapter as torch tensors.
+
+    Raises:
+        DamagedError: One holds NaN or infinity: whatever it draws would be black.
+    """
+    import torch
+
+    artifacts.require_finite(ctx.root, item.record.ref)
+    _, arrays = artifacts.load(ctx.root, item.record.ref, item.sha256)
+    return {k: torch.from_numpy(v.copy()) for k, v in arrays.items()}
+
+
+def scale(weights: dict[str, Any], strength: float) -> dict[str, Any]:
+    """An adapter's tensors with its LoRA, biases too, as strong as asked for; its tokens stay as they are. At 1 the very same tensors."""
+    return weights if strength == 1 else {k: v * strength if ".lora_B." in k else v for k, v in weights.items()}
+
+
+def has_lora(ctx: Context, item: Named) -> bool:
+    """Whether an object's adapter is more than a token, by its header alone."""
+    return any(name.endswith(".lora_B.weight") for name in safetensors_format.read(item.record.ref.path(ctx.root))[1])
+
+
+def has_words(ctx: Context, item: Named) -> bool:
+    """Whether an object's adapter has layers of a text encoder, by its header alone."""
+    return any(name.startswith("text_encoder") for name in safetensors_format.read(item.record.ref.path(ctx.root))[1])
+
+
+def photo(ctx: Context, item: Named) -> dict[str, Any] | None:
+    """The mask artifact, photo included, that an object was learned from: its arrays; None where it is not there any more."""
+    for role, source in item.record.inputs.items():
+        if not role.startswith(("embedding.", "adapter.")):
+            continue
+        with contextlib.suppress(MissingError):
+            origin = artifacts.read_record(ctx.root, refs.resolve(ctx.root, refs.parse(source["ref"])))
+            if item.own_name not in origin.objects:
+                continue
+            if origin.kind == "adapter":
+                return photo(ctx, replace(item, record=origin))
+            if "mask" in origin.inputs:
+                mask = origin.inputs["mask"]
+                return artifacts.load(ctx.root, refs.resolve(ctx.root, refs.parse(mask["ref"])), mask["sha256"])[1]
+    return None
+
+
+def shape(ctx: Context, item: Named) -> float:
+    """Width over height of an object in its photo; 1 where the photo is not there any more."""
+    found = photo(ctx, item)
+    if found is None:
+        return 1.0
+    ys, xs = (found["mask"] > 127).nonzero()
+    return float((xs.max() - xs.min() + 1) / (ys.max() - ys.min() + 1)) if len(ys) else 1.0
+
+
+def add_words(stack: "Stack", objects: list[Named], weights: dict[str, dict[str, Any]]) -> "Placeholders":
+    """Teach the stack's tokenizer and text encoder the objects' names.
+
+    Raises:
+        DamagedError: An adapter has no vectors for its object.
+    """
+    from objtune_cli.models.placeholders import Placeholders, learned_names, read
+
+    words = Placeholders(stack)
+    for item in objects:
+        if not any(name in weights[item.name] for name in learned_names(item.own_name)):
+            raise DamagedError(f"{item.record.ref} holds no token of <{item.own_name}>", safetensors_format.RESTORE)
+        words.add(item.name, read(weights[item.name], learned_names(item.own_name)), item.class_word)
+    return words

@@ -1,0 +1,106 @@
+"""A GPU's memory counted on this machine: a tiny base through the command, true layouts in a reduced size, and what is refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from objtune_cli.bench.suites import memory as bench
+from objtune_cli.config.sections import Bench
+from objtune_cli.errors import UsageError
+from objtune_cli.models import base_model as stacks
+from objtune_cli.models import random_weights
+from objtune_cli.models.families import FAMILIES
+from tests.support import tiny_sd1
+
+OURS = "base at 32 px"
+CPU = torch.device("cpu")
+MEASURES = {
+    "denoiser_mb", "words_mb", "autoencoder_mb", "preparing_mb", "resting_mb", "kept_mb", "kept_attention_mb", "again_mb", "again_attention_mb",
+    "drawing_mb",
+}  # fmt: skip
+
+
+def test_the_command_prints_what_a_run_takes(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its trainer has the family's settings, the class's rows at every step, as many kept predictions as the base is asked for."""
+    made: list[Any] = []
+    steps = bench._steps
+    monkeypatch.setattr(
+        bench, "_steps", lambda ctx, live, trainer, label: (made.append(trainer), steps(ctx, live, trainer, label))[1]
+    )
+    folder = tiny_sd1.build(tmp_path / "tiny", clip=False)
+    given = ("bench.layouts=base", "train.rank=2", "train.views=2", "prior.entries=5")
+    done = cli("bench", "--memory", "--base", folder, *(word for each in given for word in ("--set", each)), "--json")
+    assert done.code == 0, done.err
+    _trained_as_a_run(made[0])
+    rows = json.loads(done.out)["rows"]
+    assert [*dict.fromkeys(r["method"] for r in rows)] == [OURS, f"{OURS}: dreambooth-lora", f"{OURS}: ratio"] and all(
+        r["n"] == 1 for r in rows
+    )
+    ours, theirs, ratio = (
+        {r["measure"]: r["mean"] for r in rows if r["method"] == name}
+        for name in (OURS, f"{OURS}: dreambooth-lora", f"{OURS}: ratio")
+    )
+    assert (
+        theirs.keys() == {"resting_mb", "kept_mb"}
+        and theirs["resting_mb"] > ours["denoiser_mb"] + ours["words_mb"] + ours["autoencoder_mb"]
+    )
+    assert ratio == {"kept_mb": pytest.approx(ours["kept_mb"] / theirs["kept_mb"], abs=1e-3)}
+    found = ours
+    assert found.keys() == MEASURES
+    stack = stacks.load(folder, CPU, torch.bfloat16)
+    bytes_of = {"denoiser": [stack.unet], "words": stack.text_encoders, "autoencoder": [stack.vae]}
+    for part, modules in bytes_of.items():
+        blocks = sum(-(-t.nbytes // 512) * 512 for m in modules for t in (*m.parameters(), *m.buffers()))
+        assert found[f"{part}_mb"] == pytest.approx(blocks / 2**20, abs=1e-3)
+    weights = found["denoiser_mb"] + found["words_mb"]
+    assert weights < found["resting_mb"] < found["again_mb"] < found["kept_mb"]
+    assert weights + found["autoencoder_mb"] < found["preparing_mb"]
+    assert found["again_mb"] <= found["again_attention_mb"] < found["kept_attention_mb"]
+    assert "attention by _scaled_dot_product" in done.err
+
+
+def _trained_as_a_run(trainer: Any) -> None:
+    config = trainer.config
+    assert (config.blocks, config.passes, config.batch, config.modules) == (
+        "decoder",
+        "apart",
+        1,
+        "attention",
+    ) and config.class_every == 1
+    assert len(trainer.views) == 3 and all(
+        len(k.rows) == len(k.pred) == 8 for each in trainer.known for k in each.values()
+    )
+    assert len(trainer.priors["dog"]["z_t"]) == 5 and trainer.stack.autoencoder is not None  # back, for drawing
+
+
+@pytest.mark.parametrize("name", random_weights.LAYOUTS)
+def test_a_layout_is_the_real_one(name: str) -> None:
+    """Parameters as the models' cards have them; on the meta device, which holds no bytes."""
+    stack = random_weights.stack(name, torch.device("meta"), torch.bfloat16)
+    sizes = [sum(p.numel() for p in m.parameters()) for m in (stack.unet, *stack.text_encoders, stack.vae)]
+    expected = {
+        "sd15": [859_520_964, 123_060_480, 83_653_863], "sd21": [865_910_724, 340_387_840, 83_653_863],
+        "sdxl": [2_567_463_684, 123_060_480, 694_659_840, 83_653_863], "sd3": [2_028_328_000, 123_650_304, 694_659_840, 83_819_683],
+    }  # fmt: skip
+    assert sizes == expected[name] and stack.size == {"sd15": 512, "sd21": 768, "sdxl": 1024, "sd3": 1024}[name]
+    assert {p.dtype for p in stack.unet.parameters()} == {p.dtype for p in stack.vae.parameters()} == {torch.bfloat16}
+    assert {p.dtype for m in stack.text_encoders for p in m.parameters()} == {
+        torch.float32
+    } and stack.family in FAMILIES
+    assert [len(t) for t in stack.tokenizers] == [49408] * len(stack.text_encoders)
+    assert random_weights.stack(name, torch.device("meta"), torch.bfloat16, 256).size == 256
+
+
+def test_an_unknown_layout_is_one_line(cli: Callable[..., Any]) -> None:
+    assert random_weights.known(" sd15, base") == ["sd15", "base"] and random_weights.known(Bench().layouts) == [
+        "sd15",
+        "sdxl",
+    ]
+    with pytest.raises(UsageError, match=r"bench.layouts names sd9"):
+        random_weights.known("sd15,sd9")
+    done = cli("bench", "--memory", "--quick")
+    assert done.code == 2 and "--memory takes steps on noise" in done.err

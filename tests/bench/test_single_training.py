@@ -1,0 +1,284 @@
+"""One trial: the training process and its end, what a result depends on, which pictures are kept."""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from objtune_cli.bench import single_training
+from objtune_cli.bench.methods import BASELINES, Method
+from objtune_cli.config.sections import Common
+from objtune_cli.errors import BusyError, Stopped
+from objtune_cli.evaluation import benchmark_objects, rendering
+from objtune_cli.evaluation.benchmark_objects import PLACE, Case, Prompt
+from objtune_cli.lora import layers
+from objtune_cli.store.checkpoints import RunState
+from objtune_cli.toybox.evaluator import inference
+from objtune_cli.toybox.world import EASY
+from objtune_cli.workflow.context import Context
+
+TINY = Method(
+    "a token",
+    "",
+    {"init": "class", "vectors": 1},
+    {"modules": "none", "steps": 2, "batch": 1, "views": 1, "class_weight": 0.0},
+)
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    return benchmark_objects.cases(EASY, 1, 0)[0]
+
+
+def _python(text: str) -> list[str]:
+    return [sys.executable, "-c", text]
+
+
+def test_a_command_gives_its_document_time_and_memory(context: Callable[..., Context]) -> None:
+    text = "import time; x = b'1' * 80_000_000; time.sleep(0.5); print('{\"refs\": []}')"
+    document, seconds, memory = single_training.measured(context(), _python(text), "it")
+    assert document == {"refs": []} and 0.3 <= seconds < 20
+    assert (
+        memory > 80
+        and single_training.measured(context(), _python("import time; time.sleep(0.3); print('{}')"), "it")[2] < 60
+    )  # not ours
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "said"),
+    [
+        ("import sys; print('half {'); sys.exit('oh\\nno such thing')", 1, "no such thing"),
+        ("import os; os.kill(os.getpid(), 9)", -9, "it said nothing"),
+        ("pass", 0, "it said nothing"),
+    ],
+)
+def test_a_command_without_a_document_is_an_error(
+    text: str, code: int, said: str, context: Callable[..., Context]
+) -> None:
+    assert single_training.measured(context(), _python(text), "it")[0] == {"error": {"code": code, "message": said}}
+
+
+def test_settings_of_the_surroundings_do_not_reach_a_trial(
+    context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OBJTUNE_TRAIN_STEPS", "3")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    text = "import json, os; print(json.dumps({k: v for k, v in os.environ.items() if k.startswith('O')}))"
+    seen = single_training.measured(context(), _python(text), "it")[0]
+    assert seen["OMP_NUM_THREADS"] == "1" and "OBJTUNE_TRAIN_STEPS" not in seen
+
+
+def test_a_signal_ends_the_child_too(context: Callable[..., Context], tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    text = f"import os, time; open({str(file)!r} + '~', 'w').write(str(os.getpid())); os.rename({str(file)!r} + '~', {str(file)!r}); time.sleep(100)"
+    ctx = context(stopped=lambda: 15 if file.exists() else 0)
+    started = time.monotonic()
+    with pytest.raises(Stopped, match="stopped during it; finished objects are kept") as caught:
+        single_training.measured(ctx, _python(text), "it")
+    assert caught.value.code == 143 and time.monotonic() - started < 30
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(file.read_text()), 0)
+
+
+def test_a_child_may_finish_what_it_does_before_it_ends(context: Callable[..., Context], tmp_path: Path) -> None:
+    """TERM, not KILL: `objtune train` saves its state."""
+    ready, saved = tmp_path / "ready", tmp_path / "saved"
+    text = (
+        "import pathlib, signal, sys, time\n"
+        f"def end(*_):\n    time.sleep(0.3)\n    pathlib.Path({str(saved)!r}).touch()\n    sys.exit(143)\n"
+        f"signal.signal(signal.SIGTERM, end)\npathlib.Path({str(ready)!r}).touch()\ntime.sleep(100)"
+    )
+    with pytest.raises(Stopped):
+        single_training.measured(context(stopped=lambda: 2 if ready.exists() else 0), _python(text), "it")
+    assert saved.exists()
+
+
+def test_a_trial_is_the_real_command_on_photo_and_mask(context: Callable[..., Context], case: Case) -> None:
+    """And what it learned is drawn with."""
+    ctx = context()
+    for kind in ("mask", "embedding", "adapter", "prior"):
+        (ctx.root / kind / "left-over").mkdir(parents=True)
+    state = RunState(ctx.project, "left-over")
+    state.save({"step": torch.ones(1)})
+    with RunState(ctx.project, "bench").locked():  # as in a run of the bench: nobody else may begin one
+        trained = single_training._train(ctx, case, "tiny", TINY)
+        with pytest.raises(BusyError), RunState(ctx.project, "bench").locked():
+            pass
+    assert not state.file.exists()
+    assert set(trained.weights) == {f"token.{case.name}"}  # no layers, no image tower
+    assert trained.weights[f"token.{case.name}"].shape == (1 + len(case.instance.kind), 16)
+    assert trained.seconds > 0.5 and 100 < trained.memory_mb < 8000
+    assert sorted(p.name for p in ctx.root.iterdir()) == ["adapter", "embedding", "mask", "prior"]
+    assert not list(ctx.root.glob("[!p]*/left-over")) and (ctx.root / "prior" / "left-over").exists()
+    assert not list(ctx.project.folder.glob("tmp*"))  # photo and mask are gone again
+    from objtune_cli.store import artifacts
+    from objtune_cli.store.refs import Ref
+
+    record, arrays = artifacts.load(ctx.root, Ref("mask", case.name, 1))
+    rgb, mask = case.picture()
+    assert np.array_equal(arrays["rgb"], rgb) and record.objects == {case.name: case.instance.kind}
+    assert ((arrays["mask"] > 127) == (mask > 127)).mean() > 0.995
+    config = artifacts.read_record(ctx.root, Ref("adapter", case.name, 1)).config
+    assert {k: config[k] for k in TINY.train} == TINY.train
+    stack, words = rendering.loaded(ctx, case.name, trained.weights)
+    assert rendering.asked(ctx, stack, words, case, f"<{case.name}>").shape == (len(case.prompts), 32, 32, 3)
+
+
+def test_a_training_that_fails_says_which_and_why(context: Callable[..., Context], case: Case) -> None:
+    wrong = Method("wrong", "", train={"steps": -1})
+    with pytest.raises(single_training.Failed, match=f"wrong on {case.name} failed: .*train.steps is -1") as caught:
+        single_training._train(context(), case, "wrong", wrong)
+    assert caught.value.code == 2
+
+
+def test_a_training_that_was_killed_says_so(case: Case) -> None:
+    killed = single_training.Failed("m", case, -9, "it said nothing")
+    assert killed.code == 7 and killed.message == f"m on {case.name} was ended by signal 9" and "memory" in killed.hint
+    assert single_training.Failed("m", case, 0, "it said nothing").code == 1
+
+
+def test_a_key_is_the_same_for_the_same_work(context: Callable[..., Context], case: Case) -> None:
+    again = benchmark_objects.cases(EASY, 3, 0)[0]
+    assert single_training.key(context(), case, "m", TINY, 0) == single_training.key(
+        context(), again, "m", replace(TINY, title="other", source="other"), 0
+    )
+
+
+def test_a_key_depends_on_everything_that_a_result_depends_on(
+    context: Callable[..., Context], case: Case, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ctx = context()
+    other = Common(base=ctx.common.base, device="cpu", precision="bf16")
+    keys = [
+        single_training.key(ctx, case, "m", TINY, 0),
+        single_training.key(ctx, case, "n", TINY, 0),
+        single_training.key(ctx, case, "m", TINY, 1),
+        single_training.key(ctx, replace(case, prompts=case.prompts[1:]), "m", TINY, 0),
+        single_training.key(ctx, benchmark_objects.cases(EASY, 1, 1)[0], "m", TINY, 0),
+        single_training.key(ctx, case, "m", replace(TINY, train={**TINY.train, "steps": 3}), 0),
+        single_training.key(ctx, case, "m", replace(TINY, embed={**TINY.embed, "vectors": 2}), 0),
+        single_training.key(ctx, case, "m", replace(TINY, prior={"samples": 2}), 0),
+        single_training.key(ctx, case, "m", replace(TINY, given="small"), 0),
+        single_training.key(ctx, case, "m", replace(TINY, draw={"scene_guidance": 1.0}), 0),
+        single_training.key(ctx, case, "m", replace(TINY, draw={"object_guidance": 1.0}), 0),
+        single_training.key(ctx, case, "m", replace(TINY, draw={"object_below": 0.9}), 0),
+        single_training.key(ctx, case, "m", replace(TINY, train={**TINY.train, "latents": "mean"}), 0),
+        single_training.key(replace(ctx, common=other), case, "m", TINY, 0),
+        single_training.key(replace(ctx, common=replace(other, base="toybox"), _base=None), case, "m", TINY, 0),
+        *(single_training.key(ctx, case, "m", m, 0) for m in BASELINES.values()),
+    ]
+    (tmp_path / "other.safetensors").write_bytes(b"another evaluator")
+    monkeypatch.setattr(inference, "WEIGHTS", tmp_path / "other.safetensors")
+    single_training.judge.cache_clear()
+    try:
+        keys.append(single_training.key(ctx, case, "m", TINY, 0))
+    finally:
+        single_training.judge.cache_clear()
+    assert len(set(keys)) == len(keys)
+
+
+def test_a_setting_that_says_the_default_changes_nothing(context: Callable[..., Context], case: Case) -> None:
+    same = replace(TINY, train={**TINY.train, "photo_loss": "object"})
+    assert single_training.key(context(), case, "m", same, 0) == single_training.key(context(), case, "m", TINY, 0)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "kept"),
+    [("ssssswpwp", [0, 1, 2, 5]), ("sspp", [0, 1, 2]), ("wp", [0, 1]), ("p", [0]), ("sssss", [0, 1, 2])],
+)
+def test_the_strip_shows_scenes_first_and_then_one_of_each_kind(kinds: str, kept: list[int], case: Case) -> None:
+    names = {"s": "scene", "w": "wearing", "p": "pair"}
+    asked = replace(case, prompts=tuple(Prompt(names[k], PLACE, "snow", "", None, i) for i, k in enumerate(kinds)))
+    shown = np.arange(len(kinds)).reshape(-1, 1, 1, 1) * np.ones((1, 2, 2, 3), int)
+    assert single_training.strip(asked, shown)[:, 0, 0, 0].tolist() == kept
+
+
+@pytest.fixture(scope="module")
+def calibrated(case: Case):
+    """Evaluator and scale of the case, from a few drawings."""
+    network = inference.load()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rendering, "REFERENCES", 8), patch.setattr(rendering, "OTHERS", 16)
+        return network, rendering.scale(network, case, EASY, 0)
+
+
+def test_the_truth_is_near_one_and_a_stranger_near_zero(case: Case, calibrated) -> None:
+    network, scale = calibrated
+    assert scale.references.shape == (8, 64)
+    assert scale.one > scale.zero + 0.2 and scale.spread > 0
+    found, shown = single_training.truth(network, case, EASY, scale, 0)
+    assert shown.shape == (len(case.prompts), rendering.SIDE, rendering.SIDE, 3)
+    assert found["identity"] == pytest.approx(1, abs=0.2) and found["prompt"] == found["presence"] == 1
+    assert found["leak"] < 0.1 and 0.4 < found["diversity"] < 2
+    other, _ = single_training.stranger(network, case, EASY, scale, 0)
+    assert other["identity"] < 0.6 and other["presence"] < 1 and other["prompt"] == 1 and other["leak"] < 0.1
+
+
+def test_through_the_autoencoder_the_truth_has_the_bases_size(
+    case: Case, calibrated, context: Callable[..., Context], monkeypatch
+) -> None:
+    """Where the autoencoder changes nothing, the truth comes back but for its size."""
+    network, scale = calibrated
+    ctx = context()
+    shown = single_training.decoded(ctx, network, case, EASY, scale, 0)[1]
+    assert shown.shape == (len(case.prompts), 32, 32, 3)
+    stack = ctx.stack()
+    monkeypatch.setattr(type(stack), "to_latent", lambda self, x: x)
+    monkeypatch.setattr(type(stack), "to_picture", lambda self, x: x)
+    _, shown = single_training.decoded(ctx, network, case, EASY, scale, 0)
+    _, true = single_training.truth(network, case, EASY, scale, 0)
+    mean = true.reshape(-1, 32, 4, 32, 4, 3).mean((2, 4))
+    assert np.abs(shown - mean).max() <= 1
+
+
+def test_the_base_told_in_words_is_scored_as_a_method_is(
+    case: Case, calibrated, context: Callable[..., Context]
+) -> None:
+    network, scale = calibrated
+    found, shown = single_training.described(context(), network, case, scale)
+    assert found.keys() == {"identity", "found", "twice", "prompt", "leak", "diversity", "presence"}
+    assert shown.shape == (len(case.prompts), 32, 32, 3) and all(np.isfinite(list(found.values())))
+
+
+def test_pictures_of_any_size_are_brought_to_the_evaluators() -> None:
+    for side in (32, 128, 320):
+        shown = np.full((2, side, side, 3), 77, np.uint8)
+        fitted = rendering.fitted(shown)
+        assert fitted.shape == (2, 128, 128, 3) and (fitted == 77).all()
+        assert (fitted is shown) == (side == 128)
+
+
+def test_each_prompt_is_drawn_from_its_own_noise(
+    context: Callable[..., Context], case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone or in a batch, for any method: the same seed, the same picture."""
+    ctx = context()
+    stack, _ = rendering.loaded(ctx, "", None)
+    texts, seeds = ["a dog", "a cat", "a dog"], [5, 6, 7]
+    whole = rendering.pictures(ctx, stack, texts, seeds, "")
+    monkeypatch.setattr(rendering, "BATCH", 2)
+    assert np.abs(rendering.pictures(ctx, stack, texts, seeds, "").astype(int) - whole).max() <= 1
+    assert np.abs(rendering.pictures(ctx, stack, texts[1:2], seeds[1:2], "")[0].astype(int) - whole[1]).max() <= 1
+    assert not np.array_equal(whole[0], whole[2])
+
+
+def test_what_was_learned_is_in_the_words_and_in_the_denoiser(context: Callable[..., Context]) -> None:
+    ctx = context()
+    rows = torch.ones(2, 16)
+    stack, words = rendering.loaded(ctx, "rex", {"token.rex": rows})
+    assert len(words.expand("<rex>").split()) == 2 and layers.tensors(stack) == {}
+    _, bare = rendering.loaded(ctx, "rex", None)
+    assert bare.expand("<rex>") == "<rex>"
+    params = layers.add(stack, 2, "cross-kv", seed=0)
+    for p in params:
+        p.data.fill_(0.1)
+    learned = layers.tensors(stack)
+    again, _ = rendering.loaded(ctx, "rex", {"token.rex": rows, **learned})
+    held = layers.tensors(again)
+    assert held.keys() == learned.keys() and all(torch.equal(held[k], v) for k, v in learned.items())

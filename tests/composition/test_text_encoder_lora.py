@@ -1,0 +1,120 @@
+"""LoRA on text encoders in a scene: an object's own tokens as peft's LoRA says them, all else as the base does."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from objtune_cli.composition.regional import Placed, alone, spoken
+from objtune_cli.lora import layers as adapter
+from objtune_cli.models import base_model as stacks
+from objtune_cli.models.base_model import Stack
+from objtune_cli.models.placeholders import Placeholders
+from tests.support import tiny_families
+
+CPU = torch.device("cpu")
+EVERYWHERE = (-1.0, -1.0, 2.0, 2.0)
+NAMES = ("sd1", "sd2", "sdxl", "sd3")
+PROMPT, CLASSES = "a photo of <rex> and <cup> on the beach", {"rex": "dog", "cup": "mug"}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return tiny_families.folders(tmp_path_factory.mktemp("words"), NAMES)
+
+
+@pytest.fixture(params=NAMES)
+def folder(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Path:
+    return folders[request.param]
+
+
+def opened(folder: Path) -> tuple[Stack, Placeholders]:
+    stack = stacks.load(folder, CPU, torch.float32)
+    words = Placeholders(stack)
+    for i, (name, word) in enumerate(CLASSES.items()):
+        words.add(name, torch.randn(2, sum(stack.widths), generator=torch.Generator().manual_seed(i)) * 0.3, word)
+    return stack, words
+
+
+def lora(stack: Stack, seed: int) -> dict[str, torch.Tensor]:
+    """Random weights of every linear layer of every CLIP."""
+    g = torch.Generator().manual_seed(seed)
+    found = {}
+    for prefix, encoder in zip(adapter.WORDS, stack.text_encoders, strict=False):
+        for name, layer in encoder.named_modules():
+            if isinstance(layer, torch.nn.Linear) and "layers." in name:
+                stem = f"{prefix}text_model.{name.removeprefix('text_model.')}"
+                found[f"{stem}.lora_A.weight"] = torch.randn(2, layer.in_features, generator=g) * 0.3
+                found[f"{stem}.lora_B.weight"] = torch.randn(layer.out_features, 2, generator=g) * 0.3
+    return found
+
+
+def placed(words: Placeholders, name: str, weights: dict[str, torch.Tensor]) -> Placed:
+    return Placed(name, weights, EVERYWHERE, words.rows(words.expand(PROMPT), name))
+
+
+@pytest.mark.parametrize("context", ["class", "own"])
+@torch.no_grad()
+def test_an_objects_tokens_are_as_peft_says_them_and_all_other_rows_the_bases(folder: Path, context: str) -> None:
+    stack, words = opened(folder)
+    text, one, two = words.expand(PROMPT), lora(stack, 1), lora(stack, 2)
+    base = words.in_context(PROMPT, CLASSES) if context == "class" else None
+    given = stack.encode([text]) if base is None else base
+    found = spoken(stack, text, [placed(words, "rex", one), placed(words, "cup", two)], base)
+    assert found is not None
+    ids, changed = stack.token_ids([text]), torch.zeros(found.shape[1], dtype=torch.bool)
+    for name, weights in (("rex", one), ("cup", two)):
+        other, theirs = opened(folder)
+        assert adapter.load(other, weights)
+        own = torch.nn.functional.pad(words.positions(ids, name)[0], (0, found.shape[1] - ids.shape[1]))
+        assert own.sum() == 2
+        torch.testing.assert_close(found[0, own], other.encode([theirs.expand(PROMPT)])[0, own], rtol=1e-5, atol=1e-5)
+        assert (found[0, own] - given[0, own]).abs().max() > 1e-2
+        changed |= own
+    assert torch.equal(found[0, ~changed], given[0, ~changed])  # what is said of the whole, and T5's rows, too
+
+
+def test_without_such_layers_nothing_is_encoded_and_nothing_changes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One more encoding for each object that has some, and the base's own where it is not known yet."""
+    stack, words = opened(folder)
+    text, base = words.expand(PROMPT), words.in_context(PROMPT, CLASSES)
+    rex, cup = placed(words, "rex", lora(stack, 1)), placed(words, "cup", {"unet.conv_in.lora_A.weight": torch.ones(1)})
+    said: list[list[str]] = []
+    encode = type(stack).encode
+    monkeypatch.setattr(type(stack), "encode", lambda self, texts: said.append(texts) or encode(self, texts))
+    assert spoken(stack, text, [cup, cup], base) is base and spoken(stack, text, [cup]) is None and said == []
+    spoken(stack, text, [cup, rex], base)
+    assert said == [[text]]
+    spoken(stack, text, [cup, rex])
+    assert said == [[text]] * 3
+
+
+@torch.no_grad()
+def test_alone_it_acts_on_all_that_is_said(folder: Path) -> None:
+    """Negative prompt and pooled row as well, as where `generate` draws it; afterwards the base is as before."""
+    stack, words = opened(folder)
+    weights, texts = lora(stack, 1), [words.expand("a photo of <rex>"), "blur"]
+    before = stack.encode(texts)
+    with alone(stack, weights):
+        ours = stack.encode(texts)
+    assert torch.equal(stack.encode(texts), before)
+    layers = [
+        module for encoder in stack.text_encoders for module in encoder.modules() if isinstance(module, torch.nn.Linear)
+    ]
+    assert layers and not any(layer._forward_hooks for layer in layers)
+    other, _ = opened(folder)
+    adapter.load(other, weights)
+    torch.testing.assert_close(ours, other.encode(texts), rtol=1e-5, atol=1e-5)
+    assert (ours - before).abs().amax((1, 2)).min() > 1e-2
+
+
+def test_a_second_encoder_that_is_not_there_is_another_base(folders: dict[str, Path]) -> None:
+    stack, words = opened(folders["sd1"])
+    weights = {
+        f"text_encoder_2.text_model.encoder.layers.0.mlp.fc1.lora_{side}.weight": torch.ones(2, 2) for side in "AB"
+    }
+    with pytest.raises(Exception, match="second text encoder"):
+        spoken(stack, words.expand(PROMPT), [placed(words, "rex", weights)])
+    assert not any(module._forward_hooks for module in stack.unet.modules())

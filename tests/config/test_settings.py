@@ -1,0 +1,232 @@
+"""Settings: which layer wins, and what each layer refuses."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from objtune_cli.config.resolve import Settings
+from objtune_cli.config.sections import SECTIONS, Common, Embed, Generate, Segment, Train
+from objtune_cli.errors import UsageError
+
+Make = Callable[..., Settings]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Make:
+    """`settings(toml, environment, set_options)`."""
+
+    def make(toml: str = "", environment: dict[str, str] | None = None, given: Sequence[str] = ()) -> Settings:
+        file = tmp_path / "objtune.toml"
+        file.write_text(toml)
+        return Settings(file, environment or {}, given)
+
+    return make
+
+
+LAYERS: list[tuple[dict[str, Any], int]] = [
+    ({}, 0),
+    ({"toml": "[train]\nsteps = 1"}, 1),
+    ({"toml": "[train]\nsteps = 1", "environment": {"OBJTUNE_TRAIN_STEPS": "2"}}, 2),
+    ({"toml": "[train]\nsteps = 1", "environment": {"OBJTUNE_TRAIN_STEPS": "2"}, "given": ["train.steps=3"]}, 3),
+    ({"toml": "[train]\nsteps = 1", "given": ["train.steps=3"]}, 3),
+]
+
+
+@pytest.mark.parametrize(("layers", "steps"), LAYERS)
+def test_the_upper_layer_wins(layers: dict[str, Any], steps: int, settings: Make) -> None:
+    assert settings(**layers).resolve(Train).steps == steps
+    assert settings(**layers).resolve(Train, steps=4).steps == 4
+    assert settings(**layers).resolve(Train, steps=None).steps == steps
+
+
+def test_top_level_settings_have_the_same_layers(settings: Make) -> None:
+    assert settings().resolve(Common) == Common("toybox", "auto", "auto")
+    assert settings("base = 'sd15'").resolve(Common).base == "sd15"
+    assert settings("base = 'sd15'", {"OBJTUNE_BASE": "sd21"}).resolve(Common).base == "sd21"
+    assert settings("base = 'sd15'", {"OBJTUNE_BASE": "sd21"}, ["base=sdxl"]).resolve(Common).base == "sdxl"
+    assert settings("base = 'sd15'", {"OBJTUNE_BASE": "sd21"}, ["base=sdxl"]).resolve(Common, base="x/y").base == "x/y"
+
+
+def test_layers_mix_key_by_key(settings: Make) -> None:
+    found = settings("[train]\nsteps = 1\nrank = 2", {"OBJTUNE_TRAIN_RANK": "3"}, ["train.lr=1e-3"]).resolve(
+        Train, batch=7
+    )
+    assert found == Train(steps=1, rank=3, lr=1e-3, batch=7)
+
+
+def test_a_section_with_a_dash_has_a_variable_with_an_underscore(settings: Make) -> None:
+    assert settings("[init-embedding]\nvectors = 3").resolve(Embed).vectors == 3
+    assert settings("", {"OBJTUNE_INIT_EMBEDDING_VECTORS": "4"}).resolve(Embed).vectors == 4
+    assert settings("", {}, ["init-embedding.vectors=5"]).resolve(Embed).vectors == 5
+
+
+def test_values_may_hold_equal_signs_and_spaces(settings: Make) -> None:
+    assert settings("", {}, ["generate.negative = a=b, c"]).resolve(Generate).negative == "a=b, c"
+
+
+def test_the_environment_of_the_process_is_read(
+    settings: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("OBJTUNE_TRAIN_SEED", "9")
+    assert Settings(tmp_path / "none.toml").resolve(Train).seed == 9
+
+
+def test_no_file_is_no_setting(tmp_path: Path) -> None:
+    assert Settings(tmp_path / "none.toml", {}).resolve(Train) == Train()
+
+
+@pytest.mark.parametrize(
+    ("layers", "key", "known"),
+    [
+        (
+            {"toml": "stepz = 1"},
+            "stepz in objtune.toml",
+            "base, bench, compose, device, generate, init-embedding, merge, precision, prediction, prior, segment, strict_base, tower, train, vae",
+        ),
+        ({"toml": "[trian]\nsteps = 1"}, "trian in objtune.toml", "segment, strict_base, tower, train, vae"),
+        (
+            {"toml": "[train]\nstepz = 1"},
+            "stepz in [train] of objtune.toml",
+            "schedule, scores, seed, singles, steps, stop, templates, timesteps, token, token_first, token_lr, token_norm, views",
+        ),
+        ({"environment": {"OBJTUNE_STEPS": "1"}}, "OBJTUNE_STEPS in the environment", "OBJTUNE_PROJECT, "),
+        (
+            {"environment": {"OBJTUNE_TRAIN_STEPZ": "1"}},
+            "OBJTUNE_TRAIN_STEPZ in the environment",
+            "OBJTUNE_TRAIN_STEPS",
+        ),
+        ({"given": ["steps=1"]}, "steps in --set", "train.steps"),
+        ({"given": ["train.stepz=1"]}, "train.stepz in --set", "train.steps"),
+        ({"given": ["=1"]}, " in --set", "train.steps"),
+    ],
+)
+def test_unknown_keys_list_the_known_ones(layers: dict[str, Any], key: str, known: str, settings: Make) -> None:
+    with pytest.raises(UsageError, match="unknown key") as caught:
+        settings(**layers)
+    assert caught.value.message == f"unknown key {key}"
+    assert known in caught.value.hint
+
+
+def test_other_variables_are_nobodys_business(settings: Make) -> None:
+    settings("", {"OBJTUNEX": "1", "_OBJTUNE_COMPLETE": "complete_bash", "HOME": "/", "OBJTUNE_PROJECT": "/tmp"})
+
+
+@pytest.mark.parametrize("value", ["3", "'steps'", "true", "[[1]]", "[]"])
+def test_a_section_must_be_a_section(value: str, settings: Make) -> None:
+    with pytest.raises(UsageError, match=r"train in objtune\.toml is") as caught:
+        settings(f"train = {value}")
+    assert "[train]" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("section", "toml", "message", "hint"),
+    [
+        (Train, "[train]\nsteps = '9'", "steps in objtune.toml is '9'", "a whole number is needed"),
+        (Train, "[train]\nsteps = 9.5", "steps in objtune.toml is 9.5", "a whole number is needed"),
+        (Train, "[train]\nsteps = true", "steps in objtune.toml is True", "a whole number is needed"),
+        (Train, "[train]\nlr = true", "lr in objtune.toml is True", "a number is needed"),
+        (Train, "[train]\nlr = 'fast'", "lr in objtune.toml is 'fast'", "a number is needed"),
+        (
+            Train,
+            "[train]\nmodules = 'some'",
+            "modules in objtune.toml is 'some'",
+            "one of auto, none, cross-kv, attention, attention+ff, all",
+        ),
+        (
+            Train,
+            "[train]\nmodules = 1",
+            "modules in objtune.toml is 1",
+            "one of auto, none, cross-kv, attention, attention+ff, all",
+        ),
+        (
+            Train,
+            "[train]\nmodules = [1]",
+            r"modules in objtune.toml is [1]",
+            "one of auto, none, cross-kv, attention, attention+ff, all",
+        ),
+        (Common, "base = 1", "base in objtune.toml is 1", "text is needed"),
+        (Common, "[base]\nx = 1", "base in objtune.toml is {'x': 1}", "text is needed"),
+        (Train, "[train]\nsteps = -1", "steps in objtune.toml is -1", "from 0 to 1000000"),
+        (Train, "[train]\nsteps = 1000001", "steps in objtune.toml is 1000001", "from 0 to 1000000"),
+        (Train, "[train]\nlr = -1e-9", "lr in objtune.toml is -1e-09", "0 or more"),
+        (Train, "[train]\nlr = nan", "lr in objtune.toml is nan", "a finite number is needed"),
+        (Train, "[train]\nlr = inf", "lr in objtune.toml is inf", "a finite number is needed"),
+        (Generate, "[generate]\nguidance = nan", "guidance in objtune.toml is nan", "a finite number is needed"),
+        (Generate, "[generate]\nguidance = -inf", "guidance in objtune.toml is -inf", "a finite number is needed"),
+        (
+            Train,
+            "[train]\nseed = 18446744073709551616",
+            "seed in objtune.toml is 18446744073709551616",
+            "from 0 to 18446744073709551615",
+        ),
+        (
+            Generate,
+            "[generate]\nseed = -1",
+            "seed in objtune.toml is -1",
+            "0 to 18446744073709551615; no seed is drawn at random here, so that the same command makes the same again",
+        ),
+        (Generate, "[generate]\nscene_guidance = 20.5", "scene_guidance in objtune.toml is 20.5", "20 or less"),
+        (Segment, "[segment]\nedge = 0.11", "edge in objtune.toml is 0.11", "from 0 to 0.1"),
+    ],
+)
+def test_wrong_values_in_the_file(section: type, toml: str, message: str, hint: str, settings: Make) -> None:
+    with pytest.raises(UsageError, match="is") as caught:
+        settings(toml).resolve(section)
+    assert caught.value.message == message
+    assert caught.value.hint == hint
+
+
+@pytest.mark.parametrize("text", ["", "many", "9.5", "1e3", "-1", "0x10", "9" * 5000])
+def test_wrong_text_names_its_place(text: str, settings: Make) -> None:
+    with pytest.raises(UsageError, match="^OBJTUNE_TRAIN_STEPS is"):
+        settings("", {"OBJTUNE_TRAIN_STEPS": text}).resolve(Train)
+    with pytest.raises(UsageError, match=r"^--set train\.steps is"):
+        settings("", {}, [f"train.steps={text}"]).resolve(Train)
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "NaN"])
+def test_nan_is_refused_as_text_and_as_a_flag(text: str, settings: Make) -> None:
+    with pytest.raises(UsageError, match=r"^--set train\.lr is"):
+        settings("", {}, [f"train.lr={text}"]).resolve(Train)
+    with pytest.raises(UsageError, match="^--token-lr is"):
+        settings().resolve(Train, token_lr=float(text))
+
+
+def test_whole_numbers_serve_as_numbers(settings: Make) -> None:
+    found = settings("[train]\nlr = 1").resolve(Train, class_weight=2)
+    assert (found.lr, found.class_weight) == (1.0, 2.0)
+    assert type(found.lr) is type(found.class_weight) is float
+
+
+def test_a_value_without_equals_is_refused(settings: Make) -> None:
+    with pytest.raises(UsageError, match=r"--set train\.lr has no value"):
+        settings("", {}, ["train.lr"])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"steps = ", b"\xff\xff", b"a = 1\na = 2", b"a = " + b"[" * 3000],
+    ids=["half", "not UTF-8", "twice", "deep"],
+)
+def test_a_broken_file_is_named(data: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "objtune.toml"
+    file.write_bytes(data)
+    with pytest.raises(UsageError, match=r"objtune\.toml is not (valid TOML|UTF-8 text)") as caught:
+        Settings(file, {})
+    assert caught.value.hint
+
+
+def test_a_folder_in_place_of_the_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "objtune.toml").mkdir()
+    with pytest.raises(UsageError, match="cannot be read: Is a directory"):
+        Settings(tmp_path / "objtune.toml", {})
+
+
+@pytest.mark.parametrize("section", [Common, *SECTIONS.values()])
+def test_every_default_is_in_its_own_range_and_explained(section: type, settings: Make) -> None:
+    defaults = {f.name: getattr(section(), f.name) for f in fields(section)}
+    assert settings().resolve(section, **defaults) == section()
+    assert all(f.metadata["help"].endswith(".") for f in fields(section))

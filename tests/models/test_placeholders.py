@@ -1,0 +1,226 @@
+"""Placeholder words: their rows, their ids, and where gradients go."""
+
+import pytest
+import torch
+from torch import nn
+
+from objtune_cli.models.base_model import Stack
+from objtune_cli.models.placeholders import ExtendedTable, Placeholders, class_rows
+from objtune_cli.models.prompts import in_class_words
+
+
+def _rows(count: int, width: int = 16, seed: int = 0) -> torch.Tensor:
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
+
+
+def test_known_ids_are_read_from_the_frozen_table() -> None:
+    table = nn.Embedding(10, 4)
+    extended = ExtendedTable(table)
+    ids = torch.arange(10).view(2, 5)
+    assert torch.equal(extended(ids), table(ids))
+    extended.rows["rex"] = _rows(2, 4)
+    assert torch.equal(extended(ids), table(ids))
+    assert extended.weight is table.weight  # not a copy
+
+
+def test_ids_past_the_end_take_the_added_rows_in_order() -> None:
+    extended = ExtendedTable(nn.Embedding(10, 4))
+    extended.rows = {"rex": _rows(2, 4), "cup": _rows(1, 4, seed=1)}
+    out = extended(torch.tensor([[12, 3, 10, 11]]))[0]
+    assert torch.equal(out[0], extended.rows["cup"][0])
+    assert torch.equal(out[1], extended.weight[3])
+    assert torch.equal(out[2:], extended.rows["rex"])
+
+
+def test_gradient_flows_to_the_rows_alone(stack: Stack) -> None:
+    words = Placeholders(stack)
+    rows = _rows(2).requires_grad_()
+    words.add("rex", rows)
+    stack.encode([words.expand("a photo of <rex>")]).square().sum().backward()
+    assert rows.grad is not None and (rows.grad.abs().sum(1) > 0).all()
+    assert all(p.grad is None for p in stack.text_encoder.parameters())
+
+
+def test_an_unused_word_gets_no_gradient_and_changes_nothing(stack: Stack) -> None:
+    before = stack.encode(["a photo of a dog"]).detach()
+    words = Placeholders(stack)
+    words.add("rex", _rows(2).requires_grad_())
+    after = stack.encode(["a photo of a dog"])
+    assert torch.equal(after.detach(), before)
+
+
+def test_a_word_with_the_class_vectors_reads_like_the_class(stack: Stack) -> None:
+    words = Placeholders(stack)
+    words.add("rex", class_rows(stack, "dog"))
+    mine, plain = stack.encode([words.expand("a photo of a <rex>"), "a photo of a dog"])
+    end = len(stack.tokenizer("a photo of a dog").input_ids)
+    torch.testing.assert_close(mine[:end], plain[:end])
+
+
+def test_replaced_rows_are_used(stack: Stack) -> None:
+    words = Placeholders(stack)
+    words.add("rex", _rows(2))
+    first = stack.encode([words.expand("<rex>")]).detach()
+    words.replace("rex", _rows(2, seed=5))
+    assert not torch.allclose(stack.encode([words.expand("<rex>")]).detach(), first)
+    words.replace("rex", _rows(2))
+    assert torch.equal(stack.encode([words.expand("<rex>")]).detach(), first)
+
+
+def test_two_words_have_rows_of_their_own(stack: Stack) -> None:
+    words = Placeholders(stack)
+    words.add("rex", _rows(3))
+    words.add("cup", _rows(2, seed=1))
+    ids = stack.token_ids([words.expand("<cup> and <rex>")])
+    vectors = words.table(ids)[0]
+    assert torch.equal(vectors[words.positions(ids, "rex")[0]], _rows(3))
+    assert torch.equal(vectors[words.positions(ids, "cup")[0]], _rows(2, seed=1))
+
+
+def test_positions_are_those_of_the_words_tokens(stack: Stack) -> None:
+    words = Placeholders(stack)
+    words.add("rex", _rows(2))
+    words.add("cup", _rows(1))
+    ids = stack.token_ids([words.expand("a <rex>"), words.expand("<cup>")])
+    assert words.positions(ids, "rex").nonzero().tolist() == [[0, 2], [0, 3]]  # start, a, then the two
+    assert words.positions(ids, "cup").nonzero().tolist() == [[1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expanded"),
+    [
+        ("a photo of <rex>", "a photo of <|rex:0|> <|rex:1|>"),
+        ("<rex@2> on the beach", "<|rex:0|> <|rex:1|> on the beach"),
+        ("<rex><rex>", "<|rex:0|> <|rex:1|><|rex:0|> <|rex:1|>"),
+        ("<rex@>, <@2>, <REX> and <r ex>", "<rex@>, <@2>, <REX> and <r ex>"),
+        ("<bob> and <bob@3>", "<bob> and <bob@3>"),
+        ("1 < 2 > 0", "1 < 2 > 0"),
+        ("<tea-cup.v_2>", "<|tea-cup.v_2:0|>"),
+    ],
+)
+def test_expand(stack: Stack, prompt: str, expanded: str) -> None:
+    words = Placeholders(stack)
+    words.add("rex", _rows(2))
+    words.add("tea-cup.v_2", _rows(1))
+    assert words.expand(prompt) == expanded
+
+
+def test_expanded_words_are_one_token_each_beside_punctuation(stack: Stack) -> None:
+    words = Placeholders(stack)
+    words.add("rex", _rows(2))
+    ids = stack.token_ids([words.expand("<rex>, <rex>!")])
+    assert int(words.positions(ids, "rex").sum()) == 4
+
+
+def test_a_padded_table_keeps_its_unused_rows_apart(stack: Stack) -> None:
+    """Some bases have more rows than their tokenizer has words: new ids must lie behind all of them."""
+    table = stack.text_encoder.get_input_embeddings()
+    wider = nn.Embedding(table.num_embeddings + 7, table.embedding_dim)
+    with torch.no_grad():
+        wider.weight[: table.num_embeddings] = table.weight
+    stack.text_encoder.set_input_embeddings(wider.requires_grad_(False))
+    plain = stack.encode(["a dog"])
+    words = Placeholders(stack)
+    words.add("rex", _rows(2))
+    words.add("cup", _rows(1, seed=1))
+    ids = stack.token_ids([words.expand("<rex> <cup>")])
+    assert ids[0, 1:4].tolist() == [wider.num_embeddings + i for i in range(3)]
+    assert torch.equal(words.table(ids)[0, 1:4], torch.cat([_rows(2), _rows(1, seed=1)]))
+    assert torch.equal(stack.encode(["a dog"]), plain)
+
+
+def test_a_second_set_of_words_on_the_same_base_goes_on_after_the_first(stack: Stack) -> None:
+    Placeholders(stack).add("rex", _rows(2))
+    later = Placeholders(stack)
+    later.add("cup", _rows(1, seed=1))
+    ids = stack.token_ids([later.expand("<cup>")])
+    assert torch.equal(later.table(ids)[0, 1], _rows(1, seed=1)[0])
+
+
+@pytest.mark.parametrize("again", [1, 3])
+def test_a_word_cannot_be_added_twice(stack: Stack, again: int) -> None:
+    words = Placeholders(stack)
+    words.add("rex", _rows(2))
+    with pytest.raises(ValueError, match="already a word"):
+        words.add("rex", _rows(again, seed=2))
+
+
+def test_class_rows_are_copies_of_the_words_token_vectors(stack: Stack) -> None:
+    rows = class_rows(stack, "dog")
+    table = stack.text_encoder.get_input_embeddings().weight
+    ids = stack.tokenizer("dog", add_special_tokens=False).input_ids
+    assert len(ids) == 3 and torch.equal(rows, table[ids])
+    rows += 1
+    assert not torch.equal(rows, table[ids])
+
+
+@pytest.mark.parametrize(
+    "prompt, plain",
+    [
+        ("a photo of <rex> on the beach", "a photo of a dog on the beach"),
+        ("<rex> and <eel> in the snow", "a dog and an otter in the snow"),
+        ("my <rex> next to a <eel>", "my dog next to a otter"),
+        ("<rex@3>'s head", "a dog's head"),
+        ("a photo of <rex@2> and my <eel> under the <rex>", "a photo of a dog and my otter under the dog"),
+        ("a photo of <cup>", "a photo of <cup>"),
+        ("a red <rex> and A big old <eel@2>", "a red dog and A big old otter"),
+        ("My sleeping <rex> with <eel>", "My sleeping dog with an otter"),
+        ("the cat chasing <rex>, the boy hugs <eel>", "the cat chasing a dog, the boy hugs an otter"),
+        ("the hat of <rex> or <eel>", "the hat of a dog or an otter"),
+    ],
+)
+def test_a_prompt_in_class_words(prompt: str, plain: str) -> None:
+    assert in_class_words(prompt, {"rex": "dog", "eel": "otter"}) == plain
+
+
+def test_in_context_other_places_hear_the_class_word(stack: Stack) -> None:
+    words = Placeholders(stack)
+    words.add("rex", _rows(3))
+    words.add("cup", _rows(2, seed=1))
+    prompt, classes = "a photo of <rex> and <cup> on the beach", {"rex": "dog", "cup": "mug"}
+    own, plain = stack.encode([words.expand(prompt), "a photo of a dog and a mug on the beach"])
+    ids, others = (
+        stack.token_ids([text])[0].tolist()
+        for text in (words.expand(prompt), "a photo of a dog and a mug on the beach")
+    )
+    found = words.in_context(prompt, classes)[0]
+    named = (words.positions(torch.tensor([ids]), "rex") | words.positions(torch.tensor([ids]), "cup"))[0]
+    assert named.sum() == 5
+    torch.testing.assert_close(found[named], own[named])
+    end, last = ids.index(stack.tokenizer.eos_token_id), others.index(stack.tokenizer.eos_token_id)
+    for back in range(4):  # beach, the, on and the end of the sentence
+        assert torch.equal(found[end - back], plain[last - back])
+    assert torch.equal(found[1:4], plain[1:4])
+    assert (found[end] - own[end]).abs().max() > 1e-3  # which hears another word now
+
+
+def test_no_more_is_read_than_up_to_the_last_added_word(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = Placeholders(stack)
+    words.add("rex", _rows(3))
+    words.add("cup", _rows(2, seed=1))
+    letters, read = len(stack.tokenizer("a photo of", add_special_tokens=False).input_ids), []
+    assert words.reach(["a photo of <rex> on the beach"]) == 1 + letters + 3
+    assert words.reach(["<rex>", "a photo of <cup> on the beach"]) == 1 + letters + 2
+    assert words.reach(["a photo of a dog"]) == 1
+    inside = stack.text_encoder.forward
+    monkeypatch.setattr(
+        stack.text_encoder,
+        "forward",
+        lambda input_ids: (read.append(input_ids.shape[1]), inside(input_ids=input_ids))[1],
+    )
+    words.in_context(
+        "a photo of <rex> on the beach", {"rex": "dog"}, plain=stack.encode(["a photo of a dog on the beach"])
+    )
+    assert read == [stack.tokenizer.model_max_length, 1 + letters + 3]
+
+
+def test_in_context_gradients_reach_the_words_through_their_own_places(stack: Stack) -> None:
+    words = Placeholders(stack)
+    rows = _rows(2).requires_grad_()
+    words.add("rex", rows)
+    found = words.in_context("a photo of <rex> on the beach", {"rex": "dog"})
+    named = words.positions(stack.token_ids([words.expand("a photo of <rex> on the beach")]), "rex")
+    (grad,) = torch.autograd.grad(found[~named].square().sum(), rows, retain_graph=True, allow_unused=True)
+    assert grad is None or not grad.any()
+    found.square().sum().backward()
+    assert rows.grad is not None and (rows.grad.abs().sum(1) > 0).all()

@@ -1,0 +1,256 @@
+"""Disks that lack something: hard links, exclusive renames, locks, permissions, flushing, room, or that lie elsewhere."""
+
+import errno
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from objtune_cli.errors import ResourceError
+from objtune_cli.store import artifacts, atomic_files, garbage, refs, removal, temp_files
+from objtune_cli.store.artifacts import publish, verified, write_file
+from objtune_cli.store.checkpoints import RunState
+from objtune_cli.store.disk_reservation import Room
+from objtune_cli.store.project import Project
+from tests.faults.test_store_faults import REX, child, crashing, ended, kept, sound
+
+DATA = {"x": np.arange(9, dtype=np.uint8)}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "artifacts"
+
+
+def refusing(number: int) -> Callable[..., Any]:
+    def call(*_args: Any, **_named: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return call
+
+
+def without_links(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """A disk without hard links: with an exclusive rename; without one; and without locks either."""
+    monkeypatch.setattr(os, "link", refusing(errno.EPERM))
+    if how != "rename":
+        monkeypatch.setattr(atomic_files, "_rename_exclusively", lambda *_: False)
+    if how == "claim, no locks":
+        monkeypatch.setattr("fcntl.flock", refusing(errno.ENOLCK))
+
+
+WAYS = ("rename", "claim", "claim, no locks")
+
+
+@pytest.mark.parametrize("number", sorted(atomic_files.NO_LINKS))
+def test_no_hard_links(number: int, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = publish(root.parent / "whole/artifacts", REX, DATA).path(root.parent / "whole/artifacts").read_bytes()
+    monkeypatch.setattr(os, "link", refusing(number))
+    assert publish(root, REX, DATA).path(root).read_bytes() == wanted
+    assert publish(root, REX, DATA).version == 2
+    assert len(sound(root)) == 2
+    assert sorted(p.name for p in (root / "mask/rex").iterdir()) == ["v001.safetensors", "v002.safetensors"]
+    assert list((root.parent / ".objtune/tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_nothing_is_ever_overwritten(how: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer that looked for a number before another one took it."""
+    first = publish(root, REX, DATA)
+    before = first.path(root).read_bytes()
+    without_links(monkeypatch, how)
+    monkeypatch.setattr(refs, "taken", lambda *_: [])
+    assert publish(root, REX, {"x": np.zeros(3)}).version == 2
+    with pytest.raises(artifacts.TakenError):
+        publish(root, REX, DATA, number=1)
+    assert first.path(root).read_bytes() == before
+    assert not list(root.rglob("*.claim"))
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_several_writers_get_a_number_each(how: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_links(monkeypatch, how)
+    pids = [child(lambda n=n: [publish(root, REX, {"x": np.array([n, i])}) for i in range(8)]) for n in range(4)]
+    assert [ended(pid) for pid in pids] == [0] * 4
+    every = sound(root)
+    told = {tuple(artifacts.load(root, ref)[1]["x"].tolist()) for ref in every}
+    assert len(every) == 32 and told == {(n, i) for n in range(4) for i in range(8)}
+    assert not list(root.rglob("*.claim")) and list((root.parent / ".objtune/tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_a_crash_at_every_boundary_without_links(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After each: nothing half is visible, and the same again publishes; where there are no locks, a number may be lost."""
+    without_links(monkeypatch, how)
+
+    def work(root: Path) -> None:
+        if not refs.versions(root, "mask", "rex"):
+            publish(root, REX, DATA)
+
+    crashes = 0
+    for at in range(1, 99):
+        root = tmp_path / str(at) / "artifacts"
+        code = crashing(lambda root=root: work(root), at)
+        sound(root)
+        if code == 0:
+            break
+        crashes += 1
+        assert ended(child(lambda root=root: work(root))) == 0
+        every = sound(root)
+        assert len(every) == 1 and (every[0].version == 1 or how == "claim, no locks"), at
+        left = garbage.found(Project(root.parent), time.time() + 9)
+        assert {p.suffix for p in left} <= {".claim"}
+        garbage.delete(left)
+        assert list(kept(root)) == [str(every[0].path(root).relative_to(root))]
+    assert crashes > 8
+
+
+def other_disk(tmp_path: Path) -> Path:
+    """A folder on another file system than the tests' own."""
+    place = Path("/dev/shm")
+    if not place.is_dir() or place.stat().st_dev == tmp_path.stat().st_dev or not os.access(place, os.W_OK):
+        pytest.skip("no second file system here")
+    folder = place / f"objtune-test-{os.getpid()}-{tmp_path.name}"
+    folder.mkdir()
+    return folder
+
+
+def everything(root: Path) -> None:
+    """What a store's files go through: published, pictures beside them, removed; nothing but the results is left."""
+    ref = publish(root, REX, DATA)
+    write_file(ref.path(root).with_suffix("") / "overlay.png", b"picture", root)
+    second = publish(root, REX, {"x": np.zeros(3)})
+    removal.bury(root, second)
+    verified(root, ref)
+    assert sorted(kept(root)) == ["mask/rex/v001.safetensors", "mask/rex/v001/overlay.png", "mask/rex/v002.gone"]
+    assert list((root.parent / ".objtune/tmp").iterdir()) == []
+
+
+def test_a_file_of_a_project_that_has_no_artifacts_yet(root: Path) -> None:
+    write_file(root.parent / ".objtune/rejected/dog.png", b"picture", root)
+    assert not root.exists() and (root.parent / ".objtune/rejected/dog.png").read_bytes() == b"picture"
+
+
+def test_artifacts_on_another_disk(root: Path, tmp_path: Path) -> None:
+    place = other_disk(tmp_path)
+    try:
+        root.symlink_to(place)
+        everything(root)
+        assert not list(place.rglob(f"mask/rex/{atomic_files.BESIDE}"))
+        stale = place / atomic_files.BESIDE / temp_files.own_name().replace(f".{os.getpid()}.", ".999999999.")
+        stale.touch()
+        assert garbage.found(Project(root.parent), 0) == [root / stale.relative_to(place)]
+    finally:
+        removal.shutil.rmtree(place)
+
+
+def test_a_boundary_that_looks_like_one_disk(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bind mounts: the same device number, and neither a link nor a rename across."""
+    link, replace = os.link, os.replace
+
+    def across(work: Callable[..., None]) -> Callable[..., None]:
+        def call(source: Path, target: Path) -> None:
+            if source.parent.parent != target.parent:
+                raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+            work(source, target)
+
+        return call
+
+    monkeypatch.setattr(os, "link", across(link))
+    monkeypatch.setattr(os, "replace", across(replace))
+    monkeypatch.setattr(atomic_files, "_rename_exclusively", across(lambda source, target: True))
+    everything(root)
+
+
+def test_a_link_that_leads_nowhere_is_said(root: Path) -> None:
+    root.symlink_to(root.parent / "unplugged")
+    with pytest.raises(ResourceError, match="a link that leads nowhere") as caught:
+        publish(root, REX, DATA)
+    assert "mount the disk" in caught.value.hint
+    with pytest.raises(ResourceError, match="a link that leads nowhere"):
+        Project(root.parent).check_writable("mask", "rex")
+
+
+@pytest.mark.parametrize(
+    ("call", "number"),
+    [("fsync", errno.EINVAL), ("fsync", errno.ENOSYS), ("chmod", errno.EPERM), ("chmod", errno.ENOSYS)],
+)
+def test_what_a_network_disk_may_lack(call: str, number: int, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, call, refusing(number))
+    everything(root)
+
+
+def test_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = Project(tmp_path)
+    for number in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+        monkeypatch.setattr("fcntl.flock", refusing(number))
+        with project.held(), project.held(alone=True), RunState(project, "a" * 64).locked():
+            pass
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS])
+def test_room_that_cannot_be_reserved_stops_nothing(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "posix_fallocate", refusing(number))
+    with Room(Project(tmp_path)) as room:
+        room.hold(1 << 20)
+    assert list(Project(tmp_path).temporary.iterdir()) == []
+
+
+def test_a_disk_that_says_it_has_no_room_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "posix_fallocate")
+    usage = type("Usage", (), {"free": 0})
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    with Room(Project(tmp_path)) as room:
+        room.hold(1 << 20)
+    usage.free = 5
+    with Room(Project(tmp_path)) as room, pytest.raises(ResourceError, match="it takes 1"):
+        room.hold(1 << 20)
+
+
+def test_a_clock_that_is_days_ahead_sweeps_nobody_elses_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = tmp_path / f"{'0' * 8}.1.{'a' * 32}"
+    theirs.touch()
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 3 * temp_files.GRACE)
+    assert temp_files.sweep(tmp_path) == [] and theirs.exists()
+    os.utime(theirs, (now - 2 * temp_files.GRACE,) * 2)
+    assert temp_files.sweep(tmp_path) == [theirs]
+
+
+def test_a_folder_of_another_owner_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after work with sudo: the project is ours, and one kind's folder is not."""
+    theirs = root / "mask"
+    theirs.mkdir(parents=True)
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != theirs and access(path, mode))
+    project = Project(root.parent)
+    project.check_writable("embedding", "rex")
+    with pytest.raises(ResourceError, match="artifacts/mask cannot be written") as caught:
+        project.check_writable("mask", "rex")
+    assert "owner and mode" in caught.value.hint
+    assert sorted(p.name for p in root.rglob("*")) == ["mask"] and list(project.temporary.iterdir()) == []
+
+
+def test_a_project_that_cannot_be_written_is_refused_before_any_work(
+    cli, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from objtune_cli.workflow.context import Context
+
+    data = {"rgb": np.zeros((64, 64, 3), np.uint8), "mask": np.full((64, 64), 255, np.uint8)}
+    publish(project / "artifacts", REX, data)
+    monkeypatch.setattr(Path, "touch", refusing(errno.EROFS))
+    monkeypatch.setattr(Context, "stack", lambda *_args, **_named: pytest.fail("a model was loaded"))
+    for line in (
+        ("train", "mask/rex", "--steps", 2),
+        ("init-embedding", "mask/rex"),
+        ("generate", "a dog"),
+        ("segment", Path(__file__).parents[2] / "docs/examples/photo.jpg", "--class", "dog"),
+    ):
+        done = cli(*line)
+        assert (done.code, done.out) == (7, "") and "the disk is read-only" in done.err, done.err
+    assert cli("list").code == 0 and cli("verify").code == 0

@@ -1,0 +1,614 @@
+"""The settings of others' methods: each does what it says and nothing else."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from objtune_cli.bench.methods import BASELINES
+from objtune_cli.config.sections import Embed, Train
+from objtune_cli.embedding import prototype
+from objtune_cli.lora import layers as adapter
+from objtune_cli.models import base_model as stacks
+from objtune_cli.models import clip as towers
+from objtune_cli.models.base_model import Stack
+from objtune_cli.models.placeholders import class_rows
+from objtune_cli.numerics import ddpm
+from objtune_cli.numerics.augmentation import views
+from objtune_cli.numerics.ddpm import step_generator
+from objtune_cli.numerics.losses import masked_mse, mse, photo
+from objtune_cli.training import trainer as training
+from objtune_cli.training.subjects import Subject
+from objtune_cli.training.trainer import Trainer
+
+CONFIG = Train(
+    steps=6,
+    rank=2,
+    batch=4,
+    views=4,
+    lr=5e-3,
+    token_lr=1e-2,
+    modules="all",
+    class_weight=1.0,
+    blocks="all",
+    class_every=1,
+    passes="together",
+    latents="mean",
+    as_taken=0.0,
+)
+
+
+def _subject(stack: Stack, name: str = "rex", left: int = 10) -> Subject:
+    """A red square on blue, 32 px as the base's pictures."""
+    mask = torch.zeros(32, 32)
+    mask[8:24, left : left + 10] = 1
+    ground = torch.tensor([-0.5, 0.0, 0.5]).view(3, 1, 1).expand(3, 32, 32)
+    picture = ground * (1 - mask) + torch.tensor([0.8, -0.6, -0.4]).view(3, 1, 1) * mask
+    return Subject(
+        name, "dog", torch.cat([class_rows(stack, "a"), class_rows(stack, "dog")]), 1, picture, ground.clone(), mask
+    )
+
+
+def _prior(stack: Stack, entries: int = 5) -> dict[str, torch.Tensor]:
+    g = torch.Generator().manual_seed(1)
+    rows = torch.randn(4, entries, 4, 8, 8, generator=g)
+    t, asked = torch.randint(0, 1000, (entries,), generator=g), torch.arange(entries) % 2
+    with torch.no_grad():
+        conditions = stack.encode(["a photo of a dog", ""])
+    return {"latents": rows[0], "z_t": rows[1], "pred": rows[2], "t": t, "asked": asked, "conditions": conditions}
+
+
+@pytest.fixture(scope="module")
+def opened(tiny_base) -> Stack:
+    return stacks.load(tiny_base, torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture
+def trainer(opened: Stack) -> Callable[..., Trainer]:
+    """A fresh trainer on a copy of the base; `given` are settings that differ from `CONFIG`."""
+
+    def make(both: bool = False, prior: bool = True, **given: object) -> Trainer:
+        stack = copy.deepcopy(opened)
+        subjects = [_subject(stack, "rex", 4 if both else 10)] + ([_subject(stack, "cup", 20)] if both else [])
+        return Trainer(stack, subjects, {"dog": _prior(stack)} if prior else {}, replace(CONFIG, **given))
+
+    return make
+
+
+def _terms(t: Trainer, step: int = 0) -> dict[str, float]:
+    """The loss of one step, without taking it."""
+    with torch.no_grad():
+        return {k: float(v) for part in t._losses(step_generator(t.config.seed, step)) for k, v in part.items()}
+
+
+def _lora(t: Trainer) -> dict[str, torch.Tensor]:
+    return adapter.tensors(t.stack)
+
+
+def _same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def _given(seed: int, rows: int = 3) -> tuple[torch.Tensor, ...]:
+    g = torch.Generator().manual_seed(seed)
+    return (
+        torch.randn(rows, 4, 6, 6, generator=g),
+        torch.randn(rows, 4, 6, 6, generator=g),
+        torch.rand(rows, 1, 6, 6, generator=g),
+    )
+
+
+# The photo's loss.
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=30, deadline=None)
+def test_the_three_areas_of_the_photos_loss(seed: int) -> None:
+    pred, target, mask = _given(seed)
+    own = photo(pred, target, mask, "object")
+    torch.testing.assert_close(own, masked_mse(pred, target, mask))
+    torch.testing.assert_close(photo(pred, target, mask, "masked"), own * mask.mean((1, 2, 3)))
+    torch.testing.assert_close(photo(pred, target, mask, "masked"), (mask * (pred - target) ** 2).mean((1, 2, 3)))
+    torch.testing.assert_close(photo(pred, target, mask, "frame"), mse(pred, target))
+    torch.testing.assert_close(photo(pred, target, mask, "frame"), photo(pred, target, 1 - mask, "frame"))
+    everything = torch.ones_like(mask)
+    for area in ("object", "masked"):
+        torch.testing.assert_close(photo(pred, target, everything, area), mse(pred, target))
+
+
+def test_there_is_no_fourth_area() -> None:
+    with pytest.raises(ValueError, match="area 'photo'"):
+        photo(*_given(0), "photo")
+
+
+def test_on_the_whole_frame_the_mask_plays_no_part(trainer) -> None:
+    t = trainer(photo_loss="frame", background_weight=0.0)
+    before = _terms(t)
+    t.views[0].masks = torch.rand(t.views[0].masks.shape)
+    assert _terms(t) == before
+    t.config = replace(t.config, photo_loss="object")
+    assert _terms(t)["object"] != before["object"]
+
+
+def test_masked_is_the_object_loss_times_its_share_of_the_frame(trainer) -> None:
+    t = trainer(batch=1, views=1)
+    share = float(t.views[0].masks.mean())
+    own = _terms(t)["object"]
+    t.config = replace(t.config, photo_loss="masked")
+    assert _terms(t)["object"] == pytest.approx(share * own, rel=1e-5) and 0.05 < share < 0.5
+
+
+# Terms that may be left out.
+
+
+def test_without_a_class_weight_no_prior_is_needed(trainer) -> None:
+    t = trainer(prior=False, class_weight=0.0)
+    training.run(t, lambda step: None)
+    assert t.mean.keys() == {"object", "background"} and all(0 <= v < 100 for v in t.mean.values())
+
+
+def test_without_a_background_weight_there_is_no_teacher(trainer) -> None:
+    t = trainer(background_weight=0.0)
+    assert t.known == []
+    t.advance()
+    assert t.mean.keys() == {"object", "class"}
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_class_samples_may_be_pictures_like_any_other(trainer, prediction: str) -> None:
+    """z_t = sqrt(a) z + sqrt(1 - a) e of a kept latent z; what is asked for is e, or sqrt(a) e - sqrt(1 - a) z."""
+    t = trainer(class_term="noise")
+    t.stack.scheduler.register_to_config(prediction_type=prediction)
+    z_t, steps, told, aim = t._class_rows(t.subjects[0], 4, step_generator(0, 0))
+    assert torch.equal(told, t.priors["dog"]["conditions"][:1].expand_as(told))  # always the class
+    assert z_t.shape == aim.shape == (4, 4, 8, 8)
+    for z, s, y in zip(z_t, steps, aim, strict=True):
+        a = t.stack.alpha_bar[s]
+        misses = []
+        for latent in t.priors["dog"]["latents"]:
+            eps = (z - a.sqrt() * latent) / (1 - a).sqrt()
+            expected = eps if prediction == "epsilon" else a.sqrt() * eps - (1 - a).sqrt() * latent
+            misses.append(float((y - expected).abs().max()))
+        assert sorted(misses)[0] < 1e-3 < sorted(misses)[1]
+
+
+def test_each_class_term_reads_its_own_part_of_the_prior(trainer) -> None:
+    for term, unread in (("noise", ("z_t", "pred")), ("prediction", ("latents",))):
+        t = trainer(class_term=term)
+        before = _terms(t)
+        for key in unread:
+            t.priors["dog"][key] = torch.full_like(t.priors["dog"][key], float("nan"))
+        assert _terms(t) == before
+    rows = t._class_rows(
+        t.subjects[0], 3, step_generator(0, 0)
+    )  # as they were kept, each with its own prompt and prediction
+    kept = _prior(t.stack)
+    for z, s, told, y in zip(*rows, strict=True):
+        assert any(
+            torch.equal(z, kept["z_t"][i])
+            and int(s) == int(kept["t"][i])
+            and torch.equal(told, kept["conditions"][kept["asked"][i]])
+            and torch.equal(y, kept["pred"][i])
+            for i in range(5)
+        )
+
+
+# Noise levels, rates, sentences.
+
+
+def test_uniform_timesteps_are_uniform_and_focused_ones_are_not(trainer) -> None:
+    """Mean of 20,000 whole numbers below 1000: 499.5 with a deviation of 2; ten classes of 2,000 each, deviation 42."""
+    z = torch.zeros(20_000, 1, 1, 1)
+    counts = {}
+    for kind in ("uniform", "focused"):
+        t = trainer(timesteps=kind)._noised(z, torch.Generator().manual_seed(0))[1]
+        assert int(t.min()) >= 0 and int(t.max()) < 1000
+        counts[kind] = torch.histc(t.float(), 10, 0, 1000)
+    assert bool(((counts["uniform"] - 2000).abs() < 5 * 42).all())
+    assert bool(((counts["focused"] - 2000).abs() > 5 * 42).any())
+
+
+def test_noised_latents_and_their_aim(trainer) -> None:
+    t = trainer(timesteps="uniform")
+    z = torch.randn(5, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    z_t, steps, eps = t._noised(z, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(z_t, ddpm.add_noise(z, eps, t.stack.alpha_bar, steps))
+    assert float(eps.std()) == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize(("steps", "warm"), [(120, training.WARMUP), (60, 12), (3, 1)])
+def test_a_constant_rate_warms_up_and_stays(trainer, monkeypatch: pytest.MonkeyPatch, steps: int, warm: int) -> None:
+    """For 20 steps, and for a fifth of a short run."""
+    t = trainer(schedule="constant", steps=steps)
+    monkeypatch.setattr(t, "_losses", lambda g: [{"object": sum(p.sum() for p in t.lora) * 0}])
+    rates = []
+    for _ in range(steps):
+        t.advance()
+        rates.append([g["lr"] for g in t.optimizer.param_groups])
+    peaks = [CONFIG.token_lr * float(t.norms["rex"].mean()), CONFIG.lr]
+    assert rates[0] == pytest.approx([p / warm for p in peaks])
+    assert rates[warm // 2] == pytest.approx([p * (warm // 2 + 1) / warm for p in peaks])
+    assert all(r == pytest.approx(peaks) for r in rates[warm - 1 :])
+
+
+@pytest.mark.parametrize(
+    ("templates", "expected"), [("one", {"a photo of"}), ("several", {"a photo of", "a picture of", ""})]
+)
+def test_sentences_that_the_photo_is_learned_under(
+    trainer, monkeypatch: pytest.MonkeyPatch, templates: str, expected: set[str]
+) -> None:
+    t = trainer(templates=templates)
+    told: list[str] = []
+    condition = t.condition
+    monkeypatch.setattr(t, "condition", lambda prompt: told.append(prompt.split("<")[0].strip()) or condition(prompt))
+    for step in range(12):
+        _terms(t, step)
+    assert set(told) == expected
+
+
+# The token.
+
+
+def test_a_fixed_token_does_not_move_and_the_layers_do(trainer) -> None:
+    t = trainer(token="fixed", token_norm="free")
+    start = _lora(t)
+    training.run(t, lambda step: None)
+    assert torch.equal(t.tokens()["rex"], t.subjects[0].rows)
+    assert not any(torch.equal(v, start[k]) for k, v in _lora(t).items())
+
+
+def test_a_fixed_token_of_kept_length_does_not_move_by_a_rounding_either(trainer) -> None:
+    t = trainer(token="fixed")
+    t.learned["rex"].copy_(torch.linspace(-1, 1.7, 16)[None] / 3)
+    t.norms["rex"] = t.learned["rex"].norm(dim=1)
+    start = t.learned["rex"].clone()
+    training.run(t, lambda step: None)
+    assert torch.equal(t.learned["rex"], start)
+
+
+def test_a_free_token_changes_its_length(trainer) -> None:
+    for kind, moved in (("free", True), ("kept", False)):
+        t = trainer(token_norm=kind, token_lr=0.1)
+        training.run(t, lambda step: None)
+        now, start = t.tokens()["rex"][0], t.subjects[0].rows[0]
+        assert not torch.equal(now, start)
+        assert (abs(float(now.norm() / start.norm()) - 1) > 1e-3) == moved
+        assert torch.equal(t.tokens()["rex"][1:], t.subjects[0].rows[1:])
+
+
+def test_the_token_learns_first_and_then_the_layers(trainer) -> None:
+    t = trainer(token_first=3)
+    for step in range(6):
+        lora, token = _lora(t), t.tokens()["rex"]
+        t.advance()
+        assert _same(_lora(t), lora) == (step < 3)
+        assert torch.equal(t.tokens()["rex"], token) == (step >= 3)
+
+
+# Layers.
+
+
+def test_with_no_layers_the_token_alone_learns(trainer) -> None:
+    t = trainer(
+        modules="none", photo_loss="frame", background_weight=0.0, class_weight=0.0, prior=False, token_norm="free"
+    )
+    frozen = {k: v.clone() for k, v in t.stack.unet.state_dict().items()}
+    start = t.tokens()["rex"]
+    training.run(t, lambda step: None)
+    assert t.lora == [] and _lora(t) == {}
+    assert not torch.equal(t.tokens()["rex"][0], start[0])
+    assert _same(dict(t.stack.unet.state_dict()), frozen)
+
+
+def test_with_no_layers_the_teacher_is_the_denoiser_itself(trainer) -> None:
+    """`<rex>` starts as "a dog" to the letter: nothing to correct outside the mask."""
+    assert _terms(trainer(modules="none"))["background"] < 1e-9
+
+
+def test_keys_and_values_of_cross_attention_alone(trainer) -> None:
+    t = trainer(modules="cross-kv")
+    training.run(t, lambda step: None)
+    layers = {k.removeprefix("unet.").split(".lora_")[0] for k in _lora(t)}
+    expected = {n for n, _ in t.stack.unet.named_modules() if n.endswith((".attn2.to_k", ".attn2.to_v"))}
+    assert layers == expected and len(layers) >= 4
+    assert all(float(v.abs().max()) > 0 for v in _lora(t).values())
+
+
+# The attention term.
+
+
+def _looking(t: Trainer, maps: dict[str, torch.Tensor]) -> SimpleNamespace:
+    """A recorder whose tokens look where they are told to."""
+    prompt = t.words.expand(" and ".join(f"<{name}>" for name in maps))
+    ids = t.stack.token_ids([prompt])
+    own = {name: t.words.positions(ids, name)[0] for name in maps}
+    return SimpleNamespace(
+        prompt=prompt, seen=lambda tokens: next(m for name, m in maps.items() if torch.equal(own[name], tokens))
+    )
+
+
+def test_the_attention_term_is_zero_where_each_token_looks_at_its_own_object(trainer) -> None:
+    t = trainer(both=True)
+    views, rows = t.views[2], torch.tensor([1, 0, 3])
+    rex, cup = (views.parts[rows, i] for i in range(2))
+    assert float((rex - cup).abs().mean()) > 0.05
+    right, swapped = _looking(t, {"rex": rex, "cup": cup}), _looking(t, {"rex": cup, "cup": rex})
+    assert float(t._attention(right, right.prompt, views, rows)) == 0
+    expected = (rex - cup).square().mean()
+    torch.testing.assert_close(t._attention(swapped, swapped.prompt, views, rows), expected)
+    coarse = torch.nn.functional.avg_pool2d(rex, 2), torch.nn.functional.avg_pool2d(cup, 2)
+    small = _looking(t, dict(zip(("rex", "cup"), coarse, strict=True)))
+    assert float(t._attention(small, small.prompt, views, rows)) < 1e-12
+
+
+def test_the_attention_term_is_there_when_it_weighs_something(trainer) -> None:
+    t = trainer(attention_weight=0.5)
+    processors = dict(t.stack.unet.attn_processors)
+    terms = _terms(t)
+    assert terms.keys() == {"object", "background", "class", "attention"} and 0 < terms["attention"] < 1
+    assert t.stack.unet.attn_processors == processors
+    plain = _terms(trainer())
+    assert {k: v for k, v in terms.items() if k != "attention"} == pytest.approx(plain, rel=1e-4, abs=1e-9)
+
+
+def test_the_attention_term_turns_the_tokens_look_to_the_object(trainer) -> None:
+    t = trainer(attention_weight=1000.0, steps=20, class_weight=0.0, token_lr=0.1, lr=2e-2, views=1)
+    before = sum(_terms(t, 100 + i)["attention"] for i in range(4))
+    training.run(t, lambda step: None)
+    assert sum(_terms(t, 100 + i)["attention"] for i in range(4)) < 0.85 * before
+
+
+# All of them together.
+
+CONTINUED = {
+    "no layers": {"modules": "none", "class_weight": 0.0},
+    "fixed token": {"token": "fixed", "class_term": "noise"},
+    "attention": {"attention_weight": 0.1, "photo_loss": "masked", "timesteps": "uniform", "schedule": "constant"},
+    "token first": {"token_first": 1},
+    "token first, stopped at the turn": {"token_first": 2},
+    "token first, stopped before": {"token_first": 3},
+}
+
+
+@pytest.mark.parametrize("name", CONTINUED)
+def test_stopped_and_continued_equals_unbroken_bit_for_bit(trainer, name: str) -> None:
+    whole = trainer(steps=4, **CONTINUED[name])
+    training.run(whole, lambda step: None)
+    first = trainer(steps=4, **CONTINUED[name])
+    for _ in range(2):
+        first.advance()
+    second = trainer(steps=4, **CONTINUED[name])
+    second.restore({k: v.clone() for k, v in first.state().items()})
+    training.run(second, lambda step: None)
+    assert _same(_lora(second), _lora(whole)) and _same(second.tokens(), whole.tokens())
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_every_baseline_trains(trainer, name: str) -> None:
+    """Its own settings, cut short."""
+    own = dict(BASELINES[name].train)
+    short = {
+        "steps": 4,
+        "rank": 2,
+        "lr": CONFIG.lr,
+        "token_lr": CONFIG.token_lr,
+        "token_first": min(2, own.get("token_first", 0)),
+    }
+    t = trainer(**{**own, **short}, prior=bool(own["class_weight"]))
+    before = _lora(t) | {"token": t.tokens()["rex"]}
+    training.run(t, lambda step: None)
+    after = _lora(t) | {"token": t.tokens()["rex"]}
+    assert len(t.views[0].latents) == 1 and all(0 <= v < 100 for v in t.mean.values())
+    changed = {k for k in after if not torch.equal(after[k], before[k])}
+    assert ("token" in changed) == (own.get("token") != "fixed")
+    assert bool(changed - {"token"}) == (own["modules"] != "none")
+
+
+# The photo and its views.
+
+
+def test_one_view_is_the_photo_itself(trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+    posterior = Stack.posterior
+    monkeypatch.setattr(Stack, "posterior", lambda self, pictures: seen.append(pictures) or posterior(self, pictures))
+    t = trainer(views=1)
+    assert [p.shape for p in seen] == [(1, 3, 32, 32)] and t.views[0].latents.shape == (1, 4, 8, 8)
+    own = t.subjects[0]
+    around = torch.nn.functional.avg_pool2d(own.mask[None], 3, 1, 1)[0]
+    inner = (around == 0) | (around == 1)  # off the outline, which resampling softens
+    torch.testing.assert_close(seen[0][0][:, inner], own.picture[:, inner], atol=1e-4, rtol=0)
+    torch.testing.assert_close(t.views[0].masks[0, 0].mean(), own.mask.mean(), atol=1e-3, rtol=0)
+
+
+def test_latents_are_the_posteriors_mean_or_drawn_from_it_at_each_step(trainer) -> None:
+    """diffusers' examples draw them: the difference is of one standard deviation, another one at each step."""
+    mean, drawn = trainer(views=1), trainer(views=1, latents="sample")
+    assert mean.views[0].spread is None and drawn.views[0].spread.shape == drawn.views[0].latents.shape
+    torch.testing.assert_close(mean.views[0].latents, drawn.views[0].latents)
+    z, spread = torch.zeros(4000, 1, 1, 1), torch.full((4000, 1, 1, 1), 0.3)
+    still, _, _ = mean._noised(z, step_generator(0, 1))
+    _, t, _ = drawn._noised(z, step_generator(0, 1), spread)
+    bar = drawn.stack.alpha_bar[t].view(-1, 1, 1, 1)
+    moved = drawn._noised(z, step_generator(0, 1), spread)[0]
+    assert float((moved**2 / (bar * 0.09 + 1 - bar)).mean()) == pytest.approx(1, abs=0.1)
+    assert not torch.equal(still, moved)
+
+
+def test_drawn_latents_change_the_training_and_the_class_samples_too(trainer) -> None:
+    seen: dict[str, list[torch.Tensor]] = {}
+    for way in ("mean", "sample"):
+        t = trainer(views=1, latents=way, class_term="noise", background_weight=0.0)
+        noised = t._noised
+        seen[way] = []
+        t._noised = lambda z, g, spread=None, way=way, noised=noised: seen[way].append(spread) or noised(z, g, spread)
+        t.advance()
+    assert seen["mean"] == [None, None]
+    photo, of_class = seen["sample"]
+    assert photo.shape == (4, 4, 8, 8) and of_class.shape == (1, 4, 8, 8) and bool((photo > 0).all())
+
+
+@pytest.mark.parametrize("weights", [{}, {"attention_weight": 0.01}, {"class_term": "noise"}])
+def test_apart_and_together_are_the_same_step(trainer, weights: dict) -> None:
+    """One pass or two: the same gradients, but for rounding."""
+    stepped = []
+    for passes in ("together", "apart"):
+        t = trainer(passes=passes, **weights)
+        seen: list[int] = []
+        predict = t.stack.predict
+        t.stack = SimpleNamespace(
+            **{
+                n: getattr(t.stack, n)
+                for n in (
+                    "unet",
+                    "encode",
+                    "token_ids",
+                    "alpha_bar",
+                    "levels",
+                    "noised",
+                    "family",
+                    "prediction",
+                    "device",
+                    "team",
+                    "widths",
+                    "size",
+                    "factor",
+                )
+            }
+        )
+        t.stack.predict = lambda z, *rest, predict=predict, seen=seen: seen.append(len(z)) or predict(z, *rest)
+        t.advance()
+        stepped.append((seen, dict(t.mean), [p.grad.clone() for p in t._params()]))
+    (one, means, grads), (two, means_apart, grads_apart) = stepped
+    assert one == [6] and two == [4, 2]
+    assert means_apart == pytest.approx(means, rel=1e-4)
+    for a, b in zip(grads, grads_apart, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("alone", [{"modules": "none"}, {"token_first": 3}])
+def test_apart_a_class_pass_without_anything_to_learn_is_no_error(trainer, alone: dict) -> None:
+    t = trainer(passes="apart", **alone)
+    before = t.tokens()["rex"]
+    t.advance()
+    assert not torch.equal(t.tokens()["rex"], before) and t.mean["class"] >= 0
+
+
+def test_the_class_term_at_every_third_step_is_three_times_as_heavy(trainer) -> None:
+    t = trainer(class_every=3)
+    assert t.weights["class"] == 3 * trainer().weights["class"]
+    taken = []
+    for _ in range(6):
+        taken.append("class" in [name for part in t._losses(step_generator(0, t.step)) for name in part])
+        t.advance()
+    assert taken == [True, False, False, True, False, False]
+
+
+def test_the_decoder_alone_learns_and_nothing_runs_back_behind_it(trainer) -> None:
+    t = trainer(blocks="decoder", class_weight=0.0)
+    names = [n for n, p in t.stack.unet.named_parameters() if p.requires_grad]
+    assert names and all(n.startswith("up_blocks.") for n in names)
+    reached: list[str] = []
+    for name, block in (
+        ("down", t.stack.unet.down_blocks[0]),
+        ("middle", t.stack.unet.mid_block),
+        ("up", t.stack.unet.up_blocks[0]),
+    ):
+        block.register_forward_hook(
+            lambda _m, _i, out, name=name: (
+                reached.append(name) if (out[0] if isinstance(out, tuple) else out).requires_grad else None
+            )
+        )
+    before = t.tokens()["rex"]
+    t.advance()
+    assert reached == ["up"]
+    assert not torch.equal(t.tokens()["rex"], before)  # the token learns through the decoder's attention
+
+
+def test_the_memory_of_squared_gradients_is_a_setting(trainer) -> None:
+    assert {g["betas"] for g in trainer(beta2=0.999).optimizer.param_groups} == {(0.9, 0.999)}
+    assert {g["betas"] for g in trainer().optimizer.param_groups} == {(0.9, 0.99)}
+
+
+def test_the_photo_shows_its_own_ground_not_the_one_that_was_filled_in() -> None:
+    picture, mask = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0)), torch.zeros(64, 64)
+    mask[20:40, 16:48] = 1
+
+    def drawn(ground: float, count: int) -> torch.Tensor:
+        return views(picture, mask, torch.full_like(picture, ground), count, 64, torch.Generator().manual_seed(0))[0]
+
+    assert torch.equal(drawn(-1, 1), drawn(1, 1)) and not torch.equal(drawn(-1, 3)[:2], drawn(1, 3)[:2])
+    assert float((drawn(0, 1)[0] - picture).abs().mean()) < 0.5 * float((picture - picture.mean()).abs().mean())
+
+
+@given(st.integers(0, 1000))
+@settings(max_examples=15, deadline=None)
+def test_parts_move_along_with_the_mask(seed: int) -> None:
+    """Two halves of the mask: together the whole; without parts, the same pictures."""
+    picture, mask = torch.zeros(3, 48, 48), torch.zeros(48, 48)
+    mask[10:30, 12:36] = 1
+    left = mask.clone()
+    left[:, 24:] = 0
+    parts = torch.stack([left, mask - left, mask])
+    pictures, masks = views(picture, mask, picture, 4, 32, torch.Generator().manual_seed(seed), parts=parts)
+    plain, alone = views(picture, mask, picture, 4, 32, torch.Generator().manual_seed(seed))
+    assert masks.shape == (4, 4, 32, 32) and alone.shape == (4, 1, 32, 32)
+    assert torch.equal(pictures, plain) and torch.equal(masks[:, :1], alone)
+    torch.testing.assert_close(masks[:, 1] + masks[:, 2], masks[:, 0], atol=1e-5, rtol=0)
+    assert torch.equal(masks[:, 3], masks[:, 0])
+
+
+def test_each_object_of_a_view_has_a_mask_of_its_own(trainer) -> None:
+    for v in trainer(both=True).views:
+        assert v.parts.shape == (4, len(v.members), 8, 8)
+        torch.testing.assert_close(v.parts.sum(1, keepdim=True), v.masks, atol=1e-5, rtol=0)
+        if len(v.members) == 2:  # side by side, as in the photo
+            x = torch.arange(8.0)
+            rex, cup = ((v.parts[:, i] * x).sum((1, 2)) / v.parts[:, i].sum((1, 2)) for i in range(2))
+            assert bool((rex < cup).all())
+
+
+# Where the token starts.
+
+
+def _start(stack: Stack, clip: towers.Towers | None = None, **given: object) -> prototype.Started:
+    mask = torch.zeros(40, 40)
+    mask[10:30, 12:30] = 1
+    return prototype.start(
+        stack, clip, torch.rand(3, 40, 40, generator=torch.Generator().manual_seed(0)), mask, "dog", Embed(**given)
+    )
+
+
+def test_a_rare_word_is_taken_as_it_is(stack: Stack) -> None:
+    """A letter is a token here: "sks" has three; `vectors` are the most that are taken."""
+    own = class_rows(stack, Embed().rare)
+    for vectors in (1, 2, 3, 5):
+        started = _start(stack, init="rare", vectors=vectors)
+        assert started.learned == min(vectors, 3)
+        assert torch.equal(started.rows, torch.cat([own[:vectors], class_rows(stack, "dog")]))
+
+
+@pytest.mark.parametrize("init", ["class", "random", "rare"])
+def test_without_the_noun_the_learned_vectors_stand_alone(stack: Stack, init: str) -> None:
+    kept, alone = _start(stack, init=init, noun="kept", vectors=3), _start(stack, init=init, noun="none", vectors=3)
+    assert alone.learned == kept.learned == len(alone.rows) == len(kept.rows) - 3
+    assert torch.equal(alone.rows, kept.rows[: kept.learned])
+
+
+def test_a_prototype_without_the_noun_is_fitted_alone(stack: Stack, tiny_base) -> None:
+    clip = towers.load(tiny_base / "clip", stack)
+    started = _start(stack, clip, init="prototype", noun="none", vectors=2, steps=8, lr=0.05)
+    assert started.rows.shape == (2, 16) and started.metrics["cos_after"] > started.metrics["cos_before"]
+
+
+@pytest.mark.parametrize("init", ["class", "random", "rare"])
+def test_only_a_prototype_is_fitted(stack: Stack, tiny_base, init: str) -> None:
+    """With an image tower the others are measured, not moved."""
+    clip = towers.load(tiny_base / "clip", stack)
+    with_tower, without = (_start(stack, c, init=init, vectors=3, steps=8) for c in (clip, None))
+    torch.testing.assert_close(with_tower.rows, without.rows)
+    assert with_tower.metrics["cos_after"] == pytest.approx(with_tower.metrics["cos_before"], abs=1e-6)

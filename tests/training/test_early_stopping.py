@@ -1,0 +1,125 @@
+"""A run that stops by itself: when, with which rates, and the same after an interruption."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from objtune_cli.config.sections import Train
+from objtune_cli.models.base_model import Stack
+from objtune_cli.training import early_stopping
+from objtune_cli.training import trainer as training
+from objtune_cli.training.early_stopping import Plateau
+from objtune_cli.training.trainer import Trainer
+from tests.support import tiny_sd1
+from tests.training.test_trainer import _prior, _subject
+
+CONFIG = Train(
+    steps=60, rank=2, batch=2, views=2, lr=5e-3, token_lr=1e-2, modules="all", class_weight=0.0, background_weight=0.0, blocks="all",
+    class_every=1, passes="together", stop="good",
+)  # fmt: skip
+
+
+def _run(plateau: Plateau, loss) -> int:
+    """Steps of a run whose loss after n steps is loss(n)."""
+    step = 0
+    while step < plateau.total:
+        if plateau.due(step):
+            plateau.add(loss(step))
+        step += 1
+    return step
+
+
+def test_a_loss_that_falls_in_a_line_is_never_left() -> None:
+    assert _run(Plateau(1000), lambda n: 10 - n / 1000) == 1000
+
+
+def test_a_loss_that_has_settled_is_left_and_the_tail_is_a_third() -> None:
+    """1 + exp(-n / 60): of all it has fallen, 6.3 % in the last quarter of 175 steps, where it may stop at the earliest."""
+    plateau = Plateau(350)
+    taken = _run(plateau, lambda n: 1 + math.exp(-n / 60))
+    assert plateau.every == 25 and plateau.began == 175 and taken == 175 + 175 // 3
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_only_the_shape_of_the_fall_counts(scale: float) -> None:
+    plateau = Plateau(1000)
+    _run(plateau, lambda n: scale * (3 + math.exp(-n / 60)))
+    other = Plateau(1000)
+    _run(other, lambda n: math.exp(-n / 60))
+    assert plateau.began == other.began
+
+
+def test_a_loss_that_rises_is_left_as_soon_as_may_be() -> None:
+    plateau = Plateau(1000)
+    _run(plateau, lambda n: 1 + n)
+    assert plateau.began == early_stopping.FROM * plateau.every
+
+
+@given(st.integers(1, 400), st.lists(st.floats(0, 10), min_size=30, max_size=30))
+@settings(deadline=None)
+def test_rates_are_full_and_then_fall_to_a_twentieth_whatever_the_losses(most: int, said: list[float]) -> None:
+    plateau = Plateau(most)
+    rates, step = [], 0
+    while step < plateau.total:
+        if plateau.due(step):
+            plateau.add(said[step // plateau.every])
+        rates.append(plateau.rate(step))
+        step += 1
+    assert step <= most and rates == sorted(rates, reverse=True) and rates[-1] == pytest.approx(0.05)
+    again = Plateau(most)
+    again.restore(plateau.state())
+    assert (again.history, again.began, again.total) == (plateau.history, plateau.began, plateau.total)
+
+
+def test_a_diverged_loss_ends_it_too() -> None:
+    plateau = Plateau(1000)
+    _run(plateau, lambda n: 1.0 if n < 50 else math.nan)
+    assert plateau.began == early_stopping.FROM * plateau.every
+
+
+def test_the_fixed_loss_knows_only_the_weights(stack: Stack) -> None:
+    trainer = Trainer(stack, [tiny_sd1.subject(stack)], {}, CONFIG)
+    before = trainer.fixed_loss()
+    assert before == trainer.fixed_loss() > 0
+    trainer.advance()
+    assert trainer.fixed_loss() != before
+
+
+def test_of_several_objects_it_is_the_mean_of_each_alone(stack: Stack) -> None:
+    """Most steps show one object: what is measured is what is learned."""
+    subjects = [_subject(stack, "rex"), _subject(stack, "cup", "mug", 30)]
+    trainer = Trainer(stack, subjects, {s.class_word: _prior(stack, s.class_word) for s in subjects}, CONFIG)
+    both = trainer.fixed_loss()
+    alone = []
+    for k, (subject, other) in enumerate((subjects, subjects[::-1])):
+        assert subject.name in trainer.fixed_rows(k).prompt and other.name not in trainer.fixed_rows(k).prompt
+        own = Trainer(stack, [subject], {subject.class_word: _prior(stack, subject.class_word)}, CONFIG, f"o{k}")
+        own.views = [trainer.views[k]]  # placements are drawn by turns: those of the second object are the run's own
+        alone.append(own.fixed_loss())
+    assert both == pytest.approx(sum(alone) / 2) and alone[0] != alone[1]
+
+
+def test_stopped_and_continued_it_stops_where_it_would_have(tiny_base, monkeypatch: pytest.MonkeyPatch) -> None:
+    from objtune_cli.models import base_model as stacks
+
+    monkeypatch.setattr(early_stopping, "FROM", 2)
+    monkeypatch.setattr(
+        early_stopping, "SHARE", 0.9
+    )  # the tiny base learns little: stop at the first look that may be the last
+
+    def fresh() -> Trainer:
+        stack = stacks.load(tiny_base, torch.device("cpu"), torch.float32)
+        return Trainer(stack, [tiny_sd1.subject(stack)], {}, CONFIG)
+
+    whole, first, second = fresh(), fresh(), fresh()
+    training.run(whole, lambda step: None)
+    assert whole.plateau.began is not None and whole.step == whole.plateau.total < CONFIG.steps
+    for _ in range(3):
+        first.advance()
+    second.restore({k: v.clone() for k, v in first.state().items()})
+    training.run(second, lambda step: None)
+    assert second.plateau.history == whole.plateau.history and second.step == whole.step
+    assert all(torch.equal(a, b) for a, b in zip(second._params(), whole._params(), strict=True))

@@ -1,0 +1,142 @@
+"""The judge's scores on the frozen base itself, where they are known; averages by their definition."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from objtune_cli.config.sections import Train
+from objtune_cli.models import clip
+from objtune_cli.models.base_model import Stack
+from objtune_cli.training import self_evaluation
+from objtune_cli.training import trainer as training
+from objtune_cli.training.ema import Average, write
+from objtune_cli.training.self_evaluation import Judge, coarse
+from objtune_cli.training.trainer import Trainer
+from tests.support import tiny_sd1
+
+CONFIG = Train(
+    steps=6, rank=2, batch=2, views=2, lr=5e-3, token_lr=1e-2, modules="all", class_weight=0.0, blocks="all", class_every=1, passes="together",
+    average=0.9, stop="end", token_norm="free",
+)  # fmt: skip
+
+
+@pytest.fixture
+def judge(stack: Stack, tiny_base) -> Judge:
+    return Judge(
+        stack,
+        clip.load(tiny_base / "clip", stack),
+        [tiny_sd1.subject(stack)],
+        {"steps": 20, "guidance": 2.0, "below": 0.6},
+    )
+
+
+def test_the_class_itself_scores_as_the_class(judge: Judge) -> None:
+    """A token that says exactly "a dog" draws the class's own pictures: no identity, no copy, no drift, all of its prompts."""
+    words = SimpleNamespace(expand=lambda text: text.replace("<rex>", "a dog"))
+    found = judge.scores(words)
+    assert found["identity"] == pytest.approx(0, abs=1e-5) and found["copy"] == pytest.approx(0, abs=1e-5)
+    follows = judge.known[0].follows
+    assert found["prompt"] == pytest.approx(1 if follows else 0) and judge.drift() == pytest.approx(0, abs=1e-5)
+
+
+def test_objects_are_judged_as_they_will_be_drawn(judge: Judge, tiny_base) -> None:
+    """Begun by the frozen base, and at the limit drawn by it alone: then nothing that was learned shows."""
+    subject, kept = judge.subjects[0], {"steps": 20, "guidance": 2.0, "below": 0.6}
+    never = Judge(judge.stack, judge.towers, [subject], kept, of_objects={"object_below": 0.0})
+    late = Judge(judge.stack, judge.towers, [subject], kept, of_objects={"object_below": 0.5})
+    trainer = Trainer(judge.stack, [subject], {}, CONFIG)
+    with torch.no_grad():
+        for p in trainer.lora:
+            p.add_(0.1)
+    found = [j.scores(trainer.said()) for j in (judge, late, never)]
+    assert found[2]["identity"] == pytest.approx(0, abs=1e-5) and found[2]["copy"] == pytest.approx(0, abs=1e-5)
+    assert len({round(f["copy"], 4) for f in found}) == 3
+    assert judge.drift() == never.drift() != 0  # the class is asked for as it always is
+
+
+def test_the_photos_own_object_scores_one(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject, known = judge.subjects[0], judge.known[0]
+    placed, _ = self_evaluation.augmentation.views(
+        subject.picture,
+        subject.mask,
+        subject.ground,
+        self_evaluation.PLACEMENTS,
+        judge.stack.size,
+        torch.Generator().manual_seed(0),
+    )
+    found = judge._scores(subject, known, placed[: len(self_evaluation.SCENES)].repeat(1, 1, 1, 1))
+    whole = judge._scores(subject, known, placed[:1].repeat(len(self_evaluation.SCENES), 1, 1, 1))
+    likeness = float((judge._middles(placed) @ known.own).mean())
+    assert known.one == pytest.approx(likeness) and whole["copy"] == pytest.approx(1, abs=1e-4) and found["copy"] < 1
+
+
+def test_an_object_that_looks_like_its_class_divides_by_no_small_number(judge: Judge) -> None:
+    """Where CLIP sees the class's pictures as like the object as the object itself, scores stay small."""
+    subject, known = judge.subjects[0], judge.known[0]
+    same = replace(known, one=known.zero - 0.1)
+    likeness = float((judge._middles(judge.plain["dog"]) @ known.own).mean())
+    found = judge._scores(subject, same, judge.plain["dog"])
+    assert (
+        found["identity"] == pytest.approx((likeness - known.zero) / self_evaluation.APART, abs=1e-5)
+        and abs(found["identity"]) < 1
+    )
+
+
+def test_pictures_come_from_the_same_noise_every_time(judge: Judge) -> None:
+    assert torch.equal(judge._class("dog"), judge._class("dog"))
+    assert len(judge._class("dog")) == len(self_evaluation.SCENES) == len(set(judge.seeds))
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=20, deadline=None)
+def test_coarse_is_a_correlation(seed: int) -> None:
+    a, b = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+    first, second = coarse(torch.stack([a, b]))
+    assert float(first @ first) == pytest.approx(1, abs=1e-5) and -1.001 <= float(first @ second) <= 1.001
+    assert float(first @ coarse((0.5 * a + 0.2)[None])[0]) == pytest.approx(
+        1, abs=1e-4
+    )  # brightness and contrast do not count
+
+
+def test_the_running_mean_by_hand() -> None:
+    p = torch.zeros(2)
+    mean = Average([p], 0.5)
+    for n, value in enumerate((1.0, 2.0, 4.0)):
+        p.fill_(value)
+        mean.update(n)
+    expected = 0.0
+    for n, value in enumerate((1.0, 2.0, 4.0)):
+        d = min(0.5, (1 + n) / (10 + n))
+        expected = d * expected + (1 - d) * value
+    torch.testing.assert_close(mean.kept[0], torch.full((2,), expected))
+    with pytest.raises(RuntimeError), mean.in_place():
+        assert torch.equal(p, mean.kept[0])
+        raise RuntimeError
+    assert p.tolist() == [4, 4]  # as it was, whatever happened inside
+
+
+def test_the_mean_is_what_is_kept(stack: Stack) -> None:
+    trainer = Trainer(stack, [tiny_sd1.subject(stack)], {}, CONFIG)
+    training.run(trainer, lambda step: None)
+    assert trainer.step == 6 and trainer.plateau is None
+    assert all(torch.equal(a, b) for a, b in zip(trainer._params(), trainer.average.kept, strict=True))
+
+
+def test_write_sets_parameters_that_learn() -> None:
+    p = torch.zeros(2, requires_grad=True)
+    write([p], [torch.ones(2)])
+    assert p.tolist() == [1, 1] and p.requires_grad
+
+
+def test_a_mean_keeps_the_tokens_length(stack: Stack) -> None:
+    """The mean of vectors of one length is shorter; what is kept is not."""
+    from dataclasses import replace
+
+    trainer = Trainer(stack, [tiny_sd1.subject(stack)], {}, replace(CONFIG, token_norm="kept", token_lr=0.5))
+    training.run(trainer, lambda step: None)
+    assert float(trainer.average.kept[0].norm()) < 0.9999 * float(trainer.norms["rex"])
+    torch.testing.assert_close(trainer.tokens()["rex"][:1].norm(dim=1), trainer.norms["rex"])

@@ -1,0 +1,304 @@
+"""`run`: what a jobs file may say, and that one failing photo stops no other."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from objtune_cli.errors import InputError
+from objtune_cli.store.project import Project
+from objtune_cli.workflow import job_file, job_pool
+from tests.support.json_schema import check
+
+pytestmark = pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
+
+SETTINGS = [
+    "init-embedding.steps=3", "train.views=4", "train.steps=4", "train.rank=2", "train.scores=none", "prior.samples=2", "prior.entries=4", "train.known=2",
+    "segment.min_likeness=0", "segment.min_margin=-99", "segment.min_score=-99",
+]  # fmt: skip
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    file = tmp_path / "jobs.toml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def test_a_job_is_the_commands_that_a_person_would_type(tmp_path):
+    file = written(
+        tmp_path,
+        """
+        [defaults]
+        base = "toybox"
+        set = ["train.lr=1e-3", "train.rank=2"]
+        [[job]]
+        photo = "photos/rex.jpg"
+        class = "dog"
+        name = "rex"
+        mask = "rex.png"
+        prompts = ["a photo of <rex>", "-"]
+        n = 2
+        seed = 7
+        max_time = "45m"
+        [[job]]
+        photo = "/abs/pair.jpg"
+        class = ["dog", "coffee mug"]
+        box = ["dog=1,2,3,4"]
+        rough = "coffee-mug=masks/mug.png"
+        set = "train.rank=4"
+        """,
+    )
+    one, two = job_file.read(file)
+    model = ("--base=toybox", "--set=train.lr=1e-3", "--set=train.rank=2")
+    assert one.commands == (
+        ("train", "--class=dog", "--name=rex", f"--mask={tmp_path / 'rex.png'}", *model, "--seed=7", "--max-time=45m", "--",
+         str(tmp_path / "photos/rex.jpg")),
+        ("generate", *model, "--seed=7", "-n", "2", "--", "a photo of <rex>", "-"),
+    )  # fmt: skip
+    assert (two.names, two.classes, len(two.commands)) == (("dog", "coffee-mug"), ("dog", "coffee mug"), 1)
+    assert (
+        two.commands[0][-1] == "/abs/pair.jpg" and f"--rough=coffee-mug={tmp_path / 'masks/mug.png'}" in two.commands[0]
+    )
+    assert "--set=train.rank=4" in two.commands[0] and "--set=train.lr=1e-3" not in two.commands[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "lists no jobs"),
+        ("[[job", "is not valid TOML"),
+        ("job = 3", "lists no jobs"),
+        ("job = [3]", "job 1 of .* is no table"),
+        ("jobs = []", "unknown key jobs"),
+        ("[[job]]\nphoto = 'a'", "job 1 of .* has no class"),
+        ("[[job]]\nclass = 'dog'", "job 1 of .* has no photo"),
+        ("[[job]]\nphoto = 'a'\nclass = 'dog'\ncolour = 'red'", "unknown key colour in job 1"),
+        ("[[job]]\nphoto = 3\nclass = 'dog'", "photo in job 1 of .* is 3"),
+        ("[[job]]\nphoto = ['a']\nclass = 'dog'", "photo in job 1 of .* is"),
+        ("[[job]]\nphoto = 'a'\nclass = []", "class in job 1 of .* is"),
+        ("[[job]]\nphoto = 'a'\nclass = 'dog'\nn = true", "n in job 1 of .* is True"),
+        ("[[job]]\nphoto = 'a'\nclass = 'dog'\nname = 'Rex!'", "'Rex!' cannot be a name in job 1"),
+        ("[[job]]\nphoto = 'a'\nclass = '\ue000'", "no name can be made from the class"),
+        ("[[job]]\nphoto = 'a'\nclass = 'dog'\n[[job]]\nphoto = 'b'\nclass = 'dog'", "two jobs of .* make dog"),
+        ("[defaults]\nstepz = 1\n[[job]]\nphoto = 'a'\nclass = 'dog'", r"unknown key stepz in \[defaults\]"),
+        ("[[job]]\nphoto = 'a'\nclass = 'dog'\nseed = -1", "seed in job 1 of .* is -1"),
+        (
+            "[[job]]\nphoto = 'a'\nclass = 'dog'\nseed = 18446744073709551616",
+            "seed in job 1 of .* is 18446744073709551616",
+        ),
+        ("defaults = 3", r"\[defaults\] of .* is no table"),
+    ],
+)
+def test_a_wrong_jobs_file_is_3(text, words, tmp_path):
+    with pytest.raises(InputError, match=words) as caught:
+        job_file.read(written(tmp_path, text))
+    assert caught.value.hint
+
+
+def of_one(tmp_path, line, *, before="", encoding="utf-8"):
+    """The first command of a job with one more line."""
+    file = tmp_path / "jobs.toml"
+    word = "" if line.startswith("class") else "class = 'dog'\n"
+    file.write_bytes(f"{before}[[job]]\nphoto = 'dog.jpg'\n{word}name = 'rex'\n{line}\n".encode(encoding))
+    return job_file.read(file)[0].commands[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "options"),
+    [
+        ("box = [110, 240, 530.5, 530]", ["--box=110,240,530.5,530"]),
+        ("point = [[1, 2], [3, 4]]", ["--point=1,2", "--point=3,4"]),
+        ("box = {rex = [1, 2, 3, 4]}", ["--box=rex=1,2,3,4"]),
+        ("box = [[1, 2], [3.5, 4]]", ["--box=1,2,3.5,4"]),
+        ("box = {rex = [[1, 2], [3, 4]]}", ["--box=rex=1,2,3,4"]),
+        ('set = {"train.lr" = 1e-3, train.steps = 2}', ["--set=train.lr=0.001", "--set=train.steps=2"]),
+        ('set = {"train.stop" = "end"}', ["--set=train.stop=end"]),
+    ],
+)
+def test_natural_forms_of_a_value_are_read(line, options, tmp_path):
+    said = of_one(tmp_path, line)
+    assert [word for word in said if word.startswith(("--box", "--point", "--set"))] == options
+
+
+def test_two_objects_of_one_name_are_told_by_the_files_key(tmp_path):
+    file = tmp_path / "jobs.toml"
+    file.write_text("[[job]]\nphoto = 'a.jpg'\nclass = ['dog', 'dog']\n")
+    with pytest.raises(InputError) as caught:
+        job_file.read(file)
+    assert '`name = ["…", "…"]`' in caught.value.hint
+
+
+def test_a_jobs_file_of_windows_editors_is_read(tmp_path):
+    assert of_one(tmp_path, "box = '1,2,3,4'\r", encoding="utf-8-sig") == of_one(
+        tmp_path, "box = '1,2,3,4'", encoding="utf-16"
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("steps = 20", '`set = "train.steps=20"`'),
+        ("negative = 'blurry'", '`set = "generate.negative=blurry"`'),
+        ("train = {steps = 20}", '`set = "train.steps=20"`'),
+        ("image = 'a.jpg'", 'did you mean `photo = "photos/rex.jpg"`?'),
+        ("max-time = '45m'", 'did you mean `max_time = "45m"`?'),
+        ("box = [1, 2, true, 4]", '`box = "110,240,530,530"`'),
+        ("set = 3", '`set = "train.steps=20"`'),
+        ("seed = '7'", "`seed = 0`"),
+        ("mask = 3", '`mask = "rex.png"`'),
+        ("mask = {rex = 3}", '`mask = "rex.png"`'),
+        (
+            "class = ['dog', 'mug']\nbox = [[1, 2, 3, 4], [5, 6, 7, 8]]",
+            '`box = {rex = "110,240,530,530", mug = "110,240,530,530"}`',
+        ),
+        ("mask = '~nobody-at-all/m.png'", "write the folder's path instead"),
+    ],
+)
+def test_a_wrong_value_is_answered_with_a_right_one(line, hint, tmp_path):
+    with pytest.raises(InputError) as caught:
+        of_one(tmp_path, line)
+    assert hint in caught.value.hint
+    assert "job 1 of" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [("[[jobs]]\nphoto = 'a'", "`[[job]]`"), ("[job]\nphoto = 'a'", "`[[job]]`"), ("[default]\nn = 2", "`[defaults]`")],
+)
+def test_a_wrong_table_is_answered_with_the_right_one(text, hint, tmp_path):
+    with pytest.raises(InputError) as caught:
+        job_file.read(written(tmp_path, text))
+    assert hint in caught.value.hint
+
+
+def test_every_path_starts_at_the_jobs_file(tmp_path, monkeypatch):
+    """Of the base and of settings, in a job and in [defaults], too; names of the hub stay what they are."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    (tmp_path / "tiny").mkdir()
+    before = "[defaults]\nbase = 'tiny'\nset = ['segment.sam_checkpoint=sam.pth', 'train.rank=2', 'tower=openai/clip,./clip', 'segment.detector=~/owl']\n"
+    said = of_one(tmp_path, "mask = 'dog=~/m.png'", before=before)
+    assert said[-1] == str(tmp_path / "dog.jpg")
+    assert f"--base={tmp_path}/tiny" in said and f"--mask=dog={home}/m.png" in said
+    assert [word for word in said if word.startswith("--set")] == [
+        f"--set=segment.sam_checkpoint={tmp_path}/sam.pth", "--set=train.rank=2", f"--set=tower=openai/clip,{tmp_path}/clip", f"--set=segment.detector={home}/owl",
+    ]  # fmt: skip
+    for name in ("sd15", "toybox", "org/name"):
+        assert f"--base={name}" in of_one(tmp_path, f"base = '{name}'")
+
+
+def test_a_missing_jobs_file_is_3(cli, project):
+    done = cli("run", "none.toml")
+    assert (done.code, done.out) == (3, "") and "none.toml cannot be read" in done.err
+    assert cli("run", ".").code == 3
+
+
+def test_jobs_of_one_class_wait_for_its_prior():
+    made = [job_file.Job((n,), (word,), ()) for n, word in (("a", "dog"), ("b", "dog"), ("c", "mug"))]
+    waiting = made[1:]
+
+    class Active:
+        job = made[0]
+
+    assert job_pool._next(waiting, [Active()], set()) is made[2]
+    assert job_pool._next(waiting, [Active()], {"dog"}) is made[1]
+    assert job_pool._next([], [Active()], set()) is None
+
+
+@pytest.mark.parametrize(("codes", "worst"), [([], 0), ([0, 0], 0), ([0, 3, 9], 9), ([1, 9], 1), ([143, 1, 3], 143)])
+def test_the_worst_code_is_the_one_to_leave_with(codes, worst):
+    assert job_pool.worst([job_pool.Result("x", code=code) for code in codes]) == worst
+
+
+@pytest.fixture
+def batch(base, dog_photo, project) -> Path:
+    """Two photos that can be learned, and one that cannot."""
+    (project / "words.jpg").write_text("these are words")
+    many = ", ".join(f'"{s}"' for s in SETTINGS)
+    (project / "jobs.toml").write_text(
+        f'[defaults]\nbase = "{base}"\nset = [{many}]\n'
+        f'[[job]]\nphoto = "{dog_photo}"\nclass = "dog"\nname = "rex"\nprompts = "<rex> at night"\nn = 1\n'
+        '[[job]]\nphoto = "words.jpg"\nclass = "dog"\nname = "bad"\n'
+        f'[[job]]\nphoto = "{dog_photo.with_name("mug.jpg")}"\nclass = "mug"\nname = "cup"\n'
+    )
+    return project / "jobs.toml"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_one_photo_that_fails_stops_no_other_and_the_rest_is_reused(cli, batch, project):
+    first = cli("run", batch, "--jobs", 2, "--json")
+    document = json.loads(first.out)
+    check(document, "output", "run")
+    assert [(j["name"], j["state"], j["code"]) for j in document["jobs"]] == [
+        ("rex", "done", 0),
+        ("bad", "failed", 3),
+        ("cup", "done", 0),
+    ]
+    assert first.code == 3
+    assert document["jobs"][0]["refs"] == ["adapter/rex@1", "scene/rex@1"]
+    assert Path(document["jobs"][0]["images"][-1]).name == "001.png"
+    assert "words.jpg is not a picture" in document["jobs"][1]["message"]
+    assert "Traceback" not in (project / ".objtune/log/bad.txt").read_text()
+    before = {p: p.read_bytes() for p in (project / "artifacts").rglob("*") if p.is_file()}
+
+    second = cli("run", batch)
+    rows = [line.split("\t") for line in second.out.splitlines()]
+    assert [row[:3] for row in rows] == [["rex", "reused", "0"], ["bad", "failed", "3"], ["cup", "reused", "0"]]
+    assert "1 of 3 jobs failed" in second.err and second.code == 3
+    assert {p: p.read_bytes() for p in (project / "artifacts").rglob("*") if p.is_file()} == before
+
+
+def test_a_busy_job_is_tried_again_and_a_bug_is_named(project, monkeypatch, tmp_path):
+    """With a program in the place of objtune: busy at first, then done; and one that dies without a word."""
+    state = tmp_path / "tried"
+    fake = tmp_path / "objtune_cli"
+    fake.mkdir()
+    (fake / "__init__.py").touch()
+    (fake / "__main__.py").write_text(
+        "import os, sys, json\n"
+        f"tried = {str(state)!r}\n"
+        "if 'dies' in sys.argv: os.kill(os.getpid(), 9)\n"
+        "if not os.path.exists(tried):\n    open(tried, 'w'); sys.exit(8)\n"
+        "print(json.dumps({'refs': [], 'images': [], 'finished': 'late' not in sys.argv, 'message': 'stopped at step 1'}))\n"
+    )
+    monkeypatch.setattr(job_pool, "AGAIN", 0.01)
+    monkeypatch.setattr(job_pool, "_environment", lambda _: {**os.environ, "PYTHONPATH": str(tmp_path)})
+    listed = [job_file.Job((n,), (n,), ((n,), ("second",))) for n in ("busy", "dies", "late")]
+
+    class Report:
+        def note(self, text):
+            pass
+
+    found = job_pool.run(listed, Project(project), 1, Report(), lambda: 0)
+    assert [(r.name, r.state, r.code) for r in found] == [
+        ("busy", "reused", 0),
+        ("dies", "stopped", 137),
+        ("late", "unfinished", 0),
+    ]
+    assert "ended without a word" in found[1].message and found[2].message == "stopped at step 1"
+
+
+@pytest.mark.timeout(300)
+def test_a_signal_is_handed_on_and_the_same_command_goes_on(batch, project):
+    text = batch.read_text().replace("train.steps=4", "train.steps=100000")
+    batch.write_text(text.split('[[job]]\nphoto = "words.jpg"')[0])
+    line = [sys.executable, "-m", "objtune_cli", "run", "jobs.toml", "--json"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=project) as child:
+        log = project / ".objtune/log/rex.txt"
+        until = time.monotonic() + 200
+        while not (log.exists() and "drawing placements" in log.read_text()) and time.monotonic() < until:
+            time.sleep(0.1)
+        time.sleep(1)
+        child.send_signal(signal.SIGTERM)
+        document = json.loads(child.communicate(timeout=60)[0])
+    assert child.returncode == 143
+    assert [(j["name"], j["state"], j["code"]) for j in document["jobs"]] == [("rex", "stopped", 143)]
+    assert "state saved" in document["jobs"][0]["message"]
+    assert len(list((project / ".objtune/state").glob("*.safetensors"))) == 1
