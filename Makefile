@@ -7,24 +7,30 @@ STAMP := $(VENV)/.installed
 FAULTS := tests/faults tests/training/test_resume.py tests/e2e/test_reuse.py tests/store/test_migrations.py \
 	tests/cli/test_contract.py tests/cli/test_start.py tests/test_architecture.py
 
-.PHONY: help setup demo test properties slow faults lint format pictures reference completions clean
+QUICK := tests/test_architecture.py tests/test_config.py tests/test_paths.py tests/test_tables.py tests/numerics tests/store \
+	tests/docs/test_pages.py tests/docs/test_schemas.py tests/docs/test_project_files.py
+
+.PHONY: help setup demo check test properties slow faults lint format docs pictures reference completions clean
 
 help:
 	@echo "make demo         learn the dog of docs/examples/photo.jpg and draw it (about 3 minutes on 2 cores)"
+	@echo "make check        format, lint, types and the quick tests, in less than a minute; before each commit"
 	@echo "make test         the whole test suite, in two processes"
 	@echo "make properties   the property-based tests on examples that no run has seen; 20,000 random inputs at every entrance"
 	@echo "make slow         the long quality and start-up runs"
 	@echo "make faults       kills, races, full disks, damage and hostile inputs at full size, with their figures"
-	@echo "make lint         format, ruff and mypy"
-	@echo "make pictures     draw the pictures of README and docs again"
-	@echo "make reference    write docs/cli.md again"
+	@echo "make lint         check format, ruff and mypy"
+	@echo "make format       format the code and fix what ruff can"
+	@echo "make docs         write the generated pages and build the site into site/; fails on a broken link"
+	@echo "make pictures     draw the images of README and docs again"
+	@echo "make reference    write the generated pages of docs/reference/"
 	@echo "make completions  write completions/ again"
 
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,docs]'
 	touch $(STAMP)
 
 demo: export OBJTUNE_PROJECT = demo
@@ -35,6 +41,11 @@ demo: $(STAMP)
 	@echo
 	@echo "Open demo/artifacts/adapter/dog/v001/preview.png: the photo, the same dog in four places it"
 	@echo "was never in, and an ordinary dog as the base still draws it."
+
+# What to run before a commit: everything that is quick.
+check: export OMP_NUM_THREADS = 1
+check: lint
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(QUICK)
 
 # Two processes of one thread each: torch's own threads would only take turns on the same processors. A module
 # stays together, for its fixtures; the longest begin first (tests/conftest.py).
@@ -64,10 +75,15 @@ pictures: $(STAMP)
 	$(BIN)/python docs/pictures.py
 
 reference: $(STAMP)
-	$(BIN)/python docs/cli.py
+	$(BIN)/python docs/build_reference.py
+
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: reference
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "Open site/index.html"
 
 completions: $(STAMP)
 	for shell in bash zsh fish; do _OBJTUNE_COMPLETE=source_$$shell $(BIN)/objtune > completions/objtune.$$shell; done
 
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info
+	rm -rf $(VENV) demo site build dist *.egg-info

@@ -1,0 +1,91 @@
+"""Makefile, pre-commit, Dockerfile and templates name files and targets that exist; the changelog keeps its form."""
+
+import re
+import tomllib
+
+import yaml
+
+from objtune_cli import __version__
+from tests.conftest import REPOSITORY
+
+
+def read(name: str) -> str:
+    return (REPOSITORY / name).read_text()
+
+
+def targets() -> set[str]:
+    return set(re.findall(r"^([a-z]+):", read("Makefile"), re.M))
+
+
+def test_lists_of_tests_in_the_makefile_exist() -> None:
+    lists = dict(re.findall(r"^([A-Z]+) := ((?:tests/\S+|\\\n|\s)+)", read("Makefile"), re.M))
+    assert set(lists) == {"FAULTS", "QUICK"}
+    for paths in lists.values():
+        missing = [p for p in paths.replace("\\", "").split() if not (REPOSITORY / p).exists()]
+        assert not missing, missing
+
+
+def test_make_help_lists_every_target() -> None:
+    told = set(re.findall(r'echo "make ([a-z]+) ', read("Makefile")))
+    assert told == targets() - {"help", "setup", "clean"}
+
+
+def test_targets_that_pages_name_exist() -> None:
+    for path in (
+        *REPOSITORY.glob("*.md"),
+        *(REPOSITORY / "docs").rglob("*.md"),
+        *(REPOSITORY / ".github").rglob("*.md"),
+    ):
+        named = set(re.findall(r"`make ([a-z]+)`", path.read_text()))
+        assert named <= targets(), (path.name, named - targets())
+
+
+def test_pre_commit_runs_what_lint_runs() -> None:
+    hooks = [hook for repo in yaml.safe_load(read(".pre-commit-config.yaml"))["repos"] for hook in repo["hooks"]]
+    entries = " ".join(hook["entry"] for hook in hooks)
+    lint = read("Makefile").split("\nlint:")[1].split("\n\n")[0]
+    for tool in ("ruff format", "ruff check", "mypy"):
+        assert f"$(BIN)/{tool}" in lint and f".venv/bin/{tool}" in entries
+    for path in re.findall(r"tests/\S+\.py", entries):
+        assert (REPOSITORY / path).exists(), path
+
+
+def test_the_dockerfile_copies_files_that_exist_and_are_not_ignored() -> None:
+    ignored = read(".dockerignore").split()
+    copied = [name for line in re.findall(r"^COPY (.*)$", read("Dockerfile"), re.M) for name in line.split()[:-1]]
+    assert len(copied) >= 4
+    for name in copied:
+        assert (REPOSITORY / name).exists() and f"!{name.removeprefix('./')}" in ignored
+
+
+def test_templates_of_issues_can_be_read() -> None:
+    forms = sorted((REPOSITORY / ".github/ISSUE_TEMPLATE").glob("*.yml"))
+    for form in forms:
+        text = yaml.safe_load(form.read_text())
+        assert form.name == "config.yml" or {"name", "description", "body"} <= set(text), form.name
+    assert len(forms) == 4
+
+
+def test_the_changelog_is_in_the_form_of_keep_a_changelog() -> None:
+    """Releases, kinds of changes, and one line each."""
+    lines = [line for line in read("CHANGELOG.md").splitlines() if line]
+    assert lines[0] == "# Changelog"
+    releases = [line for line in lines if line.startswith("## ")]
+    assert re.fullmatch(r"## \[Unreleased\]", releases[0])
+    assert all(re.fullmatch(r"## \[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d", line) for line in releases[1:])
+    kinds = {line for line in lines if line.startswith("### ")}
+    assert kinds <= {f"### {kind}" for kind in ("Added", "Changed", "Deprecated", "Removed", "Fixed", "Security")}
+    body = lines[lines.index(releases[0]) + 1 :]
+    assert all(re.match(r"- [A-Z`].*\.$|##+ ", line) for line in body), [
+        x for x in body if not re.match(r"- [A-Z`].*\.$|##+ ", x)
+    ]
+
+
+def test_pins_are_in_the_ranges_of_the_package() -> None:
+    """Every package that pyproject.toml names is pinned."""
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in read("constraints.txt").splitlines()[1:]}
+    extras = [each for extra in project["optional-dependencies"].values() for each in extra]
+    named = {re.split(r"[\[><=]", each)[0].lower().replace("_", "-") for each in (*project["dependencies"], *extras)}
+    assert named <= pinned, named - pinned
+    assert re.fullmatch(r"\d+\.\d+\.\d+", __version__)
