@@ -123,9 +123,9 @@ def test_results_without_the_truth_have_no_scale() -> None:
 
 
 def test_the_table_of_the_documentation_is_what_the_published_results_say() -> None:
-    """Means of the methods and paired differences, to the digits that docs/benchmark.md gives."""
+    """Means of the methods and paired differences, to the digits that docs/experiments/benchmark.md gives."""
     rows = _by_name(tables.tabled(tables.read(REPOSITORY / "docs" / "results.jsonl")))
-    page = (REPOSITORY / "docs" / "benchmark.md").read_text()
+    page = (REPOSITORY / "docs" / "experiments" / "benchmark.md").read_text()
     text = page[page.index("## Tables") :]
     for name in (
         "objtune",

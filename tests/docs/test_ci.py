@@ -1,4 +1,4 @@
-"""docs/ci.md: the workflow's own steps, run in order in a checkout, do what they say."""
+"""docs/how-to/ci.md: the workflow's own steps, run in order in a checkout, do what they say."""
 
 import json
 import os
@@ -24,13 +24,13 @@ QUICK = {
 
 
 def steps() -> list[dict[str, Any]]:
-    text = (REPOSITORY / "docs" / "ci.md").read_text()
+    text = (REPOSITORY / "docs" / "how-to" / "ci.md").read_text()
     workflow = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", text, re.S)[0])
     return workflow["jobs"]["draw"]["steps"]
 
 
 def test_the_page_names_every_key_of_a_jobs_file() -> None:
-    page = (REPOSITORY / "docs" / "ci.md").read_text()
+    page = (REPOSITORY / "docs" / "how-to" / "many-photos.md").read_text()
     assert [key for key in job_file.KEYS if f"`{key}`" not in page] == []
 
 

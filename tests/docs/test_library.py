@@ -1,4 +1,4 @@
-"""docs/library.md runs from top to bottom and prints what it says; importing the package loads nothing."""
+"""docs/how-to/notebooks.md runs from top to bottom and prints what it says; importing the package loads nothing."""
 
 import contextlib
 import io
@@ -18,7 +18,7 @@ from tests.conftest import REPOSITORY
 
 @pytest.mark.timeout(600)
 def test_the_page_prints_what_it_says(project: Path) -> None:
-    text = (REPOSITORY / "docs" / "library.md").read_text()
+    text = (REPOSITORY / "docs" / "how-to" / "notebooks.md").read_text()
     cells = re.findall(r"```python\n(.*?)```\n```text\n(.*?)```", text, re.S)
     assert len(cells) == text.count("```python") == 6
     for photo in ("photo.jpg", "mug.jpg"):

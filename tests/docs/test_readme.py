@@ -1,6 +1,6 @@
-"""The commands of the README, then of docs/compose.md, run in order in one folder, print what the pages say.
+"""The commands of the README and the tutorials, run in order in one folder, print what the pages say.
 
-docs/compose.md is slow: it runs with `make slow`, behind the README's commands as they are, with all their steps.
+The guide on several objects is slow: it runs with `make slow`, behind the tutorials' commands with all their steps.
 """
 
 import os
@@ -24,7 +24,7 @@ SHORTER = {
     "OBJTUNE_PRIOR_ENTRIES": "48",
 }
 """A quarter of the steps that one object takes at most, half of a class's prior, and no scores, which nothing here reads."""
-APART = "## One photo taken apart"
+APART = "## Learn several objects from one photo"
 
 
 def sessions(text: str) -> list[tuple[str, str]]:
@@ -34,18 +34,21 @@ def sessions(text: str) -> list[tuple[str, str]]:
     return [tuple(part.split("\n", 1)) for block in parts for part in block]  # type: ignore[misc]
 
 
-README = (REPOSITORY / "README.md").read_text()
+def tutorials() -> str:
+    """README and the tutorials on the toybox, which go on from one another."""
+    pages = ("README.md", "docs/tutorial/first-object.md", "docs/tutorial/two-objects.md")
+    return "\n".join((REPOSITORY / page).read_text() for page in pages)
 
 
 def compose_page() -> tuple[str, str]:
-    """docs/compose.md, which goes on from the README, and its part that stands alone."""
-    start, _, rest = (REPOSITORY / "docs" / "compose.md").read_text().partition(APART)
+    """The guide on several objects, which goes on from the tutorials, and its part that stands alone."""
+    start, _, rest = (REPOSITORY / "docs" / "how-to" / "several-objects.md").read_text().partition(APART)
     apart, after = rest.split("\n## ", 1)
     return start + after, apart
 
 
 def ran(text: str, folder: Path, more: dict[str, str]) -> None:
-    """Run a page's commands in a folder with the example photos and the toybox."""
+    """Run a page's commands, each once, in a folder with the example photos and the toybox."""
     for photo in EXAMPLES.glob("*.jpg"):
         shutil.copy(photo, folder)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("OBJTUNE_")}
@@ -55,7 +58,7 @@ def ran(text: str, folder: Path, more: dict[str, str]) -> None:
         **more,
     }
     wrong = []
-    for command, expected in sessions(text):
+    for command, expected in dict.fromkeys(sessions(text)):
         done = subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True)
         if (done.returncode, done.stdout) != (0, expected):
             wrong.append(f"$ {command}\n{done.stdout}\n--- expected\n{expected}\n--- stderr\n{done.stderr[-2000:]}")
@@ -64,9 +67,9 @@ def ran(text: str, folder: Path, more: dict[str, str]) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which every command of the README was run."""
+    """A folder in which every command of the README and the tutorials was run."""
     folder = tmp_path_factory.mktemp("readme")
-    ran(README, folder, SHORTER)
+    ran(tutorials(), folder, SHORTER)
     return folder
 
 
@@ -76,7 +79,8 @@ def near(picture: np.ndarray, colour: tuple[int, int, int], reach: float = 75) -
 
 
 @pytest.mark.timeout(900)
-def test_the_readme_is_true(folder):
+def test_the_readme_and_the_tutorials_are_true(folder):
+    assert len(set(sessions(tutorials()))) == 7
     assert (folder / "artifacts/adapter/dog/v001/preview.png").is_file()
 
 
@@ -105,8 +109,8 @@ def test_a_scene_keeps_objects_in_their_places(folder):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_page_on_composing_is_true(tmp_path):
-    """It goes on from the README: the dog is left in all scenes but the third."""
-    ran(README, tmp_path, {})
+    """It goes on from the tutorials: the dog is left in all scenes but the third."""
+    ran(tutorials(), tmp_path, {})
     ran(compose_page()[0], tmp_path, {})
     right = in_their_places(tmp_path, {"v001": True, "v002": True, "v003": False, "v004": True})
     assert len(right) == 7 and sum(right) >= 6, right
