@@ -262,10 +262,9 @@ def signature(name: str, item: Any) -> str:
         parameters.insert(kinds.index(inspect.Parameter.KEYWORD_ONLY), "*")
     returned = written.return_annotation
     back = "" if returned is inspect.Signature.empty else f" -> {inspect.formatannotation(returned)}"
+    parameters, back = [without_modules(parameter) for parameter in parameters], without_modules(back)
     text = f"{name}({', '.join(parameters)}){back}"
-    if len(text) > 100:
-        text = f"{name}(\n    " + ",\n    ".join(parameters) + f",\n){back}"
-    return without_modules(text)
+    return text if len(text) <= 100 else f"{name}(\n    " + ",\n    ".join(parameters) + f",\n){back}"
 
 
 def without_modules(text: str) -> str:

@@ -58,6 +58,22 @@ def test_the_dockerfile_copies_files_that_exist_and_are_not_ignored() -> None:
         assert (REPOSITORY / name).exists() and f"!{name.removeprefix('./')}" in ignored
 
 
+def test_files_that_the_contributing_guide_names_exist() -> None:
+    named = set(re.findall(r"`((?:objtune_cli|tests|docs)/[^`]*)`", read("CONTRIBUTING.md")))
+    assert len(named) > 15 and not [path for path in named if not (REPOSITORY / path).exists()]
+
+
+def test_the_staircase_of_the_contributing_guide_is_that_of_the_imports() -> None:
+    from tests.test_architecture import STAIRCASE
+
+    figure = read("CONTRIBUTING.md").split("```text\n")[1].split("```")[0]
+    steps = [line.split()[0] for line in figure.splitlines()]
+    assert sorted(steps) == sorted(STAIRCASE)
+    below = {step: place for place, step in enumerate(STAIRCASE)}
+    depth = {line.split()[0]: len(line) - len(line.lstrip()) for line in figure.splitlines()}
+    assert all(below[a] > below[b] for a in steps for b in steps if depth[a] < depth[b])
+
+
 def test_templates_of_issues_can_be_read() -> None:
     forms = sorted((REPOSITORY / ".github/ISSUE_TEMPLATE").glob("*.yml"))
     for form in forms:
