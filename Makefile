@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 FAULTS := tests/faults tests/training/test_resume.py tests/e2e/test_reuse.py tests/store/test_migrations.py \
 	tests/cli/test_contract.py tests/cli/test_start.py tests/test_architecture.py
 
-QUICK := tests/test_architecture.py tests/test_config.py tests/test_paths.py tests/test_tables.py tests/numerics tests/store \
+QUICK := tests/test_architecture.py tests/test_paths.py tests/config tests/numerics tests/store tests/images \
 	tests/docs/test_pages.py tests/docs/test_schemas.py tests/docs/test_project_files.py
 
 .PHONY: help setup demo check test properties slow faults lint format docs pictures reference completions clean
