@@ -1,6 +1,8 @@
 """Every page: links and anchors resolve, command lines and settings exist, sentences are short."""
 
 import re
+import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +134,20 @@ def sentences(text: str) -> list[str]:
 def test_sentences_are_short(path: Path) -> None:
     long = [s for s in sentences(path.read_text()) if len(s.split()) > MOST_WORDS]
     assert not long, "\n".join(f"{len(s.split())} words: {s}" for s in long)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_code_blocks_can_be_read(path: Path) -> None:
+    """TOML, YAML and Python are valid; shell lines have closed quotes."""
+    for kind, block in re.findall(r"^```(\w+)\n(.*?)^```", path.read_text(), re.S | re.M):
+        if kind == "toml":
+            tomllib.loads(block)
+        elif kind == "yaml":
+            yaml.safe_load(block)
+        elif kind == "python" and path.name != "api.md":
+            compile(block, name_of(path), "exec")
+        elif kind == "bash":
+            assert all(shlex.split(line, comments=True) for line in block.splitlines() if line.strip())
 
 
 def test_code_blocks_are_closed() -> None:
