@@ -23,6 +23,7 @@ def test_lists_of_tests_in_the_makefile_exist() -> None:
     for paths in lists.values():
         missing = [p for p in paths.replace("\\", "").split() if not (REPOSITORY / p).exists()]
         assert not missing, missing
+    assert all((REPOSITORY / p).exists() for p in re.findall(r"--ignore (tests/\S+)", read("Makefile")))
 
 
 def test_make_help_lists_every_target() -> None:
