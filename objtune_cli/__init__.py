@@ -12,10 +12,10 @@ FUNCTIONS = (
     "compose",
     "export",
     "import_files",
-    "Done",
+    "StageResult",
     "ObjtuneError",
 )
-"""What `from objtune_cli import …` gives beside the version; see `library`."""
+"""What `from objtune_cli import …` gives beside the version; see `api`."""
 
 
 def __getattr__(name: str) -> Any:

@@ -17,11 +17,11 @@ from objtune_cli.errors import ObjtuneError
 from objtune_cli.paths import to_path
 from objtune_cli.store import refs
 from objtune_cli.store.project import locate
-from objtune_cli.workflow.context import Context, Done
+from objtune_cli.workflow.context import StageContext, StageResult
 
 __all__ = [
-    "Done",
     "ObjtuneError",
+    "StageResult",
     "compose",
     "export",
     "generate",
@@ -55,7 +55,7 @@ def project(
     on_step: Callable[[str, int, int], None] | None = None,
     force: bool = False,
     **settings: Any,
-) -> Context:
+) -> StageContext:
     """A project folder (made one where it is none) with settings above those of its objtune.toml.
 
     Args:
@@ -74,16 +74,16 @@ def project(
         for k, v in values.items()
     ]
     layers = Settings(found.settings, given=given)
-    return Context(found, layers, layers.resolve(Common), Logged(on_step) if on_step else Logged(), force)
+    return StageContext(found, layers, layers.resolve(Common), Logged(on_step) if on_step else Logged(), force)
 
 
-def _held(ctx: Context) -> AbstractContextManager[None]:
+def _held(ctx: StageContext) -> AbstractContextManager[None]:
     """As commands do: nobody removes artifacts meanwhile."""
     return ctx.project.held()
 
 
 def segment(
-    ctx: Context,
+    ctx: StageContext,
     photo: str | Path,
     class_word: str,
     name: str = "",
@@ -91,7 +91,7 @@ def segment(
     box: tuple[float, float, float, float] | None = None,
     mask: str | Path | None = None,
     rough: str | Path | None = None,
-) -> Done:
+) -> StageResult:
     """The object in a photo; `box` (x0, y0, x1, y1 in px), a `mask` picture or a `rough` one that is made exact say where it is."""
     from objtune_cli.segmentation import stage
     from objtune_cli.segmentation.from_hints import Target
@@ -103,7 +103,7 @@ def segment(
         return stage.run(ctx, to_path(photo), [target], ctx.settings.resolve(Segment))[0]
 
 
-def init_embedding(ctx: Context, mask: str) -> Done:
+def init_embedding(ctx: StageContext, mask: str) -> StageResult:
     """The first vectors of the token of a mask, by its ref or name."""
     from objtune_cli.embedding import stage as embed
 
@@ -112,7 +112,7 @@ def init_embedding(ctx: Context, mask: str) -> Done:
 
 
 def train(
-    ctx: Context,
+    ctx: StageContext,
     photo: str | Path,
     class_word: str,
     name: str = "",
@@ -122,7 +122,7 @@ def train(
     mask: str | Path | None = None,
     rough: str | Path | None = None,
     preview: bool = True,
-) -> Done:
+) -> StageResult:
     """An object learned from one photo; runs the stages before it."""
     from objtune_cli.training import stage
 
@@ -135,9 +135,9 @@ def train(
 
 
 def generate(
-    ctx: Context, *prompts: str, n: int | None = None, seed: int | None = None, out: str | Path | None = None,
+    ctx: StageContext, *prompts: str, n: int | None = None, seed: int | None = None, out: str | Path | None = None,
     width: int | None = None, height: int | None = None, strength: float | None = None, negative: str | None = None,
-) -> list[Done]:  # fmt: skip
+) -> list[StageResult]:  # fmt: skip
     """Pictures of prompts that name trained objects; `images` of a result are their paths; `negative`: what should not be in them; `width`, `height`: px, by default the base's own; `strength`: 0 to 2, as `<dog:0.8>` says it of one object."""
     from objtune_cli.generation import stage
 
@@ -153,9 +153,9 @@ def generate(
 
 
 def compose(
-    ctx: Context, prompt: str, places: Mapping[str, str | Sequence[str]] | None = None, *, n: int | None = None, seed: int | None = None,
+    ctx: StageContext, prompt: str, places: Mapping[str, str | Sequence[str]] | None = None, *, n: int | None = None, seed: int | None = None,
     width: int | None = None, height: int | None = None, strength: float | None = None, negative: str | None = None,
-) -> Done:  # fmt: skip
+) -> StageResult:  # fmt: skip
     """Objects together; `places`: name to "left" or "0.5,0.4,0.9,0.9", or to a list of such where the prompt names it more than once; `width`, `height`: px, by default as many objects need."""
     from objtune_cli.composition import layout, stage
 
@@ -174,7 +174,7 @@ def compose(
 
 
 def export(
-    ctx: Context,
+    ctx: StageContext,
     name: str,
     form: str = "diffusers",
     out: str | Path = ".",
@@ -205,14 +205,14 @@ def export(
 
 
 def import_files(
-    ctx: Context,
+    ctx: StageContext,
     files: Sequence[str | Path],
     class_word: str,
     name: str = "",
     *,
     word: str = "",
     allow_pickle: bool = False,
-) -> Done:
+) -> StageResult:
     """A LoRA, an embedding, or both of one object, trained elsewhere."""
     from objtune_cli.interchange import import_ as imported
     from objtune_cli.workflow import class_words

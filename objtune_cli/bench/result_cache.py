@@ -16,7 +16,7 @@ from objtune_cli.evaluation import statistics
 from objtune_cli.images import grids, png
 from objtune_cli.store import artifacts
 from objtune_cli.store.checkpoints import RunState
-from objtune_cli.workflow.context import Context, Report
+from objtune_cli.workflow.context import Reporter, StageContext
 
 Row = dict[str, Any]
 Asked = TypeVar("Asked")
@@ -34,7 +34,7 @@ class Kept:
     """
 
     out: Path
-    report: Report
+    report: Reporter
     total: int
     known: Mapping[tuple[str, str], Row] = field(default_factory=dict)
     done: int = 0
@@ -76,7 +76,7 @@ class Kept:
 
 
 def filled(
-    ctx: Context,
+    ctx: StageContext,
     out: Path,
     asked: Sequence[Asked],
     plan: Mapping[str, Method],

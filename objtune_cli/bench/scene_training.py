@@ -15,7 +15,7 @@ from objtune_cli.store import artifacts
 from objtune_cli.store.refs import Ref, parse
 from objtune_cli.toybox import renderer, world
 from objtune_cli.toybox.world import Dial
-from objtune_cli.workflow.context import Context
+from objtune_cli.workflow.context import StageContext
 
 RARE = ("sks", "zwx", "ucd", "hta")
 """Words that hardly occur in captions, one for each object of a joint training that starts from such."""
@@ -32,7 +32,7 @@ def photo(members: Sequence[Case], dial: Dial, seed: int) -> tuple[np.ndarray, l
 
 
 def learned(
-    ctx: Context,
+    ctx: StageContext,
     members: Sequence[Case],
     rgb: np.ndarray,
     masks: Sequence[np.ndarray],
@@ -75,7 +75,7 @@ def _set(section: str, values: Mapping[str, Any]) -> list[str]:
     return [word for name, value in values.items() for word in ("--set", f"{section}.{name}={value}")]
 
 
-def _command(ctx: Context, members: Sequence[Case], *words: str) -> tuple[list[str], float, bool]:
+def _command(ctx: StageContext, members: Sequence[Case], *words: str) -> tuple[list[str], float, bool]:
     """One command in the project of `ctx`: its refs, wall seconds, and whether all was there already."""
     shared = {
         "project": ctx.project.folder,

@@ -32,7 +32,7 @@ from objtune_cli.toybox.evaluator import inference
 from objtune_cli.toybox.evaluator.network import Evaluator
 from objtune_cli.toybox.world import Dial
 from objtune_cli.training import stage as train
-from objtune_cli.workflow.context import Context, tools
+from objtune_cli.workflow.context import StageContext, tools
 
 FORMAT = 2
 """Grows when the measures, or what one setting means to training, change."""
@@ -75,7 +75,7 @@ def judge() -> str:
     return hashlib.sha256(inference.WEIGHTS.read_bytes()).hexdigest()
 
 
-def key(ctx: Context, case: Case, name: str, method: Method, seed: int) -> str:
+def key(ctx: StageContext, case: Case, name: str, method: Method, seed: int) -> str:
     """What a result depends on; a kept one with another key is measured again."""
     about = settings(ctx, name, method) | {"format": FORMAT, "case": repr(case), "seed": seed, "judge": judge()}
     if method.given != "exact":
@@ -85,7 +85,7 @@ def key(ctx: Context, case: Case, name: str, method: Method, seed: int) -> str:
     return hashlib.sha256(canonical(about).encode()).hexdigest()
 
 
-def settings(ctx: Context, name: str, method: Method) -> dict[str, Any]:
+def settings(ctx: StageContext, name: str, method: Method) -> dict[str, Any]:
     """What any result of a method depends on: its settings, the base, and what computes."""
     about: dict[str, Any] = {
         "method": name, "embed": identifying(replace(Embed(), **method.embed)),
@@ -99,7 +99,7 @@ def settings(ctx: Context, name: str, method: Method) -> dict[str, Any]:
 
 
 def run(
-    ctx: Context,
+    ctx: StageContext,
     network: Evaluator,
     case: Case,
     name: str,
@@ -117,21 +117,21 @@ def run(
     if about not in trainings:
         trainings[about] = _train(ctx, case, name, method)
     trained = trainings[about]
-    stack, words = rendering.loaded(ctx, case.name, trained.weights, case.instance.kind)
-    shown = rendering.asked(ctx, stack, words, case, f"<{case.name}>", **method.guidances(ctx.base))
-    after = rendering.readings(network, rendering.of_class(ctx, stack, case.instance.kind))
+    model, words = rendering.loaded(ctx, case.name, trained.weights, case.instance.kind)
+    shown = rendering.asked(ctx, model, words, case, f"<{case.name}>", **method.guidances(ctx.base))
+    after = rendering.readings(network, rendering.of_class(ctx, model, case.instance.kind))
     found = truth_scores.score(case, scale, rendering.readings(network, shown))
     found |= truth_scores.drift(scale, case.instance.kind, before, after)
     cost = {"seconds": trained.seconds} | ({"memory_mb": trained.memory_mb} if trained.memory_mb else {})
     return found | cost, shown
 
 
-def _train(ctx: Context, case: Case, name: str, method: Method) -> Trained:
+def _train(ctx: StageContext, case: Case, name: str, method: Method) -> Trained:
     """What a method learns of an object, handed in the method's way."""
     return learned(ctx, Handed(case.name, case.instance.kind, *photo_variants.photo(case, method.given)), name, method)
 
 
-def learned(ctx: Context, handed: Handed, name: str, method: Method) -> Trained:
+def learned(ctx: StageContext, handed: Handed, name: str, method: Method) -> Trained:
     """`objtune train` on the photo with the mask it is handed, nothing of an earlier trial left to reuse but the class prior.
 
     Raises:
@@ -165,7 +165,7 @@ def learned(ctx: Context, handed: Handed, name: str, method: Method) -> Trained:
     return Trained({k: torch.from_numpy(v.copy()) for k, v in arrays.items()}, seconds, memory)
 
 
-def measured(ctx: Context, command: list[str], label: str) -> tuple[dict[str, Any], float, float]:
+def measured(ctx: StageContext, command: list[str], label: str) -> tuple[dict[str, Any], float, float]:
     """Run a command of ours to its end: its JSON, wall seconds, largest resident memory in MB (0 where the system hides it).
 
     Raises:
@@ -233,26 +233,26 @@ def stranger(
 
 
 def decoded(
-    ctx: Context, network: Evaluator, case: Case, dial: Dial, scale: truth_scores.Scale, seed: int
+    ctx: StageContext, network: Evaluator, case: Case, dial: Dial, scale: truth_scores.Scale, seed: int
 ) -> tuple[dict[str, float], np.ndarray]:
     """The true pictures through the base's autoencoder: no method on this base can be nearer to the truth."""
     import torch
 
     from objtune_cli.generation.sampling import to_uint8
 
-    stack = ctx.stack()
+    model = ctx.load_base_model()
     true = torch.from_numpy(rendering.drawn([p.truth(case.instance, dial, seed + 2) for p in case.prompts]))
     small = torch.nn.functional.interpolate(
-        true.permute(0, 3, 1, 2).float(), size=(stack.size, stack.size), mode="area"
+        true.permute(0, 3, 1, 2).float(), size=(model.size, model.size), mode="area"
     )
-    shown = to_uint8(stack.to_picture(stack.to_latent(small / 127.5 - 1))).numpy()
+    shown = to_uint8(model.to_picture(model.to_latent(small / 127.5 - 1))).numpy()
     return truth_scores.score(case, scale, rendering.readings(network, shown)), shown
 
 
 def described(
-    ctx: Context, network: Evaluator, case: Case, scale: truth_scores.Scale
+    ctx: StageContext, network: Evaluator, case: Case, scale: truth_scores.Scale
 ) -> tuple[dict[str, float], np.ndarray]:
     """The base alone, told the object in words: what no training gives."""
-    stack, words = rendering.loaded(ctx, case.name, None)
-    shown = rendering.asked(ctx, stack, words, case, rendering.worded(case))
+    model, words = rendering.loaded(ctx, case.name, None)
+    shown = rendering.asked(ctx, model, words, case, rendering.worded(case))
     return truth_scores.score(case, scale, rendering.readings(network, shown)), shown

@@ -8,15 +8,15 @@ from objtune_cli.cli.runner import Outcome, Run, need
 from objtune_cli.config.sections import Bench
 
 if TYPE_CHECKING:
-    from objtune_cli.workflow.context import Context
+    from objtune_cli.workflow.context import StageContext
 
 
-def _asked(run: Run, **given: Any) -> tuple["Context", Bench]:
+def _asked(run: Run, **given: Any) -> tuple["StageContext", Bench]:
     ctx = run.context(create=False)
     return ctx, ctx.settings.resolve(Bench, **given)
 
 
-def _whole(run: Run, **given: Any) -> tuple["Context", Bench]:
+def _whole(run: Run, **given: Any) -> tuple["StageContext", Bench]:
     """The settings of what one machine measures as a whole."""
     ctx, config = _asked(run, **given)
     need(

@@ -13,7 +13,7 @@ from objtune_cli.errors import UsageError
 if TYPE_CHECKING:
     from objtune_cli.segmentation.from_hints import Target
     from objtune_cli.store.refs import Ref
-    from objtune_cli.workflow.context import Context
+    from objtune_cli.workflow.context import StageContext
 
 
 ClassWords = Annotated[
@@ -86,7 +86,7 @@ Wanted = tuple[Path, list["Target"], str | None]
 """A photo, its objects, and which of several things is meant."""
 
 
-def _found(ctx: "Context", photo: Path, targets: "list[Target]", which: str | None) -> "list[Ref]":
+def _found(ctx: "StageContext", photo: Path, targets: "list[Target]", which: str | None) -> "list[Ref]":
     """The masks of one photo's objects."""
     from objtune_cli.segmentation import stage as segment_stage
 

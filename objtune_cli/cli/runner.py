@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from objtune_cli.cli.events import Events
     from objtune_cli.config.resolve import Settings
     from objtune_cli.store.project import Project
-    from objtune_cli.workflow.context import Context, Done
+    from objtune_cli.workflow.context import StageContext, StageResult
 
 
 Parts = list[tuple[str, dict[str, Any]]]
@@ -34,7 +34,7 @@ Parts = list[tuple[str, dict[str, Any]]]
 class Outcome:
     """What a command gives back: artifacts, pictures, numbers, and rows or lines of its own."""
 
-    done: "list[Done]" = field(default_factory=list)
+    done: "list[StageResult]" = field(default_factory=list)
     images: list[Path] | None = None
     shown: Literal["refs", "images", "nothing"] = "refs"
     extra: dict[str, Any] = field(default_factory=dict)
@@ -70,10 +70,10 @@ class Run:
 
         return Settings(project.settings, given=self.options.get("set_") or ())
 
-    def context(self, *, create: bool = True) -> "Context":
+    def context(self, *, create: bool = True) -> "StageContext":
         """What a stage needs; makes the folder a project where there is none."""
         from objtune_cli.config.sections import Common
-        from objtune_cli.workflow.context import Context
+        from objtune_cli.workflow.context import StageContext
 
         environment.check_docstrings()
         project = self.project(create=create)
@@ -84,7 +84,7 @@ class Run:
         )
         self.stop.install()
         self.held.enter_context(project.held())
-        return Context(project, settings, common, self.report, bool(self.options.get("force")), self.stop.asked)
+        return StageContext(project, settings, common, self.report, bool(self.options.get("force")), self.stop.asked)
 
 
 MODELLED = ("segment", "init_embedding", "train", "generate", "compose", "evaluate", "bench", "import_")
@@ -213,7 +213,7 @@ def near(path: Path) -> Path:
     return path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path
 
 
-def _described(done: "Done", root: Path) -> dict[str, Any]:
+def _described(done: "StageResult", root: Path) -> dict[str, Any]:
     from objtune_cli.store import artifacts
 
     path = done.ref.path(root)

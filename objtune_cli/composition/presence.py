@@ -12,7 +12,7 @@ from torch import Tensor
 
 from objtune_cli.composition.regional import alone
 from objtune_cli.models import finite_checks
-from objtune_cli.models.base_model import Stack
+from objtune_cli.models.base_model import BaseModel
 from objtune_cli.numerics.masks import Box
 
 ROOM = 0.15
@@ -37,8 +37,8 @@ class Known:
 class Check:
     """The leakage matrix of scenes: how much what stands in each object's place is like each of the objects."""
 
-    def __init__(self, stack: Stack, objects: Sequence[Known]) -> None:
-        self.stack, self.objects, self.names = stack, list(objects), [o.name for o in objects]
+    def __init__(self, model: BaseModel, objects: Sequence[Known]) -> None:
+        self.model, self.objects, self.names = model, list(objects), [o.name for o in objects]
         self.own_names = [o.own_name or o.name for o in objects]
 
     @torch.no_grad()
@@ -59,21 +59,21 @@ class Check:
         Raises:
             NonFiniteError: A prediction is not finite; names the denoiser or whose adapter.
         """
-        places = [_Place(self.stack, pictures, box) for box in boxes]
-        plain = {text: self.stack.encode([text]) for text in dict.fromkeys(o.plain for o in self.objects)}
-        classes = {text: [place.predicted(self.stack, words) for place in places] for text, words in plain.items()}
+        places = [_Place(self.model, pictures, box) for box in boxes]
+        plain = {text: self.model.encode([text]) for text in dict.fromkeys(o.plain for o in self.objects)}
+        classes = {text: [place.predicted(self.model, words) for place in places] for text, words in plain.items()}
         columns = []
         for item in self.objects:
-            with alone(self.stack, item.weights):
-                words = self.stack.encode([item.told])
-                own = [place.predicted(self.stack, words) for place in places]
+            with alone(self.model, item.weights):
+                words = self.model.encode([item.told])
+                own = [place.predicted(self.model, words) for place in places]
             column = torch.stack(
                 [place.went(base, o) for place, base, o in zip(places, classes[item.plain], own, strict=True)], 1
             )
             if not finite_checks.is_finite(column):
                 plainly = torch.cat([said for place in classes[item.plain] for said in place])
                 part = f"adapter of <{item.name}>" if finite_checks.is_finite(plainly) else "denoiser"
-                raise finite_checks.describe_failure(part, self.stack.dtype, " where its place is looked at")
+                raise finite_checks.describe_failure(part, self.model.dtype, " where its place is looked at")
             columns.append(column)
         return torch.stack(columns, 2).cpu()
 
@@ -81,20 +81,20 @@ class Check:
 class _Place:
     """One place of pictures, enlarged to pictures of its own, under the noise of every level."""
 
-    def __init__(self, stack: Stack, pictures: Tensor, box: Box) -> None:
-        view = framed(((pictures + 1) / 2).clamp(0, 1), box, stack.size, ROOM) * 2 - 1
-        z = stack.to_latent(view).to(stack.device)
+    def __init__(self, model: BaseModel, pictures: Tensor, box: Box) -> None:
+        view = framed(((pictures + 1) / 2).clamp(0, 1), box, model.size, ROOM) * 2 - 1
+        z = model.to_latent(view).to(model.device)
         self.inside = _inside(box, (pictures.shape[-2], pictures.shape[-1]), (z.shape[-2], z.shape[-1])).to(z)
         self.looks = []
         for i, level in enumerate(LEVELS):
             eps = torch.randn(z.shape[1:], generator=torch.Generator().manual_seed(i)).to(z).expand_as(z)
-            t = torch.full((len(z),), min(int(level * stack.levels), stack.levels - 1))
-            z_t, aim = stack.noised(z, eps, t)
+            t = torch.full((len(z),), min(int(level * model.levels), model.levels - 1))
+            z_t, aim = model.noised(z, eps, t)
             self.looks.append((z_t, t, aim))
 
-    def predicted(self, stack: Stack, words: Tensor) -> list[Tensor]:
+    def predicted(self, model: BaseModel, words: Tensor) -> list[Tensor]:
         """What the denoiser says at every level."""
-        return [stack.predict(z_t, t, words.expand(len(z_t), -1, -1)).float() for z_t, t, _ in self.looks]
+        return [model.predict(z_t, t, words.expand(len(z_t), -1, -1)).float() for z_t, t, _ in self.looks]
 
     def went(self, base: list[Tensor], own: list[Tensor]) -> Tensor:
         """How far each picture went from one prediction to the other, (N,)."""

@@ -8,13 +8,13 @@ from objtune_cli.composition.layout import Box
 from objtune_cli.config.sections import Compose
 from objtune_cli.errors import GateError
 from objtune_cli.workflow import trained_objects
-from objtune_cli.workflow.context import Context
+from objtune_cli.workflow.context import StageContext
 
 if TYPE_CHECKING:
     import torch
 
     from objtune_cli.composition.presence import Check
-    from objtune_cli.models.base_model import Stack
+    from objtune_cli.models.base_model import BaseModel
     from objtune_cli.models.placeholders import Placeholders
 
 
@@ -35,7 +35,7 @@ class Look:
 
 
 def opened(
-    stack: "Stack",
+    model: "BaseModel",
     found: list[trained_objects.Named],
     weights: "Mapping[str, Mapping[str, torch.Tensor]]",
     words: "Placeholders",
@@ -46,8 +46,8 @@ def opened(
 
     told = {o.name: words.expand(PROMPT.format(f"<{o.name}>")) for o in found}
     return Check(
-        stack,
-        [Known(o.name, weights[o.name], told[o.name], stack.in_class_words(told[o.name]), o.own_name) for o in found],
+        model,
+        [Known(o.name, weights[o.name], told[o.name], model.in_class_words(told[o.name]), o.own_name) for o in found],
     )
 
 
@@ -90,7 +90,7 @@ def metrics(check: "Check | None", chosen: list[Look]) -> dict[str, Any]:
     }
 
 
-def judge(ctx: Context, found: Mapping[str, Any], how: Compose) -> None:
+def judge(ctx: StageContext, found: Mapping[str, Any], how: Compose) -> None:
     """Say what was found in a scene.
 
     Raises:

@@ -19,7 +19,7 @@ from objtune_cli.composition.presence import framed
 from objtune_cli.composition.regional import alone, shares
 from objtune_cli.config.sections import seed_after
 from objtune_cli.generation.sampling import again, to_uint8
-from objtune_cli.models.base_model import Stack
+from objtune_cli.models.base_model import BaseModel
 from objtune_cli.numerics.masks import Box
 from objtune_cli.segmentation.grabcut import GrabCut
 from objtune_cli.segmentation.segmenters import Hints
@@ -60,7 +60,7 @@ class Sampling:
 
 
 def looked(
-    stack: Stack,
+    model: BaseModel,
     latents: Tensor,
     objects: Sequence[Object],
     seeds: Sequence[int],
@@ -75,30 +75,30 @@ def looked(
     Returns:
         Each object's own pictures as scaled latents (N, C, h', w'), and the scenes with all of them laid in, (N, 3, H, W) in [-1, 1], on the CPU.
     """
-    pictures = stack.to_picture(latents).cpu()
+    pictures = model.to_picture(latents).cpu()
     own = shares([o.box for o in objects], _size(pictures))
     close = {}
     for i, item in enumerate(objects):
-        view = framed((pictures + 1) / 2, item.box, stack.size, ROOM) * 2 - 1
+        view = framed((pictures + 1) / 2, item.box, model.size, ROOM) * 2 - 1
         others = [seed_after(seed, (i + 1) * APART) for seed in seeds]
-        with alone(stack, item.weights):
+        with alone(model, item.weights):
             close[item.name] = again(
-                stack, stack.to_latent(view).cpu(), item.prompt, how.negative, others, how.strength, how.steps, how.guidance, how.scheduler,
+                model, model.to_latent(view).cpu(), item.prompt, how.negative, others, how.strength, how.steps, how.guidance, how.scheduler,
                 partial(on_step, item.name), how.own,
             )  # fmt: skip
-        pictures = laid(pictures, stack.to_picture(close[item.name]).cpu(), item.box, own[i], whole=how.whole)
+        pictures = laid(pictures, model.to_picture(close[item.name]).cpu(), item.box, own[i], whole=how.whole)
     return close, pictures
 
 
 def scenes(
-    stack: Stack, latents: Tensor, close: Mapping[str, Tensor], boxes: Mapping[str, Box], *, whole: bool = False
+    model: BaseModel, latents: Tensor, close: Mapping[str, Tensor], boxes: Mapping[str, Box], *, whole: bool = False
 ) -> Tensor:
     """The scenes of `looked` from what it kept: pictures (N, 3, H, W) in [-1, 1]; `boxes`: from the back to the front."""
-    pictures = stack.to_picture(latents).cpu()
+    pictures = model.to_picture(latents).cpu()
     if not boxes:
         return pictures
     for own, (name, box) in zip(shares(list(boxes.values()), _size(pictures)), boxes.items(), strict=True):
-        pictures = laid(pictures, stack.to_picture(close[name]).cpu(), box, own, whole=whole)
+        pictures = laid(pictures, model.to_picture(close[name]).cpu(), box, own, whole=whole)
     return pictures
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from objtune_cli.errors import IncompatibleError
 from objtune_cli.lora.layers import PREFIX, has_words, parts
 from objtune_cli.models.attention import among, heads, joint, merged
-from objtune_cli.models.base_model import Stack
+from objtune_cli.models.base_model import BaseModel
 from objtune_cli.numerics.masks import Box, region
 
 BLOCKED = -1e4
@@ -83,11 +83,11 @@ def _delta(x: Tensor, down: Tensor, up: Tensor, bias: Tensor | None, module: nn.
     return product if bias is None else product + bias
 
 
-def _hook(stack: Stack, on_words: bool, pairs: list[Factors | None], regions: Regions):
+def _hook(model: BaseModel, on_words: bool, pairs: list[Factors | None], regions: Regions):
     """Adds each object's delta to the layer's output, weighted by where the object may act; `on_words`: at tokens, not at places."""
 
     def add(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        if stack.asleep:
+        if model.asleep:
             return out
         x = args[0]
         for i, pair in enumerate(pairs):
@@ -186,7 +186,7 @@ class BoundedAttention:
 
 @contextlib.contextmanager
 def regional(
-    stack: Stack, placed: list[Placed], edge: float = EDGE, *, aspect: float = 1.0, bounded: bool = False
+    model: BaseModel, placed: list[Placed], edge: float = EDGE, *, aspect: float = 1.0, bounded: bool = False
 ) -> Iterator[Regions]:
     """Inside, the denoiser draws each object in its region; afterwards it is as before.
 
@@ -201,30 +201,31 @@ def regional(
     """
     regions = Regions(placed, aspect, edge)
     layers = _layers(
-        stack.unet, [{k.removeprefix(PREFIX): v for k, v in p.weights.items() if k.startswith(PREFIX)} for p in placed]
+        model.denoiser,
+        [{k.removeprefix(PREFIX): v for k, v in p.weights.items() if k.startswith(PREFIX)} for p in placed],
     )
-    processors = dict(stack.unet.attn_processors)
+    processors = dict(model.denoiser.attn_processors)
     handles = []
     try:
         for name, layer in layers.items():
             pairs = [_pair(p.weights, f"{PREFIX}{name}", layer) for p in placed]
-            handles.append(layer.register_forward_hook(_hook(stack, stack.family.on_words(name), pairs, regions)))
+            handles.append(layer.register_forward_hook(_hook(model, model.family.on_words(name), pairs, regions)))
         within = BoundedAttention(regions) if bounded else None
-        across, family = RegionalAttention(regions, within), stack.family
+        across, family = RegionalAttention(regions, within), model.family
         own = {
             k: across if family.across in k else within if within and family.within in k else v
             for k, v in processors.items()
         }
-        stack.unet.set_attn_processor(own)
+        model.denoiser.set_attn_processor(own)
         yield regions
     finally:
         for handle in handles:
             handle.remove()
-        stack.unet.set_attn_processor(processors)
+        model.denoiser.set_attn_processor(processors)
 
 
 @contextlib.contextmanager
-def alone(stack: Stack, weights: Mapping[str, Tensor]) -> Iterator[None]:
+def alone(model: BaseModel, weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Inside, one object's LoRA acts on all of the picture and, if it has layers there, on all that is said; afterwards the base is as before.
 
     Raises:
@@ -232,18 +233,18 @@ def alone(stack: Stack, weights: Mapping[str, Tensor]) -> Iterator[None]:
     """
     handles = []
     try:
-        for network, own in parts(stack, weights):
+        for network, own in parts(model, weights):
             for name, layer in _layers(network, [own]).items():
                 pair = _pair(own, name, layer)
                 if pair is not None:
-                    handles.append(layer.register_forward_hook(partial(_everywhere, stack, pair)))
+                    handles.append(layer.register_forward_hook(partial(_everywhere, model, pair)))
         yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def spoken(stack: Stack, text: str, placed: Sequence[Placed], condition: Tensor | None = None) -> Tensor | None:
+def spoken(model: BaseModel, text: str, placed: Sequence[Placed], condition: Tensor | None = None) -> Tensor | None:
     """What the denoiser is told, (1, rows, d), with each object's own tokens as they are said with its LoRA in the text encoders (ours).
 
     Args:
@@ -258,15 +259,15 @@ def spoken(stack: Stack, text: str, placed: Sequence[Placed], condition: Tensor 
     for item in placed:
         if not has_words(item.weights):
             continue
-        condition = stack.encode([text]) if condition is None else condition
-        with alone(stack, item.weights):
-            own = stack.encode([text])
+        condition = model.encode([text]) if condition is None else condition
+        with alone(model, item.weights):
+            own = model.encode([text])
         condition = torch.where(among(item.tokens, own.shape[1])[:, None], own, condition)
     return condition
 
 
-def _everywhere(stack: Stack, pair: Factors, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-    return out if stack.asleep else out + _delta(args[0], *pair, module)
+def _everywhere(model: BaseModel, pair: Factors, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+    return out if model.asleep else out + _delta(args[0], *pair, module)
 
 
 def _layers(network: nn.Module, adapters: Sequence[Mapping[str, Tensor]]) -> dict[str, nn.Module]:

@@ -15,14 +15,14 @@ from objtune_cli.generation import stage as generate
 from objtune_cli.images import png as pictures
 from objtune_cli.store.artifacts import Record
 from objtune_cli.workflow import output_files, prompt_request, trained_objects
-from objtune_cli.workflow.context import Context, Done, keep_picture
+from objtune_cli.workflow.context import StageContext, StageResult, keep_picture
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
     from objtune_cli.composition.presence import Check
-    from objtune_cli.models.base_model import Stack
+    from objtune_cli.models.base_model import BaseModel
 
     Drawn = tuple[list[dict[str, torch.Tensor]], torch.Tensor]
     """What each picture is made of, and the pictures, (N, 3, H, W) in [-1, 1]."""
@@ -35,13 +35,13 @@ MOST = 16
 
 
 def run(
-    ctx: Context,
+    ctx: StageContext,
     prompt: str,
     places: Mapping[str, Sequence[Box]],
     config: Generate,
     how: Compose,
     out: Path | None = None,
-) -> list[Done]:
+) -> list[StageResult]:
     """Draw the prompt with each of its objects in its place; an object that it names twice is drawn twice.
 
     Args:
@@ -150,7 +150,7 @@ def name_apart(
 
 
 def _note_repeated(
-    ctx: Context, named: Sequence[trained_objects.Named], found: Sequence[trained_objects.Named]
+    ctx: StageContext, named: Sequence[trained_objects.Named], found: Sequence[trained_objects.Named]
 ) -> None:
     """Say which objects are drawn more than once."""
     for item in named:
@@ -162,46 +162,46 @@ def _note_repeated(
 
 
 def _draw(
-    ctx: Context,
+    ctx: StageContext,
     record: Record,
     asked: prompt_request.Request,
     laid: Layout,
     config: Generate,
     how: Compose,
     prompt: str,
-) -> Done:
+) -> StageResult:
     """Draw a scene; `asked`: with a name for every mention, `prompt`: as it is recorded."""
     import torch
 
     from objtune_cli.composition import refinement, regional
     from objtune_cli.generation.sampling import sample
 
-    stack = ctx.stack()
+    model = ctx.load_base_model()
     (apart,), (found,) = asked.prompts, asked.named
     weights = {o.name: trained_objects.scale(trained_objects.tensors(ctx, o), o.strength) for o in asked.objects}
-    words = trained_objects.add_words(stack, asked.objects, weights)
+    words = trained_objects.add_words(model, asked.objects, weights)
     told = layout.spoken(apart) if how.context == "class" else apart
-    prompt_request.check_lengths(ctx, stack, words, replace(asked, prompts=[told]))
+    prompt_request.check_lengths(ctx, model, words, replace(asked, prompts=[told]))
     text, negative = words.expand(told), words.expand(config.negative)
     placed = [regional.Placed(name, weights[name], laid.boxes[name], words.rows(text, name)) for name in laid.order]
     classes = {o.name: o.class_word for o in found}
     heard = (
-        words.in_context(told, classes, stack.encode([text])) if how.context == "class" else None
+        words.in_context(told, classes, model.encode([text])) if how.context == "class" else None
     )  # all of it, as with layers of a text encoder
-    heard = regional.spoken(stack, text, placed, heard)
+    heard = regional.spoken(model, text, placed, heard)
     conditions = {} if heard is None else {text: heard}
     closer = [
         refinement.Object(name, weights[name], laid.boxes[name], words.expand(layout.alone(told, name)))
         for name in laid.order
     ]
-    high, wide = (round(stack.size * side / stack.unit) * stack.unit for side in (laid.high, laid.wide))
+    high, wide = (round(model.size * side / model.unit) * model.unit for side in (laid.high, laid.wide))
     size = (high, wide)
     guidance = max(config.guidance, 1.001)  # the regions need the half of the batch without prompt
 
     def draw(seeds: list[int], on_step: Callable[[int, int], None]) -> "Drawn":
-        with regional.regional(stack, placed, how.edge, aspect=wide / high, bounded=how.attention == "bounded"):
+        with regional.regional(model, placed, how.edge, aspect=wide / high, bounded=how.attention == "bounded"):
             latents = sample(
-                stack,
+                model,
                 text,
                 negative,
                 seeds,
@@ -213,31 +213,31 @@ def _draw(
                 conditions=conditions,
             )
         if not how.detail:
-            return [{"latents": z} for z in latents], stack.to_picture(latents).cpu()
+            return [{"latents": z} for z in latents], model.to_picture(latents).cpu()
         again = refinement.Sampling(
             how.detail, config.steps, guidance, config.scheduler, negative, how.laid == "place", how.object_guidance
         )
         steps = {name: ctx.progress(f"closer look at {name}") for name in laid.order}
         close, pictures = refinement.looked(
-            stack, latents, closer, seeds, again, lambda name, done, total: steps[name](done, total)
+            model, latents, closer, seeds, again, lambda name, done, total: steps[name](done, total)
         )
         return [
             {"latents": z} | {f"{CLOSE}{name}": each[i] for name, each in close.items()} for i, z in enumerate(latents)
         ], pictures
 
-    check = presence_report.opened(stack, found, weights, words) if how.check == "shown" else None
+    check = presence_report.opened(model, found, weights, words) if how.check == "shown" else None
     looks, metrics = _kept(ctx, check, laid, [o.name for o in found], config, how, draw)
     presence_report.judge(ctx, metrics, how)  # a scene that is refused is not published
     tensors = {name: torch.stack([look.tensors[name] for look in looks]) for name in looks[0].tensors}
     done = generate.keep(
-        ctx, stack, replace(record, metrics=metrics, tools=ctx.tools(stack)), tensors, config, prompt, decode_scene
+        ctx, model, replace(record, metrics=metrics, tools=ctx.tools(model)), tensors, config, prompt, decode_scene
     )
     keep_picture(ctx.root, done.ref, "layout.png", pictures.png(layout.drawn(laid, size)))
     return done
 
 
 def _kept(
-    ctx: Context,
+    ctx: StageContext,
     check: "Check | None",
     laid: Layout,
     names: list[str],
@@ -268,7 +268,7 @@ def _kept(
     return chosen, presence_report.metrics(check, chosen)
 
 
-def decode_scene(stack: "Stack", record: Record, tensors: "Mapping[str, torch.Tensor]") -> "np.ndarray":
+def decode_scene(model: "BaseModel", record: Record, tensors: "Mapping[str, torch.Tensor]") -> "np.ndarray":
     """The images (N, H, W, 3) uint8 of a composed scene, with its refined regions pasted in."""
     from objtune_cli.composition import refinement
     from objtune_cli.generation.sampling import to_uint8
@@ -277,4 +277,4 @@ def decode_scene(stack: "Stack", record: Record, tensors: "Mapping[str, torch.Te
     places = record.config["places"] if refined else {}
     boxes = {name: tuple(places[name]) for name in record.config.get("order", places) if refined}
     whole = record.config.get("laid", "place") == "place"
-    return to_uint8(refinement.scenes(stack, tensors["latents"], refined, boxes, whole=whole)).numpy()
+    return to_uint8(refinement.scenes(model, tensors["latents"], refined, boxes, whole=whole)).numpy()

@@ -13,7 +13,7 @@ from torch import Tensor
 from objtune_cli.config.sections import Embed
 from objtune_cli.errors import GateError
 from objtune_cli.models import finite_checks
-from objtune_cli.models.base_model import Stack
+from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.clip import MEAN, Towers
 from objtune_cli.models.placeholders import Placeholders, class_rows, side_by_side, split
 from objtune_cli.models.prompts import PROMPT, with_article
@@ -39,7 +39,7 @@ class Started:
 
 def aim(
     towers: Towers,
-    stack: Stack,
+    model: BaseModel,
     picture: Tensor,
     mask: Tensor,
     class_word: str,
@@ -53,7 +53,7 @@ def aim(
     alone = crop(picture, mask, picture.new_tensor(MEAN), towers.size)
     whole, single = towers.pictures(picture[None])[0], towers.pictures(alone[None])[0]
     with torch.no_grad():
-        word = towers.texts(stack, [PROMPT.format(with_article(class_word))])[0]
+        word = towers.texts(model, [PROMPT.format(with_article(class_word))])[0]
     cosines = {
         "cos_picture_object": float(whole @ single),
         "cos_picture_class": float(whole @ word),
@@ -63,7 +63,7 @@ def aim(
 
 
 def start(
-    stack: Stack,
+    model: BaseModel,
     towers: Towers | None,
     picture: Tensor,
     mask: Tensor,
@@ -77,17 +77,17 @@ def start(
     Raises:
         NonFiniteError: The text encoder gives NaN or infinite values. GateError: the vectors came to such values on the way.
     """
-    own = class_rows(stack, class_word)
+    own = class_rows(model, class_word)
     noun = own if config.noun == "kept" else own[:0]
-    rows = _first(stack, own, config)
+    rows = _first(model, own, config)
     metrics: dict[str, float] = {}
     seen = [t for t in (towers, second) if t is not None]
     if seen:
-        aims = [aim(t, stack, picture, mask, class_word, config.weights) for t in seen]
+        aims = [aim(t, model, picture, mask, class_word, config.weights) for t in seen]
         metrics = dict(aims[0][1])
         steps = config.steps if config.init == "prototype" else 0
         goals = list(zip(seen, [goal for goal, _ in aims], strict=True))
-        rows, curve = _fit(stack, goals, rows, noun, own, replace(config, steps=steps), on_step)
+        rows, curve = _fit(model, goals, rows, noun, own, replace(config, steps=steps), on_step)
         metrics |= {"cos_before": curve[0], "cos_after": curve[-1]}
     vectors = torch.cat([rows, noun]).cpu()
     if not finite_checks.is_finite(
@@ -102,11 +102,11 @@ def start(
     return Started(vectors, len(rows), metrics)
 
 
-def _first(stack: Stack, own: Tensor, config: Embed) -> Tensor:
+def _first(model: BaseModel, own: Tensor, config: Embed) -> Tensor:
     """The learned vectors before any step, (k, d): near the class word's, noise of their norm, or those of a rare word."""
     if config.init == "rare":
-        return class_rows(stack, config.rare)[: config.vectors]
-    return side_by_side([_near(part, config) for part in split(own, stack.widths)])
+        return class_rows(model, config.rare)[: config.vectors]
+    return side_by_side([_near(part, config) for part in split(own, model.widths)])
 
 
 def _near(own: Tensor, config: Embed) -> Tensor:
@@ -119,7 +119,7 @@ def _near(own: Tensor, config: Embed) -> Tensor:
 
 
 def _fit(
-    stack: Stack,
+    model: BaseModel,
     goals: list[tuple[Towers, Tensor]],
     rows: Tensor,
     noun: Tensor,
@@ -128,9 +128,9 @@ def _fit(
     on_step: Callable[[int, float], None],
 ) -> tuple[Tensor, list[float]]:
     """Adam on the mean L_PE of the towers, each with its goal; after each step every row goes back to the class token's norm."""
-    norm = lengths(own, stack.widths).mean(0)
-    learned = [part.clone().requires_grad_(True) for part in split(rows, stack.widths)]
-    words = Placeholders(stack)
+    norm = lengths(own, model.widths).mean(0)
+    learned = [part.clone().requires_grad_(True) for part in split(rows, model.widths)]
+    words = Placeholders(model)
     words.add("objtune", torch.cat([rows, noun]))
     optimizer = torch.optim.Adam(
         [{"params": [part], "lr": config.lr * float(n)} for part, n in zip(learned, norm.reshape(-1), strict=True)]
@@ -140,7 +140,7 @@ def _fit(
     for step in range(config.steps + 1):
         words.replace("objtune", torch.cat([side_by_side(learned), noun]))
         loss = torch.stack(
-            [cosine_loss(towers.texts(stack, [prompt]), goal[None]).mean() for towers, goal in goals]
+            [cosine_loss(towers.texts(model, [prompt]), goal[None]).mean() for towers, goal in goals]
         ).mean()
         cosines.append(1 - float(loss.detach()))
         if step == config.steps:

@@ -9,10 +9,10 @@ from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.refs import Ref
 from objtune_cli.workflow import class_words
-from objtune_cli.workflow.context import Context, Done, tools
+from objtune_cli.workflow.context import StageContext, StageResult, tools
 
 
-def run(ctx: Context, mask: Ref, config: Embed) -> Done:
+def run(ctx: StageContext, mask: Ref, config: Embed) -> StageResult:
     """Start the token of one masked object.
 
     Raises:
@@ -37,13 +37,13 @@ def run(ctx: Context, mask: Ref, config: Embed) -> Done:
     from objtune_cli.models import clip, placeholders
 
     picture, cover = photo_tensors(tensors)
-    stack = ctx.stack()
-    class_words.check_length(stack, [source.class_word], config.vectors)
-    loaded = clip.load(ctx.base.image_tower, stack) if ctx.base.image_tower else None
-    second = clip.load(ctx.base.second_tower, stack, 1) if ctx.base.second_tower else None
+    model = ctx.load_base_model()
+    class_words.check_length(model, [source.class_word], config.vectors)
+    loaded = clip.load(ctx.base.image_tower, model) if ctx.base.image_tower else None
+    second = clip.load(ctx.base.second_tower, model, 1) if ctx.base.second_tower else None
     step = ctx.progress("init-embedding")
     started = prototype.start(
-        stack,
+        model,
         loaded,
         picture,
         cover,
@@ -56,9 +56,9 @@ def run(ctx: Context, mask: Ref, config: Embed) -> Done:
     ref = artifacts.publish(
         ctx.root,
         replace(record, metrics=metrics, tools=tools()),
-        placeholders.stored(started.rows, stack.widths, placeholders.STARTED),
+        placeholders.stored(started.rows, model.widths, placeholders.STARTED),
     )
-    return Done(ref, False, [], metrics)
+    return StageResult(ref, False, [], metrics)
 
 
 def photo_tensors(tensors: dict[str, Any]) -> tuple[Any, Any]:
@@ -69,7 +69,7 @@ def photo_tensors(tensors: dict[str, Any]) -> tuple[Any, Any]:
     return rgb, torch.from_numpy(tensors["mask"].copy()).float() / 255
 
 
-def _with_init(ctx: Context, config: Embed) -> Embed:
+def _with_init(ctx: StageContext, config: Embed) -> Embed:
     if config.init == "prototype" and ctx.base.image_tower is None:
         raise ResourceError(
             f"the base {ctx.base.id} has no image tower for a prototype",

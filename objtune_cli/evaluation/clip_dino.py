@@ -10,7 +10,7 @@ from objtune_cli.config.sections import Bench
 from objtune_cli.errors import ResourceError
 from objtune_cli.evaluation import features, statistics
 from objtune_cli.evaluation.features import Pictures, Texts
-from objtune_cli.workflow.context import Context
+from objtune_cli.workflow.context import StageContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Judges:
         )
 
 
-def opened(ctx: Context, config: Bench) -> Judges:
+def opened(ctx: StageContext, config: Bench) -> Judges:
     """The models that the settings name; DINO is left out, with a note, where it is the default and not on this machine.
 
     Raises:

@@ -17,7 +17,7 @@ from objtune_cli.errors import ResourceError, UsageError
 from objtune_cli.models import finite_checks, registry
 from objtune_cli.models.base_model import UNREADABLE, quiet
 from objtune_cli.models.families.component_loading import open_whole
-from objtune_cli.workflow.context import Context
+from objtune_cli.workflow.context import StageContext
 
 CLIP = "openai/clip-vit-base-patch32"
 DINO = Bench().dino
@@ -66,7 +66,7 @@ def clip(name: str = CLIP) -> tuple[Pictures, Texts]:
     return _towers(model, words, preparation(_folder(name), Preparation(side, side, *CLIP_STATISTICS)))
 
 
-def own(ctx: Context) -> tuple[Pictures, Texts]:
+def own(ctx: StageContext) -> tuple[Pictures, Texts]:
     """What the base's own CLIP sees and reads, as it was before anything was learned.
 
     Raises:
@@ -80,10 +80,10 @@ def own(ctx: Context) -> tuple[Pictures, Texts]:
             f"the base {ctx.base.id} has no image tower to measure with",
             f"`--set bench.clip={CLIP}`, after `objtune fetch --model {CLIP}`; or a tower of the base's own: docs/bases.md",
         )
-    stack = ctx.stack()
-    model = towers.load(source, stack, index).clip
+    base_model = ctx.load_base_model()
+    model = towers.load(source, base_model, index).clip
     side = int(model.config.vision_config.image_size)
-    return _towers(model, stack.tokenizers[index], Preparation(side, side, towers.MEAN, towers.STD))
+    return _towers(model, base_model.tokenizers[index], Preparation(side, side, towers.MEAN, towers.STD))
 
 
 def _towers(model: Any, words: Any, prepared: Preparation) -> tuple[Pictures, Texts]:

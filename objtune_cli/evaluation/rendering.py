@@ -19,10 +19,10 @@ from objtune_cli.toybox.evaluator import inference
 from objtune_cli.toybox.evaluator.inference import Reading
 from objtune_cli.toybox.evaluator.network import Evaluator
 from objtune_cli.toybox.world import Dial, Scene
-from objtune_cli.workflow.context import Context
+from objtune_cli.workflow.context import StageContext
 
 if TYPE_CHECKING:
-    from objtune_cli.models.base_model import Stack
+    from objtune_cli.models.base_model import BaseModel
 
 REFERENCES, OTHERS = 32, 32
 """Drawings of the object that pictures are compared with, and of other instances of its class."""
@@ -62,17 +62,17 @@ def worded(case: Case) -> str:
     return article(describe(case.instance, 3))
 
 
-def loaded(ctx: Context, name: str, weights: Mapping[str, Any] | None, kind: str = "") -> tuple["Stack", Any]:
+def loaded(ctx: StageContext, name: str, weights: Mapping[str, Any] | None, kind: str = "") -> tuple["BaseModel", Any]:
     """A fresh base with an adapter's LoRA and words, or the bare base; `kind`: the object's class word, which guidance asks with."""
     from objtune_cli.lora import layers
     from objtune_cli.models.placeholders import Placeholders, learned_names, read
 
-    stack = ctx.stack()
-    words = Placeholders(stack)
+    model = ctx.load_base_model()
+    words = Placeholders(model)
     if weights is not None:
         words.add(name, read(weights, learned_names(name)), kind)
-        layers.load(stack, weights)
-    return stack, words
+        layers.load(model, weights)
+    return model, words
 
 
 def plainly(base: Base) -> dict[str, float]:
@@ -81,7 +81,7 @@ def plainly(base: Base) -> dict[str, float]:
 
 
 def pictures(
-    ctx: Context, stack: "Stack", prompts: list[str], seeds: list[int], label: str, **guidances: Any
+    ctx: StageContext, model: "BaseModel", prompts: list[str], seeds: list[int], label: str, **guidances: Any
 ) -> np.ndarray:
     """Pictures of expanded prompts, (N, S, S, 3) uint8, drawn with the base's own sampling; `guidances`: of objects, as `sample` takes them.
 
@@ -95,8 +95,8 @@ def pictures(
     step, done = ctx.progress(label), []
     for start in range(0, len(prompts), BATCH):
         part = slice(start, start + BATCH)
-        latents = sample(stack, prompts[part], "", seeds[part], **ctx.base.drawn(), **guidances)
-        done.append(to_uint8(stack.to_picture(latents)))
+        latents = sample(model, prompts[part], "", seeds[part], **ctx.base.drawn(), **guidances)
+        done.append(to_uint8(model.to_picture(latents)))
         step(min(start + BATCH, len(prompts)), len(prompts))
     shown = torch.cat(done).numpy()
     flat = [seeds[i] for i, picture in enumerate(shown) if is_one_colour(picture)]
@@ -108,17 +108,17 @@ def pictures(
     return shown
 
 
-def asked(ctx: Context, stack: "Stack", words: Any, case: Case, subject: str, **guidances: Any) -> np.ndarray:
+def asked(ctx: StageContext, model: "BaseModel", words: Any, case: Case, subject: str, **guidances: Any) -> np.ndarray:
     """Pictures of a case's prompts with `subject` in the object's place; `guidances`: as in `pictures`."""
     texts = [words.expand(p.text.replace(PLACE, subject)) for p in case.prompts]
-    return pictures(ctx, stack, texts, [p.seed for p in case.prompts], case.name, **guidances)
+    return pictures(ctx, model, texts, [p.seed for p in case.prompts], case.name, **guidances)
 
 
-def of_class(ctx: Context, stack: "Stack", kind: str) -> np.ndarray:
+def of_class(ctx: StageContext, model: "BaseModel", kind: str) -> np.ndarray:
     """Pictures of "a photo of a <class>", always from the same noise."""
     return pictures(
         ctx,
-        stack,
+        model,
         [f"a photo of {article(kind)}"] * CLASS_PICTURES,
         list(range(500, 500 + CLASS_PICTURES)),
         f"a {kind}",

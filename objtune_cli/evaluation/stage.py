@@ -19,7 +19,7 @@ from objtune_cli.toybox.evaluator.inference import Thing
 from objtune_cli.toybox.evaluator.network import cut
 from objtune_cli.toybox.world import BACKGROUNDS, Dial, Instance
 from objtune_cli.workflow import trained_objects
-from objtune_cli.workflow.context import Context
+from objtune_cli.workflow.context import StageContext
 
 SCENES = (
     "on the beach", "in the snow", "on a cobblestone street", "in the jungle", "on a wooden floor",
@@ -43,7 +43,7 @@ class Given:
     weights: dict[str, Any]
 
 
-def given(ctx: Context, ref: Ref, name: str | None = None) -> Given:
+def given(ctx: StageContext, ref: Ref, name: str | None = None) -> Given:
     """A trained object with the photo that it was learned from.
 
     Raises:
@@ -63,7 +63,7 @@ def given(ctx: Context, ref: Ref, name: str | None = None) -> Given:
     return Given(name, record.objects[name], arrays["rgb"], arrays["mask"], trained_objects.tensors(ctx, item))
 
 
-def toybox(ctx: Context, subject: Given, dial: Dial, repeats: int, seed: int) -> dict[str, float]:
+def toybox(ctx: StageContext, subject: Given, dial: Dial, repeats: int, seed: int) -> dict[str, float]:
     """The bench's measures against the photo; the class's drawn objects say what 0 and 1 are."""
     network = inference.load()
     if subject.kind not in dial.classes:
@@ -72,11 +72,11 @@ def toybox(ctx: Context, subject: Given, dial: Dial, repeats: int, seed: int) ->
     before = rendering.readings(
         network, rendering.of_class(ctx, rendering.loaded(ctx, subject.name, None)[0], subject.kind)
     )
-    stack, words = rendering.loaded(ctx, subject.name, subject.weights, subject.kind)
+    model, words = rendering.loaded(ctx, subject.name, subject.weights, subject.kind)
     seen = rendering.readings(
-        network, rendering.asked(ctx, stack, words, case, f"<{subject.name}>", **ctx.base.of_objects())
+        network, rendering.asked(ctx, model, words, case, f"<{subject.name}>", **ctx.base.of_objects())
     )
-    after = rendering.readings(network, rendering.of_class(ctx, stack, subject.kind))
+    after = rendering.readings(network, rendering.of_class(ctx, model, subject.kind))
     return truth_scores.score(case, scale, seen) | truth_scores.drift(scale, subject.kind, before, after)
 
 
@@ -120,7 +120,7 @@ def squared(rgb: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, tuple[float,
 
 
 def papers(
-    ctx: Context, subject: Given, scenes: list[str], repeats: int, clip: tuple[Pictures, Texts], dino: Pictures
+    ctx: StageContext, subject: Given, scenes: list[str], repeats: int, clip: tuple[Pictures, Texts], dino: Pictures
 ) -> dict[str, float]:
     """CLIP-I, CLIP-T and DINO, with the photo whole and its object alone, diversity and class drift.
 
@@ -129,12 +129,12 @@ def papers(
         and prompts with the class word. diversity: 1 - mean DINO cosine of two pictures of a prompt. drift:
         how much nearer "a <class>" came to the object alone, DINO cosine after less before.
     """
-    stack, words = rendering.loaded(ctx, subject.name, subject.weights, subject.kind)
+    model, words = rendering.loaded(ctx, subject.name, subject.weights, subject.kind)
     texts = [f"a photo of {PLACE} {place}" for place in scenes for _ in range(repeats)]
     seeds = list(range(1000, 1000 + len(texts)))
     said = [words.expand(t.replace(PLACE, f"<{subject.name}>")) for t in texts]
-    shown = rendering.pictures(ctx, stack, said, seeds, subject.name, **ctx.base.of_objects())
-    after = rendering.of_class(ctx, stack, subject.kind)
+    shown = rendering.pictures(ctx, model, said, seeds, subject.name, **ctx.base.of_objects())
+    after = rendering.of_class(ctx, model, subject.kind)
     before = rendering.of_class(ctx, rendering.loaded(ctx, subject.name, None)[0], subject.kind)
     alone = object_alone(subject.rgb, subject.mask)
     told = [t.replace(PLACE, article(subject.kind)) for t in texts]

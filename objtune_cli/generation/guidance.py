@@ -26,38 +26,38 @@ import torch
 from torch import Tensor, nn
 
 from objtune_cli.models.adapter_state import asleep
-from objtune_cli.models.base_model import Stack
+from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.prompts import alone_in_class_words, named
 
 
 @contextlib.contextmanager
-def guided(stack: Stack, texts: Sequence[str], scene: float, own: float, height: int, width: int) -> Iterator[None]:
+def guided(model: BaseModel, texts: Sequence[str], scene: float, own: float, height: int, width: int) -> Iterator[None]:
     """Inside, the denoiser's predictions for one batch of pictures hold what the frozen base says of the objects' scenes, and what it does not say of the objects.
 
     Args:
         texts: Prompt of each picture, the added words written as tokens; where one names no object, its picture stays as it is, and
             where it names nothing else, its scene adds nothing. scene, own: w and s; 0: nothing is added. height, width: of the pictures, px.
     """
-    said = [stack.in_class_words(text) for text in texts]
-    alone = [alone_in_class_words(named(text), stack.classes) for text in texts]
+    said = [model.in_class_words(text) for text in texts]
+    alone = [alone_in_class_words(named(text), model.classes) for text in texts]
     objects = [i for i, text in enumerate(alone) if text] if own else []
     scenes = [i for i, text in enumerate(alone) if text and said[i].rstrip(" .,!") != text] if scene else []
     if not objects and not scenes:
         yield
         return
     rows = sorted({*objects, *scenes})
-    with asleep(stack):
+    with asleep(model):
         encoded = {
-            text: stack.encode([text])
+            text: model.encode([text])
             for text in dict.fromkeys([*(said[i] for i in rows), *(alone[i] for i in scenes)])
         }
     apart = [encoded[alone[i]] for i in scenes]
     told, of_scenes = (
-        stack.family.told(stack, torch.cat(words), height, width) if words else {}
+        model.family.told(model, torch.cat(words), height, width) if words else {}
         for words in ([encoded[said[i]] for i in rows] + apart, apart)
     )
-    addition = _Addition(stack, rows, objects, scenes, own, scene, len(texts), told, of_scenes)
-    handle = stack.unet.register_forward_hook(addition, with_kwargs=True)
+    addition = _Addition(model, rows, objects, scenes, own, scene, len(texts), told, of_scenes)
+    handle = model.denoiser.register_forward_hook(addition, with_kwargs=True)
     try:
         yield
     finally:
@@ -72,11 +72,11 @@ class _Addition:
     """
 
     def __init__(
-        self, stack: Stack, rows: list[int], objects: list[int], scenes: list[int], own: float, scene: float, pictures: int,
+        self, model: BaseModel, rows: list[int], objects: list[int], scenes: list[int], own: float, scene: float, pictures: int,
         told: dict[str, Any], of_scenes: dict[str, Any],
     ) -> None:  # fmt: skip
-        self.stack, self.rows, self.objects, self.scenes, self.own, self.scene = (
-            stack,
+        self.model, self.rows, self.objects, self.scenes, self.own, self.scene = (
+            model,
             rows,
             objects,
             scenes,
@@ -86,11 +86,11 @@ class _Addition:
         self.pictures, self.told, self.of_scenes, self.asking = pictures, told, of_scenes, False
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], given: dict[str, Any], out: Any) -> Any:
-        if self.asking or (self.stack.asleep and not self.scenes):
+        if self.asking or (self.model.asleep and not self.scenes):
             return out
         sample = out[0] if isinstance(out, tuple) else out.sample
         told = sample[-self.pictures :]
-        if self.stack.asleep:
+        if self.model.asleep:
             more = self._more(
                 dict(enumerate(told)), self._asked(module, args, given, self.scenes, self.of_scenes), told
             )
@@ -120,7 +120,7 @@ class _Addition:
         call = ((z, t), {}) if args else ((), {"hidden_states": z, "timestep": t})
         self.asking = True
         try:
-            with asleep(self.stack):
+            with asleep(self.model):
                 return module(*call[0], **(call[1] | told), return_dict=False)[0]
         finally:
             self.asking = False

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from objtune_cli.config.sections import Generate
 from objtune_cli.errors import UsageError
-from objtune_cli.workflow.context import Context
+from objtune_cli.workflow.context import StageContext
 
 FAR = 2.0
 """Times the base's own side at which pictures repeat things, or at whose inverse they fall apart."""
@@ -28,7 +28,7 @@ def read(text: str | None, width: int | None, height: int | None) -> tuple[int |
     return sizes
 
 
-def fit(ctx: Context, config: Generate) -> Generate:
+def fit(ctx: StageContext, config: Generate) -> Generate:
     """The settings with width and height that the base can draw: rounded to multiples of its unit, and 0 for its own size.
 
     Raises:

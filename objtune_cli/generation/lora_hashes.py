@@ -10,7 +10,7 @@ from objtune_cli.interchange import export, trigger_words
 from objtune_cli.models import families
 from objtune_cli.store import artifacts
 from objtune_cli.store.refs import parse
-from objtune_cli.workflow.context import Context
+from objtune_cli.workflow.context import StageContext
 
 DIGITS = 12
 """How many of a hash's digits stand in a picture."""
@@ -19,7 +19,7 @@ Hashes = dict[str, dict[str, str]]
 """`Lora hashes`: the name of a file without its ending to its hash; `TI hashes`: the name of an object to that of its embedding file."""
 
 
-def of(ctx: Context, inputs: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+def of(ctx: StageContext, inputs: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     """Values of `Lora hashes` and `TI hashes` for the adapters among a scene's inputs; one that is gone or damaged is left out.
 
     The files are those of `export --format kohya` and `embedding`. Source: A1111's `extra_networks_lora.py` and `textual_inversion.py`.
@@ -39,7 +39,7 @@ def of(ctx: Context, inputs: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     return {key: ", ".join(f"{name}: {value}" for name, value in values.items()) for key, values in found.items()}
 
 
-def _kept(ctx: Context, ref: str, sha256: str) -> Hashes:
+def _kept(ctx: StageContext, ref: str, sha256: str) -> Hashes:
     """The hashes of one adapter: those of the files that it was imported from, from the project's notes, or made now."""
     record = artifacts.read_record(ctx.root, parse(ref))
     own = imported(record)
@@ -52,7 +52,7 @@ def _kept(ctx: Context, ref: str, sha256: str) -> Hashes:
     return {key: values for key, values in found.items() if not (lora_alone and key == WORDS)}
 
 
-def _noted(ctx: Context, ref: str, sha256: str) -> Hashes:
+def _noted(ctx: StageContext, ref: str, sha256: str) -> Hashes:
     """The hashes of the files that an adapter is exported as."""
     file = ctx.project.folder / ".objtune" / "hashes" / f"{sha256}.json"
     with contextlib.suppress(OSError, ValueError):

@@ -14,7 +14,7 @@ from objtune_cli.errors import NonFiniteError
 from objtune_cli.generation.guidance import guided
 from objtune_cli.models import finite_checks
 from objtune_cli.models.adapter_state import asleep
-from objtune_cli.models.base_model import Stack, set_steps
+from objtune_cli.models.base_model import BaseModel, set_steps
 from objtune_cli.models.placeholders import check_objects_read
 from objtune_cli.models.prompts import names_in
 from objtune_cli.numerics.ddpm import seeded
@@ -22,7 +22,7 @@ from objtune_cli.numerics.ddpm import seeded
 
 @torch.no_grad()
 def sample(
-    stack: Stack,
+    model: BaseModel,
     prompt: str | Sequence[str],
     negative: str,
     seeds: list[int],
@@ -59,21 +59,21 @@ def sample(
         UsageError: The sampler cannot take so many steps.
         NonFiniteError: A picture's latents are not finite; says which, and which part is at fault.
     """
-    pipe = stack.pipeline(scheduler)
-    height, width = (side or stack.size for side in size)
-    shape = (stack.unet.config.in_channels, height // stack.factor, width // stack.factor)
+    pipe = model.pipeline(scheduler)
+    height, width = (side or model.size for side in size)
+    shape = (model.denoiser.config.in_channels, height // model.factor, width // model.factor)
     generators = [seeded(seed) for seed in seeds]
     noise = _noise(generators, shape)
-    calls = set_steps(pipe.scheduler, steps, stack.device)
+    calls = set_steps(pipe.scheduler, steps, model.device)
     texts = [prompt] * len(seeds) if isinstance(prompt, str) else list(prompt)
     for text in dict.fromkeys([*texts, negative]):
-        check_objects_read(stack, text)
-    condition, against = _told(stack, texts, negative, conditions)
+        check_objects_read(model, text)
+    condition, against = _told(model, texts, negative, conditions)
     free, early = (
-        _above(stack, pipe, steps, level) for level in (below, object_below)
+        _above(model, pipe, steps, level) for level in (below, object_below)
     )  # steps before guidance, and before the objects are themselves
 
-    with guided(stack, texts, scene, own, height, width), _classes(stack, texts, early) as (plain, end):
+    with guided(model, texts, scene, own, height, width), _classes(model, texts, early) as (plain, end):
         first = condition if plain is None else plain
 
         def report(pipe: Any, index: int, _t: object, values: dict) -> dict:
@@ -86,12 +86,12 @@ def sample(
             if done in (free, early):
                 now = condition if done >= early else first
                 rows = torch.cat([against, now]) if guidance > 1 and done >= free else now
-                values = values | stack.family.retold(stack, rows, height, width)
+                values = values | model.family.retold(model, rows, height, width)
             return values
 
         out = pipe(
-            **stack.family.prompts(stack, first, against),
-            latents=noise.to(stack.device, stack.dtype),
+            **model.family.prompts(model, first, against),
+            latents=noise.to(model.device, model.dtype),
             generator=generators,  # some samplers add noise at each step: a picture's own goes on
             num_inference_steps=steps,
             guidance_scale=1.0 if free else guidance,
@@ -101,12 +101,12 @@ def sample(
             callback_on_step_end=report,
             callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"],
         )
-    return _checked(stack, out.images.float().cpu(), texts, negative, seeds, guidance)
+    return _checked(model, out.images.float().cpu(), texts, negative, seeds, guidance)
 
 
 @torch.no_grad()
 def again(
-    stack: Stack,
+    model: BaseModel,
     latents: Tensor,
     prompt: str,
     negative: str,
@@ -129,25 +129,25 @@ def again(
     Raises:
         NonFiniteError: As `sample`.
     """
-    pipe = stack.pipeline(scheduler)
-    sampler = pipe.scheduler = copy.deepcopy(_begins_anywhere(stack, pipe.scheduler))
+    pipe = model.pipeline(scheduler)
+    sampler = pipe.scheduler = copy.deepcopy(_begins_anywhere(model, pipe.scheduler))
     start = min(round(steps * (1 - strength)), steps - 1)
     _from_step(sampler, start)
     taken = set_steps(sampler, steps)
     generators = [seeded(seed) for seed in seeds]
     noisy = _mixed(sampler, latents, _noise(generators, latents.shape[1:]), sampler.timesteps[:1].expand(len(seeds)))
-    condition, against = _told(stack, [prompt] * len(seeds), negative, {})
-    height, width = (side * stack.factor for side in latents.shape[-2:])
+    condition, against = _told(model, [prompt] * len(seeds), negative, {})
+    height, width = (side * model.factor for side in latents.shape[-2:])
 
     def report(pipe: Any, index: int, _t: object, values: dict) -> dict:
         on_step(index + 1, taken)
         return values
 
-    with guided(stack, [prompt] * len(seeds), 0.0, own, height, width):
+    with guided(model, [prompt] * len(seeds), 0.0, own, height, width):
         out = pipe(
-            **stack.family.prompts(stack, condition, against),
+            **model.family.prompts(model, condition, against),
             latents=(noisy / float(getattr(sampler, "init_noise_sigma", 1))).to(
-                stack.device, stack.dtype
+                model.device, model.dtype
             ),  # which the pipeline multiplies by
             generator=generators,
             num_inference_steps=steps,
@@ -157,11 +157,11 @@ def again(
             output_type="latent",
             callback_on_step_end=report,
         )
-    return _checked(stack, out.images.float().cpu(), [prompt] * len(seeds), negative, seeds, guidance)
+    return _checked(model, out.images.float().cpu(), [prompt] * len(seeds), negative, seeds, guidance)
 
 
 def _checked(
-    stack: Stack, latents: Tensor, texts: Sequence[str], negative: str, seeds: Sequence[int], guidance: float
+    model: BaseModel, latents: Tensor, texts: Sequence[str], negative: str, seeds: Sequence[int], guidance: float
 ) -> Tensor:
     """Latents (N, C, h, w), if they are those of pictures.
 
@@ -174,10 +174,10 @@ def _checked(
     first = texts[bad[0]]
 
     def compute_alone() -> Tensor:
-        rows = torch.cat([stack.encode([stack.in_class_words(text)]) for text in (negative, first)])
+        rows = torch.cat([model.encode([model.in_class_words(text)]) for text in (negative, first)])
         noise = _noise([seeded(seeds[bad[0]])], latents.shape[1:]).expand(2, -1, -1, -1)
-        levels = (stack.levels - 1, stack.levels // 2, stack.levels // 4)
-        return torch.cat([stack.predict(noise.to(stack.device), torch.full((2,), t), rows).float() for t in levels])
+        levels = (model.levels - 1, model.levels // 2, model.levels // 4)
+        return torch.cat([model.predict(noise.to(model.device), torch.full((2,), t), rows).float() for t in levels])
 
     several = "s" if len(bad) > 1 else ""
     which = f" (picture{several} {', '.join(str(i + 1) for i in bad)} of {len(latents)}, seed{several} {', '.join(str(seeds[i]) for i in bad)})"
@@ -187,9 +187,9 @@ def _checked(
             f"a guidance of {guidance:g} gives {what}{which}", "lower `--guidance`; 1 to 15 is usual", of_base=False
         )
     part = finite_checks.name_part(
-        stack, "denoiser", names_in([first, negative]), compute_alone, finite_checks.are_latents
+        model, "denoiser", names_in([first, negative]), compute_alone, finite_checks.are_latents
     )
-    raise finite_checks.describe_failure(part, stack.dtype, which, what)
+    raise finite_checks.describe_failure(part, model.dtype, which, what)
 
 
 HIGH_GUIDANCE = 50
@@ -197,24 +197,24 @@ HIGH_GUIDANCE = 50
 
 
 @contextlib.contextmanager
-def _classes(stack: Stack, texts: Sequence[str], steps: int) -> Iterator[tuple[Tensor | None, Callable[[], None]]]:
+def _classes(model: BaseModel, texts: Sequence[str], steps: int) -> Iterator[tuple[Tensor | None, Callable[[], None]]]:
     """Inside, no LoRA acts until the second of these is called; the first: prompts in class words as the denoiser is told them. With no steps so, nothing is changed."""
     with contextlib.ExitStack() as sleep:
         plain = None
         if steps:
-            sleep.enter_context(asleep(stack))
-            said = [stack.in_class_words(text) for text in texts]
-            encoded = {text: stack.encode([text]) for text in dict.fromkeys(said)}
+            sleep.enter_context(asleep(model))
+            said = [model.in_class_words(text) for text in texts]
+            encoded = {text: model.encode([text]) for text in dict.fromkeys(said)}
             plain = torch.cat([encoded[text] for text in said])
         yield plain, sleep.close
 
 
-def _above(stack: Stack, pipe: Any, steps: int, level: float) -> int:
+def _above(model: BaseModel, pipe: Any, steps: int, level: float) -> int:
     """Steps at noise levels of at least `level`, fraction of the whole; 0 from 1 on."""
     if level >= 1:
         return 0
-    set_steps(pipe.scheduler, steps, stack.device)
-    above = int((pipe.scheduler.timesteps >= level * stack.levels).sum())
+    set_steps(pipe.scheduler, steps, model.device)
+    above = int((pipe.scheduler.timesteps >= level * model.levels).sum())
     return (
         -(-above // pipe.scheduler.order) * pipe.scheduler.order
     )  # no change in the middle of a step of several calls
@@ -248,13 +248,13 @@ def _mixed(sampler: Any, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     )
 
 
-def _begins_anywhere(stack: Stack, sampler: Any) -> Any:
+def _begins_anywhere(model: BaseModel, sampler: Any) -> Any:
     """The sampler, or where it needs its first steps' history to begin with, the simplest one on the same noise levels."""
     from diffusers import EulerDiscreteScheduler
 
     name = type(sampler).__name__
     if name == "PNDMScheduler":
-        return stack.family.scheduler_of(stack.scheduler, "ddim")
+        return model.family.scheduler_of(model.scheduler, "ddim")
     return EulerDiscreteScheduler.from_config(sampler.config) if name == "LMSDiscreteScheduler" else sampler
 
 
@@ -264,15 +264,15 @@ def _noise(generators: Sequence[torch.Generator], shape: Sequence[int]) -> Tenso
 
 
 def _told(
-    stack: Stack, prompts: Sequence[str], negative: str, conditions: Mapping[str, Tensor]
+    model: BaseModel, prompts: Sequence[str], negative: str, conditions: Mapping[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """What the denoiser is told for each picture, and what guidance goes away from, (N, L, d) each."""
     encoded = {
-        text: conditions[text] if text in conditions else stack.encode([text]) for text in dict.fromkeys(prompts)
+        text: conditions[text] if text in conditions else model.encode([text]) for text in dict.fromkeys(prompts)
     }
     for text in set(encoded) & set(conditions):
-        finite_checks.check_condition(stack, [text], encoded[text])
-    return torch.cat([encoded[text] for text in prompts]), stack.encode([negative]).expand(len(prompts), -1, -1)
+        finite_checks.check_condition(model, [text], encoded[text])
+    return torch.cat([encoded[text] for text in prompts]), model.encode([negative]).expand(len(prompts), -1, -1)
 
 
 def to_uint8(pictures: Tensor) -> "Tensor":

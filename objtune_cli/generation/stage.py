@@ -18,21 +18,21 @@ from objtune_cli.store.artifacts import Record
 from objtune_cli.store.refs import Ref
 from objtune_cli.store.safetensors_format import canonical
 from objtune_cli.workflow import output_files, prompt_request, trained_objects
-from objtune_cli.workflow.context import Context, Done, keep_picture, pictures_of
+from objtune_cli.workflow.context import StageContext, StageResult, keep_picture, pictures_of
 from objtune_cli.workflow.prompt_text import escape_syntax, write_strengths
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from objtune_cli.models.base_model import Stack
+    from objtune_cli.models.base_model import BaseModel
 
 BATCH = 4
 
 
 def run(
-    ctx: Context, prompts: list[str], config: Generate, out: Path | None = None, source: Ref | None = None
-) -> list[Done]:
+    ctx: StageContext, prompts: list[str], config: Generate, out: Path | None = None, source: Ref | None = None
+) -> list[StageResult]:
     """Draw each prompt `config.n` times; one scene a prompt; `source`: the adapter that holds all objects.
 
     Raises:
@@ -48,19 +48,19 @@ def run(
     waiting = [i for i, (_, reused) in enumerate(done) if reused is None]
     results = [reused for _, reused in done]
     if waiting:
-        stack = ctx.stack()
+        base_model = ctx.load_base_model()
         weights = {item.name: trained_objects.tensors(ctx, item) for item in asked.objects}
-        words = trained_objects.add_words(stack, asked.objects, weights)
-        prompt_request.check_lengths(ctx, stack, words, asked)
-        loaded = _add_adapters(stack, [o for named in asked.named for o in named], weights)
+        words = trained_objects.add_words(base_model, asked.objects, weights)
+        prompt_request.check_lengths(ctx, base_model, words, asked)
+        loaded = _add_adapters(base_model, [o for named in asked.named for o in named], weights)
         for i in waiting:
-            _activate(stack, [name for o in asked.named[i] if (name := loaded[o.record.ref, o.strength])])
-            results[i] = _draw(ctx, stack, words, asked.prompts[i], done[i][0], config)
+            _activate(base_model, [name for o in asked.named[i] if (name := loaded[o.record.ref, o.strength])])
+            results[i] = _draw(ctx, base_model, words, asked.prompts[i], done[i][0], config)
     finished = [r for r in results if r is not None]
     return copied(finished, out, ctx)
 
 
-def suited(ctx: Context, config: Generate) -> Generate:
+def suited(ctx: StageContext, config: Generate) -> Generate:
     """Steps, guidance and the pictures' size filled in from what suits the base."""
     own = ctx.base.sampling
     return replace(
@@ -73,7 +73,7 @@ def suited(ctx: Context, config: Generate) -> Generate:
     )
 
 
-def note_guidance(ctx: Context, config: Generate) -> None:
+def note_guidance(ctx: StageContext, config: Generate) -> None:
     """Tell the user where a negative prompt cannot act."""
     if config.negative.strip() and config.guidance <= 1:
         ctx.report.note(f"the negative prompt has no effect at a guidance of {config.guidance:g}; it acts above 1")
@@ -83,7 +83,9 @@ def note_guidance(ctx: Context, config: Generate) -> None:
         )
 
 
-def _scene(ctx: Context, asked: prompt_request.Request, i: int, config: Generate) -> tuple[Record, Done | None]:
+def _scene(
+    ctx: StageContext, asked: prompt_request.Request, i: int, config: Generate
+) -> tuple[Record, StageResult | None]:
     found, prompt = asked.named[i], asked.prompts[i]
     classes = {o.name: o.class_word for o in found}
     name = "-".join(classes)[:64].rstrip("-.") or "scene"
@@ -94,7 +96,7 @@ def _scene(ctx: Context, asked: prompt_request.Request, i: int, config: Generate
     return record, reuse(ctx, record, config, prompt)
 
 
-def drawn_by(ctx: Context, config: Generate) -> dict[str, str]:
+def drawn_by(ctx: StageContext, config: Generate) -> dict[str, str]:
     """The base's own sampler, where it draws."""
     return ctx.base.drawn_by() if config.scheduler == "base" else {}
 
@@ -120,7 +122,9 @@ def _check_shared(asked: prompt_request.Request) -> None:
                 )
 
 
-def reuse(ctx: Context, record: Record, config: Generate, prompt: str, decode: "Decode | None" = None) -> Done | None:
+def reuse(
+    ctx: StageContext, record: Record, config: Generate, prompt: str, decode: "Decode | None" = None
+) -> StageResult | None:
     """A finished scene; pictures that are gone are decoded again from its latents. None where one shows nothing, which earlier versions let pass."""
     ref = None if ctx.force else ctx.find(record, computed=True)
     if ref is None:
@@ -132,7 +136,7 @@ def reuse(ctx: Context, record: Record, config: Generate, prompt: str, decode: "
         import torch
 
         tensors = {name: torch.from_numpy(array.copy()) for name, array in artifacts.load(ctx.root, ref)[1].items()}
-        shown = (decode or decode_latents)(ctx.stack(), record, tensors)
+        shown = (decode or decode_latents)(ctx.load_base_model(), record, tensors)
     flat = flat_of([pictures.read(image) for image in images] if shown is None else shown)
     if set(flat) - set(kept.get(FLAT, ())):
         ctx.report.note(f"{ref} is not used again: {which(flat, config.n)} of one colour")
@@ -147,7 +151,7 @@ def reuse(ctx: Context, record: Record, config: Generate, prompt: str, decode: "
 
 
 def _add_adapters(
-    stack: "Stack", found: list[trained_objects.Named], weights: dict[str, dict[str, Any]]
+    base_model: "BaseModel", found: list[trained_objects.Named], weights: dict[str, dict[str, Any]]
 ) -> dict[tuple[Ref, float], str]:
     """Add every adapter once for each of its strengths; the names they have in the denoiser, "" for a token without LoRA."""
     from objtune_cli.lora import layers
@@ -157,19 +161,21 @@ def _add_adapters(
         if (item.record.ref, item.strength) not in loaded:
             name = f"lora{len(loaded)}"
             loaded[item.record.ref, item.strength] = (
-                name if layers.load(stack, trained_objects.scale(weights[item.name], item.strength), name) else ""
+                name if layers.load(base_model, trained_objects.scale(weights[item.name], item.strength), name) else ""
             )
     return loaded
 
 
-def _activate(stack: "Stack", names: list[str]) -> None:
+def _activate(base_model: "BaseModel", names: list[str]) -> None:
     """Let a prompt's own adapters act, several with their deltas summed, and no others."""
     from objtune_cli.lora import layers
 
-    layers.activate(stack, list(dict.fromkeys(names)))
+    layers.activate(base_model, list(dict.fromkeys(names)))
 
 
-def _draw(ctx: Context, stack: "Stack", words: Any, prompt: str, record: Record, config: Generate) -> Done:
+def _draw(
+    ctx: StageContext, base_model: "BaseModel", words: Any, prompt: str, record: Record, config: Generate
+) -> StageResult:
     import torch
 
     from objtune_cli.generation.sampling import sample
@@ -179,12 +185,14 @@ def _draw(ctx: Context, stack: "Stack", words: Any, prompt: str, record: Record,
     parts = []
     for seeds, on_step in batches(config, step):
         drawn = sample(
-            stack, text, words.expand(config.negative), seeds, config.steps, config.guidance, config.scheduler, on_step,
+            base_model, text, words.expand(config.negative), seeds, config.steps, config.guidance, config.scheduler, on_step,
             below=config.guidance_below, scene=config.scene_guidance, own=config.object_guidance, object_below=config.object_below,
             size=(config.height, config.width),
         )  # fmt: skip
         parts.append(drawn)
-    return keep(ctx, stack, replace(record, tools=ctx.tools(stack)), {"latents": torch.cat(parts)}, config, prompt)
+    return keep(
+        ctx, base_model, replace(record, tools=ctx.tools(base_model)), {"latents": torch.cat(parts)}, config, prompt
+    )
 
 
 def batches(config: Generate, step: Callable[..., None]) -> Iterator[tuple[list[int], Callable[[int, int], None]]]:
@@ -200,20 +208,20 @@ def batches(config: Generate, step: Callable[..., None]) -> Iterator[tuple[list[
 
 
 def keep(
-    ctx: Context,
-    stack: "Stack",
+    ctx: StageContext,
+    base_model: "BaseModel",
     record: Record,
     tensors: dict[str, "torch.Tensor"],
     config: Generate,
     prompt: str,
     decode: "Decode | None" = None,
-) -> Done:
+) -> StageResult:
     """Publish a scene: what its pictures are made of in the artifact, PNGs beside it.
 
     Raises:
         GateError: A picture shows nothing; not with `--force`, which keeps it.
     """
-    shown = (decode or decode_latents)(stack, record, tensors)
+    shown = (decode or decode_latents)(base_model, record, tensors)
     flat = flat_of(shown)
     if flat and not ctx.force:
         precision = "`--precision fp32`, " if "precision" in record.tools else ""
@@ -225,7 +233,7 @@ def keep(
         ctx.report.note(f"{which(flat, len(shown))} of one colour")
         record = replace(record, metrics={**record.metrics, FLAT: flat})
     ref = artifacts.publish(ctx.root, record, tensors)
-    return Done(ref, False, write_pictures(ctx, ref, record, shown, config, prompt), dict(record.metrics))
+    return StageResult(ref, False, write_pictures(ctx, ref, record, shown, config, prompt), dict(record.metrics))
 
 
 FLAT = "one_colour"
@@ -244,19 +252,19 @@ def which(pictures: list[int], count: int) -> str:
     return f"picture{'s' if len(pictures) > 1 else ''} {', '.join(str(i + 1) for i in pictures)} of {count} {'are' if len(pictures) > 1 else 'is'}"
 
 
-def decode_latents(stack: "Stack", record: Record, tensors: "Mapping[str, torch.Tensor]") -> "np.ndarray":
+def decode_latents(base_model: "BaseModel", record: Record, tensors: "Mapping[str, torch.Tensor]") -> "np.ndarray":
     """The images (N, H, W, 3) uint8 of a generated scene; composed scenes have a decoder of their own."""
     from objtune_cli.generation.sampling import to_uint8
 
-    return to_uint8(stack.to_picture(tensors["latents"]).cpu()).numpy()
+    return to_uint8(base_model.to_picture(tensors["latents"]).cpu()).numpy()
 
 
-Decode = Callable[["Stack", Record, "Mapping[str, torch.Tensor]"], "np.ndarray"]
+Decode = Callable[["BaseModel", Record, "Mapping[str, torch.Tensor]"], "np.ndarray"]
 """(base model, record, tensors) to images (N, H, W, 3) uint8."""
 
 
 def write_pictures(
-    ctx: Context, ref: Ref, record: Record, shown: "np.ndarray", config: Generate, prompt: str
+    ctx: StageContext, ref: Ref, record: Record, shown: "np.ndarray", config: Generate, prompt: str
 ) -> list[Path]:
     """Write a scene's pictures as PNGs that say how they were made, in the form other tools read; `seeds` in the metrics: those that were kept."""
     images = []
@@ -323,7 +331,7 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False) if any(c in text for c in ",:\n") else text
 
 
-def copied(results: list[Done], out: Path | None, ctx: Context) -> list[Done]:
+def copied(results: list[StageResult], out: Path | None, ctx: StageContext) -> list[StageResult]:
     """The results with their pictures copied to `out`, named after their scenes; what lies there is not replaced."""
     if out is None:
         return results

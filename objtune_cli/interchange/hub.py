@@ -14,7 +14,7 @@ from objtune_cli.errors import InputError, ObjtuneError, ResourceError, Stopped,
 from objtune_cli.interchange import hub_environment
 from objtune_cli.models import registry
 from objtune_cli.models.families import vae_override
-from objtune_cli.workflow.context import Report
+from objtune_cli.workflow.context import Reporter
 
 RESERVE = 256 << 20
 """Bytes that stay free on the disk beside what is brought."""
@@ -37,7 +37,7 @@ PATIENCE = 20.0
 """Seconds for the hub's first answer."""
 
 
-def run(name: str, report: Report, stopped: Callable[[], int]) -> Fetched:
+def run(name: str, report: Reporter, stopped: Callable[[], int]) -> Fetched:
     """Bring what a base needs, safetensors and configs of one commit, unless it is there.
 
     Raises:
@@ -56,7 +56,7 @@ def run(name: str, report: Report, stopped: Callable[[], int]) -> Fetched:
     return _brought(name, repository, revision, report, stopped, registry.FILES, _of_a_base)
 
 
-def model(repository: str, report: Report, stopped: Callable[[], int]) -> Fetched:
+def model(repository: str, report: Reporter, stopped: Callable[[], int]) -> Fetched:
     """Bring a CLIP, a DINO or a VAE, as `run` brings a base; its pickle only where there are no safetensors.
 
     Raises:
@@ -80,7 +80,7 @@ def model(repository: str, report: Report, stopped: Callable[[], int]) -> Fetche
 
 
 def _brought(
-    name: str, repository: str, revision: str, report: Report, stopped: Callable[[], int],
+    name: str, repository: str, revision: str, report: Reporter, stopped: Callable[[], int],
     patterns: tuple[str, ...], check: Callable[[str, list[str]], tuple[str, ...]],
 ) -> Fetched:  # fmt: skip
     """Bring the files of some patterns; `check`: refuses what is no such model, and says what else is left out."""
@@ -161,7 +161,7 @@ def _cache() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
-def _bars(report: Report, stopped: Callable[[], int], total: int) -> type:
+def _bars(report: Reporter, stopped: Callable[[], int], total: int) -> type:
     """What the hub's client takes for its progress bars: tells the report, and raises where a signal came.
 
     Each byte is counted by two bars, as it comes and as it is written; the one that is ahead is shown.

@@ -12,20 +12,22 @@ from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.refs import check_name
 from objtune_cli.workflow import class_words
-from objtune_cli.workflow.context import Context, Done, tools
+from objtune_cli.workflow.context import StageContext, StageResult, tools
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from objtune_cli.interchange.textual_inversion import Vectors
     from objtune_cli.lora.import_keys import Source
-    from objtune_cli.models.base_model import Stack
+    from objtune_cli.models.base_model import BaseModel
 
 FEW = 10
 """Tokens that a prompt should have left beside an object's own."""
 
 
-def run(ctx: Context, files: list[Path], name: str, class_word: str, word: str, *, allow_pickle: bool) -> Done:
+def run(
+    ctx: StageContext, files: list[Path], name: str, class_word: str, word: str, *, allow_pickle: bool
+) -> StageResult:
     """One adapter of a LoRA file, an embedding file, or both of one object; a folder stands for the files that diffusers and peft write there.
 
     Args:
@@ -45,20 +47,20 @@ def run(ctx: Context, files: list[Path], name: str, class_word: str, word: str, 
     from objtune_cli.models import placeholders
 
     found = [open_source(file, allow_pickle) for file in read]
-    stack = ctx.stack()
-    layers = _layers(ctx, stack, found)
+    model = ctx.load_base_model()
+    layers = _layers(ctx, model, found)
     vectors = [each for each in map(textual_inversion.find_vectors, found) if each]
     rows = (
-        textual_inversion.join_vectors(stack, vectors)
+        textual_inversion.join_vectors(model, vectors)
         if vectors
-        else placeholders.class_rows(stack, word or class_word)
+        else placeholders.class_rows(model, word or class_word)
     )
-    _note_vectors(ctx, stack, name, vectors, len(rows))
-    tensors: dict[str, Any] = layers | placeholders.stored(rows, stack.widths, placeholders.learned_names(name))
+    _note_vectors(ctx, model, name, vectors, len(rows))
+    tensors: dict[str, Any] = layers | placeholders.stored(rows, model.widths, placeholders.learned_names(name))
     rank = max((v.shape[0] for k, v in tensors.items() if k.endswith("lora_A.weight")), default=0)
     metrics = {"rank": rank, "vectors": len(rows), "layers": sum(k.endswith("lora_A.weight") for k in tensors)}
     record = replace(record, inputs=_inputs(read, found), metrics=metrics, tools=tools())
-    return Done(artifacts.publish(ctx.root, record, tensors), metrics=metrics)
+    return StageResult(artifacts.publish(ctx.root, record, tensors), metrics=metrics)
 
 
 def _inputs(read: list[import_sources.File], found: "list[Source] | None" = None) -> dict[str, dict[str, str]]:
@@ -103,7 +105,7 @@ def open_source(file: import_sources.File, allow_pickle: bool) -> "Source":
     return import_keys.Source(file.what, opened.tensors, opened.metadata, strengths, file.network)
 
 
-def _layers(ctx: Context, stack: "Stack", found: "list[Source]") -> "dict[str, Tensor]":
+def _layers(ctx: StageContext, model: "BaseModel", found: "list[Source]") -> "dict[str, Tensor]":
     """The layers of all files that hold some.
 
     Raises:
@@ -115,7 +117,7 @@ def _layers(ctx: Context, stack: "Stack", found: "list[Source]") -> "dict[str, T
     for source in found:
         if not import_keys.is_lora(source.weights):
             continue
-        own = import_keys.read_lora(stack, source)
+        own = import_keys.read_lora(model, source)
         if {key.split(".")[0] for key in own} & {key.split(".")[0] for key in layers}:
             raise InputError("two files of one kind are two objects", "import each under a name of its own")
         if not any(bool(value.any()) for key, value in own.items() if key.endswith(".lora_B.weight")):
@@ -136,12 +138,12 @@ def _has_alpha(weights: "Mapping[str, Tensor]") -> bool:
     return any(key.endswith(".alpha") for key in weights)
 
 
-def _note_vectors(ctx: Context, stack: "Stack", name: str, vectors: "list[Vectors]", count: int) -> None:
+def _note_vectors(ctx: StageContext, model: "BaseModel", name: str, vectors: "list[Vectors]", count: int) -> None:
     """Say what is not used of the vectors, and what they leave of a prompt."""
     for each in vectors:
         if each.unread:
             ctx.report.note(f"{each.what} holds vectors for T5 too, which reads no added words here: they are not used")
-    limit = stack.tokenizer.model_max_length - 2
+    limit = model.tokenizer.model_max_length - 2
     if vectors and limit - count < FEW:
         ctx.report.note(
             f"<{name}> has {count} vectors: they leave {limit - count} of a prompt's {limit} tokens for other words"

@@ -8,11 +8,11 @@ from objtune_cli.errors import IncompatibleError, UsageError
 from objtune_cli.store import artifacts, refs, safetensors_format
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.refs import Ref, check_name
-from objtune_cli.workflow.context import Context, Done, tools
+from objtune_cli.workflow.context import StageContext, StageResult, tools
 from objtune_cli.workflow.trained_objects import is_merged
 
 
-def run(ctx: Context, given: list[tuple[Ref, float]], name: str | None, config: Merge) -> Done:
+def run(ctx: StageContext, given: list[tuple[Ref, float]], name: str | None, config: Merge) -> StageResult:
     """One adapter of several, each with its weight, or of one, weaker or stronger or of lower rank; all their objects' tokens come along.
 
     Raises:
@@ -43,7 +43,7 @@ def run(ctx: Context, given: list[tuple[Ref, float]], name: str | None, config: 
     return ctx.reuse(record) or _merge(ctx, record, [r.ref for r in records], config)
 
 
-def _check_alone(ctx: Context, record: Record, weight: float, name: str | None) -> None:
+def _check_alone(ctx: StageContext, record: Record, weight: float, name: str | None) -> None:
     """Refuse one adapter of which nothing new can be made."""
     example = f"`objtune merge {record.name}=0.7 --name {record.name}-07`"
     if not name:
@@ -87,7 +87,7 @@ def _check(records: list[Record]) -> None:
             held[name] = record.ref
 
 
-def _merge(ctx: Context, record: Record, sources: list[Ref], config: Merge) -> Done:
+def _merge(ctx: StageContext, record: Record, sources: list[Ref], config: Merge) -> StageResult:
     import torch
 
     from objtune_cli.lora import merging
@@ -109,4 +109,6 @@ def _merge(ctx: Context, record: Record, sources: list[Ref], config: Merge) -> D
         raise UsageError(f"with these weights {large} is infinite", "give smaller weights")
     ranks = {v.shape[0] for k, v in tensors.items() if k.endswith("lora_A.weight")}
     metrics = {"rank": max(ranks, default=0)}
-    return Done(artifacts.publish(ctx.root, replace(record, metrics=metrics, tools=tools()), tensors), metrics=metrics)
+    return StageResult(
+        artifacts.publish(ctx.root, replace(record, metrics=metrics, tools=tools()), tensors), metrics=metrics
+    )

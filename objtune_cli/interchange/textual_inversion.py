@@ -9,7 +9,7 @@ from torch import Tensor
 
 from objtune_cli.errors import IncompatibleError, InputError
 from objtune_cli.lora.import_keys import BUNDLED, FLOATS, LARGEST, Source, is_lora
-from objtune_cli.models.base_model import Stack
+from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.families import FAMILIES
 from objtune_cli.models.placeholders import side_by_side
 
@@ -147,7 +147,7 @@ def _checked(what: str, key: str, value: Tensor) -> Tensor:
     return rows
 
 
-def join_vectors(stack: Stack, found: Sequence[Vectors]) -> Tensor:
+def join_vectors(model: BaseModel, found: Sequence[Vectors]) -> Tensor:
     """The vectors of one token, those of several text encoders side by side, from one file or from one for each encoder.
 
     Raises:
@@ -157,7 +157,7 @@ def join_vectors(stack: Stack, found: Sequence[Vectors]) -> Tensor:
     halves: dict[int, Tensor] = {}
     for vectors in found:
         for index, rows in vectors.parts.items():
-            place = _place(stack, vectors, index, rows)
+            place = _place(model, vectors, index, rows)
             if place in halves:
                 raise InputError(
                     "two files of one kind are two objects" if len(found) > 1 else f"{what} holds several tokens",
@@ -167,16 +167,16 @@ def join_vectors(stack: Stack, found: Sequence[Vectors]) -> Tensor:
     words = {vectors.word for vectors in found if vectors.word}
     if len(words) > 1:
         raise InputError(f"{what} are of two tokens: {', '.join(sorted(words))}", "import each under a name of its own")
-    missing = len(stack.widths) - len(halves)
+    missing = len(model.widths) - len(halves)
     if missing:
-        raise _half(stack, what, next(iter(halves.values())).shape[1])
-    parts = [halves[index] for index in range(len(stack.widths))]
+        raise _half(model, what, next(iter(halves.values())).shape[1])
+    parts = [halves[index] for index in range(len(model.widths))]
     if len({len(rows) for rows in parts}) > 1:
         raise InputError(
             f"{what} holds {' and '.join(str(len(rows)) for rows in parts)} vectors for the text encoders",
             "both halves of a token have as many; get both again",
         )
-    limit = stack.tokenizer.model_max_length - 2
+    limit = model.tokenizer.model_max_length - 2
     if len(parts[0]) > limit:
         raise InputError(
             f"{what} holds {len(parts[0])} vectors: a prompt has room for {limit}", "import a token of fewer"
@@ -184,9 +184,9 @@ def join_vectors(stack: Stack, found: Sequence[Vectors]) -> Tensor:
     return side_by_side(parts)
 
 
-def _place(stack: Stack, vectors: Vectors, index: int | None, rows: Tensor) -> int:
+def _place(model: BaseModel, vectors: Vectors, index: int | None, rows: Tensor) -> int:
     """Which text encoder rows are for."""
-    widths, width, family = stack.widths, rows.shape[1], stack.family
+    widths, width, family = model.widths, rows.shape[1], model.family
     if index is not None and index >= len(widths):
         raise IncompatibleError(
             f"{vectors.what} is no embedding for {family.title}: it has vectors of two text encoders",
@@ -205,10 +205,10 @@ def _place(stack: Stack, vectors: Vectors, index: int | None, rows: Tensor) -> i
     raise IncompatibleError(f"a token's vectors in {vectors.what} have {width} numbers; this base's have {mine}", hint)
 
 
-def _half(stack: Stack, what: str, width: int) -> IncompatibleError:
+def _half(model: BaseModel, what: str, width: int) -> IncompatibleError:
     """What to say of vectors for one of two text encoders."""
-    keys = " and ".join(stack.family.embedding_keys)
+    keys = " and ".join(model.family.embedding_keys)
     return IncompatibleError(
-        f"{what} is half of an embedding for {stack.family.title}: it has vectors for one of two text encoders",
+        f"{what} is half of an embedding for {model.family.title}: it has vectors for one of two text encoders",
         f"give both files, as `learned_embeds.safetensors learned_embeds_2.safetensors`, or one with the keys {keys}",
     )

@@ -12,16 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from objtune_cli.models.base_model import Stack
+from objtune_cli.models.base_model import BaseModel
 
 
 @contextlib.contextmanager
-def apart(stack: Stack, names: Sequence[str], each: int) -> Iterator[None]:
+def apart(model: BaseModel, names: Sequence[str], each: int) -> Iterator[None]:
     """Inside, the rows of a pass belong to the named LoRAs, `each` to each, in this order.
 
     A pass of twice as many rows takes that order twice: guidance puts rows without a prompt before those with it.
     """
-    layers = [m for m in stack.unet.modules() if hasattr(m, "lora_A") and hasattr(m, "base_layer")]
+    layers = [m for m in model.denoiser.modules() if hasattr(m, "lora_A") and hasattr(m, "base_layer")]
     for layer in layers:
         layer.forward = _forward(layer, names, each)
     try:

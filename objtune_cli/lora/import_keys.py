@@ -12,7 +12,7 @@ from objtune_cli.errors import IncompatibleError, InputError
 from objtune_cli.lora import import_kinds
 from objtune_cli.lora.import_scale import Strength
 from objtune_cli.lora.layer_names import Place, modules_of, places
-from objtune_cli.models.base_model import Stack
+from objtune_cli.models.base_model import BaseModel
 
 Pair = tuple[Tensor, Tensor]
 """A (r, in, …) and B (out, r, …)."""
@@ -50,12 +50,12 @@ def is_lora(weights: Mapping[str, Tensor]) -> bool:
     return import_kinds.is_lora(weights)
 
 
-def lora(stack: Stack, weights: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
+def lora(model: BaseModel, weights: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
     """`read_lora` of tensors without settings."""
-    return read_lora(stack, Source(what, weights))
+    return read_lora(model, Source(what, weights))
 
 
-def read_lora(stack: Stack, source: Source) -> dict[str, Tensor]:
+def read_lora(model: BaseModel, source: Source) -> dict[str, Tensor]:
     """The layers of a file under an adapter's names, float32, strength multiplied into B, low ranks filled with zeros to the largest.
 
     Every key is read, or the file is refused: two that mean one part of a layer, too. A whole difference of a layer is a
@@ -69,8 +69,8 @@ def read_lora(stack: Stack, source: Source) -> dict[str, Tensor]:
     if other:
         verb = "are" if other[0].startswith("has ") else "is"
         raise IncompatibleError(f"{source.what} {other[0]}, which {verb} not read here", HELD)
-    modules = modules_of(stack)
-    names = places(stack, modules, source.network or _bare_network(stack, source))
+    modules = modules_of(model)
+    names = places(model, modules, source.network or _bare_network(model, source))
     layers: dict[str, list[Pair]] = {}
     biases: dict[str, Tensor] = {}
     low: set[str] = set()
@@ -89,9 +89,9 @@ def read_lora(stack: Stack, source: Source) -> dict[str, Tensor]:
     return found | {f"{own}.lora_B.bias": value for own, value in biases.items()}
 
 
-def _bare_network(stack: Stack, source: Source) -> str:
+def _bare_network(model: BaseModel, source: Source) -> str:
     """The text encoder that names without a network are of, by their width, where the base has two."""
-    if len(stack.text_encoders) < 2:
+    if len(model.text_encoders) < 2:
         return ""
     for key, value in source.weights.items():
         named = import_kinds.split_key(key)
@@ -101,7 +101,7 @@ def _bare_network(stack: Stack, source: Source) -> str:
             and re.match(r"(?:text_model\.)?encoder\.layers\.\d+\.self_attn\.[qkv]_proj$", named[0])
             and value.ndim == 2
         ):
-            found = [i for i, width in enumerate(stack.widths) if width == value.shape[1]]
+            found = [i for i, width in enumerate(model.widths) if width == value.shape[1]]
             return ("text_encoder", "text_encoder_2")[found[0]] if len(found) == 1 else ""
     return ""
 

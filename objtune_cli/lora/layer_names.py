@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from objtune_cli.models.base_model import Stack
+from objtune_cli.models.base_model import BaseModel
 
 DENOISER = "unet."
 ENCODERS = ("text_encoder.", "text_encoder_2.")
@@ -29,10 +29,10 @@ class Place(NamedTuple):
     part: int | str | None = None
 
 
-def modules_of(stack: Stack) -> dict[str, Any]:
+def modules_of(model: BaseModel) -> dict[str, Any]:
     """The linear layers and convolutions of a base under an adapter's own names."""
-    found = {f"{DENOISER}{name}": module for name, module in stack.unet.named_modules() if _holds(module)}
-    for prefix, encoder in zip(ENCODERS, stack.text_encoders, strict=False):
+    found = {f"{DENOISER}{name}": module for name, module in model.denoiser.named_modules() if _holds(module)}
+    for prefix, encoder in zip(ENCODERS, model.text_encoders, strict=False):
         inner = hasattr(encoder, "text_model")
         for name, module in encoder.named_modules():
             if _holds(module):
@@ -44,7 +44,7 @@ def _holds(module: Any) -> bool:
     return isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
 
 
-def places(stack: Stack, modules: Mapping[str, Any], bare: str = "") -> dict[str, tuple[Place, ...]]:
+def places(model: BaseModel, modules: Mapping[str, Any], bare: str = "") -> dict[str, tuple[Place, ...]]:
     """The layers that each name means; several where files hold them as one.
 
     Args:
@@ -54,25 +54,25 @@ def places(stack: Stack, modules: Mapping[str, Any], bare: str = "") -> dict[str
     for own in modules:
         network, _, layer = own.partition(".")
         if network == "unet":
-            named = _denoiser_names(stack, layer, bare in ("", "unet", stack.family.denoiser))
+            named = _denoiser_names(model, layer, bare in ("", "unet", model.family.denoiser))
         else:
             index = ENCODERS.index(f"{network}.")
-            alone = bare == network or (not bare and len(stack.text_encoders) == 1)
+            alone = bare == network or (not bare and len(model.text_encoders) == 1)
             named = ((name, None) for name in _encoder_names(index, layer, alone))
         for name, part in dict.fromkeys(named):
             found.setdefault(name, []).append(Place(own, part))
     return {name: tuple(several) for name, several in found.items()}
 
 
-def _denoiser_names(stack: Stack, layer: str, bare: bool) -> Iterator[tuple[str, int | str | None]]:
-    family = stack.family
+def _denoiser_names(model: BaseModel, layer: str, bare: bool) -> Iterator[tuple[str, int | str | None]]:
+    family = model.family
     for name in dict.fromkeys((layer, layer.removesuffix(".0"))):  # old attention processors have no list of outputs
         flat = name.replace(".", "_")
         yield from ((f"{start}{name}", None) for start in dict.fromkeys((DENOISER, f"{family.denoiser}.")))
         yield from ((f"{start}{flat}", None) for start in ("lora_unet_", "lora_transformer_", "lycoris_"))
         if bare:
             yield name, None
-    for name, part in family.first_names(layer, stack.unet.config):
+    for name, part in family.first_names(layer, model.denoiser.config):
         flat = name.replace(".", "_")
         yield from (
             (f"{start}{name}", part)

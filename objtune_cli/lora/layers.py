@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from objtune_cli.errors import IncompatibleError
-from objtune_cli.models.base_model import Stack
+from objtune_cli.models.base_model import BaseModel
 from objtune_cli.numerics.ddpm import torch_seed
 from objtune_cli.runtime.load_lock import LOADING
 
@@ -19,7 +19,7 @@ WORDS = ("text_encoder.", "text_encoder_2.")
 
 
 def add(
-    stack: Stack, rank: int, modules: str, seed: int, name: str = "default", blocks: str = "all"
+    model: BaseModel, rank: int, modules: str, seed: int, name: str = "default", blocks: str = "all"
 ) -> list[torch.nn.Parameter]:
     """Add a LoRA that changes nothing yet (alpha = rank); its parameters, float32, trainable; none for no layers.
 
@@ -29,15 +29,15 @@ def add(
     """
     from peft import LoraConfig
 
-    ends = stack.family.modules[modules]
+    ends = model.family.modules[modules]
     if not ends:
         return []
-    starts, before = stack.family.decoder(stack.unet) if blocks == "decoder" else (("",), [])
+    starts, before = model.family.decoder(model.denoiser) if blocks == "decoder" else (("",), [])
     targets = [
-        layer for layer, _ in stack.unet.named_modules()
+        layer for layer, _ in model.denoiser.named_modules()
         if any(layer == end or layer.endswith("." + end) for end in ends) and layer.startswith(starts)
     ]  # fmt: skip
-    further = bool(getattr(stack.unet, "peft_config", None))
+    further = bool(getattr(model.denoiser, "peft_config", None))
     if not further:
         for block in before:
             block.register_forward_pre_hook(_unlearned, with_kwargs=True)
@@ -51,10 +51,10 @@ def add(
             warnings.filterwarnings(
                 "ignore", message="Already found a `peft_config`"
             )  # several beside each other are meant
-            stack.unet.add_adapter(config, adapter_name=name)
+            model.denoiser.add_adapter(config, adapter_name=name)
     params = [
         p
-        for key, p in stack.unet.named_parameters()
+        for key, p in model.denoiser.named_parameters()
         if key.endswith((f".lora_A.{name}.weight", f".lora_B.{name}.weight"))
     ]
     for p in params:
@@ -68,36 +68,38 @@ def _unlearned(_module: object, args: tuple, kwargs: dict) -> tuple[tuple, dict]
     return args, kwargs if words is None else kwargs | {"encoder_hidden_states": words.detach()}
 
 
-def tensors(stack: Stack, name: str = "default") -> dict[str, Tensor]:
+def tensors(model: BaseModel, name: str = "default") -> dict[str, Tensor]:
     """The LoRA's weights under peft's names below `unet.`; none where none was added."""
     from peft import get_peft_model_state_dict
 
-    if not getattr(stack.unet, "peft_config", None):
+    if not getattr(model.denoiser, "peft_config", None):
         return {}
-    state = get_peft_model_state_dict(stack.unet, adapter_name=name)
+    state = get_peft_model_state_dict(model.denoiser, adapter_name=name)
     return {PREFIX + key: value.detach().cpu().clone() for key, value in state.items()}
 
 
-def load(stack: Stack, weights: Mapping[str, Tensor], name: str = "default") -> bool:
+def load(model: BaseModel, weights: Mapping[str, Tensor], name: str = "default") -> bool:
     """Add a trained LoRA from the tensors of an adapter artifact; whether there is one (a token may come alone).
 
     Raises:
         IncompatibleError: It was made for layers that this base does not have.
     """
     found = False
-    for network, own in parts(stack, weights):
-        _load(network, own, stack, name)
+    for network, own in parts(model, weights):
+        _load(network, own, model, name)
         found = True
     return found
 
 
-def parts(stack: Stack, weights: Mapping[str, Tensor]) -> Iterator[tuple[Any, dict[str, Tensor]]]:
+def parts(model: BaseModel, weights: Mapping[str, Tensor]) -> Iterator[tuple[Any, dict[str, Tensor]]]:
     """The networks that a LoRA has layers of, each with its tensors under its own names.
 
     Raises:
         IncompatibleError: It has layers of a text encoder that this base does not have.
     """
-    for prefix, network in zip((PREFIX, *WORDS), (stack.unet, stack.text_encoder, stack.text_encoder_2), strict=True):
+    for prefix, network in zip(
+        (PREFIX, *WORDS), (model.denoiser, model.text_encoder, model.text_encoder_2), strict=True
+    ):
         own = {
             k.removeprefix(prefix).replace("text_model.text_proj", "text_proj"): v
             for k, v in weights.items()
@@ -118,7 +120,7 @@ def has_words(weights: Mapping[str, Any]) -> bool:
     return any(key.startswith(WORDS) for key in weights)
 
 
-def _load(network: Any, own: Mapping[str, Tensor], stack: Stack, name: str) -> None:
+def _load(network: Any, own: Mapping[str, Tensor], model: BaseModel, name: str) -> None:
     """Add one network's layers."""
     from peft import LoraConfig, set_peft_model_state_dict
 
@@ -153,7 +155,7 @@ def _load(network: Any, own: Mapping[str, Tensor], stack: Stack, name: str) -> N
             )  # several beside each other are meant
             network.add_adapter(settings, adapter_name=name)
     try:
-        set_peft_model_state_dict(network, {k: v.to(stack.device) for k, v in own.items()}, adapter_name=name)
+        set_peft_model_state_dict(network, {k: v.to(model.device) for k, v in own.items()}, adapter_name=name)
     except RuntimeError:  # same names, other widths
         raise IncompatibleError(
             "the adapter was trained on another base: its layers have other sizes", "use the base it names"
@@ -161,13 +163,13 @@ def _load(network: Any, own: Mapping[str, Tensor], stack: Stack, name: str) -> N
     network.requires_grad_(False).eval()
 
 
-def activate(stack: Stack, names: list[str]) -> None:
+def activate(model: BaseModel, names: list[str]) -> None:
     """Let the named LoRAs act together, their deltas summed; none: the frozen base."""
-    for network in (stack.unet, *stack.text_encoders):
+    for network in (model.denoiser, *model.text_encoders):
         known = getattr(network, "peft_config", None) or {}
         own = [name for name in names if name in known]
         if own:
             network.enable_adapters()
-            network.set_adapter(own) if network is not stack.unet else network.set_adapters(own)
+            network.set_adapter(own) if network is not model.denoiser else network.set_adapters(own)
         elif known:
             network.disable_adapters()

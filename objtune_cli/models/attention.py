@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from objtune_cli.models.base_model import Stack
+from objtune_cli.models.base_model import BaseModel
 
 LARGEST = 16
 """Side of the largest maps that are looked at: finer ones follow edges, not objects (Break-A-Scene, arXiv:2305.16311)."""
@@ -107,19 +107,21 @@ class Recorder:
 
 
 @contextlib.contextmanager
-def recorded(stack: Stack, rows: int) -> Iterator[Recorder]:
+def recorded(model: BaseModel, rows: int) -> Iterator[Recorder]:
     """Inside, attention of square pictures to words is recorded for the first `rows` rows of a batch.
 
     A backward pass that computes activations again must be inside too; `over` then says that the maps are complete.
     """
-    before = dict(stack.unet.attn_processors)
+    before = dict(model.denoiser.attn_processors)
     plain = {
-        stack.unet.get_submodule(k.removesuffix(".processor")): v for k, v in before.items() if stack.family.across in k
+        model.denoiser.get_submodule(k.removesuffix(".processor")): v
+        for k, v in before.items()
+        if model.family.across in k
     }
-    middle = stack.size // stack.factor // stack.family.cells(stack.unet.config)
+    middle = model.size // model.factor // model.family.cells(model.denoiser.config)
     recorder = Recorder(rows, max(LARGEST, middle), plain)  # SDXL's smallest maps have 32 cells a side
-    stack.unet.set_attn_processor({k: recorder if stack.family.across in k else v for k, v in before.items()})
+    model.denoiser.set_attn_processor({k: recorder if model.family.across in k else v for k, v in before.items()})
     try:
         yield recorder
     finally:
-        stack.unet.set_attn_processor(before)
+        model.denoiser.set_attn_processor(before)

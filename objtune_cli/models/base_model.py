@@ -40,7 +40,7 @@ def at_once(height: int, width: int) -> int:
 
 
 @dataclass(slots=True)
-class Stack:
+class BaseModel:
     """A loaded base; all parameters frozen, all modules in eval mode.
 
     Attributes:
@@ -54,7 +54,7 @@ class Stack:
 
     tokenizer: Any
     text_encoder: Any
-    unet: Any
+    denoiser: Any
     autoencoder: Any
     scheduler: Any
     device: torch.device
@@ -118,12 +118,12 @@ class Stack:
     @property
     def unit(self) -> int:
         """What the sides of pictures must be multiples of, px: what a cell of the denoiser's smallest maps covers."""
-        return self.factor * self.family.cells(self.unet.config)
+        return self.factor * self.family.cells(self.denoiser.config)
 
     @property
     def size(self) -> int:
         """Side of the pictures this base was trained on, px."""
-        return model_kind.read_side(self.unet.config.sample_size, self.family.side) * self.factor
+        return model_kind.read_side(self.denoiser.config.sample_size, self.family.side) * self.factor
 
     @property
     def alpha_bar(self) -> Tensor:
@@ -260,7 +260,7 @@ def load(
     weights: Path | None = None,
     prediction: str = "",
     vae: Path | None = None,
-) -> Stack:
+) -> BaseModel:
     """Open a diffusers folder of any known family; local files and safetensors only.
 
     Args:
@@ -272,18 +272,18 @@ def load(
             another kind of model. NonFiniteError: its weights are not finite in this format.
     """
     with LOADING:
-        stack = _loaded(folder, device, dtype, weights, prediction, vae)
+        model = _loaded(folder, device, dtype, weights, prediction, vae)
         finite_checks.check_base(
-            stack,
+            model,
             weights or folder,
             lambda: _loaded(folder, torch.device("cpu"), torch.float32, weights, prediction, vae),
         )
-    return stack
+    return model
 
 
 def _loaded(
     folder: Path, device: torch.device, dtype: torch.dtype, weights: Path | None, prediction: str, vae: Path | None
-) -> Stack:
+) -> BaseModel:
     quiet()
     if device.type == "cpu":
         cpu.keep_memory()
@@ -305,10 +305,12 @@ def _loaded(
         tokenizer_3, text_encoder_3 = (
             single_file.open_reader(family, weights, folder, dtype) if weights else family.open_reader(folder, dtype)
         )
-        stack = Stack(
+        model = BaseModel(
             tokenizer=tokenizer,
             text_encoder=text_encoder,
-            unet=single_file.open_part(family.denoiser, weights, folder) if weights else family.open_denoiser(folder),
+            denoiser=single_file.open_part(family.denoiser, weights, folder)
+            if weights
+            else family.open_denoiser(folder),
             autoencoder=_autoencoder(folder, device, family.picture_dtype(dtype), weights, vae),
             scheduler=family.open_scheduler(folder, **said),
             sampler=family.open_sampler(folder, **said),
@@ -330,27 +332,27 @@ def _loaded(
         raise DamagedError(
             f"the base in {weights or folder} is damaged: {str(error).splitlines()[0]}", folders.AGAIN
         ) from None
-    _check_words(stack, weights or folder)
-    stack.notes += _notes(stack, said, folder)
-    stack.unet.requires_grad_(False).eval().to(device, dtype)
-    for module in stack.text_encoders:
+    _check_words(model, weights or folder)
+    model.notes += _notes(model, said, folder)
+    model.denoiser.requires_grad_(False).eval().to(device, dtype)
+    for module in model.text_encoders:
         module.requires_grad_(False).eval().to(device, torch.float32)  # small, and token gradients need the precision
     if text_encoder_3 is not None:
         text_encoder_3.requires_grad_(False).eval().to(device)
     if device.type == "cpu":
-        stack.unet.to(memory_format=torch.channels_last)
-        cpu.share(sum(p.numel() for p in stack.unet.parameters()))
-    return stack
+        model.denoiser.to(memory_format=torch.channels_last)
+        cpu.share(sum(p.numel() for p in model.denoiser.parameters()))
+    return model
 
 
-def _notes(stack: Stack, said: Mapping[str, Any], folder: Path) -> list[str]:
+def _notes(model: BaseModel, said: Mapping[str, Any], folder: Path) -> list[str]:
     """What a user should know of how the base was opened: weights that nothing takes, and a sampler in place of its own."""
     notes = []
     parts = {
-        stack.family.denoiser: stack.unet,
-        "vae": stack.autoencoder,
-        "text_encoder": stack.text_encoder,
-        "text_encoder_2": stack.text_encoder_2,
+        model.family.denoiser: model.denoiser,
+        "vae": model.autoencoder,
+        "text_encoder": model.text_encoder,
+        "text_encoder_2": model.text_encoder_2,
     }
     for part, network in parts.items():
         unused = getattr(network, "unused_weights", None) or []
@@ -358,7 +360,7 @@ def _notes(stack: Stack, said: Mapping[str, Any], folder: Path) -> list[str]:
             notes.append(
                 f"{part} of the base holds {len(unused)} weights that its config has no place for and that are not used: {unused[0]}"
             )
-    config = stack.family.read_scheduler(folder, **said)
+    config = model.family.read_scheduler(folder, **said)
     why = schedulers.why_replaced(config)
     if why:
         called = schedulers.describe(config)[0]
@@ -366,13 +368,13 @@ def _notes(stack: Stack, said: Mapping[str, Any], folder: Path) -> list[str]:
     return notes
 
 
-def _check_words(stack: Stack, source: Path) -> None:
+def _check_words(model: BaseModel, source: Path) -> None:
     """Refuse a tokenizer that is not its text encoder's: it names vectors that are not there, or hardly any.
 
     Raises:
         DamagedError: Names both sizes.
     """
-    for tokenizer, encoder in zip(stack.tokenizers, stack.text_encoders, strict=True):
+    for tokenizer, encoder in zip(model.tokenizers, model.text_encoders, strict=True):
         known, rows = len(tokenizer), int(encoder.config.vocab_size)
         if known > rows or known < rows // 2:
             raise DamagedError(

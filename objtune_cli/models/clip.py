@@ -10,7 +10,7 @@ from torch import Tensor
 
 from objtune_cli.errors import DamagedError, IncompatibleError, MissingError
 from objtune_cli.models import finite_checks
-from objtune_cli.models.base_model import UNREADABLE, Stack, quiet
+from objtune_cli.models.base_model import UNREADABLE, BaseModel, quiet
 from objtune_cli.models.families.component_loading import open_whole
 from objtune_cli.runtime.load_lock import LOADING
 
@@ -74,16 +74,16 @@ class Towers:
         )  # a length that overflows would make a vector of zeros
         return F.normalize(found, dim=-1)
 
-    def texts(self, stack: Stack, texts: list[str]) -> Tensor:
+    def texts(self, model: BaseModel, texts: list[str]) -> Tensor:
         """Unit vectors (B, d) of prompts, read through the base's own token table, placeholders included.
 
         The sentence is read at its end token: old configs name another one, or the largest id,
         which a placeholder would be.
         """
         self.wake()
-        tokenizer = stack.tokenizers[self.index]
-        ids = stack.token_ids(texts, tokenizer)
-        states = self._reader(stack)(input_ids=ids).last_hidden_state
+        tokenizer = model.tokenizers[self.index]
+        ids = model.token_ids(texts, tokenizer)
+        states = self._reader(model)(input_ids=ids).last_hidden_state
         end = (ids == tokenizer.eos_token_id).int().argmax(dim=1)
         pooled = states[torch.arange(len(ids), device=ids.device), end]
         found = self.clip.text_projection(pooled.float())
@@ -91,16 +91,16 @@ class Towers:
             finite_checks.checked("text encoder", found.dtype, found.norm(dim=-1))
         return F.normalize(found, dim=-1)
 
-    def _reader(self, stack: Stack) -> Any:
+    def _reader(self, model: BaseModel) -> Any:
         """The base's own text encoder; where that lacks layers (SD 2.x has all but the last), this CLIP's on the base's token table."""
-        own = stack.text_encoders[self.index]
+        own = model.text_encoders[self.index]
         if own.config.num_hidden_layers == self.clip.config.text_config.num_hidden_layers:
             return own
         self.clip.text_model.set_input_embeddings(own.get_input_embeddings())
         return self.clip.text_model
 
 
-def load(source: Path, stack: Stack, index: int = 0) -> Towers:
+def load(source: Path, model: BaseModel, index: int = 0) -> Towers:
     """Open the CLIP whose text tower is the base's own text encoder, or its `index`-th.
 
     Args:
@@ -113,7 +113,7 @@ def load(source: Path, stack: Stack, index: int = 0) -> Towers:
     from transformers import CLIPModel
 
     quiet()
-    encoder = stack.text_encoders[index]
+    encoder = model.text_encoders[index]
     try:
         with LOADING:
             if source.is_file():
@@ -129,9 +129,9 @@ def load(source: Path, stack: Stack, index: int = 0) -> Towers:
         raise IncompatibleError(
             f"the CLIP in {source} is not the base's own", "give the CLIP that the base's text encoder was taken from"
         )
-    clip.requires_grad_(False).eval().to(stack.device, torch.float32)
+    clip.requires_grad_(False).eval().to(model.device, torch.float32)
     finite_checks.check_weights(f"CLIP in {source}", clip)
-    return Towers(clip, stack.device, index)
+    return Towers(clip, model.device, index)
 
 
 VISION_HEADS = 16

@@ -100,7 +100,7 @@ def checked(part: str, dtype: torch.dtype, values: Tensor) -> Tensor:
 
 
 def name_part(
-    stack: Any,
+    model: Any,
     part: str,
     names: Sequence[str],
     compute_alone: Callable[[], Tensor],
@@ -119,13 +119,13 @@ def name_part(
 
     if not names:
         return part
-    with torch.no_grad(), asleep(stack):
+    with torch.no_grad(), asleep(model):
         if not is_sound(compute_alone()):
             return part
     return f"adapter of <{names[0]}>" if len(names) == 1 else f"adapters of {', '.join(f'<{name}>' for name in names)}"
 
 
-def check_base(stack: Any, where: object, open_float: Callable[[], Any]) -> None:
+def check_base(model: Any, where: object, open_float: Callable[[], Any]) -> None:
     """Refuse a base whose text encoders or denoiser hold NaN or infinity; its VAE is looked at when what it computes is not finite.
 
     Args:
@@ -135,28 +135,28 @@ def check_base(stack: Any, where: object, open_float: Callable[[], Any]) -> None
         DamagedError: It holds them as it was written. NonFiniteError: it does so only in the format that it was opened in.
     """
     try:
-        _check_networks(stack, where)
+        _check_networks(model, where)
     except DamagedError:
-        if stack.dtype not in HALF:
+        if model.dtype not in HALF:
             raise
         _check_networks(open_float(), where)
         raise NonFiniteError(
-            f"weights of {where} are too large for {HALF[stack.dtype]}",
+            f"weights of {where} are too large for {HALF[model.dtype]}",
             "`--precision fp32` computes with a wider range",
         ) from None
 
 
-def _check_networks(stack: Any, where: object) -> None:
+def _check_networks(model: Any, where: object) -> None:
     encoders = {
-        "text encoder": stack.text_encoder,
-        "second text encoder": stack.text_encoder_2,
-        "third text encoder": stack.text_encoder_3,
+        "text encoder": model.text_encoder,
+        "second text encoder": model.text_encoder_2,
+        "third text encoder": model.text_encoder_3,
     }
-    for part, module in (encoders | {"denoiser": stack.unet}).items():
+    for part, module in (encoders | {"denoiser": model.denoiser}).items():
         check_weights(part, module, f"the base in {where}")
 
 
-def check_condition(stack: Any, texts: Sequence[str], condition: Tensor) -> None:
+def check_condition(model: Any, texts: Sequence[str], condition: Tensor) -> None:
     """Refuse what prompts were encoded to if it is not finite.
 
     Raises:
@@ -164,12 +164,12 @@ def check_condition(stack: Any, texts: Sequence[str], condition: Tensor) -> None
     """
     if is_finite(condition):
         return
-    plain = [stack.in_class_words(text) for text in texts]
-    part = name_part(stack, "text encoder", names_in(texts), lambda: stack.family.encode(stack, plain))
+    plain = [model.in_class_words(text) for text in texts]
+    part = name_part(model, "text encoder", names_in(texts), lambda: model.family.encode(model, plain))
     raise describe_failure(part, condition.dtype)
 
 
-def through_vae(stack: Any, part: str, given: Tensor, compute: Callable[[], Tensor]) -> Tensor:
+def through_vae(model: Any, part: str, given: Tensor, compute: Callable[[], Tensor]) -> Tensor:
     """What the VAE computes of what it is given; where it overflows in half precision, it is opened in float32 and computes it again.
 
     Raises:
@@ -182,13 +182,13 @@ def through_vae(stack: Any, part: str, given: Tensor, compute: Callable[[], Tens
         raise NonFiniteError(
             f"the {part} was given NaN or infinite values", "`--precision fp32` computes with a wider range"
         )
-    if stack.vae.dtype in HALF and stack.reopen_float is not None:
-        stack.note(f"the {part} overflows in {HALF[stack.vae.dtype]}: from here on the VAE computes in fp32")
-        stack.autoencoder, stack.reopen = None, stack.reopen_float
+    if model.vae.dtype in HALF and model.reopen_float is not None:
+        model.note(f"the {part} overflows in {HALF[model.vae.dtype]}: from here on the VAE computes in fp32")
+        model.autoencoder, model.reopen = None, model.reopen_float
         found = compute()
         if is_finite(found):
             return found
-    check_weights(part, getattr(stack.vae, part.removeprefix("VAE ")))
+    check_weights(part, getattr(model.vae, part.removeprefix("VAE ")))
     for name in ("quant_conv", "post_quant_conv"):
-        check_weights(f"VAE ({name})", getattr(stack.vae, name, None))
-    raise describe_failure(part, stack.vae.dtype)
+        check_weights(f"VAE ({name})", getattr(model.vae, name, None))
+    raise describe_failure(part, model.vae.dtype)

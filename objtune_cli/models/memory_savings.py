@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from objtune_cli.errors import ResourceError
-from objtune_cli.models.base_model import Stack
+from objtune_cli.models.base_model import BaseModel
 from objtune_cli.runtime.memory import let_go
 
 T = TypeVar("T")
@@ -29,18 +29,18 @@ def bitsandbytes(what: str) -> Any:
     return found
 
 
-def lighten(stack: Stack, *, checkpointing: bool, quantised: str) -> None:
+def lighten(model: BaseModel, *, checkpointing: bool, quantised: str) -> None:
     """Make the denoiser take less: activations computed again in the backward pass, weights of products in 8 or 4 bits ("none": as they are).
 
     Source: arXiv:1604.06174 for the former, QLoRA (arXiv:2305.14314, NF4) for the latter. Frozen weights alone are quantised.
     """
     if quantised != "none":
-        quantise(stack, bits=8 if quantised == "8bit" else 4)
+        quantise(model, bits=8 if quantised == "8bit" else 4)
     if checkpointing:
-        stack.unet.enable_gradient_checkpointing()
+        model.denoiser.enable_gradient_checkpointing()
 
 
-def fitting(stack: Stack, work: Callable[[], T], *, auto: bool) -> T:
+def fitting(model: BaseModel, work: Callable[[], T], *, auto: bool) -> T:
     """What `work` gives; where a GPU's memory ends and `auto` allows it, once more with activations computed again, as all work after it.
 
     Several processes wait for each other inside the work: none of them may begin it anew.
@@ -48,17 +48,17 @@ def fitting(stack: Stack, work: Callable[[], T], *, auto: bool) -> T:
     try:
         return work()
     except torch.OutOfMemoryError:
-        if not auto or stack.team is not None or stack.unet.is_gradient_checkpointing:
+        if not auto or model.team is not None or model.denoiser.is_gradient_checkpointing:
             raise
-    stack.unet.enable_gradient_checkpointing()  # out here the error, which holds what was computed, is gone
-    let_go(stack.device.type)
+    model.denoiser.enable_gradient_checkpointing()  # out here the error, which holds what was computed, is gone
+    let_go(model.device.type)
     return work()
 
 
-def quantise(stack: Stack, bits: int) -> None:
+def quantise(model: BaseModel, bits: int) -> None:
     """Replace the linear layers inside the denoiser's blocks by ones of bitsandbytes; convolutions and the layers around them stay."""
     bnb = bitsandbytes(f"train.quantised={bits}bit")
-    for name, layer in list(stack.unet.named_modules()):
+    for name, layer in list(model.denoiser.named_modules()):
         if type(layer) is not nn.Linear or ("blocks." not in name and "mid_block." not in name):
             continue
         given = {"bias": layer.bias is not None}
@@ -70,4 +70,4 @@ def quantise(stack: Stack, bits: int) -> None:
             small = bnb.nn.Linear8bitLt(layer.in_features, layer.out_features, **given, has_fp16_weights=False)
         small.load_state_dict(layer.state_dict())
         parent, _, last = name.rpartition(".")
-        setattr(stack.unet.get_submodule(parent), last, small.requires_grad_(False).to(stack.device))
+        setattr(model.denoiser.get_submodule(parent), last, small.requires_grad_(False).to(model.device))

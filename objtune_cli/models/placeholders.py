@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from objtune_cli.errors import IncompatibleError, InputError
-from objtune_cli.models.base_model import Stack
+from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.prompts import PIECES, PLACEHOLDER, in_class_words, pieces
 
 
@@ -39,9 +39,9 @@ class ExtendedTable(nn.Module):
 class Placeholders:
     """The words added to one stack: what `<rex>` stands for."""
 
-    def __init__(self, stack: Stack) -> None:
-        self.stack = stack
-        self.tables = [_extended(encoder) for encoder in stack.text_encoders]
+    def __init__(self, model: BaseModel) -> None:
+        self.model = model
+        self.tables = [_extended(encoder) for encoder in model.text_encoders]
         self.table = self.tables[0]
         self.words: dict[str, list[str]] = {}
 
@@ -57,17 +57,17 @@ class Placeholders:
         if name in self.words:
             raise ValueError(f"<{name}> is already a word")
         own = pieces(name, len(rows))
-        for tokenizer, table in zip(self.stack.tokenizers, self.tables, strict=True):
+        for tokenizer, table in zip(self.model.tokenizers, self.tables, strict=True):
             _fill_gap(tokenizer, table)
             tokenizer.add_tokens(own, special_tokens=True)
         self.words[name] = own
-        self.stack.classes[name] = class_word or name
+        self.model.classes[name] = class_word or name
         self.replace(name, rows)
 
     def replace(self, name: str, rows: Tensor) -> None:
         """Give a known word other vectors of the same shape; gradients flow through them."""
-        for table, part in zip(self.tables, split(rows, self.stack.widths), strict=True):
-            table.rows[name] = part.to(self.stack.device)
+        for table, part in zip(self.tables, split(rows, self.model.widths), strict=True):
+            table.rows[name] = part.to(self.model.device)
 
     def expand(self, prompt: str) -> str:
         """The prompt with every known `<name>` written as its tokens; a version is dropped."""
@@ -92,9 +92,9 @@ class Placeholders:
             plain: The same in class words, all of it.
         """
         text, said = self.expand(prompt), in_class_words(prompt, classes)
-        ids, others = self.stack.token_ids([text, said])
-        own = (self.stack.encode([text], self.reach([prompt])) if own is None else own)[0]
-        rest = (self.stack.encode([said]) if plain is None else plain)[0]
+        ids, others = self.model.token_ids([text, said])
+        own = (self.model.encode([text], self.reach([prompt])) if own is None else own)[0]
+        rest = (self.model.encode([said]) if plain is None else plain)[0]
         own = nn.functional.pad(
             own, (0, 0, 0, len(rest) - len(own))
         )  # behind the last added word nothing of it is heard
@@ -105,19 +105,19 @@ class Placeholders:
 
     def reach(self, prompts: Sequence[str]) -> int:
         """Leading tokens of prompts up to their last added word: as many as a causal text encoder must read to say all of these."""
-        ids = self.stack.token_ids([self.expand(prompt) for prompt in prompts])
+        ids = self.model.token_ids([self.expand(prompt) for prompt in prompts])
         added = ids >= self.table.table.num_embeddings
         return int(added.any(0).nonzero().max()) + 1 if added.any() else 1
 
     def positions(self, ids: Tensor, name: str) -> Tensor:
         """Where the tokens of `<name>` stand in ids (B, L): boolean, same shape."""
-        own = torch.tensor(self.stack.tokenizer.convert_tokens_to_ids(self.words[name]), device=ids.device)
+        own = torch.tensor(self.model.tokenizer.convert_tokens_to_ids(self.words[name]), device=ids.device)
         return torch.isin(ids, own)
 
     def rows(self, text: str, name: str) -> Tensor:
         """Which rows of an expanded prompt's condition are `<name>`, boolean: its tokens, then what else the family has of it; those behind are not."""
-        own = self.positions(self.stack.token_ids([text]), name)[0]
-        return torch.cat([own, self.stack.family.read_at(self.stack, text, name).to(own.device)])
+        own = self.positions(self.model.token_ids([text]), name)[0]
+        return torch.cat([own, self.model.family.read_at(self.model, text, name).to(own.device)])
 
 
 def _extended(encoder: Any) -> ExtendedTable:
@@ -143,10 +143,10 @@ def _counterparts(ids: list[int], others: list[int]) -> list[int]:
     return found
 
 
-def class_rows(stack: Stack, word: str) -> Tensor:
+def class_rows(model: BaseModel, word: str) -> Tensor:
     """The token vectors of a class word, (n, d); those of several text encoders side by side."""
     parts = []
-    for tokenizer, encoder in zip(stack.tokenizers, stack.text_encoders, strict=True):
+    for tokenizer, encoder in zip(model.tokenizers, model.text_encoders, strict=True):
         ids: Any = tokenizer(word, add_special_tokens=False).input_ids
         table = encoder.get_input_embeddings().weight
         parts.append(table[torch.tensor(ids, device=table.device)].detach().clone().float())
@@ -204,7 +204,7 @@ class Reading:
     limit: int
 
 
-def check_objects_read(stack: Stack, text: str, where: str = "the prompt") -> list[Reading]:
+def check_objects_read(model: BaseModel, text: str, where: str = "the prompt") -> list[Reading]:
     """Check that every text encoder reads all tokens of the objects in an expanded prompt.
 
     Returns:
@@ -215,15 +215,15 @@ def check_objects_read(stack: Stack, text: str, where: str = "the prompt") -> li
     """
     names = list(dict.fromkeys(match[1] for match in PIECES.finditer(text)))
     found = []
-    for tokenizer in stack.tokenizers:
+    for tokenizer in model.tokenizers:
         ids = tokenizer(text).input_ids
         own = {name: set(tokenizer.convert_tokens_to_ids(pieces(name, _count(text, name)))) for name in names}
         places = {name: [i for i, token in enumerate(ids) if token in own[name]] for name in names}
         found.append(_reading(tokenizer, text, tokenizer.model_max_length, places, where))
-    said = stack.in_class_words(text)
-    for tokenizer, limit in stack.family.readers(stack):
+    said = model.in_class_words(text)
+    for tokenizer, limit in model.family.readers(model):
         offsets = tokenizer(said, return_offsets_mapping=True).offset_mapping
-        spans = {name: stack.class_word_at(text, name) for name in names}
+        spans = {name: model.class_word_at(text, name) for name in names}
         places = {
             name: [i for i, (a, b) in enumerate(offsets) if any(a < end and b > start for start, end in spans[name])]
             for name in names

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from objtune_cli.errors import UsageError
-from objtune_cli.models import base_model as stacks  # repairs torchvision before the libraries below ask for it
-from objtune_cli.models import precision
+from objtune_cli.models import (
+    base_model,  # repairs torchvision before the libraries below ask for it
+    precision,
+)
 from objtune_cli.models.families import SD1, SD2, SD3, SDXL, Family, single_file
 from objtune_cli.runtime.cpu import keep_memory
 
@@ -36,16 +38,16 @@ def known(names: str) -> list[str]:
     return found
 
 
-def stack(
+def random_base_model(
     name: str, device: torch.device, dtype: torch.dtype, side: int = 0, denoiser: torch.dtype | None = None
-) -> stacks.Stack:
+) -> base_model.BaseModel:
     """A layout's parts: denoiser and autoencoder in `dtype`, text encoders in float32, CLIP's own words; `side`: of its pictures, px, 0: its own.
 
     `denoiser`: its number format where it is another.
 
     Source: the configs of the models' folders, as the package keeps them for one-file checkpoints.
     """
-    stacks.quiet()
+    base_model.quiet()
     family = LAYOUTS[name]
     folder = single_file.LAYOUTS / family.name
     shape = _config(folder / family.denoiser) | ({"sample_size": side // FACTOR} if side else {})
@@ -55,10 +57,10 @@ def stack(
     reopen = partial(
         _random, partial(AutoencoderKL.from_config, _config(folder / "vae")), device, family.picture_dtype(dtype)
     )
-    return stacks.Stack(
+    return base_model.BaseModel(
         tokenizer=words[0],
         text_encoder=encoders[0],
-        unet=_random(partial(network.from_config, shape), device, denoiser or dtype),
+        denoiser=_random(partial(network.from_config, shape), device, denoiser or dtype),
         autoencoder=reopen(),
         scheduler=family.open_scheduler(folder),
         device=device,
@@ -71,24 +73,24 @@ def stack(
     )
 
 
-def opened(name: str, device_name: str, precision_name: str, side: int, fitting: int) -> stacks.Stack:
+def opened(name: str, device_name: str, precision_name: str, side: int, fitting: int) -> base_model.BaseModel:
     """A layout in the number formats and the memory layout in which `train` opens a base.
 
     Args:
         side: Of its pictures, px; 0: the layout's own on a GPU, `fitting` on a processor.
     """
-    device = stacks.pick_device(device_name)
-    dtype = stacks.pick_dtype(precision_name, device)
+    device = base_model.pick_device(device_name)
+    dtype = base_model.pick_dtype(precision_name, device)
     if device.type != "cpu":
-        return stack(name, device, dtype, side)
+        return random_base_model(name, device, dtype, side)
     keep_memory()
     half = precision_name == "auto" and precision.processor_has_bf16()
-    made = stack(
+    made = random_base_model(
         name, device, dtype, side or fitting, torch.bfloat16 if half else dtype
     )  # never whole in float32: that alone would be the peak
-    made.unet.to(memory_format=torch.channels_last)
+    made.denoiser.to(memory_format=torch.channels_last)
     if half:
-        precision.halve(made.unet)
+        precision.halve(made.denoiser)
     return made
 
 

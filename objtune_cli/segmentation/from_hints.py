@@ -10,12 +10,12 @@ from objtune_cli.errors import InputError, ObjtuneError
 from objtune_cli.images import photo
 from objtune_cli.models import registry
 from objtune_cli.segmentation import quality_gate
-from objtune_cli.workflow.context import Context
+from objtune_cli.workflow.context import StageContext
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from objtune_cli.models.base_model import Stack
+    from objtune_cli.models.base_model import BaseModel
     from objtune_cli.models.clip import Towers
     from objtune_cli.segmentation.detector import Detector
     from objtune_cli.segmentation.segmenters import Hints, Proposal, Segmenter
@@ -94,7 +94,7 @@ class Eyes:
         seen: The photo that the segmenter looks at. proposed: All that it proposes there, once asked.
     """
 
-    def __init__(self, ctx: Context, config: Segment) -> None:
+    def __init__(self, ctx: StageContext, config: Segment) -> None:
         self.ctx, self.config = ctx, config
         self.seen: np.ndarray | None = None
         self.proposed: list[Proposal] | None = None
@@ -114,21 +114,21 @@ class Eyes:
 
     def _device(self) -> str:
         """Where a large segmenter or detector computes: on the base's GPU where both have room, else on the processor."""
-        from objtune_cli.models import base_model as stack
+        from objtune_cli.models import base_model as model
         from objtune_cli.runtime import memory
 
-        device = stack.pick_device(self.ctx.common.device)
+        device = model.pick_device(self.ctx.common.device)
         return str(device) if device.type == "cuda" and memory.room("cuda") > BOTH_MB else "cpu"
 
     @functools.cached_property
-    def clip(self) -> "tuple[Stack, Towers] | None":
+    def clip(self) -> "tuple[BaseModel, Towers] | None":
         """The base and its CLIP; None where it has no image tower: then only the picture speaks."""
         from objtune_cli.models import clip as towers
 
         if self.ctx.base.image_tower is None:
             return None
-        stack = self.ctx.stack()
-        return stack, towers.load(self.ctx.base.image_tower, stack)
+        model = self.ctx.load_base_model()
+        return model, towers.load(self.ctx.base.image_tower, model)
 
     def knows(self, word: str) -> bool:
         """Whether the base can be asked about a class: it is on this machine, has a CLIP, and does not name other classes alone."""

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import torch
 
-from objtune_cli.models.base_model import Stack
+from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.clip import GROUNDS, MEAN, Towers
 from objtune_cli.models.prompts import with_article
 from objtune_cli.numerics.masks import crop, iou
@@ -39,7 +39,7 @@ class Candidate:
 
 @torch.no_grad()
 def likeness(
-    stack: Stack,
+    model: BaseModel,
     towers: Towers,
     rgb: np.ndarray,
     masks: Sequence[np.ndarray],
@@ -54,7 +54,7 @@ def likeness(
     fill = picture.new_tensor(MEAN)
     alone = torch.stack([crop(picture, torch.from_numpy(m.astype(np.float32)), fill, towers.size) for m in masks])
     said = [with_article(w) for w in dict.fromkeys((*words, *others))] + list(GROUNDS)
-    told = towers.texts(stack, [f"a photo of {w}" for w in said])
+    told = towers.texts(model, [f"a photo of {w}" for w in said])
     shown = torch.cat([towers.pictures(part) for part in alone.split(16)])
     share = (towers.scale * shown @ told.T).softmax(dim=1).cpu().numpy()
     index = {w: i for i, w in enumerate(dict.fromkeys((*words, *others)))}

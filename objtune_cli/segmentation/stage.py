@@ -14,13 +14,13 @@ from objtune_cli.segmentation.from_hints import Eyes, Located, Target
 from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record
 from objtune_cli.workflow import class_words
-from objtune_cli.workflow.context import Context, Done, keep_picture
+from objtune_cli.workflow.context import StageContext, StageResult, keep_picture
 
 if TYPE_CHECKING:
     import numpy as np
 
 
-def run(ctx: Context, path: Path, targets: list[Target], config: Segment) -> list[Done]:
+def run(ctx: StageContext, path: Path, targets: list[Target], config: Segment) -> list[StageResult]:
     """Find each target in the photo; every mask has to pass the gate before the first one is published.
 
     Raises:
@@ -56,7 +56,7 @@ def run(ctx: Context, path: Path, targets: list[Target], config: Segment) -> lis
         old or _judged(ctx, picture, rgb, item, target, record, config)
         for old, item, target, record in zip(done, located, targets, records, strict=True)
     ]
-    return [item if isinstance(item, Done) else _publish(ctx, item) for item in found]
+    return [item if isinstance(item, StageResult) else _publish(ctx, item) for item in found]
 
 
 def _sized(picture: photo.Photo, config: Segment) -> "np.ndarray":
@@ -69,7 +69,7 @@ def _sized(picture: photo.Photo, config: Segment) -> "np.ndarray":
     return cv2.resize(picture.rgb, size, interpolation=cv2.INTER_AREA) if scale < 1 else picture.rgb
 
 
-def _record(ctx: Context, target: Target, targets: list[Target], head: photo.Header, config: Segment) -> Record:
+def _record(ctx: StageContext, target: Target, targets: list[Target], head: photo.Header, config: Segment) -> Record:
     """What the mask is made of: the photo, the hints, and what looks: a segmenter, and a base where the class word chooses."""
     inputs = {"photo": {"ref": "", "sha256": head.sha256}}
     for name, file in (("mask", target.mask), ("rough", target.rough)):
@@ -116,7 +116,7 @@ class Found:
 
 
 def _judged(
-    ctx: Context,
+    ctx: StageContext,
     picture: photo.Photo,
     rgb: "np.ndarray",
     located: Located,
@@ -153,7 +153,7 @@ def _judged(
     return Found(replace(record, metrics={**metrics, "found_by": located.by}), rgb, located.cover, shown)
 
 
-def _chooser(ctx: Context) -> str:
+def _chooser(ctx: StageContext) -> str:
     """The base whose CLIP chooses; nothing where it is not on this machine: a photo with transparency needs none."""
     try:
         return ctx.base.fingerprint
@@ -161,7 +161,7 @@ def _chooser(ctx: Context) -> str:
         return ""
 
 
-def _cells(ctx: Context) -> int:
+def _cells(ctx: StageContext) -> int:
     """Latent cells of the base's frame; 0 where the base is not on this machine: a mask needs none."""
     try:
         return ctx.base.cells
@@ -169,9 +169,9 @@ def _cells(ctx: Context) -> int:
         return 0
 
 
-def _publish(ctx: Context, found: Found) -> Done:
+def _publish(ctx: StageContext, found: Found) -> StageResult:
     import numpy as np
 
     ref = artifacts.publish(ctx.root, found.record, {"rgb": found.rgb, "mask": np.ascontiguousarray(found.mask)})
     overlay = keep_picture(ctx.root, ref, "overlay.png", found.overlay)
-    return Done(ref, False, [overlay], found.record.metrics)
+    return StageResult(ref, False, [overlay], found.record.metrics)

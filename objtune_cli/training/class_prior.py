@@ -10,7 +10,7 @@ from torch import Tensor
 
 from objtune_cli.config.sections import Prior
 from objtune_cli.models import finite_checks
-from objtune_cli.models.base_model import Stack
+from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.prompts import PROMPT, with_article
 from objtune_cli.numerics.ddpm import step_generator
 
@@ -30,7 +30,7 @@ def prompts(class_word: str, others: Sequence[str], around: str) -> list[str]:
 
 
 def compute(
-    stack: Stack,
+    model: BaseModel,
     class_word: str,
     config: Prior,
     guidance: float,
@@ -50,20 +50,20 @@ def compute(
         NonFiniteError: The base gives NaN or infinite values.
     """
     texts = prompts(class_word, others, config.around)
-    latents = _samples(stack, texts[0], config, guidance, on_step)
+    latents = _samples(model, texts[0], config, guidance, on_step)
     g = step_generator(config.seed, 0)
     rows = torch.arange(config.entries) % len(latents)
-    t = stack.family.timesteps(config.entries, stack.levels, g, FOCUS, SHARE)
+    t = model.family.timesteps(config.entries, model.levels, g, FOCUS, SHARE)
     noise = torch.randn((config.entries, *latents.shape[1:]), generator=g)
-    z_t, _ = stack.noised(latents[rows], noise, t)
+    z_t, _ = model.noised(latents[rows], noise, t)
     with torch.no_grad():
-        conditions = torch.cat([stack.encode([text]) for text in texts])
+        conditions = torch.cat([model.encode([text]) for text in texts])
         asked = _asked(config.entries, len(latents), len(texts), g)
         preds = [
-            stack.predict(z.to(stack.device), s, conditions[which.to(stack.device)]).float().cpu()
+            model.predict(z.to(model.device), s, conditions[which.to(model.device)]).float().cpu()
             for z, s, which in zip(z_t.split(8), t.split(8), asked.split(8), strict=True)
         ]
-    pred = finite_checks.checked("denoiser", stack.dtype, torch.cat(preds))
+    pred = finite_checks.checked("denoiser", model.dtype, torch.cat(preds))
     return {
         "latents": latents,
         "z_t": z_t,
@@ -81,12 +81,14 @@ def _asked(entries: int, samples: int, count: int, g: torch.Generator) -> Tensor
     return torch.where(((i + i // samples * (1 - samples % 2)) % 2 == 0) | torch.tensor(count == 1), 0, rest)
 
 
-def _samples(stack: Stack, prompt: str, config: Prior, guidance: float, on_step: Callable[[int, int], None]) -> Tensor:
+def _samples(
+    model: BaseModel, prompt: str, config: Prior, guidance: float, on_step: Callable[[int, int], None]
+) -> Tensor:
     from objtune_cli.generation.sampling import sample
 
     done = []
     for start in range(0, config.samples, 4):
         seeds = list(range(config.seed + start, config.seed + min(start + 4, config.samples)))
-        done.append(sample(stack, prompt, "", seeds, SAMPLING_STEPS, guidance))
+        done.append(sample(model, prompt, "", seeds, SAMPLING_STEPS, guidance))
         on_step(start + len(seeds), config.samples)
     return torch.cat(done)

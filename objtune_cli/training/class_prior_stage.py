@@ -6,34 +6,34 @@ from objtune_cli.config.sections import Prior
 from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.refs import of_class
-from objtune_cli.workflow.context import Context, Done
+from objtune_cli.workflow.context import StageContext, StageResult
 
 EVERYDAY = ("person", "dog", "car", "tree", "chair", "cup")
 """Things that stay what they are, for a base that does not name the words it knows."""
 
 
-def made(ctx: Context, class_word: str, config: Prior) -> bool:
+def made(ctx: StageContext, class_word: str, config: Prior) -> bool:
     """Whether the prior is there already; opens no model."""
     return ctx.find(_record(ctx, class_word, config), computed=True) is not None
 
 
-def _record(ctx: Context, class_word: str, config: Prior) -> Record:
+def _record(ctx: StageContext, class_word: str, config: Prior) -> Record:
     name = of_class(class_word)
     return Record("prior", name, {name: class_word}, {}, asdict(config), ctx.base.record())
 
 
-def run(ctx: Context, class_word: str, config: Prior) -> Done:
+def run(ctx: StageContext, class_word: str, config: Prior) -> StageResult:
     """The prior of a class on this base; `--force` of another stage does not make it again."""
     record = _record(ctx, class_word, config)
     ref = ctx.find(record, computed=True)
     if ref:
-        return Done(ref, True)
+        return StageResult(ref, True)
     ctx.project.check_writable(record.kind, record.name)
     from objtune_cli.training import class_prior
 
-    stack = ctx.stack()
+    model = ctx.load_base_model()
     step = ctx.progress(f"prior of {class_word}")
     tensors = class_prior.compute(
-        stack, class_word, config, ctx.base.sampling["guidance"], step, ctx.base.words or EVERYDAY
+        model, class_word, config, ctx.base.sampling["guidance"], step, ctx.base.words or EVERYDAY
     )
-    return Done(artifacts.publish(ctx.root, replace(record, tools=ctx.tools(stack)), tensors))
+    return StageResult(artifacts.publish(ctx.root, replace(record, tools=ctx.tools(model)), tensors))

@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 from objtune_cli.config.sections import Embed, Prior, Train
 from objtune_cli.training.stage import suited
-from objtune_cli.workflow.context import Context
+from objtune_cli.workflow.context import StageContext
 
 if TYPE_CHECKING:
     import torch
 
-    from objtune_cli.models.base_model import Stack
+    from objtune_cli.models.base_model import BaseModel
 
 WARM, MEASURED = 1, 2
 """Steps before and while it is measured."""
 
 
-def run(ctx: Context, config: Train, embedding: Embed, objects: int = 1) -> dict[str, Any]:
+def run(ctx: StageContext, config: Train, embedding: Embed, objects: int = 1) -> dict[str, Any]:
     """Memory (MB) and time (s) of one step with these settings on this base and device, and what the whole comes to.
 
     Memory is the largest of weights, placements and steps; the pictures at the end of a run are not in it.
@@ -28,14 +28,14 @@ def run(ctx: Context, config: Train, embedding: Embed, objects: int = 1) -> dict
 
     config = suited(config, ctx.base.training, objects)
     ctx.check_stopped()
-    stack = ctx.stack(train=True)
-    kind = stack.device.type
-    memory_savings.lighten(stack, checkpointing=config.checkpointing == "on", quantised=config.quantised)
+    model = ctx.load_base_model(train=True)
+    kind = model.device.type
+    memory_savings.lighten(model, checkpointing=config.checkpointing == "on", quantised=config.quantised)
     memory.forget_peak(kind)
-    priors = {"dog": prior(stack, ctx.settings.resolve(Prior).entries)} if config.class_weight else {}
+    priors = {"dog": prior(model, ctx.settings.resolve(Prior).entries)} if config.class_weight else {}
     trainer = training.Trainer(
-        stack,
-        subjects(stack, embedding, objects),
+        model,
+        subjects(model, embedding, objects),
         priors,
         replace(config, average=0.0, stop="end", views=min(config.views, 4), known=4),
     )
@@ -50,9 +50,9 @@ def run(ctx: Context, config: Train, embedding: Embed, objects: int = 1) -> dict
     _settled(kind)
     step = (time.monotonic() - started) / MEASURED
     return {
-        "base": ctx.base.id, "device": str(stack.device), "precision": str(stack.dtype).removeprefix("torch."), "step_mb": round(memory.peak(kind)),
+        "base": ctx.base.id, "device": str(model.device), "precision": str(model.dtype).removeprefix("torch."), "step_mb": round(memory.peak(kind)),
         "preparing_mb": round(prepared), "room_mb": round(memory.room(kind)), "step_seconds": round(step, 4), "steps": config.steps,
-        "seconds": round(step * config.steps), "learned": sum(p.numel() for p in trainer.lora), "recomputed": bool(stack.unet.is_gradient_checkpointing),
+        "seconds": round(step * config.steps), "learned": sum(p.numel() for p in trainer.lora), "recomputed": bool(model.denoiser.is_gradient_checkpointing),
     }  # fmt: skip
 
 
@@ -77,7 +77,7 @@ def _settled(kind: str) -> None:
         torch.cuda.synchronize()
 
 
-def subjects(stack: "Stack", embedding: Embed, count: int) -> list[Any]:
+def subjects(model: "BaseModel", embedding: Embed, count: int) -> list[Any]:
     """Objects in noise: a quarter of the picture each."""
     import torch
 
@@ -85,7 +85,7 @@ def subjects(stack: "Stack", embedding: Embed, count: int) -> list[Any]:
     from objtune_cli.training.subjects import Subject
 
     g = torch.Generator().manual_seed(0)
-    side, noun = stack.size, class_rows(stack, "dog").cpu()
+    side, noun = model.size, class_rows(model, "dog").cpu()
     picture = torch.rand((3, side, side), generator=g) * 2 - 1
     rows = torch.cat([noun[:1].repeat(embedding.vectors, 1), noun])
     found = []
@@ -96,16 +96,16 @@ def subjects(stack: "Stack", embedding: Embed, count: int) -> list[Any]:
     return found
 
 
-def prior(stack: "Stack", entries: int) -> dict[str, "torch.Tensor"]:
+def prior(model: "BaseModel", entries: int) -> dict[str, "torch.Tensor"]:
     """A class prior of noise, of so many predictions of the frozen base."""
     import torch
 
-    side = stack.size // stack.factor
+    side = model.size // model.factor
     drawn = torch.randn(
-        (3, entries, stack.unet.config.in_channels, side, side), generator=torch.Generator().manual_seed(0)
+        (3, entries, model.denoiser.config.in_channels, side, side), generator=torch.Generator().manual_seed(0)
     )
     with torch.no_grad():
-        conditions = stack.encode(["a photo of a dog"]).float().cpu()
+        conditions = model.encode(["a photo of a dog"]).float().cpu()
     t = torch.linspace(100, 900, entries).long()
     return {
         "latents": drawn[0],

@@ -7,13 +7,13 @@ from objtune_cli.errors import IncompatibleError, UsageError
 from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.refs import Ref, parse, resolve
-from objtune_cli.workflow.context import Context
+from objtune_cli.workflow.context import StageContext
 
 if TYPE_CHECKING:
     from objtune_cli.training.subjects import Subject
 
 
-def of(ctx: Context, starts: list[Record]) -> "list[Subject]":
+def of(ctx: StageContext, starts: list[Record]) -> "list[Subject]":
     """The objects that start from embeddings of one photo.
 
     Raises:
@@ -28,18 +28,18 @@ def of(ctx: Context, starts: list[Record]) -> "list[Subject]":
     return [subject(ctx, start, away) for start in starts]
 
 
-def _photo(ctx: Context, embedding: Record) -> str:
+def _photo(ctx: StageContext, embedding: Record) -> str:
     mask = _mask_of(ctx, embedding)
     return artifacts.read_record(ctx.root, mask).inputs["photo"]["sha256"]
 
 
-def _mask_of(ctx: Context, embedding: Record) -> Ref:
+def _mask_of(ctx: StageContext, embedding: Record) -> Ref:
     if "mask" not in embedding.inputs:
         raise IncompatibleError(f"{embedding.ref} was not made from a mask", "train from the mask")
     return resolve(ctx.root, parse(embedding.inputs["mask"]["ref"]))
 
 
-def hidden(ctx: Context, starts: list[Record]) -> Any:
+def hidden(ctx: StageContext, starts: list[Record]) -> Any:
     """Where any of the objects is in their photo, a little wider, (H, W) of 0 and 1: none of them may stand behind another that is placed anew."""
     import cv2
     import numpy as np
@@ -49,7 +49,7 @@ def hidden(ctx: Context, starts: list[Record]) -> Any:
     return np.maximum.reduce([cv2.dilate(m.astype(np.uint8), np.ones((width, width), np.uint8)) for m in masks])
 
 
-def subject(ctx: Context, start: Record, away: Any) -> "Subject":
+def subject(ctx: StageContext, start: Record, away: Any) -> "Subject":
     """Photo, ground, mask and token of one embedding."""
     import torch
 

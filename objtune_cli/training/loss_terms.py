@@ -13,7 +13,7 @@ from torch import Tensor
 
 from objtune_cli.config.sections import Train
 from objtune_cli.models import attention, finite_checks
-from objtune_cli.models.base_model import Stack
+from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.placeholders import Placeholders
 from objtune_cli.models.prompts import PROMPT, in_class_words
 from objtune_cli.numerics import ddpm, losses
@@ -75,23 +75,23 @@ class Terms:
     """The words, views, priors and kept predictions of one run, and the loss terms of a step."""
 
     def __init__(
-        self, stack: Stack, subjects: list[Subject], priors: Mapping[str, Mapping[str, Tensor]], config: Train
+        self, model: BaseModel, subjects: list[Subject], priors: Mapping[str, Mapping[str, Tensor]], config: Train
     ) -> None:
-        self.stack, self.subjects, self.config = stack, subjects, config
-        self.words = Placeholders(stack)
+        self.model, self.subjects, self.config = model, subjects, config
+        self.words = Placeholders(model)
         for s in subjects:
             self.words.add(s.name, s.rows, s.class_word)
         self.classes = {s.name: s.class_word for s in subjects}
-        self.fixed = {s.name: s.rows[s.learned :].to(stack.device) for s in subjects}
-        self.norms = {s.name: lengths(s.rows[: s.learned], stack.widths).to(stack.device) for s in subjects}
+        self.fixed = {s.name: s.rows[s.learned :].to(model.device) for s in subjects}
+        self.norms = {s.name: lengths(s.rows[: s.learned], model.widths).to(model.device) for s in subjects}
         self.learned = {
-            s.name: s.rows[: s.learned].to(stack.device).clone().requires_grad_(config.token == "learned")
+            s.name: s.rows[: s.learned].to(model.device).clone().requires_grad_(config.token == "learned")
             for s in subjects
         }
-        self.views = [views(stack, members, config) for members in subsets(subjects)]
-        self.priors = {word: {k: v.to(stack.device) for k, v in prior.items()} for word, prior in priors.items()}
+        self.views = [views(model, members, config) for members in subsets(subjects)]
+        self.priors = {word: {k: v.to(model.device) for k, v in prior.items()} for word, prior in priors.items()}
         for prior in self.priors.values():
-            prior["conditions"] = prior["conditions"].to(stack.dtype)
+            prior["conditions"] = prior["conditions"].to(model.dtype)
         self.teacher_conditions = self._teacher_conditions()
         self.known = self._known() if config.background_weight else []
         self.step = 0
@@ -100,7 +100,7 @@ class Terms:
         """What the frozen base is told: the same words with the class in the token's place."""
         texts = {template.format(v.words("class")) for v in self.views for template in TEMPLATES}
         with torch.no_grad():
-            return {text: self.stack.encode([text]) for text in sorted(texts)}
+            return {text: self.model.encode([text]) for text in sorted(texts)}
 
     def _known(self) -> list[dict[str, Known]]:
         """For each subset of the objects and each template, what the frozen base sees in noised views; before any layer learns.
@@ -118,11 +118,11 @@ class Terms:
                 words = self.teacher_conditions[template.format(v.words("class"))]
                 with torch.no_grad():
                     parts = [
-                        self.stack.predict(z, s, words.expand(len(z), -1, -1)).float()
+                        self.model.predict(z, s, words.expand(len(z), -1, -1)).float()
                         for z, s in zip(z_t.split(size), t.split(size), strict=True)
                     ]
                 known[template] = Known(
-                    rows, z_t, t, aim, finite_checks.checked("denoiser", self.stack.dtype, torch.cat(parts))
+                    rows, z_t, t, aim, finite_checks.checked("denoiser", self.model.dtype, torch.cat(parts))
                 )
             found.append(known)
         return found
@@ -135,7 +135,7 @@ class Terms:
             fixed = self.fixed_rows(k)
             words = self.condition(fixed.prompt)
             parts = [
-                self.stack.predict(a, b, words.expand(len(a), -1, -1)).float()
+                self.model.predict(a, b, words.expand(len(a), -1, -1)).float()
                 for a, b in zip(fixed.z_t.split(size), fixed.t.split(size), strict=True)
             ]
             found.append(self.lost(fixed, torch.cat(parts)))
@@ -143,13 +143,13 @@ class Terms:
 
     def fixed_rows(self, k: int) -> Seen:
         """What `fixed_loss` looks at of the k-th object."""
-        v, g, stack = self.views[k], torch.Generator().manual_seed(0), self.stack
+        v, g, model = self.views[k], torch.Generator().manual_seed(0), self.model
         rows = torch.arange(FIXED) % len(v.latents)
         rows[FIXED // 2 :] = 0
         z = v.latents[rows]
         eps = torch.randn(z.shape, generator=g).to(z)
-        t = ((torch.arange(FIXED) * 7 % FIXED + 0.5) / FIXED * stack.levels).long()
-        z_t, aim = stack.noised(z, eps, t)
+        t = ((torch.arange(FIXED) * 7 % FIXED + 0.5) / FIXED * model.levels).long()
+        z_t, aim = model.noised(z, eps, t)
         return Seen(v, rows, PROMPT.format(v.words("token")), z_t, t, aim, None, None)
 
     def lost(self, seen: Seen, pred: Tensor) -> float:
@@ -163,7 +163,7 @@ class Terms:
             with self.watched(
                 self.config.batch
             ) as recorder:  # the backward pass too: it may compute the same layers again
-                pred = self.stack.predict(*one.given).float()
+                pred = self.model.predict(*one.given).float()
                 if recorder is not None:
                     recorder.over = True
                 yield one.terms(pred, recorder)
@@ -226,7 +226,7 @@ class Terms:
 
     def watched(self, rows: int) -> contextlib.AbstractContextManager[attention.Recorder | None]:
         """Inside, where words look is recorded for the first rows, if a term needs it."""
-        return attention.recorded(self.stack, rows) if self.config.attention_weight else contextlib.nullcontext()
+        return attention.recorded(self.model, rows) if self.config.attention_weight else contextlib.nullcontext()
 
     def _rows(self, views: Views, count: int, g: torch.Generator) -> Tensor:
         """Which placements: any, and more often the first, which is the photo's own."""
@@ -257,12 +257,12 @@ class Terms:
         if spread is not None:
             z = z + spread * torch.randn(z.shape, generator=g).to(z)
         eps = torch.randn(z.shape, generator=g).to(z)
-        levels = max(1, round(self.config.highest * self.stack.levels))
+        levels = max(1, round(self.config.highest * self.model.levels))
         if self.config.timesteps == "uniform":
             t = torch.randint(levels, (len(z),), generator=g)
         else:
-            t = self.stack.family.timesteps(len(z), levels, g)
-        z_t, aim = self.stack.noised(z, eps, t)
+            t = self.model.family.timesteps(len(z), levels, g)
+        z_t, aim = self.model.noised(z, eps, t)
         return z_t, t, aim
 
     def _class_rows(self, subject: Subject, count: int, g: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -294,7 +294,7 @@ class Terms:
         """A prompt's condition (1, rows, d) with the tokens as they are now; `own`: what the text encoder says of it, where it was asked."""
         self.place()
         if self.config.context == "own":
-            return self.stack.encode([self.words.expand(prompt)]) if own is None else own
+            return self.model.encode([self.words.expand(prompt)]) if own is None else own
         return self.words.in_context(
             prompt, self.classes, own, self.teacher_conditions[in_class_words(prompt, self.classes)]
         )

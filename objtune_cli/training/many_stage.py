@@ -20,17 +20,17 @@ from objtune_cli.training import load_subjects, unfinished_runs
 from objtune_cli.training import stage as train
 from objtune_cli.training.stage import SAVE_EVERY, Work
 from objtune_cli.workflow import class_words
-from objtune_cli.workflow.context import Context, Done
+from objtune_cli.workflow.context import StageContext, StageResult
 
 if TYPE_CHECKING:
-    from objtune_cli.models.base_model import Stack
+    from objtune_cli.models.base_model import BaseModel
     from objtune_cli.training.self_evaluation import Judge
     from objtune_cli.training.trainer import Trainer
 
 
 def run(
-    ctx: Context, photos: list[list[Ref]], config: Train, embedding: Embed, prior: Prior, *, preview: bool = True
-) -> list[Done]:
+    ctx: StageContext, photos: list[list[Ref]], config: Train, embedding: Embed, prior: Prior, *, preview: bool = True
+) -> list[StageResult]:
     """One adapter for the objects of each photo, in that order; each is what a command of its own would make, up to rounding.
 
     Raises:
@@ -50,10 +50,12 @@ def run(
     for work in works:
         if ctx.force or artifacts.existing(ctx.root, work.record) is None:
             unfinished_runs.announce(ctx, work.record)
-    stack = train.opened(ctx, configs[0])
-    keys = [train.run_key(work, stack) for work in works]
+    model = train.opened(ctx, configs[0])
+    keys = [train.run_key(work, model) for work in works]
     state = _state(ctx, "beside/" + "/".join(keys))
-    done: dict[int, Done] = {i: d for i, work in enumerate(works) if (d := ctx.reuse(work.record, computed=True))}
+    done: dict[int, StageResult] = {
+        i: d for i, work in enumerate(works) if (d := ctx.reuse(work.record, computed=True))
+    }
     if len(works) - len(done) > 1 or state.file.exists():
         with contextlib.ExitStack() as held:
             for key in keys:  # one at work on any of them alone is in our way
@@ -61,17 +63,17 @@ def run(
             held.enter_context(state.locked())
             room = held.enter_context(Room(ctx.project))
             done |= _Company(
-                ctx, stack, works, configs, state, room
+                ctx, model, works, configs, state, room
             ).run()  # of which the given stack is the first lane's
             state.discard()
-    del stack  # what comes next opens its own
+    del model  # what comes next opens its own
     left = [i for i in range(len(works)) if i not in done]
     done |= {i: train.alone(ctx, works[i], configs[i]) for i in left}
     return ctx.side_by_side([partial(train.shown, ctx, done[i], work, preview=preview) for i, work in enumerate(works)])
 
 
 def _described(
-    ctx: Context, photos: list[list[Ref]], configs: list[Train], embedding: Embed, prior: Prior
+    ctx: StageContext, photos: list[list[Ref]], configs: list[Train], embedding: Embed, prior: Prior
 ) -> list[Work]:
     """What is to be made of each photo, the stages before it done; the prior of a class once, however many photos have it."""
     starts = ctx.side_by_side([partial(train.started, ctx, sources, embedding) for sources in photos])
@@ -84,7 +86,7 @@ def _described(
     ]
 
 
-def _state(ctx: Context, key: str) -> RunState:
+def _state(ctx: StageContext, key: str) -> RunState:
     return RunState(ctx.project, train.state_key(key))
 
 
@@ -102,7 +104,13 @@ class _Company:
     """Those of the works that are not made yet, in step."""
 
     def __init__(
-        self, ctx: Context, stack: "Stack", works: list[Work], configs: list[Train], state: RunState, room: Room
+        self,
+        ctx: StageContext,
+        model: "BaseModel",
+        works: list[Work],
+        configs: list[Train],
+        state: RunState,
+        room: Room,
     ) -> None:
         import torch
 
@@ -114,17 +122,17 @@ class _Company:
         asked = [
             i for i, work in enumerate(works) if (i in begun if begun else not ctx.reuse(work.record, computed=True))
         ]
-        self.computed = train.computed(stack)
+        self.computed = train.computed(model)
         if not kept and state.file.exists():
             ctx.report.note(f"the saved state {state.file} is damaged: the runs begin anew")
         for i in [] if kept else asked:
             unfinished_runs.announce_key(ctx, works[i].record, state.key, self.computed)
         ctx.report.note(f"drawing placements of {len(asked)} photos' objects")
         count = cpu.lanes(len(works)) if ctx.parted() else 1
-        stacks = [stack, *(train.opened(ctx, configs[0]) for _ in range(1, count))]
+        models = [model, *(train.opened(ctx, configs[0]) for _ in range(1, count))]
         shared = [
             partial(self._lane, own, {i: works[i] for i in asked if i % count == k}, configs)
-            for k, own in enumerate(stacks)
+            for k, own in enumerate(models)
         ]
         self.members = sorted((m for lane in ctx.side_by_side(shared) for m in lane), key=lambda m: m.number)
         for m in (
@@ -135,29 +143,29 @@ class _Company:
             ctx.report.note(f"goes on at step {max(m.trainer.step for m in self.members)}")
         room.hold(self._most() * (1 if kept else 2))
 
-    def _lane(self, stack: "Stack", works: dict[int, Work], configs: list[Train]) -> list[_Member]:
+    def _lane(self, model: "BaseModel", works: dict[int, Work], configs: list[Train]) -> list[_Member]:
         """Those that are learned on one stack."""
         from objtune_cli.training.trainer import Trainer
 
         ctx = self.ctx
         learning = {i: load_subjects.of(ctx, work.starts) for i, work in works.items()}
         everyone = [s for own in learning.values() for s in own]
-        judge = train.judge_of(ctx, stack, everyone) if configs[0].scores == "shown" and everyone else None
+        judge = train.judge_of(ctx, model, everyone) if configs[0].scores == "shown" and everyone else None
         found = []
         for i, work in works.items():
             ctx.check_stopped()
-            class_words.check_length(stack, [s.class_word for s in learning[i]], sum(s.learned for s in learning[i]))
-            trainer = Trainer(stack, learning[i], train.priors_of(ctx, work), configs[i], f"beside{i}")
+            class_words.check_length(model, [s.class_word for s in learning[i]], sum(s.learned for s in learning[i]))
+            trainer = Trainer(model, learning[i], train.priors_of(ctx, work), configs[i], f"beside{i}")
             found.append(_Member(i, work, trainer, judge))
         return found
 
-    def run(self) -> dict[int, Done]:
+    def run(self) -> dict[int, StageResult]:
         """Steps of all until each has come to its own end; what ends is published at once.
 
         Raises:
             GateError: One or more diverged; says which. Stopped: a signal came; the state is saved.
         """
-        done: dict[int, Done] = {}
+        done: dict[int, StageResult] = {}
         failed: list[tuple[_Member, GateError]] = []
         while True:
             ended = [m for m in self.members if m.trainer.finished]
@@ -200,16 +208,18 @@ class _Company:
                 signum, f"stopped at step {step} of {total}, state saved", "the same command goes on from there"
             )
 
-    def _end(self, ended: list[_Member], done: dict[int, Done], failed: list[tuple[_Member, GateError]]) -> None:
+    def _end(self, ended: list[_Member], done: dict[int, StageResult], failed: list[tuple[_Member, GateError]]) -> None:
         """Publish those at their end, a lane beside the other: a stack draws the pictures of one at a time."""
         lanes: dict[int, list[_Member]] = {}
         for m in ended:
             self.members.remove(m)
-            lanes.setdefault(id(m.trainer.stack), []).append(m)
+            lanes.setdefault(id(m.trainer.model), []).append(m)
         with self.room.lent(self._most()):
             self.ctx.side_by_side([partial(self._published, lane, done, failed) for lane in lanes.values()])
 
-    def _published(self, lane: list[_Member], done: dict[int, Done], failed: list[tuple[_Member, GateError]]) -> None:
+    def _published(
+        self, lane: list[_Member], done: dict[int, StageResult], failed: list[tuple[_Member, GateError]]
+    ) -> None:
         for m in lane:
             m.trainer.settle()
             self.ctx.report.note(f"{m.work.record.name} has learned")

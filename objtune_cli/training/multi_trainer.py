@@ -32,7 +32,7 @@ def advance(trainers: Sequence[Trainer]) -> dict[Trainer, GateError]:
     """
     lanes: dict[int, list[Trainer]] = {}
     for t in trainers:
-        lanes.setdefault(id(t.stack), []).append(t)
+        lanes.setdefault(id(t.model), []).append(t)
     failed: dict[Trainer, GateError] = {}
     for found in cpu.side_by_side([partial(_together, lane) for lane in lanes.values()]):
         failed |= found
@@ -45,7 +45,7 @@ def _together(trainers: Sequence[Trainer]) -> dict[Trainer, GateError]:
     return _ended(
         trainers,
         memory_savings.fitting(
-            trainers[0].stack, partial(_pulled, trainers), auto=trainers[0].config.checkpointing == "auto"
+            trainers[0].model, partial(_pulled, trainers), auto=trainers[0].config.checkpointing == "auto"
         ),
     )
 
@@ -65,7 +65,7 @@ def _pulled(trainers: Sequence[Trainer]) -> list[dict[str, Tensor]]:
             _acting(trainers, each),
             watching.watched(len(z_t)) as looked,
         ):  # the backward pass too: it may compute the same layers again
-            pred = trainers[0].stack.predict(z_t, levels, condition).float()
+            pred = trainers[0].model.predict(z_t, levels, condition).float()
             if looked is not None:
                 looked.over = True
             found = [
@@ -109,7 +109,7 @@ def _measure(due: Sequence[Trainer]) -> None:
 
 def _fixed_losses(due: Sequence[Trainer], k: int) -> list[float]:
     """Of the k-th object of each."""
-    fixed, size, stack = [t.fixed_rows(k) for t in due], math.gcd(FIXED, max(1, due[0].config.batch)), due[0].stack
+    fixed, size, model = [t.fixed_rows(k) for t in due], math.gcd(FIXED, max(1, due[0].config.batch)), due[0].model
     words = torch.cat([w.expand(size, -1, -1) for w in _encoded(due, [f.prompt for f in fixed])])
     parts = []
     with _acting(due, size):
@@ -118,7 +118,7 @@ def _fixed_losses(due: Sequence[Trainer], k: int) -> list[float]:
                 torch.cat([x[at : at + size] for x in column])
                 for column in ([f.z_t for f in fixed], [f.t for f in fixed])
             )
-            parts.append(stack.predict(z, levels, words).float().unflatten(0, (len(due), size)))
+            parts.append(model.predict(z, levels, words).float().unflatten(0, (len(due), size)))
     pred = torch.cat(parts, dim=1)
     return [t.lost(f, pred[i]) for i, (t, f) in enumerate(zip(due, fixed, strict=True))]
 
@@ -133,7 +133,7 @@ def _encoded(trainers: Sequence[Trainer], prompts: list[str]) -> tuple[Tensor, .
         if trainers[0].config.context == "own"
         else max(t.words.reach([prompt]) for t, prompt in zip(trainers, prompts, strict=True))
     )
-    own = trainers[0].stack.encode(texts, first).split(1)
+    own = trainers[0].model.encode(texts, first).split(1)
     return tuple(t.condition(prompt, said) for t, prompt, said in zip(trainers, prompts, own, strict=True))
 
 
@@ -141,7 +141,7 @@ def _encoded(trainers: Sequence[Trainer], prompts: list[str]) -> tuple[Tensor, .
 def _acting(trainers: Sequence[Trainer], each: int) -> Iterator[None]:
     """Inside, rows belong to the trainers in turn, `each` to each; where no layer learns there is nothing to part."""
     with (
-        batched.apart(trainers[0].stack, [t.name for t in trainers], each)
+        batched.apart(trainers[0].model, [t.name for t in trainers], each)
         if trainers[0].lora
         else contextlib.nullcontext()
     ):

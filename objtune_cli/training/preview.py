@@ -7,12 +7,12 @@ from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record
 from objtune_cli.training import load_subjects
 from objtune_cli.workflow import trained_objects
-from objtune_cli.workflow.context import Context, keep_picture
+from objtune_cli.workflow.context import StageContext, keep_picture
 
 PLACES = ("on the beach", "in the snow", "at night", "in the desert")
 
 
-def draw(ctx: Context, record: Record, starts: list[Record]) -> Path:
+def draw(ctx: StageContext, record: Record, starts: list[Record]) -> Path:
     """Photo, the objects in scenes they were not in, and their class as the base still draws it."""
     import torch
 
@@ -25,23 +25,23 @@ def draw(ctx: Context, record: Record, starts: list[Record]) -> Path:
         trained_objects.Named(name, record, artifacts.sha256(record.ref.path(ctx.root))) for name in record.objects
     ]
     weights = {item.name: trained_objects.tensors(ctx, item) for item in found}
-    stack = ctx.stack()
-    words = trained_objects.add_words(stack, found, weights)
-    layers.load(stack, weights[found[0].name])
+    model = ctx.load_base_model()
+    words = trained_objects.add_words(model, found, weights)
+    layers.load(model, weights[found[0].name])
     subject = load_subjects.subject(ctx, starts[-1], load_subjects.hidden(ctx, starts[-1:]))
     photo, _ = augmentation.views(
-        subject.picture, subject.mask, subject.ground, 1, stack.size, torch.Generator().manual_seed(0)
+        subject.picture, subject.mask, subject.ground, 1, model.size, torch.Generator().manual_seed(0)
     )
     named = " and ".join(f"<{item.name}>" for item in found)
     plain = " and ".join(f"a {word}" for word in record.objects.values())
     prompts = [words.expand(f"a photo of {named} {place}") for place in PLACES] + [f"a photo of {plain} {PLACES[0]}"]
-    shown, step, size = [photo], ctx.progress("preview"), at_once(stack.size, stack.size)
+    shown, step, size = [photo], ctx.progress("preview"), at_once(model.size, model.size)
     for at in range(0, len(prompts), size):
         part = prompts[at : at + size]
         latents = sampling.sample(
-            stack, part, "", list(range(at, at + len(part))), **ctx.base.drawn(), **ctx.base.of_objects()
+            model, part, "", list(range(at, at + len(part))), **ctx.base.drawn(), **ctx.base.of_objects()
         )
-        shown.append(stack.to_picture(latents).cpu())
+        shown.append(model.to_picture(latents).cpu())
         step(at + len(part), len(prompts))
     rgb = sampling.to_uint8(torch.cat(shown)).numpy()
     flat = sum(png.is_one_colour(picture) for picture in rgb[1:])

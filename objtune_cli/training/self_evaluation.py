@@ -14,7 +14,7 @@ from torch import Tensor
 
 from objtune_cli.composition.presence import ROOM, framed
 from objtune_cli.generation.sampling import sample
-from objtune_cli.models.base_model import Stack
+from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.clip import MEAN, Towers
 from objtune_cli.models.placeholders import Placeholders
 from objtune_cli.models.prompts import with_article
@@ -59,7 +59,7 @@ class Judge:
 
     def __init__(
         self,
-        stack: Stack,
+        model: BaseModel,
         towers: Towers,
         subjects: Sequence[Subject],
         drawn: Mapping[str, Any],
@@ -67,7 +67,7 @@ class Judge:
         of_objects: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         """`drawn`: guidance and its noise level, as `sampling.sample` takes them; `of_objects`: what is drawn of objects alone takes too. `on_step`: called at every sampling step."""
-        self.stack, self.towers, self.subjects = stack, towers, list(subjects)
+        self.model, self.towers, self.subjects = model, towers, list(subjects)
         self.drawn, self.of_objects = {**drawn, "steps": STEPS, "on_step": on_step}, of_objects
         self.seeds = [FIRST_SEED + i for i in range(len(SCENES))]
         words = {s.class_word for s in subjects}
@@ -99,7 +99,7 @@ class Judge:
         picture = (subject.picture + 1) / 2
         own = known_by(self.towers, picture, subject.mask)
         g = torch.Generator().manual_seed(0)
-        placed, _ = augmentation.views(subject.picture, subject.mask, subject.ground, PLACEMENTS, self.stack.size, g)
+        placed, _ = augmentation.views(subject.picture, subject.mask, subject.ground, PLACEMENTS, self.model.size, g)
         plain = self.plain[subject.class_word]
         photo = coarse(placed[:1])[0]
         return Known(
@@ -122,7 +122,7 @@ class Judge:
     def _follows(self, class_word: str, shown: Tensor) -> float:
         """Share of pictures whose scene is the nearest of all scenes, in the class's words."""
         with torch.no_grad():
-            told = self.towers.texts(self.stack, [self._plain_words(class_word, scene) for scene in SCENES])
+            told = self.towers.texts(self.model, [self._plain_words(class_word, scene) for scene in SCENES])
         nearest = (self._vectors(shown) @ told.T).argmax(dim=1)
         return float((nearest.cpu() == torch.arange(len(SCENES))).float().mean())
 
@@ -135,7 +135,7 @@ class Judge:
     def _pictures(self, prompts: list[str], **more: Any) -> Tensor:
         """(N, 3, H, W) in [-1, 1], always from the same noise; nobody looks at them while they are drawn."""
         self.towers.rest()
-        return self.stack.to_picture(sample(self.stack, prompts, "", self.seeds, **self.drawn, **more))
+        return self.model.to_picture(sample(self.model, prompts, "", self.seeds, **self.drawn, **more))
 
     def _vectors(self, pictures: Tensor) -> Tensor:
         return self.towers.pictures((pictures + 1) / 2)

@@ -22,10 +22,10 @@ from objtune_cli.training import load_subjects as subjects
 from objtune_cli.training import preview as preview_stage
 from objtune_cli.training import unfinished_runs
 from objtune_cli.workflow import class_words
-from objtune_cli.workflow.context import Context, Done
+from objtune_cli.workflow.context import StageContext, StageResult
 
 if TYPE_CHECKING:
-    from objtune_cli.models.base_model import Stack
+    from objtune_cli.models.base_model import BaseModel
     from objtune_cli.runtime.distributed import Team
     from objtune_cli.training.self_evaluation import Judge
     from objtune_cli.training.subjects import Subject
@@ -45,8 +45,8 @@ class Work:
 
 
 def run(
-    ctx: Context, sources: list[Ref], config: Train, embedding: Embed, prior: Prior, *, preview: bool = True
-) -> Done:
+    ctx: StageContext, sources: list[Ref], config: Train, embedding: Embed, prior: Prior, *, preview: bool = True
+) -> StageResult:
     """Train one adapter for all objects that `sources` (masks or embeddings) name.
 
     Raises:
@@ -61,7 +61,7 @@ def run(
     return shown(ctx, done or alone(ctx, work, config), work, preview=preview)
 
 
-def checked(ctx: Context, config: Train, objects: int = 1) -> Train:
+def checked(ctx: StageContext, config: Train, objects: int = 1) -> Train:
     """The settings with what suits the base and the number of objects.
 
     Raises:
@@ -86,7 +86,7 @@ def checked(ctx: Context, config: Train, objects: int = 1) -> Train:
     return config
 
 
-def described(ctx: Context, sources: list[Ref], config: Train, embedding: Embed, prior: Prior) -> Work:
+def described(ctx: StageContext, sources: list[Ref], config: Train, embedding: Embed, prior: Prior) -> Work:
     """What is to be made of the sources, the stages before it done."""
     given = [artifacts.read_record(ctx.root, ref) for ref in sources]
     for record in given:
@@ -111,13 +111,13 @@ def described(ctx: Context, sources: list[Ref], config: Train, embedding: Embed,
     return Work(Record("adapter", name, named, inputs, identifying(config), ctx.base.record()), records, made)
 
 
-def _priors(ctx: Context, words: list[str], prior: Prior) -> dict[str, Ref]:
+def _priors(ctx: StageContext, words: list[str], prior: Prior) -> dict[str, Ref]:
     """The priors of classes, by class word."""
     with ctx.first():
         return {word: prior_stage.run(ctx, word, prior).ref for word in words}
 
 
-def started(ctx: Context, sources: list[Ref], embedding: Embed) -> list[Record]:
+def started(ctx: StageContext, sources: list[Ref], embedding: Embed) -> list[Record]:
     """The embeddings of masks and embeddings of one photo.
 
     Raises:
@@ -131,7 +131,7 @@ def started(ctx: Context, sources: list[Ref], embedding: Embed) -> list[Record]:
     return records
 
 
-def shown(ctx: Context, done: Done, work: Work, *, preview: bool) -> Done:
+def shown(ctx: StageContext, done: StageResult, work: Work, *, preview: bool) -> StageResult:
     """The result with its sheet of samples, if one is wanted."""
     if preview and not done.images and leads(ctx.team()):
         try:
@@ -158,15 +158,15 @@ def suited(config: Train, own: Mapping[str, Any], objects: int = 1) -> Train:
     return replace(config, stop=stop, **filled)
 
 
-def alone(ctx: Context, work: Work, config: Train) -> Done:
+def alone(ctx: StageContext, work: Work, config: Train) -> StageResult:
     """One adapter by a run of its own."""
     from objtune_cli.training import trainer as training
 
     learning = subjects.of(ctx, work.starts)
-    stack = opened(ctx, config)
-    class_words.check_length(stack, [s.class_word for s in learning], sum(s.learned for s in learning))
-    state = RunState(ctx.project, state_key(run_key(work, stack)))
-    team = stack.team
+    model = opened(ctx, config)
+    class_words.check_length(model, [s.class_word for s in learning], sum(s.learned for s in learning))
+    state = RunState(ctx.project, state_key(run_key(work, model)))
+    team = model.team
     with contextlib.ExitStack() as held:
         if leads(team):
             held.enter_context(state.locked())
@@ -175,12 +175,12 @@ def alone(ctx: Context, work: Work, config: Train) -> Done:
         if done:
             return done
         if leads(team) and not state.file.exists():
-            unfinished_runs.announce_key(ctx, work.record, state.key, computed(stack))
+            unfinished_runs.announce_key(ctx, work.record, state.key, computed(model))
         ctx.report.note("drawing placements of the object")
-        judge = judge_of(ctx, stack, learning) if config.scores == "shown" and leads(team) else None
+        judge = judge_of(ctx, model, learning) if config.scores == "shown" and leads(team) else None
         if judge is not None and config.idle == "leaves":
             judge.towers.rest()
-        trainer = training.Trainer(stack, learning, priors_of(ctx, work), config)
+        trainer = training.Trainer(model, learning, priors_of(ctx, work), config)
         kept = state.load()
         if kept is None and state.file.exists():
             ctx.report.note(f"the saved state {state.file} is damaged: the run begins anew")
@@ -194,7 +194,7 @@ def alone(ctx: Context, work: Work, config: Train) -> Done:
         _loop(ctx, work, trainer, state, room)
         if team is not None and not team.leads:
             team.together()
-            return Done(ctx.find(work.record, computed=True) or work.record.ref, True)
+            return StageResult(ctx.find(work.record, computed=True) or work.record.ref, True)
         room.free()
         done = published(ctx, work, trainer, judge)
         state.discard()
@@ -208,25 +208,25 @@ def leads(team: "Team | None") -> bool:
     return team is None or team.leads
 
 
-def opened(ctx: Context, config: Train) -> "Stack":
+def opened(ctx: StageContext, config: Train) -> "BaseModel":
     """The base, ready to be trained in as little memory as the settings ask for."""
     from objtune_cli.models import memory_savings
 
-    stack = ctx.stack(train=True)
-    memory_savings.lighten(stack, checkpointing=config.checkpointing == "on", quantised=config.quantised)
-    return stack
+    model = ctx.load_base_model(train=True)
+    memory_savings.lighten(model, checkpointing=config.checkpointing == "on", quantised=config.quantised)
+    return model
 
 
-def run_key(work: Work, stack: "Stack") -> str:
+def run_key(work: Work, model: "BaseModel") -> str:
     """What steps depend on, to the bit: a state of another key is no state of this run."""
-    return f"{work.record.identity()}/{computed(stack)}"
+    return f"{work.record.identity()}/{computed(model)}"
 
 
-def computed(stack: "Stack") -> str:
+def computed(model: "BaseModel") -> str:
     """Device, number formats, threads and version of torch: what last digits of sums depend on."""
     import torch
 
-    formats = f"{stack.device.type}/{stack.dtype}/{next(stack.unet.parameters()).dtype}"
+    formats = f"{model.device.type}/{model.dtype}/{next(model.denoiser.parameters()).dtype}"
     return f"{formats}/{torch.get_num_threads()}/{torch.__version__}"
 
 
@@ -235,7 +235,7 @@ def state_key(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def priors_of(ctx: Context, work: Work) -> dict[str, Any]:
+def priors_of(ctx: StageContext, work: Work) -> dict[str, Any]:
     """The tensors of the classes' priors, by class word."""
     import torch
 
@@ -245,7 +245,7 @@ def priors_of(ctx: Context, work: Work) -> dict[str, Any]:
     }
 
 
-def published(ctx: Context, work: Work, trainer: "Trainer", judge: "Judge | None") -> Done:
+def published(ctx: StageContext, work: Work, trainer: "Trainer", judge: "Judge | None") -> StageResult:
     """The adapter of a trainer that has taken its steps.
 
     Raises:
@@ -256,20 +256,20 @@ def published(ctx: Context, work: Work, trainer: "Trainer", judge: "Judge | None
     from objtune_cli.lora import layers
     from objtune_cli.models import placeholders
 
-    tensors: dict[str, Any] = layers.tensors(trainer.stack, trainer.name)
+    tensors: dict[str, Any] = layers.tensors(trainer.model, trainer.name)
     for name, rows in trainer.tokens().items():
-        tensors |= placeholders.stored(rows, trainer.stack.widths, placeholders.learned_names(name))
+        tensors |= placeholders.stored(rows, trainer.model.widths, placeholders.learned_names(name))
     metrics = {k: round(v, 6) for k, v in trainer.mean.items()} | {"steps": trainer.step}
     if not all(bool(torch.isfinite(v).all()) for v in tensors.values()):
         raise trainer.describe_failure("a weight is not finite")
     if judge is not None:
-        layers.activate(trainer.stack, [trainer.name] if trainer.lora else [])
+        layers.activate(trainer.model, [trainer.name] if trainer.lora else [])
         metrics |= _scores(ctx, trainer, judge)
-    ref = artifacts.publish(ctx.root, replace(work.record, metrics=metrics, tools=ctx.tools(trainer.stack)), tensors)
-    return Done(ref, False, [], metrics)
+    ref = artifacts.publish(ctx.root, replace(work.record, metrics=metrics, tools=ctx.tools(trainer.model)), tensors)
+    return StageResult(ref, False, [], metrics)
 
 
-def judge_of(ctx: Context, stack: "Stack", subjects: list["Subject"]) -> "Judge | None":
+def judge_of(ctx: StageContext, model: "BaseModel", subjects: list["Subject"]) -> "Judge | None":
     """Who looks at the run's own pictures; nobody where the base has no image tower."""
     from objtune_cli.models import clip
     from objtune_cli.training.self_evaluation import Judge
@@ -280,8 +280,8 @@ def judge_of(ctx: Context, stack: "Stack", subjects: list["Subject"]) -> "Judge 
         "object_below": ctx.base.object_below()
     }  # as the pictures that come later; the words around the object would cost two rows a picture
     return Judge(
-        stack,
-        clip.load(ctx.base.image_tower, stack),
+        model,
+        clip.load(ctx.base.image_tower, model),
         subjects,
         ctx.base.drawn(),
         lambda done, total: ctx.check_stopped(),
@@ -293,7 +293,7 @@ COPIED, DRIFTED, UNLIKE, LOST = 0.4, 0.25, 0.4, 0.7
 """Scores from which a person should know: copy and drift above, identity and prompt below."""
 
 
-def _scores(ctx: Context, trainer: "Trainer", judge: "Judge") -> dict[str, float]:
+def _scores(ctx: StageContext, trainer: "Trainer", judge: "Judge") -> dict[str, float]:
     """The scores, said in words too, with what to change where one is bad; none where a picture is not finite."""
     names = list(trainer.learned)
     among = f"{' '.join(names)}: " if trainer.name != "default" else ""  # others stand beside it
@@ -338,11 +338,11 @@ def _most(trainer: "Trainer") -> int:
     return trainer.size() + SLACK
 
 
-def _loop(ctx: Context, work: Work, trainer: "Trainer", state: RunState, room: Room) -> None:
+def _loop(ctx: StageContext, work: Work, trainer: "Trainer", state: RunState, room: Room) -> None:
     """Take the remaining steps, saving from time to time and when a signal comes."""
     from objtune_cli.training import trainer as training
 
-    saved, team = time.monotonic(), trainer.stack.team
+    saved, team = time.monotonic(), trainer.model.team
 
     def on_step(step: int) -> None:
         nonlocal saved
@@ -354,7 +354,7 @@ def _loop(ctx: Context, work: Work, trainer: "Trainer", state: RunState, room: R
         )  # what comes after the last step may be stopped too
         if leads(team) and due:
             with room.lent(_most(trainer)):
-                state.about = unfinished_runs.about([(work.record, trainer)], computed(trainer.stack))
+                state.about = unfinished_runs.about([(work.record, trainer)], computed(trainer.model))
                 state.save(trainer.state())
             saved = time.monotonic()
         if signum:

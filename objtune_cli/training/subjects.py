@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from objtune_cli.config.sections import Train
-from objtune_cli.models.base_model import Stack
+from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.prompts import with_article
 from objtune_cli.numerics import augmentation, ddpm
 from objtune_cli.numerics.masks import to_latent
@@ -65,14 +65,14 @@ def subsets(subjects: list[Subject]) -> list[tuple[Subject, ...]]:
     return [c for n in sizes for c in itertools.combinations(subjects, n)]
 
 
-def views(stack: Stack, members: tuple[Subject, ...], config: Train) -> Views:
+def views(model: BaseModel, members: tuple[Subject, ...], config: Train) -> Views:
     """Draw the placements of a subset and encode them once."""
     each = torch.stack([s.mask for s in members])
     g = ddpm.step_generator(config.seed, 0xFFFFFFFF)
     scale = TOGETHER if len(members) > 1 else augmentation.SCALE
     pictures, masks = augmentation.views(
-        members[0].picture, each.amax(0), members[0].ground, config.views, stack.size, g, scale, each
+        members[0].picture, each.amax(0), members[0].ground, config.views, model.size, g, scale, each
     )
-    latents, spread = (found.to(stack.device) for found in stack.posterior(pictures))
-    masks = to_latent(masks, (latents.shape[-2], latents.shape[-1])).to(stack.device)
+    latents, spread = (found.to(model.device) for found in model.posterior(pictures))
+    masks = to_latent(masks, (latents.shape[-2], latents.shape[-1])).to(model.device)
     return Views(members, latents, masks[:, :1], masks[:, 1:], spread if config.latents == "sample" else None)

@@ -15,7 +15,7 @@ from objtune_cli.config.sections import Train
 from objtune_cli.errors import GateError
 from objtune_cli.lora import layers
 from objtune_cli.models import adapter_state, finite_checks, memory_savings
-from objtune_cli.models.base_model import Stack
+from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.placeholders import Placeholders
 from objtune_cli.models.prompts import PROMPT
 from objtune_cli.numerics import ddpm
@@ -38,16 +38,16 @@ class Trainer(Terms):
 
     def __init__(
         self,
-        stack: Stack,
+        model: BaseModel,
         subjects: list[Subject],
         priors: Mapping[str, Mapping[str, Tensor]],
         config: Train,
         name: str = "default",
     ) -> None:
         """`name`: of its LoRA on the stack, which may hold others' too."""
-        super().__init__(stack, subjects, priors, config)
+        super().__init__(model, subjects, priors, config)
         self.name = name
-        self.lora = layers.add(stack, config.rank, config.modules, config.seed, name, config.blocks)
+        self.lora = layers.add(model, config.rank, config.modules, config.seed, name, config.blocks)
         scale = float(torch.stack([n.mean() for n in self.norms.values()]).mean())
         tokens = {"params": list(self.learned.values()), "lr": config.token_lr * scale, "weight_decay": 0.0}
         groups = [tokens, {"params": self.lora, "lr": config.lr, "weight_decay": 0.01}]
@@ -65,7 +65,7 @@ class Trainer(Terms):
         self.mean = {name: 0.0 for name, weight in self.weights.items() if weight}
         """Running means of the loss terms in use."""
         if config.idle == "leaves":
-            stack.rest()
+            model.rest()
         cpu.give_back()
 
     def _rate(self) -> float:
@@ -93,9 +93,9 @@ class Trainer(Terms):
         """
         if self.plateau is not None and self.plateau.due(self.step):
             self.plateau.add(self._steady_loss())
-        terms = memory_savings.fitting(self.stack, self._pulled, auto=self.config.checkpointing == "auto")
-        if self.stack.team is not None:
-            self.stack.team.add_up(self._params())
+        terms = memory_savings.fitting(self.model, self._pulled, auto=self.config.checkpointing == "auto")
+        if self.model.team is not None:
+            self.model.team.add_up(self._params())
         self.end(terms)
 
     def _pulled(self) -> dict[str, Tensor]:
@@ -147,13 +147,13 @@ class Trainer(Terms):
 
     def describe_failure(self, what: str) -> GateError:
         """The error for values that are not finite: of the base, where it alone gives such values for this photo, else of what was learned."""
-        stack, fixed = self.stack, self.fixed_rows(0)
+        model, fixed = self.model, self.fixed_rows(0)
         words = self.teacher_conditions[PROMPT.format(fixed.views.words("class"))]
-        with torch.no_grad(), adapter_state.asleep(stack):
-            alone = [stack.predict(z[None], t[None], words) for z, t in zip(fixed.z_t, fixed.t, strict=True)]
+        with torch.no_grad(), adapter_state.asleep(model):
+            alone = [model.predict(z[None], t[None], words) for z, t in zip(fixed.z_t, fixed.t, strict=True)]
         if not finite_checks.is_finite(torch.cat(alone)):
-            return finite_checks.describe_failure("denoiser", stack.dtype)
-        half = next(stack.unet.parameters()).dtype in finite_checks.HALF
+            return finite_checks.describe_failure("denoiser", model.dtype)
+        half = next(model.denoiser.parameters()).dtype in finite_checks.HALF
         if self.step == 0:  # no rate has acted yet
             return GateError(
                 f"training cannot begin: {what} before anything was learned",
@@ -201,7 +201,7 @@ class Trainer(Terms):
         if self.config.token_norm == "kept" and self.config.token == "learned":
             for name, rows in self.learned.items():
                 if rows.requires_grad:  # one that rests does not move by a rounding either
-                    rows.copy_(keep_norm(rows, self.norms[name], self.stack.widths))
+                    rows.copy_(keep_norm(rows, self.norms[name], self.model.widths))
 
     def said(self) -> Placeholders:
         """The words of prompts that say the tokens as they are now."""

@@ -11,7 +11,7 @@ from objtune_cli.store.artifacts import Record
 from objtune_cli.store.checkpoints import Unfinished, unfinished
 from objtune_cli.store.project import Project
 from objtune_cli.store.refs import Ref
-from objtune_cli.workflow.context import Context
+from objtune_cli.workflow.context import StageContext
 
 if TYPE_CHECKING:
     from objtune_cli.training.trainer import Trainer
@@ -33,7 +33,7 @@ def about(runs: "Iterable[tuple[Record, Trainer]]", computed: str) -> dict[str, 
     }
 
 
-def announce(ctx: Context, record: Record) -> None:
+def announce(ctx: StageContext, record: Record) -> None:
     """Say, before a base is opened, what becomes of earlier runs of this object: one with other settings, or of something else, begins anew."""
     for state in unfinished(ctx.project):
         if why := _difference(state, record):
@@ -49,7 +49,7 @@ def announce(ctx: Context, record: Record) -> None:
             )
 
 
-def announce_key(ctx: Context, record: Record, key: str, computed: str) -> None:
+def announce_key(ctx: StageContext, record: Record, key: str, computed: str) -> None:
     """Say that a run of the same settings and inputs begins anew all the same: its steps would have other last digits.
 
     Args:
@@ -67,7 +67,7 @@ def announce_key(ctx: Context, record: Record, key: str, computed: str) -> None:
         )
 
 
-def _say(ctx: Context, state: Unfinished, record: Record, why: str) -> None:
+def _say(ctx: StageContext, state: Unfinished, record: Record, why: str) -> None:
     run = state.runs[record.name]
     ctx.note_once(
         f"{record.kind}/{record.name}: a run of {run['total']} steps is unfinished at {run['step']}; {why}; the command that began it still goes on with it"

@@ -13,9 +13,9 @@ from objtune_cli.errors import InputError, ObjtuneError, UsageError
 from objtune_cli.store import artifacts, refs
 
 if TYPE_CHECKING:
-    from objtune_cli.models.base_model import Stack
+    from objtune_cli.models.base_model import BaseModel
     from objtune_cli.segmentation.from_hints import Target
-    from objtune_cli.workflow.context import Context
+    from objtune_cli.workflow.context import StageContext
 
 FORM = "for example `--class dog`"
 _ARTICLES = re.compile(r"^(?:(?:an?|the|my|your|his|her|its|our|their|this|that|these|those)\s+)+(?=\S)", re.I)
@@ -108,7 +108,7 @@ def nearest(word: str, known: Sequence[str]) -> list[str]:
     return sorted(known, key=distance)
 
 
-def told(ctx: "Context", targets: list["Target"]) -> list["Target"]:
+def told(ctx: "StageContext", targets: list["Target"]) -> list["Target"]:
     """The targets with their class words as the base spells them, where it names the words that it knows: Dogs to dog."""
     known = _known(ctx)
     found = []
@@ -120,7 +120,7 @@ def told(ctx: "Context", targets: list["Target"]) -> list["Target"]:
     return found
 
 
-def check(ctx: "Context", target: "Target", chooses: bool) -> None:
+def check(ctx: "StageContext", target: "Target", chooses: bool) -> None:
     """Say that a base does not know a class; `chooses`: the class word alone says where the object is.
 
     Raises:
@@ -138,13 +138,13 @@ def check(ctx: "Context", target: "Target", chooses: bool) -> None:
     warn(ctx, word)
 
 
-def warn(ctx: "Context", word: str) -> None:
+def warn(ctx: "StageContext", word: str) -> None:
     """Say, once in a command, that the base does not know a class."""
     if ctx.base.words and not match(word, ctx.base.words):
         ctx.note_once(_unknown(ctx, word))
 
 
-def announce_shared(ctx: "Context", target: "Target") -> None:
+def announce_shared(ctx: "StageContext", target: "Target") -> None:
     """Say where the newest mask of a target's name is of another class: `<quan>` in a prompt means the newest adapter."""
     versions = refs.versions(ctx.root, "mask", target.name)
     if not versions:
@@ -157,7 +157,7 @@ def announce_shared(ctx: "Context", target: "Target") -> None:
         )
 
 
-def check_length(stack: "Stack", words: Sequence[str], vectors: int) -> None:
+def check_length(model: "BaseModel", words: Sequence[str], vectors: int) -> None:
     """Refuse classes that do not fit into the sentences of training: what is cut off there would never be learned.
 
     Args:
@@ -169,8 +169,8 @@ def check_length(stack: "Stack", words: Sequence[str], vectors: int) -> None:
     from objtune_cli.models.prompts import PROMPT, with_article
 
     sentence = PROMPT.format(" and ".join(with_article(word) for word in words))
-    count = max(len(tokenizer(sentence).input_ids) for tokenizer in stack.tokenizers) + vectors
-    limit = min(int(tokenizer.model_max_length) for tokenizer in stack.tokenizers)
+    count = max(len(tokenizer(sentence).input_ids) for tokenizer in model.tokenizers) + vectors
+    limit = min(int(tokenizer.model_max_length) for tokenizer in model.tokenizers)
     if count > limit:
         said = " and ".join(map(repr, words))
         more = ", or learn fewer objects together" if len(words) > 1 else ""
@@ -180,13 +180,13 @@ def check_length(stack: "Stack", words: Sequence[str], vectors: int) -> None:
         )
 
 
-def _unknown(ctx: "Context", word: str) -> str:
+def _unknown(ctx: "StageContext", word: str) -> str:
     return (
         f"the base {ctx.base.id} does not know the class {word!r}; it knows {', '.join(nearest(word, ctx.base.words))}"
     )
 
 
-def _known(ctx: "Context") -> Sequence[str]:
+def _known(ctx: "StageContext") -> Sequence[str]:
     """The words that the base names as known; none where it names none, or is not on this machine: a hint needs no base."""
     try:
         return ctx.base.words

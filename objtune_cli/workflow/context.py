@@ -18,13 +18,13 @@ from objtune_cli.store.refs import Ref
 from objtune_cli.workflow import base_compatibility
 
 if TYPE_CHECKING:
-    from objtune_cli.models.base_model import Stack
+    from objtune_cli.models.base_model import BaseModel
     from objtune_cli.runtime.distributed import Team
 
 T = TypeVar("T")
 
 
-class Report(Protocol):
+class Reporter(Protocol):
     """Where a stage talks to; it prints nothing itself."""
 
     def note(self, text: str) -> None:
@@ -35,7 +35,7 @@ class Report(Protocol):
 
 
 @dataclass(slots=True)
-class Done:
+class StageResult:
     """One result of a stage."""
 
     ref: Ref
@@ -45,13 +45,13 @@ class Done:
 
 
 @dataclass(slots=True)
-class Context:
+class StageContext:
     """Project, settings and one loaded base for all stages of a command."""
 
     project: Project
     settings: Settings
     common: Common
-    report: Report
+    report: Reporter
     force: bool = False
     stopped: Callable[[], int] = lambda: 0
     _base: Base | None = None
@@ -75,7 +75,7 @@ class Context:
             self._noted.add(text)
             self.report.note(text)
 
-    def stack(self, *, train: bool = False) -> "Stack":
+    def load_base_model(self, *, train: bool = False) -> "BaseModel":
         """The loaded base: a fresh one for each call, since stages add words and adapters to it.
 
         Args:
@@ -83,32 +83,32 @@ class Context:
                 a processor that multiplies bf16 does so, while what enters and leaves the denoiser stays float32.
         """
         self.check_stopped()
-        from objtune_cli.models import base_model as stack
+        from objtune_cli.models import base_model as model
         from objtune_cli.models import precision
         from objtune_cli.runtime import devices, memory
 
         team = self.team() if train else None
-        device = team.device if team else stack.pick_device(self.common.device)
+        device = team.device if team else model.pick_device(self.common.device)
         if self.common.device == "auto" and device.type == "cpu" and (reason := devices.explain_no_gpu()):
             self.note_once(reason)
-        dtype = stack.pick_dtype(self.common.precision, device)
-        if train and self.common.precision == "auto" and dtype == stack.PRECISIONS["fp16"]:
-            dtype = stack.PRECISIONS["fp32"]
+        dtype = model.pick_dtype(self.common.precision, device)
+        if train and self.common.precision == "auto" and dtype == model.PRECISIONS["fp16"]:
+            dtype = model.PRECISIONS["fp32"]
         memory.let_go(device.type)  # the base of the stage before
         base = self.base
-        loaded = stack.load(base.folder, device, dtype, base.weights, base.said_prediction, base.vae)
+        loaded = model.load(base.folder, device, dtype, base.weights, base.said_prediction, base.vae)
         for note in (*base.notes, *loaded.notes):
             self.note_once(note)
         if train and self.common.precision == "auto" and device.type == "cpu" and precision.processor_has_bf16():
-            precision.halve(loaded.unet)
+            precision.halve(loaded.denoiser)
         loaded.team, loaded.note = team, self.report.note
         return loaded
 
-    def tools(self, stack: "Stack") -> dict[str, str]:
+    def tools(self, model: "BaseModel") -> dict[str, str]:
         """What computed an artifact: versions, and the denoiser's number format where it is not float32."""
         from objtune_cli.models.finite_checks import HALF
 
-        used = HALF.get(next(stack.unet.parameters()).dtype, "") or HALF.get(stack.dtype, "")
+        used = HALF.get(next(model.denoiser.parameters()).dtype, "") or HALF.get(model.dtype, "")
         asked = "auto " if self.common.precision == "auto" else ""
         return tools() | ({"precision": asked + used} if used else {})
 
@@ -150,9 +150,9 @@ class Context:
 
     def parted(self) -> bool:
         """Whether there may be several bases in memory, each at work in a thread of its own: a small one, on a processor."""
-        from objtune_cli.models import base_model as stack
+        from objtune_cli.models import base_model as model
 
-        return self.team() is None and self.base.small and stack.pick_device(self.common.device).type == "cpu"
+        return self.team() is None and self.base.small and model.pick_device(self.common.device).type == "cpu"
 
     def side_by_side(self, work: Sequence[Callable[[], T]]) -> list[T]:
         """What each piece of work gives, at the same time where processors are free for it."""
@@ -162,7 +162,7 @@ class Context:
 
         return cpu.side_by_side(work)
 
-    def unforced(self) -> "Context":
+    def unforced(self) -> "StageContext":
         """The same for the stages before the one that `--force` is meant for."""
         return replace(self, force=False)
 
@@ -198,7 +198,7 @@ class Context:
             self.report.note(f"{ref} is not used again: {bad} holds NaN or infinite values")
         return None if bad else ref
 
-    def reuse(self, wanted: Record, *, computed: bool = False) -> Done | None:
+    def reuse(self, wanted: Record, *, computed: bool = False) -> StageResult | None:
         """The same with its pictures and metrics, unless it is to be made again."""
         ref = None if self.force else self.find(wanted, computed=computed)
         if ref is None:
@@ -206,7 +206,7 @@ class Context:
             return None
         self.report.note(f"{ref} is up to date")
         record = artifacts.read_record(self.root, ref)
-        return Done(ref, True, pictures_of(self.root, ref), record.metrics)
+        return StageResult(ref, True, pictures_of(self.root, ref), record.metrics)
 
     def input(self, ref: Ref) -> dict[str, str]:
         """An artifact, its bytes checked, as an entry of another's `inputs`."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from objtune_cli.store.project import Project
-from objtune_cli.workflow.context import Report
+from objtune_cli.workflow.context import Reporter
 from objtune_cli.workflow.job_file import Job
 
 BUSY, AGAIN, TRIES = 8, 2.0, 900
@@ -91,7 +91,9 @@ class Running:
         return self.number == len(self.job.commands)
 
 
-def run(jobs: list[Job], project: Project, processes: int, report: Report, stopped: Callable[[], int]) -> list[Result]:
+def run(
+    jobs: list[Job], project: Project, processes: int, report: Reporter, stopped: Callable[[], int]
+) -> list[Result]:
     """All jobs, at most `processes` at a time; results in the order of the file.
 
     What jobs share is made once: the first job of a class runs before others of that class, which then find the
@@ -138,7 +140,7 @@ def _environment(processes: int) -> dict[str, str]:
     }
 
 
-def _say(report: Report, result: Result, number: int, total: int) -> None:
+def _say(report: Reporter, result: Result, number: int, total: int) -> None:
     report.note(
         f"{number}/{total} {result.name}: {result.state} in {result.seconds:.0f} s"
         + (f": {result.message}" if result.message else "")

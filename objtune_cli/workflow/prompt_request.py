@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 from objtune_cli.errors import InputError, ObjtuneError
 from objtune_cli.store.refs import Ref
 from objtune_cli.workflow import prompt_text as text
-from objtune_cli.workflow.context import Context
+from objtune_cli.workflow.context import StageContext
 from objtune_cli.workflow.trained_objects import Named, Trained, has_lora
 
 if TYPE_CHECKING:
-    from objtune_cli.models.base_model import Stack
+    from objtune_cli.models.base_model import BaseModel
     from objtune_cli.models.placeholders import Placeholders
 
 SHOWN = 6
@@ -54,7 +54,7 @@ class Request:
 
 
 def read(
-    ctx: Context, prompts: list[str], negative: str = "", source: Ref | None = None, strength: float = 1.0
+    ctx: StageContext, prompts: list[str], negative: str = "", source: Ref | None = None, strength: float = 1.0
 ) -> Request:
     """Read prompts, find their objects, and tell the user what is read in another way than it may be meant.
 
@@ -124,7 +124,7 @@ def _find(trained: Trained, prompt: str, found: dict[str, Named], *, in_negative
 
 
 def _apply_strengths(
-    ctx: Context, prompt: str, found: list[Named], strengths: Mapping[str, float], others: float
+    ctx: StageContext, prompt: str, found: list[Named], strengths: Mapping[str, float], others: float
 ) -> tuple[str, list[Named]]:
     """A prompt and its objects with their strengths; those of strength 0 are drawn by the base alone, as class words.
 
@@ -145,7 +145,7 @@ def _apply_strengths(
     ]
 
 
-def _note_changes(ctx: Context, changes: list[tuple[str, str]]) -> None:
+def _note_changes(ctx: StageContext, changes: list[tuple[str, str]]) -> None:
     if changes:
         ctx.report.note(
             "read as object names: " + ", ".join(f"{typed} as {name}" for typed, name in dict.fromkeys(changes))
@@ -161,7 +161,7 @@ def _advise(trained: Trained, bare: list[str]) -> str:
     return "write " + ", ".join(f"<{name}> instead of {word}" for name, word in names.items()) if names else ""
 
 
-def _note_other_syntax(ctx: Context, request: Request) -> None:
+def _note_other_syntax(ctx: StageContext, request: Request) -> None:
     """Say once which pieces other tools read as weights, alternatives or options."""
     pieces = list(
         dict.fromkeys(
@@ -173,7 +173,7 @@ def _note_other_syntax(ctx: Context, request: Request) -> None:
         ctx.report.note(f"drawn as plain text, not as another tool's syntax: {', '.join(pieces[:SHOWN])}{more}")
 
 
-def _note_files(ctx: Context, prompts: list[str]) -> None:
+def _note_files(ctx: StageContext, prompts: list[str]) -> None:
     """Say which prompts are names of files, as other tools take them."""
     for prompt in prompts:
         with contextlib.suppress(OSError, ValueError):  # most prompts can be no file's name
@@ -183,7 +183,7 @@ def _note_files(ctx: Context, prompts: list[str]) -> None:
                 )
 
 
-def check_lengths(ctx: Context, stack: "Stack", words: "Placeholders", request: Request) -> None:
+def check_lengths(ctx: StageContext, model: "BaseModel", words: "Placeholders", request: Request) -> None:
     """Check that the base reads all objects of the prompts, and tell the user where it cuts off plain words.
 
     Raises:
@@ -194,9 +194,9 @@ def check_lengths(ctx: Context, stack: "Stack", words: "Placeholders", request: 
     texts = dict.fromkeys([*request.prompts, request.negative])
     for prompt in texts:
         where = "the negative prompt" if prompt == request.negative and prompt not in request.prompts else "the prompt"
-        readings = check_objects_read(stack, words.expand(prompt), where)
+        readings = check_objects_read(model, words.expand(prompt), where)
         others = [
-            limit for _, limit in stack.family.readers(stack) if limit not in {reading.limit for reading in readings}
+            limit for _, limit in model.family.readers(model) if limit not in {reading.limit for reading in readings}
         ]
         for reading in readings:
             start = (

@@ -10,10 +10,10 @@ from objtune_cli.errors import DamagedError, IncompatibleError, InputError, Miss
 from objtune_cli.store import artifacts, refs, safetensors_format
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.refs import Ref
-from objtune_cli.workflow.context import Context
+from objtune_cli.workflow.context import StageContext
 
 if TYPE_CHECKING:
-    from objtune_cli.models.base_model import Stack
+    from objtune_cli.models.base_model import BaseModel
     from objtune_cli.models.placeholders import Placeholders
 
 
@@ -49,7 +49,7 @@ class Named:
 class Trained:
     """The trained objects of a project, by the records of its newest adapters; `source`: the adapter that all objects are taken from."""
 
-    def __init__(self, ctx: Context, source: Ref | None = None) -> None:
+    def __init__(self, ctx: StageContext, source: Ref | None = None) -> None:
         self.ctx, self.source = ctx, source
         self.in_source = artifacts.read_record(ctx.root, source).objects if source else {}
         self._newest: dict[str, Record] | None = None
@@ -152,7 +152,7 @@ def inputs(objects: list[Named], avoided: Sequence[Named] = ()) -> dict[str, dic
     return {role: {"ref": str(o.record.ref), "sha256": o.sha256} for role, o in roles}
 
 
-def tensors(ctx: Context, item: Named) -> dict[str, Any]:
+def tensors(ctx: StageContext, item: Named) -> dict[str, Any]:
     """An object's adapter as torch tensors.
 
     Raises:
@@ -170,17 +170,17 @@ def scale(weights: dict[str, Any], strength: float) -> dict[str, Any]:
     return weights if strength == 1 else {k: v * strength if ".lora_B." in k else v for k, v in weights.items()}
 
 
-def has_lora(ctx: Context, item: Named) -> bool:
+def has_lora(ctx: StageContext, item: Named) -> bool:
     """Whether an object's adapter is more than a token, by its header alone."""
     return any(name.endswith(".lora_B.weight") for name in safetensors_format.read(item.record.ref.path(ctx.root))[1])
 
 
-def has_words(ctx: Context, item: Named) -> bool:
+def has_words(ctx: StageContext, item: Named) -> bool:
     """Whether an object's adapter has layers of a text encoder, by its header alone."""
     return any(name.startswith("text_encoder") for name in safetensors_format.read(item.record.ref.path(ctx.root))[1])
 
 
-def photo(ctx: Context, item: Named) -> dict[str, Any] | None:
+def photo(ctx: StageContext, item: Named) -> dict[str, Any] | None:
     """The mask artifact, photo included, that an object was learned from: its arrays; None where it is not there any more."""
     for role, source in item.record.inputs.items():
         if not role.startswith(("embedding.", "adapter.")):
@@ -197,7 +197,7 @@ def photo(ctx: Context, item: Named) -> dict[str, Any] | None:
     return None
 
 
-def shape(ctx: Context, item: Named) -> float:
+def shape(ctx: StageContext, item: Named) -> float:
     """Width over height of an object in its photo; 1 where the photo is not there any more."""
     found = photo(ctx, item)
     if found is None:
@@ -206,7 +206,7 @@ def shape(ctx: Context, item: Named) -> float:
     return float((xs.max() - xs.min() + 1) / (ys.max() - ys.min() + 1)) if len(ys) else 1.0
 
 
-def add_words(stack: "Stack", objects: list[Named], weights: dict[str, dict[str, Any]]) -> "Placeholders":
+def add_words(model: "BaseModel", objects: list[Named], weights: dict[str, dict[str, Any]]) -> "Placeholders":
     """Teach the stack's tokenizer and text encoder the objects' names.
 
     Raises:
@@ -214,7 +214,7 @@ def add_words(stack: "Stack", objects: list[Named], weights: dict[str, dict[str,
     """
     from objtune_cli.models.placeholders import Placeholders, learned_names, read
 
-    words = Placeholders(stack)
+    words = Placeholders(model)
     for item in objects:
         if not any(name in weights[item.name] for name in learned_names(item.own_name)):
             raise DamagedError(f"{item.record.ref} holds no token of <{item.own_name}>", safetensors_format.RESTORE)

@@ -21,7 +21,7 @@ from objtune_cli.toybox.recipe.clip_text import parse
 from objtune_cli.toybox.recipe.presets import CPU
 from objtune_cli.toybox.renderer import render
 from objtune_cli.toybox.world import BACKGROUNDS, EASY, FULL, MEDIUM, Dial, Instance, Scene
-from objtune_cli.workflow.context import Context
+from objtune_cli.workflow.context import StageContext
 
 DIALS = pytest.mark.parametrize("dial", [EASY, MEDIUM, FULL], ids=["easy", "medium", "full"])
 
@@ -148,7 +148,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_bank_is_the_training_set_of_the_recipe(
-    context: Callable[..., Context], small: None, project: Path, monkeypatch
+    context: Callable[..., StageContext], small: None, project: Path, monkeypatch
 ) -> None:
     """Drawn by the recipe itself, at the thumbnails' size; kept, and not drawn again."""
     preset = replace(CPU, dial="easy", size=base_model.THUMB, pictures=4, captions=1, seed=1)
@@ -170,7 +170,9 @@ def test_captions_belong_to_the_scenes_randomness() -> None:
     assert render(one[0][1][0], 32)[0].shape == (32, 32, 3)
 
 
-def test_the_whole_of_it_on_a_base(context: Callable[..., Context], small: None, project: Path, monkeypatch) -> None:
+def test_the_whole_of_it_on_a_base(
+    context: Callable[..., StageContext], small: None, project: Path, monkeypatch
+) -> None:
     config, out = Bench(samples=16), project / "out"
     rows = base_model.run(context(), out, EASY, config)
     found = {(row["method"], row["measure"]): row for row in rows}
@@ -185,7 +187,7 @@ def test_the_whole_of_it_on_a_base(context: Callable[..., Context], small: None,
 
 
 def test_samples_go_on_where_they_were_stopped(
-    context: Callable[..., Context], small: None, project: Path, monkeypatch
+    context: Callable[..., StageContext], small: None, project: Path, monkeypatch
 ) -> None:
     monkeypatch.setattr(base_model, "PART", 8)
     scenes, folder = base_model.asked(EASY, 20, 0), project / "samples"
@@ -206,11 +208,11 @@ def test_samples_go_on_where_they_were_stopped(
 
 
 def test_a_base_that_does_not_name_its_pictures_is_refused_before_any_is_drawn(
-    context: Callable[..., Context], project: Path, monkeypatch: pytest.MonkeyPatch
+    context: Callable[..., StageContext], project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ctx = context()
     about = json.loads((ctx.base.folder / "toybox.json").read_text())
     monkeypatch.setattr(base_model.json, "loads", lambda text: {k: v for k, v in about.items() if k != "pictures"})
-    monkeypatch.setattr(Context, "stack", lambda *_, **__: pytest.fail("the base was loaded"))
+    monkeypatch.setattr(StageContext, "load_base_model", lambda *_, **__: pytest.fail("the base was loaded"))
     with pytest.raises(IncompatibleError, match="does not name its training pictures"):
         base_model.run(ctx, project / "out", EASY, Bench(samples=16))

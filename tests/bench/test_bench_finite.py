@@ -14,7 +14,7 @@ from transformers import ViTConfig, ViTModel
 from objtune_cli.bench.result_cache import Kept
 from objtune_cli.errors import DamagedError, GateError, NonFiniteError
 from objtune_cli.evaluation import features, rendering
-from objtune_cli.models import base_model as stacks
+from objtune_cli.models import base_model
 from tests.support import tiny_sd1
 
 NAN = float("nan")
@@ -51,17 +51,17 @@ def test_a_measure_that_is_not_finite_is_left_out(tmp_path: Path) -> None:
 
 
 def test_pictures_of_one_colour_are_not_measured(tmp_path: Path) -> None:
-    stack = stacks.load(tiny_sd1.build(tmp_path / "tiny", clip=False), torch.device("cpu"), torch.float32)
-    stack.vae.decoder.conv_out.weight.zero_()
-    stack.vae.decoder.conv_out.bias.fill_(-1)
+    model = base_model.load(tiny_sd1.build(tmp_path / "tiny", clip=False), torch.device("cpu"), torch.float32)
+    model.vae.decoder.conv_out.weight.zero_()
+    model.vae.decoder.conv_out.bias.fill_(-1)
     drawn = {"steps": 1, "guidance": 1.0}
     ctx: Any = SimpleNamespace(
         progress=lambda label: lambda *args: None, base=SimpleNamespace(drawn=lambda: drawn), force=False
     )
     with pytest.raises(GateError, match=r"2 of 2 pictures of a dog are of one colour \(seed 3\): not measured"):
-        rendering.pictures(ctx, stack, ["a dog", "a cat"], [3, 4], "a dog")
+        rendering.pictures(ctx, model, ["a dog", "a cat"], [3, 4], "a dog")
     ctx.force = True
-    assert not rendering.pictures(ctx, stack, ["a dog"], [3], "a dog").any()
+    assert not rendering.pictures(ctx, model, ["a dog"], [3], "a dog").any()
 
 
 def test_models_that_measure_are_finite(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import objtune_cli.models.base_model as stacks  # (repairs torchvision before transformers asks for it)
+from objtune_cli.models import base_model  # (repairs torchvision before transformers asks for it)
 
 # isort: split
 import numpy as np
@@ -24,7 +24,7 @@ from objtune_cli.errors import ResourceError, Stopped
 from objtune_cli.evaluation import clip_dino, features, statistics
 from objtune_cli.models import clip
 from objtune_cli.store.project import locate
-from objtune_cli.workflow.context import Context
+from objtune_cli.workflow.context import StageContext
 from tests.support import fake_dreambooth as drawn
 from tests.support import tiny_sd1
 from tests.support.fixtures import Notes
@@ -55,10 +55,10 @@ def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def context(project: Path, base: Path) -> Callable[..., Context]:
-    def make(**given) -> Context:
+def context(project: Path, base: Path) -> Callable[..., StageContext]:
+    def make(**given) -> StageContext:
         work = locate(project / "bench" / "work", create=True)
-        return Context(
+        return StageContext(
             work, Settings(work.settings, {}), Common(base=str(base), device="cpu", precision="fp32"), Notes(), **given
         )
 
@@ -70,7 +70,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """Which method was trained on which subject; a training gives a random token."""
     seen: list[tuple[str, str]] = []
 
-    def learned(ctx: Context, handed: single_training.Handed, name: str, method: Method) -> Trained:
+    def learned(ctx: StageContext, handed: single_training.Handed, name: str, method: Method) -> Trained:
         seen.append((name, handed.name))
         assert handed.rgb.shape[:2] == handed.mask.shape == (64, 64) and handed.kind == handed.name
         rows = torch.randn(2, 16, generator=torch.Generator().manual_seed(len(seen)))
@@ -95,7 +95,7 @@ PLAIN = {"clip_i", "clip_t", "diversity"}
 
 
 def test_rows_of_every_method_say_what_was_learned_and_what_measured(
-    context: Callable[..., Context], asked: list, trained: list, project: Path
+    context: Callable[..., StageContext], asked: list, trained: list, project: Path
 ) -> None:
     ctx = context()
     rows = _by_name(dreambooth.run(ctx, project / "bench", asked, METHODS, CONFIG))
@@ -127,7 +127,7 @@ def test_rows_of_every_method_say_what_was_learned_and_what_measured(
 
 
 def test_every_number_is_that_of_the_pictures_that_lie_there(
-    context: Callable[..., Context], asked: list, trained: list, project: Path
+    context: Callable[..., StageContext], asked: list, trained: list, project: Path
 ) -> None:
     ctx, out = context(), project / "bench"
     rows = _by_name(dreambooth.run(ctx, out, asked, {"one": METHODS["one"]}, CONFIG))
@@ -154,13 +154,13 @@ def test_every_number_is_that_of_the_pictures_that_lie_there(
 
 
 def test_a_prompt_names_the_object_for_a_method_and_the_class_for_the_base(
-    context: Callable[..., Context], asked: list, trained: list, project: Path, monkeypatch
+    context: Callable[..., StageContext], asked: list, trained: list, project: Path, monkeypatch
 ) -> None:
     said: dict[str, tuple[list[str], list[int], tuple[float, ...]]] = {}
 
     def drawn_as(
-        ctx: Context,
-        stack: object,
+        ctx: StageContext,
+        model: object,
         texts: list[str],
         seeds: list[int],
         label: str,
@@ -196,7 +196,7 @@ def test_a_prompt_names_the_object_for_a_method_and_the_class_for_the_base(
 
 
 def test_a_second_run_makes_nothing_again_and_another_judge_looks_at_the_same_pictures(
-    context: Callable[..., Context], asked: list, trained: list, project: Path, vit: Path, monkeypatch
+    context: Callable[..., StageContext], asked: list, trained: list, project: Path, vit: Path, monkeypatch
 ) -> None:
     out = project / "bench"
     first = dreambooth.run(context(), out, asked, METHODS, CONFIG)
@@ -214,7 +214,7 @@ def test_a_second_run_makes_nothing_again_and_another_judge_looks_at_the_same_pi
 
 
 def test_what_changes_a_picture_is_made_again_and_nothing_else(
-    context: Callable[..., Context], asked: list, trained: list, photos: Path, project: Path
+    context: Callable[..., StageContext], asked: list, trained: list, photos: Path, project: Path
 ) -> None:
     out, one = project / "bench", {"one": METHODS["one"]}
     dreambooth.run(context(), out, asked[:1], one, CONFIG)
@@ -232,7 +232,7 @@ def test_what_changes_a_picture_is_made_again_and_nothing_else(
 
 
 def test_a_subject_without_a_usable_mask_has_no_result_and_the_note_says_what_helps(
-    context: Callable[..., Context], asked: list, trained: list, project: Path
+    context: Callable[..., StageContext], asked: list, trained: list, project: Path
 ) -> None:
     bare = replace(asked[0], mask=None)  # and the tiny base's CLIP knows no dog
     ctx = context()
@@ -243,7 +243,7 @@ def test_a_subject_without_a_usable_mask_has_no_result_and_the_note_says_what_he
 
 
 def test_a_stopped_run_keeps_the_finished_subjects(
-    context: Callable[..., Context], asked: list, trained: list, project: Path
+    context: Callable[..., StageContext], asked: list, trained: list, project: Path
 ) -> None:
     out = project / "bench"
     with pytest.raises(Stopped) as caught:
@@ -256,7 +256,7 @@ def test_a_stopped_run_keeps_the_finished_subjects(
 
 
 def test_judges_that_were_asked_for_and_are_not_here_are_7(
-    context: Callable[..., Context], project: Path, tmp_path: Path
+    context: Callable[..., StageContext], project: Path, tmp_path: Path
 ) -> None:
     for given in ({"dino": "nobody/nothing"}, {"clip": "nobody/nothing"}):
         with pytest.raises(ResourceError, match="nobody/nothing is not on this machine") as caught:
@@ -269,15 +269,15 @@ def test_judges_that_were_asked_for_and_are_not_here_are_7(
     assert "`--set bench.clip=openai/clip-vit-base-patch32`" in caught.value.hint
 
 
-def test_the_toyboxs_own_clip_sees_and_reads_as_the_prototype_does(context: Callable[..., Context]) -> None:
+def test_the_toyboxs_own_clip_sees_and_reads_as_the_prototype_does(context: Callable[..., StageContext]) -> None:
     ctx = context()
     ctx = replace(ctx, common=replace(ctx.common, base="toybox"), _base=None)
     look, say = features.own(ctx)
-    stack = stacks.load(ctx.base.folder, torch.device("cpu"), torch.float32)
-    own = clip.load(ctx.base.image_tower, stack)
+    model = base_model.load(ctx.base.folder, torch.device("cpu"), torch.float32)
+    own = clip.load(ctx.base.image_tower, model)
     texts = ["a dog on the beach", "a red mug", "a photo of a spotted fish with a yellow hat under water"]
     with torch.no_grad():
-        np.testing.assert_allclose(say(texts), own.texts(stack, texts).numpy(), atol=1e-5)
+        np.testing.assert_allclose(say(texts), own.texts(model, texts).numpy(), atol=1e-5)
     shown = np.random.default_rng(0).integers(0, 256, (20, 128, 128, 3), np.uint8)  # more than a batch
     seen = own.pictures(torch.from_numpy(shown).permute(0, 3, 1, 2).float() / 255).numpy()
     np.testing.assert_allclose(look(shown), seen, atol=1e-5)

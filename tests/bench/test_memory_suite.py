@@ -11,8 +11,7 @@ import torch
 from objtune_cli.bench.suites import memory as bench
 from objtune_cli.config.sections import Bench
 from objtune_cli.errors import UsageError
-from objtune_cli.models import base_model as stacks
-from objtune_cli.models import random_weights
+from objtune_cli.models import base_model, random_weights
 from objtune_cli.models.families import FAMILIES
 from tests.support import tiny_sd1
 
@@ -51,8 +50,8 @@ def test_the_command_prints_what_a_run_takes(cli: Any, tmp_path: Path, monkeypat
     assert ratio == {"kept_mb": pytest.approx(ours["kept_mb"] / theirs["kept_mb"], abs=1e-3)}
     found = ours
     assert found.keys() == MEASURES
-    stack = stacks.load(folder, CPU, torch.bfloat16)
-    bytes_of = {"denoiser": [stack.unet], "words": stack.text_encoders, "autoencoder": [stack.vae]}
+    model = base_model.load(folder, CPU, torch.bfloat16)
+    bytes_of = {"denoiser": [model.denoiser], "words": model.text_encoders, "autoencoder": [model.vae]}
     for part, modules in bytes_of.items():
         blocks = sum(-(-t.nbytes // 512) * 512 for m in modules for t in (*m.parameters(), *m.buffers()))
         assert found[f"{part}_mb"] == pytest.approx(blocks / 2**20, abs=1e-3)
@@ -74,25 +73,27 @@ def _trained_as_a_run(trainer: Any) -> None:
     assert len(trainer.views) == 3 and all(
         len(k.rows) == len(k.pred) == 8 for each in trainer.known for k in each.values()
     )
-    assert len(trainer.priors["dog"]["z_t"]) == 5 and trainer.stack.autoencoder is not None  # back, for drawing
+    assert len(trainer.priors["dog"]["z_t"]) == 5 and trainer.model.autoencoder is not None  # back, for drawing
 
 
 @pytest.mark.parametrize("name", random_weights.LAYOUTS)
 def test_a_layout_is_the_real_one(name: str) -> None:
     """Parameters as the models' cards have them; on the meta device, which holds no bytes."""
-    stack = random_weights.stack(name, torch.device("meta"), torch.bfloat16)
-    sizes = [sum(p.numel() for p in m.parameters()) for m in (stack.unet, *stack.text_encoders, stack.vae)]
+    model = random_weights.random_base_model(name, torch.device("meta"), torch.bfloat16)
+    sizes = [sum(p.numel() for p in m.parameters()) for m in (model.denoiser, *model.text_encoders, model.vae)]
     expected = {
         "sd15": [859_520_964, 123_060_480, 83_653_863], "sd21": [865_910_724, 340_387_840, 83_653_863],
         "sdxl": [2_567_463_684, 123_060_480, 694_659_840, 83_653_863], "sd3": [2_028_328_000, 123_650_304, 694_659_840, 83_819_683],
     }  # fmt: skip
-    assert sizes == expected[name] and stack.size == {"sd15": 512, "sd21": 768, "sdxl": 1024, "sd3": 1024}[name]
-    assert {p.dtype for p in stack.unet.parameters()} == {p.dtype for p in stack.vae.parameters()} == {torch.bfloat16}
-    assert {p.dtype for m in stack.text_encoders for p in m.parameters()} == {
+    assert sizes == expected[name] and model.size == {"sd15": 512, "sd21": 768, "sdxl": 1024, "sd3": 1024}[name]
+    assert (
+        {p.dtype for p in model.denoiser.parameters()} == {p.dtype for p in model.vae.parameters()} == {torch.bfloat16}
+    )
+    assert {p.dtype for m in model.text_encoders for p in m.parameters()} == {
         torch.float32
-    } and stack.family in FAMILIES
-    assert [len(t) for t in stack.tokenizers] == [49408] * len(stack.text_encoders)
-    assert random_weights.stack(name, torch.device("meta"), torch.bfloat16, 256).size == 256
+    } and model.family in FAMILIES
+    assert [len(t) for t in model.tokenizers] == [49408] * len(model.text_encoders)
+    assert random_weights.random_base_model(name, torch.device("meta"), torch.bfloat16, 256).size == 256
 
 
 def test_an_unknown_layout_is_one_line(cli: Callable[..., Any]) -> None:

@@ -20,12 +20,12 @@ from objtune_cli.config.sections import Bench
 from objtune_cli.errors import BusyError, IncompatibleError, Stopped, UsageError
 from objtune_cli.evaluation import benchmark_objects, rendering
 from objtune_cli.images import grids
-from objtune_cli.models import base_model as stacks
-from objtune_cli.models.base_model import Stack
+from objtune_cli.models import base_model
+from objtune_cli.models.base_model import BaseModel
 from objtune_cli.toybox.evaluator import inference
 from objtune_cli.toybox.evaluator.network import Evaluator
 from objtune_cli.toybox.world import MEDIUM
-from objtune_cli.workflow.context import Context
+from objtune_cli.workflow.context import StageContext
 from tests.support import tiny_sd1
 
 CONFIG = Bench(objects=2, repeats=1)
@@ -35,8 +35,8 @@ MEASURES = {"identity", "found", "twice", "prompt", "leak", "diversity", "presen
 
 
 @pytest.fixture(scope="module")
-def opened(world_base: Path) -> Stack:
-    return stacks.load(world_base, torch.device("cpu"), torch.float32)
+def opened(world_base: Path) -> BaseModel:
+    return base_model.load(world_base, torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +45,11 @@ def judge() -> Evaluator:
 
 
 @pytest.fixture
-def trained(opened: Stack, judge: Evaluator, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+def trained(opened: BaseModel, judge: Evaluator, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """Which method was trained on which object; a training gives a random token. Few and small drawings calibrate; of the rows without training the truth is enough."""
     seen: list[tuple[str, str]] = []
 
-    def train(ctx: Context, case: object, name: str, method: Method) -> Trained:
+    def train(ctx: StageContext, case: object, name: str, method: Method) -> Trained:
         seen.append((name, case.name))
         rows = torch.randn(2, 16, generator=torch.Generator().manual_seed(len(seen)))
         return Trained({f"token.{case.name}": rows}, 1.5 * len(seen), 100.0)
@@ -61,7 +61,7 @@ def trained(opened: Stack, judge: Evaluator, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(objects.inference, "load", lambda: judge)
     monkeypatch.setattr(objects, "ALWAYS", {"truth": ALWAYS["truth"]})
     monkeypatch.setattr(
-        Context, "stack", lambda self, **_: self.check_stopped() or opened
+        StageContext, "load_base_model", lambda self, **_: self.check_stopped() or opened
     )  # tokens alone: nothing has to be undone
     return seen
 
@@ -79,7 +79,7 @@ ALL = [("one", "dog-000"), ("two", "dog-000"), ("one", "cat-001"), ("two", "cat-
 
 
 def test_what_differs_only_in_how_it_is_drawn_is_learned_once(
-    context: Callable[..., Context], out: Path, trained: list
+    context: Callable[..., StageContext], out: Path, trained: list
 ) -> None:
     """By each object; another rank, another hint or another photo is another training."""
     methods = {
@@ -92,7 +92,7 @@ def test_what_differs_only_in_how_it_is_drawn_is_learned_once(
 
 
 def test_every_method_on_every_object_once(
-    context: Callable[..., Context], trained: list, out: Path, monkeypatch
+    context: Callable[..., StageContext], trained: list, out: Path, monkeypatch
 ) -> None:
     monkeypatch.setattr(objects, "ALWAYS", ALWAYS)
     ctx = context()
@@ -117,11 +117,11 @@ def test_every_method_on_every_object_once(
 
 
 def test_a_diverged_training_is_a_result_without_measures(
-    context: Callable[..., Context], trained: list, out: Path, monkeypatch
+    context: Callable[..., StageContext], trained: list, out: Path, monkeypatch
 ) -> None:
     train = single_training._train
 
-    def diverges(ctx: Context, case: object, name: str, method: Method) -> Trained:
+    def diverges(ctx: StageContext, case: object, name: str, method: Method) -> Trained:
         found = train(ctx, case, name, method)
         if (name, case.name) == ("one", "dog-000"):
             raise single_training.Failed(name, case, 9, "training diverged")
@@ -136,8 +136,10 @@ def test_a_diverged_training_is_a_result_without_measures(
     assert trained == ALL  # nor is it tried again
 
 
-def test_any_other_failure_ends_the_run(context: Callable[..., Context], trained: list, out: Path, monkeypatch) -> None:
-    def fails(ctx: Context, case: object, name: str, method: Method) -> Trained:
+def test_any_other_failure_ends_the_run(
+    context: Callable[..., StageContext], trained: list, out: Path, monkeypatch
+) -> None:
+    def fails(ctx: StageContext, case: object, name: str, method: Method) -> Trained:
         raise single_training.Failed(name, case, 7, "no space left")
 
     monkeypatch.setattr(single_training, "_train", fails)
@@ -146,7 +148,9 @@ def test_any_other_failure_ends_the_run(context: Callable[..., Context], trained
     assert caught.value.code == 7 and not (out / "results" / "one").exists()
 
 
-def test_results_table_and_sheet_lie_in_the_folder(context: Callable[..., Context], trained: list, out: Path) -> None:
+def test_results_table_and_sheet_lie_in_the_folder(
+    context: Callable[..., StageContext], trained: list, out: Path
+) -> None:
     rows = objects.run(context(), out, METHODS, ALONE)
     kept = json.loads((out / "results" / "one" / "dog-000.json").read_text())
     assert set(kept) == {"key", "case", "scale", "measures"} and kept["case"] == "dog-000"
@@ -165,7 +169,7 @@ def test_results_table_and_sheet_lie_in_the_folder(context: Callable[..., Contex
 
 
 def test_the_sheet_ends_after_a_dozen_objects(
-    context: Callable[..., Context], trained: list, out: Path, monkeypatch
+    context: Callable[..., StageContext], trained: list, out: Path, monkeypatch
 ) -> None:
     monkeypatch.setattr(grids, "MOST", 1)
     objects.run(context(), out, {}, CONFIG)
@@ -173,7 +177,7 @@ def test_the_sheet_ends_after_a_dozen_objects(
 
 
 def test_a_second_run_measures_nothing_again(
-    context: Callable[..., Context], trained: list, out: Path, monkeypatch
+    context: Callable[..., StageContext], trained: list, out: Path, monkeypatch
 ) -> None:
     first = objects.run(context(), out, METHODS, CONFIG)
     table, picture = (out / "table.csv").read_bytes(), (out / "sheet.png").read_bytes()
@@ -185,7 +189,7 @@ def test_a_second_run_measures_nothing_again(
 
 
 def test_a_changed_method_is_measured_again_and_no_other(
-    context: Callable[..., Context], trained: list, out: Path
+    context: Callable[..., StageContext], trained: list, out: Path
 ) -> None:
     objects.run(context(), out, METHODS, ALONE)
     changed = METHODS | {"two": replace(METHODS["two"], train={"rank": 5})}
@@ -195,7 +199,7 @@ def test_a_changed_method_is_measured_again_and_no_other(
 
 
 def test_more_objects_add_to_what_is_there_and_another_seed_starts_anew(
-    context: Callable[..., Context], trained: list, out: Path
+    context: Callable[..., StageContext], trained: list, out: Path
 ) -> None:
     objects.run(context(), out, {"one": METHODS["one"]}, ALONE)
     objects.run(context(), out, {"one": METHODS["one"]}, CONFIG)
@@ -204,7 +208,9 @@ def test_more_objects_add_to_what_is_there_and_another_seed_starts_anew(
     assert trained[2:] == [("one", "dog-000")]
 
 
-def test_a_stopped_run_keeps_the_finished_objects(context: Callable[..., Context], trained: list, out: Path) -> None:
+def test_a_stopped_run_keeps_the_finished_objects(
+    context: Callable[..., StageContext], trained: list, out: Path
+) -> None:
     with pytest.raises(Stopped) as caught:
         objects.run(context(stopped=lambda: 15 if len(trained) == 3 else 0), out, METHODS, CONFIG)
     assert caught.value.code == 143 and trained == ALL[:3]
@@ -219,7 +225,7 @@ def test_a_stopped_run_keeps_the_finished_objects(context: Callable[..., Context
 
 
 def test_a_result_that_cannot_be_read_is_measured_again(
-    context: Callable[..., Context], trained: list, out: Path
+    context: Callable[..., StageContext], trained: list, out: Path
 ) -> None:
     one = {"one": METHODS["one"]}, ALONE
     objects.run(context(), out, *one)
@@ -230,7 +236,7 @@ def test_a_result_that_cannot_be_read_is_measured_again(
 
 
 def test_a_result_whose_pictures_are_gone_is_measured_again(
-    context: Callable[..., Context], trained: list, out: Path
+    context: Callable[..., StageContext], trained: list, out: Path
 ) -> None:
     one = {"one": METHODS["one"]}, ALONE
     objects.run(context(), out, *one)
@@ -240,7 +246,7 @@ def test_a_result_whose_pictures_are_gone_is_measured_again(
 
 
 def test_published_results_are_not_measured_again(
-    context: Callable[..., Context], trained: list, out: Path, tmp_path: Path
+    context: Callable[..., StageContext], trained: list, out: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(Stopped):
         objects.run(context(stopped=lambda: 15 if len(trained) == 3 else 0), out, METHODS, CONFIG)
@@ -262,7 +268,7 @@ def test_published_results_are_not_measured_again(
 
 
 def test_shards_on_several_machines_are_the_whole_together(
-    context: Callable[..., Context], trained: list, out: Path, tmp_path: Path
+    context: Callable[..., StageContext], trained: list, out: Path, tmp_path: Path
 ) -> None:
     """Each measures its own objects; their results, one behind the other, are what a single run would have found."""
     three, ctx = replace(CONFIG, objects=3), context()
@@ -279,20 +285,20 @@ def test_shards_on_several_machines_are_the_whole_together(
 
 @pytest.mark.parametrize("shard", ["0/2", "3/2", "2", "/2", "1/", "a/b", "-1/2", "1/2/3", "", "1.5/2"])
 def test_a_shard_that_is_none_is_refused_before_anything_is_measured(
-    context: Callable[..., Context], trained: list, out: Path, shard: str
+    context: Callable[..., StageContext], trained: list, out: Path, shard: str
 ) -> None:
     with pytest.raises(UsageError, match="bench.shard is") as refused:
         objects.run(context(), out, METHODS, replace(CONFIG, shard=shard))
     assert "k/n" in refused.value.hint and not trained and not out.joinpath("results").exists()
 
 
-def test_a_shard_without_an_object_is_refused(context: Callable[..., Context], trained: list, out: Path) -> None:
+def test_a_shard_without_an_object_is_refused(context: Callable[..., StageContext], trained: list, out: Path) -> None:
     with pytest.raises(UsageError, match="no object"):
         objects.run(context(), out, METHODS, replace(CONFIG, shard="5/9"))
 
 
 def test_one_kind_of_prompts_gives_its_measures_alone(
-    context: Callable[..., Context], trained: list, out: Path
+    context: Callable[..., StageContext], trained: list, out: Path
 ) -> None:
     rows = _by_name(objects.run(context(), out, {}, replace(ALONE, prompts="pair")))
     assert {m for n, m in rows if n == "truth"} == {"presence"}
@@ -300,7 +306,7 @@ def test_one_kind_of_prompts_gives_its_measures_alone(
 
 
 def test_an_object_without_a_prompt_of_the_asked_kind_is_passed_over(
-    context: Callable[..., Context], trained: list, out: Path, monkeypatch
+    context: Callable[..., StageContext], trained: list, out: Path, monkeypatch
 ) -> None:
     """In the medium world half of the objects wear something already; the easy one has no accessories."""
     config = replace(CONFIG, objects=6, prompts="wearing")
@@ -314,11 +320,11 @@ def test_an_object_without_a_prompt_of_the_asked_kind_is_passed_over(
 
 
 def test_one_folder_takes_one_bench_at_a_time(
-    context: Callable[..., Context], trained: list, out: Path, monkeypatch
+    context: Callable[..., StageContext], trained: list, out: Path, monkeypatch
 ) -> None:
     train = single_training._train
 
-    def busy(ctx: Context, case: object, name: str, method: Method) -> Trained:
+    def busy(ctx: StageContext, case: object, name: str, method: Method) -> Trained:
         if not trained:
             trained.append(("busy", ""))
             with pytest.raises(BusyError, match="another bench"):
@@ -332,7 +338,7 @@ def test_one_folder_takes_one_bench_at_a_time(
 
 
 def test_a_base_without_a_world_is_refused_before_anything_is_written(
-    context: Callable[..., Context], tmp_path: Path
+    context: Callable[..., StageContext], tmp_path: Path
 ) -> None:
     base = tiny_sd1.build(tmp_path / "plain", clip=False)
     ctx = context()
@@ -343,7 +349,7 @@ def test_a_base_without_a_world_is_refused_before_anything_is_written(
 
 
 def test_the_class_prior_is_made_before_the_clock_runs(
-    context: Callable[..., Context], trained: list, out: Path, monkeypatch
+    context: Callable[..., StageContext], trained: list, out: Path, monkeypatch
 ) -> None:
     order: list[str] = []
     train = single_training._train

@@ -18,7 +18,7 @@ from objtune_cli.toybox.evaluator import inference
 from objtune_cli.toybox.evaluator.inference import Thing
 from objtune_cli.toybox.evaluator.network import Evaluator
 from objtune_cli.toybox.world import MEDIUM
-from objtune_cli.workflow.context import Context
+from objtune_cli.workflow.context import StageContext
 
 X, Y, Z = torch.eye(3)
 SCALES = [Scale(np.asarray(v)[None], 0.0, 1.0, 1.0) for v in (X, Y)]
@@ -66,7 +66,9 @@ def test_present_is_nearer_than_halfway_and_nearest_to_itself(things: list[Thing
     assert scene_scores.present(SCALES, things) == right
 
 
-def test_true_scenes_have_everything_in_order(judge: Evaluator, context: Callable[..., Context], project: Path) -> None:
+def test_true_scenes_have_everything_in_order(
+    judge: Evaluator, context: Callable[..., StageContext], project: Path
+) -> None:
     """Square ones of two, and wide ones of three that the evaluator reads through windows."""
     bench = scenes.Running(context(), project / "out", Bench(), MEDIUM, judge)
     for group in scenes.groups(MEDIUM, 1, 0, 2):
@@ -96,7 +98,7 @@ def test_a_thing_in_two_windows_is_one() -> None:
 
 
 def test_results_are_kept_and_gone_on_from(
-    context: Callable[..., Context], judge: Evaluator, project: Path, monkeypatch
+    context: Callable[..., StageContext], judge: Evaluator, project: Path, monkeypatch
 ) -> None:
     measured: list[tuple[str, str]] = []
 
@@ -120,7 +122,7 @@ def test_results_are_kept_and_gone_on_from(
 
 
 def test_shares_find_what_the_whole_finds_and_one_folder_holds_both(
-    context: Callable[..., Context], judge: Evaluator, project: Path, monkeypatch
+    context: Callable[..., StageContext], judge: Evaluator, project: Path, monkeypatch
 ) -> None:
     measured: list[str] = []
     shown = np.zeros((1, 8, 8, 3), np.uint8)
@@ -147,7 +149,7 @@ def test_shares_find_what_the_whole_finds_and_one_folder_holds_both(
 
 
 def test_a_share_waits_for_the_object_that_another_one_trains(
-    context: Callable[..., Context], judge: Evaluator, project: Path, monkeypatch
+    context: Callable[..., StageContext], judge: Evaluator, project: Path, monkeypatch
 ) -> None:
     bench = scenes.Running(context(), project / "out", Bench(), MEDIUM, judge)
     case, said = scenes.groups(MEDIUM, 1, 0, 1)[0].members[0], iter([8, 8, 0])
@@ -193,7 +195,7 @@ def test_what_is_no_method_is_told(cli) -> None:
 
 
 def test_joint_trainings_take_their_methods_settings(
-    context: Callable[..., Context], judge: Evaluator, project: Path, monkeypatch
+    context: Callable[..., StageContext], judge: Evaluator, project: Path, monkeypatch
 ) -> None:
     """One photo of all members, a token and a mask each, in a project of the method's own; another method, another key."""
     said: list[list[str]] = []
@@ -232,7 +234,7 @@ def test_joint_trainings_take_their_methods_settings(
 
 
 def test_each_alone_from_the_one_photo_is_what_learning_together_is_held_against(
-    context: Callable[..., Context], judge: Evaluator, project: Path, monkeypatch
+    context: Callable[..., StageContext], judge: Evaluator, project: Path, monkeypatch
 ) -> None:
     """Runs of their own, each with its own mask, on the photo that a joint training is given."""
     given: dict[str, list[tuple[list[str], bytes, list[bytes]]]] = {"each": [], "joint": []}

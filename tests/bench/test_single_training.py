@@ -21,7 +21,7 @@ from objtune_cli.lora import layers
 from objtune_cli.store.checkpoints import RunState
 from objtune_cli.toybox.evaluator import inference
 from objtune_cli.toybox.world import EASY
-from objtune_cli.workflow.context import Context
+from objtune_cli.workflow.context import StageContext
 
 TINY = Method(
     "a token",
@@ -40,7 +40,7 @@ def _python(text: str) -> list[str]:
     return [sys.executable, "-c", text]
 
 
-def test_a_command_gives_its_document_time_and_memory(context: Callable[..., Context]) -> None:
+def test_a_command_gives_its_document_time_and_memory(context: Callable[..., StageContext]) -> None:
     text = "import time; x = b'1' * 80_000_000; time.sleep(0.5); print('{\"refs\": []}')"
     document, seconds, memory = single_training.measured(context(), _python(text), "it")
     assert document == {"refs": []} and 0.3 <= seconds < 20
@@ -59,13 +59,13 @@ def test_a_command_gives_its_document_time_and_memory(context: Callable[..., Con
     ],
 )
 def test_a_command_without_a_document_is_an_error(
-    text: str, code: int, said: str, context: Callable[..., Context]
+    text: str, code: int, said: str, context: Callable[..., StageContext]
 ) -> None:
     assert single_training.measured(context(), _python(text), "it")[0] == {"error": {"code": code, "message": said}}
 
 
 def test_settings_of_the_surroundings_do_not_reach_a_trial(
-    context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+    context: Callable[..., StageContext], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OBJTUNE_TRAIN_STEPS", "3")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -74,7 +74,7 @@ def test_settings_of_the_surroundings_do_not_reach_a_trial(
     assert seen["OMP_NUM_THREADS"] == "1" and "OBJTUNE_TRAIN_STEPS" not in seen
 
 
-def test_a_signal_ends_the_child_too(context: Callable[..., Context], tmp_path: Path) -> None:
+def test_a_signal_ends_the_child_too(context: Callable[..., StageContext], tmp_path: Path) -> None:
     file = tmp_path / "pid"
     text = f"import os, time; open({str(file)!r} + '~', 'w').write(str(os.getpid())); os.rename({str(file)!r} + '~', {str(file)!r}); time.sleep(100)"
     ctx = context(stopped=lambda: 15 if file.exists() else 0)
@@ -86,7 +86,7 @@ def test_a_signal_ends_the_child_too(context: Callable[..., Context], tmp_path: 
         os.kill(int(file.read_text()), 0)
 
 
-def test_a_child_may_finish_what_it_does_before_it_ends(context: Callable[..., Context], tmp_path: Path) -> None:
+def test_a_child_may_finish_what_it_does_before_it_ends(context: Callable[..., StageContext], tmp_path: Path) -> None:
     """TERM, not KILL: `objtune train` saves its state."""
     ready, saved = tmp_path / "ready", tmp_path / "saved"
     text = (
@@ -99,7 +99,7 @@ def test_a_child_may_finish_what_it_does_before_it_ends(context: Callable[..., C
     assert saved.exists()
 
 
-def test_a_trial_is_the_real_command_on_photo_and_mask(context: Callable[..., Context], case: Case) -> None:
+def test_a_trial_is_the_real_command_on_photo_and_mask(context: Callable[..., StageContext], case: Case) -> None:
     """And what it learned is drawn with."""
     ctx = context()
     for kind in ("mask", "embedding", "adapter", "prior"):
@@ -126,11 +126,11 @@ def test_a_trial_is_the_real_command_on_photo_and_mask(context: Callable[..., Co
     assert ((arrays["mask"] > 127) == (mask > 127)).mean() > 0.995
     config = artifacts.read_record(ctx.root, Ref("adapter", case.name, 1)).config
     assert {k: config[k] for k in TINY.train} == TINY.train
-    stack, words = rendering.loaded(ctx, case.name, trained.weights)
-    assert rendering.asked(ctx, stack, words, case, f"<{case.name}>").shape == (len(case.prompts), 32, 32, 3)
+    model, words = rendering.loaded(ctx, case.name, trained.weights)
+    assert rendering.asked(ctx, model, words, case, f"<{case.name}>").shape == (len(case.prompts), 32, 32, 3)
 
 
-def test_a_training_that_fails_says_which_and_why(context: Callable[..., Context], case: Case) -> None:
+def test_a_training_that_fails_says_which_and_why(context: Callable[..., StageContext], case: Case) -> None:
     wrong = Method("wrong", "", train={"steps": -1})
     with pytest.raises(single_training.Failed, match=f"wrong on {case.name} failed: .*train.steps is -1") as caught:
         single_training._train(context(), case, "wrong", wrong)
@@ -143,7 +143,7 @@ def test_a_training_that_was_killed_says_so(case: Case) -> None:
     assert single_training.Failed("m", case, 0, "it said nothing").code == 1
 
 
-def test_a_key_is_the_same_for_the_same_work(context: Callable[..., Context], case: Case) -> None:
+def test_a_key_is_the_same_for_the_same_work(context: Callable[..., StageContext], case: Case) -> None:
     again = benchmark_objects.cases(EASY, 3, 0)[0]
     assert single_training.key(context(), case, "m", TINY, 0) == single_training.key(
         context(), again, "m", replace(TINY, title="other", source="other"), 0
@@ -151,7 +151,7 @@ def test_a_key_is_the_same_for_the_same_work(context: Callable[..., Context], ca
 
 
 def test_a_key_depends_on_everything_that_a_result_depends_on(
-    context: Callable[..., Context], case: Case, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    context: Callable[..., StageContext], case: Case, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     ctx = context()
     other = Common(base=ctx.common.base, device="cpu", precision="bf16")
@@ -183,7 +183,7 @@ def test_a_key_depends_on_everything_that_a_result_depends_on(
     assert len(set(keys)) == len(keys)
 
 
-def test_a_setting_that_says_the_default_changes_nothing(context: Callable[..., Context], case: Case) -> None:
+def test_a_setting_that_says_the_default_changes_nothing(context: Callable[..., StageContext], case: Case) -> None:
     same = replace(TINY, train={**TINY.train, "photo_loss": "object"})
     assert single_training.key(context(), case, "m", same, 0) == single_training.key(context(), case, "m", TINY, 0)
 
@@ -221,16 +221,16 @@ def test_the_truth_is_near_one_and_a_stranger_near_zero(case: Case, calibrated) 
 
 
 def test_through_the_autoencoder_the_truth_has_the_bases_size(
-    case: Case, calibrated, context: Callable[..., Context], monkeypatch
+    case: Case, calibrated, context: Callable[..., StageContext], monkeypatch
 ) -> None:
     """Where the autoencoder changes nothing, the truth comes back but for its size."""
     network, scale = calibrated
     ctx = context()
     shown = single_training.decoded(ctx, network, case, EASY, scale, 0)[1]
     assert shown.shape == (len(case.prompts), 32, 32, 3)
-    stack = ctx.stack()
-    monkeypatch.setattr(type(stack), "to_latent", lambda self, x: x)
-    monkeypatch.setattr(type(stack), "to_picture", lambda self, x: x)
+    model = ctx.load_base_model()
+    monkeypatch.setattr(type(model), "to_latent", lambda self, x: x)
+    monkeypatch.setattr(type(model), "to_picture", lambda self, x: x)
     _, shown = single_training.decoded(ctx, network, case, EASY, scale, 0)
     _, true = single_training.truth(network, case, EASY, scale, 0)
     mean = true.reshape(-1, 32, 4, 32, 4, 3).mean((2, 4))
@@ -238,7 +238,7 @@ def test_through_the_autoencoder_the_truth_has_the_bases_size(
 
 
 def test_the_base_told_in_words_is_scored_as_a_method_is(
-    case: Case, calibrated, context: Callable[..., Context]
+    case: Case, calibrated, context: Callable[..., StageContext]
 ) -> None:
     network, scale = calibrated
     found, shown = single_training.described(context(), network, case, scale)
@@ -255,30 +255,30 @@ def test_pictures_of_any_size_are_brought_to_the_evaluators() -> None:
 
 
 def test_each_prompt_is_drawn_from_its_own_noise(
-    context: Callable[..., Context], case: Case, monkeypatch: pytest.MonkeyPatch
+    context: Callable[..., StageContext], case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Alone or in a batch, for any method: the same seed, the same picture."""
     ctx = context()
-    stack, _ = rendering.loaded(ctx, "", None)
+    model, _ = rendering.loaded(ctx, "", None)
     texts, seeds = ["a dog", "a cat", "a dog"], [5, 6, 7]
-    whole = rendering.pictures(ctx, stack, texts, seeds, "")
+    whole = rendering.pictures(ctx, model, texts, seeds, "")
     monkeypatch.setattr(rendering, "BATCH", 2)
-    assert np.abs(rendering.pictures(ctx, stack, texts, seeds, "").astype(int) - whole).max() <= 1
-    assert np.abs(rendering.pictures(ctx, stack, texts[1:2], seeds[1:2], "")[0].astype(int) - whole[1]).max() <= 1
+    assert np.abs(rendering.pictures(ctx, model, texts, seeds, "").astype(int) - whole).max() <= 1
+    assert np.abs(rendering.pictures(ctx, model, texts[1:2], seeds[1:2], "")[0].astype(int) - whole[1]).max() <= 1
     assert not np.array_equal(whole[0], whole[2])
 
 
-def test_what_was_learned_is_in_the_words_and_in_the_denoiser(context: Callable[..., Context]) -> None:
+def test_what_was_learned_is_in_the_words_and_in_the_denoiser(context: Callable[..., StageContext]) -> None:
     ctx = context()
     rows = torch.ones(2, 16)
-    stack, words = rendering.loaded(ctx, "rex", {"token.rex": rows})
-    assert len(words.expand("<rex>").split()) == 2 and layers.tensors(stack) == {}
+    model, words = rendering.loaded(ctx, "rex", {"token.rex": rows})
+    assert len(words.expand("<rex>").split()) == 2 and layers.tensors(model) == {}
     _, bare = rendering.loaded(ctx, "rex", None)
     assert bare.expand("<rex>") == "<rex>"
-    params = layers.add(stack, 2, "cross-kv", seed=0)
+    params = layers.add(model, 2, "cross-kv", seed=0)
     for p in params:
         p.data.fill_(0.1)
-    learned = layers.tensors(stack)
+    learned = layers.tensors(model)
     again, _ = rendering.loaded(ctx, "rex", {"token.rex": rows, **learned})
     held = layers.tensors(again)
     assert held.keys() == learned.keys() and all(torch.equal(held[k], v) for k, v in learned.items())

@@ -61,7 +61,7 @@ def test_live_tensors_are_the_weights_and_what_a_step_makes(tiny_base: Path) -> 
         weights = (
             sum(
                 t.untyped_storage().nbytes()
-                for m in (trainer.stack.unet, trainer.stack.text_encoder)
+                for m in (trainer.model.denoiser, trainer.model.text_encoder)
                 for t in m.parameters()
             )
             / memory.MB
@@ -111,15 +111,15 @@ def test_the_clock_counts_each_part_once(monkeypatch: pytest.MonkeyPatch) -> Non
     def spend(seconds: float):
         return lambda *_, **__: now.__setitem__(0, now[0] + seconds)
 
-    stack = SimpleNamespace(
+    model = SimpleNamespace(
         text_encoder=SimpleNamespace(forward=spend(1)),
-        unet=SimpleNamespace(forward=spend(3)),
+        denoiser=SimpleNamespace(forward=spend(3)),
         device=torch.device("cpu"),
     )
-    trainer = SimpleNamespace(stack=stack, optimizer=SimpleNamespace(step=spend(2)))
+    trainer = SimpleNamespace(model=model, optimizer=SimpleNamespace(step=spend(2)))
 
     def advance() -> None:
-        trainer.stack.text_encoder.forward(), trainer.stack.unet.forward(), spend(5)(), trainer.optimizer.step()
+        trainer.model.text_encoder.forward(), trainer.model.denoiser.forward(), spend(5)(), trainer.optimizer.step()
 
     trainer.advance = advance
     monkeypatch.setattr(speed.time, "perf_counter", lambda: now[0])

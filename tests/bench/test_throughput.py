@@ -10,7 +10,7 @@ from objtune_cli.bench.suites import throughput
 from objtune_cli.config.sections import Bench
 from objtune_cli.errors import UsageError
 from objtune_cli.evaluation import statistics
-from objtune_cli.workflow.context import Context
+from objtune_cli.workflow.context import StageContext
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 
 def test_times_of_all_are_compared_and_quality_is_of_each(
-    context: Callable[..., Context], project: Path, commands
+    context: Callable[..., StageContext], project: Path, commands
 ) -> None:
     rows = {
         (r["method"], r["measure"]): (r["mean"], r["n"])
@@ -54,7 +54,9 @@ def test_times_of_all_are_compared_and_quality_is_of_each(
     assert len(commands) == 6  # one more alone, and another company
 
 
-def test_each_photo_stands_before_its_own_options(context: Callable[..., Context], project: Path, commands) -> None:
+def test_each_photo_stands_before_its_own_options(
+    context: Callable[..., StageContext], project: Path, commands
+) -> None:
     throughput.run(context(), project / "out", 2, Bench(repeats=1))
     words = commands[-1][commands[-1].index("--force") + 1 :]
     assert [Path(w).name for w in words if w.endswith(".png")] == [
@@ -68,7 +70,7 @@ def test_each_photo_stands_before_its_own_options(context: Callable[..., Context
     )
 
 
-def test_one_is_not_many(context: Callable[..., Context], project: Path, cli) -> None:
+def test_one_is_not_many(context: Callable[..., StageContext], project: Path, cli) -> None:
     with pytest.raises(UsageError, match="--many is 1"):
         throughput.run(context(), project / "out", 1, Bench())
     assert cli("bench", "--many", "3", "--objects", "2").code == 2

@@ -164,12 +164,12 @@ def test_a_gpu_that_a_variable_hides_is_said(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_cluster_that_left_all_of_its_variables_is_waited_for_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
     from objtune_cli.runtime import distributed
-    from objtune_cli.workflow.context import Context
+    from objtune_cli.workflow.context import StageContext
 
     said: list[str] = []
-    monkeypatch.setattr(Context, "note_once", lambda _self, text: said.append(text))
+    monkeypatch.setattr(StageContext, "note_once", lambda _self, text: said.append(text))
     monkeypatch.setattr(distributed, "team", lambda device: None)
-    ctx = Context.__new__(Context)
+    ctx = StageContext.__new__(StageContext)
     ctx.common = type("Common", (), {"device": "cpu"})()
     for name, value in {"WORLD_SIZE": "4", "RANK": "0", "MASTER_ADDR": "node1", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)

@@ -299,9 +299,9 @@ def test_a_merged_adapter_leaves_the_names_to_its_parts_and_draws_what_their_sum
     ],
 )
 def test_mistakes_are_told_before_a_model_is_loaded(scenes, monkeypatch, args, code, said):
-    from objtune_cli.workflow.context import Context
+    from objtune_cli.workflow.context import StageContext
 
-    monkeypatch.setattr(Context, "stack", lambda self, **_: pytest.fail("the base was loaded"))
+    monkeypatch.setattr(StageContext, "load_base_model", lambda self, **_: pytest.fail("the base was loaded"))
     result = scenes(*args)
     assert (result.code, result.out) == (code, ""), result.err
     errors = [line for line in result.err.splitlines() if line.startswith("error: ")]

@@ -12,7 +12,7 @@ from objtune_cli.composition import presence
 from objtune_cli.composition.presence import LEVELS, PRESENT, Check, Known, framed
 from objtune_cli.errors import NonFiniteError
 from objtune_cli.lora import layers
-from objtune_cli.models import base_model as stacks
+from objtune_cli.models import base_model
 from objtune_cli.models.placeholders import Placeholders, class_rows
 from tests.support import tiny_families
 
@@ -47,10 +47,10 @@ class Colours:
 @pytest.fixture
 def check(monkeypatch: pytest.MonkeyPatch) -> Check:
     @contextlib.contextmanager
-    def alone(stack: Colours, weights: Mapping[str, Tensor]) -> Iterator[None]:
-        stack.acting = weights["colour"]
+    def alone(model: Colours, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        model.acting = weights["colour"]
         yield
-        stack.acting = None
+        model.acting = None
 
     monkeypatch.setattr(presence, "alone", alone)
     return Check(
@@ -114,29 +114,29 @@ def test_an_adapter_that_gives_no_numbers_is_named(check: Check) -> None:
 @pytest.mark.parametrize("name", ["sd1", "sdxl", "sd3"])
 def test_every_family_is_looked_at_and_left_as_it_was(tmp_path: Path, name: str) -> None:
     """No image tower and no photo; a picture's row is the same alone and beside another."""
-    stack = stacks.load(tiny_families.folders(tmp_path, (name,))[name], torch.device("cpu"), torch.float32)
-    words, objects = Placeholders(stack), []
-    layers.add(stack, 2, "attention", seed=0)
+    model = base_model.load(tiny_families.folders(tmp_path, (name,))[name], torch.device("cpu"), torch.float32)
+    words, objects = Placeholders(model), []
+    layers.add(model, 2, "attention", seed=0)
     for i, own in enumerate(("rex", "cup")):
         g = torch.Generator().manual_seed(i)
-        rows = class_rows(stack, "dog")
+        rows = class_rows(model, "dog")
         words.add(own, rows + torch.randn(rows.shape, generator=g), "dog")
-        weights = {k: torch.randn(v.shape, generator=g) * 0.3 for k, v in layers.tensors(stack).items()}
+        weights = {k: torch.randn(v.shape, generator=g) * 0.3 for k, v in layers.tensors(model).items()}
         objects.append(Known(own, weights, words.expand(f"a photo of <{own}>"), "a photo of a dog"))
-    layers.activate(stack, [])
-    z, t = torch.randn(1, stack.unet.config.in_channels, 8, 8), torch.tensor([500])
+    layers.activate(model, [])
+    z, t = torch.randn(1, model.denoiser.config.in_channels, 8, 8), torch.tensor([500])
     with torch.no_grad():
-        before = stack.predict(z, t, stack.encode(["a dog"]))
-    pictures = torch.rand(2, 3, stack.size, stack.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    matrices = Check(stack, objects).matrices(pictures, [LEFT, RIGHT])
+        before = model.predict(z, t, model.encode(["a dog"]))
+    pictures = torch.rand(2, 3, model.size, model.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    matrices = Check(model, objects).matrices(pictures, [LEFT, RIGHT])
     assert (
         matrices.shape == (2, 2, 2) and matrices.isfinite().all() and len({float(v) for v in matrices.flatten()}) == 8
     )
     torch.testing.assert_close(
-        Check(stack, objects).matrices(pictures[1:], [LEFT, RIGHT])[0], matrices[1], rtol=1e-3, atol=1e-3
+        Check(model, objects).matrices(pictures[1:], [LEFT, RIGHT])[0], matrices[1], rtol=1e-3, atol=1e-3
     )
     with torch.no_grad():
-        assert torch.equal(stack.predict(z, t, stack.encode(["a dog"])), before)
+        assert torch.equal(model.predict(z, t, model.encode(["a dog"])), before)
     assert all(0 < level < 1 for level in LEVELS)
 
 

@@ -13,8 +13,8 @@ from objtune_cli.composition.presence import framed
 from objtune_cli.composition.refinement import ROOM, Object, Sampling
 from objtune_cli.generation.sampling import again, sample
 from objtune_cli.lora import layers
-from objtune_cli.models import base_model as stacks
-from objtune_cli.models.base_model import Stack
+from objtune_cli.models import base_model
+from objtune_cli.models.base_model import BaseModel
 from objtune_cli.segmentation.grabcut import GrabCut
 from objtune_cli.segmentation.segmenters import Hints
 
@@ -31,7 +31,7 @@ def smooth(height: int, width: int, seed: int = 0) -> torch.Tensor:
 
 
 def lora(tiny_base: Path, seed: int = 0) -> dict[str, torch.Tensor]:
-    other = stacks.load(tiny_base, torch.device("cpu"), torch.float32)
+    other = base_model.load(tiny_base, torch.device("cpu"), torch.float32)
     layers.add(other, 2, "all", seed=0)
     g = torch.Generator().manual_seed(seed)
     return {k: torch.randn(v.shape, generator=g) * 0.3 for k, v in layers.tensors(other).items()}
@@ -143,12 +143,12 @@ def test_pieces_of_an_object_belong_to_it_and_specks_do_not() -> None:
 @pytest.mark.parametrize("scheduler", ["base", "ddim", "euler", "dpm++"])
 @pytest.mark.parametrize(("strength", "taken"), [(0.5, 4), (0.01, 1), (1.0, 8)])
 def test_steps_from_the_middle_are_those_of_diffusers(
-    stack: Stack, scheduler: str, strength: float, taken: int
+    model: BaseModel, scheduler: str, strength: float, taken: int
 ) -> None:
-    start = sample(stack, PROMPT, "", [1, 2], 3, 1.0)
+    start = sample(model, PROMPT, "", [1, 2], 3, 1.0)
     counted: list[tuple[int, int]] = []
     ours = again(
-        stack,
+        model,
         start,
         PROMPT,
         "a cat",
@@ -160,7 +160,7 @@ def test_steps_from_the_middle_are_those_of_diffusers(
         lambda done, total: counted.append((done, total)),
     )
     assert counted == [(i + 1, taken) for i in range(taken)] and ours.isfinite().all()
-    plain = stack.pipeline(
+    plain = model.pipeline(
         "ddim" if scheduler == "base" else scheduler
     )  # the base's own, PNDM, cannot begin in the middle
     parts = {
@@ -170,61 +170,61 @@ def test_steps_from_the_middle_are_those_of_diffusers(
         "feature_extractor": None,
         "requires_safety_checker": False,
     }
-    pipe = StableDiffusionImg2ImgPipeline(vae=stack.vae, unet=stack.unet, scheduler=plain.scheduler, **parts)
+    pipe = StableDiffusionImg2ImgPipeline(vae=model.vae, unet=model.denoiser, scheduler=plain.scheduler, **parts)
     pipe.set_progress_bar_config(disable=True)
     theirs = pipe(
         image=start, strength=max(strength, 1 / 8), num_inference_steps=8, guidance_scale=3.0, output_type="latent",
         generator=[torch.Generator().manual_seed(s) for s in (5, 6)],
-        prompt_embeds=stack.encode([PROMPT] * 2), negative_prompt_embeds=stack.encode(["a cat"] * 2),
+        prompt_embeds=model.encode([PROMPT] * 2), negative_prompt_embeds=model.encode(["a cat"] * 2),
     ).images  # fmt: skip
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_little_noise_changes_little_and_wears_nothing_out(stack: Stack) -> None:
-    start = sample(stack, PROMPT, "", [1], 4, 1.0)
+def test_little_noise_changes_little_and_wears_nothing_out(model: BaseModel) -> None:
+    start = sample(model, PROMPT, "", [1], 4, 1.0)
     moved = [
-        float((again(stack, start, PROMPT, "", [3], strength, 20, 1.0) - start).abs().mean())
+        float((again(model, start, PROMPT, "", [3], strength, 20, 1.0) - start).abs().mean())
         for strength in (0.05, 0.5, 1.0)
     ]
     assert moved[0] < 0.3 * moved[1] < 0.3 * moved[2] * 1.5
-    assert torch.equal(sample(stack, PROMPT, "", [1], 4, 1.0), start)
+    assert torch.equal(sample(model, PROMPT, "", [1], 4, 1.0), start)
 
 
-def test_alone_the_adapter_acts_as_pefts_own(stack: Stack, tiny_base: Path) -> None:
+def test_alone_the_adapter_acts_as_pefts_own(model: BaseModel, tiny_base: Path) -> None:
     weights = lora(tiny_base)
     z, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([700, 20])
-    told = stack.encode([PROMPT, "a cat on the beach"])
+    told = model.encode([PROMPT, "a cat on the beach"])
     with torch.no_grad():
-        before = stack.predict(z, t, told)
-        with regional.alone(stack, weights):
-            ours = stack.predict(z, t, told)
-        assert torch.equal(stack.predict(z, t, told), before)
-        layers.load(stack, weights)
-        theirs = stack.predict(z, t, told)
+        before = model.predict(z, t, told)
+        with regional.alone(model, weights):
+            ours = model.predict(z, t, told)
+        assert torch.equal(model.predict(z, t, told), before)
+        layers.load(model, weights)
+        theirs = model.predict(z, t, told)
     assert float((ours - before).abs().max()) > 1e-2
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_scenes_are_made_again_of_what_was_kept(stack: Stack, tiny_base: Path) -> None:
+def test_scenes_are_made_again_of_what_was_kept(model: BaseModel, tiny_base: Path) -> None:
     """In a wide picture; each object by its own adapter and prompt; the order is from the back to the front."""
-    latents = sample(stack, "a dog and a cat", "", [1, 2], 3, 2.0, size=(64, 96))
+    latents = sample(model, "a dog and a cat", "", [1, 2], 3, 2.0, size=(64, 96))
     objects = [Object("a", lora(tiny_base, 1), LEFT, PROMPT), Object("b", {}, (0.4, 0.3, 0.8, 0.9), "a cat")]
     told: list[tuple[str, int, int]] = []
     close, shown = refinement.looked(
-        stack, latents, objects, [7, 8], Sampling(0.5, 4, 2.0), lambda *step: told.append(step)
+        model, latents, objects, [7, 8], Sampling(0.5, 4, 2.0), lambda *step: told.append(step)
     )
     assert told == [("a", 1, 2), ("a", 2, 2), ("b", 1, 2), ("b", 2, 2)]
     assert {name: z.shape for name, z in close.items()} == {name: (2, 4, 8, 8) for name in "ab"}
-    assert torch.equal(refinement.scenes(stack, latents, close, {o.name: o.box for o in objects}), shown)
-    plain = stack.to_picture(latents)
+    assert torch.equal(refinement.scenes(model, latents, close, {o.name: o.box for o in objects}), shown)
+    plain = model.to_picture(latents)
     entire, all_of_it = refinement.looked(
-        stack, latents, objects, [7, 8], Sampling(0.5, 4, 2.0, whole=True), lambda *step: None
+        model, latents, objects, [7, 8], Sampling(0.5, 4, 2.0, whole=True), lambda *step: None
     )
     assert torch.equal(
-        refinement.scenes(stack, latents, entire, {o.name: o.box for o in objects}, whole=True), all_of_it
+        refinement.scenes(model, latents, entire, {o.name: o.box for o in objects}, whole=True), all_of_it
     )
     free = regional.shares([o.box for o in objects], (64, 96)).sum(0) == 0
     assert torch.equal(shown[..., free], plain[..., free]) and float((shown - plain).abs().max()) > 0.05
-    one, _ = refinement.looked(stack, latents[:1], objects, [7], Sampling(0.5, 4, 2.0), lambda *_: None)
+    one, _ = refinement.looked(model, latents[:1], objects, [7], Sampling(0.5, 4, 2.0), lambda *_: None)
     torch.testing.assert_close(one["a"][0], close["a"][0], rtol=0, atol=1e-3)
-    assert torch.equal(refinement.scenes(stack, latents, {}, {}), plain.cpu())
+    assert torch.equal(refinement.scenes(model, latents, {}, {}), plain.cpu())

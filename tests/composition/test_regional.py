@@ -7,8 +7,8 @@ import torch
 
 from objtune_cli.composition.regional import BLOCKED, BoundedAttention, Placed, RegionalAttention, Regions, regional
 from objtune_cli.lora import layers
-from objtune_cli.models import base_model as stacks
-from objtune_cli.models.base_model import Stack
+from objtune_cli.models import base_model
+from objtune_cli.models.base_model import BaseModel
 
 EVERYWHERE = (-1.0, -1.0, 2.0, 2.0)
 LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
@@ -27,23 +27,23 @@ def _tokens(*at: int) -> torch.Tensor:
     return tokens
 
 
-def _lora(stack: Stack, tiny_base, seed: int = 0, modules: str = "all") -> dict[str, torch.Tensor]:
+def _lora(model: BaseModel, tiny_base, seed: int = 0, modules: str = "all") -> dict[str, torch.Tensor]:
     """Random weights for every layer that a LoRA of these modules has on this base."""
-    other = stacks.load(tiny_base, stack.device, stack.dtype)
+    other = base_model.load(tiny_base, model.device, model.dtype)
     layers.add(other, 2, modules, seed=0)
     g = torch.Generator().manual_seed(seed)
     return {k: torch.randn(v.shape, generator=g) * 0.2 for k, v in layers.tensors(other).items()}
 
 
-def _inputs(stack: Stack) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _inputs(model: BaseModel) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """As guidance makes it: half without prompt, half with it."""
     z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    return torch.cat([z, z]), torch.tensor([700] * 4), stack.encode(["", "", "a photo of a dog", "a cat on the beach"])
+    return torch.cat([z, z]), torch.tensor([700] * 4), model.encode(["", "", "a photo of a dog", "a cat on the beach"])
 
 
-def _predict(stack: Stack) -> torch.Tensor:
+def _predict(model: BaseModel) -> torch.Tensor:
     with torch.no_grad():
-        return stack.predict(*_inputs(stack))
+        return model.predict(*_inputs(model))
 
 
 def test_regions_share_the_frame_and_later_objects_are_in_front() -> None:
@@ -72,46 +72,46 @@ def test_features_in_row_order(aspect: float, height: int, width: int) -> None:
     assert torch.equal(regions.flat(height * width).view(1, height, width), regions.at(height, width))
 
 
-def test_with_the_whole_frame_it_is_pefts_own_lora(stack: Stack, tiny_base) -> None:
+def test_with_the_whole_frame_it_is_pefts_own_lora(model: BaseModel, tiny_base) -> None:
     """Self-attention, feed-forward and convolutions; keys and values of cross-attention have tokens in place of places."""
-    weights = {k: v for k, v in _lora(stack, tiny_base).items() if ".attn2.to_k" not in k and ".attn2.to_v" not in k}
+    weights = {k: v for k, v in _lora(model, tiny_base).items() if ".attn2.to_k" not in k and ".attn2.to_v" not in k}
     assert {"conv1", "attn1.to_q", "attn2.to_q", "ff.net.2", "to_out.0"} <= {
         m for k in weights for m in ("conv1", "attn1.to_q", "attn2.to_q", "ff.net.2", "to_out.0") if m in k
     }
-    base = _predict(stack)
-    with regional(stack, [Placed("rex", weights, EVERYWHERE, _none())]):
-        ours = _predict(stack)
-    layers.load(stack, weights)
-    theirs = _predict(stack)
+    base = _predict(model)
+    with regional(model, [Placed("rex", weights, EVERYWHERE, _none())]):
+        ours = _predict(model)
+    layers.load(model, weights)
+    theirs = _predict(model)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     assert (theirs - base).abs().max() > 0.05
 
 
-def test_keys_and_values_act_at_the_objects_tokens_with_the_prompt_only(stack: Stack, tiny_base) -> None:
+def test_keys_and_values_act_at_the_objects_tokens_with_the_prompt_only(model: BaseModel, tiny_base) -> None:
     weights = {
         k: v
-        for k, v in _lora(stack, tiny_base, modules="attention").items()
+        for k, v in _lora(model, tiny_base, modules="attention").items()
         if ".attn2.to_k" in k or ".attn2.to_v" in k
     }
-    base = _predict(stack)
-    with regional(stack, [Placed("rex", weights, EVERYWHERE, ~_none())]):
-        ours = _predict(stack)
-    with regional(stack, [Placed("rex", weights, EVERYWHERE, _none())]):
-        torch.testing.assert_close(_predict(stack), base, rtol=1e-4, atol=1e-5)  # no tokens of its own: no effect
-    layers.load(stack, weights)
-    theirs = _predict(stack)
+    base = _predict(model)
+    with regional(model, [Placed("rex", weights, EVERYWHERE, ~_none())]):
+        ours = _predict(model)
+    with regional(model, [Placed("rex", weights, EVERYWHERE, _none())]):
+        torch.testing.assert_close(_predict(model), base, rtol=1e-4, atol=1e-5)  # no tokens of its own: no effect
+    layers.load(model, weights)
+    theirs = _predict(model)
     torch.testing.assert_close(ours[2:], theirs[2:], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ours[:2], base[:2], rtol=1e-4, atol=1e-5)
     assert (theirs[:2] - base[:2]).abs().max() > 1e-3  # which peft's would have changed
 
 
-def test_a_keys_delta_stands_at_its_tokens(stack: Stack, tiny_base) -> None:
-    weights = _lora(stack, tiny_base)
-    layer = stack.unet.get_submodule(f"{CROSS}.to_k")
+def test_a_keys_delta_stands_at_its_tokens(model: BaseModel, tiny_base) -> None:
+    weights = _lora(model, tiny_base)
+    layer = model.denoiser.get_submodule(f"{CROSS}.to_k")
     x = torch.randn(2, 77, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         base = layer(x)
-        with regional(stack, [Placed("rex", weights, LEFT, _tokens(4, 5))]):
+        with regional(model, [Placed("rex", weights, LEFT, _tokens(4, 5))]):
             out = layer(x)
     delta = x @ weights[f"unet.{CROSS}.to_k.lora_A.weight"].T @ weights[f"unet.{CROSS}.to_k.lora_B.weight"].T
     expected = base.clone()
@@ -119,13 +119,13 @@ def test_a_keys_delta_stands_at_its_tokens(stack: Stack, tiny_base) -> None:
     torch.testing.assert_close(out, expected)
 
 
-def test_a_convolution_is_the_bases_outside_the_region(stack: Stack, tiny_base) -> None:
-    weights = _lora(stack, tiny_base)
-    layer = stack.unet.get_submodule(CONV)
+def test_a_convolution_is_the_bases_outside_the_region(model: BaseModel, tiny_base) -> None:
+    weights = _lora(model, tiny_base)
+    layer = model.denoiser.get_submodule(CONV)
     x = torch.randn(2, layer.in_channels, 20, 20, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         base = layer(x)
-        with regional(stack, [Placed("rex", weights, LEFT, _none())]) as regions:
+        with regional(model, [Placed("rex", weights, LEFT, _none())]) as regions:
             out = layer(x)
     share = regions.at(20, 20)[0]
     outside, inside = share == 0, share == 1
@@ -137,14 +137,14 @@ def test_a_convolution_is_the_bases_outside_the_region(stack: Stack, tiny_base) 
     assert (out - base)[..., inside].abs().min() > 0
 
 
-def test_a_linear_layer_is_the_bases_outside_and_two_objects_do_not_mix(stack: Stack, tiny_base) -> None:
-    first, second = _lora(stack, tiny_base, 1), _lora(stack, tiny_base, 2)
-    layer = stack.unet.get_submodule(SELF_Q)
+def test_a_linear_layer_is_the_bases_outside_and_two_objects_do_not_mix(model: BaseModel, tiny_base) -> None:
+    first, second = _lora(model, tiny_base, 1), _lora(model, tiny_base, 2)
+    layer = model.denoiser.get_submodule(SELF_Q)
     x = torch.randn(2, 64, layer.in_features, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         base = layer(x)
         with regional(
-            stack, [Placed("rex", first, (0, 0, 0.3, 1), _none()), Placed("cup", second, (0.7, 0, 1, 1), _none())]
+            model, [Placed("rex", first, (0, 0, 0.3, 1), _none()), Placed("cup", second, (0.7, 0, 1, 1), _none())]
         ):
             out = layer(x)
     grid = (out - base).view(2, 8, 8, -1)
@@ -154,30 +154,30 @@ def test_a_linear_layer_is_the_bases_outside_and_two_objects_do_not_mix(stack: S
         torch.testing.assert_close(grid[:, :, columns], delta.view(2, 8, 8, -1)[:, :, columns], rtol=1e-4, atol=1e-5)
 
 
-def test_everything_is_as_before_afterwards(stack: Stack, tiny_base) -> None:
-    base = _predict(stack)
-    processors = dict(stack.unet.attn_processors)
+def test_everything_is_as_before_afterwards(model: BaseModel, tiny_base) -> None:
+    base = _predict(model)
+    processors = dict(model.denoiser.attn_processors)
     placed = [
-        Placed("rex", _lora(stack, tiny_base, 1), LEFT, _tokens(4)),
-        Placed("cup", _lora(stack, tiny_base, 2), RIGHT, _tokens(5)),
+        Placed("rex", _lora(model, tiny_base, 1), LEFT, _tokens(4)),
+        Placed("cup", _lora(model, tiny_base, 2), RIGHT, _tokens(5)),
     ]
-    with regional(stack, placed):
-        assert not torch.allclose(_predict(stack), base)
-    with pytest.raises(RuntimeError, match="inside"), regional(stack, placed):
+    with regional(model, placed):
+        assert not torch.allclose(_predict(model), base)
+    with pytest.raises(RuntimeError, match="inside"), regional(model, placed):
         raise RuntimeError("inside")
-    assert torch.equal(_predict(stack), base)
-    assert all(stack.unet.attn_processors[k] is v for k, v in processors.items())
-    assert not any(m._forward_hooks for m in stack.unet.modules())
-    assert not any("lora" in n for n, _ in stack.unet.named_parameters())
+    assert torch.equal(_predict(model), base)
+    assert all(model.denoiser.attn_processors[k] is v for k, v in processors.items())
+    assert not any(m._forward_hooks for m in model.denoiser.modules())
+    assert not any("lora" in n for n, _ in model.denoiser.named_parameters())
 
 
-def test_an_adapter_of_another_base_leaves_nothing_behind(stack: Stack) -> None:
-    base = _predict(stack)
+def test_an_adapter_of_another_base_leaves_nothing_behind(model: BaseModel) -> None:
+    base = _predict(model)
     weights = {f"unet.{name}.lora_{side}.weight": torch.ones(2, 2) for name in (CONV, "no.such.layer") for side in "AB"}
-    with pytest.raises(Exception, match=r"no\.such\.layer"), regional(stack, [Placed("rex", weights, LEFT, _none())]):
+    with pytest.raises(Exception, match=r"no\.such\.layer"), regional(model, [Placed("rex", weights, LEFT, _none())]):
         pass
-    assert not any(m._forward_hooks for m in stack.unet.modules())
-    assert torch.equal(_predict(stack), base)
+    assert not any(m._forward_hooks for m in model.denoiser.modules())
+    assert torch.equal(_predict(model), base)
 
 
 def test_bias_is_the_log_of_the_share_at_the_objects_tokens() -> None:
@@ -194,31 +194,31 @@ def test_bias_is_the_log_of_the_share_at_the_objects_tokens() -> None:
     torch.testing.assert_close(bias[..., 4][some[0]], shares[0][some[0]].log())
 
 
-def test_without_regions_borders_it_is_the_attention_of_the_base(stack: Stack) -> None:
-    base = _predict(stack)
-    with regional(stack, [Placed("rex", {}, EVERYWHERE, _tokens(4, 5))]):
-        torch.testing.assert_close(_predict(stack), base, rtol=1e-4, atol=1e-5)
+def test_without_regions_borders_it_is_the_attention_of_the_base(model: BaseModel) -> None:
+    base = _predict(model)
+    with regional(model, [Placed("rex", {}, EVERYWHERE, _tokens(4, 5))]):
+        torch.testing.assert_close(_predict(model), base, rtol=1e-4, atol=1e-5)
 
 
-def test_a_token_is_not_seen_outside_its_region(stack: Stack) -> None:
-    attention = stack.unet.get_submodule(CROSS)
+def test_a_token_is_not_seen_outside_its_region(model: BaseModel) -> None:
+    attention = model.denoiser.get_submodule(CROSS)
     g = torch.Generator().manual_seed(0)
     features, words = torch.randn(2, 64, attention.to_q.in_features, generator=g), torch.randn(2, 77, 16, generator=g)
     changed = words.clone()
     changed[:, 4] += 3.0
-    with torch.no_grad(), regional(stack, [Placed("rex", {}, (0, 0, 0.4, 1), _tokens(4))]):
+    with torch.no_grad(), regional(model, [Placed("rex", {}, (0, 0, 0.4, 1), _tokens(4))]):
         first, second = (attention(features, encoder_hidden_states=w).view(2, 8, 8, -1) for w in (words, changed))
     assert torch.equal(first[1, :, 5:], second[1, :, 5:])
     assert (first[1, :, :2] - second[1, :, :2]).abs().amax(-1).min() > 1e-6
     assert (first[0] - second[0]).abs().amax(-1).min() > 1e-6  # without prompt, no token is anybody's
 
 
-def test_a_blocked_token_is_as_if_it_were_not_there(stack: Stack) -> None:
+def test_a_blocked_token_is_as_if_it_were_not_there(model: BaseModel) -> None:
     """Softmax over the other 76 tokens, computed by hand."""
-    attention = stack.unet.get_submodule(CROSS)
+    attention = model.denoiser.get_submodule(CROSS)
     g = torch.Generator().manual_seed(0)
     features, words = torch.randn(2, 64, attention.to_q.in_features, generator=g), torch.randn(2, 77, 16, generator=g)
-    with torch.no_grad(), regional(stack, [Placed("rex", {}, (0, 0, 0.4, 1), _tokens(4))]):
+    with torch.no_grad(), regional(model, [Placed("rex", {}, (0, 0, 0.4, 1), _tokens(4))]):
         out = attention(features, encoder_hidden_states=words)[1].view(8, 8, -1)[:, 5:].flatten(0, 1)
     with torch.no_grad():
         rest = torch.cat([words[1, :4], words[1, 5:]])
@@ -243,14 +243,14 @@ def test_bounded_self_attention_is_closed_between_objects_and_open_to_the_rest()
     assert half[54, 54].exp() == pytest.approx(expected, abs=1e-5)
 
 
-def test_with_bounds_what_is_in_one_region_is_not_seen_from_the_other(stack: Stack) -> None:
-    attention = stack.unet.get_submodule("down_blocks.0.attentions.0.transformer_blocks.0.attn1")
+def test_with_bounds_what_is_in_one_region_is_not_seen_from_the_other(model: BaseModel) -> None:
+    attention = model.denoiser.get_submodule("down_blocks.0.attentions.0.transformer_blocks.0.attn1")
     features = torch.randn(2, 64, attention.to_q.in_features, generator=torch.Generator().manual_seed(0))
     changed = features.view(2, 8, 8, -1).clone()
     changed[:, :, 7] += 3.0
     placed = [Placed("rex", {}, (0, 0, 0.3, 1), _none()), Placed("cup", {}, (0.7, 0, 1, 1), _none())]
     for bounded in (False, True):
-        with torch.no_grad(), regional(stack, placed, bounded=bounded):
+        with torch.no_grad(), regional(model, placed, bounded=bounded):
             first, second = (attention(f).view(2, 8, 8, -1) for f in (features, changed.flatten(1, 2)))
         moved = (first - second).abs().amax(-1)
         assert (moved[:, :, 0].max() == 0) == bounded
@@ -263,13 +263,13 @@ def test_a_softer_region_falls_more_slowly(edge: float) -> None:
     assert int(((share > 0) & (share < 1)).sum()) == pytest.approx(100 * edge, abs=1)
 
 
-def test_sampling_with_guidance_runs_inside(stack: Stack, tiny_base) -> None:
+def test_sampling_with_guidance_runs_inside(model: BaseModel, tiny_base) -> None:
     from objtune_cli.generation.sampling import sample
 
     placed = [
-        Placed("rex", _lora(stack, tiny_base, 1), LEFT, _tokens(4)),
-        Placed("cup", _lora(stack, tiny_base, 2), RIGHT, _tokens(6)),
+        Placed("rex", _lora(model, tiny_base, 1), LEFT, _tokens(4)),
+        Placed("cup", _lora(model, tiny_base, 2), RIGHT, _tokens(6)),
     ]
-    with regional(stack, placed):
-        latents = sample(stack, "a photo of a dog", "", [0, 1, 2], 2, 3.0)
+    with regional(model, placed):
+        latents = sample(model, "a photo of a dog", "", [0, 1, 2], 2, 3.0)
     assert latents.shape == (3, 4, 8, 8) and latents.isfinite().all()

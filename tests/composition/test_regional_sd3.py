@@ -7,8 +7,8 @@ import torch
 
 from objtune_cli.composition.regional import Placed, regional
 from objtune_cli.lora import layers as adapter
-from objtune_cli.models import base_model as stacks
-from objtune_cli.models.base_model import Stack
+from objtune_cli.models import base_model
+from objtune_cli.models.base_model import BaseModel
 from tests.support import tiny_families
 
 CPU = torch.device("cpu")
@@ -30,8 +30,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(params=NAMES)
-def stack(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Stack:
-    return stacks.load(folders[request.param], CPU, torch.float32)
+def model(request: pytest.FixtureRequest, folders: dict[str, Path]) -> BaseModel:
+    return base_model.load(folders[request.param], CPU, torch.float32)
 
 
 def tokens(*at: int) -> torch.Tensor:
@@ -40,58 +40,58 @@ def tokens(*at: int) -> torch.Tensor:
     return found
 
 
-def lora(stack: Stack, seed: int = 0) -> dict[str, torch.Tensor]:
+def lora(model: BaseModel, seed: int = 0) -> dict[str, torch.Tensor]:
     """Random weights under the names of every layer that may learn."""
     g = torch.Generator().manual_seed(seed)
     found = {}
-    for name, layer in stack.unet.named_modules():
-        if any(name.endswith("." + end) for end in stack.family.modules["all"]):
+    for name, layer in model.denoiser.named_modules():
+        if any(name.endswith("." + end) for end in model.family.modules["all"]):
             found[f"unet.{name}.lora_A.weight"] = torch.randn(2, layer.in_features, generator=g) * 0.2
             found[f"unet.{name}.lora_B.weight"] = torch.randn(layer.out_features, 2, generator=g) * 0.2
     return found
 
 
-def given(stack: Stack) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def given(model: BaseModel) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """As guidance makes it: half without prompt, half with it."""
     z = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))
-    return torch.cat([z, z]), torch.tensor([700] * 4), stack.encode(["", "", "a photo of a dog", "a cat on the beach"])
+    return torch.cat([z, z]), torch.tensor([700] * 4), model.encode(["", "", "a photo of a dog", "a cat on the beach"])
 
 
 @torch.no_grad()
-def test_with_all_places_and_words_it_is_pefts_own_lora(stack: Stack) -> None:
+def test_with_all_places_and_words_it_is_pefts_own_lora(model: BaseModel) -> None:
     """Rows with prompt; without one, what acts on words rests, as it does in U-Nets."""
-    weights, inputs = lora(stack), given(stack)
-    base = stack.predict(*inputs)
-    with regional(stack, [Placed("rex", weights, EVERYWHERE, ALL)]):
-        ours = stack.predict(*inputs)
-    assert torch.equal(stack.predict(*inputs), base)
-    adapter.load(stack, weights)
-    theirs = stack.predict(*inputs)
+    weights, inputs = lora(model), given(model)
+    base = model.predict(*inputs)
+    with regional(model, [Placed("rex", weights, EVERYWHERE, ALL)]):
+        ours = model.predict(*inputs)
+    assert torch.equal(model.predict(*inputs), base)
+    adapter.load(model, weights)
+    theirs = model.predict(*inputs)
     torch.testing.assert_close(ours[2:], theirs[2:], rtol=1e-4, atol=1e-5)
     assert float((theirs - base).abs().max()) > 0.05 and float((ours[:2] - theirs[:2]).abs().max()) > 1e-3
 
 
 @torch.no_grad()
-def test_an_object_that_is_nowhere_is_not_there(stack: Stack) -> None:
+def test_an_object_that_is_nowhere_is_not_there(model: BaseModel) -> None:
     """Neither its LoRA nor its words change a bit of the picture, though without regions its words would."""
-    z, t, condition = given(stack)
+    z, t, condition = given(model)
     other = condition.clone()
     other[:, 4:6] = torch.randn(other[:, 4:6].shape, generator=torch.Generator().manual_seed(1))
-    assert not torch.allclose(stack.predict(z, t, condition)[2:], stack.predict(z, t, other)[2:], atol=1e-4)
-    with regional(stack, [Placed("rex", {}, NOWHERE, tokens(4, 5))]):
-        plain = stack.predict(z, t, condition)[2:]
-    with regional(stack, [Placed("rex", lora(stack), NOWHERE, tokens(4, 5))]):
-        assert torch.equal(stack.predict(z, t, other)[2:], plain)
+    assert not torch.allclose(model.predict(z, t, condition)[2:], model.predict(z, t, other)[2:], atol=1e-4)
+    with regional(model, [Placed("rex", {}, NOWHERE, tokens(4, 5))]):
+        plain = model.predict(z, t, condition)[2:]
+    with regional(model, [Placed("rex", lora(model), NOWHERE, tokens(4, 5))]):
+        assert torch.equal(model.predict(z, t, other)[2:], plain)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("layer", ["attn.to_q", "attn.to_out.0", "ff.net.2"])
-def test_a_layer_of_the_picture_acts_inside_the_region(stack: Stack, layer: str) -> None:
-    weights, module = lora(stack), stack.unet.get_submodule(f"{BLOCK}.{layer}")
+def test_a_layer_of_the_picture_acts_inside_the_region(model: BaseModel, layer: str) -> None:
+    weights, module = lora(model), model.denoiser.get_submodule(f"{BLOCK}.{layer}")
     x = torch.randn(2, CELLS, module.in_features, generator=torch.Generator().manual_seed(0))
     base = module(x)
     delta = x @ weights[f"unet.{BLOCK}.{layer}.lora_A.weight"].T @ weights[f"unet.{BLOCK}.{layer}.lora_B.weight"].T
-    with regional(stack, [Placed("rex", weights, LEFT, tokens(4))]) as regions:
+    with regional(model, [Placed("rex", weights, LEFT, tokens(4))]) as regions:
         out, share = module(x), regions.flat(CELLS)[0]
     assert share[0] == 1 and share[3] == 0
     torch.testing.assert_close(out, base + share[None, :, None] * delta)
@@ -102,27 +102,27 @@ def test_a_layer_of_the_picture_acts_inside_the_region(stack: Stack, layer: str)
 @pytest.mark.parametrize(
     "layer", ["attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out", "ff_context.net.0.proj"]
 )
-def test_a_layer_of_the_words_acts_at_the_objects_tokens_with_the_prompt(stack: Stack, layer: str) -> None:
-    weights, module = lora(stack), stack.unet.get_submodule(f"{BLOCK}.{layer}")
+def test_a_layer_of_the_words_acts_at_the_objects_tokens_with_the_prompt(model: BaseModel, layer: str) -> None:
+    weights, module = lora(model), model.denoiser.get_submodule(f"{BLOCK}.{layer}")
     x = torch.randn(2, ROWS, module.in_features, generator=torch.Generator().manual_seed(0))
     expected = module(x)
     delta = x @ weights[f"unet.{BLOCK}.{layer}.lora_A.weight"].T @ weights[f"unet.{BLOCK}.{layer}.lora_B.weight"].T
     expected[1, 4:6] += delta[1, 4:6]
-    with regional(stack, [Placed("rex", weights, LEFT, tokens(4, 5))]):
+    with regional(model, [Placed("rex", weights, LEFT, tokens(4, 5))]):
         torch.testing.assert_close(module(x), expected)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("bounded", [False, True])
-def test_a_token_is_heard_in_its_region_and_by_no_other_word(stack: Stack, bounded: bool) -> None:
+def test_a_token_is_heard_in_its_region_and_by_no_other_word(model: BaseModel, bounded: bool) -> None:
     """In one layer: with other vectors at one object's tokens, only its region and its tokens change; rows without prompt all do."""
-    attn = stack.unet.get_submodule(f"{BLOCK}.attn")
+    attn = model.denoiser.get_submodule(f"{BLOCK}.attn")
     g = torch.Generator().manual_seed(0)
     picture, words = torch.randn(2, CELLS, 16, generator=g), torch.randn(2, ROWS, 16, generator=g)
     other = words.clone()
     other[:, 4] = torch.randn(2, 16, generator=g)
     with regional(
-        stack, [Placed("rex", {}, LEFT, tokens(4)), Placed("cup", {}, RIGHT, tokens(8))], edge=0.0, bounded=bounded
+        model, [Placed("rex", {}, LEFT, tokens(4)), Placed("cup", {}, RIGHT, tokens(8))], edge=0.0, bounded=bounded
     ) as regions:
         shares = regions.flat(CELLS)
         a, b = (attn(hidden_states=picture, encoder_hidden_states=w) for w in (words, other))
@@ -132,25 +132,25 @@ def test_a_token_is_heard_in_its_region_and_by_no_other_word(stack: Stack, bound
     far = picture.clone()
     far[:, shares[0] == 0] = torch.randn(2, int((shares[0] == 0).sum()), 16, generator=g)
     with regional(
-        stack, [Placed("rex", {}, LEFT, tokens(4)), Placed("cup", {}, RIGHT, tokens(8))], edge=0.0, bounded=bounded
+        model, [Placed("rex", {}, LEFT, tokens(4)), Placed("cup", {}, RIGHT, tokens(8))], edge=0.0, bounded=bounded
     ):
         _, seen = attn(hidden_states=far, encoder_hidden_states=words)
     assert torch.allclose(seen[1, 4], a[1][1, 4], atol=1e-6) and not torch.allclose(seen[1, 8], a[1][1, 8], atol=1e-6)
 
 
 @torch.no_grad()
-def test_bounded_regions_do_not_see_each_other(stack: Stack) -> None:
+def test_bounded_regions_do_not_see_each_other(model: BaseModel) -> None:
     """In joint layers and in the picture's own: what is on the left hears nothing of the right."""
     g = torch.Generator().manual_seed(0)
     picture, words = torch.randn(2, CELLS, 16, generator=g), torch.randn(2, ROWS, 16, generator=g)
     placed = [Placed("rex", {}, LEFT, tokens(4)), Placed("cup", {}, RIGHT, tokens(8))]
     layers = [
         layer
-        for layer in (stack.unet.transformer_blocks[1].attn, stack.unet.transformer_blocks[1].attn2)
+        for layer in (model.denoiser.transformer_blocks[1].attn, model.denoiser.transformer_blocks[1].attn2)
         if layer is not None
     ]
     for bounded in (False, True):
-        with regional(stack, placed, edge=0.0, bounded=bounded) as regions:
+        with regional(model, placed, edge=0.0, bounded=bounded) as regions:
             left, right = (share == 1 for share in regions.flat(CELLS))
             far = picture.clone()
             far[:, right] += 1

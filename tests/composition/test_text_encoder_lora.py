@@ -7,8 +7,8 @@ import torch
 
 from objtune_cli.composition.regional import Placed, alone, spoken
 from objtune_cli.lora import layers as adapter
-from objtune_cli.models import base_model as stacks
-from objtune_cli.models.base_model import Stack
+from objtune_cli.models import base_model
+from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.placeholders import Placeholders
 from tests.support import tiny_families
 
@@ -28,19 +28,19 @@ def folder(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Path:
     return folders[request.param]
 
 
-def opened(folder: Path) -> tuple[Stack, Placeholders]:
-    stack = stacks.load(folder, CPU, torch.float32)
-    words = Placeholders(stack)
+def opened(folder: Path) -> tuple[BaseModel, Placeholders]:
+    model = base_model.load(folder, CPU, torch.float32)
+    words = Placeholders(model)
     for i, (name, word) in enumerate(CLASSES.items()):
-        words.add(name, torch.randn(2, sum(stack.widths), generator=torch.Generator().manual_seed(i)) * 0.3, word)
-    return stack, words
+        words.add(name, torch.randn(2, sum(model.widths), generator=torch.Generator().manual_seed(i)) * 0.3, word)
+    return model, words
 
 
-def lora(stack: Stack, seed: int) -> dict[str, torch.Tensor]:
+def lora(model: BaseModel, seed: int) -> dict[str, torch.Tensor]:
     """Random weights of every linear layer of every CLIP."""
     g = torch.Generator().manual_seed(seed)
     found = {}
-    for prefix, encoder in zip(adapter.WORDS, stack.text_encoders, strict=False):
+    for prefix, encoder in zip(adapter.WORDS, model.text_encoders, strict=False):
         for name, layer in encoder.named_modules():
             if isinstance(layer, torch.nn.Linear) and "layers." in name:
                 stem = f"{prefix}text_model.{name.removeprefix('text_model.')}"
@@ -56,13 +56,13 @@ def placed(words: Placeholders, name: str, weights: dict[str, torch.Tensor]) -> 
 @pytest.mark.parametrize("context", ["class", "own"])
 @torch.no_grad()
 def test_an_objects_tokens_are_as_peft_says_them_and_all_other_rows_the_bases(folder: Path, context: str) -> None:
-    stack, words = opened(folder)
-    text, one, two = words.expand(PROMPT), lora(stack, 1), lora(stack, 2)
+    model, words = opened(folder)
+    text, one, two = words.expand(PROMPT), lora(model, 1), lora(model, 2)
     base = words.in_context(PROMPT, CLASSES) if context == "class" else None
-    given = stack.encode([text]) if base is None else base
-    found = spoken(stack, text, [placed(words, "rex", one), placed(words, "cup", two)], base)
+    given = model.encode([text]) if base is None else base
+    found = spoken(model, text, [placed(words, "rex", one), placed(words, "cup", two)], base)
     assert found is not None
-    ids, changed = stack.token_ids([text]), torch.zeros(found.shape[1], dtype=torch.bool)
+    ids, changed = model.token_ids([text]), torch.zeros(found.shape[1], dtype=torch.bool)
     for name, weights in (("rex", one), ("cup", two)):
         other, theirs = opened(folder)
         assert adapter.load(other, weights)
@@ -78,30 +78,30 @@ def test_without_such_layers_nothing_is_encoded_and_nothing_changes(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One more encoding for each object that has some, and the base's own where it is not known yet."""
-    stack, words = opened(folder)
+    model, words = opened(folder)
     text, base = words.expand(PROMPT), words.in_context(PROMPT, CLASSES)
-    rex, cup = placed(words, "rex", lora(stack, 1)), placed(words, "cup", {"unet.conv_in.lora_A.weight": torch.ones(1)})
+    rex, cup = placed(words, "rex", lora(model, 1)), placed(words, "cup", {"unet.conv_in.lora_A.weight": torch.ones(1)})
     said: list[list[str]] = []
-    encode = type(stack).encode
-    monkeypatch.setattr(type(stack), "encode", lambda self, texts: said.append(texts) or encode(self, texts))
-    assert spoken(stack, text, [cup, cup], base) is base and spoken(stack, text, [cup]) is None and said == []
-    spoken(stack, text, [cup, rex], base)
+    encode = type(model).encode
+    monkeypatch.setattr(type(model), "encode", lambda self, texts: said.append(texts) or encode(self, texts))
+    assert spoken(model, text, [cup, cup], base) is base and spoken(model, text, [cup]) is None and said == []
+    spoken(model, text, [cup, rex], base)
     assert said == [[text]]
-    spoken(stack, text, [cup, rex])
+    spoken(model, text, [cup, rex])
     assert said == [[text]] * 3
 
 
 @torch.no_grad()
 def test_alone_it_acts_on_all_that_is_said(folder: Path) -> None:
     """Negative prompt and pooled row as well, as where `generate` draws it; afterwards the base is as before."""
-    stack, words = opened(folder)
-    weights, texts = lora(stack, 1), [words.expand("a photo of <rex>"), "blur"]
-    before = stack.encode(texts)
-    with alone(stack, weights):
-        ours = stack.encode(texts)
-    assert torch.equal(stack.encode(texts), before)
+    model, words = opened(folder)
+    weights, texts = lora(model, 1), [words.expand("a photo of <rex>"), "blur"]
+    before = model.encode(texts)
+    with alone(model, weights):
+        ours = model.encode(texts)
+    assert torch.equal(model.encode(texts), before)
     layers = [
-        module for encoder in stack.text_encoders for module in encoder.modules() if isinstance(module, torch.nn.Linear)
+        module for encoder in model.text_encoders for module in encoder.modules() if isinstance(module, torch.nn.Linear)
     ]
     assert layers and not any(layer._forward_hooks for layer in layers)
     other, _ = opened(folder)
@@ -111,10 +111,10 @@ def test_alone_it_acts_on_all_that_is_said(folder: Path) -> None:
 
 
 def test_a_second_encoder_that_is_not_there_is_another_base(folders: dict[str, Path]) -> None:
-    stack, words = opened(folders["sd1"])
+    model, words = opened(folders["sd1"])
     weights = {
         f"text_encoder_2.text_model.encoder.layers.0.mlp.fc1.lora_{side}.weight": torch.ones(2, 2) for side in "AB"
     }
     with pytest.raises(Exception, match="second text encoder"):
-        spoken(stack, words.expand(PROMPT), [placed(words, "rex", weights)])
-    assert not any(module._forward_hooks for module in stack.unet.modules())
+        spoken(model, words.expand(PROMPT), [placed(words, "rex", weights)])
+    assert not any(module._forward_hooks for module in model.denoiser.modules())

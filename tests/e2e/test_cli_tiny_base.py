@@ -430,11 +430,11 @@ def test_each_prompt_is_drawn_with_its_own_objects_alone(trained):
 
 
 def test_composing_again_loads_nothing_and_prints_the_same(trained, monkeypatch):
-    from objtune_cli.workflow.context import Context
+    from objtune_cli.workflow.context import StageContext
 
     command = ("compose", "<dog> and <cup>", "-n", 2, "--steps", 1)
     first = trained(*command)
-    monkeypatch.setattr(Context, "stack", lambda self, **_: pytest.fail("the base was loaded"))
+    monkeypatch.setattr(StageContext, "load_base_model", lambda self, **_: pytest.fail("the base was loaded"))
     assert trained(*command).out == first.out and len(lines(first.out)) == 2
 
 

@@ -15,11 +15,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from objtune_cli.config.sections import Common
-from objtune_cli.models import base_model as stacks
+from objtune_cli.models import base_model
 from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.refs import Ref
-from objtune_cli.workflow.context import Context
+from objtune_cli.workflow.context import StageContext
 
 pytestmark = pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
 
@@ -168,7 +168,7 @@ def test_a_vae_that_overflows_in_half_decodes_in_float32(cli, changed, project: 
     assert record.tools["precision"] == "fp16"
     from objtune_cli.generation.sampling import to_uint8
 
-    whole = stacks.load(base, torch.device("cpu"), torch.float32)
+    whole = base_model.load(base, torch.device("cpu"), torch.float32)
     assert np.array_equal(
         to_uint8(whole.to_picture(torch.from_numpy(arrays["latents"].copy()))).numpy(), pixels(project, 1)
     )
@@ -194,7 +194,7 @@ def test_reuse_finds_the_number_format_that_was_asked_for(tmp_path: Path) -> Non
     for last, tools in made.items():
         artifacts.publish(tmp_path, replace(record, tools=tools), {"latents": torch.ones(1)})
         for asked in ("auto", "fp32", "bf16", "fp16"):
-            ctx = Context(SimpleNamespace(artifacts=tmp_path), None, Common(precision=asked), None)  # type: ignore[arg-type]
+            ctx = StageContext(SimpleNamespace(artifacts=tmp_path), None, Common(precision=asked), None)  # type: ignore[arg-type]
             ref = ctx.find(record, computed=True)
             found[last, asked] = ref.version if ref else 0
     assert [found[last, "auto"] for last in made] == [1, 1, 3, 3]
@@ -228,8 +228,10 @@ def test_a_scene_without_pictures_that_decodes_to_one_colour_is_drawn_again(
 ) -> None:
     assert generate(cli, base).code == 0
     shutil.rmtree(project / "artifacts/scene/scene/v001")
-    decode = stacks.Stack.to_picture
-    monkeypatch.setattr(stacks.Stack, "to_picture", lambda self, latents: torch.zeros_like(decode(self, latents)))
+    decode = base_model.BaseModel.to_picture
+    monkeypatch.setattr(
+        base_model.BaseModel, "to_picture", lambda self, latents: torch.zeros_like(decode(self, latents))
+    )
     again = generate(cli, base)
     assert (
         again.code == 9

@@ -20,7 +20,7 @@ from objtune_cli.toybox import world
 from objtune_cli.toybox.evaluator import inference
 from objtune_cli.toybox.renderer import render
 from objtune_cli.toybox.world import EASY
-from objtune_cli.workflow.context import Context
+from objtune_cli.workflow.context import StageContext
 
 
 def _mask(height: int, width: int, box: tuple[int, int, int, int]) -> np.ndarray:
@@ -80,7 +80,7 @@ SUBJECT = Given(
 
 
 def test_the_papers_measures_on_models_that_know_two_things(
-    context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+    context: Callable[..., StageContext], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pictures are 1, the photo 2, the object alone 3, the class before 4 and after 5: angles that were chosen.
 
@@ -114,7 +114,7 @@ def test_the_papers_measures_on_models_that_know_two_things(
     monkeypatch.setattr(
         rendering,
         "pictures",
-        lambda ctx, stack, texts, seeds, label, scene, object_below: (
+        lambda ctx, model, texts, seeds, label, scene, object_below: (
             (asked.extend(texts), scenes.append((scene, object_below))) and np.full((len(texts), 8, 8, 3), 1)
         ),
     )
@@ -135,9 +135,11 @@ def test_the_papers_measures_on_models_that_know_two_things(
     assert len(asked) == 4 and all("<rex>" not in text and "dog" not in text for text in asked)
 
 
-def test_one_picture_a_scene_has_no_diversity(context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_picture_a_scene_has_no_diversity(
+    context: Callable[..., StageContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
     same = lambda shown: np.ones((len(shown), 1))  # noqa: E731
-    monkeypatch.setattr(rendering, "pictures", lambda ctx, stack, texts, *_, **__: np.zeros((len(texts), 8, 8, 3)))
+    monkeypatch.setattr(rendering, "pictures", lambda ctx, model, texts, *_, **__: np.zeros((len(texts), 8, 8, 3)))
     monkeypatch.setattr(rendering, "of_class", lambda *_: np.zeros((2, 8, 8, 3)))
     assert "diversity" not in evaluate.papers(context(), SUBJECT, ["at night"], 1, (same, same), same)
 
@@ -176,7 +178,7 @@ def test_the_scale_stands_around_the_photos_own_vector(drawn_dog: tuple[Given, w
 
 
 def test_the_benchs_measures_of_one_object(
-    drawn_dog: tuple[Given, world.Instance], context: Callable[..., Context]
+    drawn_dog: tuple[Given, world.Instance], context: Callable[..., StageContext]
 ) -> None:
     found = evaluate.toybox(context(), drawn_dog[0], EASY, 1, 0)
     assert found.keys() == {"identity", "found", "twice", "diversity", "prompt", "leak", "drift", "class"}
@@ -186,7 +188,7 @@ def test_the_benchs_measures_of_one_object(
     assert "dog" in caught.value.hint
 
 
-def _published(ctx: Context, names: dict[str, str], with_mask: bool = True) -> Ref:
+def _published(ctx: StageContext, names: dict[str, str], with_mask: bool = True) -> Ref:
     """An adapter of several objects, each from a mask and an embedding of its own."""
     inputs, tensors = {}, {}
     for i, (name, word) in enumerate(names.items()):
@@ -205,7 +207,7 @@ def _published(ctx: Context, names: dict[str, str], with_mask: bool = True) -> R
     )
 
 
-def test_each_object_of_an_adapter_comes_with_its_own_photo(context: Callable[..., Context]) -> None:
+def test_each_object_of_an_adapter_comes_with_its_own_photo(context: Callable[..., StageContext]) -> None:
     ctx = context()
     ref = _published(ctx, {"rex": "dog", "cup": "mug"})
     for i, (name, word) in enumerate({"rex": "dog", "cup": "mug"}.items()):
@@ -220,7 +222,7 @@ def test_each_object_of_an_adapter_comes_with_its_own_photo(context: Callable[..
     assert evaluate.given(ctx, _published(ctx, {"max": "cat"})).name == "max"
 
 
-def test_an_object_without_a_photo_is_refused(context: Callable[..., Context]) -> None:
+def test_an_object_without_a_photo_is_refused(context: Callable[..., StageContext]) -> None:
     ctx = context()
     with pytest.raises(InputError, match="does not say which photo rex was learned from"):
         evaluate.given(ctx, _published(ctx, {"rex": "dog"}, with_mask=False))

@@ -72,10 +72,10 @@ def test_dino_from_one_file_sees_what_the_folder_does(vit: Path, tmp_path: Path)
 
 
 def test_texts_read_as_in_our_towers_however_they_are_padded(base: Path) -> None:
-    stack = stacks.load(base, torch.device("cpu"), torch.float32)
+    base_model = stacks.load(base, torch.device("cpu"), torch.float32)
     prompts = ["a photo of a dog on the beach", "a cat"]
     with torch.no_grad():
-        ours = clip.load(base / "clip", stack).texts(stack, prompts).numpy()
+        ours = clip.load(base / "clip", base_model).texts(base_model, prompts).numpy()
     _, say = features.clip(str(base / "clip"))
     np.testing.assert_allclose(say(prompts), ours, atol=1e-5)
     np.testing.assert_allclose(say(prompts[1:]), ours[1:], atol=1e-5)

@@ -12,7 +12,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from objtune_cli.interchange import export
-from objtune_cli.models import base_model as stacks
+from objtune_cli.models import base_model
 from objtune_cli.models.families.family import MODULES
 from tests.interchange.test_export import (
     CPU,
@@ -57,7 +57,7 @@ def sd15_shaped() -> UNet2DConditionModel:
 def sd15(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base of random weights whose denoiser has SD 1.5's layers."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiny_sd1, "unet", sd15_shaped)
+        patch.setattr(tiny_sd1, "denoiser", sd15_shaped)
         return tiny_sd1.build(tmp_path_factory.mktemp("sd15") / "sd15", clip=False)
 
 
@@ -68,9 +68,9 @@ def test_names_are_those_that_other_tools_know(sd15: Path, tmp_path: Path) -> No
     (plain,) = export.run(tmp_path / "store", ref, "diffusers", tmp_path / "plain")
     assert len(KOHYA) == 128 * 3
     assert set(load_file(kohya)) == KOHYA
-    stack = stacks.load(sd15, CPU, torch.float32)
+    model = base_model.load(sd15, CPU, torch.float32)
     layers = {
-        name for name, layer in stack.unet.named_modules() if isinstance(layer, torch.nn.Linear) and ".attn" in name
+        name for name, layer in model.denoiser.named_modules() if isinstance(layer, torch.nn.Linear) and ".attn" in name
     }
     assert set(load_file(plain)) == {f"unet.{name}.lora_{side}.weight" for name in layers for side in "AB"}
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import objtune_cli.models.base_model as stacks  # (repairs torchvision before the libraries below ask for it)
+from objtune_cli.models import base_model  # (repairs torchvision before the libraries below ask for it)
 
 # isort: split
 import numpy as np
@@ -158,19 +158,19 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def opened() -> Iterator[list[dict[str, dict[str, torch.Tensor]]]]:
     """The weights of every base as it was when it had been opened."""
     found: list[dict[str, dict[str, torch.Tensor]]] = []
-    load = stacks.load
+    load = base_model.load
 
     def spy(*args: Any, **options: Any) -> Any:
-        stack = load(*args, **options)
-        parts = {"unet": stack.unet, "vae": stack.vae, "text_encoder": stack.text_encoder}
+        model = load(*args, **options)
+        parts = {"unet": model.denoiser, "vae": model.vae, "text_encoder": model.text_encoder}
         found.append(
             {part: {k: v.detach().clone() for k, v in module.named_parameters()} for part, module in parts.items()}
         )
-        return stack
+        return model
 
-    stacks.load = spy
+    base_model.load = spy
     yield found
-    stacks.load = load
+    base_model.load = load
 
 
 def in_file(folder: Path, part: str) -> dict[str, torch.Tensor]:

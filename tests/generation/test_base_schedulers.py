@@ -11,8 +11,7 @@ import torch
 
 from objtune_cli.errors import IncompatibleError, UsageError
 from objtune_cli.generation.sampling import again, sample
-from objtune_cli.models import base_model as stacks
-from objtune_cli.models import registry
+from objtune_cli.models import base_model, registry
 from objtune_cli.models.families import schedulers
 from tests.support import tiny_families, tiny_sd1
 
@@ -68,8 +67,8 @@ def test_pictures_are_those_of_diffusers_pipeline(
     from diffusers import StableDiffusionPipeline
 
     folder = base(name, **values)
-    stack = stacks.load(folder, CPU, torch.float32)
-    ours = sample(stack, "a dog", "", [3, 9], 5, 4.0)
+    model = base_model.load(folder, CPU, torch.float32)
+    ours = sample(model, "a dog", "", [3, 9], 5, 4.0)
     pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(seed) for seed in (3, 9)]
@@ -83,14 +82,14 @@ def test_pictures_are_those_of_diffusers_pipeline(
         generator=generators,
     ).images
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-4)
-    torch.testing.assert_close(sample(stack, "a dog", "", [9], 5, 4.0)[0], ours[1], rtol=1e-4, atol=2e-4)
+    torch.testing.assert_close(sample(model, "a dog", "", [9], 5, 4.0)[0], ours[1], rtol=1e-4, atol=2e-4)
     found = registry.find(str(folder))
     assert (
         found.sampler == (called, kind)
         and found.drawn_by() == ({} if name == "DDIMScheduler" else {"sampler": name})
-        and not stack.notes
+        and not model.notes
     )
-    begun = sample(stack, "a dog", "", [3], 5, 4.0, below=0.5, object_below=0.8)
+    begun = sample(model, "a dog", "", [3], 5, 4.0, below=0.5, object_below=0.8)
     assert begun.isfinite().all() and (begun - ours[:1]).abs().max() > 1e-3
 
 
@@ -106,9 +105,9 @@ def test_pictures_are_those_of_diffusers_pipeline(
 def test_from_the_middle_too(base: Callable[..., Path], name: str) -> None:
     from diffusers import StableDiffusionImg2ImgPipeline
 
-    stack = stacks.load(base(name), CPU, torch.float32)
+    model = base_model.load(base(name), CPU, torch.float32)
     start = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    ours = again(stack, start, "a dog", "", [5], 0.5, 6, 3.0)
+    ours = again(model, start, "a dog", "", [5], 0.5, 6, 3.0)
     parts: dict[str, Any] = {
         "text_encoder": None,
         "tokenizer": None,
@@ -116,11 +115,13 @@ def test_from_the_middle_too(base: Callable[..., Path], name: str) -> None:
         "feature_extractor": None,
         "requires_safety_checker": False,
     }
-    pipe = StableDiffusionImg2ImgPipeline(vae=stack.vae, unet=stack.unet, scheduler=stack.pipeline().scheduler, **parts)
+    pipe = StableDiffusionImg2ImgPipeline(
+        vae=model.vae, unet=model.denoiser, scheduler=model.pipeline().scheduler, **parts
+    )
     pipe.set_progress_bar_config(disable=True)
     theirs = pipe(
         image=start, strength=0.5, num_inference_steps=6, guidance_scale=3.0, output_type="latent", generator=[torch.Generator().manual_seed(5)],
-        prompt_embeds=stack.encode(["a dog"]), negative_prompt_embeds=stack.encode([""]),
+        prompt_embeds=model.encode(["a dog"]), negative_prompt_embeds=model.encode([""]),
     ).images  # fmt: skip
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-4)
 
@@ -147,8 +148,8 @@ def test_a_sampler_that_needs_more_than_is_installed(
 ) -> None:
     monkeypatch.setattr(schedulers, "find_spec", lambda name: None)
     for name, values in (("LMSDiscreteScheduler", {}), ("EulerDiscreteScheduler", {"use_beta_sigmas": True})):
-        stack = stacks.load(base(name, **values), CPU, torch.float32)
-        assert stack.sampler is None and "scipy, which is not installed" in stack.notes[0]
+        model = base_model.load(base(name, **values), CPU, torch.float32)
+        assert model.sampler is None and "scipy, which is not installed" in model.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -184,12 +185,12 @@ def test_a_diffusion_under_a_flows_family_is_named(tmp_path: Path) -> None:
 
 
 def test_steps_that_a_sampler_cannot_take(base: Callable[..., Path]) -> None:
-    stack = stacks.load(base("LCMScheduler"), CPU, torch.float32)
+    model = base_model.load(base("LCMScheduler"), CPU, torch.float32)
     with pytest.raises(UsageError, match="the sampler LCM cannot take 60 steps"):
-        sample(stack, "a dog", "", [0], 60, 1.0)
+        sample(model, "a dog", "", [0], 60, 1.0)
     with pytest.raises(IncompatibleError, match="the sampler euler cannot draw"):
         schedulers.choose(
-            stacks.load(base("DDIMScheduler", prediction_type="sample"), CPU, torch.float32).scheduler, "euler"
+            base_model.load(base("DDIMScheduler", prediction_type="sample"), CPU, torch.float32).scheduler, "euler"
         )
 
 
@@ -197,7 +198,7 @@ def test_what_a_config_leaves_out_has_the_defaults_of_its_class(base: Callable[.
     """LCM's betas are not DDIM's; a base of few steps is drawn in few."""
     folder = base("LCMScheduler")
     (folder / "scheduler/scheduler_config.json").write_text('{"_class_name": "LCMScheduler"}')
-    assert float(stacks.load(folder, CPU, torch.float32).alpha_bar[0]) == pytest.approx(1 - 0.00085)
+    assert float(base_model.load(folder, CPU, torch.float32).alpha_bar[0]) == pytest.approx(1 - 0.00085)
     assert registry.find(str(folder)).sampling == {"steps": 8, "guidance": 1.0}
 
 

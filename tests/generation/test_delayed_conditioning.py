@@ -8,9 +8,8 @@ from torch import Tensor
 
 from objtune_cli.generation.sampling import sample
 from objtune_cli.lora import layers
-from objtune_cli.models import adapter_state
-from objtune_cli.models import base_model as stacks
-from objtune_cli.models.base_model import Stack
+from objtune_cli.models import adapter_state, base_model
+from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.placeholders import Placeholders, class_rows
 from tests.support import tiny_families
 
@@ -23,20 +22,20 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return tiny_families.folders(tmp_path_factory.mktemp("bases"), NAMES)
 
 
-def taught(folder: Path) -> tuple[Stack, str]:
+def taught(folder: Path) -> tuple[BaseModel, str]:
     """A base with the word `<rex>` and a LoRA that does something, and the prompt in its tokens."""
-    stack = stacks.load(folder, torch.device("cpu"), torch.float32)
-    words = Placeholders(stack)
-    rows = class_rows(stack, "dog")
+    model = base_model.load(folder, torch.device("cpu"), torch.float32)
+    words = Placeholders(model)
+    rows = class_rows(model, "dog")
     words.add("rex", rows + torch.randn(rows.shape, generator=torch.Generator().manual_seed(0)), "dog")
     g = torch.Generator().manual_seed(0)
-    for p in layers.add(stack, 2, "attention", seed=0):
+    for p in layers.add(model, 2, "attention", seed=0):
         torch.nn.init.normal_(p, std=0.3, generator=g)
-    return stack, words.expand(PROMPT)
+    return model, words.expand(PROMPT)
 
 
-def drawn(stack: Stack, text: str, guidance: float = 2.0, **how: float) -> Tensor:
-    return sample(stack, text, "", [1, 2], 4, guidance, **how)
+def drawn(model: BaseModel, text: str, guidance: float = 2.0, **how: float) -> Tensor:
+    return sample(model, text, "", [1, 2], 4, guidance, **how)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -44,59 +43,59 @@ def drawn(stack: Stack, text: str, guidance: float = 2.0, **how: float) -> Tenso
 def test_never_itself_it_is_its_class_and_always_it_is_as_before(
     folders: dict[str, Path], name: str, guidance: float, below: float
 ) -> None:
-    stack, text = taught(folders[name])
-    own, kind = drawn(stack, text, guidance, below=below), drawn(stack, text, guidance, below=below, object_below=0.0)
-    assert torch.equal(drawn(stack, text, guidance, below=below, object_below=1.0), own)
-    with adapter_state.asleep(stack):
-        torch.testing.assert_close(kind, drawn(stack, WORN, guidance, below=below), rtol=0, atol=1e-5)
-    between = drawn(stack, text, guidance, below=below, object_below=0.5)
+    model, text = taught(folders[name])
+    own, kind = drawn(model, text, guidance, below=below), drawn(model, text, guidance, below=below, object_below=0.0)
+    assert torch.equal(drawn(model, text, guidance, below=below, object_below=1.0), own)
+    with adapter_state.asleep(model):
+        torch.testing.assert_close(kind, drawn(model, WORN, guidance, below=below), rtol=0, atol=1e-5)
+    between = drawn(model, text, guidance, below=below, object_below=0.5)
     assert (between - own).abs().max() > 1e-3 and (between - kind).abs().max() > 1e-3
-    assert torch.equal(drawn(stack, text, guidance, below=below), own)  # and it acts again afterwards
+    assert torch.equal(drawn(model, text, guidance, below=below), own)  # and it acts again afterwards
 
 
 @pytest.mark.parametrize(("below", "scene"), [(1.0, 0.0), (0.3, 0.0), (0.7, 0.0), (1.0, 1.5), (0.3, 1.5)])
 def test_four_steps_by_hand_the_first_ones_of_the_class(folders: dict[str, Path], below: float, scene: float) -> None:
     """With guidance from the start, before the object, and only after it; with what the base says of the scene in all steps."""
-    stack, text = taught(folders["sd1"])
+    model, text = taught(folders["sd1"])
     z = torch.randn(
-        4, stack.size // stack.factor, stack.size // stack.factor, generator=torch.Generator().manual_seed(3)
+        4, model.size // model.factor, model.size // model.factor, generator=torch.Generator().manual_seed(3)
     )[None]
-    schedule = stack.pipeline("ddim").scheduler
+    schedule = model.pipeline("ddim").scheduler
     schedule.set_timesteps(4)
-    early = [int(t) >= 0.5 * stack.levels for t in schedule.timesteps]
+    early = [int(t) >= 0.5 * model.levels for t in schedule.timesteps]
     assert early == [True, True, False, False]
     with torch.no_grad():
         for i, t in enumerate(schedule.timesteps):
 
             def said(words: str, z: Tensor = z, t: Tensor = t) -> Tensor:
-                return stack.predict(z, t[None], stack.encode([words]))
+                return model.predict(z, t[None], model.encode([words]))
 
-            with adapter_state.asleep(stack):
+            with adapter_state.asleep(model):
                 kind, alone, without = said(WORN), said(ALONE), said("")
             told, free = (kind, without) if early[i] else (said(text), said(""))
-            guidance = 2.5 if t < below * stack.levels else 1.0
+            guidance = 2.5 if t < below * model.levels else 1.0
             z = schedule.step(free + guidance * (told - free) + scene * (kind - alone), t, z).prev_sample
-    found = sample(stack, text, "", [3], 4, 2.5, "ddim", below=below, scene=scene, object_below=0.5)
+    found = sample(model, text, "", [3], 4, 2.5, "ddim", below=below, scene=scene, object_below=0.5)
     torch.testing.assert_close(found, z, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("scheduler", ["euler", "dpm++"])
 def test_pictures_of_no_object_by_no_adapter_are_the_same(folders: dict[str, Path], scheduler: str) -> None:
-    stack, _ = taught(folders["sd1"])
-    layers.activate(stack, [])
+    model, _ = taught(folders["sd1"])
+    layers.activate(model, [])
     plain, begun = (
-        sample(stack, WORN, "", [3, 4], 5, 2.0, scheduler, below=0.7, object_below=level) for level in (1.0, 0.8)
+        sample(model, WORN, "", [3, 4], 5, 2.0, scheduler, below=0.7, object_below=level) for level in (1.0, 0.8)
     )
     torch.testing.assert_close(begun, plain, rtol=0, atol=1e-5)
 
 
 def test_an_error_on_the_way_leaves_the_adapter_awake(folders: dict[str, Path]) -> None:
-    stack, text = taught(folders["sd1"])
-    own = drawn(stack, text)
+    model, text = taught(folders["sd1"])
+    own = drawn(model, text)
 
     def stop(done: int, total: int) -> None:
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        sample(stack, text, "", [1, 2], 4, 2.0, on_step=stop, object_below=0.2)
-    assert not stack.asleep and torch.equal(drawn(stack, text), own)
+        sample(model, text, "", [1, 2], 4, 2.0, on_step=stop, object_below=0.2)
+    assert not model.asleep and torch.equal(drawn(model, text), own)

@@ -12,8 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from objtune_cli.lora import layers
-from objtune_cli.models import base_model as stacks
-from objtune_cli.models import families, registry
+from objtune_cli.models import base_model, families, registry
 from objtune_cli.models.families import single_file
 from objtune_cli.models.placeholders import class_rows
 from objtune_cli.store import artifacts, refs
@@ -30,11 +29,11 @@ QUICK = (*ONE, "--retries", "0", "--set", "compose.detail=0", "--set", "compose.
 @pytest.fixture(scope="module")
 def weights(base: Path) -> dict[str, torch.Tensor]:
     """A LoRA that shows, and two vectors of a token before the class word's own."""
-    stack = stacks.load(base, torch.device("cpu"), torch.float32)
-    layers.add(stack, 2, "attention", seed=0)
+    model = base_model.load(base, torch.device("cpu"), torch.float32)
+    layers.add(model, 2, "attention", seed=0)
     g = torch.Generator().manual_seed(1)
-    lora = {k: torch.randn(v.shape, generator=g) * 0.3 for k, v in layers.tensors(stack).items()}
-    own = class_rows(stack, "dog")
+    lora = {k: torch.randn(v.shape, generator=g) * 0.3 for k, v in layers.tensors(model).items()}
+    own = class_rows(model, "dog")
     return lora | {"token": torch.cat([own[:2] + torch.randn(2, own.shape[1], generator=g) * 0.2, own])}
 
 
@@ -148,8 +147,8 @@ def test_scenes_have_the_size_that_is_asked_for(studio):
 
 
 def test_a_base_says_what_sides_it_draws_before_it_is_loaded(base):
-    found, stack = registry.find(str(base)), stacks.load(base, torch.device("cpu"), torch.float32)
-    assert (found.side, found.unit, found.factor) == (stack.size, stack.unit, stack.factor)
+    found, model = registry.find(str(base)), base_model.load(base, torch.device("cpu"), torch.float32)
+    assert (found.side, found.unit, found.factor) == (model.size, model.unit, model.factor)
     for name, expected in {
         "sd1": (512, 64, 8192),
         "sd2": (768, 64, 8192),
@@ -292,9 +291,9 @@ def test_pictures_of_others_are_not_overwritten(studio):
 
 @pytest.mark.parametrize("command", ["generate", "compose"])
 def test_a_folder_that_cannot_take_pictures_is_refused_before_they_are_drawn(studio, command, monkeypatch):
-    from objtune_cli.workflow.context import Context
+    from objtune_cli.workflow.context import StageContext
 
-    monkeypatch.setattr(Context, "stack", lambda self, **_: pytest.fail("the base was loaded"))
+    monkeypatch.setattr(StageContext, "load_base_model", lambda self, **_: pytest.fail("the base was loaded"))
     for out, said in (
         ("new.png", "new.png is the name of a picture"),
         ("objtune.toml", "objtune.toml is a file, not a folder"),

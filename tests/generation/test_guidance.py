@@ -11,9 +11,8 @@ from objtune_cli.composition.regional import alone
 from objtune_cli.generation.guidance import guided
 from objtune_cli.generation.sampling import sample
 from objtune_cli.lora import layers
-from objtune_cli.models import adapter_state
-from objtune_cli.models import base_model as stacks
-from objtune_cli.models.base_model import Stack
+from objtune_cli.models import adapter_state, base_model
+from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.placeholders import Placeholders, class_rows
 from objtune_cli.models.prompts import alone_in_class_words
 from tests.support import tiny_families
@@ -27,40 +26,40 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return tiny_families.folders(tmp_path_factory.mktemp("bases"), NAMES)
 
 
-def taught(folder: Path, seed: int = 0) -> tuple[Stack, Placeholders]:
+def taught(folder: Path, seed: int = 0) -> tuple[BaseModel, Placeholders]:
     """A base with the word `<rex>` and a LoRA that does something."""
-    stack = stacks.load(folder, torch.device("cpu"), torch.float32)
-    words = Placeholders(stack)
-    rows = class_rows(stack, "dog")
+    model = base_model.load(folder, torch.device("cpu"), torch.float32)
+    words = Placeholders(model)
+    rows = class_rows(model, "dog")
     words.add("rex", rows + torch.randn(rows.shape, generator=torch.Generator().manual_seed(seed)), "dog")
     g = torch.Generator().manual_seed(seed)
-    for p in layers.add(stack, 2, "attention", seed=seed):
+    for p in layers.add(model, 2, "attention", seed=seed):
         torch.nn.init.normal_(p, std=0.3, generator=g)
-    return stack, words
+    return model, words
 
 
 @torch.no_grad()
-def predicted(stack: Stack, texts: list[str], latents: Tensor) -> Tensor:
+def predicted(model: BaseModel, texts: list[str], latents: Tensor) -> Tensor:
     """As a sampler asks: one level for all rows."""
-    return stack.predict(latents, torch.full((len(latents),), 500), stack.encode(texts))
+    return model.predict(latents, torch.full((len(latents),), 500), model.encode(texts))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_difference_is_added_to_both_halves_and_to_no_other_picture(folders: dict[str, Path], name: str) -> None:
-    stack, words = taught(folders[name])
+    model, words = taught(folders[name])
     texts = [words.expand(t) for t in ("a photo of <rex> in a hat", "a photo of <rex>", "a cat in a hat")]
-    z = torch.randn(3, stack.unet.config.in_channels, 8, 8, generator=torch.Generator().manual_seed(1))
+    z = torch.randn(3, model.denoiser.config.in_channels, 8, 8, generator=torch.Generator().manual_seed(1))
     both, z2 = ["", "", "", *texts], torch.cat([z, z])
-    before = predicted(stack, both, z2)
-    with adapter_state.asleep(stack):
-        said, alone = (predicted(stack, [t], z[:1]) for t in (WORN, ALONE))
-    side = stack.size
-    with guided(stack, texts, 1.5, 0.0, side, side):
-        inside = predicted(stack, both, z2)
+    before = predicted(model, both, z2)
+    with adapter_state.asleep(model):
+        said, alone = (predicted(model, [t], z[:1]) for t in (WORN, ALONE))
+    side = model.size
+    with guided(model, texts, 1.5, 0.0, side, side):
+        inside = predicted(model, both, z2)
     more = 1.5 * (said - alone)[0]
     assert more.abs().max() > 1e-3
     torch.testing.assert_close(inside - before, torch.stack([more, 0 * more, 0 * more] * 2), rtol=1e-3, atol=1e-5)
-    assert torch.equal(predicted(stack, both, z2), before)  # and nothing is left of it
+    assert torch.equal(predicted(model, both, z2), before)  # and nothing is left of it
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -69,72 +68,72 @@ def test_what_the_base_does_not_say_of_the_object_is_added_to_both_halves(
     folders: dict[str, Path], name: str, way: str
 ) -> None:
     """Of each picture of the object, whatever else it is asked for; by a LoRA that peft loaded, and by one that hooks of a closer look add."""
-    stack, words = taught(folders[name])
-    weights = layers.tensors(stack)
+    model, words = taught(folders[name])
+    weights = layers.tensors(model)
     texts = [words.expand(t) for t in ("a photo of <rex> in a hat", "a photo of <rex>", "a cat in a hat")]
-    z = torch.randn(3, stack.unet.config.in_channels, 8, 8, generator=torch.Generator().manual_seed(1))
-    both, z2, side = ["", "", "", *texts], torch.cat([z, z]), stack.size
-    with adapter_state.asleep(stack):
-        plain = predicted(stack, [WORN, ALONE, "a cat in a hat"], z)
-        base = predicted(stack, both, z2)
+    z = torch.randn(3, model.denoiser.config.in_channels, 8, 8, generator=torch.Generator().manual_seed(1))
+    both, z2, side = ["", "", "", *texts], torch.cat([z, z]), model.size
+    with adapter_state.asleep(model):
+        plain = predicted(model, [WORN, ALONE, "a cat in a hat"], z)
+        base = predicted(model, both, z2)
     if way == "hooked":
-        layers.activate(stack, [])
-    with alone(stack, weights) if way == "hooked" else contextlib.nullcontext():
-        before = predicted(stack, both, z2)
-        with guided(stack, texts, 0.0, 0.5, side, side):
-            inside = predicted(stack, both, z2)
-        with guided(stack, texts, 1.5, 0.5, side, side):
-            with_scene = predicted(stack, both, z2)
-        again = predicted(stack, both, z2)
+        layers.activate(model, [])
+    with alone(model, weights) if way == "hooked" else contextlib.nullcontext():
+        before = predicted(model, both, z2)
+        with guided(model, texts, 0.0, 0.5, side, side):
+            inside = predicted(model, both, z2)
+        with guided(model, texts, 1.5, 0.5, side, side):
+            with_scene = predicted(model, both, z2)
+        again = predicted(model, both, z2)
     more = 0.5 * (before[3:] - plain)
     more[2] = 0  # no object
     assert more[:2].abs().amin(0).max() > 1e-3 and not torch.equal(before, base)
     torch.testing.assert_close(inside - before, more.repeat(2, 1, 1, 1), rtol=1e-3, atol=1e-5)
     assert torch.equal(again, before)
-    more[0] += 1.5 * (plain[0] - _frozen(stack, ALONE, z[:1]))
+    more[0] += 1.5 * (plain[0] - _frozen(model, ALONE, z[:1]))
     torch.testing.assert_close(with_scene - before, more.repeat(2, 1, 1, 1), rtol=1e-3, atol=1e-5)
 
 
-def _frozen(stack: Stack, text: str, z: Tensor) -> Tensor:
-    with adapter_state.asleep(stack):
-        return predicted(stack, [text], z)[0]
+def _frozen(model: BaseModel, text: str, z: Tensor) -> Tensor:
+    with adapter_state.asleep(model):
+        return predicted(model, [text], z)[0]
 
 
 def test_the_adapter_is_no_part_of_it_and_acts_again_afterwards(folders: dict[str, Path]) -> None:
     z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     found = []
     for seed in (0, 1):
-        stack, words = taught(folders["sd1"], seed)
+        model, words = taught(folders["sd1"], seed)
         text = words.expand("a photo of <rex> in a hat")
-        before = predicted(stack, [text], z)
-        with guided(stack, [text], 2.0, 0.0, stack.size, stack.size):
-            found.append(predicted(stack, [text], z) - before)
-        assert torch.equal(predicted(stack, [text], z), before)
+        before = predicted(model, [text], z)
+        with guided(model, [text], 2.0, 0.0, model.size, model.size):
+            found.append(predicted(model, [text], z) - before)
+        assert torch.equal(predicted(model, [text], z), before)
     torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-5)
 
 
 def test_what_does_not_act_stays_asleep(folders: dict[str, Path]) -> None:
-    stack, words = taught(folders["sd1"])
-    layers.activate(stack, [])
+    model, words = taught(folders["sd1"])
+    layers.activate(model, [])
     z, text = torch.randn(1, 4, 8, 8), words.expand("a photo of <rex> in a hat")
-    before = predicted(stack, [text], z)
-    with guided(stack, [text], 1.0, 0.0, stack.size, stack.size):
-        assert not torch.equal(predicted(stack, [text], z), before)
-    assert torch.equal(predicted(stack, [text], z), before)
+    before = predicted(model, [text], z)
+    with guided(model, [text], 1.0, 0.0, model.size, model.size):
+        assert not torch.equal(predicted(model, [text], z), before)
+    assert torch.equal(predicted(model, [text], z), before)
 
 
 def test_what_does_not_learn_does_not_learn_afterwards(folders: dict[str, Path]) -> None:
-    stack, words = taught(folders["sd1"])
-    stack.unet.requires_grad_(False)
+    model, words = taught(folders["sd1"])
+    model.denoiser.requires_grad_(False)
     text = words.expand("a photo of <rex> in a hat")
-    with guided(stack, [text], 1.0, 0.0, stack.size, stack.size):
-        predicted(stack, [text], torch.randn(1, 4, 8, 8))
-    assert not any(p.requires_grad for p in stack.unet.parameters())
+    with guided(model, [text], 1.0, 0.0, model.size, model.size):
+        predicted(model, [text], torch.randn(1, 4, 8, 8))
+    assert not any(p.requires_grad for p in model.denoiser.parameters())
 
 
 @pytest.mark.parametrize("scheduler", ["base", "euler", "dpm++"])
 def test_pictures_without_other_words_are_the_same_bytes(folders: dict[str, Path], scheduler: str) -> None:
-    stack, words = taught(folders["sd1"])
+    model, words = taught(folders["sd1"])
     for text, same in (
         ("a photo of <rex>", True),
         ("my <rex>.", True),
@@ -142,27 +141,27 @@ def test_pictures_without_other_words_are_the_same_bytes(folders: dict[str, Path
         ("a dog in a hat", True),
         ("a photo of <rex> in a hat", False),
     ):
-        plain, told = (sample(stack, words.expand(text), "", [3, 4], 3, 2.0, scheduler, scene=w) for w in (0.0, 2.0))
+        plain, told = (sample(model, words.expand(text), "", [3, 4], 3, 2.0, scheduler, scene=w) for w in (0.0, 2.0))
         assert torch.equal(plain, told) == same and told.isfinite().all()
 
 
 def test_each_picture_of_a_batch_has_its_own(folders: dict[str, Path]) -> None:
-    stack, words = taught(folders["sd1"])
+    model, words = taught(folders["sd1"])
     texts = [words.expand(t) for t in ("a photo of <rex> in a hat", "<rex> at sea", "a photo of <rex>")]
-    together = sample(stack, texts, "", [1, 2, 3], 3, 2.0, below=0.7, scene=2.0)
+    together = sample(model, texts, "", [1, 2, 3], 3, 2.0, below=0.7, scene=2.0)
     for i, text in enumerate(texts):
         torch.testing.assert_close(
-            sample(stack, text, "", [i + 1], 3, 2.0, below=0.7, scene=2.0)[0], together[i], rtol=0, atol=1e-4
+            sample(model, text, "", [i + 1], 3, 2.0, below=0.7, scene=2.0)[0], together[i], rtol=0, atol=1e-4
         )
 
 
 def test_an_error_inside_leaves_the_base_as_it_was(folders: dict[str, Path]) -> None:
-    stack, words = taught(folders["sd1"])
+    model, words = taught(folders["sd1"])
     z, text = torch.randn(1, 4, 8, 8), words.expand("a photo of <rex> in a hat")
-    before = predicted(stack, [text], z)
-    with pytest.raises(RuntimeError), guided(stack, [text], 1.0, 0.0, stack.size, stack.size):
-        predicted(stack, [text], torch.randn(1, 5, 8, 8))
-    assert torch.equal(predicted(stack, [text], z), before)
+    before = predicted(model, [text], z)
+    with pytest.raises(RuntimeError), guided(model, [text], 1.0, 0.0, model.size, model.size):
+        predicted(model, [text], torch.randn(1, 5, 8, 8))
+    assert torch.equal(predicted(model, [text], z), before)
 
 
 @pytest.mark.parametrize(

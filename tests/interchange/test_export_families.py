@@ -54,12 +54,12 @@ def published(
     root: Path, folder: Path, name: str, modules: str = "all", rank: int = 3
 ) -> tuple[Ref, dict[str, torch.Tensor], torch.Tensor]:
     """An adapter with random layers and a word of two vectors; its ref, tensors and the word's vectors side by side."""
-    stack = stacks.load(folder, CPU, torch.float32)
-    adapter.add(stack, rank, modules, seed=0)
+    model = stacks.load(folder, CPU, torch.float32)
+    adapter.add(model, rank, modules, seed=0)
     g = torch.Generator().manual_seed(1)
-    weights = {k: torch.randn(v.shape, generator=g) * 0.2 for k, v in adapter.tensors(stack).items()}
-    rows = torch.randn(2, sum(stack.widths), generator=g)
-    tensors = weights | stored(rows, stack.widths, learned_names("rex"))
+    weights = {k: torch.randn(v.shape, generator=g) * 0.2 for k, v in adapter.tensors(model).items()}
+    rows = torch.randn(2, sum(model.widths), generator=g)
+    tensors = weights | stored(rows, model.widths, learned_names("rex"))
     record = Record("adapter", "rex", {"rex": "dog"}, {}, {"rank": rank}, {**BASES[name], "fingerprint": "0"})
     return artifacts.publish(root, record, tensors), tensors, rows
 
@@ -88,16 +88,16 @@ def predicted(unet: Any, name: str) -> torch.Tensor:
 def test_diffusers_reads_it_as_we_do(folders: dict[str, Path], tmp_path: Path, name: str, form: str) -> None:
     ref, tensors, _ = published(tmp_path / "store", folders[name], name)
     (file,) = export.run(tmp_path / "store", ref, form, tmp_path / "out")
-    stack = stacks.load(folders[name], CPU, torch.float32)
-    stack.unet.to(memory_format=torch.contiguous_format)
-    adapter.load(stack, tensors)
+    model = stacks.load(folders[name], CPU, torch.float32)
+    model.denoiser.to(memory_format=torch.contiguous_format)
+    adapter.load(model, tensors)
     pipe = pipeline(folders[name], name)
     plain = predicted(pipe.unet, name)
     with listening() as warned:
         pipe.load_lora_weights(file.parent, weight_name=file.name)
     assert [text for text in warned if not text.startswith(SILENT)] == []
     shown = predicted(pipe.unet, name)
-    assert float((shown - predicted(stack.unet, name)).abs().max()) == 0
+    assert float((shown - predicted(model.denoiser, name)).abs().max()) == 0
     assert float((shown - plain).abs().max()) > 0.01
 
 
@@ -133,10 +133,10 @@ def test_an_embedding_file_gives_the_same_prompt(folders: dict[str, Path], tmp_p
         )
     else:
         pipe.load_textual_inversion(file)
-    stack = stacks.load(folders[name], CPU, torch.float32)
-    words = Placeholders(stack)
+    model = stacks.load(folders[name], CPU, torch.float32)
+    words = Placeholders(model)
     words.add("rex", rows)
-    ours = stack.family.words(stack.encode([words.expand("a photo of <rex> in the snow")]))
+    ours = model.family.words(model.encode([words.expand("a photo of <rex> in the snow")]))
     theirs = pipe.encode_prompt(
         "a photo of <rex> in the snow", device=CPU, num_images_per_prompt=1, do_classifier_free_guidance=False
     )[0]

@@ -40,10 +40,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def layers(folder: Path, rank: int = 2, modules: str = "all") -> dict[str, torch.Tensor]:
-    stack = stacks.load(folder, CPU, torch.float32)
-    adapter.add(stack, rank, modules, seed=0)
+    model = stacks.load(folder, CPU, torch.float32)
+    adapter.add(model, rank, modules, seed=0)
     g = torch.Generator().manual_seed(1)
-    return {k: torch.randn(v.shape, generator=g) * 0.2 for k, v in adapter.tensors(stack).items()}
+    return {k: torch.randn(v.shape, generator=g) * 0.2 for k, v in adapter.tensors(model).items()}
 
 
 def kohya(weights: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
@@ -91,31 +91,31 @@ def test_a_kohya_file_acts_as_in_diffusers(cli: Any, folders: dict[str, Path], n
     weights |= of_encoder("lora_te2_", tiny_families.WIDTH_2) if name == "sdxl" else {}
     save_file(weights, file)
     _, tensors = imported(cli, folders[name], file)
-    stack = stacks.load(folders[name], CPU, torch.float32)
-    plain = stack.encode(["a photo"])
-    stack.unet.to(memory_format=torch.contiguous_format)
-    assert adapter.load(stack, tensors, "lora0")
-    adapter.activate(stack, ["lora0"])
+    model = stacks.load(folders[name], CPU, torch.float32)
+    plain = model.encode(["a photo"])
+    model.denoiser.to(memory_format=torch.contiguous_format)
+    assert adapter.load(model, tensors, "lora0")
+    adapter.activate(model, ["lora0"])
     pipe = theirs(folders[name], name, file)
-    torch.testing.assert_close(predicted(stack.unet, name), predicted(pipe.unet, name), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(predicted(model.denoiser, name), predicted(pipe.unet, name), rtol=1e-5, atol=1e-5)
     told = pipe.encode_prompt("a photo", device=CPU, num_images_per_prompt=1, do_classifier_free_guidance=False)[0]
-    ours = stack.encode(["a photo"])
-    torch.testing.assert_close(stack.family.words(ours), told, rtol=1e-5, atol=1e-5)
+    ours = model.encode(["a photo"])
+    torch.testing.assert_close(model.family.words(ours), told, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(ours, plain, atol=1e-3)
-    adapter.activate(stack, [])
-    assert torch.equal(stack.encode(["a photo"]), plain)
+    adapter.activate(model, [])
+    assert torch.equal(model.encode(["a photo"]), plain)
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("form", ["diffusers", "kohya", "bundle"])
 def test_what_was_exported_comes_back_as_it_was(cli: Any, folders: dict[str, Path], name: str, form: str) -> None:
     weights = layers(folders[name], modules="cross-kv")
-    stack = stacks.load(folders[name], CPU, torch.float32)
+    model = stacks.load(folders[name], CPU, torch.float32)
     from objtune_cli.models.placeholders import learned_names, stored
 
     words = stored(
-        torch.randn(2, sum(stack.widths), generator=torch.Generator().manual_seed(2)),
-        stack.widths,
+        torch.randn(2, sum(model.widths), generator=torch.Generator().manual_seed(2)),
+        model.widths,
         learned_names("rex"),
     )
     record = artifacts.Record(
@@ -220,11 +220,11 @@ def test_layers_of_text_encoders_act_in_composed_scenes(
         "zeros": plain | {k: torch.zeros_like(v) if "lora_up" in k else v for k, v in words.items()},
         "without": plain,
     }
-    found, counts, encode = {}, {}, stacks.Stack.encode
+    found, counts, encode = {}, {}, stacks.BaseModel.encode
     for name, weights in kinds.items():
         said: list[str] = []
         monkeypatch.setattr(
-            stacks.Stack,
+            stacks.BaseModel,
             "encode",
             lambda self, texts, first=0, said=said: said.extend(texts) or encode(self, texts, first),
         )
@@ -264,11 +264,11 @@ def test_merged_layers_of_text_encoders_are_exported_and_act_in_diffusers(
     for stem in stems if method == "sum" else ():
         own, both = (w[f"{stem}.lora_B.weight"] @ w[f"{stem}.lora_A.weight"] for w in (one, pair))
         torch.testing.assert_close(both, own / 2)
-    stack = stacks.load(folders[name], CPU, torch.float32)
-    before = stack.encode(["a photo"])
-    adapter.load(stack, pair)
-    ours = stack.family.words(stack.encode(["a photo"]))
-    assert not torch.allclose(ours, stack.family.words(before), atol=1e-3)
+    model = stacks.load(folders[name], CPU, torch.float32)
+    before = model.encode(["a photo"])
+    adapter.load(model, pair)
+    ours = model.family.words(model.encode(["a photo"]))
+    assert not torch.allclose(ours, model.family.words(before), atol=1e-3)
     for form in ("kohya", "diffusers"):
         (file,) = export.run(Path("artifacts"), refs.Ref("adapter", "pair", 1), form, Path(form))
         keys = load_file(file)
@@ -276,7 +276,7 @@ def test_merged_layers_of_text_encoders_are_exported_and_act_in_diffusers(
             "kohya": ("lora_te1_", "lora_te2_") if name == "sdxl" else ("lora_te_",),
             "diffusers": ("text_encoder.", "text_encoder_2."),
         }[form]
-        assert all(any(k.startswith(start) for k in keys) for start in starts[: len(stack.text_encoders)])
+        assert all(any(k.startswith(start) for k in keys) for start in starts[: len(model.text_encoders)])
         pipe = theirs(folders[name], name, file.absolute())
         told = pipe.encode_prompt("a photo", device=CPU, num_images_per_prompt=1, do_classifier_free_guidance=False)[0]
         torch.testing.assert_close(ours, told, rtol=1e-4, atol=1e-4)
@@ -496,9 +496,9 @@ def test_biases_and_whole_differences_act_everywhere_and_are_exported(cli: Any, 
     weights |= {f"{words}.diff_b": torch.randn(16, generator=g)}
     save_file(weights, "a.safetensors")
     _, tensors = imported(cli, folders[name], "a.safetensors")
-    stack = stacks.load(folders[name], CPU, torch.float32)
-    plain = predicted(stack.unet, name)
-    modules = modules_of(stack)
+    model = stacks.load(folders[name], CPU, torch.float32)
+    plain = predicted(model.denoiser, name)
+    modules = modules_of(model)
     with torch.no_grad():  # the same by hand
         for own, module in modules.items():
             if f"{own}.lora_A.weight" in tensors:
@@ -506,7 +506,7 @@ def test_biases_and_whole_differences_act_everywhere_and_are_exported(cli: Any, 
                 module.weight += product.view(module.weight.shape)
             if f"{own}.lora_B.bias" in tensors:
                 module.bias += tensors[f"{own}.lora_B.bias"]
-    wanted, told = predicted(stack.unet, name), stack.encode(["a photo"])
+    wanted, told = predicted(model.denoiser, name), model.encode(["a photo"])
     assert not torch.allclose(wanted, plain, atol=1e-2)
     assert cli("merge", "rex=1", "other=1", "--name", "pair").code == 4
     save_file({"emb_params": torch.zeros(1, tiny_sd1.WIDTH)}, "b.safetensors")
@@ -518,11 +518,11 @@ def test_biases_and_whole_differences_act_everywhere_and_are_exported(cli: Any, 
         }
         again = stacks.load(folders[name], CPU, torch.float32)
         adapter.load(again, held)
-        torch.testing.assert_close(predicted(again.unet, name), wanted, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(predicted(again.denoiser, name), wanted, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(again.encode(["a photo"]), told, rtol=1e-4, atol=1e-4)
     alone = stacks.load(folders[name], CPU, torch.float32)
     with regional.alone(alone, tensors):
-        torch.testing.assert_close(predicted(alone.unet, name), wanted, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(predicted(alone.denoiser, name), wanted, rtol=1e-4, atol=1e-4)
     for form in ("diffusers", "kohya"):
         (file,) = export.run(Path("artifacts"), refs.Ref("adapter", "rex", 1), form, Path(form))
         back = import_keys.lora(stacks.load(folders[name], CPU, torch.float32), load_file(file), form)

@@ -22,8 +22,7 @@ from objtune_cli.interchange import import_sources
 from objtune_cli.lora import import_keys
 from objtune_cli.lora import layers as adapter
 from objtune_cli.lora.layer_names import modules_of
-from objtune_cli.models import base_model as stacks
-from objtune_cli.models import families
+from objtune_cli.models import base_model, families
 from objtune_cli.models.families.family import first_name
 from tests.support import tiny_families
 
@@ -42,8 +41,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def ours(folders: dict[str, Path]) -> dict[str, stacks.Stack]:
-    return {name: stacks.load(folder, CPU, torch.float32) for name, folder in folders.items()}
+def ours(folders: dict[str, Path]) -> dict[str, base_model.BaseModel]:
+    return {name: base_model.load(folder, CPU, torch.float32) for name, folder in folders.items()}
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +56,12 @@ def theirs(folders: dict[str, Path]) -> dict[str, Any]:
 
 
 def factors(
-    stack: stacks.Stack, ends: tuple[str, ...] = ATTENTION, ranks: tuple[int, ...] = (4,), start: str = ""
+    model: base_model.BaseModel, ends: tuple[str, ...] = ATTENTION, ranks: tuple[int, ...] = (4,), start: str = ""
 ) -> Low:
     """Random factors of layers whose names end so, of the ranks in turn; of like blocks beside each other the first one's."""
     g = torch.Generator().manual_seed(7)
     found: Low = {}
-    for own, module in modules_of(stack).items():
+    for own, module in modules_of(model).items():
         if own.startswith(start) and own.endswith(ends) and not re.search(r"\.(attentions\.[12]|resnets\.2)\.", own):
             rank, (out, *rest) = ranks[len(found) % len(ranks)], module.weight.shape
             found[own] = (
@@ -163,7 +162,7 @@ BIASED = ("to_out.0", "ff.net.2", "conv1", "q_proj", "fc1")
 SELF = ("to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj")
 """Layers that old names of diffusers know."""
 Made = tuple[dict[str, Tensor], dict[str, str]]
-FORMS: dict[str, tuple[str, Callable[[stacks.Stack], Made]]] = {
+FORMS: dict[str, tuple[str, Callable[[base_model.BaseModel], Made]]] = {
     "peft's keys": ("sd1", lambda s: (plain(factors(s)), {})),
     "peft's keys, several ranks": ("sd1", lambda s: (plain(factors(s, ranks=(4, 2, 3))), {})),
     "peft's keys, SD 2": ("sd2", lambda s: (plain(factors(s)), {})),
@@ -207,16 +206,16 @@ def with_biases(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def by_pattern(stack: stacks.Stack) -> dict[str, Tensor]:
+def by_pattern(model: base_model.BaseModel) -> dict[str, Tensor]:
     """Rank 2 in queries, 4 elsewhere."""
-    low = factors(stack, start="unet.")
+    low = factors(model, start="unet.")
     return plain({own: (a[:2], b[:, :2]) if own.endswith("to_q") else (a, b) for own, (a, b) in low.items()})
 
 
-def linear_layers(stack: stacks.Stack) -> dict[str, Tensor]:
+def linear_layers(model: base_model.BaseModel) -> dict[str, Tensor]:
     """The text encoder's layers as diffusers 0.2x named them."""
-    words = factors(stack, SELF, start="text_encoder.")
-    return plain(factors(stack, SELF, start="unet.")) | plain(
+    words = factors(model, SELF, start="text_encoder.")
+    return plain(factors(model, SELF, start="unet.")) | plain(
         words, down=".lora_linear_layer.down.weight", up=".lora_linear_layer.up.weight"
     )
 
@@ -230,11 +229,11 @@ def deltas(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found | {f"{own}.bias": tensors[f"{own}.lora_B.bias"] for own in ends if f"{own}.lora_B.bias" in tensors}
 
 
-def read(stack: stacks.Stack, path: Path) -> dict[str, Tensor]:
+def read(model: base_model.BaseModel, path: Path) -> dict[str, Tensor]:
     """The layers of a file or folder, as `import` reads it."""
     found: dict[str, Tensor] = {}
     for file in import_sources.read_files([path]):
-        found |= import_keys.read_lora(stack, imported.open_source(file, False))
+        found |= import_keys.read_lora(model, imported.open_source(file, False))
     return found
 
 
@@ -279,7 +278,7 @@ def assert_same(mine: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Non
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_layer_changes_as_in_diffusers(
-    ours: dict[str, stacks.Stack], theirs: dict[str, Any], tmp_path: Path, form: str
+    ours: dict[str, base_model.BaseModel], theirs: dict[str, Any], tmp_path: Path, form: str
 ) -> None:
     name, make = FORMS[form]
     weights, metadata = make(ours[name])
@@ -296,11 +295,13 @@ def delta(pair: tuple[Tensor, Tensor]) -> Tensor:
     return pair[1].flatten(1) @ pair[0].flatten(1)
 
 
-def comfy(low: Low, stack: stacks.Stack, start: str = "diffusion_model.", flat: bool = False) -> dict[str, Tensor]:
+def comfy(
+    low: Low, model: base_model.BaseModel, start: str = "diffusion_model.", flat: bool = False
+) -> dict[str, Tensor]:
     """ComfyUI's own names: the first repository's, queries, keys and values of SD 3 in one layer; text encoders by the file's name for them."""
     found: dict[str, Tensor] = {}
-    own = stack.family.kohya({o.removeprefix("unet."): pair for o, pair in low.items() if o.startswith("unet.")})
-    if stack.family.name != "sd3":
+    own = model.family.kohya({o.removeprefix("unet."): pair for o, pair in low.items() if o.startswith("unet.")})
+    if model.family.name != "sd3":
         own = {first_name(o.removeprefix("unet.")): pair for o, pair in low.items() if o.startswith("unet.")}
     for name, pair in own.items():
         stem = start + (name.replace(".", "_") if flat else name)
@@ -329,7 +330,7 @@ def named(
     return {f"{change(own)}{end}": side for own, pair in low.items() for end, side in zip(ends, pair, strict=True)}
 
 
-UNITS: dict[str, tuple[str, tuple[str, ...], str, Callable[[Low, stacks.Stack], dict[str, Tensor]], Callable[[int], float]]] = {
+UNITS: dict[str, tuple[str, tuple[str, ...], str, Callable[[Low, base_model.BaseModel], dict[str, Tensor]], Callable[[int], float]]] = {
     "ComfyUI": ("sd1", ALL, "", comfy, lambda _: 1.0),
     "ComfyUI, SD 2": ("sd2", ATTENTION, "", lambda low, s: {k.replace("clip_l", "clip_h"): v for k, v in comfy(low, s).items()}, lambda _: 1.0),
     "ComfyUI, SDXL": ("sdxl", PLACES, "", comfy, lambda _: 1.0),
@@ -350,7 +351,9 @@ UNITS: dict[str, tuple[str, tuple[str, ...], str, Callable[[Low, stacks.Stack], 
 
 
 @pytest.mark.parametrize("form", UNITS)
-def test_every_layer_is_the_product_of_its_factors(ours: dict[str, stacks.Stack], tmp_path: Path, form: str) -> None:
+def test_every_layer_is_the_product_of_its_factors(
+    ours: dict[str, base_model.BaseModel], tmp_path: Path, form: str
+) -> None:
     name, ends, start, make, strength = UNITS[form]
     low = factors(ours[name], ends, start=start)
     weights = make(low, ours[name])
@@ -386,7 +389,7 @@ PEFT: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("case", PEFT)
 def test_a_folder_of_peft_is_as_strong_as_there(
-    folders: dict[str, Path], ours: dict[str, stacks.Stack], tmp_path: Path, case: str
+    folders: dict[str, Path], ours: dict[str, base_model.BaseModel], tmp_path: Path, case: str
 ) -> None:
     """The folder, one of its files, and a file of another name beside its settings."""
     unet = diffusers.UNet2DConditionModel.from_pretrained(folders["sd1"] / "unet", local_files_only=True)
@@ -402,7 +405,7 @@ def test_a_folder_of_peft_is_as_strong_as_there(
 
 
 def test_a_folder_of_pefts_examples_has_a_network_in_each_folder(
-    folders: dict[str, Path], ours: dict[str, stacks.Stack], tmp_path: Path
+    folders: dict[str, Path], ours: dict[str, base_model.BaseModel], tmp_path: Path
 ) -> None:
     """`unet/` and `text_encoder_2/`, each with settings of its own; names do not say which text encoder it is."""
     pipe = diffusers.StableDiffusionXLPipeline.from_pretrained(folders["sdxl"], local_files_only=True)
@@ -421,7 +424,9 @@ def test_a_folder_of_pefts_examples_has_a_network_in_each_folder(
     assert_same(deltas(read(ours["sdxl"], tmp_path)), wanted)
 
 
-def test_tucker_factors_and_whole_differences_are_layers_too(ours: dict[str, stacks.Stack], tmp_path: Path) -> None:
+def test_tucker_factors_and_whole_differences_are_layers_too(
+    ours: dict[str, base_model.BaseModel], tmp_path: Path
+) -> None:
     """LyCORIS: of convolutions a factor in the middle, and differences of full rank, on a layer that has factors as well."""
     modules = modules_of(ours["sd1"])
     g = torch.Generator().manual_seed(3)
@@ -466,9 +471,9 @@ def test_tucker_factors_and_whole_differences_are_layers_too(ours: dict[str, sta
 @pytest.mark.parametrize("name", ["text_encoder_2.text_projection", "text_encoder_2.text_model.text_projection"])
 def test_the_projection_of_the_second_text_encoder_acts(folders: dict[str, Path], name: str) -> None:
     """Under its own name, and under the one that earlier versions gave it."""
-    stack = stacks.load(folders["sdxl"], CPU, torch.float32)
-    before = stack.encode(["a photo"])
+    model = base_model.load(folders["sdxl"], CPU, torch.float32)
+    before = model.encode(["a photo"])
     down, up = torch.arange(tiny_families.WIDTH_2)[None].float() / 10, torch.ones(tiny_families.WIDTH_2, 1)
-    assert adapter.load(stack, {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up})
-    after = stack.encode(["a photo"])
+    assert adapter.load(model, {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up})
+    after = model.encode(["a photo"])
     assert torch.equal(after[:, :-1], before[:, :-1]) and not torch.allclose(after[:, -1], before[:, -1], atol=1e-3)

@@ -32,31 +32,31 @@ LAYER = {f"{STEM}.lora_down.weight": torch.ones(2, 16), f"{STEM}.lora_up.weight"
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> stacks.Stack:
+def model(tmp_path_factory: pytest.TempPathFactory) -> stacks.BaseModel:
     return stacks.load(tiny_sd1.build(tmp_path_factory.mktemp("refusals") / "sd1", clip=False), CPU, torch.float32)
 
 
 @pytest.fixture(scope="module")
-def wide(tmp_path_factory: pytest.TempPathFactory) -> stacks.Stack:
+def wide(tmp_path_factory: pytest.TempPathFactory) -> stacks.BaseModel:
     return stacks.load(
         tiny_families.sdxl(tmp_path_factory.mktemp("refusals") / "sdxl", with_clip=False), CPU, torch.float32
     )
 
 
-def read(stack: stacks.Stack, path: Path, allow_pickle: bool = False) -> dict[str, Tensor]:
+def read(model: stacks.BaseModel, path: Path, allow_pickle: bool = False) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for file in import_sources.read_files([path]):
         source = imported.open_source(file, allow_pickle)
         found |= (
-            import_keys.read_lora(stack, source)
+            import_keys.read_lora(model, source)
             if import_keys.is_lora(source.weights)
-            else {"rows": vectors(stack, source)}
+            else {"rows": vectors(model, source)}
         )
     return found
 
 
-def vectors(stack: stacks.Stack, *opened: import_keys.Source) -> Tensor:
-    return textual_inversion.join_vectors(stack, [each for each in map(textual_inversion.find_vectors, opened) if each])
+def vectors(model: stacks.BaseModel, *opened: import_keys.Source) -> Tensor:
+    return textual_inversion.join_vectors(model, [each for each in map(textual_inversion.find_vectors, opened) if each])
 
 
 def refused(call: Callable[[], Any]) -> ObjtuneError:
@@ -99,10 +99,10 @@ KINDS: dict[str, tuple[Mapping[str, Tensor], str]] = {
 
 
 @pytest.mark.parametrize("case", KINDS)
-def test_other_kinds_and_bases_are_named(stack: stacks.Stack, case: str) -> None:
+def test_other_kinds_and_bases_are_named(model: stacks.BaseModel, case: str) -> None:
     weights, said = KINDS[case]
     assert import_kinds.whole_kind(dict(weights)) is None
-    error = refused(lambda: import_keys.lora(stack, dict(weights), "x.safetensors"))
+    error = refused(lambda: import_keys.lora(model, dict(weights), "x.safetensors"))
     assert isinstance(error, IncompatibleError) and error.message.startswith("x.safetensors ") and said in error.message
 
 
@@ -131,18 +131,18 @@ VALUES: dict[str, tuple[Mapping[str, Tensor], str]] = {
 
 
 @pytest.mark.parametrize("case", VALUES)
-def test_values_that_cannot_be_right(stack: stacks.Stack, case: str) -> None:
+def test_values_that_cannot_be_right(model: stacks.BaseModel, case: str) -> None:
     weights, said = VALUES[case]
-    error = refused(lambda: import_keys.lora(stack, dict(weights), "x.safetensors"))
+    error = refused(lambda: import_keys.lora(model, dict(weights), "x.safetensors"))
     assert isinstance(error, InputError) and said in error.message
 
 
-def test_one_layer_under_two_names_with_the_same_values_is_one(stack: stacks.Stack) -> None:
+def test_one_layer_under_two_names_with_the_same_values_is_one(model: stacks.BaseModel) -> None:
     same = {
         f"{DOTTED}.lora_A.weight": LAYER[f"{STEM}.lora_down.weight"],
         f"{DOTTED}.lora_B.weight": LAYER[f"{STEM}.lora_up.weight"],
     }
-    assert import_keys.lora(stack, {**LAYER, **same}, "x").keys() == import_keys.lora(stack, LAYER, "x").keys()
+    assert import_keys.lora(model, {**LAYER, **same}, "x").keys() == import_keys.lora(model, LAYER, "x").keys()
 
 
 PEFT = {
@@ -166,12 +166,12 @@ SETTINGS: dict[str, tuple[Any, type[ObjtuneError], str]] = {
 
 @pytest.mark.parametrize("case", SETTINGS)
 def test_settings_beside_the_weights_and_in_the_header_are_checked(
-    stack: stacks.Stack, tmp_path: Path, case: str
+    model: stacks.BaseModel, tmp_path: Path, case: str
 ) -> None:
     said, kind, text = SETTINGS[case]
     save_file(PEFT, tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text(json.dumps(said))
-    error = refused(lambda: read(stack, tmp_path))
+    error = refused(lambda: read(model, tmp_path))
     assert type(error) is kind and text in error.message
     if isinstance(said, dict):
         said = {f"unet.{key}": value for key, value in said.items()}
@@ -181,21 +181,21 @@ def test_settings_beside_the_weights_and_in_the_header_are_checked(
         file,
         {"lora_adapter_metadata": json.dumps(said)},
     )
-    error = refused(lambda: read(stack, file))
+    error = refused(lambda: read(model, file))
     assert type(error) is kind and text in error.message
 
 
-def test_alpha_that_contradicts_the_settings_is_refused(stack: stacks.Stack, tmp_path: Path) -> None:
+def test_alpha_that_contradicts_the_settings_is_refused(model: stacks.BaseModel, tmp_path: Path) -> None:
     for alpha, good in ((8.0, True), (4.0, False)):
         file = tmp_path / "other.safetensors"
         save_file(
             changed(alpha=alpha), file, {"lora_adapter_metadata": json.dumps({"unet.r": 2, "unet.lora_alpha": 8})}
         )
         if good:
-            assert float(read(stack, file)[f"{DOTTED}.lora_B.weight"].max()) == 4
+            assert float(read(model, file)[f"{DOTTED}.lora_B.weight"].max()) == 4
         else:
             with pytest.raises(InputError, match="says two strengths"):
-                read(stack, file)
+                read(model, file)
 
 
 def torch_zip(value: Any) -> bytes:
@@ -246,33 +246,33 @@ BYTES: dict[str, tuple[str, bytes, str]] = {
 
 
 @pytest.mark.parametrize("case", BYTES)
-def test_files_that_are_something_else_are_named(stack: stacks.Stack, tmp_path: Path, case: str) -> None:
+def test_files_that_are_something_else_are_named(model: stacks.BaseModel, tmp_path: Path, case: str) -> None:
     name, data, said = BYTES[case]
     folder = tmp_path / "a folder"
     folder.mkdir()
     (folder / name).write_bytes(data)
-    error = refused(lambda: read(stack, folder / name))
+    error = refused(lambda: read(model, folder / name))
     assert isinstance(error, InputError) and f"{name} {said}" in error.message
     assert "get it again" not in error.hint
     if case == "whole model":
         assert error.hint == f"give it as the base: `--base '{folder / name}'`"
 
 
-def test_folders_that_do_not_say_which_file_is_meant(stack: stacks.Stack, tmp_path: Path) -> None:
-    assert "without a LoRA" in refused(lambda: read(stack, tmp_path)).message
+def test_folders_that_do_not_say_which_file_is_meant(model: stacks.BaseModel, tmp_path: Path) -> None:
+    assert "without a LoRA" in refused(lambda: read(model, tmp_path)).message
     for name in ("a.safetensors", "b.safetensors"):
         save_file(LAYER, tmp_path / name)
-    assert "holds 2 files: a.safetensors, b.safetensors" in refused(lambda: read(stack, tmp_path)).message
+    assert "holds 2 files: a.safetensors, b.safetensors" in refused(lambda: read(model, tmp_path)).message
     save_file(LAYER, tmp_path / "pytorch_lora_weights.safetensors")
-    assert f"{DOTTED}.lora_A.weight" in read(stack, tmp_path)
+    assert f"{DOTTED}.lora_A.weight" in read(model, tmp_path)
     (tmp_path / "model_index.json").write_text("{}")
-    assert "is a whole model" in refused(lambda: read(stack, tmp_path)).message
+    assert "is a whole model" in refused(lambda: read(model, tmp_path)).message
     for path, said in {
         "https://civitai.com/models/1": "is an address",
         "nowhere.safetensors": "there is no such file",
         "x" * 300: "cannot be read",
     }.items():
-        assert said in refused(lambda path=path: read(stack, Path(path))).message
+        assert said in refused(lambda path=path: read(model, Path(path))).message
 
 
 def source(**keys: Tensor) -> import_keys.Source:
@@ -300,11 +300,11 @@ EMBEDDINGS: dict[str, tuple[str, list[dict[str, Tensor]]]] = {
 
 @pytest.mark.parametrize("form", EMBEDDINGS)
 def test_every_form_of_embedding_gives_the_vectors_that_were_written(
-    stack: stacks.Stack, wide: stacks.Stack, form: str
+    model: stacks.BaseModel, wide: stacks.BaseModel, form: str
 ) -> None:
     name, files = EMBEDDINGS[form]
     wanted = ONE if name == "sd1" else torch.cat([ONE, TWO], dim=1)
-    assert torch.equal(vectors(stack if name == "sd1" else wide, *(source(**keys) for keys in files)), wanted)
+    assert torch.equal(vectors(model if name == "sd1" else wide, *(source(**keys) for keys in files)), wanted)
 
 
 NO_EMBEDDINGS: dict[str, tuple[str, list[dict[str, Tensor]], type[ObjtuneError], str]] = {
@@ -327,9 +327,9 @@ NO_EMBEDDINGS: dict[str, tuple[str, list[dict[str, Tensor]], type[ObjtuneError],
 
 
 @pytest.mark.parametrize("case", NO_EMBEDDINGS)
-def test_embeddings_that_cannot_be_used(stack: stacks.Stack, wide: stacks.Stack, case: str) -> None:
+def test_embeddings_that_cannot_be_used(model: stacks.BaseModel, wide: stacks.BaseModel, case: str) -> None:
     name, files, kind, said = NO_EMBEDDINGS[case]
-    error = refused(lambda: vectors(stack if name == "sd1" else wide, *(source(**keys) for keys in files)))
+    error = refused(lambda: vectors(model if name == "sd1" else wide, *(source(**keys) for keys in files)))
     assert type(error) is kind and said in error.message
     if case == "of SD 2":
         assert error.hint == "it looks like one of Stable Diffusion 2.x: `--base sd21`"

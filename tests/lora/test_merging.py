@@ -6,8 +6,8 @@ from torch import Tensor
 
 from objtune_cli.lora import layers as adapter
 from objtune_cli.lora import merging
-from objtune_cli.models import base_model as stacks
-from objtune_cli.models.base_model import Stack
+from objtune_cli.models import base_model
+from objtune_cli.models.base_model import BaseModel
 
 LINEAR, CONV, ALONE = "unet.a.to_q", "unet.b.conv1", "unet.c.to_v"
 
@@ -77,20 +77,20 @@ def test_dare_is_the_same_for_the_same_seed(method: str) -> None:
     assert one[f"{LINEAR}.lora_A.weight"].shape == (3, 6)
 
 
-def test_the_merged_adapter_draws_what_both_together_draw(stack: Stack, tiny_base) -> None:
-    other = stacks.load(tiny_base, stack.device, stack.dtype)
+def test_the_merged_adapter_draws_what_both_together_draw(model: BaseModel, tiny_base) -> None:
+    other = base_model.load(tiny_base, model.device, model.dtype)
     adapter.add(other, 2, "all", seed=0)
     shapes = {k: v.shape for k, v in adapter.tensors(other).items()}
     g = torch.Generator().manual_seed(0)
     first, second = ({k: torch.randn(s, generator=g) * 0.2 for k, s in shapes.items()} for _ in range(2))
-    given = torch.randn(1, 4, 8, 8, generator=g), torch.tensor([500]), stack.encode(["a dog"])
+    given = torch.randn(1, 4, 8, 8, generator=g), torch.tensor([500]), model.encode(["a dog"])
     with torch.no_grad():
         for i, weights in enumerate((first, second)):
             adapter.load(other, weights, f"lora{i}")
         adapter.activate(other, ["lora0", "lora1"])
         both = other.predict(*given)
-        adapter.load(stack, merging.merged([first, second], [1.0, 1.0]))
-        torch.testing.assert_close(stack.predict(*given), both, rtol=1e-3, atol=1e-4)
+        adapter.load(model, merging.merged([first, second], [1.0, 1.0]))
+        torch.testing.assert_close(model.predict(*given), both, rtol=1e-3, atol=1e-4)
 
 
 def test_layers_of_text_encoders_are_summed_too() -> None:

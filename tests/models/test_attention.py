@@ -6,7 +6,7 @@ import torch
 from objtune_cli.lora import layers as adapter
 from objtune_cli.models import attention
 from objtune_cli.models.attention import Recorder, recorded
-from objtune_cli.models.base_model import Stack
+from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.placeholders import Placeholders, class_rows
 
 
@@ -15,8 +15,8 @@ def _given(rows: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(rows, 4, 8, 8, generator=g), torch.linspace(10, 900, rows).long()
 
 
-def _predict(stack: Stack, prompts: list[str]) -> torch.Tensor:
-    return stack.predict(*_given(len(prompts)), stack.encode(prompts))
+def _predict(model: BaseModel, prompts: list[str]) -> torch.Tensor:
+    return model.predict(*_given(len(prompts)), model.encode(prompts))
 
 
 PROMPTS = ["a dog on the beach", "a cat", "a red mug"]
@@ -24,30 +24,30 @@ PROMPTS = ["a dog on the beach", "a cat", "a red mug"]
 
 @pytest.mark.parametrize("lora", [False, True])
 @torch.no_grad()
-def test_the_denoiser_answers_as_without_it(stack: Stack, lora: bool) -> None:
+def test_the_denoiser_answers_as_without_it(model: BaseModel, lora: bool) -> None:
     if lora:
-        for p in adapter.add(stack, 4, "all", seed=0):
+        for p in adapter.add(model, 4, "all", seed=0):
             p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) * 0.2)
-    expected = _predict(stack, PROMPTS)
-    with recorded(stack, 3):
-        torch.testing.assert_close(_predict(stack, PROMPTS), expected, atol=1e-5, rtol=1e-5)
+    expected = _predict(model, PROMPTS)
+    with recorded(model, 3):
+        torch.testing.assert_close(_predict(model, PROMPTS), expected, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
-def test_afterwards_all_is_as_before(stack: Stack) -> None:
-    expected, processors = _predict(stack, PROMPTS), dict(stack.unet.attn_processors)
-    with pytest.raises(RuntimeError, match="inside"), recorded(stack, 3) as seen:
-        inside = dict(stack.unet.attn_processors)
+def test_afterwards_all_is_as_before(model: BaseModel) -> None:
+    expected, processors = _predict(model, PROMPTS), dict(model.denoiser.attn_processors)
+    with pytest.raises(RuntimeError, match="inside"), recorded(model, 3) as seen:
+        inside = dict(model.denoiser.attn_processors)
         assert {k for k, v in inside.items() if v is seen} == {k for k in inside if ".attn2." in k} != set(inside)
         raise RuntimeError("inside")
-    assert stack.unet.attn_processors == processors
-    assert torch.equal(_predict(stack, PROMPTS), expected) and not seen.maps
+    assert model.denoiser.attn_processors == processors
+    assert torch.equal(_predict(model, PROMPTS), expected) and not seen.maps
 
 
 @torch.no_grad()
-def test_maps_are_probabilities_over_the_prompt(stack: Stack) -> None:
-    with recorded(stack, 2) as seen:
-        _predict(stack, PROMPTS)
+def test_maps_are_probabilities_over_the_prompt(model: BaseModel) -> None:
+    with recorded(model, 2) as seen:
+        _predict(model, PROMPTS)
     assert {side: {tuple(m.shape) for m in maps} for side, maps in seen.maps.items()} == {
         8: {(2, 64, 77)},
         4: {(2, 16, 77)},
@@ -56,21 +56,21 @@ def test_maps_are_probabilities_over_the_prompt(stack: Stack) -> None:
         for m in maps:
             assert float(m.min()) >= 0
             torch.testing.assert_close(m.sum(-1), torch.ones(m.shape[:2]))
-    layers = [k for k in stack.unet.attn_processors if ".attn2." in k]
+    layers = [k for k in model.denoiser.attn_processors if ".attn2." in k]
     assert sum(map(len, seen.maps.values())) == len(layers)
 
 
 @torch.no_grad()
-def test_a_map_is_the_softmax_of_queries_and_keys(stack: Stack) -> None:
+def test_a_map_is_the_softmax_of_queries_and_keys(model: BaseModel) -> None:
     """Of the first layer, by hooks on its own queries and keys."""
-    layer = stack.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2
+    layer = model.denoiser.down_blocks[0].attentions[0].transformer_blocks[0].attn2
     kept = {}
     handles = [
         getattr(layer, n).register_forward_hook(lambda m, a, out, n=n: kept.setdefault(n, out))
         for n in ("to_q", "to_k")
     ]
-    with recorded(stack, 3) as seen:
-        _predict(stack, PROMPTS)
+    with recorded(model, 3) as seen:
+        _predict(model, PROMPTS)
     for handle in handles:
         handle.remove()
     q, k = (x.unflatten(-1, (layer.heads, -1)) for x in kept.values())
@@ -80,29 +80,29 @@ def test_a_map_is_the_softmax_of_queries_and_keys(stack: Stack) -> None:
 
 
 @torch.no_grad()
-def test_only_maps_that_are_no_larger_are_kept(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_maps_that_are_no_larger_are_kept(model: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "LARGEST", 4)
-    with recorded(stack, 3) as seen:
-        _predict(stack, PROMPTS)
+    with recorded(model, 3) as seen:
+        _predict(model, PROMPTS)
     assert set(seen.maps) == {4}
 
 
 @torch.no_grad()
-def test_where_none_is_kept_a_layer_does_what_it_did_before(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_none_is_kept_a_layer_does_what_it_did_before(model: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "LARGEST", 0)
-    monkeypatch.setattr(type(stack.family), "cells", lambda *_: 99)
-    expected = _predict(stack, PROMPTS)
-    with recorded(stack, 3) as seen:
-        assert torch.equal(_predict(stack, PROMPTS), expected) and not seen.maps
+    monkeypatch.setattr(type(model.family), "cells", lambda *_: 99)
+    expected = _predict(model, PROMPTS)
+    with recorded(model, 3) as seen:
+        assert torch.equal(_predict(model, PROMPTS), expected) and not seen.maps
 
 
 @torch.no_grad()
-def test_once_it_is_over_no_more_is_kept(stack: Stack) -> None:
-    with recorded(stack, 3) as seen:
-        first = _predict(stack, PROMPTS)
+def test_once_it_is_over_no_more_is_kept(model: BaseModel) -> None:
+    with recorded(model, 3) as seen:
+        first = _predict(model, PROMPTS)
         kept = {side: list(maps) for side, maps in seen.maps.items()}
         seen.over = True
-        assert torch.equal(_predict(stack, PROMPTS), first)
+        assert torch.equal(_predict(model, PROMPTS), first)
     assert all(len(maps) == len(kept[side]) for side, maps in seen.maps.items()) and kept.keys() == seen.maps.keys()
 
 
@@ -117,13 +117,13 @@ def test_seen_by_hand() -> None:
 
 
 @torch.no_grad()
-def test_a_map_peaks_at_one_and_the_whole_prompt_is_seen_everywhere_alike(stack: Stack) -> None:
-    words = Placeholders(stack)
-    words.add("rex", class_rows(stack, "dog"))
+def test_a_map_peaks_at_one_and_the_whole_prompt_is_seen_everywhere_alike(model: BaseModel) -> None:
+    words = Placeholders(model)
+    words.add("rex", class_rows(model, "dog"))
     prompts = [words.expand("a photo of <rex> on the beach")] * 3
-    with recorded(stack, 3) as seen:
-        _predict(stack, prompts)
-    own = words.positions(stack.token_ids(prompts), "rex")[0]
+    with recorded(model, 3) as seen:
+        _predict(model, prompts)
+    own = words.positions(model.token_ids(prompts), "rex")[0]
     assert int(own.sum()) == 3
     maps = seen.seen(own)
     assert maps.shape == (3, 8, 8) and float(maps.min()) >= 0
@@ -131,12 +131,12 @@ def test_a_map_peaks_at_one_and_the_whole_prompt_is_seen_everywhere_alike(stack:
     torch.testing.assert_close(seen.seen(torch.ones_like(own)), torch.ones(3, 8, 8))
 
 
-def test_gradients_reach_the_token(stack: Stack) -> None:
-    words = Placeholders(stack)
-    rows = class_rows(stack, "dog").requires_grad_()
+def test_gradients_reach_the_token(model: BaseModel) -> None:
+    words = Placeholders(model)
+    rows = class_rows(model, "dog").requires_grad_()
     words.add("rex", rows)
     prompts = [words.expand("a photo of <rex>")] * 3
-    with recorded(stack, 3) as seen:
-        _predict(stack, prompts)
-    seen.seen(words.positions(stack.token_ids(prompts), "rex")[0])[:, :4].mean().backward()
+    with recorded(model, 3) as seen:
+        _predict(model, prompts)
+    seen.seen(words.positions(model.token_ids(prompts), "rex")[0])[:, :4].mean().backward()
     assert rows.grad is not None and float(rows.grad.abs().sum()) > 0

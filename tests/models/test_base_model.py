@@ -8,79 +8,79 @@ import pytest
 import torch
 
 from objtune_cli.errors import DamagedError, IncompatibleError, MissingError, ResourceError
-from objtune_cli.models import base_model as stacks
-from objtune_cli.models.base_model import Stack
+from objtune_cli.models import base_model
+from objtune_cli.models.base_model import BaseModel
 from objtune_cli.runtime import cpu
 
 CPU = torch.device("cpu")
 
 
-def test_numbers_of_the_tiny_base(stack: Stack) -> None:
-    assert (stack.factor, stack.size, stack.prediction) == (4, 32, "epsilon")
-    assert stack.alpha_bar.shape == (1000,)
-    assert stack.alpha_bar[0] == pytest.approx(1 - 0.00085)  # the first beta
+def test_numbers_of_the_tiny_base(model: BaseModel) -> None:
+    assert (model.factor, model.size, model.prediction) == (4, 32, "epsilon")
+    assert model.alpha_bar.shape == (1000,)
+    assert model.alpha_bar[0] == pytest.approx(1 - 0.00085)  # the first beta
 
 
-def test_everything_is_frozen_and_in_eval_mode(stack: Stack) -> None:
-    for module in (stack.text_encoder, stack.unet, stack.vae):
+def test_everything_is_frozen_and_in_eval_mode(model: BaseModel) -> None:
+    for module in (model.text_encoder, model.denoiser, model.vae):
         assert not module.training
         assert not any(p.requires_grad for p in module.parameters())
 
 
-def test_text_encoders_keep_their_own_numbers_in_any_precision(stack: Stack, tiny_base: Path) -> None:
-    half = stacks.load(tiny_base, CPU, torch.bfloat16)
-    assert half.unet.dtype == torch.bfloat16 and half.encode(["a dog"]).dtype == torch.bfloat16
-    pairs = zip(half.text_encoder.parameters(), stack.text_encoder.parameters(), strict=True)
+def test_text_encoders_keep_their_own_numbers_in_any_precision(model: BaseModel, tiny_base: Path) -> None:
+    half = base_model.load(tiny_base, CPU, torch.bfloat16)
+    assert half.denoiser.dtype == torch.bfloat16 and half.encode(["a dog"]).dtype == torch.bfloat16
+    pairs = zip(half.text_encoder.parameters(), model.text_encoder.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_prompts_are_padded_and_cut_to_the_encoders_length(stack: Stack) -> None:
-    ids = stack.token_ids(["", "a dog", "x" * 300])
+def test_prompts_are_padded_and_cut_to_the_encoders_length(model: BaseModel) -> None:
+    ids = model.token_ids(["", "a dog", "x" * 300])
     assert ids.shape == (3, 77)
-    eos = stack.tokenizer.eos_token_id
+    eos = model.tokenizer.eos_token_id
     assert (ids == eos).sum(1).tolist() == [76, 77 - 5, 1]  # start, then nothing; a, d, o, g; cut
-    assert stack.encode(["", "a dog", "x" * 300]).shape == (3, 77, 16)
+    assert model.encode(["", "a dog", "x" * 300]).shape == (3, 77, 16)
 
 
 def test_latents_do_not_depend_on_how_many_are_taken_at_once_and_have_the_right_size(
-    stack: Stack, monkeypatch: pytest.MonkeyPatch
+    model: BaseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pictures = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    latents = stack.to_latent(pictures)
+    latents = model.to_latent(pictures)
     assert latents.shape == (3, 4, 8, 8)
-    monkeypatch.setattr(stacks, "AT_ONCE", 2 * 32 * 32)
-    assert stacks.at_once(32, 32) == 2 and stacks.at_once(512, 512) == 1
-    torch.testing.assert_close(stack.to_latent(pictures), latents)
-    scaled = stack.vae.encode(pictures).latent_dist.mean * stack.vae.config.scaling_factor
+    monkeypatch.setattr(base_model, "AT_ONCE", 2 * 32 * 32)
+    assert base_model.at_once(32, 32) == 2 and base_model.at_once(512, 512) == 1
+    torch.testing.assert_close(model.to_latent(pictures), latents)
+    scaled = model.vae.encode(pictures).latent_dist.mean * model.vae.config.scaling_factor
     torch.testing.assert_close(latents, scaled.detach())
 
 
-def test_pictures_are_in_range_and_undo_the_scaling(stack: Stack) -> None:
+def test_pictures_are_in_range_and_undo_the_scaling(model: BaseModel) -> None:
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    shown = stack.to_picture(latents)
+    shown = model.to_picture(latents)
     assert shown.shape == (2, 3, 32, 32) and shown.abs().max() <= 1
     torch.testing.assert_close(
-        shown, stack.vae.decode(latents / stack.vae.config.scaling_factor).sample.detach().clamp(-1, 1)
+        shown, model.vae.decode(latents / model.vae.config.scaling_factor).sample.detach().clamp(-1, 1)
     )
 
 
-def test_predict_is_the_denoiser_itself(stack: Stack) -> None:
+def test_predict_is_the_denoiser_itself(model: BaseModel) -> None:
     z, t = torch.randn(2, 4, 8, 8), torch.tensor([5, 900])
-    condition = stack.encode(["a dog", "a cat"])
+    condition = model.encode(["a dog", "a cat"])
     with torch.no_grad():
-        both = stack.predict(z, t, condition)
-        torch.testing.assert_close(both[1:], stack.predict(z[1:], t[1:], condition[1:]), rtol=1e-4, atol=1e-5)
-        assert not torch.allclose(both[:1], stack.predict(z[:1], t[:1], condition[1:]))  # the prompt matters
+        both = model.predict(z, t, condition)
+        torch.testing.assert_close(both[1:], model.predict(z[1:], t[1:], condition[1:]), rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(both[:1], model.predict(z[:1], t[:1], condition[1:]))  # the prompt matters
 
 
 @pytest.mark.parametrize(
     ("name", "kind"), [("base", "PNDM"), ("ddim", "DDIM"), ("euler", "EulerDiscrete"), ("dpm++", "DPMSolverMultistep")]
 )
-def test_samplers_keep_the_noise_levels(stack: Stack, name: str, kind: str) -> None:
-    sampler = stack.pipeline(name).scheduler
+def test_samplers_keep_the_noise_levels(model: BaseModel, name: str, kind: str) -> None:
+    sampler = model.pipeline(name).scheduler
     assert type(sampler).__name__ == f"{kind}Scheduler"
     assert sampler.config.prediction_type == "epsilon"
-    torch.testing.assert_close(sampler.alphas_cumprod, stack.alpha_bar)
+    torch.testing.assert_close(sampler.alphas_cumprod, model.alpha_bar)
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tokenizer", "scheduler"])
@@ -88,7 +88,7 @@ def test_a_missing_part_is_named(tiny_base: Path, tmp_path: Path, part: str) -> 
     folder = shutil.copytree(tiny_base, tmp_path / "base")
     shutil.rmtree(folder / part)
     with pytest.raises(MissingError, match=f"missing: {part}/"):
-        stacks.load(folder, CPU, torch.float32)
+        base_model.load(folder, CPU, torch.float32)
 
 
 @pytest.mark.parametrize("keep", [0, 100, 5000])
@@ -105,7 +105,7 @@ def test_truncated_weights_are_an_error_with_a_hint(tiny_base: Path, tmp_path: P
     weights = folder / f"{file}.safetensors"
     weights.write_bytes(weights.read_bytes()[:keep])
     with pytest.raises(DamagedError, match="damaged") as caught:
-        stacks.load(folder, CPU, torch.float32)
+        base_model.load(folder, CPU, torch.float32)
     assert "download" in caught.value.hint
 
 
@@ -126,7 +126,7 @@ def test_broken_configs_are_an_error_with_a_hint(tiny_base: Path, tmp_path: Path
     folder = shutil.copytree(tiny_base, tmp_path / "base")
     (folder / file).write_text(text)
     with pytest.raises(DamagedError, match="damaged") as caught:
-        stacks.load(folder, CPU, torch.float32)
+        base_model.load(folder, CPU, torch.float32)
     assert "download" in caught.value.hint
 
 
@@ -135,16 +135,16 @@ def test_pickled_weights_are_not_opened(tiny_base: Path, tmp_path: Path) -> None
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(IncompatibleError, match="weights of unet only as a pickle"):
-        stacks.load(folder, CPU, torch.float32)
+        base_model.load(folder, CPU, torch.float32)
 
 
 def test_devices_and_precisions() -> None:
-    assert stacks.pick_device("cpu") == CPU
-    assert stacks.pick_dtype("auto", CPU) == torch.float32
-    assert stacks.pick_dtype("bf16", CPU) == torch.bfloat16
+    assert base_model.pick_device("cpu") == CPU
+    assert base_model.pick_dtype("auto", CPU) == torch.float32
+    assert base_model.pick_dtype("bf16", CPU) == torch.bfloat16
     for name in ("toaster", "cuda:63"):
         with pytest.raises(ResourceError, match=f"device {name} is not available"):
-            stacks.pick_device(name)
+            base_model.pick_device(name)
 
 
 def test_keeping_memory_is_harmless() -> None:
@@ -153,11 +153,11 @@ def test_keeping_memory_is_harmless() -> None:
     assert torch.ones(1000).sum() == 1000
 
 
-def test_an_autoencoder_that_rests_leaves_memory_and_comes_back_the_same(stack: Stack) -> None:
+def test_an_autoencoder_that_rests_leaves_memory_and_comes_back_the_same(model: BaseModel) -> None:
     pictures = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    before, gone = stack.to_latent(pictures), weakref.ref(stack.vae)
-    stack.rest()
+    before, gone = model.to_latent(pictures), weakref.ref(model.vae)
+    model.rest()
     assert gone() is None
-    assert (stack.factor, stack.size, stack.autoencoder) == (4, 32, None)  # asked without opening it
-    assert torch.equal(stack.to_latent(pictures), before)
-    assert not any(p.requires_grad for p in stack.vae.parameters())
+    assert (model.factor, model.size, model.autoencoder) == (4, 32, None)  # asked without opening it
+    assert torch.equal(model.to_latent(pictures), before)
+    assert not any(p.requires_grad for p in model.vae.parameters())

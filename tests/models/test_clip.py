@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from objtune_cli.errors import DamagedError, IncompatibleError, MissingError
 from objtune_cli.models import clip as towers
-from objtune_cli.models.base_model import Stack
+from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.placeholders import Placeholders, class_rows
 from tests.support import tiny_sd1
 
@@ -17,21 +17,21 @@ TEXTS = ["a photo of a dog", "a photo of a teapot", ""]
 
 
 @pytest.fixture
-def clip(tiny_base, stack: Stack) -> towers.Towers:
-    return towers.load(tiny_base / "clip", stack)
+def clip(tiny_base, model: BaseModel) -> towers.Towers:
+    return towers.load(tiny_base / "clip", model)
 
 
-def test_vectors_have_length_one(clip: towers.Towers, stack: Stack) -> None:
+def test_vectors_have_length_one(clip: towers.Towers, model: BaseModel) -> None:
     pictures = torch.rand(3, 3, 50, 70, generator=torch.Generator().manual_seed(0))
-    for vectors in (clip.pictures(pictures), clip.texts(stack, TEXTS)):
+    for vectors in (clip.pictures(pictures), clip.texts(model, TEXTS)):
         assert vectors.shape == (3, 16)
         torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
     assert clip.size == tiny_sd1.CLIP_SIDE
 
 
-def test_texts_agree_with_transformers_own_reading(clip: towers.Towers, stack: Stack) -> None:
-    own = clip.clip.get_text_features(input_ids=stack.token_ids(TEXTS)).pooler_output
-    torch.testing.assert_close(clip.texts(stack, TEXTS), F.normalize(own, dim=-1))
+def test_texts_agree_with_transformers_own_reading(clip: towers.Towers, model: BaseModel) -> None:
+    own = clip.clip.get_text_features(input_ids=model.token_ids(TEXTS)).pooler_output
+    torch.testing.assert_close(clip.texts(model, TEXTS), F.normalize(own, dim=-1))
 
 
 def test_pictures_agree_with_transformers_own_reading(clip: towers.Towers) -> None:
@@ -42,41 +42,41 @@ def test_pictures_agree_with_transformers_own_reading(clip: towers.Towers) -> No
 
 
 def test_a_sentence_is_read_at_its_end_even_with_a_placeholder_of_a_larger_id(
-    clip: towers.Towers, stack: Stack
+    clip: towers.Towers, model: BaseModel
 ) -> None:
     """The old config reads at the largest id; a placeholder's is larger than the end's."""
-    words = Placeholders(stack)
-    words.add("rex", class_rows(stack, "dog"))
+    words = Placeholders(model)
+    words.add("rex", class_rows(model, "dog"))
     text = words.expand("a photo of a <rex>")
-    ids = stack.token_ids([text])[0]
-    end = int((ids == stack.tokenizer.eos_token_id).nonzero()[0])
+    ids = model.token_ids([text])[0]
+    end = int((ids == model.tokenizer.eos_token_id).nonzero()[0])
     assert int(ids.argmax()) < end  # the trap is set
-    torch.testing.assert_close(clip.texts(stack, [text]), clip.texts(stack, ["a photo of a dog"]))
+    torch.testing.assert_close(clip.texts(model, [text]), clip.texts(model, ["a photo of a dog"]))
 
 
-def test_gradient_reaches_the_placeholder_through_the_text_tower(clip: towers.Towers, stack: Stack) -> None:
-    words = Placeholders(stack)
-    rows = class_rows(stack, "dog").requires_grad_()
+def test_gradient_reaches_the_placeholder_through_the_text_tower(clip: towers.Towers, model: BaseModel) -> None:
+    words = Placeholders(model)
+    rows = class_rows(model, "dog").requires_grad_()
     words.add("rex", rows)
-    clip.texts(stack, [words.expand("a photo of <rex>")])[0, 0].backward()
+    clip.texts(model, [words.expand("a photo of <rex>")])[0, 0].backward()
     assert rows.grad is not None and rows.grad.abs().sum() > 0
     assert not any(p.requires_grad for p in clip.clip.parameters())
 
 
-def test_no_clip_there(tmp_path, stack: Stack) -> None:
+def test_no_clip_there(tmp_path, model: BaseModel) -> None:
     with pytest.raises(MissingError, match="cannot be opened"):
-        towers.load(tmp_path / "nothing", stack)
+        towers.load(tmp_path / "nothing", model)
 
 
-def test_truncated_weights(tiny_base, tmp_path, stack: Stack) -> None:
+def test_truncated_weights(tiny_base, tmp_path, model: BaseModel) -> None:
     folder = shutil.copytree(tiny_base / "clip", tmp_path / "clip")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:3000])
     with pytest.raises(DamagedError, match="cannot be opened"):
-        towers.load(folder, stack)
+        towers.load(folder, model)
 
 
-def test_missing_weights_are_refused_not_filled_with_random_numbers(tiny_base, tmp_path, stack: Stack) -> None:
+def test_missing_weights_are_refused_not_filled_with_random_numbers(tiny_base, tmp_path, model: BaseModel) -> None:
     folder = shutil.copytree(tiny_base / "clip", tmp_path / "clip")
     weights = load_file(folder / "model.safetensors")
     save_file(
@@ -85,11 +85,11 @@ def test_missing_weights_are_refused_not_filled_with_random_numbers(tiny_base, t
         {"format": "pt"},
     )
     with pytest.raises(DamagedError, match=r"it lacks vision_model.encoder.layers.1.* and 15 more weights"):
-        towers.load(folder, stack)
+        towers.load(folder, model)
 
 
-def test_a_clip_of_another_width_is_refused(tmp_path, stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clip_of_another_width_is_refused(tmp_path, model: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiny_sd1, "WIDTH", 32)
     tiny_sd1.clip_model(tiny_sd1.tokenizer()).save_pretrained(tmp_path / "clip")
     with pytest.raises(IncompatibleError, match="not the base's own"):
-        towers.load(tmp_path / "clip", stack)
+        towers.load(tmp_path / "clip", model)

@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from objtune_cli.errors import DamagedError, IncompatibleError, MissingError, ObjtuneError, UsageError
-from objtune_cli.models import base_model as stacks
-from objtune_cli.models import registry
+from objtune_cli.models import base_model, registry
 from tests.support import tiny_families, tiny_sd1
 
 CPU = torch.device("cpu")
@@ -52,7 +51,7 @@ def configure(path: Path, **values: Any) -> None:
 def refused(folder: Path) -> ObjtuneError:
     """What is said of a base, by the look-up that every command begins with and by opening it."""
     with pytest.raises(ObjtuneError) as opening:
-        stacks.load(folder, CPU, torch.float32)
+        base_model.load(folder, CPU, torch.float32)
     try:
         registry.find(str(folder))
     except ObjtuneError as error:
@@ -111,9 +110,9 @@ def test_a_folder_with_a_variant_alone_is_opened(copy: Callable[..., Path], vari
     for file in (UNET, VAE, WORDS):
         change(folder / file, lambda weights: {key: value.half() for key, value in weights.items()})
         (folder / file).rename(folder / file.replace(".safetensors", f".{variant}.safetensors"))
-    found = stacks.load(folder, CPU, torch.float32)
+    found = base_model.load(folder, CPU, torch.float32)
     wanted = load_file(folder / UNET.replace(".safetensors", f".{variant}.safetensors"))
-    assert all(torch.equal(value, wanted[key].float()) for key, value in found.unet.state_dict().items())
+    assert all(torch.equal(value, wanted[key].float()) for key, value in found.denoiser.state_dict().items())
     base = registry.find(str(folder))
     assert base.fingerprint != plain.fingerprint
     change(
@@ -134,7 +133,7 @@ def test_weights_in_several_files_are_all_there(copy: Callable[..., Path]) -> No
     (folder / UNET).unlink()
     index = folder / "unet/diffusion_pytorch_model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": table}))
-    found = stacks.load(folder, CPU, torch.float32).unet.state_dict()
+    found = base_model.load(folder, CPU, torch.float32).denoiser.state_dict()
     assert all(torch.equal(value, whole[key]) for key, value in found.items())
     (folder / "unet/b.safetensors").unlink()
     error = refused(folder)
@@ -234,7 +233,7 @@ def test_a_frame_of_two_equal_sides_is_its_side(copy: Callable[..., Path]) -> No
     plain = registry.find(str(folder)).side
     side = json.loads((folder / "unet/config.json").read_text())["sample_size"]
     configure(folder / "unet/config.json", sample_size=[side, side])
-    assert registry.find(str(folder)).side == plain == stacks.load(folder, CPU, torch.float32).size
+    assert registry.find(str(folder)).side == plain == base_model.load(folder, CPU, torch.float32).size
 
 
 def test_a_config_that_the_libraries_cannot_read_is_damaged(copy: Callable[..., Path]) -> None:

@@ -11,8 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from objtune_cli.errors import IncompatibleError, MissingError
 from objtune_cli.interchange import hub
-from objtune_cli.models import base_model as stacks
-from objtune_cli.models import registry
+from objtune_cli.models import base_model, registry
 from objtune_cli.models.families import single_file
 from objtune_cli.store import safetensors_format
 from tests.support import single_file_checkpoints, tiny_families, tiny_sd1
@@ -52,7 +51,9 @@ def one(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def scheduler_of(base: registry.Base) -> dict:
-    return stacks.load(base.folder, CPU, torch.float32, base.weights, base.said_prediction, base.vae).scheduler.config
+    return base_model.load(
+        base.folder, CPU, torch.float32, base.weights, base.said_prediction, base.vae
+    ).scheduler.config
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
@@ -70,8 +71,8 @@ def test_the_marks_of_v_prediction_and_zero_snr(one: Callable[..., Path], family
         True,
         "trailing",
     )
-    stack = stacks.load(marked.folder, CPU, torch.float32, marked.weights)
-    assert float(stack.alpha_bar[-1]) == 0 and marked.record()["noise"] == "zero-snr" and "noise" not in plain.record()
+    model = base_model.load(marked.folder, CPU, torch.float32, marked.weights)
+    assert float(model.alpha_bar[-1]) == 0 and marked.record()["noise"] == "zero-snr" and "noise" not in plain.record()
 
 
 @pytest.mark.parametrize(
@@ -142,7 +143,7 @@ def test_a_safetensors_file_under_another_ending(one: Callable[..., Path], endin
     """Its weights count in the fingerprint as those of any other."""
     path = one("sd1").rename(one("sd1").with_suffix(ending))
     plain = registry.find(str(path))
-    assert stacks.load(plain.folder, CPU, torch.float32, path).unet.config.in_channels == 4
+    assert base_model.load(plain.folder, CPU, torch.float32, path).denoiser.config.in_channels == 4
     weights = load_file(path)
     save_file({key: value + 1 for key, value in weights.items()}, path)
     assert registry.find(str(path)).fingerprint != plain.fingerprint
@@ -182,7 +183,7 @@ def test_a_file_without_a_vae_takes_a_given_one(
     for given in (folders["sd1"], folders["sd1"] / "vae", folders["sd1"] / VAE, tmp_path / "vae.safetensors"):
         done = cli("generate", "a dog", "-n", 1, "--steps", 2, "--base", path, "--set", f"base.vae={given}")
         assert done.code == 0, done.err
-    shown = [stacks.load(base.folder, CPU, torch.float32, base.weights, "", base.vae).vae.state_dict()
+    shown = [base_model.load(base.folder, CPU, torch.float32, base.weights, "", base.vae).vae.state_dict()
              for base in (registry.find(str(path), vae=str(given)) for given in (folders["sd1"], folders["sd1"] / VAE, tmp_path / "vae.safetensors"))]  # fmt: skip
     wanted = load_file(folders["sd1"] / VAE)
     assert all(torch.equal(weights[key], wanted[key]) for weights in shown for key in wanted)
@@ -199,9 +200,9 @@ def test_a_folder_takes_another_vae_which_makes_it_another_base(folders: dict[st
     )
     plain, changed = registry.find(str(folder)), registry.find(str(folder), vae=str(other))
     assert changed.fingerprint != plain.fingerprint and changed.record()["vae"] == "other"
-    stack = stacks.load(folder, CPU, torch.float32, vae=changed.vae)
-    stack.rest()
-    assert torch.equal(stack.vae.decoder.conv_out.bias, weights["decoder.conv_out.bias"] + 1)
+    model = base_model.load(folder, CPU, torch.float32, vae=changed.vae)
+    model.rest()
+    assert torch.equal(model.vae.decoder.conv_out.bias, weights["decoder.conv_out.bias"] + 1)
     side = plain.side
     shutil.rmtree(folder / "vae")
     with pytest.raises(MissingError, match="missing: vae/"):
@@ -244,8 +245,8 @@ def test_old_names_of_the_text_encoder(one: Callable[..., Path], folders: dict[s
         {key.replace(single_file.WORDS, single_file.OLD_WORDS): value for key, value in load_file(path).items()}, path
     )
     base = registry.find(str(path))
-    found = stacks.load(base.folder, CPU, torch.float32, path).text_encoder.state_dict()
-    wanted = stacks.load(folders["sd1"], CPU, torch.float32).text_encoder.state_dict()
+    found = base_model.load(base.folder, CPU, torch.float32, path).text_encoder.state_dict()
+    wanted = base_model.load(folders["sd1"], CPU, torch.float32).text_encoder.state_dict()
     assert found.keys() == wanted.keys() and all(torch.equal(found[key], wanted[key]) for key in wanted)
 
 

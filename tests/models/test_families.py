@@ -10,10 +10,9 @@ import torch
 from objtune_cli.errors import IncompatibleError
 from objtune_cli.generation.sampling import sample
 from objtune_cli.lora import layers
-from objtune_cli.models import attention, families, registry
-from objtune_cli.models import base_model as stacks
+from objtune_cli.models import attention, base_model, families, registry
 from objtune_cli.models import clip as towers
-from objtune_cli.models.base_model import Stack
+from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.placeholders import Placeholders, class_rows, split
 from objtune_cli.numerics.embeddings import keep_norm, lengths
 from tests.support import tiny_families, tiny_sd1
@@ -37,7 +36,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def opened(folders: dict[str, Path]) -> Any:
-    return lambda name: stacks.load(folders[name], CPU, torch.float32)
+    return lambda name: base_model.load(folders[name], CPU, torch.float32)
 
 
 def theirs(folder: Path, name: str) -> Any:
@@ -60,7 +59,7 @@ def test_a_folder_says_its_family(folders: dict[str, Path], name: str) -> None:
 
 def test_a_pipeline_of_no_family_is_one_line(folders: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "KandinskyPipeline"}))
-    for opening in (lambda: registry.find(str(tmp_path)), lambda: stacks.load(tmp_path, CPU, torch.float32)):
+    for opening in (lambda: registry.find(str(tmp_path)), lambda: base_model.load(tmp_path, CPU, torch.float32)):
         with pytest.raises(IncompatibleError) as error:
             opening()
         assert error.value.code == 6
@@ -77,8 +76,8 @@ def test_every_alias_is_pinned_to_a_commit() -> None:
 @pytest.mark.parametrize("text", [PROMPT, "", "x" * 300])
 @pytest.mark.parametrize("name", UNETS)
 def test_a_prompt_is_encoded_as_diffusers_does(folders: dict[str, Path], opened: Any, name: str, text: str) -> None:
-    stack: Stack = opened(name)
-    ours = stack.encode([text])
+    model: BaseModel = opened(name)
+    ours = model.encode([text])
     pipe = theirs(folders[name], name)
     if name != "sdxl":
         assert torch.equal(ours, pipe.encode_prompt(text, CPU, 1, False)[0])
@@ -89,58 +88,58 @@ def test_a_prompt_is_encoded_as_diffusers_does(folders: dict[str, Path], opened:
     )
     if asked is None:
         words, pooled = against, pooled_against
-    assert torch.equal(stack.family.words(ours), words)
-    assert torch.equal(stack.family.extras(stack, ours, 32, 32)["text_embeds"], pooled)
+    assert torch.equal(model.family.words(ours), words)
+    assert torch.equal(model.family.extras(model, ours, 32, 32)["text_embeds"], pooled)
 
 
 @pytest.mark.parametrize("name", UNETS)
 def test_pictures_are_those_of_diffusers_own_pipeline(folders: dict[str, Path], opened: Any, name: str) -> None:
     """Guidance, sizes, scheduler and prediction type as the pipeline has them: latents equal to the last bit or nearly."""
-    stack = opened(name)
-    ours = sample(stack, PROMPT, "", [7], steps=4, guidance=4.0)
+    model = opened(name)
+    ours = sample(model, PROMPT, "", [7], steps=4, guidance=4.0)
     pipe = theirs(folders[name], name)
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(7))
     shown = pipe(
         PROMPT, latents=noise, num_inference_steps=4, guidance_scale=4.0, height=32, width=32, output_type="latent"
     ).images
     torch.testing.assert_close(ours, shown, rtol=1e-4, atol=1e-4)
-    assert stack.prediction == ("v_prediction" if name == "sd2" else "epsilon")
+    assert model.prediction == ("v_prediction" if name == "sd2" else "epsilon")
 
 
 @pytest.mark.parametrize("name", POOLED)
 def test_guidance_that_begins_late_is_told_the_same(opened: Any, name: str) -> None:
     """Below every noise level is the same as from the start; the step before guidance is drawn without it."""
-    stack = opened(name)
-    always = sample(stack, PROMPT, "", [1], steps=4, guidance=4.0)
-    late = sample(stack, PROMPT, "", [1], steps=4, guidance=4.0, below=0.5)
-    never = sample(stack, PROMPT, "", [1], steps=4, guidance=1.0)
+    model = opened(name)
+    always = sample(model, PROMPT, "", [1], steps=4, guidance=4.0)
+    late = sample(model, PROMPT, "", [1], steps=4, guidance=4.0, below=0.5)
+    never = sample(model, PROMPT, "", [1], steps=4, guidance=1.0)
     assert not torch.equal(late, always) and not torch.equal(late, never)
-    size = sample(stack, PROMPT, "", [1], steps=2, guidance=4.0, below=0.5, size=(32, 48))
-    assert size.shape == (1, stack.unet.config.in_channels, 8, 12)
+    size = sample(model, PROMPT, "", [1], steps=2, guidance=4.0, below=0.5, size=(32, 48))
+    assert size.shape == (1, model.denoiser.config.in_channels, 8, 12)
 
 
 def test_sdxl_is_told_the_size_and_the_pooled_words(opened: Any) -> None:
-    stack = opened("sdxl")
+    model = opened("sdxl")
     z, t = torch.randn(2, 4, 8, 8), torch.tensor([5, 900])
-    condition = stack.encode([PROMPT, "a cat"])
+    condition = model.encode([PROMPT, "a cat"])
     with torch.no_grad():
-        whole = stack.predict(z, t, condition)
+        whole = model.predict(z, t, condition)
         told = {
             "text_embeds": condition[:, -1, : tiny_families.WIDTH_2],
             "time_ids": torch.tensor([[32.0, 32, 0, 0, 32, 32]] * 2),
         }
-        direct = stack.unet(z, t, encoder_hidden_states=condition[:, :-1], added_cond_kwargs=told).sample
+        direct = model.denoiser(z, t, encoder_hidden_states=condition[:, :-1], added_cond_kwargs=told).sample
         changed = condition.clone()
         changed[:, -1] = 0
-        other = stack.predict(z, t, changed)
+        other = model.predict(z, t, changed)
     assert torch.equal(whole, direct) and not torch.allclose(whole, other)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_leading_tokens_hear_none_of_what_follows(opened: Any, name: str) -> None:
     """So that what a prompt says of its first words needs no more than these."""
-    stack = opened(name)
-    whole, first = stack.encode([PROMPT, "a photo of a cat"]), stack.encode([PROMPT, "a photo of a cat"], 5)
+    model = opened(name)
+    whole, first = model.encode([PROMPT, "a photo of a cat"]), model.encode([PROMPT, "a photo of a cat"], 5)
     assert first.shape == (2, 5, whole.shape[-1]) and first.dtype == whole.dtype
     torch.testing.assert_close(first, whole[:, :5], rtol=1e-5, atol=1e-5)
 
@@ -148,18 +147,18 @@ def test_leading_tokens_hear_none_of_what_follows(opened: Any, name: str) -> Non
 @pytest.mark.parametrize("name", NAMES)
 def test_an_added_word_is_read_and_learned_in_every_tower(opened: Any, name: str) -> None:
     """Also where the pooled row is taken: at the end of the text, not at the largest id, which the word has."""
-    stack = opened(name)
-    plain = stack.encode([PROMPT]).detach()
-    rows = class_rows(stack, "dog")
-    assert rows.shape == (3, sum(stack.widths)) and len(stack.widths) == len(stack.family.encoders)
-    words = Placeholders(stack)
+    model = opened(name)
+    plain = model.encode([PROMPT]).detach()
+    rows = class_rows(model, "dog")
+    assert rows.shape == (3, sum(model.widths)) and len(model.widths) == len(model.family.encoders)
+    words = Placeholders(model)
     words.add("rex", rows, "dog")
-    said = stack.encode([words.expand("a photo of a <rex>")])
+    said = model.encode([words.expand("a photo of a <rex>")])
     torch.testing.assert_close(said, plain, rtol=1e-5, atol=1e-5)  # the same vectors at the same places say the same
     learned = rows.clone().requires_grad_(True)
     words.replace("rex", learned)
-    stack.encode([words.expand("a photo of a <rex>")]).square().sum().backward()
-    assert all(float(part.abs().max()) > 0 for part in split(learned.grad, stack.widths))
+    model.encode([words.expand("a photo of a <rex>")]).square().sum().backward()
+    assert all(float(part.abs().max()) > 0 for part in split(learned.grad, model.widths))
 
 
 def test_rows_of_another_family_are_one_line(opened: Any) -> None:
@@ -169,10 +168,10 @@ def test_rows_of_another_family_are_one_line(opened: Any) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_attention_to_a_word_is_recorded(opened: Any, name: str) -> None:
-    stack = opened(name)
-    condition = stack.encode([PROMPT])
-    with torch.no_grad(), attention.recorded(stack, 1) as seen:
-        stack.predict(torch.randn(1, stack.unet.config.in_channels, 8, 8), torch.tensor([100]), condition)
+    model = opened(name)
+    condition = model.encode([PROMPT])
+    with torch.no_grad(), attention.recorded(model, 1) as seen:
+        model.predict(torch.randn(1, model.denoiser.config.in_channels, 8, 8), torch.tensor([100]), condition)
     tokens = torch.zeros(77, dtype=torch.bool)
     tokens[5] = True
     side = 4 if name in POOLED else 8  # SDXL's first level has no attention; SD 3's cells are patches
@@ -182,9 +181,9 @@ def test_attention_to_a_word_is_recorded(opened: Any, name: str) -> None:
 @pytest.mark.parametrize("modules", ["cross-kv", "all"])
 def test_layers_that_learn_are_found_in_every_family(opened: Any, modules: str) -> None:
     for name in NAMES:
-        stack = opened(name)
-        layers.add(stack, 2, modules, seed=0, blocks="decoder")
-        found = layers.tensors(stack)
+        model = opened(name)
+        layers.add(model, 2, modules, seed=0, blocks="decoder")
+        found = layers.tensors(model)
         later = ("unet.up_blocks.",) if name in UNETS else ("unet.transformer_blocks.1.", "unet.transformer_blocks.2.")
         assert found and all(key.startswith(later) for key in found)
 
@@ -203,15 +202,15 @@ def test_towers_read_a_prompt_as_their_own_clip_does(
     """SD 2.x keeps all but the last layer of its CLIP: the towers add it."""
     from transformers import CLIPModel
 
-    stack = opened(name)
+    model = opened(name)
     folder = folders[name] / ("clip", "clip_2")[index]
-    loaded = towers.load(folder, stack, index)
+    loaded = towers.load(folder, model, index)
     with torch.no_grad():
-        ours = loaded.texts(stack, [PROMPT])
+        ours = loaded.texts(model, [PROMPT])
         clip = CLIPModel.from_pretrained(folder)
-        ids = stack.token_ids([PROMPT])
+        ids = model.token_ids([PROMPT])
         state = clip.text_model(input_ids=ids).last_hidden_state[
-            0, int((ids[0] == stack.tokenizer.eos_token_id).int().argmax())
+            0, int((ids[0] == model.tokenizer.eos_token_id).int().argmax())
         ]
         wanted = torch.nn.functional.normalize(clip.text_projection(state), dim=-1)
     torch.testing.assert_close(ours[0], wanted, rtol=1e-5, atol=1e-6)
@@ -221,10 +220,10 @@ def test_towers_read_a_prompt_as_their_own_clip_does(
 def test_towers_from_one_file_are_those_of_the_folder(
     folders: dict[str, Path], opened: Any, name: str, index: int
 ) -> None:
-    stack = opened(name)
+    model = opened(name)
     folder = folders[name] / ("clip", "clip_2")[index]
-    whole, file = (towers.load(source, stack, index) for source in (folder, folder / "model.safetensors"))
+    whole, file = (towers.load(source, model, index) for source in (folder, folder / "model.safetensors"))
     pictures = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     assert torch.equal(whole.pictures(pictures), file.pictures(pictures))
     with torch.no_grad():
-        torch.testing.assert_close(whole.texts(stack, [PROMPT]), file.texts(stack, [PROMPT]))
+        torch.testing.assert_close(whole.texts(model, [PROMPT]), file.texts(model, [PROMPT]))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from objtune_cli.models.base_model import Stack
+from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.placeholders import ExtendedTable, Placeholders, class_rows
 from objtune_cli.models.prompts import in_class_words
 
@@ -32,56 +32,56 @@ def test_ids_past_the_end_take_the_added_rows_in_order() -> None:
     assert torch.equal(out[2:], extended.rows["rex"])
 
 
-def test_gradient_flows_to_the_rows_alone(stack: Stack) -> None:
-    words = Placeholders(stack)
+def test_gradient_flows_to_the_rows_alone(model: BaseModel) -> None:
+    words = Placeholders(model)
     rows = _rows(2).requires_grad_()
     words.add("rex", rows)
-    stack.encode([words.expand("a photo of <rex>")]).square().sum().backward()
+    model.encode([words.expand("a photo of <rex>")]).square().sum().backward()
     assert rows.grad is not None and (rows.grad.abs().sum(1) > 0).all()
-    assert all(p.grad is None for p in stack.text_encoder.parameters())
+    assert all(p.grad is None for p in model.text_encoder.parameters())
 
 
-def test_an_unused_word_gets_no_gradient_and_changes_nothing(stack: Stack) -> None:
-    before = stack.encode(["a photo of a dog"]).detach()
-    words = Placeholders(stack)
+def test_an_unused_word_gets_no_gradient_and_changes_nothing(model: BaseModel) -> None:
+    before = model.encode(["a photo of a dog"]).detach()
+    words = Placeholders(model)
     words.add("rex", _rows(2).requires_grad_())
-    after = stack.encode(["a photo of a dog"])
+    after = model.encode(["a photo of a dog"])
     assert torch.equal(after.detach(), before)
 
 
-def test_a_word_with_the_class_vectors_reads_like_the_class(stack: Stack) -> None:
-    words = Placeholders(stack)
-    words.add("rex", class_rows(stack, "dog"))
-    mine, plain = stack.encode([words.expand("a photo of a <rex>"), "a photo of a dog"])
-    end = len(stack.tokenizer("a photo of a dog").input_ids)
+def test_a_word_with_the_class_vectors_reads_like_the_class(model: BaseModel) -> None:
+    words = Placeholders(model)
+    words.add("rex", class_rows(model, "dog"))
+    mine, plain = model.encode([words.expand("a photo of a <rex>"), "a photo of a dog"])
+    end = len(model.tokenizer("a photo of a dog").input_ids)
     torch.testing.assert_close(mine[:end], plain[:end])
 
 
-def test_replaced_rows_are_used(stack: Stack) -> None:
-    words = Placeholders(stack)
+def test_replaced_rows_are_used(model: BaseModel) -> None:
+    words = Placeholders(model)
     words.add("rex", _rows(2))
-    first = stack.encode([words.expand("<rex>")]).detach()
+    first = model.encode([words.expand("<rex>")]).detach()
     words.replace("rex", _rows(2, seed=5))
-    assert not torch.allclose(stack.encode([words.expand("<rex>")]).detach(), first)
+    assert not torch.allclose(model.encode([words.expand("<rex>")]).detach(), first)
     words.replace("rex", _rows(2))
-    assert torch.equal(stack.encode([words.expand("<rex>")]).detach(), first)
+    assert torch.equal(model.encode([words.expand("<rex>")]).detach(), first)
 
 
-def test_two_words_have_rows_of_their_own(stack: Stack) -> None:
-    words = Placeholders(stack)
+def test_two_words_have_rows_of_their_own(model: BaseModel) -> None:
+    words = Placeholders(model)
     words.add("rex", _rows(3))
     words.add("cup", _rows(2, seed=1))
-    ids = stack.token_ids([words.expand("<cup> and <rex>")])
+    ids = model.token_ids([words.expand("<cup> and <rex>")])
     vectors = words.table(ids)[0]
     assert torch.equal(vectors[words.positions(ids, "rex")[0]], _rows(3))
     assert torch.equal(vectors[words.positions(ids, "cup")[0]], _rows(2, seed=1))
 
 
-def test_positions_are_those_of_the_words_tokens(stack: Stack) -> None:
-    words = Placeholders(stack)
+def test_positions_are_those_of_the_words_tokens(model: BaseModel) -> None:
+    words = Placeholders(model)
     words.add("rex", _rows(2))
     words.add("cup", _rows(1))
-    ids = stack.token_ids([words.expand("a <rex>"), words.expand("<cup>")])
+    ids = model.token_ids([words.expand("a <rex>"), words.expand("<cup>")])
     assert words.positions(ids, "rex").nonzero().tolist() == [[0, 2], [0, 3]]  # start, a, then the two
     assert words.positions(ids, "cup").nonzero().tolist() == [[1, 1]]
 
@@ -98,57 +98,57 @@ def test_positions_are_those_of_the_words_tokens(stack: Stack) -> None:
         ("<tea-cup.v_2>", "<|tea-cup.v_2:0|>"),
     ],
 )
-def test_expand(stack: Stack, prompt: str, expanded: str) -> None:
-    words = Placeholders(stack)
+def test_expand(model: BaseModel, prompt: str, expanded: str) -> None:
+    words = Placeholders(model)
     words.add("rex", _rows(2))
     words.add("tea-cup.v_2", _rows(1))
     assert words.expand(prompt) == expanded
 
 
-def test_expanded_words_are_one_token_each_beside_punctuation(stack: Stack) -> None:
-    words = Placeholders(stack)
+def test_expanded_words_are_one_token_each_beside_punctuation(model: BaseModel) -> None:
+    words = Placeholders(model)
     words.add("rex", _rows(2))
-    ids = stack.token_ids([words.expand("<rex>, <rex>!")])
+    ids = model.token_ids([words.expand("<rex>, <rex>!")])
     assert int(words.positions(ids, "rex").sum()) == 4
 
 
-def test_a_padded_table_keeps_its_unused_rows_apart(stack: Stack) -> None:
+def test_a_padded_table_keeps_its_unused_rows_apart(model: BaseModel) -> None:
     """Some bases have more rows than their tokenizer has words: new ids must lie behind all of them."""
-    table = stack.text_encoder.get_input_embeddings()
+    table = model.text_encoder.get_input_embeddings()
     wider = nn.Embedding(table.num_embeddings + 7, table.embedding_dim)
     with torch.no_grad():
         wider.weight[: table.num_embeddings] = table.weight
-    stack.text_encoder.set_input_embeddings(wider.requires_grad_(False))
-    plain = stack.encode(["a dog"])
-    words = Placeholders(stack)
+    model.text_encoder.set_input_embeddings(wider.requires_grad_(False))
+    plain = model.encode(["a dog"])
+    words = Placeholders(model)
     words.add("rex", _rows(2))
     words.add("cup", _rows(1, seed=1))
-    ids = stack.token_ids([words.expand("<rex> <cup>")])
+    ids = model.token_ids([words.expand("<rex> <cup>")])
     assert ids[0, 1:4].tolist() == [wider.num_embeddings + i for i in range(3)]
     assert torch.equal(words.table(ids)[0, 1:4], torch.cat([_rows(2), _rows(1, seed=1)]))
-    assert torch.equal(stack.encode(["a dog"]), plain)
+    assert torch.equal(model.encode(["a dog"]), plain)
 
 
-def test_a_second_set_of_words_on_the_same_base_goes_on_after_the_first(stack: Stack) -> None:
-    Placeholders(stack).add("rex", _rows(2))
-    later = Placeholders(stack)
+def test_a_second_set_of_words_on_the_same_base_goes_on_after_the_first(model: BaseModel) -> None:
+    Placeholders(model).add("rex", _rows(2))
+    later = Placeholders(model)
     later.add("cup", _rows(1, seed=1))
-    ids = stack.token_ids([later.expand("<cup>")])
+    ids = model.token_ids([later.expand("<cup>")])
     assert torch.equal(later.table(ids)[0, 1], _rows(1, seed=1)[0])
 
 
 @pytest.mark.parametrize("again", [1, 3])
-def test_a_word_cannot_be_added_twice(stack: Stack, again: int) -> None:
-    words = Placeholders(stack)
+def test_a_word_cannot_be_added_twice(model: BaseModel, again: int) -> None:
+    words = Placeholders(model)
     words.add("rex", _rows(2))
     with pytest.raises(ValueError, match="already a word"):
         words.add("rex", _rows(again, seed=2))
 
 
-def test_class_rows_are_copies_of_the_words_token_vectors(stack: Stack) -> None:
-    rows = class_rows(stack, "dog")
-    table = stack.text_encoder.get_input_embeddings().weight
-    ids = stack.tokenizer("dog", add_special_tokens=False).input_ids
+def test_class_rows_are_copies_of_the_words_token_vectors(model: BaseModel) -> None:
+    rows = class_rows(model, "dog")
+    table = model.text_encoder.get_input_embeddings().weight
+    ids = model.tokenizer("dog", add_special_tokens=False).input_ids
     assert len(ids) == 3 and torch.equal(rows, table[ids])
     rows += 1
     assert not torch.equal(rows, table[ids])
@@ -173,53 +173,53 @@ def test_a_prompt_in_class_words(prompt: str, plain: str) -> None:
     assert in_class_words(prompt, {"rex": "dog", "eel": "otter"}) == plain
 
 
-def test_in_context_other_places_hear_the_class_word(stack: Stack) -> None:
-    words = Placeholders(stack)
+def test_in_context_other_places_hear_the_class_word(model: BaseModel) -> None:
+    words = Placeholders(model)
     words.add("rex", _rows(3))
     words.add("cup", _rows(2, seed=1))
     prompt, classes = "a photo of <rex> and <cup> on the beach", {"rex": "dog", "cup": "mug"}
-    own, plain = stack.encode([words.expand(prompt), "a photo of a dog and a mug on the beach"])
+    own, plain = model.encode([words.expand(prompt), "a photo of a dog and a mug on the beach"])
     ids, others = (
-        stack.token_ids([text])[0].tolist()
+        model.token_ids([text])[0].tolist()
         for text in (words.expand(prompt), "a photo of a dog and a mug on the beach")
     )
     found = words.in_context(prompt, classes)[0]
     named = (words.positions(torch.tensor([ids]), "rex") | words.positions(torch.tensor([ids]), "cup"))[0]
     assert named.sum() == 5
     torch.testing.assert_close(found[named], own[named])
-    end, last = ids.index(stack.tokenizer.eos_token_id), others.index(stack.tokenizer.eos_token_id)
+    end, last = ids.index(model.tokenizer.eos_token_id), others.index(model.tokenizer.eos_token_id)
     for back in range(4):  # beach, the, on and the end of the sentence
         assert torch.equal(found[end - back], plain[last - back])
     assert torch.equal(found[1:4], plain[1:4])
     assert (found[end] - own[end]).abs().max() > 1e-3  # which hears another word now
 
 
-def test_no_more_is_read_than_up_to_the_last_added_word(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = Placeholders(stack)
+def test_no_more_is_read_than_up_to_the_last_added_word(model: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = Placeholders(model)
     words.add("rex", _rows(3))
     words.add("cup", _rows(2, seed=1))
-    letters, read = len(stack.tokenizer("a photo of", add_special_tokens=False).input_ids), []
+    letters, read = len(model.tokenizer("a photo of", add_special_tokens=False).input_ids), []
     assert words.reach(["a photo of <rex> on the beach"]) == 1 + letters + 3
     assert words.reach(["<rex>", "a photo of <cup> on the beach"]) == 1 + letters + 2
     assert words.reach(["a photo of a dog"]) == 1
-    inside = stack.text_encoder.forward
+    inside = model.text_encoder.forward
     monkeypatch.setattr(
-        stack.text_encoder,
+        model.text_encoder,
         "forward",
         lambda input_ids: (read.append(input_ids.shape[1]), inside(input_ids=input_ids))[1],
     )
     words.in_context(
-        "a photo of <rex> on the beach", {"rex": "dog"}, plain=stack.encode(["a photo of a dog on the beach"])
+        "a photo of <rex> on the beach", {"rex": "dog"}, plain=model.encode(["a photo of a dog on the beach"])
     )
-    assert read == [stack.tokenizer.model_max_length, 1 + letters + 3]
+    assert read == [model.tokenizer.model_max_length, 1 + letters + 3]
 
 
-def test_in_context_gradients_reach_the_words_through_their_own_places(stack: Stack) -> None:
-    words = Placeholders(stack)
+def test_in_context_gradients_reach_the_words_through_their_own_places(model: BaseModel) -> None:
+    words = Placeholders(model)
     rows = _rows(2).requires_grad_()
     words.add("rex", rows)
     found = words.in_context("a photo of <rex> on the beach", {"rex": "dog"})
-    named = words.positions(stack.token_ids([words.expand("a photo of <rex> on the beach")]), "rex")
+    named = words.positions(model.token_ids([words.expand("a photo of <rex> on the beach")]), "rex")
     (grad,) = torch.autograd.grad(found[~named].square().sum(), rows, retain_graph=True, allow_unused=True)
     assert grad is None or not grad.any()
     found.square().sum().backward()

@@ -11,9 +11,8 @@ import torch
 from objtune_cli.errors import IncompatibleError, InputError
 from objtune_cli.generation.sampling import sample
 from objtune_cli.lora import layers as adapter
-from objtune_cli.models import attention, precision, registry
-from objtune_cli.models import base_model as stacks
-from objtune_cli.models.base_model import Stack
+from objtune_cli.models import attention, base_model, precision, registry
+from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.placeholders import Placeholders, Reading, check_objects_read, class_rows
 from objtune_cli.numerics import flow_matching
 from tests.support import full_size_configs, tiny_families
@@ -31,7 +30,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def opened(folders: dict[str, Path]) -> Any:
-    return lambda name: stacks.load(folders[name], CPU, torch.float32)
+    return lambda name: base_model.load(folders[name], CPU, torch.float32)
 
 
 def theirs(folder: Path, name: str) -> Any:
@@ -42,32 +41,32 @@ def theirs(folder: Path, name: str) -> Any:
     return pipe
 
 
-def halves(stack: Stack, text: str) -> tuple[torch.Tensor, torch.Tensor]:
+def halves(model: BaseModel, text: str) -> tuple[torch.Tensor, torch.Tensor]:
     """The words' rows and the pooled embeddings."""
-    condition = stack.encode([text])
-    return condition[:, :-1], condition[:, -1, : stack.unet.config.pooled_projection_dim]
+    condition = model.encode([text])
+    return condition[:, :-1], condition[:, -1, : model.denoiser.config.pooled_projection_dim]
 
 
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_prompts_are_encoded_as_diffusers_does(folders: dict[str, Path], opened: Any, name: str) -> None:
     """With and without a negative prompt; difference 0."""
-    stack, pipe = opened(name), theirs(folders[name], name)
-    assert (stack.text_encoder_3 is None) == (name == "sd35")
+    model, pipe = opened(name), theirs(folders[name], name)
+    assert (model.text_encoder_3 is None) == (name == "sd35")
     for text, negative in ((PROMPT, ""), ("", "blurry"), ("x" * 300, "a cat in the snow")):
         words, against, pooled, pooled_against = pipe.encode_prompt(
             text, None, None, device=CPU, negative_prompt=negative
         )
         for said, rows, row in ((text, words, pooled), (negative, against, pooled_against)):
-            ours = halves(stack, said)
+            ours = halves(model, said)
             assert torch.equal(ours[0], rows) and torch.equal(ours[1], row)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_pictures_are_those_of_diffusers_own_pipeline(folders: dict[str, Path], opened: Any, name: str) -> None:
     """From the same noise, through the autoencoder with its shift."""
-    stack, pipe = opened(name), theirs(folders[name], name)
-    ours = stack.to_picture(sample(stack, PROMPT, "blurry", [7], steps=4, guidance=4.0))
+    model, pipe = opened(name), theirs(folders[name], name)
+    ours = model.to_picture(sample(model, PROMPT, "blurry", [7], steps=4, guidance=4.0))
     noise = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(7))
     shown = pipe(
         PROMPT,
@@ -80,7 +79,7 @@ def test_pictures_are_those_of_diffusers_own_pipeline(folders: dict[str, Path], 
         output_type="pt",
     )
     torch.testing.assert_close((ours + 1) / 2, shown.images, rtol=1e-4, atol=1e-4)
-    again = stack.to_picture(sample(stack, PROMPT, "blurry", [7], steps=4, guidance=4.0, scheduler="euler"))
+    again = model.to_picture(sample(model, PROMPT, "blurry", [7], steps=4, guidance=4.0, scheduler="euler"))
     assert torch.equal(ours, again)
 
 
@@ -89,23 +88,23 @@ def test_prediction_noise_and_target_are_the_flows(folders: dict[str, Path], ope
     """Against diffusers' scheduler and transformer: its tables run from noise to picture, levels here the other way; also after drawing."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    stack, g = opened(name), torch.Generator().manual_seed(0)
-    sample(stack, PROMPT, "", [1], steps=2, guidance=1.0)
+    model, g = opened(name), torch.Generator().manual_seed(0)
+    sample(model, PROMPT, "", [1], steps=2, guidance=1.0)
     schedule = FlowMatchEulerDiscreteScheduler.from_pretrained(
         folders[name], subfolder="scheduler", local_files_only=True
     )
     z, eps = torch.randn(2, 16, 8, 8, generator=g), torch.randn(2, 16, 8, 8, generator=g)
     t = torch.tensor([3, 999])
-    z_t, aim = stack.noised(z, eps, t)
+    z_t, aim = model.noised(z, eps, t)
     told = schedule.timesteps[999 - t]
     torch.testing.assert_close(z_t, schedule.scale_noise(z, told, eps), rtol=0, atol=1e-6)
     assert torch.equal(aim, eps - z) and float(schedule.timesteps[0]) == 1000 and torch.equal(z_t[1], eps[1])
-    condition = stack.encode([PROMPT, "a cat"])
+    condition = model.encode([PROMPT, "a cat"])
     with torch.no_grad():
-        ours = stack.predict(z_t, t, condition)
-        direct = stack.unet(z_t, condition[:, :-1], condition[:, -1, :40], told).sample
+        ours = model.predict(z_t, t, condition)
+        direct = model.denoiser(z_t, condition[:, :-1], condition[:, -1, :40], told).sample
     assert torch.equal(ours, direct)
-    assert (stack.levels, stack.unit, stack.size, stack.prediction) == (1000, 8, 32, "flow")
+    assert (model.levels, model.unit, model.size, model.prediction) == (1000, 8, 32, "flow")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -113,14 +112,14 @@ def test_the_real_sizes_fit_together(opened: Any, name: str) -> None:
     """The denoiser as its repository's config says, without weights: a prompt's 334 rows of 4096 in, 16 channels out."""
     from diffusers import SD3Transformer2DModel
 
-    stack = opened(name)
+    model = opened(name)
     with torch.device("meta"):
-        stack.unet = SD3Transformer2DModel(**full_size_configs.TRANSFORMERS[name]).eval()
-    stack.device = torch.device("meta")
-    assert sum(p.numel() for p in stack.unet.parameters()) == {"sd3": 2_028_328_000, "sd35": 2_243_171_520}[name]
+        model.denoiser = SD3Transformer2DModel(**full_size_configs.TRANSFORMERS[name]).eval()
+    model.device = torch.device("meta")
+    assert sum(p.numel() for p in model.denoiser.parameters()) == {"sd3": 2_028_328_000, "sd35": 2_243_171_520}[name]
     condition = torch.empty(1, 77 + 256 + 1, 4096, device="meta")
     with torch.no_grad():
-        assert stack.predict(torch.empty(1, 16, 128, 128, device="meta"), torch.tensor([500]), condition).shape == (
+        assert model.predict(torch.empty(1, 16, 128, 128, device="meta"), torch.tensor([500]), condition).shape == (
             1,
             16,
             128,
@@ -137,51 +136,51 @@ def test_levels_are_logit_normal() -> None:
 
 
 def test_latents_are_shifted_and_scaled(folders: dict[str, Path], opened: Any) -> None:
-    stack, pipe = opened("sd3"), theirs(folders["sd3"], "sd3")
+    model, pipe = opened("sd3"), theirs(folders["sd3"], "sd3")
     picture = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         mean = pipe.vae.encode(picture).latent_dist.mean
-    torch.testing.assert_close(stack.to_latent(picture), (mean - 0.0609) * 1.5305)
+    torch.testing.assert_close(model.to_latent(picture), (mean - 0.0609) * 1.5305)
 
 
 def test_t5_must_read_all_of_an_objects_class_word(opened: Any) -> None:
     """T5 reads 256 tokens, letters here, the CLIPs 77; each is asked."""
-    stack = opened("sd3")
-    words = Placeholders(stack)
-    words.add("rex", class_rows(stack, "a"), "dog")
-    words.add("eel", class_rows(stack, "b"), "e" * 255)
-    assert check_objects_read(stack, words.expand("a <rex>")) == []
-    assert check_objects_read(stack, words.expand("<rex>" + " x" * 80)) == [Reading(83, 77)]
+    model = opened("sd3")
+    words = Placeholders(model)
+    words.add("rex", class_rows(model, "a"), "dog")
+    words.add("eel", class_rows(model, "b"), "e" * 255)
+    assert check_objects_read(model, words.expand("a <rex>")) == []
+    assert check_objects_read(model, words.expand("<rex>" + " x" * 80)) == [Reading(83, 77)]
     with pytest.raises(
         InputError, match="<rex> stands at tokens 82 to 82 of the prompt, but the base reads only the first 76"
     ):
-        check_objects_read(stack, words.expand("x " * 80 + "<rex>"))
+        check_objects_read(model, words.expand("x " * 80 + "<rex>"))
     with pytest.raises(
         InputError, match=r"<eel> stands at tokens \d+ to \d+ of the prompt, but the base reads only the first 255"
     ):
-        check_objects_read(stack, words.expand("<eel>"))
+        check_objects_read(model, words.expand("<eel>"))
 
 
 @torch.no_grad()
 def test_t5_reads_the_class_word_in_an_objects_place(opened: Any) -> None:
-    stack = opened("sd3")
-    words = Placeholders(stack)
-    words.add("rex", torch.cat([class_rows(stack, "dog")] * 2), "dog")
-    said, plain = stack.encode([words.expand("my <rex> in the snow"), "my dog in the snow"])
+    model = opened("sd3")
+    words = Placeholders(model)
+    words.add("rex", torch.cat([class_rows(model, "dog")] * 2), "dog")
+    said, plain = model.encode([words.expand("my <rex> in the snow"), "my dog in the snow"])
     assert torch.equal(said[77:-1], plain[77:-1]) and float(plain[77:-1].abs().max()) > 0
     assert not torch.equal(said[:77], plain[:77])
 
 
 def test_an_objects_rows_are_its_tokens_and_its_class_word(opened: Any) -> None:
     """T5's rows are letters here: those of the class word in each object's own place, though both have the same one."""
-    stack = opened("sd3")
-    words = Placeholders(stack)
+    model = opened("sd3")
+    words = Placeholders(model)
     for name in ("rex", "tom"):
-        words.add(name, class_rows(stack, "dog")[:2], "dog")
+        words.add(name, class_rows(model, "dog")[:2], "dog")
     text = words.expand("a dog, my <rex> and <tom>, and <rex>")
     plain = "a dog, my dog and a dog, and a dog"
-    assert stack.in_class_words(text) == plain
-    pieces = stack.tokenizer_3.convert_ids_to_tokens(stack.tokenizer_3(plain).input_ids)
+    assert model.in_class_words(text) == plain
+    pieces = model.tokenizer_3.convert_ids_to_tokens(model.tokenizer_3(plain).input_ids)
     found = {name: words.rows(text, name) for name in ("rex", "tom")}
     for name, count in (("rex", 2), ("tom", 1)):
         at = found[name][77:].nonzero().flatten().tolist()
@@ -209,7 +208,7 @@ def test_without_t5_its_rows_are_zeros(folders: dict[str, Path], opened: Any, tm
         index.write_text(
             json.dumps(json.loads(index.read_text()) | {"text_encoder_3": [None, None], "tokenizer_3": [None, None]})
         )
-    found = stacks.load(tmp_path / "base", CPU, torch.float32).encode([PROMPT])
+    found = base_model.load(tmp_path / "base", CPU, torch.float32).encode([PROMPT])
     assert torch.equal(found[:, :77], whole[:, :77]) and torch.equal(found[:, -1], whole[:, -1])
     assert not found[:, 77:-1].any() and whole[:, 77:-1].any()
     assert registry.find(str(tmp_path / "base")).fingerprint != registry.find(str(folders["sd3"])).fingerprint
@@ -225,19 +224,19 @@ def test_a_sampler_of_diffusion_is_one_line(opened: Any) -> None:
 @torch.no_grad()
 def test_our_attention_is_diffusers_own(opened: Any, name: str) -> None:
     """Queries, keys and values taken apart and put together again, in joint layers and in the picture's own."""
-    stack = opened(name)
+    model = opened(name)
     given = (
         torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0)),
         torch.tensor([20, 700]),
-        stack.encode([PROMPT, "a cat"]),
+        model.encode([PROMPT, "a cat"]),
     )
-    plain = stack.predict(*given)
-    with attention.recorded(stack, 1) as seen:
-        torch.testing.assert_close(stack.predict(*given), plain, rtol=1e-5, atol=1e-5)
+    plain = model.predict(*given)
+    with attention.recorded(model, 1) as seen:
+        torch.testing.assert_close(model.predict(*given), plain, rtol=1e-5, atol=1e-5)
     assert [len(maps) for maps in seen.maps.values()] == [3] and seen.maps[4][0].shape == (1, 16, 333)
-    assert torch.equal(stack.predict(*given), plain)
-    precision.prepare(stack.unet)
-    torch.testing.assert_close(stack.predict(*given), plain, rtol=1e-5, atol=1e-5)
+    assert torch.equal(model.predict(*given), plain)
+    precision.prepare(model.denoiser)
+    torch.testing.assert_close(model.predict(*given), plain, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -245,20 +244,20 @@ def test_checkpointing_changes_no_bit(opened: Any, name: str) -> None:
     """Gradients of the LoRA and of the token's vectors."""
     found = []
     for again in (False, True):
-        stack = opened(name)
-        words = Placeholders(stack)
-        rows = class_rows(stack, "dog").requires_grad_(True)
+        model = opened(name)
+        words = Placeholders(model)
+        rows = class_rows(model, "dog").requires_grad_(True)
         words.add("rex", rows, "dog")
-        layers = adapter.add(stack, 2, "all", seed=0)
+        layers = adapter.add(model, 2, "all", seed=0)
         if again:
-            stack.unet.enable_gradient_checkpointing()
+            model.denoiser.enable_gradient_checkpointing()
         g = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for p in layers:
                 p.copy_(torch.randn(p.shape, generator=g) * 0.1)
         z = torch.randn(1, 16, 8, 8, generator=g)
-        stack.predict(
-            z, torch.tensor([500]), stack.encode([words.expand("a photo of <rex>")])
+        model.predict(
+            z, torch.tensor([500]), model.encode([words.expand("a photo of <rex>")])
         ).square().mean().backward()
         found.append([rows.grad, *(p.grad for p in layers)])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True)) and float(found[0][0].abs().max()) > 0
@@ -266,14 +265,14 @@ def test_checkpointing_changes_no_bit(opened: Any, name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_half_precision_on_a_processor(opened: Any, name: str) -> None:
-    stack = opened(name)
+    model = opened(name)
     given = (
         torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(0)),
         torch.tensor([500]),
-        stack.encode([PROMPT]).detach(),
+        model.encode([PROMPT]).detach(),
     )
     with torch.no_grad():
-        plain = stack.predict(*given)
-        precision.halve(stack.unet)
-        half = stack.predict(*given)
+        plain = model.predict(*given)
+        precision.halve(model.denoiser)
+        half = model.predict(*given)
     assert half.dtype == torch.float32 and 0 < float((half - plain).abs().max()) < 0.1 * float(plain.abs().max())

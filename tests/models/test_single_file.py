@@ -9,8 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from objtune_cli.errors import DamagedError, IncompatibleError
-from objtune_cli.models import base_model as stacks
-from objtune_cli.models import families, registry
+from objtune_cli.models import base_model, families, registry
 from objtune_cli.models.families import single_file
 from objtune_cli.store import safetensors_format
 from tests.support import full_size_configs, single_file_checkpoints, tiny_families, tiny_sd1
@@ -55,8 +54,8 @@ def one(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_every_weight_is_the_folders(folders: dict[str, Path], one: Callable[[str], Path], name: str) -> None:
     base = registry.find(str(one(name)))
     assert (base.id, base.family.name, base.prediction) == ("model.safetensors", name, PREDICTIONS.get(name, "epsilon"))
-    file = stacks.load(base.folder, CPU, torch.float32, base.weights, base.prediction)
-    folder = stacks.load(folders[name], CPU, torch.float32)
+    file = base_model.load(base.folder, CPU, torch.float32, base.weights, base.prediction)
+    folder = base_model.load(folders[name], CPU, torch.float32)
     for part in ("unet", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"):
         ours, theirs = getattr(file, part), getattr(folder, part)
         if theirs is None:
@@ -165,12 +164,12 @@ def test_t5_has_the_number_formats_of_the_folders(
 def test_without_t5_its_rows_are_zeros(one: Callable[[str], Path], folders: dict[str, Path]) -> None:
     """As in a folder that has none; another base than the whole file."""
     whole = registry.find(str(one("sd3")))
-    said = stacks.load(whole.folder, CPU, torch.float32, whole.weights).encode(["a photo"])
+    said = base_model.load(whole.folder, CPU, torch.float32, whole.weights).encode(["a photo"])
     single_file_checkpoints.joint_file(folders["sd3"], whole.weights or Path(), "text_encoders.t5xxl")
     bare = registry.find(str(whole.weights))
-    stack = stacks.load(bare.folder, CPU, torch.float32, bare.weights)
-    found = stack.encode(["a photo"])
-    assert stack.text_encoder_3 is None
+    model = base_model.load(bare.folder, CPU, torch.float32, bare.weights)
+    found = model.encode(["a photo"])
+    assert model.text_encoder_3 is None
     for rows in (
         slice(77),
         slice(-1, None),
@@ -207,7 +206,7 @@ def test_scaled_fp8_is_one_line(one: Callable[[str], Path], key: str) -> None:
 def test_half_a_text_encoder_is_one_line(one: Callable[[str], Path], folders: dict[str, Path], start: str) -> None:
     base = registry.find(str(single_file_checkpoints.joint_file(folders["sd3"], one("sd3"), start)))
     with pytest.raises(DamagedError, match=r"damaged: text_encoder_[23] lacks "):
-        stacks.load(base.folder, CPU, torch.float32, base.weights)
+        base_model.load(base.folder, CPU, torch.float32, base.weights)
 
 
 def test_cut_files_and_pickles_are_one_line(one: Callable[[str], Path], tmp_path: Path) -> None:

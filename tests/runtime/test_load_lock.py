@@ -47,10 +47,10 @@ def _while_opening(base: Path, work: Callable[[], Any], count: int) -> list[Any]
 
 def test_layers_made_while_a_base_is_opened_have_values_and_always_the_same(base: Path) -> None:
     """Opened meanwhile, they once lay on `meta`, or were not started: two photos of one command failed, rarely."""
-    stack, number = stacks.load(base, CPU, torch.float32), iter(range(1000))
+    base_model, number = stacks.load(base, CPU, torch.float32), iter(range(1000))
 
     def made() -> list[torch.Tensor]:
-        return [p.detach().clone() for p in adapter.add(stack, 2, "attention", 0, f"lora{next(number)}")]
+        return [p.detach().clone() for p in adapter.add(base_model, 2, "attention", 0, f"lora{next(number)}")]
 
     first = made()
     for layers in _while_opening(base, made, 12):

@@ -8,8 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from objtune_cli.models import base_model as stacks
-from objtune_cli.models import clip, registry
+from objtune_cli.models import base_model, clip, registry
 from objtune_cli.segmentation import ranking
 from objtune_cli.segmentation.ranking import Candidate
 from objtune_cli.toybox import renderer, world
@@ -76,12 +75,12 @@ def test_share_of_the_border() -> None:
 @pytest.fixture(scope="module")
 def toybox() -> tuple:
     base = registry.find("toybox")
-    stack = stacks.load(base.folder, torch.device("cpu"), torch.float32)
-    return stack, clip.load(base.image_tower, stack), base.words
+    model = base_model.load(base.folder, torch.device("cpu"), torch.float32)
+    return model, clip.load(base.image_tower, model), base.words
 
 
 def test_the_toyboxs_clip_tells_two_objects_of_one_photo_apart(toybox: tuple) -> None:
-    stack, tower, words = toybox
+    model, tower, words = toybox
     dial, right = DIALS["medium"], 0
     for i in range(12):
         rng = np.random.default_rng((3, i))
@@ -90,18 +89,18 @@ def test_the_toyboxs_clip_tells_two_objects_of_one_photo_apart(toybox: tuple) ->
             rng, dial, instances=tuple(world.sample_instance(rng, dial, kind=k, held_out=True) for k in kinds)
         )
         rgb, covers = renderer.render(scene, 160)
-        share = ranking.likeness(stack, tower, rgb, [c > 127 for c in covers], kinds, words)
+        share = ranking.likeness(model, tower, rgb, [c > 127 for c in covers], kinds, words)
         assert share.shape == (2, 2) and (share >= 0).all() and (share.sum(axis=1) <= 1 + 1e-5).all()
         right += share[0, 0] > share[1, 0] and share[1, 1] > share[0, 1]
     assert right >= 11
 
 
 def test_background_is_no_dog(toybox: tuple) -> None:
-    stack, tower, words = toybox
+    model, tower, words = toybox
     rng = np.random.default_rng(0)
     dog = world.sample_instance(rng, DIALS["medium"], kind="dog")
     rgb, (cover,) = renderer.render(world.sample_scene(rng, DIALS["medium"], instances=(dog,), background="grass"), 160)
     masks = [cover > 127, _square(0, 0, 60, 160)]
-    share = ranking.likeness(stack, tower, rgb, masks, ["dog"], words)[:, 0]
+    share = ranking.likeness(model, tower, rgb, masks, ["dog"], words)[:, 0]
     found = ranking.ranked(rgb, masks, [0.9, 0.9], share)
     assert found[0].mask is masks[0] and found[0].score - found[1].score > 2 and found[0].likeness > 0.5

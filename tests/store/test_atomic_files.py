@@ -239,12 +239,12 @@ def test_a_folder_of_another_owner_is_refused(root: Path, monkeypatch: pytest.Mo
 def test_a_project_that_cannot_be_written_is_refused_before_any_work(
     cli, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from objtune_cli.workflow.context import Context
+    from objtune_cli.workflow.context import StageContext
 
     data = {"rgb": np.zeros((64, 64, 3), np.uint8), "mask": np.full((64, 64), 255, np.uint8)}
     publish(project / "artifacts", REX, data)
     monkeypatch.setattr(Path, "touch", refusing(errno.EROFS))
-    monkeypatch.setattr(Context, "stack", lambda *_args, **_named: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(StageContext, "load_base_model", lambda *_args, **_named: pytest.fail("a model was loaded"))
     for line in (
         ("train", "mask/rex", "--steps", 2),
         ("init-embedding", "mask/rex"),

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
-from objtune_cli.models import base_model as stacks  # repairs torchvision before the libraries below ask for it
-from objtune_cli.models import clip
+from objtune_cli.models import (
+    base_model,  # repairs torchvision before the libraries below ask for it
+    clip,
+)
 
 # isort: split
 import torch
@@ -146,24 +148,24 @@ def moved(module: Any) -> Any:
 
 def used(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every base and every CLIP be opened on the processor and be moved; libraries' loaders make use of `meta` themselves. Kernels that no such tensor has are others."""
-    opened, towered, adamw = stacks._loaded, clip.load, torch.optim.AdamW
+    opened, towered, adamw = base_model._loaded, clip.load, torch.optim.AdamW
 
-    def loaded(folder: Path, at: torch.device, *more: Any) -> stacks.Stack:
+    def loaded(folder: Path, at: torch.device, *more: Any) -> base_model.BaseModel:
         with _disable_current_modes():
-            stack = opened(folder, CPU, *more)
-        again = stack.reopen
-        stack.device = at
+            model = opened(folder, CPU, *more)
+        again = model.reopen
+        model.device = at
         if at == DEVICE:
-            for module in (stack.unet, stack.vae, *stack.text_encoders, stack.text_encoder_3):
+            for module in (model.denoiser, model.vae, *model.text_encoders, model.text_encoder_3):
                 if module is not None:
                     moved(module)
-            stack.reopen = lambda: _apart(again)
-        return stack
+            model.reopen = lambda: _apart(again)
+        return model
 
-    def tower(source: Path, stack: stacks.Stack, index: int = 0) -> clip.Towers:
+    def tower(source: Path, model: base_model.BaseModel, index: int = 0) -> clip.Towers:
         with _disable_current_modes():
-            found = towered(source, SimpleNamespace(text_encoders=stack.text_encoders, device=CPU), index)  # type: ignore[arg-type]
-        if stack.device == DEVICE:
+            found = towered(source, SimpleNamespace(text_encoders=model.text_encoders, device=CPU), index)  # type: ignore[arg-type]
+        if model.device == DEVICE:
             moved(found.clip)
             found.device = DEVICE
         return found
@@ -176,10 +178,10 @@ def used(monkeypatch: pytest.MonkeyPatch) -> None:
                     moved(part[adapter])
 
     monkeypatch.setattr(BaseTunerLayer, "_move_adapter_to_device_of_base_layer", follow)
-    picked = stacks.pick_device  # refuses it, as everybody's device that computes nothing
+    picked = base_model.pick_device  # refuses it, as everybody's device that computes nothing
 
-    monkeypatch.setattr(stacks, "pick_device", lambda name: DEVICE if name == str(DEVICE) else picked(name))
-    monkeypatch.setattr(stacks, "_loaded", loaded)
+    monkeypatch.setattr(base_model, "pick_device", lambda name: DEVICE if name == str(DEVICE) else picked(name))
+    monkeypatch.setattr(base_model, "_loaded", loaded)
     monkeypatch.setattr(clip, "load", tower)
     monkeypatch.setattr(
         torch.optim, "AdamW", lambda *args, **named: adamw(*args, **{**named, "fused": False, "foreach": False})

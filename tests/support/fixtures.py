@@ -13,10 +13,10 @@ import torch
 from objtune_cli.config.resolve import Settings
 from objtune_cli.config.sections import Common
 from objtune_cli.models import base_model
-from objtune_cli.models.base_model import Stack
+from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.families.family import Family
 from objtune_cli.store.project import locate
-from objtune_cli.workflow.context import Context
+from objtune_cli.workflow.context import StageContext
 from tests.support import tiny_sd1
 
 
@@ -27,7 +27,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def stack(tiny_base: Path) -> Stack:
+def model(tiny_base: Path) -> BaseModel:
     """The tiny base, loaded anew for each test, since tests add layers and tokens to it."""
     return base_model.load(tiny_base, torch.device("cpu"), torch.float32)
 
@@ -102,12 +102,12 @@ def world_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def context(project: Path, world_base: Path) -> Callable[..., Context]:
+def context(project: Path, world_base: Path) -> Callable[..., StageContext]:
     """A function that makes a context whose project is `bench/work`, as for `objtune bench`."""
 
-    def make(**given) -> Context:
+    def make(**given) -> StageContext:
         work = locate(project / "bench" / "work", create=True)
         common = Common(base=str(world_base), device="cpu", precision="fp32")
-        return Context(work, Settings(work.settings, {}), common, Notes(), **given)
+        return StageContext(work, Settings(work.settings, {}), common, Notes(), **given)
 
     return make

@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNe
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
-from objtune_cli.models.base_model import Stack
+from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.placeholders import class_rows
 from objtune_cli.training.subjects import Subject
 
@@ -114,18 +114,18 @@ ANY = ("--set", "segment.min_likeness=0", "--set", "segment.min_margin=-99", "--
 """A tiny base's CLIP knows nothing: nothing that it says is asked of a mask."""
 
 
-def subject(stack: Stack) -> Subject:
+def subject(model: BaseModel) -> Subject:
     """A red block on grey, <rex> the dog, for training on a tiny base."""
     mask = torch.zeros(32, 32)
     mask[8:24, 10:20] = 1
     ground = torch.tensor([-0.5, 0.0, 0.5]).view(3, 1, 1).expand(3, 32, 32)
     picture = ground * (1 - mask) + torch.tensor([0.8, -0.6, -0.4]).view(3, 1, 1) * mask
-    return Subject("rex", "dog", class_rows(stack, "dog"), 1, picture, ground.clone(), mask)
+    return Subject("rex", "dog", class_rows(model, "dog"), 1, picture, ground.clone(), mask)
 
 
-def subjects(stack: Stack, count: int = 1) -> list[Subject]:
+def subjects(model: BaseModel, count: int = 1) -> list[Subject]:
     """The block, and where two are asked for the grey to the right of it, <cup> the cat."""
-    rex = subject(stack)
+    rex = subject(model)
     mask = torch.zeros(32, 32)
     mask[16:24, 22:30] = 1
-    return [rex, Subject("cup", "cat", class_rows(stack, "cat"), 1, rex.picture, rex.ground, mask)][:count]
+    return [rex, Subject("cup", "cat", class_rows(model, "cat"), 1, rex.picture, rex.ground, mask)][:count]

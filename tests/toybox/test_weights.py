@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from objtune_cli.models import base_model as stacks
+from objtune_cli.models import base_model
 from objtune_cli.models import clip as towers
 from objtune_cli.models.registry import EMBEDDED
 from objtune_cli.toybox import world
@@ -87,25 +87,25 @@ def drawn() -> tuple[torch.Tensor, list[str], list[str]]:
 
 
 @pytest.fixture(scope="module")
-def opened() -> tuple[stacks.Stack, towers.Towers]:
-    stack = stacks.load(EMBEDDED, torch.device("cpu"), torch.float32)
-    return stack, towers.load(EMBEDDED / "clip", stack)
+def opened() -> tuple[base_model.BaseModel, towers.Towers]:
+    model = base_model.load(EMBEDDED, torch.device("cpu"), torch.float32)
+    return model, towers.load(EMBEDDED / "clip", model)
 
 
 def test_clip_names_the_class(opened, drawn) -> None:
-    (stack, clip), (pictures, kinds, _) = opened, drawn
+    (model, clip), (pictures, kinds, _) = opened, drawn
     with torch.no_grad():
-        words = clip.texts(stack, [f"a photo of a {kind}" for kind in DIAL.classes])
+        words = clip.texts(model, [f"a photo of a {kind}" for kind in DIAL.classes])
     nearest = (clip.pictures(pictures) @ words.T).argmax(1).tolist()
     assert sum(DIAL.classes[n] == k for n, k in zip(nearest, kinds, strict=True)) >= 0.9 * 60
 
 
 def test_clip_names_the_background(opened, drawn) -> None:
-    (stack, clip), (pictures, kinds, backgrounds) = opened, drawn
+    (model, clip), (pictures, kinds, backgrounds) = opened, drawn
     seen, right = clip.pictures(pictures), 0
     with torch.no_grad():
         words = {
-            k: clip.texts(stack, [f"a photo of a {k} {PLACES[b][0]}" for b in DIAL.backgrounds]) for k in DIAL.classes
+            k: clip.texts(model, [f"a photo of a {k} {PLACES[b][0]}" for b in DIAL.backgrounds]) for k in DIAL.classes
         }
     for vector, kind, background in zip(seen, kinds, backgrounds, strict=True):
         right += DIAL.backgrounds[int((words[kind] @ vector).argmax())] == background
@@ -113,8 +113,8 @@ def test_clip_names_the_background(opened, drawn) -> None:
 
 
 def test_the_autoencoder_keeps_pictures(opened, drawn) -> None:
-    (stack, _), (pictures, _, _) = opened, drawn
-    back = stack.to_picture(stack.to_latent(pictures[:16] * 2 - 1)) / 2 + 0.5
+    (model, _), (pictures, _, _) = opened, drawn
+    back = model.to_picture(model.to_latent(pictures[:16] * 2 - 1)) / 2 + 0.5
     psnr = -10 * torch.log10((back - pictures[:16]).square().mean())
     assert float(psnr) > 25  # dB
-    assert 0.7 < float(stack.to_latent(pictures * 2 - 1).std()) < 1.4  # the scaling factor makes it 1
+    assert 0.7 < float(model.to_latent(pictures * 2 - 1).std()) < 1.4  # the scaling factor makes it 1

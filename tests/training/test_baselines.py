@@ -14,9 +14,9 @@ from objtune_cli.bench.methods import BASELINES
 from objtune_cli.config.sections import Embed, Train
 from objtune_cli.embedding import prototype
 from objtune_cli.lora import layers as adapter
-from objtune_cli.models import base_model as stacks
+from objtune_cli.models import base_model
 from objtune_cli.models import clip as towers
-from objtune_cli.models.base_model import Stack
+from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.placeholders import class_rows
 from objtune_cli.numerics import ddpm
 from objtune_cli.numerics.augmentation import views
@@ -43,39 +43,39 @@ CONFIG = Train(
 )
 
 
-def _subject(stack: Stack, name: str = "rex", left: int = 10) -> Subject:
+def _subject(model: BaseModel, name: str = "rex", left: int = 10) -> Subject:
     """A red square on blue, 32 px as the base's pictures."""
     mask = torch.zeros(32, 32)
     mask[8:24, left : left + 10] = 1
     ground = torch.tensor([-0.5, 0.0, 0.5]).view(3, 1, 1).expand(3, 32, 32)
     picture = ground * (1 - mask) + torch.tensor([0.8, -0.6, -0.4]).view(3, 1, 1) * mask
     return Subject(
-        name, "dog", torch.cat([class_rows(stack, "a"), class_rows(stack, "dog")]), 1, picture, ground.clone(), mask
+        name, "dog", torch.cat([class_rows(model, "a"), class_rows(model, "dog")]), 1, picture, ground.clone(), mask
     )
 
 
-def _prior(stack: Stack, entries: int = 5) -> dict[str, torch.Tensor]:
+def _prior(model: BaseModel, entries: int = 5) -> dict[str, torch.Tensor]:
     g = torch.Generator().manual_seed(1)
     rows = torch.randn(4, entries, 4, 8, 8, generator=g)
     t, asked = torch.randint(0, 1000, (entries,), generator=g), torch.arange(entries) % 2
     with torch.no_grad():
-        conditions = stack.encode(["a photo of a dog", ""])
+        conditions = model.encode(["a photo of a dog", ""])
     return {"latents": rows[0], "z_t": rows[1], "pred": rows[2], "t": t, "asked": asked, "conditions": conditions}
 
 
 @pytest.fixture(scope="module")
-def opened(tiny_base) -> Stack:
-    return stacks.load(tiny_base, torch.device("cpu"), torch.float32)
+def opened(tiny_base) -> BaseModel:
+    return base_model.load(tiny_base, torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture
-def trainer(opened: Stack) -> Callable[..., Trainer]:
+def trainer(opened: BaseModel) -> Callable[..., Trainer]:
     """A fresh trainer on a copy of the base; `given` are settings that differ from `CONFIG`."""
 
     def make(both: bool = False, prior: bool = True, **given: object) -> Trainer:
-        stack = copy.deepcopy(opened)
-        subjects = [_subject(stack, "rex", 4 if both else 10)] + ([_subject(stack, "cup", 20)] if both else [])
-        return Trainer(stack, subjects, {"dog": _prior(stack)} if prior else {}, replace(CONFIG, **given))
+        model = copy.deepcopy(opened)
+        subjects = [_subject(model, "rex", 4 if both else 10)] + ([_subject(model, "cup", 20)] if both else [])
+        return Trainer(model, subjects, {"dog": _prior(model)} if prior else {}, replace(CONFIG, **given))
 
     return make
 
@@ -87,7 +87,7 @@ def _terms(t: Trainer, step: int = 0) -> dict[str, float]:
 
 
 def _lora(t: Trainer) -> dict[str, torch.Tensor]:
-    return adapter.tensors(t.stack)
+    return adapter.tensors(t.model)
 
 
 def _same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -163,12 +163,12 @@ def test_without_a_background_weight_there_is_no_teacher(trainer) -> None:
 def test_class_samples_may_be_pictures_like_any_other(trainer, prediction: str) -> None:
     """z_t = sqrt(a) z + sqrt(1 - a) e of a kept latent z; what is asked for is e, or sqrt(a) e - sqrt(1 - a) z."""
     t = trainer(class_term="noise")
-    t.stack.scheduler.register_to_config(prediction_type=prediction)
+    t.model.scheduler.register_to_config(prediction_type=prediction)
     z_t, steps, told, aim = t._class_rows(t.subjects[0], 4, step_generator(0, 0))
     assert torch.equal(told, t.priors["dog"]["conditions"][:1].expand_as(told))  # always the class
     assert z_t.shape == aim.shape == (4, 4, 8, 8)
     for z, s, y in zip(z_t, steps, aim, strict=True):
-        a = t.stack.alpha_bar[s]
+        a = t.model.alpha_bar[s]
         misses = []
         for latent in t.priors["dog"]["latents"]:
             eps = (z - a.sqrt() * latent) / (1 - a).sqrt()
@@ -187,7 +187,7 @@ def test_each_class_term_reads_its_own_part_of_the_prior(trainer) -> None:
     rows = t._class_rows(
         t.subjects[0], 3, step_generator(0, 0)
     )  # as they were kept, each with its own prompt and prediction
-    kept = _prior(t.stack)
+    kept = _prior(t.model)
     for z, s, told, y in zip(*rows, strict=True):
         assert any(
             torch.equal(z, kept["z_t"][i])
@@ -217,7 +217,7 @@ def test_noised_latents_and_their_aim(trainer) -> None:
     t = trainer(timesteps="uniform")
     z = torch.randn(5, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     z_t, steps, eps = t._noised(z, torch.Generator().manual_seed(1))
-    torch.testing.assert_close(z_t, ddpm.add_noise(z, eps, t.stack.alpha_bar, steps))
+    torch.testing.assert_close(z_t, ddpm.add_noise(z, eps, t.model.alpha_bar, steps))
     assert float(eps.std()) == pytest.approx(1, abs=0.1)
 
 
@@ -297,12 +297,12 @@ def test_with_no_layers_the_token_alone_learns(trainer) -> None:
     t = trainer(
         modules="none", photo_loss="frame", background_weight=0.0, class_weight=0.0, prior=False, token_norm="free"
     )
-    frozen = {k: v.clone() for k, v in t.stack.unet.state_dict().items()}
+    frozen = {k: v.clone() for k, v in t.model.denoiser.state_dict().items()}
     start = t.tokens()["rex"]
     training.run(t, lambda step: None)
     assert t.lora == [] and _lora(t) == {}
     assert not torch.equal(t.tokens()["rex"][0], start[0])
-    assert _same(dict(t.stack.unet.state_dict()), frozen)
+    assert _same(dict(t.model.denoiser.state_dict()), frozen)
 
 
 def test_with_no_layers_the_teacher_is_the_denoiser_itself(trainer) -> None:
@@ -314,7 +314,7 @@ def test_keys_and_values_of_cross_attention_alone(trainer) -> None:
     t = trainer(modules="cross-kv")
     training.run(t, lambda step: None)
     layers = {k.removeprefix("unet.").split(".lora_")[0] for k in _lora(t)}
-    expected = {n for n, _ in t.stack.unet.named_modules() if n.endswith((".attn2.to_k", ".attn2.to_v"))}
+    expected = {n for n, _ in t.model.denoiser.named_modules() if n.endswith((".attn2.to_k", ".attn2.to_v"))}
     assert layers == expected and len(layers) >= 4
     assert all(float(v.abs().max()) > 0 for v in _lora(t).values())
 
@@ -325,7 +325,7 @@ def test_keys_and_values_of_cross_attention_alone(trainer) -> None:
 def _looking(t: Trainer, maps: dict[str, torch.Tensor]) -> SimpleNamespace:
     """A recorder whose tokens look where they are told to."""
     prompt = t.words.expand(" and ".join(f"<{name}>" for name in maps))
-    ids = t.stack.token_ids([prompt])
+    ids = t.model.token_ids([prompt])
     own = {name: t.words.positions(ids, name)[0] for name in maps}
     return SimpleNamespace(
         prompt=prompt, seen=lambda tokens: next(m for name, m in maps.items() if torch.equal(own[name], tokens))
@@ -348,10 +348,10 @@ def test_the_attention_term_is_zero_where_each_token_looks_at_its_own_object(tra
 
 def test_the_attention_term_is_there_when_it_weighs_something(trainer) -> None:
     t = trainer(attention_weight=0.5)
-    processors = dict(t.stack.unet.attn_processors)
+    processors = dict(t.model.denoiser.attn_processors)
     terms = _terms(t)
     assert terms.keys() == {"object", "background", "class", "attention"} and 0 < terms["attention"] < 1
-    assert t.stack.unet.attn_processors == processors
+    assert t.model.denoiser.attn_processors == processors
     plain = _terms(trainer())
     assert {k: v for k, v in terms.items() if k != "attention"} == pytest.approx(plain, rel=1e-4, abs=1e-9)
 
@@ -414,8 +414,10 @@ def test_every_baseline_trains(trainer, name: str) -> None:
 
 def test_one_view_is_the_photo_itself(trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
-    posterior = Stack.posterior
-    monkeypatch.setattr(Stack, "posterior", lambda self, pictures: seen.append(pictures) or posterior(self, pictures))
+    posterior = BaseModel.posterior
+    monkeypatch.setattr(
+        BaseModel, "posterior", lambda self, pictures: seen.append(pictures) or posterior(self, pictures)
+    )
     t = trainer(views=1)
     assert [p.shape for p in seen] == [(1, 3, 32, 32)] and t.views[0].latents.shape == (1, 4, 8, 8)
     own = t.subjects[0]
@@ -433,7 +435,7 @@ def test_latents_are_the_posteriors_mean_or_drawn_from_it_at_each_step(trainer) 
     z, spread = torch.zeros(4000, 1, 1, 1), torch.full((4000, 1, 1, 1), 0.3)
     still, _, _ = mean._noised(z, step_generator(0, 1))
     _, t, _ = drawn._noised(z, step_generator(0, 1), spread)
-    bar = drawn.stack.alpha_bar[t].view(-1, 1, 1, 1)
+    bar = drawn.model.alpha_bar[t].view(-1, 1, 1, 1)
     moved = drawn._noised(z, step_generator(0, 1), spread)[0]
     assert float((moved**2 / (bar * 0.09 + 1 - bar)).mean()) == pytest.approx(1, abs=0.1)
     assert not torch.equal(still, moved)
@@ -459,10 +461,10 @@ def test_apart_and_together_are_the_same_step(trainer, weights: dict) -> None:
     for passes in ("together", "apart"):
         t = trainer(passes=passes, **weights)
         seen: list[int] = []
-        predict = t.stack.predict
-        t.stack = SimpleNamespace(
+        predict = t.model.predict
+        t.model = SimpleNamespace(
             **{
-                n: getattr(t.stack, n)
+                n: getattr(t.model, n)
                 for n in (
                     "unet",
                     "encode",
@@ -480,7 +482,7 @@ def test_apart_and_together_are_the_same_step(trainer, weights: dict) -> None:
                 )
             }
         )
-        t.stack.predict = lambda z, *rest, predict=predict, seen=seen: seen.append(len(z)) or predict(z, *rest)
+        t.model.predict = lambda z, *rest, predict=predict, seen=seen: seen.append(len(z)) or predict(z, *rest)
         t.advance()
         stepped.append((seen, dict(t.mean), [p.grad.clone() for p in t._params()]))
     (one, means, grads), (two, means_apart, grads_apart) = stepped
@@ -510,13 +512,13 @@ def test_the_class_term_at_every_third_step_is_three_times_as_heavy(trainer) -> 
 
 def test_the_decoder_alone_learns_and_nothing_runs_back_behind_it(trainer) -> None:
     t = trainer(blocks="decoder", class_weight=0.0)
-    names = [n for n, p in t.stack.unet.named_parameters() if p.requires_grad]
+    names = [n for n, p in t.model.denoiser.named_parameters() if p.requires_grad]
     assert names and all(n.startswith("up_blocks.") for n in names)
     reached: list[str] = []
     for name, block in (
-        ("down", t.stack.unet.down_blocks[0]),
-        ("middle", t.stack.unet.mid_block),
-        ("up", t.stack.unet.up_blocks[0]),
+        ("down", t.model.denoiser.down_blocks[0]),
+        ("middle", t.model.denoiser.mid_block),
+        ("up", t.model.denoiser.up_blocks[0]),
     ):
         block.register_forward_hook(
             lambda _m, _i, out, name=name: (
@@ -575,40 +577,40 @@ def test_each_object_of_a_view_has_a_mask_of_its_own(trainer) -> None:
 # Where the token starts.
 
 
-def _start(stack: Stack, clip: towers.Towers | None = None, **given: object) -> prototype.Started:
+def _start(model: BaseModel, clip: towers.Towers | None = None, **given: object) -> prototype.Started:
     mask = torch.zeros(40, 40)
     mask[10:30, 12:30] = 1
     return prototype.start(
-        stack, clip, torch.rand(3, 40, 40, generator=torch.Generator().manual_seed(0)), mask, "dog", Embed(**given)
+        model, clip, torch.rand(3, 40, 40, generator=torch.Generator().manual_seed(0)), mask, "dog", Embed(**given)
     )
 
 
-def test_a_rare_word_is_taken_as_it_is(stack: Stack) -> None:
+def test_a_rare_word_is_taken_as_it_is(model: BaseModel) -> None:
     """A letter is a token here: "sks" has three; `vectors` are the most that are taken."""
-    own = class_rows(stack, Embed().rare)
+    own = class_rows(model, Embed().rare)
     for vectors in (1, 2, 3, 5):
-        started = _start(stack, init="rare", vectors=vectors)
+        started = _start(model, init="rare", vectors=vectors)
         assert started.learned == min(vectors, 3)
-        assert torch.equal(started.rows, torch.cat([own[:vectors], class_rows(stack, "dog")]))
+        assert torch.equal(started.rows, torch.cat([own[:vectors], class_rows(model, "dog")]))
 
 
 @pytest.mark.parametrize("init", ["class", "random", "rare"])
-def test_without_the_noun_the_learned_vectors_stand_alone(stack: Stack, init: str) -> None:
-    kept, alone = _start(stack, init=init, noun="kept", vectors=3), _start(stack, init=init, noun="none", vectors=3)
+def test_without_the_noun_the_learned_vectors_stand_alone(model: BaseModel, init: str) -> None:
+    kept, alone = _start(model, init=init, noun="kept", vectors=3), _start(model, init=init, noun="none", vectors=3)
     assert alone.learned == kept.learned == len(alone.rows) == len(kept.rows) - 3
     assert torch.equal(alone.rows, kept.rows[: kept.learned])
 
 
-def test_a_prototype_without_the_noun_is_fitted_alone(stack: Stack, tiny_base) -> None:
-    clip = towers.load(tiny_base / "clip", stack)
-    started = _start(stack, clip, init="prototype", noun="none", vectors=2, steps=8, lr=0.05)
+def test_a_prototype_without_the_noun_is_fitted_alone(model: BaseModel, tiny_base) -> None:
+    clip = towers.load(tiny_base / "clip", model)
+    started = _start(model, clip, init="prototype", noun="none", vectors=2, steps=8, lr=0.05)
     assert started.rows.shape == (2, 16) and started.metrics["cos_after"] > started.metrics["cos_before"]
 
 
 @pytest.mark.parametrize("init", ["class", "random", "rare"])
-def test_only_a_prototype_is_fitted(stack: Stack, tiny_base, init: str) -> None:
+def test_only_a_prototype_is_fitted(model: BaseModel, tiny_base, init: str) -> None:
     """With an image tower the others are measured, not moved."""
-    clip = towers.load(tiny_base / "clip", stack)
-    with_tower, without = (_start(stack, c, init=init, vectors=3, steps=8) for c in (clip, None))
+    clip = towers.load(tiny_base / "clip", model)
+    with_tower, without = (_start(model, c, init=init, vectors=3, steps=8) for c in (clip, None))
     torch.testing.assert_close(with_tower.rows, without.rows)
     assert with_tower.metrics["cos_after"] == pytest.approx(with_tower.metrics["cos_before"], abs=1e-6)

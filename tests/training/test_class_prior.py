@@ -5,67 +5,67 @@ from dataclasses import replace
 import torch
 
 from objtune_cli.config.sections import Prior
-from objtune_cli.models.base_model import Stack
+from objtune_cli.models.base_model import BaseModel
 from objtune_cli.training import class_prior
 
 CONFIG = Prior(samples=3, entries=7)
 
 
-def test_shapes_and_types(stack: Stack) -> None:
-    kept = class_prior.compute(stack, "dog", CONFIG, 3.0)
-    width = stack.text_encoder.config.hidden_size
+def test_shapes_and_types(model: BaseModel) -> None:
+    kept = class_prior.compute(model, "dog", CONFIG, 3.0)
+    width = model.text_encoder.config.hidden_size
     assert {k: tuple(v.shape) for k, v in kept.items()} == {
         "latents": (3, 4, 8, 8), "z_t": (7, 4, 8, 8), "t": (7,), "pred": (7, 4, 8, 8), "asked": (7,),
-        "conditions": (2, stack.tokenizer.model_max_length, width),
+        "conditions": (2, model.tokenizer.model_max_length, width),
     }  # fmt: skip
     assert kept["t"].dtype == kept["asked"].dtype == torch.int64
     assert all(v.dtype == torch.float32 and v.isfinite().all() for k, v in kept.items() if k not in ("t", "asked"))
     assert int(kept["t"].min()) >= 0 and int(kept["t"].max()) < 1000
 
 
-def test_predictions_are_the_frozen_bases(stack: Stack) -> None:
+def test_predictions_are_the_frozen_bases(model: BaseModel) -> None:
     kept = class_prior.compute(
-        stack, "owl", replace(CONFIG, entries=21), 3.0, others=("cat", "owl")
+        model, "owl", replace(CONFIG, entries=21), 3.0, others=("cat", "owl")
     )  # more than one batch of 8
     texts = ["a photo of an owl", "", "a photo of a cat"]
     assert set(kept["asked"].tolist()) == {0, 1, 2} and kept["asked"][::2].count_nonzero() == 0
     with torch.no_grad():
-        own = stack.predict(kept["z_t"], kept["t"], torch.cat([stack.encode([texts[i]]) for i in kept["asked"]]))
+        own = model.predict(kept["z_t"], kept["t"], torch.cat([model.encode([texts[i]]) for i in kept["asked"]]))
     torch.testing.assert_close(kept["pred"], own, rtol=1e-4, atol=1e-5)
 
 
-def test_the_class_alone_when_asked_for(stack: Stack) -> None:
-    kept = class_prior.compute(stack, "dog", replace(CONFIG, around="class"), 3.0, others=("cat",))
+def test_the_class_alone_when_asked_for(model: BaseModel) -> None:
+    kept = class_prior.compute(model, "dog", replace(CONFIG, around="class"), 3.0, others=("cat",))
     assert kept["asked"].tolist() == [0] * 7 and len(kept["conditions"]) == 1
 
 
-def test_noised_latents_are_the_samples_plus_unit_noise(stack: Stack) -> None:
-    kept = class_prior.compute(stack, "dog", replace(CONFIG, entries=60), 3.0)
-    level = stack.alpha_bar[kept["t"]].view(-1, 1, 1, 1)
+def test_noised_latents_are_the_samples_plus_unit_noise(model: BaseModel) -> None:
+    kept = class_prior.compute(model, "dog", replace(CONFIG, entries=60), 3.0)
+    level = model.alpha_bar[kept["t"]].view(-1, 1, 1, 1)
     noise = (kept["z_t"] - level.sqrt() * kept["latents"][torch.arange(60) % 3]) / (1 - level).sqrt()
     assert abs(float(noise.mean())) < 0.04 and abs(float(noise.std()) - 1) < 0.03  # 15 360 values: five standard errors
     assert torch.corrcoef(noise.flatten(1)).fill_diagonal_(0).abs().max() < 0.4
 
 
-def test_same_seed_same_prior_other_seed_another(stack: Stack) -> None:
-    first, again = class_prior.compute(stack, "dog", CONFIG, 3.0), class_prior.compute(stack, "dog", CONFIG, 3.0)
-    other = class_prior.compute(stack, "dog", replace(CONFIG, seed=1), 3.0)
+def test_same_seed_same_prior_other_seed_another(model: BaseModel) -> None:
+    first, again = class_prior.compute(model, "dog", CONFIG, 3.0), class_prior.compute(model, "dog", CONFIG, 3.0)
+    other = class_prior.compute(model, "dog", replace(CONFIG, seed=1), 3.0)
     for k in first:
         assert torch.equal(first[k], again[k])
         assert k in ("conditions", "asked") or not torch.equal(first[k], other[k])
 
 
-def test_more_samples_do_not_change_the_first_ones(stack: Stack) -> None:
-    few, many = (class_prior.compute(stack, "dog", replace(CONFIG, samples=n), 3.0)["latents"] for n in (2, 6))
+def test_more_samples_do_not_change_the_first_ones(model: BaseModel) -> None:
+    few, many = (class_prior.compute(model, "dog", replace(CONFIG, samples=n), 3.0)["latents"] for n in (2, 6))
     torch.testing.assert_close(many[:2], few, rtol=0, atol=1e-4)
 
 
-def test_the_class_matters(stack: Stack) -> None:
-    dog, mug = (class_prior.compute(stack, word, CONFIG, 3.0) for word in ("dog", "mug"))
+def test_the_class_matters(model: BaseModel) -> None:
+    dog, mug = (class_prior.compute(model, word, CONFIG, 3.0) for word in ("dog", "mug"))
     assert not torch.allclose(dog["pred"], mug["pred"])
 
 
-def test_progress_counts_samples(stack: Stack) -> None:
+def test_progress_counts_samples(model: BaseModel) -> None:
     seen: list[tuple[int, int]] = []
-    class_prior.compute(stack, "dog", Prior(samples=6, entries=2), 3.0, lambda done, total: seen.append((done, total)))
+    class_prior.compute(model, "dog", Prior(samples=6, entries=2), 3.0, lambda done, total: seen.append((done, total)))
     assert seen == [(4, 6), (6, 6)]

@@ -30,14 +30,14 @@ from objtune_cli.lora import layers
 from objtune_cli.runtime import distributed
 from objtune_cli.training import trainer as training
 from tests.support import tiny_sd1
-from tests.training.test_memory_savings import CONFIG, CPU, stacks
+from tests.training.test_memory_savings import CONFIG, CPU, base_model
 team = distributed.team("cpu")
-stack = stacks.load(Path(sys.argv[1]), CPU, torch.float32)
-stack.team = team
-trainer = training.Trainer(stack, tiny_sd1.subjects(stack, int(sys.argv[4])), {}, replace(CONFIG, batch=int(sys.argv[3])))
+model = base_model.load(Path(sys.argv[1]), CPU, torch.float32)
+model.team = team
+trainer = training.Trainer(model, tiny_sd1.subjects(model, int(sys.argv[4])), {}, replace(CONFIG, batch=int(sys.argv[3])))
 for _ in range(CONFIG.steps):
     trainer.advance()
-save_file(layers.tensors(stack) | trainer.tokens(), f"{sys.argv[2]}.{team.rank}")
+save_file(layers.tensors(model) | trainer.tokens(), f"{sys.argv[2]}.{team.rank}")
 """
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from objtune_cli.config.sections import Train
-from objtune_cli.models.base_model import Stack
+from objtune_cli.models.base_model import BaseModel
 from objtune_cli.training import early_stopping
 from objtune_cli.training import trainer as training
 from objtune_cli.training.early_stopping import Plateau
@@ -80,30 +80,30 @@ def test_a_diverged_loss_ends_it_too() -> None:
     assert plateau.began == early_stopping.FROM * plateau.every
 
 
-def test_the_fixed_loss_knows_only_the_weights(stack: Stack) -> None:
-    trainer = Trainer(stack, [tiny_sd1.subject(stack)], {}, CONFIG)
+def test_the_fixed_loss_knows_only_the_weights(model: BaseModel) -> None:
+    trainer = Trainer(model, [tiny_sd1.subject(model)], {}, CONFIG)
     before = trainer.fixed_loss()
     assert before == trainer.fixed_loss() > 0
     trainer.advance()
     assert trainer.fixed_loss() != before
 
 
-def test_of_several_objects_it_is_the_mean_of_each_alone(stack: Stack) -> None:
+def test_of_several_objects_it_is_the_mean_of_each_alone(model: BaseModel) -> None:
     """Most steps show one object: what is measured is what is learned."""
-    subjects = [_subject(stack, "rex"), _subject(stack, "cup", "mug", 30)]
-    trainer = Trainer(stack, subjects, {s.class_word: _prior(stack, s.class_word) for s in subjects}, CONFIG)
+    subjects = [_subject(model, "rex"), _subject(model, "cup", "mug", 30)]
+    trainer = Trainer(model, subjects, {s.class_word: _prior(model, s.class_word) for s in subjects}, CONFIG)
     both = trainer.fixed_loss()
     alone = []
     for k, (subject, other) in enumerate((subjects, subjects[::-1])):
         assert subject.name in trainer.fixed_rows(k).prompt and other.name not in trainer.fixed_rows(k).prompt
-        own = Trainer(stack, [subject], {subject.class_word: _prior(stack, subject.class_word)}, CONFIG, f"o{k}")
+        own = Trainer(model, [subject], {subject.class_word: _prior(model, subject.class_word)}, CONFIG, f"o{k}")
         own.views = [trainer.views[k]]  # placements are drawn by turns: those of the second object are the run's own
         alone.append(own.fixed_loss())
     assert both == pytest.approx(sum(alone) / 2) and alone[0] != alone[1]
 
 
 def test_stopped_and_continued_it_stops_where_it_would_have(tiny_base, monkeypatch: pytest.MonkeyPatch) -> None:
-    from objtune_cli.models import base_model as stacks
+    from objtune_cli.models import base_model
 
     monkeypatch.setattr(early_stopping, "FROM", 2)
     monkeypatch.setattr(
@@ -111,8 +111,8 @@ def test_stopped_and_continued_it_stops_where_it_would_have(tiny_base, monkeypat
     )  # the tiny base learns little: stop at the first look that may be the last
 
     def fresh() -> Trainer:
-        stack = stacks.load(tiny_base, torch.device("cpu"), torch.float32)
-        return Trainer(stack, [tiny_sd1.subject(stack)], {}, CONFIG)
+        model = base_model.load(tiny_base, torch.device("cpu"), torch.float32)
+        return Trainer(model, [tiny_sd1.subject(model)], {}, CONFIG)
 
     whole, first, second = fresh(), fresh(), fresh()
     training.run(whole, lambda step: None)

@@ -21,7 +21,7 @@ from objtune_cli.store.checkpoints import RunState
 from objtune_cli.store.project import Project
 from objtune_cli.store.refs import parse
 from objtune_cli.training import multi_trainer, unfinished_runs
-from objtune_cli.workflow.context import Context
+from objtune_cli.workflow.context import StageContext
 
 pytestmark = pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
 
@@ -308,7 +308,7 @@ def test_a_run_of_several_photos_is_told_to_a_command_for_one_of_them(project):
     state = RunState(Project(project), "a" * 64)
     state.about = unfinished_runs.about([(record, SimpleNamespace(step=3, total=8)) for record in records], "cpu")
     state.save({})
-    ctx = Context(Project(project), None, None, SimpleNamespace(note=said.append))
+    ctx = StageContext(Project(project), None, None, SimpleNamespace(note=said.append))
     faster = replace(records[1], config=settings | {"lr": 0.25, "steps": 9})
     for record, computed in ((records[0], "cpu"), (faster, "cpu"), (records[1], "cuda")):
         unfinished_runs.announce(ctx, record)

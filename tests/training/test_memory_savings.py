@@ -17,8 +17,7 @@ import torch
 from objtune_cli.config.sections import Train
 from objtune_cli.errors import ResourceError
 from objtune_cli.lora import layers
-from objtune_cli.models import base_model as stacks
-from objtune_cli.models import memory_savings
+from objtune_cli.models import base_model, memory_savings
 from objtune_cli.runtime import memory
 from objtune_cli.training import dry_run
 from objtune_cli.training import trainer as training
@@ -51,9 +50,9 @@ def trained(
     """The layers after the run; `resumed`: from its state half-way, in a trainer of its own."""
 
     def fresh() -> training.Trainer:
-        stack = stacks.load(folder, CPU, torch.float32)
-        memory_savings.lighten(stack, checkpointing=checkpointing, quantised=quantised)
-        return training.Trainer(stack, tiny_sd1.subjects(stack, objects), {}, config)
+        model = base_model.load(folder, CPU, torch.float32)
+        memory_savings.lighten(model, checkpointing=checkpointing, quantised=quantised)
+        return training.Trainer(model, tiny_sd1.subjects(model, objects), {}, config)
 
     trainer = fresh()
     for step in range(config.steps):
@@ -62,7 +61,7 @@ def trained(
             trainer = fresh()
             trainer.restore(kept)
         trainer.advance()
-    return layers.tensors(trainer.stack) | trainer.tokens()
+    return layers.tensors(trainer.model) | trainer.tokens()
 
 
 def test_recomputed_activations_give_the_same_weights(xl: Path) -> None:
@@ -75,12 +74,12 @@ def test_recomputed_activations_keep_less(xl: Path) -> None:
     """What autograd holds on to between forward and backward, bytes."""
 
     def held(checkpointing: bool) -> int:
-        stack = stacks.load(xl, CPU, torch.float32)
-        memory_savings.lighten(stack, checkpointing=checkpointing, quantised="none")
-        layers.add(stack, 2, "attention", seed=0)
+        model = base_model.load(xl, CPU, torch.float32)
+        memory_savings.lighten(model, checkpointing=checkpointing, quantised="none")
+        layers.add(model, 2, "attention", seed=0)
         sizes: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda x: (sizes.append(x.nbytes), x)[1], lambda x: x):
-            stack.predict(torch.randn(1, 4, 8, 8), torch.tensor([5]), stack.encode(["a dog"]))
+            model.predict(torch.randn(1, 4, 8, 8), torch.tensor([5]), model.encode(["a dog"]))
         return sum(sizes)
 
     assert held(True) < held(False) / 3
@@ -98,10 +97,10 @@ def test_a_run_goes_on_from_its_state(xl: Path, optimizer: str) -> None:
 @pytest.mark.parametrize("kind", ["4bit", "8bit"])
 def test_a_quantised_denoiser_is_learned_on(xl: Path, kind: str) -> None:
     pytest.importorskip("bitsandbytes")
-    stack = stacks.load(xl, CPU, torch.float32)
-    before = sum(p.nbytes for p in stack.unet.parameters())
-    memory_savings.quantise(stack, 4 if kind == "4bit" else 8)
-    assert sum(p.nbytes for p in stack.unet.parameters()) < before
+    model = base_model.load(xl, CPU, torch.float32)
+    before = sum(p.nbytes for p in model.denoiser.parameters())
+    memory_savings.quantise(model, 4 if kind == "4bit" else 8)
+    assert sum(p.nbytes for p in model.denoiser.parameters()) < before
     found, plain = trained(xl, CONFIG, quantised=kind), trained(xl, CONFIG)
     assert found.keys() == plain.keys() and all(bool(torch.isfinite(v).all()) for v in found.values())
     assert max(float(v.abs().max()) for k, v in found.items() if "lora_B" in k) > 0
@@ -111,16 +110,16 @@ def test_what_reads_no_added_words_reads_nothing_while_a_run_learns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """T5 has heard every sentence, in class words, before the first step."""
-    stack = stacks.load(tiny_families.sd3(tmp_path / "b", with_clip=False), CPU, torch.float32)
+    model = base_model.load(tiny_families.sd3(tmp_path / "b", with_clip=False), CPU, torch.float32)
     trainer = training.Trainer(
-        stack, [tiny_sd1.subject(stack)], {}, replace(CONFIG, context="own", templates="several", steps=12)
+        model, [tiny_sd1.subject(model)], {}, replace(CONFIG, context="own", templates="several", steps=12)
     )
-    assert len(stack.heard) == 3
+    assert len(model.heard) == 3
 
     def asked(*_: object, **__: object) -> None:
         raise AssertionError("T5 is asked")
 
-    monkeypatch.setattr(type(stack.text_encoder_3), "forward", asked)
+    monkeypatch.setattr(type(model.text_encoder_3), "forward", asked)
     while not trainer.finished:
         trainer.advance()
 
@@ -136,8 +135,8 @@ def test_without_the_library_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_where_a_gpus_memory_ends_activations_are_computed_again(xl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the backward pass of the second step: the step is taken again, and the weights are those of an unbroken run."""
-    stack = stacks.load(xl, CPU, torch.float32)
-    trainer = training.Trainer(stack, [tiny_sd1.subject(stack)], {}, CONFIG)
+    model = base_model.load(xl, CPU, torch.float32)
+    trainer = training.Trainer(model, [tiny_sd1.subject(model)], {}, CONFIG)
     backward, calls = torch.Tensor.backward, iter(range(99))
 
     def full(loss: torch.Tensor, *args: Any, **named: Any) -> None:
@@ -149,23 +148,23 @@ def test_where_a_gpus_memory_ends_activations_are_computed_again(xl: Path, monke
     seen = []
     while not trainer.finished:
         trainer.advance()
-        seen.append(stack.unet.is_gradient_checkpointing)
+        seen.append(model.denoiser.is_gradient_checkpointing)
     monkeypatch.undo()
     assert seen == [False, True, True, True] and next(calls) == 5
-    plain, found = trained(xl, CONFIG), layers.tensors(stack) | trainer.tokens()
+    plain, found = trained(xl, CONFIG), layers.tensors(model) | trainer.tokens()
     assert all(torch.equal(plain[key], value) for key, value in found.items())
 
 
 @pytest.mark.parametrize("given", ["off", "on", "several processes", "again already"])
 def test_elsewhere_the_end_of_memory_is_an_error(given: str) -> None:
     unet = SimpleNamespace(is_gradient_checkpointing=given == "again already")
-    stack: Any = SimpleNamespace(unet=unet, team=object() if given == "several processes" else None, device=CPU)
+    model: Any = SimpleNamespace(denoiser=unet, team=object() if given == "several processes" else None, device=CPU)
 
     def work() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
-        memory_savings.fitting(stack, work, auto=given not in ("off", "on"))
+        memory_savings.fitting(model, work, auto=given not in ("off", "on"))
 
 
 @pytest.mark.parametrize("family", ["sdxl", "sd3"])
@@ -179,16 +178,16 @@ def test_the_attention_term_and_recomputed_activations_go_together(tmp_path: Pat
     config = replace(CONFIG, attention_weight=0.5, stop="end")
 
     def run(again: bool, config: Train) -> dict[str, torch.Tensor]:
-        stack = stacks.load(folder, CPU, torch.float32)
-        memory_savings.lighten(stack, checkpointing=again, quantised="none")
-        first = tiny_sd1.subject(stack)
+        model = base_model.load(folder, CPU, torch.float32)
+        memory_savings.lighten(model, checkpointing=again, quantised="none")
+        first = tiny_sd1.subject(model)
         second = replace(first, name="cup", class_word="mug", mask=first.mask.roll(8, -1))
-        trainer = training.Trainer(stack, [first, second], {}, config)
-        processors = dict(stack.unet.attn_processors)
+        trainer = training.Trainer(model, [first, second], {}, config)
+        processors = dict(model.denoiser.attn_processors)
         for _ in range(config.steps):
             trainer.advance()
-        assert dict(stack.unet.attn_processors) == processors
-        return layers.tensors(stack) | trainer.tokens()
+        assert dict(model.denoiser.attn_processors) == processors
+        return layers.tensors(model) | trainer.tokens()
 
     plain, again, without = run(False, config), run(True, config), run(False, replace(config, attention_weight=0.0))
     assert all(torch.equal(plain[key], value) for key, value in again.items())
@@ -230,7 +229,7 @@ def test_out_of_memory_names_the_settings(
     def full(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(stacks, "load", full)
+    monkeypatch.setattr(base_model, "load", full)
     done = cli("train", "--dry-run", "--base", base)
     assert (
         done.code == 7

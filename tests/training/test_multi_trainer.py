@@ -9,9 +9,8 @@ import torch
 
 from objtune_cli.config.sections import Train
 from objtune_cli.lora import layers
-from objtune_cli.models import base_model as stacks
-from objtune_cli.models import memory_savings
-from objtune_cli.models.base_model import Stack
+from objtune_cli.models import base_model, memory_savings
+from objtune_cli.models.base_model import BaseModel
 from objtune_cli.runtime import cpu
 from objtune_cli.training import multi_trainer
 from objtune_cli.training.trainer import Trainer
@@ -22,22 +21,22 @@ KINDS = {"rex": ("dog", 10), "cup": ("mug", 30), "tom": ("dog", 4)}
 
 
 @pytest.fixture
-def open_base(tiny_base) -> Callable[[], Stack]:
-    return lambda: stacks.load(tiny_base, torch.device("cpu"), torch.float32)
+def open_base(tiny_base) -> Callable[[], BaseModel]:
+    return lambda: base_model.load(tiny_base, torch.device("cpu"), torch.float32)
 
 
-def _trainer(stack: Stack, names: str, config: Train, label: str = "default") -> Trainer:
+def _trainer(model: BaseModel, names: str, config: Train, label: str = "default") -> Trainer:
     """Of one object, or of several of one photo: "rex", "rex+cup"."""
-    subjects = [_subject(stack, name, *KINDS[name]) for name in names.split("+")]
-    return Trainer(stack, subjects, {s.class_word: _prior(stack, s.class_word) for s in subjects}, config, label)
+    subjects = [_subject(model, name, *KINDS[name]) for name in names.split("+")]
+    return Trainer(model, subjects, {s.class_word: _prior(model, s.class_word) for s in subjects}, config, label)
 
 
-def _company(stack: Stack, names: Sequence[str], config: Train) -> list[Trainer]:
-    return [_trainer(stack, each, config, f"o{i}") for i, each in enumerate(names)]
+def _company(model: BaseModel, names: Sequence[str], config: Train) -> list[Trainer]:
+    return [_trainer(model, each, config, f"o{i}") for i, each in enumerate(names)]
 
 
 def _learned(t: Trainer) -> dict[str, torch.Tensor]:
-    return layers.tensors(t.stack, t.name) | {f"token.{k}": v for k, v in t.tokens().items()}
+    return layers.tensors(t.model, t.name) | {f"token.{k}": v for k, v in t.tokens().items()}
 
 
 CASES = {
@@ -66,7 +65,7 @@ def test_beside_others_each_learns_what_it_learns_alone(open_base, config: Train
 def test_so_does_each_on_a_flow(tmp_path: Path, newer: bool) -> None:
     """Joint attention and the term on it, T5's words, noise levels of a flow."""
     folder = tiny_families.sd3(tmp_path / "base", newer=newer, with_clip=False)
-    _check(lambda: stacks.load(folder, torch.device("cpu"), torch.float32), CASES["attention term"])
+    _check(lambda: base_model.load(folder, torch.device("cpu"), torch.float32), CASES["attention term"])
 
 
 @pytest.mark.parametrize("name", ["class passes apart, every other step", "attention term"])
@@ -74,9 +73,9 @@ def test_recomputed_activations_change_no_bit(open_base, name: str) -> None:
     """Each row's own layers and the recorder are there when the backward pass computes them again."""
 
     def run(again: bool) -> list[dict[str, torch.Tensor]]:
-        stack = open_base()
-        memory_savings.lighten(stack, checkpointing=again, quantised="none")
-        company = _company(stack, ["rex", "cup"], CASES[name])
+        model = open_base()
+        memory_savings.lighten(model, checkpointing=again, quantised="none")
+        company = _company(model, ["rex", "cup"], CASES[name])
         for _ in range(3):
             assert multi_trainer.advance(company) == {}
         return [_learned(t) for t in company]
@@ -85,7 +84,7 @@ def test_recomputed_activations_change_no_bit(open_base, name: str) -> None:
         assert all(torch.equal(plain[key], value) for key, value in again.items())
 
 
-def _check(open_base: Callable[[], Stack], config: Train) -> None:
+def _check(open_base: Callable[[], BaseModel], config: Train) -> None:
     names = ["rex+cup", "tom"] if config in (CONFIG, CASES["stops by itself"]) else ["rex", "cup", "tom"]
     company = _company(open_base(), names, config)
     starts = [_learned(t) for t in company]

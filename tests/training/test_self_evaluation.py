@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from objtune_cli.config.sections import Train
 from objtune_cli.models import clip
-from objtune_cli.models.base_model import Stack
+from objtune_cli.models.base_model import BaseModel
 from objtune_cli.training import self_evaluation
 from objtune_cli.training import trainer as training
 from objtune_cli.training.ema import Average, write
@@ -25,11 +25,11 @@ CONFIG = Train(
 
 
 @pytest.fixture
-def judge(stack: Stack, tiny_base) -> Judge:
+def judge(model: BaseModel, tiny_base) -> Judge:
     return Judge(
-        stack,
-        clip.load(tiny_base / "clip", stack),
-        [tiny_sd1.subject(stack)],
+        model,
+        clip.load(tiny_base / "clip", model),
+        [tiny_sd1.subject(model)],
         {"steps": 20, "guidance": 2.0, "below": 0.6},
     )
 
@@ -46,9 +46,9 @@ def test_the_class_itself_scores_as_the_class(judge: Judge) -> None:
 def test_objects_are_judged_as_they_will_be_drawn(judge: Judge, tiny_base) -> None:
     """Begun by the frozen base, and at the limit drawn by it alone: then nothing that was learned shows."""
     subject, kept = judge.subjects[0], {"steps": 20, "guidance": 2.0, "below": 0.6}
-    never = Judge(judge.stack, judge.towers, [subject], kept, of_objects={"object_below": 0.0})
-    late = Judge(judge.stack, judge.towers, [subject], kept, of_objects={"object_below": 0.5})
-    trainer = Trainer(judge.stack, [subject], {}, CONFIG)
+    never = Judge(judge.model, judge.towers, [subject], kept, of_objects={"object_below": 0.0})
+    late = Judge(judge.model, judge.towers, [subject], kept, of_objects={"object_below": 0.5})
+    trainer = Trainer(judge.model, [subject], {}, CONFIG)
     with torch.no_grad():
         for p in trainer.lora:
             p.add_(0.1)
@@ -65,7 +65,7 @@ def test_the_photos_own_object_scores_one(judge: Judge, monkeypatch: pytest.Monk
         subject.mask,
         subject.ground,
         self_evaluation.PLACEMENTS,
-        judge.stack.size,
+        judge.model.size,
         torch.Generator().manual_seed(0),
     )
     found = judge._scores(subject, known, placed[: len(self_evaluation.SCENES)].repeat(1, 1, 1, 1))
@@ -119,8 +119,8 @@ def test_the_running_mean_by_hand() -> None:
     assert p.tolist() == [4, 4]  # as it was, whatever happened inside
 
 
-def test_the_mean_is_what_is_kept(stack: Stack) -> None:
-    trainer = Trainer(stack, [tiny_sd1.subject(stack)], {}, CONFIG)
+def test_the_mean_is_what_is_kept(model: BaseModel) -> None:
+    trainer = Trainer(model, [tiny_sd1.subject(model)], {}, CONFIG)
     training.run(trainer, lambda step: None)
     assert trainer.step == 6 and trainer.plateau is None
     assert all(torch.equal(a, b) for a, b in zip(trainer._params(), trainer.average.kept, strict=True))
@@ -132,11 +132,11 @@ def test_write_sets_parameters_that_learn() -> None:
     assert p.tolist() == [1, 1] and p.requires_grad
 
 
-def test_a_mean_keeps_the_tokens_length(stack: Stack) -> None:
+def test_a_mean_keeps_the_tokens_length(model: BaseModel) -> None:
     """The mean of vectors of one length is shorter; what is kept is not."""
     from dataclasses import replace
 
-    trainer = Trainer(stack, [tiny_sd1.subject(stack)], {}, replace(CONFIG, token_norm="kept", token_lr=0.5))
+    trainer = Trainer(model, [tiny_sd1.subject(model)], {}, replace(CONFIG, token_norm="kept", token_lr=0.5))
     training.run(trainer, lambda step: None)
     assert float(trainer.average.kept[0].norm()) < 0.9999 * float(trainer.norms["rex"])
     torch.testing.assert_close(trainer.tokens()["rex"][:1].norm(dim=1), trainer.norms["rex"])

@@ -9,8 +9,8 @@ import torch
 from objtune_cli.config.sections import Train
 from objtune_cli.errors import GateError, NonFiniteError
 from objtune_cli.lora import layers
-from objtune_cli.models import base_model as stacks
-from objtune_cli.models.base_model import Stack
+from objtune_cli.models import base_model
+from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.placeholders import class_rows
 from objtune_cli.numerics.ddpm import step_generator
 from objtune_cli.training import loss_terms as terms
@@ -35,28 +35,28 @@ CONFIG = Train(
 )
 
 
-def _subject(stack: Stack, name: str = "rex", word: str = "dog", left: int = 10) -> Subject:
+def _subject(model: BaseModel, name: str = "rex", word: str = "dog", left: int = 10) -> Subject:
     """A red square on blue. Learned row: the article's, so that `<rex>` starts as "a dog" to the letter."""
     mask = torch.zeros(48, 48)
     mask[12:36, left : left + 14] = 1
     ground = torch.tensor([-0.5, 0.0, 0.5]).view(3, 1, 1).expand(3, 48, 48)
     picture = ground * (1 - mask) + torch.tensor([0.8, -0.6, -0.4]).view(3, 1, 1) * mask
     return Subject(
-        name, word, torch.cat([class_rows(stack, "a"), class_rows(stack, word)]), 1, picture, ground.clone(), mask
+        name, word, torch.cat([class_rows(model, "a"), class_rows(model, word)]), 1, picture, ground.clone(), mask
     )
 
 
-def _prior(stack: Stack, word: str = "dog", entries: int = 5) -> dict[str, torch.Tensor]:
+def _prior(model: BaseModel, word: str = "dog", entries: int = 5) -> dict[str, torch.Tensor]:
     """Random (z_t, t) with the frozen base's own predictions."""
     g = torch.Generator().manual_seed(1)
     z, t = (
-        torch.randn(entries, stack.unet.config.in_channels, 8, 8, generator=g),
+        torch.randn(entries, model.denoiser.config.in_channels, 8, 8, generator=g),
         torch.randint(0, 1000, (entries,), generator=g),
     )
     with torch.no_grad():
-        conditions = stack.encode([f"a photo of a {word}", ""])
+        conditions = model.encode([f"a photo of a {word}", ""])
         asked = torch.arange(entries) % 2
-        pred = stack.predict(z, t, conditions[asked])
+        pred = model.predict(z, t, conditions[asked])
     return {"latents": z, "z_t": z, "t": t, "pred": pred, "asked": asked, "conditions": conditions}
 
 
@@ -65,15 +65,15 @@ def trainer(tiny_base) -> Callable[..., Trainer]:
     """A fresh trainer on a fresh base."""
 
     def make(config: Train = CONFIG, both: bool = False) -> Trainer:
-        stack = stacks.load(tiny_base, torch.device("cpu"), torch.float32)
-        subjects = [_subject(stack)] + ([_subject(stack, "cup", "mug", 30)] if both else [])
-        return Trainer(stack, subjects, {s.class_word: _prior(stack, s.class_word) for s in subjects}, config)
+        model = base_model.load(tiny_base, torch.device("cpu"), torch.float32)
+        subjects = [_subject(model)] + ([_subject(model, "cup", "mug", 30)] if both else [])
+        return Trainer(model, subjects, {s.class_word: _prior(model, s.class_word) for s in subjects}, config)
 
     return make
 
 
 def _all(trainer: Trainer) -> dict[str, torch.Tensor]:
-    return layers.tensors(trainer.stack) | {f"token.{k}": v for k, v in trainer.tokens().items()}
+    return layers.tensors(trainer.model) | {f"token.{k}": v for k, v in trainer.tokens().items()}
 
 
 def _terms(trainer: Trainer, step: int = 0) -> dict[str, float]:
@@ -104,9 +104,9 @@ def test_what_the_frozen_base_says_is_known_before_the_first_step(trainer) -> No
         for template, entry in known.items():
             words = t.teacher_conditions[template.format(views.words("class"))]
             with torch.no_grad():  # the new LoRA does nothing: this is still the frozen base
-                again = t.stack.predict(entry.z_t, entry.t, words.expand(len(entry.t), -1, -1))
+                again = t.model.predict(entry.z_t, entry.t, words.expand(len(entry.t), -1, -1))
             assert torch.allclose(entry.pred, again, atol=1e-5)
-            a = t.stack.alpha_bar[entry.t].view(-1, 1, 1, 1)
+            a = t.model.alpha_bar[entry.t].view(-1, 1, 1, 1)
             noise = (entry.z_t - a.sqrt() * views.latents[entry.rows]) / (1 - a).sqrt()
             assert noise.std() == pytest.approx(1, abs=0.1)
 
@@ -114,9 +114,9 @@ def test_what_the_frozen_base_says_is_known_before_the_first_step(trainer) -> No
 def test_one_row_in_four_is_known_and_keeps_its_own_mask(trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     t = trainer()
     seen: list[torch.Tensor] = []
-    real = type(t.stack).predict
+    real = type(t.model).predict
     monkeypatch.setattr(
-        type(t.stack), "predict", lambda self, z, *rest: (seen.append(z.clone()), real(self, z, *rest))[1]
+        type(t.model), "predict", lambda self, z, *rest: (seen.append(z.clone()), real(self, z, *rest))[1]
     )
     before = _terms(t)
     known = [(z, int(row)) for entry in t.known[0].values() for z, row in zip(entry.z_t, entry.rows, strict=True)]
@@ -223,20 +223,20 @@ def test_the_base_itself_is_never_trained(trainer) -> None:
     t = trainer()
     frozen = {
         n: p.detach().clone()
-        for m in (t.stack.unet, t.stack.text_encoder, t.stack.vae)
+        for m in (t.model.denoiser, t.model.text_encoder, t.model.vae)
         for n, p in m.named_parameters()
         if "lora" not in n
     }
-    lora = layers.tensors(t.stack)
+    lora = layers.tensors(t.model)
     training.run(t, lambda step: None)
     now = {
         n: p
-        for m in (t.stack.unet, t.stack.text_encoder, t.stack.vae)
+        for m in (t.model.denoiser, t.model.text_encoder, t.model.vae)
         for n, p in m.named_parameters()
         if "lora" not in n
     }
     assert all(torch.equal(now[n], v) for n, v in frozen.items())
-    trained = layers.tensors(t.stack)
+    trained = layers.tensors(t.model)
     assert not any(torch.equal(trained[k], lora[k]) for k in lora)
 
 
@@ -250,9 +250,9 @@ def test_two_objects_train_alone_and_together(trainer) -> None:
     assert all(not torch.equal(t.tokens()[s.name][0], s.rows[0]) for s in t.subjects)
 
 
-def test_of_many_objects_not_every_combination_is_shown(stack: Stack) -> None:
+def test_of_many_objects_not_every_combination_is_shown(model: BaseModel) -> None:
     """Up to three: 2^N - 1; of five: singles, pairs, all; each object as often as any other; prompts of two of a class name both."""
-    five = [_subject(stack, name) for name in "abcde"]
+    five = [_subject(model, name) for name in "abcde"]
     for count, combinations in ((1, 1), (2, 3), (3, 7), (4, 4 + 6 + 1), (5, 5 + 10 + 1)):
         found = subsets(five[:count])
         assert len(set(found)) == len(found) == combinations and found[-1] == tuple(five[:count])
@@ -307,8 +307,8 @@ def test_the_mask_of_both_covers_each(trainer) -> None:
 
 
 @pytest.mark.parametrize("kind", ["token", "class"])
-def test_words_of_a_subset(stack: Stack, kind: str) -> None:
-    members = (_subject(stack), replace(_subject(stack, "otto", "owl")))
+def test_words_of_a_subset(model: BaseModel, kind: str) -> None:
+    members = (_subject(model), replace(_subject(model, "otto", "owl")))
     expected = "<rex> and <otto>" if kind == "token" else "a dog and an owl"
     assert Views(members, *[torch.zeros(1, 1, 1, 1)] * 3).words(kind) == expected
 
@@ -360,7 +360,7 @@ def test_what_is_not_finite_before_anything_was_learned_is_laid_to_no_rate(train
         t.advance()
     assert "rate" not in caught.value.hint
     with torch.no_grad():
-        t.stack.unet.conv_out.bias.fill_(float("inf"))
+        t.model.denoiser.conv_out.bias.fill_(float("inf"))
     with pytest.raises(NonFiniteError, match="the denoiser gives NaN or infinite values in fp32"):
         t.advance()
 
@@ -382,10 +382,10 @@ def test_while_it_learns_the_rest_of_the_sentence_hears_the_class_word(trainer) 
     prompt = "a photo of <rex>"
     for t in (own, context):  # no longer "a dog" to the letter
         t.learned["rex"].data.mul_(-1)
-    assert torch.equal(own.condition(prompt), own.stack.encode([own.words.expand(prompt)]))
-    ids = context.stack.token_ids([context.words.expand(prompt)])
+    assert torch.equal(own.condition(prompt), own.model.encode([own.words.expand(prompt)]))
+    ids = context.model.token_ids([context.words.expand(prompt)])
     named = context.words.positions(ids, "rex")[0]
-    said, plain = context.condition(prompt)[0], context.stack.encode(["a photo of a dog"])[0]
+    said, plain = context.condition(prompt)[0], context.model.encode(["a photo of a dog"])[0]
     assert torch.equal(said[-1], plain[-1]) and (said[named] - own.condition(prompt)[0][named]).abs().max() < 1e-6
     assert not torch.equal(own.condition(prompt)[0, -1], plain[-1])
     for t in (own, context):

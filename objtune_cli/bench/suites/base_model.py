@@ -21,7 +21,7 @@ from objtune_cli.toybox.evaluator import inference
 from objtune_cli.toybox.evaluator.inference import Reading, Thing
 from objtune_cli.toybox.recipe import dataset
 from objtune_cli.toybox.world import BACKGROUNDS, Dial, Instance, Scene
-from objtune_cli.workflow.context import Context
+from objtune_cli.workflow.context import StageContext
 
 PAIRS = 0.25
 """Share of samples with two objects."""
@@ -33,7 +33,7 @@ ATTRIBUTES = {"class": "kind", "colour": "colour", "second": "second", "pattern"
 """Measure to the instance's field."""
 
 
-def run(ctx: Context, out: Path, dial: Dial, config: Bench) -> list[dict[str, Any]]:
+def run(ctx: StageContext, out: Path, dial: Dial, config: Bench) -> list[dict[str, Any]]:
     """Rows of the methods `base` (truth = 1) and `truth` (shares as they are); a sheet of samples in `out`.
 
     Raises:
@@ -58,7 +58,7 @@ def _row(method: str, measure: str, values: Sequence[float]) -> dict[str, Any]:
     return statistics.rows(method, [{measure: float(v)} for v in values])[0]
 
 
-def _samples(ctx: Context, folder: Path, scenes: list[Scene]) -> np.ndarray:
+def _samples(ctx: StageContext, folder: Path, scenes: list[Scene]) -> np.ndarray:
     """The base's pictures of the scenes' sentences, kept in parts in `folder`: an interrupted run goes on."""
     from PIL import Image
 
@@ -67,9 +67,9 @@ def _samples(ctx: Context, folder: Path, scenes: list[Scene]) -> np.ndarray:
         file = folder / f"{start:06d}.png"
         part = scenes[start : start + PART]
         if not file.exists():
-            stack, _ = rendering.loaded(ctx, "", None)
+            model, _ = rendering.loaded(ctx, "", None)
             texts, seeds = [sentence(s) for s in part], list(range(start, start + len(part)))
-            shown = rendering.pictures(ctx, stack, texts, seeds, f"samples {start + len(part)} of {len(scenes)}")
+            shown = rendering.pictures(ctx, model, texts, seeds, f"samples {start + len(part)} of {len(scenes)}")
             artifacts.write_file(file, png.png(np.concatenate(list(shown))))
         column = np.asarray(Image.open(file))
         if len(column) != len(part) * column.shape[1]:  # of a run with fewer samples
@@ -164,7 +164,7 @@ def nearest(thumbs: np.ndarray, bank: np.ndarray, batch: int = 4096) -> np.ndarr
     return np.sqrt(least.clip(0) / flat.shape[1])
 
 
-def _training_set(ctx: Context, out: Path, dial: Dial) -> np.ndarray:
+def _training_set(ctx: StageContext, out: Path, dial: Dial) -> np.ndarray:
     """Every picture that the base was trained on, drawn small once and kept in `out`.
 
     Raises:

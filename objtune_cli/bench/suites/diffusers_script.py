@@ -20,7 +20,7 @@ from objtune_cli.bench.suites.speed import SIDE
 from objtune_cli.config.sections import Bench
 from objtune_cli.errors import InputError, ResourceError
 from objtune_cli.evaluation import statistics as measures
-from objtune_cli.workflow.context import Context
+from objtune_cli.workflow.context import StageContext
 
 STEPS, WARM_UP = 24, 4
 LARGE = 512
@@ -41,7 +41,7 @@ RATES = (
 """diffusers' README of the script: one photo and one class picture a step, rank 4."""
 
 
-def rows(ctx: Context, config: Bench, folder: Path, ours: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def rows(ctx: StageContext, config: Bench, folder: Path, ours: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of the script at the size of `ours`, rows of `speed.run`, and of the ratio of ours to it; one value each."""
     ctx.report.note(f"{Path(config.script).name}: Stable Diffusion 1.5's layout is written to {folder}")
     device = "cuda" if ctx.common.device.startswith("cuda") or (ctx.common.device == "auto" and _gpu()) else "cpu"
@@ -128,12 +128,12 @@ def _model(folder: Path, device: str) -> None:
     # isort: split
     import diffusers
 
-    made = random_weights.stack("sd15", torch.device(device), torch.bfloat16)
+    made = random_weights.random_base_model("sd15", torch.device(device), torch.bfloat16)
     whole: Any = diffusers.StableDiffusionPipeline(
         made.vae,
         made.text_encoder,
         made.tokenizer,
-        made.unet,
+        made.denoiser,
         made.scheduler,
         None,
         None,

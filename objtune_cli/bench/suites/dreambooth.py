@@ -28,7 +28,7 @@ from objtune_cli.segmentation.from_hints import Target
 from objtune_cli.store import artifacts
 from objtune_cli.store.safetensors_format import canonical
 from objtune_cli.training import class_prior_stage
-from objtune_cli.workflow.context import Context
+from objtune_cli.workflow.context import StageContext
 
 FORMAT = 2
 PHOTOS, UNTRAINED = "photos", "untrained"
@@ -41,7 +41,7 @@ FIRST = 1000
 """Seed of the first picture; picture i of a subject has the same noise for every method and subject."""
 
 
-def run(ctx: Context, out: Path, asked: list[Subject], methods: Mapping[str, Method], config: Bench) -> list[Row]:
+def run(ctx: StageContext, out: Path, asked: list[Subject], methods: Mapping[str, Method], config: Bench) -> list[Row]:
     """Rows of the methods over the subjects, with the photos that were learned and the model that measured.
 
     Writes `table.csv`, `sheet.png`, `results.jsonl` and every picture (`pictures/METHOD/SUBJECT/`) into `out`; what `out` holds is not made again.
@@ -82,7 +82,7 @@ class Running:
         seen: What tells its judges from others. handed: What the trainings of the subject are given, or why there is no mask of it.
     """
 
-    ctx: Context
+    ctx: StageContext
     out: Path
     config: Bench
     judges: Judges
@@ -164,12 +164,12 @@ class Running:
             trained = single_training.learned(self.ctx, handed, name, method)
             weights, thing = trained.weights, f"<{subject.name}>"
             cost = {"seconds": trained.seconds} | ({"memory_mb": trained.memory_mb} if trained.memory_mb else {})
-        stack, words = rendering.loaded(self.ctx, subject.name, weights, subject.kind)
+        base_model, words = rendering.loaded(self.ctx, subject.name, weights, subject.kind)
         texts = [words.expand(text) for text in subject.asked(thing) for _ in range(self.config.seeds)]
         first = FIRST + self.config.seed * 10 * FIRST
         seeds = list(range(first, first + len(texts)))
         return cost, rendering.pictures(
-            self.ctx, stack, texts, seeds, f"{name} on {subject.name}", **method.guidances(self.ctx.base)
+            self.ctx, base_model, texts, seeds, f"{name} on {subject.name}", **method.guidances(self.ctx.base)
         )
 
     def _handed(self, subject: Subject) -> single_training.Handed:

@@ -16,7 +16,7 @@ from objtune_cli.segmentation import from_class_word, hint_checks, quality_gate
 from objtune_cli.segmentation.from_hints import Eyes, Located, Target
 from objtune_cli.toybox import renderer, world
 from objtune_cli.toybox.world import Dial
-from objtune_cli.workflow.context import Context
+from objtune_cli.workflow.context import StageContext
 
 SIDE = 320
 """Side of the photos, px."""
@@ -45,7 +45,7 @@ def scenes(dial: Dial, count: int, seed: int) -> Iterator[Seen]:
         yield Seen(Photo(rgb, None, "", ()), tuple(zip(kinds, covers, strict=True)))
 
 
-def run(ctx: Context, dial: Dial, config: Bench) -> list[dict[str, Any]]:
+def run(ctx: StageContext, dial: Dial, config: Bench) -> list[dict[str, Any]]:
     """Rows of each segmenter and way, in drawn scenes or photographs: iou, boundary (F of the outlines), right (share with the object that was meant), refused (share
     that the gate stops), wrong (share that it lets pass although it is another thing), seconds a photo.
 

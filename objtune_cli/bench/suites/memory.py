@@ -14,10 +14,10 @@ from objtune_cli.errors import UsageError
 from objtune_cli.evaluation import statistics
 from objtune_cli.models import random_weights, registry
 from objtune_cli.training import stage as train
-from objtune_cli.workflow.context import Context
+from objtune_cli.workflow.context import StageContext
 
 if TYPE_CHECKING:
-    from objtune_cli.models.base_model import Stack
+    from objtune_cli.models.base_model import BaseModel
     from objtune_cli.runtime.tensor_memory import Live
     from objtune_cli.training.trainer import Trainer
 
@@ -37,7 +37,7 @@ FORMS = {
 """Forms of a step: whether activations are computed again, and the weight of the attention term."""
 
 
-def run(ctx: Context, config: Bench) -> list[dict[str, Any]]:
+def run(ctx: StageContext, config: Bench) -> list[dict[str, Any]]:
     """Rows of each layout, MB, one value each.
 
     Measures: `denoiser_mb`, `words_mb`, `autoencoder_mb`: weights. `preparing_mb`: placements encoded, the frozen base asked.
@@ -58,46 +58,46 @@ def run(ctx: Context, config: Bench) -> list[dict[str, Any]]:
     return rows
 
 
-def _measured(ctx: Context, name: str, config: Bench) -> tuple[str, dict[str, float]]:
+def _measured(ctx: StageContext, name: str, config: Bench) -> tuple[str, dict[str, float]]:
     """One layout's label and its measures."""
     from objtune_cli.runtime import memory
     from objtune_cli.runtime.tensor_memory import Live, held
 
-    stack = _opened(ctx, name, config.side)
-    label = f"{name} at {stack.size} px"
+    model = _opened(ctx, name, config.side)
+    label = f"{name} at {model.size} px"
     note = ctx.report.note
-    note(f"{label}: {str(stack.dtype).removeprefix('torch.')}, on {stack.device}")
-    live = Live(multiply=stack.device.type != "cpu" or config.products == "multiplied")
-    encoders = (*stack.text_encoders, stack.text_encoder_3)
+    note(f"{label}: {str(model.dtype).removeprefix('torch.')}, on {model.device}")
+    live = Live(multiply=model.device.type != "cpu" or config.products == "multiplied")
+    encoders = (*model.text_encoders, model.text_encoder_3)
     found = {f"{part}_mb": live.add(held(*modules)) / MB for part, modules in
-             {"denoiser": (stack.unet,), "words": encoders, "autoencoder": (stack.vae,)}.items()}  # fmt: skip
-    memory.forget_peak(stack.device.type)
+             {"denoiser": (model.denoiser,), "words": encoders, "autoencoder": (model.vae,)}.items()}  # fmt: skip
+    memory.forget_peak(model.device.type)
     with live:
-        trainer = _trainer(ctx, stack, name)
+        trainer = _trainer(ctx, model, name)
         found["preparing_mb"] = live.peak / MB
         note(f"{label}: prepared, {live.peak / MB:.0f} MB")
         found |= _steps(ctx, live, trainer, label)
-        found["drawing_mb"] = _drawn(live, stack) / MB
+        found["drawing_mb"] = _drawn(live, model) / MB
     note(f"{label}: drawn, {found['drawing_mb']:.0f} MB; attention by {', '.join(sorted(live.attention))}")
-    if stack.device.type == "cuda":
+    if model.device.type == "cuda":
         found["gpu_mb"] = memory.peak("cuda")
     return label, found
 
 
-def _baseline(ctx: Context, name: str, side: int) -> dict[str, float]:
+def _baseline(ctx: StageContext, name: str, side: int) -> dict[str, float]:
     """The same of a step of DreamBooth-LoRA, as its authors' script takes it: both pictures in one pass, the whole model in memory."""
     from objtune_cli.runtime.tensor_memory import Live, held
     from objtune_cli.training import dry_run
     from objtune_cli.training import trainer as training
 
     method = METHODS[BASELINE]
-    stack = _opened(ctx, name, side)
-    live = Live(multiply=stack.device.type != "cpu")
-    live.add(held(stack.unet, *stack.text_encoders, stack.text_encoder_3, stack.vae))
+    model = _opened(ctx, name, side)
+    live = Live(multiply=model.device.type != "cpu")
+    live.add(held(model.denoiser, *model.text_encoders, model.text_encoder_3, model.vae))
     with live:
-        asked = train.suited(replace(Train(), **method.train), {**registry.TRAINING, **stack.family.training})
-        objects = dry_run.subjects(stack, replace(Embed(), **method.embed), 1)
-        trainer = training.Trainer(stack, objects, {"dog": dry_run.prior(stack, 1)}, asked)
+        asked = train.suited(replace(Train(), **method.train), {**registry.TRAINING, **model.family.training})
+        objects = dry_run.subjects(model, replace(Embed(), **method.embed), 1)
+        trainer = training.Trainer(model, objects, {"dog": dry_run.prior(model, 1)}, asked)
         trainer.advance()
         resting = live.now / MB
         live.forget()
@@ -105,35 +105,35 @@ def _baseline(ctx: Context, name: str, side: int) -> dict[str, float]:
     return {"resting_mb": resting, "kept_mb": live.peak / MB}
 
 
-def _opened(ctx: Context, name: str, side: int) -> "Stack":
+def _opened(ctx: StageContext, name: str, side: int) -> "BaseModel":
     """A layout as a GPU has it: bf16, unless another precision is asked for; the base at hand likewise."""
     import torch
 
-    from objtune_cli.models import base_model as stack
+    from objtune_cli.models import base_model as model
     from objtune_cli.runtime import memory
 
-    device = stack.pick_device(ctx.common.device)
-    dtype = torch.bfloat16 if ctx.common.precision == "auto" else stack.PRECISIONS[ctx.common.precision]
+    device = model.pick_device(ctx.common.device)
+    dtype = torch.bfloat16 if ctx.common.precision == "auto" else model.PRECISIONS[ctx.common.precision]
     memory.let_go(device.type)
     if side % 64:
         raise UsageError(f"bench.side is {side}", "a multiple of 64")
     if name != "base":
-        return random_weights.stack(name, device, dtype, side)
-    return stack.load(ctx.base.folder, device, dtype, ctx.base.weights, ctx.base.prediction)
+        return random_weights.random_base_model(name, device, dtype, side)
+    return model.load(ctx.base.folder, device, dtype, ctx.base.weights, ctx.base.prediction)
 
 
-def _trainer(ctx: Context, stack: "Stack", name: str) -> "Trainer":
+def _trainer(ctx: StageContext, model: "BaseModel", name: str) -> "Trainer":
     """A trainer on objects in noise, with what suits bases of this layout; what the frozen base says is asked once and kept as often as a run keeps it."""
     from objtune_cli.training import dry_run
     from objtune_cli.training import trainer as training
 
-    own = ctx.base.training if name == "base" else {**registry.TRAINING, **stack.family.training}
+    own = ctx.base.training if name == "base" else {**registry.TRAINING, **model.family.training}
     full = train.suited(ctx.settings.resolve(Train), own, OBJECTS)
-    priors = {"dog": dry_run.prior(stack, ctx.settings.resolve(Prior).entries)} if full.class_weight else {}
+    priors = {"dog": dry_run.prior(model, ctx.settings.resolve(Prior).entries)} if full.class_weight else {}
     asked = replace(
         full, known=1, views=min(full.views, VIEWS), stop="end", average=0.0, class_every=1, checkpointing="off"
     )  # each step has a class pass
-    trainer = training.Trainer(stack, dry_run.subjects(stack, ctx.settings.resolve(Embed), OBJECTS), priors, asked)
+    trainer = training.Trainer(model, dry_run.subjects(model, ctx.settings.resolve(Embed), OBJECTS), priors, asked)
     for known in (k for each in trainer.known for k in each.values()):
         more = -(-full.known // len(trainer.known))
         for part in ("rows", "z_t", "t", "aim", "pred"):
@@ -142,20 +142,20 @@ def _trainer(ctx: Context, stack: "Stack", name: str) -> "Trainer":
     return trainer
 
 
-def _steps(ctx: Context, live: "Live", trainer: "Trainer", label: str) -> dict[str, float]:
+def _steps(ctx: StageContext, live: "Live", trainer: "Trainer", label: str) -> dict[str, float]:
     """The largest of one step of each form; the optimizer's moments come with the first, which is not measured."""
     import torch
 
     found: dict[str, float] = {}
-    trainer.stack.unet.enable_gradient_checkpointing()
+    trainer.model.denoiser.enable_gradient_checkpointing()
     trainer.advance()
     found["resting_mb"] = live.now / MB
     for form, (again, weight) in FORMS.items():
         ctx.check_stopped()
         (
-            trainer.stack.unet.enable_gradient_checkpointing
+            trainer.model.denoiser.enable_gradient_checkpointing
             if again
-            else trainer.stack.unet.disable_gradient_checkpointing
+            else trainer.model.denoiser.disable_gradient_checkpointing
         )()
         trainer.config = replace(trainer.config, attention_weight=weight)
         trainer.weights["attention"] = weight
@@ -171,11 +171,11 @@ def _steps(ctx: Context, live: "Live", trainer: "Trainer", label: str) -> dict[s
     return found
 
 
-def _drawn(live: "Live", stack: "Stack") -> int:
+def _drawn(live: "Live", model: "BaseModel") -> int:
     """Bytes of drawing pictures and decoding them: one sampling step stands for all."""
     from objtune_cli.generation import sampling
 
     live.forget()
     prompts = [f"a photo of a dog {scene}" for scene in SCENES]
-    stack.to_picture(sampling.sample(stack, prompts, "", list(range(len(prompts))), 1, 5.0))
+    model.to_picture(sampling.sample(model, prompts, "", list(range(len(prompts))), 1, 5.0))
     return live.peak

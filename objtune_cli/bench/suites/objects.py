@@ -22,7 +22,7 @@ from objtune_cli.toybox.evaluator.inference import Reading
 from objtune_cli.toybox.evaluator.network import Evaluator
 from objtune_cli.toybox.world import DIALS, Dial
 from objtune_cli.training import class_prior_stage
-from objtune_cli.workflow.context import Context
+from objtune_cli.workflow.context import StageContext
 
 ALWAYS = {
     "truth": Method("the object drawn again", "the world", draw=PLAINLY),
@@ -33,7 +33,7 @@ ALWAYS = {
 """Rows that need no training: what 1 and 0 look like, the best this base could do, and what words alone give."""
 
 
-def dial_of(ctx: Context) -> Dial:
+def dial_of(ctx: StageContext) -> Dial:
     """The world that the base was trained on.
 
     Raises:
@@ -54,7 +54,7 @@ def dial_of(ctx: Context) -> Dial:
 
 
 def run(
-    ctx: Context, out: Path, methods: Mapping[str, Method], config: Bench, published: Path | None = None
+    ctx: StageContext, out: Path, methods: Mapping[str, Method], config: Bench, published: Path | None = None
 ) -> list[Row]:
     """Rows of the methods on `config.objects` held-out objects; finished ones in `out` or `published` are not measured again.
 
@@ -96,7 +96,7 @@ def _photo(case: Case) -> np.ndarray:
 class Running:
     """One run of the bench: what it measures with, and what it has found of the object at hand."""
 
-    ctx: Context
+    ctx: StageContext
     config: Bench
     dial: Dial
     network: Evaluator
@@ -153,6 +153,6 @@ class Running:
     def _class_before(self, kind: str) -> list[Reading]:
         """Readings of the class as the bare base draws it."""
         if kind not in self.before:
-            stack, _ = rendering.loaded(self.ctx, kind, None)
-            self.before[kind] = rendering.readings(self.network, rendering.of_class(self.ctx, stack, kind))
+            model, _ = rendering.loaded(self.ctx, kind, None)
+            self.before[kind] = rendering.readings(self.network, rendering.of_class(self.ctx, model, kind))
         return self.before[kind]

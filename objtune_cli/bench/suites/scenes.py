@@ -33,7 +33,7 @@ from objtune_cli.toybox.evaluator.network import Evaluator
 from objtune_cli.toybox.world import Dial
 from objtune_cli.training import stage as train
 from objtune_cli.workflow import prompt_request, trained_objects
-from objtune_cli.workflow.context import Context, tools
+from objtune_cli.workflow.context import StageContext, tools
 
 FORMAT = 4
 KINDS = {"two": (0, 1), "three": (0, 1, 2), "same": (0, 3)}
@@ -88,7 +88,7 @@ def groups(dial: Dial, count: int, seed: int, places: int) -> list[Group]:
 class Running:
     """One run: what it measures with, where it trains, what it knows so far."""
 
-    ctx: Context
+    ctx: StageContext
     out: Path
     config: Bench
     dial: Dial
@@ -115,12 +115,12 @@ class Running:
         """One photo of all the group's objects, and where each is."""
         return scene_training.photo(group.members, self.dial, self.config.seed)
 
-    def inside(self, name: str) -> Context:
+    def inside(self, name: str) -> StageContext:
         """A project below `out`, for trainings and scenes that do not know of others."""
         return replace(self.ctx, project=locate(self.out / name, create=True))
 
 
-def run(ctx: Context, out: Path, methods: list[str], config: Bench) -> list[Row]:
+def run(ctx: StageContext, out: Path, methods: list[str], config: Bench) -> list[Row]:
     """Rows of the methods on the asked kinds of scenes; what `out` holds is not measured again.
 
     Raises:
@@ -238,7 +238,7 @@ def _asked(bench: Running, group: Group) -> Iterator[tuple[str, str, int]]:
         yield background, group.prompt(background), 1000 + 10 * i
 
 
-def _composed(bench: Running, ctx: Context, group: Group, how: Compose) -> tuple[dict[str, float], np.ndarray]:
+def _composed(bench: Running, ctx: StageContext, group: Group, how: Compose) -> tuple[dict[str, float], np.ndarray]:
     """What `objtune compose` draws, and how often its own check agrees with the evaluator."""
     shown, said = [], []
     for _, prompt, seed in _asked(bench, group):
@@ -250,7 +250,7 @@ def _composed(bench: Running, ctx: Context, group: Group, how: Compose) -> tuple
     return values | scene_scores.checked(said, [scene_scores.present(scales, things) for things in read]), sheet
 
 
-def _plain(ctx: Context, group: Group, ref: Ref | None) -> np.ndarray:
+def _plain(ctx: StageContext, group: Group, ref: Ref | None) -> np.ndarray:
     """One prompt for all objects, their LoRAs added (or one adapter), in pictures as wide as composed ones."""
     import torch
 
@@ -258,24 +258,24 @@ def _plain(ctx: Context, group: Group, ref: Ref | None) -> np.ndarray:
     from objtune_cli.lora import layers
 
     found = prompt_request.read(ctx, [group.prompt(group.backgrounds[0])], source=ref).objects
-    stack = ctx.stack()
+    model = ctx.load_base_model()
     weights = {item.name: trained_objects.tensors(ctx, item) for item in found}
-    words = trained_objects.add_words(stack, found, weights)
+    words = trained_objects.add_words(model, found, weights)
     names = [
         f"lora{i}"
         for i, item in enumerate(found[:1] if ref else found)
-        if layers.load(stack, weights[item.name], f"lora{i}")
+        if layers.load(model, weights[item.name], f"lora{i}")
     ]
-    layers.activate(stack, names)
+    layers.activate(model, names)
     laid = layout.proposed(group.prompt(group.backgrounds[0]), [o.name for o in found], {}, {})
-    high, wide = (round(stack.size * side / stack.unit) * stack.unit for side in (laid.high, laid.wide))
+    high, wide = (round(model.size * side / model.unit) * model.unit for side in (laid.high, laid.wide))
     drawn = []
     for i, background in enumerate(group.backgrounds):
         seeds = [1000 + 10 * i + k for k in range(SEEDS_EACH)]
         drawn.append(
-            sample(stack, words.expand(group.prompt(background)), "", seeds, **ctx.base.drawn(), size=(high, wide))
+            sample(model, words.expand(group.prompt(background)), "", seeds, **ctx.base.drawn(), size=(high, wide))
         )
-    return to_uint8(stack.to_picture(torch.cat(drawn))).numpy()
+    return to_uint8(model.to_picture(torch.cat(drawn))).numpy()
 
 
 def _alone(bench: Running, group: Group) -> tuple[dict[str, float], np.ndarray]:
@@ -316,7 +316,7 @@ def _opened(images: list[Path]) -> np.ndarray:
     return np.stack([np.asarray(Image.open(path)) for path in images])
 
 
-def _trained(bench: Running, ctx: Context, case: Case) -> float:
+def _trained(bench: Running, ctx: StageContext, case: Case) -> float:
     """Train one object where it is not yet, or wait for the process of another share that does; seconds it took, 0 where it was there."""
     rgb, mask = case.picture()
     while True:

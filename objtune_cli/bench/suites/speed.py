@@ -21,12 +21,12 @@ from objtune_cli.errors import ObjtuneError
 from objtune_cli.evaluation import statistics
 from objtune_cli.models import registry
 from objtune_cli.training import stage as train
-from objtune_cli.workflow.context import Context
+from objtune_cli.workflow.context import StageContext
 
 if TYPE_CHECKING:
     import torch
 
-    from objtune_cli.models.base_model import Stack
+    from objtune_cli.models.base_model import BaseModel
     from objtune_cli.training.trainer import Trainer
 
 COMPARED = ("objtune", "dreambooth-lora")
@@ -56,7 +56,7 @@ class Task:
     side: int = 0
 
 
-def run(ctx: Context, config: Bench, sizes: tuple[str, ...] = SIZES) -> list[dict[str, Any]]:
+def run(ctx: StageContext, config: Bench, sizes: tuple[str, ...] = SIZES) -> list[dict[str, Any]]:
     """Rows of both methods at each size, one value a round, and of the ratio of ours to the other.
 
     Measures: `<size>_step_s`, its parts `_words_s`, `_forward_s`, `_backward_s`, `_optimizer_s`, and
@@ -83,7 +83,7 @@ def run(ctx: Context, config: Bench, sizes: tuple[str, ...] = SIZES) -> list[dic
     return rows
 
 
-def objects(ctx: Context, rounds: int) -> list[dict[str, Any]]:
+def objects(ctx: StageContext, rounds: int) -> list[dict[str, Any]]:
     """Rows of one, two and three objects of one photo, learned together, and of their ratio to one.
 
     Measures: `prepare_s`, before the first step; `step_s`; `run_s`, both for the most steps that suit the base and that many objects.
@@ -110,13 +110,13 @@ def _counted(n: int) -> str:
     return f"{n} object{'s' if n > 1 else ''} of a photo"
 
 
-def _task(ctx: Context, size: str, method: str) -> Task:
+def _task(ctx: StageContext, size: str, method: str) -> Task:
     training = ctx.base.training if size == "base" else registry.TRAINING
     return Task(size, ctx.common.base, dict(training), method, ctx.common.device, ctx.common.precision)
 
 
 def _side_by_side(
-    ctx: Context, label: str, tasks: Mapping[str, Task], rounds: int
+    ctx: StageContext, label: str, tasks: Mapping[str, Task], rounds: int
 ) -> dict[str, list[dict[str, float]]]:
     """Each task in a process of its own, taking turns: whatever else the machine does meets all."""
     names = list(tasks)
@@ -159,9 +159,9 @@ def _child(pipe: Connection, task: Task) -> None:
 
 def _timed(task: Task) -> "tuple[Trainer, float]":
     """A trainer, and the seconds from its objects to its first step: placements, and what the frozen base says of them."""
-    stack = _stack(task)
+    model = _stack(task)
     started = time.perf_counter()
-    return build(task, stack), time.perf_counter() - started
+    return build(task, model), time.perf_counter() - started
 
 
 def live(trainer: "Trainer", steps: int) -> dict[str, float]:
@@ -169,11 +169,11 @@ def live(trainer: "Trainer", steps: int) -> dict[str, float]:
     from objtune_cli.runtime import cpu, memory
     from objtune_cli.runtime.tensor_memory import Live, held
 
-    stack = trainer.stack
-    if stack.device.type != "cpu":
+    model = trainer.model
+    if model.device.type != "cpu":
         return {}
     counted = Live()
-    counted.add(held(stack.unet, *stack.text_encoders, stack.text_encoder_3, stack.autoencoder))
+    counted.add(held(model.denoiser, *model.text_encoders, model.text_encoder_3, model.autoencoder))
     with counted:
         trainer.advance()  # what else a run holds is seen where a step reads it
         counted.forget()
@@ -188,10 +188,10 @@ class Clock:
 
     def __init__(self, trainer: "Trainer") -> None:
         self.trainer, self.spent = trainer, dict.fromkeys(PARTS, 0.0)
-        stack: Any = trainer.stack
+        model: Any = trainer.model
         self._time(trainer.optimizer, "step", "optimizer")
-        self._time(stack.text_encoder, "forward", "words")
-        self._time(stack.unet, "forward", "forward")
+        self._time(model.text_encoder, "forward", "words")
+        self._time(model.denoiser, "forward", "forward")
 
     def _time(self, owner: Any, name: str, part: str) -> None:
         inside = getattr(owner, name)
@@ -207,7 +207,7 @@ class Clock:
     def _now(self) -> float:
         import torch
 
-        if self.trainer.stack.device.type == "cuda":
+        if self.trainer.model.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
 
@@ -216,7 +216,7 @@ class Clock:
         from objtune_cli.runtime import memory
 
         self.spent = dict.fromkeys(PARTS, 0.0)
-        memory.forget_peak(self.trainer.stack.device.type)
+        memory.forget_peak(self.trainer.model.device.type)
         started = self._now()
         for _ in range(steps):
             self.trainer.advance()
@@ -226,11 +226,11 @@ class Clock:
         return {
             "step_s": step,
             **{f"{p}_s": parts[p] for p in PARTS},
-            "memory_mb": memory.peak(self.trainer.stack.device.type),
+            "memory_mb": memory.peak(self.trainer.model.device.type),
         }
 
 
-def _stack(task: Task) -> "Stack":
+def _stack(task: Task) -> "BaseModel":
     if task.size == "base":
         return _base(task)
     from objtune_cli.models import random_weights
@@ -238,7 +238,7 @@ def _stack(task: Task) -> "Stack":
     return random_weights.opened("sd15", task.device, task.precision, task.side, SIDE)
 
 
-def build(task: Task, stack: "Stack") -> "Trainer":
+def build(task: Task, model: "BaseModel") -> "Trainer":
     """A trainer of the method's settings on a picture and a class prior of noise."""
     import torch
 
@@ -251,45 +251,45 @@ def build(task: Task, stack: "Stack") -> "Trainer":
     if task.size != "base":
         config = replace(config, known=2)  # asked before any step: no part of one
     vectors = int(method.embed.get("vectors", Embed().vectors))
-    noun = class_rows(stack, "dog")
+    noun = class_rows(model, "dog")
     rows = torch.cat([noun[:1].expand(vectors, -1), noun])
     g = torch.Generator().manual_seed(0)
-    picture = torch.rand((3, stack.size, stack.size), generator=g) * 2 - 1
+    picture = torch.rand((3, model.size, model.size), generator=g) * 2 - 1
     subjects = [
-        Subject(f"it{i}", "dog", rows, vectors, picture, picture.flip(-1), _mask(stack, i, task.objects))
+        Subject(f"it{i}", "dog", rows, vectors, picture, picture.flip(-1), _mask(model, i, task.objects))
         for i in range(task.objects)
     ]
-    return training.Trainer(stack, subjects, {"dog": _noise_prior(stack, g)} if config.class_weight else {}, config)
+    return training.Trainer(model, subjects, {"dog": _noise_prior(model, g)} if config.class_weight else {}, config)
 
 
-def _mask(stack: "Stack", number: int, count: int) -> "torch.Tensor":
+def _mask(model: "BaseModel", number: int, count: int) -> "torch.Tensor":
     """Where the object of a number stands among so many: a quarter of the frame, shared out from left to right."""
     import torch
 
-    quarter, wide = stack.size // 4, stack.size // 2 // count
-    mask = torch.zeros(stack.size, stack.size)
+    quarter, wide = model.size // 4, model.size // 2 // count
+    mask = torch.zeros(model.size, model.size)
     mask[quarter:-quarter, quarter + number * wide : quarter + (number + 1) * wide] = 1
     return mask
 
 
-def _base(task: Task) -> "Stack":
-    from objtune_cli.models import base_model as stack
+def _base(task: Task) -> "BaseModel":
+    from objtune_cli.models import base_model as model
     from objtune_cli.models import precision
 
-    device = stack.pick_device(task.device)
-    loaded = stack.load(registry.find(task.base).folder, device, stack.pick_dtype(task.precision, device))
+    device = model.pick_device(task.device)
+    loaded = model.load(registry.find(task.base).folder, device, model.pick_dtype(task.precision, device))
     if task.precision == "auto" and device.type == "cpu" and precision.processor_has_bf16():
-        precision.halve(loaded.unet)
+        precision.halve(loaded.denoiser)
     return loaded
 
 
-def _noise_prior(stack: "Stack", g: "torch.Generator", entries: int = 8) -> dict[str, "torch.Tensor"]:
+def _noise_prior(model: "BaseModel", g: "torch.Generator", entries: int = 8) -> dict[str, "torch.Tensor"]:
     import torch
 
-    side = stack.size // stack.factor
-    drawn = torch.randn((3, entries, stack.unet.config.in_channels, side, side), generator=g)
+    side = model.size // model.factor
+    drawn = torch.randn((3, entries, model.denoiser.config.in_channels, side, side), generator=g)
     with torch.no_grad():
-        conditions = stack.encode(["a photo of a dog"])
+        conditions = model.encode(["a photo of a dog"])
     t = torch.from_numpy(np.linspace(100, 900, entries).astype(np.int64))
     return {
         "latents": drawn[0],

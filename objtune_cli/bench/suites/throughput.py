@@ -21,7 +21,7 @@ from objtune_cli.store.refs import parse
 from objtune_cli.store.safetensors_format import canonical
 from objtune_cli.toybox.evaluator import inference
 from objtune_cli.training import stage as train
-from objtune_cli.workflow.context import Context, tools
+from objtune_cli.workflow.context import StageContext, tools
 
 FORMAT = 1
 WAYS = ("alone", "beside")
@@ -30,7 +30,7 @@ WAYS = ("alone", "beside")
 
 @dataclass(slots=True)
 class _Running:
-    ctx: Context
+    ctx: StageContext
     out: Path
     config: Bench
     asked: list[Case]
@@ -89,14 +89,14 @@ class _Running:
 
         ctx = replace(self.ctx, project=locate(self.out / f"work-{way}", create=True))
         _, arrays = artifacts.load(ctx.root, parse(ref), sha256)
-        stack, words = rendering.loaded(ctx, case.name, {k: torch.from_numpy(v.copy()) for k, v in arrays.items()})
+        model, words = rendering.loaded(ctx, case.name, {k: torch.from_numpy(v.copy()) for k, v in arrays.items()})
         scale = rendering.scale(network, case, dial_of(ctx), self.config.seed)
         return truth_scores.score(
-            case, scale, rendering.readings(network, rendering.asked(ctx, stack, words, case, f"<{case.name}>"))
+            case, scale, rendering.readings(network, rendering.asked(ctx, model, words, case, f"<{case.name}>"))
         )
 
 
-def run(ctx: Context, out: Path, count: int, config: Bench) -> list[Row]:
+def run(ctx: StageContext, out: Path, count: int, config: Bench) -> list[Row]:
     """Rows of both ways, an object a value, of their times, and of the ratio of the times of all objects together.
 
     Measures: those of `bench`; `seconds` and `cpu_s` of the commands, by the wall and of the processor (user and system).

@@ -11,7 +11,7 @@ from objtune_cli.cli.runner import Outcome, Run, need
 from objtune_cli.config.sections import SEEDS, Bench
 
 if TYPE_CHECKING:
-    from objtune_cli.workflow.context import Context
+    from objtune_cli.workflow.context import StageContext
 
 
 QUICK: dict[str, Any] = {"objects": 2, "repeats": 1, "samples": 128}
@@ -195,7 +195,7 @@ def _held(run: Run, file: Path) -> Outcome:
     return _table(run, tables.tabled(tables.read(file)), [])
 
 
-def _without_methods(ctx: "Context", *own: str) -> None:
+def _without_methods(ctx: "StageContext", *own: str) -> None:
     """Refuse settings that look as if they changed a method; `own`: what the settings of the bench begin with."""
     other = [key for key in ctx.settings.given if "." in key and not key.startswith(own)]
     need(

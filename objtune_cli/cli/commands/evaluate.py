@@ -13,7 +13,7 @@ from objtune_cli.config.sections import SEEDS, Bench
 
 if TYPE_CHECKING:
     from objtune_cli.evaluation.stage import Given
-    from objtune_cli.workflow.context import Context
+    from objtune_cli.workflow.context import StageContext
 
 
 def evaluate(
@@ -72,7 +72,7 @@ def evaluate(
 
 
 def _papers(
-    ctx: "Context", subject: "Given", clip: str, dino: str, scene: list[str] | None, n: int
+    ctx: "StageContext", subject: "Given", clip: str, dino: str, scene: list[str] | None, n: int
 ) -> dict[str, float]:
     from objtune_cli.evaluation import features, stage
 

@@ -16,7 +16,7 @@ def list_(
 ) -> Outcome:
     from objtune_cli.store import artifacts, refs
     from objtune_cli.training import unfinished_runs
-    from objtune_cli.workflow.context import Done
+    from objtune_cli.workflow.context import StageResult
 
     root = run.project().artifacts
     need(not kind or kind in KINDS, f"there is no kind {kind}", f"one of {', '.join(KINDS)}")
@@ -34,7 +34,7 @@ def list_(
         )
     listed = [{"ref": str(r.ref), "class": r.class_word, "base": r.base.get("id", "")} for r in found]
     return Outcome(
-        [Done(r.ref, True) for r in found],
+        [StageResult(r.ref, True) for r in found],
         shown="nothing",
         extra={"artifacts": listed} | ({"unfinished": left} if left else {}),
     )

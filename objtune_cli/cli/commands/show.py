@@ -11,7 +11,7 @@ from objtune_cli.cli.stdin import given_refs
 
 def show(run: Run, ref: AnyRefs = None) -> Outcome:
     from objtune_cli.store import artifacts, refs
-    from objtune_cli.workflow.context import Done, pictures_of
+    from objtune_cli.workflow.context import StageResult, pictures_of
 
     root = run.project().artifacts
     found = [refs.find(root, text) for text in given_refs(ref)]
@@ -27,7 +27,7 @@ def show(run: Run, ref: AnyRefs = None) -> Outcome:
             run.report.picture(images[-1][-1])
     alone = {"artifact": asdict(records[0]), "path": str(found[0].path(root))} if len(found) == 1 else {}
     return Outcome(
-        [Done(each, True) for each in found],
+        [StageResult(each, True) for each in found],
         shown="nothing",
         images=[p for here in images for p in here],
         extra={"artifacts": [asdict(record) for record in records], **alone},

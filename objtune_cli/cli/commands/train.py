@@ -31,7 +31,7 @@ from objtune_cli.errors import IncompatibleError, Stopped
 
 if TYPE_CHECKING:
     from objtune_cli.store.refs import Ref
-    from objtune_cli.workflow.context import Context, Done
+    from objtune_cli.workflow.context import StageContext, StageResult
 
 
 def train(
@@ -126,7 +126,9 @@ def _dry(run: Run, steps: int | None, seed: int | None, objects: int) -> Outcome
     return Outcome(shown="nothing", extra={"finished": False, "message": "dry run", "dry_run": found})
 
 
-def _trained(ctx: "Context", wanted: list[Wanted], given: list[str], config: Train, preview: bool) -> "list[Done]":
+def _trained(
+    ctx: "StageContext", wanted: list[Wanted], given: list[str], config: Train, preview: bool
+) -> "list[StageResult]":
     """The stages of `train`, from photos or from refs."""
     from objtune_cli.training import many_stage, stage
 

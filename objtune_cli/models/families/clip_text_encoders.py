@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def read(stack: Any, texts: list[str], first: int = 0) -> "list[tuple[Tensor, Tensor | None]]":
+def read(model: Any, texts: list[str], first: int = 0) -> "list[tuple[Tensor, Tensor | None]]":
     """Of each text encoder its states before the last layer (B, L, d), and the projected state at the end of the text (B, p), or None.
 
     The end is where the end token first stands: configs of these encoders name another one, or the largest id, which
@@ -15,8 +15,8 @@ def read(stack: Any, texts: list[str], first: int = 0) -> "list[tuple[Tensor, Te
     import torch
 
     found: list[tuple[Tensor, Tensor | None]] = []
-    for tokenizer, encoder in zip(stack.tokenizers, stack.text_encoders, strict=True):
-        ids = stack.token_ids(texts, tokenizer)[:, : first or None]
+    for tokenizer, encoder in zip(model.tokenizers, model.text_encoders, strict=True):
+        ids = model.token_ids(texts, tokenizer)[:, : first or None]
         out = encoder(input_ids=ids, output_hidden_states=True)
         if first:
             found.append((out.hidden_states[-2], None))

@@ -114,17 +114,17 @@ class Family:
         """What `model_index.json` says beside its parts, as far as the family minds it."""
         return {}
 
-    def encode(self, stack: Any, texts: list[str], first: int = 0) -> "Tensor":
+    def encode(self, model: Any, texts: list[str], first: int = 0) -> "Tensor":
         """Prompts to one tensor (B, rows, d) that says everything the denoiser is told of them; with `first` the rows of so many leading tokens, which hear no later ones."""
-        return stack.text_encoder(input_ids=stack.token_ids(texts)[:, : first or None])[0].to(stack.dtype)
+        return model.text_encoder(input_ids=model.token_ids(texts)[:, : first or None])[0].to(model.dtype)
 
-    def read_at(self, stack: Any, text: str, name: str) -> "Tensor":
+    def read_at(self, model: Any, text: str, name: str) -> "Tensor":
         """Which rows behind the tokens say `<name>` of an expanded prompt, boolean; none here."""
         import torch
 
         return torch.zeros(0, dtype=torch.bool)
 
-    def readers(self, stack: Any) -> list[tuple[Any, int]]:
+    def readers(self, model: Any) -> list[tuple[Any, int]]:
         """Tokenizers of encoders that read class words in place of added ones, each with the tokens that it reads at most; none here."""
         return []
 
@@ -132,15 +132,15 @@ class Family:
         """The rows of a condition that cross-attention sees, one a token."""
         return condition
 
-    def extras(self, stack: Any, condition: "Tensor", height: int, width: int) -> dict[str, "Tensor"]:
+    def extras(self, model: Any, condition: "Tensor", height: int, width: int) -> dict[str, "Tensor"]:
         """What the denoiser is told beside the words, for pictures of a size in px; nothing here."""
         return {}
 
-    def noised(self, stack: Any, z: "Tensor", eps: "Tensor", t: "Tensor") -> "tuple[Tensor, Tensor]":
+    def noised(self, model: Any, z: "Tensor", eps: "Tensor", t: "Tensor") -> "tuple[Tensor, Tensor]":
         """z_t and what the denoiser is to say of it, each as z (B, C, h, w); t: (B,) noise levels, larger is noisier."""
         from objtune_cli.numerics import ddpm
 
-        return ddpm.add_noise(z, eps, stack.alpha_bar, t), ddpm.target(z, eps, stack.alpha_bar, t, stack.prediction)
+        return ddpm.add_noise(z, eps, model.alpha_bar, t), ddpm.target(z, eps, model.alpha_bar, t, model.prediction)
 
     def timesteps(self, count: int, total: int, generator: "Generator", *focus: Any) -> "Tensor":
         """Noise levels (count,), int64, below `total`, more of those that are worth more; `focus`: as of `noise.timesteps`."""
@@ -168,32 +168,34 @@ class Family:
         """Starts of the names of layers after the middle, and the blocks before it, which need not hear what learns."""
         return ("up_blocks.",), [*denoiser.down_blocks, denoiser.mid_block]
 
-    def predict(self, stack: Any, z_t: "Tensor", t: "Tensor", condition: "Tensor") -> "Tensor":
+    def predict(self, model: Any, z_t: "Tensor", t: "Tensor", condition: "Tensor") -> "Tensor":
         """The denoiser's output for z_t (B, C, h, w), t (B,), and what `encode` gave, (B, rows, d)."""
-        height, width = (side * stack.factor for side in z_t.shape[-2:])
-        return stack.unet(z_t.to(stack.dtype), t.to(stack.device), **self.told(stack, condition, height, width)).sample
+        height, width = (side * model.factor for side in z_t.shape[-2:])
+        return model.denoiser(
+            z_t.to(model.dtype), t.to(model.device), **self.told(model, condition, height, width)
+        ).sample
 
-    def told(self, stack: Any, condition: "Tensor", height: int, width: int) -> dict[str, Any]:
+    def told(self, model: Any, condition: "Tensor", height: int, width: int) -> dict[str, Any]:
         """What a call of the denoiser is told beside latents and levels, from what `encode` gave, for pictures of a size in px."""
-        extras = self.extras(stack, condition, height, width)
+        extras = self.extras(model, condition, height, width)
         return {"encoder_hidden_states": self.words(condition)} | ({"added_cond_kwargs": extras} if extras else {})
 
-    def open_pipeline(self, stack: Any, scheduler: Any) -> Any:
+    def open_pipeline(self, model: Any, scheduler: Any) -> Any:
         """The pipeline class of diffusers around the stack's parts; takes what `prompts` gives."""
         from diffusers import StableDiffusionPipeline
 
         if scheduler.config.get("steps_offset", 1) != 1:  # as the pipeline sets it, which says so on stderr
             scheduler.register_to_config(steps_offset=1)
         return StableDiffusionPipeline(
-            vae=stack.vae, text_encoder=None, tokenizer=None, unet=stack.unet, scheduler=scheduler, safety_checker=None,
+            vae=model.vae, text_encoder=None, tokenizer=None, unet=model.denoiser, scheduler=scheduler, safety_checker=None,
             feature_extractor=None, requires_safety_checker=False,
         )  # type: ignore[arg-type]  # fmt: skip
 
-    def prompts(self, stack: Any, condition: "Tensor", against: "Tensor") -> dict[str, Any]:
+    def prompts(self, model: Any, condition: "Tensor", against: "Tensor") -> dict[str, Any]:
         """What a call of the pipeline is told: condition and what guidance goes away from, each (B, rows, d)."""
         return {"prompt_embeds": condition, "negative_prompt_embeds": against}
 
-    def retold(self, stack: Any, rows: "Tensor", height: int, width: int) -> dict[str, "Tensor"]:
+    def retold(self, model: Any, rows: "Tensor", height: int, width: int) -> dict[str, "Tensor"]:
         """What the pipeline's loop reads from a step on at which it is told something else: `rows` (B, rows, d), under guidance those against first."""
         return {"prompt_embeds": rows}
 

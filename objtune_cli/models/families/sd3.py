@@ -120,74 +120,74 @@ class _SD3(Family):
 
         return open_part(SD3Transformer2DModel, folder, "transformer")
 
-    def encode(self, stack: Any, texts: list[str], first: int = 0) -> "Tensor":
+    def encode(self, model: Any, texts: list[str], first: int = 0) -> "Tensor":
         """Both CLIPs' states before their last layer, T5's states, and both projected states at the end of the text."""
         import torch
 
-        width = stack.unet.config.joint_attention_dim
+        width = model.denoiser.config.joint_attention_dim
         if first:
             return _padded(
-                torch.cat([states for states, _ in clip_text_encoders.read(stack, texts, first)], dim=-1).to(
-                    stack.dtype
+                torch.cat([states for states, _ in clip_text_encoders.read(model, texts, first)], dim=-1).to(
+                    model.dtype
                 ),
                 width,
             )
         states, pooled = (
-            torch.cat(parts, dim=-1).to(stack.dtype)
-            for parts in zip(*clip_text_encoders.read(stack, texts), strict=True)
+            torch.cat(parts, dim=-1).to(model.dtype)
+            for parts in zip(*clip_text_encoders.read(model, texts), strict=True)
         )
-        rows = [_padded(states, width), self._read(stack, texts).to(stack.dtype), _padded(pooled, width)[:, None]]
+        rows = [_padded(states, width), self._read(model, texts).to(model.dtype), _padded(pooled, width)[:, None]]
         return torch.cat(rows, dim=1)
 
-    def _read(self, stack: Any, texts: list[str]) -> "Tensor":
+    def _read(self, model: Any, texts: list[str]) -> "Tensor":
         """What T5 says of the texts, (B, 256, d): it knows no added words and reads the class word in their place; each text is read once."""
         import torch
 
-        if stack.text_encoder_3 is None:
+        if model.text_encoder_3 is None:
             return torch.zeros(
-                len(texts), READ, stack.unet.config.joint_attention_dim, device=stack.device, dtype=stack.dtype
+                len(texts), READ, model.denoiser.config.joint_attention_dim, device=model.device, dtype=model.dtype
             )
-        plain = [stack.in_class_words(text) for text in texts]
+        plain = [model.in_class_words(text) for text in texts]
         for text in plain:
-            if text not in stack.heard:
-                ids = stack.tokenizer_3(
+            if text not in model.heard:
+                ids = model.tokenizer_3(
                     text, padding="max_length", max_length=READ, truncation=True, return_tensors="pt"
                 ).input_ids
                 with torch.no_grad():
-                    stack.heard[text] = stack.text_encoder_3.to(stack.device)(ids.to(stack.device))[0]
-        return torch.cat([stack.heard[text] for text in plain])
+                    model.heard[text] = model.text_encoder_3.to(model.device)(ids.to(model.device))[0]
+        return torch.cat([model.heard[text] for text in plain])
 
-    def read_at(self, stack: Any, text: str, name: str) -> "Tensor":
+    def read_at(self, model: Any, text: str, name: str) -> "Tensor":
         """The class word where T5 reads it in the object's place."""
         import torch
 
         found = torch.zeros(READ, dtype=torch.bool)
-        if stack.text_encoder_3 is None:
+        if model.text_encoder_3 is None:
             return found
-        read = stack.tokenizer_3(
-            stack.in_class_words(text), max_length=READ, truncation=True, return_offsets_mapping=True
+        read = model.tokenizer_3(
+            model.in_class_words(text), max_length=READ, truncation=True, return_offsets_mapping=True
         )
-        for first, end in stack.class_word_at(text, name):
+        for first, end in model.class_word_at(text, name):
             for row, (a, b) in enumerate(read["offset_mapping"]):
                 found[row] |= a < end and b > first
         return found
 
-    def readers(self, stack: Any) -> list[tuple[Any, int]]:
+    def readers(self, model: Any) -> list[tuple[Any, int]]:
         """T5's."""
-        return [] if stack.tokenizer_3 is None else [(stack.tokenizer_3, READ)]
+        return [] if model.tokenizer_3 is None else [(model.tokenizer_3, READ)]
 
     def words(self, condition: "Tensor") -> "Tensor":
         """All rows but the last."""
         return condition[:, :-1]
 
-    def _pooled(self, stack: Any, condition: "Tensor") -> "Tensor":
-        return condition[:, -1, : stack.unet.config.pooled_projection_dim]
+    def _pooled(self, model: Any, condition: "Tensor") -> "Tensor":
+        return condition[:, -1, : model.denoiser.config.pooled_projection_dim]
 
-    def noised(self, stack: Any, z: "Tensor", eps: "Tensor", t: "Tensor") -> "tuple[Tensor, Tensor]":
+    def noised(self, model: Any, z: "Tensor", eps: "Tensor", t: "Tensor") -> "tuple[Tensor, Tensor]":
         """A flow's; levels are those of the scheduler's own table, from its end."""
         from objtune_cli.numerics import flow_matching
 
-        return flow_matching.add_noise(z, eps, stack.scheduler.sigmas.flip(0), t), flow_matching.target(z, eps)
+        return flow_matching.add_noise(z, eps, model.scheduler.sigmas.flip(0), t), flow_matching.target(z, eps)
 
     def timesteps(self, count: int, total: int, generator: "Generator", *focus: Any) -> "Tensor":
         """As it was trained, whatever is asked for: the schedule's shift leads to high noise already."""
@@ -216,37 +216,37 @@ class _SD3(Family):
         count = len(denoiser.transformer_blocks)
         return tuple(f"transformer_blocks.{i}." for i in range(count // 2, count)), []
 
-    def predict(self, stack: Any, z_t: "Tensor", t: "Tensor", condition: "Tensor") -> "Tensor":
+    def predict(self, model: Any, z_t: "Tensor", t: "Tensor", condition: "Tensor") -> "Tensor":
         """The velocity for z_t (B, C, h, w), levels t (B,), and what `encode` gave, (B, rows, d)."""
-        levels = stack.scheduler.timesteps.flip(0)[t.cpu()].to(stack.device)
-        return stack.unet(
-            hidden_states=z_t.to(stack.dtype), timestep=levels, **self.told(stack, condition, 0, 0)
+        levels = model.scheduler.timesteps.flip(0)[t.cpu()].to(model.device)
+        return model.denoiser(
+            hidden_states=z_t.to(model.dtype), timestep=levels, **self.told(model, condition, 0, 0)
         ).sample
 
-    def told(self, stack: Any, condition: "Tensor", height: int, width: int) -> dict[str, Any]:
+    def told(self, model: Any, condition: "Tensor", height: int, width: int) -> dict[str, Any]:
         """Words and pooled embedding; it is not told a size."""
-        return {"encoder_hidden_states": self.words(condition), "pooled_projections": self._pooled(stack, condition)}
+        return {"encoder_hidden_states": self.words(condition), "pooled_projections": self._pooled(model, condition)}
 
-    def open_pipeline(self, stack: Any, scheduler: Any) -> Any:
+    def open_pipeline(self, model: Any, scheduler: Any) -> Any:
         """Without text encoders: it takes what `encode` gave."""
         from diffusers import StableDiffusion3Pipeline
 
         return StableDiffusion3Pipeline(
-            vae=stack.vae, text_encoder=None, tokenizer=None, text_encoder_2=None, tokenizer_2=None, text_encoder_3=None, tokenizer_3=None,
-            transformer=stack.unet, scheduler=scheduler,
+            vae=model.vae, text_encoder=None, tokenizer=None, text_encoder_2=None, tokenizer_2=None, text_encoder_3=None, tokenizer_3=None,
+            transformer=model.denoiser, scheduler=scheduler,
         )  # type: ignore[arg-type]  # fmt: skip
 
-    def prompts(self, stack: Any, condition: "Tensor", against: "Tensor") -> dict[str, Any]:
+    def prompts(self, model: Any, condition: "Tensor", against: "Tensor") -> dict[str, Any]:
         """Words and pooled embeddings apart."""
         pooled = {
-            "pooled_prompt_embeds": self._pooled(stack, condition),
-            "negative_pooled_prompt_embeds": self._pooled(stack, against),
+            "pooled_prompt_embeds": self._pooled(model, condition),
+            "negative_pooled_prompt_embeds": self._pooled(model, against),
         }
         return {"prompt_embeds": self.words(condition), "negative_prompt_embeds": self.words(against), **pooled}
 
-    def retold(self, stack: Any, rows: "Tensor", height: int, width: int) -> dict[str, "Tensor"]:
+    def retold(self, model: Any, rows: "Tensor", height: int, width: int) -> dict[str, "Tensor"]:
         """The pooled ones too."""
-        return {"prompt_embeds": self.words(rows), "pooled_prompt_embeds": self._pooled(stack, rows)}
+        return {"prompt_embeds": self.words(rows), "pooled_prompt_embeds": self._pooled(model, rows)}
 
     def kohya(self, layers: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
         """As in the model's first repository: `mmdit.fused`."""

@@ -54,52 +54,52 @@ class _SDXL(Family):
             (CLIPTokenizer.from_pretrained(folder / "tokenizer_2", local_files_only=True), second),
         ]
 
-    def encode(self, stack: Any, texts: list[str], first: int = 0) -> "Tensor":
+    def encode(self, model: Any, texts: list[str], first: int = 0) -> "Tensor":
         """Both encoders' states before their last layer side by side, and bigG's projected state at the end of the text."""
         import torch
 
-        states, (_, pooled) = zip(*clip_text_encoders.read(stack, texts, first), strict=True)
+        states, (_, pooled) = zip(*clip_text_encoders.read(model, texts, first), strict=True)
         words = torch.cat(states, dim=-1)
         if first:
-            return words.to(stack.dtype)
+            return words.to(model.dtype)
         row = torch.nn.functional.pad(pooled, (0, words.shape[-1] - pooled.shape[-1]))
         found = torch.cat([words, row[:, None]], dim=1)
-        if stack.options.get("zero_empty"):
+        if model.options.get("zero_empty"):
             found = found * torch.tensor([bool(text) for text in texts], device=found.device)[:, None, None]
-        return found.to(stack.dtype)
+        return found.to(model.dtype)
 
     def words(self, condition: "Tensor") -> "Tensor":
         """All rows but the last."""
         return condition[:, :-1]
 
-    def extras(self, stack: Any, condition: "Tensor", height: int, width: int) -> dict[str, "Tensor"]:
+    def extras(self, model: Any, condition: "Tensor", height: int, width: int) -> dict[str, "Tensor"]:
         """Pooled embedding, and sizes: the picture was as large as it is asked for, and nothing was cut off."""
         sizes = condition.new_tensor([[height, width, 0, 0, height, width]]).expand(len(condition), -1)
-        return {"text_embeds": self._pooled(stack, condition), "time_ids": sizes}
+        return {"text_embeds": self._pooled(model, condition), "time_ids": sizes}
 
-    def _pooled(self, stack: Any, condition: "Tensor") -> "Tensor":
-        return condition[:, -1, : stack.text_encoder_2.config.projection_dim]
+    def _pooled(self, model: Any, condition: "Tensor") -> "Tensor":
+        return condition[:, -1, : model.text_encoder_2.config.projection_dim]
 
-    def open_pipeline(self, stack: Any, scheduler: Any) -> Any:
+    def open_pipeline(self, model: Any, scheduler: Any) -> Any:
         """No watermark is added: what comes out are latents."""
         from diffusers import StableDiffusionXLPipeline
 
         return StableDiffusionXLPipeline(
-            vae=stack.vae, text_encoder=None, text_encoder_2=None, tokenizer=None, tokenizer_2=None, unet=stack.unet,
+            vae=model.vae, text_encoder=None, text_encoder_2=None, tokenizer=None, tokenizer_2=None, unet=model.denoiser,
             scheduler=scheduler, force_zeros_for_empty_prompt=False, add_watermarker=False,
         )  # type: ignore[arg-type]  # fmt: skip
 
-    def prompts(self, stack: Any, condition: "Tensor", against: "Tensor") -> dict[str, Any]:
+    def prompts(self, model: Any, condition: "Tensor", against: "Tensor") -> dict[str, Any]:
         """Words and pooled embedding apart."""
         pooled = {
-            "pooled_prompt_embeds": self._pooled(stack, condition),
-            "negative_pooled_prompt_embeds": self._pooled(stack, against),
+            "pooled_prompt_embeds": self._pooled(model, condition),
+            "negative_pooled_prompt_embeds": self._pooled(model, against),
         }
         return {"prompt_embeds": self.words(condition), "negative_prompt_embeds": self.words(against), **pooled}
 
-    def retold(self, stack: Any, rows: "Tensor", height: int, width: int) -> dict[str, "Tensor"]:
+    def retold(self, model: Any, rows: "Tensor", height: int, width: int) -> dict[str, "Tensor"]:
         """The pooled ones and the sizes too."""
-        told = self.extras(stack, rows, height, width)
+        told = self.extras(model, rows, height, width)
         return {
             "prompt_embeds": self.words(rows),
             "add_text_embeds": told["text_embeds"],
