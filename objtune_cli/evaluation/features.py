@@ -16,7 +16,7 @@ from objtune_cli.config.sections import Bench
 from objtune_cli.errors import ResourceError, UsageError
 from objtune_cli.models import finite_checks, registry
 from objtune_cli.models.base_model import UNREADABLE, quiet
-from objtune_cli.models.families.component_loading import open_whole
+from objtune_cli.models.families.component_loading import open_whole, translate_errors
 from objtune_cli.workflow.context import StageContext
 
 CLIP = "openai/clip-vit-base-patch32"
@@ -201,11 +201,13 @@ def _opened(kind: Any, name: str, option: str, families: tuple[str, ...]) -> Any
     if folder is None:
         raise ResourceError(f"{name} is not on this machine", hint)
     try:
-        family = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
+        with translate_errors():
+            family = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
         if family not in families:
             found = None
         elif kind.__name__.endswith("Tokenizer"):
-            found = kind.from_pretrained(folder, local_files_only=True)
+            with translate_errors():
+                found = kind.from_pretrained(folder, local_files_only=True)
         else:  # nothing here reads what pools a ViT's patches, which DINO's files do not have
             found = open_whole(kind, folder, f"the model {name}", unread=("pooler.",))
     except (OSError, *UNREADABLE) as error:

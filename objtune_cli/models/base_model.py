@@ -25,6 +25,8 @@ from objtune_cli.runtime.load_lock import LOADING
 
 torchvision_compat.complete()  # before diffusers and transformers ask for torchvision
 
+MIN_TOKENS = 3
+"""Tokens of the shortest prompt: its start, one word and its end."""
 UNREADABLE = (ValueError, RuntimeError, SafetensorError)
 """What the libraries raise for a file that is cut off or not theirs."""
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -233,14 +235,18 @@ def set_steps(sampler: Any, steps: int, device: Any = None) -> int:
     Raises:
         UsageError: It cannot take so many steps.
     """
+    name = schedulers.SAMPLERS.get(type(sampler).__name__, type(sampler).__name__)
+    reason, levels = "", len(getattr(sampler, "alphas_cumprod", ()))
     try:
         sampler.set_timesteps(steps, device=device)
-    except (ValueError, IndexError, ZeroDivisionError) as error:
-        name = schedulers.SAMPLERS.get(type(sampler).__name__, type(sampler).__name__)
-        raise UsageError(
-            f"the sampler {name} cannot take {steps} steps: {str(error).splitlines()[0]}",
-            "give another number with `--steps`, or another `--scheduler`",
-        ) from None
+    except (ValueError, IndexError, ZeroDivisionError, TypeError, OverflowError) as error:
+        reason = component_loading.first_line(error)
+    else:  # some add an offset to the last of all times, and take noise from beyond the schedule's end
+        if levels and not sampler.timesteps.is_floating_point() and int(sampler.timesteps.max()) >= levels:
+            reason = f"it would begin at timestep {int(sampler.timesteps.max())}, and the base's noise has {levels}"
+    if reason:
+        hint = "give another number with `--steps`, or another `--scheduler`"
+        raise UsageError(f"the sampler {name} cannot take {steps} steps: {reason}", hint)
     return len(sampler.timesteps)
 
 
@@ -326,12 +332,11 @@ def _loaded(
             options=family.options(folder),
         )
     except OSError as error:
-        first = str(error).splitlines()[0]
+        first = component_loading.first_line(error)
         raise MissingError(f"a part of the base in {weights or folder} is missing: {first}", folders.AGAIN) from None
     except (*UNREADABLE, KeyError, TypeError) as error:
-        raise DamagedError(
-            f"the base in {weights or folder} is damaged: {str(error).splitlines()[0]}", folders.AGAIN
-        ) from None
+        first = component_loading.first_line(error)
+        raise DamagedError(f"the base in {weights or folder} is damaged: {first}", folders.AGAIN) from None
     _check_words(model, weights or folder)
     model.notes += _notes(model, said, folder)
     model.denoiser.requires_grad_(False).eval().to(device, dtype)
@@ -369,10 +374,10 @@ def _notes(model: BaseModel, said: Mapping[str, Any], folder: Path) -> list[str]
 
 
 def _check_words(model: BaseModel, source: Path) -> None:
-    """Refuse a tokenizer that is not its text encoder's: it names vectors that are not there, or hardly any.
+    """Refuse a tokenizer that is not its text encoder's: it names vectors that are not there, or hardly any, or leaves no room for a word.
 
     Raises:
-        DamagedError: Names both sizes.
+        DamagedError: Names both sizes, or the limit.
     """
     for tokenizer, encoder in zip(model.tokenizers, model.text_encoders, strict=True):
         known, rows = len(tokenizer), int(encoder.config.vocab_size)
@@ -381,7 +386,16 @@ def _check_words(model: BaseModel, source: Path) -> None:
                 f"the base in {source} is damaged: its tokenizer has {known} words, its text encoder {rows}",
                 folders.AGAIN,
             )
-        tokenizer.model_max_length = min(tokenizer.model_max_length, int(encoder.config.max_position_embeddings))
+        if tokenizer.pad_token is None:
+            message = f"the base in {source} is damaged: its tokenizer has no padding token"
+            raise DamagedError(message, folders.AGAIN)
+        limit = tokenizer.model_max_length
+        if not isinstance(limit, int | float) or not limit >= MIN_TOKENS:
+            raise DamagedError(
+                f"the base in {source} is damaged: its tokenizer says that a prompt has at most {limit!r} tokens",
+                folders.AGAIN,
+            )
+        tokenizer.model_max_length = int(min(limit, encoder.config.max_position_embeddings))
 
 
 def _family(folder: Path) -> families.Family:

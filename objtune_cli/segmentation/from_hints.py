@@ -76,7 +76,7 @@ class Located:
 
     Attributes:
         metrics: Likeness and margin where the class word chose. rivals: What else it might have been. advice: What would help if it is unusable.
-        rough: Coverage of the rough mask that it was made from, like `cover`.
+        rough: Coverage of the rough mask that it was made from, like `cover`. outline: Why the mask file shows only an outline.
     """
 
     cover: "np.ndarray"
@@ -85,6 +85,7 @@ class Located:
     rivals: list["np.ndarray"] = field(default_factory=list)
     advice: str = ADVICE
     rough: "np.ndarray | None" = None
+    outline: str = ""
 
 
 class Eyes:
@@ -164,21 +165,29 @@ class Sight:
         import numpy as np
 
         if target.mask:
-            return Located(self._read_mask(target.mask), "mask", advice=MASK_ADVICE)
+            exact, outline = self._read_mask(target.mask)
+            return Located(exact, "mask", advice=MASK_ADVICE, outline=outline)
         if target.blind and self.picture.alpha is not None:
             size = (self.rgb.shape[1], self.rgb.shape[0])
             return Located(
                 cv2.resize(self.picture.alpha, size, interpolation=cv2.INTER_AREA), "alpha", advice=ALPHA_ADVICE
             )
-        rough = self._read_mask(target.rough).astype(np.float32) / 255 if target.rough else None
+        cover: np.ndarray | None = None
+        outline = ""
+        if target.rough:
+            cover, outline = self._read_mask(target.rough)
+        rough = None if cover is None else cover.astype(np.float32) / 255
         if rough is not None and not (rough > 0.5).any():
             raise InputError(f"the rough mask {target.rough} is empty", "white is the object")
         found = self.outlined(self.segmenter.find(self._hints(target, rough)), self.segmenter.name)
-        found.rough = None if rough is None else (rough * 255).astype(np.uint8)
+        found.rough, found.outline = cover, outline
         return found
 
-    def _read_mask(self, path: Path) -> "np.ndarray":
-        """A mask picture as coverage (H, W) uint8 at the kept size, black and white exchanged where black is the object."""
+    def _read_mask(self, path: Path) -> tuple["np.ndarray", str]:
+        """A mask picture as coverage (H, W) uint8 at the kept size, and why it shows only an outline, else an empty text.
+
+        Black and white are exchanged where black is the object. An outline is looked for before a small mask is enlarged, which blurs thin lines.
+        """
         import cv2
 
         from objtune_cli.images import mask_image as mask
@@ -187,15 +196,16 @@ class Sight:
         for note in found.notes:
             self.eyes.ctx.report.note(f"{path.name}: {note}")
         size = (self.rgb.shape[1], self.rgb.shape[0])
+        own = found.cover
         cover: np.ndarray = cv2.resize(
-            found.cover, size, interpolation=cv2.INTER_LINEAR if size[0] > found.cover.shape[1] else cv2.INTER_AREA
+            own, size, interpolation=cv2.INTER_LINEAR if size[0] > own.shape[1] else cv2.INTER_AREA
         )
         if quality_gate.is_inverted(cover):
             self.eyes.ctx.report.note(
                 f"{path.name}: it looks inverted, white all around: what is black or transparent in it is taken as the object"
             )
-            cover = 255 - cover
-        return cover
+            cover, own = 255 - cover, 255 - own
+        return cover, quality_gate.outline(own if own.size < cover.size else cover)
 
     def _hints(self, target: Target, rough: "np.ndarray | None") -> "Hints":
         from objtune_cli.segmentation.segmenters import Hints

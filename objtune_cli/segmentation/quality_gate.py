@@ -15,6 +15,12 @@ MAX_LINE, LINE = 0.4, 0.05
 """A mask that is a line has at most this share of what the line encloses, and this width, fraction of its longer side."""
 THIN = 3.0
 """Width of a line in small pictures, px."""
+GAP = 0.16
+"""Widest gap in a line that still encloses something, fraction of the longer side."""
+MAX_MIDDLE = 0.02
+"""Largest share of an outline that lies in the middle of its convex hull."""
+OPEN_ANGLE, MIN_DASHES, TORN_ANGLE = 75, 4, 120
+"""Widest gap in an outline as seen from its middle, in degrees; in one that scaling tore into so many dashes, and the widest gap of those."""
 MAX_PIECES = 12
 MIN_CELLS = 1.0
 """Latent cells that the object covers where the photo fills the base's frame; a smaller one is no object to the base."""
@@ -49,20 +55,67 @@ def is_inverted(mask: "np.ndarray") -> bool:
 
 
 def outline(mask: "np.ndarray") -> str:
-    """Why a mask is only the outline of its object, drawn as a line; an empty text where it is filled."""
+    """Why a mask is only the outline of its object, drawn as a line, closed or torn into dashes; an empty text where it is filled."""
     import cv2
     import numpy as np
 
     hard = np.pad((mask > 127).astype(np.uint8), 1)
-    contours, _ = cv2.findContours(hard, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    if not contours:
+    if not hard.any():
         return ""
-    filled = cv2.drawContours(np.zeros_like(hard), contours, -1, 1, cv2.FILLED)
     _, _, width, height = cv2.boundingRect(hard)
+    longer = max(width, height)
     thick = 2 * float(cv2.distanceTransform(hard, cv2.DIST_L2, 5).max())
-    if hard.sum() > MAX_LINE * filled.sum() or thick > max(THIN, LINE * max(width, height)):
+    if thick > max(THIN, LINE * longer):
+        return ""
+    gaps = sorted({0, 1, *(max(1, round(share * longer / 2)) for share in (GAP / 2, GAP))})
+    if not any(_encloses(hard, gap) for gap in gaps) and not _surrounds(hard):
         return ""
     return f"it is an outline, a line of at most {thick:.0f} px, and not filled"
+
+
+def _encloses(line: "np.ndarray", reach: int) -> bool:
+    """Whether a line (H, W) of 0 and 1 encloses much more than itself, once gaps of twice `reach` pixels are bridged."""
+    import cv2
+    import numpy as np
+
+    wide = np.pad(line, 2 * reach)
+    square = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
+    bridged = cv2.dilate(wide, square)
+    contours, _ = cv2.findContours(bridged, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    filled = cv2.drawContours(np.zeros_like(bridged), contours, -1, 1, cv2.FILLED)
+    inside = cv2.dilate(
+        filled - bridged, square
+    )  # teeth of a comb leave nothing here: bridging fills what lies between
+    return float(line.sum()) <= MAX_LINE * float((inside | wide).sum())
+
+
+def _surrounds(line: "np.ndarray") -> bool:
+    """Whether a line (H, W) of 0 and 1, or the dashes that scaling made of it, lie all around a middle that is empty."""
+    import cv2
+    import numpy as np
+
+    points = np.argwhere(line)[:, ::-1].astype(np.int32)
+    hull = cv2.convexHull(points)
+    filled = cv2.fillConvexPoly(np.zeros_like(line), hull, 1)
+    depth = cv2.distanceTransform(filled, cv2.DIST_L2, 5)
+    if line.sum() > MAX_LINE * filled.sum() or line[depth > depth.max() / 2].sum() > MAX_MIDDLE * line.sum():
+        return False
+    rows, columns = filled.nonzero()
+    angles = np.sort(np.degrees(np.arctan2(points[:, 1] - rows.mean(), points[:, 0] - columns.mean())))
+    widest = float(np.diff(angles, append=angles[0] + 360).max())
+    count, dashes = cv2.connectedComponents(line)
+    if count > MIN_DASHES:
+        return widest <= TORN_ANGLE
+    return widest <= OPEN_ANGLE and any(_bends((dashes == i).astype(np.uint8)) for i in range(1, count))
+
+
+def _bends(dash: "np.ndarray") -> bool:
+    """Whether one dash (H, W) of 0 and 1 goes around something; two straight ones side by side may be two sticks."""
+    import cv2
+    import numpy as np
+
+    hull = cv2.convexHull(np.argwhere(dash)[:, ::-1].astype(np.int32))
+    return float(dash.sum()) <= MAX_LINE * float(cv2.fillConvexPoly(np.zeros_like(dash), hull, 1).sum())
 
 
 def judge(metrics: dict[str, float], class_word: str, config: Segment) -> str:

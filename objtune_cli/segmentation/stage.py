@@ -133,15 +133,10 @@ def _judged(
     problem, advice = quality_gate.judge(metrics, target.class_word, config), located.advice
     if problem and target.box_xyxy and not target.mask:
         advice = hint_checks.box_advice(target, picture)
-    if not problem and target.mask:
-        problem = quality_gate.outline(located.cover)
-    elif not problem:
-        drawn_as_line = quality_gate.outline(located.rough) if located.rough is not None else ""
-        problem, advice = (
-            (drawn_as_line, located.advice)
-            if drawn_as_line
-            else hint_checks.disagreement(located.cover, target, picture, located.rough)
-        )
+    if not problem and located.outline:
+        problem, advice = located.outline, located.advice
+    elif not problem and not target.mask:
+        problem, advice = hint_checks.disagreement(located.cover, target, picture, located.rough)
     shown = png.png(png.overlay(rgb, located.cover, located.rivals))
     if problem and (not ctx.force or not metrics["area"]):
         rejected = ctx.project.folder / ".objtune" / "rejected" / f"{target.name}.png"

@@ -49,7 +49,7 @@ EDITS: tuple[tuple[str, str, Any], ...] = (
     ("vae/config.json", "latent_channels", 8), ("vae/config.json", "scaling_factor", 0.5), ("vae/config.json", "scaling_factor", None), ("vae/config.json", "scaling_factor", 0),
     ("vae/config.json", "_class_name", "AutoencoderTiny"), ("vae/config.json", "norm_num_groups", 3), ("text_encoder/config.json", "num_hidden_layers", 3),
     ("text_encoder/config.json", "hidden_size", 24), ("text_encoder/config.json", "vocab_size", 10), ("text_encoder/config.json", "hidden_act", "magic"), ("text_encoder/config.json", "eos_token_id", "last"),
-    ("tokenizer/tokenizer_config.json", "model_max_length", 10**30), ("tokenizer/tokenizer_config.json", "model_max_length", 0), ("tokenizer/tokenizer_config.json", "tokenizer_class", "MagicTokenizer"),
+    ("tokenizer/tokenizer_config.json", "model_max_length", 10**30), ("tokenizer/tokenizer_config.json", "model_max_length", 0), ("tokenizer/tokenizer_config.json", "model_max_length", "many"), ("tokenizer/tokenizer_config.json", "pad_token", None), ("tokenizer/tokenizer_config.json", "eos_token", 7), ("tokenizer/tokenizer_config.json", "tokenizer_class", "MagicTokenizer"),
     ("model_index.json", "_class_name", "StableDiffusionInpaintPipeline"), ("model_index.json", "_class_name", "MagicPipeline"), ("model_index.json", "unet", None), ("model_index.json", "vae", ["diffusers", "AutoencoderTiny"]),
 )  # fmt: skip
 WRONG = (
@@ -62,8 +62,13 @@ WRONG = (
     "\ufeff{}",
     "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
 )
+VALUES = (None, "text", "", 0, -1, 1, 0.5, 1e30, 10**30, True, [], [1], {}, {"a": 1})
+"""Values of which most are none for any one key of a config."""
 HOWS = (
     "whole",
+    "value",
+    "value",
+    "value",
     "edit",
     "edit",
     "edit",
@@ -103,6 +108,12 @@ def inflict(folder: Path, damage: Damage) -> None:
     if damage.how == "edit":
         name, key, value = EDITS[damage.number % len(EDITS)]
         (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | {key: value}))
+    elif damage.how == "value":
+        configs = [name for name in FILES if name.endswith("config.json") or name == "model_index.json"]
+        path = folder / configs[damage.number % len(configs)]
+        values = json.loads(path.read_text())
+        key = sorted(values)[damage.number // len(configs) % len(values)]
+        path.write_text(json.dumps(values | {key: VALUES[damage.prompt % len(VALUES)]}))
     elif damage.how == "file gone":
         path.unlink()
     elif damage.how == "file wrong":

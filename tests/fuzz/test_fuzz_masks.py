@@ -81,9 +81,7 @@ def masks(draw: Any) -> Given:
     mask = truth(share(0.3, 0.7), share(0.3, 0.7), share(0.12, 0.25), share(0.12, 0.25), draw(st.integers(0, 90)))
     suffix = draw(st.sampled_from(["png", "png", "jpg"]))
     form = draw(st.sampled_from(sorted(FORMS)))
-    scale = (
-        draw(st.sampled_from([1, 1, 1, 0.5, 2, 1.33])) if form != "outline" else 1
-    )  # a line of a pixel that scaling tears is none
+    scale = draw(st.sampled_from([1, 1, 1, 0.5, 2, 1.33]))
     return Given(form, scale, draw(st.booleans()), suffix, draw(st.sampled_from(["--mask", "--mask", "--rough"])), mask)
 
 

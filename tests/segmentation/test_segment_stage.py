@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from objtune_cli.segmentation import quality_gate
 from objtune_cli.store import artifacts, refs
@@ -366,3 +367,53 @@ def test_a_thin_line_in_a_small_photo_is_an_outline():
     assert "it is an outline" in quality_gate.outline(ring)
     cv2.circle(ring, (48, 36), 10, 255, 6)  # a ring of its own thickness is an object
     assert not quality_gate.outline(ring)
+
+
+@pytest.mark.parametrize("scale", [0.45, 0.5, 0.6, 0.75, 0.9, 1.33, 2])
+def test_an_outline_torn_by_scaling_is_no_filled_mask(cli, tmp_path, scale):
+    """Nearest neighbour at half the size leaves dashes of a line of one pixel; these surround an empty middle."""
+    cli("init")
+    rgb = np.full((72, 96, 3), 90, np.uint8)
+    for axes, angle in (((20, 9), 0), ((14, 14), 0), ((23, 12), 35)):
+        ellipse = cv2.ellipse(np.zeros((72, 96), np.uint8), (48, 36), axes, angle, 0, 360, 255, -1)
+        line = ellipse & ~cv2.erode(ellipse, np.ones((3, 3)))
+        size = (round(96 * scale), round(72 * scale))
+        Image.fromarray(line).resize(size, Image.Resampling.NEAREST).save("line.png")
+        rgb[ellipse > 0] = (210, 60, 50)
+        photo = _write(tmp_path / "photo.png", rgb)
+        done = cli("segment", photo, "--class", "mug", "--mask", "line.png", "--segmenter", "grabcut")
+        assert done.code == 9 and ("it is an outline" in done.err or "pieces" in done.err), (axes, done.err)
+
+
+SIZE = 256
+THIN_OBJECTS = {
+    "stick": [[(30, 200), (220, 40)]],
+    "two sticks": [[(30, 100), (220, 100)], [(30, 150), (220, 150)]],
+    "hook": [[(40, 40), (40, 200), (200, 200)]],
+    "cross": [[(30, 128), (220, 128)], [(128, 30), (128, 220)]],
+    "rake": [[(20, 200), (230, 200)], *([(x, 100), (x, 200)] for x in range(20, 231, 14))],
+    "five candles": [[(x, 60), (x, 200)] for x in range(30, 230, 45)],
+    "tongs": [[(60, 40), (60, 200), (190, 200), (190, 40)]],
+    "zigzag": [[(20 + 20 * i, 60 + i % 2 * 120) for i in range(11)]],
+}
+"""Lines of objects that are thin themselves."""
+
+
+@pytest.mark.parametrize("name", THIN_OBJECTS)
+def test_thin_objects_are_no_outlines(name):
+    canvas = np.zeros((SIZE, SIZE), np.uint8)
+    for line in THIN_OBJECTS[name]:
+        cv2.polylines(canvas, [np.array(line, np.int32)], False, 255, 5)
+    assert not quality_gate.outline(canvas)
+
+
+def test_an_outline_with_gaps_is_an_outline():
+    for start, end, thin in ((20, 340, True), (60, 300, False)):  # an arc that is half open is a hook
+        arc = cv2.ellipse(np.zeros((SIZE, SIZE), np.uint8), (128, 128), (90, 60), 0, start, end, 255, 5)
+        assert bool(quality_gate.outline(arc)) == thin
+    house = np.array(
+        [(40, 220), (40, 120), (128, 40), (216, 120), (216, 220), (150, 220), (150, 150), (106, 150), (106, 220)]
+    )
+    torn = cv2.polylines(np.zeros((SIZE, SIZE), np.uint8), [house.astype(np.int32)], True, 255, 3)
+    torn[150:170] = 0
+    assert quality_gate.outline(torn)

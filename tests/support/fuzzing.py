@@ -125,8 +125,9 @@ def entrance() -> Iterator[Entrance]:
 
 
 def figures(entrance: Entrance, record_property: Any, name: str) -> None:
-    """Hand the counts of an entrance to the run's summary."""
+    """Hand the counts of an entrance to the run's summary, and begin the next one's at 0."""
     record_property("fuzz", {"entrance": name, "codes": dict(entrance.codes)})
+    entrance.codes.clear()
 
 
 def summary(reports: list[Any]) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from objtune_cli.models.families import schedulers
-from objtune_cli.models.families.component_loading import open_part
+from objtune_cli.models.families.component_loading import open_part, open_tokenizer
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -79,7 +79,7 @@ class Family:
 
         return [
             (
-                CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
+                open_tokenizer(CLIPTokenizer, folder, "tokenizer"),
                 open_part(CLIPTextModel, folder, "text_encoder", dtype="float32"),
             )
         ]

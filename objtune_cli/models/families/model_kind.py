@@ -13,6 +13,8 @@ KINDS = {9: "an inpainting model", 8: "a model that edits pictures", 7: "an upsc
 """Channels that the denoiser takes, where latents have four, to the kind of model."""
 CLASSES = {"unet": "UNet2DConditionModel", "transformer": "SD3Transformer2DModel", "vae": "AutoencoderKL"}
 """The only class of each network that is opened."""
+SIDE_MULTIPLE = 8
+"""Sides of pictures are multiples of this many pixels."""
 WORDS_ALONE = "give one that draws from words alone"
 
 
@@ -72,9 +74,10 @@ def check_configs(family: "Family", folder: Path, configs: Mapping[str, Mapping[
                 f"{name} has a text encoder of another kind: {config['model_type']}", "its text encoders must be CLIP's"
             )
     _check_numbers(family, folder, denoiser, vae)
+    _check_vae(folder, denoiser, vae)
     latents = 16 if family.denoiser == "transformer" else 4
-    latents = int(vae.get("latent_channels", latents))
-    check_channels(name, int(denoiser.get("in_channels", latents)), latents)
+    latents = int(vae.get("latent_channels") or latents)
+    check_channels(name, int(denoiser.get("in_channels") or latents), latents)
     if int(denoiser.get("out_channels") or latents) != latents:
         raise IncompatibleError(
             f"{name} has a denoiser that gives {denoiser['out_channels']} channels, and latents have {latents}",
@@ -104,6 +107,9 @@ def _check_numbers(family: "Family", folder: Path, denoiser: Mapping[str, Any], 
         )
     values = [
         (family.denoiser, "sample_size", sides[0], 1),
+        (family.denoiser, "in_channels", denoiser.get("in_channels"), 1),
+        (family.denoiser, "out_channels", denoiser.get("out_channels"), 1),
+        ("vae", "latent_channels", vae.get("latent_channels"), 1),
         ("vae", "scaling_factor", vae.get("scaling_factor"), 1e-6),
         ("vae", "shift_factor", vae.get("shift_factor"), -1e6),
     ]
@@ -114,6 +120,28 @@ def _check_numbers(family: "Family", folder: Path, denoiser: Mapping[str, Any], 
                 f"the base in {folder} is damaged: {key} in {part}/config.json is {value!r}",
                 f"correct it in {folder / part / 'config.json'}",
             )
+
+
+def _check_vae(folder: Path, denoiser: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
+    """Refuse a VAE whose lists of blocks are of different lengths, which the library builds in part, and frames that it cannot decode.
+
+    Raises:
+        DamagedError: Names the value.
+    """
+    lists = [vae[key] for key in ("block_out_channels", "down_block_types", "up_block_types") if key in vae]
+    sizes = {len(each) if isinstance(each, list) else 0 for each in lists}
+    if len(sizes) > 1 or 0 in sizes:
+        raise DamagedError(
+            f"the base in {folder} is damaged: vae/config.json names different numbers of blocks",
+            f"correct block_out_channels, down_block_types or up_block_types in {folder / 'vae/config.json'}",
+        )
+    cells = read_side(denoiser.get("sample_size"), SIDE_MULTIPLE)
+    side = cells * 2 ** (max(sizes, default=4) - 1)
+    if side % SIDE_MULTIPLE:
+        raise DamagedError(
+            f"the base in {folder} is damaged: its frame, sample_size {cells}, is of {side} px, no multiple of {SIDE_MULTIPLE}",
+            f"correct it in the denoiser's config.json in {folder}",
+        )
 
 
 def _check_unet(family: "Family", name: str, unet: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> None:

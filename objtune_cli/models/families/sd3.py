@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from objtune_cli.errors import IncompatibleError
 from objtune_cli.models.families import clip_text_encoders, mmdit_keys, schedulers
-from objtune_cli.models.families.component_loading import open_part
+from objtune_cli.models.families.component_loading import open_part, open_tokenizer
 from objtune_cli.models.families.family import ATTENTION, FEED_FORWARD, Family
 
 if TYPE_CHECKING:
@@ -78,9 +78,7 @@ class _SD3(Family):
 
         return [
             (
-                CLIPTokenizer.from_pretrained(
-                    folder / name.replace("text_encoder", "tokenizer"), local_files_only=True
-                ),
+                open_tokenizer(CLIPTokenizer, folder, name.replace("text_encoder", "tokenizer")),
                 open_part(CLIPTextModelWithProjection, folder, name, dtype="float32"),
             )
             for name in self.encoders
@@ -93,7 +91,7 @@ class _SD3(Family):
         if not self._reads(folder):
             return None, None
         encoder = open_part(T5EncoderModel, folder, "text_encoder_3", dtype=dtype)
-        return T5TokenizerFast.from_pretrained(folder / "tokenizer_3", local_files_only=True), encoder
+        return open_tokenizer(T5TokenizerFast, folder, "tokenizer_3"), encoder
 
     def open_scheduler(self, folder: Path, **said: Any) -> Any:
         """A flow's, whose shift is its config's."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from objtune_cli.models.families import clip_text_encoders
-from objtune_cli.models.families.component_loading import open_part
+from objtune_cli.models.families.component_loading import open_part, open_tokenizer
 from objtune_cli.models.families.family import Family, first_name
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class _SDXL(Family):
         second = open_part(CLIPTextModelWithProjection, folder, "text_encoder_2", dtype="float32")
         return [
             *super().open_words(folder),
-            (CLIPTokenizer.from_pretrained(folder / "tokenizer_2", local_files_only=True), second),
+            (open_tokenizer(CLIPTokenizer, folder, "tokenizer_2"), second),
         ]
 
     def encode(self, model: Any, texts: list[str], first: int = 0) -> "Tensor":
