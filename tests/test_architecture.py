@@ -4,7 +4,7 @@ import ast
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "objtune_cli"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 STAIRCASE = (
     # foundations
-    "errors", "paths", "config", "numerics", "store", "images", "runtime",
+    "errors", "version", "paths", "config", "numerics", "store", "images", "runtime",
     # models
     "models", "lora", "workflow",
     # features: one folder per command
@@ -130,6 +130,49 @@ def module_of(dotted: str) -> Path | None:
             if candidate.is_file() and candidate.is_relative_to(PACKAGE):
                 return candidate
     return None
+
+
+def import_circles(graph: Mapping[Path, set[Path]]) -> list[set[Path]]:
+    """Strongly connected components of more than one module (Tarjan, SIAM J. Comput. 1972)."""
+    order: dict[Path, int] = {}
+    lowest: dict[Path, int] = {}
+    stack: list[Path] = []
+    circles: list[set[Path]] = []
+
+    def visit(module: Path) -> None:
+        order[module] = lowest[module] = len(order)
+        stack.append(module)
+        for imported in sorted(graph[module]):
+            if imported not in order:
+                visit(imported)
+            if imported in stack:
+                lowest[module] = min(lowest[module], lowest[imported])
+        if lowest[module] == order[module]:
+            component = set(stack[stack.index(module) :])
+            del stack[stack.index(module) :]
+            if len(component) > 1:
+                circles.append(component)
+
+    for module in sorted(graph):
+        if module not in order:
+            visit(module)
+    return circles
+
+
+def test_the_import_circle_finder_finds_circles() -> None:
+    a, b, c, d, e = (Path(name) for name in "abcde")
+    assert import_circles({a: {b}, b: {c, d}, c: {a}, d: {e}, e: set()}) == [{a, b, c}]
+    assert import_circles({a: {b}, b: {c}, c: set(), d: {b}, e: {d, a}}) == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Imports inside functions count, imports for type checkers do not."""
+    graph = {
+        path: {m for name in imports(path, inside_functions=True) if (m := module_of(name)) and m != path}
+        for path in MODULES
+    }
+    circles = [sorted(name_of(path) for path in circle) for circle in import_circles(graph)]
+    assert circles == []
 
 
 def loaded_with(path: Path) -> set[Path]:

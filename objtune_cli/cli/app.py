@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from objtune_cli import __version__
 from objtune_cli.cli import environment, launcher, options, streams
 from objtune_cli.errors import ObjtuneError, ResourceError
+from objtune_cli.version import __version__
 
 COMMANDS = {
     "segment": (

@@ -22,7 +22,7 @@ from objtune_cli.generation.sampling import again, to_uint8
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.numerics.masks import Box
 from objtune_cli.segmentation.grabcut import GrabCut
-from objtune_cli.segmentation.segmenters import Hints
+from objtune_cli.segmentation.types import Hints
 
 ROOM = 0.15
 """Room around a place in its own picture, fraction of its longer side: an object that fills its picture was hardly learned."""

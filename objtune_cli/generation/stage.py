@@ -8,7 +8,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from objtune_cli import __version__
 from objtune_cli.config.sections import Generate, identifying, seed_after
 from objtune_cli.errors import GateError, InputError
 from objtune_cli.generation import image_size, lora_hashes
@@ -17,6 +16,7 @@ from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.refs import Ref
 from objtune_cli.store.safetensors_format import canonical
+from objtune_cli.version import __version__
 from objtune_cli.workflow import output_files, prompt_request, trained_objects
 from objtune_cli.workflow.context import StageContext, StageResult, keep_picture, pictures_of
 from objtune_cli.workflow.prompt_text import escape_syntax, write_strengths

@@ -11,7 +11,7 @@ from objtune_cli.models.base_model import quiet
 from objtune_cli.models.families.component_loading import open_whole
 from objtune_cli.runtime import torchvision_compat
 from objtune_cli.runtime.load_lock import LOADING
-from objtune_cli.segmentation.segmenters import Box
+from objtune_cli.segmentation.types import Box
 
 THRESHOLD = 0.05
 """Score from which a box is taken: a segmenter and the class word choose among them."""

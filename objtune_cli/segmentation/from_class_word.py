@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from objtune_cli.segmentation.ranking import Candidate
-    from objtune_cli.segmentation.segmenters import Proposal
+    from objtune_cli.segmentation.types import Proposal
 
 CHOOSING = 320
 """Longer side of the photo while proposals are compared, px."""
@@ -110,7 +110,7 @@ class _Choice(Sight):
 
     def _exactly(self, proposals: list["Proposal"], found: dict[str, list["Candidate"]]) -> list["Proposal"]:
         """The best candidates of all words with exact outlines: what a cut-out shows depends on them."""
-        from objtune_cli.segmentation.segmenters import Proposal
+        from objtune_cli.segmentation.types import Proposal
 
         short = {id(c.mask): c.mask for candidates in found.values() for c in candidates[:SHORTLIST]}
         chosen = [self.segmenter.refined(p) for p in proposals if id(p.mask) in short]
@@ -119,7 +119,7 @@ class _Choice(Sight):
 
     def _proposals(self, words: list[str]) -> list["Proposal"]:
         """What may be an object: whatever lies in a detector's boxes for the words, or all that the segmenter proposes."""
-        from objtune_cli.segmentation.segmenters import Hints
+        from objtune_cli.segmentation.types import Hints
 
         if self.eyes.detector is None:
             segmenter = self.segmenter
@@ -152,7 +152,7 @@ class _Choice(Sight):
 
     def _said(self, chosen: "Candidate", rivals: list["Candidate"]) -> Located:
         """The chosen one outlined exactly, with how sure that is."""
-        from objtune_cli.segmentation.segmenters import Proposal
+        from objtune_cli.segmentation.types import Proposal
 
         proposal = Proposal(_resized(chosen.mask * 255, self.rgb) > 127, chosen.quality)
         if chosen.mask.shape != self.rgb.shape[:2]:

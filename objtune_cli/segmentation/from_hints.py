@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from objtune_cli.models.base_model import BaseModel
     from objtune_cli.models.clip import Towers
     from objtune_cli.segmentation.detector import Detector
-    from objtune_cli.segmentation.segmenters import Hints, Proposal, Segmenter
+    from objtune_cli.segmentation.types import Hints, Proposal, Segmenter
 
 BOTH_MB = 14_000
 """What the largest segmenter and SDXL take side by side on a GPU."""
@@ -102,9 +102,9 @@ class Eyes:
 
     @functools.cached_property
     def segmenter(self) -> "Segmenter":
-        from objtune_cli.segmentation import segmenters as segmenter
+        from objtune_cli.segmentation import segmenters
 
-        return segmenter.load(self.config.segmenter, self.config.sam_checkpoint, registry.SEGMENTER, self._device())
+        return segmenters.load(self.config.segmenter, self.config.sam_checkpoint, registry.SEGMENTER, self._device())
 
     @functools.cached_property
     def detector(self) -> "Detector | None":
@@ -208,7 +208,7 @@ class Sight:
         return cover, quality_gate.outline(own if own.size < cover.size else cover)
 
     def _hints(self, target: Target, rough: "np.ndarray | None") -> "Hints":
-        from objtune_cli.segmentation.segmenters import Hints
+        from objtune_cli.segmentation.types import Hints
 
         scaled = lambda points: tuple((x * self.scale, y * self.scale) for x, y in points)  # noqa: E731
         box = tuple(v * self.scale for v in target.box_xyxy) if target.box_xyxy else None
@@ -228,7 +228,7 @@ class Sight:
 
         from objtune_cli.numerics import masks
         from objtune_cli.segmentation.grabcut import GrabCut
-        from objtune_cli.segmentation.segmenters import Hints
+        from objtune_cli.segmentation.types import Hints
 
         if not mask.any():
             return mask

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from objtune_cli.segmentation.segmenters import Hints, Proposal
+from objtune_cli.segmentation.types import Hints, Proposal
 
 UNKNOWN = 0.85
 """Quality of every mask: that of an average right one of the embedded model, so that the gate's score is decided by likeness and outline."""

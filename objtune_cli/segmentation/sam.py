@@ -20,7 +20,7 @@ from objtune_cli.errors import InputError, ResourceError
 from objtune_cli.numerics.masks import iou
 from objtune_cli.runtime import cpu, torchvision_compat
 from objtune_cli.runtime.load_lock import LOADING
-from objtune_cli.segmentation.segmenters import Hints, Proposal
+from objtune_cli.segmentation.types import Hints, Proposal
 
 torchvision_compat.complete()  # segment-anything imports torchvision
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor, sam_model_registry  # noqa: E402

@@ -1,73 +1,8 @@
-"""Hints to masks behind one interface: the embedded segment-anything, an official one, or GrabCut. Knows no class words."""
+"""Loads a segmenter: the embedded segment-anything model, an official checkpoint, or GrabCut."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
-import numpy as np
-
-Box = tuple[float, float, float, float]
-Point = tuple[float, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Hints:
-    """What the user said, in pixels of the given picture; any of them together.
-
-    Attributes:
-        box_xyxy: Around the object. points: (x, y) on it. beside: (x, y) not on it.
-        rough: Coverage (H, W) in [0, 1], roughly the object.
-    """
-
-    box_xyxy: Box | None = None
-    points: tuple[Point, ...] = ()
-    beside: tuple[Point, ...] = ()
-    rough: np.ndarray | None = None
-
-    def any(self) -> bool:
-        return bool(self.box_xyxy or self.points or self.rough is not None)
-
-    @property
-    def lone(self) -> bool:
-        """Whether one point on the object is all: it may as well mean a part, or something larger."""
-        return len(self.points) == 1 and self.box_xyxy is None and self.rough is None
-
-
-@dataclass(frozen=True, slots=True)
-class Proposal:
-    """A mask that may be an object.
-
-    Attributes:
-        mask: (H, W) bool. quality: What the segmenter expects of its IoU with a true object, in [0, 1].
-    """
-
-    mask: np.ndarray
-    quality: float
-
-
-class Segmenter(Protocol):
-    """Finds objects in one picture at a time."""
-
-    name: str
-
-    def look(self, rgb: np.ndarray) -> None:
-        """Take in a picture (H, W, 3) uint8; what follows is about it."""
-
-    def find(self, hints: Hints) -> Proposal:
-        """The object that hints speak of."""
-        ...
-
-    def under(self, hints: Hints) -> list[Proposal]:
-        """All that a lone point may mean."""
-        ...
-
-    def refined(self, proposal: Proposal) -> Proposal:
-        """The same object, more exactly."""
-        ...
-
-    def everything(self) -> list[Proposal]:
-        """What may be objects, where nothing was said."""
-        ...
+from objtune_cli.segmentation.types import Segmenter
 
 
 def load(kind: str, checkpoint: str, embedded: Path, device: str = "cpu") -> Segmenter:

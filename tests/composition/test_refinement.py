@@ -16,7 +16,7 @@ from objtune_cli.lora import layers
 from objtune_cli.models import base_model
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.segmentation.grabcut import GrabCut
-from objtune_cli.segmentation.segmenters import Hints
+from objtune_cli.segmentation.types import Hints
 
 PROMPT = "a photo of a dog"
 LEFT, RIGHT = (0.02, 0.25, 0.5, 0.95), (0.5, 0.25, 0.98, 0.95)

@@ -226,7 +226,7 @@ def test_a_box_around_the_whole_photo_is_told_to_be_close(
 ) -> None:
     """Not to give a box, which was given."""
     from objtune_cli.segmentation.grabcut import GrabCut
-    from objtune_cli.segmentation.segmenters import Proposal
+    from objtune_cli.segmentation.types import Proposal
 
     monkeypatch.setattr(GrabCut, "find", lambda self, hints: Proposal(np.ones((200, 300), bool), 0.9))
     done = cli("segment", toy, "--class", "mug", "--set", "segment.segmenter=grabcut", "--box", "0,0,300,200")
@@ -255,7 +255,7 @@ def test_a_result_outside_its_box_is_not_published(
     cli: Callable[..., Any], toy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from objtune_cli.segmentation.grabcut import GrabCut
-    from objtune_cli.segmentation.segmenters import Proposal
+    from objtune_cli.segmentation.types import Proposal
 
     elsewhere = np.zeros((200, 300), bool)
     elsewhere[80:160, 60:180] = True

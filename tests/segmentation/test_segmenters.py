@@ -13,7 +13,8 @@ from objtune_cli.errors import InputError
 from objtune_cli.segmentation import sam
 from objtune_cli.segmentation.grabcut import GrabCut
 from objtune_cli.segmentation.sam import SegmentAnything, official
-from objtune_cli.segmentation.segmenters import Hints, Proposal, load
+from objtune_cli.segmentation.segmenters import load
+from objtune_cli.segmentation.types import Hints, Proposal
 from objtune_cli.toybox import renderer, world
 
 SIDE = 256
