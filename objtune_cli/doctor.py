@@ -102,7 +102,7 @@ def _bases() -> list[Check]:
     found = []
     for name in ("toybox", *registry.HUB):
         try:
-            found.append(Check(f"base {name}", "ok", str(registry.find(name).folder)))
+            found.append(Check(f"base {name}", "ok", str(registry.resolve(name).folder)))
         except ObjtuneError as error:
             found.append(Check(f"base {name}", "missing", error.message, error.hint))
     return found
@@ -111,7 +111,7 @@ def _bases() -> list[Check]:
 def _models(project: Project) -> list[Check]:
     """The segmenter of these settings, and what judges photographs."""
     given = Settings(project.settings).resolve(Segment).sam_checkpoint
-    place = Path(given) if given else registry.SEGMENTER
+    place = Path(given) if given else registry.TOYBOX_SEGMENTER
     fine = place.exists()
     state, remedy = (
         ("ok", "")

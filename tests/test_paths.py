@@ -200,11 +200,11 @@ def test_a_base_is_itself_however_it_is_written(home: Path) -> None:
 
     forms = (
         "toybox",
-        registry.EMBEDDED,
-        f"{registry.EMBEDDED}/",
-        f"file://{registry.EMBEDDED}",
-        f"'{registry.EMBEDDED}'",
+        registry.TOYBOX_FOLDER,
+        f"{registry.TOYBOX_FOLDER}/",
+        f"file://{registry.TOYBOX_FOLDER}",
+        f"'{registry.TOYBOX_FOLDER}'",
     )
-    found = [registry.find(str(form)) for form in forms]
+    found = [registry.resolve(str(form)) for form in forms]
     assert len({base.fingerprint for base in found}) == 1
-    assert {base.id for base in found[1:]} == {registry.EMBEDDED.name}
+    assert {base.id for base in found[1:]} == {registry.TOYBOX_FOLDER.name}

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from objtune_cli.errors import IncompatibleError
-from objtune_cli.lora.layers import PREFIX, has_words, parts
-from objtune_cli.models.attention import among, heads, joint, merged
+from objtune_cli.lora.layers import DENOISER_PREFIX, by_network, has_text_encoder_layers
+from objtune_cli.models.attention import is_joint, pad_mask, project_out, project_qkv
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.numerics.masks import Box, region
 
@@ -97,7 +97,7 @@ def _hook(model: BaseModel, on_words: bool, pairs: list[Factors | None], regions
                 weight = regions.at(*out.shape[-2:])[i][None, None]
             elif on_words:
                 # Rows: without prompt first, then with it; only the latter holds the tokens.
-                own = among(regions.placed[i].tokens, x.shape[1]).to(x.dtype)
+                own = pad_mask(regions.placed[i].tokens, x.shape[1]).to(x.dtype)
                 half = len(x) // 2
                 weight = torch.stack([torch.zeros_like(own)] * half + [own] * (len(x) - half))[..., None]
             else:
@@ -118,7 +118,7 @@ class RegionalAttention:
 
     def _tokens(self, length: int) -> Tensor:
         """(N, L) boolean."""
-        return torch.stack([among(p.tokens, length) for p in self.regions.placed])
+        return torch.stack([pad_mask(p.tokens, length) for p in self.regions.placed])
 
     def bias(self, length: int, like: Tensor, words: int = 0) -> Tensor:
         """(Q, L): log of the object's share at its own tokens, 0 at the others; `words`: L, if there are more rows than tokens."""
@@ -142,15 +142,15 @@ class RegionalAttention:
         return self.cache[cells, words]
 
     def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any) -> Any:
-        q, k, v = heads(attn, hidden_states, encoder_hidden_states)
+        q, k, v = project_qkv(attn, hidden_states, encoder_hidden_states)
         cells, half = hidden_states.shape[1], len(q) // 2
-        if encoder_hidden_states is not None and joint(attn, encoder_hidden_states):
+        if encoder_hidden_states is not None and is_joint(attn, encoder_hidden_states):
             without, bias = self._joint(cells, encoder_hidden_states.shape[1], q)
         else:
             bias = self.bias(cells, q, k.shape[2])
             without = torch.zeros_like(bias)
         full = torch.stack([without] * half + [bias] * (len(q) - half))[:, None]
-        return merged(
+        return project_out(
             attn, F.scaled_dot_product_attention(q, k, v, attn_mask=full), hidden_states, encoder_hidden_states
         )
 
@@ -177,9 +177,9 @@ class BoundedAttention:
     def __call__(
         self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any
     ) -> Tensor:
-        q, k, v = heads(attn, hidden_states, encoder_hidden_states)
+        q, k, v = project_qkv(attn, hidden_states, encoder_hidden_states)
         bias = self.bias(hidden_states.shape[1], q)[None, None]
-        return merged(
+        return project_out(
             attn, F.scaled_dot_product_attention(q, k, v, attn_mask=bias), hidden_states, encoder_hidden_states
         )
 
@@ -202,13 +202,16 @@ def regional(
     regions = Regions(placed, aspect, edge)
     layers = _layers(
         model.denoiser,
-        [{k.removeprefix(PREFIX): v for k, v in p.weights.items() if k.startswith(PREFIX)} for p in placed],
+        [
+            {k.removeprefix(DENOISER_PREFIX): v for k, v in p.weights.items() if k.startswith(DENOISER_PREFIX)}
+            for p in placed
+        ],
     )
     processors = dict(model.denoiser.attn_processors)
     handles = []
     try:
         for name, layer in layers.items():
-            pairs = [_pair(p.weights, f"{PREFIX}{name}", layer) for p in placed]
+            pairs = [_pair(p.weights, f"{DENOISER_PREFIX}{name}", layer) for p in placed]
             handles.append(layer.register_forward_hook(_hook(model, model.family.on_words(name), pairs, regions)))
         within = BoundedAttention(regions) if bounded else None
         across, family = RegionalAttention(regions, within), model.family
@@ -233,7 +236,7 @@ def alone(model: BaseModel, weights: Mapping[str, Tensor]) -> Iterator[None]:
     """
     handles = []
     try:
-        for network, own in parts(model, weights):
+        for network, own in by_network(model, weights):
             for name, layer in _layers(network, [own]).items():
                 pair = _pair(own, name, layer)
                 if pair is not None:
@@ -257,12 +260,12 @@ def spoken(model: BaseModel, text: str, placed: Sequence[Placed], condition: Ten
         IncompatibleError: A LoRA was made for layers that this base does not have.
     """
     for item in placed:
-        if not has_words(item.weights):
+        if not has_text_encoder_layers(item.weights):
             continue
         condition = model.encode([text]) if condition is None else condition
         with alone(model, item.weights):
             own = model.encode([text])
-        condition = torch.where(among(item.tokens, own.shape[1])[:, None], own, condition)
+        condition = torch.where(pad_mask(item.tokens, own.shape[1])[:, None], own, condition)
     return condition
 
 

@@ -14,8 +14,8 @@ from objtune_cli.config.sections import Embed
 from objtune_cli.errors import GateError
 from objtune_cli.models import finite_checks
 from objtune_cli.models.base_model import BaseModel
-from objtune_cli.models.clip import MEAN, Towers
-from objtune_cli.models.placeholders import Placeholders, class_rows, side_by_side, split
+from objtune_cli.models.clip import MEAN, Clip
+from objtune_cli.models.placeholders import Placeholders, class_token_embeddings, concat_encoders, split_encoders
 from objtune_cli.models.prompts import PROMPT, with_article
 from objtune_cli.numerics.ddpm import seeded
 from objtune_cli.numerics.embeddings import cosine_loss, keep_norm, lengths, prototype
@@ -38,7 +38,7 @@ class Started:
 
 
 def aim(
-    towers: Towers,
+    towers: Clip,
     model: BaseModel,
     picture: Tensor,
     mask: Tensor,
@@ -64,20 +64,20 @@ def aim(
 
 def start(
     model: BaseModel,
-    towers: Towers | None,
+    towers: Clip | None,
     picture: Tensor,
     mask: Tensor,
     class_word: str,
     config: Embed,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
-    second: Towers | None = None,
+    second: Clip | None = None,
 ) -> Started:
     """Start a token by `config.init`: "prototype", "class", "random" or "rare"; `second`: the towers of a base's second text encoder.
 
     Raises:
         NonFiniteError: The text encoder gives NaN or infinite values. GateError: the vectors came to such values on the way.
     """
-    own = class_rows(model, class_word)
+    own = class_token_embeddings(model, class_word)
     noun = own if config.noun == "kept" else own[:0]
     rows = _first(model, own, config)
     metrics: dict[str, float] = {}
@@ -105,8 +105,8 @@ def start(
 def _first(model: BaseModel, own: Tensor, config: Embed) -> Tensor:
     """The learned vectors before any step, (k, d): near the class word's, noise of their norm, or those of a rare word."""
     if config.init == "rare":
-        return class_rows(model, config.rare)[: config.vectors]
-    return side_by_side([_near(part, config) for part in split(own, model.widths)])
+        return class_token_embeddings(model, config.rare)[: config.vectors]
+    return concat_encoders([_near(part, config) for part in split_encoders(own, model.widths)])
 
 
 def _near(own: Tensor, config: Embed) -> Tensor:
@@ -120,7 +120,7 @@ def _near(own: Tensor, config: Embed) -> Tensor:
 
 def _fit(
     model: BaseModel,
-    goals: list[tuple[Towers, Tensor]],
+    goals: list[tuple[Clip, Tensor]],
     rows: Tensor,
     noun: Tensor,
     own: Tensor,
@@ -129,7 +129,7 @@ def _fit(
 ) -> tuple[Tensor, list[float]]:
     """Adam on the mean L_PE of the towers, each with its goal; after each step every row goes back to the class token's norm."""
     norm = lengths(own, model.widths).mean(0)
-    learned = [part.clone().requires_grad_(True) for part in split(rows, model.widths)]
+    learned = [part.clone().requires_grad_(True) for part in split_encoders(rows, model.widths)]
     words = Placeholders(model)
     words.add("objtune", torch.cat([rows, noun]))
     optimizer = torch.optim.Adam(
@@ -138,7 +138,7 @@ def _fit(
     prompt = words.expand(PROMPT.format("<objtune>"))
     cosines = []
     for step in range(config.steps + 1):
-        words.replace("objtune", torch.cat([side_by_side(learned), noun]))
+        words.replace("objtune", torch.cat([concat_encoders(learned), noun]))
         loss = torch.stack(
             [cosine_loss(towers.texts(model, [prompt]), goal[None]).mean() for towers, goal in goals]
         ).mean()
@@ -152,4 +152,4 @@ def _fit(
             for part, n in zip(learned, norm.reshape(-1), strict=True):
                 part.copy_(keep_norm(part, n))
         on_step(step + 1, float(loss.detach()))
-    return side_by_side(learned).detach(), cosines
+    return concat_encoders(learned).detach(), cosines

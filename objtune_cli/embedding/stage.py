@@ -56,7 +56,7 @@ def run(ctx: StageContext, mask: Ref, config: Embed) -> StageResult:
     ref = artifacts.publish(
         ctx.root,
         replace(record, metrics=metrics, tools=tools()),
-        placeholders.stored(started.rows, model.widths, placeholders.STARTED),
+        placeholders.to_tensors(started.rows, model.widths, placeholders.EMBEDDING_TENSOR_NAMES),
     )
     return StageResult(ref, False, [], metrics)
 

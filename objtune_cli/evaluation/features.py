@@ -15,7 +15,7 @@ from objtune_cli import paths
 from objtune_cli.config.sections import Bench
 from objtune_cli.errors import ResourceError, UsageError
 from objtune_cli.models import finite_checks, registry
-from objtune_cli.models.base_model import UNREADABLE, quiet
+from objtune_cli.models.base_model import UNREADABLE, silence_library_logging
 from objtune_cli.models.families.component_loading import open_whole, translate_errors
 from objtune_cli.workflow.context import StageContext
 
@@ -147,7 +147,7 @@ def _vit(path: Path) -> Any:
     from safetensors.torch import load_file
     from transformers import ViTConfig, ViTModel
 
-    quiet()
+    silence_library_logging()
     try:
         weights = load_file(path)
         width, patch = (
@@ -193,7 +193,7 @@ def digest(pictures: Pictures) -> str:
 def _opened(kind: Any, name: str, option: str, families: tuple[str, ...]) -> Any:
     from transformers import AutoConfig
 
-    quiet()
+    silence_library_logging()
     hint = f"give its folder with `{option} DIR`"
     if paths.is_hub_id(name):
         hint += f", or bring it with `objtune fetch --model {name}`"

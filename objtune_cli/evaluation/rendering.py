@@ -65,12 +65,12 @@ def worded(case: Case) -> str:
 def loaded(ctx: StageContext, name: str, weights: Mapping[str, Any] | None, kind: str = "") -> tuple["BaseModel", Any]:
     """A fresh base with an adapter's LoRA and words, or the bare base; `kind`: the object's class word, which guidance asks with."""
     from objtune_cli.lora import layers
-    from objtune_cli.models.placeholders import Placeholders, learned_names, read
+    from objtune_cli.models.placeholders import Placeholders, adapter_tensor_names, from_tensors
 
     model = ctx.load_base_model()
     words = Placeholders(model)
     if weights is not None:
-        words.add(name, read(weights, learned_names(name)), kind)
+        words.add(name, from_tensors(weights, adapter_tensor_names(name)), kind)
         layers.load(model, weights)
     return model, words
 

@@ -25,9 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from objtune_cli.models.adapter_state import asleep
+from objtune_cli.models.adapter_state import disabled
 from objtune_cli.models.base_model import BaseModel
-from objtune_cli.models.prompts import alone_in_class_words, named
+from objtune_cli.models.prompts import objects_only_prompt, restore_placeholders
 
 
 @contextlib.contextmanager
@@ -39,14 +39,14 @@ def guided(model: BaseModel, texts: Sequence[str], scene: float, own: float, hei
             where it names nothing else, its scene adds nothing. scene, own: w and s; 0: nothing is added. height, width: of the pictures, px.
     """
     said = [model.in_class_words(text) for text in texts]
-    alone = [alone_in_class_words(named(text), model.classes) for text in texts]
+    alone = [objects_only_prompt(restore_placeholders(text), model.classes) for text in texts]
     objects = [i for i, text in enumerate(alone) if text] if own else []
     scenes = [i for i, text in enumerate(alone) if text and said[i].rstrip(" .,!") != text] if scene else []
     if not objects and not scenes:
         yield
         return
     rows = sorted({*objects, *scenes})
-    with asleep(model):
+    with disabled(model):
         encoded = {
             text: model.encode([text])
             for text in dict.fromkeys([*(said[i] for i in rows), *(alone[i] for i in scenes)])
@@ -120,7 +120,7 @@ class _Addition:
         call = ((z, t), {}) if args else ((), {"hidden_states": z, "timestep": t})
         self.asking = True
         try:
-            with asleep(self.model):
+            with disabled(self.model):
                 return module(*call[0], **(call[1] | told), return_dict=False)[0]
         finally:
             self.asking = False

@@ -89,7 +89,7 @@ def imported(record: artifacts.Record) -> Hashes | None:
 
 def made(record: artifacts.Record, tensors: Mapping[str, Any]) -> Hashes:
     """Of a LoRA the hash of what follows the header, of an embedding that of the whole file."""
-    family = families.named(record.base.get("family", ""))
+    family = families.get_family(record.base.get("family", ""))
     layers = export.kohya_keys(tensors, family)
     found: Hashes = {"Lora hashes": {record.name: export.body_hash(layers)[:DIGITS]}} if layers else {}
     words = {

@@ -13,10 +13,10 @@ from torch import Tensor
 from objtune_cli.errors import NonFiniteError
 from objtune_cli.generation.guidance import guided
 from objtune_cli.models import finite_checks
-from objtune_cli.models.adapter_state import asleep
+from objtune_cli.models.adapter_state import disabled
 from objtune_cli.models.base_model import BaseModel, set_steps
 from objtune_cli.models.placeholders import check_objects_read
-from objtune_cli.models.prompts import names_in
+from objtune_cli.models.prompts import find_names
 from objtune_cli.numerics.ddpm import seeded
 
 
@@ -187,7 +187,7 @@ def _checked(
             f"a guidance of {guidance:g} gives {what}{which}", "lower `--guidance`; 1 to 15 is usual", of_base=False
         )
     part = finite_checks.name_part(
-        model, "denoiser", names_in([first, negative]), compute_alone, finite_checks.are_latents
+        model, "denoiser", find_names([first, negative]), compute_alone, finite_checks.are_latents
     )
     raise finite_checks.describe_failure(part, model.dtype, which, what)
 
@@ -202,7 +202,7 @@ def _classes(model: BaseModel, texts: Sequence[str], steps: int) -> Iterator[tup
     with contextlib.ExitStack() as sleep:
         plain = None
         if steps:
-            sleep.enter_context(asleep(model))
+            sleep.enter_context(disabled(model))
             said = [model.in_class_words(text) for text in texts]
             encoded = {text: model.encode([text]) for text in dict.fromkeys(said)}
             plain = torch.cat([encoded[text] for text in said])

@@ -170,7 +170,7 @@ def _activate(base_model: "BaseModel", names: list[str]) -> None:
     """Let a prompt's own adapters act, several with their deltas summed, and no others."""
     from objtune_cli.lora import layers
 
-    layers.activate(base_model, list(dict.fromkeys(names)))
+    layers.set_active(base_model, list(dict.fromkeys(names)))
 
 
 def _draw(

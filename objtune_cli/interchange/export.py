@@ -70,7 +70,7 @@ def plan(
         if value not in known:
             raise UsageError(f"there is no {what} {value}", f"one of {', '.join(known)}")
     record, tensors = artifacts.load(root, ref)
-    family = families.named(record.base.get("family", ""))
+    family = families.get_family(record.base.get("family", ""))
     layers = any(k.startswith(tuple(PREFIXES)) for k in tensors)
     if form in ("diffusers", "kohya", "bundle") and not layers:
         raise IncompatibleError(f"{ref} is a token alone, without LoRA", "`--format embedding` writes it")

@@ -46,10 +46,10 @@ def run(name: str, report: Reporter, stopped: Callable[[], int]) -> Fetched:
     """
     if name == "toybox" or Path(name).is_dir():
         report.note(f"{name} lies here already: nothing to bring")
-        return Fetched(name, "", "", registry.find(name).folder)
+        return Fetched(name, "", "", registry.resolve(name).folder)
     repository = registry.hub_id(name)
     revision = registry.REVISIONS.get(repository, "main")
-    here = registry.cached(repository)
+    here = registry.find_snapshot(repository)
     if here is not None and _is_whole(name):
         report.note(f"{name} is here already")
         return Fetched(name, repository, here.name, here)
@@ -74,7 +74,7 @@ def model(repository: str, report: Reporter, stopped: Callable[[], int]) -> Fetc
         "main",
         report,
         stopped,
-        (*registry.JUDGE, *vae_override.FILES, registry.PICKLED),
+        (*registry.FEATURE_MODEL_FILES, *vae_override.FILES, registry.PICKLED),
         _of_a_judge,
     )
 
@@ -116,7 +116,7 @@ def _of_a_base(name: str, files: list[str]) -> tuple[str, ...]:
 
 def leave_out(files: list[str]) -> tuple[str, ...]:
     """Files of a base's variants (fp16, non_ema) beside which the plain weights lie."""
-    others = {file for file in files if any(fnmatch(file, pattern) for pattern in registry.SKIPPED)}
+    others = {file for file in files if any(fnmatch(file, pattern) for pattern in registry.IGNORED_FILES)}
     plain = {file.rpartition("/")[0] for file in files if file.endswith(".safetensors") and file not in others}
     return tuple(sorted(file for file in others if file.rpartition("/")[0] in plain))
 
@@ -124,7 +124,7 @@ def leave_out(files: list[str]) -> tuple[str, ...]:
 def _is_whole(name: str) -> bool:
     """Whether all parts of a base are on this machine; what else is wrong with it, fetching does not mend."""
     try:
-        registry.find(name)
+        registry.resolve(name)
     except ResourceError:
         return False
     except ObjtuneError:

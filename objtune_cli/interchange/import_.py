@@ -53,10 +53,12 @@ def run(
     rows = (
         textual_inversion.join_vectors(model, vectors)
         if vectors
-        else placeholders.class_rows(model, word or class_word)
+        else placeholders.class_token_embeddings(model, word or class_word)
     )
     _note_vectors(ctx, model, name, vectors, len(rows))
-    tensors: dict[str, Any] = layers | placeholders.stored(rows, model.widths, placeholders.learned_names(name))
+    tensors: dict[str, Any] = layers | placeholders.to_tensors(
+        rows, model.widths, placeholders.adapter_tensor_names(name)
+    )
     rank = max((v.shape[0] for k, v in tensors.items() if k.endswith("lora_A.weight")), default=0)
     metrics = {"rank": rank, "vectors": len(rows), "layers": sum(k.endswith("lora_A.weight") for k in tensors)}
     record = replace(record, inputs=_inputs(read, found), metrics=metrics, tools=tools())

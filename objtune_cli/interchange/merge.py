@@ -103,7 +103,9 @@ def _merge(ctx: StageContext, record: Record, sources: list[Ref], config: Merge)
     tensors: dict[str, Any] = {
         k: v for adapter in opened for k, v in adapter.items() if k.startswith(("token.", "token_2."))
     }
-    tensors |= merging.merged(opened, record.config["weights"], config.method, config.rank, config.density, config.seed)
+    tensors |= merging.merge_adapters(
+        opened, record.config["weights"], config.method, config.rank, config.density, config.seed
+    )
     large = next((k for k, v in tensors.items() if not bool(torch.isfinite(v).all())), "")
     if large:
         raise UsageError(f"with these weights {large} is infinite", "give smaller weights")

@@ -11,7 +11,7 @@ from objtune_cli.errors import IncompatibleError, InputError
 from objtune_cli.lora.import_keys import BUNDLED, FLOATS, LARGEST, Source, is_lora
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.families import FAMILIES
-from objtune_cli.models.placeholders import side_by_side
+from objtune_cli.models.placeholders import concat_encoders
 
 ENCODERS = {
     "clip_l": 0, "clip_g": 1, "clip_h": 0, "text_encoders_0": 0, "text_encoders_1": 1, "text_encoder": 0, "text_encoder_2": 1,
@@ -181,7 +181,7 @@ def join_vectors(model: BaseModel, found: Sequence[Vectors]) -> Tensor:
         raise InputError(
             f"{what} holds {len(parts[0])} vectors: a prompt has room for {limit}", "import a token of fewer"
         )
-    return side_by_side(parts)
+    return concat_encoders(parts)
 
 
 def _place(model: BaseModel, vectors: Vectors, index: int | None, rows: Tensor) -> int:

@@ -16,7 +16,7 @@ from objtune_cli.models.base_model import BaseModel
 
 
 @contextlib.contextmanager
-def apart(model: BaseModel, names: Sequence[str], each: int) -> Iterator[None]:
+def per_block_adapters(model: BaseModel, names: Sequence[str], each: int) -> Iterator[None]:
     """Inside, the rows of a pass belong to the named LoRAs, `each` to each, in this order.
 
     A pass of twice as many rows takes that order twice: guidance puts rows without a prompt before those with it.

@@ -11,10 +11,10 @@ from torch import Tensor
 from objtune_cli.errors import IncompatibleError
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.numerics.ddpm import torch_seed
-from objtune_cli.runtime.load_lock import LOADING
+from objtune_cli.runtime.load_lock import LOAD_LOCK
 
-PREFIX = "unet."
-WORDS = ("text_encoder.", "text_encoder_2.")
+DENOISER_PREFIX = "unet."
+TEXT_ENCODER_PREFIXES = ("text_encoder.", "text_encoder_2.")
 """Before the names of layers of the text encoders, which imported LoRAs may have."""
 
 
@@ -40,10 +40,10 @@ def add(
     further = bool(getattr(model.denoiser, "peft_config", None))
     if not further:
         for block in before:
-            block.register_forward_pre_hook(_unlearned, with_kwargs=True)
+            block.register_forward_pre_hook(_detach_prompt, with_kwargs=True)
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights="gaussian")
     with (
-        LOADING,
+        LOAD_LOCK,
         torch.random.fork_rng(devices=[]),
     ):  # peft draws A from the global generator, which threads have together
         torch.manual_seed(torch_seed(seed))
@@ -62,20 +62,20 @@ def add(
     return params
 
 
-def _unlearned(_module: object, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+def _detach_prompt(_module: object, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """The prompt for blocks that do not learn: no gradient runs back through them to the token."""
     words = kwargs.get("encoder_hidden_states")
     return args, kwargs if words is None else kwargs | {"encoder_hidden_states": words.detach()}
 
 
-def tensors(model: BaseModel, name: str = "default") -> dict[str, Tensor]:
+def state_dict(model: BaseModel, name: str = "default") -> dict[str, Tensor]:
     """The LoRA's weights under peft's names below `unet.`; none where none was added."""
     from peft import get_peft_model_state_dict
 
     if not getattr(model.denoiser, "peft_config", None):
         return {}
     state = get_peft_model_state_dict(model.denoiser, adapter_name=name)
-    return {PREFIX + key: value.detach().cpu().clone() for key, value in state.items()}
+    return {DENOISER_PREFIX + key: value.detach().cpu().clone() for key, value in state.items()}
 
 
 def load(model: BaseModel, weights: Mapping[str, Tensor], name: str = "default") -> bool:
@@ -85,20 +85,22 @@ def load(model: BaseModel, weights: Mapping[str, Tensor], name: str = "default")
         IncompatibleError: It was made for layers that this base does not have.
     """
     found = False
-    for network, own in parts(model, weights):
+    for network, own in by_network(model, weights):
         _load(network, own, model, name)
         found = True
     return found
 
 
-def parts(model: BaseModel, weights: Mapping[str, Tensor]) -> Iterator[tuple[Any, dict[str, Tensor]]]:
+def by_network(model: BaseModel, weights: Mapping[str, Tensor]) -> Iterator[tuple[Any, dict[str, Tensor]]]:
     """The networks that a LoRA has layers of, each with its tensors under its own names.
 
     Raises:
         IncompatibleError: It has layers of a text encoder that this base does not have.
     """
     for prefix, network in zip(
-        (PREFIX, *WORDS), (model.denoiser, model.text_encoder, model.text_encoder_2), strict=True
+        (DENOISER_PREFIX, *TEXT_ENCODER_PREFIXES),
+        (model.denoiser, model.text_encoder, model.text_encoder_2),
+        strict=True,
     ):
         own = {
             k.removeprefix(prefix).replace("text_model.text_proj", "text_proj"): v
@@ -109,15 +111,15 @@ def parts(model: BaseModel, weights: Mapping[str, Tensor]) -> Iterator[tuple[Any
             raise IncompatibleError(
                 "the adapter was trained on another base: it has a second text encoder", "use the base it names"
             )
-        if own and prefix != PREFIX and not hasattr(network, "text_model"):
+        if own and prefix != DENOISER_PREFIX and not hasattr(network, "text_model"):
             own = {k.removeprefix("text_model."): v for k, v in own.items()}
         if own:
             yield network, own
 
 
-def has_words(weights: Mapping[str, Any]) -> bool:
+def has_text_encoder_layers(weights: Mapping[str, Any]) -> bool:
     """Whether a LoRA has layers of a text encoder."""
-    return any(key.startswith(WORDS) for key in weights)
+    return any(key.startswith(TEXT_ENCODER_PREFIXES) for key in weights)
 
 
 def _load(network: Any, own: Mapping[str, Tensor], model: BaseModel, name: str) -> None:
@@ -135,7 +137,7 @@ def _load(network: Any, own: Mapping[str, Tensor], model: BaseModel, name: str) 
         raise IncompatibleError(
             f"the adapter was trained on another base: no layer {min(missing)} here", "use the base it names"
         )
-    with LOADING:
+    with LOAD_LOCK:
         biased = any(k.endswith(".lora_B.bias") for k in own)  # of all layers, zeros where the adapter has none
         settings = LoraConfig(
             r=rank,
@@ -163,7 +165,7 @@ def _load(network: Any, own: Mapping[str, Tensor], model: BaseModel, name: str) 
     network.requires_grad_(False).eval()
 
 
-def activate(model: BaseModel, names: list[str]) -> None:
+def set_active(model: BaseModel, names: list[str]) -> None:
     """Let the named LoRAs act together, their deltas summed; none: the frozen base."""
     for network in (model.denoiser, *model.text_encoders):
         known = getattr(network, "peft_config", None) or {}

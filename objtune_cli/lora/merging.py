@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from objtune_cli.lora.layers import PREFIX, WORDS
+from objtune_cli.lora.layers import DENOISER_PREFIX, TEXT_ENCODER_PREFIXES
 from objtune_cli.numerics.ddpm import torch_seed
 
 Pair = tuple[Tensor, Tensor]
 """Down (r, in) and up (out, r) of a linear layer; (r, in, k, k) and (out, r, 1, 1) of a convolution."""
 
 
-def merged(
+def merge_adapters(
     adapters: Sequence[Mapping[str, Tensor]],
     weights: Sequence[float],
     method: str = "sum",
@@ -31,8 +31,14 @@ def merged(
     Returns:
         float32, one rank for all layers (alpha = rank).
     """
-    own = [{k: v.float() for k, v in a.items() if k.startswith((PREFIX, *WORDS))} for a in adapters]
-    layers = sorted({k.rsplit(".lora_", 1)[0] for a in own for k in a}, key=lambda name: (name.startswith(WORDS), name))
+    own = [
+        {k: v.float() for k, v in a.items() if k.startswith((DENOISER_PREFIX, *TEXT_ENCODER_PREFIXES))}
+        for a in adapters
+    ]
+    layers = sorted(
+        {k.rsplit(".lora_", 1)[0] for a in own for k in a},
+        key=lambda name: (name.startswith(TEXT_ENCODER_PREFIXES), name),
+    )
     ranks = [
         min((v.shape[0] for k, v in a.items() if k.endswith("lora_A.weight")), default=0) for a in own
     ]  # whole differences have more

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def asleep(model: "BaseModel") -> Iterator[None]:
+def disabled(model: "BaseModel") -> Iterator[None]:
     """Inside, no LoRA acts and the base is the frozen one; afterwards those act that acted."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 

@@ -18,10 +18,10 @@ from objtune_cli.errors import DamagedError, IncompatibleError, MissingError, Us
 from objtune_cli.models import families, finite_checks
 from objtune_cli.models.families import component_loading, model_kind, schedulers, single_file
 from objtune_cli.models.families import pipeline_folder as folders
-from objtune_cli.models.prompts import in_class_words, named, spans
+from objtune_cli.models.prompts import class_word_spans, restore_placeholders, with_class_words
 from objtune_cli.runtime import cpu, torchvision_compat
 from objtune_cli.runtime.devices import pick_device as pick_device
-from objtune_cli.runtime.load_lock import LOADING
+from objtune_cli.runtime.load_lock import LOAD_LOCK
 
 torchvision_compat.complete()  # before diffusers and transformers ask for torchvision
 
@@ -32,13 +32,13 @@ UNREADABLE = (ValueError, RuntimeError, SafetensorError)
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-AT_ONCE = 8 * 128 * 128
+VAE_PIXELS_PER_BATCH = 8 * 128 * 128
 """Pixels that the autoencoder takes in one go: at 512 px one picture already needs a gigabyte."""
 
 
-def at_once(height: int, width: int) -> int:
+def vae_batch_size(height: int, width: int) -> int:
     """Pictures of a size that the autoencoder takes in one go."""
-    return max(1, AT_ONCE // (height * width))
+    return max(1, VAE_PIXELS_PER_BATCH // (height * width))
 
 
 @dataclass(slots=True)
@@ -154,11 +154,11 @@ class BaseModel:
 
     def in_class_words(self, text: str) -> str:
         """A text, its names written as tokens, as an encoder reads it that knows none of them."""
-        return in_class_words(named(text), self.classes)
+        return with_class_words(restore_placeholders(text), self.classes)
 
     def class_word_at(self, text: str, name: str) -> list[tuple[int, int]]:
         """Where a name's class word stands in that, (first letter, last letter + 1) each."""
-        return spans(text, name, self.classes)
+        return class_word_spans(text, name, self.classes)
 
     def encode(self, texts: list[str], first: int = 0) -> Tensor:
         """Prompts to the denoiser's condition, (B, rows, d): a row a token, and what else the family has to say; with `first` so many leading tokens' alone.
@@ -183,7 +183,7 @@ class BaseModel:
         def encoded() -> Tensor:
             found = [
                 self.vae.encode(p.to(self.device, self.vae.dtype)).latent_dist
-                for p in pictures.split(at_once(*pictures.shape[-2:]))
+                for p in pictures.split(vae_batch_size(*pictures.shape[-2:]))
             ]
             return torch.stack([torch.cat([d.mean for d in found]).float(), torch.cat([d.std for d in found]).float()])
 
@@ -204,7 +204,7 @@ class BaseModel:
         def decoded() -> Tensor:
             parts = [
                 self.vae.decode(z.to(self.device, self.vae.dtype)).sample
-                for z in scaled.split(at_once(*(self.factor * n for n in latents.shape[-2:])))
+                for z in scaled.split(vae_batch_size(*(self.factor * n for n in latents.shape[-2:])))
             ]
             return torch.cat(parts).float()
 
@@ -277,7 +277,7 @@ def load(
         MissingError: A part is missing. DamagedError: a part lacks weights, cannot be read, or its weights are not finite. IncompatibleError: it is
             another kind of model. NonFiniteError: its weights are not finite in this format.
     """
-    with LOADING:
+    with LOAD_LOCK:
         model = _loaded(folder, device, dtype, weights, prediction, vae)
         finite_checks.check_base(
             model,
@@ -290,9 +290,9 @@ def load(
 def _loaded(
     folder: Path, device: torch.device, dtype: torch.dtype, weights: Path | None, prediction: str, vae: Path | None
 ) -> BaseModel:
-    quiet()
+    silence_library_logging()
     if device.type == "cpu":
-        cpu.keep_memory()
+        cpu.tune_malloc()
     said = (
         single_file.describe(weights, prediction).schedule
         if weights
@@ -346,7 +346,7 @@ def _loaded(
         text_encoder_3.requires_grad_(False).eval().to(device)
     if device.type == "cpu":
         model.denoiser.to(memory_format=torch.channels_last)
-        cpu.share(sum(p.numel() for p in model.denoiser.parameters()))
+        cpu.set_threads_for(sum(p.numel() for p in model.denoiser.parameters()))
     return model
 
 
@@ -405,7 +405,7 @@ def _family(folder: Path) -> families.Family:
         IncompatibleError: Of none that is known. MissingError, DamagedError: it does not say.
     """
     try:
-        family = families.of(folder)
+        family = families.detect_family(folder)
     except OSError:
         raise MissingError(f"a part of the base in {folder} is missing: model_index.json", folders.AGAIN) from None
     except (ValueError, KeyError):
@@ -422,7 +422,7 @@ def _autoencoder(
     from diffusers import AutoencoderKL
 
     vae: Any
-    with LOADING:
+    with LOAD_LOCK:
         if given is not None:
             vae = (
                 single_file.open_part("vae", given, single_file.LAYOUTS / _family(folder).name)
@@ -437,7 +437,7 @@ def _autoencoder(
     return vae.to(memory_format=torch.channels_last) if device.type == "cpu" else vae
 
 
-def quiet() -> None:
+def silence_library_logging() -> None:
     """No load reports and bars of the libraries among our lines."""
     import diffusers.utils.logging
     import transformers.utils.logging

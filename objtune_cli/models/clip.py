@@ -10,14 +10,14 @@ from torch import Tensor
 
 from objtune_cli.errors import DamagedError, IncompatibleError, MissingError
 from objtune_cli.models import finite_checks
-from objtune_cli.models.base_model import UNREADABLE, BaseModel, quiet
+from objtune_cli.models.base_model import UNREADABLE, BaseModel, silence_library_logging
 from objtune_cli.models.families.component_loading import open_whole
-from objtune_cli.runtime.load_lock import LOADING
+from objtune_cli.runtime.load_lock import LOAD_LOCK
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 """CLIP's colour statistics, for pictures in [0, 1]."""
-GROUNDS = (
+BACKGROUND_LABELS = (
     "the background",
     "the sky",
     "the ground",
@@ -31,7 +31,7 @@ GROUNDS = (
 
 
 @dataclass(slots=True)
-class Towers:
+class Clip:
     """A frozen CLIP; the text side takes token vectors from outside, so that one can be learned.
 
     Attributes:
@@ -100,7 +100,7 @@ class Towers:
         return self.clip.text_model
 
 
-def load(source: Path, model: BaseModel, index: int = 0) -> Towers:
+def load(source: Path, model: BaseModel, index: int = 0) -> Clip:
     """Open the CLIP whose text tower is the base's own text encoder, or its `index`-th.
 
     Args:
@@ -112,10 +112,10 @@ def load(source: Path, model: BaseModel, index: int = 0) -> Towers:
     """
     from transformers import CLIPModel
 
-    quiet()
+    silence_library_logging()
     encoder = model.text_encoders[index]
     try:
-        with LOADING:
+        with LOAD_LOCK:
             if source.is_file():
                 clip = _from_file(source, encoder.config)
             else:  # in float32, as it is used: in half precision that would be every thread's default meanwhile
@@ -131,7 +131,7 @@ def load(source: Path, model: BaseModel, index: int = 0) -> Towers:
         )
     clip.requires_grad_(False).eval().to(model.device, torch.float32)
     finite_checks.check_weights(f"CLIP in {source}", clip)
-    return Towers(clip, model.device, index)
+    return Clip(clip, model.device, index)
 
 
 VISION_HEADS = 16

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from objtune_cli.errors import DamagedError, NonFiniteError
-from objtune_cli.models.prompts import names_in
+from objtune_cli.models.prompts import find_names
 
 HALF = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 """Formats that overflow, or round away, where float32 does not."""
@@ -115,11 +115,11 @@ def name_part(
     Returns:
         `part`, or "adapter of <name>" where the base alone gives sound values.
     """
-    from objtune_cli.models.adapter_state import asleep
+    from objtune_cli.models.adapter_state import disabled
 
     if not names:
         return part
-    with torch.no_grad(), asleep(model):
+    with torch.no_grad(), disabled(model):
         if not is_sound(compute_alone()):
             return part
     return f"adapter of <{names[0]}>" if len(names) == 1 else f"adapters of {', '.join(f'<{name}>' for name in names)}"
@@ -165,7 +165,7 @@ def check_condition(model: Any, texts: Sequence[str], condition: Tensor) -> None
     if is_finite(condition):
         return
     plain = [model.in_class_words(text) for text in texts]
-    part = name_part(model, "text encoder", names_in(texts), lambda: model.family.encode(model, plain))
+    part = name_part(model, "text encoder", find_names(texts), lambda: model.family.encode(model, plain))
     raise describe_failure(part, condition.dtype)
 
 

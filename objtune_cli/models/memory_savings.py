@@ -8,7 +8,7 @@ from torch import nn
 
 from objtune_cli.errors import ResourceError
 from objtune_cli.models.base_model import BaseModel
-from objtune_cli.runtime.memory import let_go
+from objtune_cli.runtime.memory import empty_cache
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ def bitsandbytes(what: str) -> Any:
     return found
 
 
-def lighten(model: BaseModel, *, checkpointing: bool, quantised: str) -> None:
+def reduce_memory(model: BaseModel, *, checkpointing: bool, quantised: str) -> None:
     """Make the denoiser take less: activations computed again in the backward pass, weights of products in 8 or 4 bits ("none": as they are).
 
     Source: arXiv:1604.06174 for the former, QLoRA (arXiv:2305.14314, NF4) for the latter. Frozen weights alone are quantised.
@@ -40,7 +40,7 @@ def lighten(model: BaseModel, *, checkpointing: bool, quantised: str) -> None:
         model.denoiser.enable_gradient_checkpointing()
 
 
-def fitting(model: BaseModel, work: Callable[[], T], *, auto: bool) -> T:
+def retry_with_checkpointing(model: BaseModel, work: Callable[[], T], *, auto: bool) -> T:
     """What `work` gives; where a GPU's memory ends and `auto` allows it, once more with activations computed again, as all work after it.
 
     Several processes wait for each other inside the work: none of them may begin it anew.
@@ -51,7 +51,7 @@ def fitting(model: BaseModel, work: Callable[[], T], *, auto: bool) -> T:
         if not auto or model.team is not None or model.denoiser.is_gradient_checkpointing:
             raise
     model.denoiser.enable_gradient_checkpointing()  # out here the error, which holds what was computed, is gone
-    let_go(model.device.type)
+    empty_cache(model.device.type)
     return work()
 
 

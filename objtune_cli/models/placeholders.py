@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from objtune_cli.errors import IncompatibleError, InputError
 from objtune_cli.models.base_model import BaseModel
-from objtune_cli.models.prompts import PIECES, PLACEHOLDER, in_class_words, pieces
+from objtune_cli.models.prompts import PLACEHOLDER, PLACEHOLDER_TOKENS, placeholder_tokens, with_class_words
 
 
-class ExtendedTable(nn.Module):
+class ExtendedEmbedding(nn.Module):
     """The frozen token table with rows after its end that may be learned; the table is not copied."""
 
     def __init__(self, table: nn.Embedding) -> None:
@@ -41,7 +41,7 @@ class Placeholders:
 
     def __init__(self, model: BaseModel) -> None:
         self.model = model
-        self.tables = [_extended(encoder) for encoder in model.text_encoders]
+        self.tables = [_extend_embedding(encoder) for encoder in model.text_encoders]
         self.table = self.tables[0]
         self.words: dict[str, list[str]] = {}
 
@@ -56,7 +56,7 @@ class Placeholders:
         """
         if name in self.words:
             raise ValueError(f"<{name}> is already a word")
-        own = pieces(name, len(rows))
+        own = placeholder_tokens(name, len(rows))
         for tokenizer, table in zip(self.model.tokenizers, self.tables, strict=True):
             _fill_gap(tokenizer, table)
             tokenizer.add_tokens(own, special_tokens=True)
@@ -66,7 +66,7 @@ class Placeholders:
 
     def replace(self, name: str, rows: Tensor) -> None:
         """Give a known word other vectors of the same shape; gradients flow through them."""
-        for table, part in zip(self.tables, split(rows, self.model.widths), strict=True):
+        for table, part in zip(self.tables, split_encoders(rows, self.model.widths), strict=True):
             table.rows[name] = part.to(self.model.device)
 
     def expand(self, prompt: str) -> str:
@@ -91,7 +91,7 @@ class Placeholders:
             own: The condition of the prompt as it is, where it is known: all of it, or up to its last added word.
             plain: The same in class words, all of it.
         """
-        text, said = self.expand(prompt), in_class_words(prompt, classes)
+        text, said = self.expand(prompt), with_class_words(prompt, classes)
         ids, others = self.model.token_ids([text, said])
         own = (self.model.encode([text], self.reach([prompt])) if own is None else own)[0]
         rest = (self.model.encode([said]) if plain is None else plain)[0]
@@ -120,15 +120,15 @@ class Placeholders:
         return torch.cat([own, self.model.family.read_at(self.model, text, name).to(own.device)])
 
 
-def _extended(encoder: Any) -> ExtendedTable:
+def _extend_embedding(encoder: Any) -> ExtendedEmbedding:
     """A text encoder's own table, extended once."""
     table = encoder.get_input_embeddings()
-    extended = table if isinstance(table, ExtendedTable) else ExtendedTable(table)
+    extended = table if isinstance(table, ExtendedEmbedding) else ExtendedEmbedding(table)
     encoder.set_input_embeddings(extended)
     return extended
 
 
-def _fill_gap(tokenizer: Any, table: ExtendedTable) -> None:
+def _fill_gap(tokenizer: Any, table: ExtendedEmbedding) -> None:
     """Some bases pad their table past the vocabulary: new ids must lie behind its end."""
     missing = table.table.num_embeddings - len(tokenizer)
     if missing > 0:
@@ -143,17 +143,17 @@ def _counterparts(ids: list[int], others: list[int]) -> list[int]:
     return found
 
 
-def class_rows(model: BaseModel, word: str) -> Tensor:
+def class_token_embeddings(model: BaseModel, word: str) -> Tensor:
     """The token vectors of a class word, (n, d); those of several text encoders side by side."""
     parts = []
     for tokenizer, encoder in zip(model.tokenizers, model.text_encoders, strict=True):
         ids: Any = tokenizer(word, add_special_tokens=False).input_ids
         table = encoder.get_input_embeddings().weight
         parts.append(table[torch.tensor(ids, device=table.device)].detach().clone().float())
-    return side_by_side(parts)
+    return concat_encoders(parts)
 
 
-def split(rows: Tensor, widths: Sequence[int]) -> list[Tensor]:
+def split_encoders(rows: Tensor, widths: Sequence[int]) -> list[Tensor]:
     """Rows (k, d) as each text encoder's own.
 
     Raises:
@@ -167,28 +167,28 @@ def split(rows: Tensor, widths: Sequence[int]) -> list[Tensor]:
     return [rows] if len(widths) == 1 else list(rows.split(list(widths), dim=-1))
 
 
-def side_by_side(parts: Sequence[Tensor]) -> Tensor:
+def concat_encoders(parts: Sequence[Tensor]) -> Tensor:
     """The undoing of `split`."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=-1)
 
 
-STARTED = ("text_encoder", "text_encoder_2")
+EMBEDDING_TENSOR_NAMES = ("text_encoder", "text_encoder_2")
 """What an embedding artifact calls its vectors, one a text encoder."""
 
 
-def stored(rows: Tensor, widths: Sequence[int], names: Sequence[str]) -> dict[str, Tensor]:
+def to_tensors(rows: Tensor, widths: Sequence[int], names: Sequence[str]) -> dict[str, Tensor]:
     """Rows under a name for each text encoder, as artifacts keep them."""
-    return {name: part.contiguous() for name, part in zip(names, split(rows, widths), strict=False)}
+    return {name: part.contiguous() for name, part in zip(names, split_encoders(rows, widths), strict=False)}
 
 
-def learned_names(name: str) -> tuple[str, str]:
+def adapter_tensor_names(name: str) -> tuple[str, str]:
     """What an adapter artifact calls the vectors of `<name>`, one a text encoder."""
     return f"token.{name}", f"token_2.{name}"
 
 
-def read(tensors: Mapping[str, Any], names: Sequence[str]) -> Tensor:
+def from_tensors(tensors: Mapping[str, Any], names: Sequence[str]) -> Tensor:
     """The undoing of `stored`, from torch or numpy; a copy."""
-    return side_by_side(
+    return concat_encoders(
         [
             torch.tensor(t) if not isinstance(t, Tensor) else t.clone()
             for t in (tensors[n] for n in names if n in tensors)
@@ -197,14 +197,14 @@ def read(tensors: Mapping[str, Any], names: Sequence[str]) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class TokenCount:
     """How much of a text one encoder reads: its tokens, and the tokens that the encoder takes at most, start and end included."""
 
     count: int
     limit: int
 
 
-def check_objects_read(model: BaseModel, text: str, where: str = "the prompt") -> list[Reading]:
+def check_objects_read(model: BaseModel, text: str, where: str = "the prompt") -> list[TokenCount]:
     """Check that every text encoder reads all tokens of the objects in an expanded prompt.
 
     Returns:
@@ -213,13 +213,15 @@ def check_objects_read(model: BaseModel, text: str, where: str = "the prompt") -
     Raises:
         InputError: An encoder cuts off an object, all or a part.
     """
-    names = list(dict.fromkeys(match[1] for match in PIECES.finditer(text)))
+    names = list(dict.fromkeys(match[1] for match in PLACEHOLDER_TOKENS.finditer(text)))
     found = []
     for tokenizer in model.tokenizers:
         ids = tokenizer(text).input_ids
-        own = {name: set(tokenizer.convert_tokens_to_ids(pieces(name, _count(text, name)))) for name in names}
+        own = {
+            name: set(tokenizer.convert_tokens_to_ids(placeholder_tokens(name, _count(text, name)))) for name in names
+        }
         places = {name: [i for i, token in enumerate(ids) if token in own[name]] for name in names}
-        found.append(_reading(tokenizer, text, tokenizer.model_max_length, places, where))
+        found.append(_count_tokens(tokenizer, text, tokenizer.model_max_length, places, where))
     said = model.in_class_words(text)
     for tokenizer, limit in model.family.readers(model):
         offsets = tokenizer(said, return_offsets_mapping=True).offset_mapping
@@ -228,16 +230,16 @@ def check_objects_read(model: BaseModel, text: str, where: str = "the prompt") -
             name: [i for i, (a, b) in enumerate(offsets) if any(a < end and b > start for start, end in spans[name])]
             for name in names
         }
-        found.append(_reading(tokenizer, said, limit, places, where))
+        found.append(_count_tokens(tokenizer, said, limit, places, where))
     return list(dict.fromkeys(reading for reading in found if reading.count > reading.limit))
 
 
 def _count(text: str, name: str) -> int:
     """How many tokens a name has in an expanded text."""
-    return max(len(match[0].split()) for match in PIECES.finditer(text) if match[1] == name)
+    return max(len(match[0].split()) for match in PLACEHOLDER_TOKENS.finditer(text) if match[1] == name)
 
 
-def _reading(tokenizer: Any, text: str, limit: int, places: Mapping[str, Sequence[int]], where: str) -> Reading:
+def _count_tokens(tokenizer: Any, text: str, limit: int, places: Mapping[str, Sequence[int]], where: str) -> TokenCount:
     """Compare what a tokenizer makes of a text with the part of it that is read; `places`: of each name's tokens."""
     ids, cut = tokenizer(text).input_ids, tokenizer(text, truncation=True, max_length=limit).input_ids
     read = next((i for i, (a, b) in enumerate(zip(ids, cut, strict=False)) if a != b), len(cut))
@@ -248,4 +250,4 @@ def _reading(tokenizer: Any, text: str, limit: int, places: Mapping[str, Sequenc
                 f"<{name}> stands at tokens {lost[0] + 1} to {lost[-1] + 1} of {where}, but the base reads only the first {read}",
                 f"name <{name}> earlier, or make the text before it shorter",
             )
-    return Reading(len(ids), limit)
+    return TokenCount(len(ids), limit)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from objtune_cli.models.attention import heads, merged
+from objtune_cli.models.attention import project_out, project_qkv
 
 
 def processor_has_bf16() -> bool:
@@ -19,10 +19,10 @@ class FloatAttention:
     """Attention whose softmax runs in float32: torch's bf16 kernel is ten times slower backward on a processor."""
 
     def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any) -> Any:
-        q, k, v = heads(attn, hidden_states, encoder_hidden_states)
+        q, k, v = project_qkv(attn, hidden_states, encoder_hidden_states)
         with torch.autocast(q.device.type, enabled=False):
             out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), scale=attn.scale)
-        return merged(attn, out.to(q.dtype), hidden_states, encoder_hidden_states)
+        return project_out(attn, out.to(q.dtype), hidden_states, encoder_hidden_states)
 
 
 class FloatGroupNorm(nn.GroupNorm):
@@ -33,7 +33,7 @@ class FloatGroupNorm(nn.GroupNorm):
             return F.group_norm(x.float(), self.num_groups, self.weight.float(), self.bias.float(), self.eps)
 
 
-def prepare(unet: Any) -> None:
+def use_float32_kernels(unet: Any) -> None:
     """Let the denoiser's softmax and group norms run in float32 under bf16 autocast on a processor."""
     unet.set_attn_processor(FloatAttention())
     for module in unet.modules():
@@ -41,12 +41,12 @@ def prepare(unet: Any) -> None:
             module.__class__ = FloatGroupNorm
 
 
-def halve(unet: Any) -> None:
+def use_bf16_matmuls(unet: Any) -> None:
     """Keep the weights of products in bf16 and multiply in it; the denoiser takes and gives float32 as before.
 
     Layers added later (LoRA) keep float32 weights and are multiplied in bf16 too.
     """
-    prepare(unet)
+    use_float32_kernels(unet)
     for module in unet.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             module.to(torch.bfloat16)

@@ -9,7 +9,7 @@ PROMPT = "a photo of {}"
 
 PLACEHOLDER = re.compile(r"<([a-z0-9][a-z0-9._-]*)(?:@([0-9]+))?>")
 """`<name>` or `<name@version>` in a prompt."""
-PIECES = re.compile(r"<\|([a-z0-9][a-z0-9._-]*):0\|>(?: <\|\1:[1-9][0-9]*\|>)*")
+PLACEHOLDER_TOKENS = re.compile(r"<\|([a-z0-9][a-z0-9._-]*):0\|>(?: <\|\1:[1-9][0-9]*\|>)*")
 """The tokens of one name, as `pieces` writes them."""
 
 _DETERMINERS = r"(?:the|my|your|his|her|its|our|their|this|that|an?)"
@@ -20,37 +20,41 @@ _DESCRIBED = (
 """Nothing, "red", or "big red", but neither "photo of" nor "cat chasing" nor "boy hugs": words that lead to another thing."""
 
 
-def pieces(name: str, count: int) -> list[str]:
+def placeholder_tokens(name: str, count: int) -> list[str]:
     """The tokens that a name of so many vectors is written as."""
     return [f"<|{name}:{i}|>" for i in range(count)]
 
 
-def spans(prompt: str, name: str, classes: Mapping[str, str]) -> list[tuple[int, int]]:
-    """Where a name's class word stands, first and last letter and one, in what `in_class_words` makes of `named` of the prompt."""
-    ends = [len(in_class_words(named(prompt[: m.end()]), classes)) for m in PIECES.finditer(prompt) if m[1] == name]
+def class_word_spans(prompt: str, name: str, classes: Mapping[str, str]) -> list[tuple[int, int]]:
+    """Where a name's class word stands, first and last letter and one, in what `with_class_words` makes of `named` of the prompt."""
+    ends = [
+        len(with_class_words(restore_placeholders(prompt[: m.end()]), classes))
+        for m in PLACEHOLDER_TOKENS.finditer(prompt)
+        if m[1] == name
+    ]
     return [(end - len(classes[name]), end) for end in ends]
 
 
-def names_in(texts: Sequence[str]) -> list[str]:
+def find_names(texts: Sequence[str]) -> list[str]:
     """The objects that prompts name whose names are written as tokens."""
-    return list(dict.fromkeys(match[1] for text in texts for match in PIECES.finditer(text)))
+    return list(dict.fromkeys(match[1] for text in texts for match in PLACEHOLDER_TOKENS.finditer(text)))
 
 
-def named(prompt: str) -> str:
+def restore_placeholders(prompt: str) -> str:
     """A prompt whose names are written as tokens, with the names again."""
-    return PIECES.sub(r"<\1>", prompt)
+    return PLACEHOLDER_TOKENS.sub(r"<\1>", prompt)
 
 
-def alone_in_class_words(prompt: str, classes: Mapping[str, str]) -> str:
+def objects_only_prompt(prompt: str, classes: Mapping[str, str]) -> str:
     """A prompt up to its first object, then its objects and nothing else, `a photo of a dog and a mug`; "" where it names none.
 
     One that is named twice is there twice, as in the whole prompt: it is no second thing.
     """
     found = [m for m in PLACEHOLDER.finditer(prompt) if m[1] in classes]
-    return in_class_words(prompt[: found[0].start()] + " and ".join(m[0] for m in found), classes) if found else ""
+    return with_class_words(prompt[: found[0].start()] + " and ".join(m[0] for m in found), classes) if found else ""
 
 
-def in_class_words(prompt: str, classes: Mapping[str, str]) -> str:
+def with_class_words(prompt: str, classes: Mapping[str, str]) -> str:
     """The prompt with each `<name>` as "a <class>"; an article or a possessive before it, or before a word or two that describe it, stays the only one."""
     for name, word in classes.items():
         literal = word.replace("\\", r"\\")

@@ -12,7 +12,7 @@ from objtune_cli.models import (
     precision,
 )
 from objtune_cli.models.families import SD1, SD2, SD3, SDXL, Family, single_file
-from objtune_cli.runtime.cpu import keep_memory
+from objtune_cli.runtime.cpu import tune_malloc
 
 # isort: split
 import torch
@@ -47,7 +47,7 @@ def random_base_model(
 
     Source: the configs of the models' folders, as the package keeps them for one-file checkpoints.
     """
-    base_model.quiet()
+    base_model.silence_library_logging()
     family = LAYOUTS[name]
     folder = single_file.LAYOUTS / family.name
     shape = _config(folder / family.denoiser) | ({"sample_size": side // FACTOR} if side else {})
@@ -83,14 +83,14 @@ def opened(name: str, device_name: str, precision_name: str, side: int, fitting:
     dtype = base_model.pick_dtype(precision_name, device)
     if device.type != "cpu":
         return random_base_model(name, device, dtype, side)
-    keep_memory()
+    tune_malloc()
     half = precision_name == "auto" and precision.processor_has_bf16()
     made = random_base_model(
         name, device, dtype, side or fitting, torch.bfloat16 if half else dtype
     )  # never whole in float32: that alone would be the peak
     made.denoiser.to(memory_format=torch.channels_last)
     if half:
-        precision.halve(made.denoiser)
+        precision.use_bf16_matmuls(made.denoiser)
     return made
 
 

@@ -33,10 +33,10 @@ from objtune_cli.models.families import (
     vae_override,
 )
 from objtune_cli.models.families import pipeline_folder as folders
-from objtune_cli.models.families.fingerprints import SKIPPED, TOWERS
+from objtune_cli.models.families.fingerprints import IGNORED_FILES, TOWERS
 
-EMBEDDED = Path(__file__).parent.parent / "toybox" / "weights"
-SEGMENTER = EMBEDDED / "segmenter"
+TOYBOX_FOLDER = Path(__file__).parent.parent / "toybox" / "weights"
+TOYBOX_SEGMENTER = TOYBOX_FOLDER / "segmenter"
 """The small segment-anything model that the package carries."""
 HUB = {alias: repository for family in FAMILIES for alias, (repository, _) in family.hub.items()}
 """Aliases to hub repositories. Only what is already on this machine is opened; `fetch` brings it."""
@@ -46,7 +46,7 @@ REVISIONS = {repository: commit for family in FAMILIES for repository, commit in
 PARTS = tuple(dict.fromkeys(part for family in FAMILIES for part in (*family.parts, *TOWERS)))
 FILES = ("model_index.json", *(f"{part}/*.{end}" for part in PARTS for end in ("json", "txt", "safetensors")))
 """What of a hub repository a base may need: no pickles."""
-JUDGE = (
+FEATURE_MODEL_FILES = (
     "config.json",
     "preprocessor_config.json",
     "tokenizer*.json",
@@ -58,11 +58,11 @@ JUDGE = (
 """What of a hub repository a CLIP or DINO that measures needs."""
 PICKLED = "pytorch_model.bin"
 """Its weights where the repository has them in no other form; opened as tensors alone."""
-SMALL = 256_000_000
+MAX_BYTES_TO_LOAD_TWICE = 256_000_000
 """Bytes of a base that one process may open more than once."""
-DISTILLED = {name: {"steps": 8, "guidance": 1.0} for name in ("LCMScheduler", "TCDScheduler")}
+DISTILLED_SAMPLING = {name: {"steps": 8, "guidance": 1.0} for name in ("LCMScheduler", "TCDScheduler")}
 """Samplers that only bases distilled to few steps have, to what suits these."""
-TRAINING: dict[str, Any] = {
+DEFAULT_TRAINING: dict[str, Any] = {
     "steps": 800, "lr": 1e-4, "token_lr": 5e-3, "modules": "attention", "batch": 1, "blocks": "decoder", "class_every": 4, "passes": "apart",
 }  # fmt: skip
 """What suits bases that do not say it: the rates of the literature for LoRA on one photo, not tried here; rows and passes for small cards."""
@@ -180,7 +180,7 @@ class Base:
     def small(self) -> bool:
         """Whether several of it may be in memory at once: its denoiser's files, or its one file, are below `SMALL`."""
         files = [self.weights] if self.weights else (self.folder / self.family.denoiser).glob("*.safetensors")
-        return sum(file.stat().st_size for file in files) < SMALL
+        return sum(file.stat().st_size for file in files) < MAX_BYTES_TO_LOAD_TWICE
 
     def record(self) -> dict[str, str]:
         """As artifacts keep it; those of the first family came before there were others."""
@@ -196,7 +196,7 @@ class Base:
         }
 
 
-def find(name: str, tower: str = "", vae: str = "", prediction: str = "") -> Base:
+def resolve(name: str, tower: str = "", vae: str = "", prediction: str = "") -> Base:
     """A base by alias, folder, checkpoint file, or hub id.
 
     Args:
@@ -210,14 +210,14 @@ def find(name: str, tower: str = "", vae: str = "", prediction: str = "") -> Bas
     said = {"v": "v_prediction"}.get(prediction, prediction)
     given = vae_override.find_vae(vae) if vae else None
     if name == "toybox":
-        return _opened("toybox", EMBEDDED, tower, given, said)
+        return _opened("toybox", TOYBOX_FOLDER, tower, given, said)
     path = Path(paths.to_model(name))
     if path.is_dir():
         return _opened(path.resolve().name, path, tower, given, said)
     if path.is_file():
         return _file(path, tower, given, said)
     repository = hub_id(name)
-    here = cached(repository)
+    here = find_snapshot(repository)
     if here is None:
         near = f"; there is no folder {name} here" if path.parent.is_dir() and "/" in name else ""
         raise ResourceError(
@@ -253,7 +253,7 @@ def hub_id(name: str) -> str:
     return HUB.get(name, name)
 
 
-def cached(repository: str) -> Path | None:
+def find_snapshot(repository: str) -> Path | None:
     """Where a repository lies on this machine, whole: the commit that `fetch` brings, else `main` as it was brought otherwise."""
     from huggingface_hub import snapshot_download  # which raises RuntimeError where there is no home folder
 
@@ -264,7 +264,7 @@ def cached(repository: str) -> Path | None:
                 revision=revision,
                 local_files_only=True,
                 allow_patterns=list(FILES),
-                ignore_patterns=list(SKIPPED),
+                ignore_patterns=list(IGNORED_FILES),
             )
             return Path(found)
     return None
@@ -274,7 +274,7 @@ def transformers_model(repository: str) -> Path | None:
     """Where a CLIP or DINO lies on this machine, whole: in safetensors, or in the form that its repository has."""
     from huggingface_hub import snapshot_download
 
-    for files in (JUDGE, (*JUDGE, PICKLED)):
+    for files in (FEATURE_MODEL_FILES, (*FEATURE_MODEL_FILES, PICKLED)):
         with contextlib.suppress(ValueError, OSError, RuntimeError):
             found = Path(snapshot_download(repository, local_files_only=True, allow_patterns=list(files)))
             if (found / files[-1]).exists():
@@ -307,7 +307,7 @@ def _opened(ident: str, folder: Path, tower: str, vae: Path | None, prediction: 
         fingerprint=fingerprints.fingerprint(folder, family),
         image_tower=first,
         sampling=extra.get("sampling", family.sampling),
-        training=extra.get("training", TRAINING | family.training),
+        training=extra.get("training", DEFAULT_TRAINING | family.training),
         words=tuple(extra.get("classes", ())),
         world=str(extra.get("dial", "")),
         family=family,
@@ -334,7 +334,7 @@ def _file(path: Path, tower: str, vae: Path | None, prediction: str) -> Base:
                "`--set prediction=epsilon` says otherwise",)  # fmt: skip
     base = Base(
         id=path.name, folder=folder, fingerprint=fingerprints.fingerprint(folder, family, path), image_tower=first, sampling=family.sampling,
-        training=TRAINING | family.training, words=(), world="", family=family, second_tower=second, tower=said, weights=path,
+        training=DEFAULT_TRAINING | family.training, words=(), world="", family=family, second_tower=second, tower=said, weights=path,
         prediction=found.prediction, schedule=found.schedule, zero_snr=found.zero_snr,
         notes=assumed if found.assumed and family is families.SD2 else (),
     )  # fmt: skip
@@ -350,7 +350,7 @@ def _check_prediction(family: Family, prediction: str) -> None:
 
 def _changed(base: Base, vae: Path | None, prediction: str) -> Base:
     """The base with what was given for it, which makes it another one."""
-    base = replace(base, sampling=DISTILLED.get(schedulers.name_sampler(base.scheduler), base.sampling))
+    base = replace(base, sampling=DISTILLED_SAMPLING.get(schedulers.name_sampler(base.scheduler), base.sampling))
     if vae is None and not prediction:
         return base
     digest = hashlib.sha256(f"{base.fingerprint}\0{prediction}\0".encode())
@@ -362,7 +362,7 @@ def _changed(base: Base, vae: Path | None, prediction: str) -> Base:
 
 def _family(ident: str, folder: Path) -> Family:
     try:
-        family = families.of(folder)
+        family = families.detect_family(folder)
     except FileNotFoundError:
         raise MissingError(f"{folder} is no diffusers model: it has no model_index.json", _inner(folder)) from None
     except (ValueError, KeyError, TypeError, OSError):
@@ -407,7 +407,7 @@ def _towers(family: Family, folder: Path, given: str) -> tuple[Path | None, Path
     own = [
         folder / name if (folder / name / "config.json").exists() else None for name in TOWERS[: len(family.encoders)]
     ]
-    if any(own) or folder == EMBEDDED or not (cache := _cache()).is_dir():
+    if any(own) or folder == TOYBOX_FOLDER or not (cache := _cache()).is_dir():
         return _each(own, "")
     here = [
         transformers_model(name) if (cache / f"models--{name.replace('/', '--')}").is_dir() else None
@@ -448,7 +448,7 @@ def _cache() -> Path:
     return Path(HF_HUB_CACHE)
 
 
-def name_again(record: Mapping[str, str], *near: Path) -> str:
+def suggest_base_option(record: Mapping[str, str], *near: Path) -> str:
     """How the base of an artifact can be given, for a hint.
 
     Args:
@@ -462,7 +462,7 @@ def name_again(record: Mapping[str, str], *near: Path) -> str:
         path = place / ident
         if path.exists():
             with contextlib.suppress(ObjtuneError, OSError):
-                if more or find(str(path)).fingerprint == record.get("fingerprint"):
+                if more or resolve(str(path)).fingerprint == record.get("fingerprint"):
                     written = f"./{path}" if path.parts == (ident,) and path.is_dir() else str(path)
                     return f"`--base {shlex.quote(written)}`{more}"
     kind = "file" if ident.endswith(".safetensors") else "folder"

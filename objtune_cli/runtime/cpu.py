@@ -13,31 +13,31 @@ import torch
 
 T = TypeVar("T")
 
-SMALL = 64_000_000
+SMALL_MODEL_PARAMETERS = 64_000_000
 """Parameters below which a model's layers are too small to be shared out among threads."""
 
 
-def share(parameters: int) -> None:
+def set_threads_for(parameters: int) -> None:
     """One thread for a small model, all for a large one, unless the user has said how many.
 
     Threads meet after every layer. Two on small layers save a third of the time of a quiet machine, and wait for each other
     for most of it where anything else runs; one gives the same bits on any number of processors.
     """
-    every = _all()  # asked before it is changed
-    if not _said():
-        torch.set_num_threads(1 if parameters < SMALL else every)
+    every = _default_threads()  # asked before it is changed
+    if not _user_chose_threads():
+        torch.set_num_threads(1 if parameters < SMALL_MODEL_PARAMETERS else every)
 
 
-def lanes(wanted: int) -> int:
+def worker_count(wanted: int) -> int:
     """How many pieces of work, of `wanted`, to do side by side, each in a thread of its own: those that processors are left for."""
-    return 1 if _said() else max(1, min(wanted, _all() // torch.get_num_threads()))
+    return 1 if _user_chose_threads() else max(1, min(wanted, _default_threads() // torch.get_num_threads()))
 
 
-def side_by_side(work: Sequence[Callable[[], T]]) -> list[T]:
+def run_parallel(work: Sequence[Callable[[], T]]) -> list[T]:
     """What each gives, in their order, as many at once as there are lanes, small models all; the first error of any, after all have ended."""
     if len(work) > 1:
-        share(0)
-    count = lanes(len(work))
+        set_threads_for(0)
+    count = worker_count(len(work))
     if count < 2:
         return [each() for each in work]
     running = [_pool(count).submit(each) for each in work]
@@ -53,17 +53,17 @@ def _pool(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count)
 
 
-def _said() -> bool:
+def _user_chose_threads() -> bool:
     return "OMP_NUM_THREADS" in os.environ or "MKL_NUM_THREADS" in os.environ
 
 
 @functools.cache
-def _all() -> int:
+def _default_threads() -> int:
     """Threads that torch takes by itself."""
     return torch.get_num_threads()
 
 
-def keep_memory() -> None:
+def tune_malloc() -> None:
     """Let glibc keep freed blocks: training frees and takes the same ones in every step.
 
     Without it half of a small model's step is spent in the kernel, mapping pages.
@@ -80,7 +80,7 @@ def keep_memory() -> None:
         return  # another C library: only slower
 
 
-def give_back() -> None:
+def trim_malloc() -> None:
     """Return freed blocks to the system: what preparing took would stay beside all that follows."""
     if not sys.platform.startswith("linux"):
         return

@@ -18,7 +18,7 @@ from objtune_cli.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
-class Team:
+class ProcessGroup:
     """The processes of one run: this one's number among them, and where it computes."""
 
     rank: int
@@ -74,7 +74,7 @@ class _Gathered(torch.autograd.Function):
     """All processes' rows in their order; the gradient is that of this one's own."""
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor, team: Team, count: int, start: int, stop: int) -> Tensor:
+    def forward(ctx: Any, own: Tensor, team: ProcessGroup, count: int, start: int, stop: int) -> Tensor:
         ctx.place = start, stop
         ctx.like = own.shape
         parts = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(team.size)]
@@ -89,23 +89,23 @@ class _Gathered(torch.autograd.Function):
         return own, None, None, None, None
 
 
-def started() -> bool:
+def is_distributed() -> bool:
     """Whether a launcher started several processes; asks the environment alone."""
     size = os.environ.get("WORLD_SIZE", "")
     return size.isdecimal() and int(size) > 1
 
 
-def team(device: str) -> Team | None:
+def join_process_group(device: str) -> ProcessGroup | None:
     """The processes that a launcher started, joined through accelerate; None: there is one.
 
     Raises:
         UsageError: `device` names one GPU for all of them.
     """
-    if not started():
+    if not is_distributed():
         return None
     if ":" in device:
         raise UsageError(f"{device} is one device for several processes", "leave --device away, or say `--device cpu`")
     from accelerate import PartialState
 
     state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
-    return Team(state.process_index, state.num_processes, state.device)
+    return ProcessGroup(state.process_index, state.num_processes, state.device)

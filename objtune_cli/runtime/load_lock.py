@@ -2,5 +2,5 @@
 
 import threading
 
-LOADING = threading.RLock()
+LOAD_LOCK = threading.RLock()
 """Held while models are opened and layers are made: the libraries change torch's defaults, how it starts layers and where it puts them meanwhile, for all threads together."""

@@ -9,14 +9,14 @@ import torch
 MB = 2**20
 
 
-def let_go(device: str) -> None:
+def empty_cache(device: str) -> None:
     """Give a GPU back what no longer lives, rings of references included: a base that was left may still be held by one."""
     if device == "cuda":
         gc.collect()
         torch.cuda.empty_cache()
 
 
-def forget_peak(device: str) -> None:
+def reset_peak(device: str) -> None:
     """Begin to watch memory anew; on systems that cannot, the peak of the whole process stays."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -25,22 +25,22 @@ def forget_peak(device: str) -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak(device: str) -> float:
-    """Largest memory since `forget_peak`, MB; 0 where the system hides it."""
+def peak_mb(device: str) -> float:
+    """Largest memory since `reset_peak`, MB; 0 where the system hides it."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / MB
-    return _said("/proc/self/status", "VmHWM:")
+    return _read_mb("/proc/self/status", "VmHWM:")
 
 
-def room(device: str) -> float:
+def available_mb(device: str) -> float:
     """Memory that this process may have, what it holds included, MB: a GPU's, else what the system says is available; 0 where it does not say."""
     if device == "cuda":
         return (torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()) / MB
-    available, own = _said("/proc/meminfo", "MemAvailable:"), _said("/proc/self/status", "VmRSS:")
+    available, own = _read_mb("/proc/meminfo", "MemAvailable:"), _read_mb("/proc/self/status", "VmRSS:")
     return available + own if available else 0.0
 
 
-def _said(path: str, what: str) -> float:
+def _read_mb(path: str, what: str) -> float:
     """A line of a file of the system's, MB; 0 where it is not there."""
     try:
         lines = Path(path).read_text().splitlines()

@@ -19,7 +19,7 @@ PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backwar
 """Operations whose results are zeros of the right shape where nothing is multiplied."""
 
 
-class Live(TorchDispatchMode):
+class LiveTensorCounter(TorchDispatchMode):
     """Inside, every storage that an operation reads or makes is counted from then on.
 
     Args:
@@ -104,6 +104,6 @@ def _zeros(func: Any, args: Any, kwargs: Any) -> Any:
     )
 
 
-def held(*modules: nn.Module | None) -> list[Tensor]:
+def module_tensors(*modules: nn.Module | None) -> list[Tensor]:
     """What modules hold: parameters and buffers."""
     return [t for m in modules if m is not None for t in (*m.parameters(), *m.buffers())]

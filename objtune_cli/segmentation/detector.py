@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from objtune_cli.errors import DamagedError, ResourceError
-from objtune_cli.models.base_model import quiet
+from objtune_cli.models.base_model import silence_library_logging
 from objtune_cli.models.families.component_loading import open_whole
 from objtune_cli.runtime import torchvision_compat
-from objtune_cli.runtime.load_lock import LOADING
+from objtune_cli.runtime.load_lock import LOAD_LOCK
 from objtune_cli.segmentation.types import Box
 
 THRESHOLD = 0.05
@@ -38,10 +38,10 @@ class Detector:
         torchvision_compat.complete()
         from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor, pipeline
 
-        quiet()
+        silence_library_logging()
         try:
             folder = _folder(model)
-            with LOADING:
+            with LOAD_LOCK:
                 network: Any = open_whole(AutoModelForZeroShotObjectDetection, folder, f"the detector {model}")
             processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
         except DamagedError:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from objtune_cli.models.base_model import BaseModel
-    from objtune_cli.models.clip import Towers
+    from objtune_cli.models.clip import Clip
     from objtune_cli.segmentation.detector import Detector
     from objtune_cli.segmentation.types import Hints, Proposal, Segmenter
 
@@ -104,7 +104,9 @@ class Eyes:
     def segmenter(self) -> "Segmenter":
         from objtune_cli.segmentation import segmenters
 
-        return segmenters.load(self.config.segmenter, self.config.sam_checkpoint, registry.SEGMENTER, self._device())
+        return segmenters.load(
+            self.config.segmenter, self.config.sam_checkpoint, registry.TOYBOX_SEGMENTER, self._device()
+        )
 
     @functools.cached_property
     def detector(self) -> "Detector | None":
@@ -119,10 +121,10 @@ class Eyes:
         from objtune_cli.runtime import memory
 
         device = model.pick_device(self.ctx.common.device)
-        return str(device) if device.type == "cuda" and memory.room("cuda") > BOTH_MB else "cpu"
+        return str(device) if device.type == "cuda" and memory.available_mb("cuda") > BOTH_MB else "cpu"
 
     @functools.cached_property
-    def clip(self) -> "tuple[BaseModel, Towers] | None":
+    def clip(self) -> "tuple[BaseModel, Clip] | None":
         """The base and its CLIP; None where it has no image tower: then only the picture speaks."""
         from objtune_cli.models import clip as towers
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from objtune_cli.models.base_model import BaseModel
-from objtune_cli.models.clip import GROUNDS, MEAN, Towers
+from objtune_cli.models.clip import BACKGROUND_LABELS, MEAN, Clip
 from objtune_cli.models.prompts import with_article
 from objtune_cli.numerics.masks import crop, iou
 
@@ -40,7 +40,7 @@ class Candidate:
 @torch.no_grad()
 def likeness(
     model: BaseModel,
-    towers: Towers,
+    towers: Clip,
     rgb: np.ndarray,
     masks: Sequence[np.ndarray],
     words: Sequence[str],
@@ -53,7 +53,7 @@ def likeness(
     picture = torch.from_numpy(rgb.copy()).permute(2, 0, 1).float() / 255
     fill = picture.new_tensor(MEAN)
     alone = torch.stack([crop(picture, torch.from_numpy(m.astype(np.float32)), fill, towers.size) for m in masks])
-    said = [with_article(w) for w in dict.fromkeys((*words, *others))] + list(GROUNDS)
+    said = [with_article(w) for w in dict.fromkeys((*words, *others))] + list(BACKGROUND_LABELS)
     told = towers.texts(model, [f"a photo of {w}" for w in said])
     shown = torch.cat([towers.pictures(part) for part in alone.split(16)])
     share = (towers.scale * shown @ told.T).softmax(dim=1).cpu().numpy()

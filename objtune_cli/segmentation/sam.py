@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from objtune_cli.errors import InputError, ResourceError
 from objtune_cli.numerics.masks import iou
 from objtune_cli.runtime import cpu, torchvision_compat
-from objtune_cli.runtime.load_lock import LOADING
+from objtune_cli.runtime.load_lock import LOAD_LOCK
 from objtune_cli.segmentation.types import Hints, Proposal
 
 torchvision_compat.complete()  # segment-anything imports torchvision
@@ -87,7 +87,7 @@ def opened(folder: Path) -> tuple[Any, str]:
         record = json.loads((folder / "config.json").read_bytes())
         state = {k: v.float() for k, v in load_file(folder / "model.safetensors").items()}
         sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record["dims"].items()}
-        with LOADING:
+        with LOAD_LOCK:
             model = small(Dims(**sizes))
         model.load_state_dict(state)
     except Exception as error:  # every way in which an installed file can be broken
@@ -109,7 +109,7 @@ def official(checkpoint: Path) -> tuple[Any, str]:
     kind = OFFICIAL.get(len(first) if isinstance(first, Tensor) and first.ndim else 0)
     if kind is None:
         raise InputError(f"{checkpoint} is no segment-anything checkpoint", "give sam_vit_b, sam_vit_l or sam_vit_h")
-    with LOADING:
+    with LOAD_LOCK:
         model = sam_model_registry[kind](checkpoint=None)  # given a path, its builder would run what the file holds
     try:
         model.load_state_dict(state)
@@ -175,7 +175,7 @@ class SegmentAnything:
         self.name = name
         self.predictor = SamPredictor(model.to(device))
         if device == "cpu":
-            cpu.share(sum(p.numel() for p in model.parameters()))
+            cpu.set_threads_for(sum(p.numel() for p in model.parameters()))
         self.rgb = np.zeros((0, 0, 3), np.uint8)
 
     def look(self, rgb: np.ndarray) -> None:

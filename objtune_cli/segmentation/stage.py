@@ -75,7 +75,7 @@ def _record(ctx: StageContext, target: Target, targets: list[Target], head: phot
     for name, file in (("mask", target.mask), ("rough", target.rough)):
         if file:
             inputs[name] = {"ref": "", "sha256": photo.digest(file)}
-    weights = Path(config.sam_checkpoint) if config.sam_checkpoint else registry.SEGMENTER / "model.safetensors"
+    weights = Path(config.sam_checkpoint) if config.sam_checkpoint else registry.TOYBOX_SEGMENTER / "model.safetensors"
     settings: dict[str, Any] = (
         asdict(replace(config, sam_checkpoint="")) | target.hints() | ({"colours": "sRGB"} if head.is_converted else {})
     )

@@ -30,8 +30,8 @@ def run(ctx: StageContext, config: Train, embedding: Embed, objects: int = 1) ->
     ctx.check_stopped()
     model = ctx.load_base_model(train=True)
     kind = model.device.type
-    memory_savings.lighten(model, checkpointing=config.checkpointing == "on", quantised=config.quantised)
-    memory.forget_peak(kind)
+    memory_savings.reduce_memory(model, checkpointing=config.checkpointing == "on", quantised=config.quantised)
+    memory.reset_peak(kind)
     priors = {"dog": prior(model, ctx.settings.resolve(Prior).entries)} if config.class_weight else {}
     trainer = training.Trainer(
         model,
@@ -39,10 +39,10 @@ def run(ctx: StageContext, config: Train, embedding: Embed, objects: int = 1) ->
         priors,
         replace(config, average=0.0, stop="end", views=min(config.views, 4), known=4),
     )
-    prepared = memory.peak(kind)
+    prepared = memory.peak_mb(kind)
     for _ in range(WARM):
         trainer.advance()
-    memory.forget_peak(kind)
+    memory.reset_peak(kind)
     started = time.monotonic()
     for i in range(MEASURED):
         ctx.report.step("dry run", i + 1, MEASURED)
@@ -50,8 +50,8 @@ def run(ctx: StageContext, config: Train, embedding: Embed, objects: int = 1) ->
     _settled(kind)
     step = (time.monotonic() - started) / MEASURED
     return {
-        "base": ctx.base.id, "device": str(model.device), "precision": str(model.dtype).removeprefix("torch."), "step_mb": round(memory.peak(kind)),
-        "preparing_mb": round(prepared), "room_mb": round(memory.room(kind)), "step_seconds": round(step, 4), "steps": config.steps,
+        "base": ctx.base.id, "device": str(model.device), "precision": str(model.dtype).removeprefix("torch."), "step_mb": round(memory.peak_mb(kind)),
+        "preparing_mb": round(prepared), "room_mb": round(memory.available_mb(kind)), "step_seconds": round(step, 4), "steps": config.steps,
         "seconds": round(step * config.steps), "learned": sum(p.numel() for p in trainer.lora), "recomputed": bool(model.denoiser.is_gradient_checkpointing),
     }  # fmt: skip
 
@@ -81,11 +81,11 @@ def subjects(model: "BaseModel", embedding: Embed, count: int) -> list[Any]:
     """Objects in noise: a quarter of the picture each."""
     import torch
 
-    from objtune_cli.models.placeholders import class_rows
+    from objtune_cli.models.placeholders import class_token_embeddings
     from objtune_cli.training.subjects import Subject
 
     g = torch.Generator().manual_seed(0)
-    side, noun = model.size, class_rows(model, "dog").cpu()
+    side, noun = model.size, class_token_embeddings(model, "dog").cpu()
     picture = torch.rand((3, side, side), generator=g) * 2 - 1
     rows = torch.cat([noun[:1].repeat(embedding.vectors, 1), noun])
     found = []

@@ -64,7 +64,7 @@ def subject(ctx: StageContext, start: Record, away: Any) -> "Subject":
     return Subject(
         name=name,
         class_word=word,
-        rows=placeholders.read(rows, placeholders.STARTED),
+        rows=placeholders.from_tensors(rows, placeholders.EMBEDDING_TENSOR_NAMES),
         learned=int(start.metrics["learned"]),
         picture=picture * 2 - 1,
         ground=torch.from_numpy(ground.copy()).permute(2, 0, 1).float() / 127.5 - 1,

@@ -15,7 +15,7 @@ from objtune_cli.config.sections import Train
 from objtune_cli.models import attention, finite_checks
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.placeholders import Placeholders
-from objtune_cli.models.prompts import PROMPT, in_class_words
+from objtune_cli.models.prompts import PROMPT, with_class_words
 from objtune_cli.numerics import ddpm, losses
 from objtune_cli.numerics.embeddings import lengths
 from objtune_cli.training.subjects import Subject, Views, subsets, views
@@ -226,7 +226,11 @@ class Terms:
 
     def watched(self, rows: int) -> contextlib.AbstractContextManager[attention.Recorder | None]:
         """Inside, where words look is recorded for the first rows, if a term needs it."""
-        return attention.recorded(self.model, rows) if self.config.attention_weight else contextlib.nullcontext()
+        return (
+            attention.record_cross_attention(self.model, rows)
+            if self.config.attention_weight
+            else contextlib.nullcontext()
+        )
 
     def _rows(self, views: Views, count: int, g: torch.Generator) -> Tensor:
         """Which placements: any, and more often the first, which is the photo's own."""
@@ -296,7 +300,7 @@ class Terms:
         if self.config.context == "own":
             return self.model.encode([self.words.expand(prompt)]) if own is None else own
         return self.words.in_context(
-            prompt, self.classes, own, self.teacher_conditions[in_class_words(prompt, self.classes)]
+            prompt, self.classes, own, self.teacher_conditions[with_class_words(prompt, self.classes)]
         )
 
     def place(self) -> None:

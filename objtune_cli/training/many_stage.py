@@ -128,7 +128,7 @@ class _Company:
         for i in [] if kept else asked:
             unfinished_runs.announce_key(ctx, works[i].record, state.key, self.computed)
         ctx.report.note(f"drawing placements of {len(asked)} photos' objects")
-        count = cpu.lanes(len(works)) if ctx.parted() else 1
+        count = cpu.worker_count(len(works)) if ctx.parted() else 1
         models = [model, *(train.opened(ctx, configs[0]) for _ in range(1, count))]
         shared = [
             partial(self._lane, own, {i: works[i] for i in asked if i % count == k}, configs)

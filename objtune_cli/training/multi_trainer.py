@@ -34,7 +34,7 @@ def advance(trainers: Sequence[Trainer]) -> dict[Trainer, GateError]:
     for t in trainers:
         lanes.setdefault(id(t.model), []).append(t)
     failed: dict[Trainer, GateError] = {}
-    for found in cpu.side_by_side([partial(_together, lane) for lane in lanes.values()]):
+    for found in cpu.run_parallel([partial(_together, lane) for lane in lanes.values()]):
         failed |= found
     return failed
 
@@ -44,7 +44,7 @@ def _together(trainers: Sequence[Trainer]) -> dict[Trainer, GateError]:
     _measure([t for t in trainers if t.plateau is not None and t.plateau.due(t.step)])
     return _ended(
         trainers,
-        memory_savings.fitting(
+        memory_savings.retry_with_checkpointing(
             trainers[0].model, partial(_pulled, trainers), auto=trainers[0].config.checkpointing == "auto"
         ),
     )
@@ -141,7 +141,7 @@ def _encoded(trainers: Sequence[Trainer], prompts: list[str]) -> tuple[Tensor, .
 def _acting(trainers: Sequence[Trainer], each: int) -> Iterator[None]:
     """Inside, rows belong to the trainers in turn, `each` to each; where no layer learns there is nothing to part."""
     with (
-        batched.apart(trainers[0].model, [t.name for t in trainers], each)
+        batched.per_block_adapters(trainers[0].model, [t.name for t in trainers], each)
         if trainers[0].lora
         else contextlib.nullcontext()
     ):

@@ -18,7 +18,7 @@ def draw(ctx: StageContext, record: Record, starts: list[Record]) -> Path:
 
     from objtune_cli.generation import sampling
     from objtune_cli.lora import layers
-    from objtune_cli.models.base_model import at_once
+    from objtune_cli.models.base_model import vae_batch_size
     from objtune_cli.numerics import augmentation
 
     found = [
@@ -35,7 +35,7 @@ def draw(ctx: StageContext, record: Record, starts: list[Record]) -> Path:
     named = " and ".join(f"<{item.name}>" for item in found)
     plain = " and ".join(f"a {word}" for word in record.objects.values())
     prompts = [words.expand(f"a photo of {named} {place}") for place in PLACES] + [f"a photo of {plain} {PLACES[0]}"]
-    shown, step, size = [photo], ctx.progress("preview"), at_once(model.size, model.size)
+    shown, step, size = [photo], ctx.progress("preview"), vae_batch_size(model.size, model.size)
     for at in range(0, len(prompts), size):
         part = prompts[at : at + size]
         latents = sampling.sample(

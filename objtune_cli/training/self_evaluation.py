@@ -15,7 +15,7 @@ from torch import Tensor
 from objtune_cli.composition.presence import ROOM, framed
 from objtune_cli.generation.sampling import sample
 from objtune_cli.models.base_model import BaseModel
-from objtune_cli.models.clip import MEAN, Towers
+from objtune_cli.models.clip import MEAN, Clip
 from objtune_cli.models.placeholders import Placeholders
 from objtune_cli.models.prompts import with_article
 from objtune_cli.numerics import augmentation
@@ -60,7 +60,7 @@ class Judge:
     def __init__(
         self,
         model: BaseModel,
-        towers: Towers,
+        towers: Clip,
         subjects: Sequence[Subject],
         drawn: Mapping[str, Any],
         on_step: Callable[[int, int], None] = lambda done, total: None,
@@ -145,7 +145,7 @@ class Judge:
         return self.towers.pictures(framed((pictures + 1) / 2, MIDDLE, self.towers.size))
 
 
-def known_by(towers: Towers, picture: Tensor, mask: Tensor) -> Tensor:
+def known_by(towers: Clip, picture: Tensor, mask: Tensor) -> Tensor:
     """The unit vector (d,) of an object: the mean over its close-up and its cut-out, both also mirrored.
 
     Args:

@@ -26,7 +26,7 @@ from objtune_cli.workflow.context import StageContext, StageResult
 
 if TYPE_CHECKING:
     from objtune_cli.models.base_model import BaseModel
-    from objtune_cli.runtime.distributed import Team
+    from objtune_cli.runtime.distributed import ProcessGroup
     from objtune_cli.training.self_evaluation import Judge
     from objtune_cli.training.subjects import Subject
     from objtune_cli.training.trainer import Trainer
@@ -145,9 +145,10 @@ def shown(ctx: StageContext, done: StageResult, work: Work, *, preview: bool) ->
 
 def suited(config: Train, own: Mapping[str, Any], objects: int = 1) -> Train:
     """What is left to the base (0 and "auto") filled in from what suits it; several objects of one photo learn where their words look, and each has one's steps (ours)."""
-    given = {name: getattr(config, name) for name in registry.TRAINING}
+    given = {name: getattr(config, name) for name in registry.DEFAULT_TRAINING}
     filled = {
-        name: {**registry.TRAINING, **own}[name] if value in (0, "auto") else value for name, value in given.items()
+        name: {**registry.DEFAULT_TRAINING, **own}[name] if value in (0, "auto") else value
+        for name, value in given.items()
     }
     if not config.steps:
         filled["steps"] *= objects
@@ -203,7 +204,7 @@ def alone(ctx: StageContext, work: Work, config: Train) -> StageResult:
     return done
 
 
-def leads(team: "Team | None") -> bool:
+def leads(team: "ProcessGroup | None") -> bool:
     """Whether this process is the one, or the first of several."""
     return team is None or team.leads
 
@@ -213,7 +214,7 @@ def opened(ctx: StageContext, config: Train) -> "BaseModel":
     from objtune_cli.models import memory_savings
 
     model = ctx.load_base_model(train=True)
-    memory_savings.lighten(model, checkpointing=config.checkpointing == "on", quantised=config.quantised)
+    memory_savings.reduce_memory(model, checkpointing=config.checkpointing == "on", quantised=config.quantised)
     return model
 
 
@@ -256,14 +257,14 @@ def published(ctx: StageContext, work: Work, trainer: "Trainer", judge: "Judge |
     from objtune_cli.lora import layers
     from objtune_cli.models import placeholders
 
-    tensors: dict[str, Any] = layers.tensors(trainer.model, trainer.name)
+    tensors: dict[str, Any] = layers.state_dict(trainer.model, trainer.name)
     for name, rows in trainer.tokens().items():
-        tensors |= placeholders.stored(rows, trainer.model.widths, placeholders.learned_names(name))
+        tensors |= placeholders.to_tensors(rows, trainer.model.widths, placeholders.adapter_tensor_names(name))
     metrics = {k: round(v, 6) for k, v in trainer.mean.items()} | {"steps": trainer.step}
     if not all(bool(torch.isfinite(v).all()) for v in tensors.values()):
         raise trainer.describe_failure("a weight is not finite")
     if judge is not None:
-        layers.activate(trainer.model, [trainer.name] if trainer.lora else [])
+        layers.set_active(trainer.model, [trainer.name] if trainer.lora else [])
         metrics |= _scores(ctx, trainer, judge)
     ref = artifacts.publish(ctx.root, replace(work.record, metrics=metrics, tools=ctx.tools(trainer.model)), tensors)
     return StageResult(ref, False, [], metrics)

@@ -66,7 +66,7 @@ class Trainer(Terms):
         """Running means of the loss terms in use."""
         if config.idle == "leaves":
             model.rest()
-        cpu.give_back()
+        cpu.trim_malloc()
 
     def _rate(self) -> float:
         """Share of the peak rates at this step."""
@@ -93,7 +93,9 @@ class Trainer(Terms):
         """
         if self.plateau is not None and self.plateau.due(self.step):
             self.plateau.add(self._steady_loss())
-        terms = memory_savings.fitting(self.model, self._pulled, auto=self.config.checkpointing == "auto")
+        terms = memory_savings.retry_with_checkpointing(
+            self.model, self._pulled, auto=self.config.checkpointing == "auto"
+        )
         if self.model.team is not None:
             self.model.team.add_up(self._params())
         self.end(terms)
@@ -143,13 +145,13 @@ class Trainer(Terms):
         if self.average is not None:
             self.average.update(self.step)
         if self.step == 1:
-            cpu.give_back()  # the optimizer's moments stand now among what the step took and left
+            cpu.trim_malloc()  # the optimizer's moments stand now among what the step took and left
 
     def describe_failure(self, what: str) -> GateError:
         """The error for values that are not finite: of the base, where it alone gives such values for this photo, else of what was learned."""
         model, fixed = self.model, self.fixed_rows(0)
         words = self.teacher_conditions[PROMPT.format(fixed.views.words("class"))]
-        with torch.no_grad(), adapter_state.asleep(model):
+        with torch.no_grad(), adapter_state.disabled(model):
             alone = [model.predict(z[None], t[None], words) for z, t in zip(fixed.z_t, fixed.t, strict=True)]
         if not finite_checks.is_finite(torch.cat(alone)):
             return finite_checks.describe_failure("denoiser", model.dtype)

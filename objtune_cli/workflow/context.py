@@ -19,7 +19,7 @@ from objtune_cli.workflow import base_compatibility
 
 if TYPE_CHECKING:
     from objtune_cli.models.base_model import BaseModel
-    from objtune_cli.runtime.distributed import Team
+    from objtune_cli.runtime.distributed import ProcessGroup
 
 T = TypeVar("T")
 
@@ -66,7 +66,7 @@ class StageContext:
         """The base model's name and place; opens no weights."""
         if self._base is None:
             common = self.common
-            self._base = registry.find(common.base, common.tower, common.vae, common.prediction)
+            self._base = registry.resolve(common.base, common.tower, common.vae, common.prediction)
         return self._base
 
     def note_once(self, text: str) -> None:
@@ -94,13 +94,13 @@ class StageContext:
         dtype = model.pick_dtype(self.common.precision, device)
         if train and self.common.precision == "auto" and dtype == model.PRECISIONS["fp16"]:
             dtype = model.PRECISIONS["fp32"]
-        memory.let_go(device.type)  # the base of the stage before
+        memory.empty_cache(device.type)  # the base of the stage before
         base = self.base
         loaded = model.load(base.folder, device, dtype, base.weights, base.said_prediction, base.vae)
         for note in (*base.notes, *loaded.notes):
             self.note_once(note)
         if train and self.common.precision == "auto" and device.type == "cpu" and precision.processor_has_bf16():
-            precision.halve(loaded.denoiser)
+            precision.use_bf16_matmuls(loaded.denoiser)
         loaded.team, loaded.note = team, self.report.note
         return loaded
 
@@ -124,7 +124,7 @@ class StageContext:
             self.root, wanted, lambda found: found.tools.get("precision", "fp32").removeprefix("auto ") == asked
         )
 
-    def team(self) -> "Team | None":
+    def team(self) -> "ProcessGroup | None":
         """The processes that a launcher started for this command; None where it started one."""
         from os import environ
 
@@ -139,7 +139,7 @@ class StageContext:
             )
         from objtune_cli.runtime import distributed
 
-        return distributed.team(self.common.device)
+        return distributed.join_process_group(self.common.device)
 
     @contextlib.contextmanager
     def first(self) -> Iterator[None]:
@@ -160,7 +160,7 @@ class StageContext:
             return [each() for each in work]
         from objtune_cli.runtime import cpu
 
-        return cpu.side_by_side(work)
+        return cpu.run_parallel(work)
 
     def unforced(self) -> "StageContext":
         """The same for the stages before the one that `--force` is meant for."""
@@ -217,7 +217,7 @@ class StageContext:
         common = self.common
         added = " and ".join(f"`{key}`" for key in ("vae", "prediction") if getattr(common, key))
         with contextlib.suppress(ObjtuneError):
-            if added and registry.find(common.base, common.tower).fingerprint == record.base.get("fingerprint"):
+            if added and registry.resolve(common.base, common.tower).fingerprint == record.base.get("fingerprint"):
                 return added
         return ""
 
@@ -249,7 +249,7 @@ class StageContext:
                 f"{record.ref} was made with the base {theirs}, this command uses it{same}",
                 f"leave the setting {added} out, or make it again",
             )
-        again = registry.name_again(
+        again = registry.suggest_base_option(
             record.base, self.base.folder.parent, self.project.folder, self.project.folder.parent
         )
         raise IncompatibleError(

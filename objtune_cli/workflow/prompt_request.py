@@ -131,7 +131,7 @@ def _apply_strengths(
     Raises:
         InputError: A token without LoRA is to be something between.
     """
-    from objtune_cli.models.prompts import in_class_words
+    from objtune_cli.models.prompts import with_class_words
 
     items = [replace(item, strength=strengths.get(item.name, others)) for item in found]
     for item in items:
@@ -140,7 +140,7 @@ def _apply_strengths(
                 f"<{item.name}> is a token alone, without LoRA; it has no strength of {item.strength:g}",
                 "1 draws it, 0 its class",
             )
-    return in_class_words(prompt, {o.name: o.class_word for o in items if not o.strength}), [
+    return with_class_words(prompt, {o.name: o.class_word for o in items if not o.strength}), [
         o for o in items if o.strength
     ]
 

@@ -212,11 +212,11 @@ def add_words(model: "BaseModel", objects: list[Named], weights: dict[str, dict[
     Raises:
         DamagedError: An adapter has no vectors for its object.
     """
-    from objtune_cli.models.placeholders import Placeholders, learned_names, read
+    from objtune_cli.models.placeholders import Placeholders, adapter_tensor_names, from_tensors
 
     words = Placeholders(model)
     for item in objects:
-        if not any(name in weights[item.name] for name in learned_names(item.own_name)):
+        if not any(name in weights[item.name] for name in adapter_tensor_names(item.own_name)):
             raise DamagedError(f"{item.record.ref} holds no token of <{item.own_name}>", safetensors_format.RESTORE)
-        words.add(item.name, read(weights[item.name], learned_names(item.own_name)), item.class_word)
+        words.add(item.name, from_tensors(weights[item.name], adapter_tensor_names(item.own_name)), item.class_word)
     return words

@@ -124,7 +124,7 @@ def test_what_is_no_method_or_setting_is_named(text: str, said: str) -> None:
 
 
 def test_baselines_are_drawn_as_any_tool_draws_them() -> None:
-    toybox = registry.find("toybox")
+    toybox = registry.resolve("toybox")
     suits, plain = {"scene": 2.0, "own": 0.0, "object_below": 0.8}, {"scene": 0.0, "own": 0.0, "object_below": 1.0}
     assert (
         toybox.scene_guidance(),

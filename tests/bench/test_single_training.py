@@ -272,13 +272,13 @@ def test_what_was_learned_is_in_the_words_and_in_the_denoiser(context: Callable[
     ctx = context()
     rows = torch.ones(2, 16)
     model, words = rendering.loaded(ctx, "rex", {"token.rex": rows})
-    assert len(words.expand("<rex>").split()) == 2 and layers.tensors(model) == {}
+    assert len(words.expand("<rex>").split()) == 2 and layers.state_dict(model) == {}
     _, bare = rendering.loaded(ctx, "rex", None)
     assert bare.expand("<rex>") == "<rex>"
     params = layers.add(model, 2, "cross-kv", seed=0)
     for p in params:
         p.data.fill_(0.1)
-    learned = layers.tensors(model)
+    learned = layers.state_dict(model)
     again, _ = rendering.loaded(ctx, "rex", {"token.rex": rows, **learned})
-    held = layers.tensors(again)
+    held = layers.state_dict(again)
     assert held.keys() == learned.keys() and all(torch.equal(held[k], v) for k, v in learned.items())

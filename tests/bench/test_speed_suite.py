@@ -134,16 +134,16 @@ def test_the_clock_counts_each_part_once(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_peak_is_forgotten_and_seen_anew() -> None:
-    memory.forget_peak("cpu")
-    low = memory.peak("cpu")
+    memory.reset_peak("cpu")
+    low = memory.peak_mb("cpu")
     if not low:
         pytest.skip("this system hides it")
     with mmap.mmap(-1, 200 * 2**20) as block:  # given back at once, as memory of an allocator is not
         block.write(b"1" * len(block))
-        high = memory.peak("cpu")
+        high = memory.peak_mb("cpu")
     assert high > low + 100
-    memory.forget_peak("cpu")
-    assert memory.peak("cpu") < high - 100
+    memory.reset_peak("cpu")
+    assert memory.peak_mb("cpu") < high - 100
 
 
 def _ends(pipe, task) -> None:

@@ -13,7 +13,7 @@ from objtune_cli.composition.presence import LEVELS, PRESENT, Check, Known, fram
 from objtune_cli.errors import NonFiniteError
 from objtune_cli.lora import layers
 from objtune_cli.models import base_model
-from objtune_cli.models.placeholders import Placeholders, class_rows
+from objtune_cli.models.placeholders import Placeholders, class_token_embeddings
 from tests.support import tiny_families
 
 RED, BLUE, GREEN, GREY = (
@@ -119,11 +119,11 @@ def test_every_family_is_looked_at_and_left_as_it_was(tmp_path: Path, name: str)
     layers.add(model, 2, "attention", seed=0)
     for i, own in enumerate(("rex", "cup")):
         g = torch.Generator().manual_seed(i)
-        rows = class_rows(model, "dog")
+        rows = class_token_embeddings(model, "dog")
         words.add(own, rows + torch.randn(rows.shape, generator=g), "dog")
-        weights = {k: torch.randn(v.shape, generator=g) * 0.3 for k, v in layers.tensors(model).items()}
+        weights = {k: torch.randn(v.shape, generator=g) * 0.3 for k, v in layers.state_dict(model).items()}
         objects.append(Known(own, weights, words.expand(f"a photo of <{own}>"), "a photo of a dog"))
-    layers.activate(model, [])
+    layers.set_active(model, [])
     z, t = torch.randn(1, model.denoiser.config.in_channels, 8, 8), torch.tensor([500])
     with torch.no_grad():
         before = model.predict(z, t, model.encode(["a dog"]))

@@ -34,7 +34,7 @@ def lora(tiny_base: Path, seed: int = 0) -> dict[str, torch.Tensor]:
     other = base_model.load(tiny_base, torch.device("cpu"), torch.float32)
     layers.add(other, 2, "all", seed=0)
     g = torch.Generator().manual_seed(seed)
-    return {k: torch.randn(v.shape, generator=g) * 0.3 for k, v in layers.tensors(other).items()}
+    return {k: torch.randn(v.shape, generator=g) * 0.3 for k, v in layers.state_dict(other).items()}
 
 
 @pytest.mark.parametrize("size", [(64, 64), (64, 96), (48, 40)])

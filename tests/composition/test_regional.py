@@ -32,7 +32,7 @@ def _lora(model: BaseModel, tiny_base, seed: int = 0, modules: str = "all") -> d
     other = base_model.load(tiny_base, model.device, model.dtype)
     layers.add(other, 2, modules, seed=0)
     g = torch.Generator().manual_seed(seed)
-    return {k: torch.randn(v.shape, generator=g) * 0.2 for k, v in layers.tensors(other).items()}
+    return {k: torch.randn(v.shape, generator=g) * 0.2 for k, v in layers.state_dict(other).items()}
 
 
 def _inputs(model: BaseModel) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

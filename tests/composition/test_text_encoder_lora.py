@@ -40,7 +40,7 @@ def lora(model: BaseModel, seed: int) -> dict[str, torch.Tensor]:
     """Random weights of every linear layer of every CLIP."""
     g = torch.Generator().manual_seed(seed)
     found = {}
-    for prefix, encoder in zip(adapter.WORDS, model.text_encoders, strict=False):
+    for prefix, encoder in zip(adapter.TEXT_ENCODER_PREFIXES, model.text_encoders, strict=False):
         for name, layer in encoder.named_modules():
             if isinstance(layer, torch.nn.Linear) and "layers." in name:
                 stem = f"{prefix}text_model.{name.removeprefix('text_model.')}"

@@ -10,13 +10,13 @@ from objtune_cli.embedding import prototype
 from objtune_cli.models import clip as towers
 from objtune_cli.models import prompts
 from objtune_cli.models.base_model import BaseModel
-from objtune_cli.models.placeholders import class_rows
+from objtune_cli.models.placeholders import class_token_embeddings
 
 CONFIG = Embed(init="prototype", steps=15, lr=0.05)
 
 
 @pytest.fixture
-def clip(tiny_base, model: BaseModel) -> towers.Towers:
+def clip(tiny_base, model: BaseModel) -> towers.Clip:
     return towers.load(tiny_base / "clip", model)
 
 
@@ -26,11 +26,11 @@ def _photo() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.rand(3, 40, 60, generator=torch.Generator().manual_seed(0)) * 0.3 + 0.7 * mask, mask
 
 
-def _start(model: BaseModel, clip: towers.Towers | None, config: Embed = CONFIG) -> prototype.Started:
+def _start(model: BaseModel, clip: towers.Clip | None, config: Embed = CONFIG) -> prototype.Started:
     return prototype.start(model, clip, *_photo(), "dog", config)
 
 
-def test_aim_is_the_mean_direction_of_its_three_parts(model: BaseModel, clip: towers.Towers) -> None:
+def test_aim_is_the_mean_direction_of_its_three_parts(model: BaseModel, clip: towers.Clip) -> None:
     p, cosines = prototype.aim(clip, model, *_photo(), "dog")
     assert float(p.norm()) == pytest.approx(1, abs=1e-5)
     assert cosines.keys() == {"cos_picture_object", "cos_picture_class", "cos_object_class"}
@@ -42,7 +42,7 @@ def test_aim_is_the_mean_direction_of_its_three_parts(model: BaseModel, clip: to
     )
 
 
-def test_prototype_brings_the_token_nearer_and_says_so(model: BaseModel, clip: towers.Towers) -> None:
+def test_prototype_brings_the_token_nearer_and_says_so(model: BaseModel, clip: towers.Clip) -> None:
     started = _start(model, clip)
     assert started.metrics["cos_after"] > started.metrics["cos_before"] + 0.01
     assert started.metrics["cos_before"] >= -1 and started.metrics["cos_after"] <= 1
@@ -51,9 +51,9 @@ def test_prototype_brings_the_token_nearer_and_says_so(model: BaseModel, clip: t
 @pytest.mark.parametrize("init", ["prototype", "class", "random"])
 @pytest.mark.parametrize("vectors", [1, 3])
 def test_learned_rows_have_the_classs_length_and_its_own_rows_follow(
-    model: BaseModel, clip: towers.Towers, init: str, vectors: int
+    model: BaseModel, clip: towers.Clip, init: str, vectors: int
 ) -> None:
-    own = class_rows(model, "dog")
+    own = class_token_embeddings(model, "dog")
     rows = _start(model, clip, replace(CONFIG, init=init, vectors=vectors, steps=3)).rows
     assert rows.shape == (vectors + 3, 16) and rows.dtype == torch.float32 and not rows.requires_grad
     torch.testing.assert_close(rows[:vectors].norm(dim=1), own.norm(dim=1).mean().expand(vectors))
@@ -61,7 +61,7 @@ def test_learned_rows_have_the_classs_length_and_its_own_rows_follow(
 
 
 def test_class_start_is_near_the_class_random_is_not(model: BaseModel) -> None:
-    centre = class_rows(model, "dog").mean(0)
+    centre = class_token_embeddings(model, "dog").mean(0)
     near, far = (_start(model, None, replace(CONFIG, init=init)).rows[0] for init in ("class", "random"))
     cosine = torch.nn.functional.cosine_similarity
     assert float(cosine(near, centre, dim=0)) > 0.95
@@ -72,13 +72,13 @@ def test_without_towers_there_are_no_metrics(model: BaseModel) -> None:
     assert _start(model, None, replace(CONFIG, init="class")).metrics == {}
 
 
-def test_same_seed_same_token(model: BaseModel, clip: towers.Towers) -> None:
+def test_same_seed_same_token(model: BaseModel, clip: towers.Clip) -> None:
     first = _start(model, clip)
     assert torch.equal(_start(model, clip).rows, first.rows)
     assert not torch.equal(_start(model, clip, replace(CONFIG, seed=1)).rows, first.rows)
 
 
-def test_progress_counts_steps_and_steps_may_be_none(model: BaseModel, clip: towers.Towers) -> None:
+def test_progress_counts_steps_and_steps_may_be_none(model: BaseModel, clip: towers.Clip) -> None:
     seen: list[int] = []
     prototype.start(model, clip, *_photo(), "dog", CONFIG, lambda step, loss: seen.append(step))
     assert seen == list(range(1, 16))

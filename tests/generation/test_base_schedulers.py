@@ -83,7 +83,7 @@ def test_pictures_are_those_of_diffusers_pipeline(
     ).images
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-4)
     torch.testing.assert_close(sample(model, "a dog", "", [9], 5, 4.0)[0], ours[1], rtol=1e-4, atol=2e-4)
-    found = registry.find(str(folder))
+    found = registry.resolve(str(folder))
     assert (
         found.sampler == (called, kind)
         and found.drawn_by() == ({} if name == "DDIMScheduler" else {"sampler": name})
@@ -140,7 +140,7 @@ def test_what_takes_its_place_is_said(
     folder = base(name, **values)
     done = cli("generate", "a dog", "-n", 1, "--steps", 2, "--base", folder)
     assert done.code == 0 and f"DDIM takes the place of the base's own sampler {name}: " in done.err and why in done.err
-    assert registry.find(str(folder)).sampler == ("DDIM", "") and registry.find(str(folder)).drawn_by() == {}
+    assert registry.resolve(str(folder)).sampler == ("DDIM", "") and registry.resolve(str(folder)).drawn_by() == {}
 
 
 def test_a_sampler_that_needs_more_than_is_installed(
@@ -174,14 +174,14 @@ def test_unknown_schedulers_are_named(
 
 def test_a_prediction_type_given_by_hand_is_taken_before_an_unknown_one(base: Callable[..., Path]) -> None:
     folder = base("DDIMScheduler", prediction_type="velocity")
-    assert registry.find(str(folder), prediction="v").said_prediction == "v_prediction"
+    assert registry.resolve(str(folder), prediction="v").said_prediction == "v_prediction"
 
 
 def test_a_diffusion_under_a_flows_family_is_named(tmp_path: Path) -> None:
     folder = tiny_families.sd3(tmp_path / "three", with_clip=False, newer=True)
     (folder / "scheduler/scheduler_config.json").write_text(json.dumps({"_class_name": "DDIMScheduler"} | NOISE))
     with pytest.raises(IncompatibleError, match="another kind of noise"):
-        registry.find(str(folder))
+        registry.resolve(str(folder))
 
 
 def test_steps_that_a_sampler_cannot_take(base: Callable[..., Path]) -> None:
@@ -199,7 +199,7 @@ def test_what_a_config_leaves_out_has_the_defaults_of_its_class(base: Callable[.
     folder = base("LCMScheduler")
     (folder / "scheduler/scheduler_config.json").write_text('{"_class_name": "LCMScheduler"}')
     assert float(base_model.load(folder, CPU, torch.float32).alpha_bar[0]) == pytest.approx(1 - 0.00085)
-    assert registry.find(str(folder)).sampling == {"steps": 8, "guidance": 1.0}
+    assert registry.resolve(str(folder)).sampling == {"steps": 8, "guidance": 1.0}
 
 
 def test_a_scene_says_by_what_it_was_drawn(cli: Callable, project: Path, base: Callable[..., Path]) -> None:

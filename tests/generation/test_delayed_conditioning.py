@@ -10,7 +10,7 @@ from objtune_cli.generation.sampling import sample
 from objtune_cli.lora import layers
 from objtune_cli.models import adapter_state, base_model
 from objtune_cli.models.base_model import BaseModel
-from objtune_cli.models.placeholders import Placeholders, class_rows
+from objtune_cli.models.placeholders import Placeholders, class_token_embeddings
 from tests.support import tiny_families
 
 NAMES = ("sd1", "sdxl", "sd3")
@@ -26,7 +26,7 @@ def taught(folder: Path) -> tuple[BaseModel, str]:
     """A base with the word `<rex>` and a LoRA that does something, and the prompt in its tokens."""
     model = base_model.load(folder, torch.device("cpu"), torch.float32)
     words = Placeholders(model)
-    rows = class_rows(model, "dog")
+    rows = class_token_embeddings(model, "dog")
     words.add("rex", rows + torch.randn(rows.shape, generator=torch.Generator().manual_seed(0)), "dog")
     g = torch.Generator().manual_seed(0)
     for p in layers.add(model, 2, "attention", seed=0):
@@ -46,7 +46,7 @@ def test_never_itself_it_is_its_class_and_always_it_is_as_before(
     model, text = taught(folders[name])
     own, kind = drawn(model, text, guidance, below=below), drawn(model, text, guidance, below=below, object_below=0.0)
     assert torch.equal(drawn(model, text, guidance, below=below, object_below=1.0), own)
-    with adapter_state.asleep(model):
+    with adapter_state.disabled(model):
         torch.testing.assert_close(kind, drawn(model, WORN, guidance, below=below), rtol=0, atol=1e-5)
     between = drawn(model, text, guidance, below=below, object_below=0.5)
     assert (between - own).abs().max() > 1e-3 and (between - kind).abs().max() > 1e-3
@@ -70,7 +70,7 @@ def test_four_steps_by_hand_the_first_ones_of_the_class(folders: dict[str, Path]
             def said(words: str, z: Tensor = z, t: Tensor = t) -> Tensor:
                 return model.predict(z, t[None], model.encode([words]))
 
-            with adapter_state.asleep(model):
+            with adapter_state.disabled(model):
                 kind, alone, without = said(WORN), said(ALONE), said("")
             told, free = (kind, without) if early[i] else (said(text), said(""))
             guidance = 2.5 if t < below * model.levels else 1.0
@@ -82,7 +82,7 @@ def test_four_steps_by_hand_the_first_ones_of_the_class(folders: dict[str, Path]
 @pytest.mark.parametrize("scheduler", ["euler", "dpm++"])
 def test_pictures_of_no_object_by_no_adapter_are_the_same(folders: dict[str, Path], scheduler: str) -> None:
     model, _ = taught(folders["sd1"])
-    layers.activate(model, [])
+    layers.set_active(model, [])
     plain, begun = (
         sample(model, WORN, "", [3, 4], 5, 2.0, scheduler, below=0.7, object_below=level) for level in (1.0, 0.8)
     )

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from objtune_cli.lora import layers
 from objtune_cli.models import base_model, families, registry
 from objtune_cli.models.families import single_file
-from objtune_cli.models.placeholders import class_rows
+from objtune_cli.models.placeholders import class_token_embeddings
 from objtune_cli.store import artifacts, refs
 from objtune_cli.store.artifacts import Record
 from objtune_cli.workflow import trained_objects
@@ -32,8 +32,8 @@ def weights(base: Path) -> dict[str, torch.Tensor]:
     model = base_model.load(base, torch.device("cpu"), torch.float32)
     layers.add(model, 2, "attention", seed=0)
     g = torch.Generator().manual_seed(1)
-    lora = {k: torch.randn(v.shape, generator=g) * 0.3 for k, v in layers.tensors(model).items()}
-    own = class_rows(model, "dog")
+    lora = {k: torch.randn(v.shape, generator=g) * 0.3 for k, v in layers.state_dict(model).items()}
+    own = class_token_embeddings(model, "dog")
     return lora | {"token": torch.cat([own[:2] + torch.randn(2, own.shape[1], generator=g) * 0.2, own])}
 
 
@@ -46,7 +46,7 @@ def studio(cli, base: Path, weights: dict[str, torch.Tensor], monkeypatch: pytes
         tokens = {f"token.{o}": weights["token"] for o in held}
         artifacts.publish(
             Path("artifacts"),
-            Record("adapter", name, held, {}, {"rank": 2}, registry.find(str(base)).record()),
+            Record("adapter", name, held, {}, {"rank": 2}, registry.resolve(str(base)).record()),
             lora | tokens,
         )
     return cli
@@ -147,7 +147,7 @@ def test_scenes_have_the_size_that_is_asked_for(studio):
 
 
 def test_a_base_says_what_sides_it_draws_before_it_is_loaded(base):
-    found, model = registry.find(str(base)), base_model.load(base, torch.device("cpu"), torch.float32)
+    found, model = registry.resolve(str(base)), base_model.load(base, torch.device("cpu"), torch.float32)
     assert (found.side, found.unit, found.factor) == (model.size, model.unit, model.factor)
     for name, expected in {
         "sd1": (512, 64, 8192),
@@ -155,7 +155,9 @@ def test_a_base_says_what_sides_it_draws_before_it_is_loaded(base):
         "sdxl": (1024, 32, 8192),
         "sd3": (1024, 16, 3072),
     }.items():
-        whole = replace(found, folder=single_file.LAYOUTS / name, family=families.named("" if name == "sd1" else name))
+        whole = replace(
+            found, folder=single_file.LAYOUTS / name, family=families.get_family("" if name == "sd1" else name)
+        )
         assert (whole.side, whole.unit, whole.largest_side) == expected
 
 
@@ -216,7 +218,7 @@ def test_a_scene_has_the_strengths_that_are_said(studio):
 def test_strengths_that_cannot_be(studio, weights, base, line, code, said):
     artifacts.publish(
         Path("artifacts"),
-        Record("adapter", "word", {"word": "dog"}, {}, {}, registry.find(str(base)).record()),
+        Record("adapter", "word", {"word": "dog"}, {}, {}, registry.resolve(str(base)).record()),
         {"token.word": weights["token"]},
     )
     result = studio("generate", *line, *ONE)
@@ -273,7 +275,7 @@ def test_one_adapter_is_made_weaker_under_a_new_name(studio):
 def test_merges_of_one_that_cannot_be(studio, weights, base, line, code, said):
     artifacts.publish(
         Path("artifacts"),
-        Record("adapter", "word", {"word": "dog"}, {}, {}, registry.find(str(base)).record()),
+        Record("adapter", "word", {"word": "dog"}, {}, {}, registry.resolve(str(base)).record()),
         {"token.word": weights["token"]},
     )
     result = studio("merge", *line)

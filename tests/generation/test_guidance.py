@@ -13,8 +13,8 @@ from objtune_cli.generation.sampling import sample
 from objtune_cli.lora import layers
 from objtune_cli.models import adapter_state, base_model
 from objtune_cli.models.base_model import BaseModel
-from objtune_cli.models.placeholders import Placeholders, class_rows
-from objtune_cli.models.prompts import alone_in_class_words
+from objtune_cli.models.placeholders import Placeholders, class_token_embeddings
+from objtune_cli.models.prompts import objects_only_prompt
 from tests.support import tiny_families
 
 NAMES = ("sd1", "sdxl", "sd3")
@@ -30,7 +30,7 @@ def taught(folder: Path, seed: int = 0) -> tuple[BaseModel, Placeholders]:
     """A base with the word `<rex>` and a LoRA that does something."""
     model = base_model.load(folder, torch.device("cpu"), torch.float32)
     words = Placeholders(model)
-    rows = class_rows(model, "dog")
+    rows = class_token_embeddings(model, "dog")
     words.add("rex", rows + torch.randn(rows.shape, generator=torch.Generator().manual_seed(seed)), "dog")
     g = torch.Generator().manual_seed(seed)
     for p in layers.add(model, 2, "attention", seed=seed):
@@ -51,7 +51,7 @@ def test_the_difference_is_added_to_both_halves_and_to_no_other_picture(folders:
     z = torch.randn(3, model.denoiser.config.in_channels, 8, 8, generator=torch.Generator().manual_seed(1))
     both, z2 = ["", "", "", *texts], torch.cat([z, z])
     before = predicted(model, both, z2)
-    with adapter_state.asleep(model):
+    with adapter_state.disabled(model):
         said, alone = (predicted(model, [t], z[:1]) for t in (WORN, ALONE))
     side = model.size
     with guided(model, texts, 1.5, 0.0, side, side):
@@ -69,15 +69,15 @@ def test_what_the_base_does_not_say_of_the_object_is_added_to_both_halves(
 ) -> None:
     """Of each picture of the object, whatever else it is asked for; by a LoRA that peft loaded, and by one that hooks of a closer look add."""
     model, words = taught(folders[name])
-    weights = layers.tensors(model)
+    weights = layers.state_dict(model)
     texts = [words.expand(t) for t in ("a photo of <rex> in a hat", "a photo of <rex>", "a cat in a hat")]
     z = torch.randn(3, model.denoiser.config.in_channels, 8, 8, generator=torch.Generator().manual_seed(1))
     both, z2, side = ["", "", "", *texts], torch.cat([z, z]), model.size
-    with adapter_state.asleep(model):
+    with adapter_state.disabled(model):
         plain = predicted(model, [WORN, ALONE, "a cat in a hat"], z)
         base = predicted(model, both, z2)
     if way == "hooked":
-        layers.activate(model, [])
+        layers.set_active(model, [])
     with alone(model, weights) if way == "hooked" else contextlib.nullcontext():
         before = predicted(model, both, z2)
         with guided(model, texts, 0.0, 0.5, side, side):
@@ -95,7 +95,7 @@ def test_what_the_base_does_not_say_of_the_object_is_added_to_both_halves(
 
 
 def _frozen(model: BaseModel, text: str, z: Tensor) -> Tensor:
-    with adapter_state.asleep(model):
+    with adapter_state.disabled(model):
         return predicted(model, [text], z)[0]
 
 
@@ -114,7 +114,7 @@ def test_the_adapter_is_no_part_of_it_and_acts_again_afterwards(folders: dict[st
 
 def test_what_does_not_act_stays_asleep(folders: dict[str, Path]) -> None:
     model, words = taught(folders["sd1"])
-    layers.activate(model, [])
+    layers.set_active(model, [])
     z, text = torch.randn(1, 4, 8, 8), words.expand("a photo of <rex> in a hat")
     before = predicted(model, [text], z)
     with guided(model, [text], 1.0, 0.0, model.size, model.size):
@@ -173,4 +173,4 @@ def test_an_error_inside_leaves_the_base_as_it_was(folders: dict[str, Path]) -> 
     ],
 )  # fmt: skip
 def test_the_objects_alone(prompt: str, said: str) -> None:
-    assert alone_in_class_words(prompt, {"rex": "dog", "ann": "owl"}) == said
+    assert objects_only_prompt(prompt, {"rex": "dog", "ann": "owl"}) == said

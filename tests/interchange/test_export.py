@@ -67,7 +67,7 @@ def _random_lora(base: Path, modules: str, rank: int) -> dict[str, torch.Tensor]
     model = base_model.load(base, CPU, torch.float32)
     adapter.add(model, rank, modules, seed=0)
     g = torch.Generator().manual_seed(1)
-    return {k: torch.randn(v.shape, generator=g) * 0.2 for k, v in adapter.tensors(model).items()}
+    return {k: torch.randn(v.shape, generator=g) * 0.2 for k, v in adapter.state_dict(model).items()}
 
 
 def _publish(root: Path, weights: dict[str, torch.Tensor], **tokens: torch.Tensor) -> Ref:

@@ -21,7 +21,7 @@ from objtune_cli.lora import layers as adapter
 from objtune_cli.models import base_model as stacks
 from objtune_cli.models import families
 from objtune_cli.models.families.family import MODULES
-from objtune_cli.models.placeholders import Placeholders, learned_names, stored
+from objtune_cli.models.placeholders import Placeholders, adapter_tensor_names, to_tensors
 from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.refs import Ref
@@ -57,9 +57,9 @@ def published(
     model = stacks.load(folder, CPU, torch.float32)
     adapter.add(model, rank, modules, seed=0)
     g = torch.Generator().manual_seed(1)
-    weights = {k: torch.randn(v.shape, generator=g) * 0.2 for k, v in adapter.tensors(model).items()}
+    weights = {k: torch.randn(v.shape, generator=g) * 0.2 for k, v in adapter.state_dict(model).items()}
     rows = torch.randn(2, sum(model.widths), generator=g)
-    tensors = weights | stored(rows, model.widths, learned_names("rex"))
+    tensors = weights | to_tensors(rows, model.widths, adapter_tensor_names("rex"))
     record = Record("adapter", "rex", {"rex": "dog"}, {}, {"rank": rank}, {**BASES[name], "fingerprint": "0"})
     return artifacts.publish(root, record, tensors), tensors, rows
 
@@ -67,7 +67,7 @@ def published(
 def pipeline(folder: Path, name: str) -> Any:
     import diffusers
 
-    kind = getattr(diffusers, families.named(name).pipeline)
+    kind = getattr(diffusers, families.get_family(name).pipeline)
     return kind.from_pretrained(folder, local_files_only=True, **({} if name == "sdxl" else {"safety_checker": None}))
 
 
@@ -113,7 +113,7 @@ def test_names_at_full_size_are_those_that_other_tools_know(name: str) -> None:
     ends = MODULES["all"]
     layers = [n for n, _ in unet.named_modules() if any(n == end or n.endswith("." + end) for end in ends)]
     made = {f"unet.{layer}.lora_{side}.weight": torch.zeros(2, 2) for layer in layers for side in "AB"}
-    stems = {key.split(".")[0] for key in export.kohya_keys(made, families.named(name))}
+    stems = {key.split(".")[0] for key in export.kohya_keys(made, families.get_family(name))}
     assert len(stems) == len(layers)
     assert stems == set((KEYS / f"{name}.txt").read_text().split())
 
@@ -233,7 +233,7 @@ def test_the_cards_lines_run(folders: dict[str, Path], tmp_path: Path, monkeypat
         ref, _, _ = published(store, folders[name], name, "cross-kv")
         export.run(store, ref, "hub", out)
         code = (out / "README.md").read_text().split("```python\n")[1].split("```")[0]
-        kind = getattr(diffusers, families.named(name).pipeline)
+        kind = getattr(diffusers, families.get_family(name).pipeline)
         opened = pipeline(folders[name], name)
         monkeypatch.setattr(kind, "from_pretrained", lambda *_, pipe=opened: pipe)
         monkeypatch.setattr(kind, "__call__", lambda self, prompt: type("Drawn", (), {"images": [prompt]}))

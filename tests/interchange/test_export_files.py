@@ -38,7 +38,7 @@ def store(cli, tiny_base: Path, lora: dict[str, torch.Tensor]):
     def publish(name: str, *objects: str, scale: float = 1.0, root: Path = ROOT) -> None:
         tokens = {f"token.{o}": _rows(2, seed=len(o)) * scale for o in objects}
         record = Record(
-            "adapter", name, {o: "dog" for o in objects}, {}, {"rank": 2}, registry.find(str(tiny_base)).record()
+            "adapter", name, {o: "dog" for o in objects}, {}, {"rank": 2}, registry.resolve(str(tiny_base)).record()
         )
         artifacts.publish(root, record, {k: v * scale for k, v in lora.items()} | tokens)
 

@@ -150,7 +150,7 @@ def test_names_at_full_size_are_those_of_kohyas_scripts(name: str) -> None:
     """The frozen lists: every layer that may learn, by the module names of kohya's MMDiT (sd-scripts 48d368fa) at full size, of the same shapes."""
     with torch.device("meta"):
         transformer = SD3Transformer2DModel(**full_size_configs.TRANSFORMERS[name])
-    family = families.named(name)
+    family = families.get_family(name)
     ends = family.modules["all"]
     sizes = {n: m for n, m in transformer.named_modules() if any(n.endswith("." + end) for end in ends)}
     made = {f"unet.{n}.lora_A.weight": torch.zeros(1, m.in_features) for n, m in sizes.items()}
@@ -164,7 +164,7 @@ def test_names_at_full_size_are_those_of_kohyas_scripts(name: str) -> None:
 def test_a_layer_without_a_name_is_one_line() -> None:
     made = {f"unet.transformer_blocks.0.norm1.linear.lora_{side}.weight": torch.zeros(2, 2) for side in "AB"}
     with pytest.raises(IncompatibleError, match=r"no name for the layer transformer_blocks\.0\.norm1\.linear") as error:
-        export.kohya_keys(made, families.named("sd3"))
+        export.kohya_keys(made, families.get_family("sd3"))
     assert error.value.code == 6 and "--format diffusers" in error.value.hint
 
 
@@ -231,7 +231,7 @@ def test_the_cards_lines_run(
         "README.md",
     }
     code = (tmp_path / "out" / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    hub = next(iter(families.named(name).hub.values()))[0]
+    hub = next(iter(families.get_family(name).hub.values()))[0]
     assert f'Pipeline.from_pretrained("{hub}")' in code
     opened = pipeline(folders[name], name)
     monkeypatch.setattr(StableDiffusion3Pipeline, "from_pretrained", lambda *_: opened)

@@ -206,7 +206,7 @@ def test_a_hub_id_is_brought_as_its_main_is(hub: Hub) -> None:
         [
             sys.executable,
             "-c",
-            "from objtune_cli.models import registry; print(registry.find('someone/model').folder.name)",
+            "from objtune_cli.models import registry; print(registry.resolve('someone/model').folder.name)",
         ],
         capture_output=True,
         text=True,
@@ -250,7 +250,7 @@ def test_no_connection_is_7_in_one_line(hub: Hub) -> None:
 
 
 def test_what_needs_no_connection(hub: Hub, base: Path) -> None:
-    assert objtune("fetch").stdout == f"{registry.EMBEDDED}\n"
+    assert objtune("fetch").stdout == f"{registry.TOYBOX_FOLDER}\n"
     assert objtune("fetch", "--base", str(base)).stdout == f"{base}\n"
     assert objtune("fetch", "--base", "nowhere").returncode == 2
     assert hub.asked == []

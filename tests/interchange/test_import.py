@@ -21,7 +21,7 @@ from objtune_cli.lora import layers as adapter
 from objtune_cli.lora.layer_names import modules_of
 from objtune_cli.models import base_model as stacks
 from objtune_cli.models import families
-from objtune_cli.models.placeholders import class_rows
+from objtune_cli.models.placeholders import class_token_embeddings
 from objtune_cli.store import artifacts, refs
 from tests.generation.test_image_metadata import of_lora, read
 from tests.interchange.test_export_families import predicted
@@ -43,11 +43,11 @@ def layers(folder: Path, rank: int = 2, modules: str = "all") -> dict[str, torch
     model = stacks.load(folder, CPU, torch.float32)
     adapter.add(model, rank, modules, seed=0)
     g = torch.Generator().manual_seed(1)
-    return {k: torch.randn(v.shape, generator=g) * 0.2 for k, v in adapter.tensors(model).items()}
+    return {k: torch.randn(v.shape, generator=g) * 0.2 for k, v in adapter.state_dict(model).items()}
 
 
 def kohya(weights: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
-    return {k: torch.as_tensor(v) for k, v in export.kohya_keys(weights, families.named(name)).items()}
+    return {k: torch.as_tensor(v) for k, v in export.kohya_keys(weights, families.get_family(name)).items()}
 
 
 def of_encoder(prefix: str, width: int, rank: int = 2) -> dict[str, torch.Tensor]:
@@ -68,7 +68,7 @@ def of_encoder(prefix: str, width: int, rank: int = 2) -> dict[str, torch.Tensor
 def theirs(folder: Path, name: str, file: Path) -> Any:
     import diffusers
 
-    kind = getattr(diffusers, families.named(name).pipeline)
+    kind = getattr(diffusers, families.get_family(name).pipeline)
     pipe = kind.from_pretrained(folder, local_files_only=True, **({} if name == "sdxl" else {"safety_checker": None}))
     pipe.load_lora_weights(file.parent, weight_name=file.name)
     return pipe
@@ -95,14 +95,14 @@ def test_a_kohya_file_acts_as_in_diffusers(cli: Any, folders: dict[str, Path], n
     plain = model.encode(["a photo"])
     model.denoiser.to(memory_format=torch.contiguous_format)
     assert adapter.load(model, tensors, "lora0")
-    adapter.activate(model, ["lora0"])
+    adapter.set_active(model, ["lora0"])
     pipe = theirs(folders[name], name, file)
     torch.testing.assert_close(predicted(model.denoiser, name), predicted(pipe.unet, name), rtol=1e-5, atol=1e-5)
     told = pipe.encode_prompt("a photo", device=CPU, num_images_per_prompt=1, do_classifier_free_guidance=False)[0]
     ours = model.encode(["a photo"])
     torch.testing.assert_close(model.family.words(ours), told, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(ours, plain, atol=1e-3)
-    adapter.activate(model, [])
+    adapter.set_active(model, [])
     assert torch.equal(model.encode(["a photo"]), plain)
 
 
@@ -111,12 +111,12 @@ def test_a_kohya_file_acts_as_in_diffusers(cli: Any, folders: dict[str, Path], n
 def test_what_was_exported_comes_back_as_it_was(cli: Any, folders: dict[str, Path], name: str, form: str) -> None:
     weights = layers(folders[name], modules="cross-kv")
     model = stacks.load(folders[name], CPU, torch.float32)
-    from objtune_cli.models.placeholders import learned_names, stored
+    from objtune_cli.models.placeholders import adapter_tensor_names, to_tensors
 
-    words = stored(
+    words = to_tensors(
         torch.randn(2, sum(model.widths), generator=torch.Generator().manual_seed(2)),
         model.widths,
-        learned_names("rex"),
+        adapter_tensor_names("rex"),
     )
     record = artifacts.Record(
         "adapter",
@@ -164,7 +164,9 @@ def test_layers_of_several_ranks_become_one_rank(folders: dict[str, Path]) -> No
 def test_without_vectors_the_token_says_the_words_it_was_trained_under(cli: Any, folders: dict[str, Path]) -> None:
     save_file(kohya(layers(folders["sd1"], modules="cross-kv"), "sd1"), "other.safetensors")
     _, tensors = imported(cli, folders["sd1"], "other.safetensors", "--word", "sks dog")
-    assert torch.equal(tensors["token.rex"], class_rows(stacks.load(folders["sd1"], CPU, torch.float32), "sks dog"))
+    assert torch.equal(
+        tensors["token.rex"], class_token_embeddings(stacks.load(folders["sd1"], CPU, torch.float32), "sks dog")
+    )
 
 
 @pytest.mark.parametrize("name", ["sd1", "sdxl"])
@@ -468,7 +470,7 @@ def test_what_an_earlier_version_took_over_is_looked_at_again(
     for i, (file, broken) in enumerate((("a.safetensors", True), ("b.safetensors", False))):
         name, inputs = f"o{i}", {"file.0": {"ref": "", "sha256": hashlib.sha256(Path(file).read_bytes()).hexdigest()}}
         record = artifacts.Record(
-            "adapter", name, {name: "dog"}, inputs, {"word": ""}, registry.find(str(folders["sd1"]), "").record()
+            "adapter", name, {name: "dog"}, inputs, {"word": ""}, registry.resolve(str(folders["sd1"]), "").record()
         )
         old = {k: v * float("nan") if broken else v for k, v in weights.items()} | {
             f"token.{name}": torch.zeros(1, tiny_sd1.WIDTH)

@@ -48,7 +48,7 @@ def ours(folders: dict[str, Path]) -> dict[str, base_model.BaseModel]:
 @pytest.fixture(scope="module")
 def theirs(folders: dict[str, Path]) -> dict[str, Any]:
     return {
-        name: getattr(diffusers, families.named(name).pipeline).from_pretrained(
+        name: getattr(diffusers, families.get_family(name).pipeline).from_pretrained(
             folder, local_files_only=True, **tiny_families.LEFT_OUT[name]
         )
         for name, folder in folders.items()

@@ -57,11 +57,11 @@ def test_the_seed_decides_the_start_and_the_global_generator_is_left_alone(model
     state = torch.get_rng_state()
     adapter.add(model, 4, "attention", seed=3)
     assert torch.equal(torch.get_rng_state(), state)
-    first = adapter.tensors(model)
+    first = adapter.state_dict(model)
     for seed, equal in ((3, True), (4, False), (2**32 + 3, False)):
         other = base_model.load(tiny_base, model.device, model.dtype)
         adapter.add(other, 4, "attention", seed=seed)
-        again = adapter.tensors(other)
+        again = adapter.state_dict(other)
         assert again.keys() == first.keys()
         assert all(torch.equal(again[k], first[k]) for k in first) == equal
 
@@ -80,7 +80,7 @@ def test_alpha_is_the_rank(model: BaseModel) -> None:
 def test_round_trip_gives_identical_predictions(model: BaseModel, tiny_base, modules: str) -> None:
     adapter.add(model, 4, modules, seed=0)
     _shake(model)
-    weights = adapter.tensors(model)
+    weights = adapter.state_dict(model)
     assert all(k.startswith("unet.") and k.endswith(("lora_A.weight", "lora_B.weight")) for k in weights)
     fresh = base_model.load(tiny_base, model.device, model.dtype)
     plain = _predict(fresh)
@@ -94,7 +94,7 @@ def test_round_trip_gives_identical_predictions(model: BaseModel, tiny_base, mod
 
 def test_tensors_are_copies(model: BaseModel) -> None:
     adapter.add(model, 4, "attention", seed=0)
-    weights = adapter.tensors(model)
+    weights = adapter.state_dict(model)
     before = {k: v.clone() for k, v in weights.items()}
     _shake(model)
     assert all(torch.equal(weights[k], before[k]) for k in weights)
@@ -107,12 +107,12 @@ def test_two_adapters_add_up(model: BaseModel, tiny_base) -> None:
         other = base_model.load(tiny_base, model.device, model.dtype)
         adapter.add(other, 2, "attention", seed=0)
         _shake(other, seed)
-        weights.append(adapter.tensors(other))
+        weights.append(adapter.state_dict(other))
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # peft warns of a second adapter
         for name, tensors in zip(("rex", "cup"), weights, strict=True):
             adapter.load(model, tensors, name)
-    adapter.activate(model, ["rex", "cup"])
+    adapter.set_active(model, ["rex", "cup"])
     module = model.denoiser.get_submodule(layer)
     x = torch.randn(3, module.in_features)
     expected = module.base_layer(x)
@@ -123,7 +123,7 @@ def test_two_adapters_add_up(model: BaseModel, tiny_base) -> None:
 
 def test_an_adapter_for_other_layers_is_refused(model: BaseModel) -> None:
     adapter.add(model, 4, "attention", seed=0)
-    weights = {k.replace("mid_block", "mid_block_of_sdxl"): v for k, v in adapter.tensors(model).items()}
+    weights = {k.replace("mid_block", "mid_block_of_sdxl"): v for k, v in adapter.state_dict(model).items()}
     model.denoiser.delete_adapters("default")
     with pytest.raises(IncompatibleError, match="another base: no layer mid_block_of_sdxl"):
         adapter.load(model, weights)
@@ -132,7 +132,7 @@ def test_an_adapter_for_other_layers_is_refused(model: BaseModel) -> None:
 def test_an_adapter_for_wider_layers_is_refused(model: BaseModel, tiny_base) -> None:
     """Same names, other widths: SD 1.5 and SD 2.1 are such a pair."""
     adapter.add(model, 4, "attention", seed=0)
-    weights = {k: torch.cat([v, v], 1) if ".lora_A" in k else v for k, v in adapter.tensors(model).items()}
+    weights = {k: torch.cat([v, v], 1) if ".lora_A" in k else v for k, v in adapter.state_dict(model).items()}
     fresh = base_model.load(tiny_base, model.device, model.dtype)
     with pytest.raises(IncompatibleError, match="another base"):
         adapter.load(fresh, weights)

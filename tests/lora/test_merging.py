@@ -29,7 +29,7 @@ def _delta(weights: dict[str, Tensor], layer: str) -> Tensor:
 
 def test_a_sum_is_exact() -> None:
     first, second = _lora(1, 2), _lora(2, 3, ALONE)
-    both = merging.merged([first, second], [0.5, -2.0])
+    both = merging.merge_adapters([first, second], [0.5, -2.0])
     for layer in (LINEAR, CONV):
         torch.testing.assert_close(_delta(both, layer), 0.5 * _delta(first, layer) - 2 * _delta(second, layer))
     torch.testing.assert_close(_delta(both, ALONE), -2 * _delta(second, ALONE))
@@ -47,12 +47,12 @@ def test_a_rank_gives_the_nearest_delta_of_that_rank() -> None:
     first, second = _lora(1, 3), _lora(2, 3)
     whole = _delta(first, LINEAR) + _delta(second, LINEAR)
     left_out = torch.linalg.svdvals(whole)[2:]
-    found = merging.merged([first, second], [1.0, 1.0], rank=2)
+    found = merging.merge_adapters([first, second], [1.0, 1.0], rank=2)
     assert found[f"{LINEAR}.lora_A.weight"].shape == (2, 6)
     torch.testing.assert_close(
         (_delta(found, LINEAR) - whole).norm(), left_out.square().sum().sqrt(), rtol=1e-3, atol=1e-4
     )
-    full = merging.merged([first, second], [1.0, 1.0], rank=20)  # more than the layers have: zeros fill up
+    full = merging.merge_adapters([first, second], [1.0, 1.0], rank=20)  # more than the layers have: zeros fill up
     assert full[f"{LINEAR}.lora_A.weight"].shape == (20, 6)
     torch.testing.assert_close(_delta(full, CONV), _delta(first, CONV) + _delta(second, CONV), rtol=1e-3, atol=1e-4)
 
@@ -62,14 +62,16 @@ def test_ties_keeps_the_larger_half_and_the_sign_of_the_majority() -> None:
     eye = torch.eye(3)
     first = {f"{LINEAR}.lora_A.weight": eye, f"{LINEAR}.lora_B.weight": torch.diag(torch.tensor([4.0, 3.0, 1.0]))}
     second = {f"{LINEAR}.lora_A.weight": eye, f"{LINEAR}.lora_B.weight": torch.diag(torch.tensor([-9.0, 2.0, 0.0]))}
-    found = merging.merged([first, second], [1.0, 1.0], "ties", density=2.01 / 9)
+    found = merging.merge_adapters([first, second], [1.0, 1.0], "ties", density=2.01 / 9)
     torch.testing.assert_close(_delta(found, LINEAR), torch.diag(torch.tensor([-9.0, 2.5, 0.0])), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", ["dare", "dare-ties"])
 def test_dare_is_the_same_for_the_same_seed(method: str) -> None:
     state = torch.get_rng_state()
-    one, again, other = (merging.merged([_lora(1, 3), _lora(2, 3)], [1.0, 1.0], method, seed=s) for s in (0, 0, 1))
+    one, again, other = (
+        merging.merge_adapters([_lora(1, 3), _lora(2, 3)], [1.0, 1.0], method, seed=s) for s in (0, 0, 1)
+    )
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(one[k], again[k]) for k in one) and not torch.equal(
         one[f"{LINEAR}.lora_A.weight"], other[f"{LINEAR}.lora_A.weight"]
@@ -80,16 +82,16 @@ def test_dare_is_the_same_for_the_same_seed(method: str) -> None:
 def test_the_merged_adapter_draws_what_both_together_draw(model: BaseModel, tiny_base) -> None:
     other = base_model.load(tiny_base, model.device, model.dtype)
     adapter.add(other, 2, "all", seed=0)
-    shapes = {k: v.shape for k, v in adapter.tensors(other).items()}
+    shapes = {k: v.shape for k, v in adapter.state_dict(other).items()}
     g = torch.Generator().manual_seed(0)
     first, second = ({k: torch.randn(s, generator=g) * 0.2 for k, s in shapes.items()} for _ in range(2))
     given = torch.randn(1, 4, 8, 8, generator=g), torch.tensor([500]), model.encode(["a dog"])
     with torch.no_grad():
         for i, weights in enumerate((first, second)):
             adapter.load(other, weights, f"lora{i}")
-        adapter.activate(other, ["lora0", "lora1"])
+        adapter.set_active(other, ["lora0", "lora1"])
         both = other.predict(*given)
-        adapter.load(model, merging.merged([first, second], [1.0, 1.0]))
+        adapter.load(model, merging.merge_adapters([first, second], [1.0, 1.0]))
         torch.testing.assert_close(model.predict(*given), both, rtol=1e-3, atol=1e-4)
 
 
@@ -106,14 +108,14 @@ def test_layers_of_text_encoders_are_summed_too() -> None:
         for side in "AB"
     }
     first, second, third = _lora(1, 2) | words, _lora(2, 3), {k: -3 * v for k, v in words.items() if layers[0] in k}
-    both = merging.merged([first, second, third], [0.5, -2.0, 2.0])
+    both = merging.merge_adapters([first, second, third], [0.5, -2.0, 2.0])
     torch.testing.assert_close(_delta(both, layers[0]), (0.5 + 2 * 9) * _delta(words, layers[0]))
     torch.testing.assert_close(_delta(both, layers[1]), 0.5 * _delta(words, layers[1]))
     torch.testing.assert_close(_delta(both, LINEAR), 0.5 * _delta(first, LINEAR) - 2 * _delta(second, LINEAR))
     assert {v.shape[0] for k, v in both.items() if "lora_A" in k} == {7}
-    small = merging.merged([first, third], [0.5, 2.0], rank=2)
+    small = merging.merge_adapters([first, third], [0.5, 2.0], rank=2)
     torch.testing.assert_close(_delta(small, layers[0]), (0.5 + 2 * 9) * _delta(words, layers[0]), rtol=1e-3, atol=1e-4)
     for method in ("ties", "dare", "dare-ties"):
-        found = merging.merged([first, second], [1.0, 1.0], method)
-        plain = merging.merged([{k: v for k, v in first.items() if k not in words}, second], [1.0, 1.0], method)
+        found = merging.merge_adapters([first, second], [1.0, 1.0], method)
+        plain = merging.merge_adapters([{k: v for k, v in first.items() if k not in words}, second], [1.0, 1.0], method)
         assert found.keys() - plain.keys() == words.keys() and all(torch.equal(found[k], plain[k]) for k in plain)

@@ -5,9 +5,9 @@ import torch
 
 from objtune_cli.lora import layers as adapter
 from objtune_cli.models import attention
-from objtune_cli.models.attention import Recorder, recorded
+from objtune_cli.models.attention import Recorder, record_cross_attention
 from objtune_cli.models.base_model import BaseModel
-from objtune_cli.models.placeholders import Placeholders, class_rows
+from objtune_cli.models.placeholders import Placeholders, class_token_embeddings
 
 
 def _given(rows: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
@@ -29,14 +29,14 @@ def test_the_denoiser_answers_as_without_it(model: BaseModel, lora: bool) -> Non
         for p in adapter.add(model, 4, "all", seed=0):
             p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) * 0.2)
     expected = _predict(model, PROMPTS)
-    with recorded(model, 3):
+    with record_cross_attention(model, 3):
         torch.testing.assert_close(_predict(model, PROMPTS), expected, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
 def test_afterwards_all_is_as_before(model: BaseModel) -> None:
     expected, processors = _predict(model, PROMPTS), dict(model.denoiser.attn_processors)
-    with pytest.raises(RuntimeError, match="inside"), recorded(model, 3) as seen:
+    with pytest.raises(RuntimeError, match="inside"), record_cross_attention(model, 3) as seen:
         inside = dict(model.denoiser.attn_processors)
         assert {k for k, v in inside.items() if v is seen} == {k for k in inside if ".attn2." in k} != set(inside)
         raise RuntimeError("inside")
@@ -46,7 +46,7 @@ def test_afterwards_all_is_as_before(model: BaseModel) -> None:
 
 @torch.no_grad()
 def test_maps_are_probabilities_over_the_prompt(model: BaseModel) -> None:
-    with recorded(model, 2) as seen:
+    with record_cross_attention(model, 2) as seen:
         _predict(model, PROMPTS)
     assert {side: {tuple(m.shape) for m in maps} for side, maps in seen.maps.items()} == {
         8: {(2, 64, 77)},
@@ -69,7 +69,7 @@ def test_a_map_is_the_softmax_of_queries_and_keys(model: BaseModel) -> None:
         getattr(layer, n).register_forward_hook(lambda m, a, out, n=n: kept.setdefault(n, out))
         for n in ("to_q", "to_k")
     ]
-    with recorded(model, 3) as seen:
+    with record_cross_attention(model, 3) as seen:
         _predict(model, PROMPTS)
     for handle in handles:
         handle.remove()
@@ -81,24 +81,24 @@ def test_a_map_is_the_softmax_of_queries_and_keys(model: BaseModel) -> None:
 
 @torch.no_grad()
 def test_only_maps_that_are_no_larger_are_kept(model: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "LARGEST", 4)
-    with recorded(model, 3) as seen:
+    monkeypatch.setattr(attention, "MAX_MAP_SIDE", 4)
+    with record_cross_attention(model, 3) as seen:
         _predict(model, PROMPTS)
     assert set(seen.maps) == {4}
 
 
 @torch.no_grad()
 def test_where_none_is_kept_a_layer_does_what_it_did_before(model: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "LARGEST", 0)
+    monkeypatch.setattr(attention, "MAX_MAP_SIDE", 0)
     monkeypatch.setattr(type(model.family), "cells", lambda *_: 99)
     expected = _predict(model, PROMPTS)
-    with recorded(model, 3) as seen:
+    with record_cross_attention(model, 3) as seen:
         assert torch.equal(_predict(model, PROMPTS), expected) and not seen.maps
 
 
 @torch.no_grad()
 def test_once_it_is_over_no_more_is_kept(model: BaseModel) -> None:
-    with recorded(model, 3) as seen:
+    with record_cross_attention(model, 3) as seen:
         first = _predict(model, PROMPTS)
         kept = {side: list(maps) for side, maps in seen.maps.items()}
         seen.over = True
@@ -119,9 +119,9 @@ def test_seen_by_hand() -> None:
 @torch.no_grad()
 def test_a_map_peaks_at_one_and_the_whole_prompt_is_seen_everywhere_alike(model: BaseModel) -> None:
     words = Placeholders(model)
-    words.add("rex", class_rows(model, "dog"))
+    words.add("rex", class_token_embeddings(model, "dog"))
     prompts = [words.expand("a photo of <rex> on the beach")] * 3
-    with recorded(model, 3) as seen:
+    with record_cross_attention(model, 3) as seen:
         _predict(model, prompts)
     own = words.positions(model.token_ids(prompts), "rex")[0]
     assert int(own.sum()) == 3
@@ -133,10 +133,10 @@ def test_a_map_peaks_at_one_and_the_whole_prompt_is_seen_everywhere_alike(model:
 
 def test_gradients_reach_the_token(model: BaseModel) -> None:
     words = Placeholders(model)
-    rows = class_rows(model, "dog").requires_grad_()
+    rows = class_token_embeddings(model, "dog").requires_grad_()
     words.add("rex", rows)
     prompts = [words.expand("a photo of <rex>")] * 3
-    with recorded(model, 3) as seen:
+    with record_cross_attention(model, 3) as seen:
         _predict(model, prompts)
     seen.seen(words.positions(model.token_ids(prompts), "rex")[0])[:, :4].mean().backward()
     assert rows.grad is not None and float(rows.grad.abs().sum()) > 0

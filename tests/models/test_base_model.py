@@ -48,8 +48,8 @@ def test_latents_do_not_depend_on_how_many_are_taken_at_once_and_have_the_right_
     pictures = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     latents = model.to_latent(pictures)
     assert latents.shape == (3, 4, 8, 8)
-    monkeypatch.setattr(base_model, "AT_ONCE", 2 * 32 * 32)
-    assert base_model.at_once(32, 32) == 2 and base_model.at_once(512, 512) == 1
+    monkeypatch.setattr(base_model, "VAE_PIXELS_PER_BATCH", 2 * 32 * 32)
+    assert base_model.vae_batch_size(32, 32) == 2 and base_model.vae_batch_size(512, 512) == 1
     torch.testing.assert_close(model.to_latent(pictures), latents)
     scaled = model.vae.encode(pictures).latent_dist.mean * model.vae.config.scaling_factor
     torch.testing.assert_close(latents, scaled.detach())
@@ -148,8 +148,8 @@ def test_devices_and_precisions() -> None:
 
 
 def test_keeping_memory_is_harmless() -> None:
-    cpu.keep_memory()
-    cpu.keep_memory()
+    cpu.tune_malloc()
+    cpu.tune_malloc()
     assert torch.ones(1000).sum() == 1000
 
 

@@ -10,18 +10,18 @@ from safetensors.torch import load_file, save_file
 from objtune_cli.errors import DamagedError, IncompatibleError, MissingError
 from objtune_cli.models import clip as towers
 from objtune_cli.models.base_model import BaseModel
-from objtune_cli.models.placeholders import Placeholders, class_rows
+from objtune_cli.models.placeholders import Placeholders, class_token_embeddings
 from tests.support import tiny_sd1
 
 TEXTS = ["a photo of a dog", "a photo of a teapot", ""]
 
 
 @pytest.fixture
-def clip(tiny_base, model: BaseModel) -> towers.Towers:
+def clip(tiny_base, model: BaseModel) -> towers.Clip:
     return towers.load(tiny_base / "clip", model)
 
 
-def test_vectors_have_length_one(clip: towers.Towers, model: BaseModel) -> None:
+def test_vectors_have_length_one(clip: towers.Clip, model: BaseModel) -> None:
     pictures = torch.rand(3, 3, 50, 70, generator=torch.Generator().manual_seed(0))
     for vectors in (clip.pictures(pictures), clip.texts(model, TEXTS)):
         assert vectors.shape == (3, 16)
@@ -29,12 +29,12 @@ def test_vectors_have_length_one(clip: towers.Towers, model: BaseModel) -> None:
     assert clip.size == tiny_sd1.CLIP_SIDE
 
 
-def test_texts_agree_with_transformers_own_reading(clip: towers.Towers, model: BaseModel) -> None:
+def test_texts_agree_with_transformers_own_reading(clip: towers.Clip, model: BaseModel) -> None:
     own = clip.clip.get_text_features(input_ids=model.token_ids(TEXTS)).pooler_output
     torch.testing.assert_close(clip.texts(model, TEXTS), F.normalize(own, dim=-1))
 
 
-def test_pictures_agree_with_transformers_own_reading(clip: towers.Towers) -> None:
+def test_pictures_agree_with_transformers_own_reading(clip: towers.Clip) -> None:
     pictures = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (towers.MEAN, towers.STD))
     own = clip.clip.get_image_features(pixel_values=(pictures - mean) / std).pooler_output
@@ -42,11 +42,11 @@ def test_pictures_agree_with_transformers_own_reading(clip: towers.Towers) -> No
 
 
 def test_a_sentence_is_read_at_its_end_even_with_a_placeholder_of_a_larger_id(
-    clip: towers.Towers, model: BaseModel
+    clip: towers.Clip, model: BaseModel
 ) -> None:
     """The old config reads at the largest id; a placeholder's is larger than the end's."""
     words = Placeholders(model)
-    words.add("rex", class_rows(model, "dog"))
+    words.add("rex", class_token_embeddings(model, "dog"))
     text = words.expand("a photo of a <rex>")
     ids = model.token_ids([text])[0]
     end = int((ids == model.tokenizer.eos_token_id).nonzero()[0])
@@ -54,9 +54,9 @@ def test_a_sentence_is_read_at_its_end_even_with_a_placeholder_of_a_larger_id(
     torch.testing.assert_close(clip.texts(model, [text]), clip.texts(model, ["a photo of a dog"]))
 
 
-def test_gradient_reaches_the_placeholder_through_the_text_tower(clip: towers.Towers, model: BaseModel) -> None:
+def test_gradient_reaches_the_placeholder_through_the_text_tower(clip: towers.Clip, model: BaseModel) -> None:
     words = Placeholders(model)
-    rows = class_rows(model, "dog").requires_grad_()
+    rows = class_token_embeddings(model, "dog").requires_grad_()
     words.add("rex", rows)
     clip.texts(model, [words.expand("a photo of <rex>")])[0, 0].backward()
     assert rows.grad is not None and rows.grad.abs().sum() > 0

@@ -57,7 +57,7 @@ def refused(folder: Path) -> ObjtuneError:
     with pytest.raises(ObjtuneError) as opening:
         base_model.load(folder, CPU, torch.float32)
     try:
-        registry.find(str(folder))
+        registry.resolve(str(folder))
     except ObjtuneError as error:
         assert type(error) is type(opening.value) and error.hint
     return opening.value
@@ -110,20 +110,20 @@ def test_weights_of_other_shapes_than_the_config_says(copy: Callable[..., Path])
 @pytest.mark.parametrize("variant", ["fp16", "bf16", "ema"])
 def test_a_folder_with_a_variant_alone_is_opened(copy: Callable[..., Path], variant: str) -> None:
     folder = copy()
-    plain = registry.find(str(folder))
+    plain = registry.resolve(str(folder))
     for file in (UNET, VAE, WORDS):
         change(folder / file, lambda weights: {key: value.half() for key, value in weights.items()})
         (folder / file).rename(folder / file.replace(".safetensors", f".{variant}.safetensors"))
     found = base_model.load(folder, CPU, torch.float32)
     wanted = load_file(folder / UNET.replace(".safetensors", f".{variant}.safetensors"))
     assert all(torch.equal(value, wanted[key].float()) for key, value in found.denoiser.state_dict().items())
-    base = registry.find(str(folder))
+    base = registry.resolve(str(folder))
     assert base.fingerprint != plain.fingerprint
     change(
         folder / UNET.replace(".safetensors", f".{variant}.safetensors"),
         lambda weights: weights | {"conv_in.bias": weights["conv_in.bias"] + 1},
     )
-    assert registry.find(str(folder)).fingerprint != base.fingerprint
+    assert registry.resolve(str(folder)).fingerprint != base.fingerprint
 
 
 def test_weights_in_several_files_are_all_there(copy: Callable[..., Path]) -> None:
@@ -234,10 +234,10 @@ def test_numbers_that_nothing_can_be_drawn_with(
 
 def test_a_frame_of_two_equal_sides_is_its_side(copy: Callable[..., Path]) -> None:
     folder = copy()
-    plain = registry.find(str(folder)).side
+    plain = registry.resolve(str(folder)).side
     side = json.loads((folder / "unet/config.json").read_text())["sample_size"]
     configure(folder / "unet/config.json", sample_size=[side, side])
-    assert registry.find(str(folder)).side == plain == base_model.load(folder, CPU, torch.float32).size
+    assert registry.resolve(str(folder)).side == plain == base_model.load(folder, CPU, torch.float32).size
 
 
 def test_a_config_that_the_libraries_cannot_read_is_damaged(copy: Callable[..., Path]) -> None:

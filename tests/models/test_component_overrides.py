@@ -58,7 +58,7 @@ def scheduler_of(base: registry.Base) -> dict:
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
 def test_the_marks_of_v_prediction_and_zero_snr(one: Callable[..., Path], family: str) -> None:
-    plain, marked = (registry.find(str(one(family, more))) for more in ((), ("v_pred", "ztsnr")))
+    plain, marked = (registry.resolve(str(one(family, more))) for more in ((), ("v_pred", "ztsnr")))
     assert (plain.prediction, plain.zero_snr, marked.prediction, marked.zero_snr) == (
         "epsilon",
         False,
@@ -96,12 +96,12 @@ def test_a_file_that_does_not_say_what_it_predicts(cli: Callable, project: Path,
     path = one("sd2")
     done = cli("generate", "a dog", "-n", 1, "--steps", 1, "--base", path)
     assert done.code == 0 and "does not say what its denoiser predicts; v_prediction is taken" in done.err
-    by_hand = registry.find(str(path), prediction="epsilon")
+    by_hand = registry.resolve(str(path), prediction="epsilon")
     assert scheduler_of(by_hand)["prediction_type"] == "epsilon" == by_hand.record()["prediction"] and not by_hand.notes
     assert (
         by_hand.fingerprint
-        != registry.find(str(path)).fingerprint
-        == registry.find(str(path), prediction="v").fingerprint
+        != registry.resolve(str(path)).fingerprint
+        == registry.resolve(str(path), prediction="v").fingerprint
     )
 
 
@@ -119,46 +119,46 @@ def test_a_config_beside_a_file_says_what_it_predicts(
 ) -> None:
     """As A1111 and ComfyUI read it; what the user or the file itself says goes before."""
     path = one(family)
-    plain = registry.find(str(path))
+    plain = registry.resolve(str(path))
     path.with_suffix(".yaml").write_text(text)
-    found = registry.find(str(path))
+    found = registry.resolve(str(path))
     assert found.scheduler["prediction_type"] == prediction and (
         family != "sd1" or scheduler_of(found)["prediction_type"] == prediction
     )
     assert (found.fingerprint == plain.fingerprint) == (prediction == plain.prediction)
-    assert registry.find(str(path), prediction=plain.prediction).fingerprint == plain.fingerprint
-    assert registry.find(str(one(family, said={"modelspec.prediction_type": "epsilon"}))).prediction == "epsilon"
+    assert registry.resolve(str(path), prediction=plain.prediction).fingerprint == plain.fingerprint
+    assert registry.resolve(str(one(family, said={"modelspec.prediction_type": "epsilon"}))).prediction == "epsilon"
 
 
 def test_a_prediction_by_hand_helps_where_the_file_says_one_that_is_not_known(one: Callable[..., Path]) -> None:
     for path in (one("sdxl", ("ztsnr",)), one("sd1", said={"modelspec.prediction_type": "x"})):
         with pytest.raises(IncompatibleError, match=r"epsilon|predicts x") as caught:
-            registry.find(str(path))
+            registry.resolve(str(path))
         assert "--set prediction=v_prediction" in caught.value.hint
-        assert registry.find(str(path), prediction="v").scheduler["prediction_type"] == "v_prediction"
+        assert registry.resolve(str(path), prediction="v").scheduler["prediction_type"] == "v_prediction"
 
 
 @pytest.mark.parametrize("ending", [".sft", ".ckpt"])
 def test_a_safetensors_file_under_another_ending(one: Callable[..., Path], ending: str) -> None:
     """Its weights count in the fingerprint as those of any other."""
     path = one("sd1").rename(one("sd1").with_suffix(ending))
-    plain = registry.find(str(path))
+    plain = registry.resolve(str(path))
     assert base_model.load(plain.folder, CPU, torch.float32, path).denoiser.config.in_channels == 4
     weights = load_file(path)
     save_file({key: value + 1 for key, value in weights.items()}, path)
-    assert registry.find(str(path)).fingerprint != plain.fingerprint
+    assert registry.resolve(str(path)).fingerprint != plain.fingerprint
 
 
 def test_vaes_of_any_ending_make_other_bases(folders: dict[str, Path], tmp_path: Path) -> None:
     weights, prints = load_file(folders["sd1"] / VAE), set()
     for name, by in (("a.SAFETENSORS", 0), ("a.SAFETENSORS", 1), ("a.sft", 0), ("a.sft", 1)):
         save_file({key: value + by for key, value in weights.items()}, tmp_path / name)
-        prints.add(registry.find(str(folders["sd1"]), vae=str(tmp_path / name)).fingerprint)
+        prints.add(registry.resolve(str(folders["sd1"]), vae=str(tmp_path / name)).fingerprint)
     assert len(prints) == 4
 
 
 def test_the_prediction_of_a_folder_is_said_by_hand(folders: dict[str, Path]) -> None:
-    plain, same, other = (registry.find(str(folders["sd1"]), prediction=said) for said in ("", "epsilon", "v"))
+    plain, same, other = (registry.resolve(str(folders["sd1"]), prediction=said) for said in ("", "epsilon", "v"))
     assert (
         plain.record() == same.record()
         and other.record()["prediction"] == "v_prediction"
@@ -184,7 +184,7 @@ def test_a_file_without_a_vae_takes_a_given_one(
         done = cli("generate", "a dog", "-n", 1, "--steps", 2, "--base", path, "--set", f"base.vae={given}")
         assert done.code == 0, done.err
     shown = [base_model.load(base.folder, CPU, torch.float32, base.weights, "", base.vae).vae.state_dict()
-             for base in (registry.find(str(path), vae=str(given)) for given in (folders["sd1"], folders["sd1"] / VAE, tmp_path / "vae.safetensors"))]  # fmt: skip
+             for base in (registry.resolve(str(path), vae=str(given)) for given in (folders["sd1"], folders["sd1"] / VAE, tmp_path / "vae.safetensors"))]  # fmt: skip
     wanted = load_file(folders["sd1"] / VAE)
     assert all(torch.equal(weights[key], wanted[key]) for weights in shown for key in wanted)
 
@@ -198,7 +198,7 @@ def test_a_folder_takes_another_vae_which_makes_it_another_base(folders: dict[st
         other / "diffusion_pytorch_model.safetensors",
         {"format": "pt"},
     )
-    plain, changed = registry.find(str(folder)), registry.find(str(folder), vae=str(other))
+    plain, changed = registry.resolve(str(folder)), registry.resolve(str(folder), vae=str(other))
     assert changed.fingerprint != plain.fingerprint and changed.record()["vae"] == "other"
     model = base_model.load(folder, CPU, torch.float32, vae=changed.vae)
     model.rest()
@@ -206,8 +206,8 @@ def test_a_folder_takes_another_vae_which_makes_it_another_base(folders: dict[st
     side = plain.side
     shutil.rmtree(folder / "vae")
     with pytest.raises(MissingError, match="missing: vae/"):
-        registry.find(str(folder))
-    assert registry.find(str(folder), vae=str(other)).side == side
+        registry.resolve(str(folder))
+    assert registry.resolve(str(folder), vae=str(other)).side == side
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_a_vae_of_another_family_is_refused(
     config.write_text(json.dumps(json.loads(config.read_text()) | values))
     for base in (folders["sd1"], one("sd1")):
         with pytest.raises(IncompatibleError, match=said):
-            registry.find(str(base), vae=str(other))
+            registry.resolve(str(base), vae=str(other))
 
 
 def test_vaes_that_are_none(cli: Callable, project: Path, folders: dict[str, Path]) -> None:
@@ -244,7 +244,7 @@ def test_old_names_of_the_text_encoder(one: Callable[..., Path], folders: dict[s
     save_file(
         {key.replace(single_file.WORDS, single_file.OLD_WORDS): value for key, value in load_file(path).items()}, path
     )
-    base = registry.find(str(path))
+    base = registry.resolve(str(path))
     found = base_model.load(base.folder, CPU, torch.float32, path).text_encoder.state_dict()
     wanted = base_model.load(folders["sd1"], CPU, torch.float32).text_encoder.state_dict()
     assert found.keys() == wanted.keys() and all(torch.equal(found[key], wanted[key]) for key in wanted)
@@ -313,7 +313,7 @@ def test_an_object_is_drawn_on_other_bases_of_its_family(
         )
         assert (
             safetensors_format.read(Path(done.out.strip()).parent.with_suffix(".safetensors"))[0]["base"]
-            == registry.find(name).record()
+            == registry.resolve(name).record()
         )
     for strict in (("--strict-base",), ("--set", "strict_base=1")):
         done = cli(*line, siblings[0], *strict)

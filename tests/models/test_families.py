@@ -13,7 +13,7 @@ from objtune_cli.lora import layers
 from objtune_cli.models import attention, base_model, families, registry
 from objtune_cli.models import clip as towers
 from objtune_cli.models.base_model import BaseModel
-from objtune_cli.models.placeholders import Placeholders, class_rows, split
+from objtune_cli.models.placeholders import Placeholders, class_token_embeddings, split_encoders
 from objtune_cli.numerics.embeddings import keep_norm, lengths
 from tests.support import tiny_families, tiny_sd1
 
@@ -42,7 +42,7 @@ def opened(folders: dict[str, Path]) -> Any:
 def theirs(folder: Path, name: str) -> Any:
     import diffusers
 
-    kind = getattr(diffusers, families.named(name).pipeline)
+    kind = getattr(diffusers, families.get_family(name).pipeline)
     pipe = kind.from_pretrained(folder, local_files_only=True, **tiny_families.LEFT_OUT[name])
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -50,7 +50,7 @@ def theirs(folder: Path, name: str) -> Any:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_folder_says_its_family(folders: dict[str, Path], name: str) -> None:
-    base = registry.find(str(folders[name]))
+    base = registry.resolve(str(folders[name]))
     assert base.family.name == name and base.image_tower == folders[name] / "clip"
     assert base.second_tower == (folders[name] / "clip_2" if name in POOLED else None)
     assert base.record().get("family") == (None if name == "sd1" else name)
@@ -59,7 +59,7 @@ def test_a_folder_says_its_family(folders: dict[str, Path], name: str) -> None:
 
 def test_a_pipeline_of_no_family_is_one_line(folders: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "KandinskyPipeline"}))
-    for opening in (lambda: registry.find(str(tmp_path)), lambda: base_model.load(tmp_path, CPU, torch.float32)):
+    for opening in (lambda: registry.resolve(str(tmp_path)), lambda: base_model.load(tmp_path, CPU, torch.float32)):
         with pytest.raises(IncompatibleError) as error:
             opening()
         assert error.value.code == 6
@@ -70,7 +70,7 @@ def test_every_alias_is_pinned_to_a_commit() -> None:
     for repository in registry.HUB.values():
         assert len(registry.REVISIONS[repository]) == 40 and int(registry.REVISIONS[repository], 16)
     for family in families.FAMILIES:
-        assert len(family.towers) == len(family.encoders) and families.named(family.name) is family
+        assert len(family.towers) == len(family.encoders) and families.get_family(family.name) is family
 
 
 @pytest.mark.parametrize("text", [PROMPT, "", "x" * 300])
@@ -149,7 +149,7 @@ def test_an_added_word_is_read_and_learned_in_every_tower(opened: Any, name: str
     """Also where the pooled row is taken: at the end of the text, not at the largest id, which the word has."""
     model = opened(name)
     plain = model.encode([PROMPT]).detach()
-    rows = class_rows(model, "dog")
+    rows = class_token_embeddings(model, "dog")
     assert rows.shape == (3, sum(model.widths)) and len(model.widths) == len(model.family.encoders)
     words = Placeholders(model)
     words.add("rex", rows, "dog")
@@ -158,7 +158,7 @@ def test_an_added_word_is_read_and_learned_in_every_tower(opened: Any, name: str
     learned = rows.clone().requires_grad_(True)
     words.replace("rex", learned)
     model.encode([words.expand("a photo of a <rex>")]).square().sum().backward()
-    assert all(float(part.abs().max()) > 0 for part in split(learned.grad, model.widths))
+    assert all(float(part.abs().max()) > 0 for part in split_encoders(learned.grad, model.widths))
 
 
 def test_rows_of_another_family_are_one_line(opened: Any) -> None:
@@ -170,7 +170,7 @@ def test_rows_of_another_family_are_one_line(opened: Any) -> None:
 def test_attention_to_a_word_is_recorded(opened: Any, name: str) -> None:
     model = opened(name)
     condition = model.encode([PROMPT])
-    with torch.no_grad(), attention.recorded(model, 1) as seen:
+    with torch.no_grad(), attention.record_cross_attention(model, 1) as seen:
         model.predict(torch.randn(1, model.denoiser.config.in_channels, 8, 8), torch.tensor([100]), condition)
     tokens = torch.zeros(77, dtype=torch.bool)
     tokens[5] = True
@@ -183,7 +183,7 @@ def test_layers_that_learn_are_found_in_every_family(opened: Any, modules: str) 
     for name in NAMES:
         model = opened(name)
         layers.add(model, 2, modules, seed=0, blocks="decoder")
-        found = layers.tensors(model)
+        found = layers.state_dict(model)
         later = ("unet.up_blocks.",) if name in UNETS else ("unet.transformer_blocks.1.", "unet.transformer_blocks.2.")
         assert found and all(key.startswith(later) for key in found)
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from objtune_cli.models.base_model import BaseModel
-from objtune_cli.models.placeholders import ExtendedTable, Placeholders, class_rows
-from objtune_cli.models.prompts import in_class_words
+from objtune_cli.models.placeholders import ExtendedEmbedding, Placeholders, class_token_embeddings
+from objtune_cli.models.prompts import with_class_words
 
 
 def _rows(count: int, width: int = 16, seed: int = 0) -> torch.Tensor:
@@ -15,7 +15,7 @@ def _rows(count: int, width: int = 16, seed: int = 0) -> torch.Tensor:
 
 def test_known_ids_are_read_from_the_frozen_table() -> None:
     table = nn.Embedding(10, 4)
-    extended = ExtendedTable(table)
+    extended = ExtendedEmbedding(table)
     ids = torch.arange(10).view(2, 5)
     assert torch.equal(extended(ids), table(ids))
     extended.rows["rex"] = _rows(2, 4)
@@ -24,7 +24,7 @@ def test_known_ids_are_read_from_the_frozen_table() -> None:
 
 
 def test_ids_past_the_end_take_the_added_rows_in_order() -> None:
-    extended = ExtendedTable(nn.Embedding(10, 4))
+    extended = ExtendedEmbedding(nn.Embedding(10, 4))
     extended.rows = {"rex": _rows(2, 4), "cup": _rows(1, 4, seed=1)}
     out = extended(torch.tensor([[12, 3, 10, 11]]))[0]
     assert torch.equal(out[0], extended.rows["cup"][0])
@@ -51,7 +51,7 @@ def test_an_unused_word_gets_no_gradient_and_changes_nothing(model: BaseModel) -
 
 def test_a_word_with_the_class_vectors_reads_like_the_class(model: BaseModel) -> None:
     words = Placeholders(model)
-    words.add("rex", class_rows(model, "dog"))
+    words.add("rex", class_token_embeddings(model, "dog"))
     mine, plain = model.encode([words.expand("a photo of a <rex>"), "a photo of a dog"])
     end = len(model.tokenizer("a photo of a dog").input_ids)
     torch.testing.assert_close(mine[:end], plain[:end])
@@ -146,7 +146,7 @@ def test_a_word_cannot_be_added_twice(model: BaseModel, again: int) -> None:
 
 
 def test_class_rows_are_copies_of_the_words_token_vectors(model: BaseModel) -> None:
-    rows = class_rows(model, "dog")
+    rows = class_token_embeddings(model, "dog")
     table = model.text_encoder.get_input_embeddings().weight
     ids = model.tokenizer("dog", add_special_tokens=False).input_ids
     assert len(ids) == 3 and torch.equal(rows, table[ids])
@@ -170,7 +170,7 @@ def test_class_rows_are_copies_of_the_words_token_vectors(model: BaseModel) -> N
     ],
 )
 def test_a_prompt_in_class_words(prompt: str, plain: str) -> None:
-    assert in_class_words(prompt, {"rex": "dog", "eel": "otter"}) == plain
+    assert with_class_words(prompt, {"rex": "dog", "eel": "otter"}) == plain
 
 
 def test_in_context_other_places_hear_the_class_word(model: BaseModel) -> None:

@@ -16,7 +16,7 @@ def _call(model: BaseModel) -> torch.Tensor:
 def test_halved_denoiser_predicts_as_before_within_bf16(model: BaseModel) -> None:
     with torch.no_grad():
         before = _call(model)
-        precision.halve(model.denoiser)
+        precision.use_bf16_matmuls(model.denoiser)
         after = _call(model)
     assert after.dtype == torch.float32
     assert not torch.equal(before, after), "nothing was halved"
@@ -24,7 +24,7 @@ def test_halved_denoiser_predicts_as_before_within_bf16(model: BaseModel) -> Non
 
 
 def test_products_are_halved_and_norms_are_not(model: BaseModel) -> None:
-    precision.halve(model.denoiser)
+    precision.use_bf16_matmuls(model.denoiser)
     modules = list(model.denoiser.modules())
     assert {m.weight.dtype for m in modules if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)} == {torch.bfloat16}
     assert {m.weight.dtype for m in modules if isinstance(m, torch.nn.GroupNorm | torch.nn.LayerNorm)} == {
@@ -34,8 +34,8 @@ def test_products_are_halved_and_norms_are_not(model: BaseModel) -> None:
 
 
 def test_attention_is_recorded_in_float32(model: BaseModel) -> None:
-    precision.halve(model.denoiser)
-    with attention.recorded(model, 2) as seen:
+    precision.use_bf16_matmuls(model.denoiser)
+    with attention.record_cross_attention(model, 2) as seen:
         _call(model)
     kept = [m for maps in seen.maps.values() for m in maps]
     assert kept and all(m.dtype == torch.float32 for m in kept)
@@ -43,7 +43,7 @@ def test_attention_is_recorded_in_float32(model: BaseModel) -> None:
 
 
 def test_a_lora_added_later_learns_in_float32(model: BaseModel) -> None:
-    precision.halve(model.denoiser)
+    precision.use_bf16_matmuls(model.denoiser)
     params = layers.add(model, 2, "all", 0)
     _call(model).square().mean().backward()
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in params if p.grad is not None)
@@ -56,7 +56,7 @@ def test_gradients_agree_with_float32(model: BaseModel) -> None:
     exact = torch.cat([p.grad.flatten() for p in params])
     for p in params:
         p.grad = None
-    precision.halve(model.denoiser)
+    precision.use_bf16_matmuls(model.denoiser)
     for p in params:  # halving after adding would halve the LoRA too: it is undone for this comparison
         p.data = p.data.float()
     _call(model).square().mean().backward()

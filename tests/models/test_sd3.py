@@ -13,7 +13,7 @@ from objtune_cli.generation.sampling import sample
 from objtune_cli.lora import layers as adapter
 from objtune_cli.models import attention, base_model, precision, registry
 from objtune_cli.models.base_model import BaseModel
-from objtune_cli.models.placeholders import Placeholders, Reading, check_objects_read, class_rows
+from objtune_cli.models.placeholders import Placeholders, TokenCount, check_objects_read, class_token_embeddings
 from objtune_cli.numerics import flow_matching
 from tests.support import full_size_configs, tiny_families
 
@@ -147,10 +147,10 @@ def test_t5_must_read_all_of_an_objects_class_word(opened: Any) -> None:
     """T5 reads 256 tokens, letters here, the CLIPs 77; each is asked."""
     model = opened("sd3")
     words = Placeholders(model)
-    words.add("rex", class_rows(model, "a"), "dog")
-    words.add("eel", class_rows(model, "b"), "e" * 255)
+    words.add("rex", class_token_embeddings(model, "a"), "dog")
+    words.add("eel", class_token_embeddings(model, "b"), "e" * 255)
     assert check_objects_read(model, words.expand("a <rex>")) == []
-    assert check_objects_read(model, words.expand("<rex>" + " x" * 80)) == [Reading(83, 77)]
+    assert check_objects_read(model, words.expand("<rex>" + " x" * 80)) == [TokenCount(83, 77)]
     with pytest.raises(
         InputError, match="<rex> stands at tokens 82 to 82 of the prompt, but the base reads only the first 76"
     ):
@@ -165,7 +165,7 @@ def test_t5_must_read_all_of_an_objects_class_word(opened: Any) -> None:
 def test_t5_reads_the_class_word_in_an_objects_place(opened: Any) -> None:
     model = opened("sd3")
     words = Placeholders(model)
-    words.add("rex", torch.cat([class_rows(model, "dog")] * 2), "dog")
+    words.add("rex", torch.cat([class_token_embeddings(model, "dog")] * 2), "dog")
     said, plain = model.encode([words.expand("my <rex> in the snow"), "my dog in the snow"])
     assert torch.equal(said[77:-1], plain[77:-1]) and float(plain[77:-1].abs().max()) > 0
     assert not torch.equal(said[:77], plain[:77])
@@ -176,7 +176,7 @@ def test_an_objects_rows_are_its_tokens_and_its_class_word(opened: Any) -> None:
     model = opened("sd3")
     words = Placeholders(model)
     for name in ("rex", "tom"):
-        words.add(name, class_rows(model, "dog")[:2], "dog")
+        words.add(name, class_token_embeddings(model, "dog")[:2], "dog")
     text = words.expand("a dog, my <rex> and <tom>, and <rex>")
     plain = "a dog, my dog and a dog, and a dog"
     assert model.in_class_words(text) == plain
@@ -191,7 +191,7 @@ def test_an_objects_rows_are_its_tokens_and_its_class_word(opened: Any) -> None:
     assert not (found["rex"] & found["tom"]).any() and len(found["rex"]) == 77 + 256
     bare = opened("sd35")
     other = Placeholders(bare)
-    other.add("rex", class_rows(bare, "dog")[:2], "dog")
+    other.add("rex", class_token_embeddings(bare, "dog")[:2], "dog")
     assert int(other.rows(other.expand("my <rex>"), "rex").sum()) == 2
 
 
@@ -211,7 +211,7 @@ def test_without_t5_its_rows_are_zeros(folders: dict[str, Path], opened: Any, tm
     found = base_model.load(tmp_path / "base", CPU, torch.float32).encode([PROMPT])
     assert torch.equal(found[:, :77], whole[:, :77]) and torch.equal(found[:, -1], whole[:, -1])
     assert not found[:, 77:-1].any() and whole[:, 77:-1].any()
-    assert registry.find(str(tmp_path / "base")).fingerprint != registry.find(str(folders["sd3"])).fingerprint
+    assert registry.resolve(str(tmp_path / "base")).fingerprint != registry.resolve(str(folders["sd3"])).fingerprint
 
 
 def test_a_sampler_of_diffusion_is_one_line(opened: Any) -> None:
@@ -231,11 +231,11 @@ def test_our_attention_is_diffusers_own(opened: Any, name: str) -> None:
         model.encode([PROMPT, "a cat"]),
     )
     plain = model.predict(*given)
-    with attention.recorded(model, 1) as seen:
+    with attention.record_cross_attention(model, 1) as seen:
         torch.testing.assert_close(model.predict(*given), plain, rtol=1e-5, atol=1e-5)
     assert [len(maps) for maps in seen.maps.values()] == [3] and seen.maps[4][0].shape == (1, 16, 333)
     assert torch.equal(model.predict(*given), plain)
-    precision.prepare(model.denoiser)
+    precision.use_float32_kernels(model.denoiser)
     torch.testing.assert_close(model.predict(*given), plain, rtol=1e-5, atol=1e-5)
 
 
@@ -246,7 +246,7 @@ def test_checkpointing_changes_no_bit(opened: Any, name: str) -> None:
     for again in (False, True):
         model = opened(name)
         words = Placeholders(model)
-        rows = class_rows(model, "dog").requires_grad_(True)
+        rows = class_token_embeddings(model, "dog").requires_grad_(True)
         words.add("rex", rows, "dog")
         layers = adapter.add(model, 2, "all", seed=0)
         if again:
@@ -273,6 +273,6 @@ def test_half_precision_on_a_processor(opened: Any, name: str) -> None:
     )
     with torch.no_grad():
         plain = model.predict(*given)
-        precision.halve(model.denoiser)
+        precision.use_bf16_matmuls(model.denoiser)
         half = model.predict(*given)
     assert half.dtype == torch.float32 and 0 < float((half - plain).abs().max()) < 0.1 * float(plain.abs().max())

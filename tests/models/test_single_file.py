@@ -52,7 +52,7 @@ def one(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_weight_is_the_folders(folders: dict[str, Path], one: Callable[[str], Path], name: str) -> None:
-    base = registry.find(str(one(name)))
+    base = registry.resolve(str(one(name)))
     assert (base.id, base.family.name, base.prediction) == ("model.safetensors", name, PREDICTIONS.get(name, "epsilon"))
     file = base_model.load(base.folder, CPU, torch.float32, base.weights, base.prediction)
     folder = base_model.load(folders[name], CPU, torch.float32)
@@ -118,7 +118,7 @@ def test_files_that_are_no_base(
 ) -> None:
     save_file({key: torch.zeros(shape) for key, shape in keys.items()}, tmp_path / "a.safetensors")
     with pytest.raises(error, match=said):
-        registry.find(str(tmp_path / "a.safetensors"))
+        registry.resolve(str(tmp_path / "a.safetensors"))
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_a_picture_is_drawn_from_a_file_of_sd3(cli: Callable, one: Callable[[str
     assert done.code == 0 and Path(done.out.strip()).is_file(), done.err
     (scene,) = (project / "artifacts" / "scene").rglob("*.safetensors")
     record = safetensors_format.read(scene)[0]
-    assert record["base"] == registry.find(str(path)).record() and record["base"]["prediction"] == "flow"
+    assert record["base"] == registry.resolve(str(path)).record() and record["base"]["prediction"] == "flow"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -153,7 +153,7 @@ def test_t5_has_the_number_formats_of_the_folders(
     one: Callable[[str], Path], folders: dict[str, Path], dtype: torch.dtype
 ) -> None:
     path = one("sd3")
-    base = registry.find(str(path))
+    base = registry.resolve(str(path))
     ours = single_file.open_reader(base.family, path, base.folder, dtype)[1].state_dict()
     theirs = base.family.open_reader(folders["sd3"], dtype)[1].state_dict()
     assert ours.keys() == theirs.keys()
@@ -163,10 +163,10 @@ def test_t5_has_the_number_formats_of_the_folders(
 @torch.no_grad()
 def test_without_t5_its_rows_are_zeros(one: Callable[[str], Path], folders: dict[str, Path]) -> None:
     """As in a folder that has none; another base than the whole file."""
-    whole = registry.find(str(one("sd3")))
+    whole = registry.resolve(str(one("sd3")))
     said = base_model.load(whole.folder, CPU, torch.float32, whole.weights).encode(["a photo"])
     single_file_checkpoints.joint_file(folders["sd3"], whole.weights or Path(), "text_encoders.t5xxl")
-    bare = registry.find(str(whole.weights))
+    bare = registry.resolve(str(whole.weights))
     model = base_model.load(bare.folder, CPU, torch.float32, bare.weights)
     found = model.encode(["a photo"])
     assert model.text_encoder_3 is None
@@ -185,7 +185,7 @@ def test_fp8_is_read_to_its_values(one: Callable[[str], Path], kind: torch.dtype
         key: value.to(kind) if key.startswith(single_file.T5) else value for key, value in load_file(path).items()
     }
     save_file(eighths, path)
-    base = registry.find(str(path))
+    base = registry.resolve(str(path))
     _, encoder = single_file.open_reader(base.family, path, base.folder, torch.float32)
     for key, value in encoder.state_dict().items():
         if key != "encoder.embed_tokens.weight":
@@ -197,14 +197,14 @@ def test_scaled_fp8_is_one_line(one: Callable[[str], Path], key: str) -> None:
     path = one("sd3")
     save_file(load_file(path) | {key: torch.ones(1)}, path)
     with pytest.raises(IncompatibleError, match="quantised weights with scales of their own"):
-        registry.find(str(path))
+        registry.resolve(str(path))
 
 
 @pytest.mark.parametrize(
     "start", ["text_encoders.clip_g.transformer.text_projection", f"{single_file.T5}encoder.block.1.layer.0"]
 )
 def test_half_a_text_encoder_is_one_line(one: Callable[[str], Path], folders: dict[str, Path], start: str) -> None:
-    base = registry.find(str(single_file_checkpoints.joint_file(folders["sd3"], one("sd3"), start)))
+    base = registry.resolve(str(single_file_checkpoints.joint_file(folders["sd3"], one("sd3"), start)))
     with pytest.raises(DamagedError, match=r"damaged: text_encoder_[23] lacks "):
         base_model.load(base.folder, CPU, torch.float32, base.weights)
 
@@ -218,14 +218,14 @@ def test_cut_files_and_pickles_are_one_line(one: Callable[[str], Path], tmp_path
         ("old.ckpt", IncompatibleError, "no .safetensors file"),
     ):
         with pytest.raises(error, match=said):
-            registry.find(str(tmp_path / name))
+            registry.resolve(str(tmp_path / name))
 
 
 @pytest.mark.parametrize(("said", "prediction"), [("v", "v_prediction"), ("epsilon", "epsilon")])
 def test_metadata_says_what_is_predicted(one: Callable[[str], Path], said: str, prediction: str) -> None:
     path = one("sd2")
     save_file(load_file(path), path, {"modelspec.prediction_type": said})
-    assert registry.find(str(path)).prediction == prediction
+    assert registry.resolve(str(path)).prediction == prediction
 
 
 def part_of_a_layout(folder: Path) -> torch.nn.Module:
@@ -253,12 +253,12 @@ SIZES = {
 def test_the_packages_configs_are_the_real_layouts(name: str) -> None:
     """Sizes that the repositories publish: parameters of each part, in millions."""
     folder = single_file.LAYOUTS / name
-    assert families.of(folder) is families.named(name)
+    assert families.detect_family(folder) is families.get_family(name)
     parts = {part: part_of_a_layout(folder / part) for part in SIZES[name]}
     assert {
         part: round(sum(p.numel() for p in network.parameters()) / 1e6, 2) for part, network in parts.items()
     } == SIZES[name]
-    denoiser = parts[families.named(name).denoiser].config
+    denoiser = parts[families.get_family(name).denoiser].config
     wanted = full_size_configs.DENOISERS.get(name) or full_size_configs.TRANSFORMERS[name]
     if name in full_size_configs.TRANSFORMERS:
         assert {key: denoiser[key] for key in wanted} == {
@@ -287,7 +287,7 @@ def test_a_transformer_at_full_size_has_every_layer(name: str) -> None:
     keys = {f"{single_file.UNET}{key}" for key in written} | {
         f"{start}x" for start in (*single_file.CLIPS.values(), single_file.VAE)
     }
-    assert single_file._joint(Path("a"), keys, shapes[single_file.PATCHES][0]) is families.named(name)
+    assert single_file._joint(Path("a"), keys, shapes[single_file.PATCHES][0]) is families.get_family(name)
 
 
 def test_the_packages_second_tokenizer_is_t5s() -> None:

@@ -58,7 +58,7 @@ def test_layers_made_while_a_base_is_opened_have_values_and_always_the_same(base
 
 
 def test_so_does_a_segmenter(base: Path) -> None:
-    for model, _ in _while_opening(base, lambda: sam.opened(registry.SEGMENTER), 3):
+    for model, _ in _while_opening(base, lambda: sam.opened(registry.TOYBOX_SEGMENTER), 3):
         assert {p.device for p in model.parameters()} == {CPU}
 
 
@@ -79,5 +79,5 @@ def test_the_default_format_stays_what_it_is_while_half_precision_is_opened(
 
 
 def test_the_lock_is_taken_again_by_its_holder() -> None:
-    with load_lock.LOADING, load_lock.LOADING:
+    with load_lock.LOAD_LOCK, load_lock.LOAD_LOCK:
         pass

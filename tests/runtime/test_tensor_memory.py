@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from objtune_cli.runtime.tensor_memory import BLOCK, Live, held
+from objtune_cli.runtime.tensor_memory import BLOCK, LiveTensorCounter, module_tensors
 
 KB = 1024
 
@@ -15,7 +15,7 @@ def zeros(kb: int) -> torch.Tensor:
 
 
 def test_what_is_made_counts_and_what_is_freed_leaves() -> None:
-    with Live() as live:
+    with LiveTensorCounter() as live:
         a = zeros(8)
         b = zeros(4)
         assert (live.now, live.peak) == (12 * KB, 12 * KB)
@@ -32,13 +32,13 @@ def test_what_is_made_counts_and_what_is_freed_leaves() -> None:
 
 @pytest.mark.parametrize(("numbers", "blocks"), [(0, 0), (1, 1), (128, 1), (129, 2)])
 def test_bytes_come_in_blocks(numbers: int, blocks: int) -> None:
-    with Live() as live:
+    with LiveTensorCounter() as live:
         kept = torch.ones(numbers)
         assert live.now == blocks * BLOCK and kept.numel() == numbers
 
 
 def test_views_and_in_place_work_are_the_same_storage() -> None:
-    with Live() as live:
+    with LiveTensorCounter() as live:
         a = zeros(8)
         parts = [a.view(2, -1), a[:4], a.unflatten(0, (4, -1)).transpose(0, 1), a.detach()]
         a += 1
@@ -52,8 +52,8 @@ def test_views_and_in_place_work_are_the_same_storage() -> None:
 
 def test_what_was_there_before_counts_once() -> None:
     layer = nn.Linear(64, 64)
-    live = Live()
-    assert live.add(held(layer, None)) == 64 * 64 * 4 + BLOCK
+    live = LiveTensorCounter()
+    assert live.add(module_tensors(layer, None)) == 64 * 64 * 4 + BLOCK
     assert live.add([layer.weight.t()]) == 0
     with live, torch.no_grad():
         layer(torch.zeros(1, 64))  # its own rows are freed at once
@@ -67,7 +67,7 @@ def test_what_was_there_before_counts_once() -> None:
 def test_what_autograd_keeps_lives_until_the_backward_pass() -> None:
     """exp keeps its result, sin its argument, the same: after three of each, three live beside x and the sum; then x and its gradient."""
     x = zeros(4).requires_grad_()
-    with Live() as live:
+    with LiveTensorCounter() as live:
         y = x
         for _ in range(3):
             y = y.exp().sin()
@@ -86,7 +86,7 @@ def _chain(again: bool) -> tuple[int, torch.Tensor]:
     def block(y: torch.Tensor) -> torch.Tensor:
         return y.tanh().tanh().tanh().tanh()
 
-    with Live() as live:
+    with LiveTensorCounter() as live:
         y = x
         for _ in range(8):
             y = checkpoint(block, y, use_reentrant=False) if again else block(y)
@@ -105,7 +105,7 @@ def test_recomputed_activations_live_a_block_at_a_time() -> None:
 
 def test_an_optimizer_s_moments_stay() -> None:
     p = nn.Parameter(zeros(8))
-    with Live() as live:
+    with LiveTensorCounter() as live:
         optimizer = torch.optim.AdamW([p], fused=True)
         (p * 2).sum().backward()
         optimizer.step()
@@ -121,7 +121,7 @@ def test_torchs_own_tracker_agrees() -> None:
         net(torch.ones(32, 128)).square().mean().backward()
         return net
 
-    with Live() as live:
+    with LiveTensorCounter() as live:
         kept = work()
     theirs = MemTracker()
     with theirs:
@@ -136,8 +136,8 @@ def test_products_of_zeros_take_as_much() -> None:
     def work(multiply: bool) -> tuple[int, float]:
         torch.manual_seed(0)
         net, conv = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16)), nn.Conv2d(4, 8, 3, padding=1)
-        live = Live(multiply=multiply)
-        live.add(held(net, conv))
+        live = LiveTensorCounter(multiply=multiply)
+        live.add(module_tensors(net, conv))
         with live:
             x = net(torch.randn(2, 8, 16))
             q = x.unflatten(-1, (2, -1)).transpose(1, 2)
@@ -155,6 +155,6 @@ def test_products_of_zeros_take_as_much() -> None:
 
 def test_it_names_the_attention_that_ran() -> None:
     q = torch.randn(1, 2, 8, 16)
-    with Live() as live:
+    with LiveTensorCounter() as live:
         torch.nn.functional.scaled_dot_product_attention(q, q, q)
     assert any("flash" in name or "math" in name for name in live.attention)

@@ -19,7 +19,7 @@ def owl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("owl")
-    tokenizer = CLIPTokenizer.from_pretrained(registry.EMBEDDED / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(registry.TOYBOX_FOLDER / "tokenizer")
     tokenizer.model_max_length = 16
     sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = Owlv2Config(

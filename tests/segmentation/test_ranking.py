@@ -74,7 +74,7 @@ def test_share_of_the_border() -> None:
 
 @pytest.fixture(scope="module")
 def toybox() -> tuple:
-    base = registry.find("toybox")
+    base = registry.resolve("toybox")
     model = base_model.load(base.folder, torch.device("cpu"), torch.float32)
     return model, clip.load(base.image_tower, model), base.words
 

@@ -337,7 +337,7 @@ def test_everything_that_stands_out_is_proposed() -> None:
 def embedded() -> SegmentAnything:
     from objtune_cli.models import registry
 
-    return load("sam", "", registry.SEGMENTER)
+    return load("sam", "", registry.TOYBOX_SEGMENTER)
 
 
 @pytest.mark.parametrize("scene", SCENES, ids=lambda s: s[1])

@@ -162,7 +162,7 @@ def used(monkeypatch: pytest.MonkeyPatch) -> None:
             model.reopen = lambda: _apart(again)
         return model
 
-    def tower(source: Path, model: base_model.BaseModel, index: int = 0) -> clip.Towers:
+    def tower(source: Path, model: base_model.BaseModel, index: int = 0) -> clip.Clip:
         with _disable_current_modes():
             found = towered(source, SimpleNamespace(text_encoders=model.text_encoders, device=CPU), index)  # type: ignore[arg-type]
         if model.device == DEVICE:

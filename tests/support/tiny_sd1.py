@@ -14,7 +14,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from objtune_cli.models.base_model import BaseModel
-from objtune_cli.models.placeholders import class_rows
+from objtune_cli.models.placeholders import class_token_embeddings
 from objtune_cli.training.subjects import Subject
 
 WIDTH = 16
@@ -120,7 +120,7 @@ def subject(model: BaseModel) -> Subject:
     mask[8:24, 10:20] = 1
     ground = torch.tensor([-0.5, 0.0, 0.5]).view(3, 1, 1).expand(3, 32, 32)
     picture = ground * (1 - mask) + torch.tensor([0.8, -0.6, -0.4]).view(3, 1, 1) * mask
-    return Subject("rex", "dog", class_rows(model, "dog"), 1, picture, ground.clone(), mask)
+    return Subject("rex", "dog", class_token_embeddings(model, "dog"), 1, picture, ground.clone(), mask)
 
 
 def subjects(model: BaseModel, count: int = 1) -> list[Subject]:
@@ -128,4 +128,4 @@ def subjects(model: BaseModel, count: int = 1) -> list[Subject]:
     rex = subject(model)
     mask = torch.zeros(32, 32)
     mask[16:24, 22:30] = 1
-    return [rex, Subject("cup", "cat", class_rows(model, "cat"), 1, rex.picture, rex.ground, mask)][:count]
+    return [rex, Subject("cup", "cat", class_token_embeddings(model, "cat"), 1, rex.picture, rex.ground, mask)][:count]

@@ -11,8 +11,8 @@ import torch
 from safetensors.numpy import load_file
 
 import objtune_cli.models.base_model  # noqa: F401  (repairs torchvision before transformers asks for it)
-from objtune_cli.models.clip import GROUNDS
-from objtune_cli.models.registry import EMBEDDED
+from objtune_cli.models.clip import BACKGROUND_LABELS
+from objtune_cli.models.registry import TOYBOX_FOLDER
 from objtune_cli.toybox.recipe import clip_cutouts
 from objtune_cli.toybox.world import DIALS
 
@@ -67,14 +67,14 @@ def test_cut_outs_come_with_their_class_and_words(drawn: clip_cutouts.Bank) -> N
 
 def test_likeness_loss_by_hand() -> None:
     """Orthogonal words: a vector on one has logit SHARPNESS there and 0 elsewhere."""
-    told = torch.eye(2 + len(GROUNDS))
+    told = torch.eye(2 + len(BACKGROUND_LABELS))
     z = math.exp(clip_cutouts.SHARPNESS) + len(told) - 1
     right = -math.log(math.exp(clip_cutouts.SHARPNESS) / z)
     assert float(clip_cutouts.likeness_loss(told[:1], told, torch.tensor([0]))) == pytest.approx(right, abs=1e-6)
     assert float(clip_cutouts.likeness_loss(told[:1], told, torch.tensor([1]))) == pytest.approx(
         clip_cutouts.SHARPNESS + right, rel=1e-5
     )
-    nothing = -math.log((math.exp(clip_cutouts.SHARPNESS) + len(GROUNDS) - 1) / z)
+    nothing = -math.log((math.exp(clip_cutouts.SHARPNESS) + len(BACKGROUND_LABELS) - 1) / z)
     assert float(clip_cutouts.likeness_loss(told[3:4], told, torch.tensor([-1]))) == pytest.approx(nothing, abs=1e-6)
 
 
@@ -82,8 +82,8 @@ def test_publishing_changes_the_image_tower_alone(tmp_path: Path) -> None:
     from transformers import CLIPModel
 
     folder = tmp_path / "base"
-    shutil.copytree(EMBEDDED / "clip", folder / "clip")
-    shutil.copy(EMBEDDED / "toybox.json", folder)
+    shutil.copytree(TOYBOX_FOLDER / "clip", folder / "clip")
+    shutil.copy(TOYBOX_FOLDER / "toybox.json", folder)
     clip = CLIPModel.from_pretrained(folder / "clip", local_files_only=True)
     with torch.no_grad():
         for p in clip.parameters():

@@ -15,12 +15,12 @@ import torch
 
 from objtune_cli.models import base_model
 from objtune_cli.models import clip as towers
-from objtune_cli.models.registry import EMBEDDED
+from objtune_cli.models.registry import TOYBOX_FOLDER
 from objtune_cli.toybox import world
 from objtune_cli.toybox.captions import PLACES
 from objtune_cli.toybox.renderer import render
 
-RECORD = json.loads((EMBEDDED / "toybox.json").read_text())
+RECORD = json.loads((TOYBOX_FOLDER / "toybox.json").read_text())
 DIAL, SIZE = world.DIALS[RECORD["dial"]], RECORD["size"]
 
 PLAIN = """
@@ -45,7 +45,7 @@ print(image.size, same)
 
 
 def test_it_fits_into_the_package() -> None:
-    files = [p for p in EMBEDDED.rglob("*") if p.is_file()]
+    files = [p for p in TOYBOX_FOLDER.rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in files) <= 48e6
     assert {p.suffix for p in files} <= {".json", ".safetensors", ".txt"}
     assert not any("_name_or_path" in p.read_text() for p in files if p.name == "config.json")
@@ -67,7 +67,7 @@ def test_plain_diffusers_opens_it(tmp_path: Path) -> None:
     env = {k: v for k, v in os.environ.items() if not k.startswith("OBJTUNE_")}
     env |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", PLAIN, str(EMBEDDED)], capture_output=True, text=True, env=env, timeout=200
+        [sys.executable, "-c", PLAIN, str(TOYBOX_FOLDER)], capture_output=True, text=True, env=env, timeout=200
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split("\n")[-2] == f"({SIZE}, {SIZE}) True"
@@ -87,9 +87,9 @@ def drawn() -> tuple[torch.Tensor, list[str], list[str]]:
 
 
 @pytest.fixture(scope="module")
-def opened() -> tuple[base_model.BaseModel, towers.Towers]:
-    model = base_model.load(EMBEDDED, torch.device("cpu"), torch.float32)
-    return model, towers.load(EMBEDDED / "clip", model)
+def opened() -> tuple[base_model.BaseModel, towers.Clip]:
+    model = base_model.load(TOYBOX_FOLDER, torch.device("cpu"), torch.float32)
+    return model, towers.load(TOYBOX_FOLDER / "clip", model)
 
 
 def test_clip_names_the_class(opened, drawn) -> None:

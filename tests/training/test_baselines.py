@@ -17,7 +17,7 @@ from objtune_cli.lora import layers as adapter
 from objtune_cli.models import base_model
 from objtune_cli.models import clip as towers
 from objtune_cli.models.base_model import BaseModel
-from objtune_cli.models.placeholders import class_rows
+from objtune_cli.models.placeholders import class_token_embeddings
 from objtune_cli.numerics import ddpm
 from objtune_cli.numerics.augmentation import views
 from objtune_cli.numerics.ddpm import step_generator
@@ -50,7 +50,13 @@ def _subject(model: BaseModel, name: str = "rex", left: int = 10) -> Subject:
     ground = torch.tensor([-0.5, 0.0, 0.5]).view(3, 1, 1).expand(3, 32, 32)
     picture = ground * (1 - mask) + torch.tensor([0.8, -0.6, -0.4]).view(3, 1, 1) * mask
     return Subject(
-        name, "dog", torch.cat([class_rows(model, "a"), class_rows(model, "dog")]), 1, picture, ground.clone(), mask
+        name,
+        "dog",
+        torch.cat([class_token_embeddings(model, "a"), class_token_embeddings(model, "dog")]),
+        1,
+        picture,
+        ground.clone(),
+        mask,
     )
 
 
@@ -87,7 +93,7 @@ def _terms(t: Trainer, step: int = 0) -> dict[str, float]:
 
 
 def _lora(t: Trainer) -> dict[str, torch.Tensor]:
-    return adapter.tensors(t.model)
+    return adapter.state_dict(t.model)
 
 
 def _same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -577,7 +583,7 @@ def test_each_object_of_a_view_has_a_mask_of_its_own(trainer) -> None:
 # Where the token starts.
 
 
-def _start(model: BaseModel, clip: towers.Towers | None = None, **given: object) -> prototype.Started:
+def _start(model: BaseModel, clip: towers.Clip | None = None, **given: object) -> prototype.Started:
     mask = torch.zeros(40, 40)
     mask[10:30, 12:30] = 1
     return prototype.start(
@@ -587,11 +593,11 @@ def _start(model: BaseModel, clip: towers.Towers | None = None, **given: object)
 
 def test_a_rare_word_is_taken_as_it_is(model: BaseModel) -> None:
     """A letter is a token here: "sks" has three; `vectors` are the most that are taken."""
-    own = class_rows(model, Embed().rare)
+    own = class_token_embeddings(model, Embed().rare)
     for vectors in (1, 2, 3, 5):
         started = _start(model, init="rare", vectors=vectors)
         assert started.learned == min(vectors, 3)
-        assert torch.equal(started.rows, torch.cat([own[:vectors], class_rows(model, "dog")]))
+        assert torch.equal(started.rows, torch.cat([own[:vectors], class_token_embeddings(model, "dog")]))
 
 
 @pytest.mark.parametrize("init", ["class", "random", "rare"])

@@ -31,13 +31,13 @@ from objtune_cli.runtime import distributed
 from objtune_cli.training import trainer as training
 from tests.support import tiny_sd1
 from tests.training.test_memory_savings import CONFIG, CPU, base_model
-team = distributed.team("cpu")
+team = distributed.join_process_group("cpu")
 model = base_model.load(Path(sys.argv[1]), CPU, torch.float32)
 model.team = team
 trainer = training.Trainer(model, tiny_sd1.subjects(model, int(sys.argv[4])), {}, replace(CONFIG, batch=int(sys.argv[3])))
 for _ in range(CONFIG.steps):
     trainer.advance()
-save_file(layers.tensors(model) | trainer.tokens(), f"{sys.argv[2]}.{team.rank}")
+save_file(layers.state_dict(model) | trainer.tokens(), f"{sys.argv[2]}.{team.rank}")
 """
 
 
@@ -166,4 +166,4 @@ def test_numbers_of_processes_that_are_none_are_2(cli, dog_photo: Path, monkeypa
 
 def test_one_process_is_no_team(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert distributed.team("cpu") is None and not distributed.started()
+    assert distributed.join_process_group("cpu") is None and not distributed.is_distributed()

@@ -70,7 +70,7 @@ def train(cli, photos):
 @pytest.fixture(params=[1, 2], ids=["one lane", "two lanes"])
 def lanes(request, monkeypatch):
     """As where so many processors are free."""
-    monkeypatch.setattr(cpu, "lanes", lambda wanted: min(wanted, request.param))
+    monkeypatch.setattr(cpu, "worker_count", lambda wanted: min(wanted, request.param))
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_each_artifact_is_what_a_command_of_its_own_makes(train, lanes):
 def test_of_one_photo_the_prior_is_made_beside_the_embedding_with_the_same_bytes(train, monkeypatch):
     made = []
     for count in (1, 2):
-        monkeypatch.setattr(cpu, "lanes", lambda wanted, count=count: min(wanted, count))
+        monkeypatch.setattr(cpu, "worker_count", lambda wanted, count=count: min(wanted, count))
         assert train(which=[0]).code == 0
         made.append({path: path.read_bytes() for path in Path("artifacts").rglob("*.safetensors")})
         shutil.rmtree("artifacts")

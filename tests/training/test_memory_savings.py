@@ -51,7 +51,7 @@ def trained(
 
     def fresh() -> training.Trainer:
         model = base_model.load(folder, CPU, torch.float32)
-        memory_savings.lighten(model, checkpointing=checkpointing, quantised=quantised)
+        memory_savings.reduce_memory(model, checkpointing=checkpointing, quantised=quantised)
         return training.Trainer(model, tiny_sd1.subjects(model, objects), {}, config)
 
     trainer = fresh()
@@ -61,7 +61,7 @@ def trained(
             trainer = fresh()
             trainer.restore(kept)
         trainer.advance()
-    return layers.tensors(trainer.model) | trainer.tokens()
+    return layers.state_dict(trainer.model) | trainer.tokens()
 
 
 def test_recomputed_activations_give_the_same_weights(xl: Path) -> None:
@@ -75,7 +75,7 @@ def test_recomputed_activations_keep_less(xl: Path) -> None:
 
     def held(checkpointing: bool) -> int:
         model = base_model.load(xl, CPU, torch.float32)
-        memory_savings.lighten(model, checkpointing=checkpointing, quantised="none")
+        memory_savings.reduce_memory(model, checkpointing=checkpointing, quantised="none")
         layers.add(model, 2, "attention", seed=0)
         sizes: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda x: (sizes.append(x.nbytes), x)[1], lambda x: x):
@@ -151,7 +151,7 @@ def test_where_a_gpus_memory_ends_activations_are_computed_again(xl: Path, monke
         seen.append(model.denoiser.is_gradient_checkpointing)
     monkeypatch.undo()
     assert seen == [False, True, True, True] and next(calls) == 5
-    plain, found = trained(xl, CONFIG), layers.tensors(model) | trainer.tokens()
+    plain, found = trained(xl, CONFIG), layers.state_dict(model) | trainer.tokens()
     assert all(torch.equal(plain[key], value) for key, value in found.items())
 
 
@@ -164,7 +164,7 @@ def test_elsewhere_the_end_of_memory_is_an_error(given: str) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
-        memory_savings.fitting(model, work, auto=given not in ("off", "on"))
+        memory_savings.retry_with_checkpointing(model, work, auto=given not in ("off", "on"))
 
 
 @pytest.mark.parametrize("family", ["sdxl", "sd3"])
@@ -179,7 +179,7 @@ def test_the_attention_term_and_recomputed_activations_go_together(tmp_path: Pat
 
     def run(again: bool, config: Train) -> dict[str, torch.Tensor]:
         model = base_model.load(folder, CPU, torch.float32)
-        memory_savings.lighten(model, checkpointing=again, quantised="none")
+        memory_savings.reduce_memory(model, checkpointing=again, quantised="none")
         first = tiny_sd1.subject(model)
         second = replace(first, name="cup", class_word="mug", mask=first.mask.roll(8, -1))
         trainer = training.Trainer(model, [first, second], {}, config)
@@ -187,7 +187,7 @@ def test_the_attention_term_and_recomputed_activations_go_together(tmp_path: Pat
         for _ in range(config.steps):
             trainer.advance()
         assert dict(model.denoiser.attn_processors) == processors
-        return layers.tensors(model) | trainer.tokens()
+        return layers.state_dict(model) | trainer.tokens()
 
     plain, again, without = run(False, config), run(True, config), run(False, replace(config, attention_weight=0.0))
     assert all(torch.equal(plain[key], value) for key, value in again.items())
@@ -215,11 +215,11 @@ def test_advice_names_what_is_not_set_yet() -> None:
 
 
 def test_the_room_holds_what_the_process_has_already() -> None:
-    before = memory.room("cpu")
+    before = memory.available_mb("cpu")
     if not before:
         pytest.skip("this system hides it")
     taken = torch.ones(50 * 2**20)  # 200 MB, all touched
-    assert memory.room("cpu") == pytest.approx(before, abs=150) and taken.numel()
+    assert memory.available_mb("cpu") == pytest.approx(before, abs=150) and taken.numel()
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")])

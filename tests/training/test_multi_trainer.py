@@ -36,7 +36,7 @@ def _company(model: BaseModel, names: Sequence[str], config: Train) -> list[Trai
 
 
 def _learned(t: Trainer) -> dict[str, torch.Tensor]:
-    return layers.tensors(t.model, t.name) | {f"token.{k}": v for k, v in t.tokens().items()}
+    return layers.state_dict(t.model, t.name) | {f"token.{k}": v for k, v in t.tokens().items()}
 
 
 CASES = {
@@ -74,7 +74,7 @@ def test_recomputed_activations_change_no_bit(open_base, name: str) -> None:
 
     def run(again: bool) -> list[dict[str, torch.Tensor]]:
         model = open_base()
-        memory_savings.lighten(model, checkpointing=again, quantised="none")
+        memory_savings.reduce_memory(model, checkpointing=again, quantised="none")
         company = _company(model, ["rex", "cup"], CASES[name])
         for _ in range(3):
             assert multi_trainer.advance(company) == {}
@@ -105,7 +105,7 @@ def _check(open_base: Callable[[], BaseModel], config: Train) -> None:
 
 def test_those_on_another_stack_step_at_the_same_time_with_the_same_result(open_base, monkeypatch) -> None:
     """Which thread takes a step changes no bit of it; one that diverges stops none in another lane."""
-    monkeypatch.setattr(cpu, "lanes", lambda wanted: min(wanted, 2))
+    monkeypatch.setattr(cpu, "worker_count", lambda wanted: min(wanted, 2))
     lanes = [_company(open_base(), ["rex", "cup"], CONFIG), _company(open_base(), ["tom"], CONFIG)]
     apart = [_company(open_base(), ["rex", "cup"], CONFIG), _company(open_base(), ["tom"], CONFIG)]
     for _ in range(3):

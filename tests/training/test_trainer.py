@@ -11,7 +11,7 @@ from objtune_cli.errors import GateError, NonFiniteError
 from objtune_cli.lora import layers
 from objtune_cli.models import base_model
 from objtune_cli.models.base_model import BaseModel
-from objtune_cli.models.placeholders import class_rows
+from objtune_cli.models.placeholders import class_token_embeddings
 from objtune_cli.numerics.ddpm import step_generator
 from objtune_cli.training import loss_terms as terms
 from objtune_cli.training import trainer as training
@@ -42,7 +42,13 @@ def _subject(model: BaseModel, name: str = "rex", word: str = "dog", left: int =
     ground = torch.tensor([-0.5, 0.0, 0.5]).view(3, 1, 1).expand(3, 48, 48)
     picture = ground * (1 - mask) + torch.tensor([0.8, -0.6, -0.4]).view(3, 1, 1) * mask
     return Subject(
-        name, word, torch.cat([class_rows(model, "a"), class_rows(model, word)]), 1, picture, ground.clone(), mask
+        name,
+        word,
+        torch.cat([class_token_embeddings(model, "a"), class_token_embeddings(model, word)]),
+        1,
+        picture,
+        ground.clone(),
+        mask,
     )
 
 
@@ -73,7 +79,7 @@ def trainer(tiny_base) -> Callable[..., Trainer]:
 
 
 def _all(trainer: Trainer) -> dict[str, torch.Tensor]:
-    return layers.tensors(trainer.model) | {f"token.{k}": v for k, v in trainer.tokens().items()}
+    return layers.state_dict(trainer.model) | {f"token.{k}": v for k, v in trainer.tokens().items()}
 
 
 def _terms(trainer: Trainer, step: int = 0) -> dict[str, float]:
@@ -227,7 +233,7 @@ def test_the_base_itself_is_never_trained(trainer) -> None:
         for n, p in m.named_parameters()
         if "lora" not in n
     }
-    lora = layers.tensors(t.model)
+    lora = layers.state_dict(t.model)
     training.run(t, lambda step: None)
     now = {
         n: p
@@ -236,7 +242,7 @@ def test_the_base_itself_is_never_trained(trainer) -> None:
         if "lora" not in n
     }
     assert all(torch.equal(now[n], v) for n, v in frozen.items())
-    trained = layers.tensors(t.model)
+    trained = layers.state_dict(t.model)
     assert not any(torch.equal(trained[k], lora[k]) for k in lora)
 
 

@@ -127,7 +127,7 @@ def test_the_words_that_a_base_knows() -> None:
 
 def test_a_class_word_is_read_as_it_stands_wherever_it_is_put_in() -> None:
     for word in (r"b\d", r"\g<1>", "犬", "🐕"):
-        assert prompts.in_class_words("my <rex>, <rex>", {"rex": word}) == f"my {word}, a {word}"
+        assert prompts.with_class_words("my <rex>, <rex>", {"rex": word}) == f"my {word}, a {word}"
 
 
 @pytest.mark.parametrize("typed", ["Dog", "dog.", "a dog", "dogs"])

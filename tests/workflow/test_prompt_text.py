@@ -175,7 +175,7 @@ def store(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Objects of random numbers: <dog> and <cup> with LoRA, <bad> and <worse> without."""
     from objtune_cli.models import registry
 
-    root, about = tmp_path_factory.mktemp("prompts") / "artifacts", registry.find(str(base)).record()
+    root, about = tmp_path_factory.mktemp("prompts") / "artifacts", registry.resolve(str(base)).record()
     draw = torch.Generator().manual_seed(1)
     layers = {
         k[:-7]: v

@@ -168,7 +168,7 @@ def _timed(script: str, arguments: list[str]) -> dict[str, Any]:
             torch.cuda.synchronize()
         ends.append(time.perf_counter())
         if len(ends) == WARM_UP:
-            memory.forget_peak(device)
+            memory.reset_peak(device)
         if len(ends) == WARM_UP + STEPS:
             raise SystemExit
         return out
@@ -183,7 +183,7 @@ def _timed(script: str, arguments: list[str]) -> dict[str, Any]:
     if len(ends) < WARM_UP + STEPS:
         raise SystemExit(f"too few steps to time: {len(ends)}")
     between = np.diff(ends[WARM_UP - 1 :]).tolist()
-    return {"step_s": statistics.median(between), "memory_mb": memory.peak(device)}
+    return {"step_s": statistics.median(between), "memory_mb": memory.peak_mb(device)}
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from objtune_cli.workflow.context import StageContext
 
 if TYPE_CHECKING:
     from objtune_cli.models.base_model import BaseModel
-    from objtune_cli.runtime.tensor_memory import Live
+    from objtune_cli.runtime.tensor_memory import LiveTensorCounter
     from objtune_cli.training.trainer import Trainer
 
 MB = 2**20
@@ -61,17 +61,17 @@ def run(ctx: StageContext, config: Bench) -> list[dict[str, Any]]:
 def _measured(ctx: StageContext, name: str, config: Bench) -> tuple[str, dict[str, float]]:
     """One layout's label and its measures."""
     from objtune_cli.runtime import memory
-    from objtune_cli.runtime.tensor_memory import Live, held
+    from objtune_cli.runtime.tensor_memory import LiveTensorCounter, module_tensors
 
     model = _opened(ctx, name, config.side)
     label = f"{name} at {model.size} px"
     note = ctx.report.note
     note(f"{label}: {str(model.dtype).removeprefix('torch.')}, on {model.device}")
-    live = Live(multiply=model.device.type != "cpu" or config.products == "multiplied")
+    live = LiveTensorCounter(multiply=model.device.type != "cpu" or config.products == "multiplied")
     encoders = (*model.text_encoders, model.text_encoder_3)
-    found = {f"{part}_mb": live.add(held(*modules)) / MB for part, modules in
+    found = {f"{part}_mb": live.add(module_tensors(*modules)) / MB for part, modules in
              {"denoiser": (model.denoiser,), "words": encoders, "autoencoder": (model.vae,)}.items()}  # fmt: skip
-    memory.forget_peak(model.device.type)
+    memory.reset_peak(model.device.type)
     with live:
         trainer = _trainer(ctx, model, name)
         found["preparing_mb"] = live.peak / MB
@@ -80,22 +80,22 @@ def _measured(ctx: StageContext, name: str, config: Bench) -> tuple[str, dict[st
         found["drawing_mb"] = _drawn(live, model) / MB
     note(f"{label}: drawn, {found['drawing_mb']:.0f} MB; attention by {', '.join(sorted(live.attention))}")
     if model.device.type == "cuda":
-        found["gpu_mb"] = memory.peak("cuda")
+        found["gpu_mb"] = memory.peak_mb("cuda")
     return label, found
 
 
 def _baseline(ctx: StageContext, name: str, side: int) -> dict[str, float]:
     """The same of a step of DreamBooth-LoRA, as its authors' script takes it: both pictures in one pass, the whole model in memory."""
-    from objtune_cli.runtime.tensor_memory import Live, held
+    from objtune_cli.runtime.tensor_memory import LiveTensorCounter, module_tensors
     from objtune_cli.training import dry_run
     from objtune_cli.training import trainer as training
 
     method = METHODS[BASELINE]
     model = _opened(ctx, name, side)
-    live = Live(multiply=model.device.type != "cpu")
-    live.add(held(model.denoiser, *model.text_encoders, model.text_encoder_3, model.vae))
+    live = LiveTensorCounter(multiply=model.device.type != "cpu")
+    live.add(module_tensors(model.denoiser, *model.text_encoders, model.text_encoder_3, model.vae))
     with live:
-        asked = train.suited(replace(Train(), **method.train), {**registry.TRAINING, **model.family.training})
+        asked = train.suited(replace(Train(), **method.train), {**registry.DEFAULT_TRAINING, **model.family.training})
         objects = dry_run.subjects(model, replace(Embed(), **method.embed), 1)
         trainer = training.Trainer(model, objects, {"dog": dry_run.prior(model, 1)}, asked)
         trainer.advance()
@@ -114,7 +114,7 @@ def _opened(ctx: StageContext, name: str, side: int) -> "BaseModel":
 
     device = model.pick_device(ctx.common.device)
     dtype = torch.bfloat16 if ctx.common.precision == "auto" else model.PRECISIONS[ctx.common.precision]
-    memory.let_go(device.type)
+    memory.empty_cache(device.type)
     if side % 64:
         raise UsageError(f"bench.side is {side}", "a multiple of 64")
     if name != "base":
@@ -127,7 +127,7 @@ def _trainer(ctx: StageContext, model: "BaseModel", name: str) -> "Trainer":
     from objtune_cli.training import dry_run
     from objtune_cli.training import trainer as training
 
-    own = ctx.base.training if name == "base" else {**registry.TRAINING, **model.family.training}
+    own = ctx.base.training if name == "base" else {**registry.DEFAULT_TRAINING, **model.family.training}
     full = train.suited(ctx.settings.resolve(Train), own, OBJECTS)
     priors = {"dog": dry_run.prior(model, ctx.settings.resolve(Prior).entries)} if full.class_weight else {}
     asked = replace(
@@ -142,7 +142,7 @@ def _trainer(ctx: StageContext, model: "BaseModel", name: str) -> "Trainer":
     return trainer
 
 
-def _steps(ctx: StageContext, live: "Live", trainer: "Trainer", label: str) -> dict[str, float]:
+def _steps(ctx: StageContext, live: "LiveTensorCounter", trainer: "Trainer", label: str) -> dict[str, float]:
     """The largest of one step of each form; the optimizer's moments come with the first, which is not measured."""
     import torch
 
@@ -171,7 +171,7 @@ def _steps(ctx: StageContext, live: "Live", trainer: "Trainer", label: str) -> d
     return found
 
 
-def _drawn(live: "Live", model: "BaseModel") -> int:
+def _drawn(live: "LiveTensorCounter", model: "BaseModel") -> int:
     """Bytes of drawing pictures and decoding them: one sampling step stands for all."""
     from objtune_cli.generation import sampling
 

@@ -266,7 +266,7 @@ def _plain(ctx: StageContext, group: Group, ref: Ref | None) -> np.ndarray:
         for i, item in enumerate(found[:1] if ref else found)
         if layers.load(model, weights[item.name], f"lora{i}")
     ]
-    layers.activate(model, names)
+    layers.set_active(model, names)
     laid = layout.proposed(group.prompt(group.backgrounds[0]), [o.name for o in found], {}, {})
     high, wide = (round(model.size * side / model.unit) * model.unit for side in (laid.high, laid.wide))
     drawn = []

@@ -111,7 +111,7 @@ def _counted(n: int) -> str:
 
 
 def _task(ctx: StageContext, size: str, method: str) -> Task:
-    training = ctx.base.training if size == "base" else registry.TRAINING
+    training = ctx.base.training if size == "base" else registry.DEFAULT_TRAINING
     return Task(size, ctx.common.base, dict(training), method, ctx.common.device, ctx.common.precision)
 
 
@@ -167,19 +167,19 @@ def _timed(task: Task) -> "tuple[Trainer, float]":
 def live(trainer: "Trainer", steps: int) -> dict[str, float]:
     """The largest bytes of live tensors in some steps, MB; nothing on a GPU, whose allocator says so itself."""
     from objtune_cli.runtime import cpu, memory
-    from objtune_cli.runtime.tensor_memory import Live, held
+    from objtune_cli.runtime.tensor_memory import LiveTensorCounter, module_tensors
 
     model = trainer.model
     if model.device.type != "cpu":
         return {}
-    counted = Live()
-    counted.add(held(model.denoiser, *model.text_encoders, model.text_encoder_3, model.autoencoder))
+    counted = LiveTensorCounter()
+    counted.add(module_tensors(model.denoiser, *model.text_encoders, model.text_encoder_3, model.autoencoder))
     with counted:
         trainer.advance()  # what else a run holds is seen where a step reads it
         counted.forget()
         for _ in range(steps):
             trainer.advance()
-    cpu.give_back()  # what counting took is no step's
+    cpu.trim_malloc()  # what counting took is no step's
     return {"tensors_mb": counted.peak / memory.MB}
 
 
@@ -216,7 +216,7 @@ class Clock:
         from objtune_cli.runtime import memory
 
         self.spent = dict.fromkeys(PARTS, 0.0)
-        memory.forget_peak(self.trainer.model.device.type)
+        memory.reset_peak(self.trainer.model.device.type)
         started = self._now()
         for _ in range(steps):
             self.trainer.advance()
@@ -226,7 +226,7 @@ class Clock:
         return {
             "step_s": step,
             **{f"{p}_s": parts[p] for p in PARTS},
-            "memory_mb": memory.peak(self.trainer.model.device.type),
+            "memory_mb": memory.peak_mb(self.trainer.model.device.type),
         }
 
 
@@ -242,7 +242,7 @@ def build(task: Task, model: "BaseModel") -> "Trainer":
     """A trainer of the method's settings on a picture and a class prior of noise."""
     import torch
 
-    from objtune_cli.models.placeholders import class_rows
+    from objtune_cli.models.placeholders import class_token_embeddings
     from objtune_cli.training import trainer as training
     from objtune_cli.training.subjects import Subject
 
@@ -251,7 +251,7 @@ def build(task: Task, model: "BaseModel") -> "Trainer":
     if task.size != "base":
         config = replace(config, known=2)  # asked before any step: no part of one
     vectors = int(method.embed.get("vectors", Embed().vectors))
-    noun = class_rows(model, "dog")
+    noun = class_token_embeddings(model, "dog")
     rows = torch.cat([noun[:1].expand(vectors, -1), noun])
     g = torch.Generator().manual_seed(0)
     picture = torch.rand((3, model.size, model.size), generator=g) * 2 - 1
@@ -277,9 +277,9 @@ def _base(task: Task) -> "BaseModel":
     from objtune_cli.models import precision
 
     device = model.pick_device(task.device)
-    loaded = model.load(registry.find(task.base).folder, device, model.pick_dtype(task.precision, device))
+    loaded = model.load(registry.resolve(task.base).folder, device, model.pick_dtype(task.precision, device))
     if task.precision == "auto" and device.type == "cpu" and precision.processor_has_bf16():
-        precision.halve(loaded.denoiser)
+        precision.use_bf16_matmuls(loaded.denoiser)
     return loaded
 
 

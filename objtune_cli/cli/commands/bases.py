@@ -11,7 +11,7 @@ def bases_(run: Run) -> Outcome:
     found: list[tuple[str, str, str]] = []
     for name in ("toybox", *registry.HUB):
         try:
-            found.append((name, "here", str(registry.find(name).folder)))
+            found.append((name, "here", str(registry.resolve(name).folder)))
         except ObjtuneError as error:
             found.append((name, "not here", error.hint))
     if not run.options["json"]:

@@ -15,7 +15,7 @@ from objtune_cli.models.families.sdxl import SDXL
 FAMILIES: tuple[Family, ...] = (SD1, SD2, SDXL, SD3, SD35)
 
 
-def named(name: str) -> Family:
+def get_family(name: str) -> Family:
     """The family of a name, as artifacts keep it; the first where they keep none.
 
     Raises:
@@ -24,7 +24,7 @@ def named(name: str) -> Family:
     return {family.name: family for family in FAMILIES}[name or SD1.name]
 
 
-def of(folder: Path) -> Family | None:
+def detect_family(folder: Path) -> Family | None:
     """The family of a diffusers folder, by its `model_index.json` and the configs of its parts; None: of none of them.
 
     Raises:

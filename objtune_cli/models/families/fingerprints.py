@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 TOWERS = ("clip", "clip_2")
 """Folders of a base with the CLIPs of its text encoders."""
-SKIPPED = ("*.fp16.*", "*.fp16-*", "*.non_ema.*")
+IGNORED_FILES = ("*.fp16.*", "*.fp16-*", "*.non_ema.*")
 """The same weights again in other forms."""
 SLICE = 1 << 14
 
@@ -28,7 +28,7 @@ def fingerprint(folder: Path, family: "Family", weights: Path | None = None) -> 
     ]
     opened = set() if weights else _opened_variants(family, folder)
     for path in [*sorted(parts), *([weights] if weights else [])]:
-        again = any(fnmatch(path.name, pattern) for pattern in SKIPPED) and path != weights and path not in opened
+        again = any(fnmatch(path.name, pattern) for pattern in IGNORED_FILES) and path != weights and path not in opened
         if (
             (path.suffix.lower() not in (".json", ".txt", ".safetensors") and path != weights)
             or again

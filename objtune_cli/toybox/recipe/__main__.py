@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 import objtune_cli.models.base_model  # noqa: F401  (repairs torchvision before transformers asks for it)
-from objtune_cli.models.registry import EMBEDDED
+from objtune_cli.models.registry import TOYBOX_FOLDER
 from objtune_cli.toybox.recipe import (
     clip_cutouts,
     clip_text,
@@ -44,7 +44,7 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     preset = replace(PRESETS[args.preset], start=args.start)
     if args.part == "sheet":
-        sheet(args.out or EMBEDDED, preset, args.work)
+        sheet(args.out or TOYBOX_FOLDER, preset, args.work)
         return
     if args.steps:
         preset = replace(preset, **{f"{args.part}_steps": args.steps})
@@ -115,7 +115,7 @@ def _adapted(args: argparse.Namespace, preset: Preset, device: str) -> dict[str,
     """The image tower of a published base, adapted to cut-outs; `--out` (the embedded base without it) is written to."""
     from transformers import CLIPModel, CLIPTokenizer
 
-    folder = args.out or EMBEDDED
+    folder = args.out or TOYBOX_FOLDER
     words = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     clip = CLIPModel.from_pretrained(folder / "clip", local_files_only=True)
     for name, value in clip_cutouts.measured(clip.eval(), words, preset).items():

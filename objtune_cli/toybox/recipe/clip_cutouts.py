@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from objtune_cli.models.clip import GROUNDS, MEAN, STD
+from objtune_cli.models.clip import BACKGROUND_LABELS, MEAN, STD
 from objtune_cli.numerics.masks import crop
 from objtune_cli.toybox import captions, random_shapes, renderer, world
 from objtune_cli.toybox.recipe import clip_vision
@@ -168,7 +168,7 @@ def likeness_loss(vectors: Tensor, told: Tensor, label: Tensor) -> Tensor:
         vectors: (B, d) unit. told: (K + G, d) unit, classes then GROUNDS. label: (B,) in [-1, K).
     """
     said = (SHARPNESS * vectors @ told.T).log_softmax(1)
-    nothing = said[:, len(told) - len(GROUNDS) :].logsumexp(1)
+    nothing = said[:, len(told) - len(BACKGROUND_LABELS) :].logsumexp(1)
     return -torch.where(label < 0, nothing, said.gather(1, label.clamp_min(0)[:, None])[:, 0]).mean()
 
 
@@ -219,7 +219,7 @@ def train(work: Path, preset: Preset, tokenizer: Any, clip: Any, device: str = "
 
 def _words(dial: Dial) -> list[str]:
     """What a cut-out may be: every class, then what is no object."""
-    return [f"a photo of {captions.article(c)}" for c in dial.classes] + [f"a photo of {w}" for w in GROUNDS]
+    return [f"a photo of {captions.article(c)}" for c in dial.classes] + [f"a photo of {w}" for w in BACKGROUND_LABELS]
 
 
 def publish(clip: Any, folder: Path, commit: str, steps: int) -> None:
