@@ -98,7 +98,9 @@ def segment(
     from objtune_cli.workflow import class_words
 
     ((word, called),) = class_words.named([class_word], [name] if name else [])
-    target = Target(word, called, box, mask=to_path(mask) if mask else None, rough=to_path(rough) if rough else None)
+    target = Target(
+        word, called, box, mask=to_path(mask) if mask else None, rough_mask=to_path(rough) if rough else None
+    )
     with _held(ctx):
         return stage.run(ctx, to_path(photo), [target], ctx.settings.resolve(Segment))[0]
 

@@ -141,14 +141,14 @@ def _outline(rgb: np.ndarray, place: tuple[int, int, int, int], room: int) -> np
     part = rgb[top:low, left:right]
     scale = CUT / max(part.shape[:2])
     cutter = GrabCut()
-    cutter.rounds, cutter.apart = ROUNDS, APART_FROM
-    cutter.look(
+    cutter.iterations, cutter.min_piece_share = ROUNDS, APART_FROM
+    cutter.set_image(
         cv2.resize(part, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     )
     inner = tuple(
         scale * v for v in (max(x0 - left, 1), max(y0 - top, 1), min(x1, right - 1) - left, min(y1, low - 1) - top)
     )
-    mask = cutter.find(Hints(inner)).mask
+    mask = cutter.predict(Hints(inner)).mask
     mask = cv2.resize(mask.astype(np.float32), (right - left, low - top), interpolation=cv2.INTER_AREA)
     whole = np.ones((height, width), np.float32)
     if not FOUND[0] < float(mask.sum()) / max(1, (x1 - x0) * (y1 - y0)) < FOUND[1]:

@@ -18,7 +18,7 @@ THRESHOLD = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Detected:
+class Detection:
     """A box (x0, y0, x1, y1), px, the word it was found for, and the detector's score in [0, 1]."""
 
     box: Box
@@ -40,7 +40,7 @@ class Detector:
 
         silence_library_logging()
         try:
-            folder = _folder(model)
+            folder = _find_folder(model)
             with LOAD_LOCK:
                 network: Any = open_whole(AutoModelForZeroShotObjectDetection, folder, f"the detector {model}")
             processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
@@ -51,7 +51,7 @@ class Detector:
                 f"the detector {model} cannot be opened: {str(error).splitlines()[0]}",
                 "give a folder of OWLv2 or Grounding DINO, or bring it: `hf download google/owlv2-base-patch16-ensemble`",
             ) from None
-        self._ask: Any = pipeline(
+        self._pipeline: Any = pipeline(
             "zero-shot-object-detection",
             model=network.eval(),
             tokenizer=processor.tokenizer,
@@ -59,21 +59,21 @@ class Detector:
             device=device,
         )
 
-    def boxes(self, rgb: np.ndarray, words: list[str]) -> list[Detected]:
+    def detect(self, rgb: np.ndarray, words: list[str]) -> list[Detection]:
         """What it finds of the words in a picture (H, W, 3) uint8, best first, within the picture."""
         from PIL import Image
 
         height, width = rgb.shape[:2]
         found = []
-        for item in self._ask(Image.fromarray(rgb), candidate_labels=words, threshold=THRESHOLD):
+        for item in self._pipeline(Image.fromarray(rgb), candidate_labels=words, threshold=THRESHOLD):
             x0, y0, x1, y1 = (float(item["box"][k]) for k in ("xmin", "ymin", "xmax", "ymax"))
             box = max(0.0, x0), max(0.0, y0), min(float(width), x1), min(float(height), y1)
             if box[2] - box[0] >= 2 and box[3] - box[1] >= 2:
-                found.append(Detected(box, str(item["label"]), float(item["score"])))
+                found.append(Detection(box, str(item["label"]), float(item["score"])))
         return sorted(found, key=lambda d: -d.score)
 
 
-def _folder(model: str) -> str:
+def _find_folder(model: str) -> str:
     """Where a hub id lies in the cache: told an id, transformers asks the hub for an adapter's config even where it may open local files only."""
     if Path(model).is_dir():
         return model

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from objtune_cli.segmentation.detector import Detector
     from objtune_cli.segmentation.types import Hints, Proposal, Segmenter
 
-BOTH_MB = 14_000
+SEGMENTER_AND_BASE_MB = 14_000
 """What the largest segmenter and SDXL take side by side on a GPU."""
-SNAP = 0.02
+SNAP_REACH = 0.02
 """Reach of an outline to the edges of the colours, fraction of the object's longer side."""
-AGREED = 0.9
+MIN_COLOR_IOU = 0.9
 """IoU from which a mask cut out by colour is the same object, more exactly."""
 ALPHA_ADVICE = (
     "the photo's transparency was taken as its mask; give the photo without it, or `--mask M.png`, `--box x0,y0,x1,y1`"
@@ -32,7 +32,7 @@ ALPHA_ADVICE = (
 MASK_ADVICE = (
     "a mask is white on the object alone, filled, and black elsewhere; or show the object with `--box x0,y0,x1,y1`"
 )
-ADVICE = "give `--box x0,y0,x1,y1`, `--point x,y` or `--mask M.png`"
+HINT_ADVICE = "give `--box x0,y0,x1,y1`, `--point x,y` or `--mask M.png`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,31 +47,31 @@ class Target:
     name: str
     box_xyxy: tuple[float, float, float, float] | None = None
     points: tuple[tuple[float, float], ...] = ()
-    beside: tuple[tuple[float, float], ...] = ()
+    negative_points: tuple[tuple[float, float], ...] = ()
     mask: Path | None = None
-    rough: Path | None = None
+    rough_mask: Path | None = None
 
     @property
-    def blind(self) -> bool:
+    def has_no_hint(self) -> bool:
         """Whether the class word is all there is."""
-        return not (self.box_xyxy or self.points or self.mask or self.rough)
+        return not (self.box_xyxy or self.points or self.mask or self.rough_mask)
 
     @property
-    def lone(self) -> bool:
+    def is_single_point(self) -> bool:
         """Whether one point on it is all that was said of where it is."""
-        return len(self.points) == 1 and not (self.box_xyxy or self.rough)
+        return len(self.points) == 1 and not (self.box_xyxy or self.rough_mask)
 
     def hints(self) -> dict[str, Any]:
         """As records keep them."""
         return {
             "box": list(self.box_xyxy or ()),
             "points": [list(p) for p in self.points],
-            "beside": [list(p) for p in self.beside],
+            "beside": [list(p) for p in self.negative_points],
         }
 
 
 @dataclass(slots=True)
-class Located:
+class SegmentedObject:
     """Coverage of one object at the kept size, (H, W) uint8, and how it was found.
 
     Attributes:
@@ -80,15 +80,15 @@ class Located:
     """
 
     cover: "np.ndarray"
-    by: str
+    found_by: str
     metrics: dict[str, float] = field(default_factory=dict)
-    rivals: list["np.ndarray"] = field(default_factory=list)
-    advice: str = ADVICE
-    rough: "np.ndarray | None" = None
+    alternatives: list["np.ndarray"] = field(default_factory=list)
+    advice: str = HINT_ADVICE
+    rough_mask: "np.ndarray | None" = None
     outline: str = ""
 
 
-class Eyes:
+class SegmentationModels:
     """What looks at photos: a segmenter and the base's CLIP, each loaded when it is first needed.
 
     Attributes:
@@ -97,14 +97,14 @@ class Eyes:
 
     def __init__(self, ctx: StageContext, config: Segment) -> None:
         self.ctx, self.config = ctx, config
-        self.seen: np.ndarray | None = None
-        self.proposed: list[Proposal] | None = None
+        self.current_image: np.ndarray | None = None
+        self.proposals: list[Proposal] | None = None
 
     @functools.cached_property
     def segmenter(self) -> "Segmenter":
         from objtune_cli.segmentation import segmenters
 
-        return segmenters.load(
+        return segmenters.load_segmenter(
             self.config.segmenter, self.config.sam_checkpoint, registry.TOYBOX_SEGMENTER, self._device()
         )
 
@@ -121,7 +121,7 @@ class Eyes:
         from objtune_cli.runtime import memory
 
         device = model.pick_device(self.ctx.common.device)
-        return str(device) if device.type == "cuda" and memory.available_mb("cuda") > BOTH_MB else "cpu"
+        return str(device) if device.type == "cuda" and memory.available_mb("cuda") > SEGMENTER_AND_BASE_MB else "cpu"
 
     @functools.cached_property
     def clip(self) -> "tuple[BaseModel, Clip] | None":
@@ -133,7 +133,7 @@ class Eyes:
         model = self.ctx.load_base_model()
         return model, towers.load(self.ctx.base.image_tower, model)
 
-    def knows(self, word: str) -> bool:
+    def knows_class(self, word: str) -> bool:
         """Whether the base can be asked about a class: it is on this machine, has a CLIP, and does not name other classes alone."""
         try:
             base = self.ctx.base
@@ -142,47 +142,47 @@ class Eyes:
         return base.image_tower is not None and (not base.words or word in base.words)
 
 
-class Sight:
+class PhotoSegmenter:
     """One photo, embedded once however many hints there are."""
 
-    def __init__(self, eyes: Eyes, picture: photo.Photo, rgb: "np.ndarray") -> None:
-        self.eyes, self.picture, self.rgb, self.config = eyes, picture, rgb, eyes.config
+    def __init__(self, models: SegmentationModels, picture: photo.Photo, rgb: "np.ndarray") -> None:
+        self.models, self.picture, self.rgb, self.config = models, picture, rgb, models.config
         self.scale = rgb.shape[1] / picture.rgb.shape[1]
 
     @property
     def segmenter(self) -> "Segmenter":
         """The segmenter, looking at this photo."""
-        found = self.eyes.segmenter
-        if self.eyes.seen is not self.rgb:
-            found.look(self.rgb)
-            self.eyes.seen, self.eyes.proposed = self.rgb, None
+        found = self.models.segmenter
+        if self.models.current_image is not self.rgb:
+            found.set_image(self.rgb)
+            self.models.current_image, self.models.proposals = self.rgb, None
         return found
 
-    def is_told(self, target: Target, alone: bool) -> bool:
-        return not target.blind or (alone and self.picture.alpha is not None)
+    def has_hints(self, target: Target, alone: bool) -> bool:
+        return not target.has_no_hint or (alone and self.picture.alpha is not None)
 
-    def told(self, target: Target, *, alone: bool) -> Located:
+    def from_hints(self, target: Target, *, alone: bool) -> SegmentedObject:
         """An object that the user or the photo's transparency shows."""
         import cv2
         import numpy as np
 
         if target.mask:
             exact, outline = self._read_mask(target.mask)
-            return Located(exact, "mask", advice=MASK_ADVICE, outline=outline)
-        if target.blind and self.picture.alpha is not None:
+            return SegmentedObject(exact, "mask", advice=MASK_ADVICE, outline=outline)
+        if target.has_no_hint and self.picture.alpha is not None:
             size = (self.rgb.shape[1], self.rgb.shape[0])
-            return Located(
+            return SegmentedObject(
                 cv2.resize(self.picture.alpha, size, interpolation=cv2.INTER_AREA), "alpha", advice=ALPHA_ADVICE
             )
         cover: np.ndarray | None = None
         outline = ""
-        if target.rough:
-            cover, outline = self._read_mask(target.rough)
+        if target.rough_mask:
+            cover, outline = self._read_mask(target.rough_mask)
         rough = None if cover is None else cover.astype(np.float32) / 255
         if rough is not None and not (rough > 0.5).any():
-            raise InputError(f"the rough mask {target.rough} is empty", "white is the object")
-        found = self.outlined(self.segmenter.find(self._hints(target, rough)), self.segmenter.name)
-        found.rough, found.outline = cover, outline
+            raise InputError(f"the rough mask {target.rough_mask} is empty", "white is the object")
+        found = self.finish_mask(self.segmenter.predict(self._hints(target, rough)), self.segmenter.name)
+        found.rough_mask, found.outline = cover, outline
         return found
 
     def _read_mask(self, path: Path) -> tuple["np.ndarray", str]:
@@ -196,35 +196,35 @@ class Sight:
 
         found = mask.read(path, self.picture)
         for note in found.notes:
-            self.eyes.ctx.report.note(f"{path.name}: {note}")
+            self.models.ctx.report.note(f"{path.name}: {note}")
         size = (self.rgb.shape[1], self.rgb.shape[0])
         own = found.cover
         cover: np.ndarray = cv2.resize(
             own, size, interpolation=cv2.INTER_LINEAR if size[0] > own.shape[1] else cv2.INTER_AREA
         )
         if quality_gate.is_inverted(cover):
-            self.eyes.ctx.report.note(
+            self.models.ctx.report.note(
                 f"{path.name}: it looks inverted, white all around: what is black or transparent in it is taken as the object"
             )
             cover, own = 255 - cover, 255 - own
-        return cover, quality_gate.outline(own if own.size < cover.size else cover)
+        return cover, quality_gate.outline_reason(own if own.size < cover.size else cover)
 
     def _hints(self, target: Target, rough: "np.ndarray | None") -> "Hints":
         from objtune_cli.segmentation.types import Hints
 
         scaled = lambda points: tuple((x * self.scale, y * self.scale) for x, y in points)  # noqa: E731
         box = tuple(v * self.scale for v in target.box_xyxy) if target.box_xyxy else None
-        return Hints(box, scaled(target.points), scaled(target.beside), rough)  # type: ignore[arg-type]
+        return Hints(box, scaled(target.points), scaled(target.negative_points), rough)  # type: ignore[arg-type]
 
-    def outlined(self, proposal: "Proposal", by: str) -> Located:
+    def finish_mask(self, proposal: "Proposal", by: str) -> SegmentedObject:
         """A mask with its specks removed and its outline soft."""
         from objtune_cli.segmentation import matting
 
-        mask = self._cut(self.snapped(proposal.mask))
-        soft = matting.matte(self.rgb, mask, self.config.edge * _extent(mask))
-        return Located((soft * 255).round().astype("uint8"), by, {"quality": round(proposal.quality, 4)})
+        mask = self.refine_by_color(self.snap_to_edges(proposal.mask))
+        soft = matting.matte(self.rgb, mask, self.config.edge * _longer_side(mask))
+        return SegmentedObject((soft * 255).round().astype("uint8"), by, {"quality": round(proposal.quality, 4)})
 
-    def _cut(self, mask: "np.ndarray") -> "np.ndarray":
+    def refine_by_color(self, mask: "np.ndarray") -> "np.ndarray":
         """A mask cut out by colour where that agrees with it: a small segmenter blurs legs and corners, colours alone lose whole parts."""
         import numpy as np
 
@@ -235,19 +235,19 @@ class Sight:
         if not mask.any():
             return mask
         cutter = GrabCut()
-        cutter.look(self.rgb)
-        found = self.snapped(cutter.find(Hints(rough=mask.astype(np.float32))).mask)
-        return found if masks.iou(found, mask) > AGREED else mask
+        cutter.set_image(self.rgb)
+        found = self.snap_to_edges(cutter.predict(Hints(rough_mask=mask.astype(np.float32))).mask)
+        return found if masks.iou(found, mask) > MIN_COLOR_IOU else mask
 
-    def snapped(self, mask: "np.ndarray") -> "np.ndarray":
+    def snap_to_edges(self, mask: "np.ndarray") -> "np.ndarray":
         """A mask without specks, drawn to the edges of the colours."""
         from objtune_cli.segmentation import matting
 
-        mask = matting.without_specks(mask)
-        return matting.without_specks(matting.snapped(self.rgb, mask, SNAP * _extent(mask)))
+        mask = matting.remove_specks(mask)
+        return matting.remove_specks(matting.snap_to_edges(self.rgb, mask, SNAP_REACH * _longer_side(mask)))
 
 
-def _extent(mask: "np.ndarray") -> float:
+def _longer_side(mask: "np.ndarray") -> float:
     """Longer side of what a mask covers, px."""
     import numpy as np
 

@@ -5,9 +5,9 @@ import numpy as np
 
 from objtune_cli.segmentation.types import Hints, Proposal
 
-UNKNOWN = 0.85
+DEFAULT_QUALITY = 0.85
 """Quality of every mask: that of an average right one of the embedded model, so that the gate's score is decided by likeness and outline."""
-FAR = 14.0
+DISTINCT_COLOR = 14.0
 """Distance in Lab (8 bits a channel) that always counts as another colour."""
 
 
@@ -15,22 +15,22 @@ class GrabCut:
     """OpenCV's GrabCut seeded from a box, from points, or from the middle of the picture."""
 
     name = "grabcut"
-    rounds = 6
-    side = 512
+    iterations = 6
+    max_side = 512
     """Pictures are segmented at most this large; the outline is scaled back."""
-    most = 6
-    apart = 1.0
+    max_proposals = 6
+    min_piece_share = 1.0
     """Pieces that are at least this share of the largest one belong to the object too."""
 
-    def look(self, rgb: np.ndarray) -> None:
+    def set_image(self, rgb: np.ndarray) -> None:
         """Take in a picture (H, W, 3) uint8."""
         self.rgb = rgb
 
-    def find(self, hints: Hints) -> Proposal:
+    def predict(self, hints: Hints) -> Proposal:
         """The object; of an unknown quality."""
-        first = self._cut(self.rgb, hints)
-        if hints.box_xyxy or hints.rough is not None or not first.any():
-            return Proposal(first, UNKNOWN)
+        first = self._run_grabcut(self.rgb, hints)
+        if hints.box_xyxy or hints.rough_mask is not None or not first.any():
+            return Proposal(first, DEFAULT_QUALITY)
         ys, xs = first.nonzero()
         height, width = self.rgb.shape[:2]
         room = 0.02 * max(self.rgb.shape)
@@ -40,29 +40,29 @@ class GrabCut:
             min(xs.max() + room, width),
             min(ys.max() + room, height),
         )
-        second = self._cut(self.rgb, Hints(box, hints.points, hints.beside))
-        return Proposal(second if second.sum() > 0.5 * first.sum() else first, UNKNOWN)
+        second = self._run_grabcut(self.rgb, Hints(box, hints.points, hints.negative_points))
+        return Proposal(second if second.sum() > 0.5 * first.sum() else first, DEFAULT_QUALITY)
 
-    def under(self, hints: Hints) -> list[Proposal]:
+    def predict_all(self, hints: Hints) -> list[Proposal]:
         """All that a lone point may mean: one answer here."""
-        return [self.find(hints)]
+        return [self.predict(hints)]
 
-    def refined(self, proposal: Proposal) -> Proposal:
+    def refine(self, proposal: Proposal) -> Proposal:
         """As it is: its outline already follows the colours."""
         return proposal
 
-    def everything(self) -> list[Proposal]:
+    def propose_all(self) -> list[Proposal]:
         """What stands out from the colours along the border, up to `most` pieces, each cut out on its own."""
         height, width = self.rgb.shape[:2]
-        scale = min(1.0, self.side / max(height, width))
+        scale = min(1.0, self.max_side / max(height, width))
         small = cv2.resize(self.rgb, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
         size = max(3, round(max(small.shape) / 100)) | 1
         closed = cv2.morphologyEx(
-            _unlike_border(small).astype(np.uint8), cv2.MORPH_OPEN, np.ones((size, size), np.uint8)
+            _differs_from_border(small).astype(np.uint8), cv2.MORPH_OPEN, np.ones((size, size), np.uint8)
         )
         count, _, stats, _ = cv2.connectedComponentsWithStats(closed)
-        found = [self.find(Hints())]
-        for i in sorted(range(1, count), key=lambda i: -stats[i, cv2.CC_STAT_AREA])[: self.most]:
+        found = [self.predict(Hints())]
+        for i in sorted(range(1, count), key=lambda i: -stats[i, cv2.CC_STAT_AREA])[: self.max_proposals]:
             x, y, w, h = (float(v) for v in stats[i, :4])
             if w * h > 0.004 * small.shape[0] * small.shape[1]:
                 room = 0.05 * max(w, h)
@@ -72,30 +72,30 @@ class GrabCut:
                     min(width, (x + w + room) / scale),
                     min(height, (y + h + room) / scale),
                 )
-                found.append(self.find(Hints(box)))
+                found.append(self.predict(Hints(box)))
         return [p for p in found if p.mask.any()]
 
-    def _cut(self, rgb: np.ndarray, hints: Hints) -> np.ndarray:
+    def _run_grabcut(self, rgb: np.ndarray, hints: Hints) -> np.ndarray:
         height, width = rgb.shape[:2]
-        scale = min(1.0, self.side / max(height, width))
+        scale = min(1.0, self.max_side / max(height, width))
         small = cv2.resize(rgb, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
-        labels = self._seed(small, hints, scale)
+        labels = self._seed_labels(small, hints, scale)
         models = np.zeros((1, 65)), np.zeros((1, 65))
         cv2.setRNGSeed(0)
         try:
-            cv2.grabCut(small[:, :, ::-1].copy(), labels, None, *models, self.rounds, cv2.GC_INIT_WITH_MASK)  # type: ignore[call-overload]
+            cv2.grabCut(small[:, :, ::-1].copy(), labels, None, *models, self.iterations, cv2.GC_INIT_WITH_MASK)  # type: ignore[call-overload]
         except cv2.error:
             return np.zeros((height, width), bool)
-        found = _largest(np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)), hints, scale, self.apart)
+        found = _main_pieces(np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)), hints, scale, self.min_piece_share)
         soft = cv2.resize(found.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
         return soft > 0.5
 
-    def _seed(self, small: np.ndarray, hints: Hints, scale: float) -> np.ndarray:
+    def _seed_labels(self, small: np.ndarray, hints: Hints, scale: float) -> np.ndarray:
         """Certain background outside the box; inside it a guess from the colours, certain at points."""
         height, width = small.shape[:2]
         labels = np.full((height, width), cv2.GC_BGD, np.uint8)
-        if hints.rough is not None:
-            rough = cv2.resize(hints.rough.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
+        if hints.rough_mask is not None:
+            rough = cv2.resize(hints.rough_mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
             room = np.ones((max(3, round(0.04 * max(height, width))),) * 2, np.uint8)
             near = cv2.dilate((rough > 0.5).astype(np.uint8), room) > 0
             labels[near] = cv2.GC_PR_BGD
@@ -109,17 +109,17 @@ class GrabCut:
             y0, y1 = round(0.04 * height), round(0.96 * height)
             guess = np.full((height, width), cv2.GC_BGD, np.uint8)
             guess[y0:y1, x0:x1] = cv2.GC_PR_BGD
-            guess[_central(_unlike_border(small), hints, scale)] = cv2.GC_PR_FGD
+            guess[_central_piece(_differs_from_border(small), hints, scale)] = cv2.GC_PR_FGD
             labels[y0:y1, x0:x1] = guess[y0:y1, x0:x1]
         radius = max(2, round(0.02 * max(height, width)))
         for x, y in hints.points:
             cv2.circle(labels, (round(x * scale), round(y * scale)), radius, cv2.GC_FGD, -1)
-        for x, y in hints.beside:
+        for x, y in hints.negative_points:
             cv2.circle(labels, (round(x * scale), round(y * scale)), radius, cv2.GC_BGD, -1)
         return labels
 
 
-def _unlike_border(rgb: np.ndarray, clusters: int = 10) -> np.ndarray:
+def _differs_from_border(rgb: np.ndarray, clusters: int = 10) -> np.ndarray:
     """Where a pixel's colour is far from every colour along the picture's border (Otsu's split)."""
     lab = cv2.cvtColor(cv2.GaussianBlur(rgb, (0, 0), 1.5), cv2.COLOR_RGB2LAB).astype(np.float32)
     band = max(2, round(0.05 * min(lab.shape[:2])))
@@ -134,10 +134,10 @@ def _unlike_border(rgb: np.ndarray, clusters: int = 10) -> np.ndarray:
     split, _ = cv2.threshold(
         np.clip(distance * 3, 0, 255).astype(np.uint8), 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU
     )
-    return distance * 3 > min(split, 3 * FAR)
+    return distance * 3 > min(split, 3 * DISTINCT_COLOR)
 
 
-def _central(strange: np.ndarray, hints: Hints, scale: float) -> np.ndarray:
+def _central_piece(strange: np.ndarray, hints: Hints, scale: float) -> np.ndarray:
     """Of the strange pieces the one under the points, else the one with most area near the middle."""
     height, width = strange.shape
     size = max(3, round(max(height, width) / 100)) | 1
@@ -154,7 +154,7 @@ def _central(strange: np.ndarray, hints: Hints, scale: float) -> np.ndarray:
     return pieces == best
 
 
-def _largest(mask: np.ndarray, hints: Hints, scale: float, apart: float) -> np.ndarray:
+def _main_pieces(mask: np.ndarray, hints: Hints, scale: float, apart: float) -> np.ndarray:
     """The piece under the points, or the largest one and those hardly smaller, with its holes below 0.5 % of it filled."""
     count, pieces, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
     if count < 2:

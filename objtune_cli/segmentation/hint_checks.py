@@ -13,20 +13,20 @@ if TYPE_CHECKING:
     from objtune_cli.images.photo import Photo
     from objtune_cli.segmentation.from_hints import Target
 
-CLIP = 0.01
+MAX_OVERSHOOT = 0.01
 """How far outside the photo a box may lie and is clipped, fraction of the photo's side; a pixel at least."""
-MARGIN = 0.08
+BOX_MARGIN = 0.08
 """How far around a box its object may reach, fraction of the box's side."""
 MIN_INSIDE, MIN_SPAN = 0.85, 0.5
 """Least share of a mask that lies inside its box, and least share of the box's width and height that the mask spans."""
-MIN_SHARED = 0.5
+MIN_ROUGH_OVERLAP = 0.5
 """Least share of the mask, or of the rough mask that it was made from, that lies in the other."""
-NEAR = 0.02
+POINT_TOLERANCE = 0.02
 """How far from a mask a point may lie that is on it, fraction of the mask's longer side."""
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class PhotoSize:
     """Size of the upright photo in px, and the EXIF orientation by which it was turned."""
 
     width: int
@@ -37,30 +37,33 @@ class Frame:
         return f"{self.width}x{self.height}"
 
 
-def place(target: "Target", frame: Frame, note: "Callable[[str], None]") -> "Target":
+def to_pixels(target: "Target", frame: PhotoSize, note: "Callable[[str], None]") -> "Target":
     """The target with its box and points in pixels inside the photo: fractions are scaled, boxes that reach a little over the edge are clipped.
 
     Raises:
         InputError: A box or point outside the photo, or a box whose corners are in another order.
     """
     box = target.box_xyxy
-    if box is None and not (target.points or target.beside):
+    if box is None and not (target.points or target.negative_points):
         return target
     if box:
-        box = _place_box(box, frame, target.name, note)
-    dots = (*target.points, *target.beside)
+        box = _box_to_pixels(box, frame, target.name, note)
+    dots = (*target.points, *target.negative_points)
     if any(_is_fraction(dot) for dot in dots):
-        scaled = tuple(_inner(_scaled(dot, frame), frame) if all(0 <= v <= 1 for v in dot) else dot for dot in dots)
+        scaled = tuple(
+            _clamp_to_last_pixel(_scale_point(dot, frame), frame) if all(0 <= v <= 1 for v in dot) else dot
+            for dot in dots
+        )
         note(
-            f"points of {target.name} in fractions of the photo are {' and '.join(_text(dot) for dot in scaled)} in pixels"
+            f"points of {target.name} in fractions of the photo are {' and '.join(_format(dot) for dot in scaled)} in pixels"
         )
         dots = scaled
-    dots = tuple(_place_point(dot, frame) for dot in dots)
+    dots = tuple(_clip_point(dot, frame) for dot in dots)
     count = len(target.points)
-    return replace(target, box_xyxy=box, points=dots[:count], beside=dots[count:])
+    return replace(target, box_xyxy=box, points=dots[:count], negative_points=dots[count:])
 
 
-def _text(values: "tuple[float, ...]") -> str:
+def _format(values: "tuple[float, ...]") -> str:
     return ",".join(f"{v:g}" for v in values)
 
 
@@ -69,57 +72,57 @@ def _is_fraction(dot: tuple[float, float]) -> bool:
     return all(0 <= v <= 1 for v in dot) and not all(v in (0, 1) for v in dot)
 
 
-def _scaled(dot: tuple[float, float], frame: Frame) -> tuple[float, float]:
+def _scale_point(dot: tuple[float, float], frame: PhotoSize) -> tuple[float, float]:
     x, y = dot
     return round(x * frame.width, 2), round(y * frame.height, 2)
 
 
-def _place_box(
-    box: tuple[float, float, float, float], frame: Frame, name: str, note: "Callable[[str], None]"
+def _box_to_pixels(
+    box: tuple[float, float, float, float], frame: PhotoSize, name: str, note: "Callable[[str], None]"
 ) -> tuple[float, float, float, float]:
-    said = _text(box)
+    said = _format(box)
     if all(0 <= v <= 1 for v in box):
-        box = (*_scaled(box[:2], frame), *_scaled(box[2:], frame))
-        note(f"the box of {name} in fractions of the photo is {_text(box)} in pixels")
+        box = (*_scale_point(box[:2], frame), *_scale_point(box[2:], frame))
+        note(f"the box of {name} in fractions of the photo is {_format(box)} in pixels")
     x0, y0, x1, y1 = box
     if x1 <= x0 or y1 <= y0:
         raise InputError(
             f"the box {said} is not inside the photo ({frame}): x1,y1 has to be right of and below x0,y0",
-            _other_orders(box, frame),
+            _suggest_orders(box, frame),
         )
-    reach_x, reach_y = max(1.0, CLIP * frame.width), max(1.0, CLIP * frame.height)
+    reach_x, reach_y = max(1.0, MAX_OVERSHOOT * frame.width), max(1.0, MAX_OVERSHOOT * frame.height)
     inside = (max(x0, 0.0), max(y0, 0.0), min(x1, float(frame.width)), min(y1, float(frame.height)))
     outside = max(-x0, x1 - frame.width) >= reach_x or max(-y0, y1 - frame.height) >= reach_y
     if outside or inside[2] <= inside[0] or inside[3] <= inside[1]:
-        raise InputError(f"the box {said} is not inside the photo ({frame})", _elsewhere(box, frame))
+        raise InputError(f"the box {said} is not inside the photo ({frame})", _suggest_other_box(box, frame))
     if max(abs(a - b) for a, b in zip(box, inside, strict=True)) >= 1:
         note(f"the box {said} reaches over the edge of the photo ({frame}): clipped")
     return inside if inside != box else box
 
 
-def _other_orders(box: tuple[float, ...], frame: Frame) -> str:
+def _suggest_orders(box: tuple[float, ...], frame: PhotoSize) -> str:
     """Boxes that four numbers may have meant, as options to type."""
     x0, y0, x1, y1 = box
     corners = (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
     found = []
     if corners[0] < corners[2] and corners[1] < corners[3]:
-        found.append(f"with its corners in order `--box {_text(corners)}`")
+        found.append(f"with its corners in order `--box {_format(corners)}`")
     if min(box) >= 0 and x1 > 0 and y1 > 0 and x0 + x1 <= frame.width and y0 + y1 <= frame.height:
-        found.append(f"if it is x,y,width,height, `--box {_text((x0, y0, x0 + x1, y0 + y1))}`")
+        found.append(f"if it is x,y,width,height, `--box {_format((x0, y0, x0 + x1, y0 + y1))}`")
     return (
         "; ".join(found) or "x0,y0 is its upper left, x1,y1 its lower right corner, for example `--box 0.2,0.2,0.8,0.8`"
     )
 
 
-def _elsewhere(box: tuple[float, ...], frame: Frame) -> str:
+def _suggest_other_box(box: tuple[float, ...], frame: PhotoSize) -> str:
     """What to do about a box that is not inside the photo."""
-    turned = _upright(box, frame)
+    turned = _turn_box(box, frame)
     if turned:
-        return f"in the photo as it is stored, before its EXIF rotation, that is a box; as the photo is shown, it is `--box {_text(turned)}`"
+        return f"in the photo as it is stored, before its EXIF rotation, that is a box; as the photo is shown, it is `--box {_format(turned)}`"
     return "x0,y0 is its upper left, x1,y1 its lower right corner, in pixels of this photo or in fractions of it: `--box 0.2,0.2,0.8,0.8`"
 
 
-def _upright(box: tuple[float, ...], frame: Frame) -> tuple[float, ...] | None:
+def _turn_box(box: tuple[float, ...], frame: PhotoSize) -> tuple[float, ...] | None:
     """A box of the photo as it is stored, as the photo is shown; None where it is none."""
     if frame.orientation < 5:
         return None
@@ -132,22 +135,22 @@ def _upright(box: tuple[float, ...], frame: Frame) -> tuple[float, ...] | None:
     return left, top, right, bottom
 
 
-def _place_point(dot: tuple[float, float], frame: Frame) -> tuple[float, float]:
+def _clip_point(dot: tuple[float, float], frame: PhotoSize) -> tuple[float, float]:
     x, y = dot
     if not (-1 < x < frame.width and -1 < y < frame.height):
         raise InputError(
-            f"the point {_text(dot)} is not inside the photo ({frame})",
+            f"the point {_format(dot)} is not inside the photo ({frame})",
             "give pixels of the photo as it is shown, or fractions of it: `--point 0.5,0.5`",
         )
     return max(x, 0.0), max(y, 0.0)
 
 
-def _inner(dot: tuple[float, float], frame: Frame) -> tuple[float, float]:
+def _clamp_to_last_pixel(dot: tuple[float, float], frame: PhotoSize) -> tuple[float, float]:
     """A point no further than the last pixel."""
     return min(dot[0], frame.width - 1.0), min(dot[1], frame.height - 1.0)
 
 
-def disagreement(
+def find_disagreement(
     cover: "np.ndarray", target: "Target", photo: "Photo", rough: "np.ndarray | None" = None
 ) -> tuple[str, str]:
     """Why a mask is not what a box, points or a rough mask show, and what to do; two empty texts where it is.
@@ -164,53 +167,53 @@ def disagreement(
     scale = cover.shape[1] / photo.size[0]
     if target.box_xyxy:
         x0, y0, x1, y1 = (v * scale for v in target.box_xyxy)
-        more_x, more_y = max(2.0, MARGIN * (x1 - x0)), max(2.0, MARGIN * (y1 - y0))
+        more_x, more_y = max(2.0, BOX_MARGIN * (x1 - x0)), max(2.0, BOX_MARGIN * (y1 - y0))
         inside = float(((xs >= x0 - more_x) & (xs < x1 + more_x) & (ys >= y0 - more_y) & (ys < y1 + more_y)).mean())
         if inside < MIN_INSIDE:
-            return f"only {inside:.0%} of what was found lies in its box", box_advice(target, photo)
+            return f"only {inside:.0%} of what was found lies in its box", suggest_box(target, photo)
         left, right = np.quantile(xs, (0.005, 0.995))
         top, bottom = np.quantile(ys, (0.005, 0.995))
         span = min((min(right + 1, x1) - max(left, x0)) / (x1 - x0), (min(bottom + 1, y1) - max(top, y0)) / (y1 - y0))
         if span < MIN_SPAN:
-            return f"what was found fills only {max(span, 0):.0%} of its box's width or height", box_advice(
+            return f"what was found fills only {max(span, 0):.0%} of its box's width or height", suggest_box(
                 target, photo
             )
     if rough is not None:
         shared = float((mask & (rough > 127)).sum())
         share = max(shared / mask.sum(), shared / max(1, (rough > 127).sum()))
-        if share < MIN_SHARED:
+        if share < MIN_ROUGH_OVERLAP:
             return (
                 f"what was found and the rough mask share {share:.0%}",
                 "draw the rough mask on the object, or give the exact one with `--mask M.png`",
             )
-    near = NEAR * max(float(np.ptp(xs)), float(np.ptp(ys))) + 2
+    near = POINT_TOLERANCE * max(float(np.ptp(xs)), float(np.ptp(ys))) + 2
     for x, y in target.points:
         if float(np.hypot(xs - x * scale, ys - y * scale).min()) > near:
             return (
-                f"the point {_text((x, y))} is not on what was found",
+                f"the point {_format((x, y))} is not on what was found",
                 "give `--box x0,y0,x1,y1` or more points on it",
             )
-    for x, y in target.beside:
+    for x, y in target.negative_points:
         column, row = min(int(x * scale), mask.shape[1] - 1), min(int(y * scale), mask.shape[0] - 1)
         around = mask[max(0, row - 2) : row + 3, max(0, column - 2) : column + 3]
         if around.all():
             return (
-                f"the point {_text((x, y))} of `--not-point` is on what was found",
+                f"the point {_format((x, y))} of `--not-point` is on what was found",
                 "give `--box x0,y0,x1,y1` or `--mask M.png`",
             )
     return "", ""
 
 
-def box_advice(target: "Target", photo: "Photo") -> str:
+def suggest_box(target: "Target", photo: "Photo") -> str:
     """What to do about a box that holds something else."""
-    frame = Frame(*photo.size, photo.orientation)
+    frame = PhotoSize(*photo.size, photo.orientation)
     x0, y0, x1, y1 = target.box_xyxy or (0, 0, 0, 0)
     found = []
     if (x0 or y0) and x0 + x1 <= frame.width and y0 + y1 <= frame.height:
-        found.append(f"if it is x,y,width,height, give `--box {_text((x0, y0, x0 + x1, y0 + y1))}`")
-    turned = _upright(target.box_xyxy or (), frame) if target.box_xyxy else None
+        found.append(f"if it is x,y,width,height, give `--box {_format((x0, y0, x0 + x1, y0 + y1))}`")
+    turned = _turn_box(target.box_xyxy or (), frame) if target.box_xyxy else None
     if turned:
-        found.append(f"if it is of the photo before its EXIF rotation, give `--box {_text(turned)}`")
+        found.append(f"if it is of the photo before its EXIF rotation, give `--box {_format(turned)}`")
     return "; ".join(
         [
             f"a box is x0,y0,x1,y1 in pixels of this photo ({frame}), close around the object",

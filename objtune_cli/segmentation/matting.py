@@ -29,21 +29,21 @@ def matte(rgb: np.ndarray, mask: np.ndarray, width: float) -> np.ndarray:
         return p
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
     band = cv2.dilate(mask.astype(np.uint8), kernel) != cv2.erode(mask.astype(np.uint8), kernel)
-    y0, y1, x0, x1 = _around(band, 2 * radius + 1)
+    y0, y1, x0, x1 = _padded_bounds(band, 2 * radius + 1)
     soft = p.copy()
-    part = _guided(rgb[y0:y1, x0:x1].astype(np.float32) / 255, p[y0:y1, x0:x1], 2 * radius + 1)
+    part = _guided_filter(rgb[y0:y1, x0:x1].astype(np.float32) / 255, p[y0:y1, x0:x1], 2 * radius + 1)
     soft[y0:y1, x0:x1] = np.where(band[y0:y1, x0:x1], part, p[y0:y1, x0:x1])
     return soft
 
 
-def snapped(rgb: np.ndarray, mask: np.ndarray, width: float, rounds: int = 2) -> np.ndarray:
+def snap_to_edges(rgb: np.ndarray, mask: np.ndarray, width: float, rounds: int = 2) -> np.ndarray:
     """A mask (H, W) bool drawn to the edges of the colours within `width` px of its outline: `matte` at a half, again and again. Ours."""
     for _ in range(rounds):
         mask = matte(rgb, mask, width) > 0.5
     return mask
 
 
-def _around(band: np.ndarray, room: int) -> tuple[int, int, int, int]:
+def _padded_bounds(band: np.ndarray, room: int) -> tuple[int, int, int, int]:
     ys, xs = band.nonzero()
     height, width = band.shape
     return (
@@ -54,7 +54,7 @@ def _around(band: np.ndarray, room: int) -> tuple[int, int, int, int]:
     )
 
 
-def _guided(guide: np.ndarray, p: np.ndarray, side: int) -> np.ndarray:
+def _guided_filter(guide: np.ndarray, p: np.ndarray, side: int) -> np.ndarray:
     """The guided filter of p (H, W) by colours (H, W, 3), windows of `side` px."""
     mean = lambda a: cv2.blur(np.ascontiguousarray(a, np.float32), (side, side))  # noqa: E731
     mean_i, mean_p = mean(guide), mean(p)
@@ -72,7 +72,7 @@ def _guided(guide: np.ndarray, p: np.ndarray, side: int) -> np.ndarray:
     return ((mean(a) * guide).sum(-1) + mean(b)).clip(0, 1)
 
 
-def without_specks(mask: np.ndarray, share: float = 0.01) -> np.ndarray:
+def remove_specks(mask: np.ndarray, share: float = 0.01) -> np.ndarray:
     """A mask (H, W) bool without pieces below a share of its area, and without holes below a tenth of that: larger ones are seen through."""
     area = int(mask.sum())
     if not area:

@@ -11,22 +11,22 @@ MIN_AREA, MAX_AREA = 0.004, 0.92
 MAX_BORDER = 0.55
 INSIDE_BORDER, MAX_INSIDE = 0.05, 0.7
 """Largest share of the border and of the photo that the object of an inverted mask has."""
-MAX_LINE, LINE = 0.4, 0.05
+MAX_LINE_SHARE, MAX_LINE_WIDTH = 0.4, 0.05
 """A mask that is a line has at most this share of what the line encloses, and this width, fraction of its longer side."""
-THIN = 3.0
+MIN_LINE_WIDTH = 3.0
 """Width of a line in small pictures, px."""
-GAP = 0.16
+MAX_LINE_GAP = 0.16
 """Widest gap in a line that still encloses something, fraction of the longer side."""
-MAX_MIDDLE = 0.02
+MAX_MIDDLE_SHARE = 0.02
 """Largest share of an outline that lies in the middle of its convex hull."""
-OPEN_ANGLE, MIN_DASHES, TORN_ANGLE = 75, 4, 120
+MAX_OPEN_ANGLE, MIN_DASHES, MAX_DASHED_ANGLE = 75, 4, 120
 """Widest gap in an outline as seen from its middle, in degrees; in one that scaling tore into so many dashes, and the widest gap of those."""
 MAX_PIECES = 12
 MIN_CELLS = 1.0
 """Latent cells that the object covers where the photo fills the base's frame; a smaller one is no object to the base."""
 
 
-def measure(mask: "np.ndarray", cells: int = 0) -> dict[str, float]:
+def mask_statistics(mask: "np.ndarray", cells: int = 0) -> dict[str, float]:
     """Area share, latent cells covered, pieces above 1 % of the area, share of the border touched.
 
     Args:
@@ -54,7 +54,7 @@ def is_inverted(mask: "np.ndarray") -> bool:
     return float(border.mean()) > 1 - INSIDE_BORDER and MIN_AREA <= free <= MAX_INSIDE
 
 
-def outline(mask: "np.ndarray") -> str:
+def outline_reason(mask: "np.ndarray") -> str:
     """Why a mask is only the outline of its object, drawn as a line, closed or torn into dashes; an empty text where it is filled."""
     import cv2
     import numpy as np
@@ -65,15 +65,15 @@ def outline(mask: "np.ndarray") -> str:
     _, _, width, height = cv2.boundingRect(hard)
     longer = max(width, height)
     thick = 2 * float(cv2.distanceTransform(hard, cv2.DIST_L2, 5).max())
-    if thick > max(THIN, LINE * longer):
+    if thick > max(MIN_LINE_WIDTH, MAX_LINE_WIDTH * longer):
         return ""
-    gaps = sorted({0, 1, *(max(1, round(share * longer / 2)) for share in (GAP / 2, GAP))})
-    if not any(_encloses(hard, gap) for gap in gaps) and not _surrounds(hard):
+    gaps = sorted({0, 1, *(max(1, round(share * longer / 2)) for share in (MAX_LINE_GAP / 2, MAX_LINE_GAP))})
+    if not any(_encloses_area(hard, gap) for gap in gaps) and not _is_ring(hard):
         return ""
     return f"it is an outline, a line of at most {thick:.0f} px, and not filled"
 
 
-def _encloses(line: "np.ndarray", reach: int) -> bool:
+def _encloses_area(line: "np.ndarray", reach: int) -> bool:
     """Whether a line (H, W) of 0 and 1 encloses much more than itself, once gaps of twice `reach` pixels are bridged."""
     import cv2
     import numpy as np
@@ -86,10 +86,10 @@ def _encloses(line: "np.ndarray", reach: int) -> bool:
     inside = cv2.dilate(
         filled - bridged, square
     )  # teeth of a comb leave nothing here: bridging fills what lies between
-    return float(line.sum()) <= MAX_LINE * float((inside | wide).sum())
+    return float(line.sum()) <= MAX_LINE_SHARE * float((inside | wide).sum())
 
 
-def _surrounds(line: "np.ndarray") -> bool:
+def _is_ring(line: "np.ndarray") -> bool:
     """Whether a line (H, W) of 0 and 1, or the dashes that scaling made of it, lie all around a middle that is empty."""
     import cv2
     import numpy as np
@@ -98,27 +98,30 @@ def _surrounds(line: "np.ndarray") -> bool:
     hull = cv2.convexHull(points)
     filled = cv2.fillConvexPoly(np.zeros_like(line), hull, 1)
     depth = cv2.distanceTransform(filled, cv2.DIST_L2, 5)
-    if line.sum() > MAX_LINE * filled.sum() or line[depth > depth.max() / 2].sum() > MAX_MIDDLE * line.sum():
+    if (
+        line.sum() > MAX_LINE_SHARE * filled.sum()
+        or line[depth > depth.max() / 2].sum() > MAX_MIDDLE_SHARE * line.sum()
+    ):
         return False
     rows, columns = filled.nonzero()
     angles = np.sort(np.degrees(np.arctan2(points[:, 1] - rows.mean(), points[:, 0] - columns.mean())))
     widest = float(np.diff(angles, append=angles[0] + 360).max())
     count, dashes = cv2.connectedComponents(line)
     if count > MIN_DASHES:
-        return widest <= TORN_ANGLE
-    return widest <= OPEN_ANGLE and any(_bends((dashes == i).astype(np.uint8)) for i in range(1, count))
+        return widest <= MAX_DASHED_ANGLE
+    return widest <= MAX_OPEN_ANGLE and any(_is_curved((dashes == i).astype(np.uint8)) for i in range(1, count))
 
 
-def _bends(dash: "np.ndarray") -> bool:
+def _is_curved(dash: "np.ndarray") -> bool:
     """Whether one dash (H, W) of 0 and 1 goes around something; two straight ones side by side may be two sticks."""
     import cv2
     import numpy as np
 
     hull = cv2.convexHull(np.argwhere(dash)[:, ::-1].astype(np.int32))
-    return float(dash.sum()) <= MAX_LINE * float(cv2.fillConvexPoly(np.zeros_like(dash), hull, 1).sum())
+    return float(dash.sum()) <= MAX_LINE_SHARE * float(cv2.fillConvexPoly(np.zeros_like(dash), hull, 1).sum())
 
 
-def judge(metrics: dict[str, float], class_word: str, config: Segment) -> str:
+def rejection_reason(metrics: dict[str, float], class_word: str, config: Segment) -> str:
     """Why a mask cannot be trained on, or an empty string."""
     if metrics["area"] < MIN_AREA:
         return f"it covers {metrics['area']:.1%} of the photo" if metrics["area"] else "nothing was found"

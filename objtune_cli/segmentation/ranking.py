@@ -16,9 +16,9 @@ from objtune_cli.models.clip import BACKGROUND_LABELS, MEAN, Clip
 from objtune_cli.models.prompts import with_article
 from objtune_cli.numerics.masks import crop, iou
 
-QUALITY, EDGE, BORDER = 1.0, 1.0, 2.0
+QUALITY_WEIGHT, CONTRAST_WEIGHT, BORDER_WEIGHT = 1.0, 1.0, 2.0
 """Weights of the segmenter's own word, of contrast along the outline, and of the share of the outline on the photo's border."""
-SAME = 0.5
+SAME_IOU = 0.5
 """IoU from which two masks are the same thing."""
 
 
@@ -32,13 +32,13 @@ class Candidate:
     """
 
     mask: np.ndarray
-    likeness: float
+    class_probability: float
     score: float
     quality: float = 0.0
 
 
 @torch.no_grad()
-def likeness(
+def class_probabilities(
     model: BaseModel,
     towers: Clip,
     rgb: np.ndarray,
@@ -61,7 +61,7 @@ def likeness(
     return share[:, [index[w] for w in words]]
 
 
-def ranked(
+def rank(
     rgb: np.ndarray, masks: Sequence[np.ndarray], qualities: Sequence[float], likely: np.ndarray
 ) -> list[Candidate]:
     """Candidates for one word, best first.
@@ -72,7 +72,12 @@ def ranked(
         Candidate(
             m,
             float(p),
-            float(np.log(max(p, 1e-6)) + QUALITY * q + EDGE * contrast(rgb, m) - BORDER * on_border(m)),
+            float(
+                np.log(max(p, 1e-6))
+                + QUALITY_WEIGHT * q
+                + CONTRAST_WEIGHT * outline_contrast(rgb, m)
+                - BORDER_WEIGHT * border_share(m)
+            ),
             float(q),
         )
         for m, q, p in zip(masks, qualities, likely, strict=True)
@@ -80,7 +85,7 @@ def ranked(
     return sorted(found, key=lambda c: -c.score)
 
 
-def contrast(rgb: np.ndarray, mask: np.ndarray) -> float:
+def outline_contrast(rgb: np.ndarray, mask: np.ndarray) -> float:
     """Share of the outline along which colours differ by more than a just visible step, in [0, 1]."""
     lab = cv2.cvtColor(cv2.GaussianBlur(rgb, (0, 0), 1), cv2.COLOR_RGB2LAB).astype(np.float32)
     step = np.sqrt(
@@ -92,32 +97,32 @@ def contrast(rgb: np.ndarray, mask: np.ndarray) -> float:
     return float((near[edge] > 6).mean()) if edge.any() else 0.0
 
 
-def on_border(mask: np.ndarray) -> float:
+def border_share(mask: np.ndarray) -> float:
     """Share of the photo's border that a mask touches, in [0, 1]."""
     return float(np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]).mean())
 
 
-def rivals(candidates: Sequence[Candidate]) -> list[Candidate]:
+def suppress_duplicates(candidates: Sequence[Candidate]) -> list[Candidate]:
     """One candidate, the best, for each thing."""
     found: list[Candidate] = []
     for c in candidates:
-        if all(iou(c.mask, kept.mask) < SAME and not _inside(c.mask, kept.mask) for kept in found):
+        if all(iou(c.mask, kept.mask) < SAME_IOU and not _is_part(c.mask, kept.mask) for kept in found):
             found.append(c)
     return found
 
 
-def _inside(a: np.ndarray, b: np.ndarray) -> bool:
+def _is_part(a: np.ndarray, b: np.ndarray) -> bool:
     """Whether nearly all of the smaller one lies in the other: a part of it."""
     small = min(np.count_nonzero(a), np.count_nonzero(b))
     return bool(small and np.count_nonzero(a & b) > 0.85 * small)
 
 
-def assigned(choices: Sequence[Sequence[Candidate]], most: int = 6) -> list[int] | None:
+def assign(choices: Sequence[Sequence[Candidate]], most: int = 6) -> list[int] | None:
     """Which candidate each of several objects gets, each thing once, so that the sum of scores is the largest; None where there are too few."""
     best: tuple[float, tuple[int, ...]] | None = None
     for picks in itertools.product(*(range(min(most, len(c))) for c in choices)):
         chosen = [c[i] for c, i in zip(choices, picks, strict=True)]
-        if any(iou(a.mask, b.mask) >= SAME for a, b in itertools.combinations(chosen, 2)):
+        if any(iou(a.mask, b.mask) >= SAME_IOU for a, b in itertools.combinations(chosen, 2)):
             continue
         total = sum(c.score for c in chosen)
         if best is None or total > best[0] + 1e-9:
@@ -125,7 +130,7 @@ def assigned(choices: Sequence[Sequence[Candidate]], most: int = 6) -> list[int]
     return None if best is None else list(best[1])
 
 
-WHICH = {
+SELECT_KEYS = {
     "largest": lambda m: -float(m.sum()),
     "smallest": lambda m: float(m.sum()),
     "left": lambda m: float(m.nonzero()[1].mean()),
@@ -136,7 +141,7 @@ WHICH = {
 """Ways to say which of several objects of one class is meant: the first by these."""
 
 
-def of_several(found: Sequence[Candidate], which: str, reach: float = 1.5) -> list[Candidate]:
+def select(found: Sequence[Candidate], which: str, reach: float = 1.5) -> list[Candidate]:
     """The candidates that are about as much the class as the best one, ordered as was asked."""
     alike = [c for c in found if c.score > found[0].score - reach]
-    return sorted(alike, key=lambda c: WHICH[which](c.mask))
+    return sorted(alike, key=lambda c: SELECT_KEYS[which](c.mask))

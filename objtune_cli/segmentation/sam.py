@@ -26,6 +26,9 @@ torchvision_compat.complete()  # segment-anything imports torchvision
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor, sam_model_registry  # noqa: E402
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer  # noqa: E402
 
+STORED_NAMES = {"global_attn_indexes": "everywhere"}
+"""Fields of `Dims` whose names in config.json differ."""
+
 
 @dataclass(frozen=True, slots=True)
 class Dims:
@@ -43,22 +46,30 @@ class Dims:
     width: int = 128
     depth: int = 6
     heads: int = 4
-    everywhere: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
+    global_attn_indexes: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
     prompt: int = 128
     mlp: int = 256
 
-    def json(self) -> dict[str, Any]:
-        return asdict(self)
+    def to_json(self) -> dict[str, Any]:
+        """The sizes as the embedded model's config.json stores them."""
+        return {STORED_NAMES.get(name, name): value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> "Dims":
+        """Sizes from the embedded model's config.json."""
+        names = {on_disk: name for name, on_disk in STORED_NAMES.items()}
+        sizes: dict[str, Any] = {names.get(k, k): tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+        return cls(**sizes)
 
 
-def small(dims: Dims) -> Any:
+def build_sam(dims: Dims) -> Any:
     """An untrained `Sam` of these sizes, without relative positions."""
     cells = dims.side // dims.patch
     return Sam(
         image_encoder=ImageEncoderViT(
             img_size=dims.side, patch_size=dims.patch, embed_dim=dims.width, depth=dims.depth, num_heads=dims.heads, mlp_ratio=4,
             out_chans=dims.prompt, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=1e-6),  # type: ignore[arg-type]
-            use_rel_pos=False, window_size=dims.window, global_attn_indexes=dims.everywhere,
+            use_rel_pos=False, window_size=dims.window, global_attn_indexes=dims.global_attn_indexes,
         ),
         prompt_encoder=PromptEncoder(
             embed_dim=dims.prompt, image_embedding_size=(cells, cells), input_image_size=(dims.side, dims.side), mask_in_chans=16
@@ -71,11 +82,11 @@ def small(dims: Dims) -> Any:
     )  # fmt: skip
 
 
-OFFICIAL = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
+OFFICIAL_MODELS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
 """Width of the image encoder to the name of the official model."""
 
 
-def opened(folder: Path) -> tuple[Any, str]:
+def load_embedded(folder: Path) -> tuple[Any, str]:
     """The embedded model and its name.
 
     Raises:
@@ -86,9 +97,8 @@ def opened(folder: Path) -> tuple[Any, str]:
     try:
         record = json.loads((folder / "config.json").read_bytes())
         state = {k: v.float() for k, v in load_file(folder / "model.safetensors").items()}
-        sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record["dims"].items()}
         with LOAD_LOCK:
-            model = small(Dims(**sizes))
+            model = build_sam(Dims.from_json(record["dims"]))
         model.load_state_dict(state)
     except Exception as error:  # every way in which an installed file can be broken
         raise ResourceError(
@@ -97,16 +107,16 @@ def opened(folder: Path) -> tuple[Any, str]:
     return model.eval(), record["name"]
 
 
-def official(checkpoint: Path) -> tuple[Any, str]:
+def load_official(checkpoint: Path) -> tuple[Any, str]:
     """A model of an official checkpoint (.pth, or a safetensors copy) and its name; read without running any of its code.
 
     Raises:
         InputError: No file, not the content that its name promises, not readable as plain tensors, or no segment-anything model.
     """
-    _check_name(checkpoint)
-    state = _read(checkpoint)
+    _check_digest(checkpoint)
+    state = _read_checkpoint(checkpoint)
     first = state.get("image_encoder.patch_embed.proj.weight") if isinstance(state, dict) else None
-    kind = OFFICIAL.get(len(first) if isinstance(first, Tensor) and first.ndim else 0)
+    kind = OFFICIAL_MODELS.get(len(first) if isinstance(first, Tensor) and first.ndim else 0)
     if kind is None:
         raise InputError(f"{checkpoint} is no segment-anything checkpoint", "give sam_vit_b, sam_vit_l or sam_vit_h")
     with LOAD_LOCK:
@@ -118,7 +128,7 @@ def official(checkpoint: Path) -> tuple[Any, str]:
     return model.eval(), f"sam-{kind}"
 
 
-def _check_name(path: Path) -> None:
+def _check_digest(path: Path) -> None:
     """Official files carry the beginning of their SHA-256 in their names: sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth, sam_vit_h_4b8939.pth."""
     claimed = re.fullmatch(r"sam_vit_[blh]_([0-9a-f]{6})\.pth", path.name)
     if claimed is None or not path.is_file():
@@ -132,7 +142,7 @@ def _check_name(path: Path) -> None:
         )
 
 
-def _read(path: Path) -> Any:
+def _read_checkpoint(path: Path) -> Any:
     if not path.is_file():
         raise InputError(
             f"there is no file {path}", "give a segment-anything checkpoint, or none for the embedded model"
@@ -150,21 +160,21 @@ def _read(path: Path) -> Any:
         ) from None
 
 
-GRID = 8
+GRID_POINTS = 8
 """Points along a side where nothing was said."""
-BATCH = 32
+HINTS_PER_BATCH = 32
 """Hints that are answered at once."""
-BOXES = ((0.3, 6), (0.45, 5), (0.6, 4), (0.8, 3))
+BOX_GRIDS = ((0.3, 6), (0.45, 5), (0.6, 4), (0.8, 3))
 """Boxes where nothing was said: side as a fraction of the picture's, and how many along each side."""
-AROUND = (0.2, 0.35, 0.5, 0.7)
+POINT_BOX_SIDES = (0.2, 0.35, 0.5, 0.7)
 """Sides of the boxes around a lone point, fraction of the picture's longer side."""
-ALIKE = 0.8
+DUPLICATE_IOU = 0.8
 """IoU from which two proposals are one."""
-CLOSER = 0.6
+ZOOM_BELOW = 0.6
 """An object whose longer side is below this share of the picture's is looked at again from nearer."""
-ROOM = 0.25
+ZOOM_MARGIN = 0.25
 """Of that look, around the object's box, fraction of its longer side."""
-CERTAIN = 8.0
+MASK_LOGIT = 8.0
 """Logit of a rough mask's inside."""
 
 
@@ -178,63 +188,69 @@ class SegmentAnything:
             cpu.set_threads_for(sum(p.numel() for p in model.parameters()))
         self.rgb = np.zeros((0, 0, 3), np.uint8)
 
-    def look(self, rgb: np.ndarray) -> None:
+    def set_image(self, rgb: np.ndarray) -> None:
         """Take in a picture (H, W, 3) uint8."""
         self.rgb = rgb
         self.predictor.set_image(rgb)
 
-    def find(self, hints: Hints) -> Proposal:
+    def predict(self, hints: Hints) -> Proposal:
         """The object that hints speak of; a small one is looked at again from nearer."""
-        first = self._find(self.predictor, hints)
-        if hints.lone:
-            first = max([first, *self._around(hints)], key=lambda p: p.quality)
+        first = self._predict_best(self.predictor, hints)
+        if hints.is_single_point:
+            first = max([first, *self._predict_around_point(hints)], key=lambda p: p.quality)
         if not first.mask.any():
             return first
-        return self._closer(first, hints)
+        return self._zoom_in(first, hints)
 
-    def under(self, hints: Hints) -> list[Proposal]:
+    def predict_all(self, hints: Hints) -> list[Proposal]:
         """The three answers to a lone point, what lies in boxes around it, and of all that the picture holds what has the point."""
-        parts = [Proposal(m.astype(bool), float(q)) for m, q in zip(*self._answers(self.predictor, hints), strict=True)]
-        return _unlike([*parts, *self._around(hints), *self._with(hints, self.everything())])
+        parts = [
+            Proposal(m.astype(bool), float(q)) for m, q in zip(*self._predict_masks(self.predictor, hints), strict=True)
+        ]
+        return _suppress_duplicates(
+            [*parts, *self._predict_around_point(hints), *self._filter_by_points(hints, self.propose_all())]
+        )
 
-    def _around(self, hints: Hints) -> list[Proposal]:
+    def _predict_around_point(self, hints: Hints) -> list[Proposal]:
         """What lies in boxes around one point and has the point, but none of those beside: a point alone may as well mean a part."""
         height, width = self.rgb.shape[:2]
         (x, y), side = hints.points[0], max(height, width)
         boxes = [
             (max(0.0, x + (dx - 0.5) * s * side), max(0.0, y + (dy - 0.5) * s * side), min(width, x + (dx + 0.5) * s * side), min(height, y + (dy + 0.5) * s * side))
-            for s in AROUND for dx in (-0.25, 0, 0.25) for dy in (-0.25, 0, 0.25)
+            for s in POINT_BOX_SIDES for dx in (-0.25, 0, 0.25) for dy in (-0.25, 0, 0.25)
         ]  # fmt: skip
-        return self._with(hints, self._lying_in(np.array(boxes)))
+        return self._filter_by_points(hints, self._predict_boxes(np.array(boxes)))
 
-    def _with(self, hints: Hints, found: list[Proposal]) -> list[Proposal]:
+    def _filter_by_points(self, hints: Hints, found: list[Proposal]) -> list[Proposal]:
         """Those that have the points, and none of those beside."""
         height, width = self.rgb.shape[:2]
         inside = lambda mask, points: [bool(mask[min(int(v), height - 1), min(int(u), width - 1)]) for u, v in points]  # noqa: E731
-        return [p for p in found if all(inside(p.mask, hints.points)) and not any(inside(p.mask, hints.beside))]
+        return [
+            p for p in found if all(inside(p.mask, hints.points)) and not any(inside(p.mask, hints.negative_points))
+        ]
 
-    def everything(self) -> list[Proposal]:
+    def propose_all(self) -> list[Proposal]:
         """The automatic masks of a grid of points, and what lies in each of `BOXES`; of those that are alike the best.
 
         Looser than the generator's own thresholds: a class word, not a score, chooses among them. Boxes find whole objects where a
         point is as well on one of their parts.
         """
         generator = SamAutomaticMaskGenerator(
-            self.predictor.model, points_per_side=GRID, points_per_batch=BATCH, pred_iou_thresh=0.6, stability_score_thresh=0.7, box_nms_thresh=0.8,
+            self.predictor.model, points_per_side=GRID_POINTS, points_per_batch=HINTS_PER_BATCH, pred_iou_thresh=0.6, stability_score_thresh=0.7, box_nms_thresh=0.8,
         )  # fmt: skip
         found = [Proposal(m["segmentation"], float(m["predicted_iou"])) for m in generator.generate(self.rgb)]
-        return _unlike(found + self._boxed())
+        return _suppress_duplicates(found + self._propose_from_boxes())
 
-    def _boxed(self) -> list[Proposal]:
+    def _propose_from_boxes(self) -> list[Proposal]:
         """What lies in boxes of several sizes all over the picture."""
         height, width = self.rgb.shape[:2]
         boxes = [
             (x * width, y * height, (x + size) * width, (y + size) * height)
-            for size, count in BOXES for x in np.linspace(0, 1 - size, count) for y in np.linspace(0, 1 - size, count)
+            for size, count in BOX_GRIDS for x in np.linspace(0, 1 - size, count) for y in np.linspace(0, 1 - size, count)
         ]  # fmt: skip
-        return self._lying_in(np.array(boxes))
+        return self._predict_boxes(np.array(boxes))
 
-    def _lying_in(self, boxes: np.ndarray) -> list[Proposal]:
+    def _predict_boxes(self, boxes: np.ndarray) -> list[Proposal]:
         """The object of each box (N, 4), from the one embedding."""
         given = torch.as_tensor(
             self.predictor.transform.apply_boxes(boxes, self.rgb.shape[:2]),
@@ -242,59 +258,59 @@ class SegmentAnything:
             device=self.predictor.device,
         )
         found: list[Proposal] = []
-        for part in given.split(BATCH):
+        for part in given.split(HINTS_PER_BATCH):
             masks, quality, _ = self.predictor.predict_torch(None, None, boxes=part, multimask_output=False)
             found += [Proposal(m, float(q)) for m, q in zip(masks[:, 0].cpu().numpy(), quality[:, 0], strict=True)]
         return found
 
-    def refined(self, proposal: Proposal) -> Proposal:
+    def refine(self, proposal: Proposal) -> Proposal:
         """The same object from its box and its own mask, and from nearer where it is small."""
-        box = box_of(proposal.mask)
-        again = self._find(self.predictor, Hints(box))
+        box = mask_box(proposal.mask)
+        again = self._predict_best(self.predictor, Hints(box))
         kept = again if iou(again.mask, proposal.mask) > 0.7 else proposal
-        return self._closer(kept, Hints(box))
+        return self._zoom_in(kept, Hints(box))
 
-    def _closer(self, first: Proposal, hints: Hints) -> Proposal:
+    def _zoom_in(self, first: Proposal, hints: Hints) -> Proposal:
         """A second look at the box of a first mask; the first one where the two do not agree."""
         height, width = self.rgb.shape[:2]
-        x0, y0, x1, y1 = box_of(first.mask)
+        x0, y0, x1, y1 = mask_box(first.mask)
         extent = max(x1 - x0, y1 - y0)
-        if extent > CLOSER * max(height, width) or extent < 4:
+        if extent > ZOOM_BELOW * max(height, width) or extent < 4:
             return first
-        side = extent * (1 + 2 * ROOM)
+        side = extent * (1 + 2 * ZOOM_MARGIN)
         left, top = (round(max(0.0, (a + b - side) / 2)) for a, b in ((x0, x1), (y0, y1)))
         right, bottom = min(width, round(left + side)), min(height, round(top + side))
         part = np.ascontiguousarray(self.rgb[top:bottom, left:right])
         predictor = SamPredictor(self.predictor.model)
         predictor.set_image(part)
         inside = lambda points: tuple((x - left, y - top) for x, y in points if left <= x < right and top <= y < bottom)  # noqa: E731
-        near = Hints((x0 - left, y0 - top, x1 - left, y1 - top), inside(hints.points), inside(hints.beside))
-        second = self._find(predictor, near)
+        near = Hints((x0 - left, y0 - top, x1 - left, y1 - top), inside(hints.points), inside(hints.negative_points))
+        second = self._predict_best(predictor, near)
         if iou(second.mask, first.mask[top:bottom, left:right]) < 0.6:
             return first
         mask = np.zeros((height, width), bool)
         mask[top:bottom, left:right] = second.mask
         return Proposal(mask, second.quality)
 
-    def _find(self, predictor: SamPredictor, hints: Hints) -> Proposal:
-        masks, scores = self._answers(predictor, hints)
+    def _predict_best(self, predictor: SamPredictor, hints: Hints) -> Proposal:
+        masks, scores = self._predict_masks(predictor, hints)
         best = int(np.argmax(scores))
         return Proposal(masks[best].astype(bool), float(scores[best]))
 
-    def _answers(self, predictor: SamPredictor, hints: Hints) -> tuple[np.ndarray, np.ndarray]:
+    def _predict_masks(self, predictor: SamPredictor, hints: Hints) -> tuple[np.ndarray, np.ndarray]:
         """Masks (N, H, W) and their qualities (N,): three where one point is all, for it may mean more than one thing, else one."""
-        points = np.array([*hints.points, *hints.beside], float).reshape(-1, 2)
-        labels = np.array([1] * len(hints.points) + [0] * len(hints.beside))
+        points = np.array([*hints.points, *hints.negative_points], float).reshape(-1, 2)
+        labels = np.array([1] * len(hints.points) + [0] * len(hints.negative_points))
         masks, scores, _ = predictor.predict(
             point_coords=points if len(points) else None,
             point_labels=labels if len(points) else None,
             box=np.array(hints.box_xyxy) if hints.box_xyxy else None,
-            mask_input=None if hints.rough is None else self._logits(hints.rough)[None],
-            multimask_output=hints.lone and len(points) == 1,
+            mask_input=None if hints.rough_mask is None else self._mask_logits(hints.rough_mask)[None],
+            multimask_output=hints.is_single_point and len(points) == 1,
         )
         return masks, scores
 
-    def _logits(self, rough: np.ndarray) -> np.ndarray:
+    def _mask_logits(self, rough: np.ndarray) -> np.ndarray:
         """A rough mask as the decoder takes it: padded as pictures are, at a quarter of a patch's cells."""
         side = self.predictor.model.image_encoder.img_size
         height, width = rough.shape
@@ -305,19 +321,19 @@ class SegmentAnything:
         square = np.zeros((side, side), np.float32)
         square[: small.shape[0], : small.shape[1]] = small
         cells = 4 * self.predictor.model.prompt_encoder.image_embedding_size[0]
-        return (cv2.resize(square, (cells, cells), interpolation=cv2.INTER_AREA) * 2 - 1) * CERTAIN
+        return (cv2.resize(square, (cells, cells), interpolation=cv2.INTER_AREA) * 2 - 1) * MASK_LOGIT
 
 
-def _unlike(found: list[Proposal]) -> list[Proposal]:
+def _suppress_duplicates(found: list[Proposal]) -> list[Proposal]:
     """Of proposals that are alike the best, best first."""
     kept: list[Proposal] = []
     for proposal in sorted(found, key=lambda p: -p.quality):
-        if proposal.mask.any() and all(iou(proposal.mask, other.mask) < ALIKE for other in kept):
+        if proposal.mask.any() and all(iou(proposal.mask, other.mask) < DUPLICATE_IOU for other in kept):
             kept.append(proposal)
     return kept
 
 
-def box_of(mask: np.ndarray) -> tuple[float, float, float, float]:
+def mask_box(mask: np.ndarray) -> tuple[float, float, float, float]:
     """Box (x0, y0, x1, y1) around a mask that is not empty, px."""
     ys, xs = mask.nonzero()
     return float(xs.min()), float(ys.min()), float(xs.max() + 1), float(ys.max() + 1)

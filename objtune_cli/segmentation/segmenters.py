@@ -5,7 +5,7 @@ from pathlib import Path
 from objtune_cli.segmentation.types import Segmenter
 
 
-def load(kind: str, checkpoint: str, embedded: Path, device: str = "cpu") -> Segmenter:
+def load_segmenter(kind: str, checkpoint: str, embedded: Path, device: str = "cpu") -> Segmenter:
     """A segmenter: of a checkpoint where one is given, else "sam" from the embedded weights, or "grabcut".
 
     Args:
@@ -15,13 +15,13 @@ def load(kind: str, checkpoint: str, embedded: Path, device: str = "cpu") -> Seg
         InputError: No segment-anything checkpoint.
     """
     if checkpoint:
-        from objtune_cli.segmentation.sam import SegmentAnything, official
+        from objtune_cli.segmentation.sam import SegmentAnything, load_official
 
-        return SegmentAnything(*official(Path(checkpoint)), device)
+        return SegmentAnything(*load_official(Path(checkpoint)), device)
     if kind == "grabcut":
         from objtune_cli.segmentation.grabcut import GrabCut
 
         return GrabCut()
-    from objtune_cli.segmentation.sam import SegmentAnything, opened
+    from objtune_cli.segmentation.sam import SegmentAnything, load_embedded
 
-    return SegmentAnything(*opened(embedded))
+    return SegmentAnything(*load_embedded(embedded))

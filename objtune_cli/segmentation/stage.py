@@ -10,7 +10,7 @@ from objtune_cli.errors import GateError, InputError, ObjtuneError
 from objtune_cli.images import photo, png
 from objtune_cli.models import registry
 from objtune_cli.segmentation import from_class_word, hint_checks, quality_gate, transparent_photo
-from objtune_cli.segmentation.from_hints import Eyes, Located, Target
+from objtune_cli.segmentation.from_hints import SegmentationModels, SegmentedObject, Target
 from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record
 from objtune_cli.workflow import class_words
@@ -27,9 +27,9 @@ def run(ctx: StageContext, path: Path, targets: list[Target], config: Segment) -
         InputError: Unusable photo, mask, box or point, or two objects that claim one region. GateError: a mask nobody should train on.
     """
     head = photo.read_header(path)
-    frame = hint_checks.Frame(*head.size, head.orientation)
+    frame = hint_checks.PhotoSize(*head.size, head.orientation)
     targets = [
-        hint_checks.place(target, frame, lambda text: ctx.report.note(f"{path.name}: {text}"))
+        hint_checks.to_pixels(target, frame, lambda text: ctx.report.note(f"{path.name}: {text}"))
         for target in class_words.told(ctx, targets)
     ]
     records = [_record(ctx, target, targets, head, config) for target in targets]
@@ -37,29 +37,29 @@ def run(ctx: StageContext, path: Path, targets: list[Target], config: Segment) -
     if all(done):
         return [d for d in done if d]
     picture = photo.read(path)
-    if picture.alpha is not None and not picture.alpha.any() and any(target.blind for target in targets):
+    if picture.alpha is not None and not picture.alpha.any() and any(target.has_no_hint for target in targets):
         raise InputError(
             f"{path} is wholly transparent", "save it without transparency, or with the object alone opaque"
         )
     for note in picture.notes:
         ctx.report.note(f"{path.name}: {note}")
-    eyes = Eyes(ctx, config)
-    if len(targets) == 1 and targets[0].blind:
-        picture = transparent_photo.decide(eyes, path, picture, targets[0])
+    models = SegmentationModels(ctx, config)
+    if len(targets) == 1 and targets[0].has_no_hint:
+        picture = transparent_photo.check_transparency(models, path, picture, targets[0])
     by_word = config.min_likeness > 0 and not (len(targets) == 1 and picture.alpha is not None)
     for target in targets:
         class_words.announce_shared(ctx, target)
-        class_words.check(ctx, target, chooses=by_word and target.blind)
-    rgb = _sized(picture, config)
-    located = from_class_word.all_of(eyes, picture, rgb, targets)
+        class_words.check(ctx, target, chooses=by_word and target.has_no_hint)
+    rgb = _downscale(picture, config)
+    located = from_class_word.segment_objects(models, picture, rgb, targets)
     found = [
-        old or _judged(ctx, picture, rgb, item, target, record, config)
+        old or _check_mask(ctx, picture, rgb, item, target, record, config)
         for old, item, target, record in zip(done, located, targets, records, strict=True)
     ]
     return [item if isinstance(item, StageResult) else _publish(ctx, item) for item in found]
 
 
-def _sized(picture: photo.Photo, config: Segment) -> "np.ndarray":
+def _downscale(picture: photo.Photo, config: Segment) -> "np.ndarray":
     """The photo's pixels at the size at which they are kept."""
     import cv2
 
@@ -72,7 +72,7 @@ def _sized(picture: photo.Photo, config: Segment) -> "np.ndarray":
 def _record(ctx: StageContext, target: Target, targets: list[Target], head: photo.Header, config: Segment) -> Record:
     """What the mask is made of: the photo, the hints, and what looks: a segmenter, and a base where the class word chooses."""
     inputs = {"photo": {"ref": "", "sha256": head.sha256}}
-    for name, file in (("mask", target.mask), ("rough", target.rough)):
+    for name, file in (("mask", target.mask), ("rough", target.rough_mask)):
         if file:
             inputs[name] = {"ref": "", "sha256": photo.digest(file)}
     weights = Path(config.sam_checkpoint) if config.sam_checkpoint else registry.TOYBOX_SEGMENTER / "model.safetensors"
@@ -81,7 +81,7 @@ def _record(ctx: StageContext, target: Target, targets: list[Target], head: phot
     )
     if config.detector and (detector := Path(config.detector)).is_dir():  # what it is, not where it lies
         settings["detector"] = detector.resolve().name
-        inputs |= {} if target.mask else {"detector": {"ref": "", "sha256": _digest(detector)}}
+        inputs |= {} if target.mask else {"detector": {"ref": "", "sha256": _digest_folder(detector)}}
     if not target.mask:
         if config.sam_checkpoint or config.segmenter == "sam":
             try:
@@ -90,23 +90,23 @@ def _record(ctx: StageContext, target: Target, targets: list[Target], head: phot
                 raise InputError(
                     f"there is no file {weights}", "give a segment-anything checkpoint, or none for the embedded model"
                 ) from None
-        if target.blind or target.lone:
-            settings["chosen_by"] = _chooser(ctx)
+        if target.has_no_hint or target.is_single_point:
+            settings["chosen_by"] = _base_fingerprint(ctx)
         if len(targets) > 1:
             settings["among"] = [
-                [t.class_word, t.hints(), *(photo.digest(f) for f in (t.mask, t.rough) if f)] for t in targets
+                [t.class_word, t.hints(), *(photo.digest(f) for f in (t.mask, t.rough_mask) if f)] for t in targets
             ]
     return Record("mask", target.name, {target.name: target.class_word}, inputs, settings, base={})
 
 
-def _digest(folder: Path) -> str:
+def _digest_folder(folder: Path) -> str:
     """SHA-256 over the configs and weights of a model's folder."""
     files = sorted(file for file in folder.iterdir() if file.suffix in (".json", ".txt", ".safetensors"))
     return hashlib.sha256("".join(f"{file.name} {artifacts.sha256(file)}\n" for file in files).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class AcceptedMask:
     """A mask that passed the gate, ready to be published."""
 
     record: Record
@@ -115,29 +115,29 @@ class Found:
     overlay: bytes
 
 
-def _judged(
+def _check_mask(
     ctx: StageContext,
     picture: photo.Photo,
     rgb: "np.ndarray",
-    located: Located,
+    located: SegmentedObject,
     target: Target,
     record: Record,
     config: Segment,
-) -> Found:
+) -> AcceptedMask:
     """A mask through the gate.
 
     Raises:
         GateError: Not usable; a picture of what was found lies beside the project's artifacts.
     """
-    metrics = quality_gate.measure(located.cover, _cells(ctx)) | located.metrics
-    problem, advice = quality_gate.judge(metrics, target.class_word, config), located.advice
+    metrics = quality_gate.mask_statistics(located.cover, _latent_cells(ctx)) | located.metrics
+    problem, advice = quality_gate.rejection_reason(metrics, target.class_word, config), located.advice
     if problem and target.box_xyxy and not target.mask:
-        advice = hint_checks.box_advice(target, picture)
+        advice = hint_checks.suggest_box(target, picture)
     if not problem and located.outline:
         problem, advice = located.outline, located.advice
     elif not problem and not target.mask:
-        problem, advice = hint_checks.disagreement(located.cover, target, picture, located.rough)
-    shown = png.png(png.overlay(rgb, located.cover, located.rivals))
+        problem, advice = hint_checks.find_disagreement(located.cover, target, picture, located.rough_mask)
+    shown = png.png(png.overlay(rgb, located.cover, located.alternatives))
     if problem and (not ctx.force or not metrics["area"]):
         rejected = ctx.project.folder / ".objtune" / "rejected" / f"{target.name}.png"
         artifacts.write_file(rejected, shown, ctx.root)
@@ -145,10 +145,10 @@ def _judged(
     if problem:
         ctx.report.note(f"kept although {problem}")
         record = replace(record, config={**record.config, "kept": problem})
-    return Found(replace(record, metrics={**metrics, "found_by": located.by}), rgb, located.cover, shown)
+    return AcceptedMask(replace(record, metrics={**metrics, "found_by": located.found_by}), rgb, located.cover, shown)
 
 
-def _chooser(ctx: StageContext) -> str:
+def _base_fingerprint(ctx: StageContext) -> str:
     """The base whose CLIP chooses; nothing where it is not on this machine: a photo with transparency needs none."""
     try:
         return ctx.base.fingerprint
@@ -156,7 +156,7 @@ def _chooser(ctx: StageContext) -> str:
         return ""
 
 
-def _cells(ctx: StageContext) -> int:
+def _latent_cells(ctx: StageContext) -> int:
     """Latent cells of the base's frame; 0 where the base is not on this machine: a mask needs none."""
     try:
         return ctx.base.cells
@@ -164,7 +164,7 @@ def _cells(ctx: StageContext) -> int:
         return 0
 
 
-def _publish(ctx: StageContext, found: Found) -> StageResult:
+def _publish(ctx: StageContext, found: AcceptedMask) -> StageResult:
     import numpy as np
 
     ref = artifacts.publish(ctx.root, found.record, {"rgb": found.rgb, "mask": np.ascontiguousarray(found.mask)})

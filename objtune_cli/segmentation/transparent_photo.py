@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     import numpy as np
 
     from objtune_cli.images.photo import Photo
-    from objtune_cli.segmentation.from_hints import Eyes, Target
+    from objtune_cli.segmentation.from_hints import SegmentationModels, Target
 
-FRAME, CORNER = 0.975, 0.25
+MIN_FRAME_FILL, FRAME_CORNER = 0.975, 0.25
 """Share of a rectangle or ellipse that a frame fills, and the share of a side that its rounded corners take."""
-MIN_FRAME = 0.3
+MIN_FRAME_AREA = 0.3
 """Least area of a frame; a smaller rectangle or ellipse with much around it is an object cut out: a phone, a ball."""
-ANOTHER, NOT_IT = 0.5, 0.1
+MIN_OTHER_PROBABILITY, MAX_OWN_PROBABILITY = 0.5, 0.1
 """Likeness from which a cut-out is of another class, and up to which it is not of the class that was asked for."""
-PART = 0.1
+MIN_PART_AREA = 0.1
 """Area of a part that may be an object of its own, of the largest part's."""
 
 
-def decide(eyes: "Eyes", path: Path, picture: "Photo", target: "Target") -> "Photo":
+def check_transparency(models: "SegmentationModels", path: Path, picture: "Photo", target: "Target") -> "Photo":
     """The photo with an alpha that is a cut-out of the target, or with none.
 
     Raises:
@@ -33,7 +33,7 @@ def decide(eyes: "Eyes", path: Path, picture: "Photo", target: "Target") -> "Pho
     """
     if picture.alpha is None:
         return picture
-    note = lambda text: eyes.ctx.report.note(f"{path.name}: {text}")  # noqa: E731
+    note = lambda text: models.ctx.report.note(f"{path.name}: {text}")  # noqa: E731
     if not picture.alpha.any():
         raise InputError(
             f"{path} is wholly transparent", "save it without transparency, or with the object alone opaque"
@@ -44,16 +44,16 @@ def decide(eyes: "Eyes", path: Path, picture: "Photo", target: "Target") -> "Pho
             f"no usable mask of the {target.class_word}: what is transparent in {path} lies inside, as an object that was erased",
             f"give the photo without the hole, and this one as its mask: `--mask {shlex.quote(str(path))}` takes what is transparent in it as the object",
         )
-    problem, usable = shape_problem(cover)
+    problem, usable = find_shape_problem(cover)
     if not problem:
-        problem, usable = class_problem(eyes, picture, cover, target), True
+        problem, usable = find_class_problem(models, picture, cover, target), True
     if problem:
         note(
             f"its transparency {problem}: it is passed over"
             + (f"; `--mask {shlex.quote(str(path))}` takes it as the mask nevertheless" if usable else "")
         )
         return replace(picture, alpha=None)
-    part = own_part(eyes, picture, cover, target)
+    part = select_part(models, picture, cover, target)
     if part is not None:
         note(f"of the parts of the cut-out the one that is a {target.class_word} is taken")
         cover = part
@@ -62,14 +62,14 @@ def decide(eyes: "Eyes", path: Path, picture: "Photo", target: "Target") -> "Pho
     return replace(picture, alpha=cover)
 
 
-def shape_problem(cover: "np.ndarray") -> tuple[str, bool]:
+def find_shape_problem(cover: "np.ndarray") -> tuple[str, bool]:
     """Why a transparency is no cut-out by its shape, or an empty text; and whether it may be a mask nevertheless."""
-    measured = quality_gate.measure(cover)
+    measured = quality_gate.mask_statistics(cover)
     if measured["area"] > quality_gate.MAX_AREA:
         return "hides next to nothing of the photo", False
     if measured["border"] > quality_gate.MAX_BORDER:
         return "is at the edges of the photo alone", False
-    framed = measured["area"] >= MIN_FRAME and is_frame(cover)
+    framed = measured["area"] >= MIN_FRAME_AREA and is_frame(cover)
     return ("leaves a plain rectangle or ellipse, as a frame does", True) if framed else ("", True)
 
 
@@ -86,45 +86,53 @@ def is_frame(cover: "np.ndarray") -> bool:
     ellipse: np.ndarray = cv2.ellipse(
         np.zeros_like(box), (((width - 1) / 2, (height - 1) / 2), (width, height), 0), 1, cv2.FILLED
     )
-    if float((box & ellipse).sum()) > FRAME * float((box | ellipse).sum()):
+    if float((box & ellipse).sum()) > MIN_FRAME_FILL * float((box | ellipse).sum()):
         return True
     cross = np.ones_like(box)
-    high, wide = round(CORNER * height), round(CORNER * width)
+    high, wide = round(FRAME_CORNER * height), round(FRAME_CORNER * width)
     cross[:high, :wide] = cross[:high, width - wide :] = cross[height - high :, :wide] = cross[
         height - high :, width - wide :
     ] = 0
-    if box[cross > 0].mean() > FRAME and box.mean() > 0.9:
+    if box[cross > 0].mean() > MIN_FRAME_FILL and box.mean() > 0.9:
         return True
     contours, _ = cv2.findContours(hard, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     (_, sides, _) = cv2.minAreaRect(np.concatenate(contours))
-    return float(hard.sum()) > FRAME * (sides[0] + 1) * (sides[1] + 1)
+    return float(hard.sum()) > MIN_FRAME_FILL * (sides[0] + 1) * (sides[1] + 1)
 
 
-def class_problem(eyes: "Eyes", picture: "Photo", cover: "np.ndarray", target: "Target") -> str:
+def find_class_problem(models: "SegmentationModels", picture: "Photo", cover: "np.ndarray", target: "Target") -> str:
     """Why a cut-out is of another class, where the base can tell; else an empty text."""
-    likeness = _likeness(eyes, picture, [cover > 127], target)
+    likeness = _class_probabilities(models, picture, [cover > 127], target)
     if likeness is None:
         return ""
     own, best, word = likeness[0]
-    return f"shows a {word}, no {target.class_word}" if own <= NOT_IT and best >= ANOTHER else ""
+    return (
+        f"shows a {word}, no {target.class_word}"
+        if own <= MAX_OWN_PROBABILITY and best >= MIN_OTHER_PROBABILITY
+        else ""
+    )
 
 
-def own_part(eyes: "Eyes", picture: "Photo", cover: "np.ndarray", target: "Target") -> "np.ndarray | None":
+def select_part(
+    models: "SegmentationModels", picture: "Photo", cover: "np.ndarray", target: "Target"
+) -> "np.ndarray | None":
     """The one of several parts of a cut-out that is of the class, all others being something else; None where there is none."""
     import cv2
     import numpy as np
 
     _, regions, stats, _ = cv2.connectedComponentsWithStats((cover > 127).astype(np.uint8))
     areas = stats[1:, cv2.CC_STAT_AREA]
-    parts = [i + 1 for i, area in enumerate(areas) if area > PART * areas.max()]
+    parts = [i + 1 for i, area in enumerate(areas) if area > MIN_PART_AREA * areas.max()]
     if not 2 <= len(parts) <= quality_gate.MAX_PIECES:
         return None
-    likeness = _likeness(eyes, picture, [regions == i for i in parts], target)
+    likeness = _class_probabilities(models, picture, [regions == i for i in parts], target)
     if likeness is None:
         return None
-    own = [i for i, (mine, _, _) in zip(parts, likeness, strict=True) if mine >= ANOTHER]
+    own = [i for i, (mine, _, _) in zip(parts, likeness, strict=True) if mine >= MIN_OTHER_PROBABILITY]
     if len(own) != 1 or any(
-        mine > NOT_IT or best < ANOTHER for i, (mine, best, _) in zip(parts, likeness, strict=True) if i != own[0]
+        mine > MAX_OWN_PROBABILITY or best < MIN_OTHER_PROBABILITY
+        for i, (mine, best, _) in zip(parts, likeness, strict=True)
+        if i != own[0]
     ):
         return None
     near = cv2.dilate((regions == own[0]).astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
@@ -132,16 +140,18 @@ def own_part(eyes: "Eyes", picture: "Photo", cover: "np.ndarray", target: "Targe
     return found
 
 
-def _likeness(
-    eyes: "Eyes", picture: "Photo", masks: "list[np.ndarray]", target: "Target"
+def _class_probabilities(
+    models: "SegmentationModels", picture: "Photo", masks: "list[np.ndarray]", target: "Target"
 ) -> list[tuple[float, float, str]] | None:
     """For each mask the likeness of the class, and the largest one of another class with its word; None where the base cannot tell."""
     from objtune_cli.segmentation import ranking
 
     others = (
-        [word for word in eyes.ctx.base.words if word != target.class_word] if eyes.knows(target.class_word) else []
+        [word for word in models.ctx.base.words if word != target.class_word]
+        if models.knows_class(target.class_word)
+        else []
     )
-    if not others or eyes.clip is None:
+    if not others or models.clip is None:
         return None
     import cv2
 
@@ -149,5 +159,5 @@ def _likeness(
     size = (round(picture.size[0] * scale), round(picture.size[1] * scale))
     rgb = cv2.resize(picture.rgb, size, interpolation=cv2.INTER_AREA)
     small = [cv2.resize(m.astype("uint8"), size, interpolation=cv2.INTER_NEAREST) > 0 for m in masks]
-    shares = ranking.likeness(*eyes.clip, rgb, small, [target.class_word, *others], ())
+    shares = ranking.class_probabilities(*models.clip, rgb, small, [target.class_word, *others], ())
     return [(float(row[0]), float(row[1:].max()), others[int(row[1:].argmax())]) for row in shares]

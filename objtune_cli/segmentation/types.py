@@ -20,16 +20,16 @@ class Hints:
 
     box_xyxy: Box | None = None
     points: tuple[Point, ...] = ()
-    beside: tuple[Point, ...] = ()
-    rough: np.ndarray | None = None
+    negative_points: tuple[Point, ...] = ()
+    rough_mask: np.ndarray | None = None
 
     def any(self) -> bool:
-        return bool(self.box_xyxy or self.points or self.rough is not None)
+        return bool(self.box_xyxy or self.points or self.rough_mask is not None)
 
     @property
-    def lone(self) -> bool:
+    def is_single_point(self) -> bool:
         """Whether one point on the object is all: it may as well mean a part, or something larger."""
-        return len(self.points) == 1 and self.box_xyxy is None and self.rough is None
+        return len(self.points) == 1 and self.box_xyxy is None and self.rough_mask is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,21 +49,21 @@ class Segmenter(Protocol):
 
     name: str
 
-    def look(self, rgb: np.ndarray) -> None:
+    def set_image(self, rgb: np.ndarray) -> None:
         """Take in a picture (H, W, 3) uint8; what follows is about it."""
 
-    def find(self, hints: Hints) -> Proposal:
+    def predict(self, hints: Hints) -> Proposal:
         """The object that hints speak of."""
         ...
 
-    def under(self, hints: Hints) -> list[Proposal]:
+    def predict_all(self, hints: Hints) -> list[Proposal]:
         """All that a lone point may mean."""
         ...
 
-    def refined(self, proposal: Proposal) -> Proposal:
+    def refine(self, proposal: Proposal) -> Proposal:
         """The same object, more exactly."""
         ...
 
-    def everything(self) -> list[Proposal]:
+    def propose_all(self) -> list[Proposal]:
         """What may be objects, where nothing was said."""
         ...

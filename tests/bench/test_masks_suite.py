@@ -38,7 +38,7 @@ def test_a_target_says_what_the_way_allows(way: str) -> None:
     seen = next(masks.scenes(DIALS["medium"], 1, 0))
     kind, cover = seen.objects[0]
     target = masks._target(kind, cover, way, np.random.default_rng(0))
-    assert target.blind == (way == "class")
+    assert target.has_no_hint == (way == "class")
     for x, y in target.points:
         assert cover[int(y), int(x)] > 127
     if target.box_xyxy:

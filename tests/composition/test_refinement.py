@@ -131,9 +131,9 @@ def test_pieces_of_an_object_belong_to_it_and_specks_do_not() -> None:
     found = {}
     for apart in (1.0, 0.03):
         cutter = GrabCut()
-        cutter.apart = apart
-        cutter.look(rgb)
-        found[apart] = cutter.find(Hints((4, 4, 156, 156))).mask
+        cutter.min_piece_share = apart
+        cutter.set_image(rgb)
+        found[apart] = cutter.predict(Hints((4, 4, 156, 156))).mask
     assert [[bool(mask[y, x]) for x, y in ((60, 90), (125, 90), (130, 20))] for mask in found.values()] == [
         [True, False, False],
         [True, True, False],

@@ -58,7 +58,7 @@ def test_layers_made_while_a_base_is_opened_have_values_and_always_the_same(base
 
 
 def test_so_does_a_segmenter(base: Path) -> None:
-    for model, _ in _while_opening(base, lambda: sam.opened(registry.TOYBOX_SEGMENTER), 3):
+    for model, _ in _while_opening(base, lambda: sam.load_embedded(registry.TOYBOX_SEGMENTER), 3):
         assert {p.device for p in model.parameters()} == {CPU}
 
 

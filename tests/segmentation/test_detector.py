@@ -37,7 +37,7 @@ def owl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_boxes_of_words_lie_in_the_picture(owl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(detector, "THRESHOLD", 0.0)  # random weights are sure of nothing
     rgb = np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)
-    found = Detector(str(owl)).boxes(rgb, ["dog", "mug"])
+    found = Detector(str(owl)).detect(rgb, ["dog", "mug"])
     assert found and {d.word for d in found} <= {"dog", "mug"}
     assert [d.score for d in found] == sorted((d.score for d in found), reverse=True)
     for d in found:

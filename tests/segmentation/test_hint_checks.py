@@ -12,19 +12,19 @@ from objtune_cli.errors import InputError, UsageError
 from objtune_cli.images.photo import Photo
 from objtune_cli.segmentation import hint_checks as hints
 from objtune_cli.segmentation.from_hints import Target
-from objtune_cli.segmentation.hint_checks import Frame
+from objtune_cli.segmentation.hint_checks import PhotoSize
 
 pytestmark = pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
 
-FRAME = Frame(640, 480)
+FRAME = PhotoSize(640, 480)
 
 
-def placed(frame: Frame = FRAME, **said: Any) -> tuple[Target, list[str]]:
+def placed(frame: PhotoSize = FRAME, **said: Any) -> tuple[Target, list[str]]:
     notes: list[str] = []
-    return hints.place(Target("dog", "rex", **said), frame, notes.append), notes
+    return hints.to_pixels(Target("dog", "rex", **said), frame, notes.append), notes
 
 
-def refused(frame: Frame = FRAME, **said: Any) -> InputError:
+def refused(frame: PhotoSize = FRAME, **said: Any) -> InputError:
     with pytest.raises(InputError) as caught:
         placed(frame, **said)
     return caught.value
@@ -73,15 +73,15 @@ def test_what_is_no_box_is_refused_with_one_that_works(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         numbers(text, 4, "--box", "x0,y0,x1,y1")
     example = caught.value.hint.split("--box ")[1].strip("`")
-    target, _ = placed(Frame(64, 64), box_xyxy=numbers(example, 4, "--box", "x0,y0,x1,y1"))
+    target, _ = placed(PhotoSize(64, 64), box_xyxy=numbers(example, 4, "--box", "x0,y0,x1,y1"))
     assert target.box_xyxy == pytest.approx((12.8, 12.8, 51.2, 51.2), abs=0.01)
 
 
 def test_fractions_become_pixels_with_a_note() -> None:
-    target, notes = placed(box_xyxy=(0.25, 0.5, 0.75, 1), points=((0.5, 0.75),), beside=((0.0, 0.1),))
+    target, notes = placed(box_xyxy=(0.25, 0.5, 0.75, 1), points=((0.5, 0.75),), negative_points=((0.0, 0.1),))
     assert target.box_xyxy == (160, 240, 480, 480)
     assert target.points == ((320, 360),)
-    assert target.beside == ((0, 48),)
+    assert target.negative_points == ((0, 48),)
     assert notes == [
         "the box of rex in fractions of the photo is 160,240,480,480 in pixels",
         "points of rex in fractions of the photo are 320,360 and 0,48 in pixels",
@@ -107,7 +107,7 @@ def test_a_box_a_little_outside_is_clipped() -> None:
     target, notes = placed(box_xyxy=(-3, 10, 200, 300))
     assert target.box_xyxy == (0, 10, 200, 300)
     assert "clipped" in notes[0]
-    assert placed(points=((5, 5),), beside=((-0.5, 3),))[0] == Target("dog", "rex", None, ((5, 5),), ((0, 3),))
+    assert placed(points=((5, 5),), negative_points=((-0.5, 3),))[0] == Target("dog", "rex", None, ((5, 5),), ((0, 3),))
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_a_box_of_the_photo_as_it_is_stored(orientation: int, tmp_path: Path) ->
     exif[0x0112] = orientation
     stored.save(tmp_path / "a.png", exif=exif)
     shown = ImageOps.exif_transpose(Image.open(tmp_path / "a.png")).getbbox()
-    error = refused(Frame(480, 640, orientation), box_xyxy=(500, 300, 620, 460))
+    error = refused(PhotoSize(480, 640, orientation), box_xyxy=(500, 300, 620, 460))
     assert "`--box {},{},{},{}`".format(*shown) in error.hint
     assert "before its EXIF rotation" in error.hint
 
@@ -150,7 +150,7 @@ def test_a_box_of_the_photo_as_it_is_stored(orientation: int, tmp_path: Path) ->
 def test_a_point_outside_is_refused() -> None:
     for dot in ((700, 10), (-2, 10), (10, 482), (640, 10)):
         assert "is not inside the photo (640x480)" in refused(points=(dot,)).message
-        assert "is not inside the photo (640x480)" in refused(points=((5, 5),), beside=(dot,)).message
+        assert "is not inside the photo (640x480)" in refused(points=((5, 5),), negative_points=(dot,)).message
 
 
 PHOTO = Photo(np.zeros((480, 640, 3), np.uint8), None, "", ())
@@ -169,7 +169,7 @@ def test_a_mask_that_agrees_with_its_hints() -> None:
         {"box_xyxy": (100, 100, 300, 300)}, {"box_xyxy": (110, 110, 310, 310)}, {"box_xyxy": (70, 70, 340, 340)}, {"points": ((110, 200), (299, 299))},
         {"points": ((200, 200),), "beside": ((40, 40), (301, 301))}, {},
     ):  # fmt: skip
-        assert hints.disagreement(found, Target("dog", "rex", **said), PHOTO) == ("", ""), said
+        assert hints.find_disagreement(found, Target("dog", "rex", **said), PHOTO) == ("", ""), said
 
 
 @pytest.mark.parametrize(
@@ -181,25 +181,25 @@ def test_a_mask_that_agrees_with_its_hints() -> None:
     ],
 )  # fmt: skip
 def test_a_mask_that_does_not(said: dict[str, Any], words: str) -> None:
-    problem, advice = hints.disagreement(cover(50, 50, 150, 150), Target("dog", "rex", **said), PHOTO)
+    problem, advice = hints.find_disagreement(cover(50, 50, 150, 150), Target("dog", "rex", **said), PHOTO)
     assert words in problem
     assert "--" in advice
 
 
 def test_a_box_of_width_and_height_is_suggested() -> None:
-    _, advice = hints.disagreement(cover(0, 0, 20, 20), Target("dog", "rex", (200, 100, 300, 220)), PHOTO)
+    _, advice = hints.find_disagreement(cover(0, 0, 20, 20), Target("dog", "rex", (200, 100, 300, 220)), PHOTO)
     assert "if it is x,y,width,height, give `--box 200,100,500,320`" in advice
 
 
 def test_a_rough_mask_lies_on_what_was_found() -> None:
     rough = cover(40, 40, 160, 160)
-    target = Target("dog", "rex", rough=Path("rough.png"))
-    assert hints.disagreement(cover(50, 50, 150, 150), target, PHOTO, rough) == ("", "")
-    assert hints.disagreement(cover(50, 50, 250, 200), target, PHOTO, cover(60, 60, 80, 180)) == (
+    target = Target("dog", "rex", rough_mask=Path("rough.png"))
+    assert hints.find_disagreement(cover(50, 50, 150, 150), target, PHOTO, rough) == ("", "")
+    assert hints.find_disagreement(cover(50, 50, 250, 200), target, PHOTO, cover(60, 60, 80, 180)) == (
         "",
         "",
     )  # a scribble on it
-    assert "share 0%" in hints.disagreement(cover(200, 50, 300, 150), target, PHOTO, rough)[0]
+    assert "share 0%" in hints.find_disagreement(cover(200, 50, 300, 150), target, PHOTO, rough)[0]
 
 
 @pytest.fixture
@@ -228,7 +228,7 @@ def test_a_box_around_the_whole_photo_is_told_to_be_close(
     from objtune_cli.segmentation.grabcut import GrabCut
     from objtune_cli.segmentation.types import Proposal
 
-    monkeypatch.setattr(GrabCut, "find", lambda self, hints: Proposal(np.ones((200, 300), bool), 0.9))
+    monkeypatch.setattr(GrabCut, "predict", lambda self, hints: Proposal(np.ones((200, 300), bool), 0.9))
     done = cli("segment", toy, "--class", "mug", "--set", "segment.segmenter=grabcut", "--box", "0,0,300,200")
     assert done.code == 9
     assert (
@@ -259,7 +259,7 @@ def test_a_result_outside_its_box_is_not_published(
 
     elsewhere = np.zeros((200, 300), bool)
     elsewhere[80:160, 60:180] = True
-    monkeypatch.setattr(GrabCut, "find", lambda self, hints: Proposal(elsewhere, 0.9))
+    monkeypatch.setattr(GrabCut, "predict", lambda self, hints: Proposal(elsewhere, 0.9))
     line = ("segment", toy, "--class", "mug", "--set", "segment.segmenter=grabcut", "--box", "200,10,290,70")
     done = cli(*line)
     assert done.code == 9

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from objtune_cli.segmentation.matting import matte, snapped, without_specks
+from objtune_cli.segmentation.matting import matte, remove_specks, snap_to_edges
 
 
 def _scene(noise: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
@@ -33,7 +33,7 @@ def test_an_outline_a_pixel_off_is_drawn_to_the_edge(change) -> None:
     hard = cover > 0.5
     off = change(hard.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
     iou = lambda a: (a & hard).sum() / (a | hard).sum()  # noqa: E731
-    assert iou(snapped(rgb, off, 4)) > 0.985 > 0.95 > iou(off)
+    assert iou(snap_to_edges(rgb, off, 4)) > 0.985 > 0.95 > iou(off)
 
 
 def test_far_from_the_outline_nothing_changes() -> None:
@@ -64,6 +64,6 @@ def test_specks_go_and_holes_stay() -> None:
     mask[80, 80] = False  # a missing pixel
     mask[2:5, 2:5] = True  # 0.14 %: a speck
     mask[104:116, 104:116] = True  # 2.2 %: a piece of its own
-    found = without_specks(mask)
+    found = remove_specks(mask)
     assert not found[3, 3] and found[80, 80] and not found[55, 55] and found[110, 110]
-    assert not without_specks(np.zeros((4, 4), bool)).any()
+    assert not remove_specks(np.zeros((4, 4), bool)).any()

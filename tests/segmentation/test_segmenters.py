@@ -12,8 +12,8 @@ import torch
 from objtune_cli.errors import InputError
 from objtune_cli.segmentation import sam
 from objtune_cli.segmentation.grabcut import GrabCut
-from objtune_cli.segmentation.sam import SegmentAnything, official
-from objtune_cli.segmentation.segmenters import load
+from objtune_cli.segmentation.sam import SegmentAnything, load_official
+from objtune_cli.segmentation.segmenters import load_segmenter
 from objtune_cli.segmentation.types import Hints, Proposal
 from objtune_cli.toybox import renderer, world
 
@@ -31,14 +31,14 @@ def _scene(seed: int, kind: str, background: str, side: int = SIDE) -> tuple[np.
 
 def _cut(picture: np.ndarray, hints: Hints) -> np.ndarray:
     segmenter = GrabCut()
-    segmenter.look(picture)
-    return segmenter.find(hints).mask
+    segmenter.set_image(picture)
+    return segmenter.predict(hints).mask
 
 
 def _by(checkpoint: Path, picture: np.ndarray, hints: Hints) -> np.ndarray:
-    segmenter = SegmentAnything(*official(checkpoint))
-    segmenter.look(picture)
-    return segmenter.find(hints).mask
+    segmenter = SegmentAnything(*load_official(checkpoint))
+    segmenter.set_image(picture)
+    return segmenter.predict(hints).mask
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> float:
@@ -215,7 +215,7 @@ def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     "hints", [Hints(), Hints(points=((20, 30),)), Hints(box_xyxy=(10, 5, 60, 40)), Hints((10, 5, 60, 40), ((20, 30),))]
 )
 def test_sam_from_a_checkpoint_answers_at_the_photos_size(checkpoint: Path, hints: Hints) -> None:
-    assert load("sam", str(checkpoint), Path("nowhere")).name == "sam-vit_b"
+    assert load_segmenter("sam", str(checkpoint), Path("nowhere")).name == "sam-vit_b"
     picture = np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)
     mask = _by(checkpoint, picture, hints)
     assert mask.shape == (48, 80) and mask.dtype == bool
@@ -252,7 +252,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, form: str) -> None:
     else:
         path.write_bytes(pickle.dumps(content))
     with pytest.raises(InputError, match="no readable checkpoint"):
-        official(path)
+        load_official(path)
     assert not canary.exists()
     pickle.loads(pickle.dumps(content))  # the canary is alive: it would have sung
     assert canary.exists()
@@ -262,7 +262,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, form: str) -> None:
 def test_a_truncated_checkpoint(checkpoint: Path, keep: int) -> None:
     checkpoint.write_bytes(checkpoint.read_bytes()[:keep])
     with pytest.raises(InputError, match="no readable checkpoint"):
-        official(checkpoint)
+        load_official(checkpoint)
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_a_truncated_checkpoint(checkpoint: Path, keep: int) -> None:
 def test_a_file_that_is_something_else(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "sam.pth")
     with pytest.raises(InputError, match="no segment-anything checkpoint"):
-        official(tmp_path / "sam.pth")
+        load_official(tmp_path / "sam.pth")
 
 
 def test_an_official_name_is_held_to_its_hash(checkpoint: Path) -> None:
@@ -292,10 +292,10 @@ def test_an_official_name_is_held_to_its_hash(checkpoint: Path) -> None:
     official_name = checkpoint.with_name("sam_vit_b_01ec64.pth")
     official_name.write_bytes(checkpoint.read_bytes())
     with pytest.raises(InputError, match="not what its name says"):
-        official(official_name)
+        load_official(official_name)
     right = checkpoint.with_name(f"sam_vit_b_{hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:6]}.pth")
     checkpoint.rename(right)
-    assert official(right)[1] == "sam-vit_b"
+    assert load_official(right)[1] == "sam-vit_b"
 
 
 def test_a_checkpoint_of_another_build(checkpoint: Path) -> None:
@@ -303,32 +303,36 @@ def test_a_checkpoint_of_another_build(checkpoint: Path) -> None:
     for changed in ({k: v for k, v in state.items() if "mask_decoder" not in k}, state | {"neck": torch.ones(1)}):
         torch.save(changed, checkpoint)
         with pytest.raises(InputError, match="does not fit segment-anything's vit_b"):
-            official(checkpoint)
+            load_official(checkpoint)
 
 
 def test_no_such_file(tmp_path: Path) -> None:
     for path in (tmp_path / "sam.pth", tmp_path):
         with pytest.raises(InputError, match="there is no file"):
-            official(path)
+            load_official(path)
 
 
 def test_points_beside_the_object_take_pixels_away() -> None:
     picture = _discs((70, 100, 30), (128, 100, 30))
     both = _cut(picture, Hints(box_xyxy=(30, 60, 170, 140)))
-    one = _cut(picture, Hints(box_xyxy=(30, 60, 170, 140), points=((70, 100),), beside=((140, 100),)))
+    one = _cut(picture, Hints(box_xyxy=(30, 60, 170, 140), points=((70, 100),), negative_points=((140, 100),)))
     assert both[100, 140] and not one[100, 140] and one[100, 70]
 
 
 def test_a_rough_mask_is_made_exact() -> None:
     picture = _discs((130, 100, 40))
     rough = cv2.dilate(_disc(124, 96, 38).astype(np.float32), np.ones((7, 7)))
-    assert _iou(_cut(picture, Hints(rough=rough)), _disc(130, 100, 40)) > 0.95 > _iou(rough > 0.5, _disc(130, 100, 40))
+    assert (
+        _iou(_cut(picture, Hints(rough_mask=rough)), _disc(130, 100, 40))
+        > 0.95
+        > _iou(rough > 0.5, _disc(130, 100, 40))
+    )
 
 
 def test_everything_that_stands_out_is_proposed() -> None:
     segmenter = GrabCut()
-    segmenter.look(_discs((60, 60, 25), (190, 130, 40)))
-    found = [p.mask for p in segmenter.everything()]
+    segmenter.set_image(_discs((60, 60, 25), (190, 130, 40)))
+    found = [p.mask for p in segmenter.propose_all()]
     for disc in ((60, 60, 25), (190, 130, 40)):
         assert max(_iou(mask, _disc(*disc)) for mask in found) > 0.95
 
@@ -337,7 +341,7 @@ def test_everything_that_stands_out_is_proposed() -> None:
 def embedded() -> SegmentAnything:
     from objtune_cli.models import registry
 
-    return load("sam", "", registry.TOYBOX_SEGMENTER)
+    return load_segmenter("sam", "", registry.TOYBOX_SEGMENTER)
 
 
 @pytest.mark.parametrize("scene", SCENES, ids=lambda s: s[1])
@@ -345,17 +349,17 @@ def test_the_embedded_model_from_a_box_and_from_a_point(embedded: SegmentAnythin
     picture, truth = _scene(*scene)
     depth = cv2.distanceTransform(truth.astype(np.uint8), cv2.DIST_L2, 5)
     y, x = np.unravel_index(int(depth.argmax()), depth.shape)
-    embedded.look(picture)
-    assert _iou(embedded.find(Hints(box_xyxy=_box(truth))).mask, truth) > 0.9
-    assert _iou(embedded.find(Hints(points=((float(x), float(y)),))).mask, truth) > 0.85
+    embedded.set_image(picture)
+    assert _iou(embedded.predict(Hints(box_xyxy=_box(truth))).mask, truth) > 0.9
+    assert _iou(embedded.predict(Hints(points=((float(x), float(y)),))).mask, truth) > 0.85
 
 
 def test_the_embedded_model_proposes_the_object(embedded: SegmentAnything) -> None:
     picture, truth = _scene(*SCENES[0])
-    embedded.look(picture)
-    found = embedded.everything()
+    embedded.set_image(picture)
+    found = embedded.propose_all()
     best = max(found, key=lambda p: _iou(p.mask, truth))
-    assert _iou(best.mask, truth) > 0.85 and _iou(embedded.refined(best).mask, truth) > 0.9
+    assert _iou(best.mask, truth) > 0.85 and _iou(embedded.refine(best).mask, truth) > 0.9
 
 
 def test_a_small_object_is_looked_at_again_from_nearer(
@@ -370,11 +374,11 @@ def test_a_small_object_is_looked_at_again_from_nearer(
             world.Scene(((world.sample_instance(rng, kind="dog"), pose),), "snow", seed), 480
         )
         truth = cover > 127
-        embedded.look(picture)
-        near.append(_iou(embedded.find(Hints(_box(truth, 1))).mask, truth))
+        embedded.set_image(picture)
+        near.append(_iou(embedded.predict(Hints(_box(truth, 1))).mask, truth))
         with monkeypatch.context() as patch:
-            patch.setattr(sam, "CLOSER", 0.0)
-            once.append(_iou(embedded.find(Hints(_box(truth, 1))).mask, truth))
+            patch.setattr(sam, "ZOOM_BELOW", 0.0)
+            once.append(_iou(embedded.predict(Hints(_box(truth, 1))).mask, truth))
     assert np.mean(near) > np.mean(once) + 0.03 and np.mean(near) > 0.8
 
 
@@ -385,19 +389,19 @@ def test_one_embedding_serves_every_hint(embedded: SegmentAnything, monkeypatch:
     monkeypatch.setattr(
         type(embedded.predictor.model.image_encoder), "forward", lambda self, x: seen.append(len(x)) or encode(self, x)
     )
-    monkeypatch.setattr(sam, "CLOSER", 0.0)
-    embedded.look(picture)
+    monkeypatch.setattr(sam, "ZOOM_BELOW", 0.0)
+    embedded.set_image(picture)
     for hints in (
         Hints(_box(truth)),
         Hints(points=((128, 128),)),
-        Hints(_box(truth), beside=((3, 3),)),
-        Hints(rough=truth.astype(np.float32)),
+        Hints(_box(truth), negative_points=((3, 3),)),
+        Hints(rough_mask=truth.astype(np.float32)),
     ):
-        embedded.find(hints)
+        embedded.predict(hints)
     assert seen == [1]
-    embedded.everything()
+    embedded.propose_all()
     assert seen == [1, 1]  # the generator embeds on its own; what is seen stays
-    assert _iou(embedded.find(Hints(_box(truth))).mask, truth) > 0.9
+    assert _iou(embedded.predict(Hints(_box(truth))).mask, truth) > 0.9
 
 
 def test_broken_embedded_weights_say_so(tmp_path: Path) -> None:
@@ -406,9 +410,9 @@ def test_broken_embedded_weights_say_so(tmp_path: Path) -> None:
     for name, data in (("config.json", b"{}"), ("model.safetensors", b"")):
         (tmp_path / name).write_bytes(data)
     with pytest.raises(ResourceError, match="cannot be opened"):
-        load("sam", "", tmp_path)
+        load_segmenter("sam", "", tmp_path)
 
 
 def test_grabcut_is_there_for_who_asks() -> None:
-    assert load("grabcut", "", Path("nowhere")).name == "grabcut"
-    assert isinstance(GrabCut().refined(Proposal(np.ones((2, 2), bool), 1.0)), Proposal)
+    assert load_segmenter("grabcut", "", Path("nowhere")).name == "grabcut"
+    assert isinstance(GrabCut().refine(Proposal(np.ones((2, 2), bool), 1.0)), Proposal)

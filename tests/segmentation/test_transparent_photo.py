@@ -13,7 +13,7 @@ from PIL import Image
 from objtune_cli.config.sections import Segment
 from objtune_cli.images import mask_image, photo, transparency
 from objtune_cli.segmentation import transparent_photo
-from objtune_cli.segmentation.from_hints import Eyes, Target
+from objtune_cli.segmentation.from_hints import SegmentationModels, Target
 from objtune_cli.store import artifacts, refs
 from objtune_cli.toybox import renderer, world
 from objtune_cli.toybox.world import DIALS
@@ -63,7 +63,9 @@ FRAMES: dict[str, Callable[[np.ndarray], Any]] = {
 @pytest.mark.parametrize("name", FRAMES)
 def test_frames_are_no_cut_outs(name: str) -> None:
     assert transparent_photo.is_frame(shaped(FRAMES[name]))
-    assert transparent_photo.shape_problem(shaped(FRAMES[name]))[0].startswith("leaves a plain rectangle or ellipse")
+    assert transparent_photo.find_shape_problem(shaped(FRAMES[name]))[0].startswith(
+        "leaves a plain rectangle or ellipse"
+    )
 
 
 def test_objects_are_no_frames(dog: tuple[np.ndarray, np.ndarray]) -> None:
@@ -76,7 +78,7 @@ def test_objects_are_no_frames(dog: tuple[np.ndarray, np.ndarray]) -> None:
     )
     small = shaped(lambda c: cv2.rectangle(c, (60, 60), (130, 120), 255, -1))  # a phone, with much around it
     for cover in (blob(), dog[1], triangle, house, small):
-        assert transparent_photo.shape_problem(cover) == ("", True)
+        assert transparent_photo.find_shape_problem(cover) == ("", True)
 
 
 def test_stray_transparency_is_no_cut_out() -> None:
@@ -86,12 +88,12 @@ def test_stray_transparency_is_no_cut_out() -> None:
     stray[1][-1] = 0
     stray[2][150:190, 120:190] = 128
     for alpha in stray:
-        assert "next to nothing" in transparent_photo.shape_problem(alpha)[0]
+        assert "next to nothing" in transparent_photo.find_shape_problem(alpha)[0]
     vignette = np.zeros_like(whole)
     vignette[10:] = vignette[:, 10:] = 255
     vignette[:10, 60:140] = 0
     vignette[100:, 100:150] = 0
-    assert "at the edges of the photo alone" in transparent_photo.shape_problem(vignette)[0]
+    assert "at the edges of the photo alone" in transparent_photo.find_shape_problem(vignette)[0]
 
 
 def with_shadow(cover: np.ndarray, rgb: np.ndarray) -> np.ndarray:
@@ -203,9 +205,11 @@ def test_stray_pixels_change_nothing(
     alpha[0, 0] = 254
     Image.fromarray(np.dstack([rgb, alpha])).save(tmp_path / "a.png")
     notes: list[str] = []
-    monkeypatch.setattr(Eyes, "knows", lambda self, word: pytest.fail("the base is not asked"))
-    eyes = Eyes(SimpleNamespace(report=SimpleNamespace(note=notes.append)), Segment())  # type: ignore[arg-type]
-    found = transparent_photo.decide(eyes, tmp_path / "a.png", photo.read(tmp_path / "a.png"), Target("dog", "dog"))
+    monkeypatch.setattr(SegmentationModels, "knows", lambda self, word: pytest.fail("the base is not asked"))
+    eyes = SegmentationModels(SimpleNamespace(report=SimpleNamespace(note=notes.append)), Segment())  # type: ignore[arg-type]
+    found = transparent_photo.check_transparency(
+        eyes, tmp_path / "a.png", photo.read(tmp_path / "a.png"), Target("dog", "dog")
+    )
     assert found.alpha is None
     assert np.array_equal(found.rgb, rgb)
     assert notes == ["a.png: its transparency hides next to nothing of the photo: it is passed over"]

@@ -61,10 +61,10 @@ def cached_segmentation(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Segment each (photo, class words, base) once per process; a test may clear the returned cache."""
     from objtune_cli.segmentation import from_class_word
 
-    segment = from_class_word.all_of
+    segment = from_class_word.segment_objects
 
     def cached(eyes: Any, picture: Any, rgb: Any, targets: list[Any]) -> Any:
-        if any(t.mask or t.rough for t in targets):
+        if any(t.mask or t.rough_mask for t in targets):
             return segment(eyes, picture, rgb, targets)
         base = eyes.ctx.base
         key = repr((picture.sha256, rgb.shape, targets, asdict(eyes.config), base.fingerprint, base.tower))
@@ -72,7 +72,7 @@ def cached_segmentation(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             FOUND[key] = segment(eyes, picture, rgb, targets)
         return copy.deepcopy(FOUND[key])
 
-    monkeypatch.setattr(from_class_word, "all_of", cached)
+    monkeypatch.setattr(from_class_word, "segment_objects", cached)
     return FOUND
 
 

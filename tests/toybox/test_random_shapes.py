@@ -64,7 +64,9 @@ def test_hints_say_what_they_mean() -> None:
 def test_rows_decoded_together_are_those_decoded_alone() -> None:
     """The decoder is made for one picture; several at once must not see each other."""
     torch.manual_seed(0)
-    network = sam.small(replace(sam.Dims(), side=64, depth=1, everywhere=(0,), width=32, prompt=32, mlp=32)).eval()
+    network = sam.build_sam(
+        replace(sam.Dims(), side=64, depth=1, global_attn_indexes=(0,), width=32, prompt=32, mlp=32)
+    ).eval()
     given = segmenter.batch(np.random.default_rng(1), 2, 64)
     with torch.no_grad():
         seen = network.image_encoder(given["rgb"])
@@ -82,7 +84,7 @@ def test_a_fast_sampling_then_published_weights_open(tmp_path: Path) -> None:
     preset = replace(CPU, segmenter_steps=2, segmenter_batch=2)
     network = segmenter.train(tmp_path, preset)
     segmenter.publish(network, tmp_path / "out", preset, "abc")
-    model, name = sam.opened(tmp_path / "out")
+    model, name = sam.load_embedded(tmp_path / "out")
     assert name == "toybox-sam"
     for key, value in model.state_dict().items():
         torch.testing.assert_close(value, network.state_dict()[key], atol=2e-3, rtol=2e-3)

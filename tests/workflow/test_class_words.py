@@ -145,7 +145,7 @@ def test_an_unknown_class_is_refused_before_anything_is_looked_for(
 ) -> None:
     from objtune_cli.segmentation import from_class_word
 
-    monkeypatch.setattr(from_class_word, "all_of", lambda *_: pytest.fail("a mask was looked for"))
+    monkeypatch.setattr(from_class_word, "segment_objects", lambda *_: pytest.fail("a mask was looked for"))
     for command in (("segment",), ("train", "--no-preview")):
         for word, hint in {"perro": "give one of these if it is one", "doog": "`--class dog`", "犬": "--box"}.items():
             done = cli(*command, dog_photo, "--class", word)

@@ -13,7 +13,7 @@ from objtune_cli.config.sections import Bench, Segment
 from objtune_cli.evaluation import statistics
 from objtune_cli.images.photo import Photo
 from objtune_cli.segmentation import from_class_word, hint_checks, quality_gate
-from objtune_cli.segmentation.from_hints import Eyes, Located, Target
+from objtune_cli.segmentation.from_hints import SegmentationModels, SegmentedObject, Target
 from objtune_cli.toybox import renderer, world
 from objtune_cli.toybox.world import Dial
 from objtune_cli.workflow.context import StageContext
@@ -53,7 +53,7 @@ def run(ctx: StageContext, dial: Dial, config: Bench) -> list[dict[str, Any]]:
     """
     rows: list[dict[str, Any]] = []
     for segmenter in config.segmenters.split(","):
-        eyes = Eyes(ctx, ctx.settings.resolve(Segment, segmenter=segmenter.strip()))
+        eyes = SegmentationModels(ctx, ctx.settings.resolve(Segment, segmenter=segmenter.strip()))
         progress = ctx.progress(f"masks {segmenter}")
         found = (
             _photographs(eyes, config, progress)
@@ -69,7 +69,7 @@ Found = dict[str, list[dict[str, float]]]
 """Measures of each way, one for each photo."""
 
 
-def _drawn(eyes: Eyes, dial: Dial, config: Bench, progress: Callable[[int, int], None]) -> Found:
+def _drawn(eyes: SegmentationModels, dial: Dial, config: Bench, progress: Callable[[int, int], None]) -> Found:
     """Every way in drawn scenes."""
     found: Found = {way: [] for way in (*WAYS, "absent")}
     for i, seen in enumerate(scenes(dial, config.scenes, config.seed)):
@@ -84,7 +84,7 @@ def _drawn(eyes: Eyes, dial: Dial, config: Bench, progress: Callable[[int, int],
     return found
 
 
-def _photographs(eyes: Eyes, config: Bench, progress: Callable[[int, int], None]) -> Found:
+def _photographs(eyes: SegmentationModels, config: Bench, progress: Callable[[int, int], None]) -> Found:
     """Every way in photographs, and one by one with a box."""
     found: Found = {f"photographs, {way}": [] for way in WAYS}
     every = list(labelled_photos.outlined())
@@ -119,15 +119,17 @@ def _target(kind: str, cover: np.ndarray, way: str, rng: np.random.Generator) ->
     return Target(kind, "it", points=((float(xs[k]), float(ys[k])),))
 
 
-def _measured(eyes: Eyes, photo: Photo, target: Target, cover: np.ndarray) -> dict[str, float]:
+def _measured(eyes: SegmentationModels, photo: Photo, target: Target, cover: np.ndarray) -> dict[str, float]:
     started = time.monotonic()
-    located: Located = from_class_word.all_of(eyes, photo, photo.rgb, [target])[0]
+    located: SegmentedObject = from_class_word.segment_objects(eyes, photo, photo.rgb, [target])[0]
     seconds = time.monotonic() - started
     said, true = located.cover > 127, cover > 127
-    problem = quality_gate.judge(
-        quality_gate.measure(located.cover, eyes.ctx.base.cells) | located.metrics, target.class_word, eyes.config
+    problem = quality_gate.rejection_reason(
+        quality_gate.mask_statistics(located.cover, eyes.ctx.base.cells) | located.metrics,
+        target.class_word,
+        eyes.config,
     )
-    refused = bool(problem or hint_checks.disagreement(located.cover, target, photo, located.rough)[0])
+    refused = bool(problem or hint_checks.find_disagreement(located.cover, target, photo, located.rough_mask)[0])
     union = (said | true).sum()
     iou = float((said & true).sum() / union) if union else 0.0
     return {

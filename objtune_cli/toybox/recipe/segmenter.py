@@ -158,7 +158,7 @@ def train(work: Path, preset: Preset, device: str = "cpu") -> Any:
     """Train the small model from nothing."""
     dims = sam.Dims()
     torch.manual_seed(preset.seed)
-    network = sam.small(dims)
+    network = sam.build_sam(dims)
     plan = Plan(preset.segmenter_steps, preset.segmenter_lr, seed=preset.seed + 70)
 
     def losses(step: int, g: torch.Generator) -> dict[str, Tensor]:
@@ -237,7 +237,7 @@ def publish(network: Any, folder: Path, preset: Preset, commit: str) -> None:
     (folder / "model.safetensors").chmod(0o644)
     record = {
         "name": "toybox-sam",
-        "dims": sam.Dims().json(),
+        "dims": sam.Dims().to_json(),
         "steps": preset.segmenter_steps,
         "seed": preset.seed,
         "commit": commit,
