@@ -94,7 +94,7 @@ def test_pixels_stay_what_they_are() -> None:
     for said in (
         {"box_xyxy": (0.0, 0.0, 640.0, 480.0)},
         {"box_xyxy": (0.5, 0.5, 1.5, 200.0)},
-        {"points": ((0.0, 0.0), (1.0, 1.0), (639.0, 479.0)), "beside": ((0.5, 12.0),)},
+        {"points": ((0.0, 0.0), (1.0, 1.0), (639.0, 479.0)), "negative_points": ((0.5, 12.0),)},
         {},
     ):
         target, notes = placed(**said)
@@ -167,7 +167,7 @@ def test_a_mask_that_agrees_with_its_hints() -> None:
     found = cover(50, 50, 150, 150)
     for said in (
         {"box_xyxy": (100, 100, 300, 300)}, {"box_xyxy": (110, 110, 310, 310)}, {"box_xyxy": (70, 70, 340, 340)}, {"points": ((110, 200), (299, 299))},
-        {"points": ((200, 200),), "beside": ((40, 40), (301, 301))}, {},
+        {"points": ((200, 200),), "negative_points": ((40, 40), (301, 301))}, {},
     ):  # fmt: skip
         assert hints.find_disagreement(found, Target("dog", "rex", **said), PHOTO) == ("", ""), said
 
@@ -177,7 +177,7 @@ def test_a_mask_that_agrees_with_its_hints() -> None:
     [
         ({"box_xyxy": (320, 320, 600, 470)}, "only 0% of what was found lies in its box"), ({"box_xyxy": (100, 100, 200, 300)}, "only 5"),
         ({"box_xyxy": (90, 90, 600, 310)}, "fills only 39%"), ({"points": ((400, 400),)}, "the point 400,400 is not on what was found"),
-        ({"points": ((200, 200),), "beside": ((210, 210),)}, "the point 210,210 of `--not-point` is on what was found"),
+        ({"points": ((200, 200),), "negative_points": ((210, 210),)}, "the point 210,210 of `--not-point` is on what was found"),
     ],
 )  # fmt: skip
 def test_a_mask_that_does_not(said: dict[str, Any], words: str) -> None:
