@@ -205,7 +205,7 @@ def test_stray_pixels_change_nothing(
     alpha[0, 0] = 254
     Image.fromarray(np.dstack([rgb, alpha])).save(tmp_path / "a.png")
     notes: list[str] = []
-    monkeypatch.setattr(SegmentationModels, "knows", lambda self, word: pytest.fail("the base is not asked"))
+    monkeypatch.setattr(SegmentationModels, "knows_class", lambda self, word: pytest.fail("the base is not asked"))
     eyes = SegmentationModels(SimpleNamespace(report=SimpleNamespace(note=notes.append)), Segment())  # type: ignore[arg-type]
     found = transparent_photo.check_transparency(
         eyes, tmp_path / "a.png", photo.read(tmp_path / "a.png"), Target("dog", "dog")
