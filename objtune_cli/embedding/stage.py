@@ -7,6 +7,8 @@ from objtune_cli.config.sections import Embed, identifying
 from objtune_cli.errors import ResourceError, UsageError
 from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record
+from objtune_cli.store.kinds.embedding import MASK_ROLE, EmbeddingArtifact
+from objtune_cli.store.kinds.mask import MaskArtifact
 from objtune_cli.store.refs import Ref
 from objtune_cli.workflow import class_words
 from objtune_cli.workflow.context import StageContext, StageResult, tools
@@ -26,7 +28,7 @@ def run(ctx: StageContext, mask: Ref, config: Embed) -> StageResult:
     source = artifacts.read_record(ctx.root, mask)
     ctx_input = ctx.input(mask)
     settings = identifying(config) | ({"tower": ctx.base.tower} if ctx.base.tower else {})
-    record = Record("embedding", mask.name, source.objects, {"mask": ctx_input}, settings, ctx.base.record())
+    record = Record("embedding", mask.name, source.objects, {MASK_ROLE: ctx_input}, settings, ctx.base.record())
     done = ctx.reuse(record)
     if done:
         return done
@@ -36,7 +38,7 @@ def run(ctx: StageContext, mask: Ref, config: Embed) -> StageResult:
     from objtune_cli.embedding import prototype
     from objtune_cli.models import clip, placeholders
 
-    picture, cover = photo_tensors(tensors)
+    picture, cover = photo_tensors(MaskArtifact.from_tensors(tensors))
     model = ctx.load_base_model()
     class_words.check_length(model, [source.class_word], config.vectors)
     loaded = clip.load(ctx.base.image_tower, model) if ctx.base.image_tower else None
@@ -56,17 +58,17 @@ def run(ctx: StageContext, mask: Ref, config: Embed) -> StageResult:
     ref = artifacts.publish(
         ctx.root,
         replace(record, metrics=metrics, tools=tools()),
-        placeholders.to_tensors(started.rows, model.widths, placeholders.EMBEDDING_TENSOR_NAMES),
+        EmbeddingArtifact(placeholders.split_encoders(started.rows, model.widths)).to_tensors(),
     )
     return StageResult(ref, False, [], metrics)
 
 
-def photo_tensors(tensors: dict[str, Any]) -> tuple[Any, Any]:
+def photo_tensors(artifact: MaskArtifact) -> tuple[Any, Any]:
     """A mask artifact's photo (3, H, W) and coverage (H, W), both in [0, 1]."""
     import torch
 
-    rgb = torch.from_numpy(tensors["rgb"].copy()).permute(2, 0, 1).float() / 255
-    return rgb, torch.from_numpy(tensors["mask"].copy()).float() / 255
+    rgb = torch.from_numpy(artifact.rgb.copy()).permute(2, 0, 1).float() / 255
+    return rgb, torch.from_numpy(artifact.mask.copy()).float() / 255
 
 
 def _with_init(ctx: StageContext, config: Embed) -> Embed:

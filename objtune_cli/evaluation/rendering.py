@@ -13,6 +13,7 @@ from objtune_cli.evaluation.statistics import similarity
 from objtune_cli.evaluation.truth_scores import Scale, vectors
 from objtune_cli.images.png import is_one_colour
 from objtune_cli.models.registry import Base
+from objtune_cli.store.kinds.adapter import AdapterArtifact
 from objtune_cli.toybox import renderer, world
 from objtune_cli.toybox.captions import article, describe
 from objtune_cli.toybox.evaluator import inference
@@ -65,12 +66,12 @@ def worded(case: Case) -> str:
 def loaded(ctx: StageContext, name: str, weights: Mapping[str, Any] | None, kind: str = "") -> tuple["BaseModel", Any]:
     """A fresh base with an adapter's LoRA and words, or the bare base; `kind`: the object's class word, which guidance asks with."""
     from objtune_cli.lora import layers
-    from objtune_cli.models.placeholders import Placeholders, adapter_tensor_names, from_tensors
+    from objtune_cli.models.placeholders import Placeholders, from_encoders
 
     model = ctx.load_base_model()
     words = Placeholders(model)
     if weights is not None:
-        words.add(name, from_tensors(weights, adapter_tensor_names(name)), kind)
+        words.add(name, from_encoders(AdapterArtifact.from_tensors(weights).vectors[name]), kind)
         layers.load(model, weights)
     return model, words
 

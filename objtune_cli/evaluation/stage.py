@@ -57,10 +57,10 @@ def given(ctx: StageContext, ref: Ref, name: str | None = None) -> Given:
     if name not in record.objects:
         raise InputError(f"{ref} holds no {name}", f"it holds {', '.join(record.objects)}")
     item = trained_objects.Named(name, record, artifacts.sha256(ref.path(ctx.root)))
-    arrays = trained_objects.photo(ctx, item)
-    if arrays is None:
+    source = trained_objects.photo(ctx, item)
+    if source is None:
         raise InputError(f"{record.ref} does not say which photo {name} was learned from", "train it from a photo")
-    return Given(name, record.objects[name], arrays["rgb"], arrays["mask"], trained_objects.tensors(ctx, item))
+    return Given(name, record.objects[name], source.rgb, source.mask, trained_objects.tensors(ctx, item))
 
 
 def toybox(ctx: StageContext, subject: Given, dial: Dial, repeats: int, seed: int) -> dict[str, float]:

@@ -9,6 +9,7 @@ from objtune_cli.errors import ObjtuneError
 from objtune_cli.interchange import export, trigger_words
 from objtune_cli.models import families
 from objtune_cli.store import artifacts
+from objtune_cli.store.kinds import adapter, scene
 from objtune_cli.store.refs import parse
 from objtune_cli.workflow.context import StageContext
 
@@ -25,8 +26,12 @@ def of(ctx: StageContext, inputs: Mapping[str, Mapping[str, str]]) -> dict[str, 
     The files are those of `export --format kohya` and `embedding`. Source: A1111's `extra_networks_lora.py` and `textual_inversion.py`.
     """
     found: Hashes = {}
-    avoided = {source["sha256"]: source["ref"] for role, source in inputs.items() if role.startswith("negative.")}
-    adapters = {source["sha256"]: source["ref"] for role, source in inputs.items() if role.startswith("adapter.")}
+    avoided = {
+        source["sha256"]: source["ref"] for role, source in inputs.items() if role.startswith(scene.NEGATIVE_ROLE)
+    }
+    adapters = {
+        source["sha256"]: source["ref"] for role, source in inputs.items() if role.startswith(scene.ADAPTER_ROLE)
+    }
     for sha256, ref in {**adapters, **avoided}.items():
         with contextlib.suppress(ObjtuneError):
             for key, values in _kept(ctx, ref, sha256).items():
@@ -46,8 +51,8 @@ def _kept(ctx: StageContext, ref: str, sha256: str) -> Hashes:
     if own is not None:
         return own
     found = _noted(ctx, ref, sha256)
-    lora_alone = [role for role in record.inputs if role.startswith("file.")] == [
-        "file.0"
+    lora_alone = [role for role in record.inputs if role.startswith(adapter.FILE_ROLE)] == [
+        f"{adapter.FILE_ROLE}0"
     ]  # its token is made of known words
     return {key: values for key, values in found.items() if not (lora_alone and key == WORDS)}
 
@@ -73,10 +78,12 @@ def imported(record: artifacts.Record) -> Hashes | None:
     files = {
         role.partition(".")[2]: source["sha256"]
         for role, source in sorted(record.inputs.items())
-        if role.startswith("file.")
+        if role.startswith(adapter.FILE_ROLE)
     }
     bodies = {
-        i: record.inputs[f"{artifacts.BODY}{i}"]["sha256"] for i in files if f"{artifacts.BODY}{i}" in record.inputs
+        i: record.inputs[f"{adapter.BODY_ROLE}{i}"]["sha256"]
+        for i in files
+        if f"{adapter.BODY_ROLE}{i}" in record.inputs
     }
     if not files or (record.metrics.get("layers") and not bodies):
         return None
@@ -95,6 +102,6 @@ def made(record: artifacts.Record, tensors: Mapping[str, Any]) -> Hashes:
     words = {
         name: export.embedding_hash(tensors, name, family)[:DIGITS]
         for name in record.objects
-        if f"token.{name}" in tensors
+        if adapter.token_names(name)[0] in tensors
     }
     return found | ({WORDS: words} if words else {})

@@ -19,11 +19,12 @@ from objtune_cli.models import families
 from objtune_cli.models.families import Family
 from objtune_cli.store import artifacts, refs, safetensors_format
 from objtune_cli.store.artifacts import Record
+from objtune_cli.store.kinds import adapter
 from objtune_cli.store.refs import Ref
 from objtune_cli.workflow.output_files import Output, named_file, write
 
 FORMATS = ("diffusers", "kohya", "embedding", "bundle", "hub")
-PREFIXES = {"unet.": "lora_unet_", "text_encoder.": "lora_te1_", "text_encoder_2.": "lora_te2_"}
+PREFIXES = dict(zip((adapter.DENOISER, *adapter.TEXT_ENCODERS), ("lora_unet_", "lora_te1_", "lora_te2_"), strict=True))
 """What keys of an adapter's LoRA begin with, and what kohya's files say for it where there are two text encoders."""
 DIFFUSERS = "pytorch_lora_weights.safetensors"
 PLAIN = {"format": "pt"}
@@ -184,16 +185,14 @@ def _versions(root: Path, record: Record) -> Iterator[Record]:
 
 def _vectors(tensors: Mapping[str, Any], name: str, family: Family, only: str) -> dict[str, Any]:
     """A token's vectors under the names of an embedding file; `only`: the name where there is one text encoder."""
-    if not family.embedding_keys:
-        return {only: tensors[f"token.{name}"]}
-    first, second = family.embedding_keys
-    return {first: tensors[f"token.{name}"], second: tensors[f"token_2.{name}"]}
+    keys = family.embedding_keys or (only,)
+    return {key: tensors[own] for key, own in zip(keys, adapter.token_names(name), strict=False)}
 
 
 def diffusers_keys(tensors: Mapping[str, Any], family: Family = families.SD1) -> dict[str, Any]:
     """Peft names below `unet.` (`transformer.`) and, of what was imported, the text encoders; alpha = rank, so that nothing is left to scale."""
     named = (
-        (k.replace("unet.", f"{family.denoiser}.", 1) if k.startswith("unet.") else k, v)
+        (k.replace(adapter.DENOISER, f"{family.denoiser}.", 1) if k.startswith(adapter.DENOISER) else k, v)
         for k, v in _with_biases(tensors).items()
     )
     return {k: v for k, v in named if k.startswith((f"{family.denoiser}.", *PREFIXES))}
@@ -231,9 +230,9 @@ def kohya_keys(tensors: Mapping[str, Any], family: Family = families.SD1) -> dic
         }
         held = {end: tensors[f"{prefix}{end}.lora_B.bias"] for end in ends if f"{prefix}{end}.lora_B.bias" in tensors}
         biases = {end: (np.ones((1, 1), bias.dtype), np.asarray(bias)[:, None]) for end, bias in held.items()}
-        if prefix == "unet.":
+        if prefix == adapter.DENOISER:
             layers, biases = family.kohya(layers), family.kohya(biases)
-        elif prefix == "text_encoder." and len(family.encoders) == 1:
+        elif prefix == adapter.TEXT_ENCODERS[0] and len(family.encoders) == 1:
             start = "lora_te_"
         for layer, (down, up) in layers.items():
             stem = start + layer.replace(".", "_")

@@ -10,6 +10,8 @@ from objtune_cli.errors import InputError
 from objtune_cli.interchange import import_sources
 from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record
+from objtune_cli.store.kinds import adapter
+from objtune_cli.store.kinds.adapter import AdapterArtifact
 from objtune_cli.store.refs import check_name
 from objtune_cli.workflow import class_words
 from objtune_cli.workflow.context import StageContext, StageResult, tools
@@ -56,24 +58,24 @@ def run(
         else placeholders.class_token_embeddings(model, word or class_word)
     )
     _note_vectors(ctx, model, name, vectors, len(rows))
-    tensors: dict[str, Any] = layers | placeholders.to_tensors(
-        rows, model.widths, placeholders.adapter_tensor_names(name)
-    )
-    rank = max((v.shape[0] for k, v in tensors.items() if k.endswith("lora_A.weight")), default=0)
-    metrics = {"rank": rank, "vectors": len(rows), "layers": sum(k.endswith("lora_A.weight") for k in tensors)}
+    tensors = AdapterArtifact({name: placeholders.split_encoders(rows, model.widths)}, layers).to_tensors()
+    rank = max((v.shape[0] for k, v in tensors.items() if k.endswith(adapter.LORA_A)), default=0)
+    metrics = {"rank": rank, "vectors": len(rows), "layers": sum(k.endswith(adapter.LORA_A) for k in tensors)}
     record = replace(record, inputs=_inputs(read, found), metrics=metrics, tools=tools())
     return StageResult(artifacts.publish(ctx.root, record, tensors), metrics=metrics)
 
 
 def _inputs(read: list[import_sources.File], found: "list[Source] | None" = None) -> dict[str, dict[str, str]]:
     """The files by their hashes, and the settings beside them; of LoRA files that were opened, the hash that others know them by."""
-    hashes = {f"file.{i}": file.sha256 for i, file in enumerate(read)}
-    hashes |= {f"config.{i}": import_sources.digest(file.config) for i, file in enumerate(read) if file.config}
+    hashes = {f"{adapter.FILE_ROLE}{i}": file.sha256 for i, file in enumerate(read)}
+    hashes |= {
+        f"{adapter.CONFIG_ROLE}{i}": import_sources.digest(file.config) for i, file in enumerate(read) if file.config
+    }
     for i, source in enumerate(found or []):
         from objtune_cli.lora import import_keys
 
         if import_keys.is_lora(source.weights):
-            hashes[f"{artifacts.BODY}{i}"] = read[i].body
+            hashes[f"{adapter.BODY_ROLE}{i}"] = read[i].body
     return {role: {"ref": "", "sha256": digest} for role, digest in hashes.items()}
 
 
@@ -122,7 +124,7 @@ def _layers(ctx: StageContext, model: "BaseModel", found: "list[Source]") -> "di
         own = import_keys.read_lora(model, source)
         if {key.split(".")[0] for key in own} & {key.split(".")[0] for key in layers}:
             raise InputError("two files of one kind are two objects", "import each under a name of its own")
-        if not any(bool(value.any()) for key, value in own.items() if key.endswith(".lora_B.weight")):
+        if not any(bool(value.any()) for key, value in own.items() if key.endswith(adapter.LORA_B)):
             ctx.report.note(f"{source.what} changes nothing: all of its layers are zeros")
         if (
             any(key.startswith("base_model.model.") for key in source.weights)

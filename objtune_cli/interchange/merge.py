@@ -7,6 +7,7 @@ from objtune_cli.config.sections import Merge, identifying
 from objtune_cli.errors import IncompatibleError, UsageError
 from objtune_cli.store import artifacts, refs, safetensors_format
 from objtune_cli.store.artifacts import Record
+from objtune_cli.store.kinds import adapter
 from objtune_cli.store.refs import Ref, check_name
 from objtune_cli.workflow.context import StageContext, StageResult, tools
 from objtune_cli.workflow.trained_objects import is_merged
@@ -30,7 +31,7 @@ def run(ctx: StageContext, given: list[tuple[Ref, float]], name: str | None, con
     _check(records)
     weights = {str(ref): weight for ref, weight in given}
     settings = identifying(config) | {"weights": [weights[str(r.ref)] for r in records]}
-    inputs = {f"adapter.{r.name}": ctx.input(r.ref) for r in records}
+    inputs = {f"{adapter.ADAPTER_ROLE}{r.name}": ctx.input(r.ref) for r in records}
     called = check_name(name) if name else "-".join(r.name for r in records)[:64].rstrip("-.")
     record = Record(
         "adapter",
@@ -60,7 +61,7 @@ def _check_alone(ctx: StageContext, record: Record, weight: float, name: str | N
         )
     if weight == 0:
         raise UsageError(f"a weight of 0 leaves nothing of {record.ref}", f"a number that is not 0: {example}")
-    if not any(key.endswith(".lora_B.weight") for key in safetensors_format.read(record.ref.path(ctx.root))[1]):
+    if not adapter.has_lora(safetensors_format.read(record.ref.path(ctx.root))[1]):
         raise IncompatibleError(
             f"{record.ref} is a token alone, without LoRA; a weight has nothing to act on",
             "it can be merged with others",
@@ -100,16 +101,14 @@ def _merge(ctx: StageContext, record: Record, sources: list[Ref], config: Merge)
         {k: torch.from_numpy(v.copy()) for k, v in artifacts.load(ctx.root, ref, digests[str(ref)])[1].items()}
         for ref in sources
     ]
-    tensors: dict[str, Any] = {
-        k: v for adapter in opened for k, v in adapter.items() if k.startswith(("token.", "token_2."))
-    }
+    tensors: dict[str, Any] = {k: v for tensors in opened for k, v in tensors.items() if adapter.is_token(k)}
     tensors |= merging.merge_adapters(
         opened, record.config["weights"], config.method, config.rank, config.density, config.seed
     )
     large = next((k for k, v in tensors.items() if not bool(torch.isfinite(v).all())), "")
     if large:
         raise UsageError(f"with these weights {large} is infinite", "give smaller weights")
-    ranks = {v.shape[0] for k, v in tensors.items() if k.endswith("lora_A.weight")}
+    ranks = {v.shape[0] for k, v in tensors.items() if k.endswith(adapter.LORA_A)}
     metrics = {"rank": max(ranks, default=0)}
     return StageResult(
         artifacts.publish(ctx.root, replace(record, metrics=metrics, tools=tools()), tensors), metrics=metrics

@@ -172,28 +172,9 @@ def concat_encoders(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=-1)
 
 
-EMBEDDING_TENSOR_NAMES = ("text_encoder", "text_encoder_2")
-"""What an embedding artifact calls its vectors, one a text encoder."""
-
-
-def to_tensors(rows: Tensor, widths: Sequence[int], names: Sequence[str]) -> dict[str, Tensor]:
-    """Rows under a name for each text encoder, as artifacts keep them."""
-    return {name: part.contiguous() for name, part in zip(names, split_encoders(rows, widths), strict=False)}
-
-
-def adapter_tensor_names(name: str) -> tuple[str, str]:
-    """What an adapter artifact calls the vectors of `<name>`, one a text encoder."""
-    return f"token.{name}", f"token_2.{name}"
-
-
-def from_tensors(tensors: Mapping[str, Any], names: Sequence[str]) -> Tensor:
-    """The undoing of `stored`, from torch or numpy; a copy."""
-    return concat_encoders(
-        [
-            torch.tensor(t) if not isinstance(t, Tensor) else t.clone()
-            for t in (tensors[n] for n in names if n in tensors)
-        ]
-    )
+def from_encoders(parts: Sequence[Any]) -> Tensor:
+    """Rows from each text encoder's own, as artifacts hold them (torch or numpy); a copy."""
+    return concat_encoders([torch.tensor(part) if not isinstance(part, Tensor) else part.clone() for part in parts])
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from objtune_cli.segmentation import from_class_word, hint_checks, quality_gate,
 from objtune_cli.segmentation.from_hints import SegmentationModels, SegmentedObject, Target
 from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record
+from objtune_cli.store.kinds.mask import PHOTO_ROLE, MaskArtifact
 from objtune_cli.workflow import class_words
 from objtune_cli.workflow.context import StageContext, StageResult, keep_picture
 
@@ -71,7 +72,7 @@ def _downscale(picture: photo.Photo, config: Segment) -> "np.ndarray":
 
 def _record(ctx: StageContext, target: Target, targets: list[Target], head: photo.Header, config: Segment) -> Record:
     """What the mask is made of: the photo, the hints, and what looks: a segmenter, and a base where the class word chooses."""
-    inputs = {"photo": {"ref": "", "sha256": head.sha256}}
+    inputs = {PHOTO_ROLE: {"ref": "", "sha256": head.sha256}}
     for name, file in (("mask", target.mask), ("rough", target.rough_mask)):
         if file:
             inputs[name] = {"ref": "", "sha256": photo.digest(file)}
@@ -167,6 +168,8 @@ def _latent_cells(ctx: StageContext) -> int:
 def _publish(ctx: StageContext, found: AcceptedMask) -> StageResult:
     import numpy as np
 
-    ref = artifacts.publish(ctx.root, found.record, {"rgb": found.rgb, "mask": np.ascontiguousarray(found.mask)})
+    ref = artifacts.publish(
+        ctx.root, found.record, MaskArtifact(found.rgb, np.ascontiguousarray(found.mask)).to_tensors()
+    )
     overlay = keep_picture(ctx.root, ref, "overlay.png", found.overlay)
     return StageResult(ref, False, [overlay], found.record.metrics)

@@ -14,14 +14,11 @@ from objtune_cli.store import safetensors_format as header
 from objtune_cli.store.atomic_files import explained as explained
 from objtune_cli.store.atomic_files import flush_folder as flush_folder
 from objtune_cli.store.atomic_files import write_file as write_file
+from objtune_cli.store.kinds.adapter import BODY_ROLE
 from objtune_cli.store.refs import Ref
 
 IDENTITY = ("kind", "name", "objects", "inputs", "config", "base")
 """The parts of a record that make two artifacts the same work."""
-
-
-BODY = "body."
-"""Start of the roles of imported LoRA files' bodies: what follows the header, by whose hash other tools know them."""
 
 
 class TakenError(Exception):
@@ -69,7 +66,7 @@ class Record:
     def identity(self) -> str:
         """SHA-256 over what makes this the same work as another."""
         parts = {name: getattr(self, name) for name in IDENTITY}
-        parts["inputs"] = {role: source for role, source in self.inputs.items() if not role.startswith(BODY)}
+        parts["inputs"] = {role: source for role, source in self.inputs.items() if not role.startswith(BODY_ROLE)}
         return hashlib.sha256(header.canonical(parts).encode()).hexdigest()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from objtune_cli.errors import MissingError, UsageError
 from objtune_cli.store import artifacts, refs, safetensors_format
 from objtune_cli.store.artifacts import Record
+from objtune_cli.store.kinds import adapter
 from objtune_cli.store.refs import Ref
 
 FOUND_AGAIN = ("mask", "embedding", "prior")
@@ -134,7 +135,7 @@ def _called(record: Record, old: str, new: str, renamed: Mapping[Ref, dict[str, 
     inputs = {}
     for role, given in record.inputs.items():
         source = refs.parse(given["ref"]) if given["ref"] else None
-        role = f"embedding.{new}" if role == f"embedding.{old}" else role
+        role = f"{adapter.EMBEDDING_ROLE}{new}" if role == f"{adapter.EMBEDDING_ROLE}{old}" else role
         inputs[role] = renamed.get(source, given) if source else given
     objects = {new if name == old else name: word for name, word in record.objects.items()}
     return replace(record, name=new, objects=objects, inputs=inputs)
@@ -142,7 +143,7 @@ def _called(record: Record, old: str, new: str, renamed: Mapping[Ref, dict[str, 
 
 def _written(root: Path, record: Record, target: Ref, tensors: Mapping[str, Any], old: str) -> str:
     """Publish one renamed artifact under its number, unless an interrupted run did; its SHA-256."""
-    renamed = {f"{part}.{old}": f"{part}.{target.name}" for part in ("token", "token_2")}
+    renamed = dict(zip(adapter.token_names(old), adapter.token_names(target.name), strict=True))
     tensors = {renamed.get(key, key): value for key, value in tensors.items()}
     numbered = replace(record, version=target.version)
     path = target.path(root)

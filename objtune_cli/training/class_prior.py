@@ -13,6 +13,7 @@ from objtune_cli.models import finite_checks
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.prompts import PROMPT, with_article
 from objtune_cli.numerics.ddpm import step_generator
+from objtune_cli.store.kinds.prior import PriorArtifact
 
 SAMPLING_STEPS = 15
 FOCUS, SHARE = (0.4, 0.98), 0.6
@@ -36,15 +37,11 @@ def compute(
     guidance: float,
     on_step: Callable[[int, int], None] = lambda done, total: None,
     others: Sequence[str] = (),
-) -> dict[str, Tensor]:
+) -> PriorArtifact:
     """Class samples and the frozen base's predictions for fixed (z_t, t, prompt).
 
     Args:
         others: Words of other things that are to stay as they are.
-
-    Returns:
-        "latents" (N, C, h, w): the samples; "z_t", "pred" (M, C, h, w); "t" and "asked" (M,) int64, the latter
-        rows of "conditions" (P, L, d), the encoded `prompts`.
 
     Raises:
         NonFiniteError: The base gives NaN or infinite values.
@@ -64,14 +61,7 @@ def compute(
             for z, s, which in zip(z_t.split(8), t.split(8), asked.split(8), strict=True)
         ]
     pred = finite_checks.checked("denoiser", model.dtype, torch.cat(preds))
-    return {
-        "latents": latents,
-        "z_t": z_t,
-        "t": t,
-        "pred": pred,
-        "asked": asked,
-        "conditions": conditions.float().cpu(),
-    }
+    return PriorArtifact(latents, z_t, t, pred, asked, conditions.float().cpu())
 
 
 def _asked(entries: int, samples: int, count: int, g: torch.Generator) -> Tensor:

@@ -33,7 +33,7 @@ def run(ctx: StageContext, class_word: str, config: Prior) -> StageResult:
 
     model = ctx.load_base_model()
     step = ctx.progress(f"prior of {class_word}")
-    tensors = class_prior.compute(
+    prior = class_prior.compute(
         model, class_word, config, ctx.base.sampling["guidance"], step, ctx.base.words or EVERYDAY
     )
-    return StageResult(artifacts.publish(ctx.root, replace(record, tools=ctx.tools(model)), tensors))
+    return StageResult(artifacts.publish(ctx.root, replace(record, tools=ctx.tools(model)), prior.to_tensors()))

@@ -5,12 +5,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from objtune_cli.config.sections import Embed, Prior, Train
+from objtune_cli.store.kinds.prior import PriorArtifact
 from objtune_cli.training.stage import suited
 from objtune_cli.workflow.context import StageContext
 
 if TYPE_CHECKING:
-    import torch
-
     from objtune_cli.models.base_model import BaseModel
 
 WARM, MEASURED = 1, 2
@@ -96,7 +95,7 @@ def subjects(model: "BaseModel", embedding: Embed, count: int) -> list[Any]:
     return found
 
 
-def prior(model: "BaseModel", entries: int) -> dict[str, "torch.Tensor"]:
+def prior(model: "BaseModel", entries: int) -> PriorArtifact:
     """A class prior of noise, of so many predictions of the frozen base."""
     import torch
 
@@ -107,11 +106,4 @@ def prior(model: "BaseModel", entries: int) -> dict[str, "torch.Tensor"]:
     with torch.no_grad():
         conditions = model.encode(["a photo of a dog"]).float().cpu()
     t = torch.linspace(100, 900, entries).long()
-    return {
-        "latents": drawn[0],
-        "z_t": drawn[1],
-        "pred": drawn[2],
-        "t": t,
-        "asked": torch.zeros(entries, dtype=torch.int64),
-        "conditions": conditions,
-    }
+    return PriorArtifact(drawn[0], drawn[1], t, drawn[2], torch.zeros(entries, dtype=torch.int64), conditions)

@@ -6,6 +6,8 @@ from objtune_cli.embedding import stage as embed
 from objtune_cli.errors import IncompatibleError, UsageError
 from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record
+from objtune_cli.store.kinds.embedding import MASK_ROLE, EmbeddingArtifact
+from objtune_cli.store.kinds.mask import PHOTO_ROLE, MaskArtifact
 from objtune_cli.store.refs import Ref, parse, resolve
 from objtune_cli.workflow.context import StageContext
 
@@ -19,7 +21,7 @@ def of(ctx: StageContext, starts: list[Record]) -> "list[Subject]":
     Raises:
         UsageError: They are not of one photo.
     """
-    sizes = {artifacts.load(ctx.root, _mask_of(ctx, s))[1]["mask"].shape for s in starts}
+    sizes = {_load_mask(ctx, s).mask.shape for s in starts}
     if len(sizes) > 1 or len({_photo(ctx, s) for s in starts}) > 1:
         raise UsageError(
             "the objects are not of one photo", "train them one by one and bring them together with `objtune compose`"
@@ -30,13 +32,19 @@ def of(ctx: StageContext, starts: list[Record]) -> "list[Subject]":
 
 def _photo(ctx: StageContext, embedding: Record) -> str:
     mask = _mask_of(ctx, embedding)
-    return artifacts.read_record(ctx.root, mask).inputs["photo"]["sha256"]
+    return artifacts.read_record(ctx.root, mask).inputs[PHOTO_ROLE]["sha256"]
 
 
 def _mask_of(ctx: StageContext, embedding: Record) -> Ref:
-    if "mask" not in embedding.inputs:
+    if MASK_ROLE not in embedding.inputs:
         raise IncompatibleError(f"{embedding.ref} was not made from a mask", "train from the mask")
-    return resolve(ctx.root, parse(embedding.inputs["mask"]["ref"]))
+    return resolve(ctx.root, parse(embedding.inputs[MASK_ROLE]["ref"]))
+
+
+def _load_mask(ctx: StageContext, embedding: Record) -> MaskArtifact:
+    """The mask and photo that an embedding was computed from."""
+    ref, sha256 = _mask_of(ctx, embedding), embedding.inputs[MASK_ROLE]["sha256"]
+    return MaskArtifact.from_tensors(artifacts.load(ctx.root, ref, sha256)[1])
 
 
 def hidden(ctx: StageContext, starts: list[Record]) -> Any:
@@ -44,7 +52,7 @@ def hidden(ctx: StageContext, starts: list[Record]) -> Any:
     import cv2
     import numpy as np
 
-    masks = [artifacts.load(ctx.root, _mask_of(ctx, s), s.inputs["mask"]["sha256"])[1]["mask"] > 8 for s in starts]
+    masks = [_load_mask(ctx, s).mask > 8 for s in starts]
     width = max(3, round(max(masks[0].shape) / 40))
     return np.maximum.reduce([cv2.dilate(m.astype(np.uint8), np.ones((width, width), np.uint8)) for m in masks])
 
@@ -56,15 +64,15 @@ def subject(ctx: StageContext, start: Record, away: Any) -> "Subject":
     from objtune_cli.models import placeholders
     from objtune_cli.training.subjects import Subject
 
-    _, rows = artifacts.load(ctx.root, start.ref)
-    _, tensors = artifacts.load(ctx.root, _mask_of(ctx, start), start.inputs["mask"]["sha256"])
-    picture, mask = embed.photo_tensors(tensors)
-    ground = _without(tensors["rgb"], away)
+    vectors = EmbeddingArtifact.from_tensors(artifacts.load(ctx.root, start.ref)[1]).vectors
+    source = _load_mask(ctx, start)
+    picture, mask = embed.photo_tensors(source)
+    ground = _without(source.rgb, away)
     name, word = next(iter(start.objects.items()))
     return Subject(
         name=name,
         class_word=word,
-        rows=placeholders.from_tensors(rows, placeholders.EMBEDDING_TENSOR_NAMES),
+        rows=placeholders.from_encoders(vectors),
         learned=int(start.metrics["learned"]),
         picture=picture * 2 - 1,
         ground=torch.from_numpy(ground.copy()).permute(2, 0, 1).float() / 127.5 - 1,

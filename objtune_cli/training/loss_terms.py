@@ -6,7 +6,7 @@ the class prior; no optimizer.
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from objtune_cli.models.placeholders import Placeholders
 from objtune_cli.models.prompts import PROMPT, with_class_words
 from objtune_cli.numerics import ddpm, losses
 from objtune_cli.numerics.embeddings import lengths
+from objtune_cli.store.kinds.prior import PriorArtifact
 from objtune_cli.training.subjects import Subject, Views, subsets, views
 
 KNOWN_FROM = 1 << 31
@@ -75,7 +76,7 @@ class Terms:
     """The words, views, priors and kept predictions of one run, and the loss terms of a step."""
 
     def __init__(
-        self, model: BaseModel, subjects: list[Subject], priors: Mapping[str, Mapping[str, Tensor]], config: Train
+        self, model: BaseModel, subjects: list[Subject], priors: Mapping[str, PriorArtifact], config: Train
     ) -> None:
         self.model, self.subjects, self.config = model, subjects, config
         self.words = Placeholders(model)
@@ -89,9 +90,7 @@ class Terms:
             for s in subjects
         }
         self.views = [views(model, members, config) for members in subsets(subjects)]
-        self.priors = {word: {k: v.to(model.device) for k, v in prior.items()} for word, prior in priors.items()}
-        for prior in self.priors.values():
-            prior["conditions"] = prior["conditions"].to(model.dtype)
+        self.priors = {word: _on_device(prior, model) for word, prior in priors.items()}
         self.teacher_conditions = self._teacher_conditions()
         self.known = self._known() if config.background_weight else []
         self.step = 0
@@ -274,15 +273,15 @@ class Terms:
         prior = self.priors[subject.class_word]
         if self.config.class_term == "noise":  # DreamBooth: the samples are pictures like any other
             spread = self.views[0].spread  # as wide as the photo's: class samples were never pictures
-            z = prior["latents"][torch.randint(len(prior["latents"]), (count,), generator=g)]
+            z = prior.latents[torch.randint(len(prior.latents), (count,), generator=g)]
             z_t, t, aim = self._noised(z, g, spread if spread is None else spread[:1])
-            return z_t, t, prior["conditions"][:1].expand(count, -1, -1), aim
-        pick = torch.randint(len(prior["t"]), (count,), generator=g)
+            return z_t, t, prior.conditions[:1].expand(count, -1, -1), aim
+        pick = torch.randint(len(prior.timesteps), (count,), generator=g)
         return (
-            prior["z_t"][pick],
-            prior["t"][pick].cpu(),
-            prior["conditions"][prior["asked"][pick]],
-            prior["pred"][pick],
+            prior.noisy_latents[pick],
+            prior.timesteps[pick].cpu(),
+            prior.conditions[prior.prompt_index[pick]],
+            prior.predictions[pick],
         )
 
     def _attention(self, seen: attention.Recorder, prompt: str, views: Views, rows: Tensor) -> Tensor:
@@ -307,3 +306,9 @@ class Terms:
         """Let the prompts say the tokens as they are now."""
         for name, rows in self.learned.items():
             self.words.replace(name, torch.cat([rows, self.fixed[name]]))
+
+
+def _on_device(prior: PriorArtifact, model: BaseModel) -> PriorArtifact:
+    """A prior on the model's device, its conditions in the number format that the denoiser reads."""
+    moved = prior.map(lambda tensor: tensor.to(model.device))
+    return replace(moved, conditions=moved.conditions.to(model.dtype))

@@ -16,6 +16,8 @@ from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.checkpoints import RunState
 from objtune_cli.store.disk_reservation import SLACK, Room
+from objtune_cli.store.kinds.adapter import EMBEDDING_ROLE, PRIOR_ROLE, AdapterArtifact
+from objtune_cli.store.kinds.prior import PriorArtifact
 from objtune_cli.store.refs import Ref
 from objtune_cli.training import class_prior_stage as prior_stage
 from objtune_cli.training import load_subjects as subjects
@@ -103,9 +105,9 @@ def described(ctx: StageContext, sources: list[Ref], config: Train, embedding: E
     ctx.side_by_side(work if missing else work[:1])
     made = _priors(ctx, words, prior)
     named = {name: word for record in records for name, word in record.objects.items()}
-    inputs = {f"embedding.{r.name}": ctx.input(r.ref) for r in records}
+    inputs = {f"{EMBEDDING_ROLE}{r.name}": ctx.input(r.ref) for r in records}
     for ref in made.values():
-        role = f"prior.{ref.name}"  # two classes may have one name: Café and cafe
+        role = f"{PRIOR_ROLE}{ref.name}"  # two classes may have one name: Café and cafe
         inputs[f"{role}.{len(inputs)}" if role in inputs else role] = ctx.input(ref)
     name = "-".join(named)[:64].rstrip("-.")
     return Work(Record("adapter", name, named, inputs, identifying(config), ctx.base.record()), records, made)
@@ -236,12 +238,14 @@ def state_key(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def priors_of(ctx: StageContext, work: Work) -> dict[str, Any]:
-    """The tensors of the classes' priors, by class word."""
+def priors_of(ctx: StageContext, work: Work) -> dict[str, PriorArtifact]:
+    """The classes' priors as torch tensors, by class word."""
     import torch
 
     return {
-        word: {k: torch.from_numpy(v.copy()) for k, v in artifacts.load(ctx.root, ref)[1].items()}
+        word: PriorArtifact.from_tensors(artifacts.load(ctx.root, ref)[1]).map(
+            lambda array: torch.from_numpy(array.copy())
+        )
         for word, ref in work.priors.items()
     }
 
@@ -257,9 +261,8 @@ def published(ctx: StageContext, work: Work, trainer: "Trainer", judge: "Judge |
     from objtune_cli.lora import layers
     from objtune_cli.models import placeholders
 
-    tensors: dict[str, Any] = layers.state_dict(trainer.model, trainer.name)
-    for name, rows in trainer.tokens().items():
-        tensors |= placeholders.to_tensors(rows, trainer.model.widths, placeholders.adapter_tensor_names(name))
+    vectors = {name: placeholders.split_encoders(rows, trainer.model.widths) for name, rows in trainer.tokens().items()}
+    tensors = AdapterArtifact(vectors, layers.state_dict(trainer.model, trainer.name)).to_tensors()
     metrics = {k: round(v, 6) for k, v in trainer.mean.items()} | {"steps": trainer.step}
     if not all(bool(torch.isfinite(v).all()) for v in tensors.values()):
         raise trainer.describe_failure("a weight is not finite")

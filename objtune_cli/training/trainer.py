@@ -21,6 +21,7 @@ from objtune_cli.models.prompts import PROMPT
 from objtune_cli.numerics import ddpm
 from objtune_cli.numerics.embeddings import keep_norm
 from objtune_cli.runtime import cpu
+from objtune_cli.store.kinds.prior import PriorArtifact
 from objtune_cli.training import optimizer
 from objtune_cli.training.early_stopping import Plateau
 from objtune_cli.training.ema import Average, write
@@ -40,7 +41,7 @@ class Trainer(Terms):
         self,
         model: BaseModel,
         subjects: list[Subject],
-        priors: Mapping[str, Mapping[str, Tensor]],
+        priors: Mapping[str, PriorArtifact],
         config: Train,
         name: str = "default",
     ) -> None:

@@ -8,6 +8,7 @@ from objtune_cli.models.families import pipeline_folder as folders
 from objtune_cli.models.registry import Base
 from objtune_cli.store import safetensors_format
 from objtune_cli.store.artifacts import Record
+from objtune_cli.store.kinds import adapter
 
 
 def why_not(base: Base, root: Path, record: Record) -> str:
@@ -23,7 +24,7 @@ def why_not(base: Base, root: Path, record: Record) -> str:
 
 
 def _differences(base: Base, shapes: dict[str, tuple[int, ...]]) -> Iterator[str]:
-    for start, part in zip(("token.", "token_2."), base.family.encoders, strict=False):
+    for start, part in zip(adapter.TOKENS, base.family.encoders, strict=False):
         width = folders.read_json(base.folder, f"{part}/config.json").get("hidden_size")
         for name, shape in shapes.items():
             if name.startswith(start) and shape[-1:] != (width,):
@@ -37,8 +38,8 @@ def _differences(base: Base, shapes: dict[str, tuple[int, ...]]) -> Iterator[str
         if name != "__metadata__"
     }
     for name, shape in shapes.items():
-        if name.startswith("unet.") and name.endswith(".lora_A.weight"):
-            layer = name.removeprefix("unet.").removesuffix(".lora_A.weight")
+        if name.startswith(adapter.DENOISER) and name.endswith(adapter.LORA_A):
+            layer = name.removeprefix(adapter.DENOISER).removesuffix(adapter.LORA_A)
             wanted = layers.get(f"{layer}.weight", ())
             if wanted[1:] != shape[1:]:
                 yield f"no layer {layer} of its size is here"

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 from objtune_cli.errors import DamagedError, IncompatibleError, InputError, MissingError
 from objtune_cli.store import artifacts, refs, safetensors_format
 from objtune_cli.store.artifacts import Record
+from objtune_cli.store.kinds import adapter, embedding, scene
+from objtune_cli.store.kinds.adapter import AdapterArtifact
+from objtune_cli.store.kinds.mask import MaskArtifact
 from objtune_cli.store.refs import Ref
 from objtune_cli.workflow.context import StageContext
 
@@ -117,7 +120,7 @@ def _find_own_name(adapter: str, objects: Mapping[str, str], name: str) -> str:
 
 def is_merged(record: Record) -> bool:
     """Whether an adapter was made of others: those are the objects' own."""
-    return any(role.startswith("adapter.") for role in record.inputs)
+    return any(role.startswith(adapter.ADAPTER_ROLE) for role in record.inputs)
 
 
 def _find_adapter(root: Path, newest: Mapping[str, Record], name: str, version: int) -> Ref:
@@ -148,7 +151,9 @@ def _find_adapter(root: Path, newest: Mapping[str, Record], name: str, version: 
 
 def inputs(objects: list[Named], avoided: Sequence[Named] = ()) -> dict[str, dict[str, str]]:
     """The adapters as `inputs` of a scene; `avoided`: objects that the negative prompt alone names."""
-    roles = [(f"adapter.{o.name}", o) for o in objects] + [(f"negative.{o.name}", o) for o in avoided]
+    roles = [(f"{scene.ADAPTER_ROLE}{o.name}", o) for o in objects] + [
+        (f"{scene.NEGATIVE_ROLE}{o.name}", o) for o in avoided
+    ]
     return {role: {"ref": str(o.record.ref), "sha256": o.sha256} for role, o in roles}
 
 
@@ -172,18 +177,18 @@ def scale(weights: dict[str, Any], strength: float) -> dict[str, Any]:
 
 def has_lora(ctx: StageContext, item: Named) -> bool:
     """Whether an object's adapter is more than a token, by its header alone."""
-    return any(name.endswith(".lora_B.weight") for name in safetensors_format.read(item.record.ref.path(ctx.root))[1])
+    return adapter.has_lora(safetensors_format.read(item.record.ref.path(ctx.root))[1])
 
 
 def has_words(ctx: StageContext, item: Named) -> bool:
     """Whether an object's adapter has layers of a text encoder, by its header alone."""
-    return any(name.startswith("text_encoder") for name in safetensors_format.read(item.record.ref.path(ctx.root))[1])
+    return adapter.has_text_encoder_lora(safetensors_format.read(item.record.ref.path(ctx.root))[1])
 
 
-def photo(ctx: StageContext, item: Named) -> dict[str, Any] | None:
-    """The mask artifact, photo included, that an object was learned from: its arrays; None where it is not there any more."""
+def photo(ctx: StageContext, item: Named) -> MaskArtifact | None:
+    """The photo and mask that an object was trained on; None where they were removed."""
     for role, source in item.record.inputs.items():
-        if not role.startswith(("embedding.", "adapter.")):
+        if not role.startswith((adapter.EMBEDDING_ROLE, adapter.ADAPTER_ROLE)):
             continue
         with contextlib.suppress(MissingError):
             origin = artifacts.read_record(ctx.root, refs.resolve(ctx.root, refs.parse(source["ref"])))
@@ -191,9 +196,10 @@ def photo(ctx: StageContext, item: Named) -> dict[str, Any] | None:
                 continue
             if origin.kind == "adapter":
                 return photo(ctx, replace(item, record=origin))
-            if "mask" in origin.inputs:
-                mask = origin.inputs["mask"]
-                return artifacts.load(ctx.root, refs.resolve(ctx.root, refs.parse(mask["ref"])), mask["sha256"])[1]
+            if embedding.MASK_ROLE in origin.inputs:
+                mask = origin.inputs[embedding.MASK_ROLE]
+                _, tensors = artifacts.load(ctx.root, refs.resolve(ctx.root, refs.parse(mask["ref"])), mask["sha256"])
+                return MaskArtifact.from_tensors(tensors)
     return None
 
 
@@ -202,7 +208,7 @@ def shape(ctx: StageContext, item: Named) -> float:
     found = photo(ctx, item)
     if found is None:
         return 1.0
-    ys, xs = (found["mask"] > 127).nonzero()
+    ys, xs = (found.mask > 127).nonzero()
     return float((xs.max() - xs.min() + 1) / (ys.max() - ys.min() + 1)) if len(ys) else 1.0
 
 
@@ -212,11 +218,12 @@ def add_words(model: "BaseModel", objects: list[Named], weights: dict[str, dict[
     Raises:
         DamagedError: An adapter has no vectors for its object.
     """
-    from objtune_cli.models.placeholders import Placeholders, adapter_tensor_names, from_tensors
+    from objtune_cli.models.placeholders import Placeholders, from_encoders
 
     words = Placeholders(model)
     for item in objects:
-        if not any(name in weights[item.name] for name in adapter_tensor_names(item.own_name)):
+        vectors = AdapterArtifact.from_tensors(weights[item.name]).vectors.get(item.own_name)
+        if not vectors:
             raise DamagedError(f"{item.record.ref} holds no token of <{item.own_name}>", safetensors_format.RESTORE)
-        words.add(item.name, from_tensors(weights[item.name], adapter_tensor_names(item.own_name)), item.class_word)
+        words.add(item.name, from_encoders(vectors), item.class_word)
     return words

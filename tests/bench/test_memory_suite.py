@@ -73,7 +73,7 @@ def _trained_as_a_run(trainer: Any) -> None:
     assert len(trainer.views) == 3 and all(
         len(k.rows) == len(k.pred) == 8 for each in trainer.known for k in each.values()
     )
-    assert len(trainer.priors["dog"]["z_t"]) == 5 and trainer.model.autoencoder is not None  # back, for drawing
+    assert len(trainer.priors["dog"].noisy_latents) == 5 and trainer.model.autoencoder is not None  # back, for drawing
 
 
 @pytest.mark.parametrize("name", random_weights.LAYOUTS)

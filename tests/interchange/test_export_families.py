@@ -21,9 +21,10 @@ from objtune_cli.lora import layers as adapter
 from objtune_cli.models import base_model as stacks
 from objtune_cli.models import families
 from objtune_cli.models.families.family import MODULES
-from objtune_cli.models.placeholders import Placeholders, adapter_tensor_names, to_tensors
+from objtune_cli.models.placeholders import Placeholders, split_encoders
 from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record
+from objtune_cli.store.kinds.adapter import AdapterArtifact
 from objtune_cli.store.refs import Ref
 from tests.interchange.test_export import FRESH_ROWS, NO_TEXT_LORA, listening
 from tests.support import full_size_configs, tiny_families
@@ -59,7 +60,7 @@ def published(
     g = torch.Generator().manual_seed(1)
     weights = {k: torch.randn(v.shape, generator=g) * 0.2 for k, v in adapter.state_dict(model).items()}
     rows = torch.randn(2, sum(model.widths), generator=g)
-    tensors = weights | to_tensors(rows, model.widths, adapter_tensor_names("rex"))
+    tensors = AdapterArtifact({"rex": split_encoders(rows, model.widths)}, weights).to_tensors()
     record = Record("adapter", "rex", {"rex": "dog"}, {}, {"rank": rank}, {**BASES[name], "fingerprint": "0"})
     return artifacts.publish(root, record, tensors), tensors, rows
 

@@ -21,8 +21,9 @@ from objtune_cli.lora import layers as adapter
 from objtune_cli.lora.layer_names import modules_of
 from objtune_cli.models import base_model as stacks
 from objtune_cli.models import families
-from objtune_cli.models.placeholders import class_token_embeddings
+from objtune_cli.models.placeholders import class_token_embeddings, split_encoders
 from objtune_cli.store import artifacts, refs
+from objtune_cli.store.kinds.adapter import AdapterArtifact
 from tests.generation.test_image_metadata import of_lora, read
 from tests.interchange.test_export_families import predicted
 from tests.interchange.test_import_refusals import torch_zip
@@ -111,13 +112,8 @@ def test_a_kohya_file_acts_as_in_diffusers(cli: Any, folders: dict[str, Path], n
 def test_what_was_exported_comes_back_as_it_was(cli: Any, folders: dict[str, Path], name: str, form: str) -> None:
     weights = layers(folders[name], modules="cross-kv")
     model = stacks.load(folders[name], CPU, torch.float32)
-    from objtune_cli.models.placeholders import adapter_tensor_names, to_tensors
-
-    words = to_tensors(
-        torch.randn(2, sum(model.widths), generator=torch.Generator().manual_seed(2)),
-        model.widths,
-        adapter_tensor_names("rex"),
-    )
+    rows = torch.randn(2, sum(model.widths), generator=torch.Generator().manual_seed(2))
+    tensors = AdapterArtifact({"rex": split_encoders(rows, model.widths)}, weights).to_tensors()
     record = artifacts.Record(
         "adapter",
         "old",
@@ -126,13 +122,13 @@ def test_what_was_exported_comes_back_as_it_was(cli: Any, folders: dict[str, Pat
         {},
         {"id": "x", "fingerprint": "0", "family": "" if name == "sd1" else name},
     )
-    ref = artifacts.publish(Path("artifacts"), record, weights | words)
+    ref = artifacts.publish(Path("artifacts"), record, tensors)
     files = export.run(Path("artifacts"), ref, form, Path("out"))
     if form != "bundle":
         files += export.run(Path("artifacts"), ref, "embedding", Path("words"))
-    kept, tensors = imported(cli, folders[name], *files)
-    assert tensors.keys() == {*weights, *words}
-    assert all(torch.equal(tensors[key], value) for key, value in (weights | words).items())
+    kept, found = imported(cli, folders[name], *files)
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[key], value) for key, value in tensors.items())
     assert kept.metrics == {"rank": 2, "vectors": 2, "layers": len(weights) // 2} and kept.inputs["file.0"]["ref"] == ""
 
 

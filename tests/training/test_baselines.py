@@ -22,6 +22,7 @@ from objtune_cli.numerics import ddpm
 from objtune_cli.numerics.augmentation import views
 from objtune_cli.numerics.ddpm import step_generator
 from objtune_cli.numerics.losses import masked_mse, mse, photo
+from objtune_cli.store.kinds.prior import PriorArtifact
 from objtune_cli.training import trainer as training
 from objtune_cli.training.subjects import Subject
 from objtune_cli.training.trainer import Trainer
@@ -60,13 +61,13 @@ def _subject(model: BaseModel, name: str = "rex", left: int = 10) -> Subject:
     )
 
 
-def _prior(model: BaseModel, entries: int = 5) -> dict[str, torch.Tensor]:
+def _prior(model: BaseModel, entries: int = 5) -> PriorArtifact:
     g = torch.Generator().manual_seed(1)
     rows = torch.randn(4, entries, 4, 8, 8, generator=g)
     t, asked = torch.randint(0, 1000, (entries,), generator=g), torch.arange(entries) % 2
     with torch.no_grad():
         conditions = model.encode(["a photo of a dog", ""])
-    return {"latents": rows[0], "z_t": rows[1], "pred": rows[2], "t": t, "asked": asked, "conditions": conditions}
+    return PriorArtifact(rows[0], rows[1], t, rows[2], asked, conditions)
 
 
 @pytest.fixture(scope="module")
@@ -171,12 +172,12 @@ def test_class_samples_may_be_pictures_like_any_other(trainer, prediction: str) 
     t = trainer(class_term="noise")
     t.model.scheduler.register_to_config(prediction_type=prediction)
     z_t, steps, told, aim = t._class_rows(t.subjects[0], 4, step_generator(0, 0))
-    assert torch.equal(told, t.priors["dog"]["conditions"][:1].expand_as(told))  # always the class
+    assert torch.equal(told, t.priors["dog"].conditions[:1].expand_as(told))  # always the class
     assert z_t.shape == aim.shape == (4, 4, 8, 8)
     for z, s, y in zip(z_t, steps, aim, strict=True):
         a = t.model.alpha_bar[s]
         misses = []
-        for latent in t.priors["dog"]["latents"]:
+        for latent in t.priors["dog"].latents:
             eps = (z - a.sqrt() * latent) / (1 - a).sqrt()
             expected = eps if prediction == "epsilon" else a.sqrt() * eps - (1 - a).sqrt() * latent
             misses.append(float((y - expected).abs().max()))
@@ -184,11 +185,11 @@ def test_class_samples_may_be_pictures_like_any_other(trainer, prediction: str) 
 
 
 def test_each_class_term_reads_its_own_part_of_the_prior(trainer) -> None:
-    for term, unread in (("noise", ("z_t", "pred")), ("prediction", ("latents",))):
+    for term, unread in (("noise", ("noisy_latents", "predictions")), ("prediction", ("latents",))):
         t = trainer(class_term=term)
         before = _terms(t)
-        for key in unread:
-            t.priors["dog"][key] = torch.full_like(t.priors["dog"][key], float("nan"))
+        unusable = {key: torch.full_like(getattr(t.priors["dog"], key), float("nan")) for key in unread}
+        t.priors["dog"] = replace(t.priors["dog"], **unusable)
         assert _terms(t) == before
     rows = t._class_rows(
         t.subjects[0], 3, step_generator(0, 0)
@@ -196,10 +197,10 @@ def test_each_class_term_reads_its_own_part_of_the_prior(trainer) -> None:
     kept = _prior(t.model)
     for z, s, told, y in zip(*rows, strict=True):
         assert any(
-            torch.equal(z, kept["z_t"][i])
-            and int(s) == int(kept["t"][i])
-            and torch.equal(told, kept["conditions"][kept["asked"][i]])
-            and torch.equal(y, kept["pred"][i])
+            torch.equal(z, kept.noisy_latents[i])
+            and int(s) == int(kept.timesteps[i])
+            and torch.equal(told, kept.conditions[kept.prompt_index[i]])
+            and torch.equal(y, kept.predictions[i])
             for i in range(5)
         )
 
@@ -472,7 +473,7 @@ def test_apart_and_together_are_the_same_step(trainer, weights: dict) -> None:
             **{
                 n: getattr(t.model, n)
                 for n in (
-                    "unet",
+                    "denoiser",
                     "encode",
                     "token_ids",
                     "alpha_bar",

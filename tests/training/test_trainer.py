@@ -13,6 +13,7 @@ from objtune_cli.models import base_model
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.placeholders import class_token_embeddings
 from objtune_cli.numerics.ddpm import step_generator
+from objtune_cli.store.kinds.prior import PriorArtifact
 from objtune_cli.training import loss_terms as terms
 from objtune_cli.training import trainer as training
 from objtune_cli.training.subjects import Subject, Views, subsets
@@ -52,7 +53,7 @@ def _subject(model: BaseModel, name: str = "rex", word: str = "dog", left: int =
     )
 
 
-def _prior(model: BaseModel, word: str = "dog", entries: int = 5) -> dict[str, torch.Tensor]:
+def _prior(model: BaseModel, word: str = "dog", entries: int = 5) -> PriorArtifact:
     """Random (z_t, t) with the frozen base's own predictions."""
     g = torch.Generator().manual_seed(1)
     z, t = (
@@ -63,7 +64,7 @@ def _prior(model: BaseModel, word: str = "dog", entries: int = 5) -> dict[str, t
         conditions = model.encode([f"a photo of a {word}", ""])
         asked = torch.arange(entries) % 2
         pred = model.predict(z, t, conditions[asked])
-    return {"latents": z, "z_t": z, "t": t, "pred": pred, "asked": asked, "conditions": conditions}
+    return PriorArtifact(z, z, t, pred, asked, conditions)
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from objtune_cli.images import grids, photo, png
 from objtune_cli.segmentation import stage as segment
 from objtune_cli.segmentation.from_hints import Target
 from objtune_cli.store import artifacts
+from objtune_cli.store.kinds.mask import MaskArtifact
 from objtune_cli.store.safetensors_format import canonical
 from objtune_cli.training import class_prior_stage
 from objtune_cli.workflow.context import StageContext
@@ -182,9 +183,9 @@ class Running:
             target = Target(subject.kind, subject.name, mask=subject.mask)
             try:
                 found = segment.run(self.ctx, subject.learned, [target], self._segment())[0]
-                _, arrays = artifacts.load(self.ctx.root, found.ref)
+                source = MaskArtifact.from_tensors(artifacts.load(self.ctx.root, found.ref)[1])
                 self.handed = {
-                    subject.name: single_training.Handed(subject.name, subject.kind, arrays["rgb"], arrays["mask"])
+                    subject.name: single_training.Handed(subject.name, subject.kind, source.rgb, source.mask)
                 }
             except GateError as refused:
                 hint = f"put a mask beside the photo, {subject.learned.stem}{dreambooth_dataset.MASK}, or try `--set segment.sam_checkpoint=FILE`"

@@ -20,6 +20,7 @@ from objtune_cli.config.sections import Bench, Embed, Train
 from objtune_cli.errors import ObjtuneError
 from objtune_cli.evaluation import statistics
 from objtune_cli.models import registry
+from objtune_cli.store.kinds.prior import PriorArtifact
 from objtune_cli.training import stage as train
 from objtune_cli.workflow.context import StageContext
 
@@ -283,7 +284,7 @@ def _base(task: Task) -> "BaseModel":
     return loaded
 
 
-def _noise_prior(model: "BaseModel", g: "torch.Generator", entries: int = 8) -> dict[str, "torch.Tensor"]:
+def _noise_prior(model: "BaseModel", g: "torch.Generator", entries: int = 8) -> PriorArtifact:
     import torch
 
     side = model.size // model.factor
@@ -291,11 +292,4 @@ def _noise_prior(model: "BaseModel", g: "torch.Generator", entries: int = 8) -> 
     with torch.no_grad():
         conditions = model.encode(["a photo of a dog"])
     t = torch.from_numpy(np.linspace(100, 900, entries).astype(np.int64))
-    return {
-        "latents": drawn[0],
-        "z_t": drawn[1],
-        "pred": drawn[2],
-        "t": t,
-        "asked": torch.zeros(entries, dtype=torch.int64),
-        "conditions": conditions,
-    }
+    return PriorArtifact(drawn[0], drawn[1], t, drawn[2], torch.zeros(entries, dtype=torch.int64), conditions)
