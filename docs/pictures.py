@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import load_file
 
-from objtune_cli.images.png import grid
+from objtune_cli.images.png import make_grid
 
 EXAMPLES = Path(__file__).parent / "examples"
 
@@ -34,7 +34,7 @@ def gallery(folder: Path) -> None:
         paths = [folder / line for line in objtune(folder, "compose", *args, "-n", "2")]
         for path in (paths[0].with_name("layout.png"), *paths):
             rows.append(np.asarray(Image.open(path).resize((160, 160), Image.Resampling.LANCZOS)))
-    Image.fromarray(grid(np.stack(rows), 3)).quantize(128).save(EXAMPLES / "gallery.png")
+    Image.fromarray(make_grid(np.stack(rows), 3)).quantize(128).save(EXAMPLES / "gallery.png")
 
 
 def apart(folder: Path) -> None:
@@ -50,7 +50,7 @@ def apart(folder: Path) -> None:
         Image.open(p).convert("RGB").resize((192, 192), Image.Resampling.LANCZOS)
         for p in (EXAMPLES / "three.jpg", *(folder / p for p in paths))
     ]
-    Image.fromarray(grid(np.stack([np.asarray(s) for s in shown]), 5)).save(EXAMPLES / "three.png")
+    Image.fromarray(make_grid(np.stack([np.asarray(s) for s in shown]), 5)).save(EXAMPLES / "three.png")
 
 
 def terms(folder: Path) -> None:
@@ -68,7 +68,7 @@ def terms(folder: Path) -> None:
         ]
     )
     tiles = [_tile(Image.open(folder / each) if isinstance(each, str) else each) for row in rows for each in row]
-    Image.fromarray(grid(np.stack(tiles), 4)).quantize(256).save(EXAMPLES / "terms.png")
+    Image.fromarray(make_grid(np.stack(tiles), 4)).quantize(256).save(EXAMPLES / "terms.png")
 
 
 def _tile(image: Image.Image) -> np.ndarray:
@@ -129,7 +129,7 @@ def main() -> None:
         )
         layout = Image.open((folder / paths[0]).with_name("layout.png")).resize((192, 192), Image.Resampling.LANCZOS)
         shown = [np.asarray(Image.open(folder / path).resize((192, 192), Image.Resampling.BICUBIC)) for path in paths]
-        Image.fromarray(grid(np.stack([np.asarray(layout), *shown]), 4)).save(EXAMPLES / "compose.png")
+        Image.fromarray(make_grid(np.stack([np.asarray(layout), *shown]), 4)).save(EXAMPLES / "compose.png")
         terms(folder)
         gallery(folder)
         apart(folder)

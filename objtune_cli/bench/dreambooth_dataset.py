@@ -95,7 +95,7 @@ def _subject(
     return Subject(
         name,
         kind,
-        tuple((p, photo.digest(p)) for p in here),
+        tuple((p, photo.hash_file(p)) for p in here),
         learned,
         mask if mask.is_file() else None,
         tuple(prompts[way]),

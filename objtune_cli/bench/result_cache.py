@@ -121,7 +121,7 @@ def table(file: Path, rows: list[Row]) -> None:
 def _written(file: Path, result: Row, shown: np.ndarray | None) -> Row:
     """Write pictures, then the result: the result's file says that all is there."""
     strip = np.full((grids.CELL, grids.CELL, 3), 255, np.uint8) if shown is None else np.concatenate(list(shown), 1)
-    artifacts.write_file(file.with_suffix(".png"), png.png(strip))
+    artifacts.write_file(file.with_suffix(".png"), png.encode_png(strip))
     artifacts.write_file(file, (json.dumps(result) + "\n").encode())
     return result
 

@@ -40,10 +40,10 @@ def learned(
 ) -> tuple[Ref, float]:
     """`objtune train` with a method's settings in a process of its own; what is there already is found by it."""
     folder = ctx.project.folder / "given" / "-".join(m.name for m in members)
-    artifacts.write_file(folder / "photo.png", png.png(rgb))
+    artifacts.write_file(folder / "photo.png", png.encode_png(rgb))
     given = [str(folder / "photo.png")]
     for member, mask in zip(members, masks, strict=True):
-        artifacts.write_file(folder / f"{member.name}.png", png.png(mask))
+        artifacts.write_file(folder / f"{member.name}.png", png.encode_png(mask))
         given += [
             "--class",
             member.instance.kind,

@@ -146,8 +146,8 @@ def learned(ctx: StageContext, handed: Handed, name: str, method: Method) -> Tra
             state.unlink()
     with artifacts.explained(folder), tempfile.TemporaryDirectory(dir=folder) as place:
         photo, mask = Path(place) / "photo.png", Path(place) / "mask.png"
-        photo.write_bytes(png.png(handed.rgb))
-        mask.write_bytes(png.png(handed.mask))
+        photo.write_bytes(png.encode_png(handed.rgb))
+        mask.write_bytes(png.encode_png(handed.mask))
         said = {f"{part}.{key}": value for part, values in method.learning().items() for key, value in values.items()}
         said |= {"tower": ctx.common.tower} if ctx.common.tower else {}
         command = [

@@ -232,7 +232,7 @@ def _draw(
     done = generate.keep(
         ctx, model, replace(record, metrics=metrics, tools=ctx.tools(model)), tensors, config, prompt, decode_scene
     )
-    keep_picture(ctx.root, done.ref, "layout.png", pictures.png(layout.drawn(laid, size)))
+    keep_picture(ctx.root, done.ref, "layout.png", pictures.encode_png(layout.drawn(laid, size)))
     return done
 
 

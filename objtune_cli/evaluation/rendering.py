@@ -11,7 +11,7 @@ from objtune_cli.evaluation import truth_scores
 from objtune_cli.evaluation.benchmark_objects import PLACE, Case
 from objtune_cli.evaluation.statistics import similarity
 from objtune_cli.evaluation.truth_scores import Scale, vectors
-from objtune_cli.images.png import is_one_colour
+from objtune_cli.images.png import is_single_color
 from objtune_cli.models.registry import Base
 from objtune_cli.store.kinds.adapter import AdapterArtifact
 from objtune_cli.toybox import renderer, world
@@ -100,7 +100,7 @@ def pictures(
         done.append(to_uint8(model.to_picture(latents)))
         step(min(start + BATCH, len(prompts)), len(prompts))
     shown = torch.cat(done).numpy()
-    flat = [seeds[i] for i, picture in enumerate(shown) if is_one_colour(picture)]
+    flat = [seeds[i] for i, picture in enumerate(shown) if is_single_color(picture)]
     if flat and not ctx.force:
         raise GateError(
             f"{len(flat)} of {len(shown)} pictures of {label} are of one colour (seed {flat[0]}): not measured",

@@ -242,7 +242,7 @@ FLAT = "one_colour"
 
 def flat_of(shown: "Iterable[np.ndarray]") -> list[int]:
     """Which of some pictures (H, W, 3) uint8 are of one colour."""
-    return [i for i, picture in enumerate(shown) if pictures.is_one_colour(picture)]
+    return [i for i, picture in enumerate(shown) if pictures.is_single_color(picture)]
 
 
 def which(pictures: list[int], count: int) -> str:
@@ -282,7 +282,7 @@ def write_pictures(
             known,
         )
         about = canonical({"scene": str(ref), "inputs": record.inputs, "seed": seeds[i]})
-        data = pictures.png(picture, {"parameters": said, "objtune": about})
+        data = pictures.encode_png(picture, {"parameters": said, "objtune": about})
         images.append(keep_picture(ctx.root, ref, f"{i + 1:03d}.png", data))
     return images
 

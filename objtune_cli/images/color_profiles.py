@@ -1,4 +1,4 @@
-"""Colours of any photo as sRGB: by its ICC profile, by what its format says instead, or as they are."""
+"""Converts photos to sRGB by their ICC profile or by the colour space that their format declares."""
 
 import io
 import struct
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
-SAME = 3
-"""Largest change, of 255, that a profile may make and still be sRGB."""
-SAME_NAMED = 24
-"""The same for a profile that calls itself sRGB: version 4 has tables of its own for dark colours."""
-ROWS = 256
-"""Rows converted at once."""
+MAX_CHANGE = 3
+"""Largest change of any colour, of 255, by a profile that counts as sRGB."""
+MAX_CHANGE_NAMED_SRGB = 24
+"""The same for a profile named sRGB; version 4 profiles have their own tables for dark colours."""
+ROWS_PER_STEP = 256
+"""Rows of pixels converted at once."""
 
 _PRIMARIES: dict[str, tuple[float, ...]] = {
     "sRGB": (0.64, 0.33, 0.30, 0.60, 0.15, 0.06, 0.3127, 0.3290),
@@ -30,8 +30,8 @@ _CURVES = {4: "2.2", 5: "2.8", 8: "linear", 16: "PQ", 18: "HLG"}
 
 
 @dataclass(frozen=True, slots=True)
-class Space:
-    """A colour space without a profile.
+class ColorSpace:
+    """A colour space that is declared without an ICC profile.
 
     Attributes:
         primaries: x, y of red, green, blue and white. curve: "sRGB", "linear", "PQ", "HLG", or an exponent as text.
@@ -43,23 +43,23 @@ class Space:
 
 
 def to_srgb(image: Any, data: bytes, form: str, notes: list[str]) -> tuple["np.ndarray", "np.ndarray | None"]:
-    """Colours (H, W, 3) uint8 and, where the file has any, alpha (H, W) uint8; colours are not mixed with what lies below.
+    """Convert an image to sRGB (H, W, 3) uint8 and its alpha (H, W) uint8 or None; colours are not blended.
 
     Args:
         image: The upright Pillow image, of a mode with a known range. data: The file's bytes. form: Its format, as Pillow calls it.
-        notes: Gets a line for each conversion.
+        notes: Receives a line for each conversion.
     """
     import numpy as np
 
     profile = _profile(image, data, form)
     if image.mode == "CMYK":
-        return np.asarray(_from_cmyk(image, profile, notes)), None
+        return np.asarray(_convert_cmyk(image, profile, notes)), None
     alpha = None
     if image.mode.startswith("I;16"):
         grey = np.asarray(image).astype(np.float64)
         notes.append("16-bit grey scaled to 8 bits")
-        image = _image((grey / 257).round().clip(0, 255).astype(np.uint8))
-    elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = _from_array((grey / 257).round().clip(0, 255).astype(np.uint8))
+    elif image.has_transparency_data:
         layered = image.convert("RGBA")
         alpha = np.asarray(layered)[..., 3]
         grey_values = image.mode in ("LA", "La", "L", "1")
@@ -67,17 +67,17 @@ def to_srgb(image: Any, data: bytes, form: str, notes: list[str]) -> tuple["np.n
     if image.mode == "LAB":
         return np.asarray(image.convert("RGB")), alpha
     if profile:
-        return np.asarray(_by_profile(image, profile, notes)), alpha
+        return np.asarray(_apply_profile(image, profile, notes)), alpha
     rgb = np.asarray(image.convert("RGB"))
-    space = _space(image, data, form)
+    space = _detect_space(image, data, form)
     if space is None:
         return rgb, alpha
     notes.append(f"colours converted from {space.name} to sRGB")
-    return _from_space(rgb, space), alpha
+    return _convert_from_space(rgb, space), alpha
 
 
-def changes(data: bytes) -> bool:
-    """Whether colours of a file are converted by a profile or by what its format says; opens the file without decoding it."""
+def is_converted(data: bytes) -> bool:
+    """Whether `to_srgb` would convert the colours of a file; the file is opened, not decoded."""
     from PIL import Image
 
     from objtune_cli.images import formats
@@ -88,35 +88,35 @@ def changes(data: bytes) -> bool:
             if image.mode in ("CMYK", "LAB"):
                 return False
             if not profile:
-                return _space(image, data, image.format or "") is not None
-            return _transform(profile, "L" if image.mode in ("L", "LA", "1", "I;16") else "RGB")[0] is not None
-    except Exception:  # the decoder says what is wrong with it
+                return _detect_space(image, data, image.format or "") is not None
+            return _build_transform(profile, "L" if image.mode in ("L", "LA", "1", "I;16") else "RGB")[0] is not None
+    except Exception:  # the decoder reports the damage later
         return False
 
 
 def _profile(image: Any, data: bytes, form: str) -> bytes | None:
     """The embedded ICC profile."""
-    if form == "JPEG2000":  # which Pillow passes over
+    if form == "JPEG2000":  # Pillow does not read its profile
         at = data.find(b"colr\x02", 0, 4096)
         return data[at + 7 : at - 4 + int.from_bytes(data[at - 4 : at], "big")] if at > 4 else None
     found: bytes | None = image.info.get("icc_profile")
     return found
 
 
-def _image(array: "np.ndarray") -> Any:
+def _from_array(array: "np.ndarray") -> Any:
     from PIL import Image
 
     return Image.fromarray(array)
 
 
-def _by_profile(image: Any, profile: bytes, notes: list[str]) -> Any:
-    """An image converted by an ICC profile, as RGB."""
+def _apply_profile(image: Any, profile: bytes, notes: list[str]) -> Any:
+    """Convert an image by an ICC profile to RGB."""
     from PIL import ImageCms
 
     grey = image.mode in ("L", "1")
     if not grey and image.mode != "RGB":
         image = image.convert("RGB")
-    transform, name = _transform(profile, "L" if grey else "RGB")
+    transform, name = _build_transform(profile, "L" if grey else "RGB")
     if transform is None:
         if name:
             notes.append(name)
@@ -127,8 +127,8 @@ def _by_profile(image: Any, profile: bytes, notes: list[str]) -> Any:
     return ImageCms.applyTransform(image, transform)
 
 
-def _transform(profile: bytes, mode: str) -> tuple[Any, str]:
-    """The transform to sRGB with the profile's name; None where none is needed, or none possible, which the text then says."""
+def _build_transform(profile: bytes, mode: str) -> tuple[Any, str]:
+    """The transform to sRGB and the profile's name; None if none is needed (empty text) or possible (the text is the reason)."""
     from PIL import ImageCms
 
     useless = "its colour profile {}: colours are taken as sRGB"
@@ -147,14 +147,14 @@ def _transform(profile: bytes, mode: str) -> tuple[Any, str]:
             ImageCms.Intent.RELATIVE_COLORIMETRIC,
             ImageCms.Flags.BLACKPOINTCOMPENSATION,
         )
-        limit = SAME_NAMED if "srgb" in name.lower() else SAME
+        limit = MAX_CHANGE_NAMED_SRGB if "srgb" in name.lower() else MAX_CHANGE
         return (None, "") if _largest_change(transform, grey=grey) <= limit else (transform, name)
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return None, useless.format("is broken")
 
 
 def _largest_change(transform: Any, *, grey: bool) -> int:
-    """How far a transform moves any of a grid of colours or of greys, of 255."""
+    """Largest change of any channel, of 255, over a grid of colours or greys."""
     import numpy as np
     from PIL import ImageCms
 
@@ -163,11 +163,11 @@ def _largest_change(transform: Any, *, grey: bool) -> int:
     else:
         levels = np.linspace(0, 255, 9).round().astype(np.uint8)
         same = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(1, -1, 3)
-    moved = np.asarray(ImageCms.applyTransform(_image(same).convert(transform.input_mode), transform))
+    moved = np.asarray(ImageCms.applyTransform(_from_array(same).convert(transform.input_mode), transform))
     return int(np.abs(moved.astype(int) - same).max())
 
 
-def _from_cmyk(image: Any, profile: bytes | None, notes: list[str]) -> Any:
+def _convert_cmyk(image: Any, profile: bytes | None, notes: list[str]) -> Any:
     from PIL import ImageCms
 
     if profile:
@@ -182,20 +182,20 @@ def _from_cmyk(image: Any, profile: bytes | None, notes: list[str]) -> Any:
     return image.convert("RGB")
 
 
-def _space(image: Any, data: bytes, form: str) -> Space | None:
-    """The colour space that a file without a profile says; None for sRGB."""
+def _detect_space(image: Any, data: bytes, form: str) -> ColorSpace | None:
+    """The colour space that a file without a profile declares; None for sRGB."""
     if form == "PNG":
-        return _space_of_png(data)
+        return _space_from_png(data)
     if form == "AVIF":
         start = data.find(b"colrnclx")
-        return _space_of_codes(*struct.unpack_from(">HH", data, start + 8)) if 0 <= start <= len(data) - 15 else None
-    if form in ("JPEG", "MPO", "TIFF", "WEBP") and _says_adobe(image):
-        return Space("Adobe RGB (by its EXIF)", _PRIMARIES["Adobe RGB"], "2.2")
+        return _space_from_codes(*struct.unpack_from(">HH", data, start + 8)) if 0 <= start <= len(data) - 15 else None
+    if form in ("JPEG", "MPO", "TIFF", "WEBP") and _is_adobe_rgb(image):
+        return ColorSpace("Adobe RGB (by its EXIF)", _PRIMARIES["Adobe RGB"], "2.2")
     return None
 
 
-def _says_adobe(image: Any) -> bool:
-    """Cameras that take Adobe RGB say so in EXIF (DCF 2.0), often without a profile."""
+def _is_adobe_rgb(image: Any) -> bool:
+    """Whether EXIF (DCF 2.0) declares Adobe RGB, as cameras often do without a profile."""
     from PIL import ExifTags
 
     exif = image.getexif()
@@ -205,16 +205,16 @@ def _says_adobe(image: Any) -> bool:
     )
 
 
-def _space_of_codes(primaries: int, transfer: int) -> Space | None:
-    """A colour space by its code points (ITU-T H.273)."""
+def _space_from_codes(primaries: int, transfer: int) -> ColorSpace | None:
+    """The colour space of ITU-T H.273 code points; None for sRGB."""
     gamut, curve = _CODES.get(primaries, "sRGB"), _CURVES.get(transfer, "sRGB")
     if gamut == "sRGB" and curve in ("sRGB", "2.2"):
         return None
-    return Space(gamut if curve == "sRGB" else f"{gamut} {curve}", _PRIMARIES[gamut], curve)
+    return ColorSpace(gamut if curve == "sRGB" else f"{gamut} {curve}", _PRIMARIES[gamut], curve)
 
 
-def _space_of_png(data: bytes) -> Space | None:
-    """What chunks of a PNG say of its colours: cICP before sRGB before gAMA and cHRM, as its standard orders them."""
+def _space_from_png(data: bytes) -> ColorSpace | None:
+    """The colour space of a PNG: cICP takes precedence over sRGB, then gAMA and cHRM, as the standard requires."""
     chunks: dict[bytes, bytes] = {}
     at = 8
     while at + 8 <= len(data) and (kind := data[at + 4 : at + 8]) != b"IDAT":
@@ -222,7 +222,7 @@ def _space_of_png(data: bytes) -> Space | None:
         chunks.setdefault(kind, data[at + 8 : at + 8 + length])
         at += 12 + length
     if len(chunks.get(b"cICP", b"")) == 4:
-        return _space_of_codes(chunks[b"cICP"][0], chunks[b"cICP"][1])
+        return _space_from_codes(chunks[b"cICP"][0], chunks[b"cICP"][1])
     if b"sRGB" in chunks:
         return None
     gamma = int.from_bytes(chunks.get(b"gAMA", b""), "big") / 100_000
@@ -237,15 +237,15 @@ def _space_of_png(data: bytes) -> Space | None:
     if len(chunks.get(b"cHRM", b"")) == 32:
         white_x, white_y, *rest = (value / 100_000 for value in struct.unpack(">8I", chunks[b"cHRM"]))
         found = (*rest, white_x, white_y)
-        if _usable(found) and max(abs(a - b) for a, b in zip(found, primaries, strict=True)) > 0.01:
+        if _is_valid_gamut(found) and max(abs(a - b) for a, b in zip(found, primaries, strict=True)) > 0.01:
             primaries = found
     if curve == "sRGB" and primaries == _PRIMARIES["sRGB"]:
         return None
-    return Space("the space of its gAMA and cHRM chunks", primaries, curve)
+    return ColorSpace("the space of its gAMA and cHRM chunks", primaries, curve)
 
 
-def _usable(primaries: tuple[float, ...]) -> bool:
-    """Whether primaries span a triangle, and none of them divides by zero."""
+def _is_valid_gamut(primaries: tuple[float, ...]) -> bool:
+    """Whether primaries span a triangle and allow conversion to XYZ."""
     (rx, ry, gx, gy, bx, by, _, wy) = primaries
     return (
         min(ry, gy, by, wy) > 0.001
@@ -254,8 +254,8 @@ def _usable(primaries: tuple[float, ...]) -> bool:
     )
 
 
-def _to_xyz(primaries: tuple[float, ...]) -> "np.ndarray":
-    """Matrix (3, 3) from linear RGB to XYZ, adapted to the white D65 (Bradford)."""
+def _xyz_matrix(primaries: tuple[float, ...]) -> "np.ndarray":
+    """Matrix (3, 3) from linear RGB to XYZ, adapted to the white point D65 (Bradford)."""
     import numpy as np
 
     ends = np.array([(x / y, 1, (1 - x - y) / y) for x, y in zip(primaries[::2], primaries[1::2], strict=True)]).T
@@ -266,8 +266,8 @@ def _to_xyz(primaries: tuple[float, ...]) -> "np.ndarray":
     return np.linalg.inv(bradford) @ np.diag(scale) @ bradford @ matrix
 
 
-def _linear(curve: str) -> "np.ndarray":
-    """Light of each of 256 code values, 1 for white; more than 1 in HDR."""
+def _linear_light(curve: str) -> "np.ndarray":
+    """Linear light (256,) of each code value, 1 for white; HDR curves exceed 1."""
     import numpy as np
 
     v = np.linspace(0, 1, 256)
@@ -284,17 +284,17 @@ def _linear(curve: str) -> "np.ndarray":
     return v ** float(curve)
 
 
-def _from_space(rgb: "np.ndarray", space: Space) -> "np.ndarray":
-    """Colours (H, W, 3) uint8 of a space as sRGB; what sRGB cannot show is clipped."""
+def _convert_from_space(rgb: "np.ndarray", space: ColorSpace) -> "np.ndarray":
+    """Convert colours (H, W, 3) uint8 to sRGB; colours outside its gamut are clipped."""
     import numpy as np
 
-    matrix = (np.linalg.inv(_to_xyz(_PRIMARIES["sRGB"])) @ _to_xyz(space.primaries)).T.astype(np.float32)
-    light = _linear(space.curve).astype(np.float32)
+    matrix = (np.linalg.inv(_xyz_matrix(_PRIMARIES["sRGB"])) @ _xyz_matrix(space.primaries)).T.astype(np.float32)
+    light = _linear_light(space.curve).astype(np.float32)
     steps = np.linspace(0, 1, 8193) ** 2  # finer where it is dark
     shown = np.where(steps <= 0.0031308, steps * 12.92, 1.055 * steps ** (1 / 2.4) - 0.055)
     table = (shown * 255).round().astype(np.uint8)
     found = np.empty_like(rgb)
-    for top in range(0, len(rgb), ROWS):
-        part = (light[rgb[top : top + ROWS]] @ matrix).clip(0, 1)
-        found[top : top + ROWS] = table[(np.sqrt(part) * 8192).round().astype(np.int32)]
+    for top in range(0, len(rgb), ROWS_PER_STEP):
+        part = (light[rgb[top : top + ROWS_PER_STEP]] @ matrix).clip(0, 1)
+        found[top : top + ROWS_PER_STEP] = table[(np.sqrt(part) * 8192).round().astype(np.int32)]
     return found

@@ -1,4 +1,4 @@
-"""Which format a file is in, by its first bytes: pictures that are read, and names for those that are not."""
+"""Detects file formats by their first bytes, and names those that cannot be read as photos."""
 
 import struct
 
@@ -48,7 +48,7 @@ RAW = (
 OTHER_SUFFIXES = (
     ".heic", ".heif", ".hif", ".jxl", ".pdf", ".svg", ".psd", ".psb", ".xcf", ".kra", ".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".exr", ".hdr", ".ico", ".tga", ".ppm", ".qoi", *RAW,
 )  # fmt: skip
-"""Suffixes of other pictures and videos: whoever types one means a file, not a ref."""
+"""Suffixes of other images and videos; an argument with one of them is a file, not a ref."""
 
 _AS_JPEG = "open it in a picture viewer and save it as JPEG or PNG"
 _EXPORT = "export it as PNG or JPEG"
@@ -98,9 +98,9 @@ _CFA, _LINEAR_RAW = 32803, 34892
 
 
 def describe(data: bytes) -> tuple[str, str] | None:
-    """What a file is that is not read as a photo, and what to do with it; None for what is read, or has no name here.
+    """Name a file format that is not read as a photo, with a hint; None for readable and unknown formats.
 
-    A file's suffix says nothing: phones and messengers save HEIC as `.jpg`.
+    The suffix is ignored, because phones and messengers save HEIC as `.jpg`.
     """
     for start, what, hint in _STARTS:
         if data.startswith(start):
@@ -122,7 +122,7 @@ def describe(data: bytes) -> tuple[str, str] | None:
 
 
 def _describe_container(data: bytes) -> tuple[str, str] | None:
-    """HEIC, AVIF, raw files and videos share a container; its brands tell them apart."""
+    """Tell HEIC, AVIF, raw files and videos apart by the brands of their common container."""
     length = max(16, min(int.from_bytes(data[:4], "big"), 256))
     brands = [data[8:12], *(data[i : i + 4] for i in range(16, length, 4))]
     if b"avif" in brands or b"avis" in brands:
@@ -131,7 +131,7 @@ def _describe_container(data: bytes) -> tuple[str, str] | None:
 
 
 def _describe_tiff(data: bytes) -> tuple[str, str] | None:
-    """Raw files are TIFFs, too: what a TIFF reader finds in them first is a thumbnail, or pixels of one colour each."""
+    """Detect raw files, which are TIFFs whose first image is a thumbnail or a sensor mosaic."""
     raw = ("a camera's raw file", _DEVELOP)
     if data[8:10] == b"CR":
         return raw
@@ -143,7 +143,7 @@ def _describe_tiff(data: bytes) -> tuple[str, str] | None:
         for i in range(count):
             tag, kind, _, value = struct.unpack_from(order + "HHII", data, start + 2 + 12 * i)
             tags[tag] = value >> 16 if kind == 3 and order == ">" else value & 0xFFFF if kind == 3 else value
-    except struct.error:  # the decoder says what is wrong with it
+    except struct.error:  # the decoder reports the damage
         return None
     if _DNG_VERSION in tags or tags.get(_SUBFILE, 0) & 1 or tags.get(_PHOTOMETRIC) in (_CFA, _LINEAR_RAW):
         return raw

@@ -1,4 +1,4 @@
-"""One picture of the whole bench: an object a row, a method a column."""
+"""Contact sheet of a benchmark: one row per object, one column per method."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,22 +8,22 @@ import numpy as np
 from objtune_cli.images import png
 from objtune_cli.store import artifacts
 
-MOST = 12
-"""Objects on the sheet."""
+MAX_OBJECTS = 12
+"""Largest number of objects on the sheet."""
 CELL = 128
-"""Side of one picture, px."""
+"""Side of one image on the sheet, px."""
 GAP, TITLE = 6, 18
 
 
-def save(out: Path, photos: Mapping[str, Callable[[], np.ndarray]], names: list[str]) -> Path:
-    """Write `sheet.png`: the photo, then each method's picture of the object's first prompt.
+def save_sheet(out: Path, photos: Mapping[str, Callable[[], np.ndarray]], names: list[str]) -> Path:
+    """Write `sheet.png`: the photo, then each method's image for the object's first prompt.
 
     Args:
-        photos: What gives each object's photo (H, W, 3) uint8; its middle square is shown.
+        photos: Object name to a function that returns its photo (H, W, 3) uint8; the centre square is shown. names: The methods.
     """
     from PIL import Image, ImageDraw
 
-    rows = list(photos)[:MOST]
+    rows = list(photos)[:MAX_OBJECTS]
     width, height = (len(names) + 1) * (CELL + GAP) + GAP, len(rows) * (CELL + GAP) + GAP + TITLE
     canvas = Image.new("RGB", (width, height), "white")
     pen = ImageDraw.Draw(canvas)
@@ -31,22 +31,24 @@ def save(out: Path, photos: Mapping[str, Callable[[], np.ndarray]], names: list[
         x = GAP + column * (CELL + GAP)
         pen.text((x, 4), title, fill="black")
         for row, case in enumerate(rows):
-            shown = fitted(photos[case]()) if not column else _first(out / "results" / title / f"{case}.png")
+            shown = (
+                crop_to_cell(photos[case]()) if not column else _first_image(out / "results" / title / f"{case}.png")
+            )
             canvas.paste(shown, (x, TITLE + GAP + row * (CELL + GAP)))
     file = out / "sheet.png"
-    artifacts.write_file(file, png.png(np.asarray(canvas)))
+    artifacts.write_file(file, png.encode_png(np.asarray(canvas)))
     return file
 
 
-def fitted(rgb: np.ndarray):
-    """The middle square of a picture at the size of the sheet's, as Pillow has it."""
+def crop_to_cell(rgb: np.ndarray):
+    """Crop the centre square of an image and resize it to a cell; returns a Pillow image."""
     from PIL import Image, ImageOps
 
     return ImageOps.fit(Image.fromarray(rgb), (CELL, CELL), Image.Resampling.LANCZOS)
 
 
-def _first(file: Path):
-    """The first picture of a kept strip; white where the result came without one."""
+def _first_image(file: Path):
+    """First image of a result strip; white if the result has no strip."""
     from PIL import Image
 
     if not file.is_file():

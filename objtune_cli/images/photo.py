@@ -1,6 +1,6 @@
-"""Photos as people have them, to upright sRGB, or refused in one line.
+"""Decodes photos to upright sRGB, or refuses them with a one-line error.
 
-Reads the file once into memory; nothing of its metadata is kept but the rotation it asks for.
+Each file is read into memory once. Of its metadata only the EXIF orientation is used.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ class Photo:
         rgb: (H, W, 3) uint8, upright.
         alpha: (H, W) uint8 coverage where the file has transparency, 0 everywhere if it shows nothing, else None.
         sha256: Digest of the file's bytes.
-        notes: What had to be done to it, in words.
+        notes: Conversions that were applied, for the user.
         orientation: EXIF orientation by which the stored pixels were turned; 1 for none.
     """
 
@@ -56,7 +56,7 @@ class Photo:
 
 
 @dataclass(frozen=True, slots=True)
-class Decoded:
+class DecodedImage:
     """An upright Pillow image with its original pixel mode, the format of its file and its EXIF orientation."""
 
     image: Any
@@ -72,7 +72,7 @@ def read(path: Path) -> Photo:
     """
     data = read_bytes(path)
     notes: list[str] = []
-    with explained(path):
+    with translate_errors(path):
         decoded = decode(path, data, notes)
         if decoded.image.mode in ("F", "I"):
             raise InputError(
@@ -80,20 +80,20 @@ def read(path: Path) -> Photo:
             )
         rgb, alpha = color_profiles.to_srgb(decoded.image, data, decoded.form, notes)
         if alpha is not None:
-            rgb, alpha = _on_white(rgb, alpha, notes)
+            rgb, alpha = _blend_on_white(rgb, alpha, notes)
     if (rgb == rgb[0, 0]).all():
         notes.append("a single colour: there is nothing to learn")
     return Photo(rgb, alpha, hashlib.sha256(data).hexdigest(), tuple(notes), decoded.orientation)
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of the photo's bytes, without decoding it."""
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, with the checks of `read_bytes`."""
     return hashlib.sha256(read_bytes(path)).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What is known of a photo before it is decoded.
+    """Properties of a photo that are read without decoding its pixels.
 
     Attributes:
         sha256: Digest of the file's bytes. size: Upright width and height, px. orientation: EXIF orientation, 1 for none.
@@ -107,20 +107,20 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Size, digest and colour space of a photo.
+    """Read size, digest and colour space of a photo without decoding it.
 
     Raises:
-        InputError: As `read`, but for what only decoding shows.
+        InputError: As `read`, except for errors that only decoding finds.
     """
     data = read_bytes(path)
-    with explained(path):
-        image, orientation = _opened(path, data)
+    with translate_errors(path):
+        image, orientation = _open_image(path, data)
         size = image.size[::-1] if orientation >= 5 and image.format != "TIFF" else image.size
-        return Header(hashlib.sha256(data).hexdigest(), size, orientation, color_profiles.changes(data))
+        return Header(hashlib.sha256(data).hexdigest(), size, orientation, color_profiles.is_converted(data))
 
 
-class explained:
-    """Inside, whatever a decoder raises becomes one line about the file."""
+class translate_errors:
+    """Context manager that translates decoder exceptions into an `InputError` about the file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -132,9 +132,8 @@ class explained:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self.quiet.__exit__(None, None, None)
-        if isinstance(error, Exception) and not isinstance(
-            error, InputError
-        ):  # every decoder has its own; all mean the same to the user
+        # every decoder raises its own kinds; to the user they mean the same
+        if isinstance(error, Exception) and not isinstance(error, InputError):
             from PIL import UnidentifiedImageError
 
             if isinstance(error, UnidentifiedImageError):
@@ -144,18 +143,18 @@ class explained:
             ) from None
 
 
-def decode(path: Path, data: bytes, notes: list[str], least: int = MIN_SIDE) -> Decoded:
-    """The pixels of a file, turned as its EXIF orientation says; raises whatever the decoder does.
+def decode(path: Path, data: bytes, notes: list[str], least: int = MIN_SIDE) -> DecodedImage:
+    """Decode a file and apply its EXIF orientation; exceptions of the decoder pass through.
 
     Args:
-        notes: Gets a line for whatever had to be done. least: Smallest side, px.
+        notes: Receives a line for each conversion. least: Smallest allowed side, px.
 
     Raises:
         InputError: Not a photo, animated, too large, too small or too narrow.
     """
     from PIL import ImageOps
 
-    image, orientation = _opened(path, data, least)
+    image, orientation = _open_image(path, data, least)
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format in ("GIF", "PNG", "WEBP", "AVIF"):  # phones keep a second JPEG behind the photo
         raise InputError(f"{path} is animated ({frames} frames)", "save the frame you want as PNG or JPEG")
@@ -167,15 +166,15 @@ def decode(path: Path, data: bytes, notes: list[str], least: int = MIN_SIDE) -> 
     try:
         image.load()  # turns a TIFF by itself
     except OSError:
-        image = _without_end(data) if form in ("JPEG", "MPO") else None
+        image = _complete_jpeg(data) if form in ("JPEG", "MPO") else None
         if image is None:
             raise
         notes.append("the end of the file is missing; all of its pixels are there")
-    return Decoded(ImageOps.exif_transpose(image), form, orientation)
+    return DecodedImage(ImageOps.exif_transpose(image), form, orientation)
 
 
-def _opened(path: Path, data: bytes, least: int = MIN_SIDE) -> tuple[Any, int]:
-    """A Pillow image whose size is checked and whose pixels are not decoded yet, and its EXIF orientation."""
+def _open_image(path: Path, data: bytes, least: int = MIN_SIDE) -> tuple[Any, int]:
+    """Open a file without decoding its pixels and check its size; also return its EXIF orientation."""
     from PIL import ExifTags, Image
 
     described = formats.describe(data)
@@ -187,10 +186,10 @@ def _opened(path: Path, data: bytes, least: int = MIN_SIDE) -> tuple[Any, int]:
     return image, orientation if orientation in range(2, 9) else 1
 
 
-def _without_end(data: bytes) -> Any:
-    """A JPEG whose end marker alone is missing; None where pixels are missing, too.
+def _complete_jpeg(data: bytes) -> Any:
+    """Decode a JPEG that lacks only its end marker; None if pixels are missing as well.
 
-    Bits behind the last pixel change nothing; where pixels are missing, they become some.
+    The file is decoded with different padding. If all pixels are there, the padding does not change them.
     """
     from PIL import Image
 
@@ -206,14 +205,14 @@ def _without_end(data: bytes) -> Any:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The bytes of a file that may be a photo.
+    """Read a file that may be a photo.
 
     Raises:
         InputError: Missing, a folder, no regular file, too large or empty.
     """
     try:
         if path.is_dir():
-            raise InputError(f"{path} is a folder; one photo is needed", _photo_in(path))
+            raise InputError(f"{path} is a folder; one photo is needed", _suggest_photo(path))
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size > MAX_BYTES:
@@ -232,8 +231,8 @@ def read_bytes(path: Path) -> bytes:
     return data
 
 
-def _photo_in(folder: Path) -> str:
-    """What to give instead of a folder."""
+def _suggest_photo(folder: Path) -> str:
+    """Hint for a user who gave a folder instead of a photo."""
     photos = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in formats.SUFFIXES)
     return f"give one photo, for example `{folder / photos[0]}`" if photos else "give the path of a photo"
 
@@ -252,11 +251,13 @@ def _check_size(path: Path, width: int, height: int, least: int) -> None:
         )
 
 
-def _on_white(rgb: "np.ndarray", alpha: "np.ndarray", notes: list[str]) -> tuple["np.ndarray", "np.ndarray | None"]:
-    """Colours as in the file where they show, on white elsewhere; and the levels of the alpha, if it hides anything."""
+def _blend_on_white(
+    rgb: "np.ndarray", alpha: "np.ndarray", notes: list[str]
+) -> tuple["np.ndarray", "np.ndarray | None"]:
+    """Colours blended on white where they are transparent, and the normalised alpha, None if nothing is transparent."""
     if alpha.min() == 255:
         return rgb, None
-    levels = transparency.stretched(alpha)
+    levels = transparency.normalize_alpha(alpha)
     if not levels.any():
         notes.append("wholly transparent: the colours below are taken")
         return rgb, levels
@@ -264,4 +265,4 @@ def _on_white(rgb: "np.ndarray", alpha: "np.ndarray", notes: list[str]) -> tuple
         return rgb, None
     if levels.min() < 128:
         notes.append("transparent parts shown on white")
-    return transparency.on_white(rgb, levels), levels
+    return transparency.blend_on_white(rgb, levels), levels

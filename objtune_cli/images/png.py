@@ -1,4 +1,4 @@
-"""Pictures out: PNG bytes with their parameters in text chunks, equal for equal content."""
+"""Writes and reads PNGs: deterministic bytes with parameters in text chunks, image grids and mask overlays."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-def png(rgb: "np.ndarray", texts: Mapping[str, str] | None = None) -> bytes:
-    """PNG of an (H, W, 3) or (H, W) uint8 array; `texts` become text chunks in their order."""
+def encode_png(rgb: "np.ndarray", texts: Mapping[str, str] | None = None) -> bytes:
+    """Encode an (H, W, 3) or (H, W) uint8 array as PNG; `texts` become text chunks in their order."""
     from PIL import Image, PngImagePlugin
 
     chunks = PngImagePlugin.PngInfo()
@@ -23,8 +23,8 @@ def png(rgb: "np.ndarray", texts: Mapping[str, str] | None = None) -> bytes:
     return out.getvalue()
 
 
-def grid(pictures: "np.ndarray", columns: int = 0, gap: int = 4, scale: int = 1) -> "np.ndarray":
-    """Pictures (N, H, W, 3) uint8 in rows on white, each enlarged `scale` times."""
+def make_grid(pictures: "np.ndarray", columns: int = 0, gap: int = 4, scale: int = 1) -> "np.ndarray":
+    """Arrange images (N, H, W, 3) uint8 in rows on white, each enlarged `scale` times."""
     import numpy as np
     from PIL import Image
 
@@ -42,10 +42,10 @@ def grid(pictures: "np.ndarray", columns: int = 0, gap: int = 4, scale: int = 1)
 
 
 def read(path: Path) -> "np.ndarray":
-    """The pixels (H, W, 3) uint8 of a PNG of ours.
+    """Read a PNG that this package wrote as (H, W, 3) uint8.
 
     Raises:
-        DamagedError: It cannot be read.
+        DamagedError: The file cannot be read.
     """
     import numpy as np
     from PIL import Image
@@ -54,30 +54,30 @@ def read(path: Path) -> "np.ndarray":
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError) as error:
-        raise DamagedError(f"{path} is damaged: {error}", "remove it: the same command decodes it again") from None
+        raise DamagedError(f"{path} is damaged: {error}", "remove it; the same command decodes it again") from None
 
 
-SAME, ALL = 2, 0.999
-"""A picture is of one colour where so large a share of its pixels lies within so many levels, of 255, in each channel. A VAE's white wall spreads wider."""
+MAX_SPREAD, MIN_SAME_SHARE = 2, 0.999
+"""An image has a single colour if MIN_SAME_SHARE of its pixels lie within MAX_SPREAD levels (of 255) in each channel. A decoded white wall spreads wider."""
 
 
-def is_one_colour(rgb: "np.ndarray") -> bool:
-    """Whether a picture (H, W, 3) uint8 shows nothing: black, white, or any one colour."""
+def is_single_color(rgb: "np.ndarray") -> bool:
+    """Whether an image (H, W, 3) uint8 is black, white, or any other single colour."""
     import numpy as np
 
     for channel in np.moveaxis(rgb, -1, 0):
         counts = np.bincount(channel.reshape(-1), minlength=256)
-        if np.convolve(counts, np.ones(SAME + 1, np.int64)).max() < ALL * channel.size:
+        if np.convolve(counts, np.ones(MAX_SPREAD + 1, np.int64)).max() < MIN_SAME_SHARE * channel.size:
             return False
     return True
 
 
-OUTLINE, RIVAL = (255, 64, 160), (40, 120, 255)
-"""Colours of the object's outline, and of what else it might have been."""
+OUTLINE, ALTERNATIVE = (255, 64, 160), (40, 120, 255)
+"""Colours of the outlines of the object and of alternative candidates."""
 
 
-def overlay(rgb: "np.ndarray", mask: "np.ndarray", rivals: Sequence["np.ndarray"] = ()) -> "np.ndarray":
-    """The photo with everything but the object greyed, its outline in colour, those of rivals (H, W) bool in another."""
+def draw_overlay(rgb: "np.ndarray", mask: "np.ndarray", rivals: Sequence["np.ndarray"] = ()) -> "np.ndarray":
+    """Grey out everything but the object, and draw the outlines of the object and of alternative masks (H, W) bool."""
     import cv2
     import numpy as np
 
@@ -85,7 +85,7 @@ def overlay(rgb: "np.ndarray", mask: "np.ndarray", rivals: Sequence["np.ndarray"
     cover = mask[..., None].astype(np.float32) / 255
     shown = np.ascontiguousarray((rgb * cover + grey * (1 - cover)).round().astype(np.uint8))
     width = max(1, round(max(mask.shape) / 300))
-    for hard, colour in (*((r, RIVAL) for r in rivals), (mask > 127, OUTLINE)):
+    for hard, color in (*((r, ALTERNATIVE) for r in rivals), (mask > 127, OUTLINE)):
         edges, _ = cv2.findContours(hard.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(shown, edges, -1, colour, width)
+        cv2.drawContours(shown, edges, -1, color, width)
     return shown

@@ -1,4 +1,4 @@
-"""Alpha of pictures: its levels, what shows on white, and soft shadows that are no object."""
+"""Alpha channels: normalised levels, blending on white, and removal of soft shadows."""
 
 from typing import TYPE_CHECKING
 
@@ -6,23 +6,23 @@ if TYPE_CHECKING:
     import numpy as np
 
 INVISIBLE = 25
-"""Alpha up to which a picture shows nothing, and a background is one, of 255."""
+"""Largest alpha of a background, of 255."""
 OPAQUE, CLEAR = 250, 8
-"""Alpha from which a pixel is opaque, and up to which it shows nothing, of 255."""
-DARK = 40
-"""Brightest value of a shadow's colour, of 255."""
-MOSTLY = 0.3
-"""Least share of a shadow whose colour shows."""
-FREE = 0.2
-"""Share of an object's outline that a shadow leaves free if it falls to one side."""
-FADING = 60
-"""Alpha at which a shadow ends; parts of an object end with more."""
+"""Smallest alpha of an opaque pixel and largest alpha of a clear one, of 255."""
+MAX_SHADOW_BRIGHTNESS = 40
+"""Largest channel value of a shadow's colour, of 255."""
+MIN_DARK_SHARE = 0.3
+"""Smallest share of a shadow that is dense enough to show its colour."""
+MIN_CLEAR_SHARE = 0.2
+"""Share of an object's outline without a shadow, if the shadow falls to one side."""
+MAX_END_ALPHA = 60
+"""Largest median alpha at the edge of a shadow; soft parts of an object end more abruptly."""
 
 
-def stretched(alpha: "np.ndarray") -> "np.ndarray":
-    """Alpha with the object's own level as 255 and that of a background that barely shows as 0; 0 everywhere if nothing shows.
+def normalize_alpha(alpha: "np.ndarray") -> "np.ndarray":
+    """Scale alpha so that the object has 255 and the background 0; the result is 0 everywhere if nothing is visible.
 
-    Background removers write levels such as 12 and 200.
+    Background removers write levels such as 12 and 200 for background and object.
     """
     import numpy as np
 
@@ -38,19 +38,19 @@ def stretched(alpha: "np.ndarray") -> "np.ndarray":
     return ((alpha.astype(np.float32) - low) * (255 / (high - low))).round().clip(0, 255).astype(np.uint8)
 
 
-def on_white(rgb: "np.ndarray", alpha: "np.ndarray") -> "np.ndarray":
-    """Colours as they are where they show by half or more, fading to white below that."""
+def blend_on_white(rgb: "np.ndarray", alpha: "np.ndarray") -> "np.ndarray":
+    """Colours as stored where alpha is 128 or more, fading to white below."""
     import numpy as np
 
     weight = np.minimum(alpha.astype(np.uint16) * 2, 255)[..., None]
     return ((rgb * weight + 255 * (255 - weight) + 127) // 255).astype(np.uint8)
 
 
-def without_shadow(alpha: "np.ndarray", rgb: "np.ndarray") -> "np.ndarray":
-    """Alpha without a soft, dark shadow outside of what is opaque.
+def remove_shadow(alpha: "np.ndarray", rgb: "np.ndarray") -> "np.ndarray":
+    """Set soft, dark shadows around the opaque part to 0.
 
     Args:
-        rgb: Colours as `on_white` gives them.
+        alpha: (H, W) uint8. rgb: Colours blended by `blend_on_white`.
     """
     import cv2
     import numpy as np
@@ -61,32 +61,29 @@ def without_shadow(alpha: "np.ndarray", rgb: "np.ndarray") -> "np.ndarray":
     shown = np.minimum(alpha.astype(np.int32) * 2, 255)
     brightest = rgb.max(2)
     soft = (alpha > 0) & (opaque == 0)
-    dark = soft & (alpha > INVISIBLE) & (brightest <= 255 - shown * (255 - DARK) / 255)
+    dark = soft & (alpha > INVISIBLE) & (brightest <= 255 - shown * (255 - MAX_SHADOW_BRIGHTNESS) / 255)
     if not dark.any():
         return alpha
     away = cv2.distanceTransform(1 - opaque, cv2.DIST_L2, 5)
     least = max(4.0, 0.01 * max(alpha.shape))
-    count, regions = cv2.connectedComponents(
-        (dark | (soft & (alpha <= INVISIBLE))).astype(np.uint8)
-    )  # what barely shows has no colour to tell
+    # nearly invisible pixels have no usable colour, so they may belong to a shadow
+    count, regions = cv2.connectedComponents((dark | (soft & (alpha <= INVISIBLE))).astype(np.uint8))
     ends = soft & (cv2.dilate((alpha <= CLEAR).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0)
     ring = (away > 2) & (away < 6)
-    on_one_side = float((alpha[ring] <= CLEAR).mean()) > FREE if ring.any() else False
+    on_one_side = float((alpha[ring] <= CLEAR).mean()) > MIN_CLEAR_SHARE if ring.any() else False
     found = alpha.copy()
     for i in range(1, count):
         region = regions == i
         end = alpha[region & ends]
         if (
-            float(dark[region].mean()) < MOSTLY
+            float(dark[region].mean()) < MIN_DARK_SHARE
             or not len(end)
             or float(away[region].max()) <= least
-            or float(np.median(end)) > FADING
+            or float(np.median(end)) > MAX_END_ALPHA
         ):
             continue
         beside = (cv2.dilate(region.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0) & (opaque > 0)
-        if (
-            not on_one_side and beside.any() and float(np.median(brightest[beside])) <= 2 * DARK
-        ):  # dark fur, or a mask painted black
-            continue
-        found[region & (away > 1.5)] = 0  # pixels next to what is opaque are its edge
+        if not on_one_side and beside.any() and float(np.median(brightest[beside])) <= 2 * MAX_SHADOW_BRIGHTNESS:
+            continue  # dark fur, or a mask painted black
+        found[region & (away > 1.5)] = 0  # pixels next to the opaque part are its edge
     return found

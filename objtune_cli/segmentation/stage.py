@@ -75,7 +75,7 @@ def _record(ctx: StageContext, target: Target, targets: list[Target], head: phot
     inputs = {PHOTO_ROLE: {"ref": "", "sha256": head.sha256}}
     for name, file in (("mask", target.mask), ("rough", target.rough_mask)):
         if file:
-            inputs[name] = {"ref": "", "sha256": photo.digest(file)}
+            inputs[name] = {"ref": "", "sha256": photo.hash_file(file)}
     weights = Path(config.sam_checkpoint) if config.sam_checkpoint else registry.TOYBOX_SEGMENTER / "model.safetensors"
     settings: dict[str, Any] = (
         asdict(replace(config, sam_checkpoint="")) | target.hints() | ({"colours": "sRGB"} if head.is_converted else {})
@@ -95,7 +95,7 @@ def _record(ctx: StageContext, target: Target, targets: list[Target], head: phot
             settings["chosen_by"] = _base_fingerprint(ctx)
         if len(targets) > 1:
             settings["among"] = [
-                [t.class_word, t.hints(), *(photo.digest(f) for f in (t.mask, t.rough_mask) if f)] for t in targets
+                [t.class_word, t.hints(), *(photo.hash_file(f) for f in (t.mask, t.rough_mask) if f)] for t in targets
             ]
     return Record("mask", target.name, {target.name: target.class_word}, inputs, settings, base={})
 
@@ -138,7 +138,7 @@ def _check_mask(
         problem, advice = located.outline, located.advice
     elif not problem and not target.mask:
         problem, advice = hint_checks.find_disagreement(located.cover, target, picture, located.rough_mask)
-    shown = png.png(png.overlay(rgb, located.cover, located.alternatives))
+    shown = png.encode_png(png.draw_overlay(rgb, located.cover, located.alternatives))
     if problem and (not ctx.force or not metrics["area"]):
         rejected = ctx.project.folder / ".objtune" / "rejected" / f"{target.name}.png"
         artifacts.write_file(rejected, shown, ctx.root)

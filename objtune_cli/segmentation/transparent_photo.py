@@ -38,7 +38,7 @@ def check_transparency(models: "SegmentationModels", path: Path, picture: "Photo
         raise InputError(
             f"{path} is wholly transparent", "save it without transparency, or with the object alone opaque"
         )
-    cover = transparency.without_shadow(picture.alpha, picture.rgb)
+    cover = transparency.remove_shadow(picture.alpha, picture.rgb)
     if quality_gate.is_inverted(cover):
         raise GateError(
             f"no usable mask of the {target.class_word}: what is transparent in {path} lies inside, as an object that was erased",

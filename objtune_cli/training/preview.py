@@ -44,10 +44,10 @@ def draw(ctx: StageContext, record: Record, starts: list[Record]) -> Path:
         shown.append(model.to_picture(latents).cpu())
         step(at + len(part), len(prompts))
     rgb = sampling.to_uint8(torch.cat(shown)).numpy()
-    flat = sum(png.is_one_colour(picture) for picture in rgb[1:])
+    flat = sum(png.is_single_color(picture) for picture in rgb[1:])
     if flat:
         ctx.report.note(
             f"{flat} of {len(prompts)} preview pictures are of one colour: another `--base`, or its VAE, may be at fault"
         )
     scale = max(1, 192 // rgb.shape[1])
-    return keep_picture(ctx.root, record.ref, "preview.png", png.png(png.grid(rgb, 3, scale=scale)))
+    return keep_picture(ctx.root, record.ref, "preview.png", png.encode_png(png.make_grid(rgb, 3, scale=scale)))

@@ -171,7 +171,7 @@ def test_results_table_and_sheet_lie_in_the_folder(
 def test_the_sheet_ends_after_a_dozen_objects(
     context: Callable[..., StageContext], trained: list, out: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(grids, "MOST", 1)
+    monkeypatch.setattr(grids, "MAX_OBJECTS", 1)
     objects.run(context(), out, {}, CONFIG)
     assert Image.open(out / "sheet.png").size[1] == grids.CELL + 2 * grids.GAP + grids.TITLE
 

@@ -153,7 +153,7 @@ def test_other_pictures_are_no_masks(save: Callable[..., Path]) -> None:
 def test_a_cut_out_of_the_photo_shows_its_object(ground: tuple[int, ...], name: str, save: Callable[..., Path]) -> None:
     found = mask_image.read(save(np.where(ON[..., None], RGB, np.uint8(ground)), name), PHOTO)
     assert ((found.cover > 127) & ON).sum() > 0.9 * ((found.cover > 127) | ON).sum()
-    assert found.notes == ("it is a cut-out of the photo: all but its plain ground is taken as the object",)
+    assert found.notes == ("it is a cut-out of the photo: all but its plain background is taken as the object",)
 
 
 @pytest.mark.parametrize("around", ["dimmed", "blurred", "grey"])
@@ -185,7 +185,7 @@ def test_several_labels_are_named(save: Callable[..., Path]) -> None:
 
 def test_one_value_is_no_mask(save: Callable[..., Path]) -> None:
     """Black or white everywhere is nothing or everything, which the gate judges; one grey says neither."""
-    assert "is of one value, 90 of 255" in refused(save(np.full((HEIGHT, WIDTH), 90, np.uint8))).message
+    assert "has a single value, 90 of 255" in refused(save(np.full((HEIGHT, WIDTH), 90, np.uint8))).message
     for value in (0, 255):
         assert (mask_image.read(save(np.full((HEIGHT, WIDTH), value, np.uint8)), PHOTO).cover == value).all()
 
@@ -209,9 +209,9 @@ def test_a_mask_of_the_same_proportions_is_scaled(size: tuple[int, int], save: C
 @pytest.mark.parametrize(
     ("size", "words"),
     [
-        ((120, 120), "its proportions differ"),
-        ((150, 120), "its proportions differ"),
-        ((120, 160), "it is turned by 90 degrees"),
+        ((120, 120), "the aspect ratio differs"),
+        ((150, 120), "the aspect ratio differs"),
+        ((120, 160), "it is rotated by 90 degrees"),
     ],
 )
 def test_a_mask_of_other_proportions_is_refused(size: tuple[int, int], words: str, save: Callable[..., Path]) -> None:
@@ -226,14 +226,14 @@ def test_a_mask_drawn_on_the_stored_photo_is_turned(orientation: int, square: bo
     """As tools do that pass over EXIF; one drawn on the photo as it is shown stays as it is."""
     rgb, cover = (RGB[:, :HEIGHT], COVER[:, :HEIGHT]) if square else (RGB, COVER)
     inverse = {6: 8, 8: 6}.get(orientation, orientation)
-    stored, raw = (np.ascontiguousarray(mask_image.upright(a, inverse)) for a in (rgb, cover))
+    stored, raw = (np.ascontiguousarray(mask_image.apply_orientation(a, inverse)) for a in (rgb, cover))
     exif = Image.Exif()
     exif[0x0112] = orientation
     shown = photo.read(save(stored, "photo.png", exif=exif))
     assert np.array_equal(shown.rgb, rgb)
     found = mask_image.read(save(raw), shown)
     assert np.array_equal(found.cover, cover)
-    assert found.notes == (f"it is turned as the photo is, by its EXIF orientation {orientation}",)
+    assert found.notes == (f"rotated as the photo is, by its EXIF orientation {orientation}",)
     assert mask_image.read(save(np.ascontiguousarray(cover)), shown).notes == ()
     tagged = mask_image.read(save(raw, "tagged.png", exif=exif), shown)
     assert np.array_equal(tagged.cover, cover)

@@ -70,7 +70,7 @@ def test_lossless_formats_are_exact(name: str, save: Callable[..., Path]) -> Non
     assert found.rgb.dtype == np.uint8
     assert found.alpha is None
     assert found.notes == ()
-    assert found.sha256 == photo.digest(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert found.sha256 == photo.hash_file(path) == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -433,6 +433,6 @@ def test_metadata_does_not_survive(name: str, save: Callable[..., Path]) -> None
     assert CANARY.encode() in path.read_bytes()
     found = photo.read(path)
     assert CANARY not in repr(found)
-    assert CANARY.encode() not in png.png(found.rgb)
-    with Image.open(io.BytesIO(png.png(found.rgb))) as again:
+    assert CANARY.encode() not in png.encode_png(found.rgb)
+    with Image.open(io.BytesIO(png.encode_png(found.rgb))) as again:
         assert again.info == {}

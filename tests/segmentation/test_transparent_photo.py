@@ -111,12 +111,12 @@ def test_a_drop_shadow_is_no_object(tmp_path: Path) -> None:
     Image.fromarray(with_shadow(cover, rgb)).save(tmp_path / "a.png")
     found = photo.read(tmp_path / "a.png")
     assert found.alpha is not None
-    hard = transparency.without_shadow(found.alpha, found.rgb) > 127
+    hard = transparency.remove_shadow(found.alpha, found.rgb) > 127
     assert (found.alpha > 127).sum() > 1.15 * (cover > 127).sum()  # the shadow is dark enough to count
     assert (hard & (cover > 127)).sum() > 0.96 * (hard | (cover > 127)).sum()
     as_mask = mask_image.read(tmp_path / "a.png", found)
     assert np.array_equal(as_mask.cover > 127, hard)
-    assert as_mask.notes == ("the shadow around what is opaque is left out",)
+    assert as_mask.notes == ("the shadow around the opaque part is left out",)
 
 
 def test_soft_parts_that_are_no_shadow_stay() -> None:
@@ -127,13 +127,13 @@ def test_soft_parts_that_are_no_shadow_stay() -> None:
         (0, 0, 0),
         (20, 22, 25),
     ):  # fur, light and dark; masks painted in white and black
-        rgb = transparency.on_white(np.full((SIDE, SIDE, 3), colour, np.uint8), soft)
-        assert np.array_equal(transparency.without_shadow(soft, rgb), soft)
+        rgb = transparency.blend_on_white(np.full((SIDE, SIDE, 3), colour, np.uint8), soft)
+        assert np.array_equal(transparency.remove_shadow(soft, rgb), soft)
     glasses = blob()
     glasses[80:120, 70:110] = 180
     rgb = np.full((SIDE, SIDE, 3), 120, np.uint8)
     rgb[80:120, 70:110] = 10  # dark glass inside of a frame
-    assert np.array_equal(transparency.without_shadow(glasses, transparency.on_white(rgb, glasses)), glasses)
+    assert np.array_equal(transparency.remove_shadow(glasses, transparency.blend_on_white(rgb, glasses)), glasses)
 
 
 def test_levels_of_background_removers_are_stretched(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_levels_of_background_removers_are_stretched(tmp_path: Path) -> None:
     assert found.alpha is not None
     assert np.array_equal(found.alpha, blob())
     ordinary = cv2.GaussianBlur(blob(), (0, 0), 1)
-    assert transparency.stretched(ordinary) is ordinary
+    assert transparency.normalize_alpha(ordinary) is ordinary
 
 
 def test_alpha_the_same_everywhere_hides_nothing(tmp_path: Path) -> None:

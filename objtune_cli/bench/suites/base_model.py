@@ -50,7 +50,7 @@ def run(ctx: StageContext, out: Path, dial: Dial, config: Bench) -> list[dict[st
         rows.append(_row("base", name, [v / one for v in values]))
     rows += [_row("truth", name, values) for name, values in known.items()]
     rows += copies(shown, true, bank)
-    artifacts.write_file(out / "base.png", png.png(png.grid(shown[:64], 8)))
+    artifacts.write_file(out / "base.png", png.encode_png(png.make_grid(shown[:64], 8)))
     return rows
 
 
@@ -70,7 +70,7 @@ def _samples(ctx: StageContext, folder: Path, scenes: list[Scene]) -> np.ndarray
             model, _ = rendering.loaded(ctx, "", None)
             texts, seeds = [sentence(s) for s in part], list(range(start, start + len(part)))
             shown = rendering.pictures(ctx, model, texts, seeds, f"samples {start + len(part)} of {len(scenes)}")
-            artifacts.write_file(file, png.png(np.concatenate(list(shown))))
+            artifacts.write_file(file, png.encode_png(np.concatenate(list(shown))))
         column = np.asarray(Image.open(file))
         if len(column) != len(part) * column.shape[1]:  # of a run with fewer samples
             file.unlink()

@@ -55,7 +55,7 @@ def run(ctx: StageContext, out: Path, asked: list[Subject], methods: Mapping[str
     seen = [features.digest(model) for model in judges.models.values()]
     bench = Running(ctx, out, config, judges, Kept(out, ctx.report, len(asked) * len(plan)), seen)
     found = kept.filled(ctx, out, asked, plan, bench.result)
-    grids.save(out, {subject.name: functools.partial(_rgb, subject.learned) for subject in asked}, list(plan))
+    grids.save_sheet(out, {subject.name: functools.partial(_rgb, subject.learned) for subject in asked}, list(plan))
     rows = tabled(found, judges)
     kept.table(out / "table.csv", rows)
     return rows
@@ -110,7 +110,7 @@ class Running:
         if name not in ALWAYS:
             about |= {
                 "learned": subject.learned.name,
-                "mask": photo.digest(subject.mask) if subject.mask else asdict(self._segment()),
+                "mask": photo.hash_file(subject.mask) if subject.mask else asdict(self._segment()),
             }
         return hashlib.sha256(canonical(about).encode()).hexdigest()
 
@@ -121,7 +121,7 @@ class Running:
         photos = [_rgb(path) for path, _ in subject.photos]
         if name == PHOTOS:
             return self._among(photos), np.stack(
-                [np.asarray(grids.fitted(rgb)) for rgb in photos[: single_training.SHOWN]]
+                [np.asarray(grids.crop_to_cell(rgb)) for rgb in photos[: single_training.SHOWN]]
             )
         shown, cost = self._drawn(subject, name, method, key)
         each = self.config.seeds
@@ -149,7 +149,7 @@ class Running:
             return np.stack([_rgb_of(file) for file in files]), cost
         cost, shown = self._made(subject, name, method)
         for file, picture in zip(files, shown, strict=True):
-            artifacts.write_file(file, png.png(picture))
+            artifacts.write_file(file, png.encode_png(picture))
         artifacts.write_file(folder / "made.json", (json.dumps({"key": key, "cost": cost}) + "\n").encode())
         return shown, cost
 

@@ -83,7 +83,7 @@ def run(
     bench = Running(ctx, config, dial, inference.load(), Kept(out, ctx.report, len(asked) * len(plan), known))
     found = kept.filled(ctx, out, asked, plan, bench.result)
     rows = tables.tabled(found)
-    grids.save(out, {case.name: functools.partial(_photo, case) for case in asked}, list(plan))
+    grids.save_sheet(out, {case.name: functools.partial(_photo, case) for case in asked}, list(plan))
     kept.table(out / "table.csv", rows)
     return rows
 

@@ -183,7 +183,7 @@ def _result(bench: Running, group: Group, method: str) -> tuple[dict[str, float]
         pass
     values, shown = _measure(bench, group, method)
     values = {k: round(v, 5) for k, v in values.items()}
-    artifacts.write_file(file.with_suffix(".png"), png.png(png.grid(shown)))
+    artifacts.write_file(file.with_suffix(".png"), png.encode_png(png.make_grid(shown)))
     artifacts.write_file(file, (json.dumps({"key": key, "measures": values}) + "\n").encode())
     return values, True
 

@@ -51,8 +51,8 @@ class _Running:
         for case in chosen:
             rgb, mask = case.picture()
             photo = project.folder / "given" / f"{case.name}.png"
-            artifacts.write_file(photo, png.png(rgb))
-            artifacts.write_file(photo.with_suffix(".mask.png"), png.png(mask))
+            artifacts.write_file(photo, png.encode_png(rgb))
+            artifacts.write_file(photo.with_suffix(".mask.png"), png.encode_png(mask))
             words += [
                 str(photo),
                 "--class",
