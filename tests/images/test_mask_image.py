@@ -129,7 +129,7 @@ def test_floats_and_a_coloured_jpeg(save: Callable[..., Path]) -> None:
 @pytest.mark.parametrize("name", ["m.png", "m.jpg"])
 def test_the_photo_itself_is_no_mask(image: np.ndarray, name: str, save: Callable[..., Path]) -> None:
     assert (
-        "no mask" in (error := refused(save(image, name))).message
+        "not a mask" in (error := refused(save(image, name))).message
         or "is the photo itself, not a mask of it" in error.message
     )
 
@@ -145,7 +145,7 @@ def test_other_pictures_are_no_masks(save: Callable[..., Path]) -> None:
     assert "it is a picture in colours" in refused(save(other)).message
     assert "it has shades, as a photo has" in refused(save(other[..., 0])).message
     product = np.where(ON, other[..., 0], 255).astype(np.uint8)  # another object on white
-    assert "is no mask" in refused(save(product)).message
+    assert "is not a mask" in refused(save(product)).message
 
 
 @pytest.mark.parametrize("ground", [(0, 0, 0), (255, 255, 255), (0, 255, 0), (128, 128, 128)])
