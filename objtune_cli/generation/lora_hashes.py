@@ -38,7 +38,9 @@ def of(ctx: StageContext, inputs: Mapping[str, Mapping[str, str]]) -> dict[str, 
                 if sha256 not in adapters and key != WORDS:
                     continue  # of an object in the negative prompt, the token alone acts
                 named = (
-                    {trigger_words.default(name): value for name, value in values.items()} if key == WORDS else values
+                    {trigger_words.default_trigger(name): value for name, value in values.items()}
+                    if key == WORDS
+                    else values
                 )
                 found.setdefault(key, {}).update(named)
     return {key: ", ".join(f"{name}: {value}" for name, value in values.items()) for key, values in found.items()}

@@ -24,10 +24,12 @@ from objtune_cli.store.refs import Ref
 from objtune_cli.workflow.output_files import Output, named_file, write
 
 FORMATS = ("diffusers", "kohya", "embedding", "bundle", "hub")
-PREFIXES = dict(zip((adapter.DENOISER, *adapter.TEXT_ENCODERS), ("lora_unet_", "lora_te1_", "lora_te2_"), strict=True))
+KOHYA_PREFIXES = dict(
+    zip((adapter.DENOISER, *adapter.TEXT_ENCODERS), ("lora_unet_", "lora_te1_", "lora_te2_"), strict=True)
+)
 """What keys of an adapter's LoRA begin with, and what kohya's files say for it where there are two text encoders."""
-DIFFUSERS = "pytorch_lora_weights.safetensors"
-PLAIN = {"format": "pt"}
+DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
+PLAIN_METADATA = {"format": "pt"}
 """The metadata of files that say nothing of themselves."""
 Note = Callable[[str], None]
 
@@ -72,22 +74,22 @@ def plan(
             raise UsageError(f"there is no {what} {value}", f"one of {', '.join(known)}")
     record, tensors = artifacts.load(root, ref)
     family = families.get_family(record.base.get("family", ""))
-    layers = any(k.startswith(tuple(PREFIXES)) for k in tensors)
+    layers = any(k.startswith(tuple(KOHYA_PREFIXES)) for k in tensors)
     if form in ("diffusers", "kohya", "bundle") and not layers:
         raise IncompatibleError(f"{ref} is a token alone, without LoRA", "`--format embedding` writes it")
     artifacts.require_finite(root, ref)  # other tools draw black pictures of it, and say nothing
-    words = _words(record, form, out, trigger)
+    words = _choose_triggers(record, form, out, trigger)
     if form in ("embedding", "bundle", "hub"):
         for line in trigger_words.describe_common(words, record.objects, is_file=named_file(out)):
             note(line)
-    made = _Exported(record, convert(ref, tensors, dtype, note), family, words)
+    made = _AdapterExport(record, convert(ref, tensors, dtype, note), family, words)
     forms = ["diffusers", "kohya", "embedding"] if layers else ["embedding"]
     if form != "hub":
-        return list(_outputs(root, made, form, out))
-    files = [file for each in forms for file in _outputs(root, made, each, out / _FOLDERS[each])]
+        return list(_list_outputs(root, made, form, out))
+    files = [file for each in forms for file in _list_outputs(root, made, each, out / _FOLDERS[each])]
     return [
         *files,
-        *model_card.outputs(
+        *model_card.list_outputs(
             root, record, family, out, [file.path.relative_to(out).as_posix() for file in files], words
         ),
     ]
@@ -97,7 +99,7 @@ _FOLDERS = {"diffusers": ".", "kohya": "kohya", "embedding": "embeddings"}
 """Where a format's files lie in a repository."""
 
 
-class _Exported:
+class _AdapterExport:
     """An adapter on its way out: its record, its tensors in the file's number format, and the objects' triggers."""
 
     def __init__(self, record: Record, tensors: Mapping[str, Any], family: Family, words: Mapping[str, str]) -> None:
@@ -107,27 +109,27 @@ class _Exported:
         """The bytes of one file; `kind`: "diffusers", "kohya", "bundle", or the name of an object, for its embedding."""
         record, tensors, family, words = self.record, self.tensors, self.family, self.words
         if kind == "diffusers":
-            return _encoded(diffusers_keys(tensors, family), PLAIN)
+            return _encode_file(diffusers_keys(tensors, family), PLAIN_METADATA)
         if kind not in ("kohya", "bundle"):
-            return _encoded(_vectors(tensors, kind, family, f"<{kind}>"), PLAIN)
+            return _encode_file(_embedding_tensors(tensors, kind, family, f"<{kind}>"), PLAIN_METADATA)
         named = kohya_keys(tensors, family)
         if kind == "bundle":
             words = {name: word.replace(".", "_") for name, word in words.items()}  # a dot ends the word
             named |= {
                 f"bundle_emb.{words[o]}.{k}": v
                 for o in record.objects
-                for k, v in _vectors(tensors, o, family, "string_to_param.*").items()
+                for k, v in _embedding_tensors(tensors, o, family, "string_to_param.*").items()
             }
-        return _encoded(named, _kohya_metadata(record, tensors, family, words, inside=kind == "bundle"))
+        return _encode_file(named, _kohya_metadata(record, tensors, family, words, inside=kind == "bundle"))
 
 
-def _words(record: Record, form: str, out: Path, trigger: Sequence[str]) -> dict[str, str]:
+def _choose_triggers(record: Record, form: str, out: Path, trigger: Sequence[str]) -> dict[str, str]:
     """The trigger of each object; where `out` names an embedding's file, that is the trigger.
 
     Raises:
         UsageError: One file for several, or two triggers for one object.
     """
-    words = trigger_words.choose(list(record.objects), trigger, is_inside=form == "bundle")
+    words = trigger_words.choose_triggers(list(record.objects), trigger, is_inside=form == "bundle")
     if not named_file(out):
         return words
     if form == "hub" or (form == "embedding" and len(words) > 1):
@@ -143,47 +145,54 @@ def _words(record: Record, form: str, out: Path, trigger: Sequence[str]) -> dict
     return {name: out.stem}
 
 
-def _outputs(root: Path, made: _Exported, form: str, out: Path) -> Iterator[Output]:
+def _list_outputs(root: Path, made: _AdapterExport, form: str, out: Path) -> Iterator[Output]:
     """The files of one format that is no folder of several."""
     name = made.record.name
-    names = {"diffusers": DIFFUSERS, "kohya": f"{name}.safetensors", "bundle": f"{name}-bundle.safetensors"}
+    names = {"diffusers": DIFFUSERS_FILE, "kohya": f"{name}.safetensors", "bundle": f"{name}-bundle.safetensors"}
     files = {form: names[form]} if form in names else {o: f"{made.words[o]}.safetensors" for o in made.record.objects}
-    is_own = _is_signed if form in ("kohya", "bundle") else _is_remade
+    is_own = _has_signature if form in ("kohya", "bundle") else _is_reproducible
     for kind, file in files.items():
         yield Output(out if named_file(out) else out / file, made.encode(kind), partial(is_own, root, made, kind))
 
 
-def _is_signed(root: Path, made: _Exported, kind: str, held: bytes) -> bool:
+def _has_signature(root: Path, made: _AdapterExport, kind: str, held: bytes) -> bool:
     """Whether a file's metadata name a version of this adapter in this project, and its tensors are those that were written."""
     try:
         length = int.from_bytes(held[:8], "little")
         said = json.loads(held[8 : 8 + length])["__metadata__"]
         source = json.loads(said["objtune"])
         whole = said["sshs_model_hash"] == hashlib.sha256(held[8 + length :]).hexdigest()
-        return whole and source["digest"] in {r.digest for r in _versions(root, made.record)} and bool(source["digest"])
+        return (
+            whole
+            and source["digest"] in {r.digest for r in _read_versions(root, made.record)}
+            and bool(source["digest"])
+        )
     except (ValueError, KeyError, TypeError):
         return False
 
 
-def _is_remade(root: Path, made: _Exported, kind: str, held: bytes) -> bool:
+def _is_reproducible(root: Path, made: _AdapterExport, kind: str, held: bytes) -> bool:
     """Whether a file without metadata is what some version of this adapter gives, in some number format."""
-    for record in _versions(root, made.record):
+    for record in _read_versions(root, made.record):
         tensors = artifacts.load(root, record.ref)[1]
         for dtype in DTYPES:
             with contextlib.suppress(ObjtuneError, KeyError):
-                if _Exported(record, convert(record.ref, tensors, dtype), made.family, made.words).encode(kind) == held:
+                if (
+                    _AdapterExport(record, convert(record.ref, tensors, dtype), made.family, made.words).encode(kind)
+                    == held
+                ):
                     return True
     return False
 
 
-def _versions(root: Path, record: Record) -> Iterator[Record]:
+def _read_versions(root: Path, record: Record) -> Iterator[Record]:
     """Every readable version of an adapter, the newest first."""
     for version in reversed(refs.versions(root, "adapter", record.name)):
         with contextlib.suppress(ObjtuneError):
             yield artifacts.read_record(root, Ref("adapter", record.name, version))
 
 
-def _vectors(tensors: Mapping[str, Any], name: str, family: Family, only: str) -> dict[str, Any]:
+def _embedding_tensors(tensors: Mapping[str, Any], name: str, family: Family, only: str) -> dict[str, Any]:
     """A token's vectors under the names of an embedding file; `only`: the name where there is one text encoder."""
     keys = family.embedding_keys or (only,)
     return {key: tensors[own] for key, own in zip(keys, adapter.token_names(name), strict=False)}
@@ -193,12 +202,12 @@ def diffusers_keys(tensors: Mapping[str, Any], family: Family = families.SD1) ->
     """Peft names below `unet.` (`transformer.`) and, of what was imported, the text encoders; alpha = rank, so that nothing is left to scale."""
     named = (
         (k.replace(adapter.DENOISER, f"{family.denoiser}.", 1) if k.startswith(adapter.DENOISER) else k, v)
-        for k, v in _with_biases(tensors).items()
+        for k, v in _fill_biases(tensors).items()
     )
-    return {k: v for k, v in named if k.startswith((f"{family.denoiser}.", *PREFIXES))}
+    return {k: v for k, v in named if k.startswith((f"{family.denoiser}.", *KOHYA_PREFIXES))}
 
 
-def _with_biases(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
+def _fill_biases(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
     """The tensors with a bias for every layer of a network that has one: peft takes all or none."""
     import numpy as np
 
@@ -219,7 +228,7 @@ def kohya_keys(tensors: Mapping[str, Any], family: Family = families.SD1) -> dic
     import numpy as np
 
     named: dict[str, Any] = {}
-    for prefix, start in PREFIXES.items():
+    for prefix, start in KOHYA_PREFIXES.items():
         ends = [
             key.removeprefix(prefix).removesuffix(".lora_A.weight")
             for key in tensors
@@ -251,7 +260,9 @@ def _kohya_metadata(
     """`words`: object to trigger. inside: the vectors are in the same file."""
     rank = next(str(v.shape[0]) for k, v in tensors.items() if "lora_A" in k)
     licence = (
-        {"modelspec.license": model_card.licence(record, family)[0]} if model_card.licence(record, family)[0] else {}
+        {"modelspec.license": model_card.base_licence(record, family)[0]}
+        if model_card.base_licence(record, family)[0]
+        else {}
     )
     return {
         "modelspec.sai_model_spec": "1.0.1",
@@ -272,11 +283,11 @@ def _kohya_metadata(
             {"ref": str(record.ref), "schema": record.schema, "digest": record.digest}
         ),
         **licence,
-        **_architecture(record, tensors, family),
+        **_architecture_metadata(record, tensors, family),
     }
 
 
-def _architecture(record: Record, tensors: Mapping[str, Any], family: Family) -> dict[str, str]:
+def _architecture_metadata(record: Record, tensors: Mapping[str, Any], family: Family) -> dict[str, str]:
     """What ModelSpec and kohya call the base's family; of the first one, only where the width of the condition is that of SD 1.x."""
     if family is families.SD1:
         widths = {v.shape[1] for k, v in tensors.items() if "attn2.to_k.lora_A" in k}
@@ -306,10 +317,12 @@ def body_hash(tensors: Mapping[str, Any]) -> str:
 
 def embedding_hash(tensors: Mapping[str, Any], name: str, family: Family) -> str:
     """SHA-256 of the file that `embedding` writes for an object."""
-    return hashlib.sha256(_encoded(_vectors(tensors, name, family, f"<{name}>"), PLAIN)).hexdigest()
+    return hashlib.sha256(
+        _encode_file(_embedding_tensors(tensors, name, family, f"<{name}>"), PLAIN_METADATA)
+    ).hexdigest()
 
 
-def _encoded(tensors: Mapping[str, Any], metadata: dict[str, str]) -> bytes:
+def _encode_file(tensors: Mapping[str, Any], metadata: dict[str, str]) -> bytes:
     """A plain safetensors file for other tools, its keys sorted; with ModelSpec's metadata, the hash of what follows the header."""
     arrays = {name: artifacts.as_array(value) for name, value in tensors.items()}
     specs = {name: (kind, array.shape) for name, (kind, array) in arrays.items()}

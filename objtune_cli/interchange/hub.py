@@ -16,12 +16,12 @@ from objtune_cli.models import registry
 from objtune_cli.models.families import vae_override
 from objtune_cli.workflow.context import Reporter
 
-RESERVE = 256 << 20
+FREE_RESERVE = 256 << 20
 """Bytes that stay free on the disk beside what is brought."""
 
 
 @dataclass(frozen=True, slots=True)
-class Fetched:
+class FetchResult:
     """Where a base lies; `bytes` and `files`: what was brought for it now."""
 
     base: str
@@ -33,11 +33,11 @@ class Fetched:
     reused: bool = True
 
 
-PATIENCE = 20.0
+HUB_TIMEOUT = 20.0
 """Seconds for the hub's first answer."""
 
 
-def run(name: str, report: Reporter, stopped: Callable[[], int]) -> Fetched:
+def run(name: str, report: Reporter, stopped: Callable[[], int]) -> FetchResult:
     """Bring what a base needs, safetensors and configs of one commit, unless it is there.
 
     Raises:
@@ -46,17 +46,17 @@ def run(name: str, report: Reporter, stopped: Callable[[], int]) -> Fetched:
     """
     if name == "toybox" or Path(name).is_dir():
         report.note(f"{name} lies here already: nothing to bring")
-        return Fetched(name, "", "", registry.resolve(name).folder)
+        return FetchResult(name, "", "", registry.resolve(name).folder)
     repository = registry.hub_id(name)
     revision = registry.REVISIONS.get(repository, "main")
     here = registry.find_snapshot(repository)
-    if here is not None and _is_whole(name):
+    if here is not None and _is_complete(name):
         report.note(f"{name} is here already")
-        return Fetched(name, repository, here.name, here)
-    return _brought(name, repository, revision, report, stopped, registry.FILES, _of_a_base)
+        return FetchResult(name, repository, here.name, here)
+    return _download(name, repository, revision, report, stopped, registry.FILES, _check_base_files)
 
 
-def model(repository: str, report: Reporter, stopped: Callable[[], int]) -> Fetched:
+def fetch_model(repository: str, report: Reporter, stopped: Callable[[], int]) -> FetchResult:
     """Bring a CLIP, a DINO or a VAE, as `run` brings a base; its pickle only where there are no safetensors.
 
     Raises:
@@ -67,43 +67,45 @@ def model(repository: str, report: Reporter, stopped: Callable[[], int]) -> Fetc
     here = registry.transformers_model(repository) or vae_override.cached(repository)
     if here is not None:
         report.note(f"{repository} is here already")
-        return Fetched(repository, repository, here.name, here)
-    return _brought(
+        return FetchResult(repository, repository, here.name, here)
+    return _download(
         repository,
         repository,
         "main",
         report,
         stopped,
         (*registry.FEATURE_MODEL_FILES, *vae_override.FILES, registry.PICKLED),
-        _of_a_judge,
+        _check_feature_model_files,
     )
 
 
-def _brought(
+def _download(
     name: str, repository: str, revision: str, report: Reporter, stopped: Callable[[], int],
     patterns: tuple[str, ...], check: Callable[[str, list[str]], tuple[str, ...]],
-) -> Fetched:  # fmt: skip
+) -> FetchResult:  # fmt: skip
     """Bring the files of some patterns; `check`: refuses what is no such model, and says what else is left out."""
     from huggingface_hub import HfApi, snapshot_download
 
     wanted: dict[str, Any] = {"revision": revision, "allow_patterns": list(patterns), "ignore_patterns": []}
-    hub_environment.check()
-    with _explained(repository), _quiet():
+    hub_environment.check_environment()
+    with _translate_errors(repository), _silence_client_log():
         HfApi().model_info(
-            repository, revision=revision, timeout=PATIENCE
+            repository, revision=revision, timeout=HUB_TIMEOUT
         )  # says at once that nobody is there; what follows would try for half a minute
-        listed = snapshot_download(repository, dry_run=True, tqdm_class=_bars(report, stopped, 0), **wanted)
+        listed = snapshot_download(
+            repository, dry_run=True, tqdm_class=_progress_bar_class(report, stopped, 0), **wanted
+        )
         wanted["ignore_patterns"] += check(name, [each.filename for each in listed])
         missing = [each for each in listed if each.will_download and each.filename not in wanted["ignore_patterns"]]
         size = sum(each.file_size for each in missing)
-        _room(name, size)
+        _check_disk_space(name, size)
         report.note(f"{repository}: {len(missing)} files, {size / 1e9:.2f} GB")
-        folder = Path(snapshot_download(repository, tqdm_class=_bars(report, stopped, size), **wanted))
+        folder = Path(snapshot_download(repository, tqdm_class=_progress_bar_class(report, stopped, size), **wanted))
     report.step("fetch", max(size, 1), max(size, 1))
-    return Fetched(name, repository, folder.name, folder, len(missing), size, reused=False)
+    return FetchResult(name, repository, folder.name, folder, len(missing), size, reused=False)
 
 
-def _of_a_base(name: str, files: list[str]) -> tuple[str, ...]:
+def _check_base_files(name: str, files: list[str]) -> tuple[str, ...]:
     """That the repository has what is opened of a base; a part's weights in other forms are left out where the plain ones are there."""
     weights = [file for file in files if file.startswith(("unet/", "transformer/")) and file.endswith(".safetensors")]
     if "model_index.json" not in files or not weights:
@@ -111,17 +113,17 @@ def _of_a_base(name: str, files: list[str]) -> tuple[str, ...]:
             f"{name} holds no diffusers model in safetensors",
             "give the id of a repository with model_index.json and unet/*.safetensors or transformer/*.safetensors",
         )
-    return leave_out(files)
+    return redundant_variants(files)
 
 
-def leave_out(files: list[str]) -> tuple[str, ...]:
+def redundant_variants(files: list[str]) -> tuple[str, ...]:
     """Files of a base's variants (fp16, non_ema) beside which the plain weights lie."""
     others = {file for file in files if any(fnmatch(file, pattern) for pattern in registry.IGNORED_FILES)}
     plain = {file.rpartition("/")[0] for file in files if file.endswith(".safetensors") and file not in others}
     return tuple(sorted(file for file in others if file.rpartition("/")[0] in plain))
 
 
-def _is_whole(name: str) -> bool:
+def _is_complete(name: str) -> bool:
     """Whether all parts of a base are on this machine; what else is wrong with it, fetching does not mend."""
     try:
         registry.resolve(name)
@@ -132,7 +134,7 @@ def _is_whole(name: str) -> bool:
     return True
 
 
-def _of_a_judge(name: str, files: list[str]) -> tuple[str, ...]:
+def _check_feature_model_files(name: str, files: list[str]) -> tuple[str, ...]:
     """That the repository has a model of transformers; its pickle is not wanted beside safetensors."""
     if "config.json" in files and vae_override.FILES[-1] in files:
         return (registry.PICKLED,)
@@ -144,24 +146,24 @@ def _of_a_judge(name: str, files: list[str]) -> tuple[str, ...]:
     return (registry.PICKLED,) if "model.safetensors" in files else ()
 
 
-def _room(name: str, size: int) -> None:
+def _check_disk_space(name: str, size: int) -> None:
     """That the disk has room for it."""
-    place = _cache()
+    place = _cache_folder()
     free = shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free
-    if 0 < free < size + RESERVE:  # some network disks say 0 whatever they have: then the download itself tells
+    if 0 < free < size + FREE_RESERVE:  # some network disks say 0 whatever they have: then the download itself tells
         raise ResourceError(
             f"{name} takes {size / 1e9:.2f} GB and {place} has {free / 1e9:.2f} GB free",
             "free some space, or set HF_HOME to a folder on a larger disk",
         )
 
 
-def _cache() -> Path:
+def _cache_folder() -> Path:
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
 
 
-def _bars(report: Reporter, stopped: Callable[[], int], total: int) -> type:
+def _progress_bar_class(report: Reporter, stopped: Callable[[], int], total: int) -> type:
     """What the hub's client takes for its progress bars: tells the report, and raises where a signal came.
 
     Each byte is counted by two bars, as it comes and as it is written; the one that is ahead is shown.
@@ -191,7 +193,7 @@ def _bars(report: Reporter, stopped: Callable[[], int], total: int) -> type:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _silence_client_log() -> Iterator[None]:
     """The client's own log, which says every failure a second time, held back."""
     import logging
 
@@ -204,7 +206,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(kept)
 
 
-def _of_the_client(error: Exception) -> bool:
+def _is_client_error(error: Exception) -> bool:
     """Whether the hub's client or what it is built on raised it: each layer has errors of its own."""
     return isinstance(error, OSError | RuntimeError) or any(
         c.__module__.startswith(("huggingface_hub", "httpx")) for c in type(error).__mro__
@@ -212,19 +214,19 @@ def _of_the_client(error: Exception) -> bool:
 
 
 @contextlib.contextmanager
-def _explained(repository: str) -> Iterator[None]:
+def _translate_errors(repository: str) -> Iterator[None]:
     """What can go wrong between here and the hub, as one line with its remedy."""
     try:
         yield
     except ObjtuneError:
         raise
     except Exception as error:
-        if not (_of_the_client(error) or isinstance(error, ImportError)):
+        if not (_is_client_error(error) or isinstance(error, ImportError)):
             raise
-        raise _told(error, repository) from error
+        raise _translate_error(error, repository) from error
 
 
-def _told(error: Exception, repository: str) -> ResourceError:
+def _translate_error(error: Exception, repository: str) -> ResourceError:
     from huggingface_hub import constants, errors
 
     cause = error.__cause__ if isinstance(error, errors.DryRunError) else error
@@ -247,7 +249,8 @@ def _told(error: Exception, repository: str) -> ResourceError:
         errno.EPERM,
     ):
         return ResourceError(
-            f"{_cache()} cannot be written: {cause.strerror}", "free some space, or set HF_HOME to another folder"
+            f"{_cache_folder()} cannot be written: {cause.strerror}",
+            "free some space, or set HF_HOME to another folder",
         )
-    hint = f"{hub_environment.advice()}check the connection and run the same command; or copy the model's folder here and give it as `--base DIR`"
+    hint = f"{hub_environment.suggest_variables()}check the connection and run the same command; or copy the model's folder here and give it as `--base DIR`"
     return ResourceError(f"{repository} cannot be fetched from {constants.ENDPOINT}", hint)

@@ -12,17 +12,17 @@ SCHEMES = ("http", "https", "socks5", "socks5h")
 CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 
-def check() -> None:
+def check_environment() -> None:
     """Refuse an address, a proxy or certificates that no connection can be made with.
 
     Raises:
         ResourceError: Names the variable.
     """
-    for name, value in _proxies().items():
+    for name, value in _proxy_variables().items():
         scheme = _scheme(value) if "://" in value else "http"
         if scheme not in SCHEMES or not _host(value):
             raise ResourceError(
-                f"{name} is {_shown(value)!r}, which is no proxy that can be used",
+                f"{name} is {_hide_password(value)!r}, which is no proxy that can be used",
                 f"set {name} to http://, https:// or socks5:// with a host, or unset it",
             )
         if scheme.startswith("socks") and find_spec("socksio") is None:
@@ -33,7 +33,8 @@ def check() -> None:
     endpoint = os.environ.get("HF_ENDPOINT")
     if endpoint is not None and (_scheme(endpoint) not in ("http", "https") or not _host(endpoint)):
         raise ResourceError(
-            f"HF_ENDPOINT is {_shown(endpoint)!r}, which is no address", "set it to https:// with a host, or unset it"
+            f"HF_ENDPOINT is {_hide_password(endpoint)!r}, which is no address",
+            "set it to https:// with a host, or unset it",
         )
     for name in CERTIFICATES:
         if os.environ.get(name) and not Path(os.environ[name]).exists():
@@ -47,13 +48,13 @@ def check() -> None:
             raise ResourceError("there is no home folder to keep the weights in", "set HF_HOME to a folder") from None
 
 
-def advice() -> str:
+def suggest_variables() -> str:
     """What beside the connection may be at fault: variables that lead it elsewhere."""
-    names = [*_proxies(), *(["HF_ENDPOINT"] if os.environ.get("HF_ENDPOINT") else [])]
+    names = [*_proxy_variables(), *(["HF_ENDPOINT"] if os.environ.get("HF_ENDPOINT") else [])]
     return f"{' and '.join(names)} {'are' if names[1:] else 'is'} set, is that right? " if names else ""
 
 
-def _proxies() -> dict[str, str]:
+def _proxy_variables() -> dict[str, str]:
     """The variables that name a proxy, and their values; none where NO_PROXY takes every host out."""
     if "*" in {os.environ.get("NO_PROXY", "").strip(), os.environ.get("no_proxy", "").strip()}:
         return {}
@@ -73,7 +74,7 @@ def _host(address: str) -> str:
         return ""
 
 
-def _shown(address: str) -> str:
+def _hide_password(address: str) -> str:
     """An address without the password in it."""
     before, at, host = address.rpartition("@")
     return f"{before.rpartition('//')[0]}//…@{host}" if at else address

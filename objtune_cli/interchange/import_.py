@@ -19,11 +19,11 @@ from objtune_cli.workflow.context import StageContext, StageResult, tools
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from objtune_cli.interchange.textual_inversion import Vectors
+    from objtune_cli.interchange.textual_inversion import TokenVectors
     from objtune_cli.lora.import_keys import Source
     from objtune_cli.models.base_model import BaseModel
 
-FEW = 10
+MIN_FREE_TOKENS = 10
 """Tokens that a prompt should have left beside an object's own."""
 
 
@@ -50,7 +50,7 @@ def run(
 
     found = [open_source(file, allow_pickle) for file in read]
     model = ctx.load_base_model()
-    layers = _layers(ctx, model, found)
+    layers = _read_layers(ctx, model, found)
     vectors = [each for each in map(textual_inversion.find_vectors, found) if each]
     rows = (
         textual_inversion.join_vectors(model, vectors)
@@ -65,11 +65,11 @@ def run(
     return StageResult(artifacts.publish(ctx.root, record, tensors), metrics=metrics)
 
 
-def _inputs(read: list[import_sources.File], found: "list[Source] | None" = None) -> dict[str, dict[str, str]]:
+def _inputs(read: list[import_sources.ImportFile], found: "list[Source] | None" = None) -> dict[str, dict[str, str]]:
     """The files by their hashes, and the settings beside them; of LoRA files that were opened, the hash that others know them by."""
     hashes = {f"{adapter.FILE_ROLE}{i}": file.sha256 for i, file in enumerate(read)}
     hashes |= {
-        f"{adapter.CONFIG_ROLE}{i}": import_sources.digest(file.config) for i, file in enumerate(read) if file.config
+        f"{adapter.CONFIG_ROLE}{i}": import_sources.sha256_of(file.config) for i, file in enumerate(read) if file.config
     }
     for i, source in enumerate(found or []):
         from objtune_cli.lora import import_keys
@@ -79,7 +79,7 @@ def _inputs(read: list[import_sources.File], found: "list[Source] | None" = None
     return {role: {"ref": "", "sha256": digest} for role, digest in hashes.items()}
 
 
-def _settings(read: list[import_sources.File], word: str) -> dict[str, str]:
+def _settings(read: list[import_sources.ImportFile], word: str) -> dict[str, str]:
     """What the identity of an import holds; that settings in headers are read makes other work of files that have some."""
     from objtune_cli.lora.import_scale import HEADER
 
@@ -88,7 +88,7 @@ def _settings(read: list[import_sources.File], word: str) -> dict[str, str]:
     )
 
 
-def open_source(file: import_sources.File, allow_pickle: bool) -> "Source":
+def open_source(file: import_sources.ImportFile, allow_pickle: bool) -> "Source":
     """A file's tensors with the settings of their strength.
 
     Raises:
@@ -104,12 +104,12 @@ def open_source(file: import_sources.File, allow_pickle: bool) -> "Source":
         )
     strengths = import_scale.read_header(opened.metadata, file.what)
     if file.config:
-        what = f"{import_sources.CONFIG} beside {file.what}"
+        what = f"{import_sources.PEFT_CONFIG} beside {file.what}"
         strengths = {"": import_scale.read_config(import_scale.parse(file.config, what), what)}
     return import_keys.Source(file.what, opened.tensors, opened.metadata, strengths, file.network)
 
 
-def _layers(ctx: StageContext, model: "BaseModel", found: "list[Source]") -> "dict[str, Tensor]":
+def _read_layers(ctx: StageContext, model: "BaseModel", found: "list[Source]") -> "dict[str, Tensor]":
     """The layers of all files that hold some.
 
     Raises:
@@ -132,7 +132,7 @@ def _layers(ctx: StageContext, model: "BaseModel", found: "list[Source]") -> "di
             and not _has_alpha(source.weights)
         ):
             ctx.report.note(
-                f"{source.what} has no {import_sources.CONFIG} beside it, which says how strong it is: alpha is taken to be its rank"
+                f"{source.what} has no {import_sources.PEFT_CONFIG} beside it, which says how strong it is: alpha is taken to be its rank"
             )
         layers |= own
     return layers
@@ -142,13 +142,13 @@ def _has_alpha(weights: "Mapping[str, Tensor]") -> bool:
     return any(key.endswith(".alpha") for key in weights)
 
 
-def _note_vectors(ctx: StageContext, model: "BaseModel", name: str, vectors: "list[Vectors]", count: int) -> None:
+def _note_vectors(ctx: StageContext, model: "BaseModel", name: str, vectors: "list[TokenVectors]", count: int) -> None:
     """Say what is not used of the vectors, and what they leave of a prompt."""
     for each in vectors:
         if each.unread:
             ctx.report.note(f"{each.what} holds vectors for T5 too, which reads no added words here: they are not used")
     limit = model.tokenizer.model_max_length - 2
-    if vectors and limit - count < FEW:
+    if vectors and limit - count < MIN_FREE_TOKENS:
         ctx.report.note(
             f"<{name}> has {count} vectors: they leave {limit - count} of a prompt's {limit} tokens for other words"
         )

@@ -17,19 +17,19 @@ from typing import Any
 from objtune_cli.errors import InputError, ResourceError
 from objtune_cli.store import safetensors_format
 
-PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 MAX_FILE = 4 << 30
 MAX_HEADER = 8 << 20
 MAX_CONFIG = 4 << 20
-SECONDS = 120
+PICKLE_TIMEOUT = 120
 """A pickle's process is given so long."""
-CONFIG = "adapter_config.json"
-NAMES = ("adapter_model", "pytorch_lora_weights", "learned_embeds", "learned_embeds_2")
+PEFT_CONFIG = "adapter_config.json"
+WEIGHT_NAMES = ("adapter_model", "pytorch_lora_weights", "learned_embeds", "learned_embeds_2")
 """Files that diffusers and peft write into a folder."""
-NETWORKS = ("unet", "transformer", "text_encoder", "text_encoder_2")
+NETWORK_FOLDERS = ("unet", "transformer", "text_encoder", "text_encoder_2")
 """Folders in which peft's examples keep the LoRA of each network."""
-LOGIN = "open the link in a browser, log in, and download it there; a command line needs the site's token"
-ARCHIVES = (
+LOGIN_HINT = "open the link in a browser, log in, and download it there; a command line needs the site's token"
+ARCHIVE_MAGIC = (
     (b"PK\x03\x04", "zip"),
     (b"\x1f\x8b", "gzip"),
     (b"7z\xbc\xaf\x27\x1c", "7z"),
@@ -37,11 +37,11 @@ ARCHIVES = (
     (b"BZh", "bzip2"),
     (b"\xfd7zXZ", "xz"),
 )
-PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8")
+IMAGE_MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8")
 
 
 @dataclass(frozen=True, slots=True)
-class File:
+class ImportFile:
     """A file, read once: what is checked is what is used.
 
     Attributes:
@@ -56,39 +56,39 @@ class File:
 
     @property
     def sha256(self) -> str:
-        return digest(self.data)
+        return sha256_of(self.data)
 
     @property
     def body(self) -> str:
         """SHA-256 of what follows the header of a safetensors file, by which Civitai and A1111 know a LoRA; else of all of it."""
         start = 8 + _header_length(self.data) if _is_safetensors(self.data) else 0
-        return digest(memoryview(self.data)[start:])
+        return sha256_of(memoryview(self.data)[start:])
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class OpenedFile:
     """A file's tensors and the metadata of its header."""
 
-    file: File
+    file: ImportFile
     tensors: Mapping[str, Any]
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
-def digest(data: bytes | memoryview) -> str:
+def sha256_of(data: bytes | memoryview) -> str:
     """SHA-256 of bytes."""
     return hashlib.sha256(data).hexdigest()
 
 
-def read_files(paths: list[Path]) -> list[File]:
+def read_files(paths: list[Path]) -> list[ImportFile]:
     """The files of what was given, a folder's those that it stands for.
 
     Raises:
         InputError: One cannot be read, or a folder does not say which file is meant.
     """
-    return [_read(*found) for path in paths for found in _meant(path)]
+    return [_read_file(*found) for path in paths for found in _resolve_path(path)]
 
 
-def _meant(path: Path) -> list[tuple[Path, str, str]]:
+def _resolve_path(path: Path) -> list[tuple[Path, str, str]]:
     """The files that a path stands for, how messages call them, and the networks they are of.
 
     Raises:
@@ -98,7 +98,7 @@ def _meant(path: Path) -> list[tuple[Path, str, str]]:
         raise InputError(f"{path} is an address, not a file", "download it, and give the file")
     try:
         if path.is_dir():
-            return _in_folder(path)
+            return _resolve_folder(path)
         missing = not path.exists()
     except OSError as error:
         raise InputError(
@@ -112,22 +112,24 @@ def _meant(path: Path) -> list[tuple[Path, str, str]]:
     return [(path, path.name, "")]
 
 
-def _in_folder(folder: Path) -> list[tuple[Path, str, str]]:
+def _resolve_folder(folder: Path) -> list[tuple[Path, str, str]]:
     """The files that a folder stands for, how messages call them, and the networks they are of."""
     if (folder / "model_index.json").is_file():
         raise InputError(f"{folder} is a whole model", f"give it as the base: `--base {quote(str(folder))}`")
-    parts = [(folder / name, name) for name in NETWORKS if (folder / name / CONFIG).is_file()]
-    if parts and not (folder / CONFIG).is_file():
-        return [(path, f"{network}/{path.name}", network) for inner, network in parts for path in _named(inner)]
-    return [(path, path.name, "") for path in _named(folder)]
+    parts = [(folder / name, name) for name in NETWORK_FOLDERS if (folder / name / PEFT_CONFIG).is_file()]
+    if parts and not (folder / PEFT_CONFIG).is_file():
+        return [
+            (path, f"{network}/{path.name}", network) for inner, network in parts for path in _find_weight_files(inner)
+        ]
+    return [(path, path.name, "") for path in _find_weight_files(folder)]
 
 
-def _named(folder: Path) -> list[Path]:
+def _find_weight_files(folder: Path) -> list[Path]:
     """The files of one folder: by their names, or the only one there is."""
-    endings = (".safetensors", *PICKLES)
+    endings = (".safetensors", *PICKLE_SUFFIXES)
     known = [
         next((folder / f"{name}{end}" for end in endings if (folder / f"{name}{end}").is_file()), None)
-        for name in NAMES
+        for name in WEIGHT_NAMES
     ]
     found = [path for path in known if path]
     if found:
@@ -147,16 +149,16 @@ def _named(folder: Path) -> list[Path]:
     return kept
 
 
-def _read(path: Path, what: str, network: str) -> File:
-    data = _bytes(path, MAX_FILE, "a LoRA or an embedding is far smaller; a whole model is given as `--base`")
-    beside = path.parent / CONFIG
+def _read_file(path: Path, what: str, network: str) -> ImportFile:
+    data = _read_bytes(path, MAX_FILE, "a LoRA or an embedding is far smaller; a whole model is given as `--base`")
+    beside = path.parent / PEFT_CONFIG
     config = b""
-    if beside.is_file() and (path.stem == NAMES[0] or b"base_model.model." in data[: 8 + MAX_HEADER]):
-        config = _bytes(beside, MAX_CONFIG, "get it again")
-    return File(path, what, data, config, network)
+    if beside.is_file() and (path.stem == WEIGHT_NAMES[0] or b"base_model.model." in data[: 8 + MAX_HEADER]):
+        config = _read_bytes(beside, MAX_CONFIG, "get it again")
+    return ImportFile(path, what, data, config, network)
 
 
-def _bytes(path: Path, limit: int, hint: str) -> bytes:
+def _read_bytes(path: Path, limit: int, hint: str) -> bytes:
     try:
         with safetensors_format.open_regular(path) as file:
             data = file.read(limit + 1)
@@ -167,7 +169,7 @@ def _bytes(path: Path, limit: int, hint: str) -> bytes:
     return data
 
 
-def open_file(file: File, allow_pickle: bool) -> Opened:
+def open_file(file: ImportFile, allow_pickle: bool) -> OpenedFile:
     """The tensors of a safetensors file, or of a pickle where that is allowed, whatever the ending of its name.
 
     Raises:
@@ -178,17 +180,17 @@ def open_file(file: File, allow_pickle: bool) -> Opened:
 
     data = file.data
     if not _is_safetensors(data):
-        _refuse_others(file)
+        _refuse_other_formats(file)
         if not allow_pickle:
             raise InputError(
                 f"{file.what} is a pickle, a kind of file that can hold programs",
                 "`--allow-pickle` reads its tensors alone, or get it as .safetensors",
             )
-        data = _unpickled(file.what, data)
+        data = _convert_pickle(file.what, data)
     try:
         found = load(data)
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise _broken(file, data, str(error).splitlines()[0] if str(error) else type(error).__name__) from None
+        raise _explain_damage(file, data, str(error).splitlines()[0] if str(error) else type(error).__name__) from None
     if not found:
         raise InputError(f"{file.what} holds no tensors", "give a LoRA or an embedding")
     if len(found) > safetensors_format.MAX_TENSORS:
@@ -196,7 +198,7 @@ def open_file(file: File, allow_pickle: bool) -> Opened:
             f"{file.what} holds {len(found)} tensors",
             "a LoRA or an embedding holds fewer; a whole model is given as `--base`",
         )
-    return Opened(file, found, read_metadata(data))
+    return OpenedFile(file, found, read_metadata(data))
 
 
 def read_metadata(data: bytes) -> dict[str, str]:
@@ -218,7 +220,7 @@ def _is_safetensors(data: bytes) -> bool:
     return 2 <= _header_length(data) <= min(MAX_HEADER, max(0, len(data) - 8)) and data[8:9] == b"{"
 
 
-def _broken(file: File, data: bytes, said: str) -> InputError:
+def _explain_damage(file: ImportFile, data: bytes, said: str) -> InputError:
     """Why a safetensors file cannot be opened; one that is too short says how many bytes are missing."""
     try:
         layout = json.loads(data[8 : 8 + _header_length(data)])
@@ -233,7 +235,7 @@ def _broken(file: File, data: bytes, said: str) -> InputError:
     return InputError(f"{file.what} cannot be read: {said[:120]}", "get it again")
 
 
-def _refuse_others(file: File) -> None:
+def _refuse_other_formats(file: ImportFile) -> None:
     """Say what a file is that is neither safetensors nor a pickle.
 
     Raises:
@@ -250,16 +252,18 @@ def _refuse_others(file: File) -> None:
         )
     if re.match(rb"<(?:!doctype|html|head|body|\?xml)", start, re.I):
         raise InputError(
-            f"{what} is a web page, not a model: the site asked for a login, or the link is of a page", LOGIN
+            f"{what} is a web page, not a model: the site asked for a login, or the link is of a page", LOGIN_HINT
         )
     if start[:1] in (b"{", b"["):
-        raise InputError(*_json(what, data))
-    kind = next((kind for mark, kind in ARCHIVES if data.startswith(mark)), "tar" if data[257:262] == b"ustar" else "")
-    if kind == "zip" and _is_torch(data):
+        raise InputError(*_describe_json(what, data))
+    kind = next(
+        (kind for mark, kind in ARCHIVE_MAGIC if data.startswith(mark)), "tar" if data[257:262] == b"ustar" else ""
+    )
+    if kind == "zip" and _is_torch_archive(data):
         return
     if kind:
         raise InputError(f"{what} is a {kind} archive", "unpack it, and give the file inside")
-    if data.startswith(PICTURES):
+    if data.startswith(IMAGE_MAGIC):
         raise InputError(
             f"{what} is a picture", "give a LoRA or an embedding as .safetensors; embeddings in pictures are not read"
         )
@@ -272,11 +276,11 @@ def _refuse_others(file: File) -> None:
     except UnicodeDecodeError as error:
         text = " ".join(data[: error.start].decode().split()) if error.start > 390 else ""
     if text and text.isprintable() and len(data) < MAX_CONFIG:
-        raise InputError(f"{what} is a text, not a model: {text[:80]!r}", LOGIN)
+        raise InputError(f"{what} is a text, not a model: {text[:80]!r}", LOGIN_HINT)
     raise InputError(f"{what} is no safetensors file, or is cut off", "download it again")
 
 
-def _json(what: str, data: bytes) -> tuple[str, str]:
+def _describe_json(what: str, data: bytes) -> tuple[str, str]:
     """What a JSON text in place of a model is, and what to do."""
     try:
         said = json.loads(data)
@@ -293,11 +297,11 @@ def _json(what: str, data: bytes) -> tuple[str, str]:
         else ""
     )
     if error:
-        return f"{what} is an error of the site it was downloaded from: {' '.join(error.split())[:80]}", LOGIN
+        return f"{what} is an error of the site it was downloaded from: {' '.join(error.split())[:80]}", LOGIN_HINT
     return f"{what} is a JSON file, not a model", "give the .safetensors file"
 
 
-def _is_torch(data: bytes) -> bool:
+def _is_torch_archive(data: bytes) -> bool:
     """Whether a zip archive is one that torch writes."""
     try:
         return any(name.endswith("data.pkl") for name in zipfile.ZipFile(io.BytesIO(data)).namelist())
@@ -305,7 +309,7 @@ def _is_torch(data: bytes) -> bool:
         return b"data.pkl" in data[:4096]  # cut off: the process that reads it says so
 
 
-def _unpickled(name: str, data: bytes) -> bytes:
+def _convert_pickle(name: str, data: bytes) -> bytes:
     """A pickle's tensors as the bytes of a safetensors file, made by a process of its own.
 
     Raises:
@@ -316,9 +320,11 @@ def _unpickled(name: str, data: bytes) -> bytes:
         source.write_bytes(data)
         command = [sys.executable, "-P", "-m", "objtune_cli.interchange.pickle_sandbox", str(source), str(target)]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=PICKLE_TIMEOUT, check=False)
         except subprocess.TimeoutExpired:
-            raise ResourceError(f"{name} took longer than {SECONDS} s to read", "get it as .safetensors") from None
+            raise ResourceError(
+                f"{name} took longer than {PICKLE_TIMEOUT} s to read", "get it as .safetensors"
+            ) from None
         if done.returncode or not target.exists():
             said = (done.stderr.strip().splitlines() or ["it was ended"])[-1][:120]
             raise InputError(

@@ -27,8 +27,8 @@ def run(ctx: StageContext, given: list[tuple[Ref, float]], name: str | None, con
             f"{twice} is given twice", f"its weight once is enough: `objtune merge {records[0].name}=0.8 cup`"
         )
     if len(given) == 1:
-        _check_alone(ctx, records[0], given[0][1], name)
-    _check(records)
+        _check_single(ctx, records[0], given[0][1], name)
+    _check_compatible(records)
     weights = {str(ref): weight for ref, weight in given}
     settings = identifying(config) | {"weights": [weights[str(r.ref)] for r in records]}
     inputs = {f"{adapter.ADAPTER_ROLE}{r.name}": ctx.input(r.ref) for r in records}
@@ -44,7 +44,7 @@ def run(ctx: StageContext, given: list[tuple[Ref, float]], name: str | None, con
     return ctx.reuse(record) or _merge(ctx, record, [r.ref for r in records], config)
 
 
-def _check_alone(ctx: StageContext, record: Record, weight: float, name: str | None) -> None:
+def _check_single(ctx: StageContext, record: Record, weight: float, name: str | None) -> None:
     """Refuse one adapter of which nothing new can be made."""
     example = f"`objtune merge {record.name}=0.7 --name {record.name}-07`"
     if not name:
@@ -68,7 +68,7 @@ def _check_alone(ctx: StageContext, record: Record, weight: float, name: str | N
         )
 
 
-def _check(records: list[Record]) -> None:
+def _check_compatible(records: list[Record]) -> None:
     """Refuse adapters that cannot be one, before any is opened."""
     first = records[0]
     for record in records[1:]:

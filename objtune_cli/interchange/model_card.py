@@ -16,8 +16,8 @@ from objtune_cli.store.refs import Ref
 from objtune_cli.workflow.context import pictures_of
 from objtune_cli.workflow.output_files import Output
 
-MARK = "<!-- objtune card of "
-TAGS = {
+SIGNATURE_START = "<!-- objtune card of "
+FAMILY_TAGS = {
     "sd1": "stable-diffusion",
     "sd2": "stable-diffusion",
     "sdxl": "stable-diffusion-xl",
@@ -26,7 +26,7 @@ TAGS = {
 }
 
 
-def licence(record: Record, family: Family) -> tuple[str, str]:
+def base_licence(record: Record, family: Family) -> tuple[str, str]:
     """Name and address of the licence of the base's weights; empty where the base is no pinned one."""
     ident = record.base.get("id", "")
     if ident == "toybox":
@@ -35,7 +35,7 @@ def licence(record: Record, family: Family) -> tuple[str, str]:
     return family.licence if ident in known else ("", "")
 
 
-def outputs(
+def list_outputs(
     root: Path, record: Record, family: Family, out: Path, files: Sequence[str], words: Mapping[str, str]
 ) -> list[Output]:
     """README.md with front matter as the hub reads it, and the pictures that it shows.
@@ -52,43 +52,43 @@ def outputs(
         )
         for picture in pictures_of(root, record.ref)
     ]
-    text = _front(record, family) + _body(
+    text = _front_matter(record, family) + _body(
         record, family, files, [file.path.relative_to(out).as_posix() for file in shown], words
     )
-    return [*shown, Output(out / "README.md", _sealed(record, text), partial(_is_untouched, root, versions))]
+    return [*shown, Output(out / "README.md", _sign(record, text), partial(_is_untouched, root, versions))]
 
 
-def _sealed(record: Record, text: str) -> bytes:
+def _sign(record: Record, text: str) -> bytes:
     """A card with a last line by which a later export knows whose it is, and that nobody has edited it."""
     digest = hashlib.sha256(f"{record.digest}{text}".encode()).hexdigest()
-    return f"{text}\n{MARK}{record.ref}, {digest} -->\n".encode()
+    return f"{text}\n{SIGNATURE_START}{record.ref}, {digest} -->\n".encode()
 
 
 def _is_untouched(root: Path, versions: Sequence[Ref], held: bytes) -> bool:
     """Whether a card is one of these versions', as it was written."""
-    text = held.decode(errors="replace").rpartition(f"\n{MARK}")[0]
+    text = held.decode(errors="replace").rpartition(f"\n{SIGNATURE_START}")[0]
     for version in versions:
         with contextlib.suppress(ObjtuneError):  # a damaged version is not the reader's concern here
-            if held == _sealed(artifacts.read_record(root, version), text):
+            if held == _sign(artifacts.read_record(root, version), text):
                 return True
     return False
 
 
-def _repository(record: Record) -> str:
+def _base_repository(record: Record) -> str:
     ident = record.base.get("id", "")
     return registry.HUB.get(ident, ident if ident.count("/") == 1 else "")
 
 
-def _front(record: Record, family: Family) -> str:
-    name, link = licence(record, family)
+def _front_matter(record: Record, family: Family) -> str:
+    name, link = base_licence(record, family)
     lines = [
         "---",
         "library_name: diffusers",
         "pipeline_tag: text-to-image",
-        f"tags: [lora, text-to-image, {TAGS.get(family.name, family.name)}, objtune]",
+        f"tags: [lora, text-to-image, {FAMILY_TAGS.get(family.name, family.name)}, objtune]",
     ]
-    if _repository(record):
-        lines.append(f"base_model: {json.dumps(_repository(record))}")
+    if _base_repository(record):
+        lines.append(f"base_model: {json.dumps(_base_repository(record))}")
     if name:
         lines.append(f"license: {name if name in ('apache-2.0', 'creativeml-openrail-m', 'openrail++') else 'other'}")
     if link:
@@ -99,8 +99,8 @@ def _front(record: Record, family: Family) -> str:
 
 def _body(record: Record, family: Family, files: Sequence[str], shown: Sequence[str], words: Mapping[str, str]) -> str:
     """What it is, how it is called, how it was made, what it may be used for."""
-    name, link = licence(record, family)
-    base = _repository(record) or record.base.get("id", "?")
+    name, link = base_licence(record, family)
+    base = _base_repository(record) or record.base.get("id", "?")
     triggers = "\n".join(
         f"- `<{o}>`: one {word}; `{words[o]}` where a word is the name of a file" for o, word in record.objects.items()
     )
@@ -159,7 +159,7 @@ def push(folder: Path, repository: str, *, private: bool) -> str:
 
     from objtune_cli.interchange import hub_environment
 
-    hub_environment.check()
+    hub_environment.check_environment()
     api = HfApi()
     try:
         address = api.create_repo(repository, private=private, exist_ok=True)
@@ -175,6 +175,6 @@ def push(folder: Path, repository: str, *, private: bool) -> str:
     except (OfflineModeIsEnabled, OSError) as error:
         raise ResourceError(
             f"the hub cannot be reached: {str(error).strip().splitlines()[0]}",
-            f"{hub_environment.advice()}the files are written; push them when there is a network",
+            f"{hub_environment.suggest_variables()}the files are written; push them when there is a network",
         ) from None
     return str(address)

@@ -10,21 +10,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-MEMORY = 16 << 30
+MAX_MEMORY = 16 << 30
 """Address space, bytes: torch's own libraries take a good part."""
 
 
-class Table:
+class ParameterDictStub:
     """What a `torch.nn.ParameterDict` of a file becomes: its parts, and nothing that could run."""
 
 
-def tensors(value: Any, name: str = "") -> dict[str, Any]:
+def collect_tensors(value: Any, name: str = "") -> dict[str, Any]:
     """Every tensor of nested dicts, lists and parameter tables by its dotted keys; what is no tensor is left behind."""
     import torch
 
     if isinstance(value, torch.Tensor):
         return {name: value.detach().clone().contiguous()}
-    if isinstance(value, Table):
+    if isinstance(value, ParameterDictStub):
         value = vars(value).get("_parameters")
     if isinstance(value, list | tuple):
         value = dict(enumerate(value))
@@ -32,11 +32,11 @@ def tensors(value: Any, name: str = "") -> dict[str, Any]:
         return {}
     found: dict[str, Any] = {}
     for key, inner in value.items():
-        found |= tensors(inner, f"{name}.{key}" if name else str(key))
+        found |= collect_tensors(inner, f"{name}.{key}" if name else str(key))
     return found
 
 
-def explain(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Why a pickle cannot be read, in a line without torch's advice to read it all the same."""
     text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
     global_ = re.search(r"GLOBAL ([\w.]+)", text)
@@ -58,12 +58,12 @@ def convert(source: str) -> bytes:
     import torch
     from safetensors.torch import save
 
-    with torch.serialization.safe_globals([(Table, "torch.nn.modules.container.ParameterDict")]):
+    with torch.serialization.safe_globals([(ParameterDictStub, "torch.nn.modules.container.ParameterDict")]):
         loaded = torch.load(source, map_location="cpu", weights_only=True)
     inner = (
         loaded.get("state_dict") if isinstance(loaded, dict) else None
     )  # as PyTorch Lightning and old merges wrap weights
-    return save(tensors(inner if isinstance(inner, dict) else loaded))
+    return save(collect_tensors(inner if isinstance(inner, dict) else loaded))
 
 
 def main(source: str, target: str) -> int:
@@ -71,11 +71,11 @@ def main(source: str, target: str) -> int:
     with contextlib.suppress(ImportError, ValueError, OSError):  # Windows and macOS know no such limit
         import resource
 
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     try:
         data = convert(source)
     except Exception as error:  # whatever it is: malformed files raise a dozen kinds
-        sys.stderr.write(explain(error) + "\n")
+        sys.stderr.write(describe_error(error) + "\n")
         return 3
     Path(target).write_bytes(data)
     return 0

@@ -13,18 +13,18 @@ from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.families import FAMILIES
 from objtune_cli.models.placeholders import concat_encoders
 
-ENCODERS = {
+ENCODER_INDEX = {
     "clip_l": 0, "clip_g": 1, "clip_h": 0, "text_encoders_0": 0, "text_encoders_1": 1, "text_encoder": 0, "text_encoder_2": 1,
 }  # fmt: skip
 """Keys that say which text encoder vectors are for; numbered ones are those of diffusers' advanced scripts."""
-UNREAD = {"t5", "t5xxl", "text_encoders_2"}
+IGNORED_KEYS = {"t5", "t5xxl", "text_encoders_2"}
 """Vectors for T5, which reads no added words here."""
-ALONE = re.compile(r"string_to_param\.(.+)|emb_params|^\*$")
+A1111_KEY = re.compile(r"string_to_param\.(.+)|emb_params|^\*$")
 """Keys of A1111's files, behind which is the token's placeholder or none."""
-BESIDE = "string_to_token."
+A1111_TOKEN_ID = "string_to_token."
 """Start of the keys of A1111's pickles under which the token's number stands, which is no vector."""
-NUMBERED = re.compile(r"(.*?)[_-]?(\d*)")
-WIDTHS = {
+NUMBERED_KEY = re.compile(r"(.*?)[_-]?(\d*)")
+FAMILY_BY_WIDTH = {
     768: "Stable Diffusion 1.x",
     1024: "Stable Diffusion 2.x",
     1280: "Stable Diffusion XL, its second text encoder",
@@ -33,7 +33,7 @@ WIDTHS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Vectors:
+class TokenVectors:
     """The vectors of one token in one file.
 
     Attributes:
@@ -47,7 +47,7 @@ class Vectors:
     unread: bool = False
 
 
-def find_vectors(source: Source) -> Vectors | None:
+def find_vectors(source: Source) -> TokenVectors | None:
     """The vectors in an embedding file, or in a LoRA file that brings them along; None: there are none.
 
     Raises:
@@ -62,29 +62,29 @@ def find_vectors(source: Source) -> Vectors | None:
         raise InputError(f"{source.what} holds the words {', '.join(sorted(bundled))}", "import a file of one word")
     if bundled:
         ((word, named),) = bundled.items()
-        return _read(source.what, named, word)
-    return None if is_lora(source.weights) else _read(source.what, source.weights)
+        return _read_vectors(source.what, named, word)
+    return None if is_lora(source.weights) else _read_vectors(source.what, source.weights)
 
 
-def _read(what: str, named: Mapping[str, Tensor], word: str = "") -> Vectors:
+def _read_vectors(what: str, named: Mapping[str, Tensor], word: str = "") -> TokenVectors:
     """Vectors by what their keys say."""
     parts: dict[int | None, Tensor] = {}
     tokens: dict[str, Tensor] = {}
     unread = False
     for key, value in named.items():
-        if key.startswith(BESIDE):
+        if key.startswith(A1111_TOKEN_ID):
             continue
-        if key in UNREAD:
+        if key in IGNORED_KEYS:
             unread = True
             continue
-        alone = ALONE.fullmatch(key)
-        if key in ENCODERS:
-            if ENCODERS[key] in parts:
+        alone = A1111_KEY.fullmatch(key)
+        if key in ENCODER_INDEX:
+            if ENCODER_INDEX[key] in parts:
                 raise InputError(
                     f"{what} holds two sets of vectors for one text encoder: {', '.join(sorted(named))[:120]}",
                     "import a file of one token",
                 )
-            parts[ENCODERS[key]] = _checked(what, key, value)
+            parts[ENCODER_INDEX[key]] = _check_vectors(what, key, value)
         else:
             tokens[alone[1] or "" if alone else key] = value
     if tokens and parts:
@@ -93,15 +93,15 @@ def _read(what: str, named: Mapping[str, Tensor], word: str = "") -> Vectors:
             "import a file of one token",
         )
     if tokens:
-        in_order = _in_order(what, tokens)
-        parts[None] = torch.cat([_checked(what, key, tokens[key]) for key in in_order])
+        in_order = _sort_numbered_keys(what, tokens)
+        parts[None] = torch.cat([_check_vectors(what, key, tokens[key]) for key in in_order])
         word = word or in_order[0]
     if not parts:
         raise InputError(f"{what} is neither a LoRA nor an embedding", "give a LoRA or an embedding")
-    return Vectors(what, parts, word, unread)
+    return TokenVectors(what, parts, word, unread)
 
 
-def _in_order(what: str, tokens: Mapping[str, Tensor]) -> list[str]:
+def _sort_numbered_keys(what: str, tokens: Mapping[str, Tensor]) -> list[str]:
     """The keys of one token's vectors: one, or several with numbers (`<s0>`, `<s1>`; `<dog>`, `<dog>_1`), in the order of these.
 
     Raises:
@@ -109,7 +109,7 @@ def _in_order(what: str, tokens: Mapping[str, Tensor]) -> list[str]:
     """
     if len(tokens) == 1:
         return list(tokens)
-    split = {key: NUMBERED.fullmatch(re.sub("[<>]", "", key)) for key in tokens}
+    split = {key: NUMBERED_KEY.fullmatch(re.sub("[<>]", "", key)) for key in tokens}
     numbers = {key: int(match[2] or 0) if match else -1 for key, match in split.items()}
     first = min(numbers.values())
     one = len({match[1] if match else key for key, match in split.items()}) == 1
@@ -127,7 +127,7 @@ def _in_order(what: str, tokens: Mapping[str, Tensor]) -> list[str]:
     raise InputError(f"{what} is neither a LoRA nor an embedding: it holds {shown}", "give a LoRA or an embedding")
 
 
-def _checked(what: str, key: str, value: Tensor) -> Tensor:
+def _check_vectors(what: str, key: str, value: Tensor) -> Tensor:
     """Vectors (k, d), float32."""
     if value.ndim not in (1, 2) or not value.numel():
         raise InputError(
@@ -147,7 +147,7 @@ def _checked(what: str, key: str, value: Tensor) -> Tensor:
     return rows
 
 
-def join_vectors(model: BaseModel, found: Sequence[Vectors]) -> Tensor:
+def join_vectors(model: BaseModel, found: Sequence[TokenVectors]) -> Tensor:
     """The vectors of one token, those of several text encoders side by side, from one file or from one for each encoder.
 
     Raises:
@@ -157,7 +157,7 @@ def join_vectors(model: BaseModel, found: Sequence[Vectors]) -> Tensor:
     halves: dict[int, Tensor] = {}
     for vectors in found:
         for index, rows in vectors.parts.items():
-            place = _place(model, vectors, index, rows)
+            place = _match_encoder(model, vectors, index, rows)
             if place in halves:
                 raise InputError(
                     "two files of one kind are two objects" if len(found) > 1 else f"{what} holds several tokens",
@@ -169,7 +169,7 @@ def join_vectors(model: BaseModel, found: Sequence[Vectors]) -> Tensor:
         raise InputError(f"{what} are of two tokens: {', '.join(sorted(words))}", "import each under a name of its own")
     missing = len(model.widths) - len(halves)
     if missing:
-        raise _half(model, what, next(iter(halves.values())).shape[1])
+        raise _missing_half_error(model, what, next(iter(halves.values())).shape[1])
     parts = [halves[index] for index in range(len(model.widths))]
     if len({len(rows) for rows in parts}) > 1:
         raise InputError(
@@ -184,7 +184,7 @@ def join_vectors(model: BaseModel, found: Sequence[Vectors]) -> Tensor:
     return concat_encoders(parts)
 
 
-def _place(model: BaseModel, vectors: Vectors, index: int | None, rows: Tensor) -> int:
+def _match_encoder(model: BaseModel, vectors: TokenVectors, index: int | None, rows: Tensor) -> int:
     """Which text encoder rows are for."""
     widths, width, family = model.widths, rows.shape[1], model.family
     if index is not None and index >= len(widths):
@@ -196,16 +196,16 @@ def _place(model: BaseModel, vectors: Vectors, index: int | None, rows: Tensor) 
     if place is not None and widths[place] == width:
         return place
     mine = " and ".join(str(w) for w in (widths if place is None else (widths[place],)))
-    made = next((f for f in FAMILIES if f.title == WIDTHS.get(width, "").split(",")[0] and f != family), None)
+    made = next((f for f in FAMILIES if f.title == FAMILY_BY_WIDTH.get(width, "").split(",")[0] and f != family), None)
     hint = (
-        f"it looks like one of {WIDTHS[width]}: `--base {next(iter(made.hub))}`"
+        f"it looks like one of {FAMILY_BY_WIDTH[width]}: `--base {next(iter(made.hub))}`"
         if made
         else "use the base that it was made on"
     )
     raise IncompatibleError(f"a token's vectors in {vectors.what} have {width} numbers; this base's have {mine}", hint)
 
 
-def _half(model: BaseModel, what: str, width: int) -> IncompatibleError:
+def _missing_half_error(model: BaseModel, what: str, width: int) -> IncompatibleError:
     """What to say of vectors for one of two text encoders."""
     keys = " and ".join(model.family.embedding_keys)
     return IncompatibleError(

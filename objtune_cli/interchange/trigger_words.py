@@ -9,17 +9,17 @@ from objtune_cli.errors import UsageError
 from objtune_cli.models.families import single_file
 from objtune_cli.store import refs
 
-ENDING = "-objtune"
+DEFAULT_SUFFIX = "-objtune"
 """What a trigger has behind the object's name: objects are often called after their class, and no common word may be a trigger."""
 _TRIGGER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 
-def default(name: str) -> str:
+def default_trigger(name: str) -> str:
     """The trigger of an object where none was given; never the name of its LoRA file."""
-    return name + ENDING
+    return name + DEFAULT_SUFFIX
 
 
-def choose(objects: Sequence[str], given: Sequence[str], *, is_inside: bool = False) -> dict[str, str]:
+def choose_triggers(objects: Sequence[str], given: Sequence[str], *, is_inside: bool = False) -> dict[str, str]:
     """The trigger of each object.
 
     Args:
@@ -42,8 +42,8 @@ def choose(objects: Sequence[str], given: Sequence[str], *, is_inside: bool = Fa
             )
         if name in chosen:
             raise UsageError(f"--trigger gives {name} two words", "give each object one")
-        chosen[name] = check(word)
-    words = {name: chosen.get(name, default(name)) for name in objects}
+        chosen[name] = check_trigger(word)
+    words = {name: chosen.get(name, default_trigger(name)) for name in objects}
     owners: dict[str, str] = {}
     for name, word in words.items():
         key = (
@@ -53,12 +53,12 @@ def choose(objects: Sequence[str], given: Sequence[str], *, is_inside: bool = Fa
         if other != name:
             raise UsageError(
                 f"{other} and {name} would have one trigger, {word}",
-                f"give each a word of its own: `--trigger {name}={name.replace('.', '_')}-2{ENDING}`",
+                f"give each a word of its own: `--trigger {name}={name.replace('.', '_')}-2{DEFAULT_SUFFIX}`",
             )
     return words
 
 
-def check(word: str) -> str:
+def check_trigger(word: str) -> str:
     """The word, if every file system and every tool takes it.
 
     Raises:
@@ -80,13 +80,13 @@ def describe_common(words: Mapping[str, str], classes: Mapping[str, str], *, is_
     """
     return [
         f'the trigger "{word}" is a common word: in A1111 and Forge every "{word}" of any prompt then draws <{name}>, and the word\'s own '
-        f"meaning is lost while the file is there; {f'the name {default(name)}.safetensors' if is_file else f'`--trigger {name}={default(name)}`'} avoids that"
+        f"meaning is lost while the file is there; {f'the name {default_trigger(name)}.safetensors' if is_file else f'`--trigger {name}={default_trigger(name)}`'} avoids that"
         for name, word in words.items()
-        if is_common(word, classes.values())
+        if is_common_word(word, classes.values())
     ]
 
 
-def is_common(word: str, class_words: Iterable[str] = ()) -> bool:
+def is_common_word(word: str, class_words: Iterable[str] = ()) -> bool:
     """Whether a word is a class word, or one that the tokenizers of Stable Diffusion know as a single token."""
     known = {each.lower() for each in class_words}
     return word.lower() in known or len(word) == 1 or word.lower() in _single_tokens()

@@ -99,7 +99,7 @@ def test_what_no_connection_can_be_made_with_is_named(
     done = cli("fetch", "--base", "sd15")
     assert done.code == 7 and "Traceback" not in done.err and "secret" not in done.err
     with pytest.raises(ResourceError, match=words) as caught:
-        hub_environment.check()
+        hub_environment.check_environment()
     assert "unset" in caught.value.hint
 
 
@@ -124,12 +124,12 @@ def test_no_home_folder(cli, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_proxy_that_can_be_used_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for value in ("proxy:3128", "http://me:pw@proxy:3128", "https://proxy", "http://[::1]:8080"):
         monkeypatch.setenv("HTTPS_PROXY", value)
-        hub_environment.check()
-        assert hub_environment.advice().startswith("HTTPS_PROXY is set")
+        hub_environment.check_environment()
+        assert hub_environment.suggest_variables().startswith("HTTPS_PROXY is set")
     monkeypatch.setenv("HTTPS_PROXY", "socks4://x")
     monkeypatch.setenv("NO_PROXY", "*")
-    hub_environment.check()
-    assert hub_environment.advice() == ""
+    hub_environment.check_environment()
+    assert hub_environment.suggest_variables() == ""
 
 
 @pytest.mark.parametrize("device", ["mps", "cuda:99", "xpu", "vulkan", "meta", "gpu", "0", "cpu:abc", "", " "])

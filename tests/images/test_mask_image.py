@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from objtune_cli.errors import InputError
-from objtune_cli.images import mask_image, photo
+from objtune_cli.images import mask_alignment, mask_image, photo
 from objtune_cli.images.photo import Photo
 
 WIDTH, HEIGHT = 160, 120
@@ -180,7 +180,7 @@ def test_several_labels_are_named(save: Callable[..., Path]) -> None:
     colours = np.array([(0, 0, 0), (128, 0, 0), (0, 128, 0)], np.uint8)[labels]
     error = refused(save(colours))
     assert "has 3 colours" in error.message and "128,0,0" in error.message
-    assert "this object alone" in error.hint
+    assert "this object only" in error.hint
 
 
 def test_one_value_is_no_mask(save: Callable[..., Path]) -> None:
@@ -226,7 +226,7 @@ def test_a_mask_drawn_on_the_stored_photo_is_turned(orientation: int, square: bo
     """As tools do that pass over EXIF; one drawn on the photo as it is shown stays as it is."""
     rgb, cover = (RGB[:, :HEIGHT], COVER[:, :HEIGHT]) if square else (RGB, COVER)
     inverse = {6: 8, 8: 6}.get(orientation, orientation)
-    stored, raw = (np.ascontiguousarray(mask_image.apply_orientation(a, inverse)) for a in (rgb, cover))
+    stored, raw = (np.ascontiguousarray(mask_alignment.apply_orientation(a, inverse)) for a in (rgb, cover))
     exif = Image.Exif()
     exif[0x0112] = orientation
     shown = photo.read(save(stored, "photo.png", exif=exif))
@@ -245,4 +245,4 @@ def test_an_orientation_copied_to_an_upright_mask_is_passed_over(save: Callable[
     exif[0x0112] = 6
     found = mask_image.read(save(COVER, exif=exif), PHOTO)
     assert np.array_equal(found.cover, COVER)
-    assert "its own EXIF orientation is passed over" in found.notes[0]
+    assert "its own EXIF orientation is ignored" in found.notes[0]

@@ -221,12 +221,12 @@ def test_a_trigger_that_is_a_common_word_is_named_and_avoidable(store):
 
 @pytest.mark.parametrize("word", ["dog", "Dog", "rex", "a", "hound"])
 def test_common_words(word):
-    assert trigger_words.is_common(word, ["hound"])
+    assert trigger_words.is_common_word(word, ["hound"])
 
 
 @pytest.mark.parametrize("word", ["dog-objtune", "rex7q", "zwx-dog", "zzyzx"])
 def test_words_of_several_tokens_are_not_common(word):
-    assert not trigger_words.is_common(word, ["hound"])
+    assert not trigger_words.is_common_word(word, ["hound"])
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ def test_bf16_rounds_as_torch_does():
     values = (
         torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 10.0 ** torch.arange(-30, 30).repeat(17)[:1000]
     )
-    ours = torch.from_numpy(number_formats._bf16(values.numpy()).view(np.int16)).view(torch.bfloat16)
+    ours = torch.from_numpy(number_formats._to_bf16(values.numpy()).view(np.int16)).view(torch.bfloat16)
     assert torch.equal(ours, values.to(torch.bfloat16))
 
 

@@ -417,7 +417,7 @@ def test_parameter_tables_in_pickles_are_read_and_nothing_of_them_runs(tmp_path:
         file.write_bytes(data)
         with pytest.raises(Exception) as caught:  # of whatever kind
             pickle_sandbox.convert(str(file))
-        reasons[name] = pickle_sandbox.explain(caught.value)
+        reasons[name] = pickle_sandbox.describe_error(caught.value)
     assert reasons["cut off"] == "it is cut off or damaged" and not Path("canary").exists()
     assert reasons["module"] == "it needs torch.nn.modules.linear.Linear, which is a program and not numbers"
     assert reasons["program"] == "it holds more than tensors"

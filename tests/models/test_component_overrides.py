@@ -338,4 +338,4 @@ def test_an_object_is_drawn_on_other_bases_of_its_family(
 def test_a_variant_is_fetched_where_there_is_nothing_else() -> None:
     files = ["unet/diffusion_pytorch_model.fp16.safetensors", "vae/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.fp16.safetensors",
              "text_encoder/model.fp16-00001-of-00002.safetensors", "text_encoder/model.safetensors.index.fp16.json"]  # fmt: skip
-    assert hub.leave_out(files) == ("vae/diffusion_pytorch_model.fp16.safetensors",)
+    assert hub.redundant_variants(files) == ("vae/diffusion_pytorch_model.fp16.safetensors",)

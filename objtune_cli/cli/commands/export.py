@@ -89,7 +89,7 @@ def _words_by_ref(root: Path, found: "list[Ref]", given: list[str]) -> "dict[Ref
 
     objects = {ref: list(artifacts.read_record(root, ref).objects) for ref in found} if given else {}
     words = (
-        trigger_words.choose(list(dict.fromkeys(name for names in objects.values() for name in names)), given)
+        trigger_words.choose_triggers(list(dict.fromkeys(name for names in objects.values() for name in names)), given)
         if given
         else {}
     )

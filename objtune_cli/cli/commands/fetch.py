@@ -26,7 +26,9 @@ def fetch(
     need(not (base and model), "--base and --model are one thing each", "bring them one after the other")
     name = run.settings(run.project()).resolve(Common, base=base).base
     run.stop.install()
-    found = stage.model(model, run.report, run.stop.asked) if model else stage.run(name, run.report, run.stop.asked)
+    found = (
+        stage.fetch_model(model, run.report, run.stop.asked) if model else stage.run(name, run.report, run.stop.asked)
+    )
     if not run.options["json"]:
         console.lines([found.folder])
     return Outcome(shown="nothing", extra=asdict(found) | {"folder": str(found.folder)})
