@@ -89,7 +89,7 @@ def settings(ctx: StageContext, name: str, method: Method) -> dict[str, Any]:
     """What any result of a method depends on: its settings, the base, and what computes."""
     about: dict[str, Any] = {
         "method": name, "embed": identifying(replace(Embed(), **method.embed)),
-        "train": identifying(train.suited(replace(Train(), **method.train), ctx.base.training)), "prior": identifying(replace(Prior(), **method.prior)),
+        "train": identifying(train.fill_defaults(replace(Train(), **method.train), ctx.base.training)), "prior": identifying(replace(Prior(), **method.prior)),
         "base": ctx.base.fingerprint, "sampling": rendering.plainly(ctx.base), "device": ctx.common.device, "precision": ctx.common.precision, "tools": tools(),
     }  # fmt: skip
     drawn = method.guidances(ctx.base)

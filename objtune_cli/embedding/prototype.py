@@ -23,7 +23,7 @@ from objtune_cli.numerics.masks import crop
 
 
 @dataclass(frozen=True, slots=True)
-class Started:
+class TokenInit:
     """A token's first vectors.
 
     Attributes:
@@ -32,12 +32,12 @@ class Started:
         metrics: Cosines to the prototype and between its parts, where there is one.
     """
 
-    rows: Tensor
-    learned: int
+    token_embeddings: Tensor
+    num_trainable: int
     metrics: dict[str, float]
 
 
-def aim(
+def compute_prototype(
     towers: Clip,
     model: BaseModel,
     picture: Tensor,
@@ -62,7 +62,7 @@ def aim(
     return prototype([whole, single, word], weights), cosines
 
 
-def start(
+def initialise_token(
     model: BaseModel,
     towers: Clip | None,
     picture: Tensor,
@@ -71,7 +71,7 @@ def start(
     config: Embed,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
     second: Clip | None = None,
-) -> Started:
+) -> TokenInit:
     """Start a token by `config.init`: "prototype", "class", "random" or "rare"; `second`: the towers of a base's second text encoder.
 
     Raises:
@@ -79,15 +79,15 @@ def start(
     """
     own = class_token_embeddings(model, class_word)
     noun = own if config.noun == "kept" else own[:0]
-    rows = _first(model, own, config)
+    rows = _initial_vectors(model, own, config)
     metrics: dict[str, float] = {}
     seen = [t for t in (towers, second) if t is not None]
     if seen:
-        aims = [aim(t, model, picture, mask, class_word, config.weights) for t in seen]
+        aims = [compute_prototype(t, model, picture, mask, class_word, config.weights) for t in seen]
         metrics = dict(aims[0][1])
         steps = config.steps if config.init == "prototype" else 0
         goals = list(zip(seen, [goal for goal, _ in aims], strict=True))
-        rows, curve = _fit(model, goals, rows, noun, own, replace(config, steps=steps), on_step)
+        rows, curve = _fit_to_prototype(model, goals, rows, noun, own, replace(config, steps=steps), on_step)
         metrics |= {"cos_before": curve[0], "cos_after": curve[-1]}
     vectors = torch.cat([rows, noun]).cpu()
     if not finite_checks.is_finite(
@@ -99,17 +99,17 @@ def start(
                 f"a lower rate: `--set init-embedding.lr={config.lr / 4:g}`",
             )
         raise finite_checks.describe_failure("text encoder", vectors.dtype)
-    return Started(vectors, len(rows), metrics)
+    return TokenInit(vectors, len(rows), metrics)
 
 
-def _first(model: BaseModel, own: Tensor, config: Embed) -> Tensor:
+def _initial_vectors(model: BaseModel, own: Tensor, config: Embed) -> Tensor:
     """The learned vectors before any step, (k, d): near the class word's, noise of their norm, or those of a rare word."""
     if config.init == "rare":
         return class_token_embeddings(model, config.rare)[: config.vectors]
-    return concat_encoders([_near(part, config) for part in split_encoders(own, model.widths)])
+    return concat_encoders([_vectors_near_class(part, config) for part in split_encoders(own, model.widths)])
 
 
-def _near(own: Tensor, config: Embed) -> Tensor:
+def _vectors_near_class(own: Tensor, config: Embed) -> Tensor:
     """The first vectors of one text encoder, from its class word's."""
     norm = own.norm(dim=1).mean()
     rows = own.mean(0, keepdim=True).repeat(config.vectors, 1)
@@ -118,7 +118,7 @@ def _near(own: Tensor, config: Embed) -> Tensor:
     return keep_norm(rows, norm)
 
 
-def _fit(
+def _fit_to_prototype(
     model: BaseModel,
     goals: list[tuple[Clip, Tensor]],
     rows: Tensor,

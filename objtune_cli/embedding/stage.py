@@ -24,7 +24,7 @@ def run(ctx: StageContext, mask: Ref, config: Embed) -> StageResult:
         raise UsageError(
             "all parts of the prototype weigh nothing", "set one of init-embedding.picture, object and word above 0"
         )
-    config = _with_init(ctx, config)
+    config = _resolve_init(ctx, config)
     source = artifacts.read_record(ctx.root, mask)
     ctx_input = ctx.input(mask)
     settings = identifying(config) | ({"tower": ctx.base.tower} if ctx.base.tower else {})
@@ -38,13 +38,13 @@ def run(ctx: StageContext, mask: Ref, config: Embed) -> StageResult:
     from objtune_cli.embedding import prototype
     from objtune_cli.models import clip, placeholders
 
-    picture, cover = photo_tensors(MaskArtifact.from_tensors(tensors))
+    picture, cover = to_photo_tensors(MaskArtifact.from_tensors(tensors))
     model = ctx.load_base_model()
     class_words.check_length(model, [source.class_word], config.vectors)
     loaded = clip.load(ctx.base.image_tower, model) if ctx.base.image_tower else None
     second = clip.load(ctx.base.second_tower, model, 1) if ctx.base.second_tower else None
     step = ctx.progress("init-embedding")
-    started = prototype.start(
+    started = prototype.initialise_token(
         model,
         loaded,
         picture,
@@ -54,16 +54,16 @@ def run(ctx: StageContext, mask: Ref, config: Embed) -> StageResult:
         lambda i, loss: step(i, config.steps, loss=loss),
         second,
     )
-    metrics = {k: round(v, 6) for k, v in started.metrics.items()} | {"learned": started.learned}
+    metrics = {k: round(v, 6) for k, v in started.metrics.items()} | {"learned": started.num_trainable}
     ref = artifacts.publish(
         ctx.root,
         replace(record, metrics=metrics, tools=tools()),
-        EmbeddingArtifact(placeholders.split_encoders(started.rows, model.widths)).to_tensors(),
+        EmbeddingArtifact(placeholders.split_encoders(started.token_embeddings, model.widths)).to_tensors(),
     )
     return StageResult(ref, False, [], metrics)
 
 
-def photo_tensors(artifact: MaskArtifact) -> tuple[Any, Any]:
+def to_photo_tensors(artifact: MaskArtifact) -> tuple[Any, Any]:
     """A mask artifact's photo (3, H, W) and coverage (H, W), both in [0, 1]."""
     import torch
 
@@ -71,7 +71,7 @@ def photo_tensors(artifact: MaskArtifact) -> tuple[Any, Any]:
     return rgb, torch.from_numpy(artifact.mask.copy()).float() / 255
 
 
-def _with_init(ctx: StageContext, config: Embed) -> Embed:
+def _resolve_init(ctx: StageContext, config: Embed) -> Embed:
     if config.init == "prototype" and ctx.base.image_tower is None:
         raise ResourceError(
             f"the base {ctx.base.id} has no image tower for a prototype",

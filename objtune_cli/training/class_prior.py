@@ -47,7 +47,7 @@ def compute(
         NonFiniteError: The base gives NaN or infinite values.
     """
     texts = prompts(class_word, others, config.around)
-    latents = _samples(model, texts[0], config, guidance, on_step)
+    latents = _sample_latents(model, texts[0], config, guidance, on_step)
     g = step_generator(config.seed, 0)
     rows = torch.arange(config.entries) % len(latents)
     t = model.family.timesteps(config.entries, model.levels, g, FOCUS, SHARE)
@@ -55,7 +55,7 @@ def compute(
     z_t, _ = model.noised(latents[rows], noise, t)
     with torch.no_grad():
         conditions = torch.cat([model.encode([text]) for text in texts])
-        asked = _asked(config.entries, len(latents), len(texts), g)
+        asked = _prompt_indices(config.entries, len(latents), len(texts), g)
         preds = [
             model.predict(z.to(model.device), s, conditions[which.to(model.device)]).float().cpu()
             for z, s, which in zip(z_t.split(8), t.split(8), asked.split(8), strict=True)
@@ -64,14 +64,14 @@ def compute(
     return PriorArtifact(latents, z_t, t, pred, asked, conditions.float().cpu())
 
 
-def _asked(entries: int, samples: int, count: int, g: torch.Generator) -> Tensor:
+def _prompt_indices(entries: int, samples: int, count: int, g: torch.Generator) -> Tensor:
     """Which prompt each entry is asked with: the first in every other one, any of the rest between; each sample meets both in turns."""
     i = torch.arange(entries)
     rest = torch.randint(1, max(count, 2), (entries,), generator=g)
     return torch.where(((i + i // samples * (1 - samples % 2)) % 2 == 0) | torch.tensor(count == 1), 0, rest)
 
 
-def _samples(
+def _sample_latents(
     model: BaseModel, prompt: str, config: Prior, guidance: float, on_step: Callable[[int, int], None]
 ) -> Tensor:
     from objtune_cli.generation.sampling import sample

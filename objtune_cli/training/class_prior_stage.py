@@ -8,11 +8,11 @@ from objtune_cli.store.artifacts import Record
 from objtune_cli.store.refs import of_class
 from objtune_cli.workflow.context import StageContext, StageResult
 
-EVERYDAY = ("person", "dog", "car", "tree", "chair", "cup")
+COMMON_CLASSES = ("person", "dog", "car", "tree", "chair", "cup")
 """Things that stay what they are, for a base that does not name the words it knows."""
 
 
-def made(ctx: StageContext, class_word: str, config: Prior) -> bool:
+def exists(ctx: StageContext, class_word: str, config: Prior) -> bool:
     """Whether the prior is there already; opens no model."""
     return ctx.find(_record(ctx, class_word, config), computed=True) is not None
 
@@ -34,6 +34,6 @@ def run(ctx: StageContext, class_word: str, config: Prior) -> StageResult:
     model = ctx.load_base_model()
     step = ctx.progress(f"prior of {class_word}")
     prior = class_prior.compute(
-        model, class_word, config, ctx.base.sampling["guidance"], step, ctx.base.words or EVERYDAY
+        model, class_word, config, ctx.base.sampling["guidance"], step, ctx.base.words or COMMON_CLASSES
     )
     return StageResult(artifacts.publish(ctx.root, replace(record, tools=ctx.tools(model)), prior.to_tensors()))

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from objtune_cli.config.sections import Embed, Prior, Train
 from objtune_cli.store.kinds.prior import PriorArtifact
-from objtune_cli.training.stage import suited
+from objtune_cli.training.stage import fill_defaults
 from objtune_cli.workflow.context import StageContext
 
 if TYPE_CHECKING:
     from objtune_cli.models.base_model import BaseModel
 
-WARM, MEASURED = 1, 2
+WARMUP_STEPS, MEASURED_STEPS = 1, 2
 """Steps before and while it is measured."""
 
 
@@ -25,29 +25,29 @@ def run(ctx: StageContext, config: Train, embedding: Embed, objects: int = 1) ->
     from objtune_cli.runtime import memory
     from objtune_cli.training import trainer as training
 
-    config = suited(config, ctx.base.training, objects)
+    config = fill_defaults(config, ctx.base.training, objects)
     ctx.check_stopped()
     model = ctx.load_base_model(train=True)
     kind = model.device.type
     memory_savings.reduce_memory(model, checkpointing=config.checkpointing == "on", quantised=config.quantised)
     memory.reset_peak(kind)
-    priors = {"dog": prior(model, ctx.settings.resolve(Prior).entries)} if config.class_weight else {}
+    priors = {"dog": noise_prior(model, ctx.settings.resolve(Prior).entries)} if config.class_weight else {}
     trainer = training.Trainer(
         model,
-        subjects(model, embedding, objects),
+        noise_subjects(model, embedding, objects),
         priors,
         replace(config, average=0.0, stop="end", views=min(config.views, 4), known=4),
     )
     prepared = memory.peak_mb(kind)
-    for _ in range(WARM):
-        trainer.advance()
+    for _ in range(WARMUP_STEPS):
+        trainer.train_step()
     memory.reset_peak(kind)
     started = time.monotonic()
-    for i in range(MEASURED):
-        ctx.report.step("dry run", i + 1, MEASURED)
-        trainer.advance()
-    _settled(kind)
-    step = (time.monotonic() - started) / MEASURED
+    for i in range(MEASURED_STEPS):
+        ctx.report.step("dry run", i + 1, MEASURED_STEPS)
+        trainer.train_step()
+    _synchronize(kind)
+    step = (time.monotonic() - started) / MEASURED_STEPS
     return {
         "base": ctx.base.id, "device": str(model.device), "precision": str(model.dtype).removeprefix("torch."), "step_mb": round(memory.peak_mb(kind)),
         "preparing_mb": round(prepared), "room_mb": round(memory.available_mb(kind)), "step_seconds": round(step, 4), "steps": config.steps,
@@ -55,7 +55,7 @@ def run(ctx: StageContext, config: Train, embedding: Embed, objects: int = 1) ->
     }  # fmt: skip
 
 
-def advice(found: dict[str, Any], config: Train) -> str:
+def suggest_savings(found: dict[str, Any], config: Train) -> str:
     """Which settings take less, those that cost least first; empty where there is room."""
     need = max(found["step_mb"], found["preparing_mb"])
     if not found["room_mb"] or need < found["room_mb"]:
@@ -68,7 +68,7 @@ def advice(found: dict[str, Any], config: Train) -> str:
     return ", ".join(f"`{text}`" for text, set_already in given.items() if not set_already)
 
 
-def _settled(kind: str) -> None:
+def _synchronize(kind: str) -> None:
     """Wait for a GPU's queue."""
     if kind == "cuda":
         import torch
@@ -76,7 +76,7 @@ def _settled(kind: str) -> None:
         torch.cuda.synchronize()
 
 
-def subjects(model: "BaseModel", embedding: Embed, count: int) -> list[Any]:
+def noise_subjects(model: "BaseModel", embedding: Embed, count: int) -> list[Any]:
     """Objects in noise: a quarter of the picture each."""
     import torch
 
@@ -95,7 +95,7 @@ def subjects(model: "BaseModel", embedding: Embed, count: int) -> list[Any]:
     return found
 
 
-def prior(model: "BaseModel", entries: int) -> PriorArtifact:
+def noise_prior(model: "BaseModel", entries: int) -> PriorArtifact:
     """A class prior of noise, of so many predictions of the frozen base."""
     import torch
 

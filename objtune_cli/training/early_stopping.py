@@ -5,11 +5,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-CHECKS, FROM = 14, 6
+NUM_MEASUREMENTS, MIN_MEASUREMENTS = 14, 6
 """Measurements in the most steps, and after how many of them the rate may begin to fall."""
-SHARE = 0.07
+MIN_FALL_SHARE = 0.07
 """It has stopped falling where the last quarter of the steps brought less than this share of the whole fall."""
-TAIL = 3
+DECAY_DIVISOR = 3
 """The rate then falls to its end within a third of the steps taken so far."""
 
 
@@ -25,50 +25,58 @@ class Plateau:
     """
 
     def __init__(self, most: int) -> None:
-        self.most, self.every = most, max(1, most // CHECKS)
+        self.max_steps, self.every = most, max(1, most // NUM_MEASUREMENTS)
         self.history: list[float] = []
-        self.began: int | None = None
+        self.decay_start: int | None = None
 
-    def due(self, step: int) -> bool:
+    def should_measure(self, step: int) -> bool:
         """Whether the loss is wanted after this many steps."""
-        return self.began is None and step < self._falls and step == self.every * len(self.history)
+        return self.decay_start is None and step < self._decay_start and step == self.every * len(self.history)
 
-    def add(self, loss: float) -> None:
+    def record_loss(self, loss: float) -> None:
         """The next loss; the rate may begin to fall here."""
         self.history.append(loss)
         step = self.every * (len(self.history) - 1)
-        if len(self.history) > FROM and self._flat():
-            self.began = step
+        if len(self.history) > MIN_MEASUREMENTS and self._is_flat():
+            self.decay_start = step
 
-    def _flat(self) -> bool:
+    def _is_flat(self) -> bool:
         whole, part = divmod(3 * (len(self.history) - 1), 4)
         before = self.history[whole] + part / 4 * (self.history[whole + 1] - self.history[whole])
         now = self.history[-1]
-        return not before - now >= SHARE * (self.history[0] - now) > 0  # a loss that is no number is no fall
+        return not before - now >= MIN_FALL_SHARE * (self.history[0] - now) > 0  # a loss that is no number is no fall
 
     @property
-    def _falls(self) -> int:
+    def _decay_start(self) -> int:
         """The step at which the rate begins to fall, at the latest so that the most steps are enough."""
-        return self.most - max(1, self.most // (TAIL + 1)) if self.began is None else self.began
+        return (
+            self.max_steps - max(1, self.max_steps // (DECAY_DIVISOR + 1))
+            if self.decay_start is None
+            else self.decay_start
+        )
 
     @property
     def total(self) -> int:
         """Steps of the whole run as far as is known: the most, until the rate begins to fall."""
-        return self.most if self.began is None else min(self.most, self.began + max(1, self.began // TAIL))
+        return (
+            self.max_steps
+            if self.decay_start is None
+            else min(self.max_steps, self.decay_start + max(1, self.decay_start // DECAY_DIVISOR))
+        )
 
     def rate(self, step: int) -> float:
         """Share of the peak rate at a step: 1, then falling in a line to 0.05 at the last step."""
-        tail = max(1, self.total - self._falls)
-        return 1 - 0.95 * min(1.0, max(0, step - self._falls + 1) / tail)
+        tail = max(1, self.total - self._decay_start)
+        return 1 - 0.95 * min(1.0, max(0, step - self._decay_start + 1) / tail)
 
     def state(self) -> dict[str, Tensor]:
         """For a later process."""
         return {
             "plateau.history": torch.tensor(self.history, dtype=torch.float64),
-            "plateau.began": torch.tensor([-1 if self.began is None else self.began]),
+            "plateau.began": torch.tensor([-1 if self.decay_start is None else self.decay_start]),
         }
 
     def restore(self, kept: Mapping[str, Tensor]) -> None:
         """Take over what `state` gave."""
         self.history, began = kept["plateau.history"].tolist(), int(kept["plateau.began"])
-        self.began = None if began < 0 else began
+        self.decay_start = None if began < 0 else began

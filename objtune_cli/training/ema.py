@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-class Average:
+class WeightAverage:
     """Exponential mean of parameters, mean <- d mean + (1 - d) p, with d = min(decay, (1 + n) / (10 + n)) at step n."""
 
     def __init__(self, params: list[Tensor], decay: float) -> None:
@@ -23,15 +23,15 @@ class Average:
     def in_place(self) -> Iterator[None]:
         """Inside, the parameters are their means; afterwards they are as before."""
         own = [p.detach().clone() for p in self.params]
-        write(self.params, self.kept)
+        copy_values(self.params, self.kept)
         try:
             yield
         finally:
-            write(self.params, own)
+            copy_values(self.params, own)
 
 
 @torch.no_grad()
-def write(params: list[Tensor], values: list[Tensor]) -> None:
+def copy_values(params: list[Tensor], values: list[Tensor]) -> None:
     """Set parameters to values."""
     for p, value in zip(params, values, strict=True):
         p.copy_(value)

@@ -15,27 +15,27 @@ if TYPE_CHECKING:
     from objtune_cli.training.subjects import Subject
 
 
-def of(ctx: StageContext, starts: list[Record]) -> "list[Subject]":
+def load_subjects(ctx: StageContext, starts: list[Record]) -> "list[Subject]":
     """The objects that start from embeddings of one photo.
 
     Raises:
         UsageError: They are not of one photo.
     """
     sizes = {_load_mask(ctx, s).mask.shape for s in starts}
-    if len(sizes) > 1 or len({_photo(ctx, s) for s in starts}) > 1:
+    if len(sizes) > 1 or len({_photo_digest(ctx, s) for s in starts}) > 1:
         raise UsageError(
             "the objects are not of one photo", "train them one by one and bring them together with `objtune compose`"
         )
-    away = hidden(ctx, starts)
-    return [subject(ctx, start, away) for start in starts]
+    away = dilated_union_mask(ctx, starts)
+    return [load_subject(ctx, start, away) for start in starts]
 
 
-def _photo(ctx: StageContext, embedding: Record) -> str:
-    mask = _mask_of(ctx, embedding)
+def _photo_digest(ctx: StageContext, embedding: Record) -> str:
+    mask = _mask_ref(ctx, embedding)
     return artifacts.read_record(ctx.root, mask).inputs[PHOTO_ROLE]["sha256"]
 
 
-def _mask_of(ctx: StageContext, embedding: Record) -> Ref:
+def _mask_ref(ctx: StageContext, embedding: Record) -> Ref:
     if MASK_ROLE not in embedding.inputs:
         raise IncompatibleError(f"{embedding.ref} was not made from a mask", "train from the mask")
     return resolve(ctx.root, parse(embedding.inputs[MASK_ROLE]["ref"]))
@@ -43,11 +43,11 @@ def _mask_of(ctx: StageContext, embedding: Record) -> Ref:
 
 def _load_mask(ctx: StageContext, embedding: Record) -> MaskArtifact:
     """The mask and photo that an embedding was computed from."""
-    ref, sha256 = _mask_of(ctx, embedding), embedding.inputs[MASK_ROLE]["sha256"]
+    ref, sha256 = _mask_ref(ctx, embedding), embedding.inputs[MASK_ROLE]["sha256"]
     return MaskArtifact.from_tensors(artifacts.load(ctx.root, ref, sha256)[1])
 
 
-def hidden(ctx: StageContext, starts: list[Record]) -> Any:
+def dilated_union_mask(ctx: StageContext, starts: list[Record]) -> Any:
     """Where any of the objects is in their photo, a little wider, (H, W) of 0 and 1: none of them may stand behind another that is placed anew."""
     import cv2
     import numpy as np
@@ -57,7 +57,7 @@ def hidden(ctx: StageContext, starts: list[Record]) -> Any:
     return np.maximum.reduce([cv2.dilate(m.astype(np.uint8), np.ones((width, width), np.uint8)) for m in masks])
 
 
-def subject(ctx: StageContext, start: Record, away: Any) -> "Subject":
+def load_subject(ctx: StageContext, start: Record, away: Any) -> "Subject":
     """Photo, ground, mask and token of one embedding."""
     import torch
 
@@ -66,21 +66,21 @@ def subject(ctx: StageContext, start: Record, away: Any) -> "Subject":
 
     vectors = EmbeddingArtifact.from_tensors(artifacts.load(ctx.root, start.ref)[1]).vectors
     source = _load_mask(ctx, start)
-    picture, mask = embed.photo_tensors(source)
-    ground = _without(source.rgb, away)
+    picture, mask = embed.to_photo_tensors(source)
+    ground = _inpaint(source.rgb, away)
     name, word = next(iter(start.objects.items()))
     return Subject(
         name=name,
         class_word=word,
-        rows=placeholders.from_encoders(vectors),
-        learned=int(start.metrics["learned"]),
+        token_embeddings=placeholders.from_encoders(vectors),
+        num_trainable=int(start.metrics["learned"]),
         picture=picture * 2 - 1,
-        ground=torch.from_numpy(ground.copy()).permute(2, 0, 1).float() / 127.5 - 1,
+        background=torch.from_numpy(ground.copy()).permute(2, 0, 1).float() / 127.5 - 1,
         mask=mask,
     )
 
 
-def _without(rgb: Any, away: Any) -> Any:
+def _inpaint(rgb: Any, away: Any) -> Any:
     """The photo with the hidden part filled in from around it, at a size where that is quick."""
     import cv2
 

@@ -19,7 +19,7 @@ from objtune_cli.models.prompts import PROMPT, with_class_words
 from objtune_cli.numerics import ddpm, losses
 from objtune_cli.numerics.embeddings import lengths
 from objtune_cli.store.kinds.prior import PriorArtifact
-from objtune_cli.training.subjects import Subject, Views, subsets, views
+from objtune_cli.training.subjects import Subject, Views, encode_views, subsets
 
 KNOWN_FROM = 1 << 31
 """Number of the first generator that is no step's."""
@@ -81,15 +81,20 @@ class Terms:
         self.model, self.subjects, self.config = model, subjects, config
         self.words = Placeholders(model)
         for s in subjects:
-            self.words.add(s.name, s.rows, s.class_word)
+            self.words.add(s.name, s.token_embeddings, s.class_word)
         self.classes = {s.name: s.class_word for s in subjects}
-        self.fixed = {s.name: s.rows[s.learned :].to(model.device) for s in subjects}
-        self.norms = {s.name: lengths(s.rows[: s.learned], model.widths).to(model.device) for s in subjects}
+        self.fixed = {s.name: s.token_embeddings[s.num_trainable :].to(model.device) for s in subjects}
+        self.norms = {
+            s.name: lengths(s.token_embeddings[: s.num_trainable], model.widths).to(model.device) for s in subjects
+        }
         self.learned = {
-            s.name: s.rows[: s.learned].to(model.device).clone().requires_grad_(config.token == "learned")
+            s.name: s.token_embeddings[: s.num_trainable]
+            .to(model.device)
+            .clone()
+            .requires_grad_(config.token == "learned")
             for s in subjects
         }
-        self.views = [views(model, members, config) for members in subsets(subjects)]
+        self.views = [encode_views(model, members, config) for members in subsets(subjects)]
         self.priors = {word: _on_device(prior, model) for word, prior in priors.items()}
         self.teacher_conditions = self._teacher_conditions()
         self.known = self._known() if config.background_weight else []
@@ -127,20 +132,20 @@ class Terms:
         return found
 
     @torch.no_grad()
-    def fixed_loss(self) -> float:
+    def validation_loss(self) -> float:
         """Mean L_OS of the objects, each alone on FIXED rows, half of them the photo's own placement, noise and noise levels always the same."""
         size, found = max(1, self.config.batch), []
         for k in range(len(self.subjects)):
-            fixed = self.fixed_rows(k)
+            fixed = self.validation_batch(k)
             words = self.condition(fixed.prompt)
             parts = [
                 self.model.predict(a, b, words.expand(len(a), -1, -1)).float()
                 for a, b in zip(fixed.z_t.split(size), fixed.t.split(size), strict=True)
             ]
-            found.append(self.lost(fixed, torch.cat(parts)))
+            found.append(self.object_loss(fixed, torch.cat(parts)))
         return sum(found) / len(found)
 
-    def fixed_rows(self, k: int) -> Seen:
+    def validation_batch(self, k: int) -> Seen:
         """What `fixed_loss` looks at of the k-th object."""
         v, g, model = self.views[k], torch.Generator().manual_seed(0), self.model
         rows = torch.arange(FIXED) % len(v.latents)
@@ -151,7 +156,7 @@ class Terms:
         z_t, aim = model.noised(z, eps, t)
         return Seen(v, rows, PROMPT.format(v.words("token")), z_t, t, aim, None, None)
 
-    def lost(self, seen: Seen, pred: Tensor) -> float:
+    def object_loss(self, seen: Seen, pred: Tensor) -> float:
         """L_OS of a prediction of these rows."""
         return float(losses.masked_mse(pred, seen.aim, seen.views.masks[seen.rows]).mean())
 
@@ -159,7 +164,7 @@ class Terms:
         """The terms in use, by passes of the denoiser; each is to be done with, its gradients taken, before the next is asked for."""
         seen = self.drawn(g)
         for one in self.passes(seen, self.condition(seen.prompt)):
-            with self.watched(
+            with self.record_attention(
                 self.config.batch
             ) as recorder:  # the backward pass too: it may compute the same layers again
                 pred = self.model.predict(*one.given).float()
@@ -223,7 +228,7 @@ class Terms:
             ),
         )
 
-    def watched(self, rows: int) -> contextlib.AbstractContextManager[attention.Recorder | None]:
+    def record_attention(self, rows: int) -> contextlib.AbstractContextManager[attention.Recorder | None]:
         """Inside, where words look is recorded for the first rows, if a term needs it."""
         return (
             attention.record_cross_attention(self.model, rows)

@@ -18,13 +18,13 @@ from objtune_cli.store.refs import Ref
 from objtune_cli.training import class_prior_stage as prior_stage
 from objtune_cli.training import load_subjects, unfinished_runs
 from objtune_cli.training import stage as train
-from objtune_cli.training.stage import SAVE_EVERY, Work
+from objtune_cli.training.stage import SAVE_EVERY, TrainingPlan
 from objtune_cli.workflow import class_words
 from objtune_cli.workflow.context import StageContext, StageResult
 
 if TYPE_CHECKING:
     from objtune_cli.models.base_model import BaseModel
-    from objtune_cli.training.self_evaluation import Judge
+    from objtune_cli.training.self_evaluation import SelfEvaluation
     from objtune_cli.training.trainer import Trainer
 
 
@@ -37,77 +37,78 @@ def run(
         UsageError: Two photos would give an object the same name. GateError: one or more diverged; the others are published.
         Stopped: A signal came; the state is saved.
     """
-    configs = [train.checked(ctx, config, len(sources)) for sources in photos]
+    configs = [train.validate_config(ctx, config, len(sources)) for sources in photos]
     if ctx.team():
         raise UsageError(
             "several photos are learned side by side in one process",
             "give each photo a command of its own under several processes",
         )
-    works = _described(ctx, photos, configs, embedding, prior)
+    works = _plan_all(ctx, photos, configs, embedding, prior)
     names = [name for work in works for name in work.record.objects]
     if len(set(names)) < len(names):
         raise UsageError("two photos would give an object the same name", "tell them apart with `--name`")
     for work in works:
         if ctx.force or artifacts.existing(ctx.root, work.record) is None:
-            unfinished_runs.announce(ctx, work.record)
-    model = train.opened(ctx, configs[0])
+            unfinished_runs.report_earlier_runs(ctx, work.record)
+    model = train.load_for_training(ctx, configs[0])
     keys = [train.run_key(work, model) for work in works]
-    state = _state(ctx, "beside/" + "/".join(keys))
+    state = _checkpoint(ctx, "beside/" + "/".join(keys))
     done: dict[int, StageResult] = {
         i: d for i, work in enumerate(works) if (d := ctx.reuse(work.record, computed=True))
     }
     if len(works) - len(done) > 1 or state.file.exists():
         with contextlib.ExitStack() as held:
             for key in keys:  # one at work on any of them alone is in our way
-                held.enter_context(_state(ctx, key).locked())
+                held.enter_context(_checkpoint(ctx, key).locked())
             held.enter_context(state.locked())
             room = held.enter_context(Room(ctx.project))
-            done |= _Company(
+            done |= MultiRun(
                 ctx, model, works, configs, state, room
             ).run()  # of which the given stack is the first lane's
             state.discard()
     del model  # what comes next opens its own
     left = [i for i in range(len(works)) if i not in done]
-    done |= {i: train.alone(ctx, works[i], configs[i]) for i in left}
-    return ctx.side_by_side([partial(train.shown, ctx, done[i], work, preview=preview) for i, work in enumerate(works)])
+    done |= {i: train.train_one(ctx, works[i], configs[i]) for i in left}
+    return ctx.side_by_side(
+        [partial(train.with_preview, ctx, done[i], work, preview=preview) for i, work in enumerate(works)]
+    )
 
 
-def _described(
+def _plan_all(
     ctx: StageContext, photos: list[list[Ref]], configs: list[Train], embedding: Embed, prior: Prior
-) -> list[Work]:
+) -> list[TrainingPlan]:
     """What is to be made of each photo, the stages before it done; the prior of a class once, however many photos have it."""
-    starts = ctx.side_by_side([partial(train.started, ctx, sources, embedding) for sources in photos])
+    starts = ctx.side_by_side([partial(train.ensure_embeddings, ctx, sources, embedding) for sources in photos])
     words = sorted({word for each in starts for record in each for word in record.objects.values()})
     if any(own.class_weight for own in configs):
         ctx.side_by_side([partial(prior_stage.run, ctx, word, prior) for word in words])
     return [
-        train.described(ctx, [r.ref for r in each], own, embedding, prior)
-        for each, own in zip(starts, configs, strict=True)
+        train.plan(ctx, [r.ref for r in each], own, embedding, prior) for each, own in zip(starts, configs, strict=True)
     ]
 
 
-def _state(ctx: StageContext, key: str) -> RunState:
-    return RunState(ctx.project, train.state_key(key))
+def _checkpoint(ctx: StageContext, key: str) -> RunState:
+    return RunState(ctx.project, train.checkpoint_key(key))
 
 
 @dataclass(slots=True)
-class _Member:
+class TrainingRun:
     """One adapter of those that are at work, and who looks at its pictures."""
 
     number: int
-    work: Work
+    work: TrainingPlan
     trainer: "Trainer"
-    judge: "Judge | None"
+    judge: "SelfEvaluation | None"
 
 
-class _Company:
+class MultiRun:
     """Those of the works that are not made yet, in step."""
 
     def __init__(
         self,
         ctx: StageContext,
         model: "BaseModel",
-        works: list[Work],
+        works: list[TrainingPlan],
         configs: list[Train],
         state: RunState,
         room: Room,
@@ -122,14 +123,14 @@ class _Company:
         asked = [
             i for i, work in enumerate(works) if (i in begun if begun else not ctx.reuse(work.record, computed=True))
         ]
-        self.computed = train.computed(model)
+        self.computed = train.describe_environment(model)
         if not kept and state.file.exists():
             ctx.report.note(f"the saved state {state.file} is damaged: the runs begin anew")
         for i in [] if kept else asked:
-            unfinished_runs.announce_key(ctx, works[i].record, state.key, self.computed)
+            unfinished_runs.report_restart(ctx, works[i].record, state.key, self.computed)
         ctx.report.note(f"drawing placements of {len(asked)} photos' objects")
         count = cpu.worker_count(len(works)) if ctx.parted() else 1
-        models = [model, *(train.opened(ctx, configs[0]) for _ in range(1, count))]
+        models = [model, *(train.load_for_training(ctx, configs[0]) for _ in range(1, count))]
         shared = [
             partial(self._lane, own, {i: works[i] for i in asked if i % count == k}, configs)
             for k, own in enumerate(models)
@@ -143,20 +144,22 @@ class _Company:
             ctx.report.note(f"goes on at step {max(m.trainer.step for m in self.members)}")
         room.hold(self._most() * (1 if kept else 2))
 
-    def _lane(self, model: "BaseModel", works: dict[int, Work], configs: list[Train]) -> list[_Member]:
+    def _lane(self, model: "BaseModel", works: dict[int, TrainingPlan], configs: list[Train]) -> list[TrainingRun]:
         """Those that are learned on one stack."""
         from objtune_cli.training.trainer import Trainer
 
         ctx = self.ctx
-        learning = {i: load_subjects.of(ctx, work.starts) for i, work in works.items()}
+        learning = {i: load_subjects.load_subjects(ctx, work.starts) for i, work in works.items()}
         everyone = [s for own in learning.values() for s in own]
-        judge = train.judge_of(ctx, model, everyone) if configs[0].scores == "shown" and everyone else None
+        judge = train.build_self_evaluation(ctx, model, everyone) if configs[0].scores == "shown" and everyone else None
         found = []
         for i, work in works.items():
             ctx.check_stopped()
-            class_words.check_length(model, [s.class_word for s in learning[i]], sum(s.learned for s in learning[i]))
-            trainer = Trainer(model, learning[i], train.priors_of(ctx, work), configs[i], f"beside{i}")
-            found.append(_Member(i, work, trainer, judge))
+            class_words.check_length(
+                model, [s.class_word for s in learning[i]], sum(s.num_trainable for s in learning[i])
+            )
+            trainer = Trainer(model, learning[i], train.load_priors(ctx, work), configs[i], f"beside{i}")
+            found.append(TrainingRun(i, work, trainer, judge))
         return found
 
     def run(self) -> dict[int, StageResult]:
@@ -166,7 +169,7 @@ class _Company:
             GateError: One or more diverged; says which. Stopped: a signal came; the state is saved.
         """
         done: dict[int, StageResult] = {}
-        failed: list[tuple[_Member, GateError]] = []
+        failed: list[tuple[TrainingRun, GateError]] = []
         while True:
             ended = [m for m in self.members if m.trainer.finished]
             if ended:
@@ -188,11 +191,11 @@ class _Company:
             )
         return done
 
-    def _step(self, failed: list[tuple[_Member, GateError]]) -> None:
+    def _step(self, failed: list[tuple[TrainingRun, GateError]]) -> None:
         """One step of each that is not at its end."""
         from objtune_cli.training import multi_trainer
 
-        wrong = multi_trainer.advance([m.trainer for m in self.members])
+        wrong = multi_trainer.train_step([m.trainer for m in self.members])
         failed += [(m, wrong[m.trainer]) for m in self.members if m.trainer in wrong]
         self.members = [m for m in self.members if m.trainer not in wrong]
         if not self.members:
@@ -208,9 +211,11 @@ class _Company:
                 signum, f"stopped at step {step} of {total}, state saved", "the same command goes on from there"
             )
 
-    def _end(self, ended: list[_Member], done: dict[int, StageResult], failed: list[tuple[_Member, GateError]]) -> None:
+    def _end(
+        self, ended: list[TrainingRun], done: dict[int, StageResult], failed: list[tuple[TrainingRun, GateError]]
+    ) -> None:
         """Publish those at their end, a lane beside the other: a stack draws the pictures of one at a time."""
-        lanes: dict[int, list[_Member]] = {}
+        lanes: dict[int, list[TrainingRun]] = {}
         for m in ended:
             self.members.remove(m)
             lanes.setdefault(id(m.trainer.model), []).append(m)
@@ -218,21 +223,23 @@ class _Company:
             self.ctx.side_by_side([partial(self._published, lane, done, failed) for lane in lanes.values()])
 
     def _published(
-        self, lane: list[_Member], done: dict[int, StageResult], failed: list[tuple[_Member, GateError]]
+        self, lane: list[TrainingRun], done: dict[int, StageResult], failed: list[tuple[TrainingRun, GateError]]
     ) -> None:
         for m in lane:
-            m.trainer.settle()
+            m.trainer.keep_ema()
             self.ctx.report.note(f"{m.work.record.name} has learned")
             try:
                 cut_off = self.ctx.reuse(m.work.record, computed=True)  # just after it was published
-                done[m.number] = cut_off or train.published(self.ctx, m.work, m.trainer, m.judge)
+                done[m.number] = cut_off or train.publish(self.ctx, m.work, m.trainer, m.judge)
             except GateError as error:
                 failed.append((m, error))
 
     def _save(self) -> None:
         """All states in one file: a later process finds them at one step."""
         with self.room.lent(self._most()):
-            self.state.about = unfinished_runs.about([(m.work.record, m.trainer) for m in self.members], self.computed)
+            self.state.about = unfinished_runs.checkpoint_header(
+                [(m.work.record, m.trainer) for m in self.members], self.computed
+            )
             self.state.save(
                 {f"{m.number}.{key}": value for m in self.members for key, value in m.trainer.state().items()}
             )

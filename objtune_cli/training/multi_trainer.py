@@ -24,7 +24,7 @@ from objtune_cli.training.loss_terms import FIXED
 from objtune_cli.training.trainer import Trainer
 
 
-def advance(trainers: Sequence[Trainer]) -> dict[Trainer, GateError]:
+def train_step(trainers: Sequence[Trainer]) -> dict[Trainer, GateError]:
     """One step of each; all are at the same step and have the same settings.
 
     Returns:
@@ -41,7 +41,7 @@ def advance(trainers: Sequence[Trainer]) -> dict[Trainer, GateError]:
 
 def _together(trainers: Sequence[Trainer]) -> dict[Trainer, GateError]:
     """One step of all that are on one stack."""
-    _measure([t for t in trainers if t.plateau is not None and t.plateau.due(t.step)])
+    _measure([t for t in trainers if t.plateau is not None and t.plateau.should_measure(t.step)])
     return _ended(
         trainers,
         memory_savings.retry_with_checkpointing(
@@ -63,7 +63,7 @@ def _pulled(trainers: Sequence[Trainer]) -> list[dict[str, Tensor]]:
         watching = max(trainers, key=lambda t: t.config.attention_weight)  # records for all, if any has that term
         with (
             _acting(trainers, each),
-            watching.watched(len(z_t)) as looked,
+            watching.record_attention(len(z_t)) as looked,
         ):  # the backward pass too: it may compute the same layers again
             pred = trainers[0].model.predict(z_t, levels, condition).float()
             if looked is not None:
@@ -72,7 +72,7 @@ def _pulled(trainers: Sequence[Trainer]) -> list[dict[str, Tensor]]:
                 p.terms(own, _part(looked, i, each, len(seen[i].rows)))
                 for i, (p, own) in enumerate(zip(parts, pred.split(each), strict=True))
             ]
-            loss = torch.stack([t.weighed(f) for t, f in zip(trainers, found, strict=True)]).sum()
+            loss = torch.stack([t.weighted_sum(f) for t, f in zip(trainers, found, strict=True)]).sum()
             if loss.requires_grad:
                 loss.backward()
         for mine, new in zip(terms, found, strict=True):
@@ -97,19 +97,23 @@ def _measure(due: Sequence[Trainer]) -> None:
     found: dict[Trainer, list[float]] = {t: [] for t in due}
     with contextlib.ExitStack() as held:
         for t in due:
-            held.enter_context(t.steady())
+            held.enter_context(t.ema_weights())
         for k in range(max((len(t.subjects) for t in due), default=0)):
             own = [t for t in due if k < len(t.subjects)]
             for t, loss in zip(own, _fixed_losses(own, k), strict=True):
                 found[t].append(loss)
     for t, losses in found.items():
         assert t.plateau is not None
-        t.plateau.add(sum(losses) / len(losses))
+        t.plateau.record_loss(sum(losses) / len(losses))
 
 
 def _fixed_losses(due: Sequence[Trainer], k: int) -> list[float]:
     """Of the k-th object of each."""
-    fixed, size, model = [t.fixed_rows(k) for t in due], math.gcd(FIXED, max(1, due[0].config.batch)), due[0].model
+    fixed, size, model = (
+        [t.validation_batch(k) for t in due],
+        math.gcd(FIXED, max(1, due[0].config.batch)),
+        due[0].model,
+    )
     words = torch.cat([w.expand(size, -1, -1) for w in _encoded(due, [f.prompt for f in fixed])])
     parts = []
     with _acting(due, size):
@@ -120,7 +124,7 @@ def _fixed_losses(due: Sequence[Trainer], k: int) -> list[float]:
             )
             parts.append(model.predict(z, levels, words).float().unflatten(0, (len(due), size)))
     pred = torch.cat(parts, dim=1)
-    return [t.lost(f, pred[i]) for i, (t, f) in enumerate(zip(due, fixed, strict=True))]
+    return [t.object_loss(f, pred[i]) for i, (t, f) in enumerate(zip(due, fixed, strict=True))]
 
 
 def _encoded(trainers: Sequence[Trainer], prompts: list[str]) -> tuple[Tensor, ...]:

@@ -11,7 +11,7 @@ from objtune_cli.models.memory_savings import bitsandbytes
 MOMENTS = {"m": "exp_avg", "v": "exp_avg_sq"}
 
 
-def optimizer(name: str, groups: list[dict[str, Any]], beta2: float) -> Any:
+def build_optimizer(name: str, groups: list[dict[str, Any]], beta2: float) -> Any:
     """AdamW: PyTorch's, or with both moments in 8 bits, in blocks of 256 ("adamw8bit", arXiv:2110.02861).
 
     Raises:
@@ -22,7 +22,7 @@ def optimizer(name: str, groups: list[dict[str, Any]], beta2: float) -> Any:
     return torch.optim.AdamW(groups, betas=(0.9, beta2), fused=True)
 
 
-def saved(slots: Mapping[str, Any], stem: str) -> dict[str, Tensor]:
+def pack_state(slots: Mapping[str, Any], stem: str) -> dict[str, Tensor]:
     """What an optimizer remembers of one parameter, below `stem`; nothing of one that has taken no step."""
     if not slots:
         return {}
@@ -32,7 +32,7 @@ def saved(slots: Mapping[str, Any], stem: str) -> dict[str, Tensor]:
     return taken | {f"{stem}.slot.{key}": value.cpu() for key, value in slots.items() if isinstance(value, Tensor)}
 
 
-def restored(kept: Mapping[str, Tensor], stem: str, device: torch.device) -> dict[str, Any]:
+def unpack_state(kept: Mapping[str, Tensor], stem: str, device: torch.device) -> dict[str, Any]:
     """The undoing of `saved`; empty where nothing was."""
     if f"{stem}.n" not in kept:
         return {}

@@ -9,7 +9,7 @@ from objtune_cli.training import load_subjects
 from objtune_cli.workflow import trained_objects
 from objtune_cli.workflow.context import StageContext, keep_picture
 
-PLACES = ("on the beach", "in the snow", "at night", "in the desert")
+SCENES = ("on the beach", "in the snow", "at night", "in the desert")
 
 
 def draw(ctx: StageContext, record: Record, starts: list[Record]) -> Path:
@@ -28,13 +28,13 @@ def draw(ctx: StageContext, record: Record, starts: list[Record]) -> Path:
     model = ctx.load_base_model()
     words = trained_objects.add_words(model, found, weights)
     layers.load(model, weights[found[0].name])
-    subject = load_subjects.subject(ctx, starts[-1], load_subjects.hidden(ctx, starts[-1:]))
+    subject = load_subjects.load_subject(ctx, starts[-1], load_subjects.dilated_union_mask(ctx, starts[-1:]))
     photo, _ = augmentation.views(
-        subject.picture, subject.mask, subject.ground, 1, model.size, torch.Generator().manual_seed(0)
+        subject.picture, subject.mask, subject.background, 1, model.size, torch.Generator().manual_seed(0)
     )
     named = " and ".join(f"<{item.name}>" for item in found)
     plain = " and ".join(f"a {word}" for word in record.objects.values())
-    prompts = [words.expand(f"a photo of {named} {place}") for place in PLACES] + [f"a photo of {plain} {PLACES[0]}"]
+    prompts = [words.expand(f"a photo of {named} {place}") for place in SCENES] + [f"a photo of {plain} {SCENES[0]}"]
     shown, step, size = [photo], ctx.progress("preview"), vae_batch_size(model.size, model.size)
     for at in range(0, len(prompts), size):
         part = prompts[at : at + size]

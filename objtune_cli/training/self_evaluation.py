@@ -24,20 +24,20 @@ from objtune_cli.training.subjects import Subject
 
 SCENES = ("on the beach", "in the snow", "at night", "in the desert")
 """Where the object is asked for; the photo was taken in one of them at most."""
-MIDDLE = (0.15, 0.2, 0.85, 0.9)
+CENTRAL_BOX = (0.15, 0.2, 0.85, 0.9)
 """Where the class's own pictures have their object."""
 STEPS = 12
 """Sampling steps of a judged picture: fewer than of one that is shown."""
 FIRST_SEED = 900
-PLACEMENTS = 8
-APART = 0.05
+NUM_VIEWS = 8
+MIN_COSINE_GAP = 0.05
 """Least difference of cosines between object and class that a score is divided by: nearer together they cannot be told apart."""
-COARSE = 16
+LAYOUT_SIDE = 16
 """Side at which a picture is compared with the photo: layout and colours, no texture."""
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class SubjectReference:
     """What is fixed about one object.
 
     Attributes:
@@ -46,15 +46,15 @@ class Known:
             class pictures with it. follows: share of the class pictures that are where they were asked to be.
     """
 
-    own: Tensor
-    one: float
-    zero: float
-    photo: Tensor
-    seen: float
-    follows: float
+    embedding: Tensor
+    object_similarity: float
+    class_similarity: float
+    photo_layout: Tensor
+    class_photo_correlation: float
+    class_prompt_accuracy: float
 
 
-class Judge:
+class SelfEvaluation:
     """Scores of trained objects; made before anything is learned, for the class pictures are the frozen base's."""
 
     def __init__(
@@ -89,34 +89,41 @@ class Judge:
         """How far the class came towards the object: 0 as before, 1 it is the object; the mean over the objects, or the named ones."""
         asked = self._asked(names)
         after = {word: self._class(word) for word in sorted({s.class_word for s, _ in asked})}
-        moved = [float((self._middles(after[s.class_word]) @ k.own).mean()) - k.zero for s, k in asked]
-        return sum(m / max(k.one - k.zero, APART) for m, (_, k) in zip(moved, asked, strict=True)) / len(moved)
+        moved = [
+            float((self._middles(after[s.class_word]) @ k.embedding).mean()) - k.class_similarity for s, k in asked
+        ]
+        return sum(
+            m / max(k.object_similarity - k.class_similarity, MIN_COSINE_GAP)
+            for m, (_, k) in zip(moved, asked, strict=True)
+        ) / len(moved)
 
-    def _asked(self, names: Sequence[str]) -> list[tuple[Subject, Known]]:
+    def _asked(self, names: Sequence[str]) -> list[tuple[Subject, SubjectReference]]:
         return [(s, k) for s, k in zip(self.subjects, self.known, strict=True) if not names or s.name in names]
 
-    def _known(self, subject: Subject) -> Known:
+    def _known(self, subject: Subject) -> SubjectReference:
         picture = (subject.picture + 1) / 2
-        own = known_by(self.towers, picture, subject.mask)
+        own = object_embedding(self.towers, picture, subject.mask)
         g = torch.Generator().manual_seed(0)
-        placed, _ = augmentation.views(subject.picture, subject.mask, subject.ground, PLACEMENTS, self.model.size, g)
+        placed, _ = augmentation.views(subject.picture, subject.mask, subject.background, NUM_VIEWS, self.model.size, g)
         plain = self.plain[subject.class_word]
-        photo = coarse(placed[:1])[0]
-        return Known(
-            own=own,
-            one=float((self._middles(placed) @ own).mean()),
-            zero=float((self._middles(plain) @ own).mean()),
-            photo=photo,
-            seen=float((coarse(plain) @ photo).mean()),
-            follows=self._follows(subject.class_word, plain),
+        photo = layout_descriptor(placed[:1])[0]
+        return SubjectReference(
+            embedding=own,
+            object_similarity=float((self._middles(placed) @ own).mean()),
+            class_similarity=float((self._middles(plain) @ own).mean()),
+            photo_layout=photo,
+            class_photo_correlation=float((layout_descriptor(plain) @ photo).mean()),
+            class_prompt_accuracy=self._follows(subject.class_word, plain),
         )
 
-    def _scores(self, subject: Subject, known: Known, shown: Tensor) -> dict[str, float]:
-        likeness = float((self._middles(shown) @ known.own).mean())
+    def _scores(self, subject: Subject, known: SubjectReference, shown: Tensor) -> dict[str, float]:
+        likeness = float((self._middles(shown) @ known.embedding).mean())
         return {
-            "identity": (likeness - known.zero) / max(known.one - known.zero, APART),
-            "prompt": self._follows(subject.class_word, shown) / max(known.follows, 1 / len(SCENES)),
-            "copy": (float((coarse(shown) @ known.photo).mean()) - known.seen) / max(1 - known.seen, 1e-3),
+            "identity": (likeness - known.class_similarity)
+            / max(known.object_similarity - known.class_similarity, MIN_COSINE_GAP),
+            "prompt": self._follows(subject.class_word, shown) / max(known.class_prompt_accuracy, 1 / len(SCENES)),
+            "copy": (float((layout_descriptor(shown) @ known.photo_layout).mean()) - known.class_photo_correlation)
+            / max(1 - known.class_photo_correlation, 1e-3),
         }
 
     def _follows(self, class_word: str, shown: Tensor) -> float:
@@ -142,26 +149,26 @@ class Judge:
 
     def _middles(self, pictures: Tensor) -> Tensor:
         """Unit vectors of where an object stands in a picture of it alone: less of the scene is in them."""
-        return self.towers.pictures(framed((pictures + 1) / 2, MIDDLE, self.towers.size))
+        return self.towers.pictures(framed((pictures + 1) / 2, CENTRAL_BOX, self.towers.size))
 
 
-def known_by(towers: Clip, picture: Tensor, mask: Tensor) -> Tensor:
+def object_embedding(towers: Clip, picture: Tensor, mask: Tensor) -> Tensor:
     """The unit vector (d,) of an object: the mean over its close-up and its cut-out, both also mirrored.
 
     Args:
         picture: (3, H, W) in [0, 1]. mask: coverage (H, W).
     """
     alone = crop(picture, mask, picture.new_tensor(MEAN), towers.size)
-    views = torch.stack([close_up(picture, mask, towers.size)[0], alone])
+    views = torch.stack([crop_close_up(picture, mask, towers.size)[0], alone])
     return F.normalize(towers.pictures(torch.cat([views, views.flip(-1)])).mean(0), dim=0)
 
 
-def close_up(picture: Tensor, mask: Tensor, side: int) -> Tensor:
+def crop_close_up(picture: Tensor, mask: Tensor, side: int) -> Tensor:
     """The photo around its object, (1, 3, side, side)."""
     return framed(picture[None], bounding_box(mask, 0.3 * float(mask.max())), side, ROOM)
 
 
-def coarse(pictures: Tensor) -> Tensor:
+def layout_descriptor(pictures: Tensor) -> Tensor:
     """Pictures (N, 3, H, W) as vectors (N, k) of unit length whose product is the correlation of layout and colours."""
-    small = F.adaptive_avg_pool2d(pictures.float().cpu(), COARSE).flatten(1)
+    small = F.adaptive_avg_pool2d(pictures.float().cpu(), LAYOUT_SIDE).flatten(1)
     return F.normalize(small - small.mean(dim=1, keepdim=True), dim=1)

@@ -29,7 +29,7 @@ from objtune_cli.workflow.context import StageContext, StageResult
 if TYPE_CHECKING:
     from objtune_cli.models.base_model import BaseModel
     from objtune_cli.runtime.distributed import ProcessGroup
-    from objtune_cli.training.self_evaluation import Judge
+    from objtune_cli.training.self_evaluation import SelfEvaluation
     from objtune_cli.training.subjects import Subject
     from objtune_cli.training.trainer import Trainer
 
@@ -38,7 +38,7 @@ SAVE_EVERY = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class TrainingPlan:
     """One adapter to be: its record, the embeddings that it starts from, the priors of its classes."""
 
     record: Record
@@ -55,21 +55,21 @@ def run(
         UsageError: Objects of different photos. GateError: training diverged.
         Stopped: A signal came; the state is saved.
     """
-    config = checked(ctx, config, len(sources))
-    work = described(ctx, sources, config, embedding, prior)
+    config = validate_config(ctx, config, len(sources))
+    work = plan(ctx, sources, config, embedding, prior)
     done = ctx.reuse(work.record, computed=True)
-    if done is None and leads(ctx.team()):
-        unfinished_runs.announce(ctx, work.record)
-    return shown(ctx, done or alone(ctx, work, config), work, preview=preview)
+    if done is None and is_main_process(ctx.team()):
+        unfinished_runs.report_earlier_runs(ctx, work.record)
+    return with_preview(ctx, done or train_one(ctx, work, config), work, preview=preview)
 
 
-def checked(ctx: StageContext, config: Train, objects: int = 1) -> Train:
+def validate_config(ctx: StageContext, config: Train, objects: int = 1) -> Train:
     """The settings with what suits the base and the number of objects.
 
     Raises:
         UsageError: There would be steps in which nothing learns, or a rate is too large for an optimizer.
     """
-    config = suited(config, ctx.base.training, objects)
+    config = fill_defaults(config, ctx.base.training, objects)
     alone, first = config.modules == "none", config.token_first
     if (config.token == "fixed" and (alone or first)) or (alone and 0 < first < config.steps):
         raise UsageError(
@@ -88,7 +88,7 @@ def checked(ctx: StageContext, config: Train, objects: int = 1) -> Train:
     return config
 
 
-def described(ctx: StageContext, sources: list[Ref], config: Train, embedding: Embed, prior: Prior) -> Work:
+def plan(ctx: StageContext, sources: list[Ref], config: Train, embedding: Embed, prior: Prior) -> TrainingPlan:
     """What is to be made of the sources, the stages before it done."""
     given = [artifacts.read_record(ctx.root, ref) for ref in sources]
     for record in given:
@@ -96,10 +96,10 @@ def described(ctx: StageContext, sources: list[Ref], config: Train, embedding: E
     if len({name for record in given for name in record.objects}) < len(given):
         raise UsageError("an object is named twice", "give each embedding once")
     words = sorted({word for record in given for word in record.objects.values()}) if config.class_weight else []
-    missing = [word for word in words if not prior_stage.made(ctx, word, prior)]
+    missing = [word for word in words if not prior_stage.exists(ctx, word, prior)]
     records: list[Record] = []
     work: list[Callable[[], Any]] = [
-        lambda: records.extend(started(ctx, sources, embedding)),
+        lambda: records.extend(ensure_embeddings(ctx, sources, embedding)),
         lambda: _priors(ctx, missing, prior),
     ]
     ctx.side_by_side(work if missing else work[:1])
@@ -110,7 +110,7 @@ def described(ctx: StageContext, sources: list[Ref], config: Train, embedding: E
         role = f"{PRIOR_ROLE}{ref.name}"  # two classes may have one name: Café and cafe
         inputs[f"{role}.{len(inputs)}" if role in inputs else role] = ctx.input(ref)
     name = "-".join(named)[:64].rstrip("-.")
-    return Work(Record("adapter", name, named, inputs, identifying(config), ctx.base.record()), records, made)
+    return TrainingPlan(Record("adapter", name, named, inputs, identifying(config), ctx.base.record()), records, made)
 
 
 def _priors(ctx: StageContext, words: list[str], prior: Prior) -> dict[str, Ref]:
@@ -119,7 +119,7 @@ def _priors(ctx: StageContext, words: list[str], prior: Prior) -> dict[str, Ref]
         return {word: prior_stage.run(ctx, word, prior).ref for word in words}
 
 
-def started(ctx: StageContext, sources: list[Ref], embedding: Embed) -> list[Record]:
+def ensure_embeddings(ctx: StageContext, sources: list[Ref], embedding: Embed) -> list[Record]:
     """The embeddings of masks and embeddings of one photo.
 
     Raises:
@@ -133,9 +133,9 @@ def started(ctx: StageContext, sources: list[Ref], embedding: Embed) -> list[Rec
     return records
 
 
-def shown(ctx: StageContext, done: StageResult, work: Work, *, preview: bool) -> StageResult:
+def with_preview(ctx: StageContext, done: StageResult, work: TrainingPlan, *, preview: bool) -> StageResult:
     """The result with its sheet of samples, if one is wanted."""
-    if preview and not done.images and leads(ctx.team()):
+    if preview and not done.images and is_main_process(ctx.team()):
         try:
             done.images = [preview_stage.draw(ctx, artifacts.read_record(ctx.root, done.ref), work.starts)]
         except InputError as error:  # its sentences are longer than those of training
@@ -145,7 +145,7 @@ def shown(ctx: StageContext, done: StageResult, work: Work, *, preview: bool) ->
     return done
 
 
-def suited(config: Train, own: Mapping[str, Any], objects: int = 1) -> Train:
+def fill_defaults(config: Train, own: Mapping[str, Any], objects: int = 1) -> Train:
     """What is left to the base (0 and "auto") filled in from what suits it; several objects of one photo learn where their words look, and each has one's steps (ours)."""
     given = {name: getattr(config, name) for name in registry.DEFAULT_TRAINING}
     filled = {
@@ -161,29 +161,31 @@ def suited(config: Train, own: Mapping[str, Any], objects: int = 1) -> Train:
     return replace(config, stop=stop, **filled)
 
 
-def alone(ctx: StageContext, work: Work, config: Train) -> StageResult:
+def train_one(ctx: StageContext, work: TrainingPlan, config: Train) -> StageResult:
     """One adapter by a run of its own."""
     from objtune_cli.training import trainer as training
 
-    learning = subjects.of(ctx, work.starts)
-    model = opened(ctx, config)
-    class_words.check_length(model, [s.class_word for s in learning], sum(s.learned for s in learning))
-    state = RunState(ctx.project, state_key(run_key(work, model)))
+    learning = subjects.load_subjects(ctx, work.starts)
+    model = load_for_training(ctx, config)
+    class_words.check_length(model, [s.class_word for s in learning], sum(s.num_trainable for s in learning))
+    state = RunState(ctx.project, checkpoint_key(run_key(work, model)))
     team = model.team
     with contextlib.ExitStack() as held:
-        if leads(team):
+        if is_main_process(team):
             held.enter_context(state.locked())
         room = held.enter_context(Room(ctx.project))
         done = ctx.reuse(work.record, computed=True)  # another process may have finished it since we looked
         if done:
             return done
-        if leads(team) and not state.file.exists():
-            unfinished_runs.announce_key(ctx, work.record, state.key, computed(model))
+        if is_main_process(team) and not state.file.exists():
+            unfinished_runs.report_restart(ctx, work.record, state.key, describe_environment(model))
         ctx.report.note("drawing placements of the object")
-        judge = judge_of(ctx, model, learning) if config.scores == "shown" and leads(team) else None
+        judge = (
+            build_self_evaluation(ctx, model, learning) if config.scores == "shown" and is_main_process(team) else None
+        )
         if judge is not None and config.idle == "leaves":
             judge.towers.rest()
-        trainer = training.Trainer(model, learning, priors_of(ctx, work), config)
+        trainer = training.Trainer(model, learning, load_priors(ctx, work), config)
         kept = state.load()
         if kept is None and state.file.exists():
             ctx.report.note(f"the saved state {state.file} is damaged: the run begins anew")
@@ -192,26 +194,26 @@ def alone(ctx: StageContext, work: Work, config: Train) -> StageResult:
 
             trainer.restore({k: torch.from_numpy(v) for k, v in kept.items()})
             ctx.report.note(f"goes on at step {trainer.step} of {trainer.total}")
-        if leads(team):  # what is written, the first process writes
-            room.hold(_most(trainer) * (2 if kept is None else 1))
+        if is_main_process(team):  # what is written, the first process writes
+            room.hold(_checkpoint_bytes(trainer) * (2 if kept is None else 1))
         _loop(ctx, work, trainer, state, room)
         if team is not None and not team.leads:
             team.together()
             return StageResult(ctx.find(work.record, computed=True) or work.record.ref, True)
         room.free()
-        done = published(ctx, work, trainer, judge)
+        done = publish(ctx, work, trainer, judge)
         state.discard()
         if team is not None:
             team.together()
     return done
 
 
-def leads(team: "ProcessGroup | None") -> bool:
+def is_main_process(team: "ProcessGroup | None") -> bool:
     """Whether this process is the one, or the first of several."""
     return team is None or team.leads
 
 
-def opened(ctx: StageContext, config: Train) -> "BaseModel":
+def load_for_training(ctx: StageContext, config: Train) -> "BaseModel":
     """The base, ready to be trained in as little memory as the settings ask for."""
     from objtune_cli.models import memory_savings
 
@@ -220,12 +222,12 @@ def opened(ctx: StageContext, config: Train) -> "BaseModel":
     return model
 
 
-def run_key(work: Work, model: "BaseModel") -> str:
+def run_key(work: TrainingPlan, model: "BaseModel") -> str:
     """What steps depend on, to the bit: a state of another key is no state of this run."""
-    return f"{work.record.identity()}/{computed(model)}"
+    return f"{work.record.identity()}/{describe_environment(model)}"
 
 
-def computed(model: "BaseModel") -> str:
+def describe_environment(model: "BaseModel") -> str:
     """Device, number formats, threads and version of torch: what last digits of sums depend on."""
     import torch
 
@@ -233,12 +235,12 @@ def computed(model: "BaseModel") -> str:
     return f"{formats}/{torch.get_num_threads()}/{torch.__version__}"
 
 
-def state_key(text: str) -> str:
+def checkpoint_key(text: str) -> str:
     """A run's key as its state has it."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def priors_of(ctx: StageContext, work: Work) -> dict[str, PriorArtifact]:
+def load_priors(ctx: StageContext, work: TrainingPlan) -> dict[str, PriorArtifact]:
     """The classes' priors as torch tensors, by class word."""
     import torch
 
@@ -250,7 +252,7 @@ def priors_of(ctx: StageContext, work: Work) -> dict[str, PriorArtifact]:
     }
 
 
-def published(ctx: StageContext, work: Work, trainer: "Trainer", judge: "Judge | None") -> StageResult:
+def publish(ctx: StageContext, work: TrainingPlan, trainer: "Trainer", judge: "SelfEvaluation | None") -> StageResult:
     """The adapter of a trainer that has taken its steps.
 
     Raises:
@@ -268,22 +270,22 @@ def published(ctx: StageContext, work: Work, trainer: "Trainer", judge: "Judge |
         raise trainer.describe_failure("a weight is not finite")
     if judge is not None:
         layers.set_active(trainer.model, [trainer.name] if trainer.lora else [])
-        metrics |= _scores(ctx, trainer, judge)
+        metrics |= _self_evaluate(ctx, trainer, judge)
     ref = artifacts.publish(ctx.root, replace(work.record, metrics=metrics, tools=ctx.tools(trainer.model)), tensors)
     return StageResult(ref, False, [], metrics)
 
 
-def judge_of(ctx: StageContext, model: "BaseModel", subjects: list["Subject"]) -> "Judge | None":
+def build_self_evaluation(ctx: StageContext, model: "BaseModel", subjects: list["Subject"]) -> "SelfEvaluation | None":
     """Who looks at the run's own pictures; nobody where the base has no image tower."""
     from objtune_cli.models import clip
-    from objtune_cli.training.self_evaluation import Judge
+    from objtune_cli.training.self_evaluation import SelfEvaluation
 
     if ctx.base.image_tower is None:
         return None
     begun = {
         "object_below": ctx.base.object_below()
     }  # as the pictures that come later; the words around the object would cost two rows a picture
-    return Judge(
+    return SelfEvaluation(
         model,
         clip.load(ctx.base.image_tower, model),
         subjects,
@@ -293,11 +295,11 @@ def judge_of(ctx: StageContext, model: "BaseModel", subjects: list["Subject"]) -
     )
 
 
-COPIED, DRIFTED, UNLIKE, LOST = 0.4, 0.25, 0.4, 0.7
+WARN_COPY, WARN_DRIFT, WARN_IDENTITY, WARN_PROMPT = 0.4, 0.25, 0.4, 0.7
 """Scores from which a person should know: copy and drift above, identity and prompt below."""
 
 
-def _scores(ctx: StageContext, trainer: "Trainer", judge: "Judge") -> dict[str, float]:
+def _self_evaluate(ctx: StageContext, trainer: "Trainer", judge: "SelfEvaluation") -> dict[str, float]:
     """The scores, said in words too, with what to change where one is bad; none where a picture is not finite."""
     names = list(trainer.learned)
     among = f"{' '.join(names)}: " if trainer.name != "default" else ""  # others stand beside it
@@ -322,27 +324,27 @@ def _scores(ctx: StageContext, trainer: "Trainer", judge: "Judge") -> dict[str, 
         "  ".join(f"{name} {found[name]:.2f}" for name in ("identity", "prompt", "drift", "copy"))
         + f"  ({trainer.step} steps)"
     )
-    if found["copy"] > COPIED:
+    if found["copy"] > WARN_COPY:
         note(
             "the pictures copy the photo: fewer steps (`--steps`), a lower rate (`--set train.lr=…`), or a tighter mask"
         )
-    if found["drift"] > DRIFTED:
+    if found["drift"] > WARN_DRIFT:
         note("the class itself came to look like the object: hold it more, `--set train.class_weight=6`")
-    if found["identity"] < UNLIKE:
+    if found["identity"] < WARN_IDENTITY:
         note("the object is not well learned: more steps (`--steps`), or a larger and sharper photo of it")
-    if found["prompt"] < LOST:
+    if found["prompt"] < WARN_PROMPT:
         note(
             "scenes are not followed as the class alone follows them: fewer steps, or `--set train.background_weight=2`"
         )
     return found
 
 
-def _most(trainer: "Trainer") -> int:
+def _checkpoint_bytes(trainer: "Trainer") -> int:
     """Bytes of the largest file that is yet to be written: a state, which is three times the adapter. While one is replaced there are two."""
     return trainer.size() + SLACK
 
 
-def _loop(ctx: StageContext, work: Work, trainer: "Trainer", state: RunState, room: Room) -> None:
+def _loop(ctx: StageContext, work: TrainingPlan, trainer: "Trainer", state: RunState, room: Room) -> None:
     """Take the remaining steps, saving from time to time and when a signal comes."""
     from objtune_cli.training import trainer as training
 
@@ -356,9 +358,11 @@ def _loop(ctx: StageContext, work: Work, trainer: "Trainer", state: RunState, ro
         due = (
             signum or trainer.finished or time.monotonic() - saved > SAVE_EVERY
         )  # what comes after the last step may be stopped too
-        if leads(team) and due:
-            with room.lent(_most(trainer)):
-                state.about = unfinished_runs.about([(work.record, trainer)], computed(trainer.model))
+        if is_main_process(team) and due:
+            with room.lent(_checkpoint_bytes(trainer)):
+                state.about = unfinished_runs.checkpoint_header(
+                    [(work.record, trainer)], describe_environment(trainer.model)
+                )
                 state.save(trainer.state())
             saved = time.monotonic()
         if signum:

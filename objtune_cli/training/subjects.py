@@ -26,10 +26,10 @@ class Subject:
 
     name: str
     class_word: str
-    rows: Tensor
-    learned: int
+    token_embeddings: Tensor
+    num_trainable: int
     picture: Tensor
-    ground: Tensor
+    background: Tensor
     mask: Tensor
 
 
@@ -52,26 +52,26 @@ class Views:
         return " and ".join(f"<{s.name}>" if kind == "token" else with_article(s.class_word) for s in self.members)
 
 
-TOGETHER = (0.75, 0.95)
+GROUP_SCALE = (0.75, 0.95)
 """Share of the frame that several objects together cover along the longer side: each then has as much of it as there is."""
-ALL_OF = 3
+MAX_FULL_COMBINATIONS = 3
 """Up to so many objects every combination is shown; of more, whose combinations would be too many, singles, pairs and all together."""
 
 
 def subsets(subjects: list[Subject]) -> list[tuple[Subject, ...]]:
     """The combinations that steps show: singles and combinations are both trained (union sampling); the last one is all."""
     count = len(subjects)
-    sizes = range(1, count + 1) if count <= ALL_OF else (1, 2, count)
+    sizes = range(1, count + 1) if count <= MAX_FULL_COMBINATIONS else (1, 2, count)
     return [c for n in sizes for c in itertools.combinations(subjects, n)]
 
 
-def views(model: BaseModel, members: tuple[Subject, ...], config: Train) -> Views:
+def encode_views(model: BaseModel, members: tuple[Subject, ...], config: Train) -> Views:
     """Draw the placements of a subset and encode them once."""
     each = torch.stack([s.mask for s in members])
     g = ddpm.step_generator(config.seed, 0xFFFFFFFF)
-    scale = TOGETHER if len(members) > 1 else augmentation.SCALE
+    scale = GROUP_SCALE if len(members) > 1 else augmentation.SCALE
     pictures, masks = augmentation.views(
-        members[0].picture, each.amax(0), members[0].ground, config.views, model.size, g, scale, each
+        members[0].picture, each.amax(0), members[0].background, config.views, model.size, g, scale, each
     )
     latents, spread = (found.to(model.device) for found in model.posterior(pictures))
     masks = to_latent(masks, (latents.shape[-2], latents.shape[-1])).to(model.device)

@@ -24,7 +24,7 @@ from objtune_cli.runtime import cpu
 from objtune_cli.store.kinds.prior import PriorArtifact
 from objtune_cli.training import optimizer
 from objtune_cli.training.early_stopping import Plateau
-from objtune_cli.training.ema import Average, write
+from objtune_cli.training.ema import WeightAverage, copy_values
 from objtune_cli.training.loss_terms import Terms
 from objtune_cli.training.subjects import Subject
 
@@ -52,8 +52,8 @@ class Trainer(Terms):
         scale = float(torch.stack([n.mean() for n in self.norms.values()]).mean())
         tokens = {"params": list(self.learned.values()), "lr": config.token_lr * scale, "weight_decay": 0.0}
         groups = [tokens, {"params": self.lora, "lr": config.lr, "weight_decay": 0.01}]
-        self.optimizer = optimizer.optimizer(config.optimizer, groups, config.beta2)
-        self.peaks = [group["lr"] for group in self.optimizer.param_groups]
+        self.optimizer = optimizer.build_optimizer(config.optimizer, groups, config.beta2)
+        self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.weights = {
             "object": 1.0,
             "background": config.background_weight,
@@ -62,7 +62,7 @@ class Trainer(Terms):
         }
         self.plateau = Plateau(config.steps) if config.stop == "good" else None
         decay = config.average or (STEADY if self.plateau else 0.0)
-        self.average = Average(self._params(), decay) if decay else None
+        self.average = WeightAverage(self._params(), decay) if decay else None
         self.mean = {name: 0.0 for name, weight in self.weights.items() if weight}
         """Running means of the loss terms in use."""
         if config.idle == "leaves":
@@ -86,14 +86,14 @@ class Trainer(Terms):
         for p in self.lora:
             p.requires_grad_(not alone)
 
-    def advance(self) -> None:
+    def train_step(self) -> None:
         """One optimizer step.
 
         Raises:
             GateError: The loss is no longer a finite number.
         """
-        if self.plateau is not None and self.plateau.due(self.step):
-            self.plateau.add(self._steady_loss())
+        if self.plateau is not None and self.plateau.should_measure(self.step):
+            self.plateau.record_loss(self._steady_loss())
         terms = memory_savings.retry_with_checkpointing(
             self.model, self._pulled, auto=self.config.checkpointing == "auto"
         )
@@ -106,7 +106,7 @@ class Trainer(Terms):
         self.begin()
         terms: dict[str, Tensor] = {}
         for part in self._losses(ddpm.step_generator(self.config.seed, self.step)):
-            loss = self.weighed(part)
+            loss = self.weighted_sum(part)
             if loss.requires_grad:  # a class pass of its own has nothing to learn from where the token learns alone
                 loss.backward()
             terms |= {name: value.detach() for name, value in part.items()}
@@ -114,12 +114,12 @@ class Trainer(Terms):
 
     def begin(self) -> None:
         """What comes before a step's losses: rates, who learns, no gradients."""
-        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+        for group, peak in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = peak * self._rate()
         self._take_turns()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def weighed(self, terms: Mapping[str, Tensor]) -> Tensor:
+    def weighted_sum(self, terms: Mapping[str, Tensor]) -> Tensor:
         """The loss of some of the terms."""
         return torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
 
@@ -150,7 +150,7 @@ class Trainer(Terms):
 
     def describe_failure(self, what: str) -> GateError:
         """The error for values that are not finite: of the base, where it alone gives such values for this photo, else of what was learned."""
-        model, fixed = self.model, self.fixed_rows(0)
+        model, fixed = self.model, self.validation_batch(0)
         words = self.teacher_conditions[PROMPT.format(fixed.views.words("class"))]
         with torch.no_grad(), adapter_state.disabled(model):
             alone = [model.predict(z[None], t[None], words) for z, t in zip(fixed.z_t, fixed.t, strict=True)]
@@ -171,11 +171,11 @@ class Trainer(Terms):
 
     def _steady_loss(self) -> float:
         """The loss under fixed noise of the running mean."""
-        with self.steady():
-            return self.fixed_loss()
+        with self.ema_weights():
+            return self.validation_loss()
 
     @contextlib.contextmanager
-    def steady(self) -> Iterator[None]:
+    def ema_weights(self) -> Iterator[None]:
         """Inside, the weights are their running mean."""
         assert self.average is not None
         with self.average.in_place():
@@ -192,10 +192,10 @@ class Trainer(Terms):
         """Whether all steps are taken."""
         return self.step >= self.total
 
-    def settle(self) -> None:
+    def keep_ema(self) -> None:
         """Keep the running mean in place of the last step's, where the settings ask for it."""
         if self.config.average and self.average is not None:
-            write(self._params(), self.average.kept)
+            copy_values(self._params(), self.average.kept)
             self._keep_norms()
 
     @torch.no_grad()
@@ -223,7 +223,7 @@ class Trainer(Terms):
         }
         for i, p in enumerate(self._params()):
             kept[f"{i:04d}.value"] = p.detach().cpu()
-            kept |= optimizer.saved(self.optimizer.state.get(p, {}), f"{i:04d}")
+            kept |= optimizer.pack_state(self.optimizer.state.get(p, {}), f"{i:04d}")
         for i, value in enumerate(self.average.kept if self.average is not None else []):
             kept[f"{i:04d}.mean"] = value.cpu()
         return kept | (self.plateau.state() if self.plateau is not None else {})
@@ -239,7 +239,7 @@ class Trainer(Terms):
         with torch.no_grad():
             for i, p in enumerate(self._params()):
                 p.copy_(kept[f"{i:04d}.value"])
-                slots = optimizer.restored(kept, f"{i:04d}", p.device)
+                slots = optimizer.unpack_state(kept, f"{i:04d}", p.device)
                 if slots:
                     self.optimizer.state[p] = slots
                 if self.average is not None:
@@ -254,6 +254,6 @@ class Trainer(Terms):
 def run(trainer: Trainer, on_step: Callable[[int], None]) -> None:
     """Take the remaining steps; `on_step` sees each one's number and may raise to stop."""
     while not trainer.finished:
-        trainer.advance()
+        trainer.train_step()
         on_step(trainer.step)
-    trainer.settle()
+    trainer.keep_ema()

@@ -16,14 +16,16 @@ from objtune_cli.workflow.context import StageContext
 if TYPE_CHECKING:
     from objtune_cli.training.trainer import Trainer
 
-MOST = 4
+MAX_DIFFERENCES = 4
 """Differences that one line names."""
 
 
-def about(runs: "Iterable[tuple[Record, Trainer]]", computed: str) -> dict[str, Any]:
+def checkpoint_header(runs: "Iterable[tuple[Record, Trainer]]", computed: str) -> dict[str, Any]:
     """What a state's header says of its runs, so that another command can tell how its own differs."""
     found = [(record, trainer.step, trainer.total) for record, trainer in runs]
-    told: dict[str, Any] = {r.name: {"step": step, "total": total, "inputs": _digest(r)} for r, step, total in found}
+    told: dict[str, Any] = {
+        r.name: {"step": step, "total": total, "inputs": _inputs_digest(r)} for r, step, total in found
+    }
     record = found[0][0] if found else None
     return {
         "runs": told,
@@ -33,15 +35,15 @@ def about(runs: "Iterable[tuple[Record, Trainer]]", computed: str) -> dict[str, 
     }
 
 
-def announce(ctx: StageContext, record: Record) -> None:
+def report_earlier_runs(ctx: StageContext, record: Record) -> None:
     """Say, before a base is opened, what becomes of earlier runs of this object: one with other settings, or of something else, begins anew."""
     for state in unfinished(ctx.project):
-        if why := _difference(state, record):
-            _say(ctx, state, record, why)
+        if why := _restart_reason(state, record):
+            _report(ctx, state, record, why)
     versions = refs.versions(ctx.root, record.kind, record.name)
     if versions and not ctx.force:
         newest = artifacts.read_record(ctx.root, Ref(record.kind, record.name, versions[-1]))
-        changed = changes(newest.config, record.config)
+        changed = changed_settings(newest.config, record.config)
         if changed and (newest.inputs, newest.base) == (record.inputs, record.base):
             steps = f" of {newest.metrics['steps']} steps" if "steps" in newest.metrics else ""
             ctx.report.note(
@@ -49,17 +51,17 @@ def announce(ctx: StageContext, record: Record) -> None:
             )
 
 
-def announce_key(ctx: StageContext, record: Record, key: str, computed: str) -> None:
+def report_restart(ctx: StageContext, record: Record, key: str, computed: str) -> None:
     """Say that a run of the same settings and inputs begins anew all the same: its steps would have other last digits.
 
     Args:
         key: Of the run's own state. computed: how its steps are computed, as in `about`.
     """
     for state in unfinished(ctx.project):
-        if record.name not in state.runs or state.key == key or _difference(state, record):
+        if record.name not in state.runs or state.key == key or _restart_reason(state, record):
             continue
         other = f"another device, number format or number of threads begins anew ({state.computed}, now {computed})"
-        _say(
+        _report(
             ctx,
             state,
             record,
@@ -67,14 +69,14 @@ def announce_key(ctx: StageContext, record: Record, key: str, computed: str) -> 
         )
 
 
-def _say(ctx: StageContext, state: Unfinished, record: Record, why: str) -> None:
+def _report(ctx: StageContext, state: Unfinished, record: Record, why: str) -> None:
     run = state.runs[record.name]
     ctx.note_once(
         f"{record.kind}/{record.name}: a run of {run['total']} steps is unfinished at {run['step']}; {why}; the command that began it still goes on with it"
     )
 
 
-def list_all(project: Project) -> list[dict[str, Any]]:
+def list_unfinished(project: Project) -> list[dict[str, Any]]:
     """Every unfinished run, for programs: adapter, step, total, and the state's file below the project."""
     return [
         {
@@ -88,32 +90,32 @@ def list_all(project: Project) -> list[dict[str, Any]]:
     ]
 
 
-def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """The settings of training that differ: "steps 160, now 200"; a setting that a record lacks is at its value of before it was added."""
     found = []
     for each in fields(Train):
         before, now = (config.get(each.name, each.metadata["before"]) for config in (old, new))
         if before != now:
             found.append(f"{each.name} {before}, now {now}")
-    more = [f"{len(found) - MOST} more"] if len(found) > MOST else []
-    return "; ".join(found[:MOST] + more)
+    more = [f"{len(found) - MAX_DIFFERENCES} more"] if len(found) > MAX_DIFFERENCES else []
+    return "; ".join(found[:MAX_DIFFERENCES] + more)
 
 
-def _difference(state: Unfinished, record: Record) -> str:
+def _restart_reason(state: Unfinished, record: Record) -> str:
     """What a state of this object was begun with that is another now; nothing where it is the same work, or of another object."""
     if record.name not in state.runs:
         return ""
     if state.base.get("fingerprint") != record.base.get("fingerprint"):
         return f"another base begins anew ({state.base.get('id', 'unknown')}, now {record.base.get('id', 'unknown')})"
-    if changed := changes(state.config, record.config):
+    if changed := changed_settings(state.config, record.config):
         return f"other settings begin anew ({changed})"
     return (
         "another photo, mask, embedding or prior begins anew"
-        if state.runs[record.name]["inputs"] != _digest(record)
+        if state.runs[record.name]["inputs"] != _inputs_digest(record)
         else ""
     )
 
 
-def _digest(record: Record) -> str:
+def _inputs_digest(record: Record) -> str:
     """What a run is made from, in 16 digits."""
     return hashlib.sha256(safetensors_format.canonical(record.inputs).encode()).hexdigest()[:16]

@@ -81,7 +81,7 @@ def test_so_many_objects_of_one_photo_are_learned_together(tiny_base: Path, coun
     assert len(trainer.views) == 2**count - 1
     asked = sum(len(k.rows) for known in trainer.known for k in known.values()) / len(trainer.known[0])
     assert 24 <= asked < 24 + len(trainer.views)
-    trainer.advance()
+    trainer.train_step()
 
 
 def test_the_cost_of_objects_is_told_beside_that_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +121,7 @@ def test_the_clock_counts_each_part_once(monkeypatch: pytest.MonkeyPatch) -> Non
     def advance() -> None:
         trainer.model.text_encoder.forward(), trainer.model.denoiser.forward(), spend(5)(), trainer.optimizer.step()
 
-    trainer.advance = advance
+    trainer.train_step = advance
     monkeypatch.setattr(speed.time, "perf_counter", lambda: now[0])
     found = Clock(trainer).round(4)
     assert {k: v for k, v in found.items() if k.endswith("_s")} == {

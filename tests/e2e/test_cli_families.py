@@ -88,9 +88,9 @@ def test_a_run_goes_on_where_it_stopped(cli, kin_bases, dog_photo, monkeypatch, 
     Path("artifacts/adapter/dog/v001.safetensors").unlink()
     from objtune_cli.training.trainer import Trainer
 
-    advance, asked = Trainer.advance, []
+    advance, asked = Trainer.train_step, []
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "advance", lambda self: (advance(self), asked.append(1))[0])
+        patch.setattr(Trainer, "train_step", lambda self: (advance(self), asked.append(1))[0])
         patch.setattr(Stop, "asked", lambda self: 15 if len(asked) == 2 else 0)
         assert cli(*command).code == 143
     resumed = cli(*command)

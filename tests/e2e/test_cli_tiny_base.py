@@ -93,7 +93,7 @@ def test_a_rough_mask_is_made_exact_by_train_as_by_segment(objtune, dog_photo):
 
 def test_train_says_how_good_it_is_in_numbers_and_words(objtune, dog_photo, monkeypatch):
     """From the base's own CLIP; numbers in the record too, and what to change where one is bad."""
-    from objtune_cli.training.self_evaluation import Judge
+    from objtune_cli.training.self_evaluation import SelfEvaluation
 
     done = objtune("train", dog_photo, "--class", "dog", *FAST, "--no-preview", "--json")
     found = json.loads(done.out)["metrics"]["adapter/dog@1"]
@@ -101,8 +101,8 @@ def test_train_says_how_good_it_is_in_numbers_and_words(objtune, dog_photo, monk
     assert f"identity {found['identity']:.2f}  prompt {found['prompt']:.2f}" in done.err
     assert artifacts.read_record(Path("artifacts"), refs.Ref("adapter", "dog", 1)).metrics == found
 
-    monkeypatch.setattr(Judge, "scores", lambda *_: {"identity": 0.1, "prompt": 0.2, "copy": 0.9})
-    monkeypatch.setattr(Judge, "drift", lambda *_: 0.5)
+    monkeypatch.setattr(SelfEvaluation, "scores", lambda *_: {"identity": 0.1, "prompt": 0.2, "copy": 0.9})
+    monkeypatch.setattr(SelfEvaluation, "drift", lambda *_: 0.5)
     bad = objtune("train", dog_photo, "--class", "dog", *FAST, "--no-preview", "--force").err
     assert all(
         word in bad
@@ -113,8 +113,8 @@ def test_train_says_how_good_it_is_in_numbers_and_words(objtune, dog_photo, monk
             "scenes are not followed",
         )
     )
-    monkeypatch.setattr(Judge, "scores", lambda *_: {"identity": 0.9, "prompt": 1.0, "copy": 0.0})
-    monkeypatch.setattr(Judge, "drift", lambda *_: 0.0)
+    monkeypatch.setattr(SelfEvaluation, "scores", lambda *_: {"identity": 0.9, "prompt": 1.0, "copy": 0.0})
+    monkeypatch.setattr(SelfEvaluation, "drift", lambda *_: 0.0)
     good = objtune("train", dog_photo, "--class", "dog", *FAST, "--no-preview", "--force").err
     assert "identity 0.90" in good and "--set" not in good
 
@@ -185,14 +185,14 @@ def test_resuming_without_the_optimizer_state_would_be_noticed(objtune, dog_phot
 
     objtune("train", dog_photo, "--class", "dog", *FAST, "--no-preview")
     unbroken = Path("artifacts/adapter/dog/v001.safetensors").read_bytes()
-    advance = Trainer.advance
+    advance = Trainer.train_step
 
     def forgetful(self):
         if self.step == 2:
             self.optimizer.state.clear()
         return advance(self)
 
-    monkeypatch.setattr(Trainer, "advance", forgetful)
+    monkeypatch.setattr(Trainer, "train_step", forgetful)
     objtune("train", dog_photo, "--class", "dog", *FAST, "--no-preview", "--force")
     v2 = artifacts.load(Path("artifacts"), refs.Ref("adapter", "dog", 2))[1]
     v1 = artifacts.load(Path("artifacts"), refs.Ref("adapter", "dog", 1))[1]
@@ -366,8 +366,8 @@ def test_compose_draws_both_and_keeps_the_layout(trained):
 def test_two_objects_of_one_photo_are_learned_together(objtune, dog_photo, monkeypatch):
     from objtune_cli.training import load_subjects
 
-    seen, whole = [], load_subjects.of
-    monkeypatch.setattr(load_subjects, "of", lambda ctx, starts: seen.append(whole(ctx, starts)) or seen[-1])
+    seen, whole = [], load_subjects.load_subjects
+    monkeypatch.setattr(load_subjects, "load_subjects", lambda ctx, starts: seen.append(whole(ctx, starts)) or seen[-1])
     pair = dog_photo.with_name("pair.jpg")
     hints = ("--box", "dog=20,240,345,570", "--box", "mug=330,240,630,560")
     result = objtune("train", pair, "--class", "dog", "--class", "mug", *hints, *FAST)
@@ -378,8 +378,8 @@ def test_two_objects_of_one_photo_are_learned_together(objtune, dog_photo, monke
     joint = objtune("generate", "<dog-mug>")
     assert joint.code == 4 and "name them: <dog>, <mug>" in joint.err
     ((dog, mug),) = seen  # behind either stands neither of them, and the rest of the photo as it is
-    assert (dog.ground == mug.ground).all()
-    changed = (dog.ground - dog.picture).abs().amax(0)
+    assert (dog.background == mug.background).all()
+    changed = (dog.background - dog.picture).abs().amax(0)
     for each in (dog, mug):
         assert changed[each.mask > 0.9].mean() > 0.2
     assert changed[0].max() < 0.02

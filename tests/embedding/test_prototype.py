@@ -26,12 +26,12 @@ def _photo() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.rand(3, 40, 60, generator=torch.Generator().manual_seed(0)) * 0.3 + 0.7 * mask, mask
 
 
-def _start(model: BaseModel, clip: towers.Clip | None, config: Embed = CONFIG) -> prototype.Started:
-    return prototype.start(model, clip, *_photo(), "dog", config)
+def _start(model: BaseModel, clip: towers.Clip | None, config: Embed = CONFIG) -> prototype.TokenInit:
+    return prototype.initialise_token(model, clip, *_photo(), "dog", config)
 
 
 def test_aim_is_the_mean_direction_of_its_three_parts(model: BaseModel, clip: towers.Clip) -> None:
-    p, cosines = prototype.aim(clip, model, *_photo(), "dog")
+    p, cosines = prototype.compute_prototype(clip, model, *_photo(), "dog")
     assert float(p.norm()) == pytest.approx(1, abs=1e-5)
     assert cosines.keys() == {"cos_picture_object", "cos_picture_class", "cos_object_class"}
     # |a + b + c|² = 3 + 2 (ab + ac + bc), and p · c = (ac + bc + 1) / |a + b + c|.
@@ -54,7 +54,7 @@ def test_learned_rows_have_the_classs_length_and_its_own_rows_follow(
     model: BaseModel, clip: towers.Clip, init: str, vectors: int
 ) -> None:
     own = class_token_embeddings(model, "dog")
-    rows = _start(model, clip, replace(CONFIG, init=init, vectors=vectors, steps=3)).rows
+    rows = _start(model, clip, replace(CONFIG, init=init, vectors=vectors, steps=3)).token_embeddings
     assert rows.shape == (vectors + 3, 16) and rows.dtype == torch.float32 and not rows.requires_grad
     torch.testing.assert_close(rows[:vectors].norm(dim=1), own.norm(dim=1).mean().expand(vectors))
     assert torch.equal(rows[vectors:], own)
@@ -62,7 +62,7 @@ def test_learned_rows_have_the_classs_length_and_its_own_rows_follow(
 
 def test_class_start_is_near_the_class_random_is_not(model: BaseModel) -> None:
     centre = class_token_embeddings(model, "dog").mean(0)
-    near, far = (_start(model, None, replace(CONFIG, init=init)).rows[0] for init in ("class", "random"))
+    near, far = (_start(model, None, replace(CONFIG, init=init)).token_embeddings[0] for init in ("class", "random"))
     cosine = torch.nn.functional.cosine_similarity
     assert float(cosine(near, centre, dim=0)) > 0.95
     assert abs(float(cosine(far, centre, dim=0))) < 0.9
@@ -74,13 +74,13 @@ def test_without_towers_there_are_no_metrics(model: BaseModel) -> None:
 
 def test_same_seed_same_token(model: BaseModel, clip: towers.Clip) -> None:
     first = _start(model, clip)
-    assert torch.equal(_start(model, clip).rows, first.rows)
-    assert not torch.equal(_start(model, clip, replace(CONFIG, seed=1)).rows, first.rows)
+    assert torch.equal(_start(model, clip).token_embeddings, first.token_embeddings)
+    assert not torch.equal(_start(model, clip, replace(CONFIG, seed=1)).token_embeddings, first.token_embeddings)
 
 
 def test_progress_counts_steps_and_steps_may_be_none(model: BaseModel, clip: towers.Clip) -> None:
     seen: list[int] = []
-    prototype.start(model, clip, *_photo(), "dog", CONFIG, lambda step, loss: seen.append(step))
+    prototype.initialise_token(model, clip, *_photo(), "dog", CONFIG, lambda step, loss: seen.append(step))
     assert seen == list(range(1, 16))
     still = _start(model, clip, replace(CONFIG, steps=0))
     assert still.metrics["cos_before"] == still.metrics["cos_after"]

@@ -128,4 +128,6 @@ def subjects(model: BaseModel, count: int = 1) -> list[Subject]:
     rex = subject(model)
     mask = torch.zeros(32, 32)
     mask[16:24, 22:30] = 1
-    return [rex, Subject("cup", "cat", class_token_embeddings(model, "cat"), 1, rex.picture, rex.ground, mask)][:count]
+    return [rex, Subject("cup", "cat", class_token_embeddings(model, "cat"), 1, rex.picture, rex.background, mask)][
+        :count
+    ]

@@ -162,7 +162,7 @@ def test_without_a_class_weight_no_prior_is_needed(trainer) -> None:
 def test_without_a_background_weight_there_is_no_teacher(trainer) -> None:
     t = trainer(background_weight=0.0)
     assert t.known == []
-    t.advance()
+    t.train_step()
     assert t.mean.keys() == {"object", "class"}
 
 
@@ -235,7 +235,7 @@ def test_a_constant_rate_warms_up_and_stays(trainer, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(t, "_losses", lambda g: [{"object": sum(p.sum() for p in t.lora) * 0}])
     rates = []
     for _ in range(steps):
-        t.advance()
+        t.train_step()
         rates.append([g["lr"] for g in t.optimizer.param_groups])
     peaks = [CONFIG.token_lr * float(t.norms["rex"].mean()), CONFIG.lr]
     assert rates[0] == pytest.approx([p / warm for p in peaks])
@@ -265,7 +265,7 @@ def test_a_fixed_token_does_not_move_and_the_layers_do(trainer) -> None:
     t = trainer(token="fixed", token_norm="free")
     start = _lora(t)
     training.run(t, lambda step: None)
-    assert torch.equal(t.tokens()["rex"], t.subjects[0].rows)
+    assert torch.equal(t.tokens()["rex"], t.subjects[0].token_embeddings)
     assert not any(torch.equal(v, start[k]) for k, v in _lora(t).items())
 
 
@@ -282,17 +282,17 @@ def test_a_free_token_changes_its_length(trainer) -> None:
     for kind, moved in (("free", True), ("kept", False)):
         t = trainer(token_norm=kind, token_lr=0.1)
         training.run(t, lambda step: None)
-        now, start = t.tokens()["rex"][0], t.subjects[0].rows[0]
+        now, start = t.tokens()["rex"][0], t.subjects[0].token_embeddings[0]
         assert not torch.equal(now, start)
         assert (abs(float(now.norm() / start.norm()) - 1) > 1e-3) == moved
-        assert torch.equal(t.tokens()["rex"][1:], t.subjects[0].rows[1:])
+        assert torch.equal(t.tokens()["rex"][1:], t.subjects[0].token_embeddings[1:])
 
 
 def test_the_token_learns_first_and_then_the_layers(trainer) -> None:
     t = trainer(token_first=3)
     for step in range(6):
         lora, token = _lora(t), t.tokens()["rex"]
-        t.advance()
+        t.train_step()
         assert _same(_lora(t), lora) == (step < 3)
         assert torch.equal(t.tokens()["rex"], token) == (step >= 3)
 
@@ -388,7 +388,7 @@ def test_stopped_and_continued_equals_unbroken_bit_for_bit(trainer, name: str) -
     training.run(whole, lambda step: None)
     first = trainer(steps=4, **CONTINUED[name])
     for _ in range(2):
-        first.advance()
+        first.train_step()
     second = trainer(steps=4, **CONTINUED[name])
     second.restore({k: v.clone() for k, v in first.state().items()})
     training.run(second, lambda step: None)
@@ -455,7 +455,7 @@ def test_drawn_latents_change_the_training_and_the_class_samples_too(trainer) ->
         noised = t._noised
         seen[way] = []
         t._noised = lambda z, g, spread=None, way=way, noised=noised: seen[way].append(spread) or noised(z, g, spread)
-        t.advance()
+        t.train_step()
     assert seen["mean"] == [None, None]
     photo, of_class = seen["sample"]
     assert photo.shape == (4, 4, 8, 8) and of_class.shape == (1, 4, 8, 8) and bool((photo > 0).all())
@@ -490,7 +490,7 @@ def test_apart_and_together_are_the_same_step(trainer, weights: dict) -> None:
             }
         )
         t.model.predict = lambda z, *rest, predict=predict, seen=seen: seen.append(len(z)) or predict(z, *rest)
-        t.advance()
+        t.train_step()
         stepped.append((seen, dict(t.mean), [p.grad.clone() for p in t._params()]))
     (one, means, grads), (two, means_apart, grads_apart) = stepped
     assert one == [6] and two == [4, 2]
@@ -503,7 +503,7 @@ def test_apart_and_together_are_the_same_step(trainer, weights: dict) -> None:
 def test_apart_a_class_pass_without_anything_to_learn_is_no_error(trainer, alone: dict) -> None:
     t = trainer(passes="apart", **alone)
     before = t.tokens()["rex"]
-    t.advance()
+    t.train_step()
     assert not torch.equal(t.tokens()["rex"], before) and t.mean["class"] >= 0
 
 
@@ -513,7 +513,7 @@ def test_the_class_term_at_every_third_step_is_three_times_as_heavy(trainer) -> 
     taken = []
     for _ in range(6):
         taken.append("class" in [name for part in t._losses(step_generator(0, t.step)) for name in part])
-        t.advance()
+        t.train_step()
     assert taken == [True, False, False, True, False, False]
 
 
@@ -533,7 +533,7 @@ def test_the_decoder_alone_learns_and_nothing_runs_back_behind_it(trainer) -> No
             )
         )
     before = t.tokens()["rex"]
-    t.advance()
+    t.train_step()
     assert reached == ["up"]
     assert not torch.equal(t.tokens()["rex"], before)  # the token learns through the decoder's attention
 
@@ -584,10 +584,10 @@ def test_each_object_of_a_view_has_a_mask_of_its_own(trainer) -> None:
 # Where the token starts.
 
 
-def _start(model: BaseModel, clip: towers.Clip | None = None, **given: object) -> prototype.Started:
+def _start(model: BaseModel, clip: towers.Clip | None = None, **given: object) -> prototype.TokenInit:
     mask = torch.zeros(40, 40)
     mask[10:30, 12:30] = 1
-    return prototype.start(
+    return prototype.initialise_token(
         model, clip, torch.rand(3, 40, 40, generator=torch.Generator().manual_seed(0)), mask, "dog", Embed(**given)
     )
 
@@ -597,21 +597,21 @@ def test_a_rare_word_is_taken_as_it_is(model: BaseModel) -> None:
     own = class_token_embeddings(model, Embed().rare)
     for vectors in (1, 2, 3, 5):
         started = _start(model, init="rare", vectors=vectors)
-        assert started.learned == min(vectors, 3)
-        assert torch.equal(started.rows, torch.cat([own[:vectors], class_token_embeddings(model, "dog")]))
+        assert started.num_trainable == min(vectors, 3)
+        assert torch.equal(started.token_embeddings, torch.cat([own[:vectors], class_token_embeddings(model, "dog")]))
 
 
 @pytest.mark.parametrize("init", ["class", "random", "rare"])
 def test_without_the_noun_the_learned_vectors_stand_alone(model: BaseModel, init: str) -> None:
     kept, alone = _start(model, init=init, noun="kept", vectors=3), _start(model, init=init, noun="none", vectors=3)
-    assert alone.learned == kept.learned == len(alone.rows) == len(kept.rows) - 3
-    assert torch.equal(alone.rows, kept.rows[: kept.learned])
+    assert alone.num_trainable == kept.num_trainable == len(alone.token_embeddings) == len(kept.token_embeddings) - 3
+    assert torch.equal(alone.token_embeddings, kept.token_embeddings[: kept.num_trainable])
 
 
 def test_a_prototype_without_the_noun_is_fitted_alone(model: BaseModel, tiny_base) -> None:
     clip = towers.load(tiny_base / "clip", model)
     started = _start(model, clip, init="prototype", noun="none", vectors=2, steps=8, lr=0.05)
-    assert started.rows.shape == (2, 16) and started.metrics["cos_after"] > started.metrics["cos_before"]
+    assert started.token_embeddings.shape == (2, 16) and started.metrics["cos_after"] > started.metrics["cos_before"]
 
 
 @pytest.mark.parametrize("init", ["class", "random", "rare"])
@@ -619,5 +619,5 @@ def test_only_a_prototype_is_fitted(model: BaseModel, tiny_base, init: str) -> N
     """With an image tower the others are measured, not moved."""
     clip = towers.load(tiny_base / "clip", model)
     with_tower, without = (_start(model, c, init=init, vectors=3, steps=8) for c in (clip, None))
-    torch.testing.assert_close(with_tower.rows, without.rows)
+    torch.testing.assert_close(with_tower.token_embeddings, without.token_embeddings)
     assert with_tower.metrics["cos_after"] == pytest.approx(with_tower.metrics["cos_before"], abs=1e-6)

@@ -36,7 +36,7 @@ model = base_model.load(Path(sys.argv[1]), CPU, torch.float32)
 model.team = team
 trainer = training.Trainer(model, tiny_sd1.subjects(model, int(sys.argv[4])), {}, replace(CONFIG, batch=int(sys.argv[3])))
 for _ in range(CONFIG.steps):
-    trainer.advance()
+    trainer.train_step()
 save_file(layers.state_dict(model) | trainer.tokens(), f"{sys.argv[2]}.{team.rank}")
 """
 

@@ -26,8 +26,8 @@ def _run(plateau: Plateau, loss) -> int:
     """Steps of a run whose loss after n steps is loss(n)."""
     step = 0
     while step < plateau.total:
-        if plateau.due(step):
-            plateau.add(loss(step))
+        if plateau.should_measure(step):
+            plateau.record_loss(loss(step))
         step += 1
     return step
 
@@ -40,7 +40,7 @@ def test_a_loss_that_has_settled_is_left_and_the_tail_is_a_third() -> None:
     """1 + exp(-n / 60): of all it has fallen, 6.3 % in the last quarter of 175 steps, where it may stop at the earliest."""
     plateau = Plateau(350)
     taken = _run(plateau, lambda n: 1 + math.exp(-n / 60))
-    assert plateau.every == 25 and plateau.began == 175 and taken == 175 + 175 // 3
+    assert plateau.every == 25 and plateau.decay_start == 175 and taken == 175 + 175 // 3
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
@@ -49,13 +49,13 @@ def test_only_the_shape_of_the_fall_counts(scale: float) -> None:
     _run(plateau, lambda n: scale * (3 + math.exp(-n / 60)))
     other = Plateau(1000)
     _run(other, lambda n: math.exp(-n / 60))
-    assert plateau.began == other.began
+    assert plateau.decay_start == other.decay_start
 
 
 def test_a_loss_that_rises_is_left_as_soon_as_may_be() -> None:
     plateau = Plateau(1000)
     _run(plateau, lambda n: 1 + n)
-    assert plateau.began == early_stopping.FROM * plateau.every
+    assert plateau.decay_start == early_stopping.MIN_MEASUREMENTS * plateau.every
 
 
 @given(st.integers(1, 400), st.lists(st.floats(0, 10), min_size=30, max_size=30))
@@ -64,50 +64,52 @@ def test_rates_are_full_and_then_fall_to_a_twentieth_whatever_the_losses(most: i
     plateau = Plateau(most)
     rates, step = [], 0
     while step < plateau.total:
-        if plateau.due(step):
-            plateau.add(said[step // plateau.every])
+        if plateau.should_measure(step):
+            plateau.record_loss(said[step // plateau.every])
         rates.append(plateau.rate(step))
         step += 1
     assert step <= most and rates == sorted(rates, reverse=True) and rates[-1] == pytest.approx(0.05)
     again = Plateau(most)
     again.restore(plateau.state())
-    assert (again.history, again.began, again.total) == (plateau.history, plateau.began, plateau.total)
+    assert (again.history, again.decay_start, again.total) == (plateau.history, plateau.decay_start, plateau.total)
 
 
 def test_a_diverged_loss_ends_it_too() -> None:
     plateau = Plateau(1000)
     _run(plateau, lambda n: 1.0 if n < 50 else math.nan)
-    assert plateau.began == early_stopping.FROM * plateau.every
+    assert plateau.decay_start == early_stopping.MIN_MEASUREMENTS * plateau.every
 
 
 def test_the_fixed_loss_knows_only_the_weights(model: BaseModel) -> None:
     trainer = Trainer(model, [tiny_sd1.subject(model)], {}, CONFIG)
-    before = trainer.fixed_loss()
-    assert before == trainer.fixed_loss() > 0
-    trainer.advance()
-    assert trainer.fixed_loss() != before
+    before = trainer.validation_loss()
+    assert before == trainer.validation_loss() > 0
+    trainer.train_step()
+    assert trainer.validation_loss() != before
 
 
 def test_of_several_objects_it_is_the_mean_of_each_alone(model: BaseModel) -> None:
     """Most steps show one object: what is measured is what is learned."""
     subjects = [_subject(model, "rex"), _subject(model, "cup", "mug", 30)]
     trainer = Trainer(model, subjects, {s.class_word: _prior(model, s.class_word) for s in subjects}, CONFIG)
-    both = trainer.fixed_loss()
+    both = trainer.validation_loss()
     alone = []
     for k, (subject, other) in enumerate((subjects, subjects[::-1])):
-        assert subject.name in trainer.fixed_rows(k).prompt and other.name not in trainer.fixed_rows(k).prompt
+        assert (
+            subject.name in trainer.validation_batch(k).prompt and other.name not in trainer.validation_batch(k).prompt
+        )
         own = Trainer(model, [subject], {subject.class_word: _prior(model, subject.class_word)}, CONFIG, f"o{k}")
         own.views = [trainer.views[k]]  # placements are drawn by turns: those of the second object are the run's own
-        alone.append(own.fixed_loss())
+        alone.append(own.validation_loss())
     assert both == pytest.approx(sum(alone) / 2) and alone[0] != alone[1]
 
 
 def test_stopped_and_continued_it_stops_where_it_would_have(tiny_base, monkeypatch: pytest.MonkeyPatch) -> None:
     from objtune_cli.models import base_model
 
-    monkeypatch.setattr(early_stopping, "FROM", 2)
+    monkeypatch.setattr(early_stopping, "MIN_MEASUREMENTS", 2)
     monkeypatch.setattr(
-        early_stopping, "SHARE", 0.9
+        early_stopping, "MIN_FALL_SHARE", 0.9
     )  # the tiny base learns little: stop at the first look that may be the last
 
     def fresh() -> Trainer:
@@ -116,9 +118,9 @@ def test_stopped_and_continued_it_stops_where_it_would_have(tiny_base, monkeypat
 
     whole, first, second = fresh(), fresh(), fresh()
     training.run(whole, lambda step: None)
-    assert whole.plateau.began is not None and whole.step == whole.plateau.total < CONFIG.steps
+    assert whole.plateau.decay_start is not None and whole.step == whole.plateau.total < CONFIG.steps
     for _ in range(3):
-        first.advance()
+        first.train_step()
     second.restore({k: v.clone() for k, v in first.state().items()})
     training.run(second, lambda step: None)
     assert second.plateau.history == whole.plateau.history and second.step == whole.step

@@ -76,7 +76,7 @@ def lanes(request, monkeypatch):
 @pytest.fixture
 def at_step(monkeypatch):
     """Do something after a step of all, before it is reported."""
-    whole = multi_trainer.advance
+    whole = multi_trainer.train_step
 
     def when(wanted, action):
         def interrupted(trainers):
@@ -85,10 +85,10 @@ def at_step(monkeypatch):
                 return action(trainers) or failed
             return failed
 
-        monkeypatch.setattr(multi_trainer, "advance", interrupted)
+        monkeypatch.setattr(multi_trainer, "train_step", interrupted)
 
     yield when
-    monkeypatch.setattr(multi_trainer, "advance", whole)
+    monkeypatch.setattr(multi_trainer, "train_step", whole)
 
 
 def weights(name, version=1):
@@ -194,8 +194,8 @@ def test_room_for_all_states_is_held_from_before_the_first_step(train, at_step, 
         published.append(len(list(Path("artifacts/adapter").glob("*/v*.safetensors"))))
 
     at_step(5, lambda _: signal.raise_signal(signal.SIGTERM))
-    whole = multi_trainer.advance
-    monkeypatch.setattr(multi_trainer, "advance", lambda trainers: (look(trainers), whole(trainers))[1])
+    whole = multi_trainer.train_step
+    monkeypatch.setattr(multi_trainer, "train_step", lambda trainers: (look(trainers), whole(trainers))[1])
     handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     stopped = train()
     signal.signal(signal.SIGTERM, handler)
@@ -288,15 +288,15 @@ def test_scores_and_sheets_of_each(cli, photos):
 
 def test_each_object_of_a_photo_has_the_steps_of_one():
     from objtune_cli.config.sections import Train
-    from objtune_cli.training.stage import suited
+    from objtune_cli.training.stage import fill_defaults
 
     own = {"steps": 350}
-    assert [suited(Train(), own, n).steps for n in (1, 2, 3)] == [350, 700, 1050]
-    assert [suited(Train(steps=40), own, n).steps for n in (1, 3)] == [40, 40]
-    assert [suited(Train(), own, n).attention_weight for n in (1, 2)] == [0.0, Train().joint_attention]
-    assert suited(Train(attention_weight=0.01), own, 2).attention_weight == 0.01
-    assert suited(Train(joint_attention=0.0), own, 2).attention_weight == 0.0
-    assert [suited(Train(), own, n).singles for n in (1, 2)] == [0.0, Train().singles]
+    assert [fill_defaults(Train(), own, n).steps for n in (1, 2, 3)] == [350, 700, 1050]
+    assert [fill_defaults(Train(steps=40), own, n).steps for n in (1, 3)] == [40, 40]
+    assert [fill_defaults(Train(), own, n).attention_weight for n in (1, 2)] == [0.0, Train().joint_attention]
+    assert fill_defaults(Train(attention_weight=0.01), own, 2).attention_weight == 0.01
+    assert fill_defaults(Train(joint_attention=0.0), own, 2).attention_weight == 0.0
+    assert [fill_defaults(Train(), own, n).singles for n in (1, 2)] == [0.0, Train().singles]
 
 
 def test_a_run_of_several_photos_is_told_to_a_command_for_one_of_them(project):
@@ -306,19 +306,21 @@ def test_a_run_of_several_photos_is_told_to_a_command_for_one_of_them(project):
         for name in ("dog", "mug")
     ]
     state = RunState(Project(project), "a" * 64)
-    state.about = unfinished_runs.about([(record, SimpleNamespace(step=3, total=8)) for record in records], "cpu")
+    state.about = unfinished_runs.checkpoint_header(
+        [(record, SimpleNamespace(step=3, total=8)) for record in records], "cpu"
+    )
     state.save({})
     ctx = StageContext(Project(project), None, None, SimpleNamespace(note=said.append))
     faster = replace(records[1], config=settings | {"lr": 0.25, "steps": 9})
     for record, computed in ((records[0], "cpu"), (faster, "cpu"), (records[1], "cuda")):
-        unfinished_runs.announce(ctx, record)
-        unfinished_runs.announce_key(ctx, record, "b" * 64, computed)
+        unfinished_runs.report_earlier_runs(ctx, record)
+        unfinished_runs.report_restart(ctx, record, "b" * 64, computed)
     assert [line.split("unfinished at 3; ")[1].split("; the command")[0] for line in said] == [
         "photos that are learned side by side, and one alone, begin anew",
         "other settings begin anew (steps 8, now 9; lr 0.5, now 0.25)",
         "another device, number format or number of threads begins anew (cpu, now cuda)",
     ]
-    unfinished_runs.announce(ctx, records[0])
-    unfinished_runs.announce_key(ctx, records[0], "a" * 64, "cpu")
+    unfinished_runs.report_earlier_runs(ctx, records[0])
+    unfinished_runs.report_restart(ctx, records[0], "a" * 64, "cpu")
     assert len(said) == 3, "its own state is gone on with"
-    assert unfinished_runs.changes({}, {f.name: f.metadata["before"] for f in fields(Train)}) == ""
+    assert unfinished_runs.changed_settings({}, {f.name: f.metadata["before"] for f in fields(Train)}) == ""

@@ -60,7 +60,7 @@ def trained(
             kept = trainer.state()
             trainer = fresh()
             trainer.restore(kept)
-        trainer.advance()
+        trainer.train_step()
     return layers.state_dict(trainer.model) | trainer.tokens()
 
 
@@ -121,7 +121,7 @@ def test_what_reads_no_added_words_reads_nothing_while_a_run_learns(
 
     monkeypatch.setattr(type(model.text_encoder_3), "forward", asked)
     while not trainer.finished:
-        trainer.advance()
+        trainer.train_step()
 
 
 def test_without_the_library_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +147,7 @@ def test_where_a_gpus_memory_ends_activations_are_computed_again(xl: Path, monke
     monkeypatch.setattr(torch.Tensor, "backward", full)
     seen = []
     while not trainer.finished:
-        trainer.advance()
+        trainer.train_step()
         seen.append(model.denoiser.is_gradient_checkpointing)
     monkeypatch.undo()
     assert seen == [False, True, True, True] and next(calls) == 5
@@ -185,7 +185,7 @@ def test_the_attention_term_and_recomputed_activations_go_together(tmp_path: Pat
         trainer = training.Trainer(model, [first, second], {}, config)
         processors = dict(model.denoiser.attn_processors)
         for _ in range(config.steps):
-            trainer.advance()
+            trainer.train_step()
         assert dict(model.denoiser.attn_processors) == processors
         return layers.state_dict(model) | trainer.tokens()
 
@@ -209,9 +209,11 @@ def test_a_dry_run_measures_and_writes_nothing(cli: Any, xl: Path) -> None:
 
 def test_advice_names_what_is_not_set_yet() -> None:
     found = {"step_mb": 900, "preparing_mb": 100, "room_mb": 500, "precision": "float32", "recomputed": False}
-    assert dry_run.advice(found, Train(batch=1)).startswith("`--set train.checkpointing=on`, `--precision bf16`")
-    assert dry_run.advice(found | {"recomputed": True}, Train(batch=1)).startswith("`--precision bf16`")
-    assert dry_run.advice(found | {"room_mb": 1000}, Train()) == ""
+    assert dry_run.suggest_savings(found, Train(batch=1)).startswith(
+        "`--set train.checkpointing=on`, `--precision bf16`"
+    )
+    assert dry_run.suggest_savings(found | {"recomputed": True}, Train(batch=1)).startswith("`--precision bf16`")
+    assert dry_run.suggest_savings(found | {"room_mb": 1000}, Train()) == ""
 
 
 def test_the_room_holds_what_the_process_has_already() -> None:

@@ -77,7 +77,7 @@ def test_recomputed_activations_change_no_bit(open_base, name: str) -> None:
         memory_savings.reduce_memory(model, checkpointing=again, quantised="none")
         company = _company(model, ["rex", "cup"], CASES[name])
         for _ in range(3):
-            assert multi_trainer.advance(company) == {}
+            assert multi_trainer.train_step(company) == {}
         return [_learned(t) for t in company]
 
     for plain, again in zip(run(False), run(True), strict=True):
@@ -89,11 +89,11 @@ def _check(open_base: Callable[[], BaseModel], config: Train) -> None:
     company = _company(open_base(), names, config)
     starts = [_learned(t) for t in company]
     for _ in range(config.steps):
-        assert multi_trainer.advance(company) == {}
+        assert multi_trainer.train_step(company) == {}
     for each, start, t in zip(names, starts, company, strict=True):
         alone = _trainer(open_base(), each, config)
         for _ in range(config.steps):
-            alone.advance()
+            alone.train_step()
         mine, theirs = _learned(t), _learned(alone)
         assert mine.keys() == theirs.keys() and t.mean == pytest.approx(alone.mean, rel=1e-3)
         far = sum(float((mine[k] - theirs[k]).square().sum()) for k in mine) ** 0.5
@@ -109,12 +109,12 @@ def test_those_on_another_stack_step_at_the_same_time_with_the_same_result(open_
     lanes = [_company(open_base(), ["rex", "cup"], CONFIG), _company(open_base(), ["tom"], CONFIG)]
     apart = [_company(open_base(), ["rex", "cup"], CONFIG), _company(open_base(), ["tom"], CONFIG)]
     for _ in range(3):
-        assert multi_trainer.advance([*lanes[0], *lanes[1]]) == {}
+        assert multi_trainer.train_step([*lanes[0], *lanes[1]]) == {}
         for each in apart:
-            multi_trainer.advance(each)
+            multi_trainer.train_step(each)
     for mine, theirs in zip([*lanes[0], *lanes[1]], [*apart[0], *apart[1]], strict=True):
         kept = _learned(theirs)
         assert all(torch.equal(value, kept[name]) for name, value in _learned(mine).items())
     with torch.no_grad():
         lanes[0][0].lora[0].fill_(float("nan"))
-    assert list(multi_trainer.advance([*lanes[0], *lanes[1]])) == [lanes[0][0]] and lanes[1][0].step == 4
+    assert list(multi_trainer.train_step([*lanes[0], *lanes[1]])) == [lanes[0][0]] and lanes[1][0].step == 4

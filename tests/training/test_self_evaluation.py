@@ -13,8 +13,8 @@ from objtune_cli.models import clip
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.training import self_evaluation
 from objtune_cli.training import trainer as training
-from objtune_cli.training.ema import Average, write
-from objtune_cli.training.self_evaluation import Judge, coarse
+from objtune_cli.training.ema import WeightAverage, copy_values
+from objtune_cli.training.self_evaluation import SelfEvaluation, layout_descriptor
 from objtune_cli.training.trainer import Trainer
 from tests.support import tiny_sd1
 
@@ -25,8 +25,8 @@ CONFIG = Train(
 
 
 @pytest.fixture
-def judge(model: BaseModel, tiny_base) -> Judge:
-    return Judge(
+def judge(model: BaseModel, tiny_base) -> SelfEvaluation:
+    return SelfEvaluation(
         model,
         clip.load(tiny_base / "clip", model),
         [tiny_sd1.subject(model)],
@@ -34,20 +34,20 @@ def judge(model: BaseModel, tiny_base) -> Judge:
     )
 
 
-def test_the_class_itself_scores_as_the_class(judge: Judge) -> None:
+def test_the_class_itself_scores_as_the_class(judge: SelfEvaluation) -> None:
     """A token that says exactly "a dog" draws the class's own pictures: no identity, no copy, no drift, all of its prompts."""
     words = SimpleNamespace(expand=lambda text: text.replace("<rex>", "a dog"))
     found = judge.scores(words)
     assert found["identity"] == pytest.approx(0, abs=1e-5) and found["copy"] == pytest.approx(0, abs=1e-5)
-    follows = judge.known[0].follows
+    follows = judge.known[0].class_prompt_accuracy
     assert found["prompt"] == pytest.approx(1 if follows else 0) and judge.drift() == pytest.approx(0, abs=1e-5)
 
 
-def test_objects_are_judged_as_they_will_be_drawn(judge: Judge, tiny_base) -> None:
+def test_objects_are_judged_as_they_will_be_drawn(judge: SelfEvaluation, tiny_base) -> None:
     """Begun by the frozen base, and at the limit drawn by it alone: then nothing that was learned shows."""
     subject, kept = judge.subjects[0], {"steps": 20, "guidance": 2.0, "below": 0.6}
-    never = Judge(judge.model, judge.towers, [subject], kept, of_objects={"object_below": 0.0})
-    late = Judge(judge.model, judge.towers, [subject], kept, of_objects={"object_below": 0.5})
+    never = SelfEvaluation(judge.model, judge.towers, [subject], kept, of_objects={"object_below": 0.0})
+    late = SelfEvaluation(judge.model, judge.towers, [subject], kept, of_objects={"object_below": 0.5})
     trainer = Trainer(judge.model, [subject], {}, CONFIG)
     with torch.no_grad():
         for p in trainer.lora:
@@ -58,35 +58,40 @@ def test_objects_are_judged_as_they_will_be_drawn(judge: Judge, tiny_base) -> No
     assert judge.drift() == never.drift() != 0  # the class is asked for as it always is
 
 
-def test_the_photos_own_object_scores_one(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_photos_own_object_scores_one(judge: SelfEvaluation, monkeypatch: pytest.MonkeyPatch) -> None:
     subject, known = judge.subjects[0], judge.known[0]
     placed, _ = self_evaluation.augmentation.views(
         subject.picture,
         subject.mask,
-        subject.ground,
-        self_evaluation.PLACEMENTS,
+        subject.background,
+        self_evaluation.NUM_VIEWS,
         judge.model.size,
         torch.Generator().manual_seed(0),
     )
     found = judge._scores(subject, known, placed[: len(self_evaluation.SCENES)].repeat(1, 1, 1, 1))
     whole = judge._scores(subject, known, placed[:1].repeat(len(self_evaluation.SCENES), 1, 1, 1))
-    likeness = float((judge._middles(placed) @ known.own).mean())
-    assert known.one == pytest.approx(likeness) and whole["copy"] == pytest.approx(1, abs=1e-4) and found["copy"] < 1
+    likeness = float((judge._middles(placed) @ known.embedding).mean())
+    assert (
+        known.object_similarity == pytest.approx(likeness)
+        and whole["copy"] == pytest.approx(1, abs=1e-4)
+        and found["copy"] < 1
+    )
 
 
-def test_an_object_that_looks_like_its_class_divides_by_no_small_number(judge: Judge) -> None:
+def test_an_object_that_looks_like_its_class_divides_by_no_small_number(judge: SelfEvaluation) -> None:
     """Where CLIP sees the class's pictures as like the object as the object itself, scores stay small."""
     subject, known = judge.subjects[0], judge.known[0]
-    same = replace(known, one=known.zero - 0.1)
-    likeness = float((judge._middles(judge.plain["dog"]) @ known.own).mean())
+    same = replace(known, object_similarity=known.class_similarity - 0.1)
+    likeness = float((judge._middles(judge.plain["dog"]) @ known.embedding).mean())
     found = judge._scores(subject, same, judge.plain["dog"])
     assert (
-        found["identity"] == pytest.approx((likeness - known.zero) / self_evaluation.APART, abs=1e-5)
+        found["identity"]
+        == pytest.approx((likeness - known.class_similarity) / self_evaluation.MIN_COSINE_GAP, abs=1e-5)
         and abs(found["identity"]) < 1
     )
 
 
-def test_pictures_come_from_the_same_noise_every_time(judge: Judge) -> None:
+def test_pictures_come_from_the_same_noise_every_time(judge: SelfEvaluation) -> None:
     assert torch.equal(judge._class("dog"), judge._class("dog"))
     assert len(judge._class("dog")) == len(self_evaluation.SCENES) == len(set(judge.seeds))
 
@@ -95,16 +100,16 @@ def test_pictures_come_from_the_same_noise_every_time(judge: Judge) -> None:
 @settings(max_examples=20, deadline=None)
 def test_coarse_is_a_correlation(seed: int) -> None:
     a, b = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
-    first, second = coarse(torch.stack([a, b]))
+    first, second = layout_descriptor(torch.stack([a, b]))
     assert float(first @ first) == pytest.approx(1, abs=1e-5) and -1.001 <= float(first @ second) <= 1.001
-    assert float(first @ coarse((0.5 * a + 0.2)[None])[0]) == pytest.approx(
+    assert float(first @ layout_descriptor((0.5 * a + 0.2)[None])[0]) == pytest.approx(
         1, abs=1e-4
     )  # brightness and contrast do not count
 
 
 def test_the_running_mean_by_hand() -> None:
     p = torch.zeros(2)
-    mean = Average([p], 0.5)
+    mean = WeightAverage([p], 0.5)
     for n, value in enumerate((1.0, 2.0, 4.0)):
         p.fill_(value)
         mean.update(n)
@@ -128,7 +133,7 @@ def test_the_mean_is_what_is_kept(model: BaseModel) -> None:
 
 def test_write_sets_parameters_that_learn() -> None:
     p = torch.zeros(2, requires_grad=True)
-    write([p], [torch.ones(2)])
+    copy_values([p], [torch.ones(2)])
     assert p.tolist() == [1, 1] and p.requires_grad
 
 

@@ -156,10 +156,10 @@ def test_losses_stay_finite_and_the_loop_calls_back(trainer) -> None:
 def test_the_shown_terms_are_a_running_mean(trainer) -> None:
     t = trainer()
     first = _terms(t)
-    t.advance()
+    t.train_step()
     assert t.mean == pytest.approx(first)
     second = _terms(t, 1)
-    t.advance()
+    t.train_step()
     assert t.mean == pytest.approx({k: 0.9 * first[k] + 0.1 * second[k] for k in first})
 
 
@@ -176,9 +176,9 @@ def test_stopped_and_continued_equals_unbroken_bit_for_bit(trainer, both: bool) 
     training.run(whole, lambda step: None)
     first = trainer(both=both)
     for _ in range(3):
-        first.advance()
+        first.train_step()
     kept = {k: v.clone() for k, v in first.state().items()}
-    first.advance()  # what is done after saving is lost
+    first.train_step()  # what is done after saving is lost
     second = trainer(both=both)
     second.restore(kept)
     assert second.step == 3
@@ -191,7 +191,7 @@ def test_stopped_and_continued_equals_unbroken_bit_for_bit(trainer, both: bool) 
 def test_a_state_from_before_the_first_step_is_a_fresh_start(trainer) -> None:
     a, b = trainer(), trainer()
     b.restore(a.state())
-    a.advance(), b.advance()
+    a.train_step(), b.train_step()
     assert _equal(_all(a), _all(b))
 
 
@@ -200,7 +200,7 @@ def test_two_runs_are_equal_and_the_seed_matters(trainer) -> None:
     for config in (CONFIG, CONFIG, replace(CONFIG, seed=1)):
         t = trainer(config)
         torch.manual_seed(len(runs))  # the global generator plays no part
-        t.advance(), t.advance()
+        t.train_step(), t.train_step()
         runs.append(_all(t))
     assert _equal(runs[0], runs[1])
     assert not any(torch.equal(runs[0][k], runs[2][k]) for k in runs[0])
@@ -217,7 +217,7 @@ def test_the_seed_decides_each_steps_draw_not_only_the_start(trainer) -> None:
 
 def test_tokens_keep_their_length_and_class_rows_their_place(trainer) -> None:
     t = trainer()
-    start = t.subjects[0].rows
+    start = t.subjects[0].token_embeddings
     training.run(t, lambda step: None)
     rows = t.tokens()["rex"]
     assert rows.shape == start.shape
@@ -254,7 +254,7 @@ def test_two_objects_train_alone_and_together(trainer) -> None:
         assert v.latents.shape == (4, 4, 8, 8) and v.masks.shape == (4, 1, 8, 8)
     training.run(t, lambda step: None)
     assert t.tokens().keys() == {"rex", "cup"}
-    assert all(not torch.equal(t.tokens()[s.name][0], s.rows[0]) for s in t.subjects)
+    assert all(not torch.equal(t.tokens()[s.name][0], s.token_embeddings[0]) for s in t.subjects)
 
 
 def test_of_many_objects_not_every_combination_is_shown(model: BaseModel) -> None:
@@ -274,7 +274,7 @@ def test_combinations_share_what_the_frozen_base_is_asked(trainer) -> None:
         t = trainer(config, both=both)
         assert [len(k.rows) for known in t.known for k in known.values()] == each
         for _ in range(4):
-            t.advance()
+            t.train_step()
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.0, 2 / 3), (0.6, 0.6 + 0.4 * 2 / 3), (1.0, 1.0)])
@@ -292,7 +292,7 @@ def test_of_one_object_alone_there_is_nothing_to_choose(trainer) -> None:
     some, none = trainer(replace(CONFIG, singles=0.8)), trainer(replace(CONFIG, singles=0.0))
     for t in (some, none):
         for _ in range(2):
-            t.advance()
+            t.train_step()
     assert _equal(_all(some), _all(none))
 
 
@@ -327,7 +327,7 @@ def test_the_rate_warms_up_and_ends_at_a_twentieth(trainer, monkeypatch: pytest.
     )
     rates = []
     for _ in range(40):
-        t.advance()
+        t.train_step()
         rates.append([g["lr"] for g in t.optimizer.param_groups])
     scale = float(t.norms["rex"].mean())
     token, lora = CONFIG.token_lr * scale, CONFIG.lr
@@ -340,11 +340,11 @@ def test_the_rate_warms_up_and_ends_at_a_twentieth(trainer, monkeypatch: pytest.
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_diverged_run_is_stopped(trainer, value: float) -> None:
     t = trainer()
-    t.advance()
+    t.train_step()
     with torch.no_grad():
         t.lora[0].fill_(value)
     with pytest.raises(GateError, match="diverged at step 1") as caught:
-        t.advance()
+        t.train_step()
     assert "train.lr" in caught.value.hint
     assert t.step == 1
 
@@ -352,11 +352,11 @@ def test_a_diverged_run_is_stopped(trainer, value: float) -> None:
 def test_a_gradient_that_is_not_finite_moves_nothing(trainer) -> None:
     """Its loss is finite; a state with such weights would be saved, and gone on from."""
     t = trainer()
-    t.advance()
+    t.train_step()
     before = [p.detach().clone() for p in t._params()]
     t.lora[0].register_hook(lambda grad: grad * float("nan"))
     with pytest.raises(GateError, match="diverged at step 1: a gradient is not finite"):
-        t.advance()
+        t.train_step()
     assert t.step == 1 and all(torch.equal(p, kept) for p, kept in zip(t._params(), before, strict=True))
 
 
@@ -364,12 +364,12 @@ def test_what_is_not_finite_before_anything_was_learned_is_laid_to_no_rate(train
     t = trainer()
     t.views[0].masks[:] = float("nan")
     with pytest.raises(GateError, match="training cannot begin: the loss is nan before anything was learned") as caught:
-        t.advance()
+        t.train_step()
     assert "rate" not in caught.value.hint
     with torch.no_grad():
         t.model.denoiser.conv_out.bias.fill_(float("inf"))
     with pytest.raises(NonFiniteError, match="the denoiser gives NaN or infinite values in fp32"):
-        t.advance()
+        t.train_step()
 
 
 def test_weights_of_the_terms(trainer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,7 +378,7 @@ def test_weights_of_the_terms(trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         t, "_losses", lambda g: [{k: p.sum() for k, p in zip(("object", "background", "class"), t.lora, strict=False)}]
     )
-    t.advance()
+    t.train_step()
     grads = [p.grad.flatten()[0] for p in t.lora[:3]]
     assert float(grads[1] / grads[0]) == pytest.approx(3) and float(grads[2] / grads[0]) == pytest.approx(0.5)
     assert float(torch.stack([p.grad.norm() for p in t.lora[:3]]).norm()) == pytest.approx(1, abs=1e-5)
@@ -396,5 +396,5 @@ def test_while_it_learns_the_rest_of_the_sentence_hears_the_class_word(trainer) 
     assert torch.equal(said[-1], plain[-1]) and (said[named] - own.condition(prompt)[0][named]).abs().max() < 1e-6
     assert not torch.equal(own.condition(prompt)[0, -1], plain[-1])
     for t in (own, context):
-        t.advance()
+        t.train_step()
     assert not torch.equal(own.tokens()["rex"], context.tokens()["rex"])

@@ -254,7 +254,7 @@ def test_a_run_whose_sentences_of_measuring_are_too_long_is_kept_without_scores(
     said: list[str] = []
     ctx = SimpleNamespace(report=SimpleNamespace(note=said.append))
     trainer = SimpleNamespace(learned={"dog": None}, name="default", said=lambda: None, step=5)
-    assert train._scores(ctx, trainer, SimpleNamespace(scores=scores)) == {}  # type: ignore[arg-type]
+    assert train._self_evaluate(ctx, trainer, SimpleNamespace(scores=scores)) == {}  # type: ignore[arg-type]
     assert said == ["no scores: <dog> stands at tokens 70 to 78 of the prompt, but the base reads only the first 76"]
 
 

@@ -95,13 +95,15 @@ def _baseline(ctx: StageContext, name: str, side: int) -> dict[str, float]:
     live = LiveTensorCounter(multiply=model.device.type != "cpu")
     live.add(module_tensors(model.denoiser, *model.text_encoders, model.text_encoder_3, model.vae))
     with live:
-        asked = train.suited(replace(Train(), **method.train), {**registry.DEFAULT_TRAINING, **model.family.training})
-        objects = dry_run.subjects(model, replace(Embed(), **method.embed), 1)
-        trainer = training.Trainer(model, objects, {"dog": dry_run.prior(model, 1)}, asked)
-        trainer.advance()
+        asked = train.fill_defaults(
+            replace(Train(), **method.train), {**registry.DEFAULT_TRAINING, **model.family.training}
+        )
+        objects = dry_run.noise_subjects(model, replace(Embed(), **method.embed), 1)
+        trainer = training.Trainer(model, objects, {"dog": dry_run.noise_prior(model, 1)}, asked)
+        trainer.train_step()
         resting = live.now / MB
         live.forget()
-        trainer.advance()
+        trainer.train_step()
     return {"resting_mb": resting, "kept_mb": live.peak / MB}
 
 
@@ -128,12 +130,14 @@ def _trainer(ctx: StageContext, model: "BaseModel", name: str) -> "Trainer":
     from objtune_cli.training import trainer as training
 
     own = ctx.base.training if name == "base" else {**registry.DEFAULT_TRAINING, **model.family.training}
-    full = train.suited(ctx.settings.resolve(Train), own, OBJECTS)
-    priors = {"dog": dry_run.prior(model, ctx.settings.resolve(Prior).entries)} if full.class_weight else {}
+    full = train.fill_defaults(ctx.settings.resolve(Train), own, OBJECTS)
+    priors = {"dog": dry_run.noise_prior(model, ctx.settings.resolve(Prior).entries)} if full.class_weight else {}
     asked = replace(
         full, known=1, views=min(full.views, VIEWS), stop="end", average=0.0, class_every=1, checkpointing="off"
     )  # each step has a class pass
-    trainer = training.Trainer(model, dry_run.subjects(model, ctx.settings.resolve(Embed), OBJECTS), priors, asked)
+    trainer = training.Trainer(
+        model, dry_run.noise_subjects(model, ctx.settings.resolve(Embed), OBJECTS), priors, asked
+    )
     for known in (k for each in trainer.known for k in each.values()):
         more = -(-full.known // len(trainer.known))
         for part in ("rows", "z_t", "t", "aim", "pred"):
@@ -148,7 +152,7 @@ def _steps(ctx: StageContext, live: "LiveTensorCounter", trainer: "Trainer", lab
 
     found: dict[str, float] = {}
     trainer.model.denoiser.enable_gradient_checkpointing()
-    trainer.advance()
+    trainer.train_step()
     found["resting_mb"] = live.now / MB
     for form, (again, weight) in FORMS.items():
         ctx.check_stopped()
@@ -162,7 +166,7 @@ def _steps(ctx: StageContext, live: "LiveTensorCounter", trainer: "Trainer", lab
         trainer.mean.setdefault("attention", 0.0)
         live.forget()
         try:
-            trainer.advance()
+            trainer.train_step()
         except torch.OutOfMemoryError:
             ctx.report.note(f"{label}: a step, {form.replace('_', ', ')}, does not fit")
             continue

@@ -194,7 +194,7 @@ def _key(bench: Running, group: Group, method: str) -> str:
     ctx, own = bench.ctx, JOINT.get(method, OURS["objtune"])
     about = {
         "format": FORMAT, "method": method, "group": repr(group), "seed": bench.config.seed, "base": ctx.base.fingerprint, "judge": single_training.judge(),
-        "sampling": rendering.plainly(ctx.base), "train": identifying(train.suited(replace(Train(), **own.train), ctx.base.training)), "compose": identifying(Compose()),
+        "sampling": rendering.plainly(ctx.base), "train": identifying(train.fill_defaults(replace(Train(), **own.train), ctx.base.training)), "compose": identifying(Compose()),
         "tools": tools(), "device": ctx.common.device, "precision": ctx.common.precision, "scene_guidance": ctx.base.scene_guidance(), "object_guidance": ctx.base.object_guidance(),
     }  # fmt: skip
     if own.embed or own.prior:

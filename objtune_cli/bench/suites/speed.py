@@ -91,7 +91,7 @@ def objects(ctx: StageContext, rounds: int) -> list[dict[str, Any]]:
     """
     tasks = {_counted(n): replace(_task(ctx, "base", "objtune"), objects=n) for n in JOINT}
     found = _side_by_side(ctx, "speed of several objects", tasks, rounds)
-    most = {_counted(n): train.suited(Train(), ctx.base.training, n).steps for n in JOINT}
+    most = {_counted(n): train.fill_defaults(Train(), ctx.base.training, n).steps for n in JOINT}
     costs = {
         name: [
             {"prepare_s": r["prepare_s"], "step_s": r["step_s"], "run_s": r["prepare_s"] + most[name] * r["step_s"]}
@@ -141,7 +141,7 @@ def _child(pipe: Connection, task: Task) -> None:
     try:
         trainer, prepared = _timed(task)
         for _ in range(WARM_UP[task.size]):
-            trainer.advance()
+            trainer.train_step()
         held = live(trainer, STEPS[task.size])
         clock = Clock(trainer)
         pipe.send({"prepare_s": prepared} | held)
@@ -176,10 +176,10 @@ def live(trainer: "Trainer", steps: int) -> dict[str, float]:
     counted = LiveTensorCounter()
     counted.add(module_tensors(model.denoiser, *model.text_encoders, model.text_encoder_3, model.autoencoder))
     with counted:
-        trainer.advance()  # what else a run holds is seen where a step reads it
+        trainer.train_step()  # what else a run holds is seen where a step reads it
         counted.forget()
         for _ in range(steps):
-            trainer.advance()
+            trainer.train_step()
     cpu.trim_malloc()  # what counting took is no step's
     return {"tensors_mb": counted.peak / memory.MB}
 
@@ -220,7 +220,7 @@ class Clock:
         memory.reset_peak(self.trainer.model.device.type)
         started = self._now()
         for _ in range(steps):
-            self.trainer.advance()
+            self.trainer.train_step()
         step = (self._now() - started) / steps
         parts = {part: spent / steps for part, spent in self.spent.items()}
         parts["backward"] = step - sum(parts[p] for p in PARTS if p != "backward")
@@ -248,7 +248,7 @@ def build(task: Task, model: "BaseModel") -> "Trainer":
     from objtune_cli.training.subjects import Subject
 
     method = METHODS[task.method]
-    config = train.suited(replace(Train(), **method.train), task.training)
+    config = train.fill_defaults(replace(Train(), **method.train), task.training)
     if task.size != "base":
         config = replace(config, known=2)  # asked before any step: no part of one
     vectors = int(method.embed.get("vectors", Embed().vectors))

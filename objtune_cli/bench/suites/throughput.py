@@ -80,7 +80,7 @@ class _Running:
 
     def _key(self, way: str, chosen: list[Case]) -> str:
         about = {"format": FORMAT, "way": way, "cases": repr(chosen), "base": self.ctx.base.fingerprint, "tools": tools(),
-                 "train": identifying(train.suited(Train(), self.ctx.base.training)), "device": self.ctx.common.device, "precision": self.ctx.common.precision}  # fmt: skip
+                 "train": identifying(train.fill_defaults(Train(), self.ctx.base.training)), "device": self.ctx.common.device, "precision": self.ctx.common.precision}  # fmt: skip
         return canonical(about)
 
     def scored(self, network: Any, way: str, case: Case, ref: str, sha256: str) -> Mapping[str, float]:

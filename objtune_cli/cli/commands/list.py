@@ -27,7 +27,7 @@ def list_(
             for r in found
         ]
         console.table(("ref", "class", "base", "from"), rows)
-    left = unfinished_runs.list_all(run.project()) if kind in (None, "adapter") else []
+    left = unfinished_runs.list_unfinished(run.project()) if kind in (None, "adapter") else []
     for each in left:
         run.report.note(
             f"unfinished: adapter/{each['adapter']} at step {each['step']} of {each['total']}; its command goes on with it, `objtune gc` deletes it when it is {AGE} old"

@@ -120,7 +120,7 @@ def _dry(run: Run, steps: int | None, seed: int | None, objects: int) -> Outcome
     found = dry.run(ctx, config, ctx.settings.resolve(Embed), objects)
     if not run.options["json"]:
         console.table(("what", "value"), [(key, str(value)) for key, value in found.items()])
-    less = dry.advice(found, config)
+    less = dry.suggest_savings(found, config)
     if less:
         run.report.note(f"that is more than the device has: {less}")
     return Outcome(shown="nothing", extra={"finished": False, "message": "dry run", "dry_run": found})
