@@ -161,7 +161,7 @@ def compose(
     """Objects together; `places`: name to "left" or "0.5,0.4,0.9,0.9", or to a list of such where the prompt names it more than once; `width`, `height`: px, by default as many objects need."""
     from objtune_cli.composition import layout, stage
 
-    given = layout.places(
+    given = layout.parse_places(
         [
             f"{name}={where}"
             for name, own in (places or {}).items()

@@ -1,1 +1,1 @@
-"""Measuring: what a method makes of an object, beside the truth, with intervals."""
+"""`objtune bench`: methods compared on the same objects, with ground truth and confidence intervals."""

@@ -1,6 +1,6 @@
-"""A folder in the layout of DreamBooth's data set: subjects with their photos and classes, and what they are asked for.
+"""A folder in the layout of DreamBooth's data set: subjects with their photos, classes and prompts.
 
-Source: `dataset/` of github.com/google/dreambooth, which arXiv:2208.12242 (section 4.1) describes. Opens no model.
+Source: `dataset/` of github.com/google/dreambooth, which arXiv:2208.12242 (section 4.1) describes. Loads no model.
 """
 
 import re
@@ -16,11 +16,11 @@ from objtune_cli.store.safetensors_format import open_regular
 from objtune_cli.workflow.prompt_text import clean
 
 LISTING = "prompts_and_classes.txt"
-"""The table of subjects and classes, and both lists of prompts."""
-PLACE = "{0} {1}"
-"""Where token and class word stand in a prompt."""
-MASK = ".mask.png"
-"""What a mask's name ends with beside its photo: 00.mask.png. Not part of the data set."""
+"""File with the table of subjects and classes, and both lists of prompts."""
+TOKEN_AND_CLASS = "{0} {1}"
+"""Stands for placeholder and class word in a prompt."""
+MASK_SUFFIX = ".mask.png"
+"""Suffix of the mask of a photo, 00.mask.png beside 00.jpg; not part of the data set."""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 HEADINGS = {"classes": "classes", "object prompts": "objects", "live subject prompts": "live"}
 MAX_BYTES = 1 << 20
@@ -29,38 +29,42 @@ _PROMPT = re.compile(r"""\s*(['"])(?P<text>.+)\1\s*(\.format\(.*\))?\s*,?\s*""")
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class DreamBoothSubject:
     """One subject.
 
     Attributes:
-        photos: All its photos by name, each with the digest of its bytes. learned: the one that is trained on.
-        mask: A picture of exactly the object in it, or None. prompts: with `PLACE` where the object is named.
+        kind: Class word.
+        photos: All its photos by name, each with the digest of its bytes.
+        train_photo: The photo that is trained on.
+        mask: Mask image of that photo, or None.
+        prompts: With `TOKEN_AND_CLASS` for the object.
     """
 
     name: str
     kind: str
     photos: tuple[tuple[Path, str], ...]
-    learned: Path
+    train_photo: Path
     mask: Path | None
     prompts: tuple[str, ...]
 
-    def asked(self, thing: str) -> list[str]:
-        """The prompts with `thing` in the object's place."""
-        return [text.replace(PLACE, thing) for text in self.prompts]
+    def prompts_for(self, thing: str) -> list[str]:
+        """The prompts with `thing` for the object."""
+        return [text.replace(TOKEN_AND_CLASS, thing) for text in self.prompts]
 
 
-def subjects(folder: Path, count: int | None, chosen: str, live: tuple[str, ...]) -> list[Subject]:
-    """The first `count` subjects of the table, or all; every photo of theirs has been decoded once.
+def read_subjects(folder: Path, count: int | None, chosen: str, live: tuple[str, ...]) -> list[DreamBoothSubject]:
+    """Read the first `count` subjects of the table, or all, and decode each of their photos once.
 
     Args:
-        chosen: Name of the photo that is learned, with or without ending; "" for the first by name. live: classes of live subjects.
+        chosen: Name of the photo to train on, with or without suffix; "" for the first by name.
+        live: Classes of live subjects.
 
     Raises:
-        InputError: Not in this layout, or an unusable photo; names the file.
+        InputError: The folder has another layout, or a photo is unusable; names the file.
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder", ADVICE)
-    classes, prompts = _listing(folder / LISTING)
+    classes, prompts = _read_listing(folder / LISTING)
     strays = [
         p.name for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".") and p.name not in classes
     ]
@@ -68,20 +72,20 @@ def subjects(folder: Path, count: int | None, chosen: str, live: tuple[str, ...]
         raise InputError(
             f"{folder / LISTING} names no class for {strays[0]}", f"add the line `{strays[0]},WORD` to its table"
         )
-    found = [_subject(folder, name, kind, prompts, chosen, live) for name, kind in list(classes.items())[:count]]
+    found = [_read_subject(folder, name, kind, prompts, chosen, live) for name, kind in list(classes.items())[:count]]
     for subject in found:
         for path, _ in subject.photos:
             decoded = photo.read(path)
-            if subject.mask and path == subject.learned:
+            if subject.mask and path == subject.train_photo:
                 mask.read(subject.mask, decoded)
     return found
 
 
-def _subject(
+def _read_subject(
     folder: Path, name: str, kind: str, prompts: dict[str, list[str]], chosen: str, live: tuple[str, ...]
-) -> Subject:
+) -> DreamBoothSubject:
     place = folder / name
-    here = sorted(p for p in place.iterdir() if _shown(p)) if place.is_dir() else []
+    here = sorted(p for p in place.iterdir() if _is_photo(p)) if place.is_dir() else []
     if not here:
         raise InputError(f"{place} holds no photo", f"put its photos there, or take {name} out of {folder / LISTING}")
     learned = next((p for p in here if not chosen or chosen in (p.name, p.stem)), None)
@@ -91,8 +95,8 @@ def _subject(
     if not prompts[way]:
         heading = next(heading for heading, part in HEADINGS.items() if part == way)
         raise InputError(f"{folder / LISTING} has no prompt under `{heading.title()}` for {name}", ADVICE)
-    mask = learned.with_name(learned.stem + MASK)
-    return Subject(
+    mask = learned.with_name(learned.stem + MASK_SUFFIX)
+    return DreamBoothSubject(
         name,
         kind,
         tuple((p, photo.hash_file(p)) for p in here),
@@ -102,31 +106,33 @@ def _subject(
     )
 
 
-def _shown(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.name.endswith(MASK)
+def _is_photo(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.name.endswith(MASK_SUFFIX)
 
 
-def _listing(file: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """Classes by subject, and prompts of `objects` and of `live` subjects.
+def _read_listing(file: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Read the classes by subject, and the prompts of `objects` and of `live` subjects.
 
     Raises:
-        InputError: Not there, or another file.
+        InputError: The file does not exist or has another format.
     """
     classes: dict[str, str] = {}
     prompts: dict[str, list[str]] = {"objects": [], "live": []}
     part = ""
-    for number, line in _lines(file):
+    for number, line in _read_lines(file):
         heading = line.strip().rstrip(":").lower()
         if heading in (*HEADINGS, "prompts"):
             part = HEADINGS.get(heading, "")
         elif part == "classes" and "," in line:
             name, kind = (text.strip() for text in line.split(",", 1))
             if (name, kind) != ("subject_name", "class"):
-                classes[_named(name, f"{file}, line {number}")] = _word(kind, name, f"{file}, line {number}")
+                classes[_check_subject_name(name, f"{file}, line {number}")] = _check_class_word(
+                    kind, name, f"{file}, line {number}"
+                )
         elif part in prompts and (match := _PROMPT.fullmatch(line)):
-            if PLACE not in match["text"]:
+            if TOKEN_AND_CLASS not in match["text"]:
                 raise InputError(
-                    f"{file}, line {number}: no `{PLACE}` in the prompt", "token and class word stand there"
+                    f"{file}, line {number}: no `{TOKEN_AND_CLASS}` in the prompt", "token and class word stand there"
                 )
             prompts[part].append(clean(match["text"], f"the prompt in {file}, line {number},"))
     if not classes:
@@ -138,7 +144,7 @@ def _listing(file: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
     return classes, prompts
 
 
-def _lines(file: Path) -> Iterator[tuple[int, str]]:
+def _read_lines(file: Path) -> Iterator[tuple[int, str]]:
     try:
         with open_regular(file) as opened:
             text = opened.read(MAX_BYTES + 1)
@@ -153,14 +159,14 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
         raise InputError(f"{file} is no text in UTF-8", ADVICE) from None
 
 
-def _named(name: str, where: str) -> str:
+def _check_subject_name(name: str, where: str) -> str:
     try:
         return check_name(name)
     except UsageError as error:
         raise InputError(f"{where}: {error.message}", error.hint) from None
 
 
-def _word(kind: str, name: str, where: str) -> str:
+def _check_class_word(kind: str, name: str, where: str) -> str:
     if not kind or not kind.isprintable():
         raise InputError(f"{where}: {name} has no class", "a line is `dog2,dog`")
     return kind

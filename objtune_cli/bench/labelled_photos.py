@@ -1,7 +1,6 @@
-"""Photographs with outlines drawn by hand: the pictures that scikit-image carries, for what a drawn world cannot show.
+"""Photographs from scikit-image with outlines drawn by hand, to test segmenters on real images.
 
-Outlines are ours, corner by corner in photo pixels, right to about three of them; five objects are few, and say where a segmenter breaks,
-not how often.
+The outlines are ours, in photo pixels, accurate to about three pixels. Five objects show where a segmenter fails, not how often.
 """
 
 from collections.abc import Iterator
@@ -47,16 +46,16 @@ OBJECTS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Outlined:
-    """A photograph (H, W, 3) and one object in it: class word and coverage (H, W), uint8."""
+class LabelledPhoto:
+    """A photograph (H, W, 3) and one object in it: its class word and its mask (H, W), uint8."""
 
     rgb: np.ndarray
     class_word: str
     cover: np.ndarray
 
 
-def outlined() -> Iterator[Outlined]:
-    """The photographs, an object each.
+def load_photos() -> Iterator[LabelledPhoto]:
+    """Load the photographs, one object each.
 
     Raises:
         ResourceError: scikit-image is not installed.
@@ -72,4 +71,4 @@ def outlined() -> Iterator[Outlined]:
         rgb = np.ascontiguousarray(skimage.io.imread(f"{data_dir}/{file}")[..., :3])
         cover = np.zeros(rgb.shape[:2], np.uint8)
         cv2.fillPoly(cover, [np.array(corners, np.int32)], 255)
-        yield Outlined(rgb, word, cover)
+        yield LabelledPhoto(rgb, word, cover)

@@ -1,6 +1,6 @@
-"""What a method is handed of an object: the photo as taken, from further away, or with a rough mask.
+"""Variants of a training photo: the exact one, a smaller object, and inexact masks.
 
-Knows drawn scenes, not methods. "5 % of the object's size" is of the longer side of its box.
+Knows toybox scenes, not methods. "5 % of the object's size" refers to the longer side of its box.
 """
 
 import zlib
@@ -12,30 +12,30 @@ import numpy as np
 from objtune_cli.evaluation.benchmark_objects import PHOTO_SIDE, Case
 from objtune_cli.toybox import renderer
 
-WAYS = ("exact", "small", "eroded", "dilated", "noisy")
-"""Exact photo and mask; the object on 2 to 5 % of the photo; masks wrong by 5 % of the object's size."""
+VARIANTS = ("exact", "small", "eroded", "dilated", "noisy")
+"""Exact photo and mask; the object covers 2 to 5 % of the photo; masks with an error of 5 % of the object's size."""
 SMALL = (0.02, 0.05)
 ROUGH = 0.05
 Photo = tuple[np.ndarray, np.ndarray]
 
 
-def photo(case: Case, way: str = "exact") -> Photo:
-    """Photo (S, S, 3) and mask (S, S), uint8.
+def make_photo(case: Case, way: str = "exact") -> Photo:
+    """Make a variant: photo (S, S, 3) and mask (S, S), uint8.
 
     Raises:
-        ValueError: No such way.
+        ValueError: There is no such variant.
     """
     rng = np.random.default_rng((zlib.crc32(case.name.encode()), 7))
     if way == "small":
-        return _small(case, rng.uniform(*SMALL))
+        return _shrink_object(case, rng.uniform(*SMALL))
     rgb, mask = case.picture()
     if way == "exact":
         return rgb, mask
-    return rgb, _rough(mask, way, rng)
+    return rgb, _distort_mask(mask, way, rng)
 
 
-def _small(case: Case, share: float) -> Photo:
-    """The same scene with the object taken from further away: its outline shrinks with it, as the drawing's pen would not."""
+def _shrink_object(case: Case, share: float) -> Photo:
+    """The same scene with a smaller object. The photo is scaled, because the renderer would not scale the object's outline."""
     rgb, mask = case.picture()
     behind = renderer.render(replace(case.photo, objects=()), PHOTO_SIDE)[0].astype(np.float32)
     cover = mask.astype(np.float32)[..., None] / 255
@@ -53,8 +53,8 @@ def _small(case: Case, share: float) -> Photo:
     return seen.round().clip(0, 255).astype(np.uint8), (layer[..., 3] * 255).round().clip(0, 255).astype(np.uint8)
 
 
-def _rough(mask: np.ndarray, way: str, rng: np.random.Generator) -> np.ndarray:
-    """A mask that is wrong at its edge by `ROUGH` of the object's size."""
+def _distort_mask(mask: np.ndarray, way: str, rng: np.random.Generator) -> np.ndarray:
+    """A mask whose edge is wrong by `ROUGH` of the object's size."""
     inside = (mask > 127).astype(np.uint8)
     ys, xs = inside.nonzero()
     radius = ROUGH * max(ys.max() - ys.min(), xs.max() - xs.min())
@@ -66,5 +66,5 @@ def _rough(mask: np.ndarray, way: str, rng: np.random.Generator) -> np.ndarray:
         waves = cv2.GaussianBlur(rng.standard_normal(mask.shape).astype(np.float32), (0, 0), radius)
         moved = distance + radius * waves / waves.std() > 0  # off by the radius on average (root mean square)
     else:
-        raise ValueError(f"no way {way!r}: {', '.join(WAYS)}")
+        raise ValueError(f"no way {way!r}: {', '.join(VARIANTS)}")
     return moved.astype(np.uint8) * 255

@@ -1,4 +1,4 @@
-"""Results of a bench, each kept as it is found: the same command goes on where it stopped and repeats nothing."""
+"""Cache of benchmark results on disk: a stopped command continues where it stopped and measures nothing twice."""
 
 import json
 import math
@@ -19,18 +19,19 @@ from objtune_cli.store.checkpoints import RunState
 from objtune_cli.workflow.context import Reporter, StageContext
 
 Row = dict[str, Any]
-Asked = TypeVar("Asked")
-"""What methods are measured on: a drawn object, or a subject of a data set."""
-Measured = tuple[dict[str, float], np.ndarray | None]
-"""Measures, and the pictures (N, S, S, 3) uint8 that are kept for the sheet."""
+Item = TypeVar("Item")
+"""What methods are measured on: a toybox object, or a subject of a data set."""
+Measurement = tuple[dict[str, float], np.ndarray | None]
+"""Measures, and the images (N, S, S, 3) uint8 for the contact sheet."""
 
 
 @dataclass(slots=True)
-class Kept:
-    """Results in `out`, and how far the run is.
+class ResultCache:
+    """Results in the folder `out`, and the progress of the run.
 
     Attributes:
-        total: Results that the run will have. known: results that another run has found, by method and object.
+        total: Number of results of the whole run.
+        known: Results of another run, by method and object.
     """
 
     out: Path
@@ -40,16 +41,20 @@ class Kept:
     done: int = 0
     began: float = field(default_factory=time.monotonic)
 
-    def result(self, name: str, case: str, key: str, measured: Callable[[], Measured], about: Callable[[], Row]) -> Row:
-        """The kept result of a method on an object, or a new one, which is then kept.
+    def result(
+        self, name: str, case: str, key: str, measured: Callable[[], Measurement], about: Callable[[], Row]
+    ) -> Row:
+        """The cached result of a method on an object, or a new one, which is then cached.
 
         Args:
-            key: What the result depends on. about: what else is kept with it.
+            key: Digest of everything that the result depends on.
+            measured: Measures the method.
+            about: Further values for the result's row.
         """
         file = self.out / "results" / name / f"{case}.json"
         self.done += 1
         known = self.known.get((name, case), {})
-        found = known if known.get("key") == key else _read(file, key)
+        found = known if known.get("key") == key else _read_result(file, key)
         if found is None:
             head = {"key": key, "case": case}
             try:
@@ -65,24 +70,28 @@ class Kept:
             if bad:
                 self.report.note(f"{name} on {case}: {', '.join(bad)} not finite, left out")
                 values = {n: value for n, value in values.items() if n not in bad}
-            found = _written(
+            found = _write_result(
                 file, head | about() | {"measures": {n: round(value, 5) for n, value in values.items()}}, shown
             )
             spent = time.monotonic() - self.began
             self.report.note(
-                f"{name} on {case}: {_short(found['measures'])}  ({self.done} of {self.total}, {spent:.0f} s)"
+                f"{name} on {case}: {_summarize(found['measures'])}  ({self.done} of {self.total}, {spent:.0f} s)"
             )
         return found
 
 
-def filled(
+def measure_all(
     ctx: StageContext,
     out: Path,
-    asked: Sequence[Asked],
+    asked: Sequence[Item],
     plan: Mapping[str, Method],
-    result: Callable[[Asked, str, Method], Row],
+    result: Callable[[Item, str, Method], Row],
 ) -> dict[str, list[Row]]:
-    """Every method's results on all that is asked, one case after the other; `results.jsonl` has them, stopped or not: what was found may be handed on.
+    """Measure every method on every item and write `results.jsonl`, also after a signal.
+
+    Args:
+        plan: Name to method.
+        result: Measures a method on an item, or reads the cached result.
 
     Raises:
         Stopped: A signal came.
@@ -97,12 +106,12 @@ def filled(
                     ctx.check_stopped()
                     found[name].append(result(case, name, method))
         finally:
-            save(out, found)
+            write_results(out, found)
     return found
 
 
-def save(out: Path, found: Mapping[str, list[Row]]) -> None:
-    """Write `results.jsonl`, a result a line."""
+def write_results(out: Path, found: Mapping[str, list[Row]]) -> None:
+    """Write `results.jsonl`, one result per line."""
     lines = [
         json.dumps({"method": name, **result}, sort_keys=True) + "\n"
         for name, results in found.items()
@@ -111,23 +120,23 @@ def save(out: Path, found: Mapping[str, list[Row]]) -> None:
     artifacts.write_file(out / "results.jsonl", "".join(lines).encode())
 
 
-def table(file: Path, rows: list[Row]) -> None:
+def write_table(file: Path, rows: list[Row]) -> None:
     """Write rows as CSV."""
-    columns = statistics.columns(rows)
+    columns = statistics.column_names(rows)
     lines = [",".join(columns)] + [",".join("" if row[c] is None else str(row[c]) for c in columns) for row in rows]
     artifacts.write_file(file, ("\n".join(lines) + "\n").encode())
 
 
-def _written(file: Path, result: Row, shown: np.ndarray | None) -> Row:
-    """Write pictures, then the result: the result's file says that all is there."""
+def _write_result(file: Path, result: Row, shown: np.ndarray | None) -> Row:
+    """Write images, then the result: the result's file marks the images as complete."""
     strip = np.full((grids.CELL, grids.CELL, 3), 255, np.uint8) if shown is None else np.concatenate(list(shown), 1)
     artifacts.write_file(file.with_suffix(".png"), png.encode_png(strip))
     artifacts.write_file(file, (json.dumps(result) + "\n").encode())
     return result
 
 
-def _read(file: Path, key: str) -> Row | None:
-    """A finished result of the same work."""
+def _read_result(file: Path, key: str) -> Row | None:
+    """The result in a file, or None if there is none with this key."""
     try:
         held = json.loads(file.read_bytes())
     except (OSError, ValueError):
@@ -136,6 +145,6 @@ def _read(file: Path, key: str) -> Row | None:
     return held if sound else None
 
 
-def _short(found: dict[str, float]) -> str:
+def _summarize(found: dict[str, float]) -> str:
     names = ("identity", "prompt", "clip_i", "clip_t", "dino", "diversity", "leak", "drift", "presence", "seconds")
     return "  ".join(f"{n} {found[n]:.2f}" if n != "seconds" else f"{found[n]:.0f} s" for n in names if n in found)

@@ -1,4 +1,4 @@
-"""Objects of a scene learned by the real command: from one photo of all of them, or each from its own."""
+"""Training of the objects of a scene by the command `objtune train`, from one photo of all or one photo each."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,12 +17,12 @@ from objtune_cli.toybox import renderer, world
 from objtune_cli.toybox.world import Dial
 from objtune_cli.workflow.context import StageContext
 
-RARE = ("sks", "zwx", "ucd", "hta")
-"""Words that hardly occur in captions, one for each object of a joint training that starts from such."""
+RARE_TOKENS = ("sks", "zwx", "ucd", "hta")
+"""Rare tokens, one for each object of a joint training that starts from them."""
 
 
-def photo(members: Sequence[Case], dial: Dial, seed: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    """One photo of all objects, side by side, and where each is."""
+def render_photo(members: Sequence[Case], dial: Dial, seed: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Render one photo of all objects side by side, and the mask of each."""
     rng = np.random.default_rng((seed, 7))
     scene = world.sample_scene(
         rng, dial, instances=tuple(m.instance for m in members), background=members[0].photo_background
@@ -31,14 +31,18 @@ def photo(members: Sequence[Case], dial: Dial, seed: int) -> tuple[np.ndarray, l
     return rgb, list(masks)
 
 
-def learned(
+def train_objects(
     ctx: StageContext,
     members: Sequence[Case],
     rgb: np.ndarray,
     masks: Sequence[np.ndarray],
     method: Method = OURS["objtune"],
 ) -> tuple[Ref, float]:
-    """`objtune train` with a method's settings in a process of its own; what is there already is found by it."""
+    """Run `objtune train` with a method's settings in a process; the command reuses existing artifacts.
+
+    Returns:
+        The adapter, and the wall seconds; 0 if it existed.
+    """
     folder = ctx.project.folder / "given" / "-".join(m.name for m in members)
     artifacts.write_file(folder / "photo.png", png.encode_png(rgb))
     given = [str(folder / "photo.png")]
@@ -53,30 +57,30 @@ def learned(
             f"{member.name}={folder / member.name}.png",
         ]
     embed, learning = (
-        _set("init-embedding", method.embed),
-        _set("train", {**method.train, "scores": "none"}) + _set("prior", method.prior),
+        _set_options("init-embedding", method.embed),
+        _set_options("train", {**method.train, "scores": "none"}) + _set_options("prior", method.prior),
     )
     seconds = 0.0
     if (
         len(members) > 1 and method.embed.get("init") == "rare"
     ):  # a word for each: two objects of one class would have the same token
-        found, seconds, _ = _command(ctx, members, "segment", *given)
+        found, seconds, _ = _run_stage(ctx, members, "segment", *given)
         given = []
-        for ref, word in zip(found, RARE, strict=False):
-            (started,), took, _ = _command(
-                ctx, members, "init-embedding", ref, *embed, *_set("init-embedding", {"rare": word})
+        for ref, word in zip(found, RARE_TOKENS, strict=False):
+            (started,), took, _ = _run_stage(
+                ctx, members, "init-embedding", ref, *embed, *_set_options("init-embedding", {"rare": word})
             )
             given, seconds = [*given, started], seconds + took
-    refs, took, reused = _command(ctx, members, "train", *given, "--no-preview", *embed, *learning)
+    refs, took, reused = _run_stage(ctx, members, "train", *given, "--no-preview", *embed, *learning)
     return parse(refs[-1]), 0.0 if reused else seconds + took
 
 
-def _set(section: str, values: Mapping[str, Any]) -> list[str]:
+def _set_options(section: str, values: Mapping[str, Any]) -> list[str]:
     return [word for name, value in values.items() for word in ("--set", f"{section}.{name}={value}")]
 
 
-def _command(ctx: StageContext, members: Sequence[Case], *words: str) -> tuple[list[str], float, bool]:
-    """One command in the project of `ctx`: its refs, wall seconds, and whether all was there already."""
+def _run_stage(ctx: StageContext, members: Sequence[Case], *words: str) -> tuple[list[str], float, bool]:
+    """Run one command in the project of `ctx`: its refs, wall seconds, and whether all artifacts existed."""
     shared = {
         "project": ctx.project.folder,
         "base": ctx.common.base,
@@ -92,8 +96,8 @@ def _command(ctx: StageContext, members: Sequence[Case], *words: str) -> tuple[l
         "--json",
         *(w for k, v in shared.items() for w in (f"--{k}", str(v))),
     ]
-    document, seconds, _ = single_training.measured(ctx, command, f"{words[0]} of {members[0].name}")
+    document, seconds, _ = single_training.run_command(ctx, command, f"{words[0]} of {members[0].name}")
     if "error" in document:
         error = document["error"]
-        raise single_training.Failed(words[0], members[0], int(error["code"]), error["message"])
+        raise single_training.TrainingFailed(words[0], members[0], int(error["code"]), error["message"])
     return [each["ref"] for each in document["refs"]], seconds, all(each["reused"] for each in document["refs"])

@@ -1,4 +1,4 @@
-"""One method on one object: train by the real command in a process of its own, draw, read, score, keep."""
+"""One method on one object: train it by the command `objtune train` in a process, sample images and score them."""
 
 import functools
 import hashlib
@@ -35,14 +35,14 @@ from objtune_cli.training import stage as train
 from objtune_cli.workflow.context import StageContext, tools
 
 FORMAT = 2
-"""Grows when the measures, or what one setting means to training, change."""
-SHOWN = 4
-"""Pictures of each trial kept for the sheet."""
+"""Version of the results; it is increased when measures, or the meaning of a setting for training, change."""
+SHEET_IMAGES = 4
+"""Images of each training in the contact sheet."""
 
 
 @dataclass(frozen=True, slots=True)
-class Handed:
-    """What a training is given: the object's name and class word, its photo (H, W, 3) and mask (H, W), uint8."""
+class TrainingInput:
+    """Input of a training: the object's name and class word, its photo (H, W, 3) and mask (H, W), uint8."""
 
     name: str
     kind: str
@@ -51,91 +51,108 @@ class Handed:
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
-    """What the training process left: the adapter's tensors, wall seconds, and its largest resident memory."""
+class TrainingResult:
+    """Result of a training: the adapter's tensors, wall seconds, and the process's largest resident memory, MB."""
 
     weights: Mapping[str, Any]
     seconds: float
     memory_mb: float
 
 
-class Failed(ObjtuneError):
-    """A training process ended with an error of its own, or by a signal that nobody here sent."""
+class TrainingFailed(ObjtuneError):
+    """A training process failed, or a signal from outside ended it."""
 
-    def __init__(self, method: str, case: Case | Handed, code: int, said: str) -> None:
+    def __init__(self, method: str, case: Case | TrainingInput, code: int, message: str) -> None:
         killed = code < 0
-        how = f"was ended by signal {-code}" if killed else f"failed: {said}"
+        how = f"was ended by signal {-code}" if killed else f"failed: {message}"
         super().__init__(f"{method} on {case.name} {how}", "is there enough memory?" if killed else "")
         self.code = ResourceError.code if killed else code or 1
 
 
 @functools.cache
-def judge() -> str:
-    """Digest of the evaluator's weights: another evaluator, another result."""
+def evaluator_digest() -> str:
+    """Digest of the evaluator's weights, on which results depend."""
     return hashlib.sha256(inference.WEIGHTS.read_bytes()).hexdigest()
 
 
-def key(ctx: StageContext, case: Case, name: str, method: Method, seed: int) -> str:
-    """What a result depends on; a kept one with another key is measured again."""
-    about = settings(ctx, name, method) | {"format": FORMAT, "case": repr(case), "seed": seed, "judge": judge()}
-    if method.given != "exact":
-        about["given"] = method.given
+def result_key(ctx: StageContext, case: Case, name: str, method: Method, seed: int) -> str:
+    """Digest of everything that a result depends on; a cached result with another key is measured again."""
+    about = result_inputs(ctx, name, method) | {
+        "format": FORMAT,
+        "case": repr(case),
+        "seed": seed,
+        "judge": evaluator_digest(),
+    }
+    if method.photo_variant != "exact":
+        about["given"] = method.photo_variant
     if method.hint != "mask":
         about["hint"] = method.hint
     return hashlib.sha256(canonical(about).encode()).hexdigest()
 
 
-def settings(ctx: StageContext, name: str, method: Method) -> dict[str, Any]:
-    """What any result of a method depends on: its settings, the base, and what computes."""
+def result_inputs(ctx: StageContext, name: str, method: Method) -> dict[str, Any]:
+    """What every result of a method depends on: its settings, the base, the device and the versions of libraries."""
     about: dict[str, Any] = {
         "method": name, "embed": identifying(replace(Embed(), **method.embed)),
         "train": identifying(train.fill_defaults(replace(Train(), **method.train), ctx.base.training)), "prior": identifying(replace(Prior(), **method.prior)),
-        "base": ctx.base.fingerprint, "sampling": rendering.plainly(ctx.base), "device": ctx.common.device, "precision": ctx.common.precision, "tools": tools(),
+        "base": ctx.base.fingerprint, "sampling": rendering.base_sampling(ctx.base), "device": ctx.common.device, "precision": ctx.common.precision, "tools": tools(),
     }  # fmt: skip
-    drawn = method.guidances(ctx.base)
-    guidances = {f"{name}_guidance": drawn[name] for name in ("scene", "own") if drawn[name]}
-    guidances |= {"object_below": drawn["object_below"]} if drawn["object_below"] < 1 else {}
-    return about | ({"tower": ctx.base.tower} if ctx.base.tower else {}) | guidances
+    about |= {"tower": ctx.base.tower} if ctx.base.tower else {}
+    sampling = method.sampling_kwargs(ctx.base)
+    if sampling["prompt_guidance_scale"]:
+        about["scene_guidance"] = sampling["prompt_guidance_scale"]
+    if sampling["autoguidance_scale"]:
+        about["own_guidance"] = sampling["autoguidance_scale"]
+    if sampling["subject_conditioning_start"] < 1:
+        about["object_below"] = sampling["subject_conditioning_start"]
+    return about
 
 
-def run(
+def score_method(
     ctx: StageContext,
     network: Evaluator,
     case: Case,
     name: str,
     method: Method,
-    scale: truth_scores.Scale,
+    scale: truth_scores.Calibration,
     before: list,
-    trainings: dict[str, Trained],
+    trainings: dict[str, TrainingResult],
 ) -> tuple[dict[str, float], np.ndarray]:
-    """Measures of one method on one object, and its pictures in the order of the prompts.
+    """Measures of one method on one object, and its images in the order of the prompts.
 
     Args:
-        before: Readings of the class as the base draws it. trainings: What was learned of this object so far: what differs only in how it is drawn is learned once.
+        before: Readings of the class's images of the base alone.
+        trainings: Trainings of this object so far, by their settings; methods that differ only in sampling share one.
     """
-    about = canonical({**method.learning(), "given": method.given, "hint": method.hint})
+    about = canonical({**method.training_settings(), "given": method.photo_variant, "hint": method.hint})
     if about not in trainings:
-        trainings[about] = _train(ctx, case, name, method)
+        trainings[about] = _train_case(ctx, case, name, method)
     trained = trainings[about]
-    model, words = rendering.loaded(ctx, case.name, trained.weights, case.instance.kind)
-    shown = rendering.asked(ctx, model, words, case, f"<{case.name}>", **method.guidances(ctx.base))
-    after = rendering.readings(network, rendering.of_class(ctx, model, case.instance.kind))
-    found = truth_scores.score(case, scale, rendering.readings(network, shown))
-    found |= truth_scores.drift(scale, case.instance.kind, before, after)
+    model, words = rendering.load_adapter(ctx, case.name, trained.weights, case.instance.kind)
+    shown = rendering.sample_case(ctx, model, words, case, f"<{case.name}>", **method.sampling_kwargs(ctx.base))
+    after = rendering.read_images(network, rendering.sample_class(ctx, model, case.instance.kind))
+    found = truth_scores.score(case, scale, rendering.read_images(network, shown))
+    found |= truth_scores.score_drift(scale, case.instance.kind, before, after)
     cost = {"seconds": trained.seconds} | ({"memory_mb": trained.memory_mb} if trained.memory_mb else {})
     return found | cost, shown
 
 
-def _train(ctx: StageContext, case: Case, name: str, method: Method) -> Trained:
-    """What a method learns of an object, handed in the method's way."""
-    return learned(ctx, Handed(case.name, case.instance.kind, *photo_variants.photo(case, method.given)), name, method)
+def _train_case(ctx: StageContext, case: Case, name: str, method: Method) -> TrainingResult:
+    """Train an object with a method, from the method's variant of the photo."""
+    return train_object(
+        ctx,
+        TrainingInput(case.name, case.instance.kind, *photo_variants.make_photo(case, method.photo_variant)),
+        name,
+        method,
+    )
 
 
-def learned(ctx: StageContext, handed: Handed, name: str, method: Method) -> Trained:
-    """`objtune train` on the photo with the mask it is handed, nothing of an earlier trial left to reuse but the class prior.
+def train_object(ctx: StageContext, handed: TrainingInput, name: str, method: Method) -> TrainingResult:
+    """Run `objtune train` on a photo and its mask. Artifacts of earlier trainings are deleted first, except for the class prior.
 
     Raises:
-        Failed: It ended with an error. Stopped: a signal came.
+        TrainingFailed: The command ended with an error.
+        Stopped: A signal came.
     """
     folder = ctx.project.folder
     with artifacts.explained(folder):
@@ -148,7 +165,11 @@ def learned(ctx: StageContext, handed: Handed, name: str, method: Method) -> Tra
         photo, mask = Path(place) / "photo.png", Path(place) / "mask.png"
         photo.write_bytes(png.encode_png(handed.rgb))
         mask.write_bytes(png.encode_png(handed.mask))
-        said = {f"{part}.{key}": value for part, values in method.learning().items() for key, value in values.items()}
+        said = {
+            f"{part}.{key}": value
+            for part, values in method.training_settings().items()
+            for key, value in values.items()
+        }
         said |= {"tower": ctx.common.tower} if ctx.common.tower else {}
         command = [
             sys.executable, "-P", "-m", "objtune_cli", "train", str(photo), f"--{method.hint}", str(mask),
@@ -156,30 +177,30 @@ def learned(ctx: StageContext, handed: Handed, name: str, method: Method) -> Tra
             "--base", ctx.common.base, "--device", ctx.common.device, "--precision", ctx.common.precision,
             *(word for k, v in said.items() for word in ("--set", f"{k}={v}")),
         ]  # fmt: skip
-        document, seconds, memory = measured(ctx, command, f"{name} on {handed.name}")
+        document, seconds, memory = run_command(ctx, command, f"{name} on {handed.name}")
     if "error" in document:
-        raise Failed(name, handed, int(document["error"]["code"]), document["error"]["message"])
+        raise TrainingFailed(name, handed, int(document["error"]["code"]), document["error"]["message"])
     import torch
 
     _, arrays = artifacts.load(ctx.root, parse(document["refs"][-1]["ref"]), document["refs"][-1]["sha256"])
-    return Trained({k: torch.from_numpy(v.copy()) for k, v in arrays.items()}, seconds, memory)
+    return TrainingResult({k: torch.from_numpy(v.copy()) for k, v in arrays.items()}, seconds, memory)
 
 
-def measured(ctx: StageContext, command: list[str], label: str) -> tuple[dict[str, Any], float, float]:
-    """Run a command of ours to its end: its JSON, wall seconds, largest resident memory in MB (0 where the system hides it).
+def run_command(ctx: StageContext, command: list[str], label: str) -> tuple[dict[str, Any], float, float]:
+    """Run an objtune command: its JSON document, wall seconds, and largest resident memory in MB (0 if the system does not report it).
 
     Raises:
-        Stopped: A signal came; the command has been ended too.
+        Stopped: A signal came; the command was terminated.
     """
     environment = {k: v for k, v in os.environ.items() if not k.startswith(PREFIX)}  # a method is what its settings say
     started = time.monotonic()
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
         child = subprocess.Popen(
-            command, stdout=out, stderr=said, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
+            command, stdout=out, stderr=errors, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
         )
         memory = 0.0
         while child.poll() is None and not ctx.stopped():
-            memory = max(memory, _peak(child.pid))
+            memory = max(memory, _peak_memory(child.pid))
             time.sleep(0.1)
         if child.poll() is None:
             child.terminate()
@@ -189,18 +210,18 @@ def measured(ctx: StageContext, command: list[str], label: str) -> tuple[dict[st
                 f"stopped during {label}; finished objects are kept",
                 "the same command goes on from there",
             )
-        out.seek(0), said.seek(0)
+        out.seek(0), errors.seek(0)
         text = out.read().decode(errors="replace")
         try:
             document = json.loads(text)
         except ValueError:
-            lines = said.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
+            lines = errors.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
             document = {"error": {"code": child.returncode, "message": lines[-1]}}
     return document, time.monotonic() - started, memory
 
 
-def _peak(pid: int) -> float:
-    """Largest resident memory of a running process so far, MB; its parent's does not count, as it would in `ru_maxrss`."""
+def _peak_memory(pid: int) -> float:
+    """Largest resident memory of a running process so far, MB. Unlike `ru_maxrss` it does not include the parent's."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
@@ -208,51 +229,51 @@ def _peak(pid: int) -> float:
     return next((int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM:")), 0.0)
 
 
-def strip(case: Case, shown: np.ndarray) -> np.ndarray:
-    """The pictures kept for the sheet: the first scenes, then one of each other kind."""
+def sheet_row(case: Case, shown: np.ndarray) -> np.ndarray:
+    """The images for the contact sheet: the first scenes, then one of each other kind."""
     kinds = [p.kind for p in case.prompts]
-    chosen = [i for i, k in enumerate(kinds) if k == "scene"][: SHOWN - 1]
+    chosen = [i for i, k in enumerate(kinds) if k == "scene"][: SHEET_IMAGES - 1]
     chosen += [kinds.index(k) for k in ("wearing", "pair") if k in kinds]
-    return shown[chosen[:SHOWN]]
+    return shown[chosen[:SHEET_IMAGES]]
 
 
-def truth(
-    network: Evaluator, case: Case, dial: Dial, scale: truth_scores.Scale, seed: int
+def ground_truth(
+    network: Evaluator, case: Case, dial: Dial, scale: truth_scores.Calibration, seed: int
 ) -> tuple[dict[str, float], np.ndarray]:
-    """The object drawn again by the world, scored as a method is: what 1 looks like, with its spread."""
-    shown = rendering.drawn([p.truth(case.instance, dial, seed + 2) for p in case.prompts])
-    return truth_scores.score(case, scale, rendering.readings(network, shown)), shown
+    """Renderings of the object, scored as a method is: the meaning of 1, with its spread."""
+    shown = rendering.render_scenes([p.truth(case.instance, dial, seed + 2) for p in case.prompts])
+    return truth_scores.score(case, scale, rendering.read_images(network, shown)), shown
 
 
-def stranger(
-    network: Evaluator, case: Case, dial: Dial, scale: truth_scores.Scale, seed: int
+def other_instance(
+    network: Evaluator, case: Case, dial: Dial, scale: truth_scores.Calibration, seed: int
 ) -> tuple[dict[str, float], np.ndarray]:
-    """Another instance of the class in the object's place: what 0 of identity looks like, with its spread."""
+    """Renderings of another instance of the class: the meaning of 0 of identity, with its spread."""
     other = world.sample_instance(case.generator(seed, 2), dial, kind=case.instance.kind, held_out=None)
-    return truth(network, replace(case, instance=other), dial, scale, seed)
+    return ground_truth(network, replace(case, instance=other), dial, scale, seed)
 
 
-def decoded(
-    ctx: StageContext, network: Evaluator, case: Case, dial: Dial, scale: truth_scores.Scale, seed: int
+def vae_reconstruction(
+    ctx: StageContext, network: Evaluator, case: Case, dial: Dial, scale: truth_scores.Calibration, seed: int
 ) -> tuple[dict[str, float], np.ndarray]:
-    """The true pictures through the base's autoencoder: no method on this base can be nearer to the truth."""
+    """Renderings encoded and decoded by the base's VAE: the best that a method on this base could reach."""
     import torch
 
     from objtune_cli.generation.sampling import to_uint8
 
     model = ctx.load_base_model()
-    true = torch.from_numpy(rendering.drawn([p.truth(case.instance, dial, seed + 2) for p in case.prompts]))
+    true = torch.from_numpy(rendering.render_scenes([p.truth(case.instance, dial, seed + 2) for p in case.prompts]))
     small = torch.nn.functional.interpolate(
         true.permute(0, 3, 1, 2).float(), size=(model.size, model.size), mode="area"
     )
     shown = to_uint8(model.to_picture(model.to_latent(small / 127.5 - 1))).numpy()
-    return truth_scores.score(case, scale, rendering.readings(network, shown)), shown
+    return truth_scores.score(case, scale, rendering.read_images(network, shown)), shown
 
 
-def described(
-    ctx: StageContext, network: Evaluator, case: Case, scale: truth_scores.Scale
+def prompt_only(
+    ctx: StageContext, network: Evaluator, case: Case, scale: truth_scores.Calibration
 ) -> tuple[dict[str, float], np.ndarray]:
-    """The base alone, told the object in words: what no training gives."""
-    model, words = rendering.loaded(ctx, case.name, None)
-    shown = rendering.asked(ctx, model, words, case, rendering.worded(case))
-    return truth_scores.score(case, scale, rendering.readings(network, shown)), shown
+    """Samples of the base with a description of the object in the prompt, without training."""
+    model, words = rendering.load_adapter(ctx, case.name, None)
+    shown = rendering.sample_case(ctx, model, words, case, rendering.describe_object(case))
+    return truth_scores.score(case, scale, rendering.read_images(network, shown)), shown

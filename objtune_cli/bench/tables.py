@@ -1,6 +1,6 @@
-"""Results on drawn objects as the rows of a table: means, and by how much ours differs from each method on the same objects.
+"""Table rows from results on toybox objects: means, and paired differences between our method and each other one.
 
-Knows results, not how they were found.
+Knows results, not how they were measured.
 """
 
 import json
@@ -15,18 +15,18 @@ from objtune_cli.errors import InputError
 from objtune_cli.evaluation import statistics as measures
 from objtune_cli.evaluation import truth_scores
 
-RAW = {"raw at 0": 0, "raw at 1": 1}
-"""Rows of the calibration: the quantities themselves where their measure is 0 and 1."""
+CALIBRATION_ROWS = {"raw at 0": 0, "raw at 1": 1}
+"""Rows of the calibration: the raw values at which measures are 0 and 1."""
 OURS = "objtune"
 COMPARED = ("identity", "prompt", "diversity", "leak", "drift", "presence")
-"""Measures whose differences are told."""
+"""Measures with rows of differences."""
 
 
-def read(file: Path) -> dict[str, list[Row]]:
-    """Results by method from a `results.jsonl`, one of each method on each object: the last of several.
+def read_results(file: Path) -> dict[str, list[Row]]:
+    """Read results by method from a `results.jsonl`; of several results of one method on one object the last.
 
     Raises:
-        InputError: It cannot be read, or holds something else.
+        InputError: The file cannot be read or has other contents.
     """
     hint = "give the results.jsonl that a bench wrote"
     try:
@@ -46,11 +46,11 @@ def read(file: Path) -> dict[str, list[Row]]:
     }
 
 
-def tabled(found: Mapping[str, Sequence[Row]]) -> list[Row]:
-    """Rows of all methods, shares on the scale of the truth's; ours less each other; the rows of the calibration.
+def build_table(found: Mapping[str, Sequence[Row]]) -> list[Row]:
+    """Rows of all methods, with fractions divided by the ground truth's; of differences between ours and each other; and of the calibration.
 
     Raises:
-        InputError: No method is the truth.
+        InputError: There are no results of the ground truth.
     """
     if "truth" not in found:
         raise InputError(
@@ -69,28 +69,30 @@ def tabled(found: Mapping[str, Sequence[Row]]) -> list[Row]:
     }
     rows: list[Row] = []
     for name, by_case in scaled.items():
-        rows += measures.rows(name, [values for values in by_case.values() if values])
-        rows += _median(name, [values["seconds"] for values in by_case.values() if "seconds" in values])
-    rows += [row for name, by_case in scaled.items() for row in _less(scaled.get(OURS, {}), name, by_case)]
-    for name, end in RAW.items():
-        rows += measures.rows(name, [{m: ends[end] for m, ends in r["scale"].items()} for r in found["truth"]])
-    return rows + [_one("raw at 1", measure, share, len(truth)) for measure, share in pooled.items()]
+        rows += measures.table_rows(name, [values for values in by_case.values() if values])
+        rows += _median_row(name, [values["seconds"] for values in by_case.values() if "seconds" in values])
+    rows += [
+        row for name, by_case in scaled.items() for row in _paired_differences(scaled.get(OURS, {}), name, by_case)
+    ]
+    for name, end in CALIBRATION_ROWS.items():
+        rows += measures.table_rows(name, [{m: ends[end] for m, ends in r["scale"].items()} for r in found["truth"]])
+    return rows + [_single_row("raw at 1", measure, share, len(truth)) for measure, share in pooled.items()]
 
 
-def _median(name: str, seconds: Sequence[float]) -> list[Row]:
-    """Where other work ran beside some of the trainings, the mean tells of that work."""
-    return [_one(name, "seconds_median", statistics.median(seconds), len(seconds))] if len(seconds) > 2 else []
+def _median_row(name: str, seconds: Sequence[float]) -> list[Row]:
+    """The median of seconds; the mean depends on other work during some trainings."""
+    return [_single_row(name, "seconds_median", statistics.median(seconds), len(seconds))] if len(seconds) > 2 else []
 
 
-def _less(ours: Mapping[str, Row], name: str, theirs: Mapping[str, Row]) -> list[Row]:
-    """Rows of the paired differences to a method that was trained, over the objects that both have."""
+def _paired_differences(ours: Mapping[str, Row], name: str, theirs: Mapping[str, Row]) -> list[Row]:
+    """Rows of the paired differences between ours and another trained method, over the objects that both have."""
     both = [(ours[case], values) for case, values in theirs.items() if case in ours and "seconds" in values]
     if name == OURS or not both:
         return []
-    return measures.rows(
+    return measures.table_rows(
         f"{OURS} less {name}", [{m: a[m] - b[m] for m in COMPARED if m in a and m in b} for a, b in both]
     )
 
 
-def _one(method: str, measure: str, value: float, n: int) -> Row:
+def _single_row(method: str, measure: str, value: float, n: int) -> Row:
     return {"method": method, "measure": measure, "mean": round(value, 4), "low": None, "high": None, "n": n}

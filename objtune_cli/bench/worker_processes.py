@@ -1,4 +1,4 @@
-"""Processes that do a round of work each time they are asked: what is measured side by side. Knows nothing of what they do."""
+"""Worker processes that do one round of work on request, so that several can be measured in turns."""
 
 import contextlib
 import multiprocessing
@@ -9,11 +9,11 @@ from typing import Any
 from objtune_cli.errors import ResourceError
 
 
-class Children:
-    """The processes at work; they end with this one's block.
+class WorkerProcesses:
+    """Worker processes, terminated at the end of the `with` block.
 
     Args:
-        target: What each does with its end of a pipe and its task.
+        target: Function of a worker, called with its end of a pipe and its task.
     """
 
     def __init__(self, target: Callable[[Connection, Any], None]) -> None:
@@ -26,34 +26,37 @@ class Children:
         mine, theirs = self.spawn.Pipe()
         process = self.spawn.Process(target=self.target, args=(theirs, task), daemon=True)
         process.start()
-        theirs.close()  # so that its end is heard
+        theirs.close()  # so that `recv` raises when the worker ends
         self.pipes[name] = mine
         self.processes.append(process)
 
-    def hear(self, name: str, check: Callable[[], None]) -> Any:
-        """The next word of a child.
+    def receive(self, name: str, check: Callable[[], None]) -> Any:
+        """The next message of a worker.
+
+        Args:
+            check: Called while waiting; raises to stop.
 
         Raises:
-            ResourceError: It ended without one.
+            ResourceError: The worker ended or failed.
         """
         try:
             while not self.pipes[name].poll(0.2):
                 check()
-            said = self.pipes[name].recv()
+            message = self.pipes[name].recv()
         except (EOFError, OSError):
-            check()  # it may have ended by the signal that is meant for us
+            check()  # the signal that ended it may be for this process too
             raise ResourceError(f"the process that measures {name} ended", "is there enough memory?") from None
-        if "failed" in said:
-            raise ResourceError(said["failed"], said["hint"])
-        return said
+        if "failed" in message:
+            raise ResourceError(message["failed"], message["hint"])
+        return message
 
-    def ask(self, name: str, check: Callable[[], None]) -> dict[str, float]:
-        """A round of a child."""
-        with contextlib.suppress(OSError):  # one that has ended is noticed by `hear`
+    def run_round(self, name: str, check: Callable[[], None]) -> dict[str, float]:
+        """Request one round of a worker and wait for its result."""
+        with contextlib.suppress(OSError):  # `receive` notices a worker that has ended
             self.pipes[name].send("round")
-        return self.hear(name, check)
+        return self.receive(name, check)
 
-    def __enter__(self) -> "Children":
+    def __enter__(self) -> "WorkerProcesses":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -35,7 +35,7 @@ def _table(run: Run, rows: list[dict[str, Any]], images: list[Path]) -> Outcome:
         if streams.results().isatty():
             console.table(*statistics.pivot(rows))
         else:  # a row a line: programs do not have to know the columns
-            columns = statistics.columns(rows)
+            columns = statistics.column_names(rows)
             console.table(columns, [columns] + [["" if row[c] is None else row[c] for c in columns] for row in rows])
         for path in images:
             run.report.note(f"picture: {path}")

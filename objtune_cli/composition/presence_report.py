@@ -1,4 +1,4 @@
-"""Whether the objects of a scene are there: what `compose` knows them by, and what it says of its pictures."""
+"""The presence check of `compose`: build it, apply it to candidate images, and report its results."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,101 +13,114 @@ from objtune_cli.workflow.context import StageContext
 if TYPE_CHECKING:
     import torch
 
-    from objtune_cli.composition.presence import Check
+    from objtune_cli.composition.presence import PresenceCheck
     from objtune_cli.models.base_model import BaseModel
     from objtune_cli.models.placeholders import Placeholders
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """One picture of a scene.
+class SceneCandidate:
+    """One sampled image of a scene and the result of its check.
 
     Attributes:
-        tensors: What the picture is made of: `latents` (C, h, w), and each object's own. matrix: rows: places, columns: objects; empty where nobody looked.
-        wrong: Numbers of the objects that are missing or mixed. margin: above 0 none is; the larger the surer.
+        tensors: `latents` (C, h, w), and the latents of each refined object.
+        matrix: Leakage matrix, rows: boxes, columns: objects; empty without a check.
+        failed: Indices of the objects that are missing or mixed.
+        margin: Above 0 if no object failed; the larger, the clearer.
     """
 
     tensors: Mapping[str, "torch.Tensor"]
     seed: int
     matrix: list[list[float]] = field(default_factory=list)
-    wrong: list[int] = field(default_factory=list)
+    failed: list[int] = field(default_factory=list)
     margin: float = 0.0
 
 
-def opened(
+def build_check(
     model: "BaseModel",
-    found: list[trained_objects.Named],
+    objects: list[trained_objects.Named],
     weights: "Mapping[str, Mapping[str, torch.Tensor]]",
-    words: "Placeholders",
-) -> "Check":
-    """What the objects are known by: their own adapters, beside the frozen base told their classes."""
-    from objtune_cli.composition.presence import Check, Known
+    placeholders: "Placeholders",
+) -> "PresenceCheck":
+    """The presence check of these objects."""
+    from objtune_cli.composition.presence import PresenceCheck, SceneObject
     from objtune_cli.models.prompts import PROMPT
 
-    told = {o.name: words.expand(PROMPT.format(f"<{o.name}>")) for o in found}
-    return Check(
+    prompts = {o.name: placeholders.expand(PROMPT.format(f"<{o.name}>")) for o in objects}
+    return PresenceCheck(
         model,
-        [Known(o.name, weights[o.name], told[o.name], model.in_class_words(told[o.name]), o.own_name) for o in found],
+        [
+            SceneObject(o.name, weights[o.name], prompts[o.name], model.in_class_words(prompts[o.name]), o.own_name)
+            for o in objects
+        ],
     )
 
 
-def looks(
-    check: "Check | None",
-    parts: list[dict[str, "torch.Tensor"]],
-    pictures: "torch.Tensor",
+def check_candidates(
+    check: "PresenceCheck | None",
+    tensors: list[dict[str, "torch.Tensor"]],
+    images: "torch.Tensor",
     seeds: list[int],
     boxes: list[Box],
-) -> list[Look]:
-    """Each picture and what stands in its places; `parts`: what each picture is made of."""
-    if check is None:
-        return [Look(part, seed) for part, seed in zip(parts, seeds, strict=True)]
-    from objtune_cli.composition.presence import margin, wrong
+) -> list[SceneCandidate]:
+    """Check sampled images.
 
-    matrices = check.matrices(pictures, boxes)
+    Args:
+        check: None: nothing is checked.
+        tensors: Tensors of each image.
+        images: (N, 3, H, W) in [-1, 1].
+        boxes: In the order of the check's objects.
+    """
+    if check is None:
+        return [SceneCandidate(each, seed) for each, seed in zip(tensors, seeds, strict=True)]
+    from objtune_cli.composition.presence import failed_objects, margin
+
     return [
-        Look(
-            part,
+        SceneCandidate(
+            each,
             seed,
             [[round(float(v), 4) for v in row] for row in matrix],
-            wrong(matrix, check.own_names),
+            failed_objects(matrix, check.own_names),
             round(margin(matrix, check.own_names), 4),
         )
-        for part, seed, matrix in zip(parts, seeds, matrices, strict=True)
+        for each, seed, matrix in zip(tensors, seeds, check.matrices(images, boxes), strict=True)
     ]
 
 
-def metrics(check: "Check | None", chosen: list[Look]) -> dict[str, Any]:
-    """What a scene's record keeps: the seeds, each picture's leakage matrix, what is wrong in it, and the share in which all is right."""
-    found: dict[str, Any] = {"seeds": [look.seed for look in chosen]}
+def summarize(check: "PresenceCheck | None", chosen: list[SceneCandidate]) -> dict[str, Any]:
+    """The metrics of a scene: seeds, and with a check each image's leakage matrix, its failed objects and the fraction of images without any."""
+    values: dict[str, Any] = {"seeds": [each.seed for each in chosen]}
     if check is None:
-        return found
+        return values
     names = check.names
-    return found | {
+    return values | {
         "objects": names,
-        "leakage": [look.matrix for look in chosen],
-        "wrong": [[names[i] for i in look.wrong] for look in chosen],
-        "presence": round(sum(not look.wrong for look in chosen) / len(chosen), 4),
+        "leakage": [each.matrix for each in chosen],
+        "wrong": [[names[i] for i in each.failed] for each in chosen],
+        "presence": round(sum(not each.failed for each in chosen) / len(chosen), 4),
     }
 
 
-def judge(ctx: StageContext, found: Mapping[str, Any], how: Compose) -> None:
-    """Say what was found in a scene.
+def report_presence(ctx: StageContext, metrics: Mapping[str, Any], how: Compose) -> None:
+    """Report the leakage matrix, averaged over the images, and the failed objects.
 
     Raises:
-        GateError: `how.strict`, and an object is missing or mixed in a picture.
+        GateError: `how.strict` is set, and an object is missing or mixed in an image.
     """
-    if "leakage" not in found or how.check == "none":
+    if "leakage" not in metrics or how.check == "none":
         return
-    names, count = list(found["objects"]), len(found["leakage"])
+    names, count = list(metrics["objects"]), len(metrics["leakage"])
     width = max(8, *(len(n) + 2 for n in names))
     ctx.report.note(
         "likeness of each place (rows) to each object (columns), mean of the pictures: 0 as its class, 1 as it was learned"
     )
     ctx.report.note(" " * width + "".join(n.rjust(width) for n in names))
     for i, name in enumerate(names):
-        row = [sum(matrix[i][j] for matrix in found["leakage"]) / count for j in range(len(names))]
+        row = [sum(matrix[i][j] for matrix in metrics["leakage"]) / count for j in range(len(names))]
         ctx.report.note(name.ljust(width) + "".join(f"{v:.2f}".rjust(width) for v in row))
-    bad = [f"picture {k + 1}: {', '.join(f'<{n}>' for n in wrong)}" for k, wrong in enumerate(found["wrong"]) if wrong]
+    bad = [
+        f"picture {k + 1}: {', '.join(f'<{n}>' for n in wrong)}" for k, wrong in enumerate(metrics["wrong"]) if wrong
+    ]
     if not bad:
         return
     message = f"missing or mixed in {len(bad)} of {count} pictures ({'; '.join(bad)})"

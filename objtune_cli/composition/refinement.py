@@ -1,8 +1,9 @@
-"""A closer look at the objects of a scene: each one's place enlarged to a picture of its own, drawn again by its own adapter, laid back.
+"""Detail refinement: each object's box is cropped, enlarged, sampled again by the object's adapter alone and pasted back.
 
-In a scene an object has a part of the base's few cells and shares the sentence with others; it loses what is its own. Enlarged and alone
-it is drawn as it was learned. Laid back is what is in its outline: the ground around it, drawn once more, would not meet the scene's.
-Knows neither prompts nor the store. Source: what ADetailer does for faces; with the objects' own adapters and outlines, ours.
+In a scene an object has few latent cells and shares the prompt with others, so that it loses its details. Enlarged and alone it is sampled as it was
+learned. Only the object's mask is pasted, because a newly sampled background would not fit the scene's.
+
+Source: ADetailer does the same for faces; the objects' own adapters and masks are ours.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,30 +16,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from objtune_cli.composition.presence import framed
-from objtune_cli.composition.regional import alone, shares
+from objtune_cli.composition.presence import crop_to_box
+from objtune_cli.composition.regional import region_weights, single_lora
 from objtune_cli.config.sections import seed_after
-from objtune_cli.generation.sampling import again, to_uint8
+from objtune_cli.generation.sampling import resample, to_uint8
+from objtune_cli.generation.settings import SamplingSettings
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.numerics.masks import Box
 from objtune_cli.segmentation.grabcut import GrabCut
 from objtune_cli.segmentation.types import Hints
 
-ROOM = 0.15
-"""Room around a place in its own picture, fraction of its longer side: an object that fills its picture was hardly learned."""
-CUT, ROUNDS, APART_FROM = 160, 3, 0.03
-"""Side at which outlines are looked for, px; rounds of GrabCut; pieces so much of the largest one count too."""
-AROUND = 0.05
-"""How far around its outline an object is laid back, fraction of its place's longer side."""
-FOUND = (0.04, 0.95)
-"""Shares of its place that an object may cover; else there is no outline to speak of."""
-APART = 7919
-"""Between the seeds of a picture's objects: their noises have nothing to do with each other."""
+CROP_MARGIN = 0.15
+"""Margin around a box in its crop, fraction of its longer side: an adapter hardly learned objects that fill the image."""
+OUTLINE_SIDE, GRABCUT_ROUNDS, MIN_PIECE_SHARE = 160, 3, 0.03
+"""Side of the image in which an object is cut out, px; rounds of GrabCut; least area of a piece, fraction of the largest piece."""
+PASTE_MARGIN = 0.05
+"""Margin around an object's mask, fraction of the longer side of its box."""
+OUTLINE_SHARES = (0.04, 0.95)
+"""Least and greatest fraction of its box that an object may cover; outside them the mask is not used."""
+SEED_STRIDE = 7919
+"""Distance between the seeds of an image's objects, so that their noises are independent."""
 
 
 @dataclass(frozen=True, slots=True)
-class Object:
-    """One object: its LoRA, its place in the scene, and what the base is told of it alone."""
+class RefinedObject:
+    """One object: its LoRA tensors, its box in the scene, and its own prompt."""
 
     name: str
     weights: Mapping[str, Tensor]
@@ -47,101 +49,133 @@ class Object:
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
-    """How objects are drawn again; `strength`: share of the steps that are taken. whole: all of a place is laid back, not the object alone. own: object guidance."""
+class RefinementSettings:
+    """How objects are sampled again.
+
+    Attributes:
+        strength: Fraction of the sampling steps that are taken, in (0, 1].
+        sampling: Settings of sampling; see `sampling.resample`.
+        whole: Whether the whole box is pasted, or only the object's mask.
+    """
 
     strength: float
-    steps: int
-    guidance: float
-    scheduler: str = "base"
-    negative: str = ""
+    sampling: SamplingSettings
     whole: bool = False
-    own: float = 0.0
 
 
-def looked(
+def refine_objects(
     model: BaseModel,
     latents: Tensor,
-    objects: Sequence[Object],
+    objects: Sequence[RefinedObject],
     seeds: Sequence[int],
-    how: Sampling,
+    how: RefinementSettings,
     on_step: Callable[[str, int, int], None],
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Draw each object of scenes again, from the back to the front.
+    """Refine each object of scenes, from back to front.
 
     Args:
-        latents: Of the scenes, scaled, (N, C, h, w). objects: from the back to the front.
+        latents: The scenes, scaled, (N, C, h, w).
+        objects: From back to front.
+        on_step: Called with the object's name, the number of steps so far and in all.
 
     Returns:
-        Each object's own pictures as scaled latents (N, C, h', w'), and the scenes with all of them laid in, (N, 3, H, W) in [-1, 1], on the CPU.
+        Scaled latents (N, C, h', w') of each object's crop; and the scenes with all of them pasted in, (N, 3, H, W) in [-1, 1], on the CPU.
     """
-    pictures = model.to_picture(latents).cpu()
-    own = shares([o.box for o in objects], _size(pictures))
-    close = {}
+    images = model.to_picture(latents).cpu()
+    weights = region_weights([o.box for o in objects], _image_size(images))
+    refined = {}
     for i, item in enumerate(objects):
-        view = framed((pictures + 1) / 2, item.box, model.size, ROOM) * 2 - 1
-        others = [seed_after(seed, (i + 1) * APART) for seed in seeds]
-        with alone(model, item.weights):
-            close[item.name] = again(
-                model, model.to_latent(view).cpu(), item.prompt, how.negative, others, how.strength, how.steps, how.guidance, how.scheduler,
-                partial(on_step, item.name), how.own,
-            )  # fmt: skip
-        pictures = laid(pictures, model.to_picture(close[item.name]).cpu(), item.box, own[i], whole=how.whole)
-    return close, pictures
+        crop = crop_to_box((images + 1) / 2, item.box, model.size, CROP_MARGIN) * 2 - 1
+        object_seeds = [seed_after(seed, (i + 1) * SEED_STRIDE) for seed in seeds]
+        with single_lora(model, item.weights):
+            refined[item.name] = resample(
+                model,
+                model.to_latent(crop).cpu(),
+                item.prompt,
+                object_seeds,
+                how.strength,
+                how.sampling,
+                partial(on_step, item.name),
+            )
+        images = paste(images, model.to_picture(refined[item.name]).cpu(), item.box, weights[i], whole=how.whole)
+    return refined, images
 
 
-def scenes(
-    model: BaseModel, latents: Tensor, close: Mapping[str, Tensor], boxes: Mapping[str, Box], *, whole: bool = False
+def composite(
+    model: BaseModel, latents: Tensor, refined: Mapping[str, Tensor], boxes: Mapping[str, Box], *, whole: bool = False
 ) -> Tensor:
-    """The scenes of `looked` from what it kept: pictures (N, 3, H, W) in [-1, 1]; `boxes`: from the back to the front."""
-    pictures = model.to_picture(latents).cpu()
+    """The scenes of `refine_objects` from their latents: images (N, 3, H, W) in [-1, 1].
+
+    Args:
+        refined: Object name to the latents of its crop.
+        boxes: Object name to box, from back to front.
+        whole: Whether the whole boxes are pasted.
+    """
+    images = model.to_picture(latents).cpu()
     if not boxes:
-        return pictures
-    for own, (name, box) in zip(shares(list(boxes.values()), _size(pictures)), boxes.items(), strict=True):
-        pictures = laid(pictures, model.to_picture(close[name]).cpu(), box, own, whole=whole)
-    return pictures
+        return images
+    weights = region_weights(list(boxes.values()), _image_size(images))
+    for weight, (name, box) in zip(weights, boxes.items(), strict=True):
+        images = paste(images, model.to_picture(refined[name]).cpu(), box, weight, whole=whole)
+    return images
 
 
-def laid(pictures: Tensor, close: Tensor, box: Box, share: Tensor, *, whole: bool = False) -> Tensor:
-    """Pictures (N, 3, H, W) with those of a place (N, 3, s, s) made small again and laid in, as much as `share` (H, W) says; `whole`: not the object alone."""
-    height, width = pictures.shape[-2:]
+def paste(images: Tensor, crops: Tensor, box: Box, share: Tensor, *, whole: bool = False) -> Tensor:
+    """Paste the crops of a box back into images.
+
+    Args:
+        images: (N, 3, H, W) in [-1, 1].
+        crops: (N, 3, s, s) in [-1, 1], with `CROP_MARGIN`.
+        share: Weight of the crops (H, W) in [0, 1].
+        whole: Whether the whole box is pasted, or only the object's mask.
+    """
+    height, width = images.shape[-2:]
     x0, y0, x1, y1 = box[0] * width, box[1] * height, box[2] * width, box[3] * height
-    reach = max(x1 - x0, y1 - y0) * (1 + ROOM)
-    small = F.interpolate(close, size=(max(1, round(reach)),) * 2, mode="bilinear", antialias=True, align_corners=False)
+    reach = max(x1 - x0, y1 - y0) * (1 + CROP_MARGIN)
+    small = F.interpolate(crops, size=(max(1, round(reach)),) * 2, mode="bilinear", antialias=True, align_corners=False)
     y, x = ((torch.arange(n) + 0.5 - (a + b) / 2) / reach * 2 for n, a, b in ((height, y0, y1), (width, x0, x1)))
     grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)
     inside = (grid.abs() <= 1).all(-1)
-    back = F.grid_sample(
-        small, grid.expand(len(pictures), -1, -1, -1), mode="bilinear", padding_mode="border", align_corners=False
+    resized = F.grid_sample(
+        small, grid.expand(len(images), -1, -1, -1), mode="bilinear", padding_mode="border", align_corners=False
     )
     weight = share * inside
-    return torch.lerp(pictures, back, weight if whole else weight * outlines(pictures, back, box))
+    return torch.lerp(images, resized, weight if whole else weight * paste_masks(images, resized, box))
 
 
-def outlines(before: Tensor, after: Tensor, box: Box) -> Tensor:
-    """Where the object of a place is in either of two pictures of it, a little wider and soft, (N, 1, H, W) in [0, 1]; 1 where no outline is found.
+def paste_masks(before: Tensor, after: Tensor, box: Box) -> Tensor:
+    """Soft masks of the object of a box, as it is before or after refinement, (N, 1, H, W) in [0, 1]; 1 everywhere if it cannot be cut out.
 
-    In either: what the scene showed of it and is not there any more has to go.
+    The mask covers the object in both images, because the parts that refinement removed must be replaced too.
     """
     height, width = before.shape[-2:]
     x0, y0, x1, y1 = round(box[0] * width), round(box[1] * height), round(box[2] * width), round(box[3] * height)
-    around = max(1, round(AROUND * max(x1 - x0, y1 - y0)))
+    around = max(1, round(PASTE_MARGIN * max(x1 - x0, y1 - y0)))
     brush = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * around + 1, 2 * around + 1))
-    found = []
+    masks = []
     for pair in zip(to_uint8(before).numpy(), to_uint8(after).numpy(), strict=True):
-        mask = np.maximum.reduce([_outline(rgb, (x0, y0, x1, y1), 2 * around) for rgb in pair])
-        found.append(cv2.GaussianBlur(cv2.dilate(mask, brush), (0, 0), 0.6 * around))
-    return torch.from_numpy(np.stack(found))[:, None]
+        mask = np.maximum.reduce([_cut_out_object(rgb, (x0, y0, x1, y1), 2 * around) for rgb in pair])
+        masks.append(cv2.GaussianBlur(cv2.dilate(mask, brush), (0, 0), 0.6 * around))
+    return torch.from_numpy(np.stack(masks))[:, None]
 
 
-def _outline(rgb: np.ndarray, place: tuple[int, int, int, int], room: int) -> np.ndarray:
-    """The object of a place (x0, y0, x1, y1) px of a picture (H, W, 3), cut out by its colours: (H, W) float32, 1 or 0; all 1 where that says nothing."""
-    (height, width), (x0, y0, x1, y1) = rgb.shape[:2], place
-    left, top, right, low = max(0, x0 - room), max(0, y0 - room), min(width, x1 + room), min(height, y1 + room)
+def _cut_out_object(rgb: np.ndarray, box: tuple[int, int, int, int], margin: int) -> np.ndarray:
+    """Cut out the object of a box by its colours.
+
+    Args:
+        rgb: Image (H, W, 3) uint8.
+        box: x0, y0, x1, y1, px.
+        margin: Margin around the box that is searched, px.
+
+    Returns:
+        Mask (H, W) float32, 1 or 0; all 1 if the object covers too little or too much of the box.
+    """
+    (height, width), (x0, y0, x1, y1) = rgb.shape[:2], box
+    left, top, right, low = max(0, x0 - margin), max(0, y0 - margin), min(width, x1 + margin), min(height, y1 + margin)
     part = rgb[top:low, left:right]
-    scale = CUT / max(part.shape[:2])
+    scale = OUTLINE_SIDE / max(part.shape[:2])
     cutter = GrabCut()
-    cutter.iterations, cutter.min_piece_share = ROUNDS, APART_FROM
+    cutter.iterations, cutter.min_piece_share = GRABCUT_ROUNDS, MIN_PIECE_SHARE
     cutter.set_image(
         cv2.resize(part, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     )
@@ -151,12 +185,12 @@ def _outline(rgb: np.ndarray, place: tuple[int, int, int, int], room: int) -> np
     mask = cutter.predict(Hints(inner)).mask
     mask = cv2.resize(mask.astype(np.float32), (right - left, low - top), interpolation=cv2.INTER_AREA)
     whole = np.ones((height, width), np.float32)
-    if not FOUND[0] < float(mask.sum()) / max(1, (x1 - x0) * (y1 - y0)) < FOUND[1]:
+    if not OUTLINE_SHARES[0] < float(mask.sum()) / max(1, (x1 - x0) * (y1 - y0)) < OUTLINE_SHARES[1]:
         return whole
     whole[:] = 0
     whole[top:low, left:right] = mask > 0
     return whole
 
 
-def _size(pictures: Tensor) -> tuple[int, int]:
-    return pictures.shape[-2], pictures.shape[-1]
+def _image_size(images: Tensor) -> tuple[int, int]:
+    return images.shape[-2], images.shape[-1]

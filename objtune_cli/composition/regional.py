@@ -1,10 +1,11 @@
-"""`compose`: separately trained objects in one picture, each LoRA and each token only in its region.
+"""Regional sampling: each object's LoRA and placeholder act only in the object's region; the base alone samples the rest.
 
-Where each part acts: LoRA on spatial features inside the object's region; LoRA on what is made of words
-at the object's own token positions; LoRA on the text encoders (of imported objects) in what is said at these;
-a token is seen only from inside its region, and where words look too, it looks at its region alone and no other
-word hears it; the base alone draws the rest. Sources: regional sampling of Mix-of-Show (arXiv:2305.18292), masked
-LoRA outputs of FreeFuse (arXiv:2510.23515); soft regions for both are ours.
+- A LoRA on spatial features acts inside the region.
+- A LoRA on text features acts at the object's token positions, and so does a LoRA on the text encoders (of imported objects).
+- Cross-attention: only queries inside the region attend to the object's tokens.
+- Joint attention: the object's tokens also attend to their region only, and other tokens do not attend to them.
+
+Sources: regional sampling of Mix-of-Show (arXiv:2305.18292) and masked LoRA outputs of FreeFuse (arXiv:2510.23515). Soft regions are ours.
 """
 
 import contextlib
@@ -25,15 +26,21 @@ from objtune_cli.models.base_model import BaseModel
 from objtune_cli.numerics.masks import Box, region
 
 BLOCKED = -1e4
-"""Attention bias where a token must not be seen; finite, so that no row becomes NaN."""
+"""Attention bias of a masked token; finite, so that no row becomes NaN."""
 
-EDGE = 0.06
-"""Width over which a region falls from 1 to 0, fraction of the frame."""
+REGION_SOFTNESS = 0.06
+"""Width over which a region falls from 1 to 0, fraction of the image."""
 
 
 @dataclass(slots=True)
-class Placed:
-    """One object in a scene: LoRA tensors by name, its region, and where its tokens stand (L,)."""
+class PlacedObject:
+    """One object in a scene.
+
+    Attributes:
+        weights: LoRA tensors by name.
+        box: Its region, fractions of the image.
+        tokens: Mask of its token positions in the prompt, (L,) boolean.
+    """
 
     name: str
     weights: Mapping[str, Tensor]
@@ -41,50 +48,61 @@ class Placed:
     tokens: Tensor
 
 
-def shares(boxes: Sequence[Box], size: tuple[int, int], edge: float = EDGE) -> Tensor:
-    """How much of each pixel belongs to each of the boxes, (N, h, w); from the back to the front: what lies behind another has the rest."""
+def region_weights(boxes: Sequence[Box], size: tuple[int, int], edge: float = REGION_SOFTNESS) -> Tensor:
+    """Weight of each box at each pixel, (N, h, w) in [0, 1].
+
+    Args:
+        boxes: From back to front; a box gets what the boxes in front of it leave.
+        size: Height and width.
+        edge: Width of the soft edge, fraction of the image.
+    """
     rest = torch.ones(size)
-    found = []
+    weights = []
     for box in reversed(boxes):
         mask = region(box, size, edge=max(edge, 1 / size[0]))
-        found.append(mask * rest)
+        weights.append(mask * rest)
         rest = rest * (1 - mask)
-    return torch.stack(found[::-1])
+    return torch.stack(weights[::-1])
 
 
-class Regions:
-    """Soft region masks of all objects at any resolution, computed once per size."""
+class RegionMasks:
+    """Soft region masks of all objects at any resolution, cached by size."""
 
-    def __init__(self, placed: list[Placed], aspect: float = 1.0, edge: float = EDGE) -> None:
-        self.placed, self.aspect, self.edge = placed, aspect, edge
+    def __init__(self, objects: list[PlacedObject], aspect: float = 1.0, edge: float = REGION_SOFTNESS) -> None:
+        self.objects, self.aspect, self.edge = objects, aspect, edge
         self.cache: dict[tuple[int, int], Tensor] = {}
 
     def at(self, height: int, width: int) -> Tensor:
-        """(N, h, w); where regions overlap, later objects are in front."""
+        """The masks (N, h, w); where regions overlap, later objects are in front."""
         if (height, width) not in self.cache:
-            self.cache[height, width] = shares([p.box for p in self.placed], (height, width), self.edge)
+            self.cache[height, width] = region_weights([p.box for p in self.objects], (height, width), self.edge)
         return self.cache[height, width]
 
     def flat(self, length: int) -> Tensor:
-        """(N, length) for features in row order; the frame has `aspect` width over height."""
+        """The masks (N, length) for features in row order; the image has `aspect` width over height."""
         height = round(math.sqrt(length / self.aspect))
         return self.at(height, length // height).flatten(1)
 
 
-Factors = tuple[Tensor, Tensor, Tensor | None]
-"""Down and up of a layer, and what its LoRA adds to the bias."""
+LoraFactors = tuple[Tensor, Tensor, Tensor | None]
+"""Down and up projection of a layer's LoRA, and what it adds to the bias."""
 
 
-def _delta(x: Tensor, down: Tensor, up: Tensor, bias: Tensor | None, module: nn.Module) -> Tensor:
-    """The LoRA's own output for input x of a linear or convolution layer."""
+def _lora_output(x: Tensor, down: Tensor, up: Tensor, bias: Tensor | None, module: nn.Module) -> Tensor:
+    """The LoRA's output for the input x of a linear or convolution layer."""
     if isinstance(module, nn.Conv2d):
         return F.conv2d(F.conv2d(x, down, stride=module.stride, padding=module.padding), up, bias)
     product = x @ down.T @ up.T
     return product if bias is None else product + bias
 
 
-def _hook(model: BaseModel, on_words: bool, pairs: list[Factors | None], regions: Regions):
-    """Adds each object's delta to the layer's output, weighted by where the object may act; `on_words`: at tokens, not at places."""
+def _regional_hook(model: BaseModel, on_words: bool, pairs: list[LoraFactors | None], regions: RegionMasks):
+    """A forward hook that adds each object's LoRA output, weighted by its region.
+
+    Args:
+        on_words: Whether the layer works on text features; then the weight is 1 at the object's tokens and 0 elsewhere.
+        pairs: LoRA of each object, None for an object without one.
+    """
 
     def add(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         if model.asleep:
@@ -96,49 +114,53 @@ def _hook(model: BaseModel, on_words: bool, pairs: list[Factors | None], regions
             if x.ndim == 4:
                 weight = regions.at(*out.shape[-2:])[i][None, None]
             elif on_words:
-                # Rows: without prompt first, then with it; only the latter holds the tokens.
-                own = pad_mask(regions.placed[i].tokens, x.shape[1]).to(x.dtype)
+                # The first half of the batch is without prompt; only the second half holds the tokens.
+                at_tokens = pad_mask(regions.objects[i].tokens, x.shape[1]).to(x.dtype)
                 half = len(x) // 2
-                weight = torch.stack([torch.zeros_like(own)] * half + [own] * (len(x) - half))[..., None]
+                weight = torch.stack([torch.zeros_like(at_tokens)] * half + [at_tokens] * (len(x) - half))[..., None]
             else:
                 weight = regions.flat(x.shape[1])[i][None, :, None]
-            out = out + weight.to(x) * _delta(x, *pair, module)
+            out = out + weight.to(x) * _lora_output(x, *pair, module)
         return out
 
     return add
 
 
 class RegionalAttention:
-    """Attention to words in which an object's tokens are seen only from inside its region."""
+    """Attention to text in which only queries inside an object's region attend to its tokens."""
 
-    def __init__(self, regions: Regions, within: "BoundedAttention | None" = None) -> None:
-        """`within`: also bounds what the picture sees of itself in joint layers."""
+    def __init__(self, regions: RegionMasks, within: "BoundedAttention | None" = None) -> None:
+        """`within`: bounds self-attention of the image in joint layers too."""
         self.regions, self.within = regions, within
         self.cache: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def _tokens(self, length: int) -> Tensor:
-        """(N, L) boolean."""
-        return torch.stack([pad_mask(p.tokens, length) for p in self.regions.placed])
+        """Masks of the objects' tokens, (N, L) boolean."""
+        return torch.stack([pad_mask(p.tokens, length) for p in self.regions.objects])
 
     def bias(self, length: int, like: Tensor, words: int = 0) -> Tensor:
-        """(Q, L): log of the object's share at its own tokens, 0 at the others; `words`: L, if there are more rows than tokens."""
+        """Attention bias (Q, L): log of the object's weight at its own tokens, 0 at the others.
+
+        Args:
+            words: L, if it is larger than the number of tokens.
+        """
         shares = self.regions.flat(length)
-        tokens = self._tokens(words or len(self.regions.placed[0].tokens)).to(shares)
+        tokens = self._tokens(words or len(self.regions.objects[0].tokens)).to(shares)
         logs = shares.clamp_min(math.exp(BLOCKED)).log().clamp_min(BLOCKED)
         return (logs.T @ tokens).to(like)
 
     def _joint(self, cells: int, words: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """(Q, Q) each, without prompt and with it, for queries and keys that are the picture's and then the words'."""
+        """Attention biases without and with prompt, (Q, Q) each; queries and keys are the image's cells, then the tokens."""
         if (cells, words) not in self.cache:
             without = like.new_zeros(cells + words, cells + words)
             if self.within is not None:
                 without[:cells, :cells] = self.within.bias(cells, like)
-            told, tokens = without.clone(), self._tokens(words)
-            told[:cells, cells:] = self.bias(cells, like, words)
-            told[cells:, :cells] = told[:cells, cells:].T
+            prompted, tokens = without.clone(), self._tokens(words)
+            prompted[:cells, cells:] = self.bias(cells, like, words)
+            prompted[cells:, :cells] = prompted[:cells, cells:].T
             same = (tokens[:, :, None] & tokens[:, None]).any(0)
-            told[cells:, cells:] = torch.where(tokens.any(0) & ~same, BLOCKED, 0.0).to(like)
-            self.cache[cells, words] = without, told
+            prompted[cells:, cells:] = torch.where(tokens.any(0) & ~same, BLOCKED, 0.0).to(like)
+            self.cache[cells, words] = without, prompted
         return self.cache[cells, words]
 
     def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any) -> Any:
@@ -156,17 +178,17 @@ class RegionalAttention:
 
 
 class BoundedAttention:
-    """Self-attention in which one object's region does not look into another's (Bounded Attention, arXiv:2403.16990).
+    """Self-attention in which one object's region does not attend to another's (Bounded Attention, arXiv:2403.16990).
 
-    Between an object and the rest everything stays open: light and contact come from there.
+    Objects and background still attend to each other, for light and contact.
     """
 
-    def __init__(self, regions: Regions) -> None:
+    def __init__(self, regions: RegionMasks) -> None:
         self.regions = regions
         self.cache: dict[int, Tensor] = {}
 
     def bias(self, length: int, like: Tensor) -> Tensor:
-        """(Q, K): log of 1 minus the share that query and key have in different objects."""
+        """Attention bias (Q, K): log of 1 minus the weight with which query and key lie in different objects."""
         if length not in self.cache:
             shares = self.regions.flat(length)
             together = shares.sum(0)
@@ -185,34 +207,43 @@ class BoundedAttention:
 
 
 @contextlib.contextmanager
-def regional(
-    model: BaseModel, placed: list[Placed], edge: float = EDGE, *, aspect: float = 1.0, bounded: bool = False
-) -> Iterator[Regions]:
-    """Inside, the denoiser draws each object in its region; afterwards it is as before.
+def regional_sampling(
+    model: BaseModel,
+    objects: list[PlacedObject],
+    edge: float = REGION_SOFTNESS,
+    *,
+    aspect: float = 1.0,
+    bounded: bool = False,
+) -> Iterator[RegionMasks]:
+    """Let each object's LoRA and tokens act in the object's region only.
+
+    The batch must be half without prompt and half with it, as in classifier-free guidance.
 
     Args:
-        placed: From the back to the front. edge: Softness of the regions, fraction of the frame. aspect: Width over height of the pictures.
-        bounded: Whether self-attention between the regions of different objects is closed.
+        objects: From back to front.
+        edge: Softness of the regions, fraction of the image.
+        aspect: Width over height of the images.
+        bounded: Whether self-attention between the regions of different objects is masked.
 
     Raises:
-        IncompatibleError: A LoRA was made for layers that this base does not have.
-
-    The batch must be half without prompt, half with it, as guidance makes it.
+        IncompatibleError: A LoRA was trained for layers that this base does not have.
     """
-    regions = Regions(placed, aspect, edge)
-    layers = _layers(
+    regions = RegionMasks(objects, aspect, edge)
+    layers = _find_layers(
         model.denoiser,
         [
             {k.removeprefix(DENOISER_PREFIX): v for k, v in p.weights.items() if k.startswith(DENOISER_PREFIX)}
-            for p in placed
+            for p in objects
         ],
     )
     processors = dict(model.denoiser.attn_processors)
     handles = []
     try:
         for name, layer in layers.items():
-            pairs = [_pair(p.weights, f"{DENOISER_PREFIX}{name}", layer) for p in placed]
-            handles.append(layer.register_forward_hook(_hook(model, model.family.on_words(name), pairs, regions)))
+            pairs = [_lora_factors(p.weights, f"{DENOISER_PREFIX}{name}", layer) for p in objects]
+            handles.append(
+                layer.register_forward_hook(_regional_hook(model, model.family.on_words(name), pairs, regions))
+            )
         within = BoundedAttention(regions) if bounded else None
         across, family = RegionalAttention(regions, within), model.family
         own = {
@@ -228,53 +259,58 @@ def regional(
 
 
 @contextlib.contextmanager
-def alone(model: BaseModel, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Inside, one object's LoRA acts on all of the picture and, if it has layers there, on all that is said; afterwards the base is as before.
+def single_lora(model: BaseModel, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let one object's LoRA act on the whole image and, if it has such layers, on the text encoders.
 
     Raises:
-        IncompatibleError: The LoRA was made for layers that this base does not have.
+        IncompatibleError: The LoRA was trained for layers that this base does not have.
     """
     handles = []
     try:
         for network, own in by_network(model, weights):
-            for name, layer in _layers(network, [own]).items():
-                pair = _pair(own, name, layer)
+            for name, layer in _find_layers(network, [own]).items():
+                pair = _lora_factors(own, name, layer)
                 if pair is not None:
-                    handles.append(layer.register_forward_hook(partial(_everywhere, model, pair)))
+                    handles.append(layer.register_forward_hook(partial(_add_everywhere, model, pair)))
         yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def spoken(model: BaseModel, text: str, placed: Sequence[Placed], condition: Tensor | None = None) -> Tensor | None:
-    """What the denoiser is told, (1, rows, d), with each object's own tokens as they are said with its LoRA in the text encoders (ours).
+def encode_with_object_loras(
+    model: BaseModel, text: str, objects: Sequence[PlacedObject], condition: Tensor | None = None
+) -> Tensor | None:
+    """Conditioning in which each object's tokens are encoded with the object's LoRA in the text encoders (ours).
 
     Args:
-        text: The prompt with the added words written as tokens. condition: what all other rows are; None: the base's encoding.
+        text: The prompt, placeholders written as tokens.
+        condition: Conditioning of all other tokens, (1, L, d); None: the base's encoding.
 
     Returns:
-        `condition` itself where no object has layers of a text encoder.
+        (1, L, d); `condition` itself if no object has layers of a text encoder.
 
     Raises:
-        IncompatibleError: A LoRA was made for layers that this base does not have.
+        IncompatibleError: A LoRA was trained for layers that this base does not have.
     """
-    for item in placed:
+    for item in objects:
         if not has_text_encoder_layers(item.weights):
             continue
         condition = model.encode([text]) if condition is None else condition
-        with alone(model, item.weights):
+        with single_lora(model, item.weights):
             own = model.encode([text])
         condition = torch.where(pad_mask(item.tokens, own.shape[1])[:, None], own, condition)
     return condition
 
 
-def _everywhere(model: BaseModel, pair: Factors, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-    return out if model.asleep else out + _delta(args[0], *pair, module)
+def _add_everywhere(
+    model: BaseModel, pair: LoraFactors, module: nn.Module, args: tuple[Tensor, ...], out: Tensor
+) -> Tensor:
+    return out if model.asleep else out + _lora_output(args[0], *pair, module)
 
 
-def _layers(network: nn.Module, adapters: Sequence[Mapping[str, Tensor]]) -> dict[str, nn.Module]:
-    """The layers of a network that LoRAs act on, by name."""
+def _find_layers(network: nn.Module, adapters: Sequence[Mapping[str, Tensor]]) -> dict[str, nn.Module]:
+    """The layers of a network that the LoRAs have weights for, by name."""
     modules = dict(network.named_modules())
     names = sorted({key.rsplit(".lora_", 1)[0] for weights in adapters for key in weights})
     missing = [name for name in names if name not in modules]
@@ -285,7 +321,7 @@ def _layers(network: nn.Module, adapters: Sequence[Mapping[str, Tensor]]) -> dic
     return {name: modules[name] for name in names}
 
 
-def _pair(weights: Mapping[str, Tensor], name: str, layer: Any) -> Factors | None:
+def _lora_factors(weights: Mapping[str, Tensor], name: str, layer: Any) -> LoraFactors | None:
     down, up = (weights.get(f"{name}.lora_{side}.weight") for side in "AB")
     bias = weights.get(f"{name}.lora_B.bias")
     if down is None or up is None:

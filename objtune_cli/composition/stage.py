@@ -1,18 +1,19 @@
-"""`compose`: separately trained objects in one picture, each in its place."""
+"""`compose`: separately trained objects in one image, each in its region."""
 
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from objtune_cli.composition import layout, presence_report
+from objtune_cli.composition import layout, layout_from_prompt, presence_report
 from objtune_cli.composition.layout import Box, Layout
 from objtune_cli.config.sections import Compose, Generate, identifying, seed_after
 from objtune_cli.errors import InputError
 from objtune_cli.generation import stage as generate
-from objtune_cli.images import png as pictures
+from objtune_cli.images import png
 from objtune_cli.store.artifacts import Record
 from objtune_cli.workflow import output_files, prompt_request, trained_objects
 from objtune_cli.workflow.context import StageContext, StageResult, keep_picture
@@ -21,17 +22,43 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from objtune_cli.composition.presence import Check
+    from objtune_cli.composition.presence import PresenceCheck
     from objtune_cli.models.base_model import BaseModel
+    from objtune_cli.models.placeholders import Placeholders
 
-    Drawn = tuple[list[dict[str, torch.Tensor]], torch.Tensor]
-    """What each picture is made of, and the pictures, (N, 3, H, W) in [-1, 1]."""
+    SceneBatch = tuple[list[dict[str, torch.Tensor]], torch.Tensor]
+    """The tensors of each image, and the images (N, 3, H, W) in [-1, 1]."""
+    SampleBatch = Callable[[list[int], Callable[[int, int], None]], SceneBatch]
+    """Seeds and a step callback to a batch of scenes."""
 
 
-CLOSE = "close."
-"""Before an object's name: its refined region in a scene, as latents."""
-MOST = 16
-"""Objects of one scene: the picture grows with them."""
+REFINED = "close."
+"""Prefix of the tensors of refined objects in a scene artifact, before the object's name."""
+MAX_OBJECTS = 16
+"""Objects of one scene: the image grows with them."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Scene:
+    """A scene to sample.
+
+    Attributes:
+        prompt: The prompt as the record has it.
+        request: The request with a name for every mention of an object.
+        objects: One for every mention, in the order of mention.
+        config: Settings of sampling, nothing left to the base.
+        options: Settings of composition.
+    """
+
+    prompt: str
+    request: prompt_request.Request
+    layout: Layout
+    config: Generate
+    options: Compose
+
+    @property
+    def objects(self) -> list[trained_objects.Named]:
+        return self.request.named[0]
 
 
 def run(
@@ -42,239 +69,305 @@ def run(
     how: Compose,
     out: Path | None = None,
 ) -> list[StageResult]:
-    """Draw the prompt with each of its objects in its place; an object that it names twice is drawn twice.
+    """Compose the prompt's objects in one image, each in its region; an object that is mentioned twice appears twice.
 
     Args:
-        places: Name to places, one for each mention at most.
+        places: Object name to boxes, at most one for each mention.
+        out: Folder that the images are copied to.
 
     Raises:
-        InputError: No object in the prompt, or a place for an object that it does not name; see `request.read`.
-        UsageError: One place for two objects, or more places than mentions. GateError: `how.strict`, and in a picture an object is missing or mixed for every seed.
+        InputError: The prompt names no object, or not the object of a place; see `prompt_request.read`.
+        UsageError: Two objects have one place, or an object has more places than mentions.
+        GateError: `how.strict` is set, and an object is missing or mixed in an image for every seed.
     """
     if out is not None:
         output_files.check_folder(out)
-    asked = prompt_request.read(ctx, [prompt], config.negative, strength=config.strength)
-    weak, (prompt,), (named,) = " with a strength above 0" if "<" in prompt else "", asked.prompts, asked.named
-    if not named:
+    request = prompt_request.read(ctx, [prompt], config.negative, strength=config.strength)
+    named = _require_objects(request, prompt)
+    prompt = request.prompts[0]
+    text, objects = name_mentions(prompt, named, {o.name for o in request.objects})
+    if len(objects) > MAX_OBJECTS:
         raise InputError(
-            f"the prompt names no trained object{weak}",
-            asked.advice
-            or 'for example `objtune compose "<rex> and <cup> on the beach" --place rex=left --place cup=right`',
+            f"the prompt names {len(objects)} objects; a scene has room for {MAX_OBJECTS}",
+            "name fewer, in several scenes",
         )
-    apart, found = name_apart(prompt, named, {o.name for o in asked.objects})
-    names = [o.name for o in found]
-    if len(names) > MOST:
-        raise InputError(
-            f"the prompt names {len(names)} objects; a scene has room for {MOST}", "name fewer, in several scenes"
-        )
-    given = layout.assign(places, {o.name: [m.name for m in found if m.key == o.key] for o in named})
-    layout.check(given, names)
-    _note_repeated(ctx, named, found)
+    placed = layout.assign_places(places, {o.name: [m.name for m in objects if m.key == o.key] for o in named})
+    layout.check_places(placed, [o.name for o in objects])
+    _note_repeated(ctx, named, objects)
     is_sized = bool(config.width or config.height)
-    config = generate.suited(ctx, config)
-    frame = (
-        ((config.width or ctx.base.side) / ctx.base.side, (config.height or ctx.base.side) / ctx.base.side)
-        if is_sized
-        else None
+    config = generate.fill_defaults(ctx, config)
+    scene_layout = _arrange(ctx, text, objects, placed, config if is_sized else None)
+    scene = _Scene(
+        prompt,
+        replace(request, prompts=[text], named=[objects]),
+        scene_layout,
+        _sampling_config(config, request.negative),
+        _fill_defaults(ctx, how),
     )
-    laid = layout.proposed(apart, names, given, {o.name: trained_objects.shape(ctx, o) for o in found}, frame)
-    largest = ctx.base.largest_side / ctx.base.side
-    laid.wide, laid.high = (
-        min(laid.wide, largest),
-        min(laid.high, largest),
-    )  # many objects in a row want more than a transformer knows places for
-    free = [n for n in names if n not in given]
+    generate.note_guidance(ctx, scene.config)
+    record = _make_record(ctx, scene, named, request.avoided(0), is_sized)
+    result = generate.reuse_scene(ctx, record, scene.config, prompt, decode_scene)
+    if result:
+        presence_report.report_presence(ctx, result.metrics, scene.options)
+    else:
+        result = _compose_scene(ctx, record, scene)
+    return generate.copy_images([result], out)
+
+
+def _require_objects(request: prompt_request.Request, prompt: str) -> list[trained_objects.Named]:
+    """The objects that the prompt names, each once.
+
+    Raises:
+        InputError: It names none.
+    """
+    (named,) = request.named
+    if not named:
+        weak = " with a strength above 0" if "<" in prompt else ""
+        example = 'for example `objtune compose "<rex> and <cup> on the beach" --place rex=left --place cup=right`'
+        raise InputError(f"the prompt names no trained object{weak}", request.advice or example)
+    return named
+
+
+def _arrange(
+    ctx: StageContext,
+    prompt: str,
+    objects: Sequence[trained_objects.Named],
+    placed: Mapping[str, Box],
+    sized: Generate | None,
+) -> Layout:
+    """The layout of a scene, with a note of the boxes that the user did not choose.
+
+    Args:
+        sized: The settings of sampling if the user chose the image's size.
+    """
+    side = ctx.base.side
+    extent = ((sized.width or side) / side, (sized.height or side) / side) if sized else None
+    names = [o.name for o in objects]
+    aspect_ratios = {o.name: trained_objects.shape(ctx, o) for o in objects}
+    found = layout_from_prompt.propose(prompt, names, placed, aspect_ratios, extent)
+    largest = ctx.base.largest_side / side  # a transformer has no position embeddings beyond it
+    found.wide, found.high = min(found.wide, largest), min(found.high, largest)
+    free = [name for name in names if name not in placed]
     if free:
-        ctx.report.note(
-            "placed by us: " + ", ".join(f"{n}={','.join(f'{v:.2f}' for v in laid.boxes[n])}" for n in free)
-        )
-    # where nothing is looked at closer and laid back, another scene it is not
-    how = (
-        replace(how, object_guidance=ctx.base.object_guidance(how.object_guidance))
-        if how.detail
-        else replace(how, laid="place", object_guidance=0.0)
-    )
-    config = replace(
+        boxes = ", ".join(f"{name}={','.join(f'{v:.2f}' for v in found.boxes[name])}" for name in free)
+        ctx.report.note(f"placed by us: {boxes}")
+    return found
+
+
+def _fill_defaults(ctx: StageContext, how: Compose) -> Compose:
+    """The settings with the base's own values; without refinement, the settings of refinement are set to one value so that they make no other scene."""
+    if not how.detail:
+        return replace(how, laid="place", object_guidance=0.0)
+    return replace(how, object_guidance=ctx.base.object_guidance(how.object_guidance))
+
+
+def _sampling_config(config: Generate, negative_prompt: str) -> Generate:
+    """The settings of sampling without those that regions cannot use: a scene is sampled with and without prompt at every level."""
+    return replace(
         config,
-        negative=asked.negative,
+        negative=negative_prompt,
         strength=1.0,
         guidance_below=1.0,
         scene_guidance=0.0,
         object_guidance=0.0,
         object_below=1.0,
-    )  # regions are drawn with and without prompt at every level
-    generate.note_guidance(ctx, config)
+    )
+
+
+def _make_record(
+    ctx: StageContext,
+    scene: _Scene,
+    named: list[trained_objects.Named],
+    avoided: Sequence[trained_objects.Named],
+    is_sized: bool,
+) -> Record:
+    """The record of a scene.
+
+    Args:
+        named: The objects that the prompt names, each once.
+        avoided: The objects that only the negative prompt names.
+        is_sized: Whether the user chose the image's size.
+    """
+    chosen = scene.layout
     classes = {o.name: o.class_word for o in named}
     settings = (
-        identifying(config)
-        | generate.drawn_by(ctx, config)
-        | identifying(how)
-        | {"prompt": prompt, "places": {n: list(b) for n, b in laid.boxes.items()}}
-        | generate.strengths(named)
+        identifying(scene.config)
+        | generate.sampler_settings(ctx, scene.config)
+        | identifying(scene.options)
+        | {"prompt": scene.prompt, "places": {n: list(b) for n, b in chosen.boxes.items()}}
+        | generate.strength_settings(named)
     )
-    if laid.order != names:
-        settings["order"] = laid.order
-    if frame is None and (laid.wide, laid.high) != (1.0, 1.0):
-        settings["frame"] = [laid.wide, laid.high]
-    own_words = [o.name for o in found if trained_objects.has_words(ctx, o)]
-    if own_words:
-        settings["text_encoders"] = own_words
+    if chosen.order != [o.name for o in scene.objects]:
+        settings["order"] = chosen.order
+    if not is_sized and (chosen.wide, chosen.high) != (1.0, 1.0):
+        settings["frame"] = [chosen.wide, chosen.high]
+    with_text_encoders = [o.name for o in scene.objects if trained_objects.has_words(ctx, o)]
+    if with_text_encoders:
+        settings["text_encoders"] = with_text_encoders
     name = "-".join(classes)[:64].rstrip("-.")
-    record = Record(
-        "scene", name, classes, trained_objects.inputs(named, asked.avoided(0)), settings, ctx.base.record()
-    )
-    done = generate.reuse(ctx, record, config, prompt, decode_scene)
-    if done:
-        presence_report.judge(ctx, done.metrics, how)
-    else:
-        done = _draw(ctx, record, replace(asked, prompts=[apart], named=[found]), laid, config, how, prompt)
-    return generate.copied([done], out, ctx)
+    return Record("scene", name, classes, trained_objects.inputs(named, avoided), settings, ctx.base.record())
 
 
-def name_apart(
+def name_mentions(
     prompt: str, named: Sequence[trained_objects.Named], taken: Set[str] = frozenset()
 ) -> tuple[str, list[trained_objects.Named]]:
-    """Give every mention of an object a name of its own: `<dog> and <dog>` becomes `<dog> and <dog-2>`; versions are dropped. `taken`: names of other objects."""
+    """Give every mention of an object a name of its own: `<dog> and <dog>` becomes `<dog> and <dog-2>`.
+
+    Args:
+        taken: Names of other objects, which no mention gets.
+
+    Returns:
+        The prompt with the names, without versions; and an object for every mention.
+    """
     from objtune_cli.models.prompts import PLACEHOLDER
 
-    known, found = {o.name: o for o in named}, dict[str, trained_objects.Named]()
+    known, mentions = {o.name: o for o in named}, dict[str, trained_objects.Named]()
 
     def rename(match: re.Match[str]) -> str:
-        own = known[match[1]]
-        free = (own.name if i == 1 else f"{own.name}-{i}" for i in itertools.count(1))
-        name = next(n for n in free if n not in found and (n == own.name or n not in taken | known.keys()))
-        found[name] = own if name == own.name else replace(own, name=name, trained_name=own.own_name)
+        item = known[match[1]]
+        candidates = (item.name if i == 1 else f"{item.name}-{i}" for i in itertools.count(1))
+        name = next(n for n in candidates if n not in mentions and (n == item.name or n not in taken | known.keys()))
+        mentions[name] = item if name == item.name else replace(item, name=name, trained_name=item.own_name)
         return f"<{name}>"
 
-    return PLACEHOLDER.sub(rename, prompt), list(found.values())
+    return PLACEHOLDER.sub(rename, prompt), list(mentions.values())
 
 
 def _note_repeated(
-    ctx: StageContext, named: Sequence[trained_objects.Named], found: Sequence[trained_objects.Named]
+    ctx: StageContext, named: Sequence[trained_objects.Named], mentions: Sequence[trained_objects.Named]
 ) -> None:
-    """Say which objects are drawn more than once."""
+    """Tell the user which objects the prompt mentions more than once."""
     for item in named:
-        own = [o.name for o in found if o.key == item.key]
-        if len(own) > 1:
+        names = [o.name for o in mentions if o.key == item.key]
+        if len(names) > 1:
             ctx.report.note(
-                f"the prompt names <{item.name}> {len(own)} times, so the scene has {len(own)}: {', '.join(own)}; name it once to draw one"
+                f"the prompt names <{item.name}> {len(names)} times, so the scene has {len(names)}: {', '.join(names)}; name it once to draw one"
             )
 
 
-def _draw(
-    ctx: StageContext,
-    record: Record,
-    asked: prompt_request.Request,
-    laid: Layout,
-    config: Generate,
-    how: Compose,
-    prompt: str,
-) -> StageResult:
-    """Draw a scene; `asked`: with a name for every mention, `prompt`: as it is recorded."""
+def _compose_scene(ctx: StageContext, record: Record, scene: _Scene) -> StageResult:
+    """Sample a scene, check it and publish it."""
     import torch
 
+    model = ctx.load_base_model()
+    request, objects = scene.request, scene.objects
+    weights = {o.name: trained_objects.scale(trained_objects.tensors(ctx, o), o.strength) for o in request.objects}
+    placeholders = trained_objects.add_words(model, request.objects, weights)
+    high, wide = (round(model.size * side / model.unit) * model.unit for side in (scene.layout.high, scene.layout.wide))
+    sample_batch = _make_sampler(ctx, model, scene, weights, placeholders, (high, wide))
+    check = (
+        presence_report.build_check(model, objects, weights, placeholders) if scene.options.check == "shown" else None
+    )
+    chosen, metrics = _sample_best_seeds(ctx, check, scene, sample_batch)
+    presence_report.report_presence(ctx, metrics, scene.options)  # before publishing: with `strict` it may refuse
+    tensors = {name: torch.stack([each.tensors[name] for each in chosen]) for name in chosen[0].tensors}
+    record = replace(record, metrics=metrics, tools=ctx.tools(model))
+    result = generate.publish_scene(ctx, model, record, tensors, scene.config, scene.prompt, decode_scene)
+    keep_picture(ctx.root, result.ref, "layout.png", png.encode_png(layout.render(scene.layout, (high, wide))))
+    return result
+
+
+def _make_sampler(
+    ctx: StageContext,
+    model: "BaseModel",
+    scene: _Scene,
+    weights: "Mapping[str, Mapping[str, torch.Tensor]]",
+    placeholders: "Placeholders",
+    size: tuple[int, int],
+) -> "SampleBatch":
+    """The function that samples a batch of images of the scene.
+
+    Args:
+        weights: Object name to its LoRA tensors.
+        size: Height and width of the images, px.
+    """
     from objtune_cli.composition import refinement, regional
     from objtune_cli.generation.sampling import sample
+    from objtune_cli.generation.settings import SamplingSettings
 
-    model = ctx.load_base_model()
-    (apart,), (found,) = asked.prompts, asked.named
-    weights = {o.name: trained_objects.scale(trained_objects.tensors(ctx, o), o.strength) for o in asked.objects}
-    words = trained_objects.add_words(model, asked.objects, weights)
-    told = layout.spoken(apart) if how.context == "class" else apart
-    prompt_request.check_lengths(ctx, model, words, replace(asked, prompts=[told]))
-    text, negative = words.expand(told), words.expand(config.negative)
-    placed = [regional.Placed(name, weights[name], laid.boxes[name], words.rows(text, name)) for name in laid.order]
-    classes = {o.name: o.class_word for o in found}
-    heard = (
-        words.in_context(told, classes, model.encode([text])) if how.context == "class" else None
-    )  # all of it, as with layers of a text encoder
-    heard = regional.spoken(model, text, placed, heard)
-    conditions = {} if heard is None else {text: heard}
-    closer = [
-        refinement.Object(name, weights[name], laid.boxes[name], words.expand(layout.alone(told, name)))
-        for name in laid.order
-    ]
-    high, wide = (round(model.size * side / model.unit) * model.unit for side in (laid.high, laid.wide))
-    size = (high, wide)
-    guidance = max(config.guidance, 1.001)  # the regions need the half of the batch without prompt
-
-    def draw(seeds: list[int], on_step: Callable[[int, int], None]) -> "Drawn":
-        with regional.regional(model, placed, how.edge, aspect=wide / high, bounded=how.attention == "bounded"):
-            latents = sample(
-                model,
-                text,
-                negative,
-                seeds,
-                config.steps,
-                guidance,
-                config.scheduler,
-                on_step,
-                size=size,
-                conditions=conditions,
-            )
-        if not how.detail:
-            return [{"latents": z} for z in latents], model.to_picture(latents).cpu()
-        again = refinement.Sampling(
-            how.detail, config.steps, guidance, config.scheduler, negative, how.laid == "place", how.object_guidance
-        )
-        steps = {name: ctx.progress(f"closer look at {name}") for name in laid.order}
-        close, pictures = refinement.looked(
-            model, latents, closer, seeds, again, lambda name, done, total: steps[name](done, total)
-        )
-        return [
-            {"latents": z} | {f"{CLOSE}{name}": each[i] for name, each in close.items()} for i, z in enumerate(latents)
-        ], pictures
-
-    check = presence_report.opened(model, found, weights, words) if how.check == "shown" else None
-    looks, metrics = _kept(ctx, check, laid, [o.name for o in found], config, how, draw)
-    presence_report.judge(ctx, metrics, how)  # a scene that is refused is not published
-    tensors = {name: torch.stack([look.tensors[name] for look in looks]) for name in looks[0].tensors}
-    done = generate.keep(
-        ctx, model, replace(record, metrics=metrics, tools=ctx.tools(model)), tensors, config, prompt, decode_scene
+    options, order, boxes = scene.options, scene.layout.order, scene.layout.boxes
+    prompt, with_class_words = scene.request.prompts[0], options.context == "class"
+    if with_class_words:
+        prompt = layout_from_prompt.scene_prompt(prompt)
+    prompt_request.check_lengths(ctx, model, placeholders, replace(scene.request, prompts=[prompt]))
+    text = placeholders.expand(prompt)
+    regions = [regional.PlacedObject(n, weights[n], boxes[n], placeholders.rows(text, n)) for n in order]
+    classes = {o.name: o.class_word for o in scene.objects}
+    condition = placeholders.in_context(prompt, classes, model.encode([text])) if with_class_words else None
+    condition = regional.encode_with_object_loras(model, text, regions, condition)
+    conditions = {} if condition is None else {text: condition}
+    sampling = replace(
+        SamplingSettings.from_config(scene.config),
+        guidance_scale=max(scene.config.guidance, 1.001),  # regions need the half of the batch without prompt
+        negative_prompt=placeholders.expand(scene.config.negative),
+        height=size[0],
+        width=size[1],
     )
-    keep_picture(ctx.root, done.ref, "layout.png", pictures.encode_png(layout.drawn(laid, size)))
-    return done
+    refinement_settings = refinement.RefinementSettings(
+        options.detail, replace(sampling, autoguidance_scale=options.object_guidance), options.laid == "place"
+    )
+    object_prompts = {n: placeholders.expand(layout_from_prompt.object_prompt(prompt, n)) for n in order}
+    refined = [refinement.RefinedObject(n, weights[n], boxes[n], object_prompts[n]) for n in order]
+
+    def sample_batch(seeds: list[int], on_step: Callable[[int, int], None]) -> "SceneBatch":
+        bounded, aspect = options.attention == "bounded", size[1] / size[0]
+        with regional.regional_sampling(model, regions, options.edge, aspect=aspect, bounded=bounded):
+            latents = sample(model, text, seeds, sampling, on_step, conditions)
+        if not options.detail:
+            return [{"latents": z} for z in latents], model.to_picture(latents).cpu()
+        progress = {n: ctx.progress(f"closer look at {n}") for n in order}
+        close, images = refinement.refine_objects(
+            model, latents, refined, seeds, refinement_settings, lambda n, done, total: progress[n](done, total)
+        )
+        tensors = [
+            {"latents": z} | {f"{REFINED}{n}": each[i] for n, each in close.items()} for i, z in enumerate(latents)
+        ]
+        return tensors, images
+
+    return sample_batch
 
 
-def _kept(
-    ctx: StageContext,
-    check: "Check | None",
-    laid: Layout,
-    names: list[str],
-    config: Generate,
-    how: Compose,
-    draw: "Callable[..., Drawn]",
-) -> tuple[list[presence_report.Look], dict[str, object]]:
-    """Each picture's best seed, and what was found in them: all in the first round, then those that are wrong again."""
-    best: dict[int, presence_report.Look] = {}
-    waiting = list(range(config.n))
-    for attempt in range(how.retries + 1 if check else 1):
+def _sample_best_seeds(
+    ctx: StageContext, check: "PresenceCheck | None", scene: _Scene, sample_batch: "SampleBatch"
+) -> tuple[list[presence_report.SceneCandidate], dict[str, object]]:
+    """Sample every image, then those in which the check finds a fault again from other seeds.
+
+    Returns:
+        The best candidate of each image, and the metrics of all.
+    """
+    count, boxes = scene.config.n, [scene.layout.boxes[o.name] for o in scene.objects]
+    best: dict[int, presence_report.SceneCandidate] = {}
+    waiting = list(range(count))
+    for attempt in range(scene.options.retries + 1 if check else 1):
         label = f"compose, attempt {attempt + 1}" if attempt else "compose"
-        for start in range(0, len(waiting), generate.BATCH):
-            part = waiting[start : start + generate.BATCH]
-            step, rounds, before = ctx.progress(label), -(-len(waiting) // generate.BATCH), start // generate.BATCH
-            seeds = [seed_after(config.seed, i + attempt * config.n) for i in part]
-            made, shown = draw(seeds, lambda done, total, b=before, r=rounds, s=step: s(b * total + done, r * total))
-            for i, look in zip(
-                part,
-                presence_report.looks(check, made, shown, seeds, [laid.boxes[name] for name in names]),
-                strict=True,
-            ):
-                best[i] = max(best.get(i, look), look, key=lambda seen: seen.margin)
-        waiting = [i for i in range(config.n) if best[i].wrong]
+        batches = -(-len(waiting) // generate.BATCH)
+        for b in range(batches):
+            batch = waiting[b * generate.BATCH : (b + 1) * generate.BATCH]
+            seeds = [seed_after(scene.config.seed, i + attempt * count) for i in batch]
+            on_step = partial(_report_batch, ctx.progress(label), b, batches)
+            tensors, images = sample_batch(seeds, on_step)
+            candidates = presence_report.check_candidates(check, tensors, images, seeds, boxes)
+            for i, candidate in zip(batch, candidates, strict=True):
+                best[i] = max(best.get(i, candidate), candidate, key=lambda each: each.margin)
+        waiting = [i for i in range(count) if best[i].failed]
         if not waiting:
             break
-    chosen = [best[i] for i in range(config.n)]
-    return chosen, presence_report.metrics(check, chosen)
+    chosen = [best[i] for i in range(count)]
+    return chosen, presence_report.summarize(check, chosen)
+
+
+def _report_batch(progress: Callable[[int, int], None], batch: int, batches: int, done: int, total: int) -> None:
+    """Report the steps of a batch as part of the steps of all batches."""
+    progress(batch * total + done, batches * total)
 
 
 def decode_scene(model: "BaseModel", record: Record, tensors: "Mapping[str, torch.Tensor]") -> "np.ndarray":
-    """The images (N, H, W, 3) uint8 of a composed scene, with its refined regions pasted in."""
+    """The images (N, H, W, 3) uint8 of a composed scene, with its refined objects pasted in."""
     from objtune_cli.composition import refinement
     from objtune_cli.generation.sampling import to_uint8
 
-    refined = {name.removeprefix(CLOSE): part for name, part in tensors.items() if name.startswith(CLOSE)}
+    refined = {name.removeprefix(REFINED): part for name, part in tensors.items() if name.startswith(REFINED)}
     places = record.config["places"] if refined else {}
     boxes = {name: tuple(places[name]) for name in record.config.get("order", places) if refined}
     whole = record.config.get("laid", "place") == "place"
-    return to_uint8(refinement.scenes(model, tensors["latents"], refined, boxes, whole=whole)).numpy()
+    return to_uint8(refinement.composite(model, tensors["latents"], refined, boxes, whole=whole)).numpy()

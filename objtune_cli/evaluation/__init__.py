@@ -1,1 +1,1 @@
-"""Measures: subject fidelity, prompt fidelity and the like, with intervals."""
+"""Measures of trained objects: subject fidelity, prompt fidelity and others, with confidence intervals."""

@@ -1,4 +1,4 @@
-"""What is asked of a method: held-out objects, a photo of each, and prompts whose true pictures can be drawn."""
+"""Benchmark objects: held-out toybox objects, a photo of each, and prompts for which the renderer draws the ground truth."""
 
 import zlib
 from dataclasses import dataclass, replace
@@ -10,22 +10,24 @@ from objtune_cli.toybox.captions import PLACES, article
 from objtune_cli.toybox.world import Dial, Instance, Scene
 
 PHOTO_SIDE = 320
-"""Side of the photo that a method is given, px."""
-STEP = 10_000
-"""Distance between the seeds of two objects' prompts: each object has poses and noise of its own."""
-PLACE = "<object>"
-"""Where the object stands in a prompt."""
+"""Side of the photo that a method learns from, px."""
+SEED_STRIDE = 10_000
+"""Distance between the first seeds of two objects' prompts, so that objects have different poses and noise."""
+OBJECT_SLOT = "<object>"
+"""Stands for the object in a prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt and what its picture must show.
+    """One prompt and what its image must show.
 
     Attributes:
         kind: "scene", "wearing" or "pair".
-        text: With `PLACE` where the object is named.
-        background: Asked background. accessory: asked accessory or "". other: a second object, or None.
-        seed: Of the picture's noise, and of the true scene.
+        text: The prompt with `OBJECT_SLOT` for the object.
+        background: Background of the prompt.
+        accessory: Accessory of the prompt, or "".
+        other: A second object, or None.
+        seed: Seed of the image's noise and of the true scene.
     """
 
     kind: str
@@ -36,7 +38,7 @@ class Prompt:
     seed: int
 
     def truth(self, instance: Instance, dial: Dial, seed: int) -> Scene:
-        """A true scene of this prompt, newly posed."""
+        """A scene that shows what the prompt says, with a new pose."""
         rng = np.random.default_rng((seed, self.seed))
         if self.accessory:
             instance = replace(instance, accessory=self.accessory)
@@ -46,7 +48,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One held-out object, its photo, and what it is asked for."""
+    """One held-out object, its photo and its prompts."""
 
     name: str
     instance: Instance
@@ -58,7 +60,7 @@ class Case:
         return self.photo.background
 
     def generator(self, seed: int, purpose: int) -> np.random.Generator:
-        """Randomness of this object alone."""
+        """A random generator for one purpose, seeded by the object's name."""
         return np.random.default_rng((seed, purpose, zlib.crc32(self.name.encode())))
 
     def picture(self) -> tuple[np.ndarray, np.ndarray]:
@@ -68,28 +70,35 @@ class Case:
 
 
 KINDS = ("scene", "wearing", "pair")
-"""Kinds of prompts: the object alone, with an accessory, beside a second object."""
+"""Kinds of prompts: the object alone, with an accessory, next to a second object."""
 
 
-def cases(dial: Dial, count: int, seed: int, repeats: int = 1, kinds: tuple[str, ...] = KINDS) -> list[Case]:
-    """`count` held-out objects, classes in turn; object i is the same for every count."""
-    found = []
+def make_cases(dial: Dial, count: int, seed: int, repeats: int = 1, kinds: tuple[str, ...] = KINDS) -> list[Case]:
+    """Make `count` held-out objects, classes in turn. Object i is the same for every `count`.
+
+    Args:
+        repeats: Rounds of prompts.
+        kinds: Kinds of prompts to keep.
+    """
+    cases = []
     for i in range(count):
         rng = np.random.default_rng((seed, i))
         kind = dial.classes[i % len(dial.classes)]
         instance = world.sample_instance(rng, dial, kind=kind, held_out=True)
         photo = world.sample_scene(rng, dial, instances=(instance,))
-        asked = [
-            p for p in _prompts(instance, photo.background, dial, rng, repeats, first=STEP * (i + 1)) if p.kind in kinds
+        prompts = [
+            p
+            for p in _make_prompts(instance, photo.background, dial, rng, repeats, first=SEED_STRIDE * (i + 1))
+            if p.kind in kinds
         ]
-        found.append(Case(f"{kind}-{i:03d}", instance, photo, tuple(asked)))
-    return found
+        cases.append(Case(f"{kind}-{i:03d}", instance, photo, tuple(prompts)))
+    return cases
 
 
-def _prompts(
+def _make_prompts(
     instance: Instance, own: str, dial: Dial, rng: np.random.Generator, repeats: int, first: int
 ) -> list[Prompt]:
-    """Every background but the photo's; accessories where it wears none; a second object of another class."""
+    """Prompts with every background but the photo's, with accessories for an object without one, and with a second object of another class."""
     elsewhere = [b for b in dial.backgrounds if b != own]
     prompts: list[Prompt] = []
 
@@ -99,14 +108,14 @@ def _prompts(
 
     for _ in range(repeats):
         for background in elsewhere:
-            add("scene", PLACE, background)
+            add("scene", OBJECT_SLOT, background)
         for _ in range(2):
             background = elsewhere[int(rng.integers(len(elsewhere)))]
             worn = [a for a in dial.accessories if a != "none"]
             if instance.accessory == "none" and worn:
                 accessory = str(rng.choice(worn))
-                add("wearing", f"{PLACE} with {article(f'{instance.third} {accessory}')}", background, accessory)
+                add("wearing", f"{OBJECT_SLOT} with {article(f'{instance.third} {accessory}')}", background, accessory)
             kind = str(rng.choice([c for c in dial.classes if c != instance.kind]))
             other = replace(world.sample_instance(rng, dial, kind=kind), pattern="plain", accessory="none")
-            add("pair", f"{PLACE} and {article(f'{other.colour} {kind}')}", background, other=other)
+            add("pair", f"{OBJECT_SLOT} and {article(f'{other.colour} {kind}')}", background, other=other)
     return prompts

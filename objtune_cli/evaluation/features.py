@@ -1,4 +1,4 @@
-"""Feature models for photographs: CLIP and DINO from transformers, by name or folder, and the base's own CLIP."""
+"""Image and text embedders for measures: CLIP and DINO from transformers, and the base's own CLIP."""
 
 import hashlib
 from collections.abc import Callable
@@ -21,28 +21,28 @@ from objtune_cli.workflow.context import StageContext
 
 CLIP = "openai/clip-vit-base-patch32"
 DINO = Bench().dino
-"""The models of the papers' tables (DreamBooth, arXiv:2208.12242, section 4.1)."""
+"""The models of DreamBooth's tables (arXiv:2208.12242, section 4.1)."""
 CLIP_STATISTICS = (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)
 DINO_STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BATCH = 16
-"""Pictures that a model is shown at a time."""
-SIDE, PAPERS = 224, 256 / 224
-"""Side of the pictures that DINO is measured with, px, and the shorter side before the middle is cut out, as a multiple of it (arXiv:2104.14294)."""
+"""Images per batch."""
+DINO_SIDE, DINO_RESIZE_RATIO = 224, 256 / 224
+"""Side of DINO's input, px, and the shorter side before the centre crop as a multiple of it (arXiv:2104.14294)."""
 ANY_SIZE = ("dinov2", "dinov2_with_registers", "dinov3_vit")
-"""Families that take pictures of any side."""
-Pictures = Callable[[np.ndarray], np.ndarray]
-"""Pictures (N, H, W, 3) uint8 to unit vectors (N, d)."""
-Texts = Callable[[list[str]], np.ndarray]
+"""Families that take images of any side."""
+ImageEmbedder = Callable[[np.ndarray], np.ndarray]
+"""Images (N, H, W, 3) uint8 to unit vectors (N, d)."""
+TextEmbedder = Callable[[list[str]], np.ndarray]
 """Texts to unit vectors (N, d)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Preparation:
-    """How a picture is prepared: its shorter side resized to `short`, the middle `side` x `side` cut out, colours normalised.
+class Preprocessing:
+    """How an image is preprocessed: its shorter side is resized to `short`, the centre `side` x `side` is cropped, and the colours are normalised.
 
     Attributes:
         resample: Filter, as Pillow numbers them; 3 is bicubic.
-        is_rounded: Whether half a pixel at the corner of the middle is rounded (torchvision), else dropped (transformers).
+        is_rounded: Whether half a pixel at the crop's corner is rounded (torchvision) or dropped (transformers).
     """
 
     short: int
@@ -53,24 +53,29 @@ class Preparation:
     is_rounded: bool = True
 
 
-def clip(name: str = CLIP) -> tuple[Pictures, Texts]:
-    """What a CLIP sees and reads.
+def load_clip(name: str = CLIP) -> tuple[ImageEmbedder, TextEmbedder]:
+    """Load the image and the text embedder of a CLIP model, by hub id or folder.
 
     Raises:
-        ResourceError: Not on this machine.
+        ResourceError: The model is not on this machine.
     """
     from transformers import CLIPModel, CLIPTokenizer
 
-    model, words = _opened(CLIPModel, name, "--clip", ("clip",)), _opened(CLIPTokenizer, name, "--clip", ("clip",))
+    model, words = (
+        _load_pretrained(CLIPModel, name, "--clip", ("clip",)),
+        _load_pretrained(CLIPTokenizer, name, "--clip", ("clip",)),
+    )
     side = int(model.config.vision_config.image_size)
-    return _towers(model, words, preparation(_folder(name), Preparation(side, side, *CLIP_STATISTICS)))
+    return _clip_embedders(
+        model, words, read_preprocessing(_find_folder(name), Preprocessing(side, side, *CLIP_STATISTICS))
+    )
 
 
-def own(ctx: StageContext) -> tuple[Pictures, Texts]:
-    """What the base's own CLIP sees and reads, as it was before anything was learned.
+def load_base_clip(ctx: StageContext) -> tuple[ImageEmbedder, TextEmbedder]:
+    """Load the image and the text embedder of the base's own CLIP, without anything that was trained.
 
     Raises:
-        ResourceError: The base has no image tower here.
+        ResourceError: The base has no CLIP vision encoder on this machine.
     """
     from objtune_cli.models import clip as towers
 
@@ -83,66 +88,69 @@ def own(ctx: StageContext) -> tuple[Pictures, Texts]:
     base_model = ctx.load_base_model()
     model = towers.load(source, base_model, index).clip
     side = int(model.config.vision_config.image_size)
-    return _towers(model, base_model.tokenizers[index], Preparation(side, side, towers.MEAN, towers.STD))
+    return _clip_embedders(model, base_model.tokenizers[index], Preprocessing(side, side, towers.MEAN, towers.STD))
 
 
-def _towers(model: Any, words: Any, prepared: Preparation) -> tuple[Pictures, Texts]:
+def _clip_embedders(model: Any, words: Any, prepared: Preprocessing) -> tuple[ImageEmbedder, TextEmbedder]:
     @torch.no_grad()
     def texts(prompts: list[str]) -> np.ndarray:
         ids = words(prompts, padding=True, truncation=True, return_tensors="pt").to(model.device)
         pooled = model.text_model(input_ids=ids.input_ids, attention_mask=ids.attention_mask).pooler_output
-        return _unit(model.text_projection(pooled)).numpy()
+        return _normalise(model.text_projection(pooled)).numpy()
 
     def see(x: Tensor) -> Tensor:
         return model.visual_projection(model.vision_model(pixel_values=x).pooler_output)
 
-    return _seeing(see, model, prepared), texts
+    return _image_embedder(see, model, prepared), texts
 
 
-def dino(name: str = DINO) -> Pictures:
-    """What DINO sees, at its class token; `name`: a hub id, a folder, or a safetensors file with the names of transformers.
+def load_dino(name: str = DINO) -> ImageEmbedder:
+    """Load the image embedder of a DINO model, its class token.
+
+    Args:
+        name: Hub id, folder, or safetensors file with the tensor names of transformers.
 
     Raises:
-        ResourceError: Not on this machine.
+        ResourceError: The model is not on this machine.
     """
     from transformers import AutoModel
 
     if Path(name).is_file():
-        model, folder = _vit(Path(name)), None
+        model, folder = _load_vit_file(Path(name)), None
     else:
-        model, folder = _opened(AutoModel, name, "--dino", ("vit", *ANY_SIZE)), _folder(name)
+        model, folder = _load_pretrained(AutoModel, name, "--dino", ("vit", *ANY_SIZE)), _find_folder(name)
     side, any_size = int(model.config.image_size), model.config.model_type in ANY_SIZE
-    own = Preparation(round(side * PAPERS), side, *DINO_STATISTICS)
-    if any_size and side > SIDE:  # DINOv2's config names the side of its last pre-training steps, 518
-        own = Preparation(round(SIDE * PAPERS), SIDE, *DINO_STATISTICS)
-    prepared = preparation(folder, own, any_size=any_size)
-    return _seeing(lambda x: model(pixel_values=x).last_hidden_state[:, 0], model, prepared)
+    own = Preprocessing(round(side * DINO_RESIZE_RATIO), side, *DINO_STATISTICS)
+    if any_size and side > DINO_SIDE:  # DINOv2's config names the side of its last pre-training steps, 518
+        own = Preprocessing(round(DINO_SIDE * DINO_RESIZE_RATIO), DINO_SIDE, *DINO_STATISTICS)
+    prepared = read_preprocessing(folder, own, any_size=any_size)
+    return _image_embedder(lambda x: model(pixel_values=x).last_hidden_state[:, 0], model, prepared)
 
 
-def _seeing(see: Callable[[Tensor], Tensor], model: Any, prepared: Preparation) -> Pictures:
+def _image_embedder(see: Callable[[Tensor], Tensor], model: Any, prepared: Preprocessing) -> ImageEmbedder:
     @torch.no_grad()
     def pictures(shown: np.ndarray) -> np.ndarray:
-        parts = [_prepared(shown[i : i + BATCH], prepared).to(model.device) for i in range(0, len(shown), BATCH)]
-        return torch.cat([_unit(see(x)) for x in parts]).numpy()
+        parts = [_preprocess(shown[i : i + BATCH], prepared).to(model.device) for i in range(0, len(shown), BATCH)]
+        return torch.cat([_normalise(see(x)) for x in parts]).numpy()
 
     return pictures
 
 
-def _unit(vectors: Tensor) -> Tensor:
-    """Vectors (N, d) at unit length, on the processor.
+def _normalise(vectors: Tensor) -> Tensor:
+    """Vectors (N, d) at unit length, on the CPU.
 
     Raises:
-        NonFiniteError: They are not finite: no measure of them would be.
+        NonFiniteError: They are not finite.
     """
     finite_checks.checked("CLIP or DINO that measures", vectors.dtype, vectors.norm(dim=-1))
     return F.normalize(vectors, dim=-1).cpu()
 
 
-def _vit(path: Path) -> Any:
-    """A ViT from one file, its sizes read off its tensors; heads of 64, as all of DINO's have.
+def _load_vit_file(path: Path) -> Any:
+    """Load a ViT from one file; its sizes come from its tensors, with attention heads of 64 as in all DINO models.
 
     Raises:
-        ResourceError: No safetensors file of a ViT.
+        ResourceError: The file is no safetensors file of a ViT.
     """
     from safetensors.torch import load_file
     from transformers import ViTConfig, ViTModel
@@ -184,20 +192,20 @@ def _vit(path: Path) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def digest(pictures: Pictures) -> str:
-    """What tells one model from another: the vector of a picture of noise, to three digits."""
+def fingerprint(pictures: ImageEmbedder) -> str:
+    """Fingerprint of a model: digest of its embedding of a noise image, rounded to three digits."""
     noise = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
     return hashlib.sha256(np.round(pictures(noise), 3).tobytes()).hexdigest()
 
 
-def _opened(kind: Any, name: str, option: str, families: tuple[str, ...]) -> Any:
+def _load_pretrained(kind: Any, name: str, option: str, families: tuple[str, ...]) -> Any:
     from transformers import AutoConfig
 
     silence_library_logging()
     hint = f"give its folder with `{option} DIR`"
     if paths.is_hub_id(name):
         hint += f", or bring it with `objtune fetch --model {name}`"
-    folder = _folder(name)
+    folder = _find_folder(name)
     if folder is None:
         raise ResourceError(f"{name} is not on this machine", hint)
     try:
@@ -219,56 +227,59 @@ def _opened(kind: Any, name: str, option: str, families: tuple[str, ...]) -> Any
     return found.eval().requires_grad_(False) if isinstance(found, torch.nn.Module) else found
 
 
-def _folder(name: str) -> Path | None:
-    """Where a model given by folder or hub id lies; None where it is not on this machine."""
+def _find_folder(name: str) -> Path | None:
+    """The folder of a model that is given by folder or hub id; None if it is not on this machine."""
     return Path(name) if Path(name).is_dir() else registry.transformers_model(name)
 
 
-def preparation(folder: Path | None, own: Preparation, *, any_size: bool = False) -> Preparation:
-    """What a folder's preprocessor_config.json says, where it keeps the shape of a picture; `own` for what it does not say.
+def read_preprocessing(folder: Path | None, default: Preprocessing, *, any_size: bool = False) -> Preprocessing:
+    """Read a folder's preprocessor_config.json.
 
-    A config that squeezes the whole picture into a square (facebook/dino-vits16: height 224, width 224) gives its colour statistics alone:
-    the tables of the papers resize the shorter side and take the middle.
+    A config that resizes the whole image to a square (facebook/dino-vits16: height 224, width 224) gives its colour statistics only, because the
+    papers' tables resize the shorter side and crop the centre.
 
     Args:
-        any_size: Whether the model takes pictures of other sides than its own; else the folder's sides are scaled to it.
+        default: Values that the file does not give.
+        any_size: Whether the model takes images of any side; else the file's sides are scaled to the model's.
     """
     import json
 
     try:
-        said = (
+        config = (
             json.loads(((folder or Path()) / "preprocessor_config.json").read_text(encoding="utf-8")) if folder else {}
         )
-        own = replace(own, mean=tuple(map(float, said["image_mean"])), std=tuple(map(float, said["image_std"])))
+        default = replace(
+            default, mean=tuple(map(float, config["image_mean"])), std=tuple(map(float, config["image_std"]))
+        )
     except (OSError, ValueError, KeyError, TypeError):
-        return own
-    size, crop = said.get("size"), said.get("crop_size")
-    short = size.get("shortest_edge") if isinstance(size, dict) else size if said.get("do_center_crop") else None
+        return default
+    size, crop = config.get("size"), config.get("crop_size")
+    short = size.get("shortest_edge") if isinstance(size, dict) else size if config.get("do_center_crop") else None
     crop = crop.get("height") if isinstance(crop, dict) else crop
-    crop = (crop if said.get("do_center_crop") else None) or short
+    crop = (crop if config.get("do_center_crop") else None) or short
     if not (type(short) is int and type(crop) is int and 0 < crop <= short):
-        return own
-    side = crop if any_size else own.side
-    resample = int(said["resample"]) if said.get("resample") in range(6) else own.resample
-    return replace(own, short=round(short * side / crop), side=side, resample=resample, is_rounded=False)
+        return default
+    side = crop if any_size else default.side
+    resample = int(config["resample"]) if config.get("resample") in range(6) else default.resample
+    return replace(default, short=round(short * side / crop), side=side, resample=resample, is_rounded=False)
 
 
-def _prepared(shown: np.ndarray, prepared: Preparation) -> Tensor:
-    """Pictures (N, H, W, 3) uint8 as a model sees them, (N, 3, side, side): resized by Pillow as torchvision's and transformers' preparations do."""
+def _preprocess(images: np.ndarray, settings: Preprocessing) -> Tensor:
+    """Preprocess images (N, H, W, 3) uint8 to (N, 3, side, side), resized by Pillow as torchvision and transformers do."""
     from PIL import Image
 
-    height, width = shown.shape[1:3]
-    side = prepared.side
-    short, least = prepared.short, min(height, width)
+    height, width = images.shape[1:3]
+    side = settings.side
+    short, least = settings.short, min(height, width)
     size = (
         short if width == least else int(short * width / least),
         short if height == least else int(short * height / least),
     )
-    left, top = (round((v - side) / 2) if prepared.is_rounded else (v - side) // 2 for v in size)
+    left, top = (round((v - side) / 2) if settings.is_rounded else (v - side) // 2 for v in size)
     box = (left, top, left + side, top + side)
-    small = [Image.fromarray(picture).resize(size, prepared.resample) for picture in shown]
+    small = [Image.fromarray(picture).resize(size, settings.resample) for picture in images]
     x = (
         torch.from_numpy(np.stack([np.asarray(picture.crop(box)) for picture in small])).permute(0, 3, 1, 2).float()
         / 255
     )
-    return (x - torch.tensor(prepared.mean).view(1, 3, 1, 1)) / torch.tensor(prepared.std).view(1, 3, 1, 1)
+    return (x - torch.tensor(settings.mean).view(1, 3, 1, 1)) / torch.tensor(settings.std).view(1, 3, 1, 1)

@@ -1,4 +1,4 @@
-"""Scenes to readings, and prompts to pictures: what the bench looks at."""
+"""Images for measures: the renderer's ground truth, and samples of the base and of adapters."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -8,16 +8,16 @@ import numpy as np
 from objtune_cli.config.sections import GUIDANCES
 from objtune_cli.errors import GateError
 from objtune_cli.evaluation import truth_scores
-from objtune_cli.evaluation.benchmark_objects import PLACE, Case
-from objtune_cli.evaluation.statistics import similarity
-from objtune_cli.evaluation.truth_scores import Scale, vectors
+from objtune_cli.evaluation.benchmark_objects import OBJECT_SLOT, Case
+from objtune_cli.evaluation.statistics import mean_cosine
+from objtune_cli.evaluation.truth_scores import Calibration, identity_vectors
 from objtune_cli.images.png import is_single_color
 from objtune_cli.models.registry import Base
 from objtune_cli.store.kinds.adapter import AdapterArtifact
 from objtune_cli.toybox import renderer, world
 from objtune_cli.toybox.captions import article, describe
 from objtune_cli.toybox.evaluator import inference
-from objtune_cli.toybox.evaluator.inference import Reading
+from objtune_cli.toybox.evaluator.inference import SceneReading
 from objtune_cli.toybox.evaluator.network import Evaluator
 from objtune_cli.toybox.world import Dial, Scene
 from objtune_cli.workflow.context import StageContext
@@ -25,22 +25,22 @@ from objtune_cli.workflow.context import StageContext
 if TYPE_CHECKING:
     from objtune_cli.models.base_model import BaseModel
 
-REFERENCES, OTHERS = 32, 32
-"""Drawings of the object that pictures are compared with, and of other instances of its class."""
-CLASS_PICTURES = 8
-"""Pictures of "a photo of a <class>" for the drift."""
+REFERENCES, OTHER_INSTANCES = 32, 32
+"""Numbers of renderings of the object, as references, and of other instances of its class."""
+CLASS_IMAGES = 8
+"""Images of "a photo of a <class>" for the class drift."""
 SIDE = 128
-"""Side of true pictures, px; the evaluator was trained at this size."""
+"""Side of rendered images, px; the evaluator was trained at this size."""
 BATCH = 8
 
 
-def drawn(scenes: list[Scene]) -> np.ndarray:
-    """True pictures (N, S, S, 3) uint8."""
+def render_scenes(scenes: list[Scene]) -> np.ndarray:
+    """Render scenes: (N, S, S, 3) uint8."""
     return np.stack([renderer.render(scene, SIDE)[0] for scene in scenes])
 
 
-def scale(network: Evaluator, case: Case, dial: Dial, seed: int) -> Scale:
-    """Calibrate the measures for one object from true drawings."""
+def calibrate(network: Evaluator, case: Case, dial: Dial, seed: int) -> Calibration:
+    """Calibrate the measures of one object from renderings."""
     rng = case.generator(seed, 1)
     again = [world.sample_scene(rng, dial, instances=(case.instance,)) for _ in range(REFERENCES)]
     fresh = [world.sample_scene(rng, dial, instances=(case.instance,)) for _ in range(REFERENCES)]
@@ -48,23 +48,29 @@ def scale(network: Evaluator, case: Case, dial: Dial, seed: int) -> Scale:
         world.sample_scene(
             rng, dial, instances=(world.sample_instance(rng, dial, kind=case.instance.kind, held_out=None),)
         )
-        for _ in range(OTHERS)
+        for _ in range(OTHER_INSTANCES)
     ]
     itself, once_more, strangers = (
-        [r.main for r in inference.read(network, drawn(side))] for side in (again, fresh, others)
+        [r.main for r in inference.read_images(network, render_scenes(side))] for side in (again, fresh, others)
     )
-    references = vectors(itself)
-    zero, one = (float(similarity(vectors(side), references).mean()) for side in (strangers, once_more))
-    return Scale(references, zero, one, truth_scores.scatter(itself))
+    references = identity_vectors(itself)
+    zero, one = (float(mean_cosine(identity_vectors(side), references).mean()) for side in (strangers, once_more))
+    return Calibration(references, zero, one, truth_scores.pose_spread(itself))
 
 
-def worded(case: Case) -> str:
-    """The object in the words of a caption: what a prompt alone can say."""
+def describe_object(case: Case) -> str:
+    """The object in the words of a caption."""
     return article(describe(case.instance, 3))
 
 
-def loaded(ctx: StageContext, name: str, weights: Mapping[str, Any] | None, kind: str = "") -> tuple["BaseModel", Any]:
-    """A fresh base with an adapter's LoRA and words, or the bare base; `kind`: the object's class word, which guidance asks with."""
+def load_adapter(
+    ctx: StageContext, name: str, weights: Mapping[str, Any] | None, kind: str = ""
+) -> tuple["BaseModel", Any]:
+    """Load the base with an adapter's LoRA and placeholder, or the base alone if `weights` is None.
+
+    Args:
+        kind: The object's class word, which guidance uses.
+    """
     from objtune_cli.lora import layers
     from objtune_cli.models.placeholders import Placeholders, from_encoders
 
@@ -76,27 +82,35 @@ def loaded(ctx: StageContext, name: str, weights: Mapping[str, Any] | None, kind
     return model, words
 
 
-def plainly(base: Base) -> dict[str, float]:
-    """How a base is drawn from, but for what is drawn of learned objects alone."""
+def base_sampling(base: Base) -> dict[str, float]:
+    """The base's sampling settings without those of trained objects."""
     return {name: value for name, value in base.sampling.items() if name not in GUIDANCES}
 
 
-def pictures(
-    ctx: StageContext, model: "BaseModel", prompts: list[str], seeds: list[int], label: str, **guidances: Any
+def sample_images(
+    ctx: StageContext, model: "BaseModel", prompts: list[str], seeds: list[int], label: str, **sampling: Any
 ) -> np.ndarray:
-    """Pictures of expanded prompts, (N, S, S, 3) uint8, drawn with the base's own sampling; `guidances`: of objects, as `sample` takes them.
+    """Sample images with the base's own settings, (N, S, S, 3) uint8.
+
+    Args:
+        prompts: With placeholders written as tokens.
+        label: Name in the progress bar.
+        sampling: Further fields of `SamplingSettings`.
 
     Raises:
-        GateError: One shows nothing, and measures would be of nothing. NonFiniteError: as `sample`.
+        GateError: An image is of one colour, and `--force` is not given.
+        NonFiniteError: As `sample`.
     """
     import torch
 
     from objtune_cli.generation.sampling import sample, to_uint8
+    from objtune_cli.generation.settings import SamplingSettings
 
+    settings = SamplingSettings(**ctx.base.sampling_kwargs(), **sampling)
     step, done = ctx.progress(label), []
     for start in range(0, len(prompts), BATCH):
         part = slice(start, start + BATCH)
-        latents = sample(model, prompts[part], "", seeds[part], **ctx.base.drawn(), **guidances)
+        latents = sample(model, prompts[part], seeds[part], settings)
         done.append(to_uint8(model.to_picture(latents)))
         step(min(start + BATCH, len(prompts)), len(prompts))
     shown = torch.cat(done).numpy()
@@ -109,30 +123,32 @@ def pictures(
     return shown
 
 
-def asked(ctx: StageContext, model: "BaseModel", words: Any, case: Case, subject: str, **guidances: Any) -> np.ndarray:
-    """Pictures of a case's prompts with `subject` in the object's place; `guidances`: as in `pictures`."""
-    texts = [words.expand(p.text.replace(PLACE, subject)) for p in case.prompts]
-    return pictures(ctx, model, texts, [p.seed for p in case.prompts], case.name, **guidances)
+def sample_case(
+    ctx: StageContext, model: "BaseModel", words: Any, case: Case, subject: str, **sampling: Any
+) -> np.ndarray:
+    """Sample images of a case's prompts with `subject` for the object."""
+    texts = [words.expand(p.text.replace(OBJECT_SLOT, subject)) for p in case.prompts]
+    return sample_images(ctx, model, texts, [p.seed for p in case.prompts], case.name, **sampling)
 
 
-def of_class(ctx: StageContext, model: "BaseModel", kind: str) -> np.ndarray:
-    """Pictures of "a photo of a <class>", always from the same noise."""
-    return pictures(
+def sample_class(ctx: StageContext, model: "BaseModel", kind: str) -> np.ndarray:
+    """Sample images of "a photo of a <class>", always from the same noise."""
+    return sample_images(
         ctx,
         model,
-        [f"a photo of {article(kind)}"] * CLASS_PICTURES,
-        list(range(500, 500 + CLASS_PICTURES)),
+        [f"a photo of {article(kind)}"] * CLASS_IMAGES,
+        list(range(500, 500 + CLASS_IMAGES)),
         f"a {kind}",
     )
 
 
-def readings(network: Evaluator, seen: np.ndarray) -> list[Reading]:
-    """What is in the pictures."""
-    return inference.read(network, fitted(seen))
+def read_images(network: Evaluator, seen: np.ndarray) -> list[SceneReading]:
+    """The evaluator's readings of images of any size."""
+    return inference.read_images(network, resize_images(seen))
 
 
-def fitted(shown: np.ndarray) -> np.ndarray:
-    """Square pictures at the size that the evaluator knows."""
+def resize_images(shown: np.ndarray) -> np.ndarray:
+    """Resize square images to the evaluator's size."""
     import cv2
 
     if shown.shape[1] == SIDE:

@@ -1,4 +1,4 @@
-"""Readings of pictures to numbers, each calibrated so that 0 and 1 mean what docs/benchmark.md says.
+"""Statistics of measures: means, confidence intervals, calibration and table rows.
 
 Knows numbers and vectors, not where they come from. Formulas are ours unless a source is named.
 """
@@ -16,13 +16,13 @@ T95 = (
 """Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom; 1.96 (1 + 1.25 / df) beyond."""
 
 
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of independent values and the ends of its 95 % interval, mean -+ t s / sqrt(n).
+def confidence_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of independent values and its 95 % confidence interval, mean -+ t s / sqrt(n).
 
-    One value has an interval without ends (-inf, inf).
+    The interval of one value is (-inf, inf).
 
     Raises:
-        ValueError: No values.
+        ValueError: There are no values.
     """
     x = np.asarray(values, float)
     if not len(x):
@@ -36,27 +36,27 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def calibrated(value: float, zero: float, one: float) -> float:
-    """`value` on the line on which `zero` is 0 and `one` is 1.
+def calibrate(value: float, zero: float, one: float) -> float:
+    """`value` scaled linearly so that `zero` becomes 0 and `one` becomes 1.
 
     Raises:
-        ValueError: The ends are the same point.
+        ValueError: `zero` equals `one`.
     """
     if one == zero:
         raise ValueError(f"0 and 1 of the measure are both {zero}")
     return (value - zero) / (one - zero)
 
 
-def similarity(vectors: np.ndarray, references: np.ndarray) -> np.ndarray:
+def mean_cosine(vectors: np.ndarray, references: np.ndarray) -> np.ndarray:
     """Mean cosine of each vector (N, d) to the references (R, d), all of unit length: (N,)."""
     return (vectors @ references.T).mean(axis=1)
 
 
-def spread(poses: np.ndarray) -> float:
-    """Mean distance between two of the poses (N, k); 0 where all stand alike.
+def mean_distance(poses: np.ndarray) -> float:
+    """Mean distance between two of the poses (N, k); 0 if all are equal.
 
     Raises:
-        ValueError: Fewer than two poses.
+        ValueError: There are fewer than two poses.
     """
     if len(poses) < 2:
         raise ValueError("one pose has no spread")
@@ -64,38 +64,38 @@ def spread(poses: np.ndarray) -> float:
     return float(gaps[np.triu_indices(len(poses), 1)].mean())
 
 
-def pose(box: Sequence[float]) -> tuple[float, float, float, float]:
-    """A box x0, y0, x1, y1 as centre and logarithm of width and height: shifts and scalings count alike."""
+def pose_vector(box: Sequence[float]) -> tuple[float, float, float, float]:
+    """A box x0, y0, x1, y1 as its centre and the logarithms of width and height, so that shifts and scalings count alike."""
     x0, y0, x1, y1 = box
     return (x0 + x1) / 2, (y0 + y1) / 2, math.log(max(x1 - x0, 1e-3)), math.log(max(y1 - y0, 1e-3))
 
 
-def rows(method: str, found: Sequence[dict[str, float]]) -> list[dict[str, Any]]:
-    """One table row per measure over the objects that have it; every form of the bench prints these."""
+def table_rows(method: str, found: Sequence[dict[str, float]]) -> list[dict[str, Any]]:
+    """One table row per measure, over the objects that have it."""
     names = list(dict.fromkeys(name for values in found for name in values))
     table: list[dict[str, Any]] = []
     for name in names:
         values = [v[name] for v in found if name in v]
-        mean, low, high = (round(x, 4) for x in interval(values))
+        mean, low, high = (round(x, 4) for x in confidence_interval(values))
         ends = {"low": low, "high": high} if len(values) > 1 else {"low": None, "high": None}
         table.append({"method": method, "measure": name, "mean": mean, **ends, "n": len(values)})
     return table
 
 
-def columns(table: Sequence[dict[str, Any]]) -> tuple[str, ...]:
-    """What the rows of a table hold, in order; those of photographs say more."""
+def column_names(table: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+    """Column names of a table, in order; tables of photographs have more columns."""
     return tuple(table[0]) if table else ("method", "measure", "mean", "low", "high", "n")
 
 
 def pivot(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Rows as a table for people: header and lines, a method a line, `mean ±half the interval` a cell."""
+    """Rows as a table for people: header and one line per method; a cell is `mean ±half the interval`."""
     names = list(dict.fromkeys(row["measure"] for row in rows))
-    cells = {(row["method"], row["measure"]): _cell(row) for row in rows}
+    cells = {(row["method"], row["measure"]): _format_cell(row) for row in rows}
     methods = list(dict.fromkeys(row["method"] for row in rows))
     return ["method", *names], [[m, *(cells.get((m, n), "") for n in names)] for m in methods]
 
 
-def _cell(row: dict[str, Any]) -> str:
+def _format_cell(row: dict[str, Any]) -> str:
     name = row["measure"]
     digits = (
         0

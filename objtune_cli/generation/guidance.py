@@ -1,25 +1,27 @@
-"""What the frozen base, asked beside the adapter, adds to what is drawn: two guidances (ours), each a difference of predictions.
+"""Two guidances from the frozen base model (ours); each adds a difference of predictions to what the denoiser predicts.
 
-Where no LoRA acts yet (`sampling.sample`, `object_below`) the prediction is the frozen base's own: the second is nothing, the first asks for the class alone.
-
-*Of the scene.* An adapter that learned one photo hears its own object in every word: a hat is put on, in the object's colours. The base,
-told the same prompt in class words, knows hats. How its prediction differs from that for the class alone is what those
-words mean to it; that difference is added, as composable diffusion adds concepts (arXiv:2206.01714):
+Prompt guidance. An adapter that learned one photo associates its object with every word: a hat is drawn in the object's colours. The frozen base
+knows hats. Its prediction for the prompt in class words, less its prediction for the class alone, is the meaning of the other words; that difference
+is added as composable diffusion adds concepts (arXiv:2206.01714):
 
     eps + w (eps_0(z_t, "a photo of a dog with a red hat") - eps_0(z_t, "a photo of a dog"))
 
-*Of the object.* Told the same prompt, the adapter with its token says this dog, and the frozen base a dog; a model is guided well away from a
-worse version of itself (autoguidance, arXiv:2406.02507), and for this one object the frozen base is that version:
+Words before the first object (a photo of, my) are in both prompts and add nothing.
+
+Autoguidance. A model is guided well away from a worse version of itself (arXiv:2406.02507). For one object, the worse version of an adapter is the
+frozen base with the same prompt in class words:
 
     eps + s (eps(z_t, "a photo of <rex> with a red hat") - eps_0(z_t, "a photo of a dog with a red hat"))
 
-What stands before the first object (a photo of, my) is in both and adds nothing to the scene.
+While LoRAs are disabled (`SamplingSettings.subject_conditioning_start`) the prediction is the frozen base's own: autoguidance adds nothing, and prompt
+guidance needs the prediction for the class alone only.
 
-Knows nothing about samplers: it acts on every call of the denoiser, in each half of guidance's batch alike.
+The module knows no samplers: its hook acts on every call of the denoiser, equally in both halves of the batch of classifier-free guidance.
 """
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,96 +33,125 @@ from objtune_cli.models.prompts import objects_only_prompt, restore_placeholders
 
 
 @contextlib.contextmanager
-def guided(model: BaseModel, texts: Sequence[str], scene: float, own: float, height: int, width: int) -> Iterator[None]:
-    """Inside, the denoiser's predictions for one batch of pictures hold what the frozen base says of the objects' scenes, and what it does not say of the objects.
+def extra_guidance(
+    model: BaseModel,
+    texts: Sequence[str],
+    prompt_scale: float,
+    autoguidance_scale: float,
+    height: int,
+    width: int,
+) -> Iterator[None]:
+    """Add both guidances to the denoiser's predictions for one batch of images.
 
     Args:
-        texts: Prompt of each picture, the added words written as tokens; where one names no object, its picture stays as it is, and
-            where it names nothing else, its scene adds nothing. scene, own: w and s; 0: nothing is added. height, width: of the pictures, px.
+        texts: Prompt of each image, placeholders written as tokens. An image whose prompt names no object stays as it is; one whose prompt
+            names nothing else gets no prompt guidance.
+        prompt_scale, autoguidance_scale: w and s; 0: nothing is added.
+        height, width: Size of the images, px.
     """
-    said = [model.in_class_words(text) for text in texts]
-    alone = [objects_only_prompt(restore_placeholders(text), model.classes) for text in texts]
-    objects = [i for i, text in enumerate(alone) if text] if own else []
-    scenes = [i for i, text in enumerate(alone) if text and said[i].rstrip(" .,!") != text] if scene else []
+    in_class_words = [model.in_class_words(text) for text in texts]
+    classes_only = [objects_only_prompt(restore_placeholders(text), model.classes) for text in texts]
+    objects = [i for i, text in enumerate(classes_only) if text] if autoguidance_scale else []
+    scenes = (
+        [i for i, text in enumerate(classes_only) if text and in_class_words[i].rstrip(" .,!") != text]
+        if prompt_scale
+        else []
+    )
     if not objects and not scenes:
         yield
         return
-    rows = sorted({*objects, *scenes})
+    images = sorted({*objects, *scenes})
     with disabled(model):
         encoded = {
             text: model.encode([text])
-            for text in dict.fromkeys([*(said[i] for i in rows), *(alone[i] for i in scenes)])
+            for text in dict.fromkeys([*(in_class_words[i] for i in images), *(classes_only[i] for i in scenes)])
         }
-    apart = [encoded[alone[i]] for i in scenes]
-    told, of_scenes = (
-        model.family.told(model, torch.cat(words), height, width) if words else {}
-        for words in ([encoded[said[i]] for i in rows] + apart, apart)
+    of_classes = [encoded[classes_only[i]] for i in scenes]
+    call_arguments, class_arguments = (
+        model.family.told(model, torch.cat(conditions), height, width) if conditions else {}
+        for conditions in ([encoded[in_class_words[i]] for i in images] + of_classes, of_classes)
     )
-    addition = _Addition(model, rows, objects, scenes, own, scene, len(texts), told, of_scenes)
-    handle = model.denoiser.register_forward_hook(addition, with_kwargs=True)
+    hook = _GuidanceHook(
+        model, images, objects, scenes, autoguidance_scale, prompt_scale, len(texts), call_arguments, class_arguments
+    )
+    handle = model.denoiser.register_forward_hook(hook, with_kwargs=True)
     try:
         yield
     finally:
         handle.remove()
 
 
-class _Addition:
-    """A forward hook of the denoiser; asking the frozen base calls the denoiser once more, without it.
+@dataclass(slots=True)
+class _GuidanceHook:
+    """A forward hook of the denoiser. It calls the denoiser once more, without LoRAs, for the frozen base's predictions.
 
-    `rows`: pictures that the base is asked of in class words; `scenes`: those that it is asked of for the class alone. own, scene: weights.
-    `told`: of the rows, then of the scenes; `of_scenes`: of these alone.
+    Attributes:
+        images: Images for which the base predicts the prompt in class words.
+        objects: Those of them that get autoguidance.
+        scenes: Those of them that get prompt guidance; the base predicts their classes alone too.
+        batch_size: Number of images.
+        call_arguments: Arguments of the denoiser for `images`, then for the classes alone of `scenes`.
+        class_arguments: The arguments for the classes alone of `scenes`.
+        is_calling: Whether the hook itself calls the denoiser.
     """
 
-    def __init__(
-        self, model: BaseModel, rows: list[int], objects: list[int], scenes: list[int], own: float, scene: float, pictures: int,
-        told: dict[str, Any], of_scenes: dict[str, Any],
-    ) -> None:  # fmt: skip
-        self.model, self.rows, self.objects, self.scenes, self.own, self.scene = (
-            model,
-            rows,
-            objects,
-            scenes,
-            own,
-            scene,
-        )
-        self.pictures, self.told, self.of_scenes, self.asking = pictures, told, of_scenes, False
+    model: BaseModel
+    images: list[int]
+    objects: list[int]
+    scenes: list[int]
+    autoguidance_scale: float
+    prompt_scale: float
+    batch_size: int
+    call_arguments: dict[str, Any]
+    class_arguments: dict[str, Any]
+    is_calling: bool = False
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], given: dict[str, Any], out: Any) -> Any:
-        if self.asking or (self.model.asleep and not self.scenes):
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+        if self.is_calling or (self.model.asleep and not self.scenes):
             return out
         sample = out[0] if isinstance(out, tuple) else out.sample
-        told = sample[-self.pictures :]
+        prompted = sample[-self.batch_size :]
         if self.model.asleep:
-            more = self._more(
-                dict(enumerate(told)), self._asked(module, args, given, self.scenes, self.of_scenes), told
-            )
+            of_classes = self._predict(module, args, kwargs, self.scenes, self.class_arguments)
+            addition = self._add(dict(enumerate(prompted)), of_classes, prompted)
         else:
-            answers = self._asked(module, args, given, [*self.rows, *self.scenes], self.told)
-            whole, alone = answers.split([len(self.rows), len(self.scenes)])
-            more = self._more(dict(zip(self.rows, whole, strict=True)), alone, told)
-        sample = sample + more.repeat(len(sample) // self.pictures, 1, 1, 1)
+            predictions = self._predict(module, args, kwargs, [*self.images, *self.scenes], self.call_arguments)
+            in_class_words, of_classes = predictions.split([len(self.images), len(self.scenes)])
+            addition = self._add(dict(zip(self.images, in_class_words, strict=True)), of_classes, prompted)
+        sample = sample + addition.repeat(len(sample) // self.batch_size, 1, 1, 1)
         return (sample, *out[1:]) if isinstance(out, tuple) else type(out)(sample=sample)
 
-    def _more(self, whole: dict[int, Tensor], alone: Tensor, told: Tensor) -> Tensor:
-        """What is added to each picture, (N, C, h, w), where the half with prompts says `told`, and the base `whole` in class words and `alone` of the class."""
-        more = torch.zeros_like(told)
-        for i in self.objects:
-            more[i] += self.own * (told[i] - whole[i])
-        for i, without in zip(self.scenes, alone, strict=True):
-            more[i] += self.scene * (whole[i] - without)
-        return more
+    def _add(self, in_class_words: dict[int, Tensor], of_classes: Tensor, prompted: Tensor) -> Tensor:
+        """What is added to each image's prediction, (N, C, h, w).
 
-    def _asked(
-        self, module: nn.Module, args: tuple[Any, ...], given: dict[str, Any], rows: list[int], told: dict[str, Any]
+        Args:
+            in_class_words: The base's prediction of the prompt in class words, by image.
+            of_classes: The base's predictions of the classes alone, one for each of `scenes`.
+            prompted: The denoiser's own predictions with the prompts, (N, C, h, w).
+        """
+        addition = torch.zeros_like(prompted)
+        for i in self.objects:
+            addition[i] += self.autoguidance_scale * (prompted[i] - in_class_words[i])
+        for i, of_class in zip(self.scenes, of_classes, strict=True):
+            addition[i] += self.prompt_scale * (in_class_words[i] - of_class)
+        return addition
+
+    def _predict(
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        images: list[int],
+        conditioning: dict[str, Any],
     ) -> Tensor:
-        """eps_0 of `rows`, each with what it is told, (R, C, h, w)."""
-        latents, t = args[:2] if args else (given["hidden_states"], given["timestep"])
-        z = latents[rows]  # the half without prompts holds the same latents
+        """The frozen base's predictions for these images with the given conditioning, (R, C, h, w)."""
+        latents, t = args[:2] if args else (kwargs["hidden_states"], kwargs["timestep"])
+        z = latents[images]  # the half without prompts holds the same latents
         t = t if t.ndim == 0 else t[:1].expand(len(z))
         call = ((z, t), {}) if args else ((), {"hidden_states": z, "timestep": t})
-        self.asking = True
+        self.is_calling = True
         try:
             with disabled(self.model):
-                return module(*call[0], **(call[1] | told), return_dict=False)[0]
+                return module(*call[0], **(call[1] | conditioning), return_dict=False)[0]
         finally:
-            self.asking = False
+            self.is_calling = False

@@ -1,4 +1,4 @@
-"""The size of pictures: read as people type it, and fitted to what a base can draw."""
+"""The size of images: parse it from the command line and fit it to the base."""
 
 import re
 from dataclasses import replace
@@ -7,16 +7,16 @@ from objtune_cli.config.sections import Generate
 from objtune_cli.errors import UsageError
 from objtune_cli.workflow.context import StageContext
 
-FAR = 2.0
-"""Times the base's own side at which pictures repeat things, or at whose inverse they fall apart."""
+MAX_SIDE_RATIO = 2.0
+"""Ratio to the base's own side above which images repeat objects, and below whose inverse they fall apart."""
 _SIZE = re.compile(r"([0-9]{1,5})\s*(?:px)?\s*[x×X*,]\s*([0-9]{1,5})\s*(?:px)?")
 
 
-def read(text: str | None, width: int | None, height: int | None) -> tuple[int | None, int | None]:
+def parse_size(text: str | None, width: int | None, height: int | None) -> tuple[int | None, int | None]:
     """Width and height from `--size 832x1216`, or from `--width` and `--height`.
 
     Raises:
-        UsageError: No size, or two that differ.
+        UsageError: `text` is no size, or it differs from `width` or `height`.
     """
     if text is None:
         return width, height
@@ -28,33 +28,33 @@ def read(text: str | None, width: int | None, height: int | None) -> tuple[int |
     return sizes
 
 
-def fit(ctx: StageContext, config: Generate) -> Generate:
-    """The settings with width and height that the base can draw: rounded to multiples of its unit, and 0 for its own size.
+def fit_size(ctx: StageContext, config: Generate) -> Generate:
+    """The settings with width and height rounded to multiples of the base's unit; 0 stands for the base's own size.
 
     Raises:
-        UsageError: Larger than the base can draw.
+        UsageError: The size is larger than the base supports.
     """
     if not (config.width or config.height):
         return config
     base = ctx.base
-    asked = config.width or base.side, config.height or base.side
-    width, height = (max(1, int(side / base.unit + 0.5)) * base.unit for side in asked)
+    requested = config.width or base.side, config.height or base.side
+    width, height = (max(1, int(side / base.unit + 0.5)) * base.unit for side in requested)
     if max(width, height) > base.largest_side:
         raise UsageError(
-            f"pictures of {asked[0]}x{asked[1]} px were asked for",
+            f"pictures of {requested[0]}x{requested[1]} px were asked for",
             f"this base draws sides of at most {base.largest_side} px",
         )
-    if (width, height) != asked:
+    if (width, height) != requested:
         ctx.report.note(
-            f"pictures are {width}x{height} px, not {asked[0]}x{asked[1]}: this base draws multiples of {base.unit} px"
+            f"pictures are {width}x{height} px, not {requested[0]}x{requested[1]}: this base draws multiples of {base.unit} px"
         )
-    own = base.side
-    if max(width, height) > FAR * own or min(width, height) * FAR < own:
+    base_side = base.side
+    if max(width, height) > MAX_SIDE_RATIO * base_side or min(width, height) * MAX_SIDE_RATIO < base_side:
         ctx.report.note(
-            f"this base was trained on pictures of {own}x{own} px; at {width}x{height} it may repeat things or lose them"
+            f"this base was trained on pictures of {base_side}x{base_side} px; at {width}x{height} it may repeat things or lose them"
         )
     return (
         replace(config, width=0, height=0)
-        if (width, height) == (own, own)
+        if (width, height) == (base_side, base_side)
         else replace(config, width=width, height=height)
     )

@@ -15,12 +15,12 @@ from objtune_cli.workflow.context import StageContext
 
 DIGITS = 12
 """How many of a hash's digits stand in a picture."""
-WORDS = "TI hashes"
+TI_HASHES = "TI hashes"
 Hashes = dict[str, dict[str, str]]
 """`Lora hashes`: the name of a file without its ending to its hash; `TI hashes`: the name of an object to that of its embedding file."""
 
 
-def of(ctx: StageContext, inputs: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+def collect_hashes(ctx: StageContext, inputs: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     """Values of `Lora hashes` and `TI hashes` for the adapters among a scene's inputs; one that is gone or damaged is left out.
 
     The files are those of `export --format kohya` and `embedding`. Source: A1111's `extra_networks_lora.py` and `textual_inversion.py`.
@@ -34,32 +34,32 @@ def of(ctx: StageContext, inputs: Mapping[str, Mapping[str, str]]) -> dict[str, 
     }
     for sha256, ref in {**adapters, **avoided}.items():
         with contextlib.suppress(ObjtuneError):
-            for key, values in _kept(ctx, ref, sha256).items():
-                if sha256 not in adapters and key != WORDS:
+            for key, values in _adapter_hashes(ctx, ref, sha256).items():
+                if sha256 not in adapters and key != TI_HASHES:
                     continue  # of an object in the negative prompt, the token alone acts
                 named = (
                     {trigger_words.default_trigger(name): value for name, value in values.items()}
-                    if key == WORDS
+                    if key == TI_HASHES
                     else values
                 )
                 found.setdefault(key, {}).update(named)
     return {key: ", ".join(f"{name}: {value}" for name, value in values.items()) for key, values in found.items()}
 
 
-def _kept(ctx: StageContext, ref: str, sha256: str) -> Hashes:
+def _adapter_hashes(ctx: StageContext, ref: str, sha256: str) -> Hashes:
     """The hashes of one adapter: those of the files that it was imported from, from the project's notes, or made now."""
     record = artifacts.read_record(ctx.root, parse(ref))
-    own = imported(record)
+    own = imported_hashes(record)
     if own is not None:
         return own
-    found = _noted(ctx, ref, sha256)
+    found = _cached_hashes(ctx, ref, sha256)
     lora_alone = [role for role in record.inputs if role.startswith(adapter.FILE_ROLE)] == [
         f"{adapter.FILE_ROLE}0"
     ]  # its token is made of known words
-    return {key: values for key, values in found.items() if not (lora_alone and key == WORDS)}
+    return {key: values for key, values in found.items() if not (lora_alone and key == TI_HASHES)}
 
 
-def _noted(ctx: StageContext, ref: str, sha256: str) -> Hashes:
+def _cached_hashes(ctx: StageContext, ref: str, sha256: str) -> Hashes:
     """The hashes of the files that an adapter is exported as."""
     file = ctx.project.folder / ".objtune" / "hashes" / f"{sha256}.json"
     with contextlib.suppress(OSError, ValueError):
@@ -67,12 +67,12 @@ def _noted(ctx: StageContext, ref: str, sha256: str) -> Hashes:
         if isinstance(held, dict) and all(isinstance(values, dict) for values in held.values()):
             return held
     record, tensors = artifacts.load(ctx.root, parse(ref), sha256)
-    found = made(record, tensors)
+    found = compute_hashes(record, tensors)
     artifacts.write_file(file, (json.dumps(found) + "\n").encode(), ctx.root)
     return found
 
 
-def imported(record: artifacts.Record) -> Hashes | None:
+def imported_hashes(record: artifacts.Record) -> Hashes | None:
     """By what others know the files that an adapter was imported from; None: of none, or by a version that did not keep the hash of a LoRA.
 
     Source: civitai's AutoV3 and A1111's hash of a LoRA are of what follows its header, an embedding's are of the whole file.
@@ -91,12 +91,12 @@ def imported(record: artifacts.Record) -> Hashes | None:
         return None
     found: Hashes = {}
     for i, sha256 in files.items():
-        key, value = ("Lora hashes", bodies[i]) if i in bodies else (WORDS, sha256)
+        key, value = ("Lora hashes", bodies[i]) if i in bodies else (TI_HASHES, sha256)
         found.setdefault(key, {}).setdefault(record.name, value[:DIGITS])
     return found
 
 
-def made(record: artifacts.Record, tensors: Mapping[str, Any]) -> Hashes:
+def compute_hashes(record: artifacts.Record, tensors: Mapping[str, Any]) -> Hashes:
     """Of a LoRA the hash of what follows the header, of an embedding that of the whole file."""
     family = families.get_family(record.base.get("family", ""))
     layers = export.kohya_keys(tensors, family)
@@ -106,4 +106,4 @@ def made(record: artifacts.Record, tensors: Mapping[str, Any]) -> Hashes:
         for name in record.objects
         if adapter.token_names(name)[0] in tensors
     }
-    return found | ({WORDS: words} if words else {})
+    return found | ({TI_HASHES: words} if words else {})

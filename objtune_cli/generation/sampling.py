@@ -1,4 +1,4 @@
-"""Prompts to latents through diffusers' own pipeline."""
+"""Sample latents from prompts with diffusers' own pipelines."""
 
 import contextlib
 import copy
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from objtune_cli.errors import NonFiniteError
-from objtune_cli.generation.guidance import guided
+from objtune_cli.generation.guidance import extra_guidance
+from objtune_cli.generation.settings import SamplingSettings
 from objtune_cli.models import finite_checks
 from objtune_cli.models.adapter_state import disabled
 from objtune_cli.models.base_model import BaseModel, set_steps
@@ -24,104 +25,93 @@ from objtune_cli.numerics.ddpm import seeded
 def sample(
     model: BaseModel,
     prompt: str | Sequence[str],
-    negative: str,
     seeds: list[int],
-    steps: int,
-    guidance: float,
-    scheduler: str = "base",
+    settings: SamplingSettings,
     on_step: Callable[[int, int], None] = lambda done, total: None,
-    below: float = 1.0,
-    size: tuple[int, int] = (0, 0),
     conditions: Mapping[str, Tensor] = MappingProxyType({}),
-    scene: float = 0.0,
-    own: float = 0.0,
-    object_below: float = 1.0,
 ) -> Tensor:
-    """Draw one picture per seed.
+    """Sample one image per seed.
 
     Args:
-        prompt: Of all pictures, or one for each seed.
-        below: Noise levels from which guidance acts, fraction of the whole: above them, where poses and places are
-            decided, the prompt speaks alone and they stay as various as they were learned (arXiv:2404.07724).
-        size: Height and width of the pictures, px, multiples of what the base divides them by; 0: the base's own.
-        conditions: Prompts that are not simply encoded, to what the denoiser is told instead, (1, L, d).
-        scene: How much is added of what the frozen base says of the words around the objects (`generation.guidance`).
-        own: How much is added of what it does not say of the objects.
-        object_below: Noise level from which the objects are themselves, fraction of the whole. Above it, where it is decided how many things there are, where
-            and in what pose, the frozen base draws their classes: it knows thousands of poses, an adapter has seen one (delayed subject
-            conditioning, arXiv:2305.10431, with the frozen base in place of the adapter's).
+        prompt: One for all images, or one for each seed.
+        settings: `negative_prompt` has its placeholders written as tokens, as `prompt` has.
+        on_step: Called after every call of the denoiser with the number of calls so far and in all.
+        conditions: Prompts whose conditioning is given instead of encoded, each to (1, L, d).
 
     Returns:
-        Scaled latents (N, C, h, w), float32, on the CPU. A picture's noise depends on its own
-        seed alone, that of samplers which add noise at each step included, so that it is the same in any batch.
+        Scaled latents (N, C, h, w), float32, on the CPU. An image's noise depends on its own
+        seed alone, also that of samplers which add noise at each step, so that the image is the same in any batch.
 
     Raises:
         UsageError: The sampler cannot take so many steps.
-        NonFiniteError: A picture's latents are not finite; says which, and which part is at fault.
+        NonFiniteError: An image's latents are not finite; names the images and the part at fault.
     """
-    pipe = model.pipeline(scheduler)
-    height, width = (side or model.size for side in size)
+    pipe = model.pipeline(settings.scheduler)
+    steps, guidance = settings.num_inference_steps, settings.guidance_scale
+    height, width = settings.height or model.size, settings.width or model.size
     shape = (model.denoiser.config.in_channels, height // model.factor, width // model.factor)
     generators = [seeded(seed) for seed in seeds]
-    noise = _noise(generators, shape)
+    noise = _sample_noise(generators, shape)
     calls = set_steps(pipe.scheduler, steps, model.device)
     texts = [prompt] * len(seeds) if isinstance(prompt, str) else list(prompt)
-    for text in dict.fromkeys([*texts, negative]):
+    for text in dict.fromkeys([*texts, settings.negative_prompt]):
         check_objects_read(model, text)
-    condition, against = _told(model, texts, negative, conditions)
-    free, early = (
-        _above(model, pipe, steps, level) for level in (below, object_below)
-    )  # steps before guidance, and before the objects are themselves
+    condition, negative_condition = _encode_prompts(model, texts, settings.negative_prompt, conditions)
+    guidance_start, subject_start = (
+        _count_steps_above(model, pipe, steps, level)
+        for level in (settings.guidance_interval_high, settings.subject_conditioning_start)
+    )
 
-    with guided(model, texts, scene, own, height, width), _classes(model, texts, early) as (plain, end):
-        first = condition if plain is None else plain
+    with (
+        extra_guidance(model, texts, settings.prompt_guidance_scale, settings.autoguidance_scale, height, width),
+        _class_words_first(model, texts, subject_start) as (class_condition, enable_objects),
+    ):
+        first = condition if class_condition is None else class_condition
 
         def report(pipe: Any, index: int, _t: object, values: dict) -> dict:
             done = index + 1
             on_step(done, calls)
-            if done == early:
-                end()
-            if done == free and guidance > 1:
+            if done == subject_start:
+                enable_objects()
+            if done == guidance_start and guidance > 1:
                 pipe._guidance_scale = guidance
-            if done in (free, early):
-                now = condition if done >= early else first
-                rows = torch.cat([against, now]) if guidance > 1 and done >= free else now
-                values = values | model.family.retold(model, rows, height, width)
+            if done in (guidance_start, subject_start):
+                current = condition if done >= subject_start else first
+                batch = torch.cat([negative_condition, current]) if guidance > 1 and done >= guidance_start else current
+                values = values | model.family.retold(model, batch, height, width)
             return values
 
         out = pipe(
-            **model.family.prompts(model, first, against),
+            **model.family.prompts(model, first, negative_condition),
             latents=noise.to(model.device, model.dtype),
-            generator=generators,  # some samplers add noise at each step: a picture's own goes on
+            generator=generators,  # one per image: some samplers add noise at each step
             num_inference_steps=steps,
-            guidance_scale=1.0 if free else guidance,
+            guidance_scale=1.0 if guidance_start else guidance,
             height=height,
             width=width,
             output_type="latent",
             callback_on_step_end=report,
             callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"],
         )
-    return _checked(model, out.images.float().cpu(), texts, negative, seeds, guidance)
+    return _require_images(model, out.images.float().cpu(), texts, seeds, settings)
 
 
 @torch.no_grad()
-def again(
+def resample(
     model: BaseModel,
     latents: Tensor,
     prompt: str,
-    negative: str,
     seeds: list[int],
     strength: float,
-    steps: int,
-    guidance: float,
-    scheduler: str = "base",
+    settings: SamplingSettings,
     on_step: Callable[[int, int], None] = lambda done, total: None,
-    own: float = 0.0,
 ) -> Tensor:
-    """Pictures made noisy up to a middle level, and drawn again from there (SDEdit, arXiv:2108.01073).
+    """Add noise to images up to a middle level and sample them again from there (SDEdit, arXiv:2108.01073).
 
     Args:
-        latents: Scaled, (N, C, h, w), one a seed. strength: share of the `steps` that are taken, in (0, 1]; one at least. own: as in `sample`.
+        latents: Scaled, (N, C, h, w), one per seed.
+        strength: Fraction of the steps that are taken, in (0, 1]; at least one step is.
+        settings: As for `sample`; the size is that of `latents`, guidance and objects act at every level, and `prompt_guidance_scale` is not used.
 
     Returns:
         Scaled latents, float32, on the CPU.
@@ -129,55 +119,59 @@ def again(
     Raises:
         NonFiniteError: As `sample`.
     """
-    pipe = model.pipeline(scheduler)
-    sampler = pipe.scheduler = copy.deepcopy(_begins_anywhere(model, pipe.scheduler))
-    start = min(round(steps * (1 - strength)), steps - 1)
-    _from_step(sampler, start)
-    taken = set_steps(sampler, steps)
+    pipe = model.pipeline(settings.scheduler)
+    steps = settings.num_inference_steps
+    sampler = pipe.scheduler = copy.deepcopy(_restartable_sampler(model, pipe.scheduler))
+    _start_at_step(sampler, min(round(steps * (1 - strength)), steps - 1))
+    calls = set_steps(sampler, steps)
     generators = [seeded(seed) for seed in seeds]
-    noisy = _mixed(sampler, latents, _noise(generators, latents.shape[1:]), sampler.timesteps[:1].expand(len(seeds)))
-    condition, against = _told(model, [prompt] * len(seeds), negative, {})
+    noise = _sample_noise(generators, latents.shape[1:])
+    noisy = _add_noise(sampler, latents, noise, sampler.timesteps[:1].expand(len(seeds)))
+    texts = [prompt] * len(seeds)
+    condition, negative_condition = _encode_prompts(model, texts, settings.negative_prompt, {})
     height, width = (side * model.factor for side in latents.shape[-2:])
 
     def report(pipe: Any, index: int, _t: object, values: dict) -> dict:
-        on_step(index + 1, taken)
+        on_step(index + 1, calls)
         return values
 
-    with guided(model, [prompt] * len(seeds), 0.0, own, height, width):
+    with extra_guidance(model, texts, 0.0, settings.autoguidance_scale, height, width):
         out = pipe(
-            **model.family.prompts(model, condition, against),
+            **model.family.prompts(model, condition, negative_condition),
             latents=(noisy / float(getattr(sampler, "init_noise_sigma", 1))).to(
                 model.device, model.dtype
-            ),  # which the pipeline multiplies by
+            ),  # the pipeline multiplies by init_noise_sigma
             generator=generators,
             num_inference_steps=steps,
-            guidance_scale=guidance,
+            guidance_scale=settings.guidance_scale,
             height=height,
             width=width,
             output_type="latent",
             callback_on_step_end=report,
         )
-    return _checked(model, out.images.float().cpu(), [prompt] * len(seeds), negative, seeds, guidance)
+    return _require_images(model, out.images.float().cpu(), texts, seeds, settings)
 
 
-def _checked(
-    model: BaseModel, latents: Tensor, texts: Sequence[str], negative: str, seeds: Sequence[int], guidance: float
+def _require_images(
+    model: BaseModel, latents: Tensor, texts: Sequence[str], seeds: Sequence[int], settings: SamplingSettings
 ) -> Tensor:
-    """Latents (N, C, h, w), if they are those of pictures.
+    """Latents (N, C, h, w), if they can be those of images.
 
     Raises:
-        NonFiniteError: They are not. The denoiser is asked once more, without adapters, to tell it from them.
+        NonFiniteError: They cannot. The denoiser is called once more, without adapters, to find out whether it or an adapter is at fault.
     """
     if finite_checks.are_latents(latents):
         return latents
-    bad = [i for i, picture in enumerate(latents) if not finite_checks.are_latents(picture)]
-    first = texts[bad[0]]
+    bad = [i for i, image in enumerate(latents) if not finite_checks.are_latents(image)]
+    first, negative, guidance = texts[bad[0]], settings.negative_prompt, settings.guidance_scale
 
-    def compute_alone() -> Tensor:
-        rows = torch.cat([model.encode([model.in_class_words(text)]) for text in (negative, first)])
-        noise = _noise([seeded(seeds[bad[0]])], latents.shape[1:]).expand(2, -1, -1, -1)
-        levels = (model.levels - 1, model.levels // 2, model.levels // 4)
-        return torch.cat([model.predict(noise.to(model.device), torch.full((2,), t), rows).float() for t in levels])
+    def predict_without_adapters() -> Tensor:
+        conditions = torch.cat([model.encode([model.in_class_words(text)]) for text in (negative, first)])
+        noise = _sample_noise([seeded(seeds[bad[0]])], latents.shape[1:]).expand(2, -1, -1, -1)
+        timesteps = (model.levels - 1, model.levels // 2, model.levels // 4)
+        return torch.cat(
+            [model.predict(noise.to(model.device), torch.full((2,), t), conditions).float() for t in timesteps]
+        )
 
     several = "s" if len(bad) > 1 else ""
     which = f" (picture{several} {', '.join(str(i + 1) for i in bad)} of {len(latents)}, seed{several} {', '.join(str(seeds[i]) for i in bad)})"
@@ -187,60 +181,69 @@ def _checked(
             f"a guidance of {guidance:g} gives {what}{which}", "lower `--guidance`; 1 to 15 is usual", of_base=False
         )
     part = finite_checks.name_part(
-        model, "denoiser", find_names([first, negative]), compute_alone, finite_checks.are_latents
+        model, "denoiser", find_names([first, negative]), predict_without_adapters, finite_checks.are_latents
     )
     raise finite_checks.describe_failure(part, model.dtype, which, what)
 
 
 HIGH_GUIDANCE = 50
-"""Guidance beyond which latents that are none are laid to it: no picture needs so much."""
+"""Guidance scale above which unusable latents are attributed to it: no image needs so much."""
 
 
 @contextlib.contextmanager
-def _classes(model: BaseModel, texts: Sequence[str], steps: int) -> Iterator[tuple[Tensor | None, Callable[[], None]]]:
-    """Inside, no LoRA acts until the second of these is called; the first: prompts in class words as the denoiser is told them. With no steps so, nothing is changed."""
-    with contextlib.ExitStack() as sleep:
-        plain = None
+def _class_words_first(
+    model: BaseModel, texts: Sequence[str], steps: int
+) -> Iterator[tuple[Tensor | None, Callable[[], None]]]:
+    """Disable all LoRAs for the first `steps` steps.
+
+    Yields:
+        The conditioning of the prompts in class words (N, L, d), None if `steps` is 0; and the function that enables the LoRAs again.
+    """
+    with contextlib.ExitStack() as until_closed:
+        class_condition = None
         if steps:
-            sleep.enter_context(disabled(model))
-            said = [model.in_class_words(text) for text in texts]
-            encoded = {text: model.encode([text]) for text in dict.fromkeys(said)}
-            plain = torch.cat([encoded[text] for text in said])
-        yield plain, sleep.close
+            until_closed.enter_context(disabled(model))
+            class_texts = [model.in_class_words(text) for text in texts]
+            encoded = {text: model.encode([text]) for text in dict.fromkeys(class_texts)}
+            class_condition = torch.cat([encoded[text] for text in class_texts])
+        yield class_condition, until_closed.close
 
 
-def _above(model: BaseModel, pipe: Any, steps: int, level: float) -> int:
-    """Steps at noise levels of at least `level`, fraction of the whole; 0 from 1 on."""
+def _count_steps_above(model: BaseModel, pipe: Any, steps: int, level: float) -> int:
+    """Number of denoiser calls at noise levels of at least `level`, fraction of the schedule; 0 for levels of 1 or more."""
     if level >= 1:
         return 0
     set_steps(pipe.scheduler, steps, model.device)
     above = int((pipe.scheduler.timesteps >= level * model.levels).sum())
     return (
         -(-above // pipe.scheduler.order) * pipe.scheduler.order
-    )  # no change in the middle of a step of several calls
+    )  # whole steps: a sampler may call several times in one
 
 
-def _from_step(sampler: Any, start: int) -> None:
-    """Make a sampler begin later: the loops of diffusers' pipelines read its times once, after they set them; its own steps count from the whole."""
+def _start_at_step(sampler: Any, start: int) -> None:
+    """Make a sampler skip its first `start` steps.
+
+    The loops of diffusers' pipelines read `timesteps` once, after they set them, and get the shortened list; `step` works on the whole list.
+    """
     set_timesteps, step = sampler.set_timesteps, sampler.step
 
-    def shortened(*args: Any, **named: Any) -> None:
-        set_timesteps(*args, **named)
+    def set_shortened(*args: Any, **kwargs: Any) -> None:
+        set_timesteps(*args, **kwargs)
         sampler.every = sampler.timesteps
         sampler.timesteps = sampler.timesteps[start * sampler.order :]
         if hasattr(sampler, "set_begin_index"):
             sampler.set_begin_index(start * sampler.order)
 
-    @functools.wraps(step)  # the pipeline looks at its arguments, for the generator
-    def counted(*args: Any, **named: Any) -> Any:
+    @functools.wraps(step)  # the pipeline looks for `generator` in its signature
+    def step_on_whole(*args: Any, **kwargs: Any) -> Any:
         sampler.timesteps = sampler.every
-        return step(*args, **named)
+        return step(*args, **kwargs)
 
-    sampler.set_timesteps, sampler.step = shortened, counted
+    sampler.set_timesteps, sampler.step = set_shortened, step_on_whole
 
 
-def _mixed(sampler: Any, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """Latents with the noise of a level, as the sampler has it; a flow's has a name of its own for it."""
+def _add_noise(sampler: Any, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """Latents at noise level t; flow samplers call this method `scale_noise`."""
     return (
         sampler.add_noise(latents, noise, t)
         if hasattr(sampler, "add_noise")
@@ -248,8 +251,8 @@ def _mixed(sampler: Any, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     )
 
 
-def _begins_anywhere(model: BaseModel, sampler: Any) -> Any:
-    """The sampler, or where it needs its first steps' history to begin with, the simplest one on the same noise levels."""
+def _restartable_sampler(model: BaseModel, sampler: Any) -> Any:
+    """The sampler, or a simpler one on the same noise levels for samplers that need the history of their first steps."""
     from diffusers import EulerDiscreteScheduler
 
     name = type(sampler).__name__
@@ -258,23 +261,24 @@ def _begins_anywhere(model: BaseModel, sampler: Any) -> Any:
     return EulerDiscreteScheduler.from_config(sampler.config) if name == "LMSDiscreteScheduler" else sampler
 
 
-def _noise(generators: Sequence[torch.Generator], shape: Sequence[int]) -> Tensor:
-    """A picture's noise depends on its own generator alone: (N, C, h, w)."""
+def _sample_noise(generators: Sequence[torch.Generator], shape: Sequence[int]) -> Tensor:
+    """Normal noise (N, C, h, w), each image's from its own generator."""
     return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in generators])
 
 
-def _told(
-    model: BaseModel, prompts: Sequence[str], negative: str, conditions: Mapping[str, Tensor]
+def _encode_prompts(
+    model: BaseModel, prompts: Sequence[str], negative_prompt: str, conditions: Mapping[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """What the denoiser is told for each picture, and what guidance goes away from, (N, L, d) each."""
+    """Conditioning of each image's prompt and of the negative prompt, (N, L, d) each."""
     encoded = {
         text: conditions[text] if text in conditions else model.encode([text]) for text in dict.fromkeys(prompts)
     }
     for text in set(encoded) & set(conditions):
         finite_checks.check_condition(model, [text], encoded[text])
-    return torch.cat([encoded[text] for text in prompts]), model.encode([negative]).expand(len(prompts), -1, -1)
+    negative_condition = model.encode([negative_prompt]).expand(len(prompts), -1, -1)
+    return torch.cat([encoded[text] for text in prompts]), negative_condition
 
 
-def to_uint8(pictures: Tensor) -> "Tensor":
-    """Pictures (N, 3, H, W) in [-1, 1] to (N, H, W, 3) uint8."""
-    return ((pictures + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
+def to_uint8(images: Tensor) -> Tensor:
+    """Images (N, 3, H, W) in [-1, 1] to (N, H, W, 3) uint8 in [0, 255], on the CPU."""
+    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()

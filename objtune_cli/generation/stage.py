@@ -1,25 +1,23 @@
-"""`generate`: prompts to pictures, and a scene artifact with their latents."""
+"""`generate`: sample images from prompts and publish a scene artifact with their latents."""
 
 import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from objtune_cli.config.sections import Generate, identifying, seed_after
 from objtune_cli.errors import GateError, InputError
 from objtune_cli.generation import image_size, lora_hashes
-from objtune_cli.images import png as pictures
+from objtune_cli.generation.image_metadata import infotext
+from objtune_cli.images import png
 from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.refs import Ref
 from objtune_cli.store.safetensors_format import canonical
-from objtune_cli.version import __version__
 from objtune_cli.workflow import output_files, prompt_request, trained_objects
 from objtune_cli.workflow.context import StageContext, StageResult, keep_picture, pictures_of
-from objtune_cli.workflow.prompt_text import escape_syntax, write_strengths
+from objtune_cli.workflow.prompt_text import write_strengths
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,53 +26,59 @@ if TYPE_CHECKING:
     from objtune_cli.models.base_model import BaseModel
 
 BATCH = 4
+"""Images sampled at once."""
 
 
 def run(
     ctx: StageContext, prompts: list[str], config: Generate, out: Path | None = None, source: Ref | None = None
 ) -> list[StageResult]:
-    """Draw each prompt `config.n` times; one scene a prompt; `source`: the adapter that holds all objects.
+    """Sample `config.n` images of each prompt; one scene artifact per prompt.
+
+    Args:
+        out: Folder that the images are copied to.
+        source: Adapter that all objects are taken from.
 
     Raises:
-        InputError, MissingError: See `request.read`.
+        InputError, MissingError: See `prompt_request.read`.
     """
     if out is not None:
         output_files.check_folder(out)
-    asked = prompt_request.read(ctx, prompts, config.negative, source, config.strength)
-    _check_shared(asked)
-    config = suited(ctx, replace(config, negative=asked.negative, strength=1.0))  # which the objects have now
+    request = prompt_request.read(ctx, prompts, config.negative, source, config.strength)
+    _check_shared_strengths(request)
+    config = fill_defaults(ctx, replace(config, negative=request.negative, strength=1.0))  # the objects carry it now
     note_guidance(ctx, config)
-    done = [_scene(ctx, asked, i, config) for i in range(len(asked.prompts))]
-    waiting = [i for i, (_, reused) in enumerate(done) if reused is None]
-    results = [reused for _, reused in done]
-    if waiting:
+    scenes = [_find_scene(ctx, request, i, config) for i in range(len(request.prompts))]
+    records, results = [record for record, _ in scenes], [result for _, result in scenes]
+    missing = [i for i, result in enumerate(results) if result is None]
+    if missing:
         base_model = ctx.load_base_model()
-        weights = {item.name: trained_objects.tensors(ctx, item) for item in asked.objects}
-        words = trained_objects.add_words(base_model, asked.objects, weights)
-        prompt_request.check_lengths(ctx, base_model, words, asked)
-        loaded = _add_adapters(base_model, [o for named in asked.named for o in named], weights)
-        for i in waiting:
-            _activate(base_model, [name for o in asked.named[i] if (name := loaded[o.record.ref, o.strength])])
-            results[i] = _draw(ctx, base_model, words, asked.prompts[i], done[i][0], config)
-    finished = [r for r in results if r is not None]
-    return copied(finished, out, ctx)
+        weights = {item.name: trained_objects.tensors(ctx, item) for item in request.objects}
+        placeholders = trained_objects.add_words(base_model, request.objects, weights)
+        prompt_request.check_lengths(ctx, base_model, placeholders, request)
+        lora_names = _load_adapters(base_model, [o for named in request.named for o in named], weights)
+        for i in missing:
+            _activate_adapters(base_model, [n for o in request.named[i] if (n := lora_names[o.record.ref, o.strength])])
+            results[i] = _sample_scene(ctx, base_model, placeholders, request.prompts[i], records[i], config)
+    return copy_images([result for result in results if result is not None], out)
 
 
-def suited(ctx: StageContext, config: Generate) -> Generate:
-    """Steps, guidance and the pictures' size filled in from what suits the base."""
-    own = ctx.base.sampling
+def fill_defaults(ctx: StageContext, config: Generate) -> Generate:
+    """The settings with the base's own values where the user left them to the base."""
+    base_sampling = ctx.base.sampling
     return replace(
-        image_size.fit(ctx, config),
-        steps=config.steps or int(own["steps"]),
-        guidance=config.guidance if config.guidance >= 0 else float(own["guidance"]),
-        guidance_below=config.guidance_below if config.guidance_below >= 0 else float(own.get("guidance_below", 1)),
+        image_size.fit_size(ctx, config),
+        steps=config.steps or int(base_sampling["steps"]),
+        guidance=config.guidance if config.guidance >= 0 else float(base_sampling["guidance"]),
+        guidance_below=config.guidance_below
+        if config.guidance_below >= 0
+        else float(base_sampling.get("guidance_below", 1)),
         scene_guidance=ctx.base.scene_guidance(config.scene_guidance),
         object_below=ctx.base.object_below(config.object_below),
     )
 
 
 def note_guidance(ctx: StageContext, config: Generate) -> None:
-    """Tell the user where a negative prompt cannot act."""
+    """Warn the user if the negative prompt has no effect."""
     if config.negative.strip() and config.guidance <= 1:
         ctx.report.note(f"the negative prompt has no effect at a guidance of {config.guidance:g}; it acts above 1")
     elif config.negative.strip() and config.guidance_below <= 0:
@@ -83,38 +87,38 @@ def note_guidance(ctx: StageContext, config: Generate) -> None:
         )
 
 
-def _scene(
-    ctx: StageContext, asked: prompt_request.Request, i: int, config: Generate
+def _find_scene(
+    ctx: StageContext, request: prompt_request.Request, i: int, config: Generate
 ) -> tuple[Record, StageResult | None]:
-    found, prompt = asked.named[i], asked.prompts[i]
-    classes = {o.name: o.class_word for o in found}
+    """The record of the scene of prompt `i`, and its result if the scene exists."""
+    objects, prompt = request.named[i], request.prompts[i]
+    classes = {o.name: o.class_word for o in objects}
     name = "-".join(classes)[:64].rstrip("-.") or "scene"
-    settings = identifying(config) | drawn_by(ctx, config) | {"prompt": prompt} | strengths(found)
-    record = Record(
-        "scene", name, classes, trained_objects.inputs(found, asked.avoided(i)), settings, ctx.base.record()
-    )
-    return record, reuse(ctx, record, config, prompt)
+    settings = identifying(config) | sampler_settings(ctx, config) | {"prompt": prompt} | strength_settings(objects)
+    inputs = trained_objects.inputs(objects, request.avoided(i))
+    record = Record("scene", name, classes, inputs, settings, ctx.base.record())
+    return record, reuse_scene(ctx, record, config, prompt)
 
 
-def drawn_by(ctx: StageContext, config: Generate) -> dict[str, str]:
-    """The base's own sampler, where it draws."""
+def sampler_settings(ctx: StageContext, config: Generate) -> dict[str, str]:
+    """The name of the base's own sampler for the scene's record, if that sampler is used and is not the family's usual one."""
     return ctx.base.drawn_by() if config.scheduler == "base" else {}
 
 
-def strengths(found: Sequence[trained_objects.Named]) -> dict[str, dict[str, float]]:
-    """What a scene's settings keep of its objects' strengths; nothing where all are 1."""
-    other = {o.name: o.strength for o in found if o.strength != 1}
+def strength_settings(objects: Sequence[trained_objects.Named]) -> dict[str, dict[str, float]]:
+    """The strengths of objects for the scene's record; empty if all are 1."""
+    other = {o.name: o.strength for o in objects if o.strength != 1}
     return {"strengths": other} if other else {}
 
 
-def _check_shared(asked: prompt_request.Request) -> None:
-    """Refuse different strengths of one LoRA, which acts everywhere in a picture.
+def _check_shared_strengths(request: prompt_request.Request) -> None:
+    """Refuse different strengths of one LoRA: a LoRA acts on the whole image.
 
     Raises:
         InputError: Objects of one joint adapter have different strengths.
     """
-    for found in asked.named:
-        for a, b in itertools.combinations(found, 2):
+    for objects in request.named:
+        for a, b in itertools.combinations(objects, 2):
             if a.record.ref == b.record.ref and a.strength != b.strength:
                 raise InputError(
                     f"<{a.name}> and <{b.name}> share one LoRA, {a.record.ref}, and have the strengths {a.strength:g} and {b.strength:g}",
@@ -122,92 +126,96 @@ def _check_shared(asked: prompt_request.Request) -> None:
                 )
 
 
-def reuse(
+def reuse_scene(
     ctx: StageContext, record: Record, config: Generate, prompt: str, decode: "Decode | None" = None
 ) -> StageResult | None:
-    """A finished scene; pictures that are gone are decoded again from its latents. None where one shows nothing, which earlier versions let pass."""
+    """The result of a finished scene, or None if there is none.
+
+    Images that were deleted are decoded again from the latents. A scene with an image of one colour, which earlier versions published, is not reused.
+    """
     ref = None if ctx.force else ctx.find(record, computed=True)
     if ref is None:
         ctx.project.check_writable(record.kind, record.name)
         return None
-    kept = artifacts.read_record(ctx.root, ref).metrics
-    images, shown = [image for image in pictures_of(ctx.root, ref) if image.stem.isdigit()], None
-    if len(images) != config.n:
+    metrics = artifacts.read_record(ctx.root, ref).metrics
+    files, decoded = [file for file in pictures_of(ctx.root, ref) if file.stem.isdigit()], None
+    if len(files) != config.n:
         import torch
 
         tensors = {name: torch.from_numpy(array.copy()) for name, array in artifacts.load(ctx.root, ref)[1].items()}
-        shown = (decode or decode_latents)(ctx.load_base_model(), record, tensors)
-    flat = flat_of([pictures.read(image) for image in images] if shown is None else shown)
-    if set(flat) - set(kept.get(FLAT, ())):
-        ctx.report.note(f"{ref} is not used again: {which(flat, config.n)} of one colour")
+        decoded = (decode or decode_latents)(ctx.load_base_model(), record, tensors)
+    flat = find_flat_images([png.read(file) for file in files] if decoded is None else decoded)
+    if set(flat) - set(metrics.get(ONE_COLOUR, ())):
+        ctx.report.note(f"{ref} is not used again: {describe_images(flat, config.n)} of one colour")
         ctx.project.check_writable(record.kind, record.name)
         return None
-    done = ctx.reuse(record, computed=True)
-    if done is not None:
-        done.images = (
-            images if shown is None else write_pictures(ctx, ref, replace(record, metrics=kept), shown, config, prompt)
-        )
-    return done
+    result = ctx.reuse(record, computed=True)
+    if result is not None and decoded is None:
+        result.images = files
+    elif result is not None and decoded is not None:
+        result.images = write_images(ctx, ref, replace(record, metrics=metrics), decoded, config, prompt)
+    return result
 
 
-def _add_adapters(
-    base_model: "BaseModel", found: list[trained_objects.Named], weights: dict[str, dict[str, Any]]
+def _load_adapters(
+    base_model: "BaseModel", objects: list[trained_objects.Named], weights: dict[str, dict[str, Any]]
 ) -> dict[tuple[Ref, float], str]:
-    """Add every adapter once for each of its strengths; the names they have in the denoiser, "" for a token without LoRA."""
+    """Load every adapter once for each of its strengths.
+
+    Returns:
+        (adapter, strength) to the LoRA's name in the denoiser; "" for an adapter without LoRA.
+    """
     from objtune_cli.lora import layers
 
-    loaded: dict[tuple[Ref, float], str] = {}
-    for item in found:
-        if (item.record.ref, item.strength) not in loaded:
-            name = f"lora{len(loaded)}"
-            loaded[item.record.ref, item.strength] = (
-                name if layers.load(base_model, trained_objects.scale(weights[item.name], item.strength), name) else ""
-            )
-    return loaded
+    names: dict[tuple[Ref, float], str] = {}
+    for item in objects:
+        if (item.record.ref, item.strength) not in names:
+            name = f"lora{len(names)}"
+            has_lora = layers.load(base_model, trained_objects.scale(weights[item.name], item.strength), name)
+            names[item.record.ref, item.strength] = name if has_lora else ""
+    return names
 
 
-def _activate(base_model: "BaseModel", names: list[str]) -> None:
-    """Let a prompt's own adapters act, several with their deltas summed, and no others."""
+def _activate_adapters(base_model: "BaseModel", names: list[str]) -> None:
+    """Activate these LoRAs only; the deltas of several are added."""
     from objtune_cli.lora import layers
 
     layers.set_active(base_model, list(dict.fromkeys(names)))
 
 
-def _draw(
-    ctx: StageContext, base_model: "BaseModel", words: Any, prompt: str, record: Record, config: Generate
+def _sample_scene(
+    ctx: StageContext, base_model: "BaseModel", placeholders: Any, prompt: str, record: Record, config: Generate
 ) -> StageResult:
     import torch
 
     from objtune_cli.generation.sampling import sample
+    from objtune_cli.generation.settings import SamplingSettings
 
-    text = words.expand(prompt)
-    step = ctx.progress("generate")
-    parts = []
-    for seeds, on_step in batches(config, step):
-        drawn = sample(
-            base_model, text, words.expand(config.negative), seeds, config.steps, config.guidance, config.scheduler, on_step,
-            below=config.guidance_below, scene=config.scene_guidance, own=config.object_guidance, object_below=config.object_below,
-            size=(config.height, config.width),
-        )  # fmt: skip
-        parts.append(drawn)
-    return keep(
-        ctx, base_model, replace(record, tools=ctx.tools(base_model)), {"latents": torch.cat(parts)}, config, prompt
-    )
+    text = placeholders.expand(prompt)
+    settings = replace(SamplingSettings.from_config(config), negative_prompt=placeholders.expand(config.negative))
+    batches = [
+        sample(base_model, text, seeds, settings, on_step)
+        for seeds, on_step in seed_batches(config, ctx.progress("generate"))
+    ]
+    record = replace(record, tools=ctx.tools(base_model))
+    return publish_scene(ctx, base_model, record, {"latents": torch.cat(batches)}, config, prompt)
 
 
-def batches(config: Generate, step: Callable[..., None]) -> Iterator[tuple[list[int], Callable[[int, int], None]]]:
-    """The seeds of each batch, and a callback that counts its steps as part of the whole."""
-    rounds = -(-config.n // BATCH)
-    for i in range(rounds):
+def seed_batches(
+    config: Generate, progress: Callable[..., None]
+) -> Iterator[tuple[list[int], Callable[[int, int], None]]]:
+    """The seeds of each batch, and a callback that reports the batch's steps as part of all steps."""
+    batches = -(-config.n // BATCH)
+    for i in range(batches):
         seeds = [seed_after(config.seed, k) for k in range(i * BATCH, min((i + 1) * BATCH, config.n))]
 
         def on_step(done: int, total: int, before: int = i) -> None:
-            step(before * total + done, rounds * total)
+            progress(before * total + done, batches * total)
 
         yield seeds, on_step
 
 
-def keep(
+def publish_scene(
     ctx: StageContext,
     base_model: "BaseModel",
     record: Record,
@@ -216,44 +224,45 @@ def keep(
     prompt: str,
     decode: "Decode | None" = None,
 ) -> StageResult:
-    """Publish a scene: what its pictures are made of in the artifact, PNGs beside it.
+    """Publish a scene: its tensors in the artifact, its images as PNG files beside it.
 
     Raises:
-        GateError: A picture shows nothing; not with `--force`, which keeps it.
+        GateError: An image is of one colour, and `--force` is not given.
     """
-    shown = (decode or decode_latents)(base_model, record, tensors)
-    flat = flat_of(shown)
+    images = (decode or decode_latents)(base_model, record, tensors)
+    flat = find_flat_images(images)
     if flat and not ctx.force:
         precision = "`--precision fp32`, " if "precision" in record.tools else ""
         raise GateError(
-            f"{which(flat, len(shown))} of one colour: nothing is published",
+            f"{describe_images(flat, len(images))} of one colour: nothing is published",
             f"try {precision}another `--seed`, or another `--base`; `--force` keeps it",
         )
     if flat:
-        ctx.report.note(f"{which(flat, len(shown))} of one colour")
-        record = replace(record, metrics={**record.metrics, FLAT: flat})
+        ctx.report.note(f"{describe_images(flat, len(images))} of one colour")
+        record = replace(record, metrics={**record.metrics, ONE_COLOUR: flat})
     ref = artifacts.publish(ctx.root, record, tensors)
-    return StageResult(ref, False, write_pictures(ctx, ref, record, shown, config, prompt), dict(record.metrics))
+    return StageResult(ref, False, write_images(ctx, ref, record, images, config, prompt), dict(record.metrics))
 
 
-FLAT = "one_colour"
-"""The metric that says which pictures of a scene, from 0, are of one colour and were kept by `--force`."""
+ONE_COLOUR = "one_colour"
+"""Metric with the indices, from 0, of a scene's images that are of one colour and were published with `--force`."""
 
 
-def flat_of(shown: "Iterable[np.ndarray]") -> list[int]:
-    """Which of some pictures (H, W, 3) uint8 are of one colour."""
-    return [i for i, picture in enumerate(shown) if pictures.is_single_color(picture)]
+def find_flat_images(images: "Iterable[np.ndarray]") -> list[int]:
+    """Indices of the images (H, W, 3) uint8 that are of one colour."""
+    return [i for i, image in enumerate(images) if png.is_single_color(image)]
 
 
-def which(pictures: list[int], count: int) -> str:
-    """Some of so many pictures as the subject of a sentence."""
+def describe_images(indices: list[int], count: int) -> str:
+    """Some of `count` images as the subject of a sentence, with its verb."""
     if count == 1:
         return "the picture is"
-    return f"picture{'s' if len(pictures) > 1 else ''} {', '.join(str(i + 1) for i in pictures)} of {count} {'are' if len(pictures) > 1 else 'is'}"
+    numbers = ", ".join(str(i + 1) for i in indices)
+    return f"picture{'s' if len(indices) > 1 else ''} {numbers} of {count} {'are' if len(indices) > 1 else 'is'}"
 
 
 def decode_latents(base_model: "BaseModel", record: Record, tensors: "Mapping[str, torch.Tensor]") -> "np.ndarray":
-    """The images (N, H, W, 3) uint8 of a generated scene; composed scenes have a decoder of their own."""
+    """The images (N, H, W, 3) uint8 of a generated scene; composed scenes have their own decoder."""
     from objtune_cli.generation.sampling import to_uint8
 
     return to_uint8(base_model.to_picture(tensors["latents"]).cpu()).numpy()
@@ -263,81 +272,37 @@ Decode = Callable[["BaseModel", Record, "Mapping[str, torch.Tensor]"], "np.ndarr
 """(base model, record, tensors) to images (N, H, W, 3) uint8."""
 
 
-def write_pictures(
-    ctx: StageContext, ref: Ref, record: Record, shown: "np.ndarray", config: Generate, prompt: str
+def write_images(
+    ctx: StageContext, ref: Ref, record: Record, images: "np.ndarray", config: Generate, prompt: str
 ) -> list[Path]:
-    """Write a scene's pictures as PNGs that say how they were made, in the form other tools read; `seeds` in the metrics: those that were kept."""
-    images = []
-    known = lora_hashes.of(ctx, record.inputs)
-    seeds = record.metrics.get("seeds", [seed_after(config.seed, k) for k in range(len(shown))])
-    for i, picture in enumerate(shown):
-        size = (picture.shape[1], picture.shape[0])
-        said = parameters(
+    """Write a scene's images as PNG files with their generation parameters. Seeds come from the metric `seeds`, if the record has it."""
+    files = []
+    hashes = lora_hashes.collect_hashes(ctx, record.inputs)
+    seeds = record.metrics.get("seeds", [seed_after(config.seed, k) for k in range(len(images))])
+    for i, image in enumerate(images):
+        size = (image.shape[1], image.shape[0])
+        parameters = infotext(
             write_strengths(prompt, record.config.get("strengths", {})),
             config,
             int(seeds[i]),
             size,
             ctx.base.id,
             ctx.base.sampler,
-            known,
+            hashes,
         )
-        about = canonical({"scene": str(ref), "inputs": record.inputs, "seed": seeds[i]})
-        data = pictures.encode_png(picture, {"parameters": said, "objtune": about})
-        images.append(keep_picture(ctx.root, ref, f"{i + 1:03d}.png", data))
-    return images
+        provenance = canonical({"scene": str(ref), "inputs": record.inputs, "seed": seeds[i]})
+        data = png.encode_png(image, {"parameters": parameters, "objtune": provenance})
+        files.append(keep_picture(ctx.root, ref, f"{i + 1:03d}.png", data))
+    return files
 
 
-SAMPLERS = {"ddim": "DDIM", "euler": "Euler", "dpm++": "DPM++ 2M"}
-"""What A1111 calls them; without a name, a base is drawn with its family's own."""
-
-
-def parameters(
-    prompt: str,
-    config: Generate,
-    seed: int,
-    size: tuple[int, int],
-    model: str,
-    own: tuple[str, str] = ("DDIM", ""),
-    known: Mapping[str, str] = MappingProxyType({}),
-) -> str:
-    """How a picture was made, in the lines that A1111, Forge and Civitai read: prompt, negative prompt, `Key: value` pairs.
-
-    Args:
-        own: What they call the sampler of the base and the type of its schedule. known: hashes of the adapters' files.
-
-    Source: `infotext_utils.py` of A1111; values that hold a comma, a colon or a line break are JSON strings.
-    """
-    pairs: dict[str, object] = {"Steps": config.steps, "Sampler": SAMPLERS.get(config.scheduler, own[0])}
-    if config.scheduler not in SAMPLERS and own[1]:
-        pairs["Schedule type"] = own[1]
-    pairs |= {"CFG scale": f"{config.guidance:g}", "Seed": seed}
-    if config.guidance_below < 1:
-        pairs["CFG below"] = f"{config.guidance_below:g}"
-    if config.scene_guidance > 0:
-        pairs["Scene guidance"] = f"{config.scene_guidance:g}"
-    if config.object_below < 1:
-        pairs["Object below"] = f"{config.object_below:g}"
-    if config.object_guidance > 0:
-        pairs["Object guidance"] = f"{config.object_guidance:g}"
-    pairs |= {"Size": f"{size[0]}x{size[1]}", "Model": model, **known, "Version": f"objtune {__version__}"}
-    lines = [
-        escape_syntax(prompt),
-        *([f"Negative prompt: {escape_syntax(config.negative)}"] if config.negative else []),
-    ]
-    return "\n".join([*lines, ", ".join(f"{key}: {_quoted(str(value))}" for key, value in pairs.items())])
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False) if any(c in text for c in ",:\n") else text
-
-
-def copied(results: list[StageResult], out: Path | None, ctx: StageContext) -> list[StageResult]:
-    """The results with their pictures copied to `out`, named after their scenes; what lies there is not replaced."""
+def copy_images(results: list[StageResult], out: Path | None) -> list[StageResult]:
+    """Copy the images of the results to the folder `out`, named after their scenes; existing files are not replaced."""
     if out is None:
         return results
-    for done in results:
-        done.images = [
-            output_files.add(out / f"{done.ref.name}-{done.ref.version:03d}-{image.name}", image.read_bytes())
-            for image in done.images
+    for result in results:
+        result.images = [
+            output_files.add(out / f"{result.ref.name}-{result.ref.version:03d}-{file.name}", file.read_bytes())
+            for file in result.images
         ]
     return results

@@ -104,10 +104,14 @@ class Base:
     vae: Path | None = None
     notes: tuple[str, ...] = ()
 
-    def drawn(self) -> dict[str, Any]:
-        """How its pictures are drawn, as `generation.sampling.sample` takes it."""
+    def sampling_kwargs(self) -> dict[str, Any]:
+        """The settings of sampling that suit it, as fields of `generation.settings.SamplingSettings`."""
         own = self.sampling
-        return {"steps": int(own["steps"]), "guidance": own["guidance"], "below": own.get("guidance_below", 1.0)}
+        return {
+            "num_inference_steps": int(own["steps"]),
+            "guidance_scale": own["guidance"],
+            "guidance_interval_high": own.get("guidance_below", 1.0),
+        }
 
     def scene_guidance(self, asked: float = -1.0) -> float:
         """How much its pictures of an object hold of what it says of the other words, as `generation.sampling.sample` takes it; negative: what suits it."""
@@ -117,9 +121,9 @@ class Base:
         """Noise level from which objects are themselves in its pictures, as `generation.sampling.sample` takes it; negative: what suits it."""
         return asked if asked >= 0 else float(self.sampling.get("object_below", 1.0))
 
-    def of_objects(self) -> dict[str, Any]:
-        """How its pictures of learned objects are drawn beside `drawn`, as `generation.sampling.sample` takes it."""
-        return {"scene": self.scene_guidance(), "object_below": self.object_below()}
+    def object_sampling_kwargs(self) -> dict[str, Any]:
+        """The further settings that suit images of trained objects, as fields of `generation.settings.SamplingSettings`."""
+        return {"prompt_guidance_scale": self.scene_guidance(), "subject_conditioning_start": self.object_below()}
 
     def object_guidance(self, asked: float = -1.0) -> float:
         """How far a closer look at an object goes from the class to it; negative: what suits it."""

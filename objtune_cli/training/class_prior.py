@@ -75,10 +75,11 @@ def _sample_latents(
     model: BaseModel, prompt: str, config: Prior, guidance: float, on_step: Callable[[int, int], None]
 ) -> Tensor:
     from objtune_cli.generation.sampling import sample
+    from objtune_cli.generation.settings import SamplingSettings
 
     done = []
     for start in range(0, config.samples, 4):
         seeds = list(range(config.seed + start, config.seed + min(start + 4, config.samples)))
-        done.append(sample(model, prompt, "", seeds, SAMPLING_STEPS, guidance))
+        done.append(sample(model, prompt, seeds, SamplingSettings(SAMPLING_STEPS, guidance)))
         on_step(start + len(seeds), config.samples)
     return torch.cat(done)

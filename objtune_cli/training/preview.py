@@ -17,6 +17,7 @@ def draw(ctx: StageContext, record: Record, starts: list[Record]) -> Path:
     import torch
 
     from objtune_cli.generation import sampling
+    from objtune_cli.generation.settings import SamplingSettings
     from objtune_cli.lora import layers
     from objtune_cli.models.base_model import vae_batch_size
     from objtune_cli.numerics import augmentation
@@ -35,12 +36,11 @@ def draw(ctx: StageContext, record: Record, starts: list[Record]) -> Path:
     named = " and ".join(f"<{item.name}>" for item in found)
     plain = " and ".join(f"a {word}" for word in record.objects.values())
     prompts = [words.expand(f"a photo of {named} {place}") for place in SCENES] + [f"a photo of {plain} {SCENES[0]}"]
+    settings = SamplingSettings(**ctx.base.sampling_kwargs(), **ctx.base.object_sampling_kwargs())
     shown, step, size = [photo], ctx.progress("preview"), vae_batch_size(model.size, model.size)
     for at in range(0, len(prompts), size):
         part = prompts[at : at + size]
-        latents = sampling.sample(
-            model, part, "", list(range(at, at + len(part))), **ctx.base.drawn(), **ctx.base.of_objects()
-        )
+        latents = sampling.sample(model, part, list(range(at, at + len(part))), settings)
         shown.append(model.to_picture(latents).cpu())
         step(at + len(part), len(prompts))
     rgb = sampling.to_uint8(torch.cat(shown)).numpy()

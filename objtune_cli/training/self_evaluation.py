@@ -3,17 +3,16 @@
 Knows no world and no evaluator: what is here works on any base whose CLIP has an image tower. All formulas are ours.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from objtune_cli.composition.presence import ROOM, framed
+from objtune_cli.composition.presence import CROP_MARGIN, crop_to_box
 from objtune_cli.generation.sampling import sample
+from objtune_cli.generation.settings import SamplingSettings
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.clip import MEAN, Clip
 from objtune_cli.models.placeholders import Placeholders
@@ -62,13 +61,20 @@ class SelfEvaluation:
         model: BaseModel,
         towers: Clip,
         subjects: Sequence[Subject],
-        drawn: Mapping[str, Any],
+        sampling: SamplingSettings,
         on_step: Callable[[int, int], None] = lambda done, total: None,
-        of_objects: Mapping[str, Any] = MappingProxyType({}),
+        subject_conditioning_start: float = 1.0,
     ) -> None:
-        """`drawn`: guidance and its noise level, as `sampling.sample` takes them; `of_objects`: what is drawn of objects alone takes too. `on_step`: called at every sampling step."""
+        """Sample the class images.
+
+        Args:
+            sampling: Settings of all images; the number of steps is replaced by `STEPS`.
+            on_step: Called at every sampling step.
+            subject_conditioning_start: Setting of the images of objects.
+        """
         self.model, self.towers, self.subjects = model, towers, list(subjects)
-        self.drawn, self.of_objects = {**drawn, "steps": STEPS, "on_step": on_step}, of_objects
+        self.sampling, self.on_step = replace(sampling, num_inference_steps=STEPS), on_step
+        self.object_sampling = replace(self.sampling, subject_conditioning_start=subject_conditioning_start)
         self.seeds = [FIRST_SEED + i for i in range(len(SCENES))]
         words = {s.class_word for s in subjects}
         self.plain = {word: self._class(word) for word in sorted(words)}
@@ -81,7 +87,7 @@ class SelfEvaluation:
             identity: 0 as the class, 1 as the photo's own object. prompt: share of pictures in the asked scene, over the
             class's own. copy: 0 as like the whole photo as the class's pictures, 1 the photo.
         """
-        each = [self._scores(s, k, self._pictures([words.expand(f"a photo of <{s.name}> {scene}") for scene in SCENES], **self.of_objects))
+        each = [self._scores(s, k, self._pictures([words.expand(f"a photo of <{s.name}> {scene}") for scene in SCENES], self.object_sampling))
                 for s, k in self._asked(names)]  # fmt: skip
         return {name: sum(e[name] for e in each) / len(each) for name in each[0]}
 
@@ -134,22 +140,22 @@ class SelfEvaluation:
         return float((nearest.cpu() == torch.arange(len(SCENES))).float().mean())
 
     def _class(self, word: str) -> Tensor:
-        return self._pictures([self._plain_words(word, scene) for scene in SCENES])
+        return self._pictures([self._plain_words(word, scene) for scene in SCENES], self.sampling)
 
     def _plain_words(self, word: str, scene: str) -> str:
         return f"a photo of {with_article(word)} {scene}"
 
-    def _pictures(self, prompts: list[str], **more: Any) -> Tensor:
+    def _pictures(self, prompts: list[str], sampling: SamplingSettings) -> Tensor:
         """(N, 3, H, W) in [-1, 1], always from the same noise; nobody looks at them while they are drawn."""
         self.towers.rest()
-        return self.model.to_picture(sample(self.model, prompts, "", self.seeds, **self.drawn, **more))
+        return self.model.to_picture(sample(self.model, prompts, self.seeds, sampling, self.on_step))
 
     def _vectors(self, pictures: Tensor) -> Tensor:
         return self.towers.pictures((pictures + 1) / 2)
 
     def _middles(self, pictures: Tensor) -> Tensor:
         """Unit vectors of where an object stands in a picture of it alone: less of the scene is in them."""
-        return self.towers.pictures(framed((pictures + 1) / 2, CENTRAL_BOX, self.towers.size))
+        return self.towers.pictures(crop_to_box((pictures + 1) / 2, CENTRAL_BOX, self.towers.size))
 
 
 def object_embedding(towers: Clip, picture: Tensor, mask: Tensor) -> Tensor:
@@ -165,7 +171,7 @@ def object_embedding(towers: Clip, picture: Tensor, mask: Tensor) -> Tensor:
 
 def crop_close_up(picture: Tensor, mask: Tensor, side: int) -> Tensor:
     """The photo around its object, (1, 3, side, side)."""
-    return framed(picture[None], bounding_box(mask, 0.3 * float(mask.max())), side, ROOM)
+    return crop_to_box(picture[None], bounding_box(mask, 0.3 * float(mask.max())), side, CROP_MARGIN)
 
 
 def layout_descriptor(pictures: Tensor) -> Tensor:

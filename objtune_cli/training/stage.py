@@ -277,21 +277,19 @@ def publish(ctx: StageContext, work: TrainingPlan, trainer: "Trainer", judge: "S
 
 def build_self_evaluation(ctx: StageContext, model: "BaseModel", subjects: list["Subject"]) -> "SelfEvaluation | None":
     """Who looks at the run's own pictures; nobody where the base has no image tower."""
+    from objtune_cli.generation.settings import SamplingSettings
     from objtune_cli.models import clip
     from objtune_cli.training.self_evaluation import SelfEvaluation
 
     if ctx.base.image_tower is None:
         return None
-    begun = {
-        "object_below": ctx.base.object_below()
-    }  # as the pictures that come later; the words around the object would cost two rows a picture
     return SelfEvaluation(
         model,
         clip.load(ctx.base.image_tower, model),
         subjects,
-        ctx.base.drawn(),
+        SamplingSettings(**ctx.base.sampling_kwargs()),
         lambda done, total: ctx.check_stopped(),
-        begun,
+        ctx.base.object_below(),  # without prompt guidance, which would cost two more rows per image
     )
 
 

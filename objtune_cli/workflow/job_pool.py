@@ -31,7 +31,7 @@ class Result:
     message: str = ""
 
 
-class Running:
+class JobProcess:
     """One job at work: its commands one after the other."""
 
     def __init__(self, job: Job, project: Project, environment: dict[str, str]) -> None:
@@ -100,7 +100,7 @@ def run(
     class's prior. A signal is handed on; the jobs save their state and end.
     """
     waiting = list(jobs)
-    active: list[Running] = []
+    active: list[JobProcess] = []
     ended: dict[str, Result] = {}
     known: set[str] = set()
     environment = _environment(processes)
@@ -118,12 +118,12 @@ def run(
             _say(report, each.result, len(ended), len(jobs))
         while not passed and len(active) < processes and (job := _next(waiting, active, known)):
             waiting.remove(job)
-            active.append(Running(job, project, environment))
+            active.append(JobProcess(job, project, environment))
         time.sleep(0.05)
     return [ended.get(job.label) or Result(job.label, code=128 + passed, message="not begun") for job in jobs]
 
 
-def _next(waiting: list[Job], active: list[Running], known: set[str]) -> Job | None:
+def _next(waiting: list[Job], active: list[JobProcess], known: set[str]) -> Job | None:
     """The first job that shares no unmade prior with one at work."""
     making = {word for each in active for word in each.job.classes} - known
     return next((job for job in waiting if not making & set(job.classes)), None)

@@ -15,7 +15,7 @@ from objtune_cli.config.sections import Bench
 from objtune_cli.errors import IncompatibleError, Stopped
 from objtune_cli.evaluation import rendering
 from objtune_cli.toybox import captions
-from objtune_cli.toybox.evaluator.inference import WORDS, Reading, Thing
+from objtune_cli.toybox.evaluator.inference import WORDS, Detection, SceneReading
 from objtune_cli.toybox.recipe import dataset
 from objtune_cli.toybox.recipe.clip_text import parse
 from objtune_cli.toybox.recipe.presets import CPU
@@ -29,9 +29,9 @@ DIALS = pytest.mark.parametrize("dial", [EASY, MEDIUM, FULL], ids=["easy", "medi
 @DIALS
 def test_every_class_is_asked_for_alike_and_a_quarter_in_pairs(dial: Dial) -> None:
     count = 8 * len(dial.classes)
-    scenes = base_model.asked(dial, count, 0)
-    assert scenes == base_model.asked(dial, count, 0) != base_model.asked(dial, count, 1)
-    assert base_model.asked(dial, 10, 0) == scenes[:10]
+    scenes = base_model.sample_scenes(dial, count, 0)
+    assert scenes == base_model.sample_scenes(dial, count, 0) != base_model.sample_scenes(dial, count, 1)
+    assert base_model.sample_scenes(dial, 10, 0) == scenes[:10]
     for number, share in ((1, 0.75), (2, 0.25)):
         first = [s.objects[0][0].kind for s in scenes if len(s.objects) == number]
         assert len(first) == share * count
@@ -41,8 +41,8 @@ def test_every_class_is_asked_for_alike_and_a_quarter_in_pairs(dial: Dial) -> No
 @DIALS
 def test_a_sentence_says_all_that_a_caption_can(dial: Dial) -> None:
     """Read back by the parser of captions."""
-    for scene in base_model.asked(dial, 40, 0):
-        said, background = parse(base_model.sentence(scene))
+    for scene in base_model.sample_scenes(dial, 40, 0):
+        said, background = parse(base_model.full_caption(scene))
         assert background == BACKGROUNDS.index(scene.background) and len(said) == len(scene.objects)
         for words, (instance, _) in zip(said, scene.objects, strict=True):
             kind, _, colour, second, pattern, accessory, third = captions.label(instance, scene.background)
@@ -57,9 +57,9 @@ def test_a_sentence_says_all_that_a_caption_can(dial: Dial) -> None:
 
 
 def test_true_pictures_are_of_other_objects_that_the_same_sentence_describes() -> None:
-    for i, scene in enumerate(base_model.asked(MEDIUM, 12, 0)):
-        other = base_model._again(scene, MEDIUM, 0, i)
-        assert base_model.sentence(other) == base_model.sentence(scene) and other == base_model._again(
+    for i, scene in enumerate(base_model.sample_scenes(MEDIUM, 12, 0)):
+        other = base_model._redraw(scene, MEDIUM, 0, i)
+        assert base_model.full_caption(other) == base_model.full_caption(scene) and other == base_model._redraw(
             scene, MEDIUM, 0, i
         )
         for (a, place), (b, there) in zip(scene.objects, other.objects, strict=True):
@@ -67,21 +67,21 @@ def test_true_pictures_are_of_other_objects_that_the_same_sentence_describes() -
             assert np.abs(np.subtract(a.rgb, b.rgb)).max() < 60  # the words' colours all the same
 
 
-def _thing(instance: Instance, x: float) -> Thing:
+def _thing(instance: Instance, x: float) -> Detection:
     said = {"class": instance.kind, "colour": instance.colour, "second": instance.second, "pattern": instance.pattern,
             "accessory": instance.accessory, "third": instance.third}  # fmt: skip
     probs = {n: torch.eye(len(words))[words.index(said[n])] for n, words in WORDS.items()}
-    return Thing(0.9, (x - 0.2, 0.3, x + 0.2, 0.8), torch.zeros(64), probs)
+    return Detection(0.9, (x - 0.2, 0.3, x + 0.2, 0.8), torch.zeros(64), probs)
 
 
-def _perfect(scene: Scene) -> Reading:
+def _perfect(scene: Scene) -> SceneReading:
     things = [_thing(i, p.x) for i, p in scene.objects][::-1]  # the order of sureness is no place
-    return Reading(things, torch.eye(len(BACKGROUNDS))[BACKGROUNDS.index(scene.background)])
+    return SceneReading(things, torch.eye(len(BACKGROUNDS))[BACKGROUNDS.index(scene.background)])
 
 
 def test_perfect_readings_hit_everything() -> None:
-    scenes = base_model.asked(MEDIUM, 16, 0)
-    found = base_model.hits([_perfect(s) for s in scenes], scenes)
+    scenes = base_model.sample_scenes(MEDIUM, 16, 0)
+    found = base_model.score_readings([_perfect(s) for s in scenes], scenes)
     assert {k: len(v) for k, v in found.items()} == {
         **dict.fromkeys(base_model.ATTRIBUTES, 12),
         "background": 16,
@@ -91,27 +91,27 @@ def test_perfect_readings_hit_everything() -> None:
 
 
 def test_each_mistake_misses_its_own_measure() -> None:
-    scene = next(s for s in base_model.asked(MEDIUM, 9, 0) if len(s.objects) == 1)
+    scene = next(s for s in base_model.sample_scenes(MEDIUM, 9, 0) if len(s.objects) == 1)
     instance, pose = scene.objects[0]
     wrong = {"class": "kind", "colour": "colour", "second": "second", "pattern": "pattern", "accessory": "accessory"}
     for measure, field in wrong.items():
         other = next(w for w in WORDS[measure] if w != getattr(instance, field))
-        seen = replace(_perfect(scene), things=[_thing(replace(instance, **{field: other}), pose.x)])
-        assert [k for k, v in base_model.hits([seen], [scene]).items() if v == [0.0]] == [measure]
+        seen = replace(_perfect(scene), detections=[_thing(replace(instance, **{field: other}), pose.x)])
+        assert [k for k, v in base_model.score_readings([seen], [scene]).items() if v == [0.0]] == [measure]
     elsewhere = replace(_perfect(scene), background=_perfect(replace(scene, background=next(b for b in BACKGROUNDS if b != scene.background))).background)  # fmt: skip
-    assert [k for k, v in base_model.hits([elsewhere], [scene]).items() if v == [0.0]] == ["background"]
+    assert [k for k, v in base_model.score_readings([elsewhere], [scene]).items() if v == [0.0]] == ["background"]
 
 
 def test_both_are_two_things_each_on_its_side() -> None:
     scene = next(
         s
-        for s in base_model.asked(MEDIUM, 9, 0)
+        for s in base_model.sample_scenes(MEDIUM, 9, 0)
         if len(s.objects) == 2 and s.objects[0][0].colour != s.objects[1][0].colour
     )
     (a, left), (b, right) = scene.objects
 
-    def both(*things: Thing) -> list[float]:
-        return base_model.hits([replace(_perfect(scene), things=list(things))], [scene])["both"]
+    def both(*things: Detection) -> list[float]:
+        return base_model.score_readings([replace(_perfect(scene), detections=list(things))], [scene])["both"]
 
     assert left.x < right.x and both(_thing(a, left.x), _thing(b, right.x)) == [1.0]
     assert both(_thing(b, left.x), _thing(a, right.x)) == [0.0]
@@ -123,21 +123,21 @@ def test_nearest_is_the_root_mean_square_difference() -> None:
     bank, thumbs = g.integers(0, 256, (23, 4, 4, 3), np.uint8), g.integers(0, 256, (7, 4, 4, 3), np.uint8)
     expected = np.sqrt(((thumbs[:, None].astype(float) - bank[None]) ** 2).mean((2, 3, 4))).min(1)
     for batch in (1, 5, 100):
-        np.testing.assert_allclose(base_model.nearest(thumbs, bank, batch), expected, rtol=1e-4)
+        np.testing.assert_allclose(base_model.nearest_distance(thumbs, bank, batch), expected, rtol=1e-4)
     black, grey = np.zeros((1, 4, 4, 3), np.uint8), np.full((1, 4, 4, 3), 10, np.uint8)
-    assert base_model.nearest(black, np.concatenate([grey * 3, grey])) == pytest.approx(10)
-    assert base_model.nearest(bank[4:6], bank).max() < 0.5
+    assert base_model.nearest_distance(black, np.concatenate([grey * 3, grey])) == pytest.approx(10)
+    assert base_model.nearest_distance(bank[4:6], bank).max() < 0.5
 
 
 def test_copies_of_training_pictures_are_noticed() -> None:
     g = np.random.default_rng(0)
     bank, true = (g.integers(0, 256, (n, 32, 32, 3), np.uint8) for n in (40, 100))
-    copied = {row["measure"]: row for row in base_model.copies(bank, true, bank)}
+    copied = {row["measure"]: row for row in base_model.copy_rows(bank, true, bank)}
     assert copied["nearest"]["mean"] < 0.01 and copied["copies"]["mean"] == 1 and copied["copies"]["n"] == 40
-    honest = {row["measure"]: row for row in base_model.copies(true, true, bank)}
+    honest = {row["measure"]: row for row in base_model.copy_rows(true, true, bank)}
     assert honest["nearest"]["mean"] == pytest.approx(1) and honest["copies"]["mean"] == pytest.approx(0.01)
     near = np.concatenate([true[:90], bank[:10]])
-    assert base_model.copies(near, true, bank)[1]["mean"] == pytest.approx(0.11, abs=0.011)
+    assert base_model.copy_rows(near, true, bank)[1]["mean"] == pytest.approx(0.11, abs=0.011)
 
 
 @pytest.fixture
@@ -154,10 +154,10 @@ def test_the_bank_is_the_training_set_of_the_recipe(
     preset = replace(CPU, dial="easy", size=base_model.THUMB, pictures=4, captions=1, seed=1)
     expected = np.concatenate([dataset.draw_shard(preset, i)[0] for i in range(2)])
     ctx = context()
-    bank = base_model._training_set(ctx, project / "out", EASY)
+    bank = base_model._load_training_images(ctx, project / "out", EASY)
     assert np.array_equal(bank, expected)
     monkeypatch.setattr(base_model.renderer, "render", lambda *_: pytest.fail("drawn again"))
-    assert np.array_equal(base_model._training_set(ctx, project / "out", EASY), bank)
+    assert np.array_equal(base_model._load_training_images(ctx, project / "out", EASY), bank)
 
 
 def test_captions_belong_to_the_scenes_randomness() -> None:
@@ -182,29 +182,29 @@ def test_the_whole_of_it_on_a_base(
     assert found["truth", "class"]["mean"] > 0.8 > 0.5 > found["base", "class"]["mean"]  # it draws noise
     assert (found["base", "class"]["n"], found["base", "both"]["n"], found["base", "background"]["n"]) == (12, 4, 16)
     assert Image.open(out / "base.png").size == (8 * 36 + 4, 2 * 36 + 4)
-    monkeypatch.setattr(rendering, "pictures", lambda *_: pytest.fail("drawn again"))
+    monkeypatch.setattr(rendering, "sample_images", lambda *_: pytest.fail("drawn again"))
     assert base_model.run(context(), out, EASY, config) == rows
 
 
 def test_samples_go_on_where_they_were_stopped(
     context: Callable[..., StageContext], small: None, project: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(base_model, "PART", 8)
-    scenes, folder = base_model.asked(EASY, 20, 0), project / "samples"
-    whole = base_model._samples(context(), folder / "a", scenes)
+    monkeypatch.setattr(base_model, "SHARD_SIZE", 8)
+    scenes, folder = base_model.sample_scenes(EASY, 20, 0), project / "samples"
+    whole = base_model._load_or_sample(context(), folder / "a", scenes)
     assert whole.shape == (20, 32, 32, 3)
     with pytest.raises(Stopped):
-        base_model._samples(
+        base_model._load_or_sample(
             context(stopped=lambda: 15 if (folder / "b" / "000008.png").exists() else 0), folder / "b", scenes
         )
     first = (folder / "b" / "000000.png").stat().st_mtime_ns
-    assert np.array_equal(base_model._samples(context(), folder / "b", scenes), whole)
+    assert np.array_equal(base_model._load_or_sample(context(), folder / "b", scenes), whole)
     assert (folder / "b" / "000000.png").stat().st_mtime_ns == first
-    fewer = base_model._samples(
+    fewer = base_model._load_or_sample(
         context(), folder / "b", scenes[:12]
     )  # four in the last part: on some processors a batch of another size is rounded elsewhere
     assert np.array_equal(fewer[:8], whole[:8]) and int(np.abs(fewer[8:].astype(int) - whole[8:12]).max()) <= 1
-    assert np.array_equal(base_model._samples(context(), folder / "b", scenes), whole)  # and more again
+    assert np.array_equal(base_model._load_or_sample(context(), folder / "b", scenes), whole)  # and more again
 
 
 def test_a_base_that_does_not_name_its_pictures_is_refused_before_any_is_drawn(

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import ViTConfig, ViTModel
 
-from objtune_cli.bench.result_cache import Kept
+from objtune_cli.bench.result_cache import ResultCache
 from objtune_cli.errors import DamagedError, GateError, NonFiniteError
 from objtune_cli.evaluation import features, rendering
 from objtune_cli.models import base_model
@@ -22,7 +22,7 @@ SHOWN = np.random.default_rng(0).integers(0, 255, (1, 8, 8, 3), np.uint8)
 
 
 def _result(out: Path, said: list[str], measured: Any) -> dict:
-    kept = Kept(out, SimpleNamespace(note=said.append), 1)  # type: ignore[arg-type]
+    kept = ResultCache(out, SimpleNamespace(note=said.append), 1)  # type: ignore[arg-type]
     return kept.result("ours", "dog-000", "key", measured, dict)
 
 
@@ -54,14 +54,14 @@ def test_pictures_of_one_colour_are_not_measured(tmp_path: Path) -> None:
     model = base_model.load(tiny_sd1.build(tmp_path / "tiny", clip=False), torch.device("cpu"), torch.float32)
     model.vae.decoder.conv_out.weight.zero_()
     model.vae.decoder.conv_out.bias.fill_(-1)
-    drawn = {"steps": 1, "guidance": 1.0}
+    sampling = {"num_inference_steps": 1, "guidance_scale": 1.0}
     ctx: Any = SimpleNamespace(
-        progress=lambda label: lambda *args: None, base=SimpleNamespace(drawn=lambda: drawn), force=False
+        progress=lambda label: lambda *args: None, base=SimpleNamespace(sampling_kwargs=lambda: sampling), force=False
     )
     with pytest.raises(GateError, match=r"2 of 2 pictures of a dog are of one colour \(seed 3\): not measured"):
-        rendering.pictures(ctx, model, ["a dog", "a cat"], [3, 4], "a dog")
+        rendering.sample_images(ctx, model, ["a dog", "a cat"], [3, 4], "a dog")
     ctx.force = True
-    assert not rendering.pictures(ctx, model, ["a dog"], [3], "a dog").any()
+    assert not rendering.sample_images(ctx, model, ["a dog"], [3], "a dog").any()
 
 
 def test_models_that_measure_are_finite(tmp_path: Path) -> None:
@@ -79,8 +79,8 @@ def test_models_that_measure_are_finite(tmp_path: Path) -> None:
     weights["layernorm.weight"][:] = 3e38
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(NonFiniteError, match="CLIP or DINO that measures gives NaN or infinite values"):
-        features.dino(str(tmp_path))(SHOWN)
+        features.load_dino(str(tmp_path))(SHOWN)
     weights["layernorm.weight"][0] = NAN
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(DamagedError, match="holds NaN or infinite values, first in layernorm.weight"):
-        features.dino(str(tmp_path))
+        features.load_dino(str(tmp_path))

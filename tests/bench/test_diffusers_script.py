@@ -30,7 +30,7 @@ for step in range(1000):
 def bare(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """No model of 2 GB is written."""
     made: list[Path] = []
-    monkeypatch.setattr(diffusers_script, "_model", lambda folder, device: made.append(folder))
+    monkeypatch.setattr(diffusers_script, "_write_model", lambda folder, device: made.append(folder))
     return made
 
 
@@ -55,7 +55,7 @@ def test_the_script_is_given_one_photo_the_class_and_the_model(tmp_path: Path, b
     (tmp_path / "says.py").write_text(
         "import json, sys; open(sys.argv[0] + '.json', 'w').write(json.dumps(sys.argv[1:]))\n" + LOOP
     )
-    found = diffusers_script.measured(tmp_path / "says.py", tmp_path / "work", "cpu", 24)
+    found = diffusers_script.time_script(tmp_path / "says.py", tmp_path / "work", "cpu", 24)
     assert found["step_s"] > 0 and bare == [tmp_path / "work" / "model"]
     said = json.loads((tmp_path / "says.py.json").read_text())
     value = {flag: said[i + 1] for i, flag in enumerate(said[:-1]) if flag.startswith("--")}
@@ -82,7 +82,7 @@ def test_the_script_is_given_one_photo_the_class_and_the_model(tmp_path: Path, b
 def test_a_script_that_fails_is_told_in_its_own_words(tmp_path: Path, bare: list[Path], text: str, said: str) -> None:
     (tmp_path / "bad.py").write_text(text)
     with pytest.raises(ResourceError, match=said):
-        diffusers_script.measured(tmp_path / "bad.py", tmp_path / "work", "cpu", 24)
+        diffusers_script.time_script(tmp_path / "bad.py", tmp_path / "work", "cpu", 24)
 
 
 def test_a_signal_ends_the_script_too(tmp_path: Path, bare: list[Path]) -> None:
@@ -94,7 +94,7 @@ def test_a_signal_ends_the_script_too(tmp_path: Path, bare: list[Path]) -> None:
             raise Stopped(15, "stopped", "")
 
     with pytest.raises(Stopped):
-        diffusers_script.measured(tmp_path / "slow.py", tmp_path / "work", "cpu", 24, check)
+        diffusers_script.time_script(tmp_path / "slow.py", tmp_path / "work", "cpu", 24, check)
     assert time.monotonic() < began + 30 and not (tmp_path / "slow.py.end").exists()
 
 
@@ -102,12 +102,12 @@ def test_a_script_that_is_not_there_is_an_input_error_before_a_model_is_written(
     tmp_path: Path, bare: list[Path]
 ) -> None:
     with pytest.raises(InputError, match="there is no"):
-        diffusers_script.measured(tmp_path / "none.py", tmp_path / "work", "cpu", 24)
+        diffusers_script.time_script(tmp_path / "none.py", tmp_path / "work", "cpu", 24)
     assert bare == []
 
 
 def test_ours_is_told_beside_it_as_a_ratio(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(diffusers_script, "measured", lambda *_: {"step_s": 2.0, "memory_mb": 4000.0})
+    monkeypatch.setattr(diffusers_script, "time_script", lambda *_: {"step_s": 2.0, "memory_mb": 4000.0})
     ours = [
         {"method": "objtune", "measure": "sd15_step_s", "mean": 1.0},
         {"method": "objtune", "measure": "base_step_s", "mean": 7.0},
@@ -119,7 +119,7 @@ def test_ours_is_told_beside_it_as_a_ratio(monkeypatch: pytest.MonkeyPatch, tmp_
     )
     rows = {
         (r["method"], r["measure"]): r["mean"]
-        for r in diffusers_script.rows(ctx, Bench(script="train.py"), tmp_path, ours)
+        for r in diffusers_script.measure(ctx, Bench(script="train.py"), tmp_path, ours)
     }
     assert rows == {
         ("diffusers' script", "sd15_step_s"): 2, ("diffusers' script", "sd15_memory_mb"): 4000,

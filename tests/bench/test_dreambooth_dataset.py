@@ -25,8 +25,8 @@ def photos(tmp_path: Path) -> Path:
     )
 
 
-def subjects(folder: Path, count: int | None = None, chosen: str = "") -> list[dreambooth_dataset.Subject]:
-    return dreambooth_dataset.subjects(folder, count, chosen, LIVE)
+def subjects(folder: Path, count: int | None = None, chosen: str = "") -> list[dreambooth_dataset.DreamBoothSubject]:
+    return dreambooth_dataset.read_subjects(folder, count, chosen, LIVE)
 
 
 def listing(folder: Path) -> Path:
@@ -40,10 +40,12 @@ def test_subjects_in_the_tables_order_with_their_prompts(photos: Path) -> None:
     objects, live = fake_dreambooth.prompts(3)
     assert [s.prompts for s in found] == [tuple(objects), tuple(objects), tuple(live)]
     assert [[p.name for p, _ in s.photos] for s in found] == [["00.jpg", "01.jpg"]] * 3
-    assert {s.learned.name for s in found} == {"00.jpg"} and len({digest for s in found for _, digest in s.photos}) == 6
+    assert {s.train_photo.name for s in found} == {"00.jpg"} and len(
+        {digest for s in found for _, digest in s.photos}
+    ) == 6
     assert (
-        found[0].asked("<teddy_bear>")[0] == "a <teddy_bear> on the beach"
-        and found[0].asked("mug")[0] == "a mug on the beach"
+        found[0].prompts_for("<teddy_bear>")[0] == "a <teddy_bear> on the beach"
+        and found[0].prompts_for("mug")[0] == "a mug on the beach"
     )
     assert [s.name for s in subjects(photos, 2)] == ["teddy_bear", "cup"]
 
@@ -63,7 +65,7 @@ def test_the_listing_as_its_authors_wrote_it(photos: Path) -> None:
 
 
 def test_another_photo_may_be_learned(photos: Path) -> None:
-    assert [subjects(photos, 1, chosen)[0].learned.name for chosen in ("01", "01.jpg", "00")] == [
+    assert [subjects(photos, 1, chosen)[0].train_photo.name for chosen in ("01", "01.jpg", "00")] == [
         "01.jpg",
         "01.jpg",
         "00.jpg",

@@ -16,7 +16,7 @@ from transformers import ViTConfig, ViTModel
 
 from objtune_cli.bench import dreambooth_dataset, single_training
 from objtune_cli.bench.methods import Method
-from objtune_cli.bench.single_training import Trained
+from objtune_cli.bench.single_training import TrainingResult
 from objtune_cli.bench.suites import dreambooth
 from objtune_cli.config.resolve import Settings
 from objtune_cli.config.sections import Bench, Common
@@ -70,20 +70,20 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """Which method was trained on which subject; a training gives a random token."""
     seen: list[tuple[str, str]] = []
 
-    def learned(ctx: StageContext, handed: single_training.Handed, name: str, method: Method) -> Trained:
+    def learned(ctx: StageContext, handed: single_training.TrainingInput, name: str, method: Method) -> TrainingResult:
         seen.append((name, handed.name))
         assert handed.rgb.shape[:2] == handed.mask.shape == (64, 64) and handed.kind == handed.name
         rows = torch.randn(2, 16, generator=torch.Generator().manual_seed(len(seen)))
-        return Trained({f"token.{handed.name}": rows}, 2.0 * len(seen), 100.0)
+        return TrainingResult({f"token.{handed.name}": rows}, 2.0 * len(seen), 100.0)
 
-    monkeypatch.setattr(single_training, "learned", learned)
+    monkeypatch.setattr(single_training, "train_object", learned)
     monkeypatch.setattr(dreambooth.class_prior_stage, "run", lambda *_: None)
     return seen
 
 
 @pytest.fixture
-def asked(photos: Path) -> list[dreambooth_dataset.Subject]:
-    return dreambooth_dataset.subjects(photos, None, "", ("dog",))
+def asked(photos: Path) -> list[dreambooth_dataset.DreamBoothSubject]:
+    return dreambooth_dataset.read_subjects(photos, None, "", ("dog",))
 
 
 def _by_name(rows: list[dict]) -> dict[tuple[str, str], dict]:
@@ -131,7 +131,7 @@ def test_every_number_is_that_of_the_pictures_that_lie_there(
 ) -> None:
     ctx, out = context(), project / "bench"
     rows = _by_name(dreambooth.run(ctx, out, asked, {"one": METHODS["one"]}, CONFIG))
-    look, say = features.own(ctx)
+    look, say = features.load_base_clip(ctx)
 
     def opened(path: Path) -> np.ndarray:
         return look(np.asarray(Image.open(path).convert("RGB"))[None])[0]
@@ -150,7 +150,7 @@ def test_every_number_is_that_of_the_pictures_that_lie_there(
     for name, values in {"clip_i": clip_i, "clip_t": clip_t, "diversity": diversity}.items():
         assert rows["one", name]["mean"] == pytest.approx(np.mean(values), abs=1e-4)
     assert rows["photos", "clip_i"]["mean"] == pytest.approx(np.mean(among), abs=1e-4)
-    assert rows["one", "clip_i"]["low"] == pytest.approx(statistics.interval(clip_i)[1], abs=2e-3)
+    assert rows["one", "clip_i"]["low"] == pytest.approx(statistics.confidence_interval(clip_i)[1], abs=2e-3)
 
 
 def test_a_prompt_names_the_object_for_a_method_and_the_class_for_the_base(
@@ -164,19 +164,19 @@ def test_a_prompt_names_the_object_for_a_method_and_the_class_for_the_base(
         texts: list[str],
         seeds: list[int],
         label: str,
-        scene: float = 0.0,
-        own: float = 0.0,
-        object_below: float = 1.0,
+        prompt_guidance_scale: float = 0.0,
+        autoguidance_scale: float = 0.0,
+        subject_conditioning_start: float = 1.0,
     ) -> np.ndarray:
-        said[label] = texts, seeds, (scene, own, object_below)
+        said[label] = texts, seeds, (prompt_guidance_scale, autoguidance_scale, subject_conditioning_start)
         return np.random.default_rng(0).integers(0, 256, (len(texts), 32, 32, 3), np.uint8)
 
-    monkeypatch.setattr(dreambooth.rendering, "pictures", drawn_as)
+    monkeypatch.setattr(dreambooth.rendering, "sample_images", drawn_as)
     dreambooth.run(
         context(),
         project / "bench",
         asked[:1],
-        {"one": replace(METHODS["one"], draw={"scene_guidance": 1.5, "object_guidance": 0.5, "object_below": 0.9})},
+        {"one": replace(METHODS["one"], sampling={"scene_guidance": 1.5, "object_guidance": 0.5, "object_below": 0.9})},
         CONFIG,
     )
     assert (said["untrained on dog"][2], said["one on dog"][2]) == ((0.0, 0.0, 1.0), (1.5, 0.5, 0.9))
@@ -204,7 +204,7 @@ def test_a_second_run_makes_nothing_again_and_another_judge_looks_at_the_same_pi
     ctx = context()
     assert dreambooth.run(ctx, out, asked, METHODS, CONFIG) == first and trained == ALL and len(ctx.report.said) == 1
     assert (out / "sheet.png").read_bytes() == sheet
-    monkeypatch.setattr(dreambooth.rendering, "pictures", lambda *_: pytest.fail("drawn again"))
+    monkeypatch.setattr(dreambooth.rendering, "sample_images", lambda *_: pytest.fail("drawn again"))
     rows = _by_name(dreambooth.run(context(), out, asked, METHODS, replace(CONFIG, dino=str(vit))))
     assert trained == ALL and {m for n, m in rows if n == "one"} == PLAIN | {"dino", "seconds", "memory_mb"}
     assert {rows["one", m]["judge"] for m in ("dino", "diversity")} == {"small-dino"}
@@ -219,7 +219,7 @@ def test_what_changes_a_picture_is_made_again_and_nothing_else(
     out, one = project / "bench", {"one": METHODS["one"]}
     dreambooth.run(context(), out, asked[:1], one, CONFIG)
     stamp = (out / "pictures" / "untrained" / "dog" / "made.json").stat().st_mtime_ns
-    other = dreambooth_dataset.subjects(photos, 1, "02", ("dog",))
+    other = dreambooth_dataset.read_subjects(photos, 1, "02", ("dog",))
     assert other[0].mask is None
     settings = Settings(context().project.settings, {}, [f"{key}=-99" if "min_l" not in key else f"{key}=0" for key in ("segment.min_likeness", "segment.min_margin", "segment.min_score")])  # fmt: skip
     rows = _by_name(dreambooth.run(replace(context(), settings=settings), out, other, one, CONFIG))
@@ -260,19 +260,19 @@ def test_judges_that_were_asked_for_and_are_not_here_are_7(
 ) -> None:
     for given in ({"dino": "nobody/nothing"}, {"clip": "nobody/nothing"}):
         with pytest.raises(ResourceError, match="nobody/nothing is not on this machine") as caught:
-            clip_dino.opened(context(), Bench(**given))
+            clip_dino.load_models(context(), Bench(**given))
         assert "`objtune fetch --model nobody/nothing`" in caught.value.hint
     ctx = context()
     bare = replace(ctx, common=replace(ctx.common, base=str(tiny_sd1.build(tmp_path / "bare", clip=False))), _base=None)
     with pytest.raises(ResourceError, match="the base bare has no image tower to measure with") as caught:
-        clip_dino.opened(bare, Bench())
+        clip_dino.load_models(bare, Bench())
     assert "`--set bench.clip=openai/clip-vit-base-patch32`" in caught.value.hint
 
 
 def test_the_toyboxs_own_clip_sees_and_reads_as_the_prototype_does(context: Callable[..., StageContext]) -> None:
     ctx = context()
     ctx = replace(ctx, common=replace(ctx.common, base="toybox"), _base=None)
-    look, say = features.own(ctx)
+    look, say = features.load_base_clip(ctx)
     model = base_model.load(ctx.base.folder, torch.device("cpu"), torch.float32)
     own = clip.load(ctx.base.image_tower, model)
     texts = ["a dog on the beach", "a red mug", "a photo of a spotted fish with a yellow hat under water"]
@@ -281,4 +281,4 @@ def test_the_toyboxs_own_clip_sees_and_reads_as_the_prototype_does(context: Call
     shown = np.random.default_rng(0).integers(0, 256, (20, 128, 128, 3), np.uint8)  # more than a batch
     seen = own.pictures(torch.from_numpy(shown).permute(0, 3, 1, 2).float() / 255).numpy()
     np.testing.assert_allclose(look(shown), seen, atol=1e-5)
-    assert features.digest(look) == features.digest(features.own(ctx)[0])
+    assert features.fingerprint(look) == features.fingerprint(features.load_base_clip(ctx)[0])

@@ -14,7 +14,7 @@ from objtune_cli.toybox.world import DIALS
 
 
 def test_scene_i_is_the_same_for_every_count() -> None:
-    few, many = (list(masks.scenes(DIALS["medium"], n, 0)) for n in (2, 6))
+    few, many = (list(masks.sample_scenes(DIALS["medium"], n, 0)) for n in (2, 6))
     assert [len(s.objects) for s in many] == [1, 2, 3, 1, 2, 3]
     for a, b in zip(few, many, strict=False):
         assert np.array_equal(a.photo.rgb, b.photo.rgb)
@@ -24,20 +24,20 @@ def test_scene_i_is_the_same_for_every_count() -> None:
 def test_outlines_within_the_tolerance_are_the_same() -> None:
     square = np.zeros((320, 320), bool)
     square[100:200, 100:200] = True
-    assert masks.boundary(square, square) == 1
+    assert masks.boundary_f(square, square) == 1
     reach = round(masks.TOLERANCE * np.hypot(320, 320))
-    assert masks.boundary(np.roll(square, reach - 1, 0), square) == 1
-    assert masks.boundary(np.roll(square, 40, 1), square) < 0.6
-    assert masks.boundary(np.zeros_like(square), square) == 0
+    assert masks.boundary_f(np.roll(square, reach - 1, 0), square) == 1
+    assert masks.boundary_f(np.roll(square, 40, 1), square) < 0.6
+    assert masks.boundary_f(np.zeros_like(square), square) == 0
     small = cv2.erode(square.astype(np.uint8), np.ones((41, 41), np.uint8)) > 0
-    assert masks.boundary(small, square) == 0
+    assert masks.boundary_f(small, square) == 0
 
 
-@pytest.mark.parametrize("way", masks.WAYS)
+@pytest.mark.parametrize("way", masks.HINTS)
 def test_a_target_says_what_the_way_allows(way: str) -> None:
-    seen = next(masks.scenes(DIALS["medium"], 1, 0))
+    seen = next(masks.sample_scenes(DIALS["medium"], 1, 0))
     kind, cover = seen.objects[0]
-    target = masks._target(kind, cover, way, np.random.default_rng(0))
+    target = masks._make_target(kind, cover, way, np.random.default_rng(0))
     assert target.has_no_hint == (way == "class")
     for x, y in target.points:
         assert cover[int(y), int(x)] > 127
@@ -55,7 +55,7 @@ def test_a_run_measures_both_segmenters_by_every_way(context, monkeypatch: pytes
     rows = masks.run(ctx, DIALS["medium"], Bench(scenes=2))
     found = {(r["method"], r["measure"]): r["mean"] for r in rows}
     for segmenter in ("sam", "grabcut"):
-        for way in masks.WAYS:
+        for way in masks.HINTS:
             assert {m for method, m in found if method == f"{segmenter}, {way}"} == {
                 "iou",
                 "boundary",
@@ -69,7 +69,7 @@ def test_a_run_measures_both_segmenters_by_every_way(context, monkeypatch: pytes
 
 
 def test_photographs_have_outlines_inside_them() -> None:
-    found = list(labelled_photos.outlined())
+    found = list(labelled_photos.load_photos())
     assert [o.class_word for o in found] == ["mug", "saucer", "person", "helmet", "cat"]
     shares = [float((o.cover > 0).mean()) for o in found]
     assert all(o.rgb.shape[:2] == o.cover.shape and o.rgb.dtype == np.uint8 for o in found)
@@ -82,7 +82,7 @@ def test_photographs_have_outlines_inside_them() -> None:
 def test_photographs_without_their_package_say_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "skimage.io", None)
     with pytest.raises(ResourceError, match="scikit-image"):
-        list(labelled_photos.outlined())
+        list(labelled_photos.load_photos())
 
 
 @pytest.mark.slow

@@ -5,8 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from objtune_cli.bench.methods import ABLATIONS, BASELINES, GROUPS, METHODS, OURS, PLAIN, ROBUST, Method, named
-from objtune_cli.bench.photo_variants import WAYS
+from objtune_cli.bench.methods import (
+    ABLATIONS,
+    BASELINES,
+    DIFFUSERS_DEFAULTS,
+    GROUPS,
+    METHODS,
+    OURS,
+    ROBUSTNESS,
+    Method,
+    parse_methods,
+)
+from objtune_cli.bench.photo_variants import VARIANTS
 from objtune_cli.config.resolve import Settings
 from objtune_cli.config.sections import Embed, Prior, Train
 from objtune_cli.errors import UsageError
@@ -56,34 +66,34 @@ def test_every_named_setting_differs_from_ours(name: str) -> None:
     )  # what a baseline shares with us it still names
 
 
-@pytest.mark.parametrize("name", ROBUST)
+@pytest.mark.parametrize("name", ROBUSTNESS)
 def test_robustness_is_ours_on_other_input(name: str) -> None:
-    assert _resolved(ROBUST[name]) == (Embed(), Train(), Prior()) and ROBUST[name].given in WAYS[1:]
-    assert ROBUST[name].hint == ("rough" if name.startswith("rough-") else "mask")
+    assert _resolved(ROBUSTNESS[name]) == (Embed(), Train(), Prior()) and ROBUSTNESS[name].photo_variant in VARIANTS[1:]
+    assert ROBUSTNESS[name].hint == ("rough" if name.startswith("rough-") else "mask")
 
 
 def test_no_two_methods_are_the_same() -> None:
-    assert len({(_resolved(m), m.given, m.hint) for m in METHODS.values()}) == len(METHODS)
+    assert len({(_resolved(m), m.photo_variant, m.hint) for m in METHODS.values()}) == len(METHODS)
 
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_baselines_see_the_photo_as_it_is_and_learn_something(name: str) -> None:
     train = _resolved(BASELINES[name])[1]
-    assert {k: getattr(train, k) for k in PLAIN} == PLAIN
+    assert {k: getattr(train, k) for k in DIFFUSERS_DEFAULTS} == DIFFUSERS_DEFAULTS
     assert train.views == 1 and not train.background_weight
     assert train.token == "learned" or (train.modules != "none" and not train.token_first)
     assert BASELINES[name].source != "ablation"
 
 
 def test_names_and_groups_come_in_the_order_of_the_table() -> None:
-    assert list(named("masked-lora, objtune")) == ["objtune", "masked-lora"]
-    assert list(named("objtune,baselines")) == ["objtune", *BASELINES]
-    assert list(named("ablations,steps-90")) == list(GROUPS["ablations"]) == list(ABLATIONS)
-    assert named("all") == METHODS
+    assert list(parse_methods("masked-lora, objtune")) == ["objtune", "masked-lora"]
+    assert list(parse_methods("objtune,baselines")) == ["objtune", *BASELINES]
+    assert list(parse_methods("ablations,steps-90")) == list(GROUPS["ablations"]) == list(ABLATIONS)
+    assert parse_methods("all") == METHODS
 
 
 def test_a_name_may_be_followed_by_settings() -> None:
-    found = named(
+    found = parse_methods(
         "masked-lora+train.lr=5e-4+train.steps=9+init-embedding.vectors=3+prior.samples=5,masked-lora,objtune"
     )
     assert list(found) == [
@@ -98,13 +108,13 @@ def test_a_name_may_be_followed_by_settings() -> None:
         and varied.embed == {**own.embed, "vectors": 3}
         and varied.prior == {"samples": 5}
     )
-    assert named("small-object+train.steps=9")["small-object+train.steps=9"].given == "small"
+    assert parse_methods("small-object+train.steps=9")["small-object+train.steps=9"].photo_variant == "small"
     assert varied.source == own.source and varied.title != own.title
 
 
 def test_the_table_itself_stays_as_it_is() -> None:
     before = dict(BASELINES["masked-lora"].train)
-    named("masked-lora+train.lr=5e-4")
+    parse_methods("masked-lora+train.lr=5e-4")
     assert BASELINES["masked-lora"].train == before
 
 
@@ -120,19 +130,24 @@ def test_the_table_itself_stays_as_it_is() -> None:
 )  # fmt: skip
 def test_what_is_no_method_or_setting_is_named(text: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        named(text)
+        parse_methods(text)
 
 
 def test_baselines_are_drawn_as_any_tool_draws_them() -> None:
     toybox = registry.resolve("toybox")
-    suits, plain = {"scene": 2.0, "own": 0.0, "object_below": 0.8}, {"scene": 0.0, "own": 0.0, "object_below": 1.0}
+
+    def sampling(*values: float) -> dict[str, float]:
+        names = ("prompt_guidance_scale", "autoguidance_scale", "subject_conditioning_start")
+        return dict(zip(names, values, strict=True))
+
+    suits, plain = sampling(2.0, 0.0, 0.8), sampling(0.0, 0.0, 1.0)
     assert (
         toybox.scene_guidance(),
         toybox.object_guidance(),
         toybox.object_guidance(0.0),
         toybox.scene_guidance(3.0),
     ) == (2.0, 0.5, 0.0, 3.0)
-    assert {name: m.guidances(toybox) for name, m in METHODS.items()} == {
+    assert {name: m.sampling_kwargs(toybox) for name, m in METHODS.items()} == {
         name: plain if name in BASELINES else suits for name in METHODS
     }
     wanted = {
@@ -140,10 +155,12 @@ def test_baselines_are_drawn_as_any_tool_draws_them() -> None:
         "objtune+generate.object_guidance=0.5": (2.0, 0.5, 0.8), "objtune+generate.scene_guidance=0+generate.object_guidance=2": (0.0, 2.0, 0.8),
         "objtune+generate.object_below=1": (2.0, 0.0, 1.0), "dreambooth-lora+generate.object_below=0.9": (0.0, 0.0, 0.9),
     }  # fmt: skip
-    assert {name: tuple(m.guidances(toybox).values()) for name, m in named(",".join(wanted)).items()} == wanted
+    assert {
+        name: tuple(m.sampling_kwargs(toybox).values()) for name, m in parse_methods(",".join(wanted)).items()
+    } == wanted
 
 
 def test_a_plus_inside_a_value_stays() -> None:
-    [(name, method)] = named("objtune+train.modules=attention+ff+train.lr=3e-4").items()
+    [(name, method)] = parse_methods("objtune+train.modules=attention+ff+train.lr=3e-4").items()
     assert name == "objtune+train.modules=attention+ff+train.lr=3e-4"
     assert method.train == {"modules": "attention+ff", "lr": 3e-4}

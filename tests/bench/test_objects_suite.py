@@ -13,9 +13,9 @@ from PIL import Image
 
 from objtune_cli.bench import single_training
 from objtune_cli.bench.methods import Method
-from objtune_cli.bench.single_training import Trained
+from objtune_cli.bench.single_training import TrainingResult
 from objtune_cli.bench.suites import objects
-from objtune_cli.bench.suites.objects import ALWAYS
+from objtune_cli.bench.suites.objects import REFERENCE_METHODS
 from objtune_cli.config.sections import Bench
 from objtune_cli.errors import BusyError, IncompatibleError, Stopped, UsageError
 from objtune_cli.evaluation import benchmark_objects, rendering
@@ -49,17 +49,17 @@ def trained(opened: BaseModel, judge: Evaluator, monkeypatch: pytest.MonkeyPatch
     """Which method was trained on which object; a training gives a random token. Few and small drawings calibrate; of the rows without training the truth is enough."""
     seen: list[tuple[str, str]] = []
 
-    def train(ctx: StageContext, case: object, name: str, method: Method) -> Trained:
+    def train(ctx: StageContext, case: object, name: str, method: Method) -> TrainingResult:
         seen.append((name, case.name))
         rows = torch.randn(2, 16, generator=torch.Generator().manual_seed(len(seen)))
-        return Trained({f"token.{case.name}": rows}, 1.5 * len(seen), 100.0)
+        return TrainingResult({f"token.{case.name}": rows}, 1.5 * len(seen), 100.0)
 
-    monkeypatch.setattr(single_training, "_train", train)
+    monkeypatch.setattr(single_training, "_train_case", train)
     monkeypatch.setattr(objects.class_prior_stage, "run", lambda *_: None)
-    for name, count in (("REFERENCES", 4), ("OTHERS", 4), ("CLASS_PICTURES", 2), ("SIDE", 64)):
+    for name, count in (("REFERENCES", 4), ("OTHER_INSTANCES", 4), ("CLASS_IMAGES", 2), ("SIDE", 64)):
         monkeypatch.setattr(rendering, name, count)
     monkeypatch.setattr(objects.inference, "load", lambda: judge)
-    monkeypatch.setattr(objects, "ALWAYS", {"truth": ALWAYS["truth"]})
+    monkeypatch.setattr(objects, "REFERENCE_METHODS", {"truth": REFERENCE_METHODS["truth"]})
     monkeypatch.setattr(
         StageContext, "load_base_model", lambda self, **_: self.check_stopped() or opened
     )  # tokens alone: nothing has to be undone
@@ -83,8 +83,8 @@ def test_what_differs_only_in_how_it_is_drawn_is_learned_once(
 ) -> None:
     """By each object; another rank, another hint or another photo is another training."""
     methods = {
-        "one": METHODS["one"], "begun": replace(METHODS["one"], draw={"object_below": 0.5}), "two": METHODS["two"],
-        "rough": replace(METHODS["one"], hint="rough"), "two-begun": replace(METHODS["two"], draw={"scene_guidance": 1.0}),
+        "one": METHODS["one"], "begun": replace(METHODS["one"], sampling={"object_below": 0.5}), "two": METHODS["two"],
+        "rough": replace(METHODS["one"], hint="rough"), "two-begun": replace(METHODS["two"], sampling={"scene_guidance": 1.0}),
     }  # fmt: skip
     rows = _by_name(objects.run(context(), out, methods, CONFIG))
     assert trained == [(name, case) for case in ("dog-000", "cat-001") for name in ("one", "two", "rough")]
@@ -94,7 +94,7 @@ def test_what_differs_only_in_how_it_is_drawn_is_learned_once(
 def test_every_method_on_every_object_once(
     context: Callable[..., StageContext], trained: list, out: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(objects, "ALWAYS", ALWAYS)
+    monkeypatch.setattr(objects, "REFERENCE_METHODS", REFERENCE_METHODS)
     ctx = context()
     rows = _by_name(objects.run(ctx, out, METHODS, CONFIG))
     assert trained == ALL
@@ -119,15 +119,15 @@ def test_every_method_on_every_object_once(
 def test_a_diverged_training_is_a_result_without_measures(
     context: Callable[..., StageContext], trained: list, out: Path, monkeypatch
 ) -> None:
-    train = single_training._train
+    train = single_training._train_case
 
-    def diverges(ctx: StageContext, case: object, name: str, method: Method) -> Trained:
+    def diverges(ctx: StageContext, case: object, name: str, method: Method) -> TrainingResult:
         found = train(ctx, case, name, method)
         if (name, case.name) == ("one", "dog-000"):
-            raise single_training.Failed(name, case, 9, "training diverged")
+            raise single_training.TrainingFailed(name, case, 9, "training diverged")
         return found
 
-    monkeypatch.setattr(single_training, "_train", diverges)
+    monkeypatch.setattr(single_training, "_train_case", diverges)
     ctx = context()
     rows = _by_name(objects.run(ctx, out, METHODS, CONFIG))
     assert (rows["one", "identity"]["n"], rows["two", "identity"]["n"]) == (1, 2)
@@ -139,11 +139,11 @@ def test_a_diverged_training_is_a_result_without_measures(
 def test_any_other_failure_ends_the_run(
     context: Callable[..., StageContext], trained: list, out: Path, monkeypatch
 ) -> None:
-    def fails(ctx: StageContext, case: object, name: str, method: Method) -> Trained:
-        raise single_training.Failed(name, case, 7, "no space left")
+    def fails(ctx: StageContext, case: object, name: str, method: Method) -> TrainingResult:
+        raise single_training.TrainingFailed(name, case, 7, "no space left")
 
-    monkeypatch.setattr(single_training, "_train", fails)
-    with pytest.raises(single_training.Failed) as caught:
+    monkeypatch.setattr(single_training, "_train_case", fails)
+    with pytest.raises(single_training.TrainingFailed) as caught:
         objects.run(context(), out, METHODS, CONFIG)
     assert caught.value.code == 7 and not (out / "results" / "one").exists()
 
@@ -160,7 +160,7 @@ def test_results_table_and_sheet_lie_in_the_folder(
         table = list(csv.DictReader(file))
     assert [{k: "" if v is None else str(v) for k, v in row.items()} for row in rows] == table
     shown = Image.open(out / "sheet.png")
-    names = ["photo", *objects.ALWAYS, *METHODS]
+    names = ["photo", *objects.REFERENCE_METHODS, *METHODS]
     cell = grids.CELL + grids.GAP
     assert shown.size == (len(names) * cell + grids.GAP, cell + grids.GAP + grids.TITLE)
     first = np.asarray(strip.crop((0, 0, 32, 32)).resize((grids.CELL, grids.CELL), Image.Resampling.BICUBIC))
@@ -181,7 +181,7 @@ def test_a_second_run_measures_nothing_again(
 ) -> None:
     first = objects.run(context(), out, METHODS, CONFIG)
     table, picture = (out / "table.csv").read_bytes(), (out / "sheet.png").read_bytes()
-    monkeypatch.setattr(objects.Running, "_measure", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(objects.ObjectsSuite, "_measure", lambda *_: pytest.fail("measured again"))
     ctx = context()
     assert objects.run(ctx, out, METHODS, CONFIG) == first
     assert trained == ALL and ctx.report.said == []
@@ -312,8 +312,8 @@ def test_an_object_without_a_prompt_of_the_asked_kind_is_passed_over(
     config = replace(CONFIG, objects=6, prompts="wearing")
     with pytest.raises(UsageError, match="no object has a prompt of the kinds wearing"):
         objects.run(context(), out, {}, config)
-    monkeypatch.setattr(objects, "dial_of", lambda ctx: MEDIUM)
-    asked = [c.name for c in benchmark_objects.cases(MEDIUM, 6, 0) if c.instance.accessory == "none"]
+    monkeypatch.setattr(objects, "find_dial", lambda ctx: MEDIUM)
+    asked = [c.name for c in benchmark_objects.make_cases(MEDIUM, 6, 0) if c.instance.accessory == "none"]
     rows = _by_name(objects.run(context(), out, {}, config))
     assert 0 < len(asked) < 6 and rows["truth", "prompt"]["n"] == len(asked)
     assert sorted(f.stem for f in (out / "results" / "truth").glob("*.json")) == sorted(asked)
@@ -322,9 +322,9 @@ def test_an_object_without_a_prompt_of_the_asked_kind_is_passed_over(
 def test_one_folder_takes_one_bench_at_a_time(
     context: Callable[..., StageContext], trained: list, out: Path, monkeypatch
 ) -> None:
-    train = single_training._train
+    train = single_training._train_case
 
-    def busy(ctx: StageContext, case: object, name: str, method: Method) -> Trained:
+    def busy(ctx: StageContext, case: object, name: str, method: Method) -> TrainingResult:
         if not trained:
             trained.append(("busy", ""))
             with pytest.raises(BusyError, match="another bench"):
@@ -332,7 +332,7 @@ def test_one_folder_takes_one_bench_at_a_time(
             trained.clear()
         return train(ctx, case, name, method)
 
-    monkeypatch.setattr(single_training, "_train", busy)
+    monkeypatch.setattr(single_training, "_train_case", busy)
     objects.run(context(), out, METHODS, ALONE)
     assert trained == ALL[:2]
 
@@ -352,8 +352,8 @@ def test_the_class_prior_is_made_before_the_clock_runs(
     context: Callable[..., StageContext], trained: list, out: Path, monkeypatch
 ) -> None:
     order: list[str] = []
-    train = single_training._train
+    train = single_training._train_case
     monkeypatch.setattr(objects.class_prior_stage, "run", lambda ctx, word, config: order.append(word))
-    monkeypatch.setattr(single_training, "_train", lambda *given: order.append("train") or train(*given))
+    monkeypatch.setattr(single_training, "_train_case", lambda *given: order.append("train") or train(*given))
     objects.run(context(), out, {"one": METHODS["one"]}, ALONE)
     assert order == ["dog", "train"]

@@ -8,7 +8,7 @@ from objtune_cli.evaluation import benchmark_objects
 from objtune_cli.evaluation.benchmark_objects import Case
 from objtune_cli.toybox.world import MEDIUM
 
-CASES = benchmark_objects.cases(MEDIUM, 4, 0)
+CASES = benchmark_objects.make_cases(MEDIUM, 4, 0)
 
 
 def _middle(mask: np.ndarray) -> np.ndarray:
@@ -23,7 +23,7 @@ def _size(mask: np.ndarray) -> int:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_a_small_object_is_the_same_one_from_further_away(case: Case) -> None:
-    rgb, mask = photo_variants.photo(case, "small")
+    rgb, mask = photo_variants.make_photo(case, "small")
     whole, full = case.picture()
     assert rgb.shape == whole.shape and rgb.dtype == mask.dtype == np.uint8
     assert 0.019 <= (mask / 255).mean() <= 0.051
@@ -38,28 +38,28 @@ def test_rough_masks_are_wrong_by_a_twentieth_of_the_object(case: Case) -> None:
     whole, exact = case.picture()
     radius = photo_variants.ROUGH * _size(exact)
     sizes = {}
-    for way in photo_variants.WAYS[2:]:
-        rgb, mask = photo_variants.photo(case, way)
+    for way in photo_variants.VARIANTS[2:]:
+        rgb, mask = photo_variants.make_photo(case, way)
         assert np.array_equal(rgb, whole) and set(np.unique(mask)) == {0, 255}
         sizes[way] = _size(mask) - _size(exact)
     assert sizes["eroded"] < -radius and sizes["dilated"] == pytest.approx(2 * radius, abs=4)
     inside = exact > 127
     assert (
-        not (photo_variants.photo(case, "eroded")[1][~inside]).any()
-        and photo_variants.photo(case, "dilated")[1][inside].all()
+        not (photo_variants.make_photo(case, "eroded")[1][~inside]).any()
+        and photo_variants.make_photo(case, "dilated")[1][inside].all()
     )
-    noisy = photo_variants.photo(case, "noisy")[1] > 127
+    noisy = photo_variants.make_photo(case, "noisy")[1] > 127
     wrong = (noisy != inside).mean() / inside.mean()
     assert 0.05 < wrong < 0.5 and noisy.mean() == pytest.approx(inside.mean(), rel=0.25)  # off both ways
 
 
 def test_each_object_is_handed_out_the_same_every_time() -> None:
-    for way in photo_variants.WAYS:
-        first, again = photo_variants.photo(CASES[0], way), photo_variants.photo(CASES[0], way)
+    for way in photo_variants.VARIANTS:
+        first, again = photo_variants.make_photo(CASES[0], way), photo_variants.make_photo(CASES[0], way)
         assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
-    assert photo_variants.photo(CASES[0])[1].mean() == CASES[0].picture()[1].mean()
+    assert photo_variants.make_photo(CASES[0])[1].mean() == CASES[0].picture()[1].mean()
 
 
 def test_there_is_no_other_way() -> None:
     with pytest.raises(ValueError, match="no way 'blurred'"):
-        photo_variants.photo(CASES[0], "blurred")
+        photo_variants.make_photo(CASES[0], "blurred")

@@ -13,19 +13,19 @@ from objtune_cli.bench.suites import scenes
 from objtune_cli.config.sections import Bench, Compose
 from objtune_cli.errors import UsageError
 from objtune_cli.evaluation import scene_scores
-from objtune_cli.evaluation.truth_scores import Scale
+from objtune_cli.evaluation.truth_scores import Calibration
 from objtune_cli.toybox.evaluator import inference
-from objtune_cli.toybox.evaluator.inference import Thing
+from objtune_cli.toybox.evaluator.inference import Detection
 from objtune_cli.toybox.evaluator.network import Evaluator
 from objtune_cli.toybox.world import MEDIUM
 from objtune_cli.workflow.context import StageContext
 
 X, Y, Z = torch.eye(3)
-SCALES = [Scale(np.asarray(v)[None], 0.0, 1.0, 1.0) for v in (X, Y)]
+SCALES = [Calibration(np.asarray(v)[None], 0.0, 1.0, 1.0) for v in (X, Y)]
 
 
-def thing(vector: torch.Tensor, x: float = 0.2, score: float = 0.9) -> Thing:
-    return Thing(score, (x, 0.3, x + 0.2, 0.8), vector / vector.norm(), {})
+def thing(vector: torch.Tensor, x: float = 0.2, score: float = 0.9) -> Detection:
+    return Detection(score, (x, 0.3, x + 0.2, 0.8), vector / vector.norm(), {})
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def judge() -> Evaluator:
 
 
 def test_groups_are_the_same_for_every_count_and_have_twins_of_one_class() -> None:
-    few, many = scenes.groups(MEDIUM, 2, 0, 2), scenes.groups(MEDIUM, 4, 0, 2)
+    few, many = scenes.make_groups(MEDIUM, 2, 0, 2), scenes.make_groups(MEDIUM, 4, 0, 2)
     assert few == many[:6] and [g.kind for g in few] == ["two", "three", "same"] * 2
     for two, three, same in zip(few[::3], few[1::3], few[2::3], strict=True):
         assert two.members == three.members[:2] and len({m.instance.kind for m in three.members}) == 3
@@ -62,17 +62,17 @@ def test_groups_are_the_same_for_every_count_and_have_twins_of_one_class() -> No
         ([], [False, False]),
     ],
 )
-def test_present_is_nearer_than_halfway_and_nearest_to_itself(things: list[Thing], right: list[bool]) -> None:
-    assert scene_scores.present(SCALES, things) == right
+def test_present_is_nearer_than_halfway_and_nearest_to_itself(things: list[Detection], right: list[bool]) -> None:
+    assert scene_scores.find_present_objects(SCALES, things) == right
 
 
 def test_true_scenes_have_everything_in_order(
     judge: Evaluator, context: Callable[..., StageContext], project: Path
 ) -> None:
     """Square ones of two, and wide ones of three that the evaluator reads through windows."""
-    bench = scenes.Running(context(), project / "out", Bench(), MEDIUM, judge)
-    for group in scenes.groups(MEDIUM, 1, 0, 2):
-        shown = scenes._truth(bench, group)
+    bench = scenes.ScenesSuite(context(), project / "out", Bench(), MEDIUM, judge)
+    for group in scenes.make_groups(MEDIUM, 1, 0, 2):
+        shown = scenes._render_truth(bench, group)
         assert shown.shape == (4, 128, 192 if group.kind == "three" else 128, 3)
         found, _ = bench.scored(group, shown)
         assert (
@@ -86,15 +86,15 @@ def test_true_scenes_have_everything_in_order(
 
 
 def test_a_missing_object_counts_as_0(judge: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scene_scores, "seen", lambda *_: [[thing(X)], [thing(Y, 0.6), thing(X, 0.1)]])
-    monkeypatch.setattr(scene_scores, "_background", lambda *_: "beach")
+    monkeypatch.setattr(scene_scores, "find_detections", lambda *_: [[thing(X)], [thing(Y, 0.6), thing(X, 0.1)]])
+    monkeypatch.setattr(scene_scores, "_read_background", lambda *_: "beach")
     found = scene_scores.score(judge, SCALES, ["beach", "snow"], np.zeros((2, 8, 8, 3), np.uint8))
     assert found == {"presence": 0.5, "each": 0.75, "identity": 0.75, "leak": 0.0, "order": 0.5, "prompt": 0.5}
 
 
 def test_a_thing_in_two_windows_is_one() -> None:
     one, same, other = thing(X, 0.2, 0.8), replace(thing(X, 0.22, 0.9)), thing(Y, 0.6, 0.7)
-    assert scene_scores._once([one, same, other]) == [same, other]
+    assert scene_scores._drop_duplicates([one, same, other]) == [same, other]
 
 
 def test_results_are_kept_and_gone_on_from(
@@ -151,23 +151,23 @@ def test_shares_find_what_the_whole_finds_and_one_folder_holds_both(
 def test_a_share_waits_for_the_object_that_another_one_trains(
     context: Callable[..., StageContext], judge: Evaluator, project: Path, monkeypatch
 ) -> None:
-    bench = scenes.Running(context(), project / "out", Bench(), MEDIUM, judge)
-    case, said = scenes.groups(MEDIUM, 1, 0, 1)[0].members[0], iter([8, 8, 0])
+    bench = scenes.ScenesSuite(context(), project / "out", Bench(), MEDIUM, judge)
+    case, said = scenes.make_groups(MEDIUM, 1, 0, 1)[0].members[0], iter([8, 8, 0])
 
     def learned(ctx, members, rgb, masks):
         code = next(said)
         if code:
-            raise scene_training.single_training.Failed(
+            raise scene_training.single_training.TrainingFailed(
                 "train", members[0], code, "another process is training exactly this"
             )
         return None, 0.0
 
-    monkeypatch.setattr(scenes, "WAIT", 0.0)
-    monkeypatch.setattr(scene_training, "learned", learned)
-    assert scenes._trained(bench, bench.ctx, case) == 0.0 and next(said, None) is None
+    monkeypatch.setattr(scenes, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(scene_training, "train_objects", learned)
+    assert scenes._train_or_wait(bench, bench.ctx, case) == 0.0 and next(said, None) is None
     said = iter([9])
-    with pytest.raises(scene_training.single_training.Failed):
-        scenes._trained(bench, bench.ctx, case)
+    with pytest.raises(scene_training.single_training.TrainingFailed):
+        scenes._train_or_wait(bench, bench.ctx, case)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_a_share_waits_for_the_object_that_another_one_trains(
 def test_a_check_is_held_against_the_evaluator(
     said: list[list[bool]], right: list[list[bool]], found: dict[str, float]
 ) -> None:
-    assert scene_scores.checked(said, right) == pytest.approx(found)
+    assert scene_scores.compare_checks(said, right) == pytest.approx(found)
 
 
 def test_what_is_no_method_is_told(cli) -> None:
@@ -205,22 +205,24 @@ def test_joint_trainings_take_their_methods_settings(
         names = [command[i + 1] for i, word in enumerate(command) if word == "--name"] or ["x"]
         return {"refs": [{"ref": f"adapter/{name}@1", "reused": False} for name in names]}, 3.0, 0.0
 
-    monkeypatch.setattr(scene_training.single_training, "measured", measured)
+    monkeypatch.setattr(scene_training.single_training, "run_command", measured)
     ways: list[str] = []
     shown = np.zeros((2, 128, 128, 3), np.uint8)
-    monkeypatch.setattr(scenes, "_plain", lambda *_: (ways.append("prompt"), shown)[1])
+    monkeypatch.setattr(scenes, "_sample_plain", lambda *_: (ways.append("prompt"), shown)[1])
     monkeypatch.setattr(
-        scenes, "_composed", lambda bench, _, group, how: (ways.append("compose"), bench.scored(group, shown))[1]
+        scenes,
+        "_measure_composed",
+        lambda bench, _, group, how: (ways.append("compose"), bench.scored(group, shown))[1],
     )
-    bench = scenes.Running(context(), project / "out", Bench(), MEDIUM, judge)
-    group = scenes.groups(MEDIUM, 1, 0, 1)[1]
-    for method, own in scenes.JOINT.items():
+    bench = scenes.ScenesSuite(context(), project / "out", Bench(), MEDIUM, judge)
+    group = scenes.make_groups(MEDIUM, 1, 0, 1)[1]
+    for method, own in scenes.JOINT_METHODS.items():
         said.clear()
         values, _ = scenes._measure(bench, group, method)
         starts = [c for c in said if "init-embedding" in c]
         assert len(starts) == (3 if own.embed.get("init") == "rare" else 0)
         assert [next(w for w in c if ".rare=" in w) for c in starts] == [
-            f"init-embedding.rare={w}" for w in scene_training.RARE[: len(starts)]
+            f"init-embedding.rare={w}" for w in scene_training.RARE_TOKENS[: len(starts)]
         ]
         assert values["seconds"] == 3.0 * len(said) and values["presence"] == 0
         settings = {said[-1][i + 1] for i, word in enumerate(said[-1]) if word == "--set"}
@@ -230,7 +232,9 @@ def test_joint_trainings_take_their_methods_settings(
         assert "train.scores=none" in settings and said[0].count("--class") == said[0].count("--mask") == 3
         assert (project / "out" / f"{method}-{group.name}" / "given").is_dir()
     assert ways == ["compose"] + ["prompt"] * 3
-    assert len({scenes._key(bench, group, method) for method in scenes.JOINT}) == len(scenes.JOINT)
+    assert len({scenes._result_key(bench, group, method) for method in scenes.JOINT_METHODS}) == len(
+        scenes.JOINT_METHODS
+    )
 
 
 def test_each_alone_from_the_one_photo_is_what_learning_together_is_held_against(
@@ -244,14 +248,14 @@ def test_each_alone_from_the_one_photo_is_what_learning_together_is_held_against
         given[taken[-1]].append(([m.name for m in members], rgb.tobytes(), [m.tobytes() for m in masks]))
         return None, 2.0
 
-    monkeypatch.setattr(scene_training, "learned", learned)
+    monkeypatch.setattr(scene_training, "train_objects", learned)
     monkeypatch.setattr(
         scenes,
-        "_composed",
+        "_measure_composed",
         lambda bench, ctx, group, how: ({"presence": float(how.retries)}, np.zeros((1, 8, 8, 3), np.uint8)),
     )
-    bench = scenes.Running(context(), project / "out", Bench(), MEDIUM, judge)
-    group = scenes.groups(MEDIUM, 1, 0, 1)[1]
+    bench = scenes.ScenesSuite(context(), project / "out", Bench(), MEDIUM, judge)
+    group = scenes.make_groups(MEDIUM, 1, 0, 1)[1]
     for method in given:
         taken.append(method)
         values, _ = scenes._measure(bench, group, method)

@@ -16,7 +16,7 @@ from objtune_cli.bench.methods import BASELINES, Method
 from objtune_cli.config.sections import Common
 from objtune_cli.errors import BusyError, Stopped
 from objtune_cli.evaluation import benchmark_objects, rendering
-from objtune_cli.evaluation.benchmark_objects import PLACE, Case, Prompt
+from objtune_cli.evaluation.benchmark_objects import OBJECT_SLOT, Case, Prompt
 from objtune_cli.lora import layers
 from objtune_cli.store.checkpoints import RunState
 from objtune_cli.toybox.evaluator import inference
@@ -33,7 +33,7 @@ TINY = Method(
 
 @pytest.fixture(scope="module")
 def case() -> Case:
-    return benchmark_objects.cases(EASY, 1, 0)[0]
+    return benchmark_objects.make_cases(EASY, 1, 0)[0]
 
 
 def _python(text: str) -> list[str]:
@@ -42,11 +42,11 @@ def _python(text: str) -> list[str]:
 
 def test_a_command_gives_its_document_time_and_memory(context: Callable[..., StageContext]) -> None:
     text = "import time; x = b'1' * 80_000_000; time.sleep(0.5); print('{\"refs\": []}')"
-    document, seconds, memory = single_training.measured(context(), _python(text), "it")
+    document, seconds, memory = single_training.run_command(context(), _python(text), "it")
     assert document == {"refs": []} and 0.3 <= seconds < 20
     assert (
         memory > 80
-        and single_training.measured(context(), _python("import time; time.sleep(0.3); print('{}')"), "it")[2] < 60
+        and single_training.run_command(context(), _python("import time; time.sleep(0.3); print('{}')"), "it")[2] < 60
     )  # not ours
 
 
@@ -61,7 +61,7 @@ def test_a_command_gives_its_document_time_and_memory(context: Callable[..., Sta
 def test_a_command_without_a_document_is_an_error(
     text: str, code: int, said: str, context: Callable[..., StageContext]
 ) -> None:
-    assert single_training.measured(context(), _python(text), "it")[0] == {"error": {"code": code, "message": said}}
+    assert single_training.run_command(context(), _python(text), "it")[0] == {"error": {"code": code, "message": said}}
 
 
 def test_settings_of_the_surroundings_do_not_reach_a_trial(
@@ -70,7 +70,7 @@ def test_settings_of_the_surroundings_do_not_reach_a_trial(
     monkeypatch.setenv("OBJTUNE_TRAIN_STEPS", "3")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     text = "import json, os; print(json.dumps({k: v for k, v in os.environ.items() if k.startswith('O')}))"
-    seen = single_training.measured(context(), _python(text), "it")[0]
+    seen = single_training.run_command(context(), _python(text), "it")[0]
     assert seen["OMP_NUM_THREADS"] == "1" and "OBJTUNE_TRAIN_STEPS" not in seen
 
 
@@ -80,7 +80,7 @@ def test_a_signal_ends_the_child_too(context: Callable[..., StageContext], tmp_p
     ctx = context(stopped=lambda: 15 if file.exists() else 0)
     started = time.monotonic()
     with pytest.raises(Stopped, match="stopped during it; finished objects are kept") as caught:
-        single_training.measured(ctx, _python(text), "it")
+        single_training.run_command(ctx, _python(text), "it")
     assert caught.value.code == 143 and time.monotonic() - started < 30
     with pytest.raises(ProcessLookupError):
         os.kill(int(file.read_text()), 0)
@@ -95,7 +95,7 @@ def test_a_child_may_finish_what_it_does_before_it_ends(context: Callable[..., S
         f"signal.signal(signal.SIGTERM, end)\npathlib.Path({str(ready)!r}).touch()\ntime.sleep(100)"
     )
     with pytest.raises(Stopped):
-        single_training.measured(context(stopped=lambda: 2 if ready.exists() else 0), _python(text), "it")
+        single_training.run_command(context(stopped=lambda: 2 if ready.exists() else 0), _python(text), "it")
     assert saved.exists()
 
 
@@ -107,7 +107,7 @@ def test_a_trial_is_the_real_command_on_photo_and_mask(context: Callable[..., St
     state = RunState(ctx.project, "left-over")
     state.save({"step": torch.ones(1)})
     with RunState(ctx.project, "bench").locked():  # as in a run of the bench: nobody else may begin one
-        trained = single_training._train(ctx, case, "tiny", TINY)
+        trained = single_training._train_case(ctx, case, "tiny", TINY)
         with pytest.raises(BusyError), RunState(ctx.project, "bench").locked():
             pass
     assert not state.file.exists()
@@ -126,26 +126,28 @@ def test_a_trial_is_the_real_command_on_photo_and_mask(context: Callable[..., St
     assert ((arrays["mask"] > 127) == (mask > 127)).mean() > 0.995
     config = artifacts.read_record(ctx.root, Ref("adapter", case.name, 1)).config
     assert {k: config[k] for k in TINY.train} == TINY.train
-    model, words = rendering.loaded(ctx, case.name, trained.weights)
-    assert rendering.asked(ctx, model, words, case, f"<{case.name}>").shape == (len(case.prompts), 32, 32, 3)
+    model, words = rendering.load_adapter(ctx, case.name, trained.weights)
+    assert rendering.sample_case(ctx, model, words, case, f"<{case.name}>").shape == (len(case.prompts), 32, 32, 3)
 
 
 def test_a_training_that_fails_says_which_and_why(context: Callable[..., StageContext], case: Case) -> None:
     wrong = Method("wrong", "", train={"steps": -1})
-    with pytest.raises(single_training.Failed, match=f"wrong on {case.name} failed: .*train.steps is -1") as caught:
-        single_training._train(context(), case, "wrong", wrong)
+    with pytest.raises(
+        single_training.TrainingFailed, match=f"wrong on {case.name} failed: .*train.steps is -1"
+    ) as caught:
+        single_training._train_case(context(), case, "wrong", wrong)
     assert caught.value.code == 2
 
 
 def test_a_training_that_was_killed_says_so(case: Case) -> None:
-    killed = single_training.Failed("m", case, -9, "it said nothing")
+    killed = single_training.TrainingFailed("m", case, -9, "it said nothing")
     assert killed.code == 7 and killed.message == f"m on {case.name} was ended by signal 9" and "memory" in killed.hint
-    assert single_training.Failed("m", case, 0, "it said nothing").code == 1
+    assert single_training.TrainingFailed("m", case, 0, "it said nothing").code == 1
 
 
 def test_a_key_is_the_same_for_the_same_work(context: Callable[..., StageContext], case: Case) -> None:
-    again = benchmark_objects.cases(EASY, 3, 0)[0]
-    assert single_training.key(context(), case, "m", TINY, 0) == single_training.key(
+    again = benchmark_objects.make_cases(EASY, 3, 0)[0]
+    assert single_training.result_key(context(), case, "m", TINY, 0) == single_training.result_key(
         context(), again, "m", replace(TINY, title="other", source="other"), 0
     )
 
@@ -156,36 +158,38 @@ def test_a_key_depends_on_everything_that_a_result_depends_on(
     ctx = context()
     other = Common(base=ctx.common.base, device="cpu", precision="bf16")
     keys = [
-        single_training.key(ctx, case, "m", TINY, 0),
-        single_training.key(ctx, case, "n", TINY, 0),
-        single_training.key(ctx, case, "m", TINY, 1),
-        single_training.key(ctx, replace(case, prompts=case.prompts[1:]), "m", TINY, 0),
-        single_training.key(ctx, benchmark_objects.cases(EASY, 1, 1)[0], "m", TINY, 0),
-        single_training.key(ctx, case, "m", replace(TINY, train={**TINY.train, "steps": 3}), 0),
-        single_training.key(ctx, case, "m", replace(TINY, embed={**TINY.embed, "vectors": 2}), 0),
-        single_training.key(ctx, case, "m", replace(TINY, prior={"samples": 2}), 0),
-        single_training.key(ctx, case, "m", replace(TINY, given="small"), 0),
-        single_training.key(ctx, case, "m", replace(TINY, draw={"scene_guidance": 1.0}), 0),
-        single_training.key(ctx, case, "m", replace(TINY, draw={"object_guidance": 1.0}), 0),
-        single_training.key(ctx, case, "m", replace(TINY, draw={"object_below": 0.9}), 0),
-        single_training.key(ctx, case, "m", replace(TINY, train={**TINY.train, "latents": "mean"}), 0),
-        single_training.key(replace(ctx, common=other), case, "m", TINY, 0),
-        single_training.key(replace(ctx, common=replace(other, base="toybox"), _base=None), case, "m", TINY, 0),
-        *(single_training.key(ctx, case, "m", m, 0) for m in BASELINES.values()),
+        single_training.result_key(ctx, case, "m", TINY, 0),
+        single_training.result_key(ctx, case, "n", TINY, 0),
+        single_training.result_key(ctx, case, "m", TINY, 1),
+        single_training.result_key(ctx, replace(case, prompts=case.prompts[1:]), "m", TINY, 0),
+        single_training.result_key(ctx, benchmark_objects.make_cases(EASY, 1, 1)[0], "m", TINY, 0),
+        single_training.result_key(ctx, case, "m", replace(TINY, train={**TINY.train, "steps": 3}), 0),
+        single_training.result_key(ctx, case, "m", replace(TINY, embed={**TINY.embed, "vectors": 2}), 0),
+        single_training.result_key(ctx, case, "m", replace(TINY, prior={"samples": 2}), 0),
+        single_training.result_key(ctx, case, "m", replace(TINY, photo_variant="small"), 0),
+        single_training.result_key(ctx, case, "m", replace(TINY, sampling={"scene_guidance": 1.0}), 0),
+        single_training.result_key(ctx, case, "m", replace(TINY, sampling={"object_guidance": 1.0}), 0),
+        single_training.result_key(ctx, case, "m", replace(TINY, sampling={"object_below": 0.9}), 0),
+        single_training.result_key(ctx, case, "m", replace(TINY, train={**TINY.train, "latents": "mean"}), 0),
+        single_training.result_key(replace(ctx, common=other), case, "m", TINY, 0),
+        single_training.result_key(replace(ctx, common=replace(other, base="toybox"), _base=None), case, "m", TINY, 0),
+        *(single_training.result_key(ctx, case, "m", m, 0) for m in BASELINES.values()),
     ]
     (tmp_path / "other.safetensors").write_bytes(b"another evaluator")
     monkeypatch.setattr(inference, "WEIGHTS", tmp_path / "other.safetensors")
-    single_training.judge.cache_clear()
+    single_training.evaluator_digest.cache_clear()
     try:
-        keys.append(single_training.key(ctx, case, "m", TINY, 0))
+        keys.append(single_training.result_key(ctx, case, "m", TINY, 0))
     finally:
-        single_training.judge.cache_clear()
+        single_training.evaluator_digest.cache_clear()
     assert len(set(keys)) == len(keys)
 
 
 def test_a_setting_that_says_the_default_changes_nothing(context: Callable[..., StageContext], case: Case) -> None:
     same = replace(TINY, train={**TINY.train, "photo_loss": "object"})
-    assert single_training.key(context(), case, "m", same, 0) == single_training.key(context(), case, "m", TINY, 0)
+    assert single_training.result_key(context(), case, "m", same, 0) == single_training.result_key(
+        context(), case, "m", TINY, 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -194,9 +198,11 @@ def test_a_setting_that_says_the_default_changes_nothing(context: Callable[..., 
 )
 def test_the_strip_shows_scenes_first_and_then_one_of_each_kind(kinds: str, kept: list[int], case: Case) -> None:
     names = {"s": "scene", "w": "wearing", "p": "pair"}
-    asked = replace(case, prompts=tuple(Prompt(names[k], PLACE, "snow", "", None, i) for i, k in enumerate(kinds)))
+    asked = replace(
+        case, prompts=tuple(Prompt(names[k], OBJECT_SLOT, "snow", "", None, i) for i, k in enumerate(kinds))
+    )
     shown = np.arange(len(kinds)).reshape(-1, 1, 1, 1) * np.ones((1, 2, 2, 3), int)
-    assert single_training.strip(asked, shown)[:, 0, 0, 0].tolist() == kept
+    assert single_training.sheet_row(asked, shown)[:, 0, 0, 0].tolist() == kept
 
 
 @pytest.fixture(scope="module")
@@ -204,19 +210,19 @@ def calibrated(case: Case):
     """Evaluator and scale of the case, from a few drawings."""
     network = inference.load()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rendering, "REFERENCES", 8), patch.setattr(rendering, "OTHERS", 16)
-        return network, rendering.scale(network, case, EASY, 0)
+        patch.setattr(rendering, "REFERENCES", 8), patch.setattr(rendering, "OTHER_INSTANCES", 16)
+        return network, rendering.calibrate(network, case, EASY, 0)
 
 
 def test_the_truth_is_near_one_and_a_stranger_near_zero(case: Case, calibrated) -> None:
     network, scale = calibrated
     assert scale.references.shape == (8, 64)
-    assert scale.one > scale.zero + 0.2 and scale.spread > 0
-    found, shown = single_training.truth(network, case, EASY, scale, 0)
+    assert scale.ceiling > scale.floor + 0.2 and scale.spread > 0
+    found, shown = single_training.ground_truth(network, case, EASY, scale, 0)
     assert shown.shape == (len(case.prompts), rendering.SIDE, rendering.SIDE, 3)
     assert found["identity"] == pytest.approx(1, abs=0.2) and found["prompt"] == found["presence"] == 1
     assert found["leak"] < 0.1 and 0.4 < found["diversity"] < 2
-    other, _ = single_training.stranger(network, case, EASY, scale, 0)
+    other, _ = single_training.other_instance(network, case, EASY, scale, 0)
     assert other["identity"] < 0.6 and other["presence"] < 1 and other["prompt"] == 1 and other["leak"] < 0.1
 
 
@@ -226,13 +232,13 @@ def test_through_the_autoencoder_the_truth_has_the_bases_size(
     """Where the autoencoder changes nothing, the truth comes back but for its size."""
     network, scale = calibrated
     ctx = context()
-    shown = single_training.decoded(ctx, network, case, EASY, scale, 0)[1]
+    shown = single_training.vae_reconstruction(ctx, network, case, EASY, scale, 0)[1]
     assert shown.shape == (len(case.prompts), 32, 32, 3)
     model = ctx.load_base_model()
     monkeypatch.setattr(type(model), "to_latent", lambda self, x: x)
     monkeypatch.setattr(type(model), "to_picture", lambda self, x: x)
-    _, shown = single_training.decoded(ctx, network, case, EASY, scale, 0)
-    _, true = single_training.truth(network, case, EASY, scale, 0)
+    _, shown = single_training.vae_reconstruction(ctx, network, case, EASY, scale, 0)
+    _, true = single_training.ground_truth(network, case, EASY, scale, 0)
     mean = true.reshape(-1, 32, 4, 32, 4, 3).mean((2, 4))
     assert np.abs(shown - mean).max() <= 1
 
@@ -241,7 +247,7 @@ def test_the_base_told_in_words_is_scored_as_a_method_is(
     case: Case, calibrated, context: Callable[..., StageContext]
 ) -> None:
     network, scale = calibrated
-    found, shown = single_training.described(context(), network, case, scale)
+    found, shown = single_training.prompt_only(context(), network, case, scale)
     assert found.keys() == {"identity", "found", "twice", "prompt", "leak", "diversity", "presence"}
     assert shown.shape == (len(case.prompts), 32, 32, 3) and all(np.isfinite(list(found.values())))
 
@@ -249,7 +255,7 @@ def test_the_base_told_in_words_is_scored_as_a_method_is(
 def test_pictures_of_any_size_are_brought_to_the_evaluators() -> None:
     for side in (32, 128, 320):
         shown = np.full((2, side, side, 3), 77, np.uint8)
-        fitted = rendering.fitted(shown)
+        fitted = rendering.resize_images(shown)
         assert fitted.shape == (2, 128, 128, 3) and (fitted == 77).all()
         assert (fitted is shown) == (side == 128)
 
@@ -259,26 +265,26 @@ def test_each_prompt_is_drawn_from_its_own_noise(
 ) -> None:
     """Alone or in a batch, for any method: the same seed, the same picture."""
     ctx = context()
-    model, _ = rendering.loaded(ctx, "", None)
+    model, _ = rendering.load_adapter(ctx, "", None)
     texts, seeds = ["a dog", "a cat", "a dog"], [5, 6, 7]
-    whole = rendering.pictures(ctx, model, texts, seeds, "")
+    whole = rendering.sample_images(ctx, model, texts, seeds, "")
     monkeypatch.setattr(rendering, "BATCH", 2)
-    assert np.abs(rendering.pictures(ctx, model, texts, seeds, "").astype(int) - whole).max() <= 1
-    assert np.abs(rendering.pictures(ctx, model, texts[1:2], seeds[1:2], "")[0].astype(int) - whole[1]).max() <= 1
+    assert np.abs(rendering.sample_images(ctx, model, texts, seeds, "").astype(int) - whole).max() <= 1
+    assert np.abs(rendering.sample_images(ctx, model, texts[1:2], seeds[1:2], "")[0].astype(int) - whole[1]).max() <= 1
     assert not np.array_equal(whole[0], whole[2])
 
 
 def test_what_was_learned_is_in_the_words_and_in_the_denoiser(context: Callable[..., StageContext]) -> None:
     ctx = context()
     rows = torch.ones(2, 16)
-    model, words = rendering.loaded(ctx, "rex", {"token.rex": rows})
+    model, words = rendering.load_adapter(ctx, "rex", {"token.rex": rows})
     assert len(words.expand("<rex>").split()) == 2 and layers.state_dict(model) == {}
-    _, bare = rendering.loaded(ctx, "rex", None)
+    _, bare = rendering.load_adapter(ctx, "rex", None)
     assert bare.expand("<rex>") == "<rex>"
     params = layers.add(model, 2, "cross-kv", seed=0)
     for p in params:
         p.data.fill_(0.1)
     learned = layers.state_dict(model)
-    again, _ = rendering.loaded(ctx, "rex", {"token.rex": rows, **learned})
+    again, _ = rendering.load_adapter(ctx, "rex", {"token.rex": rows, **learned})
     held = layers.state_dict(again)
     assert held.keys() == learned.keys() and all(torch.equal(held[k], v) for k, v in learned.items())

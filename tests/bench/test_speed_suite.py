@@ -11,8 +11,8 @@ import torch
 
 from objtune_cli.bench.methods import METHODS
 from objtune_cli.bench.suites import speed
-from objtune_cli.bench.suites.speed import Clock, Task
-from objtune_cli.bench.worker_processes import Children
+from objtune_cli.bench.suites.speed import StepTimer, Task
+from objtune_cli.bench.worker_processes import WorkerProcesses
 from objtune_cli.errors import ResourceError
 from objtune_cli.runtime import memory
 
@@ -38,14 +38,14 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", speed.COMPARED)
 def test_what_is_timed_is_the_methods_own_step(tiny_base: Path, name: str) -> None:
     task = Task("base", str(tiny_base), TRAINING, name, "cpu", "fp32")
-    trainer = speed.build(task, speed._stack(task))
+    trainer = speed.build_trainer(task, speed._load_model(task))
     own = METHODS[name].train
     assert trainer.config.batch == own.get("batch", TRAINING["batch"]) and trainer.config.passes == own.get(
         "passes", "apart"
     )
     assert trainer.config.class_every == own.get("class_every", 2) and len(trainer.priors) == 1
     before = [p.detach().clone() for p in trainer.lora]
-    found = Clock(trainer).round(2)
+    found = StepTimer(trainer).round(2)
     assert trainer.step == 2 and any(not torch.equal(a, b) for a, b in zip(before, trainer.lora, strict=True))
     assert found.keys() == {"step_s", *(f"{p}_s" for p in speed.PARTS), "memory_mb"}
     assert found["step_s"] == pytest.approx(sum(found[f"{p}_s"] for p in speed.PARTS))
@@ -57,7 +57,7 @@ def test_live_tensors_are_the_weights_and_what_a_step_makes(tiny_base: Path) -> 
     found = {}
     for rows in (2, 8):
         task = Task("base", str(tiny_base), {**TRAINING, "batch": rows}, "objtune", "cpu", "fp32")
-        trainer = speed.build(task, speed._stack(task))
+        trainer = speed.build_trainer(task, speed._load_model(task))
         weights = (
             sum(
                 t.untyped_storage().nbytes()
@@ -66,7 +66,7 @@ def test_live_tensors_are_the_weights_and_what_a_step_makes(tiny_base: Path) -> 
             )
             / memory.MB
         )
-        found[rows] = speed.live(trainer, 2)["tensors_mb"] - weights
+        found[rows] = speed.measure_live_tensors(trainer, 2)["tensors_mb"] - weights
         assert trainer.step == 3
     assert 0 < 2 * found[2] < found[8]
 
@@ -74,7 +74,7 @@ def test_live_tensors_are_the_weights_and_what_a_step_makes(tiny_base: Path) -> 
 @pytest.mark.parametrize("count", speed.JOINT)
 def test_so_many_objects_of_one_photo_are_learned_together(tiny_base: Path, count: int) -> None:
     """Each in a part of its own of the same area in all; the frozen base is asked as often for all combinations as for one object."""
-    trainer, seconds = speed._timed(Task("base", str(tiny_base), TRAINING, "objtune", "cpu", "fp32", count))
+    trainer, seconds = speed._build_timed(Task("base", str(tiny_base), TRAINING, "objtune", "cpu", "fp32", count))
     masks = torch.stack([s.mask for s in trainer.subjects])
     assert len(masks) == count and masks.sum(0).max() == 1 and seconds > 0
     assert float(masks.sum()) == pytest.approx(16 * 16, rel=0.1)
@@ -95,7 +95,7 @@ def test_the_cost_of_objects_is_told_beside_that_of_one(monkeypatch: pytest.Monk
     )
     base = SimpleNamespace(training=TRAINING)
     ctx = SimpleNamespace(base=base, common=SimpleNamespace(base="tiny", device="cpu", precision="fp32"))
-    rows = {(r["method"], r["measure"]): r["mean"] for r in speed.objects(ctx, 2)}
+    rows = {(r["method"], r["measure"]): r["mean"] for r in speed.measure_joint_training(ctx, 2)}
     assert rows["1 object of a photo", "run_s"] == pytest.approx(1.9) and rows[
         "3 objects of a photo", "run_s"
     ] == pytest.approx(11.1)
@@ -123,7 +123,7 @@ def test_the_clock_counts_each_part_once(monkeypatch: pytest.MonkeyPatch) -> Non
 
     trainer.train_step = advance
     monkeypatch.setattr(speed.time, "perf_counter", lambda: now[0])
-    found = Clock(trainer).round(4)
+    found = StepTimer(trainer).round(4)
     assert {k: v for k, v in found.items() if k.endswith("_s")} == {
         "step_s": 11,
         "words_s": 1,
@@ -160,11 +160,11 @@ def _fails(pipe, task) -> None:
 def test_a_child_that_ends_is_heard(child, said: str) -> None:
     import multiprocessing
 
-    with pytest.raises(ResourceError, match=said), Children(speed._child) as children:
+    with pytest.raises(ResourceError, match=said), WorkerProcesses(speed._work) as children:
         mine, theirs = multiprocessing.Pipe()
         child(theirs, None)
         children.pipes["objtune"] = mine
-        children.hear("objtune", lambda: None)
+        children.receive("objtune", lambda: None)
 
 
 def test_the_large_model_opens_in_a_process_that_has_opened_nothing() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from objtune_cli.bench import tables
 from objtune_cli.errors import InputError
-from objtune_cli.evaluation.statistics import interval
+from objtune_cli.evaluation.statistics import confidence_interval
 from tests.conftest import REPOSITORY
 
 SHARES = st.floats(0, 1, allow_nan=False)
@@ -30,7 +30,7 @@ def test_shares_are_on_the_scale_of_the_truths_over_all_objects() -> None:
         "truth": [held(prompt=1.0, identity=1.0), held(prompt=0.5, identity=0.9)],
         "ours": [held(prompt=0.375, identity=0.5)] * 2,
     }
-    rows = _by_name(tables.tabled(found))
+    rows = _by_name(tables.build_table(found))
     assert {k: row["mean"] for k, row in rows.items()} == {
         ("truth", "prompt"): 1, ("truth", "identity"): 0.95, ("ours", "prompt"): 0.5, ("ours", "identity"): 0.5,
         ("raw at 0", "identity"): 0.25, ("raw at 1", "identity"): 0.75, ("raw at 1", "prompt"): 0.75,
@@ -40,7 +40,7 @@ def test_shares_are_on_the_scale_of_the_truths_over_all_objects() -> None:
 
 def test_a_truth_that_is_never_right_divides_nothing() -> None:
     held = {"scale": {}, "measures": {"presence": 0.0}}
-    rows = _by_name(tables.tabled({"truth": [held], "ours": [{"scale": {}, "measures": {"presence": 0.5}}]}))
+    rows = _by_name(tables.build_table({"truth": [held], "ours": [{"scale": {}, "measures": {"presence": 0.5}}]}))
     assert rows["ours", "presence"]["mean"] == 0.5
 
 
@@ -60,33 +60,35 @@ def test_differences_are_those_of_the_same_objects_in_whatever_order(
         _held("theirs alone", prompt=0, seconds=1)
     ]
     chance.shuffle(theirs)
-    rows = _by_name(tables.tabled({"truth": [_held("0", prompt=0.5)], "objtune": ours, "theirs": theirs}))
+    rows = _by_name(tables.build_table({"truth": [_held("0", prompt=0.5)], "objtune": ours, "theirs": theirs}))
     row = rows["objtune less theirs", "prompt"]
     assert (row["mean"], row["low"], row["high"]) == pytest.approx(
-        interval([2 * (a - b) for a, b in pairs]), abs=1e-4
+        confidence_interval([2 * (a - b) for a, b in pairs]), abs=1e-4
     ) and row["n"] == len(pairs)
 
 
 def test_what_was_not_trained_and_what_no_object_shares_is_not_compared() -> None:
     ours = [_held("a", identity=0.9, seconds=1)]
-    rows = tables.tabled(
+    rows = tables.build_table(
         {"truth": [_held("a", identity=1.0)], "objtune": ours, "other": [_held("b", identity=0.5, seconds=1)]}
     )
     assert [row["method"] for row in rows if " less " in row["method"]] == []
     assert not any(
-        " less " in row["method"] for row in tables.tabled({"truth": [_held("a")], "one": ours, "two": ours})
+        " less " in row["method"] for row in tables.build_table({"truth": [_held("a")], "one": ours, "two": ours})
     )
 
 
 def test_a_diverged_training_is_no_difference() -> None:
-    rows = tables.tabled(
+    rows = tables.build_table(
         {"truth": [_held("a")], "objtune": [_held("a", identity=0.9, seconds=1)], "other": [_held("a")]}
     )
     assert not any(" less " in row["method"] for row in rows)
 
 
 def test_the_median_says_what_one_slow_run_does_not() -> None:
-    rows = _by_name(tables.tabled({"truth": [_held("a")], "x": [_held(str(s), seconds=s) for s in (50, 60, 1500)]}))
+    rows = _by_name(
+        tables.build_table({"truth": [_held("a")], "x": [_held(str(s), seconds=s) for s in (50, 60, 1500)]})
+    )
     assert rows["x", "seconds_median"]["mean"] == 60 and rows["x", "seconds"]["mean"] > 500
 
 
@@ -94,7 +96,7 @@ def test_of_several_results_of_one_object_the_last_is_read(tmp_path: Path) -> No
     """Files of several machines, one behind the other, may repeat an object."""
     lines = [{"method": "x", "key": "", **_held("a", identity=v)} for v in (0.1, 0.2)]
     (tmp_path / "all.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert [row["measures"] for row in tables.read(tmp_path / "all.jsonl")["x"]] == [{"identity": 0.2}]
+    assert [row["measures"] for row in tables.read_results(tmp_path / "all.jsonl")["x"]] == [{"identity": 0.2}]
 
 
 @pytest.mark.parametrize(
@@ -114,17 +116,17 @@ def test_what_holds_no_results_is_refused(tmp_path: Path, text: str | None) -> N
     if text is not None:
         (tmp_path / "x.jsonl").write_text(text)
     with pytest.raises(InputError, match=r"x\.jsonl"):
-        tables.read(tmp_path / "x.jsonl")
+        tables.read_results(tmp_path / "x.jsonl")
 
 
 def test_results_without_the_truth_have_no_scale() -> None:
     with pytest.raises(InputError, match="truth"):
-        tables.tabled({"objtune": [_held("a", identity=0.9)]})
+        tables.build_table({"objtune": [_held("a", identity=0.9)]})
 
 
 def test_the_table_of_the_documentation_is_what_the_published_results_say() -> None:
     """Means of the methods and paired differences, to the digits that docs/experiments/benchmark.md gives."""
-    rows = _by_name(tables.tabled(tables.read(REPOSITORY / "docs" / "results.jsonl")))
+    rows = _by_name(tables.build_table(tables.read_results(REPOSITORY / "docs" / "results.jsonl")))
     page = (REPOSITORY / "docs" / "experiments" / "benchmark.md").read_text()
     text = page[page.index("## Tables") :]
     for name in (

@@ -26,11 +26,11 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         refs = [{"ref": f"adapter/{name}@1", "sha256": "0"} for name in names]
         return {"refs": refs}, 10.0 if len(names) == 1 else 5.0 * len(names), 0.0
 
-    monkeypatch.setattr(throughput.single_training, "measured", measured)
-    monkeypatch.setattr(throughput, "_spent", lambda: spent[0])
+    monkeypatch.setattr(throughput.single_training, "run_command", measured)
+    monkeypatch.setattr(throughput, "_processor_seconds", lambda: spent[0])
     monkeypatch.setattr(throughput.inference, "load", lambda: None)
     monkeypatch.setattr(
-        throughput._Running,
+        throughput.ThroughputSuite,
         "scored",
         lambda self, network, way, case, ref, sha256: {"identity": 0.9 if way == "alone" else 0.8},
     )
@@ -80,7 +80,7 @@ def test_processor_seconds_are_those_of_ended_processes() -> None:
     import subprocess
     import sys
 
-    before = throughput._spent()
+    before = throughput._processor_seconds()
     subprocess.run([sys.executable, "-c", "sum(i * i for i in range(3_000_000))"], check=True)
-    assert 0.02 < throughput._spent() - before < 60
-    assert json.dumps(statistics.rows("x", [{"cpu_s": throughput._spent()}]))
+    assert 0.02 < throughput._processor_seconds() - before < 60
+    assert json.dumps(statistics.table_rows("x", [{"cpu_s": throughput._processor_seconds()}]))

@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import ViTConfig, ViTModel
 
 from objtune_cli.bench import single_training
-from objtune_cli.bench.single_training import Trained
+from objtune_cli.bench.single_training import TrainingResult
 from objtune_cli.bench.suites import base_model as base_stage
 from objtune_cli.bench.suites import objects
 from objtune_cli.evaluation import rendering
@@ -96,14 +96,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """A training gives a token; few and small drawings calibrate; only the truth needs none."""
     seen: list[tuple[str, str]] = []
 
-    def train(ctx: object, case: Any, name: str, method: object) -> Trained:
+    def train(ctx: object, case: Any, name: str, method: object) -> TrainingResult:
         seen.append((name, case.name))
-        return Trained({f"token.{case.name}": torch.ones(1, 16)}, 1.25, 100.0)
+        return TrainingResult({f"token.{case.name}": torch.ones(1, 16)}, 1.25, 100.0)
 
-    monkeypatch.setattr(single_training, "_train", train)
+    monkeypatch.setattr(single_training, "_train_case", train)
     monkeypatch.setattr(objects.class_prior_stage, "run", lambda *_: None)
-    monkeypatch.setattr(objects, "ALWAYS", {"truth": objects.ALWAYS["truth"]})
-    for name, count in (("REFERENCES", 4), ("OTHERS", 4), ("CLASS_PICTURES", 2), ("SIDE", 64)):
+    monkeypatch.setattr(objects, "REFERENCE_METHODS", {"truth": objects.REFERENCE_METHODS["truth"]})
+    for name, count in (("REFERENCES", 4), ("OTHER_INSTANCES", 4), ("CLASS_IMAGES", 2), ("SIDE", 64)):
         monkeypatch.setattr(rendering, name, count)
     monkeypatch.setattr(dataset, "SHARD", 3)
     return seen
@@ -167,7 +167,7 @@ def test_a_world_that_the_evaluator_does_not_know_is_6(
 ) -> None:
     from objtune_cli.toybox.evaluator import inference
 
-    monkeypatch.setattr(inference, "knows", lambda dial: False)
+    monkeypatch.setattr(inference, "covers", lambda dial: False)
     fails(objtune("bench"), 6, "does not know all of the world of world (easy)")
 
 

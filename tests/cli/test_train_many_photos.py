@@ -128,7 +128,7 @@ def test_how_many_subjects(
 
     seen: dict[str, Any] = {}
     monkeypatch.setattr(
-        dreambooth_dataset, "subjects", lambda folder, most, chosen, live: seen.update(most=most, live=live) or []
+        dreambooth_dataset, "read_subjects", lambda folder, most, chosen, live: seen.update(most=most, live=live) or []
     )
     monkeypatch.setattr(
         dreambench, "run", lambda ctx, out, asked, methods, config: seen.update(methods=list(methods)) or []

@@ -72,11 +72,11 @@ def margins(monkeypatch: pytest.MonkeyPatch):
         assert pictures.shape[0] == len(parts) == len(seeds)
         matrix = [[1.0, 0.0], [0.0, 1.0]]
         return [
-            presence_report.Look(part, s, matrix, [] if table[s] > 0 else [0], table[s])
+            presence_report.SceneCandidate(part, s, matrix, [] if table[s] > 0 else [0], table[s])
             for part, s in zip(parts, seeds, strict=True)
         ]
 
-    monkeypatch.setattr(presence_report, "looks", looks)
+    monkeypatch.setattr(presence_report, "check_candidates", looks)
     return table
 
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from objtune_cli.composition import layout
-from objtune_cli.composition.layout import Box, Layout, proposed
+from objtune_cli.composition import layout, layout_from_prompt
+from objtune_cli.composition.layout import Box, Layout
+from objtune_cli.composition.layout_from_prompt import propose
 from objtune_cli.errors import InputError, UsageError
 
 pytestmark = pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
@@ -24,7 +25,7 @@ def overlapping(a: Box, b: Box) -> float:
 def of(
     prompt: str, names: list[str] = NAMES, given: dict[str, Box] | None = None, shapes: dict[str, float] | None = None
 ) -> Layout:
-    found = proposed(prompt, names, given or {}, shapes or {})
+    found = propose(prompt, names, given or {}, shapes or {})
     assert list(found.boxes) == names and sorted(found.order) == sorted(names)
     assert all(0 <= b[0] < b[2] <= 1 and 0 <= b[1] < b[3] <= 1 for b in found.boxes.values())
     return found
@@ -138,53 +139,53 @@ def test_one_object_stands_where_it_is_said() -> None:
 )  # fmt: skip
 def test_what_is_no_place_is_refused(texts: list[str], said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        layout.places(texts)
+        layout.parse_places(texts)
 
 
 @pytest.mark.parametrize("name", ["rex", "<rex>", "rex@2", "<rex@2>"])
 def test_an_object_of_a_place_is_named_as_in_a_prompt(name: str) -> None:
-    assert layout.places([f"{name}=left"]) == {"rex": [layout.PLACES["left"]]}
+    assert layout.parse_places([f"{name}=left"]) == {"rex": [layout.PLACES["left"]]}
 
 
 def test_every_mention_gets_one_place_at_most() -> None:
     left, right = [layout.PLACES[side] for side in ("left", "right")]
     mentions = {"rex": ["rex", "rex-2"], "cup": ["cup"]}
-    assert layout.assign({"rex": [left, right]}, mentions) == {"rex": left, "rex-2": right}
-    assert layout.assign({"rex": [right], "cat": [left]}, mentions) == {"rex": right, "cat": left}
+    assert layout.assign_places({"rex": [left, right]}, mentions) == {"rex": left, "rex-2": right}
+    assert layout.assign_places({"rex": [right], "cat": [left]}, mentions) == {"rex": right, "cat": left}
     with pytest.raises(UsageError, match="2 places for cup, but the prompt names <cup> once"):
-        layout.assign({"cup": [left, right]}, mentions)
+        layout.assign_places({"cup": [left, right]}, mentions)
 
 
 def test_places_must_belong_to_objects_of_the_prompt_one_each() -> None:
     with pytest.raises(InputError, match="does not mention <cat>"):
-        layout.check({"cat": layout.PLACES["left"]}, NAMES)
+        layout.check_places({"cat": layout.PLACES["left"]}, NAMES)
     with pytest.raises(UsageError, match="rex and cup have the same place"):
-        layout.check({"rex": layout.PLACES["left"], "cup": layout.PLACES["left"]}, NAMES)
+        layout.check_places({"rex": layout.PLACES["left"], "cup": layout.PLACES["left"]}, NAMES)
 
 
 def test_a_layout_is_read_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "scene.toml"
     file.write_text('rex = "left"\ncup = [0.5, 0.4, 0.95, 0.9]\ndog = ["left", [0.5, 0, 1, 1]]\n')
-    assert layout.read(file) == {
+    assert layout.read_file(file) == {
         "rex": [layout.PLACES["left"]],
         "cup": [(0.5, 0.4, 0.95, 0.9)],
         "dog": [layout.PLACES["left"], (0.5, 0, 1, 1)],
     }
     file.write_bytes('\ufeff{"rex": "left", "cup": [0.5, 0.4, 0.95, 0.9]}'.encode())
-    assert list(layout.read(file)) == ["rex", "cup"]
+    assert list(layout.read_file(file)) == ["rex", "cup"]
     for wrong in ("[place]\nrex = 'left'", "rex = 3"):
         file.write_text(wrong)
         with pytest.raises(InputError, match=r"(place|rex) in .*scene\.toml is"):
-            layout.read(file)
+            layout.read_file(file)
     file.write_text("rex = ")
     with pytest.raises(InputError, match="is not valid TOML"):
-        layout.read(file)
+        layout.read_file(file)
 
 
 def test_the_picture_shows_every_place_in_its_colour() -> None:
     found = Layout({"rex": (0.1, 0.2, 0.5, 0.9), "cup": (0.4, 0.4, 0.9, 0.9)}, ["cup", "rex"])
-    assert layout.drawn(found, (128, 192)).shape == (256, 384, 3)
-    picture = layout.drawn(found, (64, 64))
+    assert layout.render(found, (128, 192)).shape == (256, 384, 3)
+    picture = layout.render(found, (64, 64))
     assert picture.shape == (256, 256, 3)
     x, y = round(0.1 * 255), round(0.5 * 255)
     assert tuple(picture[y, x]) == (0xD6, 0x28, 0x28)
@@ -205,7 +206,7 @@ def test_the_picture_shows_every_place_in_its_colour() -> None:
     ],
 )
 def test_places_are_drawn_and_not_said(prompt: str, told: str) -> None:
-    assert layout.spoken(prompt) == told
+    assert layout_from_prompt.scene_prompt(prompt) == told
 
 
 @pytest.mark.parametrize(
@@ -225,12 +226,15 @@ def test_places_are_drawn_and_not_said(prompt: str, told: str) -> None:
 )
 def test_what_is_said_of_one_object_alone(prompt: str, first: str, second: str) -> None:
     """What follows the last object is of the scene, or cannot be told from it."""
-    assert (layout.alone(prompt, "rex"), layout.alone(prompt, "cup")) == (first, second)
+    assert (layout_from_prompt.object_prompt(prompt, "rex"), layout_from_prompt.object_prompt(prompt, "cup")) == (
+        first,
+        second,
+    )
 
 
 def test_of_three_objects_each_is_said_alone() -> None:
     prompt = "a photo of <a> on top of <b> with wheels and <c> in the desert"
-    assert [layout.alone(prompt, name) for name in "abc"] == [
+    assert [layout_from_prompt.object_prompt(prompt, name) for name in "abc"] == [
         "a photo of <a> in the desert",
         "a photo of <b> with wheels in the desert",
         "a photo of <c> in the desert",

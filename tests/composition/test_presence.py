@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from objtune_cli.composition import presence
-from objtune_cli.composition.presence import LEVELS, PRESENT, Check, Known, framed
+from objtune_cli.composition.presence import MIN_LIKENESS, NOISE_LEVELS, PresenceCheck, SceneObject, crop_to_box
 from objtune_cli.errors import NonFiniteError
 from objtune_cli.lora import layers
 from objtune_cli.models import base_model
@@ -45,17 +45,20 @@ class Colours:
 
 
 @pytest.fixture
-def check(monkeypatch: pytest.MonkeyPatch) -> Check:
+def check(monkeypatch: pytest.MonkeyPatch) -> PresenceCheck:
     @contextlib.contextmanager
     def alone(model: Colours, weights: Mapping[str, Tensor]) -> Iterator[None]:
         model.acting = weights["colour"]
         yield
         model.acting = None
 
-    monkeypatch.setattr(presence, "alone", alone)
-    return Check(
+    monkeypatch.setattr(presence, "single_lora", alone)
+    return PresenceCheck(
         Colours(),
-        [Known("rex", {"colour": RED}, "<rex>", "a thing"), Known("cup", {"colour": BLUE}, "<cup>", "a thing")],
+        [
+            SceneObject("rex", {"colour": RED}, "<rex>", "a thing"),
+            SceneObject("cup", {"colour": BLUE}, "<cup>", "a thing"),
+        ],
     )  # type: ignore[arg-type]
 
 
@@ -65,24 +68,24 @@ def _scene(left: Tensor, right: Tensor) -> Tensor:
     return picture
 
 
-def test_the_matrix_says_what_stands_where(check: Check) -> None:
+def test_the_matrix_says_what_stands_where(check: PresenceCheck) -> None:
     right, swapped, twice = check.matrices(
         torch.stack([_scene(RED, BLUE), _scene(BLUE, RED), _scene(RED, RED)]), [LEFT, RIGHT]
     )
-    assert presence.wrong(right) == [] and presence.margin(right) > 0
-    assert presence.wrong(swapped) == [0, 1] and presence.wrong(twice) == [1]
+    assert presence.failed_objects(right) == [] and presence.margin(right) > 0
+    assert presence.failed_objects(swapped) == [0, 1] and presence.failed_objects(twice) == [1]
     assert presence.margin(swapped) < 0 and presence.margin(twice) < 0
 
 
-def test_an_object_that_is_there_twice_is_no_other_object(check: Check) -> None:
+def test_an_object_that_is_there_twice_is_no_other_object(check: PresenceCheck) -> None:
     matrix = torch.tensor([[0.9, 0.9, 0.1], [0.8, 0.8, 0.1], [0.7, 0.6, 0.65]])
-    assert presence.wrong(matrix) == [0, 1, 2]
-    assert presence.wrong(matrix, ["rex", "rex", "cup"]) == [2]
-    assert presence.margin(matrix[:2, :2], ["rex", "rex"]) == pytest.approx(0.8 - presence.PRESENT)
+    assert presence.failed_objects(matrix) == [0, 1, 2]
+    assert presence.failed_objects(matrix, ["rex", "rex", "cup"]) == [2]
+    assert presence.margin(matrix[:2, :2], ["rex", "rex"]) == pytest.approx(0.8 - presence.MIN_LIKENESS)
 
 
 @pytest.mark.parametrize("share", [-0.5, 0.0, 0.3, 1.0, 1.1])
-def test_a_likeness_is_the_share_of_the_way_from_the_class_to_the_object(check: Check, share: float) -> None:
+def test_a_likeness_is_the_share_of_the_way_from_the_class_to_the_object(check: PresenceCheck, share: float) -> None:
     """And of anything else the part along that way: of blue, cos at green between red and blue."""
     colour = GREEN + share * (RED - GREEN)
     small = (0.1, 0.3, 0.4, 0.6)  # inside the left half, with all its room
@@ -91,7 +94,7 @@ def test_a_likeness_is_the_share_of_the_way_from_the_class_to_the_object(check: 
     torch.testing.assert_close(matrix, torch.tensor([[share, along]] * 2), rtol=1e-4, atol=1e-4)
 
 
-def test_only_what_is_inside_the_place_counts(check: Check) -> None:
+def test_only_what_is_inside_the_place_counts(check: PresenceCheck) -> None:
     picture = _scene(BLUE, BLUE)
     picture[:, 12:28, 2:18] = RED  # the place (0.05, 0.3, 0.45, 0.7) and nothing around it
     place = (0.05, 0.3, 0.45, 0.7)
@@ -99,13 +102,13 @@ def test_only_what_is_inside_the_place_counts(check: Check) -> None:
     assert float(found[0]) > 0.9 > float(wide[0]) + 0.5
 
 
-def test_an_adapter_that_says_what_the_base_says_is_not_there(check: Check) -> None:
-    check.objects[0] = Known("rex", {"colour": GREEN}, "<rex>", "a thing")
-    assert presence.wrong(check.matrices(_scene(RED, BLUE)[None], [LEFT, RIGHT])[0]) == [0]
+def test_an_adapter_that_says_what_the_base_says_is_not_there(check: PresenceCheck) -> None:
+    check.objects[0] = SceneObject("rex", {"colour": GREEN}, "<rex>", "a thing")
+    assert presence.failed_objects(check.matrices(_scene(RED, BLUE)[None], [LEFT, RIGHT])[0]) == [0]
 
 
-def test_an_adapter_that_gives_no_numbers_is_named(check: Check) -> None:
-    check.objects[1] = Known("cup", {"colour": GREEN * float("nan")}, "<cup>", "a thing")
+def test_an_adapter_that_gives_no_numbers_is_named(check: PresenceCheck) -> None:
+    check.objects[1] = SceneObject("cup", {"colour": GREEN * float("nan")}, "<cup>", "a thing")
     with pytest.raises(NonFiniteError, match="the adapter of <cup> gives NaN or infinite values") as caught:
         check.matrices(_scene(RED, BLUE)[None], [LEFT, RIGHT])
     assert not caught.value.of_base
@@ -122,36 +125,36 @@ def test_every_family_is_looked_at_and_left_as_it_was(tmp_path: Path, name: str)
         rows = class_token_embeddings(model, "dog")
         words.add(own, rows + torch.randn(rows.shape, generator=g), "dog")
         weights = {k: torch.randn(v.shape, generator=g) * 0.3 for k, v in layers.state_dict(model).items()}
-        objects.append(Known(own, weights, words.expand(f"a photo of <{own}>"), "a photo of a dog"))
+        objects.append(SceneObject(own, weights, words.expand(f"a photo of <{own}>"), "a photo of a dog"))
     layers.set_active(model, [])
     z, t = torch.randn(1, model.denoiser.config.in_channels, 8, 8), torch.tensor([500])
     with torch.no_grad():
         before = model.predict(z, t, model.encode(["a dog"]))
     pictures = torch.rand(2, 3, model.size, model.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    matrices = Check(model, objects).matrices(pictures, [LEFT, RIGHT])
+    matrices = PresenceCheck(model, objects).matrices(pictures, [LEFT, RIGHT])
     assert (
         matrices.shape == (2, 2, 2) and matrices.isfinite().all() and len({float(v) for v in matrices.flatten()}) == 8
     )
     torch.testing.assert_close(
-        Check(model, objects).matrices(pictures[1:], [LEFT, RIGHT])[0], matrices[1], rtol=1e-3, atol=1e-3
+        PresenceCheck(model, objects).matrices(pictures[1:], [LEFT, RIGHT])[0], matrices[1], rtol=1e-3, atol=1e-3
     )
     with torch.no_grad():
         assert torch.equal(model.predict(z, t, model.encode(["a dog"])), before)
-    assert all(0 < level < 1 for level in LEVELS)
+    assert all(0 < level < 1 for level in NOISE_LEVELS)
 
 
 def test_the_least_clear_object_decides() -> None:
     """Margins: min(0.9 - PRESENT, 0.9 - 0.2) and min(0.5 - PRESENT, 0.5 - 0.4)."""
     matrix = torch.tensor([[0.9, 0.2], [0.4, 0.5]])
     assert presence.margin(matrix) == pytest.approx(0.1)
-    assert presence.wrong(torch.tensor([[PRESENT, -1.0], [-1.0, 0.9]])) == [0]
-    assert presence.wrong(torch.tensor([[0.9, -1.0], [0.95, 0.9]])) == [1]
+    assert presence.failed_objects(torch.tensor([[MIN_LIKENESS, -1.0], [-1.0, 0.9]])) == [0]
+    assert presence.failed_objects(torch.tensor([[0.9, -1.0], [0.95, 0.9]])) == [1]
 
 
 def test_a_frame_around_a_box_goes_on_beyond_the_picture() -> None:
     picture = torch.zeros(1, 3, 20, 40)
     picture[..., :10, :10] = 1
-    found = framed(picture, (0.0, 0.0, 0.25, 0.5), 10)  # 10 x 10 px
+    found = crop_to_box(picture, (0.0, 0.0, 0.25, 0.5), 10)  # 10 x 10 px
     assert found.shape == (1, 3, 10, 10) and torch.allclose(found, torch.ones_like(found), atol=1e-4)
-    tall = framed(picture, (0.0, 0.0, 0.25, 1.0), 20)  # 20 px high: 5 px more to each side
+    tall = crop_to_box(picture, (0.0, 0.0, 0.25, 1.0), 20)  # 20 px high: 5 px more to each side
     assert torch.allclose(tall[0, 0, 2], torch.tensor([1.0] * 15 + [0.0] * 5), atol=1e-4)

@@ -9,9 +9,10 @@ import torch
 from diffusers import StableDiffusionImg2ImgPipeline
 
 from objtune_cli.composition import refinement, regional
-from objtune_cli.composition.presence import framed
-from objtune_cli.composition.refinement import ROOM, Object, Sampling
-from objtune_cli.generation.sampling import again, sample
+from objtune_cli.composition.presence import crop_to_box
+from objtune_cli.composition.refinement import CROP_MARGIN, RefinedObject, RefinementSettings
+from objtune_cli.generation.sampling import resample, sample
+from objtune_cli.generation.settings import SamplingSettings
 from objtune_cli.lora import layers
 from objtune_cli.models import base_model
 from objtune_cli.models.base_model import BaseModel
@@ -41,11 +42,11 @@ def lora(tiny_base: Path, seed: int = 0) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("box", [LEFT, (0.3, 0.1, 0.55, 0.9), (0.0, 0.0, 1.0, 1.0)])
 def test_what_is_cut_out_and_laid_back_is_where_it_was(size: tuple[int, int], box: tuple[float, ...]) -> None:
     pictures = smooth(*size)
-    view = framed((pictures + 1) / 2, box, 128, ROOM) * 2 - 1
-    share = regional.shares([box], size)[0]
-    back = refinement.laid(pictures, view, box, share, whole=True)
+    view = crop_to_box((pictures + 1) / 2, box, 128, CROP_MARGIN) * 2 - 1
+    share = regional.region_weights([box], size)[0]
+    back = refinement.paste(pictures, view, box, share, whole=True)
     assert float((back - pictures).abs().max()) < 0.06
-    marked = refinement.laid(pictures, torch.ones_like(view), box, share, whole=True)
+    marked = refinement.paste(pictures, torch.ones_like(view), box, share, whole=True)
     assert torch.equal(marked[..., share == 0], pictures[..., share == 0]) and torch.allclose(
         marked[..., share == 1], torch.ones(())
     )
@@ -53,10 +54,10 @@ def test_what_is_cut_out_and_laid_back_is_where_it_was(size: tuple[int, int], bo
 
 def test_of_two_that_overlap_the_front_one_is_whole() -> None:
     boxes = [(0.1, 0.1, 0.7, 0.9), (0.4, 0.2, 0.9, 0.8)]
-    own = regional.shares(boxes, (50, 50))
+    own = regional.region_weights(boxes, (50, 50))
     shown = torch.zeros(1, 3, 50, 50)
     for value, box, share in zip((-1.0, 1.0), boxes, own, strict=True):
-        shown = refinement.laid(shown, torch.full((1, 3, 20, 20), value), box, share, whole=True)
+        shown = refinement.paste(shown, torch.full((1, 3, 20, 20), value), box, share, whole=True)
     assert float(shown[0, 0, 25, 27]) == 1 and float(shown[0, 0, 25, 8]) == -1 and float(shown[0, 0, 2, 2]) == 0
 
 
@@ -79,11 +80,11 @@ def test_the_object_is_laid_back_without_the_ground_around_it(
 ) -> None:
     """A red disc of 0.2 in the scene, a blue one on another green in the closer look: all of the blue is there, nothing of the red, and the scene's green is as it was."""
     box = (0.1, 0.1, 0.9, 0.9)
-    reach = 0.8 * (1 + ROOM)
+    reach = 0.8 * (1 + CROP_MARGIN)
     scene = disc(side, (0.5 * side, 0.5 * side), 0.2 * side, RED, GROUND)
     close = disc(128, *(tuple(128 * ((m - 0.5) / reach + 0.5) for m in middle), 128 * radius / reach), BLUE, OTHER)
-    share = regional.shares([box], (side, side))[0]
-    shown = refinement.laid(scene, close, box, share)
+    share = regional.region_weights([box], (side, side))[0]
+    shown = refinement.paste(scene, close, box, share)
     red, blue = (float((shown - torch.tensor(c)[:, None, None]).abs().amax(1).lt(0.35).sum()) for c in (RED, BLUE))
     assert red == 0 and blue == pytest.approx(torch.pi * (radius * side) ** 2, rel=0.2)
     y, x = torch.meshgrid(*[(torch.arange(side) + 0.5) / side] * 2, indexing="ij")
@@ -95,21 +96,21 @@ def test_the_object_is_laid_back_without_the_ground_around_it(
         > 0.18
     )
     torch.testing.assert_close(shown[..., far], scene[..., far], rtol=0, atol=2e-3)
-    whole = refinement.laid(scene, close, box, share, whole=True)
+    whole = refinement.paste(scene, close, box, share, whole=True)
     corner = int(0.2 * side)
     assert torch.allclose(
         whole[0, :, corner, corner], torch.tensor(OTHER), atol=0.05
     )  # all of the place brings its ground along
-    assert torch.equal(refinement.laid(scene, close, box, share), shown)
+    assert torch.equal(refinement.paste(scene, close, box, share), shown)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_where_no_outline_is_found_all_of_the_place_is_laid_back(seed: int) -> None:
     """Nothing stands out in one colour."""
     flat = torch.full((1, 3, 64, 64), -0.5 + 0.4 * seed)
-    close, share = torch.full((1, 3, 32, 32), 0.9), regional.shares([LEFT], (64, 64))[0]
+    close, share = torch.full((1, 3, 32, 32), 0.9), regional.region_weights([LEFT], (64, 64))[0]
     torch.testing.assert_close(
-        refinement.laid(flat, close, LEFT, share), refinement.laid(flat, close, LEFT, share, whole=True)
+        refinement.paste(flat, close, LEFT, share), refinement.paste(flat, close, LEFT, share, whole=True)
     )
 
 
@@ -119,7 +120,7 @@ def test_where_no_outline_is_found_all_of_the_place_is_laid_back(seed: int) -> N
 )
 def test_a_place_of_a_pixel_or_less_has_an_outline_of_some_kind(box: tuple[float, ...], size: tuple[int, int]) -> None:
     pictures = smooth(*size)
-    found = refinement.outlines(pictures, pictures.flip(-1), box)
+    found = refinement.paste_masks(pictures, pictures.flip(-1), box)
     assert found.shape == (2, 1, *size) and bool(((found >= 0) & (found < 1.001)).all())
 
 
@@ -145,18 +146,15 @@ def test_pieces_of_an_object_belong_to_it_and_specks_do_not() -> None:
 def test_steps_from_the_middle_are_those_of_diffusers(
     model: BaseModel, scheduler: str, strength: float, taken: int
 ) -> None:
-    start = sample(model, PROMPT, "", [1, 2], 3, 1.0)
+    start = sample(model, PROMPT, [1, 2], SamplingSettings(3, 1.0))
     counted: list[tuple[int, int]] = []
-    ours = again(
+    ours = resample(
         model,
         start,
         PROMPT,
-        "a cat",
         [5, 6],
         strength,
-        8,
-        3.0,
-        scheduler,
+        SamplingSettings(8, 3.0, scheduler, negative_prompt="a cat"),
         lambda done, total: counted.append((done, total)),
     )
     assert counted == [(i + 1, taken) for i in range(taken)] and ours.isfinite().all()
@@ -181,13 +179,13 @@ def test_steps_from_the_middle_are_those_of_diffusers(
 
 
 def test_little_noise_changes_little_and_wears_nothing_out(model: BaseModel) -> None:
-    start = sample(model, PROMPT, "", [1], 4, 1.0)
+    start = sample(model, PROMPT, [1], SamplingSettings(4, 1.0))
     moved = [
-        float((again(model, start, PROMPT, "", [3], strength, 20, 1.0) - start).abs().mean())
+        float((resample(model, start, PROMPT, [3], strength, SamplingSettings(20, 1.0)) - start).abs().mean())
         for strength in (0.05, 0.5, 1.0)
     ]
     assert moved[0] < 0.3 * moved[1] < 0.3 * moved[2] * 1.5
-    assert torch.equal(sample(model, PROMPT, "", [1], 4, 1.0), start)
+    assert torch.equal(sample(model, PROMPT, [1], SamplingSettings(4, 1.0)), start)
 
 
 def test_alone_the_adapter_acts_as_pefts_own(model: BaseModel, tiny_base: Path) -> None:
@@ -196,7 +194,7 @@ def test_alone_the_adapter_acts_as_pefts_own(model: BaseModel, tiny_base: Path) 
     told = model.encode([PROMPT, "a cat on the beach"])
     with torch.no_grad():
         before = model.predict(z, t, told)
-        with regional.alone(model, weights):
+        with regional.single_lora(model, weights):
             ours = model.predict(z, t, told)
         assert torch.equal(model.predict(z, t, told), before)
         layers.load(model, weights)
@@ -207,24 +205,39 @@ def test_alone_the_adapter_acts_as_pefts_own(model: BaseModel, tiny_base: Path) 
 
 def test_scenes_are_made_again_of_what_was_kept(model: BaseModel, tiny_base: Path) -> None:
     """In a wide picture; each object by its own adapter and prompt; the order is from the back to the front."""
-    latents = sample(model, "a dog and a cat", "", [1, 2], 3, 2.0, size=(64, 96))
-    objects = [Object("a", lora(tiny_base, 1), LEFT, PROMPT), Object("b", {}, (0.4, 0.3, 0.8, 0.9), "a cat")]
+    latents = sample(model, "a dog and a cat", [1, 2], SamplingSettings(3, 2.0, height=64, width=96))
+    objects = [
+        RefinedObject("a", lora(tiny_base, 1), LEFT, PROMPT),
+        RefinedObject("b", {}, (0.4, 0.3, 0.8, 0.9), "a cat"),
+    ]
     told: list[tuple[str, int, int]] = []
-    close, shown = refinement.looked(
-        model, latents, objects, [7, 8], Sampling(0.5, 4, 2.0), lambda *step: told.append(step)
+    close, shown = refinement.refine_objects(
+        model,
+        latents,
+        objects,
+        [7, 8],
+        RefinementSettings(0.5, SamplingSettings(4, 2.0)),
+        lambda *step: told.append(step),
     )
     assert told == [("a", 1, 2), ("a", 2, 2), ("b", 1, 2), ("b", 2, 2)]
     assert {name: z.shape for name, z in close.items()} == {name: (2, 4, 8, 8) for name in "ab"}
-    assert torch.equal(refinement.scenes(model, latents, close, {o.name: o.box for o in objects}), shown)
+    assert torch.equal(refinement.composite(model, latents, close, {o.name: o.box for o in objects}), shown)
     plain = model.to_picture(latents)
-    entire, all_of_it = refinement.looked(
-        model, latents, objects, [7, 8], Sampling(0.5, 4, 2.0, whole=True), lambda *step: None
+    entire, all_of_it = refinement.refine_objects(
+        model,
+        latents,
+        objects,
+        [7, 8],
+        RefinementSettings(0.5, SamplingSettings(4, 2.0), whole=True),
+        lambda *step: None,
     )
     assert torch.equal(
-        refinement.scenes(model, latents, entire, {o.name: o.box for o in objects}, whole=True), all_of_it
+        refinement.composite(model, latents, entire, {o.name: o.box for o in objects}, whole=True), all_of_it
     )
-    free = regional.shares([o.box for o in objects], (64, 96)).sum(0) == 0
+    free = regional.region_weights([o.box for o in objects], (64, 96)).sum(0) == 0
     assert torch.equal(shown[..., free], plain[..., free]) and float((shown - plain).abs().max()) > 0.05
-    one, _ = refinement.looked(model, latents[:1], objects, [7], Sampling(0.5, 4, 2.0), lambda *_: None)
+    one, _ = refinement.refine_objects(
+        model, latents[:1], objects, [7], RefinementSettings(0.5, SamplingSettings(4, 2.0)), lambda *_: None
+    )
     torch.testing.assert_close(one["a"][0], close["a"][0], rtol=0, atol=1e-3)
-    assert torch.equal(refinement.scenes(model, latents, {}, {}), plain.cpu())
+    assert torch.equal(refinement.composite(model, latents, {}, {}), plain.cpu())

@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-from objtune_cli.composition.regional import BLOCKED, BoundedAttention, Placed, RegionalAttention, Regions, regional
+from objtune_cli.composition.regional import (
+    BLOCKED,
+    BoundedAttention,
+    PlacedObject,
+    RegionalAttention,
+    RegionMasks,
+    regional_sampling,
+)
 from objtune_cli.lora import layers
 from objtune_cli.models import base_model
 from objtune_cli.models.base_model import BaseModel
@@ -48,7 +55,7 @@ def _predict(model: BaseModel) -> torch.Tensor:
 
 def test_regions_share_the_frame_and_later_objects_are_in_front() -> None:
     boxes = [(0.0, 0.1, 0.7, 0.9), (0.3, 0.2, 0.9, 1.0), (0.4, 0.0, 0.6, 0.5)]
-    shares = Regions([Placed(str(i), {}, b, _none()) for i, b in enumerate(boxes)]).at(40, 40)
+    shares = RegionMasks([PlacedObject(str(i), {}, b, _none()) for i, b in enumerate(boxes)]).at(40, 40)
     assert shares.shape == (3, 40, 40)
     assert float(shares.min()) >= 0 and float(shares.sum(0).max()) <= 1 + 1e-6
     assert shares[:, 12, 20].tolist() == [0, 0, 1]  # inside all three: the last one's
@@ -58,7 +65,7 @@ def test_regions_share_the_frame_and_later_objects_are_in_front() -> None:
 
 
 def test_objects_side_by_side_meet_in_the_middle() -> None:
-    shares = Regions([Placed("a", {}, LEFT, _none()), Placed("b", {}, RIGHT, _none())]).at(50, 50)
+    shares = RegionMasks([PlacedObject("a", {}, LEFT, _none()), PlacedObject("b", {}, RIGHT, _none())]).at(50, 50)
     assert shares[0, 25, 5] == 1 and shares[1, 25, 5] == 0
     assert shares[0, 25, 45] == 0 and shares[1, 25, 45] == 1
     # At the shared border the one behind keeps (1 - 1/2) · 1/2 of its half.
@@ -68,7 +75,7 @@ def test_objects_side_by_side_meet_in_the_middle() -> None:
 
 @pytest.mark.parametrize(("aspect", "height", "width"), [(1.0, 6, 6), (2.0, 4, 8), (0.5, 10, 5)])
 def test_features_in_row_order(aspect: float, height: int, width: int) -> None:
-    regions = Regions([Placed("a", {}, (0.0, 0.0, 0.4, 0.7), _none())], aspect)
+    regions = RegionMasks([PlacedObject("a", {}, (0.0, 0.0, 0.4, 0.7), _none())], aspect)
     assert torch.equal(regions.flat(height * width).view(1, height, width), regions.at(height, width))
 
 
@@ -79,7 +86,7 @@ def test_with_the_whole_frame_it_is_pefts_own_lora(model: BaseModel, tiny_base) 
         m for k in weights for m in ("conv1", "attn1.to_q", "attn2.to_q", "ff.net.2", "to_out.0") if m in k
     }
     base = _predict(model)
-    with regional(model, [Placed("rex", weights, EVERYWHERE, _none())]):
+    with regional_sampling(model, [PlacedObject("rex", weights, EVERYWHERE, _none())]):
         ours = _predict(model)
     layers.load(model, weights)
     theirs = _predict(model)
@@ -94,9 +101,9 @@ def test_keys_and_values_act_at_the_objects_tokens_with_the_prompt_only(model: B
         if ".attn2.to_k" in k or ".attn2.to_v" in k
     }
     base = _predict(model)
-    with regional(model, [Placed("rex", weights, EVERYWHERE, ~_none())]):
+    with regional_sampling(model, [PlacedObject("rex", weights, EVERYWHERE, ~_none())]):
         ours = _predict(model)
-    with regional(model, [Placed("rex", weights, EVERYWHERE, _none())]):
+    with regional_sampling(model, [PlacedObject("rex", weights, EVERYWHERE, _none())]):
         torch.testing.assert_close(_predict(model), base, rtol=1e-4, atol=1e-5)  # no tokens of its own: no effect
     layers.load(model, weights)
     theirs = _predict(model)
@@ -111,7 +118,7 @@ def test_a_keys_delta_stands_at_its_tokens(model: BaseModel, tiny_base) -> None:
     x = torch.randn(2, 77, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         base = layer(x)
-        with regional(model, [Placed("rex", weights, LEFT, _tokens(4, 5))]):
+        with regional_sampling(model, [PlacedObject("rex", weights, LEFT, _tokens(4, 5))]):
             out = layer(x)
     delta = x @ weights[f"unet.{CROSS}.to_k.lora_A.weight"].T @ weights[f"unet.{CROSS}.to_k.lora_B.weight"].T
     expected = base.clone()
@@ -125,7 +132,7 @@ def test_a_convolution_is_the_bases_outside_the_region(model: BaseModel, tiny_ba
     x = torch.randn(2, layer.in_channels, 20, 20, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         base = layer(x)
-        with regional(model, [Placed("rex", weights, LEFT, _none())]) as regions:
+        with regional_sampling(model, [PlacedObject("rex", weights, LEFT, _none())]) as regions:
             out = layer(x)
     share = regions.at(20, 20)[0]
     outside, inside = share == 0, share == 1
@@ -143,8 +150,9 @@ def test_a_linear_layer_is_the_bases_outside_and_two_objects_do_not_mix(model: B
     x = torch.randn(2, 64, layer.in_features, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         base = layer(x)
-        with regional(
-            model, [Placed("rex", first, (0, 0, 0.3, 1), _none()), Placed("cup", second, (0.7, 0, 1, 1), _none())]
+        with regional_sampling(
+            model,
+            [PlacedObject("rex", first, (0, 0, 0.3, 1), _none()), PlacedObject("cup", second, (0.7, 0, 1, 1), _none())],
         ):
             out = layer(x)
     grid = (out - base).view(2, 8, 8, -1)
@@ -158,12 +166,12 @@ def test_everything_is_as_before_afterwards(model: BaseModel, tiny_base) -> None
     base = _predict(model)
     processors = dict(model.denoiser.attn_processors)
     placed = [
-        Placed("rex", _lora(model, tiny_base, 1), LEFT, _tokens(4)),
-        Placed("cup", _lora(model, tiny_base, 2), RIGHT, _tokens(5)),
+        PlacedObject("rex", _lora(model, tiny_base, 1), LEFT, _tokens(4)),
+        PlacedObject("cup", _lora(model, tiny_base, 2), RIGHT, _tokens(5)),
     ]
-    with regional(model, placed):
+    with regional_sampling(model, placed):
         assert not torch.allclose(_predict(model), base)
-    with pytest.raises(RuntimeError, match="inside"), regional(model, placed):
+    with pytest.raises(RuntimeError, match="inside"), regional_sampling(model, placed):
         raise RuntimeError("inside")
     assert torch.equal(_predict(model), base)
     assert all(model.denoiser.attn_processors[k] is v for k, v in processors.items())
@@ -174,15 +182,21 @@ def test_everything_is_as_before_afterwards(model: BaseModel, tiny_base) -> None
 def test_an_adapter_of_another_base_leaves_nothing_behind(model: BaseModel) -> None:
     base = _predict(model)
     weights = {f"unet.{name}.lora_{side}.weight": torch.ones(2, 2) for name in (CONV, "no.such.layer") for side in "AB"}
-    with pytest.raises(Exception, match=r"no\.such\.layer"), regional(model, [Placed("rex", weights, LEFT, _none())]):
+    with (
+        pytest.raises(Exception, match=r"no\.such\.layer"),
+        regional_sampling(model, [PlacedObject("rex", weights, LEFT, _none())]),
+    ):
         pass
     assert not any(m._forward_hooks for m in model.denoiser.modules())
     assert torch.equal(_predict(model), base)
 
 
 def test_bias_is_the_log_of_the_share_at_the_objects_tokens() -> None:
-    placed = [Placed("rex", {}, (0, 0, 0.45, 1), _tokens(4, 5)), Placed("cup", {}, (0.5, 0, 1, 1), _tokens(9))]
-    attention = RegionalAttention(Regions(placed))
+    placed = [
+        PlacedObject("rex", {}, (0, 0, 0.45, 1), _tokens(4, 5)),
+        PlacedObject("cup", {}, (0.5, 0, 1, 1), _tokens(9)),
+    ]
+    attention = RegionalAttention(RegionMasks(placed))
     bias = attention.bias(64, torch.zeros(1)).view(8, 8, 77)
     shares = attention.regions.at(8, 8)
     others = [i for i in range(77) if i not in (4, 5, 9)]
@@ -196,7 +210,7 @@ def test_bias_is_the_log_of_the_share_at_the_objects_tokens() -> None:
 
 def test_without_regions_borders_it_is_the_attention_of_the_base(model: BaseModel) -> None:
     base = _predict(model)
-    with regional(model, [Placed("rex", {}, EVERYWHERE, _tokens(4, 5))]):
+    with regional_sampling(model, [PlacedObject("rex", {}, EVERYWHERE, _tokens(4, 5))]):
         torch.testing.assert_close(_predict(model), base, rtol=1e-4, atol=1e-5)
 
 
@@ -206,7 +220,7 @@ def test_a_token_is_not_seen_outside_its_region(model: BaseModel) -> None:
     features, words = torch.randn(2, 64, attention.to_q.in_features, generator=g), torch.randn(2, 77, 16, generator=g)
     changed = words.clone()
     changed[:, 4] += 3.0
-    with torch.no_grad(), regional(model, [Placed("rex", {}, (0, 0, 0.4, 1), _tokens(4))]):
+    with torch.no_grad(), regional_sampling(model, [PlacedObject("rex", {}, (0, 0, 0.4, 1), _tokens(4))]):
         first, second = (attention(features, encoder_hidden_states=w).view(2, 8, 8, -1) for w in (words, changed))
     assert torch.equal(first[1, :, 5:], second[1, :, 5:])
     assert (first[1, :, :2] - second[1, :, :2]).abs().amax(-1).min() > 1e-6
@@ -218,7 +232,7 @@ def test_a_blocked_token_is_as_if_it_were_not_there(model: BaseModel) -> None:
     attention = model.denoiser.get_submodule(CROSS)
     g = torch.Generator().manual_seed(0)
     features, words = torch.randn(2, 64, attention.to_q.in_features, generator=g), torch.randn(2, 77, 16, generator=g)
-    with torch.no_grad(), regional(model, [Placed("rex", {}, (0, 0, 0.4, 1), _tokens(4))]):
+    with torch.no_grad(), regional_sampling(model, [PlacedObject("rex", {}, (0, 0, 0.4, 1), _tokens(4))]):
         out = attention(features, encoder_hidden_states=words)[1].view(8, 8, -1)[:, 5:].flatten(0, 1)
     with torch.no_grad():
         rest = torch.cat([words[1, :4], words[1, 5:]])
@@ -231,14 +245,16 @@ def test_a_blocked_token_is_as_if_it_were_not_there(model: BaseModel) -> None:
 
 
 def test_bounded_self_attention_is_closed_between_objects_and_open_to_the_rest() -> None:
-    placed = [Placed("rex", {}, (0, 0, 0.3, 1), _none()), Placed("cup", {}, (0.7, 0, 1, 1), _none())]
-    bias = BoundedAttention(Regions(placed)).bias(100, torch.zeros(1)).view(10, 10, 10, 10)  # query y, x, key y, x
+    placed = [PlacedObject("rex", {}, (0, 0, 0.3, 1), _none()), PlacedObject("cup", {}, (0.7, 0, 1, 1), _none())]
+    bias = BoundedAttention(RegionMasks(placed)).bias(100, torch.zeros(1)).view(10, 10, 10, 10)  # query y, x, key y, x
     assert bias[5, 0, 5, 9] == bias[5, 9, 5, 0] == BLOCKED
     assert bias[5, 0, 2, 1] == bias[5, 0, 5, 5] == bias[5, 5, 5, 9] == bias[5, 5, 0, 5] == 0
     half = BoundedAttention(
-        Regions([Placed("rex", {}, LEFT, _none()), Placed("cup", {}, RIGHT, _none())], edge=0.2)
+        RegionMasks([PlacedObject("rex", {}, LEFT, _none()), PlacedObject("cup", {}, RIGHT, _none())], edge=0.2)
     ).bias(100, torch.zeros(1))
-    middle = Regions([Placed("rex", {}, LEFT, _none()), Placed("cup", {}, RIGHT, _none())], edge=0.2).flat(100)[:, 54]
+    middle = RegionMasks(
+        [PlacedObject("rex", {}, LEFT, _none()), PlacedObject("cup", {}, RIGHT, _none())], edge=0.2
+    ).flat(100)[:, 54]
     expected = 1 - float(middle[0] * middle[1] * 2)  # one place looks at itself: both shares, either way round
     assert half[54, 54].exp() == pytest.approx(expected, abs=1e-5)
 
@@ -248,9 +264,9 @@ def test_with_bounds_what_is_in_one_region_is_not_seen_from_the_other(model: Bas
     features = torch.randn(2, 64, attention.to_q.in_features, generator=torch.Generator().manual_seed(0))
     changed = features.view(2, 8, 8, -1).clone()
     changed[:, :, 7] += 3.0
-    placed = [Placed("rex", {}, (0, 0, 0.3, 1), _none()), Placed("cup", {}, (0.7, 0, 1, 1), _none())]
+    placed = [PlacedObject("rex", {}, (0, 0, 0.3, 1), _none()), PlacedObject("cup", {}, (0.7, 0, 1, 1), _none())]
     for bounded in (False, True):
-        with torch.no_grad(), regional(model, placed, bounded=bounded):
+        with torch.no_grad(), regional_sampling(model, placed, bounded=bounded):
             first, second = (attention(f).view(2, 8, 8, -1) for f in (features, changed.flatten(1, 2)))
         moved = (first - second).abs().amax(-1)
         assert (moved[:, :, 0].max() == 0) == bounded
@@ -259,17 +275,18 @@ def test_with_bounds_what_is_in_one_region_is_not_seen_from_the_other(model: Bas
 
 @pytest.mark.parametrize("edge", [0.06, 0.3])
 def test_a_softer_region_falls_more_slowly(edge: float) -> None:
-    share = Regions([Placed("a", {}, (0.0, 0.0, 0.5, 1.0), _none())], edge=edge).at(100, 100)[0, 50]
+    share = RegionMasks([PlacedObject("a", {}, (0.0, 0.0, 0.5, 1.0), _none())], edge=edge).at(100, 100)[0, 50]
     assert int(((share > 0) & (share < 1)).sum()) == pytest.approx(100 * edge, abs=1)
 
 
 def test_sampling_with_guidance_runs_inside(model: BaseModel, tiny_base) -> None:
     from objtune_cli.generation.sampling import sample
+    from objtune_cli.generation.settings import SamplingSettings
 
     placed = [
-        Placed("rex", _lora(model, tiny_base, 1), LEFT, _tokens(4)),
-        Placed("cup", _lora(model, tiny_base, 2), RIGHT, _tokens(6)),
+        PlacedObject("rex", _lora(model, tiny_base, 1), LEFT, _tokens(4)),
+        PlacedObject("cup", _lora(model, tiny_base, 2), RIGHT, _tokens(6)),
     ]
-    with regional(model, placed):
-        latents = sample(model, "a photo of a dog", "", [0, 1, 2], 2, 3.0)
+    with regional_sampling(model, placed):
+        latents = sample(model, "a photo of a dog", [0, 1, 2], SamplingSettings(2, 3.0))
     assert latents.shape == (3, 4, 8, 8) and latents.isfinite().all()

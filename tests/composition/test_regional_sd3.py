@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from objtune_cli.composition.regional import Placed, regional
+from objtune_cli.composition.regional import PlacedObject, regional_sampling
 from objtune_cli.lora import layers as adapter
 from objtune_cli.models import base_model
 from objtune_cli.models.base_model import BaseModel
@@ -62,7 +62,7 @@ def test_with_all_places_and_words_it_is_pefts_own_lora(model: BaseModel) -> Non
     """Rows with prompt; without one, what acts on words rests, as it does in U-Nets."""
     weights, inputs = lora(model), given(model)
     base = model.predict(*inputs)
-    with regional(model, [Placed("rex", weights, EVERYWHERE, ALL)]):
+    with regional_sampling(model, [PlacedObject("rex", weights, EVERYWHERE, ALL)]):
         ours = model.predict(*inputs)
     assert torch.equal(model.predict(*inputs), base)
     adapter.load(model, weights)
@@ -78,9 +78,9 @@ def test_an_object_that_is_nowhere_is_not_there(model: BaseModel) -> None:
     other = condition.clone()
     other[:, 4:6] = torch.randn(other[:, 4:6].shape, generator=torch.Generator().manual_seed(1))
     assert not torch.allclose(model.predict(z, t, condition)[2:], model.predict(z, t, other)[2:], atol=1e-4)
-    with regional(model, [Placed("rex", {}, NOWHERE, tokens(4, 5))]):
+    with regional_sampling(model, [PlacedObject("rex", {}, NOWHERE, tokens(4, 5))]):
         plain = model.predict(z, t, condition)[2:]
-    with regional(model, [Placed("rex", lora(model), NOWHERE, tokens(4, 5))]):
+    with regional_sampling(model, [PlacedObject("rex", lora(model), NOWHERE, tokens(4, 5))]):
         assert torch.equal(model.predict(z, t, other)[2:], plain)
 
 
@@ -91,7 +91,7 @@ def test_a_layer_of_the_picture_acts_inside_the_region(model: BaseModel, layer: 
     x = torch.randn(2, CELLS, module.in_features, generator=torch.Generator().manual_seed(0))
     base = module(x)
     delta = x @ weights[f"unet.{BLOCK}.{layer}.lora_A.weight"].T @ weights[f"unet.{BLOCK}.{layer}.lora_B.weight"].T
-    with regional(model, [Placed("rex", weights, LEFT, tokens(4))]) as regions:
+    with regional_sampling(model, [PlacedObject("rex", weights, LEFT, tokens(4))]) as regions:
         out, share = module(x), regions.flat(CELLS)[0]
     assert share[0] == 1 and share[3] == 0
     torch.testing.assert_close(out, base + share[None, :, None] * delta)
@@ -108,7 +108,7 @@ def test_a_layer_of_the_words_acts_at_the_objects_tokens_with_the_prompt(model: 
     expected = module(x)
     delta = x @ weights[f"unet.{BLOCK}.{layer}.lora_A.weight"].T @ weights[f"unet.{BLOCK}.{layer}.lora_B.weight"].T
     expected[1, 4:6] += delta[1, 4:6]
-    with regional(model, [Placed("rex", weights, LEFT, tokens(4, 5))]):
+    with regional_sampling(model, [PlacedObject("rex", weights, LEFT, tokens(4, 5))]):
         torch.testing.assert_close(module(x), expected)
 
 
@@ -121,8 +121,11 @@ def test_a_token_is_heard_in_its_region_and_by_no_other_word(model: BaseModel, b
     picture, words = torch.randn(2, CELLS, 16, generator=g), torch.randn(2, ROWS, 16, generator=g)
     other = words.clone()
     other[:, 4] = torch.randn(2, 16, generator=g)
-    with regional(
-        model, [Placed("rex", {}, LEFT, tokens(4)), Placed("cup", {}, RIGHT, tokens(8))], edge=0.0, bounded=bounded
+    with regional_sampling(
+        model,
+        [PlacedObject("rex", {}, LEFT, tokens(4)), PlacedObject("cup", {}, RIGHT, tokens(8))],
+        edge=0.0,
+        bounded=bounded,
     ) as regions:
         shares = regions.flat(CELLS)
         a, b = (attn(hidden_states=picture, encoder_hidden_states=w) for w in (words, other))
@@ -131,8 +134,11 @@ def test_a_token_is_heard_in_its_region_and_by_no_other_word(model: BaseModel, b
     assert told[1].nonzero().flatten().tolist() == [4] and told[0].all()
     far = picture.clone()
     far[:, shares[0] == 0] = torch.randn(2, int((shares[0] == 0).sum()), 16, generator=g)
-    with regional(
-        model, [Placed("rex", {}, LEFT, tokens(4)), Placed("cup", {}, RIGHT, tokens(8))], edge=0.0, bounded=bounded
+    with regional_sampling(
+        model,
+        [PlacedObject("rex", {}, LEFT, tokens(4)), PlacedObject("cup", {}, RIGHT, tokens(8))],
+        edge=0.0,
+        bounded=bounded,
     ):
         _, seen = attn(hidden_states=far, encoder_hidden_states=words)
     assert torch.allclose(seen[1, 4], a[1][1, 4], atol=1e-6) and not torch.allclose(seen[1, 8], a[1][1, 8], atol=1e-6)
@@ -143,14 +149,14 @@ def test_bounded_regions_do_not_see_each_other(model: BaseModel) -> None:
     """In joint layers and in the picture's own: what is on the left hears nothing of the right."""
     g = torch.Generator().manual_seed(0)
     picture, words = torch.randn(2, CELLS, 16, generator=g), torch.randn(2, ROWS, 16, generator=g)
-    placed = [Placed("rex", {}, LEFT, tokens(4)), Placed("cup", {}, RIGHT, tokens(8))]
+    placed = [PlacedObject("rex", {}, LEFT, tokens(4)), PlacedObject("cup", {}, RIGHT, tokens(8))]
     layers = [
         layer
         for layer in (model.denoiser.transformer_blocks[1].attn, model.denoiser.transformer_blocks[1].attn2)
         if layer is not None
     ]
     for bounded in (False, True):
-        with regional(model, placed, edge=0.0, bounded=bounded) as regions:
+        with regional_sampling(model, placed, edge=0.0, bounded=bounded) as regions:
             left, right = (share == 1 for share in regions.flat(CELLS))
             far = picture.clone()
             far[:, right] += 1

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from objtune_cli.composition.regional import Placed, alone, spoken
+from objtune_cli.composition.regional import PlacedObject, encode_with_object_loras, single_lora
 from objtune_cli.lora import layers as adapter
 from objtune_cli.models import base_model
 from objtune_cli.models.base_model import BaseModel
@@ -49,8 +49,8 @@ def lora(model: BaseModel, seed: int) -> dict[str, torch.Tensor]:
     return found
 
 
-def placed(words: Placeholders, name: str, weights: dict[str, torch.Tensor]) -> Placed:
-    return Placed(name, weights, EVERYWHERE, words.rows(words.expand(PROMPT), name))
+def placed(words: Placeholders, name: str, weights: dict[str, torch.Tensor]) -> PlacedObject:
+    return PlacedObject(name, weights, EVERYWHERE, words.rows(words.expand(PROMPT), name))
 
 
 @pytest.mark.parametrize("context", ["class", "own"])
@@ -60,7 +60,7 @@ def test_an_objects_tokens_are_as_peft_says_them_and_all_other_rows_the_bases(fo
     text, one, two = words.expand(PROMPT), lora(model, 1), lora(model, 2)
     base = words.in_context(PROMPT, CLASSES) if context == "class" else None
     given = model.encode([text]) if base is None else base
-    found = spoken(model, text, [placed(words, "rex", one), placed(words, "cup", two)], base)
+    found = encode_with_object_loras(model, text, [placed(words, "rex", one), placed(words, "cup", two)], base)
     assert found is not None
     ids, changed = model.token_ids([text]), torch.zeros(found.shape[1], dtype=torch.bool)
     for name, weights in (("rex", one), ("cup", two)):
@@ -84,10 +84,14 @@ def test_without_such_layers_nothing_is_encoded_and_nothing_changes(
     said: list[list[str]] = []
     encode = type(model).encode
     monkeypatch.setattr(type(model), "encode", lambda self, texts: said.append(texts) or encode(self, texts))
-    assert spoken(model, text, [cup, cup], base) is base and spoken(model, text, [cup]) is None and said == []
-    spoken(model, text, [cup, rex], base)
+    assert (
+        encode_with_object_loras(model, text, [cup, cup], base) is base
+        and encode_with_object_loras(model, text, [cup]) is None
+        and said == []
+    )
+    encode_with_object_loras(model, text, [cup, rex], base)
     assert said == [[text]]
-    spoken(model, text, [cup, rex])
+    encode_with_object_loras(model, text, [cup, rex])
     assert said == [[text]] * 3
 
 
@@ -97,7 +101,7 @@ def test_alone_it_acts_on_all_that_is_said(folder: Path) -> None:
     model, words = opened(folder)
     weights, texts = lora(model, 1), [words.expand("a photo of <rex>"), "blur"]
     before = model.encode(texts)
-    with alone(model, weights):
+    with single_lora(model, weights):
         ours = model.encode(texts)
     assert torch.equal(model.encode(texts), before)
     layers = [
@@ -116,5 +120,5 @@ def test_a_second_encoder_that_is_not_there_is_another_base(folders: dict[str, P
         f"text_encoder_2.text_model.encoder.layers.0.mlp.fc1.lora_{side}.weight": torch.ones(2, 2) for side in "AB"
     }
     with pytest.raises(Exception, match="second text encoder"):
-        spoken(model, words.expand(PROMPT), [placed(words, "rex", weights)])
+        encode_with_object_loras(model, words.expand(PROMPT), [placed(words, "rex", weights)])
     assert not any(module._forward_hooks for module in model.denoiser.modules())

@@ -401,10 +401,10 @@ def test_an_adapter_that_gives_no_numbers(cli, base: Path, stored, project: Path
 def test_a_second_picture_alone_is_named(cli, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from objtune_cli.generation import sampling
 
-    noise = sampling._noise
+    noise = sampling._sample_noise
     monkeypatch.setattr(
         sampling,
-        "_noise",
+        "_sample_noise",
         lambda made, shape: (
             noise(made, shape) * torch.tensor([NAN if g.initial_seed() == 7 else 1.0 for g in made]).view(-1, 1, 1, 1)
         ),

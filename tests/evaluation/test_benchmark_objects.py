@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from objtune_cli.evaluation import benchmark_objects
-from objtune_cli.evaluation.benchmark_objects import PLACE, Case
+from objtune_cli.evaluation.benchmark_objects import OBJECT_SLOT, Case
 from objtune_cli.toybox import world
 from objtune_cli.toybox.captions import describe
 from objtune_cli.toybox.recipe.clip_text import parse
@@ -17,7 +17,7 @@ DIALS = pytest.mark.parametrize("dial", [EASY, MEDIUM, FULL], ids=["easy", "medi
 
 
 def _asked(dial: Dial = MEDIUM, count: int = 16, **given) -> list[Case]:
-    return benchmark_objects.cases(dial, count, 0, **given)
+    return benchmark_objects.make_cases(dial, count, 0, **given)
 
 
 def test_medium_is_easy_with_accessories_and_larger_objects() -> None:
@@ -45,7 +45,7 @@ def test_objects_are_held_out_and_classes_take_turns(dial: Dial) -> None:
 
 def test_same_seed_same_cases_and_another_seed_others() -> None:
     assert _asked() == _asked()
-    assert not set(case.instance for case in benchmark_objects.cases(MEDIUM, 16, 1)) & set(
+    assert not set(case.instance for case in benchmark_objects.make_cases(MEDIUM, 16, 1)) & set(
         case.instance for case in _asked()
     )
 
@@ -111,8 +111,8 @@ def test_a_prompts_words_say_what_its_truth_holds(dial: Dial) -> None:
     """Read back by the parser of captions, with a caption's words in the object's place."""
     for case in _asked(dial):
         for prompt in case.prompts:
-            assert prompt.text.count(PLACE) == 1
-            said, background = parse(prompt.text.replace(PLACE, "a " + describe(case.instance, 0)))
+            assert prompt.text.count(OBJECT_SLOT) == 1
+            said, background = parse(prompt.text.replace(OBJECT_SLOT, "a " + describe(case.instance, 0)))
             assert background == BACKGROUNDS.index(prompt.background)
             assert said[0]["class"] == CLASSES.index(case.instance.kind)
             if prompt.accessory:

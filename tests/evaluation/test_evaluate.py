@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from objtune_cli.errors import InputError
 from objtune_cli.evaluation import benchmark_objects, clip_dino, rendering, truth_scores
 from objtune_cli.evaluation import stage as evaluate
-from objtune_cli.evaluation.stage import Given
+from objtune_cli.evaluation.stage import TrainedSubject
 from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.refs import Ref
@@ -39,7 +39,7 @@ def _mask(height: int, width: int, box: tuple[int, int, int, int]) -> np.ndarray
 )
 def test_a_photo_is_padded_to_a_square_by_its_edge(height: int, width: int, box, expected) -> None:
     rgb = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    square, found = evaluate.squared(rgb, _mask(height, width, box))
+    square, found = evaluate.pad_to_square(rgb, _mask(height, width, box))
     assert square.shape == (40, 40, 3) and found == pytest.approx(expected)
     top, left = (40 - height) // 2, (40 - width) // 2
     assert np.array_equal(square[top : top + height, left : left + width], rgb)
@@ -51,7 +51,7 @@ def test_a_photo_is_padded_to_a_square_by_its_edge(height: int, width: int, box,
 def test_the_object_alone_is_whole_in_the_middle_of_a_grey_square(x: int, y: int, w: int, h: int) -> None:
     mask = _mask(40, 40, (x, y, x + w, y + h))
     rgb = np.full((40, 40, 3), (200, 30, 30), np.uint8)
-    alone = evaluate.object_alone(rgb, mask)
+    alone = evaluate.cut_out_object(rgb, mask)
     side = alone.shape[0]
     assert alone.shape == (side, side, 3) and max(w, h) <= side <= 1.2 * max(w, h) + 3
     own = (alone == (200, 30, 30)).all(-1)
@@ -63,18 +63,18 @@ def test_the_object_alone_is_whole_in_the_middle_of_a_grey_square(x: int, y: int
 def test_a_soft_edge_is_mixed_with_grey() -> None:
     mask = _mask(20, 20, (5, 5, 15, 15))
     mask[5, 5:15] = 153  # 3/5
-    alone = evaluate.object_alone(np.full((20, 20, 3), 227, np.uint8), mask)
+    alone = evaluate.cut_out_object(np.full((20, 20, 3), 227, np.uint8), mask)
     assert {*np.unique(alone)} == {127, 187, 227}
 
 
 def test_variety_by_hand() -> None:
     """Three unit vectors: two equal, one at right angles: cosines 1, 0, 0."""
-    assert clip_dino.variety(np.array([[1.0, 0], [1, 0], [0, 1]])) == pytest.approx(2 / 3)
-    assert clip_dino.variety(np.ones((4, 1))) == pytest.approx(0)
-    assert clip_dino.variety(np.array([[1.0], [-1.0]])) == pytest.approx(2)
+    assert clip_dino.diversity(np.array([[1.0, 0], [1, 0], [0, 1]])) == pytest.approx(2 / 3)
+    assert clip_dino.diversity(np.ones((4, 1))) == pytest.approx(0)
+    assert clip_dino.diversity(np.array([[1.0], [-1.0]])) == pytest.approx(2)
 
 
-SUBJECT = Given(
+SUBJECT = TrainedSubject(
     "rex", "dog", np.full((24, 24, 3), 200, np.uint8), _mask(24, 24, (6, 6, 18, 18)), {"token.rex": torch.ones(1, 16)}
 )
 
@@ -92,7 +92,7 @@ def test_the_papers_measures_on_models_that_know_two_things(
         return np.array([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))])
 
     angles = {"picture": 0, "photo": 60, "alone": 30, "before": 120, "after": 90}
-    alone = evaluate.object_alone(SUBJECT.rgb, SUBJECT.mask)
+    alone = evaluate.cut_out_object(SUBJECT.rgb, SUBJECT.mask)
 
     def look(shown: np.ndarray) -> np.ndarray:
         what = (
@@ -113,19 +113,19 @@ def test_the_papers_measures_on_models_that_know_two_things(
     codes.update({1: "picture", 4: "before", 5: "after"})
     monkeypatch.setattr(
         rendering,
-        "pictures",
-        lambda ctx, model, texts, seeds, label, scene, object_below: (
-            (asked.extend(texts), scenes.append((scene, object_below))) and np.full((len(texts), 8, 8, 3), 1)
+        "sample_images",
+        lambda ctx, model, texts, seeds, label, **sampling: (
+            (asked.extend(texts), scenes.append(tuple(sampling.values()))) and np.full((len(texts), 8, 8, 3), 1)
         ),
     )
     order = iter((5, 4))  # with the object first, then the bare base
-    monkeypatch.setattr(rendering, "of_class", lambda *_: np.full((2, 8, 8, 3), next(order)))
+    monkeypatch.setattr(rendering, "sample_class", lambda *_: np.full((2, 8, 8, 3), next(order)))
     asked: list[str] = []
-    scenes: list[tuple[float, float]] = []
+    scenes: list[tuple[float, ...]] = []
     ctx = context()
     monkeypatch.setitem(ctx.base.sampling, "scene_guidance", 1.5)
     monkeypatch.setitem(ctx.base.sampling, "object_below", 0.9)
-    found = evaluate.papers(ctx, SUBJECT, ["on the beach", "in {brackets}"], 2, (look, say), look)
+    found = evaluate.score_with_clip_dino(ctx, SUBJECT, ["on the beach", "in {brackets}"], 2, (look, say), look)
     assert scenes == [(1.5, 0.9)]  # drawn as `generate` draws
     half = 3**0.5 / 2
     assert found == pytest.approx({
@@ -139,27 +139,27 @@ def test_one_picture_a_scene_has_no_diversity(
     context: Callable[..., StageContext], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     same = lambda shown: np.ones((len(shown), 1))  # noqa: E731
-    monkeypatch.setattr(rendering, "pictures", lambda ctx, model, texts, *_, **__: np.zeros((len(texts), 8, 8, 3)))
-    monkeypatch.setattr(rendering, "of_class", lambda *_: np.zeros((2, 8, 8, 3)))
-    assert "diversity" not in evaluate.papers(context(), SUBJECT, ["at night"], 1, (same, same), same)
+    monkeypatch.setattr(rendering, "sample_images", lambda ctx, model, texts, *_, **__: np.zeros((len(texts), 8, 8, 3)))
+    monkeypatch.setattr(rendering, "sample_class", lambda *_: np.zeros((2, 8, 8, 3)))
+    assert "diversity" not in evaluate.score_with_clip_dino(context(), SUBJECT, ["at night"], 1, (same, same), same)
 
 
 @pytest.fixture
-def drawn_dog(monkeypatch: pytest.MonkeyPatch) -> tuple[Given, world.Instance]:
+def drawn_dog(monkeypatch: pytest.MonkeyPatch) -> tuple[TrainedSubject, world.Instance]:
     """A held-out dog with its photo and mask; few drawings calibrate."""
-    for name, count in (("OTHERS", 8), ("REFERENCES", 8), ("CLASS_PICTURES", 2)):
+    for name, count in (("OTHER_INSTANCES", 8), ("REFERENCES", 8), ("CLASS_IMAGES", 2)):
         monkeypatch.setattr(rendering, name, count)
-    case = benchmark_objects.cases(EASY, 1, 0)[0]
+    case = benchmark_objects.make_cases(EASY, 1, 0)[0]
     rgb, mask = case.picture()
     return replace(SUBJECT, rgb=rgb[10:-30], mask=mask[10:-30]), case.instance  # not square
 
 
-def test_the_scale_stands_around_the_photos_own_vector(drawn_dog: tuple[Given, world.Instance]) -> None:
+def test_the_scale_stands_around_the_photos_own_vector(drawn_dog: tuple[TrainedSubject, world.Instance]) -> None:
     """The object drawn anew scores near 1, others of its class near 0."""
     subject, instance = drawn_dog
     network = inference.load()
-    case, scale = evaluate._calibrated(network, subject, EASY, 2, 0)
-    own = benchmark_objects.cases(EASY, 1, 0)[0].photo_background
+    case, scale = evaluate._calibrate(network, subject, EASY, 2, 0)
+    own = benchmark_objects.make_cases(EASY, 1, 0)[0].photo_background
     assert case.photo_background == own and scale.references.shape == (1, 64)
     assert sorted(p.background for p in case.prompts) == sorted([b for b in EASY.backgrounds if b != own] * 2)
     assert {p.kind for p in case.prompts} == {"scene"} and len({p.seed for p in case.prompts}) == len(case.prompts)
@@ -167,7 +167,7 @@ def test_the_scale_stands_around_the_photos_own_vector(drawn_dog: tuple[Given, w
 
     def identity(instances: list[world.Instance]) -> float:
         pictures = np.stack([render(world.sample_scene(rng, EASY, instances=(i,)), 128)[0] for i in instances])
-        return float(scale.identity([r.main for r in inference.read(network, pictures)]).mean())
+        return float(scale.identity([r.main for r in inference.read_images(network, pictures)]).mean())
 
     assert (
         identity([instance] * 6)
@@ -178,13 +178,13 @@ def test_the_scale_stands_around_the_photos_own_vector(drawn_dog: tuple[Given, w
 
 
 def test_the_benchs_measures_of_one_object(
-    drawn_dog: tuple[Given, world.Instance], context: Callable[..., StageContext]
+    drawn_dog: tuple[TrainedSubject, world.Instance], context: Callable[..., StageContext]
 ) -> None:
-    found = evaluate.toybox(context(), drawn_dog[0], EASY, 1, 0)
+    found = evaluate.score_on_toybox(context(), drawn_dog[0], EASY, 1, 0)
     assert found.keys() == {"identity", "found", "twice", "diversity", "prompt", "leak", "drift", "class"}
     assert all(np.isfinite(v) for v in found.values())
     with pytest.raises(InputError, match="the toybox draws no owl") as caught:
-        evaluate.toybox(context(), replace(drawn_dog[0], kind="owl"), EASY, 1, 0)
+        evaluate.score_on_toybox(context(), replace(drawn_dog[0], kind="owl"), EASY, 1, 0)
     assert "dog" in caught.value.hint
 
 
@@ -211,27 +211,29 @@ def test_each_object_of_an_adapter_comes_with_its_own_photo(context: Callable[..
     ctx = context()
     ref = _published(ctx, {"rex": "dog", "cup": "mug"})
     for i, (name, word) in enumerate({"rex": "dog", "cup": "mug"}.items()):
-        found = evaluate.given(ctx, ref, name)
+        found = evaluate.load_subject(ctx, ref, name)
         assert (found.name, found.kind) == (name, word) and (found.rgb == i).all() and found.mask.shape == (8, 8)
         assert float(found.weights[f"token.{name}"][0, 0]) == i
     with pytest.raises(InputError, match="holds several objects") as caught:
-        evaluate.given(ctx, ref)
+        evaluate.load_subject(ctx, ref)
     assert caught.value.hint == "choose one with `--name`: cup, rex"
     with pytest.raises(InputError, match="holds no max"):
-        evaluate.given(ctx, ref, "max")
-    assert evaluate.given(ctx, _published(ctx, {"max": "cat"})).name == "max"
+        evaluate.load_subject(ctx, ref, "max")
+    assert evaluate.load_subject(ctx, _published(ctx, {"max": "cat"})).name == "max"
 
 
 def test_an_object_without_a_photo_is_refused(context: Callable[..., StageContext]) -> None:
     ctx = context()
     with pytest.raises(InputError, match="does not say which photo rex was learned from"):
-        evaluate.given(ctx, _published(ctx, {"rex": "dog"}, with_mask=False))
+        evaluate.load_subject(ctx, _published(ctx, {"rex": "dog"}, with_mask=False))
 
 
-def test_scores_of_the_scale_are_the_benchs(drawn_dog: tuple[Given, world.Instance]) -> None:
+def test_scores_of_the_scale_are_the_benchs(drawn_dog: tuple[TrainedSubject, world.Instance]) -> None:
     """The truth of the stand-in through the same function: its backgrounds are right."""
     network = inference.load()
-    case, scale = evaluate._calibrated(network, drawn_dog[0], EASY, 1, 0)
-    seen = inference.read(network, rendering.drawn([p.truth(case.instance, EASY, 3) for p in case.prompts]))
+    case, scale = evaluate._calibrate(network, drawn_dog[0], EASY, 1, 0)
+    seen = inference.read_images(
+        network, rendering.render_scenes([p.truth(case.instance, EASY, 3) for p in case.prompts])
+    )
     found = truth_scores.score(case, scale, seen)
     assert found["prompt"] == found["found"] == 1 and found["leak"] < 0.1 and 0.3 < found["diversity"] < 3

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from objtune_cli.evaluation import statistics, truth_scores
-from objtune_cli.evaluation.benchmark_objects import PLACE, Case, Prompt
-from objtune_cli.evaluation.truth_scores import Scale
+from objtune_cli.evaluation.benchmark_objects import OBJECT_SLOT, Case, Prompt
+from objtune_cli.evaluation.truth_scores import Calibration
 from objtune_cli.toybox import world
-from objtune_cli.toybox.evaluator.inference import PRESENT, WORDS, Reading, Thing
+from objtune_cli.toybox.evaluator.inference import MIN_SCORE, WORDS, Detection, SceneReading
 from objtune_cli.toybox.world import BACKGROUNDS, MEDIUM, Instance
 
 ITSELF, STRANGER = torch.tensor([1.0, 0, 0]), torch.tensor([0.0, 1, 0])
@@ -34,7 +34,7 @@ def _prompts(kinds: str) -> tuple[Prompt, ...]:
     return tuple(
         Prompt(
             names[k],
-            f"a photo of {PLACE}",
+            f"a photo of {OBJECT_SLOT}",
             places[i % len(places)],
             "hat" if k == "w" else "",
             MUG if k == "p" else None,
@@ -51,7 +51,7 @@ def _case(kinds: str) -> Case:
 
 def _thing(
     kind: str = "dog", colour: str = "red", vector: torch.Tensor = ITSELF, accessory: str = "none", box=BOXES[0]
-) -> Thing:
+) -> Detection:
     said = {
         "class": kind,
         "colour": colour,
@@ -60,27 +60,27 @@ def _thing(
         "accessory": accessory,
         "third": "red",
     }
-    return Thing(0.9, box, vector, {n: torch.eye(len(words))[words.index(said[n])] for n, words in WORDS.items()})
+    return Detection(0.9, box, vector, {n: torch.eye(len(words))[words.index(said[n])] for n, words in WORDS.items()})
 
 
-def _on(background: str, *things: Thing) -> Reading:
-    return Reading(list(things), torch.eye(len(BACKGROUNDS))[BACKGROUNDS.index(background)])
+def _on(background: str, *things: Detection) -> SceneReading:
+    return SceneReading(list(things), torch.eye(len(BACKGROUNDS))[BACKGROUNDS.index(background)])
 
 
-def _perfect(prompt: Prompt, i: int) -> Reading:
+def _perfect(prompt: Prompt, i: int) -> SceneReading:
     own = _thing(accessory=prompt.accessory or "none", box=BOXES[i % len(BOXES)])
     return _on(prompt.background, own, *([_thing("mug", "blue", STRANGER)] if prompt.other else []))
 
 
-def _truth(case: Case) -> list[Reading]:
+def _truth(case: Case) -> list[SceneReading]:
     return [_perfect(p, i) for i, p in enumerate(case.prompts)]
 
 
-def _scale(zero: float = 0.0, one: float = 1.0) -> Scale:
-    return Scale(ITSELF[None].numpy(), zero, one, truth_scores.scatter([_thing(box=b) for b in BOXES]))
+def _scale(zero: float = 0.0, one: float = 1.0) -> Calibration:
+    return Calibration(ITSELF[None].numpy(), zero, one, truth_scores.pose_spread([_thing(box=b) for b in BOXES]))
 
 
-def _score(kinds: str, seen: list[Reading], **given: float) -> dict[str, float]:
+def _score(kinds: str, seen: list[SceneReading], **given: float) -> dict[str, float]:
     return truth_scores.score(_case(kinds), _scale(**given), seen)
 
 
@@ -92,7 +92,7 @@ def test_perfect_pictures_are_one_everywhere_and_leak_nothing() -> None:
 
 
 def test_the_photos_background_everywhere_is_a_whole_leak_and_no_prompt() -> None:
-    seen = [_on("beach", *r.things) for r in _truth(_case("sssww"))]
+    seen = [_on("beach", *r.detections) for r in _truth(_case("sssww"))]
     found = _score("sssww", seen)
     assert (found["prompt"], found["leak"]) == (0, 1) and found["identity"] == pytest.approx(1)
 
@@ -100,7 +100,7 @@ def test_the_photos_background_everywhere_is_a_whole_leak_and_no_prompt() -> Non
 def test_leak_is_the_mean_probability_of_the_photos_background() -> None:
     half = torch.zeros(len(BACKGROUNDS))
     half[BACKGROUNDS.index("beach")], half[BACKGROUNDS.index("snow")] = 0.25, 0.75
-    found = _score("ss", [Reading([_thing()], half), _on("grass", _thing())])
+    found = _score("ss", [SceneReading([_thing()], half), _on("grass", _thing())])
     assert found["leak"] == pytest.approx(0.125)
 
 
@@ -163,11 +163,11 @@ def test_presence_needs_the_object_and_the_other_as_two_things(name: str) -> Non
 def test_an_object_that_is_hardly_there_is_not_found_and_has_no_pose() -> None:
     """Of three scenes one shows nothing that the evaluator is sure of: the spread is that of the other two."""
     seen = _truth(_case("sss"))
-    seen[0] = _on("snow", replace(_thing(vector=STRANGER, box=(0, 0, 1, 1)), score=PRESENT - 0.01))
+    seen[0] = _on("snow", replace(_thing(vector=STRANGER, box=(0, 0, 1, 1)), score=MIN_SCORE - 0.01))
     found = _score("sss", seen)
     assert (found["found"], found["identity"]) == pytest.approx((2 / 3, 2 / 3))
-    assert found["diversity"] == pytest.approx(truth_scores.scatter([r.main for r in seen[1:]]) / _scale().spread)
-    seen[1] = _on("snow", replace(_thing(), score=PRESENT - 0.01))
+    assert found["diversity"] == pytest.approx(truth_scores.pose_spread([r.main for r in seen[1:]]) / _scale().spread)
+    seen[1] = _on("snow", replace(_thing(), score=MIN_SCORE - 0.01))
     assert _score("sss", seen)["diversity"] == 0  # one pose alone
 
 
@@ -182,7 +182,7 @@ def test_measures_without_a_prompt_of_their_kind_are_left_out() -> None:
 @settings(max_examples=40, deadline=None)
 def test_prompt_is_the_share_of_right_pictures(right: list[bool]) -> None:
     case = _case("s" * len(right))
-    seen = [r if ok else _on("beach", *r.things) for r, ok in zip(_truth(case), right, strict=True)]
+    seen = [r if ok else _on("beach", *r.detections) for r, ok in zip(_truth(case), right, strict=True)]
     found = _score("s" * len(right), seen)
     assert found["prompt"] == pytest.approx(np.mean(right)) and found["leak"] == pytest.approx(1 - np.mean(right))
 
@@ -192,19 +192,19 @@ def test_drift_is_the_way_of_the_class_to_the_object() -> None:
     far, near = torch.tensor([0.2, 0.96**0.5, 0]), torch.tensor([0.6, 0.8, 0])
     before = [_on("snow", _thing(vector=far))] * 4
     after = [_on("snow", _thing("dog" if i % 2 else "cat", vector=near)) for i in range(4)]
-    assert truth_scores.drift(_scale(), "dog", before, after) == pytest.approx({"drift": 0.5, "class": 0.5})
-    assert truth_scores.drift(_scale(), "dog", before, before) == pytest.approx({"drift": 0, "class": 1})
-    assert truth_scores.drift(_scale(), "dog", before, [_on("snow", _thing())])["drift"] == pytest.approx(1)
+    assert truth_scores.score_drift(_scale(), "dog", before, after) == pytest.approx({"drift": 0.5, "class": 0.5})
+    assert truth_scores.score_drift(_scale(), "dog", before, before) == pytest.approx({"drift": 0, "class": 1})
+    assert truth_scores.score_drift(_scale(), "dog", before, [_on("snow", _thing())])["drift"] == pytest.approx(1)
 
 
 def test_ends_of_the_scale_are_the_quantities_behind_the_measures() -> None:
     scale = _scale(zero=0.25, one=0.75)
-    assert scale.ends() == {"identity": (0.25, 0.75), "diversity": (0.0, round(scale.spread, 5))}
+    assert scale.endpoints() == {"identity": (0.25, 0.75), "diversity": (0.0, round(scale.spread, 5))}
     assert scale.identity([_thing(vector=STRANGER), _thing()]) == pytest.approx([-0.5, 1.5])
 
 
 def test_scatter_is_the_spread_of_the_boxes() -> None:
     things = [_thing(box=b) for b in BOXES[:2]]
-    (a, b) = (np.array(statistics.pose(box)) for box in BOXES[:2])
-    assert truth_scores.scatter(things) == pytest.approx(np.linalg.norm(a - b))
-    assert truth_scores.vectors(things).shape == (2, 3)
+    (a, b) = (np.array(statistics.pose_vector(box)) for box in BOXES[:2])
+    assert truth_scores.pose_spread(things) == pytest.approx(np.linalg.norm(a - b))
+    assert truth_scores.identity_vectors(things).shape == (2, 3)

@@ -216,7 +216,7 @@ def check_layout(place: Entrance, data: bytes) -> None:
     file = Path(place.empty()) / "scene.toml"
     file.write_bytes(data)
     try:
-        found = layout.read(file)
+        found = layout.read_file(file)
     except ObjtuneError as error:
         place.codes[f"exit {error.code}"] += 1
         assert error.code in (2, 3) and "\n" not in error.message and error.hint, (data, error.message, error.hint)

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from objtune_cli.errors import IncompatibleError, UsageError
-from objtune_cli.generation.sampling import again, sample
+from objtune_cli.generation.sampling import resample, sample
+from objtune_cli.generation.settings import SamplingSettings
 from objtune_cli.models import base_model, registry
 from objtune_cli.models.families import schedulers
 from tests.support import tiny_families, tiny_sd1
@@ -68,7 +69,7 @@ def test_pictures_are_those_of_diffusers_pipeline(
 
     folder = base(name, **values)
     model = base_model.load(folder, CPU, torch.float32)
-    ours = sample(model, "a dog", "", [3, 9], 5, 4.0)
+    ours = sample(model, "a dog", [3, 9], SamplingSettings(5, 4.0))
     pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(seed) for seed in (3, 9)]
@@ -82,14 +83,16 @@ def test_pictures_are_those_of_diffusers_pipeline(
         generator=generators,
     ).images
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-4)
-    torch.testing.assert_close(sample(model, "a dog", "", [9], 5, 4.0)[0], ours[1], rtol=1e-4, atol=2e-4)
+    torch.testing.assert_close(sample(model, "a dog", [9], SamplingSettings(5, 4.0))[0], ours[1], rtol=1e-4, atol=2e-4)
     found = registry.resolve(str(folder))
     assert (
         found.sampler == (called, kind)
         and found.drawn_by() == ({} if name == "DDIMScheduler" else {"sampler": name})
         and not model.notes
     )
-    begun = sample(model, "a dog", "", [3], 5, 4.0, below=0.5, object_below=0.8)
+    begun = sample(
+        model, "a dog", [3], SamplingSettings(5, 4.0, guidance_interval_high=0.5, subject_conditioning_start=0.8)
+    )
     assert begun.isfinite().all() and (begun - ours[:1]).abs().max() > 1e-3
 
 
@@ -107,7 +110,7 @@ def test_from_the_middle_too(base: Callable[..., Path], name: str) -> None:
 
     model = base_model.load(base(name), CPU, torch.float32)
     start = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    ours = again(model, start, "a dog", "", [5], 0.5, 6, 3.0)
+    ours = resample(model, start, "a dog", [5], 0.5, SamplingSettings(6, 3.0))
     parts: dict[str, Any] = {
         "text_encoder": None,
         "tokenizer": None,
@@ -187,7 +190,7 @@ def test_a_diffusion_under_a_flows_family_is_named(tmp_path: Path) -> None:
 def test_steps_that_a_sampler_cannot_take(base: Callable[..., Path]) -> None:
     model = base_model.load(base("LCMScheduler"), CPU, torch.float32)
     with pytest.raises(UsageError, match="the sampler LCM cannot take 60 steps"):
-        sample(model, "a dog", "", [0], 60, 1.0)
+        sample(model, "a dog", [0], SamplingSettings(60, 1.0))
     with pytest.raises(IncompatibleError, match="the sampler euler cannot draw"):
         schedulers.choose(
             base_model.load(base("DDIMScheduler", prediction_type="sample"), CPU, torch.float32).scheduler, "euler"

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from objtune_cli.generation.sampling import sample
+from objtune_cli.generation.settings import SamplingSettings
 from objtune_cli.lora import layers
 from objtune_cli.models import adapter_state, base_model
 from objtune_cli.models.base_model import BaseModel
@@ -35,7 +36,7 @@ def taught(folder: Path) -> tuple[BaseModel, str]:
 
 
 def drawn(model: BaseModel, text: str, guidance: float = 2.0, **how: float) -> Tensor:
-    return sample(model, text, "", [1, 2], 4, guidance, **how)
+    return sample(model, text, [1, 2], SamplingSettings(4, guidance, **how))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -44,13 +45,16 @@ def test_never_itself_it_is_its_class_and_always_it_is_as_before(
     folders: dict[str, Path], name: str, guidance: float, below: float
 ) -> None:
     model, text = taught(folders[name])
-    own, kind = drawn(model, text, guidance, below=below), drawn(model, text, guidance, below=below, object_below=0.0)
-    assert torch.equal(drawn(model, text, guidance, below=below, object_below=1.0), own)
+    own, kind = (
+        drawn(model, text, guidance, guidance_interval_high=below),
+        drawn(model, text, guidance, guidance_interval_high=below, subject_conditioning_start=0.0),
+    )
+    assert torch.equal(drawn(model, text, guidance, guidance_interval_high=below, subject_conditioning_start=1.0), own)
     with adapter_state.disabled(model):
-        torch.testing.assert_close(kind, drawn(model, WORN, guidance, below=below), rtol=0, atol=1e-5)
-    between = drawn(model, text, guidance, below=below, object_below=0.5)
+        torch.testing.assert_close(kind, drawn(model, WORN, guidance, guidance_interval_high=below), rtol=0, atol=1e-5)
+    between = drawn(model, text, guidance, guidance_interval_high=below, subject_conditioning_start=0.5)
     assert (between - own).abs().max() > 1e-3 and (between - kind).abs().max() > 1e-3
-    assert torch.equal(drawn(model, text, guidance, below=below), own)  # and it acts again afterwards
+    assert torch.equal(drawn(model, text, guidance, guidance_interval_high=below), own)  # and it acts again afterwards
 
 
 @pytest.mark.parametrize(("below", "scene"), [(1.0, 0.0), (0.3, 0.0), (0.7, 0.0), (1.0, 1.5), (0.3, 1.5)])
@@ -75,7 +79,14 @@ def test_four_steps_by_hand_the_first_ones_of_the_class(folders: dict[str, Path]
             told, free = (kind, without) if early[i] else (said(text), said(""))
             guidance = 2.5 if t < below * model.levels else 1.0
             z = schedule.step(free + guidance * (told - free) + scene * (kind - alone), t, z).prev_sample
-    found = sample(model, text, "", [3], 4, 2.5, "ddim", below=below, scene=scene, object_below=0.5)
+    found = sample(
+        model,
+        text,
+        [3],
+        SamplingSettings(
+            4, 2.5, "ddim", guidance_interval_high=below, prompt_guidance_scale=scene, subject_conditioning_start=0.5
+        ),
+    )
     torch.testing.assert_close(found, z, rtol=1e-3, atol=1e-4)
 
 
@@ -84,7 +95,13 @@ def test_pictures_of_no_object_by_no_adapter_are_the_same(folders: dict[str, Pat
     model, _ = taught(folders["sd1"])
     layers.set_active(model, [])
     plain, begun = (
-        sample(model, WORN, "", [3, 4], 5, 2.0, scheduler, below=0.7, object_below=level) for level in (1.0, 0.8)
+        sample(
+            model,
+            WORN,
+            [3, 4],
+            SamplingSettings(5, 2.0, scheduler, guidance_interval_high=0.7, subject_conditioning_start=level),
+        )
+        for level in (1.0, 0.8)
     )
     torch.testing.assert_close(begun, plain, rtol=0, atol=1e-5)
 
@@ -97,5 +114,5 @@ def test_an_error_on_the_way_leaves_the_adapter_awake(folders: dict[str, Path]) 
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        sample(model, text, "", [1, 2], 4, 2.0, on_step=stop, object_below=0.2)
+        sample(model, text, [1, 2], SamplingSettings(4, 2.0, subject_conditioning_start=0.2), on_step=stop)
     assert not model.asleep and torch.equal(drawn(model, text), own)

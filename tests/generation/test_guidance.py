@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from objtune_cli.composition.regional import alone
-from objtune_cli.generation.guidance import guided
+from objtune_cli.composition.regional import single_lora
+from objtune_cli.generation.guidance import extra_guidance
 from objtune_cli.generation.sampling import sample
+from objtune_cli.generation.settings import SamplingSettings
 from objtune_cli.lora import layers
 from objtune_cli.models import adapter_state, base_model
 from objtune_cli.models.base_model import BaseModel
@@ -54,7 +55,7 @@ def test_the_difference_is_added_to_both_halves_and_to_no_other_picture(folders:
     with adapter_state.disabled(model):
         said, alone = (predicted(model, [t], z[:1]) for t in (WORN, ALONE))
     side = model.size
-    with guided(model, texts, 1.5, 0.0, side, side):
+    with extra_guidance(model, texts, 1.5, 0.0, side, side):
         inside = predicted(model, both, z2)
     more = 1.5 * (said - alone)[0]
     assert more.abs().max() > 1e-3
@@ -78,11 +79,11 @@ def test_what_the_base_does_not_say_of_the_object_is_added_to_both_halves(
         base = predicted(model, both, z2)
     if way == "hooked":
         layers.set_active(model, [])
-    with alone(model, weights) if way == "hooked" else contextlib.nullcontext():
+    with single_lora(model, weights) if way == "hooked" else contextlib.nullcontext():
         before = predicted(model, both, z2)
-        with guided(model, texts, 0.0, 0.5, side, side):
+        with extra_guidance(model, texts, 0.0, 0.5, side, side):
             inside = predicted(model, both, z2)
-        with guided(model, texts, 1.5, 0.5, side, side):
+        with extra_guidance(model, texts, 1.5, 0.5, side, side):
             with_scene = predicted(model, both, z2)
         again = predicted(model, both, z2)
     more = 0.5 * (before[3:] - plain)
@@ -106,7 +107,7 @@ def test_the_adapter_is_no_part_of_it_and_acts_again_afterwards(folders: dict[st
         model, words = taught(folders["sd1"], seed)
         text = words.expand("a photo of <rex> in a hat")
         before = predicted(model, [text], z)
-        with guided(model, [text], 2.0, 0.0, model.size, model.size):
+        with extra_guidance(model, [text], 2.0, 0.0, model.size, model.size):
             found.append(predicted(model, [text], z) - before)
         assert torch.equal(predicted(model, [text], z), before)
     torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-5)
@@ -117,7 +118,7 @@ def test_what_does_not_act_stays_asleep(folders: dict[str, Path]) -> None:
     layers.set_active(model, [])
     z, text = torch.randn(1, 4, 8, 8), words.expand("a photo of <rex> in a hat")
     before = predicted(model, [text], z)
-    with guided(model, [text], 1.0, 0.0, model.size, model.size):
+    with extra_guidance(model, [text], 1.0, 0.0, model.size, model.size):
         assert not torch.equal(predicted(model, [text], z), before)
     assert torch.equal(predicted(model, [text], z), before)
 
@@ -126,7 +127,7 @@ def test_what_does_not_learn_does_not_learn_afterwards(folders: dict[str, Path])
     model, words = taught(folders["sd1"])
     model.denoiser.requires_grad_(False)
     text = words.expand("a photo of <rex> in a hat")
-    with guided(model, [text], 1.0, 0.0, model.size, model.size):
+    with extra_guidance(model, [text], 1.0, 0.0, model.size, model.size):
         predicted(model, [text], torch.randn(1, 4, 8, 8))
     assert not any(p.requires_grad for p in model.denoiser.parameters())
 
@@ -141,17 +142,27 @@ def test_pictures_without_other_words_are_the_same_bytes(folders: dict[str, Path
         ("a dog in a hat", True),
         ("a photo of <rex> in a hat", False),
     ):
-        plain, told = (sample(model, words.expand(text), "", [3, 4], 3, 2.0, scheduler, scene=w) for w in (0.0, 2.0))
+        plain, told = (
+            sample(model, words.expand(text), [3, 4], SamplingSettings(3, 2.0, scheduler, prompt_guidance_scale=w))
+            for w in (0.0, 2.0)
+        )
         assert torch.equal(plain, told) == same and told.isfinite().all()
 
 
 def test_each_picture_of_a_batch_has_its_own(folders: dict[str, Path]) -> None:
     model, words = taught(folders["sd1"])
     texts = [words.expand(t) for t in ("a photo of <rex> in a hat", "<rex> at sea", "a photo of <rex>")]
-    together = sample(model, texts, "", [1, 2, 3], 3, 2.0, below=0.7, scene=2.0)
+    together = sample(
+        model, texts, [1, 2, 3], SamplingSettings(3, 2.0, guidance_interval_high=0.7, prompt_guidance_scale=2.0)
+    )
     for i, text in enumerate(texts):
         torch.testing.assert_close(
-            sample(model, text, "", [i + 1], 3, 2.0, below=0.7, scene=2.0)[0], together[i], rtol=0, atol=1e-4
+            sample(
+                model, text, [i + 1], SamplingSettings(3, 2.0, guidance_interval_high=0.7, prompt_guidance_scale=2.0)
+            )[0],
+            together[i],
+            rtol=0,
+            atol=1e-4,
         )
 
 
@@ -159,7 +170,7 @@ def test_an_error_inside_leaves_the_base_as_it_was(folders: dict[str, Path]) -> 
     model, words = taught(folders["sd1"])
     z, text = torch.randn(1, 4, 8, 8), words.expand("a photo of <rex> in a hat")
     before = predicted(model, [text], z)
-    with pytest.raises(RuntimeError), guided(model, [text], 1.0, 0.0, model.size, model.size):
+    with pytest.raises(RuntimeError), extra_guidance(model, [text], 1.0, 0.0, model.size, model.size):
         predicted(model, [text], torch.randn(1, 5, 8, 8))
     assert torch.equal(predicted(model, [text], z), before)
 

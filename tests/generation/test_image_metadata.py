@@ -11,7 +11,7 @@ from PIL import Image
 
 from objtune_cli.config.sections import Generate
 from objtune_cli.generation import lora_hashes
-from objtune_cli.generation.stage import parameters
+from objtune_cli.generation.image_metadata import infotext
 from tests.support import tiny_sd1
 
 pytestmark = pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
@@ -44,7 +44,7 @@ def read(text: str) -> tuple[str, str, dict[str, str]]:
 
 @pytest.mark.parametrize("model", ["sd15", "me/odd, name", "C:\\models\\a"])
 def test_every_value_comes_back(model: str) -> None:
-    prompt, negative, values = read(parameters("a photo of <rex>, wet", CONFIG, 12, (512, 768), model))
+    prompt, negative, values = read(infotext("a photo of <rex>, wet", CONFIG, 12, (512, 768), model))
     assert (prompt, negative) == ("a photo of <rex>, wet", "blurry: very")
     wanted = {
         "Steps": "30",
@@ -62,7 +62,7 @@ def test_every_value_comes_back(model: str) -> None:
 
 
 def test_without_a_negative_prompt_there_is_no_line_of_it() -> None:
-    text = parameters(
+    text = infotext(
         "a dog",
         replace(CONFIG, negative="", guidance_below=1.0, scene_guidance=0.0, object_guidance=0.0, object_below=1.0),
         0,
@@ -114,7 +114,7 @@ def test_hashes_are_those_of_the_exported_files(
     )
     assert values[1]["Lora hashes"] == f"rex: {loras['rex']}, cup: {loras['cup']}" and "Lora hashes" not in values[2]
     assert f'Lora hashes: "rex: {loras["rex"]}", TI hashes: "rex-objtune: {words["rex"]}"' in chunks[0]
-    monkeypatch.setattr(lora_hashes, "made", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr(lora_hashes, "compute_hashes", lambda *_: pytest.fail("made again"))
     again = cli("generate", "<rex> in the snow", "-n", "1", "--steps", "1")
     assert read(Image.open(again.out.strip()).text["parameters"])[2]["Lora hashes"] == values[0]["Lora hashes"]
     (Path(".objtune") / "hashes").rename("elsewhere")  # and the notes may go

@@ -4,38 +4,44 @@ import pytest
 import torch
 
 from objtune_cli.generation.sampling import sample, to_uint8
+from objtune_cli.generation.settings import SamplingSettings
 from objtune_cli.models.base_model import BaseModel
 
 PROMPT = "a photo of a dog"
 
 
 def test_a_picture_is_the_same_alone_and_in_a_batch(model: BaseModel) -> None:
-    together = sample(model, PROMPT, "", [5, 6, 7, 8], 4, 3.0)
+    together = sample(model, PROMPT, [5, 6, 7, 8], SamplingSettings(4, 3.0))
     assert together.shape == (4, 4, 8, 8) and together.dtype == torch.float32
     for i, seed in enumerate((5, 6, 7, 8)):
-        torch.testing.assert_close(sample(model, PROMPT, "", [seed], 4, 3.0)[0], together[i], rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            sample(model, PROMPT, [seed], SamplingSettings(4, 3.0))[0], together[i], rtol=0, atol=1e-4
+        )
     assert (together[0] - together[1]).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("scheduler", ["base", "ddim", "euler", "dpm++"])
 def test_samplers_are_repeatable_whatever_the_global_generator(model: BaseModel, scheduler: str) -> None:
     torch.manual_seed(0)
-    first = sample(model, PROMPT, "", [1], 4, 3.0, scheduler)
+    first = sample(model, PROMPT, [1], SamplingSettings(4, 3.0, scheduler))
     torch.manual_seed(1)
-    assert torch.equal(sample(model, PROMPT, "", [1], 4, 3.0, scheduler), first)
+    assert torch.equal(sample(model, PROMPT, [1], SamplingSettings(4, 3.0, scheduler)), first)
     assert first.isfinite().all()
 
 
 def test_sampling_does_not_wear_out_the_base(model: BaseModel) -> None:
-    first = sample(model, PROMPT, "", [1], 4, 3.0)
-    sample(model, "a cat", "", [1, 2], 7, 1.5, "euler")
-    assert torch.equal(sample(model, PROMPT, "", [1], 4, 3.0), first)
+    first = sample(model, PROMPT, [1], SamplingSettings(4, 3.0))
+    sample(model, "a cat", [1, 2], SamplingSettings(7, 1.5, "euler"))
+    assert torch.equal(sample(model, PROMPT, [1], SamplingSettings(4, 3.0)), first)
 
 
 def test_without_guidance_the_negative_prompt_does_not_count(model: BaseModel) -> None:
-    plain = sample(model, PROMPT, "", [1], 3, 1.0)
-    assert torch.equal(sample(model, PROMPT, "a cat in the snow", [1], 3, 1.0), plain)
-    guided = [sample(model, PROMPT, negative, [1], 3, 4.0) for negative in ("", "a cat in the snow")]
+    plain = sample(model, PROMPT, [1], SamplingSettings(3, 1.0))
+    assert torch.equal(sample(model, PROMPT, [1], SamplingSettings(3, 1.0, negative_prompt="a cat in the snow")), plain)
+    guided = [
+        sample(model, PROMPT, [1], SamplingSettings(3, 4.0, negative_prompt=negative))
+        for negative in ("", "a cat in the snow")
+    ]
     assert (guided[0] - guided[1]).abs().max() > 1e-3
 
 
@@ -51,15 +57,17 @@ def test_one_step_by_hand(model: BaseModel) -> None:
     level, last = model.alpha_bar[t].view(-1, 1, 1, 1), model.scheduler.final_alpha_cumprod
     clean = (noise - (1 - level).sqrt() * eps) / level.sqrt()
     expected = last.sqrt() * clean + (1 - last).sqrt() * eps
-    torch.testing.assert_close(sample(model, PROMPT, "", [3], 1, 2.5, "ddim"), expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        sample(model, PROMPT, [3], SamplingSettings(1, 2.5, "ddim")), expected, rtol=1e-3, atol=1e-4
+    )
 
 
 def test_progress_counts_steps(model: BaseModel) -> None:
     seen: list[tuple[int, int]] = []
-    sample(model, PROMPT, "", [0], 3, 2.0, "ddim", lambda done, total: seen.append((done, total)))
+    sample(model, PROMPT, [0], SamplingSettings(3, 2.0, "ddim"), lambda done, total: seen.append((done, total)))
     assert seen == [(1, 3), (2, 3), (3, 3)]
     seen.clear()
-    sample(model, PROMPT, "", [0], 3, 2.0, on_step=lambda done, total: seen.append((done, total)))
+    sample(model, PROMPT, [0], SamplingSettings(3, 2.0), on_step=lambda done, total: seen.append((done, total)))
     assert seen == [(i + 1, 4) for i in range(4)]  # PLMS takes its second step twice
 
 
@@ -78,12 +86,40 @@ def test_every_byte_comes_back() -> None:
 @pytest.mark.parametrize("scheduler", ["base", "euler", "dpm++"])
 def test_guidance_acts_below_its_noise_level_alone(model: BaseModel, scheduler: str) -> None:
     """Never: as without guidance. Always: as with it. Between: the first steps are those without."""
-    plain, guided = (sample(model, PROMPT, "a cat", [1, 2], 5, g, scheduler) for g in (1.0, 4.0))
-    torch.testing.assert_close(sample(model, PROMPT, "a cat", [1, 2], 5, 4.0, scheduler, below=1.0), guided)
-    torch.testing.assert_close(sample(model, PROMPT, "a cat", [1, 2], 5, 4.0, scheduler, below=0.0), plain)
-    between = sample(model, PROMPT, "a cat", [1, 2], 5, 4.0, scheduler, below=0.5)
+    plain, guided = (
+        sample(model, PROMPT, [1, 2], SamplingSettings(5, g, scheduler, negative_prompt="a cat")) for g in (1.0, 4.0)
+    )
+    torch.testing.assert_close(
+        sample(
+            model,
+            PROMPT,
+            [1, 2],
+            SamplingSettings(5, 4.0, scheduler, negative_prompt="a cat", guidance_interval_high=1.0),
+        ),
+        guided,
+    )
+    torch.testing.assert_close(
+        sample(
+            model,
+            PROMPT,
+            [1, 2],
+            SamplingSettings(5, 4.0, scheduler, negative_prompt="a cat", guidance_interval_high=0.0),
+        ),
+        plain,
+    )
+    between = sample(
+        model, PROMPT, [1, 2], SamplingSettings(5, 4.0, scheduler, negative_prompt="a cat", guidance_interval_high=0.5)
+    )
     assert (between - plain).abs().max() > 1e-3 and (between - guided).abs().max() > 1e-3
-    assert torch.equal(sample(model, PROMPT, "a cat", [1, 2], 5, 1.0, scheduler, below=0.5), plain)
+    assert torch.equal(
+        sample(
+            model,
+            PROMPT,
+            [1, 2],
+            SamplingSettings(5, 1.0, scheduler, negative_prompt="a cat", guidance_interval_high=0.5),
+        ),
+        plain,
+    )
 
 
 def test_two_steps_by_hand_the_first_without_guidance(model: BaseModel) -> None:
@@ -95,4 +131,9 @@ def test_two_steps_by_hand_the_first_without_guidance(model: BaseModel) -> None:
         with torch.no_grad():
             free, told = (model.predict(z, t[None], model.encode([text])) for text in ("", PROMPT))
         z = schedule.step(free + guidance * (told - free), t, z).prev_sample
-    torch.testing.assert_close(sample(model, PROMPT, "", [3], 2, 2.5, "ddim", below=0.4), z, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        sample(model, PROMPT, [3], SamplingSettings(2, 2.5, "ddim", guidance_interval_high=0.4)),
+        z,
+        rtol=1e-3,
+        atol=1e-4,
+    )

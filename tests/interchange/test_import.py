@@ -519,7 +519,7 @@ def test_biases_and_whole_differences_act_everywhere_and_are_exported(cli: Any, 
         torch.testing.assert_close(predicted(again.denoiser, name), wanted, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(again.encode(["a photo"]), told, rtol=1e-4, atol=1e-4)
     alone = stacks.load(folders[name], CPU, torch.float32)
-    with regional.alone(alone, tensors):
+    with regional.single_lora(alone, tensors):
         torch.testing.assert_close(predicted(alone.denoiser, name), wanted, rtol=1e-4, atol=1e-4)
     for form in ("diffusers", "kohya"):
         (file,) = export.run(Path("artifacts"), refs.Ref("adapter", "rex", 1), form, Path(form))

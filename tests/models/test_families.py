@@ -9,6 +9,7 @@ import torch
 
 from objtune_cli.errors import IncompatibleError
 from objtune_cli.generation.sampling import sample
+from objtune_cli.generation.settings import SamplingSettings
 from objtune_cli.lora import layers
 from objtune_cli.models import attention, base_model, families, registry
 from objtune_cli.models import clip as towers
@@ -96,7 +97,7 @@ def test_a_prompt_is_encoded_as_diffusers_does(folders: dict[str, Path], opened:
 def test_pictures_are_those_of_diffusers_own_pipeline(folders: dict[str, Path], opened: Any, name: str) -> None:
     """Guidance, sizes, scheduler and prediction type as the pipeline has them: latents equal to the last bit or nearly."""
     model = opened(name)
-    ours = sample(model, PROMPT, "", [7], steps=4, guidance=4.0)
+    ours = sample(model, PROMPT, [7], SamplingSettings(num_inference_steps=4, guidance_scale=4.0))
     pipe = theirs(folders[name], name)
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(7))
     shown = pipe(
@@ -110,11 +111,18 @@ def test_pictures_are_those_of_diffusers_own_pipeline(folders: dict[str, Path], 
 def test_guidance_that_begins_late_is_told_the_same(opened: Any, name: str) -> None:
     """Below every noise level is the same as from the start; the step before guidance is drawn without it."""
     model = opened(name)
-    always = sample(model, PROMPT, "", [1], steps=4, guidance=4.0)
-    late = sample(model, PROMPT, "", [1], steps=4, guidance=4.0, below=0.5)
-    never = sample(model, PROMPT, "", [1], steps=4, guidance=1.0)
+    always = sample(model, PROMPT, [1], SamplingSettings(num_inference_steps=4, guidance_scale=4.0))
+    late = sample(
+        model, PROMPT, [1], SamplingSettings(num_inference_steps=4, guidance_scale=4.0, guidance_interval_high=0.5)
+    )
+    never = sample(model, PROMPT, [1], SamplingSettings(num_inference_steps=4, guidance_scale=1.0))
     assert not torch.equal(late, always) and not torch.equal(late, never)
-    size = sample(model, PROMPT, "", [1], steps=2, guidance=4.0, below=0.5, size=(32, 48))
+    size = sample(
+        model,
+        PROMPT,
+        [1],
+        SamplingSettings(num_inference_steps=2, guidance_scale=4.0, guidance_interval_high=0.5, height=32, width=48),
+    )
     assert size.shape == (1, model.denoiser.config.in_channels, 8, 12)
 
 

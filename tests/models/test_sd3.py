@@ -10,6 +10,7 @@ import torch
 
 from objtune_cli.errors import IncompatibleError, InputError
 from objtune_cli.generation.sampling import sample
+from objtune_cli.generation.settings import SamplingSettings
 from objtune_cli.lora import layers as adapter
 from objtune_cli.models import attention, base_model, precision, registry
 from objtune_cli.models.base_model import BaseModel
@@ -66,7 +67,11 @@ def test_prompts_are_encoded_as_diffusers_does(folders: dict[str, Path], opened:
 def test_pictures_are_those_of_diffusers_own_pipeline(folders: dict[str, Path], opened: Any, name: str) -> None:
     """From the same noise, through the autoencoder with its shift."""
     model, pipe = opened(name), theirs(folders[name], name)
-    ours = model.to_picture(sample(model, PROMPT, "blurry", [7], steps=4, guidance=4.0))
+    ours = model.to_picture(
+        sample(
+            model, PROMPT, [7], SamplingSettings(negative_prompt="blurry", num_inference_steps=4, guidance_scale=4.0)
+        )
+    )
     noise = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(7))
     shown = pipe(
         PROMPT,
@@ -79,7 +84,14 @@ def test_pictures_are_those_of_diffusers_own_pipeline(folders: dict[str, Path], 
         output_type="pt",
     )
     torch.testing.assert_close((ours + 1) / 2, shown.images, rtol=1e-4, atol=1e-4)
-    again = model.to_picture(sample(model, PROMPT, "blurry", [7], steps=4, guidance=4.0, scheduler="euler"))
+    again = model.to_picture(
+        sample(
+            model,
+            PROMPT,
+            [7],
+            SamplingSettings(negative_prompt="blurry", num_inference_steps=4, guidance_scale=4.0, scheduler="euler"),
+        )
+    )
     assert torch.equal(ours, again)
 
 
@@ -89,7 +101,7 @@ def test_prediction_noise_and_target_are_the_flows(folders: dict[str, Path], ope
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     model, g = opened(name), torch.Generator().manual_seed(0)
-    sample(model, PROMPT, "", [1], steps=2, guidance=1.0)
+    sample(model, PROMPT, [1], SamplingSettings(num_inference_steps=2, guidance_scale=1.0))
     schedule = FlowMatchEulerDiscreteScheduler.from_pretrained(
         folders[name], subfolder="scheduler", local_files_only=True
     )
@@ -216,7 +228,9 @@ def test_without_t5_its_rows_are_zeros(folders: dict[str, Path], opened: Any, tm
 
 def test_a_sampler_of_diffusion_is_one_line(opened: Any) -> None:
     with pytest.raises(IncompatibleError, match=r"the sampler dpm\+\+ is none of Stable Diffusion 3's") as error:
-        sample(opened("sd3"), PROMPT, "", [0], steps=1, guidance=1.0, scheduler="dpm++")
+        sample(
+            opened("sd3"), PROMPT, [0], SamplingSettings(num_inference_steps=1, guidance_scale=1.0, scheduler="dpm++")
+        )
     assert error.value.code == 6
 
 

@@ -92,7 +92,7 @@ def _boxes(draw: st.DrawFn) -> Box:
 def test_boxes_come_back_from_the_map_and_cost_nothing_there(box: Box) -> None:
     """Peaks and the training loss mean the same map."""
     found = _map(box)
-    scores, boxes = inference.peaks(found, 1)
+    scores, boxes = inference.find_peaks(found, 1)
     assert float(scores[0, 0]) == pytest.approx(1 / (1 + math.exp(-4)))
     torch.testing.assert_close(boxes[0, 0], torch.tensor(box), atol=1e-5, rtol=0)
     network = SimpleNamespace(finder=lambda x: (found, torch.zeros(1, len(BACKGROUNDS))))
@@ -117,9 +117,9 @@ def test_the_surer_of_two_comes_first_and_neighbours_are_not_objects() -> None:
     found = torch.where(_map(b, score=3.0)[:, :1] > 0, _map(b, score=3.0), found)
     i, j = divmod(int(found[0, 0].argmax()), GRID)
     found[0, :, i, j + 1] = found[0, :, i, j] - torch.tensor([0.5, 0, 0, 0, 0])  # nearly as sure, beside it
-    scores, boxes = inference.peaks(found, 3)
+    scores, boxes = inference.find_peaks(found, 3)
     torch.testing.assert_close(boxes[0, :2], torch.tensor([b, a]), atol=1e-5, rtol=0)
-    assert float(scores[0, 0]) > float(scores[0, 1]) > inference.PRESENT > float(scores[0, 2])
+    assert float(scores[0, 0]) > float(scores[0, 1]) > inference.MIN_SCORE > float(scores[0, 2])
 
 
 @given(_boxes(), _boxes())
@@ -138,7 +138,7 @@ def test_overlap_by_hand() -> None:
 
 def test_a_word_is_the_likeliest_value_as_the_world_names_it() -> None:
     probs = {"class": torch.tensor([0.1, 0.2, 0.0, 0.7, 0, 0, 0, 0])}
-    assert inference.Thing(0.9, (0, 0, 1, 1), torch.zeros(WIDTH), probs).word("class") == CLASSES[3] == "mug"
+    assert inference.Detection(0.9, (0, 0, 1, 1), torch.zeros(WIDTH), probs).label("class") == CLASSES[3] == "mug"
 
 
 def test_focal_loss_by_hand() -> None:
@@ -242,7 +242,7 @@ def test_the_weights_are_written_in_half_precision(untrained: Evaluator, tmp_pat
     assert all(torch.equal(v, untrained.state_dict()[k].half().float()) for k, v in again.state_dict().items())
     assert not again.training and not any(p.requires_grad for p in again.parameters())
     assert (tmp_path / "w.safetensors").stat().st_mode & 0o777 == 0o644
-    assert inference.about(tmp_path / "w.safetensors") == {
+    assert inference.read_header(tmp_path / "w.safetensors") == {
         "commit": "0123456",
         "dial": CPU.dial,
         "seed": CPU.seed,
@@ -257,7 +257,7 @@ def test_an_evaluator_knows_the_worlds_that_show_no_more_than_its_own(
     trained: str, known: set[str], untrained: Evaluator, tmp_path: Path
 ) -> None:
     recipe.publish(untrained, tmp_path / "w.safetensors", replace(CPU, dial=trained), "")
-    assert {name for name, dial in world.DIALS.items() if inference.knows(dial, tmp_path / "w.safetensors")} == known
+    assert {name for name, dial in world.DIALS.items() if inference.covers(dial, tmp_path / "w.safetensors")} == known
 
 
 # What ships.
@@ -277,33 +277,33 @@ def _lone(count: int, seed: int = 77) -> list[Scene]:
 
 
 @pytest.fixture(scope="module")
-def seen(network: Evaluator) -> tuple[list[Scene], list[list[np.ndarray]], list[inference.Reading], np.ndarray]:
+def seen(network: Evaluator) -> tuple[list[Scene], list[list[np.ndarray]], list[inference.SceneReading], np.ndarray]:
     """60 lone held-out objects: scenes, masks, readings and pictures."""
     scenes = _lone(60)
     drawn = [render(s, 128) for s in scenes]
     pictures = np.stack([p for p, _ in drawn])
-    return scenes, [m for _, m in drawn], inference.read(network, pictures), pictures
+    return scenes, [m for _, m in drawn], inference.read_images(network, pictures), pictures
 
 
 def test_the_file_is_small_and_says_how_it_was_made() -> None:
     assert inference.WEIGHTS.stat().st_size <= 6e6
-    assert set(inference.about()) == {"dial", "seed", "steps", "commit"}
-    assert inference.knows(world.EASY) and inference.knows(MEDIUM)
+    assert set(inference.read_header()) == {"dial", "seed", "steps", "commit"}
+    assert inference.covers(world.EASY) and inference.covers(MEDIUM)
 
 
 def test_it_names_class_background_and_colour(seen) -> None:
     scenes, _, readings, _ = seen
     told = [(s.objects[0][0], s.background, r) for s, r in zip(scenes, readings, strict=True)]
-    assert sum(r.main.word("class") == i.kind for i, _, r in told) >= 0.9 * 60
+    assert sum(r.main.label("class") == i.kind for i, _, r in told) >= 0.9 * 60
     assert sum(BACKGROUNDS[int(r.background.argmax())] == b for _, b, r in told) >= 0.9 * 60
-    assert sum(r.main.word("colour") == i.colour for i, _, r in told) >= 0.8 * 60
+    assert sum(r.main.label("colour") == i.colour for i, _, r in told) >= 0.8 * 60
 
 
 def test_it_finds_the_object_and_one_alone(seen) -> None:
     _, masks, readings, _ = seen
     overlaps = [inference.overlap(r.main.box, recipe.box_of(m[0])) for r, m in zip(readings, masks, strict=True)]
     assert np.mean(overlaps) > 0.7 and np.mean(np.array(overlaps) > 0.5) >= 0.9
-    assert np.mean([len(r.things) == 1 for r in readings]) >= 0.9
+    assert np.mean([len(r.detections) == 1 for r in readings]) >= 0.9
 
 
 def test_it_finds_both_of_two(network: Evaluator) -> None:
@@ -315,10 +315,10 @@ def test_it_finds_both_of_two(network: Evaluator) -> None:
         for _ in range(20)
     ]
     drawn = [render(s, 128) for s in pairs]
-    readings = inference.read(network, np.stack([p for p, _ in drawn]))
+    readings = inference.read_images(network, np.stack([p for p, _ in drawn]))
     both = [
-        len(r.things) == 2
-        and all(max(inference.overlap(t.box, recipe.box_of(m)) for t in r.things) > 0.5 for m in masks)
+        len(r.detections) == 2
+        and all(max(inference.overlap(t.box, recipe.box_of(m)) for t in r.detections) > 0.5 for m in masks)
         for r, (_, masks) in zip(readings, drawn, strict=True)
     ]
     assert np.mean(both) >= 0.8
@@ -330,17 +330,20 @@ def test_an_object_is_nearer_to_itself_than_to_another_of_its_class(network: Eva
 
 def test_readings_are_probabilities_and_unit_vectors_surest_first(seen) -> None:
     for r in seen[2]:
-        assert 1 <= len(r.things) <= 2 and r.main is r.things[0]
+        assert 1 <= len(r.detections) <= 2 and r.main is r.detections[0]
         assert float(r.background.sum()) == pytest.approx(1, abs=1e-5)
-        assert [t.score for t in r.things] == sorted((t.score for t in r.things), reverse=True)
-        for t in r.things:
+        assert [t.score for t in r.detections] == sorted((t.score for t in r.detections), reverse=True)
+        for t in r.detections:
             assert float(t.vector.norm()) == pytest.approx(1, abs=1e-5) and t.probs.keys() == ATTRIBUTES.keys()
             assert all(float(p.sum()) == pytest.approx(1, abs=1e-5) for p in t.probs.values())
 
 
 def test_a_picture_is_read_the_same_in_any_batch(network: Evaluator, seen) -> None:
     _, _, readings, pictures = seen
-    for some in (inference.read(network, pictures[:5], batch=2), inference.read(network, pictures[:5], most=1)):
+    for some in (
+        inference.read_images(network, pictures[:5], batch=2),
+        inference.read_images(network, pictures[:5], most=1),
+    ):
         for a, b in zip(some, readings, strict=False):
             torch.testing.assert_close(a.main.vector, b.main.vector, atol=1e-4, rtol=0)
             assert a.main.box == pytest.approx(b.main.box, abs=1e-4) and a.main.score == pytest.approx(
@@ -349,7 +352,7 @@ def test_a_picture_is_read_the_same_in_any_batch(network: Evaluator, seen) -> No
 
 
 def test_where_nothing_is_there_is_still_one_thing_however_unsure(network: Evaluator, seen) -> None:
-    readings = inference.read(network, np.full((2, 128, 128, 3), 127, np.uint8))
-    assert all(len(r.things) >= 1 for r in readings)
+    readings = inference.read_images(network, np.full((2, 128, 128, 3), 127, np.uint8))
+    assert all(len(r.detections) >= 1 for r in readings)
     assert readings[0].main.score < np.median([r.main.score for r in seen[2]])
-    assert inference.read(network, np.zeros((0, 128, 128, 3), np.uint8)) == []
+    assert inference.read_images(network, np.zeros((0, 128, 128, 3), np.uint8)) == []

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from objtune_cli.config.sections import Train
+from objtune_cli.generation.settings import SamplingSettings
 from objtune_cli.models import clip
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.training import self_evaluation
@@ -30,7 +31,7 @@ def judge(model: BaseModel, tiny_base) -> SelfEvaluation:
         model,
         clip.load(tiny_base / "clip", model),
         [tiny_sd1.subject(model)],
-        {"steps": 20, "guidance": 2.0, "below": 0.6},
+        SamplingSettings(20, 2.0, guidance_interval_high=0.6),
     )
 
 
@@ -45,9 +46,9 @@ def test_the_class_itself_scores_as_the_class(judge: SelfEvaluation) -> None:
 
 def test_objects_are_judged_as_they_will_be_drawn(judge: SelfEvaluation, tiny_base) -> None:
     """Begun by the frozen base, and at the limit drawn by it alone: then nothing that was learned shows."""
-    subject, kept = judge.subjects[0], {"steps": 20, "guidance": 2.0, "below": 0.6}
-    never = SelfEvaluation(judge.model, judge.towers, [subject], kept, of_objects={"object_below": 0.0})
-    late = SelfEvaluation(judge.model, judge.towers, [subject], kept, of_objects={"object_below": 0.5})
+    subject, kept = judge.subjects[0], SamplingSettings(20, 2.0, guidance_interval_high=0.6)
+    never = SelfEvaluation(judge.model, judge.towers, [subject], kept, subject_conditioning_start=0.0)
+    late = SelfEvaluation(judge.model, judge.towers, [subject], kept, subject_conditioning_start=0.5)
     trainer = Trainer(judge.model, [subject], {}, CONFIG)
     with torch.no_grad():
         for p in trainer.lora:

@@ -1,4 +1,4 @@
-"""`objtune bench --base-only`: what the base draws, against true pictures of the same prompts, and whether it copies."""
+"""`objtune bench --base-only`: quality of the base model against renderings of the same prompts, and whether it memorizes training images."""
 
 import io
 import itertools
@@ -18,69 +18,69 @@ from objtune_cli.store import artifacts
 from objtune_cli.toybox import renderer, world
 from objtune_cli.toybox.captions import PLACES, article, describe
 from objtune_cli.toybox.evaluator import inference
-from objtune_cli.toybox.evaluator.inference import Reading, Thing
+from objtune_cli.toybox.evaluator.inference import Detection, SceneReading
 from objtune_cli.toybox.recipe import dataset
 from objtune_cli.toybox.world import BACKGROUNDS, Dial, Instance, Scene
 from objtune_cli.workflow.context import StageContext
 
 PAIRS = 0.25
-"""Share of samples with two objects."""
-PART = 64
-"""Samples kept at a time."""
+"""Fraction of samples with two objects."""
+SHARD_SIZE = 64
+"""Samples per file."""
 THUMB = 32
-"""Side at which pictures are compared for copies, px."""
+"""Side at which images are compared with training images, px."""
 ATTRIBUTES = {"class": "kind", "colour": "colour", "second": "second", "pattern": "pattern", "accessory": "accessory"}
 """Measure to the instance's field."""
 
 
 def run(ctx: StageContext, out: Path, dial: Dial, config: Bench) -> list[dict[str, Any]]:
-    """Rows of the methods `base` (truth = 1) and `truth` (shares as they are); a sheet of samples in `out`.
+    """Rows of the methods `base` (relative to the ground truth) and `truth` (fractions); a contact sheet of samples in `out`.
 
     Raises:
-        IncompatibleError: The base does not say what it was trained on.
+        IncompatibleError: The base does not name its training set.
     """
-    network, bank = inference.load(), _training_set(ctx, out, dial)
-    scenes = asked(dial, config.samples, config.seed)
-    shown = _samples(ctx, out / "samples" / f"{ctx.base.fingerprint[:12]}-{config.seed}", scenes)
-    true = rendering.drawn([_again(s, dial, config.seed, i) for i, s in enumerate(scenes)])
-    seen, known = (hits(rendering.readings(network, side), scenes) for side in (shown, true))
+    network, bank = inference.load(), _load_training_images(ctx, out, dial)
+    scenes = sample_scenes(dial, config.samples, config.seed)
+    shown = _load_or_sample(ctx, out / "samples" / f"{ctx.base.fingerprint[:12]}-{config.seed}", scenes)
+    true = rendering.render_scenes([_redraw(s, dial, config.seed, i) for i, s in enumerate(scenes)])
+    seen, known = (score_readings(rendering.read_images(network, side), scenes) for side in (shown, true))
     rows = []
     for name, values in seen.items():
         one = float(np.mean(known[name])) or 1.0
         rows.append(_row("base", name, [v / one for v in values]))
     rows += [_row("truth", name, values) for name, values in known.items()]
-    rows += copies(shown, true, bank)
+    rows += copy_rows(shown, true, bank)
     artifacts.write_file(out / "base.png", png.encode_png(png.make_grid(shown[:64], 8)))
     return rows
 
 
 def _row(method: str, measure: str, values: Sequence[float]) -> dict[str, Any]:
-    return statistics.rows(method, [{measure: float(v)} for v in values])[0]
+    return statistics.table_rows(method, [{measure: float(v)} for v in values])[0]
 
 
-def _samples(ctx: StageContext, folder: Path, scenes: list[Scene]) -> np.ndarray:
-    """The base's pictures of the scenes' sentences, kept in parts in `folder`: an interrupted run goes on."""
+def _load_or_sample(ctx: StageContext, folder: Path, scenes: list[Scene]) -> np.ndarray:
+    """Sample the scenes' captions, cached in `folder` in shards, so that an interrupted run continues."""
     from PIL import Image
 
     done = []
-    for start in range(0, len(scenes), PART):
+    for start in range(0, len(scenes), SHARD_SIZE):
         file = folder / f"{start:06d}.png"
-        part = scenes[start : start + PART]
+        part = scenes[start : start + SHARD_SIZE]
         if not file.exists():
-            model, _ = rendering.loaded(ctx, "", None)
-            texts, seeds = [sentence(s) for s in part], list(range(start, start + len(part)))
-            shown = rendering.pictures(ctx, model, texts, seeds, f"samples {start + len(part)} of {len(scenes)}")
+            model, _ = rendering.load_adapter(ctx, "", None)
+            texts, seeds = [full_caption(s) for s in part], list(range(start, start + len(part)))
+            shown = rendering.sample_images(ctx, model, texts, seeds, f"samples {start + len(part)} of {len(scenes)}")
             artifacts.write_file(file, png.encode_png(np.concatenate(list(shown))))
         column = np.asarray(Image.open(file))
-        if len(column) != len(part) * column.shape[1]:  # of a run with fewer samples
+        if len(column) != len(part) * column.shape[1]:  # from a run with fewer samples
             file.unlink()
-            return _samples(ctx, folder, scenes)
+            return _load_or_sample(ctx, folder, scenes)
         done.append(column.reshape(len(part), column.shape[1], column.shape[1], 3))
     return np.concatenate(done)
 
 
-def asked(dial: Dial, count: int, seed: int) -> list[Scene]:
-    """Scenes of training objects to be named in full, every class in turn, a quarter of them in pairs."""
+def sample_scenes(dial: Dial, count: int, seed: int) -> list[Scene]:
+    """Sample scenes of training objects, every class in turn, a quarter of them with two objects."""
     rng = np.random.default_rng((seed, 3))
     turns = {1: itertools.cycle(dial.classes), 2: itertools.cycle(dial.classes)}
     scenes = []
@@ -92,68 +92,68 @@ def asked(dial: Dial, count: int, seed: int) -> list[Scene]:
     return scenes
 
 
-def sentence(scene: Scene) -> str:
-    """Everything that a caption can say of a scene."""
+def full_caption(scene: Scene) -> str:
+    """The most detailed caption of a scene."""
     subject = " and ".join(article(describe(instance, 3)) for instance, _ in scene.objects)
     return f"a photo of {subject} {PLACES[scene.background][0]}"
 
 
-def _again(scene: Scene, dial: Dial, seed: int, index: int) -> Scene:
-    """Other objects that the same sentence describes, newly posed: only what was said is the same."""
+def _redraw(scene: Scene, dial: Dial, seed: int, index: int) -> Scene:
+    """Other objects that fit the same caption, with new poses."""
     rng = np.random.default_rng((seed, 4, index))
-    together = tuple(_namesake(instance, dial, rng) for instance, _ in scene.objects)
+    together = tuple(_resample_instance(instance, dial, rng) for instance, _ in scene.objects)
     return world.sample_scene(rng, dial, instances=together, background=scene.background)
 
 
-def _namesake(instance: Instance, dial: Dial, rng: np.random.Generator) -> Instance:
+def _resample_instance(instance: Instance, dial: Dial, rng: np.random.Generator) -> Instance:
     fresh = world.sample_instance(rng, dial, kind=instance.kind, held_out=None)
     rgb = tuple(world.shade(world.COLOURS[name], rng) for name in (instance.colour, instance.second, instance.third))
     return replace(instance, rgb=rgb, proportions=fresh.proportions, phase=fresh.phase, frequency=fresh.frequency)
 
 
-def hits(seen: list[Reading], scenes: list[Scene]) -> dict[str, list[float]]:
-    """For each measure, 1 or 0 for each sample that was asked for it.
+def score_readings(seen: list[SceneReading], scenes: list[Scene]) -> dict[str, list[float]]:
+    """For each measure, 1 or 0 for each sample whose prompt names it.
 
-    Attributes are read on lone objects; "both" says whether two things of the asked classes and main
-    colours are there, the first one on the left.
+    Attributes are read on scenes of one object. `both` is whether two objects of the prompt's classes and main
+    colours are present, the first one on the left.
     """
     found: dict[str, list[float]] = {name: [] for name in (*ATTRIBUTES, "background", "both")}
     for r, scene in zip(seen, scenes, strict=True):
         found["background"].append(float(BACKGROUNDS[int(r.background.argmax())] == scene.background))
         if len(scene.objects) == 2:
-            things = sorted(r.things, key=lambda t: t.box[0] + t.box[2])
+            things = sorted(r.detections, key=lambda t: t.box[0] + t.box[2])
             found["both"].append(
-                float(len(things) == 2 and all(_fits(t, i) for t, (i, _) in zip(things, scene.objects, strict=True)))
+                float(len(things) == 2 and all(_matches(t, i) for t, (i, _) in zip(things, scene.objects, strict=True)))
             )
             continue
         for name, field in ATTRIBUTES.items():
-            found[name].append(float(r.main.word(name) == getattr(scene.objects[0][0], field)))
+            found[name].append(float(r.main.label(name) == getattr(scene.objects[0][0], field)))
     return found
 
 
-def _fits(thing: Thing, instance: Instance) -> bool:
-    return thing.word("class") == instance.kind and thing.word("colour") == instance.colour
+def _matches(thing: Detection, instance: Instance) -> bool:
+    return thing.label("class") == instance.kind and thing.label("colour") == instance.colour
 
 
-def copies(shown: np.ndarray, true: np.ndarray, bank: np.ndarray) -> list[dict[str, Any]]:
-    """Distance to the nearest training picture, of samples and of true pictures.
+def copy_rows(shown: np.ndarray, true: np.ndarray, bank: np.ndarray) -> list[dict[str, Any]]:
+    """Rows of the distance to the nearest training image.
 
-    Rows "nearest" (the truth's mean distance = 1; smaller would mean copies) and "copies" (share of
-    samples nearer than 99 of 100 true pictures are; 0.01 is what the truth has).
+    `nearest`: mean distance of samples over that of renderings; less than 1 would mean copies.
+    `copies`: fraction of samples that are nearer than 99 of 100 renderings; 0.01 for renderings.
     """
-    sample, truth = (nearest(_thumbs(side), bank) for side in (shown, true))
+    sample, truth = (nearest_distance(_thumbnails(side), bank) for side in (shown, true))
     close = sample < np.quantile(truth, 0.01)
     return [_row("base", "nearest", list(sample / truth.mean())), _row("base", "copies", list(close))]
 
 
-def _thumbs(shown: np.ndarray) -> np.ndarray:
+def _thumbnails(shown: np.ndarray) -> np.ndarray:
     import cv2
 
     return np.stack([cv2.resize(p, (THUMB, THUMB), interpolation=cv2.INTER_AREA) for p in shown])
 
 
-def nearest(thumbs: np.ndarray, bank: np.ndarray, batch: int = 4096) -> np.ndarray:
-    """Root mean square difference of each picture (N, s, s, 3) to the nearest of the bank, [0, 255]."""
+def nearest_distance(thumbs: np.ndarray, bank: np.ndarray, batch: int = 4096) -> np.ndarray:
+    """Root mean square difference of each image (N, s, s, 3) to the nearest of the bank, in [0, 255]."""
     flat = thumbs.reshape(len(thumbs), -1).astype(np.float32)
     own = (flat**2).sum(1)
     least = np.full(len(flat), np.inf, np.float32)
@@ -164,11 +164,11 @@ def nearest(thumbs: np.ndarray, bank: np.ndarray, batch: int = 4096) -> np.ndarr
     return np.sqrt(least.clip(0) / flat.shape[1])
 
 
-def _training_set(ctx: StageContext, out: Path, dial: Dial) -> np.ndarray:
-    """Every picture that the base was trained on, drawn small once and kept in `out`.
+def _load_training_images(ctx: StageContext, out: Path, dial: Dial) -> np.ndarray:
+    """Render every training image of the base as a thumbnail, cached in `out`.
 
     Raises:
-        IncompatibleError: The base does not say how many there were.
+        IncompatibleError: The base does not name its training set.
     """
     about = json.loads((ctx.base.folder / "toybox.json").read_bytes())
     if not {"seed", "pictures", "captions"} <= set(about):

@@ -1,6 +1,6 @@
-"""A step of diffusers' own `train_dreambooth_lora.py`, timed: the script as its authors wrote it, in a process of its own.
+"""Time a step of diffusers' `train_dreambooth_lora.py`, unchanged, in a process of its own.
 
-It is given a folder of Stable Diffusion 1.5's layout with random weights and pictures of noise, and is stopped after enough
+Its input is a folder of Stable Diffusion 1.5's architecture with random weights, and noise images; it is stopped after enough
 steps. Knows nothing of our own training. `python -m objtune_cli.bench.suites.diffusers_script SCRIPT ARGUMENT…` is that process.
 """
 
@@ -23,10 +23,10 @@ from objtune_cli.evaluation import statistics as measures
 from objtune_cli.workflow.context import StageContext
 
 STEPS, WARM_UP = 24, 4
-LARGE = 512
-"""Side of the pictures on a GPU, px."""
+GPU_SIDE = 512
+"""Side of the images on a GPU, px."""
 CLASS_PICTURES = 4
-RATES = (
+TRAINING_OPTIONS = (
     "--train_batch_size",
     "1",
     "--rank",
@@ -38,28 +38,28 @@ RATES = (
     "--lr_warmup_steps",
     "0",
 )
-"""diffusers' README of the script: one photo and one class picture a step, rank 4."""
+"""As in diffusers' README of the script: one photo and one class image per step, rank 4."""
 
 
-def rows(ctx: StageContext, config: Bench, folder: Path, ours: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of the script at the size of `ours`, rows of `speed.run`, and of the ratio of ours to it; one value each."""
+def measure(ctx: StageContext, config: Bench, folder: Path, ours: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of the script at the size of `ours`, which are rows of `speed.run`, and of the ratio of ours to it; one value each."""
     ctx.report.note(f"{Path(config.script).name}: Stable Diffusion 1.5's layout is written to {folder}")
-    device = "cuda" if ctx.common.device.startswith("cuda") or (ctx.common.device == "auto" and _gpu()) else "cpu"
-    found = measured(
-        Path(config.script), folder, device, config.side or (SIDE if device == "cpu" else LARGE), ctx.check_stopped
+    device = "cuda" if ctx.common.device.startswith("cuda") or (ctx.common.device == "auto" and _has_gpu()) else "cpu"
+    found = time_script(
+        Path(config.script), folder, device, config.side or (SIDE if device == "cpu" else GPU_SIDE), ctx.check_stopped
     )
     mean = {row["measure"]: row["mean"] for row in ours if row["method"] == "objtune"}
     theirs = {f"sd15_{name}": value for name, value in found.items()}
-    return measures.rows("diffusers' script", [theirs]) + measures.rows(
+    return measures.table_rows("diffusers' script", [theirs]) + measures.table_rows(
         "ratio to the script", [{m: mean[m] / v for m, v in theirs.items() if v and m in mean}]
     )
 
 
-def check_there(script: Path) -> None:
-    """Refuse a script that is not there, before anything is measured.
+def check_script(script: Path) -> None:
+    """Check that the script exists, before anything is measured.
 
     Raises:
-        InputError: There is no such file.
+        InputError: It does not.
     """
     if not script.is_file():
         raise InputError(
@@ -68,32 +68,34 @@ def check_there(script: Path) -> None:
         )
 
 
-def _gpu() -> bool:
+def _has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
 
 
-def measured(
+def time_script(
     script: Path, folder: Path, device: str, side: int, check: Callable[[], None] = lambda: None
 ) -> dict[str, float]:
-    """Median seconds of a step and the largest memory in MB of stepping, the model included.
+    """Median seconds of a step and the largest memory in MB of all steps, the model included.
 
     Args:
-        folder: Where the model, the pictures and what the script writes lie; made if it is not there. check: raises to stop.
+        folder: Folder for the model, the images and the script's output; created if needed.
+        check: Called while waiting; raises to stop.
 
     Raises:
-        InputError: There is no such script. ResourceError: it failed.
+        InputError: There is no such script.
+        ResourceError: The script failed.
     """
-    check_there(script)
-    _model(folder / "model", device)
+    check_script(script)
+    _write_model(folder / "model", device)
     for name, count in (("photo", 1), ("class", CLASS_PICTURES)):
-        _noise(folder / name, count, side)
+        _write_noise_images(folder / name, count, side)
     command = [
         sys.executable, "-P", "-m", "objtune_cli.bench.suites.diffusers_script", str(script), "--pretrained_model_name_or_path", str(folder / "model"),
         "--instance_data_dir", str(folder / "photo"), "--instance_prompt", "a photo of sks dog", "--with_prior_preservation",
         "--class_data_dir", str(folder / "class"), "--class_prompt", "a photo of a dog", "--num_class_images", str(CLASS_PICTURES),
-        "--output_dir", str(folder / "out"), "--resolution", str(side), "--max_train_steps", str(STEPS + WARM_UP + 1), *RATES,
+        "--output_dir", str(folder / "out"), "--resolution", str(side), "--max_train_steps", str(STEPS + WARM_UP + 1), *TRAINING_OPTIONS,
         *(("--mixed_precision", "bf16") if device.startswith("cuda") else ("--mixed_precision", "no")),
     ]  # fmt: skip
     with (folder / "said").open("w+") as said, (folder / "errors").open("w+") as errors:
@@ -117,8 +119,8 @@ def measured(
     return found
 
 
-def _model(folder: Path, device: str) -> None:
-    """Stable Diffusion 1.5's layout with random weights as a diffusers folder, in half precision: the script reads it into its own formats."""
+def _write_model(folder: Path, device: str) -> None:
+    """Write a diffusers folder of Stable Diffusion 1.5's architecture with random weights in bf16; the script converts it to its own precision."""
     if (folder / "model_index.json").is_file():  # written last
         return
     import torch
@@ -142,7 +144,7 @@ def _model(folder: Path, device: str) -> None:
     whole.save_pretrained(folder)
 
 
-def _noise(folder: Path, count: int, side: int) -> None:
+def _write_noise_images(folder: Path, count: int, side: int) -> None:
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -151,7 +153,7 @@ def _noise(folder: Path, count: int, side: int) -> None:
         Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(folder / f"{i}.png")
 
 
-def _timed(script: str, arguments: list[str]) -> dict[str, Any]:
+def _run_timed(script: str, arguments: list[str]) -> dict[str, Any]:
     """Run a training script until its optimizer has taken enough steps."""
     import torch
 
@@ -187,4 +189,4 @@ def _timed(script: str, arguments: list[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write("\n" + json.dumps(_timed(sys.argv[1], sys.argv[2:])) + "\n")
+    sys.stdout.write("\n" + json.dumps(_run_timed(sys.argv[1], sys.argv[2:])) + "\n")

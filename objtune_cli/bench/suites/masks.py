@@ -1,4 +1,4 @@
-"""`objtune bench --masks`: what `segment` finds in drawn scenes of one to three held-out objects, whose outlines are known."""
+"""`objtune bench --masks`: masks of `segment` in toybox scenes of one to three held-out objects, or in labelled photographs."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -21,78 +21,80 @@ from objtune_cli.workflow.context import StageContext
 SIDE = 320
 """Side of the photos, px."""
 TOLERANCE = 0.008
-"""Distance at which two outlines are the same, fraction of the photo's diagonal (DAVIS, Perazzi et al. 2016)."""
-WAYS = ("class", "box", "point")
-RIGHT = 0.5
-"""IoU from which a mask is of the object that was meant."""
+"""Distance within which outlines match, fraction of the photo's diagonal (DAVIS, Perazzi et al. 2016)."""
+HINTS = ("class", "box", "point")
+MIN_IOU = 0.5
+"""IoU above which a mask shows the intended object."""
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """A scene as a photo, and the objects in it: class word and true coverage (S, S) uint8."""
+class LabelledScene:
+    """A scene as a photo, and its objects: class word and exact mask (S, S) uint8."""
 
     photo: Photo
     objects: tuple[tuple[str, np.ndarray], ...]
 
 
-def scenes(dial: Dial, count: int, seed: int) -> Iterator[Seen]:
-    """One, two and three held-out objects of different classes in turn; scene i is the same for every count."""
+def sample_scenes(dial: Dial, count: int, seed: int) -> Iterator[LabelledScene]:
+    """Sample scenes of one, two and three held-out objects of different classes in turn; scene i is the same for every `count`."""
     for i in range(count):
         rng = np.random.default_rng((seed, i))
         kinds = [str(k) for k in rng.choice(dial.classes, 1 + i % 3, replace=False)]
         instances = tuple(world.sample_instance(rng, dial, kind=k, held_out=True) for k in kinds)
         rgb, covers = renderer.render(world.sample_scene(rng, dial, instances=instances), SIDE)
-        yield Seen(Photo(rgb, None, "", ()), tuple(zip(kinds, covers, strict=True)))
+        yield LabelledScene(Photo(rgb, None, "", ()), tuple(zip(kinds, covers, strict=True)))
 
 
 def run(ctx: StageContext, dial: Dial, config: Bench) -> list[dict[str, Any]]:
-    """Rows of each segmenter and way, in drawn scenes or photographs: iou, boundary (F of the outlines), right (share with the object that was meant), refused (share
-    that the gate stops), wrong (share that it lets pass although it is another thing), seconds a photo.
+    """Rows of each segmenter and hint, in toybox scenes or photographs.
 
-    Of `class` there is a row more: `absent`, where the class is not in the photo: the share that passes is wrong.
+    Measures: `iou`; `boundary`, F of the outlines; `right`, fraction with the intended object; `refused`, fraction that the quality gate rejects;
+    `wrong`, fraction with another object that it accepts; `seconds` per photo. The row `absent` is for classes that are not in the photo.
     """
     rows: list[dict[str, Any]] = []
     for segmenter in config.segmenters.split(","):
         eyes = SegmentationModels(ctx, ctx.settings.resolve(Segment, segmenter=segmenter.strip()))
         progress = ctx.progress(f"masks {segmenter}")
         found = (
-            _photographs(eyes, config, progress)
+            _score_photos(eyes, config, progress)
             if config.pictures == "photographs"
-            else _drawn(eyes, dial, config, progress)
+            else _score_scenes(eyes, dial, config, progress)
         )
         for way, values in found.items():
-            rows += statistics.rows(f"{segmenter}, {way}", values)
+            rows += statistics.table_rows(f"{segmenter}, {way}", values)
     return rows
 
 
-Found = dict[str, list[dict[str, float]]]
-"""Measures of each way, one for each photo."""
+MeasuresByHint = dict[str, list[dict[str, float]]]
+"""Measures of each hint, one dictionary per photo."""
 
 
-def _drawn(eyes: SegmentationModels, dial: Dial, config: Bench, progress: Callable[[int, int], None]) -> Found:
-    """Every way in drawn scenes."""
-    found: Found = {way: [] for way in (*WAYS, "absent")}
-    for i, seen in enumerate(scenes(dial, config.scenes, config.seed)):
+def _score_scenes(
+    eyes: SegmentationModels, dial: Dial, config: Bench, progress: Callable[[int, int], None]
+) -> MeasuresByHint:
+    """Measure every hint in toybox scenes."""
+    found: MeasuresByHint = {way: [] for way in (*HINTS, "absent")}
+    for i, seen in enumerate(sample_scenes(dial, config.scenes, config.seed)):
         rng = np.random.default_rng((config.seed, 1, i))
         kind, cover = seen.objects[int(rng.integers(len(seen.objects)))]
-        for way in WAYS:
-            found[way].append(_measured(eyes, seen.photo, _target(kind, cover, way, rng), cover))
+        for way in HINTS:
+            found[way].append(_score_mask(eyes, seen.photo, _make_target(kind, cover, way, rng), cover))
         missing = [k for k in dial.classes if k not in {k for k, _ in seen.objects}]
-        asked = _measured(eyes, seen.photo, Target(str(rng.choice(missing)), "it"), np.zeros_like(cover))
+        asked = _score_mask(eyes, seen.photo, Target(str(rng.choice(missing)), "it"), np.zeros_like(cover))
         found["absent"].append({name: asked[name] for name in ("refused", "wrong")})
         progress(i + 1, config.scenes)
     return found
 
 
-def _photographs(eyes: SegmentationModels, config: Bench, progress: Callable[[int, int], None]) -> Found:
-    """Every way in photographs, and one by one with a box."""
-    found: Found = {f"photographs, {way}": [] for way in WAYS}
-    every = list(labelled_photos.outlined())
+def _score_photos(eyes: SegmentationModels, config: Bench, progress: Callable[[int, int], None]) -> MeasuresByHint:
+    """Measure every hint in photographs, and each object with a box."""
+    found: MeasuresByHint = {f"photographs, {way}": [] for way in HINTS}
+    every = list(labelled_photos.load_photos())
     for i, seen in enumerate(every):
         rng = np.random.default_rng((config.seed, 2, i))
-        for way in WAYS:
-            given = _measured(
-                eyes, Photo(seen.rgb, None, "", ()), _target(seen.class_word, seen.cover, way, rng), seen.cover
+        for way in HINTS:
+            given = _score_mask(
+                eyes, Photo(seen.rgb, None, "", ()), _make_target(seen.class_word, seen.cover, way, rng), seen.cover
             )
             found[f"photographs, {way}"].append(given)
             if way == "box":
@@ -101,8 +103,8 @@ def _photographs(eyes: SegmentationModels, config: Bench, progress: Callable[[in
     return found
 
 
-def _target(kind: str, cover: np.ndarray, way: str, rng: np.random.Generator) -> Target:
-    """The object as a person would point at it: a box a little off, a point well inside."""
+def _make_target(kind: str, cover: np.ndarray, way: str, rng: np.random.Generator) -> Target:
+    """A hint as a user would give it: a slightly wrong box, or a point well inside."""
     if way == "class":
         return Target(kind, "it")
     if way == "box":
@@ -119,7 +121,7 @@ def _target(kind: str, cover: np.ndarray, way: str, rng: np.random.Generator) ->
     return Target(kind, "it", points=((float(xs[k]), float(ys[k])),))
 
 
-def _measured(eyes: SegmentationModels, photo: Photo, target: Target, cover: np.ndarray) -> dict[str, float]:
+def _score_mask(eyes: SegmentationModels, photo: Photo, target: Target, cover: np.ndarray) -> dict[str, float]:
     started = time.monotonic()
     located: SegmentedObject = from_class_word.segment_objects(eyes, photo, photo.rgb, [target])[0]
     seconds = time.monotonic() - started
@@ -133,13 +135,13 @@ def _measured(eyes: SegmentationModels, photo: Photo, target: Target, cover: np.
     union = (said | true).sum()
     iou = float((said & true).sum() / union) if union else 0.0
     return {
-        "iou": iou, "boundary": boundary(said, true), "right": float(iou > RIGHT), "refused": float(refused),
-        "wrong": float(not refused and iou <= RIGHT), "seconds": seconds,
+        "iou": iou, "boundary": boundary_f(said, true), "right": float(iou > MIN_IOU), "refused": float(refused),
+        "wrong": float(not refused and iou <= MIN_IOU), "seconds": seconds,
     }  # fmt: skip
 
 
-def boundary(said: np.ndarray, true: np.ndarray) -> float:
-    """F of the outlines' pixels, each right where the other outline is within `TOLERANCE`; 0 where one is empty."""
+def boundary_f(said: np.ndarray, true: np.ndarray) -> float:
+    """F measure of the outlines' pixels, which match within `TOLERANCE`; 0 if a mask is empty."""
     reach = max(1, round(TOLERANCE * float(np.hypot(*said.shape))))
     near = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
     edges: list[Any] = [

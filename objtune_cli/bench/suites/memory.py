@@ -1,8 +1,8 @@
-"""`objtune bench --memory`: a GPU's memory through a run of `train`, counted on any machine as bytes of live tensors.
+"""`objtune bench --memory`: GPU memory of `train`, counted on any machine as bytes of live tensors.
 
-Layouts of random weights in the number formats of a GPU, steps of our own trainer; knows no pictures. Not counted: a GPU's
-context, scratch memory inside a kernel, free blocks. Counted too: placements of the photo, which on a GPU's machine stay
-with the processor.
+Architectures with random weights in the precision of a GPU take steps of our trainer on noise. Not counted: the GPU's
+context, workspace inside kernels, free blocks. Also counted: augmented views of the photo, which on a machine with a GPU
+stay in main memory.
 """
 
 from dataclasses import replace
@@ -24,46 +24,46 @@ if TYPE_CHECKING:
 MB = 2**20
 BASELINE = "dreambooth-lora"
 OBJECTS = 2
-"""Of one photo, so that there are combinations; a step shows as many rows as for one."""
+"""Objects of one photo, so that there are combinations; the batch size is that of one object."""
 VIEWS = 2
 SCENES = ("on the beach", "in the snow", "at night", "in the desert")
-"""Pictures that are drawn at once, as the scores' are."""
+"""Scene phrases of the images that are sampled at once, as in self-evaluation."""
 FORMS = {
     "kept": (False, 0.0),
     "kept_attention": (False, Train().joint_attention),
     "again": (True, 0.0),
     "again_attention": (True, Train().joint_attention),
 }
-"""Forms of a step: whether activations are computed again, and the weight of the attention term."""
+"""Forms of a step: whether gradient checkpointing is on, and the weight of the attention loss."""
 
 
 def run(ctx: StageContext, config: Bench) -> list[dict[str, Any]]:
-    """Rows of each layout, MB, one value each.
+    """Rows of each model, MB, one value each.
 
-    Measures: `denoiser_mb`, `words_mb`, `autoencoder_mb`: weights. `preparing_mb`: placements encoded, the frozen base asked.
-    `resting_mb`: between two steps. `kept_mb`, `again_mb`: the largest of a step, its optimizer's included, with activations
-    kept or computed again; `_attention`: with the term on where words look. `drawing_mb`: four pictures at once, with guidance, the
-    trainer still there. `gpu_mb`: on a GPU, its allocator's own word on the whole. Then DreamBooth-LoRA's `resting_mb` and `kept_mb`, one
-    photo and one class picture a step, and the ratio of ours to it.
+    Measures: `denoiser_mb`, `words_mb` (text encoders), `autoencoder_mb` (VAE): weights. `preparing_mb`: encoding views and teacher predictions.
+    `resting_mb`: between two steps. `kept_mb`, `again_mb`: peak of a step with its optimizer, without and with gradient checkpointing;
+    `_attention`: with the attention loss. `drawing_mb`: sampling four images with guidance, with the trainer in memory. `gpu_mb`: on a GPU, the
+    peak that its allocator reports. Then `resting_mb` and `kept_mb` of DreamBooth-LoRA with one photo and one class image per step, and the ratio
+    of ours to it.
     """
     rows: list[dict[str, Any]] = []
     for name in random_weights.known(config.layouts):
         ctx.check_stopped()
-        label, found = _measured(ctx, name, config)
-        theirs = _baseline(ctx, name, config.side)
+        label, found = _measure_model(ctx, name, config)
+        theirs = _measure_baseline(ctx, name, config.side)
         ctx.report.note(f"{label}: a step of {BASELINE}: {theirs['kept_mb']:.0f} MB")
-        rows += statistics.rows(label, [found]) + statistics.rows(f"{label}: {BASELINE}", [theirs])
+        rows += statistics.table_rows(label, [found]) + statistics.table_rows(f"{label}: {BASELINE}", [theirs])
         if "kept_mb" in found:
-            rows += statistics.rows(f"{label}: ratio", [{"kept_mb": found["kept_mb"] / theirs["kept_mb"]}])
+            rows += statistics.table_rows(f"{label}: ratio", [{"kept_mb": found["kept_mb"] / theirs["kept_mb"]}])
     return rows
 
 
-def _measured(ctx: StageContext, name: str, config: Bench) -> tuple[str, dict[str, float]]:
-    """One layout's label and its measures."""
+def _measure_model(ctx: StageContext, name: str, config: Bench) -> tuple[str, dict[str, float]]:
+    """The label and the measures of one model."""
     from objtune_cli.runtime import memory
     from objtune_cli.runtime.tensor_memory import LiveTensorCounter, module_tensors
 
-    model = _opened(ctx, name, config.side)
+    model = _load_model(ctx, name, config.side)
     label = f"{name} at {model.size} px"
     note = ctx.report.note
     note(f"{label}: {str(model.dtype).removeprefix('torch.')}, on {model.device}")
@@ -73,25 +73,25 @@ def _measured(ctx: StageContext, name: str, config: Bench) -> tuple[str, dict[st
              {"denoiser": (model.denoiser,), "words": encoders, "autoencoder": (model.vae,)}.items()}  # fmt: skip
     memory.reset_peak(model.device.type)
     with live:
-        trainer = _trainer(ctx, model, name)
+        trainer = _build_trainer(ctx, model, name)
         found["preparing_mb"] = live.peak / MB
         note(f"{label}: prepared, {live.peak / MB:.0f} MB")
         found |= _steps(ctx, live, trainer, label)
-        found["drawing_mb"] = _drawn(live, model) / MB
+        found["drawing_mb"] = _measure_sampling(live, model) / MB
     note(f"{label}: drawn, {found['drawing_mb']:.0f} MB; attention by {', '.join(sorted(live.attention))}")
     if model.device.type == "cuda":
         found["gpu_mb"] = memory.peak_mb("cuda")
     return label, found
 
 
-def _baseline(ctx: StageContext, name: str, side: int) -> dict[str, float]:
-    """The same of a step of DreamBooth-LoRA, as its authors' script takes it: both pictures in one pass, the whole model in memory."""
+def _measure_baseline(ctx: StageContext, name: str, side: int) -> dict[str, float]:
+    """Memory of a step of DreamBooth-LoRA as in diffusers' script: both images in one forward pass, the whole model in memory."""
     from objtune_cli.runtime.tensor_memory import LiveTensorCounter, module_tensors
     from objtune_cli.training import dry_run
     from objtune_cli.training import trainer as training
 
     method = METHODS[BASELINE]
-    model = _opened(ctx, name, side)
+    model = _load_model(ctx, name, side)
     live = LiveTensorCounter(multiply=model.device.type != "cpu")
     live.add(module_tensors(model.denoiser, *model.text_encoders, model.text_encoder_3, model.vae))
     with live:
@@ -107,8 +107,8 @@ def _baseline(ctx: StageContext, name: str, side: int) -> dict[str, float]:
     return {"resting_mb": resting, "kept_mb": live.peak / MB}
 
 
-def _opened(ctx: StageContext, name: str, side: int) -> "BaseModel":
-    """A layout as a GPU has it: bf16, unless another precision is asked for; the base at hand likewise."""
+def _load_model(ctx: StageContext, name: str, side: int) -> "BaseModel":
+    """Load a model, with random weights or the base, in bf16 unless `--precision` says otherwise."""
     import torch
 
     from objtune_cli.models import base_model as model
@@ -124,7 +124,7 @@ def _opened(ctx: StageContext, name: str, side: int) -> "BaseModel":
     return model.load(ctx.base.folder, device, dtype, ctx.base.weights, ctx.base.prediction)
 
 
-def _trainer(ctx: StageContext, model: "BaseModel", name: str) -> "Trainer":
+def _build_trainer(ctx: StageContext, model: "BaseModel", name: str) -> "Trainer":
     """A trainer on objects in noise, with what suits bases of this layout; what the frozen base says is asked once and kept as often as a run keeps it."""
     from objtune_cli.training import dry_run
     from objtune_cli.training import trainer as training
@@ -175,11 +175,12 @@ def _steps(ctx: StageContext, live: "LiveTensorCounter", trainer: "Trainer", lab
     return found
 
 
-def _drawn(live: "LiveTensorCounter", model: "BaseModel") -> int:
-    """Bytes of drawing pictures and decoding them: one sampling step stands for all."""
+def _measure_sampling(live: "LiveTensorCounter", model: "BaseModel") -> int:
+    """Peak bytes of sampling and decoding images; one sampling step stands for all."""
     from objtune_cli.generation import sampling
+    from objtune_cli.generation.settings import SamplingSettings
 
     live.forget()
     prompts = [f"a photo of a dog {scene}" for scene in SCENES]
-    model.to_picture(sampling.sample(model, prompts, "", list(range(len(prompts))), 1, 5.0))
+    model.to_picture(sampling.sample(model, prompts, list(range(len(prompts))), SamplingSettings(1, 5.0)))
     return live.peak

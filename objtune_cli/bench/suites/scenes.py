@@ -1,4 +1,4 @@
-"""`objtune bench --scenes`: several objects in one picture, composed, summed and learned together, judged by the drawn truth's evaluator."""
+"""`objtune bench --scenes`: several objects in one image by composition, summed LoRAs and joint training, scored by the toybox evaluator."""
 
 import itertools
 import json
@@ -11,14 +11,14 @@ import numpy as np
 
 from objtune_cli.bench import scene_training, single_training
 from objtune_cli.bench.methods import BASELINES, OURS
-from objtune_cli.bench.suites.objects import Row, dial_of
-from objtune_cli.composition import layout
+from objtune_cli.bench.suites.objects import Row, find_dial
+from objtune_cli.composition import layout_from_prompt
 from objtune_cli.composition import stage as compose
 from objtune_cli.config.sections import Bench, Compose, Generate, Train, identifying
 from objtune_cli.errors import BusyError, UsageError
 from objtune_cli.evaluation import benchmark_objects, rendering, scene_scores, statistics
 from objtune_cli.evaluation.benchmark_objects import Case
-from objtune_cli.evaluation.truth_scores import Scale
+from objtune_cli.evaluation.truth_scores import Calibration
 from objtune_cli.generation import stage as generate
 from objtune_cli.images import png
 from objtune_cli.store import artifacts
@@ -37,28 +37,37 @@ from objtune_cli.workflow.context import StageContext, tools
 
 FORMAT = 4
 KINDS = {"two": (0, 1), "three": (0, 1, 2), "same": (0, 3)}
-"""Kinds of scenes to the members of a group of four: three classes, and another object of the first one's class."""
-JOINT = {
+"""Kinds of scenes to indices in a group of four: three classes, and another object of the first one's class."""
+JOINT_METHODS = {
     "joint": OURS["objtune"],
     **{f"joint-{name}": BASELINES[name] for name in ("dreambooth-lora", "custom-diffusion", "break-a-scene")},
 }
-"""Learned from one photo of all: by ours, drawn by compose as any objects are; and by others' settings, drawn from the prompt, each object under a token of its own and its class held by its own pictures."""
-METHODS = ("truth", "alone", "composed", "once", "sum", "each", *JOINT)
-"""Drawn by the world; each object in a picture of its own; compose; compose without another seed; LoRAs added; each learned in a run of its own from the one
-photo of all; learned together from it."""
-ASKED = ("truth", "alone", "composed", "once", "sum", "joint", "joint-dreambooth-lora", "joint-custom-diffusion")
-"""What is measured where no method is named."""
-GROUPS = 6
-"""Groups of each kind, where no number is given."""
-SEEDS_EACH = 2
-"""Pictures of each background."""
-WAIT = 2.0
-"""Seconds after which a share asks again for an object that another one is training."""
+"""Joint trainings from one photo of all objects: ours, sampled by `compose`; and baselines, sampled from the prompt, each object with its own token and class images."""
+METHODS = ("truth", "alone", "composed", "once", "sum", "each", *JOINT_METHODS)
+"""Renderings; each object in its own image; `compose`; `compose` without retries; summed LoRAs; separate trainings from the one photo of all;
+joint trainings from it."""
+DEFAULT_METHODS = (
+    "truth",
+    "alone",
+    "composed",
+    "once",
+    "sum",
+    "joint",
+    "joint-dreambooth-lora",
+    "joint-custom-diffusion",
+)
+"""Methods that are measured if none is named."""
+DEFAULT_GROUPS = 6
+"""Groups of each kind if no number is given."""
+IMAGES_PER_BACKGROUND = 2
+"""Images of each background."""
+RETRY_SECONDS = 2.0
+"""Seconds after which a shard tries again to get an object that another shard is training."""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Objects that are to be in one picture, and where."""
+    """Objects for one image, and its backgrounds."""
 
     name: str
     kind: str
@@ -66,14 +75,14 @@ class Group:
     backgrounds: tuple[str, ...]
 
     def prompt(self, background: str) -> str:
-        """The scene in words, objects by name."""
+        """The prompt of a scene, with placeholders."""
         return f"a photo of {' and '.join(f'<{m.name}>' for m in self.members)} {PLACES[background][0]}"
 
 
-def groups(dial: Dial, count: int, seed: int, places: int) -> list[Group]:
-    """`count` groups of each kind, of held-out objects, each before up to `places` backgrounds that are in no member's photo."""
+def make_groups(dial: Dial, count: int, seed: int, places: int) -> list[Group]:
+    """Make `count` groups of each kind from held-out objects, with up to `places` backgrounds that are in no member's photo."""
     step, classes = 3, len(dial.classes)
-    pool = benchmark_objects.cases(dial, (count - 1) * step + max(step, classes + 1), seed)
+    pool = benchmark_objects.make_cases(dial, (count - 1) * step + max(step, classes + 1), seed)
     found = []
     for g in range(count):
         four = (*pool[g * step : g * step + step], pool[g * step + classes])
@@ -85,54 +94,55 @@ def groups(dial: Dial, count: int, seed: int, places: int) -> list[Group]:
 
 
 @dataclass(slots=True)
-class Running:
-    """One run: what it measures with, where it trains, what it knows so far."""
+class ScenesSuite:
+    """One run of the suite, with cached calibrations."""
 
     ctx: StageContext
     out: Path
     config: Bench
     dial: Dial
     network: Evaluator
-    scales: dict[str, Scale] = field(default_factory=dict)
+    scales: dict[str, Calibration] = field(default_factory=dict)
 
-    def scale(self, case: Case) -> Scale:
-        """0 and 1 of identity for one object."""
+    def scale(self, case: Case) -> Calibration:
+        """The calibration of one object."""
         if case.name not in self.scales:
-            self.scales[case.name] = rendering.scale(self.network, case, self.dial, self.config.seed)
+            self.scales[case.name] = rendering.calibrate(self.network, case, self.dial, self.config.seed)
         return self.scales[case.name]
 
-    def scaled(self, group: Group) -> list[Scale]:
-        """The same for each object of a group."""
+    def scaled(self, group: Group) -> list[Calibration]:
+        """The calibrations of a group's objects."""
         return [self.scale(member) for member in group.members]
 
     def scored(self, group: Group, shown: np.ndarray) -> tuple[dict[str, float], np.ndarray]:
-        """Measures of pictures of a group, equally many of each background, and the pictures."""
+        """Measures of a group's images, equally many of each background, and the images."""
         per = len(shown) // len(group.backgrounds)
         asked = [b for b in group.backgrounds for _ in range(per)]
         return scene_scores.score(self.network, self.scaled(group), asked, shown), shown
 
     def photo(self, group: Group) -> tuple[np.ndarray, list[np.ndarray]]:
-        """One photo of all the group's objects, and where each is."""
-        return scene_training.photo(group.members, self.dial, self.config.seed)
+        """One photo of all objects of a group, and their masks."""
+        return scene_training.render_photo(group.members, self.dial, self.config.seed)
 
     def inside(self, name: str) -> StageContext:
-        """A project below `out`, for trainings and scenes that do not know of others."""
+        """The context of a separate project below `out`."""
         return replace(self.ctx, project=locate(self.out / name, create=True))
 
 
 def run(ctx: StageContext, out: Path, methods: list[str], config: Bench) -> list[Row]:
-    """Rows of the methods on the asked kinds of scenes; what `out` holds is not measured again.
+    """Rows of the methods on the kinds of scenes in `config`; results in `out` are not measured again.
 
     Raises:
-        IncompatibleError: A base without a world. UsageError: a kind that there is not, or a shard without groups.
-        Stopped: a signal came; finished groups are kept.
+        IncompatibleError: The base is not of the toybox.
+        UsageError: A kind does not exist, or a shard has no groups.
+        Stopped: A signal came; finished groups are kept.
     """
-    bench = Running(ctx, out, config, dial_of(ctx), inference.load())
-    kinds = _kinds(config)
+    bench = ScenesSuite(ctx, out, config, find_dial(ctx), inference.load())
+    kinds = _parse_kinds(config)
     share = range(config.objects)[config.part]  # whole groups of four: their kinds have objects in common
     asked = [
         g
-        for i, g in enumerate(groups(bench.dial, config.objects, config.seed, config.repeats))
+        for i, g in enumerate(make_groups(bench.dial, config.objects, config.seed, config.repeats))
         if i // len(KINDS) in share and g.kind in kinds
     ]
     if not asked:
@@ -148,7 +158,7 @@ def run(ctx: StageContext, out: Path, methods: list[str], config: Bench) -> list
     ):
         for group, method in itertools.product(asked, methods):
             ctx.check_stopped()
-            values, fresh = _result(bench, group, method)
+            values, fresh = _load_or_measure(bench, group, method)
             found[group.kind, method].append(values)
             done += 1
             if fresh:
@@ -156,14 +166,16 @@ def run(ctx: StageContext, out: Path, methods: list[str], config: Bench) -> list
                 ctx.report.note(
                     f"{method} on {group.name}: {said}  ({done} of {total}, {time.monotonic() - started:.0f} s)"
                 )
-    return [row for (kind, method), values in found.items() for row in statistics.rows(f"{kind}: {method}", values)]
+    return [
+        row for (kind, method), values in found.items() for row in statistics.table_rows(f"{kind}: {method}", values)
+    ]
 
 
-def _kinds(config: Bench) -> list[str]:
-    """The kinds of `config.together`, in the order of the table.
+def _parse_kinds(config: Bench) -> list[str]:
+    """Parse the kinds of `config.together`, in the order of the table.
 
     Raises:
-        UsageError: One of them is not known.
+        UsageError: A kind does not exist.
     """
     said = [part.strip() for part in config.together.split(",")]
     unknown = [kind for kind in said if kind not in KINDS]
@@ -172,9 +184,9 @@ def _kinds(config: Bench) -> list[str]:
     return [kind for kind in KINDS if kind in said]
 
 
-def _result(bench: Running, group: Group, method: str) -> tuple[dict[str, float], bool]:
-    """Kept measures, or new ones with a sheet of their pictures."""
-    file, key = bench.out / "results" / method / f"{group.name}.json", _key(bench, group, method)
+def _load_or_measure(bench: ScenesSuite, group: Group, method: str) -> tuple[dict[str, float], bool]:
+    """The cached measures, or new ones, with a contact sheet; and whether they are new."""
+    file, key = bench.out / "results" / method / f"{group.name}.json", _result_key(bench, group, method)
     try:
         held = json.loads(file.read_bytes())
         if held["key"] == key:
@@ -188,13 +200,13 @@ def _result(bench: Running, group: Group, method: str) -> tuple[dict[str, float]
     return values, True
 
 
-def _key(bench: Running, group: Group, method: str) -> str:
+def _result_key(bench: ScenesSuite, group: Group, method: str) -> str:
     import hashlib
 
-    ctx, own = bench.ctx, JOINT.get(method, OURS["objtune"])
+    ctx, own = bench.ctx, JOINT_METHODS.get(method, OURS["objtune"])
     about = {
-        "format": FORMAT, "method": method, "group": repr(group), "seed": bench.config.seed, "base": ctx.base.fingerprint, "judge": single_training.judge(),
-        "sampling": rendering.plainly(ctx.base), "train": identifying(train.fill_defaults(replace(Train(), **own.train), ctx.base.training)), "compose": identifying(Compose()),
+        "format": FORMAT, "method": method, "group": repr(group), "seed": bench.config.seed, "base": ctx.base.fingerprint, "judge": single_training.evaluator_digest(),
+        "sampling": rendering.base_sampling(ctx.base), "train": identifying(train.fill_defaults(replace(Train(), **own.train), ctx.base.training)), "compose": identifying(Compose()),
         "tools": tools(), "device": ctx.common.device, "precision": ctx.common.precision, "scene_guidance": ctx.base.scene_guidance(), "object_guidance": ctx.base.object_guidance(),
     }  # fmt: skip
     if own.embed or own.prior:
@@ -204,57 +216,69 @@ def _key(bench: Running, group: Group, method: str) -> str:
     return hashlib.sha256(canonical(about).encode()).hexdigest()
 
 
-def _measure(bench: Running, group: Group, method: str) -> tuple[dict[str, float], np.ndarray]:
+def _measure(bench: ScenesSuite, group: Group, method: str) -> tuple[dict[str, float], np.ndarray]:
     if method == "alone":
-        return _alone(bench, group)
+        return _measure_single(bench, group)
     if method == "truth":
-        return bench.scored(group, _truth(bench, group))
-    if method in JOINT:
+        return bench.scored(group, _render_truth(bench, group))
+    if method in JOINT_METHODS:
         ctx = bench.inside(f"{method}-{group.name}")
         rgb, masks = bench.photo(group)
-        ref, cost = scene_training.learned(ctx, group.members, rgb, masks, JOINT[method])
+        ref, cost = scene_training.train_objects(ctx, group.members, rgb, masks, JOINT_METHODS[method])
         values, shown = (
-            _composed(bench, ctx, group, Compose())
+            _measure_composed(bench, ctx, group, Compose())
             if method == "joint"
-            else bench.scored(group, _plain(ctx, group, ref))
+            else bench.scored(group, _sample_plain(ctx, group, ref))
         )
         return values | ({"seconds": cost} if cost else {}), shown
     ctx, cost = bench.inside(f"each-{group.name}" if method == "each" else "apart"), 0.0
     rgb, masks = bench.photo(group)
     for member, mask in zip(group.members, masks, strict=True):
         cost += (
-            scene_training.learned(ctx, [member], rgb, [mask])[1] if method == "each" else _trained(bench, ctx, member)
+            scene_training.train_objects(ctx, [member], rgb, [mask])[1]
+            if method == "each"
+            else _train_or_wait(bench, ctx, member)
         )
     if method == "sum":
-        values, shown = bench.scored(group, _plain(ctx, group, None))
+        values, shown = bench.scored(group, _sample_plain(ctx, group, None))
     else:
-        values, shown = _composed(bench, ctx, group, replace(Compose(), retries=0) if method == "once" else Compose())
+        values, shown = _measure_composed(
+            bench, ctx, group, replace(Compose(), retries=0) if method == "once" else Compose()
+        )
     return values | ({"seconds": cost} if cost else {}), shown
 
 
-def _asked(bench: Running, group: Group) -> Iterator[tuple[str, str, int]]:
-    """(background, prompt, first seed) of every command."""
+def _scene_prompts(bench: ScenesSuite, group: Group) -> Iterator[tuple[str, str, int]]:
+    """(background, prompt, first seed) of every scene."""
     for i, background in enumerate(group.backgrounds):
         yield background, group.prompt(background), 1000 + 10 * i
 
 
-def _composed(bench: Running, ctx: StageContext, group: Group, how: Compose) -> tuple[dict[str, float], np.ndarray]:
-    """What `objtune compose` draws, and how often its own check agrees with the evaluator."""
+def _measure_composed(
+    bench: ScenesSuite, ctx: StageContext, group: Group, how: Compose
+) -> tuple[dict[str, float], np.ndarray]:
+    """Measures of `objtune compose`, and how often its check agrees with the evaluator."""
     shown, said = [], []
-    for _, prompt, seed in _asked(bench, group):
-        done = compose.run(ctx, prompt, {}, Generate(n=SEEDS_EACH, seed=seed), how)[0]
-        shown.append(_opened(done.images))
+    for _, prompt, seed in _scene_prompts(bench, group):
+        done = compose.run(ctx, prompt, {}, Generate(n=IMAGES_PER_BACKGROUND, seed=seed), how)[0]
+        shown.append(_read_images(done.images))
         said += [[m.name not in wrong for m in group.members] for wrong in done.metrics.get("wrong", [])]
     values, sheet = bench.scored(group, np.concatenate(shown))
-    read, scales = scene_scores.seen(bench.network, np.concatenate(shown), len(group.members)), bench.scaled(group)
-    return values | scene_scores.checked(said, [scene_scores.present(scales, things) for things in read]), sheet
+    read, scales = (
+        scene_scores.find_detections(bench.network, np.concatenate(shown), len(group.members)),
+        bench.scaled(group),
+    )
+    return values | scene_scores.compare_checks(
+        said, [scene_scores.find_present_objects(scales, things) for things in read]
+    ), sheet
 
 
-def _plain(ctx: StageContext, group: Group, ref: Ref | None) -> np.ndarray:
-    """One prompt for all objects, their LoRAs added (or one adapter), in pictures as wide as composed ones."""
+def _sample_plain(ctx: StageContext, group: Group, ref: Ref | None) -> np.ndarray:
+    """Sample one prompt for all objects with summed LoRAs, or with one adapter, in images of the size of composed ones."""
     import torch
 
     from objtune_cli.generation.sampling import sample, to_uint8
+    from objtune_cli.generation.settings import SamplingSettings
     from objtune_cli.lora import layers
 
     found = prompt_request.read(ctx, [group.prompt(group.backgrounds[0])], source=ref).objects
@@ -267,41 +291,40 @@ def _plain(ctx: StageContext, group: Group, ref: Ref | None) -> np.ndarray:
         if layers.load(model, weights[item.name], f"lora{i}")
     ]
     layers.set_active(model, names)
-    laid = layout.proposed(group.prompt(group.backgrounds[0]), [o.name for o in found], {}, {})
+    laid = layout_from_prompt.propose(group.prompt(group.backgrounds[0]), [o.name for o in found], {}, {})
     high, wide = (round(model.size * side / model.unit) * model.unit for side in (laid.high, laid.wide))
+    settings = SamplingSettings(**ctx.base.sampling_kwargs(), height=high, width=wide)
     drawn = []
     for i, background in enumerate(group.backgrounds):
-        seeds = [1000 + 10 * i + k for k in range(SEEDS_EACH)]
-        drawn.append(
-            sample(model, words.expand(group.prompt(background)), "", seeds, **ctx.base.drawn(), size=(high, wide))
-        )
+        seeds = [1000 + 10 * i + k for k in range(IMAGES_PER_BACKGROUND)]
+        drawn.append(sample(model, words.expand(group.prompt(background)), seeds, settings))
     return to_uint8(model.to_picture(torch.cat(drawn))).numpy()
 
 
-def _alone(bench: Running, group: Group) -> tuple[dict[str, float], np.ndarray]:
-    """Each object in pictures of its own: what identity a scene can reach."""
+def _measure_single(bench: ScenesSuite, group: Group) -> tuple[dict[str, float], np.ndarray]:
+    """Measure each object in its own images: the identity that a scene can reach."""
     ctx, found, shown = bench.inside("apart"), [], []
     for member in group.members:
-        _trained(bench, ctx, member)
+        _train_or_wait(bench, ctx, member)
         prompts = [f"a photo of <{member.name}> {PLACES[b][0]}" for b in group.backgrounds]
-        for done in generate.run(ctx, prompts, Generate(n=SEEDS_EACH, seed=1000)):
-            shown.append(_opened(done.images))
+        for done in generate.run(ctx, prompts, Generate(n=IMAGES_PER_BACKGROUND, seed=1000)):
+            shown.append(_read_images(done.images))
             found.append(
                 bench.scale(member)
-                .identity([things[0] for things in scene_scores.seen(bench.network, shown[-1], 1)])
+                .identity([things[0] for things in scene_scores.find_detections(bench.network, shown[-1], 1)])
                 .mean()
             )
     return {"identity": float(np.mean(found))}, np.concatenate(shown)
 
 
-def _truth(bench: Running, group: Group) -> np.ndarray:
-    """Scenes drawn by the world, of the size that composed ones have."""
+def _render_truth(bench: ScenesSuite, group: Group) -> np.ndarray:
+    """Render scenes in the size of composed ones."""
     drawn = []
     count = len(group.members)
     side = rendering.SIDE * max(2, count) // 2
     for i, background in enumerate(group.backgrounds):
         rng = np.random.default_rng((bench.config.seed, i))
-        for _ in range(SEEDS_EACH):
+        for _ in range(IMAGES_PER_BACKGROUND):
             scene = world.sample_scene(
                 rng, bench.dial, instances=tuple(m.instance for m in group.members), background=background
             )
@@ -310,20 +333,20 @@ def _truth(bench: Running, group: Group) -> np.ndarray:
     return np.stack(drawn)
 
 
-def _opened(images: list[Path]) -> np.ndarray:
+def _read_images(images: list[Path]) -> np.ndarray:
     from PIL import Image
 
     return np.stack([np.asarray(Image.open(path)) for path in images])
 
 
-def _trained(bench: Running, ctx: StageContext, case: Case) -> float:
-    """Train one object where it is not yet, or wait for the process of another share that does; seconds it took, 0 where it was there."""
+def _train_or_wait(bench: ScenesSuite, ctx: StageContext, case: Case) -> float:
+    """Train one object, or wait for another shard that trains it; the seconds of training, 0 if the adapter existed."""
     rgb, mask = case.picture()
     while True:
         try:
-            return scene_training.learned(ctx, [case], rgb, [mask])[1]
-        except single_training.Failed as failed:
+            return scene_training.train_objects(ctx, [case], rgb, [mask])[1]
+        except single_training.TrainingFailed as failed:
             if failed.code != BusyError.code:
                 raise
-            time.sleep(WAIT)
+            time.sleep(RETRY_SECONDS)
             ctx.check_stopped()

@@ -1,7 +1,7 @@
-"""`objtune bench --speed`: seconds and memory of a training step, methods side by side in one run.
+"""`objtune bench --speed`: seconds and memory of a training step of several methods, measured in turns.
 
-Knows no pictures: what is learned from noise costs what is learned from a photo. Two sizes: the base at hand, and
-Stable Diffusion 1.5's own layout with random weights; on a processor at 256 px, so that it fits a small machine.
+Trains on noise, which costs the same as a photo. Two sizes: the base of the command, and Stable Diffusion 1.5's
+architecture with random weights; on a CPU at 256 px, so that it fits a small machine.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from objtune_cli.bench.methods import METHODS
-from objtune_cli.bench.worker_processes import Children
+from objtune_cli.bench.worker_processes import WorkerProcesses
 from objtune_cli.config.sections import Bench, Embed, Train
 from objtune_cli.errors import ObjtuneError
 from objtune_cli.evaluation import statistics
@@ -32,20 +32,20 @@ if TYPE_CHECKING:
 
 COMPARED = ("objtune", "dreambooth-lora")
 SIZES = ("base", "sd15")
-"""The base at hand; Stable Diffusion 1.5's layout."""
+"""The base of the command; Stable Diffusion 1.5's architecture."""
 WARM_UP = {"base": 4, "sd15": 1}
 STEPS = {"base": 12, "sd15": 4}
-"""Steps of a round: whole turns of the class term, taken at every step or every fourth."""
+"""Steps of a round: multiples of the interval of the prior loss, which is 1 or 4."""
 JOINT = (1, 2, 3)
-"""Numbers of objects of one photo that are learned together."""
+"""Numbers of objects of one photo that are trained jointly."""
 SIDE = 256
-"""Side of the large model's pictures on a processor, px."""
+"""Side of the large model's images on a CPU, px."""
 PARTS = ("words", "forward", "backward", "optimizer")
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a process builds: everything but the base's weights travels to it."""
+    """What a worker process builds; the base's weights are not sent."""
 
     size: str
     base: str
@@ -58,21 +58,22 @@ class Task:
 
 
 def run(ctx: StageContext, config: Bench, sizes: tuple[str, ...] = SIZES) -> list[dict[str, Any]]:
-    """Rows of both methods at each size, one value a round, and of the ratio of ours to the other.
+    """Rows of both methods at each size, one value per round, and of the ratio of ours to the other.
 
-    Measures: `<size>_step_s`, its parts `_words_s`, `_forward_s`, `_backward_s`, `_optimizer_s`, and
-    `<size>_memory_mb`, the largest resident memory of stepping (on a GPU: allocated), the model included; on a processor also
-    `<size>_tensors_mb`, the largest bytes of live tensors, the model's included: what a GPU would hold, where Python and its libraries have no part.
+    Measures: `<size>_step_s`, its parts `_words_s` (text encoders), `_forward_s`, `_backward_s`, `_optimizer_s`, and
+    `<size>_memory_mb`, the peak resident memory (on a GPU: allocated memory) of the steps, the model included; on a CPU also
+    `<size>_tensors_mb`, the peak bytes of live tensors, the model's included, without Python and libraries.
 
     Raises:
-        ResourceError: A process ended on its own. Stopped: a signal came.
+        ResourceError: A worker process ended or failed.
+        Stopped: A signal came.
     """
     rows: list[dict[str, Any]] = []
     for size in sizes:
-        tasks = {name: replace(_task(ctx, size, name), side=config.side) for name in COMPARED}
+        tasks = {name: replace(_make_task(ctx, size, name), side=config.side) for name in COMPARED}
         found = _side_by_side(ctx, f"speed {size}", tasks, config.rounds)
         for name in COMPARED:
-            rows += statistics.rows(
+            rows += statistics.table_rows(
                 name, [{f"{size}_{m}": v for m, v in r.items() if m != "prepare_s"} for r in found[name]]
             )
         ours, theirs = (found[name] for name in COMPARED)
@@ -80,18 +81,18 @@ def run(ctx: StageContext, config: Bench, sizes: tuple[str, ...] = SIZES) -> lis
             {f"{size}_{m}": a[m] / b[m] for m in ("step_s", "memory_mb", "tensors_mb") if b.get(m)}
             for a, b in zip(ours, theirs, strict=True)
         ]
-        rows += statistics.rows("ratio", ratios)
+        rows += statistics.table_rows("ratio", ratios)
     return rows
 
 
-def objects(ctx: StageContext, rounds: int) -> list[dict[str, Any]]:
-    """Rows of one, two and three objects of one photo, learned together, and of their ratio to one.
+def measure_joint_training(ctx: StageContext, rounds: int) -> list[dict[str, Any]]:
+    """Rows of jointly training one, two and three objects of one photo, and of their ratio to one.
 
-    Measures: `prepare_s`, before the first step; `step_s`; `run_s`, both for the most steps that suit the base and that many objects.
+    Measures: `prepare_s`, before the first step; `step_s`; `run_s`, the whole run with the base's default steps for that many objects.
     """
-    tasks = {_counted(n): replace(_task(ctx, "base", "objtune"), objects=n) for n in JOINT}
+    tasks = {_objects_label(n): replace(_make_task(ctx, "base", "objtune"), objects=n) for n in JOINT}
     found = _side_by_side(ctx, "speed of several objects", tasks, rounds)
-    most = {_counted(n): train.fill_defaults(Train(), ctx.base.training, n).steps for n in JOINT}
+    most = {_objects_label(n): train.fill_defaults(Train(), ctx.base.training, n).steps for n in JOINT}
     costs = {
         name: [
             {"prepare_s": r["prepare_s"], "step_s": r["step_s"], "run_s": r["prepare_s"] + most[name] * r["step_s"]}
@@ -99,19 +100,19 @@ def objects(ctx: StageContext, rounds: int) -> list[dict[str, Any]]:
         ]
         for name, results in found.items()
     }
-    rows = [row for name, values in costs.items() for row in statistics.rows(name, values)]
-    one = costs[_counted(1)]
+    rows = [row for name, values in costs.items() for row in statistics.table_rows(name, values)]
+    one = costs[_objects_label(1)]
     for n in JOINT[1:]:
-        ratios = [{m: a[m] / b[m] for m in a} for a, b in zip(costs[_counted(n)], one, strict=True)]
-        rows += statistics.rows(f"ratio of {n} to 1", ratios)
+        ratios = [{m: a[m] / b[m] for m in a} for a, b in zip(costs[_objects_label(n)], one, strict=True)]
+        rows += statistics.table_rows(f"ratio of {n} to 1", ratios)
     return rows
 
 
-def _counted(n: int) -> str:
+def _objects_label(n: int) -> str:
     return f"{n} object{'s' if n > 1 else ''} of a photo"
 
 
-def _task(ctx: StageContext, size: str, method: str) -> Task:
+def _make_task(ctx: StageContext, size: str, method: str) -> Task:
     training = ctx.base.training if size == "base" else registry.DEFAULT_TRAINING
     return Task(size, ctx.common.base, dict(training), method, ctx.common.device, ctx.common.precision)
 
@@ -119,31 +120,31 @@ def _task(ctx: StageContext, size: str, method: str) -> Task:
 def _side_by_side(
     ctx: StageContext, label: str, tasks: Mapping[str, Task], rounds: int
 ) -> dict[str, list[dict[str, float]]]:
-    """Each task in a process of its own, taking turns: whatever else the machine does meets all."""
+    """Measure each task in a worker process, in turns, so that other load on the machine affects all alike."""
     names = list(tasks)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     progress = ctx.progress(label)
-    with Children(_child) as children:
+    with WorkerProcesses(_work) as children:
         for name in names:
             children.start(name, tasks[name])
-        built = {name: children.hear(name, ctx.check_stopped) for name in names}  # and warm
+        built = {name: children.receive(name, ctx.check_stopped) for name in names}  # and warm
         for i in range(rounds):
             for name in names if i % 2 == 0 else names[::-1]:
-                found[name].append(children.ask(name, ctx.check_stopped) | built[name])
+                found[name].append(children.run_round(name, ctx.check_stopped) | built[name])
             progress(i + 1, rounds)
     return found
 
 
-def _child(pipe: Connection, task: Task) -> None:
-    """Build, warm up, then measure a round for every word that comes."""
+def _work(pipe: Connection, task: Task) -> None:
+    """Build the task's trainer, warm up, then measure a round for every message."""
     for number in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):  # the parent hears them, and ends this one
         signal.signal(number, signal.SIG_IGN)
     try:
-        trainer, prepared = _timed(task)
+        trainer, prepared = _build_timed(task)
         for _ in range(WARM_UP[task.size]):
             trainer.train_step()
-        held = live(trainer, STEPS[task.size])
-        clock = Clock(trainer)
+        held = measure_live_tensors(trainer, STEPS[task.size])
+        clock = StepTimer(trainer)
         pipe.send({"prepare_s": prepared} | held)
         while True:
             pipe.recv()
@@ -158,15 +159,15 @@ def _child(pipe: Connection, task: Task) -> None:
             pipe.send({"failed": failed, "hint": hint})
 
 
-def _timed(task: Task) -> "tuple[Trainer, float]":
-    """A trainer, and the seconds from its objects to its first step: placements, and what the frozen base says of them."""
-    model = _stack(task)
+def _build_timed(task: Task) -> "tuple[Trainer, float]":
+    """A trainer, and the seconds of its preparation: augmented views and teacher predictions."""
+    model = _load_model(task)
     started = time.perf_counter()
-    return build(task, model), time.perf_counter() - started
+    return build_trainer(task, model), time.perf_counter() - started
 
 
-def live(trainer: "Trainer", steps: int) -> dict[str, float]:
-    """The largest bytes of live tensors in some steps, MB; nothing on a GPU, whose allocator says so itself."""
+def measure_live_tensors(trainer: "Trainer", steps: int) -> dict[str, float]:
+    """The peak bytes of live tensors in some steps, MB; empty on a GPU, whose allocator reports its peak."""
     from objtune_cli.runtime import cpu, memory
     from objtune_cli.runtime.tensor_memory import LiveTensorCounter, module_tensors
 
@@ -184,8 +185,8 @@ def live(trainer: "Trainer", steps: int) -> dict[str, float]:
     return {"tensors_mb": counted.peak / memory.MB}
 
 
-class Clock:
-    """Times the parts of a trainer's steps; what is none of the others counts as backward."""
+class StepTimer:
+    """Times the parts of a trainer's steps; the remaining time counts as backward."""
 
     def __init__(self, trainer: "Trainer") -> None:
         self.trainer, self.spent = trainer, dict.fromkeys(PARTS, 0.0)
@@ -213,7 +214,7 @@ class Clock:
         return time.perf_counter()
 
     def round(self, steps: int) -> dict[str, float]:
-        """Mean seconds of a step and of its parts, and the round's largest memory in MB."""
+        """Mean seconds of a step and of its parts, and the round's peak memory in MB."""
         from objtune_cli.runtime import memory
 
         self.spent = dict.fromkeys(PARTS, 0.0)
@@ -231,16 +232,16 @@ class Clock:
         }
 
 
-def _stack(task: Task) -> "BaseModel":
+def _load_model(task: Task) -> "BaseModel":
     if task.size == "base":
-        return _base(task)
+        return _load_base(task)
     from objtune_cli.models import random_weights
 
     return random_weights.opened("sd15", task.device, task.precision, task.side, SIDE)
 
 
-def build(task: Task, model: "BaseModel") -> "Trainer":
-    """A trainer of the method's settings on a picture and a class prior of noise."""
+def build_trainer(task: Task, model: "BaseModel") -> "Trainer":
+    """A trainer with the method's settings, on a noise image and a class prior of noise."""
     import torch
 
     from objtune_cli.models.placeholders import class_token_embeddings
@@ -257,14 +258,14 @@ def build(task: Task, model: "BaseModel") -> "Trainer":
     g = torch.Generator().manual_seed(0)
     picture = torch.rand((3, model.size, model.size), generator=g) * 2 - 1
     subjects = [
-        Subject(f"it{i}", "dog", rows, vectors, picture, picture.flip(-1), _mask(model, i, task.objects))
+        Subject(f"it{i}", "dog", rows, vectors, picture, picture.flip(-1), _object_mask(model, i, task.objects))
         for i in range(task.objects)
     ]
     return training.Trainer(model, subjects, {"dog": _noise_prior(model, g)} if config.class_weight else {}, config)
 
 
-def _mask(model: "BaseModel", number: int, count: int) -> "torch.Tensor":
-    """Where the object of a number stands among so many: a quarter of the frame, shared out from left to right."""
+def _object_mask(model: "BaseModel", number: int, count: int) -> "torch.Tensor":
+    """Mask of one of `count` objects, which divide the middle quarter of the image from left to right."""
     import torch
 
     quarter, wide = model.size // 4, model.size // 2 // count
@@ -273,7 +274,7 @@ def _mask(model: "BaseModel", number: int, count: int) -> "torch.Tensor":
     return mask
 
 
-def _base(task: Task) -> "BaseModel":
+def _load_base(task: Task) -> "BaseModel":
     from objtune_cli.models import base_model as model
     from objtune_cli.models import precision
 

@@ -1,4 +1,4 @@
-"""`objtune bench --many N`: N photos by N commands one after the other, and by one command, side by side: time and quality."""
+"""`objtune bench --many N`: time and quality of training N photos by N commands in turn, and by one command."""
 
 import json
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from objtune_cli.bench import single_training
-from objtune_cli.bench.suites.objects import Row, dial_of
+from objtune_cli.bench.suites.objects import Row, find_dial
 from objtune_cli.config.sections import Bench, Train, identifying
 from objtune_cli.errors import UsageError
 from objtune_cli.evaluation import benchmark_objects, rendering, statistics, truth_scores
@@ -25,18 +25,20 @@ from objtune_cli.workflow.context import StageContext, tools
 
 FORMAT = 1
 WAYS = ("alone", "beside")
-"""A command for each photo; one for all."""
+"""One command per photo; one command for all."""
 
 
 @dataclass(slots=True)
-class _Running:
+class ThroughputSuite:
+    """One run of the suite."""
+
     ctx: StageContext
     out: Path
     config: Bench
     asked: list[Case]
 
     def command(self, way: str, chosen: list[Case]) -> dict[str, Any]:
-        """What `objtune train` of these photos made and took, kept or new: refs with digests, wall seconds, processor seconds."""
+        """Run `objtune train` on photos, or read the cached result: refs with digests, wall seconds, processor seconds."""
         file, key = self.out / "many" / f"{way}-{'-'.join(c.name for c in chosen)}"[:120], self._key(way, chosen)
         file = file.with_name(file.name + ".json")
         try:
@@ -62,15 +64,17 @@ class _Running:
                 "--mask",
                 str(photo.with_suffix(".mask.png")),
             ]
-        before = _spent()
-        document, seconds, _ = single_training.measured(self.ctx, words, f"training of {chosen[0].name}")
+        before = _processor_seconds()
+        document, seconds, _ = single_training.run_command(self.ctx, words, f"training of {chosen[0].name}")
         if "error" in document:
-            raise single_training.Failed(way, chosen[0], int(document["error"]["code"]), document["error"]["message"])
+            raise single_training.TrainingFailed(
+                way, chosen[0], int(document["error"]["code"]), document["error"]["message"]
+            )
         found = {
             "key": key,
             "refs": [[r["ref"], r["sha256"]] for r in document["refs"]],
             "seconds": seconds,
-            "cpu_s": _spent() - before,
+            "cpu_s": _processor_seconds() - before,
         }
         artifacts.write_file(file, (json.dumps(found) + "\n").encode())
         self.ctx.report.note(
@@ -84,31 +88,37 @@ class _Running:
         return canonical(about)
 
     def scored(self, network: Any, way: str, case: Case, ref: str, sha256: str) -> Mapping[str, float]:
-        """Measures of one trained object, drawn from the adapter alone."""
+        """Measures of one trained object, sampled with its adapter."""
         import torch
 
         ctx = replace(self.ctx, project=locate(self.out / f"work-{way}", create=True))
         _, arrays = artifacts.load(ctx.root, parse(ref), sha256)
-        model, words = rendering.loaded(ctx, case.name, {k: torch.from_numpy(v.copy()) for k, v in arrays.items()})
-        scale = rendering.scale(network, case, dial_of(ctx), self.config.seed)
+        model, words = rendering.load_adapter(
+            ctx, case.name, {k: torch.from_numpy(v.copy()) for k, v in arrays.items()}
+        )
+        scale = rendering.calibrate(network, case, find_dial(ctx), self.config.seed)
         return truth_scores.score(
-            case, scale, rendering.readings(network, rendering.asked(ctx, model, words, case, f"<{case.name}>"))
+            case,
+            scale,
+            rendering.read_images(network, rendering.sample_case(ctx, model, words, case, f"<{case.name}>")),
         )
 
 
 def run(ctx: StageContext, out: Path, count: int, config: Bench) -> list[Row]:
-    """Rows of both ways, an object a value, of their times, and of the ratio of the times of all objects together.
+    """Rows of both ways with one value per object, of their total times, and of the ratio of total times.
 
-    Measures: those of `bench`; `seconds` and `cpu_s` of the commands, by the wall and of the processor (user and system).
-    What `out` holds is not trained again: its times stay those of the day.
+    Measures: those of `bench`; `seconds` (wall) and `cpu_s` (user and system) of the commands.
+    What `out` holds is not trained again, and keeps its times.
 
     Raises:
-        UsageError: Fewer than two objects. IncompatibleError: a base without a world. Stopped: a signal came.
+        UsageError: There are fewer than two objects.
+        IncompatibleError: The base is not of the toybox.
+        Stopped: A signal came.
     """
     if count < 2:
         raise UsageError(f"--many is {count}", "2 or more")
-    asked = benchmark_objects.cases(dial_of(ctx), count, config.seed, config.repeats, config.kinds)
-    bench, network = _Running(ctx, out, config, asked), inference.load()
+    asked = benchmark_objects.make_cases(find_dial(ctx), count, config.seed, config.repeats, config.kinds)
+    bench, network = ThroughputSuite(ctx, out, config, asked), inference.load()
     with RunState(locate(out / "work-alone", create=True), "bench").locked(
         "another bench is at work in this folder", "wait for it, or give another --out"
     ):
@@ -118,15 +128,15 @@ def run(ctx: StageContext, out: Path, count: int, config: Bench) -> list[Row]:
         rows: list[Row] = []
         for way in WAYS:
             found = [bench.scored(network, way, case, *ref) for case, ref in zip(asked, made[way], strict=True)]
-            rows += statistics.rows(way, [dict(f) for f in found])
+            rows += statistics.table_rows(way, [dict(f) for f in found])
     total = {name: sum(e[name] for e in each) for name in ("seconds", "cpu_s")}
-    rows += statistics.rows("alone, together", [total])
-    rows += statistics.rows("beside, together", [{name: one[name] for name in total}])
-    return rows + statistics.rows("ratio", [{name: one[name] / total[name] for name in total}])
+    rows += statistics.table_rows("alone, together", [total])
+    rows += statistics.table_rows("beside, together", [{name: one[name] for name in total}])
+    return rows + statistics.table_rows("ratio", [{name: one[name] / total[name] for name in total}])
 
 
-def _spent() -> float:
-    """Processor seconds of the ended processes of this one, user and system."""
+def _processor_seconds() -> float:
+    """Processor seconds, user and system, of ended child processes."""
     import resource
 
     used = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -147,11 +147,11 @@ def _speed(run: Run, quick: bool, out: Path) -> Outcome:
     if beside:
         from objtune_cli.bench.suites import diffusers_script
 
-        diffusers_script.check_there(Path(config.script))
+        diffusers_script.check_script(Path(config.script))
     found = stage.run(ctx, config, stage.SIZES[:1] if quick else stage.SIZES)
     if beside:
-        found += diffusers_script.rows(ctx, config, out / "script", found)
-    return _table(run, found + stage.objects(ctx, config.rounds), [])
+        found += diffusers_script.measure(ctx, config, out / "script", found)
+    return _table(run, found + stage.measure_joint_training(ctx, config.rounds), [])
 
 
 def _objects(
@@ -165,19 +165,19 @@ def _objects(
     published: Path | None,
 ) -> Outcome:
     """Methods on held-out objects, or the base alone."""
-    from objtune_cli.bench.methods import named
+    from objtune_cli.bench.methods import parse_methods
     from objtune_cli.bench.suites import objects as stage
     from objtune_cli.evaluation.benchmark_objects import KINDS
     from objtune_cli.store.project import locate
 
-    chosen = named(methods or (QUICK_METHODS if quick else "objtune,baselines"))
+    chosen = parse_methods(methods or (QUICK_METHODS if quick else "objtune,baselines"))
     ctx, config = (_whole if base_only else _asked)(run, **given)
     if quick:
         config = replace(config, **{k: v for k, v in QUICK.items() if getattr(config, k) == getattr(Bench(), k)})
     unknown = [kind for kind in config.kinds if kind not in KINDS]
     need(not unknown, f"there is no kind of prompt {', '.join(unknown)}", f"one or more of {', '.join(KINDS)}")
     _without_methods(ctx, "bench.")
-    dial = stage.dial_of(ctx)
+    dial = stage.find_dial(ctx)
     ctx = replace(ctx, project=locate(out / "work", create=True))
     if base_only:
         from objtune_cli.bench.suites import base_model
@@ -192,7 +192,7 @@ def _held(run: Run, file: Path) -> Outcome:
     """What was found before, here or elsewhere."""
     from objtune_cli.bench import tables
 
-    return _table(run, tables.tabled(tables.read(file)), [])
+    return _table(run, tables.build_table(tables.read_results(file)), [])
 
 
 def _without_methods(ctx: "StageContext", *own: str) -> None:
@@ -210,16 +210,16 @@ def _photos(
 ) -> Outcome:
     """Methods on the subjects of a folder of photographs."""
     from objtune_cli.bench import dreambooth_dataset
-    from objtune_cli.bench.methods import named
+    from objtune_cli.bench.methods import parse_methods
     from objtune_cli.store.project import locate
 
-    chosen = named(methods or (QUICK_METHODS if quick else "objtune,baselines"))
-    rough = [name for name, method in chosen.items() if method.given != "exact"]
+    chosen = parse_methods(methods or (QUICK_METHODS if quick else "objtune,baselines"))
+    rough = [name for name, method in chosen.items() if method.photo_variant != "exact"]
     need(not rough, f"{', '.join(rough)} changes drawn photos", "--photos hands every method its photo as it is")
     ctx, config = _whole(run, objects=objects, seed=seed)
     _without_methods(ctx, "bench.", "segment.")
     count = config.objects if objects or config.objects != Bench().objects else QUICK["objects"] if quick else None
-    asked = dreambooth_dataset.subjects(
+    asked = dreambooth_dataset.read_subjects(
         folder, count, config.photo, tuple(word.strip() for word in config.live.split(","))
     )
     from objtune_cli.bench.suites import dreambooth as stage
@@ -231,7 +231,7 @@ def _photos(
 def _scenes(run: Run, objects: int | None, methods: str | None, seed: int | None, quick: bool, out: Path) -> Outcome:
     from objtune_cli.bench.suites import scenes as stage
 
-    chosen = [part.strip() for part in methods.split(",")] if methods else list(stage.ASKED)
+    chosen = [part.strip() for part in methods.split(",")] if methods else list(stage.DEFAULT_METHODS)
     unknown = [name for name in chosen if name not in stage.METHODS]
     need(
         not unknown,
@@ -240,7 +240,7 @@ def _scenes(run: Run, objects: int | None, methods: str | None, seed: int | None
     )
     ctx, config = _asked(run, objects=objects, seed=seed)
     if objects is None and config.objects == Bench().objects:
-        config = replace(config, objects=1 if quick else stage.GROUPS)
+        config = replace(config, objects=1 if quick else stage.DEFAULT_GROUPS)
     return _table(run, stage.run(ctx, out, chosen, replace(config, repeats=1) if quick else config), [])
 
 
@@ -259,10 +259,10 @@ def _memory(run: Run) -> Outcome:
 
 def _masks(run: Run, others: list[Any], seed: int | None, quick: bool) -> Outcome:
     from objtune_cli.bench.suites import masks as stage
-    from objtune_cli.bench.suites.objects import dial_of
+    from objtune_cli.bench.suites.objects import find_dial
 
     need(len(others) == (seed is not None), "--masks draws scenes of its own", "`--set bench.scenes=N` says how many")
     ctx, config = _whole(run, seed=seed)
     if quick and config.scenes == Bench().scenes:
         config = replace(config, scenes=12)
-    return _table(run, stage.run(ctx, dial_of(ctx), config), [])
+    return _table(run, stage.run(ctx, find_dial(ctx), config), [])

@@ -57,9 +57,9 @@ def compose(
     from objtune_cli.composition import stage
     from objtune_cli.generation import image_size
 
-    given = (places.read(layout) if layout else {}) | places.places(place or [])
+    given = (places.read_file(layout) if layout else {}) | places.parse_places(place or [])
     ctx = run.context(create=False)
-    wide, high = image_size.read(size, width, height)
+    wide, high = image_size.parse_size(size, width, height)
     config = ctx.settings.resolve(
         Generate,
         n=n,

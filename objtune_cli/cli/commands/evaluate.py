@@ -12,7 +12,7 @@ from objtune_cli.cli.stdin import given_refs
 from objtune_cli.config.sections import SEEDS, Bench
 
 if TYPE_CHECKING:
-    from objtune_cli.evaluation.stage import Given
+    from objtune_cli.evaluation.stage import TrainedSubject
     from objtune_cli.workflow.context import StageContext
 
 
@@ -47,7 +47,7 @@ def evaluate(
         int | None, typer.Option(help=f"Seed of the calibration, {SEEDS}.", show_default=str(Bench().seed))
     ] = None,
 ) -> Outcome:
-    from objtune_cli.bench.suites.objects import dial_of
+    from objtune_cli.bench.suites.objects import find_dial
     from objtune_cli.evaluation import stage, statistics
     from objtune_cli.store import refs
 
@@ -55,26 +55,26 @@ def evaluate(
     ctx, config = _asked(run, seed=seed)
     rows = []
     for each in [refs.find(ctx.root, text, ("adapter",)) for text in given_refs(ref)]:
-        subject = stage.given(ctx, each, name)
+        subject = stage.load_subject(ctx, each, name)
         if ctx.base.world and not (clip or dino):
             need(
                 not scene,
                 "--scene belongs to --clip and --dino",
                 "the toybox's own evaluator asks for every background of its world",
             )
-            found = stage.toybox(ctx, subject, dial_of(ctx), n, config.seed)
+            found = stage.score_on_toybox(ctx, subject, find_dial(ctx), n, config.seed)
         else:
             found = _papers(
                 ctx, subject, paths.to_model(clip or config.clip), paths.to_model(dino or config.dino), scene, n
             )
-        rows += statistics.rows(subject.name, [found])
+        rows += statistics.table_rows(subject.name, [found])
     return _table(run, rows, [])
 
 
 def _papers(
-    ctx: "StageContext", subject: "Given", clip: str, dino: str, scene: list[str] | None, n: int
+    ctx: "StageContext", subject: "TrainedSubject", clip: str, dino: str, scene: list[str] | None, n: int
 ) -> dict[str, float]:
     from objtune_cli.evaluation import features, stage
 
-    judges = features.clip(clip or features.CLIP), features.dino(dino)
-    return stage.papers(ctx, subject, scene or list(stage.SCENES), n, *judges)
+    judges = features.load_clip(clip or features.CLIP), features.load_dino(dino)
+    return stage.score_with_clip_dino(ctx, subject, scene or list(stage.SCENES), n, *judges)

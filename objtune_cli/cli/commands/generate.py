@@ -61,7 +61,7 @@ def generate(
             f'these are {len(prompt)} prompts of one word each; one prompt stands in quotes: "{" ".join(prompt)}"'
         )
     ctx = run.context(create=False)
-    wide, high = image_size.read(size, width, height)
+    wide, high = image_size.parse_size(size, width, height)
     config = ctx.settings.resolve(
         Generate,
         n=n,

@@ -14,7 +14,7 @@ from objtune_cli.toybox.evaluator.network import ATTRIBUTES, FRAME, GRID, Evalua
 from objtune_cli.toybox.world import ACCESSORIES, CLASSES, COLOURS, DIALS, PATTERNS, Dial
 
 WEIGHTS = Path(__file__).parent / "weights.safetensors"
-PRESENT = 0.3
+MIN_SCORE = 0.3
 """Least centre score of an object; below it nothing was found."""
 WORDS: dict[str, tuple[str, ...]] = {
     "class": CLASSES, "colour": tuple(COLOURS), "second": tuple(COLOURS), "pattern": PATTERNS, "accessory": ACCESSORIES, "third": tuple(COLOURS),
@@ -22,7 +22,7 @@ WORDS: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Thing:
+class Detection:
     """One object that was found.
 
     Attributes:
@@ -35,25 +35,25 @@ class Thing:
     vector: Tensor
     probs: dict[str, Tensor]
 
-    def word(self, attribute: str) -> str:
+    def label(self, attribute: str) -> str:
         """The likeliest value of an attribute, as the world names it."""
         return WORDS[attribute][int(self.probs[attribute].argmax())]
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class SceneReading:
     """One picture: its objects, surest first, and the probability of each background."""
 
-    things: list[Thing]
+    detections: list[Detection]
     background: Tensor
 
     @property
-    def main(self) -> Thing:
+    def main(self) -> Detection:
         """The surest object; there is always one, however unsure."""
-        return self.things[0]
+        return self.detections[0]
 
 
-def about(weights: Path = WEIGHTS) -> dict[str, Any]:
+def read_header(weights: Path = WEIGHTS) -> dict[str, Any]:
     """Dial, seed, steps and commit of the evaluator's recipe."""
     from safetensors import safe_open
 
@@ -61,9 +61,9 @@ def about(weights: Path = WEIGHTS) -> dict[str, Any]:
         return json.loads(file.metadata()["objtune"])
 
 
-def knows(dial: Dial, weights: Path = WEIGHTS) -> bool:
+def covers(dial: Dial, weights: Path = WEIGHTS) -> bool:
     """Whether the evaluator was trained on all that a dial can show."""
-    own = DIALS[about(weights)["dial"]]
+    own = DIALS[read_header(weights)["dial"]]
     words = ("classes", "backgrounds", "colours", "patterns", "accessories")
     return all(set(getattr(dial, w)) <= set(getattr(own, w)) for w in words) and own.flips >= dial.flips
 
@@ -78,27 +78,29 @@ def load(weights: Path = WEIGHTS) -> Evaluator:
 
 
 @torch.no_grad()
-def read(network: Evaluator, pictures: np.ndarray, most: int = 2, batch: int = 64) -> list[Reading]:
+def read_images(network: Evaluator, pictures: np.ndarray, most: int = 2, batch: int = 64) -> list[SceneReading]:
     """Read pictures (N, H, W, 3) uint8; up to `most` objects each."""
-    done: list[Reading] = []
+    done: list[SceneReading] = []
     for start in range(0, len(pictures), batch):
         x = torch.from_numpy(np.array(pictures[start : start + batch])).permute(0, 3, 1, 2).float() / 127.5 - 1
         found, ground = network.finder(F.interpolate(x, size=(FRAME, FRAME), mode="area"))
-        scores, boxes = peaks(found, most)
+        scores, boxes = find_peaks(found, most)
         vectors, heads = network.reader(cut(x.repeat_interleave(most, 0), boxes.flatten(0, 1)))
         probs = {name: heads[name].softmax(-1).unflatten(0, (-1, most)) for name in ATTRIBUTES}
         vectors = vectors.unflatten(0, (-1, most))
         for i in range(len(x)):
-            kept = [k for k in range(most) if k == 0 or float(scores[i, k]) >= PRESENT]
+            kept = [k for k in range(most) if k == 0 or float(scores[i, k]) >= MIN_SCORE]
             things = [
-                Thing(float(scores[i, k]), _corners(boxes[i, k]), vectors[i, k], {n: p[i, k] for n, p in probs.items()})
+                Detection(
+                    float(scores[i, k]), _corners(boxes[i, k]), vectors[i, k], {n: p[i, k] for n, p in probs.items()}
+                )
                 for k in kept
             ]
-            done.append(Reading(things, ground[i].softmax(-1)))
+            done.append(SceneReading(things, ground[i].softmax(-1)))
     return done
 
 
-def peaks(found: Tensor, most: int) -> tuple[Tensor, Tensor]:
+def find_peaks(found: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """The surest cells that no neighbour outdoes: scores (B, K) and boxes (B, K, 4) as fractions of the frame."""
     heat = found[:, 0].sigmoid()
     lone = torch.where(F.max_pool2d(heat[:, None], 3, 1, 1)[:, 0] == heat, heat, heat.new_zeros(()))

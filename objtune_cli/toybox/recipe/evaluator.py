@@ -201,11 +201,11 @@ def measured(network: Evaluator, preset: Preset, seed: int = 5) -> dict[str, flo
         for _ in range(600)
     ]
     drawn = [renderer.render(s, preset.size) for s in scenes]
-    seen = inference.read(network, np.stack([picture for picture, _ in drawn]), most=1)
+    seen = inference.read_images(network, np.stack([picture for picture, _ in drawn]), most=1)
     figures: dict[str, float] = {}
     for name in ATTRIBUTES:
         asked = [
-            (r.main.word(name), getattr(s.objects[0][0], _FIELD.get(name, name)))
+            (r.main.label(name), getattr(s.objects[0][0], _FIELD.get(name, name)))
             for r, s in zip(seen, scenes, strict=True)
         ]
         told = [
@@ -228,9 +228,9 @@ def measured(network: Evaluator, preset: Preset, seed: int = 5) -> dict[str, flo
         for _ in range(200)
     ]
     twos = [renderer.render(s, preset.size) for s in pairs]
-    both = inference.read(network, np.stack([picture for picture, _ in twos]))
+    both = inference.read_images(network, np.stack([picture for picture, _ in twos]))
     figures["found_both"] = float(np.mean([
-        len(r.things) == 2 and all(max(inference.overlap(t.box, box_of(m)) for t in r.things) > 0.5 for m in masks)
+        len(r.detections) == 2 and all(max(inference.overlap(t.box, box_of(m)) for t in r.detections) > 0.5 for m in masks)
         for r, (_, masks) in zip(both, twos, strict=True)
     ]))  # fmt: skip
     for kind in preset.world.classes:
@@ -250,7 +250,7 @@ def retrieval(network: Evaluator, preset: Preset, kind: str, rng: np.random.Gene
         pictures = [
             renderer.render(world.sample_scene(rng, preset.world, instances=(i,)), preset.size)[0] for i in instances
         ]
-        sides.append(torch.stack([r.main.vector for r in inference.read(network, np.stack(pictures), most=1)]))
+        sides.append(torch.stack([r.main.vector for r in inference.read_images(network, np.stack(pictures), most=1)]))
     nearest = (sides[0] @ sides[1].T).argmax(1)
     return float((nearest == torch.arange(among)).float().mean())
 

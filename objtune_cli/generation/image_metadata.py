@@ -1,0 +1,56 @@
+"""The generation parameters in an image file, in the text form of A1111, Forge and Civitai."""
+
+import json
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from objtune_cli.config.sections import Generate
+from objtune_cli.version import __version__
+from objtune_cli.workflow.prompt_text import escape_syntax
+
+SAMPLERS = {"ddim": "DDIM", "euler": "Euler", "dpm++": "DPM++ 2M"}
+"""Value of `generate.scheduler` to A1111's name of the sampler; `base` has the name of the base's own."""
+
+
+def infotext(
+    prompt: str,
+    config: Generate,
+    seed: int,
+    size: tuple[int, int],
+    model: str,
+    base_sampler: tuple[str, str] = ("DDIM", ""),
+    hashes: Mapping[str, str] = MappingProxyType({}),
+) -> str:
+    """The parameters of one image: prompt, negative prompt and a line of `Key: value` pairs.
+
+    Args:
+        size: Width and height, px.
+        model: Name of the base.
+        base_sampler: A1111's names of the base's own sampler and of its schedule type, empty for the usual type.
+        hashes: Values of `Lora hashes` and `TI hashes`.
+
+    Source: `infotext_utils.py` of A1111. Values that hold a comma, a colon or a line break are JSON strings.
+    """
+    pairs: dict[str, object] = {"Steps": config.steps, "Sampler": SAMPLERS.get(config.scheduler, base_sampler[0])}
+    if config.scheduler not in SAMPLERS and base_sampler[1]:
+        pairs["Schedule type"] = base_sampler[1]
+    pairs |= {"CFG scale": f"{config.guidance:g}", "Seed": seed}
+    if config.guidance_below < 1:
+        pairs["CFG below"] = f"{config.guidance_below:g}"
+    if config.scene_guidance > 0:
+        pairs["Scene guidance"] = f"{config.scene_guidance:g}"
+    if config.object_below < 1:
+        pairs["Object below"] = f"{config.object_below:g}"
+    if config.object_guidance > 0:
+        pairs["Object guidance"] = f"{config.object_guidance:g}"
+    pairs |= {"Size": f"{size[0]}x{size[1]}", "Model": model, **hashes, "Version": f"objtune {__version__}"}
+    lines = [
+        escape_syntax(prompt),
+        *([f"Negative prompt: {escape_syntax(config.negative)}"] if config.negative else []),
+    ]
+    return "\n".join([*lines, ", ".join(f"{key}: {_quote(str(value))}" for key, value in pairs.items())])
+
+
+def _quote(text: str) -> str:
+    """A value as A1111 reads it."""
+    return json.dumps(text, ensure_ascii=False) if any(c in text for c in ",:\n") else text

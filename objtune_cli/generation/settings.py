@@ -1,0 +1,52 @@
+"""The settings of sampling as one value."""
+
+from dataclasses import dataclass
+
+from objtune_cli.config.sections import Generate
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingSettings:
+    """How images are sampled from latents of noise.
+
+    Attributes:
+        num_inference_steps: Steps of the scheduler, 1 or more.
+        guidance_scale: Scale of classifier-free guidance; at 1 or less the negative prompt has no effect.
+        scheduler: `base` for the scheduler of the base's folder, or a name that `BaseModel.pipeline` knows.
+        negative_prompt: Prompt that guidance moves away from.
+        guidance_interval_high: Noise level below which guidance acts, fraction of the schedule. Above it, where poses and places are decided, the prompt
+            acts alone and keeps their variety (limited-interval guidance, arXiv:2404.07724).
+        prompt_guidance_scale: Scale of the frozen base's prediction for the words around the objects (`generation.guidance`); 0: none.
+        subject_conditioning_start: Noise level below which the LoRAs and tokens of objects act, fraction of the schedule. Above it the frozen base
+            samples their classes (delayed subject conditioning, arXiv:2305.10431, with the frozen base in place of the adapter's): it knows thousands
+            of poses, an adapter has seen one.
+        autoguidance_scale: Scale of the difference between the adapter's and the frozen base's prediction (`generation.guidance`); 0: none.
+        height, width: Size of the images, px, multiples of the base's unit; 0: the base's own size.
+    """
+
+    num_inference_steps: int
+    guidance_scale: float
+    scheduler: str = "base"
+    negative_prompt: str = ""
+    guidance_interval_high: float = 1.0
+    prompt_guidance_scale: float = 0.0
+    subject_conditioning_start: float = 1.0
+    autoguidance_scale: float = 0.0
+    height: int = 0
+    width: int = 0
+
+    @classmethod
+    def from_config(cls, config: Generate) -> "SamplingSettings":
+        """The settings of a `Generate` section in which nothing is left to the base."""
+        return cls(
+            config.steps,
+            config.guidance,
+            config.scheduler,
+            config.negative,
+            config.guidance_below,
+            config.scene_guidance,
+            config.object_below,
+            config.object_guidance,
+            config.height,
+            config.width,
+        )
