@@ -1,7 +1,6 @@
-"""`export`: an adapter as the files that other tools read.
+"""`export`: write an adapter as files that other tools read.
 
-Exact key names and the alpha rule: docs/format.md. Adapters have alpha = rank, so that readers that find
-no alpha, and take it to be the rank, are right.
+docs/format.md lists the key names. Adapters have alpha = rank, which readers assume if a file has no alpha.
 """
 
 import contextlib
@@ -27,10 +26,10 @@ FORMATS = ("diffusers", "kohya", "embedding", "bundle", "hub")
 KOHYA_PREFIXES = dict(
     zip((adapter.DENOISER, *adapter.TEXT_ENCODERS), ("lora_unet_", "lora_te1_", "lora_te2_"), strict=True)
 )
-"""What keys of an adapter's LoRA begin with, and what kohya's files say for it where there are two text encoders."""
+"""Key prefixes of an adapter's LoRA to those of kohya's files, where there are two text encoders."""
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 PLAIN_METADATA = {"format": "pt"}
-"""The metadata of files that say nothing of themselves."""
+"""Metadata of files without any of their own."""
 Note = Callable[[str], None]
 
 
@@ -57,7 +56,7 @@ def plan(
     trigger: Sequence[str] = (),
     note: Note = lambda text: None,
 ) -> list[Output]:
-    """The files of one format with their bytes; nothing is written.
+    """Encode the files of one format without writing them.
 
     Args:
         out: A folder; or a file that ends in .safetensors, where the format is one file.
@@ -77,16 +76,16 @@ def plan(
     layers = any(k.startswith(tuple(KOHYA_PREFIXES)) for k in tensors)
     if form in ("diffusers", "kohya", "bundle") and not layers:
         raise IncompatibleError(f"{ref} is a token alone, without LoRA", "`--format embedding` writes it")
-    artifacts.require_finite(root, ref)  # other tools draw black pictures of it, and say nothing
+    artifacts.require_finite(root, ref)  # other tools draw black images from it without an error
     words = _choose_triggers(record, form, out, trigger)
     if form in ("embedding", "bundle", "hub"):
         for line in trigger_words.describe_common(words, record.objects, is_file=named_file(out)):
             note(line)
-    made = _AdapterExport(record, convert(ref, tensors, dtype, note), family, words)
+    exported = _AdapterExport(record, convert(ref, tensors, dtype, note), family, words)
     forms = ["diffusers", "kohya", "embedding"] if layers else ["embedding"]
     if form != "hub":
-        return list(_list_outputs(root, made, form, out))
-    files = [file for each in forms for file in _list_outputs(root, made, each, out / _FOLDERS[each])]
+        return list(_list_outputs(root, exported, form, out))
+    files = [file for each in forms for file in _list_outputs(root, exported, each, out / _FOLDERS[each])]
     return [
         *files,
         *model_card.list_outputs(
@@ -96,17 +95,17 @@ def plan(
 
 
 _FOLDERS = {"diffusers": ".", "kohya": "kohya", "embedding": "embeddings"}
-"""Where a format's files lie in a repository."""
+"""Folder of each format in a hub repository."""
 
 
 class _AdapterExport:
-    """An adapter on its way out: its record, its tensors in the file's number format, and the objects' triggers."""
+    """An adapter to export: its record, its tensors in the file's number format, and the objects' trigger words."""
 
     def __init__(self, record: Record, tensors: Mapping[str, Any], family: Family, words: Mapping[str, str]) -> None:
         self.record, self.tensors, self.family, self.words = record, tensors, family, words
 
     def encode(self, kind: str) -> bytes:
-        """The bytes of one file; `kind`: "diffusers", "kohya", "bundle", or the name of an object, for its embedding."""
+        """Encode one file; `kind` is "diffusers", "kohya", "bundle", or the name of an object for its embedding."""
         record, tensors, family, words = self.record, self.tensors, self.family, self.words
         if kind == "diffusers":
             return _encode_file(diffusers_keys(tensors, family), PLAIN_METADATA)
@@ -124,7 +123,7 @@ class _AdapterExport:
 
 
 def _choose_triggers(record: Record, form: str, out: Path, trigger: Sequence[str]) -> dict[str, str]:
-    """The trigger of each object; where `out` names an embedding's file, that is the trigger.
+    """Trigger word of each object; if `out` is the file of an embedding, its stem is the trigger word.
 
     Raises:
         UsageError: One file for several, or two triggers for one object.
@@ -145,61 +144,69 @@ def _choose_triggers(record: Record, form: str, out: Path, trigger: Sequence[str
     return {name: out.stem}
 
 
-def _list_outputs(root: Path, made: _AdapterExport, form: str, out: Path) -> Iterator[Output]:
-    """The files of one format that is no folder of several."""
-    name = made.record.name
+def _list_outputs(root: Path, exported: _AdapterExport, form: str, out: Path) -> Iterator[Output]:
+    """Encode the files of one format other than `hub`."""
+    name = exported.record.name
     names = {"diffusers": DIFFUSERS_FILE, "kohya": f"{name}.safetensors", "bundle": f"{name}-bundle.safetensors"}
-    files = {form: names[form]} if form in names else {o: f"{made.words[o]}.safetensors" for o in made.record.objects}
+    files = (
+        {form: names[form]}
+        if form in names
+        else {o: f"{exported.words[o]}.safetensors" for o in exported.record.objects}
+    )
     is_own = _has_signature if form in ("kohya", "bundle") else _is_reproducible
     for kind, file in files.items():
-        yield Output(out if named_file(out) else out / file, made.encode(kind), partial(is_own, root, made, kind))
+        yield Output(
+            out if named_file(out) else out / file, exported.encode(kind), partial(is_own, root, exported, kind)
+        )
 
 
-def _has_signature(root: Path, made: _AdapterExport, kind: str, held: bytes) -> bool:
-    """Whether a file's metadata name a version of this adapter in this project, and its tensors are those that were written."""
+def _has_signature(root: Path, exported: _AdapterExport, kind: str, content: bytes) -> bool:
+    """Whether a file's metadata names a version of this adapter, and its tensors match the stored hash."""
     try:
-        length = int.from_bytes(held[:8], "little")
-        said = json.loads(held[8 : 8 + length])["__metadata__"]
+        length = int.from_bytes(content[:8], "little")
+        said = json.loads(content[8 : 8 + length])["__metadata__"]
         source = json.loads(said["objtune"])
-        whole = said["sshs_model_hash"] == hashlib.sha256(held[8 + length :]).hexdigest()
+        whole = said["sshs_model_hash"] == hashlib.sha256(content[8 + length :]).hexdigest()
         return (
             whole
-            and source["digest"] in {r.digest for r in _read_versions(root, made.record)}
+            and source["digest"] in {r.digest for r in _read_versions(root, exported.record)}
             and bool(source["digest"])
         )
     except (ValueError, KeyError, TypeError):
         return False
 
 
-def _is_reproducible(root: Path, made: _AdapterExport, kind: str, held: bytes) -> bool:
-    """Whether a file without metadata is what some version of this adapter gives, in some number format."""
-    for record in _read_versions(root, made.record):
+def _is_reproducible(root: Path, exported: _AdapterExport, kind: str, content: bytes) -> bool:
+    """Whether a file without metadata equals the export of some version of this adapter in some number format."""
+    for record in _read_versions(root, exported.record):
         tensors = artifacts.load(root, record.ref)[1]
         for dtype in DTYPES:
             with contextlib.suppress(ObjtuneError, KeyError):
                 if (
-                    _AdapterExport(record, convert(record.ref, tensors, dtype), made.family, made.words).encode(kind)
-                    == held
+                    _AdapterExport(record, convert(record.ref, tensors, dtype), exported.family, exported.words).encode(
+                        kind
+                    )
+                    == content
                 ):
                     return True
     return False
 
 
 def _read_versions(root: Path, record: Record) -> Iterator[Record]:
-    """Every readable version of an adapter, the newest first."""
+    """Records of all readable versions of an adapter, newest first."""
     for version in reversed(refs.versions(root, "adapter", record.name)):
         with contextlib.suppress(ObjtuneError):
             yield artifacts.read_record(root, Ref("adapter", record.name, version))
 
 
 def _embedding_tensors(tensors: Mapping[str, Any], name: str, family: Family, only: str) -> dict[str, Any]:
-    """A token's vectors under the names of an embedding file; `only`: the name where there is one text encoder."""
+    """A token's vectors under the keys of an embedding file; `only` is the key where there is one text encoder."""
     keys = family.embedding_keys or (only,)
     return {key: tensors[own] for key, own in zip(keys, adapter.token_names(name), strict=False)}
 
 
 def diffusers_keys(tensors: Mapping[str, Any], family: Family = families.SD1) -> dict[str, Any]:
-    """Peft names below `unet.` (`transformer.`) and, of what was imported, the text encoders; alpha = rank, so that nothing is left to scale."""
+    """Rename LoRA tensors to peft keys below `unet.` or `transformer.`, and text encoders of imported adapters; alpha = rank."""
     named = (
         (k.replace(adapter.DENOISER, f"{family.denoiser}.", 1) if k.startswith(adapter.DENOISER) else k, v)
         for k, v in _fill_biases(tensors).items()
@@ -208,7 +215,7 @@ def diffusers_keys(tensors: Mapping[str, Any], family: Family = families.SD1) ->
 
 
 def _fill_biases(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The tensors with a bias for every layer of a network that has one: peft takes all or none."""
+    """Add zero biases to all layers of a network that has any, because peft expects all or none."""
     import numpy as np
 
     missing: dict[str, Any] = {}
@@ -220,10 +227,10 @@ def _fill_biases(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def kohya_keys(tensors: Mapping[str, Any], family: Family = families.SD1) -> dict[str, Any]:
-    """`lora_unet_…lora_down.weight`, `…lora_up.weight` and an explicit `…alpha` for every layer.
+    """Rename LoRA tensors to kohya keys: `lora_unet_…lora_down.weight`, `…lora_up.weight` and an explicit `…alpha` per layer.
 
     Raises:
-        IncompatibleError: A layer has no name in such files.
+        IncompatibleError: A layer has no kohya key.
     """
     import numpy as np
 
@@ -237,8 +244,10 @@ def kohya_keys(tensors: Mapping[str, Any], family: Family = families.SD1) -> dic
         layers = {
             end: (tensors[f"{prefix}{end}.lora_A.weight"], tensors[f"{prefix}{end}.lora_B.weight"]) for end in ends
         }
-        held = {end: tensors[f"{prefix}{end}.lora_B.bias"] for end in ends if f"{prefix}{end}.lora_B.bias" in tensors}
-        biases = {end: (np.ones((1, 1), bias.dtype), np.asarray(bias)[:, None]) for end, bias in held.items()}
+        bias_vectors = {
+            end: tensors[f"{prefix}{end}.lora_B.bias"] for end in ends if f"{prefix}{end}.lora_B.bias" in tensors
+        }
+        biases = {end: (np.ones((1, 1), bias.dtype), np.asarray(bias)[:, None]) for end, bias in bias_vectors.items()}
         if prefix == adapter.DENOISER:
             layers, biases = family.kohya(layers), family.kohya(biases)
         elif prefix == adapter.TEXT_ENCODERS[0] and len(family.encoders) == 1:
@@ -257,7 +266,7 @@ def kohya_keys(tensors: Mapping[str, Any], family: Family = families.SD1) -> dic
 def _kohya_metadata(
     record: Record, tensors: Mapping[str, Any], family: Family, words: Mapping[str, str], *, inside: bool
 ) -> dict[str, str]:
-    """`words`: object to trigger. inside: the vectors are in the same file."""
+    """ModelSpec and kohya metadata. `words`: object to trigger word. `inside`: the vectors are in the same file."""
     rank = next(str(v.shape[0]) for k, v in tensors.items() if "lora_A" in k)
     licence = (
         {"modelspec.license": model_card.base_licence(record, family)[0]}
@@ -288,7 +297,7 @@ def _kohya_metadata(
 
 
 def _architecture_metadata(record: Record, tensors: Mapping[str, Any], family: Family) -> dict[str, str]:
-    """What ModelSpec and kohya call the base's family; of the first one, only where the width of the condition is that of SD 1.x."""
+    """Metadata that names the base's family; for SD 1.x only if the width of the text condition is 768."""
     if family is families.SD1:
         widths = {v.shape[1] for k, v in tensors.items() if "attn2.to_k.lora_A" in k}
         if widths != {768}:
@@ -308,7 +317,7 @@ def _architecture_metadata(record: Record, tensors: Mapping[str, Any], family: F
 
 
 def body_hash(tensors: Mapping[str, Any]) -> str:
-    """SHA-256 of what follows the header in the file of these tensors: kohya's `sshs_model_hash`."""
+    """SHA-256 of the bytes after the header of the encoded file, kohya's `sshs_model_hash`."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(artifacts.as_array(tensors[name])[1].tobytes())
@@ -316,14 +325,14 @@ def body_hash(tensors: Mapping[str, Any]) -> str:
 
 
 def embedding_hash(tensors: Mapping[str, Any], name: str, family: Family) -> str:
-    """SHA-256 of the file that `embedding` writes for an object."""
+    """SHA-256 of the file that the format `embedding` writes for an object."""
     return hashlib.sha256(
         _encode_file(_embedding_tensors(tensors, name, family, f"<{name}>"), PLAIN_METADATA)
     ).hexdigest()
 
 
 def _encode_file(tensors: Mapping[str, Any], metadata: dict[str, str]) -> bytes:
-    """A plain safetensors file for other tools, its keys sorted; with ModelSpec's metadata, the hash of what follows the header."""
+    """Encode a safetensors file with sorted keys; ModelSpec metadata gets the hash of the bytes after the header."""
     arrays = {name: artifacts.as_array(value) for name, value in tensors.items()}
     specs = {name: (kind, array.shape) for name, (kind, array) in arrays.items()}
     body = b"".join(arrays[name][1].tobytes() for name in sorted(arrays))

@@ -1,4 +1,4 @@
-"""`fetch`: the weights of a base, or of a model that measures, from the Hugging Face hub to its cache on this machine; the only work that opens a connection."""
+"""`fetch`: download a base model or a feature model from the Hugging Face hub. No other module opens a connection."""
 
 import contextlib
 import errno
@@ -17,12 +17,12 @@ from objtune_cli.models.families import vae_override
 from objtune_cli.workflow.context import Reporter
 
 FREE_RESERVE = 256 << 20
-"""Bytes that stay free on the disk beside what is brought."""
+"""Bytes that must stay free on the disk after a download."""
 
 
 @dataclass(frozen=True, slots=True)
 class FetchResult:
-    """Where a base lies; `bytes` and `files`: what was brought for it now."""
+    """Location of a fetched model; `files` and `bytes` count what was downloaded now."""
 
     base: str
     repository: str
@@ -34,15 +34,15 @@ class FetchResult:
 
 
 HUB_TIMEOUT = 20.0
-"""Seconds for the hub's first answer."""
+"""Seconds to wait for the hub's first response."""
 
 
 def run(name: str, report: Reporter, stopped: Callable[[], int]) -> FetchResult:
-    """Bring what a base needs, safetensors and configs of one commit, unless it is there.
+    """Download the safetensors and configs of a base model at one commit, unless they are cached.
 
     Raises:
-        UsageError: no such name. ResourceError: no connection, no such repository, no room. InputError: it holds no
-        safetensors of a diffusers model. Stopped: A signal came; finished files stay.
+        UsageError: Unknown name. ResourceError: No connection, no such repository or no disk space. InputError: The
+        repository has no diffusers model in safetensors. Stopped: A signal arrived; finished files stay.
     """
     if name == "toybox" or Path(name).is_dir():
         report.note(f"{name} lies here already: nothing to bring")
@@ -57,10 +57,10 @@ def run(name: str, report: Reporter, stopped: Callable[[], int]) -> FetchResult:
 
 
 def fetch_model(repository: str, report: Reporter, stopped: Callable[[], int]) -> FetchResult:
-    """Bring a CLIP, a DINO or a VAE, as `run` brings a base; its pickle only where there are no safetensors.
+    """Download a CLIP, DINO or VAE model as `run` does; its pickle only if there are no safetensors.
 
     Raises:
-        UsageError: no hub id. Else as `run`.
+        UsageError: The id is not a hub id. Otherwise as `run`.
     """
     if repository.count("/") != 1 or repository.startswith((".", "/", "~")):
         raise UsageError(f"{repository} is no hub id", "for example `objtune fetch --model facebook/dino-vits16`")
@@ -83,7 +83,7 @@ def _download(
     name: str, repository: str, revision: str, report: Reporter, stopped: Callable[[], int],
     patterns: tuple[str, ...], check: Callable[[str, list[str]], tuple[str, ...]],
 ) -> FetchResult:  # fmt: skip
-    """Bring the files of some patterns; `check`: refuses what is no such model, and says what else is left out."""
+    """Download files by patterns; `check` refuses other kinds of models and returns further files to ignore."""
     from huggingface_hub import HfApi, snapshot_download
 
     wanted: dict[str, Any] = {"revision": revision, "allow_patterns": list(patterns), "ignore_patterns": []}
@@ -106,7 +106,11 @@ def _download(
 
 
 def _check_base_files(name: str, files: list[str]) -> tuple[str, ...]:
-    """That the repository has what is opened of a base; a part's weights in other forms are left out where the plain ones are there."""
+    """Check that a repository has a base model, and return variants of weights to ignore.
+
+    Raises:
+        InputError: The repository has no diffusers model in safetensors.
+    """
     weights = [file for file in files if file.startswith(("unet/", "transformer/")) and file.endswith(".safetensors")]
     if "model_index.json" not in files or not weights:
         raise InputError(
@@ -117,14 +121,14 @@ def _check_base_files(name: str, files: list[str]) -> tuple[str, ...]:
 
 
 def redundant_variants(files: list[str]) -> tuple[str, ...]:
-    """Files of a base's variants (fp16, non_ema) beside which the plain weights lie."""
+    """Weights of variants (fp16, non_ema) in folders that also have the plain weights."""
     others = {file for file in files if any(fnmatch(file, pattern) for pattern in registry.IGNORED_FILES)}
     plain = {file.rpartition("/")[0] for file in files if file.endswith(".safetensors") and file not in others}
     return tuple(sorted(file for file in others if file.rpartition("/")[0] in plain))
 
 
 def _is_complete(name: str) -> bool:
-    """Whether all parts of a base are on this machine; what else is wrong with it, fetching does not mend."""
+    """Whether all parts of a base are on this machine; fetching does not repair other problems."""
     try:
         registry.resolve(name)
     except ResourceError:
@@ -135,7 +139,11 @@ def _is_complete(name: str) -> bool:
 
 
 def _check_feature_model_files(name: str, files: list[str]) -> tuple[str, ...]:
-    """That the repository has a model of transformers; its pickle is not wanted beside safetensors."""
+    """Check that a repository has a transformers model, and return the pickle to ignore if there are safetensors.
+
+    Raises:
+        InputError: The repository has no such model.
+    """
     if "config.json" in files and vae_override.FILES[-1] in files:
         return (registry.PICKLED,)
     if "config.json" not in files or not {"model.safetensors", registry.PICKLED} & set(files):
@@ -147,10 +155,14 @@ def _check_feature_model_files(name: str, files: list[str]) -> tuple[str, ...]:
 
 
 def _check_disk_space(name: str, size: int) -> None:
-    """That the disk has room for it."""
+    """Check the free disk space.
+
+    Raises:
+        ResourceError: The download does not fit.
+    """
     place = _cache_folder()
     free = shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free
-    if 0 < free < size + FREE_RESERVE:  # some network disks say 0 whatever they have: then the download itself tells
+    if 0 < free < size + FREE_RESERVE:  # some network disks always report 0
         raise ResourceError(
             f"{name} takes {size / 1e9:.2f} GB and {place} has {free / 1e9:.2f} GB free",
             "free some space, or set HF_HOME to a folder on a larger disk",
@@ -164,9 +176,9 @@ def _cache_folder() -> Path:
 
 
 def _progress_bar_class(report: Reporter, stopped: Callable[[], int], total: int) -> type:
-    """What the hub's client takes for its progress bars: tells the report, and raises where a signal came.
+    """A tqdm class for the hub client that reports progress and raises `Stopped` after a signal.
 
-    Each byte is counted by two bars, as it comes and as it is written; the one that is ahead is shown.
+    Two bars count each byte, when it is received and when it is written; the larger count is reported.
     """
     from tqdm import tqdm
 
@@ -194,7 +206,7 @@ def _progress_bar_class(report: Reporter, stopped: Callable[[], int], total: int
 
 @contextlib.contextmanager
 def _silence_client_log() -> Iterator[None]:
-    """The client's own log, which says every failure a second time, held back."""
+    """Silence the client's log, which repeats every failure."""
     import logging
 
     logger = logging.getLogger("huggingface_hub")
@@ -207,7 +219,7 @@ def _silence_client_log() -> Iterator[None]:
 
 
 def _is_client_error(error: Exception) -> bool:
-    """Whether the hub's client or what it is built on raised it: each layer has errors of its own."""
+    """Whether the hub client or a library below it raised an error; each layer has its own classes."""
     return isinstance(error, OSError | RuntimeError) or any(
         c.__module__.startswith(("huggingface_hub", "httpx")) for c in type(error).__mro__
     )
@@ -215,7 +227,7 @@ def _is_client_error(error: Exception) -> bool:
 
 @contextlib.contextmanager
 def _translate_errors(repository: str) -> Iterator[None]:
-    """What can go wrong between here and the hub, as one line with its remedy."""
+    """Translate errors of the hub client into a `ResourceError` with a hint."""
     try:
         yield
     except ObjtuneError:

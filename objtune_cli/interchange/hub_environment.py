@@ -1,4 +1,4 @@
-"""Variables that say how the hub is reached: what the client cannot use is refused by name before it tries."""
+"""Checks the environment variables for the connection to the hub: proxies, endpoint and certificates."""
 
 import os
 from importlib.util import find_spec
@@ -13,10 +13,10 @@ CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_
 
 
 def check_environment() -> None:
-    """Refuse an address, a proxy or certificates that no connection can be made with.
+    """Refuse an endpoint, a proxy or certificates that the client cannot use.
 
     Raises:
-        ResourceError: Names the variable.
+        ResourceError: A variable is unusable; the message names it.
     """
     for name, value in _proxy_variables().items():
         scheme = _scheme(value) if "://" in value else "http"
@@ -49,13 +49,13 @@ def check_environment() -> None:
 
 
 def suggest_variables() -> str:
-    """What beside the connection may be at fault: variables that lead it elsewhere."""
+    """Hint that names variables which redirect the connection; empty if there are none."""
     names = [*_proxy_variables(), *(["HF_ENDPOINT"] if os.environ.get("HF_ENDPOINT") else [])]
     return f"{' and '.join(names)} {'are' if names[1:] else 'is'} set, is that right? " if names else ""
 
 
 def _proxy_variables() -> dict[str, str]:
-    """The variables that name a proxy, and their values; none where NO_PROXY takes every host out."""
+    """Proxy variables and their values; empty if NO_PROXY excludes every host."""
     if "*" in {os.environ.get("NO_PROXY", "").strip(), os.environ.get("no_proxy", "").strip()}:
         return {}
     names = [each for name in PROXIES for each in (name, name.lower())]
@@ -75,6 +75,6 @@ def _host(address: str) -> str:
 
 
 def _hide_password(address: str) -> str:
-    """An address without the password in it."""
+    """Remove user name and password from an address."""
     before, at, host = address.rpartition("@")
     return f"{before.rpartition('//')[0]}//…@{host}" if at else address

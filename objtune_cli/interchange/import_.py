@@ -1,4 +1,4 @@
-"""`import`: a LoRA or an embedding file of other tools becomes an adapter, so that it can be drawn and composed here."""
+"""`import`: convert LoRA and embedding files of other tools to an adapter."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -7,7 +7,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from objtune_cli.errors import InputError
-from objtune_cli.interchange import import_sources
+from objtune_cli.interchange import import_contents, import_sources
 from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.kinds import adapter
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     from objtune_cli.models.base_model import BaseModel
 
 MIN_FREE_TOKENS = 10
-"""Tokens that a prompt should have left beside an object's own."""
+"""A note is printed if an object's vectors leave fewer tokens than this for the rest of a prompt."""
 
 
 def run(
     ctx: StageContext, files: list[Path], name: str, class_word: str, word: str, *, allow_pickle: bool
 ) -> StageResult:
-    """One adapter of a LoRA file, an embedding file, or both of one object; a folder stands for the files that diffusers and peft write there.
+    """Import one object from a LoRA file, an embedding file, or both; a folder stands for the files that diffusers and peft write.
 
     Args:
-        word: What the LoRA was trained under ("sks dog"); its vectors become the token, where no file has vectors.
+        word: Instance prompt of the LoRA ("sks dog"). Its token embeddings are used if no file has vectors.
 
     Raises:
-        InputError: A file that cannot be read, two of one kind, or a pickle without leave. IncompatibleError: for another base.
+        InputError: A file is unreadable, two files are of one kind, or a pickle is not allowed. IncompatibleError: The files are for another base.
     """
     name = check_name(name)
     read = import_sources.read_files(files)
@@ -66,7 +66,7 @@ def run(
 
 
 def _inputs(read: list[import_sources.ImportFile], found: "list[Source] | None" = None) -> dict[str, dict[str, str]]:
-    """The files by their hashes, and the settings beside them; of LoRA files that were opened, the hash that others know them by."""
+    """Hashes of the files and of the settings next to them; for opened LoRA files also the hash of the bytes after the header."""
     hashes = {f"{adapter.FILE_ROLE}{i}": file.sha256 for i, file in enumerate(read)}
     hashes |= {
         f"{adapter.CONFIG_ROLE}{i}": import_sources.sha256_of(file.config) for i, file in enumerate(read) if file.config
@@ -80,23 +80,23 @@ def _inputs(read: list[import_sources.ImportFile], found: "list[Source] | None" 
 
 
 def _settings(read: list[import_sources.ImportFile], word: str) -> dict[str, str]:
-    """What the identity of an import holds; that settings in headers are read makes other work of files that have some."""
+    """Settings that are part of an import's identity; files with scale settings in their header have one more."""
     from objtune_cli.lora.import_scale import HEADER
 
     return {"word": word} | (
-        {"strength": "header"} if any(HEADER in import_sources.read_metadata(file.data) for file in read) else {}
+        {"strength": "header"} if any(HEADER in import_contents.read_metadata(file.data) for file in read) else {}
     )
 
 
 def open_source(file: import_sources.ImportFile, allow_pickle: bool) -> "Source":
-    """A file's tensors with the settings of their strength.
+    """Open a file and read the settings of its scale.
 
     Raises:
-        InputError: It is neither a LoRA nor an embedding.
+        InputError: The file is neither a LoRA nor an embedding.
     """
     from objtune_cli.lora import import_keys, import_kinds, import_scale
 
-    opened = import_sources.open_file(file, allow_pickle)
+    opened = import_contents.open_file(file, allow_pickle)
     whole = import_kinds.whole_kind(opened.tensors)
     if whole:
         raise InputError(
@@ -110,10 +110,10 @@ def open_source(file: import_sources.ImportFile, allow_pickle: bool) -> "Source"
 
 
 def _read_layers(ctx: StageContext, model: "BaseModel", found: "list[Source]") -> "dict[str, Tensor]":
-    """The layers of all files that hold some.
+    """LoRA layers of all files.
 
     Raises:
-        InputError: Two files hold layers of one network.
+        InputError: Two files have layers of one network.
     """
     from objtune_cli.lora import import_keys
 
@@ -143,7 +143,7 @@ def _has_alpha(weights: "Mapping[str, Tensor]") -> bool:
 
 
 def _note_vectors(ctx: StageContext, model: "BaseModel", name: str, vectors: "list[TokenVectors]", count: int) -> None:
-    """Say what is not used of the vectors, and what they leave of a prompt."""
+    """Report vectors that are not used, and vectors that leave few tokens of a prompt."""
     for each in vectors:
         if each.unread:
             ctx.report.note(f"{each.what} holds vectors for T5 too, which reads no added words here: they are not used")

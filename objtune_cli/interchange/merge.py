@@ -1,4 +1,4 @@
-"""`merge`: several adapters as one, for tools that take one file; `compose` keeps objects apart better."""
+"""`merge`: combine adapters into one, for tools that take one file; `compose` separates objects better."""
 
 from dataclasses import replace
 from typing import Any
@@ -13,23 +13,23 @@ from objtune_cli.workflow.context import StageContext, StageResult, tools
 from objtune_cli.workflow.trained_objects import is_merged
 
 
-def run(ctx: StageContext, given: list[tuple[Ref, float]], name: str | None, config: Merge) -> StageResult:
-    """One adapter of several, each with its weight, or of one, weaker or stronger or of lower rank; all their objects' tokens come along.
+def run(ctx: StageContext, adapters: list[tuple[Ref, float]], name: str | None, config: Merge) -> StageResult:
+    """Merge several weighted adapters, or rescale one or lower its rank; the result has the tokens of all their objects.
 
     Raises:
-        UsageError: An object in two of them, one adapter twice, or one alone without a new name or with a weight of 0.
-        IncompatibleError: They were made with different bases, or one alone has no LoRA.
+        UsageError: Two adapters have the same object, one adapter is listed twice, or a single one has no new name or a weight of 0.
+        IncompatibleError: The adapters have different bases, or a single one has no LoRA.
     """
-    records = [artifacts.read_record(ctx.root, ref) for ref, _ in given]
-    if len({ref for ref, _ in given}) < len(given):
-        twice = next(ref for i, (ref, _) in enumerate(given) if ref in [other for other, _ in given[:i]])
+    records = [artifacts.read_record(ctx.root, ref) for ref, _ in adapters]
+    if len({ref for ref, _ in adapters}) < len(adapters):
+        twice = next(ref for i, (ref, _) in enumerate(adapters) if ref in [other for other, _ in adapters[:i]])
         raise UsageError(
             f"{twice} is given twice", f"its weight once is enough: `objtune merge {records[0].name}=0.8 cup`"
         )
-    if len(given) == 1:
-        _check_single(ctx, records[0], given[0][1], name)
+    if len(adapters) == 1:
+        _check_single(ctx, records[0], adapters[0][1], name)
     _check_compatible(records)
-    weights = {str(ref): weight for ref, weight in given}
+    weights = {str(ref): weight for ref, weight in adapters}
     settings = identifying(config) | {"weights": [weights[str(r.ref)] for r in records]}
     inputs = {f"{adapter.ADAPTER_ROLE}{r.name}": ctx.input(r.ref) for r in records}
     called = check_name(name) if name else "-".join(r.name for r in records)[:64].rstrip("-.")
@@ -45,7 +45,7 @@ def run(ctx: StageContext, given: list[tuple[Ref, float]], name: str | None, con
 
 
 def _check_single(ctx: StageContext, record: Record, weight: float, name: str | None) -> None:
-    """Refuse one adapter of which nothing new can be made."""
+    """Refuse a single adapter whose merge would change nothing or replace a trained object."""
     example = f"`objtune merge {record.name}=0.7 --name {record.name}-07`"
     if not name:
         raise UsageError(
@@ -69,7 +69,7 @@ def _check_single(ctx: StageContext, record: Record, weight: float, name: str | 
 
 
 def _check_compatible(records: list[Record]) -> None:
-    """Refuse adapters that cannot be one, before any is opened."""
+    """Refuse adapters with different bases or a common object, before any is opened."""
     first = records[0]
     for record in records[1:]:
         if record.base.get("fingerprint") != first.base.get("fingerprint"):

@@ -1,4 +1,4 @@
-"""The model card of an exported object, and its way to the hub."""
+"""Writes the model card of an exported object and uploads exports to the hub."""
 
 import contextlib
 import hashlib
@@ -27,7 +27,7 @@ FAMILY_TAGS = {
 
 
 def base_licence(record: Record, family: Family) -> tuple[str, str]:
-    """Name and address of the licence of the base's weights; empty where the base is no pinned one."""
+    """Name and address of the licence of the base's weights; empty texts if the base is not a pinned one."""
     ident = record.base.get("id", "")
     if ident == "toybox":
         return "apache-2.0", ""
@@ -38,17 +38,17 @@ def base_licence(record: Record, family: Family) -> tuple[str, str]:
 def list_outputs(
     root: Path, record: Record, family: Family, out: Path, files: Sequence[str], words: Mapping[str, str]
 ) -> list[Output]:
-    """README.md with front matter as the hub reads it, and the pictures that it shows.
+    """README.md with the hub's front matter, and the images that it shows.
 
     Args:
-        files: Paths of the others, from the folder `out`. words: Object to trigger.
+        files: Paths of the other exported files, relative to `out`. words: Object to trigger word.
     """
     versions = [Ref("adapter", record.name, version) for version in refs.versions(root, "adapter", record.name)]
     shown = [
         Output(
             out / "pictures" / picture.name,
             picture.read_bytes(),
-            lambda held: any(held == p.read_bytes() for v in versions for p in pictures_of(root, v)),
+            lambda content: any(content == p.read_bytes() for v in versions for p in pictures_of(root, v)),
         )
         for picture in pictures_of(root, record.ref)
     ]
@@ -59,17 +59,17 @@ def list_outputs(
 
 
 def _sign(record: Record, text: str) -> bytes:
-    """A card with a last line by which a later export knows whose it is, and that nobody has edited it."""
+    """Append a line with a hash, by which a later export recognises an unedited card."""
     digest = hashlib.sha256(f"{record.digest}{text}".encode()).hexdigest()
     return f"{text}\n{SIGNATURE_START}{record.ref}, {digest} -->\n".encode()
 
 
-def _is_untouched(root: Path, versions: Sequence[Ref], held: bytes) -> bool:
-    """Whether a card is one of these versions', as it was written."""
-    text = held.decode(errors="replace").rpartition(f"\n{SIGNATURE_START}")[0]
+def _is_untouched(root: Path, versions: Sequence[Ref], content: bytes) -> bool:
+    """Whether a card is the unedited card of one of these versions."""
+    text = content.decode(errors="replace").rpartition(f"\n{SIGNATURE_START}")[0]
     for version in versions:
-        with contextlib.suppress(ObjtuneError):  # a damaged version is not the reader's concern here
-            if held == _sign(artifacts.read_record(root, version), text):
+        with contextlib.suppress(ObjtuneError):  # a damaged version is reported elsewhere
+            if content == _sign(artifacts.read_record(root, version), text):
                 return True
     return False
 
@@ -98,7 +98,7 @@ def _front_matter(record: Record, family: Family) -> str:
 
 
 def _body(record: Record, family: Family, files: Sequence[str], shown: Sequence[str], words: Mapping[str, str]) -> str:
-    """What it is, how it is called, how it was made, what it may be used for."""
+    """Text of the card: trigger words, files, example code, settings, metrics and licence."""
     name, link = base_licence(record, family)
     base = _base_repository(record) or record.base.get("id", "?")
     triggers = "\n".join(
@@ -149,10 +149,10 @@ renamed to a common word takes that word over: as `{class_word}.safetensors` it 
 
 
 def push(folder: Path, repository: str, *, private: bool) -> str:
-    """Upload a folder to the hub, making the repository where there is none; its address.
+    """Upload a folder to the hub, create the repository if needed, and return its address.
 
     Raises:
-        InputError: No name of a repository. ResourceError: no network, no access.
+        InputError: Invalid repository name. ResourceError: No network or no access.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled

@@ -1,4 +1,4 @@
-"""Number formats of exported files: weights in half precision, refused or named where they do not survive it."""
+"""Converts exported weights to half precision; refuses overflow and reports underflow."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,19 +7,19 @@ from objtune_cli.errors import UsageError
 from objtune_cli.store.refs import Ref
 
 DTYPES = ("fp32", "fp16", "bf16")
-"""An adapter is kept in fp32."""
+"""Number formats of exported weights; stored adapters have fp32."""
 MAX_VALUES = {"fp16": 65504.0, "bf16": 3.3895313892515355e38}
 MAX_RELATIVE_LOSS = 0.01
-"""Share of a tensor's norm that a number format may lose before a line says so."""
+"""Relative loss of a tensor's norm above which a note is printed."""
 
 
 def convert(
     ref: Ref, tensors: Mapping[str, Any], dtype: str, note: Callable[[str], None] = lambda text: None
 ) -> Mapping[str, Any]:
-    """Finite weights in a number format; bf16 as uint16, for numpy has no such type.
+    """Convert finite weights to a number format; bf16 is returned as uint16, because numpy has no bfloat16.
 
     Raises:
-        UsageError: A value is too large for it.
+        UsageError: A value is too large for the format.
     """
     import numpy as np
 
@@ -47,14 +47,14 @@ def convert(
 
 
 def _to_float32(value: Any) -> Any:
-    """An array of any of the formats as float32."""
+    """Convert an array in any of the formats to float32."""
     import numpy as np
 
     return (value.astype(np.uint32) << 16).view(np.float32) if value.dtype == np.uint16 else value.astype(np.float32)
 
 
 def _to_bf16(values: Any) -> Any:
-    """float32 to the bits of bfloat16, rounded to the nearest, ties to even."""
+    """Convert float32 to the bits of bfloat16, rounded to nearest, ties to even."""
     import numpy as np
 
     bits = np.ascontiguousarray(values).view(np.uint32)

@@ -1,7 +1,7 @@
-"""The one entrance of pickles, a process of its own: `python -m objtune_cli.interchange.pickle_sandbox FILE OUT` writes its tensors as safetensors.
+"""Converts a pickle to safetensors in a separate process: `python -m objtune_cli.interchange.pickle_sandbox FILE OUT`.
 
-The restricted unpickler (`weights_only`) runs no code of the file's; should it ever fail, it fails in a process
-that may take only so much memory and time. Nothing else in the package opens a pickle on a user's behalf.
+The restricted unpickler (`weights_only`) runs no code from the file. The process also has a memory and a time limit.
+No other module opens pickles of unknown origin.
 """
 
 import contextlib
@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 MAX_MEMORY = 16 << 30
-"""Address space, bytes: torch's own libraries take a good part."""
+"""Limit of the address space, bytes; torch's libraries take a large part of it."""
 
 
 class ParameterDictStub:
-    """What a `torch.nn.ParameterDict` of a file becomes: its parts, and nothing that could run."""
+    """Inert stand-in for a `torch.nn.ParameterDict` in a pickle."""
 
 
 def collect_tensors(value: Any, name: str = "") -> dict[str, Any]:
-    """Every tensor of nested dicts, lists and parameter tables by its dotted keys; what is no tensor is left behind."""
+    """Flatten nested dicts, lists and parameter dicts to tensors by dotted keys; other values are dropped."""
     import torch
 
     if isinstance(value, torch.Tensor):
@@ -37,7 +37,7 @@ def collect_tensors(value: Any, name: str = "") -> dict[str, Any]:
 
 
 def describe_error(error: Exception) -> str:
-    """Why a pickle cannot be read, in a line without torch's advice to read it all the same."""
+    """One-line reason why a pickle cannot be read, without torch's advice to disable the restriction."""
     text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
     global_ = re.search(r"GLOBAL ([\w.]+)", text)
     if global_:
@@ -54,7 +54,7 @@ def describe_error(error: Exception) -> str:
 
 
 def convert(source: str) -> bytes:
-    """The tensors of a pickle as the bytes of a safetensors file; of classes none but a parameter table's stand-in is made."""
+    """Convert the tensors of a pickle to the bytes of a safetensors file; `ParameterDictStub` is the only class allowed."""
     import torch
     from safetensors.torch import save
 
@@ -67,14 +67,14 @@ def convert(source: str) -> bytes:
 
 
 def main(source: str, target: str) -> int:
-    """0: written; 3: not readable so."""
+    """Exit code: 0 if the file was written, 3 if the pickle is unreadable."""
     with contextlib.suppress(ImportError, ValueError, OSError):  # Windows and macOS know no such limit
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     try:
         data = convert(source)
-    except Exception as error:  # whatever it is: malformed files raise a dozen kinds
+    except Exception as error:  # malformed files raise many kinds of errors
         sys.stderr.write(describe_error(error) + "\n")
         return 3
     Path(target).write_bytes(data)

@@ -1,4 +1,4 @@
-"""Embedding files of other tools (textual inversion) as the vectors of a token: one tensor, or one for each text encoder, in one file or two."""
+"""Reads textual inversion files of other tools: one tensor, or one per text encoder, in one file or two."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -16,20 +16,20 @@ from objtune_cli.models.placeholders import concat_encoders
 ENCODER_INDEX = {
     "clip_l": 0, "clip_g": 1, "clip_h": 0, "text_encoders_0": 0, "text_encoders_1": 1, "text_encoder": 0, "text_encoder_2": 1,
 }  # fmt: skip
-"""Keys that say which text encoder vectors are for; numbered ones are those of diffusers' advanced scripts."""
+"""Key to index of the text encoder; the numbered keys are those of diffusers' advanced scripts."""
 IGNORED_KEYS = {"t5", "t5xxl", "text_encoders_2"}
-"""Vectors for T5, which reads no added words here."""
+"""Keys of vectors for T5, which has no placeholder tokens in this package."""
 A1111_KEY = re.compile(r"string_to_param\.(.+)|emb_params|^\*$")
-"""Keys of A1111's files, behind which is the token's placeholder or none."""
+"""Keys of A1111's files, with or without the placeholder."""
 A1111_TOKEN_ID = "string_to_token."
-"""Start of the keys of A1111's pickles under which the token's number stands, which is no vector."""
+"""Prefix of the keys of A1111's pickles that hold the token's id."""
 NUMBERED_KEY = re.compile(r"(.*?)[_-]?(\d*)")
 FAMILY_BY_WIDTH = {
     768: "Stable Diffusion 1.x",
     1024: "Stable Diffusion 2.x",
     1280: "Stable Diffusion XL, its second text encoder",
 }
-"""Widths of a token's vector in the real models."""
+"""Width of a token's vector to the model family."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class TokenVectors:
 
     Attributes:
         parts: Index of the text encoder to (k, d); None as the index where the file does not say.
-        word: The token, as far as the file names one. unread: whether there are some for T5.
+        word: The token, if the file names one. unread: Whether the file also has vectors for T5.
     """
 
     what: str
@@ -48,10 +48,10 @@ class TokenVectors:
 
 
 def find_vectors(source: Source) -> TokenVectors | None:
-    """The vectors in an embedding file, or in a LoRA file that brings them along; None: there are none.
+    """Find the vectors in an embedding file or in a LoRA file that includes them; None if there are none.
 
     Raises:
-        InputError: Several tokens, no vectors of a token, or no numbers.
+        InputError: The file has several tokens, or tensors that are no token vectors.
     """
     bundled: dict[str, dict[str, Tensor]] = {}
     for key, value in source.weights.items():
@@ -67,7 +67,7 @@ def find_vectors(source: Source) -> TokenVectors | None:
 
 
 def _read_vectors(what: str, named: Mapping[str, Tensor], word: str = "") -> TokenVectors:
-    """Vectors by what their keys say."""
+    """Assign vectors to text encoders by their keys."""
     parts: dict[int | None, Tensor] = {}
     tokens: dict[str, Tensor] = {}
     unread = False
@@ -102,10 +102,10 @@ def _read_vectors(what: str, named: Mapping[str, Tensor], word: str = "") -> Tok
 
 
 def _sort_numbered_keys(what: str, tokens: Mapping[str, Tensor]) -> list[str]:
-    """The keys of one token's vectors: one, or several with numbers (`<s0>`, `<s1>`; `<dog>`, `<dog>_1`), in the order of these.
+    """Keys of one token's vectors; several must be numbered (`<s0>`, `<s1>`; `<dog>`, `<dog>_1`) and are sorted by number.
 
     Raises:
-        InputError: They are of several tokens, or of none.
+        InputError: The keys belong to several tokens or to none.
     """
     if len(tokens) == 1:
         return list(tokens)
@@ -128,7 +128,7 @@ def _sort_numbered_keys(what: str, tokens: Mapping[str, Tensor]) -> list[str]:
 
 
 def _check_vectors(what: str, key: str, value: Tensor) -> Tensor:
-    """Vectors (k, d), float32."""
+    """Check a tensor and return vectors (k, d), float32."""
     if value.ndim not in (1, 2) or not value.numel():
         raise InputError(
             f"{what} holds no vectors of a token: {key[:60]} {tuple(value.shape)}",
@@ -148,10 +148,10 @@ def _check_vectors(what: str, key: str, value: Tensor) -> Tensor:
 
 
 def join_vectors(model: BaseModel, found: Sequence[TokenVectors]) -> Tensor:
-    """The vectors of one token, those of several text encoders side by side, from one file or from one for each encoder.
+    """Join the vectors of one token for all text encoders along the last axis, from one file or one per encoder.
 
     Raises:
-        IncompatibleError: For another family, or half of what this base needs. InputError: Two tokens, or too many vectors.
+        IncompatibleError: The vectors are for another family, or those of one encoder are missing. InputError: Two tokens or too many vectors.
     """
     what = " and ".join(vectors.what for vectors in found)
     halves: dict[int, Tensor] = {}
@@ -185,7 +185,7 @@ def join_vectors(model: BaseModel, found: Sequence[TokenVectors]) -> Tensor:
 
 
 def _match_encoder(model: BaseModel, vectors: TokenVectors, index: int | None, rows: Tensor) -> int:
-    """Which text encoder rows are for."""
+    """Index of the text encoder that vectors belong to."""
     widths, width, family = model.widths, rows.shape[1], model.family
     if index is not None and index >= len(widths):
         raise IncompatibleError(
@@ -206,7 +206,7 @@ def _match_encoder(model: BaseModel, vectors: TokenVectors, index: int | None, r
 
 
 def _missing_half_error(model: BaseModel, what: str, width: int) -> IncompatibleError:
-    """What to say of vectors for one of two text encoders."""
+    """The error for vectors of only one of two text encoders."""
     keys = " and ".join(model.family.embedding_keys)
     return IncompatibleError(
         f"{what} is half of an embedding for {model.family.title}: it has vectors for one of two text encoders",

@@ -1,4 +1,4 @@
-"""Trigger words: what other tools call an object. In A1111, Forge and ComfyUI that is the name of its embedding file."""
+"""Trigger words: the names of objects in other tools. In A1111, Forge and ComfyUI they are the names of embedding files."""
 
 import functools
 import gzip
@@ -10,26 +10,26 @@ from objtune_cli.models.families import single_file
 from objtune_cli.store import refs
 
 DEFAULT_SUFFIX = "-objtune"
-"""What a trigger has behind the object's name: objects are often called after their class, and no common word may be a trigger."""
+"""Suffix of default trigger words; objects are often named after their class, and a common word is a bad trigger word."""
 _TRIGGER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 
 def default_trigger(name: str) -> str:
-    """The trigger of an object where none was given; never the name of its LoRA file."""
+    """Default trigger word of an object; it differs from the name of its LoRA file."""
     return name + DEFAULT_SUFFIX
 
 
-def choose_triggers(objects: Sequence[str], given: Sequence[str], *, is_inside: bool = False) -> dict[str, str]:
-    """The trigger of each object.
+def choose_triggers(objects: Sequence[str], requested: Sequence[str], *, is_inside: bool = False) -> dict[str, str]:
+    """Trigger word of each object.
 
     Args:
-        given: `WORD` for a single object, `NAME=WORD` for one of several. is_inside: the vectors are in a bundle, whose keys write dots as `_`.
+        requested: `WORD` for a single object, `NAME=WORD` for one of several. is_inside: The vectors are in a bundle, whose keys have `_` for dots.
 
     Raises:
-        UsageError: No such object, two words for one, one word for two, or a word that cannot be the name of a file everywhere.
+        UsageError: Unknown object, two words for one object, one word for two objects, or a word that is no portable file name.
     """
     chosen: dict[str, str] = {}
-    for text in given:
+    for text in requested:
         name, equals, word = text.rpartition("=")
         if not equals and len(objects) != 1:
             raise UsageError(
@@ -59,10 +59,10 @@ def choose_triggers(objects: Sequence[str], given: Sequence[str], *, is_inside: 
 
 
 def check_trigger(word: str) -> str:
-    """The word, if every file system and every tool takes it.
+    """Return the word if every file system and tool accepts it.
 
     Raises:
-        UsageError: It holds other characters, is too long, or is reserved by an operating system.
+        UsageError: The word has other characters, is too long, or is reserved by an operating system.
     """
     if _TRIGGER.fullmatch(word) and not word.endswith(".") and not refs.is_reserved(word.lower()):
         return word
@@ -73,10 +73,10 @@ def check_trigger(word: str) -> str:
 
 
 def describe_common(words: Mapping[str, str], classes: Mapping[str, str], *, is_file: bool) -> list[str]:
-    """One line for each trigger that is a word of everyday prompts.
+    """One note for each trigger word that is common in prompts.
 
     Args:
-        words: Object to trigger. classes: object to class word. is_file: the trigger was given as the name of a file.
+        words: Object to trigger word. classes: Object to class word. is_file: The trigger word comes from the name of the output file.
     """
     return [
         f'the trigger "{word}" is a common word: in A1111 and Forge every "{word}" of any prompt then draws <{name}>, and the word\'s own '
@@ -87,14 +87,14 @@ def describe_common(words: Mapping[str, str], classes: Mapping[str, str], *, is_
 
 
 def is_common_word(word: str, class_words: Iterable[str] = ()) -> bool:
-    """Whether a word is a class word, or one that the tokenizers of Stable Diffusion know as a single token."""
+    """Whether a word is a class word or a single token of Stable Diffusion's tokenizers."""
     known = {each.lower() for each in class_words}
     return word.lower() in known or len(word) == 1 or word.lower() in _single_tokens()
 
 
 @functools.cache
 def _single_tokens() -> frozenset[str]:
-    """The whole words of CLIP's vocabulary, which all bases of the known families share."""
+    """Whole words of CLIP's vocabulary, which all known families share."""
     with gzip.open(single_file.MERGES, "rt", encoding="utf-8") as file:
         pieces = ("".join(line.split()) for line in file)
         return frozenset(piece.removesuffix("</w>") for piece in pieces if piece.endswith("</w>"))
