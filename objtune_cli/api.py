@@ -16,7 +16,7 @@ from objtune_cli.config.sections import Common, Compose, Embed, Generate, Prior,
 from objtune_cli.errors import ObjtuneError
 from objtune_cli.paths import to_path
 from objtune_cli.store import refs
-from objtune_cli.store.project import locate
+from objtune_cli.store.project import find_project
 from objtune_cli.workflow.context import StageContext, StageResult
 
 __all__ = [
@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 
 @dataclass(slots=True)
-class Logged:
+class LogReporter:
     """What stages say, as lines of the logger `objtune`; progress for `on_step` (stage, done, total)."""
 
     on_step: Callable[[str, int, int], None] = lambda stage, done, total: None
@@ -65,7 +65,7 @@ def project(
     Raises:
         UsageError: An unknown key, or a value out of range.
     """
-    found = locate(to_path(folder), create=True)
+    found = find_project(to_path(folder), create=True)
     given = [f"{k}={v}" for k, v in settings.items() if not isinstance(v, Mapping)]
     given += [
         f"{section.replace('_', '-')}.{k}={v}"
@@ -74,12 +74,14 @@ def project(
         for k, v in values.items()
     ]
     layers = Settings(found.settings, given=given)
-    return StageContext(found, layers, layers.resolve(Common), Logged(on_step) if on_step else Logged(), force)
+    return StageContext(
+        found, layers, layers.resolve(Common), LogReporter(on_step) if on_step else LogReporter(), force
+    )
 
 
-def _held(ctx: StageContext) -> AbstractContextManager[None]:
+def _lock_project(ctx: StageContext) -> AbstractContextManager[None]:
     """As commands do: nobody removes artifacts meanwhile."""
-    return ctx.project.held()
+    return ctx.project.lock()
 
 
 def segment(
@@ -97,11 +99,11 @@ def segment(
     from objtune_cli.segmentation.from_hints import Target
     from objtune_cli.workflow import class_words
 
-    ((word, called),) = class_words.named([class_word], [name] if name else [])
+    ((word, called),) = class_words.pair_with_names([class_word], [name] if name else [])
     target = Target(
         word, called, box, mask=to_path(mask) if mask else None, rough_mask=to_path(rough) if rough else None
     )
-    with _held(ctx):
+    with _lock_project(ctx):
         return stage.run(ctx, to_path(photo), [target], ctx.settings.resolve(Segment))[0]
 
 
@@ -109,7 +111,7 @@ def init_embedding(ctx: StageContext, mask: str) -> StageResult:
     """The first vectors of the token of a mask, by its ref or name."""
     from objtune_cli.embedding import stage as embed
 
-    with _held(ctx):
+    with _lock_project(ctx):
         return embed.run(ctx, refs.find(ctx.root, mask, ("mask",)), ctx.settings.resolve(Embed))
 
 
@@ -128,9 +130,9 @@ def train(
     """An object learned from one photo; runs the stages before it."""
     from objtune_cli.training import stage
 
-    found = segment(ctx.unforced(), photo, class_word, name, box=box, mask=mask, rough=rough).ref
+    found = segment(ctx.without_force(), photo, class_word, name, box=box, mask=mask, rough=rough).ref
     config = ctx.settings.resolve(Train, steps=steps)
-    with _held(ctx):
+    with _lock_project(ctx):
         return stage.run(
             ctx, [found], config, ctx.settings.resolve(Embed), ctx.settings.resolve(Prior), preview=preview
         )
@@ -143,7 +145,7 @@ def generate(
     """Pictures of prompts that name trained objects; `images` of a result are their paths; `negative`: what should not be in them; `width`, `height`: px, by default the base's own; `strength`: 0 to 2, as `<dog:0.8>` says it of one object."""
     from objtune_cli.generation import stage
 
-    with _held(ctx):
+    with _lock_project(ctx):
         return stage.run(
             ctx,
             list(prompts),
@@ -168,7 +170,7 @@ def compose(
             for where in ([own] if isinstance(own, str) else own)
         ]
     )
-    with _held(ctx):
+    with _lock_project(ctx):
         config = ctx.settings.resolve(
             Generate, n=n, seed=seed, width=width, height=height, strength=strength, negative=negative
         )
@@ -193,7 +195,7 @@ def export(
     """
     from objtune_cli.interchange import export as stage
 
-    with _held(ctx):
+    with _lock_project(ctx):
         return stage.run(
             ctx.root,
             refs.find(ctx.root, name, ("adapter",)),
@@ -219,6 +221,6 @@ def import_files(
     from objtune_cli.interchange import import_ as imported
     from objtune_cli.workflow import class_words
 
-    ((class_word, name),) = class_words.named([class_word], [name] if name else [])
-    with _held(ctx):
+    ((class_word, name),) = class_words.pair_with_names([class_word], [name] if name else [])
+    with _lock_project(ctx):
         return imported.run(ctx, [to_path(f) for f in files], name, class_word, word, allow_pickle=allow_pickle)

@@ -14,11 +14,11 @@ from objtune_cli.store import artifacts, garbage, refs
 from objtune_cli.store.project import Project
 
 PACKAGES = ("objtune", "torch", "torchvision", "diffusers", "transformers", "peft", "safetensors", "numpy", "Pillow")
-ROOM = 2.0
+MIN_FREE_GB = 2.0
 """GB of free disk or memory below which a person should know."""
-JUDGES = {"CLIP": "openai/clip-vit-base-patch32", "DINO": "facebook/dino-vits16"}
+METRIC_MODELS = {"CLIP": "openai/clip-vit-base-patch32", "DINO": "facebook/dino-vits16"}
 """What `evaluate` asks about photographs by default."""
-TORCH = "pip install torch"
+INSTALL_TORCH = "pip install torch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,21 +27,32 @@ class Check:
 
     what: str
     state: str
-    said: str
+    detail: str
     remedy: str = ""
 
+    def to_json(self) -> dict[str, str]:
+        """The check as `doctor --json` prints it."""
+        return {"what": self.what, "state": self.state, "said": self.detail, "remedy": self.remedy}
 
-def quick(project: Project) -> list[Check]:
+
+def run_checks(project: Project) -> list[Check]:
     """All that needs no torch."""
-    return [*_packages(), _memory(), _disk(project.folder), *_bases(), *_models(project), *_store(project)]
+    return [
+        *_check_packages(),
+        _check_memory(),
+        _check_disk(project.folder),
+        *_check_bases(),
+        *_check_models(project),
+        *_check_store(project),
+    ]
 
 
-def device() -> list[Check]:
+def check_devices() -> list[Check]:
     """What torch can compute on."""
     try:
         import torch
     except Exception as error:  # a broken install fails in many ways
-        return [Check("device", "bad", f"torch cannot be loaded: {error}", TORCH)]
+        return [Check("device", "bad", f"torch cannot be loaded: {error}", INSTALL_TORCH)]
     found = [Check("cpu", "ok", f"{torch.get_num_threads()} threads of {os.cpu_count()} processors")]
     for i in range(torch.cuda.device_count()):
         has = torch.cuda.get_device_properties(i)
@@ -61,7 +72,7 @@ def device() -> list[Check]:
     return found
 
 
-def _packages() -> list[Check]:
+def _check_packages() -> list[Check]:
     found = []
     for name in PACKAGES:
         try:
@@ -71,7 +82,7 @@ def _packages() -> list[Check]:
     return found
 
 
-def _memory() -> Check:
+def _check_memory() -> Check:
     """What the system says is available; Linux only."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -81,24 +92,24 @@ def _memory() -> Check:
         return Check("memory", "ok", "this system does not say")
     return Check(
         "memory",
-        "ok" if free > ROOM else "bad",
+        "ok" if free > MIN_FREE_GB else "bad",
         f"{free:.1f} GB free of {total:.1f}",
-        "" if free > ROOM else "end other programs",
+        "" if free > MIN_FREE_GB else "end other programs",
     )
 
 
-def _disk(folder: Path) -> Check:
+def _check_disk(folder: Path) -> Check:
     here = next((p for p in (folder, *folder.parents) if p.exists()), Path("/"))
     free = shutil.disk_usage(here).free / 1e9
     return Check(
         "disk",
-        "ok" if free > ROOM else "bad",
+        "ok" if free > MIN_FREE_GB else "bad",
         f"{free:.1f} GB free at {folder}",
-        "" if free > ROOM else "`objtune gc` frees what nothing needs",
+        "" if free > MIN_FREE_GB else "`objtune gc` frees what nothing needs",
     )
 
 
-def _bases() -> list[Check]:
+def _check_bases() -> list[Check]:
     found = []
     for name in ("toybox", *registry.HUB):
         try:
@@ -108,7 +119,7 @@ def _bases() -> list[Check]:
     return found
 
 
-def _models(project: Project) -> list[Check]:
+def _check_models(project: Project) -> list[Check]:
     """The segmenter of these settings, and what judges photographs."""
     given = Settings(project.settings).resolve(Segment).sam_checkpoint
     place = Path(given) if given else registry.TOYBOX_SEGMENTER
@@ -123,11 +134,11 @@ def _models(project: Project) -> list[Check]:
     )
     return [
         Check("segmenter", state, str(place) if fine else f"there is no {place}", remedy),
-        *(_cached(n, r) for n, r in JUDGES.items()),
+        *(_check_cached(n, r) for n, r in METRIC_MODELS.items()),
     ]
 
 
-def _cached(name: str, repository: str) -> Check:
+def _check_cached(name: str, repository: str) -> Check:
     found = registry.transformers_model(repository)
     if found is None:
         return Check(
@@ -139,7 +150,7 @@ def _cached(name: str, repository: str) -> Check:
     return Check(name, "ok", str(found))
 
 
-def _store(project: Project) -> list[Check]:
+def _check_store(project: Project) -> list[Check]:
     """Whether there is a project, may be written, and every header can be read; `verify` reads every byte."""
     if not project.settings.exists():
         return [Check("project", "missing", f"{project.folder} is none yet", "objtune init")]
@@ -152,7 +163,7 @@ def _store(project: Project) -> list[Check]:
             "" if writable else "it cannot be written; check its owner and mode",
         )
     ]
-    every = refs.every(project.artifacts)
+    every = refs.list_refs(project.artifacts)
     broken = []
     for ref in every:
         try:
@@ -161,7 +172,7 @@ def _store(project: Project) -> list[Check]:
             broken.append(error)
     said = broken[0].message if broken else f"{len(every)} artifacts, every header sound"
     found.append(Check("store", "bad" if broken else "ok", said, broken[0].hint if broken else ""))
-    left = garbage.found(project, 0)
+    left = garbage.find_garbage(project, 0)
     found.append(
         Check(
             "leftovers",

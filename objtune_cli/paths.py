@@ -7,7 +7,7 @@ from urllib.parse import unquote
 
 from objtune_cli.errors import UsageError
 
-QUOTES = ('""', "''", "“”", "‘’", "„“", "«»")
+QUOTE_PAIRS = ('""', "''", "“”", "‘’", "„“", "«»")
 _PATH_LIKE = re.compile(
     r"""["'“‘„«]|~|\.{1,2}(?:[\\/]|$)|[\\/]|[A-Za-z]:[\\/]|file:|.*\\|.*\.(?:safetensors|ckpt|pth?|bin)["'”]?$""", re.I
 )
@@ -55,15 +55,15 @@ def to_path(text: str | os.PathLike[str], folder: Path | None = None) -> Path:
         raise UsageError(
             "a path is empty" if not raw.strip() else f"{raw!r} cannot be a path", "give the path of a file or folder"
         )
-    path = _joined(Path(raw), folder)
+    path = _join(Path(raw), folder)
     if not raw.startswith("~") and _exists(path):
         return path
     plain = _without_quotes(raw.strip())
-    path = _joined(_expanded(plain), folder)
+    path = _join(_expand(plain), folder)
     if "\\" in plain and os.sep == "/" and not _exists(path):  # typed on Windows, or by a shell that escapes spaces
         for other in (plain.replace("\\ ", " "), plain.replace("\\", "/")):
-            if _exists(_joined(_expanded(other), folder)):
-                return _joined(_expanded(other), folder)
+            if _exists(_join(_expand(other), folder)):
+                return _join(_expand(other), folder)
     return path
 
 
@@ -75,9 +75,7 @@ def to_model(text: str, folder: Path | None = None) -> str:
     """
     if text == "toybox" or not text.strip():
         return text
-    is_path = _PATH_LIKE.match(text.strip()) or (
-        not (_gone and folder is None) and _exists(_joined(Path(text), folder))
-    )
+    is_path = _PATH_LIKE.match(text.strip()) or (not (_gone and folder is None) and _exists(_join(Path(text), folder)))
     return str(to_path(text, folder)) if is_path else text
 
 
@@ -86,7 +84,7 @@ def is_hub_id(name: str) -> bool:
     return name.count("/") == 1 and not _PATH_LIKE.match(name)
 
 
-def to_models(text: str, folder: Path | None = None) -> str:
+def to_model_list(text: str, folder: Path | None = None) -> str:
     """The same for models with commas between them."""
     return ",".join(to_model(part.strip(), folder) for part in text.split(","))
 
@@ -96,7 +94,7 @@ def to_file(text: str, folder: Path | None = None) -> str:
     return str(to_path(text, folder)) if text else text
 
 
-KINDS = {"file": to_file, "model": to_model, "models": to_models}
+CONVERTERS = {"file": to_file, "model": to_model, "models": to_model_list}
 """How the text of a setting becomes a path, by the kind that the setting names."""
 
 
@@ -108,7 +106,7 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def _joined(path: Path, folder: Path | None) -> Path:
+def _join(path: Path, folder: Path | None) -> Path:
     if _gone and folder is None and not path.is_absolute():
         current_folder()
     return path if folder is None else folder / path
@@ -123,11 +121,11 @@ def _exists(path: Path) -> bool:
 
 def _without_quotes(text: str) -> str:
     """The text without a pair of quotes around it, as file managers copy paths."""
-    paired = len(text) > 2 and (text[0] + text[-1]) in QUOTES
+    paired = len(text) > 2 and (text[0] + text[-1]) in QUOTE_PAIRS
     return text[1:-1] if paired else text
 
 
-def _expanded(text: str) -> Path:
+def _expand(text: str) -> Path:
     """A home folder or a file URL as a path.
 
     Raises:

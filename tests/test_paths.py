@@ -67,7 +67,7 @@ def test_a_model_is_a_path_only_where_it_is_one(home: Path) -> None:
     assert paths.to_model("./none", home) == str(home / "none")
     assert paths.to_model("none.safetensors", home) == str(home / "none.safetensors")
     assert (
-        paths.to_models("org/name, openai/clip-vit-large-patch14", home)
+        paths.to_model_list("org/name, openai/clip-vit-large-patch14", home)
         == f"{home}/org/name,openai/clip-vit-large-patch14"
     )
 
@@ -87,7 +87,7 @@ def test_every_setting_that_may_be_a_path_says_so() -> None:
                 word in words for word in ("folder", "checkpoint", "hub id", "file", ".py")
             )
             assert bool(item.metadata["path"]) == speaks or item.name == "shard", f"{section.__name__}.{item.name}"
-            assert item.metadata["path"] in ("", *paths.KINDS)
+            assert item.metadata["path"] in ("", *paths.CONVERTERS)
 
 
 def test_paths_in_objtune_toml_start_at_its_folder(home: Path) -> None:

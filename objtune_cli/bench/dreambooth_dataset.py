@@ -13,7 +13,7 @@ from objtune_cli.images import mask_image as mask
 from objtune_cli.images import photo
 from objtune_cli.store.refs import check_name
 from objtune_cli.store.safetensors_format import open_regular
-from objtune_cli.workflow.prompt_text import clean
+from objtune_cli.workflow.prompt_text import clean_prompt
 
 LISTING = "prompts_and_classes.txt"
 """File with the table of subjects and classes, and both lists of prompts."""
@@ -134,7 +134,7 @@ def _read_listing(file: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
                 raise InputError(
                     f"{file}, line {number}: no `{TOKEN_AND_CLASS}` in the prompt", "token and class word stand there"
                 )
-            prompts[part].append(clean(match["text"], f"the prompt in {file}, line {number},"))
+            prompts[part].append(clean_prompt(match["text"], f"the prompt in {file}, line {number},"))
     if not classes:
         raise InputError(f"{file} names no subject and class", "below `Classes` a line for each: `dog2,dog`")
     if not any(prompts.values()):

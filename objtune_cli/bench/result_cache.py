@@ -15,7 +15,7 @@ from objtune_cli.errors import GateError, ObjtuneError
 from objtune_cli.evaluation import statistics
 from objtune_cli.images import grids, png
 from objtune_cli.store import artifacts
-from objtune_cli.store.checkpoints import RunState
+from objtune_cli.store.checkpoints import Checkpoint
 from objtune_cli.workflow.context import Reporter, StageContext
 
 Row = dict[str, Any]
@@ -97,7 +97,7 @@ def measure_all(
         Stopped: A signal came.
     """
     found: dict[str, list[Row]] = {name: [] for name in plan}
-    with RunState(ctx.project, "bench").locked(
+    with Checkpoint(ctx.project, "bench").lock(
         "another bench is at work in this folder", "wait for it, or give another --out"
     ):
         try:

@@ -26,13 +26,13 @@ from objtune_cli.evaluation.benchmark_objects import Case
 from objtune_cli.images import png
 from objtune_cli.store import artifacts
 from objtune_cli.store.refs import parse
-from objtune_cli.store.safetensors_format import canonical
+from objtune_cli.store.safetensors_format import canonical_json
 from objtune_cli.toybox import world
 from objtune_cli.toybox.evaluator import inference
 from objtune_cli.toybox.evaluator.network import Evaluator
 from objtune_cli.toybox.world import Dial
 from objtune_cli.training import stage as train
-from objtune_cli.workflow.context import StageContext, tools
+from objtune_cli.workflow.context import StageContext, tool_versions
 
 FORMAT = 2
 """Version of the results; it is increased when measures, or the meaning of a setting for training, change."""
@@ -87,7 +87,7 @@ def result_key(ctx: StageContext, case: Case, name: str, method: Method, seed: i
         about["given"] = method.photo_variant
     if method.hint != "mask":
         about["hint"] = method.hint
-    return hashlib.sha256(canonical(about).encode()).hexdigest()
+    return hashlib.sha256(canonical_json(about).encode()).hexdigest()
 
 
 def result_inputs(ctx: StageContext, name: str, method: Method) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def result_inputs(ctx: StageContext, name: str, method: Method) -> dict[str, Any
     about: dict[str, Any] = {
         "method": name, "embed": identifying(replace(Embed(), **method.embed)),
         "train": identifying(train.fill_defaults(replace(Train(), **method.train), ctx.base.training)), "prior": identifying(replace(Prior(), **method.prior)),
-        "base": ctx.base.fingerprint, "sampling": rendering.base_sampling(ctx.base), "device": ctx.common.device, "precision": ctx.common.precision, "tools": tools(),
+        "base": ctx.base.fingerprint, "sampling": rendering.base_sampling(ctx.base), "device": ctx.common.device, "precision": ctx.common.precision, "tools": tool_versions(),
     }  # fmt: skip
     about |= {"tower": ctx.base.tower} if ctx.base.tower else {}
     sampling = method.sampling_kwargs(ctx.base)
@@ -124,7 +124,7 @@ def score_method(
         before: Readings of the class's images of the base alone.
         trainings: Trainings of this object so far, by their settings; methods that differ only in sampling share one.
     """
-    about = canonical({**method.training_settings(), "given": method.photo_variant, "hint": method.hint})
+    about = canonical_json({**method.training_settings(), "given": method.photo_variant, "hint": method.hint})
     if about not in trainings:
         trainings[about] = _train_case(ctx, case, name, method)
     trained = trainings[about]
@@ -155,13 +155,13 @@ def train_object(ctx: StageContext, handed: TrainingInput, name: str, method: Me
         Stopped: A signal came.
     """
     folder = ctx.project.folder
-    with artifacts.explained(folder):
+    with artifacts.translate_os_errors(folder):
         for kind in ("mask", "embedding", "adapter"):
             if (ctx.root / kind).exists():
                 shutil.rmtree(ctx.root / kind)
         for state in ctx.project.states.glob("*.safetensors"):
             state.unlink()
-    with artifacts.explained(folder), tempfile.TemporaryDirectory(dir=folder) as place:
+    with artifacts.translate_os_errors(folder), tempfile.TemporaryDirectory(dir=folder) as place:
         photo, mask = Path(place) / "photo.png", Path(place) / "mask.png"
         photo.write_bytes(png.encode_png(handed.rgb))
         mask.write_bytes(png.encode_png(handed.mask))

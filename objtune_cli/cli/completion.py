@@ -9,17 +9,17 @@ from objtune_cli.store import KINDS
 
 
 def _root() -> Path:
-    from objtune_cli.store.project import locate
+    from objtune_cli.store.project import find_project
 
     given = os.environ.get("OBJTUNE_PROJECT")
-    return locate(paths.to_path(given) if given else None).artifacts
+    return find_project(paths.to_path(given) if given else None).artifacts
 
 
 def _offer(kinds: tuple[str, ...], incomplete: str) -> list[str]:
     from objtune_cli.store import refs
 
     try:
-        found = [r for kind in kinds for r in refs.every(_root(), kind)]
+        found = [r for kind in kinds for r in refs.list_refs(_root(), kind)]
     except (ObjtuneError, OSError):
         return []
     return [str(r) for r in found if str(r).startswith(incomplete)]

@@ -161,7 +161,7 @@ def trace() -> None:
 def document(value: dict[str, Any]) -> None:
     """The one JSON document of a command."""
     print(
-        json.dumps(header.nulled(value), sort_keys=True, default=str, allow_nan=False),
+        json.dumps(header.replace_nonfinite(value), sort_keys=True, default=str, allow_nan=False),
         file=streams.results(),
         flush=True,
     )

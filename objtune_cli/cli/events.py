@@ -33,7 +33,9 @@ class Events:
             return
         seconds = round(time.monotonic() - self.started, 3)
         line = json.dumps(
-            {"event": event, "seconds": seconds, **safetensors_format.nulled(values)}, sort_keys=True, allow_nan=False
+            {"event": event, "seconds": seconds, **safetensors_format.replace_nonfinite(values)},
+            sort_keys=True,
+            allow_nan=False,
         )
         try:
             os.write(self._handle, (line + "\n").encode())

@@ -63,11 +63,11 @@ def targets(classes: list[str] | None, names: list[str] | None, said: Said) -> l
         UsageError: Options that do not fit together; names the option.
     """
     from objtune_cli.segmentation.from_hints import Target
-    from objtune_cli.workflow.class_words import named
+    from objtune_cli.workflow.class_words import pair_with_names
 
     need(classes, "what the object is was not said", "give its class: `--class dog`")
     typed = list(classes or [])
-    pairs = named(typed, names or ())
+    pairs = pair_with_names(typed, names or ())
     words, called = [word for word, _ in pairs], [name for _, name in pairs]
     keys = {word: i for spelled in (typed, words) for i, word in enumerate(spelled) if words.count(words[i]) == 1}
     keys |= {name: i for i, name in enumerate(called)}

@@ -91,7 +91,8 @@ def _found(ctx: "StageContext", photo: Path, targets: "list[Target]", which: str
     from objtune_cli.segmentation import stage as segment_stage
 
     return [
-        d.ref for d in segment_stage.run(ctx.unforced(), photo, targets, ctx.settings.resolve(Segment, which=which))
+        d.ref
+        for d in segment_stage.run(ctx.without_force(), photo, targets, ctx.settings.resolve(Segment, which=which))
     ]
 
 

@@ -55,9 +55,9 @@ class Run:
 
     def project(self, *, create: bool = False) -> "Project":
         """The project these options mean."""
-        from objtune_cli.store.project import locate
+        from objtune_cli.store.project import find_project
 
-        return locate(self.asked_folder(), create=create)
+        return find_project(self.asked_folder(), create=create)
 
     def asked_folder(self) -> Path | None:
         """The project's folder where `--project` or OBJTUNE_PROJECT names one."""
@@ -83,7 +83,7 @@ class Run:
             Common, **{key: self.options.get(key) for key in ("base", "device", "precision")}, strict_base=strict
         )
         self.stop.install()
-        self.held.enter_context(project.held())
+        self.held.enter_context(project.lock())
         return StageContext(project, settings, common, self.report, bool(self.options.get("force")), self.stop.asked)
 
 
@@ -217,7 +217,7 @@ def _described(done: "StageResult", root: Path) -> dict[str, Any]:
     from objtune_cli.store import artifacts
 
     path = done.ref.path(root)
-    return {"ref": str(done.ref), "path": str(path), "sha256": artifacts.sha256(path), "reused": done.reused}
+    return {"ref": str(done.ref), "path": str(path), "sha256": artifacts.file_sha256(path), "reused": done.reused}
 
 
 def need(condition: object, message: str, hint: str) -> None:

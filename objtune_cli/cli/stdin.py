@@ -47,14 +47,14 @@ def given_prompts(values: list[str]) -> list[str]:
     Raises:
         UsageError: Nothing was given. InputError: a line is no text.
     """
-    from objtune_cli.workflow.prompt_text import clean
+    from objtune_cli.workflow.prompt_text import clean_prompt
 
     given: list[str] = []
     for value in values:
         if value != "-":
             given.append(value)
             continue
-        lines = [clean(line, f"line {number} of stdin", may_be_empty=True) for number, line in read_lines()]
+        lines = [clean_prompt(line, f"line {number} of stdin", may_be_empty=True) for number, line in read_lines()]
         given += [line for line in lines if line]
     need(
         given,

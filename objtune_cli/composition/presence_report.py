@@ -38,7 +38,7 @@ class SceneCandidate:
 
 def build_check(
     model: "BaseModel",
-    objects: list[trained_objects.Named],
+    objects: list[trained_objects.PromptObject],
     weights: "Mapping[str, Mapping[str, torch.Tensor]]",
     placeholders: "Placeholders",
 ) -> "PresenceCheck":

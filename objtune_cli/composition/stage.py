@@ -16,7 +16,7 @@ from objtune_cli.generation import stage as generate
 from objtune_cli.images import png
 from objtune_cli.store.artifacts import Record
 from objtune_cli.workflow import output_files, prompt_request, trained_objects
-from objtune_cli.workflow.context import StageContext, StageResult, keep_picture
+from objtune_cli.workflow.context import StageContext, StageResult, write_image
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,13 +51,13 @@ class _Scene:
     """
 
     prompt: str
-    request: prompt_request.Request
+    request: prompt_request.PromptRequest
     layout: Layout
     config: Generate
     options: Compose
 
     @property
-    def objects(self) -> list[trained_objects.Named]:
+    def objects(self) -> list[trained_objects.PromptObject]:
         return self.request.named[0]
 
 
@@ -82,7 +82,7 @@ def run(
     """
     if out is not None:
         output_files.check_folder(out)
-    request = prompt_request.read(ctx, [prompt], config.negative, strength=config.strength)
+    request = prompt_request.read_prompts(ctx, [prompt], config.negative, strength=config.strength)
     named = _require_objects(request, prompt)
     prompt = request.prompts[0]
     text, objects = name_mentions(prompt, named, {o.name for o in request.objects})
@@ -105,7 +105,7 @@ def run(
         _fill_defaults(ctx, how),
     )
     generate.note_guidance(ctx, scene.config)
-    record = _make_record(ctx, scene, named, request.avoided(0), is_sized)
+    record = _make_record(ctx, scene, named, request.negative_objects(0), is_sized)
     result = generate.reuse_scene(ctx, record, scene.config, prompt, decode_scene)
     if result:
         presence_report.report_presence(ctx, result.metrics, scene.options)
@@ -114,7 +114,7 @@ def run(
     return generate.copy_images([result], out)
 
 
-def _require_objects(request: prompt_request.Request, prompt: str) -> list[trained_objects.Named]:
+def _require_objects(request: prompt_request.PromptRequest, prompt: str) -> list[trained_objects.PromptObject]:
     """The objects that the prompt names, each once.
 
     Raises:
@@ -131,7 +131,7 @@ def _require_objects(request: prompt_request.Request, prompt: str) -> list[train
 def _arrange(
     ctx: StageContext,
     prompt: str,
-    objects: Sequence[trained_objects.Named],
+    objects: Sequence[trained_objects.PromptObject],
     placed: Mapping[str, Box],
     sized: Generate | None,
 ) -> Layout:
@@ -143,7 +143,7 @@ def _arrange(
     side = ctx.base.side
     extent = ((sized.width or side) / side, (sized.height or side) / side) if sized else None
     names = [o.name for o in objects]
-    aspect_ratios = {o.name: trained_objects.shape(ctx, o) for o in objects}
+    aspect_ratios = {o.name: trained_objects.aspect_ratio(ctx, o) for o in objects}
     found = layout_from_prompt.propose(prompt, names, placed, aspect_ratios, extent)
     largest = ctx.base.largest_side / side  # a transformer has no position embeddings beyond it
     found.wide, found.high = min(found.wide, largest), min(found.high, largest)
@@ -177,8 +177,8 @@ def _sampling_config(config: Generate, negative_prompt: str) -> Generate:
 def _make_record(
     ctx: StageContext,
     scene: _Scene,
-    named: list[trained_objects.Named],
-    avoided: Sequence[trained_objects.Named],
+    named: list[trained_objects.PromptObject],
+    avoided: Sequence[trained_objects.PromptObject],
     is_sized: bool,
 ) -> Record:
     """The record of a scene.
@@ -201,16 +201,16 @@ def _make_record(
         settings["order"] = chosen.order
     if not is_sized and (chosen.wide, chosen.high) != (1.0, 1.0):
         settings["frame"] = [chosen.wide, chosen.high]
-    with_text_encoders = [o.name for o in scene.objects if trained_objects.has_words(ctx, o)]
+    with_text_encoders = [o.name for o in scene.objects if trained_objects.has_text_encoder_lora(ctx, o)]
     if with_text_encoders:
         settings["text_encoders"] = with_text_encoders
     name = "-".join(classes)[:64].rstrip("-.")
-    return Record("scene", name, classes, trained_objects.inputs(named, avoided), settings, ctx.base.record())
+    return Record("scene", name, classes, trained_objects.scene_inputs(named, avoided), settings, ctx.base.record())
 
 
 def name_mentions(
-    prompt: str, named: Sequence[trained_objects.Named], taken: Set[str] = frozenset()
-) -> tuple[str, list[trained_objects.Named]]:
+    prompt: str, named: Sequence[trained_objects.PromptObject], taken: Set[str] = frozenset()
+) -> tuple[str, list[trained_objects.PromptObject]]:
     """Give every mention of an object a name of its own: `<dog> and <dog>` becomes `<dog> and <dog-2>`.
 
     Args:
@@ -221,7 +221,7 @@ def name_mentions(
     """
     from objtune_cli.models.prompts import PLACEHOLDER
 
-    known, mentions = {o.name: o for o in named}, dict[str, trained_objects.Named]()
+    known, mentions = {o.name: o for o in named}, dict[str, trained_objects.PromptObject]()
 
     def rename(match: re.Match[str]) -> str:
         item = known[match[1]]
@@ -234,7 +234,7 @@ def name_mentions(
 
 
 def _note_repeated(
-    ctx: StageContext, named: Sequence[trained_objects.Named], mentions: Sequence[trained_objects.Named]
+    ctx: StageContext, named: Sequence[trained_objects.PromptObject], mentions: Sequence[trained_objects.PromptObject]
 ) -> None:
     """Tell the user which objects the prompt mentions more than once."""
     for item in named:
@@ -251,8 +251,10 @@ def _compose_scene(ctx: StageContext, record: Record, scene: _Scene) -> StageRes
 
     model = ctx.load_base_model()
     request, objects = scene.request, scene.objects
-    weights = {o.name: trained_objects.scale(trained_objects.tensors(ctx, o), o.strength) for o in request.objects}
-    placeholders = trained_objects.add_words(model, request.objects, weights)
+    weights = {
+        o.name: trained_objects.scale_lora(trained_objects.load_tensors(ctx, o), o.strength) for o in request.objects
+    }
+    placeholders = trained_objects.add_placeholders(model, request.objects, weights)
     high, wide = (round(model.size * side / model.unit) * model.unit for side in (scene.layout.high, scene.layout.wide))
     sample_batch = _make_sampler(ctx, model, scene, weights, placeholders, (high, wide))
     check = (
@@ -263,7 +265,7 @@ def _compose_scene(ctx: StageContext, record: Record, scene: _Scene) -> StageRes
     tensors = {name: torch.stack([each.tensors[name] for each in chosen]) for name in chosen[0].tensors}
     record = replace(record, metrics=metrics, tools=ctx.tools(model))
     result = generate.publish_scene(ctx, model, record, tensors, scene.config, scene.prompt, decode_scene)
-    keep_picture(ctx.root, result.ref, "layout.png", png.encode_png(layout.render(scene.layout, (high, wide))))
+    write_image(ctx.root, result.ref, "layout.png", png.encode_png(layout.render(scene.layout, (high, wide))))
     return result
 
 

@@ -118,7 +118,7 @@ def _located(item: Any, value: Any, where: str, folder: Path | None = None) -> A
     """A setting's value, a path where it is one; `folder`: of the file that says it."""
     kind = item.metadata["path"]
     try:
-        return paths.KINDS[kind](value, folder) if kind else value
+        return paths.CONVERTERS[kind](value, folder) if kind else value
     except UsageError as error:
         raise UsageError(f"{where}: {error.message}", error.hint) from None
 

@@ -35,7 +35,7 @@ def _setting(
     Args:
         before: For one added later, the value at which work is what it was without it.
         identifies: Whether another value makes another work.
-        path: Its kind where it is a path or may be one, of `paths.KINDS`: "file", "model" (a hub id, too) or "models".
+        path: Its kind where it is a path or may be one, of `paths.CONVERTERS`: "file", "model" (a hub id, too) or "models".
     """
     return field(
         default=default,

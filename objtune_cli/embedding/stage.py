@@ -11,7 +11,7 @@ from objtune_cli.store.kinds.embedding import MASK_ROLE, EmbeddingArtifact
 from objtune_cli.store.kinds.mask import MaskArtifact
 from objtune_cli.store.refs import Ref
 from objtune_cli.workflow import class_words
-from objtune_cli.workflow.context import StageContext, StageResult, tools
+from objtune_cli.workflow.context import StageContext, StageResult, tool_versions
 
 
 def run(ctx: StageContext, mask: Ref, config: Embed) -> StageResult:
@@ -26,13 +26,13 @@ def run(ctx: StageContext, mask: Ref, config: Embed) -> StageResult:
         )
     config = _resolve_init(ctx, config)
     source = artifacts.read_record(ctx.root, mask)
-    ctx_input = ctx.input(mask)
+    ctx_input = ctx.input_record(mask)
     settings = identifying(config) | ({"tower": ctx.base.tower} if ctx.base.tower else {})
     record = Record("embedding", mask.name, source.objects, {MASK_ROLE: ctx_input}, settings, ctx.base.record())
-    done = ctx.reuse(record)
+    done = ctx.find_existing(record)
     if done:
         return done
-    class_words.warn(ctx, source.class_word)
+    class_words.warn_unknown(ctx, source.class_word)
     _, tensors = artifacts.load(ctx.root, mask, ctx_input["sha256"])
 
     from objtune_cli.embedding import prototype
@@ -57,7 +57,7 @@ def run(ctx: StageContext, mask: Ref, config: Embed) -> StageResult:
     metrics = {k: round(v, 6) for k, v in started.metrics.items()} | {"learned": started.num_trainable}
     ref = artifacts.publish(
         ctx.root,
-        replace(record, metrics=metrics, tools=tools()),
+        replace(record, metrics=metrics, tools=tool_versions()),
         EmbeddingArtifact(placeholders.split_encoders(started.token_embeddings, model.widths)).to_tensors(),
     )
     return StageResult(ref, False, [], metrics)

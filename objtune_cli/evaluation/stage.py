@@ -59,11 +59,11 @@ def load_subject(ctx: StageContext, ref: Ref, name: str | None = None) -> Traine
     name = name or next(iter(record.objects))
     if name not in record.objects:
         raise InputError(f"{ref} holds no {name}", f"it holds {', '.join(record.objects)}")
-    item = trained_objects.Named(name, record, artifacts.sha256(ref.path(ctx.root)))
-    source = trained_objects.photo(ctx, item)
+    item = trained_objects.PromptObject(name, record, artifacts.file_sha256(ref.path(ctx.root)))
+    source = trained_objects.load_source(ctx, item)
     if source is None:
         raise InputError(f"{record.ref} does not say which photo {name} was learned from", "train it from a photo")
-    return TrainedSubject(name, record.objects[name], source.rgb, source.mask, trained_objects.tensors(ctx, item))
+    return TrainedSubject(name, record.objects[name], source.rgb, source.mask, trained_objects.load_tensors(ctx, item))
 
 
 def score_on_toybox(

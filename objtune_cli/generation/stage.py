@@ -14,9 +14,9 @@ from objtune_cli.images import png
 from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.refs import Ref
-from objtune_cli.store.safetensors_format import canonical
+from objtune_cli.store.safetensors_format import canonical_json
 from objtune_cli.workflow import output_files, prompt_request, trained_objects
-from objtune_cli.workflow.context import StageContext, StageResult, keep_picture, pictures_of
+from objtune_cli.workflow.context import StageContext, StageResult, list_images, write_image
 from objtune_cli.workflow.prompt_text import write_strengths
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def run(
     """
     if out is not None:
         output_files.check_folder(out)
-    request = prompt_request.read(ctx, prompts, config.negative, source, config.strength)
+    request = prompt_request.read_prompts(ctx, prompts, config.negative, source, config.strength)
     _check_shared_strengths(request)
     config = fill_defaults(ctx, replace(config, negative=request.negative, strength=1.0))  # the objects carry it now
     note_guidance(ctx, config)
@@ -52,8 +52,8 @@ def run(
     missing = [i for i, result in enumerate(results) if result is None]
     if missing:
         base_model = ctx.load_base_model()
-        weights = {item.name: trained_objects.tensors(ctx, item) for item in request.objects}
-        placeholders = trained_objects.add_words(base_model, request.objects, weights)
+        weights = {item.name: trained_objects.load_tensors(ctx, item) for item in request.objects}
+        placeholders = trained_objects.add_placeholders(base_model, request.objects, weights)
         prompt_request.check_lengths(ctx, base_model, placeholders, request)
         lora_names = _load_adapters(base_model, [o for named in request.named for o in named], weights)
         for i in missing:
@@ -88,14 +88,14 @@ def note_guidance(ctx: StageContext, config: Generate) -> None:
 
 
 def _find_scene(
-    ctx: StageContext, request: prompt_request.Request, i: int, config: Generate
+    ctx: StageContext, request: prompt_request.PromptRequest, i: int, config: Generate
 ) -> tuple[Record, StageResult | None]:
     """The record of the scene of prompt `i`, and its result if the scene exists."""
     objects, prompt = request.named[i], request.prompts[i]
     classes = {o.name: o.class_word for o in objects}
     name = "-".join(classes)[:64].rstrip("-.") or "scene"
     settings = identifying(config) | sampler_settings(ctx, config) | {"prompt": prompt} | strength_settings(objects)
-    inputs = trained_objects.inputs(objects, request.avoided(i))
+    inputs = trained_objects.scene_inputs(objects, request.negative_objects(i))
     record = Record("scene", name, classes, inputs, settings, ctx.base.record())
     return record, reuse_scene(ctx, record, config, prompt)
 
@@ -105,13 +105,13 @@ def sampler_settings(ctx: StageContext, config: Generate) -> dict[str, str]:
     return ctx.base.drawn_by() if config.scheduler == "base" else {}
 
 
-def strength_settings(objects: Sequence[trained_objects.Named]) -> dict[str, dict[str, float]]:
+def strength_settings(objects: Sequence[trained_objects.PromptObject]) -> dict[str, dict[str, float]]:
     """The strengths of objects for the scene's record; empty if all are 1."""
     other = {o.name: o.strength for o in objects if o.strength != 1}
     return {"strengths": other} if other else {}
 
 
-def _check_shared_strengths(request: prompt_request.Request) -> None:
+def _check_shared_strengths(request: prompt_request.PromptRequest) -> None:
     """Refuse different strengths of one LoRA: a LoRA acts on the whole image.
 
     Raises:
@@ -138,7 +138,7 @@ def reuse_scene(
         ctx.project.check_writable(record.kind, record.name)
         return None
     metrics = artifacts.read_record(ctx.root, ref).metrics
-    files, decoded = [file for file in pictures_of(ctx.root, ref) if file.stem.isdigit()], None
+    files, decoded = [file for file in list_images(ctx.root, ref) if file.stem.isdigit()], None
     if len(files) != config.n:
         import torch
 
@@ -149,7 +149,7 @@ def reuse_scene(
         ctx.report.note(f"{ref} is not used again: {describe_images(flat, config.n)} of one colour")
         ctx.project.check_writable(record.kind, record.name)
         return None
-    result = ctx.reuse(record, computed=True)
+    result = ctx.find_existing(record, computed=True)
     if result is not None and decoded is None:
         result.images = files
     elif result is not None and decoded is not None:
@@ -158,7 +158,7 @@ def reuse_scene(
 
 
 def _load_adapters(
-    base_model: "BaseModel", objects: list[trained_objects.Named], weights: dict[str, dict[str, Any]]
+    base_model: "BaseModel", objects: list[trained_objects.PromptObject], weights: dict[str, dict[str, Any]]
 ) -> dict[tuple[Ref, float], str]:
     """Load every adapter once for each of its strengths.
 
@@ -171,7 +171,7 @@ def _load_adapters(
     for item in objects:
         if (item.record.ref, item.strength) not in names:
             name = f"lora{len(names)}"
-            has_lora = layers.load(base_model, trained_objects.scale(weights[item.name], item.strength), name)
+            has_lora = layers.load(base_model, trained_objects.scale_lora(weights[item.name], item.strength), name)
             names[item.record.ref, item.strength] = name if has_lora else ""
     return names
 
@@ -290,9 +290,9 @@ def write_images(
             ctx.base.sampler,
             hashes,
         )
-        provenance = canonical({"scene": str(ref), "inputs": record.inputs, "seed": seeds[i]})
+        provenance = canonical_json({"scene": str(ref), "inputs": record.inputs, "seed": seeds[i]})
         data = png.encode_png(image, {"parameters": parameters, "objtune": provenance})
-        files.append(keep_picture(ctx.root, ref, f"{i + 1:03d}.png", data))
+        files.append(write_image(ctx.root, ref, f"{i + 1:03d}.png", data))
     return files
 
 
@@ -302,7 +302,9 @@ def copy_images(results: list[StageResult], out: Path | None) -> list[StageResul
         return results
     for result in results:
         result.images = [
-            output_files.add(out / f"{result.ref.name}-{result.ref.version:03d}-{file.name}", file.read_bytes())
+            output_files.write_numbered(
+                out / f"{result.ref.name}-{result.ref.version:03d}-{file.name}", file.read_bytes()
+            )
             for file in result.images
         ]
     return results

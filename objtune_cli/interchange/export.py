@@ -20,7 +20,7 @@ from objtune_cli.store import artifacts, refs, safetensors_format
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.kinds import adapter
 from objtune_cli.store.refs import Ref
-from objtune_cli.workflow.output_files import Output, named_file, write
+from objtune_cli.workflow.output_files import OutputFile, is_file_name, write_files
 
 FORMATS = ("diffusers", "kohya", "embedding", "bundle", "hub")
 KOHYA_PREFIXES = dict(
@@ -43,7 +43,7 @@ def run(
         diffusers: pytorch_lora_weights.safetensors; kohya: <name>.safetensors; embedding: <trigger>.safetensors for each
         object; bundle: <name>-bundle.safetensors, kohya's with the embeddings inside; hub: all but the bundle, with a model card.
     """
-    return write(plan(root, ref, form, out, dtype=dtype, trigger=trigger, note=note), force=force, note=note)
+    return write_files(plan(root, ref, form, out, dtype=dtype, trigger=trigger, note=note), force=force, note=note)
 
 
 def plan(
@@ -55,7 +55,7 @@ def plan(
     dtype: str = "fp32",
     trigger: Sequence[str] = (),
     note: Note = lambda text: None,
-) -> list[Output]:
+) -> list[OutputFile]:
     """Encode the files of one format without writing them.
 
     Args:
@@ -79,7 +79,7 @@ def plan(
     artifacts.require_finite(root, ref)  # other tools draw black images from it without an error
     words = _choose_triggers(record, form, out, trigger)
     if form in ("embedding", "bundle", "hub"):
-        for line in trigger_words.describe_common(words, record.objects, is_file=named_file(out)):
+        for line in trigger_words.describe_common(words, record.objects, is_file=is_file_name(out)):
             note(line)
     exported = _AdapterExport(record, convert(ref, tensors, dtype, note), family, words)
     forms = ["diffusers", "kohya", "embedding"] if layers else ["embedding"]
@@ -129,7 +129,7 @@ def _choose_triggers(record: Record, form: str, out: Path, trigger: Sequence[str
         UsageError: One file for several, or two triggers for one object.
     """
     words = trigger_words.choose_triggers(list(record.objects), trigger, is_inside=form == "bundle")
-    if not named_file(out):
+    if not is_file_name(out):
         return words
     if form == "hub" or (form == "embedding" and len(words) > 1):
         raise UsageError(f"{form} writes several files, {out} is one", "give a folder with `--out DIR`")
@@ -144,7 +144,7 @@ def _choose_triggers(record: Record, form: str, out: Path, trigger: Sequence[str
     return {name: out.stem}
 
 
-def _list_outputs(root: Path, exported: _AdapterExport, form: str, out: Path) -> Iterator[Output]:
+def _list_outputs(root: Path, exported: _AdapterExport, form: str, out: Path) -> Iterator[OutputFile]:
     """Encode the files of one format other than `hub`."""
     name = exported.record.name
     names = {"diffusers": DIFFUSERS_FILE, "kohya": f"{name}.safetensors", "bundle": f"{name}-bundle.safetensors"}
@@ -155,8 +155,8 @@ def _list_outputs(root: Path, exported: _AdapterExport, form: str, out: Path) ->
     )
     is_own = _has_signature if form in ("kohya", "bundle") else _is_reproducible
     for kind, file in files.items():
-        yield Output(
-            out if named_file(out) else out / file, exported.encode(kind), partial(is_own, root, exported, kind)
+        yield OutputFile(
+            out if is_file_name(out) else out / file, exported.encode(kind), partial(is_own, root, exported, kind)
         )
 
 
@@ -194,7 +194,7 @@ def _is_reproducible(root: Path, exported: _AdapterExport, kind: str, content: b
 
 def _read_versions(root: Path, record: Record) -> Iterator[Record]:
     """Records of all readable versions of an adapter, newest first."""
-    for version in reversed(refs.versions(root, "adapter", record.name)):
+    for version in reversed(refs.list_versions(root, "adapter", record.name)):
         with contextlib.suppress(ObjtuneError):
             yield artifacts.read_record(root, Ref("adapter", record.name, version))
 
@@ -288,7 +288,7 @@ def _kohya_metadata(
         "ss_network_args": "{}",
         "ss_output_name": record.name,
         "ss_sd_model_name": record.base["id"],
-        "objtune": safetensors_format.canonical(
+        "objtune": safetensors_format.canonical_json(
             {"ref": str(record.ref), "schema": record.schema, "digest": record.digest}
         ),
         **licence,
@@ -320,7 +320,7 @@ def body_hash(tensors: Mapping[str, Any]) -> str:
     """SHA-256 of the bytes after the header of the encoded file, kohya's `sshs_model_hash`."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        digest.update(artifacts.as_array(tensors[name])[1].tobytes())
+        digest.update(artifacts.to_array(tensors[name])[1].tobytes())
     return digest.hexdigest()
 
 
@@ -339,4 +339,4 @@ def _encode_file(tensors: Mapping[str, Any], metadata: dict[str, str]) -> bytes:
     if "modelspec.sai_model_spec" in metadata:
         digest = body_hash(tensors)
         metadata = metadata | {"modelspec.hash_sha256": f"0x{digest}", "sshs_model_hash": digest}
-    return safetensors_format.encode_plain(metadata, specs) + body
+    return safetensors_format.encode_with_metadata(metadata, specs) + body

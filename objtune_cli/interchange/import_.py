@@ -14,7 +14,7 @@ from objtune_cli.store.kinds import adapter
 from objtune_cli.store.kinds.adapter import AdapterArtifact
 from objtune_cli.store.refs import check_name
 from objtune_cli.workflow import class_words
-from objtune_cli.workflow.context import StageContext, StageResult, tools
+from objtune_cli.workflow.context import StageContext, StageResult, tool_versions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,10 +41,10 @@ def run(
     name = check_name(name)
     read = import_sources.read_files(files)
     record = Record("adapter", name, {name: class_word}, _inputs(read), _settings(read, word), ctx.base.record())
-    done = ctx.reuse(record)
+    done = ctx.find_existing(record)
     if done:
         return done
-    class_words.warn(ctx, class_word)
+    class_words.warn_unknown(ctx, class_word)
     from objtune_cli.interchange import textual_inversion
     from objtune_cli.models import placeholders
 
@@ -61,7 +61,7 @@ def run(
     tensors = AdapterArtifact({name: placeholders.split_encoders(rows, model.widths)}, layers).to_tensors()
     rank = max((v.shape[0] for k, v in tensors.items() if k.endswith(adapter.LORA_A)), default=0)
     metrics = {"rank": rank, "vectors": len(rows), "layers": sum(k.endswith(adapter.LORA_A) for k in tensors)}
-    record = replace(record, inputs=_inputs(read, found), metrics=metrics, tools=tools())
+    record = replace(record, inputs=_inputs(read, found), metrics=metrics, tools=tool_versions())
     return StageResult(artifacts.publish(ctx.root, record, tensors), metrics=metrics)
 
 

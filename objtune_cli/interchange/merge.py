@@ -9,7 +9,7 @@ from objtune_cli.store import artifacts, refs, safetensors_format
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.kinds import adapter
 from objtune_cli.store.refs import Ref, check_name
-from objtune_cli.workflow.context import StageContext, StageResult, tools
+from objtune_cli.workflow.context import StageContext, StageResult, tool_versions
 from objtune_cli.workflow.trained_objects import is_merged
 
 
@@ -31,7 +31,7 @@ def run(ctx: StageContext, adapters: list[tuple[Ref, float]], name: str | None, 
     _check_compatible(records)
     weights = {str(ref): weight for ref, weight in adapters}
     settings = identifying(config) | {"weights": [weights[str(r.ref)] for r in records]}
-    inputs = {f"{adapter.ADAPTER_ROLE}{r.name}": ctx.input(r.ref) for r in records}
+    inputs = {f"{adapter.ADAPTER_ROLE}{r.name}": ctx.input_record(r.ref) for r in records}
     called = check_name(name) if name else "-".join(r.name for r in records)[:64].rstrip("-.")
     record = Record(
         "adapter",
@@ -41,7 +41,7 @@ def run(ctx: StageContext, adapters: list[tuple[Ref, float]], name: str | None, 
         settings,
         records[0].base,
     )
-    return ctx.reuse(record) or _merge(ctx, record, [r.ref for r in records], config)
+    return ctx.find_existing(record) or _merge(ctx, record, [r.ref for r in records], config)
 
 
 def _check_single(ctx: StageContext, record: Record, weight: float, name: str | None) -> None:
@@ -52,7 +52,7 @@ def _check_single(ctx: StageContext, record: Record, weight: float, name: str | 
             f"{record.ref} alone makes nothing to merge",
             f"give two adapters or more, or a weight and a new name: {example}",
         )
-    taken = name in refs.names(ctx.root, "adapter") and not is_merged(
+    taken = name in refs.list_names(ctx.root, "adapter") and not is_merged(
         artifacts.read_record(ctx.root, refs.resolve(ctx.root, Ref("adapter", name)))
     )
     if taken or name in (record.name, *record.objects):
@@ -61,7 +61,7 @@ def _check_single(ctx: StageContext, record: Record, weight: float, name: str | 
         )
     if weight == 0:
         raise UsageError(f"a weight of 0 leaves nothing of {record.ref}", f"a number that is not 0: {example}")
-    if not adapter.has_lora(safetensors_format.read(record.ref.path(ctx.root))[1]):
+    if not adapter.has_lora(safetensors_format.read_header(record.ref.path(ctx.root))[1]):
         raise IncompatibleError(
             f"{record.ref} is a token alone, without LoRA; a weight has nothing to act on",
             "it can be merged with others",
@@ -111,5 +111,5 @@ def _merge(ctx: StageContext, record: Record, sources: list[Ref], config: Merge)
     ranks = {v.shape[0] for k, v in tensors.items() if k.endswith(adapter.LORA_A)}
     metrics = {"rank": max(ranks, default=0)}
     return StageResult(
-        artifacts.publish(ctx.root, replace(record, metrics=metrics, tools=tools()), tensors), metrics=metrics
+        artifacts.publish(ctx.root, replace(record, metrics=metrics, tools=tool_versions()), tensors), metrics=metrics
     )

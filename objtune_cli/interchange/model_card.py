@@ -13,8 +13,8 @@ from objtune_cli.models.families import Family
 from objtune_cli.store import artifacts, refs
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.refs import Ref
-from objtune_cli.workflow.context import pictures_of
-from objtune_cli.workflow.output_files import Output
+from objtune_cli.workflow.context import list_images
+from objtune_cli.workflow.output_files import OutputFile
 
 SIGNATURE_START = "<!-- objtune card of "
 FAMILY_TAGS = {
@@ -37,25 +37,25 @@ def base_licence(record: Record, family: Family) -> tuple[str, str]:
 
 def list_outputs(
     root: Path, record: Record, family: Family, out: Path, files: Sequence[str], words: Mapping[str, str]
-) -> list[Output]:
+) -> list[OutputFile]:
     """README.md with the hub's front matter, and the images that it shows.
 
     Args:
         files: Paths of the other exported files, relative to `out`. words: Object to trigger word.
     """
-    versions = [Ref("adapter", record.name, version) for version in refs.versions(root, "adapter", record.name)]
+    versions = [Ref("adapter", record.name, version) for version in refs.list_versions(root, "adapter", record.name)]
     shown = [
-        Output(
+        OutputFile(
             out / "pictures" / picture.name,
             picture.read_bytes(),
-            lambda content: any(content == p.read_bytes() for v in versions for p in pictures_of(root, v)),
+            lambda content: any(content == p.read_bytes() for v in versions for p in list_images(root, v)),
         )
-        for picture in pictures_of(root, record.ref)
+        for picture in list_images(root, record.ref)
     ]
     text = _front_matter(record, family) + _body(
         record, family, files, [file.path.relative_to(out).as_posix() for file in shown], words
     )
-    return [*shown, Output(out / "README.md", _sign(record, text), partial(_is_untouched, root, versions))]
+    return [*shown, OutputFile(out / "README.md", _sign(record, text), partial(_is_untouched, root, versions))]
 
 
 def _sign(record: Record, text: str) -> bytes:

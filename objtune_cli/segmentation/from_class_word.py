@@ -150,7 +150,7 @@ class _ClassWordSegmenter(PhotoSegmenter):
         if self.models.clip is None:
             return np.ones((len(proposals), len(words)))
         known = self.models.ctx.base.words
-        heads = {class_words.head(word, known) for word in words}  # a mug is no rival of a red mug
+        heads = {class_words.match_last_word(word, known) for word in words}  # a mug is no rival of a red mug
         others = [word for word in known if word not in heads]
         return ranking.class_probabilities(*self.models.clip, self.rgb, [p.mask for p in proposals], words, others)
 

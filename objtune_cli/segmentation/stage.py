@@ -15,7 +15,7 @@ from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.kinds.mask import PHOTO_ROLE, MaskArtifact
 from objtune_cli.workflow import class_words
-from objtune_cli.workflow.context import StageContext, StageResult, keep_picture
+from objtune_cli.workflow.context import StageContext, StageResult, write_image
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,10 +31,10 @@ def run(ctx: StageContext, path: Path, targets: list[Target], config: Segment) -
     frame = hint_checks.PhotoSize(*head.size, head.orientation)
     targets = [
         hint_checks.to_pixels(target, frame, lambda text: ctx.report.note(f"{path.name}: {text}"))
-        for target in class_words.told(ctx, targets)
+        for target in class_words.use_known_spelling(ctx, targets)
     ]
     records = [_record(ctx, target, targets, head, config) for target in targets]
-    done = [ctx.reuse(record) for record in records]
+    done = [ctx.find_existing(record) for record in records]
     if all(done):
         return [d for d in done if d]
     picture = photo.read(path)
@@ -49,8 +49,8 @@ def run(ctx: StageContext, path: Path, targets: list[Target], config: Segment) -
         picture = transparent_photo.check_transparency(models, path, picture, targets[0])
     by_word = config.min_likeness > 0 and not (len(targets) == 1 and picture.alpha is not None)
     for target in targets:
-        class_words.announce_shared(ctx, target)
-        class_words.check(ctx, target, chooses=by_word and target.has_no_hint)
+        class_words.note_other_class(ctx, target)
+        class_words.check_known(ctx, target, chooses=by_word and target.has_no_hint)
     rgb = _downscale(picture, config)
     located = from_class_word.segment_objects(models, picture, rgb, targets)
     found = [
@@ -86,7 +86,7 @@ def _record(ctx: StageContext, target: Target, targets: list[Target], head: phot
     if not target.mask:
         if config.sam_checkpoint or config.segmenter == "sam":
             try:
-                inputs["segmenter"] = {"ref": "", "sha256": artifacts.sha256(weights)}
+                inputs["segmenter"] = {"ref": "", "sha256": artifacts.file_sha256(weights)}
             except OSError:
                 raise InputError(
                     f"there is no file {weights}", "give a segment-anything checkpoint, or none for the embedded model"
@@ -103,7 +103,9 @@ def _record(ctx: StageContext, target: Target, targets: list[Target], head: phot
 def _digest_folder(folder: Path) -> str:
     """SHA-256 over the configs and weights of a model's folder."""
     files = sorted(file for file in folder.iterdir() if file.suffix in (".json", ".txt", ".safetensors"))
-    return hashlib.sha256("".join(f"{file.name} {artifacts.sha256(file)}\n" for file in files).encode()).hexdigest()
+    return hashlib.sha256(
+        "".join(f"{file.name} {artifacts.file_sha256(file)}\n" for file in files).encode()
+    ).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,5 +173,5 @@ def _publish(ctx: StageContext, found: AcceptedMask) -> StageResult:
     ref = artifacts.publish(
         ctx.root, found.record, MaskArtifact(found.rgb, np.ascontiguousarray(found.mask)).to_tensors()
     )
-    overlay = keep_picture(ctx.root, ref, "overlay.png", found.overlay)
+    overlay = write_image(ctx.root, ref, "overlay.png", found.overlay)
     return StageResult(ref, False, [overlay], found.record.metrics)

@@ -11,13 +11,13 @@ from objtune_cli.errors import DamagedError, GateError, MissingError
 from objtune_cli.store import atomic_files, refs
 from objtune_cli.store import migrations as schema
 from objtune_cli.store import safetensors_format as header
-from objtune_cli.store.atomic_files import explained as explained
 from objtune_cli.store.atomic_files import flush_folder as flush_folder
+from objtune_cli.store.atomic_files import translate_os_errors as translate_os_errors
 from objtune_cli.store.atomic_files import write_file as write_file
 from objtune_cli.store.kinds.adapter import BODY_ROLE
 from objtune_cli.store.refs import Ref
 
-IDENTITY = ("kind", "name", "objects", "inputs", "config", "base")
+IDENTITY_FIELDS = ("kind", "name", "objects", "inputs", "config", "base")
 """The parts of a record that make two artifacts the same work."""
 
 
@@ -65,32 +65,32 @@ class Record:
 
     def identity(self) -> str:
         """SHA-256 over what makes this the same work as another."""
-        parts = {name: getattr(self, name) for name in IDENTITY}
+        parts = {name: getattr(self, name) for name in IDENTITY_FIELDS}
         parts["inputs"] = {role: source for role, source in self.inputs.items() if not role.startswith(BODY_ROLE)}
-        return hashlib.sha256(header.canonical(parts).encode()).hexdigest()
+        return hashlib.sha256(header.canonical_json(parts).encode()).hexdigest()
 
 
 def read_record(root: Path, ref: Ref) -> Record:
     """The record of a published artifact, without its tensors; no torch, no numpy."""
     path = ref.path(root)
     try:
-        raw, _, _ = header.read(path)
+        raw, _, _ = header.read_header(path)
     except FileNotFoundError:
         raise MissingError(f"there is no {path}", "it was removed, or it is a link that leads nowhere") from None
-    raw = schema.current(raw, path)
+    raw = schema.migrate(raw, path)
     known = Record.__dataclass_fields__
     try:
         record = Record(**{k: v for k, v in raw.items() if k in known})
     except TypeError as error:
-        raise DamagedError(f"{path} is damaged: {error}", header.RESTORE) from None
-    if not _sound(record):
-        raise DamagedError(f"{path} is damaged: its record has values of the wrong type", header.RESTORE)
+        raise DamagedError(f"{path} is damaged: {error}", header.RESTORE_HINT) from None
+    if not _has_valid_types(record):
+        raise DamagedError(f"{path} is damaged: its record has values of the wrong type", header.RESTORE_HINT)
     if (record.kind, record.name, record.version) != (ref.kind, ref.name, ref.version):
         raise DamagedError(f"{path} says it is {record.ref}", "it was moved or renamed by hand; put it back")
     return record
 
 
-def _sound(record: Record) -> bool:
+def _has_valid_types(record: Record) -> bool:
     """Whether a record from a file has the types that every reader counts on."""
     tables = (record.objects, record.inputs, record.config, record.base, record.metrics, record.tools)
     if (
@@ -106,13 +106,13 @@ def _sound(record: Record) -> bool:
     return inputs and all(isinstance(word, str) for word in (*record.objects.values(), *record.base.values()))
 
 
-def sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     """Digest of a file's bytes."""
     with header.open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
-def verified(root: Path, ref: Ref) -> tuple[Record, str]:
+def verify(root: Path, ref: Ref) -> tuple[Record, str]:
     """Record and SHA-256 of an artifact, every byte checked against its own digest (files of schema 1 have none).
 
     Raises:
@@ -120,18 +120,18 @@ def verified(root: Path, ref: Ref) -> tuple[Record, str]:
     """
     path = ref.path(root)
     try:
-        found, own = header.digests(path)
+        found, own = header.check_digest(path)
     except FileNotFoundError:
         raise MissingError(f"there is no {path}", "it was removed, or it is a link that leads nowhere") from None
     if own is False:
-        raise DamagedError(f"{path} is damaged: its bytes are not those that its digest is of", header.RESTORE)
+        raise DamagedError(f"{path} is damaged: its bytes are not those that its digest is of", header.RESTORE_HINT)
     return read_record(root, ref), found
 
 
-def existing(root: Path, wanted: Record, serves: Callable[[Record], bool] = lambda found: True) -> Ref | None:
+def find_identical(root: Path, wanted: Record, serves: Callable[[Record], bool] = lambda found: True) -> Ref | None:
     """The newest published version that is the same work as `wanted`; `serves`: what else is asked of it."""
     key = wanted.identity()
-    for version in reversed(refs.versions(root, wanted.kind, wanted.name)):
+    for version in reversed(refs.list_versions(root, wanted.kind, wanted.name)):
         found = read_record(root, Ref(wanted.kind, wanted.name, version))
         if found.identity() == key and serves(found):
             return found.ref
@@ -143,7 +143,7 @@ def find_bad_tensor(root: Path, ref: Ref) -> str:
     import numpy as np
 
     path = ref.path(root)
-    _, layout, _ = header.read(path)
+    _, layout, _ = header.read_header(path)
     kinds = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
     for name, ((kind, shape), offset) in layout.items():
         if kind in kinds and 0 not in shape and not is_finite(kind, np.memmap(path, kinds[kind], "r", offset, shape)):
@@ -181,7 +181,7 @@ def check_finite(record: Record, arrays: Mapping[str, tuple[str, Any]]) -> None:
         GateError: Names the tensor or the metric.
     """
     bad = [name for name, (kind, array) in arrays.items() if not is_finite(kind, array)]
-    bad += [name for name, value in record.metrics.items() if not header.is_plain(value)]
+    bad += [name for name, value in record.metrics.items() if not header.is_json_value(value)]
     if bad:
         raise GateError(
             f"{record.kind} {record.name} is not published: {bad[0]} holds NaN or infinite values",
@@ -198,12 +198,12 @@ def load(root: Path, ref: Ref, expected: str = "") -> tuple[Record, dict[str, An
     import numpy as np
 
     path = ref.path(root)
-    record = read_record(root, ref) if expected else verified(root, ref)[0]
+    record = read_record(root, ref) if expected else verify(root, ref)[0]
     with header.open_regular(path) as file:
         data = file.read()
     if expected and hashlib.sha256(data).hexdigest() != expected:
         raise DamagedError(f"{path} is not the file that was recorded", "restore it, or make it again with `--force`")
-    _, layout, _ = header.read(path)
+    _, layout, _ = header.read_header(path)
     kinds = {
         "F64": "<f8",
         "F32": "<f4",
@@ -215,9 +215,9 @@ def load(root: Path, ref: Ref, expected: str = "") -> tuple[Record, dict[str, An
         "BOOL": "?",
     }
     tensors = {
-        name: np.frombuffer(data, kinds[spec[0]], header.size_of(spec) // header.WIDTHS[spec[0]], offset).reshape(
-            spec[1]
-        )
+        name: np.frombuffer(
+            data, kinds[spec[0]], header.size_of(spec) // header.ELEMENT_BYTES[spec[0]], offset
+        ).reshape(spec[1])
         for name, (spec, offset) in layout.items()
     }
     return record, tensors
@@ -236,15 +236,15 @@ def publish(root: Path, record: Record, tensors: Mapping[str, Any], *, number: i
     Raises:
         TakenError: `number` is taken. GateError: a tensor or a metric holds NaN or infinity.
     """
-    arrays = {name: as_array(value) for name, value in tensors.items()}
+    arrays = {name: to_array(value) for name, value in tensors.items()}
     check_finite(record, arrays)
     tried = 0
     while True:
-        tried = max(*refs.taken(root, record.kind, record.name), 0, tried) + 1
+        tried = max(*refs.used_versions(root, record.kind, record.name), 0, tried) + 1
         numbered = replace(record, version=number or tried, schema=schema.SCHEMA)
         try:
-            with explained(root):
-                _write(root, numbered, arrays)
+            with translate_os_errors(root):
+                _publish_version(root, numbered, arrays)
         except TakenError:  # by another process, since we looked
             if number:
                 raise
@@ -252,7 +252,7 @@ def publish(root: Path, record: Record, tensors: Mapping[str, Any], *, number: i
         return numbered.ref
 
 
-def _write(root: Path, record: Record, arrays: Mapping[str, tuple[str, Any]]) -> None:
+def _publish_version(root: Path, record: Record, arrays: Mapping[str, tuple[str, Any]]) -> None:
     """Publish under exactly the record's version.
 
     Raises:
@@ -260,14 +260,14 @@ def _write(root: Path, record: Record, arrays: Mapping[str, tuple[str, Any]]) ->
     """
     path = record.ref.path(root)
     path.parent.mkdir(parents=True, exist_ok=True)
-    parts = encoded(record, arrays)
-    for place in (found := atomic_files.places(root, path.parent)):
+    parts = encode(record, arrays)
+    for place in (found := atomic_files.temp_folders(root, path.parent)):
         try:
-            with atomic_files.temporary(place) as partial:
+            with atomic_files.temp_path(place) as partial:
                 atomic_files.write_new(partial, parts)
                 atomic_files.make_read_only(partial)
-                _name(partial, path)
-                if refs.grave(
+                _name_exclusively(partial, path)
+                if refs.tombstone_path(
                     root, record.ref
                 ).exists():  # published and removed by others since we looked for a number
                     path.unlink()
@@ -279,27 +279,27 @@ def _write(root: Path, record: Record, arrays: Mapping[str, tuple[str, Any]]) ->
     flush_folder(path.parent)
 
 
-def _name(partial: Path, path: Path) -> None:
+def _name_exclusively(partial: Path, path: Path) -> None:
     try:
-        atomic_files.name_whole(partial, path)
+        atomic_files.name_exclusively(partial, path)
     except FileExistsError:
         raise TakenError from None
 
 
-def encoded(record: Record, arrays: Mapping[str, tuple[str, Any]]) -> list[Any]:
+def encode(record: Record, arrays: Mapping[str, tuple[str, Any]]) -> list[Any]:
     """The bytes of an artifact: its header with the digest of all of them, then each tensor."""
     specs = {name: (kind, array.shape) for name, (kind, array) in arrays.items()}
     body = [
         memoryview(arrays[name][1].reshape(-1)).cast("B") if arrays[name][1].size else b"" for name in sorted(arrays)
     ]
-    head = header.encode(record.header() | {"digest": header.BLANK}, specs)
+    head = header.encode_header(record.header() | {"digest": header.ZERO_DIGEST}, specs)
     digest = hashlib.sha256(head)
     for part in body:
         digest.update(part)
-    return [header.seal(head, digest.hexdigest()), *body]
+    return [header.insert_digest(head, digest.hexdigest()), *body]
 
 
-def as_array(value: Any) -> tuple[str, Any]:
+def to_array(value: Any) -> tuple[str, Any]:
     """Element type and contiguous little-endian numpy array of a tensor or array."""
     import numpy as np
 

@@ -24,15 +24,15 @@ UNSUPPORTED = {
     errno.EISDIR,
 }
 """How a disk says that it does not have an operation at all."""
-NO_LINKS = UNSUPPORTED | {errno.EMLINK, errno.EXDEV}
+NO_HARD_LINKS = UNSUPPORTED | {errno.EMLINK, errno.EXDEV}
 """The same of a hard link. A rename that follows says it again where there is more behind it."""
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-BESIDE = ".tmp"
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+TEMP_FOLDER = ".tmp"
 """Folder for files being written into a folder that lies on another disk than the project."""
 _AT_HERE, _NO_REPLACE, _RENAME_EXCL = -100, 1, 4
 
 
-def name_whole(partial: Path, path: Path) -> None:
+def name_exclusively(partial: Path, path: Path) -> None:
     """Give a complete file its name, by whichever operation of this disk never overwrites: a hard link, an exclusive rename, or a claim.
 
     Raises:
@@ -43,7 +43,7 @@ def name_whole(partial: Path, path: Path) -> None:
     except FileExistsError:
         raise
     except OSError as error:
-        if error.errno not in NO_LINKS:
+        if error.errno not in NO_HARD_LINKS:
             raise
         if not _rename_exclusively(partial, path):
             _rename_claimed(partial, path)
@@ -84,7 +84,7 @@ def _rename_claimed(partial: Path, path: Path) -> None:
         FileExistsError: The name is taken, or somebody is about to take it.
     """
     claim = path.with_suffix(".claim")
-    held = _claimed(claim)
+    held = _open_claim(claim)
     try:
         if os.path.lexists(path):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
@@ -95,7 +95,7 @@ def _rename_claimed(partial: Path, path: Path) -> None:
         os.close(held)
 
 
-def _claimed(claim: Path) -> int:
+def _open_claim(claim: Path) -> int:
     """The claim's descriptor, ours until it is closed.
 
     Raises:
@@ -147,7 +147,7 @@ def _is_named(handle: int, path: Path) -> bool:
         return False
 
 
-def open_locked(path: Path) -> int:
+def open_lock_file(path: Path) -> int:
     """A lock file, held where the disk has locks; without them, two equal runs at once only repeat work.
 
     Raises:
@@ -165,7 +165,7 @@ def open_locked(path: Path) -> int:
         os.close(handle)
 
 
-def places(root: Path, folder: Path) -> list[Path]:
+def temp_folders(root: Path, folder: Path) -> list[Path]:
     """Folders in which a file for `folder` may be written before it gets its name, best first: the project's, the store's, or one beside it.
 
     Only what is on the folder's own disk counts; the last one certainly is.
@@ -173,17 +173,17 @@ def places(root: Path, folder: Path) -> list[Path]:
     own = root.parent / ".objtune" / "tmp"
     own.mkdir(parents=True, exist_ok=True)
     here = folder.stat().st_dev
-    return [place for place, on in ((own, own), (root / BESIDE, root)) if on.is_dir() and on.stat().st_dev == here] + [
-        folder / BESIDE
-    ]
+    return [
+        place for place, on in ((own, own), (root / TEMP_FOLDER, root)) if on.is_dir() and on.stat().st_dev == here
+    ] + [folder / TEMP_FOLDER]
 
 
 @contextlib.contextmanager
-def temporary(folder: Path) -> Iterator[Path]:
+def temp_path(folder: Path) -> Iterator[Path]:
     """A name for a file in a folder of files that are being written, gone afterwards."""
     folder.mkdir(parents=True, exist_ok=True)
-    temp_files.sweep_once(folder)
-    path = folder / temp_files.own_name()
+    temp_files.clean_once(folder)
+    path = folder / temp_files.temp_name()
     try:
         yield path
     finally:
@@ -197,12 +197,12 @@ def write_new(path: Path, parts: Iterable[bytes]) -> None:
         for part in parts:
             file.write(part)
         file.flush()
-        _flush(file.fileno())
+        _flush_file(file.fileno())
 
 
 def write_file(path: Path, data: bytes, root: Path | None = None) -> None:
     """Replace one ordinary file atomically; `root`: the store it lies in, if it lies in one."""
-    with explained(path):
+    with translate_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if root is None:
             partial = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}")
@@ -212,9 +212,9 @@ def write_file(path: Path, data: bytes, root: Path | None = None) -> None:
             finally:
                 partial.unlink(missing_ok=True)
         else:
-            for place in (found := places(root, path.parent)):
+            for place in (found := temp_folders(root, path.parent)):
                 try:
-                    with temporary(place) as partial:
+                    with temp_path(place) as partial:
                         write_new(partial, [data])
                         partial.replace(path)
                     break
@@ -235,12 +235,12 @@ def flush_folder(folder: Path) -> None:
             return
         raise
     try:
-        _flush(handle)
+        _flush_file(handle)
     finally:
         os.close(handle)
 
 
-def _flush(handle: int) -> None:
+def _flush_file(handle: int) -> None:
     """Bring a file's bytes to the disk; some network disks have no such call, and then there is nothing to be had."""
     try:
         os.fsync(handle)
@@ -255,15 +255,15 @@ def make_read_only(path: Path) -> None:
         path.chmod(0o444)
 
 
-def check_takes_files(folder: Path) -> None:
+def check_accepts_files(folder: Path) -> None:
     """Refuse a folder for temporary files in which none can be made; what a crash leaves there is swept as theirs are.
 
     Raises:
         ResourceError: Read-only, of another owner, or full.
     """
-    with explained(folder):
+    with translate_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / temp_files.own_name()
+        path = folder / temp_files.temp_name()
         path.touch(exist_ok=False)
         path.unlink()
 
@@ -275,7 +275,7 @@ def check_writable(folder: Path) -> None:
         ResourceError: Read-only, of another owner, or behind a link that leads nowhere.
     """
     here = next(each for each in (folder, *folder.absolute().parents) if os.path.lexists(each))
-    with explained(here):
+    with translate_os_errors(here):
         if not here.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "a file lies where a folder is needed", str(here))
         if not os.access(here, os.W_OK | os.X_OK):
@@ -284,12 +284,12 @@ def check_writable(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def explained(where: Path) -> Iterator[None]:
+def translate_os_errors(where: Path) -> Iterator[None]:
     """Disk trouble as one line with its remedy."""
     try:
         yield
     except OSError as error:
-        if error.errno in FULL:
+        if error.errno in DISK_FULL:
             raise ResourceError(
                 f"no space left to write below {where}", "free some space and run the same command again"
             ) from error

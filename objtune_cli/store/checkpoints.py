@@ -10,12 +10,12 @@ from typing import Any
 
 from objtune_cli.errors import BusyError, DamagedError, ObjtuneError
 from objtune_cli.store import atomic_files, safetensors_format
-from objtune_cli.store.artifacts import as_array, explained, write_file
+from objtune_cli.store.artifacts import to_array, translate_os_errors, write_file
 from objtune_cli.store.project import Project
 
 
 @dataclass(frozen=True, slots=True)
-class Unfinished:
+class UnfinishedRun:
     """A saved state, as its header tells of it.
 
     Attributes:
@@ -31,23 +31,23 @@ class Unfinished:
     computed: str
 
 
-def unfinished(project: Project) -> list[Unfinished]:
+def list_checkpoints(project: Project) -> list[UnfinishedRun]:
     """The saved states of a project that say whose they are; reads headers only."""
     found = []
     for file in sorted(project.states.glob("*.safetensors")):
         with contextlib.suppress(ObjtuneError, OSError):
-            record, _, _ = safetensors_format.read(file)
+            record, _, _ = safetensors_format.read_header(file)
             about = record.get("about")
             if isinstance(about, dict) and about.get("runs"):
                 found.append(
-                    Unfinished(
+                    UnfinishedRun(
                         file, str(record.get("run")), about["runs"], about["config"], about["base"], about["computed"]
                     )
                 )
     return found
 
 
-class RunState:
+class Checkpoint:
     """The saved state of the run with a given key.
 
     Attributes:
@@ -61,18 +61,18 @@ class RunState:
 
     def save(self, tensors: Mapping[str, Any]) -> None:
         """Replace the state atomically."""
-        arrays = {name: as_array(value) for name, value in tensors.items()}
+        arrays = {name: to_array(value) for name, value in tensors.items()}
         body = b"".join(arrays[name][1].tobytes() for name in sorted(arrays))
         record = {"run": self.key, "sha256": hashlib.sha256(body).hexdigest(), "about": self.about}
         specs = {name: (kind, array.shape) for name, (kind, array) in arrays.items()}
-        write_file(self.file, safetensors_format.encode(record, specs) + body, self.project.artifacts)
+        write_file(self.file, safetensors_format.encode_header(record, specs) + body, self.project.artifacts)
 
     def load(self) -> dict[str, Any] | None:
         """The saved tensors (numpy), or None where there is no sound state of this very run."""
         import numpy as np
 
         try:
-            record, layout, _ = safetensors_format.read(self.file)
+            record, layout, _ = safetensors_format.read_header(self.file)
         except (FileNotFoundError, DamagedError):
             return None
         data = self.file.read_bytes()
@@ -82,7 +82,10 @@ class RunState:
         kinds = {"F32": "<f4", "I64": "<i8", "F16": "<f2", "F64": "<f8"}
         return {
             name: np.frombuffer(
-                data, kinds[spec[0]], safetensors_format.size_of(spec) // safetensors_format.WIDTHS[spec[0]], offset
+                data,
+                kinds[spec[0]],
+                safetensors_format.size_of(spec) // safetensors_format.ELEMENT_BYTES[spec[0]],
+                offset,
             )
             .reshape(spec[1])
             .copy()
@@ -95,7 +98,7 @@ class RunState:
             self.file.unlink()
 
     @contextlib.contextmanager
-    def locked(
+    def lock(
         self,
         message: str = "another process is training exactly this",
         hint: str = "wait for it, then run the same command: it reuses the result",
@@ -106,10 +109,10 @@ class RunState:
             BusyError: Another process is at the same run.
         """
         path = self.file.with_suffix(".lock")
-        with explained(self.project.folder):
+        with translate_os_errors(self.project.folder):
             self.file.parent.mkdir(parents=True, exist_ok=True)
             try:
-                lock = atomic_files.open_locked(path)
+                lock = atomic_files.open_lock_file(path)
             except BlockingIOError:
                 raise BusyError(message, hint) from None
         try:

@@ -9,52 +9,52 @@ from pathlib import Path
 
 from objtune_cli.errors import ResourceError
 from objtune_cli.store import atomic_files, temp_files
-from objtune_cli.store.artifacts import explained
+from objtune_cli.store.artifacts import translate_os_errors
 from objtune_cli.store.project import Project
 
-SLACK = 1 << 20
+EXTRA_BYTES = 1 << 20
 """Bytes beside the tensors: headers, folders, a preview."""
 
 
-class Room:
+class DiskReservation:
     """A file in `.objtune/tmp` that takes up as much as is held; of a killed process, the next writer deletes it."""
 
     def __init__(self, project: Project) -> None:
         self.folder = project.temporary
         self._file: Path | None = None
 
-    def __enter__(self) -> "Room":
+    def __enter__(self) -> "DiskReservation":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.free()
+        self.release()
 
-    def hold(self, size: int) -> None:
+    def reserve(self, size: int) -> None:
         """Hold so many bytes, in place of what was held.
 
         Raises:
             ResourceError: The disk does not have them.
         """
-        self.free()
-        with explained(self.folder):
+        self.release()
+        with translate_os_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            temp_files.sweep_once(self.folder)
-            self._file = self.folder / temp_files.own_name()
+            temp_files.clean_once(self.folder)
+            self._file = self.folder / temp_files.temp_name()
             try:
                 _allocate(self._file, size)
             except OSError as error:
-                self.free()
+                self.release()
                 if error.errno in atomic_files.UNSUPPORTED:
                     return
-                if error.errno not in atomic_files.FULL:
+                if error.errno not in atomic_files.DISK_FULL:
                     raise
-                free = _free(self.folder) or 0
+                free = _free_bytes(self.folder) or 0
                 raise ResourceError(
                     f"no space for what this will write below {self.folder.parent.parent}: it takes {size / 1e6:.1f} MB, {free / 1e6:.1f} MB are free",
                     "free some space (`objtune gc`), or give a project on another disk with `--project DIR`",
                 ) from error
 
-    def free(self) -> None:
+    def release(self) -> None:
         """Hold nothing."""
         if self._file is not None:
             with contextlib.suppress(OSError):
@@ -62,12 +62,12 @@ class Room:
         self._file = None
 
     @contextlib.contextmanager
-    def lent(self, left: int) -> Iterator[None]:
+    def lend(self, left: int) -> Iterator[None]:
         """Give what is held to a write, and hold `left` bytes afterwards; where others took them, that write itself will say so."""
-        self.free()
+        self.release()
         yield
         with contextlib.suppress(ResourceError):
-            self.hold(left)
+            self.reserve(left)
 
 
 def _allocate(path: Path, size: int) -> None:
@@ -75,11 +75,11 @@ def _allocate(path: Path, size: int) -> None:
     with path.open("xb") as file:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)
-        elif 0 < (_free(path.parent) or size) < size:
+        elif 0 < (_free_bytes(path.parent) or size) < size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _free(folder: Path) -> int | None:
+def _free_bytes(folder: Path) -> int | None:
     """Bytes that are free; None where the system does not say. Some network disks say 0 whatever they have."""
     try:
         return shutil.disk_usage(folder).free

@@ -9,27 +9,31 @@ from objtune_cli.store import KINDS, atomic_files, temp_files
 from objtune_cli.store.project import Project
 
 
-def found(project: Project, before: float) -> list[Path]:
+def find_garbage(project: Project, before: float) -> list[Path]:
     """Leftovers of killed writers; and, written before that time, unfinished runs, refused masks, pictures of no artifact, notes that are made again when they are asked for."""
-    old = [path for path in _old(project) if _written(path) < before]
-    beside = [file for folder in _folders(project) for file in temp_files.found(folder / atomic_files.BESIDE)]
-    return temp_files.found(project.temporary) + beside + old
+    old = [path for path in _find_old(project) if _modified_time(path) < before]
+    beside = [
+        file
+        for folder in _temp_parents(project)
+        for file in temp_files.find_orphaned(folder / atomic_files.TEMP_FOLDER)
+    ]
+    return temp_files.find_orphaned(project.temporary) + beside + old
 
 
-def _folders(project: Project) -> Iterator[Path]:
+def _temp_parents(project: Project) -> Iterator[Path]:
     """Folders beside whose files others may be written."""
     yield project.artifacts
     for kind in KINDS:
-        yield from _files(project.artifacts / kind)
+        yield from _list_folder(project.artifacts / kind)
 
 
-def _old(project: Project) -> Iterator[Path]:
-    yield from _files(project.states)
-    yield from _files(project.folder / ".objtune" / "rejected")
-    yield from _files(project.folder / ".objtune" / "hashes")
+def _find_old(project: Project) -> Iterator[Path]:
+    yield from _list_folder(project.states)
+    yield from _list_folder(project.folder / ".objtune" / "rejected")
+    yield from _list_folder(project.folder / ".objtune" / "hashes")
     for kind in KINDS:
-        for folder in _files(project.artifacts / kind):
-            for pictures in _files(folder):
+        for folder in _list_folder(project.artifacts / kind):
+            for pictures in _list_folder(folder):
                 if (
                     pictures.is_dir()
                     and not pictures.with_suffix(".safetensors").exists()
@@ -40,13 +44,13 @@ def _old(project: Project) -> Iterator[Path]:
                     yield pictures
 
 
-def _files(folder: Path) -> list[Path]:
+def _list_folder(folder: Path) -> list[Path]:
     with contextlib.suppress(OSError):
         return sorted(folder.iterdir())
     return []
 
 
-def _written(path: Path) -> float:
+def _modified_time(path: Path) -> float:
     """When it was written; of a folder, its youngest file."""
     try:
         return max(p.stat().st_mtime for p in (path, *(path.iterdir() if path.is_dir() else ())))

@@ -20,7 +20,7 @@ MIGRATIONS: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = (m002_diges
 SCHEMA = 1 + len(MIGRATIONS)
 
 
-def current(record: dict[str, Any], path: Path) -> dict[str, Any]:
+def migrate(record: dict[str, Any], path: Path) -> dict[str, Any]:
     """A record as the newest schema has it; the file stays as it is.
 
     Raises:
@@ -29,7 +29,7 @@ def current(record: dict[str, Any], path: Path) -> dict[str, Any]:
     safetensors_format.check_schema(record, SCHEMA, path)
     old = record["schema"]
     if old < 1 or (old >= 2 and not _DIGEST.fullmatch(str(record.get("digest")))):
-        raise DamagedError(f"{path} is damaged: schema {old} without its digest", safetensors_format.RESTORE)
+        raise DamagedError(f"{path} is damaged: schema {old} without its digest", safetensors_format.RESTORE_HINT)
     for step in MIGRATIONS[old - 1 :]:
         record = step(record)
     return record

@@ -9,7 +9,7 @@ from pathlib import Path
 from objtune_cli import paths
 from objtune_cli.errors import BusyError, UsageError
 
-MARK = "objtune.toml"
+SETTINGS_FILE = "objtune.toml"
 TEMPLATE = """\
 # Marks an objtune project. Settings that commands here take by default; docs/cli.md lists them,
 # and an unknown key is answered with the known ones. Example:
@@ -48,11 +48,11 @@ class Project:
         """
         from objtune_cli.store import atomic_files
 
-        atomic_files.check_takes_files(self.temporary)
+        atomic_files.check_accepts_files(self.temporary)
         atomic_files.check_writable(self.artifacts / kind / name)
 
     @contextlib.contextmanager
-    def held(self, *, alone: bool = False) -> Iterator[None]:
+    def lock(self, *, alone: bool = False) -> Iterator[None]:
         """Keep `rm`, `gc` and `mv` (those that hold it `alone`) and work that reads artifacts apart.
 
         The lock is the system's, on the folder itself: nothing is written, and a killed process leaves none. Where a
@@ -61,7 +61,7 @@ class Project:
         Raises:
             BusyError: Somebody is at work.
         """
-        handle = _locked(self.folder, alone)
+        handle = _lock_folder(self.folder, alone)
         try:
             yield
         finally:
@@ -70,10 +70,10 @@ class Project:
 
     @property
     def settings(self) -> Path:
-        return self.folder / MARK
+        return self.folder / SETTINGS_FILE
 
 
-def _locked(folder: Path, alone: bool) -> int | None:
+def _lock_folder(folder: Path, alone: bool) -> int | None:
     try:
         import fcntl
 
@@ -91,7 +91,7 @@ def _locked(folder: Path, alone: bool) -> int | None:
     return handle
 
 
-def locate(given: Path | None, *, create: bool = False) -> Project:
+def find_project(given: Path | None, *, create: bool = False) -> Project:
     """The project: `given`, else the nearest folder upwards with `objtune.toml`, else here.
 
     Args:
@@ -109,12 +109,12 @@ def locate(given: Path | None, *, create: bool = False) -> Project:
     start = Path(os.path.abspath(given or paths.current_folder()))
     folder = start
     if given is None:
-        folder = next((p for p in (start, *start.parents) if (p / MARK).is_file()), start)
+        folder = next((p for p in (start, *start.parents) if (p / SETTINGS_FILE).is_file()), start)
     project = Project(folder)
     if create and not project.settings.exists():
-        from objtune_cli.store.artifacts import explained
+        from objtune_cli.store.artifacts import translate_os_errors
 
-        with explained(folder):
+        with translate_os_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             project.settings.write_text(TEMPLATE, encoding="utf-8")
     return project

@@ -11,7 +11,7 @@ from pathlib import Path
 from objtune_cli.errors import DamagedError, IncompatibleError, MissingError, UsageError
 from objtune_cli.store import KINDS
 
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
 _REF = re.compile(r"(?:(?P<kind>[a-z]+)/)?(?P<name>[^/@]+)(?:@(?P<version>[0-9]{1,9}))?")
 _FILE = re.compile(r"v(?!000\.)([0-9]{3}|[1-9][0-9]{3,8})\.(safetensors|gone)")
@@ -40,7 +40,7 @@ def check_name(name: str) -> str:
         UsageError: Not lower case letters, digits, `.`, `_`, `-` (at most 64), or reserved by an
             operating system.
     """
-    if NAME.fullmatch(name) and not is_reserved(name) and not name.endswith("."):
+    if NAME_PATTERN.fullmatch(name) and not is_reserved(name) and not name.endswith("."):
         return name
     if is_reserved(name):
         raise UsageError(
@@ -59,7 +59,7 @@ def is_reserved(name: str) -> bool:
     return _RESERVED.fullmatch(name) is not None
 
 
-def slug(word: str) -> str:
+def make_name(word: str) -> str:
     """A class word as a name: "Coffee mug" to "coffee-mug", "собака" to "sobaka".
 
     Raises:
@@ -78,7 +78,7 @@ def slug(word: str) -> str:
     return check_name(name)
 
 
-def of_class(word: str) -> str:
+def name_of_class(word: str) -> str:
     """A name for what belongs to a class and to no object; every class has one."""
     name = _ascii(word) or hashlib.sha256(word.encode()).hexdigest()[:8]
     return name if name == _ascii(word) and not is_reserved(name) else f"class-{name}"
@@ -127,7 +127,7 @@ def parse(text: str, kind: str | None = None) -> Ref:
     return Ref(given or kind or "", check_name(match["name"]), int(match["version"] or 0))
 
 
-def _numbers(root: Path, kind: str, name: str) -> dict[int, set[str]]:
+def _list_files(root: Path, kind: str, name: str) -> dict[int, set[str]]:
     """Every number of a name, with the suffixes of what lies under it."""
     found: dict[int, set[str]] = {}
     try:
@@ -139,28 +139,28 @@ def _numbers(root: Path, kind: str, name: str) -> dict[int, set[str]]:
     return found
 
 
-def versions(root: Path, kind: str, name: str) -> list[int]:
+def list_versions(root: Path, kind: str, name: str) -> list[int]:
     """Published versions, rising."""
-    return sorted(number for number, suffixes in _numbers(root, kind, name).items() if "safetensors" in suffixes)
+    return sorted(number for number, suffixes in _list_files(root, kind, name).items() if "safetensors" in suffixes)
 
 
-def taken(root: Path, kind: str, name: str) -> list[int]:
+def used_versions(root: Path, kind: str, name: str) -> list[int]:
     """Numbers that are or were published, rising: a number is given once."""
-    return sorted(_numbers(root, kind, name))
+    return sorted(_list_files(root, kind, name))
 
 
-def grave(root: Path, ref: Ref) -> Path:
+def tombstone_path(root: Path, ref: Ref) -> Path:
     """Where the tombstone of a removed version lies."""
     return ref.path(root).with_suffix(".gone")
 
 
-def buried(root: Path, ref: Ref) -> dict[str, str] | None:
+def read_tombstone(root: Path, ref: Ref) -> dict[str, str] | None:
     """The tombstone of a removed version: {"ref", "sha256", "moved"}; None where there is none.
 
     Raises:
         DamagedError: It cannot be read.
     """
-    path = grave(root, ref)
+    path = tombstone_path(root, ref)
     try:
         said = json.loads(path.read_bytes())
         return {key: str(said[key]) for key in ("ref", "sha256", "moved")}
@@ -172,18 +172,18 @@ def buried(root: Path, ref: Ref) -> dict[str, str] | None:
         ) from None
 
 
-def names(root: Path, kind: str) -> list[str]:
+def list_names(root: Path, kind: str) -> list[str]:
     """Names with at least one version, sorted."""
-    return list(dict.fromkeys(ref.name for ref in every(root, kind)))
+    return list(dict.fromkeys(ref.name for ref in list_refs(root, kind)))
 
 
-def every(root: Path, kind: str | None = None) -> list[Ref]:
+def list_refs(root: Path, kind: str | None = None) -> list[Ref]:
     """All published artifacts, by kind, name, version."""
     found = []
     for each in (kind,) if kind else KINDS:
         folder = root / each
-        here = sorted(filter(NAME.fullmatch, os.listdir(folder))) if folder.is_dir() else []
-        found += [Ref(each, name, version) for name in here for version in versions(root, each, name)]
+        here = sorted(filter(NAME_PATTERN.fullmatch, os.listdir(folder))) if folder.is_dir() else []
+        found += [Ref(each, name, version) for name in here for version in list_versions(root, each, name)]
     return found
 
 
@@ -193,17 +193,17 @@ def resolve(root: Path, ref: Ref) -> Ref:
     Raises:
         MissingError: No such artifact; the hint lists what is there.
     """
-    have = versions(root, ref.kind, ref.name)
+    have = list_versions(root, ref.kind, ref.name)
     if ref.version in have or (have and not ref.version):
         return replace(ref, version=ref.version or have[-1])
-    gone = buried(root, ref) if ref.version else None
+    gone = read_tombstone(root, ref) if ref.version else None
     if gone and gone["moved"]:
         return resolve(root, parse(gone["moved"]))
     if gone:
         raise MissingError(f"{ref} was removed", f"versions of {ref.name}: {', '.join(map(str, have)) or 'none'}")
     if have:
         raise MissingError(f"there is no {ref}", f"versions of {ref.name}: {', '.join(map(str, have))}")
-    known = names(root, ref.kind)
+    known = list_names(root, ref.kind)
     hint = f"known: {', '.join(known)}" if known else f"this project has no {ref.kind} yet; `objtune list` shows all"
     raise MissingError(f"there is no {ref}", hint)
 
@@ -220,7 +220,7 @@ def find(root: Path, text: str, kinds: tuple[str, ...] = KINDS) -> Ref:
             raise IncompatibleError(f"{text} is {_with_article(ref.kind)}", f"wanted: {', '.join(kinds)}")
         return resolve(root, ref)
     wanted = parse(text, kinds[0])
-    hits = [k for k in kinds if versions(root, k, wanted.name)]
+    hits = [k for k in kinds if list_versions(root, k, wanted.name)]
     if len(hits) > 1:
         raise MissingError(f"{text} is ambiguous", "say which: " + ", ".join(f"{k}/{text}" for k in hits))
     return resolve(root, replace(wanted, kind=hits[0] if hits else kinds[0]))

@@ -15,57 +15,57 @@ from typing import Any, BinaryIO
 
 from objtune_cli.errors import DamagedError, IncompatibleError, ResourceError
 
-KEY = "objtune"
+METADATA_KEY = "objtune"
 MAX_HEADER = 1 << 20
 MAX_TENSORS = 4096
 MAX_ELEMENTS = 1 << 48
-RESTORE = "restore it from a copy, or make it again; nothing was deleted"
-BLANK = "0" * 64
+RESTORE_HINT = "restore it from a copy, or make it again; nothing was deleted"
+ZERO_DIGEST = "0" * 64
 """What stands for the digest while it is made."""
-WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
+ELEMENT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
 """Element types that artifacts hold, and their bytes."""
 
-Spec = tuple[str, tuple[int, ...]]
+TensorSpec = tuple[str, tuple[int, ...]]
 """Element type and shape."""
 
 
-def canonical(value: Any) -> str:
+def canonical_json(value: Any) -> str:
     """The one JSON text of a value: sorted keys, no spaces, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
-def is_plain(value: Any) -> bool:
+def is_json_value(value: Any) -> bool:
     """Whether JSON has a form for a value: no NaN and no infinity anywhere in it."""
     try:
-        canonical(value)
+        canonical_json(value)
     except ValueError:
         return False
     return True
 
 
-def nulled(value: Any) -> Any:
+def replace_nonfinite(value: Any) -> Any:
     """A value with null in place of every NaN and infinity, at any depth: what any JSON reader takes."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: nulled(each) for key, each in value.items()}
-    return [nulled(each) for each in value] if isinstance(value, list | tuple) else value
+        return {key: replace_nonfinite(each) for key, each in value.items()}
+    return [replace_nonfinite(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def size_of(spec: Spec) -> int:
+def size_of(spec: TensorSpec) -> int:
     """Bytes of a tensor."""
     count = 1
     for side in spec[1]:
         count *= side
-    return count * WIDTHS[spec[0]]
+    return count * ELEMENT_BYTES[spec[0]]
 
 
-def encode(record: dict[str, Any], specs: dict[str, Spec]) -> bytes:
+def encode_header(record: dict[str, Any], specs: dict[str, TensorSpec]) -> bytes:
     """Length and header of an artifact for tensors that follow in the order of their names."""
-    return encode_plain({KEY: canonical(record)}, specs)
+    return encode_with_metadata({METADATA_KEY: canonical_json(record)}, specs)
 
 
-def encode_plain(metadata: dict[str, str], specs: dict[str, Spec]) -> bytes:
+def encode_with_metadata(metadata: dict[str, str], specs: dict[str, TensorSpec]) -> bytes:
     """The same for any safetensors file: `metadata` as it stands."""
     header: dict[str, Any] = {"__metadata__": metadata}
     start = 0
@@ -73,22 +73,22 @@ def encode_plain(metadata: dict[str, str], specs: dict[str, Spec]) -> bytes:
         end = start + size_of(specs[name])
         header[name] = {"dtype": specs[name][0], "shape": list(specs[name][1]), "data_offsets": [start, end]}
         start = end
-    text = canonical(header).encode()
+    text = canonical_json(header).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
 
-def _field(digest: str) -> bytes:
+def _digest_field(digest: str) -> bytes:
     """A digest as it stands in the header: JSON within a JSON text."""
     return f'\\"digest\\":\\"{digest}\\"'.encode()
 
 
-def seal(head: bytes, digest: str) -> bytes:
+def insert_digest(head: bytes, digest: str) -> bytes:
     """The header with its file's digest in place of the zeros."""
-    return head.replace(_field(BLANK), _field(digest))
+    return head.replace(_digest_field(ZERO_DIGEST), _digest_field(digest))
 
 
-def digests(path: Path) -> tuple[str, bool | None]:
+def check_digest(path: Path) -> tuple[str, bool | None]:
     """SHA-256 of a file, and whether its digest is that of all its bytes with the digest's own digits as zeros.
 
     Returns:
@@ -97,14 +97,14 @@ def digests(path: Path) -> tuple[str, bool | None]:
     Raises:
         DamagedError, ResourceError, FileNotFoundError: As `read`.
     """
-    record, _, _ = read(path)
+    record, _, _ = read_header(path)
     digest = str(record.get("digest") or "")
     whole, blanked = hashlib.sha256(), hashlib.sha256()
     with open_regular(path) as file:
         head = file.read(8)
         head += file.read(int.from_bytes(head, "little"))
         whole.update(head)
-        blanked.update(head.replace(_field(digest), _field(BLANK)))
+        blanked.update(head.replace(_digest_field(digest), _digest_field(ZERO_DIGEST)))
         while block := file.read(1 << 20):
             whole.update(block)
             blanked.update(block)
@@ -120,7 +120,7 @@ def open_regular(path: Path) -> BinaryIO:
     return os.fdopen(handle, "rb")
 
 
-def read(path: Path) -> tuple[dict[str, Any], dict[str, tuple[Spec, int]], int]:
+def read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[TensorSpec, int]], int]:
     """Check and read a header with the standard library alone.
 
     Returns:
@@ -137,53 +137,55 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, tuple[Spec, int]], int]:
             if not 2 <= length <= min(MAX_HEADER, total - 8):
                 raise ValueError(f"header of {length} bytes in a file of {total}")
             text = file.read(length)
-        return (*_checked(text, total - 8 - length, 8 + length), total)
+        return (*_parse_header(text, total - 8 - length, 8 + length), total)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DamagedError(f"{path} is damaged: {error}", RESTORE) from None
+        raise DamagedError(f"{path} is damaged: {error}", RESTORE_HINT) from None
     except FileNotFoundError:
         raise
     except OSError as error:
         if error.errno in (errno.EINVAL, errno.ELOOP):
-            raise DamagedError(f"{path} is {error.strerror}", RESTORE) from None
+            raise DamagedError(f"{path} is {error.strerror}", RESTORE_HINT) from None
         raise ResourceError(f"{path} cannot be read: {error.strerror}", "check its owner and mode") from None
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         raise ValueError("a key stands twice in the header")
     return result
 
 
-def _parsed(text: str) -> dict[str, Any]:
+def _parse_json(text: str) -> dict[str, Any]:
     """A JSON object; what `canonical` could not write back is refused."""
     value = _DECODER.decode(text)
     if not isinstance(value, dict):
         raise ValueError("the header is no JSON object")
     if "\\u" in text or not text.isascii():  # where half a character may hide
-        canonical(value).encode()
+        canonical_json(value).encode()
     return value
 
 
-def _finite(text: str) -> float:
+def _parse_finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(f"{text[:20]} in the header")
     return value
 
 
-def _no_constant(name: str) -> None:
+def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} in the header")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite)
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant, parse_float=_parse_finite
+)
 
 
-def _checked(text: bytes, body: int, start: int) -> tuple[dict[str, Any], dict[str, tuple[Spec, int]]]:
+def _parse_header(text: bytes, body: int, start: int) -> tuple[dict[str, Any], dict[str, tuple[TensorSpec, int]]]:
     if text[:1] != b"{":
         raise ValueError("the header is no JSON object")
-    header = _parsed(text.decode())
-    record = _parsed(header.pop("__metadata__")[KEY])
+    header = _parse_json(text.decode())
+    record = _parse_json(header.pop("__metadata__")[METADATA_KEY])
     if len(header) > MAX_TENSORS:
         raise ValueError(f"{len(header)} tensors")
     tensors, end = {}, 0
@@ -192,7 +194,7 @@ def _checked(text: bytes, body: int, start: int) -> tuple[dict[str, Any], dict[s
         low, high = info["data_offsets"]
         if math.prod(max(side, 1) for side in spec[1] if type(side) is int) > MAX_ELEMENTS:
             raise ValueError(f"tensor {name!r} is too large")
-        if spec[0] not in WIDTHS or any(type(side) is not int or side < 0 for side in spec[1]):
+        if spec[0] not in ELEMENT_BYTES or any(type(side) is not int or side < 0 for side in spec[1]):
             raise ValueError(f"tensor {name!r} has no valid type or shape")
         if type(low) is not int or type(high) is not int or low != end or high - low != size_of(spec):
             raise ValueError(f"tensor {name!r} does not lie where it should")
@@ -211,7 +213,7 @@ def check_schema(record: dict[str, Any], supported: int, path: Path) -> None:
     """
     schema = record.get("schema")
     if type(schema) is not int:
-        raise DamagedError(f"{path} is damaged: it has no schema number", RESTORE)
+        raise DamagedError(f"{path} is damaged: it has no schema number", RESTORE_HINT)
     if schema > supported:
         raise IncompatibleError(
             f"{path} has schema {schema}; this objtune reads up to {supported}", "update it: `pip install -U objtune`"

@@ -7,7 +7,7 @@ import uuid
 import zlib
 from pathlib import Path
 
-GRACE = 24 * 3600.0
+GRACE_SECONDS = 24 * 3600.0
 """Seconds after which a leftover is one, whoever wrote it."""
 
 
@@ -20,15 +20,15 @@ def _host() -> str:
 
 
 _HOST = _host()
-_swept: set[Path] = set()
+_cleaned: set[Path] = set()
 
 
-def own_name() -> str:
+def temp_name() -> str:
     """A name for a file of this process: machine (hashed), process, and a random part."""
     return f"{_HOST}.{os.getpid()}.{uuid.uuid4().hex}"
 
 
-def found(folder: Path, now: float | None = None) -> list[Path]:
+def find_orphaned(folder: Path, now: float | None = None) -> list[Path]:
     """Files whose writer is dead (on this machine), or that are older than the grace.
 
     A process of another machine on a shared disk may be alive where it cannot be seen: age alone tells.
@@ -38,21 +38,21 @@ def found(folder: Path, now: float | None = None) -> list[Path]:
         files = sorted(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return [path for path in files if _dead(path.name) or now - _written(path, now) > GRACE]
+    return [path for path in files if _is_writer_dead(path.name) or now - _modified_time(path, now) > GRACE_SECONDS]
 
 
-def sweep(folder: Path) -> list[Path]:
+def clean(folder: Path) -> list[Path]:
     """Delete them; what cannot be deleted stays, and is nobody's failure."""
-    gone = found(folder, _clock(folder))
+    gone = find_orphaned(folder, _disk_clock(folder))
     for path in gone:
         with contextlib.suppress(OSError):
             path.unlink()
     return gone
 
 
-def _clock(folder: Path) -> float:
+def _disk_clock(folder: Path) -> float:
     """What time the disk says it is: a server's clock may be days from ours."""
-    path = folder / own_name()
+    path = folder / temp_name()
     try:
         path.touch()
         now = path.stat().st_mtime
@@ -62,21 +62,21 @@ def _clock(folder: Path) -> float:
     return now
 
 
-def sweep_once(folder: Path) -> None:
+def clean_once(folder: Path) -> None:
     """The same, the first time this process writes there."""
-    if folder not in _swept:
-        _swept.add(folder)
-        sweep(folder)
+    if folder not in _cleaned:
+        _cleaned.add(folder)
+        clean(folder)
 
 
-def _written(path: Path, missing: float) -> float:
+def _modified_time(path: Path, missing: float) -> float:
     try:
         return path.stat().st_mtime
     except OSError:
         return missing
 
 
-def _dead(name: str) -> bool:
+def _is_writer_dead(name: str) -> bool:
     parts = name.split(".")
     if len(parts) != 3 or parts[0] != _HOST or not parts[1].isdecimal() or os.name == "nt":
         return False

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from objtune_cli.config.sections import Prior
 from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record
-from objtune_cli.store.refs import of_class
+from objtune_cli.store.refs import name_of_class
 from objtune_cli.workflow.context import StageContext, StageResult
 
 COMMON_CLASSES = ("person", "dog", "car", "tree", "chair", "cup")
@@ -18,7 +18,7 @@ def exists(ctx: StageContext, class_word: str, config: Prior) -> bool:
 
 
 def _record(ctx: StageContext, class_word: str, config: Prior) -> Record:
-    name = of_class(class_word)
+    name = name_of_class(class_word)
     return Record("prior", name, {name: class_word}, {}, asdict(config), ctx.base.record())
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from objtune_cli.config.sections import Embed, Prior, Train
 from objtune_cli.errors import GateError, NonFiniteError, Stopped, UsageError
 from objtune_cli.store import artifacts
-from objtune_cli.store.checkpoints import RunState
-from objtune_cli.store.disk_reservation import SLACK, Room
+from objtune_cli.store.checkpoints import Checkpoint
+from objtune_cli.store.disk_reservation import EXTRA_BYTES, DiskReservation
 from objtune_cli.store.refs import Ref
 from objtune_cli.training import class_prior_stage as prior_stage
 from objtune_cli.training import load_subjects, unfinished_runs
@@ -48,20 +48,20 @@ def run(
     if len(set(names)) < len(names):
         raise UsageError("two photos would give an object the same name", "tell them apart with `--name`")
     for work in works:
-        if ctx.force or artifacts.existing(ctx.root, work.record) is None:
+        if ctx.force or artifacts.find_identical(ctx.root, work.record) is None:
             unfinished_runs.report_earlier_runs(ctx, work.record)
     model = train.load_for_training(ctx, configs[0])
     keys = [train.run_key(work, model) for work in works]
     state = _checkpoint(ctx, "beside/" + "/".join(keys))
     done: dict[int, StageResult] = {
-        i: d for i, work in enumerate(works) if (d := ctx.reuse(work.record, computed=True))
+        i: d for i, work in enumerate(works) if (d := ctx.find_existing(work.record, computed=True))
     }
     if len(works) - len(done) > 1 or state.file.exists():
         with contextlib.ExitStack() as held:
             for key in keys:  # one at work on any of them alone is in our way
-                held.enter_context(_checkpoint(ctx, key).locked())
-            held.enter_context(state.locked())
-            room = held.enter_context(Room(ctx.project))
+                held.enter_context(_checkpoint(ctx, key).lock())
+            held.enter_context(state.lock())
+            room = held.enter_context(DiskReservation(ctx.project))
             done |= MultiRun(
                 ctx, model, works, configs, state, room
             ).run()  # of which the given stack is the first lane's
@@ -69,7 +69,7 @@ def run(
     del model  # what comes next opens its own
     left = [i for i in range(len(works)) if i not in done]
     done |= {i: train.train_one(ctx, works[i], configs[i]) for i in left}
-    return ctx.side_by_side(
+    return ctx.run_parallel(
         [partial(train.with_preview, ctx, done[i], work, preview=preview) for i, work in enumerate(works)]
     )
 
@@ -78,17 +78,17 @@ def _plan_all(
     ctx: StageContext, photos: list[list[Ref]], configs: list[Train], embedding: Embed, prior: Prior
 ) -> list[TrainingPlan]:
     """What is to be made of each photo, the stages before it done; the prior of a class once, however many photos have it."""
-    starts = ctx.side_by_side([partial(train.ensure_embeddings, ctx, sources, embedding) for sources in photos])
+    starts = ctx.run_parallel([partial(train.ensure_embeddings, ctx, sources, embedding) for sources in photos])
     words = sorted({word for each in starts for record in each for word in record.objects.values()})
     if any(own.class_weight for own in configs):
-        ctx.side_by_side([partial(prior_stage.run, ctx, word, prior) for word in words])
+        ctx.run_parallel([partial(prior_stage.run, ctx, word, prior) for word in words])
     return [
         train.plan(ctx, [r.ref for r in each], own, embedding, prior) for each, own in zip(starts, configs, strict=True)
     ]
 
 
-def _checkpoint(ctx: StageContext, key: str) -> RunState:
-    return RunState(ctx.project, train.checkpoint_key(key))
+def _checkpoint(ctx: StageContext, key: str) -> Checkpoint:
+    return Checkpoint(ctx.project, train.checkpoint_key(key))
 
 
 @dataclass(slots=True)
@@ -110,8 +110,8 @@ class MultiRun:
         model: "BaseModel",
         works: list[TrainingPlan],
         configs: list[Train],
-        state: RunState,
-        room: Room,
+        state: Checkpoint,
+        room: DiskReservation,
     ) -> None:
         import torch
 
@@ -121,7 +121,9 @@ class MultiRun:
         kept = {k: torch.from_numpy(v) for k, v in (state.load() or {}).items()}
         begun = {int(key.partition(".")[0]) for key in kept}
         asked = [
-            i for i, work in enumerate(works) if (i in begun if begun else not ctx.reuse(work.record, computed=True))
+            i
+            for i, work in enumerate(works)
+            if (i in begun if begun else not ctx.find_existing(work.record, computed=True))
         ]
         self.computed = train.describe_environment(model)
         if not kept and state.file.exists():
@@ -129,20 +131,20 @@ class MultiRun:
         for i in [] if kept else asked:
             unfinished_runs.report_restart(ctx, works[i].record, state.key, self.computed)
         ctx.report.note(f"drawing placements of {len(asked)} photos' objects")
-        count = cpu.worker_count(len(works)) if ctx.parted() else 1
+        count = cpu.worker_count(len(works)) if ctx.can_run_parallel() else 1
         models = [model, *(train.load_for_training(ctx, configs[0]) for _ in range(1, count))]
         shared = [
             partial(self._lane, own, {i: works[i] for i in asked if i % count == k}, configs)
             for k, own in enumerate(models)
         ]
-        self.members = sorted((m for lane in ctx.side_by_side(shared) for m in lane), key=lambda m: m.number)
+        self.members = sorted((m for lane in ctx.run_parallel(shared) for m in lane), key=lambda m: m.number)
         for m in (
             self.members if kept else []
         ):  # after all are built: what the frozen base says is asked with no other's weights
             m.trainer.restore({k.partition(".")[2]: v for k, v in kept.items() if int(k.partition(".")[0]) == m.number})
         if kept:
             ctx.report.note(f"goes on at step {max(m.trainer.step for m in self.members)}")
-        room.hold(self._most() * (1 if kept else 2))
+        room.reserve(self._most() * (1 if kept else 2))
 
     def _lane(self, model: "BaseModel", works: dict[int, TrainingPlan], configs: list[Train]) -> list[TrainingRun]:
         """Those that are learned on one stack."""
@@ -219,8 +221,8 @@ class MultiRun:
         for m in ended:
             self.members.remove(m)
             lanes.setdefault(id(m.trainer.model), []).append(m)
-        with self.room.lent(self._most()):
-            self.ctx.side_by_side([partial(self._published, lane, done, failed) for lane in lanes.values()])
+        with self.room.lend(self._most()):
+            self.ctx.run_parallel([partial(self._published, lane, done, failed) for lane in lanes.values()])
 
     def _published(
         self, lane: list[TrainingRun], done: dict[int, StageResult], failed: list[tuple[TrainingRun, GateError]]
@@ -229,14 +231,14 @@ class MultiRun:
             m.trainer.keep_ema()
             self.ctx.report.note(f"{m.work.record.name} has learned")
             try:
-                cut_off = self.ctx.reuse(m.work.record, computed=True)  # just after it was published
+                cut_off = self.ctx.find_existing(m.work.record, computed=True)  # just after it was published
                 done[m.number] = cut_off or train.publish(self.ctx, m.work, m.trainer, m.judge)
             except GateError as error:
                 failed.append((m, error))
 
     def _save(self) -> None:
         """All states in one file: a later process finds them at one step."""
-        with self.room.lent(self._most()):
+        with self.room.lend(self._most()):
             self.state.about = unfinished_runs.checkpoint_header(
                 [(m.work.record, m.trainer) for m in self.members], self.computed
             )
@@ -247,4 +249,4 @@ class MultiRun:
 
     def _most(self) -> int:
         """Bytes of the states of those at work, all in one file; an adapter is a third of its own."""
-        return sum(m.trainer.size() for m in self.members) + SLACK
+        return sum(m.trainer.size() for m in self.members) + EXTRA_BYTES

@@ -7,7 +7,7 @@ from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record
 from objtune_cli.training import load_subjects
 from objtune_cli.workflow import trained_objects
-from objtune_cli.workflow.context import StageContext, keep_picture
+from objtune_cli.workflow.context import StageContext, write_image
 
 SCENES = ("on the beach", "in the snow", "at night", "in the desert")
 
@@ -23,11 +23,12 @@ def draw(ctx: StageContext, record: Record, starts: list[Record]) -> Path:
     from objtune_cli.numerics import augmentation
 
     found = [
-        trained_objects.Named(name, record, artifacts.sha256(record.ref.path(ctx.root))) for name in record.objects
+        trained_objects.PromptObject(name, record, artifacts.file_sha256(record.ref.path(ctx.root)))
+        for name in record.objects
     ]
-    weights = {item.name: trained_objects.tensors(ctx, item) for item in found}
+    weights = {item.name: trained_objects.load_tensors(ctx, item) for item in found}
     model = ctx.load_base_model()
-    words = trained_objects.add_words(model, found, weights)
+    words = trained_objects.add_placeholders(model, found, weights)
     layers.load(model, weights[found[0].name])
     subject = load_subjects.load_subject(ctx, starts[-1], load_subjects.dilated_union_mask(ctx, starts[-1:]))
     photo, _ = augmentation.views(
@@ -50,4 +51,4 @@ def draw(ctx: StageContext, record: Record, starts: list[Record]) -> Path:
             f"{flat} of {len(prompts)} preview pictures are of one colour: another `--base`, or its VAE, may be at fault"
         )
     scale = max(1, 192 // rgb.shape[1])
-    return keep_picture(ctx.root, record.ref, "preview.png", png.encode_png(png.make_grid(rgb, 3, scale=scale)))
+    return write_image(ctx.root, record.ref, "preview.png", png.encode_png(png.make_grid(rgb, 3, scale=scale)))

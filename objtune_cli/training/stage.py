@@ -14,8 +14,8 @@ from objtune_cli.errors import InputError, NonFiniteError, Stopped, UsageError
 from objtune_cli.models import registry
 from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record
-from objtune_cli.store.checkpoints import RunState
-from objtune_cli.store.disk_reservation import SLACK, Room
+from objtune_cli.store.checkpoints import Checkpoint
+from objtune_cli.store.disk_reservation import EXTRA_BYTES, DiskReservation
 from objtune_cli.store.kinds.adapter import EMBEDDING_ROLE, PRIOR_ROLE, AdapterArtifact
 from objtune_cli.store.kinds.prior import PriorArtifact
 from objtune_cli.store.refs import Ref
@@ -57,7 +57,7 @@ def run(
     """
     config = validate_config(ctx, config, len(sources))
     work = plan(ctx, sources, config, embedding, prior)
-    done = ctx.reuse(work.record, computed=True)
+    done = ctx.find_existing(work.record, computed=True)
     if done is None and is_main_process(ctx.team()):
         unfinished_runs.report_earlier_runs(ctx, work.record)
     return with_preview(ctx, done or train_one(ctx, work, config), work, preview=preview)
@@ -102,20 +102,20 @@ def plan(ctx: StageContext, sources: list[Ref], config: Train, embedding: Embed,
         lambda: records.extend(ensure_embeddings(ctx, sources, embedding)),
         lambda: _priors(ctx, missing, prior),
     ]
-    ctx.side_by_side(work if missing else work[:1])
+    ctx.run_parallel(work if missing else work[:1])
     made = _priors(ctx, words, prior)
     named = {name: word for record in records for name, word in record.objects.items()}
-    inputs = {f"{EMBEDDING_ROLE}{r.name}": ctx.input(r.ref) for r in records}
+    inputs = {f"{EMBEDDING_ROLE}{r.name}": ctx.input_record(r.ref) for r in records}
     for ref in made.values():
         role = f"{PRIOR_ROLE}{ref.name}"  # two classes may have one name: Café and cafe
-        inputs[f"{role}.{len(inputs)}" if role in inputs else role] = ctx.input(ref)
+        inputs[f"{role}.{len(inputs)}" if role in inputs else role] = ctx.input_record(ref)
     name = "-".join(named)[:64].rstrip("-.")
     return TrainingPlan(Record("adapter", name, named, inputs, identifying(config), ctx.base.record()), records, made)
 
 
 def _priors(ctx: StageContext, words: list[str], prior: Prior) -> dict[str, Ref]:
     """The priors of classes, by class word."""
-    with ctx.first():
+    with ctx.main_process_first():
         return {word: prior_stage.run(ctx, word, prior).ref for word in words}
 
 
@@ -125,8 +125,8 @@ def ensure_embeddings(ctx: StageContext, sources: list[Ref], embedding: Embed) -
     Raises:
         IncompatibleError: One was made on another base.
     """
-    with ctx.first():
-        refs = [embed.run(ctx.unforced(), s, embedding).ref if s.kind == "mask" else s for s in sources]
+    with ctx.main_process_first():
+        refs = [embed.run(ctx.without_force(), s, embedding).ref if s.kind == "mask" else s for s in sources]
     records = [artifacts.read_record(ctx.root, ref) for ref in refs]
     for record in records:
         ctx.check_base(record)
@@ -168,13 +168,13 @@ def train_one(ctx: StageContext, work: TrainingPlan, config: Train) -> StageResu
     learning = subjects.load_subjects(ctx, work.starts)
     model = load_for_training(ctx, config)
     class_words.check_length(model, [s.class_word for s in learning], sum(s.num_trainable for s in learning))
-    state = RunState(ctx.project, checkpoint_key(run_key(work, model)))
+    state = Checkpoint(ctx.project, checkpoint_key(run_key(work, model)))
     team = model.team
     with contextlib.ExitStack() as held:
         if is_main_process(team):
-            held.enter_context(state.locked())
-        room = held.enter_context(Room(ctx.project))
-        done = ctx.reuse(work.record, computed=True)  # another process may have finished it since we looked
+            held.enter_context(state.lock())
+        room = held.enter_context(DiskReservation(ctx.project))
+        done = ctx.find_existing(work.record, computed=True)  # another process may have finished it since we looked
         if done:
             return done
         if is_main_process(team) and not state.file.exists():
@@ -195,12 +195,12 @@ def train_one(ctx: StageContext, work: TrainingPlan, config: Train) -> StageResu
             trainer.restore({k: torch.from_numpy(v) for k, v in kept.items()})
             ctx.report.note(f"goes on at step {trainer.step} of {trainer.total}")
         if is_main_process(team):  # what is written, the first process writes
-            room.hold(_checkpoint_bytes(trainer) * (2 if kept is None else 1))
+            room.reserve(_checkpoint_bytes(trainer) * (2 if kept is None else 1))
         _loop(ctx, work, trainer, state, room)
         if team is not None and not team.leads:
             team.together()
             return StageResult(ctx.find(work.record, computed=True) or work.record.ref, True)
-        room.free()
+        room.release()
         done = publish(ctx, work, trainer, judge)
         state.discard()
         if team is not None:
@@ -339,10 +339,10 @@ def _self_evaluate(ctx: StageContext, trainer: "Trainer", judge: "SelfEvaluation
 
 def _checkpoint_bytes(trainer: "Trainer") -> int:
     """Bytes of the largest file that is yet to be written: a state, which is three times the adapter. While one is replaced there are two."""
-    return trainer.size() + SLACK
+    return trainer.size() + EXTRA_BYTES
 
 
-def _loop(ctx: StageContext, work: TrainingPlan, trainer: "Trainer", state: RunState, room: Room) -> None:
+def _loop(ctx: StageContext, work: TrainingPlan, trainer: "Trainer", state: Checkpoint, room: DiskReservation) -> None:
     """Take the remaining steps, saving from time to time and when a signal comes."""
     from objtune_cli.training import trainer as training
 
@@ -357,7 +357,7 @@ def _loop(ctx: StageContext, work: TrainingPlan, trainer: "Trainer", state: RunS
             signum or trainer.finished or time.monotonic() - saved > SAVE_EVERY
         )  # what comes after the last step may be stopped too
         if is_main_process(team) and due:
-            with room.lent(_checkpoint_bytes(trainer)):
+            with room.lend(_checkpoint_bytes(trainer)):
                 state.about = unfinished_runs.checkpoint_header(
                     [(work.record, trainer)], describe_environment(trainer.model)
                 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from objtune_cli.config.sections import Train
 from objtune_cli.store import artifacts, refs, safetensors_format
 from objtune_cli.store.artifacts import Record
-from objtune_cli.store.checkpoints import Unfinished, unfinished
+from objtune_cli.store.checkpoints import UnfinishedRun, list_checkpoints
 from objtune_cli.store.project import Project
 from objtune_cli.store.refs import Ref
 from objtune_cli.workflow.context import StageContext
@@ -37,10 +37,10 @@ def checkpoint_header(runs: "Iterable[tuple[Record, Trainer]]", computed: str) -
 
 def report_earlier_runs(ctx: StageContext, record: Record) -> None:
     """Say, before a base is opened, what becomes of earlier runs of this object: one with other settings, or of something else, begins anew."""
-    for state in unfinished(ctx.project):
+    for state in list_checkpoints(ctx.project):
         if why := _restart_reason(state, record):
             _report(ctx, state, record, why)
-    versions = refs.versions(ctx.root, record.kind, record.name)
+    versions = refs.list_versions(ctx.root, record.kind, record.name)
     if versions and not ctx.force:
         newest = artifacts.read_record(ctx.root, Ref(record.kind, record.name, versions[-1]))
         changed = changed_settings(newest.config, record.config)
@@ -57,7 +57,7 @@ def report_restart(ctx: StageContext, record: Record, key: str, computed: str) -
     Args:
         key: Of the run's own state. computed: how its steps are computed, as in `about`.
     """
-    for state in unfinished(ctx.project):
+    for state in list_checkpoints(ctx.project):
         if record.name not in state.runs or state.key == key or _restart_reason(state, record):
             continue
         other = f"another device, number format or number of threads begins anew ({state.computed}, now {computed})"
@@ -69,7 +69,7 @@ def report_restart(ctx: StageContext, record: Record, key: str, computed: str) -
         )
 
 
-def _report(ctx: StageContext, state: Unfinished, record: Record, why: str) -> None:
+def _report(ctx: StageContext, state: UnfinishedRun, record: Record, why: str) -> None:
     run = state.runs[record.name]
     ctx.note_once(
         f"{record.kind}/{record.name}: a run of {run['total']} steps is unfinished at {run['step']}; {why}; the command that began it still goes on with it"
@@ -85,7 +85,7 @@ def list_unfinished(project: Project) -> list[dict[str, Any]]:
             "total": run["total"],
             "file": state.file.relative_to(project.folder).as_posix(),
         }
-        for state in unfinished(project)
+        for state in list_checkpoints(project)
         for name, run in state.runs.items()
     ]
 
@@ -101,7 +101,7 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     return "; ".join(found[:MAX_DIFFERENCES] + more)
 
 
-def _restart_reason(state: Unfinished, record: Record) -> str:
+def _restart_reason(state: UnfinishedRun, record: Record) -> str:
     """What a state of this object was begun with that is another now; nothing where it is the same work, or of another object."""
     if record.name not in state.runs:
         return ""
@@ -118,4 +118,4 @@ def _restart_reason(state: Unfinished, record: Record) -> str:
 
 def _inputs_digest(record: Record) -> str:
     """What a run is made from, in 16 digits."""
-    return hashlib.sha256(safetensors_format.canonical(record.inputs).encode()).hexdigest()[:16]
+    return hashlib.sha256(safetensors_format.canonical_json(record.inputs).encode()).hexdigest()[:16]

@@ -11,7 +11,7 @@ from objtune_cli.store.artifacts import Record
 from objtune_cli.store.kinds import adapter
 
 
-def why_not(base: Base, root: Path, record: Record) -> str:
+def explain_incompatible(base: Base, root: Path, record: Record) -> str:
     """Why an adapter cannot be drawn on a base; empty where it can. Layers of a one-file base are compared where they are loaded."""
     theirs = record.base.get("family", families.SD1.name)
     if theirs != base.family.name:
@@ -19,11 +19,13 @@ def why_not(base: Base, root: Path, record: Record) -> str:
     predicted = record.base.get("prediction"), base.record().get("prediction")
     if all(predicted) and predicted[0] != predicted[1]:
         return f"one predicts {predicted[0]}, the other {predicted[1]}"
-    shapes = {name: tuple(spec[1]) for name, (spec, _) in safetensors_format.read(record.ref.path(root))[1].items()}
-    return next(_differences(base, shapes), "")
+    shapes = {
+        name: tuple(spec[1]) for name, (spec, _) in safetensors_format.read_header(record.ref.path(root))[1].items()
+    }
+    return next(_find_differences(base, shapes), "")
 
 
-def _differences(base: Base, shapes: dict[str, tuple[int, ...]]) -> Iterator[str]:
+def _find_differences(base: Base, shapes: dict[str, tuple[int, ...]]) -> Iterator[str]:
     for start, part in zip(adapter.TOKENS, base.family.encoders, strict=False):
         width = folders.read_json(base.folder, f"{part}/config.json").get("hidden_size")
         for name, shape in shapes.items():

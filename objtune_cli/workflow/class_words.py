@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from objtune_cli.segmentation.from_hints import Target
     from objtune_cli.workflow.context import StageContext
 
-FORM = "for example `--class dog`"
+CLASS_EXAMPLE = "for example `--class dog`"
 _ARTICLES = re.compile(r"^(?:(?:an?|the|my|your|his|her|its|our|their|this|that|these|those)\s+)+(?=\S)", re.I)
 _QUOTES = "\"'`´‘’‚“”„‹›«»「」『』 "
 _ENDS = _QUOTES + ".,;:!?…¿¡。，、．；：！？؟،؛।\u200c\u200d"
-_UNSEEN = re.compile("[\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
+_INVISIBLE = re.compile("[\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
 """Marks that copying text brings along and nobody sees: soft hyphens, directions, byte order marks. Joiners stay: they are part of words and emoji."""
 
 
-def clean(text: str) -> str:
+def clean_class_word(text: str) -> str:
     """A class word without the article or possessive, quotes, closing punctuation and odd white space around it; case stays.
 
     A prompt puts its own article before the word: "a dog" would give "a photo of a a dog".
@@ -35,13 +35,13 @@ def clean(text: str) -> str:
     """
     with contextlib.suppress(UnicodeError):  # a command line read as ASCII, where the locale is C: its bytes are UTF-8
         text = text.encode("utf-8", "surrogateescape").decode()
-    word = unicodedata.normalize("NFC", " ".join(_UNSEEN.sub("", text).split()))
+    word = unicodedata.normalize("NFC", " ".join(_INVISIBLE.sub("", text).split()))
     if any(unicodedata.category(c) in ("Cc", "Cs") for c in word):
-        raise UsageError(f"the class word {word!r} has characters that cannot be printed", FORM)
+        raise UsageError(f"the class word {word!r} has characters that cannot be printed", CLASS_EXAMPLE)
     if "<" in word or ">" in word:
         raise UsageError(
             f"the class word {word!r} has angle brackets",
-            f"they are for names in prompts; a class is a plain word, {FORM}",
+            f"they are for names in prompts; a class is a plain word, {CLASS_EXAMPLE}",
         )
     several = [part.strip() for part in re.split("[,;|，、；،]", word.strip(_ENDS)) if part.strip()]
     if len(several) > 1:
@@ -53,20 +53,20 @@ def clean(text: str) -> str:
     word = _ARTICLES.sub("", word.strip(_QUOTES)).strip(_ENDS)
     if not word:
         said = f"the class {text.strip()!r} has no word in it" if text.strip() else "what the object is was not said"
-        raise UsageError(said, f"give its class: {FORM.removeprefix('for example ')}")
+        raise UsageError(said, f"give its class: {CLASS_EXAMPLE.removeprefix('for example ')}")
     return word
 
 
-def named(texts: Sequence[str], names: Sequence[str] = ()) -> list[tuple[str, str]]:
+def pair_with_names(texts: Sequence[str], names: Sequence[str] = ()) -> list[tuple[str, str]]:
     """Each class word, cleaned, with its object's name: the one that was given in its place, else one made of the word.
 
     Raises:
         UsageError: A class or name that cannot be used, or two objects with one name.
     """
-    words = [clean(text) for text in texts]
+    words = [clean_class_word(text) for text in texts]
     if len(names) > len(words):
         raise UsageError(f"{len(names)} names for {len(words)} classes", "give one `--name` for each `--class`")
-    called = [refs.check_name(name) for name in names] + [refs.slug(word) for word in words[len(names) :]]
+    called = [refs.check_name(name) for name in names] + [refs.make_name(word) for word in words[len(names) :]]
     for i, name in enumerate(called):
         if name in called[:i]:
             first = words[called.index(name)]
@@ -77,19 +77,19 @@ def named(texts: Sequence[str], names: Sequence[str] = ()) -> list[tuple[str, st
     return list(zip(words, called, strict=True))
 
 
-def match(word: str, known: Sequence[str]) -> str | None:
+def match_known(word: str, known: Sequence[str]) -> str | None:
     """The known word that this is in another case or in the plural; None if there is none."""
     spelled = {each.casefold(): each for each in known}
-    return next((spelled[form] for form in _forms(word.casefold()) if form in spelled), None)
+    return next((spelled[form] for form in _singular_forms(word.casefold()) if form in spelled), None)
 
 
-def head(word: str, known: Sequence[str]) -> str | None:
+def match_last_word(word: str, known: Sequence[str]) -> str | None:
     """The known word that a longer class ends with: mug of "red mug"."""
     last = word.rpartition(" ")[2]
-    return match(last, known) if last != word else None
+    return match_known(last, known) if last != word else None
 
 
-def _forms(word: str) -> list[str]:
+def _singular_forms(word: str) -> list[str]:
     """The word, then what it may be the plural of."""
     ends = (("ies", "y"), ("ves", "f"), ("ves", "fe"), ("es", ""), ("s", ""), ("'s", ""), ("’s", ""))
     return [
@@ -98,55 +98,56 @@ def _forms(word: str) -> list[str]:
     ]
 
 
-def nearest(word: str, known: Sequence[str]) -> list[str]:
+def sort_by_likeness(word: str, known: Sequence[str]) -> list[str]:
     """The known words, those first that the class ends with, holds, or is spelled most like."""
 
     def distance(each: str) -> tuple[bool, bool, float]:
         alike = difflib.SequenceMatcher(None, each.casefold(), word.casefold()).ratio()
-        return each != head(word, known), each.casefold() not in word.casefold().split(), -alike
+        return each != match_last_word(word, known), each.casefold() not in word.casefold().split(), -alike
 
     return sorted(known, key=distance)
 
 
-def told(ctx: "StageContext", targets: list["Target"]) -> list["Target"]:
+def use_known_spelling(ctx: "StageContext", targets: list["Target"]) -> list["Target"]:
     """The targets with their class words as the base spells them, where it names the words that it knows: Dogs to dog."""
-    known = _known(ctx)
+    known = _known_classes(ctx)
     found = []
     for target in targets:
-        word = match(target.class_word, known) or target.class_word
+        word = match_known(target.class_word, known) or target.class_word
         if word.casefold() != target.class_word.casefold():
             ctx.note_once(f"the class {target.class_word!r} is read as {word!r}, which the base {ctx.base.id} knows")
         found.append(replace(target, class_word=word))
     return found
 
 
-def check(ctx: "StageContext", target: "Target", chooses: bool) -> None:
+def check_known(ctx: "StageContext", target: "Target", chooses: bool) -> None:
     """Say that a base does not know a class; `chooses`: the class word alone says where the object is.
 
     Raises:
         InputError: It is to choose by a word that it does not know. With `--force` it does.
     """
-    word, known = target.class_word, _known(ctx)
-    if not known or match(word, known):
+    word, known = target.class_word, _known_classes(ctx)
+    if not known or match_known(word, known):
         return
-    if chooses and not ctx.force and not head(word, known):
-        near = difflib.get_close_matches(word.casefold(), nearest(word, known)[:1])
+    if chooses and not ctx.force and not match_last_word(word, known):
+        near = difflib.get_close_matches(word.casefold(), sort_by_likeness(word, known)[:1])
         other = f"`--class {near[0]}`" if near else "give one of these if it is one"
         raise InputError(
-            _unknown(ctx, word), f"{other}, or show where it is: `--box x0,y0,x1,y1`, `--point x,y` or `--mask M.png`"
+            _unknown_message(ctx, word),
+            f"{other}, or show where it is: `--box x0,y0,x1,y1`, `--point x,y` or `--mask M.png`",
         )
-    warn(ctx, word)
+    warn_unknown(ctx, word)
 
 
-def warn(ctx: "StageContext", word: str) -> None:
+def warn_unknown(ctx: "StageContext", word: str) -> None:
     """Say, once in a command, that the base does not know a class."""
-    if ctx.base.words and not match(word, ctx.base.words):
-        ctx.note_once(_unknown(ctx, word))
+    if ctx.base.words and not match_known(word, ctx.base.words):
+        ctx.note_once(_unknown_message(ctx, word))
 
 
-def announce_shared(ctx: "StageContext", target: "Target") -> None:
+def note_other_class(ctx: "StageContext", target: "Target") -> None:
     """Say where the newest mask of a target's name is of another class: `<quan>` in a prompt means the newest adapter."""
-    versions = refs.versions(ctx.root, "mask", target.name)
+    versions = refs.list_versions(ctx.root, "mask", target.name)
     if not versions:
         return
     newest = artifacts.read_record(ctx.root, refs.Ref("mask", target.name, versions[-1]))
@@ -180,13 +181,11 @@ def check_length(model: "BaseModel", words: Sequence[str], vectors: int) -> None
         )
 
 
-def _unknown(ctx: "StageContext", word: str) -> str:
-    return (
-        f"the base {ctx.base.id} does not know the class {word!r}; it knows {', '.join(nearest(word, ctx.base.words))}"
-    )
+def _unknown_message(ctx: "StageContext", word: str) -> str:
+    return f"the base {ctx.base.id} does not know the class {word!r}; it knows {', '.join(sort_by_likeness(word, ctx.base.words))}"
 
 
-def _known(ctx: "StageContext") -> Sequence[str]:
+def _known_classes(ctx: "StageContext") -> Sequence[str]:
     """The words that the base names as known; none where it names none, or is not on this machine: a hint needs no base."""
     try:
         return ctx.base.words

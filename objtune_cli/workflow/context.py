@@ -110,17 +110,17 @@ class StageContext:
 
         used = HALF.get(next(model.denoiser.parameters()).dtype, "") or HALF.get(model.dtype, "")
         asked = "auto " if self.common.precision == "auto" else ""
-        return tools() | ({"precision": asked + used} if used else {})
+        return tool_versions() | ({"precision": asked + used} if used else {})
 
     def _computed(self, wanted: Record) -> Ref | None:
         """The finished work in the number format asked for, as far as records say: float32 and earlier versions say nothing."""
         asked = self.common.precision
         if asked == "auto":  # what was made so first: of what says nothing, some was told fp32
-            auto = artifacts.existing(
+            auto = artifacts.find_identical(
                 self.root, wanted, lambda found: found.tools.get("precision", "").startswith("auto ")
             )
-            return auto or artifacts.existing(self.root, wanted, lambda found: "precision" not in found.tools)
-        return artifacts.existing(
+            return auto or artifacts.find_identical(self.root, wanted, lambda found: "precision" not in found.tools)
+        return artifacts.find_identical(
             self.root, wanted, lambda found: found.tools.get("precision", "fp32").removeprefix("auto ") == asked
         )
 
@@ -142,27 +142,27 @@ class StageContext:
         return distributed.join_process_group(self.common.device)
 
     @contextlib.contextmanager
-    def first(self) -> Iterator[None]:
+    def main_process_first(self) -> Iterator[None]:
         """Inside, the first process works before the others, which then find what it made."""
         team = self.team()
         with team.first() if team else contextlib.nullcontext():
             yield
 
-    def parted(self) -> bool:
+    def can_run_parallel(self) -> bool:
         """Whether there may be several bases in memory, each at work in a thread of its own: a small one, on a processor."""
         from objtune_cli.models import base_model as model
 
         return self.team() is None and self.base.small and model.pick_device(self.common.device).type == "cpu"
 
-    def side_by_side(self, work: Sequence[Callable[[], T]]) -> list[T]:
+    def run_parallel(self, work: Sequence[Callable[[], T]]) -> list[T]:
         """What each piece of work gives, at the same time where processors are free for it."""
-        if len(work) < 2 or not self.parted():
+        if len(work) < 2 or not self.can_run_parallel():
             return [each() for each in work]
         from objtune_cli.runtime import cpu
 
         return cpu.run_parallel(work)
 
-    def unforced(self) -> "StageContext":
+    def without_force(self) -> "StageContext":
         """The same for the stages before the one that `--force` is meant for."""
         return replace(self, force=False)
 
@@ -190,7 +190,7 @@ class StageContext:
         Args:
             computed: The denoiser computed it, so that its number format counts.
         """
-        ref = self._computed(wanted) if computed else artifacts.existing(self.root, wanted)
+        ref = self._computed(wanted) if computed else artifacts.find_identical(self.root, wanted)
         if ref is None:
             return None
         bad = artifacts.find_bad_tensor(self.root, ref)
@@ -198,7 +198,7 @@ class StageContext:
             self.report.note(f"{ref} is not used again: {bad} holds NaN or infinite values")
         return None if bad else ref
 
-    def reuse(self, wanted: Record, *, computed: bool = False) -> StageResult | None:
+    def find_existing(self, wanted: Record, *, computed: bool = False) -> StageResult | None:
         """The same with its pictures and metrics, unless it is to be made again."""
         ref = None if self.force else self.find(wanted, computed=computed)
         if ref is None:
@@ -206,11 +206,11 @@ class StageContext:
             return None
         self.report.note(f"{ref} is up to date")
         record = artifacts.read_record(self.root, ref)
-        return StageResult(ref, True, pictures_of(self.root, ref), record.metrics)
+        return StageResult(ref, True, list_images(self.root, ref), record.metrics)
 
-    def input(self, ref: Ref) -> dict[str, str]:
+    def input_record(self, ref: Ref) -> dict[str, str]:
         """An artifact, its bytes checked, as an entry of another's `inputs`."""
-        return {"ref": str(ref), "sha256": artifacts.verified(self.root, ref)[1]}
+        return {"ref": str(ref), "sha256": artifacts.verify(self.root, ref)[1]}
 
     def _added_settings(self, record: Record) -> str:
         """The settings that alone make this command's base another one than an artifact's; empty where it is another one without them."""
@@ -238,7 +238,7 @@ class StageContext:
             if mine == theirs
             else ""
         )
-        why = base_compatibility.why_not(self.base, self.root, record) if drawn else ""
+        why = base_compatibility.explain_incompatible(self.base, self.root, record) if drawn else ""
         if drawn and not why and not self.common.strict_base:
             self.note_once(
                 f"{record.ref} was learned on the base {theirs} and is drawn on {mine}{same}, another base of {self.base.family.title}; `--strict-base` refuses this"
@@ -259,26 +259,26 @@ class StageContext:
         )
 
 
-def tools() -> dict[str, str]:
+def tool_versions() -> dict[str, str]:
     """Versions of what computes; kept in records, no part of their identity."""
     from importlib.metadata import version
 
     return {name: version(name) for name in ("torch", "diffusers", "transformers", "peft", "objtune")}
 
 
-def pictures_folder(root: Path, ref: Ref) -> Path:
+def image_folder(root: Path, ref: Ref) -> Path:
     """Where the pictures of an artifact lie: a folder beside its file."""
     return ref.path(root).with_suffix("")
 
 
-def pictures_of(root: Path, ref: Ref) -> list[Path]:
+def list_images(root: Path, ref: Ref) -> list[Path]:
     """The pictures beside an artifact, in order."""
-    folder = pictures_folder(root, ref)
+    folder = image_folder(root, ref)
     return sorted(folder.glob("*.png")) if folder.is_dir() else []
 
 
-def keep_picture(root: Path, ref: Ref, name: str, data: bytes) -> Path:
+def write_image(root: Path, ref: Ref, name: str, data: bytes) -> Path:
     """Write one picture beside an artifact."""
-    path = pictures_folder(root, ref) / name
+    path = image_folder(root, ref) / name
     artifacts.write_file(path, data, root)
     return path

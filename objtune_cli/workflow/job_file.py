@@ -44,7 +44,7 @@ _PHOTO_OPTIONS = {
 _MODEL_OPTIONS = {"base": "--base", "device": "--device", "precision": "--precision", "set": "--set"}
 _PER_OBJECT = ("mask", "box", "point", "not_point", "rough")
 """Keys whose value may be a table from an object's name to its own value."""
-FORM = 'for example `[[job]]`, below it `photo = "rex.jpg"` and `class = "dog"`'
+JOB_EXAMPLE = 'for example `[[job]]`, below it `photo = "rex.jpg"` and `class = "dog"`'
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +60,14 @@ class Job:
         return "-".join(self.names)
 
 
-def read(file: Path) -> list[Job]:
+def read_jobs(file: Path) -> list[Job]:
     """The jobs of a file; relative paths in it start from the file's own folder.
 
     Raises:
         InputError: No readable jobs file; the message says what stands where.
     """
     try:
-        table = toml_files.read(file, FORM)
+        table = toml_files.read(file, JOB_EXAMPLE)
     except FileNotFoundError:
         raise InputError(f"{file} cannot be read: there is no such file", "give a file that lists jobs") from None
     more = sorted(set(table) - {"job", "defaults"})
@@ -78,13 +78,13 @@ def read(file: Path) -> list[Job]:
             f"unknown key {more[0]} in {file}",
             (f"did you mean `{form}`? " if form else "") + "known keys: defaults, job",
         )
-    jobs, defaults = table.get("job"), _checked(table.get("defaults", {}), f"[defaults] of {file}")
+    jobs, defaults = table.get("job"), _check_job(table.get("defaults", {}), f"[defaults] of {file}")
     if isinstance(jobs, dict):
         raise InputError(f"job in {file} is a single table", "write `[[job]]` with two brackets above each photo")
     if not isinstance(jobs, list) or not jobs:
-        raise InputError(f"{file} lists no jobs", FORM)
+        raise InputError(f"{file} lists no jobs", JOB_EXAMPLE)
     made = [
-        _job(defaults | _checked(job, f"job {i} of {file}"), f"job {i} of {file}", file.parent)
+        _build_job(defaults | _check_job(job, f"job {i} of {file}"), f"job {i} of {file}", file.parent)
         for i, job in enumerate(jobs, 1)
     ]
     called = [name for job in made for name in job.names]
@@ -102,9 +102,9 @@ def check_prompts(jobs: Sequence[Job], root: Path) -> None:
     """
     from objtune_cli.models.prompts import PLACEHOLDER
 
-    texts = {text: job for job in jobs for _, *words in job.commands[1:] for text in _texts_drawn(words)}
+    texts = {text: job for job in jobs for _, *words in job.commands[1:] for text in _trained_names(words)}
     known = {name for job in jobs for name in job.names}
-    for name in refs.names(root, "adapter") if texts else []:
+    for name in refs.list_names(root, "adapter") if texts else []:
         with contextlib.suppress(ObjtuneError):  # a damaged adapter is no matter of jobs that do not name it
             held = artifacts.read_record(root, refs.resolve(root, refs.Ref("adapter", name))).objects
             known |= {*held, name} if len(held) == 1 else {*held}
@@ -119,7 +119,7 @@ def check_prompts(jobs: Sequence[Job], root: Path) -> None:
             )
 
 
-def _texts_drawn(words: list[str]) -> list[str]:
+def _trained_names(words: list[str]) -> list[str]:
     """The prompts of a `generate`, and its negative prompt where a setting of the job gives one."""
     end = words.index("--")
     settings = [word.removeprefix("--set=").partition("=") for word in words[:end] if word.startswith("--set=")]
@@ -130,23 +130,23 @@ def _texts_drawn(words: list[str]) -> list[str]:
     ]
 
 
-def _checked(job: Any, where: str) -> dict[str, Any]:
+def _check_job(job: Any, where: str) -> dict[str, Any]:
     """A job's table with texts, numbers of places and settings as lists of texts.
 
     Raises:
         InputError: An unknown key, or a value of another type.
     """
     if not isinstance(job, dict):
-        raise InputError(f"{where} is no table", FORM)
+        raise InputError(f"{where} is no table", JOB_EXAMPLE)
     for key, value in job.items():
         if key not in KEYS:
             raise InputError(
-                f"unknown key {key} in {where}", f"{_suggestion(key, value)}known keys: {', '.join(sorted(KEYS))}"
+                f"unknown key {key} in {where}", f"{_suggest_key(key, value)}known keys: {', '.join(sorted(KEYS))}"
             )
-    return {key: _value(key, value, where) for key, value in job.items()}
+    return {key: _parse_value(key, value, where) for key, value in job.items()}
 
 
-def _suggestion(key: str, value: Any) -> str:
+def _suggest_key(key: str, value: Any) -> str:
     """How to say what an unknown key probably means."""
     near = OTHER_NAMES.get(key.lower()) or toml_files.nearest(key, KEYS)
     if near:
@@ -156,14 +156,18 @@ def _suggestion(key: str, value: Any) -> str:
     if isinstance(value, dict) and setting.replace("_", "-") in SECTIONS and value:
         inner, value = next(iter(value.items()))
         owners, setting = [setting.replace("_", "-")], inner
-    return f'a setting belongs into set: `set = "{owners[0]}.{setting}={_text(value)}"`; ' if owners else ""
+    return f'a setting belongs into set: `set = "{owners[0]}.{setting}={_setting_text(value)}"`; ' if owners else ""
 
 
-def _value(key: str, value: Any, where: str) -> Any:
+def _parse_value(key: str, value: Any, where: str) -> Any:
     kind, example = KEYS[key]
     found: list[str] | None = None
     if key == "box":
-        value = {name: _corners(each) for name, each in value.items()} if isinstance(value, dict) else _corners(value)
+        value = (
+            {name: _join_numbers(each) for name, each in value.items()}
+            if isinstance(value, dict)
+            else _join_numbers(value)
+        )
     if kind == _NUMBER:
         if key == "seed" and type(value) is int and not 0 <= value <= MAX_SEED:
             raise InputError(f"{key} in {where} is {value}", f"a whole number, {SEEDS}")
@@ -173,61 +177,61 @@ def _value(key: str, value: Any, where: str) -> Any:
         if isinstance(value, str):
             return value
     elif kind == _SETTINGS and isinstance(value, dict):
-        found = [f"{name}={_text(each)}" for name, each in _leaves(value)]
+        found = [f"{name}={_setting_text(each)}" for name, each in _flatten_settings(value)]
     elif key in _PER_OBJECT and isinstance(value, dict):
-        found = [f"{name}={text}" for name, each in value.items() for text in _texts(kind, each) or [""]]
+        found = [f"{name}={text}" for name, each in value.items() for text in _parse_texts(kind, each) or [""]]
         found = found if all(text.partition("=")[2] for text in found) else None
     else:
-        found = _texts(kind, value)
+        found = _parse_texts(kind, value)
     if not found:
         raise InputError(f"{key} in {where} is {value!r}", f"{KINDS[kind]} is needed: `{key} = {example}`")
     return found
 
 
-def _texts(kind: str, value: Any) -> list[str] | None:
+def _parse_texts(kind: str, value: Any) -> list[str] | None:
     """A value as texts, the numbers of a place with commas; None where it is of another type."""
     if isinstance(value, str):
         return [value]
     if not isinstance(value, list):
         return None
     if kind == _PLACE and value and all(type(v) in (int, float) for v in value):
-        return [",".join(map(_text, value))]
+        return [",".join(map(_setting_text, value))]
     each = [
-        _texts(kind, v) if kind == _PLACE and isinstance(v, list) else [v] if isinstance(v, str) else None
+        _parse_texts(kind, v) if kind == _PLACE and isinstance(v, list) else [v] if isinstance(v, str) else None
         for v in value
     ]
     return None if None in each else [text for texts in each for text in texts or []]
 
 
-def _corners(value: Any) -> Any:
+def _join_numbers(value: Any) -> Any:
     """Two corners of a box as its four numbers; anything else as it is."""
     is_pair = isinstance(value, list) and len(value) == 2 and all(isinstance(v, list) and len(v) == 2 for v in value)
     return [*value[0], *value[1]] if is_pair else value
 
 
-def _leaves(table: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten_settings(table: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
     """The values of nested tables under their dotted keys."""
     for key, value in table.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{before}{key}.")
+            yield from _flatten_settings(value, f"{before}{key}.")
         else:
             yield f"{before}{key}", value
 
 
-def _text(value: Any) -> str:
+def _setting_text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _job(job: dict[str, Any], where: str, folder: Path) -> Job:
+def _build_job(job: dict[str, Any], where: str, folder: Path) -> Job:
     for key in ("photo", "class"):
         if key not in job:
-            raise InputError(f"{where} has no {key}", FORM)
+            raise InputError(f"{where} has no {key}", JOB_EXAMPLE)
     given = job.get("name", [])
     try:
-        pairs = classes.named(job["class"], given)
+        pairs = classes.pair_with_names(job["class"], given)
         names = [name for _, name in pairs]
         owners = {*names, *job["class"], *(word for word, _ in pairs)}
-        found = _located(job, owners, folder)
+        found = _resolve_paths(job, owners, folder)
     except ObjtuneError as error:
         raise InputError(
             f"{error.message} in {where}",
@@ -235,13 +239,13 @@ def _job(job: dict[str, Any], where: str, folder: Path) -> Job:
         ) from None
     if len(names) > 1:
         _check_owners(job, owners, names, where)
-    model = _options(found, _MODEL_OPTIONS)
-    train = ["train", *_options(found, _PHOTO_OPTIONS), *model]
+    model = _command_options(found, _MODEL_OPTIONS)
+    train = ["train", *_command_options(found, _PHOTO_OPTIONS), *model]
     train += [f"--seed={job['seed']}"] if "seed" in job else []
     train += [f"--max-time={job['max_time']}"] if "max_time" in job else []
     commands = [(*train, "--", found["photo"])]
     if "prompts" in job:
-        texts = [prompt_text.clean(text, f"prompt {i} in {where}") for i, text in enumerate(job["prompts"], 1)]
+        texts = [prompt_text.clean_prompt(text, f"prompt {i} in {where}") for i, text in enumerate(job["prompts"], 1)]
         draw = [f"--seed={job['seed']}"] if "seed" in job else []
         draw += ["-n", str(job["n"])] if "n" in job else []
         commands.append(("generate", *model, *draw, "--", *texts))
@@ -264,7 +268,7 @@ def _check_owners(job: dict[str, Any], owners: set[str], names: list[str], where
             raise InputError(f"{key} in {where} does not say whose it is: {text}", f"`{key} = {{{form}}}`")
 
 
-def _located(job: dict[str, Any], owners: set[str], folder: Path) -> dict[str, Any]:
+def _resolve_paths(job: dict[str, Any], owners: set[str], folder: Path) -> dict[str, Any]:
     """The job with every path in it started from the jobs file's folder.
 
     Args:
@@ -273,23 +277,23 @@ def _located(job: dict[str, Any], owners: set[str], folder: Path) -> dict[str, A
     found = job | {"photo": str(paths.to_path(job["photo"], folder))}
     for key in ("mask", "rough"):
         if key in job:
-            found[key] = [_located_value(text, owners, "file", folder) for text in job[key]]
+            found[key] = [_resolve_value(text, owners, "file", folder) for text in job[key]]
     if "base" in job:
         found["base"] = paths.to_model(job["base"], folder)
     if "set" in job:
-        found["set"] = [_located_setting(text, folder) for text in job["set"]]
+        found["set"] = [_resolve_setting(text, folder) for text in job["set"]]
     return found
 
 
-def _located_value(text: str, owners: set[str], kind: str, folder: Path) -> str:
+def _resolve_value(text: str, owners: set[str], kind: str, folder: Path) -> str:
     """A path behind the name of its object, if there is one."""
     owner, equals, path = text.partition("=")
     if equals and owner.strip() in owners:
-        return f"{owner.strip()}={paths.KINDS[kind](path, folder)}"
-    return paths.KINDS[kind](text, folder)
+        return f"{owner.strip()}={paths.CONVERTERS[kind](path, folder)}"
+    return paths.CONVERTERS[kind](text, folder)
 
 
-def _located_setting(text: str, folder: Path) -> str:
+def _resolve_setting(text: str, folder: Path) -> str:
     """A setting `section.key=value`, its value a path from the folder where the setting is one."""
     key, equals, value = text.partition("=")
     section, _, name = key.strip().rpartition(".")
@@ -299,10 +303,10 @@ def _located_setting(text: str, folder: Path) -> str:
         else {}
     )
     kind = known.get(name, "")
-    return f"{key}{equals}{paths.KINDS[kind](value.strip(), folder)}" if kind and equals else text
+    return f"{key}{equals}{paths.CONVERTERS[kind](value.strip(), folder)}" if kind and equals else text
 
 
-def _options(job: dict[str, Any], known: dict[str, str]) -> list[str]:
+def _command_options(job: dict[str, Any], known: dict[str, str]) -> list[str]:
     """Options as `--name=value`, so that a value may begin with a dash."""
     pairs = [(option, job[key]) for key, option in known.items() if key in job]
     return [f"{option}={text}" for option, value in pairs for text in (value if isinstance(value, list) else [value])]

@@ -14,12 +14,12 @@ from objtune_cli.store.project import Project
 from objtune_cli.workflow.context import Reporter
 from objtune_cli.workflow.job_file import Job
 
-BUSY, AGAIN, TRIES = 8, 2.0, 900
+BUSY_CODE, RETRY_SECONDS, MAX_RETRIES = 8, 2.0, 900
 """Exit code of a command that another one keeps waiting; seconds until it is tried again, and how often."""
 
 
 @dataclass(slots=True)
-class Result:
+class JobResult:
     """What became of a job; `state`: done, reused, unfinished (time limit), failed, stopped."""
 
     name: str
@@ -36,7 +36,7 @@ class JobProcess:
 
     def __init__(self, job: Job, project: Project, environment: dict[str, str]) -> None:
         self.job, self.project, self.environment = job, project, environment
-        self.result = Result(job.label)
+        self.result = JobResult(job.label)
         self.started, self.tries, self.number, self.retry = time.monotonic(), 0, 0, 0.0
         self.fresh = False
         self.log = project.folder / ".objtune" / "log" / f"{job.label[:100]}.txt"
@@ -54,8 +54,8 @@ class JobProcess:
             return False
         said, _ = self.child.communicate()
         code, self.child = self.child.returncode, None
-        if code == BUSY and self.tries < TRIES:
-            self.tries, self.retry = self.tries + 1, time.monotonic() + AGAIN
+        if code == BUSY_CODE and self.tries < MAX_RETRIES:
+            self.tries, self.retry = self.tries + 1, time.monotonic() + RETRY_SECONDS
             return False
         return self._ended(128 - code if code < 0 else code, said)
 
@@ -93,7 +93,7 @@ class JobProcess:
 
 def run(
     jobs: list[Job], project: Project, processes: int, report: Reporter, stopped: Callable[[], int]
-) -> list[Result]:
+) -> list[JobResult]:
     """All jobs, at most `processes` at a time; results in the order of the file.
 
     What jobs share is made once: the first job of a class runs before others of that class, which then find the
@@ -101,7 +101,7 @@ def run(
     """
     waiting = list(jobs)
     active: list[JobProcess] = []
-    ended: dict[str, Result] = {}
+    ended: dict[str, JobResult] = {}
     known: set[str] = set()
     environment = _environment(processes)
     passed = 0
@@ -115,15 +115,15 @@ def run(
             active.remove(each)
             known |= set(each.job.classes)
             ended[each.job.label] = each.result
-            _say(report, each.result, len(ended), len(jobs))
-        while not passed and len(active) < processes and (job := _next(waiting, active, known)):
+            _report_result(report, each.result, len(ended), len(jobs))
+        while not passed and len(active) < processes and (job := _next_job(waiting, active, known)):
             waiting.remove(job)
             active.append(JobProcess(job, project, environment))
         time.sleep(0.05)
-    return [ended.get(job.label) or Result(job.label, code=128 + passed, message="not begun") for job in jobs]
+    return [ended.get(job.label) or JobResult(job.label, code=128 + passed, message="not begun") for job in jobs]
 
 
-def _next(waiting: list[Job], active: list[JobProcess], known: set[str]) -> Job | None:
+def _next_job(waiting: list[Job], active: list[JobProcess], known: set[str]) -> Job | None:
     """The first job that shares no unmade prior with one at work."""
     making = {word for each in active for word in each.job.classes} - known
     return next((job for job in waiting if not making & set(job.classes)), None)
@@ -140,13 +140,13 @@ def _environment(processes: int) -> dict[str, str]:
     }
 
 
-def _say(report: Reporter, result: Result, number: int, total: int) -> None:
+def _report_result(report: Reporter, result: JobResult, number: int, total: int) -> None:
     report.note(
         f"{number}/{total} {result.name}: {result.state} in {result.seconds:.0f} s"
         + (f": {result.message}" if result.message else "")
     )
 
 
-def worst(results: list[Result]) -> int:
+def exit_code(results: list[JobResult]) -> int:
     """The exit code of the worst job: a signal, then a bug of ours, then the largest."""
     return max((r.code for r in results), key=lambda code: (code >= 128, code == 1, code), default=0)

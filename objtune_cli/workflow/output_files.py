@@ -10,15 +10,15 @@ from pathlib import Path
 from objtune_cli.errors import ResourceError, UsageError
 from objtune_cli.store import artifacts, atomic_files, safetensors_format
 
-MOST = 1 << 30
+MAX_BYTES = 1 << 30
 """A file that is larger than this is no export of ours, bytes."""
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-OTHER_FILES = (".pt", ".pth", ".ckpt", ".bin", ".zip", ".safetensor")
-ELSEWHERE = "`--force` replaces it; or give another folder with `--out DIR`"
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+UNSUPPORTED_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".zip", ".safetensor")
+REPLACE_HINT = "`--force` replaces it; or give another folder with `--out DIR`"
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
+class OutputFile:
     """One file to be written.
 
     Attributes:
@@ -30,13 +30,13 @@ class Output:
     is_own: Callable[[bytes], bool] = lambda data: False
 
 
-def named_file(out: Path) -> bool:
+def is_file_name(out: Path) -> bool:
     """Whether `--out` names a file, not a folder.
 
     Raises:
         UsageError: It names a file of a format that is not written.
     """
-    if out.suffix.lower() in OTHER_FILES and not out.is_dir():
+    if out.suffix.lower() in UNSUPPORTED_SUFFIXES and not out.is_dir():
         raise UsageError(
             f"{out} is the name of a file that is not written",
             "give a folder, or a file that ends in .safetensors, with `--out`",
@@ -44,8 +44,8 @@ def named_file(out: Path) -> bool:
     return out.suffix.lower() == ".safetensors" and not out.is_dir()
 
 
-def write(
-    files: Sequence[Output], *, force: bool = False, note: Callable[[str], None] = lambda text: None
+def write_files(
+    files: Sequence[OutputFile], *, force: bool = False, note: Callable[[str], None] = lambda text: None
 ) -> list[Path]:
     """Write all files, or none; those that are there already with these bytes are left alone.
 
@@ -61,8 +61,8 @@ def write(
     for line in lines:  # only now is it sure that all of them are written
         note(line)
     for file in waiting:
-        with _explained():
-            artifacts.write_file(_target(file.path), file.data)
+        with _hint_at_out():
+            artifacts.write_file(_follow_link(file.path), file.data)
     return [file.path for file in files]
 
 
@@ -72,21 +72,21 @@ def check_folder(out: Path) -> None:
     Raises:
         UsageError: It is a file, or the name of one. ResourceError: it cannot be written.
     """
-    if out.suffix.lower() in PICTURES and not out.is_dir():
+    if out.suffix.lower() in IMAGE_SUFFIXES and not out.is_dir():
         raise UsageError(
             f"{out} is the name of a picture", "`--out` takes a folder; the pictures in it are named after their scenes"
         )
     _check_parents(out / "picture", "give a folder with `--out`")
-    with _explained():
+    with _hint_at_out():
         atomic_files.check_writable(out)
 
 
-def add(path: Path, data: bytes) -> Path:
+def write_numbered(path: Path, data: bytes) -> Path:
     """Write a file under the first of `name`, `name-2`, … that is free or has these bytes already; its path."""
     for number in itertools.count(1):
         target = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
         if not os.path.lexists(target):
-            with _explained():
+            with _hint_at_out():
                 artifacts.write_file(target, data)
             return target
         if target.is_file() and _read(target) == data:
@@ -95,7 +95,7 @@ def add(path: Path, data: bytes) -> Path:
 
 
 @contextlib.contextmanager
-def _explained() -> Iterator[None]:
+def _hint_at_out() -> Iterator[None]:
     """Disk trouble with the remedy of a folder outside the project."""
     try:
         yield
@@ -108,7 +108,7 @@ def _explained() -> Iterator[None]:
         raise ResourceError(error.message, hint) from error
 
 
-def _check_distinct(files: Sequence[Output]) -> None:
+def _check_distinct(files: Sequence[OutputFile]) -> None:
     """Refuse two files of one name; case does not tell them apart, for on Windows and macOS it does not."""
     seen: dict[str, Path] = {}
     for file in files:
@@ -120,12 +120,12 @@ def _check_distinct(files: Sequence[Output]) -> None:
         seen[key] = file.path
 
 
-def _target(path: Path) -> Path:
+def _follow_link(path: Path) -> Path:
     """Where a path leads: a link stays a link, and the file behind it is replaced."""
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
-def _is_wanted(file: Output, force: bool, note: Callable[[str], None]) -> bool:
+def _is_wanted(file: OutputFile, force: bool, note: Callable[[str], None]) -> bool:
     """Whether a file must be written.
 
     Raises:
@@ -149,7 +149,7 @@ def _is_wanted(file: Output, force: bool, note: Callable[[str], None]) -> bool:
     elif force:
         note(f"{path} is replaced")
     else:
-        raise UsageError(f"{path} is there already and is not an export of this object from this project", ELSEWHERE)
+        raise UsageError(f"{path} is there already and is not an export of this object from this project", REPLACE_HINT)
     return True
 
 
@@ -163,7 +163,7 @@ def _check_parents(path: Path, hint: str) -> None:
 def _read(path: Path) -> bytes | None:
     """The bytes of a file; None where it is too large to be ours, or cannot be read."""
     try:
-        if path.stat().st_size > MOST:
+        if path.stat().st_size > MAX_BYTES:
             return None
         with safetensors_format.open_regular(path) as file:
             return file.read()

@@ -13,18 +13,18 @@ from objtune_cli.errors import InputError, ObjtuneError
 from objtune_cli.store.refs import Ref
 from objtune_cli.workflow import prompt_text as text
 from objtune_cli.workflow.context import StageContext
-from objtune_cli.workflow.trained_objects import Named, Trained, has_lora
+from objtune_cli.workflow.trained_objects import PromptObject, TrainedObjects, has_lora
 
 if TYPE_CHECKING:
     from objtune_cli.models.base_model import BaseModel
     from objtune_cli.models.placeholders import Placeholders
 
-SHOWN = 6
+MAX_NOTED = 6
 """Pieces of other tools' syntax that one note lists."""
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class PromptRequest:
     """Prompts as they are drawn.
 
     Attributes:
@@ -34,28 +34,28 @@ class Request:
     """
 
     prompts: list[str]
-    named: list[list[Named]]
+    named: list[list[PromptObject]]
     negative: str
-    in_negative: list[Named]
+    in_negative: list[PromptObject]
     advice: str = ""
 
-    def avoided(self, i: int) -> list[Named]:
+    def negative_objects(self, i: int) -> list[PromptObject]:
         """The objects that the negative prompt names and prompt i does not: their tokens are avoided, their LoRA does not act."""
         own = {o.name for o in self.named[i]}
         return [o for o in self.in_negative if o.name not in own]
 
     @property
-    def objects(self) -> list[Named]:
+    def objects(self) -> list[PromptObject]:
         """All objects, each once, as the first prompt that names it has it; the negative prompt comes last, because it knows no strengths."""
-        found: dict[str, Named] = {}
+        found: dict[str, PromptObject] = {}
         for item in itertools.chain(*self.named, self.in_negative):
             found.setdefault(item.name, item)
         return list(found.values())
 
 
-def read(
+def read_prompts(
     ctx: StageContext, prompts: list[str], negative: str = "", source: Ref | None = None, strength: float = 1.0
-) -> Request:
+) -> PromptRequest:
     """Read prompts, find their objects, and tell the user what is read in another way than it may be meant.
 
     Args:
@@ -66,32 +66,34 @@ def read(
         InputError: A prompt is empty or no text, mentions two versions of one object, or the source does not hold one.
         MissingError: No adapter holds a name; the hint lists what there is.
     """
-    trained, changes = Trained(ctx, source), []
-    found: dict[str, Named] = {}
-    read_prompts, named, bare = [], [], []
+    trained, changes = TrainedObjects(ctx, source), []
+    found: dict[str, PromptObject] = {}
+    texts, named, bare = [], [], []
     for i, prompt in enumerate(prompts, 1):
         where = f"prompt {i}" if len(prompts) > 1 else "the prompt"
-        written, changed = text.read_names(text.clean(prompt, where), trained.has)
+        written, changed = text.read_names(text.clean_prompt(prompt, where), trained.has)
         plain, (written, strengths) = written, text.take_strengths(written)
         for name in (name for name in strengths if re.search(rf"<{re.escape(name)}(@[0-9]+)?>", plain)):
             ctx.report.note(
                 f"{where} says the strength {strengths[name]:g} of one <{name}>: it is that of every <{name}> in it"
             )
-        own = _find(trained, written, found)
+        own = _find_objects(trained, written, found)
         written, shown = _apply_strengths(ctx, written, own, strengths, strength)
         named.append(shown)
-        read_prompts.append(written)
+        texts.append(written)
         changes += changed
         bare += [] if own else [written]
-    written, changed = text.read_names(text.clean(negative, "the negative prompt", may_be_empty=True), trained.has)
+    written, changed = text.read_names(
+        text.clean_prompt(negative, "the negative prompt", may_be_empty=True), trained.has
+    )
     written, strengths = text.take_strengths(written)
     if strengths:
         raise InputError(
             f"the negative prompt gives <{min(strengths)}> a strength",
             "a strength acts on what is drawn: leave it away there",
         )
-    in_negative = _find(trained, written, found, in_negative=True)
-    request = Request(read_prompts, named, written, in_negative, _advise(trained, bare))
+    in_negative = _find_objects(trained, written, found, in_negative=True)
+    request = PromptRequest(texts, named, written, in_negative, _advise_names(trained, bare))
     _note_changes(ctx, changes + changed)
     if request.advice:
         which = (
@@ -101,16 +103,18 @@ def read(
         )
         ctx.report.note(f"{which}: to draw what was trained, {request.advice}")
     _note_other_syntax(ctx, request)
-    _note_files(ctx, read_prompts)
+    _note_files(ctx, texts)
     return request
 
 
-def _find(trained: Trained, prompt: str, found: dict[str, Named], *, in_negative: bool = False) -> list[Named]:
+def _find_objects(
+    trained: TrainedObjects, prompt: str, found: dict[str, PromptObject], *, in_negative: bool = False
+) -> list[PromptObject]:
     """The objects that one prompt names; `found`: those of the prompts before it, which have the same versions."""
     from objtune_cli.models.prompts import PLACEHOLDER
 
     text.check_brackets(prompt, trained.has)
-    own: dict[str, Named] = {}
+    own: dict[str, PromptObject] = {}
     for match in PLACEHOLDER.finditer(prompt):
         name = match[1]
         item = trained.find(name, int(match[2] or 0), elsewhere=in_negative)
@@ -124,8 +128,8 @@ def _find(trained: Trained, prompt: str, found: dict[str, Named], *, in_negative
 
 
 def _apply_strengths(
-    ctx: StageContext, prompt: str, found: list[Named], strengths: Mapping[str, float], others: float
-) -> tuple[str, list[Named]]:
+    ctx: StageContext, prompt: str, found: list[PromptObject], strengths: Mapping[str, float], others: float
+) -> tuple[str, list[PromptObject]]:
     """A prompt and its objects with their strengths; those of strength 0 are drawn by the base alone, as class words.
 
     Raises:
@@ -152,7 +156,7 @@ def _note_changes(ctx: StageContext, changes: list[tuple[str, str]]) -> None:
         )
 
 
-def _advise(trained: Trained, bare: list[str]) -> str:
+def _advise_names(trained: TrainedObjects, bare: list[str]) -> str:
     """What to write where objects of this base stand as plain words in prompts that name none; empty where there are none."""
     names: dict[str, str] = {}
     if bare:
@@ -161,7 +165,7 @@ def _advise(trained: Trained, bare: list[str]) -> str:
     return "write " + ", ".join(f"<{name}> instead of {word}" for name, word in names.items()) if names else ""
 
 
-def _note_other_syntax(ctx: StageContext, request: Request) -> None:
+def _note_other_syntax(ctx: StageContext, request: PromptRequest) -> None:
     """Say once which pieces other tools read as weights, alternatives or options."""
     pieces = list(
         dict.fromkeys(
@@ -169,8 +173,8 @@ def _note_other_syntax(ctx: StageContext, request: Request) -> None:
         )
     )
     if pieces:
-        more = f" and {len(pieces) - SHOWN} more" if len(pieces) > SHOWN else ""
-        ctx.report.note(f"drawn as plain text, not as another tool's syntax: {', '.join(pieces[:SHOWN])}{more}")
+        more = f" and {len(pieces) - MAX_NOTED} more" if len(pieces) > MAX_NOTED else ""
+        ctx.report.note(f"drawn as plain text, not as another tool's syntax: {', '.join(pieces[:MAX_NOTED])}{more}")
 
 
 def _note_files(ctx: StageContext, prompts: list[str]) -> None:
@@ -183,7 +187,7 @@ def _note_files(ctx: StageContext, prompts: list[str]) -> None:
                 )
 
 
-def check_lengths(ctx: StageContext, model: "BaseModel", words: "Placeholders", request: Request) -> None:
+def check_lengths(ctx: StageContext, model: "BaseModel", words: "Placeholders", request: PromptRequest) -> None:
     """Check that the base reads all objects of the prompts, and tell the user where it cuts off plain words.
 
     Raises:

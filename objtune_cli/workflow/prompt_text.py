@@ -5,10 +5,10 @@ import unicodedata
 from collections.abc import Callable, Mapping
 
 from objtune_cli.errors import InputError, UsageError
-from objtune_cli.store.refs import slug
+from objtune_cli.store.refs import make_name
 
 EXAMPLE = 'for example `objtune generate "a photo of <rex> on the beach"`'
-WHITE = "\t\n\v\f\r\x85\u200b"
+WHITE_SPACE = "\t\n\v\f\r\x85\u200b"
 """White space beside Unicode's separators; the zero-width space marks the border of a word."""
 CONTROLS = {0x00: "NUL", 0x07: "BEL", 0x08: "BS", 0x1B: "ESC", 0x7F: "DEL"}
 JOINERS = "\u200c\u200d"
@@ -17,11 +17,11 @@ VISIBLE_FORMATS = "\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\
 """Of Unicode's format characters, those that have a shape."""
 FLAG, TAGS = "\U0001f3f4", "[\U000e0020-\U000e007f]+"
 """Tag characters spell a region behind a flag, and nothing elsewhere."""
-LONGEST = 20_000
+MAX_LENGTH = 20_000
 """Characters of the longest prompt: far more than a base reads, and less than a record holds."""
 
 
-def clean(text: str, where: str = "the prompt", *, may_be_empty: bool = False) -> str:
+def clean_prompt(text: str, where: str = "the prompt", *, may_be_empty: bool = False) -> str:
     """Return the prompt on one line, without invisible characters; a prompt of printable characters stays as it is.
 
     Args:
@@ -30,9 +30,9 @@ def clean(text: str, where: str = "the prompt", *, may_be_empty: bool = False) -
     Raises:
         InputError: It is empty, or endless, or holds a character that is no text: a control character, or a byte that is not UTF-8.
     """
-    if len(text) > LONGEST:
+    if len(text) > MAX_LENGTH:
         raise InputError(
-            f"{where} has {len(text)} characters; at most {LONGEST} are read",
+            f"{where} has {len(text)} characters; at most {MAX_LENGTH} are read",
             "a file of prompts is read line by line: `objtune generate - < prompts.txt`",
         )
     if not text.isprintable():
@@ -50,7 +50,7 @@ def _check_character(character: str, place: int, where: str) -> None:
     code, category = ord(character), unicodedata.category(character)
     if category == "Cs":
         raise InputError(f"{where} is not UTF-8 at character {place}", "save the text as UTF-8")
-    if (category == "Cc" and character not in WHITE) or code & 0xFFFE == 0xFFFE or 0xFDD0 <= code <= 0xFDEF:
+    if (category == "Cc" and character not in WHITE_SPACE) or code & 0xFFFE == 0xFFFE or 0xFDD0 <= code <= 0xFDEF:
         name = f" ({CONTROLS[code]})" if code in CONTROLS else ""
         hint = (
             "save the text as UTF-8; this looks like UTF-16"
@@ -62,7 +62,7 @@ def _check_character(character: str, place: int, where: str) -> None:
 
 
 def _is_white(character: str) -> bool:
-    return character in WHITE or (character != " " and unicodedata.category(character)[0] == "Z")
+    return character in WHITE_SPACE or (character != " " and unicodedata.category(character)[0] == "Z")
 
 
 def _is_stray(text: str, i: int) -> bool:
@@ -96,7 +96,7 @@ def read_names(text: str, is_trained: Callable[[str], bool]) -> tuple[str, list[
         typed, parts = match[0], _INSIDE.fullmatch(unicodedata.normalize("NFKC", match["inside"]).strip())
         if parts is None:
             return typed
-        names = [parts["name"].strip().lower(), _slug(parts["name"])]
+        names = [parts["name"].strip().lower(), _make_name(parts["name"])]
         name = next((n for n in names if n and is_trained(n)), names[0] if len(match["open"]) > 1 else "")
         said = f"<{name}{parts['rest'].replace(' ', '')}>"
         if not name or said == typed:
@@ -107,14 +107,14 @@ def read_names(text: str, is_trained: Callable[[str], bool]) -> tuple[str, list[
     return _BRACKETS.sub(read, text), changes
 
 
-def _slug(text: str) -> str:
+def _make_name(text: str) -> str:
     try:
-        return slug(text)
+        return make_name(text)
     except UsageError:
         return ""
 
 
-STRONGEST = 2.0
+MAX_STRENGTH = 2.0
 _STRENGTH = re.compile(r"<(?P<name>[a-z0-9][a-z0-9._-]*)(?P<version>@[0-9]+)?\s*:\s*(?P<strength>[^<>:]*?)\s*>")
 
 
@@ -128,13 +128,13 @@ def take_strengths(text: str) -> tuple[str, dict[str, float]]:
 
     def read(match: re.Match[str]) -> str:
         name, said = match["name"], match["strength"]
-        if name in FILES:
+        if name in FILE_PREFIXES:
             return match[0]
         value = float(said) if re.fullmatch(r"[0-9]{1,9}\.?[0-9]*|\.[0-9]+", said) else -1.0
-        if not 0 <= value <= STRONGEST:
+        if not 0 <= value <= MAX_STRENGTH:
             raise InputError(
                 f"{match[0]} has no strength",
-                f"a number from 0 to {STRONGEST:g} draws an object weaker or stronger: `<{name}:0.8>`",
+                f"a number from 0 to {MAX_STRENGTH:g} draws an object weaker or stronger: `<{name}:0.8>`",
             )
         if strengths.setdefault(name, value) != value:
             raise InputError(
@@ -155,7 +155,7 @@ def write_strengths(text: str, strengths: Mapping[str, float]) -> str:
     )
 
 
-FILES = ("lora", "lyco", "locon", "ti", "embed", "embedding")
+FILE_PREFIXES = ("lora", "lyco", "locon", "ti", "embed", "embedding")
 """What other tools write before the name of a file that `import` reads."""
 
 
@@ -169,7 +169,7 @@ def check_brackets(text: str, is_trained: Callable[[str], bool]) -> None:
 
     for inside in re.findall(r"<[^<>]*>", text):
         if not PLACEHOLDER.fullmatch(inside):
-            raise InputError(f"{inside} cannot be the name of an object", _advice(inside, is_trained))
+            raise InputError(f"{inside} cannot be the name of an object", _suggest_syntax(inside, is_trained))
     rest = PLACEHOLDER.sub(" ", text)
     for half in re.findall(r"<[a-z0-9][a-z0-9._-]*|(?<![a-z0-9._-])[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9_])?>", rest):
         name = half.strip("<>").rstrip(".-")
@@ -179,14 +179,14 @@ def check_brackets(text: str, is_trained: Callable[[str], bool]) -> None:
             )
 
 
-def _advice(inside: str, is_trained: Callable[[str], bool]) -> str:
+def _suggest_syntax(inside: str, is_trained: Callable[[str], bool]) -> str:
     """What to write instead of brackets of another tool."""
     kind, _, rest = inside.strip("<>").partition(":")
-    name = _slug(rest.split(":")[0])
-    own = _slug(re.split(r"[@:|=*\s]", inside.strip("<> "))[0])
+    name = _make_name(rest.split(":")[0])
+    own = _make_name(re.split(r"[@:|=*\s]", inside.strip("<> "))[0])
     if own and is_trained(own):
         return f"write `<{own}>`; behind the name, `:` and a number say its strength (`<{own}:0.8>`), `@` and a number its version (`<{own}@2>`)"
-    if kind.strip().lower() not in FILES or not name:
+    if kind.strip().lower() not in FILE_PREFIXES or not name:
         return "names are lower case: `<rex>`, or `<rex@2>` for a version"
     if is_trained(name):
         said = rest.partition(":")[2].split(":")[0].strip()
@@ -207,7 +207,7 @@ def find_plain_names(text: str, objects: Mapping[str, str]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for name in sorted(objects, key=lambda name: (-len(name), name)):  # a longer name may hold a shorter one
-        for spelling in dict.fromkeys([name, objects[name]] if _slug(objects[name]) == name else [name]):
+        for spelling in dict.fromkeys([name, objects[name]] if _make_name(objects[name]) == name else [name]):
             words = r"[\s._-]".join(map(re.escape, re.split(r"[\s._-]", spelling)))
             spaced = not all(
                 unicodedata.category(c) in ("Lo", "Mn", "Mc") for c in spelling

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
+class PromptObject:
     """A `<name>` of a prompt and the adapter that holds it.
 
     Attributes:
@@ -49,14 +49,14 @@ class Named:
         return self.record.objects[self.own_name]
 
 
-class Trained:
+class TrainedObjects:
     """The trained objects of a project, by the records of its newest adapters; `source`: the adapter that all objects are taken from."""
 
     def __init__(self, ctx: StageContext, source: Ref | None = None) -> None:
         self.ctx, self.source = ctx, source
         self.in_source = artifacts.read_record(ctx.root, source).objects if source else {}
         self._newest: dict[str, Record] | None = None
-        self._found: dict[tuple[str, Ref], Named] = {}
+        self._found: dict[tuple[str, Ref], PromptObject] = {}
 
     @property
     def newest(self) -> dict[str, Record]:
@@ -65,7 +65,7 @@ class Trained:
             root = self.ctx.root
             self._newest = {
                 n: artifacts.read_record(root, refs.resolve(root, Ref("adapter", n)))
-                for n in refs.names(root, "adapter")
+                for n in refs.list_names(root, "adapter")
             }
         return self._newest
 
@@ -82,7 +82,7 @@ class Trained:
                 found |= record.objects
         return found
 
-    def find(self, name: str, version: int = 0, *, elsewhere: bool = False) -> Named:
+    def find(self, name: str, version: int = 0, *, elsewhere: bool = False) -> PromptObject:
         """Find the adapter that holds an object; with `elsewhere` also one beside the source.
 
         Raises:
@@ -98,10 +98,10 @@ class Trained:
             else _find_adapter(self.ctx.root, self.newest, name, version)
         )
         if (name, ref) not in self._found:
-            record, digest = artifacts.verified(self.ctx.root, ref)  # reads all of the file
+            record, digest = artifacts.verify(self.ctx.root, ref)  # reads all of the file
             self.ctx.check_base(record, drawn=True)
             own = _own_name(record, name)
-            self._found[name, ref] = Named(name, record, digest, "" if own == name else own)
+            self._found[name, ref] = PromptObject(name, record, digest, "" if own == name else own)
         return self._found[name, ref]
 
     def _in_source(self, name: str) -> str:
@@ -149,7 +149,7 @@ def _find_adapter(root: Path, newest: Mapping[str, Record], name: str, version: 
     raise MissingError(f"no trained object {wanted}", hint)
 
 
-def inputs(objects: list[Named], avoided: Sequence[Named] = ()) -> dict[str, dict[str, str]]:
+def scene_inputs(objects: list[PromptObject], avoided: Sequence[PromptObject] = ()) -> dict[str, dict[str, str]]:
     """The adapters as `inputs` of a scene; `avoided`: objects that the negative prompt alone names."""
     roles = [(f"{scene.ADAPTER_ROLE}{o.name}", o) for o in objects] + [
         (f"{scene.NEGATIVE_ROLE}{o.name}", o) for o in avoided
@@ -157,7 +157,7 @@ def inputs(objects: list[Named], avoided: Sequence[Named] = ()) -> dict[str, dic
     return {role: {"ref": str(o.record.ref), "sha256": o.sha256} for role, o in roles}
 
 
-def tensors(ctx: StageContext, item: Named) -> dict[str, Any]:
+def load_tensors(ctx: StageContext, item: PromptObject) -> dict[str, Any]:
     """An object's adapter as torch tensors.
 
     Raises:
@@ -170,22 +170,22 @@ def tensors(ctx: StageContext, item: Named) -> dict[str, Any]:
     return {k: torch.from_numpy(v.copy()) for k, v in arrays.items()}
 
 
-def scale(weights: dict[str, Any], strength: float) -> dict[str, Any]:
+def scale_lora(weights: dict[str, Any], strength: float) -> dict[str, Any]:
     """An adapter's tensors with its LoRA, biases too, as strong as asked for; its tokens stay as they are. At 1 the very same tensors."""
     return weights if strength == 1 else {k: v * strength if ".lora_B." in k else v for k, v in weights.items()}
 
 
-def has_lora(ctx: StageContext, item: Named) -> bool:
+def has_lora(ctx: StageContext, item: PromptObject) -> bool:
     """Whether an object's adapter is more than a token, by its header alone."""
-    return adapter.has_lora(safetensors_format.read(item.record.ref.path(ctx.root))[1])
+    return adapter.has_lora(safetensors_format.read_header(item.record.ref.path(ctx.root))[1])
 
 
-def has_words(ctx: StageContext, item: Named) -> bool:
+def has_text_encoder_lora(ctx: StageContext, item: PromptObject) -> bool:
     """Whether an object's adapter has layers of a text encoder, by its header alone."""
-    return adapter.has_text_encoder_lora(safetensors_format.read(item.record.ref.path(ctx.root))[1])
+    return adapter.has_text_encoder_lora(safetensors_format.read_header(item.record.ref.path(ctx.root))[1])
 
 
-def photo(ctx: StageContext, item: Named) -> MaskArtifact | None:
+def load_source(ctx: StageContext, item: PromptObject) -> MaskArtifact | None:
     """The photo and mask that an object was trained on; None where they were removed."""
     for role, source in item.record.inputs.items():
         if not role.startswith((adapter.EMBEDDING_ROLE, adapter.ADAPTER_ROLE)):
@@ -195,7 +195,7 @@ def photo(ctx: StageContext, item: Named) -> MaskArtifact | None:
             if item.own_name not in origin.objects:
                 continue
             if origin.kind == "adapter":
-                return photo(ctx, replace(item, record=origin))
+                return load_source(ctx, replace(item, record=origin))
             if embedding.MASK_ROLE in origin.inputs:
                 mask = origin.inputs[embedding.MASK_ROLE]
                 _, tensors = artifacts.load(ctx.root, refs.resolve(ctx.root, refs.parse(mask["ref"])), mask["sha256"])
@@ -203,16 +203,18 @@ def photo(ctx: StageContext, item: Named) -> MaskArtifact | None:
     return None
 
 
-def shape(ctx: StageContext, item: Named) -> float:
+def aspect_ratio(ctx: StageContext, item: PromptObject) -> float:
     """Width over height of an object in its photo; 1 where the photo is not there any more."""
-    found = photo(ctx, item)
+    found = load_source(ctx, item)
     if found is None:
         return 1.0
     ys, xs = (found.mask > 127).nonzero()
     return float((xs.max() - xs.min() + 1) / (ys.max() - ys.min() + 1)) if len(ys) else 1.0
 
 
-def add_words(model: "BaseModel", objects: list[Named], weights: dict[str, dict[str, Any]]) -> "Placeholders":
+def add_placeholders(
+    model: "BaseModel", objects: list[PromptObject], weights: dict[str, dict[str, Any]]
+) -> "Placeholders":
     """Teach the stack's tokenizer and text encoder the objects' names.
 
     Raises:
@@ -224,6 +226,8 @@ def add_words(model: "BaseModel", objects: list[Named], weights: dict[str, dict[
     for item in objects:
         vectors = AdapterArtifact.from_tensors(weights[item.name]).vectors.get(item.own_name)
         if not vectors:
-            raise DamagedError(f"{item.record.ref} holds no token of <{item.own_name}>", safetensors_format.RESTORE)
+            raise DamagedError(
+                f"{item.record.ref} holds no token of <{item.own_name}>", safetensors_format.RESTORE_HINT
+            )
         words.add(item.name, from_encoders(vectors), item.class_word)
     return words

@@ -23,7 +23,7 @@ from objtune_cli.config.sections import Bench, Common
 from objtune_cli.errors import ResourceError, Stopped
 from objtune_cli.evaluation import clip_dino, features, statistics
 from objtune_cli.models import clip
-from objtune_cli.store.project import locate
+from objtune_cli.store.project import find_project
 from objtune_cli.workflow.context import StageContext
 from tests.support import fake_dreambooth as drawn
 from tests.support import tiny_sd1
@@ -57,7 +57,7 @@ def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def context(project: Path, base: Path) -> Callable[..., StageContext]:
     def make(**given) -> StageContext:
-        work = locate(project / "bench" / "work", create=True)
+        work = find_project(project / "bench" / "work", create=True)
         return StageContext(
             work, Settings(work.settings, {}), Common(base=str(base), device="cpu", precision="fp32"), Notes(), **given
         )

@@ -18,7 +18,7 @@ from objtune_cli.errors import BusyError, Stopped
 from objtune_cli.evaluation import benchmark_objects, rendering
 from objtune_cli.evaluation.benchmark_objects import OBJECT_SLOT, Case, Prompt
 from objtune_cli.lora import layers
-from objtune_cli.store.checkpoints import RunState
+from objtune_cli.store.checkpoints import Checkpoint
 from objtune_cli.toybox.evaluator import inference
 from objtune_cli.toybox.world import EASY
 from objtune_cli.workflow.context import StageContext
@@ -104,11 +104,11 @@ def test_a_trial_is_the_real_command_on_photo_and_mask(context: Callable[..., St
     ctx = context()
     for kind in ("mask", "embedding", "adapter", "prior"):
         (ctx.root / kind / "left-over").mkdir(parents=True)
-    state = RunState(ctx.project, "left-over")
+    state = Checkpoint(ctx.project, "left-over")
     state.save({"step": torch.ones(1)})
-    with RunState(ctx.project, "bench").locked():  # as in a run of the bench: nobody else may begin one
+    with Checkpoint(ctx.project, "bench").lock():  # as in a run of the bench: nobody else may begin one
         trained = single_training._train_case(ctx, case, "tiny", TINY)
-        with pytest.raises(BusyError), RunState(ctx.project, "bench").locked():
+        with pytest.raises(BusyError), Checkpoint(ctx.project, "bench").lock():
             pass
     assert not state.file.exists()
     assert set(trained.weights) == {f"token.{case.name}"}  # no layers, no image tower

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from objtune_cli.store.artifacts import Record, load, publish, sha256
+from objtune_cli.store.artifacts import Record, file_sha256, load, publish
 from objtune_cli.store.refs import Ref
 from tests.support import tiny_sd1
 from tests.support.json_schema import check
@@ -233,7 +233,7 @@ def test_a_pipe_or_folder_in_the_store_is_5(cli: Cli, project: Path) -> None:
 def test_verify_notices_a_changed_input(cli: Cli, project: Path) -> None:
     root = project / "artifacts"
     mask = publish(root, Record("mask", "rex", {"rex": "dog"}, {}, {}, {}), {"mask": np.ones(9, np.uint8)})
-    inputs = {"mask": {"ref": str(mask), "sha256": sha256(mask.path(root))}}
+    inputs = {"mask": {"ref": str(mask), "sha256": file_sha256(mask.path(root))}}
     publish(root, Record("embedding", "rex", {"rex": "dog"}, inputs, {}, {}), {})
     assert cli("verify").err == "2 artifacts, all sound\n"
     damage(mask.path(root), -1)
@@ -248,7 +248,7 @@ def test_verify_notices_a_changed_input(cli: Cli, project: Path) -> None:
 def test_verify_notices_a_sound_file_in_the_place_of_an_input(cli: Cli, project: Path, tmp_path: Path) -> None:
     root = project / "artifacts"
     mask = publish(root, Record("mask", "rex", {"rex": "dog"}, {}, {}, {}), {"mask": np.ones(9, np.uint8)})
-    inputs = {"mask": {"ref": str(mask), "sha256": sha256(mask.path(root))}}
+    inputs = {"mask": {"ref": str(mask), "sha256": file_sha256(mask.path(root))}}
     publish(root, Record("embedding", "rex", {"rex": "dog"}, inputs, {}, {}), {})
     other = publish(
         tmp_path / "other", Record("mask", "rex", {"rex": "dog"}, {}, {}, {}), {"mask": np.zeros(9, np.uint8)}

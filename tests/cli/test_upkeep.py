@@ -11,7 +11,7 @@ import pytest
 
 from objtune_cli.cli import durations
 from objtune_cli.errors import UsageError
-from objtune_cli.store.artifacts import Record, publish, sha256
+from objtune_cli.store.artifacts import Record, file_sha256, publish
 from objtune_cli.store.project import Project
 from objtune_cli.store.refs import Ref
 
@@ -25,7 +25,7 @@ def root(project: Path) -> Path:
     publish(root, Record("mask", "rex", {"rex": "dog"}, {}, {"edge": 1}, {}), {"mask": np.ones(9, np.uint8)})
     made = publish(root, Record("mask", "rex", {"rex": "dog"}, {}, {}, {}), {"mask": np.ones(9, np.uint8)})
     for kind, role in (("embedding", "mask"), ("adapter", "embedding.rex")):
-        inputs = {role: {"ref": str(made), "sha256": sha256(made.path(root))}}
+        inputs = {role: {"ref": str(made), "sha256": file_sha256(made.path(root))}}
         made = publish(root, Record(kind, "rex", {"rex": "dog"}, inputs, {}, {}), {"token.rex": np.ones(3, np.float32)})
     leftover = project / ".objtune/tmp/ancient"
     leftover.write_bytes(b"x" * 100)
@@ -72,7 +72,7 @@ def test_gc_says_first_and_deletes_then(cli: Cli, root: Path) -> None:
 @pytest.mark.parametrize("line", [["gc"], ["rm", "mask/rex@1"], ["mv", "rex", "max"]], ids=" ".join)
 def test_nothing_is_taken_away_under_work(line: list[str], cli: Cli, root: Path, project: Path) -> None:
     before = sorted(project.rglob("*"))
-    with Project(project).held():
+    with Project(project).lock():
         done = cli(*line)
     assert (done.code, done.out) == (8, "")
     assert "other objtune commands work in" in done.err

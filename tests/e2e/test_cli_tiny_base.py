@@ -252,7 +252,8 @@ def test_prompts_come_from_stdin_one_a_line(trained):
     )
     assert result.code == 0 and len(lines(result.out)) == 3
     asked = [
-        artifacts.read_record(Path("artifacts"), ref).config["prompt"] for ref in refs.every(Path("artifacts"), "scene")
+        artifacts.read_record(Path("artifacts"), ref).config["prompt"]
+        for ref in refs.list_refs(Path("artifacts"), "scene")
     ]
     assert asked == ["<dog> at night", "a <dog>", "<dog> in the snow"]
     none = trained("generate", "-", stdin="\n")
@@ -308,7 +309,7 @@ def test_what_the_base_says_of_the_other_words_makes_another_picture(trained):
     ] == [1, 2]
     kept = [
         artifacts.read_record(Path("artifacts"), ref).config.get("scene_guidance")
-        for ref in refs.every(Path("artifacts"), "scene")
+        for ref in refs.list_refs(Path("artifacts"), "scene")
     ]
     assert kept == [None, 3.0, None, 3.0]
 
@@ -458,7 +459,9 @@ def test_force_makes_the_asked_for_artifact_again_and_no_other(objtune, dog_phot
     command = ("train", dog_photo, "--class", "dog", *FAST, "--no-preview")
     objtune(*command)
     assert objtune(*command, "--force").out == "adapter/dog@2\n"
-    assert [refs.versions(Path("artifacts"), kind, "dog") for kind in ("mask", "embedding", "prior", "adapter")] == [
+    assert [
+        refs.list_versions(Path("artifacts"), kind, "dog") for kind in ("mask", "embedding", "prior", "adapter")
+    ] == [
         [1],
         [1],
         [1],

@@ -196,11 +196,11 @@ def _published(ctx: StageContext, names: dict[str, str], with_mask: bool = True)
         mask = artifacts.publish(
             ctx.root, Record("mask", name, {name: word}, {}, {}, {}), {"rgb": rgb, "mask": rgb[..., 0]}
         )
-        source = {"mask": ctx.input(mask)} if with_mask else {}
+        source = {"mask": ctx.input_record(mask)} if with_mask else {}
         embedding = artifacts.publish(
             ctx.root, Record("embedding", name, {name: word}, source, {}, ctx.base.record()), {}
         )
-        inputs[f"embedding.{name}"] = ctx.input(embedding)
+        inputs[f"embedding.{name}"] = ctx.input_record(embedding)
         tensors[f"token.{name}"] = torch.full((1, 16), float(i))
     return artifacts.publish(
         ctx.root, Record("adapter", "-".join(names), names, inputs, {}, ctx.base.record()), tensors

@@ -355,6 +355,6 @@ def test_publish_refuses_no_record_of_a_hostile_word(project: Path) -> None:
     """A class word with quotes and escapes is data: it comes back as it was."""
     word = 'd"o\\g\x1b[31m\u202e'
     ref = publish(project / "artifacts", Record("mask", "rex", {"rex": word}, {}, {}, {}), {})
-    from objtune_cli.store.artifacts import verified
+    from objtune_cli.store.artifacts import verify
 
-    assert verified(project / "artifacts", ref)[0].objects == {"rex": word}
+    assert verify(project / "artifacts", ref)[0].objects == {"rex": word}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from objtune_cli.store import refs
-from objtune_cli.store.artifacts import sha256
+from objtune_cli.store.artifacts import file_sha256
 from tests.support import tiny_sd1
 from tests.support.scaled import sized
 
@@ -47,7 +47,7 @@ def path(photo: Path, base: Path) -> list[list[str]]:
 def made(folder: Path) -> dict[str, str]:
     """SHA-256 of every artifact, picture and export."""
     return {
-        p.relative_to(folder).as_posix(): sha256(p)
+        p.relative_to(folder).as_posix(): file_sha256(p)
         for part in ("artifacts", "out")
         for p in sorted((folder / part).rglob("*"))
         if p.is_file()

@@ -18,7 +18,7 @@ import pytest
 
 from objtune_cli.errors import BusyError, DamagedError, ObjtuneError, ResourceError
 from objtune_cli.store import refs, removal, safetensors_format, temp_files
-from objtune_cli.store.artifacts import Record, publish, read_record, sha256, verified
+from objtune_cli.store.artifacts import Record, file_sha256, publish, read_record, verify
 from objtune_cli.store.project import Project
 from objtune_cli.store.refs import Ref
 from tests.support.scaled import sized
@@ -41,7 +41,7 @@ def child(work: Callable[[], Any]) -> int:
         return pid
     code = 70
     try:
-        temp_files._swept.clear()
+        temp_files._cleaned.clear()
         work()
         code = 0
     finally:
@@ -55,13 +55,13 @@ def ended(pid: int) -> int:
 
 def sound(root: Path) -> list[Ref]:
     """Every artifact of a store, each checked whole, each input checked against what was recorded of it."""
-    every = refs.every(root)
-    digests = {ref: verified(root, ref)[1] for ref in every}
+    every = refs.list_refs(root)
+    digests = {ref: verify(root, ref)[1] for ref in every}
     for ref in every:
         for given in read_record(root, ref).inputs.values():
             if given["ref"]:
                 source = refs.parse(given["ref"])
-                gone = refs.buried(root, source)
+                gone = refs.read_tombstone(root, source)
                 assert given["sha256"] == (digests.get(source) or (gone and gone["sha256"])), f"{ref} lost {source}"
     return every
 
@@ -84,7 +84,7 @@ def test_f1_killed_writers(size: int, root: Path, say: Say) -> None:
             os.kill(pid, signal.SIGKILL)
             killed += ended(pid) == -signal.SIGKILL
         seen = max(seen, len(list((root.parent / ".objtune/tmp").glob("*"))))
-    left = len(temp_files.found(root.parent / ".objtune/tmp"))
+    left = len(temp_files.find_orphaned(root.parent / ".objtune/tmp"))
     assert ended(child(lambda: publish(root, REX, {"x": block}))) == 0
     every = sound(root)
     assert [ref.version for ref in every] == list(range(1, len(every) + 1))
@@ -138,7 +138,7 @@ def chain(root: Path, name: str) -> None:
     publish(root, replace(REX, name=name, objects={name: "dog"}), {"x": np.ones(3, np.uint8)})
     made = publish(root, replace(REX, name=name, objects={name: "dog"}, config={}), {"x": np.ones(3, np.uint8)})
     for kind, role in (("embedding", "mask"), ("adapter", f"embedding.{name}")):
-        inputs = {role: {"ref": str(made), "sha256": sha256(made.path(root))}}
+        inputs = {role: {"ref": str(made), "sha256": file_sha256(made.path(root))}}
         made = publish(
             root, Record(kind, name, {name: "dog"}, inputs, {}, {}), {f"token.{name}": np.ones(3, np.float32)}
         )
@@ -154,12 +154,12 @@ def kept(root: Path) -> dict[str, bytes]:
 WORK: dict[str, Callable[[Path], Any]] = {
     "publish": lambda root: (
         publish(root, replace(REX, name="new"), {"x": np.ones(3, np.uint8)})
-        if not refs.names(root, "mask").count("new")
+        if not refs.list_names(root, "mask").count("new")
         else None
     ),
-    "rm": lambda root: removal.remove(root, [r for r in refs.every(root) if r.kind == "adapter"]),
-    "gc": lambda root: removal.remove(root, removal.unreferenced(root, 4e9)),
-    "mv": lambda root: removal.rename(root, "rex", "max") if refs.names(root, "mask").count("rex") else None,
+    "rm": lambda root: removal.remove(root, [r for r in refs.list_refs(root) if r.kind == "adapter"]),
+    "gc": lambda root: removal.remove(root, removal.find_unreferenced(root, 4e9)),
+    "mv": lambda root: removal.rename(root, "rex", "max") if refs.list_names(root, "mask").count("rex") else None,
 }
 
 
@@ -227,10 +227,10 @@ def test_f4_writers_beside_gc(size: int, root: Path, say: Say) -> None:
         def work() -> None:
             while time.monotonic() < until:
                 try:
-                    with project.held():
+                    with project.lock():
                         made = publish(root, replace(REX, name=f"n{number % 3}"), {"x": np.ones(9)})
                         for kind in ("embedding", "adapter"):
-                            inputs = {"mask": {"ref": str(made), "sha256": verified(root, made)[1]}}
+                            inputs = {"mask": {"ref": str(made), "sha256": verify(root, made)[1]}}
                             made = publish(root, Record(kind, f"n{number % 3}", {}, inputs, {}, {}), {"x": np.ones(9)})
                 except BusyError:
                     time.sleep(0.002)
@@ -243,11 +243,11 @@ def test_f4_writers_beside_gc(size: int, root: Path, say: Say) -> None:
     publish(root, replace(REX, name="n0"), {"x": np.ones(9)})
     while time.monotonic() < until:
         try:
-            with project.held(alone=True):
+            with project.lock(alone=True):
                 publish(
                     root, replace(REX, name="n0"), {"x": np.zeros(9)}
                 )  # supersedes: there is always something to collect
-                gone = removal.unreferenced(root, 4e9)
+                gone = removal.find_unreferenced(root, 4e9)
                 removal.remove(root, gone)
                 passes, collected = passes + 1, collected + len(gone)
         except BusyError:
@@ -287,7 +287,7 @@ def test_f5_a_limit_on_file_sizes(size: range, root: Path, say: Say) -> None:
     for limit in size:
         assert ended(child(full(limit))) == 0, limit
         assert kept(root.parent) == before
-    assert verified(root, first)
+    assert verify(root, first)
     assert publish(root, REX, data).version == 2
     say(f"F5  file size limits: {len(size)} sizes, each exit 7, 0 objects changed, 0 leftovers, then it works")
 
@@ -303,7 +303,7 @@ import os, sys
 import numpy as np
 from pathlib import Path
 from objtune_cli.errors import ResourceError
-from objtune_cli.store.artifacts import Record, publish, verified
+from objtune_cli.store.artifacts import Record, publish, verify
 root, record = Path("artifacts"), Record("mask", "rex", {"rex": "dog"}, {}, {}, {})
 done = 0
 while True:
@@ -313,10 +313,10 @@ while True:
         assert error.code == 7 and "no space left" in error.message, error.message
         break
 from objtune_cli.store import refs
-every = refs.every(root)
+every = refs.list_refs(root)
 assert len(every) == done > 0
 for ref in every:
-    verified(root, ref)
+    verify(root, ref)
 assert list(Path(".objtune/tmp").iterdir()) == []
 every[-1].path(root).unlink()
 assert publish(root, record, {"x": np.ones(1000, np.uint8)})
@@ -387,12 +387,12 @@ def test_f7_damaged_bytes(size: int, root: Path, say: Say) -> None:
     for name, bad in cases:
         path.write_bytes(bad)
         try:
-            verified(root, ref)
+            verify(root, ref)
             missed.append(name)
         except DamagedError as error:
             assert str(path) in error.message
     path.write_bytes(data)
-    verified(root, ref)
+    verify(root, ref)
     assert missed == []
     say(
         f"F7  {len(cases)} damaged files: {len(cases) - len(missed)} noticed (exit 5, the file named), 0 tracebacks, {time.monotonic() - started:.0f} s"
@@ -409,7 +409,7 @@ def test_f12_monstrous_headers(size: int, tmp_path: Path, say: Say) -> None:
         for _ in range(size):
             started = time.perf_counter()
             with pytest.raises(DamagedError, match="header of"):
-                safetensors_format.read(path)
+                safetensors_format.read_header(path)
             worst = max(worst, time.perf_counter() - started)
     assert worst < 0.05
     say(f"F12 headers of 75 MB and 96 MB: refused in at most {worst * 1000:.1f} ms")
@@ -420,10 +420,10 @@ import os, sys
 import numpy as np
 from pathlib import Path
 os.umask(int(sys.argv[2], 8))
-from objtune_cli.store.artifacts import Record, publish, sha256
+from objtune_cli.store.artifacts import Record, file_sha256, publish
 root = Path(sys.argv[1]) / "artifacts"
 record = Record("mask", "rex", {"rex": "K\\u00e4se", "b": "c"}, {"photo": {"ref": "", "sha256": "0" * 64}}, {k: 0.1 for k in {"x", "y", "z", "w"}}, {}, {"area": 1 / 3})
-print(sha256(publish(root, record, {k: np.linspace(0, 1, 7) for k in {"p", "q", "r"}}).path(root)))
+print(file_sha256(publish(root, record, {k: np.linspace(0, 1, 7) for k in {"p", "q", "r"}}).path(root)))
 """
 
 

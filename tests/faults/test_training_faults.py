@@ -109,13 +109,13 @@ def forget_step():
 
 def die_after_four():
     """Killed once the state of the fourth step is on the disk: never before there is one, never after the end."""
-    save, saved = stage.RunState.save, []
+    save, saved = stage.Checkpoint.save, []
     def changed(self, state):
         save(self, state)
         saved.append(True)
         if len(saved) == 4:
             os.kill(os.getpid(), signal.SIGKILL)
-    stage.RunState.save = changed
+    stage.Checkpoint.save = changed
 
 noticed = {}
 for change in (forget_optimizer, forget_step):

@@ -157,7 +157,7 @@ def check_jobs(place: Entrance, item: tuple[bytes, dict[str, str]]) -> None:
     file = folder / "jobs.toml"
     file.write_bytes(data)
     try:
-        found = job_file.read(file)
+        found = job_file.read_jobs(file)
     except ObjtuneError as error:
         place.codes[f"exit {error.code}"] += 1
         assert error.code in (2, 3) and "\n" not in error.message and error.hint, (data, error.message, error.hint)

@@ -307,13 +307,13 @@ def test_a_folder_that_cannot_take_pictures_is_refused_before_they_are_drawn(stu
 
 def test_biases_of_an_imported_lora_are_as_strong_as_its_product():
     weights = {"unet.a.lora_A.weight": 1.0, "unet.a.lora_B.weight": 2.0, "unet.a.lora_B.bias": 4.0, "token.dog": 8.0}
-    assert trained_objects.scale(weights, 0.5) == {
+    assert trained_objects.scale_lora(weights, 0.5) == {
         "unet.a.lora_A.weight": 1.0,
         "unet.a.lora_B.weight": 1.0,
         "unet.a.lora_B.bias": 2.0,
         "token.dog": 8.0,
     }
-    assert trained_objects.scale(weights, 1) is weights
+    assert trained_objects.scale_lora(weights, 1) is weights
 
 
 def test_a_scene_of_many_is_no_wider_than_the_base_draws(studio, monkeypatch):

@@ -144,7 +144,7 @@ def test_a_picture_is_drawn_from_a_file_of_sd3(cli: Callable, one: Callable[[str
     done = cli("generate", "a photo of a dog", "-n", 1, "--set", "generate.steps=2", "--base", path)
     assert done.code == 0 and Path(done.out.strip()).is_file(), done.err
     (scene,) = (project / "artifacts" / "scene").rglob("*.safetensors")
-    record = safetensors_format.read(scene)[0]
+    record = safetensors_format.read_header(scene)[0]
     assert record["base"] == registry.resolve(str(path)).record() and record["base"]["prediction"] == "flow"
 
 

@@ -16,7 +16,7 @@ import torch
 
 from objtune_cli.errors import DamagedError, GateError, MissingError, ResourceError
 from objtune_cli.store import artifacts, atomic_files, refs
-from objtune_cli.store.artifacts import Record, existing, load, publish, read_record, sha256, write_file
+from objtune_cli.store.artifacts import Record, file_sha256, find_identical, load, publish, read_record, write_file
 from objtune_cli.store.refs import Ref
 
 REX = Record(
@@ -49,7 +49,7 @@ def test_equal_content_gives_equal_bytes(tmp_path: Path) -> None:
 def test_other_content_gives_other_bytes(tmp_path: Path) -> None:
     one, two = tmp_path / "one" / "artifacts", tmp_path / "two" / "artifacts"
     other = TENSORS | {"mask": TENSORS["mask"][::-1]}
-    assert sha256(publish(one, REX, TENSORS).path(one)) != sha256(publish(two, REX, other).path(two))
+    assert file_sha256(publish(one, REX, TENSORS).path(one)) != file_sha256(publish(two, REX, other).path(two))
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
@@ -64,10 +64,10 @@ def test_published_files_are_read_only_whatever_the_umask(umask: int, root: Path
 
 def test_versions_count_up_and_old_ones_stay(root: Path) -> None:
     first = publish(root, REX, TENSORS)
-    digest = sha256(first.path(root))
+    digest = file_sha256(first.path(root))
     later = [publish(root, REX, TENSORS) for _ in range(3)]
     assert [str(r) for r in (first, *later)] == ["mask/rex@1", "mask/rex@2", "mask/rex@3", "mask/rex@4"]
-    assert sha256(first.path(root)) == digest
+    assert file_sha256(first.path(root)) == digest
     assert read_record(root, later[-1]).version == 4
 
 
@@ -86,7 +86,7 @@ def test_eight_writers_lose_nothing(root: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         numbers = [n for found in pool.map(write, range(8)) for n in found]
     assert sorted(numbers) == list(range(1, 81))
-    assert refs.versions(root, "mask", "rex") == list(range(1, 81))
+    assert refs.list_versions(root, "mask", "rex") == list(range(1, 81))
     told = {
         (r.metrics["writer"], r.metrics["n"]) for r in (read_record(root, Ref("mask", "rex", n)) for n in range(1, 81))
     }
@@ -99,7 +99,7 @@ def test_arrays_come_back_as_they_were(dtype: str, root: Path) -> None:
     values = np.array([[0, 1, 2], [3, 0, 5]]).astype(dtype)
     tensors = {"x": values, "turned": values.T, "scalar": values[1, 2], "none": values[:0], "odd": np.ones(3, np.uint8)}
     ref = publish(root, REX, tensors)
-    _, found = load(root, ref, sha256(ref.path(root)))
+    _, found = load(root, ref, file_sha256(ref.path(root)))
     assert set(found) == set(tensors)
     for name, value in tensors.items():
         assert found[name].dtype == value.dtype
@@ -120,7 +120,7 @@ def test_load_gives_the_record(root: Path) -> None:
 
 def test_load_checks_the_bytes(root: Path) -> None:
     path = publish(root, REX, TENSORS).path(root)
-    right = sha256(path)
+    right = file_sha256(path)
     assert right == hashlib.sha256(path.read_bytes()).hexdigest()
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -143,17 +143,17 @@ def test_what_is_not_there_is_missing(root: Path) -> None:
 
 
 def test_existing_finds_the_same_work(root: Path) -> None:
-    assert existing(root, REX) is None
+    assert find_identical(root, REX) is None
     first = publish(root, REX, TENSORS)
     publish(root, replace(REX, config={"edge": 0.5}), TENSORS)
-    assert existing(root, replace(REX, metrics={"area": 0.9}, tools={"torch": "9"}, version=5)) == first
+    assert find_identical(root, replace(REX, metrics={"area": 0.9}, tools={"torch": "9"}, version=5)) == first
 
 
 def test_existing_prefers_the_newest(root: Path) -> None:
     publish(root, REX, TENSORS)
-    assert existing(root, REX) == Ref("mask", "rex", 1)
+    assert find_identical(root, REX) == Ref("mask", "rex", 1)
     publish(root, REX, TENSORS)
-    assert existing(root, REX) == Ref("mask", "rex", 2)
+    assert find_identical(root, REX) == Ref("mask", "rex", 2)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_existing_prefers_the_newest(root: Path) -> None:
 )  # fmt: skip
 def test_other_work_is_not_reused(change: dict[str, Any], root: Path) -> None:
     publish(root, REX, TENSORS)
-    assert existing(root, replace(REX, **change)) is None
+    assert find_identical(root, replace(REX, **change)) is None
 
 
 def failing(number: int, after: int = 0) -> Callable[..., Any]:
@@ -183,20 +183,20 @@ def failing(number: int, after: int = 0) -> Callable[..., Any]:
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_full_disk_is_said_and_leaves_nothing(number: int, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = publish(root, REX, TENSORS)
-    digest = sha256(first.path(root))
+    digest = file_sha256(first.path(root))
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", failing(number))
         with pytest.raises(ResourceError, match="no space left to write below") as caught:
             publish(root, REX, TENSORS)
     assert caught.value.code == 7
     assert files(root) == ["artifacts/mask/rex/v001.safetensors"]
-    assert sha256(first.path(root)) == digest
+    assert file_sha256(first.path(root)) == digest
     assert publish(root, REX, TENSORS).version == 2
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EPERM])
 def test_a_closed_disk_is_said(number: int, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(atomic_files, "name_whole", failing(number))
+    monkeypatch.setattr(atomic_files, "name_exclusively", failing(number))
     with pytest.raises(ResourceError, match="artifacts cannot be written"):
         publish(root, REX, TENSORS)
     assert files(root) == []

@@ -12,9 +12,9 @@ import pytest
 
 from objtune_cli.errors import ResourceError
 from objtune_cli.store import artifacts, atomic_files, garbage, refs, removal, temp_files
-from objtune_cli.store.artifacts import publish, verified, write_file
-from objtune_cli.store.checkpoints import RunState
-from objtune_cli.store.disk_reservation import Room
+from objtune_cli.store.artifacts import publish, verify, write_file
+from objtune_cli.store.checkpoints import Checkpoint
+from objtune_cli.store.disk_reservation import DiskReservation
 from objtune_cli.store.project import Project
 from tests.faults.test_store_faults import REX, child, crashing, ended, kept, sound
 
@@ -45,7 +45,7 @@ def without_links(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
 WAYS = ("rename", "claim", "claim, no locks")
 
 
-@pytest.mark.parametrize("number", sorted(atomic_files.NO_LINKS))
+@pytest.mark.parametrize("number", sorted(atomic_files.NO_HARD_LINKS))
 def test_no_hard_links(number: int, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = publish(root.parent / "whole/artifacts", REX, DATA).path(root.parent / "whole/artifacts").read_bytes()
     monkeypatch.setattr(os, "link", refusing(number))
@@ -62,7 +62,7 @@ def test_nothing_is_ever_overwritten(how: str, root: Path, monkeypatch: pytest.M
     first = publish(root, REX, DATA)
     before = first.path(root).read_bytes()
     without_links(monkeypatch, how)
-    monkeypatch.setattr(refs, "taken", lambda *_: [])
+    monkeypatch.setattr(refs, "used_versions", lambda *_: [])
     assert publish(root, REX, {"x": np.zeros(3)}).version == 2
     with pytest.raises(artifacts.TakenError):
         publish(root, REX, DATA, number=1)
@@ -87,7 +87,7 @@ def test_a_crash_at_every_boundary_without_links(how: str, tmp_path: Path, monke
     without_links(monkeypatch, how)
 
     def work(root: Path) -> None:
-        if not refs.versions(root, "mask", "rex"):
+        if not refs.list_versions(root, "mask", "rex"):
             publish(root, REX, DATA)
 
     crashes = 0
@@ -101,7 +101,7 @@ def test_a_crash_at_every_boundary_without_links(how: str, tmp_path: Path, monke
         assert ended(child(lambda root=root: work(root))) == 0
         every = sound(root)
         assert len(every) == 1 and (every[0].version == 1 or how == "claim, no locks"), at
-        left = garbage.found(Project(root.parent), time.time() + 9)
+        left = garbage.find_garbage(Project(root.parent), time.time() + 9)
         assert {p.suffix for p in left} <= {".claim"}
         garbage.delete(left)
         assert list(kept(root)) == [str(every[0].path(root).relative_to(root))]
@@ -123,8 +123,8 @@ def everything(root: Path) -> None:
     ref = publish(root, REX, DATA)
     write_file(ref.path(root).with_suffix("") / "overlay.png", b"picture", root)
     second = publish(root, REX, {"x": np.zeros(3)})
-    removal.bury(root, second)
-    verified(root, ref)
+    removal.replace_by_tombstone(root, second)
+    verify(root, ref)
     assert sorted(kept(root)) == ["mask/rex/v001.safetensors", "mask/rex/v001/overlay.png", "mask/rex/v002.gone"]
     assert list((root.parent / ".objtune/tmp").iterdir()) == []
 
@@ -139,10 +139,10 @@ def test_artifacts_on_another_disk(root: Path, tmp_path: Path) -> None:
     try:
         root.symlink_to(place)
         everything(root)
-        assert not list(place.rglob(f"mask/rex/{atomic_files.BESIDE}"))
-        stale = place / atomic_files.BESIDE / temp_files.own_name().replace(f".{os.getpid()}.", ".999999999.")
+        assert not list(place.rglob(f"mask/rex/{atomic_files.TEMP_FOLDER}"))
+        stale = place / atomic_files.TEMP_FOLDER / temp_files.temp_name().replace(f".{os.getpid()}.", ".999999999.")
         stale.touch()
-        assert garbage.found(Project(root.parent), 0) == [root / stale.relative_to(place)]
+        assert garbage.find_garbage(Project(root.parent), 0) == [root / stale.relative_to(place)]
     finally:
         removal.shutil.rmtree(place)
 
@@ -187,7 +187,7 @@ def test_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project = Project(tmp_path)
     for number in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
         monkeypatch.setattr("fcntl.flock", refusing(number))
-        with project.held(), project.held(alone=True), RunState(project, "a" * 64).locked():
+        with project.lock(), project.lock(alone=True), Checkpoint(project, "a" * 64).lock():
             pass
 
 
@@ -196,8 +196,8 @@ def test_room_that_cannot_be_reserved_stops_nothing(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "posix_fallocate", refusing(number))
-    with Room(Project(tmp_path)) as room:
-        room.hold(1 << 20)
+    with DiskReservation(Project(tmp_path)) as room:
+        room.reserve(1 << 20)
     assert list(Project(tmp_path).temporary.iterdir()) == []
 
 
@@ -205,21 +205,21 @@ def test_a_disk_that_says_it_has_no_room_is_tried(tmp_path: Path, monkeypatch: p
     monkeypatch.delattr(os, "posix_fallocate")
     usage = type("Usage", (), {"free": 0})
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
-    with Room(Project(tmp_path)) as room:
-        room.hold(1 << 20)
+    with DiskReservation(Project(tmp_path)) as room:
+        room.reserve(1 << 20)
     usage.free = 5
-    with Room(Project(tmp_path)) as room, pytest.raises(ResourceError, match="it takes 1"):
-        room.hold(1 << 20)
+    with DiskReservation(Project(tmp_path)) as room, pytest.raises(ResourceError, match="it takes 1"):
+        room.reserve(1 << 20)
 
 
 def test_a_clock_that_is_days_ahead_sweeps_nobody_elses_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = tmp_path / f"{'0' * 8}.1.{'a' * 32}"
     theirs.touch()
     now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now + 3 * temp_files.GRACE)
-    assert temp_files.sweep(tmp_path) == [] and theirs.exists()
-    os.utime(theirs, (now - 2 * temp_files.GRACE,) * 2)
-    assert temp_files.sweep(tmp_path) == [theirs]
+    monkeypatch.setattr(time, "time", lambda: now + 3 * temp_files.GRACE_SECONDS)
+    assert temp_files.clean(tmp_path) == [] and theirs.exists()
+    os.utime(theirs, (now - 2 * temp_files.GRACE_SECONDS,) * 2)
+    assert temp_files.clean(tmp_path) == [theirs]
 
 
 def test_a_folder_of_another_owner_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from objtune_cli.errors import ResourceError
 from objtune_cli.store import temp_files
-from objtune_cli.store.disk_reservation import Room
+from objtune_cli.store.disk_reservation import DiskReservation
 from objtune_cli.store.project import Project
 
 SIZE = 3 << 20
@@ -22,10 +22,10 @@ def blocks(project: Path) -> int:
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="nothing to hold blocks with")
 def test_it_takes_up_disk_and_gives_it_back(project: Path) -> None:
-    with Room(Project(project)) as room:
-        room.hold(2 * SIZE)
+    with DiskReservation(Project(project)) as room:
+        room.reserve(2 * SIZE)
         assert blocks(project) >= 2 * SIZE
-        with room.lent(SIZE):
+        with room.lend(SIZE):
             assert blocks(project) == 0
         assert SIZE <= blocks(project) < 2 * SIZE
     assert blocks(project) == 0
@@ -36,12 +36,12 @@ def test_no_room_is_7_and_leaves_nothing(project: Path, monkeypatch: pytest.Monk
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
-    room = Room(Project(project))
+    room = DiskReservation(Project(project))
     with pytest.raises(ResourceError, match=r"it takes 3\.1 MB, [0-9.]+ MB are free") as caught:
-        room.hold(SIZE)
+        room.reserve(SIZE)
     assert caught.value.code == 7
     assert list((project / ".objtune/tmp").iterdir()) == []
-    with room.lent(SIZE):
+    with room.lend(SIZE):
         pass  # what was written is safe; the next write says what is missing
 
 
@@ -53,7 +53,7 @@ def test_a_limit_on_file_sizes_counts_as_full(project: Path) -> None:
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (SIZE // 2, hard))
         with pytest.raises(ResourceError, match="no space for what this will write"):
-            Room(Project(project)).hold(SIZE)
+            DiskReservation(Project(project)).reserve(SIZE)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, kept)
@@ -61,20 +61,20 @@ def test_a_limit_on_file_sizes_counts_as_full(project: Path) -> None:
 
 def test_where_blocks_cannot_be_held_free_space_is_looked_at(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "posix_fallocate", raising=False)
-    with Room(Project(project)) as room:
-        room.hold(SIZE)
+    with DiskReservation(Project(project)) as room:
+        room.reserve(SIZE)
         with pytest.raises(ResourceError, match="no space"):
-            room.hold(1 << 60)
+            room.reserve(1 << 60)
 
 
 def test_what_a_killed_process_held_is_swept(project: Path) -> None:
     pid = os.fork()
     if not pid:
-        Room(Project(project)).hold(SIZE)
+        DiskReservation(Project(project)).reserve(SIZE)
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(pid, 0)
-    assert len(temp_files.found(project / ".objtune/tmp")) == 1
-    temp_files._swept.clear()
-    with Room(Project(project)) as room:
-        room.hold(SIZE)
+    assert len(temp_files.find_orphaned(project / ".objtune/tmp")) == 1
+    temp_files._cleaned.clear()
+    with DiskReservation(Project(project)) as room:
+        room.reserve(SIZE)
         assert len(list((project / ".objtune/tmp").iterdir())) == 1

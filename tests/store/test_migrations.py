@@ -8,7 +8,7 @@ import pytest
 
 from objtune_cli.errors import DamagedError, IncompatibleError
 from objtune_cli.store import migrations, safetensors_format
-from objtune_cli.store.artifacts import Record, existing, load, publish, read_record, sha256, verified
+from objtune_cli.store.artifacts import Record, file_sha256, find_identical, load, publish, read_record, verify
 from objtune_cli.store.refs import Ref
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -34,22 +34,22 @@ def test_schema_1_opens(old: Path) -> None:
     record, tensors = load(old, Ref("embedding", "rex", 1))
     assert tensors["text_encoder"].tolist() == [[0, 1, 2], [3, 4, 5]]
     mask = Ref("mask", "rex", 1)
-    assert record.inputs == {"mask": {"ref": str(mask), "sha256": sha256(mask.path(old))}}
-    assert verified(old, mask) == (read_record(old, mask), sha256(mask.path(old)))
+    assert record.inputs == {"mask": {"ref": str(mask), "sha256": file_sha256(mask.path(old))}}
+    assert verify(old, mask) == (read_record(old, mask), file_sha256(mask.path(old)))
 
 
 def test_work_of_schema_1_is_reused(old: Path) -> None:
     record = read_record(old, Ref("mask", "rex", 1))
     wanted = Record("mask", "rex", record.objects, record.inputs, record.config, record.base)
-    assert existing(old, wanted) == Ref("mask", "rex", 1)
+    assert find_identical(old, wanted) == Ref("mask", "rex", 1)
     assert publish(old, wanted, {}).version == 2
 
 
 def test_migrations_leave_the_file_and_the_given_record_alone(old: Path) -> None:
     path = Ref("mask", "rex", 1).path(old)
-    raw = safetensors_format.read(path)[0]
+    raw = safetensors_format.read_header(path)[0]
     before, data = dict(raw), path.read_bytes()
-    assert migrations.current(raw, path)["schema"] == migrations.SCHEMA
+    assert migrations.migrate(raw, path)["schema"] == migrations.SCHEMA
     assert raw == before
     assert path.read_bytes() == data
 
@@ -60,7 +60,7 @@ def test_every_flipped_byte_of_an_artifact_is_noticed(tmp_path: Path) -> None:
     ref = publish(root, REX, {"mask": np.arange(64, dtype=np.uint8)})
     path = ref.path(root)
     data = path.read_bytes()
-    verified(root, ref)
+    verify(root, ref)
     path.chmod(0o644)
     with path.open("r+b") as file:
         for place, byte in enumerate(data):
@@ -69,11 +69,11 @@ def test_every_flipped_byte_of_an_artifact_is_noticed(tmp_path: Path) -> None:
                 file.write(bytes([byte ^ flip]))
                 file.flush()
                 with pytest.raises(DamagedError, match=r"v001\.safetensors is damaged"):
-                    verified(root, ref)
+                    verify(root, ref)
             file.seek(place)
             file.write(bytes([byte]))
             file.flush()
-    assert verified(root, ref)[0].name == "rex"
+    assert verify(root, ref)[0].name == "rex"
 
 
 def test_a_newer_schema_that_is_whole_is_newer_and_not_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +82,7 @@ def test_a_newer_schema_that_is_whole_is_newer_and_not_damaged(tmp_path: Path, m
         patch.setattr(migrations, "SCHEMA", 3)
         ref = publish(root, REX, {})
     with pytest.raises(IncompatibleError, match="has schema 3"):
-        verified(root, ref)
+        verify(root, ref)
 
 
 def test_load_without_a_recorded_digest_checks_the_files_own(tmp_path: Path) -> None:

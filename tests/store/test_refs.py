@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from objtune_cli.errors import IncompatibleError, MissingError, UsageError
 from objtune_cli.store import refs
-from objtune_cli.store.refs import KINDS, Ref, check_name, find, parse, resolve, slug
+from objtune_cli.store.refs import KINDS, Ref, check_name, find, make_name, parse, resolve
 
 steady = settings(deadline=None, derandomize=True, database=None)
-good_names = st.from_regex(refs.NAME, fullmatch=True).filter(
+good_names = st.from_regex(refs.NAME_PATTERN, fullmatch=True).filter(
     lambda n: not refs._RESERVED.fullmatch(n) and not n.endswith(".")
 )
 good_refs = st.builds(Ref, st.sampled_from(KINDS), good_names, st.integers(0, 10**9 - 1))
@@ -56,12 +56,12 @@ def test_any_text_is_a_ref_or_an_error_of_ours(text: str, kind: str | None) -> N
 @given(st.text())
 def test_a_slug_is_a_name_or_an_error_of_ours(word: str) -> None:
     try:
-        name = slug(word)
+        name = make_name(word)
     except UsageError as error:
         assert error.hint
     else:
         assert check_name(name) == name
-        assert slug(name) == name
+        assert make_name(name) == name
 
 
 @steady
@@ -152,13 +152,13 @@ def test_names_that_break_somewhere_are_refused(name: str) -> None:
     ],
 )
 def test_slugs(word: str, name: str) -> None:
-    assert slug(word) == name
+    assert make_name(word) == name
 
 
 @pytest.mark.parametrize("word", ["", "!!!", "\ue000", "con"])
 def test_words_without_a_slug(word: str) -> None:
     with pytest.raises(UsageError, match="no name can be made|cannot be a name"):
-        slug(word)
+        make_name(word)
 
 
 @pytest.fixture
@@ -177,15 +177,15 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_versions_names_and_every(root: Path) -> None:
-    assert refs.versions(root, "mask", "rex") == [1, 2, 10, 1000]
-    assert refs.versions(root, "mask", "nobody") == refs.versions(root, "mask", "file") == []
-    assert refs.names(root, "mask") == ["rex"]
-    assert refs.names(root, "scene") == []
-    assert [str(r) for r in refs.every(root)] == [
+    assert refs.list_versions(root, "mask", "rex") == [1, 2, 10, 1000]
+    assert refs.list_versions(root, "mask", "nobody") == refs.list_versions(root, "mask", "file") == []
+    assert refs.list_names(root, "mask") == ["rex"]
+    assert refs.list_names(root, "scene") == []
+    assert [str(r) for r in refs.list_refs(root)] == [
         "mask/rex@1", "mask/rex@2", "mask/rex@10", "mask/rex@1000", "embedding/rex@1", "adapter/cup@3",
     ]  # fmt: skip
-    assert [str(r) for r in refs.every(root, "adapter")] == ["adapter/cup@3"]
-    assert all(r.path(root).exists() for r in refs.every(root))
+    assert [str(r) for r in refs.list_refs(root, "adapter")] == ["adapter/cup@3"]
+    assert all(r.path(root).exists() for r in refs.list_refs(root))
 
 
 def test_resolve_takes_the_newest_or_the_named(root: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from objtune_cli.errors import BusyError, DamagedError, MissingError, UsageError
 from objtune_cli.store import atomic_files, garbage, refs, removal, temp_files
-from objtune_cli.store.artifacts import Record, load, publish, read_record, sha256, verified
+from objtune_cli.store.artifacts import Record, file_sha256, load, publish, read_record, verify
 from objtune_cli.store.project import Project
 from objtune_cli.store.refs import Ref
 
@@ -33,7 +33,7 @@ def made(root: Path, kind: str, name: str, *sources: Ref, **changes: Any) -> Ref
 
 
 def given(root: Path, ref: Ref) -> dict[str, str]:
-    return {"ref": str(ref), "sha256": sha256(ref.path(root))}
+    return {"ref": str(ref), "sha256": file_sha256(ref.path(root))}
 
 
 @pytest.fixture
@@ -53,16 +53,16 @@ def test_a_removed_number_is_never_given_again(root: Path) -> None:
     for _ in range(3):
         made(root, "mask", "rex")
     removal.remove(root, [Ref("mask", "rex", 3), Ref("mask", "rex", 1)])
-    assert refs.versions(root, "mask", "rex") == [2]
+    assert refs.list_versions(root, "mask", "rex") == [2]
     assert made(root, "mask", "rex") == Ref("mask", "rex", 4)
-    removal.remove(root, refs.every(root))
-    assert refs.names(root, "mask") == []
+    removal.remove(root, refs.list_refs(root))
+    assert refs.list_names(root, "mask") == []
     assert made(root, "mask", "rex") == Ref("mask", "rex", 5)
 
 
 def test_a_tombstone_says_what_was_there(root: Path) -> None:
     ref = made(root, "mask", "rex")
-    digest = sha256(ref.path(root))
+    digest = file_sha256(ref.path(root))
     removal.remove(root, [ref])
     assert everything(root) == {
         "mask/rex/v001.gone": f'{{"moved":"","ref":"mask/rex@1","sha256":"{digest}"}}\n'.encode()
@@ -73,7 +73,7 @@ def test_a_tombstone_says_what_was_there(root: Path) -> None:
 
 def test_a_removed_number_is_not_given_to_who_looked_before(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between looking for a free number and taking it, another writer publishes under it and removes that again."""
-    taken = refs.taken
+    taken = refs.used_versions
     looked: list[list[int]] = []
 
     def slow(*args: Any) -> list[int]:
@@ -83,9 +83,9 @@ def test_a_removed_number_is_not_given_to_who_looked_before(root: Path, monkeypa
             removal.remove(root, [made(root, "mask", "rex")])
         return found
 
-    monkeypatch.setattr(refs, "taken", slow)
+    monkeypatch.setattr(refs, "used_versions", slow)
     assert made(root, "mask", "rex") == Ref("mask", "rex", 2)
-    assert refs.versions(root, "mask", "rex") == [2]
+    assert refs.list_versions(root, "mask", "rex") == [2]
 
 
 def test_what_others_were_made_from_stays(root: Path, line: list[Ref]) -> None:
@@ -96,13 +96,13 @@ def test_what_others_were_made_from_stays(root: Path, line: list[Ref]) -> None:
         assert "--force" in caught.value.hint
     assert everything(root) == before
     removal.remove(root, line)
-    assert refs.every(root) == []
+    assert refs.list_refs(root) == []
 
 
 def test_force_removes_it_all_the_same_and_the_rest_stays_sound(root: Path, line: list[Ref]) -> None:
     removal.remove(root, line[:1], force=True)
-    assert refs.every(root) == [line[1], line[2], line[3]]
-    grave = refs.buried(root, line[0])
+    assert refs.list_refs(root) == [line[1], line[2], line[3]]
+    grave = refs.read_tombstone(root, line[0])
     assert grave and grave["sha256"] == read_record(root, line[1]).inputs["mask"]["sha256"]
 
 
@@ -130,21 +130,21 @@ def test_a_removal_that_was_cut_short_is_finished_by_the_same_again(
         patch.setattr(Path if step == "os.unlink" else os, step.partition(".")[2], killed)
         with pytest.raises(KeyboardInterrupt, match="^$"):
             removal.remove(root, [ref])
-    assert verified(root, ref)[0].name == "rex"  # old state: whole
+    assert verify(root, ref)[0].name == "rex"  # old state: whole
     removal.remove(root, [ref])
-    assert refs.every(root) == []
+    assert refs.list_refs(root) == []
     assert made(root, "mask", "rex").version == 2
 
 
 def test_gc_takes_what_is_superseded_and_served_no_result(root: Path, line: list[Ref]) -> None:
     lonely = [made(root, kind, "max") for kind in ("mask", "embedding", "prior", "adapter", "scene") for _ in range(2)]
     newer = made(root, "mask", "rex")
-    assert removal.unreferenced(root, 0) == []
-    found = removal.unreferenced(root, LATER)
+    assert removal.find_unreferenced(root, 0) == []
+    found = removal.find_unreferenced(root, LATER)
     assert found == [Ref("mask", "max", 1), Ref("embedding", "max", 1), Ref("prior", "max", 1)]
     assert not set(found) & {*line, newer}
     removal.remove(root, found)
-    assert set(refs.every(root)) == {*line, newer, *lonely} - set(found)
+    assert set(refs.list_refs(root)) == {*line, newer, *lonely} - set(found)
 
 
 def test_gc_keeps_through_all_stages(root: Path, line: list[Ref]) -> None:
@@ -152,7 +152,7 @@ def test_gc_keeps_through_all_stages(root: Path, line: list[Ref]) -> None:
     for _ in range(3):
         made(root, "mask", "rex")
         made(root, "embedding", "rex")
-    assert removal.unreferenced(root, LATER) == [
+    assert removal.find_unreferenced(root, LATER) == [
         Ref("mask", "rex", 2),
         Ref("mask", "rex", 3),
         Ref("embedding", "rex", 2),
@@ -163,9 +163,9 @@ def test_gc_keeps_through_all_stages(root: Path, line: list[Ref]) -> None:
 def test_gc_keeps_what_is_young(root: Path) -> None:
     old, young, newest = (made(root, "mask", "rex") for _ in range(3))
     os.utime(old.path(root), (1e9, 1e9))
-    assert removal.unreferenced(root, 1e9 + 1) == [old]
-    assert removal.unreferenced(root, LATER) == [old, young]
-    assert newest in refs.every(root)
+    assert removal.find_unreferenced(root, 1e9 + 1) == [old]
+    assert removal.find_unreferenced(root, LATER) == [old, young]
+    assert newest in refs.list_refs(root)
 
 
 def test_gc_takes_nothing_while_a_record_cannot_be_read(root: Path) -> None:
@@ -174,7 +174,7 @@ def test_gc_takes_nothing_while_a_record_cannot_be_read(root: Path) -> None:
     path.chmod(0o644)
     path.write_bytes(b"broken")
     with pytest.raises(DamagedError, match=r"v002\.safetensors"):
-        removal.unreferenced(root, LATER)
+        removal.find_unreferenced(root, LATER)
 
 
 def test_a_renamed_object_is_what_would_have_been_made_under_that_name(
@@ -196,16 +196,16 @@ def test_old_refs_lead_to_the_renamed_object(root: Path, line: list[Ref]) -> Non
     scene = read_record(root, line[3])
     assert scene.inputs["adapter.rex"]["ref"] == "adapter/rex@1"
     assert refs.resolve(root, refs.parse("adapter/rex@1")) == Ref("adapter", "bob", 1)
-    grave = refs.buried(root, line[2])
+    grave = refs.read_tombstone(root, line[2])
     assert grave and grave["sha256"] == scene.inputs["adapter.rex"]["sha256"]
-    assert refs.names(root, "adapter") == ["bob"]
+    assert refs.list_names(root, "adapter") == ["bob"]
     assert made(root, "adapter", "rex").version == 2
 
 
 def test_a_rename_that_was_cut_short_is_finished_by_the_same_again(
     root: Path, line: list[Ref], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bury = removal.bury
+    bury = removal.replace_by_tombstone
     for allowed in (0, 1, 1):
         left = iter(range(allowed))
 
@@ -215,13 +215,18 @@ def test_a_rename_that_was_cut_short_is_finished_by_the_same_again(
             bury(*args)
 
         with monkeypatch.context() as patch:
-            patch.setattr(removal, "bury", killed)
+            patch.setattr(removal, "replace_by_tombstone", killed)
             with pytest.raises(KeyboardInterrupt, match="^$"):
                 removal.rename(root, "rex", "max")
     removal.rename(root, "rex", "max")
-    assert [str(ref) for ref in refs.every(root)] == ["mask/max@1", "embedding/max@1", "adapter/max@1", "scene/rex@1"]
-    for ref in refs.every(root):
-        verified(root, ref)
+    assert [str(ref) for ref in refs.list_refs(root)] == [
+        "mask/max@1",
+        "embedding/max@1",
+        "adapter/max@1",
+        "scene/rex@1",
+    ]
+    for ref in refs.list_refs(root):
+        verify(root, ref)
 
 
 def test_a_name_that_is_taken_stays_with_its_owner(root: Path, line: list[Ref]) -> None:
@@ -245,15 +250,15 @@ def test_leftovers_of_a_dead_process_go_with_the_next_write(root: Path, monkeypa
     folder.mkdir(parents=True)
     pid = os.fork()
     if not pid:
-        (folder / temp_files.own_name()).write_bytes(b"half")
+        (folder / temp_files.temp_name()).write_bytes(b"half")
         os._exit(0)
     os.waitpid(pid, 0)
-    mine, foreign, ancient = folder / temp_files.own_name(), folder / f"ffffffff.{pid}.{'0' * 32}", folder / "ancient"
+    mine, foreign, ancient = folder / temp_files.temp_name(), folder / f"ffffffff.{pid}.{'0' * 32}", folder / "ancient"
     for path in (mine, foreign, ancient):
         path.write_bytes(b"")
     os.utime(ancient, (1e9, 1e9))
-    assert len(temp_files.found(folder)) == 2
-    monkeypatch.setattr(temp_files, "_swept", set())
+    assert len(temp_files.find_orphaned(folder)) == 2
+    monkeypatch.setattr(temp_files, "_cleaned", set())
     made(root, "mask", "rex")
     assert sorted(folder.iterdir()) == sorted([mine, foreign])  # alive, and another machine's: only age tells
 
@@ -269,29 +274,29 @@ def test_leavings_are_old_files_that_belong_to_nothing(root: Path) -> None:
     ):
         path.parent.mkdir(parents=True)
         path.write_bytes(b"")
-    assert garbage.found(project, 0) == []
-    found = garbage.found(project, LATER)
+    assert garbage.find_garbage(project, 0) == []
+    found = garbage.find_garbage(project, LATER)
     assert [p.relative_to(root.parent).as_posix() for p in found] == [
         ".objtune/state/run.safetensors",
         ".objtune/hashes/00.json",
         "artifacts/mask/rex/v009",
     ]
     garbage.delete(found)
-    assert garbage.found(project, LATER) == []
+    assert garbage.find_garbage(project, LATER) == []
     assert ref.path(root).exists()
 
 
 def test_who_works_and_who_cleans_keep_apart(tmp_path: Path) -> None:
     project = Project(tmp_path)
     with (
-        project.held(),
-        project.held(),
+        project.lock(),
+        project.lock(),
         pytest.raises(BusyError, match="other objtune commands work in"),
-        project.held(alone=True),
+        project.lock(alone=True),
     ):
         pass
-    with project.held(alone=True), pytest.raises(BusyError, match="`rm` or `mv` works in"), project.held():
+    with project.lock(alone=True), pytest.raises(BusyError, match="`rm` or `mv` works in"), project.lock():
         pass
     assert list(tmp_path.iterdir()) == []
-    with atomic_files.temporary(project.temporary), project.held(alone=True):
+    with atomic_files.temp_path(project.temporary), project.lock(alone=True):
         pass

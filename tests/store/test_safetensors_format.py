@@ -54,7 +54,7 @@ def small(tmp_path: Path) -> Path:
 
 
 def test_golden_bytes() -> None:
-    done = safetensors_format.encode({"schema": 1, "class": "Käse"}, {"b": ("F32", ()), "a": ("U8", (2, 3))})
+    done = safetensors_format.encode_header({"schema": 1, "class": "Käse"}, {"b": ("F32", ()), "a": ("U8", (2, 3))})
     assert done[8:].rstrip(b" ") == GOLDEN
     assert int.from_bytes(done[:8], "little") == len(done) - 8
     assert len(done) % 8 == 0
@@ -62,17 +62,17 @@ def test_golden_bytes() -> None:
 
 
 def test_canonical_text_does_not_depend_on_the_order_of_making() -> None:
-    one = safetensors_format.canonical({"b": 1, "a": {"d": [1.5, None], "c": "ü"}})
+    one = safetensors_format.canonical_json({"b": 1, "a": {"d": [1.5, None], "c": "ü"}})
     assert (
         one
-        == safetensors_format.canonical({"a": {"c": "ü", "d": [1.5, None]}, "b": 1})
+        == safetensors_format.canonical_json({"a": {"c": "ü", "d": [1.5, None]}, "b": 1})
         == '{"a":{"c":"ü","d":[1.5,null]},"b":1}'
     )
 
 
 def test_canonical_refuses_nan() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
-        safetensors_format.canonical({"loss": float("nan")})
+        safetensors_format.canonical_json({"loss": float("nan")})
 
 
 def test_golden_artifact(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_golden_artifact(tmp_path: Path) -> None:
 
 
 def test_round_trip(small: Path) -> None:
-    record, layout, size = safetensors_format.read(small)
+    record, layout, size = safetensors_format.read_header(small)
     assert record["objects"] == {"rex": "dog"}
     assert record["version"] == 1
     assert size == small.stat().st_size
@@ -128,7 +128,7 @@ def test_we_read_what_the_library_writes(tmp_path: Path) -> None:
 
     path = tmp_path / "theirs.safetensors"
     path.write_bytes(save({"x": np.ones((3, 2), np.float16)}, {"objtune": '{"schema":1}'}))
-    record, layout, _ = safetensors_format.read(path)
+    record, layout, _ = safetensors_format.read_header(path)
     assert record == {"schema": 1}
     assert layout["x"][0] == ("F16", (3, 2))
 
@@ -140,14 +140,14 @@ def test_every_truncation_is_noticed(small: Path) -> None:
     for length in reversed(range(len(data))):
         os.truncate(cut, length)
         with pytest.raises(DamagedError, match="is damaged"):
-            safetensors_format.read(cut)
+            safetensors_format.read_header(cut)
 
 
 def test_trailing_bytes_are_noticed(small: Path, tmp_path: Path) -> None:
     longer = tmp_path / "longer"
     longer.write_bytes(small.read_bytes() + b"\0")
     with pytest.raises(DamagedError, match="bytes of tensors where the header says"):
-        safetensors_format.read(longer)
+        safetensors_format.read_header(longer)
 
 
 def test_every_flipped_header_byte_is_noticed_or_harmless(small: Path) -> None:
@@ -200,7 +200,7 @@ def test_every_flipped_header_byte_is_noticed_or_harmless(small: Path) -> None:
 )
 def test_bad_layouts_are_damage(tensors: dict[str, Any], body: int, tmp_path: Path) -> None:
     with pytest.raises(DamagedError, match=r"hostile\.safetensors is damaged"):
-        safetensors_format.read(file_of(tmp_path, tensors, b"\0" * body))
+        safetensors_format.read_header(file_of(tmp_path, tensors, b"\0" * body))
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_bad_layouts_are_damage(tensors: dict[str, Any], body: int, tmp_path: Pa
 )  # fmt: skip
 def test_bad_metadata_is_damage(metadata: Any, tmp_path: Path) -> None:
     with pytest.raises(DamagedError, match="is damaged"):
-        safetensors_format.read(file_of(tmp_path, {}, b"", metadata))
+        safetensors_format.read_header(file_of(tmp_path, {}, b"", metadata))
 
 
 SOUND = b'{"__metadata__":{"objtune":"{}"}}'
@@ -240,9 +240,9 @@ SOUND = b'{"__metadata__":{"objtune":"{}"}}'
     ],
 )  # fmt: skip
 def test_bad_headers_are_damage(text: bytes, tmp_path: Path) -> None:
-    assert safetensors_format.read(raw_file(tmp_path, SOUND))[0] == {}
+    assert safetensors_format.read_header(raw_file(tmp_path, SOUND))[0] == {}
     with pytest.raises(DamagedError, match="is damaged"):
-        safetensors_format.read(raw_file(tmp_path, text))
+        safetensors_format.read_header(raw_file(tmp_path, text))
 
 
 @pytest.mark.parametrize("length", [safetensors_format.MAX_HEADER + 1, 2**63, 2**64 - 1])
@@ -252,7 +252,7 @@ def test_oversized_length_is_refused_before_reading(length: int, tmp_path: Path)
         file.write(length.to_bytes(8, "little") + b"{")
         file.truncate(8 + safetensors_format.MAX_HEADER + 64)
     with pytest.raises(DamagedError, match=f"header of {length} bytes"):
-        safetensors_format.read(path)
+        safetensors_format.read_header(path)
 
 
 def test_pipes_folders_and_dead_links_do_not_block(tmp_path: Path) -> None:

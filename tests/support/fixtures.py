@@ -15,7 +15,7 @@ from objtune_cli.config.sections import Common
 from objtune_cli.models import base_model
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.families.family import Family
-from objtune_cli.store.project import locate
+from objtune_cli.store.project import find_project
 from objtune_cli.workflow.context import StageContext
 from tests.support import tiny_sd1
 
@@ -106,7 +106,7 @@ def context(project: Path, world_base: Path) -> Callable[..., StageContext]:
     """A function that makes a context whose project is `bench/work`, as for `objtune bench`."""
 
     def make(**given) -> StageContext:
-        work = locate(project / "bench" / "work", create=True)
+        work = find_project(project / "bench" / "work", create=True)
         common = Common(base=str(world_base), device="cpu", precision="fp32")
         return StageContext(work, Settings(work.settings, {}), common, Notes(), **given)
 

@@ -17,7 +17,7 @@ from objtune_cli.errors import GateError
 from objtune_cli.runtime import cpu
 from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record
-from objtune_cli.store.checkpoints import RunState
+from objtune_cli.store.checkpoints import Checkpoint
 from objtune_cli.store.project import Project
 from objtune_cli.store.refs import parse
 from objtune_cli.training import multi_trainer, unfinished_runs
@@ -305,7 +305,7 @@ def test_a_run_of_several_photos_is_told_to_a_command_for_one_of_them(project):
         Record("adapter", name, {name: name}, {}, settings, {"id": "tiny", "fingerprint": "1"})
         for name in ("dog", "mug")
     ]
-    state = RunState(Project(project), "a" * 64)
+    state = Checkpoint(Project(project), "a" * 64)
     state.about = unfinished_runs.checkpoint_header(
         [(record, SimpleNamespace(step=3, total=8)) for record in records], "cpu"
     )

@@ -56,7 +56,7 @@ def small(project: Path, dog_photo: Path) -> Path:
     ["dog", "dog.", "a dog", "the dog", " dog ", "dog\u00a0", "my dog", "a\u00a0dog", "“a dog”", "'dog'", "The dog!", "\ufeffdog", "dog\u200b", "your  dog\n", "dog。"],
 )  # fmt: skip
 def test_what_stands_around_a_class_word_is_no_part_of_it(typed: str) -> None:
-    assert class_words.named([typed]) == [("dog", "dog")]
+    assert class_words.pair_with_names([typed]) == [("dog", "dog")]
 
 
 @pytest.mark.parametrize(
@@ -70,59 +70,65 @@ def test_what_stands_around_a_class_word_is_no_part_of_it(typed: str) -> None:
     ],
 )  # fmt: skip
 def test_a_class_of_any_script_has_a_name(typed: str, word: str, name: str) -> None:
-    assert class_words.named([typed]) == [(word, name)]
-    assert refs.of_class(word) == name
-    assert class_words.named([typed], ["rex"]) == [(word, "rex")]
+    assert class_words.pair_with_names([typed]) == [(word, name)]
+    assert refs.name_of_class(word) == name
+    assert class_words.pair_with_names([typed], ["rex"]) == [(word, "rex")]
 
 
 @pytest.mark.parametrize("word", ["aux", "CON", "\ue000"])
 def test_a_class_without_a_name_of_its_own_takes_the_one_that_is_given(word: str) -> None:
     with pytest.raises(UsageError, match="no name can be made|Windows reserves it") as caught:
-        class_words.named([word])
+        class_words.pair_with_names([word])
     assert "--name" in caught.value.hint
-    assert class_words.named([word], ["rex"]) == [(word, "rex")]
-    assert refs.check_name(refs.of_class(word)).startswith("class-")
+    assert class_words.pair_with_names([word], ["rex"]) == [(word, "rex")]
+    assert refs.check_name(refs.name_of_class(word)).startswith("class-")
 
 
 @pytest.mark.parametrize("word", ["", " \t", "!!!", "“”", "d\x1bg", "d\udcffg", "<dog>"])
 def test_what_is_no_class_word_is_refused(word: str) -> None:
     with pytest.raises(UsageError) as caught:
-        class_words.named([word], ["rex"])
+        class_words.pair_with_names([word], ["rex"])
     assert "`--class dog`" in caught.value.hint
 
 
 @pytest.mark.parametrize("text", ["dog, cat", "dog|cat", "dog;cat", "dog、cat", "a dog, cat."])
 def test_a_list_is_no_class_word(text: str) -> None:
     with pytest.raises(UsageError, match="is a list") as caught:
-        class_words.clean(text)
+        class_words.clean_class_word(text)
     assert "--class cat`" in caught.value.hint
 
 
 def test_a_class_word_from_a_command_line_of_the_c_locale_is_read() -> None:
-    assert class_words.clean("犬".encode().decode("ascii", "surrogateescape")) == "犬"
+    assert class_words.clean_class_word("犬".encode().decode("ascii", "surrogateescape")) == "犬"
 
 
 def test_two_classes_that_give_one_name_are_told() -> None:
     with pytest.raises(UsageError, match="Café and cafe would both be cafe") as caught:
-        class_words.named(["Café", "cafe"])
+        class_words.pair_with_names(["Café", "cafe"])
     assert "--name" in caught.value.hint
-    assert class_words.named(["Café", "cafe"], ["one"]) == [("Café", "one"), ("cafe", "cafe")]
+    assert class_words.pair_with_names(["Café", "cafe"], ["one"]) == [("Café", "one"), ("cafe", "cafe")]
 
 
 def test_the_words_that_a_base_knows() -> None:
     found = {
-        w: class_words.match(w, TOYBOX)
+        w: class_words.match_known(w, TOYBOX)
         for w in ("dog", "Dog", "DOGS", "houses", "fishes", "dog's", "perro", "red mug", "s", "")
     }
     assert list(found.values()) == ["dog", "dog", "dog", "house", "fish", "dog", None, None, None, None]
-    assert class_words.match("knives", ["knife"]) == "knife" and class_words.match("puppies", ["Puppy"]) == "Puppy"
     assert (
-        class_words.head("red mugs", TOYBOX) == "mug"
-        and class_words.head("mug", TOYBOX) is None
-        and class_words.head("dog toy", TOYBOX) is None
+        class_words.match_known("knives", ["knife"]) == "knife"
+        and class_words.match_known("puppies", ["Puppy"]) == "Puppy"
     )
-    assert class_words.nearest("doog", TOYBOX)[0] == "dog" and class_words.nearest("coffee mug", TOYBOX)[0] == "mug"
-    assert sorted(class_words.nearest("犬", TOYBOX)) == sorted(TOYBOX)
+    assert (
+        class_words.match_last_word("red mugs", TOYBOX) == "mug"
+        and class_words.match_last_word("mug", TOYBOX) is None
+        and class_words.match_last_word("dog toy", TOYBOX) is None
+    )
+    assert (
+        class_words.sort_by_likeness("doog", TOYBOX)[0] == "dog"
+        and class_words.sort_by_likeness("coffee mug", TOYBOX)[0] == "mug"
+    )
+    assert sorted(class_words.sort_by_likeness("犬", TOYBOX)) == sorted(TOYBOX)
 
 
 def test_a_class_word_is_read_as_it_stands_wherever_it_is_put_in() -> None:
@@ -178,8 +184,10 @@ def test_a_class_of_another_script_trains_by_command_library_and_jobs(cli, fast,
         f'[defaults]\nbase = "{base}"\n[[job]]\nphoto = "photo.png"\nclass = "aux"\nname = "aux1"\nmask = "aux1=left.png"\n',
         encoding="utf-8",
     )
-    assert cli(*job_file.read(file)[0].commands[0][:-2], "--no-preview", "--", "photo.png").out == "adapter/aux1@1\n"
-    assert refs.names(root, "prior") == ["class-aux", "quan"]
+    assert (
+        cli(*job_file.read_jobs(file)[0].commands[0][:-2], "--no-preview", "--", "photo.png").out == "adapter/aux1@1\n"
+    )
+    assert refs.list_names(root, "prior") == ["class-aux", "quan"]
 
     ctx = objtune_cli.project(base=str(base))
     trained = objtune_cli.train(ctx, "photo.png", "犬の花瓶", mask="left.png", preview=False)
@@ -235,7 +243,7 @@ def test_a_name_that_is_of_another_class_already_is_told(cli, fast) -> None:
 )
 def test_a_name_that_cannot_be_used_has_one_like_it(name: str, example: str) -> None:
     with pytest.raises(UsageError, match="cannot be a name") as caught:
-        class_words.named(["dog"], [name])
+        class_words.pair_with_names(["dog"], [name])
     assert caught.value.hint.endswith(f"for example {example}")
     assert refs.check_name(example.strip("`"))
 

@@ -53,7 +53,7 @@ def test_a_job_is_the_commands_that_a_person_would_type(tmp_path):
         set = "train.rank=4"
         """,
     )
-    one, two = job_file.read(file)
+    one, two = job_file.read_jobs(file)
     model = ("--base=toybox", "--set=train.lr=1e-3", "--set=train.rank=2")
     assert one.commands == (
         ("train", "--class=dog", "--name=rex", f"--mask={tmp_path / 'rex.png'}", *model, "--seed=7", "--max-time=45m", "--",
@@ -96,7 +96,7 @@ def test_a_job_is_the_commands_that_a_person_would_type(tmp_path):
 )
 def test_a_wrong_jobs_file_is_3(text, words, tmp_path):
     with pytest.raises(InputError, match=words) as caught:
-        job_file.read(written(tmp_path, text))
+        job_file.read_jobs(written(tmp_path, text))
     assert caught.value.hint
 
 
@@ -105,7 +105,7 @@ def of_one(tmp_path, line, *, before="", encoding="utf-8"):
     file = tmp_path / "jobs.toml"
     word = "" if line.startswith("class") else "class = 'dog'\n"
     file.write_bytes(f"{before}[[job]]\nphoto = 'dog.jpg'\n{word}name = 'rex'\n{line}\n".encode(encoding))
-    return job_file.read(file)[0].commands[0]
+    return job_file.read_jobs(file)[0].commands[0]
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_two_objects_of_one_name_are_told_by_the_files_key(tmp_path):
     file = tmp_path / "jobs.toml"
     file.write_text("[[job]]\nphoto = 'a.jpg'\nclass = ['dog', 'dog']\n")
     with pytest.raises(InputError) as caught:
-        job_file.read(file)
+        job_file.read_jobs(file)
     assert '`name = ["…", "…"]`' in caught.value.hint
 
 
@@ -172,7 +172,7 @@ def test_a_wrong_value_is_answered_with_a_right_one(line, hint, tmp_path):
 )
 def test_a_wrong_table_is_answered_with_the_right_one(text, hint, tmp_path):
     with pytest.raises(InputError) as caught:
-        job_file.read(written(tmp_path, text))
+        job_file.read_jobs(written(tmp_path, text))
     assert hint in caught.value.hint
 
 
@@ -206,14 +206,14 @@ def test_jobs_of_one_class_wait_for_its_prior():
     class Active:
         job = made[0]
 
-    assert job_pool._next(waiting, [Active()], set()) is made[2]
-    assert job_pool._next(waiting, [Active()], {"dog"}) is made[1]
-    assert job_pool._next([], [Active()], set()) is None
+    assert job_pool._next_job(waiting, [Active()], set()) is made[2]
+    assert job_pool._next_job(waiting, [Active()], {"dog"}) is made[1]
+    assert job_pool._next_job([], [Active()], set()) is None
 
 
 @pytest.mark.parametrize(("codes", "worst"), [([], 0), ([0, 0], 0), ([0, 3, 9], 9), ([1, 9], 1), ([143, 1, 3], 143)])
 def test_the_worst_code_is_the_one_to_leave_with(codes, worst):
-    assert job_pool.worst([job_pool.Result("x", code=code) for code in codes]) == worst
+    assert job_pool.exit_code([job_pool.JobResult("x", code=code) for code in codes]) == worst
 
 
 @pytest.fixture
@@ -268,7 +268,7 @@ def test_a_busy_job_is_tried_again_and_a_bug_is_named(project, monkeypatch, tmp_
         "if not os.path.exists(tried):\n    open(tried, 'w'); sys.exit(8)\n"
         "print(json.dumps({'refs': [], 'images': [], 'finished': 'late' not in sys.argv, 'message': 'stopped at step 1'}))\n"
     )
-    monkeypatch.setattr(job_pool, "AGAIN", 0.01)
+    monkeypatch.setattr(job_pool, "RETRY_SECONDS", 0.01)
     monkeypatch.setattr(job_pool, "_environment", lambda _: {**os.environ, "PYTHONPATH": str(tmp_path)})
     listed = [job_file.Job((n,), (n,), ((n,), ("second",))) for n in ("busy", "dies", "late")]
 

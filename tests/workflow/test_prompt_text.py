@@ -20,7 +20,7 @@ from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.refs import Ref
 from objtune_cli.workflow import prompt_request, prompt_text
-from objtune_cli.workflow.trained_objects import Named
+from objtune_cli.workflow.trained_objects import PromptObject
 
 pytestmark = pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
 
@@ -46,7 +46,7 @@ TRAINED = {"dog", "cup", "tea-cup", "dog-2", "dog.b"}.__contains__
     ],
 )
 def test_white_space_is_white_space_and_invisible_characters_go(typed: str, cleaned: str) -> None:
-    assert prompt_text.clean(typed) == cleaned == prompt_text.clean(cleaned)
+    assert prompt_text.clean_prompt(typed) == cleaned == prompt_text.clean_prompt(cleaned)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_white_space_is_white_space_and_invisible_characters_go(typed: str, clea
 )  # fmt: skip
 def test_what_is_no_text_is_refused_with_its_place(typed: str, said: str) -> None:
     with pytest.raises(InputError, match=f"line 3 of stdin .*{said}|line 3 of stdin {said}"):
-        prompt_text.clean(typed, "line 3 of stdin")
+        prompt_text.clean_prompt(typed, "line 3 of stdin")
 
 
 @pytest.mark.parametrize(
@@ -126,9 +126,9 @@ def test_syntax_of_other_tools_is_found(typed: str, pieces: list[str]) -> None:
     "piece", ["(", "_", '"', "\U000e0067", "a-", "[", "&lt;a", "a>", "+", "-", "\\", "é\u200d", " \n", "<"]
 )
 def test_a_long_prompt_is_read_in_no_time(piece: str) -> None:
-    typed = piece * (prompt_text.LONGEST // len(piece))
+    typed = piece * (prompt_text.MAX_LENGTH // len(piece))
     start = time.process_time()
-    text, _ = prompt_text.read_names(prompt_text.clean(typed, may_be_empty=True), TRAINED)
+    text, _ = prompt_text.read_names(prompt_text.clean_prompt(typed, may_be_empty=True), TRAINED)
     prompt_text.check_brackets(text, TRAINED)
     prompt_text.find_other_syntax(prompt_text.escape_syntax(text))
     prompt_text.find_plain_names(text, {"dog": "dog", "tea-cup": "tea cup"})
@@ -153,7 +153,7 @@ def test_names_are_found_as_plain_words() -> None:
 
 def test_every_mention_has_a_name_of_its_own() -> None:
     record = Record("adapter", "dog", {"dog": "dog", "dog-2": "cat"}, {}, {}, {})
-    dog, cat = Named("dog", record, ""), Named("dog-2", record, "")
+    dog, cat = PromptObject("dog", record, ""), PromptObject("dog-2", record, "")
     text, found = compose.name_mentions("<dog@1> and <dog-2>, <dog@1> and <dog>", [dog, cat])
     assert text == "<dog> and <dog-2>, <dog-3> and <dog-4>"
     assert [(o.name, o.own_name, o.class_word) for o in found] == [
@@ -165,9 +165,11 @@ def test_every_mention_has_a_name_of_its_own() -> None:
 
 
 def test_an_object_of_both_prompts_keeps_its_strength() -> None:
-    dog, cup = (Named(name, Record("adapter", name, {name: name}, {}, {}, {}), "") for name in ("dog", "cup"))
-    asked = prompt_request.Request(["<dog>"], [[replace(dog, strength=0.5)]], "<dog>, <cup>", [dog, cup])
-    assert [(o.name, o.strength) for o in asked.objects] == [("dog", 0.5), ("cup", 1.0)] and asked.avoided(0) == [cup]
+    dog, cup = (PromptObject(name, Record("adapter", name, {name: name}, {}, {}, {}), "") for name in ("dog", "cup"))
+    asked = prompt_request.PromptRequest(["<dog>"], [[replace(dog, strength=0.5)]], "<dog>, <cup>", [dog, cup])
+    assert [(o.name, o.strength) for o in asked.objects] == [("dog", 0.5), ("cup", 1.0)] and asked.negative_objects(
+        0
+    ) == [cup]
 
 
 @pytest.fixture(scope="module")

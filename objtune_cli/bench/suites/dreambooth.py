@@ -27,7 +27,7 @@ from objtune_cli.segmentation import stage as segment
 from objtune_cli.segmentation.from_hints import Target
 from objtune_cli.store import artifacts
 from objtune_cli.store.kinds.mask import MaskArtifact
-from objtune_cli.store.safetensors_format import canonical
+from objtune_cli.store.safetensors_format import canonical_json
 from objtune_cli.training import class_prior_stage
 from objtune_cli.workflow.context import StageContext
 
@@ -101,7 +101,7 @@ class DreamBoothSuite:
         """The cached result of a method on a subject, or a new one."""
         key = self._key(subject, name, method)
         measured = functools.partial(self._measured, subject, name, method, key)
-        seen = canonical({"made": key, "judges": self.seen})
+        seen = canonical_json({"made": key, "judges": self.seen})
         learned = "" if name in REFERENCE_METHODS else subject.train_photo.name
         return self.kept.result(
             name, subject.name, hashlib.sha256(seen.encode()).hexdigest(), measured, lambda: {"photo": learned}
@@ -118,7 +118,7 @@ class DreamBoothSuite:
                 "learned": subject.train_photo.name,
                 "mask": photo.hash_file(subject.mask) if subject.mask else asdict(self._segment()),
             }
-        return hashlib.sha256(canonical(about).encode()).hexdigest()
+        return hashlib.sha256(canonical_json(about).encode()).hexdigest()
 
     def _segment(self) -> Segment:
         return self.ctx.settings.resolve(Segment)

@@ -22,10 +22,10 @@ from objtune_cli.evaluation.truth_scores import Calibration
 from objtune_cli.generation import stage as generate
 from objtune_cli.images import png
 from objtune_cli.store import artifacts
-from objtune_cli.store.checkpoints import RunState
-from objtune_cli.store.project import locate
+from objtune_cli.store.checkpoints import Checkpoint
+from objtune_cli.store.project import find_project
 from objtune_cli.store.refs import Ref
-from objtune_cli.store.safetensors_format import canonical
+from objtune_cli.store.safetensors_format import canonical_json
 from objtune_cli.toybox import renderer, world
 from objtune_cli.toybox.captions import PLACES
 from objtune_cli.toybox.evaluator import inference
@@ -33,7 +33,7 @@ from objtune_cli.toybox.evaluator.network import Evaluator
 from objtune_cli.toybox.world import Dial
 from objtune_cli.training import stage as train
 from objtune_cli.workflow import prompt_request, trained_objects
-from objtune_cli.workflow.context import StageContext, tools
+from objtune_cli.workflow.context import StageContext, tool_versions
 
 FORMAT = 4
 KINDS = {"two": (0, 1), "three": (0, 1, 2), "same": (0, 3)}
@@ -126,7 +126,7 @@ class ScenesSuite:
 
     def inside(self, name: str) -> StageContext:
         """The context of a separate project below `out`."""
-        return replace(self.ctx, project=locate(self.out / name, create=True))
+        return replace(self.ctx, project=find_project(self.out / name, create=True))
 
 
 def run(ctx: StageContext, out: Path, methods: list[str], config: Bench) -> list[Row]:
@@ -151,8 +151,8 @@ def run(ctx: StageContext, out: Path, methods: list[str], config: Bench) -> list
         )
     found: dict[tuple[str, str], list[dict[str, float]]] = {(g.kind, m): [] for g in asked for m in methods}
     started, total, done = time.monotonic(), len(asked) * len(methods), 0
-    lock = RunState(bench.inside("apart").project, f"bench {config.shard.replace('/', ' of ')}")
-    with lock.locked(
+    lock = Checkpoint(bench.inside("apart").project, f"bench {config.shard.replace('/', ' of ')}")
+    with lock.lock(
         "another bench is at work in this folder",
         "wait for it, or give another --out, or shares of the groups (bench.shard)",
     ):
@@ -207,13 +207,13 @@ def _result_key(bench: ScenesSuite, group: Group, method: str) -> str:
     about = {
         "format": FORMAT, "method": method, "group": repr(group), "seed": bench.config.seed, "base": ctx.base.fingerprint, "judge": single_training.evaluator_digest(),
         "sampling": rendering.base_sampling(ctx.base), "train": identifying(train.fill_defaults(replace(Train(), **own.train), ctx.base.training)), "compose": identifying(Compose()),
-        "tools": tools(), "device": ctx.common.device, "precision": ctx.common.precision, "scene_guidance": ctx.base.scene_guidance(), "object_guidance": ctx.base.object_guidance(),
+        "tools": tool_versions(), "device": ctx.common.device, "precision": ctx.common.precision, "scene_guidance": ctx.base.scene_guidance(), "object_guidance": ctx.base.object_guidance(),
     }  # fmt: skip
     if own.embed or own.prior:
         about |= {"embed": dict(own.embed), "prior": dict(own.prior)}
     if method == "alone":
         about["object_below"] = ctx.base.object_below()
-    return hashlib.sha256(canonical(about).encode()).hexdigest()
+    return hashlib.sha256(canonical_json(about).encode()).hexdigest()
 
 
 def _measure(bench: ScenesSuite, group: Group, method: str) -> tuple[dict[str, float], np.ndarray]:
@@ -281,10 +281,10 @@ def _sample_plain(ctx: StageContext, group: Group, ref: Ref | None) -> np.ndarra
     from objtune_cli.generation.settings import SamplingSettings
     from objtune_cli.lora import layers
 
-    found = prompt_request.read(ctx, [group.prompt(group.backgrounds[0])], source=ref).objects
+    found = prompt_request.read_prompts(ctx, [group.prompt(group.backgrounds[0])], source=ref).objects
     model = ctx.load_base_model()
-    weights = {item.name: trained_objects.tensors(ctx, item) for item in found}
-    words = trained_objects.add_words(model, found, weights)
+    weights = {item.name: trained_objects.load_tensors(ctx, item) for item in found}
+    words = trained_objects.add_placeholders(model, found, weights)
     names = [
         f"lora{i}"
         for i, item in enumerate(found[:1] if ref else found)

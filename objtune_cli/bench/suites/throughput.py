@@ -15,13 +15,13 @@ from objtune_cli.evaluation import benchmark_objects, rendering, statistics, tru
 from objtune_cli.evaluation.benchmark_objects import Case
 from objtune_cli.images import png
 from objtune_cli.store import artifacts
-from objtune_cli.store.checkpoints import RunState
-from objtune_cli.store.project import locate
+from objtune_cli.store.checkpoints import Checkpoint
+from objtune_cli.store.project import find_project
 from objtune_cli.store.refs import parse
-from objtune_cli.store.safetensors_format import canonical
+from objtune_cli.store.safetensors_format import canonical_json
 from objtune_cli.toybox.evaluator import inference
 from objtune_cli.training import stage as train
-from objtune_cli.workflow.context import StageContext, tools
+from objtune_cli.workflow.context import StageContext, tool_versions
 
 FORMAT = 1
 WAYS = ("alone", "beside")
@@ -47,7 +47,7 @@ class ThroughputSuite:
                 return held
         except (OSError, ValueError, KeyError, TypeError):
             pass
-        project = locate(self.out / f"work-{way}", create=True)
+        project = find_project(self.out / f"work-{way}", create=True)
         words = [sys.executable, "-P", "-m", "objtune_cli", "train", "--json", "--project", str(project.folder), "--base", self.ctx.common.base,
                  "--device", self.ctx.common.device, "--precision", self.ctx.common.precision, "--force"]  # fmt: skip
         for case in chosen:
@@ -83,15 +83,15 @@ class ThroughputSuite:
         return found
 
     def _key(self, way: str, chosen: list[Case]) -> str:
-        about = {"format": FORMAT, "way": way, "cases": repr(chosen), "base": self.ctx.base.fingerprint, "tools": tools(),
+        about = {"format": FORMAT, "way": way, "cases": repr(chosen), "base": self.ctx.base.fingerprint, "tools": tool_versions(),
                  "train": identifying(train.fill_defaults(Train(), self.ctx.base.training)), "device": self.ctx.common.device, "precision": self.ctx.common.precision}  # fmt: skip
-        return canonical(about)
+        return canonical_json(about)
 
     def scored(self, network: Any, way: str, case: Case, ref: str, sha256: str) -> Mapping[str, float]:
         """Measures of one trained object, sampled with its adapter."""
         import torch
 
-        ctx = replace(self.ctx, project=locate(self.out / f"work-{way}", create=True))
+        ctx = replace(self.ctx, project=find_project(self.out / f"work-{way}", create=True))
         _, arrays = artifacts.load(ctx.root, parse(ref), sha256)
         model, words = rendering.load_adapter(
             ctx, case.name, {k: torch.from_numpy(v.copy()) for k, v in arrays.items()}
@@ -119,7 +119,7 @@ def run(ctx: StageContext, out: Path, count: int, config: Bench) -> list[Row]:
         raise UsageError(f"--many is {count}", "2 or more")
     asked = benchmark_objects.make_cases(find_dial(ctx), count, config.seed, config.repeats, config.kinds)
     bench, network = ThroughputSuite(ctx, out, config, asked), inference.load()
-    with RunState(locate(out / "work-alone", create=True), "bench").locked(
+    with Checkpoint(find_project(out / "work-alone", create=True), "bench").lock(
         "another bench is at work in this folder", "wait for it, or give another --out"
     ):
         each = [bench.command("alone", [case]) for case in asked]

@@ -168,7 +168,7 @@ def _objects(
     from objtune_cli.bench.methods import parse_methods
     from objtune_cli.bench.suites import objects as stage
     from objtune_cli.evaluation.benchmark_objects import KINDS
-    from objtune_cli.store.project import locate
+    from objtune_cli.store.project import find_project
 
     chosen = parse_methods(methods or (QUICK_METHODS if quick else "objtune,baselines"))
     ctx, config = (_whole if base_only else _asked)(run, **given)
@@ -178,7 +178,7 @@ def _objects(
     need(not unknown, f"there is no kind of prompt {', '.join(unknown)}", f"one or more of {', '.join(KINDS)}")
     _without_methods(ctx, "bench.")
     dial = stage.find_dial(ctx)
-    ctx = replace(ctx, project=locate(out / "work", create=True))
+    ctx = replace(ctx, project=find_project(out / "work", create=True))
     if base_only:
         from objtune_cli.bench.suites import base_model
 
@@ -211,7 +211,7 @@ def _photos(
     """Methods on the subjects of a folder of photographs."""
     from objtune_cli.bench import dreambooth_dataset
     from objtune_cli.bench.methods import parse_methods
-    from objtune_cli.store.project import locate
+    from objtune_cli.store.project import find_project
 
     chosen = parse_methods(methods or (QUICK_METHODS if quick else "objtune,baselines"))
     rough = [name for name, method in chosen.items() if method.photo_variant != "exact"]
@@ -224,7 +224,7 @@ def _photos(
     )
     from objtune_cli.bench.suites import dreambooth as stage
 
-    rows = stage.run(replace(ctx, project=locate(out / "work", create=True)), out, asked, chosen, config)
+    rows = stage.run(replace(ctx, project=find_project(out / "work", create=True)), out, asked, chosen, config)
     return _table(run, rows, [out / "sheet.png"])
 
 

@@ -1,6 +1,5 @@
 """`objtune doctor`: what this machine and project have, and what is missing."""
 
-from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -16,12 +15,12 @@ def doctor(
 ) -> Outcome:
     from objtune_cli import doctor as health
 
-    found = health.quick(run.project()) + ([] if quick else health.device())
+    found = health.run_checks(run.project()) + ([] if quick else health.check_devices())
     bad = [check for check in found if check.state == "bad"]
     if not run.options["json"]:
-        console.table(("what", "state", "", "remedy"), [(c.what, c.state, c.said, c.remedy) for c in found])
+        console.table(("what", "state", "", "remedy"), [(c.what, c.state, c.detail, c.remedy) for c in found])
         for check in bad:
-            run.report.note(f"bad: {check.what}: {check.said}")
+            run.report.note(f"bad: {check.what}: {check.detail}")
     return Outcome(
-        shown="nothing", extra={"checks": [asdict(check) for check in found]}, code=ResourceError.code if bad else 0
+        shown="nothing", extra={"checks": [check.to_json() for check in found]}, code=ResourceError.code if bad else 0
     )

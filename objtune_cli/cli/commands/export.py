@@ -71,7 +71,7 @@ def export(
     ]
     if push:
         _check_alone(out, [file.path for file in planned])
-    written = output_files.write(planned, force=force, note=run.report.note)
+    written = output_files.write_files(planned, force=force, note=run.report.note)
     if not run.options["json"]:
         console.lines(written)
     pushed = {"pushed": model_card.push(out, push, private=not public)} if push else {}

@@ -20,9 +20,9 @@ def gc(
 
     project = run.project()
     before = time.time() - durations.seconds(older_than, "--older-than")
-    with project.held(alone=True):
-        gone = removal.unreferenced(project.artifacts, before)
-        rest = garbage.found(project, before)
+    with project.lock(alone=True):
+        gone = removal.find_unreferenced(project.artifacts, before)
+        rest = garbage.find_garbage(project, before)
         size = sum(
             path.stat().st_size for path in (*rest, *(ref.path(project.artifacts) for ref in gone)) if path.exists()
         )

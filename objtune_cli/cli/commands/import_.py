@@ -41,7 +41,7 @@ def import_(
     from objtune_cli.interchange import import_ as imported
     from objtune_cli.workflow import class_words
 
-    ((class_word, called),) = class_words.named([class_], [name] if name else [])
+    ((class_word, called),) = class_words.pair_with_names([class_], [name] if name else [])
     need(word.isprintable(), "--word has characters that cannot be printed", 'for example `--word "sks dog"`')
     need(
         len(file) <= MOST,

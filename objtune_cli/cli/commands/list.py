@@ -20,7 +20,7 @@ def list_(
 
     root = run.project().artifacts
     need(not kind or kind in KINDS, f"there is no kind {kind}", f"one of {', '.join(KINDS)}")
-    found = [artifacts.read_record(root, ref) for ref in refs.every(root, kind)]
+    found = [artifacts.read_record(root, ref) for ref in refs.list_refs(root, kind)]
     if not run.options["json"]:
         rows = [
             (r.ref, r.class_word, r.base.get("id", ""), " ".join(i["ref"] for i in r.inputs.values() if i["ref"]))

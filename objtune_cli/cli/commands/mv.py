@@ -22,7 +22,7 @@ def mv(
         "for example `objtune mv dog rex`",
     )
     project = run.project()
-    with project.held(alone=True):
+    with project.lock(alone=True):
         moved = removal.rename(project.artifacts, refs.check_name(old), refs.check_name(new))
     if not run.options["json"]:
         console.lines([target for _, target in moved])

@@ -21,7 +21,7 @@ def rm(
 
     project = run.project()
     given = given_refs(ref)
-    with project.held(alone=True):
+    with project.lock(alone=True):
         gone = list(dict.fromkeys(refs.find(project.artifacts, text) for text in given))
         removal.remove(project.artifacts, gone, force=force)
     if not run.options["json"]:

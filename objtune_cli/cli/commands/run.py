@@ -20,21 +20,21 @@ def run_(
         ),
     ] = 1,
 ) -> Outcome:
-    from objtune_cli.store.artifacts import explained
+    from objtune_cli.store.artifacts import translate_os_errors
     from objtune_cli.workflow import job_file as reader
     from objtune_cli.workflow import job_pool
 
-    listed = reader.read(file)
+    listed = reader.read_jobs(file)
     project = run.project(create=True)
     reader.check_prompts(listed, project.artifacts)
     run.stop.install()
-    with explained(project.folder):
+    with translate_os_errors(project.folder):
         results = job_pool.run(listed, project, jobs, run.report, run.stop.asked)
     if not run.options["json"]:
         rows = [(r.name, r.state, r.code, f"{r.seconds:.0f}", " ".join(r.refs), r.message) for r in results]
         console.table(("job", "state", "code", "seconds", "made", "message"), rows)
     images = [Path(p) for r in results for p in r.images]
-    code = job_pool.worst(results)
+    code = job_pool.exit_code(results)
     if code:
         run.report.note(
             f"{sum(bool(r.code) for r in results)} of {len(results)} jobs failed; the same command does only what is left"

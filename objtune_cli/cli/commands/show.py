@@ -11,12 +11,12 @@ from objtune_cli.cli.stdin import given_refs
 
 def show(run: Run, ref: AnyRefs = None) -> Outcome:
     from objtune_cli.store import artifacts, refs
-    from objtune_cli.workflow.context import StageResult, pictures_of
+    from objtune_cli.workflow.context import StageResult, list_images
 
     root = run.project().artifacts
     found = [refs.find(root, text) for text in given_refs(ref)]
     records = [artifacts.read_record(root, each) for each in found]
-    images = [pictures_of(root, each) for each in found]
+    images = [list_images(root, each) for each in found]
     if not run.options["json"]:
         rows: list[tuple[str, Any]] = []
         for each, record, here in zip(found, records, images, strict=True):

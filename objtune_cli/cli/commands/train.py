@@ -133,8 +133,8 @@ def _trained(
     from objtune_cli.training import many_stage, stage
 
     embedding, prior = ctx.settings.resolve(Embed), ctx.settings.resolve(Prior)
-    with ctx.first():
-        found = ctx.side_by_side([partial(_found, ctx, *one) for one in wanted])
+    with ctx.main_process_first():
+        found = ctx.run_parallel([partial(_found, ctx, *one) for one in wanted])
     if len(found) > 1:
         return many_stage.run(ctx, found, config, embedding, prior, preview=preview)
     sources = found[0] if found else [_trainable(ctx.root, text) for text in given]
@@ -155,6 +155,6 @@ def _trainable(root: Path, text: str) -> "Ref":
             f"{text} is finished, and training does not go on from an adapter",
             f"`objtune train {name} --steps N` makes the next version, from its embedding",
         )
-    if "/" not in text and refs.versions(root, "embedding", text.split("@")[0]):
+    if "/" not in text and refs.list_versions(root, "embedding", text.split("@")[0]):
         return refs.find(root, text, ("embedding",))
     return refs.find(root, text, ("mask", "embedding") if "/" in text else ("mask",))

@@ -18,10 +18,10 @@ def verify(run: Run) -> Outcome:
     bad: list[ObjtuneError] = []
     found: dict[Ref, str] = {}
     records: list[Record] = []
-    every = refs.every(root)
+    every = refs.list_refs(root)
     for ref in every:
         try:
-            record, found[ref] = artifacts.verified(root, ref)
+            record, found[ref] = artifacts.verify(root, ref)
             records.append(record)
         except ObjtuneError as error:
             bad.append(error)
@@ -52,7 +52,7 @@ def _check_input(root: Path, ref: "Ref", source: str, digest: str, found: "dict[
     if not source:
         return
     wanted = refs.parse(source)
-    gone = refs.buried(root, wanted)
+    gone = refs.read_tombstone(root, wanted)
     have = found.get(wanted) or (gone and gone["sha256"])
     if have and have != digest:
         raise DamagedError(
