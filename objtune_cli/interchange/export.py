@@ -333,7 +333,7 @@ def embedding_hash(tensors: Mapping[str, Any], name: str, family: Family) -> str
 
 def _encode_file(tensors: Mapping[str, Any], metadata: dict[str, str]) -> bytes:
     """Encode a safetensors file with sorted keys; ModelSpec metadata gets the hash of the bytes after the header."""
-    arrays = {name: artifacts.as_array(value) for name, value in tensors.items()}
+    arrays = {name: artifacts.to_array(value) for name, value in tensors.items()}
     specs = {name: (kind, array.shape) for name, (kind, array) in arrays.items()}
     body = b"".join(arrays[name][1].tobytes() for name in sorted(arrays))
     if "modelspec.sai_model_spec" in metadata:
