@@ -41,7 +41,7 @@ class ResultCache:
     done: int = 0
     began: float = field(default_factory=time.monotonic)
 
-    def result(
+    def get_or_measure(
         self, name: str, case: str, key: str, measured: Callable[[], Measurement], about: Callable[[], Row]
     ) -> Row:
         """The cached result of a method on an object, or a new one, which is then cached.

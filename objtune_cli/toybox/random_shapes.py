@@ -7,13 +7,13 @@ import cv2
 import numpy as np
 
 
-def picture(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[np.ndarray]]:
+def sample_picture(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[np.ndarray]]:
     """A picture (size, size, 3) uint8 and the visible mask (size, size) uint8 of each of one to four shapes."""
     image = texture(rng, size)
     covers: list[np.ndarray] = []
     for _ in range(int(rng.integers(1, 5))):
         cover = outline(rng, size)
-        coat = shaded(texture(rng, size), cover, rng)
+        coat = shade(texture(rng, size), cover, rng)
         if rng.random() < 0.35:
             image = _shadow(image, cover, rng)
         share = cover[..., None] / 255.0
@@ -78,7 +78,7 @@ def texture(rng: np.random.Generator, size: int) -> np.ndarray:
     return (out + rng.normal(0, rng.uniform(0, 9), (size, size, 1))).clip(0, 255).astype(np.uint8)
 
 
-def shaded(coat: np.ndarray, cover: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def shade(coat: np.ndarray, cover: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A coat lit from one side."""
     if rng.random() < 0.5:
         return coat

@@ -74,14 +74,14 @@ def test_true_scenes_have_everything_in_order(
     for group in scenes.make_groups(MEDIUM, 1, 0, 2):
         shown = scenes._render_truth(bench, group)
         assert shown.shape == (4, 128, 192 if group.kind == "three" else 128, 3)
-        found, _ = bench.scored(group, shown)
+        found, _ = bench.score(group, shown)
         assert (
             found["presence"] >= 0.75
             and found["identity"] > 0.8
             and abs(found["leak"]) < 0.3
             and found["order"] == found["prompt"] == 1
         )
-        mirrored, _ = bench.scored(group, shown[:, :, ::-1])
+        mirrored, _ = bench.score(group, shown[:, :, ::-1])
         assert mirrored["order"] == 0
 
 
@@ -212,7 +212,7 @@ def test_joint_trainings_take_their_methods_settings(
     monkeypatch.setattr(
         scenes,
         "_measure_composed",
-        lambda bench, _, group, how: (ways.append("compose"), bench.scored(group, shown))[1],
+        lambda bench, _, group, how: (ways.append("compose"), bench.score(group, shown))[1],
     )
     bench = scenes.ScenesSuite(context(), project / "out", Bench(), MEDIUM, judge)
     group = scenes.make_groups(MEDIUM, 1, 0, 1)[1]

@@ -31,7 +31,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     monkeypatch.setattr(throughput.inference, "load", lambda: None)
     monkeypatch.setattr(
         throughput.ThroughputSuite,
-        "scored",
+        "score",
         lambda self, network, way, case, ref, sha256: {"identity": 0.9 if way == "alone" else 0.8},
     )
     return said

@@ -21,15 +21,15 @@ MEDIUM = DIALS["medium"]
 
 @pytest.fixture(scope="module")
 def drawn() -> clip_cutouts.Bank:
-    return clip_cutouts.bank(MEDIUM, 3, 12, 96)
+    return clip_cutouts.render_bank(MEDIUM, 3, 12, 96)
 
 
 def test_a_scene_is_the_same_for_every_count(drawn: clip_cutouts.Bank) -> None:
-    few = clip_cutouts.bank(MEDIUM, 3, 4, 96)
+    few = clip_cutouts.render_bank(MEDIUM, 3, 4, 96)
     assert few.scenes == drawn.scenes[:4]
     assert all(
         np.array_equal(a, b)
-        for a, b in zip(clip_cutouts.bank(MEDIUM, 3, 4, 96, processes=2).pictures, few.pictures, strict=True)
+        for a, b in zip(clip_cutouts.render_bank(MEDIUM, 3, 4, 96, processes=2).pictures, few.pictures, strict=True)
     )
     assert np.array_equal(few.pictures, drawn.pictures[:4]) and np.array_equal(few.owner, drawn.owner[:4])
 
@@ -43,7 +43,7 @@ def test_worn_masks_stay_on_their_object(drawn: clip_cutouts.Bank) -> None:
     rng = np.random.default_rng(0)
     exact = (drawn.owner[0] == 1).astype(np.uint8)
     for _ in range(40):
-        mask = clip_cutouts.worn(exact, rng) > 0.5
+        mask = clip_cutouts.distort_mask(exact, rng) > 0.5
         assert (mask & (exact > 0)).sum() / (mask | (exact > 0)).sum() > 0.6
 
 
@@ -51,7 +51,7 @@ def test_nothing_is_no_object(drawn: clip_cutouts.Bank) -> None:
     rng = np.random.default_rng(0)
     for i in range(60):
         row = i % len(drawn.scenes)
-        mask = clip_cutouts.nothing_in(drawn, row, rng) > 0.5
+        mask = clip_cutouts.cut_background(drawn, row, rng) > 0.5
         assert mask.any()
         for k in range(int(drawn.owner[row].max())):
             own = drawn.owner[row] == k + 1

@@ -100,15 +100,15 @@ def test_boxes_come_back_from_the_map_and_cost_nothing_there(box: Box) -> None:
     labels[0, 0] = 0
     slots = torch.zeros(1, 2, 4)
     slots[0, 0] = torch.tensor(box)
-    terms = recipe._finding(network, torch.zeros(1, 3, 64, 64), slots, labels, "cpu")
+    terms = recipe._finder_losses(network, torch.zeros(1, 3, 64, 64), slots, labels, "cpu")
     assert float(terms["box"]) < 1e-5 and float(terms["background"]) == pytest.approx(0.3 * math.log(len(BACKGROUNDS)))
     aside = (
         2.5 / GRID * (1 if box[0] + box[2] < 1 else -1)
     )  # into the picture: what stands beyond its edge is taken back to it
     shifted = slots + torch.tensor([aside, 0, aside, 0])
-    assert float(recipe._finding(network, torch.zeros(1, 3, 64, 64), shifted, labels, "cpu")["centre"]) > 3 * float(
-        terms["centre"]
-    )
+    assert float(
+        recipe._finder_losses(network, torch.zeros(1, 3, 64, 64), shifted, labels, "cpu")["centre"]
+    ) > 3 * float(terms["centre"])
 
 
 def test_the_surer_of_two_comes_first_and_neighbours_are_not_objects() -> None:
@@ -146,8 +146,8 @@ def test_focal_loss_by_hand() -> None:
     logits, heat = torch.tensor([math.log(3), -math.log(3), -math.log(3)]), torch.tensor([1.0, 0.5, 0.0])
     hit = -(0.25**2) * math.log(0.75)
     miss = [-((1 - h) ** 4) * 0.25**2 * math.log(0.75) for h in (0.5, 0)]
-    assert float(recipe.focal(logits, heat)) == pytest.approx(hit + sum(miss), rel=1e-5)
-    assert float(recipe.focal(torch.tensor([20.0, -20.0]), torch.tensor([1.0, 0.0]))) < 1e-9
+    assert float(recipe.focal_loss(logits, heat)) == pytest.approx(hit + sum(miss), rel=1e-5)
+    assert float(recipe.focal_loss(torch.tensor([20.0, -20.0]), torch.tensor([1.0, 0.0]))) < 1e-9
 
 
 def test_the_box_of_a_mask_holds_its_covered_pixels() -> None:
@@ -158,13 +158,13 @@ def test_the_box_of_a_mask_holds_its_covered_pixels() -> None:
 
 
 @pytest.fixture(scope="module")
-def shard() -> recipe.Seen:
+def shard() -> recipe.EvaluatorData:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipe, "SHARD", 12)
         return recipe.draw_shard(SMALL, 0)
 
 
-def test_rows_of_an_instance_show_one_object_in_several_scenes(shard: recipe.Seen) -> None:
+def test_rows_of_an_instance_show_one_object_in_several_scenes(shard: recipe.EvaluatorData) -> None:
     count = 12 * recipe.VIEWS
     assert (
         shard.pictures.shape == (count, 64, 64, 3)
@@ -178,7 +178,7 @@ def test_rows_of_an_instance_show_one_object_in_several_scenes(shard: recipe.See
     assert len({p.tobytes() for p in shard.pictures}) == count
 
 
-def test_a_second_object_has_a_box_and_labels_and_an_absent_one_has_none(shard: recipe.Seen) -> None:
+def test_a_second_object_has_a_box_and_labels_and_an_absent_one_has_none(shard: recipe.EvaluatorData) -> None:
     there = shard.labels[:, 1, 0] >= 0
     assert 0.1 < there.mean() < 0.6
     assert (shard.labels[~there, 1] == -1).all() and not shard.boxes[~there, 1].any()
@@ -191,7 +191,7 @@ def test_a_second_object_has_a_box_and_labels_and_an_absent_one_has_none(shard: 
     }  # either side
 
 
-def test_no_held_out_object_is_drawn_for_training(shard: recipe.Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_held_out_object_is_drawn_for_training(shard: recipe.EvaluatorData, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Scene] = []
     real = recipe.renderer.render
     monkeypatch.setattr(recipe, "SHARD", 12)
@@ -201,7 +201,7 @@ def test_no_held_out_object_is_drawn_for_training(shard: recipe.Seen, monkeypatc
     assert drawn and not any(world.is_held_out(i) for scene in drawn for i, _ in scene.objects)
 
 
-def test_a_step_pairs_views_of_instances_of_two_classes(shard: recipe.Seen) -> None:
+def test_a_step_pairs_views_of_instances_of_two_classes(shard: recipe.EvaluatorData) -> None:
     by_class = recipe._by_class(shard.labels)
     assert sorted(np.concatenate(by_class).tolist()) == list(range(12)) and len(by_class) == 6
     for seed in range(10):
@@ -212,25 +212,29 @@ def test_a_step_pairs_views_of_instances_of_two_classes(shard: recipe.Seen) -> N
         assert len(set(shard.labels[rows, 0, 0])) == 2
 
 
-def test_spoiled_pictures_keep_shape_and_content(shard: recipe.Seen) -> None:
+def test_spoiled_pictures_keep_shape_and_content(shard: recipe.EvaluatorData) -> None:
     x = torch.from_numpy(shard.pictures[:16]).permute(0, 3, 1, 2).float() / 127.5 - 1
-    a, b = (recipe.spoil(x, torch.Generator().manual_seed(0)) for _ in range(2))
+    a, b = (recipe.degrade(x, torch.Generator().manual_seed(0)) for _ in range(2))
     assert (
         torch.equal(a, b)
         and a.shape == x.shape
-        and not torch.equal(a, recipe.spoil(x, torch.Generator().manual_seed(1)))
+        and not torch.equal(a, recipe.degrade(x, torch.Generator().manual_seed(1)))
     )
     assert bool(((a - x).flatten(1).norm(dim=1) > 0).all())
     assert float((a - x).abs().mean()) < 0.25 * float(x.std()) + 0.1
 
 
-def test_a_training_step_has_every_term_and_reaches_both_networks(shard: recipe.Seen, untrained: Evaluator) -> None:
+def test_a_training_step_has_every_term_and_reaches_both_networks(
+    shard: recipe.EvaluatorData, untrained: Evaluator
+) -> None:
     network = Evaluator()
     g = torch.Generator().manual_seed(0)
     rows = recipe._rows(recipe._by_class(shard.labels), g)
     x = torch.from_numpy(shard.pictures[rows]).permute(0, 3, 1, 2).float() / 127.5 - 1
     boxes, labels = torch.from_numpy(shard.boxes[rows]), torch.from_numpy(shard.labels[rows]).long()
-    terms = recipe._finding(network, x, boxes, labels, "cpu") | recipe._reading(network, x, boxes, labels, g, "cpu")
+    terms = recipe._finder_losses(network, x, boxes, labels, "cpu") | recipe._reader_losses(
+        network, x, boxes, labels, g, "cpu"
+    )
     assert terms.keys() == {"centre", "box", "background", "identity", "heads"}
     torch.stack(list(terms.values())).sum().backward()
     assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in network.parameters())

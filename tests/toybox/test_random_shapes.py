@@ -17,8 +17,8 @@ from objtune_cli.toybox.recipe.presets import CPU
 
 @pytest.mark.parametrize("seed", range(12))
 def test_masks_of_a_picture_share_no_pixel_and_a_seed_names_it(seed: int) -> None:
-    rgb, masks = random_shapes.picture(np.random.default_rng(seed), 96)
-    again, _ = random_shapes.picture(np.random.default_rng(seed), 96)
+    rgb, masks = random_shapes.sample_picture(np.random.default_rng(seed), 96)
+    again, _ = random_shapes.sample_picture(np.random.default_rng(seed), 96)
     assert rgb.shape == (96, 96, 3) and rgb.dtype == np.uint8 and np.array_equal(rgb, again)
     assert 1 <= len(masks) <= 4
     assert np.stack(masks).astype(int).sum(0).max() <= 255 + len(masks)
@@ -30,7 +30,7 @@ def test_a_shape_looks_like_its_mask() -> None:
     for seed in range(30):
         rng = np.random.default_rng(seed)
         ground = random_shapes.texture(rng, 96)
-        rgb, masks = random_shapes.picture(np.random.default_rng(seed), 96)
+        rgb, masks = random_shapes.sample_picture(np.random.default_rng(seed), 96)
         cover = np.stack(masks).max(0)
         far = cv2.dilate((cover > 0).astype(np.uint8), np.ones((41, 41), np.uint8)) == 0  # beyond shadows
         if far.any():
@@ -40,7 +40,7 @@ def test_a_shape_looks_like_its_mask() -> None:
 
 def test_hints_say_what_they_mean() -> None:
     for seed in range(6):
-        given = segmenter.batch(np.random.default_rng(seed), 3, 96)
+        given = segmenter.sample_batch(np.random.default_rng(seed), 3, 96)
         pictures, hints = given["pointed"].shape[:2]
         assert (
             (pictures, hints) == (3, segmenter.HINTS)
@@ -67,10 +67,10 @@ def test_rows_decoded_together_are_those_decoded_alone() -> None:
     network = sam.build_sam(
         replace(sam.Dims(), side=64, depth=1, global_attn_indexes=(0,), width=32, prompt=32, mlp=32)
     ).eval()
-    given = segmenter.batch(np.random.default_rng(1), 2, 64)
+    given = segmenter.sample_batch(np.random.default_rng(1), 2, 64)
     with torch.no_grad():
         seen = network.image_encoder(given["rgb"])
-        together, quality = segmenter.decoded(network, seen, boxes=given["boxes"])
+        together, quality = segmenter.decode_masks(network, seen, boxes=given["boxes"])
         for b in range(2):
             sparse, dense = network.prompt_encoder(points=None, boxes=given["boxes"][b], masks=None)
             alone, said = network.mask_decoder.predict_masks(
@@ -89,5 +89,5 @@ def test_a_fast_sampling_then_published_weights_open(tmp_path: Path) -> None:
     for key, value in model.state_dict().items():
         torch.testing.assert_close(value, network.state_dict()[key], atol=2e-3, rtol=2e-3)
     assert (tmp_path / "out" / "model.safetensors").stat().st_size < 8 << 20
-    found = segmenter.measured(network, preset, count=2)
+    found = segmenter.evaluate(network, preset, count=2)
     assert found and all(0 <= v <= 1 for v in found.values())

@@ -148,9 +148,9 @@ def test_pictures_to_the_unit_range() -> None:
 
 def test_clips_input_is_zero_at_its_mean_colour() -> None:
     mean = torch.tensor(clip_vision.MEAN).view(1, 3, 1, 1)
-    torch.testing.assert_close(clip_vision.normalised(mean * 2 - 1), torch.zeros(1, 3, 1, 1), atol=1e-6, rtol=0)
+    torch.testing.assert_close(clip_vision.normalize(mean * 2 - 1), torch.zeros(1, 3, 1, 1), atol=1e-6, rtol=0)
     torch.testing.assert_close(
-        clip_vision.normalised((mean + torch.tensor(clip_vision.STD).view(1, 3, 1, 1)) * 2 - 1), torch.ones(1, 3, 1, 1)
+        clip_vision.normalize((mean + torch.tensor(clip_vision.STD).view(1, 3, 1, 1)) * 2 - 1), torch.ones(1, 3, 1, 1)
     )
 
 
@@ -171,13 +171,15 @@ def test_contrast_of_perfect_and_of_shuffled_pairs() -> None:
     """Unit vectors at right angles, logits 30 and 0: -log(e^30 / (e^30 + 2)) and -log(1 / (e^30 + 2))."""
     eye = torch.eye(3)
     texts = ["a", "b", "c"]
-    assert float(clip_vision.contrast(eye, eye, texts)) == pytest.approx(0, abs=1e-6)
-    assert float(clip_vision.contrast(eye, eye.roll(1, 0), texts)) == pytest.approx(
+    assert float(clip_vision.contrastive_loss(eye, eye, texts)) == pytest.approx(0, abs=1e-6)
+    assert float(clip_vision.contrastive_loss(eye, eye.roll(1, 0), texts)) == pytest.approx(
         math.log(math.exp(30) + 2), rel=1e-5
     )
     # Two equal captions share the weight: their pictures may match either.
     same = torch.stack([eye[0], eye[0], eye[2]])
-    assert float(clip_vision.contrast(same, same, ["a", "a", "c"])) == pytest.approx(2 * math.log(2) / 3, abs=1e-5)
+    assert float(clip_vision.contrastive_loss(same, same, ["a", "a", "c"])) == pytest.approx(
+        2 * math.log(2) / 3, abs=1e-5
+    )
 
 
 def test_cut_out_rows_show_the_object_alone_and_enlarged() -> None:

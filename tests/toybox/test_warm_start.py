@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from objtune_cli.toybox.recipe import clip_text, denoiser, tokenizer, vae
 from objtune_cli.toybox.recipe.presets import CPU, Preset
-from objtune_cli.toybox.recipe.warm_start import PATCHES, inherit
+from objtune_cli.toybox.recipe.warm_start import PATCHES, load_start
 
 SMALL = replace(
     CPU, size=32, vae_channels=(16, 32, 64), latent_channels=4, width=32, depth=1, heads=2, tokens=12, patch=8,
@@ -48,13 +48,13 @@ def _same(a: torch.nn.Module, b: torch.nn.Module) -> set[str]:
 def test_nothing_is_inherited_from_nowhere() -> None:
     network = torch.nn.Linear(2, 2)
     before = network.weight.clone()
-    assert inherit(network, "", "vae") is network and torch.equal(network.weight, before)
+    assert load_start(network, "", "vae") is network and torch.equal(network.weight, before)
     assert _same(vae.build(SMALL), vae.build(SMALL)) == set(vae.build(SMALL).state_dict())
 
 
 def test_a_folder_without_that_part_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="holds no unet weights"):
-        inherit(torch.nn.Linear(2, 2), str(tmp_path), "unet")
+        load_start(torch.nn.Linear(2, 2), str(tmp_path), "unet")
 
 
 @pytest.mark.parametrize("build", [vae.build, denoiser.build, _clip], ids=["vae", "unet", "clip"])

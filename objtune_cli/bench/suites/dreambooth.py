@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from objtune_cli.bench import dreambooth_dataset, single_training
-from objtune_cli.bench import result_cache as kept
+from objtune_cli.bench import dreambooth_dataset, result_cache, single_training
 from objtune_cli.bench.dreambooth_dataset import DreamBoothSubject
 from objtune_cli.bench.methods import PLAIN_SAMPLING, Method
 from objtune_cli.bench.result_cache import Measurement, ResultCache, Row
@@ -57,12 +56,12 @@ def run(
     plan = {**REFERENCE_METHODS, **methods}
     seen = [features.fingerprint(model) for model in judges.models.values()]
     bench = DreamBoothSuite(ctx, out, config, judges, ResultCache(out, ctx.report, len(asked) * len(plan)), seen)
-    found = kept.measure_all(ctx, out, asked, plan, bench.result)
+    found = result_cache.measure_all(ctx, out, asked, plan, bench.get_or_measure)
     grids.save_sheet(
         out, {subject.name: functools.partial(_photo_image, subject.train_photo) for subject in asked}, list(plan)
     )
     rows = build_table(found, judges)
-    kept.write_table(out / "table.csv", rows)
+    result_cache.write_table(out / "table.csv", rows)
     return rows
 
 
@@ -86,28 +85,28 @@ class DreamBoothSuite:
 
     Attributes:
         seen: Fingerprints of the models that measure.
-        handed: Training input of the current subject, or the error why there is no mask.
+        training_inputs: Training input of the current subject, or the error why there is no mask.
     """
 
     ctx: StageContext
     out: Path
     config: Bench
     judges: MetricModels
-    kept: ResultCache
+    cache: ResultCache
     seen: list[str]
-    handed: dict[str, single_training.TrainingInput | GateError] = field(default_factory=dict)
+    training_inputs: dict[str, single_training.TrainingInput | GateError] = field(default_factory=dict)
 
-    def result(self, subject: DreamBoothSubject, name: str, method: Method) -> Row:
+    def get_or_measure(self, subject: DreamBoothSubject, name: str, method: Method) -> Row:
         """The cached result of a method on a subject, or a new one."""
-        key = self._key(subject, name, method)
-        measured = functools.partial(self._measured, subject, name, method, key)
+        key = self._image_key(subject, name, method)
+        measured = functools.partial(self._measure, subject, name, method, key)
         seen = canonical_json({"made": key, "judges": self.seen})
         learned = "" if name in REFERENCE_METHODS else subject.train_photo.name
-        return self.kept.result(
+        return self.cache.get_or_measure(
             name, subject.name, hashlib.sha256(seen.encode()).hexdigest(), measured, lambda: {"photo": learned}
         )
 
-    def _key(self, subject: DreamBoothSubject, name: str, method: Method) -> str:
+    def _image_key(self, subject: DreamBoothSubject, name: str, method: Method) -> str:
         """Digest of everything that a method's images depend on; the models that measure are no part of it."""
         about = single_training.result_inputs(self.ctx, name, method) | {
             "format": FORMAT, "subject": subject.name, "class": subject.kind, "photos": [digest for _, digest in subject.photos],
@@ -123,20 +122,20 @@ class DreamBoothSuite:
     def _segment(self) -> Segment:
         return self.ctx.settings.resolve(Segment)
 
-    def _measured(self, subject: DreamBoothSubject, name: str, method: Method, key: str) -> Measurement:
+    def _measure(self, subject: DreamBoothSubject, name: str, method: Method, key: str) -> Measurement:
         photos = [_photo_image(path) for path, _ in subject.photos]
         if name == PHOTOS:
-            return self._among(photos), np.stack(
+            return self._photo_similarity(photos), np.stack(
                 [np.asarray(grids.crop_to_cell(rgb)) for rgb in photos[: single_training.SHEET_IMAGES]]
             )
-        shown, cost = self._drawn(subject, name, method, key)
+        shown, cost = self._load_or_sample(subject, name, method, key)
         each = self.config.seeds
         told = [text for text in subject.prompts_for(subject.kind) for _ in range(each)]
         return clip_dino.score(self.judges, shown, told, {"": photos}, each) | cost, shown[::each][
             : single_training.SHEET_IMAGES
         ]
 
-    def _among(self, photos: list[np.ndarray]) -> dict[str, float]:
+    def _photo_similarity(self, photos: list[np.ndarray]) -> dict[str, float]:
         """Mean cosine of two photos of the subject; empty if it has one."""
         if len(photos) < 2:
             return {}
@@ -145,7 +144,7 @@ class DreamBoothSuite:
             for name, model in self.judges.models.items()
         }
 
-    def _drawn(
+    def _load_or_sample(
         self, subject: DreamBoothSubject, name: str, method: Method, key: str
     ) -> tuple[np.ndarray, dict[str, float]]:
         """The images of a method, cached or new, those of one prompt consecutive; and the cost of training."""
@@ -156,18 +155,20 @@ class DreamBoothSuite:
         cost = _read_cost(folder / "made.json", key)
         if cost is not None and all(file.is_file() for file in files):
             return np.stack([_read_image(file) for file in files]), cost
-        cost, shown = self._made(subject, name, method)
+        cost, shown = self._train_and_sample(subject, name, method)
         for file, picture in zip(files, shown, strict=True):
             artifacts.write_file(file, png.encode_png(picture))
         artifacts.write_file(folder / "made.json", (json.dumps({"key": key, "cost": cost}) + "\n").encode())
         return shown, cost
 
-    def _made(self, subject: DreamBoothSubject, name: str, method: Method) -> tuple[dict[str, float], np.ndarray]:
+    def _train_and_sample(
+        self, subject: DreamBoothSubject, name: str, method: Method
+    ) -> tuple[dict[str, float], np.ndarray]:
         """Train on the photo, then sample every prompt."""
         weights: Mapping[str, Any] | None = None
         cost, thing = {}, subject.kind
         if name != UNTRAINED:
-            handed = self._handed(subject)
+            handed = self._training_input(subject)
             class_prior_stage.run(
                 self.ctx, subject.kind, replace(Prior(), **method.prior)
             )  # shared by all subjects of a class: not in a method's seconds
@@ -182,24 +183,24 @@ class DreamBoothSuite:
             self.ctx, base_model, texts, seeds, f"{name} on {subject.name}", **method.sampling_kwargs(self.ctx.base)
         )
 
-    def _handed(self, subject: DreamBoothSubject) -> single_training.TrainingInput:
+    def _training_input(self, subject: DreamBoothSubject) -> single_training.TrainingInput:
         """The photo and its mask file, or the mask that `segment` finds by the class word; once for all methods.
 
         Raises:
             GateError: There is no usable mask.
         """
-        if subject.name not in self.handed:
+        if subject.name not in self.training_inputs:
             target = Target(subject.kind, subject.name, mask=subject.mask)
             try:
                 found = segment.run(self.ctx, subject.train_photo, [target], self._segment())[0]
                 source = MaskArtifact.from_tensors(artifacts.load(self.ctx.root, found.ref)[1])
-                self.handed = {
+                self.training_inputs = {
                     subject.name: single_training.TrainingInput(subject.name, subject.kind, source.rgb, source.mask)
                 }
             except GateError as refused:
                 hint = f"put a mask beside the photo, {subject.train_photo.stem}{dreambooth_dataset.MASK_SUFFIX}, or try `--set segment.sam_checkpoint=FILE`"
-                self.handed = {subject.name: GateError(refused.message, hint)}
-        given = self.handed[subject.name]
+                self.training_inputs = {subject.name: GateError(refused.message, hint)}
+        given = self.training_inputs[subject.name]
         if isinstance(given, GateError):
             raise given
         return given

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from objtune_cli.bench import result_cache as kept
-from objtune_cli.bench import single_training, tables
+from objtune_cli.bench import result_cache, single_training, tables
 from objtune_cli.bench.methods import PLAIN_SAMPLING, Method
 from objtune_cli.bench.result_cache import ResultCache, Row
 from objtune_cli.config.sections import Bench, Prior
@@ -87,10 +86,10 @@ def run(
     bench = ObjectsSuite(
         ctx, config, dial, inference.load(), ResultCache(out, ctx.report, len(asked) * len(plan), known)
     )
-    found = kept.measure_all(ctx, out, asked, plan, bench.result)
+    found = result_cache.measure_all(ctx, out, asked, plan, bench.get_or_measure)
     rows = tables.build_table(found)
     grids.save_sheet(out, {case.name: functools.partial(_photo_image, case) for case in asked}, list(plan))
-    kept.write_table(out / "table.csv", rows)
+    result_cache.write_table(out / "table.csv", rows)
     return rows
 
 
@@ -106,12 +105,12 @@ class ObjectsSuite:
     config: Bench
     dial: Dial
     network: Evaluator
-    kept: ResultCache
+    cache: ResultCache
     scales: dict[str, Calibration] = field(default_factory=dict)
     before: dict[str, list[SceneReading]] = field(default_factory=dict)
     trainings: dict[str, dict[str, single_training.TrainingResult]] = field(default_factory=dict)
 
-    def result(self, case: Case, name: str, method: Method) -> Row:
+    def get_or_measure(self, case: Case, name: str, method: Method) -> Row:
         """The cached result of a method on an object, or a new one."""
         key = single_training.result_key(self.ctx, case, name, method, self.config.seed)
 
@@ -119,7 +118,9 @@ class ObjectsSuite:
             found, shown = self._measure(case, name, method)
             return found, single_training.sheet_row(case, shown)
 
-        return self.kept.result(name, case.name, key, measured, lambda: {"scale": self._scale(case).endpoints()})
+        return self.cache.get_or_measure(
+            name, case.name, key, measured, lambda: {"scale": self._scale(case).endpoints()}
+        )
 
     def _measure(self, case: Case, name: str, method: Method) -> tuple[dict[str, float], np.ndarray]:
         scale, seed = self._scale(case), self.config.seed

@@ -104,27 +104,27 @@ class ScenesSuite:
     network: Evaluator
     scales: dict[str, Calibration] = field(default_factory=dict)
 
-    def scale(self, case: Case) -> Calibration:
+    def calibration(self, case: Case) -> Calibration:
         """The calibration of one object."""
         if case.name not in self.scales:
             self.scales[case.name] = rendering.calibrate(self.network, case, self.dial, self.config.seed)
         return self.scales[case.name]
 
-    def scaled(self, group: Group) -> list[Calibration]:
+    def calibrations(self, group: Group) -> list[Calibration]:
         """The calibrations of a group's objects."""
-        return [self.scale(member) for member in group.members]
+        return [self.calibration(member) for member in group.members]
 
-    def scored(self, group: Group, shown: np.ndarray) -> tuple[dict[str, float], np.ndarray]:
+    def score(self, group: Group, shown: np.ndarray) -> tuple[dict[str, float], np.ndarray]:
         """Measures of a group's images, equally many of each background, and the images."""
         per = len(shown) // len(group.backgrounds)
         asked = [b for b in group.backgrounds for _ in range(per)]
-        return scene_scores.score(self.network, self.scaled(group), asked, shown), shown
+        return scene_scores.score(self.network, self.calibrations(group), asked, shown), shown
 
-    def photo(self, group: Group) -> tuple[np.ndarray, list[np.ndarray]]:
+    def render_photo(self, group: Group) -> tuple[np.ndarray, list[np.ndarray]]:
         """One photo of all objects of a group, and their masks."""
         return scene_training.render_photo(group.members, self.dial, self.config.seed)
 
-    def inside(self, name: str) -> StageContext:
+    def project_context(self, name: str) -> StageContext:
         """The context of a separate project below `out`."""
         return replace(self.ctx, project=find_project(self.out / name, create=True))
 
@@ -151,7 +151,7 @@ def run(ctx: StageContext, out: Path, methods: list[str], config: Bench) -> list
         )
     found: dict[tuple[str, str], list[dict[str, float]]] = {(g.kind, m): [] for g in asked for m in methods}
     started, total, done = time.monotonic(), len(asked) * len(methods), 0
-    lock = Checkpoint(bench.inside("apart").project, f"bench {config.shard.replace('/', ' of ')}")
+    lock = Checkpoint(bench.project_context("apart").project, f"bench {config.shard.replace('/', ' of ')}")
     with lock.lock(
         "another bench is at work in this folder",
         "wait for it, or give another --out, or shares of the groups (bench.shard)",
@@ -220,19 +220,19 @@ def _measure(bench: ScenesSuite, group: Group, method: str) -> tuple[dict[str, f
     if method == "alone":
         return _measure_single(bench, group)
     if method == "truth":
-        return bench.scored(group, _render_truth(bench, group))
+        return bench.score(group, _render_truth(bench, group))
     if method in JOINT_METHODS:
-        ctx = bench.inside(f"{method}-{group.name}")
-        rgb, masks = bench.photo(group)
+        ctx = bench.project_context(f"{method}-{group.name}")
+        rgb, masks = bench.render_photo(group)
         ref, cost = scene_training.train_objects(ctx, group.members, rgb, masks, JOINT_METHODS[method])
         values, shown = (
             _measure_composed(bench, ctx, group, Compose())
             if method == "joint"
-            else bench.scored(group, _sample_plain(ctx, group, ref))
+            else bench.score(group, _sample_plain(ctx, group, ref))
         )
         return values | ({"seconds": cost} if cost else {}), shown
-    ctx, cost = bench.inside(f"each-{group.name}" if method == "each" else "apart"), 0.0
-    rgb, masks = bench.photo(group)
+    ctx, cost = bench.project_context(f"each-{group.name}" if method == "each" else "apart"), 0.0
+    rgb, masks = bench.render_photo(group)
     for member, mask in zip(group.members, masks, strict=True):
         cost += (
             scene_training.train_objects(ctx, [member], rgb, [mask])[1]
@@ -240,7 +240,7 @@ def _measure(bench: ScenesSuite, group: Group, method: str) -> tuple[dict[str, f
             else _train_or_wait(bench, ctx, member)
         )
     if method == "sum":
-        values, shown = bench.scored(group, _sample_plain(ctx, group, None))
+        values, shown = bench.score(group, _sample_plain(ctx, group, None))
     else:
         values, shown = _measure_composed(
             bench, ctx, group, replace(Compose(), retries=0) if method == "once" else Compose()
@@ -263,10 +263,10 @@ def _measure_composed(
         done = compose.run(ctx, prompt, {}, Generate(n=IMAGES_PER_BACKGROUND, seed=seed), how)[0]
         shown.append(_read_images(done.images))
         said += [[m.name not in wrong for m in group.members] for wrong in done.metrics.get("wrong", [])]
-    values, sheet = bench.scored(group, np.concatenate(shown))
+    values, sheet = bench.score(group, np.concatenate(shown))
     read, scales = (
         scene_scores.find_detections(bench.network, np.concatenate(shown), len(group.members)),
-        bench.scaled(group),
+        bench.calibrations(group),
     )
     return values | scene_scores.compare_checks(
         said, [scene_scores.find_present_objects(scales, things) for things in read]
@@ -303,14 +303,14 @@ def _sample_plain(ctx: StageContext, group: Group, ref: Ref | None) -> np.ndarra
 
 def _measure_single(bench: ScenesSuite, group: Group) -> tuple[dict[str, float], np.ndarray]:
     """Measure each object in its own images: the identity that a scene can reach."""
-    ctx, found, shown = bench.inside("apart"), [], []
+    ctx, found, shown = bench.project_context("apart"), [], []
     for member in group.members:
         _train_or_wait(bench, ctx, member)
         prompts = [f"a photo of <{member.name}> {PLACES[b][0]}" for b in group.backgrounds]
         for done in generate.run(ctx, prompts, Generate(n=IMAGES_PER_BACKGROUND, seed=1000)):
             shown.append(_read_images(done.images))
             found.append(
-                bench.scale(member)
+                bench.calibration(member)
                 .identity([things[0] for things in scene_scores.find_detections(bench.network, shown[-1], 1)])
                 .mean()
             )

@@ -37,7 +37,7 @@ class ThroughputSuite:
     config: Bench
     asked: list[Case]
 
-    def command(self, way: str, chosen: list[Case]) -> dict[str, Any]:
+    def run_training(self, way: str, chosen: list[Case]) -> dict[str, Any]:
         """Run `objtune train` on photos, or read the cached result: refs with digests, wall seconds, processor seconds."""
         file, key = self.out / "many" / f"{way}-{'-'.join(c.name for c in chosen)}"[:120], self._key(way, chosen)
         file = file.with_name(file.name + ".json")
@@ -87,7 +87,7 @@ class ThroughputSuite:
                  "train": identifying(train.fill_defaults(Train(), self.ctx.base.training)), "device": self.ctx.common.device, "precision": self.ctx.common.precision}  # fmt: skip
         return canonical_json(about)
 
-    def scored(self, network: Any, way: str, case: Case, ref: str, sha256: str) -> Mapping[str, float]:
+    def score(self, network: Any, way: str, case: Case, ref: str, sha256: str) -> Mapping[str, float]:
         """Measures of one trained object, sampled with its adapter."""
         import torch
 
@@ -122,12 +122,12 @@ def run(ctx: StageContext, out: Path, count: int, config: Bench) -> list[Row]:
     with Checkpoint(find_project(out / "work-alone", create=True), "bench").lock(
         "another bench is at work in this folder", "wait for it, or give another --out"
     ):
-        each = [bench.command("alone", [case]) for case in asked]
-        one = bench.command("beside", asked)
+        each = [bench.run_training("alone", [case]) for case in asked]
+        one = bench.run_training("beside", asked)
         made = {"alone": [tuple(e["refs"][-1]) for e in each], "beside": [tuple(r) for r in one["refs"]]}
         rows: list[Row] = []
         for way in WAYS:
-            found = [bench.scored(network, way, case, *ref) for case, ref in zip(asked, made[way], strict=True)]
+            found = [bench.score(network, way, case, *ref) for case, ref in zip(asked, made[way], strict=True)]
             rows += statistics.table_rows(way, [dict(f) for f in found])
     total = {name: sum(e[name] for e in each) for name in ("seconds", "cpu_s")}
     rows += statistics.table_rows("alone, together", [total])

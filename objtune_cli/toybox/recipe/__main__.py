@@ -61,10 +61,10 @@ def run(part: str, preset: Preset, args: argparse.Namespace) -> None:
         preset = replace(preset, text_steps=0, vae_steps=0, vision_steps=0, denoiser_steps=0)
     device = args.device or ("cuda" if args.preset == "gpu" else "cpu")
     if part in ("cutouts", "evaluator", "segmenter"):
-        _apart(part, preset, args, device)
+        _train_separately(part, preset, args, device)
         return
-    drawn = dataset.drawn(work, preset, processes=os.cpu_count() or 2)
-    words = tokenizer.kept(work, preset.tokens)
+    drawn = dataset.load_or_render(work, preset, processes=os.cpu_count() or 2)
+    words = tokenizer.load_or_build(work, preset.tokens)
     if part == "data":
         return
     if part == "vae":
@@ -94,36 +94,36 @@ def run(part: str, preset: Preset, args: argparse.Namespace) -> None:
         )
 
 
-def _apart(part: str, preset: Preset, args: argparse.Namespace, device: str) -> None:
+def _train_separately(part: str, preset: Preset, args: argparse.Namespace, device: str) -> None:
     """A part that no other one needs: it draws what it learns from."""
     found: dict[str, float]
     if part == "evaluator":
         judge = evaluator.train(args.work, preset, device)
         evaluator.publish(judge, args.out or args.work / "evaluator-weights.safetensors", preset, args.commit)
-        found = evaluator.measured(judge, preset)
+        found = evaluator.evaluate(judge, preset)
     elif part == "cutouts":
-        found = _adapted(args, preset, device)
+        found = _adapt_clip(args, preset, device)
     else:
         network = segmenter.train(args.work, preset, device)
         segmenter.publish(network, args.out or args.work / "segmenter", preset, args.commit)
-        found = segmenter.measured(network, preset)
+        found = segmenter.evaluate(network, preset)
     for name, value in found.items():
         print(f"{part}: {name} {value:.3f}", flush=True)
 
 
-def _adapted(args: argparse.Namespace, preset: Preset, device: str) -> dict[str, float]:
+def _adapt_clip(args: argparse.Namespace, preset: Preset, device: str) -> dict[str, float]:
     """The image tower of a published base, adapted to cut-outs; `--out` (the embedded base without it) is written to."""
     from transformers import CLIPModel, CLIPTokenizer
 
     folder = args.out or TOYBOX_FOLDER
     words = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     clip = CLIPModel.from_pretrained(folder / "clip", local_files_only=True)
-    for name, value in clip_cutouts.measured(clip.eval(), words, preset).items():
+    for name, value in clip_cutouts.evaluate(clip.eval(), words, preset).items():
         print(f"cutouts: before: {name} {value:.3f}", flush=True)
     args.work.mkdir(parents=True, exist_ok=True)
     clip_cutouts.train(args.work, preset, words, clip, device)
     clip_cutouts.publish(clip, folder, args.commit, preset.cutouts_steps)
-    return clip_cutouts.measured(clip, words, preset)
+    return clip_cutouts.evaluate(clip, words, preset)
 
 
 def sheet(folder: Path, preset: Preset, work: Path) -> None:

@@ -52,20 +52,20 @@ class Bank:
     scenes: list[Scene]
 
 
-def bank(dial: Dial, seed: int, count: int = SCENES, side: int = SIDE, processes: int = 1) -> Bank:
+def render_bank(dial: Dial, seed: int, count: int = SCENES, side: int = SIDE, processes: int = 1) -> Bank:
     """Draw the scenes; scene i is the same for every count and any number of processes."""
     drawn = functools.partial(_scene, dial, seed, side)
     if processes == 1:
-        return _stacked([drawn(i) for i in range(count)])
+        return _stack([drawn(i) for i in range(count)])
     with ProcessPoolExecutor(processes) as pool:
-        return _stacked(list(pool.map(drawn, range(count), chunksize=100)))
+        return _stack(list(pool.map(drawn, range(count), chunksize=100)))
 
 
 def _scene(dial: Dial, seed: int, side: int, i: int) -> tuple[np.ndarray, np.ndarray, Scene]:
     """Scene i: picture, whose each pixel is, and its parameters."""
     cv2.setNumThreads(1)
     rng = np.random.default_rng((seed, 11, i))
-    scene = world.sample_scene(rng, dial) if i % 2 == 0 else crowded(rng, dial)
+    scene = world.sample_scene(rng, dial) if i % 2 == 0 else sample_crowded_scene(rng, dial)
     picture, covers = renderer.render(scene, side)
     owner = np.zeros((side, side), np.uint8)
     for k, cover in enumerate(covers):
@@ -73,11 +73,11 @@ def _scene(dial: Dial, seed: int, side: int, i: int) -> tuple[np.ndarray, np.nda
     return picture, owner, scene
 
 
-def _stacked(parts: list[tuple[np.ndarray, np.ndarray, Scene]]) -> Bank:
+def _stack(parts: list[tuple[np.ndarray, np.ndarray, Scene]]) -> Bank:
     return Bank(np.stack([p[0] for p in parts]), np.stack([p[1] for p in parts]), [p[2] for p in parts])
 
 
-def crowded(rng: np.random.Generator, dial: Dial) -> Scene:
+def sample_crowded_scene(rng: np.random.Generator, dial: Dial) -> Scene:
     """One to three objects of any size, anywhere."""
     objects = []
     for _ in range(int(rng.integers(1, 4))):
@@ -87,16 +87,16 @@ def crowded(rng: np.random.Generator, dial: Dial) -> Scene:
     return Scene(tuple(objects), str(rng.choice(dial.backgrounds)), int(rng.integers(1 << 31)))
 
 
-def object_in(drawn: Bank, row: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+def cut_object(drawn: Bank, row: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
     """A worn mask (S, S) in [0, 1] of one object of a scene, and its number, or -1 where none is large enough."""
     seen = [k for k in range(len(drawn.scenes[row].objects)) if (drawn.owner[row] == k + 1).mean() > SMALLEST]
     if not seen:
         return np.zeros(drawn.owner[row].shape, np.float32), -1
     k = int(rng.choice(seen))
-    return worn((drawn.owner[row] == k + 1).astype(np.uint8), rng), k
+    return distort_mask((drawn.owner[row] == k + 1).astype(np.uint8), rng), k
 
 
-def worn(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def distort_mask(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A mask as a segmenter finds it: mostly exact, grown, shrunk, or with a smooth, wandering edge."""
     kind, size = rng.random(), float(np.sqrt(mask.sum()))
     if kind < 0.4 or not mask.any():
@@ -112,14 +112,14 @@ def worn(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return (moved if moved.any() else mask).astype(np.float32)
 
 
-def nothing_in(drawn: Bank, row: int, rng: np.random.Generator) -> np.ndarray:
+def cut_background(drawn: Bank, row: int, rng: np.random.Generator) -> np.ndarray:
     """A mask (S, S) in [0, 1] of what is no object: a part of one, ground, or ground with part of an object."""
     owner, side = drawn.owner[row], drawn.owner.shape[1]
     for _ in range(20):
         blob = random_shapes.outline(rng, side) > 127
         kind = rng.random()
         if kind < 0.45:  # what lies on one side of a line through an object
-            mask, k = object_in(drawn, row, rng)
+            mask, k = cut_object(drawn, row, rng)
             if k < 0:
                 continue
             ys, xs = mask.nonzero()
@@ -148,9 +148,9 @@ def cut(
     shown, label, words = [], [], []
     fill = torch.tensor(MEAN)
     for row in rows:
-        mask, k = (nothing_in(drawn, row, rng), -1) if rng.random() < NOTHING else object_in(drawn, row, rng)
+        mask, k = (cut_background(drawn, row, rng), -1) if rng.random() < NOTHING else cut_object(drawn, row, rng)
         if k < 0:
-            mask = mask if mask.any() else nothing_in(drawn, row, rng)
+            mask = mask if mask.any() else cut_background(drawn, row, rng)
         picture = torch.from_numpy(drawn.pictures[row].astype(np.float32) / 255).permute(2, 0, 1)
         shown.append(crop(picture, torch.from_numpy(mask), fill, size))
         instance = drawn.scenes[row].objects[k][0]
@@ -172,14 +172,14 @@ def likeness_loss(vectors: Tensor, told: Tensor, label: Tensor) -> Tensor:
     return -torch.where(label < 0, nothing, said.gather(1, label.clamp_min(0)[:, None])[:, 0]).mean()
 
 
-def normalised(pictures: Tensor) -> Tensor:
+def normalize(pictures: Tensor) -> Tensor:
     """[0, 1] to CLIP's input."""
     return (pictures - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
 
 
 def train(work: Path, preset: Preset, tokenizer: Any, clip: Any, device: str = "cpu") -> Any:
     """Go on with the image tower of `clip`, in place; whole pictures keep their captions."""
-    drawn = bank(preset.world, preset.seed, processes=os.cpu_count() or 1)
+    drawn = render_bank(preset.world, preset.seed, processes=os.cpu_count() or 1)
     network = nn.ModuleDict({"tower": clip.vision_model, "projection": clip.visual_projection})
     clip.requires_grad_(False)
     network.requires_grad_(True)
@@ -194,7 +194,7 @@ def train(work: Path, preset: Preset, tokenizer: Any, clip: Any, device: str = "
             [cv2.resize(drawn.pictures[i], (preset.size,) * 2, interpolation=cv2.INTER_AREA) for i in whole]
         )
         seen = torch.cat([alone, torch.from_numpy(pictures.astype(np.float32) / 255).permute(0, 3, 1, 2)])
-        out = network["tower"](pixel_values=normalised(seen).to(device)).pooler_output
+        out = network["tower"](pixel_values=normalize(seen).to(device)).pooler_output
         vectors = F.normalize(network["projection"](out), dim=-1)
         said = [captions.caption(drawn.scenes[i], rng) for i in whole]
         named = (label >= 0).nonzero()[:, 0].tolist()
@@ -203,7 +203,7 @@ def train(work: Path, preset: Preset, tokenizer: Any, clip: Any, device: str = "
         aim = clip_vision.text_vectors(clip, tokenizer, texts, preset.tokens).to(device)
         return {
             "likeness": likeness_loss(vectors[:OBJECTS], told.to(device), label.to(device)),
-            "contrast": 0.5 * clip_vision.contrast(chosen, aim, texts),
+            "contrast": 0.5 * clip_vision.contrastive_loss(chosen, aim, texts),
         }
 
     fit(
@@ -236,9 +236,9 @@ def publish(clip: Any, folder: Path, commit: str, steps: int) -> None:
 
 
 @torch.no_grad()
-def measured(clip: Any, tokenizer: Any, preset: Preset, count: int = 400) -> dict[str, float]:
+def evaluate(clip: Any, tokenizer: Any, preset: Preset, count: int = 400) -> dict[str, float]:
     """On new scenes: how often a cut-out is named rightly, how often nothing is nothing, and class and place of whole pictures."""
-    drawn = bank(preset.world, preset.seed + 1, count)
+    drawn = render_bank(preset.world, preset.seed + 1, count)
     rng = np.random.default_rng(preset.seed)
     alone, label, _ = cut(drawn, np.arange(count), preset.world, rng, preset.size)
     told = clip_vision.text_vectors(clip, tokenizer, _words(preset.world), preset.tokens)
@@ -247,7 +247,7 @@ def measured(clip: Any, tokenizer: Any, preset: Preset, count: int = 400) -> dic
     )
 
     def vector(x):
-        return F.normalize(clip.visual_projection(clip.vision_model(pixel_values=normalised(x)).pooler_output), dim=-1)
+        return F.normalize(clip.visual_projection(clip.vision_model(pixel_values=normalize(x)).pooler_output), dim=-1)
 
     best = (vector(alone) @ told.T).argmax(1)
     some, classes = label >= 0, preset.world.classes

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from objtune_cli.toybox.captions import PATTERN_WORDS, PLACES, PLAIN_WORDS
-from objtune_cli.toybox.recipe.dataset import HELD_BACK, Drawn
+from objtune_cli.toybox.recipe.dataset import HELD_BACK, ToyboxDataset
 from objtune_cli.toybox.recipe.presets import Preset
 from objtune_cli.toybox.recipe.train_loop import Plan, fit
-from objtune_cli.toybox.recipe.warm_start import inherit
+from objtune_cli.toybox.recipe.warm_start import load_start
 from objtune_cli.toybox.world import ACCESSORIES, BACKGROUNDS, CLASSES, COLOURS
 
 SIZES = {
@@ -46,7 +46,7 @@ def build_clip(preset: Preset, tokenizer):
     ))  # fmt: skip
     with torch.no_grad():
         model.text_model.get_input_embeddings().weight.normal_(0, 0.3)
-    return inherit(model, preset.start, "clip")
+    return load_start(model, preset.start, "clip")
 
 
 def parse(caption: str) -> tuple[list[dict[str, int]], int]:
@@ -111,7 +111,7 @@ class Corpus:
         self.is_noun = torch.isin(self.ids, nouns)
 
 
-def train(work: Path, preset: Preset, data: Drawn, tokenizer, device: str = "cpu"):
+def train(work: Path, preset: Preset, data: ToyboxDataset, tokenizer, device: str = "cpu"):
     """The text tower and its projection inside a `CLIPModel`; pictures are not looked at."""
     texts = sorted({t for group in data.captions[:-HELD_BACK] for t in group})
     clip = build_clip(preset, tokenizer)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from objtune_cli.toybox.captions import PLACES
-from objtune_cli.toybox.recipe.dataset import HELD_BACK, LABELS, Drawn
+from objtune_cli.toybox.recipe.dataset import HELD_BACK, LABELS, ToyboxDataset
 from objtune_cli.toybox.recipe.presets import Preset
 from objtune_cli.toybox.recipe.train_loop import Plan, fit
 from objtune_cli.toybox.recipe.vae import to_unit
@@ -37,7 +37,7 @@ def without_place(caption: str) -> str:
     return caption
 
 
-def normalised(pictures: Tensor) -> Tensor:
+def normalize(pictures: Tensor) -> Tensor:
     """[-1, 1] to CLIP's input: zero is the mean colour."""
     mean, std = torch.tensor(MEAN).view(1, 3, 1, 1), torch.tensor(STD).view(1, 3, 1, 1)
     return ((pictures + 1) / 2 - mean) / std
@@ -60,7 +60,7 @@ def cut_out(pictures: Tensor, masks: Tensor, chosen: Tensor, margin: float = 0.1
     return both[:, :3], F.adaptive_avg_pool2d(both[:, 3:], masks.shape[-1])
 
 
-def train(work: Path, preset: Preset, data: Drawn, tokenizer, clip, device: str = "cpu"):
+def train(work: Path, preset: Preset, data: ToyboxDataset, tokenizer, clip, device: str = "cpu"):
     """Train the image tower of `clip` in place; the text tower stays as it is."""
     width, cells = preset.width, preset.size // preset.patch
     heads = nn.ModuleDict({k: nn.Linear(width, n) for k, n in _SIZES.items()})
@@ -79,7 +79,7 @@ def train(work: Path, preset: Preset, data: Drawn, tokenizer, clip, device: str 
         texts = [data.captions[r][k] for r, k in zip(rows, pick, strict=True)]
         texts = [without_place(t) if a else t for t, a in zip(texts, alone.tolist(), strict=True)]
         masks = torch.from_numpy(data.masks[rows]).float()[:, None] / 255
-        pictures, masks = cut_out(normalised(to_unit(data.pictures[rows])), masks, alone)
+        pictures, masks = cut_out(normalize(to_unit(data.pictures[rows])), masks, alone)
         labels[alone, 0, LABELS.index("background")] = -1
         labels[~lone, 0] = torch.where(torch.arange(len(LABELS)) == 1, labels[~lone, 0], -1)
         labels = labels.to(device)
@@ -90,7 +90,7 @@ def train(work: Path, preset: Preset, data: Drawn, tokenizer, clip, device: str 
             F.cross_entropy(heads[k](out.pooler_output), labels[:, 0, i], ignore_index=-1) for i, k in enumerate(LABELS)
         ]
         return {
-            "contrast": contrast(vector, aim, texts),
+            "contrast": contrastive_loss(vector, aim, texts),
             "heads": 0.3 * torch.stack(wrong).sum(),
             "cover": F.binary_cross_entropy_with_logits(
                 network["cover"](out.last_hidden_state[:, 1:])[..., 0],
@@ -99,7 +99,7 @@ def train(work: Path, preset: Preset, data: Drawn, tokenizer, clip, device: str 
         }
 
     fit("vision", network, losses, Plan(preset.vision_steps, preset.vision_lr, seed=preset.seed), work, device=device)
-    _measured(clip, network, data)
+    _evaluate(clip, network, data)
     return clip
 
 
@@ -109,7 +109,7 @@ def text_vectors(clip, tokenizer, texts: list[str], tokens: int) -> Tensor:
     return F.normalize(clip.text_projection(clip.text_model(input_ids=ids).pooler_output), dim=-1)
 
 
-def contrast(vector: Tensor, aim: Tensor, texts: list[str]) -> Tensor:
+def contrastive_loss(vector: Tensor, aim: Tensor, texts: list[str]) -> Tensor:
     """Symmetric cross-entropy; equal captions count as equally right."""
     logits = 30.0 * vector @ aim.T
     index = {t: i for i, t in enumerate(dict.fromkeys(texts))}
@@ -121,8 +121,8 @@ def contrast(vector: Tensor, aim: Tensor, texts: list[str]) -> Tensor:
 
 
 @torch.no_grad()
-def _measured(clip, network, data: Drawn) -> None:
-    x = normalised(to_unit(data.pictures[-512:]))
+def _evaluate(clip, network, data: ToyboxDataset) -> None:
+    x = normalize(to_unit(data.pictures[-512:]))
     labels = torch.from_numpy(data.labels[-512:]).long()
     lone = labels[:, 1, 0] < 0
     pooled = network["tower"](pixel_values=x).pooler_output

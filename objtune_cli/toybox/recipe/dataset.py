@@ -24,7 +24,7 @@ HELD_BACK = 1_000
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class ToyboxDataset:
     """The training set.
 
     Attributes:
@@ -66,13 +66,13 @@ def draw_shard(preset: Preset, index: int) -> tuple[np.ndarray, np.ndarray, list
 Shard = TypeVar("Shard")
 
 
-def processes_map(shard: Callable[[Preset, int], Shard], preset: Preset, count: int, processes: int = 2) -> list[Shard]:
+def map_shards(shard: Callable[[Preset, int], Shard], preset: Preset, count: int, processes: int = 2) -> list[Shard]:
     """Shards 0 to `count` - 1, drawn side by side, in order."""
     with ProcessPoolExecutor(processes) as pool:
         return list(pool.map(shard, [preset] * count, range(count)))
 
 
-def drawn(work: Path, preset: Preset, processes: int = 2) -> Drawn:
+def load_or_render(work: Path, preset: Preset, processes: int = 2) -> ToyboxDataset:
     """The training set of a preset, drawn on first use and read from `work` afterwards."""
     folder = work / "data"
     done = folder / "captions.json"
@@ -80,7 +80,7 @@ def drawn(work: Path, preset: Preset, processes: int = 2) -> Drawn:
         folder.mkdir(parents=True, exist_ok=True)
         shards = -(-preset.pictures // SHARD)
         started = time.monotonic()
-        parts = processes_map(draw_shard, preset, shards, processes)
+        parts = map_shards(draw_shard, preset, shards, processes)
         np.save(folder / "pictures.npy", np.concatenate([p[0] for p in parts]))
         np.save(folder / "masks.npy", np.concatenate([p[1] for p in parts]))
         np.save(folder / "labels.npy", np.concatenate([p[3] for p in parts]))
@@ -88,7 +88,7 @@ def drawn(work: Path, preset: Preset, processes: int = 2) -> Drawn:
         partial.write_text(json.dumps([text for p in parts for text in p[2]]))
         partial.replace(done)
         print(f"data: {shards * SHARD} pictures in {time.monotonic() - started:.0f} s", flush=True)
-    return Drawn(
+    return ToyboxDataset(
         pictures=np.load(folder / "pictures.npy", mmap_mode="r"),
         masks=np.load(folder / "masks.npy"),
         captions=json.loads(done.read_bytes()),

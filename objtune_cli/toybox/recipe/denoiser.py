@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from objtune_cli.models import precision
-from objtune_cli.toybox.recipe.dataset import HELD_BACK, Drawn
+from objtune_cli.toybox.recipe.dataset import HELD_BACK, ToyboxDataset
 from objtune_cli.toybox.recipe.presets import Preset
 from objtune_cli.toybox.recipe.train_loop import Plan, fit
 from objtune_cli.toybox.recipe.vae import to_unit
-from objtune_cli.toybox.recipe.warm_start import inherit
+from objtune_cli.toybox.recipe.warm_start import load_start
 
 NO_PROMPT = 0.1
 """Share of rows trained with the empty prompt, for guidance."""
@@ -47,7 +47,7 @@ def build(preset: Preset):
         norm_num_groups=16,
         use_linear_projection=True,
     )
-    return inherit(network, preset.start, "unet").to(memory_format=torch.channels_last)
+    return load_start(network, preset.start, "unet").to(memory_format=torch.channels_last)
 
 
 def scheduler():
@@ -68,7 +68,7 @@ def scheduler():
 
 
 @torch.no_grad()
-def latents(work: Path, data: Drawn, vae) -> np.ndarray:
+def latents(work: Path, data: ToyboxDataset, vae) -> np.ndarray:
     """Latents of every training picture, (N, h, w, C) half precision, kept in the work folder."""
     file = work / "data" / "latents.npy"
     if not file.exists():
@@ -84,7 +84,14 @@ def latents(work: Path, data: Drawn, vae) -> np.ndarray:
 
 
 def train(
-    work: Path, preset: Preset, data: Drawn, tokenizer, clip, vae, sample: Callable | None = None, device: str = "cpu"
+    work: Path,
+    preset: Preset,
+    data: ToyboxDataset,
+    tokenizer,
+    clip,
+    vae,
+    sample: Callable | None = None,
+    device: str = "cpu",
 ):
     """Train the denoiser; `sample` is called with it and the step from time to time."""
     unet = build(preset)

@@ -15,7 +15,7 @@ from torch import Tensor
 from objtune_cli.toybox import captions, renderer, world
 from objtune_cli.toybox.evaluator import inference
 from objtune_cli.toybox.evaluator.network import ATTRIBUTES, CROP, FRAME, GRID, Evaluator, cut
-from objtune_cli.toybox.recipe.dataset import LABELS, processes_map
+from objtune_cli.toybox.recipe.dataset import LABELS, map_shards
 from objtune_cli.toybox.recipe.presets import Preset
 from objtune_cli.toybox.recipe.train_loop import Plan, fit
 from objtune_cli.toybox.recipe.vae import to_unit
@@ -28,7 +28,7 @@ TEMPERATURE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class EvaluatorData:
     """Scenes for the evaluator: pictures (N, S, S, 3), up to two boxes (N, 2, 4), labels (N, 2, 7)."""
 
     pictures: np.ndarray
@@ -43,7 +43,7 @@ def box_of(mask: np.ndarray) -> tuple[float, float, float, float]:
     return xs.min() / side, ys.min() / side, (xs.max() + 1) / side, (ys.max() + 1) / side
 
 
-def draw_shard(preset: Preset, index: int) -> Seen:
+def draw_shard(preset: Preset, index: int) -> EvaluatorData:
     """`SHARD` training instances of one class after the other, each in `VIEWS` scenes, a third with a second object."""
     cv2.setNumThreads(1)
     rng = np.random.default_rng((preset.seed, 77, index))
@@ -62,15 +62,15 @@ def draw_shard(preset: Preset, index: int) -> Seen:
             at = 0 if together[slot] is instance else 1
             boxes[i, at] = box_of(mask)
             labels[i, at] = captions.label(together[slot], scene.background)
-    return Seen(pictures, boxes, labels)
+    return EvaluatorData(pictures, boxes, labels)
 
 
-def seen(work: Path, preset: Preset) -> Seen:
+def load_or_render(work: Path, preset: Preset) -> EvaluatorData:
     """The evaluator's scenes, drawn on first use; row `VIEWS` i + k is view k of instance i."""
     file = work / "data" / "evaluator.npz"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        parts = processes_map(draw_shard, preset, INSTANCES // SHARD)
+        parts = map_shards(draw_shard, preset, INSTANCES // SHARD)
         partial = file.with_name("evaluator.partial.npz")
         pictures, boxes, labels = (
             np.concatenate([getattr(p, name) for p in parts]) for name in ("pictures", "boxes", "labels")
@@ -78,12 +78,12 @@ def seen(work: Path, preset: Preset) -> Seen:
         np.savez(partial, pictures=pictures, boxes=boxes, labels=labels)
         partial.replace(file)
     kept = np.load(file)
-    return Seen(kept["pictures"], kept["boxes"], kept["labels"])
+    return EvaluatorData(kept["pictures"], kept["boxes"], kept["labels"])
 
 
 def train(work: Path, preset: Preset, device: str = "cpu") -> Evaluator:
     """Train finder and reader together, going on from the work folder's state."""
-    data = seen(work, preset)
+    data = load_or_render(work, preset)
     torch.manual_seed(preset.seed)
     network: Any = Evaluator()
     network.to(memory_format=torch.channels_last)
@@ -93,8 +93,8 @@ def train(work: Path, preset: Preset, device: str = "cpu") -> Evaluator:
         rows = _rows(by_class, g)
         x = to_unit(data.pictures[rows])
         boxes, labels = torch.from_numpy(data.boxes[rows]), torch.from_numpy(data.labels[rows]).long()
-        spoiled = spoil(x, g)
-        return (_finding(network, spoiled, boxes, labels, device) if step % 3 == 0 else {}) | _reading(
+        spoiled = degrade(x, g)
+        return (_finder_losses(network, spoiled, boxes, labels, device) if step % 3 == 0 else {}) | _reader_losses(
             network, spoiled, boxes, labels, g, device
         )
 
@@ -120,7 +120,7 @@ def _rows(by_class: list[np.ndarray], g: torch.Generator) -> np.ndarray:
     return np.array(rows)
 
 
-def spoil(x: Tensor, g: torch.Generator) -> Tensor:
+def degrade(x: Tensor, g: torch.Generator) -> Tensor:
     """Blur, noise, tint and a slow bend of the picture: generated pictures are softer than drawn ones."""
     rows, size = len(x), x.shape[-1]
     small = F.interpolate(F.avg_pool2d(x, 2), size=(size, size), mode="bilinear", align_corners=False)
@@ -137,7 +137,7 @@ def spoil(x: Tensor, g: torch.Generator) -> Tensor:
     return x + tint + grain
 
 
-def _finding(network: Evaluator, x: Tensor, boxes: Tensor, labels: Tensor, device: str) -> dict[str, Tensor]:
+def _finder_losses(network: Evaluator, x: Tensor, boxes: Tensor, labels: Tensor, device: str) -> dict[str, Tensor]:
     """Centres by focal loss, boxes by L1 at the centres, and the background."""
     found, ground = network.finder(F.interpolate(x, size=(FRAME, FRAME), mode="area").to(device))
     row, slot = (labels[:, :, 0] >= 0).nonzero().T
@@ -157,13 +157,13 @@ def _finding(network: Evaluator, x: Tensor, boxes: Tensor, labels: Tensor, devic
     at = found[row.to(device), 1:, cell[:, 1].to(device), cell[:, 0].to(device)]
     aim = torch.cat([centre - cell - 0.5, size.log()], 1).to(device)
     return {
-        "centre": focal(found[:, 0], heat) / len(row),
+        "centre": focal_loss(found[:, 0], heat) / len(row),
         "box": (at - aim).abs().mean(),
         "background": 0.3 * F.cross_entropy(ground, labels[:, 0, 1].to(device)),
     }
 
 
-def focal(logits: Tensor, heat: Tensor) -> Tensor:
+def focal_loss(logits: Tensor, heat: Tensor) -> Tensor:
     """Penalty-reduced focal loss over a map of centres (CornerNet, arXiv:1808.01244, eq. 1), summed."""
     p = logits.sigmoid().clamp(1e-4, 1 - 1e-4)
     peak = heat == 1
@@ -172,7 +172,7 @@ def focal(logits: Tensor, heat: Tensor) -> Tensor:
     return torch.where(peak, hit, miss).sum()
 
 
-def _reading(
+def _reader_losses(
     network: Evaluator, x: Tensor, boxes: Tensor, labels: Tensor, g: torch.Generator, device: str
 ) -> dict[str, Tensor]:
     """Views of one instance together, others of its class apart; attributes by cross-entropy."""
@@ -193,7 +193,7 @@ def _reading(
     return {"identity": F.cross_entropy(logits, pair), "heads": 0.3 * (torch.stack(wrong).sum() + third)}
 
 
-def measured(network: Evaluator, preset: Preset, seed: int = 5) -> dict[str, float]:
+def evaluate(network: Evaluator, preset: Preset, seed: int = 5) -> dict[str, float]:
     """How well the evaluator reads held-out objects: 600 scenes, and retrieval among 100 of a class, drawn twice."""
     rng = np.random.default_rng(seed)
     scenes = [

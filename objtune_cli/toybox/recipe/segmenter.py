@@ -28,7 +28,7 @@ BACKGROUND = 0.12
 """Share of the points that lie on no object: they ask for what is behind all of them."""
 
 
-def scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[np.ndarray]]:
+def sample_scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[np.ndarray]]:
     """One to three objects of the drawn world, of any size and place, and the visible mask of each."""
     objects = []
     for _ in range(int(rng.integers(1, 4))):
@@ -41,18 +41,18 @@ def scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[np.ndar
     return renderer.render(found, size)
 
 
-def picture(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+def sample_picture(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
     """A training picture (size, size, 3) uint8 and the masks (M, size, size) in [0, 1] of what is large enough in it."""
     while True:
-        rgb, masks = scene(rng, size) if rng.random() < DRAWN else random_shapes.picture(rng, size)
+        rgb, masks = sample_scene(rng, size) if rng.random() < DRAWN else random_shapes.sample_picture(rng, size)
         cover = np.stack(masks).astype(np.float32) / 255
-        rgb, cover = _zoomed(rgb, cover, rng) if rng.random() < 0.3 else (rgb, cover)
+        rgb, cover = _zoom(rgb, cover, rng) if rng.random() < 0.3 else (rgb, cover)
         cover = cover[(cover > 0.5).sum((1, 2)) >= 30]
         if len(cover):
-            return _worn(rgb, rng), cover
+            return _degrade(rgb, rng), cover
 
 
-def _zoomed(rgb: np.ndarray, cover: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _zoom(rgb: np.ndarray, cover: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Closer to one object, as a second look at a small one is."""
     size = len(rgb)
     ys, xs = (cover[int(rng.integers(len(cover)))] > 0.5).nonzero()
@@ -72,7 +72,7 @@ def _zoomed(rgb: np.ndarray, cover: np.ndarray, rng: np.random.Generator) -> tup
     return moved[0], np.stack(moved[1:])
 
 
-def _worn(rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _degrade(rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """As cameras and files leave pictures: brightness, blur, grain, JPEG."""
     out: Any = rgb.astype(np.float32)
     if rng.random() < 0.4:
@@ -88,7 +88,7 @@ def _worn(rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return out
 
 
-def point_on(mask: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
+def sample_point(mask: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
     """A point (x, y) on a mask (H, W): anywhere on it, more often well inside."""
     inside = (mask > 0.5).astype(np.uint8)
     if rng.random() < 0.5:
@@ -109,7 +109,7 @@ def box_of(mask: np.ndarray, rng: np.random.Generator | None = None) -> list[flo
     return [float(v) for v in box]
 
 
-def rough(mask: np.ndarray, rng: np.random.Generator, side: int) -> np.ndarray:
+def distort_mask(mask: np.ndarray, rng: np.random.Generator, side: int) -> np.ndarray:
     """A rough mask as logits (side, side): grown or shrunk, moved and coarse."""
     size = len(mask)
     width = max(1, round(rng.uniform(0, 0.05) * size))
@@ -120,36 +120,36 @@ def rough(mask: np.ndarray, rng: np.random.Generator, side: int) -> np.ndarray:
     return (cv2.resize(worn, (side, side), interpolation=cv2.INTER_AREA) * 2 - 1) * rng.uniform(3, 12)
 
 
-def batch(rng: np.random.Generator, count: int, size: int) -> dict[str, Tensor]:
+def sample_batch(rng: np.random.Generator, count: int, size: int) -> dict[str, Tensor]:
     """Pictures with hints: rgb (B, 3, S, S); points (B, K, n, 2), signs (B, K, n) and what they mean (B, K, S, S); boxes (B, K, 4),
     rough masks (B, K, 1, S/2, S/2) and what those mean.
     """
     n = int(rng.choice([1, 1, 1, 2, 3]))
     found: dict[str, list] = {k: [] for k in ("rgb", "points", "signs", "pointed", "boxes", "rough", "boxed")}
     for _ in range(count):
-        rgb, cover = picture(rng, size)
-        rows = [_pointed(cover, n, rng) for _ in range(HINTS)]
+        rgb, cover = sample_picture(rng, size)
+        rows = [_sample_points(cover, n, rng) for _ in range(HINTS)]
         chosen = [cover[int(rng.integers(len(cover)))] for _ in range(HINTS)]
         found["rgb"].append(rgb.transpose(2, 0, 1))
         for name, column in zip(("points", "signs", "pointed"), zip(*rows, strict=True), strict=True):
             found[name].append(np.stack(column))
         found["boxes"].append(np.array([box_of(m, rng) for m in chosen]))
-        found["rough"].append(np.stack([rough(m, rng, size // 2)[None] for m in chosen]))
+        found["rough"].append(np.stack([distort_mask(m, rng, size // 2)[None] for m in chosen]))
         found["boxed"].append(np.stack(chosen))
     return {name: torch.from_numpy(np.stack(values)).float() for name, values in found.items()}
 
 
-def _pointed(cover: np.ndarray, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _sample_points(cover: np.ndarray, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """n points, the first on what is meant, others on it or, as negative ones, beside it; and the mask."""
     behind = 1 - cover.max(0)
     target = cover[int(rng.integers(len(cover)))]
     if rng.random() < BACKGROUND and (behind > 0.5).sum() > 200:
         target = behind
-    points, signs = [point_on(target, rng)], [1]
+    points, signs = [sample_point(target, rng)], [1]
     for _ in range(n - 1):
         beside = cv2.dilate((target > 0.5).astype(np.uint8), np.ones((17, 17), np.uint8)) - (target > 0.1)
         negative = rng.random() < 0.5 and (beside > 0).sum() > 30
-        points.append(point_on(beside.astype(np.float32) if negative else target, rng))
+        points.append(sample_point(beside.astype(np.float32) if negative else target, rng))
         signs.append(0 if negative else 1)
     return np.array(points), np.array(signs), target
 
@@ -163,15 +163,15 @@ def train(work: Path, preset: Preset, device: str = "cpu") -> Any:
 
     def losses(step: int, g: torch.Generator) -> dict[str, Tensor]:
         rng = np.random.default_rng((preset.seed, step))
-        given = {k: v.to(device) for k, v in batch(rng, preset.segmenter_batch, dims.side).items()}
+        given = {k: v.to(device) for k, v in sample_batch(rng, preset.segmenter_batch, dims.side).items()}
         way = rng.random()
         with torch.autocast(device, torch.bfloat16):
             seen = network.image_encoder((given["rgb"] - network.pixel_mean) / network.pixel_std)
-            pointed = decoded(network, seen, points=(given["points"], given["signs"]))
+            pointed = decode_masks(network, seen, points=(given["points"], given["signs"]))
             if way < 0.25:
-                boxed = decoded(network, seen, masks=given["rough"])
+                boxed = decode_masks(network, seen, masks=given["rough"])
             elif way < 0.4:
-                boxed = decoded(
+                boxed = decode_masks(
                     network,
                     seen,
                     boxes=given["boxes"],
@@ -180,14 +180,14 @@ def train(work: Path, preset: Preset, device: str = "cpu") -> Any:
                     also=given["pointed"],
                 )
             else:
-                boxed = decoded(network, seen, boxes=given["boxes"])
+                boxed = decode_masks(network, seen, boxes=given["boxes"])
         several = given["points"].shape[2] == 1
         return _terms("point", *pointed, given["pointed"], several) | _terms("box", *boxed, given["boxed"], False)
 
     return fit("segmenter", network, losses, plan, work, device=device)
 
 
-def decoded(
+def decode_masks(
     network: Any, seen: Tensor, *, points=None, boxes=None, masks=None, meant=None, also=None
 ) -> tuple[Tensor, Tensor]:
     """Logits (B, K, 4, S/2, S/2) and predicted IoU (B, K, 4) of K hints for each of B pictures.
@@ -246,24 +246,24 @@ def publish(network: Any, folder: Path, preset: Preset, commit: str) -> None:
 
 
 @torch.no_grad()
-def measured(network: Any, preset: Preset, count: int = 100) -> dict[str, float]:
+def evaluate(network: Any, preset: Preset, count: int = 100) -> dict[str, float]:
     """Mean IoU of one point and of a box on new pictures of the drawn world and of shapes."""
     found: dict[str, list[float]] = {}
     size = sam.Dims().side
     for i in range(count):
         rng = np.random.default_rng((preset.seed + 1, i))
         kind = "scene" if i % 2 else "shapes"
-        rgb, masks = scene(rng, size) if i % 2 else random_shapes.picture(rng, size)
+        rgb, masks = sample_scene(rng, size) if i % 2 else random_shapes.sample_picture(rng, size)
         masks = [m.astype(np.float32) / 255 for m in masks if (m > 127).sum() >= 30]
         seen = network.image_encoder(
             (torch.from_numpy(rgb.transpose(2, 0, 1).copy()).float()[None] - network.pixel_mean) / network.pixel_std
         )
         for mask in masks:
-            point = torch.tensor([[[list(point_on(mask, rng))]]]), torch.ones(1, 1, 1)
+            point = torch.tensor([[[list(sample_point(mask, rng))]]]), torch.ones(1, 1, 1)
             box = torch.tensor([[box_of(mask)]])
             for hint, out in (
-                ("point", decoded(network, seen, points=point)),
-                ("box", decoded(network, seen, boxes=box)),
+                ("point", decode_masks(network, seen, points=point)),
+                ("box", decode_masks(network, seen, boxes=box)),
             ):
                 best = int(out[1][0, 0, 1:].argmax()) + 1 if hint == "point" else 0
                 said = F.interpolate(out[0][:, 0, best : best + 1], (size, size), mode="bilinear")[0, 0].numpy() > 0

@@ -23,10 +23,10 @@ def merges(words: list[str]) -> list[Pair]:
             return learned
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         learned.append(best)
-        split = [_merged(pieces, best) for pieces in split]
+        split = [_merge_pair(pieces, best) for pieces in split]
 
 
-def _merged(pieces: list[str], pair: Pair) -> list[str]:
+def _merge_pair(pieces: list[str], pair: Pair) -> list[str]:
     done: list[str] = []
     for piece in pieces:
         if done and (done[-1], piece) == pair:
@@ -58,7 +58,7 @@ def build(tokens: int):
     return CLIPTokenizer(vocab=ids, merges=learned, model_max_length=tokens)  # type: ignore[arg-type]
 
 
-def kept(work: Path, tokens: int):
+def load_or_build(work: Path, tokens: int):
     """The work folder's tokenizer, built and saved on first use: every part must read with the same one."""
     from transformers import CLIPTokenizer
 

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from objtune_cli.toybox.recipe.dataset import HELD_BACK, Drawn
+from objtune_cli.toybox.recipe.dataset import HELD_BACK, ToyboxDataset
 from objtune_cli.toybox.recipe.presets import Preset
 from objtune_cli.toybox.recipe.train_loop import Plan, fit
-from objtune_cli.toybox.recipe.warm_start import inherit
+from objtune_cli.toybox.recipe.warm_start import load_start
 
 KL_WEIGHT = 1e-3
 
@@ -33,7 +33,7 @@ def build(preset: Preset):
         mid_block_add_attention=False,
         scaling_factor=1.0,
     )
-    return inherit(network, preset.start, "vae").to(memory_format=torch.channels_last)
+    return load_start(network, preset.start, "vae").to(memory_format=torch.channels_last)
 
 
 def to_unit(pictures: np.ndarray) -> Tensor:
@@ -47,7 +47,7 @@ def _detail(x: Tensor) -> Tensor:
     return x - F.interpolate(F.avg_pool2d(x, 2), scale_factor=2)
 
 
-def train(work: Path, preset: Preset, data: Drawn, device: str = "cpu"):
+def train(work: Path, preset: Preset, data: ToyboxDataset, device: str = "cpu"):
     """Train on half-size crops, the last fifth on whole pictures; sets the scaling factor."""
     vae = build(preset)
     pictures = data.pictures[:-HELD_BACK]
@@ -77,11 +77,11 @@ def train(work: Path, preset: Preset, data: Drawn, device: str = "cpu"):
 
     plan = Plan(preset.vae_steps, preset.vae_lr, ema=0.995, decay=0.5, seed=preset.seed)
     fit("vae", vae, losses, plan, work, device=device)
-    return _measured(vae, data)
+    return _evaluate(vae, data)
 
 
 @torch.no_grad()
-def _measured(vae, data: Drawn):
+def _evaluate(vae, data: ToyboxDataset):
     """Set the scaling factor to 1 / std of the latents; print the error on unseen pictures."""
     x = to_unit(data.pictures[-256:])
     z = torch.cat([vae.encode(part).latent_dist.mean for part in x.split(32)])

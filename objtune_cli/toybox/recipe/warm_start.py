@@ -14,7 +14,7 @@ Network = TypeVar("Network", bound=nn.Module)
 PATCHES = "vision_model.embeddings.patch_embedding.weight"
 
 
-def inherit(network: Network, start: str, part: str) -> Network:
+def load_start(network: Network, start: str, part: str) -> Network:
     """Copy into `network` what fits of part `part` (vae, unet, clip) of the base in folder `start`.
 
     Raises:
@@ -29,14 +29,14 @@ def inherit(network: Network, start: str, part: str) -> Network:
     new = network.state_dict()
     levels = len({k.split(".")[2] for k in new if k.startswith("encoder.down_blocks.")})
     added = levels - len({k.split(".")[2] for k in old if k.startswith("encoder.down_blocks.")})
-    renamed = {_outward(k, added): _fine(k, v, new.get(k)) for k, v in old.items()}
+    renamed = {_grown_key(k, added): _fine(k, v, new.get(k)) for k, v in old.items()}
     fitting = {k: v.float() for k, v in renamed.items() if k in new and new[k].shape == v.shape}
     network.load_state_dict(fitting, strict=False)
     print(f"{part}: {len(fitting)} of {len(new)} tensors from {start}", flush=True)
     return network
 
 
-def _outward(key: str, added: int) -> str:
+def _grown_key(key: str, added: int) -> str:
     """The key's name in a network with `added` more picture levels outside; its first layer is new."""
     head, _, rest = key.partition("encoder.down_blocks.")
     if added and not head and rest:
