@@ -1,4 +1,4 @@
-"""What A1111, Forge and Civitai know an adapter's exported files by, for the parameters of a picture; kept, so that drawing reads no adapter for it twice."""
+"""The hashes by which A1111, Forge and Civitai identify an adapter's exported files, cached in the project."""
 
 import contextlib
 import json
@@ -14,14 +14,14 @@ from objtune_cli.store.refs import parse
 from objtune_cli.workflow.context import StageContext
 
 DIGITS = 12
-"""How many of a hash's digits stand in a picture."""
+"""Number of a hash's digits in the generation parameters."""
 TI_HASHES = "TI hashes"
 Hashes = dict[str, dict[str, str]]
 """`Lora hashes`: the name of a file without its ending to its hash; `TI hashes`: the name of an object to that of its embedding file."""
 
 
 def collect_hashes(ctx: StageContext, inputs: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    """Values of `Lora hashes` and `TI hashes` for the adapters among a scene's inputs; one that is gone or damaged is left out.
+    """Values of `Lora hashes` and `TI hashes` for the adapters among a scene's inputs; missing or damaged adapters are left out.
 
     The files are those of `export --format kohya` and `embedding`. Source: A1111's `extra_networks_lora.py` and `textual_inversion.py`.
     """
@@ -36,7 +36,7 @@ def collect_hashes(ctx: StageContext, inputs: Mapping[str, Mapping[str, str]]) -
         with contextlib.suppress(ObjtuneError):
             for key, values in _adapter_hashes(ctx, ref, sha256).items():
                 if sha256 not in adapters and key != TI_HASHES:
-                    continue  # of an object in the negative prompt, the token alone acts
+                    continue  # of an object in the negative prompt only the token acts
                 named = (
                     {trigger_words.default_trigger(name): value for name, value in values.items()}
                     if key == TI_HASHES
@@ -47,7 +47,7 @@ def collect_hashes(ctx: StageContext, inputs: Mapping[str, Mapping[str, str]]) -
 
 
 def _adapter_hashes(ctx: StageContext, ref: str, sha256: str) -> Hashes:
-    """The hashes of one adapter: those of the files that it was imported from, from the project's notes, or made now."""
+    """The hashes of one adapter: of the files that it was imported from, from the cache, or computed."""
     record = artifacts.read_record(ctx.root, parse(ref))
     own = imported_hashes(record)
     if own is not None:
@@ -55,12 +55,12 @@ def _adapter_hashes(ctx: StageContext, ref: str, sha256: str) -> Hashes:
     found = _cached_hashes(ctx, ref, sha256)
     lora_alone = [role for role in record.inputs if role.startswith(adapter.FILE_ROLE)] == [
         f"{adapter.FILE_ROLE}0"
-    ]  # its token is made of known words
+    ]  # its token is made of existing tokens
     return {key: values for key, values in found.items() if not (lora_alone and key == TI_HASHES)}
 
 
 def _cached_hashes(ctx: StageContext, ref: str, sha256: str) -> Hashes:
-    """The hashes of the files that an adapter is exported as."""
+    """The hashes of the files that an adapter is exported to, from the cache or computed."""
     file = ctx.project.folder / ".objtune" / "hashes" / f"{sha256}.json"
     with contextlib.suppress(OSError, ValueError):
         held = json.loads(file.read_bytes())
@@ -73,9 +73,9 @@ def _cached_hashes(ctx: StageContext, ref: str, sha256: str) -> Hashes:
 
 
 def imported_hashes(record: artifacts.Record) -> Hashes | None:
-    """By what others know the files that an adapter was imported from; None: of none, or by a version that did not keep the hash of a LoRA.
+    """The hashes of the files that an adapter was imported from; None if it was not imported, or by a version that did not store the hash of a LoRA.
 
-    Source: civitai's AutoV3 and A1111's hash of a LoRA are of what follows its header, an embedding's are of the whole file.
+    Source: civitai's AutoV3 and A1111's hash of a LoRA cover what follows its header, those of an embedding the whole file.
     """
     files = {
         role.partition(".")[2]: source["sha256"]
@@ -97,7 +97,7 @@ def imported_hashes(record: artifacts.Record) -> Hashes | None:
 
 
 def compute_hashes(record: artifacts.Record, tensors: Mapping[str, Any]) -> Hashes:
-    """Of a LoRA the hash of what follows the header, of an embedding that of the whole file."""
+    """Compute the hashes of an adapter's exported files: of a LoRA without its header, of an embedding the whole file."""
     family = families.get_family(record.base.get("family", ""))
     layers = export.kohya_keys(tensors, family)
     found: Hashes = {"Lora hashes": {record.name: export.body_hash(layers)[:DIGITS]}} if layers else {}

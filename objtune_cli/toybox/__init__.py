@@ -1,4 +1,4 @@
-"""The toybox: a drawn world with known truth, and the small base model trained on it.
+"""The toybox: rendered scenes with known ground truth, and the small base model trained on them.
 
 Knows nothing about projects, artifacts or the command line.
 """

@@ -1,4 +1,4 @@
-"""Words for scenes: captions of every level of detail, and the vocabulary the tokenizer merges."""
+"""Captions of scenes in every level of detail, and the tokenizer's vocabulary."""
 
 import numpy as np
 
@@ -114,7 +114,7 @@ PLAIN_WORDS = [
 
 
 def vocabulary() -> list[str]:
-    """Every word that is to be one token, sorted."""
+    """The words that are one token each, sorted."""
     phrases = [w for group in PLACES.values() for phrase in group for w in phrase.split()]
     parts = (PLAIN_WORDS, phrases, CLASSES, COLOURS, ACCESSORIES[1:], PATTERN_WORDS.values())
     return sorted({word for words in parts for word in words})

@@ -45,7 +45,7 @@ def photos() -> dict[str, Scene]:
 
 
 def main() -> None:
-    """Draw them."""
+    """Render the example photos into the folder of the first argument."""
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     for name, scene in photos().items():

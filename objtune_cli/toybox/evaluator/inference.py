@@ -1,4 +1,4 @@
-"""Pictures to what is in them: objects with box, identity vector and attributes, and the background."""
+"""Read images: their objects with box, identity vector and attributes, and their background."""
 
 import json
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from objtune_cli.toybox.world import ACCESSORIES, CLASSES, COLOURS, DIALS, PATTE
 
 WEIGHTS = Path(__file__).parent / "weights.safetensors"
 MIN_SCORE = 0.3
-"""Least centre score of an object; below it nothing was found."""
+"""Least centre score of a detection."""
 WORDS: dict[str, tuple[str, ...]] = {
     "class": CLASSES, "colour": tuple(COLOURS), "second": tuple(COLOURS), "pattern": PATTERNS, "accessory": ACCESSORIES, "third": tuple(COLOURS),
 }  # fmt: skip
@@ -23,11 +23,13 @@ WORDS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """One object that was found.
+    """One detected object.
 
     Attributes:
-        score: Of its centre, [0, 1]. box: x0, y0, x1, y1, fractions of the frame.
-        vector: Identity, unit length, (64,). probs: attribute to probabilities in the world's order.
+        score: Score of its centre, in [0, 1].
+        box: x0, y0, x1, y1, fractions of the image.
+        vector: Identity vector of unit length, (64,).
+        probs: Attribute to probabilities, in the order of `world`.
     """
 
     score: float
@@ -36,20 +38,20 @@ class Detection:
     probs: dict[str, Tensor]
 
     def label(self, attribute: str) -> str:
-        """The likeliest value of an attribute, as the world names it."""
+        """The most probable value of an attribute."""
         return WORDS[attribute][int(self.probs[attribute].argmax())]
 
 
 @dataclass(frozen=True, slots=True)
 class SceneReading:
-    """One picture: its objects, surest first, and the probability of each background."""
+    """The reading of one image: its detections, surest first, and the probability of each background."""
 
     detections: list[Detection]
     background: Tensor
 
     @property
     def main(self) -> Detection:
-        """The surest object; there is always one, however unsure."""
+        """The surest detection; there is always one, however unsure."""
         return self.detections[0]
 
 

@@ -28,7 +28,7 @@ PARTS = ("data", "text", "vae", "vision", "denoiser", "publish", "all", "sheet",
 
 
 def main() -> None:
-    """Run one part (or all); each goes on from what the work folder holds."""
+    """Run one part, or all; each resumes from the state in the work folder."""
     parser = argparse.ArgumentParser(prog="python -m objtune_cli.toybox.recipe", description=__doc__)
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--preset", choices=PRESETS, default="cpu")
@@ -95,7 +95,7 @@ def run(part: str, preset: Preset, args: argparse.Namespace) -> None:
 
 
 def _train_separately(part: str, preset: Preset, args: argparse.Namespace, device: str) -> None:
-    """A part that no other one needs: it draws what it learns from."""
+    """Train a part that no other part needs; it renders its own data."""
     found: dict[str, float]
     if part == "evaluator":
         judge = evaluator.train(args.work, preset, device)
@@ -112,7 +112,7 @@ def _train_separately(part: str, preset: Preset, args: argparse.Namespace, devic
 
 
 def _adapt_clip(args: argparse.Namespace, preset: Preset, device: str) -> dict[str, float]:
-    """The image tower of a published base, adapted to cut-outs; `--out` (the embedded base without it) is written to."""
+    """Adapt the CLIP vision encoder of a published base to cut-outs and write it to `--out` (default: the embedded base)."""
     from transformers import CLIPModel, CLIPTokenizer
 
     folder = args.out or TOYBOX_FOLDER
@@ -127,7 +127,7 @@ def _adapt_clip(args: argparse.Namespace, preset: Preset, device: str) -> dict[s
 
 
 def sheet(folder: Path, preset: Preset, work: Path) -> None:
-    """Draw 64 samples of a published base with plain diffusers; `objtune bench --base-only` measures them."""
+    """Sample 64 images of a published base with plain diffusers; `objtune bench --base-only` measures them."""
     from diffusers import StableDiffusionPipeline
 
     pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, local_files_only=True)

@@ -1,4 +1,4 @@
-"""CLIP's image tower on cut-outs: which class lies inside a mask, and whether that is an object at all.
+"""Train the CLIP vision encoder on cut-outs: the class inside a mask, or whether it is an object at all.
 
 A tower that saw whole pictures alone says little of what is cut out of one; it is adapted to masks as in OVSeg (arXiv:2210.04150), on
 exact and worn masks, parts and backgrounds. Goes on from a published base, whose text tower stays as it is.
@@ -28,19 +28,19 @@ from objtune_cli.toybox.recipe.train_loop import Plan, fit
 from objtune_cli.toybox.world import Dial, Pose, Scene
 
 SCENES, SIDE = 6_000, 256
-"""Drawn scenes, and their side, px: a small object is still sharp where it is enlarged."""
+"""Number of rendered scenes, and their side, px, at which a small object is still sharp when enlarged."""
 OBJECTS, WHOLE = 36, 12
-"""Rows of a step: cut-outs, and whole pictures."""
+"""Batch sizes of a step: cut-outs, and whole images."""
 NOTHING = 0.3
-"""Share of the cut-outs that show no object."""
+"""Fraction of the cut-outs that show no object."""
 SHARPNESS = 30.0
 SMALLEST = 0.008
-"""Least visible share of the frame of an object that is cut out."""
+"""Least fraction of the image that a cut-out object covers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bank:
-    """Drawn scenes.
+    """Rendered scenes.
 
     Attributes:
         pictures: (N, S, S, 3) uint8. owner: (N, S, S) uint8: 0 behind everything, i + 1 where object i is seen.
@@ -53,7 +53,7 @@ class Bank:
 
 
 def render_bank(dial: Dial, seed: int, count: int = SCENES, side: int = SIDE, processes: int = 1) -> Bank:
-    """Draw the scenes; scene i is the same for every count and any number of processes."""
+    """Render the scenes; scene i is the same for every count and any number of processes."""
     drawn = functools.partial(_scene, dial, seed, side)
     if processes == 1:
         return _stack([drawn(i) for i in range(count)])
@@ -62,7 +62,7 @@ def render_bank(dial: Dial, seed: int, count: int = SCENES, side: int = SIDE, pr
 
 
 def _scene(dial: Dial, seed: int, side: int, i: int) -> tuple[np.ndarray, np.ndarray, Scene]:
-    """Scene i: picture, whose each pixel is, and its parameters."""
+    """Scene i: image, object index of each pixel, and parameters."""
     cv2.setNumThreads(1)
     rng = np.random.default_rng((seed, 11, i))
     scene = world.sample_scene(rng, dial) if i % 2 == 0 else sample_crowded_scene(rng, dial)
@@ -78,7 +78,7 @@ def _stack(parts: list[tuple[np.ndarray, np.ndarray, Scene]]) -> Bank:
 
 
 def sample_crowded_scene(rng: np.random.Generator, dial: Dial) -> Scene:
-    """One to three objects of any size, anywhere."""
+    """Sample a scene of one to three objects of any size and place."""
     objects = []
     for _ in range(int(rng.integers(1, 4))):
         extent = float(np.exp(rng.uniform(np.log(0.2), np.log(0.85))))
@@ -88,7 +88,7 @@ def sample_crowded_scene(rng: np.random.Generator, dial: Dial) -> Scene:
 
 
 def cut_object(drawn: Bank, row: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
-    """A worn mask (S, S) in [0, 1] of one object of a scene, and its number, or -1 where none is large enough."""
+    """A distorted mask (S, S) in [0, 1] of one object of a scene, and its index, or -1 if none is large enough."""
     seen = [k for k in range(len(drawn.scenes[row].objects)) if (drawn.owner[row] == k + 1).mean() > SMALLEST]
     if not seen:
         return np.zeros(drawn.owner[row].shape, np.float32), -1
@@ -97,7 +97,7 @@ def cut_object(drawn: Bank, row: int, rng: np.random.Generator) -> tuple[np.ndar
 
 
 def distort_mask(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A mask as a segmenter finds it: mostly exact, grown, shrunk, or with a smooth, wandering edge."""
+    """Distort a mask as segmenters do: mostly exact, dilated, eroded, or with a smooth, wrong edge."""
     kind, size = rng.random(), float(np.sqrt(mask.sum()))
     if kind < 0.4 or not mask.any():
         return mask.astype(np.float32)
@@ -113,7 +113,7 @@ def distort_mask(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def cut_background(drawn: Bank, row: int, rng: np.random.Generator) -> np.ndarray:
-    """A mask (S, S) in [0, 1] of what is no object: a part of one, ground, or ground with part of an object."""
+    """A mask (S, S) in [0, 1] of no whole object: a part of one, background, or background with part of an object."""
     owner, side = drawn.owner[row], drawn.owner.shape[1]
     for _ in range(20):
         blob = random_shapes.outline(rng, side) > 127
@@ -178,7 +178,7 @@ def normalize(pictures: Tensor) -> Tensor:
 
 
 def train(work: Path, preset: Preset, tokenizer: Any, clip: Any, device: str = "cpu") -> Any:
-    """Go on with the image tower of `clip`, in place; whole pictures keep their captions."""
+    """Continue training the vision encoder of `clip` in place; whole images keep their captions."""
     drawn = render_bank(preset.world, preset.seed, processes=os.cpu_count() or 1)
     network = nn.ModuleDict({"tower": clip.vision_model, "projection": clip.visual_projection})
     clip.requires_grad_(False)
@@ -218,12 +218,12 @@ def train(work: Path, preset: Preset, tokenizer: Any, clip: Any, device: str = "
 
 
 def _words(dial: Dial) -> list[str]:
-    """What a cut-out may be: every class, then what is no object."""
+    """Labels of cut-outs: every class, then those of no object."""
     return [f"a photo of {captions.article(c)}" for c in dial.classes] + [f"a photo of {w}" for w in BACKGROUND_LABELS]
 
 
 def publish(clip: Any, folder: Path, commit: str, steps: int) -> None:
-    """Put the image tower into a published base; everything else stays byte for byte."""
+    """Write the vision encoder into a published base; all other files stay byte for byte."""
     file = folder / "clip" / "model.safetensors"
     own = {k: v for k, v in clip.state_dict().items() if k.startswith(("vision_model.", "visual_projection."))}
     kept = load_file(file)
@@ -237,7 +237,7 @@ def publish(clip: Any, folder: Path, commit: str, steps: int) -> None:
 
 @torch.no_grad()
 def evaluate(clip: Any, tokenizer: Any, preset: Preset, count: int = 400) -> dict[str, float]:
-    """On new scenes: how often a cut-out is named rightly, how often nothing is nothing, and class and place of whole pictures."""
+    """Accuracy on new scenes: class of cut-outs, cut-outs of no object, and class and place of whole images."""
     drawn = render_bank(preset.world, preset.seed + 1, count)
     rng = np.random.default_rng(preset.seed)
     alone, label, _ = cut(drawn, np.arange(count), preset.world, rng, preset.size)

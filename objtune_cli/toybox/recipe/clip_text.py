@@ -1,4 +1,4 @@
-"""CLIP's text tower: trained so that the words' attributes can be read off its output.
+"""Train the CLIP text encoder so that attributes of the words are linearly readable from its output.
 
 Two places are supervised: the projected sentence vector (what CLIP compares with pictures), and the
 hidden state of each noun (what the denoiser's cross-attention reads).
@@ -22,7 +22,7 @@ SIZES = {
     "pattern": len(PATTERN_WORDS), "third": len(COLOURS), "accessory": len(ACCESSORIES),
 }  # fmt: skip
 NOISE = 0.06
-"""Standard deviation added to token vectors: keeps the space between words meaningful."""
+"""Standard deviation of noise on token embeddings, so that embeddings between words are meaningful."""
 
 
 def build_clip(preset: Preset, tokenizer):
@@ -50,7 +50,7 @@ def build_clip(preset: Preset, tokenizer):
 
 
 def parse(caption: str) -> tuple[list[dict[str, int]], int]:
-    """What a caption says: attributes of each object in order, and the background (or -1).
+    """Parse a caption: attributes of each object in order, and the background (or -1).
 
     An attribute that is not said has the index after the last one; an accessory is then "none".
     """
@@ -112,7 +112,7 @@ class Corpus:
 
 
 def train(work: Path, preset: Preset, data: ToyboxDataset, tokenizer, device: str = "cpu"):
-    """The text tower and its projection inside a `CLIPModel`; pictures are not looked at."""
+    """Train the text encoder and its projection inside a `CLIPModel`, without images."""
     texts = sorted({t for group in data.captions[:-HELD_BACK] for t in group})
     clip = build_clip(preset, tokenizer)
     corpus = Corpus(texts, tokenizer, preset.tokens, device)

@@ -1,4 +1,4 @@
-"""CLIP's image tower, trained against the finished text tower.
+"""Train the CLIP vision encoder against the finished text encoder.
 
 Contrast with the captions, helped by heads on attributes and by the object's cover of each patch:
 a plain ViT this small does not find the objects from contrast alone.
@@ -21,7 +21,7 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 """CLIP's own colour statistics: its image processor applies them."""
 CUT_OUT = 0.25
-"""Share of lone objects shown cut out and enlarged before the mean colour, as prototypes are."""
+"""Fraction of single objects that are cut out and enlarged on the mean colour, as prototypes are."""
 
 _SIZES = dict(
     zip(LABELS, map(len, (CLASSES, BACKGROUNDS, COLOURS, COLOURS, PATTERNS, ACCESSORIES, COLOURS)), strict=True)
@@ -44,7 +44,7 @@ def normalize(pictures: Tensor) -> Tensor:
 
 
 def cut_out(pictures: Tensor, masks: Tensor, chosen: Tensor, margin: float = 0.12) -> tuple[Tensor, Tensor]:
-    """Chosen rows become the object alone, enlarged to the frame; the masks move along."""
+    """Replace chosen images with the object alone, enlarged to the whole image, and their masks likewise."""
     size = pictures.shape[-1]
     cover = F.interpolate(masks, size=(size, size), mode="bilinear")
     theta = torch.eye(2, 3).repeat(len(pictures), 1, 1)
@@ -61,7 +61,7 @@ def cut_out(pictures: Tensor, masks: Tensor, chosen: Tensor, margin: float = 0.1
 
 
 def train(work: Path, preset: Preset, data: ToyboxDataset, tokenizer, clip, device: str = "cpu"):
-    """Train the image tower of `clip` in place; the text tower stays as it is."""
+    """Train the vision encoder of `clip` in place; the text encoder is frozen."""
     width, cells = preset.width, preset.size // preset.patch
     heads = nn.ModuleDict({k: nn.Linear(width, n) for k, n in _SIZES.items()})
     towers = {"tower": clip.vision_model, "projection": clip.visual_projection}
@@ -110,7 +110,7 @@ def text_vectors(clip, tokenizer, texts: list[str], tokens: int) -> Tensor:
 
 
 def contrastive_loss(vector: Tensor, aim: Tensor, texts: list[str]) -> Tensor:
-    """Symmetric cross-entropy; equal captions count as equally right."""
+    """Symmetric cross-entropy in which equal captions are equally correct."""
     logits = 30.0 * vector @ aim.T
     index = {t: i for i, t in enumerate(dict.fromkeys(texts))}
     key = torch.tensor([index[t] for t in texts], device=vector.device)

@@ -1,4 +1,4 @@
-"""The drawn training set, kept in the work folder: pictures, masks, captions, labels.
+"""The rendered training set, cached in the work folder: images, masks, captions, labels.
 
 Drawn in shards by seed, so that any number of processes gives the same set.
 """
@@ -20,7 +20,7 @@ from objtune_cli.toybox.recipe.presets import Preset
 SHARD = 2_000
 LABELS = ("class", "background", "colour", "second", "pattern", "accessory", "third")
 HELD_BACK = 1_000
-"""Pictures at the end of the set that no part trains on: for validation."""
+"""Images at the end of the set for validation, which no part trains on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ def scenes(seed: int, index: int, dial: world.Dial, count: int) -> Iterator[tupl
 
 
 def draw_shard(preset: Preset, index: int) -> tuple[np.ndarray, np.ndarray, list[list[str]], np.ndarray]:
-    """Shard `index`: `SHARD` scenes drawn from their own seed."""
+    """Render shard `index`: `SHARD` scenes from the shard's own seed."""
     cv2.setNumThreads(1)
     pictures = np.empty((SHARD, preset.size, preset.size, 3), np.uint8)
     masks = np.empty((SHARD, 16, 16), np.uint8)
@@ -67,13 +67,13 @@ Shard = TypeVar("Shard")
 
 
 def map_shards(shard: Callable[[Preset, int], Shard], preset: Preset, count: int, processes: int = 2) -> list[Shard]:
-    """Shards 0 to `count` - 1, drawn side by side, in order."""
+    """Compute shards 0 to `count` - 1 in parallel processes; in order."""
     with ProcessPoolExecutor(processes) as pool:
         return list(pool.map(shard, [preset] * count, range(count)))
 
 
 def load_or_render(work: Path, preset: Preset, processes: int = 2) -> ToyboxDataset:
-    """The training set of a preset, drawn on first use and read from `work` afterwards."""
+    """The training set of a preset, rendered on first use and read from `work` afterwards."""
     folder = work / "data"
     done = folder / "captions.json"
     if not done.exists():

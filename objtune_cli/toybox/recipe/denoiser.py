@@ -1,4 +1,4 @@
-"""The denoiser: v-prediction in latent space under the text tower, zero terminal signal."""
+"""Train the denoiser: v-prediction in latent space with the text encoder's conditioning, zero terminal SNR."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,15 +17,15 @@ from objtune_cli.toybox.recipe.vae import to_unit
 from objtune_cli.toybox.recipe.warm_start import load_start
 
 NO_PROMPT = 0.1
-"""Share of rows trained with the empty prompt, for guidance."""
+"""Fraction of samples with the empty prompt, for classifier-free guidance."""
 FULL_CAPTION = 0.5
-"""Share of rows with the picture's longest caption: patterns and accessories are named in half of the others only."""
+"""Fraction of samples with the image's longest caption; only half of the others name patterns and accessories."""
 PAIRS = 0.3
-"""Share of rows drawn from scenes of two objects alone, beside those that chance brings: the last thing the base learns."""
+"""Additional fraction of samples from scenes of two objects, which the base learns last."""
 FOCUS = (250, 850)
-"""Timesteps that half of the rows are drawn from."""
+"""Range of timesteps of half of the samples."""
 OBJECT_WEIGHT = 1.5
-"""Extra weight of latent cells on objects: shapes are learned later than skies."""
+"""Extra loss weight of latent cells on objects, because shapes are learned later than backgrounds."""
 
 
 def build(preset: Preset):
@@ -51,7 +51,7 @@ def build(preset: Preset):
 
 
 def scheduler():
-    """DDIM whose last step is pure noise: colours of whole pictures can be learned."""
+    """DDIM with zero terminal SNR, so that the mean colour of images can be learned."""
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(
@@ -69,7 +69,7 @@ def scheduler():
 
 @torch.no_grad()
 def latents(work: Path, data: ToyboxDataset, vae) -> np.ndarray:
-    """Latents of every training picture, (N, h, w, C) half precision, kept in the work folder."""
+    """Latents of every training image, (N, h, w, C) in half precision, cached in the work folder."""
     file = work / "data" / "latents.npy"
     if not file.exists():
         rows = [
@@ -93,7 +93,7 @@ def train(
     sample: Callable | None = None,
     device: str = "cpu",
 ):
-    """Train the denoiser; `sample` is called with it and the step from time to time."""
+    """Train the denoiser; `sample` is called with it and the step at intervals."""
     unet = build(preset)
     noise_levels = scheduler().alphas_cumprod
     bank = latents(work, data, vae)

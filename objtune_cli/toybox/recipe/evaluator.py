@@ -1,4 +1,4 @@
-"""Train the evaluator: every object drawn several times in other scenes, told apart from others of its class."""
+"""Train the evaluator on renderings of every object in several scenes, to tell it from other instances of its class."""
 
 import json
 from dataclasses import dataclass
@@ -21,15 +21,15 @@ from objtune_cli.toybox.recipe.train_loop import Plan, fit
 from objtune_cli.toybox.recipe.vae import to_unit
 
 INSTANCES, VIEWS, SHARD = 12_000, 4, 200
-"""Objects drawn, scenes of each, objects per shard."""
+"""Number of objects, scenes of each, objects per shard."""
 ROWS = 96
-"""Pictures per step: two views of each instance, half of the instances of one class, half of another."""
+"""Images per step: two views of each instance; half of the instances are of one class, half of another."""
 TEMPERATURE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluatorData:
-    """Scenes for the evaluator: pictures (N, S, S, 3), up to two boxes (N, 2, 4), labels (N, 2, 7)."""
+    """Scenes for the evaluator: images (N, S, S, 3), up to two boxes (N, 2, 4), labels (N, 2, 7)."""
 
     pictures: np.ndarray
     boxes: np.ndarray
@@ -66,7 +66,7 @@ def draw_shard(preset: Preset, index: int) -> EvaluatorData:
 
 
 def load_or_render(work: Path, preset: Preset) -> EvaluatorData:
-    """The evaluator's scenes, drawn on first use; row `VIEWS` i + k is view k of instance i."""
+    """The evaluator's scenes, rendered on first use; row `VIEWS` i + k is view k of instance i."""
     file = work / "data" / "evaluator.npz"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ def load_or_render(work: Path, preset: Preset) -> EvaluatorData:
 
 
 def train(work: Path, preset: Preset, device: str = "cpu") -> Evaluator:
-    """Train finder and reader together, going on from the work folder's state."""
+    """Train finder and reader together, resuming from the state in the work folder."""
     data = load_or_render(work, preset)
     torch.manual_seed(preset.seed)
     network: Any = Evaluator()
@@ -110,7 +110,7 @@ def _by_class(labels: np.ndarray) -> list[np.ndarray]:
 
 
 def _rows(by_class: list[np.ndarray], g: torch.Generator) -> np.ndarray:
-    """Two views of each of some instances of two classes: those that are hard to tell apart are in one step."""
+    """Row numbers of a batch: two views of each of some instances of two classes, so that similar instances are in one step."""
     rows = []
     for k in torch.randperm(len(by_class), generator=g)[:2].tolist():
         chosen = by_class[k][torch.randint(len(by_class[k]), (ROWS // 4,), generator=g).numpy()]
@@ -121,7 +121,7 @@ def _rows(by_class: list[np.ndarray], g: torch.Generator) -> np.ndarray:
 
 
 def degrade(x: Tensor, g: torch.Generator) -> Tensor:
-    """Blur, noise, tint and a slow bend of the picture: generated pictures are softer than drawn ones."""
+    """Degrade images by blur, noise, tint and smooth distortion, because sampled images are softer than rendered ones."""
     rows, size = len(x), x.shape[-1]
     small = F.interpolate(F.avg_pool2d(x, 2), size=(size, size), mode="bilinear", align_corners=False)
     share = torch.rand((rows, 1, 1, 1), generator=g) * (torch.rand((rows, 1, 1, 1), generator=g) < 0.7)
@@ -138,7 +138,7 @@ def degrade(x: Tensor, g: torch.Generator) -> Tensor:
 
 
 def _finder_losses(network: Evaluator, x: Tensor, boxes: Tensor, labels: Tensor, device: str) -> dict[str, Tensor]:
-    """Centres by focal loss, boxes by L1 at the centres, and the background."""
+    """Losses of the finder: focal loss of centres, L1 of boxes at the centres, cross-entropy of the background."""
     found, ground = network.finder(F.interpolate(x, size=(FRAME, FRAME), mode="area").to(device))
     row, slot = (labels[:, :, 0] >= 0).nonzero().T
     own = boxes[row, slot]
@@ -175,7 +175,7 @@ def focal_loss(logits: Tensor, heat: Tensor) -> Tensor:
 def _reader_losses(
     network: Evaluator, x: Tensor, boxes: Tensor, labels: Tensor, g: torch.Generator, device: str
 ) -> dict[str, Tensor]:
-    """Views of one instance together, others of its class apart; attributes by cross-entropy."""
+    """Losses of the reader: contrastive loss of identity vectors within a class, cross-entropy of attributes."""
     own = boxes[:, 0]
     size = (own[:, 2:] - own[:, :2]).repeat(1, 2)
     own = own + 0.04 * size * torch.randn(own.shape, generator=g)
@@ -194,7 +194,7 @@ def _reader_losses(
 
 
 def evaluate(network: Evaluator, preset: Preset, seed: int = 5) -> dict[str, float]:
-    """How well the evaluator reads held-out objects: 600 scenes, and retrieval among 100 of a class, drawn twice."""
+    """Accuracy of the evaluator on held-out objects: 600 scenes, and retrieval among 100 objects of a class."""
     rng = np.random.default_rng(seed)
     scenes = [
         world.sample_scene(rng, preset.world, instances=(world.sample_instance(rng, preset.world, held_out=True),))
@@ -243,7 +243,7 @@ _FIELD = {"class": "kind"}
 
 
 def retrieval(network: Evaluator, preset: Preset, kind: str, rng: np.random.Generator, among: int = 100) -> float:
-    """Share of `among` held-out objects of a class whose second drawing is nearest to their first."""
+    """Fraction of `among` held-out objects of a class whose second rendering is nearest to their first."""
     instances = [world.sample_instance(rng, preset.world, kind=kind, held_out=True) for _ in range(among)]
     sides = []
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""A sheet of samples over classes, colours, patterns and backgrounds: what an onlooker judges."""
+"""A contact sheet of samples over classes, colours, patterns and backgrounds."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def prompts(dial: Dial, count: int = 64, seed: int = 5) -> list[str]:
 
 @torch.no_grad()
 def draw(pipe, texts: list[str], size: int, steps: int, guidance: float, seed: int = 0) -> np.ndarray:
-    """Pictures of the prompts, (N, size, size, 3) uint8; picture i has the seed `seed` + i."""
+    """Sample images of the prompts, (N, size, size, 3) uint8; image i has the seed `seed` + i."""
     done = []
     for i in range(0, len(texts), 16):
         part = texts[i : i + 16]
@@ -43,7 +43,7 @@ def draw(pipe, texts: list[str], size: int, steps: int, guidance: float, seed: i
 
 
 def sheet(pictures: np.ndarray, columns: int, file: Path, scale: int = 2) -> None:
-    """Save pictures as a grid, enlarged smoothly."""
+    """Save images as an enlarged grid."""
     rows = [np.concatenate(list(pictures[i : i + columns]), 1) for i in range(0, len(pictures), columns)]
     image = Image.fromarray(np.concatenate(rows))
     file.parent.mkdir(parents=True, exist_ok=True)

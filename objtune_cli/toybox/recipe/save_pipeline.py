@@ -21,16 +21,16 @@ SAMPLING = {
     "object_guidance": 0.5,
     "object_below": 0.8,
 }
-"""What looks best on this base; `generate` reads it from the folder. With guidance at every level poses are a quarter less various."""
+"""Sampling settings of this base, which `generate` reads from its folder. With guidance at every level the diversity of poses is a quarter lower."""
 
 TRAINING = {
     "steps": 350, "lr": 2e-3, "token_lr": 1e-2, "modules": "all", "batch": 4, "blocks": "decoder", "class_every": 1, "passes": "together",
 }  # fmt: skip
-"""What learns an object in about a minute on this base; `train` reads it from the folder."""
+"""Training settings of this base, which `train` reads from its folder; they train an object in about a minute."""
 
 
 def pipeline(tokenizer, clip, vae, unet):
-    """`StableDiffusionPipeline` of the parts; its text encoder is a copy of CLIP's text tower."""
+    """`StableDiffusionPipeline` of the parts; its text encoder is a copy of CLIP's."""
     from diffusers import StableDiffusionPipeline
     from transformers import CLIPTextModel
 

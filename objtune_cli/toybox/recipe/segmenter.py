@@ -1,4 +1,4 @@
-"""The small segment-anything model: trained on drawn scenes and random shapes, both with exact masks.
+"""Train the small segment-anything model on toybox scenes and random shapes, both with exact masks.
 
 Losses as in arXiv:2304.02643 appendix A (focal replaced by plain cross-entropy: masks here are soft and rarely tiny).
 """
@@ -21,15 +21,15 @@ from objtune_cli.toybox.recipe.train_loop import Plan, fit
 from objtune_cli.toybox.world import FULL, Pose, Scene
 
 HINTS = 2
-"""Hints of each kind for a picture: points, and boxes or rough masks."""
+"""Number of hints of each kind per image: points, and boxes or rough masks."""
 DRAWN = 0.75
-"""Share of the pictures that show the drawn world."""
+"""Fraction of the images that show toybox scenes."""
 BACKGROUND = 0.12
-"""Share of the points that lie on no object: they ask for what is behind all of them."""
+"""Fraction of the points on the background, whose target is the background."""
 
 
 def sample_scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    """One to three objects of the drawn world, of any size and place, and the visible mask of each."""
+    """Sample a toybox scene of one to three objects of any size and place: image and visible masks."""
     objects = []
     for _ in range(int(rng.integers(1, 4))):
         extent = float(np.exp(rng.uniform(np.log(0.14), np.log(0.85))))
@@ -53,7 +53,7 @@ def sample_picture(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.
 
 
 def _zoom(rgb: np.ndarray, cover: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Closer to one object, as a second look at a small one is."""
+    """Zoom in on one object, as the refinement of a small object does."""
     size = len(rgb)
     ys, xs = (cover[int(rng.integers(len(cover)))] > 0.5).nonzero()
     if len(ys) < 30:
@@ -73,7 +73,7 @@ def _zoom(rgb: np.ndarray, cover: np.ndarray, rng: np.random.Generator) -> tuple
 
 
 def _degrade(rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """As cameras and files leave pictures: brightness, blur, grain, JPEG."""
+    """Degrade an image as cameras and files do: brightness, blur, grain, JPEG."""
     out: Any = rgb.astype(np.float32)
     if rng.random() < 0.4:
         out = out * rng.uniform(0.6, 1.2, (1, 1, 3) if rng.random() < 0.3 else 1) + rng.normal(0, 12)
@@ -89,7 +89,7 @@ def _degrade(rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def sample_point(mask: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
-    """A point (x, y) on a mask (H, W): anywhere on it, more often well inside."""
+    """Sample a point (x, y) on a mask (H, W), more often well inside."""
     inside = (mask > 0.5).astype(np.uint8)
     if rng.random() < 0.5:
         depth = cv2.distanceTransform(np.pad(inside, 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
@@ -100,7 +100,7 @@ def sample_point(mask: np.ndarray, rng: np.random.Generator) -> tuple[float, flo
 
 
 def box_of(mask: np.ndarray, rng: np.random.Generator | None = None) -> list[float]:
-    """Box (x0, y0, x1, y1) around a mask; with a generator it is off by up to a tenth, as drawn by hand."""
+    """Box (x0, y0, x1, y1) around a mask; with a generator each side has an error of up to a tenth, as of a user."""
     ys, xs = (mask > 0.5).nonzero()
     box = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], np.float64)
     if rng is not None:
@@ -110,7 +110,7 @@ def box_of(mask: np.ndarray, rng: np.random.Generator | None = None) -> list[flo
 
 
 def distort_mask(mask: np.ndarray, rng: np.random.Generator, side: int) -> np.ndarray:
-    """A rough mask as logits (side, side): grown or shrunk, moved and coarse."""
+    """Distort a mask: dilate or erode, shift and coarsen it; logits (side, side)."""
     size = len(mask)
     width = max(1, round(rng.uniform(0, 0.05) * size))
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
@@ -140,7 +140,7 @@ def sample_batch(rng: np.random.Generator, count: int, size: int) -> dict[str, T
 
 
 def _sample_points(cover: np.ndarray, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """n points, the first on what is meant, others on it or, as negative ones, beside it; and the mask."""
+    """Sample n points, the first on the target, the others on it or, as negative points, next to it; and the mask."""
     behind = 1 - cover.max(0)
     target = cover[int(rng.integers(len(cover)))]
     if rng.random() < BACKGROUND and (behind > 0.5).sum() > 200:
@@ -155,7 +155,7 @@ def _sample_points(cover: np.ndarray, n: int, rng: np.random.Generator) -> tuple
 
 
 def train(work: Path, preset: Preset, device: str = "cpu") -> Any:
-    """Train the small model from nothing."""
+    """Train the small model from scratch."""
     dims = sam.Dims()
     torch.manual_seed(preset.seed)
     network = sam.build_sam(dims)
@@ -247,7 +247,7 @@ def publish(network: Any, folder: Path, preset: Preset, commit: str) -> None:
 
 @torch.no_grad()
 def evaluate(network: Any, preset: Preset, count: int = 100) -> dict[str, float]:
-    """Mean IoU of one point and of a box on new pictures of the drawn world and of shapes."""
+    """Mean IoU of one point and of a box on new toybox scenes and shapes."""
     found: dict[str, list[float]] = {}
     size = sam.Dims().side
     for i in range(count):

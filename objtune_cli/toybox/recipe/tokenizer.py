@@ -1,4 +1,4 @@
-"""A CLIP tokenizer that makes every word of the world one token and takes any other text.
+"""A CLIP tokenizer in which every word of the toybox is one token and any other text is byte pairs.
 
 The merges are learned here: library trainers break ties at random, and a tower trained on one set of
 ids reads the next one as noise.
@@ -59,7 +59,7 @@ def build(tokens: int):
 
 
 def load_or_build(work: Path, tokens: int):
-    """The work folder's tokenizer, built and saved on first use: every part must read with the same one."""
+    """The work folder's tokenizer, built and saved on first use, so that every part has the same one."""
     from transformers import CLIPTokenizer
 
     folder = work / "tokenizer"

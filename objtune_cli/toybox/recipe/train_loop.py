@@ -1,4 +1,4 @@
-"""One training loop for every part of the recipe: warm-up, stable rate, decay, EMA, save, resume.
+"""The training loop of every part of the recipe: warm-up, constant rate, decay, EMA, save, resume.
 
 Each step draws from a generator made of (seed, step): a resumed run sees what an unbroken one saw.
 """
@@ -112,7 +112,7 @@ def _advance(
     optimizer: torch.optim.Optimizer,
     average: list[Tensor],
 ) -> None:
-    """One step down the sum of the terms, and the average after it."""
+    """One optimizer step on the sum of the losses, and one of the EMA."""
     for group in optimizer.param_groups:
         group["lr"] = plan.rate(step)
     optimizer.zero_grad(set_to_none=True)

@@ -1,4 +1,4 @@
-"""The VAE: pictures to latents of 16x16 cells and back."""
+"""Train the VAE: images to latents of 16x16 cells and back."""
 
 from pathlib import Path
 from typing import Any
@@ -43,12 +43,12 @@ def to_unit(pictures: np.ndarray) -> Tensor:
 
 
 def _detail(x: Tensor) -> Tensor:
-    """What a half-size copy of x lacks: its edges."""
+    """The difference between x and its half-size copy: its edges."""
     return x - F.interpolate(F.avg_pool2d(x, 2), scale_factor=2)
 
 
 def train(work: Path, preset: Preset, data: ToyboxDataset, device: str = "cpu"):
-    """Train on half-size crops, the last fifth on whole pictures; sets the scaling factor."""
+    """Train on half-size crops, the last fifth of the steps on whole images; sets the scaling factor."""
     vae = build(preset)
     pictures = data.pictures[:-HELD_BACK]
     crop = preset.size // 2
@@ -82,7 +82,7 @@ def train(work: Path, preset: Preset, data: ToyboxDataset, device: str = "cpu"):
 
 @torch.no_grad()
 def _evaluate(vae, data: ToyboxDataset):
-    """Set the scaling factor to 1 / std of the latents; print the error on unseen pictures."""
+    """Set the scaling factor to 1 / std of the latents; print the error on validation images."""
     x = to_unit(data.pictures[-256:])
     z = torch.cat([vae.encode(part).latent_dist.mean for part in x.split(32)])
     y = torch.cat([vae.decode(part).sample for part in z.split(32)]).clamp(-1, 1)

@@ -1,4 +1,4 @@
-"""A larger base starts from a smaller one: whatever fits is copied, a finer picture level is added outside.
+"""Initialise a larger base from a smaller one: copy the weights that fit and add a finer resolution level outside.
 
 The latent grid stays the same, so a denoiser that knows small pictures goes on where it was.
 """
@@ -37,7 +37,7 @@ def load_start(network: Network, start: str, part: str) -> Network:
 
 
 def _grown_key(key: str, added: int) -> str:
-    """The key's name in a network with `added` more picture levels outside; its first layer is new."""
+    """The key's name in a network with `added` more resolution levels outside; its first layer is new."""
     head, _, rest = key.partition("encoder.down_blocks.")
     if added and not head and rest:
         level, _, rest = rest.partition(".")
@@ -46,7 +46,7 @@ def _grown_key(key: str, added: int) -> str:
 
 
 def _fine(key: str, value: Tensor, aim: Tensor | None) -> Tensor:
-    """Patch filters for patches k times as wide: the same answer on a picture enlarged k times."""
+    """Patch filters for patches k times as wide, with the same output on an image enlarged k times."""
     if key != PATCHES or aim is None or aim.shape == value.shape:
         return value
     k = aim.shape[-1] // value.shape[-1]
