@@ -108,7 +108,7 @@ def score(
         order: fraction of images with the objects from left to right.
         prompt: fraction of images with the background of the prompt.
     """
-    found: dict[str, list[float]] = {name: [] for name in ("presence", "each", "identity", "leak", "order", "prompt")}
+    scores: dict[str, list[float]] = {name: [] for name in ("presence", "each", "identity", "leak", "order", "prompt")}
     for things, background, picture in zip(
         find_detections(network, shown, len(scales)), backgrounds, shown, strict=True
     ):
@@ -117,13 +117,13 @@ def score(
         there = [(t, j) for j, t in enumerate(best) if t < len(things)]
         others = [like[t, i] for t, j in there for i in range(len(best)) if i != j]
         middles = [(things[t].box[0] + things[t].box[2]) / 2 for t, _ in there]
-        found["presence"].append(all(right))
-        found["each"].append(float(np.mean(right)))
-        found["identity"].append(sum(like[t, j] for t, j in there) / len(best))
-        found["leak"].append(float(np.mean(others)) if others else 0.0)
-        found["order"].append(len(there) == len(best) and middles == sorted(middles))
-        found["prompt"].append(_read_background(network, picture) == background)
-    return {name: float(np.mean(values)) for name, values in found.items()}
+        scores["presence"].append(all(right))
+        scores["each"].append(float(np.mean(right)))
+        scores["identity"].append(sum(like[t, j] for t, j in there) / len(best))
+        scores["leak"].append(float(np.mean(others)) if others else 0.0)
+        scores["order"].append(len(there) == len(best) and middles == sorted(middles))
+        scores["prompt"].append(_read_background(network, picture) == background)
+    return {name: float(np.mean(values)) for name, values in scores.items()}
 
 
 def _read_background(network: Evaluator, picture: np.ndarray) -> str:

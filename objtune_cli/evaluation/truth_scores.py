@@ -63,13 +63,13 @@ def score(case: Case, scale: Calibration, seen: list[SceneReading]) -> dict[str,
     scenes = [r.main for r, kind in zip(seen, kinds, strict=True) if kind == "scene"]
     pairs = [(p, r) for p, r in zip(case.prompts, seen, strict=True) if p.kind == "pair"]
     own = BACKGROUNDS.index(case.photo_background)
-    found: dict[str, float] = {}
+    scores: dict[str, float] = {}
     if scenes:
-        sure = [t for t in scenes if t.score >= MIN_SCORE]
-        found["identity"] = float(scale.identity(scenes).mean())
-        found["found"] = len(sure) / len(scenes)
-        found["diversity"] = pose_spread(sure) / scale.spread if len(sure) > 1 else 0.0
-        found["twice"] = float(
+        detected = [t for t in scenes if t.score >= MIN_SCORE]
+        scores["identity"] = float(scale.identity(scenes).mean())
+        scores["found"] = len(detected) / len(scenes)
+        scores["diversity"] = pose_spread(detected) / scale.spread if len(detected) > 1 else 0.0
+        scores["twice"] = float(
             np.mean(
                 [
                     int((scale.identity(r.detections) >= MIN_IDENTITY).sum()) > 1
@@ -79,11 +79,11 @@ def score(case: Case, scale: Calibration, seen: list[SceneReading]) -> dict[str,
             )
         )
     if lone:
-        found["prompt"] = float(np.mean([follows_prompt(p, r) for p, r in lone]))
-        found["leak"] = float(np.mean([float(r.background[own]) for _, r in lone]))
+        scores["prompt"] = float(np.mean([follows_prompt(p, r) for p, r in lone]))
+        scores["leak"] = float(np.mean([float(r.background[own]) for _, r in lone]))
     if pairs:
-        found["presence"] = float(np.mean([shows_pair(p, scale, r) for p, r in pairs]))
-    return found
+        scores["presence"] = float(np.mean([shows_pair(p, scale, r) for p, r in pairs]))
+    return scores
 
 
 def follows_prompt(prompt: Prompt, seen: SceneReading) -> bool:
@@ -96,11 +96,11 @@ def shows_pair(prompt: Prompt, scale: Calibration, seen: SceneReading) -> bool:
     """Whether one detection is the object and another one has the class and colour of the prompt's second object."""
     if prompt.other is None or len(seen.detections) < 2:
         return False
-    itself = scale.identity(seen.detections) >= MIN_IDENTITY
-    asked = [
+    is_object = scale.identity(seen.detections) >= MIN_IDENTITY
+    is_other = [
         t.label("class") == prompt.other.kind and t.label("colour") == prompt.other.colour for t in seen.detections
     ]
-    return bool((itself[0] and asked[1]) or (itself[1] and asked[0]))
+    return bool((is_object[0] and is_other[1]) or (is_object[1] and is_other[0]))
 
 
 def score_drift(
@@ -112,9 +112,12 @@ def score_drift(
         drift: 0 if the class is as far from the object as before, 1 if it is the object.
         class: fraction of images that still show the class.
     """
-    was, now = (
+    cosine_before, cosine_after = (
         float(statistics.mean_cosine(identity_vectors([r.main for r in side]), scale.references).mean())
         for side in (before, after)
     )
-    kept = [r.main.label("class") == kind for r in after]
-    return {"drift": statistics.calibrate(now, was, scale.ceiling), "class": float(np.mean(kept))}
+    is_class = [r.main.label("class") == kind for r in after]
+    return {
+        "drift": statistics.calibrate(cosine_after, cosine_before, scale.ceiling),
+        "class": float(np.mean(is_class)),
+    }

@@ -25,7 +25,7 @@ def collect_hashes(ctx: StageContext, inputs: Mapping[str, Mapping[str, str]]) -
 
     The files are those of `export --format kohya` and `embedding`. Source: A1111's `extra_networks_lora.py` and `textual_inversion.py`.
     """
-    found: Hashes = {}
+    hashes: Hashes = {}
     avoided = {
         source["sha256"]: source["ref"] for role, source in inputs.items() if role.startswith(scene.NEGATIVE_ROLE)
     }
@@ -42,34 +42,34 @@ def collect_hashes(ctx: StageContext, inputs: Mapping[str, Mapping[str, str]]) -
                     if key == TI_HASHES
                     else values
                 )
-                found.setdefault(key, {}).update(named)
-    return {key: ", ".join(f"{name}: {value}" for name, value in values.items()) for key, values in found.items()}
+                hashes.setdefault(key, {}).update(named)
+    return {key: ", ".join(f"{name}: {value}" for name, value in values.items()) for key, values in hashes.items()}
 
 
 def _adapter_hashes(ctx: StageContext, ref: str, sha256: str) -> Hashes:
     """The hashes of one adapter: of the files that it was imported from, from the cache, or computed."""
     record = artifacts.read_record(ctx.root, parse(ref))
-    own = imported_hashes(record)
-    if own is not None:
-        return own
-    found = _cached_hashes(ctx, ref, sha256)
-    lora_alone = [role for role in record.inputs if role.startswith(adapter.FILE_ROLE)] == [
+    imported = imported_hashes(record)
+    if imported is not None:
+        return imported
+    exported = _cached_hashes(ctx, ref, sha256)
+    is_lora_only = [role for role in record.inputs if role.startswith(adapter.FILE_ROLE)] == [
         f"{adapter.FILE_ROLE}0"
     ]  # its token is made of existing tokens
-    return {key: values for key, values in found.items() if not (lora_alone and key == TI_HASHES)}
+    return {key: values for key, values in exported.items() if not (is_lora_only and key == TI_HASHES)}
 
 
 def _cached_hashes(ctx: StageContext, ref: str, sha256: str) -> Hashes:
     """The hashes of the files that an adapter is exported to, from the cache or computed."""
     file = ctx.project.folder / ".objtune" / "hashes" / f"{sha256}.json"
     with contextlib.suppress(OSError, ValueError):
-        held = json.loads(file.read_bytes())
-        if isinstance(held, dict) and all(isinstance(values, dict) for values in held.values()):
-            return held
+        cached = json.loads(file.read_bytes())
+        if isinstance(cached, dict) and all(isinstance(values, dict) for values in cached.values()):
+            return cached
     record, tensors = artifacts.load(ctx.root, parse(ref), sha256)
-    found = compute_hashes(record, tensors)
-    artifacts.write_file(file, (json.dumps(found) + "\n").encode(), ctx.root)
-    return found
+    hashes = compute_hashes(record, tensors)
+    artifacts.write_file(file, (json.dumps(hashes) + "\n").encode(), ctx.root)
+    return hashes
 
 
 def imported_hashes(record: artifacts.Record) -> Hashes | None:
@@ -89,21 +89,21 @@ def imported_hashes(record: artifacts.Record) -> Hashes | None:
     }
     if not files or (record.metrics.get("layers") and not bodies):
         return None
-    found: Hashes = {}
+    hashes: Hashes = {}
     for i, sha256 in files.items():
         key, value = ("Lora hashes", bodies[i]) if i in bodies else (TI_HASHES, sha256)
-        found.setdefault(key, {}).setdefault(record.name, value[:DIGITS])
-    return found
+        hashes.setdefault(key, {}).setdefault(record.name, value[:DIGITS])
+    return hashes
 
 
 def compute_hashes(record: artifacts.Record, tensors: Mapping[str, Any]) -> Hashes:
     """Compute the hashes of an adapter's exported files: of a LoRA without its header, of an embedding the whole file."""
     family = families.get_family(record.base.get("family", ""))
     layers = export.kohya_keys(tensors, family)
-    found: Hashes = {"Lora hashes": {record.name: export.body_hash(layers)[:DIGITS]}} if layers else {}
-    words = {
+    lora: Hashes = {"Lora hashes": {record.name: export.body_hash(layers)[:DIGITS]}} if layers else {}
+    embeddings = {
         name: export.embedding_hash(tensors, name, family)[:DIGITS]
         for name in record.objects
         if adapter.token_names(name)[0] in tensors
     }
-    return found | ({TI_HASHES: words} if words else {})
+    return lora | ({TI_HASHES: embeddings} if embeddings else {})
