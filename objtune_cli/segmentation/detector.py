@@ -1,4 +1,4 @@
-"""A zero-shot detector of transformers (OWLv2, Grounding DINO): words to boxes. Opens what is on this machine, and nothing else."""
+"""Zero-shot detector of transformers (OWLv2, Grounding DINO): words to boxes. Only local files are opened."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +14,12 @@ from objtune_cli.runtime.load_lock import LOAD_LOCK
 from objtune_cli.segmentation.types import Box
 
 THRESHOLD = 0.05
-"""Score from which a box is taken: a segmenter and the class word choose among them."""
+"""Smallest score of a box; the segmenter and the class word choose among the boxes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """A box (x0, y0, x1, y1), px, the word it was found for, and the detector's score in [0, 1]."""
+    """A box (x0, y0, x1, y1) in px, its word, and the detector's score in [0, 1]."""
 
     box: Box
     word: str
@@ -27,13 +27,13 @@ class Detection:
 
 
 class Detector:
-    """Boxes of words in pictures."""
+    """Detects objects by words."""
 
     def __init__(self, model: str, device: str = "cpu") -> None:
         """`model`: a folder, or a hub id that is in the cache.
 
         Raises:
-            ResourceError: Not on this machine, or no zero-shot detector. DamagedError: it lacks weights.
+            ResourceError: The model is not on this machine, or is no zero-shot detector. DamagedError: Weights are missing.
         """
         torchvision_compat.complete()
         from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor, pipeline
@@ -46,10 +46,10 @@ class Detector:
             processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
         except DamagedError:
             raise
-        except Exception as error:  # each kind of missing or other model has its own
+        except Exception as error:  # each kind of wrong model raises its own error
             raise ResourceError(
                 f"the detector {model} cannot be opened: {str(error).splitlines()[0]}",
-                "give a folder of OWLv2 or Grounding DINO, or bring it: `hf download google/owlv2-base-patch16-ensemble`",
+                "give a folder of OWLv2 or Grounding DINO, or download one: `hf download google/owlv2-base-patch16-ensemble`",
             ) from None
         self._pipeline: Any = pipeline(
             "zero-shot-object-detection",
@@ -60,7 +60,7 @@ class Detector:
         )
 
     def detect(self, rgb: np.ndarray, words: list[str]) -> list[Detection]:
-        """What it finds of the words in a picture (H, W, 3) uint8, best first, within the picture."""
+        """Detect the words in an image (H, W, 3) uint8; boxes are clipped to the image and sorted by score."""
         from PIL import Image
 
         height, width = rgb.shape[:2]
@@ -74,7 +74,7 @@ class Detector:
 
 
 def _find_folder(model: str) -> str:
-    """Where a hub id lies in the cache: told an id, transformers asks the hub for an adapter's config even where it may open local files only."""
+    """Cached folder of a hub id. With an id, transformers would query the hub for an adapter config in spite of `local_files_only`."""
     if Path(model).is_dir():
         return model
     from huggingface_hub import snapshot_download

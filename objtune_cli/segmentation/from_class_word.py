@@ -1,4 +1,4 @@
-"""Where each object is: from a mask, the photo's own transparency, hints, or the class word alone."""
+"""Segments every object of a photo by its mask, the photo's transparency, hints, or the class word only."""
 
 from typing import TYPE_CHECKING
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
     from objtune_cli.segmentation.types import Proposal
 
 RANKING_SIDE = 320
-"""Longer side of the photo while proposals are compared, px."""
+"""Longer side of the photo for the ranking of proposals, px."""
 SHORTLIST = 6
-"""Candidates of each word that are outlined exactly before one is chosen."""
+"""Candidates per word that are refined before the final ranking."""
 MAX_DETECTIONS = 12
-"""Boxes of a detector that are looked into."""
+"""Largest number of a detector's boxes that are segmented."""
 
 
 def segment_objects(
     models: SegmentationModels, picture: photo.Photo, rgb: "np.ndarray", targets: list[Target]
 ) -> list[SegmentedObject]:
-    """Every target, each pixel to one of them.
+    """Segment every target; each pixel belongs to one of them at most.
 
     Raises:
-        InputError: An unusable mask, or two objects that claim one region.
+        InputError: A mask is unusable, or two objects claim one region.
     """
     search = _ClassWordSegmenter(models, picture, rgb)
     found: dict[int, SegmentedObject] = {
@@ -48,10 +48,10 @@ def segment_objects(
 
 
 class _ClassWordSegmenter(PhotoSegmenter):
-    """One photo in which class words choose among what is proposed."""
+    """Segments one photo by ranking proposals with class words."""
 
     def from_hints(self, target: Target, *, alone: bool) -> SegmentedObject:
-        """What the user shows; where a lone point may mean several things, the class word chooses, if the base knows it."""
+        """Segment by hints; the class word disambiguates a single point if the base knows the word."""
         if not (target.is_single_point and self.models.knows_class(target.class_word)):
             return super().from_hints(target, alone=alone)
         near = self._downscale()
@@ -65,7 +65,7 @@ class _ClassWordSegmenter(PhotoSegmenter):
         return located
 
     def by_class_word(self, targets: list[Target], taken: list["np.ndarray"]) -> list[SegmentedObject]:
-        """Objects that only their class words tell, chosen together: no thing twice, and nothing that is another's already."""
+        """Choose masks for targets without hints jointly, without overlaps with each other or with the masks in `taken`."""
         import numpy as np
 
         from objtune_cli.segmentation import ranking
@@ -91,7 +91,7 @@ class _ClassWordSegmenter(PhotoSegmenter):
         ]
 
     def _downscale(self) -> "_ClassWordSegmenter":
-        """The same photo at a size at which many proposals are quickly compared; the chosen one is outlined on the whole."""
+        """The photo at a size for fast ranking; the chosen mask is refined at full size."""
         import cv2
 
         height, width = self.rgb.shape[:2]
@@ -102,7 +102,7 @@ class _ClassWordSegmenter(PhotoSegmenter):
         return _ClassWordSegmenter(self.models, self.picture, cv2.resize(self.rgb, size, interpolation=cv2.INTER_AREA))
 
     def _rank(self, proposals: list["Proposal"], words: list[str]) -> dict[str, list["Candidate"]]:
-        """For each word what it may mean, one candidate for each thing, best first."""
+        """Sorted candidates of each word, one per object."""
         from objtune_cli.segmentation import ranking
 
         likely = self._class_probabilities(proposals, words)
@@ -113,7 +113,7 @@ class _ClassWordSegmenter(PhotoSegmenter):
         }
 
     def _refine_best(self, proposals: list["Proposal"], found: dict[str, list["Candidate"]]) -> list["Proposal"]:
-        """The best candidates of all words with exact outlines: what a cut-out shows depends on them."""
+        """Refine the best candidates of all words, because their cut-outs depend on the outline."""
         from objtune_cli.segmentation.types import Proposal
 
         short = {id(c.mask): c.mask for candidates in found.values() for c in candidates[:SHORTLIST]}
@@ -122,7 +122,7 @@ class _ClassWordSegmenter(PhotoSegmenter):
         return [p for p in exact if _is_plausible(p.mask, [])] or chosen
 
     def _propose(self, words: list[str]) -> list["Proposal"]:
-        """What may be an object: whatever lies in a detector's boxes for the words, or all that the segmenter proposes."""
+        """Proposals from a detector's boxes for the words, else from the segmenter."""
         from objtune_cli.segmentation.types import Hints
 
         if self.models.detector is None:
@@ -134,7 +134,7 @@ class _ClassWordSegmenter(PhotoSegmenter):
         return [self.segmenter.predict(Hints(d.box)) for d in boxes]
 
     def _apply_selection(self, found: list["Candidate"], count: int) -> list["Candidate"]:
-        """Candidates of one word; the one that `which` means where only one is asked for."""
+        """Candidates of one word; a single target gets the one that the setting `which` selects."""
         from objtune_cli.segmentation import ranking
 
         if self.config.which != "best":
@@ -142,7 +142,7 @@ class _ClassWordSegmenter(PhotoSegmenter):
         return found
 
     def _class_probabilities(self, proposals: list["Proposal"], words: list[str]) -> "np.ndarray":
-        """Each proposal's probability of each word; 1 where there is no CLIP to ask."""
+        """Probability (N, W) of each word for each proposal; 1 without CLIP."""
         import numpy as np
 
         from objtune_cli.segmentation import ranking
@@ -150,12 +150,12 @@ class _ClassWordSegmenter(PhotoSegmenter):
         if self.models.clip is None:
             return np.ones((len(proposals), len(words)))
         known = self.models.ctx.base.words
-        heads = {class_words.match_last_word(word, known) for word in words}  # a mug is no rival of a red mug
+        heads = {class_words.match_last_word(word, known) for word in words}  # a red mug is also a mug
         others = [word for word in known if word not in heads]
         return ranking.class_probabilities(*self.models.clip, self.rgb, [p.mask for p in proposals], words, others)
 
     def _finish(self, chosen: "Candidate", rivals: list["Candidate"]) -> SegmentedObject:
-        """The chosen one outlined exactly, with how sure that is."""
+        """Refine the chosen candidate and record its probability, margin and score."""
         from objtune_cli.segmentation.types import Proposal
 
         proposal = Proposal(_resize(chosen.mask * 255, self.rgb) > 127, chosen.quality)
@@ -174,7 +174,7 @@ class _ClassWordSegmenter(PhotoSegmenter):
 
 
 def _sort_left_to_right(targets: list[Target], best: list["Candidate"]) -> list["Candidate"]:
-    """Several objects of one class in the order in which they were named, from left to right."""
+    """Assign several objects of one class from left to right, in the order of their names."""
     found = list(best)
     for word in {t.class_word for t in targets}:
         own = [i for i, t in enumerate(targets) if t.class_word == word]
@@ -186,7 +186,7 @@ def _sort_left_to_right(targets: list[Target], best: list["Candidate"]) -> list[
 
 
 def _is_plausible(mask: "np.ndarray", taken: list["np.ndarray"]) -> bool:
-    """Whether a proposal may be an object at all, and no other target's."""
+    """Whether a proposal has a plausible size and border contact, and is not another target's object."""
     from objtune_cli.numerics import masks
     from objtune_cli.segmentation import ranking
 
@@ -200,7 +200,7 @@ def _is_plausible(mask: "np.ndarray", taken: list["np.ndarray"]) -> bool:
 
 
 def _resize(cover: "np.ndarray", rgb: "np.ndarray") -> "np.ndarray":
-    """Coverage uint8 at the size of a picture."""
+    """Resize coverage to the size of an image, uint8."""
     import cv2
 
     size = (rgb.shape[1], rgb.shape[0])
@@ -213,10 +213,10 @@ def _resize(cover: "np.ndarray", rgb: "np.ndarray") -> "np.ndarray":
 
 
 def _separate_objects(targets: list[Target], located: list[SegmentedObject]) -> None:
-    """Give each pixel to one object: to one whose mask was given, else to the smaller one, which is in front.
+    """Assign each pixel to one object: first to objects with a user's mask, then to smaller ones, which are in front.
 
     Raises:
-        InputError: Two are the same thing.
+        InputError: Two masks cover the same object.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""What looks at a photo, and what a user's hints show in it: masks with exact, soft outlines."""
+"""Segments objects by the user's hints, with accurate, soft outlines."""
 
 import functools
 from dataclasses import dataclass, field
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from objtune_cli.segmentation.types import Hints, Proposal, Segmenter
 
 SEGMENTER_AND_BASE_MB = 14_000
-"""What the largest segmenter and SDXL take side by side on a GPU."""
+"""GPU memory for the largest segmenter and SDXL together, MB."""
 SNAP_REACH = 0.02
-"""Reach of an outline to the edges of the colours, fraction of the object's longer side."""
+"""Largest distance by which an outline moves to a colour edge, fraction of the object's longer side."""
 MIN_COLOR_IOU = 0.9
-"""IoU from which a mask cut out by colour is the same object, more exactly."""
+"""Smallest IoU at which a mask refined by colour replaces the original."""
 ALPHA_ADVICE = (
     "the photo's transparency was taken as its mask; give the photo without it, or `--mask M.png`, `--box x0,y0,x1,y1`"
 )
@@ -53,16 +53,16 @@ class Target:
 
     @property
     def has_no_hint(self) -> bool:
-        """Whether the class word is all there is."""
+        """Whether the class word is the only information."""
         return not (self.box_xyxy or self.points or self.mask or self.rough_mask)
 
     @property
     def is_single_point(self) -> bool:
-        """Whether one point on it is all that was said of where it is."""
+        """Whether a single point is the only positive hint."""
         return len(self.points) == 1 and not (self.box_xyxy or self.rough_mask)
 
-    def hints(self) -> dict[str, Any]:
-        """As records keep them."""
+    def to_record(self) -> dict[str, Any]:
+        """Hints as the record of a mask stores them."""
         return {
             "box": list(self.box_xyxy or ()),
             "points": [list(p) for p in self.points],
@@ -72,11 +72,11 @@ class Target:
 
 @dataclass(slots=True)
 class SegmentedObject:
-    """Coverage of one object at the kept size, (H, W) uint8, and how it was found.
+    """Coverage of one object (H, W) uint8 at the stored size, and how it was found.
 
     Attributes:
-        metrics: Likeness and margin where the class word chose. rivals: What else it might have been. advice: What would help if it is unusable.
-        rough: Coverage of the rough mask that it was made from, like `cover`. outline: Why the mask file shows only an outline.
+        metrics: Scores of the mask. alternatives: Masks of other candidates. advice: Hint for the user if the mask is unusable.
+        rough_mask: Coverage of the user's rough mask, like `cover`. outline: Why the mask file shows only an outline.
     """
 
     cover: "np.ndarray"
@@ -89,10 +89,10 @@ class SegmentedObject:
 
 
 class SegmentationModels:
-    """What looks at photos: a segmenter and the base's CLIP, each loaded when it is first needed.
+    """A segmenter, a detector and the base's CLIP, each loaded on first use.
 
     Attributes:
-        seen: The photo that the segmenter looks at. proposed: All that it proposes there, once asked.
+        current_image: The image that is set in the segmenter. proposals: Its cached proposals for that image.
     """
 
     def __init__(self, ctx: StageContext, config: Segment) -> None:
@@ -116,7 +116,7 @@ class SegmentationModels:
         return Detector(self.config.detector, self._device()) if self.config.detector else None
 
     def _device(self) -> str:
-        """Where a large segmenter or detector computes: on the base's GPU where both have room, else on the processor."""
+        """Device of a large segmenter or detector: the base's GPU if both fit, else the CPU."""
         from objtune_cli.models import base_model as model
         from objtune_cli.runtime import memory
 
@@ -125,7 +125,7 @@ class SegmentationModels:
 
     @functools.cached_property
     def clip(self) -> "tuple[BaseModel, Clip] | None":
-        """The base and its CLIP; None where it has no image tower: then only the picture speaks."""
+        """The base and its CLIP; None if the base has no CLIP image encoder."""
         from objtune_cli.models import clip as towers
 
         if self.ctx.base.image_tower is None:
@@ -134,7 +134,7 @@ class SegmentationModels:
         return model, towers.load(self.ctx.base.image_tower, model)
 
     def knows_class(self, word: str) -> bool:
-        """Whether the base can be asked about a class: it is on this machine, has a CLIP, and does not name other classes alone."""
+        """Whether the base is on this machine, has a CLIP image encoder, and knows the class."""
         try:
             base = self.ctx.base
         except ObjtuneError:  # a hint is enough without it
@@ -143,7 +143,7 @@ class SegmentationModels:
 
 
 class PhotoSegmenter:
-    """One photo, embedded once however many hints there are."""
+    """Segments objects in one photo, which is embedded only once."""
 
     def __init__(self, models: SegmentationModels, picture: photo.Photo, rgb: "np.ndarray") -> None:
         self.models, self.picture, self.rgb, self.config = models, picture, rgb, models.config
@@ -151,18 +151,18 @@ class PhotoSegmenter:
 
     @property
     def segmenter(self) -> "Segmenter":
-        """The segmenter, looking at this photo."""
-        found = self.models.segmenter
+        """The segmenter with this photo set as its image."""
+        segmenter = self.models.segmenter
         if self.models.current_image is not self.rgb:
-            found.set_image(self.rgb)
+            segmenter.set_image(self.rgb)
             self.models.current_image, self.models.proposals = self.rgb, None
-        return found
+        return segmenter
 
     def has_hints(self, target: Target, alone: bool) -> bool:
         return not target.has_no_hint or (alone and self.picture.alpha is not None)
 
     def from_hints(self, target: Target, *, alone: bool) -> SegmentedObject:
-        """An object that the user or the photo's transparency shows."""
+        """Segment an object by the user's hints or the photo's transparency."""
         import cv2
         import numpy as np
 
@@ -217,7 +217,7 @@ class PhotoSegmenter:
         return Hints(box, scaled(target.points), scaled(target.negative_points), rough)  # type: ignore[arg-type]
 
     def finish_mask(self, proposal: "Proposal", by: str) -> SegmentedObject:
-        """A mask with its specks removed and its outline soft."""
+        """Remove specks, refine by colour and soften the outline of a mask."""
         from objtune_cli.segmentation import matting
 
         mask = self.refine_by_color(self.snap_to_edges(proposal.mask))
@@ -225,7 +225,10 @@ class PhotoSegmenter:
         return SegmentedObject((soft * 255).round().astype("uint8"), by, {"quality": round(proposal.quality, 4)})
 
     def refine_by_color(self, mask: "np.ndarray") -> "np.ndarray":
-        """A mask cut out by colour where that agrees with it: a small segmenter blurs legs and corners, colours alone lose whole parts."""
+        """Refine a mask by GrabCut if the result agrees with it.
+
+        A small segmenter blurs legs and corners; colours alone lose whole parts.
+        """
         import numpy as np
 
         from objtune_cli.numerics import masks
@@ -240,7 +243,7 @@ class PhotoSegmenter:
         return found if masks.iou(found, mask) > MIN_COLOR_IOU else mask
 
     def snap_to_edges(self, mask: "np.ndarray") -> "np.ndarray":
-        """A mask without specks, drawn to the edges of the colours."""
+        """Remove specks and move the outline to colour edges."""
         from objtune_cli.segmentation import matting
 
         mask = matting.remove_specks(mask)

@@ -1,4 +1,4 @@
-"""GrabCut with seeds of our own: no weights, and on photographs good with a box."""
+"""GrabCut with its own seeding; it needs no weights and works well on photos with a box."""
 
 import cv2
 import numpy as np
@@ -6,28 +6,28 @@ import numpy as np
 from objtune_cli.segmentation.types import Hints, Proposal
 
 DEFAULT_QUALITY = 0.85
-"""Quality of every mask: that of an average right one of the embedded model, so that the gate's score is decided by likeness and outline."""
+"""Quality of every mask, the mean of correct masks of the embedded model; class probability and outline then decide the score."""
 DISTINCT_COLOR = 14.0
-"""Distance in Lab (8 bits a channel) that always counts as another colour."""
+"""Distance in Lab (8 bits per channel) above which two colours always differ."""
 
 
 class GrabCut:
-    """OpenCV's GrabCut seeded from a box, from points, or from the middle of the picture."""
+    """OpenCV's GrabCut seeded by a rough mask, a box, points, or the centre of the image."""
 
     name = "grabcut"
     iterations = 6
     max_side = 512
-    """Pictures are segmented at most this large; the outline is scaled back."""
+    """Longer side at which images are segmented, px; the mask is scaled back."""
     max_proposals = 6
     min_piece_share = 1.0
-    """Pieces that are at least this share of the largest one belong to the object too."""
+    """Pieces of at least this fraction of the largest one also belong to the object."""
 
     def set_image(self, rgb: np.ndarray) -> None:
-        """Take in a picture (H, W, 3) uint8."""
+        """Set the image (H, W, 3) uint8 for the following calls."""
         self.rgb = rgb
 
     def predict(self, hints: Hints) -> Proposal:
-        """The object; of an unknown quality."""
+        """Segment the object; without a box, again in the box of the first result."""
         first = self._run_grabcut(self.rgb, hints)
         if hints.box_xyxy or hints.rough_mask is not None or not first.any():
             return Proposal(first, DEFAULT_QUALITY)
@@ -44,15 +44,15 @@ class GrabCut:
         return Proposal(second if second.sum() > 0.5 * first.sum() else first, DEFAULT_QUALITY)
 
     def predict_all(self, hints: Hints) -> list[Proposal]:
-        """All that a lone point may mean: one answer here."""
+        """The single result of `predict`."""
         return [self.predict(hints)]
 
     def refine(self, proposal: Proposal) -> Proposal:
-        """As it is: its outline already follows the colours."""
+        """Return the proposal unchanged; its outline already follows the colours."""
         return proposal
 
     def propose_all(self) -> list[Proposal]:
-        """What stands out from the colours along the border, up to `most` pieces, each cut out on its own."""
+        """Segment up to `max_proposals` regions whose colours differ from those along the border."""
         height, width = self.rgb.shape[:2]
         scale = min(1.0, self.max_side / max(height, width))
         small = cv2.resize(self.rgb, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
@@ -91,7 +91,7 @@ class GrabCut:
         return soft > 0.5
 
     def _seed_labels(self, small: np.ndarray, hints: Hints, scale: float) -> np.ndarray:
-        """Certain background outside the box; inside it a guess from the colours, certain at points."""
+        """Initial GrabCut labels (H, W): background outside the box, a colour-based guess inside, fixed labels at points."""
         height, width = small.shape[:2]
         labels = np.full((height, width), cv2.GC_BGD, np.uint8)
         if hints.rough_mask is not None:
@@ -120,7 +120,7 @@ class GrabCut:
 
 
 def _differs_from_border(rgb: np.ndarray, clusters: int = 10) -> np.ndarray:
-    """Where a pixel's colour is far from every colour along the picture's border (Otsu's split)."""
+    """Pixels (H, W) bool whose colours differ from all colours along the border, by Otsu's threshold."""
     lab = cv2.cvtColor(cv2.GaussianBlur(rgb, (0, 0), 1.5), cv2.COLOR_RGB2LAB).astype(np.float32)
     band = max(2, round(0.05 * min(lab.shape[:2])))
     rim = np.concatenate([part.reshape(-1, 3) for part in (lab[:band], lab[-band:], lab[:, :band], lab[:, -band:])])
@@ -138,7 +138,7 @@ def _differs_from_border(rgb: np.ndarray, clusters: int = 10) -> np.ndarray:
 
 
 def _central_piece(strange: np.ndarray, hints: Hints, scale: float) -> np.ndarray:
-    """Of the strange pieces the one under the points, else the one with most area near the middle."""
+    """The piece under the points, else the one with the largest area near the centre."""
     height, width = strange.shape
     size = max(3, round(max(height, width) / 100)) | 1
     closed = cv2.morphologyEx(strange.astype(np.uint8), cv2.MORPH_OPEN, np.ones((size, size), np.uint8))
@@ -155,7 +155,7 @@ def _central_piece(strange: np.ndarray, hints: Hints, scale: float) -> np.ndarra
 
 
 def _main_pieces(mask: np.ndarray, hints: Hints, scale: float, apart: float) -> np.ndarray:
-    """The piece under the points, or the largest one and those hardly smaller, with its holes below 0.5 % of it filled."""
+    """The piece under the points, else the largest pieces; holes below 0.5 % of the area are filled."""
     count, pieces, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
     if count < 2:
         return mask

@@ -1,4 +1,4 @@
-"""A user's boxes and points in photo pixels, and whether a mask agrees with them."""
+"""Converts boxes and points to photo pixels, and checks masks against them."""
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     from objtune_cli.segmentation.from_hints import Target
 
 MAX_OVERSHOOT = 0.01
-"""How far outside the photo a box may lie and is clipped, fraction of the photo's side; a pixel at least."""
+"""Boxes may exceed the photo by this fraction of its side, at least by a pixel, and are clipped."""
 BOX_MARGIN = 0.08
-"""How far around a box its object may reach, fraction of the box's side."""
+"""Objects may exceed their box by this fraction of the box's side."""
 MIN_INSIDE, MIN_SPAN = 0.85, 0.5
-"""Least share of a mask that lies inside its box, and least share of the box's width and height that the mask spans."""
+"""Smallest share of a mask inside its box, and smallest share of the box's width and height that the mask spans."""
 MIN_ROUGH_OVERLAP = 0.5
-"""Least share of the mask, or of the rough mask that it was made from, that lies in the other."""
+"""Smallest overlap of a mask and its rough mask, as a share of either."""
 POINT_TOLERANCE = 0.02
-"""How far from a mask a point may lie that is on it, fraction of the mask's longer side."""
+"""Largest distance of a point to its mask, fraction of the mask's longer side."""
 
 
 @dataclass(frozen=True, slots=True)
 class PhotoSize:
-    """Size of the upright photo in px, and the EXIF orientation by which it was turned."""
+    """Size of the upright photo in px, and the EXIF orientation that was applied."""
 
     width: int
     height: int
@@ -38,10 +38,10 @@ class PhotoSize:
 
 
 def to_pixels(target: "Target", frame: PhotoSize, note: "Callable[[str], None]") -> "Target":
-    """The target with its box and points in pixels inside the photo: fractions are scaled, boxes that reach a little over the edge are clipped.
+    """Convert a target's box and points to pixels: scale fractions and clip boxes that slightly exceed the photo.
 
     Raises:
-        InputError: A box or point outside the photo, or a box whose corners are in another order.
+        InputError: A box or point is outside the photo, or the corners of a box are in another order.
     """
     box = target.box_xyxy
     if box is None and not (target.points or target.negative_points):
@@ -68,7 +68,7 @@ def _format(values: "tuple[float, ...]") -> str:
 
 
 def _is_fraction(dot: tuple[float, float]) -> bool:
-    """Whether a point is in fractions of the photo: 0,0 and 1,1 are pixels, 0.5,0.5 is none."""
+    """Whether a point is in fractions of the photo, such as 0.5,0.5; 0,0 and 1,1 count as pixels."""
     return all(0 <= v <= 1 for v in dot) and not all(v in (0, 1) for v in dot)
 
 
@@ -101,7 +101,7 @@ def _box_to_pixels(
 
 
 def _suggest_orders(box: tuple[float, ...], frame: PhotoSize) -> str:
-    """Boxes that four numbers may have meant, as options to type."""
+    """Hint with the boxes that the numbers may mean."""
     x0, y0, x1, y1 = box
     corners = (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
     found = []
@@ -115,7 +115,7 @@ def _suggest_orders(box: tuple[float, ...], frame: PhotoSize) -> str:
 
 
 def _suggest_other_box(box: tuple[float, ...], frame: PhotoSize) -> str:
-    """What to do about a box that is not inside the photo."""
+    """Hint for a box outside the photo."""
     turned = _turn_box(box, frame)
     if turned:
         return f"in the photo as it is stored, before its EXIF rotation, that is a box; as the photo is shown, it is `--box {_format(turned)}`"
@@ -123,7 +123,7 @@ def _suggest_other_box(box: tuple[float, ...], frame: PhotoSize) -> str:
 
 
 def _turn_box(box: tuple[float, ...], frame: PhotoSize) -> tuple[float, ...] | None:
-    """A box of the photo as it is stored, as the photo is shown; None where it is none."""
+    """Convert a box of the stored photo to the upright photo; None if it is no such box."""
     if frame.orientation < 5:
         return None
     x0, y0, x1, y1 = box
@@ -146,17 +146,17 @@ def _clip_point(dot: tuple[float, float], frame: PhotoSize) -> tuple[float, floa
 
 
 def _clamp_to_last_pixel(dot: tuple[float, float], frame: PhotoSize) -> tuple[float, float]:
-    """A point no further than the last pixel."""
+    """Clamp a point to the last pixel."""
     return min(dot[0], frame.width - 1.0), min(dot[1], frame.height - 1.0)
 
 
 def find_disagreement(
     cover: "np.ndarray", target: "Target", photo: "Photo", rough: "np.ndarray | None" = None
 ) -> tuple[str, str]:
-    """Why a mask is not what a box, points or a rough mask show, and what to do; two empty texts where it is.
+    """Why a mask disagrees with a box, points or a rough mask, and a hint; two empty texts if it agrees.
 
     Args:
-        cover: Coverage (H, W) uint8 at the kept size. target: Its hints in pixels of the photo. rough: The rough mask, like `cover`.
+        cover: Coverage (H, W) uint8 at the stored size. target: Hints in pixels of the photo. rough: The rough mask, like `cover`.
     """
     import numpy as np
 
@@ -205,7 +205,7 @@ def find_disagreement(
 
 
 def suggest_box(target: "Target", photo: "Photo") -> str:
-    """What to do about a box that holds something else."""
+    """Hint for a box with another content than the object."""
     frame = PhotoSize(*photo.size, photo.orientation)
     x0, y0, x1, y1 = target.box_xyxy or (0, 0, 0, 0)
     found = []

@@ -1,10 +1,10 @@
-"""Masks to soft outlines: coverage in [0, 1] along the edge, from the colours on both sides. Knows only pixels."""
+"""Converts hard masks to soft outlines by the colours on both sides of the edge."""
 
 import cv2
 import numpy as np
 
 EPS = 1e-3
-"""Of the guided filter, variance of colours in [0, 1] that counts as an edge."""
+"""Regularisation of the guided filter: colour variance that counts as an edge, for colours in [0, 1]."""
 
 
 def matte(rgb: np.ndarray, mask: np.ndarray, width: float) -> np.ndarray:
@@ -37,7 +37,7 @@ def matte(rgb: np.ndarray, mask: np.ndarray, width: float) -> np.ndarray:
 
 
 def snap_to_edges(rgb: np.ndarray, mask: np.ndarray, width: float, rounds: int = 2) -> np.ndarray:
-    """A mask (H, W) bool drawn to the edges of the colours within `width` px of its outline: `matte` at a half, again and again. Ours."""
+    """Move the outline of a mask (H, W) bool to colour edges within `width` px: repeat `matte` and threshold at 0.5. Our own method."""
     for _ in range(rounds):
         mask = matte(rgb, mask, width) > 0.5
     return mask
@@ -55,7 +55,7 @@ def _padded_bounds(band: np.ndarray, room: int) -> tuple[int, int, int, int]:
 
 
 def _guided_filter(guide: np.ndarray, p: np.ndarray, side: int) -> np.ndarray:
-    """The guided filter of p (H, W) by colours (H, W, 3), windows of `side` px."""
+    """Guided filter of p (H, W) by colours (H, W, 3) with windows of `side` px."""
     mean = lambda a: cv2.blur(np.ascontiguousarray(a, np.float32), (side, side))  # noqa: E731
     mean_i, mean_p = mean(guide), mean(p)
     cross = mean(guide * p[..., None]) - mean_i * mean_p[..., None]
@@ -73,7 +73,7 @@ def _guided_filter(guide: np.ndarray, p: np.ndarray, side: int) -> np.ndarray:
 
 
 def remove_specks(mask: np.ndarray, share: float = 0.01) -> np.ndarray:
-    """A mask (H, W) bool without pieces below a share of its area, and without holes below a tenth of that: larger ones are seen through."""
+    """Remove pieces below `share` of the area of a mask (H, W) bool, and fill holes below a tenth of that; larger holes are real."""
     area = int(mask.sum())
     if not area:
         return mask

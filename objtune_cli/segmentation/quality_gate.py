@@ -1,4 +1,4 @@
-"""What a mask must be before anything is trained on it: measured, judged, and said in words."""
+"""Quality gate for masks: statistics, and the reason why a mask is refused."""
 
 from typing import TYPE_CHECKING
 
@@ -10,20 +10,20 @@ if TYPE_CHECKING:
 MIN_AREA, MAX_AREA = 0.004, 0.92
 MAX_BORDER = 0.55
 INSIDE_BORDER, MAX_INSIDE = 0.05, 0.7
-"""Largest share of the border and of the photo that the object of an inverted mask has."""
+"""Largest shares of the border and of the photo that the object of an inverted mask covers."""
 MAX_LINE_SHARE, MAX_LINE_WIDTH = 0.4, 0.05
-"""A mask that is a line has at most this share of what the line encloses, and this width, fraction of its longer side."""
+"""A mask is an outline if it fills at most this share of the area it encloses, and has at most this width, fraction of its longer side."""
 MIN_LINE_WIDTH = 3.0
-"""Width of a line in small pictures, px."""
+"""Width that counts as a line in small images, px."""
 MAX_LINE_GAP = 0.16
-"""Widest gap in a line that still encloses something, fraction of the longer side."""
+"""Widest gap in a closed outline, fraction of the longer side."""
 MAX_MIDDLE_SHARE = 0.02
-"""Largest share of an outline that lies in the middle of its convex hull."""
+"""Largest share of an outline in the middle of its convex hull."""
 MAX_OPEN_ANGLE, MIN_DASHES, MAX_DASHED_ANGLE = 75, 4, 120
 """Widest gap in an outline as seen from its middle, in degrees; in one that scaling tore into so many dashes, and the widest gap of those."""
 MAX_PIECES = 12
 MIN_CELLS = 1.0
-"""Latent cells that the object covers where the photo fills the base's frame; a smaller one is no object to the base."""
+"""Smallest number of latent cells of an object if the photo fills the base's frame; the base cannot represent smaller ones."""
 
 
 def mask_statistics(mask: "np.ndarray", cells: int = 0) -> dict[str, float]:
@@ -45,7 +45,7 @@ def mask_statistics(mask: "np.ndarray", cells: int = 0) -> dict[str, float]:
 
 
 def is_inverted(mask: "np.ndarray") -> bool:
-    """Whether a mask is off on its object and on all around it: it has nearly all of the border, and what it leaves free is an object inside."""
+    """Whether a mask covers nearly all of the border and leaves an object inside free."""
     import numpy as np
 
     on = mask > 127
@@ -55,7 +55,7 @@ def is_inverted(mask: "np.ndarray") -> bool:
 
 
 def outline_reason(mask: "np.ndarray") -> str:
-    """Why a mask is only the outline of its object, drawn as a line, closed or torn into dashes; an empty text where it is filled."""
+    """Why a mask is only an outline, closed or dashed, and not filled; an empty text for filled masks."""
     import cv2
     import numpy as np
 
@@ -122,7 +122,7 @@ def _is_curved(dash: "np.ndarray") -> bool:
 
 
 def rejection_reason(metrics: dict[str, float], class_word: str, config: Segment) -> str:
-    """Why a mask cannot be trained on, or an empty string."""
+    """Why a mask is unusable for training, or an empty text."""
     if metrics["area"] < MIN_AREA:
         return f"it covers {metrics['area']:.1%} of the photo" if metrics["area"] else "nothing was found"
     if metrics.get("cells", MIN_CELLS) < MIN_CELLS:

@@ -1,6 +1,6 @@
-"""Which of several masks a class word means, by the base's own CLIP. All formulas are ours.
+"""Ranks masks by the class probability of the base's CLIP, the segmenter's quality and the outline.
 
-Knows masks and words; not how masks were found, nor what was asked of them besides the class.
+The formulas are our own.
 """
 
 import itertools
@@ -17,18 +17,18 @@ from objtune_cli.models.prompts import with_article
 from objtune_cli.numerics.masks import crop, iou
 
 QUALITY_WEIGHT, CONTRAST_WEIGHT, BORDER_WEIGHT = 1.0, 1.0, 2.0
-"""Weights of the segmenter's own word, of contrast along the outline, and of the share of the outline on the photo's border."""
+"""Weights of the segmenter's quality, of the contrast along the outline, and of the share of the photo's border that the mask touches."""
 SAME_IOU = 0.5
-"""IoU from which two masks are the same thing."""
+"""IoU from which two masks are the same object."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A mask and how well it is the class.
+    """A mask with its scores for one class.
 
     Attributes:
-        mask: (H, W) bool. likeness: Probability of the class word among all words, in [0, 1]. score: What candidates are ranked by.
-        quality: The segmenter's own word on the mask.
+        mask: (H, W) bool. likeness: Probability of the class word among all words, in [0, 1]. score: Rank criterion.
+        quality: The segmenter's quality of the mask.
     """
 
     mask: np.ndarray
@@ -64,7 +64,7 @@ def class_probabilities(
 def rank(
     rgb: np.ndarray, masks: Sequence[np.ndarray], qualities: Sequence[float], likely: np.ndarray
 ) -> list[Candidate]:
-    """Candidates for one word, best first.
+    """Score candidates for one word and sort them, best first.
 
     score = ln(likeness) + QUALITY quality + EDGE contrast - BORDER share of the outline on the photo's border.
     """
@@ -86,7 +86,7 @@ def rank(
 
 
 def outline_contrast(rgb: np.ndarray, mask: np.ndarray) -> float:
-    """Share of the outline along which colours differ by more than a just visible step, in [0, 1]."""
+    """Share of the outline with a visible colour edge, in [0, 1]."""
     lab = cv2.cvtColor(cv2.GaussianBlur(rgb, (0, 0), 1), cv2.COLOR_RGB2LAB).astype(np.float32)
     step = np.sqrt(
         sum(np.square(cv2.Sobel(lab[..., c], cv2.CV_32F, *d, ksize=3) / 4) for c in range(3) for d in ((1, 0), (0, 1)))
@@ -103,7 +103,7 @@ def border_share(mask: np.ndarray) -> float:
 
 
 def suppress_duplicates(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """One candidate, the best, for each thing."""
+    """Keep the best candidate of each object; candidates must be sorted."""
     found: list[Candidate] = []
     for c in candidates:
         if all(iou(c.mask, kept.mask) < SAME_IOU and not _is_part(c.mask, kept.mask) for kept in found):
@@ -112,13 +112,13 @@ def suppress_duplicates(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def _is_part(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether nearly all of the smaller one lies in the other: a part of it."""
+    """Whether at least 85 % of the smaller mask lies in the other."""
     small = min(np.count_nonzero(a), np.count_nonzero(b))
     return bool(small and np.count_nonzero(a & b) > 0.85 * small)
 
 
 def assign(choices: Sequence[Sequence[Candidate]], most: int = 6) -> list[int] | None:
-    """Which candidate each of several objects gets, each thing once, so that the sum of scores is the largest; None where there are too few."""
+    """Index of the candidate of each object, without overlaps and with the largest sum of scores; None if there are too few."""
     best: tuple[float, tuple[int, ...]] | None = None
     for picks in itertools.product(*(range(min(most, len(c))) for c in choices)):
         chosen = [c[i] for c, i in zip(choices, picks, strict=True)]
@@ -138,10 +138,10 @@ SELECT_KEYS = {
     "top": lambda m: float(m.nonzero()[0].mean()),
     "bottom": lambda m: -float(m.nonzero()[0].mean()),
 }
-"""Ways to say which of several objects of one class is meant: the first by these."""
+"""Sort keys that select one of several objects of a class."""
 
 
 def select(found: Sequence[Candidate], which: str, reach: float = 1.5) -> list[Candidate]:
-    """The candidates that are about as much the class as the best one, ordered as was asked."""
+    """Candidates whose scores are within `reach` of the best, sorted by a key of `SELECT_KEYS`."""
     alike = [c for c in found if c.score > found[0].score - reach]
     return sorted(alike, key=lambda c: SELECT_KEYS[which](c.mask))

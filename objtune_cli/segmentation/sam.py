@@ -1,6 +1,6 @@
-"""segment-anything: official checkpoints by file, and a small one of the same classes that the package carries.
+"""segment-anything: official checkpoints, and the small model of the same classes in this package.
 
-Knows hints and pictures; no class words. A checkpoint is data: none of its code is run, whatever it is.
+Class words are unknown here. Checkpoints are read as plain tensors, and no code in them is run.
 """
 
 import hashlib
@@ -35,8 +35,8 @@ class Dims:
     """Sizes of a segment-anything model.
 
     Attributes:
-        side, patch: Of the pictures it sees and of its patches, px. window: Side of attention windows, patches.
-        width, depth, heads: Of the image encoder. everywhere: Layers that attend over the whole picture.
+        side, patch: Sides of input images and patches, px. window: Side of attention windows, patches.
+        width, depth, heads: Sizes of the image encoder. everywhere: Layers with global attention.
         prompt: Width of prompts and decoder. mlp: Hidden width of the decoder's layers.
     """
 
@@ -63,7 +63,7 @@ class Dims:
 
 
 def build_sam(dims: Dims) -> Any:
-    """An untrained `Sam` of these sizes, without relative positions."""
+    """Build an untrained `Sam` of these sizes without relative positions."""
     cells = dims.side // dims.patch
     return Sam(
         image_encoder=ImageEncoderViT(
@@ -87,10 +87,10 @@ OFFICIAL_MODELS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
 
 
 def load_embedded(folder: Path) -> tuple[Any, str]:
-    """The embedded model and its name.
+    """Load the embedded model; also return its name.
 
     Raises:
-        ResourceError: Missing or broken.
+        ResourceError: Its files are missing or damaged.
     """
     from safetensors.torch import load_file
 
@@ -100,7 +100,7 @@ def load_embedded(folder: Path) -> tuple[Any, str]:
         with LOAD_LOCK:
             model = build_sam(Dims.from_json(record["dims"]))
         model.load_state_dict(state)
-    except Exception as error:  # every way in which an installed file can be broken
+    except Exception as error:  # damaged files raise many kinds of errors
         raise ResourceError(
             f"the segmenter in {folder} cannot be opened: {type(error).__name__}", "install objtune again"
         ) from None
@@ -108,10 +108,10 @@ def load_embedded(folder: Path) -> tuple[Any, str]:
 
 
 def load_official(checkpoint: Path) -> tuple[Any, str]:
-    """A model of an official checkpoint (.pth, or a safetensors copy) and its name; read without running any of its code.
+    """Load an official checkpoint (.pth, or a safetensors copy) without running code in it; also return the model's name.
 
     Raises:
-        InputError: No file, not the content that its name promises, not readable as plain tensors, or no segment-anything model.
+        InputError: The file is missing, differs from the digest in its name, has more than plain tensors, or is another model.
     """
     _check_digest(checkpoint)
     state = _read_checkpoint(checkpoint)
@@ -120,7 +120,7 @@ def load_official(checkpoint: Path) -> tuple[Any, str]:
     if kind is None:
         raise InputError(f"{checkpoint} is no segment-anything checkpoint", "give sam_vit_b, sam_vit_l or sam_vit_h")
     with LOAD_LOCK:
-        model = sam_model_registry[kind](checkpoint=None)  # given a path, its builder would run what the file holds
+        model = sam_model_registry[kind](checkpoint=None)  # with a path, the builder would unpickle the file
     try:
         model.load_state_dict(state)
     except RuntimeError:
@@ -129,7 +129,7 @@ def load_official(checkpoint: Path) -> tuple[Any, str]:
 
 
 def _check_digest(path: Path) -> None:
-    """Official files carry the beginning of their SHA-256 in their names: sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth, sam_vit_h_4b8939.pth."""
+    """Check the SHA-256 prefix in the names of official files: sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth, sam_vit_h_4b8939.pth."""
     claimed = re.fullmatch(r"sam_vit_[blh]_([0-9a-f]{6})\.pth", path.name)
     if claimed is None or not path.is_file():
         return
@@ -153,7 +153,7 @@ def _read_checkpoint(path: Path) -> Any:
 
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # every broken or hostile file ends here, none of its code has run
+    except Exception as error:  # damaged and hostile files end here; none of their code has run
         raise InputError(
             f"{path} is no readable checkpoint: {type(error).__name__}",
             "official checkpoints and safetensors copies are read",
@@ -161,25 +161,25 @@ def _read_checkpoint(path: Path) -> Any:
 
 
 GRID_POINTS = 8
-"""Points along a side where nothing was said."""
+"""Points along each side of the grid for proposals without hints."""
 HINTS_PER_BATCH = 32
-"""Hints that are answered at once."""
+"""Hints per batch of the decoder."""
 BOX_GRIDS = ((0.3, 6), (0.45, 5), (0.6, 4), (0.8, 3))
-"""Boxes where nothing was said: side as a fraction of the picture's, and how many along each side."""
+"""Boxes for proposals without hints: side as a fraction of the image's, and number along each side."""
 POINT_BOX_SIDES = (0.2, 0.35, 0.5, 0.7)
-"""Sides of the boxes around a lone point, fraction of the picture's longer side."""
+"""Sides of the boxes around a single point, fractions of the image's longer side."""
 DUPLICATE_IOU = 0.8
-"""IoU from which two proposals are one."""
+"""IoU from which two proposals count as one."""
 ZOOM_BELOW = 0.6
-"""An object whose longer side is below this share of the picture's is looked at again from nearer."""
+"""An object whose longer side is below this fraction of the image's is predicted again from a crop."""
 ZOOM_MARGIN = 0.25
-"""Of that look, around the object's box, fraction of its longer side."""
+"""Margin of the crop around the object's box, fraction of its longer side."""
 MASK_LOGIT = 8.0
-"""Logit of a rough mask's inside."""
+"""Logit of the inside of a rough mask."""
 
 
 class SegmentAnything:
-    """Masks from any model of segment-anything's classes; a picture is embedded once, however many hints follow."""
+    """Segmenter with any model of segment-anything's classes; each image is embedded only once."""
 
     def __init__(self, model: Any, name: str, device: str = "cpu") -> None:
         self.name = name
@@ -189,12 +189,12 @@ class SegmentAnything:
         self.rgb = np.zeros((0, 0, 3), np.uint8)
 
     def set_image(self, rgb: np.ndarray) -> None:
-        """Take in a picture (H, W, 3) uint8."""
+        """Set the image (H, W, 3) uint8 for the following calls."""
         self.rgb = rgb
         self.predictor.set_image(rgb)
 
     def predict(self, hints: Hints) -> Proposal:
-        """The object that hints speak of; a small one is looked at again from nearer."""
+        """Predict the object that the hints mean; a small one is predicted again from a crop."""
         first = self._predict_best(self.predictor, hints)
         if hints.is_single_point:
             first = max([first, *self._predict_around_point(hints)], key=lambda p: p.quality)
@@ -203,7 +203,7 @@ class SegmentAnything:
         return self._zoom_in(first, hints)
 
     def predict_all(self, hints: Hints) -> list[Proposal]:
-        """The three answers to a lone point, what lies in boxes around it, and of all that the picture holds what has the point."""
+        """Objects at a single point: the three decoder outputs, objects in boxes around it, and all proposals that contain it."""
         parts = [
             Proposal(m.astype(bool), float(q)) for m, q in zip(*self._predict_masks(self.predictor, hints), strict=True)
         ]
@@ -212,7 +212,7 @@ class SegmentAnything:
         )
 
     def _predict_around_point(self, hints: Hints) -> list[Proposal]:
-        """What lies in boxes around one point and has the point, but none of those beside: a point alone may as well mean a part."""
+        """Objects in boxes around a single point that contain it, because the point alone may also mean a part."""
         height, width = self.rgb.shape[:2]
         (x, y), side = hints.points[0], max(height, width)
         boxes = [
@@ -222,7 +222,7 @@ class SegmentAnything:
         return self._filter_by_points(hints, self._predict_boxes(np.array(boxes)))
 
     def _filter_by_points(self, hints: Hints, found: list[Proposal]) -> list[Proposal]:
-        """Those that have the points, and none of those beside."""
+        """Proposals that contain all points and no negative point."""
         height, width = self.rgb.shape[:2]
         inside = lambda mask, points: [bool(mask[min(int(v), height - 1), min(int(u), width - 1)]) for u, v in points]  # noqa: E731
         return [
@@ -230,10 +230,10 @@ class SegmentAnything:
         ]
 
     def propose_all(self) -> list[Proposal]:
-        """The automatic masks of a grid of points, and what lies in each of `BOXES`; of those that are alike the best.
+        """Automatic masks of a grid of points, and objects in the boxes of `BOX_GRIDS`, without duplicates.
 
-        Looser than the generator's own thresholds: a class word, not a score, chooses among them. Boxes find whole objects where a
-        point is as well on one of their parts.
+        The thresholds are looser than the generator's defaults, because a class word chooses among the proposals.
+        Boxes find whole objects where points find their parts.
         """
         generator = SamAutomaticMaskGenerator(
             self.predictor.model, points_per_side=GRID_POINTS, points_per_batch=HINTS_PER_BATCH, pred_iou_thresh=0.6, stability_score_thresh=0.7, box_nms_thresh=0.8,
@@ -242,7 +242,7 @@ class SegmentAnything:
         return _suppress_duplicates(found + self._propose_from_boxes())
 
     def _propose_from_boxes(self) -> list[Proposal]:
-        """What lies in boxes of several sizes all over the picture."""
+        """Objects in boxes of several sizes over the whole image."""
         height, width = self.rgb.shape[:2]
         boxes = [
             (x * width, y * height, (x + size) * width, (y + size) * height)
@@ -251,7 +251,7 @@ class SegmentAnything:
         return self._predict_boxes(np.array(boxes))
 
     def _predict_boxes(self, boxes: np.ndarray) -> list[Proposal]:
-        """The object of each box (N, 4), from the one embedding."""
+        """Predict the object in each box (N, 4)."""
         given = torch.as_tensor(
             self.predictor.transform.apply_boxes(boxes, self.rgb.shape[:2]),
             dtype=torch.float32,
@@ -264,14 +264,14 @@ class SegmentAnything:
         return found
 
     def refine(self, proposal: Proposal) -> Proposal:
-        """The same object from its box and its own mask, and from nearer where it is small."""
+        """Predict the object again from its box, and from a crop if it is small; keep the old mask if they differ."""
         box = mask_box(proposal.mask)
         again = self._predict_best(self.predictor, Hints(box))
         kept = again if iou(again.mask, proposal.mask) > 0.7 else proposal
         return self._zoom_in(kept, Hints(box))
 
     def _zoom_in(self, first: Proposal, hints: Hints) -> Proposal:
-        """A second look at the box of a first mask; the first one where the two do not agree."""
+        """Predict again from a crop around the first mask; keep the first mask if the two differ."""
         height, width = self.rgb.shape[:2]
         x0, y0, x1, y1 = mask_box(first.mask)
         extent = max(x1 - x0, y1 - y0)
@@ -298,7 +298,7 @@ class SegmentAnything:
         return Proposal(masks[best].astype(bool), float(scores[best]))
 
     def _predict_masks(self, predictor: SamPredictor, hints: Hints) -> tuple[np.ndarray, np.ndarray]:
-        """Masks (N, H, W) and their qualities (N,): three where one point is all, for it may mean more than one thing, else one."""
+        """Masks (N, H, W) and their qualities (N,): three for a single point, which is ambiguous, else one."""
         points = np.array([*hints.points, *hints.negative_points], float).reshape(-1, 2)
         labels = np.array([1] * len(hints.points) + [0] * len(hints.negative_points))
         masks, scores, _ = predictor.predict(
@@ -311,7 +311,7 @@ class SegmentAnything:
         return masks, scores
 
     def _mask_logits(self, rough: np.ndarray) -> np.ndarray:
-        """A rough mask as the decoder takes it: padded as pictures are, at a quarter of a patch's cells."""
+        """Convert a rough mask to decoder input: logits, padded to a square, four cells per patch along each side."""
         side = self.predictor.model.image_encoder.img_size
         height, width = rough.shape
         scale = side / max(height, width)
@@ -325,7 +325,7 @@ class SegmentAnything:
 
 
 def _suppress_duplicates(found: list[Proposal]) -> list[Proposal]:
-    """Of proposals that are alike the best, best first."""
+    """Keep the best of similar proposals; sort by quality."""
     kept: list[Proposal] = []
     for proposal in sorted(found, key=lambda p: -p.quality):
         if proposal.mask.any() and all(iou(proposal.mask, other.mask) < DUPLICATE_IOU for other in kept):
@@ -334,6 +334,6 @@ def _suppress_duplicates(found: list[Proposal]) -> list[Proposal]:
 
 
 def mask_box(mask: np.ndarray) -> tuple[float, float, float, float]:
-    """Box (x0, y0, x1, y1) around a mask that is not empty, px."""
+    """Box (x0, y0, x1, y1) around a non-empty mask, px."""
     ys, xs = mask.nonzero()
     return float(xs.min()), float(ys.min()), float(xs.max() + 1), float(ys.max() + 1)

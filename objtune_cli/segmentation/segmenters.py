@@ -6,13 +6,13 @@ from objtune_cli.segmentation.types import Segmenter
 
 
 def load_segmenter(kind: str, checkpoint: str, embedded: Path, device: str = "cpu") -> Segmenter:
-    """A segmenter: of a checkpoint where one is given, else "sam" from the embedded weights, or "grabcut".
+    """Load a segmenter from a checkpoint, or "sam" from the embedded weights, or "grabcut".
 
     Args:
-        device: Where a checkpoint's model computes; the embedded one is small and stays with the processor.
+        device: Device of a checkpoint's model; the embedded model is small and stays on the CPU.
 
     Raises:
-        InputError: No segment-anything checkpoint.
+        InputError: The file is not a segment-anything checkpoint.
     """
     if checkpoint:
         from objtune_cli.segmentation.sam import SegmentAnything, load_official

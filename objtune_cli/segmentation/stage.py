@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 def run(ctx: StageContext, path: Path, targets: list[Target], config: Segment) -> list[StageResult]:
-    """Find each target in the photo; every mask has to pass the gate before the first one is published.
+    """Segment each target; all masks must pass the quality gate before the first is published.
 
     Raises:
-        InputError: Unusable photo, mask, box or point, or two objects that claim one region. GateError: a mask nobody should train on.
+        InputError: A photo, mask, box or point is unusable, or two objects claim one region. GateError: A mask is unusable for training.
     """
     head = photo.read_header(path)
     frame = hint_checks.PhotoSize(*head.size, head.orientation)
@@ -61,7 +61,7 @@ def run(ctx: StageContext, path: Path, targets: list[Target], config: Segment) -
 
 
 def _downscale(picture: photo.Photo, config: Segment) -> "np.ndarray":
-    """The photo's pixels at the size at which they are kept."""
+    """Downscale the photo to the size at which it is stored."""
     import cv2
 
     height, width = picture.rgb.shape[:2]
@@ -71,16 +71,20 @@ def _downscale(picture: photo.Photo, config: Segment) -> "np.ndarray":
 
 
 def _record(ctx: StageContext, target: Target, targets: list[Target], head: photo.Header, config: Segment) -> Record:
-    """What the mask is made of: the photo, the hints, and what looks: a segmenter, and a base where the class word chooses."""
+    """Record of the mask's inputs: photo, hints, segmenter, and the base if the class word chooses."""
     inputs = {PHOTO_ROLE: {"ref": "", "sha256": head.sha256}}
     for name, file in (("mask", target.mask), ("rough", target.rough_mask)):
         if file:
             inputs[name] = {"ref": "", "sha256": photo.hash_file(file)}
     weights = Path(config.sam_checkpoint) if config.sam_checkpoint else registry.TOYBOX_SEGMENTER / "model.safetensors"
     settings: dict[str, Any] = (
-        asdict(replace(config, sam_checkpoint="")) | target.hints() | ({"colours": "sRGB"} if head.is_converted else {})
+        asdict(replace(config, sam_checkpoint=""))
+        | target.to_record()
+        | ({"colours": "sRGB"} if head.is_converted else {})
     )
-    if config.detector and (detector := Path(config.detector)).is_dir():  # what it is, not where it lies
+    if (
+        config.detector and (detector := Path(config.detector)).is_dir()
+    ):  # the identity of the model does not depend on its path
         settings["detector"] = detector.resolve().name
         inputs |= {} if target.mask else {"detector": {"ref": "", "sha256": _digest_folder(detector)}}
     if not target.mask:
@@ -95,7 +99,8 @@ def _record(ctx: StageContext, target: Target, targets: list[Target], head: phot
             settings["chosen_by"] = _base_fingerprint(ctx)
         if len(targets) > 1:
             settings["among"] = [
-                [t.class_word, t.hints(), *(photo.hash_file(f) for f in (t.mask, t.rough_mask) if f)] for t in targets
+                [t.class_word, t.to_record(), *(photo.hash_file(f) for f in (t.mask, t.rough_mask) if f)]
+                for t in targets
             ]
     return Record("mask", target.name, {target.name: target.class_word}, inputs, settings, base={})
 
@@ -110,7 +115,7 @@ def _digest_folder(folder: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class AcceptedMask:
-    """A mask that passed the gate, ready to be published."""
+    """A mask that passed the quality gate."""
 
     record: Record
     rgb: "np.ndarray"
@@ -127,10 +132,10 @@ def _check_mask(
     record: Record,
     config: Segment,
 ) -> AcceptedMask:
-    """A mask through the gate.
+    """Check a mask with the quality gate.
 
     Raises:
-        GateError: Not usable; a picture of what was found lies beside the project's artifacts.
+        GateError: The mask is unusable; an overlay of it is written to the project's folder of rejected masks.
     """
     metrics = quality_gate.mask_statistics(located.cover, _latent_cells(ctx)) | located.metrics
     problem, advice = quality_gate.rejection_reason(metrics, target.class_word, config), located.advice
@@ -152,7 +157,7 @@ def _check_mask(
 
 
 def _base_fingerprint(ctx: StageContext) -> str:
-    """The base whose CLIP chooses; nothing where it is not on this machine: a photo with transparency needs none."""
+    """Fingerprint of the base whose CLIP ranks masks; empty if it is not on this machine, since transparent photos need none."""
     try:
         return ctx.base.fingerprint
     except ObjtuneError:
@@ -160,7 +165,7 @@ def _base_fingerprint(ctx: StageContext) -> str:
 
 
 def _latent_cells(ctx: StageContext) -> int:
-    """Latent cells of the base's frame; 0 where the base is not on this machine: a mask needs none."""
+    """Latent cells of the base's frame; 0 if the base is not on this machine, since masks need none."""
     try:
         return ctx.base.cells
     except ObjtuneError:

@@ -1,4 +1,4 @@
-"""Whether a photo's transparency is a cut-out of its object: not a frame, a stray pixel or a shadow, and no other class."""
+"""Decides whether a photo's transparency is a cut-out of its object, or a frame, stray pixels, a shadow or another class."""
 
 import shlex
 from dataclasses import replace
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from objtune_cli.segmentation.from_hints import SegmentationModels, Target
 
 MIN_FRAME_FILL, FRAME_CORNER = 0.975, 0.25
-"""Share of a rectangle or ellipse that a frame fills, and the share of a side that its rounded corners take."""
+"""Smallest share of a rectangle or ellipse that a frame fills, and the share of a side for rounded corners."""
 MIN_FRAME_AREA = 0.3
-"""Least area of a frame; a smaller rectangle or ellipse with much around it is an object cut out: a phone, a ball."""
+"""Smallest area of a frame, share of the photo; smaller rectangles and ellipses are objects, such as a phone or a ball."""
 MIN_OTHER_PROBABILITY, MAX_OWN_PROBABILITY = 0.5, 0.1
-"""Likeness from which a cut-out is of another class, and up to which it is not of the class that was asked for."""
+"""A cut-out is refused if another class has at least the first probability and its own class at most the second."""
 MIN_PART_AREA = 0.1
-"""Area of a part that may be an object of its own, of the largest part's."""
+"""Smallest area of a separate object, fraction of the largest part."""
 
 
 def check_transparency(models: "SegmentationModels", path: Path, picture: "Photo", target: "Target") -> "Photo":
-    """The photo with an alpha that is a cut-out of the target, or with none.
+    """Return the photo with the alpha of a cut-out of the target, or without alpha.
 
     Raises:
-        InputError: Wholly transparent. GateError: the object itself is what is transparent.
+        InputError: The photo is wholly transparent. GateError: The object itself is transparent.
     """
     if picture.alpha is None:
         return picture
@@ -49,7 +49,7 @@ def check_transparency(models: "SegmentationModels", path: Path, picture: "Photo
         problem, usable = find_class_problem(models, picture, cover, target), True
     if problem:
         note(
-            f"its transparency {problem}: it is passed over"
+            f"its transparency {problem}: it is ignored"
             + (f"; `--mask {shlex.quote(str(path))}` takes it as the mask nevertheless" if usable else "")
         )
         return replace(picture, alpha=None)
@@ -63,7 +63,7 @@ def check_transparency(models: "SegmentationModels", path: Path, picture: "Photo
 
 
 def find_shape_problem(cover: "np.ndarray") -> tuple[str, bool]:
-    """Why a transparency is no cut-out by its shape, or an empty text; and whether it may be a mask nevertheless."""
+    """Why the shape of a transparency is no cut-out, or an empty text; and whether it is still usable as a mask."""
     measured = quality_gate.mask_statistics(cover)
     if measured["area"] > quality_gate.MAX_AREA:
         return "hides next to nothing of the photo", False
@@ -74,7 +74,7 @@ def find_shape_problem(cover: "np.ndarray") -> tuple[str, bool]:
 
 
 def is_frame(cover: "np.ndarray") -> bool:
-    """Whether what is opaque is a rectangle, with round corners or turned, or an ellipse: a window, a card, a round portrait."""
+    """Whether the opaque part is an ellipse or a rectangle, also rotated or with round corners."""
     import cv2
     import numpy as np
 
@@ -101,7 +101,7 @@ def is_frame(cover: "np.ndarray") -> bool:
 
 
 def find_class_problem(models: "SegmentationModels", picture: "Photo", cover: "np.ndarray", target: "Target") -> str:
-    """Why a cut-out is of another class, where the base can tell; else an empty text."""
+    """Why a cut-out shows another class, or an empty text, also if the base does not know the class."""
     likeness = _class_probabilities(models, picture, [cover > 127], target)
     if likeness is None:
         return ""
@@ -116,7 +116,7 @@ def find_class_problem(models: "SegmentationModels", picture: "Photo", cover: "n
 def select_part(
     models: "SegmentationModels", picture: "Photo", cover: "np.ndarray", target: "Target"
 ) -> "np.ndarray | None":
-    """The one of several parts of a cut-out that is of the class, all others being something else; None where there is none."""
+    """The only part of a cut-out that shows the class, if all others show something else; else None."""
     import cv2
     import numpy as np
 
@@ -143,7 +143,7 @@ def select_part(
 def _class_probabilities(
     models: "SegmentationModels", picture: "Photo", masks: "list[np.ndarray]", target: "Target"
 ) -> list[tuple[float, float, str]] | None:
-    """For each mask the likeness of the class, and the largest one of another class with its word; None where the base cannot tell."""
+    """For each mask the probability of the class, and the largest of another class with its word; None if the base does not know the class."""
     from objtune_cli.segmentation import ranking
 
     others = (

@@ -186,7 +186,7 @@ def test_a_frame_around_a_photo_is_passed_over(
     inside[40:360, 40:360] = rgb
     done = segmented(cli, with_shadow(window, inside))
     assert done.code == 0, done.err
-    assert "its transparency leaves a plain rectangle or ellipse, as a frame does: it is passed over" in done.err
+    assert "its transparency leaves a plain rectangle or ellipse, as a frame does: it is ignored" in done.err
     found, _, metrics = stored("mask/dog")
     assert metrics["found_by"] != "alpha"
     assert iou(found[40:360, 40:360] > 127, cover > 127) > 0.9
@@ -212,7 +212,7 @@ def test_stray_pixels_change_nothing(
     )
     assert found.alpha is None
     assert np.array_equal(found.rgb, rgb)
-    assert notes == ["a.png: its transparency hides next to nothing of the photo: it is passed over"]
+    assert notes == ["a.png: its transparency hides next to nothing of the photo: it is ignored"]
 
 
 def test_a_cut_out_is_of_the_class_that_was_asked_for(
