@@ -310,7 +310,7 @@ def test_given_masks_are_read_as_people_make_them(cli, tmp_path):
     for name, picture, said, source, truth in (
         ("ones", cover // 255, "0 and 1 of 255", photo, mug), ("inverted", 255 - cover, "it looks inverted", photo, mug),
         ("erased", np.dstack([rgb[..., ::-1], 255 - cover]), "it looks inverted", photo, mug), ("half", cv2.resize(cover, (160, 160), interpolation=cv2.INTER_AREA), "scaled from 160x160", photo, mug),
-        ("raw", np.ascontiguousarray(np.rot90(cover[:200])), "turned as the photo is", Path("turned.png"), cut),
+        ("raw", np.ascontiguousarray(np.rot90(cover[:200])), "rotated as the photo is", Path("turned.png"), cut),
     ):  # fmt: skip
         cv2.imwrite(f"{name}.png", picture)
         done = cli("segment", source, "--class", "mug", "--name", name, "--mask", f"{name}.png")
