@@ -15,6 +15,7 @@ from objtune_cli.errors import InputError
 from objtune_cli.generation import stage as generate
 from objtune_cli.images import png
 from objtune_cli.store.artifacts import Record
+from objtune_cli.store.kinds.scene import REFINED
 from objtune_cli.workflow import output_files, prompt_request, trained_objects
 from objtune_cli.workflow.context import StageContext, StageResult, write_image
 
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     """Seeds and a step callback to a batch of scenes."""
 
 
-REFINED = "close."
-"""Prefix of the tensors of refined objects in a scene artifact, before the object's name."""
 MAX_OBJECTS = 16
 """Objects of one scene: the image grows with them."""
 

@@ -5,7 +5,6 @@ from typing import Any
 
 from objtune_cli.config.sections import Embed, identifying
 from objtune_cli.errors import ResourceError, UsageError
-from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.kinds.embedding import MASK_ROLE, EmbeddingArtifact
 from objtune_cli.store.kinds.mask import MaskArtifact
@@ -25,7 +24,7 @@ def run(ctx: StageContext, mask: Ref, config: Embed) -> StageResult:
             "all parts of the prototype weigh nothing", "set one of init-embedding.picture, object and word above 0"
         )
     config = _resolve_init(ctx, config)
-    source = artifacts.read_record(ctx.root, mask)
+    source = ctx.store.read_record(mask)
     ctx_input = ctx.input_record(mask)
     settings = identifying(config) | ({"tower": ctx.base.tower} if ctx.base.tower else {})
     record = Record("embedding", mask.name, source.objects, {MASK_ROLE: ctx_input}, settings, ctx.base.record())
@@ -33,7 +32,7 @@ def run(ctx: StageContext, mask: Ref, config: Embed) -> StageResult:
     if done:
         return done
     class_words.warn_unknown(ctx, source.class_word)
-    _, tensors = artifacts.load(ctx.root, mask, ctx_input["sha256"])
+    _, tensors = ctx.store.read(mask, ctx_input["sha256"])
 
     from objtune_cli.embedding import prototype
     from objtune_cli.models import clip, placeholders
@@ -55,8 +54,7 @@ def run(ctx: StageContext, mask: Ref, config: Embed) -> StageResult:
         second,
     )
     metrics = {k: round(v, 6) for k, v in started.metrics.items()} | {"learned": started.num_trainable}
-    ref = artifacts.publish(
-        ctx.root,
+    ref = ctx.store.create(
         replace(record, metrics=metrics, tools=tool_versions()),
         EmbeddingArtifact(placeholders.split_encoders(started.token_embeddings, model.widths)).to_tensors(),
     )

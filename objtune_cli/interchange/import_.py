@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from objtune_cli.errors import InputError
 from objtune_cli.interchange import import_contents, import_sources
-from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.kinds import adapter
 from objtune_cli.store.kinds.adapter import AdapterArtifact
@@ -62,7 +61,7 @@ def run(
     rank = max((v.shape[0] for k, v in tensors.items() if k.endswith(adapter.LORA_A)), default=0)
     metrics = {"rank": rank, "vectors": len(rows), "layers": sum(k.endswith(adapter.LORA_A) for k in tensors)}
     record = replace(record, inputs=_inputs(read, found), metrics=metrics, tools=tool_versions())
-    return StageResult(artifacts.publish(ctx.root, record, tensors), metrics=metrics)
+    return StageResult(ctx.store.create(record, tensors), metrics=metrics)
 
 
 def _inputs(read: list[import_sources.ImportFile], found: "list[Source] | None" = None) -> dict[str, dict[str, str]]:

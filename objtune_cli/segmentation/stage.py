@@ -175,8 +175,6 @@ def _latent_cells(ctx: StageContext) -> int:
 def _publish(ctx: StageContext, found: AcceptedMask) -> StageResult:
     import numpy as np
 
-    ref = artifacts.publish(
-        ctx.root, found.record, MaskArtifact(found.rgb, np.ascontiguousarray(found.mask)).to_tensors()
-    )
+    ref = ctx.store.create(found.record, MaskArtifact(found.rgb, np.ascontiguousarray(found.mask)).to_tensors())
     overlay = write_image(ctx.root, ref, "overlay.png", found.overlay)
     return StageResult(ref, False, [overlay], found.record.metrics)

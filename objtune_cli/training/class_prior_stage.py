@@ -3,7 +3,6 @@
 from dataclasses import asdict, replace
 
 from objtune_cli.config.sections import Prior
-from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.refs import name_of_class
 from objtune_cli.workflow.context import StageContext, StageResult
@@ -36,4 +35,4 @@ def run(ctx: StageContext, class_word: str, config: Prior) -> StageResult:
     prior = class_prior.compute(
         model, class_word, config, ctx.base.sampling["guidance"], step, ctx.base.words or COMMON_CLASSES
     )
-    return StageResult(artifacts.publish(ctx.root, replace(record, tools=ctx.tools(model)), prior.to_tensors()))
+    return StageResult(ctx.store.create(replace(record, tools=ctx.tools(model)), prior.to_tensors()))

@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING, Any
 
 from objtune_cli.embedding import stage as embed
 from objtune_cli.errors import IncompatibleError, UsageError
-from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.kinds.embedding import MASK_ROLE, EmbeddingArtifact
 from objtune_cli.store.kinds.mask import PHOTO_ROLE, MaskArtifact
@@ -32,7 +31,7 @@ def load_subjects(ctx: StageContext, starts: list[Record]) -> "list[Subject]":
 
 def _photo_digest(ctx: StageContext, embedding: Record) -> str:
     mask = _mask_ref(ctx, embedding)
-    return artifacts.read_record(ctx.root, mask).inputs[PHOTO_ROLE]["sha256"]
+    return ctx.store.read_record(mask).inputs[PHOTO_ROLE]["sha256"]
 
 
 def _mask_ref(ctx: StageContext, embedding: Record) -> Ref:
@@ -44,7 +43,7 @@ def _mask_ref(ctx: StageContext, embedding: Record) -> Ref:
 def _load_mask(ctx: StageContext, embedding: Record) -> MaskArtifact:
     """The mask and photo that an embedding was computed from."""
     ref, sha256 = _mask_ref(ctx, embedding), embedding.inputs[MASK_ROLE]["sha256"]
-    return MaskArtifact.from_tensors(artifacts.load(ctx.root, ref, sha256)[1])
+    return MaskArtifact.from_tensors(ctx.store.read(ref, sha256)[1])
 
 
 def dilated_union_mask(ctx: StageContext, starts: list[Record]) -> Any:
@@ -64,7 +63,7 @@ def load_subject(ctx: StageContext, start: Record, away: Any) -> "Subject":
     from objtune_cli.models import placeholders
     from objtune_cli.training.subjects import Subject
 
-    vectors = EmbeddingArtifact.from_tensors(artifacts.load(ctx.root, start.ref)[1]).vectors
+    vectors = EmbeddingArtifact.from_tensors(ctx.store.read(start.ref)[1]).vectors
     source = _load_mask(ctx, start)
     picture, mask = embed.to_photo_tensors(source)
     ground = _inpaint(source.rgb, away)

@@ -15,6 +15,7 @@ from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.project import Project
 from objtune_cli.store.refs import Ref
+from objtune_cli.store.store import Store
 from objtune_cli.workflow import base_compatibility
 
 if TYPE_CHECKING:
@@ -60,6 +61,11 @@ class StageContext:
     @property
     def root(self) -> Path:
         return self.project.artifacts
+
+    @property
+    def store(self) -> Store:
+        """The project's artifacts."""
+        return Store(self.root)
 
     @property
     def base(self) -> Base:
@@ -205,7 +211,7 @@ class StageContext:
             self.project.check_writable(wanted.kind, wanted.name)
             return None
         self.report.note(f"{ref} is up to date")
-        record = artifacts.read_record(self.root, ref)
+        record = self.store.read_record(ref)
         return StageResult(ref, True, list_images(self.root, ref), record.metrics)
 
     def input_record(self, ref: Ref) -> dict[str, str]:

@@ -54,7 +54,7 @@ class TrainedObjects:
 
     def __init__(self, ctx: StageContext, source: Ref | None = None) -> None:
         self.ctx, self.source = ctx, source
-        self.in_source = artifacts.read_record(ctx.root, source).objects if source else {}
+        self.in_source = ctx.store.read_record(source).objects if source else {}
         self._newest: dict[str, Record] | None = None
         self._found: dict[tuple[str, Ref], PromptObject] = {}
 
@@ -166,7 +166,7 @@ def load_tensors(ctx: StageContext, item: PromptObject) -> dict[str, Any]:
     import torch
 
     artifacts.require_finite(ctx.root, item.record.ref)
-    _, arrays = artifacts.load(ctx.root, item.record.ref, item.sha256)
+    _, arrays = ctx.store.read(item.record.ref, item.sha256)
     return {k: torch.from_numpy(v.copy()) for k, v in arrays.items()}
 
 
@@ -191,14 +191,14 @@ def load_source(ctx: StageContext, item: PromptObject) -> MaskArtifact | None:
         if not role.startswith((adapter.EMBEDDING_ROLE, adapter.ADAPTER_ROLE)):
             continue
         with contextlib.suppress(MissingError):
-            origin = artifacts.read_record(ctx.root, refs.resolve(ctx.root, refs.parse(source["ref"])))
+            origin = ctx.store.read_record(refs.resolve(ctx.root, refs.parse(source["ref"])))
             if item.own_name not in origin.objects:
                 continue
             if origin.kind == "adapter":
                 return load_source(ctx, replace(item, record=origin))
             if embedding.MASK_ROLE in origin.inputs:
                 mask = origin.inputs[embedding.MASK_ROLE]
-                _, tensors = artifacts.load(ctx.root, refs.resolve(ctx.root, refs.parse(mask["ref"])), mask["sha256"])
+                _, tensors = ctx.store.read(refs.resolve(ctx.root, refs.parse(mask["ref"])), mask["sha256"])
                 return MaskArtifact.from_tensors(tensors)
     return None
 

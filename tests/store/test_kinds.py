@@ -19,6 +19,7 @@ PACKAGE = Path(lora.__file__).parents[1]
 NAMES = (
     "token.",
     "token_2.",
+    "close.",
     "asked",
     "embedding.",
     "prior.",
