@@ -1,6 +1,6 @@
-"""The class prior: what the frozen base draws and predicts for a class, computed once and kept.
+"""The class prior: samples and predictions of the frozen base for a class, computed once and stored.
 
-Training compares against these predictions (L_CC) instead of running the frozen base again.
+Training compares with these predictions (L_CC) instead of running the frozen base again.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,14 +17,14 @@ from objtune_cli.store.kinds.prior import PriorArtifact
 
 SAMPLING_STEPS = 15
 FOCUS, SHARE = (0.4, 0.98), 0.6
-"""Noise levels at which the class is held: higher than those that learn the object, for there a class word becomes a shape."""
+"""Focus of the timesteps: higher noise than where the object is learned, because there a class word becomes a shape."""
 
 
 def prompts(class_word: str, others: Sequence[str], around: str) -> list[str]:
-    """What the base is asked: the class, then nothing (guidance goes away from it), then other things (they stay what they are).
+    """The prompts of the prior: the class; with "wide" also the empty prompt, which guidance extrapolates from, and other classes.
 
     Source:
-        Holding more than the class prompt: Drift Correction, arXiv:2410.14159; these prompts are ours.
+        Preserving more than the class prompt: Drift Correction, arXiv:2410.14159; these prompts are ours.
     """
     things = [PROMPT.format(with_article(word)) for word in (class_word, *(w for w in others if w != class_word))]
     return [things[0], "", *things[1:]] if around == "wide" else things[:1]
@@ -41,7 +41,7 @@ def compute(
     """Class samples and the frozen base's predictions for fixed (z_t, t, prompt).
 
     Args:
-        others: Words of other things that are to stay as they are.
+        others: Other classes to preserve.
 
     Raises:
         NonFiniteError: The base gives NaN or infinite values.
@@ -55,17 +55,17 @@ def compute(
     z_t, _ = model.noised(latents[rows], noise, t)
     with torch.no_grad():
         conditions = torch.cat([model.encode([text]) for text in texts])
-        asked = _prompt_indices(config.entries, len(latents), len(texts), g)
+        prompt_index = _prompt_indices(config.entries, len(latents), len(texts), g)
         preds = [
             model.predict(z.to(model.device), s, conditions[which.to(model.device)]).float().cpu()
-            for z, s, which in zip(z_t.split(8), t.split(8), asked.split(8), strict=True)
+            for z, s, which in zip(z_t.split(8), t.split(8), prompt_index.split(8), strict=True)
         ]
     pred = finite_checks.checked("denoiser", model.dtype, torch.cat(preds))
-    return PriorArtifact(latents, z_t, t, pred, asked, conditions.float().cpu())
+    return PriorArtifact(latents, z_t, t, pred, prompt_index, conditions.float().cpu())
 
 
 def _prompt_indices(entries: int, samples: int, count: int, g: torch.Generator) -> Tensor:
-    """Which prompt each entry is asked with: the first in every other one, any of the rest between; each sample meets both in turns."""
+    """The prompt of each prediction: alternately the first and a random one of the rest; each sample gets both in turn."""
     i = torch.arange(entries)
     rest = torch.randint(1, max(count, 2), (entries,), generator=g)
     return torch.where(((i + i // samples * (1 - samples % 2)) % 2 == 0) | torch.tensor(count == 1), 0, rest)

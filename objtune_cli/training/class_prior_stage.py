@@ -1,4 +1,4 @@
-"""The class prior: made once per base and class, found by every later object of that class."""
+"""The class prior as an artifact: computed once per base and class, and reused for every object of the class."""
 
 from dataclasses import asdict, replace
 
@@ -8,11 +8,11 @@ from objtune_cli.store.refs import name_of_class
 from objtune_cli.workflow.context import StageContext, StageResult
 
 COMMON_CLASSES = ("person", "dog", "car", "tree", "chair", "cup")
-"""Things that stay what they are, for a base that does not name the words it knows."""
+"""Other classes that a prior preserves, for a base that does not list the words it knows."""
 
 
 def exists(ctx: StageContext, class_word: str, config: Prior) -> bool:
-    """Whether the prior is there already; opens no model."""
+    """Whether the prior is stored already; loads no model."""
     return ctx.find(_record(ctx, class_word, config), computed=True) is not None
 
 
@@ -22,7 +22,7 @@ def _record(ctx: StageContext, class_word: str, config: Prior) -> Record:
 
 
 def run(ctx: StageContext, class_word: str, config: Prior) -> StageResult:
-    """The prior of a class on this base; `--force` of another stage does not make it again."""
+    """Compute the prior of a class on this base, or reuse it; `--force` of another stage does not recompute it."""
     record = _record(ctx, class_word, config)
     ref = ctx.find(record, computed=True)
     if ref:

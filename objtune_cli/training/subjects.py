@@ -1,4 +1,4 @@
-"""The objects that a run learns, and their placements: what is computed once before the first step."""
+"""The objects that a run learns, and augmented views of their photo, encoded once before the first step."""
 
 import itertools
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ class Subject:
     """One object to learn.
 
     Attributes:
-        name, class_word: `<name>` and "dog".
-        rows: Its token's first vectors (k + n, d). learned: k, how many of them may change.
-        picture: The photo (3, H, W) in [-1, 1]. ground: the photo without the object.
+        name, class_word: For example "rex" for the placeholder `<rex>`, and "dog".
+        token_embeddings: The token's initial vectors (k + n, d). num_trainable: k, how many of them are trained.
+        picture: The photo (3, H, W) in [-1, 1]. background: the photo without the objects.
         mask: Coverage (H, W) in [0, 1].
     """
 
@@ -35,44 +35,52 @@ class Subject:
 
 @dataclass(slots=True)
 class Views:
-    """The placements of one subset of the objects.
+    """Augmented views of one subset of the objects.
 
     Attributes:
-        latents: (V, C, h, w). spread: their standard deviations where each step draws them anew. masks: of all its objects together, (V, 1, h, w). parts: of each of them, (V, M, h, w).
+        latents: (V, C, h, w). latent_std: their standard deviations, if each step samples them anew. masks: coverage of all
+            objects together, (V, 1, h, w). object_masks: of each object, (V, M, h, w).
     """
 
     members: tuple[Subject, ...]
     latents: Tensor
     masks: Tensor
-    parts: Tensor
-    spread: Tensor | None = None
+    object_masks: Tensor
+    latent_std: Tensor | None = None
 
-    def words(self, kind: str) -> str:
-        """The members in a prompt, by "token" or by "class"."""
+    def prompt_phrase(self, kind: str) -> str:
+        """The members as they stand in a prompt, by "token" or by "class"."""
         return " and ".join(f"<{s.name}>" if kind == "token" else with_article(s.class_word) for s in self.members)
 
 
 GROUP_SCALE = (0.75, 0.95)
-"""Share of the frame that several objects together cover along the longer side: each then has as much of it as there is."""
+"""Share of the frame that several objects together cover along the longer side: large, so that each has as many pixels as possible."""
 MAX_FULL_COMBINATIONS = 3
-"""Up to so many objects every combination is shown; of more, whose combinations would be too many, singles, pairs and all together."""
+"""Up to so many objects every combination is trained; of more objects only singles, pairs and all together."""
 
 
 def subsets(subjects: list[Subject]) -> list[tuple[Subject, ...]]:
-    """The combinations that steps show: singles and combinations are both trained (union sampling); the last one is all."""
+    """The combinations of objects that are trained: singles first, all together last (union sampling, arXiv:2305.16311)."""
     count = len(subjects)
     sizes = range(1, count + 1) if count <= MAX_FULL_COMBINATIONS else (1, 2, count)
     return [c for n in sizes for c in itertools.combinations(subjects, n)]
 
 
 def encode_views(model: BaseModel, members: tuple[Subject, ...], config: Train) -> Views:
-    """Draw the placements of a subset and encode them once."""
-    each = torch.stack([s.mask for s in members])
+    """Augment the photo for a subset of its objects, and encode the views once."""
+    object_masks = torch.stack([s.mask for s in members])
     g = ddpm.step_generator(config.seed, 0xFFFFFFFF)
     scale = GROUP_SCALE if len(members) > 1 else augmentation.SCALE
     pictures, masks = augmentation.views(
-        members[0].picture, each.amax(0), members[0].background, config.views, model.size, g, scale, each
+        members[0].picture,
+        object_masks.amax(0),
+        members[0].background,
+        config.views,
+        model.size,
+        g,
+        scale,
+        object_masks,
     )
-    latents, spread = (found.to(model.device) for found in model.posterior(pictures))
+    latents, latent_std = (moment.to(model.device) for moment in model.posterior(pictures))
     masks = to_latent(masks, (latents.shape[-2], latents.shape[-1])).to(model.device)
-    return Views(members, latents, masks[:, :1], masks[:, 1:], spread if config.latents == "sample" else None)
+    return Views(members, latents, masks[:, :1], masks[:, 1:], latent_std if config.latents == "sample" else None)

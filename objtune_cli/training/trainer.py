@@ -1,12 +1,12 @@
-"""`train`: LoRA and token by L = L_OS + w_bg L_bg + w_cc L_CC, for one object or several together.
+"""Training of LoRA layers and placeholder tokens for one object, or for several of one photo together.
 
-Source: arXiv:2401.15708 sections 3.3 and 3.4 as formulated in docs/method.md. The losses of others'
-methods are settings of the same loop, so that a comparison compares nothing else.
+Source: arXiv:2401.15708 sections 3.3 and 3.4. Other methods' losses are settings of the same trainer, so that a comparison
+compares nothing else.
 """
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -14,28 +14,35 @@ from torch import Tensor
 from objtune_cli.config.sections import Train
 from objtune_cli.errors import GateError
 from objtune_cli.lora import layers
-from objtune_cli.models import adapter_state, finite_checks, memory_savings
+from objtune_cli.models import adapter_state, finite_checks
 from objtune_cli.models.base_model import BaseModel
-from objtune_cli.models.placeholders import Placeholders
 from objtune_cli.models.prompts import PROMPT
-from objtune_cli.numerics import ddpm
-from objtune_cli.numerics.embeddings import keep_norm
 from objtune_cli.runtime import cpu
 from objtune_cli.store.kinds.prior import PriorArtifact
 from objtune_cli.training import optimizer
+from objtune_cli.training.batches import BatchSampler, StepBatch
 from objtune_cli.training.early_stopping import Plateau
 from objtune_cli.training.ema import WeightAverage, copy_values
-from objtune_cli.training.loss_terms import Terms
+from objtune_cli.training.loss_terms import term_weights
+from objtune_cli.training.step import train_step
 from objtune_cli.training.subjects import Subject
+from objtune_cli.training.teacher import TeacherCache
+from objtune_cli.training.tokens import TokenEmbeddings
 
 WARMUP, WARMUP_SHARE = 20, 5
-"""Steps in which the rates grow to their peaks; of a short run no more than one in so many (with 20 of 36, half of the run was spent below its rate)."""
-STEADY = 0.98
-"""Decay of the running mean whose loss says when to stop: single steps at a full rate jump about."""
+"""Steps in which the learning rates grow to their peaks, and the largest part of a run that this may be: 1 / WARMUP_SHARE."""
+STOPPING_EMA_DECAY = 0.98
+"""Decay of the running means whose validation loss tells when to stop: single steps at a full rate vary too much."""
 
 
-class Trainer(Terms):
-    """Everything one run keeps between steps; a step is a function of (state, seed, number)."""
+class Trainer:
+    """Everything one run keeps between steps; a step is a function of (state, seed, number).
+
+    Attributes:
+        batches, teacher, tokens: What steps show, what the frozen base predicts, and the objects' tokens.
+        lora: Parameters of the LoRA layers. weights: factor of each loss term by name.
+        running_losses: Running means of the loss terms in use. step: optimizer steps taken.
+    """
 
     def __init__(
         self,
@@ -45,29 +52,38 @@ class Trainer(Terms):
         config: Train,
         name: str = "default",
     ) -> None:
-        """`name`: of its LoRA on the stack, which may hold others' too."""
-        super().__init__(model, subjects, priors, config)
-        self.name = name
+        """`name`: of the LoRA; any other than the default shares the model with the LoRAs of other trainers."""
+        self.model, self.subjects, self.config, self.name, self.step = model, subjects, config, name, 0
+        self.tokens = TokenEmbeddings(model, subjects, config)
+        self.batches = BatchSampler(model, subjects, priors, config)
+        self.teacher = TeacherCache(self.batches)
         self.lora = layers.add(model, config.rank, config.modules, config.seed, name, config.blocks)
-        scale = float(torch.stack([n.mean() for n in self.norms.values()]).mean())
-        tokens = {"params": list(self.learned.values()), "lr": config.token_lr * scale, "weight_decay": 0.0}
+        scale = float(torch.stack([n.mean() for n in self.tokens.norms.values()]).mean())
+        tokens = {"params": list(self.tokens.trainable.values()), "lr": config.token_lr * scale, "weight_decay": 0.0}
         groups = [tokens, {"params": self.lora, "lr": config.lr, "weight_decay": 0.01}]
         self.optimizer = optimizer.build_optimizer(config.optimizer, groups, config.beta2)
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
-        self.weights = {
-            "object": 1.0,
-            "background": config.background_weight,
-            "class": config.class_weight * config.class_every,
-            "attention": config.attention_weight,
-        }
         self.plateau = Plateau(config.steps) if config.stop == "good" else None
-        decay = config.average or (STEADY if self.plateau else 0.0)
-        self.average = WeightAverage(self._params(), decay) if decay else None
-        self.mean = {name: 0.0 for name, weight in self.weights.items() if weight}
-        """Running means of the loss terms in use."""
+        decay = config.average or (STOPPING_EMA_DECAY if self.plateau else 0.0)
+        self.average = WeightAverage(self.params(), decay) if decay else None
+        self.weights, self.running_losses = dict[str, float](), dict[str, float]()
+        self.reconfigure(config)
         if config.idle == "leaves":
             model.rest()
         cpu.trim_malloc()
+
+    def reconfigure(self, config: Train) -> None:
+        """Use other settings from the next step on; views, teacher predictions and layers stay as they were built."""
+        self.config = self.batches.config = self.tokens.config = config
+        self.weights = term_weights(config)
+        for name, weight in self.weights.items():
+            if weight:
+                self.running_losses.setdefault(name, 0.0)
+
+    @property
+    def shares_model(self) -> bool:
+        """Whether LoRAs of other trainers are in the model too."""
+        return self.name != "default"
 
     def _rate(self) -> float:
         """Share of the peak rates at this step."""
@@ -78,83 +94,82 @@ class Trainer(Terms):
             return warm
         return warm * 0.5 * (1 + math.cos(math.pi * self.step / self.config.steps)) * 0.95 + 0.05
 
-    def _take_turns(self) -> None:
-        """Who learns at this step: both, or the token first and then the layers (`token_first`)."""
-        first, alone = self.config.token_first, self.step < self.config.token_first
-        for p in self.learned.values():
-            p.requires_grad_(self.config.token == "learned" and (alone or not first))
+    def _set_trainable(self) -> None:
+        """Let token and layers learn, or first the token alone and then the layers alone (`token_first`)."""
+        token_steps, only_token = self.config.token_first, self.step < self.config.token_first
+        for p in self.tokens.trainable.values():
+            p.requires_grad_(self.config.token == "learned" and (only_token or not token_steps))
         for p in self.lora:
-            p.requires_grad_(not alone)
+            p.requires_grad_(not only_token)
 
     def train_step(self) -> None:
         """One optimizer step.
 
         Raises:
-            GateError: The loss is no longer a finite number.
+            GateError: The loss is not finite.
         """
-        if self.plateau is not None and self.plateau.should_measure(self.step):
-            self.plateau.record_loss(self._steady_loss())
-        terms = memory_savings.retry_with_checkpointing(
-            self.model, self._pulled, auto=self.config.checkpointing == "auto"
-        )
-        if self.model.team is not None:
-            self.model.team.add_up(self._params())
-        self.end(terms)
+        for error in train_step([self]).values():
+            raise error
 
-    def _pulled(self) -> dict[str, Tensor]:
-        """A step's terms, their gradients taken; done again it is the same."""
-        self.begin()
-        terms: dict[str, Tensor] = {}
-        for part in self._losses(ddpm.step_generator(self.config.seed, self.step)):
-            loss = self.weighted_sum(part)
-            if loss.requires_grad:  # a class pass of its own has nothing to learn from where the token learns alone
-                loss.backward()
-            terms |= {name: value.detach() for name, value in part.items()}
-        return terms
+    def sample_batch(self, g: torch.Generator) -> StepBatch:
+        """The samples of the coming step."""
+        batch = self.batches.sample_photo(g)
+        self.teacher.insert_into(batch, g)
+        if self.config.class_weight and self.step % self.config.class_every == 0:
+            batch.prior = self.batches.sample_prior(batch.subject.class_word, max(1, self.config.batch // 2), g)
+        return batch
 
-    def begin(self) -> None:
-        """What comes before a step's losses: rates, who learns, no gradients."""
+    def begin_step(self) -> None:
+        """Set learning rates and what learns, and clear the gradients."""
         for group, peak in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = peak * self._rate()
-        self._take_turns()
+        self._set_trainable()
         self.optimizer.zero_grad(set_to_none=True)
 
     def weighted_sum(self, terms: Mapping[str, Tensor]) -> Tensor:
         """The loss of some of the terms."""
         return torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
 
-    def end(self, terms: Mapping[str, Tensor]) -> None:
-        """What comes after the gradients of a step's losses are there.
+    @property
+    def running_loss(self) -> float:
+        """The weighted sum of the running means."""
+        return sum(self.weights[name] * value for name, value in self.running_losses.items())
+
+    def finish_step(self, terms: Mapping[str, Tensor]) -> None:
+        """Update the parameters from their gradients.
+
+        Args:
+            terms: The step's loss terms.
 
         Raises:
-            GateError: The loss, its gradients, or the loss that says when to stop are no longer finite. NonFiniteError: the base itself is at fault.
+            GateError: The loss, its gradients, or the validation loss is not finite. NonFiniteError: so is the base's own prediction.
         """
         total = sum(self.weights[name] * float(value) for name, value in terms.items())
         if not math.isfinite(total):
             raise self.describe_failure(f"the loss is {total}")
         if self.plateau is not None and not all(map(math.isfinite, self.plateau.history[-1:])):
             raise self.describe_failure(f"the loss under fixed noise is {self.plateau.history[-1]}")
-        norm = float(torch.nn.utils.clip_grad_norm_([*self.lora, *self.learned.values()], 1.0))
-        if not math.isfinite(norm):  # a state with such weights must not be saved
+        norm = float(torch.nn.utils.clip_grad_norm_([*self.lora, *self.tokens.trainable.values()], 1.0))
+        if not math.isfinite(norm):  # a checkpoint with such weights must not be saved
             raise self.describe_failure("a gradient is not finite")
         self.optimizer.step()
-        self._keep_norms()
+        self.tokens.restore_norms()
         keep = 0.9 if self.step else 0.0
         for name, term in terms.items():
-            self.mean[name] = keep * self.mean[name] + (1 - keep) * float(term)
+            self.running_losses[name] = keep * self.running_losses[name] + (1 - keep) * float(term)
         self.step += 1
         if self.average is not None:
             self.average.update(self.step)
         if self.step == 1:
-            cpu.trim_malloc()  # the optimizer's moments stand now among what the step took and left
+            cpu.trim_malloc()  # the optimizer's moments now lie between blocks that the step has freed
 
     def describe_failure(self, what: str) -> GateError:
-        """The error for values that are not finite: of the base, where it alone gives such values for this photo, else of what was learned."""
-        model, fixed = self.model, self.validation_batch(0)
-        words = self.teacher_conditions[PROMPT.format(fixed.views.words("class"))]
+        """The error for values that are not finite: it blames the base if its own predictions for this photo are not finite."""
+        model, batch = self.model, self.batches.validation_batch(0)
+        condition = self.teacher.conditions[PROMPT.format(batch.views.prompt_phrase("class"))]
         with torch.no_grad(), adapter_state.disabled(model):
-            alone = [model.predict(z[None], t[None], words) for z, t in zip(fixed.z_t, fixed.t, strict=True)]
-        if not finite_checks.is_finite(torch.cat(alone)):
+            outputs = [model.predict(z[None], t[None], condition) for z, t in zip(batch.z_t, batch.t, strict=True)]
+        if not finite_checks.is_finite(torch.cat(outputs)):
             return finite_checks.describe_failure("denoiser", model.dtype)
         half = next(model.denoiser.parameters()).dtype in finite_checks.HALF
         if self.step == 0:  # no rate has acted yet
@@ -169,17 +184,12 @@ class Trainer(Terms):
             f"training diverged at step {self.step}: {what}", f"try {precision}a lower rate: {', '.join(rates)}"
         )
 
-    def _steady_loss(self) -> float:
-        """The loss under fixed noise of the running mean."""
-        with self.ema_weights():
-            return self.validation_loss()
-
     @contextlib.contextmanager
     def ema_weights(self) -> Iterator[None]:
-        """Inside, the weights are their running mean."""
+        """Inside, the parameters are their running means."""
         assert self.average is not None
         with self.average.in_place():
-            self._keep_norms()
+            self.tokens.restore_norms()
             yield
 
     @property
@@ -193,67 +203,43 @@ class Trainer(Terms):
         return self.step >= self.total
 
     def keep_ema(self) -> None:
-        """Keep the running mean in place of the last step's, where the settings ask for it."""
+        """After the last step: the running means replace the parameters if the settings ask for it."""
         if self.config.average and self.average is not None:
-            copy_values(self._params(), self.average.kept)
-            self._keep_norms()
-
-    @torch.no_grad()
-    def _keep_norms(self) -> None:
-        """The token's vectors at their first length; a mean of them is shorter than they are."""
-        if self.config.token_norm == "kept" and self.config.token == "learned":
-            for name, rows in self.learned.items():
-                if rows.requires_grad:  # one that rests does not move by a rounding either
-                    rows.copy_(keep_norm(rows, self.norms[name], self.model.widths))
-
-    def said(self) -> Placeholders:
-        """The words of prompts that say the tokens as they are now."""
-        self.place()
-        return self.words
-
-    def tokens(self) -> dict[str, Tensor]:
-        """Each object's vectors as they are now, (k + n, d)."""
-        return {name: torch.cat([rows.detach(), self.fixed[name]]).cpu() for name, rows in self.learned.items()}
+            copy_values(self.params(), self.average.kept)
+            self.tokens.restore_norms()
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that a later process needs to go on as if nothing had happened."""
-        kept: dict[str, Tensor] = {
+        """Everything that another process needs to continue to the same bits."""
+        tensors: dict[str, Tensor] = {
             "step": torch.tensor([self.step]),
-            "mean": torch.tensor(list(self.mean.values()), dtype=torch.float64),
+            "mean": torch.tensor(list(self.running_losses.values()), dtype=torch.float64),
         }
-        for i, p in enumerate(self._params()):
-            kept[f"{i:04d}.value"] = p.detach().cpu()
-            kept |= optimizer.pack_state(self.optimizer.state.get(p, {}), f"{i:04d}")
+        for i, p in enumerate(self.params()):
+            tensors[f"{i:04d}.value"] = p.detach().cpu()
+            tensors |= optimizer.pack_state(self.optimizer.state.get(p, {}), f"{i:04d}")
         for i, value in enumerate(self.average.kept if self.average is not None else []):
-            kept[f"{i:04d}.mean"] = value.cpu()
-        return kept | (self.plateau.state() if self.plateau is not None else {})
+            tensors[f"{i:04d}.mean"] = value.cpu()
+        return tensors | (self.plateau.state() if self.plateau is not None else {})
 
-    def size(self) -> int:
-        """Bytes of a state at its largest: parameters, both moments, and their mean where one is kept."""
-        return sum(p.numel() * p.element_size() for p in self._params()) * (3 + (self.average is not None))
+    def checkpoint_bytes(self) -> int:
+        """Size of a state at its largest: parameters, both moments, and running means where there are any."""
+        return sum(p.numel() * p.element_size() for p in self.params()) * (3 + (self.average is not None))
 
-    def restore(self, kept: Mapping[str, Tensor]) -> None:
-        """Take over a state made by the same settings."""
-        self.step = int(kept["step"])
-        self.mean = dict(zip(self.mean, kept["mean"].tolist(), strict=True))
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Continue from the `state` of a run with the same settings."""
+        self.step = int(tensors["step"])
+        self.running_losses = dict(zip(self.running_losses, tensors["mean"].tolist(), strict=True))
         with torch.no_grad():
-            for i, p in enumerate(self._params()):
-                p.copy_(kept[f"{i:04d}.value"])
-                slots = optimizer.unpack_state(kept, f"{i:04d}", p.device)
+            for i, p in enumerate(self.params()):
+                p.copy_(tensors[f"{i:04d}.value"])
+                slots = optimizer.unpack_state(tensors, f"{i:04d}", p.device)
                 if slots:
                     self.optimizer.state[p] = slots
                 if self.average is not None:
-                    self.average.kept[i] = kept[f"{i:04d}.mean"].to(p.device)
+                    self.average.kept[i] = tensors[f"{i:04d}.mean"].to(p.device)
         if self.plateau is not None:
-            self.plateau.restore(kept)
+            self.plateau.restore(tensors)
 
-    def _params(self) -> list[Tensor]:
-        return [*self.learned.values(), *self.lora]
-
-
-def run(trainer: Trainer, on_step: Callable[[int], None]) -> None:
-    """Take the remaining steps; `on_step` sees each one's number and may raise to stop."""
-    while not trainer.finished:
-        trainer.train_step()
-        on_step(trainer.step)
-    trainer.keep_ema()
+    def params(self) -> list[Tensor]:
+        """What the optimizer updates, in the order of checkpoints."""
+        return [*self.tokens.trainable.values(), *self.lora]

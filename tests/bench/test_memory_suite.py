@@ -70,10 +70,14 @@ def _trained_as_a_run(trainer: Any) -> None:
         1,
         "attention",
     ) and config.class_every == 1
-    assert len(trainer.views) == 3 and all(
-        len(k.rows) == len(k.pred) == 8 for each in trainer.known for k in each.values()
+    assert len(trainer.batches.views) == 3 and all(
+        len(batch.indices) == len(batch.prediction) == 8
+        for templates in trainer.teacher.predictions
+        for batch in templates.values()
     )
-    assert len(trainer.priors["dog"].noisy_latents) == 5 and trainer.model.autoencoder is not None  # back, for drawing
+    assert (
+        len(trainer.batches.priors["dog"].noisy_latents) == 5 and trainer.model.autoencoder is not None
+    )  # back, for drawing
 
 
 @pytest.mark.parametrize("name", random_weights.LAYOUTS)

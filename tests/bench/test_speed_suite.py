@@ -43,7 +43,7 @@ def test_what_is_timed_is_the_methods_own_step(tiny_base: Path, name: str) -> No
     assert trainer.config.batch == own.get("batch", TRAINING["batch"]) and trainer.config.passes == own.get(
         "passes", "apart"
     )
-    assert trainer.config.class_every == own.get("class_every", 2) and len(trainer.priors) == 1
+    assert trainer.config.class_every == own.get("class_every", 2) and len(trainer.batches.priors) == 1
     before = [p.detach().clone() for p in trainer.lora]
     found = StepTimer(trainer).round(2)
     assert trainer.step == 2 and any(not torch.equal(a, b) for a, b in zip(before, trainer.lora, strict=True))
@@ -78,9 +78,10 @@ def test_so_many_objects_of_one_photo_are_learned_together(tiny_base: Path, coun
     masks = torch.stack([s.mask for s in trainer.subjects])
     assert len(masks) == count and masks.sum(0).max() == 1 and seconds > 0
     assert float(masks.sum()) == pytest.approx(16 * 16, rel=0.1)
-    assert len(trainer.views) == 2**count - 1
-    asked = sum(len(k.rows) for known in trainer.known for k in known.values()) / len(trainer.known[0])
-    assert 24 <= asked < 24 + len(trainer.views)
+    assert len(trainer.batches.views) == 2**count - 1
+    cached = trainer.teacher.predictions
+    asked = sum(len(batch.indices) for templates in cached for batch in templates.values()) / len(cached[0])
+    assert 24 <= asked < 24 + len(trainer.batches.views)
     trainer.train_step()
 
 

@@ -86,11 +86,11 @@ def test_a_run_goes_on_where_it_stopped(cli, kin_bases, dog_photo, monkeypatch, 
     assert cli(*command).code == 0
     whole = Path("artifacts/adapter/dog/v001.safetensors").read_bytes()
     Path("artifacts/adapter/dog/v001.safetensors").unlink()
-    from objtune_cli.training.trainer import Trainer
+    from objtune_cli.training import multi_trainer
 
-    advance, asked = Trainer.train_step, []
+    train_step, asked = multi_trainer.train_step, []
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", lambda self: (advance(self), asked.append(1))[0])
+        patch.setattr(multi_trainer, "train_step", lambda trainers: (train_step(trainers), asked.append(1))[0])
         patch.setattr(Stop, "asked", lambda self: 15 if len(asked) == 2 else 0)
         assert cli(*command).code == 143
     resumed = cli(*command)

@@ -148,31 +148,29 @@ def test_steps_may_be_left_to_the_run(objtune, dog_photo, monkeypatch):
 
 
 def test_interrupted_training_goes_on_to_the_same_bytes(objtune, dog_photo, monkeypatch):
-    from objtune_cli.training import trainer as training
+    from objtune_cli.training import multi_trainer
 
     objtune("train", dog_photo, "--class", "dog", *FAST, "--no-preview")
     unbroken = Path("artifacts/adapter/dog/v001.safetensors").read_bytes()
     shutil.rmtree("artifacts/adapter")
 
-    whole = training.run
+    whole = multi_trainer.train_step
 
-    def interrupted(trainer, on_step):
+    def interrupted(trainers):
         import signal
 
-        def step(number):
-            if number == 2:
-                signal.raise_signal(signal.SIGTERM)
-            on_step(number)
+        failed = whole(trainers)
+        if trainers[0].step == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return failed
 
-        whole(trainer, step)
-
-    monkeypatch.setattr(training, "run", interrupted)
+    monkeypatch.setattr(multi_trainer, "train_step", interrupted)
     stopped = objtune("train", dog_photo, "--class", "dog", *FAST, "--no-preview")
     assert stopped.code == 143 and stopped.out == ""
     assert "error: stopped at step 2 of 4, state saved" in stopped.err
     assert not Path("artifacts/adapter").exists() and len(list(Path(".objtune/state").glob("*.safetensors"))) == 1
 
-    monkeypatch.setattr(training, "run", whole)
+    monkeypatch.setattr(multi_trainer, "train_step", whole)
     resumed = objtune("train", dog_photo, "--class", "dog", *FAST, "--no-preview")
     assert resumed.code == 0 and "goes on at step 2 of 4" in resumed.err
     assert Path("artifacts/adapter/dog/v001.safetensors").read_bytes() == unbroken
@@ -181,18 +179,18 @@ def test_interrupted_training_goes_on_to_the_same_bytes(objtune, dog_photo, monk
 
 def test_resuming_without_the_optimizer_state_would_be_noticed(objtune, dog_photo, monkeypatch):
     """The negative control of the test above: what it compares does depend on the saved state."""
-    from objtune_cli.training.trainer import Trainer
+    from objtune_cli.training import multi_trainer
 
     objtune("train", dog_photo, "--class", "dog", *FAST, "--no-preview")
     unbroken = Path("artifacts/adapter/dog/v001.safetensors").read_bytes()
-    advance = Trainer.train_step
+    whole = multi_trainer.train_step
 
-    def forgetful(self):
-        if self.step == 2:
-            self.optimizer.state.clear()
-        return advance(self)
+    def forgetful(trainers):
+        if trainers[0].step == 2:
+            trainers[0].optimizer.state.clear()
+        return whole(trainers)
 
-    monkeypatch.setattr(Trainer, "train_step", forgetful)
+    monkeypatch.setattr(multi_trainer, "train_step", forgetful)
     objtune("train", dog_photo, "--class", "dog", *FAST, "--no-preview", "--force")
     v2 = artifacts.load(Path("artifacts"), refs.Ref("adapter", "dog", 2))[1]
     v1 = artifacts.load(Path("artifacts"), refs.Ref("adapter", "dog", 1))[1]
@@ -470,18 +468,18 @@ def test_force_makes_the_asked_for_artifact_again_and_no_other(objtune, dog_phot
 
 
 def test_the_same_run_twice_at_once_is_refused(objtune, dog_photo, monkeypatch):
-    from objtune_cli.training import trainer as training
+    from objtune_cli.training import multi_trainer
 
     seen = []
 
-    def busy(trainer, on_step):
+    def busy(trainers):
         if not seen:
             seen.append(None)
             seen.append(objtune("train", "dog", *FAST, "--no-preview"))
             seen.append(objtune("train", "dog", *FAST, "--no-preview"))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "run", busy)
+    monkeypatch.setattr(multi_trainer, "train_step", busy)
     assert objtune("train", dog_photo, "--class", "dog", *FAST, "--no-preview").code == 130
     assert [r.code for r in seen[1:]] == [8, 8] and "another process" in seen[1].err
     monkeypatch.undo()

@@ -26,7 +26,7 @@ import objtune_cli.training.trainer, objtune_cli.embedding.prototype, objtune_cl
 import diffusers, transformers, peft, cv2
 from objtune_cli.cli.app import run
 from objtune_cli.training.trainer import Trainer
-from objtune_cli.training import stage
+from objtune_cli.training import run_loop
 
 def begin(folder, change=None):
     pid = os.fork()
@@ -34,7 +34,7 @@ def begin(folder, change=None):
         return pid
     code = 99
     try:
-        stage.SAVE_EVERY = 0.0
+        run_loop.SAVE_INTERVAL = 0.0
         if change:
             change()
         code = run([*LINE, "--project", str(folder)])
@@ -109,13 +109,13 @@ def forget_step():
 
 def die_after_four():
     """Killed once the state of the fourth step is on the disk: never before there is one, never after the end."""
-    save, saved = stage.Checkpoint.save, []
+    save, saved = run_loop.Checkpoint.save, []
     def changed(self, state):
         save(self, state)
         saved.append(True)
         if len(saved) == 4:
             os.kill(os.getpid(), signal.SIGKILL)
-    stage.Checkpoint.save = changed
+    run_loop.Checkpoint.save = changed
 
 noticed = {}
 for change in (forget_optimizer, forget_step):

@@ -23,9 +23,13 @@ from objtune_cli.numerics.augmentation import views
 from objtune_cli.numerics.ddpm import step_generator
 from objtune_cli.numerics.losses import masked_mse, mse, photo
 from objtune_cli.store.kinds.prior import PriorArtifact
+from objtune_cli.training import step as training_step
 from objtune_cli.training import trainer as training
+from objtune_cli.training.batches import StepBatch
+from objtune_cli.training.loss_terms import AttentionTerm, Prediction
 from objtune_cli.training.subjects import Subject
 from objtune_cli.training.trainer import Trainer
+from tests.support.training import step_losses, train_to_end
 
 CONFIG = Train(
     steps=6,
@@ -87,12 +91,6 @@ def trainer(opened: BaseModel) -> Callable[..., Trainer]:
     return make
 
 
-def _terms(t: Trainer, step: int = 0) -> dict[str, float]:
-    """The loss of one step, without taking it."""
-    with torch.no_grad():
-        return {k: float(v) for part in t._losses(step_generator(t.config.seed, step)) for k, v in part.items()}
-
-
 def _lora(t: Trainer) -> dict[str, torch.Tensor]:
     return adapter.state_dict(t.model)
 
@@ -135,19 +133,19 @@ def test_there_is_no_fourth_area() -> None:
 
 def test_on_the_whole_frame_the_mask_plays_no_part(trainer) -> None:
     t = trainer(photo_loss="frame", background_weight=0.0)
-    before = _terms(t)
-    t.views[0].masks = torch.rand(t.views[0].masks.shape)
-    assert _terms(t) == before
-    t.config = replace(t.config, photo_loss="object")
-    assert _terms(t)["object"] != before["object"]
+    before = step_losses(t)
+    t.batches.views[0].masks = torch.rand(t.batches.views[0].masks.shape)
+    assert step_losses(t) == before
+    t.reconfigure(replace(t.config, photo_loss="object"))
+    assert step_losses(t)["object"] != before["object"]
 
 
 def test_masked_is_the_object_loss_times_its_share_of_the_frame(trainer) -> None:
     t = trainer(batch=1, views=1)
-    share = float(t.views[0].masks.mean())
-    own = _terms(t)["object"]
-    t.config = replace(t.config, photo_loss="masked")
-    assert _terms(t)["object"] == pytest.approx(share * own, rel=1e-5) and 0.05 < share < 0.5
+    share = float(t.batches.views[0].masks.mean())
+    own = step_losses(t)["object"]
+    t.reconfigure(replace(t.config, photo_loss="masked"))
+    assert step_losses(t)["object"] == pytest.approx(share * own, rel=1e-5) and 0.05 < share < 0.5
 
 
 # Terms that may be left out.
@@ -155,15 +153,15 @@ def test_masked_is_the_object_loss_times_its_share_of_the_frame(trainer) -> None
 
 def test_without_a_class_weight_no_prior_is_needed(trainer) -> None:
     t = trainer(prior=False, class_weight=0.0)
-    training.run(t, lambda step: None)
-    assert t.mean.keys() == {"object", "background"} and all(0 <= v < 100 for v in t.mean.values())
+    train_to_end(t)
+    assert t.running_losses.keys() == {"object", "background"} and all(0 <= v < 100 for v in t.running_losses.values())
 
 
 def test_without_a_background_weight_there_is_no_teacher(trainer) -> None:
     t = trainer(background_weight=0.0)
-    assert t.known == []
+    assert t.teacher.predictions == []
     t.train_step()
-    assert t.mean.keys() == {"object", "class"}
+    assert t.running_losses.keys() == {"object", "class"}
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
@@ -171,13 +169,16 @@ def test_class_samples_may_be_pictures_like_any_other(trainer, prediction: str) 
     """z_t = sqrt(a) z + sqrt(1 - a) e of a kept latent z; what is asked for is e, or sqrt(a) e - sqrt(1 - a) z."""
     t = trainer(class_term="noise")
     t.model.scheduler.register_to_config(prediction_type=prediction)
-    z_t, steps, told, aim = t._class_rows(t.subjects[0], 4, step_generator(0, 0))
-    assert torch.equal(told, t.priors["dog"].conditions[:1].expand_as(told))  # always the class
+    batch = t.batches.sample_prior("dog", 4, step_generator(0, 0))
+    z_t, steps, aim = batch.z_t, batch.t, batch.target
+    assert torch.equal(
+        batch.condition, t.batches.priors["dog"].conditions[:1].expand_as(batch.condition)
+    )  # always the class
     assert z_t.shape == aim.shape == (4, 4, 8, 8)
     for z, s, y in zip(z_t, steps, aim, strict=True):
         a = t.model.alpha_bar[s]
         misses = []
-        for latent in t.priors["dog"].latents:
+        for latent in t.batches.priors["dog"].latents:
             eps = (z - a.sqrt() * latent) / (1 - a).sqrt()
             expected = eps if prediction == "epsilon" else a.sqrt() * eps - (1 - a).sqrt() * latent
             misses.append(float((y - expected).abs().max()))
@@ -187,15 +188,13 @@ def test_class_samples_may_be_pictures_like_any_other(trainer, prediction: str) 
 def test_each_class_term_reads_its_own_part_of_the_prior(trainer) -> None:
     for term, unread in (("noise", ("noisy_latents", "predictions")), ("prediction", ("latents",))):
         t = trainer(class_term=term)
-        before = _terms(t)
-        unusable = {key: torch.full_like(getattr(t.priors["dog"], key), float("nan")) for key in unread}
-        t.priors["dog"] = replace(t.priors["dog"], **unusable)
-        assert _terms(t) == before
-    rows = t._class_rows(
-        t.subjects[0], 3, step_generator(0, 0)
-    )  # as they were kept, each with its own prompt and prediction
+        before = step_losses(t)
+        unusable = {key: torch.full_like(getattr(t.batches.priors["dog"], key), float("nan")) for key in unread}
+        t.batches.priors["dog"] = replace(t.batches.priors["dog"], **unusable)
+        assert step_losses(t) == before
+    batch = t.batches.sample_prior("dog", 3, step_generator(0, 0))  # as stored, each with its own prompt and prediction
     kept = _prior(t.model)
-    for z, s, told, y in zip(*rows, strict=True):
+    for z, s, told, y in zip(batch.z_t, batch.t, batch.condition, batch.target, strict=True):
         assert any(
             torch.equal(z, kept.noisy_latents[i])
             and int(s) == int(kept.timesteps[i])
@@ -213,7 +212,7 @@ def test_uniform_timesteps_are_uniform_and_focused_ones_are_not(trainer) -> None
     z = torch.zeros(20_000, 1, 1, 1)
     counts = {}
     for kind in ("uniform", "focused"):
-        t = trainer(timesteps=kind)._noised(z, torch.Generator().manual_seed(0))[1]
+        t = trainer(timesteps=kind).batches.add_noise(z, torch.Generator().manual_seed(0))[1]
         assert int(t.min()) >= 0 and int(t.max()) < 1000
         counts[kind] = torch.histc(t.float(), 10, 0, 1000)
     assert bool(((counts["uniform"] - 2000).abs() < 5 * 42).all())
@@ -223,7 +222,7 @@ def test_uniform_timesteps_are_uniform_and_focused_ones_are_not(trainer) -> None
 def test_noised_latents_and_their_aim(trainer) -> None:
     t = trainer(timesteps="uniform")
     z = torch.randn(5, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    z_t, steps, eps = t._noised(z, torch.Generator().manual_seed(1))
+    z_t, steps, eps = t.batches.add_noise(z, torch.Generator().manual_seed(1))
     torch.testing.assert_close(z_t, ddpm.add_noise(z, eps, t.model.alpha_bar, steps))
     assert float(eps.std()) == pytest.approx(1, abs=0.1)
 
@@ -232,12 +231,12 @@ def test_noised_latents_and_their_aim(trainer) -> None:
 def test_a_constant_rate_warms_up_and_stays(trainer, monkeypatch: pytest.MonkeyPatch, steps: int, warm: int) -> None:
     """For 20 steps, and for a fifth of a short run."""
     t = trainer(schedule="constant", steps=steps)
-    monkeypatch.setattr(t, "_losses", lambda g: [{"object": sum(p.sum() for p in t.lora) * 0}])
+    monkeypatch.setattr(training_step, "compute_losses", lambda *_: [[{"object": sum(p.sum() for p in t.lora) * 0}]])
     rates = []
     for _ in range(steps):
         t.train_step()
         rates.append([g["lr"] for g in t.optimizer.param_groups])
-    peaks = [CONFIG.token_lr * float(t.norms["rex"].mean()), CONFIG.lr]
+    peaks = [CONFIG.token_lr * float(t.tokens.norms["rex"].mean()), CONFIG.lr]
     assert rates[0] == pytest.approx([p / warm for p in peaks])
     assert rates[warm // 2] == pytest.approx([p * (warm // 2 + 1) / warm for p in peaks])
     assert all(r == pytest.approx(peaks) for r in rates[warm - 1 :])
@@ -246,16 +245,10 @@ def test_a_constant_rate_warms_up_and_stays(trainer, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("templates", "expected"), [("one", {"a photo of"}), ("several", {"a photo of", "a picture of", ""})]
 )
-def test_sentences_that_the_photo_is_learned_under(
-    trainer, monkeypatch: pytest.MonkeyPatch, templates: str, expected: set[str]
-) -> None:
+def test_sentences_that_the_photo_is_learned_under(trainer, templates: str, expected: set[str]) -> None:
     t = trainer(templates=templates)
-    told: list[str] = []
-    condition = t.condition
-    monkeypatch.setattr(t, "condition", lambda prompt: told.append(prompt.split("<")[0].strip()) or condition(prompt))
-    for step in range(12):
-        _terms(t, step)
-    assert set(told) == expected
+    prompts = [t.sample_batch(step_generator(0, step)).prompt for step in range(12)]
+    assert {prompt.split("<")[0].strip() for prompt in prompts} == expected
 
 
 # The token.
@@ -264,37 +257,37 @@ def test_sentences_that_the_photo_is_learned_under(
 def test_a_fixed_token_does_not_move_and_the_layers_do(trainer) -> None:
     t = trainer(token="fixed", token_norm="free")
     start = _lora(t)
-    training.run(t, lambda step: None)
-    assert torch.equal(t.tokens()["rex"], t.subjects[0].token_embeddings)
+    train_to_end(t)
+    assert torch.equal(t.tokens.as_tensors()["rex"], t.subjects[0].token_embeddings)
     assert not any(torch.equal(v, start[k]) for k, v in _lora(t).items())
 
 
 def test_a_fixed_token_of_kept_length_does_not_move_by_a_rounding_either(trainer) -> None:
     t = trainer(token="fixed")
-    t.learned["rex"].copy_(torch.linspace(-1, 1.7, 16)[None] / 3)
-    t.norms["rex"] = t.learned["rex"].norm(dim=1)
-    start = t.learned["rex"].clone()
-    training.run(t, lambda step: None)
-    assert torch.equal(t.learned["rex"], start)
+    t.tokens.trainable["rex"].copy_(torch.linspace(-1, 1.7, 16)[None] / 3)
+    t.tokens.norms["rex"] = t.tokens.trainable["rex"].norm(dim=1)
+    start = t.tokens.trainable["rex"].clone()
+    train_to_end(t)
+    assert torch.equal(t.tokens.trainable["rex"], start)
 
 
 def test_a_free_token_changes_its_length(trainer) -> None:
     for kind, moved in (("free", True), ("kept", False)):
         t = trainer(token_norm=kind, token_lr=0.1)
-        training.run(t, lambda step: None)
-        now, start = t.tokens()["rex"][0], t.subjects[0].token_embeddings[0]
+        train_to_end(t)
+        now, start = t.tokens.as_tensors()["rex"][0], t.subjects[0].token_embeddings[0]
         assert not torch.equal(now, start)
         assert (abs(float(now.norm() / start.norm()) - 1) > 1e-3) == moved
-        assert torch.equal(t.tokens()["rex"][1:], t.subjects[0].token_embeddings[1:])
+        assert torch.equal(t.tokens.as_tensors()["rex"][1:], t.subjects[0].token_embeddings[1:])
 
 
 def test_the_token_learns_first_and_then_the_layers(trainer) -> None:
     t = trainer(token_first=3)
     for step in range(6):
-        lora, token = _lora(t), t.tokens()["rex"]
+        lora, token = _lora(t), t.tokens.as_tensors()["rex"]
         t.train_step()
         assert _same(_lora(t), lora) == (step < 3)
-        assert torch.equal(t.tokens()["rex"], token) == (step >= 3)
+        assert torch.equal(t.tokens.as_tensors()["rex"], token) == (step >= 3)
 
 
 # Layers.
@@ -305,21 +298,21 @@ def test_with_no_layers_the_token_alone_learns(trainer) -> None:
         modules="none", photo_loss="frame", background_weight=0.0, class_weight=0.0, prior=False, token_norm="free"
     )
     frozen = {k: v.clone() for k, v in t.model.denoiser.state_dict().items()}
-    start = t.tokens()["rex"]
-    training.run(t, lambda step: None)
+    start = t.tokens.as_tensors()["rex"]
+    train_to_end(t)
     assert t.lora == [] and _lora(t) == {}
-    assert not torch.equal(t.tokens()["rex"][0], start[0])
+    assert not torch.equal(t.tokens.as_tensors()["rex"][0], start[0])
     assert _same(dict(t.model.denoiser.state_dict()), frozen)
 
 
 def test_with_no_layers_the_teacher_is_the_denoiser_itself(trainer) -> None:
     """`<rex>` starts as "a dog" to the letter: nothing to correct outside the mask."""
-    assert _terms(trainer(modules="none"))["background"] < 1e-9
+    assert step_losses(trainer(modules="none"))["background"] < 1e-9
 
 
 def test_keys_and_values_of_cross_attention_alone(trainer) -> None:
     t = trainer(modules="cross-kv")
-    training.run(t, lambda step: None)
+    train_to_end(t)
     layers = {k.removeprefix("unet.").split(".lora_")[0] for k in _lora(t)}
     expected = {n for n, _ in t.model.denoiser.named_modules() if n.endswith((".attn2.to_k", ".attn2.to_v"))}
     assert layers == expected and len(layers) >= 4
@@ -329,45 +322,47 @@ def test_keys_and_values_of_cross_attention_alone(trainer) -> None:
 # The attention term.
 
 
-def _looking(t: Trainer, maps: dict[str, torch.Tensor]) -> SimpleNamespace:
-    """A recorder whose tokens look where they are told to."""
-    prompt = t.words.expand(" and ".join(f"<{name}>" for name in maps))
-    ids = t.model.token_ids([prompt])
-    own = {name: t.words.positions(ids, name)[0] for name in maps}
-    return SimpleNamespace(
-        prompt=prompt, seen=lambda tokens: next(m for name, m in maps.items() if torch.equal(own[name], tokens))
+def _attention_term(t: Trainer, batch: StepBatch, maps: dict[str, torch.Tensor]) -> float:
+    """The term where a recorder has these maps for the tokens of the named objects."""
+    words = t.tokens.placeholders
+    ids = t.model.token_ids([words.expand(batch.prompt)])
+    own = {name: words.positions(ids, name)[0] for name in maps}
+    recorder = SimpleNamespace(
+        seen=lambda tokens: next(m for name, m in maps.items() if torch.equal(own[name], tokens))
     )
+    found = Prediction(batch.target, None, t.tokens.attention_maps(recorder, batch))
+    return float(AttentionTerm().compute(batch, found))
 
 
 def test_the_attention_term_is_zero_where_each_token_looks_at_its_own_object(trainer) -> None:
-    t = trainer(both=True)
-    views, rows = t.views[2], torch.tensor([1, 0, 3])
-    rex, cup = (views.parts[rows, i] for i in range(2))
+    t = trainer(both=True, singles=0.0)
+    batches = (t.sample_batch(step_generator(0, i)) for i in range(100))
+    batch = next(b for b in batches if len(b.views.members) == 2)
+    batch.indices = torch.tensor([1, 0, 3])
+    rex, cup = (batch.views.object_masks[batch.indices, i] for i in range(2))
     assert float((rex - cup).abs().mean()) > 0.05
-    right, swapped = _looking(t, {"rex": rex, "cup": cup}), _looking(t, {"rex": cup, "cup": rex})
-    assert float(t._attention(right, right.prompt, views, rows)) == 0
-    expected = (rex - cup).square().mean()
-    torch.testing.assert_close(t._attention(swapped, swapped.prompt, views, rows), expected)
+    assert _attention_term(t, batch, {"rex": rex, "cup": cup}) == 0
+    swapped = _attention_term(t, batch, {"rex": cup, "cup": rex})
+    assert swapped == pytest.approx(float((rex - cup).square().mean()))
     coarse = torch.nn.functional.avg_pool2d(rex, 2), torch.nn.functional.avg_pool2d(cup, 2)
-    small = _looking(t, dict(zip(("rex", "cup"), coarse, strict=True)))
-    assert float(t._attention(small, small.prompt, views, rows)) < 1e-12
+    assert _attention_term(t, batch, dict(zip(("rex", "cup"), coarse, strict=True))) < 1e-12
 
 
 def test_the_attention_term_is_there_when_it_weighs_something(trainer) -> None:
     t = trainer(attention_weight=0.5)
     processors = dict(t.model.denoiser.attn_processors)
-    terms = _terms(t)
+    terms = step_losses(t)
     assert terms.keys() == {"object", "background", "class", "attention"} and 0 < terms["attention"] < 1
     assert t.model.denoiser.attn_processors == processors
-    plain = _terms(trainer())
+    plain = step_losses(trainer())
     assert {k: v for k, v in terms.items() if k != "attention"} == pytest.approx(plain, rel=1e-4, abs=1e-9)
 
 
 def test_the_attention_term_turns_the_tokens_look_to_the_object(trainer) -> None:
     t = trainer(attention_weight=1000.0, steps=20, class_weight=0.0, token_lr=0.1, lr=2e-2, views=1)
-    before = sum(_terms(t, 100 + i)["attention"] for i in range(4))
-    training.run(t, lambda step: None)
-    assert sum(_terms(t, 100 + i)["attention"] for i in range(4)) < 0.85 * before
+    before = sum(step_losses(t, 100 + i)["attention"] for i in range(4))
+    train_to_end(t)
+    assert sum(step_losses(t, 100 + i)["attention"] for i in range(4)) < 0.85 * before
 
 
 # All of them together.
@@ -385,14 +380,14 @@ CONTINUED = {
 @pytest.mark.parametrize("name", CONTINUED)
 def test_stopped_and_continued_equals_unbroken_bit_for_bit(trainer, name: str) -> None:
     whole = trainer(steps=4, **CONTINUED[name])
-    training.run(whole, lambda step: None)
+    train_to_end(whole)
     first = trainer(steps=4, **CONTINUED[name])
     for _ in range(2):
         first.train_step()
     second = trainer(steps=4, **CONTINUED[name])
     second.restore({k: v.clone() for k, v in first.state().items()})
-    training.run(second, lambda step: None)
-    assert _same(_lora(second), _lora(whole)) and _same(second.tokens(), whole.tokens())
+    train_to_end(second)
+    assert _same(_lora(second), _lora(whole)) and _same(second.tokens.as_tensors(), whole.tokens.as_tensors())
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -407,10 +402,10 @@ def test_every_baseline_trains(trainer, name: str) -> None:
         "token_first": min(2, own.get("token_first", 0)),
     }
     t = trainer(**{**own, **short}, prior=bool(own["class_weight"]))
-    before = _lora(t) | {"token": t.tokens()["rex"]}
-    training.run(t, lambda step: None)
-    after = _lora(t) | {"token": t.tokens()["rex"]}
-    assert len(t.views[0].latents) == 1 and all(0 <= v < 100 for v in t.mean.values())
+    before = _lora(t) | {"token": t.tokens.as_tensors()["rex"]}
+    train_to_end(t)
+    after = _lora(t) | {"token": t.tokens.as_tensors()["rex"]}
+    assert len(t.batches.views[0].latents) == 1 and all(0 <= v < 100 for v in t.running_losses.values())
     changed = {k for k in after if not torch.equal(after[k], before[k])}
     assert ("token" in changed) == (own.get("token") != "fixed")
     assert bool(changed - {"token"}) == (own["modules"] != "none")
@@ -426,24 +421,27 @@ def test_one_view_is_the_photo_itself(trainer, monkeypatch: pytest.MonkeyPatch) 
         BaseModel, "posterior", lambda self, pictures: seen.append(pictures) or posterior(self, pictures)
     )
     t = trainer(views=1)
-    assert [p.shape for p in seen] == [(1, 3, 32, 32)] and t.views[0].latents.shape == (1, 4, 8, 8)
+    assert [p.shape for p in seen] == [(1, 3, 32, 32)] and t.batches.views[0].latents.shape == (1, 4, 8, 8)
     own = t.subjects[0]
     around = torch.nn.functional.avg_pool2d(own.mask[None], 3, 1, 1)[0]
     inner = (around == 0) | (around == 1)  # off the outline, which resampling softens
     torch.testing.assert_close(seen[0][0][:, inner], own.picture[:, inner], atol=1e-4, rtol=0)
-    torch.testing.assert_close(t.views[0].masks[0, 0].mean(), own.mask.mean(), atol=1e-3, rtol=0)
+    torch.testing.assert_close(t.batches.views[0].masks[0, 0].mean(), own.mask.mean(), atol=1e-3, rtol=0)
 
 
 def test_latents_are_the_posteriors_mean_or_drawn_from_it_at_each_step(trainer) -> None:
     """diffusers' examples draw them: the difference is of one standard deviation, another one at each step."""
     mean, drawn = trainer(views=1), trainer(views=1, latents="sample")
-    assert mean.views[0].spread is None and drawn.views[0].spread.shape == drawn.views[0].latents.shape
-    torch.testing.assert_close(mean.views[0].latents, drawn.views[0].latents)
+    assert (
+        mean.batches.views[0].latent_std is None
+        and drawn.batches.views[0].latent_std.shape == drawn.batches.views[0].latents.shape
+    )
+    torch.testing.assert_close(mean.batches.views[0].latents, drawn.batches.views[0].latents)
     z, spread = torch.zeros(4000, 1, 1, 1), torch.full((4000, 1, 1, 1), 0.3)
-    still, _, _ = mean._noised(z, step_generator(0, 1))
-    _, t, _ = drawn._noised(z, step_generator(0, 1), spread)
+    still, _, _ = mean.batches.add_noise(z, step_generator(0, 1))
+    _, t, _ = drawn.batches.add_noise(z, step_generator(0, 1), spread)
     bar = drawn.model.alpha_bar[t].view(-1, 1, 1, 1)
-    moved = drawn._noised(z, step_generator(0, 1), spread)[0]
+    moved = drawn.batches.add_noise(z, step_generator(0, 1), spread)[0]
     assert float((moved**2 / (bar * 0.09 + 1 - bar)).mean()) == pytest.approx(1, abs=0.1)
     assert not torch.equal(still, moved)
 
@@ -452,9 +450,9 @@ def test_drawn_latents_change_the_training_and_the_class_samples_too(trainer) ->
     seen: dict[str, list[torch.Tensor]] = {}
     for way in ("mean", "sample"):
         t = trainer(views=1, latents=way, class_term="noise", background_weight=0.0)
-        noised = t._noised
+        add_noise = t.batches.add_noise
         seen[way] = []
-        t._noised = lambda z, g, spread=None, way=way, noised=noised: seen[way].append(spread) or noised(z, g, spread)
+        t.batches.add_noise = lambda z, g, std=None, seen=seen[way], add=add_noise: seen.append(std) or add(z, g, std)
         t.train_step()
     assert seen["mean"] == [None, None]
     photo, of_class = seen["sample"]
@@ -462,36 +460,18 @@ def test_drawn_latents_change_the_training_and_the_class_samples_too(trainer) ->
 
 
 @pytest.mark.parametrize("weights", [{}, {"attention_weight": 0.01}, {"class_term": "noise"}])
-def test_apart_and_together_are_the_same_step(trainer, weights: dict) -> None:
+def test_apart_and_together_are_the_same_step(trainer, monkeypatch: pytest.MonkeyPatch, weights: dict) -> None:
     """One pass or two: the same gradients, but for rounding."""
-    stepped = []
+    stepped, predict = [], BaseModel.predict
     for passes in ("together", "apart"):
         t = trainer(passes=passes, **weights)
         seen: list[int] = []
-        predict = t.model.predict
-        t.model = SimpleNamespace(
-            **{
-                n: getattr(t.model, n)
-                for n in (
-                    "denoiser",
-                    "encode",
-                    "token_ids",
-                    "alpha_bar",
-                    "levels",
-                    "noised",
-                    "family",
-                    "prediction",
-                    "device",
-                    "team",
-                    "widths",
-                    "size",
-                    "factor",
-                )
-            }
+        monkeypatch.setattr(
+            BaseModel, "predict", lambda self, z, *rest, seen=seen: seen.append(len(z)) or predict(self, z, *rest)
         )
-        t.model.predict = lambda z, *rest, predict=predict, seen=seen: seen.append(len(z)) or predict(z, *rest)
         t.train_step()
-        stepped.append((seen, dict(t.mean), [p.grad.clone() for p in t._params()]))
+        monkeypatch.setattr(BaseModel, "predict", predict)
+        stepped.append((seen, dict(t.running_losses), [p.grad.clone() for p in t.params()]))
     (one, means, grads), (two, means_apart, grads_apart) = stepped
     assert one == [6] and two == [4, 2]
     assert means_apart == pytest.approx(means, rel=1e-4)
@@ -502,9 +482,9 @@ def test_apart_and_together_are_the_same_step(trainer, weights: dict) -> None:
 @pytest.mark.parametrize("alone", [{"modules": "none"}, {"token_first": 3}])
 def test_apart_a_class_pass_without_anything_to_learn_is_no_error(trainer, alone: dict) -> None:
     t = trainer(passes="apart", **alone)
-    before = t.tokens()["rex"]
+    before = t.tokens.as_tensors()["rex"]
     t.train_step()
-    assert not torch.equal(t.tokens()["rex"], before) and t.mean["class"] >= 0
+    assert not torch.equal(t.tokens.as_tensors()["rex"], before) and t.running_losses["class"] >= 0
 
 
 def test_the_class_term_at_every_third_step_is_three_times_as_heavy(trainer) -> None:
@@ -512,7 +492,7 @@ def test_the_class_term_at_every_third_step_is_three_times_as_heavy(trainer) -> 
     assert t.weights["class"] == 3 * trainer().weights["class"]
     taken = []
     for _ in range(6):
-        taken.append("class" in [name for part in t._losses(step_generator(0, t.step)) for name in part])
+        taken.append("class" in step_losses(t, t.step))
         t.train_step()
     assert taken == [True, False, False, True, False, False]
 
@@ -532,10 +512,10 @@ def test_the_decoder_alone_learns_and_nothing_runs_back_behind_it(trainer) -> No
                 reached.append(name) if (out[0] if isinstance(out, tuple) else out).requires_grad else None
             )
         )
-    before = t.tokens()["rex"]
+    before = t.tokens.as_tensors()["rex"]
     t.train_step()
     assert reached == ["up"]
-    assert not torch.equal(t.tokens()["rex"], before)  # the token learns through the decoder's attention
+    assert not torch.equal(t.tokens.as_tensors()["rex"], before)  # the token learns through the decoder's attention
 
 
 def test_the_memory_of_squared_gradients_is_a_setting(trainer) -> None:
@@ -572,12 +552,12 @@ def test_parts_move_along_with_the_mask(seed: int) -> None:
 
 
 def test_each_object_of_a_view_has_a_mask_of_its_own(trainer) -> None:
-    for v in trainer(both=True).views:
-        assert v.parts.shape == (4, len(v.members), 8, 8)
-        torch.testing.assert_close(v.parts.sum(1, keepdim=True), v.masks, atol=1e-5, rtol=0)
+    for v in trainer(both=True).batches.views:
+        assert v.object_masks.shape == (4, len(v.members), 8, 8)
+        torch.testing.assert_close(v.object_masks.sum(1, keepdim=True), v.masks, atol=1e-5, rtol=0)
         if len(v.members) == 2:  # side by side, as in the photo
             x = torch.arange(8.0)
-            rex, cup = ((v.parts[:, i] * x).sum((1, 2)) / v.parts[:, i].sum((1, 2)) for i in range(2))
+            rex, cup = ((v.object_masks[:, i] * x).sum((1, 2)) / v.object_masks[:, i].sum((1, 2)) for i in range(2))
             assert bool((rex < cup).all())
 
 

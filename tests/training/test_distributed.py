@@ -37,7 +37,7 @@ model.team = team
 trainer = training.Trainer(model, tiny_sd1.subjects(model, int(sys.argv[4])), {}, replace(CONFIG, batch=int(sys.argv[3])))
 for _ in range(CONFIG.steps):
     trainer.train_step()
-save_file(layers.state_dict(model) | trainer.tokens(), f"{sys.argv[2]}.{team.rank}")
+save_file(layers.state_dict(model) | trainer.tokens.as_tensors(), f"{sys.argv[2]}.{team.rank}")
 """
 
 

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from objtune_cli.config.sections import Train
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.training import early_stopping
-from objtune_cli.training import trainer as training
 from objtune_cli.training.early_stopping import Plateau
+from objtune_cli.training.step import validation_losses
 from objtune_cli.training.trainer import Trainer
 from tests.support import tiny_sd1
+from tests.support.training import train_to_end
 from tests.training.test_trainer import _prior, _subject
 
 CONFIG = Train(
@@ -82,25 +83,28 @@ def test_a_diverged_loss_ends_it_too() -> None:
 
 def test_the_fixed_loss_knows_only_the_weights(model: BaseModel) -> None:
     trainer = Trainer(model, [tiny_sd1.subject(model)], {}, CONFIG)
-    before = trainer.validation_loss()
-    assert before == trainer.validation_loss() > 0
+    before = validation_losses([trainer])[0]
+    assert before == validation_losses([trainer])[0] > 0
     trainer.train_step()
-    assert trainer.validation_loss() != before
+    assert validation_losses([trainer])[0] != before
 
 
 def test_of_several_objects_it_is_the_mean_of_each_alone(model: BaseModel) -> None:
     """Most steps show one object: what is measured is what is learned."""
     subjects = [_subject(model, "rex"), _subject(model, "cup", "mug", 30)]
     trainer = Trainer(model, subjects, {s.class_word: _prior(model, s.class_word) for s in subjects}, CONFIG)
-    both = trainer.validation_loss()
+    both = validation_losses([trainer])[0]
     alone = []
     for k, (subject, other) in enumerate((subjects, subjects[::-1])):
         assert (
-            subject.name in trainer.validation_batch(k).prompt and other.name not in trainer.validation_batch(k).prompt
+            subject.name in trainer.batches.validation_batch(k).prompt
+            and other.name not in trainer.batches.validation_batch(k).prompt
         )
         own = Trainer(model, [subject], {subject.class_word: _prior(model, subject.class_word)}, CONFIG, f"o{k}")
-        own.views = [trainer.views[k]]  # placements are drawn by turns: those of the second object are the run's own
-        alone.append(own.validation_loss())
+        own.batches.views = [
+            trainer.batches.views[k]
+        ]  # placements are drawn by turns: those of the second object are the run's own
+        alone.append(validation_losses([own])[0])
     assert both == pytest.approx(sum(alone) / 2) and alone[0] != alone[1]
 
 
@@ -117,11 +121,11 @@ def test_stopped_and_continued_it_stops_where_it_would_have(tiny_base, monkeypat
         return Trainer(model, [tiny_sd1.subject(model)], {}, CONFIG)
 
     whole, first, second = fresh(), fresh(), fresh()
-    training.run(whole, lambda step: None)
+    train_to_end(whole)
     assert whole.plateau.decay_start is not None and whole.step == whole.plateau.total < CONFIG.steps
     for _ in range(3):
         first.train_step()
     second.restore({k: v.clone() for k, v in first.state().items()})
-    training.run(second, lambda step: None)
+    train_to_end(second)
     assert second.plateau.history == whole.plateau.history and second.step == whole.step
-    assert all(torch.equal(a, b) for a, b in zip(second._params(), whole._params(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(second.params(), whole.params(), strict=True))

@@ -162,14 +162,14 @@ def test_one_that_ends_early_is_there_while_the_others_go_on(train, at_step, mon
     from objtune_cli.training.trainer import Trainer
 
     total = Trainer.total.fget
-    monkeypatch.setattr(Trainer, "total", property(lambda self: 3 if "cup" in self.learned else total(self)))
+    monkeypatch.setattr(Trainer, "total", property(lambda self: 3 if "cup" in self.tokens.trainable else total(self)))
     assert train().code == 0
     unbroken = {name: Path(f"artifacts/adapter/{name}/v001.safetensors").read_bytes() for name in NAMES}
     assert artifacts.read_record(Path("artifacts"), parse("adapter/cup@1")).metrics["steps"] == 3
     shutil.rmtree("artifacts/adapter")
 
     def cut(trainers):
-        assert [t.name for t in trainers] == ["beside0", "beside2"] and Path(
+        assert [t.name for t in trainers] == ["run0", "run2"] and Path(
             "artifacts/adapter/cup/v001.safetensors"
         ).is_file()
         raise MemoryError
@@ -187,7 +187,7 @@ def test_room_for_all_states_is_held_from_before_the_first_step(train, at_step, 
     from objtune_cli.training.trainer import Trainer
 
     total, held, published = Trainer.total.fget, [], []
-    monkeypatch.setattr(Trainer, "total", property(lambda self: 3 if "cup" in self.learned else total(self)))
+    monkeypatch.setattr(Trainer, "total", property(lambda self: 3 if "cup" in self.tokens.trainable else total(self)))
 
     def look(_):
         held.append(sum(p.stat().st_size for p in (project / ".objtune/tmp").iterdir()))

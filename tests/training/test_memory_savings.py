@@ -61,7 +61,7 @@ def trained(
             trainer = fresh()
             trainer.restore(kept)
         trainer.train_step()
-    return layers.state_dict(trainer.model) | trainer.tokens()
+    return layers.state_dict(trainer.model) | trainer.tokens.as_tensors()
 
 
 def test_recomputed_activations_give_the_same_weights(xl: Path) -> None:
@@ -151,7 +151,7 @@ def test_where_a_gpus_memory_ends_activations_are_computed_again(xl: Path, monke
         seen.append(model.denoiser.is_gradient_checkpointing)
     monkeypatch.undo()
     assert seen == [False, True, True, True] and next(calls) == 5
-    plain, found = trained(xl, CONFIG), layers.state_dict(model) | trainer.tokens()
+    plain, found = trained(xl, CONFIG), layers.state_dict(model) | trainer.tokens.as_tensors()
     assert all(torch.equal(plain[key], value) for key, value in found.items())
 
 
@@ -187,7 +187,7 @@ def test_the_attention_term_and_recomputed_activations_go_together(tmp_path: Pat
         for _ in range(config.steps):
             trainer.train_step()
         assert dict(model.denoiser.attn_processors) == processors
-        return layers.state_dict(model) | trainer.tokens()
+        return layers.state_dict(model) | trainer.tokens.as_tensors()
 
     plain, again, without = run(False, config), run(True, config), run(False, replace(config, attention_weight=0.0))
     assert all(torch.equal(plain[key], value) for key, value in again.items())

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from objtune_cli.training import trainer as training
+from objtune_cli.training import multi_trainer
 from tests.support.json_schema import check
 
 pytestmark = pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
@@ -60,21 +60,19 @@ def hearing():
 @pytest.fixture
 def at_step(monkeypatch):
     """Do something before a step of training is reported."""
-    whole = training.run
+    whole = multi_trainer.train_step
 
     def when(wanted, action):
-        def interrupted(trainer, on_step):
-            def step(number):
-                if number == wanted:
-                    action()
-                on_step(number)
+        def interrupted(trainers):
+            failed = whole(trainers)
+            if trainers[0].step == wanted:
+                action()
+            return failed
 
-            whole(trainer, step)
-
-        monkeypatch.setattr(training, "run", interrupted)
+        monkeypatch.setattr(multi_trainer, "train_step", interrupted)
 
     yield when
-    monkeypatch.setattr(training, "run", whole)
+    monkeypatch.setattr(multi_trainer, "train_step", whole)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

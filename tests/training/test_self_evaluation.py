@@ -13,11 +13,11 @@ from objtune_cli.generation.settings import SamplingSettings
 from objtune_cli.models import clip
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.training import self_evaluation
-from objtune_cli.training import trainer as training
 from objtune_cli.training.ema import WeightAverage, copy_values
 from objtune_cli.training.self_evaluation import SelfEvaluation, layout_descriptor
 from objtune_cli.training.trainer import Trainer
 from tests.support import tiny_sd1
+from tests.support.training import train_to_end
 
 CONFIG = Train(
     steps=6, rank=2, batch=2, views=2, lr=5e-3, token_lr=1e-2, modules="all", class_weight=0.0, blocks="all", class_every=1, passes="together",
@@ -53,7 +53,7 @@ def test_objects_are_judged_as_they_will_be_drawn(judge: SelfEvaluation, tiny_ba
     with torch.no_grad():
         for p in trainer.lora:
             p.add_(0.1)
-    found = [j.scores(trainer.said()) for j in (judge, late, never)]
+    found = [j.scores(trainer.tokens.sync()) for j in (judge, late, never)]
     assert found[2]["identity"] == pytest.approx(0, abs=1e-5) and found[2]["copy"] == pytest.approx(0, abs=1e-5)
     assert len({round(f["copy"], 4) for f in found}) == 3
     assert judge.drift() == never.drift() != 0  # the class is asked for as it always is
@@ -127,9 +127,9 @@ def test_the_running_mean_by_hand() -> None:
 
 def test_the_mean_is_what_is_kept(model: BaseModel) -> None:
     trainer = Trainer(model, [tiny_sd1.subject(model)], {}, CONFIG)
-    training.run(trainer, lambda step: None)
+    train_to_end(trainer)
     assert trainer.step == 6 and trainer.plateau is None
-    assert all(torch.equal(a, b) for a, b in zip(trainer._params(), trainer.average.kept, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(trainer.params(), trainer.average.kept, strict=True))
 
 
 def test_write_sets_parameters_that_learn() -> None:
@@ -143,6 +143,6 @@ def test_a_mean_keeps_the_tokens_length(model: BaseModel) -> None:
     from dataclasses import replace
 
     trainer = Trainer(model, [tiny_sd1.subject(model)], {}, replace(CONFIG, token_norm="kept", token_lr=0.5))
-    training.run(trainer, lambda step: None)
-    assert float(trainer.average.kept[0].norm()) < 0.9999 * float(trainer.norms["rex"])
-    torch.testing.assert_close(trainer.tokens()["rex"][:1].norm(dim=1), trainer.norms["rex"])
+    train_to_end(trainer)
+    assert float(trainer.average.kept[0].norm()) < 0.9999 * float(trainer.tokens.norms["rex"])
+    torch.testing.assert_close(trainer.tokens.as_tensors()["rex"][:1].norm(dim=1), trainer.tokens.norms["rex"])

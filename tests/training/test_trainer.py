@@ -14,10 +14,11 @@ from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.placeholders import class_token_embeddings
 from objtune_cli.numerics.ddpm import step_generator
 from objtune_cli.store.kinds.prior import PriorArtifact
-from objtune_cli.training import loss_terms as terms
-from objtune_cli.training import trainer as training
+from objtune_cli.training import batches, teacher
+from objtune_cli.training import step as training_step
 from objtune_cli.training.subjects import Subject, Views, subsets
 from objtune_cli.training.trainer import Trainer
+from tests.support.training import step_losses, train_to_end
 
 CONFIG = Train(
     steps=6,
@@ -80,15 +81,11 @@ def trainer(tiny_base) -> Callable[..., Trainer]:
 
 
 def _all(trainer: Trainer) -> dict[str, torch.Tensor]:
-    return layers.state_dict(trainer.model) | {f"token.{k}": v for k, v in trainer.tokens().items()}
+    return layers.state_dict(trainer.model) | {f"token.{k}": v for k, v in trainer.tokens.as_tensors().items()}
 
 
-def _terms(trainer: Trainer, step: int = 0) -> dict[str, float]:
-    """The loss of one step, without taking it."""
-    with torch.no_grad():
-        return {
-            k: float(v) for part in trainer._losses(step_generator(trainer.config.seed, step)) for k, v in part.items()
-        }
+def _encode(trainer: Trainer, prompt: str) -> torch.Tensor:
+    return training_step.encode_prompts([trainer], [prompt])[0][0]
 
 
 def _equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -97,7 +94,7 @@ def _equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def test_at_the_start_it_is_its_own_teacher(trainer) -> None:
     """A new LoRA does nothing and `<rex>` reads "a dog": nothing to correct but the object."""
-    terms = _terms(trainer())
+    terms = step_losses(trainer())
     assert terms.keys() == {"object", "background", "class"}
     assert terms["background"] < 1e-9 and terms["class"] < 1e-9
     assert 0.1 < terms["object"] < 10  # against noise of variance 1
@@ -105,16 +102,16 @@ def test_at_the_start_it_is_its_own_teacher(trainer) -> None:
 
 def test_what_the_frozen_base_says_is_known_before_the_first_step(trainer) -> None:
     t = trainer()
-    assert len(t.known) == len(t.views)
-    for views, known in zip(t.views, t.known, strict=True):
-        assert known.keys() == set(terms.TEMPLATES)
+    assert len(t.teacher.predictions) == len(t.batches.views)
+    for views, known in zip(t.batches.views, t.teacher.predictions, strict=True):
+        assert known.keys() == set(batches.TEMPLATES)
         for template, entry in known.items():
-            words = t.teacher_conditions[template.format(views.words("class"))]
+            words = t.teacher.conditions[template.format(views.prompt_phrase("class"))]
             with torch.no_grad():  # the new LoRA does nothing: this is still the frozen base
                 again = t.model.predict(entry.z_t, entry.t, words.expand(len(entry.t), -1, -1))
-            assert torch.allclose(entry.pred, again, atol=1e-5)
+            assert torch.allclose(entry.prediction, again, atol=1e-5)
             a = t.model.alpha_bar[entry.t].view(-1, 1, 1, 1)
-            noise = (entry.z_t - a.sqrt() * views.latents[entry.rows]) / (1 - a).sqrt()
+            noise = (entry.z_t - a.sqrt() * views.latents[entry.indices]) / (1 - a).sqrt()
             assert noise.std() == pytest.approx(1, abs=0.1)
 
 
@@ -125,29 +122,33 @@ def test_one_row_in_four_is_known_and_keeps_its_own_mask(trainer, monkeypatch: p
     monkeypatch.setattr(
         type(t.model), "predict", lambda self, z, *rest: (seen.append(z.clone()), real(self, z, *rest))[1]
     )
-    before = _terms(t)
-    known = [(z, int(row)) for entry in t.known[0].values() for z, row in zip(entry.z_t, entry.rows, strict=True)]
+    before = step_losses(t)
+    known = [
+        (z, int(row))
+        for entry in t.teacher.predictions[0].values()
+        for z, row in zip(entry.z_t, entry.indices, strict=True)
+    ]
     found = [[row for z, row in known if torch.equal(z, given)] for given in seen[0][:4]]
     assert [len(rows) for rows in found] == [1, 0, 0, 0]
-    masks = t.views[0].masks.clone()
-    t.views[0].masks[:] = float("nan")
-    t.views[0].masks[found[0][0]] = masks[found[0][0]]
-    assert _terms(t)["background"] == before["background"]
+    masks = t.batches.views[0].masks.clone()
+    t.batches.views[0].masks[:] = float("nan")
+    t.batches.views[0].masks[found[0][0]] = masks[found[0][0]]
+    assert step_losses(t)["background"] == before["background"]
 
 
 @pytest.mark.parametrize("batch", [1, 2, 4, 6])
 def test_a_quarter_of_all_rows_on_average(trainer, batch: int) -> None:
     """Mean of 2,000 draws whose fractional part is at most 1/2: standard error below 0.012."""
     t = trainer(replace(CONFIG, batch=batch))
-    asked = [t._asked(step_generator(0, i))[0] for i in range(2_000)]
-    assert sum(asked) / len(asked) == pytest.approx(batch / terms.TEACHER_SHARE, abs=0.05)
-    assert set(asked) <= {batch // terms.TEACHER_SHARE, batch // terms.TEACHER_SHARE + 1}
+    asked = [t.teacher.sample_cached(batch, step_generator(0, i))[0] for i in range(2_000)]
+    assert sum(asked) / len(asked) == pytest.approx(batch / teacher.INTERVAL, abs=0.05)
+    assert set(asked) <= {batch // teacher.INTERVAL, batch // teacher.INTERVAL + 1}
 
 
 def test_losses_stay_finite_and_the_loop_calls_back(trainer) -> None:
     seen: list[tuple[int, dict[str, float]]] = []
     t = trainer()
-    training.run(t, lambda step: seen.append((step, dict(t.mean))))
+    train_to_end(t, lambda step: seen.append((step, dict(t.running_losses))))
     assert [step for step, _ in seen] == [1, 2, 3, 4, 5, 6] and t.step == 6
     assert all(0 <= v < 100 for _, terms in seen for v in terms.values())
     assert seen[-1][1]["background"] > 1e-9  # the LoRA acts now
@@ -155,25 +156,25 @@ def test_losses_stay_finite_and_the_loop_calls_back(trainer) -> None:
 
 def test_the_shown_terms_are_a_running_mean(trainer) -> None:
     t = trainer()
-    first = _terms(t)
+    first = step_losses(t)
     t.train_step()
-    assert t.mean == pytest.approx(first)
-    second = _terms(t, 1)
+    assert t.running_losses == pytest.approx(first)
+    second = step_losses(t, 1)
     t.train_step()
-    assert t.mean == pytest.approx({k: 0.9 * first[k] + 0.1 * second[k] for k in first})
+    assert t.running_losses == pytest.approx({k: 0.9 * first[k] + 0.1 * second[k] for k in first})
 
 
 def test_training_learns_the_object(trainer) -> None:
     t = trainer(replace(CONFIG, steps=40, lr=2e-2))
-    before = sum(_terms(t, 1000 + i)["object"] for i in range(8))
-    training.run(t, lambda step: None)
-    assert sum(_terms(t, 1000 + i)["object"] for i in range(8)) < 0.95 * before
+    before = sum(step_losses(t, 1000 + i)["object"] for i in range(8))
+    train_to_end(t)
+    assert sum(step_losses(t, 1000 + i)["object"] for i in range(8)) < 0.95 * before
 
 
 @pytest.mark.parametrize("both", [False, True])
 def test_stopped_and_continued_equals_unbroken_bit_for_bit(trainer, both: bool) -> None:
     whole = trainer(both=both)
-    training.run(whole, lambda step: None)
+    train_to_end(whole)
     first = trainer(both=both)
     for _ in range(3):
         first.train_step()
@@ -182,8 +183,8 @@ def test_stopped_and_continued_equals_unbroken_bit_for_bit(trainer, both: bool) 
     second = trainer(both=both)
     second.restore(kept)
     assert second.step == 3
-    training.run(second, lambda step: None)
-    assert second.mean == whole.mean
+    train_to_end(second)
+    assert second.running_losses == whole.running_losses
     assert _equal(_all(second), _all(whole))
     assert _equal(second.state(), whole.state())
 
@@ -210,16 +211,16 @@ def test_the_seed_decides_each_steps_draw_not_only_the_start(trainer) -> None:
     t = trainer()
     losses = []
     for seed in (0, 1, 2):  # the same start, views and LoRA
-        t.config = replace(CONFIG, seed=seed)
-        losses += [_terms(t, step)["object"] for step in (0, 1)]
+        t.reconfigure(replace(CONFIG, seed=seed))
+        losses += [step_losses(t, step)["object"] for step in (0, 1)]
     assert len({round(v, 4) for v in losses}) == 6
 
 
 def test_tokens_keep_their_length_and_class_rows_their_place(trainer) -> None:
     t = trainer()
     start = t.subjects[0].token_embeddings
-    training.run(t, lambda step: None)
-    rows = t.tokens()["rex"]
+    train_to_end(t)
+    rows = t.tokens.as_tensors()["rex"]
     assert rows.shape == start.shape
     assert not torch.equal(rows[0], start[0])
     torch.testing.assert_close(rows[0].norm(), start[0].norm())
@@ -235,7 +236,7 @@ def test_the_base_itself_is_never_trained(trainer) -> None:
         if "lora" not in n
     }
     lora = layers.state_dict(t.model)
-    training.run(t, lambda step: None)
+    train_to_end(t)
     now = {
         n: p
         for m in (t.model.denoiser, t.model.text_encoder, t.model.vae)
@@ -249,12 +250,12 @@ def test_the_base_itself_is_never_trained(trainer) -> None:
 
 def test_two_objects_train_alone_and_together(trainer) -> None:
     t = trainer(both=True)
-    assert [tuple(s.name for s in v.members) for v in t.views] == [("rex",), ("cup",), ("rex", "cup")]
-    for v in t.views:
+    assert [tuple(s.name for s in v.members) for v in t.batches.views] == [("rex",), ("cup",), ("rex", "cup")]
+    for v in t.batches.views:
         assert v.latents.shape == (4, 4, 8, 8) and v.masks.shape == (4, 1, 8, 8)
-    training.run(t, lambda step: None)
-    assert t.tokens().keys() == {"rex", "cup"}
-    assert all(not torch.equal(t.tokens()[s.name][0], s.token_embeddings[0]) for s in t.subjects)
+    train_to_end(t)
+    assert t.tokens.as_tensors().keys() == {"rex", "cup"}
+    assert all(not torch.equal(t.tokens.as_tensors()[s.name][0], s.token_embeddings[0]) for s in t.subjects)
 
 
 def test_of_many_objects_not_every_combination_is_shown(model: BaseModel) -> None:
@@ -264,7 +265,7 @@ def test_of_many_objects_not_every_combination_is_shown(model: BaseModel) -> Non
         found = subsets(five[:count])
         assert len(set(found)) == len(found) == combinations and found[-1] == tuple(five[:count])
         assert len({sum(s in members for members in found) for s in five[:count]}) == 1
-    assert Views(tuple(five[:2]), *[torch.zeros(1, 1, 1, 1)] * 3).words("class") == "a dog and a dog"
+    assert Views(tuple(five[:2]), *[torch.zeros(1, 1, 1, 1)] * 3).prompt_phrase("class") == "a dog and a dog"
 
 
 def test_combinations_share_what_the_frozen_base_is_asked(trainer) -> None:
@@ -272,7 +273,7 @@ def test_combinations_share_what_the_frozen_base_is_asked(trainer) -> None:
     config = replace(CONFIG, known=8, templates="one")
     for both, each in ((False, [8]), (True, [3, 3, 3])):
         t = trainer(config, both=both)
-        assert [len(k.rows) for known in t.known for k in known.values()] == each
+        assert [len(k.indices) for known in t.teacher.predictions for k in known.values()] == each
         for _ in range(4):
             t.train_step()
 
@@ -281,7 +282,7 @@ def test_combinations_share_what_the_frozen_base_is_asked(trainer) -> None:
 def test_one_object_alone_is_shown_more_often_than_in_its_turn(trainer, share: float, expected: float) -> None:
     """Of two: rex, cup, both; 400 steps, within four standard deviations; either of the two as often."""
     t = trainer(replace(CONFIG, singles=share), both=True)
-    shown = [t.drawn(step_generator(0, i)).views.members for i in range(400)]
+    shown = [t.sample_batch(step_generator(0, i)).views.members for i in range(400)]
     alone = [members[0].name for members in shown if len(members) == 1]
     assert abs(len(alone) / 400 - expected) <= 4 * (expected * (1 - expected) / 400) ** 0.5
     assert abs(alone.count("rex") / len(alone) - 0.5) < 4 * 0.5 / len(alone) ** 0.5
@@ -298,7 +299,7 @@ def test_of_one_object_alone_there_is_nothing_to_choose(trainer) -> None:
 
 def test_several_together_fill_the_frame(trainer) -> None:
     """The box of what stands in a placement, longer side: of one at most 0.72 of the frame, of both more than that; 8 cells a side."""
-    for views in trainer(replace(CONFIG, views=6), both=True).views:
+    for views in trainer(replace(CONFIG, views=6), both=True).batches.views:
         for mask in views.masks[1:, 0]:  # the first is as in the photo
             wide = max(int((mask.amax(side) > 0.02).sum()) for side in (0, 1)) / 8
             assert wide >= 0.75 if len(views.members) == 2 else wide <= 0.72 + 2 / 8
@@ -306,7 +307,7 @@ def test_several_together_fill_the_frame(trainer) -> None:
 
 def test_the_mask_of_both_covers_each(trainer) -> None:
     """Two masks of 14 x 24 px side by side, 6 px apart, in one frame: wider than high; each alone is not."""
-    for views in trainer(both=True).views:
+    for views in trainer(both=True).batches.views:
         for mask in views.masks[:, 0]:
             ys, xs = (torch.arange(8.0).view(shape).expand(8, 8) for shape in ((8, 1), (1, 8)))
             spread = [float((mask * (v - (mask * v).sum() / mask.sum()) ** 2).sum()) for v in (xs, ys)]
@@ -317,19 +318,21 @@ def test_the_mask_of_both_covers_each(trainer) -> None:
 def test_words_of_a_subset(model: BaseModel, kind: str) -> None:
     members = (_subject(model), replace(_subject(model, "otto", "owl")))
     expected = "<rex> and <otto>" if kind == "token" else "a dog and an owl"
-    assert Views(members, *[torch.zeros(1, 1, 1, 1)] * 3).words(kind) == expected
+    assert Views(members, *[torch.zeros(1, 1, 1, 1)] * 3).prompt_phrase(kind) == expected
 
 
 def test_the_rate_warms_up_and_ends_at_a_twentieth(trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     t = trainer(replace(CONFIG, steps=40))
     monkeypatch.setattr(
-        t, "_losses", lambda g: [{k: sum(p.sum() for p in t.lora) * 0 for k in ("object", "background", "class")}]
+        training_step,
+        "compute_losses",
+        lambda *_: [[{k: sum(p.sum() for p in t.lora) * 0 for k in ("object", "background", "class")}]],
     )
     rates = []
     for _ in range(40):
         t.train_step()
         rates.append([g["lr"] for g in t.optimizer.param_groups])
-    scale = float(t.norms["rex"].mean())
+    scale = float(t.tokens.norms["rex"].mean())
     token, lora = CONFIG.token_lr * scale, CONFIG.lr
     assert rates[0] == pytest.approx([token * (0.95 / 8 + 0.05), lora * (0.95 / 8 + 0.05)])
     assert rates[20] == pytest.approx([token * 0.525, lora * 0.525])  # half a cosine, half way: 0.95 / 2 + 0.05
@@ -353,16 +356,16 @@ def test_a_gradient_that_is_not_finite_moves_nothing(trainer) -> None:
     """Its loss is finite; a state with such weights would be saved, and gone on from."""
     t = trainer()
     t.train_step()
-    before = [p.detach().clone() for p in t._params()]
+    before = [p.detach().clone() for p in t.params()]
     t.lora[0].register_hook(lambda grad: grad * float("nan"))
     with pytest.raises(GateError, match="diverged at step 1: a gradient is not finite"):
         t.train_step()
-    assert t.step == 1 and all(torch.equal(p, kept) for p, kept in zip(t._params(), before, strict=True))
+    assert t.step == 1 and all(torch.equal(p, kept) for p, kept in zip(t.params(), before, strict=True))
 
 
 def test_what_is_not_finite_before_anything_was_learned_is_laid_to_no_rate(trainer) -> None:
     t = trainer()
-    t.views[0].masks[:] = float("nan")
+    t.batches.views[0].masks[:] = float("nan")
     with pytest.raises(GateError, match="training cannot begin: the loss is nan before anything was learned") as caught:
         t.train_step()
     assert "rate" not in caught.value.hint
@@ -376,7 +379,9 @@ def test_weights_of_the_terms(trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each term pulls at a parameter of its own; clipping scales all three alike."""
     t = trainer(replace(CONFIG, background_weight=3.0, class_weight=0.5))
     monkeypatch.setattr(
-        t, "_losses", lambda g: [{k: p.sum() for k, p in zip(("object", "background", "class"), t.lora, strict=False)}]
+        training_step,
+        "compute_losses",
+        lambda *_: [[{k: p.sum() for k, p in zip(("object", "background", "class"), t.lora, strict=False)}]],
     )
     t.train_step()
     grads = [p.grad.flatten()[0] for p in t.lora[:3]]
@@ -388,13 +393,14 @@ def test_while_it_learns_the_rest_of_the_sentence_hears_the_class_word(trainer) 
     own, context = trainer(replace(CONFIG, context="own")), trainer(replace(CONFIG, context="class"))
     prompt = "a photo of <rex>"
     for t in (own, context):  # no longer "a dog" to the letter
-        t.learned["rex"].data.mul_(-1)
-    assert torch.equal(own.condition(prompt), own.model.encode([own.words.expand(prompt)]))
-    ids = context.model.token_ids([context.words.expand(prompt)])
-    named = context.words.positions(ids, "rex")[0]
-    said, plain = context.condition(prompt)[0], context.model.encode(["a photo of a dog"])[0]
-    assert torch.equal(said[-1], plain[-1]) and (said[named] - own.condition(prompt)[0][named]).abs().max() < 1e-6
-    assert not torch.equal(own.condition(prompt)[0, -1], plain[-1])
+        t.tokens.trainable["rex"].data.mul_(-1)
+    as_is, words = _encode(own, prompt), context.tokens.placeholders
+    assert torch.equal(as_is, own.model.encode([own.tokens.placeholders.expand(prompt)])[0])
+    ids = context.model.token_ids([words.expand(prompt)])
+    named = words.positions(ids, "rex")[0]
+    said, plain = _encode(context, prompt), context.model.encode(["a photo of a dog"])[0]
+    assert torch.equal(said[-1], plain[-1]) and (said[named] - as_is[named]).abs().max() < 1e-6
+    assert not torch.equal(as_is[-1], plain[-1])
     for t in (own, context):
         t.train_step()
-    assert not torch.equal(own.tokens()["rex"], context.tokens()["rex"])
+    assert not torch.equal(own.tokens.as_tensors()["rex"], context.tokens.as_tensors()["rex"])

@@ -248,15 +248,17 @@ def test_lines_of_stdin_are_read_in_any_unicode(monkeypatch: pytest.MonkeyPatch,
 
 def test_a_run_whose_sentences_of_measuring_are_too_long_is_kept_without_scores() -> None:
     """What was learned in shorter sentences is published all the same."""
-    from objtune_cli.training import stage as train
+    from objtune_cli.training import publish
 
     def scores(words: object, names: list[str]) -> dict[str, float]:
         raise InputError("<dog> stands at tokens 70 to 78 of the prompt, but the base reads only the first 76")
 
     said: list[str] = []
     ctx = SimpleNamespace(report=SimpleNamespace(note=said.append))
-    trainer = SimpleNamespace(learned={"dog": None}, name="default", said=lambda: None, step=5)
-    assert train._self_evaluate(ctx, trainer, SimpleNamespace(scores=scores)) == {}  # type: ignore[arg-type]
+    trainer = SimpleNamespace(
+        tokens=SimpleNamespace(trainable={"dog": None}, sync=lambda: None), shares_model=False, step=5
+    )
+    assert publish._self_evaluate(ctx, trainer, SimpleNamespace(scores=scores)) == {}  # type: ignore[arg-type]
     assert said == ["no scores: <dog> stands at tokens 70 to 78 of the prompt, but the base reads only the first 76"]
 
 

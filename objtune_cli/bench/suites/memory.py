@@ -138,11 +138,12 @@ def _build_trainer(ctx: StageContext, model: "BaseModel", name: str) -> "Trainer
     trainer = training.Trainer(
         model, dry_run.noise_subjects(model, ctx.settings.resolve(Embed), OBJECTS), priors, asked
     )
-    for known in (k for each in trainer.known for k in each.values()):
-        more = -(-full.known // len(trainer.known))
-        for part in ("rows", "z_t", "t", "aim", "pred"):
-            value = getattr(known, part)
-            setattr(known, part, value.repeat(more, *[1] * (value.ndim - 1)))
+    subsets = trainer.teacher.predictions
+    repeats = -(-full.known // len(subsets))
+    for batch in (batch for templates in subsets for batch in templates.values()):
+        for name in ("indices", "z_t", "t", "target", "prediction"):
+            value = getattr(batch, name)
+            setattr(batch, name, value.repeat(repeats, *[1] * (value.ndim - 1)))
     return trainer
 
 
@@ -161,9 +162,7 @@ def _steps(ctx: StageContext, live: "LiveTensorCounter", trainer: "Trainer", lab
             if again
             else trainer.model.denoiser.disable_gradient_checkpointing
         )()
-        trainer.config = replace(trainer.config, attention_weight=weight)
-        trainer.weights["attention"] = weight
-        trainer.mean.setdefault("attention", 0.0)
+        trainer.reconfigure(replace(trainer.config, attention_weight=weight))
         live.forget()
         try:
             trainer.train_step()

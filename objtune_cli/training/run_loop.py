@@ -1,0 +1,151 @@
+"""The training loop: steps of one run, or of several in step, with progress, checkpoints and signals."""
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from objtune_cli.errors import GateError, Stopped
+from objtune_cli.store.checkpoints import Checkpoint
+from objtune_cli.store.disk_reservation import EXTRA_BYTES, DiskReservation
+from objtune_cli.training import unfinished_runs
+from objtune_cli.workflow.context import StageContext
+
+if TYPE_CHECKING:
+    from objtune_cli.models.base_model import BaseModel
+    from objtune_cli.runtime.distributed import ProcessGroup
+    from objtune_cli.training.self_evaluation import SelfEvaluation
+    from objtune_cli.training.stage import TrainingPlan
+    from objtune_cli.training.trainer import Trainer
+
+SAVE_INTERVAL = 30.0
+"""Seconds between checkpoints; a signal saves at once."""
+
+
+@dataclass(eq=False, slots=True)
+class TrainingRun:
+    """One adapter in training, and the self-evaluation that scores it at the end."""
+
+    number: int
+    plan: "TrainingPlan"
+    trainer: "Trainer"
+    judge: "SelfEvaluation | None"
+
+
+class TrainingLoop:
+    """Steps of several runs until each has come to its own end.
+
+    Attributes:
+        active: The runs that have steps left. failed: those that diverged, with their errors.
+    """
+
+    def __init__(
+        self,
+        ctx: StageContext,
+        runs: Sequence[TrainingRun],
+        checkpoint: Checkpoint,
+        reservation: DiskReservation,
+        *,
+        shared: bool,
+    ) -> None:
+        """`shared`: the checkpoint is of several runs, so that names of its tensors start with the run's number."""
+        self.ctx, self.checkpoint, self.reservation, self.shared = ctx, checkpoint, reservation, shared
+        self.active = list(runs)
+        self.failed: list[tuple[TrainingRun, GateError]] = []
+        self._saved_at = time.monotonic()
+
+    def run(self, on_end: Callable[[list[TrainingRun]], None]) -> list[tuple[TrainingRun, GateError]]:
+        """Take all steps; `on_end` gets runs that have ended while the others go on.
+
+        Returns:
+            The runs that diverged.
+
+        Raises:
+            Stopped: A signal came; the checkpoint is saved.
+        """
+        while self.active:
+            ended = [run for run in self.active if run.trainer.finished]
+            if ended:
+                self.active = [run for run in self.active if run not in ended]
+                for run in ended:
+                    run.trainer.keep_ema()
+                on_end(ended)
+                if self.active:
+                    self.save()
+            else:
+                self._step()
+        return self.failed
+
+    def _step(self) -> None:
+        """One step of each run; a run that diverges leaves the loop."""
+        from objtune_cli.training import multi_trainer
+
+        errors = multi_trainer.train_step([run.trainer for run in self.active])
+        self.failed += [(run, errors[run.trainer]) for run in self.active if run.trainer in errors]
+        self.active = [run for run in self.active if run.trainer not in errors]
+        if not self.active:
+            return
+        trainers = [run.trainer for run in self.active]
+        step, total = trainers[0].step, max(t.total for t in trainers)
+        loss = sum(t.running_loss for t in trainers) / len(trainers)
+        details: dict[str, Any] = {"objects": len(trainers)} if self.shared else trainers[0].running_losses
+        self.ctx.report.step("train", step, total, loss=loss, **details)
+        group = trainers[0].model.team
+        signum = group.most(self.ctx.stopped()) if group is not None else self.ctx.stopped()
+        is_due = time.monotonic() - self._saved_at > SAVE_INTERVAL
+        if signum or is_due or any(t.finished for t in trainers):  # what follows the last step may be stopped too
+            self.save()
+        if signum:
+            raise Stopped(
+                signum, f"stopped at step {step} of {total}, state saved", "the same command goes on from there"
+            )
+
+    def save(self) -> None:
+        """Write the checkpoint of all active runs; in the main process only."""
+        model = self.active[0].trainer.model
+        if not is_main_process(model.team):
+            return
+        with self.reservation.lend(self.checkpoint_bytes()):
+            self.checkpoint.about = unfinished_runs.checkpoint_header(
+                [(run.plan.record, run.trainer) for run in self.active], describe_environment(model)
+            )
+            self.checkpoint.save(
+                {
+                    f"{run.number}.{name}" if self.shared else name: value
+                    for run in self.active
+                    for name, value in run.trainer.state().items()
+                }
+            )
+        self._saved_at = time.monotonic()
+
+    def checkpoint_bytes(self) -> int:
+        """Size of the checkpoint, the largest file to be written: an adapter is a third of its own state."""
+        return sum(run.trainer.checkpoint_bytes() for run in self.active) + EXTRA_BYTES
+
+    def reserve_disk(self, *, resumed: bool) -> None:
+        """Reserve space for the files to come; a checkpoint is replaced by a second file beside it."""
+        self.reservation.reserve(self.checkpoint_bytes() * (1 if resumed else 2))
+
+
+def is_main_process(group: "ProcessGroup | None") -> bool:
+    """Whether this process is the only one, or the first of several."""
+    return group is None or group.leads
+
+
+def describe_environment(model: "BaseModel") -> str:
+    """Device, number formats, threads and version of torch: last digits of sums depend on them."""
+    import torch
+
+    formats = f"{model.device.type}/{model.dtype}/{next(model.denoiser.parameters()).dtype}"
+    return f"{formats}/{torch.get_num_threads()}/{torch.__version__}"
+
+
+def run_key(plan: "TrainingPlan", model: "BaseModel") -> str:
+    """All that the steps of a run depend on, to the bit."""
+    return f"{plan.record.identity()}/{describe_environment(model)}"
+
+
+def checkpoint_key(text: str) -> str:
+    """The key under which the checkpoint of a run, or of several, is stored."""
+    return hashlib.sha256(text.encode()).hexdigest()
