@@ -1,4 +1,4 @@
-"""Room on the disk held for what is yet to be written, so that long work does not find the disk full at its end."""
+"""Reserves disk space before long work, so that the disk is not full when the result is written."""
 
 import contextlib
 import errno
@@ -30,7 +30,7 @@ class DiskReservation:
         self.release()
 
     def reserve(self, size: int) -> None:
-        """Hold so many bytes, in place of what was held.
+        """Reserve `size` bytes in place of the earlier reservation.
 
         Raises:
             ResourceError: The disk does not have them.
@@ -55,7 +55,7 @@ class DiskReservation:
                 ) from error
 
     def release(self) -> None:
-        """Hold nothing."""
+        """Give the space back."""
         if self._file is not None:
             with contextlib.suppress(OSError):
                 self._file.unlink(missing_ok=True)
@@ -63,7 +63,7 @@ class DiskReservation:
 
     @contextlib.contextmanager
     def lend(self, left: int) -> Iterator[None]:
-        """Give what is held to a write, and hold `left` bytes afterwards; where others took them, that write itself will say so."""
+        """Release the space for one write, then reserve `left` bytes; if others took the space, the next write reports it."""
         self.release()
         yield
         with contextlib.suppress(ResourceError):

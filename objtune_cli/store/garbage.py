@@ -1,4 +1,4 @@
-"""What lies in a project and belongs to nothing: for `gc` and `doctor`."""
+"""Finds files in a project that nothing needs any more, for `gc` and `doctor`."""
 
 import contextlib
 import shutil

@@ -1,7 +1,8 @@
-"""What a killed process leaves: half-written files in `.objtune/tmp`, which say whose they are."""
+"""Temporary files in `.objtune/tmp`: names that tell their writer, and the removal of files whose writer died."""
 
 import contextlib
 import os
+import threading
 import time
 import uuid
 import zlib
@@ -21,6 +22,7 @@ def _host() -> str:
 
 _HOST = _host()
 _cleaned: set[Path] = set()
+_cleaned_lock = threading.Lock()
 
 
 def temp_name() -> str:
@@ -42,7 +44,7 @@ def find_orphaned(folder: Path, now: float | None = None) -> list[Path]:
 
 
 def clean(folder: Path) -> list[Path]:
-    """Delete them; what cannot be deleted stays, and is nobody's failure."""
+    """Delete orphaned files and return their paths; files that cannot be deleted stay, without an error."""
     gone = find_orphaned(folder, _disk_clock(folder))
     for path in gone:
         with contextlib.suppress(OSError):
@@ -63,9 +65,11 @@ def _disk_clock(folder: Path) -> float:
 
 
 def clean_once(folder: Path) -> None:
-    """The same, the first time this process writes there."""
-    if folder not in _cleaned:
+    """Clean a folder the first time this process writes there."""
+    with _cleaned_lock:
+        is_first = folder not in _cleaned
         _cleaned.add(folder)
+    if is_first:
         clean(folder)
 
 

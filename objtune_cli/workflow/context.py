@@ -1,4 +1,4 @@
-"""What every stage is given, and what it gives back."""
+"""The context that every stage receives, and the result that it returns."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -149,7 +149,7 @@ class StageContext:
 
     @contextlib.contextmanager
     def main_process_first(self) -> Iterator[None]:
-        """Inside, the first process works before the others, which then find what it made."""
+        """Run the body in the main process first; the other processes follow and find its results."""
         team = self.team()
         with team.first() if team else contextlib.nullcontext():
             yield
@@ -161,7 +161,7 @@ class StageContext:
         return self.team() is None and self.base.small and model.pick_device(self.common.device).type == "cpu"
 
     def run_parallel(self, work: Sequence[Callable[[], T]]) -> list[T]:
-        """What each piece of work gives, at the same time where processors are free for it."""
+        """Call all functions, in parallel threads where processors are free, and return their results in order."""
         if len(work) < 2 or not self.can_run_parallel():
             return [each() for each in work]
         from objtune_cli.runtime import cpu
@@ -169,7 +169,7 @@ class StageContext:
         return cpu.run_parallel(work)
 
     def without_force(self) -> "StageContext":
-        """The same for the stages before the one that `--force` is meant for."""
+        """Copy the context without `--force`, for earlier stages that may reuse their results."""
         return replace(self, force=False)
 
     def progress(self, stage: str) -> Callable[..., None]:
