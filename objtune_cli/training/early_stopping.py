@@ -1,4 +1,4 @@
-"""When a run has learned enough: its own loss under fixed noise has stopped falling. Knows no model and no picture."""
+"""Early stopping: a run ends when its validation loss under fixed noise stops falling."""
 
 from collections.abc import Mapping
 
@@ -77,6 +77,6 @@ class Plateau:
         }
 
     def restore(self, kept: Mapping[str, Tensor]) -> None:
-        """Take over what `state` gave."""
+        """Continue from a `state`."""
         self.history, began = kept["plateau.history"].tolist(), int(kept["plateau.began"])
         self.decay_start = None if began < 0 else began

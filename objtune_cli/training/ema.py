@@ -1,4 +1,4 @@
-"""A running mean of the weights (EMA): at a full rate, what single steps jump about."""
+"""Exponential moving average (EMA) of the weights: single steps at a full learning rate vary too much."""
 
 import contextlib
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ class WeightAverage:
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """Inside, the parameters are their means; afterwards they are as before."""
+        """Inside, the parameters are their running means; afterwards they are restored."""
         own = [p.detach().clone() for p in self.params]
         copy_values(self.params, self.kept)
         try:

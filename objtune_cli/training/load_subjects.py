@@ -1,4 +1,4 @@
-"""What a run learns from: embeddings, masks and the photo of the store as tensors. Knows nothing of steps."""
+"""Load the objects of a run from the store: embeddings, masks and the photo as tensors."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +57,7 @@ def dilated_union_mask(ctx: StageContext, starts: list[Record]) -> Any:
 
 
 def load_subject(ctx: StageContext, start: Record, away: Any) -> "Subject":
-    """Photo, ground, mask and token of one embedding."""
+    """Photo, background, mask and token of one embedding."""
     import torch
 
     from objtune_cli.models import placeholders

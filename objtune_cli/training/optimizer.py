@@ -1,4 +1,4 @@
-"""The optimizer of training, and its state as tensors that a later process goes on from."""
+"""The optimizer of training, and its state as tensors for checkpoints."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,7 +23,7 @@ def build_optimizer(name: str, groups: list[dict[str, Any]], beta2: float) -> An
 
 
 def pack_state(slots: Mapping[str, Any], stem: str) -> dict[str, Tensor]:
-    """What an optimizer remembers of one parameter, below `stem`; nothing of one that has taken no step."""
+    """The optimizer state of one parameter, with names that start with `stem`; empty before its first step."""
     if not slots:
         return {}
     taken = {f"{stem}.n": torch.tensor([int(slots["step"])])}  # less than the run's where it rested
@@ -33,7 +33,7 @@ def pack_state(slots: Mapping[str, Any], stem: str) -> dict[str, Tensor]:
 
 
 def unpack_state(kept: Mapping[str, Tensor], stem: str, device: torch.device) -> dict[str, Any]:
-    """The undoing of `saved`; empty where nothing was."""
+    """The inverse of `pack_state`; empty if nothing is stored."""
     if f"{stem}.n" not in kept:
         return {}
     if f"{stem}.m" in kept:
