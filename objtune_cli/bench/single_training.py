@@ -97,7 +97,7 @@ def result_inputs(ctx: StageContext, name: str, method: Method) -> dict[str, Any
         "train": identifying(train.fill_defaults(replace(Train(), **method.train), ctx.base.training)), "prior": identifying(replace(Prior(), **method.prior)),
         "base": ctx.base.fingerprint, "sampling": rendering.base_sampling(ctx.base), "device": ctx.common.device, "precision": ctx.common.precision, "tools": tool_versions(),
     }  # fmt: skip
-    about |= {"tower": ctx.base.tower} if ctx.base.tower else {}
+    about |= {"tower": ctx.base.clip_model} if ctx.base.clip_model else {}
     sampling = method.sampling_kwargs(ctx.base)
     if sampling["prompt_guidance_scale"]:
         about["scene_guidance"] = sampling["prompt_guidance_scale"]
@@ -264,9 +264,9 @@ def vae_reconstruction(
     model = ctx.load_base_model()
     true = torch.from_numpy(rendering.render_scenes([p.truth(case.instance, dial, seed + 2) for p in case.prompts]))
     small = torch.nn.functional.interpolate(
-        true.permute(0, 3, 1, 2).float(), size=(model.size, model.size), mode="area"
+        true.permute(0, 3, 1, 2).float(), size=(model.resolution, model.resolution), mode="area"
     )
-    shown = to_uint8(model.to_picture(model.to_latent(small / 127.5 - 1))).numpy()
+    shown = to_uint8(model.decode_latents(model.encode_image(small / 127.5 - 1))).numpy()
     return truth_scores.score(case, scale, rendering.read_images(network, shown)), shown
 
 

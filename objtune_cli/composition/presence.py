@@ -69,12 +69,14 @@ class PresenceCheck:
             NonFiniteError: A prediction is not finite; names the denoiser or the adapter.
         """
         crops = [_BoxCrop(self.model, images, box) for box in boxes]
-        conditions = {text: self.model.encode([text]) for text in dict.fromkeys(o.class_prompt for o in self.objects)}
+        conditions = {
+            text: self.model.encode_prompt([text]) for text in dict.fromkeys(o.class_prompt for o in self.objects)
+        }
         of_classes = {text: [crop.predict(self.model, c) for crop in crops] for text, c in conditions.items()}
         columns = []
         for item in self.objects:
             with single_lora(self.model, item.weights):
-                condition = self.model.encode([item.object_prompt])
+                condition = self.model.encode_prompt([item.object_prompt])
                 of_object = [crop.predict(self.model, condition) for crop in crops]
             of_class = of_classes[item.class_prompt]
             column = torch.stack(
@@ -92,14 +94,14 @@ class _BoxCrop:
     """One box of images, enlarged to images of its own, with noise of every level."""
 
     def __init__(self, model: BaseModel, images: Tensor, box: Box) -> None:
-        crop = crop_to_box(((images + 1) / 2).clamp(0, 1), box, model.size, CROP_MARGIN) * 2 - 1
-        z = model.to_latent(crop).to(model.device)
+        crop = crop_to_box(((images + 1) / 2).clamp(0, 1), box, model.resolution, CROP_MARGIN) * 2 - 1
+        z = model.encode_image(crop).to(model.device)
         self.mask = _box_mask(box, (images.shape[-2], images.shape[-1]), (z.shape[-2], z.shape[-1])).to(z)
         self.samples = []
         for i, level in enumerate(NOISE_LEVELS):
             eps = torch.randn(z.shape[1:], generator=torch.Generator().manual_seed(i)).to(z).expand_as(z)
-            t = torch.full((len(z),), min(int(level * model.levels), model.levels - 1))
-            z_t, target = model.noised(z, eps, t)
+            t = torch.full((len(z),), min(int(level * model.num_train_timesteps), model.num_train_timesteps - 1))
+            z_t, target = model.add_noise_and_target(z, eps, t)
             self.samples.append((z_t, t, target))
 
     def predict(self, model: BaseModel, condition: Tensor) -> list[Tensor]:

@@ -50,7 +50,7 @@ def build_check(
     return PresenceCheck(
         model,
         [
-            SceneObject(o.name, weights[o.name], prompts[o.name], model.in_class_words(prompts[o.name]), o.own_name)
+            SceneObject(o.name, weights[o.name], prompts[o.name], model.with_class_words(prompts[o.name]), o.own_name)
             for o in objects
         ],
     )

@@ -81,23 +81,23 @@ def refine_objects(
     Returns:
         Scaled latents (N, C, h', w') of each object's crop; and the scenes with all of them pasted in, (N, 3, H, W) in [-1, 1], on the CPU.
     """
-    images = model.to_picture(latents).cpu()
+    images = model.decode_latents(latents).cpu()
     weights = region_weights([o.box for o in objects], _image_size(images))
     refined = {}
     for i, item in enumerate(objects):
-        crop = crop_to_box((images + 1) / 2, item.box, model.size, CROP_MARGIN) * 2 - 1
+        crop = crop_to_box((images + 1) / 2, item.box, model.resolution, CROP_MARGIN) * 2 - 1
         object_seeds = [seed_after(seed, (i + 1) * SEED_STRIDE) for seed in seeds]
         with single_lora(model, item.weights):
             refined[item.name] = resample(
                 model,
-                model.to_latent(crop).cpu(),
+                model.encode_image(crop).cpu(),
                 item.prompt,
                 object_seeds,
                 how.strength,
                 how.sampling,
                 partial(on_step, item.name),
             )
-        images = paste(images, model.to_picture(refined[item.name]).cpu(), item.box, weights[i], whole=how.whole)
+        images = paste(images, model.decode_latents(refined[item.name]).cpu(), item.box, weights[i], whole=how.whole)
     return refined, images
 
 
@@ -111,12 +111,12 @@ def composite(
         boxes: Object name to box, from back to front.
         whole: Whether the whole boxes are pasted.
     """
-    images = model.to_picture(latents).cpu()
+    images = model.decode_latents(latents).cpu()
     if not boxes:
         return images
     weights = region_weights(list(boxes.values()), _image_size(images))
     for weight, (name, box) in zip(weights, boxes.items(), strict=True):
-        images = paste(images, model.to_picture(refined[name]).cpu(), box, weight, whole=whole)
+        images = paste(images, model.decode_latents(refined[name]).cpu(), box, weight, whole=whole)
     return images
 
 

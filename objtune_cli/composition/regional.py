@@ -105,7 +105,7 @@ def _regional_hook(model: BaseModel, on_words: bool, pairs: list[LoraFactors | N
     """
 
     def add(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        if model.asleep:
+        if model.adapters_disabled:
             return out
         x = args[0]
         for i, pair in enumerate(pairs):
@@ -131,7 +131,7 @@ class RegionalAttention:
 
     def __init__(self, regions: RegionMasks, within: "BoundedAttention | None" = None) -> None:
         """`within`: bounds self-attention of the image in joint layers too."""
-        self.regions, self.within = regions, within
+        self.regions, self.self_attention = regions, within
         self.cache: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def _tokens(self, length: int) -> Tensor:
@@ -153,8 +153,8 @@ class RegionalAttention:
         """Attention biases without and with prompt, (Q, Q) each; queries and keys are the image's cells, then the tokens."""
         if (cells, words) not in self.cache:
             without = like.new_zeros(cells + words, cells + words)
-            if self.within is not None:
-                without[:cells, :cells] = self.within.bias(cells, like)
+            if self.self_attention is not None:
+                without[:cells, :cells] = self.self_attention.bias(cells, like)
             prompted, tokens = without.clone(), self._tokens(words)
             prompted[:cells, cells:] = self.bias(cells, like, words)
             prompted[cells:, :cells] = prompted[:cells, cells:].T
@@ -242,12 +242,14 @@ def regional_sampling(
         for name, layer in layers.items():
             pairs = [_lora_factors(p.weights, f"{DENOISER_PREFIX}{name}", layer) for p in objects]
             handles.append(
-                layer.register_forward_hook(_regional_hook(model, model.family.on_words(name), pairs, regions))
+                layer.register_forward_hook(
+                    _regional_hook(model, model.family.acts_on_text_tokens(name), pairs, regions)
+                )
             )
         within = BoundedAttention(regions) if bounded else None
         across, family = RegionalAttention(regions, within), model.family
         own = {
-            k: across if family.across in k else within if within and family.within in k else v
+            k: across if family.cross_attention in k else within if within and family.self_attention in k else v
             for k, v in processors.items()
         }
         model.denoiser.set_attn_processor(own)
@@ -296,9 +298,9 @@ def encode_with_object_loras(
     for item in objects:
         if not has_text_encoder_layers(item.weights):
             continue
-        condition = model.encode([text]) if condition is None else condition
+        condition = model.encode_prompt([text]) if condition is None else condition
         with single_lora(model, item.weights):
-            own = model.encode([text])
+            own = model.encode_prompt([text])
         condition = torch.where(pad_mask(item.tokens, own.shape[1])[:, None], own, condition)
     return condition
 
@@ -306,7 +308,7 @@ def encode_with_object_loras(
 def _add_everywhere(
     model: BaseModel, pair: LoraFactors, module: nn.Module, args: tuple[Tensor, ...], out: Tensor
 ) -> Tensor:
-    return out if model.asleep else out + _lora_output(args[0], *pair, module)
+    return out if model.adapters_disabled else out + _lora_output(args[0], *pair, module)
 
 
 def _find_layers(network: nn.Module, adapters: Sequence[Mapping[str, Tensor]]) -> dict[str, nn.Module]:

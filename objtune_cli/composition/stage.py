@@ -139,7 +139,7 @@ def _arrange(
     Args:
         sized: The settings of sampling if the user chose the image's size.
     """
-    side = ctx.base.side
+    side = ctx.base.resolution
     extent = ((sized.width or side) / side, (sized.height or side) / side) if sized else None
     names = [o.name for o in objects]
     aspect_ratios = {o.name: trained_objects.aspect_ratio(ctx, o) for o in objects}
@@ -254,7 +254,10 @@ def _compose_scene(ctx: StageContext, record: Record, scene: _Scene) -> StageRes
         o.name: trained_objects.scale_lora(trained_objects.load_tensors(ctx, o), o.strength) for o in request.objects
     }
     placeholders = trained_objects.add_placeholders(model, request.objects, weights)
-    high, wide = (round(model.size * side / model.unit) * model.unit for side in (scene.layout.high, scene.layout.wide))
+    high, wide = (
+        round(model.resolution * side / model.size_multiple) * model.size_multiple
+        for side in (scene.layout.high, scene.layout.wide)
+    )
     sample_batch = _make_sampler(ctx, model, scene, weights, placeholders, (high, wide))
     check = (
         presence_report.build_check(model, objects, weights, placeholders) if scene.options.check == "shown" else None
@@ -292,9 +295,13 @@ def _make_sampler(
         prompt = layout_from_prompt.scene_prompt(prompt)
     prompt_request.check_lengths(ctx, model, placeholders, replace(scene.request, prompts=[prompt]))
     text = placeholders.expand(prompt)
-    regions = [regional.PlacedObject(n, weights[n], boxes[n], placeholders.rows(text, n)) for n in order]
+    regions = [regional.PlacedObject(n, weights[n], boxes[n], placeholders.token_mask(text, n)) for n in order]
     classes = {o.name: o.class_word for o in scene.objects}
-    condition = placeholders.in_context(prompt, classes, model.encode([text])) if with_class_words else None
+    condition = (
+        placeholders.encode_with_class_context(prompt, classes, model.encode_prompt([text]))
+        if with_class_words
+        else None
+    )
     condition = regional.encode_with_object_loras(model, text, regions, condition)
     conditions = {} if condition is None else {text: condition}
     sampling = replace(
@@ -315,7 +322,7 @@ def _make_sampler(
         with regional.regional_sampling(model, regions, options.edge, aspect=aspect, bounded=bounded):
             latents = sample(model, text, seeds, sampling, on_step, conditions)
         if not options.detail:
-            return [{"latents": z} for z in latents], model.to_picture(latents).cpu()
+            return [{"latents": z} for z in latents], model.decode_latents(latents).cpu()
         progress = {n: ctx.progress(f"closer look at {n}") for n in order}
         close, images = refinement.refine_objects(
             model, latents, refined, seeds, refinement_settings, lambda n, done, total: progress[n](done, total)

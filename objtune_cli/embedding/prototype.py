@@ -50,10 +50,10 @@ def compute_prototype(
     Args:
         picture: (3, H, W) in [0, 1]. mask: (H, W) coverage in [0, 1]. weights: of picture, object alone, and class word.
     """
-    alone = crop(picture, mask, picture.new_tensor(MEAN), towers.size)
-    whole, single = towers.pictures(picture[None])[0], towers.pictures(alone[None])[0]
+    alone = crop(picture, mask, picture.new_tensor(MEAN), towers.image_size)
+    whole, single = towers.image_features(picture[None])[0], towers.image_features(alone[None])[0]
     with torch.no_grad():
-        word = towers.texts(model, [PROMPT.format(with_article(class_word))])[0]
+        word = towers.text_features(model, [PROMPT.format(with_article(class_word))])[0]
     cosines = {
         "cos_picture_object": float(whole @ single),
         "cos_picture_class": float(whole @ word),
@@ -140,7 +140,7 @@ def _fit_to_prototype(
     for step in range(config.steps + 1):
         words.replace("objtune", torch.cat([concat_encoders(learned), noun]))
         loss = torch.stack(
-            [cosine_loss(towers.texts(model, [prompt]), goal[None]).mean() for towers, goal in goals]
+            [cosine_loss(towers.text_features(model, [prompt]), goal[None]).mean() for towers, goal in goals]
         ).mean()
         cosines.append(1 - float(loss.detach()))
         if step == config.steps:

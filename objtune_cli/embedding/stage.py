@@ -26,7 +26,7 @@ def run(ctx: StageContext, mask: Ref, config: Embed) -> StageResult:
     config = _resolve_init(ctx, config)
     source = ctx.store.read_record(mask)
     ctx_input = ctx.input_record(mask)
-    settings = identifying(config) | ({"tower": ctx.base.tower} if ctx.base.tower else {})
+    settings = identifying(config) | ({"tower": ctx.base.clip_model} if ctx.base.clip_model else {})
     record = Record("embedding", mask.name, source.objects, {MASK_ROLE: ctx_input}, settings, ctx.base.record())
     done = ctx.find_existing(record)
     if done:
@@ -40,8 +40,8 @@ def run(ctx: StageContext, mask: Ref, config: Embed) -> StageResult:
     picture, cover = to_photo_tensors(MaskArtifact.from_tensors(tensors))
     model = ctx.load_base_model()
     class_words.check_length(model, [source.class_word], config.vectors)
-    loaded = clip.load(ctx.base.image_tower, model) if ctx.base.image_tower else None
-    second = clip.load(ctx.base.second_tower, model, 1) if ctx.base.second_tower else None
+    loaded = clip.load(ctx.base.clip_path, model) if ctx.base.clip_path else None
+    second = clip.load(ctx.base.clip_2_path, model, 1) if ctx.base.clip_2_path else None
     step = ctx.progress("init-embedding")
     started = prototype.initialise_token(
         model,
@@ -70,14 +70,14 @@ def to_photo_tensors(artifact: MaskArtifact) -> tuple[Any, Any]:
 
 
 def _resolve_init(ctx: StageContext, config: Embed) -> Embed:
-    if config.init == "prototype" and ctx.base.image_tower is None:
+    if config.init == "prototype" and ctx.base.clip_path is None:
         raise ResourceError(
             f"the base {ctx.base.id} has no image tower for a prototype",
             "`--set tower=…` says where its CLIP lies (hub id, folder or file); or use `--init class`",
         )
     if config.init != "auto":
         return config
-    if ctx.base.image_tower is None:
+    if ctx.base.clip_path is None:
         ctx.report.note(f"the base {ctx.base.id} has no image tower (clip/): the token starts at the class word")
         return replace(config, init="class")
     return replace(config, init="prototype")

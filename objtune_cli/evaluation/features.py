@@ -15,8 +15,8 @@ from objtune_cli import paths
 from objtune_cli.config.sections import Bench
 from objtune_cli.errors import ResourceError, UsageError
 from objtune_cli.models import finite_checks, registry
-from objtune_cli.models.base_model import UNREADABLE, silence_library_logging
-from objtune_cli.models.families.component_loading import open_whole, translate_errors
+from objtune_cli.models.families.component_loading import load_complete, translate_errors
+from objtune_cli.models.loading import UNREADABLE, silence_library_logging
 from objtune_cli.workflow.context import StageContext
 
 CLIP = "openai/clip-vit-base-patch32"
@@ -79,7 +79,7 @@ def load_base_clip(ctx: StageContext) -> tuple[ImageEmbedder, TextEmbedder]:
     """
     from objtune_cli.models import clip as towers
 
-    source, index = (ctx.base.image_tower, 0) if ctx.base.image_tower else (ctx.base.second_tower, 1)
+    source, index = (ctx.base.clip_path, 0) if ctx.base.clip_path else (ctx.base.clip_2_path, 1)
     if source is None:
         raise ResourceError(
             f"the base {ctx.base.id} has no image tower to measure with",
@@ -217,7 +217,7 @@ def _load_pretrained(kind: Any, name: str, option: str, families: tuple[str, ...
             with translate_errors():
                 found = kind.from_pretrained(folder, local_files_only=True)
         else:  # nothing here reads what pools a ViT's patches, which DINO's files do not have
-            found = open_whole(kind, folder, f"the model {name}", unread=("pooler.",))
+            found = load_complete(kind, folder, f"the model {name}", unread=("pooler.",))
     except (OSError, *UNREADABLE) as error:
         raise ResourceError(f"{name} cannot be opened: {str(error).splitlines()[0]}", hint) from None
     if found is None:

@@ -111,7 +111,7 @@ def sample_images(
     for start in range(0, len(prompts), BATCH):
         part = slice(start, start + BATCH)
         latents = sample(model, prompts[part], seeds[part], settings)
-        done.append(to_uint8(model.to_picture(latents)))
+        done.append(to_uint8(model.decode_latents(latents)))
         step(min(start + BATCH, len(prompts)), len(prompts))
     shown = torch.cat(done).numpy()
     flat = [seeds[i] for i, picture in enumerate(shown) if is_single_color(picture)]

@@ -49,7 +49,7 @@ def extra_guidance(
         prompt_scale, autoguidance_scale: w and s; 0: nothing is added.
         height, width: Size of the images, px.
     """
-    in_class_words = [model.in_class_words(text) for text in texts]
+    in_class_words = [model.with_class_words(text) for text in texts]
     classes_only = [objects_only_prompt(restore_placeholders(text), model.classes) for text in texts]
     objects = [i for i, text in enumerate(classes_only) if text] if autoguidance_scale else []
     scenes = (
@@ -63,12 +63,12 @@ def extra_guidance(
     images = sorted({*objects, *scenes})
     with disabled(model):
         encoded = {
-            text: model.encode([text])
+            text: model.encode_prompt([text])
             for text in dict.fromkeys([*(in_class_words[i] for i in images), *(classes_only[i] for i in scenes)])
         }
     of_classes = [encoded[classes_only[i]] for i in scenes]
     call_arguments, class_arguments = (
-        model.family.told(model, torch.cat(conditions), height, width) if conditions else {}
+        model.family.denoiser_kwargs(model, torch.cat(conditions), height, width) if conditions else {}
         for conditions in ([encoded[in_class_words[i]] for i in images] + of_classes, of_classes)
     )
     hook = _GuidanceHook(
@@ -107,11 +107,11 @@ class _GuidanceHook:
     is_calling: bool = False
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-        if self.is_calling or (self.model.asleep and not self.scenes):
+        if self.is_calling or (self.model.adapters_disabled and not self.scenes):
             return out
         sample = out[0] if isinstance(out, tuple) else out.sample
         prompted = sample[-self.batch_size :]
-        if self.model.asleep:
+        if self.model.adapters_disabled:
             of_classes = self._predict(module, args, kwargs, self.scenes, self.class_arguments)
             addition = self._add(dict(enumerate(prompted)), of_classes, prompted)
         else:

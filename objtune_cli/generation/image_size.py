@@ -37,8 +37,8 @@ def fit_size(ctx: StageContext, config: Generate) -> Generate:
     if not (config.width or config.height):
         return config
     base = ctx.base
-    requested = config.width or base.side, config.height or base.side
-    width, height = (max(1, int(side / base.unit + 0.5)) * base.unit for side in requested)
+    requested = config.width or base.resolution, config.height or base.resolution
+    width, height = (max(1, int(side / base.size_multiple + 0.5)) * base.size_multiple for side in requested)
     if max(width, height) > base.largest_side:
         raise UsageError(
             f"pictures of {requested[0]}x{requested[1]} px were asked for",
@@ -46,9 +46,9 @@ def fit_size(ctx: StageContext, config: Generate) -> Generate:
         )
     if (width, height) != requested:
         ctx.report.note(
-            f"pictures are {width}x{height} px, not {requested[0]}x{requested[1]}: this base draws multiples of {base.unit} px"
+            f"pictures are {width}x{height} px, not {requested[0]}x{requested[1]}: this base draws multiples of {base.size_multiple} px"
         )
-    base_side = base.side
+    base_side = base.resolution
     if max(width, height) > MAX_SIDE_RATIO * base_side or min(width, height) * MAX_SIDE_RATIO < base_side:
         ctx.report.note(
             f"this base was trained on pictures of {base_side}x{base_side} px; at {width}x{height} it may repeat things or lose them"

@@ -48,8 +48,8 @@ def sample(
     """
     pipe = model.pipeline(settings.scheduler)
     steps, guidance = settings.num_inference_steps, settings.guidance_scale
-    height, width = settings.height or model.size, settings.width or model.size
-    shape = (model.denoiser.config.in_channels, height // model.factor, width // model.factor)
+    height, width = settings.height or model.resolution, settings.width or model.resolution
+    shape = (model.denoiser.config.in_channels, height // model.vae_scale_factor, width // model.vae_scale_factor)
     generators = [seeded(seed) for seed in seeds]
     noise = _sample_noise(generators, shape)
     calls = set_steps(pipe.scheduler, steps, model.device)
@@ -78,11 +78,11 @@ def sample(
             if done in (guidance_start, subject_start):
                 current = condition if done >= subject_start else first
                 batch = torch.cat([negative_condition, current]) if guidance > 1 and done >= guidance_start else current
-                values = values | model.family.retold(model, batch, height, width)
+                values = values | model.family.callback_kwargs(model, batch, height, width)
             return values
 
         out = pipe(
-            **model.family.prompts(model, first, negative_condition),
+            **model.family.pipeline_kwargs(model, first, negative_condition),
             latents=noise.to(model.device, model.dtype),
             generator=generators,  # one per image: some samplers add noise at each step
             num_inference_steps=steps,
@@ -129,7 +129,7 @@ def resample(
     noisy = _add_noise(sampler, latents, noise, sampler.timesteps[:1].expand(len(seeds)))
     texts = [prompt] * len(seeds)
     condition, negative_condition = _encode_prompts(model, texts, settings.negative_prompt, {})
-    height, width = (side * model.factor for side in latents.shape[-2:])
+    height, width = (side * model.vae_scale_factor for side in latents.shape[-2:])
 
     def report(pipe: Any, index: int, _t: object, values: dict) -> dict:
         on_step(index + 1, calls)
@@ -137,7 +137,7 @@ def resample(
 
     with extra_guidance(model, texts, 0.0, settings.autoguidance_scale, height, width):
         out = pipe(
-            **model.family.prompts(model, condition, negative_condition),
+            **model.family.pipeline_kwargs(model, condition, negative_condition),
             latents=(noisy / float(getattr(sampler, "init_noise_sigma", 1))).to(
                 model.device, model.dtype
             ),  # the pipeline multiplies by init_noise_sigma
@@ -166,9 +166,9 @@ def _require_images(
     first, negative, guidance = texts[bad[0]], settings.negative_prompt, settings.guidance_scale
 
     def predict_without_adapters() -> Tensor:
-        conditions = torch.cat([model.encode([model.in_class_words(text)]) for text in (negative, first)])
+        conditions = torch.cat([model.encode_prompt([model.with_class_words(text)]) for text in (negative, first)])
         noise = _sample_noise([seeded(seeds[bad[0]])], latents.shape[1:]).expand(2, -1, -1, -1)
-        timesteps = (model.levels - 1, model.levels // 2, model.levels // 4)
+        timesteps = (model.num_train_timesteps - 1, model.num_train_timesteps // 2, model.num_train_timesteps // 4)
         return torch.cat(
             [model.predict(noise.to(model.device), torch.full((2,), t), conditions).float() for t in timesteps]
         )
@@ -203,8 +203,8 @@ def _class_words_first(
         class_condition = None
         if steps:
             until_closed.enter_context(disabled(model))
-            class_texts = [model.in_class_words(text) for text in texts]
-            encoded = {text: model.encode([text]) for text in dict.fromkeys(class_texts)}
+            class_texts = [model.with_class_words(text) for text in texts]
+            encoded = {text: model.encode_prompt([text]) for text in dict.fromkeys(class_texts)}
             class_condition = torch.cat([encoded[text] for text in class_texts])
         yield class_condition, until_closed.close
 
@@ -214,7 +214,7 @@ def _count_steps_above(model: BaseModel, pipe: Any, steps: int, level: float) ->
     if level >= 1:
         return 0
     set_steps(pipe.scheduler, steps, model.device)
-    above = int((pipe.scheduler.timesteps >= level * model.levels).sum())
+    above = int((pipe.scheduler.timesteps >= level * model.num_train_timesteps).sum())
     return (
         -(-above // pipe.scheduler.order) * pipe.scheduler.order
     )  # whole steps: a sampler may call several times in one
@@ -257,7 +257,7 @@ def _restartable_sampler(model: BaseModel, sampler: Any) -> Any:
 
     name = type(sampler).__name__
     if name == "PNDMScheduler":
-        return model.family.scheduler_of(model.scheduler, "ddim")
+        return model.family.make_sampler(model.scheduler, "ddim")
     return EulerDiscreteScheduler.from_config(sampler.config) if name == "LMSDiscreteScheduler" else sampler
 
 
@@ -271,11 +271,11 @@ def _encode_prompts(
 ) -> tuple[Tensor, Tensor]:
     """Conditioning of each image's prompt and of the negative prompt, (N, L, d) each."""
     encoded = {
-        text: conditions[text] if text in conditions else model.encode([text]) for text in dict.fromkeys(prompts)
+        text: conditions[text] if text in conditions else model.encode_prompt([text]) for text in dict.fromkeys(prompts)
     }
     for text in set(encoded) & set(conditions):
         finite_checks.check_condition(model, [text], encoded[text])
-    negative_condition = model.encode([negative_prompt]).expand(len(prompts), -1, -1)
+    negative_condition = model.encode_prompt([negative_prompt]).expand(len(prompts), -1, -1)
     return torch.cat([encoded[text] for text in prompts]), negative_condition
 
 

@@ -102,7 +102,7 @@ def _find_scene(
 
 def sampler_settings(ctx: StageContext, config: Generate) -> dict[str, str]:
     """The name of the base's own sampler for the scene's record, if that sampler is used and is not the family's usual one."""
-    return ctx.base.drawn_by() if config.scheduler == "base" else {}
+    return ctx.base.sampler_record() if config.scheduler == "base" else {}
 
 
 def strength_settings(objects: Sequence[trained_objects.PromptObject]) -> dict[str, dict[str, float]]:
@@ -265,7 +265,7 @@ def decode_latents(base_model: "BaseModel", record: Record, tensors: "Mapping[st
     """The images (N, H, W, 3) uint8 of a generated scene; composed scenes have their own decoder."""
     from objtune_cli.generation.sampling import to_uint8
 
-    return to_uint8(base_model.to_picture(tensors["latents"]).cpu()).numpy()
+    return to_uint8(base_model.decode_latents(tensors["latents"]).cpu()).numpy()
 
 
 Decode = Callable[["BaseModel", Record, "Mapping[str, torch.Tensor]"], "np.ndarray"]

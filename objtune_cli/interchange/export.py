@@ -249,7 +249,7 @@ def kohya_keys(tensors: Mapping[str, Any], family: Family = families.SD1) -> dic
         }
         biases = {end: (np.ones((1, 1), bias.dtype), np.asarray(bias)[:, None]) for end, bias in bias_vectors.items()}
         if prefix == adapter.DENOISER:
-            layers, biases = family.kohya(layers), family.kohya(biases)
+            layers, biases = family.to_kohya(layers), family.to_kohya(biases)
         elif prefix == adapter.TEXT_ENCODERS[0] and len(family.encoders) == 1:
             start = "lora_te_"
         for layer, (down, up) in layers.items():
@@ -282,7 +282,7 @@ def _kohya_metadata(
         "modelspec.usage_hint": "the embedding is inside"
         if inside
         else f"with the embedding {', '.join(f'{w}.safetensors' for w in words.values())} of the same object",
-        "ss_network_module": family.network,
+        "ss_network_module": family.kohya_network_module,
         "ss_network_dim": rank,
         "ss_network_alpha": rank,
         "ss_network_args": "{}",

@@ -129,7 +129,7 @@ renamed to a common word takes that word over: as `{class_word}.safetensors` it 
 ## With diffusers
 
 ```python
-{chr(10).join(family.snippet(base, first, class_word, words[first]))}
+{chr(10).join(family.diffusers_example(base, first, class_word, words[first]))}
 ```
 
 ## Settings

@@ -72,7 +72,7 @@ def _denoiser_names(model: BaseModel, layer: str, bare: bool) -> Iterator[tuple[
         yield from ((f"{start}{flat}", None) for start in ("lora_unet_", "lora_transformer_", "lycoris_"))
         if bare:
             yield name, None
-    for name, part in family.first_names(layer, model.denoiser.config):
+    for name, part in family.original_names(layer, model.denoiser.config):
         flat = name.replace(".", "_")
         yield from (
             (f"{start}{name}", part)

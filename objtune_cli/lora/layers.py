@@ -32,7 +32,7 @@ def add(
     ends = model.family.modules[modules]
     if not ends:
         return []
-    starts, before = model.family.decoder(model.denoiser) if blocks == "decoder" else (("",), [])
+    starts, before = model.family.decoder_layers(model.denoiser) if blocks == "decoder" else (("",), [])
     targets = [
         layer for layer, _ in model.denoiser.named_modules()
         if any(layer == end or layer.endswith("." + end) for end in ends) and layer.startswith(starts)

@@ -18,13 +18,13 @@ def disabled(model: "BaseModel") -> Iterator[None]:
         m for n in networks for m in n.modules() if isinstance(m, BaseTunerLayer) and not m.disable_adapters
     ]
     frozen = [p for layer in acting for p in layer.parameters() if not p.requires_grad]
-    before, model.asleep = model.asleep, True
+    before, model.adapters_disabled = model.adapters_disabled, True
     try:
         for layer in acting:
             layer.enable_adapters(False)
         yield
     finally:
-        model.asleep = before
+        model.adapters_disabled = before
         for layer in acting:
             layer.enable_adapters(True)
         for p in frozen:  # which peft lets learn when it wakes a layer

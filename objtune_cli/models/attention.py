@@ -77,7 +77,7 @@ class Recorder:
     def __init__(
         self, rows: int, largest: int = MAX_MAP_SIDE, before: Mapping[Any, Any] = MappingProxyType({})
     ) -> None:
-        self.rows, self.largest, self.before, self.over = rows, largest, before, False
+        self.rows, self.largest, self.before, self.complete = rows, largest, before, False
         self.maps = dict[int, list[Tensor]]()
 
     def __call__(
@@ -98,11 +98,11 @@ class Recorder:
                 out = (probs @ v.float()).to(q.dtype)
         if kept:
             found = probs[: self.rows].mean(1)
-            if not self.over:
+            if not self.complete:
                 self.maps.setdefault(side, []).append(found)
         return project_out(attn, out, hidden_states, encoder_hidden_states)
 
-    def seen(self, tokens: Tensor) -> Tensor:
+    def token_map(self, tokens: Tensor) -> Tensor:
         """Attention to the tokens (L,) boolean on the finest kept maps, largest value 1: (rows, s, s)."""
         side = max(self.maps)
         mean = torch.stack(self.maps[side]).mean(0)
@@ -120,11 +120,13 @@ def record_cross_attention(model: BaseModel, rows: int) -> Iterator[Recorder]:
     plain = {
         model.denoiser.get_submodule(k.removesuffix(".processor")): v
         for k, v in before.items()
-        if model.family.across in k
+        if model.family.cross_attention in k
     }
-    middle = model.size // model.factor // model.family.cells(model.denoiser.config)
+    middle = model.resolution // model.vae_scale_factor // model.family.latent_multiple(model.denoiser.config)
     recorder = Recorder(rows, max(MAX_MAP_SIDE, middle), plain)  # SDXL's smallest maps have 32 cells a side
-    model.denoiser.set_attn_processor({k: recorder if model.family.across in k else v for k, v in before.items()})
+    model.denoiser.set_attn_processor(
+        {k: recorder if model.family.cross_attention in k else v for k, v in before.items()}
+    )
     try:
         yield recorder
     finally:

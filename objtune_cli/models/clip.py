@@ -10,8 +10,9 @@ from torch import Tensor
 
 from objtune_cli.errors import DamagedError, IncompatibleError, MissingError
 from objtune_cli.models import finite_checks
-from objtune_cli.models.base_model import UNREADABLE, BaseModel, silence_library_logging
-from objtune_cli.models.families.component_loading import open_whole
+from objtune_cli.models.base_model import BaseModel
+from objtune_cli.models.families.component_loading import load_complete
+from objtune_cli.models.loading import UNREADABLE, silence_library_logging
 from objtune_cli.runtime.load_lock import LOAD_LOCK
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -43,28 +44,28 @@ class Clip:
     index: int = 0
 
     @property
-    def size(self) -> int:
+    def image_size(self) -> int:
         return int(self.clip.config.vision_config.image_size)
 
     @property
-    def scale(self) -> float:
+    def logit_scale(self) -> float:
         """What makes logits of cosines, as the towers were trained: 100 in OpenAI's."""
         return float(self.clip.logit_scale.detach().exp())
 
-    def rest(self) -> None:
+    def offload(self) -> None:
         """Wait on the processor, out of a GPU's memory, until asked again."""
         self.clip.to("cpu")
 
-    def wake(self) -> None:
+    def onload(self) -> None:
         """Be where the base is."""
         self.clip.to(self.device)
 
     @torch.no_grad()
-    def pictures(self, pictures: Tensor) -> Tensor:
+    def image_features(self, pictures: Tensor) -> Tensor:
         """Unit vectors (B, d) of pictures (B, 3, H, W) in [0, 1]; each is resized to the tower's side."""
-        self.wake()
+        self.onload()
         x = F.interpolate(
-            pictures, size=(self.size, self.size), mode="bicubic", antialias=True, align_corners=False
+            pictures, size=(self.image_size, self.image_size), mode="bicubic", antialias=True, align_corners=False
         ).clamp(0, 1)
         mean, std = x.new_tensor(MEAN).view(1, 3, 1, 1), x.new_tensor(STD).view(1, 3, 1, 1)
         pooled = self.clip.vision_model(pixel_values=((x - mean) / std).to(self.device)).pooler_output
@@ -74,13 +75,13 @@ class Clip:
         )  # a length that overflows would make a vector of zeros
         return F.normalize(found, dim=-1)
 
-    def texts(self, model: BaseModel, texts: list[str]) -> Tensor:
+    def text_features(self, model: BaseModel, texts: list[str]) -> Tensor:
         """Unit vectors (B, d) of prompts, read through the base's own token table, placeholders included.
 
         The sentence is read at its end token: old configs name another one, or the largest id,
         which a placeholder would be.
         """
-        self.wake()
+        self.onload()
         tokenizer = model.tokenizers[self.index]
         ids = model.token_ids(texts, tokenizer)
         states = self._reader(model)(input_ids=ids).last_hidden_state
@@ -119,7 +120,9 @@ def load(source: Path, model: BaseModel, index: int = 0) -> Clip:
             if source.is_file():
                 clip = _from_file(source, encoder.config)
             else:  # in float32, as it is used: in half precision that would be every thread's default meanwhile
-                clip = open_whole(CLIPModel, source, f"the CLIP in {source}", use_safetensors=True, dtype=torch.float32)
+                clip = load_complete(
+                    CLIPModel, source, f"the CLIP in {source}", use_safetensors=True, dtype=torch.float32
+                )
     except (OSError, *UNREADABLE) as error:
         kind = MissingError if isinstance(error, OSError) else DamagedError
         raise kind(

@@ -164,8 +164,8 @@ def check_condition(model: Any, texts: Sequence[str], condition: Tensor) -> None
     """
     if is_finite(condition):
         return
-    plain = [model.in_class_words(text) for text in texts]
-    part = name_part(model, "text encoder", find_names(texts), lambda: model.family.encode(model, plain))
+    plain = [model.with_class_words(text) for text in texts]
+    part = name_part(model, "text encoder", find_names(texts), lambda: model.family.encode_prompt(model, plain))
     raise describe_failure(part, condition.dtype)
 
 
@@ -182,9 +182,9 @@ def through_vae(model: Any, part: str, given: Tensor, compute: Callable[[], Tens
         raise NonFiniteError(
             f"the {part} was given NaN or infinite values", "`--precision fp32` computes with a wider range"
         )
-    if model.vae.dtype in HALF and model.reopen_float is not None:
+    if model.vae.dtype in HALF and model.reload_vae_fp32 is not None:
         model.note(f"the {part} overflows in {HALF[model.vae.dtype]}: from here on the VAE computes in fp32")
-        model.autoencoder, model.reopen = None, model.reopen_float
+        model.loaded_vae, model.reload_vae = None, model.reload_vae_fp32
         found = compute()
         if is_finite(found):
             return found

@@ -48,7 +48,7 @@ def retry_with_checkpointing(model: BaseModel, work: Callable[[], T], *, auto: b
     try:
         return work()
     except torch.OutOfMemoryError:
-        if not auto or model.team is not None or model.denoiser.is_gradient_checkpointing:
+        if not auto or model.process_group is not None or model.denoiser.is_gradient_checkpointing:
             raise
     model.denoiser.enable_gradient_checkpointing()  # out here the error, which holds what was computed, is gone
     empty_cache(model.device.type)

@@ -20,7 +20,7 @@ class ExtendedEmbedding(nn.Module):
     def __init__(self, table: nn.Embedding) -> None:
         super().__init__()
         self.table = table
-        self.rows: dict[str, Tensor] = {}
+        self.added_rows: dict[str, Tensor] = {}
 
     @property
     def weight(self) -> Tensor:
@@ -30,9 +30,9 @@ class ExtendedEmbedding(nn.Module):
         """(B, L) ids to (B, L, d); ids past the table's end take the added rows."""
         end = self.table.num_embeddings
         known = self.table(ids.clamp_max(end - 1))
-        if not self.rows:
+        if not self.added_rows:
             return known
-        extra = torch.cat(list(self.rows.values()))[(ids - end).clamp_min(0)]
+        extra = torch.cat(list(self.added_rows.values()))[(ids - end).clamp_min(0)]
         return torch.where((ids >= end)[..., None], extra.to(known.dtype), known)
 
 
@@ -67,7 +67,7 @@ class Placeholders:
     def replace(self, name: str, rows: Tensor) -> None:
         """Give a known word other vectors of the same shape; gradients flow through them."""
         for table, part in zip(self.tables, split_encoders(rows, self.model.widths), strict=True):
-            table.rows[name] = part.to(self.model.device)
+            table.added_rows[name] = part.to(self.model.device)
 
     def expand(self, prompt: str) -> str:
         """The prompt with every known `<name>` written as its tokens; a version is dropped."""
@@ -77,7 +77,7 @@ class Placeholders:
 
         return PLACEHOLDER.sub(words, prompt)
 
-    def in_context(
+    def encode_with_class_context(
         self, prompt: str, classes: Mapping[str, str], own: Tensor | None = None, plain: Tensor | None = None
     ) -> Tensor:
         """Condition (1, rows, d) of a prompt in which the added words are heard at their own places alone (ours).
@@ -93,31 +93,31 @@ class Placeholders:
         """
         text, said = self.expand(prompt), with_class_words(prompt, classes)
         ids, others = self.model.token_ids([text, said])
-        own = (self.model.encode([text], self.reach([prompt])) if own is None else own)[0]
-        rest = (self.model.encode([said]) if plain is None else plain)[0]
+        own = (self.model.encode_prompt([text], self.count_leading_tokens([prompt])) if own is None else own)[0]
+        rest = (self.model.encode_prompt([said]) if plain is None else plain)[0]
         own = nn.functional.pad(
             own, (0, 0, 0, len(rest) - len(own))
         )  # behind the last added word nothing of it is heard
         more = range(len(ids), len(rest))  # rows that are no token's: what a family says of the whole prompt
-        named = torch.stack([self.positions(ids, name) for name in classes]).any(0)
+        named = torch.stack([self.token_positions(ids, name) for name in classes]).any(0)
         named = torch.cat([named, named.new_zeros(len(more))])
         return torch.where(named[:, None], own, rest[[*_counterparts(ids.tolist(), others.tolist()), *more]])[None]
 
-    def reach(self, prompts: Sequence[str]) -> int:
+    def count_leading_tokens(self, prompts: Sequence[str]) -> int:
         """Leading tokens of prompts up to their last added word: as many as a causal text encoder must read to say all of these."""
         ids = self.model.token_ids([self.expand(prompt) for prompt in prompts])
         added = ids >= self.table.table.num_embeddings
         return int(added.any(0).nonzero().max()) + 1 if added.any() else 1
 
-    def positions(self, ids: Tensor, name: str) -> Tensor:
+    def token_positions(self, ids: Tensor, name: str) -> Tensor:
         """Where the tokens of `<name>` stand in ids (B, L): boolean, same shape."""
         own = torch.tensor(self.model.tokenizer.convert_tokens_to_ids(self.words[name]), device=ids.device)
         return torch.isin(ids, own)
 
-    def rows(self, text: str, name: str) -> Tensor:
+    def token_mask(self, text: str, name: str) -> Tensor:
         """Which rows of an expanded prompt's condition are `<name>`, boolean: its tokens, then what else the family has of it; those behind are not."""
-        own = self.positions(self.model.token_ids([text]), name)[0]
-        return torch.cat([own, self.model.family.read_at(self.model, text, name).to(own.device)])
+        own = self.token_positions(self.model.token_ids([text]), name)[0]
+        return torch.cat([own, self.model.family.t5_token_mask(self.model, text, name).to(own.device)])
 
 
 def _extend_embedding(encoder: Any) -> ExtendedEmbedding:
@@ -203,10 +203,10 @@ def check_objects_read(model: BaseModel, text: str, where: str = "the prompt") -
         }
         places = {name: [i for i, token in enumerate(ids) if token in own[name]] for name in names}
         found.append(_count_tokens(tokenizer, text, tokenizer.model_max_length, places, where))
-    said = model.in_class_words(text)
-    for tokenizer, limit in model.family.readers(model):
+    said = model.with_class_words(text)
+    for tokenizer, limit in model.family.t5_tokenizers(model):
         offsets = tokenizer(said, return_offsets_mapping=True).offset_mapping
-        spans = {name: model.class_word_at(text, name) for name in names}
+        spans = {name: model.class_word_spans(text, name) for name in names}
         places = {
             name: [i for i, (a, b) in enumerate(offsets) if any(a < end and b > start for start, end in spans[name])]
             for name in names

@@ -9,9 +9,11 @@ from typing import Any
 from objtune_cli.errors import UsageError
 from objtune_cli.models import (
     base_model,  # repairs torchvision before the libraries below ask for it
+    loading,
     precision,
 )
 from objtune_cli.models.families import SD1, SD2, SD3, SDXL, Family, single_file
+from objtune_cli.runtime import devices
 from objtune_cli.runtime.cpu import tune_malloc
 
 # isort: split
@@ -25,7 +27,7 @@ FACTOR = 8
 """Picture pixels per latent cell, along one side, of all of them."""
 
 
-def known(names: str) -> list[str]:
+def parse_names(names: str) -> list[str]:
     """The layouts of a list with commas; "base" is the base at hand.
 
     Raises:
@@ -47,7 +49,7 @@ def random_base_model(
 
     Source: the configs of the models' folders, as the package keeps them for one-file checkpoints.
     """
-    base_model.silence_library_logging()
+    loading.silence_library_logging()
     family = LAYOUTS[name]
     folder = single_file.LAYOUTS / family.name
     shape = _config(folder / family.denoiser) | ({"sample_size": side // FACTOR} if side else {})
@@ -55,17 +57,17 @@ def random_base_model(
     encoders = [_random(partial(_encoder, folder / part), device, torch.float32) for part in family.encoders]
     words = [single_file.tokenizer(pad) for pad in single_file.pads(family)]
     reopen = partial(
-        _random, partial(AutoencoderKL.from_config, _config(folder / "vae")), device, family.picture_dtype(dtype)
+        _random, partial(AutoencoderKL.from_config, _config(folder / "vae")), device, family.vae_dtype(dtype)
     )
     return base_model.BaseModel(
         tokenizer=words[0],
         text_encoder=encoders[0],
         denoiser=_random(partial(network.from_config, shape), device, denoiser or dtype),
-        autoencoder=reopen(),
-        scheduler=family.open_scheduler(folder),
+        loaded_vae=reopen(),
+        scheduler=family.load_scheduler(folder),
         device=device,
         dtype=dtype,
-        reopen=reopen,
+        reload_vae=reopen,
         family=family,
         tokenizer_2=words[1] if len(encoders) > 1 else None,
         text_encoder_2=encoders[1] if len(encoders) > 1 else None,
@@ -73,14 +75,14 @@ def random_base_model(
     )
 
 
-def opened(name: str, device_name: str, precision_name: str, side: int, fitting: int) -> base_model.BaseModel:
+def load_random(name: str, device_name: str, precision_name: str, side: int, fitting: int) -> base_model.BaseModel:
     """A layout in the number formats and the memory layout in which `train` opens a base.
 
     Args:
         side: Of its pictures, px; 0: the layout's own on a GPU, `fitting` on a processor.
     """
-    device = base_model.pick_device(device_name)
-    dtype = base_model.pick_dtype(precision_name, device)
+    device = devices.pick_device(device_name)
+    dtype = loading.pick_dtype(precision_name, device)
     if device.type != "cpu":
         return random_base_model(name, device, dtype, side)
     tune_malloc()

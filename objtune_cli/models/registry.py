@@ -33,7 +33,7 @@ from objtune_cli.models.families import (
     vae_override,
 )
 from objtune_cli.models.families import pipeline_folder as folders
-from objtune_cli.models.families.fingerprints import IGNORED_FILES, TOWERS
+from objtune_cli.models.families.fingerprints import CLIP_FOLDERS, IGNORED_FILES
 
 TOYBOX_FOLDER = Path(__file__).parent.parent / "toybox" / "weights"
 TOYBOX_SEGMENTER = TOYBOX_FOLDER / "segmenter"
@@ -43,7 +43,7 @@ HUB = {alias: repository for family in FAMILIES for alias, (repository, _) in fa
 REVISIONS = {repository: commit for family in FAMILIES for repository, commit in family.hub.values()}
 """The commit of each that `fetch` brings; of other repositories, what their `main` is."""
 
-PARTS = tuple(dict.fromkeys(part for family in FAMILIES for part in (*family.parts, *TOWERS)))
+PARTS = tuple(dict.fromkeys(part for family in FAMILIES for part in (*family.parts, *CLIP_FOLDERS)))
 FILES = ("model_index.json", *(f"{part}/*.{end}" for part in PARTS for end in ("json", "txt", "safetensors")))
 """What of a hub repository a base may need: no pickles."""
 FEATURE_MODEL_FILES = (
@@ -88,14 +88,14 @@ class Base:
     id: str
     folder: Path
     fingerprint: str
-    image_tower: Path | None
+    clip_path: Path | None
     sampling: dict[str, float]
     training: dict[str, Any]
-    words: tuple[str, ...]
-    world: str
+    known_classes: tuple[str, ...]
+    toybox_dial: str
     family: Family = families.SD1
-    second_tower: Path | None = None
-    tower: str = ""
+    clip_2_path: Path | None = None
+    clip_model: str = ""
     weights: Path | None = None
     prediction: str = ""
     said_prediction: str = ""
@@ -130,9 +130,12 @@ class Base:
         return asked if asked >= 0 else float(self.sampling.get("object_guidance", 0.0))
 
     @property
-    def cells(self) -> int:
+    def num_latent_cells(self) -> int:
         """Latent cells of the frame that it draws."""
-        return model_kind.read_side(self._config(self.family.denoiser).get("sample_size"), self.family.side) ** 2
+        return (
+            model_kind.read_side(self._config(self.family.denoiser).get("sample_size"), self.family.default_latent_size)
+            ** 2
+        )
 
     @property
     def scheduler(self) -> dict[str, Any]:
@@ -144,34 +147,34 @@ class Base:
         """What A1111 calls the sampler that it is drawn with, and the type of that one's schedule."""
         return schedulers.describe(self.scheduler)
 
-    def drawn_by(self) -> dict[str, str]:
+    def sampler_record(self) -> dict[str, str]:
         """Its sampler as a scene's settings keep it: only where it is another one than all bases of the family were drawn with before."""
         name = schedulers.name_sampler(self.scheduler)
         return {} if name in ("DDIMScheduler", "FlowMatchEulerDiscreteScheduler") else {"sampler": name}
 
     @property
-    def factor(self) -> int:
+    def vae_scale_factor(self) -> int:
         """Picture pixels per latent cell, along one side."""
         return int(2 ** (len(self._config("vae").get("block_out_channels", (64,))) - 1))
 
     @property
-    def side(self) -> int:
+    def resolution(self) -> int:
         """Side of the pictures that it was trained on, px."""
-        return math.isqrt(self.cells) * self.factor
+        return math.isqrt(self.num_latent_cells) * self.vae_scale_factor
 
     @property
-    def unit(self) -> int:
+    def size_multiple(self) -> int:
         """What the sides of its pictures must be multiples of, px."""
         config = {"block_out_channels": range(4), "patch_size": 2} | self._config(
             self.family.denoiser
         )  # of diffusers' classes, where a config says nothing
-        return self.factor * self.family.cells(SimpleNamespace(**config))
+        return self.vae_scale_factor * self.family.latent_multiple(SimpleNamespace(**config))
 
     @property
     def largest_side(self) -> int:
         """Longest side of its pictures, px: a transformer knows so many places."""
         places = self._config(self.family.denoiser).get("pos_embed_max_size")
-        return int(places) * self.unit if places else 8192
+        return int(places) * self.size_multiple if places else 8192
 
     def _config(self, part: str) -> dict[str, Any]:
         if part == "vae" and self.vae is not None:
@@ -181,7 +184,7 @@ class Base:
         return folders.read_json(self.folder, f"{part}/config.json")
 
     @property
-    def small(self) -> bool:
+    def fits_twice_in_memory(self) -> bool:
         """Whether several of it may be in memory at once: its denoiser's files, or its one file, are below `SMALL`."""
         files = [self.weights] if self.weights else (self.folder / self.family.denoiser).glob("*.safetensors")
         return sum(file.stat().st_size for file in files) < MAX_BYTES_TO_LOAD_TWICE
@@ -309,14 +312,14 @@ def _opened(ident: str, folder: Path, tower: str, vae: Path | None, prediction: 
         id=ident,
         folder=folder,
         fingerprint=fingerprints.fingerprint(folder, family),
-        image_tower=first,
+        clip_path=first,
         sampling=extra.get("sampling", family.sampling),
         training=extra.get("training", DEFAULT_TRAINING | family.training),
-        words=tuple(extra.get("classes", ())),
-        world=str(extra.get("dial", "")),
+        known_classes=tuple(extra.get("classes", ())),
+        toybox_dial=str(extra.get("dial", "")),
         family=family,
-        second_tower=second,
-        tower=said,
+        clip_2_path=second,
+        clip_model=said,
         prediction=differs,
         schedule={"prediction_type": differs} if differs else {},
     ), vae, differs)  # fmt: skip
@@ -337,8 +340,8 @@ def _file(path: Path, tower: str, vae: Path | None, prediction: str) -> Base:
     assumed = (f"{path.name} does not say what its denoiser predicts; {found.prediction} is taken, as of the first models of {family.title}; "
                "`--set prediction=epsilon` says otherwise",)  # fmt: skip
     base = Base(
-        id=path.name, folder=folder, fingerprint=fingerprints.fingerprint(folder, family, path), image_tower=first, sampling=family.sampling,
-        training=DEFAULT_TRAINING | family.training, words=(), world="", family=family, second_tower=second, tower=said, weights=path,
+        id=path.name, folder=folder, fingerprint=fingerprints.fingerprint(folder, family, path), clip_path=first, sampling=family.sampling,
+        training=DEFAULT_TRAINING | family.training, known_classes=(), toybox_dial="", family=family, clip_2_path=second, clip_model=said, weights=path,
         prediction=found.prediction, schedule=found.schedule, zero_snr=found.zero_snr,
         notes=assumed if found.assumed and family is families.SD2 else (),
     )  # fmt: skip
@@ -409,15 +412,16 @@ def _towers(family: Family, folder: Path, given: str) -> tuple[Path | None, Path
             ",".join(Path(name).name if Path(name).exists() else name for name in names),
         )
     own = [
-        folder / name if (folder / name / "config.json").exists() else None for name in TOWERS[: len(family.encoders)]
+        folder / name if (folder / name / "config.json").exists() else None
+        for name in CLIP_FOLDERS[: len(family.encoders)]
     ]
     if any(own) or folder == TOYBOX_FOLDER or not (cache := _cache()).is_dir():
         return _each(own, "")
     here = [
         transformers_model(name) if (cache / f"models--{name.replace('/', '--')}").is_dir() else None
-        for name in family.towers
+        for name in family.clip_models
     ]
-    return _each(here, ",".join(name for name, path in zip(family.towers, here, strict=True) if path))
+    return _each(here, ",".join(name for name, path in zip(family.clip_models, here, strict=True) if path))
 
 
 def _each(found: list[Path | None], said: str) -> tuple[Path | None, Path | None, str]:

@@ -22,34 +22,34 @@ class ProcessGroup:
     """The processes of one run: this one's number among them, and where it computes."""
 
     rank: int
-    size: int
+    world_size: int
     device: torch.device
 
     @property
-    def leads(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this one writes and speaks."""
         return self.rank == 0
 
     @contextlib.contextmanager
-    def first(self) -> Iterator[None]:
+    def main_process_first(self) -> Iterator[None]:
         """The first process works inside, the others after it, when they find what it made."""
-        if not self.leads:
+        if not self.is_main_process:
             dist.barrier()
         yield
-        if self.leads:
+        if self.is_main_process:
             dist.barrier()
 
-    def together(self) -> None:
+    def barrier(self) -> None:
         """Wait for all."""
         dist.barrier()
 
-    def most(self, value: int) -> int:
+    def all_reduce_max(self, value: int) -> int:
         """The largest of the processes' values: a signal that one got stops all at the same step."""
         found = torch.tensor([value], device=self.device)
         dist.all_reduce(found, op=dist.ReduceOp.MAX)
         return int(found)
 
-    def add_up(self, parameters: Iterable[Tensor]) -> None:
+    def all_reduce_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Every gradient becomes the sum over the processes; those that had no row of their own give zeros."""
         for p in parameters:
             if p.requires_grad:
@@ -60,7 +60,7 @@ class ProcessGroup:
         self, alone: Callable[[Tensor, Tensor, Tensor], Tensor], z_t: Tensor, t: Tensor, condition: Tensor
     ) -> Tensor:
         """What `alone` gives for all rows, this process's rows computed here."""
-        share = -(-len(z_t) // self.size)
+        share = -(-len(z_t) // self.world_size)
         start, stop = (min(i * share, len(z_t)) for i in (self.rank, self.rank + 1))
         rows = (
             torch.arange(start, stop) if stop > start else torch.tensor([0])
@@ -77,7 +77,7 @@ class _Gathered(torch.autograd.Function):
     def forward(ctx: Any, own: Tensor, team: ProcessGroup, count: int, start: int, stop: int) -> Tensor:
         ctx.place = start, stop
         ctx.like = own.shape
-        parts = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(team.size)]
+        parts = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(team.world_size)]
         dist.all_gather(parts, own.contiguous())
         return torch.cat(parts)[:count]
 

@@ -33,20 +33,20 @@ class LiveTensorCounter(TorchDispatchMode):
     def __init__(self, *, multiply: bool = True) -> None:
         super().__init__()
         self.multiply = multiply
-        self.now = self.peak = 0
+        self.live_bytes = self.peak = 0
         self.attention: set[str] = set()
         self._known: dict[int, weakref.ref[Any]] = {}
 
     def add(self, tensors: Iterable[Tensor]) -> int:
         """Count tensors that were there before; the bytes that they add."""
-        before = self.now
+        before = self.live_bytes
         for tensor in tensors:
             self._count(tensor)
-        return self.now - before
+        return self.live_bytes - before
 
-    def forget(self) -> None:
+    def reset_peak(self) -> None:
         """Begin to watch the peak anew."""
-        self.peak = self.now
+        self.peak = self.live_bytes
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
@@ -68,11 +68,11 @@ class LiveTensorCounter(TorchDispatchMode):
 
         def freed(_: object) -> None:
             del self._known[key]
-            self.now -= size
+            self.live_bytes -= size
 
         self._known[key] = weakref.ref(storage, freed)
-        self.now += size
-        self.peak = max(self.peak, self.now)
+        self.live_bytes += size
+        self.peak = max(self.peak, self.live_bytes)
 
 
 def _tensors(given: Any) -> Iterator[Tensor]:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from objtune_cli.errors import DamagedError, ResourceError
-from objtune_cli.models.base_model import silence_library_logging
-from objtune_cli.models.families.component_loading import open_whole
+from objtune_cli.models.families.component_loading import load_complete
+from objtune_cli.models.loading import silence_library_logging
 from objtune_cli.runtime import torchvision_compat
 from objtune_cli.runtime.load_lock import LOAD_LOCK
 from objtune_cli.segmentation.types import Box
@@ -42,7 +42,7 @@ class Detector:
         try:
             folder = _find_folder(model)
             with LOAD_LOCK:
-                network: Any = open_whole(AutoModelForZeroShotObjectDetection, folder, f"the detector {model}")
+                network: Any = load_complete(AutoModelForZeroShotObjectDetection, folder, f"the detector {model}")
             processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
         except DamagedError:
             raise

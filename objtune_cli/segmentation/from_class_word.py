@@ -149,7 +149,7 @@ class _ClassWordSegmenter(PhotoSegmenter):
 
         if self.models.clip is None:
             return np.ones((len(proposals), len(words)))
-        known = self.models.ctx.base.words
+        known = self.models.ctx.base.known_classes
         heads = {class_words.match_last_word(word, known) for word in words}  # a red mug is also a mug
         others = [word for word in known if word not in heads]
         return ranking.class_probabilities(*self.models.clip, self.rgb, [p.mask for p in proposals], words, others)

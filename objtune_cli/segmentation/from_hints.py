@@ -117,10 +117,9 @@ class SegmentationModels:
 
     def _device(self) -> str:
         """Device of a large segmenter or detector: the base's GPU if both fit, else the CPU."""
-        from objtune_cli.models import base_model as model
-        from objtune_cli.runtime import memory
+        from objtune_cli.runtime import devices, memory
 
-        device = model.pick_device(self.ctx.common.device)
+        device = devices.pick_device(self.ctx.common.device)
         return str(device) if device.type == "cuda" and memory.available_mb("cuda") > SEGMENTER_AND_BASE_MB else "cpu"
 
     @functools.cached_property
@@ -128,10 +127,10 @@ class SegmentationModels:
         """The base and its CLIP; None if the base has no CLIP image encoder."""
         from objtune_cli.models import clip as towers
 
-        if self.ctx.base.image_tower is None:
+        if self.ctx.base.clip_path is None:
             return None
         model = self.ctx.load_base_model()
-        return model, towers.load(self.ctx.base.image_tower, model)
+        return model, towers.load(self.ctx.base.clip_path, model)
 
     def knows_class(self, word: str) -> bool:
         """Whether the base is on this machine, has a CLIP image encoder, and knows the class."""
@@ -139,7 +138,7 @@ class SegmentationModels:
             base = self.ctx.base
         except ObjtuneError:  # a hint is enough without it
             return False
-        return base.image_tower is not None and (not base.words or word in base.words)
+        return base.clip_path is not None and (not base.known_classes or word in base.known_classes)
 
 
 class PhotoSegmenter:

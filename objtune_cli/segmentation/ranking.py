@@ -52,11 +52,11 @@ def class_probabilities(
     """
     picture = torch.from_numpy(rgb.copy()).permute(2, 0, 1).float() / 255
     fill = picture.new_tensor(MEAN)
-    alone = torch.stack([crop(picture, torch.from_numpy(m.astype(np.float32)), fill, towers.size) for m in masks])
+    alone = torch.stack([crop(picture, torch.from_numpy(m.astype(np.float32)), fill, towers.image_size) for m in masks])
     said = [with_article(w) for w in dict.fromkeys((*words, *others))] + list(BACKGROUND_LABELS)
-    told = towers.texts(model, [f"a photo of {w}" for w in said])
-    shown = torch.cat([towers.pictures(part) for part in alone.split(16)])
-    share = (towers.scale * shown @ told.T).softmax(dim=1).cpu().numpy()
+    told = towers.text_features(model, [f"a photo of {w}" for w in said])
+    shown = torch.cat([towers.image_features(part) for part in alone.split(16)])
+    share = (towers.logit_scale * shown @ told.T).softmax(dim=1).cpu().numpy()
     index = {w: i for i, w in enumerate(dict.fromkeys((*words, *others)))}
     return share[:, [index[w] for w in words]]
 

@@ -167,7 +167,7 @@ def _base_fingerprint(ctx: StageContext) -> str:
 def _latent_cells(ctx: StageContext) -> int:
     """Latent cells of the base's frame; 0 if the base is not on this machine, since masks need none."""
     try:
-        return ctx.base.cells
+        return ctx.base.num_latent_cells
     except ObjtuneError:
         return 0
 

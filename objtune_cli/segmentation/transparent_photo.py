@@ -147,7 +147,7 @@ def _class_probabilities(
     from objtune_cli.segmentation import ranking
 
     others = (
-        [word for word in models.ctx.base.words if word != target.class_word]
+        [word for word in models.ctx.base.known_classes if word != target.class_word]
         if models.knows_class(target.class_word)
         else []
     )

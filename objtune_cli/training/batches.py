@@ -144,12 +144,12 @@ class BatchSampler:
         if std is not None:
             z = z + std * torch.randn(z.shape, generator=g).to(z)
         eps = torch.randn(z.shape, generator=g).to(z)
-        levels = max(1, round(self.config.highest * self.model.levels))
+        levels = max(1, round(self.config.highest * self.model.num_train_timesteps))
         if self.config.timesteps == "uniform":
             t = torch.randint(levels, (len(z),), generator=g)
         else:
             t = self.model.family.timesteps(len(z), levels, g)
-        z_t, target = self.model.noised(z, eps, t)
+        z_t, target = self.model.add_noise_and_target(z, eps, t)
         return z_t, t, target
 
     def sample_prior(self, class_word: str, count: int, g: torch.Generator) -> PriorBatch:
@@ -172,8 +172,8 @@ class BatchSampler:
         z = views.latents[indices]
         eps = torch.randn(z.shape, generator=g).to(z)
         shuffled = torch.arange(VALIDATION_SAMPLES) * 7 % VALIDATION_SAMPLES
-        t = ((shuffled + 0.5) / VALIDATION_SAMPLES * self.model.levels).long()
-        z_t, target = self.model.noised(z, eps, t)
+        t = ((shuffled + 0.5) / VALIDATION_SAMPLES * self.model.num_train_timesteps).long()
+        z_t, target = self.model.add_noise_and_target(z, eps, t)
         return StepBatch(self.config, k, views.members[0], views, PROMPT, indices, z_t, t, target)
 
 

@@ -50,11 +50,11 @@ def compute(
     latents = _sample_latents(model, texts[0], config, guidance, on_step)
     g = step_generator(config.seed, 0)
     rows = torch.arange(config.entries) % len(latents)
-    t = model.family.timesteps(config.entries, model.levels, g, FOCUS, SHARE)
+    t = model.family.timesteps(config.entries, model.num_train_timesteps, g, FOCUS, SHARE)
     noise = torch.randn((config.entries, *latents.shape[1:]), generator=g)
-    z_t, _ = model.noised(latents[rows], noise, t)
+    z_t, _ = model.add_noise_and_target(latents[rows], noise, t)
     with torch.no_grad():
-        conditions = torch.cat([model.encode([text]) for text in texts])
+        conditions = torch.cat([model.encode_prompt([text]) for text in texts])
         prompt_index = _prompt_indices(config.entries, len(latents), len(texts), g)
         preds = [
             model.predict(z.to(model.device), s, conditions[which.to(model.device)]).float().cpu()

@@ -84,7 +84,7 @@ def noise_subjects(model: "BaseModel", embedding: Embed, count: int) -> list[Any
     from objtune_cli.training.subjects import Subject
 
     g = torch.Generator().manual_seed(0)
-    side, noun = model.size, class_token_embeddings(model, "dog").cpu()
+    side, noun = model.resolution, class_token_embeddings(model, "dog").cpu()
     picture = torch.rand((3, side, side), generator=g) * 2 - 1
     rows = torch.cat([noun[:1].repeat(embedding.vectors, 1), noun])
     found = []
@@ -99,11 +99,11 @@ def noise_prior(model: "BaseModel", entries: int) -> PriorArtifact:
     """A class prior of noise, of so many predictions of the frozen base."""
     import torch
 
-    side = model.size // model.factor
+    side = model.resolution // model.vae_scale_factor
     drawn = torch.randn(
         (3, entries, model.denoiser.config.in_channels, side, side), generator=torch.Generator().manual_seed(0)
     )
     with torch.no_grad():
-        conditions = model.encode(["a photo of a dog"]).float().cpu()
+        conditions = model.encode_prompt(["a photo of a dog"]).float().cpu()
     t = torch.linspace(100, 900, entries).long()
     return PriorArtifact(drawn[0], drawn[1], t, drawn[2], torch.zeros(entries, dtype=torch.int64), conditions)

@@ -32,17 +32,17 @@ def draw(ctx: StageContext, record: Record, starts: list[Record]) -> Path:
     layers.load(model, weights[found[0].name])
     subject = load_subjects.load_subject(ctx, starts[-1], load_subjects.dilated_union_mask(ctx, starts[-1:]))
     photo, _ = augmentation.views(
-        subject.picture, subject.mask, subject.background, 1, model.size, torch.Generator().manual_seed(0)
+        subject.picture, subject.mask, subject.background, 1, model.resolution, torch.Generator().manual_seed(0)
     )
     named = " and ".join(f"<{item.name}>" for item in found)
     plain = " and ".join(f"a {word}" for word in record.objects.values())
     prompts = [words.expand(f"a photo of {named} {place}") for place in SCENES] + [f"a photo of {plain} {SCENES[0]}"]
     settings = SamplingSettings(**ctx.base.sampling_kwargs(), **ctx.base.object_sampling_kwargs())
-    shown, step, size = [photo], ctx.progress("preview"), vae_batch_size(model.size, model.size)
+    shown, step, size = [photo], ctx.progress("preview"), vae_batch_size(model.resolution, model.resolution)
     for at in range(0, len(prompts), size):
         part = prompts[at : at + size]
         latents = sampling.sample(model, part, list(range(at, at + len(part))), settings)
-        shown.append(model.to_picture(latents).cpu())
+        shown.append(model.decode_latents(latents).cpu())
         step(at + len(part), len(prompts))
     rgb = sampling.to_uint8(torch.cat(shown)).numpy()
     flat = sum(png.is_single_color(picture) for picture in rgb[1:])

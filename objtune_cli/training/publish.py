@@ -55,11 +55,11 @@ def build_self_evaluation(ctx: StageContext, model: "BaseModel", subjects: list[
     from objtune_cli.models import clip
     from objtune_cli.training.self_evaluation import SelfEvaluation
 
-    if ctx.base.image_tower is None:
+    if ctx.base.clip_path is None:
         return None
     return SelfEvaluation(
         model,
-        clip.load(ctx.base.image_tower, model),
+        clip.load(ctx.base.clip_path, model),
         subjects,
         SamplingSettings(**ctx.base.sampling_kwargs()),
         lambda done, total: ctx.check_stopped(),

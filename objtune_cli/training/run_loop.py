@@ -91,8 +91,8 @@ class TrainingLoop:
         loss = sum(t.running_loss for t in trainers) / len(trainers)
         details: dict[str, Any] = {"objects": len(trainers)} if self.shared else trainers[0].running_losses
         self.ctx.report.step("train", step, total, loss=loss, **details)
-        group = trainers[0].model.team
-        signum = group.most(self.ctx.stopped()) if group is not None else self.ctx.stopped()
+        group = trainers[0].model.process_group
+        signum = group.all_reduce_max(self.ctx.stopped()) if group is not None else self.ctx.stopped()
         is_due = time.monotonic() - self._saved_at > SAVE_INTERVAL
         if signum or is_due or any(t.finished for t in trainers):  # what follows the last step may be stopped too
             self.save()
@@ -104,7 +104,7 @@ class TrainingLoop:
     def save(self) -> None:
         """Write the checkpoint of all active runs; in the main process only."""
         model = self.active[0].trainer.model
-        if not is_main_process(model.team):
+        if not is_main_process(model.process_group):
             return
         with self.reservation.lend(self.checkpoint_bytes()):
             self.checkpoint.about = unfinished_runs.checkpoint_header(
@@ -130,7 +130,7 @@ class TrainingLoop:
 
 def is_main_process(group: "ProcessGroup | None") -> bool:
     """Whether this process is the only one, or the first of several."""
-    return group is None or group.leads
+    return group is None or group.is_main_process
 
 
 def describe_environment(model: "BaseModel") -> str:

@@ -110,7 +110,9 @@ class SelfEvaluation:
         picture = (subject.picture + 1) / 2
         own = object_embedding(self.towers, picture, subject.mask)
         g = torch.Generator().manual_seed(0)
-        placed, _ = augmentation.views(subject.picture, subject.mask, subject.background, NUM_VIEWS, self.model.size, g)
+        placed, _ = augmentation.views(
+            subject.picture, subject.mask, subject.background, NUM_VIEWS, self.model.resolution, g
+        )
         plain = self.plain[subject.class_word]
         photo = layout_descriptor(placed[:1])[0]
         return SubjectReference(
@@ -135,7 +137,7 @@ class SelfEvaluation:
     def _follows(self, class_word: str, shown: Tensor) -> float:
         """Share of pictures whose scene is the nearest of all scenes, in the class's words."""
         with torch.no_grad():
-            told = self.towers.texts(self.model, [self._plain_words(class_word, scene) for scene in SCENES])
+            told = self.towers.text_features(self.model, [self._plain_words(class_word, scene) for scene in SCENES])
         nearest = (self._vectors(shown) @ told.T).argmax(dim=1)
         return float((nearest.cpu() == torch.arange(len(SCENES))).float().mean())
 
@@ -147,15 +149,15 @@ class SelfEvaluation:
 
     def _pictures(self, prompts: list[str], sampling: SamplingSettings) -> Tensor:
         """(N, 3, H, W) in [-1, 1], always from the same noise; nobody looks at them while they are drawn."""
-        self.towers.rest()
-        return self.model.to_picture(sample(self.model, prompts, self.seeds, sampling, self.on_step))
+        self.towers.offload()
+        return self.model.decode_latents(sample(self.model, prompts, self.seeds, sampling, self.on_step))
 
     def _vectors(self, pictures: Tensor) -> Tensor:
-        return self.towers.pictures((pictures + 1) / 2)
+        return self.towers.image_features((pictures + 1) / 2)
 
     def _middles(self, pictures: Tensor) -> Tensor:
         """Unit vectors of where an object stands in a picture of it alone: less of the scene is in them."""
-        return self.towers.pictures(crop_to_box((pictures + 1) / 2, CENTRAL_BOX, self.towers.size))
+        return self.towers.image_features(crop_to_box((pictures + 1) / 2, CENTRAL_BOX, self.towers.image_size))
 
 
 def object_embedding(towers: Clip, picture: Tensor, mask: Tensor) -> Tensor:
@@ -164,9 +166,9 @@ def object_embedding(towers: Clip, picture: Tensor, mask: Tensor) -> Tensor:
     Args:
         picture: (3, H, W) in [0, 1]. mask: coverage (H, W).
     """
-    alone = crop(picture, mask, picture.new_tensor(MEAN), towers.size)
-    views = torch.stack([crop_close_up(picture, mask, towers.size)[0], alone])
-    return F.normalize(towers.pictures(torch.cat([views, views.flip(-1)])).mean(0), dim=0)
+    alone = crop(picture, mask, picture.new_tensor(MEAN), towers.image_size)
+    views = torch.stack([crop_close_up(picture, mask, towers.image_size)[0], alone])
+    return F.normalize(towers.image_features(torch.cat([views, views.flip(-1)])).mean(0), dim=0)
 
 
 def crop_close_up(picture: Tensor, mask: Tensor, side: int) -> Tensor:

@@ -173,7 +173,7 @@ def train_one(ctx: StageContext, plan: TrainingPlan, config: Train) -> StageResu
     model = load_for_training(ctx, config)
     class_words.check_length(model, [s.class_word for s in subjects], sum(s.num_trainable for s in subjects))
     checkpoint = Checkpoint(ctx.project, checkpoint_key(run_key(plan, model)))
-    group = model.team
+    group = model.process_group
     is_main = is_main_process(group)
     with contextlib.ExitStack() as stack:
         if is_main:
@@ -187,7 +187,7 @@ def train_one(ctx: StageContext, plan: TrainingPlan, config: Train) -> StageResu
         ctx.report.note("drawing placements of the object")
         judge = build_self_evaluation(ctx, model, subjects) if config.scores == "shown" and is_main else None
         if judge is not None and config.idle == "leaves":
-            judge.towers.rest()
+            judge.towers.offload()
         trainer = Trainer(model, subjects, load_priors(ctx, plan), config)
         run = TrainingRun(0, plan, trainer, judge)
         loop = TrainingLoop(ctx, [run], checkpoint, reservation, shared=False)
@@ -197,13 +197,13 @@ def train_one(ctx: StageContext, plan: TrainingPlan, config: Train) -> StageResu
         for _, error in loop.run(lambda ended: None):
             raise error
         if not is_main:
-            group.together()
+            group.barrier()
             return StageResult(ctx.find(plan.record, computed=True) or plan.record.ref, True)
         reservation.release()
         result = publish(ctx, run)
         checkpoint.discard()
         if group is not None:
-            group.together()
+            group.barrier()
     return result
 
 

@@ -39,8 +39,8 @@ def train_step(trainers: "Sequence[Trainer]") -> "dict[Trainer, GateError]":
     )
     failed = {}
     for t, own in zip(trainers, terms, strict=True):
-        if model.team is not None:
-            model.team.add_up(t.params())
+        if model.process_group is not None:
+            model.process_group.all_reduce_gradients(t.params())
         try:
             t.finish_step(own)
         except GateError as error:
@@ -87,7 +87,7 @@ def compute_losses(
         ):
             output = model.predict(z_t, t, condition).float()
             if recorder is not None:
-                recorder.over = True
+                recorder.complete = True
             terms = []
             for i, own in enumerate(output.split(each)):
                 count, maps = passes[i].num_photo, None
@@ -104,11 +104,11 @@ def encode_prompts(trainers: "Sequence[Trainer]", prompts: Sequence[str]) -> tup
     placeholders = [t.tokens.sync() for t in trainers]
     texts = [words.expand(prompt) for words, prompt in zip(placeholders, prompts, strict=True)]
     if trainers[0].config.context == "own":
-        return trainers[0].model.encode(texts).split(1)
-    length = max(words.reach([prompt]) for words, prompt in zip(placeholders, prompts, strict=True))
-    encoded = trainers[0].model.encode(texts, length).split(1)
+        return trainers[0].model.encode_prompt(texts).split(1)
+    length = max(words.count_leading_tokens([prompt]) for words, prompt in zip(placeholders, prompts, strict=True))
+    encoded = trainers[0].model.encode_prompt(texts, length).split(1)
     return tuple(
-        t.tokens.placeholders.in_context(
+        t.tokens.placeholders.encode_with_class_context(
             prompt, t.tokens.class_words, own, t.teacher.conditions[with_class_words(prompt, t.tokens.class_words)]
         )
         for t, prompt, own in zip(trainers, prompts, encoded, strict=True)

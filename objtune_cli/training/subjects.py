@@ -76,11 +76,11 @@ def encode_views(model: BaseModel, members: tuple[Subject, ...], config: Train) 
         object_masks.amax(0),
         members[0].background,
         config.views,
-        model.size,
+        model.resolution,
         g,
         scale,
         object_masks,
     )
-    latents, latent_std = (moment.to(model.device) for moment in model.posterior(pictures))
+    latents, latent_std = (moment.to(model.device) for moment in model.encode_image_distribution(pictures))
     masks = to_latent(masks, (latents.shape[-2], latents.shape[-1])).to(model.device)
     return Views(members, latents, masks[:, :1], masks[:, 1:], latent_std if config.latents == "sample" else None)

@@ -42,7 +42,7 @@ class TeacherCache:
         self.batches, config = batches, batches.config
         texts = {template.format(v.prompt_phrase("class")) for v in batches.views for template in TEMPLATES}
         with torch.no_grad():
-            self.conditions = {text: batches.model.encode([text]) for text in sorted(texts)}
+            self.conditions = {text: batches.model.encode_prompt([text]) for text in sorted(texts)}
         count = -(-config.known // len(batches.views))  # subsets share the predictions: each is shown less often
         templates = TEMPLATES if config.templates == "several" else TEMPLATES[:1]
         self.predictions: list[dict[str, TeacherBatch]] = []

@@ -55,7 +55,7 @@ class TokenEmbeddings:
     def attention_maps(self, recorder: "Recorder", batch: "StepBatch") -> list[Tensor]:
         """For each object of a batch, where its token's attention goes: (B, s, s), largest value 1."""
         text = self.placeholders.expand(batch.prompt)
-        return [recorder.seen(self.placeholders.rows(text, s.name)) for s in batch.views.members]
+        return [recorder.token_map(self.placeholders.token_mask(text, s.name)) for s in batch.views.members]
 
     def as_tensors(self) -> dict[str, Tensor]:
         """The current vectors of each object, (k + n, d), on the CPU."""

@@ -69,7 +69,7 @@ class Trainer:
         self.weights, self.running_losses = dict[str, float](), dict[str, float]()
         self.reconfigure(config)
         if config.idle == "leaves":
-            model.rest()
+            model.offload_vae()
         cpu.trim_malloc()
 
     def reconfigure(self, config: Train) -> None:

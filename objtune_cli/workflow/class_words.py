@@ -141,7 +141,7 @@ def check_known(ctx: "StageContext", target: "Target", chooses: bool) -> None:
 
 def warn_unknown(ctx: "StageContext", word: str) -> None:
     """Say, once in a command, that the base does not know a class."""
-    if ctx.base.words and not match_known(word, ctx.base.words):
+    if ctx.base.known_classes and not match_known(word, ctx.base.known_classes):
         ctx.note_once(_unknown_message(ctx, word))
 
 
@@ -182,12 +182,12 @@ def check_length(model: "BaseModel", words: Sequence[str], vectors: int) -> None
 
 
 def _unknown_message(ctx: "StageContext", word: str) -> str:
-    return f"the base {ctx.base.id} does not know the class {word!r}; it knows {', '.join(sort_by_likeness(word, ctx.base.words))}"
+    return f"the base {ctx.base.id} does not know the class {word!r}; it knows {', '.join(sort_by_likeness(word, ctx.base.known_classes))}"
 
 
 def _known_classes(ctx: "StageContext") -> Sequence[str]:
     """The words that the base names as known; none where it names none, or is not on this machine: a hint needs no base."""
     try:
-        return ctx.base.words
+        return ctx.base.known_classes
     except ObjtuneError:
         return ()

@@ -89,25 +89,24 @@ class StageContext:
                 a processor that multiplies bf16 does so, while what enters and leaves the denoiser stays float32.
         """
         self.check_stopped()
-        from objtune_cli.models import base_model as model
-        from objtune_cli.models import precision
+        from objtune_cli.models import loading, precision
         from objtune_cli.runtime import devices, memory
 
         team = self.team() if train else None
-        device = team.device if team else model.pick_device(self.common.device)
+        device = team.device if team else devices.pick_device(self.common.device)
         if self.common.device == "auto" and device.type == "cpu" and (reason := devices.explain_no_gpu()):
             self.note_once(reason)
-        dtype = model.pick_dtype(self.common.precision, device)
-        if train and self.common.precision == "auto" and dtype == model.PRECISIONS["fp16"]:
-            dtype = model.PRECISIONS["fp32"]
+        dtype = loading.pick_dtype(self.common.precision, device)
+        if train and self.common.precision == "auto" and dtype == loading.PRECISIONS["fp16"]:
+            dtype = loading.PRECISIONS["fp32"]
         memory.empty_cache(device.type)  # the base of the stage before
         base = self.base
-        loaded = model.load(base.folder, device, dtype, base.weights, base.said_prediction, base.vae)
+        loaded = loading.load(base.folder, device, dtype, base.weights, base.said_prediction, base.vae)
         for note in (*base.notes, *loaded.notes):
             self.note_once(note)
         if train and self.common.precision == "auto" and device.type == "cpu" and precision.processor_has_bf16():
             precision.use_bf16_matmuls(loaded.denoiser)
-        loaded.team, loaded.note = team, self.report.note
+        loaded.process_group, loaded.note = team, self.report.note
         return loaded
 
     def tools(self, model: "BaseModel") -> dict[str, str]:
@@ -151,14 +150,18 @@ class StageContext:
     def main_process_first(self) -> Iterator[None]:
         """Run the body in the main process first; the other processes follow and find its results."""
         team = self.team()
-        with team.first() if team else contextlib.nullcontext():
+        with team.main_process_first() if team else contextlib.nullcontext():
             yield
 
     def can_run_parallel(self) -> bool:
         """Whether there may be several bases in memory, each at work in a thread of its own: a small one, on a processor."""
-        from objtune_cli.models import base_model as model
+        from objtune_cli.runtime import devices
 
-        return self.team() is None and self.base.small and model.pick_device(self.common.device).type == "cpu"
+        return (
+            self.team() is None
+            and self.base.fits_twice_in_memory
+            and devices.pick_device(self.common.device).type == "cpu"
+        )
 
     def run_parallel(self, work: Sequence[Callable[[], T]]) -> list[T]:
         """Call all functions, in parallel threads where processors are free, and return their results in order."""

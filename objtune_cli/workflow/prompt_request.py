@@ -200,7 +200,9 @@ def check_lengths(ctx: StageContext, model: "BaseModel", words: "Placeholders", 
         where = "the negative prompt" if prompt == request.negative and prompt not in request.prompts else "the prompt"
         readings = check_objects_read(model, words.expand(prompt), where)
         others = [
-            limit for _, limit in model.family.readers(model) if limit not in {reading.limit for reading in readings}
+            limit
+            for _, limit in model.family.t5_tokenizers(model)
+            if limit not in {reading.limit for reading in readings}
         ]
         for reading in readings:
             start = (

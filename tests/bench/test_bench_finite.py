@@ -14,7 +14,7 @@ from transformers import ViTConfig, ViTModel
 from objtune_cli.bench.result_cache import ResultCache
 from objtune_cli.errors import DamagedError, GateError, NonFiniteError
 from objtune_cli.evaluation import features, rendering
-from objtune_cli.models import base_model
+from objtune_cli.models import loading
 from tests.support import tiny_sd1
 
 NAN = float("nan")
@@ -51,7 +51,7 @@ def test_a_measure_that_is_not_finite_is_left_out(tmp_path: Path) -> None:
 
 
 def test_pictures_of_one_colour_are_not_measured(tmp_path: Path) -> None:
-    model = base_model.load(tiny_sd1.build(tmp_path / "tiny", clip=False), torch.device("cpu"), torch.float32)
+    model = loading.load(tiny_sd1.build(tmp_path / "tiny", clip=False), torch.device("cpu"), torch.float32)
     model.vae.decoder.conv_out.weight.zero_()
     model.vae.decoder.conv_out.bias.fill_(-1)
     sampling = {"num_inference_steps": 1, "guidance_scale": 1.0}

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from objtune_cli.models import base_model  # (repairs torchvision before transformers asks for it)
+from objtune_cli.models import (
+    loading,
+)
 
 # isort: split
 import numpy as np
@@ -273,12 +275,12 @@ def test_the_toyboxs_own_clip_sees_and_reads_as_the_prototype_does(context: Call
     ctx = context()
     ctx = replace(ctx, common=replace(ctx.common, base="toybox"), _base=None)
     look, say = features.load_base_clip(ctx)
-    model = base_model.load(ctx.base.folder, torch.device("cpu"), torch.float32)
-    own = clip.load(ctx.base.image_tower, model)
+    model = loading.load(ctx.base.folder, torch.device("cpu"), torch.float32)
+    own = clip.load(ctx.base.clip_path, model)
     texts = ["a dog on the beach", "a red mug", "a photo of a spotted fish with a yellow hat under water"]
     with torch.no_grad():
-        np.testing.assert_allclose(say(texts), own.texts(model, texts).numpy(), atol=1e-5)
+        np.testing.assert_allclose(say(texts), own.text_features(model, texts).numpy(), atol=1e-5)
     shown = np.random.default_rng(0).integers(0, 256, (20, 128, 128, 3), np.uint8)  # more than a batch
-    seen = own.pictures(torch.from_numpy(shown).permute(0, 3, 1, 2).float() / 255).numpy()
+    seen = own.image_features(torch.from_numpy(shown).permute(0, 3, 1, 2).float() / 255).numpy()
     np.testing.assert_allclose(look(shown), seen, atol=1e-5)
     assert features.fingerprint(look) == features.fingerprint(features.load_base_clip(ctx)[0])

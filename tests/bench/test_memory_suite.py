@@ -11,7 +11,7 @@ import torch
 from objtune_cli.bench.suites import memory as bench
 from objtune_cli.config.sections import Bench
 from objtune_cli.errors import UsageError
-from objtune_cli.models import base_model, random_weights
+from objtune_cli.models import loading, random_weights
 from objtune_cli.models.families import FAMILIES
 from tests.support import tiny_sd1
 
@@ -50,7 +50,7 @@ def test_the_command_prints_what_a_run_takes(cli: Any, tmp_path: Path, monkeypat
     assert ratio == {"kept_mb": pytest.approx(ours["kept_mb"] / theirs["kept_mb"], abs=1e-3)}
     found = ours
     assert found.keys() == MEASURES
-    model = base_model.load(folder, CPU, torch.bfloat16)
+    model = loading.load(folder, CPU, torch.bfloat16)
     bytes_of = {"denoiser": [model.denoiser], "words": model.text_encoders, "autoencoder": [model.vae]}
     for part, modules in bytes_of.items():
         blocks = sum(-(-t.nbytes // 512) * 512 for m in modules for t in (*m.parameters(), *m.buffers()))
@@ -76,7 +76,7 @@ def _trained_as_a_run(trainer: Any) -> None:
         for batch in templates.values()
     )
     assert (
-        len(trainer.batches.priors["dog"].noisy_latents) == 5 and trainer.model.autoencoder is not None
+        len(trainer.batches.priors["dog"].noisy_latents) == 5 and trainer.model.loaded_vae is not None
     )  # back, for drawing
 
 
@@ -89,7 +89,7 @@ def test_a_layout_is_the_real_one(name: str) -> None:
         "sd15": [859_520_964, 123_060_480, 83_653_863], "sd21": [865_910_724, 340_387_840, 83_653_863],
         "sdxl": [2_567_463_684, 123_060_480, 694_659_840, 83_653_863], "sd3": [2_028_328_000, 123_650_304, 694_659_840, 83_819_683],
     }  # fmt: skip
-    assert sizes == expected[name] and model.size == {"sd15": 512, "sd21": 768, "sdxl": 1024, "sd3": 1024}[name]
+    assert sizes == expected[name] and model.resolution == {"sd15": 512, "sd21": 768, "sdxl": 1024, "sd3": 1024}[name]
     assert (
         {p.dtype for p in model.denoiser.parameters()} == {p.dtype for p in model.vae.parameters()} == {torch.bfloat16}
     )
@@ -97,15 +97,17 @@ def test_a_layout_is_the_real_one(name: str) -> None:
         torch.float32
     } and model.family in FAMILIES
     assert [len(t) for t in model.tokenizers] == [49408] * len(model.text_encoders)
-    assert random_weights.random_base_model(name, torch.device("meta"), torch.bfloat16, 256).size == 256
+    assert random_weights.random_base_model(name, torch.device("meta"), torch.bfloat16, 256).resolution == 256
 
 
 def test_an_unknown_layout_is_one_line(cli: Callable[..., Any]) -> None:
-    assert random_weights.known(" sd15, base") == ["sd15", "base"] and random_weights.known(Bench().layouts) == [
+    assert random_weights.parse_names(" sd15, base") == ["sd15", "base"] and random_weights.parse_names(
+        Bench().layouts
+    ) == [
         "sd15",
         "sdxl",
     ]
     with pytest.raises(UsageError, match=r"bench.layouts names sd9"):
-        random_weights.known("sd15,sd9")
+        random_weights.parse_names("sd15,sd9")
     done = cli("bench", "--memory", "--quick")
     assert done.code == 2 and "--memory takes steps on noise" in done.err

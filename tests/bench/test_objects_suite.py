@@ -20,7 +20,7 @@ from objtune_cli.config.sections import Bench
 from objtune_cli.errors import BusyError, IncompatibleError, Stopped, UsageError
 from objtune_cli.evaluation import benchmark_objects, rendering
 from objtune_cli.images import grids
-from objtune_cli.models import base_model
+from objtune_cli.models import loading
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.toybox.evaluator import inference
 from objtune_cli.toybox.evaluator.network import Evaluator
@@ -36,7 +36,7 @@ MEASURES = {"identity", "found", "twice", "prompt", "leak", "diversity", "presen
 
 @pytest.fixture(scope="module")
 def opened(world_base: Path) -> BaseModel:
-    return base_model.load(world_base, torch.device("cpu"), torch.float32)
+    return loading.load(world_base, torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture(scope="module")

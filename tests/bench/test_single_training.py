@@ -235,8 +235,8 @@ def test_through_the_autoencoder_the_truth_has_the_bases_size(
     shown = single_training.vae_reconstruction(ctx, network, case, EASY, scale, 0)[1]
     assert shown.shape == (len(case.prompts), 32, 32, 3)
     model = ctx.load_base_model()
-    monkeypatch.setattr(type(model), "to_latent", lambda self, x: x)
-    monkeypatch.setattr(type(model), "to_picture", lambda self, x: x)
+    monkeypatch.setattr(type(model), "encode_image", lambda self, x: x)
+    monkeypatch.setattr(type(model), "decode_latents", lambda self, x: x)
     _, shown = single_training.vae_reconstruction(ctx, network, case, EASY, scale, 0)
     _, true = single_training.ground_truth(network, case, EASY, scale, 0)
     mean = true.reshape(-1, 32, 4, 32, 4, 3).mean((2, 4))

@@ -136,7 +136,7 @@ def test_a_proxy_that_can_be_used_is_left_alone(monkeypatch: pytest.MonkeyPatch)
 def test_a_device_that_is_not_here_is_one_short_line(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from objtune_cli.models.base_model import pick_device
+    from objtune_cli.runtime.devices import pick_device
 
     if device == "mps" and torch.backends.mps.is_available():
         pytest.skip("it is here")

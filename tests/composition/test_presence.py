@@ -12,7 +12,7 @@ from objtune_cli.composition import presence
 from objtune_cli.composition.presence import MIN_LIKENESS, NOISE_LEVELS, PresenceCheck, SceneObject, crop_to_box
 from objtune_cli.errors import NonFiniteError
 from objtune_cli.lora import layers
-from objtune_cli.models import base_model
+from objtune_cli.models import loading
 from objtune_cli.models.placeholders import Placeholders, class_token_embeddings
 from tests.support import tiny_families
 
@@ -25,17 +25,17 @@ LEFT, RIGHT = (0.0, 0.2, 0.5, 0.8), (0.5, 0.2, 1.0, 0.8)
 class Colours:
     """A base that is asked for the clean picture and says one colour everywhere: green of any class, of an object what acts."""
 
-    size, levels, device, dtype = 32, 1000, torch.device("cpu"), torch.float32
+    resolution, num_train_timesteps, device, dtype = 32, 1000, torch.device("cpu"), torch.float32
     acting: Tensor | None = None
     asked: list[float]
 
-    def to_latent(self, pictures: Tensor) -> Tensor:
+    def encode_image(self, pictures: Tensor) -> Tensor:
         return pictures
 
-    def noised(self, z: Tensor, eps: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def add_noise_and_target(self, z: Tensor, eps: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         return z + eps, z
 
-    def encode(self, texts: list[str]) -> Tensor:
+    def encode_prompt(self, texts: list[str]) -> Tensor:
         return torch.zeros(1, 1, 1) if texts == ["a thing"] else torch.ones(1, 1, 1)
 
     def predict(self, z_t: Tensor, t: Tensor, words: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ def test_an_adapter_that_gives_no_numbers_is_named(check: PresenceCheck) -> None
 @pytest.mark.parametrize("name", ["sd1", "sdxl", "sd3"])
 def test_every_family_is_looked_at_and_left_as_it_was(tmp_path: Path, name: str) -> None:
     """No image tower and no photo; a picture's row is the same alone and beside another."""
-    model = base_model.load(tiny_families.folders(tmp_path, (name,))[name], torch.device("cpu"), torch.float32)
+    model = loading.load(tiny_families.folders(tmp_path, (name,))[name], torch.device("cpu"), torch.float32)
     words, objects = Placeholders(model), []
     layers.add(model, 2, "attention", seed=0)
     for i, own in enumerate(("rex", "cup")):
@@ -129,8 +129,8 @@ def test_every_family_is_looked_at_and_left_as_it_was(tmp_path: Path, name: str)
     layers.set_active(model, [])
     z, t = torch.randn(1, model.denoiser.config.in_channels, 8, 8), torch.tensor([500])
     with torch.no_grad():
-        before = model.predict(z, t, model.encode(["a dog"]))
-    pictures = torch.rand(2, 3, model.size, model.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        before = model.predict(z, t, model.encode_prompt(["a dog"]))
+    pictures = torch.rand(2, 3, model.resolution, model.resolution, generator=torch.Generator().manual_seed(0)) * 2 - 1
     matrices = PresenceCheck(model, objects).matrices(pictures, [LEFT, RIGHT])
     assert (
         matrices.shape == (2, 2, 2) and matrices.isfinite().all() and len({float(v) for v in matrices.flatten()}) == 8
@@ -139,7 +139,7 @@ def test_every_family_is_looked_at_and_left_as_it_was(tmp_path: Path, name: str)
         PresenceCheck(model, objects).matrices(pictures[1:], [LEFT, RIGHT])[0], matrices[1], rtol=1e-3, atol=1e-3
     )
     with torch.no_grad():
-        assert torch.equal(model.predict(z, t, model.encode(["a dog"])), before)
+        assert torch.equal(model.predict(z, t, model.encode_prompt(["a dog"])), before)
     assert all(0 < level < 1 for level in NOISE_LEVELS)
 
 

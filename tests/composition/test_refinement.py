@@ -14,7 +14,7 @@ from objtune_cli.composition.refinement import CROP_MARGIN, RefinedObject, Refin
 from objtune_cli.generation.sampling import resample, sample
 from objtune_cli.generation.settings import SamplingSettings
 from objtune_cli.lora import layers
-from objtune_cli.models import base_model
+from objtune_cli.models import loading
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.segmentation.grabcut import GrabCut
 from objtune_cli.segmentation.types import Hints
@@ -32,7 +32,7 @@ def smooth(height: int, width: int, seed: int = 0) -> torch.Tensor:
 
 
 def lora(tiny_base: Path, seed: int = 0) -> dict[str, torch.Tensor]:
-    other = base_model.load(tiny_base, torch.device("cpu"), torch.float32)
+    other = loading.load(tiny_base, torch.device("cpu"), torch.float32)
     layers.add(other, 2, "all", seed=0)
     g = torch.Generator().manual_seed(seed)
     return {k: torch.randn(v.shape, generator=g) * 0.3 for k, v in layers.state_dict(other).items()}
@@ -173,7 +173,7 @@ def test_steps_from_the_middle_are_those_of_diffusers(
     theirs = pipe(
         image=start, strength=max(strength, 1 / 8), num_inference_steps=8, guidance_scale=3.0, output_type="latent",
         generator=[torch.Generator().manual_seed(s) for s in (5, 6)],
-        prompt_embeds=model.encode([PROMPT] * 2), negative_prompt_embeds=model.encode(["a cat"] * 2),
+        prompt_embeds=model.encode_prompt([PROMPT] * 2), negative_prompt_embeds=model.encode_prompt(["a cat"] * 2),
     ).images  # fmt: skip
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
@@ -191,7 +191,7 @@ def test_little_noise_changes_little_and_wears_nothing_out(model: BaseModel) -> 
 def test_alone_the_adapter_acts_as_pefts_own(model: BaseModel, tiny_base: Path) -> None:
     weights = lora(tiny_base)
     z, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([700, 20])
-    told = model.encode([PROMPT, "a cat on the beach"])
+    told = model.encode_prompt([PROMPT, "a cat on the beach"])
     with torch.no_grad():
         before = model.predict(z, t, told)
         with regional.single_lora(model, weights):
@@ -222,7 +222,7 @@ def test_scenes_are_made_again_of_what_was_kept(model: BaseModel, tiny_base: Pat
     assert told == [("a", 1, 2), ("a", 2, 2), ("b", 1, 2), ("b", 2, 2)]
     assert {name: z.shape for name, z in close.items()} == {name: (2, 4, 8, 8) for name in "ab"}
     assert torch.equal(refinement.composite(model, latents, close, {o.name: o.box for o in objects}), shown)
-    plain = model.to_picture(latents)
+    plain = model.decode_latents(latents)
     entire, all_of_it = refinement.refine_objects(
         model,
         latents,

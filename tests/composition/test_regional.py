@@ -14,7 +14,7 @@ from objtune_cli.composition.regional import (
     regional_sampling,
 )
 from objtune_cli.lora import layers
-from objtune_cli.models import base_model
+from objtune_cli.models import loading
 from objtune_cli.models.base_model import BaseModel
 
 EVERYWHERE = (-1.0, -1.0, 2.0, 2.0)
@@ -36,7 +36,7 @@ def _tokens(*at: int) -> torch.Tensor:
 
 def _lora(model: BaseModel, tiny_base, seed: int = 0, modules: str = "all") -> dict[str, torch.Tensor]:
     """Random weights for every layer that a LoRA of these modules has on this base."""
-    other = base_model.load(tiny_base, model.device, model.dtype)
+    other = loading.load(tiny_base, model.device, model.dtype)
     layers.add(other, 2, modules, seed=0)
     g = torch.Generator().manual_seed(seed)
     return {k: torch.randn(v.shape, generator=g) * 0.2 for k, v in layers.state_dict(other).items()}
@@ -45,7 +45,11 @@ def _lora(model: BaseModel, tiny_base, seed: int = 0, modules: str = "all") -> d
 def _inputs(model: BaseModel) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """As guidance makes it: half without prompt, half with it."""
     z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    return torch.cat([z, z]), torch.tensor([700] * 4), model.encode(["", "", "a photo of a dog", "a cat on the beach"])
+    return (
+        torch.cat([z, z]),
+        torch.tensor([700] * 4),
+        model.encode_prompt(["", "", "a photo of a dog", "a cat on the beach"]),
+    )
 
 
 def _predict(model: BaseModel) -> torch.Tensor:

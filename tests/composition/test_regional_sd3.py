@@ -7,7 +7,7 @@ import torch
 
 from objtune_cli.composition.regional import PlacedObject, regional_sampling
 from objtune_cli.lora import layers as adapter
-from objtune_cli.models import base_model
+from objtune_cli.models import loading
 from objtune_cli.models.base_model import BaseModel
 from tests.support import tiny_families
 
@@ -31,7 +31,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(params=NAMES)
 def model(request: pytest.FixtureRequest, folders: dict[str, Path]) -> BaseModel:
-    return base_model.load(folders[request.param], CPU, torch.float32)
+    return loading.load(folders[request.param], CPU, torch.float32)
 
 
 def tokens(*at: int) -> torch.Tensor:
@@ -54,7 +54,11 @@ def lora(model: BaseModel, seed: int = 0) -> dict[str, torch.Tensor]:
 def given(model: BaseModel) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """As guidance makes it: half without prompt, half with it."""
     z = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))
-    return torch.cat([z, z]), torch.tensor([700] * 4), model.encode(["", "", "a photo of a dog", "a cat on the beach"])
+    return (
+        torch.cat([z, z]),
+        torch.tensor([700] * 4),
+        model.encode_prompt(["", "", "a photo of a dog", "a cat on the beach"]),
+    )
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import torch
 
 from objtune_cli.composition.regional import PlacedObject, encode_with_object_loras, single_lora
 from objtune_cli.lora import layers as adapter
-from objtune_cli.models import base_model
+from objtune_cli.models import loading
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.placeholders import Placeholders
 from tests.support import tiny_families
@@ -29,7 +29,7 @@ def folder(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Path:
 
 
 def opened(folder: Path) -> tuple[BaseModel, Placeholders]:
-    model = base_model.load(folder, CPU, torch.float32)
+    model = loading.load(folder, CPU, torch.float32)
     words = Placeholders(model)
     for i, (name, word) in enumerate(CLASSES.items()):
         words.add(name, torch.randn(2, sum(model.widths), generator=torch.Generator().manual_seed(i)) * 0.3, word)
@@ -50,7 +50,7 @@ def lora(model: BaseModel, seed: int) -> dict[str, torch.Tensor]:
 
 
 def placed(words: Placeholders, name: str, weights: dict[str, torch.Tensor]) -> PlacedObject:
-    return PlacedObject(name, weights, EVERYWHERE, words.rows(words.expand(PROMPT), name))
+    return PlacedObject(name, weights, EVERYWHERE, words.token_mask(words.expand(PROMPT), name))
 
 
 @pytest.mark.parametrize("context", ["class", "own"])
@@ -58,17 +58,19 @@ def placed(words: Placeholders, name: str, weights: dict[str, torch.Tensor]) -> 
 def test_an_objects_tokens_are_as_peft_says_them_and_all_other_rows_the_bases(folder: Path, context: str) -> None:
     model, words = opened(folder)
     text, one, two = words.expand(PROMPT), lora(model, 1), lora(model, 2)
-    base = words.in_context(PROMPT, CLASSES) if context == "class" else None
-    given = model.encode([text]) if base is None else base
+    base = words.encode_with_class_context(PROMPT, CLASSES) if context == "class" else None
+    given = model.encode_prompt([text]) if base is None else base
     found = encode_with_object_loras(model, text, [placed(words, "rex", one), placed(words, "cup", two)], base)
     assert found is not None
     ids, changed = model.token_ids([text]), torch.zeros(found.shape[1], dtype=torch.bool)
     for name, weights in (("rex", one), ("cup", two)):
         other, theirs = opened(folder)
         assert adapter.load(other, weights)
-        own = torch.nn.functional.pad(words.positions(ids, name)[0], (0, found.shape[1] - ids.shape[1]))
+        own = torch.nn.functional.pad(words.token_positions(ids, name)[0], (0, found.shape[1] - ids.shape[1]))
         assert own.sum() == 2
-        torch.testing.assert_close(found[0, own], other.encode([theirs.expand(PROMPT)])[0, own], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            found[0, own], other.encode_prompt([theirs.expand(PROMPT)])[0, own], rtol=1e-5, atol=1e-5
+        )
         assert (found[0, own] - given[0, own]).abs().max() > 1e-2
         changed |= own
     assert torch.equal(found[0, ~changed], given[0, ~changed])  # what is said of the whole, and T5's rows, too
@@ -79,11 +81,11 @@ def test_without_such_layers_nothing_is_encoded_and_nothing_changes(
 ) -> None:
     """One more encoding for each object that has some, and the base's own where it is not known yet."""
     model, words = opened(folder)
-    text, base = words.expand(PROMPT), words.in_context(PROMPT, CLASSES)
+    text, base = words.expand(PROMPT), words.encode_with_class_context(PROMPT, CLASSES)
     rex, cup = placed(words, "rex", lora(model, 1)), placed(words, "cup", {"unet.conv_in.lora_A.weight": torch.ones(1)})
     said: list[list[str]] = []
-    encode = type(model).encode
-    monkeypatch.setattr(type(model), "encode", lambda self, texts: said.append(texts) or encode(self, texts))
+    encode = type(model).encode_prompt
+    monkeypatch.setattr(type(model), "encode_prompt", lambda self, texts: said.append(texts) or encode(self, texts))
     assert (
         encode_with_object_loras(model, text, [cup, cup], base) is base
         and encode_with_object_loras(model, text, [cup]) is None
@@ -100,17 +102,17 @@ def test_alone_it_acts_on_all_that_is_said(folder: Path) -> None:
     """Negative prompt and pooled row as well, as where `generate` draws it; afterwards the base is as before."""
     model, words = opened(folder)
     weights, texts = lora(model, 1), [words.expand("a photo of <rex>"), "blur"]
-    before = model.encode(texts)
+    before = model.encode_prompt(texts)
     with single_lora(model, weights):
-        ours = model.encode(texts)
-    assert torch.equal(model.encode(texts), before)
+        ours = model.encode_prompt(texts)
+    assert torch.equal(model.encode_prompt(texts), before)
     layers = [
         module for encoder in model.text_encoders for module in encoder.modules() if isinstance(module, torch.nn.Linear)
     ]
     assert layers and not any(layer._forward_hooks for layer in layers)
     other, _ = opened(folder)
     adapter.load(other, weights)
-    torch.testing.assert_close(ours, other.encode(texts), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours, other.encode_prompt(texts), rtol=1e-5, atol=1e-5)
     assert (ours - before).abs().amax((1, 2)).min() > 1e-2
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from objtune_cli.config.sections import Common
-from objtune_cli.models import base_model
+from objtune_cli.models import base_model, loading
 from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.refs import Ref
@@ -168,9 +168,9 @@ def test_a_vae_that_overflows_in_half_decodes_in_float32(cli, changed, project: 
     assert record.tools["precision"] == "fp16"
     from objtune_cli.generation.sampling import to_uint8
 
-    whole = base_model.load(base, torch.device("cpu"), torch.float32)
+    whole = loading.load(base, torch.device("cpu"), torch.float32)
     assert np.array_equal(
-        to_uint8(whole.to_picture(torch.from_numpy(arrays["latents"].copy()))).numpy(), pixels(project, 1)
+        to_uint8(whole.decode_latents(torch.from_numpy(arrays["latents"].copy()))).numpy(), pixels(project, 1)
     )
     assert "scene@1 is up to date" in generate(cli, base, "--precision", "fp16").err
     single = generate(cli, base, "--precision", "fp32")
@@ -228,9 +228,9 @@ def test_a_scene_without_pictures_that_decodes_to_one_colour_is_drawn_again(
 ) -> None:
     assert generate(cli, base).code == 0
     shutil.rmtree(project / "artifacts/scene/scene/v001")
-    decode = base_model.BaseModel.to_picture
+    decode = base_model.BaseModel.decode_latents
     monkeypatch.setattr(
-        base_model.BaseModel, "to_picture", lambda self, latents: torch.zeros_like(decode(self, latents))
+        base_model.BaseModel, "decode_latents", lambda self, latents: torch.zeros_like(decode(self, latents))
     )
     again = generate(cli, base)
     assert (

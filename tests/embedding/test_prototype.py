@@ -36,7 +36,7 @@ def test_aim_is_the_mean_direction_of_its_three_parts(model: BaseModel, clip: to
     assert cosines.keys() == {"cos_picture_object", "cos_picture_class", "cos_object_class"}
     # |a + b + c|² = 3 + 2 (ab + ac + bc), and p · c = (ac + bc + 1) / |a + b + c|.
     length = (3 + 2 * sum(cosines.values())) ** 0.5
-    word = clip.texts(model, ["a photo of a dog"])[0]
+    word = clip.text_features(model, ["a photo of a dog"])[0]
     assert float(p @ word) == pytest.approx(
         (cosines["cos_picture_class"] + cosines["cos_object_class"] + 1) / length, abs=1e-5
     )

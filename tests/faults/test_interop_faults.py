@@ -12,7 +12,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from objtune_cli.interchange import export
-from objtune_cli.models import base_model
+from objtune_cli.models import loading
 from objtune_cli.models.families.family import MODULES
 from tests.interchange.test_export import (
     CPU,
@@ -68,7 +68,7 @@ def test_names_are_those_that_other_tools_know(sd15: Path, tmp_path: Path) -> No
     (plain,) = export.run(tmp_path / "store", ref, "diffusers", tmp_path / "plain")
     assert len(KOHYA) == 128 * 3
     assert set(load_file(kohya)) == KOHYA
-    model = base_model.load(sd15, CPU, torch.float32)
+    model = loading.load(sd15, CPU, torch.float32)
     layers = {
         name for name, layer in model.denoiser.named_modules() if isinstance(layer, torch.nn.Linear) and ".attn" in name
     }

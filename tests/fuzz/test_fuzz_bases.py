@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from objtune_cli.models import base_model  # (repairs torchvision before the libraries below ask for it)
+from objtune_cli.models import (
+    loading,
+)
 
 # isort: split
 import numpy as np
@@ -169,7 +171,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def opened() -> Iterator[list[dict[str, dict[str, torch.Tensor]]]]:
     """The weights of every base as it was when it had been opened."""
     found: list[dict[str, dict[str, torch.Tensor]]] = []
-    load = base_model.load
+    load = loading.load
 
     def spy(*args: Any, **options: Any) -> Any:
         model = load(*args, **options)
@@ -179,9 +181,9 @@ def opened() -> Iterator[list[dict[str, dict[str, torch.Tensor]]]]:
         )
         return model
 
-    base_model.load = spy
+    loading.load = spy
     yield found
-    base_model.load = load
+    loading.load = load
 
 
 def in_file(folder: Path, part: str) -> dict[str, torch.Tensor]:

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from objtune_cli.models.families.family import first_name
+from objtune_cli.models.families.family import original_name
 from tests.support import tiny_sd1
 from tests.support.fuzzing import Entrance, entrance, figures, tries  # noqa: F401  (a fixture)
 
@@ -25,8 +25,8 @@ DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 NAMES: dict[str, Any] = {
     "kohya": lambda n: ("lora_unet_" + n.replace(".", "_"), ".lora_down.weight", ".lora_up.weight"), "diffusers": lambda n: ("unet." + n, ".lora_A.weight", ".lora_B.weight"),
     "older diffusers": lambda n: ("unet." + n, ".lora.down.weight", ".lora.up.weight"), "peft": lambda n: ("base_model.model." + n, ".lora_A.weight", ".lora_B.weight"),
-    "bare": lambda n: (n, ".lora_A.weight", ".lora_B.weight"), "comfyui": lambda n: ("diffusion_model." + first_name(n), ".lora_down.weight", ".lora_up.weight"),
-    "first names": lambda n: ("lora_unet_" + first_name(n).replace(".", "_"), ".lora_down.weight", ".lora_up.weight"),
+    "bare": lambda n: (n, ".lora_A.weight", ".lora_B.weight"), "comfyui": lambda n: ("diffusion_model." + original_name(n), ".lora_down.weight", ".lora_up.weight"),
+    "first names": lambda n: ("lora_unet_" + original_name(n).replace(".", "_"), ".lora_down.weight", ".lora_up.weight"),
 }  # fmt: skip
 """How programs name a layer, and the ends of its two factors."""
 ALPHAS = [None, None, 1.0, 4.0, 16.0, 0.5, 0.0, -2.0, math.nan, math.inf, 1e30]

@@ -12,7 +12,7 @@ import torch
 from objtune_cli.errors import IncompatibleError, UsageError
 from objtune_cli.generation.sampling import resample, sample
 from objtune_cli.generation.settings import SamplingSettings
-from objtune_cli.models import base_model, registry
+from objtune_cli.models import loading, registry
 from objtune_cli.models.families import schedulers
 from tests.support import tiny_families, tiny_sd1
 
@@ -68,7 +68,7 @@ def test_pictures_are_those_of_diffusers_pipeline(
     from diffusers import StableDiffusionPipeline
 
     folder = base(name, **values)
-    model = base_model.load(folder, CPU, torch.float32)
+    model = loading.load(folder, CPU, torch.float32)
     ours = sample(model, "a dog", [3, 9], SamplingSettings(5, 4.0))
     pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
@@ -87,7 +87,7 @@ def test_pictures_are_those_of_diffusers_pipeline(
     found = registry.resolve(str(folder))
     assert (
         found.sampler == (called, kind)
-        and found.drawn_by() == ({} if name == "DDIMScheduler" else {"sampler": name})
+        and found.sampler_record() == ({} if name == "DDIMScheduler" else {"sampler": name})
         and not model.notes
     )
     begun = sample(
@@ -108,7 +108,7 @@ def test_pictures_are_those_of_diffusers_pipeline(
 def test_from_the_middle_too(base: Callable[..., Path], name: str) -> None:
     from diffusers import StableDiffusionImg2ImgPipeline
 
-    model = base_model.load(base(name), CPU, torch.float32)
+    model = loading.load(base(name), CPU, torch.float32)
     start = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     ours = resample(model, start, "a dog", [5], 0.5, SamplingSettings(6, 3.0))
     parts: dict[str, Any] = {
@@ -124,7 +124,7 @@ def test_from_the_middle_too(base: Callable[..., Path], name: str) -> None:
     pipe.set_progress_bar_config(disable=True)
     theirs = pipe(
         image=start, strength=0.5, num_inference_steps=6, guidance_scale=3.0, output_type="latent", generator=[torch.Generator().manual_seed(5)],
-        prompt_embeds=model.encode(["a dog"]), negative_prompt_embeds=model.encode([""]),
+        prompt_embeds=model.encode_prompt(["a dog"]), negative_prompt_embeds=model.encode_prompt([""]),
     ).images  # fmt: skip
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-4)
 
@@ -143,7 +143,9 @@ def test_what_takes_its_place_is_said(
     folder = base(name, **values)
     done = cli("generate", "a dog", "-n", 1, "--steps", 2, "--base", folder)
     assert done.code == 0 and f"DDIM takes the place of the base's own sampler {name}: " in done.err and why in done.err
-    assert registry.resolve(str(folder)).sampler == ("DDIM", "") and registry.resolve(str(folder)).drawn_by() == {}
+    assert (
+        registry.resolve(str(folder)).sampler == ("DDIM", "") and registry.resolve(str(folder)).sampler_record() == {}
+    )
 
 
 def test_a_sampler_that_needs_more_than_is_installed(
@@ -151,7 +153,7 @@ def test_a_sampler_that_needs_more_than_is_installed(
 ) -> None:
     monkeypatch.setattr(schedulers, "find_spec", lambda name: None)
     for name, values in (("LMSDiscreteScheduler", {}), ("EulerDiscreteScheduler", {"use_beta_sigmas": True})):
-        model = base_model.load(base(name, **values), CPU, torch.float32)
+        model = loading.load(base(name, **values), CPU, torch.float32)
         assert model.sampler is None and "scipy, which is not installed" in model.notes[0]
 
 
@@ -188,12 +190,12 @@ def test_a_diffusion_under_a_flows_family_is_named(tmp_path: Path) -> None:
 
 
 def test_steps_that_a_sampler_cannot_take(base: Callable[..., Path]) -> None:
-    model = base_model.load(base("LCMScheduler"), CPU, torch.float32)
+    model = loading.load(base("LCMScheduler"), CPU, torch.float32)
     with pytest.raises(UsageError, match="the sampler LCM cannot take 60 steps"):
         sample(model, "a dog", [0], SamplingSettings(60, 1.0))
     with pytest.raises(IncompatibleError, match="the sampler euler cannot draw"):
         schedulers.choose(
-            base_model.load(base("DDIMScheduler", prediction_type="sample"), CPU, torch.float32).scheduler, "euler"
+            loading.load(base("DDIMScheduler", prediction_type="sample"), CPU, torch.float32).scheduler, "euler"
         )
 
 
@@ -201,7 +203,7 @@ def test_what_a_config_leaves_out_has_the_defaults_of_its_class(base: Callable[.
     """LCM's betas are not DDIM's; a base of few steps is drawn in few."""
     folder = base("LCMScheduler")
     (folder / "scheduler/scheduler_config.json").write_text('{"_class_name": "LCMScheduler"}')
-    assert float(base_model.load(folder, CPU, torch.float32).alpha_bar[0]) == pytest.approx(1 - 0.00085)
+    assert float(loading.load(folder, CPU, torch.float32).alpha_bar[0]) == pytest.approx(1 - 0.00085)
     assert registry.resolve(str(folder)).sampling == {"steps": 8, "guidance": 1.0}
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from objtune_cli.generation.sampling import sample
 from objtune_cli.generation.settings import SamplingSettings
 from objtune_cli.lora import layers
-from objtune_cli.models import adapter_state, base_model
+from objtune_cli.models import adapter_state, loading
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.placeholders import Placeholders, class_token_embeddings
 from tests.support import tiny_families
@@ -25,7 +25,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def taught(folder: Path) -> tuple[BaseModel, str]:
     """A base with the word `<rex>` and a LoRA that does something, and the prompt in its tokens."""
-    model = base_model.load(folder, torch.device("cpu"), torch.float32)
+    model = loading.load(folder, torch.device("cpu"), torch.float32)
     words = Placeholders(model)
     rows = class_token_embeddings(model, "dog")
     words.add("rex", rows + torch.randn(rows.shape, generator=torch.Generator().manual_seed(0)), "dog")
@@ -62,22 +62,25 @@ def test_four_steps_by_hand_the_first_ones_of_the_class(folders: dict[str, Path]
     """With guidance from the start, before the object, and only after it; with what the base says of the scene in all steps."""
     model, text = taught(folders["sd1"])
     z = torch.randn(
-        4, model.size // model.factor, model.size // model.factor, generator=torch.Generator().manual_seed(3)
+        4,
+        model.resolution // model.vae_scale_factor,
+        model.resolution // model.vae_scale_factor,
+        generator=torch.Generator().manual_seed(3),
     )[None]
     schedule = model.pipeline("ddim").scheduler
     schedule.set_timesteps(4)
-    early = [int(t) >= 0.5 * model.levels for t in schedule.timesteps]
+    early = [int(t) >= 0.5 * model.num_train_timesteps for t in schedule.timesteps]
     assert early == [True, True, False, False]
     with torch.no_grad():
         for i, t in enumerate(schedule.timesteps):
 
             def said(words: str, z: Tensor = z, t: Tensor = t) -> Tensor:
-                return model.predict(z, t[None], model.encode([words]))
+                return model.predict(z, t[None], model.encode_prompt([words]))
 
             with adapter_state.disabled(model):
                 kind, alone, without = said(WORN), said(ALONE), said("")
             told, free = (kind, without) if early[i] else (said(text), said(""))
-            guidance = 2.5 if t < below * model.levels else 1.0
+            guidance = 2.5 if t < below * model.num_train_timesteps else 1.0
             z = schedule.step(free + guidance * (told - free) + scene * (kind - alone), t, z).prev_sample
     found = sample(
         model,
@@ -115,4 +118,4 @@ def test_an_error_on_the_way_leaves_the_adapter_awake(folders: dict[str, Path]) 
 
     with pytest.raises(RuntimeError):
         sample(model, text, [1, 2], SamplingSettings(4, 2.0, subject_conditioning_start=0.2), on_step=stop)
-    assert not model.asleep and torch.equal(drawn(model, text), own)
+    assert not model.adapters_disabled and torch.equal(drawn(model, text), own)

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from objtune_cli.lora import layers
-from objtune_cli.models import base_model, families, registry
+from objtune_cli.models import families, loading, registry
 from objtune_cli.models.families import single_file
 from objtune_cli.models.placeholders import class_token_embeddings
 from objtune_cli.store import artifacts, refs
@@ -29,7 +29,7 @@ QUICK = (*ONE, "--retries", "0", "--set", "compose.detail=0", "--set", "compose.
 @pytest.fixture(scope="module")
 def weights(base: Path) -> dict[str, torch.Tensor]:
     """A LoRA that shows, and two vectors of a token before the class word's own."""
-    model = base_model.load(base, torch.device("cpu"), torch.float32)
+    model = loading.load(base, torch.device("cpu"), torch.float32)
     layers.add(model, 2, "attention", seed=0)
     g = torch.Generator().manual_seed(1)
     lora = {k: torch.randn(v.shape, generator=g) * 0.3 for k, v in layers.state_dict(model).items()}
@@ -147,8 +147,12 @@ def test_scenes_have_the_size_that_is_asked_for(studio):
 
 
 def test_a_base_says_what_sides_it_draws_before_it_is_loaded(base):
-    found, model = registry.resolve(str(base)), base_model.load(base, torch.device("cpu"), torch.float32)
-    assert (found.side, found.unit, found.factor) == (model.size, model.unit, model.factor)
+    found, model = registry.resolve(str(base)), loading.load(base, torch.device("cpu"), torch.float32)
+    assert (found.resolution, found.size_multiple, found.vae_scale_factor) == (
+        model.resolution,
+        model.size_multiple,
+        model.vae_scale_factor,
+    )
     for name, expected in {
         "sd1": (512, 64, 8192),
         "sd2": (768, 64, 8192),
@@ -158,7 +162,7 @@ def test_a_base_says_what_sides_it_draws_before_it_is_loaded(base):
         whole = replace(
             found, folder=single_file.LAYOUTS / name, family=families.get_family("" if name == "sd1" else name)
         )
-        assert (whole.side, whole.unit, whole.largest_side) == expected
+        assert (whole.resolution, whole.size_multiple, whole.largest_side) == expected
 
 
 def test_an_object_is_drawn_as_strong_as_it_is_said(studio):

@@ -12,7 +12,7 @@ from objtune_cli.generation.guidance import extra_guidance
 from objtune_cli.generation.sampling import sample
 from objtune_cli.generation.settings import SamplingSettings
 from objtune_cli.lora import layers
-from objtune_cli.models import adapter_state, base_model
+from objtune_cli.models import adapter_state, loading
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.placeholders import Placeholders, class_token_embeddings
 from objtune_cli.models.prompts import objects_only_prompt
@@ -29,7 +29,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def taught(folder: Path, seed: int = 0) -> tuple[BaseModel, Placeholders]:
     """A base with the word `<rex>` and a LoRA that does something."""
-    model = base_model.load(folder, torch.device("cpu"), torch.float32)
+    model = loading.load(folder, torch.device("cpu"), torch.float32)
     words = Placeholders(model)
     rows = class_token_embeddings(model, "dog")
     words.add("rex", rows + torch.randn(rows.shape, generator=torch.Generator().manual_seed(seed)), "dog")
@@ -42,7 +42,7 @@ def taught(folder: Path, seed: int = 0) -> tuple[BaseModel, Placeholders]:
 @torch.no_grad()
 def predicted(model: BaseModel, texts: list[str], latents: Tensor) -> Tensor:
     """As a sampler asks: one level for all rows."""
-    return model.predict(latents, torch.full((len(latents),), 500), model.encode(texts))
+    return model.predict(latents, torch.full((len(latents),), 500), model.encode_prompt(texts))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -54,7 +54,7 @@ def test_the_difference_is_added_to_both_halves_and_to_no_other_picture(folders:
     before = predicted(model, both, z2)
     with adapter_state.disabled(model):
         said, alone = (predicted(model, [t], z[:1]) for t in (WORN, ALONE))
-    side = model.size
+    side = model.resolution
     with extra_guidance(model, texts, 1.5, 0.0, side, side):
         inside = predicted(model, both, z2)
     more = 1.5 * (said - alone)[0]
@@ -73,7 +73,7 @@ def test_what_the_base_does_not_say_of_the_object_is_added_to_both_halves(
     weights = layers.state_dict(model)
     texts = [words.expand(t) for t in ("a photo of <rex> in a hat", "a photo of <rex>", "a cat in a hat")]
     z = torch.randn(3, model.denoiser.config.in_channels, 8, 8, generator=torch.Generator().manual_seed(1))
-    both, z2, side = ["", "", "", *texts], torch.cat([z, z]), model.size
+    both, z2, side = ["", "", "", *texts], torch.cat([z, z]), model.resolution
     with adapter_state.disabled(model):
         plain = predicted(model, [WORN, ALONE, "a cat in a hat"], z)
         base = predicted(model, both, z2)
@@ -107,7 +107,7 @@ def test_the_adapter_is_no_part_of_it_and_acts_again_afterwards(folders: dict[st
         model, words = taught(folders["sd1"], seed)
         text = words.expand("a photo of <rex> in a hat")
         before = predicted(model, [text], z)
-        with extra_guidance(model, [text], 2.0, 0.0, model.size, model.size):
+        with extra_guidance(model, [text], 2.0, 0.0, model.resolution, model.resolution):
             found.append(predicted(model, [text], z) - before)
         assert torch.equal(predicted(model, [text], z), before)
     torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-5)
@@ -118,7 +118,7 @@ def test_what_does_not_act_stays_asleep(folders: dict[str, Path]) -> None:
     layers.set_active(model, [])
     z, text = torch.randn(1, 4, 8, 8), words.expand("a photo of <rex> in a hat")
     before = predicted(model, [text], z)
-    with extra_guidance(model, [text], 1.0, 0.0, model.size, model.size):
+    with extra_guidance(model, [text], 1.0, 0.0, model.resolution, model.resolution):
         assert not torch.equal(predicted(model, [text], z), before)
     assert torch.equal(predicted(model, [text], z), before)
 
@@ -127,7 +127,7 @@ def test_what_does_not_learn_does_not_learn_afterwards(folders: dict[str, Path])
     model, words = taught(folders["sd1"])
     model.denoiser.requires_grad_(False)
     text = words.expand("a photo of <rex> in a hat")
-    with extra_guidance(model, [text], 1.0, 0.0, model.size, model.size):
+    with extra_guidance(model, [text], 1.0, 0.0, model.resolution, model.resolution):
         predicted(model, [text], torch.randn(1, 4, 8, 8))
     assert not any(p.requires_grad for p in model.denoiser.parameters())
 
@@ -170,7 +170,7 @@ def test_an_error_inside_leaves_the_base_as_it_was(folders: dict[str, Path]) -> 
     model, words = taught(folders["sd1"])
     z, text = torch.randn(1, 4, 8, 8), words.expand("a photo of <rex> in a hat")
     before = predicted(model, [text], z)
-    with pytest.raises(RuntimeError), extra_guidance(model, [text], 1.0, 0.0, model.size, model.size):
+    with pytest.raises(RuntimeError), extra_guidance(model, [text], 1.0, 0.0, model.resolution, model.resolution):
         predicted(model, [text], torch.randn(1, 5, 8, 8))
     assert torch.equal(predicted(model, [text], z), before)
 

@@ -52,7 +52,7 @@ def test_one_step_by_hand(model: BaseModel) -> None:
     pipe.scheduler.set_timesteps(1)
     t = pipe.scheduler.timesteps[:1]
     with torch.no_grad():
-        free, told = (model.predict(noise, t, model.encode([text])) for text in ("", PROMPT))
+        free, told = (model.predict(noise, t, model.encode_prompt([text])) for text in ("", PROMPT))
     eps = free + 2.5 * (told - free)
     level, last = model.alpha_bar[t].view(-1, 1, 1, 1), model.scheduler.final_alpha_cumprod
     clean = (noise - (1 - level).sqrt() * eps) / level.sqrt()
@@ -129,7 +129,7 @@ def test_two_steps_by_hand_the_first_without_guidance(model: BaseModel) -> None:
     assert (schedule.timesteps >= 0.4 * len(model.alpha_bar)).tolist() == [True, False]
     for t, guidance in zip(schedule.timesteps, (1.0, 2.5), strict=True):
         with torch.no_grad():
-            free, told = (model.predict(z, t[None], model.encode([text])) for text in ("", PROMPT))
+            free, told = (model.predict(z, t[None], model.encode_prompt([text])) for text in ("", PROMPT))
         z = schedule.step(free + guidance * (told - free), t, z).prev_sample
     torch.testing.assert_close(
         sample(model, PROMPT, [3], SamplingSettings(2, 2.5, "ddim", guidance_interval_high=0.4)),

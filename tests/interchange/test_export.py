@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from objtune_cli.errors import IncompatibleError, MissingError, UsageError
 from objtune_cli.interchange import export
 from objtune_cli.lora import layers as adapter
-from objtune_cli.models import base_model
+from objtune_cli.models import loading
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.families.family import MODULES
 from objtune_cli.store import artifacts
@@ -64,7 +64,7 @@ FRESH_ROWS = "The new embeddings will be initialized"
 
 
 def _random_lora(base: Path, modules: str, rank: int) -> dict[str, torch.Tensor]:
-    model = base_model.load(base, CPU, torch.float32)
+    model = loading.load(base, CPU, torch.float32)
     adapter.add(model, rank, modules, seed=0)
     g = torch.Generator().manual_seed(1)
     return {k: torch.randn(v.shape, generator=g) * 0.2 for k, v in adapter.state_dict(model).items()}
@@ -100,7 +100,7 @@ def _predict(unet: torch.nn.Module) -> torch.Tensor:
 
 
 def _ours(base: Path, weights: dict[str, torch.Tensor]) -> torch.Tensor:
-    model: BaseModel = base_model.load(base, CPU, torch.float32)
+    model: BaseModel = loading.load(base, CPU, torch.float32)
     model.denoiser.to(memory_format=torch.contiguous_format)
     adapter.load(model, weights)
     return _predict(model.denoiser)
@@ -199,11 +199,11 @@ def test_a_prompt_reads_the_same_with_exported_words(tiny_base: Path, tmp_path: 
     pipe = _theirs(tiny_base)
     pipe.load_textual_inversion(file)
     theirs, _ = pipe.encode_prompt("a photo of <rex> in the snow", CPU, 1, False)
-    model = base_model.load(tiny_base, CPU, torch.float32)
+    model = loading.load(tiny_base, CPU, torch.float32)
     words = Placeholders(model)
     words.add("rex", rows)
     with torch.no_grad():
-        ours = model.encode([words.expand("a photo of <rex> in the snow")])
+        ours = model.encode_prompt([words.expand("a photo of <rex> in the snow")])
     torch.testing.assert_close(theirs.detach(), ours, rtol=1e-5, atol=1e-5)
 
 

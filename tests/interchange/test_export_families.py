@@ -18,8 +18,7 @@ from safetensors.torch import load_file
 from objtune_cli.errors import DamagedError, InputError, ResourceError
 from objtune_cli.interchange import export, model_card
 from objtune_cli.lora import layers as adapter
-from objtune_cli.models import base_model as stacks
-from objtune_cli.models import families
+from objtune_cli.models import families, loading
 from objtune_cli.models.families.family import MODULES
 from objtune_cli.models.placeholders import Placeholders, split_encoders
 from objtune_cli.store import artifacts
@@ -55,7 +54,7 @@ def published(
     root: Path, folder: Path, name: str, modules: str = "all", rank: int = 3
 ) -> tuple[Ref, dict[str, torch.Tensor], torch.Tensor]:
     """An adapter with random layers and a word of two vectors; its ref, tensors and the word's vectors side by side."""
-    model = stacks.load(folder, CPU, torch.float32)
+    model = loading.load(folder, CPU, torch.float32)
     adapter.add(model, rank, modules, seed=0)
     g = torch.Generator().manual_seed(1)
     weights = {k: torch.randn(v.shape, generator=g) * 0.2 for k, v in adapter.state_dict(model).items()}
@@ -89,7 +88,7 @@ def predicted(unet: Any, name: str) -> torch.Tensor:
 def test_diffusers_reads_it_as_we_do(folders: dict[str, Path], tmp_path: Path, name: str, form: str) -> None:
     ref, tensors, _ = published(tmp_path / "store", folders[name], name)
     (file,) = export.run(tmp_path / "store", ref, form, tmp_path / "out")
-    model = stacks.load(folders[name], CPU, torch.float32)
+    model = loading.load(folders[name], CPU, torch.float32)
     model.denoiser.to(memory_format=torch.contiguous_format)
     adapter.load(model, tensors)
     pipe = pipeline(folders[name], name)
@@ -134,10 +133,10 @@ def test_an_embedding_file_gives_the_same_prompt(folders: dict[str, Path], tmp_p
         )
     else:
         pipe.load_textual_inversion(file)
-    model = stacks.load(folders[name], CPU, torch.float32)
+    model = loading.load(folders[name], CPU, torch.float32)
     words = Placeholders(model)
     words.add("rex", rows)
-    ours = model.family.words(model.encode([words.expand("a photo of <rex> in the snow")]))
+    ours = model.family.prompt_embeds(model.encode_prompt([words.expand("a photo of <rex> in the snow")]))
     theirs = pipe.encode_prompt(
         "a photo of <rex> in the snow", device=CPU, num_images_per_prompt=1, do_classifier_free_guidance=False
     )[0]

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from objtune_cli.errors import IncompatibleError
 from objtune_cli.interchange import export
 from objtune_cli.lora import layers as adapter
-from objtune_cli.models import base_model, families
+from objtune_cli.models import families, loading
 from objtune_cli.models.families.family import Family
 from objtune_cli.models.placeholders import Placeholders
 from tests.interchange.test_export import FRESH_ROWS, NO_TEXT_LORA, listening
@@ -71,7 +71,7 @@ def test_diffusers_reads_it_as_we_do(folders: dict[str, Path], tmp_path: Path, n
     ref, tensors, _ = published(tmp_path / "store", folders[name], name)
     (file,) = export.run(tmp_path / "store", ref, "diffusers", tmp_path / "out")
     assert all(key.startswith("transformer.transformer_blocks.") for key in load_file(file))
-    model = base_model.load(folders[name], CPU, torch.float32)
+    model = loading.load(folders[name], CPU, torch.float32)
     adapter.load(model, tensors)
     pipe = pipeline(folders[name], name)
     plain = predicted(pipe.transformer)
@@ -204,12 +204,12 @@ def test_an_embedding_file_gives_the_same_prompt(folders: dict[str, Path], tmp_p
     assert [text for text in warned if not text.startswith(FRESH_ROWS)] == []
     for encoder in (pipe.text_encoder, pipe.text_encoder_2):
         encoder.text_model.eos_token_id = pipe.tokenizer.eos_token_id
-    model = base_model.load(folders[name], CPU, torch.float32)
+    model = loading.load(folders[name], CPU, torch.float32)
     for network in (pipe.text_encoder, pipe.text_encoder_2, *model.text_encoders):
         own_memory(network)
     words = Placeholders(model)
     words.add("rex", rows, "dog")
-    ours = model.encode([words.expand(PROMPT)])
+    ours = model.encode_prompt([words.expand(PROMPT)])
     said = pipe.maybe_convert_prompt(PROMPT, pipe.tokenizer)
     theirs, _, pooled, _ = pipe.encode_prompt(
         said, None, "a photo of a dog in the snow", device=CPU, do_classifier_free_guidance=False
@@ -249,4 +249,4 @@ def test_the_cards_lines_run(
 def test_a_card_of_every_family_has_lines_that_compile() -> None:
     for family in families.FAMILIES:
         assert isinstance(family, Family)
-        compile("\n".join(family.snippet("someone/base", "rex", "dog")), family.name, "exec")
+        compile("\n".join(family.diffusers_example("someone/base", "rex", "dog")), family.name, "exec")

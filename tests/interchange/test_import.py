@@ -20,7 +20,7 @@ from objtune_cli.lora import import_keys
 from objtune_cli.lora import layers as adapter
 from objtune_cli.lora.layer_names import modules_of
 from objtune_cli.models import base_model as stacks
-from objtune_cli.models import families
+from objtune_cli.models import families, loading
 from objtune_cli.models.placeholders import class_token_embeddings, split_encoders
 from objtune_cli.store import artifacts, refs
 from objtune_cli.store.kinds.adapter import AdapterArtifact
@@ -41,7 +41,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def layers(folder: Path, rank: int = 2, modules: str = "all") -> dict[str, torch.Tensor]:
-    model = stacks.load(folder, CPU, torch.float32)
+    model = loading.load(folder, CPU, torch.float32)
     adapter.add(model, rank, modules, seed=0)
     g = torch.Generator().manual_seed(1)
     return {k: torch.randn(v.shape, generator=g) * 0.2 for k, v in adapter.state_dict(model).items()}
@@ -92,26 +92,26 @@ def test_a_kohya_file_acts_as_in_diffusers(cli: Any, folders: dict[str, Path], n
     weights |= of_encoder("lora_te2_", tiny_families.WIDTH_2) if name == "sdxl" else {}
     save_file(weights, file)
     _, tensors = imported(cli, folders[name], file)
-    model = stacks.load(folders[name], CPU, torch.float32)
-    plain = model.encode(["a photo"])
+    model = loading.load(folders[name], CPU, torch.float32)
+    plain = model.encode_prompt(["a photo"])
     model.denoiser.to(memory_format=torch.contiguous_format)
     assert adapter.load(model, tensors, "lora0")
     adapter.set_active(model, ["lora0"])
     pipe = theirs(folders[name], name, file)
     torch.testing.assert_close(predicted(model.denoiser, name), predicted(pipe.unet, name), rtol=1e-5, atol=1e-5)
     told = pipe.encode_prompt("a photo", device=CPU, num_images_per_prompt=1, do_classifier_free_guidance=False)[0]
-    ours = model.encode(["a photo"])
-    torch.testing.assert_close(model.family.words(ours), told, rtol=1e-5, atol=1e-5)
+    ours = model.encode_prompt(["a photo"])
+    torch.testing.assert_close(model.family.prompt_embeds(ours), told, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(ours, plain, atol=1e-3)
     adapter.set_active(model, [])
-    assert torch.equal(model.encode(["a photo"]), plain)
+    assert torch.equal(model.encode_prompt(["a photo"]), plain)
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("form", ["diffusers", "kohya", "bundle"])
 def test_what_was_exported_comes_back_as_it_was(cli: Any, folders: dict[str, Path], name: str, form: str) -> None:
     weights = layers(folders[name], modules="cross-kv")
-    model = stacks.load(folders[name], CPU, torch.float32)
+    model = loading.load(folders[name], CPU, torch.float32)
     rows = torch.randn(2, sum(model.widths), generator=torch.Generator().manual_seed(2))
     tensors = AdapterArtifact({"rex": split_encoders(rows, model.widths)}, weights).to_tensors()
     record = artifacts.Record(
@@ -141,7 +141,7 @@ def test_older_names_of_diffusers_are_read(folders: dict[str, Path]) -> None:
         .replace(".lora_B.weight", "_lora.up.weight"): v
         for k, v in old.items()
     }
-    found = import_keys.lora(stacks.load(folders["sd1"], CPU, torch.float32), old, "old")
+    found = import_keys.lora(loading.load(folders["sd1"], CPU, torch.float32), old, "old")
     assert found.keys() == weights.keys() and all(torch.equal(found[k], v) for k, v in weights.items())
 
 
@@ -150,7 +150,7 @@ def test_layers_of_several_ranks_become_one_rank(folders: dict[str, Path]) -> No
     first = next(k for k in weights if k.endswith("lora_A.weight")).rsplit(".lora_", 1)[0]
     weights[f"{first}.lora_A.weight"] = weights[f"{first}.lora_A.weight"][:1]
     weights[f"{first}.lora_B.weight"] = weights[f"{first}.lora_B.weight"][:, :1]
-    found = import_keys.lora(stacks.load(folders["sd1"], CPU, torch.float32), weights, "mixed")
+    found = import_keys.lora(loading.load(folders["sd1"], CPU, torch.float32), weights, "mixed")
     assert {v.shape[0] for k, v in found.items() if k.endswith("lora_A.weight")} == {4}
     for stem in {k.rsplit(".lora_", 1)[0] for k in weights}:
         delta = [w[f"{stem}.lora_B.weight"] @ w[f"{stem}.lora_A.weight"] for w in (found, weights)]
@@ -161,7 +161,7 @@ def test_without_vectors_the_token_says_the_words_it_was_trained_under(cli: Any,
     save_file(kohya(layers(folders["sd1"], modules="cross-kv"), "sd1"), "other.safetensors")
     _, tensors = imported(cli, folders["sd1"], "other.safetensors", "--word", "sks dog")
     assert torch.equal(
-        tensors["token.rex"], class_token_embeddings(stacks.load(folders["sd1"], CPU, torch.float32), "sks dog")
+        tensors["token.rex"], class_token_embeddings(loading.load(folders["sd1"], CPU, torch.float32), "sks dog")
     )
 
 
@@ -218,13 +218,13 @@ def test_layers_of_text_encoders_act_in_composed_scenes(
         "zeros": plain | {k: torch.zeros_like(v) if "lora_up" in k else v for k, v in words.items()},
         "without": plain,
     }
-    found, counts, encode = {}, {}, stacks.BaseModel.encode
+    found, counts, encode = {}, {}, stacks.BaseModel.encode_prompt
     for name, weights in kinds.items():
         said: list[str] = []
         monkeypatch.setattr(
             stacks.BaseModel,
-            "encode",
-            lambda self, texts, first=0, said=said: said.extend(texts) or encode(self, texts, first),
+            "encode_prompt",
+            lambda self, texts, max_tokens=0, said=said: said.extend(texts) or encode(self, texts, max_tokens),
         )
         save_file(weights, f"{name}.safetensors")
         imported(cli, folders["sd1"], f"{name}.safetensors", "--word", "dog")
@@ -262,11 +262,11 @@ def test_merged_layers_of_text_encoders_are_exported_and_act_in_diffusers(
     for stem in stems if method == "sum" else ():
         own, both = (w[f"{stem}.lora_B.weight"] @ w[f"{stem}.lora_A.weight"] for w in (one, pair))
         torch.testing.assert_close(both, own / 2)
-    model = stacks.load(folders[name], CPU, torch.float32)
-    before = model.encode(["a photo"])
+    model = loading.load(folders[name], CPU, torch.float32)
+    before = model.encode_prompt(["a photo"])
     adapter.load(model, pair)
-    ours = model.family.words(model.encode(["a photo"]))
-    assert not torch.allclose(ours, model.family.words(before), atol=1e-3)
+    ours = model.family.prompt_embeds(model.encode_prompt(["a photo"]))
+    assert not torch.allclose(ours, model.family.prompt_embeds(before), atol=1e-3)
     for form in ("kohya", "diffusers"):
         (file,) = export.run(Path("artifacts"), refs.Ref("adapter", "pair", 1), form, Path(form))
         keys = load_file(file)
@@ -494,7 +494,7 @@ def test_biases_and_whole_differences_act_everywhere_and_are_exported(cli: Any, 
     weights |= {f"{words}.diff_b": torch.randn(16, generator=g)}
     save_file(weights, "a.safetensors")
     _, tensors = imported(cli, folders[name], "a.safetensors")
-    model = stacks.load(folders[name], CPU, torch.float32)
+    model = loading.load(folders[name], CPU, torch.float32)
     plain = predicted(model.denoiser, name)
     modules = modules_of(model)
     with torch.no_grad():  # the same by hand
@@ -504,7 +504,7 @@ def test_biases_and_whole_differences_act_everywhere_and_are_exported(cli: Any, 
                 module.weight += product.view(module.weight.shape)
             if f"{own}.lora_B.bias" in tensors:
                 module.bias += tensors[f"{own}.lora_B.bias"]
-    wanted, told = predicted(model.denoiser, name), model.encode(["a photo"])
+    wanted, told = predicted(model.denoiser, name), model.encode_prompt(["a photo"])
     assert not torch.allclose(wanted, plain, atol=1e-2)
     assert cli("merge", "rex=1", "other=1", "--name", "pair").code == 4
     save_file({"emb_params": torch.zeros(1, tiny_sd1.WIDTH)}, "b.safetensors")
@@ -514,16 +514,16 @@ def test_biases_and_whole_differences_act_everywhere_and_are_exported(cli: Any, 
         held = {
             k: torch.tensor(v) for k, v in artifacts.load(Path("artifacts"), refs.Ref("adapter", called, 1))[1].items()
         }
-        again = stacks.load(folders[name], CPU, torch.float32)
+        again = loading.load(folders[name], CPU, torch.float32)
         adapter.load(again, held)
         torch.testing.assert_close(predicted(again.denoiser, name), wanted, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(again.encode(["a photo"]), told, rtol=1e-4, atol=1e-4)
-    alone = stacks.load(folders[name], CPU, torch.float32)
+        torch.testing.assert_close(again.encode_prompt(["a photo"]), told, rtol=1e-4, atol=1e-4)
+    alone = loading.load(folders[name], CPU, torch.float32)
     with regional.single_lora(alone, tensors):
         torch.testing.assert_close(predicted(alone.denoiser, name), wanted, rtol=1e-4, atol=1e-4)
     for form in ("diffusers", "kohya"):
         (file,) = export.run(Path("artifacts"), refs.Ref("adapter", "rex", 1), form, Path(form))
-        back = import_keys.lora(stacks.load(folders[name], CPU, torch.float32), load_file(file), form)
+        back = import_keys.lora(loading.load(folders[name], CPU, torch.float32), load_file(file), form)
         for own in modules:
             assert (f"{own}.lora_A.weight" in back) == (f"{own}.lora_A.weight" in tensors)
             if f"{own}.lora_A.weight" in back:

@@ -22,8 +22,8 @@ from objtune_cli.interchange import import_sources
 from objtune_cli.lora import import_keys
 from objtune_cli.lora import layers as adapter
 from objtune_cli.lora.layer_names import modules_of
-from objtune_cli.models import base_model, families
-from objtune_cli.models.families.family import first_name
+from objtune_cli.models import base_model, families, loading
+from objtune_cli.models.families.family import original_name
 from tests.support import tiny_families
 
 pytestmark = pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
@@ -42,7 +42,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def ours(folders: dict[str, Path]) -> dict[str, base_model.BaseModel]:
-    return {name: base_model.load(folder, CPU, torch.float32) for name, folder in folders.items()}
+    return {name: loading.load(folder, CPU, torch.float32) for name, folder in folders.items()}
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +187,7 @@ FORMS: dict[str, tuple[str, Callable[[base_model.BaseModel], Made]]] = {
     "kohya, convolutions": ("sd1", lambda s: (kohya(factors(s, (*CONVOLUTIONS, "linear_1", "conv_in")), lambda _: 1.0), {})),
     "kohya, SD 2": ("sd2", lambda s: (kohya(factors(s), lambda _: 1.0), {})),
     "kohya, SDXL by diffusers' names": ("sdxl", lambda s: (kohya(factors(s, FEW), lambda _: 1.0, encoders=2), {})),
-    "kohya, SDXL by the first repository's names": ("sdxl", lambda s: (kohya(factors(s, PLACES), lambda _: 1.0, first_name, 2), {})),
+    "kohya, SDXL by the first repository's names": ("sdxl", lambda s: (kohya(factors(s, PLACES), lambda _: 1.0, original_name, 2), {})),
     "lora.down": ("sd1", lambda s: (plain(factors(s, SELF, start="unet."), down=".lora.down.weight", up=".lora.up.weight"), {})),
     "lora_linear_layer": ("sd1", lambda s: (linear_layers(s), {})),
     "biases": ("sd1", lambda s: (with_biases(plain(factors(s, BIASED))), header(BIASED, unet={"r": 4, "lora_alpha": 8, "lora_bias": True}, text_encoder={"r": 4, "lora_alpha": 8, "lora_bias": True}))),
@@ -300,9 +300,9 @@ def comfy(
 ) -> dict[str, Tensor]:
     """ComfyUI's own names: the first repository's, queries, keys and values of SD 3 in one layer; text encoders by the file's name for them."""
     found: dict[str, Tensor] = {}
-    own = model.family.kohya({o.removeprefix("unet."): pair for o, pair in low.items() if o.startswith("unet.")})
+    own = model.family.to_kohya({o.removeprefix("unet."): pair for o, pair in low.items() if o.startswith("unet.")})
     if model.family.name != "sd3":
-        own = {first_name(o.removeprefix("unet.")): pair for o, pair in low.items() if o.startswith("unet.")}
+        own = {original_name(o.removeprefix("unet.")): pair for o, pair in low.items() if o.startswith("unet.")}
     for name, pair in own.items():
         stem = start + (name.replace(".", "_") if flat else name)
         found |= {
@@ -336,7 +336,7 @@ UNITS: dict[str, tuple[str, tuple[str, ...], str, Callable[[Low, base_model.Base
     "ComfyUI, SDXL": ("sdxl", PLACES, "", comfy, lambda _: 1.0),
     "ComfyUI, SD 3": ("sd3", ("to_q", "add_v_proj", "ff.net.2", "q_proj"), "", comfy, lambda _: 1.0),
     "kohya, SD 3": ("sd3", ("to_k", "to_add_out"), "unet.", lambda low, s: comfy(low, s, "lora_unet_", flat=True), lambda _: 1.0),
-    "kohya, SD 1 by the first repository's names": ("sd1", ALL, "", lambda low, s: kohya(low, lambda _: 4.0, first_name), lambda _: 1.0),
+    "kohya, SD 1 by the first repository's names": ("sd1", ALL, "", lambda low, s: kohya(low, lambda _: 4.0, original_name), lambda _: 1.0),
     "kohya, an alpha a layer": ("sd1", ATTENTION, "", lambda low, s: kohya(low, per_layer), lambda i: per_layer(i) / 4),
     "kohya, an alpha a layer, fp16": ("sdxl", FEW, "", lambda low, s: {k: v.half() if "alpha" in k else v for k, v in kohya(low, per_layer, encoders=2).items()}, lambda i: per_layer(i) / 4),
     "fp8": ("sd1", ATTENTION, "unet.", lambda low, s: typed(plain(low), torch.float8_e4m3fn), lambda _: 1.0),
@@ -471,9 +471,9 @@ def test_tucker_factors_and_whole_differences_are_layers_too(
 @pytest.mark.parametrize("name", ["text_encoder_2.text_projection", "text_encoder_2.text_model.text_projection"])
 def test_the_projection_of_the_second_text_encoder_acts(folders: dict[str, Path], name: str) -> None:
     """Under its own name, and under the one that earlier versions gave it."""
-    model = base_model.load(folders["sdxl"], CPU, torch.float32)
-    before = model.encode(["a photo"])
+    model = loading.load(folders["sdxl"], CPU, torch.float32)
+    before = model.encode_prompt(["a photo"])
     down, up = torch.arange(tiny_families.WIDTH_2)[None].float() / 10, torch.ones(tiny_families.WIDTH_2, 1)
     assert adapter.load(model, {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up})
-    after = model.encode(["a photo"])
+    after = model.encode_prompt(["a photo"])
     assert torch.equal(after[:, :-1], before[:, :-1]) and not torch.allclose(after[:, -1], before[:, -1], atol=1e-3)

@@ -20,6 +20,7 @@ from objtune_cli.interchange import import_ as imported
 from objtune_cli.interchange import import_sources, textual_inversion
 from objtune_cli.lora import import_keys, import_kinds
 from objtune_cli.models import base_model as stacks
+from objtune_cli.models import loading
 from tests.support import tiny_families, tiny_sd1
 
 pytestmark = pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
@@ -33,12 +34,12 @@ LAYER = {f"{STEM}.lora_down.weight": torch.ones(2, 16), f"{STEM}.lora_up.weight"
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> stacks.BaseModel:
-    return stacks.load(tiny_sd1.build(tmp_path_factory.mktemp("refusals") / "sd1", clip=False), CPU, torch.float32)
+    return loading.load(tiny_sd1.build(tmp_path_factory.mktemp("refusals") / "sd1", clip=False), CPU, torch.float32)
 
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> stacks.BaseModel:
-    return stacks.load(
+    return loading.load(
         tiny_families.sdxl(tmp_path_factory.mktemp("refusals") / "sdxl", with_clip=False), CPU, torch.float32
     )
 

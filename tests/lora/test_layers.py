@@ -7,7 +7,7 @@ import torch
 
 from objtune_cli.errors import IncompatibleError
 from objtune_cli.lora import layers as adapter
-from objtune_cli.models import base_model
+from objtune_cli.models import loading
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.families.family import MODULES
 
@@ -16,7 +16,7 @@ def _predict(model: BaseModel) -> torch.Tensor:
     g = torch.Generator().manual_seed(0)
     with torch.no_grad():
         return model.predict(
-            torch.randn(2, 4, 8, 8, generator=g), torch.tensor([10, 800]), model.encode(["a dog", "a cat"])
+            torch.randn(2, 4, 8, 8, generator=g), torch.tensor([10, 800]), model.encode_prompt(["a dog", "a cat"])
         )
 
 
@@ -59,7 +59,7 @@ def test_the_seed_decides_the_start_and_the_global_generator_is_left_alone(model
     assert torch.equal(torch.get_rng_state(), state)
     first = adapter.state_dict(model)
     for seed, equal in ((3, True), (4, False), (2**32 + 3, False)):
-        other = base_model.load(tiny_base, model.device, model.dtype)
+        other = loading.load(tiny_base, model.device, model.dtype)
         adapter.add(other, 4, "attention", seed=seed)
         again = adapter.state_dict(other)
         assert again.keys() == first.keys()
@@ -82,7 +82,7 @@ def test_round_trip_gives_identical_predictions(model: BaseModel, tiny_base, mod
     _shake(model)
     weights = adapter.state_dict(model)
     assert all(k.startswith("unet.") and k.endswith(("lora_A.weight", "lora_B.weight")) for k in weights)
-    fresh = base_model.load(tiny_base, model.device, model.dtype)
+    fresh = loading.load(tiny_base, model.device, model.dtype)
     plain = _predict(fresh)
     held = adapter.load(fresh, weights | {"token.rex": torch.ones(2, 16)})  # a token beside it is not its business
     loaded = _predict(fresh)
@@ -104,7 +104,7 @@ def test_two_adapters_add_up(model: BaseModel, tiny_base) -> None:
     layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
     weights = []
     for seed in (1, 2):
-        other = base_model.load(tiny_base, model.device, model.dtype)
+        other = loading.load(tiny_base, model.device, model.dtype)
         adapter.add(other, 2, "attention", seed=0)
         _shake(other, seed)
         weights.append(adapter.state_dict(other))
@@ -133,6 +133,6 @@ def test_an_adapter_for_wider_layers_is_refused(model: BaseModel, tiny_base) -> 
     """Same names, other widths: SD 1.5 and SD 2.1 are such a pair."""
     adapter.add(model, 4, "attention", seed=0)
     weights = {k: torch.cat([v, v], 1) if ".lora_A" in k else v for k, v in adapter.state_dict(model).items()}
-    fresh = base_model.load(tiny_base, model.device, model.dtype)
+    fresh = loading.load(tiny_base, model.device, model.dtype)
     with pytest.raises(IncompatibleError, match="another base"):
         adapter.load(fresh, weights)

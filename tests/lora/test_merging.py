@@ -6,7 +6,7 @@ from torch import Tensor
 
 from objtune_cli.lora import layers as adapter
 from objtune_cli.lora import merging
-from objtune_cli.models import base_model
+from objtune_cli.models import loading
 from objtune_cli.models.base_model import BaseModel
 
 LINEAR, CONV, ALONE = "unet.a.to_q", "unet.b.conv1", "unet.c.to_v"
@@ -80,12 +80,12 @@ def test_dare_is_the_same_for_the_same_seed(method: str) -> None:
 
 
 def test_the_merged_adapter_draws_what_both_together_draw(model: BaseModel, tiny_base) -> None:
-    other = base_model.load(tiny_base, model.device, model.dtype)
+    other = loading.load(tiny_base, model.device, model.dtype)
     adapter.add(other, 2, "all", seed=0)
     shapes = {k: v.shape for k, v in adapter.state_dict(other).items()}
     g = torch.Generator().manual_seed(0)
     first, second = ({k: torch.randn(s, generator=g) * 0.2 for k, s in shapes.items()} for _ in range(2))
-    given = torch.randn(1, 4, 8, 8, generator=g), torch.tensor([500]), model.encode(["a dog"])
+    given = torch.randn(1, 4, 8, 8, generator=g), torch.tensor([500]), model.encode_prompt(["a dog"])
     with torch.no_grad():
         for i, weights in enumerate((first, second)):
             adapter.load(other, weights, f"lora{i}")

@@ -16,7 +16,7 @@ def _given(rows: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _predict(model: BaseModel, prompts: list[str]) -> torch.Tensor:
-    return model.predict(*_given(len(prompts)), model.encode(prompts))
+    return model.predict(*_given(len(prompts)), model.encode_prompt(prompts))
 
 
 PROMPTS = ["a dog on the beach", "a cat", "a red mug"]
@@ -90,7 +90,7 @@ def test_only_maps_that_are_no_larger_are_kept(model: BaseModel, monkeypatch: py
 @torch.no_grad()
 def test_where_none_is_kept_a_layer_does_what_it_did_before(model: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "MAX_MAP_SIDE", 0)
-    monkeypatch.setattr(type(model.family), "cells", lambda *_: 99)
+    monkeypatch.setattr(type(model.family), "latent_multiple", lambda *_: 99)
     expected = _predict(model, PROMPTS)
     with record_cross_attention(model, 3) as seen:
         assert torch.equal(_predict(model, PROMPTS), expected) and not seen.maps
@@ -101,7 +101,7 @@ def test_once_it_is_over_no_more_is_kept(model: BaseModel) -> None:
     with record_cross_attention(model, 3) as seen:
         first = _predict(model, PROMPTS)
         kept = {side: list(maps) for side, maps in seen.maps.items()}
-        seen.over = True
+        seen.complete = True
         assert torch.equal(_predict(model, PROMPTS), first)
     assert all(len(maps) == len(kept[side]) for side, maps in seen.maps.items()) and kept.keys() == seen.maps.keys()
 
@@ -112,7 +112,7 @@ def test_seen_by_hand() -> None:
     b = torch.tensor([[[0.4, 0.6, 0.0], [0.6, 0.0, 0.4], [0.8, 0.2, 0.0], [0.7, 0.0, 0.3]]])
     recorder = Recorder(1)
     recorder.maps = {1: [torch.ones(1, 1, 3)], 2: [a, b]}
-    found = recorder.seen(torch.tensor([False, True, True]))
+    found = recorder.token_map(torch.tensor([False, True, True]))
     torch.testing.assert_close(found, torch.tensor([[[1, 2 / 3], [1 / 3, 1 / 2]]]))
 
 
@@ -123,12 +123,12 @@ def test_a_map_peaks_at_one_and_the_whole_prompt_is_seen_everywhere_alike(model:
     prompts = [words.expand("a photo of <rex> on the beach")] * 3
     with record_cross_attention(model, 3) as seen:
         _predict(model, prompts)
-    own = words.positions(model.token_ids(prompts), "rex")[0]
+    own = words.token_positions(model.token_ids(prompts), "rex")[0]
     assert int(own.sum()) == 3
-    maps = seen.seen(own)
+    maps = seen.token_map(own)
     assert maps.shape == (3, 8, 8) and float(maps.min()) >= 0
     torch.testing.assert_close(maps.amax((1, 2)), torch.ones(3))
-    torch.testing.assert_close(seen.seen(torch.ones_like(own)), torch.ones(3, 8, 8))
+    torch.testing.assert_close(seen.token_map(torch.ones_like(own)), torch.ones(3, 8, 8))
 
 
 def test_gradients_reach_the_token(model: BaseModel) -> None:
@@ -138,5 +138,5 @@ def test_gradients_reach_the_token(model: BaseModel) -> None:
     prompts = [words.expand("a photo of <rex>")] * 3
     with record_cross_attention(model, 3) as seen:
         _predict(model, prompts)
-    seen.seen(words.positions(model.token_ids(prompts), "rex")[0])[:, :4].mean().backward()
+    seen.token_map(words.token_positions(model.token_ids(prompts), "rex")[0])[:, :4].mean().backward()
     assert rows.grad is not None and float(rows.grad.abs().sum()) > 0

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from objtune_cli.errors import DamagedError, IncompatibleError, MissingError, ResourceError
-from objtune_cli.models import base_model
+from objtune_cli.models import base_model, loading
 from objtune_cli.models.base_model import BaseModel
-from objtune_cli.runtime import cpu
+from objtune_cli.runtime import cpu, devices
 
 CPU = torch.device("cpu")
 
 
 def test_numbers_of_the_tiny_base(model: BaseModel) -> None:
-    assert (model.factor, model.size, model.prediction) == (4, 32, "epsilon")
+    assert (model.vae_scale_factor, model.resolution, model.prediction) == (4, 32, "epsilon")
     assert model.alpha_bar.shape == (1000,)
     assert model.alpha_bar[0] == pytest.approx(1 - 0.00085)  # the first beta
 
@@ -28,8 +28,8 @@ def test_everything_is_frozen_and_in_eval_mode(model: BaseModel) -> None:
 
 
 def test_text_encoders_keep_their_own_numbers_in_any_precision(model: BaseModel, tiny_base: Path) -> None:
-    half = base_model.load(tiny_base, CPU, torch.bfloat16)
-    assert half.denoiser.dtype == torch.bfloat16 and half.encode(["a dog"]).dtype == torch.bfloat16
+    half = loading.load(tiny_base, CPU, torch.bfloat16)
+    assert half.denoiser.dtype == torch.bfloat16 and half.encode_prompt(["a dog"]).dtype == torch.bfloat16
     pairs = zip(half.text_encoder.parameters(), model.text_encoder.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 
@@ -39,25 +39,25 @@ def test_prompts_are_padded_and_cut_to_the_encoders_length(model: BaseModel) -> 
     assert ids.shape == (3, 77)
     eos = model.tokenizer.eos_token_id
     assert (ids == eos).sum(1).tolist() == [76, 77 - 5, 1]  # start, then nothing; a, d, o, g; cut
-    assert model.encode(["", "a dog", "x" * 300]).shape == (3, 77, 16)
+    assert model.encode_prompt(["", "a dog", "x" * 300]).shape == (3, 77, 16)
 
 
 def test_latents_do_not_depend_on_how_many_are_taken_at_once_and_have_the_right_size(
     model: BaseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pictures = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    latents = model.to_latent(pictures)
+    latents = model.encode_image(pictures)
     assert latents.shape == (3, 4, 8, 8)
     monkeypatch.setattr(base_model, "VAE_PIXELS_PER_BATCH", 2 * 32 * 32)
     assert base_model.vae_batch_size(32, 32) == 2 and base_model.vae_batch_size(512, 512) == 1
-    torch.testing.assert_close(model.to_latent(pictures), latents)
+    torch.testing.assert_close(model.encode_image(pictures), latents)
     scaled = model.vae.encode(pictures).latent_dist.mean * model.vae.config.scaling_factor
     torch.testing.assert_close(latents, scaled.detach())
 
 
 def test_pictures_are_in_range_and_undo_the_scaling(model: BaseModel) -> None:
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    shown = model.to_picture(latents)
+    shown = model.decode_latents(latents)
     assert shown.shape == (2, 3, 32, 32) and shown.abs().max() <= 1
     torch.testing.assert_close(
         shown, model.vae.decode(latents / model.vae.config.scaling_factor).sample.detach().clamp(-1, 1)
@@ -66,7 +66,7 @@ def test_pictures_are_in_range_and_undo_the_scaling(model: BaseModel) -> None:
 
 def test_predict_is_the_denoiser_itself(model: BaseModel) -> None:
     z, t = torch.randn(2, 4, 8, 8), torch.tensor([5, 900])
-    condition = model.encode(["a dog", "a cat"])
+    condition = model.encode_prompt(["a dog", "a cat"])
     with torch.no_grad():
         both = model.predict(z, t, condition)
         torch.testing.assert_close(both[1:], model.predict(z[1:], t[1:], condition[1:]), rtol=1e-4, atol=1e-5)
@@ -88,7 +88,7 @@ def test_a_missing_part_is_named(tiny_base: Path, tmp_path: Path, part: str) -> 
     folder = shutil.copytree(tiny_base, tmp_path / "base")
     shutil.rmtree(folder / part)
     with pytest.raises(MissingError, match=f"missing: {part}/"):
-        base_model.load(folder, CPU, torch.float32)
+        loading.load(folder, CPU, torch.float32)
 
 
 @pytest.mark.parametrize("keep", [0, 100, 5000])
@@ -105,7 +105,7 @@ def test_truncated_weights_are_an_error_with_a_hint(tiny_base: Path, tmp_path: P
     weights = folder / f"{file}.safetensors"
     weights.write_bytes(weights.read_bytes()[:keep])
     with pytest.raises(DamagedError, match="damaged") as caught:
-        base_model.load(folder, CPU, torch.float32)
+        loading.load(folder, CPU, torch.float32)
     assert "download" in caught.value.hint
 
 
@@ -126,7 +126,7 @@ def test_broken_configs_are_an_error_with_a_hint(tiny_base: Path, tmp_path: Path
     folder = shutil.copytree(tiny_base, tmp_path / "base")
     (folder / file).write_text(text)
     with pytest.raises(DamagedError, match="damaged") as caught:
-        base_model.load(folder, CPU, torch.float32)
+        loading.load(folder, CPU, torch.float32)
     assert "download" in caught.value.hint
 
 
@@ -135,16 +135,16 @@ def test_pickled_weights_are_not_opened(tiny_base: Path, tmp_path: Path) -> None
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(IncompatibleError, match="weights of unet only as a pickle"):
-        base_model.load(folder, CPU, torch.float32)
+        loading.load(folder, CPU, torch.float32)
 
 
 def test_devices_and_precisions() -> None:
-    assert base_model.pick_device("cpu") == CPU
-    assert base_model.pick_dtype("auto", CPU) == torch.float32
-    assert base_model.pick_dtype("bf16", CPU) == torch.bfloat16
+    assert devices.pick_device("cpu") == CPU
+    assert loading.pick_dtype("auto", CPU) == torch.float32
+    assert loading.pick_dtype("bf16", CPU) == torch.bfloat16
     for name in ("toaster", "cuda:63"):
         with pytest.raises(ResourceError, match=f"device {name} is not available"):
-            base_model.pick_device(name)
+            devices.pick_device(name)
 
 
 def test_keeping_memory_is_harmless() -> None:
@@ -155,9 +155,9 @@ def test_keeping_memory_is_harmless() -> None:
 
 def test_an_autoencoder_that_rests_leaves_memory_and_comes_back_the_same(model: BaseModel) -> None:
     pictures = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    before, gone = model.to_latent(pictures), weakref.ref(model.vae)
-    model.rest()
+    before, gone = model.encode_image(pictures), weakref.ref(model.vae)
+    model.offload_vae()
     assert gone() is None
-    assert (model.factor, model.size, model.autoencoder) == (4, 32, None)  # asked without opening it
-    assert torch.equal(model.to_latent(pictures), before)
+    assert (model.vae_scale_factor, model.resolution, model.loaded_vae) == (4, 32, None)  # asked without opening it
+    assert torch.equal(model.encode_image(pictures), before)
     assert not any(p.requires_grad for p in model.vae.parameters())

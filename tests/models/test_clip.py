@@ -23,22 +23,22 @@ def clip(tiny_base, model: BaseModel) -> towers.Clip:
 
 def test_vectors_have_length_one(clip: towers.Clip, model: BaseModel) -> None:
     pictures = torch.rand(3, 3, 50, 70, generator=torch.Generator().manual_seed(0))
-    for vectors in (clip.pictures(pictures), clip.texts(model, TEXTS)):
+    for vectors in (clip.image_features(pictures), clip.text_features(model, TEXTS)):
         assert vectors.shape == (3, 16)
         torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
-    assert clip.size == tiny_sd1.CLIP_SIDE
+    assert clip.image_size == tiny_sd1.CLIP_SIDE
 
 
 def test_texts_agree_with_transformers_own_reading(clip: towers.Clip, model: BaseModel) -> None:
     own = clip.clip.get_text_features(input_ids=model.token_ids(TEXTS)).pooler_output
-    torch.testing.assert_close(clip.texts(model, TEXTS), F.normalize(own, dim=-1))
+    torch.testing.assert_close(clip.text_features(model, TEXTS), F.normalize(own, dim=-1))
 
 
 def test_pictures_agree_with_transformers_own_reading(clip: towers.Clip) -> None:
     pictures = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (towers.MEAN, towers.STD))
     own = clip.clip.get_image_features(pixel_values=(pictures - mean) / std).pooler_output
-    torch.testing.assert_close(clip.pictures(pictures), F.normalize(own, dim=-1))
+    torch.testing.assert_close(clip.image_features(pictures), F.normalize(own, dim=-1))
 
 
 def test_a_sentence_is_read_at_its_end_even_with_a_placeholder_of_a_larger_id(
@@ -51,14 +51,14 @@ def test_a_sentence_is_read_at_its_end_even_with_a_placeholder_of_a_larger_id(
     ids = model.token_ids([text])[0]
     end = int((ids == model.tokenizer.eos_token_id).nonzero()[0])
     assert int(ids.argmax()) < end  # the trap is set
-    torch.testing.assert_close(clip.texts(model, [text]), clip.texts(model, ["a photo of a dog"]))
+    torch.testing.assert_close(clip.text_features(model, [text]), clip.text_features(model, ["a photo of a dog"]))
 
 
 def test_gradient_reaches_the_placeholder_through_the_text_tower(clip: towers.Clip, model: BaseModel) -> None:
     words = Placeholders(model)
     rows = class_token_embeddings(model, "dog").requires_grad_()
     words.add("rex", rows)
-    clip.texts(model, [words.expand("a photo of <rex>")])[0, 0].backward()
+    clip.text_features(model, [words.expand("a photo of <rex>")])[0, 0].backward()
     assert rows.grad is not None and rows.grad.abs().sum() > 0
     assert not any(p.requires_grad for p in clip.clip.parameters())
 

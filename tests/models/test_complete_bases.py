@@ -15,7 +15,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from objtune_cli.errors import DamagedError, IncompatibleError, MissingError, ObjtuneError, UsageError
-from objtune_cli.models import base_model, registry
+from objtune_cli.models import base_model, loading, registry
 from objtune_cli.models.families import component_loading, single_file
 from tests.support import tiny_families, tiny_sd1
 
@@ -55,7 +55,7 @@ def configure(path: Path, **values: Any) -> None:
 def refused(folder: Path) -> ObjtuneError:
     """What is said of a base, by the look-up that every command begins with and by opening it."""
     with pytest.raises(ObjtuneError) as opening:
-        base_model.load(folder, CPU, torch.float32)
+        loading.load(folder, CPU, torch.float32)
     try:
         registry.resolve(str(folder))
     except ObjtuneError as error:
@@ -114,7 +114,7 @@ def test_a_folder_with_a_variant_alone_is_opened(copy: Callable[..., Path], vari
     for file in (UNET, VAE, WORDS):
         change(folder / file, lambda weights: {key: value.half() for key, value in weights.items()})
         (folder / file).rename(folder / file.replace(".safetensors", f".{variant}.safetensors"))
-    found = base_model.load(folder, CPU, torch.float32)
+    found = loading.load(folder, CPU, torch.float32)
     wanted = load_file(folder / UNET.replace(".safetensors", f".{variant}.safetensors"))
     assert all(torch.equal(value, wanted[key].float()) for key, value in found.denoiser.state_dict().items())
     base = registry.resolve(str(folder))
@@ -137,7 +137,7 @@ def test_weights_in_several_files_are_all_there(copy: Callable[..., Path]) -> No
     (folder / UNET).unlink()
     index = folder / "unet/diffusion_pytorch_model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": table}))
-    found = base_model.load(folder, CPU, torch.float32).denoiser.state_dict()
+    found = loading.load(folder, CPU, torch.float32).denoiser.state_dict()
     assert all(torch.equal(value, whole[key]) for key, value in found.items())
     (folder / "unet/b.safetensors").unlink()
     error = refused(folder)
@@ -234,10 +234,10 @@ def test_numbers_that_nothing_can_be_drawn_with(
 
 def test_a_frame_of_two_equal_sides_is_its_side(copy: Callable[..., Path]) -> None:
     folder = copy()
-    plain = registry.resolve(str(folder)).side
+    plain = registry.resolve(str(folder)).resolution
     side = json.loads((folder / "unet/config.json").read_text())["sample_size"]
     configure(folder / "unet/config.json", sample_size=[side, side])
-    assert registry.resolve(str(folder)).side == plain == base_model.load(folder, CPU, torch.float32).size
+    assert registry.resolve(str(folder)).resolution == plain == loading.load(folder, CPU, torch.float32).size
 
 
 def test_a_config_that_the_libraries_cannot_read_is_damaged(copy: Callable[..., Path]) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from objtune_cli.errors import IncompatibleError, MissingError
 from objtune_cli.interchange import hub
-from objtune_cli.models import base_model, registry
+from objtune_cli.models import loading, registry
 from objtune_cli.models.families import single_file
 from objtune_cli.store import safetensors_format
 from tests.support import single_file_checkpoints, tiny_families, tiny_sd1
@@ -51,9 +51,7 @@ def one(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def scheduler_of(base: registry.Base) -> dict:
-    return base_model.load(
-        base.folder, CPU, torch.float32, base.weights, base.said_prediction, base.vae
-    ).scheduler.config
+    return loading.load(base.folder, CPU, torch.float32, base.weights, base.said_prediction, base.vae).scheduler.config
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
@@ -71,7 +69,7 @@ def test_the_marks_of_v_prediction_and_zero_snr(one: Callable[..., Path], family
         True,
         "trailing",
     )
-    model = base_model.load(marked.folder, CPU, torch.float32, marked.weights)
+    model = loading.load(marked.folder, CPU, torch.float32, marked.weights)
     assert float(model.alpha_bar[-1]) == 0 and marked.record()["noise"] == "zero-snr" and "noise" not in plain.record()
 
 
@@ -143,7 +141,7 @@ def test_a_safetensors_file_under_another_ending(one: Callable[..., Path], endin
     """Its weights count in the fingerprint as those of any other."""
     path = one("sd1").rename(one("sd1").with_suffix(ending))
     plain = registry.resolve(str(path))
-    assert base_model.load(plain.folder, CPU, torch.float32, path).denoiser.config.in_channels == 4
+    assert loading.load(plain.folder, CPU, torch.float32, path).denoiser.config.in_channels == 4
     weights = load_file(path)
     save_file({key: value + 1 for key, value in weights.items()}, path)
     assert registry.resolve(str(path)).fingerprint != plain.fingerprint
@@ -183,7 +181,7 @@ def test_a_file_without_a_vae_takes_a_given_one(
     for given in (folders["sd1"], folders["sd1"] / "vae", folders["sd1"] / VAE, tmp_path / "vae.safetensors"):
         done = cli("generate", "a dog", "-n", 1, "--steps", 2, "--base", path, "--set", f"base.vae={given}")
         assert done.code == 0, done.err
-    shown = [base_model.load(base.folder, CPU, torch.float32, base.weights, "", base.vae).vae.state_dict()
+    shown = [loading.load(base.folder, CPU, torch.float32, base.weights, "", base.vae).vae.state_dict()
              for base in (registry.resolve(str(path), vae=str(given)) for given in (folders["sd1"], folders["sd1"] / VAE, tmp_path / "vae.safetensors"))]  # fmt: skip
     wanted = load_file(folders["sd1"] / VAE)
     assert all(torch.equal(weights[key], wanted[key]) for weights in shown for key in wanted)
@@ -200,14 +198,14 @@ def test_a_folder_takes_another_vae_which_makes_it_another_base(folders: dict[st
     )
     plain, changed = registry.resolve(str(folder)), registry.resolve(str(folder), vae=str(other))
     assert changed.fingerprint != plain.fingerprint and changed.record()["vae"] == "other"
-    model = base_model.load(folder, CPU, torch.float32, vae=changed.vae)
-    model.rest()
+    model = loading.load(folder, CPU, torch.float32, vae=changed.vae)
+    model.offload_vae()
     assert torch.equal(model.vae.decoder.conv_out.bias, weights["decoder.conv_out.bias"] + 1)
-    side = plain.side
+    side = plain.resolution
     shutil.rmtree(folder / "vae")
     with pytest.raises(MissingError, match="missing: vae/"):
         registry.resolve(str(folder))
-    assert registry.resolve(str(folder), vae=str(other)).side == side
+    assert registry.resolve(str(folder), vae=str(other)).resolution == side
 
 
 @pytest.mark.parametrize(
@@ -245,8 +243,8 @@ def test_old_names_of_the_text_encoder(one: Callable[..., Path], folders: dict[s
         {key.replace(single_file.WORDS, single_file.OLD_WORDS): value for key, value in load_file(path).items()}, path
     )
     base = registry.resolve(str(path))
-    found = base_model.load(base.folder, CPU, torch.float32, path).text_encoder.state_dict()
-    wanted = base_model.load(folders["sd1"], CPU, torch.float32).text_encoder.state_dict()
+    found = loading.load(base.folder, CPU, torch.float32, path).text_encoder.state_dict()
+    wanted = loading.load(folders["sd1"], CPU, torch.float32).text_encoder.state_dict()
     assert found.keys() == wanted.keys() and all(torch.equal(found[key], wanted[key]) for key in wanted)
 
 

@@ -11,7 +11,7 @@ from objtune_cli.errors import IncompatibleError
 from objtune_cli.generation.sampling import sample
 from objtune_cli.generation.settings import SamplingSettings
 from objtune_cli.lora import layers
-from objtune_cli.models import attention, base_model, families, registry
+from objtune_cli.models import attention, families, loading, registry
 from objtune_cli.models import clip as towers
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.placeholders import Placeholders, class_token_embeddings, split_encoders
@@ -37,7 +37,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def opened(folders: dict[str, Path]) -> Any:
-    return lambda name: base_model.load(folders[name], CPU, torch.float32)
+    return lambda name: loading.load(folders[name], CPU, torch.float32)
 
 
 def theirs(folder: Path, name: str) -> Any:
@@ -52,15 +52,15 @@ def theirs(folder: Path, name: str) -> Any:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_folder_says_its_family(folders: dict[str, Path], name: str) -> None:
     base = registry.resolve(str(folders[name]))
-    assert base.family.name == name and base.image_tower == folders[name] / "clip"
-    assert base.second_tower == (folders[name] / "clip_2" if name in POOLED else None)
+    assert base.family.name == name and base.clip_path == folders[name] / "clip"
+    assert base.clip_2_path == (folders[name] / "clip_2" if name in POOLED else None)
     assert base.record().get("family") == (None if name == "sd1" else name)
-    assert base.sampling["guidance"] == GUIDANCE[name] and base.cells == 64
+    assert base.sampling["guidance"] == GUIDANCE[name] and base.num_latent_cells == 64
 
 
 def test_a_pipeline_of_no_family_is_one_line(folders: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "KandinskyPipeline"}))
-    for opening in (lambda: registry.resolve(str(tmp_path)), lambda: base_model.load(tmp_path, CPU, torch.float32)):
+    for opening in (lambda: registry.resolve(str(tmp_path)), lambda: loading.load(tmp_path, CPU, torch.float32)):
         with pytest.raises(IncompatibleError) as error:
             opening()
         assert error.value.code == 6
@@ -71,14 +71,14 @@ def test_every_alias_is_pinned_to_a_commit() -> None:
     for repository in registry.HUB.values():
         assert len(registry.REVISIONS[repository]) == 40 and int(registry.REVISIONS[repository], 16)
     for family in families.FAMILIES:
-        assert len(family.towers) == len(family.encoders) and families.get_family(family.name) is family
+        assert len(family.clip_models) == len(family.encoders) and families.get_family(family.name) is family
 
 
 @pytest.mark.parametrize("text", [PROMPT, "", "x" * 300])
 @pytest.mark.parametrize("name", UNETS)
 def test_a_prompt_is_encoded_as_diffusers_does(folders: dict[str, Path], opened: Any, name: str, text: str) -> None:
     model: BaseModel = opened(name)
-    ours = model.encode([text])
+    ours = model.encode_prompt([text])
     pipe = theirs(folders[name], name)
     if name != "sdxl":
         assert torch.equal(ours, pipe.encode_prompt(text, CPU, 1, False)[0])
@@ -89,8 +89,8 @@ def test_a_prompt_is_encoded_as_diffusers_does(folders: dict[str, Path], opened:
     )
     if asked is None:
         words, pooled = against, pooled_against
-    assert torch.equal(model.family.words(ours), words)
-    assert torch.equal(model.family.extras(model, ours, 32, 32)["text_embeds"], pooled)
+    assert torch.equal(model.family.prompt_embeds(ours), words)
+    assert torch.equal(model.family.added_cond_kwargs(model, ours, 32, 32)["text_embeds"], pooled)
 
 
 @pytest.mark.parametrize("name", UNETS)
@@ -129,7 +129,7 @@ def test_guidance_that_begins_late_is_told_the_same(opened: Any, name: str) -> N
 def test_sdxl_is_told_the_size_and_the_pooled_words(opened: Any) -> None:
     model = opened("sdxl")
     z, t = torch.randn(2, 4, 8, 8), torch.tensor([5, 900])
-    condition = model.encode([PROMPT, "a cat"])
+    condition = model.encode_prompt([PROMPT, "a cat"])
     with torch.no_grad():
         whole = model.predict(z, t, condition)
         told = {
@@ -147,7 +147,10 @@ def test_sdxl_is_told_the_size_and_the_pooled_words(opened: Any) -> None:
 def test_leading_tokens_hear_none_of_what_follows(opened: Any, name: str) -> None:
     """So that what a prompt says of its first words needs no more than these."""
     model = opened(name)
-    whole, first = model.encode([PROMPT, "a photo of a cat"]), model.encode([PROMPT, "a photo of a cat"], 5)
+    whole, first = (
+        model.encode_prompt([PROMPT, "a photo of a cat"]),
+        model.encode_prompt([PROMPT, "a photo of a cat"], 5),
+    )
     assert first.shape == (2, 5, whole.shape[-1]) and first.dtype == whole.dtype
     torch.testing.assert_close(first, whole[:, :5], rtol=1e-5, atol=1e-5)
 
@@ -156,16 +159,16 @@ def test_leading_tokens_hear_none_of_what_follows(opened: Any, name: str) -> Non
 def test_an_added_word_is_read_and_learned_in_every_tower(opened: Any, name: str) -> None:
     """Also where the pooled row is taken: at the end of the text, not at the largest id, which the word has."""
     model = opened(name)
-    plain = model.encode([PROMPT]).detach()
+    plain = model.encode_prompt([PROMPT]).detach()
     rows = class_token_embeddings(model, "dog")
     assert rows.shape == (3, sum(model.widths)) and len(model.widths) == len(model.family.encoders)
     words = Placeholders(model)
     words.add("rex", rows, "dog")
-    said = model.encode([words.expand("a photo of a <rex>")])
+    said = model.encode_prompt([words.expand("a photo of a <rex>")])
     torch.testing.assert_close(said, plain, rtol=1e-5, atol=1e-5)  # the same vectors at the same places say the same
     learned = rows.clone().requires_grad_(True)
     words.replace("rex", learned)
-    model.encode([words.expand("a photo of a <rex>")]).square().sum().backward()
+    model.encode_prompt([words.expand("a photo of a <rex>")]).square().sum().backward()
     assert all(float(part.abs().max()) > 0 for part in split_encoders(learned.grad, model.widths))
 
 
@@ -177,13 +180,13 @@ def test_rows_of_another_family_are_one_line(opened: Any) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_attention_to_a_word_is_recorded(opened: Any, name: str) -> None:
     model = opened(name)
-    condition = model.encode([PROMPT])
+    condition = model.encode_prompt([PROMPT])
     with torch.no_grad(), attention.record_cross_attention(model, 1) as seen:
         model.predict(torch.randn(1, model.denoiser.config.in_channels, 8, 8), torch.tensor([100]), condition)
     tokens = torch.zeros(77, dtype=torch.bool)
     tokens[5] = True
     side = 4 if name in POOLED else 8  # SDXL's first level has no attention; SD 3's cells are patches
-    assert seen.seen(tokens).shape == (1, side, side)
+    assert seen.token_map(tokens).shape == (1, side, side)
 
 
 @pytest.mark.parametrize("modules", ["cross-kv", "all"])
@@ -214,7 +217,7 @@ def test_towers_read_a_prompt_as_their_own_clip_does(
     folder = folders[name] / ("clip", "clip_2")[index]
     loaded = towers.load(folder, model, index)
     with torch.no_grad():
-        ours = loaded.texts(model, [PROMPT])
+        ours = loaded.text_features(model, [PROMPT])
         clip = CLIPModel.from_pretrained(folder)
         ids = model.token_ids([PROMPT])
         state = clip.text_model(input_ids=ids).last_hidden_state[
@@ -232,6 +235,6 @@ def test_towers_from_one_file_are_those_of_the_folder(
     folder = folders[name] / ("clip", "clip_2")[index]
     whole, file = (towers.load(source, model, index) for source in (folder, folder / "model.safetensors"))
     pictures = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(whole.pictures(pictures), file.pictures(pictures))
+    assert torch.equal(whole.image_features(pictures), file.image_features(pictures))
     with torch.no_grad():
-        torch.testing.assert_close(whole.texts(model, [PROMPT]), file.texts(model, [PROMPT]))
+        torch.testing.assert_close(whole.text_features(model, [PROMPT]), file.text_features(model, [PROMPT]))

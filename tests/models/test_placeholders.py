@@ -18,41 +18,41 @@ def test_known_ids_are_read_from_the_frozen_table() -> None:
     extended = ExtendedEmbedding(table)
     ids = torch.arange(10).view(2, 5)
     assert torch.equal(extended(ids), table(ids))
-    extended.rows["rex"] = _rows(2, 4)
+    extended.added_rows["rex"] = _rows(2, 4)
     assert torch.equal(extended(ids), table(ids))
     assert extended.weight is table.weight  # not a copy
 
 
 def test_ids_past_the_end_take_the_added_rows_in_order() -> None:
     extended = ExtendedEmbedding(nn.Embedding(10, 4))
-    extended.rows = {"rex": _rows(2, 4), "cup": _rows(1, 4, seed=1)}
+    extended.added_rows = {"rex": _rows(2, 4), "cup": _rows(1, 4, seed=1)}
     out = extended(torch.tensor([[12, 3, 10, 11]]))[0]
-    assert torch.equal(out[0], extended.rows["cup"][0])
+    assert torch.equal(out[0], extended.added_rows["cup"][0])
     assert torch.equal(out[1], extended.weight[3])
-    assert torch.equal(out[2:], extended.rows["rex"])
+    assert torch.equal(out[2:], extended.added_rows["rex"])
 
 
 def test_gradient_flows_to_the_rows_alone(model: BaseModel) -> None:
     words = Placeholders(model)
     rows = _rows(2).requires_grad_()
     words.add("rex", rows)
-    model.encode([words.expand("a photo of <rex>")]).square().sum().backward()
+    model.encode_prompt([words.expand("a photo of <rex>")]).square().sum().backward()
     assert rows.grad is not None and (rows.grad.abs().sum(1) > 0).all()
     assert all(p.grad is None for p in model.text_encoder.parameters())
 
 
 def test_an_unused_word_gets_no_gradient_and_changes_nothing(model: BaseModel) -> None:
-    before = model.encode(["a photo of a dog"]).detach()
+    before = model.encode_prompt(["a photo of a dog"]).detach()
     words = Placeholders(model)
     words.add("rex", _rows(2).requires_grad_())
-    after = model.encode(["a photo of a dog"])
+    after = model.encode_prompt(["a photo of a dog"])
     assert torch.equal(after.detach(), before)
 
 
 def test_a_word_with_the_class_vectors_reads_like_the_class(model: BaseModel) -> None:
     words = Placeholders(model)
     words.add("rex", class_token_embeddings(model, "dog"))
-    mine, plain = model.encode([words.expand("a photo of a <rex>"), "a photo of a dog"])
+    mine, plain = model.encode_prompt([words.expand("a photo of a <rex>"), "a photo of a dog"])
     end = len(model.tokenizer("a photo of a dog").input_ids)
     torch.testing.assert_close(mine[:end], plain[:end])
 
@@ -60,11 +60,11 @@ def test_a_word_with_the_class_vectors_reads_like_the_class(model: BaseModel) ->
 def test_replaced_rows_are_used(model: BaseModel) -> None:
     words = Placeholders(model)
     words.add("rex", _rows(2))
-    first = model.encode([words.expand("<rex>")]).detach()
+    first = model.encode_prompt([words.expand("<rex>")]).detach()
     words.replace("rex", _rows(2, seed=5))
-    assert not torch.allclose(model.encode([words.expand("<rex>")]).detach(), first)
+    assert not torch.allclose(model.encode_prompt([words.expand("<rex>")]).detach(), first)
     words.replace("rex", _rows(2))
-    assert torch.equal(model.encode([words.expand("<rex>")]).detach(), first)
+    assert torch.equal(model.encode_prompt([words.expand("<rex>")]).detach(), first)
 
 
 def test_two_words_have_rows_of_their_own(model: BaseModel) -> None:
@@ -73,8 +73,8 @@ def test_two_words_have_rows_of_their_own(model: BaseModel) -> None:
     words.add("cup", _rows(2, seed=1))
     ids = model.token_ids([words.expand("<cup> and <rex>")])
     vectors = words.table(ids)[0]
-    assert torch.equal(vectors[words.positions(ids, "rex")[0]], _rows(3))
-    assert torch.equal(vectors[words.positions(ids, "cup")[0]], _rows(2, seed=1))
+    assert torch.equal(vectors[words.token_positions(ids, "rex")[0]], _rows(3))
+    assert torch.equal(vectors[words.token_positions(ids, "cup")[0]], _rows(2, seed=1))
 
 
 def test_positions_are_those_of_the_words_tokens(model: BaseModel) -> None:
@@ -82,8 +82,8 @@ def test_positions_are_those_of_the_words_tokens(model: BaseModel) -> None:
     words.add("rex", _rows(2))
     words.add("cup", _rows(1))
     ids = model.token_ids([words.expand("a <rex>"), words.expand("<cup>")])
-    assert words.positions(ids, "rex").nonzero().tolist() == [[0, 2], [0, 3]]  # start, a, then the two
-    assert words.positions(ids, "cup").nonzero().tolist() == [[1, 1]]
+    assert words.token_positions(ids, "rex").nonzero().tolist() == [[0, 2], [0, 3]]  # start, a, then the two
+    assert words.token_positions(ids, "cup").nonzero().tolist() == [[1, 1]]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_expanded_words_are_one_token_each_beside_punctuation(model: BaseModel) 
     words = Placeholders(model)
     words.add("rex", _rows(2))
     ids = model.token_ids([words.expand("<rex>, <rex>!")])
-    assert int(words.positions(ids, "rex").sum()) == 4
+    assert int(words.token_positions(ids, "rex").sum()) == 4
 
 
 def test_a_padded_table_keeps_its_unused_rows_apart(model: BaseModel) -> None:
@@ -119,14 +119,14 @@ def test_a_padded_table_keeps_its_unused_rows_apart(model: BaseModel) -> None:
     with torch.no_grad():
         wider.weight[: table.num_embeddings] = table.weight
     model.text_encoder.set_input_embeddings(wider.requires_grad_(False))
-    plain = model.encode(["a dog"])
+    plain = model.encode_prompt(["a dog"])
     words = Placeholders(model)
     words.add("rex", _rows(2))
     words.add("cup", _rows(1, seed=1))
     ids = model.token_ids([words.expand("<rex> <cup>")])
     assert ids[0, 1:4].tolist() == [wider.num_embeddings + i for i in range(3)]
     assert torch.equal(words.table(ids)[0, 1:4], torch.cat([_rows(2), _rows(1, seed=1)]))
-    assert torch.equal(model.encode(["a dog"]), plain)
+    assert torch.equal(model.encode_prompt(["a dog"]), plain)
 
 
 def test_a_second_set_of_words_on_the_same_base_goes_on_after_the_first(model: BaseModel) -> None:
@@ -178,13 +178,13 @@ def test_in_context_other_places_hear_the_class_word(model: BaseModel) -> None:
     words.add("rex", _rows(3))
     words.add("cup", _rows(2, seed=1))
     prompt, classes = "a photo of <rex> and <cup> on the beach", {"rex": "dog", "cup": "mug"}
-    own, plain = model.encode([words.expand(prompt), "a photo of a dog and a mug on the beach"])
+    own, plain = model.encode_prompt([words.expand(prompt), "a photo of a dog and a mug on the beach"])
     ids, others = (
         model.token_ids([text])[0].tolist()
         for text in (words.expand(prompt), "a photo of a dog and a mug on the beach")
     )
-    found = words.in_context(prompt, classes)[0]
-    named = (words.positions(torch.tensor([ids]), "rex") | words.positions(torch.tensor([ids]), "cup"))[0]
+    found = words.encode_with_class_context(prompt, classes)[0]
+    named = (words.token_positions(torch.tensor([ids]), "rex") | words.token_positions(torch.tensor([ids]), "cup"))[0]
     assert named.sum() == 5
     torch.testing.assert_close(found[named], own[named])
     end, last = ids.index(model.tokenizer.eos_token_id), others.index(model.tokenizer.eos_token_id)
@@ -199,17 +199,17 @@ def test_no_more_is_read_than_up_to_the_last_added_word(model: BaseModel, monkey
     words.add("rex", _rows(3))
     words.add("cup", _rows(2, seed=1))
     letters, read = len(model.tokenizer("a photo of", add_special_tokens=False).input_ids), []
-    assert words.reach(["a photo of <rex> on the beach"]) == 1 + letters + 3
-    assert words.reach(["<rex>", "a photo of <cup> on the beach"]) == 1 + letters + 2
-    assert words.reach(["a photo of a dog"]) == 1
+    assert words.count_leading_tokens(["a photo of <rex> on the beach"]) == 1 + letters + 3
+    assert words.count_leading_tokens(["<rex>", "a photo of <cup> on the beach"]) == 1 + letters + 2
+    assert words.count_leading_tokens(["a photo of a dog"]) == 1
     inside = model.text_encoder.forward
     monkeypatch.setattr(
         model.text_encoder,
         "forward",
         lambda input_ids: (read.append(input_ids.shape[1]), inside(input_ids=input_ids))[1],
     )
-    words.in_context(
-        "a photo of <rex> on the beach", {"rex": "dog"}, plain=model.encode(["a photo of a dog on the beach"])
+    words.encode_with_class_context(
+        "a photo of <rex> on the beach", {"rex": "dog"}, plain=model.encode_prompt(["a photo of a dog on the beach"])
     )
     assert read == [model.tokenizer.model_max_length, 1 + letters + 3]
 
@@ -218,8 +218,8 @@ def test_in_context_gradients_reach_the_words_through_their_own_places(model: Ba
     words = Placeholders(model)
     rows = _rows(2).requires_grad_()
     words.add("rex", rows)
-    found = words.in_context("a photo of <rex> on the beach", {"rex": "dog"})
-    named = words.positions(model.token_ids([words.expand("a photo of <rex> on the beach")]), "rex")
+    found = words.encode_with_class_context("a photo of <rex> on the beach", {"rex": "dog"})
+    named = words.token_positions(model.token_ids([words.expand("a photo of <rex> on the beach")]), "rex")
     (grad,) = torch.autograd.grad(found[~named].square().sum(), rows, retain_graph=True, allow_unused=True)
     assert grad is None or not grad.any()
     found.square().sum().backward()

@@ -10,7 +10,7 @@ from objtune_cli.models.base_model import BaseModel
 def _call(model: BaseModel) -> torch.Tensor:
     g = torch.Generator().manual_seed(0)
     z = torch.randn(2, model.denoiser.config.in_channels, 8, 8, generator=g)
-    return model.predict(z, torch.tensor([100, 700]), model.encode(["a photo of a dog", "a cat"]))
+    return model.predict(z, torch.tensor([100, 700]), model.encode_prompt(["a photo of a dog", "a cat"]))
 
 
 def test_halved_denoiser_predicts_as_before_within_bf16(model: BaseModel) -> None:

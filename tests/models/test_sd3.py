@@ -12,7 +12,7 @@ from objtune_cli.errors import IncompatibleError, InputError
 from objtune_cli.generation.sampling import sample
 from objtune_cli.generation.settings import SamplingSettings
 from objtune_cli.lora import layers as adapter
-from objtune_cli.models import attention, base_model, precision, registry
+from objtune_cli.models import attention, loading, precision, registry
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.placeholders import Placeholders, TokenCount, check_objects_read, class_token_embeddings
 from objtune_cli.numerics import flow_matching
@@ -31,7 +31,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def opened(folders: dict[str, Path]) -> Any:
-    return lambda name: base_model.load(folders[name], CPU, torch.float32)
+    return lambda name: loading.load(folders[name], CPU, torch.float32)
 
 
 def theirs(folder: Path, name: str) -> Any:
@@ -44,7 +44,7 @@ def theirs(folder: Path, name: str) -> Any:
 
 def halves(model: BaseModel, text: str) -> tuple[torch.Tensor, torch.Tensor]:
     """The words' rows and the pooled embeddings."""
-    condition = model.encode([text])
+    condition = model.encode_prompt([text])
     return condition[:, :-1], condition[:, -1, : model.denoiser.config.pooled_projection_dim]
 
 
@@ -67,7 +67,7 @@ def test_prompts_are_encoded_as_diffusers_does(folders: dict[str, Path], opened:
 def test_pictures_are_those_of_diffusers_own_pipeline(folders: dict[str, Path], opened: Any, name: str) -> None:
     """From the same noise, through the autoencoder with its shift."""
     model, pipe = opened(name), theirs(folders[name], name)
-    ours = model.to_picture(
+    ours = model.decode_latents(
         sample(
             model, PROMPT, [7], SamplingSettings(negative_prompt="blurry", num_inference_steps=4, guidance_scale=4.0)
         )
@@ -84,7 +84,7 @@ def test_pictures_are_those_of_diffusers_own_pipeline(folders: dict[str, Path], 
         output_type="pt",
     )
     torch.testing.assert_close((ours + 1) / 2, shown.images, rtol=1e-4, atol=1e-4)
-    again = model.to_picture(
+    again = model.decode_latents(
         sample(
             model,
             PROMPT,
@@ -107,16 +107,16 @@ def test_prediction_noise_and_target_are_the_flows(folders: dict[str, Path], ope
     )
     z, eps = torch.randn(2, 16, 8, 8, generator=g), torch.randn(2, 16, 8, 8, generator=g)
     t = torch.tensor([3, 999])
-    z_t, aim = model.noised(z, eps, t)
+    z_t, aim = model.add_noise_and_target(z, eps, t)
     told = schedule.timesteps[999 - t]
     torch.testing.assert_close(z_t, schedule.scale_noise(z, told, eps), rtol=0, atol=1e-6)
     assert torch.equal(aim, eps - z) and float(schedule.timesteps[0]) == 1000 and torch.equal(z_t[1], eps[1])
-    condition = model.encode([PROMPT, "a cat"])
+    condition = model.encode_prompt([PROMPT, "a cat"])
     with torch.no_grad():
         ours = model.predict(z_t, t, condition)
         direct = model.denoiser(z_t, condition[:, :-1], condition[:, -1, :40], told).sample
     assert torch.equal(ours, direct)
-    assert (model.levels, model.unit, model.size, model.prediction) == (1000, 8, 32, "flow")
+    assert (model.num_train_timesteps, model.size_multiple, model.resolution, model.prediction) == (1000, 8, 32, "flow")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -152,7 +152,7 @@ def test_latents_are_shifted_and_scaled(folders: dict[str, Path], opened: Any) -
     picture = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         mean = pipe.vae.encode(picture).latent_dist.mean
-    torch.testing.assert_close(model.to_latent(picture), (mean - 0.0609) * 1.5305)
+    torch.testing.assert_close(model.encode_image(picture), (mean - 0.0609) * 1.5305)
 
 
 def test_t5_must_read_all_of_an_objects_class_word(opened: Any) -> None:
@@ -178,7 +178,7 @@ def test_t5_reads_the_class_word_in_an_objects_place(opened: Any) -> None:
     model = opened("sd3")
     words = Placeholders(model)
     words.add("rex", torch.cat([class_token_embeddings(model, "dog")] * 2), "dog")
-    said, plain = model.encode([words.expand("my <rex> in the snow"), "my dog in the snow"])
+    said, plain = model.encode_prompt([words.expand("my <rex> in the snow"), "my dog in the snow"])
     assert torch.equal(said[77:-1], plain[77:-1]) and float(plain[77:-1].abs().max()) > 0
     assert not torch.equal(said[:77], plain[:77])
 
@@ -191,9 +191,9 @@ def test_an_objects_rows_are_its_tokens_and_its_class_word(opened: Any) -> None:
         words.add(name, class_token_embeddings(model, "dog")[:2], "dog")
     text = words.expand("a dog, my <rex> and <tom>, and <rex>")
     plain = "a dog, my dog and a dog, and a dog"
-    assert model.in_class_words(text) == plain
+    assert model.with_class_words(text) == plain
     pieces = model.tokenizer_3.convert_ids_to_tokens(model.tokenizer_3(plain).input_ids)
-    found = {name: words.rows(text, name) for name in ("rex", "tom")}
+    found = {name: words.token_mask(text, name) for name in ("rex", "tom")}
     for name, count in (("rex", 2), ("tom", 1)):
         at = found[name][77:].nonzero().flatten().tolist()
         assert (
@@ -204,14 +204,14 @@ def test_an_objects_rows_are_its_tokens_and_its_class_word(opened: Any) -> None:
     bare = opened("sd35")
     other = Placeholders(bare)
     other.add("rex", class_token_embeddings(bare, "dog")[:2], "dog")
-    assert int(other.rows(other.expand("my <rex>"), "rex").sum()) == 2
+    assert int(other.token_mask(other.expand("my <rex>"), "rex").sum()) == 2
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("way", ["index", "folder"])
 def test_without_t5_its_rows_are_zeros(folders: dict[str, Path], opened: Any, tmp_path: Path, way: str) -> None:
     """Left out of the index or of the folder; the base is another one then."""
-    whole = opened("sd3").encode([PROMPT])
+    whole = opened("sd3").encode_prompt([PROMPT])
     shutil.copytree(folders["sd3"], tmp_path / "base")
     if way == "folder":
         shutil.rmtree(tmp_path / "base" / "text_encoder_3")
@@ -220,7 +220,7 @@ def test_without_t5_its_rows_are_zeros(folders: dict[str, Path], opened: Any, tm
         index.write_text(
             json.dumps(json.loads(index.read_text()) | {"text_encoder_3": [None, None], "tokenizer_3": [None, None]})
         )
-    found = base_model.load(tmp_path / "base", CPU, torch.float32).encode([PROMPT])
+    found = loading.load(tmp_path / "base", CPU, torch.float32).encode_prompt([PROMPT])
     assert torch.equal(found[:, :77], whole[:, :77]) and torch.equal(found[:, -1], whole[:, -1])
     assert not found[:, 77:-1].any() and whole[:, 77:-1].any()
     assert registry.resolve(str(tmp_path / "base")).fingerprint != registry.resolve(str(folders["sd3"])).fingerprint
@@ -242,7 +242,7 @@ def test_our_attention_is_diffusers_own(opened: Any, name: str) -> None:
     given = (
         torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0)),
         torch.tensor([20, 700]),
-        model.encode([PROMPT, "a cat"]),
+        model.encode_prompt([PROMPT, "a cat"]),
     )
     plain = model.predict(*given)
     with attention.record_cross_attention(model, 1) as seen:
@@ -271,7 +271,7 @@ def test_checkpointing_changes_no_bit(opened: Any, name: str) -> None:
                 p.copy_(torch.randn(p.shape, generator=g) * 0.1)
         z = torch.randn(1, 16, 8, 8, generator=g)
         model.predict(
-            z, torch.tensor([500]), model.encode([words.expand("a photo of <rex>")])
+            z, torch.tensor([500]), model.encode_prompt([words.expand("a photo of <rex>")])
         ).square().mean().backward()
         found.append([rows.grad, *(p.grad for p in layers)])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True)) and float(found[0][0].abs().max()) > 0
@@ -283,7 +283,7 @@ def test_half_precision_on_a_processor(opened: Any, name: str) -> None:
     given = (
         torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(0)),
         torch.tensor([500]),
-        model.encode([PROMPT]).detach(),
+        model.encode_prompt([PROMPT]).detach(),
     )
     with torch.no_grad():
         plain = model.predict(*given)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from objtune_cli.errors import DamagedError, IncompatibleError
-from objtune_cli.models import base_model, families, registry
+from objtune_cli.models import families, loading, registry
 from objtune_cli.models.families import single_file
 from objtune_cli.store import safetensors_format
 from tests.support import full_size_configs, single_file_checkpoints, tiny_families, tiny_sd1
@@ -54,8 +54,8 @@ def one(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_every_weight_is_the_folders(folders: dict[str, Path], one: Callable[[str], Path], name: str) -> None:
     base = registry.resolve(str(one(name)))
     assert (base.id, base.family.name, base.prediction) == ("model.safetensors", name, PREDICTIONS.get(name, "epsilon"))
-    file = base_model.load(base.folder, CPU, torch.float32, base.weights, base.prediction)
-    folder = base_model.load(folders[name], CPU, torch.float32)
+    file = loading.load(base.folder, CPU, torch.float32, base.weights, base.prediction)
+    folder = loading.load(folders[name], CPU, torch.float32)
     for part in ("unet", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"):
         ours, theirs = getattr(file, part), getattr(folder, part)
         if theirs is None:
@@ -154,8 +154,8 @@ def test_t5_has_the_number_formats_of_the_folders(
 ) -> None:
     path = one("sd3")
     base = registry.resolve(str(path))
-    ours = single_file.open_reader(base.family, path, base.folder, dtype)[1].state_dict()
-    theirs = base.family.open_reader(folders["sd3"], dtype)[1].state_dict()
+    ours = single_file.load_t5(base.family, path, base.folder, dtype)[1].state_dict()
+    theirs = base.family.load_t5(folders["sd3"], dtype)[1].state_dict()
     assert ours.keys() == theirs.keys()
     assert all(value.dtype == theirs[key].dtype and torch.equal(value, theirs[key]) for key, value in ours.items())
 
@@ -164,11 +164,11 @@ def test_t5_has_the_number_formats_of_the_folders(
 def test_without_t5_its_rows_are_zeros(one: Callable[[str], Path], folders: dict[str, Path]) -> None:
     """As in a folder that has none; another base than the whole file."""
     whole = registry.resolve(str(one("sd3")))
-    said = base_model.load(whole.folder, CPU, torch.float32, whole.weights).encode(["a photo"])
+    said = loading.load(whole.folder, CPU, torch.float32, whole.weights).encode_prompt(["a photo"])
     single_file_checkpoints.joint_file(folders["sd3"], whole.weights or Path(), "text_encoders.t5xxl")
     bare = registry.resolve(str(whole.weights))
-    model = base_model.load(bare.folder, CPU, torch.float32, bare.weights)
-    found = model.encode(["a photo"])
+    model = loading.load(bare.folder, CPU, torch.float32, bare.weights)
+    found = model.encode_prompt(["a photo"])
     assert model.text_encoder_3 is None
     for rows in (
         slice(77),
@@ -186,7 +186,7 @@ def test_fp8_is_read_to_its_values(one: Callable[[str], Path], kind: torch.dtype
     }
     save_file(eighths, path)
     base = registry.resolve(str(path))
-    _, encoder = single_file.open_reader(base.family, path, base.folder, torch.float32)
+    _, encoder = single_file.load_t5(base.family, path, base.folder, torch.float32)
     for key, value in encoder.state_dict().items():
         if key != "encoder.embed_tokens.weight":
             assert torch.equal(value, eighths[single_file.T5 + key].float())
@@ -206,7 +206,7 @@ def test_scaled_fp8_is_one_line(one: Callable[[str], Path], key: str) -> None:
 def test_half_a_text_encoder_is_one_line(one: Callable[[str], Path], folders: dict[str, Path], start: str) -> None:
     base = registry.resolve(str(single_file_checkpoints.joint_file(folders["sd3"], one("sd3"), start)))
     with pytest.raises(DamagedError, match=r"damaged: text_encoder_[23] lacks "):
-        base_model.load(base.folder, CPU, torch.float32, base.weights)
+        loading.load(base.folder, CPU, torch.float32, base.weights)
 
 
 def test_cut_files_and_pickles_are_one_line(one: Callable[[str], Path], tmp_path: Path) -> None:

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from objtune_cli.lora import layers as adapter
-from objtune_cli.models import base_model as stacks
-from objtune_cli.models import clip, registry
+from objtune_cli.models import clip, loading, registry
 from objtune_cli.runtime import load_lock
 from objtune_cli.segmentation import sam
 from tests.support import tiny_sd1
@@ -30,7 +29,7 @@ def _while_opening(base: Path, work: Callable[[], Any], count: int) -> list[Any]
     def opening() -> None:
         while not over.is_set():
             try:
-                clip.load(base / "clip", stacks.load(base, CPU, torch.float32))
+                clip.load(base / "clip", loading.load(base, CPU, torch.float32))
             except Exception as error:
                 wrong.append(error)
 
@@ -47,7 +46,7 @@ def _while_opening(base: Path, work: Callable[[], Any], count: int) -> list[Any]
 
 def test_layers_made_while_a_base_is_opened_have_values_and_always_the_same(base: Path) -> None:
     """Opened meanwhile, they once lay on `meta`, or were not started: two photos of one command failed, rarely."""
-    base_model, number = stacks.load(base, CPU, torch.float32), iter(range(1000))
+    base_model, number = loading.load(base, CPU, torch.float32), iter(range(1000))
 
     def made() -> list[torch.Tensor]:
         return [p.detach().clone() for p in adapter.add(base_model, 2, "attention", 0, f"lora{next(number)}")]
@@ -74,7 +73,7 @@ def test_the_default_format_stays_what_it_is_while_half_precision_is_opened(
     seen: set[torch.dtype] = set()
     change = torch.set_default_dtype
     monkeypatch.setattr(torch, "set_default_dtype", lambda dtype: (seen.add(dtype), change(dtype)))
-    clip.load(folder / "clip", stacks.load(folder, CPU, torch.float32))
+    clip.load(folder / "clip", loading.load(folder, CPU, torch.float32))
     assert seen <= {torch.float32}, seen
 
 

@@ -18,23 +18,23 @@ def test_what_is_made_counts_and_what_is_freed_leaves() -> None:
     with LiveTensorCounter() as live:
         a = zeros(8)
         b = zeros(4)
-        assert (live.now, live.peak) == (12 * KB, 12 * KB)
+        assert (live.live_bytes, live.peak) == (12 * KB, 12 * KB)
         del b
-        assert (live.now, live.peak) == (8 * KB, 12 * KB)
+        assert (live.live_bytes, live.peak) == (8 * KB, 12 * KB)
         c = a + 1  # both live while it is made
-        assert (live.now, live.peak) == (16 * KB, 16 * KB)
+        assert (live.live_bytes, live.peak) == (16 * KB, 16 * KB)
         del a
-        live.forget()
-        assert (live.now, live.peak) == (8 * KB, 8 * KB)
+        live.reset_peak()
+        assert (live.live_bytes, live.peak) == (8 * KB, 8 * KB)
         del c
-    assert (live.now, live.peak) == (0, 8 * KB) and not live._known
+    assert (live.live_bytes, live.peak) == (0, 8 * KB) and not live._known
 
 
 @pytest.mark.parametrize(("numbers", "blocks"), [(0, 0), (1, 1), (128, 1), (129, 2)])
 def test_bytes_come_in_blocks(numbers: int, blocks: int) -> None:
     with LiveTensorCounter() as live:
         kept = torch.ones(numbers)
-        assert live.now == blocks * BLOCK and kept.numel() == numbers
+        assert live.live_bytes == blocks * BLOCK and kept.numel() == numbers
 
 
 def test_views_and_in_place_work_are_the_same_storage() -> None:
@@ -43,11 +43,11 @@ def test_views_and_in_place_work_are_the_same_storage() -> None:
         parts = [a.view(2, -1), a[:4], a.unflatten(0, (4, -1)).transpose(0, 1), a.detach()]
         a += 1
         a[3:5].mul_(2)
-        assert (live.now, live.peak) == (8 * KB, 8 * KB)
+        assert (live.live_bytes, live.peak) == (8 * KB, 8 * KB)
         del a
-        assert live.now == 8 * KB  # its views hold it
+        assert live.live_bytes == 8 * KB  # its views hold it
         del parts
-        assert live.now == 0
+        assert live.live_bytes == 0
 
 
 def test_what_was_there_before_counts_once() -> None:
@@ -57,11 +57,11 @@ def test_what_was_there_before_counts_once() -> None:
     assert live.add([layer.weight.t()]) == 0
     with live, torch.no_grad():
         layer(torch.zeros(1, 64))  # its own rows are freed at once
-    assert live.now == 64 * 64 * 4 + BLOCK and live.peak == live.now + 2 * BLOCK
+    assert live.live_bytes == 64 * 64 * 4 + BLOCK and live.peak == live.live_bytes + 2 * BLOCK
     before = zeros(4)
     with live:
         before.sum()
-    assert live.now == 64 * 64 * 4 + BLOCK + 4 * KB  # seen when first read
+    assert live.live_bytes == 64 * 64 * 4 + BLOCK + 4 * KB  # seen when first read
 
 
 def test_what_autograd_keeps_lives_until_the_backward_pass() -> None:
@@ -73,10 +73,10 @@ def test_what_autograd_keeps_lives_until_the_backward_pass() -> None:
             y = y.exp().sin()
         loss = y.sum()
         del y
-        assert live.now == (1 + 3) * 4 * KB + BLOCK
+        assert live.live_bytes == (1 + 3) * 4 * KB + BLOCK
         loss.backward()
         del loss
-        assert live.now == 2 * 4 * KB and x.grad is not None
+        assert live.live_bytes == 2 * 4 * KB and x.grad is not None
 
 
 def _chain(again: bool) -> tuple[int, torch.Tensor]:
@@ -110,7 +110,7 @@ def test_an_optimizer_s_moments_stay() -> None:
         (p * 2).sum().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        assert live.now == 3 * 8 * KB + BLOCK  # the step's number is one float
+        assert live.live_bytes == 3 * 8 * KB + BLOCK  # the step's number is one float
 
 
 def test_torchs_own_tracker_agrees() -> None:

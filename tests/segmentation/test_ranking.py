@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from objtune_cli.models import base_model, clip, registry
+from objtune_cli.models import clip, loading, registry
 from objtune_cli.segmentation import ranking
 from objtune_cli.segmentation.ranking import Candidate
 from objtune_cli.toybox import renderer, world
@@ -83,8 +83,8 @@ def test_share_of_the_border() -> None:
 @pytest.fixture(scope="module")
 def toybox() -> tuple:
     base = registry.resolve("toybox")
-    model = base_model.load(base.folder, torch.device("cpu"), torch.float32)
-    return model, clip.load(base.image_tower, model), base.words
+    model = loading.load(base.folder, torch.device("cpu"), torch.float32)
+    return model, clip.load(base.clip_path, model), base.known_classes
 
 
 def test_the_toyboxs_clip_tells_two_objects_of_one_photo_apart(toybox: tuple) -> None:

@@ -15,7 +15,9 @@ import pytest
 from objtune_cli.models import (
     base_model,  # repairs torchvision before the libraries below ask for it
     clip,
+    loading,
 )
+from objtune_cli.runtime import devices
 
 # isort: split
 import torch
@@ -148,18 +150,18 @@ def moved(module: Any) -> Any:
 
 def used(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every base and every CLIP be opened on the processor and be moved; libraries' loaders make use of `meta` themselves. Kernels that no such tensor has are others."""
-    opened, towered, adamw = base_model._loaded, clip.load, torch.optim.AdamW
+    opened, towered, adamw = loading._loaded, clip.load, torch.optim.AdamW
 
     def loaded(folder: Path, at: torch.device, *more: Any) -> base_model.BaseModel:
         with _disable_current_modes():
             model = opened(folder, CPU, *more)
-        again = model.reopen
+        again = model.reload_vae
         model.device = at
         if at == DEVICE:
             for module in (model.denoiser, model.vae, *model.text_encoders, model.text_encoder_3):
                 if module is not None:
                     moved(module)
-            model.reopen = lambda: _apart(again)
+            model.reload_vae = lambda: _apart(again)
         return model
 
     def tower(source: Path, model: base_model.BaseModel, index: int = 0) -> clip.Clip:
@@ -178,10 +180,10 @@ def used(monkeypatch: pytest.MonkeyPatch) -> None:
                     moved(part[adapter])
 
     monkeypatch.setattr(BaseTunerLayer, "_move_adapter_to_device_of_base_layer", follow)
-    picked = base_model.pick_device  # refuses it, as everybody's device that computes nothing
+    picked = devices.pick_device  # refuses it, as everybody's device that computes nothing
 
-    monkeypatch.setattr(base_model, "pick_device", lambda name: DEVICE if name == str(DEVICE) else picked(name))
-    monkeypatch.setattr(base_model, "_loaded", loaded)
+    monkeypatch.setattr(devices, "pick_device", lambda name: DEVICE if name == str(DEVICE) else picked(name))
+    monkeypatch.setattr(loading, "_loaded", loaded)
     monkeypatch.setattr(clip, "load", tower)
     monkeypatch.setattr(
         torch.optim, "AdamW", lambda *args, **named: adamw(*args, **{**named, "fused": False, "foreach": False})

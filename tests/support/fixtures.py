@@ -12,7 +12,7 @@ import torch
 
 from objtune_cli.config.resolve import Settings
 from objtune_cli.config.sections import Common
-from objtune_cli.models import base_model
+from objtune_cli.models import loading
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.families.family import Family
 from objtune_cli.store.project import find_project
@@ -29,7 +29,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def model(tiny_base: Path) -> BaseModel:
     """The tiny base, loaded anew for each test, since tests add layers and tokens to it."""
-    return base_model.load(tiny_base, torch.device("cpu"), torch.float32)
+    return loading.load(tiny_base, torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture(scope="session")
@@ -67,7 +67,7 @@ def cached_segmentation(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         if any(t.mask or t.rough_mask for t in targets):
             return segment(eyes, picture, rgb, targets)
         base = eyes.ctx.base
-        key = repr((picture.sha256, rgb.shape, targets, asdict(eyes.config), base.fingerprint, base.tower))
+        key = repr((picture.sha256, rgb.shape, targets, asdict(eyes.config), base.fingerprint, base.clip_model))
         if key not in FOUND:
             FOUND[key] = segment(eyes, picture, rgb, targets)
         return copy.deepcopy(FOUND[key])

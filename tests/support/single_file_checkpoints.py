@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from objtune_cli.models.families.family import first_name
+from objtune_cli.models.families.family import original_name
 from objtune_cli.models.families.mmdit_keys import KOHYA
 
 UNET = {
@@ -45,8 +45,8 @@ def unet_name(layer: str, attended: set[str]) -> str:
     if "upsamplers" in parts:
         return f"output_blocks.{3 * int(parts[1]) + 2}.{2 if parts[1] in attended else 1}.conv"
     if parts[-1] in BLOCK and "resnets" in parts:
-        return first_name(".".join([*parts[:-1], "conv1"])).rsplit(".in_layers", 1)[0] + "." + BLOCK[parts[-1]]
-    return first_name(layer)
+        return original_name(".".join([*parts[:-1], "conv1"])).rsplit(".in_layers", 1)[0] + "." + BLOCK[parts[-1]]
+    return original_name(layer)
 
 
 def vae_name(layer: str, levels: int) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from objtune_cli.models import base_model
+from objtune_cli.models import base_model, loading
 from objtune_cli.models import clip as towers
 from objtune_cli.models.registry import TOYBOX_FOLDER
 from objtune_cli.toybox import world
@@ -88,24 +88,25 @@ def drawn() -> tuple[torch.Tensor, list[str], list[str]]:
 
 @pytest.fixture(scope="module")
 def opened() -> tuple[base_model.BaseModel, towers.Clip]:
-    model = base_model.load(TOYBOX_FOLDER, torch.device("cpu"), torch.float32)
+    model = loading.load(TOYBOX_FOLDER, torch.device("cpu"), torch.float32)
     return model, towers.load(TOYBOX_FOLDER / "clip", model)
 
 
 def test_clip_names_the_class(opened, drawn) -> None:
     (model, clip), (pictures, kinds, _) = opened, drawn
     with torch.no_grad():
-        words = clip.texts(model, [f"a photo of a {kind}" for kind in DIAL.classes])
-    nearest = (clip.pictures(pictures) @ words.T).argmax(1).tolist()
+        words = clip.text_features(model, [f"a photo of a {kind}" for kind in DIAL.classes])
+    nearest = (clip.image_features(pictures) @ words.T).argmax(1).tolist()
     assert sum(DIAL.classes[n] == k for n, k in zip(nearest, kinds, strict=True)) >= 0.9 * 60
 
 
 def test_clip_names_the_background(opened, drawn) -> None:
     (model, clip), (pictures, kinds, backgrounds) = opened, drawn
-    seen, right = clip.pictures(pictures), 0
+    seen, right = clip.image_features(pictures), 0
     with torch.no_grad():
         words = {
-            k: clip.texts(model, [f"a photo of a {k} {PLACES[b][0]}" for b in DIAL.backgrounds]) for k in DIAL.classes
+            k: clip.text_features(model, [f"a photo of a {k} {PLACES[b][0]}" for b in DIAL.backgrounds])
+            for k in DIAL.classes
         }
     for vector, kind, background in zip(seen, kinds, backgrounds, strict=True):
         right += DIAL.backgrounds[int((words[kind] @ vector).argmax())] == background
@@ -114,7 +115,7 @@ def test_clip_names_the_background(opened, drawn) -> None:
 
 def test_the_autoencoder_keeps_pictures(opened, drawn) -> None:
     (model, _), (pictures, _, _) = opened, drawn
-    back = model.to_picture(model.to_latent(pictures[:16] * 2 - 1)) / 2 + 0.5
+    back = model.decode_latents(model.encode_image(pictures[:16] * 2 - 1)) / 2 + 0.5
     psnr = -10 * torch.log10((back - pictures[:16]).square().mean())
     assert float(psnr) > 25  # dB
-    assert 0.7 < float(model.to_latent(pictures * 2 - 1).std()) < 1.4  # the scaling factor makes it 1
+    assert 0.7 < float(model.encode_image(pictures * 2 - 1).std()) < 1.4  # the scaling factor makes it 1

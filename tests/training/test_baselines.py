@@ -14,8 +14,8 @@ from objtune_cli.bench.methods import BASELINES
 from objtune_cli.config.sections import Embed, Train
 from objtune_cli.embedding import prototype
 from objtune_cli.lora import layers as adapter
-from objtune_cli.models import base_model
 from objtune_cli.models import clip as towers
+from objtune_cli.models import loading
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.placeholders import class_token_embeddings
 from objtune_cli.numerics import ddpm
@@ -70,13 +70,13 @@ def _prior(model: BaseModel, entries: int = 5) -> PriorArtifact:
     rows = torch.randn(4, entries, 4, 8, 8, generator=g)
     t, asked = torch.randint(0, 1000, (entries,), generator=g), torch.arange(entries) % 2
     with torch.no_grad():
-        conditions = model.encode(["a photo of a dog", ""])
+        conditions = model.encode_prompt(["a photo of a dog", ""])
     return PriorArtifact(rows[0], rows[1], t, rows[2], asked, conditions)
 
 
 @pytest.fixture(scope="module")
 def opened(tiny_base) -> BaseModel:
-    return base_model.load(tiny_base, torch.device("cpu"), torch.float32)
+    return loading.load(tiny_base, torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture
@@ -326,9 +326,9 @@ def _attention_term(t: Trainer, batch: StepBatch, maps: dict[str, torch.Tensor])
     """The term where a recorder has these maps for the tokens of the named objects."""
     words = t.tokens.placeholders
     ids = t.model.token_ids([words.expand(batch.prompt)])
-    own = {name: words.positions(ids, name)[0] for name in maps}
+    own = {name: words.token_positions(ids, name)[0] for name in maps}
     recorder = SimpleNamespace(
-        seen=lambda tokens: next(m for name, m in maps.items() if torch.equal(own[name], tokens))
+        token_map=lambda tokens: next(m for name, m in maps.items() if torch.equal(own[name], tokens))
     )
     found = Prediction(batch.target, None, t.tokens.attention_maps(recorder, batch))
     return float(AttentionTerm().compute(batch, found))
@@ -416,9 +416,11 @@ def test_every_baseline_trains(trainer, name: str) -> None:
 
 def test_one_view_is_the_photo_itself(trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
-    posterior = BaseModel.posterior
+    posterior = BaseModel.encode_image_distribution
     monkeypatch.setattr(
-        BaseModel, "posterior", lambda self, pictures: seen.append(pictures) or posterior(self, pictures)
+        BaseModel,
+        "encode_image_distribution",
+        lambda self, pictures: seen.append(pictures) or posterior(self, pictures),
     )
     t = trainer(views=1)
     assert [p.shape for p in seen] == [(1, 3, 32, 32)] and t.batches.views[0].latents.shape == (1, 4, 8, 8)

@@ -33,7 +33,7 @@ from tests.support import tiny_sd1
 from tests.training.test_memory_savings import CONFIG, CPU, base_model
 team = distributed.join_process_group("cpu")
 model = base_model.load(Path(sys.argv[1]), CPU, torch.float32)
-model.team = team
+model.process_group = team
 trainer = training.Trainer(model, tiny_sd1.subjects(model, int(sys.argv[4])), {}, replace(CONFIG, batch=int(sys.argv[3])))
 for _ in range(CONFIG.steps):
     trainer.train_step()

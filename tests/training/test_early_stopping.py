@@ -109,7 +109,7 @@ def test_of_several_objects_it_is_the_mean_of_each_alone(model: BaseModel) -> No
 
 
 def test_stopped_and_continued_it_stops_where_it_would_have(tiny_base, monkeypatch: pytest.MonkeyPatch) -> None:
-    from objtune_cli.models import base_model
+    from objtune_cli.models import loading
 
     monkeypatch.setattr(early_stopping, "MIN_MEASUREMENTS", 2)
     monkeypatch.setattr(
@@ -117,7 +117,7 @@ def test_stopped_and_continued_it_stops_where_it_would_have(tiny_base, monkeypat
     )  # the tiny base learns little: stop at the first look that may be the last
 
     def fresh() -> Trainer:
-        model = base_model.load(tiny_base, torch.device("cpu"), torch.float32)
+        model = loading.load(tiny_base, torch.device("cpu"), torch.float32)
         return Trainer(model, [tiny_sd1.subject(model)], {}, CONFIG)
 
     whole, first, second = fresh(), fresh(), fresh()

@@ -17,7 +17,7 @@ import torch
 from objtune_cli.config.sections import Train
 from objtune_cli.errors import ResourceError
 from objtune_cli.lora import layers
-from objtune_cli.models import base_model, memory_savings
+from objtune_cli.models import loading, memory_savings
 from objtune_cli.runtime import memory
 from objtune_cli.training import dry_run
 from objtune_cli.training import trainer as training
@@ -50,7 +50,7 @@ def trained(
     """The layers after the run; `resumed`: from its state half-way, in a trainer of its own."""
 
     def fresh() -> training.Trainer:
-        model = base_model.load(folder, CPU, torch.float32)
+        model = loading.load(folder, CPU, torch.float32)
         memory_savings.reduce_memory(model, checkpointing=checkpointing, quantised=quantised)
         return training.Trainer(model, tiny_sd1.subjects(model, objects), {}, config)
 
@@ -74,12 +74,12 @@ def test_recomputed_activations_keep_less(xl: Path) -> None:
     """What autograd holds on to between forward and backward, bytes."""
 
     def held(checkpointing: bool) -> int:
-        model = base_model.load(xl, CPU, torch.float32)
+        model = loading.load(xl, CPU, torch.float32)
         memory_savings.reduce_memory(model, checkpointing=checkpointing, quantised="none")
         layers.add(model, 2, "attention", seed=0)
         sizes: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda x: (sizes.append(x.nbytes), x)[1], lambda x: x):
-            model.predict(torch.randn(1, 4, 8, 8), torch.tensor([5]), model.encode(["a dog"]))
+            model.predict(torch.randn(1, 4, 8, 8), torch.tensor([5]), model.encode_prompt(["a dog"]))
         return sum(sizes)
 
     assert held(True) < held(False) / 3
@@ -97,7 +97,7 @@ def test_a_run_goes_on_from_its_state(xl: Path, optimizer: str) -> None:
 @pytest.mark.parametrize("kind", ["4bit", "8bit"])
 def test_a_quantised_denoiser_is_learned_on(xl: Path, kind: str) -> None:
     pytest.importorskip("bitsandbytes")
-    model = base_model.load(xl, CPU, torch.float32)
+    model = loading.load(xl, CPU, torch.float32)
     before = sum(p.nbytes for p in model.denoiser.parameters())
     memory_savings.quantise(model, 4 if kind == "4bit" else 8)
     assert sum(p.nbytes for p in model.denoiser.parameters()) < before
@@ -110,11 +110,11 @@ def test_what_reads_no_added_words_reads_nothing_while_a_run_learns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """T5 has heard every sentence, in class words, before the first step."""
-    model = base_model.load(tiny_families.sd3(tmp_path / "b", with_clip=False), CPU, torch.float32)
+    model = loading.load(tiny_families.sd3(tmp_path / "b", with_clip=False), CPU, torch.float32)
     trainer = training.Trainer(
         model, [tiny_sd1.subject(model)], {}, replace(CONFIG, context="own", templates="several", steps=12)
     )
-    assert len(model.heard) == 3
+    assert len(model.t5_cache) == 3
 
     def asked(*_: object, **__: object) -> None:
         raise AssertionError("T5 is asked")
@@ -135,7 +135,7 @@ def test_without_the_library_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_where_a_gpus_memory_ends_activations_are_computed_again(xl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the backward pass of the second step: the step is taken again, and the weights are those of an unbroken run."""
-    model = base_model.load(xl, CPU, torch.float32)
+    model = loading.load(xl, CPU, torch.float32)
     trainer = training.Trainer(model, [tiny_sd1.subject(model)], {}, CONFIG)
     backward, calls = torch.Tensor.backward, iter(range(99))
 
@@ -158,7 +158,9 @@ def test_where_a_gpus_memory_ends_activations_are_computed_again(xl: Path, monke
 @pytest.mark.parametrize("given", ["off", "on", "several processes", "again already"])
 def test_elsewhere_the_end_of_memory_is_an_error(given: str) -> None:
     unet = SimpleNamespace(is_gradient_checkpointing=given == "again already")
-    model: Any = SimpleNamespace(denoiser=unet, team=object() if given == "several processes" else None, device=CPU)
+    model: Any = SimpleNamespace(
+        denoiser=unet, process_group=object() if given == "several processes" else None, device=CPU
+    )
 
     def work() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -178,7 +180,7 @@ def test_the_attention_term_and_recomputed_activations_go_together(tmp_path: Pat
     config = replace(CONFIG, attention_weight=0.5, stop="end")
 
     def run(again: bool, config: Train) -> dict[str, torch.Tensor]:
-        model = base_model.load(folder, CPU, torch.float32)
+        model = loading.load(folder, CPU, torch.float32)
         memory_savings.reduce_memory(model, checkpointing=again, quantised="none")
         first = tiny_sd1.subject(model)
         second = replace(first, name="cup", class_word="mug", mask=first.mask.roll(8, -1))
@@ -231,7 +233,7 @@ def test_out_of_memory_names_the_settings(
     def full(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(base_model, "load", full)
+    monkeypatch.setattr(loading, "load", full)
     done = cli("train", "--dry-run", "--base", base)
     assert (
         done.code == 7

@@ -9,7 +9,7 @@ import torch
 
 from objtune_cli.config.sections import Train
 from objtune_cli.lora import layers
-from objtune_cli.models import base_model, memory_savings
+from objtune_cli.models import loading, memory_savings
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.runtime import cpu
 from objtune_cli.training import multi_trainer
@@ -22,7 +22,7 @@ KINDS = {"rex": ("dog", 10), "cup": ("mug", 30), "tom": ("dog", 4)}
 
 @pytest.fixture
 def open_base(tiny_base) -> Callable[[], BaseModel]:
-    return lambda: base_model.load(tiny_base, torch.device("cpu"), torch.float32)
+    return lambda: loading.load(tiny_base, torch.device("cpu"), torch.float32)
 
 
 def _trainer(model: BaseModel, names: str, config: Train, label: str = "default") -> Trainer:
@@ -65,7 +65,7 @@ def test_beside_others_each_learns_what_it_learns_alone(open_base, config: Train
 def test_so_does_each_on_a_flow(tmp_path: Path, newer: bool) -> None:
     """Joint attention and the term on it, T5's words, noise levels of a flow."""
     folder = tiny_families.sd3(tmp_path / "base", newer=newer, with_clip=False)
-    _check(lambda: base_model.load(folder, torch.device("cpu"), torch.float32), CASES["attention term"])
+    _check(lambda: loading.load(folder, torch.device("cpu"), torch.float32), CASES["attention term"])
 
 
 @pytest.mark.parametrize("name", ["class passes apart, every other step", "attention term"])

@@ -66,7 +66,7 @@ def test_the_photos_own_object_scores_one(judge: SelfEvaluation, monkeypatch: py
         subject.mask,
         subject.background,
         self_evaluation.NUM_VIEWS,
-        judge.model.size,
+        judge.model.resolution,
         torch.Generator().manual_seed(0),
     )
     found = judge._scores(subject, known, placed[: len(self_evaluation.SCENES)].repeat(1, 1, 1, 1))

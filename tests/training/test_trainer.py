@@ -9,7 +9,7 @@ import torch
 from objtune_cli.config.sections import Train
 from objtune_cli.errors import GateError, NonFiniteError
 from objtune_cli.lora import layers
-from objtune_cli.models import base_model
+from objtune_cli.models import loading
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.placeholders import class_token_embeddings
 from objtune_cli.numerics.ddpm import step_generator
@@ -62,7 +62,7 @@ def _prior(model: BaseModel, word: str = "dog", entries: int = 5) -> PriorArtifa
         torch.randint(0, 1000, (entries,), generator=g),
     )
     with torch.no_grad():
-        conditions = model.encode([f"a photo of a {word}", ""])
+        conditions = model.encode_prompt([f"a photo of a {word}", ""])
         asked = torch.arange(entries) % 2
         pred = model.predict(z, t, conditions[asked])
     return PriorArtifact(z, z, t, pred, asked, conditions)
@@ -73,7 +73,7 @@ def trainer(tiny_base) -> Callable[..., Trainer]:
     """A fresh trainer on a fresh base."""
 
     def make(config: Train = CONFIG, both: bool = False) -> Trainer:
-        model = base_model.load(tiny_base, torch.device("cpu"), torch.float32)
+        model = loading.load(tiny_base, torch.device("cpu"), torch.float32)
         subjects = [_subject(model)] + ([_subject(model, "cup", "mug", 30)] if both else [])
         return Trainer(model, subjects, {s.class_word: _prior(model, s.class_word) for s in subjects}, config)
 
@@ -395,10 +395,10 @@ def test_while_it_learns_the_rest_of_the_sentence_hears_the_class_word(trainer) 
     for t in (own, context):  # no longer "a dog" to the letter
         t.tokens.trainable["rex"].data.mul_(-1)
     as_is, words = _encode(own, prompt), context.tokens.placeholders
-    assert torch.equal(as_is, own.model.encode([own.tokens.placeholders.expand(prompt)])[0])
+    assert torch.equal(as_is, own.model.encode_prompt([own.tokens.placeholders.expand(prompt)])[0])
     ids = context.model.token_ids([words.expand(prompt)])
-    named = words.positions(ids, "rex")[0]
-    said, plain = _encode(context, prompt), context.model.encode(["a photo of a dog"])[0]
+    named = words.token_positions(ids, "rex")[0]
+    said, plain = _encode(context, prompt), context.model.encode_prompt(["a photo of a dog"])[0]
     assert torch.equal(said[-1], plain[-1]) and (said[named] - as_is[named]).abs().max() < 1e-6
     assert not torch.equal(as_is[-1], plain[-1])
     for t in (own, context):

@@ -127,7 +127,7 @@ def _score_mask(eyes: SegmentationModels, photo: Photo, target: Target, cover: n
     seconds = time.monotonic() - started
     said, true = located.cover > 127, cover > 127
     problem = quality_gate.rejection_reason(
-        quality_gate.mask_statistics(located.cover, eyes.ctx.base.cells) | located.metrics,
+        quality_gate.mask_statistics(located.cover, eyes.ctx.base.num_latent_cells) | located.metrics,
         target.class_word,
         eyes.config,
     )

@@ -47,7 +47,7 @@ def run(ctx: StageContext, config: Bench) -> list[dict[str, Any]]:
     of ours to it.
     """
     rows: list[dict[str, Any]] = []
-    for name in random_weights.known(config.layouts):
+    for name in random_weights.parse_names(config.layouts):
         ctx.check_stopped()
         label, found = _measure_model(ctx, name, config)
         theirs = _measure_baseline(ctx, name, config.side)
@@ -64,7 +64,7 @@ def _measure_model(ctx: StageContext, name: str, config: Bench) -> tuple[str, di
     from objtune_cli.runtime.tensor_memory import LiveTensorCounter, module_tensors
 
     model = _load_model(ctx, name, config.side)
-    label = f"{name} at {model.size} px"
+    label = f"{name} at {model.resolution} px"
     note = ctx.report.note
     note(f"{label}: {str(model.dtype).removeprefix('torch.')}, on {model.device}")
     live = LiveTensorCounter(multiply=model.device.type != "cpu" or config.products == "multiplied")
@@ -101,8 +101,8 @@ def _measure_baseline(ctx: StageContext, name: str, side: int) -> dict[str, floa
         objects = dry_run.noise_subjects(model, replace(Embed(), **method.embed), 1)
         trainer = training.Trainer(model, objects, {"dog": dry_run.noise_prior(model, 1)}, asked)
         trainer.train_step()
-        resting = live.now / MB
-        live.forget()
+        resting = live.live_bytes / MB
+        live.reset_peak()
         trainer.train_step()
     return {"resting_mb": resting, "kept_mb": live.peak / MB}
 
@@ -111,17 +111,17 @@ def _load_model(ctx: StageContext, name: str, side: int) -> "BaseModel":
     """Load a model, with random weights or the base, in bf16 unless `--precision` says otherwise."""
     import torch
 
-    from objtune_cli.models import base_model as model
-    from objtune_cli.runtime import memory
+    from objtune_cli.models import loading
+    from objtune_cli.runtime import devices, memory
 
-    device = model.pick_device(ctx.common.device)
-    dtype = torch.bfloat16 if ctx.common.precision == "auto" else model.PRECISIONS[ctx.common.precision]
+    device = devices.pick_device(ctx.common.device)
+    dtype = torch.bfloat16 if ctx.common.precision == "auto" else loading.PRECISIONS[ctx.common.precision]
     memory.empty_cache(device.type)
     if side % 64:
         raise UsageError(f"bench.side is {side}", "a multiple of 64")
     if name != "base":
         return random_weights.random_base_model(name, device, dtype, side)
-    return model.load(ctx.base.folder, device, dtype, ctx.base.weights, ctx.base.prediction)
+    return loading.load(ctx.base.folder, device, dtype, ctx.base.weights, ctx.base.prediction)
 
 
 def _build_trainer(ctx: StageContext, model: "BaseModel", name: str) -> "Trainer":
@@ -154,7 +154,7 @@ def _steps(ctx: StageContext, live: "LiveTensorCounter", trainer: "Trainer", lab
     found: dict[str, float] = {}
     trainer.model.denoiser.enable_gradient_checkpointing()
     trainer.train_step()
-    found["resting_mb"] = live.now / MB
+    found["resting_mb"] = live.live_bytes / MB
     for form, (again, weight) in FORMS.items():
         ctx.check_stopped()
         (
@@ -163,7 +163,7 @@ def _steps(ctx: StageContext, live: "LiveTensorCounter", trainer: "Trainer", lab
             else trainer.model.denoiser.disable_gradient_checkpointing
         )()
         trainer.reconfigure(replace(trainer.config, attention_weight=weight))
-        live.forget()
+        live.reset_peak()
         try:
             trainer.train_step()
         except torch.OutOfMemoryError:
@@ -179,7 +179,7 @@ def _measure_sampling(live: "LiveTensorCounter", model: "BaseModel") -> int:
     from objtune_cli.generation import sampling
     from objtune_cli.generation.settings import SamplingSettings
 
-    live.forget()
+    live.reset_peak()
     prompts = [f"a photo of a dog {scene}" for scene in SCENES]
-    model.to_picture(sampling.sample(model, prompts, list(range(len(prompts))), SamplingSettings(1, 5.0)))
+    model.decode_latents(sampling.sample(model, prompts, list(range(len(prompts))), SamplingSettings(1, 5.0)))
     return live.peak

@@ -38,15 +38,15 @@ def find_dial(ctx: StageContext) -> Dial:
     Raises:
         IncompatibleError: The base is not of the toybox, or the evaluator does not know its dial.
     """
-    if ctx.base.world not in DIALS:
+    if ctx.base.toybox_dial not in DIALS:
         raise IncompatibleError(
             f"the base {ctx.base.id} has no world to draw the truth from",
             "use `--base toybox`, or `objtune evaluate` for one trained object",
         )
-    dial = DIALS[ctx.base.world]
+    dial = DIALS[ctx.base.toybox_dial]
     if not inference.covers(dial):
         raise IncompatibleError(
-            f"the evaluator does not know all of the world of {ctx.base.id} ({ctx.base.world})",
+            f"the evaluator does not know all of the world of {ctx.base.id} ({ctx.base.toybox_dial})",
             "train one by its recipe: docs/toybox.md",
         )
     return dial

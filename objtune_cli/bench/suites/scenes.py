@@ -292,13 +292,15 @@ def _sample_plain(ctx: StageContext, group: Group, ref: Ref | None) -> np.ndarra
     ]
     layers.set_active(model, names)
     laid = layout_from_prompt.propose(group.prompt(group.backgrounds[0]), [o.name for o in found], {}, {})
-    high, wide = (round(model.size * side / model.unit) * model.unit for side in (laid.high, laid.wide))
+    high, wide = (
+        round(model.resolution * side / model.size_multiple) * model.size_multiple for side in (laid.high, laid.wide)
+    )
     settings = SamplingSettings(**ctx.base.sampling_kwargs(), height=high, width=wide)
     drawn = []
     for i, background in enumerate(group.backgrounds):
         seeds = [1000 + 10 * i + k for k in range(IMAGES_PER_BACKGROUND)]
         drawn.append(sample(model, words.expand(group.prompt(background)), seeds, settings))
-    return to_uint8(model.to_picture(torch.cat(drawn))).numpy()
+    return to_uint8(model.decode_latents(torch.cat(drawn))).numpy()
 
 
 def _measure_single(bench: ScenesSuite, group: Group) -> tuple[dict[str, float], np.ndarray]:

@@ -175,10 +175,10 @@ def measure_live_tensors(trainer: "Trainer", steps: int) -> dict[str, float]:
     if model.device.type != "cpu":
         return {}
     counted = LiveTensorCounter()
-    counted.add(module_tensors(model.denoiser, *model.text_encoders, model.text_encoder_3, model.autoencoder))
+    counted.add(module_tensors(model.denoiser, *model.text_encoders, model.text_encoder_3, model.loaded_vae))
     with counted:
         trainer.train_step()  # what else a run holds is seen where a step reads it
-        counted.forget()
+        counted.reset_peak()
         for _ in range(steps):
             trainer.train_step()
     cpu.trim_malloc()  # what counting took is no step's
@@ -237,7 +237,7 @@ def _load_model(task: Task) -> "BaseModel":
         return _load_base(task)
     from objtune_cli.models import random_weights
 
-    return random_weights.opened("sd15", task.device, task.precision, task.side, SIDE)
+    return random_weights.load_random("sd15", task.device, task.precision, task.side, SIDE)
 
 
 def build_trainer(task: Task, model: "BaseModel") -> "Trainer":
@@ -256,7 +256,7 @@ def build_trainer(task: Task, model: "BaseModel") -> "Trainer":
     noun = class_token_embeddings(model, "dog")
     rows = torch.cat([noun[:1].expand(vectors, -1), noun])
     g = torch.Generator().manual_seed(0)
-    picture = torch.rand((3, model.size, model.size), generator=g) * 2 - 1
+    picture = torch.rand((3, model.resolution, model.resolution), generator=g) * 2 - 1
     subjects = [
         Subject(f"it{i}", "dog", rows, vectors, picture, picture.flip(-1), _object_mask(model, i, task.objects))
         for i in range(task.objects)
@@ -268,18 +268,18 @@ def _object_mask(model: "BaseModel", number: int, count: int) -> "torch.Tensor":
     """Mask of one of `count` objects, which divide the middle quarter of the image from left to right."""
     import torch
 
-    quarter, wide = model.size // 4, model.size // 2 // count
-    mask = torch.zeros(model.size, model.size)
+    quarter, wide = model.resolution // 4, model.resolution // 2 // count
+    mask = torch.zeros(model.resolution, model.resolution)
     mask[quarter:-quarter, quarter + number * wide : quarter + (number + 1) * wide] = 1
     return mask
 
 
 def _load_base(task: Task) -> "BaseModel":
-    from objtune_cli.models import base_model as model
-    from objtune_cli.models import precision
+    from objtune_cli.models import loading, precision
+    from objtune_cli.runtime import devices
 
-    device = model.pick_device(task.device)
-    loaded = model.load(registry.resolve(task.base).folder, device, model.pick_dtype(task.precision, device))
+    device = devices.pick_device(task.device)
+    loaded = loading.load(registry.resolve(task.base).folder, device, loading.pick_dtype(task.precision, device))
     if task.precision == "auto" and device.type == "cpu" and precision.processor_has_bf16():
         precision.use_bf16_matmuls(loaded.denoiser)
     return loaded
@@ -288,9 +288,9 @@ def _load_base(task: Task) -> "BaseModel":
 def _noise_prior(model: "BaseModel", g: "torch.Generator", entries: int = 8) -> PriorArtifact:
     import torch
 
-    side = model.size // model.factor
+    side = model.resolution // model.vae_scale_factor
     drawn = torch.randn((3, entries, model.denoiser.config.in_channels, side, side), generator=g)
     with torch.no_grad():
-        conditions = model.encode(["a photo of a dog"])
+        conditions = model.encode_prompt(["a photo of a dog"])
     t = torch.from_numpy(np.linspace(100, 900, entries).astype(np.int64))
     return PriorArtifact(drawn[0], drawn[1], t, drawn[2], torch.zeros(entries, dtype=torch.int64), conditions)

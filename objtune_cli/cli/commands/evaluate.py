@@ -56,7 +56,7 @@ def evaluate(
     rows = []
     for each in [refs.find(ctx.root, text, ("adapter",)) for text in given_refs(ref)]:
         subject = stage.load_subject(ctx, each, name)
-        if ctx.base.world and not (clip or dino):
+        if ctx.base.toybox_dial and not (clip or dino):
             need(
                 not scene,
                 "--scene belongs to --clip and --dino",

@@ -32,7 +32,7 @@ def detect_family(folder: Path) -> Family | None:
     """
     index = json.loads((folder / "model_index.json").read_bytes())
     kind, config = index["_class_name"], partial(_config, folder)
-    return next((family for family in FAMILIES if family.owns(kind, config)), None)
+    return next((family for family in FAMILIES if family.matches(kind, config)), None)
 
 
 def _config(folder: Path, part: str) -> Mapping[str, Any]:

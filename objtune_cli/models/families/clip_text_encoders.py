@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def read(model: Any, texts: list[str], first: int = 0) -> "list[tuple[Tensor, Tensor | None]]":
+def encode_texts(model: Any, texts: list[str], first: int = 0) -> "list[tuple[Tensor, Tensor | None]]":
     """Of each text encoder its states before the last layer (B, L, d), and the projected state at the end of the text (B, p), or None.
 
     The end is where the end token first stands: configs of these encoders name another one, or the largest id, which

@@ -25,7 +25,7 @@ NULLABLE = ("out_channels",)
 """Keys that are declared as numbers and whose null the libraries read as the usual value."""
 
 
-def open_part(kind: Any, folder: Path, part: str, **options: Any) -> Any:
+def load_component(kind: Any, folder: Path, part: str, **options: Any) -> Any:
     """A network of a diffusers folder; the libraries fill what a file lacks with random numbers, and say so only in their log.
 
     Raises:
@@ -49,7 +49,7 @@ def open_part(kind: Any, folder: Path, part: str, **options: Any) -> Any:
     return network
 
 
-def open_tokenizer(kind: Any, folder: Path, part: str, **options: Any) -> Any:
+def load_tokenizer(kind: Any, folder: Path, part: str, **options: Any) -> Any:
     """A tokenizer of a diffusers folder.
 
     Raises:
@@ -59,8 +59,8 @@ def open_tokenizer(kind: Any, folder: Path, part: str, **options: Any) -> Any:
         return kind.from_pretrained(folder / part, local_files_only=True, **options)
 
 
-def open_whole(kind: Any, source: Any, name: str, unread: tuple[str, ...] = (), **options: Any) -> Any:
-    """A network of transformers from its own folder, as `open_part`.
+def load_complete(kind: Any, source: Any, name: str, unread: tuple[str, ...] = (), **options: Any) -> Any:
+    """A network of transformers from its own folder, as `load_component`.
 
     Args:
         name: What it is, for the message. unread: starts of weights that are never used.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from objtune_cli.models.families import schedulers
-from objtune_cli.models.families.component_loading import open_part, open_tokenizer
+from objtune_cli.models.families.component_loading import load_component, load_tokenizer
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -43,7 +43,7 @@ class Family:
     pipeline: ClassVar[str] = "StableDiffusionPipeline"
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     hub: ClassVar[dict[str, tuple[str, str]]]
-    towers: ClassVar[tuple[str, ...]]
+    clip_models: ClassVar[tuple[str, ...]]
     sampling: ClassVar[dict[str, float]] = {"steps": 30, "guidance": 7.5}
     training: ClassVar[dict[str, Any]] = {}
     architecture: ClassVar[str]
@@ -54,10 +54,10 @@ class Family:
     sampler: ClassVar[str] = "DDIM"
     prediction: ClassVar[str] = "epsilon"
     modules: ClassVar[Mapping[str, tuple[str, ...]]] = MODULES
-    across: ClassVar[str] = ".attn2."
-    within: ClassVar[str] = ".attn1."
-    network: ClassVar[str] = "networks.lora"
-    side: ClassVar[int] = 64
+    cross_attention: ClassVar[str] = ".attn2."
+    self_attention: ClassVar[str] = ".attn1."
+    kohya_network_module: ClassVar[str] = "networks.lora"
+    default_latent_size: ClassVar[int] = 64
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -65,48 +65,48 @@ class Family:
         words = [part for encoder in self.encoders for part in (encoder.replace("text_encoder", "tokenizer"), encoder)]
         return (*words, self.denoiser, "vae", "scheduler")
 
-    def owns(self, pipeline: str, config: Callable[[str], Mapping[str, Any]]) -> bool:
+    def matches(self, pipeline: str, config: Callable[[str], Mapping[str, Any]]) -> bool:
         """Whether a folder is of this family: the pipeline class in `model_index.json`, and the configs of its parts."""
         raise NotImplementedError
 
-    def said(self, folder: Path) -> str:
+    def fingerprint_extra(self, folder: Path) -> str:
         """What a base's fingerprint must hold beside its parts; nothing here."""
         return ""
 
-    def open_words(self, folder: Path) -> list[tuple[Any, Any]]:
+    def load_text_encoders(self, folder: Path) -> list[tuple[Any, Any]]:
         """Tokenizer and text encoder, each pair of the family."""
         from transformers import CLIPTextModel, CLIPTokenizer
 
         return [
             (
-                open_tokenizer(CLIPTokenizer, folder, "tokenizer"),
-                open_part(CLIPTextModel, folder, "text_encoder", dtype="float32"),
+                load_tokenizer(CLIPTokenizer, folder, "tokenizer"),
+                load_component(CLIPTextModel, folder, "text_encoder", dtype="float32"),
             )
         ]
 
-    def open_reader(self, folder: Path, dtype: Any) -> tuple[Any, Any]:
+    def load_t5(self, folder: Path, dtype: Any) -> tuple[Any, Any]:
         """Tokenizer and encoder that read no added words, in the denoiser's number format; none here."""
         return None, None
 
-    def open_scheduler(self, folder: Path, **said: Any) -> Any:
+    def load_scheduler(self, folder: Path, **said: Any) -> Any:
         """The noise schedule, with DDIM on it; `said`: what is known better than its config does."""
-        return schedulers.open_ddim(folder, said)
+        return schedulers.load_ddim(folder, said)
 
-    def open_sampler(self, folder: Path, **said: Any) -> Any:
+    def load_sampler(self, folder: Path, **said: Any) -> Any:
         """The base's own sampler; None where it is the one of `open_scheduler`, or that takes its place."""
-        return schedulers.open_sampler(folder, said)
+        return schedulers.load_sampler(folder, said)
 
     def read_scheduler(self, folder: Path, **said: Any) -> dict[str, Any]:
         """The scheduler's config, checked."""
-        return schedulers.read(folder, said)
+        return schedulers.read_config(folder, said)
 
-    def open_denoiser(self, folder: Path) -> Any:
+    def load_denoiser(self, folder: Path) -> Any:
         """The network that is trained."""
         from diffusers import UNet2DConditionModel
 
-        return open_part(UNet2DConditionModel, folder, "unet")
+        return load_component(UNet2DConditionModel, folder, "unet")
 
-    def picture_dtype(self, dtype: Any) -> Any:
+    def vae_dtype(self, dtype: Any) -> Any:
         """The number format of the autoencoder where the denoiser has `dtype`."""
         return dtype
 
@@ -114,29 +114,29 @@ class Family:
         """What `model_index.json` says beside its parts, as far as the family minds it."""
         return {}
 
-    def encode(self, model: Any, texts: list[str], first: int = 0) -> "Tensor":
-        """Prompts to one tensor (B, rows, d) that says everything the denoiser is told of them; with `first` the rows of so many leading tokens, which hear no later ones."""
-        return model.text_encoder(input_ids=model.token_ids(texts)[:, : first or None])[0].to(model.dtype)
+    def encode_prompt(self, model: Any, texts: list[str], max_tokens: int = 0) -> "Tensor":
+        """Prompts to one tensor (B, rows, d) that says everything the denoiser is told of them; with `max_tokens` the rows of so many leading tokens, which hear no later ones."""
+        return model.text_encoder(input_ids=model.token_ids(texts)[:, : max_tokens or None])[0].to(model.dtype)
 
-    def read_at(self, model: Any, text: str, name: str) -> "Tensor":
+    def t5_token_mask(self, model: Any, text: str, name: str) -> "Tensor":
         """Which rows behind the tokens say `<name>` of an expanded prompt, boolean; none here."""
         import torch
 
         return torch.zeros(0, dtype=torch.bool)
 
-    def readers(self, model: Any) -> list[tuple[Any, int]]:
+    def t5_tokenizers(self, model: Any) -> list[tuple[Any, int]]:
         """Tokenizers of encoders that read class words in place of added ones, each with the tokens that it reads at most; none here."""
         return []
 
-    def words(self, condition: "Tensor") -> "Tensor":
+    def prompt_embeds(self, condition: "Tensor") -> "Tensor":
         """The rows of a condition that cross-attention sees, one a token."""
         return condition
 
-    def extras(self, model: Any, condition: "Tensor", height: int, width: int) -> dict[str, "Tensor"]:
+    def added_cond_kwargs(self, model: Any, condition: "Tensor", height: int, width: int) -> dict[str, "Tensor"]:
         """What the denoiser is told beside the words, for pictures of a size in px; nothing here."""
         return {}
 
-    def noised(self, model: Any, z: "Tensor", eps: "Tensor", t: "Tensor") -> "tuple[Tensor, Tensor]":
+    def add_noise_and_target(self, model: Any, z: "Tensor", eps: "Tensor", t: "Tensor") -> "tuple[Tensor, Tensor]":
         """z_t and what the denoiser is to say of it, each as z (B, C, h, w); t: (B,) noise levels, larger is noisier."""
         from objtune_cli.numerics import ddpm
 
@@ -148,7 +148,7 @@ class Family:
 
         return ddpm.timesteps(count, total, generator, *focus)
 
-    def scheduler_of(self, scheduler: Any, name: str) -> Any:
+    def make_sampler(self, scheduler: Any, name: str) -> Any:
         """The sampler of a name: "base", "ddim", "euler" or "dpm++".
 
         Raises:
@@ -156,31 +156,33 @@ class Family:
         """
         return scheduler if name == "base" else schedulers.choose(scheduler, name)
 
-    def cells(self, config: Any) -> int:
+    def latent_multiple(self, config: Any) -> int:
         """Latent cells, along one side, of the smallest maps inside the denoiser."""
         return int(2 ** (len(config.block_out_channels) - 1))
 
-    def on_words(self, layer: str) -> bool:
+    def acts_on_text_tokens(self, layer: str) -> bool:
         """Whether a layer of the denoiser acts on the words' rows, not on the picture's."""
         return ".attn2.to_k" in layer or ".attn2.to_v" in layer
 
-    def decoder(self, denoiser: Any) -> tuple[tuple[str, ...], list[Any]]:
+    def decoder_layers(self, denoiser: Any) -> tuple[tuple[str, ...], list[Any]]:
         """Starts of the names of layers after the middle, and the blocks before it, which need not hear what learns."""
         return ("up_blocks.",), [*denoiser.down_blocks, denoiser.mid_block]
 
     def predict(self, model: Any, z_t: "Tensor", t: "Tensor", condition: "Tensor") -> "Tensor":
         """The denoiser's output for z_t (B, C, h, w), t (B,), and what `encode` gave, (B, rows, d)."""
-        height, width = (side * model.factor for side in z_t.shape[-2:])
+        height, width = (side * model.vae_scale_factor for side in z_t.shape[-2:])
         return model.denoiser(
-            z_t.to(model.dtype), t.to(model.device), **self.told(model, condition, height, width)
+            z_t.to(model.dtype), t.to(model.device), **self.denoiser_kwargs(model, condition, height, width)
         ).sample
 
-    def told(self, model: Any, condition: "Tensor", height: int, width: int) -> dict[str, Any]:
+    def denoiser_kwargs(self, model: Any, condition: "Tensor", height: int, width: int) -> dict[str, Any]:
         """What a call of the denoiser is told beside latents and levels, from what `encode` gave, for pictures of a size in px."""
-        extras = self.extras(model, condition, height, width)
-        return {"encoder_hidden_states": self.words(condition)} | ({"added_cond_kwargs": extras} if extras else {})
+        extras = self.added_cond_kwargs(model, condition, height, width)
+        return {"encoder_hidden_states": self.prompt_embeds(condition)} | (
+            {"added_cond_kwargs": extras} if extras else {}
+        )
 
-    def open_pipeline(self, model: Any, scheduler: Any) -> Any:
+    def build_pipeline(self, model: Any, scheduler: Any) -> Any:
         """The pipeline class of diffusers around the stack's parts; takes what `prompts` gives."""
         from diffusers import StableDiffusionPipeline
 
@@ -191,23 +193,23 @@ class Family:
             feature_extractor=None, requires_safety_checker=False,
         )  # type: ignore[arg-type]  # fmt: skip
 
-    def prompts(self, model: Any, condition: "Tensor", against: "Tensor") -> dict[str, Any]:
+    def pipeline_kwargs(self, model: Any, condition: "Tensor", against: "Tensor") -> dict[str, Any]:
         """What a call of the pipeline is told: condition and what guidance goes away from, each (B, rows, d)."""
         return {"prompt_embeds": condition, "negative_prompt_embeds": against}
 
-    def retold(self, model: Any, rows: "Tensor", height: int, width: int) -> dict[str, "Tensor"]:
+    def callback_kwargs(self, model: Any, rows: "Tensor", height: int, width: int) -> dict[str, "Tensor"]:
         """What the pipeline's loop reads from a step on at which it is told something else: `rows` (B, rows, d), under guidance those against first."""
         return {"prompt_embeds": rows}
 
-    def kohya_layer(self, layer: str) -> str:
+    def to_kohya_name(self, layer: str) -> str:
         """A layer of the denoiser as kohya's files name it, dots included."""
         return layer
 
-    def kohya(self, layers: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
+    def to_kohya(self, layers: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
         """Down and up of the denoiser's layers under the names of kohya's files, dots included."""
-        return {self.kohya_layer(name): pair for name, pair in layers.items()}
+        return {self.to_kohya_name(name): pair for name, pair in layers.items()}
 
-    def first_names(self, layer: str, config: Any) -> list[tuple[str, "int | str | None"]]:
+    def original_names(self, layer: str, config: Any) -> list[tuple[str, "int | str | None"]]:
         """What files of the model's first repository and of kohya call a layer of the denoiser, and which of its outputs the layer has.
 
         Returns:
@@ -215,14 +217,14 @@ class Family:
             the halves of its outputs stand the other way round.
         """
         try:
-            name = first_name(layer)
+            name = original_name(layer)
         except (KeyError, ValueError, IndexError):
             return []
         if ".upsamplers." in layer:  # a level without attention has one place less
             return [(name, None), (name.replace(".2.conv", ".1.conv"), None)]
         return [(name, None)]
 
-    def snippet(self, base: str, name: str, class_word: str, trigger: str = "") -> list[str]:
+    def diffusers_example(self, base: str, name: str, class_word: str, trigger: str = "") -> list[str]:
         """Lines in which diffusers reads the files of a repository, from its folder, and draws the object; `trigger`: the name of its embedding file, else its own."""
         lines = [
             f"from diffusers import {self.pipeline}",
@@ -265,7 +267,7 @@ OUTSIDE = {
 """Layers of a U-Net before and behind its blocks, and what the first repository calls them."""
 
 
-def first_name(layer: str) -> str:
+def original_name(layer: str) -> str:
     """A layer of a U-Net of two residual blocks a level as the first repository names it: `input_blocks`, `middle_block`, `output_blocks`.
 
     The convolution after an upsampling is named as in a level with attention.

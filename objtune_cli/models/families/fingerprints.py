@@ -13,7 +13,7 @@ from objtune_cli.models.families import pipeline_folder as folders
 if TYPE_CHECKING:
     from objtune_cli.models.families.family import Family
 
-TOWERS = ("clip", "clip_2")
+CLIP_FOLDERS = ("clip", "clip_2")
 """Folders of a base with the CLIPs of its text encoders."""
 IGNORED_FILES = ("*.fp16.*", "*.fp16-*", "*.non_ema.*")
 """The same weights again in other forms."""
@@ -22,9 +22,12 @@ SLICE = 1 << 14
 
 def fingerprint(folder: Path, family: "Family", weights: Path | None = None) -> str:
     """SHA-256 over the parts that are opened: configs whole, of weights the size and 66 evenly spaced slices."""
-    digest = hashlib.sha256(family.said(folder).encode())
+    digest = hashlib.sha256(family.fingerprint_extra(folder).encode())
     parts = [
-        path for part in (*family.parts, *TOWERS) for path in (folder / part).glob("*") if not path.name.startswith(".")
+        path
+        for part in (*family.parts, *CLIP_FOLDERS)
+        for path in (folder / part).glob("*")
+        if not path.name.startswith(".")
     ]
     opened = set() if weights else _opened_variants(family, folder)
     for path in [*sorted(parts), *([weights] if weights else [])]:

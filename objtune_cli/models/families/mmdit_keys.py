@@ -26,7 +26,7 @@ OUTSIDE = {
 """Layers outside the blocks."""
 
 
-def fused(layers: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
+def fuse_qkv(layers: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
     """As in the model's first repository, queries, keys and values in one layer: their downs stacked, their ups side by side, zeros elsewhere.
 
     Raises:
@@ -49,7 +49,7 @@ def fused(layers: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
     return found | {called: _fused(parts) for called, parts in thirds.items()}
 
 
-def first_names(layer: str, blocks: int) -> list[tuple[str, int | str | None]]:
+def original_names(layer: str, blocks: int) -> list[tuple[str, int | str | None]]:
     """What the first repository calls a layer, and which third of its outputs it is, or "swapped" (`Family.first_names`); `blocks`: how many there are."""
     if layer in OUTSIDE:
         return [(OUTSIDE[layer], "swapped" if layer == "norm_out.linear" else None)]

@@ -188,7 +188,9 @@ def check(family: "Family", folder: Path, vae: Path | None = None) -> None:
 def networks(family: "Family", folder: Path) -> Iterator[str]:
     """The parts of a folder that hold weights; a text encoder that the family can go without, only where it is read."""
     for part in family.parts:
-        if not part.startswith(("tokenizer", "scheduler")) and (part != "text_encoder_3" or not family.said(folder)):
+        if not part.startswith(("tokenizer", "scheduler")) and (
+            part != "text_encoder_3" or not family.fingerprint_extra(folder)
+        ):
             yield part
 
 

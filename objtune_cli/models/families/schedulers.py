@@ -43,7 +43,7 @@ SCHEDULES = {"use_karras_sigmas": "Karras", "use_exponential_sigmas": "Exponenti
 """Options of a sampler's config to what A1111 calls the schedule type."""
 
 
-def read(folder: Path, said: Mapping[str, Any] | None = None, *, flow: bool = False) -> dict[str, Any]:
+def read_config(folder: Path, said: Mapping[str, Any] | None = None, *, flow: bool = False) -> dict[str, Any]:
     """A base's scheduler config, with what is known better than it.
 
     Args:
@@ -143,11 +143,11 @@ def describe(config: Mapping[str, Any]) -> tuple[str, str]:
     return called, next((kind for key, kind in SCHEDULES.items() if config.get(key)), "") if same else ""
 
 
-def open_ddim(folder: Path, said: Mapping[str, Any]) -> Any:
+def load_ddim(folder: Path, said: Mapping[str, Any]) -> Any:
     """DDIM on a base's noise schedule: what latents are noised by, and what draws where nothing else is asked for."""
     from diffusers.schedulers import DDIMScheduler
 
-    config = read(folder, said)
+    config = read_config(folder, said)
     own = _open_own(config)
     if own is not None:  # what the file leaves out has the defaults of the class that it names
         config |= {key: own.config[key] for key in NOISE if key in own.config}
@@ -157,9 +157,9 @@ def open_ddim(folder: Path, said: Mapping[str, Any]) -> Any:
     )
 
 
-def open_sampler(folder: Path, said: Mapping[str, Any]) -> Any:
+def load_sampler(folder: Path, said: Mapping[str, Any]) -> Any:
     """The base's own sampler; None where that is DDIM, or DDIM takes its place."""
-    config = read(folder, said)
+    config = read_config(folder, said)
     return None if why_replaced(config) else _open_own(config)
 
 

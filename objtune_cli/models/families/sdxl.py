@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from objtune_cli.models.families import clip_text_encoders
-from objtune_cli.models.families.component_loading import open_part, open_tokenizer
-from objtune_cli.models.families.family import Family, first_name
+from objtune_cli.models.families.component_loading import load_component, load_tokenizer
+from objtune_cli.models.families.family import Family, original_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,15 +22,15 @@ class _SDXL(Family):
     pipeline = "StableDiffusionXLPipeline"
     encoders = ("text_encoder", "text_encoder_2")
     hub: ClassVar = {"sdxl": ("stabilityai/stable-diffusion-xl-base-1.0", "462165984030d82259a11f4367a4eed129e94a7b")}
-    towers = ("openai/clip-vit-large-patch14", "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k")
+    clip_models = ("openai/clip-vit-large-patch14", "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k")
     sampling: ClassVar = {"steps": 30, "guidance": 5.0}
     architecture = "stable-diffusion-xl-v1-base"
     version = "sdxl_base_v1-0"
-    side = 128
+    default_latent_size = 128
     embedding_keys = ("clip_l", "clip_g")
     licence = ("openrail++", "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/blob/main/LICENSE.md")
 
-    def owns(self, pipeline: str, config: Callable[[str], Mapping[str, Any]]) -> bool:
+    def matches(self, pipeline: str, config: Callable[[str], Mapping[str, Any]]) -> bool:
         """Has a pipeline of its own."""
         return pipeline == self.pipeline
 
@@ -38,29 +38,29 @@ class _SDXL(Family):
         """Whether an empty prompt is zeros, as this base was trained."""
         return {"zero_empty": bool(self._index(folder).get("force_zeros_for_empty_prompt", True))}
 
-    def picture_dtype(self, dtype: Any) -> Any:
+    def vae_dtype(self, dtype: Any) -> Any:
         """Its autoencoder overflows in fp16 (`force_upcast` in its config)."""
         import torch
 
         return torch.float32 if dtype == torch.float16 else dtype
 
-    def open_words(self, folder: Path) -> list[tuple[Any, Any]]:
+    def load_text_encoders(self, folder: Path) -> list[tuple[Any, Any]]:
         """The first encoder as in 1.x; the second has a projection."""
         from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-        second = open_part(CLIPTextModelWithProjection, folder, "text_encoder_2", dtype="float32")
+        second = load_component(CLIPTextModelWithProjection, folder, "text_encoder_2", dtype="float32")
         return [
-            *super().open_words(folder),
-            (open_tokenizer(CLIPTokenizer, folder, "tokenizer_2"), second),
+            *super().load_text_encoders(folder),
+            (load_tokenizer(CLIPTokenizer, folder, "tokenizer_2"), second),
         ]
 
-    def encode(self, model: Any, texts: list[str], first: int = 0) -> "Tensor":
+    def encode_prompt(self, model: Any, texts: list[str], max_tokens: int = 0) -> "Tensor":
         """Both encoders' states before their last layer side by side, and bigG's projected state at the end of the text."""
         import torch
 
-        states, (_, pooled) = zip(*clip_text_encoders.read(model, texts, first), strict=True)
+        states, (_, pooled) = zip(*clip_text_encoders.encode_texts(model, texts, max_tokens), strict=True)
         words = torch.cat(states, dim=-1)
-        if first:
+        if max_tokens:
             return words.to(model.dtype)
         row = torch.nn.functional.pad(pooled, (0, words.shape[-1] - pooled.shape[-1]))
         found = torch.cat([words, row[:, None]], dim=1)
@@ -68,11 +68,11 @@ class _SDXL(Family):
             found = found * torch.tensor([bool(text) for text in texts], device=found.device)[:, None, None]
         return found.to(model.dtype)
 
-    def words(self, condition: "Tensor") -> "Tensor":
+    def prompt_embeds(self, condition: "Tensor") -> "Tensor":
         """All rows but the last."""
         return condition[:, :-1]
 
-    def extras(self, model: Any, condition: "Tensor", height: int, width: int) -> dict[str, "Tensor"]:
+    def added_cond_kwargs(self, model: Any, condition: "Tensor", height: int, width: int) -> dict[str, "Tensor"]:
         """Pooled embedding, and sizes: the picture was as large as it is asked for, and nothing was cut off."""
         sizes = condition.new_tensor([[height, width, 0, 0, height, width]]).expand(len(condition), -1)
         return {"text_embeds": self._pooled(model, condition), "time_ids": sizes}
@@ -80,7 +80,7 @@ class _SDXL(Family):
     def _pooled(self, model: Any, condition: "Tensor") -> "Tensor":
         return condition[:, -1, : model.text_encoder_2.config.projection_dim]
 
-    def open_pipeline(self, model: Any, scheduler: Any) -> Any:
+    def build_pipeline(self, model: Any, scheduler: Any) -> Any:
         """No watermark is added: what comes out are latents."""
         from diffusers import StableDiffusionXLPipeline
 
@@ -89,26 +89,30 @@ class _SDXL(Family):
             scheduler=scheduler, force_zeros_for_empty_prompt=False, add_watermarker=False,
         )  # type: ignore[arg-type]  # fmt: skip
 
-    def prompts(self, model: Any, condition: "Tensor", against: "Tensor") -> dict[str, Any]:
+    def pipeline_kwargs(self, model: Any, condition: "Tensor", against: "Tensor") -> dict[str, Any]:
         """Words and pooled embedding apart."""
         pooled = {
             "pooled_prompt_embeds": self._pooled(model, condition),
             "negative_pooled_prompt_embeds": self._pooled(model, against),
         }
-        return {"prompt_embeds": self.words(condition), "negative_prompt_embeds": self.words(against), **pooled}
-
-    def retold(self, model: Any, rows: "Tensor", height: int, width: int) -> dict[str, "Tensor"]:
-        """The pooled ones and the sizes too."""
-        told = self.extras(model, rows, height, width)
         return {
-            "prompt_embeds": self.words(rows),
+            "prompt_embeds": self.prompt_embeds(condition),
+            "negative_prompt_embeds": self.prompt_embeds(against),
+            **pooled,
+        }
+
+    def callback_kwargs(self, model: Any, rows: "Tensor", height: int, width: int) -> dict[str, "Tensor"]:
+        """The pooled ones and the sizes too."""
+        told = self.added_cond_kwargs(model, rows, height, width)
+        return {
+            "prompt_embeds": self.prompt_embeds(rows),
             "add_text_embeds": told["text_embeds"],
             "add_time_ids": told["time_ids"],
         }
 
-    def kohya_layer(self, layer: str) -> str:
+    def to_kohya_name(self, layer: str) -> str:
         """As in the model's first repository; diffusers' names are read elsewhere, of kohya's own tools only these."""
-        return first_name(layer)
+        return original_name(layer)
 
 
 SDXL = _SDXL()

@@ -272,7 +272,7 @@ def reader_tokenizer() -> Any:
     )
 
 
-def open_words(family: Family, path: Path, layout: Path) -> list[tuple[Any, Any]]:
+def load_text_encoders(family: Family, path: Path, layout: Path) -> list[tuple[Any, Any]]:
     """Tokenizer and text encoder, each pair of the family.
 
     Raises:
@@ -293,7 +293,7 @@ def open_words(family: Family, path: Path, layout: Path) -> list[tuple[Any, Any]
     return found
 
 
-def open_reader(family: Family, path: Path, layout: Path, dtype: Any) -> tuple[Any, Any]:
+def load_t5(family: Family, path: Path, layout: Path, dtype: Any) -> tuple[Any, Any]:
     """T5's tokenizer and encoder; none where the file has none, or the family.
 
     Raises:
@@ -317,7 +317,7 @@ def open_reader(family: Family, path: Path, layout: Path, dtype: Any) -> tuple[A
     return reader_tokenizer(), _whole(path, encoder, "text_encoder_3").eval()
 
 
-def open_part(name: str, path: Path, layout: Path) -> Any:
+def load_component(name: str, path: Path, layout: Path) -> Any:
     """The denoiser ("unet", "transformer") or the autoencoder ("vae"), which may also stand in a file of its own, under either layout's names.
 
     Raises:
