@@ -27,12 +27,13 @@ from dataclasses import replace
 from pathlib import Path
 from safetensors.torch import save_file
 from objtune_cli.lora import layers
+from objtune_cli.models import loading
 from objtune_cli.runtime import distributed
 from objtune_cli.training import trainer as training
 from tests.support import tiny_sd1
-from tests.training.test_memory_savings import CONFIG, CPU, base_model
+from tests.training.test_memory_savings import CONFIG, CPU
 team = distributed.join_process_group("cpu")
-model = base_model.load(Path(sys.argv[1]), CPU, torch.float32)
+model = loading.load(Path(sys.argv[1]), CPU, torch.float32)
 model.process_group = team
 trainer = training.Trainer(model, tiny_sd1.subjects(model, int(sys.argv[4])), {}, replace(CONFIG, batch=int(sys.argv[3])))
 for _ in range(CONFIG.steps):
