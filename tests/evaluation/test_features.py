@@ -5,7 +5,7 @@ import shutil
 import socket
 from pathlib import Path
 
-import objtune_cli.models.base_model as stacks  # (repairs torchvision before transformers asks for it)
+from objtune_cli.models import loading  # (repairs torchvision before transformers asks for it)
 
 # isort: split
 import numpy as np
@@ -74,7 +74,7 @@ def test_dino_from_one_file_sees_what_the_folder_does(vit: Path, tmp_path: Path)
 
 
 def test_texts_read_as_in_our_towers_however_they_are_padded(base: Path) -> None:
-    base_model = stacks.load(base, torch.device("cpu"), torch.float32)
+    base_model = loading.load(base, torch.device("cpu"), torch.float32)
     prompts = ["a photo of a dog on the beach", "a cat"]
     with torch.no_grad():
         ours = clip.load(base / "clip", base_model).text_features(base_model, prompts).numpy()
@@ -189,7 +189,7 @@ def test_a_config_that_squeezes_the_picture_gives_its_colours_alone(tmp_path: Pa
     for size in (224, {"height": 224, "width": 224}, None, {"shortest_edge": "x"}, []):
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(colours | {"size": size, "resample": 2}))
         found = features.read_preprocessing(tmp_path, own)
-        assert (found.short, found.resolution, found.resample, found.mean, found.std) == (
+        assert (found.short, found.side, found.resample, found.mean, found.std) == (
             256,
             224,
             3,

@@ -237,7 +237,7 @@ def test_a_frame_of_two_equal_sides_is_its_side(copy: Callable[..., Path]) -> No
     plain = registry.resolve(str(folder)).resolution
     side = json.loads((folder / "unet/config.json").read_text())["sample_size"]
     configure(folder / "unet/config.json", sample_size=[side, side])
-    assert registry.resolve(str(folder)).resolution == plain == loading.load(folder, CPU, torch.float32).size
+    assert registry.resolve(str(folder)).resolution == plain == loading.load(folder, CPU, torch.float32).resolution
 
 
 def test_a_config_that_the_libraries_cannot_read_is_damaged(copy: Callable[..., Path]) -> None:

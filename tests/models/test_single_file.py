@@ -56,7 +56,7 @@ def test_every_weight_is_the_folders(folders: dict[str, Path], one: Callable[[st
     assert (base.id, base.family.name, base.prediction) == ("model.safetensors", name, PREDICTIONS.get(name, "epsilon"))
     file = loading.load(base.folder, CPU, torch.float32, base.weights, base.prediction)
     folder = loading.load(folders[name], CPU, torch.float32)
-    for part in ("unet", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"):
+    for part in ("denoiser", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"):
         ours, theirs = getattr(file, part), getattr(folder, part)
         if theirs is None:
             assert ours is None
@@ -67,7 +67,7 @@ def test_every_weight_is_the_folders(folders: dict[str, Path], one: Callable[[st
     assert file.prediction == folder.prediction == base.record().get("prediction", "epsilon")
     if folder.prediction != "flow":
         assert torch.equal(file.alpha_bar, folder.alpha_bar)
-    assert torch.equal(file.encode(["a photo", ""]), folder.encode(["a photo", ""]))
+    assert torch.equal(file.encode_prompt(["a photo", ""]), folder.encode_prompt(["a photo", ""]))
 
 
 def test_the_whole_path_on_a_file(cli: Callable, one: Callable[[str], Path], dog_photo: Path, project: Path) -> None:
