@@ -135,7 +135,7 @@ def test_steps_may_be_left_to_the_run(objtune, dog_photo, monkeypatch):
     """Without a number it stops when its loss has stopped falling; a number is a number."""
     from objtune_cli.training import early_stopping
 
-    for name, value in (("CHECKS", 700), ("FROM", 2), ("SHARE", 1e9)):
+    for name, value in (("NUM_MEASUREMENTS", 700), ("MIN_MEASUREMENTS", 2), ("MIN_FALL_SHARE", 1e9)):
         monkeypatch.setattr(early_stopping, name, value)
     given = ("train", dog_photo, "--class", "dog", *FAST, "--set", "train.rank=2", "--no-preview", "--json")
     done = objtune(*given, "--steps", "auto")

@@ -57,7 +57,7 @@ def sd15_shaped() -> UNet2DConditionModel:
 def sd15(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base of random weights whose denoiser has SD 1.5's layers."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiny_sd1, "denoiser", sd15_shaped)
+        patch.setattr(tiny_sd1, "unet", sd15_shaped)
         return tiny_sd1.build(tmp_path_factory.mktemp("sd15") / "sd15", clip=False)
 
 

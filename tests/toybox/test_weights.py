@@ -28,7 +28,7 @@ import sys
 from objtune_cli.runtime import torchvision_compat  # repairs torchvision on machines whose torch cannot load it
 torchvision_compat.complete()
 own = sorted(m for m in sys.modules if m.startswith("objtune_cli"))
-assert own == ["objtune_cli", "objtune_cli.runtime", "objtune_cli.runtime.torchvision_compat"], own
+assert own == ["objtune_cli", "objtune_cli.runtime", "objtune_cli.runtime.torchvision_compat", "objtune_cli.version"], own
 import torch
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPModel
