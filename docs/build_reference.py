@@ -13,7 +13,7 @@ from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import objtune_cli
-from objtune_cli import errors
+from objtune_cli import errors, renamed_settings
 from objtune_cli.config.sections import SECTIONS, Common
 
 DOCS = Path(__file__).parent
@@ -114,10 +114,23 @@ def settings() -> str:
         hints = get_type_hints(kind)
         for item in fields(kind):
             key = f"{section}.{item.name}" if section else item.name
-            default = f"`{item.default}`" if item.default != "" else ""
+            word = item.metadata["auto"] or renamed_settings.as_text(item.default)
+            default = f"`{word}`" if word else ""
             text = str(item.metadata["help"]).replace("|", "\\|")
             parts.append(f"| `{key}` | {values_of(hints[item.name], item)} | {default} | {text} |\n")
+    rows = [f"| `{old}` | `{new.key}` | {former_values(new)} |\n" for old, new in renamed_settings.RENAMED.items()]
+    parts.append(
+        "\n## Former names\n\nFormer names and values are still read, with a note that says today's. Records of older artifacts are "
+        "read under today's names, so finished work is found.\n\n"
+        f"| former key | key | values |\n|---|---|---|\n{''.join(rows)}"
+    )
     return "".join(parts)
+
+
+def former_values(renamed: renamed_settings.Renamed) -> str:
+    """Former values with those of today."""
+    pairs = {renamed_settings.as_text(old): renamed_settings.as_text(new) for old, new in renamed.values.items()}
+    return ", ".join(f"`{old}` is `{new}`" for old, new in pairs.items())
 
 
 def values_of(hint: Any, item: "Field[Any]") -> str:

@@ -58,7 +58,7 @@ def terms(folder: Path) -> None:
     rows = [_masks(folder), _views(folder)]
     rows.append(objtune(folder, "generate", "a photo of a dog", "-n", "4"))
     prompt = "a photo of <dog> with a red hat on the beach"
-    alone, begun = "generate.scene_guidance=0", "generate.object_below=1"
+    alone, begun = "generate.prompt_guidance_scale=0", "generate.subject_conditioning_start=1"
     rows.append(
         [
             *objtune(folder, "generate", prompt, "-n", "1", "--set", alone, "--set", begun),

@@ -74,9 +74,10 @@ def project(
         for k, v in values.items()
     ]
     layers = Settings(found.settings, given=given)
-    return StageContext(
-        found, layers, layers.resolve(Common), LogReporter(on_step) if on_step else LogReporter(), force
-    )
+    report = LogReporter(on_step) if on_step else LogReporter()
+    for note in layers.notes:
+        report.note(note)
+    return StageContext(found, layers, layers.resolve(Common), report, force)
 
 
 def _lock_project(ctx: StageContext) -> AbstractContextManager[None]:
@@ -131,7 +132,7 @@ def train(
     from objtune_cli.training import stage
 
     found = segment(ctx.without_force(), photo, class_word, name, box=box, mask=mask, rough=rough).ref
-    config = ctx.settings.resolve(Train, steps=steps)
+    config = ctx.settings.resolve(Train, max_steps=steps)
     with _lock_project(ctx):
         return stage.run(
             ctx, [found], config, ctx.settings.resolve(Embed), ctx.settings.resolve(Prior), preview=preview
@@ -150,7 +151,13 @@ def generate(
             ctx,
             list(prompts),
             ctx.settings.resolve(
-                Generate, n=n, seed=seed, width=width, height=height, strength=strength, negative=negative
+                Generate,
+                num_images=n,
+                seed=seed,
+                width=width,
+                height=height,
+                strength=strength,
+                negative_prompt=negative,
             ),
             to_path(out) if out else None,
         )
@@ -172,7 +179,7 @@ def compose(
     )
     with _lock_project(ctx):
         config = ctx.settings.resolve(
-            Generate, n=n, seed=seed, width=width, height=height, strength=strength, negative=negative
+            Generate, num_images=n, seed=seed, width=width, height=height, strength=strength, negative_prompt=negative
         )
         return stage.run(ctx, prompt, given, config, ctx.settings.resolve(Compose))[0]
 

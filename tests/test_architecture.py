@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "objtune_cli"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 STAIRCASE = (
     # foundations
-    "errors", "version", "paths", "config", "numerics", "store", "images", "runtime",
+    "errors", "version", "renamed_settings", "paths", "config", "numerics", "store", "images", "runtime",
     # models
     "models", "lora", "workflow",
     # features: one folder per command
@@ -26,7 +26,7 @@ STAIRCASE = (
 """A module may import its own package and whatever stands before it here."""
 FORBIDDEN = {
     "config": {"store", "images"},
-    "numerics": {"errors", "paths", "config"},
+    "numerics": {"errors", "renamed_settings", "paths", "config"},
     "store": {"config", "numerics"},
     "images": {"config", "numerics"},
     "runtime": {"config", "numerics", "store", "images"},

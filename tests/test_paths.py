@@ -94,11 +94,11 @@ def test_paths_in_objtune_toml_start_at_its_folder(home: Path) -> None:
     (home / "tiny").mkdir()
     file = home / "objtune.toml"
     file.write_text(
-        'base = "tiny"\ntower = "tiny,openai/clip"\n[segment]\nsam_checkpoint = "sam.pth"\n[bench]\nclip = "~/clip"\n'
+        'base = "tiny"\ntower = "tiny,openai/clip"\n[segment]\nsam_checkpoint = "sam.pth"\n[bench]\nclip_model = "~/clip"\n'
     )
     settings = Settings(file, environment={})
     assert settings.resolve(Common).base == str(home / "tiny")
-    assert settings.resolve(Common).tower == f"{home / 'tiny'},openai/clip"
+    assert settings.resolve(Common).clip_model == f"{home / 'tiny'},openai/clip"
     assert settings.resolve(Segment).sam_checkpoint == str(home / "sam.pth")
     said = Settings(
         file, environment={"OBJTUNE_BASE": "~/x", "OBJTUNE_SEGMENT_SAM_CHECKPOINT": "a.pth"}, given=["base=~/y"]

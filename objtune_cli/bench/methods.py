@@ -11,20 +11,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from objtune_cli import renamed_settings
 from objtune_cli.config.resolve import Settings
-from objtune_cli.config.sections import GUIDANCES, SECTIONS
+from objtune_cli.config.sections import GUIDANCES, SECTIONS, Train, neutral
 from objtune_cli.errors import UsageError
 from objtune_cli.models.registry import Base
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
-DIFFUSERS_DEFAULTS = {"views": 1, "background_weight": 0.0, "timesteps": "uniform", "schedule": "constant", "token_norm": "free",
-         "templates": "one", "context": "own", "joint_attention": 0.0, "latents": "sample", "beta2": 0.999,
-         "blocks": "all", "class_every": 1, "passes": "together", "stop": "end",
-         "scores": "none", "as_taken": 0.0, "singles": 0.0, "idle": "stays"}  # fmt: skip
-"""Settings of all baselines, as in diffusers' examples: the photo without augmentation, its latents sampled at each step, no teacher outside the
+DIFFUSERS_DEFAULTS = neutral(Train)
+"""Where all baselines start: every setting at its neutral value, as in diffusers' examples: the photo without augmentation, its latents sampled at each step, no teacher outside the
 mask, uniform timesteps, a constant learning rate, one prompt, PyTorch's AdamW, one forward pass per step, the whole model in memory.
 Each baseline also sets all its learning rates, so that the base's defaults for ours do not change it."""
-CLASS_IMAGES = {"samples": 100}
+CLASS_IMAGES = {"num_class_images": 100}
 """Number of DreamBooth's generated class images (diffusers' README: 100; 12 are enough for our teacher)."""
 
 
@@ -38,7 +36,7 @@ class Method:
         embed, train, prior: Settings that differ from the defaults.
         photo_variant: The photo it trains on, one of `photo_variants.VARIANTS`.
         hint: Option for the mask: `mask`, used as it is, or `rough`, refined first.
-        sampling: `scene_guidance`, `object_below` and `object_guidance`, where they differ from the base's own.
+        sampling: `prompt_guidance_scale`, `subject_conditioning_start` and `autoguidance_scale`, where they differ from the base's own.
     """
 
     title: str
@@ -57,76 +55,76 @@ class Method:
     def sampling_kwargs(self, base: Base) -> dict[str, Any]:
         """Its settings of sampling as fields of `SamplingSettings`; the base's own where it sets none or a negative value."""
         return {
-            "prompt_guidance_scale": base.scene_guidance(self.sampling.get("scene_guidance", -1.0)),
-            "autoguidance_scale": self.sampling.get("object_guidance", 0.0),
-            "subject_conditioning_start": base.object_below(self.sampling.get("object_below", -1.0)),
+            "prompt_guidance_scale": base.scene_guidance(self.sampling.get("prompt_guidance_scale", -1.0)),
+            "autoguidance_scale": self.sampling.get("autoguidance_scale", 0.0),
+            "subject_conditioning_start": base.object_below(self.sampling.get("subject_conditioning_start", -1.0)),
         }
 
 
 OURS = {"objtune": Method("objtune", "docs/method.md")}
 
-PLAIN_SAMPLING = {"scene_guidance": 0.0, "object_below": 1.0}
+PLAIN_SAMPLING = {"prompt_guidance_scale": 0.0, "subject_conditioning_start": 1.0}
 """Sampling without our guidances, as other tools do."""
 BASELINES = {
     "textual-inversion": Method(
         "Textual Inversion", "arXiv:2208.01618; diffusers examples: 1 vector, no prior",
-        {"init": "class", "vectors": 1, "noun": "none"},
-        {**DIFFUSERS_DEFAULTS, "modules": "none", "photo_loss": "frame", "class_weight": 0.0, "lr": 1e-3, "token_lr": 1e-2,
-         "steps": 500, "batch": 4},
+        {"init": "class", "num_vectors": 1, "append_class_token": False},
+        {**DIFFUSERS_DEFAULTS, "target_modules": "none", "loss_region": "image", "prior_loss_weight": 0.0, "learning_rate": 1e-3, "embedding_lr": 1e-2,
+         "max_steps": 500, "batch_size": 4},
         sampling=PLAIN_SAMPLING,
     ),
     "dreambooth-lora": Method(
         "DreamBooth-LoRA", "arXiv:2208.12242; diffusers train_dreambooth_lora.py: rank 4, 500 steps of 1, prior weight 1, rare word",
-        {"init": "rare", "vectors": 3},
-        {**DIFFUSERS_DEFAULTS, "token": "fixed", "photo_loss": "frame", "class_term": "noise", "class_weight": 1.0, "modules": "attention",
-         "rank": 4, "lr": 3e-3, "token_lr": 1e-2, "steps": 500, "batch": 1},
+        {"init": "rare-token", "num_vectors": 3},
+        {**DIFFUSERS_DEFAULTS, "train_embedding": False, "loss_region": "image", "prior_target": "noise", "prior_loss_weight": 1.0, "target_modules": "attention",
+         "rank": 4, "learning_rate": 3e-3, "embedding_lr": 1e-2, "max_steps": 500, "batch_size": 1},
         CLASS_IMAGES, sampling=PLAIN_SAMPLING,
     ),
     "masked-lora": Method(
         "masked LoRA", "OneTrainer, kohya: area-normalised masked loss, no class term",
-        {"init": "class", "vectors": 1},
-        {**DIFFUSERS_DEFAULTS, "photo_loss": "object", "class_weight": 0.0, "modules": "attention+ff", "rank": 16,
-         "lr": 1e-4, "token_lr": 1e-2, "steps": 400, "batch": 2},
+        {"init": "class", "num_vectors": 1},
+        {**DIFFUSERS_DEFAULTS, "loss_region": "mask-normalized", "prior_loss_weight": 0.0, "target_modules": "attention+ff", "rank": 16,
+         "learning_rate": 1e-4, "embedding_lr": 1e-2, "max_steps": 400, "batch_size": 2},
         sampling=PLAIN_SAMPLING,
     ),
     "break-a-scene": Method(
         "Break-A-Scene (LoRA)", "arXiv:2305.16311: 400 steps of the token, 400 of the rest; masked and cross-attention loss 0.01, prior 1",
-        {"init": "class", "vectors": 1, "noun": "none"},
-        {**DIFFUSERS_DEFAULTS, "photo_loss": "masked", "class_term": "noise", "class_weight": 1.0, "attention_weight": 0.01, "modules": "all",
-         "rank": 16, "lr": 3e-3, "token_lr": 1e-2, "token_first": 400, "steps": 800, "batch": 1},
+        {"init": "class", "num_vectors": 1, "append_class_token": False},
+        {**DIFFUSERS_DEFAULTS, "loss_region": "mask", "prior_target": "noise", "prior_loss_weight": 1.0, "attention_loss_weight": 0.01, "target_modules": "all",
+         "rank": 16, "learning_rate": 3e-3, "embedding_lr": 1e-2, "embedding_only_steps": 400, "max_steps": 800, "batch_size": 1},
         CLASS_IMAGES, sampling=PLAIN_SAMPLING,
     ),
     "custom-diffusion": Method(
         "Custom Diffusion", "arXiv:2212.04488: keys and values of cross-attention (full rank), one new token, prior 1, 250 steps of 2; without its rescaling of the photo",
-        {"init": "rare", "vectors": 1},
-        {**DIFFUSERS_DEFAULTS, "photo_loss": "frame", "class_term": "noise", "class_weight": 1.0, "modules": "cross-kv", "rank": 128, "lr": 3e-4,
-         "token_lr": 1e-2, "steps": 250, "batch": 2},
+        {"init": "rare-token", "num_vectors": 1},
+        {**DIFFUSERS_DEFAULTS, "loss_region": "image", "prior_target": "noise", "prior_loss_weight": 1.0, "target_modules": "cross-kv", "rank": 128, "learning_rate": 3e-4,
+         "embedding_lr": 1e-2, "max_steps": 250, "batch_size": 2},
         CLASS_IMAGES, sampling=PLAIN_SAMPLING,
     ),
 }  # fmt: skip
 
 ABLATIONS = {
     "init-class": Method("init: class word", "ablation", {"init": "class"}),
-    "init-object": Method("init: the object alone", "ablation", {"picture": 0.0, "word": 0.0}),
-    "init-no-picture": Method("init: object and class word", "ablation", {"picture": 0.0}),
-    "vectors-1": Method("one learned vector", "ablation", {"vectors": 1}),
-    "vectors-4": Method("four learned vectors", "ablation", {"vectors": 4}),
+    "init-object": Method("init: the object alone", "ablation", {"image_weight": 0.0, "text_weight": 0.0}),
+    "init-no-picture": Method("init: object and class word", "ablation", {"image_weight": 0.0}),
+    "vectors-1": Method("one learned vector", "ablation", {"num_vectors": 1}),
+    "vectors-4": Method("four learned vectors", "ablation", {"num_vectors": 4}),
     "init-random": Method("init: random", "ablation", {"init": "random"}),
-    "no-class-term": Method("no class term", "ablation", train={"class_weight": 0.0}),
-    "class-prompt-alone": Method("class held by its own prompt alone", "ablation", prior={"around": "class"}),
-    "no-background-term": Method("no background teacher", "ablation", train={"background_weight": 0.0}),
+    "no-class-term": Method("no class term", "ablation", train={"prior_loss_weight": 0.0}),
+    "class-prompt-alone": Method("class held by its own prompt alone", "ablation", prior={"mixed_prompts": False}),
+    "no-background-term": Method("no background teacher", "ablation", train={"background_loss_weight": 0.0}),
     "whole-frame": Method(
-        "loss on the whole frame", "ablation", train={"photo_loss": "frame", "background_weight": 0.0}
+        "loss on the whole frame", "ablation", train={"loss_region": "image", "background_loss_weight": 0.0}
     ),
-    "no-placement": Method("no placement", "ablation", train={"views": 1}),
-    "no-extra-photo": Method("the photo's own placement no more often", "ablation", train={"as_taken": 0.0}),
-    "latents-mean": Method("latents: the mean", "ablation", train={"latents": "mean"}),
-    "context-own": Method("the sentence hears the token", "ablation", train={"context": "own"}),
-    "all-blocks": Method("the whole denoiser learns", "ablation", train={"blocks": "all"}),
-    "attention-term": Method("with attention term", "ablation", train={"attention_weight": 0.01}),
-    "steps-90": Method("90 steps", "ablation", train={"steps": 90}),
-    "steps-175": Method("175 steps", "ablation", train={"steps": 175}),
-    "steps-700": Method("700 steps", "ablation", train={"steps": 700}),
+    "no-placement": Method("no placement", "ablation", train={"num_augmentations": 1}),
+    "no-extra-photo": Method("the photo's own placement no more often", "ablation", train={"original_view_prob": 0.0}),
+    "latents-mean": Method("latents: the mean", "ablation", train={"sample_vae_latents": False}),
+    "context-own": Method("the sentence hears the token", "ablation", train={"context_words": "placeholder"}),
+    "all-blocks": Method("the whole denoiser learns", "ablation", train={"target_blocks": "all"}),
+    "attention-term": Method("with attention term", "ablation", train={"attention_loss_weight": 0.01}),
+    "steps-90": Method("90 steps", "ablation", train={"max_steps": 90}),
+    "steps-175": Method("175 steps", "ablation", train={"max_steps": 175}),
+    "steps-700": Method("700 steps", "ablation", train={"max_steps": 700}),
 }
 
 ROBUSTNESS = {
@@ -153,13 +151,13 @@ GROUPS = {
 def parse_methods(text: str) -> dict[str, Method]:
     """Parse a comma-separated list of methods and groups; the methods in the order of the table.
 
-    A name with settings, `dreambooth-lora+train.lr=5e-4+train.steps=800`, is a row of its own.
+    A name with settings, `dreambooth-lora+train.learning_rate=5e-4+train.max_steps=800`, is a row of its own.
 
     Raises:
         UsageError: A method or setting does not exist, or a value is invalid.
     """
     wanted: list[str] = []
-    for part in (part.strip() for part in text.split(",")):
+    for part in (current_name(part.strip()) for part in text.split(",")):
         name, *changes = _split(part)
         if name not in METHODS and (changes or name not in GROUPS):
             raise UsageError(f"there is no method {name}", f"known: {', '.join((*METHODS, *GROUPS))}")
@@ -167,6 +165,18 @@ def parse_methods(text: str) -> dict[str, Method]:
     order = list(METHODS)
     wanted = sorted(dict.fromkeys(wanted), key=lambda part: order.index(_split(part)[0]))
     return {part: _with_changes(*_split(part)) for part in wanted}
+
+
+def current_name(name: str) -> str:
+    """The name of a method with the names of today for the settings behind it."""
+    method, *changes = _split(name)
+    return "+".join([method, *map(renamed_settings.current_text, changes)])
+
+
+def former_name(name: str) -> str:
+    """The reverse of `current_name`: the name that results were measured under before settings were renamed."""
+    method, *changes = _split(name)
+    return "+".join([method, *map(renamed_settings.former_text, changes)])
 
 
 def _split(part: str) -> list[str]:
@@ -182,7 +192,7 @@ def _with_changes(name: str, *changes: str) -> Method:
     given = Settings(Path(os.devnull), {}, changes)
     parts = {**method.training_settings(), "generate": dict(method.sampling)}
     for change in changes:
-        section, _, key = change.partition("=")[0].strip().partition(".")
+        section, _, key = renamed_settings.today(change.partition("=")[0].strip()).partition(".")
         if section not in parts or (section == "generate" and key not in GUIDANCES):
             raise UsageError(
                 f"{change} is no setting of a method",

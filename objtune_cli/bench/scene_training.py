@@ -11,6 +11,7 @@ from objtune_cli.bench.methods import OURS, Method
 from objtune_cli.evaluation import benchmark_objects
 from objtune_cli.evaluation.benchmark_objects import Case
 from objtune_cli.images import png
+from objtune_cli.renamed_settings import as_text
 from objtune_cli.store import artifacts
 from objtune_cli.store.refs import Ref, parse
 from objtune_cli.toybox import renderer, world
@@ -58,17 +59,17 @@ def train_objects(
         ]
     embed, learning = (
         _set_options("init-embedding", method.embed),
-        _set_options("train", {**method.train, "scores": "none"}) + _set_options("prior", method.prior),
+        _set_options("train", {**method.train, "self_evaluation": False}) + _set_options("prior", method.prior),
     )
     seconds = 0.0
     if (
-        len(members) > 1 and method.embed.get("init") == "rare"
+        len(members) > 1 and method.embed.get("init") == "rare-token"
     ):  # a word for each: two objects of one class would have the same token
         found, seconds, _ = _run_stage(ctx, members, "segment", *given)
         given = []
         for ref, word in zip(found, RARE_TOKENS, strict=False):
             (started,), took, _ = _run_stage(
-                ctx, members, "init-embedding", ref, *embed, *_set_options("init-embedding", {"rare": word})
+                ctx, members, "init-embedding", ref, *embed, *_set_options("init-embedding", {"rare_token": word})
             )
             given, seconds = [*given, started], seconds + took
     refs, took, reused = _run_stage(ctx, members, "train", *given, "--no-preview", *embed, *learning)
@@ -76,7 +77,7 @@ def train_objects(
 
 
 def _set_options(section: str, values: Mapping[str, Any]) -> list[str]:
-    return [word for name, value in values.items() for word in ("--set", f"{section}.{name}={value}")]
+    return [word for name, value in values.items() for word in ("--set", f"{section}.{name}={as_text(value)}")]
 
 
 def _run_stage(ctx: StageContext, members: Sequence[Case], *words: str) -> tuple[list[str], float, bool]:

@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 
 from objtune_cli.bench import photo_variants
-from objtune_cli.bench.methods import Method
+from objtune_cli.bench.methods import Method, former_name
 from objtune_cli.config.resolve import PREFIX
 from objtune_cli.config.sections import Embed, Prior, Train, identifying
 from objtune_cli.errors import ObjtuneError, ResourceError, Stopped
 from objtune_cli.evaluation import rendering, truth_scores
 from objtune_cli.evaluation.benchmark_objects import Case
 from objtune_cli.images import png
+from objtune_cli.renamed_settings import as_text, former
 from objtune_cli.store import artifacts
 from objtune_cli.store.refs import parse
 from objtune_cli.store.safetensors_format import canonical_json
@@ -93,9 +94,10 @@ def result_key(ctx: StageContext, case: Case, name: str, method: Method, seed: i
 def result_inputs(ctx: StageContext, name: str, method: Method) -> dict[str, Any]:
     """What every result of a method depends on: its settings, the base, the device and the versions of libraries."""
     about: dict[str, Any] = {
-        "method": name, "embed": identifying(replace(Embed(), **method.embed)),
-        "train": identifying(train.fill_defaults(replace(Train(), **method.train), ctx.base.training)), "prior": identifying(replace(Prior(), **method.prior)),
-        "base": ctx.base.fingerprint, "sampling": rendering.base_sampling(ctx.base), "device": ctx.common.device, "precision": ctx.common.precision, "tools": tool_versions(),
+        "method": former_name(name), "embed": former("init-embedding", identifying(replace(Embed(), **method.embed))),
+        "train": former("train", identifying(train.fill_defaults(replace(Train(), **method.train), ctx.base.training))),
+        "prior": former("prior", identifying(replace(Prior(), **method.prior))),
+        "base": ctx.base.fingerprint, "sampling": former("generate", rendering.base_sampling(ctx.base)), "device": ctx.common.device, "precision": ctx.common.precision, "tools": tool_versions(),
     }  # fmt: skip
     about |= {"tower": ctx.base.clip_model} if ctx.base.clip_model else {}
     sampling = method.sampling_kwargs(ctx.base)
@@ -170,12 +172,12 @@ def train_object(ctx: StageContext, handed: TrainingInput, name: str, method: Me
             for part, values in method.training_settings().items()
             for key, value in values.items()
         }
-        said |= {"tower": ctx.common.tower} if ctx.common.tower else {}
+        said |= {"clip_model": ctx.common.clip_model} if ctx.common.clip_model else {}
         command = [
             sys.executable, "-P", "-m", "objtune_cli", "train", str(photo), f"--{method.hint}", str(mask),
             "--class", handed.kind, "--name", handed.name, "--no-preview", "--json", "--project", str(folder),
             "--base", ctx.common.base, "--device", ctx.common.device, "--precision", ctx.common.precision,
-            *(word for k, v in said.items() for word in ("--set", f"{k}={v}")),
+            *(word for k, v in said.items() for word in ("--set", f"{k}={as_text(v)}")),
         ]  # fmt: skip
         document, seconds, memory = run_command(ctx, command, f"{name} on {handed.name}")
     if "error" in document:

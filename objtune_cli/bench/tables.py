@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from objtune_cli.bench.methods import current_name
 from objtune_cli.bench.result_cache import Row
 from objtune_cli.errors import InputError
 from objtune_cli.evaluation import statistics as measures
@@ -31,7 +32,10 @@ def read_results(file: Path) -> dict[str, list[Row]]:
     hint = "give the results.jsonl that a bench wrote"
     try:
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        held = {(row["method"], row["case"]): {k: row[k] for k in ("key", "case", "scale", "measures")} for row in rows}
+        held = {
+            (current_name(row["method"]), row["case"]): {k: row[k] for k in ("key", "case", "scale", "measures")}
+            for row in rows
+        }
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}", hint) from None
     except (ValueError, KeyError, TypeError):

@@ -101,7 +101,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 OUT_OF_MEMORY = (
-    "use `--set train.checkpointing=on`, `--set train.batch=1`, `--precision bf16`, `--set train.quantised=4bit`, or another `--device`; "
+    "use `--set train.gradient_checkpointing=on`, `--set train.batch_size=1`, `--precision bf16`, `--set train.quantize_base=4bit`, or another `--device`; "
     "`objtune train --dry-run` measures what a run needs"
 )
 FINISHED = "finished work is kept, and the same command prints its results again; write them to a place that has room"

@@ -17,7 +17,8 @@ EventsFile = Annotated[
     Path | None, typer.Option("--events", metavar="FILE", help="Append progress there, one JSON object a line.")
 ]
 Given = Annotated[
-    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any setting, for example train.lr=1e-3.")
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any setting, for example train.learning_rate=1e-3."),
 ]
 BaseModel = Annotated[
     str | None,

@@ -92,7 +92,7 @@ def _found(ctx: "StageContext", photo: Path, targets: "list[Target]", which: str
 
     return [
         d.ref
-        for d in segment_stage.run(ctx.without_force(), photo, targets, ctx.settings.resolve(Segment, which=which))
+        for d in segment_stage.run(ctx.without_force(), photo, targets, ctx.settings.resolve(Segment, select=which))
     ]
 
 

@@ -50,6 +50,7 @@ class Run:
     report: console.Reporter
     stop: Stop
     parts: Parts = field(default_factory=list)
+    noted: set[str] = field(default_factory=set)
     held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     started: float = field(default_factory=time.monotonic)
 
@@ -68,7 +69,12 @@ class Run:
         """All layers of settings."""
         from objtune_cli.config.resolve import Settings
 
-        return Settings(project.settings, given=self.options.get("set_") or ())
+        found = Settings(project.settings, given=self.options.get("set_") or ())
+        for note in found.notes:
+            if note not in self.noted:
+                self.noted.add(note)
+                self.report.note(note)
+        return found
 
     def context(self, *, create: bool = True) -> "StageContext":
         """What a stage needs; makes the folder a project where there is none."""
@@ -78,7 +84,7 @@ class Run:
         environment.check_docstrings()
         project = self.project(create=create)
         settings = self.settings(project)
-        strict = 1 if self.options.get("strict_base") else None
+        strict = True if self.options.get("strict_base") else None
         common = settings.resolve(
             Common, **{key: self.options.get(key) for key in ("base", "device", "precision")}, strict_base=strict
         )

@@ -7,7 +7,7 @@ import typer
 
 from objtune_cli.config.sections import SEEDS, Generate
 
-Count = Annotated[int | None, typer.Option("-n", help="Pictures per prompt.", show_default=str(Generate().n))]
+Count = Annotated[int | None, typer.Option("-n", help="Pictures per prompt.", show_default=str(Generate().num_images))]
 
 
 Seed = Annotated[
@@ -59,8 +59,13 @@ Strength = Annotated[
 
 
 Scheduler = Annotated[
-    Literal["base", "ddim", "euler", "dpm++"] | None,
-    typer.Option("--scheduler", help="Sampler; base: the base's own.", show_default="base"),
+    Literal["auto", "ddim", "euler", "dpm++", "base"] | None,
+    typer.Option(
+        "--scheduler",
+        metavar="[auto|ddim|euler|dpm++]",
+        help="Sampler; auto: the one in the base's folder.",
+        show_default="auto",
+    ),
 ]
 
 

@@ -107,7 +107,7 @@ def report_presence(ctx: StageContext, metrics: Mapping[str, Any], how: Compose)
     Raises:
         GateError: `how.strict` is set, and an object is missing or mixed in an image.
     """
-    if "leakage" not in metrics or how.check == "none":
+    if "leakage" not in metrics or not how.presence_check:
         return
     names, count = list(metrics["objects"]), len(metrics["leakage"])
     width = max(8, *(len(n) + 2 for n in names))
@@ -127,6 +127,6 @@ def report_presence(ctx: StageContext, metrics: Mapping[str, Any], how: Compose)
     if how.strict:
         raise GateError(
             f"{message}, for every seed",
-            f"more `--retries` than {how.retries}, other places (`--place`), or without `--strict` to see them",
+            f"more `--retries` than {how.max_retries}, other places (`--place`), or without `--strict` to see them",
         )
     ctx.report.note(f"{message}: more `--retries`, or other places (`--place`)")

@@ -81,7 +81,7 @@ def run(
     """
     if out is not None:
         output_files.check_folder(out)
-    request = prompt_request.read_prompts(ctx, [prompt], config.negative, strength=config.strength)
+    request = prompt_request.read_prompts(ctx, [prompt], config.negative_prompt, strength=config.strength)
     named = _require_objects(request, prompt)
     prompt = request.prompts[0]
     text, objects = name_mentions(prompt, named, {o.name for o in request.objects})
@@ -155,21 +155,21 @@ def _arrange(
 
 def _fill_defaults(ctx: StageContext, how: Compose) -> Compose:
     """The settings with the base's own values; without refinement, the settings of refinement are set to one value so that they make no other scene."""
-    if not how.detail:
-        return replace(how, laid="place", object_guidance=0.0)
-    return replace(how, object_guidance=ctx.base.object_guidance(how.object_guidance))
+    if not how.refine_strength:
+        return replace(how, paste="box", refine_autoguidance_scale=0.0)
+    return replace(how, refine_autoguidance_scale=ctx.base.object_guidance(how.refine_autoguidance_scale))
 
 
 def _sampling_config(config: Generate, negative_prompt: str) -> Generate:
     """The settings of sampling without those that regions cannot use: a scene is sampled with and without prompt at every level."""
     return replace(
         config,
-        negative=negative_prompt,
+        negative_prompt=negative_prompt,
         strength=1.0,
-        guidance_below=1.0,
-        scene_guidance=0.0,
-        object_guidance=0.0,
-        object_below=1.0,
+        guidance_interval_high=1.0,
+        prompt_guidance_scale=0.0,
+        autoguidance_scale=0.0,
+        subject_conditioning_start=1.0,
     )
 
 
@@ -259,9 +259,7 @@ def _compose_scene(ctx: StageContext, record: Record, scene: _Scene) -> StageRes
         for side in (scene.layout.high, scene.layout.wide)
     )
     sample_batch = _make_sampler(ctx, model, scene, weights, placeholders, (high, wide))
-    check = (
-        presence_report.build_check(model, objects, weights, placeholders) if scene.options.check == "shown" else None
-    )
+    check = presence_report.build_check(model, objects, weights, placeholders) if scene.options.presence_check else None
     chosen, metrics = _sample_best_seeds(ctx, check, scene, sample_batch)
     presence_report.report_presence(ctx, metrics, scene.options)  # before publishing: with `strict` it may refuse
     tensors = {name: torch.stack([each.tensors[name] for each in chosen]) for name in chosen[0].tensors}
@@ -290,7 +288,7 @@ def _make_sampler(
     from objtune_cli.generation.settings import SamplingSettings
 
     options, order, boxes = scene.options, scene.layout.order, scene.layout.boxes
-    prompt, with_class_words = scene.request.prompts[0], options.context == "class"
+    prompt, with_class_words = scene.request.prompts[0], options.context_words == "class"
     if with_class_words:
         prompt = layout_from_prompt.scene_prompt(prompt)
     prompt_request.check_lengths(ctx, model, placeholders, replace(scene.request, prompts=[prompt]))
@@ -306,22 +304,24 @@ def _make_sampler(
     conditions = {} if condition is None else {text: condition}
     sampling = replace(
         SamplingSettings.from_config(scene.config),
-        guidance_scale=max(scene.config.guidance, 1.001),  # regions need the half of the batch without prompt
-        negative_prompt=placeholders.expand(scene.config.negative),
+        guidance_scale=max(scene.config.guidance_scale, 1.001),  # regions need the half of the batch without prompt
+        negative_prompt=placeholders.expand(scene.config.negative_prompt),
         height=size[0],
         width=size[1],
     )
     refinement_settings = refinement.RefinementSettings(
-        options.detail, replace(sampling, autoguidance_scale=options.object_guidance), options.laid == "place"
+        options.refine_strength,
+        replace(sampling, autoguidance_scale=options.refine_autoguidance_scale),
+        options.paste == "box",
     )
     object_prompts = {n: placeholders.expand(layout_from_prompt.object_prompt(prompt, n)) for n in order}
     refined = [refinement.RefinedObject(n, weights[n], boxes[n], object_prompts[n]) for n in order]
 
     def sample_batch(seeds: list[int], on_step: Callable[[int, int], None]) -> "SceneBatch":
-        bounded, aspect = options.attention == "bounded", size[1] / size[0]
-        with regional.regional_sampling(model, regions, options.edge, aspect=aspect, bounded=bounded):
+        bounded, aspect = options.bounded_self_attention, size[1] / size[0]
+        with regional.regional_sampling(model, regions, options.region_softness, aspect=aspect, bounded=bounded):
             latents = sample(model, text, seeds, sampling, on_step, conditions)
-        if not options.detail:
+        if not options.refine_strength:
             return [{"latents": z} for z in latents], model.decode_latents(latents).cpu()
         progress = {n: ctx.progress(f"closer look at {n}") for n in order}
         close, images = refinement.refine_objects(
@@ -343,10 +343,10 @@ def _sample_best_seeds(
     Returns:
         The best candidate of each image, and the metrics of all.
     """
-    count, boxes = scene.config.n, [scene.layout.boxes[o.name] for o in scene.objects]
+    count, boxes = scene.config.num_images, [scene.layout.boxes[o.name] for o in scene.objects]
     best: dict[int, presence_report.SceneCandidate] = {}
     waiting = list(range(count))
-    for attempt in range(scene.options.retries + 1 if check else 1):
+    for attempt in range(scene.options.max_retries + 1 if check else 1):
         label = f"compose, attempt {attempt + 1}" if attempt else "compose"
         batches = -(-len(waiting) // generate.BATCH)
         for b in range(batches):
@@ -377,5 +377,5 @@ def decode_scene(model: "BaseModel", record: Record, tensors: "Mapping[str, torc
     refined = {name.removeprefix(REFINED): part for name, part in tensors.items() if name.startswith(REFINED)}
     places = record.config["places"] if refined else {}
     boxes = {name: tuple(places[name]) for name in record.config.get("order", places) if refined}
-    whole = record.config.get("laid", "place") == "place"
+    whole = record.config.get("paste", "box") == "box"
     return to_uint8(refinement.composite(model, tensors["latents"], refined, boxes, whole=whole)).numpy()

@@ -5,31 +5,42 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from objtune_cli import paths
-from objtune_cli.config.sections import SECTIONS, SEEDS, Common
+from objtune_cli import paths, renamed_settings
+from objtune_cli.config.sections import OPTIONS, SECTIONS, SEEDS, Common
 from objtune_cli.errors import UsageError
 
 PREFIX = "OBJTUNE_"
 NOT_RANDOM = f"{SEEDS}; no seed is drawn at random here, so that the same command makes the same again"
-_KINDS = {int: "a whole number", float: "a number", str: "text"}
+_KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+_BOOLS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False, "1": True, "0": False}
 
-BASE_KEYS = {"base.vae": "vae", "base.prediction": "prediction", "base.tower": "tower", "base.strict": "strict_base"}
+BASE_KEYS = {"base.vae": "vae", "base.prediction_type": "prediction_type", "base.prediction": "prediction", "base.clip_model": "clip_model",
+             "base.tower": "tower", "base.strict": "strict_base"}  # fmt: skip
 """Settings of the base that `--set` also takes under these names."""
+
+SAME_NAME = {key for key, renamed in renamed_settings.RENAMED.items() if renamed.key == key}
+"""Settings of which only values have former names."""
 
 T = TypeVar("T")
 
 
 class Settings:
-    """The layers of one run: reads objtune.toml and the environment once, checks every key."""
+    """The layers of one run: reads objtune.toml and the environment once, checks every key.
+
+    Attributes:
+        notes: One line for each former name that was used, with today's name.
+    """
 
     def __init__(self, file: Path, environment: Mapping[str, str] | None = None, given: Sequence[str] = ()) -> None:
         self.file = file
-        self.table = _read(file)
-        self.given = dict(_pair(text) for text in given)
+        self.notes: list[str] = []
+        self.table = self._table(_read(file))
+        self.given = dict(self._today(*_pair(text), "--set") for text in given)
         env = os.environ if environment is None else environment
-        self.env = {k: v for k, v in env.items() if k.startswith(PREFIX)}
+        self.env = self._variables({k: v for k, v in env.items() if k.startswith(PREFIX)})
         self._check_keys()
 
     def resolve(self, section: type[T], **flags: Any) -> T:
@@ -42,6 +53,7 @@ class Settings:
         table = self.table.get(name, {}) if name else self.table
         values: dict[str, Any] = {}
         for item in fields(section):  # type: ignore[arg-type]
+            key = renamed_settings.join(name, item.name)
             if item.name in table:
                 where = f"{item.name} in {self.file.name}"
                 values[item.name] = _located(item, _checked(item, table[item.name], where), where, self.file.parent)
@@ -50,16 +62,58 @@ class Settings:
                 values[item.name] = _located(
                     item, _checked(item, _from_text(item, self.env[variable], variable), variable), variable
                 )
-            key = f"{name}.{item.name}" if name else item.name
             if key in self.given:
                 where = f"--set {key}"
                 values[item.name] = _located(
                     item, _checked(item, _from_text(item, self.given[key], where), where), where
                 )
             if flags.get(item.name) is not None:
-                where = f"--{item.name.replace('_', '-')}"
-                values[item.name] = _located(item, _checked(item, flags[item.name], where), where)
+                where = OPTIONS.get(key, f"--{item.name.replace('_', '-')}")
+                value = renamed_settings.RENAMED[key].value(flags[item.name]) if key in SAME_NAME else flags[item.name]
+                values[item.name] = _located(item, _checked(item, value, where), where)
         return section(**values)
+
+    def _today(self, key: str, value: Any, where: str) -> tuple[str, Any]:
+        """A setting under its name of today; a former name is noted."""
+        renamed = renamed_settings.RENAMED.get(key)
+        if renamed is None:
+            return key, value
+        new = renamed.value(value)
+        if renamed.key != key or new != value or type(new) is not type(value):
+            changed = type(new) is not type(value) or new != value
+            said, says = (
+                (f"={value}", f"={str(new).lower() if isinstance(new, bool) else new}") if changed else ("", "")
+            )
+            note = f"the setting {key}{said} is now {renamed.key}{says} ({where})"
+            self.notes += [note] if note not in self.notes else []
+        return renamed.key, new
+
+    def _table(self, table: dict[str, Any], section: str = "") -> dict[str, Any]:
+        """objtune.toml, or a section of it, with today's names.
+
+        Raises:
+            UsageError: A setting stands there under both of its names.
+        """
+        found: dict[str, Any] = {}
+        for name, value in table.items():
+            if not section and name in SECTIONS and isinstance(value, dict):
+                found[name] = self._table(value, name)
+                continue
+            key, today = self._today(renamed_settings.join(section, name), value, self.file.name)
+            new = key.rpartition(".")[2] if section else key
+            if new in found or (new != name and new in table):
+                raise UsageError(f"{self.file.name} sets {key} twice, once as {name}", f"keep {new} alone")
+            found[new] = today
+        return found
+
+    def _variables(self, env: Mapping[str, str]) -> dict[str, Any]:
+        """The environment with today's names; of two names of a setting, today's counts."""
+        former = {_variable(*_split(key)): key for key in renamed_settings.RENAMED}
+        found: dict[str, Any] = {}
+        for name, value in sorted(env.items(), key=lambda item: item[0] in former):
+            key, today = self._today(former.get(name, ""), value, name)
+            found.setdefault(_variable(*_split(key)) if name in former else name, today)
+        return found
 
     def _check_keys(self) -> None:
         top = {f.name for f in fields(Common)}
@@ -84,7 +138,7 @@ class Settings:
 def _pair(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals:
-        raise UsageError(f"--set {text} has no value", "for example `--set train.lr=1e-3`")
+        raise UsageError(f"--set {text} has no value", "for example `--set train.learning_rate=1e-3`")
     key = key.strip()
     return BASE_KEYS.get(key, key), value.strip()
 
@@ -92,6 +146,12 @@ def _pair(text: str) -> tuple[str, str]:
 def _variable(section: str, key: str) -> str:
     parts = [section.replace("-", "_"), key] if section else [key]
     return PREFIX + "_".join(parts).upper()
+
+
+def _split(key: str) -> tuple[str, str]:
+    """Section and name of a key."""
+    section, _, name = key.rpartition(".")
+    return section, name
 
 
 def _refuse_unknown(key: str, known: set[str], where: str) -> None:
@@ -123,23 +183,41 @@ def _located(item: Any, value: Any, where: str, folder: Path | None = None) -> A
         raise UsageError(f"{where}: {error.message}", error.hint) from None
 
 
-def _from_text(item: Any, text: str, where: str) -> Any:
+def _kind(item: Any) -> Any:
+    """The type of a setting's values, without None, which stands for `auto`."""
+    kinds = [kind for kind in get_args(item.type) if kind is not type(None)]
+    return kinds[0] if isinstance(item.type, UnionType) else item.type
+
+
+def _from_text(item: Any, text: Any, where: str) -> Any:
+    kind = _kind(item)
+    if type(text) is not str or text == item.metadata["auto"]:
+        return text
+    if kind is bool:
+        return _BOOLS.get(text.lower(), text)
     try:
-        return item.type(text) if item.type in (int, float) else text
+        return kind(text) if kind in (int, float) else text
     except ValueError:
-        raise UsageError(f"{where} is {text!r}", f"{_KINDS[item.type]} is needed") from None
+        raise UsageError(f"{where} is {text!r}", f"{_needed(item, kind)} is needed") from None
+
+
+def _needed(item: Any, kind: Any) -> str:
+    word = item.metadata["auto"]
+    return f"{_KINDS[kind]}, or {word}," if word and kind is not str else _KINDS[kind]
 
 
 def _checked(item: Any, value: Any, where: str) -> Any:
-    kind = item.type
+    kind, word = _kind(item), item.metadata["auto"]
+    if word and type(value) is str and value == word:
+        return item.default
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
-            raise UsageError(f"{where} is {value!r}", f"one of {', '.join(filter(None, get_args(kind)))}")
+            raise UsageError(f"{where} is {value!r}", f"one of {', '.join(filter(None, (word, *get_args(kind))))}")
         return value
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:
-        raise UsageError(f"{where} is {value!r}", f"{_KINDS[kind]} is needed")
+        raise UsageError(f"{where} is {value!r}", f"{_needed(item, kind)} is needed")
     low, high = item.metadata["low"], item.metadata["high"]
     if kind is float and not math.isfinite(value):
         raise UsageError(f"{where} is {value}", "a finite number is needed")

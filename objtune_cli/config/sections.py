@@ -1,458 +1,406 @@
-"""Every default, unit and range, once."""
+"""The settings of every command: default, unit, range and help of each, once."""
 
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-from objtune_cli.errors import UsageError
-
-MAX_SEED = 2**64 - 1
-"""The largest seed: what other tools call a seed is a non-negative number of up to 64 bits."""
-SEEDS = "0 to 18446744073709551615"
-"""What help says of every seed."""
-MAX_RATE = 1e30
-"""The largest learning rate: beyond it an optimizer's step sizes are no float32."""
-MAX_WEIGHT = 1_000_000
-"""The largest weight of a loss term, or of a part of the prototype: beyond it others vanish, and sums overflow."""
-
-
-def seed_after(seed: int, count: int) -> int:
-    """The seed that comes `count` after another; 0 follows the largest."""
-    return (seed + count) % (MAX_SEED + 1)
-
-
-def _setting(
-    default: Any,
-    text: str,
-    low: float | None = None,
-    high: float | None = None,
-    *,
-    before: Any = None,
-    identifies: bool = True,
-    path: str = "",
-) -> Any:
-    """A setting.
-
-    Args:
-        before: For one added later, the value at which work is what it was without it.
-        identifies: Whether another value makes another work.
-        path: Its kind where it is a path or may be one, of `paths.CONVERTERS`: "file", "model" (a hub id, too) or "models".
-    """
-    return field(
-        default=default,
-        metadata={"help": text, "low": low, "high": high, "before": before, "identifies": identifies, "path": path},
-    )
-
-
-def identifying(section: Any) -> dict[str, Any]:
-    """The settings that say which work it is: one added later counts only where it changes something."""
-    values = {f.name: getattr(section, f.name) for f in fields(section) if f.metadata["identifies"]}
-    before = {f.name: f.metadata["before"] for f in fields(section)}
-    return {name: value for name, value in values.items() if before[name] is None or value != before[name]}
+from objtune_cli.config.bench_section import Bench as Bench
+from objtune_cli.config.setting_fields import MAX_RATE as MAX_RATE
+from objtune_cli.config.setting_fields import MAX_SEED as MAX_SEED
+from objtune_cli.config.setting_fields import MAX_WEIGHT, setting
+from objtune_cli.config.setting_fields import SEEDS as SEEDS
+from objtune_cli.config.setting_fields import identifying as identifying
+from objtune_cli.config.setting_fields import neutral as neutral
+from objtune_cli.config.setting_fields import seed_after as seed_after
 
 
 @dataclass(frozen=True, repr=False)
 class Common:
-    """What every command that runs a model takes."""
+    """Settings of every command that runs a model."""
 
-    base: str = _setting(
+    base: str = setting(
         "toybox",
         "Base model: toybox, sd15, sd21, sdxl, sd3, sd35, a diffusers folder, a .safetensors checkpoint, or a hub id.",
         path="model",
     )
-    device: str = _setting("auto", "auto, cpu, cuda, cuda:N or mps.")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = _setting(
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
         "auto",
-        "Number format of the frozen base; auto: bf16 on GPUs that have it, and for training on processors that have it.",
+        "Number format of the frozen base. auto: bf16 on GPUs that support it, and for training on CPUs that support it.",
     )
-    tower: str = _setting(
-        "", "CLIP with an image tower for the base's text encoder: hub id, folder or safetensors file; two with a comma for SDXL and SD 3. Empty: "
-        "clip/ in the base's folder, else the base's own from the hub if it is on this machine.", path="models",
+    clip_model: str = setting(
+        "", "CLIP model with a vision encoder for the base's text encoder: hub id, folder or safetensors file; two with a comma for SDXL and SD 3. auto: "
+        "clip/ in the base's folder, else the base's own from the hub if it is on this machine.", auto="auto", path="models",
     )  # fmt: skip
-    vae: str = _setting(
+    vae: str = setting(
         "",
-        "VAE in place of the base's own: a folder, a .safetensors file, or a hub id; it makes another base.",
+        "VAE that replaces the base's own: a folder, a .safetensors file, or a hub id. The result counts as another base.",
+        auto="auto",
         path="model",
     )
-    prediction: Literal["", "epsilon", "v_prediction", "v", "sample"] = _setting(
+    prediction_type: Literal["", "epsilon", "v_prediction", "v", "sample"] = setting(
         "",
-        "What the base's denoiser predicts, where the base does not say it or says it wrongly; empty: as the base says.",
+        "What the base's denoiser predicts, where its scheduler config is missing or wrong. auto: as the config says.",
+        auto="auto",
     )
-    strict_base: int = _setting(
-        0,
-        "1: objects are drawn on exactly the base that they were learned on; 0: also on another of its family, with a note.",
-        0,
-        1,
+    strict_base: bool = setting(
+        False,
+        "Require exactly the base that an object was trained on. false: also accept another base of its family, with a note.",
         identifies=False,
     )
 
 
 @dataclass(frozen=True, repr=False)
 class Segment:
-    """Finding the object."""
+    """Segmenting the object."""
 
-    segmenter: Literal["sam", "grabcut"] = _setting(
-        "sam", "What finds outlines: segment-anything (the embedded one, or a checkpoint), or GrabCut."
+    segmenter: Literal["sam", "grabcut"] = setting(
+        "sam", "Segmenter: segment-anything (the embedded model, or a checkpoint) or GrabCut."
     )
-    which: Literal["best", "largest", "smallest", "left", "right", "top", "bottom"] = _setting(
+    select: Literal["best", "largest", "smallest", "left", "right", "top", "bottom"] = setting(
         "best",
-        "Which of several objects of the class is meant; best: the one that is most like the class, and clearly so.",
+        "Which of several objects of the class is selected. best: the most probable one, if it leads clearly.",
     )
-    min_likeness: float = _setting(0.55, "Least probability that what a class word chose is of that class.", 0, 1)
-    min_margin: float = _setting(0.2, "Least score of what a class word chose above the next thing's, in logits.")
-    min_score: float = _setting(
-        0.0, "Least score of what a class word chose: its likeness, quality and outline together."
+    min_class_probability: float = setting(
+        0.55, "Smallest CLIP probability of the class for an object that the class word selects.", 0, 1
     )
-    edge: float = _setting(0.01, "Half width of the soft outline, fraction of the object's longer side.", 0, 0.1)
-    max_side: int = _setting(1024, "Photos are kept at most this large, px.", 128, 4096)
-    detector: str = _setting(
+    min_score_margin: float = setting(
+        0.2, "Smallest score margin of the selected object over the runner-up, in logits."
+    )
+    min_score: float = setting(
+        0.0, "Smallest score of the selected object: class probability, mask quality and outline together."
+    )
+    edge_softness: float = setting(
+        0.01, "Half width of the soft mask edge, fraction of the object's longer side.", 0, 0.1
+    )
+    max_image_size: int = setting(1024, "Longest side at which photos are stored, px.", 128, 4096)
+    detector: str = setting(
         "",
-        "Zero-shot detector whose boxes are proposed: folder or hub id of OWLv2 or Grounding DINO; without one, the segmenter proposes.",
+        "Zero-shot detector that proposes boxes: folder or hub id of OWLv2 or Grounding DINO. none: the segmenter proposes.",
+        auto="none",
         path="model",
     )
-    sam_checkpoint: str = _setting("", "segment-anything checkpoint; without one, the embedded model.", path="file")
+    sam_checkpoint: str = setting(
+        "", "segment-anything checkpoint. none: the embedded model.", auto="none", path="file"
+    )
 
 
 @dataclass(frozen=True, repr=False)
 class Embed:
-    """The prototypical embedding."""
+    """The initial embedding of the object's token."""
 
-    init: Literal["auto", "prototype", "class", "random", "rare"] = _setting(
+    init: Literal["auto", "prototype", "class", "random", "rare-token"] = setting(
         "auto",
-        "Where the token starts; auto: prototype where the base has an image tower, else class. rare: as DreamBooth's word.",
+        "Initial vectors of the token. auto: prototype where the base has a CLIP vision encoder, else class. rare-token: as in DreamBooth.",
     )
-    picture: float = _setting(1.0, "Weight of the whole photo in the prototype.", 0, MAX_WEIGHT, before=1.0)
-    object: float = _setting(1.0, "Weight of the object alone in the prototype.", 0, MAX_WEIGHT, before=1.0)
-    word: float = _setting(1.0, "Weight of the class word in the prototype.", 0, MAX_WEIGHT, before=1.0)
-    rare: str = _setting(
+    image_weight: float = setting(1.0, "Weight of the whole photo in the prototype.", 0, MAX_WEIGHT, absent=1.0)
+    object_weight: float = setting(1.0, "Weight of the cropped object in the prototype.", 0, MAX_WEIGHT, absent=1.0)
+    text_weight: float = setting(1.0, "Weight of the class word in the prototype.", 0, MAX_WEIGHT, absent=1.0)
+    rare_token: str = setting(
         "sks",
-        "The word whose vectors a rare start takes (DreamBooth, arXiv:2208.12242); of several objects each needs its own.",
-        before="sks",
+        "Word whose vectors `init=rare-token` takes (DreamBooth, arXiv:2208.12242); each of several objects needs its own.",
+        absent="sks",
     )
-    noun: Literal["kept", "none"] = _setting("kept", "Whether the class word stands behind the learned vectors.")
-    vectors: int = _setting(2, "Learned vectors of the token, before the class word's own.", 1, 16)
-    steps: int = _setting(80, "Adam steps through the text tower.", 0, 10_000)
-    lr: float = _setting(0.02, "Step size, fraction of the class token's norm.", 0, MAX_RATE)
-    seed: int = _setting(0, f"Random seed, {SEEDS}.", 0, MAX_SEED)
+    append_class_token: bool = setting(True, "Append the class word's vectors to the learned vectors.")
+    num_vectors: int = setting(2, "Learned vectors of the token, without the class word's own.", 1, 16)
+    steps: int = setting(80, "Adam steps through the text encoder.", 0, 10_000)
+    relative_lr: float = setting(0.02, "Learning rate, fraction of the class token's norm.", 0, MAX_RATE)
+    seed: int = setting(0, f"Random seed, {SEEDS}.", 0, MAX_SEED)
 
     @property
     def weights(self) -> tuple[float, float, float]:
-        """Of photo, object and class word."""
-        return self.picture, self.object, self.word
+        """Weights of photo, object and class word in the prototype."""
+        return self.image_weight, self.object_weight, self.text_weight
 
 
 @dataclass(frozen=True, repr=False)
 class Train:
-    """Learning the object."""
+    """Training the object."""
 
-    steps: int = _setting(0, "Optimizer steps; 0: what suits the base; fewer where it stops by itself.", 0, 1_000_000)
-    rank: int = _setting(16, "LoRA rank.", 1, 512)
-    lr: float = _setting(0.0, "Learning rate of the LoRA weights; 0: what suits the base.", 0)
-    token_lr: float = _setting(0.0, "Learning rate of the token, fraction of its norm; 0: what suits the base.", 0)
-    batch: int = _setting(0, "Views of the object per step; 0: what suits the base.", 0, 256)
-    background_weight: float = _setting(1.0, "w_bg: outside the mask, the frozen base is the target.", 0, MAX_WEIGHT)
-    class_weight: float = _setting(3.0, "w_cc: the class stays what the base draws.", 0, MAX_WEIGHT)
-    modules: Literal["auto", "none", "cross-kv", "attention", "attention+ff", "all"] = _setting(
-        "auto", "Which layers get LoRA; auto: what suits the base; none: the token alone learns."
-    )
-    blocks: Literal["auto", "all", "decoder"] = _setting(
-        "auto",
-        "Which half of the denoiser learns; decoder: what comes after the middle, and no gradient goes further back.",
-        before="all",
-    )
-    class_every: int = _setting(
-        0, "The class term is taken at every n-th step, n times as heavy; 0: what suits the base.", 0, 1000, before=1
-    )
-    passes: Literal["auto", "apart", "together"] = _setting(
-        "auto",
-        "Whether photo and class go through the denoiser one after the other (less memory) or together.",
-        before="together",
-    )
-    views: int = _setting(8, "Placements of the object drawn before training; 1: the photo as it is.", 1, 4096)
-    known: int = _setting(
-        24,
-        "Noised views, for each sentence and all combinations of a photo's objects, on which the frozen base is asked before the first step.",
-        1,
-        4096,
-        before=24,
-    )
-    as_taken: float = _setting(
-        0.3, "Share of the rows that show the photo's own placement, on top of its turn.", 0, 1, before=0.0
-    )
-    seed: int = _setting(0, f"Random seed, {SEEDS}.", 0, MAX_SEED)
-    photo_loss: Literal["object", "masked", "frame"] = _setting(
-        "object", "Where the photo is learned: by the object's area, masked by the frame's area, or the whole frame."
-    )
-    class_term: Literal["prediction", "noise"] = _setting(
-        "prediction", "What class samples are held to: the frozen base's prediction, or their noise as in DreamBooth."
-    )
-    singles: float = _setting(
-        0.95,
-        "Share of the steps, on top of their turn, that show one object alone where several of one photo are learned together.",
+    max_steps: int = setting(
         0,
-        1,
-        before=0.0,
+        "Largest number of optimizer steps; early stopping may end before it. auto: the base's own number.",
+        0,
+        1_000_000,
+        auto="auto",
     )
-    joint_attention: float = _setting(
-        0.05,
-        "Weight of that term where several objects of one photo are learned together, if it has none of its own.",
+    rank: int = setting(16, "LoRA rank.", 1, 512)
+    learning_rate: float = setting(0.0, "Learning rate of the LoRA weights.", 0, auto="auto")
+    embedding_lr: float = setting(0.0, "Learning rate of the token, fraction of its norm.", 0, auto="auto")
+    batch_size: int = setting(0, "Views of the object per step.", 0, 256, auto="auto")
+    background_loss_weight: float = setting(
+        1.0,
+        "Weight w_bg of the loss outside the mask, where the frozen base is the teacher.",
         0,
         MAX_WEIGHT,
-        before=0.0,
+        neutral=0.0,
     )
-    attention_weight: float = _setting(
-        0.0, "Each token's cross-attention is held to its object (Break-A-Scene).", 0, MAX_WEIGHT
+    prior_loss_weight: float = setting(
+        3.0, "Weight w_cc of the prior-preservation loss, which keeps the class unchanged.", 0, MAX_WEIGHT, neutral=0.0
     )
-    timesteps: Literal["focused", "uniform"] = _setting(
-        "focused", "Which noise levels: more of those where an object's identity is lost, or any."
+    target_modules: Literal["auto", "none", "cross-kv", "attention", "attention+ff", "all"] = setting(
+        "auto", "Layers that get LoRA. auto: as suits the base; none: only the token is trained."
     )
-    highest: float = _setting(
+    target_blocks: Literal["auto", "all", "decoder"] = setting(
+        "auto",
+        "Blocks of the denoiser that are trained. decoder: those after the middle block; no gradient flows further back.",
+        absent="all",
+        neutral="all",
+    )
+    prior_loss_interval: int = setting(
+        0,
+        "Compute the prior-preservation loss every n-th step, with n times its weight.",
+        0,
+        1000,
+        auto="auto",
+        absent=1,
+        neutral=1,
+    )
+    single_forward: bool | None = setting(
+        None,
+        "Run photo and class samples in one forward pass. false: one after the other, with less memory.",
+        auto="auto",
+        absent=True,
+        neutral=True,
+    )
+    num_augmentations: int = setting(
+        8, "Augmented views of the object, drawn before training. 1: the original view only.", 1, 4096, neutral=1
+    )
+    num_teacher_samples: int = setting(
+        24,
+        "Cached teacher predictions for each template and each combination of a photo's objects.",
+        1,
+        4096,
+        absent=24,
+    )
+    original_view_prob: float = setting(
+        0.3,
+        "Probability that a sample shows the original view, added to its share of the augmented views.",
+        0,
+        1,
+        absent=0.0,
+        neutral=0.0,
+    )
+    seed: int = setting(0, f"Random seed, {SEEDS}.", 0, MAX_SEED)
+    loss_region: Literal["mask-normalized", "mask", "image"] = setting(
+        "mask-normalized",
+        "Region of the photo loss: the mask, divided by its area; the mask, divided by the image's area; or the whole image.",
+        neutral="image",
+    )
+    prior_target: Literal["teacher", "noise"] = setting(
+        "teacher", "Target of class samples: the frozen base's prediction, or their noise as in DreamBooth."
+    )
+    single_object_prob: float = setting(
+        0.95,
+        "Probability that a step shows one object alone, added to its share, where several objects of one photo are trained together.",
+        0,
+        1,
+        absent=0.0,
+        neutral=0.0,
+    )
+    multi_object_attention_loss_weight: float = setting(
+        0.05,
+        "Weight of the attention loss where several objects of one photo are trained together and `attention_loss_weight` is 0.",
+        0,
+        MAX_WEIGHT,
+        absent=0.0,
+        neutral=0.0,
+    )
+    attention_loss_weight: float = setting(
+        0.0, "Weight of the loss that keeps each token's cross-attention on its object (Break-A-Scene).", 0, MAX_WEIGHT
+    )
+    timestep_sampling: Literal["focused", "uniform"] = setting(
+        "focused",
+        "How timesteps are sampled: focused favours the middle range, where identity is learned; uniform samples all equally.",
+        neutral="uniform",
+    )
+    max_timestep: float = setting(
         1.0,
-        "Noise level up to which pictures are learned, fraction of the whole: above it poses and places are decided.",
+        "Largest timestep that is trained on, fraction of the schedule; above it pose and layout are decided.",
         0.01,
         1,
-        before=1.0,
+        absent=1.0,
     )
-    schedule: Literal["cosine", "constant"] = _setting("cosine", "Learning rates after the warm-up.")
-    token: Literal["learned", "fixed"] = _setting("learned", "Whether the token goes on learning.")
-    latents: Literal["mean", "sample"] = _setting(
-        "sample", "What the autoencoder makes of a placement: its mean, or drawn anew at each step.", before="mean"
+    lr_scheduler: Literal["cosine", "constant"] = setting(
+        "cosine", "Learning rate schedule after the warm-up.", neutral="constant"
     )
-    beta2: float = _setting(
-        0.99, "AdamW's memory of squared gradients; PyTorch's own default is 0.999.", 0, 0.999999, before=0.99
+    train_embedding: bool = setting(True, "Train the token's vectors, too.")
+    sample_vae_latents: bool = setting(
+        True, "Sample the VAE's latent distribution anew at each step. false: use its mean.", absent=False
     )
-    average: float = _setting(
+    adam_beta2: float = setting(
+        0.99,
+        "AdamW's beta2, the decay of squared gradients; PyTorch's default is 0.999.",
+        0,
+        0.999999,
+        absent=0.99,
+        neutral=0.999,
+    )
+    ema_decay: float = setting(
         0.0,
-        "Decay of the running mean of the weights, which is what is kept; 0: the last step's.",
+        "Decay of the moving average of the weights, which is what is saved. 0: save the last step's weights.",
         0,
         0.9999,
-        before=0.0,
+        absent=0.0,
     )
-    stop: Literal["auto", "end", "good"] = _setting(
-        "auto", "end: after all steps; good: when its loss under fixed noise has stopped falling, after which the rate falls to its end; "
-        "auto: end where steps are given, else good.", before="end",
+    early_stopping: Literal["auto", "off", "plateau"] = setting(
+        "auto", "plateau: stop when the loss under fixed noise no longer falls, after a final decay of the rate. off: run all steps. "
+        "auto: off where the number of steps is given, else plateau.", absent="off", neutral="off",
     )  # fmt: skip
-    idle: Literal["leaves", "stays"] = _setting(
-        "leaves", "Whether the autoencoder leaves memory while nothing is encoded or drawn.", identifies=False
+    offload_vae: bool = setting(
+        True, "Move the VAE off the device while it is not in use.", identifies=False, neutral=False
     )
-    checkpointing: Literal["auto", "off", "on"] = _setting(
-        "auto", "Whether activations are computed again in the backward pass: far less memory, a third more time; auto: from where a GPU's memory ends.",
+    gradient_checkpointing: Literal["auto", "off", "on"] = setting(
+        "auto", "Recompute activations in the backward pass: far less memory, a third more time. auto: only when a GPU's memory runs out.",
         identifies=False,
     )  # fmt: skip
-    optimizer: Literal["adamw", "adamw8bit"] = _setting(
-        "adamw", "AdamW, or with 8-bit moments (needs bitsandbytes).", before="adamw"
+    optimizer: Literal["adamw", "adamw8bit"] = setting(
+        "adamw", "AdamW, or AdamW with 8-bit moments (needs bitsandbytes).", absent="adamw"
     )
-    quantised: Literal["none", "8bit", "4bit"] = _setting(
+    quantize_base: Literal["none", "8bit", "4bit"] = setting(
         "none",
-        "Number format of the frozen denoiser's linear layers while it is trained on (needs bitsandbytes).",
-        before="none",
+        "Number format of the frozen denoiser's linear layers during training (needs bitsandbytes).",
+        absent="none",
     )
-    scores: Literal["shown", "none"] = _setting(
-        "shown", "Whether identity, prompt, copy and drift are measured at the end.", identifies=False
+    self_evaluation: bool = setting(
+        True,
+        "Measure identity, prompt, copy and drift on the adapter's own samples at the end.",
+        identifies=False,
+        neutral=False,
     )
-    token_norm: Literal["kept", "free"] = _setting("kept", "Whether the token's vectors keep the class word's length.")
-    token_first: int = _setting(
-        0, "Steps in which the token alone learns; after them it rests and the layers learn.", 0, 1_000_000
+    fix_embedding_norm: bool = setting(True, "Keep the token's vectors at the class word's norm.", neutral=False)
+    embedding_only_steps: int = setting(
+        0, "First steps, in which only the token is trained; after them only the layers are.", 0, 1_000_000
     )
-    context: Literal["class", "own"] = _setting(
+    context_words: Literal["class", "placeholder"] = setting(
         "class",
-        "What the other words of the sentence hear in the object's place while it is learned: its class word, or its own token.",
-        before="own",
+        "What the prompt's other words see in the object's place during training: its class word, or its placeholder token.",
+        absent="placeholder",
+        neutral="placeholder",
     )
-    templates: Literal["several", "one"] = _setting("several", "Sentences that the photo is learned under.")
+    multiple_templates: bool = setting(
+        True, "Train the photo with several prompt templates. false: with one.", neutral=False
+    )
 
 
 @dataclass(frozen=True, repr=False)
 class Prior:
-    """The class as the frozen base draws it."""
+    """The class prior: class images and predictions of the frozen base."""
 
-    samples: int = _setting(12, "Pictures of the class.", 1, 1024)
-    entries: int = _setting(96, "Kept predictions of the frozen base.", 1, 65_536)
-    around: Literal["wide", "class"] = _setting(
-        "wide",
-        "What the base is asked: the class in half of the entries and no prompt or other things in half; or the class alone.",
+    num_class_images: int = setting(12, "Class images that the base generates.", 1, 1024)
+    num_predictions: int = setting(96, "Stored predictions of the frozen base.", 1, 65_536)
+    mixed_prompts: bool = setting(
+        True,
+        "Half of the predictions are for the class prompt and half for no prompt or other things. false: the class prompt only.",
     )
-    seed: int = _setting(0, f"Random seed, {SEEDS}.", 0, MAX_SEED)
+    seed: int = setting(0, f"Random seed, {SEEDS}.", 0, MAX_SEED)
 
 
 @dataclass(frozen=True, repr=False)
 class Generate:
-    """Sampling."""
+    """Generating images."""
 
-    n: int = _setting(4, "Pictures per prompt.", 1, 1024)
-    seed: int = _setting(0, f"Seed of the first picture, {SEEDS}.", 0, MAX_SEED)
-    width: int = _setting(
-        0, "Width of the pictures, px, a multiple of what the base divides it by; 0: the base's own.", 0, 8192, before=0
-    )
-    height: int = _setting(0, "Height of the pictures, as `width`.", 0, 8192, before=0)
-    steps: int = _setting(0, "Sampling steps; 0: what suits the base.", 0, 1000)
-    guidance: float = _setting(-1.0, "Guidance scale; negative: what suits the base.")
-    guidance_below: float = _setting(
-        -1.0, "Guidance acts below this noise level, fraction of the whole: the lower, the more various the poses; negative: what suits the base.",
-        None, 1, before=1.0,
+    num_images: int = setting(4, "Images per prompt.", 1, 1024)
+    seed: int = setting(0, f"Seed of the first image, {SEEDS}.", 0, MAX_SEED)
+    width: int = setting(
+        0, "Width of the images, px, a multiple of the base's size unit. auto: the base's resolution.", 0, 8192, auto="auto", absent=0
     )  # fmt: skip
-    scene_guidance: float = _setting(
-        -1.0, "How much is added of what the frozen base says of the words around the objects, one more call of it a step; negative: what suits the base.",
-        None, 20, before=0.0,
+    height: int = setting(0, "Height of the images, as `width`.", 0, 8192, auto="auto", absent=0)
+    num_inference_steps: int = setting(0, "Sampling steps.", 0, 1000, auto="auto")
+    guidance_scale: float = setting(-1.0, "Classifier-free guidance scale.", auto="auto")
+    guidance_interval_high: float = setting(
+        -1.0, "Noise level below which guidance acts, fraction of the schedule (limited-interval guidance, arXiv:2404.07724); lower: more varied poses.",
+        None, 1, auto="auto", absent=1.0,
     )  # fmt: skip
-    object_below: float = _setting(
-        -1.0, "Objects are themselves below this noise level, fraction of the whole; above it, where poses and places are decided, the frozen base draws their classes; negative: what suits the base.",
-        None, 1, before=1.0,
+    prompt_guidance_scale: float = setting(
+        -1.0, "Scale of the frozen base's own direction for the prompt's other words (composable diffusion); one more call of the base a step.",
+        None, 20, auto="auto", absent=0.0,
     )  # fmt: skip
-    object_guidance: float = _setting(
+    subject_conditioning_start: float = setting(
+        -1.0, "Noise level below which trained objects act, fraction of the schedule (arXiv:2305.10431); above it, where pose and layout form, the base sees their class words.",
+        None, 1, auto="auto", absent=1.0,
+    )  # fmt: skip
+    autoguidance_scale: float = setting(
         0.0,
-        "How much is added of what the object's adapter says over the frozen base told the class word, one row more of it a step.",
+        "Scale of the difference between the adapter and the frozen base with the class word (autoguidance, arXiv:2406.02507); one more sample a step.",
         0,
         20,
-        before=0.0,
+        absent=0.0,
     )
-    strength: float = _setting(
+    strength: float = setting(
         1.0,
-        "What objects' LoRAs are multiplied by where the prompt does not say it, as `<dog:0.8>` does; 0: their classes are drawn.",
+        "Factor on the objects' LoRA weights where the prompt sets none, as `<dog:0.8>` does. 0: their classes are generated.",
         0,
         2,
-        before=1.0,
+        absent=1.0,
     )
-    negative: str = _setting("", "What should not be in the picture.")
-    scheduler: Literal["base", "ddim", "euler", "dpm++"] = _setting(
-        "base", "Sampler; base: the one that the base's folder names."
+    negative_prompt: str = setting("", "What the images should not show.")
+    scheduler: Literal["auto", "ddim", "euler", "dpm++"] = setting(
+        "auto", "Sampler. auto: the one in the base's folder."
     )
 
 
 @dataclass(frozen=True, repr=False)
 class Compose:
-    """Several objects in one picture."""
+    """Composing several objects in one image."""
 
-    retries: int = _setting(
+    max_retries: int = setting(
         4,
-        "How often a picture in which an object is missing or mixed is drawn again, each time from another seed.",
+        "How many times an image with a missing or mixed object is generated again, each time from another seed.",
         0,
         100,
-        before=0,
+        absent=0,
     )
-    context: Literal["class", "own"] = _setting(
+    context_words: Literal["class", "placeholder"] = setting(
         "class",
-        "What the other words of the sentence hear in an object's place: its class word, or its own token.",
-        before="own",
+        "What the prompt's other words see in an object's place: its class word, or its placeholder token.",
+        absent="placeholder",
     )
-    edge: float = _setting(0.06, "Softness of the regions, fraction of the picture.", 0, 0.5, before=0.06)
-    attention: Literal["open", "bounded"] = _setting(
-        "open", "Whether the regions of different objects see each other in self-attention.", before="open"
+    region_softness: float = setting(
+        0.06, "Width of the soft edge of the regions, fraction of the image.", 0, 0.5, absent=0.06
     )
-    detail: float = _setting(
+    bounded_self_attention: bool = setting(False, "Keep self-attention within each object's region.", absent=False)
+    refine_strength: float = setting(
         0.55,
-        "Share of the steps in which each object, its place enlarged, is drawn again by its own adapter alone; 0: it is not.",
+        "Strength of the refinement pass, in which each object's box is enlarged and resampled with its adapter alone. 0: no pass.",
         0,
         1,
-        before=0.0,
+        absent=0.0,
     )
-    object_guidance: float = _setting(
+    refine_autoguidance_scale: float = setting(
         -1.0,
-        "How much is added there of what the adapter says over the frozen base told the class word; negative: what suits the base.",
+        "Autoguidance scale of the refinement pass.",
         None,
         20,
-        before=0.0,
+        auto="auto",
+        absent=0.0,
     )
-    laid: Literal["object", "place"] = _setting(
-        "object",
-        "What of that closer look is laid back: the object in its outline, or all of its place.",
-        before="place",
+    paste: Literal["mask", "box"] = setting(
+        "mask",
+        "Region of a refined object that replaces the image's: the object's mask, or its whole box.",
+        absent="box",
     )
-    check: Literal["shown", "none"] = _setting(
-        "shown", "Whether every object is looked for in its place.", identifies=False
-    )
-    strict: int = _setting(
-        0, "1: a scene in which an object is missing or mixed for every seed is refused.", 0, 1, identifies=False
+    presence_check: bool = setting(True, "Check that each object is in its box.", identifies=False)
+    strict: bool = setting(
+        False, "Refuse a scene in which an object is missing or mixed for every seed.", identifies=False
     )
 
 
 @dataclass(frozen=True, repr=False)
 class Merge:
-    """Several adapters as one."""
+    """Merging several adapters."""
 
-    method: Literal["sum", "ties", "dare", "dare-ties"] = _setting(
-        "sum", "Weighted sum, TIES, DARE, or DARE with TIES' signs."
+    method: Literal["linear", "ties", "dare", "dare-ties"] = setting(
+        "linear", "Weighted sum, TIES, DARE, or DARE with the signs of TIES."
     )
-    rank: int = _setting(
+    rank: int = setting(
         0,
-        "Rank of the result, by SVD; 0: a sum is exact at the sum of the ranks, the others get the largest rank.",
-        0,
-        4096,
-    )
-    density: float = _setting(0.5, "Share of each adapter's weights that TIES and DARE keep.", 0.01, 1)
-    seed: int = _setting(0, f"Seed of what DARE drops, {SEEDS}.", 0, MAX_SEED)
-
-
-@dataclass(frozen=True, repr=False)
-class Bench:
-    """Measuring."""
-
-    objects: int = _setting(40, "Held-out objects, classes in turn.", 1, 10_000)
-    shard: str = _setting(
-        "1/1",
-        "Which of the objects, or groups of `--scenes`: k/n is every n-th from the k-th on, so that n processes or machines measure them all; `cat` joins their results.jsonl for `--from`, processes of `--scenes` may share `--out`.",
-    )
-    repeats: int = _setting(2, "Rounds of prompts for each object.", 1, 100)
-    prompts: str = _setting("scene,wearing,pair", "Kinds of prompts, with commas: scene, wearing, pair.")
-    together: str = _setting(
-        "two,three,same",
-        "Kinds of scenes of `--scenes`, with commas: two or three objects of as many classes, or two of the same.",
-    )
-    samples: int = _setting(1024, "Samples of `--base-only`.", 16, 100_000)
-    scenes: int = _setting(300, "Scenes of `--masks`.", 1, 100_000)
-    segmenters: str = _setting("sam,grabcut", "Segmenters of `--masks`, with commas.")
-    pictures: Literal["drawn", "photographs"] = _setting(
-        "drawn", "What `--masks` looks at: drawn scenes, or five objects in photographs that scikit-image carries."
-    )
-    rounds: int = _setting(3, "Rounds of `--speed`.", 1, 100)
-    script: str = _setting(
-        "", "diffusers' train_dreambooth_lora.py, which `--speed` then times too; empty: it does not.", path="file"
-    )
-    layouts: str = _setting(
-        "sd15,sdxl",
-        "Layouts of `--memory`, with commas: sd15, sd21, sdxl, sd3 with random weights, or base: the one at hand.",
-    )
-    side: int = _setting(
-        0,
-        "Side of the pictures of `--memory` and of `--speed` at Stable Diffusion's size, px; 0: the layout's own, and 256 for the speed of a processor.",
+        "Rank of the result, by SVD. auto: the sum of the ranks for linear, which is exact; the largest rank for the others.",
         0,
         4096,
+        auto="auto",
     )
-    products: Literal["zeros", "multiplied"] = _setting(
-        "zeros",
-        "What products give in `--memory` on a processor: zeros of their shape, which take as much memory, or what they are.",
-    )
-    photo: str = _setting(
-        "",
-        "Photo of each subject that `--photos` learns, its name with or without ending: 01; empty: the first by name.",
-    )
-    live: str = _setting("cat,dog", "Classes of `--photos` that get the prompts of live subjects, with commas.")
-    seeds: int = _setting(4, "Pictures of each prompt of `--photos`.", 1, 1000)
-    clip: str = _setting(
-        "", "CLIP that measures photographs: hub id or folder; empty: the base's own image tower.", path="model"
-    )
-    dino: str = _setting(
-        "facebook/dino-vits16",
-        "DINO that measures photographs: hub id, folder or safetensors file; `--photos` goes without where the default is not here.",
-        path="model",
-    )
-    seed: int = _setting(0, f"Random seed of objects and prompts, {SEEDS}.", 0, MAX_SEED)
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """The kinds of `prompts`, one by one."""
-        return tuple(part.strip() for part in self.prompts.split(","))
-
-    @property
-    def part(self) -> slice:
-        """Which of a list `shard` takes.
-
-        Raises:
-            UsageError: It is not k/n with k from 1 to n.
-        """
-        first, _, every = self.shard.partition("/")
-        if not (first.isdecimal() and every.isdecimal() and 1 <= int(first) <= int(every)):
-            raise UsageError(f"bench.shard is {self.shard}", "k/n, k from 1 to n: 2/4 is the second of four")
-        return slice(int(first) - 1, None, int(every))
+    density: float = setting(0.5, "Share of each adapter's weights that TIES and DARE keep.", 0.01, 1)
+    seed: int = setting(0, f"Random seed of DARE, {SEEDS}.", 0, MAX_SEED)
 
 
 SECTIONS: dict[str, type] = {
@@ -466,5 +414,12 @@ SECTIONS: dict[str, type] = {
     "bench": Bench,
 }
 
-GUIDANCES = ("scene_guidance", "object_guidance", "object_below")
+GUIDANCES = ("prompt_guidance_scale", "autoguidance_scale", "subject_conditioning_start")
 """Settings of `generate` that act on trained objects alone."""
+
+OPTIONS = {
+    "segment.select": "--select", "init-embedding.num_vectors": "--vectors", "train.max_steps": "--steps", "generate.num_images": "-n",
+    "generate.num_inference_steps": "--steps", "generate.guidance_scale": "--guidance", "generate.negative_prompt": "--negative",
+    "compose.max_retries": "--retries", "bench.num_objects": "--objects", "bench.prompt_kinds": "--prompts",
+}  # fmt: skip
+"""Command-line options that are not named as their settings are."""

@@ -72,13 +72,13 @@ def initialise_token(
     on_step: Callable[[int, float], None] = lambda step, loss: None,
     second: Clip | None = None,
 ) -> TokenInit:
-    """Start a token by `config.init`: "prototype", "class", "random" or "rare"; `second`: the towers of a base's second text encoder.
+    """Start a token by `config.init`: "prototype", "class", "random" or "rare-token"; `second`: the towers of a base's second text encoder.
 
     Raises:
         NonFiniteError: The text encoder gives NaN or infinite values. GateError: the vectors came to such values on the way.
     """
     own = class_token_embeddings(model, class_word)
-    noun = own if config.noun == "kept" else own[:0]
+    noun = own if config.append_class_token else own[:0]
     rows = _initial_vectors(model, own, config)
     metrics: dict[str, float] = {}
     seen = [t for t in (towers, second) if t is not None]
@@ -96,7 +96,7 @@ def initialise_token(
         if config.init == "prototype" and math.isfinite(metrics.get("cos_before", math.nan)):
             raise GateError(
                 "the embedding diverged: its cosine to the prototype is not finite",
-                f"a lower rate: `--set init-embedding.lr={config.lr / 4:g}`",
+                f"a lower rate: `--set init-embedding.relative_lr={config.relative_lr / 4:g}`",
             )
         raise finite_checks.describe_failure("text encoder", vectors.dtype)
     return TokenInit(vectors, len(rows), metrics)
@@ -104,15 +104,15 @@ def initialise_token(
 
 def _initial_vectors(model: BaseModel, own: Tensor, config: Embed) -> Tensor:
     """The learned vectors before any step, (k, d): near the class word's, noise of their norm, or those of a rare word."""
-    if config.init == "rare":
-        return class_token_embeddings(model, config.rare)[: config.vectors]
+    if config.init == "rare-token":
+        return class_token_embeddings(model, config.rare_token)[: config.num_vectors]
     return concat_encoders([_vectors_near_class(part, config) for part in split_encoders(own, model.widths)])
 
 
 def _vectors_near_class(own: Tensor, config: Embed) -> Tensor:
     """The first vectors of one text encoder, from its class word's."""
     norm = own.norm(dim=1).mean()
-    rows = own.mean(0, keepdim=True).repeat(config.vectors, 1)
+    rows = own.mean(0, keepdim=True).repeat(config.num_vectors, 1)
     noise = torch.randn(rows.shape, generator=seeded(config.seed)).to(rows)
     rows = noise if config.init == "random" else rows + 0.05 * norm * noise / noise.shape[1] ** 0.5
     return keep_norm(rows, norm)
@@ -133,7 +133,10 @@ def _fit_to_prototype(
     words = Placeholders(model)
     words.add("objtune", torch.cat([rows, noun]))
     optimizer = torch.optim.Adam(
-        [{"params": [part], "lr": config.lr * float(n)} for part, n in zip(learned, norm.reshape(-1), strict=True)]
+        [
+            {"params": [part], "lr": config.relative_lr * float(n)}
+            for part, n in zip(learned, norm.reshape(-1), strict=True)
+        ]
     )
     prompt = words.expand(PROMPT.format("<objtune>"))
     cosines = []

@@ -21,12 +21,13 @@ def run(ctx: StageContext, mask: Ref, config: Embed) -> StageResult:
     """
     if not any(config.weights):
         raise UsageError(
-            "all parts of the prototype weigh nothing", "set one of init-embedding.picture, object and word above 0"
+            "all parts of the prototype weigh nothing",
+            "set one of init-embedding.image_weight, object and word above 0",
         )
     config = _resolve_init(ctx, config)
     source = ctx.store.read_record(mask)
     ctx_input = ctx.input_record(mask)
-    settings = identifying(config) | ({"tower": ctx.base.clip_model} if ctx.base.clip_model else {})
+    settings = identifying(config) | ({"clip_model": ctx.base.clip_model} if ctx.base.clip_model else {})
     record = Record("embedding", mask.name, source.objects, {MASK_ROLE: ctx_input}, settings, ctx.base.record())
     done = ctx.find_existing(record)
     if done:
@@ -39,7 +40,7 @@ def run(ctx: StageContext, mask: Ref, config: Embed) -> StageResult:
 
     picture, cover = to_photo_tensors(MaskArtifact.from_tensors(tensors))
     model = ctx.load_base_model()
-    class_words.check_length(model, [source.class_word], config.vectors)
+    class_words.check_length(model, [source.class_word], config.num_vectors)
     loaded = clip.load(ctx.base.clip_path, model) if ctx.base.clip_path else None
     second = clip.load(ctx.base.clip_2_path, model, 1) if ctx.base.clip_2_path else None
     step = ctx.progress("init-embedding")
@@ -73,7 +74,7 @@ def _resolve_init(ctx: StageContext, config: Embed) -> Embed:
     if config.init == "prototype" and ctx.base.clip_path is None:
         raise ResourceError(
             f"the base {ctx.base.id} has no image tower for a prototype",
-            "`--set tower=…` says where its CLIP lies (hub id, folder or file); or use `--init class`",
+            "`--set clip_model=…` says where its CLIP lies (hub id, folder or file); or use `--init class`",
         )
     if config.init != "auto":
         return config

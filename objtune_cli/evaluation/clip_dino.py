@@ -49,18 +49,22 @@ def load_models(ctx: StageContext, config: Bench) -> MetricModels:
         ResourceError: A model is not on this machine, or the base has no CLIP vision encoder.
         UsageError: A model is of another kind.
     """
-    look, say = features.load_clip(config.clip) if config.clip else features.load_base_clip(ctx)
+    look, say = features.load_clip(config.clip_model) if config.clip_model else features.load_base_clip(ctx)
     try:
-        dino = features.load_dino(config.dino)
+        dino = features.load_dino(config.dino_model)
     except ResourceError:
-        if config.dino != features.DINO:
+        if config.dino_model != features.DINO:
             raise
         ctx.report.note(
             f"{features.DINO} is not on this machine: no DINO, and diversity by CLIP; `objtune fetch --model {features.DINO}` brings it"
         )
         dino = None
     return MetricModels(
-        look, say, dino, _short_name(config.clip) or f"{ctx.base.id}'s own", _short_name(config.dino) if dino else ""
+        look,
+        say,
+        dino,
+        _short_name(config.clip_model) or f"{ctx.base.id}'s own",
+        _short_name(config.dino_model) if dino else "",
     )
 
 

@@ -20,7 +20,7 @@ from objtune_cli.models.loading import UNREADABLE, silence_library_logging
 from objtune_cli.workflow.context import StageContext
 
 CLIP = "openai/clip-vit-base-patch32"
-DINO = Bench().dino
+DINO = Bench().dino_model
 """The models of DreamBooth's tables (arXiv:2208.12242, section 4.1)."""
 CLIP_STATISTICS = (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)
 DINO_STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -83,7 +83,7 @@ def load_base_clip(ctx: StageContext) -> tuple[ImageEmbedder, TextEmbedder]:
     if source is None:
         raise ResourceError(
             f"the base {ctx.base.id} has no image tower to measure with",
-            f"`--set bench.clip={CLIP}`, after `objtune fetch --model {CLIP}`; or a tower of the base's own: docs/bases.md",
+            f"`--set bench.clip_model={CLIP}`, after `objtune fetch --model {CLIP}`; or a tower of the base's own: docs/bases.md",
         )
     base_model = ctx.load_base_model()
     model = towers.load(source, base_model, index).clip

@@ -31,22 +31,25 @@ def infotext(
 
     Source: `infotext_utils.py` of A1111. Values that hold a comma, a colon or a line break are JSON strings.
     """
-    pairs: dict[str, object] = {"Steps": config.steps, "Sampler": SAMPLERS.get(config.scheduler, base_sampler[0])}
+    pairs: dict[str, object] = {
+        "Steps": config.num_inference_steps,
+        "Sampler": SAMPLERS.get(config.scheduler, base_sampler[0]),
+    }
     if config.scheduler not in SAMPLERS and base_sampler[1]:
         pairs["Schedule type"] = base_sampler[1]
-    pairs |= {"CFG scale": f"{config.guidance:g}", "Seed": seed}
-    if config.guidance_below < 1:
-        pairs["CFG below"] = f"{config.guidance_below:g}"
-    if config.scene_guidance > 0:
-        pairs["Scene guidance"] = f"{config.scene_guidance:g}"
-    if config.object_below < 1:
-        pairs["Object below"] = f"{config.object_below:g}"
-    if config.object_guidance > 0:
-        pairs["Object guidance"] = f"{config.object_guidance:g}"
+    pairs |= {"CFG scale": f"{config.guidance_scale:g}", "Seed": seed}
+    if config.guidance_interval_high < 1:
+        pairs["CFG below"] = f"{config.guidance_interval_high:g}"
+    if config.prompt_guidance_scale > 0:
+        pairs["Scene guidance"] = f"{config.prompt_guidance_scale:g}"
+    if config.subject_conditioning_start < 1:
+        pairs["Object below"] = f"{config.subject_conditioning_start:g}"
+    if config.autoguidance_scale > 0:
+        pairs["Object guidance"] = f"{config.autoguidance_scale:g}"
     pairs |= {"Size": f"{size[0]}x{size[1]}", "Model": model, **hashes, "Version": f"objtune {__version__}"}
     lines = [
         escape_syntax(prompt),
-        *([f"Negative prompt: {escape_syntax(config.negative)}"] if config.negative else []),
+        *([f"Negative prompt: {escape_syntax(config.negative_prompt)}"] if config.negative_prompt else []),
     ]
     return "\n".join([*lines, ", ".join(f"{key}: {_quote(str(value))}" for key, value in pairs.items())])
 

@@ -26,7 +26,7 @@ class SamplingSettings:
 
     num_inference_steps: int
     guidance_scale: float
-    scheduler: str = "base"
+    scheduler: str = "auto"
     negative_prompt: str = ""
     guidance_interval_high: float = 1.0
     prompt_guidance_scale: float = 0.0
@@ -39,14 +39,14 @@ class SamplingSettings:
     def from_config(cls, config: Generate) -> "SamplingSettings":
         """The settings of a `Generate` section in which nothing is left to the base."""
         return cls(
-            config.steps,
-            config.guidance,
+            config.num_inference_steps,
+            config.guidance_scale,
             config.scheduler,
-            config.negative,
-            config.guidance_below,
-            config.scene_guidance,
-            config.object_below,
-            config.object_guidance,
+            config.negative_prompt,
+            config.guidance_interval_high,
+            config.prompt_guidance_scale,
+            config.subject_conditioning_start,
+            config.autoguidance_scale,
             config.height,
             config.width,
         )

@@ -43,9 +43,11 @@ def run(
     """
     if out is not None:
         output_files.check_folder(out)
-    request = prompt_request.read_prompts(ctx, prompts, config.negative, source, config.strength)
+    request = prompt_request.read_prompts(ctx, prompts, config.negative_prompt, source, config.strength)
     _check_shared_strengths(request)
-    config = fill_defaults(ctx, replace(config, negative=request.negative, strength=1.0))  # the objects carry it now
+    config = fill_defaults(
+        ctx, replace(config, negative_prompt=request.negative, strength=1.0)
+    )  # the objects carry it now
     note_guidance(ctx, config)
     scenes = [_find_scene(ctx, request, i, config) for i in range(len(request.prompts))]
     records, results = [record for record, _ in scenes], [result for _, result in scenes]
@@ -67,23 +69,25 @@ def fill_defaults(ctx: StageContext, config: Generate) -> Generate:
     base_sampling = ctx.base.sampling
     return replace(
         image_size.fit_size(ctx, config),
-        steps=config.steps or int(base_sampling["steps"]),
-        guidance=config.guidance if config.guidance >= 0 else float(base_sampling["guidance"]),
-        guidance_below=config.guidance_below
-        if config.guidance_below >= 0
-        else float(base_sampling.get("guidance_below", 1)),
-        scene_guidance=ctx.base.scene_guidance(config.scene_guidance),
-        object_below=ctx.base.object_below(config.object_below),
+        num_inference_steps=config.num_inference_steps or int(base_sampling["num_inference_steps"]),
+        guidance_scale=config.guidance_scale if config.guidance_scale >= 0 else float(base_sampling["guidance_scale"]),
+        guidance_interval_high=config.guidance_interval_high
+        if config.guidance_interval_high >= 0
+        else float(base_sampling.get("guidance_interval_high", 1)),
+        prompt_guidance_scale=ctx.base.scene_guidance(config.prompt_guidance_scale),
+        subject_conditioning_start=ctx.base.object_below(config.subject_conditioning_start),
     )
 
 
 def note_guidance(ctx: StageContext, config: Generate) -> None:
     """Warn the user if the negative prompt has no effect."""
-    if config.negative.strip() and config.guidance <= 1:
-        ctx.report.note(f"the negative prompt has no effect at a guidance of {config.guidance:g}; it acts above 1")
-    elif config.negative.strip() and config.guidance_below <= 0:
+    if config.negative_prompt.strip() and config.guidance_scale <= 1:
         ctx.report.note(
-            "the negative prompt has no effect, because `generate.guidance_below` lets guidance act at no step"
+            f"the negative prompt has no effect at a guidance of {config.guidance_scale:g}; it acts above 1"
+        )
+    elif config.negative_prompt.strip() and config.guidance_interval_high <= 0:
+        ctx.report.note(
+            "the negative prompt has no effect, because `generate.guidance_interval_high` lets guidance act at no step"
         )
 
 
@@ -102,7 +106,7 @@ def _find_scene(
 
 def sampler_settings(ctx: StageContext, config: Generate) -> dict[str, str]:
     """The name of the base's own sampler for the scene's record, if that sampler is used and is not the family's usual one."""
-    return ctx.base.sampler_record() if config.scheduler == "base" else {}
+    return ctx.base.sampler_record() if config.scheduler == "auto" else {}
 
 
 def strength_settings(objects: Sequence[trained_objects.PromptObject]) -> dict[str, dict[str, float]]:
@@ -139,14 +143,14 @@ def reuse_scene(
         return None
     metrics = artifacts.read_record(ctx.root, ref).metrics
     files, decoded = [file for file in list_images(ctx.root, ref) if file.stem.isdigit()], None
-    if len(files) != config.n:
+    if len(files) != config.num_images:
         import torch
 
         tensors = {name: torch.from_numpy(array.copy()) for name, array in artifacts.load(ctx.root, ref)[1].items()}
         decoded = (decode or decode_latents)(ctx.load_base_model(), record, tensors)
     flat = find_flat_images([png.read(file) for file in files] if decoded is None else decoded)
     if set(flat) - set(metrics.get(ONE_COLOUR, ())):
-        ctx.report.note(f"{ref} is not used again: {describe_images(flat, config.n)} of one colour")
+        ctx.report.note(f"{ref} is not used again: {describe_images(flat, config.num_images)} of one colour")
         ctx.project.check_writable(record.kind, record.name)
         return None
     result = ctx.find_existing(record, computed=True)
@@ -192,7 +196,9 @@ def _sample_scene(
     from objtune_cli.generation.settings import SamplingSettings
 
     text = placeholders.expand(prompt)
-    settings = replace(SamplingSettings.from_config(config), negative_prompt=placeholders.expand(config.negative))
+    settings = replace(
+        SamplingSettings.from_config(config), negative_prompt=placeholders.expand(config.negative_prompt)
+    )
     batches = [
         sample(base_model, text, seeds, settings, on_step)
         for seeds, on_step in seed_batches(config, ctx.progress("generate"))
@@ -205,9 +211,9 @@ def seed_batches(
     config: Generate, progress: Callable[..., None]
 ) -> Iterator[tuple[list[int], Callable[[int, int], None]]]:
     """The seeds of each batch, and a callback that reports the batch's steps as part of all steps."""
-    batches = -(-config.n // BATCH)
+    batches = -(-config.num_images // BATCH)
     for i in range(batches):
-        seeds = [seed_after(config.seed, k) for k in range(i * BATCH, min((i + 1) * BATCH, config.n))]
+        seeds = [seed_after(config.seed, k) for k in range(i * BATCH, min((i + 1) * BATCH, config.num_images))]
 
         def on_step(done: int, total: int, before: int = i) -> None:
             progress(before * total + done, batches * total)

@@ -15,7 +15,7 @@ Pair = tuple[Tensor, Tensor]
 def merge_adapters(
     adapters: Sequence[Mapping[str, Tensor]],
     weights: Sequence[float],
-    method: str = "sum",
+    method: str = "linear",
     rank: int = 0,
     density: float = 0.5,
     seed: int = 0,
@@ -24,7 +24,7 @@ def merge_adapters(
 
     Args:
         adapters: Tensors of adapter artifacts; those without LoRA add nothing, and to a layer those that do not have it.
-        method: "sum", "ties" (arXiv:2306.01708), "dare" (arXiv:2311.03099) or "dare-ties".
+        method: "linear", "ties" (arXiv:2306.01708), "dare" (arXiv:2311.03099) or "dare-ties".
         rank: Of the result, by SVD of each layer; 0: a sum is exact at the sum of the ranks, the others get the largest rank.
         density: Share of each delta's entries that TIES and DARE keep. seed: Of what DARE drops.
 
@@ -42,7 +42,7 @@ def merge_adapters(
     ranks = [
         min((v.shape[0] for k, v in a.items() if k.endswith("lora_A.weight")), default=0) for a in own
     ]  # whole differences have more
-    exact = method == "sum" and not rank
+    exact = method == "linear" and not rank
     kept = sum(ranks) if exact else rank or max(ranks, default=0)
     found: dict[str, Tensor] = {}
     with torch.random.fork_rng(devices=[]):  # peft drops entries by the global generator

@@ -207,9 +207,9 @@ class BaseModel:
             return self.process_group.predict(partial(self.family.predict, self), z_t, t, condition)
         return self.family.predict(self, z_t, t, condition)
 
-    def pipeline(self, scheduler: str = "base") -> Any:
+    def pipeline(self, scheduler: str = "auto") -> Any:
         """The pipeline class of diffusers around these parts, with the named sampler; takes encoded prompts."""
-        own = scheduler == "base" and self.sampler is not None
+        own = scheduler == "auto" and self.sampler is not None
         sampler = (
             type(self.sampler).from_config(self.sampler.config)
             if own

@@ -16,7 +16,7 @@ HALF = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 """Formats that overflow, or round away, where float32 does not."""
 REMEDIES = {
     "VAE": "its weights are at fault: use another VAE (`--set vae=FOLDER`), or another `--base`",
-    "CLIP": "its weights are at fault: `--set tower=FOLDER` names another CLIP",
+    "CLIP": "its weights are at fault: `--set clip_model=FOLDER` names another CLIP",
     "adapter": "draw it with less `--strength`, train it again at a lower rate, or import a sound file",
 }
 """What helps in float32, by the start of the part's name."""

@@ -57,7 +57,7 @@ def retry_with_checkpointing(model: BaseModel, work: Callable[[], T], *, auto: b
 
 def quantise(model: BaseModel, bits: int) -> None:
     """Replace the linear layers inside the denoiser's blocks by ones of bitsandbytes; convolutions and the layers around them stay."""
-    bnb = bitsandbytes(f"train.quantised={bits}bit")
+    bnb = bitsandbytes(f"train.quantize_base={bits}bit")
     for name, layer in list(model.denoiser.named_modules()):
         if type(layer) is not nn.Linear or ("blocks." not in name and "mid_block." not in name):
             continue

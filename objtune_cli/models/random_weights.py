@@ -36,7 +36,7 @@ def parse_names(names: str) -> list[str]:
     found = [name.strip() for name in names.split(",")]
     wrong = [name for name in found if name not in LAYOUTS and name != "base"]
     if wrong:
-        raise UsageError(f"bench.layouts names {', '.join(wrong)}", f"one or more of {', '.join(LAYOUTS)}, base")
+        raise UsageError(f"bench.memory_models names {', '.join(wrong)}", f"one or more of {', '.join(LAYOUTS)}, base")
     return found
 
 

@@ -34,6 +34,7 @@ from objtune_cli.models.families import (
 )
 from objtune_cli.models.families import pipeline_folder as folders
 from objtune_cli.models.families.fingerprints import CLIP_FOLDERS, IGNORED_FILES
+from objtune_cli.renamed_settings import current as _current_names
 
 TOYBOX_FOLDER = Path(__file__).parent.parent / "toybox" / "weights"
 TOYBOX_SEGMENTER = TOYBOX_FOLDER / "segmenter"
@@ -60,10 +61,12 @@ PICKLED = "pytorch_model.bin"
 """Its weights where the repository has them in no other form; opened as tensors alone."""
 MAX_BYTES_TO_LOAD_TWICE = 256_000_000
 """Bytes of a base that one process may open more than once."""
-DISTILLED_SAMPLING = {name: {"steps": 8, "guidance": 1.0} for name in ("LCMScheduler", "TCDScheduler")}
+DISTILLED_SAMPLING = {
+    name: {"num_inference_steps": 8, "guidance_scale": 1.0} for name in ("LCMScheduler", "TCDScheduler")
+}
 """Samplers that only bases distilled to few steps have, to what suits these."""
 DEFAULT_TRAINING: dict[str, Any] = {
-    "steps": 800, "lr": 1e-4, "token_lr": 5e-3, "modules": "attention", "batch": 1, "blocks": "decoder", "class_every": 4, "passes": "apart",
+    "max_steps": 800, "learning_rate": 1e-4, "embedding_lr": 5e-3, "target_modules": "attention", "batch_size": 1, "target_blocks": "decoder", "prior_loss_interval": 4, "single_forward": False,
 }  # fmt: skip
 """What suits bases that do not say it: the rates of the literature for LoRA on one photo, not tried here; rows and passes for small cards."""
 
@@ -108,18 +111,18 @@ class Base:
         """The settings of sampling that suit it, as fields of `generation.settings.SamplingSettings`."""
         own = self.sampling
         return {
-            "num_inference_steps": int(own["steps"]),
-            "guidance_scale": own["guidance"],
-            "guidance_interval_high": own.get("guidance_below", 1.0),
+            "num_inference_steps": int(own["num_inference_steps"]),
+            "guidance_scale": own["guidance_scale"],
+            "guidance_interval_high": own.get("guidance_interval_high", 1.0),
         }
 
     def scene_guidance(self, asked: float = -1.0) -> float:
         """How much its pictures of an object hold of what it says of the other words, as `generation.sampling.sample` takes it; negative: what suits it."""
-        return asked if asked >= 0 else float(self.sampling.get("scene_guidance", 0.0))
+        return asked if asked >= 0 else float(self.sampling.get("prompt_guidance_scale", 0.0))
 
     def object_below(self, asked: float = -1.0) -> float:
         """Noise level from which objects are themselves in its pictures, as `generation.sampling.sample` takes it; negative: what suits it."""
-        return asked if asked >= 0 else float(self.sampling.get("object_below", 1.0))
+        return asked if asked >= 0 else float(self.sampling.get("subject_conditioning_start", 1.0))
 
     def object_sampling_kwargs(self) -> dict[str, Any]:
         """The further settings that suit images of trained objects, as fields of `generation.settings.SamplingSettings`."""
@@ -127,7 +130,7 @@ class Base:
 
     def object_guidance(self, asked: float = -1.0) -> float:
         """How far a closer look at an object goes from the class to it; negative: what suits it."""
-        return asked if asked >= 0 else float(self.sampling.get("object_guidance", 0.0))
+        return asked if asked >= 0 else float(self.sampling.get("autoguidance_scale", 0.0))
 
     @property
     def num_latent_cells(self) -> int:
@@ -313,8 +316,8 @@ def _opened(ident: str, folder: Path, tower: str, vae: Path | None, prediction: 
         folder=folder,
         fingerprint=fingerprints.fingerprint(folder, family),
         clip_path=first,
-        sampling=extra.get("sampling", family.sampling),
-        training=extra.get("training", DEFAULT_TRAINING | family.training),
+        sampling=_current_names("generate", extra.get("sampling", family.sampling)),
+        training=_current_names("train", extra.get("training", DEFAULT_TRAINING | family.training)),
         known_classes=tuple(extra.get("classes", ())),
         toybox_dial=str(extra.get("dial", "")),
         family=family,

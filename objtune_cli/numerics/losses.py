@@ -34,24 +34,24 @@ def masked_mse(pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     return (mask * error).sum(dim=(1, 2, 3)) / mask.sum(dim=(1, 2, 3)).clamp_min(1e-6)
 
 
-def photo(pred: Tensor, target: Tensor, mask: Tensor, area: str) -> Tensor:
-    """The photo's loss over one of three areas, shape (B,), float32.
+def photo(pred: Tensor, target: Tensor, mask: Tensor, region: str) -> Tensor:
+    """The photo's loss over one of three regions, shape (B,), float32.
 
     Args:
         pred, target, mask: As of `masked_mse`.
-        area: "object": inside the mask, by its area (ours). "masked": inside the mask, by the frame's
-            area (Break-A-Scene). "frame": everywhere (DreamBooth, textual inversion, Custom Diffusion).
+        region: "mask-normalized": inside the mask, divided by its area (ours). "mask": inside the mask, divided by
+            the image's area (Break-A-Scene). "image": everywhere (DreamBooth, textual inversion, Custom Diffusion).
 
     Raises:
-        ValueError: Another area, or shapes that do not match.
+        ValueError: Another region, or shapes that do not match.
     """
-    if area == "object":
+    if region == "mask-normalized":
         return masked_mse(pred, target, mask)
-    if area == "masked":
+    if region == "mask":
         return masked_mse(pred, target, mask) * mask.float().mean(dim=(1, 2, 3))
-    if area == "frame":
+    if region == "image":
         return mse(pred, target)
-    raise ValueError(f"area {area!r}")
+    raise ValueError(f"region {region!r}")
 
 
 def mse(pred: Tensor, target: Tensor) -> Tensor:

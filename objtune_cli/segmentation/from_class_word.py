@@ -137,8 +137,8 @@ class _ClassWordSegmenter(PhotoSegmenter):
         """Candidates of one word; a single target gets the one that the setting `which` selects."""
         from objtune_cli.segmentation import ranking
 
-        if self.config.which != "best":
-            return ranking.select(found, self.config.which)[:1] if count == 1 else found
+        if self.config.select != "best":
+            return ranking.select(found, self.config.select)[:1] if count == 1 else found
         return found
 
     def _class_probabilities(self, proposals: list["Proposal"], words: list[str]) -> "np.ndarray":
@@ -164,11 +164,11 @@ class _ClassWordSegmenter(PhotoSegmenter):
         found = self.finish_mask(proposal, self.models.segmenter.name)
         if self.models.clip is not None:
             found.metrics["likeness"] = round(chosen.class_probability, 4)
-        if rivals and self.config.which == "best":
+        if rivals and self.config.select == "best":
             found.metrics["margin"] = round(chosen.score - rivals[0].score, 4)
         found.metrics["score"] = round(chosen.score, 4)
         found.alternatives = [_resize(r.mask * 255, self.rgb) > 127 for r in rivals[:3]]
-        if found.metrics.get("margin", self.config.min_margin) < self.config.min_margin:
+        if found.metrics.get("margin", self.config.min_score_margin) < self.config.min_score_margin:
             found.advice = "say which: `--which largest`, `--which left`, or `--point x,y` on it"
         return found
 

@@ -220,7 +220,7 @@ class PhotoSegmenter:
         from objtune_cli.segmentation import matting
 
         mask = self.refine_by_color(self.snap_to_edges(proposal.mask))
-        soft = matting.matte(self.rgb, mask, self.config.edge * _longer_side(mask))
+        soft = matting.matte(self.rgb, mask, self.config.edge_softness * _longer_side(mask))
         return SegmentedObject((soft * 255).round().astype("uint8"), by, {"quality": round(proposal.quality, 4)})
 
     def refine_by_color(self, mask: "np.ndarray") -> "np.ndarray":

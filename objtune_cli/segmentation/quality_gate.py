@@ -133,10 +133,10 @@ def rejection_reason(metrics: dict[str, float], class_word: str, config: Segment
         return f"it touches {metrics['border']:.0%} of the photo's border"
     if metrics["pieces"] > MAX_PIECES:
         return f"it falls into {metrics['pieces']:.0f} pieces"
-    if metrics.get("likeness", 1.0) < config.min_likeness:
+    if metrics.get("likeness", 1.0) < config.min_class_probability:
         return f"the best of what was found is a {class_word} with a probability of {metrics['likeness']:.2f}"
     if "likeness" in metrics and metrics["score"] < config.min_score:
         return f"what was found has no clear outline (score {metrics['score']:.1f})"
-    if metrics.get("margin", config.min_margin) < config.min_margin:
+    if metrics.get("margin", config.min_score_margin) < config.min_score_margin:
         return f"something else is as much a {class_word} (margin {metrics['margin']:.2f})"
     return ""

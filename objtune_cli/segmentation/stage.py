@@ -47,7 +47,7 @@ def run(ctx: StageContext, path: Path, targets: list[Target], config: Segment) -
     models = SegmentationModels(ctx, config)
     if len(targets) == 1 and targets[0].has_no_hint:
         picture = transparent_photo.check_transparency(models, path, picture, targets[0])
-    by_word = config.min_likeness > 0 and not (len(targets) == 1 and picture.alpha is not None)
+    by_word = config.min_class_probability > 0 and not (len(targets) == 1 and picture.alpha is not None)
     for target in targets:
         class_words.note_other_class(ctx, target)
         class_words.check_known(ctx, target, chooses=by_word and target.has_no_hint)
@@ -65,7 +65,7 @@ def _downscale(picture: photo.Photo, config: Segment) -> "np.ndarray":
     import cv2
 
     height, width = picture.rgb.shape[:2]
-    scale = min(1.0, config.max_side / max(height, width))
+    scale = min(1.0, config.max_image_size / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     return cv2.resize(picture.rgb, size, interpolation=cv2.INTER_AREA) if scale < 1 else picture.rgb
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from objtune_cli import renamed_settings
 from objtune_cli.errors import DamagedError
 from objtune_cli.store import safetensors_format
 
@@ -16,7 +17,15 @@ def m002_digest(record: dict[str, Any]) -> dict[str, Any]:
     return {"digest": "", **record, "schema": 2}
 
 
-MIGRATIONS: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = (m002_digest,)
+def m003_setting_names(record: dict[str, Any]) -> dict[str, Any]:
+    """Schema 3 renamed settings and gave yes-or-no settings true and false; the identity of older work is that of the same work today."""
+    config = record.get("config")
+    if isinstance(config, dict):
+        record = {**record, "config": renamed_settings.of_record(str(record.get("kind")), config)}
+    return {**record, "schema": 3}
+
+
+MIGRATIONS: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = (m002_digest, m003_setting_names)
 SCHEMA = 1 + len(MIGRATIONS)
 
 

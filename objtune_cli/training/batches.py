@@ -113,24 +113,28 @@ class BatchSampler:
         config = self.config
         subset = self._sample_subset(g)
         views, template = self.views[subset], PROMPT
-        if config.templates == "several":
+        if config.multiple_templates:
             template = TEMPLATES[int(torch.randint(len(TEMPLATES), (), generator=g))]
         subject = views.members[int(torch.randint(len(views.members), (), generator=g))]
-        indices = self.sample_indices(views, config.batch, g)
+        indices = self.sample_indices(views, config.batch_size, g)
         z_t, t, target = self.noise_views(views, indices, g)
         return StepBatch(config, subset, subject, views, template, indices, z_t, t, target)
 
     def _sample_subset(self, g: torch.Generator) -> int:
         """One object alone with the probability `singles`, because images usually show one; else any subset."""
         config = self.config
-        is_single = config.singles and len(self.subjects) > 1 and float(torch.rand((), generator=g)) < config.singles
+        is_single = (
+            config.single_object_prob
+            and len(self.subjects) > 1
+            and float(torch.rand((), generator=g)) < config.single_object_prob
+        )
         return int(torch.randint(len(self.subjects) if is_single else len(self.views), (), generator=g))
 
     def sample_indices(self, views: Views, count: int, g: torch.Generator) -> Tensor:
         """Indices of `count` views: uniform, but with the probability `as_taken` the first, which is the original photo."""
         indices = torch.randint(len(views.latents), (count,), generator=g)
-        if self.config.as_taken:
-            indices[torch.rand(count, generator=g) < self.config.as_taken] = 0
+        if self.config.original_view_prob:
+            indices[torch.rand(count, generator=g) < self.config.original_view_prob] = 0
         return indices
 
     def noise_views(self, views: Views, indices: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -144,8 +148,8 @@ class BatchSampler:
         if std is not None:
             z = z + std * torch.randn(z.shape, generator=g).to(z)
         eps = torch.randn(z.shape, generator=g).to(z)
-        levels = max(1, round(self.config.highest * self.model.num_train_timesteps))
-        if self.config.timesteps == "uniform":
+        levels = max(1, round(self.config.max_timestep * self.model.num_train_timesteps))
+        if self.config.timestep_sampling == "uniform":
             t = torch.randint(levels, (len(z),), generator=g)
         else:
             t = self.model.family.timesteps(len(z), levels, g)
@@ -155,7 +159,7 @@ class BatchSampler:
     def sample_prior(self, class_word: str, count: int, g: torch.Generator) -> PriorBatch:
         """Samples of a class prior: with stored predictions of the frozen base, or with plain noise targets (DreamBooth)."""
         prior = self.priors[class_word]
-        if self.config.class_term == "noise":
+        if self.config.prior_target == "noise":
             std = self.views[0].latent_std  # the photo's: class samples were never encoded, so they have none
             z = prior.latents[torch.randint(len(prior.latents), (count,), generator=g)]
             z_t, t, target = self.add_noise(z, g, None if std is None else std[:1])

@@ -20,14 +20,14 @@ FOCUS, SHARE = (0.4, 0.98), 0.6
 """Focus of the timesteps: higher noise than where the object is learned, because there a class word becomes a shape."""
 
 
-def prompts(class_word: str, others: Sequence[str], around: str) -> list[str]:
-    """The prompts of the prior: the class; with "wide" also the empty prompt, which guidance extrapolates from, and other classes.
+def prompts(class_word: str, others: Sequence[str], *, mixed: bool) -> list[str]:
+    """The prompts of the prior: the class; with `mixed` also the empty prompt, which guidance extrapolates from, and other classes.
 
     Source:
         Preserving more than the class prompt: Drift Correction, arXiv:2410.14159; these prompts are ours.
     """
     things = [PROMPT.format(with_article(word)) for word in (class_word, *(w for w in others if w != class_word))]
-    return [things[0], "", *things[1:]] if around == "wide" else things[:1]
+    return [things[0], "", *things[1:]] if mixed else things[:1]
 
 
 def compute(
@@ -46,16 +46,16 @@ def compute(
     Raises:
         NonFiniteError: The base gives NaN or infinite values.
     """
-    texts = prompts(class_word, others, config.around)
+    texts = prompts(class_word, others, mixed=config.mixed_prompts)
     latents = _sample_latents(model, texts[0], config, guidance, on_step)
     g = step_generator(config.seed, 0)
-    rows = torch.arange(config.entries) % len(latents)
-    t = model.family.timesteps(config.entries, model.num_train_timesteps, g, FOCUS, SHARE)
-    noise = torch.randn((config.entries, *latents.shape[1:]), generator=g)
+    rows = torch.arange(config.num_predictions) % len(latents)
+    t = model.family.timesteps(config.num_predictions, model.num_train_timesteps, g, FOCUS, SHARE)
+    noise = torch.randn((config.num_predictions, *latents.shape[1:]), generator=g)
     z_t, _ = model.add_noise_and_target(latents[rows], noise, t)
     with torch.no_grad():
         conditions = torch.cat([model.encode_prompt([text]) for text in texts])
-        prompt_index = _prompt_indices(config.entries, len(latents), len(texts), g)
+        prompt_index = _prompt_indices(config.num_predictions, len(latents), len(texts), g)
         preds = [
             model.predict(z.to(model.device), s, conditions[which.to(model.device)]).float().cpu()
             for z, s, which in zip(z_t.split(8), t.split(8), prompt_index.split(8), strict=True)
@@ -78,8 +78,8 @@ def _sample_latents(
     from objtune_cli.generation.settings import SamplingSettings
 
     done = []
-    for start in range(0, config.samples, 4):
-        seeds = list(range(config.seed + start, config.seed + min(start + 4, config.samples)))
+    for start in range(0, config.num_class_images, 4):
+        seeds = list(range(config.seed + start, config.seed + min(start + 4, config.num_class_images)))
         done.append(sample(model, prompt, seeds, SamplingSettings(SAMPLING_STEPS, guidance)))
-        on_step(start + len(seeds), config.samples)
+        on_step(start + len(seeds), config.num_class_images)
     return torch.cat(done)

@@ -33,6 +33,6 @@ def run(ctx: StageContext, class_word: str, config: Prior) -> StageResult:
     model = ctx.load_base_model()
     step = ctx.progress(f"prior of {class_word}")
     prior = class_prior.compute(
-        model, class_word, config, ctx.base.sampling["guidance"], step, ctx.base.known_classes or COMMON_CLASSES
+        model, class_word, config, ctx.base.sampling["guidance_scale"], step, ctx.base.known_classes or COMMON_CLASSES
     )
     return StageResult(ctx.store.create(replace(record, tools=ctx.tools(model)), prior.to_tensors()))

@@ -29,14 +29,24 @@ def run(ctx: StageContext, config: Train, embedding: Embed, objects: int = 1) ->
     ctx.check_stopped()
     model = ctx.load_base_model(train=True)
     kind = model.device.type
-    memory_savings.reduce_memory(model, checkpointing=config.checkpointing == "on", quantised=config.quantised)
+    memory_savings.reduce_memory(
+        model, checkpointing=config.gradient_checkpointing == "on", quantised=config.quantize_base
+    )
     memory.reset_peak(kind)
-    priors = {"dog": noise_prior(model, ctx.settings.resolve(Prior).entries)} if config.class_weight else {}
+    priors = (
+        {"dog": noise_prior(model, ctx.settings.resolve(Prior).num_predictions)} if config.prior_loss_weight else {}
+    )
     trainer = training.Trainer(
         model,
         noise_subjects(model, embedding, objects),
         priors,
-        replace(config, average=0.0, stop="end", views=min(config.views, 4), known=4),
+        replace(
+            config,
+            ema_decay=0.0,
+            early_stopping="off",
+            num_augmentations=min(config.num_augmentations, 4),
+            num_teacher_samples=4,
+        ),
     )
     prepared = memory.peak_mb(kind)
     for _ in range(WARMUP_STEPS):
@@ -50,8 +60,8 @@ def run(ctx: StageContext, config: Train, embedding: Embed, objects: int = 1) ->
     step = (time.monotonic() - started) / MEASURED_STEPS
     return {
         "base": ctx.base.id, "device": str(model.device), "precision": str(model.dtype).removeprefix("torch."), "step_mb": round(memory.peak_mb(kind)),
-        "preparing_mb": round(prepared), "room_mb": round(memory.available_mb(kind)), "step_seconds": round(step, 4), "steps": config.steps,
-        "seconds": round(step * config.steps), "learned": sum(p.numel() for p in trainer.lora), "recomputed": bool(model.denoiser.is_gradient_checkpointing),
+        "preparing_mb": round(prepared), "room_mb": round(memory.available_mb(kind)), "step_seconds": round(step, 4), "steps": config.max_steps,
+        "seconds": round(step * config.max_steps), "learned": sum(p.numel() for p in trainer.lora), "recomputed": bool(model.denoiser.is_gradient_checkpointing),
     }  # fmt: skip
 
 
@@ -61,8 +71,8 @@ def suggest_savings(found: dict[str, Any], config: Train) -> str:
     if not found["room_mb"] or need < found["room_mb"]:
         return ""
     given = {
-        "--set train.checkpointing=on": config.checkpointing == "on" or found["recomputed"], "--set train.batch=1": config.batch == 1,
-        "--precision bf16": found["precision"] != "float32", "--set train.quantised=4bit": config.quantised != "none",
+        "--set train.gradient_checkpointing=on": config.gradient_checkpointing == "on" or found["recomputed"], "--set train.batch_size=1": config.batch_size == 1,
+        "--precision bf16": found["precision"] != "float32", "--set train.quantize_base=4bit": config.quantize_base != "none",
         "--set train.optimizer=adamw8bit": config.optimizer == "adamw8bit",
     }  # fmt: skip
     return ", ".join(f"`{text}`" for text, set_already in given.items() if not set_already)
@@ -86,12 +96,12 @@ def noise_subjects(model: "BaseModel", embedding: Embed, count: int) -> list[Any
     g = torch.Generator().manual_seed(0)
     side, noun = model.resolution, class_token_embeddings(model, "dog").cpu()
     picture = torch.rand((3, side, side), generator=g) * 2 - 1
-    rows = torch.cat([noun[:1].repeat(embedding.vectors, 1), noun])
+    rows = torch.cat([noun[:1].repeat(embedding.num_vectors, 1), noun])
     found = []
     for i in range(count):
         mask = torch.zeros(side, side)
         mask[side // 4 : side // 4 * 3, side // 4 : side // 4 * 3] = 1
-        found.append(Subject(f"it{i}", "dog", rows, embedding.vectors, picture, picture.flip(-1), mask))
+        found.append(Subject(f"it{i}", "dog", rows, embedding.num_vectors, picture, picture.flip(-1), mask))
     return found
 
 

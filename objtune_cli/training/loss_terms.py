@@ -61,7 +61,7 @@ class ObjectTerm(LossTerm):
 
     def compute(self, batch: StepBatch, prediction: Prediction) -> Tensor:
         assert prediction.photo is not None
-        return losses.photo(prediction.photo, batch.target, batch.masks, batch.settings.photo_loss).mean()
+        return losses.photo(prediction.photo, batch.target, batch.masks, batch.settings.loss_region).mean()
 
 
 class BackgroundTerm(LossTerm):
@@ -70,7 +70,7 @@ class BackgroundTerm(LossTerm):
     name = "background"
 
     def weight(self, settings: Train) -> float:
-        return settings.background_weight
+        return settings.background_loss_weight
 
     def applies(self, batch: StepBatch, prediction: Prediction) -> bool:
         return prediction.photo is not None and batch.teacher is not None
@@ -87,7 +87,9 @@ class ClassTerm(LossTerm):
     name = "class"
 
     def weight(self, settings: Train) -> float:
-        return settings.class_weight * settings.class_every  # the term is there in one step of `class_every`
+        return (
+            settings.prior_loss_weight * settings.prior_loss_interval
+        )  # the term is there in one step of `prior_loss_interval`
 
     def applies(self, batch: StepBatch, prediction: Prediction) -> bool:
         return prediction.prior is not None
@@ -103,7 +105,7 @@ class AttentionTerm(LossTerm):
     name = "attention"
 
     def weight(self, settings: Train) -> float:
-        return settings.attention_weight
+        return settings.attention_loss_weight
 
     def applies(self, batch: StepBatch, prediction: Prediction) -> bool:
         return prediction.photo is not None and prediction.attention is not None

@@ -76,7 +76,7 @@ def _make_plans(
     """The plan of each photo, after the stages before training; the prior of a class is computed once."""
     embeddings = ctx.run_parallel([partial(train.ensure_embeddings, ctx, sources, embedding) for sources in photos])
     words = sorted({word for records in embeddings for record in records for word in record.objects.values()})
-    if any(config.class_weight for config in configs):
+    if any(config.prior_loss_weight for config in configs):
         ctx.run_parallel([partial(prior_stage.run, ctx, word, prior) for word in words])
     return [
         train.make_plan(ctx, [r.ref for r in records], config, embedding, prior)
@@ -132,7 +132,7 @@ def _build_on_model(
 
     subjects = {i: load_subjects.load_subjects(ctx, plan.embeddings) for i, plan in plans.items()}
     every = [s for own in subjects.values() for s in own]
-    judge = build_self_evaluation(ctx, model, every) if configs[0].scores == "shown" and every else None
+    judge = build_self_evaluation(ctx, model, every) if configs[0].self_evaluation and every else None
     runs = []
     for i, plan in plans.items():
         ctx.check_stopped()

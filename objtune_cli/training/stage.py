@@ -69,20 +69,21 @@ def validate_config(ctx: StageContext, config: Train, objects: int = 1) -> Train
         UsageError: Nothing would learn in some steps, a learning rate is too large, or a term needs a single process.
     """
     config = fill_defaults(config, ctx.base.training, objects)
-    no_layers, token_steps = config.modules == "none", config.token_first
-    if (config.token == "fixed" and (no_layers or token_steps)) or (no_layers and 0 < token_steps < config.steps):
+    no_layers, token_steps = config.target_modules == "none", config.embedding_only_steps
+    if (not config.train_embedding and (no_layers or token_steps)) or (
+        no_layers and 0 < token_steps < config.max_steps
+    ):
         raise UsageError(
-            "there would be steps in which nothing learns", "set train.modules, train.token or train.token_first"
+            "there would be steps in which nothing learns",
+            "set train.target_modules, train.train_embedding or train.embedding_only_steps",
         )
-    for name in ("lr", "token_lr"):
+    for name in ("learning_rate", "embedding_lr"):
         if getattr(config, name) > MAX_RATE:
-            raise UsageError(
-                f"train.{name} is {getattr(config, name):g}", f"from 0 to {MAX_RATE:g}; 0 is what suits the base"
-            )
-    if ctx.team() and config.attention_weight:
+            raise UsageError(f"train.{name} is {getattr(config, name):g}", f"from 0 to {MAX_RATE:g}, or auto")
+    if ctx.team() and config.attention_loss_weight:
         raise UsageError(
             "attention maps are of all rows, and each process has its own",
-            "train in one process, or set train.attention_weight=0 and train.joint_attention=0",
+            "train in one process, or set train.attention_loss_weight=0 and train.multi_object_attention_loss_weight=0",
         )
     return config
 
@@ -94,7 +95,7 @@ def make_plan(ctx: StageContext, sources: list[Ref], config: Train, embedding: E
         ctx.check_base(record)
     if len({name for record in records for name in record.objects}) < len(records):
         raise UsageError("an object is named twice", "give each embedding once")
-    words = sorted({word for record in records for word in record.objects.values()}) if config.class_weight else []
+    words = sorted({word for record in records for word in record.objects.values()}) if config.prior_loss_weight else []
     missing = [word for word in words if not prior_stage.exists(ctx, word, prior)]
     embeddings: list[Record] = []
     stages: list[Callable[[], Any]] = [
@@ -155,14 +156,21 @@ def fill_defaults(config: Train, own: Mapping[str, Any], objects: int = 1) -> Tr
     """
     defaults = {**registry.DEFAULT_TRAINING, **own}
     filled = {name: getattr(config, name) for name in registry.DEFAULT_TRAINING}
-    filled = {name: defaults[name] if value in (0, "auto") else value for name, value in filled.items()}
-    if not config.steps:
-        filled["steps"] *= objects
-    filled["attention_weight"] = config.attention_weight or (config.joint_attention if objects > 1 else 0.0)
-    filled["joint_attention"] = 0.0
-    filled["singles"] = config.singles if objects > 1 else 0.0
-    stop = config.stop if config.stop != "auto" else "end" if config.steps else "good"
-    return replace(config, stop=stop, **filled)
+    filled = {name: defaults[name] if _is_auto(value) else value for name, value in filled.items()}
+    if not config.max_steps:
+        filled["max_steps"] *= objects
+    filled["attention_loss_weight"] = config.attention_loss_weight or (
+        config.multi_object_attention_loss_weight if objects > 1 else 0.0
+    )
+    filled["multi_object_attention_loss_weight"] = 0.0
+    filled["single_object_prob"] = config.single_object_prob if objects > 1 else 0.0
+    stop = config.early_stopping if config.early_stopping != "auto" else "off" if config.max_steps else "plateau"
+    return replace(config, early_stopping=stop, **filled)
+
+
+def _is_auto(value: Any) -> bool:
+    """Whether a setting is left to the base."""
+    return value is None or value == "auto" or (value == 0 and value is not False)
 
 
 def train_one(ctx: StageContext, plan: TrainingPlan, config: Train) -> StageResult:
@@ -185,8 +193,8 @@ def train_one(ctx: StageContext, plan: TrainingPlan, config: Train) -> StageResu
         if is_main and not checkpoint.file.exists():
             unfinished_runs.report_restart(ctx, plan.record, checkpoint.key, describe_environment(model))
         ctx.report.note("drawing placements of the object")
-        judge = build_self_evaluation(ctx, model, subjects) if config.scores == "shown" and is_main else None
-        if judge is not None and config.idle == "leaves":
+        judge = build_self_evaluation(ctx, model, subjects) if config.self_evaluation and is_main else None
+        if judge is not None and config.offload_vae:
             judge.towers.offload()
         trainer = Trainer(model, subjects, load_priors(ctx, plan), config)
         run = TrainingRun(0, plan, trainer, judge)
@@ -226,7 +234,9 @@ def load_for_training(ctx: StageContext, config: Train) -> "BaseModel":
     from objtune_cli.models import memory_savings
 
     model = ctx.load_base_model(train=True)
-    memory_savings.reduce_memory(model, checkpointing=config.checkpointing == "on", quantised=config.quantised)
+    memory_savings.reduce_memory(
+        model, checkpointing=config.gradient_checkpointing == "on", quantised=config.quantize_base
+    )
     return model
 
 

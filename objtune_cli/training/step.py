@@ -35,7 +35,7 @@ def train_step(trainers: "Sequence[Trainer]") -> "dict[Trainer, GateError]":
     model = trainers[0].model
     _measure([t for t in trainers if t.plateau is not None and t.plateau.should_measure(t.step)])
     terms = memory_savings.retry_with_checkpointing(
-        model, partial(forward_backward, trainers), auto=trainers[0].config.checkpointing == "auto"
+        model, partial(forward_backward, trainers), auto=trainers[0].config.gradient_checkpointing == "auto"
     )
     failed = {}
     for t, own in zip(trainers, terms, strict=True):
@@ -73,7 +73,7 @@ def compute_losses(
     model = trainers[0].model
     batches = [t.sample_batch(g) for t, g in zip(trainers, generators, strict=True)]
     conditions = encode_prompts(trainers, [b.prompt for b in batches])
-    single = trainers[0].config.passes == "together"
+    single = bool(trainers[0].config.single_forward)
     calls = (b.forward_passes(c, single) for b, c in zip(batches, conditions, strict=True))
     for passes in zip(*calls, strict=True):
         z_t, t, condition = (
@@ -91,7 +91,7 @@ def compute_losses(
             terms = []
             for i, own in enumerate(output.split(each)):
                 count, maps = passes[i].num_photo, None
-                if recorder is not None and count and trainers[i].config.attention_weight:
+                if recorder is not None and count and trainers[i].config.attention_loss_weight:
                     part = recorder if len(passes) == 1 else _slice_attention(recorder, i * each, count)
                     maps = trainers[i].tokens.attention_maps(part, batches[i])
                 prediction = Prediction(own[:count] if count else None, own[count:] if count < each else None, maps)
@@ -103,7 +103,7 @@ def encode_prompts(trainers: "Sequence[Trainer]", prompts: Sequence[str]) -> tup
     """Each trainer's prompt with its current token vectors, (1, L, d) each, in one call of the text encoders."""
     placeholders = [t.tokens.sync() for t in trainers]
     texts = [words.expand(prompt) for words, prompt in zip(placeholders, prompts, strict=True)]
-    if trainers[0].config.context == "own":
+    if trainers[0].config.context_words == "placeholder":
         return trainers[0].model.encode_prompt(texts).split(1)
     length = max(words.count_leading_tokens([prompt]) for words, prompt in zip(placeholders, prompts, strict=True))
     encoded = trainers[0].model.encode_prompt(texts, length).split(1)
@@ -128,7 +128,7 @@ def validation_losses(trainers: "Sequence[Trainer]") -> list[float]:
 
 def _validation_losses(trainers: "Sequence[Trainer]", k: int) -> list[float]:
     """L_OS of the k-th object of each."""
-    model, size = trainers[0].model, max(1, trainers[0].config.batch)
+    model, size = trainers[0].model, max(1, trainers[0].config.batch_size)
     if trainers[0].shares_model:
         size = math.gcd(VALIDATION_SAMPLES, size)  # the trainers' samples alternate in blocks of one size
     batches = [t.batches.validation_batch(k) for t in trainers]
@@ -172,7 +172,7 @@ def _own_lora(trainers: "Sequence[Trainer]", each: int) -> Iterator[None]:
 
 def record_attention(trainers: "Sequence[Trainer]", count: int) -> contextlib.AbstractContextManager[Recorder | None]:
     """Inside, attention maps of the first `count` samples are recorded if a trainer has the attention term."""
-    if any(t.config.attention_weight for t in trainers):
+    if any(t.config.attention_loss_weight for t in trainers):
         return attention.record_cross_attention(trainers[0].model, count)
     return contextlib.nullcontext()
 

@@ -75,7 +75,7 @@ def encode_views(model: BaseModel, members: tuple[Subject, ...], config: Train) 
         members[0].picture,
         object_masks.amax(0),
         members[0].background,
-        config.views,
+        config.num_augmentations,
         model.resolution,
         g,
         scale,
@@ -83,4 +83,4 @@ def encode_views(model: BaseModel, members: tuple[Subject, ...], config: Train) 
     )
     latents, latent_std = (moment.to(model.device) for moment in model.encode_image_distribution(pictures))
     masks = to_latent(masks, (latents.shape[-2], latents.shape[-1])).to(model.device)
-    return Views(members, latents, masks[:, :1], masks[:, 1:], latent_std if config.latents == "sample" else None)
+    return Views(members, latents, masks[:, :1], masks[:, 1:], latent_std if config.sample_vae_latents else None)

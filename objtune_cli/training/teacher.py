@@ -43,10 +43,12 @@ class TeacherCache:
         texts = {template.format(v.prompt_phrase("class")) for v in batches.views for template in TEMPLATES}
         with torch.no_grad():
             self.conditions = {text: batches.model.encode_prompt([text]) for text in sorted(texts)}
-        count = -(-config.known // len(batches.views))  # subsets share the predictions: each is shown less often
-        templates = TEMPLATES if config.templates == "several" else TEMPLATES[:1]
+        count = -(
+            -config.num_teacher_samples // len(batches.views)
+        )  # subsets share the predictions: each is shown less often
+        templates = TEMPLATES if config.multiple_templates else TEMPLATES[:1]
         self.predictions: list[dict[str, TeacherBatch]] = []
-        for subset in range(len(batches.views)) if config.background_weight else ():
+        for subset in range(len(batches.views)) if config.background_loss_weight else ():
             streams = (FIRST_STREAM + subset * len(TEMPLATES) + k for k in range(len(templates)))
             self.predictions.append(
                 {text: self._predict(subset, text, count, k) for text, k in zip(templates, streams, strict=True)}
@@ -54,7 +56,7 @@ class TeacherCache:
 
     def _predict(self, subset: int, template: str, count: int, stream: int) -> TeacherBatch:
         batches, model = self.batches, self.batches.model
-        views, size = batches.views[subset], max(1, batches.config.batch)
+        views, size = batches.views[subset], max(1, batches.config.batch_size)
         g = ddpm.step_generator(batches.config.seed, stream)
         indices = batches.sample_indices(views, count, g)
         z_t, t, target = batches.noise_views(views, indices, g)
@@ -82,4 +84,4 @@ class TeacherCache:
         """How many samples of a step come from the cache, batch_size / INTERVAL on average, and which."""
         whole, rest = divmod(batch_size, INTERVAL)
         count = whole + int(torch.rand((), generator=g).item() * INTERVAL < rest)
-        return count, torch.randint(self.batches.config.known, (count,), generator=g)
+        return count, torch.randint(self.batches.config.num_teacher_samples, (count,), generator=g)

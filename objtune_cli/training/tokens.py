@@ -34,7 +34,7 @@ class TokenEmbeddings:
         initial = {s.name: s.token_embeddings[: s.num_trainable] for s in subjects}
         self.norms = {name: lengths(vectors, model.widths).to(model.device) for name, vectors in initial.items()}
         self.trainable = {
-            name: vectors.to(model.device).clone().requires_grad_(config.token == "learned")
+            name: vectors.to(model.device).clone().requires_grad_(config.train_embedding)
             for name, vectors in initial.items()
         }
 
@@ -47,7 +47,7 @@ class TokenEmbeddings:
     @torch.no_grad()
     def restore_norms(self) -> None:
         """Scale each vector to its initial norm, unless the settings leave it free; a mean of vectors is shorter than they are."""
-        if self.config.token_norm == "kept" and self.config.token == "learned":
+        if self.config.fix_embedding_norm and self.config.train_embedding:
             for name, vectors in self.trainable.items():
                 if vectors.requires_grad:  # a frozen vector does not change by a rounding error either
                     vectors.copy_(keep_norm(vectors, self.norms[name], self.model.widths))

@@ -57,18 +57,22 @@ class Trainer:
         self.tokens = TokenEmbeddings(model, subjects, config)
         self.batches = BatchSampler(model, subjects, priors, config)
         self.teacher = TeacherCache(self.batches)
-        self.lora = layers.add(model, config.rank, config.modules, config.seed, name, config.blocks)
+        self.lora = layers.add(model, config.rank, config.target_modules, config.seed, name, config.target_blocks)
         scale = float(torch.stack([n.mean() for n in self.tokens.norms.values()]).mean())
-        tokens = {"params": list(self.tokens.trainable.values()), "lr": config.token_lr * scale, "weight_decay": 0.0}
-        groups = [tokens, {"params": self.lora, "lr": config.lr, "weight_decay": 0.01}]
-        self.optimizer = optimizer.build_optimizer(config.optimizer, groups, config.beta2)
+        tokens = {
+            "params": list(self.tokens.trainable.values()),
+            "lr": config.embedding_lr * scale,
+            "weight_decay": 0.0,
+        }
+        groups = [tokens, {"params": self.lora, "lr": config.learning_rate, "weight_decay": 0.01}]
+        self.optimizer = optimizer.build_optimizer(config.optimizer, groups, config.adam_beta2)
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
-        self.plateau = Plateau(config.steps) if config.stop == "good" else None
-        decay = config.average or (STOPPING_EMA_DECAY if self.plateau else 0.0)
+        self.plateau = Plateau(config.max_steps) if config.early_stopping == "plateau" else None
+        decay = config.ema_decay or (STOPPING_EMA_DECAY if self.plateau else 0.0)
         self.average = WeightAverage(self.params(), decay) if decay else None
         self.weights, self.running_losses = dict[str, float](), dict[str, float]()
         self.reconfigure(config)
-        if config.idle == "leaves":
+        if config.offload_vae:
             model.offload_vae()
         cpu.trim_malloc()
 
@@ -87,18 +91,18 @@ class Trainer:
 
     def _rate(self) -> float:
         """Share of the peak rates at this step."""
-        warm = min(1.0, (self.step + 1) / max(1, min(WARMUP, self.config.steps // WARMUP_SHARE)))
+        warm = min(1.0, (self.step + 1) / max(1, min(WARMUP, self.config.max_steps // WARMUP_SHARE)))
         if self.plateau is not None:
             return warm * self.plateau.rate(self.step)
-        if self.config.schedule == "constant":
+        if self.config.lr_scheduler == "constant":
             return warm
-        return warm * 0.5 * (1 + math.cos(math.pi * self.step / self.config.steps)) * 0.95 + 0.05
+        return warm * 0.5 * (1 + math.cos(math.pi * self.step / self.config.max_steps)) * 0.95 + 0.05
 
     def _set_trainable(self) -> None:
         """Let token and layers learn, or first the token alone and then the layers alone (`token_first`)."""
-        token_steps, only_token = self.config.token_first, self.step < self.config.token_first
+        token_steps, only_token = self.config.embedding_only_steps, self.step < self.config.embedding_only_steps
         for p in self.tokens.trainable.values():
-            p.requires_grad_(self.config.token == "learned" and (only_token or not token_steps))
+            p.requires_grad_(self.config.train_embedding and (only_token or not token_steps))
         for p in self.lora:
             p.requires_grad_(not only_token)
 
@@ -115,8 +119,8 @@ class Trainer:
         """The samples of the coming step."""
         batch = self.batches.sample_photo(g)
         self.teacher.insert_into(batch, g)
-        if self.config.class_weight and self.step % self.config.class_every == 0:
-            batch.prior = self.batches.sample_prior(batch.subject.class_word, max(1, self.config.batch // 2), g)
+        if self.config.prior_loss_weight and self.step % self.config.prior_loss_interval == 0:
+            batch.prior = self.batches.sample_prior(batch.subject.class_word, max(1, self.config.batch_size // 2), g)
         return batch
 
     def begin_step(self) -> None:
@@ -177,8 +181,8 @@ class Trainer:
                 f"training cannot begin: {what} before anything was learned",
                 f"try {'`--precision fp32`, ' if half else ''}lower weights of the loss terms, or another photo",
             )
-        rates = [f"`--set train.lr={self.config.lr / 4:g}`"] if self.lora else []
-        rates += [f"`--set train.token_lr={self.config.token_lr / 4:g}`"] if self.config.token == "learned" else []
+        rates = [f"`--set train.learning_rate={self.config.learning_rate / 4:g}`"] if self.lora else []
+        rates += [f"`--set train.embedding_lr={self.config.embedding_lr / 4:g}`"] if self.config.train_embedding else []
         precision = "`--precision fp32`, or " if half else ""
         return GateError(
             f"training diverged at step {self.step}: {what}", f"try {precision}a lower rate: {', '.join(rates)}"
@@ -195,7 +199,7 @@ class Trainer:
     @property
     def total(self) -> int:
         """Steps of the whole run as far as is known."""
-        return self.config.steps if self.plateau is None else self.plateau.total
+        return self.config.max_steps if self.plateau is None else self.plateau.total
 
     @property
     def finished(self) -> bool:
@@ -204,7 +208,7 @@ class Trainer:
 
     def keep_ema(self) -> None:
         """After the last step: the running means replace the parameters if the settings ask for it."""
-        if self.config.average and self.average is not None:
+        if self.config.ema_decay and self.average is not None:
             copy_values(self.params(), self.average.kept)
             self.tokens.restore_norms()
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from objtune_cli import renamed_settings
 from objtune_cli.config.sections import Train
 from objtune_cli.store import artifacts, refs, safetensors_format
 from objtune_cli.store.artifacts import Record
@@ -93,8 +94,9 @@ def list_unfinished(project: Project) -> list[dict[str, Any]]:
 def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """The settings of training that differ: "steps 160, now 200"; a setting that a record lacks is at its value of before it was added."""
     found = []
+    configs = [renamed_settings.current("train", config) for config in (old, new)]
     for each in fields(Train):
-        before, now = (config.get(each.name, each.metadata["before"]) for config in (old, new))
+        before, now = (config.get(each.name, each.metadata["absent"]) for config in configs)
         if before != now:
             found.append(f"{each.name} {before}, now {now}")
     more = [f"{len(found) - MAX_DIFFERENCES} more"] if len(found) > MAX_DIFFERENCES else []

@@ -72,7 +72,7 @@ class StageContext:
         """The base model's name and place; opens no weights."""
         if self._base is None:
             common = self.common
-            self._base = registry.resolve(common.base, common.tower, common.vae, common.prediction)
+            self._base = registry.resolve(common.base, common.clip_model, common.vae, common.prediction_type)
         return self._base
 
     def note_once(self, text: str) -> None:
@@ -224,9 +224,9 @@ class StageContext:
     def _added_settings(self, record: Record) -> str:
         """The settings that alone make this command's base another one than an artifact's; empty where it is another one without them."""
         common = self.common
-        added = " and ".join(f"`{key}`" for key in ("vae", "prediction") if getattr(common, key))
+        added = " and ".join(f"`{key}`" for key in ("vae", "prediction_type") if getattr(common, key))
         with contextlib.suppress(ObjtuneError):
-            if added and registry.resolve(common.base, common.tower).fingerprint == record.base.get("fingerprint"):
+            if added and registry.resolve(common.base, common.clip_model).fingerprint == record.base.get("fingerprint"):
                 return added
         return ""
 

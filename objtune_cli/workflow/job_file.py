@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from objtune_cli import paths
+from objtune_cli import paths, renamed_settings
 from objtune_cli.config import toml_files
 from objtune_cli.config.sections import MAX_SEED, SECTIONS, SEEDS, Common
 from objtune_cli.errors import InputError, MissingError, ObjtuneError
@@ -19,7 +19,7 @@ KEYS: dict[str, tuple[str, str]] = {
     "photo": (_TEXT, '"photos/rex.jpg"'), "class": (_TEXTS, '"dog"'), "name": (_TEXTS, '"rex"'), "mask": (_TEXTS, '"rex.png"'),
     "box": (_PLACE, '"110,240,530,530"'), "point": (_PLACE, '"320,240"'), "not_point": (_PLACE, '"20,40"'), "rough": (_TEXTS, '"rex.png"'),
     "which": (_TEXT, '"largest"'), "prompts": (_TEXTS, '"a photo of <rex> on the beach"'), "n": (_NUMBER, "4"), "seed": (_NUMBER, "0"), "base": (_TEXT, '"sd15"'),
-    "device": (_TEXT, '"cuda:0"'), "precision": (_TEXT, '"bf16"'), "set": (_SETTINGS, '"train.steps=20"'), "max_time": (_TEXT, '"45m"'),
+    "device": (_TEXT, '"cuda:0"'), "precision": (_TEXT, '"bf16"'), "set": (_SETTINGS, '"train.max_steps=20"'), "max_time": (_TEXT, '"45m"'),
 }  # fmt: skip
 """What a job may say, and what `[defaults]` may say for all of them: the kind of value, and an example."""
 KINDS = {
@@ -125,7 +125,10 @@ def _trained_names(words: list[str]) -> list[str]:
     settings = [word.removeprefix("--set=").partition("=") for word in words[:end] if word.startswith("--set=")]
     return [
         text
-        for text in [*words[end + 1 :], *(value for key, _, value in settings if key.strip() == "generate.negative")]
+        for text in [
+            *words[end + 1 :],
+            *(value for key, _, value in settings if renamed_settings.today(key.strip()) == "generate.negative_prompt"),
+        ]
         if text != "-"
     ]
 
@@ -152,11 +155,14 @@ def _suggest_key(key: str, value: Any) -> str:
     if near:
         return f"did you mean `{near} = {KEYS[near][1]}`? "
     setting = key.replace("-", "_")
-    owners = [name for name in ("train", *SECTIONS) if setting in {f.name for f in fields(SECTIONS[name])}]
+    owners = ["train", *SECTIONS]
     if isinstance(value, dict) and setting.replace("_", "-") in SECTIONS and value:
-        inner, value = next(iter(value.items()))
-        owners, setting = [setting.replace("_", "-")], inner
-    return f'a setting belongs into set: `set = "{owners[0]}.{setting}={_setting_text(value)}"`; ' if owners else ""
+        owners = [setting.replace("_", "-")]
+        setting, value = next(iter(value.items()))
+    known = {f"{section}.{f.name}" for section, kind in SECTIONS.items() for f in fields(kind)}
+    keys = (renamed_settings.today(f"{section}.{setting}") for section in owners)
+    found = next((name for name in keys if name in known), "")
+    return f'a setting belongs into set: `set = "{found}={_setting_text(value)}"`; ' if found else ""
 
 
 def _parse_value(key: str, value: Any, where: str) -> Any:
@@ -296,7 +302,7 @@ def _resolve_value(text: str, owners: set[str], kind: str, folder: Path) -> str:
 def _resolve_setting(text: str, folder: Path) -> str:
     """A setting `section.key=value`, its value a path from the folder where the setting is one."""
     key, equals, value = text.partition("=")
-    section, _, name = key.strip().rpartition(".")
+    section, _, name = renamed_settings.today(key.strip()).rpartition(".")
     known = (
         {f.name: f.metadata["path"] for f in fields(SECTIONS.get(section, Common) if section else Common)}
         if section in (*SECTIONS, "")

@@ -173,7 +173,7 @@ def test_captions_belong_to_the_scenes_randomness() -> None:
 def test_the_whole_of_it_on_a_base(
     context: Callable[..., StageContext], small: None, project: Path, monkeypatch
 ) -> None:
-    config, out = Bench(samples=16), project / "out"
+    config, out = Bench(num_base_samples=16), project / "out"
     rows = base_model.run(context(), out, EASY, config)
     found = {(row["method"], row["measure"]): row for row in rows}
     names = {*base_model.ATTRIBUTES, "background", "both"}
@@ -215,4 +215,4 @@ def test_a_base_that_does_not_name_its_pictures_is_refused_before_any_is_drawn(
     monkeypatch.setattr(base_model.json, "loads", lambda text: {k: v for k, v in about.items() if k != "pictures"})
     monkeypatch.setattr(StageContext, "load_base_model", lambda *_, **__: pytest.fail("the base was loaded"))
     with pytest.raises(IncompatibleError, match="does not name its training pictures"):
-        base_model.run(ctx, project / "out", EASY, Bench(samples=16))
+        base_model.run(ctx, project / "out", EASY, Bench(num_base_samples=16))

@@ -119,7 +119,7 @@ def test_ours_is_told_beside_it_as_a_ratio(monkeypatch: pytest.MonkeyPatch, tmp_
     )
     rows = {
         (r["method"], r["measure"]): r["mean"]
-        for r in diffusers_script.measure(ctx, Bench(script="train.py"), tmp_path, ours)
+        for r in diffusers_script.measure(ctx, Bench(diffusers_script="train.py"), tmp_path, ours)
     }
     assert rows == {
         ("diffusers' script", "sd15_step_s"): 2, ("diffusers' script", "sd15_memory_mb"): 4000,

@@ -32,7 +32,7 @@ from tests.support import tiny_sd1
 from tests.support.fixtures import Notes
 
 METHODS = {"one": Method("One", ""), "two": Method("Two", "", train={"rank": 4})}
-CONFIG = Bench(seeds=2)
+CONFIG = Bench(images_per_prompt=2)
 PROMPTS = 3
 
 
@@ -178,7 +178,12 @@ def test_a_prompt_names_the_object_for_a_method_and_the_class_for_the_base(
         context(),
         project / "bench",
         asked[:1],
-        {"one": replace(METHODS["one"], sampling={"scene_guidance": 1.5, "object_guidance": 0.5, "object_below": 0.9})},
+        {
+            "one": replace(
+                METHODS["one"],
+                sampling={"prompt_guidance_scale": 1.5, "autoguidance_scale": 0.5, "subject_conditioning_start": 0.9},
+            )
+        },
         CONFIG,
     )
     assert (said["untrained on dog"][2], said["one on dog"][2]) == ((0.0, 0.0, 1.0), (1.5, 0.5, 0.9))
@@ -207,7 +212,7 @@ def test_a_second_run_makes_nothing_again_and_another_judge_looks_at_the_same_pi
     assert dreambooth.run(ctx, out, asked, METHODS, CONFIG) == first and trained == ALL and len(ctx.report.said) == 1
     assert (out / "sheet.png").read_bytes() == sheet
     monkeypatch.setattr(dreambooth.rendering, "sample_images", lambda *_: pytest.fail("drawn again"))
-    rows = _by_name(dreambooth.run(context(), out, asked, METHODS, replace(CONFIG, dino=str(vit))))
+    rows = _by_name(dreambooth.run(context(), out, asked, METHODS, replace(CONFIG, dino_model=str(vit))))
     assert trained == ALL and {m for n, m in rows if n == "one"} == PLAIN | {"dino", "seconds", "memory_mb"}
     assert {rows["one", m]["judge"] for m in ("dino", "diversity")} == {"small-dino"}
     before = _by_name(first)
@@ -223,13 +228,13 @@ def test_what_changes_a_picture_is_made_again_and_nothing_else(
     stamp = (out / "pictures" / "untrained" / "dog" / "made.json").stat().st_mtime_ns
     other = dreambooth_dataset.read_subjects(photos, 1, "02", ("dog",))
     assert other[0].mask is None
-    settings = Settings(context().project.settings, {}, [f"{key}=-99" if "min_l" not in key else f"{key}=0" for key in ("segment.min_likeness", "segment.min_margin", "segment.min_score")])  # fmt: skip
+    settings = Settings(context().project.settings, {}, [f"{key}=-99" if "min_class" not in key else f"{key}=0" for key in ("segment.min_class_probability", "segment.min_score_margin", "segment.min_score")])  # fmt: skip
     rows = _by_name(dreambooth.run(replace(context(), settings=settings), out, other, one, CONFIG))
     assert trained == [("one", "dog")] * 2 and rows["one", "clip_i"]["photo"] == "02.jpg"
     assert (out / "pictures" / "untrained" / "dog" / "made.json").stat().st_mtime_ns == stamp, (
         "what learns nothing is the same"
     )
-    dreambooth.run(context(), out, asked[:1], one, replace(CONFIG, seeds=1))
+    dreambooth.run(context(), out, asked[:1], one, replace(CONFIG, images_per_prompt=1))
     assert trained == [("one", "dog")] * 3
 
 
@@ -260,7 +265,7 @@ def test_a_stopped_run_keeps_the_finished_subjects(
 def test_judges_that_were_asked_for_and_are_not_here_are_7(
     context: Callable[..., StageContext], project: Path, tmp_path: Path
 ) -> None:
-    for given in ({"dino": "nobody/nothing"}, {"clip": "nobody/nothing"}):
+    for given in ({"dino_model": "nobody/nothing"}, {"clip_model": "nobody/nothing"}):
         with pytest.raises(ResourceError, match="nobody/nothing is not on this machine") as caught:
             clip_dino.load_models(context(), Bench(**given))
         assert "`objtune fetch --model nobody/nothing`" in caught.value.hint
@@ -268,7 +273,7 @@ def test_judges_that_were_asked_for_and_are_not_here_are_7(
     bare = replace(ctx, common=replace(ctx.common, base=str(tiny_sd1.build(tmp_path / "bare", clip=False))), _base=None)
     with pytest.raises(ResourceError, match="the base bare has no image tower to measure with") as caught:
         clip_dino.load_models(bare, Bench())
-    assert "`--set bench.clip=openai/clip-vit-base-patch32`" in caught.value.hint
+    assert "`--set bench.clip_model=openai/clip-vit-base-patch32`" in caught.value.hint
 
 
 def test_the_toyboxs_own_clip_sees_and_reads_as_the_prototype_does(context: Callable[..., StageContext]) -> None:

@@ -52,7 +52,7 @@ def test_a_target_says_what_the_way_allows(way: str) -> None:
 @pytest.mark.slow
 def test_a_run_measures_both_segmenters_by_every_way(context, monkeypatch: pytest.MonkeyPatch) -> None:
     ctx = context()
-    rows = masks.run(ctx, DIALS["medium"], Bench(scenes=2))
+    rows = masks.run(ctx, DIALS["medium"], Bench(num_mask_scenes=2))
     found = {(r["method"], r["measure"]): r["mean"] for r in rows}
     for segmenter in ("sam", "grabcut"):
         for way in masks.HINTS:
@@ -88,7 +88,7 @@ def test_photographs_without_their_package_say_what_is_missing(monkeypatch: pyte
 @pytest.mark.slow
 def test_photographs_are_measured_with_boxes(context) -> None:
     """GrabCut in a box finds the helmet; every way has a row."""
-    rows = masks.run(context(), DIALS["medium"], Bench(segmenters="grabcut", pictures="photographs"))
+    rows = masks.run(context(), DIALS["medium"], Bench(segmenters="grabcut", mask_dataset="photos"))
     found = {(r["method"], r["measure"]): r for r in rows}
     assert found["grabcut, photographs, box", "iou"]["n"] == 5
     assert found["grabcut, helmet, box", "iou"]["mean"] > 0.7

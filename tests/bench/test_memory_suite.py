@@ -31,7 +31,7 @@ def test_the_command_prints_what_a_run_takes(cli: Any, tmp_path: Path, monkeypat
         bench, "_steps", lambda ctx, live, trainer, label: (made.append(trainer), steps(ctx, live, trainer, label))[1]
     )
     folder = tiny_sd1.build(tmp_path / "tiny", clip=False)
-    given = ("bench.layouts=base", "train.rank=2", "train.views=2", "prior.entries=5")
+    given = ("bench.memory_models=base", "train.rank=2", "train.num_augmentations=2", "prior.num_predictions=5")
     done = cli("bench", "--memory", "--base", folder, *(word for each in given for word in ("--set", each)), "--json")
     assert done.code == 0, done.err
     _trained_as_a_run(made[0])
@@ -64,12 +64,12 @@ def test_the_command_prints_what_a_run_takes(cli: Any, tmp_path: Path, monkeypat
 
 def _trained_as_a_run(trainer: Any) -> None:
     config = trainer.config
-    assert (config.blocks, config.passes, config.batch, config.modules) == (
+    assert (config.target_blocks, config.single_forward, config.batch_size, config.target_modules) == (
         "decoder",
-        "apart",
+        False,
         1,
         "attention",
-    ) and config.class_every == 1
+    ) and config.prior_loss_interval == 1
     assert len(trainer.batches.views) == 3 and all(
         len(batch.indices) == len(batch.prediction) == 8
         for templates in trainer.teacher.predictions
@@ -102,12 +102,12 @@ def test_a_layout_is_the_real_one(name: str) -> None:
 
 def test_an_unknown_layout_is_one_line(cli: Callable[..., Any]) -> None:
     assert random_weights.parse_names(" sd15, base") == ["sd15", "base"] and random_weights.parse_names(
-        Bench().layouts
+        Bench().memory_models
     ) == [
         "sd15",
         "sdxl",
     ]
-    with pytest.raises(UsageError, match=r"bench.layouts names sd9"):
+    with pytest.raises(UsageError, match=r"bench.memory_models names sd9"):
         random_weights.parse_names("sd15,sd9")
     done = cli("bench", "--memory", "--quick")
     assert done.code == 2 and "--memory takes steps on noise" in done.err

@@ -1,7 +1,10 @@
 """The methods are settings that the stages take, each different from ours where it says so."""
 
-from dataclasses import asdict
+import hashlib
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,13 +17,17 @@ from objtune_cli.bench.methods import (
     OURS,
     ROBUSTNESS,
     Method,
+    current_name,
+    former_name,
     parse_methods,
 )
 from objtune_cli.bench.photo_variants import VARIANTS
 from objtune_cli.config.resolve import Settings
-from objtune_cli.config.sections import Embed, Prior, Train
+from objtune_cli.config.sections import Embed, Prior, Train, identifying
 from objtune_cli.errors import UsageError
 from objtune_cli.models import registry
+from objtune_cli.renamed_settings import former
+from objtune_cli.store.safetensors_format import canonical_json
 
 
 def _resolved(method: Method) -> tuple[Embed, Train, Prior]:
@@ -62,7 +69,7 @@ def test_every_named_setting_differs_from_ours(name: str) -> None:
     assert named_ones
     same = {k for k, v in named_ones.items() if v == ours[k]}
     assert (
-        not same if ablation else same <= {"rank", "batch", "photo_loss", "latents", "stop"}
+        not same if ablation else same <= {"rank", "batch_size", "loss_region", "sample_vae_latents", "early_stopping"}
     )  # what a baseline shares with us it still names
 
 
@@ -79,9 +86,13 @@ def test_no_two_methods_are_the_same() -> None:
 @pytest.mark.parametrize("name", BASELINES)
 def test_baselines_see_the_photo_as_it_is_and_learn_something(name: str) -> None:
     train = _resolved(BASELINES[name])[1]
-    assert {k: getattr(train, k) for k in DIFFUSERS_DEFAULTS} == DIFFUSERS_DEFAULTS
-    assert train.views == 1 and not train.background_weight
-    assert train.token == "learned" or (train.modules != "none" and not train.token_first)
+    own = {"loss_region", "prior_loss_weight"}  # what each method says itself
+    assert {k: getattr(train, k) for k in DIFFUSERS_DEFAULTS if k not in own} == {
+        k: v for k, v in DIFFUSERS_DEFAULTS.items() if k not in own
+    }
+    assert own <= set(BASELINES[name].train)
+    assert train.num_augmentations == 1 and not train.background_loss_weight
+    assert train.train_embedding or (train.target_modules != "none" and not train.embedding_only_steps)
     assert BASELINES[name].source != "ablation"
 
 
@@ -94,27 +105,27 @@ def test_names_and_groups_come_in_the_order_of_the_table() -> None:
 
 def test_a_name_may_be_followed_by_settings() -> None:
     found = parse_methods(
-        "masked-lora+train.lr=5e-4+train.steps=9+init-embedding.vectors=3+prior.samples=5,masked-lora,objtune"
+        "masked-lora+train.learning_rate=5e-4+train.max_steps=9+init-embedding.num_vectors=3+prior.num_class_images=5,masked-lora,objtune"
     )
     assert list(found) == [
         "objtune",
-        "masked-lora+train.lr=5e-4+train.steps=9+init-embedding.vectors=3+prior.samples=5",
+        "masked-lora+train.learning_rate=5e-4+train.max_steps=9+init-embedding.num_vectors=3+prior.num_class_images=5",
         "masked-lora",
     ]
     varied, own = list(found.values())[1:]
     assert own is BASELINES["masked-lora"]
     assert (
-        varied.train == {**own.train, "lr": 5e-4, "steps": 9}
-        and varied.embed == {**own.embed, "vectors": 3}
-        and varied.prior == {"samples": 5}
+        varied.train == {**own.train, "learning_rate": 5e-4, "max_steps": 9}
+        and varied.embed == {**own.embed, "num_vectors": 3}
+        and varied.prior == {"num_class_images": 5}
     )
-    assert parse_methods("small-object+train.steps=9")["small-object+train.steps=9"].photo_variant == "small"
+    assert parse_methods("small-object+train.max_steps=9")["small-object+train.max_steps=9"].photo_variant == "small"
     assert varied.source == own.source and varied.title != own.title
 
 
 def test_the_table_itself_stays_as_it_is() -> None:
     before = dict(BASELINES["masked-lora"].train)
-    parse_methods("masked-lora+train.lr=5e-4")
+    parse_methods("masked-lora+train.learning_rate=5e-4")
     assert BASELINES["masked-lora"].train == before
 
 
@@ -122,9 +133,9 @@ def test_the_table_itself_stays_as_it_is() -> None:
     ("text", "said"),
     [
         ("objtune,dreambooth", "there is no method dreambooth"), ("", "there is no method"), ("objtune,", "there is no method"),
-        ("All", "there is no method All"), ("baselines+train.lr=1e-3", "there is no method baselines"),
-        ("objtune+train.lr", "has no value"), ("objtune+train.stepz=1", "unknown key train.stepz"), ("objtune+train.steps=many", "train.steps is 'many'"),
-        ("objtune+train.steps=-1", "train.steps is -1"), ("objtune+generate.n=2", "generate.n=2 is no setting of a method"),
+        ("All", "there is no method All"), ("baselines+train.learning_rate=1e-3", "there is no method baselines"),
+        ("objtune+train.learning_rate", "has no value"), ("objtune+train.stepz=1", "unknown key train.stepz"), ("objtune+train.max_steps=many", "train.max_steps is 'many'"),
+        ("objtune+train.max_steps=-1", "train.max_steps is -1"), ("objtune+generate.num_images=2", "generate.num_images=2 is no setting of a method"),
         ("objtune+", "there is no method"),
     ],
 )  # fmt: skip
@@ -151,9 +162,9 @@ def test_baselines_are_drawn_as_any_tool_draws_them() -> None:
         name: plain if name in BASELINES else suits for name in METHODS
     }
     wanted = {
-        "objtune+generate.scene_guidance=0": (0.0, 0.0, 0.8), "objtune+generate.scene_guidance=-1": (2.0, 0.0, 0.8), "masked-lora+generate.scene_guidance=1.5": (1.5, 0.0, 1.0),
-        "objtune+generate.object_guidance=0.5": (2.0, 0.5, 0.8), "objtune+generate.scene_guidance=0+generate.object_guidance=2": (0.0, 2.0, 0.8),
-        "objtune+generate.object_below=1": (2.0, 0.0, 1.0), "dreambooth-lora+generate.object_below=0.9": (0.0, 0.0, 0.9),
+        "objtune+generate.prompt_guidance_scale=0": (0.0, 0.0, 0.8), "objtune+generate.prompt_guidance_scale=-1": (2.0, 0.0, 0.8), "masked-lora+generate.prompt_guidance_scale=1.5": (1.5, 0.0, 1.0),
+        "objtune+generate.autoguidance_scale=0.5": (2.0, 0.5, 0.8), "objtune+generate.prompt_guidance_scale=0+generate.autoguidance_scale=2": (0.0, 2.0, 0.8),
+        "objtune+generate.subject_conditioning_start=1": (2.0, 0.0, 1.0), "dreambooth-lora+generate.subject_conditioning_start=0.9": (0.0, 0.0, 0.9),
     }  # fmt: skip
     assert {
         name: tuple(m.sampling_kwargs(toybox).values()) for name, m in parse_methods(",".join(wanted)).items()
@@ -161,6 +172,42 @@ def test_baselines_are_drawn_as_any_tool_draws_them() -> None:
 
 
 def test_a_plus_inside_a_value_stays() -> None:
-    [(name, method)] = parse_methods("objtune+train.modules=attention+ff+train.lr=3e-4").items()
-    assert name == "objtune+train.modules=attention+ff+train.lr=3e-4"
-    assert method.train == {"modules": "attention+ff", "lr": 3e-4}
+    [(name, method)] = parse_methods("objtune+train.target_modules=attention+ff+train.learning_rate=3e-4").items()
+    assert name == "objtune+train.target_modules=attention+ff+train.learning_rate=3e-4"
+    assert method.train == {"target_modules": "attention+ff", "learning_rate": 3e-4}
+
+
+UNDER_FORMER_NAMES = json.loads((Path(__file__).parent / "methods_under_former_names.json").read_text())
+"""By method, digests of its settings as they were before settings were renamed: those of a result's key, and all of them."""
+
+
+@pytest.mark.parametrize("name", UNDER_FORMER_NAMES)
+def test_renaming_settings_and_neutral_values_changed_no_method(name: str) -> None:
+    from objtune_cli.bench.suites.scenes import JOINT_METHODS
+    from objtune_cli.training.stage import fill_defaults
+
+    method = JOINT_METHODS[name.removeprefix("scenes ")] if name.startswith("scenes ") else METHODS[name]
+    own = registry.resolve("toybox").training
+    sections = {
+        "init-embedding": replace(Embed(), **method.embed), "train": fill_defaults(replace(Train(), **method.train), own), "prior": replace(Prior(), **method.prior),
+    }  # fmt: skip
+
+    def digest(parts: list[Any]) -> str:
+        return hashlib.sha256(canonical_json(parts).encode()).hexdigest()[:16]
+
+    assert UNDER_FORMER_NAMES[name] == {
+        "identifying": digest([former(section, identifying(values)) for section, values in sections.items()]),
+        "resolved": digest(
+            [
+                *(former(section, asdict(values)) for section, values in sections.items()),
+                former("generate", method.sampling),
+            ]
+        ),
+    }
+
+
+def test_published_results_keep_their_names_and_are_shown_under_those_of_today() -> None:
+    published = "objtune+generate.scene_guidance=0+generate.object_below=1"
+    today = "objtune+generate.prompt_guidance_scale=0+generate.subject_conditioning_start=1"
+    assert current_name(published) == today == current_name(today) and former_name(today) == published
+    assert list(parse_methods(published)) == [today]

@@ -28,8 +28,8 @@ from objtune_cli.toybox.world import MEDIUM
 from objtune_cli.workflow.context import StageContext
 from tests.support import tiny_sd1
 
-CONFIG = Bench(objects=2, repeats=1)
-ALONE = Bench(objects=1, repeats=1)
+CONFIG = Bench(num_objects=2, prompt_rounds=1)
+ALONE = Bench(num_objects=1, prompt_rounds=1)
 METHODS = {"one": Method("One", ""), "two": Method("Two", "", train={"rank": 4})}
 MEASURES = {"identity", "found", "twice", "prompt", "leak", "diversity", "presence"}
 
@@ -83,8 +83,8 @@ def test_what_differs_only_in_how_it_is_drawn_is_learned_once(
 ) -> None:
     """By each object; another rank, another hint or another photo is another training."""
     methods = {
-        "one": METHODS["one"], "begun": replace(METHODS["one"], sampling={"object_below": 0.5}), "two": METHODS["two"],
-        "rough": replace(METHODS["one"], hint="rough"), "two-begun": replace(METHODS["two"], sampling={"scene_guidance": 1.0}),
+        "one": METHODS["one"], "begun": replace(METHODS["one"], sampling={"subject_conditioning_start": 0.5}), "two": METHODS["two"],
+        "rough": replace(METHODS["one"], hint="rough"), "two-begun": replace(METHODS["two"], sampling={"prompt_guidance_scale": 1.0}),
     }  # fmt: skip
     rows = _by_name(objects.run(context(), out, methods, CONFIG))
     assert trained == [(name, case) for case in ("dog-000", "cat-001") for name in ("one", "two", "rough")]
@@ -271,7 +271,7 @@ def test_shards_on_several_machines_are_the_whole_together(
     context: Callable[..., StageContext], trained: list, out: Path, tmp_path: Path
 ) -> None:
     """Each measures its own objects; their results, one behind the other, are what a single run would have found."""
-    three, ctx = replace(CONFIG, objects=3), context()
+    three, ctx = replace(CONFIG, num_objects=3), context()
     parts = []
     for k in (1, 2):
         objects.run(ctx, tmp_path / str(k), METHODS, replace(three, shard=f"{k}/2"))
@@ -300,7 +300,7 @@ def test_a_shard_without_an_object_is_refused(context: Callable[..., StageContex
 def test_one_kind_of_prompts_gives_its_measures_alone(
     context: Callable[..., StageContext], trained: list, out: Path
 ) -> None:
-    rows = _by_name(objects.run(context(), out, {}, replace(ALONE, prompts="pair")))
+    rows = _by_name(objects.run(context(), out, {}, replace(ALONE, prompt_kinds="pair")))
     assert {m for n, m in rows if n == "truth"} == {"presence"}
     assert {m for n, m in rows if n == "raw at 1"} == {"identity", "diversity", "presence"}
 
@@ -309,7 +309,7 @@ def test_an_object_without_a_prompt_of_the_asked_kind_is_passed_over(
     context: Callable[..., StageContext], trained: list, out: Path, monkeypatch
 ) -> None:
     """In the medium world half of the objects wear something already; the easy one has no accessories."""
-    config = replace(CONFIG, objects=6, prompts="wearing")
+    config = replace(CONFIG, num_objects=6, prompt_kinds="wearing")
     with pytest.raises(UsageError, match="no object has a prompt of the kinds wearing"):
         objects.run(context(), out, {}, config)
     monkeypatch.setattr(objects, "find_dial", lambda ctx: MEDIUM)

@@ -14,6 +14,7 @@ from objtune_cli.config.sections import Bench, Compose
 from objtune_cli.errors import UsageError
 from objtune_cli.evaluation import scene_scores
 from objtune_cli.evaluation.truth_scores import Calibration
+from objtune_cli.renamed_settings import as_text
 from objtune_cli.toybox.evaluator import inference
 from objtune_cli.toybox.evaluator.inference import Detection
 from objtune_cli.toybox.evaluator.network import Evaluator
@@ -108,7 +109,7 @@ def test_results_are_kept_and_gone_on_from(
 
     monkeypatch.setattr(scenes, "_measure", measure)
     monkeypatch.setattr(scenes.inference, "load", lambda: judge)
-    ctx, out, config = context(), project / "out", Bench(objects=2, repeats=1)
+    ctx, out, config = context(), project / "out", Bench(num_objects=2, prompt_rounds=1)
     rows = scenes.run(ctx, out, ["composed", "sum"], config)
     assert len(measured) == 12 and len(rows) == 6 and all(row["n"] == 2 for row in rows)
     assert {(r["method"], r["mean"]) for r in rows} == {
@@ -132,7 +133,7 @@ def test_shares_find_what_the_whole_finds_and_one_folder_holds_both(
         lambda bench, group, method: (measured.append(group.name), ({"presence": float(group.name[-1])}, shown))[1],
     )
     monkeypatch.setattr(scenes.inference, "load", lambda: judge)
-    ctx, out, config = context(), project / "out", Bench(objects=3, repeats=1, together="three, two")
+    ctx, out, config = context(), project / "out", Bench(num_objects=3, prompt_rounds=1, scene_kinds="three, two")
     scenes.run(ctx, out, ["composed"], replace(config, shard="2/2"))
     assert measured == ["two-001", "three-001"]
     scenes.run(ctx, out, ["composed"], replace(config, shard="1/2"))
@@ -144,8 +145,8 @@ def test_shares_find_what_the_whole_finds_and_one_folder_holds_both(
     ]
     with pytest.raises(UsageError, match="no group of 3 is in the shard 4/4"):
         scenes.run(ctx, out, ["composed"], replace(config, shard="4/4"))
-    with pytest.raises(UsageError, match=r"bench\.together names four"):
-        scenes.run(ctx, out, ["composed"], replace(config, together="two,four"))
+    with pytest.raises(UsageError, match=r"bench\.scene_kinds names four"):
+        scenes.run(ctx, out, ["composed"], replace(config, scene_kinds="two,four"))
 
 
 def test_a_share_waits_for_the_object_that_another_one_trains(
@@ -220,16 +221,16 @@ def test_joint_trainings_take_their_methods_settings(
         said.clear()
         values, _ = scenes._measure(bench, group, method)
         starts = [c for c in said if "init-embedding" in c]
-        assert len(starts) == (3 if own.embed.get("init") == "rare" else 0)
-        assert [next(w for w in c if ".rare=" in w) for c in starts] == [
-            f"init-embedding.rare={w}" for w in scene_training.RARE_TOKENS[: len(starts)]
+        assert len(starts) == (3 if own.embed.get("init") == "rare-token" else 0)
+        assert [next(w for w in c if ".rare_token=" in w) for c in starts] == [
+            f"init-embedding.rare_token={w}" for w in scene_training.RARE_TOKENS[: len(starts)]
         ]
         assert values["seconds"] == 3.0 * len(said) and values["presence"] == 0
         settings = {said[-1][i + 1] for i, word in enumerate(said[-1]) if word == "--set"}
-        assert {f"train.{k}={v}" for k, v in own.train.items()} | {
-            f"prior.{k}={v}" for k, v in own.prior.items()
+        assert {f"train.{k}={as_text(v)}" for k, v in own.train.items()} | {
+            f"prior.{k}={as_text(v)}" for k, v in own.prior.items()
         } <= settings
-        assert "train.scores=none" in settings and said[0].count("--class") == said[0].count("--mask") == 3
+        assert "train.self_evaluation=false" in settings and said[0].count("--class") == said[0].count("--mask") == 3
         assert (project / "out" / f"{method}-{group.name}" / "given").is_dir()
     assert ways == ["compose"] + ["prompt"] * 3
     assert len({scenes._result_key(bench, group, method) for method in scenes.JOINT_METHODS}) == len(
@@ -252,14 +253,14 @@ def test_each_alone_from_the_one_photo_is_what_learning_together_is_held_against
     monkeypatch.setattr(
         scenes,
         "_measure_composed",
-        lambda bench, ctx, group, how: ({"presence": float(how.retries)}, np.zeros((1, 8, 8, 3), np.uint8)),
+        lambda bench, ctx, group, how: ({"presence": float(how.max_retries)}, np.zeros((1, 8, 8, 3), np.uint8)),
     )
     bench = scenes.ScenesSuite(context(), project / "out", Bench(), MEDIUM, judge)
     group = scenes.make_groups(MEDIUM, 1, 0, 1)[1]
     for method in given:
         taken.append(method)
         values, _ = scenes._measure(bench, group, method)
-        assert values == {"presence": Compose().retries, "seconds": 2.0 * len(given[method])}
+        assert values == {"presence": Compose().max_retries, "seconds": 2.0 * len(given[method])}
     (names, photo, masks), *none = given["joint"]
     assert (
         given["each"] == [([name], photo, [mask]) for name, mask in zip(names, masks, strict=True)]

@@ -26,8 +26,8 @@ from objtune_cli.workflow.context import StageContext
 TINY = Method(
     "a token",
     "",
-    {"init": "class", "vectors": 1},
-    {"modules": "none", "steps": 2, "batch": 1, "views": 1, "class_weight": 0.0},
+    {"init": "class", "num_vectors": 1},
+    {"target_modules": "none", "max_steps": 2, "batch_size": 1, "num_augmentations": 1, "prior_loss_weight": 0.0},
 )
 
 
@@ -67,11 +67,11 @@ def test_a_command_without_a_document_is_an_error(
 def test_settings_of_the_surroundings_do_not_reach_a_trial(
     context: Callable[..., StageContext], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("OBJTUNE_TRAIN_STEPS", "3")
+    monkeypatch.setenv("OBJTUNE_TRAIN_MAX_STEPS", "3")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     text = "import json, os; print(json.dumps({k: v for k, v in os.environ.items() if k.startswith('O')}))"
     seen = single_training.run_command(context(), _python(text), "it")[0]
-    assert seen["OMP_NUM_THREADS"] == "1" and "OBJTUNE_TRAIN_STEPS" not in seen
+    assert seen["OMP_NUM_THREADS"] == "1" and "OBJTUNE_TRAIN_MAX_STEPS" not in seen
 
 
 def test_a_signal_ends_the_child_too(context: Callable[..., StageContext], tmp_path: Path) -> None:
@@ -131,9 +131,9 @@ def test_a_trial_is_the_real_command_on_photo_and_mask(context: Callable[..., St
 
 
 def test_a_training_that_fails_says_which_and_why(context: Callable[..., StageContext], case: Case) -> None:
-    wrong = Method("wrong", "", train={"steps": -1})
+    wrong = Method("wrong", "", train={"max_steps": -1})
     with pytest.raises(
-        single_training.TrainingFailed, match=f"wrong on {case.name} failed: .*train.steps is -1"
+        single_training.TrainingFailed, match=f"wrong on {case.name} failed: .*train.max_steps is -1"
     ) as caught:
         single_training._train_case(context(), case, "wrong", wrong)
     assert caught.value.code == 2
@@ -163,14 +163,14 @@ def test_a_key_depends_on_everything_that_a_result_depends_on(
         single_training.result_key(ctx, case, "m", TINY, 1),
         single_training.result_key(ctx, replace(case, prompts=case.prompts[1:]), "m", TINY, 0),
         single_training.result_key(ctx, benchmark_objects.make_cases(EASY, 1, 1)[0], "m", TINY, 0),
-        single_training.result_key(ctx, case, "m", replace(TINY, train={**TINY.train, "steps": 3}), 0),
-        single_training.result_key(ctx, case, "m", replace(TINY, embed={**TINY.embed, "vectors": 2}), 0),
-        single_training.result_key(ctx, case, "m", replace(TINY, prior={"samples": 2}), 0),
+        single_training.result_key(ctx, case, "m", replace(TINY, train={**TINY.train, "max_steps": 3}), 0),
+        single_training.result_key(ctx, case, "m", replace(TINY, embed={**TINY.embed, "num_vectors": 2}), 0),
+        single_training.result_key(ctx, case, "m", replace(TINY, prior={"num_class_images": 2}), 0),
         single_training.result_key(ctx, case, "m", replace(TINY, photo_variant="small"), 0),
-        single_training.result_key(ctx, case, "m", replace(TINY, sampling={"scene_guidance": 1.0}), 0),
-        single_training.result_key(ctx, case, "m", replace(TINY, sampling={"object_guidance": 1.0}), 0),
-        single_training.result_key(ctx, case, "m", replace(TINY, sampling={"object_below": 0.9}), 0),
-        single_training.result_key(ctx, case, "m", replace(TINY, train={**TINY.train, "latents": "mean"}), 0),
+        single_training.result_key(ctx, case, "m", replace(TINY, sampling={"prompt_guidance_scale": 1.0}), 0),
+        single_training.result_key(ctx, case, "m", replace(TINY, sampling={"autoguidance_scale": 1.0}), 0),
+        single_training.result_key(ctx, case, "m", replace(TINY, sampling={"subject_conditioning_start": 0.9}), 0),
+        single_training.result_key(ctx, case, "m", replace(TINY, train={**TINY.train, "sample_vae_latents": False}), 0),
         single_training.result_key(replace(ctx, common=other), case, "m", TINY, 0),
         single_training.result_key(replace(ctx, common=replace(other, base="toybox"), _base=None), case, "m", TINY, 0),
         *(single_training.result_key(ctx, case, "m", m, 0) for m in BASELINES.values()),
@@ -186,7 +186,7 @@ def test_a_key_depends_on_everything_that_a_result_depends_on(
 
 
 def test_a_setting_that_says_the_default_changes_nothing(context: Callable[..., StageContext], case: Case) -> None:
-    same = replace(TINY, train={**TINY.train, "photo_loss": "object"})
+    same = replace(TINY, train={**TINY.train, "loss_region": "mask-normalized"})
     assert single_training.result_key(context(), case, "m", same, 0) == single_training.result_key(
         context(), case, "m", TINY, 0
     )

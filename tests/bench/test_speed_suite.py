@@ -17,14 +17,14 @@ from objtune_cli.errors import ResourceError
 from objtune_cli.runtime import memory
 
 TRAINING = {
-    "steps": 9,
-    "lr": 1e-3,
-    "token_lr": 1e-2,
-    "modules": "all",
-    "batch": 2,
-    "blocks": "all",
-    "class_every": 2,
-    "passes": "apart",
+    "max_steps": 9,
+    "learning_rate": 1e-3,
+    "embedding_lr": 1e-2,
+    "target_modules": "all",
+    "batch_size": 2,
+    "target_blocks": "all",
+    "prior_loss_interval": 2,
+    "single_forward": False,
 }
 
 
@@ -40,10 +40,10 @@ def test_what_is_timed_is_the_methods_own_step(tiny_base: Path, name: str) -> No
     task = Task("base", str(tiny_base), TRAINING, name, "cpu", "fp32")
     trainer = speed.build_trainer(task, speed._load_model(task))
     own = METHODS[name].train
-    assert trainer.config.batch == own.get("batch", TRAINING["batch"]) and trainer.config.passes == own.get(
-        "passes", "apart"
-    )
-    assert trainer.config.class_every == own.get("class_every", 2) and len(trainer.batches.priors) == 1
+    assert trainer.config.batch_size == own.get(
+        "batch_size", TRAINING["batch_size"]
+    ) and trainer.config.single_forward == own.get("single_forward", False)
+    assert trainer.config.prior_loss_interval == own.get("prior_loss_interval", 2) and len(trainer.batches.priors) == 1
     before = [p.detach().clone() for p in trainer.lora]
     found = StepTimer(trainer).round(2)
     assert trainer.step == 2 and any(not torch.equal(a, b) for a, b in zip(before, trainer.lora, strict=True))
@@ -56,7 +56,7 @@ def test_live_tensors_are_the_weights_and_what_a_step_makes(tiny_base: Path) -> 
     """More rows, more of what a step makes; the steps are taken."""
     found = {}
     for rows in (2, 8):
-        task = Task("base", str(tiny_base), {**TRAINING, "batch": rows}, "objtune", "cpu", "fp32")
+        task = Task("base", str(tiny_base), {**TRAINING, "batch_size": rows}, "objtune", "cpu", "fp32")
         trainer = speed.build_trainer(task, speed._load_model(task))
         weights = (
             sum(

@@ -131,10 +131,10 @@ def test_the_table_of_the_documentation_is_what_the_published_results_say() -> N
     text = page[page.index("## Tables") :]
     for name in (
         "objtune",
-        "objtune+generate.object_below=0.9",
-        "objtune+generate.object_below=1",
-        "objtune+generate.scene_guidance=2.5+generate.object_guidance=0.5+generate.object_below=1",
-        "objtune+generate.scene_guidance=0+generate.object_below=1",
+        "objtune+generate.subject_conditioning_start=0.9",
+        "objtune+generate.subject_conditioning_start=1",
+        "objtune+generate.prompt_guidance_scale=2.5+generate.autoguidance_scale=0.5+generate.subject_conditioning_start=1",
+        "objtune+generate.prompt_guidance_scale=0+generate.subject_conditioning_start=1",
         "textual-inversion",
         "dreambooth-lora",
         "masked-lora",

@@ -42,22 +42,22 @@ def test_times_of_all_are_compared_and_quality_is_of_each(
 ) -> None:
     rows = {
         (r["method"], r["measure"]): (r["mean"], r["n"])
-        for r in throughput.run(context(), project / "out", 3, Bench(repeats=1))
+        for r in throughput.run(context(), project / "out", 3, Bench(prompt_rounds=1))
     }
     assert len(commands) == 4 and [len([w for w in c if w == "--class"]) for c in commands] == [1, 1, 1, 3]
     assert rows["alone", "identity"] == (0.9, 3) and rows["beside", "identity"] == (0.8, 3)
     assert rows["alone, together", "seconds"] == (30, 1) and rows["beside, together", "cpu_s"] == (12, 1)
     assert rows["ratio", "seconds"] == (0.5, 1) and rows["ratio", "cpu_s"] == (0.5, 1)
-    throughput.run(context(), project / "out", 3, Bench(repeats=1))
+    throughput.run(context(), project / "out", 3, Bench(prompt_rounds=1))
     assert len(commands) == 4  # kept
-    throughput.run(context(), project / "out", 4, Bench(repeats=1))
+    throughput.run(context(), project / "out", 4, Bench(prompt_rounds=1))
     assert len(commands) == 6  # one more alone, and another company
 
 
 def test_each_photo_stands_before_its_own_options(
     context: Callable[..., StageContext], project: Path, commands
 ) -> None:
-    throughput.run(context(), project / "out", 2, Bench(repeats=1))
+    throughput.run(context(), project / "out", 2, Bench(prompt_rounds=1))
     words = commands[-1][commands[-1].index("--force") + 1 :]
     assert [Path(w).name for w in words if w.endswith(".png")] == [
         "dog-000.png",

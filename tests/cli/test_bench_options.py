@@ -27,11 +27,11 @@ from tests.support.json_schema import check
 
 Cli = Callable[..., Any]
 TOKEN = (
-    "train.modules=none",
-    "train.steps=2",
-    "train.batch=1",
-    "train.views=1",
-    "train.class_weight=0",
+    "train.target_modules=none",
+    "train.max_steps=2",
+    "train.batch_size=1",
+    "train.num_augmentations=1",
+    "train.prior_loss_weight=0",
     "init-embedding.init=class",
 )
 ALONE = (*(word for setting in TOKEN for word in ("--set", setting)), *tiny_sd1.ANY)
@@ -50,8 +50,8 @@ def world_base(plain_base: Path) -> Path:
     folder = plain_base.with_name("world")
     shutil.copytree(plain_base, folder)
     about = {
-        "dial": "easy", "seed": 1, "pictures": 4, "captions": 1, "sampling": {"steps": 2, "guidance": 1.5},
-        "training": {"steps": 2, "lr": 1e-3, "token_lr": 1e-2, "modules": "attention"},
+        "dial": "easy", "seed": 1, "pictures": 4, "captions": 1, "sampling": {"num_inference_steps": 2, "guidance_scale": 1.5},
+        "training": {"max_steps": 2, "learning_rate": 1e-3, "embedding_lr": 1e-2, "target_modules": "attention"},
     }  # fmt: skip
     (folder / "toybox.json").write_text(json.dumps(about))
     return folder
@@ -129,8 +129,8 @@ def fails(done: Any, code: int, *words: str) -> None:
         (["bench", "--objects", "0"], "--objects is 0"),
         (["bench", "--objects", "many"], "Invalid value for '--objects'"),
         (["bench", "--seed", "-1"], "--seed is -1"),
-        (["bench", "--set", "bench.repeats=0"], "bench.repeats is 0"),
-        (["bench", "--set", "train.steps=3"], "--set train.steps would change no method"),
+        (["bench", "--set", "bench.prompt_rounds=0"], "bench.prompt_rounds is 0"),
+        (["bench", "--set", "train.max_steps=3"], "--set train.max_steps would change no method"),
         (["bench", "--set", "bench.stepz=1"], "unknown key bench.stepz"),
         (["evaluate"], "Missing argument 'ref'"),
         (["evaluate", "a/b/c"], "is not a ref"),
@@ -179,7 +179,7 @@ def test_a_folder_that_cannot_be_made_is_refused(objtune: Cli, quick: list) -> N
 
 
 def test_json_of_the_bench_is_one_document_of_rows(objtune: Cli, quick: list) -> None:
-    done = objtune("bench", "--objects", 1, "--methods", "objtune", "--set", "bench.repeats=1", "--json")
+    done = objtune("bench", "--objects", 1, "--methods", "objtune", "--set", "bench.prompt_rounds=1", "--json")
     document = json.loads(done.out)
     assert (done.code, document["command"], document["refs"]) == (0, "bench", [])
     assert {tuple(sorted(row)) for row in document["rows"]} == {("high", "low", "mean", "measure", "method", "n")}
@@ -189,7 +189,7 @@ def test_json_of_the_bench_is_one_document_of_rows(objtune: Cli, quick: list) ->
     assert [Path(p).name for p in document["images"]] == ["sheet.png"] and Path(document["images"][0]).is_file()
     assert "objtune on dog-000: identity" in done.err and Path("bench/table.csv").is_file()
     assert not Path("artifacts").exists()  # the work lies in bench/work
-    again = objtune("bench", "--objects", 1, "--methods", "objtune", "--set", "bench.repeats=1", "--json")
+    again = objtune("bench", "--objects", 1, "--methods", "objtune", "--set", "bench.prompt_rounds=1", "--json")
     assert quick == [("objtune", "dog-000")] and again.err == ""
 
 
@@ -215,7 +215,7 @@ def test_quick_is_two_objects_of_two_methods_unless_said_otherwise(
         ["masked-lora"],
         ["objtune", "dreambooth-lora"],
     ]
-    assert [(c.objects, c.repeats, c.seed) for _, c in seen] == [(2, 1, 0), (3, 1, 0), (2, 1, 0), (2, 1, 5)]
+    assert [(c.num_objects, c.prompt_rounds, c.seed) for _, c in seen] == [(2, 1, 0), (3, 1, 0), (2, 1, 0), (2, 1, 5)]
 
 
 def test_settings_of_the_bench_come_from_every_layer(
@@ -224,17 +224,17 @@ def test_settings_of_the_bench_come_from_every_layer(
     seen = []
     monkeypatch.setattr(objects, "run", lambda ctx, out, methods, config, published=None: seen.append(config) or [])
     with Path("objtune.toml").open("a") as file:
-        file.write('[bench]\nobjects = 7\nprompts = "pair, scene"\n')
-    monkeypatch.setenv("OBJTUNE_BENCH_REPEATS", "3")
+        file.write('[bench]\nnum_objects = 7\nprompts = "pair, scene"\n')
+    monkeypatch.setenv("OBJTUNE_BENCH_PROMPT_ROUNDS", "3")
     objtune("bench", "--set", "bench.seed=4"), objtune("bench", "--objects", 2)
-    assert [(c.objects, c.repeats, c.kinds, c.seed) for c in seen] == [
+    assert [(c.num_objects, c.prompt_rounds, c.kinds, c.seed) for c in seen] == [
         (7, 3, ("pair", "scene"), 4),
         (2, 3, ("pair", "scene"), 0),
     ]
 
 
 def test_the_base_alone(objtune: Cli, quick: list) -> None:
-    done = objtune("bench", "--base-only", "--set", "bench.samples=16", "--json")
+    done = objtune("bench", "--base-only", "--set", "bench.num_base_samples=16", "--json")
     document = json.loads(done.out)
     assert done.code == 0 and {row["method"] for row in document["rows"]} == {"base", "truth"} and quick == []
     assert {row["measure"] for row in document["rows"]} == {
@@ -320,7 +320,7 @@ def test_what_is_not_there_or_of_another_base_is_refused(rex: Cli, plain_base: P
 
 def test_a_token_alone_is_an_adapter_like_any_other(rex: Cli) -> None:
     record, tensors = artifacts.load(Path("artifacts"), refs.Ref("adapter", "rex", 1))
-    assert set(tensors) == {"token.rex"} and record.config["modules"] == "none"
+    assert set(tensors) == {"token.rex"} and record.config["target_modules"] == "none"
     assert not any(role.startswith("prior.") for role in record.inputs) and not Path("artifacts/prior").exists()
     assert rex("verify").code == 0
 
@@ -343,9 +343,9 @@ def test_a_token_alone_beside_an_object_with_layers(rex: Cli, dog_photo: Path) -
         "cup",
         *ALONE,
         "--set",
-        "train.modules=all",
+        "train.target_modules=all",
         "--set",
-        "train.lr=0.1",
+        "train.learning_rate=0.1",
         "--no-preview",
     )
     together = rex("generate", "<rex> at night", "<cup> at night", "<rex> and <cup>", "-n", 1)
@@ -373,14 +373,16 @@ def test_a_token_alone_is_exported_as_an_embedding(rex: Cli) -> None:
         )
 
 
-@pytest.mark.parametrize("more", [["train.modules=none"], ["train.modules=all", "train.token_first=2"]])
+@pytest.mark.parametrize(
+    "more", [["train.target_modules=none"], ["train.target_modules=all", "train.embedding_only_steps=2"]]
+)
 def test_a_training_that_would_learn_nothing_is_2(rex: Cli, more: list[str]) -> None:
-    words = [word for setting in ("train.token=fixed", *more) for word in ("--set", setting)]
+    words = [word for setting in ("train.train_embedding=false", *more) for word in ("--set", setting)]
     fails(rex("train", "rex", *ALONE, *words), 2, "nothing learns")
 
 
 def test_a_token_alone_that_is_to_rest_is_2(rex: Cli) -> None:
-    fails(rex("train", "rex", *ALONE, "--set", "train.token_first=1"), 2, "nothing learns")
+    fails(rex("train", "rex", *ALONE, "--set", "train.embedding_only_steps=1"), 2, "nothing learns")
 
 
 @pytest.mark.parametrize("quick", [True, False])
@@ -395,7 +397,7 @@ def test_speed_prints_rows_of_both_and_their_ratio(objtune: Cli, monkeypatch: py
         return {name: [theirs if task.method == "dreambooth-lora" else ours] * rounds for name, task in tasks.items()}
 
     monkeypatch.setattr(speed, "_side_by_side", measured)
-    done = objtune("bench", "--speed", *(["--quick"] if quick else []), "--set", "bench.rounds=2", "--json")
+    done = objtune("bench", "--speed", *(["--quick"] if quick else []), "--set", "bench.timing_rounds=2", "--json")
     rows = {(r["method"], r["measure"]): r for r in json.loads(done.out)["rows"]}
     sizes = ("base",) if quick else ("base", "sd15")
     assert {m for name, m in rows if name == "ratio"} == {f"{s}_{m}" for s in sizes for m in ("step_s", "memory_mb")}
@@ -413,7 +415,7 @@ def test_a_script_that_is_not_there_is_told_before_anything_is_measured(
     from objtune_cli.bench.suites import speed
 
     monkeypatch.setattr(speed, "run", lambda *_: pytest.fail("a step was measured"))
-    done = objtune("bench", "--speed", "--set", "bench.script=none.py")
+    done = objtune("bench", "--speed", "--set", "bench.diffusers_script=none.py")
     assert done.code == 3 and "there is no none.py" in done.err
 
 

@@ -92,8 +92,11 @@ USAGE = [
     (["segment", "toy.png", "--class", "dog", "--class", "mug", "--box", "0,0,9,9"], "does not say whose it is"),
     (["segment", "toy.png", "--class", "dog", "--point", "middle"], "--point middle is not x,y"),
     (["segment", "toy.png", "--class", "dog", "--set", "train.stepz=1"], "unknown key train.stepz"),
-    (["segment", "toy.png", "--class", "dog", "--set", "train.steps"], "has no value"),
-    (["segment", "toy.png", "--class", "dog", "--set", "segment.edge=nan"], "--set segment.edge is nan"),
+    (["segment", "toy.png", "--class", "dog", "--set", "train.max_steps"], "has no value"),
+    (
+        ["segment", "toy.png", "--class", "dog", "--set", "segment.edge_softness=nan"],
+        "--set segment.edge_softness is nan",
+    ),
     (["segment", "toy.png", "--class", "dog", "--precision", "fp8"], "fp8"),
     (["train", "--steps", "many"], "--steps is 'many'"),
     (["train"], "nothing was given"),
@@ -145,7 +148,10 @@ def test_a_wrong_settings_file_is_2(toml: str, words: str, cli: Cli, toy: Path, 
 def test_a_wrong_variable_is_2(cli: Cli, toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OBJTUNE_STEPS", "3")
     fails(
-        cli("segment", toy, "--class", "dog"), 2, "unknown key OBJTUNE_STEPS in the environment", "OBJTUNE_TRAIN_STEPS"
+        cli("segment", toy, "--class", "dog"),
+        2,
+        "unknown key OBJTUNE_STEPS in the environment",
+        "OBJTUNE_TRAIN_MAX_STEPS",
     )
 
 
@@ -259,8 +265,8 @@ def test_verify_notices_a_sound_file_in_the_place_of_an_input(cli: Cli, project:
 
 @pytest.mark.parametrize("command", [["list"], ["show", "rex"], ["verify"], ["init-embedding", "rex"]], ids=" ".join)
 def test_a_newer_schema_is_6(command: list[str], cli: Cli, project: Path) -> None:
-    forge(project, schema=3, digest="absent")
-    fails(cli(*command), 6, "has schema 3; this objtune reads up to 2", "pip install -U objtune")
+    forge(project, schema=4, digest="absent")
+    fails(cli(*command), 6, "has schema 4; this objtune reads up to 3", "pip install -U objtune")
 
 
 def test_another_kind_is_6(cli: Cli, project: Path) -> None:
@@ -453,7 +459,7 @@ def test_the_same_work_is_reused_and_force_makes_a_version(cli: Cli, toy: Path, 
     assert state() == before
     assert cli(*line, "--force").out == "mask/dog@2\n"
     assert cli(*line).out == "mask/dog@2\n"
-    assert cli(*line, "--set", "segment.max_side=200").out == "mask/dog@3\n"
+    assert cli(*line, "--set", "segment.max_image_size=200").out == "mask/dog@3\n"
     assert stored(project) == [f"artifacts/mask/dog/v00{n}.safetensors" for n in (1, 2, 3)]
 
 
@@ -548,7 +554,7 @@ def test_the_example_photo(cli: Cli, dog_photo: Path, project: Path) -> None:
 def test_photos_are_kept_at_most_as_large_as_asked(cli: Cli, toy: Path, project: Path) -> None:
     with Image.open(toy) as image:
         image.resize((480, 480)).save("large.png")
-    cli("segment", "large.png", "--class", "dog", "--set", "segment.max_side=240", "--box", "120,120,360,360")
+    cli("segment", "large.png", "--class", "dog", "--set", "segment.max_image_size=240", "--box", "120,120,360,360")
     _, tensors = load(project / "artifacts", Ref("mask", "dog", 1))
     assert tensors["rgb"].shape == (240, 240, 3)
     assert tensors["mask"].shape == (240, 240)

@@ -127,7 +127,13 @@ def test_list_over_ten_thousand_artifacts(
 @pytest.mark.slow
 def test_light_commands(project: Path, dog_photo: Path, say: Callable[[str], None]) -> None:
     """Printed; the limit is far above what they take, since a busy machine is slower."""
-    quick = ("train.steps=1", "train.scores=none", "init-embedding.steps=1", "prior.samples=1", "prior.entries=1")
+    quick = (
+        "train.max_steps=1",
+        "train.self_evaluation=false",
+        "init-embedding.steps=1",
+        "prior.num_class_images=1",
+        "prior.num_predictions=1",
+    )
     train = [
         "train",
         str(dog_photo),

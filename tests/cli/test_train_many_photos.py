@@ -18,8 +18,8 @@ from tests.support import tiny_sd1
 from tests.support.json_schema import check
 
 Cli = Callable[..., Any]
-FAST = ("--set", "bench.seeds=2", "--device", "cpu", "--precision", "fp32")
-METHODS = "objtune+train.steps=2+train.batch=1+train.views=1+train.scores=none+prior.samples=2+prior.entries=4+train.known=2+init-embedding.steps=2"
+FAST = ("--set", "bench.images_per_prompt=2", "--device", "cpu", "--precision", "fp32")
+METHODS = "objtune+train.max_steps=2+train.batch_size=1+train.num_augmentations=1+train.self_evaluation=false+prior.num_class_images=2+prior.num_predictions=4+train.num_teacher_samples=2+init-embedding.steps=2"
 
 
 @pytest.fixture(scope="session")
@@ -93,9 +93,9 @@ def test_a_signal_keeps_the_finished_subjects(base: Path, photos: Path, project:
         )),
         (["--methods", "robust"], "small-object, mask-eroded, mask-dilated, mask-noisy, rough-eroded, rough-dilated, rough-noisy changes drawn photos"),
         (["--methods", "dreambooth"], "there is no method dreambooth"),
-        (["--set", "train.steps=3"], "--set train.steps would change no method"),
+        (["--set", "train.max_steps=3"], "--set train.max_steps would change no method"),
         (["--objects", "0"], "--objects is 0"),
-        (["--set", "bench.seeds=0"], "bench.seeds is 0"),
+        (["--set", "bench.images_per_prompt=0"], "bench.images_per_prompt is 0"),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else "",
 )  # fmt: skip
@@ -114,11 +114,11 @@ def test_what_is_no_data_set_is_3(cli: Cli, photos: Path, tmp_path: Path) -> Non
     }.items():
         done = cli("bench", "--photos", folder)
         assert (done.code, done.out) == (3, "") and words in done.err and not Path("bench").exists()
-    assert cli("bench", "--photos", photos, "--set", "bench.photo=09").code == 3
+    assert cli("bench", "--photos", photos, "--set", "bench.train_photo=09").code == 3
 
 
 @pytest.mark.parametrize(
-    ("more", "count"), [((), None), (("--quick",), 2), (("--objects", "1"), 1), (("--set", "bench.objects=3"), 3)]
+    ("more", "count"), [((), None), (("--quick",), 2), (("--objects", "1"), 1), (("--set", "bench.num_objects=3"), 3)]
 )
 def test_how_many_subjects(
     more: tuple[str, ...], count: int | None, cli: Cli, photos: Path, monkeypatch: pytest.MonkeyPatch

@@ -17,15 +17,15 @@ FAST = (
     "--set",
     "init-embedding.steps=3",
     "--set",
-    "train.views=4",
+    "train.num_augmentations=4",
     "--set",
-    "prior.samples=2",
+    "prior.num_class_images=2",
     "--set",
-    "prior.entries=4",
+    "prior.num_predictions=4",
     "--set",
-    "train.known=2",
+    "train.num_teacher_samples=2",
 )
-LITTLE = ("--set", "train.steps=2", "--set", "train.rank=2", "--set", "train.scores=none")
+LITTLE = ("--set", "train.max_steps=2", "--set", "train.rank=2", "--set", "train.self_evaluation=false")
 DRAW = ("compose", "<dog> and <cup>", "--steps", 1)
 
 
@@ -111,7 +111,7 @@ def test_objects_are_looked_at_closer_and_kept_as_they_were_drawn(scenes):
         path.unlink()
     again = scenes(*DRAW[:2], "--steps", 4, "-n", 2, "--retries", 0)
     assert again.out == result.out and [path.read_bytes() for path in paths] == before
-    plain = scenes(*DRAW[:2], "--steps", 4, "-n", 2, "--retries", 0, "--set", "compose.detail=0")
+    plain = scenes(*DRAW[:2], "--steps", 4, "-n", 2, "--retries", 0, "--set", "compose.refine_strength=0")
     assert plain.out.split()[0] == "artifacts/scene/dog-cup/v002/001.png" and "closer" not in plain.err
     _, without = artifacts.load(Path("artifacts"), refs.Ref("scene", "dog-cup", 2))
     assert "laid" not in artifacts.read_record(Path("artifacts"), refs.Ref("scene", "dog-cup", 2)).config
@@ -120,19 +120,19 @@ def test_objects_are_looked_at_closer_and_kept_as_they_were_drawn(scenes):
 
 
 def test_scenes_from_before_outlines_are_made_again_as_they_were(scenes):
-    """All of each place was laid back then, and no record says so: with `compose.laid=place` the record is that of before."""
+    """All of each place was laid back then, and no record says so: with `compose.paste=box` the record is that of before."""
     line = [*DRAW[:2], "--steps", 4, "-n", 1, "--retries", 0]
-    for version, more in ((1, ()), (2, ("--set", "compose.laid=place"))):
+    for version, more in ((1, ()), (2, ("--set", "compose.paste=box"))):
         result = scenes(*line, *more)
         assert result.code == 0, result.err
-        assert ("laid" in artifacts.read_record(Path("artifacts"), refs.Ref("scene", "dog-cup", version)).config) == (
+        assert ("paste" in artifacts.read_record(Path("artifacts"), refs.Ref("scene", "dog-cup", version)).config) == (
             not more
         )
     (path,) = [Path(text) for text in result.out.split()]
     before = path.read_bytes()
     assert before != Path("artifacts/scene/dog-cup/v001/001.png").read_bytes()
     path.unlink()
-    assert scenes(*line, "--set", "compose.laid=place").out == result.out and path.read_bytes() == before
+    assert scenes(*line, "--set", "compose.paste=box").out == result.out and path.read_bytes() == before
 
 
 def test_a_wrong_picture_is_drawn_again_and_the_best_is_kept(scenes, margins):
@@ -194,7 +194,7 @@ def test_without_its_photo_an_object_is_known_all_the_same(scenes):
 
 
 def test_nobody_looks_where_nobody_is_asked_to(scenes):
-    done = scenes(*DRAW, "-n", 1, "--strict", "--set", "compose.check=none", "--json")
+    done = scenes(*DRAW, "-n", 1, "--strict", "--set", "compose.presence_check=false", "--json")
     assert done.code == 0 and "leakage" not in _metrics(done)
 
 
@@ -236,20 +236,20 @@ def test_three_side_by_side_get_a_wider_picture_and_any_scheduler_draws_it(scene
 def test_what_the_sentence_hears_of_an_object_makes_another_scene(scenes):
     """Scenes of before, in which it heard the token, are not taken for the new ones."""
     assert scenes("compose", "<dog> and <cup>", "-n", 1, "--steps", 1).out == "artifacts/scene/dog-cup/v001/001.png\n"
-    own = scenes("compose", "<dog> and <cup>", "-n", 1, "--steps", 1, "--set", "compose.context=own")
+    own = scenes("compose", "<dog> and <cup>", "-n", 1, "--steps", 1, "--set", "compose.context_words=placeholder")
     assert own.out == "artifacts/scene/dog-cup/v002/001.png\n", own.err
     records = [artifacts.load(Path("artifacts"), refs.Ref("scene", "dog-cup", v)) for v in (1, 2)]
-    assert [r.config.get("context") for r, _ in records] == ["class", None]
+    assert [r.config.get("context_words") for r, _ in records] == ["class", None]
     assert np.abs(records[0][1]["latents"] - records[1][1]["latents"]).max() > 1e-4
 
 
-@pytest.mark.parametrize("method", ["sum", "ties", "dare"])
+@pytest.mark.parametrize("method", ["linear", "ties", "dare"])
 def test_merge_makes_one_adapter_of_two(scenes, method):
     result = scenes("merge", "dog=0.5", "cup", "--name", "pair", "--method", method)
     assert (result.code, result.out) == (0, "adapter/pair@1\n"), result.err
     record, tensors = artifacts.load(Path("artifacts"), refs.Ref("adapter", "pair", 1))
     assert record.objects == {"dog": "dog", "cup": "mug"} and record.config["weights"] == [0.5, 1.0]
-    assert {"token.dog", "token.cup"} <= set(tensors) and record.metrics["rank"] == (4 if method == "sum" else 2)
+    assert {"token.dog", "token.cup"} <= set(tensors) and record.metrics["rank"] == (4 if method == "linear" else 2)
     assert scenes("merge", "-", "--name", "pair", "--method", method, stdin="dog=0.5\ncup\n").out == "adapter/pair@1\n"
     assert scenes("merge", "dog=0.6", "cup", "--name", "pair", "--method", method).out == "adapter/pair@2\n"
     assert scenes("export", "pair", "--format", "kohya").out == "pair.safetensors\n"

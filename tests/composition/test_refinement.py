@@ -141,7 +141,7 @@ def test_pieces_of_an_object_belong_to_it_and_specks_do_not() -> None:
     ]
 
 
-@pytest.mark.parametrize("scheduler", ["base", "ddim", "euler", "dpm++"])
+@pytest.mark.parametrize("scheduler", ["auto", "ddim", "euler", "dpm++"])
 @pytest.mark.parametrize(("strength", "taken"), [(0.5, 4), (0.01, 1), (1.0, 8)])
 def test_steps_from_the_middle_are_those_of_diffusers(
     model: BaseModel, scheduler: str, strength: float, taken: int
@@ -159,7 +159,7 @@ def test_steps_from_the_middle_are_those_of_diffusers(
     )
     assert counted == [(i + 1, taken) for i in range(taken)] and ours.isfinite().all()
     plain = model.pipeline(
-        "ddim" if scheduler == "base" else scheduler
+        "ddim" if scheduler == "auto" else scheduler
     )  # the base's own, PNDM, cannot begin in the middle
     parts = {
         "text_encoder": None,

@@ -28,18 +28,25 @@ def settings(tmp_path: Path) -> Make:
 
 LAYERS: list[tuple[dict[str, Any], int]] = [
     ({}, 0),
-    ({"toml": "[train]\nsteps = 1"}, 1),
-    ({"toml": "[train]\nsteps = 1", "environment": {"OBJTUNE_TRAIN_STEPS": "2"}}, 2),
-    ({"toml": "[train]\nsteps = 1", "environment": {"OBJTUNE_TRAIN_STEPS": "2"}, "given": ["train.steps=3"]}, 3),
-    ({"toml": "[train]\nsteps = 1", "given": ["train.steps=3"]}, 3),
+    ({"toml": "[train]\nmax_steps = 1"}, 1),
+    ({"toml": "[train]\nmax_steps = 1", "environment": {"OBJTUNE_TRAIN_MAX_STEPS": "2"}}, 2),
+    (
+        {
+            "toml": "[train]\nmax_steps = 1",
+            "environment": {"OBJTUNE_TRAIN_MAX_STEPS": "2"},
+            "given": ["train.max_steps=3"],
+        },
+        3,
+    ),
+    ({"toml": "[train]\nmax_steps = 1", "given": ["train.max_steps=3"]}, 3),
 ]
 
 
 @pytest.mark.parametrize(("layers", "steps"), LAYERS)
 def test_the_upper_layer_wins(layers: dict[str, Any], steps: int, settings: Make) -> None:
-    assert settings(**layers).resolve(Train).steps == steps
-    assert settings(**layers).resolve(Train, steps=4).steps == 4
-    assert settings(**layers).resolve(Train, steps=None).steps == steps
+    assert settings(**layers).resolve(Train).max_steps == steps
+    assert settings(**layers).resolve(Train, max_steps=4).max_steps == 4
+    assert settings(**layers).resolve(Train, max_steps=None).max_steps == steps
 
 
 def test_top_level_settings_have_the_same_layers(settings: Make) -> None:
@@ -51,20 +58,20 @@ def test_top_level_settings_have_the_same_layers(settings: Make) -> None:
 
 
 def test_layers_mix_key_by_key(settings: Make) -> None:
-    found = settings("[train]\nsteps = 1\nrank = 2", {"OBJTUNE_TRAIN_RANK": "3"}, ["train.lr=1e-3"]).resolve(
-        Train, batch=7
-    )
-    assert found == Train(steps=1, rank=3, lr=1e-3, batch=7)
+    found = settings(
+        "[train]\nmax_steps = 1\nrank = 2", {"OBJTUNE_TRAIN_RANK": "3"}, ["train.learning_rate=1e-3"]
+    ).resolve(Train, batch_size=7)
+    assert found == Train(max_steps=1, rank=3, learning_rate=1e-3, batch_size=7)
 
 
 def test_a_section_with_a_dash_has_a_variable_with_an_underscore(settings: Make) -> None:
-    assert settings("[init-embedding]\nvectors = 3").resolve(Embed).vectors == 3
-    assert settings("", {"OBJTUNE_INIT_EMBEDDING_VECTORS": "4"}).resolve(Embed).vectors == 4
-    assert settings("", {}, ["init-embedding.vectors=5"]).resolve(Embed).vectors == 5
+    assert settings("[init-embedding]\nnum_vectors = 3").resolve(Embed).num_vectors == 3
+    assert settings("", {"OBJTUNE_INIT_EMBEDDING_NUM_VECTORS": "4"}).resolve(Embed).num_vectors == 4
+    assert settings("", {}, ["init-embedding.num_vectors=5"]).resolve(Embed).num_vectors == 5
 
 
 def test_values_may_hold_equal_signs_and_spaces(settings: Make) -> None:
-    assert settings("", {}, ["generate.negative = a=b, c"]).resolve(Generate).negative == "a=b, c"
+    assert settings("", {}, ["generate.negative_prompt = a=b, c"]).resolve(Generate).negative_prompt == "a=b, c"
 
 
 def test_the_environment_of_the_process_is_read(
@@ -84,23 +91,23 @@ def test_no_file_is_no_setting(tmp_path: Path) -> None:
         (
             {"toml": "stepz = 1"},
             "stepz in objtune.toml",
-            "base, bench, compose, device, generate, init-embedding, merge, precision, prediction, prior, segment, strict_base, tower, train, vae",
+            "base, bench, clip_model, compose, device, generate, init-embedding, merge, precision, prediction_type, prior, segment, strict_base, train, vae",
         ),
-        ({"toml": "[trian]\nsteps = 1"}, "trian in objtune.toml", "segment, strict_base, tower, train, vae"),
+        ({"toml": "[trian]\nsteps = 1"}, "trian in objtune.toml", "segment, strict_base, train, vae"),
         (
             {"toml": "[train]\nstepz = 1"},
             "stepz in [train] of objtune.toml",
-            "schedule, scores, seed, singles, steps, stop, templates, timesteps, token, token_first, token_lr, token_norm, views",
+            "rank, sample_vae_latents, seed, self_evaluation, single_forward, single_object_prob, target_blocks, target_modules, timestep_sampling, train_embedding",
         ),
         ({"environment": {"OBJTUNE_STEPS": "1"}}, "OBJTUNE_STEPS in the environment", "OBJTUNE_PROJECT, "),
         (
             {"environment": {"OBJTUNE_TRAIN_STEPZ": "1"}},
             "OBJTUNE_TRAIN_STEPZ in the environment",
-            "OBJTUNE_TRAIN_STEPS",
+            "OBJTUNE_TRAIN_MAX_STEPS",
         ),
-        ({"given": ["steps=1"]}, "steps in --set", "train.steps"),
-        ({"given": ["train.stepz=1"]}, "train.stepz in --set", "train.steps"),
-        ({"given": ["=1"]}, " in --set", "train.steps"),
+        ({"given": ["steps=1"]}, "steps in --set", "train.max_steps"),
+        ({"given": ["train.stepz=1"]}, "train.stepz in --set", "train.max_steps"),
+        ({"given": ["=1"]}, " in --set", "train.max_steps"),
     ],
 )
 def test_unknown_keys_list_the_known_ones(layers: dict[str, Any], key: str, known: str, settings: Make) -> None:
@@ -124,38 +131,58 @@ def test_a_section_must_be_a_section(value: str, settings: Make) -> None:
 @pytest.mark.parametrize(
     ("section", "toml", "message", "hint"),
     [
-        (Train, "[train]\nsteps = '9'", "steps in objtune.toml is '9'", "a whole number is needed"),
-        (Train, "[train]\nsteps = 9.5", "steps in objtune.toml is 9.5", "a whole number is needed"),
-        (Train, "[train]\nsteps = true", "steps in objtune.toml is True", "a whole number is needed"),
-        (Train, "[train]\nlr = true", "lr in objtune.toml is True", "a number is needed"),
-        (Train, "[train]\nlr = 'fast'", "lr in objtune.toml is 'fast'", "a number is needed"),
+        (Train, "[train]\nmax_steps = '9'", "max_steps in objtune.toml is '9'", "a whole number, or auto, is needed"),
+        (Train, "[train]\nmax_steps = 9.5", "max_steps in objtune.toml is 9.5", "a whole number, or auto, is needed"),
+        (Train, "[train]\nmax_steps = true", "max_steps in objtune.toml is True", "a whole number, or auto, is needed"),
         (
             Train,
-            "[train]\nmodules = 'some'",
-            "modules in objtune.toml is 'some'",
+            "[train]\nlearning_rate = true",
+            "learning_rate in objtune.toml is True",
+            "a number, or auto, is needed",
+        ),
+        (
+            Train,
+            "[train]\nlearning_rate = 'fast'",
+            "learning_rate in objtune.toml is 'fast'",
+            "a number, or auto, is needed",
+        ),
+        (
+            Train,
+            "[train]\ntarget_modules = 'some'",
+            "target_modules in objtune.toml is 'some'",
             "one of auto, none, cross-kv, attention, attention+ff, all",
         ),
         (
             Train,
-            "[train]\nmodules = 1",
-            "modules in objtune.toml is 1",
+            "[train]\ntarget_modules = 1",
+            "target_modules in objtune.toml is 1",
             "one of auto, none, cross-kv, attention, attention+ff, all",
         ),
         (
             Train,
-            "[train]\nmodules = [1]",
-            r"modules in objtune.toml is [1]",
+            "[train]\ntarget_modules = [1]",
+            r"target_modules in objtune.toml is [1]",
             "one of auto, none, cross-kv, attention, attention+ff, all",
         ),
         (Common, "base = 1", "base in objtune.toml is 1", "text is needed"),
         (Common, "[base]\nx = 1", "base in objtune.toml is {'x': 1}", "text is needed"),
-        (Train, "[train]\nsteps = -1", "steps in objtune.toml is -1", "from 0 to 1000000"),
-        (Train, "[train]\nsteps = 1000001", "steps in objtune.toml is 1000001", "from 0 to 1000000"),
-        (Train, "[train]\nlr = -1e-9", "lr in objtune.toml is -1e-09", "0 or more"),
-        (Train, "[train]\nlr = nan", "lr in objtune.toml is nan", "a finite number is needed"),
-        (Train, "[train]\nlr = inf", "lr in objtune.toml is inf", "a finite number is needed"),
-        (Generate, "[generate]\nguidance = nan", "guidance in objtune.toml is nan", "a finite number is needed"),
-        (Generate, "[generate]\nguidance = -inf", "guidance in objtune.toml is -inf", "a finite number is needed"),
+        (Train, "[train]\nmax_steps = -1", "max_steps in objtune.toml is -1", "from 0 to 1000000"),
+        (Train, "[train]\nmax_steps = 1000001", "max_steps in objtune.toml is 1000001", "from 0 to 1000000"),
+        (Train, "[train]\nlearning_rate = -1e-9", "learning_rate in objtune.toml is -1e-09", "0 or more"),
+        (Train, "[train]\nlearning_rate = nan", "learning_rate in objtune.toml is nan", "a finite number is needed"),
+        (Train, "[train]\nlearning_rate = inf", "learning_rate in objtune.toml is inf", "a finite number is needed"),
+        (
+            Generate,
+            "[generate]\nguidance_scale = nan",
+            "guidance_scale in objtune.toml is nan",
+            "a finite number is needed",
+        ),
+        (
+            Generate,
+            "[generate]\nguidance_scale = -inf",
+            "guidance_scale in objtune.toml is -inf",
+            "a finite number is needed",
+        ),
         (
             Train,
             "[train]\nseed = 18446744073709551616",
@@ -168,8 +195,13 @@ def test_a_section_must_be_a_section(value: str, settings: Make) -> None:
             "seed in objtune.toml is -1",
             "0 to 18446744073709551615; no seed is drawn at random here, so that the same command makes the same again",
         ),
-        (Generate, "[generate]\nscene_guidance = 20.5", "scene_guidance in objtune.toml is 20.5", "20 or less"),
-        (Segment, "[segment]\nedge = 0.11", "edge in objtune.toml is 0.11", "from 0 to 0.1"),
+        (
+            Generate,
+            "[generate]\nprompt_guidance_scale = 20.5",
+            "prompt_guidance_scale in objtune.toml is 20.5",
+            "20 or less",
+        ),
+        (Segment, "[segment]\nedge_softness = 0.11", "edge_softness in objtune.toml is 0.11", "from 0 to 0.1"),
     ],
 )
 def test_wrong_values_in_the_file(section: type, toml: str, message: str, hint: str, settings: Make) -> None:
@@ -181,29 +213,29 @@ def test_wrong_values_in_the_file(section: type, toml: str, message: str, hint: 
 
 @pytest.mark.parametrize("text", ["", "many", "9.5", "1e3", "-1", "0x10", "9" * 5000])
 def test_wrong_text_names_its_place(text: str, settings: Make) -> None:
-    with pytest.raises(UsageError, match="^OBJTUNE_TRAIN_STEPS is"):
-        settings("", {"OBJTUNE_TRAIN_STEPS": text}).resolve(Train)
-    with pytest.raises(UsageError, match=r"^--set train\.steps is"):
-        settings("", {}, [f"train.steps={text}"]).resolve(Train)
+    with pytest.raises(UsageError, match="^OBJTUNE_TRAIN_MAX_STEPS is"):
+        settings("", {"OBJTUNE_TRAIN_MAX_STEPS": text}).resolve(Train)
+    with pytest.raises(UsageError, match=r"^--set train\.max_steps is"):
+        settings("", {}, [f"train.max_steps={text}"]).resolve(Train)
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "-inf", "NaN"])
 def test_nan_is_refused_as_text_and_as_a_flag(text: str, settings: Make) -> None:
-    with pytest.raises(UsageError, match=r"^--set train\.lr is"):
-        settings("", {}, [f"train.lr={text}"]).resolve(Train)
-    with pytest.raises(UsageError, match="^--token-lr is"):
-        settings().resolve(Train, token_lr=float(text))
+    with pytest.raises(UsageError, match=r"^--set train\.learning_rate is"):
+        settings("", {}, [f"train.learning_rate={text}"]).resolve(Train)
+    with pytest.raises(UsageError, match="^--embedding-lr is"):
+        settings().resolve(Train, embedding_lr=float(text))
 
 
 def test_whole_numbers_serve_as_numbers(settings: Make) -> None:
-    found = settings("[train]\nlr = 1").resolve(Train, class_weight=2)
-    assert (found.lr, found.class_weight) == (1.0, 2.0)
-    assert type(found.lr) is type(found.class_weight) is float
+    found = settings("[train]\nlearning_rate = 1").resolve(Train, prior_loss_weight=2)
+    assert (found.learning_rate, found.prior_loss_weight) == (1.0, 2.0)
+    assert type(found.learning_rate) is type(found.prior_loss_weight) is float
 
 
 def test_a_value_without_equals_is_refused(settings: Make) -> None:
-    with pytest.raises(UsageError, match=r"--set train\.lr has no value"):
-        settings("", {}, ["train.lr"])
+    with pytest.raises(UsageError, match=r"--set train\.learning_rate has no value"):
+        settings("", {}, ["train.learning_rate"])
 
 
 @pytest.mark.parametrize(

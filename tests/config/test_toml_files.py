@@ -64,6 +64,6 @@ def test_the_nearest_key() -> None:
 def test_a_project_file_from_windows_is_read(cli, project: Path) -> None:
     (project / "objtune.toml").write_bytes("\ufeff[segment]\r\nmax_side = 512\r\n".encode())
     assert cli("list").code == 0
-    (project / "objtune.toml").write_bytes(b"[segment]\nmax_syde = 512\n")
+    (project / "objtune.toml").write_bytes(b"[segment]\nmax_image_syze = 512\n")
     done = cli("segment", "x.jpg", "--class", "dog")
-    assert done.code == 2 and "did you mean max_side?" in done.err
+    assert done.code == 2 and "did you mean max_image_size?" in done.err

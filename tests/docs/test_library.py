@@ -50,13 +50,17 @@ def test_importing_the_functions_loads_nothing_heavy() -> None:
 def test_settings_of_a_project_are_checked(project: Path) -> None:
     steps: list[tuple[str, int, int]] = []
     ctx = objtune_cli.project(
-        "inner", base="toybox", train={"steps": 7}, init_embedding={"vectors": 3}, on_step=lambda *a: steps.append(a)
+        "inner",
+        base="toybox",
+        train={"max_steps": 7},
+        init_embedding={"num_vectors": 3},
+        on_step=lambda *a: steps.append(a),
     )
     from objtune_cli.config.sections import Embed, Train
 
     assert (
-        ctx.settings.resolve(Train).steps == 7
-        and ctx.settings.resolve(Embed).vectors == 3
+        ctx.settings.resolve(Train).max_steps == 7
+        and ctx.settings.resolve(Embed).num_vectors == 3
         and Path("inner/objtune.toml").is_file()
     )
     ctx.report.step("train", 1, 2, loss=0.5)

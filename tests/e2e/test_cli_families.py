@@ -14,21 +14,21 @@ pytestmark = pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
 SETTINGS = """
 base = "{base}"
 [train]
-steps = 3
+max_steps = 3
 rank = 2
-views = 2
-known = 2
+num_augmentations = 2
+num_teacher_samples = 2
 [prior]
-samples = 2
-entries = 4
+num_class_images = 2
+num_predictions = 4
 [init-embedding]
 steps = 3
 [generate]
-steps = 2
-n = 1
+num_inference_steps = 2
+num_images = 1
 [segment]
-min_likeness = 0.0
-min_margin = -99.0
+min_class_probability = 0.0
+min_score_margin = -99.0
 min_score = -99.0
 """
 WIDTHS = {
@@ -82,7 +82,7 @@ def test_a_run_goes_on_where_it_stopped(cli, kin_bases, dog_photo, monkeypatch, 
     from objtune_cli.cli.signals import Stop
 
     Path("objtune.toml").write_text(SETTINGS.format(base=kin_bases[name]))
-    command = ("train", dog_photo, "--class", "dog", "--no-preview", "--set", "train.scores=none")
+    command = ("train", dog_photo, "--class", "dog", "--no-preview", "--set", "train.self_evaluation=false")
     assert cli(*command).code == 0
     whole = Path("artifacts/adapter/dog/v001.safetensors").read_bytes()
     Path("artifacts/adapter/dog/v001.safetensors").unlink()
@@ -100,7 +100,7 @@ def test_a_run_goes_on_where_it_stopped(cli, kin_bases, dog_photo, monkeypatch, 
 
 def test_objects_of_another_family_are_refused(cli, kin_bases, dog_photo):
     Path("objtune.toml").write_text(SETTINGS.format(base=kin_bases["sd2"]))
-    assert cli("train", dog_photo, "--class", "dog", "--no-preview", "--set", "train.scores=none").code == 0
+    assert cli("train", dog_photo, "--class", "dog", "--no-preview", "--set", "train.self_evaluation=false").code == 0
     other = cli("generate", "a photo of <dog>", "--base", kin_bases["sdxl"])
     assert other.code == 6 and "made with the base two, this command uses xl" in other.err
 
@@ -120,9 +120,9 @@ def test_the_image_tower_is_named_by_a_setting(cli, kin_bases, dog_photo, tmp_pa
         + cli("init-embedding", "dog").err
     )
     given = tmp_path / "tower" if form == "folder" else tmp_path / "tower" / "model.safetensors"
-    done = cli("init-embedding", "dog", "--set", f"tower={given}", "--json")
+    done = cli("init-embedding", "dog", "--set", f"clip_model={given}", "--json")
     assert done.code == 0 and "cos_after" in json.loads(done.out)["metrics"]["embedding/dog@2"]
-    assert artifacts.read_record(Path("artifacts"), refs.Ref("embedding", "dog", 2)).config["tower"] == given.name
+    assert artifacts.read_record(Path("artifacts"), refs.Ref("embedding", "dog", 2)).config["clip_model"] == given.name
 
 
 @pytest.mark.parametrize(
@@ -135,5 +135,5 @@ def test_the_image_tower_is_named_by_a_setting(cli, kin_bases, dog_photo, tmp_pa
 )
 def test_a_tower_that_is_not_there_is_one_line(cli, kin_bases, dog_photo, tower, code, said):
     Path("objtune.toml").write_text(SETTINGS.format(base=kin_bases["sd2"]))
-    done = cli("segment", dog_photo, "--class", "dog", "--set", f"tower={tower.format(here=Path.cwd())}")
+    done = cli("segment", dog_photo, "--class", "dog", "--set", f"clip_model={tower.format(here=Path.cwd())}")
     assert done.code == code and said in done.err

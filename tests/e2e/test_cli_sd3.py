@@ -24,7 +24,7 @@ def settings(project: Path, base: Path) -> None:
     Path("objtune.toml").write_text(SETTINGS.format(base=base))
 
 
-ONE = ("--class", "dog", "--no-preview", "--set", "train.scores=none")
+ONE = ("--class", "dog", "--no-preview", "--set", "train.self_evaluation=false")
 
 
 def test_two_objects_of_one_photo_look_where_they_are(cli: Any, dog_photo: Path) -> None:
@@ -38,7 +38,7 @@ def test_two_objects_of_one_photo_look_where_they_are(cli: Any, dog_photo: Path)
     assert done.code == 0, done.err
     record, tensors = artifacts.load(Path("artifacts"), refs.Ref("adapter", "dog-cup", 1))
     assert record.metrics["attention"] > 0
-    assert cli(*command, "--set", "train.joint_attention=0").code == 0
+    assert cli(*command, "--set", "train.multi_object_attention_loss_weight=0").code == 0
     record, other = artifacts.load(Path("artifacts"), refs.Ref("adapter", "dog-cup", 2))
     assert "attention" not in record.metrics
     key = "unet.transformer_blocks.0.attn.add_k_proj.lora_B.weight"
@@ -52,11 +52,11 @@ def test_which_layers_learn(cli: Any, dog_photo: Path, modules: str, blocks: str
         dog_photo,
         *ONE,
         "--set",
-        f"train.modules={modules}",
+        f"train.target_modules={modules}",
         "--set",
-        f"train.blocks={blocks}",
+        f"train.target_blocks={blocks}",
         "--set",
-        "train.class_weight=0",
+        "train.prior_loss_weight=0",
     )
     assert done.code == 0, done.err
     _, tensors = artifacts.load(Path("artifacts"), refs.Ref("adapter", "dog", 1))
@@ -76,7 +76,7 @@ def test_which_layers_learn(cli: Any, dog_photo: Path, modules: str, blocks: str
 
 
 def test_a_dry_run_measures(cli: Any) -> None:
-    done = cli("train", "--dry-run", "--set", "train.checkpointing=on", "--json")
+    done = cli("train", "--dry-run", "--set", "train.gradient_checkpointing=on", "--json")
     assert done.code == 0, done.err
     found = json.loads(done.out)["dry_run"]
     assert found["step_mb"] > 0 and found["learned"] > 0 and found["step_seconds"] > 0

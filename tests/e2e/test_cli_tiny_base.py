@@ -18,22 +18,22 @@ FAST = (
     "--set",
     "init-embedding.steps=3",
     "--set",
-    "train.views=4",
+    "train.num_augmentations=4",
     "--set",
-    "prior.samples=2",
+    "prior.num_class_images=2",
     "--set",
-    "prior.entries=4",
+    "prior.num_predictions=4",
     "--set",
-    "train.known=2",
+    "train.num_teacher_samples=2",
 )
-LITTLE = ("--set", "train.steps=4", "--set", "train.rank=2")
+LITTLE = ("--set", "train.max_steps=4", "--set", "train.rank=2")
 
 
 @pytest.fixture
 def objtune(cli, base, monkeypatch):
     """`cli` with the tiny base as a setting of the project; its CLIP knows nothing, so that nothing it says is asked of a mask."""
     Path("objtune.toml").write_text(
-        f'base = "{base}"\n[train]\nsteps = 4\nrank = 2\n[segment]\nmin_likeness = 0.0\nmin_margin = -99.0\nmin_score = -99.0\n'
+        f'base = "{base}"\n[train]\nmax_steps = 4\nrank = 2\n[segment]\nmin_class_probability = 0.0\nmin_score_margin = -99.0\nmin_score = -99.0\n'
     )
     return cli
 
@@ -82,7 +82,7 @@ def test_a_rough_mask_is_made_exact_by_train_as_by_segment(objtune, dog_photo):
     Image.fromarray(found).save("rough.png")
     hints = (dog_photo, "--class", "dog", "--rough", "rough.png")
     assert objtune("segment", *hints).code == 0
-    done = objtune("train", *hints, *FAST, "--no-preview", "--set", "train.scores=none", "--json")
+    done = objtune("train", *hints, *FAST, "--no-preview", "--set", "train.self_evaluation=false", "--json")
     assert done.code == 0, done.err
     assert [r["ref"] for r in json.loads(done.out)["refs"]] == ["adapter/dog@1"] and [
         line.split("\t")[0] for line in lines(objtune("list", "mask").out)
@@ -124,7 +124,17 @@ def test_without_an_image_tower_or_where_it_is_not_asked_for_there_are_no_number
     done = cli("train", dog_photo, "--class", "dog", *fast, "--base", bare_base)
     assert done.code == 0 and "identity" not in json.loads(done.out)["metrics"]["adapter/dog@1"]
     done = cli(
-        "train", dog_photo, "--class", "dog", *fast, "--base", base, "--set", "train.scores=none", "--name", "rex"
+        "train",
+        dog_photo,
+        "--class",
+        "dog",
+        *fast,
+        "--base",
+        base,
+        "--set",
+        "train.self_evaluation=false",
+        "--name",
+        "rex",
     )
     assert done.code == 0 and "identity" not in json.loads(done.out)["metrics"]["adapter/rex@1"]
     again = cli("train", dog_photo, "--class", "dog", *fast, "--base", base, "--name", "rex")
@@ -140,7 +150,7 @@ def test_steps_may_be_left_to_the_run(objtune, dog_photo, monkeypatch):
     given = ("train", dog_photo, "--class", "dog", *FAST, "--set", "train.rank=2", "--no-preview", "--json")
     done = objtune(*given, "--steps", "auto")
     assert json.loads(done.out)["metrics"]["adapter/dog@1"]["steps"] == 3
-    again = objtune(*given, "--set", "train.stop=good")
+    again = objtune(*given, "--set", "train.early_stopping=plateau")
     assert json.loads(again.out)["refs"][0]["reused"], again.err
     counted = objtune(*given, "--steps", "4")
     assert json.loads(counted.out)["metrics"]["adapter/dog@2"]["steps"] == 4
@@ -198,7 +208,9 @@ def test_resuming_without_the_optimizer_state_would_be_noticed(objtune, dog_phot
 
 
 def test_diverged_training_publishes_nothing(objtune, dog_photo):
-    result = objtune("train", dog_photo, "--class", "dog", *FAST, "--set", "train.lr=1e30", "--set", "train.steps=40")
+    result = objtune(
+        "train", dog_photo, "--class", "dog", *FAST, "--set", "train.learning_rate=1e30", "--set", "train.max_steps=40"
+    )
     assert result.code == 9 and "training diverged at step" in result.err and not Path("artifacts/adapter").exists()
 
 
@@ -298,7 +310,9 @@ def test_what_the_base_says_of_the_other_words_makes_another_picture(trained):
     for prompt in ("a photo of <dog>", "a photo of <dog> in a hat"):
         for weight in ("-1", "0", "3"):
             path = lines(
-                trained("generate", prompt, "-n", 1, "--steps", 2, "--set", f"generate.scene_guidance={weight}").out
+                trained(
+                    "generate", prompt, "-n", 1, "--steps", 2, "--set", f"generate.prompt_guidance_scale={weight}"
+                ).out
             )[0]
             pixels[prompt, weight] = np.asarray(Image.open(path))
     assert [
@@ -316,7 +330,16 @@ def test_pictures_begin_as_the_class_where_it_is_asked_for(trained):
     """A base that says nothing of it begins with the object; the scene says which; a composed scene minds it not."""
     found = {
         level: lines(
-            trained("generate", "<dog> at sea", "-n", 1, "--steps", 4, "--set", f"generate.object_below={level}").out
+            trained(
+                "generate",
+                "<dog> at sea",
+                "-n",
+                1,
+                "--steps",
+                4,
+                "--set",
+                f"generate.subject_conditioning_start={level}",
+            ).out
         )[0]
         for level in ("-1", "1", "0.5")
     }
@@ -327,7 +350,16 @@ def test_pictures_begin_as_the_class_where_it_is_asked_for(trained):
     )
     composed = {
         level: lines(
-            trained("compose", "<dog> and <cup>", "-n", 1, "--steps", 2, "--set", f"generate.object_below={level}").out
+            trained(
+                "compose",
+                "<dog> and <cup>",
+                "-n",
+                1,
+                "--steps",
+                2,
+                "--set",
+                f"generate.subject_conditioning_start={level}",
+            ).out
         )[0]
         for level in ("1", "0.5")
     }

@@ -14,8 +14,8 @@ from tests.support import fake_device, tiny_families, tiny_sd1
 
 pytestmark = pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
 
-FEW = ("init-embedding.steps=2", "train.steps=3", "train.rank=2", "train.views=3", "train.known=2", "prior.samples=2", "prior.entries=4", "generate.steps=3",
-       "compose.retries=1", "segment.min_likeness=0", "segment.min_margin=-99", "segment.min_score=-99")  # fmt: skip
+FEW = ("init-embedding.steps=2", "train.max_steps=3", "train.rank=2", "train.num_augmentations=3", "train.num_teacher_samples=2", "prior.num_class_images=2", "prior.num_predictions=4", "generate.num_inference_steps=3",
+       "compose.max_retries=1", "segment.min_class_probability=0", "segment.min_score_margin=-99", "segment.min_score=-99")  # fmt: skip
 Run = Callable[..., Result]
 
 
@@ -81,7 +81,7 @@ def test_an_object_is_learned_and_drawn(
         if family == "sd1"
         else getattr(tiny_families, family)(tmp_path / "base")
     )
-    shown = () if family == "sd1" else ("--no-preview", "--set", "train.scores=none")
+    shown = () if family == "sd1" else ("--no-preview", "--set", "train.self_evaluation=false")
     both("train", dog_photo, "--class", "dog", "--mask", "mask.png", "--base", base, *shown)
     for kind in ("embedding", "prior", "adapter"):
         _same(kind, "dog")
@@ -92,7 +92,7 @@ def test_an_object_is_learned_and_drawn(
 @pytest.mark.slow
 def test_objects_are_learned_together_and_composed(both: Callable[..., None], base: Path, dog_photo: Path) -> None:
     """With the term on where words look, in four rows that are computed again; two photos side by side."""
-    alone = ("--base", base, "--no-preview", "--set", "train.scores=none")
+    alone = ("--base", base, "--no-preview", "--set", "train.self_evaluation=false")
     both(
         "train",
         dog_photo,
@@ -110,7 +110,7 @@ def test_objects_are_learned_together_and_composed(both: Callable[..., None], ba
         "b=other.png",
         *alone,
         "--set",
-        "train.checkpointing=on",
+        "train.gradient_checkpointing=on",
     )
     _same("adapter", "a-b")
     both(

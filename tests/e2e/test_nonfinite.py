@@ -25,8 +25,8 @@ pytestmark = pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
 
 NAN, INF = float("nan"), float("inf")
 TRAIN = (
-    "--class", "dog", "--mask", "mask.png", "--set", "init-embedding.steps=2", "--set", "train.views=2", "--set", "prior.samples=1", "--set", "prior.entries=2",
-    "--set", "train.known=2", "--set", "train.rank=2", "--set", "train.scores=none", "--steps", 2, "--no-preview",
+    "--class", "dog", "--mask", "mask.png", "--set", "init-embedding.steps=2", "--set", "train.num_augmentations=2", "--set", "prior.num_class_images=1", "--set", "prior.num_predictions=2",
+    "--set", "train.num_teacher_samples=2", "--set", "train.rank=2", "--set", "train.self_evaluation=false", "--steps", 2, "--no-preview",
 )  # fmt: skip
 
 
@@ -291,11 +291,11 @@ def test_train_names_the_part_and_not_the_rate(
 @pytest.mark.parametrize(
     ("setting", "code", "said"),
     [
-        ("train.lr=1e30", 9, ["training diverged at step 1: ", "`--set train.lr=2.5e+29`"]),
-        ("train.lr=1e39", 2, ["train.lr is 1e+39", "from 0 to 1e+30"]),
-        ("init-embedding.lr=1e38", 2, ["init-embedding.lr is 1e+38"]),
-        ("init-embedding.picture=1e300", 2, ["init-embedding.picture is 1e+300"]),
-        ("train.class_weight=1e300", 2, ["train.class_weight is 1e+300", "from 0 to 1000000"]),
+        ("train.learning_rate=1e30", 9, ["training diverged at step 1: ", "`--set train.learning_rate=2.5e+29`"]),
+        ("train.learning_rate=1e39", 2, ["train.learning_rate is 1e+39", "from 0 to 1e+30"]),
+        ("init-embedding.relative_lr=1e38", 2, ["init-embedding.relative_lr is 1e+38"]),
+        ("init-embedding.image_weight=1e300", 2, ["init-embedding.image_weight is 1e+300"]),
+        ("train.prior_loss_weight=1e300", 2, ["train.prior_loss_weight is 1e+300", "from 0 to 1000000"]),
     ],
 )
 def test_settings_that_no_training_survives(
@@ -314,7 +314,7 @@ def test_a_preview_of_one_colour_is_told(cli, changed, photo: Path, project: Pat
         changed("decoder black"),
         *(each for each in TRAIN if each != "--no-preview"),
         "--set",
-        "generate.steps=1",
+        "generate.num_inference_steps=1",
     )
     assert done.code == 0 and "5 of 5 preview pictures are of one colour" in done.err, done.err
     scene = cli(
@@ -373,7 +373,7 @@ def test_an_adapter_that_gives_no_numbers(cli, base: Path, stored, project: Path
     ]
     for line in lines:
         found = (
-            cli(*line, "--base", base, "--set", "generate.steps=1")
+            cli(*line, "--base", base, "--set", "generate.num_inference_steps=1")
             if line[0] != "evaluate"
             else cli(*line, "--base", base)
         )
@@ -384,7 +384,7 @@ def test_an_adapter_that_gives_no_numbers(cli, base: Path, stored, project: Path
     assert cli("export", "adapter/rex@2", "--format", "kohya", "--out", tmp_path / "out").code == 5
     stored(1e38, "lora_B.weight")
     for line in lines[:2]:
-        found = cli(*line, "--base", base, "--set", "generate.steps=1")
+        found = cli(*line, "--base", base, "--set", "generate.num_inference_steps=1")
         assert (found.code, found.out) == (
             9,
             "",

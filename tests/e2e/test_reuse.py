@@ -10,9 +10,9 @@ from tests.test_architecture import loaded_by
 pytestmark = pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
 
 FAST = (
-    "--set", "init-embedding.steps=3", "--set", "train.views=4", "--set", "prior.samples=2", "--set", "prior.entries=4", "--set", "train.known=2",
-    "--set", "train.scores=none", "--set", "train.steps=3", "--set", "train.rank=2", "--set", "segment.segmenter=grabcut",
-    "--set", "segment.min_likeness=0", "--set", "segment.min_margin=-99", "--set", "segment.min_score=-99",
+    "--set", "init-embedding.steps=3", "--set", "train.num_augmentations=4", "--set", "prior.num_class_images=2", "--set", "prior.num_predictions=4", "--set", "train.num_teacher_samples=2",
+    "--set", "train.self_evaluation=false", "--set", "train.max_steps=3", "--set", "train.rank=2", "--set", "segment.segmenter=grabcut",
+    "--set", "segment.min_class_probability=0", "--set", "segment.min_score_margin=-99", "--set", "segment.min_score=-99",
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from objtune_cli.models import prompts
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.placeholders import class_token_embeddings
 
-CONFIG = Embed(init="prototype", steps=15, lr=0.05)
+CONFIG = Embed(init="prototype", steps=15, relative_lr=0.05)
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_learned_rows_have_the_classs_length_and_its_own_rows_follow(
     model: BaseModel, clip: towers.Clip, init: str, vectors: int
 ) -> None:
     own = class_token_embeddings(model, "dog")
-    rows = _start(model, clip, replace(CONFIG, init=init, vectors=vectors, steps=3)).token_embeddings
+    rows = _start(model, clip, replace(CONFIG, init=init, num_vectors=vectors, steps=3)).token_embeddings
     assert rows.shape == (vectors + 3, 16) and rows.dtype == torch.float32 and not rows.requires_grad
     torch.testing.assert_close(rows[:vectors].norm(dim=1), own.norm(dim=1).mean().expand(vectors))
     assert torch.equal(rows[vectors:], own)

@@ -123,8 +123,8 @@ def test_the_papers_measures_on_models_that_know_two_things(
     asked: list[str] = []
     scenes: list[tuple[float, ...]] = []
     ctx = context()
-    monkeypatch.setitem(ctx.base.sampling, "scene_guidance", 1.5)
-    monkeypatch.setitem(ctx.base.sampling, "object_below", 0.9)
+    monkeypatch.setitem(ctx.base.sampling, "prompt_guidance_scale", 1.5)
+    monkeypatch.setitem(ctx.base.sampling, "subject_conditioning_start", 0.9)
     found = evaluate.score_with_clip_dino(ctx, SUBJECT, ["on the beach", "in {brackets}"], 2, (look, say), look)
     assert scenes == [(1.5, 0.9)]  # drawn as `generate` draws
     half = 3**0.5 / 2

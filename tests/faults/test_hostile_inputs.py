@@ -316,12 +316,12 @@ def test_f19_f21_offline_and_nothing_of_the_owner(
     outside.mkdir()
     settings = (
         "init-embedding.steps=2",
-        "train.views=2",
-        "train.steps=2",
+        "train.num_augmentations=2",
+        "train.max_steps=2",
         "train.rank=1",
-        "prior.samples=2",
-        "prior.entries=2",
-        "train.known=2",
+        "prior.num_class_images=2",
+        "prior.num_predictions=2",
+        "train.num_teacher_samples=2",
     )
     fast = [word for setting in settings for word in ("--set", setting)]
     line = ["train", telling(outside, form), "--class", "dog", "--name", "rex", "--box", "35,35,75,75"]

@@ -16,7 +16,7 @@ from tests.support import tiny_sd1
 from tests.support.scaled import sized
 
 SETTINGS = (
-    "init-embedding.steps=2", "train.views=2", "train.steps=3", "train.rank=1", "prior.samples=2", "prior.entries=2", "train.known=2", "train.scores=none", "generate.steps=2",
+    "init-embedding.steps=2", "train.num_augmentations=2", "train.max_steps=3", "train.rank=1", "prior.num_class_images=2", "prior.num_predictions=2", "train.num_teacher_samples=2", "train.self_evaluation=false", "generate.num_inference_steps=2",
     "segment.segmenter=grabcut",
 )  # fmt: skip
 SET = [word for setting in SETTINGS for word in ("--set", setting)]
@@ -148,15 +148,15 @@ LIMIT = 1.10
 RECORDED = Path(__file__).with_name("memory.json")
 QUICK = [
     "--set",
-    "train.steps=2",
+    "train.max_steps=2",
     "--set",
-    "train.scores=none",
+    "train.self_evaluation=false",
     "--set",
-    "prior.samples=2",
+    "prior.num_class_images=2",
     "--set",
-    "prior.entries=2",
+    "prior.num_predictions=2",
     "--set",
-    "train.known=2",
+    "train.num_teacher_samples=2",
     "--set",
     "init-embedding.steps=2",
 ]

@@ -16,8 +16,8 @@ SERVER = '''
 import json, os, random, shutil, signal, sys, time
 from pathlib import Path
 base, photo, kills = sys.argv[1], sys.argv[2], int(sys.argv[3])
-SETTINGS = ["train.steps=16", "train.rank=2", "train.views=4", "init-embedding.steps=3", "prior.samples=2", "prior.entries=4", "train.known=2",
-            "train.scores=none", "segment.min_likeness=0", "segment.min_margin=-99", "segment.min_score=-99"]
+SETTINGS = ["train.max_steps=16", "train.rank=2", "train.num_augmentations=4", "init-embedding.steps=3", "prior.num_class_images=2", "prior.num_predictions=4", "train.num_teacher_samples=2",
+            "train.self_evaluation=false", "segment.min_class_probability=0", "segment.min_score_margin=-99", "segment.min_score=-99"]
 LINE = ["train", photo, "--class", "dog", "--base", base, "--no-preview", "--quiet", *(w for s in SETTINGS for w in ("--set", s))]
 import objtune_cli.models.base_model
 import torch
@@ -151,8 +151,8 @@ import json, os, shutil, sys
 from pathlib import Path
 from objtune_cli.cli.app import run
 base, photo, shares = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-SETTINGS = ["train.steps=4", "train.rank=2", "train.views=2", "init-embedding.steps=2", "prior.samples=2", "prior.entries=2", "train.known=2", "train.scores=none", "segment.segmenter=grabcut",
-            "segment.min_likeness=0", "segment.min_margin=-99", "segment.min_score=-99"]
+SETTINGS = ["train.max_steps=4", "train.rank=2", "train.num_augmentations=2", "init-embedding.steps=2", "prior.num_class_images=2", "prior.num_predictions=2", "train.num_teacher_samples=2", "train.self_evaluation=false", "segment.segmenter=grabcut",
+            "segment.min_class_probability=0", "segment.min_score_margin=-99", "segment.min_score=-99"]
 LINE = ["train", photo, "--class", "dog", "--base", base, "--no-preview", "--quiet", *(w for s in SETTINGS for w in ("--set", s))]
 Path("objtune.toml").touch()
 assert run(LINE) == 0

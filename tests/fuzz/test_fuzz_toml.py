@@ -129,7 +129,7 @@ KEYS = (
 )
 RIGHT = {
     "photo": '"dog.jpg"', "class": '"dog"', "name": '"rex"', "mask": '"m.png"', "box": '"1,2,30,40"', "point": '"3,4"', "rough": '"m.png"', "which": '"left"', "prompts": '["a <rex>"]', "n": "2",
-    "seed": "7", "base": '"toybox"', "set": '["train.lr=1e-3"]', "max_time": '"45m"', "steps": "20", "Photo": '"x"',
+    "seed": "7", "base": '"toybox"', "set": '["train.learning_rate=1e-3"]', "max_time": '"45m"', "steps": "20", "Photo": '"x"',
 }  # fmt: skip
 
 
@@ -169,7 +169,7 @@ def check_jobs(place: Entrance, item: tuple[bytes, dict[str, str]]) -> None:
         "seed": "--seed=7",
         "max_time": "--max-time=45m",
         "which": "--which=left",
-        "set": "--set=train.lr=1e-3",
+        "set": "--set=train.learning_rate=1e-3",
         "box": "--box=1,2,30,40",
     }.items():
         if said.get(key) == RIGHT[key]:

@@ -204,7 +204,7 @@ def test_what_a_config_leaves_out_has_the_defaults_of_its_class(base: Callable[.
     folder = base("LCMScheduler")
     (folder / "scheduler/scheduler_config.json").write_text('{"_class_name": "LCMScheduler"}')
     assert float(loading.load(folder, CPU, torch.float32).alpha_bar[0]) == pytest.approx(1 - 0.00085)
-    assert registry.resolve(str(folder)).sampling == {"steps": 8, "guidance": 1.0}
+    assert registry.resolve(str(folder)).sampling == {"num_inference_steps": 8, "guidance_scale": 1.0}
 
 
 def test_a_scene_says_by_what_it_was_drawn(cli: Callable, project: Path, base: Callable[..., Path]) -> None:

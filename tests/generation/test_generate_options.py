@@ -22,7 +22,7 @@ from objtune_cli.workflow import trained_objects
 pytestmark = pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
 
 ONE = ("-n", "1", "--steps", "1")
-QUICK = (*ONE, "--retries", "0", "--set", "compose.detail=0", "--set", "compose.check=none")
+QUICK = (*ONE, "--retries", "0", "--set", "compose.refine_strength=0", "--set", "compose.presence_check=false")
 """Scenes without a closer look and without the check of presence."""
 
 

@@ -132,7 +132,7 @@ def test_what_does_not_learn_does_not_learn_afterwards(folders: dict[str, Path])
     assert not any(p.requires_grad for p in model.denoiser.parameters())
 
 
-@pytest.mark.parametrize("scheduler", ["base", "euler", "dpm++"])
+@pytest.mark.parametrize("scheduler", ["auto", "euler", "dpm++"])
 def test_pictures_without_other_words_are_the_same_bytes(folders: dict[str, Path], scheduler: str) -> None:
     model, words = taught(folders["sd1"])
     for text, same in (

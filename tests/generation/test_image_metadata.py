@@ -19,14 +19,14 @@ pytestmark = pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
 PAIR = re.compile(r"\s*(\w[\w \-/]+):\s*(\"(?:\\.|[^\\\"])+\"|[^,]*)(?:,|$)")
 """A1111's own expression (`modules/infotext_utils.py`, `re_param_code`)."""
 CONFIG = Generate(
-    steps=30,
-    guidance=7.5,
-    negative="blurry: very",
+    num_inference_steps=30,
+    guidance_scale=7.5,
+    negative_prompt="blurry: very",
     scheduler="dpm++",
-    guidance_below=0.8,
-    scene_guidance=2.0,
-    object_guidance=0.5,
-    object_below=0.8,
+    guidance_interval_high=0.8,
+    prompt_guidance_scale=2.0,
+    autoguidance_scale=0.5,
+    subject_conditioning_start=0.8,
 )
 
 
@@ -64,7 +64,14 @@ def test_every_value_comes_back(model: str) -> None:
 def test_without_a_negative_prompt_there_is_no_line_of_it() -> None:
     text = infotext(
         "a dog",
-        replace(CONFIG, negative="", guidance_below=1.0, scene_guidance=0.0, object_guidance=0.0, object_below=1.0),
+        replace(
+            CONFIG,
+            negative_prompt="",
+            guidance_interval_high=1.0,
+            prompt_guidance_scale=0.0,
+            autoguidance_scale=0.0,
+            subject_conditioning_start=1.0,
+        ),
         0,
         (32, 32),
         "toybox",
@@ -73,12 +80,12 @@ def test_without_a_negative_prompt_there_is_no_line_of_it() -> None:
 
 
 SETTINGS = (
-    "train.steps=1",
-    "train.batch=1",
-    "train.views=1",
+    "train.max_steps=1",
+    "train.batch_size=1",
+    "train.num_augmentations=1",
     "train.rank=2",
-    "train.class_weight=0",
-    "train.scores=none",
+    "train.prior_loss_weight=0",
+    "train.self_evaluation=false",
     "init-embedding.steps=0",
 )
 FEW = (*(word for setting in SETTINGS for word in ("--set", setting)), *tiny_sd1.ANY, "--no-preview")

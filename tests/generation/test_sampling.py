@@ -20,7 +20,7 @@ def test_a_picture_is_the_same_alone_and_in_a_batch(model: BaseModel) -> None:
     assert (together[0] - together[1]).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("scheduler", ["base", "ddim", "euler", "dpm++"])
+@pytest.mark.parametrize("scheduler", ["auto", "ddim", "euler", "dpm++"])
 def test_samplers_are_repeatable_whatever_the_global_generator(model: BaseModel, scheduler: str) -> None:
     torch.manual_seed(0)
     first = sample(model, PROMPT, [1], SamplingSettings(4, 3.0, scheduler))
@@ -83,7 +83,7 @@ def test_every_byte_comes_back() -> None:
     assert torch.equal(to_uint8(x.permute(0, 3, 1, 2).float() / 127.5 - 1), x)
 
 
-@pytest.mark.parametrize("scheduler", ["base", "euler", "dpm++"])
+@pytest.mark.parametrize("scheduler", ["auto", "euler", "dpm++"])
 def test_guidance_acts_below_its_noise_level_alone(model: BaseModel, scheduler: str) -> None:
     """Never: as without guidance. Always: as with it. Between: the first steps are those without."""
     plain, guided = (

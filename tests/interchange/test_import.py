@@ -177,7 +177,7 @@ def test_imported_objects_are_drawn_and_composed(cli: Any, folders: dict[str, Pa
     assert cli("import", "b.safetensors", "--name", "cup", *common).code == 0
     again = cli("import", "b.safetensors", "--name", "cup", *common)
     assert (again.code, again.out) == (0, "adapter/cup@1\n") and "up to date" in again.err
-    few = ("-n", 1, "--set", "generate.steps=2", "--base", folders[name])
+    few = ("-n", 1, "--set", "generate.num_inference_steps=2", "--base", folders[name])
     both = cli("generate", "<rex> beside <cup>", *few)
     assert both.code == 0, both.err
     made = cli("compose", "<rex> and <cup>", "--place", "rex=left", "--place", "cup=right", "--retries", 0, *few)
@@ -199,7 +199,7 @@ def drawn(cli: Any, base: Path, *args: object) -> dict[str, np.ndarray]:
         "--base",
         base,
         "--set",
-        "generate.steps=4",
+        "generate.num_inference_steps=4",
         *args,
     )
     assert done.code == 0, done.err
@@ -237,7 +237,7 @@ def test_layers_of_text_encoders_act_in_composed_scenes(
         assert np.abs(found["with"][part] - found["without"][part]).max() > 1e-3
 
 
-@pytest.mark.parametrize(("name", "method"), [("sd1", "sum"), ("sd2", "dare"), ("sdxl", "sum"), ("sdxl", "ties")])
+@pytest.mark.parametrize(("name", "method"), [("sd1", "linear"), ("sd2", "dare"), ("sdxl", "linear"), ("sdxl", "ties")])
 def test_merged_layers_of_text_encoders_are_exported_and_act_in_diffusers(
     cli: Any, folders: dict[str, Path], name: str, method: str
 ) -> None:
@@ -259,7 +259,7 @@ def test_merged_layers_of_text_encoders_are_exported_and_act_in_diffusers(
     assert len(stems) == len(words) / 3 and stems == {
         k.rsplit(".lora_", 1)[0] for k in pair if k.startswith("text_encoder")
     }
-    for stem in stems if method == "sum" else ():
+    for stem in stems if method == "linear" else ():
         own, both = (w[f"{stem}.lora_B.weight"] @ w[f"{stem}.lora_A.weight"] for w in (one, pair))
         torch.testing.assert_close(both, own / 2)
     model = loading.load(folders[name], CPU, torch.float32)

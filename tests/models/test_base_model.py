@@ -74,7 +74,7 @@ def test_predict_is_the_denoiser_itself(model: BaseModel) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("base", "PNDM"), ("ddim", "DDIM"), ("euler", "EulerDiscrete"), ("dpm++", "DPMSolverMultistep")]
+    ("name", "kind"), [("auto", "PNDM"), ("ddim", "DDIM"), ("euler", "EulerDiscrete"), ("dpm++", "DPMSolverMultistep")]
 )
 def test_samplers_keep_the_noise_levels(model: BaseModel, name: str, kind: str) -> None:
     sampler = model.pipeline(name).scheduler

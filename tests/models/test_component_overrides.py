@@ -132,7 +132,7 @@ def test_a_prediction_by_hand_helps_where_the_file_says_one_that_is_not_known(on
     for path in (one("sdxl", ("ztsnr",)), one("sd1", said={"modelspec.prediction_type": "x"})):
         with pytest.raises(IncompatibleError, match=r"epsilon|predicts x") as caught:
             registry.resolve(str(path))
-        assert "--set prediction=v_prediction" in caught.value.hint
+        assert "--set prediction_type=v_prediction" in caught.value.hint
         assert registry.resolve(str(path), prediction="v").scheduler["prediction_type"] == "v_prediction"
 
 
@@ -313,14 +313,14 @@ def test_an_object_is_drawn_on_other_bases_of_its_family(
             safetensors_format.read_header(Path(done.out.strip()).parent.with_suffix(".safetensors"))[0]["base"]
             == registry.resolve(name).record()
         )
-    for strict in (("--strict-base",), ("--set", "strict_base=1")):
+    for strict in (("--strict-base",), ("--set", "strict_base=true")):
         done = cli(*line, siblings[0], *strict)
         assert done.code == 6 and "hint: add `--base ./own`, or make it again" in done.err
-    for given in (f"vae={siblings[0]}", "prediction=v"):
+    for given in (f"vae={siblings[0]}", "prediction_type=v"):
         key = given.split("=", maxsplit=1)[0]
         done = cli(*line, "own", "--set", given, "--strict-base")
         assert done.code == 6 and f"hint: leave the setting `{key}` out" in done.err
-    assert "is drawn on own with the setting `prediction`" in cli(*line, "own", "--set", "prediction=v").err
+    assert "is drawn on own with the setting `prediction`" in cli(*line, "own", "--set", "prediction_type=v").err
     tiny_sd1.build(project / "small", clip=False)
     for base, why in (("toybox", "its words have 16 numbers"), ("small", "")):
         done = cli(*line, base)

@@ -55,7 +55,7 @@ def test_a_folder_says_its_family(folders: dict[str, Path], name: str) -> None:
     assert base.family.name == name and base.clip_path == folders[name] / "clip"
     assert base.clip_2_path == (folders[name] / "clip_2" if name in POOLED else None)
     assert base.record().get("family") == (None if name == "sd1" else name)
-    assert base.sampling["guidance"] == GUIDANCE[name] and base.num_latent_cells == 64
+    assert base.sampling["guidance_scale"] == GUIDANCE[name] and base.num_latent_cells == 64
 
 
 def test_a_pipeline_of_no_family_is_one_line(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -74,21 +74,21 @@ def test_the_whole_path_on_a_file(cli: Callable, one: Callable[[str], Path], dog
     base = one("sd1")
     few = (
         "--set",
-        "train.steps=2",
+        "train.max_steps=2",
         "--set",
-        "train.views=2",
+        "train.num_augmentations=2",
         "--set",
-        "prior.samples=2",
+        "prior.num_class_images=2",
         "--set",
-        "prior.entries=4",
+        "prior.num_predictions=4",
         "--set",
-        "train.known=2",
+        "train.num_teacher_samples=2",
         "--set",
         "init-embedding.steps=2",
     )
     done = cli("train", dog_photo, "--class", "dog", "--box", "110,240,530,535", "--base", base, "--no-preview", *few)
     assert done.code == 0, done.err
-    drawn = cli("generate", "a photo of <dog>", "-n", 1, "--set", "generate.steps=2", "--base", base)
+    drawn = cli("generate", "a photo of <dog>", "-n", 1, "--set", "generate.num_inference_steps=2", "--base", base)
     assert drawn.code == 0 and Path(drawn.out.strip()).is_file()
     copy = base.with_name("copy.safetensors")
     changed = load_file(base)
@@ -96,7 +96,7 @@ def test_the_whole_path_on_a_file(cli: Callable, one: Callable[[str], Path], dog
     save_file(changed, copy)
     refused = cli("generate", "a photo of <dog>", "--strict-base", "--base", copy)
     assert refused.code == 6 and f"`--base {base}`" in refused.err
-    sibling = cli("generate", "a photo of <dog>", "-n", 1, "--set", "generate.steps=2", "--base", copy)
+    sibling = cli("generate", "a photo of <dog>", "-n", 1, "--set", "generate.num_inference_steps=2", "--base", copy)
     assert sibling.code == 0 and "learned on the base model.safetensors and is drawn on copy.safetensors" in sibling.err
 
 
@@ -141,7 +141,7 @@ def test_parts_that_are_not_in_a_file_of_sd3(cli: Callable, one: Callable[[str],
 
 def test_a_picture_is_drawn_from_a_file_of_sd3(cli: Callable, one: Callable[[str], Path], project: Path) -> None:
     path = one("sd3")
-    done = cli("generate", "a photo of a dog", "-n", 1, "--set", "generate.steps=2", "--base", path)
+    done = cli("generate", "a photo of a dog", "-n", 1, "--set", "generate.num_inference_steps=2", "--base", path)
     assert done.code == 0 and Path(done.out.strip()).is_file(), done.err
     (scene,) = (project / "artifacts" / "scene").rglob("*.safetensors")
     record = safetensors_format.read_header(scene)[0]

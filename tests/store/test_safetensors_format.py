@@ -76,7 +76,7 @@ def test_canonical_refuses_nan() -> None:
 
 
 def test_golden_artifact(tmp_path: Path) -> None:
-    """Recipe: the format of schema 2 written by hand; a change here is a new schema."""
+    """Recipe: the format of schema 3 written by hand; a change here is a new schema."""
     ref = publish(
         tmp_path / "artifacts",
         Record("mask", "rex", {"rex": "dog"}, {}, {"edge": 0.5}, {}),
@@ -86,7 +86,7 @@ def test_golden_artifact(tmp_path: Path) -> None:
     def written(digest: str) -> bytes:
         record = (
             f'{{"base":{{}},"class":"dog","config":{{"edge":0.5}},"digest":"{digest}","inputs":{{}},"kind":"mask","metrics":{{}},'
-            '"name":"rex","objects":{"rex":"dog"},"schema":2,"tools":{},"version":1}'
+            '"name":"rex","objects":{"rex":"dog"},"schema":3,"tools":{},"version":1}'
         )
         text = (
             '{"__metadata__":{"objtune":'
@@ -98,7 +98,7 @@ def test_golden_artifact(tmp_path: Path) -> None:
 
     digest = hashlib.sha256(written("0" * 64)).hexdigest()
     assert ref.path(tmp_path / "artifacts").read_bytes() == written(digest)
-    assert digest == "9ce714e78a4aacd64258c6ee638f35434bf4abf9a9640b4ee52c20dc161932c5"
+    assert digest == "6549b80e3e984766b030adfd489932c274da1fe7953c98ead0aa943480bdb40d"
 
 
 def test_round_trip(small: Path) -> None:
@@ -281,8 +281,8 @@ def forged(tmp_path: Path, **changes: Any) -> Path:
 
 
 def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(IncompatibleError, match="has schema 3; this objtune reads up to 2") as caught:
-        read_record(forged(tmp_path, schema=3, surprise="unknown"), Ref("mask", "rex", 1))
+    with pytest.raises(IncompatibleError, match="has schema 4; this objtune reads up to 3") as caught:
+        read_record(forged(tmp_path, schema=4, surprise="unknown"), Ref("mask", "rex", 1))
     assert "pip install -U objtune" in caught.value.hint
 
 

@@ -24,7 +24,7 @@ PLACED = [place for background in DIALS["medium"].backgrounds for place in PLACE
 def small_base(folder: Path) -> Path:
     """A tiny base with a CLIP, drawn in one step."""
     tiny_sd1.build(folder, clip=True)
-    (folder / "toybox.json").write_text(json.dumps({"sampling": {"steps": 1, "guidance": 1.0}}))
+    (folder / "toybox.json").write_text(json.dumps({"sampling": {"num_inference_steps": 1, "guidance_scale": 1.0}}))
     return folder
 
 

@@ -49,7 +49,7 @@ def fast_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sample few steps, in self-evaluation too: images of a random base are noise anyway."""
     from objtune_cli.training import self_evaluation
 
-    monkeypatch.setitem(Family.sampling, "steps", 4)
+    monkeypatch.setitem(Family.sampling, "num_inference_steps", 4)
     monkeypatch.setattr(self_evaluation, "STEPS", 2)
 
 
@@ -94,8 +94,8 @@ def world_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random base that claims to be trained on the toybox's world; its images are noise that the evaluator can read."""
     folder = tiny_sd1.build(tmp_path_factory.mktemp("world") / "tiny", clip=False)
     about = {
-        "dial": "easy", "size": 32, "seed": 1, "pictures": 4, "captions": 1, "sampling": {"steps": 2, "guidance": 1.5},
-        "training": {"steps": 2, "lr": 1e-3, "token_lr": 1e-2, "modules": "attention"},
+        "dial": "easy", "size": 32, "seed": 1, "pictures": 4, "captions": 1, "sampling": {"num_inference_steps": 2, "guidance_scale": 1.5},
+        "training": {"max_steps": 2, "learning_rate": 1e-3, "embedding_lr": 1e-2, "target_modules": "attention"},
     }  # fmt: skip
     (folder / "toybox.json").write_text(json.dumps(about))
     return folder

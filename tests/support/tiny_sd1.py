@@ -110,7 +110,14 @@ def build(folder: Path, clip: bool) -> Path:
     return folder
 
 
-ANY = ("--set", "segment.min_likeness=0", "--set", "segment.min_margin=-99", "--set", "segment.min_score=-99")
+ANY = (
+    "--set",
+    "segment.min_class_probability=0",
+    "--set",
+    "segment.min_score_margin=-99",
+    "--set",
+    "segment.min_score=-99",
+)
 """A tiny base's CLIP knows nothing: nothing that it says is asked of a mask."""
 
 

@@ -32,19 +32,19 @@ from objtune_cli.training.trainer import Trainer
 from tests.support.training import step_losses, train_to_end
 
 CONFIG = Train(
-    steps=6,
+    max_steps=6,
     rank=2,
-    batch=4,
-    views=4,
-    lr=5e-3,
-    token_lr=1e-2,
-    modules="all",
-    class_weight=1.0,
-    blocks="all",
-    class_every=1,
-    passes="together",
-    latents="mean",
-    as_taken=0.0,
+    batch_size=4,
+    num_augmentations=4,
+    learning_rate=5e-3,
+    embedding_lr=1e-2,
+    target_modules="all",
+    prior_loss_weight=1.0,
+    target_blocks="all",
+    prior_loss_interval=1,
+    single_forward=True,
+    sample_vae_latents=False,
+    original_view_prob=0.0,
 )
 
 
@@ -115,36 +115,36 @@ def _given(seed: int, rows: int = 3) -> tuple[torch.Tensor, ...]:
 @settings(max_examples=30, deadline=None)
 def test_the_three_areas_of_the_photos_loss(seed: int) -> None:
     pred, target, mask = _given(seed)
-    own = photo(pred, target, mask, "object")
+    own = photo(pred, target, mask, "mask-normalized")
     torch.testing.assert_close(own, masked_mse(pred, target, mask))
-    torch.testing.assert_close(photo(pred, target, mask, "masked"), own * mask.mean((1, 2, 3)))
-    torch.testing.assert_close(photo(pred, target, mask, "masked"), (mask * (pred - target) ** 2).mean((1, 2, 3)))
-    torch.testing.assert_close(photo(pred, target, mask, "frame"), mse(pred, target))
-    torch.testing.assert_close(photo(pred, target, mask, "frame"), photo(pred, target, 1 - mask, "frame"))
+    torch.testing.assert_close(photo(pred, target, mask, "mask"), own * mask.mean((1, 2, 3)))
+    torch.testing.assert_close(photo(pred, target, mask, "mask"), (mask * (pred - target) ** 2).mean((1, 2, 3)))
+    torch.testing.assert_close(photo(pred, target, mask, "image"), mse(pred, target))
+    torch.testing.assert_close(photo(pred, target, mask, "image"), photo(pred, target, 1 - mask, "image"))
     everything = torch.ones_like(mask)
-    for area in ("object", "masked"):
+    for area in ("mask-normalized", "mask"):
         torch.testing.assert_close(photo(pred, target, everything, area), mse(pred, target))
 
 
 def test_there_is_no_fourth_area() -> None:
-    with pytest.raises(ValueError, match="area 'photo'"):
+    with pytest.raises(ValueError, match="region 'photo'"):
         photo(*_given(0), "photo")
 
 
 def test_on_the_whole_frame_the_mask_plays_no_part(trainer) -> None:
-    t = trainer(photo_loss="frame", background_weight=0.0)
+    t = trainer(loss_region="image", background_loss_weight=0.0)
     before = step_losses(t)
     t.batches.views[0].masks = torch.rand(t.batches.views[0].masks.shape)
     assert step_losses(t) == before
-    t.reconfigure(replace(t.config, photo_loss="object"))
+    t.reconfigure(replace(t.config, loss_region="mask-normalized"))
     assert step_losses(t)["object"] != before["object"]
 
 
 def test_masked_is_the_object_loss_times_its_share_of_the_frame(trainer) -> None:
-    t = trainer(batch=1, views=1)
+    t = trainer(batch_size=1, num_augmentations=1)
     share = float(t.batches.views[0].masks.mean())
     own = step_losses(t)["object"]
-    t.reconfigure(replace(t.config, photo_loss="masked"))
+    t.reconfigure(replace(t.config, loss_region="mask"))
     assert step_losses(t)["object"] == pytest.approx(share * own, rel=1e-5) and 0.05 < share < 0.5
 
 
@@ -152,13 +152,13 @@ def test_masked_is_the_object_loss_times_its_share_of_the_frame(trainer) -> None
 
 
 def test_without_a_class_weight_no_prior_is_needed(trainer) -> None:
-    t = trainer(prior=False, class_weight=0.0)
+    t = trainer(prior=False, prior_loss_weight=0.0)
     train_to_end(t)
     assert t.running_losses.keys() == {"object", "background"} and all(0 <= v < 100 for v in t.running_losses.values())
 
 
 def test_without_a_background_weight_there_is_no_teacher(trainer) -> None:
-    t = trainer(background_weight=0.0)
+    t = trainer(background_loss_weight=0.0)
     assert t.teacher.predictions == []
     t.train_step()
     assert t.running_losses.keys() == {"object", "class"}
@@ -167,7 +167,7 @@ def test_without_a_background_weight_there_is_no_teacher(trainer) -> None:
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_class_samples_may_be_pictures_like_any_other(trainer, prediction: str) -> None:
     """z_t = sqrt(a) z + sqrt(1 - a) e of a kept latent z; what is asked for is e, or sqrt(a) e - sqrt(1 - a) z."""
-    t = trainer(class_term="noise")
+    t = trainer(prior_target="noise")
     t.model.scheduler.register_to_config(prediction_type=prediction)
     batch = t.batches.sample_prior("dog", 4, step_generator(0, 0))
     z_t, steps, aim = batch.z_t, batch.t, batch.target
@@ -187,7 +187,7 @@ def test_class_samples_may_be_pictures_like_any_other(trainer, prediction: str) 
 
 def test_each_class_term_reads_its_own_part_of_the_prior(trainer) -> None:
     for term, unread in (("noise", ("noisy_latents", "predictions")), ("prediction", ("latents",))):
-        t = trainer(class_term=term)
+        t = trainer(prior_target=term)
         before = step_losses(t)
         unusable = {key: torch.full_like(getattr(t.batches.priors["dog"], key), float("nan")) for key in unread}
         t.batches.priors["dog"] = replace(t.batches.priors["dog"], **unusable)
@@ -212,7 +212,7 @@ def test_uniform_timesteps_are_uniform_and_focused_ones_are_not(trainer) -> None
     z = torch.zeros(20_000, 1, 1, 1)
     counts = {}
     for kind in ("uniform", "focused"):
-        t = trainer(timesteps=kind).batches.add_noise(z, torch.Generator().manual_seed(0))[1]
+        t = trainer(timestep_sampling=kind).batches.add_noise(z, torch.Generator().manual_seed(0))[1]
         assert int(t.min()) >= 0 and int(t.max()) < 1000
         counts[kind] = torch.histc(t.float(), 10, 0, 1000)
     assert bool(((counts["uniform"] - 2000).abs() < 5 * 42).all())
@@ -220,7 +220,7 @@ def test_uniform_timesteps_are_uniform_and_focused_ones_are_not(trainer) -> None
 
 
 def test_noised_latents_and_their_aim(trainer) -> None:
-    t = trainer(timesteps="uniform")
+    t = trainer(timestep_sampling="uniform")
     z = torch.randn(5, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     z_t, steps, eps = t.batches.add_noise(z, torch.Generator().manual_seed(1))
     torch.testing.assert_close(z_t, ddpm.add_noise(z, eps, t.model.alpha_bar, steps))
@@ -230,23 +230,23 @@ def test_noised_latents_and_their_aim(trainer) -> None:
 @pytest.mark.parametrize(("steps", "warm"), [(120, training.WARMUP), (60, 12), (3, 1)])
 def test_a_constant_rate_warms_up_and_stays(trainer, monkeypatch: pytest.MonkeyPatch, steps: int, warm: int) -> None:
     """For 20 steps, and for a fifth of a short run."""
-    t = trainer(schedule="constant", steps=steps)
+    t = trainer(lr_scheduler="constant", max_steps=steps)
     monkeypatch.setattr(training_step, "compute_losses", lambda *_: [[{"object": sum(p.sum() for p in t.lora) * 0}]])
     rates = []
     for _ in range(steps):
         t.train_step()
         rates.append([g["lr"] for g in t.optimizer.param_groups])
-    peaks = [CONFIG.token_lr * float(t.tokens.norms["rex"].mean()), CONFIG.lr]
+    peaks = [CONFIG.embedding_lr * float(t.tokens.norms["rex"].mean()), CONFIG.learning_rate]
     assert rates[0] == pytest.approx([p / warm for p in peaks])
     assert rates[warm // 2] == pytest.approx([p * (warm // 2 + 1) / warm for p in peaks])
     assert all(r == pytest.approx(peaks) for r in rates[warm - 1 :])
 
 
 @pytest.mark.parametrize(
-    ("templates", "expected"), [("one", {"a photo of"}), ("several", {"a photo of", "a picture of", ""})]
+    ("templates", "expected"), [(False, {"a photo of"}), (True, {"a photo of", "a picture of", ""})]
 )
 def test_sentences_that_the_photo_is_learned_under(trainer, templates: str, expected: set[str]) -> None:
-    t = trainer(templates=templates)
+    t = trainer(multiple_templates=templates)
     prompts = [t.sample_batch(step_generator(0, step)).prompt for step in range(12)]
     assert {prompt.split("<")[0].strip() for prompt in prompts} == expected
 
@@ -255,7 +255,7 @@ def test_sentences_that_the_photo_is_learned_under(trainer, templates: str, expe
 
 
 def test_a_fixed_token_does_not_move_and_the_layers_do(trainer) -> None:
-    t = trainer(token="fixed", token_norm="free")
+    t = trainer(train_embedding=False, fix_embedding_norm=False)
     start = _lora(t)
     train_to_end(t)
     assert torch.equal(t.tokens.as_tensors()["rex"], t.subjects[0].token_embeddings)
@@ -263,7 +263,7 @@ def test_a_fixed_token_does_not_move_and_the_layers_do(trainer) -> None:
 
 
 def test_a_fixed_token_of_kept_length_does_not_move_by_a_rounding_either(trainer) -> None:
-    t = trainer(token="fixed")
+    t = trainer(train_embedding=False)
     t.tokens.trainable["rex"].copy_(torch.linspace(-1, 1.7, 16)[None] / 3)
     t.tokens.norms["rex"] = t.tokens.trainable["rex"].norm(dim=1)
     start = t.tokens.trainable["rex"].clone()
@@ -272,8 +272,8 @@ def test_a_fixed_token_of_kept_length_does_not_move_by_a_rounding_either(trainer
 
 
 def test_a_free_token_changes_its_length(trainer) -> None:
-    for kind, moved in (("free", True), ("kept", False)):
-        t = trainer(token_norm=kind, token_lr=0.1)
+    for fixed, moved in ((False, True), (True, False)):
+        t = trainer(fix_embedding_norm=fixed, embedding_lr=0.1)
         train_to_end(t)
         now, start = t.tokens.as_tensors()["rex"][0], t.subjects[0].token_embeddings[0]
         assert not torch.equal(now, start)
@@ -282,7 +282,7 @@ def test_a_free_token_changes_its_length(trainer) -> None:
 
 
 def test_the_token_learns_first_and_then_the_layers(trainer) -> None:
-    t = trainer(token_first=3)
+    t = trainer(embedding_only_steps=3)
     for step in range(6):
         lora, token = _lora(t), t.tokens.as_tensors()["rex"]
         t.train_step()
@@ -295,7 +295,12 @@ def test_the_token_learns_first_and_then_the_layers(trainer) -> None:
 
 def test_with_no_layers_the_token_alone_learns(trainer) -> None:
     t = trainer(
-        modules="none", photo_loss="frame", background_weight=0.0, class_weight=0.0, prior=False, token_norm="free"
+        target_modules="none",
+        loss_region="image",
+        background_loss_weight=0.0,
+        prior_loss_weight=0.0,
+        prior=False,
+        fix_embedding_norm=False,
     )
     frozen = {k: v.clone() for k, v in t.model.denoiser.state_dict().items()}
     start = t.tokens.as_tensors()["rex"]
@@ -307,11 +312,11 @@ def test_with_no_layers_the_token_alone_learns(trainer) -> None:
 
 def test_with_no_layers_the_teacher_is_the_denoiser_itself(trainer) -> None:
     """`<rex>` starts as "a dog" to the letter: nothing to correct outside the mask."""
-    assert step_losses(trainer(modules="none"))["background"] < 1e-9
+    assert step_losses(trainer(target_modules="none"))["background"] < 1e-9
 
 
 def test_keys_and_values_of_cross_attention_alone(trainer) -> None:
-    t = trainer(modules="cross-kv")
+    t = trainer(target_modules="cross-kv")
     train_to_end(t)
     layers = {k.removeprefix("unet.").split(".lora_")[0] for k in _lora(t)}
     expected = {n for n, _ in t.model.denoiser.named_modules() if n.endswith((".attn2.to_k", ".attn2.to_v"))}
@@ -335,7 +340,7 @@ def _attention_term(t: Trainer, batch: StepBatch, maps: dict[str, torch.Tensor])
 
 
 def test_the_attention_term_is_zero_where_each_token_looks_at_its_own_object(trainer) -> None:
-    t = trainer(both=True, singles=0.0)
+    t = trainer(both=True, single_object_prob=0.0)
     batches = (t.sample_batch(step_generator(0, i)) for i in range(100))
     batch = next(b for b in batches if len(b.views.members) == 2)
     batch.indices = torch.tensor([1, 0, 3])
@@ -349,7 +354,7 @@ def test_the_attention_term_is_zero_where_each_token_looks_at_its_own_object(tra
 
 
 def test_the_attention_term_is_there_when_it_weighs_something(trainer) -> None:
-    t = trainer(attention_weight=0.5)
+    t = trainer(attention_loss_weight=0.5)
     processors = dict(t.model.denoiser.attn_processors)
     terms = step_losses(t)
     assert terms.keys() == {"object", "background", "class", "attention"} and 0 < terms["attention"] < 1
@@ -359,7 +364,14 @@ def test_the_attention_term_is_there_when_it_weighs_something(trainer) -> None:
 
 
 def test_the_attention_term_turns_the_tokens_look_to_the_object(trainer) -> None:
-    t = trainer(attention_weight=1000.0, steps=20, class_weight=0.0, token_lr=0.1, lr=2e-2, views=1)
+    t = trainer(
+        attention_loss_weight=1000.0,
+        max_steps=20,
+        prior_loss_weight=0.0,
+        embedding_lr=0.1,
+        learning_rate=2e-2,
+        num_augmentations=1,
+    )
     before = sum(step_losses(t, 100 + i)["attention"] for i in range(4))
     train_to_end(t)
     assert sum(step_losses(t, 100 + i)["attention"] for i in range(4)) < 0.85 * before
@@ -368,23 +380,28 @@ def test_the_attention_term_turns_the_tokens_look_to_the_object(trainer) -> None
 # All of them together.
 
 CONTINUED = {
-    "no layers": {"modules": "none", "class_weight": 0.0},
-    "fixed token": {"token": "fixed", "class_term": "noise"},
-    "attention": {"attention_weight": 0.1, "photo_loss": "masked", "timesteps": "uniform", "schedule": "constant"},
-    "token first": {"token_first": 1},
-    "token first, stopped at the turn": {"token_first": 2},
-    "token first, stopped before": {"token_first": 3},
+    "no layers": {"target_modules": "none", "prior_loss_weight": 0.0},
+    "fixed token": {"train_embedding": False, "prior_target": "noise"},
+    "attention": {
+        "attention_loss_weight": 0.1,
+        "loss_region": "mask",
+        "timestep_sampling": "uniform",
+        "lr_scheduler": "constant",
+    },
+    "token first": {"embedding_only_steps": 1},
+    "token first, stopped at the turn": {"embedding_only_steps": 2},
+    "token first, stopped before": {"embedding_only_steps": 3},
 }
 
 
 @pytest.mark.parametrize("name", CONTINUED)
 def test_stopped_and_continued_equals_unbroken_bit_for_bit(trainer, name: str) -> None:
-    whole = trainer(steps=4, **CONTINUED[name])
+    whole = trainer(max_steps=4, **CONTINUED[name])
     train_to_end(whole)
-    first = trainer(steps=4, **CONTINUED[name])
+    first = trainer(max_steps=4, **CONTINUED[name])
     for _ in range(2):
         first.train_step()
-    second = trainer(steps=4, **CONTINUED[name])
+    second = trainer(max_steps=4, **CONTINUED[name])
     second.restore({k: v.clone() for k, v in first.state().items()})
     train_to_end(second)
     assert _same(_lora(second), _lora(whole)) and _same(second.tokens.as_tensors(), whole.tokens.as_tensors())
@@ -395,20 +412,20 @@ def test_every_baseline_trains(trainer, name: str) -> None:
     """Its own settings, cut short."""
     own = dict(BASELINES[name].train)
     short = {
-        "steps": 4,
+        "max_steps": 4,
         "rank": 2,
-        "lr": CONFIG.lr,
-        "token_lr": CONFIG.token_lr,
-        "token_first": min(2, own.get("token_first", 0)),
+        "learning_rate": CONFIG.learning_rate,
+        "embedding_lr": CONFIG.embedding_lr,
+        "embedding_only_steps": min(2, own.get("embedding_only_steps", 0)),
     }
-    t = trainer(**{**own, **short}, prior=bool(own["class_weight"]))
+    t = trainer(**{**own, **short}, prior=bool(own["prior_loss_weight"]))
     before = _lora(t) | {"token": t.tokens.as_tensors()["rex"]}
     train_to_end(t)
     after = _lora(t) | {"token": t.tokens.as_tensors()["rex"]}
     assert len(t.batches.views[0].latents) == 1 and all(0 <= v < 100 for v in t.running_losses.values())
     changed = {k for k in after if not torch.equal(after[k], before[k])}
-    assert ("token" in changed) == (own.get("token") != "fixed")
-    assert bool(changed - {"token"}) == (own["modules"] != "none")
+    assert ("token" in changed) == (own.get("train_embedding", True))
+    assert bool(changed - {"token"}) == (own["target_modules"] != "none")
 
 
 # The photo and its views.
@@ -422,7 +439,7 @@ def test_one_view_is_the_photo_itself(trainer, monkeypatch: pytest.MonkeyPatch) 
         "encode_image_distribution",
         lambda self, pictures: seen.append(pictures) or posterior(self, pictures),
     )
-    t = trainer(views=1)
+    t = trainer(num_augmentations=1)
     assert [p.shape for p in seen] == [(1, 3, 32, 32)] and t.batches.views[0].latents.shape == (1, 4, 8, 8)
     own = t.subjects[0]
     around = torch.nn.functional.avg_pool2d(own.mask[None], 3, 1, 1)[0]
@@ -433,7 +450,7 @@ def test_one_view_is_the_photo_itself(trainer, monkeypatch: pytest.MonkeyPatch) 
 
 def test_latents_are_the_posteriors_mean_or_drawn_from_it_at_each_step(trainer) -> None:
     """diffusers' examples draw them: the difference is of one standard deviation, another one at each step."""
-    mean, drawn = trainer(views=1), trainer(views=1, latents="sample")
+    mean, drawn = trainer(num_augmentations=1), trainer(num_augmentations=1, sample_vae_latents=True)
     assert (
         mean.batches.views[0].latent_std is None
         and drawn.batches.views[0].latent_std.shape == drawn.batches.views[0].latents.shape
@@ -449,24 +466,24 @@ def test_latents_are_the_posteriors_mean_or_drawn_from_it_at_each_step(trainer) 
 
 
 def test_drawn_latents_change_the_training_and_the_class_samples_too(trainer) -> None:
-    seen: dict[str, list[torch.Tensor]] = {}
-    for way in ("mean", "sample"):
-        t = trainer(views=1, latents=way, class_term="noise", background_weight=0.0)
+    seen: dict[bool, list[torch.Tensor]] = {}
+    for way in (False, True):
+        t = trainer(num_augmentations=1, sample_vae_latents=way, prior_target="noise", background_loss_weight=0.0)
         add_noise = t.batches.add_noise
         seen[way] = []
         t.batches.add_noise = lambda z, g, std=None, seen=seen[way], add=add_noise: seen.append(std) or add(z, g, std)
         t.train_step()
-    assert seen["mean"] == [None, None]
-    photo, of_class = seen["sample"]
+    assert seen[False] == [None, None]
+    photo, of_class = seen[True]
     assert photo.shape == (4, 4, 8, 8) and of_class.shape == (1, 4, 8, 8) and bool((photo > 0).all())
 
 
-@pytest.mark.parametrize("weights", [{}, {"attention_weight": 0.01}, {"class_term": "noise"}])
+@pytest.mark.parametrize("weights", [{}, {"attention_loss_weight": 0.01}, {"prior_target": "noise"}])
 def test_apart_and_together_are_the_same_step(trainer, monkeypatch: pytest.MonkeyPatch, weights: dict) -> None:
     """One pass or two: the same gradients, but for rounding."""
     stepped, predict = [], BaseModel.predict
-    for passes in ("together", "apart"):
-        t = trainer(passes=passes, **weights)
+    for passes in (True, False):
+        t = trainer(single_forward=passes, **weights)
         seen: list[int] = []
         monkeypatch.setattr(
             BaseModel, "predict", lambda self, z, *rest, seen=seen: seen.append(len(z)) or predict(self, z, *rest)
@@ -481,16 +498,16 @@ def test_apart_and_together_are_the_same_step(trainer, monkeypatch: pytest.Monke
         torch.testing.assert_close(a, b, rtol=2e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("alone", [{"modules": "none"}, {"token_first": 3}])
+@pytest.mark.parametrize("alone", [{"target_modules": "none"}, {"embedding_only_steps": 3}])
 def test_apart_a_class_pass_without_anything_to_learn_is_no_error(trainer, alone: dict) -> None:
-    t = trainer(passes="apart", **alone)
+    t = trainer(single_forward=False, **alone)
     before = t.tokens.as_tensors()["rex"]
     t.train_step()
     assert not torch.equal(t.tokens.as_tensors()["rex"], before) and t.running_losses["class"] >= 0
 
 
 def test_the_class_term_at_every_third_step_is_three_times_as_heavy(trainer) -> None:
-    t = trainer(class_every=3)
+    t = trainer(prior_loss_interval=3)
     assert t.weights["class"] == 3 * trainer().weights["class"]
     taken = []
     for _ in range(6):
@@ -500,7 +517,7 @@ def test_the_class_term_at_every_third_step_is_three_times_as_heavy(trainer) -> 
 
 
 def test_the_decoder_alone_learns_and_nothing_runs_back_behind_it(trainer) -> None:
-    t = trainer(blocks="decoder", class_weight=0.0)
+    t = trainer(target_blocks="decoder", prior_loss_weight=0.0)
     names = [n for n, p in t.model.denoiser.named_parameters() if p.requires_grad]
     assert names and all(n.startswith("up_blocks.") for n in names)
     reached: list[str] = []
@@ -521,7 +538,7 @@ def test_the_decoder_alone_learns_and_nothing_runs_back_behind_it(trainer) -> No
 
 
 def test_the_memory_of_squared_gradients_is_a_setting(trainer) -> None:
-    assert {g["betas"] for g in trainer(beta2=0.999).optimizer.param_groups} == {(0.9, 0.999)}
+    assert {g["betas"] for g in trainer(adam_beta2=0.999).optimizer.param_groups} == {(0.9, 0.999)}
     assert {g["betas"] for g in trainer().optimizer.param_groups} == {(0.9, 0.99)}
 
 
@@ -576,30 +593,33 @@ def _start(model: BaseModel, clip: towers.Clip | None = None, **given: object) -
 
 def test_a_rare_word_is_taken_as_it_is(model: BaseModel) -> None:
     """A letter is a token here: "sks" has three; `vectors` are the most that are taken."""
-    own = class_token_embeddings(model, Embed().rare)
+    own = class_token_embeddings(model, Embed().rare_token)
     for vectors in (1, 2, 3, 5):
-        started = _start(model, init="rare", vectors=vectors)
+        started = _start(model, init="rare-token", num_vectors=vectors)
         assert started.num_trainable == min(vectors, 3)
         assert torch.equal(started.token_embeddings, torch.cat([own[:vectors], class_token_embeddings(model, "dog")]))
 
 
-@pytest.mark.parametrize("init", ["class", "random", "rare"])
+@pytest.mark.parametrize("init", ["class", "random", "rare-token"])
 def test_without_the_noun_the_learned_vectors_stand_alone(model: BaseModel, init: str) -> None:
-    kept, alone = _start(model, init=init, noun="kept", vectors=3), _start(model, init=init, noun="none", vectors=3)
+    kept, alone = (
+        _start(model, init=init, append_class_token=True, num_vectors=3),
+        _start(model, init=init, append_class_token=False, num_vectors=3),
+    )
     assert alone.num_trainable == kept.num_trainable == len(alone.token_embeddings) == len(kept.token_embeddings) - 3
     assert torch.equal(alone.token_embeddings, kept.token_embeddings[: kept.num_trainable])
 
 
 def test_a_prototype_without_the_noun_is_fitted_alone(model: BaseModel, tiny_base) -> None:
     clip = towers.load(tiny_base / "clip", model)
-    started = _start(model, clip, init="prototype", noun="none", vectors=2, steps=8, lr=0.05)
+    started = _start(model, clip, init="prototype", append_class_token=False, num_vectors=2, steps=8, relative_lr=0.05)
     assert started.token_embeddings.shape == (2, 16) and started.metrics["cos_after"] > started.metrics["cos_before"]
 
 
-@pytest.mark.parametrize("init", ["class", "random", "rare"])
+@pytest.mark.parametrize("init", ["class", "random", "rare-token"])
 def test_only_a_prototype_is_fitted(model: BaseModel, tiny_base, init: str) -> None:
     """With an image tower the others are measured, not moved."""
     clip = towers.load(tiny_base / "clip", model)
-    with_tower, without = (_start(model, c, init=init, vectors=3, steps=8) for c in (clip, None))
+    with_tower, without = (_start(model, c, init=init, num_vectors=3, steps=8) for c in (clip, None))
     torch.testing.assert_close(with_tower.token_embeddings, without.token_embeddings)
     assert with_tower.metrics["cos_after"] == pytest.approx(with_tower.metrics["cos_before"], abs=1e-6)

@@ -8,7 +8,7 @@ from objtune_cli.config.sections import Prior
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.training import class_prior
 
-CONFIG = Prior(samples=3, entries=7)
+CONFIG = Prior(num_class_images=3, num_predictions=7)
 
 
 def test_shapes_and_types(model: BaseModel) -> None:
@@ -27,7 +27,7 @@ def test_shapes_and_types(model: BaseModel) -> None:
 
 def test_predictions_are_the_frozen_bases(model: BaseModel) -> None:
     kept = class_prior.compute(
-        model, "owl", replace(CONFIG, entries=21), 3.0, others=("cat", "owl")
+        model, "owl", replace(CONFIG, num_predictions=21), 3.0, others=("cat", "owl")
     )  # more than one batch of 8
     texts = ["a photo of an owl", "", "a photo of a cat"]
     assert set(kept.prompt_index.tolist()) == {0, 1, 2} and kept.prompt_index[::2].count_nonzero() == 0
@@ -39,12 +39,12 @@ def test_predictions_are_the_frozen_bases(model: BaseModel) -> None:
 
 
 def test_the_class_alone_when_asked_for(model: BaseModel) -> None:
-    kept = class_prior.compute(model, "dog", replace(CONFIG, around="class"), 3.0, others=("cat",))
+    kept = class_prior.compute(model, "dog", replace(CONFIG, mixed_prompts=False), 3.0, others=("cat",))
     assert kept.prompt_index.tolist() == [0] * 7 and len(kept.conditions) == 1
 
 
 def test_noised_latents_are_the_samples_plus_unit_noise(model: BaseModel) -> None:
-    kept = class_prior.compute(model, "dog", replace(CONFIG, entries=60), 3.0)
+    kept = class_prior.compute(model, "dog", replace(CONFIG, num_predictions=60), 3.0)
     level = model.alpha_bar[kept.timesteps].view(-1, 1, 1, 1)
     noise = (kept.noisy_latents - level.sqrt() * kept.latents[torch.arange(60) % 3]) / (1 - level).sqrt()
     assert abs(float(noise.mean())) < 0.04 and abs(float(noise.std()) - 1) < 0.03  # 15 360 values: five standard errors
@@ -60,7 +60,7 @@ def test_same_seed_same_prior_other_seed_another(model: BaseModel) -> None:
 
 
 def test_more_samples_do_not_change_the_first_ones(model: BaseModel) -> None:
-    few, many = (class_prior.compute(model, "dog", replace(CONFIG, samples=n), 3.0).latents for n in (2, 6))
+    few, many = (class_prior.compute(model, "dog", replace(CONFIG, num_class_images=n), 3.0).latents for n in (2, 6))
     torch.testing.assert_close(many[:2], few, rtol=0, atol=1e-4)
 
 
@@ -71,5 +71,7 @@ def test_the_class_matters(model: BaseModel) -> None:
 
 def test_progress_counts_samples(model: BaseModel) -> None:
     seen: list[tuple[int, int]] = []
-    class_prior.compute(model, "dog", Prior(samples=6, entries=2), 3.0, lambda done, total: seen.append((done, total)))
+    class_prior.compute(
+        model, "dog", Prior(num_class_images=6, num_predictions=2), 3.0, lambda done, total: seen.append((done, total))
+    )
     assert seen == [(4, 6), (6, 6)]

@@ -35,8 +35,8 @@ from tests.training.test_memory_savings import CONFIG, CPU
 team = distributed.join_process_group("cpu")
 model = loading.load(Path(sys.argv[1]), CPU, torch.float32)
 model.process_group = team
-trainer = training.Trainer(model, tiny_sd1.subjects(model, int(sys.argv[4])), {}, replace(CONFIG, batch=int(sys.argv[3])))
-for _ in range(CONFIG.steps):
+trainer = training.Trainer(model, tiny_sd1.subjects(model, int(sys.argv[4])), {}, replace(CONFIG, batch_size=int(sys.argv[3])))
+for _ in range(CONFIG.max_steps):
     trainer.train_step()
 save_file(layers.state_dict(model) | trainer.tokens.as_tensors(), f"{sys.argv[2]}.{team.rank}")
 """
@@ -67,20 +67,20 @@ def test_two_processes_learn_what_one_learns_from_as_many_rows(
     done = launched("work.py", base, tmp_path / "out", batch, objects, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     first, second = (load_file(tmp_path / f"out.{rank}") for rank in (0, 1))
-    alone = trained(base, replace(CONFIG, batch=batch), objects=objects)
+    alone = trained(base, replace(CONFIG, batch_size=batch), objects=objects)
     assert first.keys() == alone.keys()
     assert all(torch.equal(value, second[key]) for key, value in first.items())  # the processes hold the same
     for key, value in first.items():
         torch.testing.assert_close(value, alone[key], rtol=1e-4, atol=2e-6)
-    half = trained(base, replace(CONFIG, batch=2), objects=objects)
+    half = trained(base, replace(CONFIG, batch_size=2), objects=objects)
     assert max(float((first[key] - half[key]).abs().max()) for key in first) > 1e-4  # half the rows are another run
 
 
 @pytest.mark.parametrize("by", [TORCHRUN, ACCELERATE, ()], ids=["torchrun", "accelerate", "our own option"])
 @pytest.mark.slow
 def test_the_command_line_in_two_processes(by: tuple[str, ...], cli, base: Path, dog_photo: Path) -> None:
-    few = ["--set", "train.steps=3", "--set", "train.views=2", "--set", "train.rank=2", "--set", "prior.samples=2", "--set", "prior.entries=4", "--set", "train.known=2",
-           "--set", "init-embedding.steps=2", "--set", "train.batch=2", "--set", "segment.min_likeness=0"]  # fmt: skip
+    few = ["--set", "train.max_steps=3", "--set", "train.num_augmentations=2", "--set", "train.rank=2", "--set", "prior.num_class_images=2", "--set", "prior.num_predictions=4", "--set", "train.num_teacher_samples=2",
+           "--set", "init-embedding.steps=2", "--set", "train.batch_size=2", "--set", "segment.min_class_probability=0"]  # fmt: skip
     command = [
         "train",
         dog_photo,
@@ -122,7 +122,7 @@ def test_what_one_of_several_cannot_do_is_said_once_with_its_exit_code(
         "--num-processes",
         "2",
         "--set",
-        "segment.min_likeness=1",
+        "segment.min_class_probability=1",
     ]
     done = launched("-m", "objtune_cli", *command, cwd=project, by=())
     assert (done.returncode, done.stdout) == (9, ""), done.stderr
@@ -137,7 +137,7 @@ def test_what_one_of_several_cannot_do_is_said_once_with_its_exit_code(
 @pytest.mark.slow
 def test_a_signal_stops_all_of_them_with_their_state_saved(project: Path, dog_photo: Path, base: Path) -> None:
     command = ["train", dog_photo, "--class", "dog", "--box", "40,40,600,600", "--base", base, "--no-preview", "--device", "cpu", "--steps", "5000",
-               "--set", "segment.min_likeness=0", "--set", "prior.samples=2", "--set", "prior.entries=4", "--set", "train.known=2", "--set", "init-embedding.steps=2", "--num-processes", "2"]  # fmt: skip
+               "--set", "segment.min_class_probability=0", "--set", "prior.num_class_images=2", "--set", "prior.num_predictions=4", "--set", "train.num_teacher_samples=2", "--set", "init-embedding.steps=2", "--num-processes", "2"]  # fmt: skip
     with subprocess.Popen(
         [sys.executable, "-m", "objtune_cli", *map(str, command)],
         cwd=project,

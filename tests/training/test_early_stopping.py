@@ -18,8 +18,8 @@ from tests.support.training import train_to_end
 from tests.training.test_trainer import _prior, _subject
 
 CONFIG = Train(
-    steps=60, rank=2, batch=2, views=2, lr=5e-3, token_lr=1e-2, modules="all", class_weight=0.0, background_weight=0.0, blocks="all",
-    class_every=1, passes="together", stop="good",
+    max_steps=60, rank=2, batch_size=2, num_augmentations=2, learning_rate=5e-3, embedding_lr=1e-2, target_modules="all", prior_loss_weight=0.0, background_loss_weight=0.0, target_blocks="all",
+    prior_loss_interval=1, single_forward=True, early_stopping="plateau",
 )  # fmt: skip
 
 
@@ -122,7 +122,7 @@ def test_stopped_and_continued_it_stops_where_it_would_have(tiny_base, monkeypat
 
     whole, first, second = fresh(), fresh(), fresh()
     train_to_end(whole)
-    assert whole.plateau.decay_start is not None and whole.step == whole.plateau.total < CONFIG.steps
+    assert whole.plateau.decay_start is not None and whole.step == whole.plateau.total < CONFIG.max_steps
     for _ in range(3):
         first.train_step()
     second.restore({k: v.clone() for k, v in first.state().items()})

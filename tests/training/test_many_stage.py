@@ -29,15 +29,15 @@ FAST = (
     "--set",
     "init-embedding.steps=3",
     "--set",
-    "train.views=4",
+    "train.num_augmentations=4",
     "--set",
-    "prior.samples=2",
+    "prior.num_class_images=2",
     "--set",
-    "prior.entries=4",
+    "prior.num_predictions=4",
     "--set",
-    "train.known=2",
+    "train.num_teacher_samples=2",
     "--set",
-    "train.scores=none",
+    "train.self_evaluation=false",
     "--no-preview",
 )
 NAMES = ("rex", "cup", "tom")
@@ -47,7 +47,7 @@ NAMES = ("rex", "cup", "tom")
 def photos(cli, base, dog_photo):
     """The example photo, also mirrored and darker: `-c dog --name rex` and so on behind each."""
     Path("objtune.toml").write_text(
-        f'base = "{base}"\n[train]\nsteps = 6\nrank = 2\n[segment]\nmin_likeness = 0.0\nmin_margin = -99.0\nmin_score = -99.0\n'
+        f'base = "{base}"\n[train]\nmax_steps = 6\nrank = 2\n[segment]\nmin_class_probability = 0.0\nmin_score_margin = -99.0\nmin_score = -99.0\n'
     )
     photo = Image.open(dog_photo).convert("RGB")
     words = []
@@ -290,13 +290,16 @@ def test_each_object_of_a_photo_has_the_steps_of_one():
     from objtune_cli.config.sections import Train
     from objtune_cli.training.stage import fill_defaults
 
-    own = {"steps": 350}
-    assert [fill_defaults(Train(), own, n).steps for n in (1, 2, 3)] == [350, 700, 1050]
-    assert [fill_defaults(Train(steps=40), own, n).steps for n in (1, 3)] == [40, 40]
-    assert [fill_defaults(Train(), own, n).attention_weight for n in (1, 2)] == [0.0, Train().joint_attention]
-    assert fill_defaults(Train(attention_weight=0.01), own, 2).attention_weight == 0.01
-    assert fill_defaults(Train(joint_attention=0.0), own, 2).attention_weight == 0.0
-    assert [fill_defaults(Train(), own, n).singles for n in (1, 2)] == [0.0, Train().singles]
+    own = {"max_steps": 350}
+    assert [fill_defaults(Train(), own, n).max_steps for n in (1, 2, 3)] == [350, 700, 1050]
+    assert [fill_defaults(Train(max_steps=40), own, n).max_steps for n in (1, 3)] == [40, 40]
+    assert [fill_defaults(Train(), own, n).attention_loss_weight for n in (1, 2)] == [
+        0.0,
+        Train().multi_object_attention_loss_weight,
+    ]
+    assert fill_defaults(Train(attention_loss_weight=0.01), own, 2).attention_loss_weight == 0.01
+    assert fill_defaults(Train(multi_object_attention_loss_weight=0.0), own, 2).attention_loss_weight == 0.0
+    assert [fill_defaults(Train(), own, n).single_object_prob for n in (1, 2)] == [0.0, Train().single_object_prob]
 
 
 def test_a_run_of_several_photos_is_told_to_a_command_for_one_of_them(project):
@@ -317,10 +320,10 @@ def test_a_run_of_several_photos_is_told_to_a_command_for_one_of_them(project):
         unfinished_runs.report_restart(ctx, record, "b" * 64, computed)
     assert [line.split("unfinished at 3; ")[1].split("; the command")[0] for line in said] == [
         "photos that are learned side by side, and one alone, begin anew",
-        "other settings begin anew (steps 8, now 9; lr 0.5, now 0.25)",
+        "other settings begin anew (max_steps 8, now 9; learning_rate 0.5, now 0.25)",
         "another device, number format or number of threads begins anew (cpu, now cuda)",
     ]
     unfinished_runs.report_earlier_runs(ctx, records[0])
     unfinished_runs.report_restart(ctx, records[0], "a" * 64, "cpu")
     assert len(said) == 3, "its own state is gone on with"
-    assert unfinished_runs.changed_settings({}, {f.name: f.metadata["before"] for f in fields(Train)}) == ""
+    assert unfinished_runs.changed_settings({}, {f.name: f.metadata["absent"] for f in fields(Train)}) == ""

@@ -27,8 +27,8 @@ pytestmark = pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
 
 CPU = torch.device("cpu")
 CONFIG = Train(
-    steps=4, rank=2, views=2, known=2, lr=1e-3, token_lr=0.01, batch=1, modules="attention", blocks="all", class_every=1, passes="apart",
-    class_weight=0.0, stop="end", average=0.0,
+    max_steps=4, rank=2, num_augmentations=2, num_teacher_samples=2, learning_rate=1e-3, embedding_lr=0.01, batch_size=1, target_modules="attention", target_blocks="all", prior_loss_interval=1, single_forward=False,
+    prior_loss_weight=0.0, early_stopping="off", ema_decay=0.0,
 )  # fmt: skip
 HERE = [pytest.param("adamw8bit", marks=pytest.mark.skipif(not find_spec("bitsandbytes"), reason="no bitsandbytes"))]
 
@@ -55,8 +55,8 @@ def trained(
         return training.Trainer(model, tiny_sd1.subjects(model, objects), {}, config)
 
     trainer = fresh()
-    for step in range(config.steps):
-        if resumed and step == config.steps // 2:
+    for step in range(config.max_steps):
+        if resumed and step == config.max_steps // 2:
             kept = trainer.state()
             trainer = fresh()
             trainer.restore(kept)
@@ -88,7 +88,7 @@ def test_recomputed_activations_keep_less(xl: Path) -> None:
 @pytest.mark.parametrize("optimizer", ["adamw", *HERE])
 def test_a_run_goes_on_from_its_state(xl: Path, optimizer: str) -> None:
     config = replace(
-        CONFIG, optimizer=optimizer, rank=32, modules="attention+ff"
+        CONFIG, optimizer=optimizer, rank=32, target_modules="attention+ff"
     )  # matrices large enough to be kept in 8 bits
     whole, parts = trained(xl, config), trained(xl, config, resumed=True)
     assert all(torch.equal(whole[key], value) for key, value in parts.items())
@@ -112,7 +112,10 @@ def test_what_reads_no_added_words_reads_nothing_while_a_run_learns(
     """T5 has heard every sentence, in class words, before the first step."""
     model = loading.load(tiny_families.sd3(tmp_path / "b", with_clip=False), CPU, torch.float32)
     trainer = training.Trainer(
-        model, [tiny_sd1.subject(model)], {}, replace(CONFIG, context="own", templates="several", steps=12)
+        model,
+        [tiny_sd1.subject(model)],
+        {},
+        replace(CONFIG, context_words="placeholder", multiple_templates=True, max_steps=12),
     )
     assert len(model.t5_cache) == 3
 
@@ -177,7 +180,7 @@ def test_the_attention_term_and_recomputed_activations_go_together(tmp_path: Pat
         if family == "sdxl"
         else tiny_families.sd3(tmp_path / "b", with_clip=False)
     )
-    config = replace(CONFIG, attention_weight=0.5, stop="end")
+    config = replace(CONFIG, attention_loss_weight=0.5, early_stopping="off")
 
     def run(again: bool, config: Train) -> dict[str, torch.Tensor]:
         model = loading.load(folder, CPU, torch.float32)
@@ -186,19 +189,23 @@ def test_the_attention_term_and_recomputed_activations_go_together(tmp_path: Pat
         second = replace(first, name="cup", class_word="mug", mask=first.mask.roll(8, -1))
         trainer = training.Trainer(model, [first, second], {}, config)
         processors = dict(model.denoiser.attn_processors)
-        for _ in range(config.steps):
+        for _ in range(config.max_steps):
             trainer.train_step()
         assert dict(model.denoiser.attn_processors) == processors
         return layers.state_dict(model) | trainer.tokens.as_tensors()
 
-    plain, again, without = run(False, config), run(True, config), run(False, replace(config, attention_weight=0.0))
+    plain, again, without = (
+        run(False, config),
+        run(True, config),
+        run(False, replace(config, attention_loss_weight=0.0)),
+    )
     assert all(torch.equal(plain[key], value) for key, value in again.items())
     assert not all(torch.equal(plain[key], value) for key, value in without.items())
 
 
 def test_a_dry_run_measures_and_writes_nothing(cli: Any, xl: Path) -> None:
     before = sorted(Path().rglob("*"))
-    done = cli("train", "--dry-run", "--base", xl, "--set", "train.steps=50", "--set", "train.rank=2", "--json")
+    done = cli("train", "--dry-run", "--base", xl, "--set", "train.max_steps=50", "--set", "train.rank=2", "--json")
     assert done.code == 0, done.err
     found = json.loads(done.out)["dry_run"]
     assert found["base"] == "xl" and found["steps"] == 50 and found["step_mb"] > 0 and found["learned"] > 0
@@ -211,10 +218,10 @@ def test_a_dry_run_measures_and_writes_nothing(cli: Any, xl: Path) -> None:
 
 def test_advice_names_what_is_not_set_yet() -> None:
     found = {"step_mb": 900, "preparing_mb": 100, "room_mb": 500, "precision": "float32", "recomputed": False}
-    assert dry_run.suggest_savings(found, Train(batch=1)).startswith(
-        "`--set train.checkpointing=on`, `--precision bf16`"
+    assert dry_run.suggest_savings(found, Train(batch_size=1)).startswith(
+        "`--set train.gradient_checkpointing=on`, `--precision bf16`"
     )
-    assert dry_run.suggest_savings(found | {"recomputed": True}, Train(batch=1)).startswith("`--precision bf16`")
+    assert dry_run.suggest_savings(found | {"recomputed": True}, Train(batch_size=1)).startswith("`--precision bf16`")
     assert dry_run.suggest_savings(found | {"room_mb": 1000}, Train()) == ""
 
 
@@ -237,7 +244,7 @@ def test_out_of_memory_names_the_settings(
     done = cli("train", "--dry-run", "--base", base)
     assert (
         done.code == 7
-        and "train.checkpointing=on" in done.err
+        and "train.gradient_checkpointing=on" in done.err
         and "--dry-run" in done.err
         and "Traceback" not in done.err
     )

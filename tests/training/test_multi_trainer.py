@@ -41,12 +41,12 @@ def _learned(t: Trainer) -> dict[str, torch.Tensor]:
 
 CASES = {
     "two objects of one photo, beside one of another": CONFIG,
-    "class passes apart, every other step": replace(CONFIG, passes="apart", class_every=2),
-    "decoder, latents drawn": replace(CONFIG, blocks="decoder", latents="sample", as_taken=0.3),
-    "attention term": replace(CONFIG, attention_weight=0.1, passes="together"),
-    "token alone": replace(CONFIG, modules="none"),
-    "token first": replace(CONFIG, token_first=3),
-    "stops by itself": replace(CONFIG, stop="good", batch=3),
+    "class passes apart, every other step": replace(CONFIG, single_forward=False, prior_loss_interval=2),
+    "decoder, latents drawn": replace(CONFIG, target_blocks="decoder", sample_vae_latents=True, original_view_prob=0.3),
+    "attention term": replace(CONFIG, attention_loss_weight=0.1, single_forward=True),
+    "token alone": replace(CONFIG, target_modules="none"),
+    "token first": replace(CONFIG, embedding_only_steps=3),
+    "stops by itself": replace(CONFIG, early_stopping="plateau", batch_size=3),
 }
 
 SELDOM = ("decoder, latents drawn", "token alone", "token first")
@@ -88,11 +88,11 @@ def _check(open_base: Callable[[], BaseModel], config: Train) -> None:
     names = ["rex+cup", "tom"] if config in (CONFIG, CASES["stops by itself"]) else ["rex", "cup", "tom"]
     company = _company(open_base(), names, config)
     starts = [_learned(t) for t in company]
-    for _ in range(config.steps):
+    for _ in range(config.max_steps):
         assert multi_trainer.train_step(company) == {}
     for each, start, t in zip(names, starts, company, strict=True):
         alone = _trainer(open_base(), each, config)
-        for _ in range(config.steps):
+        for _ in range(config.max_steps):
             alone.train_step()
         mine, theirs = _learned(t), _learned(alone)
         assert mine.keys() == theirs.keys() and t.running_losses == pytest.approx(alone.running_losses, rel=1e-3)

@@ -21,15 +21,15 @@ FAST = (
     "--set",
     "init-embedding.steps=3",
     "--set",
-    "train.views=4",
+    "train.num_augmentations=4",
     "--set",
-    "prior.samples=2",
+    "prior.num_class_images=2",
     "--set",
-    "prior.entries=4",
+    "prior.num_predictions=4",
     "--set",
-    "train.known=2",
+    "train.num_teacher_samples=2",
     "--set",
-    "train.scores=none",
+    "train.self_evaluation=false",
     "--no-preview",
 )
 
@@ -38,7 +38,7 @@ FAST = (
 def train(cli, base, dog_photo):
     """`train` of the example photo on the tiny base, four steps."""
     Path("objtune.toml").write_text(
-        f'base = "{base}"\n[train]\nsteps = 4\nrank = 2\n[segment]\nmin_likeness = 0.0\nmin_margin = -99.0\nmin_score = -99.0\n'
+        f'base = "{base}"\n[train]\nmax_steps = 4\nrank = 2\n[segment]\nmin_class_probability = 0.0\nmin_score_margin = -99.0\nmin_score = -99.0\n'
     )
 
     def run(*more):
@@ -225,15 +225,15 @@ def test_another_number_of_threads_is_another_run(train, at_step):
 
 
 OTHER = {
-    ("--steps", "2"): "other settings begin anew (steps 4, now 2)",
+    ("--steps", "2"): "other settings begin anew (max_steps 4, now 2)",
     (
         "--seed",
         "7",
         "--set",
-        "train.batch=2",
+        "train.batch_size=2",
         "--steps",
         "1",
-    ): "other settings begin anew (steps 4, now 1; batch 1, now 2; seed 0, now 7)",
+    ): "other settings begin anew (max_steps 4, now 1; batch_size 1, now 2; seed 0, now 7)",
     ("--set", "init-embedding.seed=3"): "another photo, mask, embedding or prior begins anew",
 }
 
@@ -266,7 +266,7 @@ def test_a_run_that_is_not_gone_on_with_is_told_and_listed(cli, train, at_step):
     more = train("--steps", "3")
     assert more.out == "adapter/dog@5\n"
     assert (
-        "adapter/dog@4 of 4 steps has other settings (steps 4, now 3); this run begins anew and makes another version"
+        "adapter/dog@4 of 4 steps has other settings (max_steps 4, now 3); this run begins anew and makes another version"
         in more.err
     )
     assert "anew" not in train("--steps", "1", "--force").err

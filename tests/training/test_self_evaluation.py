@@ -20,8 +20,8 @@ from tests.support import tiny_sd1
 from tests.support.training import train_to_end
 
 CONFIG = Train(
-    steps=6, rank=2, batch=2, views=2, lr=5e-3, token_lr=1e-2, modules="all", class_weight=0.0, blocks="all", class_every=1, passes="together",
-    average=0.9, stop="end", token_norm="free",
+    max_steps=6, rank=2, batch_size=2, num_augmentations=2, learning_rate=5e-3, embedding_lr=1e-2, target_modules="all", prior_loss_weight=0.0, target_blocks="all", prior_loss_interval=1, single_forward=True,
+    ema_decay=0.9, early_stopping="off", fix_embedding_norm=False,
 )  # fmt: skip
 
 
@@ -142,7 +142,7 @@ def test_a_mean_keeps_the_tokens_length(model: BaseModel) -> None:
     """The mean of vectors of one length is shorter; what is kept is not."""
     from dataclasses import replace
 
-    trainer = Trainer(model, [tiny_sd1.subject(model)], {}, replace(CONFIG, token_norm="kept", token_lr=0.5))
+    trainer = Trainer(model, [tiny_sd1.subject(model)], {}, replace(CONFIG, fix_embedding_norm=True, embedding_lr=0.5))
     train_to_end(trainer)
     assert float(trainer.average.kept[0].norm()) < 0.9999 * float(trainer.tokens.norms["rex"])
     torch.testing.assert_close(trainer.tokens.as_tensors()["rex"][:1].norm(dim=1), trainer.tokens.norms["rex"])

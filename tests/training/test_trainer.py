@@ -21,19 +21,19 @@ from objtune_cli.training.trainer import Trainer
 from tests.support.training import step_losses, train_to_end
 
 CONFIG = Train(
-    steps=6,
+    max_steps=6,
     rank=2,
-    batch=4,
-    views=4,
-    lr=5e-3,
-    token_lr=1e-2,
-    modules="all",
-    class_weight=1.0,
-    blocks="all",
-    class_every=1,
-    passes="together",
-    latents="mean",
-    as_taken=0.0,
+    batch_size=4,
+    num_augmentations=4,
+    learning_rate=5e-3,
+    embedding_lr=1e-2,
+    target_modules="all",
+    prior_loss_weight=1.0,
+    target_blocks="all",
+    prior_loss_interval=1,
+    single_forward=True,
+    sample_vae_latents=False,
+    original_view_prob=0.0,
 )
 
 
@@ -139,7 +139,7 @@ def test_one_row_in_four_is_known_and_keeps_its_own_mask(trainer, monkeypatch: p
 @pytest.mark.parametrize("batch", [1, 2, 4, 6])
 def test_a_quarter_of_all_rows_on_average(trainer, batch: int) -> None:
     """Mean of 2,000 draws whose fractional part is at most 1/2: standard error below 0.012."""
-    t = trainer(replace(CONFIG, batch=batch))
+    t = trainer(replace(CONFIG, batch_size=batch))
     asked = [t.teacher.sample_cached(batch, step_generator(0, i))[0] for i in range(2_000)]
     assert sum(asked) / len(asked) == pytest.approx(batch / teacher.INTERVAL, abs=0.05)
     assert set(asked) <= {batch // teacher.INTERVAL, batch // teacher.INTERVAL + 1}
@@ -165,7 +165,7 @@ def test_the_shown_terms_are_a_running_mean(trainer) -> None:
 
 
 def test_training_learns_the_object(trainer) -> None:
-    t = trainer(replace(CONFIG, steps=40, lr=2e-2))
+    t = trainer(replace(CONFIG, max_steps=40, learning_rate=2e-2))
     before = sum(step_losses(t, 1000 + i)["object"] for i in range(8))
     train_to_end(t)
     assert sum(step_losses(t, 1000 + i)["object"] for i in range(8)) < 0.95 * before
@@ -270,7 +270,7 @@ def test_of_many_objects_not_every_combination_is_shown(model: BaseModel) -> Non
 
 def test_combinations_share_what_the_frozen_base_is_asked(trainer) -> None:
     """8 noised views for each sentence: 8 of one object, 3 for each of three combinations."""
-    config = replace(CONFIG, known=8, templates="one")
+    config = replace(CONFIG, num_teacher_samples=8, multiple_templates=False)
     for both, each in ((False, [8]), (True, [3, 3, 3])):
         t = trainer(config, both=both)
         assert [len(k.indices) for known in t.teacher.predictions for k in known.values()] == each
@@ -281,7 +281,7 @@ def test_combinations_share_what_the_frozen_base_is_asked(trainer) -> None:
 @pytest.mark.parametrize(("share", "expected"), [(0.0, 2 / 3), (0.6, 0.6 + 0.4 * 2 / 3), (1.0, 1.0)])
 def test_one_object_alone_is_shown_more_often_than_in_its_turn(trainer, share: float, expected: float) -> None:
     """Of two: rex, cup, both; 400 steps, within four standard deviations; either of the two as often."""
-    t = trainer(replace(CONFIG, singles=share), both=True)
+    t = trainer(replace(CONFIG, single_object_prob=share), both=True)
     shown = [t.sample_batch(step_generator(0, i)).views.members for i in range(400)]
     alone = [members[0].name for members in shown if len(members) == 1]
     assert abs(len(alone) / 400 - expected) <= 4 * (expected * (1 - expected) / 400) ** 0.5
@@ -290,7 +290,7 @@ def test_one_object_alone_is_shown_more_often_than_in_its_turn(trainer, share: f
 
 def test_of_one_object_alone_there_is_nothing_to_choose(trainer) -> None:
     """Not even a random number is drawn: its steps are what they were before several could be learned."""
-    some, none = trainer(replace(CONFIG, singles=0.8)), trainer(replace(CONFIG, singles=0.0))
+    some, none = trainer(replace(CONFIG, single_object_prob=0.8)), trainer(replace(CONFIG, single_object_prob=0.0))
     for t in (some, none):
         for _ in range(2):
             t.train_step()
@@ -299,7 +299,7 @@ def test_of_one_object_alone_there_is_nothing_to_choose(trainer) -> None:
 
 def test_several_together_fill_the_frame(trainer) -> None:
     """The box of what stands in a placement, longer side: of one at most 0.72 of the frame, of both more than that; 8 cells a side."""
-    for views in trainer(replace(CONFIG, views=6), both=True).batches.views:
+    for views in trainer(replace(CONFIG, num_augmentations=6), both=True).batches.views:
         for mask in views.masks[1:, 0]:  # the first is as in the photo
             wide = max(int((mask.amax(side) > 0.02).sum()) for side in (0, 1)) / 8
             assert wide >= 0.75 if len(views.members) == 2 else wide <= 0.72 + 2 / 8
@@ -322,7 +322,7 @@ def test_words_of_a_subset(model: BaseModel, kind: str) -> None:
 
 
 def test_the_rate_warms_up_and_ends_at_a_twentieth(trainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    t = trainer(replace(CONFIG, steps=40))
+    t = trainer(replace(CONFIG, max_steps=40))
     monkeypatch.setattr(
         training_step,
         "compute_losses",
@@ -333,7 +333,7 @@ def test_the_rate_warms_up_and_ends_at_a_twentieth(trainer, monkeypatch: pytest.
         t.train_step()
         rates.append([g["lr"] for g in t.optimizer.param_groups])
     scale = float(t.tokens.norms["rex"].mean())
-    token, lora = CONFIG.token_lr * scale, CONFIG.lr
+    token, lora = CONFIG.embedding_lr * scale, CONFIG.learning_rate
     assert rates[0] == pytest.approx([token * (0.95 / 8 + 0.05), lora * (0.95 / 8 + 0.05)])
     assert rates[20] == pytest.approx([token * 0.525, lora * 0.525])  # half a cosine, half way: 0.95 / 2 + 0.05
     assert rates[39][1] == pytest.approx(lora * 0.05, rel=0.05)
@@ -348,7 +348,7 @@ def test_a_diverged_run_is_stopped(trainer, value: float) -> None:
         t.lora[0].fill_(value)
     with pytest.raises(GateError, match="diverged at step 1") as caught:
         t.train_step()
-    assert "train.lr" in caught.value.hint
+    assert "train.learning_rate" in caught.value.hint
     assert t.step == 1
 
 
@@ -377,7 +377,7 @@ def test_what_is_not_finite_before_anything_was_learned_is_laid_to_no_rate(train
 
 def test_weights_of_the_terms(trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each term pulls at a parameter of its own; clipping scales all three alike."""
-    t = trainer(replace(CONFIG, background_weight=3.0, class_weight=0.5))
+    t = trainer(replace(CONFIG, background_loss_weight=3.0, prior_loss_weight=0.5))
     monkeypatch.setattr(
         training_step,
         "compute_losses",
@@ -390,7 +390,10 @@ def test_weights_of_the_terms(trainer, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_while_it_learns_the_rest_of_the_sentence_hears_the_class_word(trainer) -> None:
-    own, context = trainer(replace(CONFIG, context="own")), trainer(replace(CONFIG, context="class"))
+    own, context = (
+        trainer(replace(CONFIG, context_words="placeholder")),
+        trainer(replace(CONFIG, context_words="class")),
+    )
     prompt = "a photo of <rex>"
     for t in (own, context):  # no longer "a dog" to the letter
         t.tokens.trainable["rex"].data.mul_(-1)

@@ -20,14 +20,14 @@ FAST = """
 [init-embedding]
 steps = 1
 [prior]
-samples = 1
-entries = 2
+num_class_images = 1
+num_predictions = 2
 [train]
-steps = 1
+max_steps = 1
 rank = 2
-views = 2
-known = 1
-scores = "none"
+num_augmentations = 2
+num_teacher_samples = 1
+self_evaluation = false
 """
 
 

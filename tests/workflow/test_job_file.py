@@ -18,8 +18,8 @@ from tests.support.json_schema import check
 pytestmark = pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
 
 SETTINGS = [
-    "init-embedding.steps=3", "train.views=4", "train.steps=4", "train.rank=2", "train.scores=none", "prior.samples=2", "prior.entries=4", "train.known=2",
-    "segment.min_likeness=0", "segment.min_margin=-99", "segment.min_score=-99",
+    "init-embedding.steps=3", "train.num_augmentations=4", "train.max_steps=4", "train.rank=2", "train.self_evaluation=false", "prior.num_class_images=2", "prior.num_predictions=4", "train.num_teacher_samples=2",
+    "segment.min_class_probability=0", "segment.min_score_margin=-99", "segment.min_score=-99",
 ]  # fmt: skip
 
 
@@ -35,7 +35,7 @@ def test_a_job_is_the_commands_that_a_person_would_type(tmp_path):
         """
         [defaults]
         base = "toybox"
-        set = ["train.lr=1e-3", "train.rank=2"]
+        set = ["train.learning_rate=1e-3", "train.rank=2"]
         [[job]]
         photo = "photos/rex.jpg"
         class = "dog"
@@ -54,7 +54,7 @@ def test_a_job_is_the_commands_that_a_person_would_type(tmp_path):
         """,
     )
     one, two = job_file.read_jobs(file)
-    model = ("--base=toybox", "--set=train.lr=1e-3", "--set=train.rank=2")
+    model = ("--base=toybox", "--set=train.learning_rate=1e-3", "--set=train.rank=2")
     assert one.commands == (
         ("train", "--class=dog", "--name=rex", f"--mask={tmp_path / 'rex.png'}", *model, "--seed=7", "--max-time=45m", "--",
          str(tmp_path / "photos/rex.jpg")),
@@ -64,7 +64,7 @@ def test_a_job_is_the_commands_that_a_person_would_type(tmp_path):
     assert (
         two.commands[0][-1] == "/abs/pair.jpg" and f"--rough=coffee-mug={tmp_path / 'masks/mug.png'}" in two.commands[0]
     )
-    assert "--set=train.rank=4" in two.commands[0] and "--set=train.lr=1e-3" not in two.commands[0]
+    assert "--set=train.rank=4" in two.commands[0] and "--set=train.learning_rate=1e-3" not in two.commands[0]
 
 
 @pytest.mark.parametrize(
@@ -116,8 +116,11 @@ def of_one(tmp_path, line, *, before="", encoding="utf-8"):
         ("box = {rex = [1, 2, 3, 4]}", ["--box=rex=1,2,3,4"]),
         ("box = [[1, 2], [3.5, 4]]", ["--box=1,2,3.5,4"]),
         ("box = {rex = [[1, 2], [3, 4]]}", ["--box=rex=1,2,3,4"]),
-        ('set = {"train.lr" = 1e-3, train.steps = 2}', ["--set=train.lr=0.001", "--set=train.steps=2"]),
-        ('set = {"train.stop" = "end"}', ["--set=train.stop=end"]),
+        (
+            'set = {"train.learning_rate" = 1e-3, train.max_steps = 2}',
+            ["--set=train.learning_rate=0.001", "--set=train.max_steps=2"],
+        ),
+        ('set = {"train.early_stopping" = "off"}', ["--set=train.early_stopping=off"]),
     ],
 )
 def test_natural_forms_of_a_value_are_read(line, options, tmp_path):
@@ -142,13 +145,13 @@ def test_a_jobs_file_of_windows_editors_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("line", "hint"),
     [
-        ("steps = 20", '`set = "train.steps=20"`'),
-        ("negative = 'blurry'", '`set = "generate.negative=blurry"`'),
-        ("train = {steps = 20}", '`set = "train.steps=20"`'),
+        ("steps = 20", '`set = "train.max_steps=20"`'),
+        ("negative = 'blurry'", '`set = "generate.negative_prompt=blurry"`'),
+        ("train = {steps = 20}", '`set = "train.max_steps=20"`'),
         ("image = 'a.jpg'", 'did you mean `photo = "photos/rex.jpg"`?'),
         ("max-time = '45m'", 'did you mean `max_time = "45m"`?'),
         ("box = [1, 2, true, 4]", '`box = "110,240,530,530"`'),
-        ("set = 3", '`set = "train.steps=20"`'),
+        ("set = 3", '`set = "train.max_steps=20"`'),
         ("seed = '7'", "`seed = 0`"),
         ("mask = 3", '`mask = "rex.png"`'),
         ("mask = {rex = 3}", '`mask = "rex.png"`'),
@@ -287,7 +290,7 @@ def test_a_busy_job_is_tried_again_and_a_bug_is_named(project, monkeypatch, tmp_
 
 @pytest.mark.timeout(300)
 def test_a_signal_is_handed_on_and_the_same_command_goes_on(batch, project):
-    text = batch.read_text().replace("train.steps=4", "train.steps=100000")
+    text = batch.read_text().replace("train.max_steps=4", "train.max_steps=100000")
     batch.write_text(text.split('[[job]]\nphoto = "words.jpg"')[0])
     line = [sys.executable, "-m", "objtune_cli", "run", "jobs.toml", "--json"]
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=project) as child:

@@ -317,7 +317,7 @@ def test_the_lora_of_an_object_that_is_avoided_does_not_act(drawn) -> None:
     assert record_of(3).inputs.keys() == {"adapter.dog"} and np.abs(latents(3) - latents(1)).max() > 1e-4
     given = drawn("generate", "<dog>", "--negative", "<cup>", "--adapter", "dog")
     assert given.code == 0, given.err
-    never = drawn("generate", "<dog>", "--negative", "<cup>", "--set", "generate.guidance_below=0")
+    never = drawn("generate", "<dog>", "--negative", "<cup>", "--set", "generate.guidance_interval_high=0")
     assert never.code == 0 and "the negative prompt has no effect, because" in never.err, never.err
     silent = drawn("generate", "<dog>", "--negative", "<cup>", "--guidance", 1)
     assert silent.code == 0 and "the negative prompt has no effect at a guidance of 1" in silent.err
@@ -362,7 +362,7 @@ def test_two_of_the_same_object_are_two(drawn) -> None:
     assert record.metrics["objects"] == ["dog", "dog-2"]
     _, arrays = artifacts.load(Path("artifacts"), Ref("scene", "dog", 1))
     assert {"close.dog", "close.dog-2"} < set(arrays)
-    fast = ("--set", "compose.detail=0", "--set", "compose.check=none")
+    fast = ("--set", "compose.refine_strength=0", "--set", "compose.presence_check=false")
     free = drawn("compose", "<dog@1> to the left of a <dog> at night", *fast)
     assert free.code == 0 and "placed by us: dog=" in free.err, free.err
     places = record_of(2).config["places"]
@@ -432,7 +432,7 @@ def test_prompts_of_a_jobs_file_are_read_before_anything_is_trained(drawn, dog_p
         refused = drawn("run", "jobs.toml")
         assert refused.code == code and said in refused.err and not Path("artifacts/mask").exists()
     Path("jobs.toml").write_text(
-        f'[[job]]\nphoto = "{dog_photo}"\nclass = "dog"\nname = "rex"\nset = "generate.negative=<dgo>"\nprompts = "<rex>"\n'
+        f'[[job]]\nphoto = "{dog_photo}"\nclass = "dog"\nname = "rex"\nset = "generate.negative_prompt=<dgo>"\nprompts = "<rex>"\n'
     )
     refused = drawn("run", "jobs.toml")
     assert (

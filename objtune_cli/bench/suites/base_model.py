@@ -40,7 +40,7 @@ def run(ctx: StageContext, out: Path, dial: Dial, config: Bench) -> list[dict[st
         IncompatibleError: The base does not name its training set.
     """
     network, bank = inference.load(), _load_training_images(ctx, out, dial)
-    scenes = sample_scenes(dial, config.samples, config.seed)
+    scenes = sample_scenes(dial, config.num_base_samples, config.seed)
     shown = _load_or_sample(ctx, out / "samples" / f"{ctx.base.fingerprint[:12]}-{config.seed}", scenes)
     true = rendering.render_scenes([_redraw(s, dial, config.seed, i) for i, s in enumerate(scenes)])
     seen, known = (score_readings(rendering.read_images(network, side), scenes) for side in (shown, true))

@@ -43,10 +43,14 @@ TRAINING_OPTIONS = (
 
 def measure(ctx: StageContext, config: Bench, folder: Path, ours: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of the script at the size of `ours`, which are rows of `speed.run`, and of the ratio of ours to it; one value each."""
-    ctx.report.note(f"{Path(config.script).name}: Stable Diffusion 1.5's layout is written to {folder}")
+    ctx.report.note(f"{Path(config.diffusers_script).name}: Stable Diffusion 1.5's layout is written to {folder}")
     device = "cuda" if ctx.common.device.startswith("cuda") or (ctx.common.device == "auto" and _has_gpu()) else "cpu"
     found = time_script(
-        Path(config.script), folder, device, config.side or (SIDE if device == "cpu" else GPU_SIDE), ctx.check_stopped
+        Path(config.diffusers_script),
+        folder,
+        device,
+        config.resolution or (SIDE if device == "cpu" else GPU_SIDE),
+        ctx.check_stopped,
     )
     mean = {row["measure"]: row["mean"] for row in ours if row["method"] == "objtune"}
     theirs = {f"sd15_{name}": value for name, value in found.items()}

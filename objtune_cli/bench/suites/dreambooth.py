@@ -22,6 +22,7 @@ from objtune_cli.errors import GateError
 from objtune_cli.evaluation import clip_dino, features, rendering, statistics
 from objtune_cli.evaluation.clip_dino import MetricModels
 from objtune_cli.images import grids, photo, png
+from objtune_cli.renamed_settings import former
 from objtune_cli.segmentation import stage as segment
 from objtune_cli.segmentation.from_hints import Target
 from objtune_cli.store import artifacts
@@ -110,12 +111,12 @@ class DreamBoothSuite:
         """Digest of everything that a method's images depend on; the models that measure are no part of it."""
         about = single_training.result_inputs(self.ctx, name, method) | {
             "format": FORMAT, "subject": subject.name, "class": subject.kind, "photos": [digest for _, digest in subject.photos],
-            "prompts": subject.prompts, "seeds": self.config.seeds, "seed": self.config.seed,
+            "prompts": subject.prompts, "seeds": self.config.images_per_prompt, "seed": self.config.seed,
         }  # fmt: skip
         if name not in REFERENCE_METHODS:
             about |= {
                 "learned": subject.train_photo.name,
-                "mask": photo.hash_file(subject.mask) if subject.mask else asdict(self._segment()),
+                "mask": photo.hash_file(subject.mask) if subject.mask else former("segment", asdict(self._segment())),
             }
         return hashlib.sha256(canonical_json(about).encode()).hexdigest()
 
@@ -129,7 +130,7 @@ class DreamBoothSuite:
                 [np.asarray(grids.crop_to_cell(rgb)) for rgb in photos[: single_training.SHEET_IMAGES]]
             )
         shown, cost = self._load_or_sample(subject, name, method, key)
-        each = self.config.seeds
+        each = self.config.images_per_prompt
         told = [text for text in subject.prompts_for(subject.kind) for _ in range(each)]
         return clip_dino.score(self.judges, shown, told, {"": photos}, each) | cost, shown[::each][
             : single_training.SHEET_IMAGES
@@ -150,7 +151,9 @@ class DreamBoothSuite:
         """The images of a method, cached or new, those of one prompt consecutive; and the cost of training."""
         folder = self.out / "pictures" / name / subject.name
         files = [
-            folder / f"{p + 1:02d}-{s + 1}.png" for p in range(len(subject.prompts)) for s in range(self.config.seeds)
+            folder / f"{p + 1:02d}-{s + 1}.png"
+            for p in range(len(subject.prompts))
+            for s in range(self.config.images_per_prompt)
         ]
         cost = _read_cost(folder / "made.json", key)
         if cost is not None and all(file.is_file() for file in files):
@@ -176,7 +179,9 @@ class DreamBoothSuite:
             weights, thing = trained.weights, f"<{subject.name}>"
             cost = {"seconds": trained.seconds} | ({"memory_mb": trained.memory_mb} if trained.memory_mb else {})
         base_model, words = rendering.load_adapter(self.ctx, subject.name, weights, subject.kind)
-        texts = [words.expand(text) for text in subject.prompts_for(thing) for _ in range(self.config.seeds)]
+        texts = [
+            words.expand(text) for text in subject.prompts_for(thing) for _ in range(self.config.images_per_prompt)
+        ]
         first = FIRST_SEED + self.config.seed * 10 * FIRST_SEED
         seeds = list(range(first, first + len(texts)))
         return cost, rendering.sample_images(

@@ -57,7 +57,7 @@ def run(ctx: StageContext, dial: Dial, config: Bench) -> list[dict[str, Any]]:
         progress = ctx.progress(f"masks {segmenter}")
         found = (
             _score_photos(eyes, config, progress)
-            if config.pictures == "photographs"
+            if config.mask_dataset == "photos"
             else _score_scenes(eyes, dial, config, progress)
         )
         for way, values in found.items():
@@ -74,7 +74,7 @@ def _score_scenes(
 ) -> MeasuresByHint:
     """Measure every hint in toybox scenes."""
     found: MeasuresByHint = {way: [] for way in (*HINTS, "absent")}
-    for i, seen in enumerate(sample_scenes(dial, config.scenes, config.seed)):
+    for i, seen in enumerate(sample_scenes(dial, config.num_mask_scenes, config.seed)):
         rng = np.random.default_rng((config.seed, 1, i))
         kind, cover = seen.objects[int(rng.integers(len(seen.objects)))]
         for way in HINTS:
@@ -82,7 +82,7 @@ def _score_scenes(
         missing = [k for k in dial.classes if k not in {k for k, _ in seen.objects}]
         asked = _score_mask(eyes, seen.photo, Target(str(rng.choice(missing)), "it"), np.zeros_like(cover))
         found["absent"].append({name: asked[name] for name in ("refused", "wrong")})
-        progress(i + 1, config.scenes)
+        progress(i + 1, config.num_mask_scenes)
     return found
 
 

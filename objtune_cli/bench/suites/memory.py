@@ -30,9 +30,9 @@ SCENES = ("on the beach", "in the snow", "at night", "in the desert")
 """Scene phrases of the images that are sampled at once, as in self-evaluation."""
 FORMS = {
     "kept": (False, 0.0),
-    "kept_attention": (False, Train().joint_attention),
+    "kept_attention": (False, Train().multi_object_attention_loss_weight),
     "again": (True, 0.0),
-    "again_attention": (True, Train().joint_attention),
+    "again_attention": (True, Train().multi_object_attention_loss_weight),
 }
 """Forms of a step: whether gradient checkpointing is on, and the weight of the attention loss."""
 
@@ -47,10 +47,10 @@ def run(ctx: StageContext, config: Bench) -> list[dict[str, Any]]:
     of ours to it.
     """
     rows: list[dict[str, Any]] = []
-    for name in random_weights.parse_names(config.layouts):
+    for name in random_weights.parse_names(config.memory_models):
         ctx.check_stopped()
         label, found = _measure_model(ctx, name, config)
-        theirs = _measure_baseline(ctx, name, config.side)
+        theirs = _measure_baseline(ctx, name, config.resolution)
         ctx.report.note(f"{label}: a step of {BASELINE}: {theirs['kept_mb']:.0f} MB")
         rows += statistics.table_rows(label, [found]) + statistics.table_rows(f"{label}: {BASELINE}", [theirs])
         if "kept_mb" in found:
@@ -63,11 +63,11 @@ def _measure_model(ctx: StageContext, name: str, config: Bench) -> tuple[str, di
     from objtune_cli.runtime import memory
     from objtune_cli.runtime.tensor_memory import LiveTensorCounter, module_tensors
 
-    model = _load_model(ctx, name, config.side)
+    model = _load_model(ctx, name, config.resolution)
     label = f"{name} at {model.resolution} px"
     note = ctx.report.note
     note(f"{label}: {str(model.dtype).removeprefix('torch.')}, on {model.device}")
-    live = LiveTensorCounter(multiply=model.device.type != "cpu" or config.products == "multiplied")
+    live = LiveTensorCounter(multiply=model.device.type != "cpu" or config.compute_matmuls)
     encoders = (*model.text_encoders, model.text_encoder_3)
     found = {f"{part}_mb": live.add(module_tensors(*modules)) / MB for part, modules in
              {"denoiser": (model.denoiser,), "words": encoders, "autoencoder": (model.vae,)}.items()}  # fmt: skip
@@ -118,7 +118,7 @@ def _load_model(ctx: StageContext, name: str, side: int) -> "BaseModel":
     dtype = torch.bfloat16 if ctx.common.precision == "auto" else loading.PRECISIONS[ctx.common.precision]
     memory.empty_cache(device.type)
     if side % 64:
-        raise UsageError(f"bench.side is {side}", "a multiple of 64")
+        raise UsageError(f"bench.resolution is {side}", "a multiple of 64")
     if name != "base":
         return random_weights.random_base_model(name, device, dtype, side)
     return loading.load(ctx.base.folder, device, dtype, ctx.base.weights, ctx.base.prediction)
@@ -131,15 +131,25 @@ def _build_trainer(ctx: StageContext, model: "BaseModel", name: str) -> "Trainer
 
     own = ctx.base.training if name == "base" else {**registry.DEFAULT_TRAINING, **model.family.training}
     full = train.fill_defaults(ctx.settings.resolve(Train), own, OBJECTS)
-    priors = {"dog": dry_run.noise_prior(model, ctx.settings.resolve(Prior).entries)} if full.class_weight else {}
+    priors = (
+        {"dog": dry_run.noise_prior(model, ctx.settings.resolve(Prior).num_predictions)}
+        if full.prior_loss_weight
+        else {}
+    )
     asked = replace(
-        full, known=1, views=min(full.views, VIEWS), stop="end", average=0.0, class_every=1, checkpointing="off"
+        full,
+        num_teacher_samples=1,
+        num_augmentations=min(full.num_augmentations, VIEWS),
+        early_stopping="off",
+        ema_decay=0.0,
+        prior_loss_interval=1,
+        gradient_checkpointing="off",
     )  # each step has a class pass
     trainer = training.Trainer(
         model, dry_run.noise_subjects(model, ctx.settings.resolve(Embed), OBJECTS), priors, asked
     )
     subsets = trainer.teacher.predictions
-    repeats = -(-full.known // len(subsets))
+    repeats = -(-full.num_teacher_samples // len(subsets))
     for batch in (batch for templates in subsets for batch in templates.values()):
         for name in ("indices", "z_t", "t", "target", "prediction"):
             value = getattr(batch, name)
@@ -162,7 +172,7 @@ def _steps(ctx: StageContext, live: "LiveTensorCounter", trainer: "Trainer", lab
             if again
             else trainer.model.denoiser.disable_gradient_checkpointing
         )()
-        trainer.reconfigure(replace(trainer.config, attention_weight=weight))
+        trainer.reconfigure(replace(trainer.config, attention_loss_weight=weight))
         live.reset_peak()
         try:
             trainer.train_step()

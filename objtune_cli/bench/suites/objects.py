@@ -55,7 +55,7 @@ def find_dial(ctx: StageContext) -> Dial:
 def run(
     ctx: StageContext, out: Path, methods: Mapping[str, Method], config: Bench, published: Path | None = None
 ) -> list[Row]:
-    """Rows of the methods on `config.objects` held-out objects; finished results in `out` or `published` are not measured again.
+    """Rows of the methods on `config.num_objects` held-out objects; finished results in `out` or `published` are not measured again.
 
     Writes `table.csv`, `sheet.png` and `results.jsonl` into `out`; another run takes the last as `published`.
 
@@ -68,15 +68,19 @@ def run(
     part = config.part
     asked = [
         c
-        for c in benchmark_objects.make_cases(dial, config.objects, config.seed, config.repeats, config.kinds)[part]
+        for c in benchmark_objects.make_cases(
+            dial, config.num_objects, config.seed, config.prompt_rounds, config.kinds
+        )[part]
         if c.prompts
     ]
-    if not asked and len(range(config.objects)[part]) == 0:
+    if not asked and len(range(config.num_objects)[part]) == 0:
         raise UsageError(
-            f"no object of {config.objects} is in the shard {config.shard}", "fewer shards, or more objects"
+            f"no object of {config.num_objects} is in the shard {config.shard}", "fewer shards, or more objects"
         )
     if not asked:
-        raise UsageError(f"no object has a prompt of the kinds {config.prompts}", "ask for more kinds, or more objects")
+        raise UsageError(
+            f"no object has a prompt of the kinds {config.prompt_kinds}", "ask for more kinds, or more objects"
+        )
     plan = {**REFERENCE_METHODS, **methods}
     known = (
         {(name, row["case"]): row for name, rows in tables.read_results(published).items() for row in rows}

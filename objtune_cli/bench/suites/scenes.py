@@ -21,6 +21,7 @@ from objtune_cli.evaluation.benchmark_objects import Case
 from objtune_cli.evaluation.truth_scores import Calibration
 from objtune_cli.generation import stage as generate
 from objtune_cli.images import png
+from objtune_cli.renamed_settings import former
 from objtune_cli.store import artifacts
 from objtune_cli.store.checkpoints import Checkpoint
 from objtune_cli.store.project import find_project
@@ -139,15 +140,16 @@ def run(ctx: StageContext, out: Path, methods: list[str], config: Bench) -> list
     """
     bench = ScenesSuite(ctx, out, config, find_dial(ctx), inference.load())
     kinds = _parse_kinds(config)
-    share = range(config.objects)[config.part]  # whole groups of four: their kinds have objects in common
+    share = range(config.num_objects)[config.part]  # whole groups of four: their kinds have objects in common
     asked = [
         g
-        for i, g in enumerate(make_groups(bench.dial, config.objects, config.seed, config.repeats))
+        for i, g in enumerate(make_groups(bench.dial, config.num_objects, config.seed, config.prompt_rounds))
         if i // len(KINDS) in share and g.kind in kinds
     ]
     if not asked:
         raise UsageError(
-            f"no group of {config.objects} is in the shard {config.shard}", "fewer shards, or more groups (`--objects`)"
+            f"no group of {config.num_objects} is in the shard {config.shard}",
+            "fewer shards, or more groups (`--objects`)",
         )
     found: dict[tuple[str, str], list[dict[str, float]]] = {(g.kind, m): [] for g in asked for m in methods}
     started, total, done = time.monotonic(), len(asked) * len(methods), 0
@@ -172,15 +174,15 @@ def run(ctx: StageContext, out: Path, methods: list[str], config: Bench) -> list
 
 
 def _parse_kinds(config: Bench) -> list[str]:
-    """Parse the kinds of `config.together`, in the order of the table.
+    """Parse the kinds of `config.scene_kinds`, in the order of the table.
 
     Raises:
         UsageError: A kind does not exist.
     """
-    said = [part.strip() for part in config.together.split(",")]
+    said = [part.strip() for part in config.scene_kinds.split(",")]
     unknown = [kind for kind in said if kind not in KINDS]
     if unknown:
-        raise UsageError(f"bench.together names {', '.join(unknown)}", f"one or more of {', '.join(KINDS)}")
+        raise UsageError(f"bench.scene_kinds names {', '.join(unknown)}", f"one or more of {', '.join(KINDS)}")
     return [kind for kind in KINDS if kind in said]
 
 
@@ -206,11 +208,12 @@ def _result_key(bench: ScenesSuite, group: Group, method: str) -> str:
     ctx, own = bench.ctx, JOINT_METHODS.get(method, OURS["objtune"])
     about = {
         "format": FORMAT, "method": method, "group": repr(group), "seed": bench.config.seed, "base": ctx.base.fingerprint, "judge": single_training.evaluator_digest(),
-        "sampling": rendering.base_sampling(ctx.base), "train": identifying(train.fill_defaults(replace(Train(), **own.train), ctx.base.training)), "compose": identifying(Compose()),
+        "sampling": former("generate", rendering.base_sampling(ctx.base)),
+        "train": former("train", identifying(train.fill_defaults(replace(Train(), **own.train), ctx.base.training))), "compose": former("compose", identifying(Compose())),
         "tools": tool_versions(), "device": ctx.common.device, "precision": ctx.common.precision, "scene_guidance": ctx.base.scene_guidance(), "object_guidance": ctx.base.object_guidance(),
     }  # fmt: skip
     if own.embed or own.prior:
-        about |= {"embed": dict(own.embed), "prior": dict(own.prior)}
+        about |= {"embed": former("init-embedding", own.embed), "prior": former("prior", own.prior)}
     if method == "alone":
         about["object_below"] = ctx.base.object_below()
     return hashlib.sha256(canonical_json(about).encode()).hexdigest()
@@ -243,7 +246,7 @@ def _measure(bench: ScenesSuite, group: Group, method: str) -> tuple[dict[str, f
         values, shown = bench.score(group, _sample_plain(ctx, group, None))
     else:
         values, shown = _measure_composed(
-            bench, ctx, group, replace(Compose(), retries=0) if method == "once" else Compose()
+            bench, ctx, group, replace(Compose(), max_retries=0) if method == "once" else Compose()
         )
     return values | ({"seconds": cost} if cost else {}), shown
 
@@ -260,7 +263,7 @@ def _measure_composed(
     """Measures of `objtune compose`, and how often its check agrees with the evaluator."""
     shown, said = [], []
     for _, prompt, seed in _scene_prompts(bench, group):
-        done = compose.run(ctx, prompt, {}, Generate(n=IMAGES_PER_BACKGROUND, seed=seed), how)[0]
+        done = compose.run(ctx, prompt, {}, Generate(num_images=IMAGES_PER_BACKGROUND, seed=seed), how)[0]
         shown.append(_read_images(done.images))
         said += [[m.name not in wrong for m in group.members] for wrong in done.metrics.get("wrong", [])]
     values, sheet = bench.score(group, np.concatenate(shown))
@@ -309,7 +312,7 @@ def _measure_single(bench: ScenesSuite, group: Group) -> tuple[dict[str, float],
     for member in group.members:
         _train_or_wait(bench, ctx, member)
         prompts = [f"a photo of <{member.name}> {PLACES[b][0]}" for b in group.backgrounds]
-        for done in generate.run(ctx, prompts, Generate(n=IMAGES_PER_BACKGROUND, seed=1000)):
+        for done in generate.run(ctx, prompts, Generate(num_images=IMAGES_PER_BACKGROUND, seed=1000)):
             shown.append(_read_images(done.images))
             found.append(
                 bench.calibration(member)

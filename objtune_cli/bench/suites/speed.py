@@ -70,8 +70,8 @@ def run(ctx: StageContext, config: Bench, sizes: tuple[str, ...] = SIZES) -> lis
     """
     rows: list[dict[str, Any]] = []
     for size in sizes:
-        tasks = {name: replace(_make_task(ctx, size, name), side=config.side) for name in COMPARED}
-        found = _side_by_side(ctx, f"speed {size}", tasks, config.rounds)
+        tasks = {name: replace(_make_task(ctx, size, name), side=config.resolution) for name in COMPARED}
+        found = _side_by_side(ctx, f"speed {size}", tasks, config.timing_rounds)
         for name in COMPARED:
             rows += statistics.table_rows(
                 name, [{f"{size}_{m}": v for m, v in r.items() if m != "prepare_s"} for r in found[name]]
@@ -92,7 +92,7 @@ def measure_joint_training(ctx: StageContext, rounds: int) -> list[dict[str, Any
     """
     tasks = {_objects_label(n): replace(_make_task(ctx, "base", "objtune"), objects=n) for n in JOINT}
     found = _side_by_side(ctx, "speed of several objects", tasks, rounds)
-    most = {_objects_label(n): train.fill_defaults(Train(), ctx.base.training, n).steps for n in JOINT}
+    most = {_objects_label(n): train.fill_defaults(Train(), ctx.base.training, n).max_steps for n in JOINT}
     costs = {
         name: [
             {"prepare_s": r["prepare_s"], "step_s": r["step_s"], "run_s": r["prepare_s"] + most[name] * r["step_s"]}
@@ -251,8 +251,8 @@ def build_trainer(task: Task, model: "BaseModel") -> "Trainer":
     method = METHODS[task.method]
     config = train.fill_defaults(replace(Train(), **method.train), task.training)
     if task.size != "base":
-        config = replace(config, known=2)  # asked before any step: no part of one
-    vectors = int(method.embed.get("vectors", Embed().vectors))
+        config = replace(config, num_teacher_samples=2)  # asked before any step: no part of one
+    vectors = int(method.embed.get("num_vectors", Embed().num_vectors))
     noun = class_token_embeddings(model, "dog")
     rows = torch.cat([noun[:1].expand(vectors, -1), noun])
     g = torch.Generator().manual_seed(0)
@@ -261,7 +261,9 @@ def build_trainer(task: Task, model: "BaseModel") -> "Trainer":
         Subject(f"it{i}", "dog", rows, vectors, picture, picture.flip(-1), _object_mask(model, i, task.objects))
         for i in range(task.objects)
     ]
-    return training.Trainer(model, subjects, {"dog": _noise_prior(model, g)} if config.class_weight else {}, config)
+    return training.Trainer(
+        model, subjects, {"dog": _noise_prior(model, g)} if config.prior_loss_weight else {}, config
+    )
 
 
 def _object_mask(model: "BaseModel", number: int, count: int) -> "torch.Tensor":

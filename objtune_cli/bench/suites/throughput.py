@@ -14,6 +14,7 @@ from objtune_cli.errors import UsageError
 from objtune_cli.evaluation import benchmark_objects, rendering, statistics, truth_scores
 from objtune_cli.evaluation.benchmark_objects import Case
 from objtune_cli.images import png
+from objtune_cli.renamed_settings import former
 from objtune_cli.store import artifacts
 from objtune_cli.store.checkpoints import Checkpoint
 from objtune_cli.store.project import find_project
@@ -84,7 +85,7 @@ class ThroughputSuite:
 
     def _key(self, way: str, chosen: list[Case]) -> str:
         about = {"format": FORMAT, "way": way, "cases": repr(chosen), "base": self.ctx.base.fingerprint, "tools": tool_versions(),
-                 "train": identifying(train.fill_defaults(Train(), self.ctx.base.training)), "device": self.ctx.common.device, "precision": self.ctx.common.precision}  # fmt: skip
+                 "train": former("train", identifying(train.fill_defaults(Train(), self.ctx.base.training))), "device": self.ctx.common.device, "precision": self.ctx.common.precision}  # fmt: skip
         return canonical_json(about)
 
     def score(self, network: Any, way: str, case: Case, ref: str, sha256: str) -> Mapping[str, float]:
@@ -117,7 +118,7 @@ def run(ctx: StageContext, out: Path, count: int, config: Bench) -> list[Row]:
     """
     if count < 2:
         raise UsageError(f"--many is {count}", "2 or more")
-    asked = benchmark_objects.make_cases(find_dial(ctx), count, config.seed, config.repeats, config.kinds)
+    asked = benchmark_objects.make_cases(find_dial(ctx), count, config.seed, config.prompt_rounds, config.kinds)
     bench, network = ThroughputSuite(ctx, out, config, asked), inference.load()
     with Checkpoint(find_project(out / "work-alone", create=True), "bench").lock(
         "another bench is at work in this folder", "wait for it, or give another --out"

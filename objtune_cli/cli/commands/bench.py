@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from objtune_cli.workflow.context import StageContext
 
 
-QUICK: dict[str, Any] = {"objects": 2, "repeats": 1, "samples": 128}
+QUICK: dict[str, Any] = {"num_objects": 2, "prompt_rounds": 1, "num_base_samples": 128}
 
 
 QUICK_METHODS = "objtune,dreambooth-lora"
@@ -22,17 +22,20 @@ QUICK_METHODS = "objtune,dreambooth-lora"
 
 def bench(
     run: Run,
-    objects: Annotated[int | None, typer.Option(help="Held-out objects.", show_default=str(Bench().objects))] = None,
+    objects: Annotated[
+        int | None, typer.Option(help="Held-out objects.", show_default=str(Bench().num_objects))
+    ] = None,
     methods: Annotated[
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="Methods with commas, +train.lr=… behind one changes it; baselines, ablations, robust, all.",
+            help="Methods with commas, +train.learning_rate=… behind one changes it; baselines, ablations, robust, all.",
             show_default="objtune,baselines",
         ),
     ] = None,
     prompts: Annotated[
-        str | None, typer.Option(metavar="KINDS", help="Kinds of prompts, with commas.", show_default=Bench().prompts)
+        str | None,
+        typer.Option(metavar="KINDS", help="Kinds of prompts, with commas.", show_default=Bench().prompt_kinds),
     ] = None,
     seed: Annotated[
         int | None, typer.Option(help=f"Seed of objects and prompts, {SEEDS}.", show_default=str(Bench().seed))
@@ -118,7 +121,7 @@ def bench(
         need(
             not (speed or scenes or masks or base_only or many is not None or from_ or others or quick),
             "--memory takes steps on noise",
-            "leave the other options away; `--set bench.layouts=sdxl` says which layouts",
+            "leave the other options away; `--set bench.memory_models=sdxl` says which layouts",
         )
         return _memory(run)
     if speed:
@@ -134,7 +137,7 @@ def bench(
             "leave --objects and --methods away",
         )
         return _many(run, many, prompts, seed, out)
-    given = {"objects": objects, "prompts": prompts, "seed": seed}
+    given = {"num_objects": objects, "prompt_kinds": prompts, "seed": seed}
     return _objects(run, given, methods, out, quick=quick, base_only=base_only, published=from_)
 
 
@@ -143,15 +146,15 @@ def _speed(run: Run, quick: bool, out: Path) -> Outcome:
     from objtune_cli.bench.suites import speed as stage
 
     ctx, config = _whole(run)
-    beside = bool(config.script) and not quick
+    beside = bool(config.diffusers_script) and not quick
     if beside:
         from objtune_cli.bench.suites import diffusers_script
 
-        diffusers_script.check_script(Path(config.script))
+        diffusers_script.check_script(Path(config.diffusers_script))
     found = stage.run(ctx, config, stage.SIZES[:1] if quick else stage.SIZES)
     if beside:
         found += diffusers_script.measure(ctx, config, out / "script", found)
-    return _table(run, found + stage.measure_joint_training(ctx, config.rounds), [])
+    return _table(run, found + stage.measure_joint_training(ctx, config.timing_rounds), [])
 
 
 def _objects(
@@ -201,7 +204,7 @@ def _without_methods(ctx: "StageContext", *own: str) -> None:
     need(
         not other,
         f"--set {', '.join(other)} would change no method",
-        "put it behind a method's name: `--methods objtune+train.lr=5e-4`",
+        "put it behind a method's name: `--methods objtune+train.learning_rate=5e-4`",
     )
 
 
@@ -216,11 +219,17 @@ def _photos(
     chosen = parse_methods(methods or (QUICK_METHODS if quick else "objtune,baselines"))
     rough = [name for name, method in chosen.items() if method.photo_variant != "exact"]
     need(not rough, f"{', '.join(rough)} changes drawn photos", "--photos hands every method its photo as it is")
-    ctx, config = _whole(run, objects=objects, seed=seed)
+    ctx, config = _whole(run, num_objects=objects, seed=seed)
     _without_methods(ctx, "bench.", "segment.")
-    count = config.objects if objects or config.objects != Bench().objects else QUICK["objects"] if quick else None
+    count = (
+        config.num_objects
+        if objects or config.num_objects != Bench().num_objects
+        else QUICK["num_objects"]
+        if quick
+        else None
+    )
     asked = dreambooth_dataset.read_subjects(
-        folder, count, config.photo, tuple(word.strip() for word in config.live.split(","))
+        folder, count, config.train_photo, tuple(word.strip() for word in config.live_classes.split(","))
     )
     from objtune_cli.bench.suites import dreambooth as stage
 
@@ -238,17 +247,17 @@ def _scenes(run: Run, objects: int | None, methods: str | None, seed: int | None
         f"there is no way {', '.join(unknown)} to several objects",
         f"one or more of {', '.join(stage.METHODS)}",
     )
-    ctx, config = _asked(run, objects=objects, seed=seed)
-    if objects is None and config.objects == Bench().objects:
-        config = replace(config, objects=1 if quick else stage.DEFAULT_GROUPS)
-    return _table(run, stage.run(ctx, out, chosen, replace(config, repeats=1) if quick else config), [])
+    ctx, config = _asked(run, num_objects=objects, seed=seed)
+    if objects is None and config.num_objects == Bench().num_objects:
+        config = replace(config, num_objects=1 if quick else stage.DEFAULT_GROUPS)
+    return _table(run, stage.run(ctx, out, chosen, replace(config, prompt_rounds=1) if quick else config), [])
 
 
 def _many(run: Run, count: int, prompts: str | None, seed: int | None, out: Path) -> Outcome:
     from objtune_cli.bench.suites import throughput as stage
 
-    ctx, config = _whole(run, prompts=prompts, seed=seed)
-    return _table(run, stage.run(ctx, out, count, replace(config, repeats=1)), [])
+    ctx, config = _whole(run, prompt_kinds=prompts, seed=seed)
+    return _table(run, stage.run(ctx, out, count, replace(config, prompt_rounds=1)), [])
 
 
 def _memory(run: Run) -> Outcome:
@@ -261,8 +270,12 @@ def _masks(run: Run, others: list[Any], seed: int | None, quick: bool) -> Outcom
     from objtune_cli.bench.suites import masks as stage
     from objtune_cli.bench.suites.objects import find_dial
 
-    need(len(others) == (seed is not None), "--masks draws scenes of its own", "`--set bench.scenes=N` says how many")
+    need(
+        len(others) == (seed is not None),
+        "--masks draws scenes of its own",
+        "`--set bench.num_mask_scenes=N` says how many",
+    )
     ctx, config = _whole(run, seed=seed)
-    if quick and config.scenes == Bench().scenes:
-        config = replace(config, scenes=12)
+    if quick and config.num_mask_scenes == Bench().num_mask_scenes:
+        config = replace(config, num_mask_scenes=12)
     return _table(run, stage.run(ctx, find_dial(ctx), config), [])

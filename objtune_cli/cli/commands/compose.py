@@ -47,7 +47,7 @@ def compose(
         int | None,
         typer.Option(
             help="Other seeds for a picture in which an object is missing or mixed.",
-            show_default=str(Compose().retries),
+            show_default=str(Compose().max_retries),
         ),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 9 where no seed worked.")] = False,
@@ -62,15 +62,15 @@ def compose(
     wide, high = image_size.parse_size(size, width, height)
     config = ctx.settings.resolve(
         Generate,
-        n=n,
+        num_images=n,
         seed=seed,
         width=wide,
         height=high,
-        steps=steps,
-        guidance=guidance,
-        negative=negative,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        negative_prompt=negative,
         strength=strength,
         scheduler=scheduler,
     )
-    how = ctx.settings.resolve(Compose, retries=retries, strict=1 if strict else None)
+    how = ctx.settings.resolve(Compose, max_retries=retries, strict=True if strict else None)
     return Outcome(stage.run(ctx, prompt, given, config, how, out), shown="images")

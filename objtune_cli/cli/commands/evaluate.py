@@ -65,7 +65,12 @@ def evaluate(
             found = stage.score_on_toybox(ctx, subject, find_dial(ctx), n, config.seed)
         else:
             found = _papers(
-                ctx, subject, paths.to_model(clip or config.clip), paths.to_model(dino or config.dino), scene, n
+                ctx,
+                subject,
+                paths.to_model(clip or config.clip_model),
+                paths.to_model(dino or config.dino_model),
+                scene,
+                n,
             )
         rows += statistics.table_rows(subject.name, [found])
     return _table(run, rows, [])

@@ -64,13 +64,13 @@ def generate(
     wide, high = image_size.parse_size(size, width, height)
     config = ctx.settings.resolve(
         Generate,
-        n=n,
+        num_images=n,
         seed=seed,
         width=wide,
         height=high,
-        steps=steps,
-        guidance=guidance,
-        negative=negative,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        negative_prompt=negative,
         strength=strength,
         scheduler=scheduler,
     )

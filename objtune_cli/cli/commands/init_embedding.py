@@ -20,13 +20,13 @@ def init_embedding(
         Literal["auto", "prototype", "class", "random"] | None,
         typer.Option(help="Where the token starts.", show_default="auto"),
     ] = None,
-    vectors: Annotated[int | None, typer.Option(help="Learned vectors.", show_default=str(Embed().vectors))] = None,
+    vectors: Annotated[int | None, typer.Option(help="Learned vectors.", show_default=str(Embed().num_vectors))] = None,
 ) -> Outcome:
     from objtune_cli.embedding import stage
     from objtune_cli.store import refs
 
     given = given_refs(ref)
     ctx = run.context(create=False)
-    config = ctx.settings.resolve(Embed, init=init, vectors=vectors)
+    config = ctx.settings.resolve(Embed, init=init, num_vectors=vectors)
     found = [refs.find(ctx.root, text, ("mask",)) for text in given]
     return Outcome([stage.run(ctx, mask, config) for mask in found])

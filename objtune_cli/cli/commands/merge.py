@@ -29,11 +29,18 @@ def merge(
         str | None, typer.Option("--name", metavar="NAME", help="Of the new adapter.", show_default="their names")
     ] = None,
     method: Annotated[
-        Literal["sum", "ties", "dare", "dare-ties"] | None,
-        typer.Option(help="How they become one.", show_default=Merge().method),
+        Literal["linear", "ties", "dare", "dare-ties", "sum"] | None,
+        typer.Option(
+            metavar="[linear|ties|dare|dare-ties]",
+            help="Merging method; linear: weighted sum.",
+            show_default=Merge().method,
+        ),
     ] = None,
     rank: Annotated[
-        int | None, typer.Option(help="Rank of the result; 0: a sum is exact.", show_default=str(Merge().rank))
+        int | None,
+        typer.Option(
+            help="Rank of the result; auto: exact for linear, the largest rank for the others.", show_default="auto"
+        ),
     ] = None,
     density: Annotated[
         float | None,

@@ -29,5 +29,5 @@ def segment(
 
     wanted = targets(class_, name, Said(mask, box, point, not_point, rough))
     ctx = run.context()
-    config = ctx.settings.resolve(Segment, sam_checkpoint=sam_checkpoint, which=which, segmenter=segmenter)
+    config = ctx.settings.resolve(Segment, sam_checkpoint=sam_checkpoint, select=which, segmenter=segmenter)
     return Outcome(stage.run(ctx, photo, wanted, config))

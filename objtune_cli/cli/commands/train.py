@@ -100,7 +100,9 @@ def train(
         "a ref already says what it shows",
     )
     ctx = run.context(create=bool(photos))
-    config = ctx.settings.resolve(Train, steps=most, seed=seed, stop="good" if steps == "auto" else None)
+    config = ctx.settings.resolve(
+        Train, max_steps=most, seed=seed, early_stopping="plateau" if steps == "auto" else None
+    )
     try:
         return Outcome(_trained(ctx, wanted, given, config, preview), extra={"finished": True})
     except Stopped as stopped:
@@ -116,7 +118,7 @@ def _dry(run: Run, steps: int | None, seed: int | None, objects: int) -> Outcome
     from objtune_cli.training import dry_run as dry
 
     ctx = run.context(create=False)
-    config = ctx.settings.resolve(Train, steps=steps, seed=seed)
+    config = ctx.settings.resolve(Train, max_steps=steps, seed=seed)
     found = dry.run(ctx, config, ctx.settings.resolve(Embed), objects)
     if not run.options["json"]:
         console.table(("what", "value"), [(key, str(value)) for key, value in found.items()])

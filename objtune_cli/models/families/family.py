@@ -44,7 +44,7 @@ class Family:
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     hub: ClassVar[dict[str, tuple[str, str]]]
     clip_models: ClassVar[tuple[str, ...]]
-    sampling: ClassVar[dict[str, float]] = {"steps": 30, "guidance": 7.5}
+    sampling: ClassVar[dict[str, float]] = {"num_inference_steps": 30, "guidance_scale": 7.5}
     training: ClassVar[dict[str, Any]] = {}
     architecture: ClassVar[str]
     version: ClassVar[str]
@@ -149,12 +149,12 @@ class Family:
         return ddpm.timesteps(count, total, generator, *focus)
 
     def make_sampler(self, scheduler: Any, name: str) -> Any:
-        """The sampler of a name: "base", "ddim", "euler" or "dpm++".
+        """The sampler of a name: "auto", "ddim", "euler" or "dpm++".
 
         Raises:
             IncompatibleError: None of that name suits this family.
         """
-        return scheduler if name == "base" else schedulers.choose(scheduler, name)
+        return scheduler if name == "auto" else schedulers.choose(scheduler, name)
 
     def latent_multiple(self, config: Any) -> int:
         """Latent cells, along one side, of the smallest maps inside the denoiser."""

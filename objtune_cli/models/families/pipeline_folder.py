@@ -216,7 +216,7 @@ def _check_formats(folder: Path, part: str, header: Mapping[str, Any]) -> None:
         if key.endswith(SCALED) or ".quant_state" in key or (key != "__metadata__" and each.get("dtype") in INTEGERS):
             raise IncompatibleError(
                 f"the base in {folder} holds quantised weights in {part} ({key})",
-                "give it in fp32, bf16 or fp16; `--set train.quantised=4bit` saves memory",
+                "give it in fp32, bf16 or fp16; `--set train.quantize_base=4bit` saves memory",
             )
 
 

@@ -80,7 +80,7 @@ def _check(folder: Path, name: str, config: Mapping[str, Any]) -> None:
     for key, known in KNOWN.items():
         if config.get(key, known[0]) not in known and not (key == "beta_schedule" and config.get("trained_betas")):
             hint = (
-                "`--set prediction=epsilon` or v_prediction says it by hand"
+                "`--set prediction_type=epsilon` or v_prediction says it by hand"
                 if key == "prediction_type"
                 else f"known: {', '.join(known)}"
             )

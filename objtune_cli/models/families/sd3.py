@@ -32,8 +32,8 @@ class _SD3(Family):
         "sd3": ("stabilityai/stable-diffusion-3-medium-diffusers", "ea42f8cef0f178587cf766dc8129abd379c90671")
     }
     clip_models = ("openai/clip-vit-large-patch14", "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k")
-    sampling: ClassVar = {"steps": 28, "guidance": 7.0}
-    training: ClassVar = {"blocks": "all"}
+    sampling: ClassVar = {"num_inference_steps": 28, "guidance_scale": 7.0}
+    training: ClassVar = {"target_blocks": "all"}
     sampler = "Euler"
     prediction = "flow"
     modules: ClassVar = {
@@ -195,9 +195,9 @@ class _SD3(Family):
 
     def make_sampler(self, scheduler: Any, name: str) -> Any:
         """A flow's Euler alone, a new one: drawing moves its table."""
-        if name not in ("base", "euler"):
+        if name not in ("auto", "euler"):
             raise IncompatibleError(
-                f"the sampler {name} is none of {self.title}'s", "`--set generate.scheduler=euler`, or base"
+                f"the sampler {name} is none of {self.title}'s", "`--set generate.scheduler=euler`, or auto"
             )
         return type(scheduler).from_config(scheduler.config)
 
@@ -287,7 +287,7 @@ class _SD35(_SD3):
     name = "sd35"
     title = "Stable Diffusion 3.5"
     hub: ClassVar = {"sd35": ("stabilityai/stable-diffusion-3.5-medium", "b940f670f0eda2d07fbb75229e779da1ad11eb80")}
-    sampling: ClassVar = {"steps": 40, "guidance": 4.5}
+    sampling: ClassVar = {"num_inference_steps": 40, "guidance_scale": 4.5}
     architecture = "stable-diffusion-3-5-medium"
     version = "5-medium"
     licence = (

@@ -23,7 +23,7 @@ class _SDXL(Family):
     encoders = ("text_encoder", "text_encoder_2")
     hub: ClassVar = {"sdxl": ("stabilityai/stable-diffusion-xl-base-1.0", "462165984030d82259a11f4367a4eed129e94a7b")}
     clip_models = ("openai/clip-vit-large-patch14", "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k")
-    sampling: ClassVar = {"steps": 30, "guidance": 5.0}
+    sampling: ClassVar = {"num_inference_steps": 30, "guidance_scale": 5.0}
     architecture = "stable-diffusion-xl-v1-base"
     version = "sdxl_base_v1-0"
     default_latent_size = 128

@@ -160,7 +160,7 @@ def describe(path: Path, prediction: str = "") -> Checkpoint:
     if zero and (named or family.prediction) == "epsilon" and family is not SD2:
         raise IncompatibleError(
             f"{path} has the mark of zero terminal SNR and predicts epsilon: of its last level nothing can be drawn",
-            "if it predicts v: `--set prediction=v_prediction`",
+            "if it predicts v: `--set prediction_type=v_prediction`",
         )
     return Checkpoint(family, named or ("v_prediction" if family is SD2 else "epsilon"), not named, zero, has_vae)
 
@@ -231,7 +231,8 @@ def _prediction(path: Path, keys: Collection[str], said: dict[str, str]) -> str:
         return "v_prediction"
     if named not in ("", "epsilon"):
         raise IncompatibleError(
-            f"{path} says that it predicts {named}", "known: epsilon, v; `--set prediction=v_prediction` says it better"
+            f"{path} says that it predicts {named}",
+            "known: epsilon, v; `--set prediction_type=v_prediction` says it better",
         )
     return named
 

@@ -14,17 +14,17 @@ from objtune_cli.toybox.recipe import denoiser
 from objtune_cli.toybox.recipe.presets import Preset
 
 SAMPLING = {
-    "steps": 20,
-    "guidance": 2.5,
-    "guidance_below": 0.6,
-    "scene_guidance": 2.0,
-    "object_guidance": 0.5,
-    "object_below": 0.8,
+    "num_inference_steps": 20,
+    "guidance_scale": 2.5,
+    "guidance_interval_high": 0.6,
+    "prompt_guidance_scale": 2.0,
+    "autoguidance_scale": 0.5,
+    "subject_conditioning_start": 0.8,
 }
 """Sampling settings of this base, which `generate` reads from its folder. With guidance at every level the diversity of poses is a quarter lower."""
 
 TRAINING = {
-    "steps": 350, "lr": 2e-3, "token_lr": 1e-2, "modules": "all", "batch": 4, "blocks": "decoder", "class_every": 1, "passes": "together",
+    "max_steps": 350, "learning_rate": 2e-3, "embedding_lr": 1e-2, "target_modules": "all", "batch_size": 4, "target_blocks": "decoder", "prior_loss_interval": 1, "single_forward": True,
 }  # fmt: skip
 """Training settings of this base, which `train` reads from its folder; they train an object in about a minute."""
 
