@@ -308,7 +308,7 @@ def test_what_the_base_says_of_the_other_words_makes_another_picture(trained):
     """An object alone has no other words; a base that names no weight adds nothing, and a scene of before is found again."""
     pixels = {}
     for prompt in ("a photo of <dog>", "a photo of <dog> in a hat"):
-        for weight in ("-1", "0", "3"):
+        for weight in ("auto", "0", "3"):
             path = lines(
                 trained(
                     "generate", prompt, "-n", 1, "--steps", 2, "--set", f"generate.prompt_guidance_scale={weight}"
@@ -316,11 +316,11 @@ def test_what_the_base_says_of_the_other_words_makes_another_picture(trained):
             )[0]
             pixels[prompt, weight] = np.asarray(Image.open(path))
     assert [
-        len({pixels[prompt, w].tobytes() for w in ("-1", "0", "3")})
+        len({pixels[prompt, w].tobytes() for w in ("auto", "0", "3")})
         for prompt in ("a photo of <dog>", "a photo of <dog> in a hat")
     ] == [1, 2]
     kept = [
-        artifacts.read_record(Path("artifacts"), ref).config.get("scene_guidance")
+        artifacts.read_record(Path("artifacts"), ref).config.get("prompt_guidance_scale")
         for ref in refs.list_refs(Path("artifacts"), "scene")
     ]
     assert kept == [None, 3.0, None, 3.0]

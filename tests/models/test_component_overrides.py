@@ -320,7 +320,7 @@ def test_an_object_is_drawn_on_other_bases_of_its_family(
         key = given.split("=", maxsplit=1)[0]
         done = cli(*line, "own", "--set", given, "--strict-base")
         assert done.code == 6 and f"hint: leave the setting `{key}` out" in done.err
-    assert "is drawn on own with the setting `prediction`" in cli(*line, "own", "--set", "prediction_type=v").err
+    assert "is drawn on own with the setting `prediction_type`" in cli(*line, "own", "--set", "prediction_type=v").err
     tiny_sd1.build(project / "small", clip=False)
     for base, why in (("toybox", "its words have 16 numbers"), ("small", "")):
         done = cli(*line, base)
