@@ -48,6 +48,9 @@ class LogReporter:
     def step(self, stage: str, done: int, total: int, **values: float) -> None:
         self.on_step(stage, done, total)
 
+    def image(self, stage: str, step: int, name: str, rgb: Any) -> None:
+        """Images are in the results of the functions, so a log needs none."""
+
 
 def project(
     folder: str | Path = ".",

@@ -16,7 +16,8 @@ from objtune_cli.evaluation import statistics
 from objtune_cli.images import grids, png
 from objtune_cli.store import artifacts
 from objtune_cli.store.checkpoints import Checkpoint
-from objtune_cli.workflow.context import Reporter, StageContext
+from objtune_cli.workflow.context import StageContext
+from objtune_cli.workflow.reporting import Reporter
 
 Row = dict[str, Any]
 Item = TypeVar("Item")

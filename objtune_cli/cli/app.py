@@ -124,24 +124,21 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def root(
     ctx: typer.Context,
-    project: options.ProjectDir = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    events: options.EventsFile = None,
-    device: options.Device = None,
-    precision: options.Precision = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    **shared: Any,
 ) -> None:
     """Options here may also stand after the command."""
-    shared = {"project": project, "json": json, "quiet": quiet, "verbose": verbose, "events": events}
-    ctx.obj = {**shared, "device": device, "precision": precision}
+    ctx.obj = shared
     options.current.command = ctx.invoked_subcommand or ""
+
+
+_OF_ALL = {name: options.MODEL[name] for name in ("device", "precision")}
+options.add_options(root, options.GLOBAL | _OF_ALL, before="version")
+app.callback()(root)
 
 
 def main() -> None:

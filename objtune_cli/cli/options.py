@@ -1,11 +1,14 @@
 """Options that every command takes, before or after its name."""
 
+import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from objtune_cli.errors import UsageError
+from objtune_cli.workflow.metric_loggers import LOGGERS
 
 ProjectDir = Annotated[
     Path | None, typer.Option("--project", metavar="DIR", help="Project folder; default: found upwards from here.")
@@ -13,9 +16,6 @@ ProjectDir = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Errors with their traceback.")]
-EventsFile = Annotated[
-    Path | None, typer.Option("--events", metavar="FILE", help="Append progress there, one JSON object a line.")
-]
 Given = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any setting, for example train.learning_rate=1e-3."),
@@ -39,8 +39,12 @@ StrictBase = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", help="Make a new version even if the work is done.")]
 
+LOGGING: dict[str, tuple[Any, Any]] = {
+    name: (Annotated[Path | None, typer.Option(f"--{name}", metavar=each.metavar, help=each.help)], None)
+    for name, each in LOGGERS.items()
+}
 GLOBAL: dict[str, tuple[Any, Any]] = {
-    "project": (ProjectDir, None), "json": (Json, False), "quiet": (Quiet, False), "verbose": (Verbose, False), "events": (EventsFile, None),
+    "project": (ProjectDir, None), "json": (Json, False), "quiet": (Quiet, False), "verbose": (Verbose, False), **LOGGING,
 }  # fmt: skip
 MODEL: dict[str, tuple[Any, Any]] = {
     "base": (BaseModel, None), "device": (Device, None), "precision": (Precision, None), "strict_base": (StrictBase, False), "force": (Force, False), "set_": (Given, None),
@@ -49,7 +53,7 @@ MODEL: dict[str, tuple[Any, Any]] = {
 
 PATHS = (
     "--project",
-    "--events",
+    *(f"--{name}" for name in LOGGERS),
     "--out",
     "--layout",
     "--from",
@@ -75,6 +79,27 @@ def refuse_empty(argv: list[str]) -> None:
             raise UsageError(
                 f"{word.rstrip('=')} is empty", "give a file or folder, or leave the option away; is the variable set?"
             )
+
+
+def add_options(function: Callable[..., Any], added: Mapping[str, tuple[Any, Any]], *, before: str = "") -> None:
+    """Give a function that takes `**values` the options in its signature, which Typer reads.
+
+    Args:
+        before: The parameter that the options stand before; empty: at the end.
+    """
+    own = [
+        p.replace(kind=inspect.Parameter.KEYWORD_ONLY) if p.name != "ctx" else p
+        for p in inspect.signature(function, eval_str=True).parameters.values()
+        if p.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+    extra = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        for name, (annotation, default) in added.items()
+    ]
+    at = next((i for i, p in enumerate(own) if p.name == before), len(own))
+    params = [*own[:at], *extra, *own[at:]]
+    function.__signature__ = inspect.Signature(params)  # type: ignore[attr-defined]
+    function.__annotations__ = {p.name: p.annotation for p in params}
 
 
 class Invocation:

@@ -17,11 +17,13 @@ from typer.main import get_command
 from objtune_cli import paths
 from objtune_cli.cli import console, environment, options, streams
 from objtune_cli.cli.option_groups import KEY, InParts
+from objtune_cli.cli.progress import ConsoleProgress
 from objtune_cli.cli.signals import Stop
 from objtune_cli.errors import UsageError
+from objtune_cli.workflow.metric_loggers import open_loggers
+from objtune_cli.workflow.reporting import CommandReporter
 
 if TYPE_CHECKING:
-    from objtune_cli.cli.events import Events
     from objtune_cli.config.resolve import Settings
     from objtune_cli.store.project import Project
     from objtune_cli.workflow.context import StageContext, StageResult
@@ -47,7 +49,8 @@ class Run:
 
     name: str
     options: dict[str, Any]
-    report: console.Reporter
+    progress: ConsoleProgress
+    report: CommandReporter
     stop: Stop
     parts: Parts = field(default_factory=list)
     noted: set[str] = field(default_factory=set)
@@ -113,12 +116,8 @@ def framed(name: str, function: Callable[..., Outcome], *, model: bool) -> Calla
     """
     own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
     shared = options.GLOBAL | (options.MODEL if model else {})
-    extra = [
-        inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d, annotation=a) for n, (a, d) in shared.items()
-    ]
-    context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
 
-    @functools.wraps(function)
+    @functools.wraps(function, assigned=("__module__", "__name__", "__qualname__", "__doc__"))
     def command(ctx: typer.Context, **values: Any) -> int:
         given = {n: values.pop(n) for n in shared}
         for key, value in (ctx.obj or {}).items():
@@ -128,10 +127,8 @@ def framed(name: str, function: Callable[..., Outcome], *, model: bool) -> Calla
         options.current.json, options.current.verbose = given["json"], given["verbose"]
         return _run(name, function, given, values, ctx.meta.get(KEY, []))
 
-    params = [context, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own), *extra]
-    command.__signature__ = inspect.Signature(params)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in params}
     del command.__wrapped__  # type: ignore[attr-defined]
+    options.add_options(command, {p.name: (p.annotation, p.default) for p in own} | shared)
     return command
 
 
@@ -150,10 +147,10 @@ def _run(
     name: str, function: Callable[..., Outcome], given: dict[str, Any], values: dict[str, Any], parts: Parts
 ) -> int:
     """One command, timed and shown; its exit code where it ends without an error."""
-    events = _events(given["events"], name)
+    loggers = open_loggers(given, name)
     follows = environment.follows(name)
-    reporter = console.Reporter(quiet=given["quiet"] or follows, verbose=given["verbose"], events=events)
-    run = Run(name, given, reporter, Stop(), parts)
+    progress = ConsoleProgress(quiet=given["quiet"] or follows)
+    run = Run(name, given, progress, CommandReporter(progress, loggers), Stop(), parts)
     code = 1
     try:
         with streams.results_alone(), run.held:
@@ -163,23 +160,11 @@ def _run(
         code = getattr(error, "code", 130 if isinstance(error, KeyboardInterrupt) else 1)
         raise
     finally:
-        run.report.close()
-        if events:
-            events.write("end", code=code)
-            events.close()
+        progress.close()
+        loggers.close(code)
     if not follows:
         _show(run, outcome, as_json=given["json"], seconds=time.monotonic() - run.started)
     return code
-
-
-def _events(path: Path | None, name: str) -> "Events | None":
-    if path is None:
-        return None
-    from objtune_cli.cli.events import Events
-
-    events = Events(path)
-    events.write("start", command=name)
-    return events
 
 
 def _show(run: Run, outcome: Outcome, *, as_json: bool, seconds: float) -> None:
@@ -202,11 +187,11 @@ def _show(run: Run, outcome: Outcome, *, as_json: bool, seconds: float) -> None:
         for path in images:
             report.note(f"picture: {near(path)}")
         if images:
-            report.picture(images[-1])
+            run.progress.show_image(images[-1])
         console.lines([d.ref for d in outcome.done])
     elif outcome.shown == "images":
         if images:
-            report.picture(images[0])
+            run.progress.show_image(images[0])
         console.lines([near(path) for path in images])
 
 

@@ -14,7 +14,7 @@ from objtune_cli.errors import InputError, ObjtuneError, ResourceError, Stopped,
 from objtune_cli.interchange import hub_environment
 from objtune_cli.models import registry
 from objtune_cli.models.families import vae_override
-from objtune_cli.workflow.context import Reporter
+from objtune_cli.workflow.reporting import Reporter
 
 FREE_RESERVE = 256 << 20
 """Bytes that must stay free on the disk after a download."""

@@ -51,4 +51,6 @@ def draw(ctx: StageContext, record: Record, starts: list[Record]) -> Path:
             f"{flat} of {len(prompts)} preview pictures are of one colour: another `--base`, or its VAE, may be at fault"
         )
     scale = max(1, 192 // rgb.shape[1])
-    return write_image(ctx.root, record.ref, "preview.png", png.encode_png(png.make_grid(rgb, 3, scale=scale)))
+    grid = png.make_grid(rgb, 3, scale=scale)
+    ctx.report.image("preview", len(prompts), record.name, grid)
+    return write_image(ctx.root, record.ref, "preview.png", png.encode_png(grid))

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from objtune_cli.config.resolve import Settings
 from objtune_cli.config.sections import Common
@@ -17,22 +17,13 @@ from objtune_cli.store.project import Project
 from objtune_cli.store.refs import Ref
 from objtune_cli.store.store import Store
 from objtune_cli.workflow import base_compatibility
+from objtune_cli.workflow.reporting import Reporter
 
 if TYPE_CHECKING:
     from objtune_cli.models.base_model import BaseModel
     from objtune_cli.runtime.distributed import ProcessGroup
 
 T = TypeVar("T")
-
-
-class Reporter(Protocol):
-    """Where a stage talks to; it prints nothing itself."""
-
-    def note(self, text: str) -> None:
-        """One line for the user."""
-
-    def step(self, stage: str, done: int, total: int, **values: float) -> None:
-        """Progress of long work."""
 
 
 @dataclass(slots=True)

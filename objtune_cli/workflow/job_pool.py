@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from objtune_cli.store.project import Project
-from objtune_cli.workflow.context import Reporter
 from objtune_cli.workflow.job_file import Job
+from objtune_cli.workflow.reporting import Reporter
 
 BUSY_CODE, RETRY_SECONDS, MAX_RETRIES = 8, 2.0, 900
 """Exit code of a command that another one keeps waiting; seconds until it is tried again, and how often."""

@@ -3,12 +3,14 @@
 import json
 import threading
 
-from objtune_cli.cli.console import Reporter
-from objtune_cli.cli.events import Events
+from objtune_cli.cli.progress import ConsoleProgress
+from objtune_cli.workflow.metric_loggers import JsonLinesLogger
+from objtune_cli.workflow.reporting import CommandReporter
 
 
 def test_of_two_threads_the_one_that_began_first_is_shown(capfd, tmp_path):
-    report, met, order = Reporter(events=Events(tmp_path / "events")), threading.Barrier(2, timeout=20), []
+    report = CommandReporter(ConsoleProgress(), JsonLinesLogger(tmp_path / "events", "train"))
+    met, order = threading.Barrier(2, timeout=20), []
 
     def work(stage: str, first: bool) -> None:
         for i in range(1, 5):

@@ -74,7 +74,8 @@ def test_help_loads_no_command(project: Path) -> None:
     done = subprocess.run([sys.executable, "-c", LOADED], cwd=project, capture_output=True, text=True, timeout=60)
     assert "Commands:\n  segment " in done.stdout
     assert set(done.stderr.split()) == {f"objtune_cli.{name}" for name in (
-        "cli", "cli.app", "cli.environment", "cli.options", "cli.launcher", "cli.signals", "cli.streams", "errors", "paths", "version"
+        "cli", "cli.app", "cli.environment", "cli.options", "cli.launcher", "cli.signals", "cli.streams", "errors", "paths",
+        "version", "workflow", "workflow.metric_loggers"
     )}  # fmt: skip
 
 

@@ -414,7 +414,8 @@ def test_a_second_picture_alone_is_named(cli, base: Path, monkeypatch: pytest.Mo
 
 
 def test_numbers_of_json_are_numbers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    from objtune_cli.cli import console, events
+    from objtune_cli.cli import console
+    from objtune_cli.workflow.metric_loggers import JsonLinesLogger
 
     console.document({"rows": [{"mean": NAN, "low": -INF, "n": 1}], "leakage": ((0.5, NAN),), "seconds": 0.25})
     assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
@@ -422,10 +423,10 @@ def test_numbers_of_json_are_numbers(capsys: pytest.CaptureFixture[str], tmp_pat
         "leakage": [[0.5, None]],
         "seconds": 0.25,
     }
-    log = events.Events(tmp_path / "log")
+    log = JsonLinesLogger(tmp_path / "log", "train")
     log.write("step", loss=NAN, matrix=[[INF, 1.0]], by={"a": -INF})
-    log.close()
+    log.close(0)
     assert (
-        json.loads((tmp_path / "log").read_text(), parse_constant=pytest.fail).items()
+        json.loads((tmp_path / "log").read_text().splitlines()[1], parse_constant=pytest.fail).items()
         >= {"loss": None, "matrix": [[None, 1.0]], "by": {"a": None}}.items()
     )

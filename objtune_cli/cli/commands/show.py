@@ -24,7 +24,7 @@ def show(run: Run, ref: AnyRefs = None) -> Outcome:
             rows += [*_flat(asdict(record)), *(("picture", p) for p in here)]
         console.table(("key", "value"), rows)
         if images[-1]:
-            run.report.picture(images[-1][-1])
+            run.progress.show_image(images[-1][-1])
     alone = {"artifact": asdict(records[0]), "path": str(found[0].path(root))} if len(found) == 1 else {}
     return Outcome(
         [StageResult(each, True) for each in found],

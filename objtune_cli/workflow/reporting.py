@@ -1,0 +1,54 @@
+"""What stages tell the user while they work: notes, progress, metrics and images."""
+
+import threading
+from typing import TYPE_CHECKING, Any, Protocol
+
+from objtune_cli.workflow.metric_loggers import MetricLogger, Step
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class Reporter(Protocol):
+    """Where a stage sends what it tells the user; a stage prints nothing itself."""
+
+    def note(self, text: str) -> None:
+        """Report one line for the user."""
+
+    def step(self, stage: str, done: int, total: int, **values: float) -> None:
+        """Report a step of long work and its metrics."""
+
+    def image(self, stage: str, step: int, name: str, rgb: "np.ndarray[Any, Any]") -> None:
+        """Report an image, (height, width, 3), uint8."""
+
+
+class Progress(Protocol):
+    """What shows notes and progress while a command runs."""
+
+    def note(self, text: str) -> None:
+        """Show one line."""
+
+    def step(self, stage: str, done: int, total: int, **values: float) -> float | None:
+        """Show a step; returns the seconds left in the stage, where they are known."""
+
+
+class CommandReporter:
+    """Shows notes and steps on a progress display, and passes them to the metric loggers. Threads may share it."""
+
+    def __init__(self, progress: Progress, loggers: MetricLogger) -> None:
+        self.progress, self.loggers = progress, loggers
+        self._lock = threading.RLock()
+
+    def note(self, text: str) -> None:
+        with self._lock:
+            self.loggers.text(text)
+            self.progress.note(text)
+
+    def step(self, stage: str, done: int, total: int, **values: float) -> None:
+        with self._lock:
+            left = self.progress.step(stage, done, total, **values)
+            self.loggers.log(Step(stage, done, total, left), values)
+
+    def image(self, stage: str, step: int, name: str, rgb: "np.ndarray[Any, Any]") -> None:
+        with self._lock:
+            self.loggers.image(Step(stage, step, step), name, rgb)
