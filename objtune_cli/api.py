@@ -96,16 +96,20 @@ def segment(
     *,
     box: tuple[float, float, float, float] | None = None,
     mask: str | Path | None = None,
-    rough: str | Path | None = None,
+    refine_mask: str | Path | None = None,
 ) -> StageResult:
-    """The object in a photo; `box` (x0, y0, x1, y1 in px), a `mask` picture or a `rough` one that is made exact say where it is."""
+    """The object in a photo; `box` (x0, y0, x1, y1 in px), a `mask` image or a rough one to `refine_mask` say where it is."""
     from objtune_cli.segmentation import stage
     from objtune_cli.segmentation.from_hints import Target
     from objtune_cli.workflow import class_words
 
     ((word, called),) = class_words.pair_with_names([class_word], [name] if name else [])
     target = Target(
-        word, called, box, mask=to_path(mask) if mask else None, rough_mask=to_path(rough) if rough else None
+        word,
+        called,
+        box,
+        mask=to_path(mask) if mask else None,
+        rough_mask=to_path(refine_mask) if refine_mask else None,
     )
     with _lock_project(ctx):
         return stage.run(ctx, to_path(photo), [target], ctx.settings.resolve(Segment))[0]
@@ -128,13 +132,13 @@ def train(
     steps: int | None = None,
     box: tuple[float, float, float, float] | None = None,
     mask: str | Path | None = None,
-    rough: str | Path | None = None,
+    refine_mask: str | Path | None = None,
     preview: bool = True,
 ) -> StageResult:
     """An object learned from one photo; runs the stages before it."""
     from objtune_cli.training import stage
 
-    found = segment(ctx.without_force(), photo, class_word, name, box=box, mask=mask, rough=rough).ref
+    found = segment(ctx.without_force(), photo, class_word, name, box=box, mask=mask, refine_mask=refine_mask).ref
     config = ctx.settings.resolve(Train, max_steps=steps)
     with _lock_project(ctx):
         return stage.run(

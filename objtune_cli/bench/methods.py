@@ -35,7 +35,7 @@ class Method:
         source: Where its losses and settings come from.
         embed, train, prior: Settings that differ from the defaults.
         photo_variant: The photo it trains on, one of `photo_variants.VARIANTS`.
-        hint: Option for the mask: `mask`, used as it is, or `rough`, refined first.
+        hint: Use of the mask: `mask`, as it is, or `rough`, refined first.
         sampling: `prompt_guidance_scale`, `subject_conditioning_start` and `autoguidance_scale`, where they differ from the base's own.
     """
 

@@ -35,6 +35,8 @@ from objtune_cli.toybox.world import Dial
 from objtune_cli.training import stage as train
 from objtune_cli.workflow.context import StageContext, tool_versions
 
+HINT_OPTIONS = {"mask": "--mask", "rough": "--refine-mask"}
+"""Option of `train` for each use of a mask."""
 FORMAT = 2
 """Version of the results; it is increased when measures, or the meaning of a setting for training, change."""
 SHEET_IMAGES = 4
@@ -174,7 +176,7 @@ def train_object(ctx: StageContext, handed: TrainingInput, name: str, method: Me
         }
         said |= {"clip_model": ctx.common.clip_model} if ctx.common.clip_model else {}
         command = [
-            sys.executable, "-P", "-m", "objtune_cli", "train", str(photo), f"--{method.hint}", str(mask),
+            sys.executable, "-P", "-m", "objtune_cli", "train", str(photo), HINT_OPTIONS[method.hint], str(mask),
             "--class", handed.kind, "--name", handed.name, "--no-preview", "--json", "--project", str(folder),
             "--base", ctx.common.base, "--device", ctx.common.device, "--precision", ctx.common.precision,
             *(word for k, v in said.items() for word in ("--set", f"{k}={as_text(v)}")),

@@ -14,9 +14,15 @@ if TYPE_CHECKING:
 
     Parts = list[tuple[str, dict[str, Any]]]
 
-PLACES = {"mask": "--mask", "box": "--box", "point": "--point", "not_point": "--not-point", "rough": "--rough"}
+PLACES = {
+    "mask": "--mask",
+    "box": "--box",
+    "point": "--point",
+    "negative_point": "--negative-point",
+    "refine_mask": "--refine-mask",
+}
 """Parameters that say where it is."""
-HINTS = {"class_": "--class", "name": "--name", **PLACES, "which": "--which"}
+HINTS = {"class_": "--class", "name": "--name", **PLACES, "select": "--select"}
 """Parameters that say something of one photo."""
 
 
@@ -42,7 +48,7 @@ def of_photo(photo: Path, said: dict[str, Any]) -> tuple[list["Target"], str | N
         f"what the object in {photo} is was not said",
         "give its class behind it: `a.jpg --class dog b.jpg --class mug`",
     )
-    return targets(said["class_"], said.get("name"), Said(*(said.get(key) for key in PLACES))), said.get("which")
+    return targets(said["class_"], said.get("name"), Said(*(said.get(key) for key in PLACES))), said.get("select")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +58,8 @@ class Said:
     mask: list[str] | None = None
     box: list[str] | None = None
     point: list[str] | None = None
-    not_point: list[str] | None = None
-    rough: list[str] | None = None
+    negative_point: list[str] | None = None
+    refine_mask: list[str] | None = None
 
 
 def targets(classes: list[str] | None, names: list[str] | None, said: Said) -> list["Target"]:
@@ -101,29 +107,29 @@ def targets(classes: list[str] | None, names: list[str] | None, said: Said) -> l
         return found
 
     boxes = {i: numbers(v, 4, "--box", "x0,y0,x1,y1") for i, v in one_each(said.box, "--box").items()}
-    masks, rough = (
+    masks, refined = (
         {i: _existing(v, o) for i, v in one_each(values, o).items()}
-        for values, o in ((said.mask, "--mask"), (said.rough, "--rough"))
+        for values, o in ((said.mask, "--mask"), (said.refine_mask, "--refine-mask"))
     )
     on, beside = (
         [(i, numbers(v, 2, o, "x,y")) for i, v in owned(values, o)]
-        for values, o in ((said.point, "--point"), (said.not_point, "--not-point"))
+        for values, o in ((said.point, "--point"), (said.negative_point, "--negative-point"))
     )
     found = []
     for i, (word, name) in enumerate(zip(words, called, strict=True)):
         box: Any = boxes.get(i)
         mine, others = (tuple((d[0], d[1]) for k, d in dots if k == i) for dots in (on, beside))
         need(
-            i not in masks or not (box or mine or others or i in rough),
+            i not in masks or not (box or mine or others or i in refined),
             f"a mask of {name} is all there is to say",
-            "hints belong to `--rough`",
+            "hints belong to `--refine-mask`",
         )
         need(
-            not others or box or mine or i in rough,
+            not others or box or mine or i in refined,
             f"{name} has only points that are not on it",
             "add `--point x,y` or `--box x0,y0,x1,y1`",
         )
-        found.append(Target(word, name, box, mine, others, masks.get(i), rough.get(i)))
+        found.append(Target(word, name, box, mine, others, masks.get(i), refined.get(i)))
     return found
 
 

@@ -4,6 +4,8 @@ from typing import Any
 
 from typer.core import TyperCommand
 
+from objtune_cli.cli.former_options import NOTES, translate
+
 KEY = "objtune.parts"
 
 
@@ -11,6 +13,7 @@ class InParts(TyperCommand):
     """A command that keeps each argument with the options behind it in `ctx.meta[KEY]`; those before the first belong to ""."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        args, ctx.meta[NOTES] = translate(self.name or "", args)
         given = list(args)
         rest = super().parse_args(ctx, args)  # refuses what does not parse
         parser = self.make_parser(ctx)

@@ -60,6 +60,7 @@ PATHS = (
     "--table",
     "--photos",
     "--mask",
+    "--refine-mask",
     "--rough",
     "--sam-checkpoint",
     "--base",

@@ -50,22 +50,23 @@ Points = Annotated[
 ]
 
 
-Beside = Annotated[
-    list[str] | None, typer.Option("--not-point", metavar="X,Y", help="A point that is not on it; repeat for more.")
+NegativePoints = Annotated[
+    list[str] | None,
+    typer.Option("--negative-point", metavar="X,Y", help="A point that is not on it; repeat for more."),
 ]
 
 
-Rough = Annotated[
+RefineMasks = Annotated[
     list[str] | None,
     typer.Option(
-        "--rough", metavar="FILE", help="A rough mask picture, to be made exact; dog=FILE for one of several."
+        "--refine-mask", metavar="FILE", help="Rough mask image, which is refined; dog=FILE for one of several."
     ),
 ]
 
 
-Which = Annotated[
+Select = Annotated[
     Literal["best", "largest", "smallest", "left", "right", "top", "bottom"] | None,
-    typer.Option(help="Which of several objects of the class.", show_default="best"),
+    typer.Option("--select", help="Which of several objects of the class.", show_default="best"),
 ]
 
 

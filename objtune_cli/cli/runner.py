@@ -5,7 +5,7 @@ import functools
 import inspect
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +16,7 @@ from typer.main import get_command
 
 from objtune_cli import paths
 from objtune_cli.cli import console, environment, options, streams
+from objtune_cli.cli.former_options import NOTES
 from objtune_cli.cli.option_groups import KEY, InParts
 from objtune_cli.cli.progress import ConsoleProgress
 from objtune_cli.cli.signals import Stop
@@ -125,7 +126,7 @@ def framed(name: str, function: Callable[..., Outcome], *, model: bool) -> Calla
                 given[key] = given[key] or value
         given, values = _with_paths(given), _with_paths(values)
         options.current.json, options.current.verbose = given["json"], given["verbose"]
-        return _run(name, function, given, values, ctx.meta.get(KEY, []))
+        return _run(name, function, given, values, ctx.meta.get(KEY, []), ctx.meta.get(NOTES, []))
 
     del command.__wrapped__  # type: ignore[attr-defined]
     options.add_options(command, {p.name: (p.annotation, p.default) for p in own} | shared)
@@ -144,13 +145,20 @@ def _with_paths(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run(
-    name: str, function: Callable[..., Outcome], given: dict[str, Any], values: dict[str, Any], parts: Parts
+    name: str,
+    function: Callable[..., Outcome],
+    given: dict[str, Any],
+    values: dict[str, Any],
+    parts: Parts,
+    notes: Sequence[str] = (),
 ) -> int:
     """One command, timed and shown; its exit code where it ends without an error."""
     loggers = open_loggers(given, name)
     follows = environment.follows(name)
     progress = ConsoleProgress(quiet=given["quiet"] or follows)
     run = Run(name, given, progress, CommandReporter(progress, loggers), Stop(), parts)
+    for note in notes:
+        run.report.note(note)
     code = 1
     try:
         with streams.results_alone(), run.held:

@@ -418,7 +418,7 @@ GUIDANCES = ("prompt_guidance_scale", "autoguidance_scale", "subject_conditionin
 """Settings of `generate` that act on trained objects alone."""
 
 OPTIONS = {
-    "segment.select": "--select", "init-embedding.num_vectors": "--vectors", "train.max_steps": "--steps", "generate.num_images": "-n",
+    "init-embedding.num_vectors": "--vectors", "train.max_steps": "--steps", "generate.num_images": "-n",
     "generate.num_inference_steps": "--steps", "generate.guidance_scale": "--guidance", "generate.negative_prompt": "--negative",
     "compose.max_retries": "--retries", "bench.num_objects": "--objects", "bench.prompt_kinds": "--prompts",
 }  # fmt: skip

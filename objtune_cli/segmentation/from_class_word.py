@@ -169,7 +169,7 @@ class _ClassWordSegmenter(PhotoSegmenter):
         found.metrics["score"] = round(chosen.score, 4)
         found.alternatives = [_resize(r.mask * 255, self.rgb) > 127 for r in rivals[:3]]
         if found.metrics.get("margin", self.config.min_score_margin) < self.config.min_score_margin:
-            found.advice = "say which: `--which largest`, `--which left`, or `--point x,y` on it"
+            found.advice = "say which: `--select largest`, `--select left`, or `--point x,y` on it"
         return found
 
 

@@ -198,7 +198,7 @@ def find_disagreement(
         around = mask[max(0, row - 2) : row + 3, max(0, column - 2) : column + 3]
         if around.all():
             return (
-                f"the point {_format((x, y))} of `--not-point` is on what was found",
+                f"the point {_format((x, y))} of `--negative-point` is on what was found",
                 "give `--box x0,y0,x1,y1` or `--mask M.png`",
             )
     return "", ""

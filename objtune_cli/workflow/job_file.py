@@ -1,7 +1,7 @@
 """The jobs file of `run`: many photos, each a `train` and what is drawn with it."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from objtune_cli.workflow import prompt_text
 _TEXT, _TEXTS, _NUMBER, _PLACE, _SETTINGS = "text", "texts", "number", "place", "settings"
 KEYS: dict[str, tuple[str, str]] = {
     "photo": (_TEXT, '"photos/rex.jpg"'), "class": (_TEXTS, '"dog"'), "name": (_TEXTS, '"rex"'), "mask": (_TEXTS, '"rex.png"'),
-    "box": (_PLACE, '"110,240,530,530"'), "point": (_PLACE, '"320,240"'), "not_point": (_PLACE, '"20,40"'), "rough": (_TEXTS, '"rex.png"'),
-    "which": (_TEXT, '"largest"'), "prompts": (_TEXTS, '"a photo of <rex> on the beach"'), "n": (_NUMBER, "4"), "seed": (_NUMBER, "0"), "base": (_TEXT, '"sd15"'),
+    "box": (_PLACE, '"110,240,530,530"'), "point": (_PLACE, '"320,240"'), "negative_point": (_PLACE, '"20,40"'), "refine_mask": (_TEXTS, '"rex.png"'),
+    "select": (_TEXT, '"largest"'), "prompts": (_TEXTS, '"a photo of <rex> on the beach"'), "n": (_NUMBER, "4"), "seed": (_NUMBER, "0"), "base": (_TEXT, '"sd15"'),
     "device": (_TEXT, '"cuda:0"'), "precision": (_TEXT, '"bf16"'), "set": (_SETTINGS, '"train.max_steps=20"'), "max_time": (_TEXT, '"45m"'),
 }  # fmt: skip
 """What a job may say, and what `[defaults]` may say for all of them: the kind of value, and an example."""
@@ -31,18 +31,20 @@ OTHER_NAMES = {
     "category": "class", "label": "class", "model": "base", "settings": "set", "options": "set", "config": "set",
 }  # fmt: skip
 """What people write for a key."""
+FORMER_KEYS = {"not_point": "negative_point", "rough": "refine_mask", "which": "select"}
+"""Former keys, accepted with a note, to those of today."""
 _PHOTO_OPTIONS = {
     "class": "--class",
     "name": "--name",
     "mask": "--mask",
     "box": "--box",
     "point": "--point",
-    "not_point": "--not-point",
-    "rough": "--rough",
-    "which": "--which",
+    "negative_point": "--negative-point",
+    "refine_mask": "--refine-mask",
+    "select": "--select",
 }
 _MODEL_OPTIONS = {"base": "--base", "device": "--device", "precision": "--precision", "set": "--set"}
-_PER_OBJECT = ("mask", "box", "point", "not_point", "rough")
+_PER_OBJECT = ("mask", "box", "point", "negative_point", "refine_mask")
 """Keys whose value may be a table from an object's name to its own value."""
 JOB_EXAMPLE = 'for example `[[job]]`, below it `photo = "rex.jpg"` and `class = "dog"`'
 
@@ -60,38 +62,65 @@ class Job:
         return "-".join(self.names)
 
 
-def read_jobs(file: Path) -> list[Job]:
-    """The jobs of a file; relative paths in it start from the file's own folder.
+def read_jobs(file: Path, note: Callable[[str], None] = lambda text: None) -> list[Job]:
+    """Read the jobs of a file; relative paths in it start from the file's own folder.
+
+    Args:
+        note: Called with one line for each former key that the file has.
 
     Raises:
         InputError: No readable jobs file; the message says what stands where.
     """
-    try:
-        table = toml_files.read(file, JOB_EXAMPLE)
-    except FileNotFoundError:
-        raise InputError(f"{file} cannot be read: there is no such file", "give a file that lists jobs") from None
-    more = sorted(set(table) - {"job", "defaults"})
-    if more:
-        near = toml_files.nearest(more[0], ("job", "defaults"))
-        form = {"job": "[[job]]", "defaults": "[defaults]"}.get(near, "")
-        raise InputError(
-            f"unknown key {more[0]} in {file}",
-            (f"did you mean `{form}`? " if form else "") + "known keys: defaults, job",
-        )
+    table = _read_table(file)
+    _rename_keys(table, file, note)
     jobs, defaults = table.get("job"), _check_job(table.get("defaults", {}), f"[defaults] of {file}")
     if isinstance(jobs, dict):
         raise InputError(f"job in {file} is a single table", "write `[[job]]` with two brackets above each photo")
     if not isinstance(jobs, list) or not jobs:
         raise InputError(f"{file} lists no jobs", JOB_EXAMPLE)
-    made = [
+    built = [
         _build_job(defaults | _check_job(job, f"job {i} of {file}"), f"job {i} of {file}", file.parent)
         for i, job in enumerate(jobs, 1)
     ]
-    called = [name for job in made for name in job.names]
-    twice = sorted({name for name in called if called.count(name) > 1})
+    names = [name for job in built for name in job.names]
+    twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"two jobs of {file} make {twice[0]}", 'tell them apart with `name = "…"`')
-    return made
+    return built
+
+
+def _read_table(file: Path) -> dict[str, Any]:
+    """The file's table, which has `job` and `defaults` alone."""
+    try:
+        table = toml_files.read(file, JOB_EXAMPLE)
+    except FileNotFoundError:
+        raise InputError(f"{file} cannot be read: there is no such file", "give a file that lists jobs") from None
+    unknown = sorted(set(table) - {"job", "defaults"})
+    if unknown:
+        near = toml_files.nearest(unknown[0], ("job", "defaults"))
+        form = {"job": "[[job]]", "defaults": "[defaults]"}.get(near, "")
+        raise InputError(
+            f"unknown key {unknown[0]} in {file}",
+            (f"did you mean `{form}`? " if form else "") + "known keys: defaults, job",
+        )
+    return table
+
+
+def _rename_keys(table: dict[str, Any], file: Path, note: Callable[[str], None]) -> None:
+    """Give former keys of all jobs their names of today, with one note for each former key.
+
+    Raises:
+        InputError: A job has both names of a key.
+    """
+    jobs = table["job"] if isinstance(table.get("job"), list) else []
+    for former, today in FORMER_KEYS.items():
+        owners = [job for job in [table.get("defaults"), *jobs] if isinstance(job, dict) and former in job]
+        for job in owners:
+            if today in job:
+                raise InputError(f"a job of {file} has {former} and {today}", f"keep {today} alone")
+            job[today] = job.pop(former)
+        if owners:
+            note(f"the key {former} is now {today} ({file.name})")
 
 
 def check_prompts(jobs: Sequence[Job], root: Path) -> None:
@@ -150,19 +179,24 @@ def _check_job(job: Any, where: str) -> dict[str, Any]:
 
 
 def _suggest_key(key: str, value: Any) -> str:
-    """How to say what an unknown key probably means."""
+    """Suggest what an unknown key probably means; empty if nothing is near."""
+    setting = "" if key.lower() in OTHER_NAMES else _find_setting(key, value)
+    if setting:
+        return f'a setting belongs into set: `set = "{setting}"`; '
     near = OTHER_NAMES.get(key.lower()) or toml_files.nearest(key, KEYS)
-    if near:
-        return f"did you mean `{near} = {KEYS[near][1]}`? "
-    setting = key.replace("-", "_")
-    owners = ["train", *SECTIONS]
-    if isinstance(value, dict) and setting.replace("_", "-") in SECTIONS and value:
-        owners = [setting.replace("_", "-")]
-        setting, value = next(iter(value.items()))
+    return f"did you mean `{near} = {KEYS[near][1]}`? " if near else ""
+
+
+def _find_setting(key: str, value: Any) -> str:
+    """The setting `section.key=value` that a job's key names, or a table of one section; empty if there is none."""
+    name, owners = key.replace("-", "_"), ["train", *SECTIONS]
+    if isinstance(value, dict) and name.replace("_", "-") in SECTIONS and value:
+        owners = [name.replace("_", "-")]
+        name, value = next(iter(value.items()))
     known = {f"{section}.{f.name}" for section, kind in SECTIONS.items() for f in fields(kind)}
-    keys = (renamed_settings.today(f"{section}.{setting}") for section in owners)
-    found = next((name for name in keys if name in known), "")
-    return f'a setting belongs into set: `set = "{found}={_setting_text(value)}"`; ' if found else ""
+    keys = (renamed_settings.today(f"{section}.{name}") for section in owners)
+    found = next((each for each in keys if each in known), "")
+    return f"{found}={_setting_text(value)}" if found else ""
 
 
 def _parse_value(key: str, value: Any, where: str) -> Any:
@@ -281,7 +315,7 @@ def _resolve_paths(job: dict[str, Any], owners: set[str], folder: Path) -> dict[
         owners: Names and classes of its objects, which may stand before a mask's path.
     """
     found = job | {"photo": str(paths.to_path(job["photo"], folder))}
-    for key in ("mask", "rough"):
+    for key in ("mask", "refine_mask"):
         if key in job:
             found[key] = [_resolve_value(text, owners, "file", folder) for text in job[key]]
     if "base" in job:

@@ -80,14 +80,14 @@ def test_a_rough_mask_is_made_exact_by_train_as_by_segment(objtune, dog_photo):
     found = np.zeros((640, 640), np.uint8)
     found[200:500, 150:450] = 255
     Image.fromarray(found).save("rough.png")
-    hints = (dog_photo, "--class", "dog", "--rough", "rough.png")
+    hints = (dog_photo, "--class", "dog", "--refine-mask", "rough.png")
     assert objtune("segment", *hints).code == 0
     done = objtune("train", *hints, *FAST, "--no-preview", "--set", "train.self_evaluation=false", "--json")
     assert done.code == 0, done.err
     assert [r["ref"] for r in json.loads(done.out)["refs"]] == ["adapter/dog@1"] and [
         line.split("\t")[0] for line in lines(objtune("list", "mask").out)
     ] == ["mask/dog@1"]
-    missing = objtune("train", dog_photo, "--class", "dog", "--rough", "none.png")
+    missing = objtune("train", dog_photo, "--class", "dog", "--refine-mask", "none.png")
     assert missing.code == 3 and "there is no mask none.png" in missing.err
 
 
@@ -131,8 +131,7 @@ def test_without_an_image_tower_or_where_it_is_not_asked_for_there_are_no_number
         *fast,
         "--base",
         base,
-        "--set",
-        "train.self_evaluation=false",
+        "--no-scores",
         "--name",
         "rex",
     )

@@ -82,7 +82,9 @@ def masks(draw: Any) -> Given:
     suffix = draw(st.sampled_from(["png", "png", "jpg"]))
     form = draw(st.sampled_from(sorted(FORMS)))
     scale = draw(st.sampled_from([1, 1, 1, 0.5, 2, 1.33]))
-    return Given(form, scale, draw(st.booleans()), suffix, draw(st.sampled_from(["--mask", "--mask", "--rough"])), mask)
+    return Given(
+        form, scale, draw(st.booleans()), suffix, draw(st.sampled_from(["--mask", "--mask", "--refine-mask"])), mask
+    )
 
 
 def write(folder: Path, item: Given) -> None:
@@ -130,7 +132,7 @@ def check_mask(place: Entrance, item: Given) -> None:
     found = place.load("mask", "dog")[1]["mask"] > 127
     assert found.shape == item.mask.shape
     assert iou(found, item.mask) > (
-        0.7 if item.scale != 1 or item.option == "--rough" or item.form == "outline" else 0.85
+        0.7 if item.scale != 1 or item.option == "--refine-mask" or item.form == "outline" else 0.85
     ), (item, iou(found, item.mask))
 
 

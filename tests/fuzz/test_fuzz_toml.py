@@ -116,6 +116,8 @@ KEYS = (
     "mask",
     "box",
     "point",
+    "refine_mask",
+    "select",
     "rough",
     "which",
     "prompts",
@@ -128,7 +130,7 @@ KEYS = (
     "Photo",
 )
 RIGHT = {
-    "photo": '"dog.jpg"', "class": '"dog"', "name": '"rex"', "mask": '"m.png"', "box": '"1,2,30,40"', "point": '"3,4"', "rough": '"m.png"', "which": '"left"', "prompts": '["a <rex>"]', "n": "2",
+    "photo": '"dog.jpg"', "class": '"dog"', "name": '"rex"', "mask": '"m.png"', "box": '"1,2,30,40"', "point": '"3,4"', "refine_mask": '"m.png"', "select": '"left"', "rough": '"m.png"', "which": '"left"', "prompts": '["a <rex>"]', "n": "2",
     "seed": "7", "base": '"toybox"', "set": '["train.learning_rate=1e-3"]', "max_time": '"45m"', "steps": "20", "Photo": '"x"',
 }  # fmt: skip
 
@@ -168,7 +170,7 @@ def check_jobs(place: Entrance, item: tuple[bytes, dict[str, str]]) -> None:
     for key, option in {
         "seed": "--seed=7",
         "max_time": "--max-time=45m",
-        "which": "--which=left",
+        "select": "--select=left",
         "set": "--set=train.learning_rate=1e-3",
         "box": "--box=1,2,30,40",
     }.items():

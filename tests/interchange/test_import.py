@@ -159,7 +159,7 @@ def test_layers_of_several_ranks_become_one_rank(folders: dict[str, Path]) -> No
 
 def test_without_vectors_the_token_says_the_words_it_was_trained_under(cli: Any, folders: dict[str, Path]) -> None:
     save_file(kohya(layers(folders["sd1"], modules="cross-kv"), "sd1"), "other.safetensors")
-    _, tensors = imported(cli, folders["sd1"], "other.safetensors", "--word", "sks dog")
+    _, tensors = imported(cli, folders["sd1"], "other.safetensors", "--trigger", "sks dog")
     assert torch.equal(
         tensors["token.rex"], class_token_embeddings(loading.load(folders["sd1"], CPU, torch.float32), "sks dog")
     )
@@ -227,7 +227,7 @@ def test_layers_of_text_encoders_act_in_composed_scenes(
             lambda self, texts, max_tokens=0, said=said: said.extend(texts) or encode(self, texts, max_tokens),
         )
         save_file(weights, f"{name}.safetensors")
-        imported(cli, folders["sd1"], f"{name}.safetensors", "--word", "dog")
+        imported(cli, folders["sd1"], f"{name}.safetensors", "--trigger", "dog")
         said.clear()
         found[name], counts[name] = drawn(cli, folders["sd1"]), len(said)
     # own words, class words, no words; the closer look's, no words; the check's of the class and of the object

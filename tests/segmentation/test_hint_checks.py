@@ -177,7 +177,7 @@ def test_a_mask_that_agrees_with_its_hints() -> None:
     [
         ({"box_xyxy": (320, 320, 600, 470)}, "only 0% of what was found lies in its box"), ({"box_xyxy": (100, 100, 200, 300)}, "only 5"),
         ({"box_xyxy": (90, 90, 600, 310)}, "fills only 39%"), ({"points": ((400, 400),)}, "the point 400,400 is not on what was found"),
-        ({"points": ((200, 200),), "negative_points": ((210, 210),)}, "the point 210,210 of `--not-point` is on what was found"),
+        ({"points": ((200, 200),), "negative_points": ((210, 210),)}, "the point 210,210 of `--negative-point` is on what was found"),
     ],
 )  # fmt: skip
 def test_a_mask_that_does_not(said: dict[str, Any], words: str) -> None:
@@ -238,7 +238,7 @@ def test_a_box_around_the_whole_photo_is_told_to_be_close(
 
 
 @pytest.mark.parametrize(
-    "option", ["--box=rex=60,80,180,160", "--point=Mug 2=60,80", "--mask=rex=toy.png", "--rough=rex=toy.png"]
+    "option", ["--box=rex=60,80,180,160", "--point=Mug 2=60,80", "--mask=rex=toy.png", "--refine-mask=rex=toy.png"]
 )
 def test_a_hint_for_an_object_that_is_not_there_is_refused(option: str, cli: Callable[..., Any], toy: Path) -> None:
     done = cli("segment", toy, "--class", "mug", option)

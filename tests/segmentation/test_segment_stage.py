@@ -86,10 +86,10 @@ def test_which_of_two_dogs(cli, tmp_path):
     cli("init")
     photo = _write(tmp_path / "dogs.png", rgb)
     unsure = cli("segment", photo, "--class", "dog")
-    assert unsure.code == 9 and "something else is as much a dog" in unsure.err and "--which" in unsure.err
+    assert unsure.code == 9 and "something else is as much a dog" in unsure.err and "--select" in unsure.err
     assert not Path("artifacts/mask").exists() and Path(".objtune/rejected/dog.png").exists()
     for which, cover in zip(("left", "right"), covers, strict=True):
-        assert cli("segment", photo, "--class", "dog", "--which", which).code == 0
+        assert cli("segment", photo, "--class", "dog", "--select", which).code == 0
         assert _iou(_mask("mask/dog")[0], cover) > 0.9
 
 
@@ -109,8 +109,8 @@ def test_hints_of_every_kind_find_the_object(cli, pair, tmp_path):
     rough = _write(tmp_path / "rough.png", cv2.dilate(dog.astype(np.uint8) * 255, np.ones((9, 9), np.uint8)))
     mug_y, mug_x = (int(v.mean()) for v in mug.nonzero())
     for hints in (
-        ("--box", _box(dog)), ("--point", f"{x},{y}"), ("--rough", rough), ("--box", _box(dog), "--point", f"{x},{y}"),
-        ("--point", f"{x},{y}", "--not-point", f"{mug_x},{mug_y}"),
+        ("--box", _box(dog)), ("--point", f"{x},{y}"), ("--refine-mask", rough), ("--box", _box(dog), "--point", f"{x},{y}"),
+        ("--point", f"{x},{y}", "--negative-point", f"{mug_x},{mug_y}"),
     ):  # fmt: skip
         done = cli("segment", photo, "--class", "dog", *hints)
         assert done.code == 0, done.err
@@ -228,11 +228,11 @@ def test_a_mask_needs_no_base(cli, pair):
     ("given", "code", "said"),
     [
         (["--box", "dog=0,0,999,50"], 3, "is not inside the photo (320x320)"),
-        (["--not-point", "mug=5,500", "--point", "mug=5,5"], 3, "the point 5,500 is not inside"),
-        (["--not-point", "dog=5,5"], 2, "dog has only points that are not on it"),
-        (["--rough", "dog=small.png"], 3, "small.png has 64x64 pixels, the photo 320x320"),
-        (["--rough", "dog=black.png"], 3, "the rough mask black.png is empty"),
-        (["--rough", "dog=none.png"], 3, "there is no mask none.png"),
+        (["--negative-point", "mug=5,500", "--point", "mug=5,5"], 3, "the point 5,500 is not inside"),
+        (["--negative-point", "dog=5,5"], 2, "dog has only points that are not on it"),
+        (["--refine-mask", "dog=small.png"], 3, "small.png has 64x64 pixels, the photo 320x320"),
+        (["--refine-mask", "dog=black.png"], 3, "the rough mask black.png is empty"),
+        (["--refine-mask", "dog=none.png"], 3, "there is no mask none.png"),
         (["--mask", "dog=white.png", "--box", "dog=1,1,9,9"], 2, "a mask of dog is all there is to say"),
         (["--mask", "dog=white.png", "--mask", "mug=white.png"], 3, "claim the same region"),
         (["--box", "dog=100,100,300,300", "--box", "mug=100,100,300,300"], 3, "claim the same region"),
@@ -318,7 +318,7 @@ def test_given_masks_are_read_as_people_make_them(cli, tmp_path):
         assert _iou(_mask(f"mask/{name}")[0], truth) > 0.97, name
 
 
-@pytest.mark.parametrize("option", ["--mask", "--rough"])
+@pytest.mark.parametrize("option", ["--mask", "--refine-mask"])
 def test_what_is_no_mask_is_refused(cli, tmp_path, option):
     photo = _write(tmp_path / "mug.png", _scene(5, ("mug",))[0])
     cli("init")
@@ -355,7 +355,7 @@ def test_an_outline_is_no_filled_mask(cli, tmp_path):
         )
         * 255
     )
-    for option, picture in (("--mask", line), ("--mask", 255 - line), ("--rough", line)):
+    for option, picture in (("--mask", line), ("--mask", 255 - line), ("--refine-mask", line)):
         done = cli("segment", photo, "--class", "mug", option, _write(Path("line.png"), picture))
         assert done.code == 9 and "it is an outline, a line of at most" in done.err and "filled" in done.err
         assert not Path("artifacts/mask").exists()

@@ -49,7 +49,7 @@ def test_a_job_is_the_commands_that_a_person_would_type(tmp_path):
         photo = "/abs/pair.jpg"
         class = ["dog", "coffee mug"]
         box = ["dog=1,2,3,4"]
-        rough = "coffee-mug=masks/mug.png"
+        refine_mask = "coffee-mug=masks/mug.png"
         set = "train.rank=4"
         """,
     )
@@ -62,9 +62,41 @@ def test_a_job_is_the_commands_that_a_person_would_type(tmp_path):
     )  # fmt: skip
     assert (two.names, two.classes, len(two.commands)) == (("dog", "coffee-mug"), ("dog", "coffee mug"), 1)
     assert (
-        two.commands[0][-1] == "/abs/pair.jpg" and f"--rough=coffee-mug={tmp_path / 'masks/mug.png'}" in two.commands[0]
+        two.commands[0][-1] == "/abs/pair.jpg"
+        and f"--refine-mask=coffee-mug={tmp_path / 'masks/mug.png'}" in two.commands[0]
     )
     assert "--set=train.rank=4" in two.commands[0] and "--set=train.learning_rate=1e-3" not in two.commands[0]
+
+
+def test_former_keys_are_read_with_one_note(tmp_path):
+    text = """
+        [defaults]
+        which = "left"
+        [[job]]
+        photo = "a.jpg"
+        class = "dog"
+        not_point = [3, 4]
+        [[job]]
+        photo = "b.jpg"
+        class = "cat"
+        select = "right"
+        not_point = "5,6"
+        rough = "m.png"
+        """
+    notes: list[str] = []
+    dog, cat = job_file.read_jobs(written(tmp_path, text), notes.append)
+    assert {"--select=left", "--negative-point=3,4"} <= set(dog.commands[0])
+    assert {"--select=right", "--negative-point=5,6", f"--refine-mask={tmp_path / 'm.png'}"} <= set(cat.commands[0])
+    assert notes == [
+        "the key not_point is now negative_point (jobs.toml)",
+        "the key rough is now refine_mask (jobs.toml)",
+        "the key which is now select (jobs.toml)",
+    ]
+    with pytest.raises(InputError, match="has which and select") as refused:
+        job_file.read_jobs(
+            written(tmp_path, text.replace('select = "right"', 'select = "right"\n        which = "top"'))
+        )
+    assert refused.value.hint == "keep select alone"
 
 
 @pytest.mark.parametrize(

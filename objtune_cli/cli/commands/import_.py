@@ -24,12 +24,12 @@ def import_(
     name: Annotated[
         str, typer.Option("--name", metavar="NAME", help="What to call it.", show_default="the class word")
     ] = "",
-    word: Annotated[
+    trigger: Annotated[
         str,
         typer.Option(
-            "--word",
+            "--trigger",
             metavar="TEXT",
-            help='What a LoRA was trained under, for example "sks dog".',
+            help='The words that a LoRA was trained with, for example "sks dog".',
             show_default="the class word",
         ),
     ] = "",
@@ -42,11 +42,11 @@ def import_(
     from objtune_cli.workflow import class_words
 
     ((class_word, called),) = class_words.pair_with_names([class_], [name] if name else [])
-    need(word.isprintable(), "--word has characters that cannot be printed", 'for example `--word "sks dog"`')
+    need(trigger.isprintable(), "--trigger has characters that cannot be printed", 'for example `--trigger "sks dog"`')
     need(
         len(file) <= MOST,
         f"{len(file)} files for one object",
         "a LoRA, an embedding (of SDXL one or two files), or both",
     )
     ctx = run.context()
-    return Outcome([imported.run(ctx, file, called, class_word, word.strip(), allow_pickle=allow_pickle)])
+    return Outcome([imported.run(ctx, file, called, class_word, trigger.strip(), allow_pickle=allow_pickle)])

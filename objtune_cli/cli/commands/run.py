@@ -24,7 +24,7 @@ def run_(
     from objtune_cli.workflow import job_file as reader
     from objtune_cli.workflow import job_pool
 
-    listed = reader.read_jobs(file)
+    listed = reader.read_jobs(file, run.report.note)
     project = run.project(create=True)
     reader.check_prompts(listed, project.artifacts)
     run.stop.install()

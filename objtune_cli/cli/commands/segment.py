@@ -6,7 +6,18 @@ from typing import Annotated
 import typer
 
 from objtune_cli.cli.object_options import Said, targets
-from objtune_cli.cli.photo_options import Beside, Boxes, ClassWords, Finder, Masks, Names, Points, Rough, SamFile, Which
+from objtune_cli.cli.photo_options import (
+    Boxes,
+    ClassWords,
+    Finder,
+    Masks,
+    Names,
+    NegativePoints,
+    Points,
+    RefineMasks,
+    SamFile,
+    Select,
+)
 from objtune_cli.cli.runner import Outcome, Run
 from objtune_cli.config.sections import Segment
 
@@ -19,15 +30,15 @@ def segment(
     mask: Masks = None,
     box: Boxes = None,
     point: Points = None,
-    not_point: Beside = None,
-    rough: Rough = None,
-    which: Which = None,
+    negative_point: NegativePoints = None,
+    refine_mask: RefineMasks = None,
+    select: Select = None,
     segmenter: Finder = None,
     sam_checkpoint: SamFile = None,
 ) -> Outcome:
     from objtune_cli.segmentation import stage
 
-    wanted = targets(class_, name, Said(mask, box, point, not_point, rough))
+    wanted = targets(class_, name, Said(mask, box, point, negative_point, refine_mask))
     ctx = run.context()
-    config = ctx.settings.resolve(Segment, sam_checkpoint=sam_checkpoint, select=which, segmenter=segmenter)
+    config = ctx.settings.resolve(Segment, sam_checkpoint=sam_checkpoint, select=select, segmenter=segmenter)
     return Outcome(stage.run(ctx, photo, wanted, config))

@@ -9,15 +9,15 @@ import typer
 from objtune_cli.cli import completion, durations, launcher
 from objtune_cli.cli.object_options import Said, of_each, of_photo, targets
 from objtune_cli.cli.photo_options import (
-    Beside,
     Boxes,
     ClassWords,
     Masks,
     Names,
+    NegativePoints,
     Points,
-    Rough,
+    RefineMasks,
+    Select,
     Wanted,
-    Which,
     _distinct,
     _found,
     _photos,
@@ -49,9 +49,9 @@ def train(
     mask: Masks = None,
     box: Boxes = None,
     point: Points = None,
-    not_point: Beside = None,
-    rough: Rough = None,
-    which: Which = None,
+    negative_point: NegativePoints = None,
+    refine_mask: RefineMasks = None,
+    select: Select = None,
     steps: Annotated[
         str | None,
         typer.Option(metavar="N", help="Optimizer steps; auto: until its loss stops falling.", show_default="auto"),
@@ -60,6 +60,12 @@ def train(
         int | None, typer.Option(help=f"Random seed, {SEEDS}; -1 is refused.", show_default=str(Train().seed))
     ] = None,
     preview: Annotated[bool, typer.Option("--preview/--no-preview", help="Draw a sheet of samples at the end.")] = True,
+    no_scores: Annotated[
+        bool,
+        typer.Option(
+            "--no-scores", help="Skip the adapter's self-evaluation at the end (train.self_evaluation=false)."
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Take a few steps on noise, say what a run needs, and write nothing.")
     ] = False,
@@ -87,13 +93,16 @@ def train(
     if dry_run:
         return _dry(run, steps=most, seed=seed, objects=len(class_ or ()) or 1)
     given = given_refs(source)
-    hinted = bool(class_ or name or mask or box or point or not_point or rough or which)
+    hinted = bool(class_ or name or mask or box or point or negative_point or refine_mask or select)
     photos = _photos(given, hinted=hinted)
     if len(photos) > 1:
         wanted = [(photo, *of_photo(photo, said)) for photo, said in zip(photos, of_each(run.parts), strict=True)]
         _distinct(wanted)
     else:
-        wanted = [(photo, targets(class_, name, Said(mask, box, point, not_point, rough)), which) for photo in photos]
+        wanted = [
+            (photo, targets(class_, name, Said(mask, box, point, negative_point, refine_mask)), select)
+            for photo in photos
+        ]
     need(
         photos or not hinted,
         "--class and the hints belong to a photo",
@@ -101,7 +110,11 @@ def train(
     )
     ctx = run.context(create=bool(photos))
     config = ctx.settings.resolve(
-        Train, max_steps=most, seed=seed, early_stopping="plateau" if steps == "auto" else None
+        Train,
+        max_steps=most,
+        seed=seed,
+        early_stopping="plateau" if steps == "auto" else None,
+        self_evaluation=False if no_scores else None,
     )
     try:
         return Outcome(_trained(ctx, wanted, given, config, preview), extra={"finished": True})
