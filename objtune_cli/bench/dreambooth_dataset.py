@@ -24,7 +24,7 @@ MASK_SUFFIX = ".mask.png"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 HEADINGS = {"classes": "classes", "object prompts": "objects", "live subject prompts": "live"}
 MAX_BYTES = 1 << 20
-ADVICE = "give the folder `dataset` of DreamBooth's data set, or one in its layout: docs/benchmark.md"
+ADVICE = "give the folder `dataset` of DreamBooth's data set, or one in its layout: docs/how-to/evaluate.md"
 _PROMPT = re.compile(r"""\s*(['"])(?P<text>.+)\1\s*(\.format\(.*\))?\s*,?\s*""")
 
 

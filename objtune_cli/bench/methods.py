@@ -61,7 +61,7 @@ class Method:
         }
 
 
-OURS = {"objtune": Method("objtune", "docs/method.md")}
+OURS = {"objtune": Method("objtune", "docs/explanation/method.md")}
 
 PLAIN_SAMPLING = {"prompt_guidance_scale": 0.0, "subject_conditioning_start": 1.0}
 """Sampling without our guidances, as other tools do."""

@@ -82,8 +82,8 @@ def load_base_clip(ctx: StageContext) -> tuple[ImageEmbedder, TextEmbedder]:
     source, index = (ctx.base.clip_path, 0) if ctx.base.clip_path else (ctx.base.clip_2_path, 1)
     if source is None:
         raise ResourceError(
-            f"the base {ctx.base.id} has no image tower to measure with",
-            f"`--set bench.clip_model={CLIP}`, after `objtune fetch --model {CLIP}`; or a tower of the base's own: docs/bases.md",
+            f"the base {ctx.base.id} has no CLIP vision encoder to measure with",
+            f"`--set bench.clip_model={CLIP}`, after `objtune fetch --model {CLIP}`; docs/reference/base-models.md says where else it may lie",
         )
     base_model = ctx.load_base_model()
     model = towers.load(source, base_model, index).clip

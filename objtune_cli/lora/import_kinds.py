@@ -136,7 +136,7 @@ def family_hint(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, st
     if name in known:
         return f"it looks like one of {known[name].title}: `--base {next(iter(known[name].hub))}`"
     if name:
-        return f"it looks like one of {name}, which is not among the families of docs/bases.md"
+        return f"it looks like one of {name}, which is not among the families of docs/reference/base-models.md"
     return "`--base` names the base that it was made on"
 
 

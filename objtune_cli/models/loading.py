@@ -185,7 +185,10 @@ def _family(folder: Path) -> families.Family:
     except (ValueError, KeyError):
         raise DamagedError(f"the base in {folder} is damaged: model_index.json cannot be read", folders.AGAIN) from None
     if family is None:
-        raise IncompatibleError(f"the base in {folder} is of no family that is known", "docs/bases.md says which are")
+        raise IncompatibleError(
+            f"the base in {folder} is of no family that is known",
+            "docs/reference/base-models.md lists the supported families",
+        )
     return family
 
 

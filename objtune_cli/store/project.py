@@ -11,8 +11,8 @@ from objtune_cli.errors import BusyError, UsageError
 
 SETTINGS_FILE = "objtune.toml"
 TEMPLATE = """\
-# Marks an objtune project. Settings that commands here take by default; docs/cli.md lists them,
-# and an unknown key is answered with the known ones. Example:
+# Marks an objtune project and holds the default settings of its commands. docs/reference/settings.md lists them.
+# An unknown key is an error that names the known keys. Example:
 #
 # base = "toybox"
 # [train]

@@ -1,7 +1,7 @@
 """The safetensors header, written and read here: same content, same bytes, whatever the library.
 
 Layout: 8 bytes little-endian length, canonical JSON padded with spaces to 8 bytes, tensor bytes in
-the order of their names without holes. One metadata key, `objtune`. See docs/format.md.
+the order of their names without holes. One metadata key, `objtune`. See docs/reference/file-format.md.
 """
 
 import errno

@@ -47,7 +47,7 @@ def find_dial(ctx: StageContext) -> Dial:
     if not inference.covers(dial):
         raise IncompatibleError(
             f"the evaluator does not know all of the world of {ctx.base.id} ({ctx.base.toybox_dial})",
-            "train one by its recipe: docs/toybox.md",
+            "train one by its recipe: docs/explanation/toybox.md",
         )
     return dial
 

@@ -63,7 +63,7 @@ def read_config(folder: Path, said: Mapping[str, Any] | None = None, *, flow: bo
         kind = name or "no class name"
         raise IncompatibleError(
             f"the base in {folder} is of another kind of noise than its family: its scheduler is {kind}",
-            "give a base of its own kind; docs/bases.md lists them",
+            "give a base of its own kind; docs/reference/base-models.md lists them",
         )
     if not flow:
         _check(folder, name, config)

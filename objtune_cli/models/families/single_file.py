@@ -191,7 +191,9 @@ def _family(path: Path, keys: Collection[str]) -> Family:
         raise IncompatibleError(f"{path} is a refiner: it has no first text encoder", "give the base model")
     if not any(key.startswith(("cond_stage_model.", "conditioner.", "text_encoders.")) for key in keys):
         raise IncompatibleError(f"{path} holds no text encoder", "give a whole checkpoint, or a diffusers folder")
-    raise IncompatibleError(f"{path} is of no family that is known", "docs/bases.md says which are")
+    raise IncompatibleError(
+        f"{path} is of no family that is known", "docs/reference/base-models.md lists the supported families"
+    )
 
 
 def _joint(path: Path, keys: Collection[str], width: int) -> Family:
