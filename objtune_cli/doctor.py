@@ -9,7 +9,7 @@ from pathlib import Path
 from objtune_cli.config.resolve import Settings
 from objtune_cli.config.sections import Segment
 from objtune_cli.errors import ObjtuneError
-from objtune_cli.models import registry
+from objtune_cli.models import hub_cache, registry
 from objtune_cli.store import artifacts, garbage, refs
 from objtune_cli.store.project import Project
 
@@ -111,7 +111,7 @@ def _check_disk(folder: Path) -> Check:
 
 def _check_bases() -> list[Check]:
     found = []
-    for name in ("toybox", *registry.HUB):
+    for name in ("toybox", *hub_cache.HUB_REPOSITORIES):
         try:
             found.append(Check(f"base {name}", "ok", str(registry.resolve(name).folder)))
         except ObjtuneError as error:
@@ -139,7 +139,7 @@ def _check_models(project: Project) -> list[Check]:
 
 
 def _check_cached(name: str, repository: str) -> Check:
-    found = registry.transformers_model(repository)
+    found = hub_cache.find_transformers_model(repository)
     if found is None:
         return Check(
             name,

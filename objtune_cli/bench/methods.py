@@ -15,7 +15,7 @@ from objtune_cli import renamed_settings
 from objtune_cli.config.resolve import Settings
 from objtune_cli.config.sections import GUIDANCES, SECTIONS, Train, neutral
 from objtune_cli.errors import UsageError
-from objtune_cli.models.registry import Base
+from objtune_cli.models.base_spec import BaseSpec
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 DIFFUSERS_DEFAULTS = neutral(Train)
@@ -52,12 +52,14 @@ class Method:
         """Its settings of training, by section."""
         return {"init-embedding": dict(self.embed), "train": dict(self.train), "prior": dict(self.prior)}
 
-    def sampling_kwargs(self, base: Base) -> dict[str, Any]:
+    def sampling_kwargs(self, base: BaseSpec) -> dict[str, Any]:
         """Its settings of sampling as fields of `SamplingSettings`; the base's own where it sets none or a negative value."""
         return {
-            "prompt_guidance_scale": base.scene_guidance(self.sampling.get("prompt_guidance_scale", -1.0)),
+            "prompt_guidance_scale": base.prompt_guidance_scale(self.sampling.get("prompt_guidance_scale", -1.0)),
             "autoguidance_scale": self.sampling.get("autoguidance_scale", 0.0),
-            "subject_conditioning_start": base.object_below(self.sampling.get("subject_conditioning_start", -1.0)),
+            "subject_conditioning_start": base.subject_conditioning_start(
+                self.sampling.get("subject_conditioning_start", -1.0)
+            ),
         }
 
 

@@ -157,7 +157,7 @@ def _fill_defaults(ctx: StageContext, how: Compose) -> Compose:
     """The settings with the base's own values; without refinement, the settings of refinement are set to one value so that they make no other scene."""
     if not how.refine_strength:
         return replace(how, paste="box", refine_autoguidance_scale=0.0)
-    return replace(how, refine_autoguidance_scale=ctx.base.object_guidance(how.refine_autoguidance_scale))
+    return replace(how, refine_autoguidance_scale=ctx.base.autoguidance_scale(how.refine_autoguidance_scale))
 
 
 def _sampling_config(config: Generate, negative_prompt: str) -> Generate:

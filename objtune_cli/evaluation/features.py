@@ -14,7 +14,7 @@ from torch import Tensor
 from objtune_cli import paths
 from objtune_cli.config.sections import Bench
 from objtune_cli.errors import ResourceError, UsageError
-from objtune_cli.models import finite_checks, registry
+from objtune_cli.models import finite_checks, hub_cache
 from objtune_cli.models.families.component_loading import load_complete, translate_errors
 from objtune_cli.models.loading import UNREADABLE, silence_library_logging
 from objtune_cli.workflow.context import StageContext
@@ -229,7 +229,7 @@ def _load_pretrained(kind: Any, name: str, option: str, families: tuple[str, ...
 
 def _find_folder(name: str) -> Path | None:
     """The folder of a model that is given by folder or hub id; None if it is not on this machine."""
-    return Path(name) if Path(name).is_dir() else registry.transformers_model(name)
+    return Path(name) if Path(name).is_dir() else hub_cache.find_transformers_model(name)
 
 
 def read_preprocessing(folder: Path | None, default: Preprocessing, *, any_size: bool = False) -> Preprocessing:

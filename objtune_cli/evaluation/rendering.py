@@ -12,7 +12,7 @@ from objtune_cli.evaluation.benchmark_objects import OBJECT_SLOT, Case
 from objtune_cli.evaluation.statistics import mean_cosine
 from objtune_cli.evaluation.truth_scores import Calibration, identity_vectors
 from objtune_cli.images.png import is_single_color
-from objtune_cli.models.registry import Base
+from objtune_cli.models.base_spec import BaseSpec
 from objtune_cli.store.kinds.adapter import AdapterArtifact
 from objtune_cli.toybox import renderer, world
 from objtune_cli.toybox.captions import article, describe
@@ -82,7 +82,7 @@ def load_adapter(
     return model, words
 
 
-def base_sampling(base: Base) -> dict[str, float]:
+def base_sampling(base: BaseSpec) -> dict[str, float]:
     """The base's sampling settings without those of trained objects."""
     return {name: value for name, value in base.sampling.items() if name not in GUIDANCES}
 

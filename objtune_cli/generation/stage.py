@@ -74,8 +74,8 @@ def fill_defaults(ctx: StageContext, config: Generate) -> Generate:
         guidance_interval_high=config.guidance_interval_high
         if config.guidance_interval_high >= 0
         else float(base_sampling.get("guidance_interval_high", 1)),
-        prompt_guidance_scale=ctx.base.scene_guidance(config.prompt_guidance_scale),
-        subject_conditioning_start=ctx.base.object_below(config.subject_conditioning_start),
+        prompt_guidance_scale=ctx.base.prompt_guidance_scale(config.prompt_guidance_scale),
+        subject_conditioning_start=ctx.base.subject_conditioning_start(config.subject_conditioning_start),
     )
 
 
@@ -106,7 +106,7 @@ def _find_scene(
 
 def sampler_settings(ctx: StageContext, config: Generate) -> dict[str, str]:
     """The name of the base's own sampler for the scene's record, if that sampler is used and is not the family's usual one."""
-    return ctx.base.sampler_record() if config.scheduler == "auto" else {}
+    return ctx.base.sampler_settings() if config.scheduler == "auto" else {}
 
 
 def strength_settings(objects: Sequence[trained_objects.PromptObject]) -> dict[str, dict[str, float]]:

@@ -12,8 +12,8 @@ from typing import Any
 
 from objtune_cli.errors import InputError, ObjtuneError, ResourceError, Stopped, UsageError
 from objtune_cli.interchange import hub_environment
-from objtune_cli.models import registry
-from objtune_cli.models.families import vae_override
+from objtune_cli.models import hub_cache, registry
+from objtune_cli.models.families import fingerprints, vae_override
 from objtune_cli.workflow.reporting import Reporter
 
 FREE_RESERVE = 256 << 20
@@ -47,13 +47,13 @@ def run(name: str, report: Reporter, stopped: Callable[[], int]) -> FetchResult:
     if name == "toybox" or Path(name).is_dir():
         report.note(f"{name} lies here already: nothing to bring")
         return FetchResult(name, "", "", registry.resolve(name).folder)
-    repository = registry.hub_id(name)
-    revision = registry.REVISIONS.get(repository, "main")
-    here = registry.find_snapshot(repository)
+    repository = hub_cache.hub_id(name)
+    revision = hub_cache.REVISIONS.get(repository, "main")
+    here = hub_cache.find_snapshot(repository)
     if here is not None and _is_complete(name):
         report.note(f"{name} is here already")
         return FetchResult(name, repository, here.name, here)
-    return _download(name, repository, revision, report, stopped, registry.FILES, _check_base_files)
+    return _download(name, repository, revision, report, stopped, hub_cache.BASE_FILES, _check_base_files)
 
 
 def fetch_model(repository: str, report: Reporter, stopped: Callable[[], int]) -> FetchResult:
@@ -64,7 +64,7 @@ def fetch_model(repository: str, report: Reporter, stopped: Callable[[], int]) -
     """
     if repository.count("/") != 1 or repository.startswith((".", "/", "~")):
         raise UsageError(f"{repository} is no hub id", "for example `objtune fetch --model facebook/dino-vits16`")
-    here = registry.transformers_model(repository) or vae_override.cached(repository)
+    here = hub_cache.find_transformers_model(repository) or vae_override.cached(repository)
     if here is not None:
         report.note(f"{repository} is here already")
         return FetchResult(repository, repository, here.name, here)
@@ -74,7 +74,7 @@ def fetch_model(repository: str, report: Reporter, stopped: Callable[[], int]) -
         "main",
         report,
         stopped,
-        (*registry.FEATURE_MODEL_FILES, *vae_override.FILES, registry.PICKLED),
+        (*hub_cache.FEATURE_MODEL_FILES, *vae_override.FILES, hub_cache.PICKLED_WEIGHTS),
         _check_feature_model_files,
     )
 
@@ -122,7 +122,7 @@ def _check_base_files(name: str, files: list[str]) -> tuple[str, ...]:
 
 def redundant_variants(files: list[str]) -> tuple[str, ...]:
     """Weights of variants (fp16, non_ema) in folders that also have the plain weights."""
-    others = {file for file in files if any(fnmatch(file, pattern) for pattern in registry.IGNORED_FILES)}
+    others = {file for file in files if any(fnmatch(file, pattern) for pattern in fingerprints.IGNORED_FILES)}
     plain = {file.rpartition("/")[0] for file in files if file.endswith(".safetensors") and file not in others}
     return tuple(sorted(file for file in others if file.rpartition("/")[0] in plain))
 
@@ -145,13 +145,13 @@ def _check_feature_model_files(name: str, files: list[str]) -> tuple[str, ...]:
         InputError: The repository has no such model.
     """
     if "config.json" in files and vae_override.FILES[-1] in files:
-        return (registry.PICKLED,)
-    if "config.json" not in files or not {"model.safetensors", registry.PICKLED} & set(files):
+        return (hub_cache.PICKLED_WEIGHTS,)
+    if "config.json" not in files or not {"model.safetensors", hub_cache.PICKLED_WEIGHTS} & set(files):
         raise InputError(
             f"{name} holds no model of transformers",
             "give the id of a repository with config.json and model.safetensors",
         )
-    return (registry.PICKLED,) if "model.safetensors" in files else ()
+    return (hub_cache.PICKLED_WEIGHTS,) if "model.safetensors" in files else ()
 
 
 def _check_disk_space(name: str, size: int) -> None:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from objtune_cli.errors import InputError, ObjtuneError, ResourceError
-from objtune_cli.models import registry
+from objtune_cli.models import hub_cache
 from objtune_cli.models.families import Family
 from objtune_cli.store import artifacts, refs
 from objtune_cli.store.artifacts import Record
@@ -76,7 +76,7 @@ def _is_untouched(root: Path, versions: Sequence[Ref], content: bytes) -> bool:
 
 def _base_repository(record: Record) -> str:
     ident = record.base.get("id", "")
-    return registry.HUB.get(ident, ident if ident.count("/") == 1 else "")
+    return hub_cache.HUB_REPOSITORIES.get(ident, ident if ident.count("/") == 1 else "")
 
 
 def _front_matter(record: Record, family: Family) -> str:

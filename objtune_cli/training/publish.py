@@ -63,7 +63,7 @@ def build_self_evaluation(ctx: StageContext, model: "BaseModel", subjects: list[
         subjects,
         SamplingSettings(**ctx.base.sampling_kwargs()),
         lambda done, total: ctx.check_stopped(),
-        ctx.base.object_below(),  # without prompt guidance, which would cost two more samples per image
+        ctx.base.subject_conditioning_start(),  # without prompt guidance, which would cost two more samples per image
     )
 
 

@@ -4,14 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from objtune_cli.models import families
+from objtune_cli.models.base_spec import BaseSpec
 from objtune_cli.models.families import pipeline_folder as folders
-from objtune_cli.models.registry import Base
 from objtune_cli.store import safetensors_format
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.kinds import adapter
 
 
-def explain_incompatible(base: Base, root: Path, record: Record) -> str:
+def explain_incompatible(base: BaseSpec, root: Path, record: Record) -> str:
     """Why an adapter cannot be drawn on a base; empty where it can. Layers of a one-file base are compared where they are loaded."""
     theirs = record.base.get("family", families.SD1.name)
     if theirs != base.family.name:
@@ -25,7 +25,7 @@ def explain_incompatible(base: Base, root: Path, record: Record) -> str:
     return next(_find_differences(base, shapes), "")
 
 
-def _find_differences(base: Base, shapes: dict[str, tuple[int, ...]]) -> Iterator[str]:
+def _find_differences(base: BaseSpec, shapes: dict[str, tuple[int, ...]]) -> Iterator[str]:
     for start, part in zip(adapter.TOKENS, base.family.encoders, strict=False):
         width = folders.read_json(base.folder, f"{part}/config.json").get("hidden_size")
         for name, shape in shapes.items():

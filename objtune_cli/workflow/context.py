@@ -10,7 +10,7 @@ from objtune_cli.config.resolve import Settings
 from objtune_cli.config.sections import Common
 from objtune_cli.errors import IncompatibleError, ObjtuneError, Stopped
 from objtune_cli.models import registry
-from objtune_cli.models.registry import Base
+from objtune_cli.models.base_spec import BaseSpec
 from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.project import Project
@@ -46,7 +46,7 @@ class StageContext:
     report: Reporter
     force: bool = False
     stopped: Callable[[], int] = lambda: 0
-    _base: Base | None = None
+    _base: BaseSpec | None = None
     _noted: set[str] = field(default_factory=set)
 
     @property
@@ -59,7 +59,7 @@ class StageContext:
         return Store(self.root)
 
     @property
-    def base(self) -> Base:
+    def base(self) -> BaseSpec:
         """The base model's name and place; opens no weights."""
         if self._base is None:
             common = self.common
@@ -92,7 +92,7 @@ class StageContext:
             dtype = loading.PRECISIONS["fp32"]
         memory.empty_cache(device.type)  # the base of the stage before
         base = self.base
-        loaded = loading.load(base.folder, device, dtype, base.weights, base.said_prediction, base.vae)
+        loaded = loading.load(base.folder, device, dtype, base.weights, base.prediction_override, base.vae)
         for note in (*base.notes, *loaded.notes):
             self.note_once(note)
         if train and self.common.precision == "auto" and device.type == "cpu" and precision.processor_has_bf16():

@@ -153,10 +153,10 @@ def test_baselines_are_drawn_as_any_tool_draws_them() -> None:
 
     suits, plain = sampling(2.0, 0.0, 0.8), sampling(0.0, 0.0, 1.0)
     assert (
-        toybox.scene_guidance(),
-        toybox.object_guidance(),
-        toybox.object_guidance(0.0),
-        toybox.scene_guidance(3.0),
+        toybox.prompt_guidance_scale(),
+        toybox.autoguidance_scale(),
+        toybox.autoguidance_scale(0.0),
+        toybox.prompt_guidance_scale(3.0),
     ) == (2.0, 0.5, 0.0, 3.0)
     assert {name: m.sampling_kwargs(toybox) for name, m in METHODS.items()} == {
         name: plain if name in BASELINES else suits for name in METHODS

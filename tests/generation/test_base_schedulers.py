@@ -87,7 +87,7 @@ def test_pictures_are_those_of_diffusers_pipeline(
     found = registry.resolve(str(folder))
     assert (
         found.sampler == (called, kind)
-        and found.sampler_record() == ({} if name == "DDIMScheduler" else {"sampler": name})
+        and found.sampler_settings() == ({} if name == "DDIMScheduler" else {"sampler": name})
         and not model.notes
     )
     begun = sample(
@@ -144,7 +144,7 @@ def test_what_takes_its_place_is_said(
     done = cli("generate", "a dog", "-n", 1, "--steps", 2, "--base", folder)
     assert done.code == 0 and f"DDIM takes the place of the base's own sampler {name}: " in done.err and why in done.err
     assert (
-        registry.resolve(str(folder)).sampler == ("DDIM", "") and registry.resolve(str(folder)).sampler_record() == {}
+        registry.resolve(str(folder)).sampler == ("DDIM", "") and registry.resolve(str(folder)).sampler_settings() == {}
     )
 
 
@@ -179,7 +179,7 @@ def test_unknown_schedulers_are_named(
 
 def test_a_prediction_type_given_by_hand_is_taken_before_an_unknown_one(base: Callable[..., Path]) -> None:
     folder = base("DDIMScheduler", prediction_type="velocity")
-    assert registry.resolve(str(folder), prediction="v").said_prediction == "v_prediction"
+    assert registry.resolve(str(folder), prediction="v").prediction_override == "v_prediction"
 
 
 def test_a_diffusion_under_a_flows_family_is_named(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from objtune_cli.lora import layers
-from objtune_cli.models import families, loading, registry
+from objtune_cli.models import base_spec, families, loading, registry
 from objtune_cli.models.families import single_file
 from objtune_cli.models.placeholders import class_token_embeddings
 from objtune_cli.store import artifacts, refs
@@ -321,5 +321,5 @@ def test_biases_of_an_imported_lora_are_as_strong_as_its_product():
 
 
 def test_a_scene_of_many_is_no_wider_than_the_base_draws(studio, monkeypatch):
-    monkeypatch.setattr(registry.Base, "largest_side", 40)  # SD 3 knows 3072 px of places
+    monkeypatch.setattr(base_spec.BaseSpec, "largest_side", 40)  # SD 3 knows 3072 px of places
     assert drawn(studio("compose", "<dog> and <cup> and <rex>", *QUICK))[0].shape == (32, 40, 3)

@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from objtune_cli.models import registry
+from objtune_cli.models import hub_cache, registry
 from tests.support.json_schema import check
 
 pytestmark = pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
 
-SD15 = registry.HUB["sd15"]
-COMMIT = registry.REVISIONS[SD15]
+SD15 = hub_cache.HUB_REPOSITORIES["sd15"]
+COMMIT = hub_cache.REVISIONS[SD15]
 DECOYS = {
     "README.md": b"a page", "v1-5-pruned.ckpt": b"a pickle", "unet/diffusion_pytorch_model.bin": b"a pickle",
     "unet/diffusion_pytorch_model.fp16.safetensors": b"again", "unet/diffusion_pytorch_model.non_ema.safetensors": b"again",
@@ -160,7 +160,7 @@ def test_half_a_copy_is_none_and_only_the_rest_is_brought(hub: Hub) -> None:
     assert "cannot be fetched from" in said(done)[0]
     lost = objtune("generate", "a dog", "--base", "sd15")
     assert lost.returncode == 7
-    assert "`objtune fetch --base sd15` brings them" in lost.stderr
+    assert "`objtune fetch --base sd15` downloads them" in lost.stderr
     hub.cut = None
     document = json.loads(objtune("fetch", "--base", "sd15", "--json").stdout)
     assert (document["files"], document["reused"]) == (1, False)

@@ -15,7 +15,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from objtune_cli.errors import DamagedError, IncompatibleError, MissingError, ObjtuneError, UsageError
-from objtune_cli.models import base_model, loading, registry
+from objtune_cli.models import base_model, hub_cache, loading, registry
 from objtune_cli.models.families import component_loading, single_file
 from tests.support import tiny_families, tiny_sd1
 
@@ -301,9 +301,9 @@ def test_exit_codes_and_what_to_give_instead(cli: Callable, project: Path, copy:
 )
 def test_other_spellings_of_a_base_are_answered_with_its_name(name: str, meant: str) -> None:
     with pytest.raises(UsageError, match="there is no base") as caught:
-        registry.hub_id(name)
-    assert caught.value.hint.startswith(f"`--base {meant}`, if" if meant else "known: ")
-    assert not meant or registry.hub_id(meant)
+        hub_cache.hub_id(name)
+    assert caught.value.hint.startswith(f"did you mean `--base {meant}`? " if meant else "known: ")
+    assert not meant or hub_cache.hub_id(meant)
 
 
 def test_libraries_print_nothing_about_a_base(project: Path, copy: Callable[..., Path]) -> None:

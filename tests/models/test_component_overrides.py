@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from objtune_cli.errors import IncompatibleError, MissingError
 from objtune_cli.interchange import hub
 from objtune_cli.models import loading, registry
+from objtune_cli.models.base_spec import BaseSpec
 from objtune_cli.models.families import single_file
 from objtune_cli.store import safetensors_format
 from tests.support import single_file_checkpoints, tiny_families, tiny_sd1
@@ -50,8 +51,10 @@ def one(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     return make
 
 
-def scheduler_of(base: registry.Base) -> dict:
-    return loading.load(base.folder, CPU, torch.float32, base.weights, base.said_prediction, base.vae).scheduler.config
+def scheduler_of(base: BaseSpec) -> dict:
+    return loading.load(
+        base.folder, CPU, torch.float32, base.weights, base.prediction_override, base.vae
+    ).scheduler.config
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])

@@ -11,7 +11,7 @@ from objtune_cli.errors import IncompatibleError
 from objtune_cli.generation.sampling import sample
 from objtune_cli.generation.settings import SamplingSettings
 from objtune_cli.lora import layers
-from objtune_cli.models import attention, families, loading, registry
+from objtune_cli.models import attention, families, hub_cache, loading, registry
 from objtune_cli.models import clip as towers
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.placeholders import Placeholders, class_token_embeddings, split_encoders
@@ -67,9 +67,9 @@ def test_a_pipeline_of_no_family_is_one_line(folders: dict[str, Path], tmp_path:
 
 
 def test_every_alias_is_pinned_to_a_commit() -> None:
-    assert registry.HUB.keys() == {"sd15", "sd21", "sdxl", "sd3", "sd35"}
-    for repository in registry.HUB.values():
-        assert len(registry.REVISIONS[repository]) == 40 and int(registry.REVISIONS[repository], 16)
+    assert hub_cache.HUB_REPOSITORIES.keys() == {"sd15", "sd21", "sdxl", "sd3", "sd35"}
+    for repository in hub_cache.HUB_REPOSITORIES.values():
+        assert len(hub_cache.REVISIONS[repository]) == 40 and int(hub_cache.REVISIONS[repository], 16)
     for family in families.FAMILIES:
         assert len(family.clip_models) == len(family.encoders) and families.get_family(family.name) is family
 

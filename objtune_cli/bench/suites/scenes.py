@@ -210,12 +210,12 @@ def _result_key(bench: ScenesSuite, group: Group, method: str) -> str:
         "format": FORMAT, "method": method, "group": repr(group), "seed": bench.config.seed, "base": ctx.base.fingerprint, "judge": single_training.evaluator_digest(),
         "sampling": former("generate", rendering.base_sampling(ctx.base)),
         "train": former("train", identifying(train.fill_defaults(replace(Train(), **own.train), ctx.base.training))), "compose": former("compose", identifying(Compose())),
-        "tools": tool_versions(), "device": ctx.common.device, "precision": ctx.common.precision, "scene_guidance": ctx.base.scene_guidance(), "object_guidance": ctx.base.object_guidance(),
+        "tools": tool_versions(), "device": ctx.common.device, "precision": ctx.common.precision, "scene_guidance": ctx.base.prompt_guidance_scale(), "object_guidance": ctx.base.autoguidance_scale(),
     }  # fmt: skip
     if own.embed or own.prior:
         about |= {"embed": former("init-embedding", own.embed), "prior": former("prior", own.prior)}
     if method == "alone":
-        about["object_below"] = ctx.base.object_below()
+        about["object_below"] = ctx.base.subject_conditioning_start()
     return hashlib.sha256(canonical_json(about).encode()).hexdigest()
 
 

@@ -6,10 +6,10 @@ from objtune_cli.errors import ObjtuneError
 
 
 def bases_(run: Run) -> Outcome:
-    from objtune_cli.models import registry
+    from objtune_cli.models import hub_cache, registry
 
     found: list[tuple[str, str, str]] = []
-    for name in ("toybox", *registry.HUB):
+    for name in ("toybox", *hub_cache.HUB_REPOSITORIES):
         try:
             found.append((name, "here", str(registry.resolve(name).folder)))
         except ObjtuneError as error:

@@ -1,0 +1,85 @@
+"""The models that Hugging Face's cache holds on this machine; nothing is downloaded here."""
+
+import contextlib
+import re
+from pathlib import Path
+
+from objtune_cli.errors import UsageError
+from objtune_cli.models.families import FAMILIES
+from objtune_cli.models.families.fingerprints import CLIP_FOLDERS, IGNORED_FILES
+
+HUB_REPOSITORIES = {alias: repository for family in FAMILIES for alias, (repository, _) in family.hub.items()}
+"""Aliases of base models, and their repositories on the hub."""
+REVISIONS = {repository: commit for family in FAMILIES for repository, commit in family.hub.values()}
+"""The commit of each repository that `fetch` downloads; of other repositories it takes `main`."""
+
+PARTS = tuple(dict.fromkeys(part for family in FAMILIES for part in (*family.parts, *CLIP_FOLDERS)))
+BASE_FILES = ("model_index.json", *(f"{part}/*.{end}" for part in PARTS for end in ("json", "txt", "safetensors")))
+"""The files of a base model's repository that `fetch` downloads; pickles are not among them."""
+FEATURE_MODEL_FILES = (
+    "config.json",
+    "preprocessor_config.json",
+    "tokenizer*.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "model.safetensors",
+)
+"""The files of a CLIP or DINO repository."""
+PICKLED_WEIGHTS = "pytorch_model.bin"
+"""The weights of CLIP and DINO repositories without safetensors; only its tensors are read."""
+CACHE_ERRORS = (ValueError, OSError, RuntimeError)
+"""What huggingface_hub raises for a missing snapshot, an unreadable cache, and a user without a home folder."""
+
+
+def hub_id(name: str) -> str:
+    """Return the hub repository of an alias or hub id.
+
+    Raises:
+        UsageError: The name is neither.
+    """
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or not ("/" in name or name in HUB_REPOSITORIES):
+        page = re.match(r"https?://huggingface\.co/([\w.-]+/[\w.-]+)", name)
+        intended = page[1] if page else "" if "/" in name else re.sub(r"[\W_]", "", name.lower())
+        suggestion = f"did you mean `--base {intended}`? " if page or intended in ("toybox", *HUB_REPOSITORIES) else ""
+        raise UsageError(
+            f"there is no base {name}",
+            f"{suggestion}known: toybox, {', '.join(HUB_REPOSITORIES)}, a diffusers folder, a .safetensors checkpoint, or a hub id",
+        )
+    return HUB_REPOSITORIES.get(name, name)
+
+
+def find_snapshot(repository: str) -> Path | None:
+    """Return the folder of a complete base model in the cache: the pinned commit, else `main`."""
+    from huggingface_hub import snapshot_download
+
+    for revision in filter(None, (REVISIONS.get(repository), "main")):
+        with contextlib.suppress(*CACHE_ERRORS):
+            folder = snapshot_download(
+                repository,
+                revision=revision,
+                local_files_only=True,
+                allow_patterns=list(BASE_FILES),
+                ignore_patterns=list(IGNORED_FILES),
+            )
+            return Path(folder)
+    return None
+
+
+def find_transformers_model(repository: str) -> Path | None:
+    """Return the folder of a complete CLIP or DINO in the cache; safetensors come before pickles."""
+    from huggingface_hub import snapshot_download
+
+    for files in (FEATURE_MODEL_FILES, (*FEATURE_MODEL_FILES, PICKLED_WEIGHTS)):
+        with contextlib.suppress(*CACHE_ERRORS):
+            folder = Path(snapshot_download(repository, local_files_only=True, allow_patterns=list(files)))
+            if (folder / files[-1]).exists():
+                return folder
+    return None
+
+
+def has_repository(repository: str) -> bool:
+    """Whether the cache has a folder for the repository, complete or not."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return (Path(HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}").is_dir()
