@@ -67,4 +67,5 @@ def _distort_mask(mask: np.ndarray, way: str, rng: np.random.Generator) -> np.nd
         moved = distance + radius * waves / waves.std() > 0  # off by the radius on average (root mean square)
     else:
         raise ValueError(f"no way {way!r}: {', '.join(VARIANTS)}")
-    return moved.astype(np.uint8) * 255
+    image: np.ndarray = moved.astype(np.uint8) * 255
+    return image

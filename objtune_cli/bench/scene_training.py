@@ -1,17 +1,15 @@
 """Training of the objects of a scene by the command `objtune train`, from one photo of all or one photo each."""
 
-import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from objtune_cli.bench import single_training
+from objtune_cli.bench import command_runner
+from objtune_cli.bench.command_runner import set_options
 from objtune_cli.bench.methods import OURS, Method
 from objtune_cli.evaluation import benchmark_objects
 from objtune_cli.evaluation.benchmark_objects import Case
 from objtune_cli.images import png
-from objtune_cli.renamed_settings import as_text
 from objtune_cli.store import artifacts
 from objtune_cli.store.refs import Ref, parse
 from objtune_cli.toybox import renderer, world
@@ -46,59 +44,46 @@ def train_objects(
     """
     folder = ctx.project.folder / "given" / "-".join(m.name for m in members)
     artifacts.write_file(folder / "photo.png", png.encode_png(rgb))
-    given = [str(folder / "photo.png")]
+    inputs = [str(folder / "photo.png")]
     for member, mask in zip(members, masks, strict=True):
-        artifacts.write_file(folder / f"{member.name}.png", png.encode_png(mask))
-        given += [
-            "--class",
-            member.instance.kind,
-            "--name",
-            member.name,
-            "--mask",
-            f"{member.name}={folder / member.name}.png",
-        ]
-    embed, learning = (
-        _set_options("init-embedding", method.embed),
-        _set_options("train", {**method.train, "self_evaluation": False}) + _set_options("prior", method.prior),
+        file = folder / f"{member.name}.png"
+        artifacts.write_file(file, png.encode_png(mask))
+        inputs += ["--class", member.instance.kind, "--name", member.name, "--mask", f"{member.name}={file}"]
+    embed_options = set_options(method.embed, "init-embedding")
+    train_options = set_options({**method.train, "self_evaluation": False}, "train") + set_options(
+        method.prior, "prior"
     )
     seconds = 0.0
-    if (
-        len(members) > 1 and method.embed.get("init") == "rare-token"
-    ):  # a word for each: two objects of one class would have the same token
-        found, seconds, _ = _run_stage(ctx, members, "segment", *given)
-        given = []
-        for ref, word in zip(found, RARE_TOKENS, strict=False):
-            (started,), took, _ = _run_stage(
-                ctx, members, "init-embedding", ref, *embed, *_set_options("init-embedding", {"rare_token": word})
-            )
-            given, seconds = [*given, started], seconds + took
-    refs, took, reused = _run_stage(ctx, members, "train", *given, "--no-preview", *embed, *learning)
-    return parse(refs[-1]), 0.0 if reused else seconds + took
+    if len(members) > 1 and method.embed.get("init") == "rare-token":
+        inputs, seconds = _start_from_rare_tokens(ctx, members, inputs, embed_options)
+    refs, train_seconds, reused = _run_stage(
+        ctx, members, "train", *inputs, "--no-preview", *embed_options, *train_options
+    )
+    return parse(refs[-1]), 0.0 if reused else seconds + train_seconds
 
 
-def _set_options(section: str, values: Mapping[str, Any]) -> list[str]:
-    return [word for name, value in values.items() for word in ("--set", f"{section}.{name}={as_text(value)}")]
+def _start_from_rare_tokens(
+    ctx: StageContext, members: Sequence[Case], inputs: Sequence[str], embed_options: Sequence[str]
+) -> tuple[list[str], float]:
+    """Make one embedding per object, each from another rare token, so that two objects of a class differ.
+
+    Returns:
+        The refs of the embeddings, and the wall seconds.
+    """
+    masks, seconds, _ = _run_stage(ctx, members, "segment", *inputs)
+    embeddings = []
+    for mask, token in zip(masks, RARE_TOKENS, strict=False):
+        own = set_options({"rare_token": token}, "init-embedding")
+        (embedding,), embed_seconds, _ = _run_stage(ctx, members, "init-embedding", mask, *embed_options, *own)
+        embeddings.append(embedding)
+        seconds += embed_seconds
+    return embeddings, seconds
 
 
 def _run_stage(ctx: StageContext, members: Sequence[Case], *words: str) -> tuple[list[str], float, bool]:
     """Run one command in the project of `ctx`: its refs, wall seconds, and whether all artifacts existed."""
-    shared = {
-        "project": ctx.project.folder,
-        "base": ctx.common.base,
-        "device": ctx.common.device,
-        "precision": ctx.common.precision,
-    }
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "objtune_cli",
-        *words,
-        "--json",
-        *(w for k, v in shared.items() for w in (f"--{k}", str(v))),
-    ]
-    document, seconds, _ = single_training.run_command(ctx, command, f"{words[0]} of {members[0].name}")
-    if "error" in document:
-        error = document["error"]
-        raise single_training.TrainingFailed(words[0], members[0], int(error["code"]), error["message"])
+    document, seconds, _ = command_runner.run_command(
+        ctx, command_runner.command_line(ctx, *words), f"{words[0]} of {members[0].name}"
+    )
+    command_runner.raise_failure(document, words[0], members[0])
     return [each["ref"] for each in document["refs"]], seconds, all(each["reused"] for each in document["refs"])

@@ -2,13 +2,8 @@
 
 import functools
 import hashlib
-import json
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,15 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from objtune_cli.bench import photo_variants
+from objtune_cli.bench import command_runner, photo_variants
 from objtune_cli.bench.methods import Method, former_name
-from objtune_cli.config.resolve import PREFIX
 from objtune_cli.config.sections import Embed, Prior, Train, identifying
-from objtune_cli.errors import ObjtuneError, ResourceError, Stopped
 from objtune_cli.evaluation import rendering, truth_scores
 from objtune_cli.evaluation.benchmark_objects import Case
 from objtune_cli.images import png
-from objtune_cli.renamed_settings import as_text, former
+from objtune_cli.renamed_settings import former
 from objtune_cli.store import artifacts
 from objtune_cli.store.refs import parse
 from objtune_cli.store.safetensors_format import canonical_json
@@ -60,16 +53,6 @@ class TrainingResult:
     weights: Mapping[str, Any]
     seconds: float
     memory_mb: float
-
-
-class TrainingFailed(ObjtuneError):
-    """A training process failed, or a signal from outside ended it."""
-
-    def __init__(self, method: str, case: Case | TrainingInput, code: int, message: str) -> None:
-        killed = code < 0
-        how = f"was ended by signal {-code}" if killed else f"failed: {message}"
-        super().__init__(f"{method} on {case.name} {how}", "is there enough memory?" if killed else "")
-        self.code = ResourceError.code if killed else code or 1
 
 
 @functools.cache
@@ -119,7 +102,7 @@ def score_method(
     name: str,
     method: Method,
     scale: truth_scores.Calibration,
-    before: list,
+    before: list[Any],
     trainings: dict[str, TrainingResult],
 ) -> tuple[dict[str, float], np.ndarray]:
     """Measures of one method on one object, and its images in the order of the prompts.
@@ -151,7 +134,7 @@ def _train_case(ctx: StageContext, case: Case, name: str, method: Method) -> Tra
     )
 
 
-def train_object(ctx: StageContext, handed: TrainingInput, name: str, method: Method) -> TrainingResult:
+def train_object(ctx: StageContext, subject: TrainingInput, name: str, method: Method) -> TrainingResult:
     """Run `objtune train` on a photo and its mask. Artifacts of earlier trainings are deleted first, except for the class prior.
 
     Raises:
@@ -167,70 +150,23 @@ def train_object(ctx: StageContext, handed: TrainingInput, name: str, method: Me
             state.unlink()
     with artifacts.translate_os_errors(folder), tempfile.TemporaryDirectory(dir=folder) as place:
         photo, mask = Path(place) / "photo.png", Path(place) / "mask.png"
-        photo.write_bytes(png.encode_png(handed.rgb))
-        mask.write_bytes(png.encode_png(handed.mask))
+        photo.write_bytes(png.encode_png(subject.rgb))
+        mask.write_bytes(png.encode_png(subject.mask))
         said = {
             f"{part}.{key}": value
             for part, values in method.training_settings().items()
             for key, value in values.items()
         }
         said |= {"clip_model": ctx.common.clip_model} if ctx.common.clip_model else {}
-        command = [
-            sys.executable, "-P", "-m", "objtune_cli", "train", str(photo), HINT_OPTIONS[method.hint], str(mask),
-            "--class", handed.kind, "--name", handed.name, "--no-preview", "--json", "--project", str(folder),
-            "--base", ctx.common.base, "--device", ctx.common.device, "--precision", ctx.common.precision,
-            *(word for k, v in said.items() for word in ("--set", f"{k}={as_text(v)}")),
-        ]  # fmt: skip
-        document, seconds, memory = run_command(ctx, command, f"{name} on {handed.name}")
-    if "error" in document:
-        raise TrainingFailed(name, handed, int(document["error"]["code"]), document["error"]["message"])
+        hint = (HINT_OPTIONS[method.hint], str(mask))
+        words = ["train", str(photo), *hint, "--class", subject.kind, "--name", subject.name, "--no-preview"]
+        command = command_runner.command_line(ctx, *words) + command_runner.set_options(said)
+        document, seconds, memory = command_runner.run_command(ctx, command, f"{name} on {subject.name}")
+    command_runner.raise_failure(document, name, subject)
     import torch
 
     _, arrays = artifacts.load(ctx.root, parse(document["refs"][-1]["ref"]), document["refs"][-1]["sha256"])
     return TrainingResult({k: torch.from_numpy(v.copy()) for k, v in arrays.items()}, seconds, memory)
-
-
-def run_command(ctx: StageContext, command: list[str], label: str) -> tuple[dict[str, Any], float, float]:
-    """Run an objtune command: its JSON document, wall seconds, and largest resident memory in MB (0 if the system does not report it).
-
-    Raises:
-        Stopped: A signal came; the command was terminated.
-    """
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(PREFIX)}  # a method is what its settings say
-    started = time.monotonic()
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
-        child = subprocess.Popen(
-            command, stdout=out, stderr=errors, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
-        )
-        memory = 0.0
-        while child.poll() is None and not ctx.stopped():
-            memory = max(memory, _peak_memory(child.pid))
-            time.sleep(0.1)
-        if child.poll() is None:
-            child.terminate()
-            child.wait()
-            raise Stopped(
-                ctx.stopped(),
-                f"stopped during {label}; finished objects are kept",
-                "the same command goes on from there",
-            )
-        out.seek(0), errors.seek(0)
-        text = out.read().decode(errors="replace")
-        try:
-            document = json.loads(text)
-        except ValueError:
-            lines = errors.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
-            document = {"error": {"code": child.returncode, "message": lines[-1]}}
-    return document, time.monotonic() - started, memory
-
-
-def _peak_memory(pid: int) -> float:
-    """Largest resident memory of a running process so far, MB. Unlike `ru_maxrss` it does not include the parent's."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return 0.0
-    return next((int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM:")), 0.0)
 
 
 def sheet_row(case: Case, shown: np.ndarray) -> np.ndarray:

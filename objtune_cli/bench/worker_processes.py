@@ -54,7 +54,8 @@ class WorkerProcesses:
         """Request one round of a worker and wait for its result."""
         with contextlib.suppress(OSError):  # `receive` notices a worker that has ended
             self.pipes[name].send("round")
-        return self.receive(name, check)
+        message: dict[str, float] = self.receive(name, check)
+        return message
 
     def __enter__(self) -> "WorkerProcesses":
         return self

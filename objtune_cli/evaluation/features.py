@@ -99,7 +99,8 @@ def _clip_embedders(model: Any, words: Any, prepared: Preprocessing) -> tuple[Im
         return _normalise(model.text_projection(pooled)).numpy()
 
     def see(x: Tensor) -> Tensor:
-        return model.visual_projection(model.vision_model(pixel_values=x).pooler_output)
+        vectors: Tensor = model.visual_projection(model.vision_model(pixel_values=x).pooler_output)
+        return vectors
 
     return _image_embedder(see, model, prepared), texts
 

@@ -49,7 +49,8 @@ def calibrate(value: float, zero: float, one: float) -> float:
 
 def mean_cosine(vectors: np.ndarray, references: np.ndarray) -> np.ndarray:
     """Mean cosine of each vector (N, d) to the references (R, d), all of unit length: (N,)."""
-    return (vectors @ references.T).mean(axis=1)
+    cosines: np.ndarray = (vectors @ references.T).mean(axis=1)
+    return cosines
 
 
 def mean_distance(poses: np.ndarray) -> float:

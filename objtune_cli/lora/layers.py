@@ -62,7 +62,9 @@ def add(
     return params
 
 
-def _detach_prompt(_module: object, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+def _detach_prompt(
+    _module: object, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The prompt for blocks that do not learn: no gradient runs back through them to the token."""
     words = kwargs.get("encoder_hidden_states")
     return args, kwargs if words is None else kwargs | {"encoder_hidden_states": words.detach()}

@@ -3,6 +3,9 @@
 import re
 from collections.abc import Mapping, Sequence
 
+SCENES = ("on the beach", "in the snow", "at night", "in the desert")
+"""The scenes of previews and of self-evaluation; a photo shows at most one of them."""
+
 PROMPT = "a photo of {}"
 """The template that embeddings, priors and validation share."""
 

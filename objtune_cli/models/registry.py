@@ -149,7 +149,8 @@ def _describe_file(path: Path, clip_model: str, vae: Path | None, prediction: st
 def _check_prediction(family: Family, prediction: str) -> None:
     if prediction and family.prediction == "flow":
         raise IncompatibleError(
-            f"{family.title} predicts the velocity of a flow, not {prediction}", "leave the setting `prediction_type` out"
+            f"{family.title} predicts the velocity of a flow, not {prediction}",
+            "leave the setting `prediction_type` out",
         )
 
 

@@ -67,7 +67,8 @@ class ProcessGroup:
         )  # one without rows computes one that nobody reads
         own = alone(z_t[rows], t[rows.to(t.device)], condition[rows.to(condition.device)])
         padded = torch.cat([own, own.new_zeros(share - len(own), *own.shape[1:])]) if len(own) < share else own
-        return _Gathered.apply(padded, self, len(z_t), start, stop)  # type: ignore[no-untyped-call]
+        predictions: Tensor = _Gathered.apply(padded, self, len(z_t), start, stop)  # type: ignore[no-untyped-call]
+        return predictions
 
 
 class _Gathered(torch.autograd.Function):

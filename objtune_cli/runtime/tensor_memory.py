@@ -31,7 +31,7 @@ class LiveTensorCounter(TorchDispatchMode):
     """
 
     def __init__(self, *, multiply: bool = True) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's constructor has no types
         self.multiply = multiply
         self.live_bytes = self.peak = 0
         self.attention: set[str] = set()

@@ -75,7 +75,8 @@ def texture(rng: np.random.Generator, size: int) -> np.ndarray:
     else:
         share = _noise(rng, size, grain) + 0.5 * _noise(rng, size, 3 * grain)
     out = first + (second - first) * share[..., None]
-    return (out + rng.normal(0, rng.uniform(0, 9), (size, size, 1))).clip(0, 255).astype(np.uint8)
+    coat: np.ndarray = (out + rng.normal(0, rng.uniform(0, 9), (size, size, 1))).clip(0, 255).astype(np.uint8)
+    return coat
 
 
 def shade(coat: np.ndarray, cover: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -87,14 +88,16 @@ def shade(coat: np.ndarray, cover: np.ndarray, rng: np.random.Generator) -> np.n
     turn, much = rng.uniform(0, 2 * np.pi), rng.uniform(0.2, 1.2)
     ys, xs = cover.nonzero() if cover.any() else (np.array([size / 2]), np.array([size / 2]))
     light = 1 + much * ((x - xs.mean() / size) * np.cos(turn) + (y - ys.mean() / size) * np.sin(turn))
-    return (coat * light[..., None]).clip(0, 255).astype(np.uint8)
+    shaded: np.ndarray = (coat * light[..., None]).clip(0, 255).astype(np.uint8)
+    return shaded
 
 
 def _shadow(image: np.ndarray, cover: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     size = len(image)
     soft = cv2.GaussianBlur(cover, (0, 0), size * rng.uniform(0.01, 0.05))
     moved = np.roll(soft, tuple(int(v) for v in rng.integers(-size // 16, size // 16 + 1, 2)), (0, 1))
-    return (image * (1 - rng.uniform(0.2, 0.7) * moved[..., None] / 255.0)).astype(np.uint8)
+    shadowed: np.ndarray = (image * (1 - rng.uniform(0.2, 0.7) * moved[..., None] / 255.0)).astype(np.uint8)
+    return shadowed
 
 
 def _noise(rng: np.random.Generator, size: int, cells: float) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Scenes to pixels: picture and one mask per object, at any size, from the parameters alone."""
 
+from collections.abc import Callable
+
 import cv2
 import numpy as np
 
@@ -27,8 +29,11 @@ def render(scene: Scene, size: int = 64) -> tuple[np.ndarray, list[np.ndarray]]:
     for instance, pose in scene.objects:
         cover = _draw_object(image, instance, pose)
         covers = [np.where(cover > 0, np.uint8(0), older) for older in covers] + [cover]
-    shrink = lambda a: cv2.resize(a, (size, size), interpolation=cv2.INTER_AREA)  # noqa: E731
-    return shrink(image), [shrink(c) for c in covers]
+    return _shrink(image, size), [_shrink(cover, size) for cover in covers]
+
+
+def _shrink(image: np.ndarray, size: int) -> np.ndarray:
+    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
 
 
 def _draw_object(image: np.ndarray, instance: Instance, pose: Pose) -> np.ndarray:
@@ -69,8 +74,8 @@ _SHIFT = 3
 """cv2 takes fixed-point coordinates: sub-pixel bits."""
 
 
-def _placement(points: np.ndarray, pose: Pose, side: int):
-    """The map from the figure's frame to fixed-point pixels: its box centred on the pose."""
+def _placement(points: np.ndarray, pose: Pose, side: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the map from the figure's frame to fixed-point pixels; it centres the figure's box on the pose."""
     low, high = points.min(0), points.max(0)
     scale = pose.size * side / float((high - low).max())
     c, s = np.cos(pose.tilt), np.sin(pose.tilt)
@@ -81,13 +86,14 @@ def _placement(points: np.ndarray, pose: Pose, side: int):
 
     def place(polygon: np.ndarray) -> np.ndarray:
         xy = (polygon - (low + high) / 2) @ turn + centre
-        return np.round(xy * (1 << _SHIFT)).astype(np.int32)
+        points: np.ndarray = np.round(xy * (1 << _SHIFT)).astype(np.int32)
+        return points
 
     return place
 
 
-def _texture(instance: Instance, place, side: int) -> np.ndarray:
-    """The coat of the whole frame: colour with the pattern in the second colour, moving along."""
+def _texture(instance: Instance, place: Callable[[np.ndarray], np.ndarray], side: int) -> np.ndarray:
+    """Paint the coat over the whole frame: the first colour, and the pattern in the second; it moves with the object."""
     texture = np.empty((side, side, 3), np.uint8)
     texture[:] = instance.rgb[0]
     period = 0.34 + 0.16 * instance.frequency

@@ -2,15 +2,11 @@
 
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from objtune_cli.config.sections import Embed, Prior, Train
-from objtune_cli.store.kinds.prior import PriorArtifact
 from objtune_cli.training.stage import fill_defaults
 from objtune_cli.workflow.context import StageContext
-
-if TYPE_CHECKING:
-    from objtune_cli.models.base_model import BaseModel
 
 WARMUP_STEPS, MEASURED_STEPS = 1, 2
 """Steps before and while it is measured."""
@@ -23,6 +19,7 @@ def run(ctx: StageContext, config: Train, embedding: Embed, objects: int = 1) ->
     """
     from objtune_cli.models import memory_savings
     from objtune_cli.runtime import memory
+    from objtune_cli.training import noise_inputs
     from objtune_cli.training import trainer as training
 
     config = fill_defaults(config, ctx.base.training, objects)
@@ -34,11 +31,13 @@ def run(ctx: StageContext, config: Train, embedding: Embed, objects: int = 1) ->
     )
     memory.reset_peak(kind)
     priors = (
-        {"dog": noise_prior(model, ctx.settings.resolve(Prior).num_predictions)} if config.prior_loss_weight else {}
+        {"dog": noise_inputs.noise_prior(model, ctx.settings.resolve(Prior).num_predictions)}
+        if config.prior_loss_weight
+        else {}
     )
     trainer = training.Trainer(
         model,
-        noise_subjects(model, embedding, objects),
+        noise_inputs.noise_subjects(model, embedding.num_vectors, objects),
         priors,
         replace(
             config,
@@ -84,36 +83,3 @@ def _synchronize(kind: str) -> None:
         import torch
 
         torch.cuda.synchronize()
-
-
-def noise_subjects(model: "BaseModel", embedding: Embed, count: int) -> list[Any]:
-    """Objects in noise: a quarter of the picture each."""
-    import torch
-
-    from objtune_cli.models.placeholders import class_token_embeddings
-    from objtune_cli.training.subjects import Subject
-
-    g = torch.Generator().manual_seed(0)
-    side, noun = model.resolution, class_token_embeddings(model, "dog").cpu()
-    picture = torch.rand((3, side, side), generator=g) * 2 - 1
-    rows = torch.cat([noun[:1].repeat(embedding.num_vectors, 1), noun])
-    found = []
-    for i in range(count):
-        mask = torch.zeros(side, side)
-        mask[side // 4 : side // 4 * 3, side // 4 : side // 4 * 3] = 1
-        found.append(Subject(f"it{i}", "dog", rows, embedding.num_vectors, picture, picture.flip(-1), mask))
-    return found
-
-
-def noise_prior(model: "BaseModel", entries: int) -> PriorArtifact:
-    """A class prior of noise, of so many predictions of the frozen base."""
-    import torch
-
-    side = model.resolution // model.vae_scale_factor
-    drawn = torch.randn(
-        (3, entries, model.denoiser.config.in_channels, side, side), generator=torch.Generator().manual_seed(0)
-    )
-    with torch.no_grad():
-        conditions = model.encode_prompt(["a photo of a dog"]).float().cpu()
-    t = torch.linspace(100, 900, entries).long()
-    return PriorArtifact(drawn[0], drawn[1], t, drawn[2], torch.zeros(entries, dtype=torch.int64), conditions)

@@ -3,13 +3,12 @@
 from pathlib import Path
 
 from objtune_cli.images import png
+from objtune_cli.models.prompts import SCENES
 from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record
 from objtune_cli.training import load_subjects
 from objtune_cli.workflow import trained_objects
 from objtune_cli.workflow.context import StageContext, write_image
-
-SCENES = ("on the beach", "in the snow", "at night", "in the desert")
 
 
 def draw(ctx: StageContext, record: Record, starts: list[Record]) -> Path:

@@ -16,13 +16,11 @@ from objtune_cli.generation.settings import SamplingSettings
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.clip import MEAN, Clip
 from objtune_cli.models.placeholders import Placeholders
-from objtune_cli.models.prompts import with_article
+from objtune_cli.models.prompts import SCENES, with_article
 from objtune_cli.numerics import augmentation
 from objtune_cli.numerics.masks import bounding_box, crop
 from objtune_cli.training.subjects import Subject
 
-SCENES = ("on the beach", "in the snow", "at night", "in the desert")
-"""Where the object is asked for; the photo was taken in one of them at most."""
 CENTRAL_BOX = (0.15, 0.2, 0.85, 0.9)
 """Where the class's own pictures have their object."""
 STEPS = 12

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from objtune_cli.bench import single_training
+from objtune_cli.bench import command_runner, single_training
 from objtune_cli.bench.methods import Method
 from objtune_cli.bench.single_training import TrainingResult
 from objtune_cli.bench.suites import objects
@@ -124,7 +124,7 @@ def test_a_diverged_training_is_a_result_without_measures(
     def diverges(ctx: StageContext, case: object, name: str, method: Method) -> TrainingResult:
         found = train(ctx, case, name, method)
         if (name, case.name) == ("one", "dog-000"):
-            raise single_training.TrainingFailed(name, case, 9, "training diverged")
+            raise command_runner.TrainingFailed(name, case, 9, "training diverged")
         return found
 
     monkeypatch.setattr(single_training, "_train_case", diverges)
@@ -140,10 +140,10 @@ def test_any_other_failure_ends_the_run(
     context: Callable[..., StageContext], trained: list, out: Path, monkeypatch
 ) -> None:
     def fails(ctx: StageContext, case: object, name: str, method: Method) -> TrainingResult:
-        raise single_training.TrainingFailed(name, case, 7, "no space left")
+        raise command_runner.TrainingFailed(name, case, 7, "no space left")
 
     monkeypatch.setattr(single_training, "_train_case", fails)
-    with pytest.raises(single_training.TrainingFailed) as caught:
+    with pytest.raises(command_runner.TrainingFailed) as caught:
         objects.run(context(), out, METHODS, CONFIG)
     assert caught.value.code == 7 and not (out / "results" / "one").exists()
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from objtune_cli.bench import scene_training
+from objtune_cli.bench import command_runner, scene_groups, scene_methods, scene_training
+from objtune_cli.bench.command_runner import TrainingFailed
 from objtune_cli.bench.suites import scenes
 from objtune_cli.config.sections import Bench, Compose
 from objtune_cli.errors import UsageError
@@ -35,7 +36,7 @@ def judge() -> Evaluator:
 
 
 def test_groups_are_the_same_for_every_count_and_have_twins_of_one_class() -> None:
-    few, many = scenes.make_groups(MEDIUM, 2, 0, 2), scenes.make_groups(MEDIUM, 4, 0, 2)
+    few, many = scene_groups.make_groups(MEDIUM, 2, 0, 2), scene_groups.make_groups(MEDIUM, 4, 0, 2)
     assert few == many[:6] and [g.kind for g in few] == ["two", "three", "same"] * 2
     for two, three, same in zip(few[::3], few[1::3], few[2::3], strict=True):
         assert two.members == three.members[:2] and len({m.instance.kind for m in three.members}) == 3
@@ -71,9 +72,9 @@ def test_true_scenes_have_everything_in_order(
     judge: Evaluator, context: Callable[..., StageContext], project: Path
 ) -> None:
     """Square ones of two, and wide ones of three that the evaluator reads through windows."""
-    bench = scenes.ScenesSuite(context(), project / "out", Bench(), MEDIUM, judge)
-    for group in scenes.make_groups(MEDIUM, 1, 0, 2):
-        shown = scenes._render_truth(bench, group)
+    bench = scene_methods.SceneBench(context(), project / "out", Bench(), MEDIUM, judge)
+    for group in scene_groups.make_groups(MEDIUM, 1, 0, 2):
+        shown = scene_methods.render_truth(bench, group)
         assert shown.shape == (4, 128, 192 if group.kind == "three" else 128, 3)
         found, _ = bench.score(group, shown)
         assert (
@@ -107,13 +108,13 @@ def test_results_are_kept_and_gone_on_from(
         measured.append((group.name, method))
         return {"presence": 1.0 if method == "composed" else 0.5}, np.zeros((1, 8, 8, 3), np.uint8)
 
-    monkeypatch.setattr(scenes, "_measure", measure)
+    monkeypatch.setattr(scenes, "measure", measure)
     monkeypatch.setattr(scenes.inference, "load", lambda: judge)
     ctx, out, config = context(), project / "out", Bench(num_objects=2, prompt_rounds=1)
     rows = scenes.run(ctx, out, ["composed", "sum"], config)
     assert len(measured) == 12 and len(rows) == 6 and all(row["n"] == 2 for row in rows)
     assert {(r["method"], r["mean"]) for r in rows} == {
-        (f"{k}: {m}", v) for k in scenes.KINDS for m, v in (("composed", 1.0), ("sum", 0.5))
+        (f"{k}: {m}", v) for k in scene_groups.KINDS for m, v in (("composed", 1.0), ("sum", 0.5))
     }
     assert (out / "results/composed/two-000.png").is_file()
     (out / "results/sum/same-001.json").write_text("{}")
@@ -129,7 +130,7 @@ def test_shares_find_what_the_whole_finds_and_one_folder_holds_both(
     shown = np.zeros((1, 8, 8, 3), np.uint8)
     monkeypatch.setattr(
         scenes,
-        "_measure",
+        "measure",
         lambda bench, group, method: (measured.append(group.name), ({"presence": float(group.name[-1])}, shown))[1],
     )
     monkeypatch.setattr(scenes.inference, "load", lambda: judge)
@@ -152,23 +153,21 @@ def test_shares_find_what_the_whole_finds_and_one_folder_holds_both(
 def test_a_share_waits_for_the_object_that_another_one_trains(
     context: Callable[..., StageContext], judge: Evaluator, project: Path, monkeypatch
 ) -> None:
-    bench = scenes.ScenesSuite(context(), project / "out", Bench(), MEDIUM, judge)
-    case, said = scenes.make_groups(MEDIUM, 1, 0, 1)[0].members[0], iter([8, 8, 0])
+    bench = scene_methods.SceneBench(context(), project / "out", Bench(), MEDIUM, judge)
+    case, said = scene_groups.make_groups(MEDIUM, 1, 0, 1)[0].members[0], iter([8, 8, 0])
 
     def learned(ctx, members, rgb, masks):
         code = next(said)
         if code:
-            raise scene_training.single_training.TrainingFailed(
-                "train", members[0], code, "another process is training exactly this"
-            )
+            raise TrainingFailed("train", members[0], code, "another process is training exactly this")
         return None, 0.0
 
-    monkeypatch.setattr(scenes, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(scene_methods, "RETRY_SECONDS", 0.0)
     monkeypatch.setattr(scene_training, "train_objects", learned)
-    assert scenes._train_or_wait(bench, bench.ctx, case) == 0.0 and next(said, None) is None
+    assert scene_methods.train_or_wait(bench, bench.ctx, case) == 0.0 and next(said, None) is None
     said = iter([9])
-    with pytest.raises(scene_training.single_training.TrainingFailed):
-        scenes._train_or_wait(bench, bench.ctx, case)
+    with pytest.raises(TrainingFailed):
+        scene_methods.train_or_wait(bench, bench.ctx, case)
 
 
 @pytest.mark.parametrize(
@@ -206,20 +205,20 @@ def test_joint_trainings_take_their_methods_settings(
         names = [command[i + 1] for i, word in enumerate(command) if word == "--name"] or ["x"]
         return {"refs": [{"ref": f"adapter/{name}@1", "reused": False} for name in names]}, 3.0, 0.0
 
-    monkeypatch.setattr(scene_training.single_training, "run_command", measured)
+    monkeypatch.setattr(command_runner, "run_command", measured)
     ways: list[str] = []
     shown = np.zeros((2, 128, 128, 3), np.uint8)
-    monkeypatch.setattr(scenes, "_sample_plain", lambda *_: (ways.append("prompt"), shown)[1])
+    monkeypatch.setattr(scene_methods, "_sample_plain", lambda *_: (ways.append("prompt"), shown)[1])
     monkeypatch.setattr(
-        scenes,
+        scene_methods,
         "_measure_composed",
         lambda bench, _, group, how: (ways.append("compose"), bench.score(group, shown))[1],
     )
-    bench = scenes.ScenesSuite(context(), project / "out", Bench(), MEDIUM, judge)
-    group = scenes.make_groups(MEDIUM, 1, 0, 1)[1]
+    bench = scene_methods.SceneBench(context(), project / "out", Bench(), MEDIUM, judge)
+    group = scene_groups.make_groups(MEDIUM, 1, 0, 1)[1]
     for method, own in scenes.JOINT_METHODS.items():
         said.clear()
-        values, _ = scenes._measure(bench, group, method)
+        values, _ = scene_methods.measure(bench, group, method)
         starts = [c for c in said if "init-embedding" in c]
         assert len(starts) == (3 if own.embed.get("init") == "rare-token" else 0)
         assert [next(w for w in c if ".rare_token=" in w) for c in starts] == [
@@ -251,15 +250,15 @@ def test_each_alone_from_the_one_photo_is_what_learning_together_is_held_against
 
     monkeypatch.setattr(scene_training, "train_objects", learned)
     monkeypatch.setattr(
-        scenes,
+        scene_methods,
         "_measure_composed",
         lambda bench, ctx, group, how: ({"presence": float(how.max_retries)}, np.zeros((1, 8, 8, 3), np.uint8)),
     )
-    bench = scenes.ScenesSuite(context(), project / "out", Bench(), MEDIUM, judge)
-    group = scenes.make_groups(MEDIUM, 1, 0, 1)[1]
+    bench = scene_methods.SceneBench(context(), project / "out", Bench(), MEDIUM, judge)
+    group = scene_groups.make_groups(MEDIUM, 1, 0, 1)[1]
     for method in given:
         taken.append(method)
-        values, _ = scenes._measure(bench, group, method)
+        values, _ = scene_methods.measure(bench, group, method)
         assert values == {"presence": Compose().max_retries, "seconds": 2.0 * len(given[method])}
     (names, photo, masks), *none = given["joint"]
     assert (

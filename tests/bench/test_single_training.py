@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from objtune_cli.bench import single_training
+from objtune_cli.bench import command_runner, single_training
 from objtune_cli.bench.methods import BASELINES, Method
 from objtune_cli.config.sections import Common
 from objtune_cli.errors import BusyError, Stopped
@@ -42,11 +42,11 @@ def _python(text: str) -> list[str]:
 
 def test_a_command_gives_its_document_time_and_memory(context: Callable[..., StageContext]) -> None:
     text = "import time; x = b'1' * 80_000_000; time.sleep(0.5); print('{\"refs\": []}')"
-    document, seconds, memory = single_training.run_command(context(), _python(text), "it")
+    document, seconds, memory = command_runner.run_command(context(), _python(text), "it")
     assert document == {"refs": []} and 0.3 <= seconds < 20
     assert (
         memory > 80
-        and single_training.run_command(context(), _python("import time; time.sleep(0.3); print('{}')"), "it")[2] < 60
+        and command_runner.run_command(context(), _python("import time; time.sleep(0.3); print('{}')"), "it")[2] < 60
     )  # not ours
 
 
@@ -54,14 +54,14 @@ def test_a_command_gives_its_document_time_and_memory(context: Callable[..., Sta
     ("text", "code", "said"),
     [
         ("import sys; print('half {'); sys.exit('oh\\nno such thing')", 1, "no such thing"),
-        ("import os; os.kill(os.getpid(), 9)", -9, "it said nothing"),
-        ("pass", 0, "it said nothing"),
+        ("import os; os.kill(os.getpid(), 9)", -9, "it printed nothing"),
+        ("pass", 0, "it printed nothing"),
     ],
 )
 def test_a_command_without_a_document_is_an_error(
     text: str, code: int, said: str, context: Callable[..., StageContext]
 ) -> None:
-    assert single_training.run_command(context(), _python(text), "it")[0] == {"error": {"code": code, "message": said}}
+    assert command_runner.run_command(context(), _python(text), "it")[0] == {"error": {"code": code, "message": said}}
 
 
 def test_settings_of_the_surroundings_do_not_reach_a_trial(
@@ -70,7 +70,7 @@ def test_settings_of_the_surroundings_do_not_reach_a_trial(
     monkeypatch.setenv("OBJTUNE_TRAIN_MAX_STEPS", "3")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     text = "import json, os; print(json.dumps({k: v for k, v in os.environ.items() if k.startswith('O')}))"
-    seen = single_training.run_command(context(), _python(text), "it")[0]
+    seen = command_runner.run_command(context(), _python(text), "it")[0]
     assert seen["OMP_NUM_THREADS"] == "1" and "OBJTUNE_TRAIN_MAX_STEPS" not in seen
 
 
@@ -80,7 +80,7 @@ def test_a_signal_ends_the_child_too(context: Callable[..., StageContext], tmp_p
     ctx = context(stopped=lambda: 15 if file.exists() else 0)
     started = time.monotonic()
     with pytest.raises(Stopped, match="stopped during it; finished objects are kept") as caught:
-        single_training.run_command(ctx, _python(text), "it")
+        command_runner.run_command(ctx, _python(text), "it")
     assert caught.value.code == 143 and time.monotonic() - started < 30
     with pytest.raises(ProcessLookupError):
         os.kill(int(file.read_text()), 0)
@@ -95,7 +95,7 @@ def test_a_child_may_finish_what_it_does_before_it_ends(context: Callable[..., S
         f"signal.signal(signal.SIGTERM, end)\npathlib.Path({str(ready)!r}).touch()\ntime.sleep(100)"
     )
     with pytest.raises(Stopped):
-        single_training.run_command(context(stopped=lambda: 2 if ready.exists() else 0), _python(text), "it")
+        command_runner.run_command(context(stopped=lambda: 2 if ready.exists() else 0), _python(text), "it")
     assert saved.exists()
 
 
@@ -133,16 +133,16 @@ def test_a_trial_is_the_real_command_on_photo_and_mask(context: Callable[..., St
 def test_a_training_that_fails_says_which_and_why(context: Callable[..., StageContext], case: Case) -> None:
     wrong = Method("wrong", "", train={"max_steps": -1})
     with pytest.raises(
-        single_training.TrainingFailed, match=f"wrong on {case.name} failed: .*train.max_steps is -1"
+        command_runner.TrainingFailed, match=f"wrong on {case.name} failed: .*train.max_steps is -1"
     ) as caught:
         single_training._train_case(context(), case, "wrong", wrong)
     assert caught.value.code == 2
 
 
 def test_a_training_that_was_killed_says_so(case: Case) -> None:
-    killed = single_training.TrainingFailed("m", case, -9, "it said nothing")
+    killed = command_runner.TrainingFailed("m", case, -9, "it printed nothing")
     assert killed.code == 7 and killed.message == f"m on {case.name} was ended by signal 9" and "memory" in killed.hint
-    assert single_training.TrainingFailed("m", case, 0, "it said nothing").code == 1
+    assert command_runner.TrainingFailed("m", case, 0, "it printed nothing").code == 1
 
 
 def test_a_key_is_the_same_for_the_same_work(context: Callable[..., StageContext], case: Case) -> None:

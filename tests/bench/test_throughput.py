@@ -26,7 +26,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         refs = [{"ref": f"adapter/{name}@1", "sha256": "0"} for name in names]
         return {"refs": refs}, 10.0 if len(names) == 1 else 5.0 * len(names), 0.0
 
-    monkeypatch.setattr(throughput.single_training, "run_command", measured)
+    monkeypatch.setattr(throughput.command_runner, "run_command", measured)
     monkeypatch.setattr(throughput, "_processor_seconds", lambda: spent[0])
     monkeypatch.setattr(throughput.inference, "load", lambda: None)
     monkeypatch.setattr(

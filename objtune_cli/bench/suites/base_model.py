@@ -187,4 +187,5 @@ def _load_training_images(ctx: StageContext, out: Path, dial: Dial) -> np.ndarra
         held = io.BytesIO()
         np.save(held, np.stack(done))
         artifacts.write_file(file, held.getvalue())
-    return np.load(file)
+    images: np.ndarray = np.load(file)
+    return images

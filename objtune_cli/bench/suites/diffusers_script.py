@@ -116,7 +116,7 @@ def time_script(
         )
     if child.returncode:
         raise ResourceError(
-            f"{script.name} failed: {(wrong or ['it said nothing'])[-1]}",
+            f"{script.name} failed: {(wrong or ['it printed nothing'])[-1]}",
             "is it the script of the installed diffusers?",
         )
     found: dict[str, float] = json.loads(lines[-1])
@@ -144,7 +144,7 @@ def _write_model(folder: Path, device: str) -> None:
         None,
         None,
         requires_safety_checker=False,
-    )  # type: ignore[arg-type]
+    )
     whole.save_pretrained(folder)
 
 

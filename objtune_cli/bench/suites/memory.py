@@ -13,6 +13,7 @@ from objtune_cli.config.sections import Bench, Embed, Prior, Train
 from objtune_cli.errors import UsageError
 from objtune_cli.evaluation import statistics
 from objtune_cli.models import random_weights, registry
+from objtune_cli.models.prompts import SCENES
 from objtune_cli.training import stage as train
 from objtune_cli.workflow.context import StageContext
 
@@ -26,8 +27,6 @@ BASELINE = "dreambooth-lora"
 OBJECTS = 2
 """Objects of one photo, so that there are combinations; the batch size is that of one object."""
 VIEWS = 2
-SCENES = ("on the beach", "in the snow", "at night", "in the desert")
-"""Scene phrases of the images that are sampled at once, as in self-evaluation."""
 FORMS = {
     "kept": (False, 0.0),
     "kept_attention": (False, Train().multi_object_attention_loss_weight),
@@ -87,7 +86,7 @@ def _measure_model(ctx: StageContext, name: str, config: Bench) -> tuple[str, di
 def _measure_baseline(ctx: StageContext, name: str, side: int) -> dict[str, float]:
     """Memory of a step of DreamBooth-LoRA as in diffusers' script: both images in one forward pass, the whole model in memory."""
     from objtune_cli.runtime.tensor_memory import LiveTensorCounter, module_tensors
-    from objtune_cli.training import dry_run
+    from objtune_cli.training import noise_inputs
     from objtune_cli.training import trainer as training
 
     method = METHODS[BASELINE]
@@ -98,8 +97,8 @@ def _measure_baseline(ctx: StageContext, name: str, side: int) -> dict[str, floa
         asked = train.fill_defaults(
             replace(Train(), **method.train), {**registry.DEFAULT_TRAINING, **model.family.training}
         )
-        objects = dry_run.noise_subjects(model, replace(Embed(), **method.embed), 1)
-        trainer = training.Trainer(model, objects, {"dog": dry_run.noise_prior(model, 1)}, asked)
+        objects = noise_inputs.noise_subjects(model, replace(Embed(), **method.embed).num_vectors, 1)
+        trainer = training.Trainer(model, objects, {"dog": noise_inputs.noise_prior(model, 1)}, asked)
         trainer.train_step()
         resting = live.live_bytes / MB
         live.reset_peak()
@@ -126,13 +125,13 @@ def _load_model(ctx: StageContext, name: str, side: int) -> "BaseModel":
 
 def _build_trainer(ctx: StageContext, model: "BaseModel", name: str) -> "Trainer":
     """A trainer on objects in noise, with what suits bases of this layout; what the frozen base says is asked once and kept as often as a run keeps it."""
-    from objtune_cli.training import dry_run
+    from objtune_cli.training import noise_inputs
     from objtune_cli.training import trainer as training
 
     own = ctx.base.training if name == "base" else {**registry.DEFAULT_TRAINING, **model.family.training}
     full = train.fill_defaults(ctx.settings.resolve(Train), own, OBJECTS)
     priors = (
-        {"dog": dry_run.noise_prior(model, ctx.settings.resolve(Prior).num_predictions)}
+        {"dog": noise_inputs.noise_prior(model, ctx.settings.resolve(Prior).num_predictions)}
         if full.prior_loss_weight
         else {}
     )
@@ -146,7 +145,7 @@ def _build_trainer(ctx: StageContext, model: "BaseModel", name: str) -> "Trainer
         gradient_checkpointing="off",
     )  # each step has a class pass
     trainer = training.Trainer(
-        model, dry_run.noise_subjects(model, ctx.settings.resolve(Embed), OBJECTS), priors, asked
+        model, noise_inputs.noise_subjects(model, ctx.settings.resolve(Embed).num_vectors, OBJECTS), priors, asked
     )
     subsets = trainer.teacher.predictions
     repeats = -(-full.num_teacher_samples // len(subsets))

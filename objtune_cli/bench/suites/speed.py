@@ -12,21 +12,16 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from objtune_cli.bench.methods import METHODS
 from objtune_cli.bench.worker_processes import WorkerProcesses
 from objtune_cli.config.sections import Bench, Embed, Train
 from objtune_cli.errors import ObjtuneError
 from objtune_cli.evaluation import statistics
 from objtune_cli.models import registry
-from objtune_cli.store.kinds.prior import PriorArtifact
 from objtune_cli.training import stage as train
 from objtune_cli.workflow.context import StageContext
 
 if TYPE_CHECKING:
-    import torch
-
     from objtune_cli.models.base_model import BaseModel
     from objtune_cli.training.trainer import Trainer
 
@@ -40,6 +35,7 @@ JOINT = (1, 2, 3)
 """Numbers of objects of one photo that are trained jointly."""
 SIDE = 256
 """Side of the large model's images on a CPU, px."""
+PRIOR_PREDICTIONS = 8
 PARTS = ("words", "forward", "backward", "optimizer")
 
 
@@ -241,39 +237,18 @@ def _load_model(task: Task) -> "BaseModel":
 
 
 def build_trainer(task: Task, model: "BaseModel") -> "Trainer":
-    """A trainer with the method's settings, on a noise image and a class prior of noise."""
-    import torch
-
-    from objtune_cli.models.placeholders import class_token_embeddings
+    """Return a trainer with the method's settings, on a noise image and a class prior of noise."""
+    from objtune_cli.training import noise_inputs
     from objtune_cli.training import trainer as training
-    from objtune_cli.training.subjects import Subject
 
     method = METHODS[task.method]
     config = train.fill_defaults(replace(Train(), **method.train), task.training)
     if task.size != "base":
-        config = replace(config, num_teacher_samples=2)  # asked before any step: no part of one
-    vectors = int(method.embed.get("num_vectors", Embed().num_vectors))
-    noun = class_token_embeddings(model, "dog")
-    rows = torch.cat([noun[:1].expand(vectors, -1), noun])
-    g = torch.Generator().manual_seed(0)
-    picture = torch.rand((3, model.resolution, model.resolution), generator=g) * 2 - 1
-    subjects = [
-        Subject(f"it{i}", "dog", rows, vectors, picture, picture.flip(-1), _object_mask(model, i, task.objects))
-        for i in range(task.objects)
-    ]
-    return training.Trainer(
-        model, subjects, {"dog": _noise_prior(model, g)} if config.prior_loss_weight else {}, config
-    )
-
-
-def _object_mask(model: "BaseModel", number: int, count: int) -> "torch.Tensor":
-    """Mask of one of `count` objects, which divide the middle quarter of the image from left to right."""
-    import torch
-
-    quarter, wide = model.resolution // 4, model.resolution // 2 // count
-    mask = torch.zeros(model.resolution, model.resolution)
-    mask[quarter:-quarter, quarter + number * wide : quarter + (number + 1) * wide] = 1
-    return mask
+        config = replace(config, num_teacher_samples=2)  # computed before the first step, so no part of one
+    num_vectors = replace(Embed(), **method.embed).num_vectors
+    subjects = noise_inputs.noise_subjects(model, num_vectors, task.objects)
+    priors = {"dog": noise_inputs.noise_prior(model, PRIOR_PREDICTIONS)} if config.prior_loss_weight else {}
+    return training.Trainer(model, subjects, priors, config)
 
 
 def _load_base(task: Task) -> "BaseModel":
@@ -285,14 +260,3 @@ def _load_base(task: Task) -> "BaseModel":
     if task.precision == "auto" and device.type == "cpu" and precision.processor_has_bf16():
         precision.use_bf16_matmuls(loaded.denoiser)
     return loaded
-
-
-def _noise_prior(model: "BaseModel", g: "torch.Generator", entries: int = 8) -> PriorArtifact:
-    import torch
-
-    side = model.resolution // model.vae_scale_factor
-    drawn = torch.randn((3, entries, model.denoiser.config.in_channels, side, side), generator=g)
-    with torch.no_grad():
-        conditions = model.encode_prompt(["a photo of a dog"])
-    t = torch.from_numpy(np.linspace(100, 900, entries).astype(np.int64))
-    return PriorArtifact(drawn[0], drawn[1], t, drawn[2], torch.zeros(entries, dtype=torch.int64), conditions)

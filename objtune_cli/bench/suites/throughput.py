@@ -1,14 +1,14 @@
 """`objtune bench --many N`: time and quality of training N photos by N commands in turn, and by one command."""
 
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from objtune_cli.bench import single_training
-from objtune_cli.bench.suites.objects import Row, find_dial
+from objtune_cli.bench import command_runner
+from objtune_cli.bench.result_cache import Row
+from objtune_cli.bench.suites.objects import find_dial
 from objtune_cli.config.sections import Bench, Train, identifying
 from objtune_cli.errors import UsageError
 from objtune_cli.evaluation import benchmark_objects, rendering, statistics, truth_scores
@@ -45,32 +45,23 @@ class ThroughputSuite:
         try:
             held = json.loads(file.read_bytes())
             if held["key"] == key:
-                return held
+                cached: dict[str, Any] = held
+                return cached
         except (OSError, ValueError, KeyError, TypeError):
             pass
         project = find_project(self.out / f"work-{way}", create=True)
-        words = [sys.executable, "-P", "-m", "objtune_cli", "train", "--json", "--project", str(project.folder), "--base", self.ctx.common.base,
-                 "--device", self.ctx.common.device, "--precision", self.ctx.common.precision, "--force"]  # fmt: skip
+        words = ["train", "--force"]
         for case in chosen:
             rgb, mask = case.picture()
             photo = project.folder / "given" / f"{case.name}.png"
+            mask_file = photo.with_suffix(".mask.png")
             artifacts.write_file(photo, png.encode_png(rgb))
-            artifacts.write_file(photo.with_suffix(".mask.png"), png.encode_png(mask))
-            words += [
-                str(photo),
-                "--class",
-                case.instance.kind,
-                "--name",
-                case.name,
-                "--mask",
-                str(photo.with_suffix(".mask.png")),
-            ]
+            artifacts.write_file(mask_file, png.encode_png(mask))
+            words += [str(photo), "--class", case.instance.kind, "--name", case.name, "--mask", str(mask_file)]
+        command = command_runner.command_line(self.ctx, *words, project=project.folder)
         before = _processor_seconds()
-        document, seconds, _ = single_training.run_command(self.ctx, words, f"training of {chosen[0].name}")
-        if "error" in document:
-            raise single_training.TrainingFailed(
-                way, chosen[0], int(document["error"]["code"]), document["error"]["message"]
-            )
+        document, seconds, _ = command_runner.run_command(self.ctx, command, f"training of {chosen[0].name}")
+        command_runner.raise_failure(document, way, chosen[0])
         found = {
             "key": key,
             "refs": [[r["ref"], r["sha256"]] for r in document["refs"]],

@@ -12,6 +12,8 @@ from objtune_cli.models.families.sd2 import SD2
 from objtune_cli.models.families.sd3 import SD3, SD35
 from objtune_cli.models.families.sdxl import SDXL
 
+__all__ = ["FAMILIES", "SD1", "SD2", "SD3", "SD35", "SDXL", "Family", "detect_family", "get_family"]
+
 FAMILIES: tuple[Family, ...] = (SD1, SD2, SDXL, SD3, SD35)
 
 

@@ -60,7 +60,8 @@ def read_header(weights: Path = WEIGHTS) -> dict[str, Any]:
     from safetensors import safe_open
 
     with safe_open(weights, framework="np") as file:
-        return json.loads(file.metadata()["objtune"])
+        header: dict[str, Any] = json.loads(file.metadata()["objtune"])
+        return header
 
 
 def covers(dial: Dial, weights: Path = WEIGHTS) -> bool:
@@ -74,9 +75,10 @@ def load(weights: Path = WEIGHTS) -> Evaluator:
     """The evaluator that ships."""
     from safetensors.torch import load_file
 
-    network: Any = Evaluator()
+    network = Evaluator()
     network.load_state_dict({k: v.float() for k, v in load_file(weights).items()})
-    return network.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's overloads
+    return network.eval().requires_grad_(False)
 
 
 @torch.no_grad()
