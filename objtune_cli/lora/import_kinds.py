@@ -1,4 +1,4 @@
-"""What a file of another tool is, by the names of its tensors: the parts of a LoRA, its other kinds, whole models, and the family it was made for."""
+"""Classifies files of other tools by their tensor names: LoRA parts, other adapter types, whole models, and the model family."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -21,9 +21,9 @@ PARTS = tuple(
         (r"(.+)\.alpha", "alpha"),
     )
 )
-"""Ends of keys, of kohya's scripts, peft, ComfyUI and older versions of diffusers, and which part of a layer each is."""
+"""Suffixes of keys in files of kohya's scripts, peft, ComfyUI and older diffusers, and the part of a layer that each holds."""
 WRAPPERS = re.compile(r"^(?:base_model\.model\.|module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.|(?<=\.)processor\.")
-"""What peft, compiled and distributed training and old attention processors put between the names of layers."""
+"""Components that peft, compiled models, distributed training and old attention processors insert into layer names."""
 OTHER_KINDS = tuple(
     (re.compile(pattern), kind)
     for pattern, kind in (
@@ -49,7 +49,7 @@ OTHER_KINDS = tuple(
         (r"trainable_tokens", "has trained rows of the table of tokens"),
     )
 )
-"""Marks of adapters that an artifact cannot hold."""
+"""Keys of adapter types that an artifact cannot hold."""
 WHOLE = tuple(
     (re.compile(pattern), kind, hint)
     for pattern, kind, hint in (
@@ -75,9 +75,9 @@ WHOLE = tuple(
         (r"^(?:model\.\d+\.|conv_first\.|body\.\d+\.rdb)", "is an upscaler", ""),
     )
 )
-"""Starts of keys of files that are neither a LoRA nor an embedding."""
+"""Prefixes of keys in files that are neither a LoRA nor an embedding."""
 BESIDE_LAYERS = 4
-"""So many of these are what they are whatever else a file holds."""
+"""The first entries of WHOLE decide even if the file also has LoRA layers."""
 GIVE = "give a LoRA or an embedding"
 FOREIGN = tuple(
     (re.compile(pattern), title)
@@ -88,16 +88,16 @@ FOREIGN = tuple(
         (r"blocks[._]\d+[._]cross_attn", "Wan"),
     )
 )
-"""Marks of families that are not among ours."""
+"""Keys of model families that are not supported."""
 WIDTHS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
-"""Widths of the condition that cross-attention of the real models reads."""
+"""Widths of the prompt embeddings in cross-attention, and the families."""
 VERSIONS = (("sdxl", "sdxl"), ("stable-diffusion-xl", "sdxl"), ("stable-diffusion-3-5", "sd35"), ("sd3.5", "sd35"), ("stable-diffusion-3", "sd3"),
             ("sd3", "sd3"), ("sd_v2", "sd2"), ("stable-diffusion-v2", "sd2"), ("sd_v1", "sd1"), ("stable-diffusion-v1", "sd1"))  # fmt: skip
-"""Starts of what `ss_base_model_version` and `modelspec.architecture` say, and the family."""
+"""Prefixes of `ss_base_model_version` and `modelspec.architecture`, and the families."""
 
 
 def split_key(key: str) -> tuple[str, str] | None:
-    """The layer that a key names, as the file names it, and which part of it the key holds; None: of no layer."""
+    """Return the layer of a key, as the file names it, and the part that the key holds; None if it belongs to no layer."""
     for form, part in PARTS:
         match = form.fullmatch(key)
         if match:
@@ -106,13 +106,13 @@ def split_key(key: str) -> tuple[str, str] | None:
 
 
 def other_kind(keys: Iterable[str]) -> tuple[str, str] | None:
-    """What a file is, where it is an adapter of another kind, and the key that says so."""
+    """Return the adapter type of a file that is no LoRA, and the key that shows it; None otherwise."""
     named = list(keys)
     return next(((kind, key) for mark, kind in OTHER_KINDS for key in named if mark.search(key)), None)
 
 
 def whole_kind(keys: Collection[str]) -> tuple[str, str] | None:
-    """What a file is, where it is no adapter at all, and what to do; None: nothing of that is known."""
+    """Return the kind of a file that is no adapter, and a hint; None if it is not known."""
     rest = [key for key in keys if split_key(key) is None and other_kind([key]) is None]
     of_adapters = [key for key in keys if key.startswith("ip_adapter.")]  # which may hold LoRA layers of their own
     known = (
@@ -124,13 +124,13 @@ def whole_kind(keys: Collection[str]) -> tuple[str, str] | None:
 
 
 def is_lora(keys: Iterable[str]) -> bool:
-    """Whether a file holds layers, of whatever kind."""
+    """Whether a file has adapter layers of any type."""
     named = list(keys)
     return any(split_key(key) for key in named) or other_kind(named) is not None
 
 
 def family_hint(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> str:
-    """Which family a file looks like one of, and how to name its base."""
+    """Return a hint: the likely model family of a file, and the `--base` option for it."""
     known = {f.name: f for f in FAMILIES}
     name = _family(shapes, metadata)
     if name in known:
@@ -141,7 +141,7 @@ def family_hint(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, st
 
 
 def _family(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> str:
-    """The name of one of ours, the title of another, or nothing."""
+    """Return the name of a supported family, the title of another one, or ""."""
     foreign = next((title for mark, title in FOREIGN for key in shapes if mark.search(key)), "")
     if foreign:
         return foreign

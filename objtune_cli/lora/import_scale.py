@@ -1,4 +1,4 @@
-"""How strong the layers of a LoRA are where its settings stand beside the weights: `adapter_config.json` of peft, `lora_adapter_metadata` of diffusers."""
+"""The scale of an imported LoRA's layers, from peft's `adapter_config.json` or diffusers' `lora_adapter_metadata`."""
 
 import json
 import math
@@ -10,11 +10,11 @@ from typing import Any
 from objtune_cli.errors import IncompatibleError, InputError
 
 HEADER = "lora_adapter_metadata"
-"""Key of a safetensors header under which diffusers keeps the settings, one set a network."""
+"""Key of diffusers in a safetensors header, with the settings of each network."""
 MAX_PATTERNS = 4096
 MAX_LENGTH = 300
 MAX_REPEATS = 4
-"""Repetitions in one pattern: more could take for ever to match."""
+"""Limit of repetitions in one pattern; more could make matching endless."""
 CHANGED = {
     "use_dora": "is a DoRA",
     "use_qalora": "is a QALoRA",
@@ -26,14 +26,14 @@ CHANGED = {
     "layer_replication": "repeats layers of its base (layer_replication)",
     "target_parameters": "trains parameters outside layers (target_parameters)",
 }
-"""Settings of peft that make more of B A than its product."""
+"""Settings of peft with which a layer is more than the product B A."""
 SHIFTED = re.compile(r"pissa|olora|corda|loftq|lora_ga", re.I)
-"""Starts of training that change the base's own weights, so that the LoRA alone does not say what was learned."""
+"""Initialisations that change the base's weights, so that the LoRA alone is incomplete."""
 
 
 @dataclass(frozen=True, slots=True)
 class Strength:
-    """The settings of one network: $s = \\alpha / r$, or $\\alpha / \\sqrt{r}$ where it is rank-stabilised (arXiv:2312.03732)."""
+    """The scale settings of one network: $s = \\alpha / r$, or $\\alpha / \\sqrt{r}$ if rank-stabilised (arXiv:2312.03732)."""
 
     rank: int = 8
     alpha: float = 8.0
@@ -42,10 +42,13 @@ class Strength:
     alphas: Mapping[str, float] = field(default_factory=dict)
 
     def of(self, names: tuple[str, ...], rank: int, what: str) -> float:
-        """What B A of a layer is multiplied by; `names`: what the patterns may call it, `rank`: of its tensors.
+        """Return the factor of B A in a layer.
+
+        Args:
+            names: The layer's names for the patterns. rank: Of its tensors. what: The file, for messages.
 
         Raises:
-            InputError: The settings are of a layer of another rank.
+            InputError: The settings have another rank.
         """
         said = _matched(self.ranks, names, self.rank)
         if said != rank:
@@ -57,15 +60,15 @@ class Strength:
 
 
 def _matched(patterns: Mapping[str, Any], names: tuple[str, ...], default: Any) -> Any:
-    """The value of the first pattern that is the end of a name, after a dot, as peft looks them up."""
+    """Return the value of the first pattern that matches a name, or its end after a dot, as in peft."""
     return next((v for p, v in patterns.items() if any(re.match(rf"(.*\.)?({p})$", name) for name in names)), default)
 
 
 def read_config(raw: Mapping[str, Any], what: str) -> Strength:
-    """The settings of one `LoraConfig`.
+    """Read the settings of one `LoraConfig`.
 
     Raises:
-        IncompatibleError: Of a kind that is more than LoRA. InputError: A setting is of the wrong type.
+        IncompatibleError: It is another adapter type. InputError: A setting has the wrong type.
     """
     kind = str(raw.get("peft_type") or "LORA").rsplit(".", 1)[-1]
     if kind.upper() != "LORA":
@@ -125,7 +128,7 @@ def _patterns(raw: Mapping[str, Any], key: str, what: str, *, whole: bool = Fals
 
 
 def read_header(metadata: Mapping[str, str], what: str) -> dict[str, Strength]:
-    """The settings in a file's header, by the network they are of ("unet", "text_encoder", …; "" where they are of the file); none: {}.
+    """Read the settings in a file's header, by network ("unet", "text_encoder", …; "" for the whole file); {} without any.
 
     Raises:
         IncompatibleError, InputError: As `read_config`.
@@ -141,10 +144,10 @@ def read_header(metadata: Mapping[str, str], what: str) -> dict[str, Strength]:
 
 
 def parse(text: str | bytes, what: str) -> dict[str, Any]:
-    """A table of settings.
+    """Parse a JSON object of settings.
 
     Raises:
-        InputError: It is no JSON, or no table.
+        InputError: It is no JSON object.
     """
     try:
         table = json.loads(text)

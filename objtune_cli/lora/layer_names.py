@@ -1,4 +1,4 @@
-"""What files of other tools call the layers of a base: its own modules under every name that diffusers, peft, kohya's scripts and ComfyUI write."""
+"""The names of a base's layers in files of other tools: diffusers, peft, kohya's scripts and ComfyUI."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -9,20 +9,21 @@ from objtune_cli.models.base_model import BaseModel
 
 DENOISER = "unet."
 ENCODERS = ("text_encoder.", "text_encoder_2.")
-"""Starts of an adapter's own names."""
+"""Prefixes of layer names in adapter artifacts."""
 SHORT = (("lora_te_", "lora_te1_"), ("lora_te2_",))
-"""What kohya's names of a text encoder's layers begin with."""
+"""Prefixes of the text encoders' layers in kohya's files."""
 TOWERS = (("clip_l", "clip_h"), ("clip_g",))
-"""What ComfyUI calls the text encoders: the first is that of SD 1.x, SDXL and SD 3, or that of 2.x."""
+"""ComfyUI's names of the first text encoder (of SD 1.x, SDXL and SD 3; of 2.x) and of the second."""
 OLD = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
-"""Layers of a text encoder as old versions of diffusers called them."""
+"""Names of a text encoder's layers in old versions of diffusers."""
 
 
 class Place(NamedTuple):
-    """A layer of the base that a name means.
+    """A layer of the base to which a name in a file refers.
 
     Attributes:
-        own: Its name in an adapter. part: which of the named layer's outputs it has, as `Family.first_names` says.
+        own: The layer's name in adapter artifacts.
+        part: Its part of the outputs of the layer in the file, as in `Family.original_names`; None: all.
     """
 
     own: str
@@ -30,7 +31,7 @@ class Place(NamedTuple):
 
 
 def modules_of(model: BaseModel) -> dict[str, Any]:
-    """The linear layers and convolutions of a base under an adapter's own names."""
+    """Return the linear layers and convolutions of a base by their names in adapter artifacts."""
     found = {f"{DENOISER}{name}": module for name, module in model.denoiser.named_modules() if _holds(module)}
     for prefix, encoder in zip(ENCODERS, model.text_encoders, strict=False):
         inner = hasattr(encoder, "text_model")
@@ -45,10 +46,10 @@ def _holds(module: Any) -> bool:
 
 
 def places(model: BaseModel, modules: Mapping[str, Any], bare: str = "") -> dict[str, tuple[Place, ...]]:
-    """The layers that each name means; several where files hold them as one.
+    """Return the base's layers for each name; several if files store them as one layer.
 
     Args:
-        bare: The network that names without one are of, "" for the denoiser and, where there is one alone, the text encoder.
+        bare: The network of names without a network prefix; "": the denoiser, and the text encoder if there is only one.
     """
     found: dict[str, list[Place]] = {}
     for own in modules:

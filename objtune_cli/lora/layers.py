@@ -1,4 +1,4 @@
-"""LoRA on the denoiser, and of what was imported on the text encoders, through peft: add, read, write."""
+"""LoRA layers of the denoiser, and of the text encoders for imported adapters, through peft: add, read, load."""
 
 import re
 import warnings
@@ -15,17 +15,19 @@ from objtune_cli.runtime.load_lock import LOAD_LOCK
 
 DENOISER_PREFIX = "unet."
 TEXT_ENCODER_PREFIXES = ("text_encoder.", "text_encoder_2.")
-"""Before the names of layers of the text encoders, which imported LoRAs may have."""
+"""Prefixes of the text encoders' layers, which imported LoRAs may have."""
 
 
 def add(
     model: BaseModel, rank: int, modules: str, seed: int, name: str = "default", blocks: str = "all"
 ) -> list[torch.nn.Parameter]:
-    """Add a LoRA that changes nothing yet (alpha = rank); its parameters, float32, trainable; none for no layers.
+    """Add a LoRA to the denoiser that changes nothing yet (alpha = rank), and return its trainable float32 parameters.
 
     Args:
-        modules: A set of the family's. blocks: "all", or "decoder": those after the middle, and what comes before takes
-            part in no gradient, the prompt's included.
+        modules: Name of a module set of the family; the set may be empty.
+        seed: Of the initial factors A; the factors B are zeros.
+        blocks: "all", or "decoder": only the blocks after the middle. No gradient flows through the blocks before them,
+            not even to the prompt.
     """
     from peft import LoraConfig
 
@@ -37,20 +39,15 @@ def add(
         layer for layer, _ in model.denoiser.named_modules()
         if any(layer == end or layer.endswith("." + end) for end in ends) and layer.startswith(starts)
     ]  # fmt: skip
-    further = bool(getattr(model.denoiser, "peft_config", None))
-    if not further:
+    is_first = not getattr(model.denoiser, "peft_config", None)
+    if is_first:
         for block in before:
             block.register_forward_pre_hook(_detach_prompt, with_kwargs=True)
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights="gaussian")
-    with (
-        LOAD_LOCK,
-        torch.random.fork_rng(devices=[]),
-    ):  # peft draws A from the global generator, which threads have together
+    with LOAD_LOCK, torch.random.fork_rng(devices=[]):  # peft draws A from the generator that all threads share
         torch.manual_seed(torch_seed(seed))
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message="Already found a `peft_config`"
-            )  # several beside each other are meant
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several LoRAs are intended
             model.denoiser.add_adapter(config, adapter_name=name)
     params = [
         p
@@ -65,13 +62,13 @@ def add(
 def _detach_prompt(
     _module: object, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The prompt for blocks that do not learn: no gradient runs back through them to the token."""
-    words = kwargs.get("encoder_hidden_states")
-    return args, kwargs if words is None else kwargs | {"encoder_hidden_states": words.detach()}
+    """Detach the prompt in front of frozen blocks, so that no gradient flows through them to the token."""
+    prompt = kwargs.get("encoder_hidden_states")
+    return args, kwargs if prompt is None else kwargs | {"encoder_hidden_states": prompt.detach()}
 
 
 def state_dict(model: BaseModel, name: str = "default") -> dict[str, Tensor]:
-    """The LoRA's weights under peft's names below `unet.`; none where none was added."""
+    """Return the weights of a LoRA on the CPU, with peft's names below `unet.`; {} if none was added."""
     from peft import get_peft_model_state_dict
 
     if not getattr(model.denoiser, "peft_config", None):
@@ -81,20 +78,20 @@ def state_dict(model: BaseModel, name: str = "default") -> dict[str, Tensor]:
 
 
 def load(model: BaseModel, weights: Mapping[str, Tensor], name: str = "default") -> bool:
-    """Add a trained LoRA from the tensors of an adapter artifact; whether there is one (a token may come alone).
+    """Add a trained LoRA from the tensors of an adapter artifact; return whether it has one (some have only a token).
 
     Raises:
-        IncompatibleError: It was made for layers that this base does not have.
+        IncompatibleError: This base lacks one of its layers.
     """
-    found = False
+    has_lora = False
     for network, own in by_network(model, weights):
         _load(network, own, model, name)
-        found = True
-    return found
+        has_lora = True
+    return has_lora
 
 
 def by_network(model: BaseModel, weights: Mapping[str, Tensor]) -> Iterator[tuple[Any, dict[str, Tensor]]]:
-    """The networks that a LoRA has layers of, each with its tensors under its own names.
+    """Yield each network that a LoRA has layers of, and the tensors with the network's own names.
 
     Raises:
         IncompatibleError: It has layers of a text encoder that this base does not have.
@@ -130,9 +127,9 @@ def _load(network: Any, own: Mapping[str, Tensor], model: BaseModel, name: str) 
 
     ranks = {k.removesuffix(".lora_A.weight"): v.shape[0] for k, v in own.items() if k.endswith(".lora_A.weight")}
     rank = min(ranks.values())
-    further = {
-        f"^{re.escape(layer)}": each for layer, each in ranks.items() if each != rank
-    }  # whole differences, of full rank
+    other_ranks = {  # full differences of imported files
+        f"^{re.escape(layer)}": layer_rank for layer, layer_rank in ranks.items() if layer_rank != rank
+    }
     targets = sorted(ranks)
     missing = set(targets) - {n for n, _ in network.named_modules()}
     if missing:
@@ -140,23 +137,18 @@ def _load(network: Any, own: Mapping[str, Tensor], model: BaseModel, name: str) 
             f"the adapter was trained on another base: no layer {min(missing)} here", "use the base it names"
         )
     with LOAD_LOCK:
-        biased = any(k.endswith(".lora_B.bias") for k in own)  # of all layers, zeros where the adapter has none
+        has_bias = any(k.endswith(".lora_B.bias") for k in own)  # then every layer gets one; zeros are the default
         settings = LoraConfig(
             r=rank,
             lora_alpha=rank,
             target_modules=targets,
-            rank_pattern=further,
-            alpha_pattern=dict(further),
-            lora_bias=biased,
+            rank_pattern=other_ranks,
+            alpha_pattern=dict(other_ranks),
+            lora_bias=has_bias,
         )
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-            warnings.filterwarnings(
-                "ignore", message="`lora_bias=True` was passed"
-            )  # a layer without a bias takes part in no merge
-            warnings.filterwarnings(
-                "ignore", message="Already found a `peft_config`"
-            )  # several beside each other are meant
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several LoRAs are intended
+            warnings.filterwarnings("ignore", message="`lora_bias=True` was passed")  # about merging, which is not done
             network.add_adapter(settings, adapter_name=name)
     try:
         set_peft_model_state_dict(network, {k: v.to(model.device) for k, v in own.items()}, adapter_name=name)
@@ -168,7 +160,7 @@ def _load(network: Any, own: Mapping[str, Tensor], model: BaseModel, name: str) 
 
 
 def set_active(model: BaseModel, names: list[str]) -> None:
-    """Let the named LoRAs act together, their deltas summed; none: the frozen base."""
+    """Enable the named LoRAs together, so that their updates add up; without names, the frozen base remains."""
     for network in (model.denoiser, *model.text_encoders):
         known = getattr(network, "peft_config", None) or {}
         own = [name for name in names if name in known]

@@ -1,1 +1,1 @@
-"""Tensors in, tensors out: no files, no models, no hidden randomness."""
+"""Pure functions of tensors: no files, no models, no global random state."""

@@ -1,7 +1,7 @@
-"""The object placed anew: other scale and position, with the photo's ground moving along, or on plain colour.
+"""Augmented views of an object: other scales and positions, with the photo's background moved along or a plain colour.
 
-One photo shows one pose in one place; this is the only step that adds information (paired
-augmentation: TextBoost arXiv:2409.08248, Seg-Mix of MuDI arXiv:2404.04243; the mixture is ours).
+A photo shows the object once, in one place; only this step adds variety. Sources: the paired augmentation of TextBoost
+(arXiv:2409.08248) and Seg-Mix of MuDI (arXiv:2404.04243); the mixture of both is an addition.
 """
 
 import torch
@@ -11,9 +11,9 @@ from torch import Tensor
 from objtune_cli.numerics.masks import Box, bounding_box
 
 SMALL, FILLS = 0.57, 0.68
-"""Of an object whose longer side is less than the former share of the photo, the own placement is cut so close that it fills the latter."""
+"""An object whose longer side is below the first share of the photo is cropped so that it fills the second."""
 SCALE = (0.45, 0.72)
-"""Range of the longer side of one object placed anew, fraction of the frame."""
+"""Range of the longer side of a moved object, fraction of the frame."""
 
 
 def views(
@@ -26,29 +26,29 @@ def views(
     scale: tuple[float, float] = SCALE,
     parts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Draw `count` placements; the first one is as in the photo, cut square around it where it is small; a single one is the photo itself.
+    """Return `count` views: the first keeps the photo's placement, with a closer crop of a small object; a single view is the photo itself.
 
     Args:
         picture: (3, H, W) in [-1, 1]. mask: (H, W) coverage in [0, 1].
-        ground: The picture without the object, same shape as `picture`.
+        ground: The photo without the object, same shape as `picture`.
         size: Side of the results, px.
         scale: Range of the object's longer side, fraction of the frame.
-        parts: Masks (M, H, W) that move along, for instance of each of several objects.
+        parts: Masks (M, H, W) that are moved along, for example one of each object.
 
     Returns:
-        Pictures (count, 3, size, size) in [-1, 1] and masks (count, 1 + M, size, size) in [0, 1]: `mask`, then `parts`.
+        Views (count, 3, size, size) in [-1, 1] and masks (count, 1 + M, size, size) in [0, 1]: `mask`, then `parts`.
     """
     box = bounding_box(mask)
     pictures, masks = [], []
     for i in range(count):
         share = _between(scale, generator)
         free = 1 - share
-        # The frame's centre is the likeliest place; the object never leaves the frame.
+        # The object stays inside the frame, near its centre.
         x = 0.5 + _between((-0.35, 0.35), generator) * free
         y = 0.55 + _between((-0.25, 0.25), generator) * free
         tilt = _between((-0.06, 0.06), generator)
         if i == 0:
-            share, x, y, tilt = _as_taken(box, mask.shape, closer=count > 1)
+            share, x, y, tilt = _photo_placement(box, mask.shape, closer=count > 1)
         theta = _inverse(box, mask.shape, share, x, y, tilt)
         moved = _sample(torch.cat([picture * mask, mask[None], *(() if parts is None else (parts,))]), theta, size)
         behind = _ground(ground, i, theta, size, generator)
@@ -64,11 +64,11 @@ def _between(limits: tuple[float, float], generator: torch.Generator) -> float:
     return limits[0] + (limits[1] - limits[0]) * torch.rand((), generator=generator).item()
 
 
-def _as_taken(box: Box, shape: torch.Size, closer: bool) -> tuple[float, float, float, float]:
-    """Share, x, y and tilt of the object in the largest square of the photo that has it near the middle.
+def _photo_placement(box: Box, shape: torch.Size, closer: bool) -> tuple[float, float, float, float]:
+    """Return share, x, y and tilt of the object in the largest square of the photo that is centred near it.
 
     Args:
-        closer: Whether a small object is cut out larger.
+        closer: Whether a small object gets a closer crop.
     """
     height, width = shape
     x0, y0, x1, y1 = box
@@ -84,11 +84,11 @@ def _as_taken(box: Box, shape: torch.Size, closer: bool) -> tuple[float, float, 
 
 
 def _inverse(box: Box, shape: torch.Size, share: float, x: float, y: float, tilt: float) -> Tensor:
-    """Affine map from the new frame to the photo, both in [-1, 1], that puts the box's centre at (x, y)."""
+    """Return the affine map (2, 3) from the view to the photo, both in [-1, 1], that moves the box's centre to (x, y)."""
     height, width = shape
     x0, y0, x1, y1 = box
     longest = max((x1 - x0) * width, (y1 - y0) * height)
-    span = longest / share  # side of the new frame in photo pixels
+    span = longest / share  # side of the view in photo pixels
     c, s = torch.cos(torch.tensor(tilt)), torch.sin(torch.tensor(tilt))
     turn = torch.stack([torch.stack([c, -s]), torch.stack([s, c])]) * span
     to_photo = turn / torch.tensor([[width], [height]])
@@ -98,18 +98,18 @@ def _inverse(box: Box, shape: torch.Size, share: float, x: float, y: float, tilt
 
 
 def _sample(layers: Tensor, theta: Tensor, size: int, padding: str = "zeros") -> Tensor:
-    """Layers (C, H, W) seen through the map; drawn twice as large and averaged, against aliasing."""
+    """Sample layers (C, H, W) through the map, at twice the size and averaged, against aliasing."""
     grid = F.affine_grid(theta[None], [1, 1, 2 * size, 2 * size], align_corners=False)
-    span = float(theta[0, :2].norm()) * layers.shape[-1]  # photo pixels across the new frame
+    span = float(theta[0, :2].norm()) * layers.shape[-1]  # photo pixels across the view
     factor = int(span / (2 * size))
-    if factor > 1:  # many pixels fall into one: averaged first, by no more than what is lost anyway
+    if factor > 1:  # reduce first if several pixels fall into one
         layers = F.avg_pool2d(layers[None], factor, ceil_mode=True)[0]
     large = F.grid_sample(layers[None], grid, mode="bilinear", padding_mode=padding, align_corners=False)
     return F.avg_pool2d(large, 2)[0]
 
 
 def _ground(ground: Tensor, index: int, theta: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Every third view stands on a plain colour, the others on the photo's ground."""
+    """Return the background of a view: a plain colour for every third view, else the photo's."""
     colour = torch.rand(3, generator=generator) * 1.6 - 0.8
     if index % 3 == 2:
         return colour.view(3, 1, 1).expand(3, size, size)

@@ -1,4 +1,4 @@
-r"""Noising and regression targets.
+r"""DDPM: noising, regression targets and timestep sampling.
 
 | here | paper | meaning |
 |---|---|---|
@@ -14,25 +14,22 @@ from torch import Tensor
 
 
 def torch_seed(seed: int) -> int:
-    """A seed of any size as one of the 32 bits that torch's generator on the CPU reads; one that fits is itself.
-
-    Without this, 2^32 would silently be the same seed as 0.
-    """
+    """Return a seed of 32 bits for torch's CPU generator, which ignores higher bits; smaller seeds stay as they are."""
     return seed if seed < 1 << 32 else int(np.random.SeedSequence(seed).generate_state(1)[0])
 
 
 def seeded(seed: int) -> torch.Generator:
-    """A generator on the CPU of a seed that is not negative, of any size."""
+    """Return a CPU generator for a seed >= 0 of any size."""
     return torch.Generator().manual_seed(torch_seed(seed))
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """The randomness of one step, a function of (seed, step) alone: resuming needs no saved state.
+    """Return the generator of one training step, a function of (seed, step), so that resuming needs no random state.
 
     Args:
-        seed, step: Not negative, of any size.
+        seed, step: >= 0, of any size.
     """
-    # torch reads only the low 32 bits of a seed: both numbers are mixed into them.
+    # torch reads only the low 32 bits of a seed, so both numbers are hashed into them.
     return torch.Generator().manual_seed(int(np.random.SeedSequence((seed, step)).generate_state(1)[0]))
 
 
@@ -48,10 +45,10 @@ def add_noise(z: Tensor, eps: Tensor, alpha_bar: Tensor, t: Tensor) -> Tensor:
 
 
 def target(z: Tensor, eps: Tensor, alpha_bar: Tensor, t: Tensor, prediction: str) -> Tensor:
-    """What the denoiser regresses: eps, v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) z, or z.
+    """Return the regression target of the denoiser: eps, v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) z, or z.
 
     Args:
-        prediction: "epsilon", "v_prediction" or "sample", as the scheduler's config says.
+        prediction: The scheduler's prediction type: "epsilon", "v_prediction" or "sample".
 
     Raises:
         ValueError: Another prediction type.
@@ -69,13 +66,12 @@ def target(z: Tensor, eps: Tensor, alpha_bar: Tensor, t: Tensor, prediction: str
 def timesteps(
     count: int, total: int, generator: torch.Generator, focus: tuple[float, float] = (0.2, 0.8), share: float = 0.8
 ) -> Tensor:
-    """Timesteps (count,), int64: a `share` of them within `focus` (fractions of total), the rest anywhere.
+    """Sample timesteps (count,), int64: a `share` of them within `focus` (fractions of `total`), the rest uniformly.
 
-    Source:
-        Ours: started from a true picture noised to t, samples lose most of an object's identity where t is
-        a fifth to four fifths of the whole; the layout above is the base's, the texture below too. None is left out.
+    Samples that start from a noised photo lose most of an object's identity at 0.2 to 0.8 of the timesteps. Above, the
+    base decides the layout; below, the texture. No timestep has probability 0.
     """
-    anywhere = torch.randint(0, total, (count,), generator=generator)
+    uniform = torch.randint(0, total, (count,), generator=generator)
     low, high = int(focus[0] * total), max(int(focus[1] * total), int(focus[0] * total) + 1)
     focused = torch.randint(low, high, (count,), generator=generator)
-    return torch.where(torch.rand(count, generator=generator) < share, focused, anywhere)
+    return torch.where(torch.rand(count, generator=generator) < share, focused, uniform)

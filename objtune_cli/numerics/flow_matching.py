@@ -1,10 +1,10 @@
-r"""Rectified flow: noising, the velocity that is regressed, and the noise levels that training looks at (arXiv:2403.03206).
+r"""Rectified flow: noising, the velocity target, and timestep sampling (arXiv:2403.03206).
 
 | here | paper | meaning |
 |---|---|---|
 | z | x_0 | clean latent |
 | eps | epsilon | standard normal noise |
-| sigma | t | share of noise, from above 0 to 1, by level, rising |
+| sigma | t | noise level in (0, 1], ascending over the timesteps |
 | z_t | z_t | (1 - sigma) z + sigma eps |
 """
 
@@ -19,12 +19,12 @@ def add_noise(z: Tensor, eps: Tensor, sigma: Tensor, t: Tensor) -> Tensor:
 
 
 def target(z: Tensor, eps: Tensor) -> Tensor:
-    """The velocity eps - z, the same at every level."""
+    """Return the velocity eps - z, which does not depend on the timestep."""
     return eps - z
 
 
 def timesteps(count: int, total: int, generator: torch.Generator) -> Tensor:
-    """Noise levels (count,), int64, logit-normal with mean 0 and deviation 1 before the schedule's shift, as SD 3 was trained.
+    """Sample timesteps (count,), int64: logit-normal with mean 0 and deviation 1 before the schedule's shift, as for SD 3.
 
     Source:
         arXiv:2403.03206, section 3.1, rf/lognorm(0.00, 1.00).

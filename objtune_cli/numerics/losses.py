@@ -1,4 +1,4 @@
-"""Training losses: one value per sample out; the caller reduces."""
+"""Training losses, one value per sample; the caller reduces them."""
 
 from torch import Tensor
 
@@ -8,7 +8,7 @@ def masked_mse(pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
     $$ \ell_b = \frac{\sum_{chw} m_{bhw} (\hat y - y)_{bchw}^2}{C \sum_{hw} m_{bhw}} $$
 
-    An object on 5 % of the frame trains at the same rate as one that fills it.
+    An object that covers 5 % of the image gets the same weight as one that fills it.
 
     Args:
         pred: Model output, shape (B, C, H, W), any float dtype.
@@ -19,11 +19,11 @@ def masked_mse(pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         Loss per sample, shape (B,), float32; 0 where the mask is empty.
 
     Raises:
-        ValueError: If the shapes do not match.
+        ValueError: The shapes do not match.
 
     Source:
-        Our formulation of the object-specific loss of arXiv:2401.15708; Break-A-Scene
-        (arXiv:2305.16311) averages over the whole frame instead of the object.
+        The object-specific loss of arXiv:2401.15708, normalised by the object's area; Break-A-Scene
+        (arXiv:2305.16311) averages over the whole image.
     """
     if pred.shape != target.shape:
         raise ValueError(f"pred {tuple(pred.shape)} and target {tuple(target.shape)} differ")
@@ -35,11 +35,11 @@ def masked_mse(pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
 
 def photo(pred: Tensor, target: Tensor, mask: Tensor, region: str) -> Tensor:
-    """The photo's loss over one of three regions, shape (B,), float32.
+    """Return the loss of the photo over one of three regions, shape (B,), float32.
 
     Args:
-        pred, target, mask: As of `masked_mse`.
-        region: "mask-normalized": inside the mask, divided by its area (ours). "mask": inside the mask, divided by
+        pred, target, mask: As for `masked_mse`.
+        region: "mask-normalized": inside the mask, divided by its area. "mask": inside the mask, divided by
             the image's area (Break-A-Scene). "image": everywhere (DreamBooth, textual inversion, Custom Diffusion).
 
     Raises:

@@ -10,10 +10,10 @@ Box = tuple[float, float, float, float]
 
 
 def bounding_box(mask: Tensor, threshold: float = 0.5) -> Box:
-    """Box around the cells of an (H, W) mask above the threshold, as fractions.
+    """Return the box around the values of an (H, W) mask above the threshold, as fractions.
 
     Raises:
-        ValueError: No cell is above it.
+        ValueError: No value is above it.
     """
     ys, xs = (mask > threshold).nonzero(as_tuple=True)
     if not len(ys):
@@ -30,15 +30,14 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def to_latent(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, 1, H, W) coverage averaged down to latent cells (B, 1, h, w), in [0, 1]."""
+    """Average coverage (B, 1, H, W) down to latent cells (B, 1, h, w), in [0, 1]."""
     return F.adaptive_avg_pool2d(mask.float(), size)
 
 
 def region(box: Box, size: tuple[int, int], edge: float = 0.06) -> Tensor:
-    """Soft rectangle (h, w) in [0, 1]: 1 inside the box, falling to 0 over `edge` of the frame.
+    """Return a soft rectangle (h, w) in [0, 1]: 1 inside the box, with a linear fall to 0 over `edge` of the frame.
 
-    Half of the fall lies inside the box and half outside: at its border the value is 1/2. Where the
-    box ends at the frame it does not fall.
+    The value is 1/2 at the box's border. A border at the edge of the frame is not softened.
     """
     height, width = size
     y = (torch.arange(height) + 0.5) / height
@@ -52,11 +51,11 @@ def region(box: Box, size: tuple[int, int], edge: float = 0.06) -> Tensor:
 
 
 def crop(picture: Tensor, mask: Tensor, fill: Tensor, size: int, margin: float = 0.12) -> Tensor:
-    """The object alone on a plain colour, enlarged to a square.
+    """Cut out the object on a plain colour, as a square.
 
     Args:
         picture: (3, H, W). mask: (H, W) coverage in [0, 1]. fill: (3,) in the picture's range.
-        size: Side of the result, px. margin: Room around the box, fraction of its longer side.
+        size: Side of the result, px. margin: Space around the box, fraction of its longer side.
 
     Returns:
         (3, size, size).
@@ -67,6 +66,6 @@ def crop(picture: Tensor, mask: Tensor, fill: Tensor, size: int, margin: float =
     cx, cy = (x0 + x1) / 2 * 2 - 1, (y0 + y1) / 2 * 2 - 1
     theta = picture.new_tensor([[2 * half / width, 0, cx], [0, 2 * half / height, cy]])
     grid = F.affine_grid(theta[None], [1, 1, size, size], align_corners=False)
-    alone = torch.cat([(picture - fill.view(3, 1, 1)) * mask, mask[None]])
-    moved = F.grid_sample(alone[None], grid, mode="bilinear", align_corners=False)[0]
+    cut_out = torch.cat([(picture - fill.view(3, 1, 1)) * mask, mask[None]])
+    moved = F.grid_sample(cut_out[None], grid, mode="bilinear", align_corners=False)[0]
     return moved[:3] + fill.view(3, 1, 1)

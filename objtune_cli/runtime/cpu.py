@@ -1,4 +1,4 @@
-"""The processor's settings: memory that is kept between steps, and threads."""
+"""Threads and malloc settings of a run on a CPU."""
 
 import contextlib
 import ctypes
@@ -14,27 +14,31 @@ import torch
 T = TypeVar("T")
 
 SMALL_MODEL_PARAMETERS = 64_000_000
-"""Parameters below which a model's layers are too small to be shared out among threads."""
+"""Number of parameters below which a model's layers are too small for several threads."""
 
 
 def set_threads_for(parameters: int) -> None:
-    """One thread for a small model, all for a large one, unless the user has said how many.
+    """Set torch to one thread for a small model and to all for a large one, unless the user chose a number.
 
-    Threads meet after every layer. Two on small layers save a third of the time of a quiet machine, and wait for each other
-    for most of it where anything else runs; one gives the same bits on any number of processors.
+    Threads synchronise after every layer. On small layers, two threads save a third of the time on an idle machine, but
+    mostly wait for each other on a busy one. One thread gives the same bits on any number of processors.
     """
-    every = _default_threads()  # asked before it is changed
+    every = _default_threads()  # cached before the next line changes it
     if not _user_chose_threads():
         torch.set_num_threads(1 if parameters < SMALL_MODEL_PARAMETERS else every)
 
 
 def worker_count(wanted: int) -> int:
-    """How many pieces of work, of `wanted`, to do side by side, each in a thread of its own: those that processors are left for."""
+    """Return how many of `wanted` tasks may run at once, each in its own thread, without oversubscribing the processors."""
     return 1 if _user_chose_threads() else max(1, min(wanted, _default_threads() // torch.get_num_threads()))
 
 
 def run_parallel(work: Sequence[Callable[[], T]]) -> list[T]:
-    """What each gives, in their order, as many at once as there are lanes, small models all; the first error of any, after all have ended."""
+    """Run tasks with small models in worker threads and return their results in order.
+
+    Raises:
+        Exception: The first error of a task, after all tasks have ended.
+    """
     if len(work) > 1:
         set_threads_for(0)
     count = worker_count(len(work))
@@ -49,7 +53,7 @@ def run_parallel(work: Sequence[Callable[[], T]]) -> list[T]:
 
 @functools.cache
 def _pool(count: int) -> ThreadPoolExecutor:
-    """Threads that stay: what torch keeps for each is made once."""
+    """Return a pool that stays alive, because torch's per-thread state is expensive to create."""
     return ThreadPoolExecutor(count)
 
 
@@ -59,14 +63,14 @@ def _user_chose_threads() -> bool:
 
 @functools.cache
 def _default_threads() -> int:
-    """Threads that torch takes by itself."""
+    """Return torch's default number of threads."""
     return torch.get_num_threads()
 
 
 def tune_malloc() -> None:
-    """Let glibc keep freed blocks: training frees and takes the same ones in every step.
+    """Make glibc keep freed blocks, because training allocates and frees the same ones in every step.
 
-    Without it half of a small model's step is spent in the kernel, mapping pages.
+    Otherwise a small model spends half of its step in the kernel, mapping pages.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -77,11 +81,11 @@ def tune_malloc() -> None:
         libc.mallopt(trim_threshold, 2**31 - 1)
         libc.mallopt(top_pad, 256 << 20)
     except (OSError, AttributeError):
-        return  # another C library: only slower
+        return  # another C library, which is only slower
 
 
 def trim_malloc() -> None:
-    """Return freed blocks to the system: what preparing took would stay beside all that follows."""
+    """Return freed blocks to the system, so that the memory of the preparation does not stay allocated."""
     if not sys.platform.startswith("linux"):
         return
     with contextlib.suppress(OSError, AttributeError):

@@ -1,4 +1,4 @@
-"""The device that models compute on: by name, or the best there is."""
+"""Selects the device that models run on."""
 
 import os
 
@@ -8,19 +8,19 @@ from objtune_cli.errors import ResourceError
 
 
 def pick_device(name: str) -> torch.device:
-    """The torch device of a name; auto takes the best there is.
+    """Return the torch device of a name; "auto" selects CUDA, else MPS, else the CPU.
 
     Raises:
-        ResourceError: Not there, or not a device.
+        ResourceError: It is not available, or no device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name.strip().lower())
-        if device.type == "meta" or not name.strip():  # computes nothing; is whatever torch likes
+        if device.type == "meta" or not name.strip():  # `meta` computes nothing; an empty name is torch's default
             raise NotImplementedError
         torch.empty(1, device=device)
-    except Exception as error:  # each kind of device fails in its own way
+    except Exception as error:  # every backend raises other exceptions
         full = "out of memory" in str(error).lower()
         reason = "its memory is full" if full else "torch finds no such device on this machine"
         raise ResourceError(f"device {name[:40]} is not available: {reason}", _devices_here()) from None
@@ -28,7 +28,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def _devices_here() -> str:
-    """The devices that torch can compute on here, and why a GPU may be missing among them."""
+    """Return a hint with the available devices, and why a GPU may be missing among them."""
     found = [
         "cpu",
         *(f"cuda:{i}" for i in range(torch.cuda.device_count())),
@@ -44,7 +44,7 @@ def _devices_here() -> str:
 
 
 def explain_no_gpu() -> str:
-    """Why a torch that is built for GPUs finds none, where a variable hides them; empty where nobody has to know."""
+    """Return a note if CUDA_VISIBLE_DEVICES hides all GPUs from a torch that is built for them, else ""."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if not visible or visible == "-1" or torch.version.cuda is None or torch.cuda.device_count():
         return ""

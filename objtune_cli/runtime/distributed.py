@@ -1,7 +1,7 @@
-"""Several processes that train one adapter: each puts its share of a batch's rows through the denoiser, all see all predictions.
+"""Training of one adapter by several processes: each runs the denoiser on its share of a batch, and all gather the predictions.
 
-The loss is computed by every process on the whole batch, so that it is the one of a single process whatever its terms; gradients
-run back through a process's own rows, and their sum over the processes is the whole. Started by `accelerate launch` or `torchrun`.
+Every process computes the loss on the whole batch, so the loss equals that of a single process for any loss terms. Gradients flow
+through a process's own samples; their sum over the processes is the full gradient. `accelerate launch` or `torchrun` starts them.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from objtune_cli.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class ProcessGroup:
-    """The processes of one run: this one's number among them, and where it computes."""
+    """The processes of one run: the rank of this one, their number, and its device."""
 
     rank: int
     world_size: int
@@ -27,12 +27,12 @@ class ProcessGroup:
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this one writes and speaks."""
+        """Whether this process writes files and reports."""
         return self.rank == 0
 
     @contextlib.contextmanager
     def main_process_first(self) -> Iterator[None]:
-        """The first process works inside, the others after it, when they find what it made."""
+        """Run the block in the first process, and then in the others, which find its files."""
         if not self.is_main_process:
             dist.barrier()
         yield
@@ -40,45 +40,48 @@ class ProcessGroup:
             dist.barrier()
 
     def barrier(self) -> None:
-        """Wait for all."""
+        """Wait until all processes are here."""
         dist.barrier()
 
     def all_reduce_max(self, value: int) -> int:
-        """The largest of the processes' values: a signal that one got stops all at the same step."""
-        found = torch.tensor([value], device=self.device)
-        dist.all_reduce(found, op=dist.ReduceOp.MAX)
-        return int(found)
+        """Return the largest of the processes' values, so that a signal to one stops all at the same step."""
+        largest = torch.tensor([value], device=self.device)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        return int(largest)
 
     def all_reduce_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Every gradient becomes the sum over the processes; those that had no row of their own give zeros."""
+        """Replace every gradient by its sum over the processes; a process without samples adds zeros."""
         for p in parameters:
             if p.requires_grad:
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
                 dist.all_reduce(p.grad)
 
     def predict(
-        self, alone: Callable[[Tensor, Tensor, Tensor], Tensor], z_t: Tensor, t: Tensor, condition: Tensor
+        self, predict: Callable[[Tensor, Tensor, Tensor], Tensor], z_t: Tensor, t: Tensor, condition: Tensor
     ) -> Tensor:
-        """What `alone` gives for all rows, this process's rows computed here."""
+        """Return the predictions for a batch (B, …), of which this process computes its share.
+
+        Args:
+            predict: The denoiser of one process, called with samples of z_t, t and condition.
+        """
         share = -(-len(z_t) // self.world_size)
         start, stop = (min(i * share, len(z_t)) for i in (self.rank, self.rank + 1))
-        rows = (
-            torch.arange(start, stop) if stop > start else torch.tensor([0])
-        )  # one without rows computes one that nobody reads
-        own = alone(z_t[rows], t[rows.to(t.device)], condition[rows.to(condition.device)])
+        # A process without samples computes one that is dropped.
+        samples = torch.arange(start, stop) if stop > start else torch.tensor([0])
+        own = predict(z_t[samples], t[samples.to(t.device)], condition[samples.to(condition.device)])
         padded = torch.cat([own, own.new_zeros(share - len(own), *own.shape[1:])]) if len(own) < share else own
-        predictions: Tensor = _Gathered.apply(padded, self, len(z_t), start, stop)  # type: ignore[no-untyped-call]
+        predictions: Tensor = _Gather.apply(padded, self, len(z_t), start, stop)  # type: ignore[no-untyped-call]
         return predictions
 
 
-class _Gathered(torch.autograd.Function):
-    """All processes' rows in their order; the gradient is that of this one's own."""
+class _Gather(torch.autograd.Function):
+    """Gathers all processes' samples in order; the gradient reaches this process's own samples."""
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor, team: ProcessGroup, count: int, start: int, stop: int) -> Tensor:
+    def forward(ctx: Any, own: Tensor, group: ProcessGroup, count: int, start: int, stop: int) -> Tensor:
         ctx.place = start, stop
         ctx.like = own.shape
-        parts = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(team.world_size)]
+        parts = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(group.world_size)]
         dist.all_gather(parts, own.contiguous())
         return torch.cat(parts)[:count]
 
@@ -91,13 +94,13 @@ class _Gathered(torch.autograd.Function):
 
 
 def is_distributed() -> bool:
-    """Whether a launcher started several processes; asks the environment alone."""
+    """Whether the environment says that a launcher started several processes."""
     size = os.environ.get("WORLD_SIZE", "")
     return size.isdecimal() and int(size) > 1
 
 
 def join_process_group(device: str) -> ProcessGroup | None:
-    """The processes that a launcher started, joined through accelerate; None: there is one.
+    """Join the processes that a launcher started, through accelerate; None if there is only one.
 
     Raises:
         UsageError: `device` names one GPU for all of them.

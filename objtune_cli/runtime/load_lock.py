@@ -1,6 +1,6 @@
-"""The lock of whatever makes a model's layers; knows no model."""
+"""The lock around the creation of model layers."""
 
 import threading
 
 LOAD_LOCK = threading.RLock()
-"""Held while models are opened and layers are made: the libraries change torch's defaults, how it starts layers and where it puts them meanwhile, for all threads together."""
+"""Held while models are opened and layers are added: meanwhile the libraries change torch's default format, device and initialisation for all threads."""

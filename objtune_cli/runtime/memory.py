@@ -1,4 +1,4 @@
-"""How much memory a process has and takes, on a GPU or a CPU."""
+"""Available and peak memory of this process, on a GPU or a CPU."""
 
 import contextlib
 import gc
@@ -10,14 +10,14 @@ MB = 2**20
 
 
 def empty_cache(device: str) -> None:
-    """Give a GPU back what no longer lives, rings of references included: a base that was left may still be held by one."""
+    """Free a GPU's cached blocks, after a garbage collection: a reference cycle may still hold a former base model."""
     if device == "cuda":
         gc.collect()
         torch.cuda.empty_cache()
 
 
 def reset_peak(device: str) -> None:
-    """Begin to watch memory anew; on systems that cannot, the peak of the whole process stays."""
+    """Restart the peak of `peak_mb`; systems without that ability keep the peak of the whole process."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return
@@ -26,14 +26,14 @@ def reset_peak(device: str) -> None:
 
 
 def peak_mb(device: str) -> float:
-    """Largest memory since `reset_peak`, MB; 0 where the system hides it."""
+    """Return the peak memory since `reset_peak`, MB; 0 if the system does not report it."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / MB
     return _read_mb("/proc/self/status", "VmHWM:")
 
 
 def available_mb(device: str) -> float:
-    """Memory that this process may have, what it holds included, MB: a GPU's, else what the system says is available; 0 where it does not say."""
+    """Return the memory that this process can use, including what it uses already, MB; 0 if the system does not report it."""
     if device == "cuda":
         return (torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()) / MB
     available, own = _read_mb("/proc/meminfo", "MemAvailable:"), _read_mb("/proc/self/status", "VmRSS:")
@@ -41,7 +41,7 @@ def available_mb(device: str) -> float:
 
 
 def _read_mb(path: str, what: str) -> float:
-    """A line of a file of the system's, MB; 0 where it is not there."""
+    """Return the value of a line in a /proc file, MB; 0 without it."""
     try:
         lines = Path(path).read_text().splitlines()
     except OSError:

@@ -1,6 +1,6 @@
-"""Bytes of live tensors, counted as a GPU's allocator counts them: each storage once, in blocks of 512 bytes, until it is freed.
+"""Counts the bytes of live tensors as a GPU's allocator does: each storage once, in blocks of 512 bytes, until it is freed.
 
-Knows no model. What it does not see: scratch memory inside one kernel, a GPU's context, freed blocks that an allocator keeps.
+Not counted: scratch memory inside a kernel, a GPU's context, freed blocks that an allocator caches.
 """
 
 import weakref
@@ -13,21 +13,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 BLOCK = 512
-"""What CUDA's caching allocator rounds up to, bytes."""
+"""Block size of CUDA's caching allocator, bytes."""
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward", "_scaled_dot_product_flash_attention_for_cpu",
             "_scaled_dot_product_flash_attention_for_cpu_backward")  # fmt: skip
-"""Operations whose results are zeros of the right shape where nothing is multiplied."""
+"""Operations that return zeros if `multiply` is off."""
 
 
 class LiveTensorCounter(TorchDispatchMode):
-    """Inside, every storage that an operation reads or makes is counted from then on.
+    """A context that counts every storage from the first operation that reads or makes it.
 
     Args:
-        multiply: Whether products are computed. If not, their results are zeros: what lives depends on no number, and a processor is
-            many times quicker.
+        multiply: Whether matrix products are computed. Otherwise their results are zeros, which is many times faster on a
+            CPU; memory does not depend on the values.
 
     Attributes:
-        now: Bytes that live. peak: the most since `forget`. attention: names of the fused attention kernels that ran.
+        live_bytes: Bytes of live storages. peak: Their maximum since `reset_peak`.
+        attention: Names of the fused attention kernels that ran.
     """
 
     def __init__(self, *, multiply: bool = True) -> None:
@@ -38,14 +39,14 @@ class LiveTensorCounter(TorchDispatchMode):
         self._known: dict[int, weakref.ref[Any]] = {}
 
     def add(self, tensors: Iterable[Tensor]) -> int:
-        """Count tensors that were there before; the bytes that they add."""
+        """Count existing tensors, and return the bytes that they add."""
         before = self.live_bytes
         for tensor in tensors:
             self._count(tensor)
         return self.live_bytes - before
 
     def reset_peak(self) -> None:
-        """Begin to watch the peak anew."""
+        """Restart the peak."""
         self.peak = self.live_bytes
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -75,35 +76,35 @@ class LiveTensorCounter(TorchDispatchMode):
         self.peak = max(self.peak, self.live_bytes)
 
 
-def _tensors(given: Any) -> Iterator[Tensor]:
-    """Those in an operation's arguments and results."""
-    if isinstance(given, Tensor):
-        yield given
-    elif isinstance(given, tuple | list):
-        for each in given:
-            yield from _tensors(each)
-    elif isinstance(given, dict):
-        yield from _tensors(tuple(given.values()))
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in an operation's arguments or results."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, dict):
+        yield from _tensors(tuple(value.values()))
 
 
 def _zeros(func: Any, args: Any, kwargs: Any) -> Any:
-    """What an operation gives, in shape and layout alone."""
+    """Return zeros with the shape and layout of an operation's result."""
 
     def shape(x: Any) -> Any:
         return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta") if isinstance(x, Tensor) else x
 
-    given = next(_tensors((args, kwargs))).device
-    found = func(*tree_map(shape, args), **tree_map(shape, kwargs))
+    device = next(_tensors((args, kwargs))).device
+    out = func(*tree_map(shape, args), **tree_map(shape, kwargs))
     return tree_map(
         lambda x: (
-            torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=given).zero_()
+            torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=device).zero_()
             if isinstance(x, Tensor)
             else x
         ),
-        found,
+        out,
     )
 
 
 def module_tensors(*modules: nn.Module | None) -> list[Tensor]:
-    """What modules hold: parameters and buffers."""
+    """Return the parameters and buffers of modules."""
     return [t for m in modules if m is not None for t in (*m.parameters(), *m.buffers())]

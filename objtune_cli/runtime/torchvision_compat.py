@@ -1,8 +1,8 @@
-"""Makes torchvision importable beside a torch build that cannot load its compiled operators.
+"""Makes torchvision importable with a torch build that cannot load its compiled operators.
 
-The package index carries torchvision built for CUDA; beside a CPU-only torch its library does not
-load, and `import torchvision` fails ("operator torchvision::nms does not exist"), and with it
-segment-anything and parts of transformers. Where the library loads, nothing is changed.
+The package index has torchvision built for CUDA. With a CPU-only torch its library does not load, and
+`import torchvision` fails ("operator torchvision::nms does not exist"); so do segment-anything and parts of
+transformers. If the library loads, nothing is changed.
 """
 
 import importlib.util
@@ -14,14 +14,14 @@ _MISSING = {
     "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 }
-"""The operators whose absence stops the import: torchvision registers shapes for them."""
+"""The operators for which torchvision registers shapes during its import."""
 
 _declared: list[torch.library.Library] = []
-"""Kept alive for the process: a Library takes its operators with it when it is collected."""
+"""Keeps the Library alive; its operators vanish when it is collected."""
 
 
 def nms(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:
-    r"""Greedy non-maximum suppression: keep a box unless a better kept one has IoU > threshold.
+    r"""Greedy non-maximum suppression: drop a box if a better box that stays has IoU > threshold.
 
     Args:
         boxes: (N, 4) as x0, y0, x1, y1, any one unit.
@@ -46,7 +46,7 @@ def nms(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torc
 
 
 def complete() -> bool:
-    """Declare the missing operators where they are missing; True if that was necessary."""
+    """Declare the operators if they are missing, and return whether that was necessary."""
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None or _declared:
         return bool(_declared)
@@ -69,6 +69,6 @@ def _declare() -> None:
 
     import torchvision.ops.boxes
 
-    # torchvision guards its wrapper by "is the library loaded"; ours needs no library.
+    # torchvision's wrapper requires its library; this nms does not.
     torchvision.ops.boxes.nms = nms
     torchvision.ops.nms = nms
