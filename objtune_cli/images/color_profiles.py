@@ -78,12 +78,10 @@ def to_srgb(image: Any, data: bytes, form: str, notes: list[str]) -> tuple["np.n
 
 def is_converted(data: bytes) -> bool:
     """Whether `to_srgb` would convert the colours of a file; the file is opened, not decoded."""
-    from PIL import Image
-
-    from objtune_cli.images import formats
+    from objtune_cli.images import decoders
 
     try:
-        with Image.open(io.BytesIO(data), formats=formats.READ) as image:
+        with decoders.open_image(data)[0] as image:
             profile = _profile(image, data, image.format or "")
             if image.mode in ("CMYK", "LAB"):
                 return False
@@ -189,6 +187,9 @@ def _detect_space(image: Any, data: bytes, form: str) -> ColorSpace | None:
     if form == "AVIF":
         start = data.find(b"colrnclx")
         return _space_from_codes(*struct.unpack_from(">HH", data, start + 8)) if 0 <= start <= len(data) - 15 else None
+    if form == "HEIF":
+        declared = image.info.get("nclx_profile") or {}
+        return _space_from_codes(declared.get("color_primaries", 1), declared.get("transfer_characteristics", 13))
     if form in ("JPEG", "MPO", "TIFF", "WEBP") and _is_adobe_rgb(image):
         return ColorSpace("Adobe RGB (by its EXIF)", _PRIMARIES["Adobe RGB"], "2.2")
     return None

@@ -2,9 +2,9 @@
 
 import struct
 
-READ = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000")
+READ = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "HEIF", "JXL")
 """Formats that are read, as Pillow calls them."""
-READ_NAMES = "JPEG, PNG, WebP, AVIF, TIFF, BMP, GIF and JPEG 2000 are read"
+READ_NAMES = "JPEG, PNG, HEIC, WebP, AVIF, JPEG XL, JPEG 2000, TIFF, BMP and GIF are read"
 SUFFIXES = (
     ".jpg",
     ".jpeg",
@@ -20,6 +20,10 @@ SUFFIXES = (
     ".jp2",
     ".j2k",
     ".jpx",
+    ".heic",
+    ".heif",
+    ".hif",
+    ".jxl",
 )
 """File name suffixes of the formats that are read."""
 RAW = (
@@ -46,18 +50,14 @@ RAW = (
     ".rwl",
 )
 OTHER_SUFFIXES = (
-    ".heic", ".heif", ".hif", ".jxl", ".pdf", ".svg", ".psd", ".psb", ".xcf", ".kra", ".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".exr", ".hdr", ".ico", ".tga", ".ppm", ".qoi", *RAW,
+    ".pdf", ".svg", ".psd", ".psb", ".xcf", ".kra", ".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".exr", ".hdr", ".ico", ".tga", ".ppm", ".qoi", *RAW,
 )  # fmt: skip
 """Suffixes of other images and videos; an argument with one of them is a file, not a ref."""
 
-_AS_JPEG = "open it in a picture viewer and save it as JPEG or PNG"
 _EXPORT = "export it as PNG or JPEG"
 _FRAME = "save the frame you want as PNG or JPEG"
 _DEVELOP = "develop it in a photo program and export it as JPEG or PNG"
-_HEIC = "save it as JPEG; an iPhone takes JPEG with Settings > Camera > Formats > Most Compatible"
 _STARTS: tuple[tuple[bytes, str, str], ...] = (
-    (b"\xff\x0a", "a JPEG XL photo", _AS_JPEG),
-    (b"\x00\x00\x00\x0cJXL ", "a JPEG XL photo", _AS_JPEG),
     (b"%PDF", "a PDF document", _EXPORT),
     (b"%!PS", "a PostScript document", _EXPORT),
     (b"\xc5\xd0\xd3\xc6", "a PostScript document", _EXPORT),
@@ -86,12 +86,11 @@ _STARTS: tuple[tuple[bytes, str, str], ...] = (
     (b"Rar!", "a RAR archive", "unpack it and give one picture of it"),
     (b"7z\xbc\xaf", "a 7z archive", "unpack it and give one picture of it"),
 )
+_HEIF_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"mif2"))
+_AVIF_BRANDS = frozenset((b"avif", b"avis"))
+_PHOTO_BRANDS = _HEIF_BRANDS | _AVIF_BRANDS | {b"jxl "}
 _BRANDS: dict[bytes, tuple[str, str]] = {
-    **dict.fromkeys(
-        (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"mif2"), ("a HEIC photo", _HEIC)
-    ),
     b"crx ": ("a camera's raw file", _DEVELOP),
-    b"jxl ": ("a JPEG XL photo", _AS_JPEG),
 }
 _DNG_VERSION, _SUBFILE, _PHOTOMETRIC = 50706, 254, 262
 _CFA, _LINEAR_RAW = 32803, 34892
@@ -122,10 +121,10 @@ def describe(data: bytes) -> tuple[str, str] | None:
 
 
 def _describe_container(data: bytes) -> tuple[str, str] | None:
-    """Tell HEIC, AVIF, raw files and videos apart by the brands of their common container."""
+    """Tell photos, raw files and videos apart by the brands of their common container."""
     length = max(16, min(int.from_bytes(data[:4], "big"), 256))
     brands = [data[8:12], *(data[i : i + 4] for i in range(16, length, 4))]
-    if b"avif" in brands or b"avis" in brands:
+    if not _PHOTO_BRANDS.isdisjoint(brands):
         return None
     return next((_BRANDS[brand] for brand in brands if brand in _BRANDS), ("a video", _FRAME))
 

@@ -5,6 +5,7 @@ Each file is read into memory once. Of its metadata only the EXIF orientation is
 
 import hashlib
 import io
+import math
 import os
 import re
 import warnings
@@ -12,16 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from objtune_cli.errors import InputError
-from objtune_cli.images import color_profiles, formats, transparency
+from objtune_cli.errors import InputError, ObjtuneError
+from objtune_cli.images import color_profiles, decoders, formats, transparency
 from objtune_cli.store.safetensors_format import open_regular
 
 if TYPE_CHECKING:
     import numpy as np
 
-MAX_BYTES = 64 << 20
-MAX_PIXELS = 64_000_000
-MAX_SIDE = 16_384
+MAX_BYTES = 256 << 20
+KEPT_PIXELS = 64_000_000
+"""Larger photos are reduced while they are decoded."""
+MAX_SIDE = 32_768
 MIN_SIDE = 64
 MAX_ASPECT = 8
 
@@ -36,6 +38,7 @@ class Photo:
         sha256: Digest of the file's bytes.
         notes: Conversions that were applied, for the user.
         orientation: EXIF orientation by which the stored pixels were turned; 1 for none.
+        full_size: Upright width and height of the file, px, where `rgb` is smaller because the file has more than `KEPT_PIXELS`.
     """
 
     rgb: "np.ndarray"
@@ -43,11 +46,12 @@ class Photo:
     sha256: str
     notes: tuple[str, ...]
     orientation: int = 1
+    full_size: tuple[int, int] | None = None
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height, px."""
-        return self.rgb.shape[1], self.rgb.shape[0]
+        """Upright width and height of the file, px; points and boxes are in these pixels."""
+        return self.full_size or (self.rgb.shape[1], self.rgb.shape[0])
 
     @property
     def stored_size(self) -> tuple[int, int]:
@@ -57,11 +61,15 @@ class Photo:
 
 @dataclass(frozen=True, slots=True)
 class DecodedImage:
-    """An upright Pillow image with its original pixel mode, the format of its file and its EXIF orientation."""
+    """An upright Pillow image with its original pixel mode, the format of its file and its EXIF orientation.
+
+    `full_size` is the upright size of the file, px, if the image was reduced.
+    """
 
     image: Any
     form: str
     orientation: int
+    full_size: tuple[int, int] | None = None
 
 
 def read(path: Path) -> Photo:
@@ -83,7 +91,8 @@ def read(path: Path) -> Photo:
             rgb, alpha = _blend_on_white(rgb, alpha, notes)
     if (rgb == rgb[0, 0]).all():
         notes.append("a single colour: there is nothing to learn")
-    return Photo(rgb, alpha, hashlib.sha256(data).hexdigest(), tuple(notes), decoded.orientation)
+    digest = hashlib.sha256(data).hexdigest()
+    return Photo(rgb, alpha, digest, tuple(notes), decoded.orientation, decoded.full_size)
 
 
 def hash_file(path: Path) -> str:
@@ -133,7 +142,7 @@ class translate_errors:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self.quiet.__exit__(None, None, None)
         # every decoder raises its own kinds; to the user they mean the same
-        if isinstance(error, Exception) and not isinstance(error, InputError):
+        if isinstance(error, Exception) and not isinstance(error, ObjtuneError):
             from PIL import UnidentifiedImageError
 
             if isinstance(error, UnidentifiedImageError):
@@ -163,6 +172,10 @@ def decode(path: Path, data: bytes, notes: list[str], least: int = MIN_SIDE) -> 
     if orientation != 1:
         notes.append("rotated as its EXIF orientation says")
     form = image.format or ""
+    full_size = image.size
+    steps = math.ceil(math.sqrt(image.width * image.height / KEPT_PIXELS))
+    if steps > 1:
+        image.draft(image.mode, (image.width // steps, image.height // steps))  # a JPEG is decoded at a smaller size
     try:
         image.load()  # turns a TIFF by itself
     except OSError:
@@ -170,20 +183,37 @@ def decode(path: Path, data: bytes, notes: list[str], least: int = MIN_SIDE) -> 
         if image is None:
             raise
         notes.append("the end of the file is missing; all of its pixels are there")
-    return DecodedImage(ImageOps.exif_transpose(image), form, orientation)
+    if steps > 1:
+        image = _reduce(image)
+        notes.append(f"reduced from {full_size[0]}x{full_size[1]} to {image.width}x{image.height} pixels")
+    upright = ImageOps.exif_transpose(image) if orientation != 1 else image
+    if orientation >= 5 and form != "TIFF":
+        full_size = full_size[::-1]
+    return DecodedImage(upright, form, orientation, full_size if steps > 1 else None)
+
+
+def _reduce(image: Any) -> Any:
+    """Reduce an image to at most `KEPT_PIXELS` by averaging blocks of pixels."""
+    steps = math.ceil(math.sqrt(image.width * image.height / KEPT_PIXELS))
+    if steps == 1:
+        return image
+    if image.mode in ("P", "PA", "1"):
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    if image.mode.startswith("I;16"):
+        raise ValueError(f"16-bit grey images of more than {KEPT_PIXELS // 1_000_000} Mpx are not read")
+    return image.reduce(steps)
 
 
 def _open_image(path: Path, data: bytes, least: int = MIN_SIDE) -> tuple[Any, int]:
     """Open a file without decoding its pixels and check its size; also return its EXIF orientation."""
-    from PIL import ExifTags, Image
-
     described = formats.describe(data)
     if described:
         raise InputError(f"{path} is {described[0]}", described[1])
-    image = Image.open(io.BytesIO(data), formats=formats.READ)
-    _check_size(path, *image.size, least)
-    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    return image, orientation if orientation in range(2, 9) else 1
+    if decoders.is_jpeg_xl(data):
+        _check_size(path, decoders.jpeg_xl_size(data), least)
+    image, orientation = decoders.open_image(data)
+    _check_size(path, image.size, least)
+    return image, orientation
 
 
 def _complete_jpeg(data: bytes) -> Any:
@@ -237,11 +267,12 @@ def _suggest_photo(folder: Path) -> str:
     return f"give one photo, for example `{folder / photos[0]}`" if photos else "give the path of a photo"
 
 
-def _check_size(path: Path, width: int, height: int, least: int) -> None:
-    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+def _check_size(path: Path, size: tuple[int, int], least: int) -> None:
+    width, height = size
+    if width * height > decoders.MAX_PIXELS or max(width, height) > MAX_SIDE:
         raise InputError(
             f"{path} has {width}x{height} pixels",
-            f"at most {MAX_PIXELS // 1_000_000} Mpx and {MAX_SIDE} a side are read; shrink it",
+            f"at most {decoders.MAX_PIXELS // 1_000_000} Mpx and {MAX_SIDE} a side are read; shrink it",
         )
     if min(width, height) < least:
         raise InputError(f"{path} has {width}x{height} pixels", f"at least {least} a side are needed")

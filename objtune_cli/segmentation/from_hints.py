@@ -146,7 +146,7 @@ class PhotoSegmenter:
 
     def __init__(self, models: SegmentationModels, picture: photo.Photo, rgb: "np.ndarray") -> None:
         self.models, self.picture, self.rgb, self.config = models, picture, rgb, models.config
-        self.scale = rgb.shape[1] / picture.rgb.shape[1]
+        self.scale = rgb.shape[1] / picture.size[0]
 
     @property
     def segmenter(self) -> "Segmenter":

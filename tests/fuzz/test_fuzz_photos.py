@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pillow_heif
+import pillow_jxl  # noqa: F401  (registers JPEG XL with Pillow)
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
@@ -12,9 +14,12 @@ from PIL import Image, ImageCms, ImageOps
 from tests.support.fuzzing import Entrance, entrance, figures, tries  # noqa: F401  (a fixture)
 from tests.support.icc_profiles import PROFILES
 
+pillow_heif.register_heif_opener()
+
 FORMS = {
     "PNG": ("RGB", "L", "LA", "RGBA", "P", "1", "I;16"), "JPEG": ("RGB", "L", "CMYK"), "WEBP": ("RGB", "RGBA"), "TIFF": ("RGB", "L", "RGBA", "CMYK", "LAB", "F"),
     "BMP": ("RGB", "L", "1", "P"), "GIF": ("P", "L"), "AVIF": ("RGB", "RGBA"), "JPEG2000": ("RGB", "L", "RGBA"),
+    "HEIF": ("RGB", "L", "RGBA"), "JXL": ("RGB", "L", "RGBA", "I;16"),
 }  # fmt: skip
 """File format to the pixel modes that it is written in."""
 MAY_BE_REFUSED = {"F", "LAB", "CMYK"}
@@ -27,6 +32,8 @@ SUFFIXES = {
     "GIF": "gif",
     "AVIF": "avif",
     "JPEG2000": "jp2",
+    "HEIF": "heic",
+    "JXL": "jxl",
 }
 SHORTEST = 64
 """Sides of photos that are read, px."""
@@ -85,9 +92,7 @@ def photos(draw: Any) -> File:
     size = draw(st.integers(SHORTEST - 8, 120)), draw(st.integers(SHORTEST - 8, 120))
     alpha = draw(st.sampled_from([255, 255, 254, 128, 0]))
     image = in_mode(drawing(*size, draw(st.integers(0, 2**32 - 1))), mode, alpha)
-    options: dict[str, Any] = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95}, "AVIF": {"quality": 95}}.get(
-        form, {}
-    )
+    options: dict[str, Any] = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95}, "AVIF": {"quality": 95}, "HEIF": {"quality": 95}}.get(form, {})  # fmt: skip
     turn = draw(st.integers(0, 9)) if form in ("PNG", "JPEG", "WEBP") and mode != "I;16" else 1
     if turn != 1:
         exif = Image.Exif()
@@ -95,7 +100,7 @@ def photos(draw: Any) -> File:
         options |= {"exif": exif}
     profile = (
         draw(st.sampled_from(["", *sorted(PROFILES)]))
-        if form in ("PNG", "JPEG", "WEBP", "TIFF", "AVIF") and mode in ("RGB", "RGBA")
+        if form in ("PNG", "JPEG", "WEBP", "TIFF", "AVIF", "HEIF") and mode in ("RGB", "RGBA")
         else ""
     )
     if profile:
