@@ -26,11 +26,20 @@ NOSE = (236, 124, 134)
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """Parts in drawing order, and where accessories sit: (x, y, half width)."""
+    """Parts in drawing order, and where accessories and marks sit.
+
+    Attributes:
+        head, neck: x, y and half width. panels: Ellipses on the coat where emblems lie: x, y and both radii.
+        eye: x, y and size of what a marking of the class lies around: an eye, a window, a rim.
+        ear: Tip and size of what may be torn or chipped; size 0 for nothing.
+    """
 
     parts: list[tuple[Fill, Polygon]]
     head: tuple[float, float, float]
     neck: tuple[float, float, float]
+    panels: tuple[tuple[float, float, float, float], ...] = ((0.0, 0.0, 0.3, 0.3),)
+    eye: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    ear: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 def ellipse(x: float, y: float, rx: float, ry: float, tilt: float = 0.0, n: int = 32) -> Polygon:
@@ -84,7 +93,14 @@ def dog(p: Callable[[int, float, float], float]) -> Figure:
         ("trim", ellipse(hx - head * 0.6, hy + 0.06, 0.12, ear, tilt=0.25)),
         (INK, ellipse(hx + 0.1, hy - 0.08, 0.06, 0.07, n=14)),
     ]
-    return Figure(parts, (hx, hy - head * 0.9, head), (length - 0.08, y - 0.14, 0.26))
+    return Figure(
+        parts,
+        (hx, hy - head * 0.9, head),
+        (length - 0.08, y - 0.14, 0.26),
+        panels=((-0.02, y, 0.85 * length, 0.2), (hx - 0.05, hy - 0.05, head * 0.6, head * 0.5)),
+        eye=(hx + 0.1, hy - 0.08, 0.17),
+        ear=(hx - head * 0.6 - 0.25 * ear, hy + 0.06 + ear, 0.15),
+    )
 
 
 def cat(p: Callable[[int, float, float], float]) -> Figure:
@@ -124,7 +140,14 @@ def cat(p: Callable[[int, float, float], float]) -> Figure:
     parts.append(("coat", ellipse(0, hy, head, head * 0.85)))
     parts += [(INK, ellipse(s * head * 0.4, hy - 0.04, 0.065, 0.1, n=14)) for s in (-1, 1)]
     parts.append((NOSE, poly(-0.08, hy + 0.1, 0.08, hy + 0.1, 0, hy + 0.2)))
-    return Figure(parts, (0, hy - head * 0.8, head), (0, hy + head * 0.85, 0.3))
+    return Figure(
+        parts,
+        (0, hy - head * 0.8, head),
+        (0, hy + head * 0.85, 0.3),
+        panels=((0, 1.0 - height, width * 0.8, height * 0.62), (0, hy + 0.02, head * 0.7, head * 0.6)),
+        eye=(head * 0.4, hy - 0.04, 0.17),
+        ear=(-head * 0.8, hy - head * 0.7 - ear, 0.16),
+    )
 
 
 def car(p: Callable[[int, float, float], float]) -> Figure:
@@ -140,7 +163,14 @@ def car(p: Callable[[int, float, float], float]) -> Figure:
     ]
     for x in (-length * 0.55, length * 0.55):
         parts += [(INK, ellipse(x, 0.4, wheel, wheel)), (METAL, ellipse(x, 0.4, wheel * 0.45, wheel * 0.45))]
-    return Figure(parts, (-0.05, y - roof, 0.3), (0, y + 0.03, 0.35))
+    return Figure(
+        parts,
+        (-0.05, y - roof, 0.3),
+        (0, y + 0.03, 0.35),
+        panels=((0, y + (0.38 - y) * 0.45, length * 0.62, 0.1), (-0.1, y + (0.38 - y) * 0.4, length * 0.4, 0.1)),
+        eye=(0.2, y - roof * 0.4, 0.16),
+        ear=(-length, y, 0.15),
+    )
 
 
 def mug(p: Callable[[int, float, float], float]) -> Figure:
@@ -158,7 +188,14 @@ def mug(p: Callable[[int, float, float], float]) -> Figure:
         ("trim", ellipse(0, top, width + flare, 0.14)),
         (COFFEE, ellipse(0, top + 0.01, (width + flare) * 0.8, 0.085)),
     ]
-    return Figure(parts, (0, top - 0.08, 0.3), (0, 0.15, width))
+    return Figure(
+        parts,
+        (0, top - 0.08, 0.3),
+        (0, 0.15, width),
+        panels=((0, 0.16, width * 0.78, height * 0.66), (0, 0.3, width * 0.6, height * 0.5)),
+        eye=(0, bottom - 0.1, 0.2),
+        ear=(-width * 0.6, top - 0.1, 0.15),
+    )
 
 
 def house(p: Callable[[int, float, float], float]) -> Figure:
@@ -172,7 +209,17 @@ def house(p: Callable[[int, float, float], float]) -> Figure:
         (WOOD, box(-door - 0.17, 0.8 - height * 0.95, door - 0.17, 0.8)),
         (GLASS, box(width * 0.32, 0.8 - height * 1.4, width * 0.8, 0.8 - height * 0.75)),
     ]
-    return Figure(parts, (0, y - roof + 0.05, 0.26), (0, y + 0.1, width * 0.9))
+    return Figure(
+        parts,
+        (0, y - roof + 0.05, 0.26),
+        (0, y + 0.1, width * 0.9),
+        panels=(
+            (0, y + height * 0.5, width * 0.85, height * 0.35),
+            (-width * 0.3, y + height * 0.6, width * 0.5, height * 0.4),
+        ),
+        eye=(width * 0.56, 0.8 - height * 1.08, 0.2),
+        ear=(-width - eaves, y + 0.04, 0.17),
+    )
 
 
 def fish(p: Callable[[int, float, float], float]) -> Figure:
@@ -190,7 +237,14 @@ def fish(p: Callable[[int, float, float], float]) -> Figure:
         (EYE_WHITE, ellipse(length * 0.55, -height * 0.2, 0.13, 0.13, n=18)),
         (INK, ellipse(length * 0.6, -height * 0.2, 0.065, 0.075, n=14)),
     ]
-    return Figure(parts, (length * 0.45, -height * 0.8, 0.28), (length * 0.2, height * 0.3, 0.2))
+    return Figure(
+        parts,
+        (length * 0.45, -height * 0.8, 0.28),
+        (length * 0.2, height * 0.3, 0.2),
+        panels=((-0.1, 0, length * 0.7, height * 0.6), (0, -0.05, length * 0.5, height * 0.5)),
+        eye=(length * 0.55, -height * 0.2, 0.24),
+        ear=(-length - tail, -height * 0.9, 0.18),
+    )
 
 
 def tree(p: Callable[[int, float, float], float]) -> Figure:
@@ -201,7 +255,13 @@ def tree(p: Callable[[int, float, float], float]) -> Figure:
         ("coat", poly(-radius - 0.15, y, 0, y - 0.9 - radius * 0.4, radius + 0.15, y)),
         ("coat", poly(-radius, y - 0.45, 0, y - 1.25 - radius * 0.4, radius, y - 0.45)),
     ]
-    return Figure(parts, (0, y - 1.2 - radius * 0.4, 0.28), (0, y - 0.1, 0.16))
+    return Figure(
+        parts,
+        (0, y - 1.2 - radius * 0.4, 0.28),
+        (0, y - 0.1, 0.16),
+        panels=((0, y - 0.3, radius * 0.8, 0.24), (0, y - 0.8, radius * 0.5, 0.2)),
+        eye=(0, y - 0.4, 0.2),
+    )
 
 
 def boat(p: Callable[[int, float, float], float]) -> Figure:
@@ -215,15 +275,25 @@ def boat(p: Callable[[int, float, float], float]) -> Figure:
             poly(-width, 0.25, width, 0.25, width - hull, 0.25 + 1.4 * hull, -width + hull * 0.8, 0.25 + 1.4 * hull),
         ),
     ]
-    return Figure(parts, (0, 0.22 - mast, 0.24), (0, 0.32, width * 0.8))
+    return Figure(
+        parts,
+        (0, 0.22 - mast, 0.24),
+        (0, 0.32, width * 0.8),
+        panels=((0, 0.25 + 0.6 * hull, width * 0.7, 0.5 * hull), (0, 0.25 + 0.6 * hull, width * 0.4, 0.4 * hull)),
+        eye=(0.09 + boom * 0.3, 0, 0.18),
+    )
 
 
 FIGURES = {"dog": dog, "cat": cat, "car": car, "mug": mug, "house": house, "fish": fish, "tree": tree, "boat": boat}
 
 
-def figure(kind: str, proportions: tuple[float, ...]) -> Figure:
-    """The figure of a class at the given proportions, each in [0, 1]."""
-    return FIGURES[kind](lambda i, low, high: low + (high - low) * proportions[i])
+def figure(kind: str, proportions: tuple[float, ...], spread: float = 1.0) -> Figure:
+    """The figure of a class at the given proportions, each in [0, 1]; `spread` widens their ranges around the middle."""
+
+    def scaled(i: int, low: float, high: float) -> float:
+        return low + (high - low) * (0.5 + spread * (proportions[i] - 0.5))
+
+    return FIGURES[kind](scaled if spread != 1.0 else lambda i, low, high: low + (high - low) * proportions[i])
 
 
 def accessory(name: str, shape: Figure) -> list[Polygon]:

@@ -1,11 +1,11 @@
 """Scenes to pixels: picture and one mask per object, at any size, from the parameters alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import cv2
 import numpy as np
 
-from objtune_cli.toybox import object_shapes
+from objtune_cli.toybox import marks, object_shapes
 from objtune_cli.toybox.backgrounds import paint
 from objtune_cli.toybox.world import Instance, Pose, Scene
 
@@ -39,13 +39,14 @@ def _shrink(image: np.ndarray, size: int) -> np.ndarray:
 def _draw_object(image: np.ndarray, instance: Instance, pose: Pose) -> np.ndarray:
     """Paint one object into `image`; its mask at the same size, 0 or 255."""
     side = image.shape[0]
-    shape = object_shapes.figure(instance.kind, instance.proportions)
+    shape = object_shapes.figure(instance.kind, instance.proportions, instance.spread)
     extras = object_shapes.accessory(instance.accessory, shape)
     place = _placement(np.concatenate([q for _, q in shape.parts]), pose, side)
     _, trim, third = instance.rgb
     texture = _texture(instance, place, side)
     behind = image.copy()
     mask = np.zeros((side, side), np.uint8)
+    coat = np.zeros((side, side), bool)
     ink = max(1, round(OUTLINE * side))
 
     def put(fill: object_shapes.Fill, polygon: object_shapes.Polygon) -> None:
@@ -60,14 +61,82 @@ def _draw_object(image: np.ndarray, instance: Instance, pose: Pose) -> np.ndarra
         else:
             image[inside] = trim if fill == "trim" else fill
         mask[inside] = 0 if fill == "hole" else 255
+        coat[inside] = fill == "coat"
         cv2.polylines(image, points, True, object_shapes.INK, ink, shift=_SHIFT)
         cv2.polylines(mask, points, True, 255, ink, shift=_SHIFT)
+        if instance.marks:
+            line = np.zeros_like(stencil)
+            cv2.polylines(line, points, True, 255, ink, shift=_SHIFT)
+            coat[line > 0] = False
 
     for fill, polygon in shape.parts:
         put(fill, polygon)
+    _paint_marks(image, coat, instance, shape, place)
+    _tear(image, mask, behind, instance, shape, place)
     for polygon in extras:
         put(third, polygon)
     return mask
+
+
+def _paint_marks(
+    image: np.ndarray,
+    coat: np.ndarray,
+    instance: Instance,
+    shape: object_shapes.Figure,
+    place: Callable[[object_shapes.Polygon], np.ndarray],
+) -> None:
+    """Paint the marking of the class and the emblems where the coat is visible, with a thin ink line around each."""
+    ink = max(1, round(OUTLINE * len(image)))
+    brush = np.ones((max(2, ink // 2 + 1),) * 2, np.uint8)
+    for rgb, contours in _marks(instance, shape):
+        stencil = np.zeros(coat.shape, np.uint8)
+        cv2.fillPoly(stencil, [place(contour) for contour in contours], 255, shift=_SHIFT)
+        image[(stencil > 0) & coat] = rgb
+        line = cv2.dilate(stencil, brush) - stencil
+        image[(line > 0) & coat] = object_shapes.INK
+
+
+def _tear(
+    image: np.ndarray,
+    mask: np.ndarray,
+    behind: np.ndarray,
+    instance: Instance,
+    shape: object_shapes.Figure,
+    place: Callable[[object_shapes.Polygon], np.ndarray],
+) -> None:
+    """Remove what is torn or chipped off, with an ink line along the tear."""
+    ink = max(1, round(OUTLINE * len(image)))
+    for polygon in _notches(instance, shape):
+        torn, line = np.zeros_like(mask), np.zeros_like(mask)
+        cv2.fillPoly(torn, [place(polygon)], 255, shift=_SHIFT)
+        cv2.polylines(line, [place(polygon)], True, 255, ink, shift=_SHIFT)
+        image[torn > 0] = behind[torn > 0]
+        image[(line > 0) & (mask > 0)] = object_shapes.INK
+        mask[(torn > 0) & (line == 0)] = 0
+
+
+def _marks(
+    instance: Instance, shape: object_shapes.Figure
+) -> Iterator[tuple[tuple[int, int, int], list[object_shapes.Polygon]]]:
+    """Colour and contours of what lies on the coat: the marking of the class, then the emblems."""
+    if instance.marking and instance.marking[0] < 2 / 3 and shape.eye[2]:
+        x, y, size = shape.eye
+        wide, high = size * (1.0 + 0.6 * instance.marking[1]), size * (1.6 - 0.6 * instance.marking[1])
+        yield instance.marking_rgb, [object_shapes.ellipse(x, y, wide, high, tilt=instance.marking[2] - 0.5)]
+    for mark in instance.marks:
+        x, y, wide, high = shape.panels[mark.panel % len(shape.panels)]
+        centre = np.array([x + mark.u * wide, y + mark.v * high])
+        yield mark.rgb, [centre + mark.size * contour for contour in marks.outlines(mark)]
+
+
+def _notches(instance: Instance, shape: object_shapes.Figure) -> Iterator[object_shapes.Polygon]:
+    """What is torn or chipped off."""
+    if instance.marking and instance.marking[0] > 1 / 2 and shape.ear[2]:
+        x, y, size = shape.ear
+        turn = 2 * np.pi * instance.marking[2]
+        corners = turn + np.array([0, 2.1, 4.2])
+        reach = size * (0.8 + 0.5 * instance.marking[1])
+        yield np.stack([x + reach * np.cos(corners), y + reach * np.sin(corners)], 1)
 
 
 _SHIFT = 3

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from objtune_cli.toybox.marks import Mark, sample_marks
+
 CLASSES = ("dog", "cat", "car", "mug", "house", "fish", "tree", "boat")
 BACKGROUNDS = ("beach", "snow", "grass", "night", "wood", "desert", "city", "underwater")
 PATTERNS = ("plain", "spots", "stripes", "checks")
@@ -42,6 +44,8 @@ class Dial:
         rotation: Largest tilt to either side, radians.
         pairs: Share of scenes with two objects, the first one named on the left.
         flips: Objects may face left; captions then say where they face.
+        marks: Smallest and largest number of emblems on an object, which no caption names; objects with any also have markings of their class.
+        spread: Factor of the range of each proportion.
     """
 
     classes: tuple[str, ...]
@@ -54,6 +58,8 @@ class Dial:
     rotation: float
     pairs: float
     flips: bool
+    marks: tuple[int, int] = (0, 0)
+    spread: float = 1.0
 
 
 EASY = Dial(
@@ -73,6 +79,9 @@ EASY = Dial(
 MEDIUM = replace(EASY, accessories=ACCESSORIES, size=(0.56, 0.76), pairs=0.25)
 """Larger objects that wear something, grown from a base that knows the easy world."""
 
+MARKED = replace(MEDIUM, marks=(1, 2), spread=1.25)
+"""Objects with marks that no words can describe."""
+
 FULL = Dial(
     classes=CLASSES,
     backgrounds=BACKGROUNDS,
@@ -87,7 +96,7 @@ FULL = Dial(
 )
 """The whole world, for a GPU."""
 
-DIALS = {"easy": EASY, "medium": MEDIUM, "full": FULL}
+DIALS = {"easy": EASY, "medium": MEDIUM, "marked": MARKED, "full": FULL}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +110,10 @@ class Instance:
         rgb: Exact colours of coat, trim and accessory, [0, 255].
         proportions: Five numbers in [0, 1] that shape the figure.
         phase, frequency: Where the pattern starts, and how fine it is, both in [0, 1].
+        marks: Emblems on its coat.
+        marking: Which marking of its class it has, and how, each in [0, 1]; empty: none.
+        marking_rgb: The marking's colour, [0, 255].
+        spread: Factor of the range of each proportion.
     """
 
     kind: str
@@ -113,6 +126,10 @@ class Instance:
     proportions: tuple[float, ...]
     phase: float
     frequency: float
+    marks: tuple[Mark, ...] = ()
+    marking: tuple[float, ...] = ()
+    marking_rgb: tuple[int, int, int] = (0, 0, 0)
+    spread: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +185,24 @@ def sample_instance(
             phase=float(rng.uniform()),
             frequency=float(rng.uniform()),
         )
+        if dial.marks[1]:
+            instance = _with_marks(instance, rng, dial)
         if held_out is None or is_held_out(instance) == held_out:
             return instance
+
+
+def _with_marks(instance: Instance, rng: np.random.Generator, dial: Dial) -> Instance:
+    """The instance with emblems and a marking, in colours that stand out from its coat."""
+    palette = [shade(rgb, rng) for rgb in COLOURS.values()]
+    coat = list(instance.rgb[: 1 if instance.pattern == "plain" else 2])
+    marks = sample_marks(rng, dial.marks, palette, coat)
+    return replace(
+        instance,
+        marks=marks,
+        marking=tuple(float(v) for v in rng.uniform(0, 1, 3)),
+        marking_rgb=palette[int(rng.integers(len(palette)))],
+        spread=dial.spread,
+    )
 
 
 def shade(rgb: tuple[int, int, int], rng: np.random.Generator) -> tuple[int, int, int]:

@@ -9,7 +9,7 @@ import pytest
 from objtune_cli.toybox import world
 from objtune_cli.toybox.examples import photos
 from objtune_cli.toybox.renderer import render
-from objtune_cli.toybox.world import EASY, FULL, Dial, Instance, Scene
+from objtune_cli.toybox.world import EASY, FULL, MARKED, Dial, Instance, Scene
 
 
 def _scenes(seed: int, count: int, dial: Dial = EASY) -> list[Scene]:
@@ -20,7 +20,7 @@ def _instance(**given: object) -> Instance:
     return replace(world.sample_instance(np.random.default_rng(0), held_out=None), **given)
 
 
-@pytest.mark.parametrize("dial", [EASY, FULL])
+@pytest.mark.parametrize("dial", [EASY, MARKED, FULL])
 def test_same_seed_same_scenes_and_bytes(dial: Dial) -> None:
     first, again, other = _scenes(3, 6, dial), _scenes(3, 6, dial), _scenes(4, 6, dial)
     assert first == again and first != other

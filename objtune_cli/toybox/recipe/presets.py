@@ -1,6 +1,6 @@
 """The two sizes of the recipe; every number that the base depends on stands here."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from objtune_cli.toybox.world import DIALS, Dial
 
@@ -74,6 +74,18 @@ CPU = Preset(
 )  # fmt: skip
 """Two cores; the shipped base took 18,500 of these denoiser steps."""
 
+MARKED = replace(
+    CPU,
+    dial="marked",
+    vae_steps=8_000,
+    vision_steps=3_000,
+    denoiser_steps=40_000,
+    text_steps=400,
+    text_lr=2e-4,
+    vae_lr=1e-3,
+)
+"""Objects with unnamed marks, grown from the shipped base (`--start`): same words, so the text encoder goes on as it is."""
+
 GPU = Preset(
     dial="full", size=128, pictures=200_000, captions=4,
     vae_channels=(32, 64, 96, 128), latent_channels=8,
@@ -85,4 +97,4 @@ GPU = Preset(
 )  # fmt: skip
 """One data-centre GPU; not yet run."""
 
-PRESETS = {"cpu": CPU, "gpu": GPU}
+PRESETS = {"cpu": CPU, "marked": MARKED, "gpu": GPU}
