@@ -39,8 +39,12 @@ def pages() -> dict[str, str]:
 def commands() -> str:
     """Help of objtune and of every command."""
     whole = run_help()
-    names = re.findall(r"^  ([a-z]\S*)", whole.split("Commands:\n")[1], re.M)
-    helps = {name: split_options(run_help(name)) for name in names}
+    texts = {name: run_help(name) for name in command_names(whole)}
+    groups = {name: text for name, text in texts.items() if "\nCommands:\n" in text}
+    for name, text in groups.items():
+        texts |= {f"{name} {inner}": run_help(name, inner) for inner in command_names(text)}
+    names = [name for name in sorted(texts, key=lambda name: [*texts].index(name.split()[0])) if name not in groups]
+    helps = {name: split_options(texts[name]) for name in names}
     counts = Counter(text for _, options in helps.values() for text in options.values())
     shared = {flag: text for _, options in helps.values() for flag, text in options.items() if counts[text] >= SHARED}
     everywhere = {flag: text for flag, text in shared.items() if counts[text] == len(names)}
@@ -52,14 +56,25 @@ def commands() -> str:
         f"\n## Global options\n\nEvery command takes these, before or after its name.\n\n{option_table(everywhere)}",
         f"\n## Model options\n\nCommands that load a base model take these.\n\n{option_table(of_models)}",
     ]
+    printed: set[str] = set()
     for name, (head, options) in helps.items():
+        group = name.split()[0]
+        if group in groups and group not in printed:
+            printed.add(group)
+            parts.append(f"\n## `objtune {group}`\n\n```text\n{groups[group]}```\n")
         own = {flag: text for flag, text in options.items() if shared.get(flag) != text}
-        parts.append(f"\n## `objtune {name}`\n\n```text\n{head}```\n")
+        level = "###" if group in groups else "##"
+        parts.append(f"\n{level} `objtune {name}`\n\n```text\n{head}```\n")
         parts.append(f"\n{option_table(own)}" if own else "")
         models = [f"`{flag.split()[0].rstrip(',')}`" for flag, text in of_models.items() if options.get(flag) == text]
         also = f", and of the [model options](#model-options) {', '.join(models)}" if models else ""
         parts.append(f"\nAlso the [global options](#global-options){also}.\n")
     return "".join(parts)
+
+
+def command_names(text: str) -> list[str]:
+    """The commands that a help text lists."""
+    return re.findall(r"^  ([a-z]\S*)", text.split("Commands:\n")[1], re.M)
 
 
 def option_table(options: dict[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""The groups of objects and backgrounds of `objtune bench --scenes`."""
+"""The groups of objects and backgrounds of `objtune bench scenes`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The methods of `objtune bench --scenes`: each makes the images of a group of objects and scores them with the toybox's evaluator."""
+"""The methods of `objtune bench scenes`: each makes the images of a group of objects and scores them with the toybox's evaluator."""
 
 import time
 from collections.abc import Sequence

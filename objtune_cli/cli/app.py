@@ -58,7 +58,10 @@ COMMANDS = {
         "evaluate.evaluate",
         "Measure one trained object: identity, prompt, diversity, leak, drift. Prints a table.",
     ),
-    "bench": ("bench.bench", "Measure methods against each other on objects whose truth is known. Prints a table."),
+    "bench": (
+        "bench.SUITES",
+        "Compare methods on objects with known ground truth, or run another benchmark. Prints a table.",
+    ),
     "doctor": (
         "doctor.doctor",
         "Say what this machine and project have, what is missing, and the command that brings it.",
@@ -89,7 +92,7 @@ class Commands(TyperGroup):
             return name, found, rest
         from objtune_cli.cli import runner
 
-        return name, runner.load(name, *COMMANDS[name]), rest
+        return name, runner.load_command(name, *COMMANDS[name]), rest
 
 
 app = typer.Typer(
@@ -132,8 +135,7 @@ def root(
     **shared: Any,
 ) -> None:
     """Options here may also stand after the command."""
-    ctx.obj = shared
-    options.current.command = ctx.invoked_subcommand or ""
+    ctx.obj.shared, ctx.obj.command = shared, ctx.invoked_subcommand or ""
 
 
 _OF_ALL = {name: options.MODEL[name] for name in ("device", "precision")}
@@ -144,7 +146,7 @@ app.callback()(root)
 def main() -> None:
     """Run the command line and leave with its exit code."""
     streams.prepare()
-    said = environment.settle()
+    said = environment.repair_environment()
     if not {"--quiet", "-q"} & set(sys.argv):
         for line in said:
             print(line, file=sys.stderr)
@@ -158,67 +160,68 @@ def main() -> None:
 
 def run(argv: list[str]) -> int:
     """Run one command line; its exit code."""
-    options.current = options.Invocation(json="--json" in argv, verbose="--verbose" in argv or "-v" in argv)
-    current = options.current
+    invocation = options.Invocation(json="--json" in argv, verbose="--verbose" in argv or "-v" in argv)
     try:
         options.refuse_empty(argv)
-        if count := launcher.asked(argv) if "train" in argv else 0:
+        if count := launcher.requested_processes(argv) if "train" in argv else 0:
             return launcher.run(argv, count)
-        code = app(argv, standalone_mode=False, prog_name="objtune")
+        code = app(argv, standalone_mode=False, prog_name="objtune", obj=invocation)
         sys.stdout.flush()
     except (typer.Abort, KeyboardInterrupt):
         return 130
     except BrokenPipeError:
-        return _closed()
+        return _stop_printing()
     except SystemExit as exc:
         if isinstance(exc.__context__, BrokenPipeError):  # the parser leaves with 1 when nobody reads any more
-            return _closed()
+            return _stop_printing()
         raise
     except Exception as exc:
-        return _answered(exc, current)
+        return _report_error(exc, invocation)
     return code if isinstance(code, int) else 0
 
 
-def _answered(exc: Exception, current: options.Invocation) -> int:
+def _report_error(exc: Exception, invocation: options.Invocation) -> int:
     """Say what an error means; its exit code. Anything that is no error of ours, the command line's or the system's is a bug."""
     if isinstance(exc, ObjtuneError):
-        return _failed(exc, current, trace=current.verbose)
+        return _print_failure(exc, invocation, trace=invocation.verbose)
     if isinstance(exc, typer.TyperException):
-        return _usage(exc, current)
+        return _report_usage(exc, invocation)
     if isinstance(exc, OSError):
-        return _of_the_system(exc, current)
+        return _report_os_error(exc, invocation)
     if isinstance(exc, ImportError) and (exc.name or "objtune_cli").partition(".")[0] != "objtune_cli":
-        return _failed(_cannot_load(exc), current, trace=current.verbose)
+        return _print_failure(_import_failure(exc), invocation, trace=invocation.verbose)
     if isinstance(exc, MemoryError) or "out of memory" in str(exc).lower():
-        return _memory(current)
-    return _bug(exc, current)
+        return _report_out_of_memory(invocation)
+    return _report_bug(exc, invocation)
 
 
-def _bug(exc: Exception, current: options.Invocation) -> int:
-    return _failed(ObjtuneError(f"{type(exc).__name__}: {exc}", REPORT), current, trace=True)
+def _report_bug(exc: Exception, invocation: options.Invocation) -> int:
+    return _print_failure(ObjtuneError(f"{type(exc).__name__}: {exc}", REPORT), invocation, trace=True)
 
 
-def _of_the_system(exc: OSError, current: options.Invocation) -> int:
+def _report_os_error(exc: OSError, invocation: options.Invocation) -> int:
     """What the system refused: stdout is full, or a file that no other place expected to fail."""
-    lost = streams.failure()
+    lost = streams.stdout_failure()
     if lost is not None:
-        return _failed(
+        return _print_failure(
             ResourceError(f"results cannot be written to stdout: {lost.strerror}", FINISHED),
-            current,
-            trace=current.verbose,
+            invocation,
+            trace=invocation.verbose,
         )
     if "usable temporary directory" in str(exc):
-        return _failed(
+        return _print_failure(
             ResourceError("there is no folder for temporary files", "set TMPDIR to a folder that can be written"),
-            current,
+            invocation,
         )
     if exc.errno not in REFUSED:
-        return _bug(exc, current)
+        return _report_bug(exc, invocation)
     where = f"{exc.filename}: " if exc.filename else ""
-    return _failed(ResourceError(f"{where}{exc.strerror}", REFUSED[exc.errno]), current, trace=current.verbose)
+    return _print_failure(
+        ResourceError(f"{where}{exc.strerror}", REFUSED[exc.errno]), invocation, trace=invocation.verbose
+    )
 
 
-def _cannot_load(exc: ImportError) -> ObjtuneError:
+def _import_failure(exc: ImportError) -> ObjtuneError:
     """A package that is broken or not there."""
     name = (exc.name or "").partition(".")[0]
     return ResourceError(
@@ -227,36 +230,38 @@ def _cannot_load(exc: ImportError) -> ObjtuneError:
     )
 
 
-def _failed(error: ObjtuneError, current: options.Invocation, *, trace: bool = False) -> int:
+def _print_failure(error: ObjtuneError, invocation: options.Invocation, *, trace: bool = False) -> int:
     """Say what went wrong; its exit code."""
     from objtune_cli.cli import console
 
     if trace:
-        console.trace()
+        console.print_traceback()
     try:
-        console.error(error, current.command, as_json=current.json)
+        console.print_error(error, invocation.command, as_json=invocation.json)
     except OSError:  # stdout takes no document
-        console.error(error, current.command, as_json=False)
+        console.print_error(error, invocation.command, as_json=False)
     return error.code
 
 
-def _usage(exc: typer.TyperException, current: options.Invocation) -> int:
+def _report_usage(exc: typer.TyperException, invocation: options.Invocation) -> int:
     """A command line that does not parse: the parser's words in our form."""
     if type(exc).__name__ == "NoArgsIsHelpError":
         print(exc.message, file=sys.stderr)
         return 2
     shown = getattr(exc, "format_message", lambda: exc.message)()
-    error = ObjtuneError(shown.rstrip("."), f"`objtune {current.command + ' ' if current.command else ''}--help`")
+    context = getattr(exc, "ctx", None)
+    path = context.command_path if context else f"objtune {invocation.command}".strip()
+    error = ObjtuneError(shown.rstrip("."), f"`{path} --help`")
     error.code = 2
-    return _failed(error, current)
+    return _print_failure(error, invocation)
 
 
-def _closed() -> int:
+def _stop_printing() -> int:
     """Nobody reads our stdout: nothing more to say, not even at exit."""
-    if streams.failure() is None:
+    if streams.stdout_failure() is None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 141
 
 
-def _memory(current: options.Invocation) -> int:
-    return _failed(ResourceError("out of memory", OUT_OF_MEMORY), current)
+def _report_out_of_memory(invocation: options.Invocation) -> int:
+    return _print_failure(ResourceError("out of memory", OUT_OF_MEMORY), invocation)

@@ -4,22 +4,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from objtune_cli.cli import console, streams
-from objtune_cli.cli.runner import Outcome, Run, need
+from objtune_cli.cli.runner import CommandResult, CommandRun, require
 from objtune_cli.config.sections import Bench
 
 if TYPE_CHECKING:
     from objtune_cli.workflow.context import StageContext
 
 
-def _asked(run: Run, **given: Any) -> tuple["StageContext", Bench]:
+def resolve_bench(run: CommandRun, **given: Any) -> tuple["StageContext", Bench]:
     ctx = run.context(create=False)
     return ctx, ctx.settings.resolve(Bench, **given)
 
 
-def _whole(run: Run, **given: Any) -> tuple["StageContext", Bench]:
+def resolve_unsharded(run: CommandRun, **given: Any) -> tuple["StageContext", Bench]:
     """The settings of what one machine measures as a whole."""
-    ctx, config = _asked(run, **given)
-    need(
+    ctx, config = resolve_bench(run, **given)
+    require(
         config.shard == Bench().shard,
         f"bench.shard is {config.shard}",
         "only methods on drawn objects, and groups of scenes, are shared out: leave it away here",
@@ -27,16 +27,18 @@ def _whole(run: Run, **given: Any) -> tuple["StageContext", Bench]:
     return ctx, config
 
 
-def _table(run: Run, rows: list[dict[str, Any]], images: list[Path]) -> Outcome:
+def print_rows(run: CommandRun, rows: list[dict[str, Any]], images: list[Path]) -> CommandResult:
     """Rows as JSON, as a table for people, or as lines for programs."""
     from objtune_cli.evaluation import statistics
 
     if not run.options["json"]:
-        if streams.results().isatty():
-            console.table(*statistics.pivot(rows))
+        if streams.result_stream().isatty():
+            console.print_table(*statistics.pivot(rows))
         else:  # a row a line: programs do not have to know the columns
             columns = statistics.column_names(rows)
-            console.table(columns, [columns] + [["" if row[c] is None else row[c] for c in columns] for row in rows])
+            console.print_table(
+                columns, [columns] + [["" if row[c] is None else row[c] for c in columns] for row in rows]
+            )
         for path in images:
             run.report.note(f"picture: {path}")
-    return Outcome(shown="nothing", images=images, extra={"rows": rows})
+    return CommandResult(printed="nothing", images=images, extra={"rows": rows})

@@ -14,55 +14,55 @@ from objtune_cli.store import safetensors_format as header
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def safe(text: object) -> str:
+def escape_control_chars(text: object) -> str:
     """Text for people: control and direction characters as \\xNN or \\uNNNN."""
     return _UNSAFE.sub(lambda m: f"\\x{ord(m[0]):02x}" if ord(m[0]) < 256 else f"\\u{ord(m[0]):04x}", str(text))
 
 
-def colourful(stream: TextIO) -> bool:
+def use_color(stream: TextIO) -> bool:
     """Whether escape sequences may go to a stream."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
-def error(exc: ObjtuneError, command: str, *, as_json: bool) -> None:
+def print_error(exc: ObjtuneError, command: str, *, as_json: bool) -> None:
     """`error:` and `hint:` on stderr; with `--json` also the document on stdout."""
     if as_json:
-        document({"command": command, "error": {"code": exc.code, "message": exc.message, "hint": exc.hint}})
-    print(f"error: {safe(exc.message)}", file=sys.stderr)
+        print_json({"command": command, "error": {"code": exc.code, "message": exc.message, "hint": exc.hint}})
+    print(f"error: {escape_control_chars(exc.message)}", file=sys.stderr)
     if exc.hint:
-        print(f"hint: {safe(exc.hint)}", file=sys.stderr)
+        print(f"hint: {escape_control_chars(exc.hint)}", file=sys.stderr)
 
 
-def trace() -> None:
+def print_traceback() -> None:
     """The traceback of the exception at hand, fit for a terminal."""
     import traceback
 
     for line in traceback.format_exc().splitlines():
-        print(safe(line), file=sys.stderr)
+        print(escape_control_chars(line), file=sys.stderr)
 
 
-def document(value: dict[str, Any]) -> None:
+def print_json(value: dict[str, Any]) -> None:
     """The one JSON document of a command."""
     print(
         json.dumps(header.replace_nonfinite(value), sort_keys=True, default=str, allow_nan=False),
-        file=streams.results(),
+        file=streams.result_stream(),
         flush=True,
     )
 
 
-def lines(values: Sequence[object]) -> None:
+def print_lines(values: Sequence[object]) -> None:
     """Results, one a line."""
     for value in values:
-        print(safe(value), file=streams.results())
-    streams.results().flush()
+        print(escape_control_chars(value), file=streams.result_stream())
+    streams.result_stream().flush()
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A table on stdout: aligned columns on a terminal, tabs elsewhere."""
-    out = streams.results()
+    out = streams.result_stream()
     if not out.isatty():
         for row in rows:
-            print("\t".join(safe(v) for v in row), file=out)
+            print("\t".join(escape_control_chars(v) for v in row), file=out)
         out.flush()
         return
     from rich import box
@@ -72,5 +72,5 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 
     grid = Table(*header, box=box.SIMPLE_HEAD, header_style="bold")
     for row in rows:
-        grid.add_row(*(Text(safe(v)) for v in row))
-    Console(file=out, color_system="auto" if colourful(out) else None).print(grid)
+        grid.add_row(*(Text(escape_control_chars(v)) for v in row))
+    Console(file=out, color_system="auto" if use_color(out) else None).print(grid)

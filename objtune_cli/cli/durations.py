@@ -11,7 +11,7 @@ _SPAN = re.compile(
 )
 
 
-def seconds(text: str, option: str) -> float:
+def parse_duration(text: str, option: str) -> float:
     """The seconds of a span.
 
     Raises:

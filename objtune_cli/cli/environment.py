@@ -19,17 +19,17 @@ STARTED_BY = "TORCHELASTIC_RUN_ID"
 """What torch's launcher, and accelerate's, which stands on it, set in each process, and nobody else does."""
 
 
-def settle() -> list[str]:
+def repair_environment() -> list[str]:
     """Put right what is wrong around this process; what was ignored, a line each."""
     paths.leave_deleted_folder()
     if not sys.warnoptions or any(action == "error" for action, *_ in warnings.filters):
         warnings.simplefilter(
             "ignore"
         )  # a library's warning is no failure of the command, and no line of it; -W and PYTHONWARNINGS show them
-    return ignore(os.environ)
+    return drop_unusable(os.environ)
 
 
-def ignore(environment: MutableMapping[str, str]) -> list[str]:
+def drop_unusable(environment: MutableMapping[str, str]) -> list[str]:
     """Drop variables whose values nobody can use; a line for each one that the user should know of."""
     said = []
     for names, form in ((COUNTS, "a number of threads"), (TIMEOUTS, "a number of seconds")):
@@ -64,7 +64,7 @@ def _not_launched(environment: MutableMapping[str, str]) -> str:
     return "" if environment["MASTER_PORT"].isdecimal() else f"MASTER_PORT is {environment['MASTER_PORT']!r}"
 
 
-def follows(command: str) -> bool:
+def is_follower(command: str) -> bool:
     """Whether another process of the same work speaks for this one."""
     several = os.environ.get("WORLD_SIZE", "1") not in ("", "1") and os.environ.get("RANK", "0") != "0"
     return several and (command == "train" or STARTED_BY in os.environ)

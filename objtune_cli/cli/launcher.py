@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import IO
 
 from objtune_cli.cli import streams
-from objtune_cli.cli.signals import Stop
+from objtune_cli.cli.signals import StopFlag
 from objtune_cli.errors import UsageError
 
 OPTION = "--num-processes"
@@ -18,7 +18,7 @@ GRACE = 20.0
 """Seconds in which the first process ends by itself once another one has failed: it says what is wrong."""
 
 
-def asked(argv: list[str]) -> int:
+def requested_processes(argv: list[str]) -> int:
     """How many processes a command line asks for; 0 where it asks for none, or is in one of them already.
 
     Raises:
@@ -34,7 +34,7 @@ def asked(argv: list[str]) -> int:
     return int(value)
 
 
-def left_alone() -> bool:
+def accelerate_cpu_single_process() -> bool:
     """Whether `accelerate launch --cpu` was asked for several processes: it starts one, and tells it no number."""
     return (
         os.environ.get("ACCELERATE_USE_CPU") == "True"
@@ -45,13 +45,13 @@ def left_alone() -> bool:
 
 def run(argv: list[str], count: int) -> int:
     """Start them and wait; the first one's exit code, or that of another one that failed alone. Signals go to all."""
-    stop = Stop()
+    stop = StopFlag()
     stop.install()
     with _started(argv, count) as (running, said):
         passed, failed_at = 0, 0.0
         while any(child.poll() is None for child in running):
-            if stop.asked() and not passed:
-                passed = stop.asked()
+            if stop.stop_signal() and not passed:
+                passed = stop.stop_signal()
                 for child in running:
                     child.send_signal(passed)
             if not failed_at and any(child.poll() for child in running):
@@ -85,7 +85,9 @@ def _started(argv: list[str], count: int) -> Iterator[tuple[list[subprocess.Pope
             own = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             if rank:
                 said.append(held.enter_context(tempfile.TemporaryFile()))
-            own_streams = {"stdout": subprocess.DEVNULL, "stderr": said[-1]} if rank else {"stdout": streams.handle()}
+            own_streams = (
+                {"stdout": subprocess.DEVNULL, "stderr": said[-1]} if rank else {"stdout": streams.stdout_descriptor()}
+            )
             command = [sys.executable, "-P", "-m", "objtune_cli", *argv]
             running.append(subprocess.Popen(command, env=own, start_new_session=True, **own_streams))  # type: ignore[call-overload, arg-type]
         try:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from objtune_cli import paths
-from objtune_cli.cli.runner import need
+from objtune_cli.cli.runner import require
 from objtune_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     Parts = list[tuple[str, dict[str, Any]]]
 
-PLACES = {
+HINT_OPTIONS = {
     "mask": "--mask",
     "box": "--box",
     "point": "--point",
@@ -22,18 +22,20 @@ PLACES = {
     "refine_mask": "--refine-mask",
 }
 """Parameters that say where it is."""
-HINTS = {"class_": "--class", "name": "--name", **PLACES, "select": "--select"}
+PHOTO_OPTIONS = {"class_": "--class", "name": "--name", **HINT_OPTIONS, "select": "--select"}
 """Parameters that say something of one photo."""
 
 
-def of_each(parts: "Parts") -> list[dict[str, Any]]:
+def options_by_photo(parts: "Parts") -> list[dict[str, Any]]:
     """What is said of each of several photos: the options behind it.
 
     Raises:
         UsageError: Something is said before the first.
     """
-    early = [option for key, option in HINTS.items() if any(not photo and said.get(key) for photo, said in parts)]
-    need(
+    early = [
+        option for key, option in PHOTO_OPTIONS.items() if any(not photo and said.get(key) for photo, said in parts)
+    ]
+    require(
         not early,
         f"{', '.join(early)} before the first photo",
         "with several photos, each one's options stand behind it: `a.jpg --class dog b.jpg --class mug`",
@@ -41,18 +43,20 @@ def of_each(parts: "Parts") -> list[dict[str, Any]]:
     return [said for photo, said in parts if photo]
 
 
-def of_photo(photo: Path, said: dict[str, Any]) -> tuple[list["Target"], str | None]:
+def parse_photo_request(photo: Path, said: dict[str, Any]) -> tuple[list["Target"], str | None]:
     """The objects of one of several photos, and which of several things is meant."""
-    need(
+    require(
         said.get("class_"),
         f"what the object in {photo} is was not said",
         "give its class behind it: `a.jpg --class dog b.jpg --class mug`",
     )
-    return targets(said["class_"], said.get("name"), Said(*(said.get(key) for key in PLACES))), said.get("select")
+    return parse_targets(
+        said["class_"], said.get("name"), HintOptions(*(said.get(key) for key in HINT_OPTIONS))
+    ), said.get("select")
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class HintOptions:
     """Values of the options that say where objects are."""
 
     mask: list[str] | None = None
@@ -62,7 +66,7 @@ class Said:
     refine_mask: list[str] | None = None
 
 
-def targets(classes: list[str] | None, names: list[str] | None, said: Said) -> list["Target"]:
+def parse_targets(classes: list[str] | None, names: list[str] | None, said: HintOptions) -> list["Target"]:
     """The objects that the options describe, in the order of `--class`.
 
     Raises:
@@ -71,7 +75,7 @@ def targets(classes: list[str] | None, names: list[str] | None, said: Said) -> l
     from objtune_cli.segmentation.from_hints import Target
     from objtune_cli.workflow.class_words import pair_with_names
 
-    need(classes, "what the object is was not said", "give its class: `--class dog`")
+    require(classes, "what the object is was not said", "give its class: `--class dog`")
     typed = list(classes or [])
     pairs = pair_with_names(typed, names or ())
     words, called = [word for word, _ in pairs], [name for _, name in pairs]
@@ -86,12 +90,12 @@ def targets(classes: list[str] | None, names: list[str] | None, said: Said) -> l
             key = key.strip()
             known = bool(equals) and key in keys
             stranger = bool(equals) and not known and _is_name(key, value) and not paths.is_file(Path(text))
-            need(
+            require(
                 not stranger,
                 f"{option} {text} is for {key}, and no `--class` or `--name` is called that",
                 f"objects of this photo: {', '.join(called)}",
             )
-            need(
+            require(
                 known or len(words) == 1,
                 f"{option} {text} does not say whose it is",
                 f"for example `{option} {called[0]}={text}`",
@@ -102,29 +106,29 @@ def targets(classes: list[str] | None, names: list[str] | None, said: Said) -> l
     def one_each(values: list[str] | None, option: str) -> dict[int, str]:
         found: dict[int, str] = {}
         for index, value in owned(values, option):
-            need(index not in found, f"two values of {option} for {called[index]}", "give one")
+            require(index not in found, f"two values of {option} for {called[index]}", "give one")
             found[index] = value
         return found
 
-    boxes = {i: numbers(v, 4, "--box", "x0,y0,x1,y1") for i, v in one_each(said.box, "--box").items()}
+    boxes = {i: parse_numbers(v, 4, "--box", "x0,y0,x1,y1") for i, v in one_each(said.box, "--box").items()}
     masks, refined = (
         {i: _existing(v, o) for i, v in one_each(values, o).items()}
         for values, o in ((said.mask, "--mask"), (said.refine_mask, "--refine-mask"))
     )
     on, beside = (
-        [(i, numbers(v, 2, o, "x,y")) for i, v in owned(values, o)]
+        [(i, parse_numbers(v, 2, o, "x,y")) for i, v in owned(values, o)]
         for values, o in ((said.point, "--point"), (said.negative_point, "--negative-point"))
     )
     found = []
     for i, (word, name) in enumerate(zip(words, called, strict=True)):
         box: Any = boxes.get(i)
         mine, others = (tuple((d[0], d[1]) for k, d in dots if k == i) for dots in (on, beside))
-        need(
+        require(
             i not in masks or not (box or mine or others or i in refined),
             f"a mask of {name} is all there is to say",
             "hints belong to `--refine-mask`",
         )
-        need(
+        require(
             not others or box or mine or i in refined,
             f"{name} has only points that are not on it",
             "add `--point x,y` or `--box x0,y0,x1,y1`",
@@ -147,7 +151,7 @@ def _existing(text: str, option: str) -> Path:
     return path
 
 
-def numbers(text: str, count: int, option: str, form: str) -> tuple[float, ...]:
+def parse_numbers(text: str, count: int, option: str, form: str) -> tuple[float, ...]:
     """Numbers with commas, semicolons or spaces between them, in brackets or not; per cent become fractions.
 
     Raises:
@@ -159,7 +163,7 @@ def numbers(text: str, count: int, option: str, form: str) -> tuple[float, ...]:
     except ValueError:
         values = ()
     mixed = len({part.endswith("%") for part in parts}) > 1
-    need(
+    require(
         len(values) == count and not mixed and all(abs(v) < 1e6 for v in values),
         f"{option} {text} is not {form}",
         f"pixels of the photo, or fractions of it: `{option} {'0.2,0.2,0.8,0.8' if count == 4 else '0.5,0.5'}`",

@@ -1,4 +1,4 @@
-"""Which options follow which argument: parsers of options forget that, and with several photos it is what says whose they are."""
+"""Keeps which options follow which argument: with several photos, an option belongs to the photo before it."""
 
 from typing import Any
 
@@ -6,30 +6,33 @@ from typer.core import TyperCommand
 
 from objtune_cli.cli.former_options import NOTES, translate
 
-KEY = "objtune.parts"
+KEY = "objtune.groups"
+"""Key of a parser context's `meta`: the arguments with the options behind them."""
 
 
-class InParts(TyperCommand):
+class GroupedCommand(TyperCommand):
     """A command that keeps each argument with the options behind it in `ctx.meta[KEY]`; those before the first belong to ""."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        args, ctx.meta[NOTES] = translate(self.name or "", args)
-        given = list(args)
+        for name in (ctx.parent.info_name if ctx.parent else "", self.name):
+            args, notes = translate(name or "", args)
+            ctx.meta.setdefault(NOTES, []).extend(notes)
+        words = list(args)
         rest = super().parse_args(ctx, args)  # refuses what does not parse
-        parser = self.make_parser(ctx)
+        parser, valued = self.make_parser(ctx), options_with_value(self, ctx)
         ctx.meta[KEY] = [
-            (argument, parser.parse_args(options)[0]) for argument, options in split(given, self._valued(ctx))
+            (argument, parser.parse_args(options)[0]) for argument, options in split_at_arguments(words, valued)
         ]
         return rest
 
-    def _valued(self, ctx: Any) -> set[str]:
-        """The options that take the next word as their value."""
-        known: list[Any] = self.get_params(ctx)
-        own = [p for p in known if p.param_type_name == "option" and not (p.is_flag or p.count)]
-        return {name for p in own for name in (*p.opts, *p.secondary_opts)}
+
+def options_with_value(command: Any, ctx: Any) -> set[str]:
+    """The options of a command that take the next word as their value."""
+    own = [p for p in command.get_params(ctx) if p.param_type_name == "option" and not (p.is_flag or p.count)]
+    return {name for p in own for name in (*p.opts, *p.secondary_opts)}
 
 
-def split(words: list[str], valued: set[str]) -> list[tuple[str, list[str]]]:
+def split_at_arguments(words: list[str], valued: set[str]) -> list[tuple[str, list[str]]]:
     """Words as (argument, the options behind it), the first argument "" for those before any."""
     found: list[tuple[str, list[str]]] = [("", [])]
     rest = iter(words)

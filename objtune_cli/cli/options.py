@@ -1,7 +1,8 @@
-"""Options that every command takes, before or after its name."""
+"""Global options, accepted before or after the subcommand."""
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -56,6 +57,7 @@ PATHS = (
     *(f"--{name}" for name in LOGGERS),
     "--out",
     "--layout",
+    "--reuse",
     "--from",
     "--table",
     "--photos",
@@ -103,11 +105,15 @@ def add_options(function: Callable[..., Any], added: Mapping[str, tuple[Any, Any
     function.__annotations__ = {p.name: p.annotation for p in params}
 
 
+@dataclass
 class Invocation:
-    """What the outermost frame knows about the command line in case of an error."""
+    """One call of the command line: what printing its result or its error depends on.
 
-    def __init__(self, *, json: bool = False, verbose: bool = False) -> None:
-        self.command, self.json, self.verbose = "", json, verbose
+    Attributes:
+        shared: Values of the shared options before the command's name.
+    """
 
-
-current = Invocation()
+    json: bool = False
+    verbose: bool = False
+    command: str = ""
+    shared: dict[str, Any] = field(default_factory=dict)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from objtune_cli import paths
-from objtune_cli.cli.runner import need
+from objtune_cli.cli.runner import require
 from objtune_cli.config.sections import Segment
 from objtune_cli.errors import UsageError
 
@@ -83,11 +83,11 @@ SamFile = Annotated[
 ]
 
 
-Wanted = tuple[Path, list["Target"], str | None]
+PhotoRequest = tuple[Path, list["Target"], str | None]
 """A photo, its objects, and which of several things is meant."""
 
 
-def _found(ctx: "StageContext", photo: Path, targets: "list[Target]", which: str | None) -> "list[Ref]":
+def segment_photo(ctx: "StageContext", photo: Path, targets: "list[Target]", which: str | None) -> "list[Ref]":
     """The masks of one photo's objects."""
     from objtune_cli.segmentation import stage as segment_stage
 
@@ -97,17 +97,17 @@ def _found(ctx: "StageContext", photo: Path, targets: "list[Target]", which: str
     ]
 
 
-def counted(steps: str) -> int | None:
+def parse_steps(steps: str) -> int | None:
     """A number of steps; none for auto, which leaves the most to the settings.
 
     Raises:
         UsageError: Neither.
     """
-    need(steps == "auto" or steps.isdecimal(), f"--steps is {steps!r}", "a whole number, or auto")
+    require(steps == "auto" or steps.isdecimal(), f"--steps is {steps!r}", "a whole number, or auto")
     return None if steps == "auto" else int(steps)
 
 
-def _photos(given: list[str], *, hinted: bool) -> list[Path]:
+def parse_photos(given: list[str], *, hinted: bool) -> list[Path]:
     """The arguments of `train` where they are photos.
 
     Args:
@@ -157,8 +157,8 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
-def _distinct(wanted: list[Wanted]) -> None:
+def check_distinct_names(wanted: list[PhotoRequest]) -> None:
     """Refuse two photos that would give an object the same name, before anything is looked at."""
     names = [target.name for _, found, _ in wanted for target in found]
     twice = next((name for name in names if names.count(name) > 1), "")
-    need(not twice, f"two photos would give an object the name {twice}", "tell them apart with `--name`")
+    require(not twice, f"two photos would give an object the name {twice}", "tell them apart with `--name`")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from objtune_cli.cli.console import colourful, safe
+from objtune_cli.cli.console import escape_control_chars, use_color
 
 PLAIN_EVERY = 0.05
 """Off a terminal, at most one progress line for each such share of the work."""
@@ -21,7 +21,7 @@ class ConsoleProgress:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
-        self.terminal = colourful(sys.stderr) and not quiet
+        self.terminal = use_color(sys.stderr) and not quiet
         self._bar: Any = None
         self._task: Any = None
         self._stage = ""
@@ -34,7 +34,7 @@ class ConsoleProgress:
         with self._lock:
             if not self.quiet:
                 self._end_bar()
-                print(safe(text), file=sys.stderr, flush=True)
+                print(escape_control_chars(text), file=sys.stderr, flush=True)
 
     def step(self, stage: str, done: int, total: int, **values: float) -> float | None:
         """Show a step: a bar on a terminal, a plain line now and then elsewhere.

@@ -1,11 +1,11 @@
-"""The frame that commands run in: found by name, given the shared options, run, timed, rendered."""
+"""Runs one command: loads it by name, gives it the shared options, times it and prints its result."""
 
 import contextlib
 import functools
 import inspect
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -17,9 +17,9 @@ from typer.main import get_command
 from objtune_cli import paths
 from objtune_cli.cli import console, environment, options, streams
 from objtune_cli.cli.former_options import NOTES
-from objtune_cli.cli.option_groups import KEY, InParts
+from objtune_cli.cli.option_groups import KEY, GroupedCommand
 from objtune_cli.cli.progress import ConsoleProgress
-from objtune_cli.cli.signals import Stop
+from objtune_cli.cli.signals import StopFlag
 from objtune_cli.errors import UsageError
 from objtune_cli.workflow.metric_loggers import open_loggers
 from objtune_cli.workflow.reporting import CommandReporter
@@ -30,58 +30,73 @@ if TYPE_CHECKING:
     from objtune_cli.workflow.context import StageContext, StageResult
 
 
-Parts = list[tuple[str, dict[str, Any]]]
+OptionGroups = list[tuple[str, dict[str, Any]]]
+"""Arguments of a command line, each with the options behind it; the first argument is empty."""
 
 
 @dataclass
-class Outcome:
-    """What a command gives back: artifacts, pictures, numbers, and rows or lines of its own."""
+class CommandResult:
+    """What a command returns: results of stages, images, and what its JSON document has besides.
 
-    done: "list[StageResult]" = field(default_factory=list)
+    Attributes:
+        images: Paths of images; None: those of the results.
+        printed: What goes to stdout without `--json`; "nothing": the command has printed its own lines.
+    """
+
+    results: "list[StageResult]" = field(default_factory=list)
     images: list[Path] | None = None
-    shown: Literal["refs", "images", "nothing"] = "refs"
+    printed: Literal["refs", "images", "nothing"] = "refs"
     extra: dict[str, Any] = field(default_factory=dict)
     code: int = 0
 
 
 @dataclass
-class Run:
-    """One run of one command; `parts`: its arguments, each with the options behind it."""
+class CommandRun:
+    """One run of one command.
+
+    Attributes:
+        options: Values of the shared options. groups: The command line's arguments with the options behind them.
+        resources: Closed when the command ends.
+    """
 
     name: str
     options: dict[str, Any]
     progress: ConsoleProgress
     report: CommandReporter
-    stop: Stop
-    parts: Parts = field(default_factory=list)
-    noted: set[str] = field(default_factory=set)
-    held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    stop: StopFlag
+    groups: OptionGroups = field(default_factory=list)
+    resources: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     started: float = field(default_factory=time.monotonic)
+    _reported: set[str] = field(default_factory=set)
 
     def project(self, *, create: bool = False) -> "Project":
-        """The project these options mean."""
+        """Find the project that the options name, or the one above the current folder."""
         from objtune_cli.store.project import find_project
 
-        return find_project(self.asked_folder(), create=create)
+        return find_project(self.requested_folder(), create=create)
 
-    def asked_folder(self) -> Path | None:
-        """The project's folder where `--project` or OBJTUNE_PROJECT names one."""
-        given = self.options.get("project") or os.environ.get("OBJTUNE_PROJECT")
-        return paths.to_path(given) if given else None
+    def requested_folder(self) -> Path | None:
+        """The folder that `--project` or OBJTUNE_PROJECT names; None where neither does."""
+        folder = self.options.get("project") or os.environ.get("OBJTUNE_PROJECT")
+        return paths.to_path(folder) if folder else None
 
     def settings(self, project: "Project") -> "Settings":
-        """All layers of settings."""
+        """Read all layers of settings; each note on a former name is reported once."""
         from objtune_cli.config.resolve import Settings
 
-        found = Settings(project.settings, given=self.options.get("set_") or ())
-        for note in found.notes:
-            if note not in self.noted:
-                self.noted.add(note)
+        settings = Settings(project.settings, given=self.options.get("set_") or ())
+        for note in settings.notes:
+            if note not in self._reported:
+                self._reported.add(note)
                 self.report.note(note)
-        return found
+        return settings
 
     def context(self, *, create: bool = True) -> "StageContext":
-        """What a stage needs; makes the folder a project where there is none."""
+        """Build the context of the stages: settings are checked, signals handled, and the project locked.
+
+        Args:
+            create: Make the folder a project where there is none.
+        """
         from objtune_cli.config.sections import Common
         from objtune_cli.workflow.context import StageContext
 
@@ -93,40 +108,61 @@ class Run:
             Common, **{key: self.options.get(key) for key in ("base", "device", "precision")}, strict_base=strict
         )
         self.stop.install()
-        self.held.enter_context(project.lock())
-        return StageContext(project, settings, common, self.report, bool(self.options.get("force")), self.stop.asked)
+        self.resources.enter_context(project.lock())
+        force = bool(self.options.get("force"))
+        return StageContext(project, settings, common, self.report, force, self.stop.stop_signal)
 
 
-MODELLED = ("segment", "init_embedding", "train", "generate", "compose", "evaluate", "bench", "import_")
+MODEL_COMMANDS = ("segment", "init_embedding", "train", "generate", "compose", "evaluate", "bench", "import_")
 """Modules whose commands take the options of a base model."""
 
 
-def load(name: str, place: str, text: str) -> Any:
-    """The command of a name, from `module.function` in `commands`; only those of some modules run a model."""
-    module, _, function = place.partition(".")
-    found = getattr(import_module(f"objtune_cli.cli.commands.{module}"), function)
-    alone = typer.Typer(rich_markup_mode=None, add_completion=False)
-    alone.command(name, cls=InParts, help=text)(framed(name, found, model=module in MODELLED))
-    return get_command(alone)
+@dataclass(frozen=True, slots=True)
+class Subcommand:
+    """A command of a command: its function, its help, and whether it takes the options of a base model."""
+
+    function: Callable[..., CommandResult]
+    help: str
+    model: bool = True
 
 
-def framed(name: str, function: Callable[..., Outcome], *, model: bool) -> Callable[..., int]:
-    """A command's function with the shared options added, run, timed and rendered.
+def load_command(name: str, place: str, text: str) -> Any:
+    """Load a command from `module.attribute` in `commands`; an attribute that is a mapping holds its subcommands."""
+    module, _, attribute = place.partition(".")
+    command = getattr(import_module(f"objtune_cli.cli.commands.{module}"), attribute)
+    if isinstance(command, Mapping):
+        from objtune_cli.cli.subcommands import DefaultGroup
 
-    The function takes a `Run` first and returns an `Outcome`.
+        commands = {key: _build_command(name, key, each) for key, each in command.items()}
+        return DefaultGroup(
+            name=name, help=text, commands=commands, rich_markup_mode=None, subcommand_metavar="[COMMAND] [ARGS]..."
+        )
+    return _build_command(name, name, Subcommand(command, text, module in MODEL_COMMANDS))
+
+
+def _build_command(run_name: str, name: str, command: Subcommand) -> Any:
+    """A parser for one command; `run_name`: its name in JSON output."""
+    app = typer.Typer(rich_markup_mode=None, add_completion=False)
+    wrapped = wrap_command(run_name, command.function, model=command.model)
+    app.command(name, cls=GroupedCommand, help=command.help)(wrapped)
+    return get_command(app)
+
+
+def wrap_command(name: str, function: Callable[..., CommandResult], *, model: bool) -> Callable[..., int]:
+    """Add the shared options to a command's function, run it, and print its result.
+
+    The function takes a `CommandRun` first and returns a `CommandResult`; the wrapped one returns the exit code.
     """
     own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
     shared = options.GLOBAL | (options.MODEL if model else {})
 
     @functools.wraps(function, assigned=("__module__", "__name__", "__qualname__", "__doc__"))
     def command(ctx: typer.Context, **values: Any) -> int:
-        given = {n: values.pop(n) for n in shared}
-        for key, value in (ctx.obj or {}).items():
-            if key in given:
-                given[key] = given[key] or value
-        given, values = _with_paths(given), _with_paths(values)
-        options.current.json, options.current.verbose = given["json"], given["verbose"]
-        return _run(name, function, given, values, ctx.meta.get(KEY, []), ctx.meta.get(NOTES, []))
+        invocation: options.Invocation = ctx.obj
+        common = {key: values.pop(key) or invocation.shared.get(key) for key in shared}
+        common, values = _with_paths(common), _with_paths(values)
+        invocation.json, invocation.verbose = common["json"], common["verbose"]
+        return _run(name, function, common, values, ctx.meta.get(KEY, []), ctx.meta.get(NOTES, []))
 
     del command.__wrapped__  # type: ignore[attr-defined]
     options.add_options(command, {p.name: (p.annotation, p.default) for p in own} | shared)
@@ -146,65 +182,73 @@ def _with_paths(values: dict[str, Any]) -> dict[str, Any]:
 
 def _run(
     name: str,
-    function: Callable[..., Outcome],
-    given: dict[str, Any],
+    function: Callable[..., CommandResult],
+    common: dict[str, Any],
     values: dict[str, Any],
-    parts: Parts,
+    groups: OptionGroups,
     notes: Sequence[str] = (),
 ) -> int:
-    """One command, timed and shown; its exit code where it ends without an error."""
-    loggers = open_loggers(given, name)
-    follows = environment.follows(name)
-    progress = ConsoleProgress(quiet=given["quiet"] or follows)
-    run = Run(name, given, progress, CommandReporter(progress, loggers), Stop(), parts)
+    """Run one command and print its result; returns its exit code if it ends without an error."""
+    loggers = open_loggers(common, name)
+    is_follower = environment.is_follower(name)
+    progress = ConsoleProgress(quiet=common["quiet"] or is_follower)
+    run = CommandRun(name, common, progress, CommandReporter(progress, loggers), StopFlag(), groups)
     for note in notes:
         run.report.note(note)
     code = 1
     try:
-        with streams.results_alone(), run.held:
-            outcome = function(run, **values)
-        code = outcome.code
+        with streams.only_results_to_stdout(), run.resources:
+            result = function(run, **values)
+        code = result.code
     except BaseException as error:
         code = getattr(error, "code", 130 if isinstance(error, KeyboardInterrupt) else 1)
         raise
     finally:
         progress.close()
         loggers.close(code)
-    if not follows:
-        _show(run, outcome, as_json=given["json"], seconds=time.monotonic() - run.started)
+    if not is_follower:
+        seconds = time.monotonic() - run.started
+        if common["json"]:
+            console.print_json(_build_document(run, result, seconds))
+        else:
+            _print_result(run, result)
     return code
 
 
-def _show(run: Run, outcome: Outcome, *, as_json: bool, seconds: float) -> None:
-    report = run.report
-    images = outcome.images if outcome.images is not None else [p for d in outcome.done for p in d.images]
-    if as_json:
-        root = run.project().artifacts
-        refs = [_described(d, root) for d in outcome.done]
-        metrics = {str(d.ref): dict(d.metrics) for d in outcome.done if d.metrics}
-        base = {
-            "command": run.name,
-            "refs": refs,
-            "images": [str(p) for p in images],
-            "metrics": metrics,
-            "seconds": round(seconds, 3),
-        }
-        console.document(base | outcome.extra)
-        return
-    if outcome.shown == "refs":
+def _images(result: CommandResult) -> list[Path]:
+    return result.images if result.images is not None else [path for each in result.results for path in each.images]
+
+
+def _build_document(run: CommandRun, result: CommandResult, seconds: float) -> dict[str, Any]:
+    """The JSON document of a command; docs/schemas/output.json describes it."""
+    root = run.project().artifacts
+    return {
+        "command": run.name,
+        "refs": [_describe_result(each, root) for each in result.results],
+        "images": [str(path) for path in _images(result)],
+        "metrics": {str(each.ref): dict(each.metrics) for each in result.results if each.metrics},
+        "seconds": round(seconds, 3),
+        **result.extra,
+    }
+
+
+def _print_result(run: CommandRun, result: CommandResult) -> None:
+    """Print refs or image paths, one a line; a terminal also shows an image."""
+    images = _images(result)
+    if result.printed == "refs":
         for path in images:
-            report.note(f"picture: {near(path)}")
+            run.report.note(f"picture: {relative_to_cwd(path)}")
         if images:
             run.progress.show_image(images[-1])
-        console.lines([d.ref for d in outcome.done])
-    elif outcome.shown == "images":
+        console.print_lines([each.ref for each in result.results])
+    elif result.printed == "images":
         if images:
             run.progress.show_image(images[0])
-        console.lines([near(path) for path in images])
+        console.print_lines([relative_to_cwd(path) for path in images])
 
 
-def near(path: Path) -> Path:
-    """The path as seen from here if it lies below, else as it is."""
+def relative_to_cwd(path: Path) -> Path:
+    """A path relative to the current folder if it lies below; any other path is returned unchanged."""
     try:
         here = paths.current_folder()
     except UsageError:
@@ -212,14 +256,14 @@ def near(path: Path) -> Path:
     return path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path
 
 
-def _described(done: "StageResult", root: Path) -> dict[str, Any]:
+def _describe_result(result: "StageResult", root: Path) -> dict[str, Any]:
     from objtune_cli.store import artifacts
 
-    path = done.ref.path(root)
-    return {"ref": str(done.ref), "path": str(path), "sha256": artifacts.file_sha256(path), "reused": done.reused}
+    path = result.ref.path(root)
+    return {"ref": str(result.ref), "path": str(path), "sha256": artifacts.file_sha256(path), "reused": result.reused}
 
 
-def need(condition: object, message: str, hint: str) -> None:
+def require(condition: object, message: str, hint: str) -> None:
     """Raise a usage error unless the condition holds."""
     if not condition:
         raise UsageError(message, hint)

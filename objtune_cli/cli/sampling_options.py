@@ -7,7 +7,9 @@ import typer
 
 from objtune_cli.config.sections import SEEDS, Generate
 
-Count = Annotated[int | None, typer.Option("-n", help="Pictures per prompt.", show_default=str(Generate().num_images))]
+NumImages = Annotated[
+    int | None, typer.Option("-n", help="Pictures per prompt.", show_default=str(Generate().num_images))
+]
 
 
 Seed = Annotated[

@@ -9,20 +9,20 @@ from types import FrameType
 HANDLED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
-TIME_UP = 14
+TIME_LIMIT = 14
 """What a time limit stops work with: the number of ALRM."""
 
 
-class Stop:
+class StopFlag:
     """Which signal has come, 0 for none; and when the time is up."""
 
     def __init__(self) -> None:
         self.signum = 0
         self.until = math.inf
 
-    def asked(self) -> int:
+    def stop_signal(self) -> int:
         """The signal that asks the work to stop, 0 for none."""
-        return self.signum or (TIME_UP if time.monotonic() >= self.until else 0)
+        return self.signum or (TIME_LIMIT if time.monotonic() >= self.until else 0)
 
     def install(self) -> None:
         """Take over the signals of this process, except those it was told to ignore (nohup)."""

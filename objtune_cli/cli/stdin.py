@@ -4,7 +4,7 @@ import io
 import sys
 from collections.abc import Iterator
 
-from objtune_cli.cli.runner import need
+from objtune_cli.cli.runner import require
 from objtune_cli.config import toml_files
 
 
@@ -21,7 +21,7 @@ def read_lines() -> Iterator[tuple[int, str]]:
             yield number, line.strip()
 
 
-def given_refs(values: list[str] | None) -> list[str]:
+def read_refs(values: list[str] | None) -> list[str]:
     """Arguments, with `-` replaced by the lines of stdin.
 
     Raises:
@@ -33,7 +33,7 @@ def given_refs(values: list[str] | None) -> list[str]:
             given.append(value)
         elif values or not sys.stdin.isatty():
             given += [line.split("\t")[0].strip() for _, line in read_lines()]
-    need(
+    require(
         given,
         "nothing was given to work on",
         "give a ref, or pipe refs in: `objtune segment photo.jpg --class dog | objtune init-embedding -`",
@@ -41,7 +41,7 @@ def given_refs(values: list[str] | None) -> list[str]:
     return given
 
 
-def given_prompts(values: list[str]) -> list[str]:
+def read_prompts(values: list[str]) -> list[str]:
     """Arguments, with `-` replaced by the lines of stdin; empty lines are none.
 
     Raises:
@@ -56,7 +56,7 @@ def given_prompts(values: list[str]) -> list[str]:
             continue
         lines = [clean_prompt(line, f"line {number} of stdin", may_be_empty=True) for number, line in read_lines()]
         given += [line for line in lines if line]
-    need(
+    require(
         given,
         "no prompt was given",
         'for example `objtune generate "a photo of <rex> on the beach"`, or one a line on stdin and `-`',

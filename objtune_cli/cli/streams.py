@@ -67,30 +67,30 @@ def _text(raw: io.FileIO, encoding: str, *, now: bool = False) -> TextIO:
     )
 
 
-def results() -> TextIO:
+def result_stream() -> TextIO:
     """Where results go, also while a command runs."""
     return _results or sys.stdout
 
 
 @contextlib.contextmanager
-def results_alone() -> Iterator[None]:
+def only_results_to_stdout() -> Iterator[None]:
     """Inside, whatever prints to `sys.stdout` reaches stderr; `results` is still stdout."""
     global _results
     before, stdout = _results, sys.stdout
-    _results, sys.stdout = results(), sys.stderr
+    _results, sys.stdout = result_stream(), sys.stderr
     try:
         yield
     finally:
         _results, sys.stdout = before, stdout
 
 
-def failure() -> OSError | None:
+def stdout_failure() -> OSError | None:
     """Why stdout could not be written, if it could not."""
-    raw = getattr(getattr(results(), "buffer", None), "raw", None)
+    raw = getattr(getattr(result_stream(), "buffer", None), "raw", None)
     return raw.failure if isinstance(raw, Stdout) else None
 
 
-def handle() -> int | None:
+def stdout_descriptor() -> int | None:
     """The descriptor of stdout for a process that shares it; None: the one that processes inherit."""
-    raw = getattr(getattr(results(), "buffer", None), "raw", None)
+    raw = getattr(getattr(result_stream(), "buffer", None), "raw", None)
     return raw.fileno() if isinstance(raw, Stdout) else None

@@ -14,46 +14,48 @@ class Bench:
     num_objects: int = setting(40, "Held-out objects, classes in turn.", 1, 10_000)
     shard: str = setting(
         "1/1",
-        "Part of the objects, or of the groups of `--scenes`. k/n takes every n-th from the k-th on, so that n processes or machines share them; `cat` joins their results.jsonl for `--from`, and processes of `--scenes` may share `--out`.",
+        "Part of the objects, or of the groups of `bench scenes`. k/n takes every n-th from the k-th on, so that n processes or machines share them; `cat` joins their results.jsonl for `--reuse`, and processes of `bench scenes` may share `--out`.",
     )
     prompt_rounds: int = setting(2, "Rounds of prompts for each object.", 1, 100)
     prompt_kinds: str = setting("scene,wearing,pair", "Kinds of prompts, with commas: scene, wearing, pair.")
     scene_kinds: str = setting(
         "two,three,same",
-        "Kinds of scenes of `--scenes`, with commas: two or three objects of as many classes, or two of the same class.",
+        "Kinds of scenes of `bench scenes`, with commas: two or three objects of as many classes, or two of the same class.",
     )
-    num_base_samples: int = setting(1024, "Samples of `--base-only`.", 16, 100_000)
-    num_mask_scenes: int = setting(300, "Scenes of `--masks`.", 1, 100_000)
-    segmenters: str = setting("sam,grabcut", "Segmenters of `--masks`, with commas.")
+    num_base_samples: int = setting(1024, "Samples of `bench base`.", 16, 100_000)
+    num_mask_scenes: int = setting(300, "Scenes of `bench masks`.", 1, 100_000)
+    segmenters: str = setting("sam,grabcut", "Segmenters of `bench masks`, with commas.")
     mask_dataset: Literal["drawn", "photos"] = setting(
-        "drawn", "Images of `--masks`: drawn scenes, or five objects in photographs that come with scikit-image."
+        "drawn", "Images of `bench masks`: drawn scenes, or five objects in photographs that come with scikit-image."
     )
-    timing_rounds: int = setting(3, "Rounds of `--speed`.", 1, 100)
+    timing_rounds: int = setting(3, "Rounds of `bench speed`.", 1, 100)
     diffusers_script: str = setting(
-        "", "diffusers' train_dreambooth_lora.py, which `--speed` then times, too.", auto="none", path="file"
+        "", "diffusers' train_dreambooth_lora.py, which `bench speed` then times, too.", auto="none", path="file"
     )
     memory_models: str = setting(
         "sd15,sdxl",
-        "Models of `--memory`, with commas: sd15, sd21, sdxl, sd3 with random weights, or base for `--base`.",
+        "Models of `bench memory`, with commas: sd15, sd21, sdxl, sd3 with random weights, or base for `--base`.",
     )
     resolution: int = setting(
         0,
-        "Image size of `--memory`, and of `--speed` with a model of Stable Diffusion's size, px. auto: the model's own; 256 for `--speed` on a CPU.",
+        "Image size of `bench memory`, and of `bench speed` with a model of Stable Diffusion's size, px. auto: the model's own; 256 for `bench speed` on a CPU.",
         0,
         4096,
         auto="auto",
     )
     compute_matmuls: bool = setting(
         False,
-        "Compute the matrix products of `--memory` on a CPU. false: use zeros of the same shape, which need as much memory.",
+        "Compute the matrix products of `bench memory` on a CPU. false: use zeros of the same shape, which need as much memory.",
     )
     train_photo: str = setting(
         "",
-        "Photo of each subject of `--photos` to train on, by its name with or without ending, such as 01. first: the first by name.",
+        "Photo of each subject of `bench dreambooth` to train on, by its name with or without ending, such as 01. first: the first by name.",
         auto="first",
     )
-    live_classes: str = setting("cat,dog", "Classes of `--photos` that get the prompts of live subjects, with commas.")
-    images_per_prompt: int = setting(4, "Images for each prompt of `--photos`.", 1, 1000)
+    live_classes: str = setting(
+        "cat,dog", "Classes of `bench dreambooth` that get the prompts of live subjects, with commas."
+    )
+    images_per_prompt: int = setting(4, "Images for each prompt of `bench dreambooth`.", 1, 1000)
     clip_model: str = setting(
         "",
         "CLIP model for measures on photographs: hub id or folder. auto: the base's own vision encoder.",
@@ -62,7 +64,7 @@ class Bench:
     )
     dino_model: str = setting(
         "facebook/dino-vits16",
-        "DINO model for measures on photographs: hub id, folder or safetensors file; `--photos` leaves DINO out where the default is not on this machine.",
+        "DINO model for measures on photographs: hub id, folder or safetensors file; `bench dreambooth` leaves DINO out where the default is not on this machine.",
         path="model",
     )
     seed: int = setting(0, f"Random seed of objects and prompts, {SEEDS}.", 0, MAX_SEED)

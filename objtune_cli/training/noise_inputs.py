@@ -1,4 +1,4 @@
-"""Objects and class priors of noise, on which `train --dry-run` and `bench --speed` and `--memory` measure steps."""
+"""Objects and class priors of noise, on which `train --dry-run` and `bench speed` and `bench memory` measure steps."""
 
 from typing import TYPE_CHECKING
 

@@ -145,7 +145,7 @@ def test_nothing_is_opened_for_what_is_refused(photos: Path, project: Path) -> N
     """By the command itself: no torch, nothing written."""
     (photos / "cup" / "01.jpg").write_bytes(b"no picture")
     code = "import sys\nfrom objtune_cli.cli.app import run\ncode = run(sys.argv[1:])\nassert 'torch' not in sys.modules\nsys.exit(code)"
-    command = [sys.executable, "-c", code, "bench", "--photos", str(photos), "--methods", "objtune"]
+    command = [sys.executable, "-c", code, "bench", "dreambooth", str(photos), "--methods", "objtune"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (3, "") and "01.jpg is not a picture" in done.stderr, done.stderr
     assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["error", "hint"] and not Path("bench").exists()

@@ -1,4 +1,4 @@
-"""`bench --photos` on drawn objects in the data set's layout: every number from the pictures that lie there, nothing made twice."""
+"""`bench dreambooth` on drawn objects in the data set's layout: every number from the pictures that lie there, nothing made twice."""
 
 import json
 from collections.abc import Callable

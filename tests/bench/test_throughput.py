@@ -71,9 +71,9 @@ def test_each_photo_stands_before_its_own_options(
 
 
 def test_one_is_not_many(context: Callable[..., StageContext], project: Path, cli) -> None:
-    with pytest.raises(UsageError, match="--many is 1"):
+    with pytest.raises(UsageError, match="N is 1"):
         throughput.run(context(), project / "out", 1, Bench())
-    assert cli("bench", "--many", "3", "--objects", "2").code == 2
+    assert cli("bench", "throughput", "3", "--objects", "2").code == 2
 
 
 def test_processor_seconds_are_those_of_ended_processes() -> None:

@@ -123,8 +123,8 @@ def fails(done: Any, code: int, *words: str) -> None:
         (["bench", "--methods", "objtune,,"], "there is no method"),
         (["bench", "--methods", "objtune+train.stepz=1"], "unknown key train.stepz"),
         (["bench", "--prompts", "scene,wandering"], "there is no kind of prompt wandering"),
-        (["bench", "--speed", "--base-only"], "--speed compares objtune with dreambooth-lora"),
-        (["bench", "--speed", "--methods", "objtune"], "--speed compares objtune with dreambooth-lora"),
+        (["bench", "--speed", "--base-only"], "--speed and --base-only are different benchmarks"),
+        (["bench", "speed", "--methods", "objtune"], "No such option: --methods"),
         (["bench", "--prompts", ""], "there is no kind of prompt"),
         (["bench", "--objects", "0"], "--objects is 0"),
         (["bench", "--objects", "many"], "Invalid value for '--objects'"),
@@ -152,7 +152,7 @@ def test_methods_that_exist_are_listed(objtune: Cli) -> None:
 
 
 def test_a_base_without_a_world_is_6_and_leaves_nothing(objtune: Cli, plain_base: Path) -> None:
-    for args in (["bench"], ["bench", "--base-only"]):
+    for args in (["bench"], ["bench", "base"]):
         fails(
             objtune(*args, "--base", plain_base),
             6,
@@ -234,7 +234,7 @@ def test_settings_of_the_bench_come_from_every_layer(
 
 
 def test_the_base_alone(objtune: Cli, quick: list) -> None:
-    done = objtune("bench", "--base-only", "--set", "bench.num_base_samples=16", "--json")
+    done = objtune("bench", "base", "--set", "bench.num_base_samples=16", "--json")
     document = json.loads(done.out)
     assert done.code == 0 and {row["method"] for row in document["rows"]} == {"base", "truth"} and quick == []
     assert {row["measure"] for row in document["rows"]} == {
@@ -397,7 +397,7 @@ def test_speed_prints_rows_of_both_and_their_ratio(objtune: Cli, monkeypatch: py
         return {name: [theirs if task.method == "dreambooth-lora" else ours] * rounds for name, task in tasks.items()}
 
     monkeypatch.setattr(speed, "_side_by_side", measured)
-    done = objtune("bench", "--speed", *(["--quick"] if quick else []), "--set", "bench.timing_rounds=2", "--json")
+    done = objtune("bench", "speed", *(["--quick"] if quick else []), "--set", "bench.timing_rounds=2", "--json")
     rows = {(r["method"], r["measure"]): r for r in json.loads(done.out)["rows"]}
     sizes = ("base",) if quick else ("base", "sd15")
     assert {m for name, m in rows if name == "ratio"} == {f"{s}_{m}" for s in sizes for m in ("step_s", "memory_mb")}
@@ -415,18 +415,18 @@ def test_a_script_that_is_not_there_is_told_before_anything_is_measured(
     from objtune_cli.bench.suites import speed
 
     monkeypatch.setattr(speed, "run", lambda *_: pytest.fail("a step was measured"))
-    done = objtune("bench", "--speed", "--set", "bench.diffusers_script=none.py")
+    done = objtune("bench", "speed", "--set", "bench.diffusers_script=none.py")
     assert done.code == 3 and "there is no none.py" in done.err
 
 
-@pytest.mark.parametrize("kind", ["--speed", "--scenes", "--masks", "--base-only"])
+@pytest.mark.parametrize("kind", ["speed", "scenes", "masks", "base"])
 def test_published_results_belong_to_methods_alone(kind: str, cli: Cli) -> None:
-    done = cli("bench", kind, "--from", "results.jsonl")
-    assert done.code == 2 and "--from" in done.err and done.out == ""
+    done = cli("bench", kind, "--reuse", "results.jsonl")
+    assert done.code == 2 and "No such option: --reuse" in done.err and done.out == ""
 
 
 @pytest.mark.parametrize(
-    "kind", [("--speed",), ("--masks",), ("--base-only",), ("--memory",), ("--many", 2), ("--photos", ".")]
+    "kind", [("speed",), ("masks",), ("base",), ("memory",), ("throughput", 2), ("dreambooth", ".")]
 )
 def test_what_is_measured_whole_takes_no_shard(kind: tuple[object, ...], objtune: Cli) -> None:
     done = objtune("bench", *kind, "--set", "bench.shard=1/2")
@@ -438,15 +438,11 @@ def test_results_are_told_again_without_measuring(cli: Cli, monkeypatch: pytest.
 
     monkeypatch.setattr(objects, "run", lambda *_: pytest.fail("something was measured"))
     published = REPOSITORY / "docs" / "results.jsonl"
-    done = cli("bench", "--table", published, "--json")
+    done = cli("bench", "show", published, "--json")
     assert done.code == 0, done.err
     document = json.loads(done.out)
     check(document, "output", "bench")
     rows = {(r["method"], r["measure"]): r for r in document["rows"]}
     assert rows["objtune", "identity"]["n"] == rows["objtune less break-a-scene", "prompt"]["n"] == 40
-    assert (
-        cli("bench", "--table", published, "--objects", 3).code
-        == cli("bench", "--table", published, "--speed").code
-        == 2
-    )
-    assert cli("bench", "--table", "none.jsonl").code == 3
+    assert cli("bench", "show", published, "--objects", 3).code == cli("bench", "show", published, "--quick").code == 2
+    assert cli("bench", "show", "none.jsonl").code == 3

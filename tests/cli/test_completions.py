@@ -57,6 +57,9 @@ def offered(folder: Path, line: str) -> list[str]:
         ("objtune --js", ["--json"]),
         ("objtune segment --cl", ["--class"]),
         ("objtune train --precision b", ["bf16"]),
+        ("objtune bench m", ["memory", "masks"]),
+        ("objtune bench --meth", ["--methods"]),
+        ("objtune bench scenes --q", ["--quick", "--quiet"]),
     ],
 )
 def test_tab_offers_what_is_there(line: str, found: list[str], stocked: Path) -> None:

@@ -33,7 +33,7 @@ from objtune_cli.interchange import hub_environment
     ],
 )  # fmt: skip
 def test_what_nobody_can_use_is_dropped(variables: dict[str, str], left: dict[str, str], words: str) -> None:
-    said = environment.ignore(variables)
+    said = environment.drop_unusable(variables)
     assert variables == left
     assert words in " ".join(said) and bool(said) == bool(words)
 
@@ -42,12 +42,12 @@ def test_one_process_speaks_even_where_a_scheduler_left_its_number(cli, monkeypa
     for name, value in {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     assert "no bases" not in cli("bases").out and cli("bases").out.startswith("toybox")
-    assert environment.follows("train") and not environment.follows("list")
+    assert environment.is_follower("train") and not environment.is_follower("list")
     monkeypatch.setenv(environment.STARTED_BY, "1")
-    assert environment.follows("list")
-    assert launcher.asked(["train", "--num-processes", "2"]) == 0
+    assert environment.is_follower("list")
+    assert launcher.requested_processes(["train", "--num-processes", "2"]) == 0
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert launcher.asked(["train", "--num-processes", "2"]) == 2
+    assert launcher.requested_processes(["train", "--num-processes", "2"]) == 2
 
 
 @pytest.mark.parametrize(("options", "shown"), [([], 0), (["default"], 1)])
@@ -58,7 +58,7 @@ def test_warnings_of_libraries_are_shown_on_request_alone(
     with warnings.catch_warnings(record=True) as seen:
         warnings.resetwarnings()
         warnings.simplefilter("default")
-        environment.settle()
+        environment.repair_environment()
         warnings.warn("a library's", UserWarning, stacklevel=1)
     assert len(seen) == shown
 
@@ -66,7 +66,7 @@ def test_warnings_of_libraries_are_shown_on_request_alone(
 def test_warnings_that_are_errors_stop_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        environment.settle()
+        environment.repair_environment()
         warnings.warn("a library's", DeprecationWarning, stacklevel=1)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from objtune_cli.cli.option_groups import split
+from objtune_cli.cli.option_groups import split_at_arguments
 
 VALUED = {"--class", "-c", "--point", "--set"}
 
@@ -22,4 +22,4 @@ VALUED = {"--class", "-c", "--point", "--set"}
     ],
 )
 def test_words_are_split_at_arguments(line: str, found: list[tuple[str, list[str]]]) -> None:
-    assert split(line.split(), VALUED) == found
+    assert split_at_arguments(line.split(), VALUED) == found

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from objtune_cli.cli import app, console, runner, streams
-from objtune_cli.cli.stdin import given_prompts
+from objtune_cli.cli.stdin import read_prompts
 from objtune_cli.errors import UsageError
 from tests.test_architecture import one_mask  # noqa: F401  (a fixture)
 
@@ -161,10 +161,10 @@ def test_descriptors_of_closed_streams_are_not_given_to_files(tmp_path: Path) ->
 def test_what_libraries_print_is_no_result(capfd: pytest.CaptureFixture[str]) -> None:
     """From Python while a command runs; and from C at any time, in a process of ours."""
 
-    def chatty(run: runner.Run) -> runner.Outcome:
+    def chatty(run: runner.CommandRun) -> runner.CommandResult:
         print("[ERROR] of a library")
-        console.lines(["result"])
-        return runner.Outcome(shown="nothing")
+        console.print_lines(["result"])
+        return runner.CommandResult(printed="nothing")
 
     given = {"project": None, "json": False, "quiet": True, "verbose": False, "events": None}
     assert runner._run("list", chatty, given, {}, []) == 0
@@ -177,10 +177,10 @@ def test_what_libraries_print_is_no_result(capfd: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize(("text", "prompts"), [("\ufeffa <rex>\r\n\n b \n", ["a <rex>", "b"]), ("a", ["a"])])
 def test_prompts_from_stdin_of_windows(text: str, prompts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO(text))
-    assert given_prompts(["-"]) == prompts
+    assert read_prompts(["-"]) == prompts
     monkeypatch.setattr("sys.stdin", io.StringIO("\ufeff\n"))
     with pytest.raises(UsageError):
-        given_prompts(["-"])
+        read_prompts(["-"])
 
 
 @pytest.mark.parametrize(
@@ -195,14 +195,14 @@ def test_prompts_from_stdin_of_windows(text: str, prompts: list[str], monkeypatc
 def test_what_the_system_refuses_is_one_line(
     error: Exception, words: str, code: int, cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: runner.Run, **_: object) -> None:
+    def fail(self: runner.CommandRun, **_: object) -> None:
         raise error
 
-    monkeypatch.setattr(runner.Run, "project", fail)
+    monkeypatch.setattr(runner.CommandRun, "project", fail)
     done = cli("list")
     assert done.code == code and words in done.err
     assert ("Traceback" in done.err) == (code == 1)
 
 
 def test_streams_of_tests_have_no_failure() -> None:
-    assert streams.failure() is None and streams.handle() is None and app.REFUSED
+    assert streams.stdout_failure() is None and streams.stdout_descriptor() is None and app.REFUSED

@@ -1,4 +1,4 @@
-"""`objtune bench --photos` as a command: end to end on drawn objects in the data set's layout, and what it refuses."""
+"""`objtune bench dreambooth` as a command: end to end on drawn objects in the data set's layout, and what it refuses."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_from_a_folder_to_a_table(cli: Cli, base: Path, photos: Path) -> None:
     """Nothing is replaced here: masks, trainings by the real command, pictures, measures; then the same again, from what lies there."""
-    line = ["bench", "--photos", photos, "--base", base, "--methods", METHODS, *FAST, *tiny_sd1.ANY]
+    line = ["bench", "dreambooth", photos, "--base", base, "--methods", METHODS, *FAST, *tiny_sd1.ANY]
     done = cli(*line, "--json")
     assert done.code == 0, done.err
     document = json.loads(done.out)
@@ -65,7 +65,7 @@ def test_from_a_folder_to_a_table(cli: Cli, base: Path, photos: Path) -> None:
 @pytest.mark.slow
 def test_a_signal_keeps_the_finished_subjects(base: Path, photos: Path, project: Path) -> None:
     """INT in the second subject's training: 130, the first one's results lie there, and the same command goes on."""
-    words = ["bench", "--photos", str(photos), "--base", str(base), "--methods", METHODS, *FAST, *tiny_sd1.ANY]
+    words = ["bench", "dreambooth", str(photos), "--base", str(base), "--methods", METHODS, *FAST, *tiny_sd1.ANY]
     command = [sys.executable, "-m", "objtune_cli", *words]
     variables = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables) as running:
@@ -88,8 +88,8 @@ def test_a_signal_keeps_the_finished_subjects(base: Path, photos: Path, project:
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        *(([*option], "--photos has subjects and prompts of its own") for option in (
-            ["--scenes"], ["--masks"], ["--speed"], ["--base-only"], ["--many", "2"], ["--from", "results.jsonl"], ["--prompts", "scene"],
+        *(([*option], "No such option") for option in (
+            ["--scenes"], ["--masks"], ["--speed"], ["--base-only"], ["--many", "2"], ["--reuse", "results.jsonl"], ["--prompts", "scene"],
         )),
         (["--methods", "robust"], "small-object, mask-eroded, mask-dilated, mask-noisy, rough-eroded, rough-dilated, rough-noisy changes drawn photos"),
         (["--methods", "dreambooth"], "there is no method dreambooth"),
@@ -100,7 +100,7 @@ def test_a_signal_keeps_the_finished_subjects(base: Path, photos: Path, project:
     ids=lambda v: " ".join(v) if isinstance(v, list) else "",
 )  # fmt: skip
 def test_wrong_usage_is_2(more: list[str], words: str, cli: Cli, photos: Path) -> None:
-    done = cli("bench", "--photos", photos, *more)
+    done = cli("bench", "dreambooth", photos, *more)
     assert (done.code, done.out) == (2, "") and words in done.err, done
     assert [line.split(":")[0] for line in done.err.splitlines()] == ["error", "hint"] and not Path("bench").exists()
 
@@ -112,9 +112,9 @@ def test_what_is_no_data_set_is_3(cli: Cli, photos: Path, tmp_path: Path) -> Non
         tmp_path / "none": "is no folder",
         photos / "dog": "there is no file",
     }.items():
-        done = cli("bench", "--photos", folder)
+        done = cli("bench", "dreambooth", folder)
         assert (done.code, done.out) == (3, "") and words in done.err and not Path("bench").exists()
-    assert cli("bench", "--photos", photos, "--set", "bench.train_photo=09").code == 3
+    assert cli("bench", "dreambooth", photos, "--set", "bench.train_photo=09").code == 3
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_how_many_subjects(
     monkeypatch.setattr(
         dreambench, "run", lambda ctx, out, asked, methods, config: seen.update(methods=list(methods)) or []
     )
-    assert cli("bench", "--photos", photos, *more).code == 0
+    assert cli("bench", "dreambooth", photos, *more).code == 0
     assert (seen["most"], seen["live"]) == (count, ("cat", "dog"))
     assert seen["methods"] == (["objtune", "dreambooth-lora"] if more == ("--quick",) else ["objtune", "textual-inversion", "dreambooth-lora", "masked-lora", "break-a-scene", "custom-diffusion"])  # fmt: skip
 

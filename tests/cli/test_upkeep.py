@@ -157,10 +157,10 @@ def test_a_store_without_a_right_to_write_can_be_read_and_is_not_cleaned(
     [("90", 90), ("90s", 90), ("45m", 2700), ("1h30m", 5400), ("14d", 1209600), ("0", 0), ("1.5h", 5400)],
 )
 def test_spans_of_time(text: str, seconds: float) -> None:
-    assert durations.seconds(text, "--max-time") == seconds
+    assert durations.parse_duration(text, "--max-time") == seconds
 
 
 @pytest.mark.parametrize("text", ["", " ", "m", "-1", "1 h", "30m1h", "1e3", "nan", "٣"])
 def test_what_is_no_span(text: str) -> None:
     with pytest.raises(UsageError, match="is no span of time"):
-        durations.seconds(text, "--max-time")
+        durations.parse_duration(text, "--max-time")

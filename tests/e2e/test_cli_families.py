@@ -79,7 +79,7 @@ def test_train_generate_compose_export(cli, kin_bases, dog_photo, name):
 
 @pytest.mark.parametrize("name", [pytest.param("sdxl", marks=pytest.mark.slow), "sd3"])
 def test_a_run_goes_on_where_it_stopped(cli, kin_bases, dog_photo, monkeypatch, name):
-    from objtune_cli.cli.signals import Stop
+    from objtune_cli.cli.signals import StopFlag
 
     Path("objtune.toml").write_text(SETTINGS.format(base=kin_bases[name]))
     command = ("train", dog_photo, "--class", "dog", "--no-preview", "--set", "train.self_evaluation=false")
@@ -91,7 +91,7 @@ def test_a_run_goes_on_where_it_stopped(cli, kin_bases, dog_photo, monkeypatch, 
     train_step, asked = multi_trainer.train_step, []
     with monkeypatch.context() as patch:
         patch.setattr(multi_trainer, "train_step", lambda trainers: (train_step(trainers), asked.append(1))[0])
-        patch.setattr(Stop, "asked", lambda self: 15 if len(asked) == 2 else 0)
+        patch.setattr(StopFlag, "stop_signal", lambda self: 15 if len(asked) == 2 else 0)
         assert cli(*command).code == 143
     resumed = cli(*command)
     assert resumed.code == 0 and "goes on at step 2" in resumed.err

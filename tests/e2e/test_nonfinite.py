@@ -417,7 +417,7 @@ def test_numbers_of_json_are_numbers(capsys: pytest.CaptureFixture[str], tmp_pat
     from objtune_cli.cli import console
     from objtune_cli.workflow.metric_loggers import JsonLinesLogger
 
-    console.document({"rows": [{"mean": NAN, "low": -INF, "n": 1}], "leakage": ((0.5, NAN),), "seconds": 0.25})
+    console.print_json({"rows": [{"mean": NAN, "low": -INF, "n": 1}], "leakage": ((0.5, NAN),), "seconds": 0.25})
     assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
         "rows": [{"mean": None, "low": None, "n": 1}],
         "leakage": [[0.5, None]],

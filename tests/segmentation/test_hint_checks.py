@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from objtune_cli.cli.object_options import numbers
+from objtune_cli.cli.object_options import parse_numbers
 from objtune_cli.errors import InputError, UsageError
 from objtune_cli.images.photo import Photo
 from objtune_cli.segmentation import hint_checks as hints
@@ -43,12 +43,12 @@ def refused(frame: PhotoSize = FRAME, **said: Any) -> InputError:
     ],
 )
 def test_numbers_in_any_form(text: str) -> None:
-    assert numbers(text, 4, "--box", "x0,y0,x1,y1") == (110, 240, 530, 430.5)
+    assert parse_numbers(text, 4, "--box", "x0,y0,x1,y1") == (110, 240, 530, 430.5)
 
 
 def test_per_cent_are_fractions() -> None:
-    assert numbers("10%,20%,60%,100%", 4, "--box", "x0,y0,x1,y1") == pytest.approx((0.1, 0.2, 0.6, 1))
-    target, _ = placed(points=((numbers("100%,50%", 2, "--point", "x,y")),))
+    assert parse_numbers("10%,20%,60%,100%", 4, "--box", "x0,y0,x1,y1") == pytest.approx((0.1, 0.2, 0.6, 1))
+    target, _ = placed(points=((parse_numbers("100%,50%", 2, "--point", "x,y")),))
     assert target.points == ((639, 240),)
 
 
@@ -71,9 +71,9 @@ def test_per_cent_are_fractions() -> None:
 )
 def test_what_is_no_box_is_refused_with_one_that_works(text: str) -> None:
     with pytest.raises(UsageError) as caught:
-        numbers(text, 4, "--box", "x0,y0,x1,y1")
+        parse_numbers(text, 4, "--box", "x0,y0,x1,y1")
     example = caught.value.hint.split("--box ")[1].strip("`")
-    target, _ = placed(PhotoSize(64, 64), box_xyxy=numbers(example, 4, "--box", "x0,y0,x1,y1"))
+    target, _ = placed(PhotoSize(64, 64), box_xyxy=parse_numbers(example, 4, "--box", "x0,y0,x1,y1"))
     assert target.box_xyxy == pytest.approx((12.8, 12.8, 51.2, 51.2), abs=0.01)
 
 

@@ -238,12 +238,12 @@ def test_lines_of_stdin_are_read_in_any_unicode(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(
         "sys.stdin", io.TextIOWrapper(io.BytesIO("a <dog> 🐕\r\n\r\n\tb\u00a0c\u2028d\n".encode(encoding)))
     )
-    assert given.given_prompts(["-", "e\u00a0f"]) == ["a <dog> 🐕", "b c d", "e\u00a0f"]
+    assert given.read_prompts(["-", "e\u00a0f"]) == ["a <dog> 🐕", "b c d", "e\u00a0f"]
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("mask/dog@1\t5\r\ncup\r\n".encode(encoding))))
-    assert given.given_refs(["-"]) == ["mask/dog@1", "cup"]
+    assert given.read_refs(["-"]) == ["mask/dog@1", "cup"]
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a dog\n\xe9t\xe9\n")))
     with pytest.raises(InputError, match="stdin is not UTF-8 text: byte 7, in line 2"):
-        given.given_prompts(["-"])
+        given.read_prompts(["-"])
 
 
 def test_a_run_whose_sentences_of_measuring_are_too_long_is_kept_without_scores() -> None:

@@ -1,4 +1,4 @@
-"""`objtune bench --base-only`: quality of the base model against renderings of the same prompts, and whether it memorizes training images."""
+"""`objtune bench base`: quality of the base model against renderings of the same prompts, and whether it memorizes training images."""
 
 import io
 import itertools

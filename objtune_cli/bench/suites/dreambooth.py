@@ -1,4 +1,4 @@
-"""`objtune bench --photos`: train on one photo of each subject of DreamBooth's data set and compare samples with all its photos.
+"""`objtune bench dreambooth`: train on one photo of each subject of DreamBooth's data set and compare samples with all its photos.
 
 Source: the protocol of arXiv:2208.12242, section 4.1 (30 subjects, 25 prompts, 4 images of each), with one photo as in arXiv:2401.15708.
 """

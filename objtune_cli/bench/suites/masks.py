@@ -1,4 +1,4 @@
-"""`objtune bench --masks`: masks of `segment` in toybox scenes of one to three held-out objects, or in labelled photographs."""
+"""`objtune bench masks`: masks of `segment` in toybox scenes of one to three held-out objects, or in labelled photographs."""
 
 import time
 from collections.abc import Callable, Iterator

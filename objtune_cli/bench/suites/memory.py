@@ -1,4 +1,4 @@
-"""`objtune bench --memory`: GPU memory of `train`, counted on any machine as bytes of live tensors.
+"""`objtune bench memory`: GPU memory of `train`, counted on any machine as bytes of live tensors.
 
 Architectures with random weights in the precision of a GPU take steps of our trainer on noise. Not counted: the GPU's
 context, workspace inside kernels, free blocks. Also counted: augmented views of the photo, which on a machine with a GPU

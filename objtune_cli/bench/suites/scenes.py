@@ -1,4 +1,4 @@
-"""`objtune bench --scenes`: several objects in one image by composition, summed LoRAs and joint training, scored by the toybox evaluator."""
+"""`objtune bench scenes`: several objects in one image by composition, summed LoRAs and joint training, scored by the toybox evaluator."""
 
 import hashlib
 import itertools

@@ -1,4 +1,4 @@
-"""`objtune bench --speed`: seconds and memory of a training step of several methods, measured in turns.
+"""`objtune bench speed`: seconds and memory of a training step of several methods, measured in turns.
 
 Trains on noise, which costs the same as a photo. Two sizes: the base of the command, and Stable Diffusion 1.5's
 architecture with random weights; on a CPU at 256 px, so that it fits a small machine.

@@ -1,4 +1,4 @@
-"""`objtune bench --many N`: time and quality of training N photos by N commands in turn, and by one command."""
+"""`objtune bench throughput N`: time and quality of training N photos by N commands in turn, and by one command."""
 
 import json
 from collections.abc import Mapping
@@ -108,7 +108,7 @@ def run(ctx: StageContext, out: Path, count: int, config: Bench) -> list[Row]:
         Stopped: A signal came.
     """
     if count < 2:
-        raise UsageError(f"--many is {count}", "2 or more")
+        raise UsageError(f"N is {count}", "2 or more")
     asked = benchmark_objects.make_cases(find_dial(ctx), count, config.seed, config.prompt_rounds, config.kinds)
     bench, network = ThroughputSuite(ctx, out, config, asked), inference.load()
     with Checkpoint(find_project(out / "work-alone", create=True), "bench").lock(

@@ -1,11 +1,11 @@
 """`objtune bases`: the base models on this machine."""
 
 from objtune_cli.cli import console
-from objtune_cli.cli.runner import Outcome, Run
+from objtune_cli.cli.runner import CommandResult, CommandRun
 from objtune_cli.errors import ObjtuneError
 
 
-def bases_(run: Run) -> Outcome:
+def bases_(run: CommandRun) -> CommandResult:
     from objtune_cli.models import hub_cache, registry
 
     found: list[tuple[str, str, str]] = []
@@ -15,5 +15,7 @@ def bases_(run: Run) -> Outcome:
         except ObjtuneError as error:
             found.append((name, "not here", error.hint))
     if not run.options["json"]:
-        console.table(("base", "state", "where"), found)
-    return Outcome(shown="nothing", extra={"bases": [{"base": n, "state": s, "where": str(w)} for n, s, w in found]})
+        console.print_table(("base", "state", "where"), found)
+    return CommandResult(
+        printed="nothing", extra={"bases": [{"base": n, "state": s, "where": str(w)} for n, s, w in found]}
+    )

@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from objtune_cli.cli.runner import Outcome, Run
+from objtune_cli.cli.runner import CommandResult, CommandRun
 from objtune_cli.cli.sampling_options import (
-    Count,
     Guidance,
     Height,
     Negative,
+    NumImages,
     Out,
     Scheduler,
     Seed,
@@ -23,7 +23,7 @@ from objtune_cli.config.sections import Compose, Generate
 
 
 def compose(
-    run: Run,
+    run: CommandRun,
     prompt: Annotated[str, typer.Argument(help='For example "a photo of <rex> and <cup> on the beach".')],
     place: Annotated[
         list[str] | None,
@@ -33,7 +33,7 @@ def compose(
         ),
     ] = None,
     layout: Annotated[Path | None, typer.Option(metavar="FILE", help="The same from a TOML file.")] = None,
-    n: Count = None,
+    n: NumImages = None,
     seed: Seed = None,
     width: Width = None,
     height: Height = None,
@@ -52,7 +52,7 @@ def compose(
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 9 where no seed worked.")] = False,
     out: Out = None,
-) -> Outcome:
+) -> CommandResult:
     from objtune_cli.composition import layout as places
     from objtune_cli.composition import stage
     from objtune_cli.generation import image_size
@@ -73,4 +73,4 @@ def compose(
         scheduler=scheduler,
     )
     how = ctx.settings.resolve(Compose, max_retries=retries, strict=True if strict else None)
-    return Outcome(stage.run(ctx, prompt, given, config, how, out), shown="images")
+    return CommandResult(stage.run(ctx, prompt, given, config, how, out), printed="images")

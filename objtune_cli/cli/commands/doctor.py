@@ -5,22 +5,22 @@ from typing import Annotated
 import typer
 
 from objtune_cli.cli import console
-from objtune_cli.cli.runner import Outcome, Run
+from objtune_cli.cli.runner import CommandResult, CommandRun
 from objtune_cli.errors import ResourceError
 
 
 def doctor(
-    run: Run,
+    run: CommandRun,
     quick: Annotated[bool, typer.Option("--quick", help="Leave out what only torch knows: devices.")] = False,
-) -> Outcome:
+) -> CommandResult:
     from objtune_cli import doctor as health
 
     found = health.run_checks(run.project()) + ([] if quick else health.check_devices())
     bad = [check for check in found if check.state == "bad"]
     if not run.options["json"]:
-        console.table(("what", "state", "", "remedy"), [(c.what, c.state, c.detail, c.remedy) for c in found])
+        console.print_table(("what", "state", "", "remedy"), [(c.what, c.state, c.detail, c.remedy) for c in found])
         for check in bad:
             run.report.note(f"bad: {check.what}: {check.detail}")
-    return Outcome(
-        shown="nothing", extra={"checks": [check.to_json() for check in found]}, code=ResourceError.code if bad else 0
+    return CommandResult(
+        printed="nothing", extra={"checks": [check.to_json() for check in found]}, code=ResourceError.code if bad else 0
     )

@@ -6,9 +6,9 @@ import typer
 
 from objtune_cli import paths
 from objtune_cli.cli import completion
-from objtune_cli.cli.bench_table import _asked, _table
-from objtune_cli.cli.runner import Outcome, Run, need
-from objtune_cli.cli.stdin import given_refs
+from objtune_cli.cli.bench_table import print_rows, resolve_bench
+from objtune_cli.cli.runner import CommandResult, CommandRun, require
+from objtune_cli.cli.stdin import read_refs
 from objtune_cli.config.sections import SEEDS, Bench
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    run: Run,
+    run: CommandRun,
     ref: Annotated[
         list[str],
         typer.Argument(help="Trained objects, or - to read refs from stdin.", autocompletion=completion.adapter_ref),
@@ -46,18 +46,18 @@ def evaluate(
     seed: Annotated[
         int | None, typer.Option(help=f"Seed of the calibration, {SEEDS}.", show_default=str(Bench().seed))
     ] = None,
-) -> Outcome:
+) -> CommandResult:
     from objtune_cli.bench.suites.objects import find_dial
     from objtune_cli.evaluation import stage, statistics
     from objtune_cli.store import refs
 
-    need(n >= 1, f"-n is {n}", "1 or more")
-    ctx, config = _asked(run, seed=seed)
+    require(n >= 1, f"-n is {n}", "1 or more")
+    ctx, config = resolve_bench(run, seed=seed)
     rows = []
-    for each in [refs.find(ctx.root, text, ("adapter",)) for text in given_refs(ref)]:
+    for each in [refs.find(ctx.root, text, ("adapter",)) for text in read_refs(ref)]:
         subject = stage.load_subject(ctx, each, name)
         if ctx.base.toybox_dial and not (clip or dino):
-            need(
+            require(
                 not scene,
                 "--scene belongs to --clip and --dino",
                 "the toybox's own evaluator asks for every background of its world",
@@ -73,7 +73,7 @@ def evaluate(
                 n,
             )
         rows += statistics.table_rows(subject.name, [found])
-    return _table(run, rows, [])
+    return print_rows(run, rows, [])
 
 
 def _papers(

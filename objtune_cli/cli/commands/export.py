@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from objtune_cli.cli import completion, console
-from objtune_cli.cli.runner import Outcome, Run, need
-from objtune_cli.cli.stdin import given_refs
+from objtune_cli.cli.runner import CommandResult, CommandRun, require
+from objtune_cli.cli.stdin import read_refs
 
 if TYPE_CHECKING:
     from objtune_cli.store.refs import Ref
 
 
 def export(
-    run: Run,
+    run: CommandRun,
     ref: Annotated[
         list[str] | None,
         typer.Argument(help="Trained objects, or - to read refs from stdin.", autocompletion=completion.adapter_ref),
@@ -47,18 +47,20 @@ def export(
         ),
     ] = "",
     public: Annotated[bool, typer.Option("--public", help="A new repository may be seen by everyone.")] = False,
-) -> Outcome:
+) -> CommandResult:
     from objtune_cli.interchange import export as stage
     from objtune_cli.interchange import model_card
     from objtune_cli.store import refs
     from objtune_cli.workflow import output_files
 
     root = run.project().artifacts
-    found = [refs.find(root, text, ("adapter",)) for text in given_refs(ref)]
-    need(not push or format_ in ("", "hub"), f"--push uploads all formats, not {format_} alone", "leave --format away")
-    need(push or not public, "--public is said of a repository", "add `--push OWNER/NAME`")
+    found = [refs.find(root, text, ("adapter",)) for text in read_refs(ref)]
+    require(
+        not push or format_ in ("", "hub"), f"--push uploads all formats, not {format_} alone", "leave --format away"
+    )
+    require(push or not public, "--public is said of a repository", "add `--push OWNER/NAME`")
     format_ = format_ or ("hub" if push else "diffusers")
-    need(
+    require(
         len(found) == 1 or format_ not in ("diffusers", "hub"),
         "files of diffusers all have the same name",
         "export them one by one, each with an `--out` of its own",
@@ -73,9 +75,9 @@ def export(
         _check_alone(out, [file.path for file in planned])
     written = output_files.write_files(planned, force=force, note=run.report.note)
     if not run.options["json"]:
-        console.lines(written)
+        console.print_lines(written)
     pushed = {"pushed": model_card.push(out, push, private=not public)} if push else {}
-    return Outcome(shown="nothing", extra={"files": [str(p) for p in written], **pushed})
+    return CommandResult(printed="nothing", extra={"files": [str(p) for p in written], **pushed})
 
 
 def _words_by_ref(root: Path, found: "list[Ref]", given: list[str]) -> "dict[Ref, list[str]]":
@@ -103,7 +105,7 @@ def _check_alone(folder: Path, planned: list[Path]) -> None:
         UsageError: It names a file.
     """
     others = sorted(path for path in folder.rglob("*") if not path.is_dir() and path not in planned)
-    need(
+    require(
         not others,
         f"--push uploads a whole folder, and {others[0] if others else ''} is in it too",
         "give an empty one with `--out DIR`",

@@ -6,11 +6,11 @@ from typing import Annotated
 import typer
 
 from objtune_cli.cli import console
-from objtune_cli.cli.runner import Outcome, Run, need
+from objtune_cli.cli.runner import CommandResult, CommandRun, require
 
 
 def fetch(
-    run: Run,
+    run: CommandRun,
     base: Annotated[
         str | None,
         typer.Option("--base", metavar="BASE", help="sd15, sd21, sdxl, sd3, sd35, or a hub id.", show_default=False),
@@ -19,16 +19,18 @@ def fetch(
         str | None,
         typer.Option("--model", metavar="ID", help="A CLIP or DINO instead: facebook/dino-vits16.", show_default=False),
     ] = None,
-) -> Outcome:
+) -> CommandResult:
     from objtune_cli.config.sections import Common
     from objtune_cli.interchange import hub as stage
 
-    need(not (base and model), "--base and --model are one thing each", "bring them one after the other")
+    require(not (base and model), "--base and --model are one thing each", "bring them one after the other")
     name = run.settings(run.project()).resolve(Common, base=base).base
     run.stop.install()
     found = (
-        stage.fetch_model(model, run.report, run.stop.asked) if model else stage.run(name, run.report, run.stop.asked)
+        stage.fetch_model(model, run.report, run.stop.stop_signal)
+        if model
+        else stage.run(name, run.report, run.stop.stop_signal)
     )
     if not run.options["json"]:
-        console.lines([found.folder])
-    return Outcome(shown="nothing", extra=asdict(found) | {"folder": str(found.folder)})
+        console.print_lines([found.folder])
+    return CommandResult(printed="nothing", extra=asdict(found) | {"folder": str(found.folder)})

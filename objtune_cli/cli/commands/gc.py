@@ -6,20 +6,20 @@ from typing import Annotated
 import typer
 
 from objtune_cli.cli import console, durations
-from objtune_cli.cli.runner import Outcome, Run
+from objtune_cli.cli.runner import CommandResult, CommandRun
 
 AGE = "14d"
 
 
 def gc(
-    run: Run,
+    run: CommandRun,
     older_than: Annotated[str, typer.Option("--older-than", metavar="AGE", help="Only what is older: 14d, 36h.")] = AGE,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and delete nothing.")] = False,
-) -> Outcome:
+) -> CommandResult:
     from objtune_cli.store import garbage, removal
 
     project = run.project()
-    before = time.time() - durations.seconds(older_than, "--older-than")
+    before = time.time() - durations.parse_duration(older_than, "--older-than")
     with project.lock(alone=True):
         gone = removal.find_unreferenced(project.artifacts, before)
         rest = garbage.find_garbage(project, before)
@@ -33,6 +33,8 @@ def gc(
     run.report.note(f"{said} {size / 1e6:.1f} MB: {len(gone)} artifacts, {len(rest)} leftovers")
     names = [str(path.relative_to(project.folder)) for path in rest]
     if not run.options["json"]:
-        console.lines([*gone, *names])
+        console.print_lines([*gone, *names])
     removed = [str(ref) for ref in gone]
-    return Outcome(shown="nothing", extra={"removed": removed, "leftovers": names, "bytes": size, "dry_run": dry_run})
+    return CommandResult(
+        printed="nothing", extra={"removed": removed, "leftovers": names, "bytes": size, "dry_run": dry_run}
+    )

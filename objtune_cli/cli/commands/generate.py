@@ -5,12 +5,12 @@ from typing import Annotated
 import typer
 
 from objtune_cli.cli import completion
-from objtune_cli.cli.runner import Outcome, Run
+from objtune_cli.cli.runner import CommandResult, CommandRun
 from objtune_cli.cli.sampling_options import (
-    Count,
     Guidance,
     Height,
     Negative,
+    NumImages,
     Out,
     Scheduler,
     Seed,
@@ -19,19 +19,19 @@ from objtune_cli.cli.sampling_options import (
     Strength,
     Width,
 )
-from objtune_cli.cli.stdin import given_prompts
+from objtune_cli.cli.stdin import read_prompts
 from objtune_cli.config.sections import Generate
 
 
 def generate(
-    run: Run,
+    run: CommandRun,
     prompt: Annotated[
         list[str],
         typer.Argument(
             help='For example "a photo of <rex> on the beach"; <rex@2> asks for version 2; - reads stdin, one prompt a line.'
         ),
     ],
-    n: Count = None,
+    n: NumImages = None,
     seed: Seed = None,
     width: Width = None,
     height: Height = None,
@@ -51,11 +51,11 @@ def generate(
         ),
     ] = None,
     out: Out = None,
-) -> Outcome:
+) -> CommandResult:
     from objtune_cli.generation import image_size, stage
     from objtune_cli.store import refs
 
-    prompts = given_prompts(prompt)
+    prompts = read_prompts(prompt)
     if len(prompt) > 2 and not any(" " in text or text == "-" for text in prompt):
         run.report.note(
             f'these are {len(prompt)} prompts of one word each; one prompt stands in quotes: "{" ".join(prompt)}"'
@@ -75,4 +75,4 @@ def generate(
         scheduler=scheduler,
     )
     source = refs.find(ctx.root, adapter, ("adapter",)) if adapter else None
-    return Outcome(stage.run(ctx, prompts, config, out, source), shown="images")
+    return CommandResult(stage.run(ctx, prompts, config, out, source), printed="images")

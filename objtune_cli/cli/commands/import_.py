@@ -5,14 +5,14 @@ from typing import Annotated
 
 import typer
 
-from objtune_cli.cli.runner import Outcome, Run, need
+from objtune_cli.cli.runner import CommandResult, CommandRun, require
 
 MOST = 5
 """Files of one object: a LoRA for each network, and an embedding for each text encoder."""
 
 
 def import_(
-    run: Run,
+    run: CommandRun,
     file: Annotated[
         list[Path],
         typer.Argument(
@@ -37,16 +37,18 @@ def import_(
         bool,
         typer.Option("--allow-pickle", help="Read the tensors of .pt and .bin files too, in a process of their own."),
     ] = False,
-) -> Outcome:
+) -> CommandResult:
     from objtune_cli.interchange import import_ as imported
     from objtune_cli.workflow import class_words
 
     ((class_word, called),) = class_words.pair_with_names([class_], [name] if name else [])
-    need(trigger.isprintable(), "--trigger has characters that cannot be printed", 'for example `--trigger "sks dog"`')
-    need(
+    require(
+        trigger.isprintable(), "--trigger has characters that cannot be printed", 'for example `--trigger "sks dog"`'
+    )
+    require(
         len(file) <= MOST,
         f"{len(file)} files for one object",
         "a LoRA, an embedding (of SDXL one or two files), or both",
     )
     ctx = run.context()
-    return Outcome([imported.run(ctx, file, called, class_word, trigger.strip(), allow_pickle=allow_pickle)])
+    return CommandResult([imported.run(ctx, file, called, class_word, trigger.strip(), allow_pickle=allow_pickle)])

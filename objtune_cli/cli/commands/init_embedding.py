@@ -5,13 +5,13 @@ from typing import Annotated, Literal
 import typer
 
 from objtune_cli.cli import completion
-from objtune_cli.cli.runner import Outcome, Run
-from objtune_cli.cli.stdin import given_refs
+from objtune_cli.cli.runner import CommandResult, CommandRun
+from objtune_cli.cli.stdin import read_refs
 from objtune_cli.config.sections import Embed
 
 
 def init_embedding(
-    run: Run,
+    run: CommandRun,
     ref: Annotated[
         list[str] | None,
         typer.Argument(help="Masks, or - to read refs from stdin.", autocompletion=completion.mask_ref),
@@ -21,12 +21,12 @@ def init_embedding(
         typer.Option(help="Where the token starts.", show_default="auto"),
     ] = None,
     vectors: Annotated[int | None, typer.Option(help="Learned vectors.", show_default=str(Embed().num_vectors))] = None,
-) -> Outcome:
+) -> CommandResult:
     from objtune_cli.embedding import stage
     from objtune_cli.store import refs
 
-    given = given_refs(ref)
+    given = read_refs(ref)
     ctx = run.context(create=False)
     config = ctx.settings.resolve(Embed, init=init, num_vectors=vectors)
     found = [refs.find(ctx.root, text, ("mask",)) for text in given]
-    return Outcome([stage.run(ctx, mask, config) for mask in found])
+    return CommandResult([stage.run(ctx, mask, config) for mask in found])

@@ -6,35 +6,35 @@ import typer
 
 from objtune_cli.cli import console
 from objtune_cli.cli.commands.gc import AGE
-from objtune_cli.cli.runner import Outcome, Run, need
+from objtune_cli.cli.runner import CommandResult, CommandRun, require
 from objtune_cli.store import KINDS
 
 
 def list_(
-    run: Run,
+    run: CommandRun,
     kind: Annotated[str | None, typer.Argument(help=", ".join(KINDS))] = None,
-) -> Outcome:
+) -> CommandResult:
     from objtune_cli.store import artifacts, refs
     from objtune_cli.training import unfinished_runs
     from objtune_cli.workflow.context import StageResult
 
     root = run.project().artifacts
-    need(not kind or kind in KINDS, f"there is no kind {kind}", f"one of {', '.join(KINDS)}")
+    require(not kind or kind in KINDS, f"there is no kind {kind}", f"one of {', '.join(KINDS)}")
     found = [artifacts.read_record(root, ref) for ref in refs.list_refs(root, kind)]
     if not run.options["json"]:
         rows = [
             (r.ref, r.class_word, r.base.get("id", ""), " ".join(i["ref"] for i in r.inputs.values() if i["ref"]))
             for r in found
         ]
-        console.table(("ref", "class", "base", "from"), rows)
+        console.print_table(("ref", "class", "base", "from"), rows)
     left = unfinished_runs.list_unfinished(run.project()) if kind in (None, "adapter") else []
     for each in left:
         run.report.note(
             f"unfinished: adapter/{each['adapter']} at step {each['step']} of {each['total']}; its command goes on with it, `objtune gc` deletes it when it is {AGE} old"
         )
     listed = [{"ref": str(r.ref), "class": r.class_word, "base": r.base.get("id", "")} for r in found]
-    return Outcome(
+    return CommandResult(
         [StageResult(r.ref, True) for r in found],
-        shown="nothing",
+        printed="nothing",
         extra={"artifacts": listed} | ({"unfinished": left} if left else {}),
     )

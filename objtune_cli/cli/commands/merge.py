@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from objtune_cli.cli import completion
-from objtune_cli.cli.runner import Outcome, Run, need
-from objtune_cli.cli.stdin import given_refs
+from objtune_cli.cli.runner import CommandResult, CommandRun, require
+from objtune_cli.cli.stdin import read_refs
 from objtune_cli.config.sections import Merge
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def merge(
-    run: Run,
+    run: CommandRun,
     ref: Annotated[
         list[str] | None,
         typer.Argument(
@@ -46,13 +46,13 @@ def merge(
         float | None,
         typer.Option(help="Share of each one's weights that TIES and DARE keep.", show_default=str(Merge().density)),
     ] = None,
-) -> Outcome:
+) -> CommandResult:
     from objtune_cli.interchange import merge as stage
 
-    given = given_refs(ref)
+    given = read_refs(ref)
     ctx = run.context(create=False)
     config = ctx.settings.resolve(Merge, method=method, rank=rank, density=density)
-    return Outcome([stage.run(ctx, [_weighted(ctx.root, text) for text in given], name, config)])
+    return CommandResult([stage.run(ctx, [_weighted(ctx.root, text) for text in given], name, config)])
 
 
 def _weighted(root: "Path", text: str) -> "tuple[Ref, float]":
@@ -70,5 +70,5 @@ def _weighted(root: "Path", text: str) -> "tuple[Ref, float]":
         weight = float(said) if equals else 1.0
     except ValueError:
         weight = math.nan
-    need(math.isfinite(weight), f"the weight of {what} is {said!r}", f"a number, for example `{what}=0.8`")
+    require(math.isfinite(weight), f"the weight of {what} is {said!r}", f"a number, for example `{what}=0.8`")
     return refs.find(root, what, ("adapter",)), weight

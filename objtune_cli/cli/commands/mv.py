@@ -5,18 +5,18 @@ from typing import Annotated
 import typer
 
 from objtune_cli.cli import completion, console
-from objtune_cli.cli.runner import Outcome, Run, need
+from objtune_cli.cli.runner import CommandResult, CommandRun, require
 
 
 def mv(
-    run: Run,
+    run: CommandRun,
     old: Annotated[str, typer.Argument(help="An object's name.", autocompletion=completion.object_name)],
     new: Annotated[str, typer.Argument(help="What to call it.")],
-) -> Outcome:
+) -> CommandResult:
     from objtune_cli.store import refs, removal
 
-    need(old != new, f"{old} is called that already", "give another name")
-    need(
+    require(old != new, f"{old} is called that already", "give another name")
+    require(
         "/" not in old + new and "@" not in old + new,
         f"{old} and {new} are not both names",
         "for example `objtune mv dog rex`",
@@ -25,5 +25,5 @@ def mv(
     with project.lock(alone=True):
         moved = removal.rename(project.artifacts, refs.check_name(old), refs.check_name(new))
     if not run.options["json"]:
-        console.lines([target for _, target in moved])
-    return Outcome(shown="nothing", extra={"moved": [{"from": str(a), "to": str(b)} for a, b in moved]})
+        console.print_lines([target for _, target in moved])
+    return CommandResult(printed="nothing", extra={"moved": [{"from": str(a), "to": str(b)} for a, b in moved]})

@@ -5,25 +5,25 @@ from typing import Annotated
 import typer
 
 from objtune_cli.cli import completion, console
-from objtune_cli.cli.runner import Outcome, Run
-from objtune_cli.cli.stdin import given_refs
+from objtune_cli.cli.runner import CommandResult, CommandRun
+from objtune_cli.cli.stdin import read_refs
 
 
 def rm(
-    run: Run,
+    run: CommandRun,
     ref: Annotated[
         list[str] | None,
         typer.Argument(help="Artifacts, or - to read refs from stdin.", autocompletion=completion.any_ref),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Even if others were made from it.")] = False,
-) -> Outcome:
+) -> CommandResult:
     from objtune_cli.store import refs, removal
 
     project = run.project()
-    given = given_refs(ref)
+    given = read_refs(ref)
     with project.lock(alone=True):
         gone = list(dict.fromkeys(refs.find(project.artifacts, text) for text in given))
         removal.remove(project.artifacts, gone, force=force)
     if not run.options["json"]:
-        console.lines(gone)
-    return Outcome(shown="nothing", extra={"removed": [str(r) for r in gone]})
+        console.print_lines(gone)
+    return CommandResult(printed="nothing", extra={"removed": [str(r) for r in gone]})

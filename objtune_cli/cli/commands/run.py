@@ -7,11 +7,11 @@ from typing import Annotated
 import typer
 
 from objtune_cli.cli import console
-from objtune_cli.cli.runner import Outcome, Run
+from objtune_cli.cli.runner import CommandResult, CommandRun
 
 
 def run_(
-    run: Run,
+    run: CommandRun,
     file: Annotated[Path, typer.Argument(help="A TOML file of [[job]] tables: photo, class, name, prompts, …")],
     jobs: Annotated[
         int,
@@ -19,7 +19,7 @@ def run_(
             "--jobs", "-j", min=1, max=64, metavar="N", help="Photos at a time, each in a process of its own."
         ),
     ] = 1,
-) -> Outcome:
+) -> CommandResult:
     from objtune_cli.store.artifacts import translate_os_errors
     from objtune_cli.workflow import job_file as reader
     from objtune_cli.workflow import job_pool
@@ -29,14 +29,14 @@ def run_(
     reader.check_prompts(listed, project.artifacts)
     run.stop.install()
     with translate_os_errors(project.folder):
-        results = job_pool.run(listed, project, jobs, run.report, run.stop.asked)
+        results = job_pool.run(listed, project, jobs, run.report, run.stop.stop_signal)
     if not run.options["json"]:
         rows = [(r.name, r.state, r.code, f"{r.seconds:.0f}", " ".join(r.refs), r.message) for r in results]
-        console.table(("job", "state", "code", "seconds", "made", "message"), rows)
+        console.print_table(("job", "state", "code", "seconds", "made", "message"), rows)
     images = [Path(p) for r in results for p in r.images]
     code = job_pool.exit_code(results)
     if code:
         run.report.note(
             f"{sum(bool(r.code) for r in results)} of {len(results)} jobs failed; the same command does only what is left"
         )
-    return Outcome(shown="nothing", images=images, extra={"jobs": [asdict(r) for r in results]}, code=code)
+    return CommandResult(printed="nothing", images=images, extra={"jobs": [asdict(r) for r in results]}, code=code)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from objtune_cli.cli.object_options import Said, targets
+from objtune_cli.cli.object_options import HintOptions, parse_targets
 from objtune_cli.cli.photo_options import (
     Boxes,
     ClassWords,
@@ -18,12 +18,12 @@ from objtune_cli.cli.photo_options import (
     SamFile,
     Select,
 )
-from objtune_cli.cli.runner import Outcome, Run
+from objtune_cli.cli.runner import CommandResult, CommandRun
 from objtune_cli.config.sections import Segment
 
 
 def segment(
-    run: Run,
+    run: CommandRun,
     photo: Annotated[Path, typer.Argument(help="The photo.")],
     class_: ClassWords = None,
     name: Names = None,
@@ -35,10 +35,10 @@ def segment(
     select: Select = None,
     segmenter: Finder = None,
     sam_checkpoint: SamFile = None,
-) -> Outcome:
+) -> CommandResult:
     from objtune_cli.segmentation import stage
 
-    wanted = targets(class_, name, Said(mask, box, point, negative_point, refine_mask))
+    wanted = parse_targets(class_, name, HintOptions(mask, box, point, negative_point, refine_mask))
     ctx = run.context()
     config = ctx.settings.resolve(Segment, sam_checkpoint=sam_checkpoint, select=select, segmenter=segmenter)
-    return Outcome(stage.run(ctx, photo, wanted, config))
+    return CommandResult(stage.run(ctx, photo, wanted, config))

@@ -5,16 +5,16 @@ from typing import Any
 
 from objtune_cli.cli import console
 from objtune_cli.cli.ref_arguments import AnyRefs
-from objtune_cli.cli.runner import Outcome, Run
-from objtune_cli.cli.stdin import given_refs
+from objtune_cli.cli.runner import CommandResult, CommandRun
+from objtune_cli.cli.stdin import read_refs
 
 
-def show(run: Run, ref: AnyRefs = None) -> Outcome:
+def show(run: CommandRun, ref: AnyRefs = None) -> CommandResult:
     from objtune_cli.store import artifacts, refs
     from objtune_cli.workflow.context import StageResult, list_images
 
     root = run.project().artifacts
-    found = [refs.find(root, text) for text in given_refs(ref)]
+    found = [refs.find(root, text) for text in read_refs(ref)]
     records = [artifacts.read_record(root, each) for each in found]
     images = [list_images(root, each) for each in found]
     if not run.options["json"]:
@@ -22,13 +22,13 @@ def show(run: Run, ref: AnyRefs = None) -> Outcome:
         for each, record, here in zip(found, records, images, strict=True):
             rows += [("ref", each), ("path", each.path(root)), ("class", record.class_word)]
             rows += [*_flat(asdict(record)), *(("picture", p) for p in here)]
-        console.table(("key", "value"), rows)
+        console.print_table(("key", "value"), rows)
         if images[-1]:
             run.progress.show_image(images[-1][-1])
     alone = {"artifact": asdict(records[0]), "path": str(found[0].path(root))} if len(found) == 1 else {}
-    return Outcome(
+    return CommandResult(
         [StageResult(each, True) for each in found],
-        shown="nothing",
+        printed="nothing",
         images=[p for here in images for p in here],
         extra={"artifacts": [asdict(record) for record in records], **alone},
     )

@@ -7,25 +7,25 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from objtune_cli.cli import completion, durations, launcher
-from objtune_cli.cli.object_options import Said, of_each, of_photo, targets
+from objtune_cli.cli.object_options import HintOptions, options_by_photo, parse_photo_request, parse_targets
 from objtune_cli.cli.photo_options import (
     Boxes,
     ClassWords,
     Masks,
     Names,
     NegativePoints,
+    PhotoRequest,
     Points,
     RefineMasks,
     Select,
-    Wanted,
-    _distinct,
-    _found,
-    _photos,
-    counted,
+    check_distinct_names,
+    parse_photos,
+    parse_steps,
+    segment_photo,
 )
-from objtune_cli.cli.runner import Outcome, Run, need
-from objtune_cli.cli.signals import TIME_UP
-from objtune_cli.cli.stdin import given_refs
+from objtune_cli.cli.runner import CommandResult, CommandRun, require
+from objtune_cli.cli.signals import TIME_LIMIT
+from objtune_cli.cli.stdin import read_refs
 from objtune_cli.config.sections import SEEDS, Embed, Prior, Train
 from objtune_cli.errors import IncompatibleError, Stopped
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def train(
-    run: Run,
+    run: CommandRun,
     source: Annotated[
         list[str] | None,
         typer.Argument(
@@ -82,28 +82,31 @@ def train(
             show_default=False,
         ),
     ] = None,
-) -> Outcome:
-    if launcher.left_alone():
+) -> CommandResult:
+    if launcher.accelerate_cpu_single_process():
         run.report.note(
             f"accelerate starts one process where it is told --cpu; `objtune train … {launcher.OPTION} N` starts several"
         )
     if max_time:
-        run.stop.until = run.started + durations.seconds(max_time, "--max-time")
-    most = None if steps is None else counted(steps)
+        run.stop.until = run.started + durations.parse_duration(max_time, "--max-time")
+    most = None if steps is None else parse_steps(steps)
     if dry_run:
         return _dry(run, steps=most, seed=seed, objects=len(class_ or ()) or 1)
-    given = given_refs(source)
+    given = read_refs(source)
     hinted = bool(class_ or name or mask or box or point or negative_point or refine_mask or select)
-    photos = _photos(given, hinted=hinted)
+    photos = parse_photos(given, hinted=hinted)
     if len(photos) > 1:
-        wanted = [(photo, *of_photo(photo, said)) for photo, said in zip(photos, of_each(run.parts), strict=True)]
-        _distinct(wanted)
+        wanted = [
+            (photo, *parse_photo_request(photo, said))
+            for photo, said in zip(photos, options_by_photo(run.groups), strict=True)
+        ]
+        check_distinct_names(wanted)
     else:
         wanted = [
-            (photo, targets(class_, name, Said(mask, box, point, negative_point, refine_mask)), select)
+            (photo, parse_targets(class_, name, HintOptions(mask, box, point, negative_point, refine_mask)), select)
             for photo in photos
         ]
-    need(
+    require(
         photos or not hinted,
         "--class and the hints belong to a photo",
         "a ref already says what it shows",
@@ -117,15 +120,15 @@ def train(
         self_evaluation=False if no_scores else None,
     )
     try:
-        return Outcome(_trained(ctx, wanted, given, config, preview), extra={"finished": True})
+        return CommandResult(_trained(ctx, wanted, given, config, preview), extra={"finished": True})
     except Stopped as stopped:
-        if stopped.code != 128 + TIME_UP:
+        if stopped.code != 128 + TIME_LIMIT:
             raise
         run.report.note(f"{stopped.message}; {stopped.hint}")
-        return Outcome(shown="nothing", extra={"finished": False, "message": stopped.message})
+        return CommandResult(printed="nothing", extra={"finished": False, "message": stopped.message})
 
 
-def _dry(run: Run, steps: int | None, seed: int | None, objects: int) -> Outcome:
+def _dry(run: CommandRun, steps: int | None, seed: int | None, objects: int) -> CommandResult:
     """What a run of these settings needs."""
     from objtune_cli.cli import console
     from objtune_cli.training import dry_run as dry
@@ -134,22 +137,22 @@ def _dry(run: Run, steps: int | None, seed: int | None, objects: int) -> Outcome
     config = ctx.settings.resolve(Train, max_steps=steps, seed=seed)
     found = dry.run(ctx, config, ctx.settings.resolve(Embed), objects)
     if not run.options["json"]:
-        console.table(("what", "value"), [(key, str(value)) for key, value in found.items()])
+        console.print_table(("what", "value"), [(key, str(value)) for key, value in found.items()])
     less = dry.suggest_savings(found, config)
     if less:
         run.report.note(f"that is more than the device has: {less}")
-    return Outcome(shown="nothing", extra={"finished": False, "message": "dry run", "dry_run": found})
+    return CommandResult(printed="nothing", extra={"finished": False, "message": "dry run", "dry_run": found})
 
 
 def _trained(
-    ctx: "StageContext", wanted: list[Wanted], given: list[str], config: Train, preview: bool
+    ctx: "StageContext", wanted: list[PhotoRequest], given: list[str], config: Train, preview: bool
 ) -> "list[StageResult]":
     """The stages of `train`, from photos or from refs."""
     from objtune_cli.training import many_stage, stage
 
     embedding, prior = ctx.settings.resolve(Embed), ctx.settings.resolve(Prior)
     with ctx.main_process_first():
-        found = ctx.run_parallel([partial(_found, ctx, *one) for one in wanted])
+        found = ctx.run_parallel([partial(segment_photo, ctx, *one) for one in wanted])
     if len(found) > 1:
         return many_stage.run(ctx, found, config, embedding, prior, preview=preview)
     sources = found[0] if found else [_trainable(ctx.root, text) for text in given]

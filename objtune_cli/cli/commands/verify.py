@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from objtune_cli.cli.runner import Outcome, Run
+from objtune_cli.cli.runner import CommandResult, CommandRun
 from objtune_cli.errors import DamagedError, IncompatibleError, ObjtuneError
 
 if TYPE_CHECKING:
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from objtune_cli.store.refs import Ref
 
 
-def verify(run: Run) -> Outcome:
+def verify(run: CommandRun) -> CommandResult:
     from objtune_cli.store import artifacts, refs
 
     root = run.project().artifacts
@@ -42,7 +42,7 @@ def verify(run: Run) -> Outcome:
         f"{len(every)} artifacts, all sound"
         + (f" ({bare} of schema 1, checked where another was made from them)" if bare else "")
     )
-    return Outcome(shown="nothing", extra={"artifacts": len(every), "without_digest": bare})
+    return CommandResult(printed="nothing", extra={"artifacts": len(every), "without_digest": bare})
 
 
 def _check_input(root: Path, ref: "Ref", source: str, digest: str, found: "dict[Ref, str]") -> None:

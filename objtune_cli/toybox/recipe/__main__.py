@@ -127,7 +127,7 @@ def _adapt_clip(args: argparse.Namespace, preset: Preset, device: str) -> dict[s
 
 
 def sheet(folder: Path, preset: Preset, work: Path) -> None:
-    """Sample 64 images of a published base with plain diffusers; `objtune bench --base-only` measures them."""
+    """Sample 64 images of a published base with plain diffusers; `objtune bench base` measures them."""
     from diffusers import StableDiffusionPipeline
 
     pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, local_files_only=True)
