@@ -14,6 +14,7 @@ from torch import Tensor
 from objtune_cli.composition.regional import single_lora
 from objtune_cli.models import finite_checks
 from objtune_cli.models.base_model import BaseModel
+from objtune_cli.models.conditioning import Conditioning
 from objtune_cli.numerics.masks import Box
 
 CROP_MARGIN = 0.15
@@ -104,9 +105,9 @@ class _BoxCrop:
             z_t, target = model.add_noise_and_target(z, eps, t)
             self.samples.append((z_t, t, target))
 
-    def predict(self, model: BaseModel, condition: Tensor) -> list[Tensor]:
+    def predict(self, model: BaseModel, condition: Conditioning) -> list[Tensor]:
         """The denoiser's predictions at every level."""
-        return [model.predict(z_t, t, condition.expand(len(z_t), -1, -1)).float() for z_t, t, _ in self.samples]
+        return [model.predict(z_t, t, condition.expand(len(z_t))).float() for z_t, t, _ in self.samples]
 
     def projection(self, of_class: list[Tensor], of_object: list[Tensor]) -> Tensor:
         """Projection of the target on the way from one prediction to the other, fraction of the way, (N,)."""

@@ -23,6 +23,7 @@ from objtune_cli.errors import IncompatibleError
 from objtune_cli.lora.layers import DENOISER_PREFIX, by_network, has_text_encoder_layers
 from objtune_cli.models.attention import is_joint, pad_mask, project_out, project_qkv
 from objtune_cli.models.base_model import BaseModel
+from objtune_cli.models.conditioning import Conditioning
 from objtune_cli.numerics.masks import Box, region
 
 BLOCKED = -1e4
@@ -281,16 +282,16 @@ def single_lora(model: BaseModel, weights: Mapping[str, Tensor]) -> Iterator[Non
 
 
 def encode_with_object_loras(
-    model: BaseModel, text: str, objects: Sequence[PlacedObject], condition: Tensor | None = None
-) -> Tensor | None:
+    model: BaseModel, text: str, objects: Sequence[PlacedObject], condition: Conditioning | None = None
+) -> Conditioning | None:
     """Conditioning in which each object's tokens are encoded with the object's LoRA in the text encoders (ours).
 
     Args:
         text: The prompt, placeholders written as tokens.
-        condition: Conditioning of all other tokens, (1, L, d); None: the base's encoding.
+        condition: Conditioning of all other tokens, one sample; None: the base's encoding.
 
     Returns:
-        (1, L, d); `condition` itself if no object has layers of a text encoder.
+        Conditioning of one sample; `condition` itself if no object has layers of a text encoder.
 
     Raises:
         IncompatibleError: A LoRA was trained for layers that this base does not have.
@@ -301,7 +302,7 @@ def encode_with_object_loras(
         condition = model.encode_prompt([text]) if condition is None else condition
         with single_lora(model, item.weights):
             own = model.encode_prompt([text])
-        condition = torch.where(pad_mask(item.tokens, own.shape[1])[:, None], own, condition)
+        condition = condition.with_tokens(own, pad_mask(item.tokens, own.sequence.shape[1]))
     return condition
 
 

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from objtune_cli.models.adapter_state import disabled
 from objtune_cli.models.base_model import BaseModel
+from objtune_cli.models.conditioning import Conditioning
 from objtune_cli.models.prompts import objects_only_prompt, restore_placeholders
 
 
@@ -68,7 +69,7 @@ def extra_guidance(
         }
     of_classes = [encoded[classes_only[i]] for i in scenes]
     call_arguments, class_arguments = (
-        model.family.denoiser_kwargs(model, torch.cat(conditions), height, width) if conditions else {}
+        model.family.denoiser_kwargs(model, Conditioning.concat(conditions), height, width) if conditions else {}
         for conditions in ([encoded[in_class_words[i]] for i in images] + of_classes, of_classes)
     )
     hook = _GuidanceHook(

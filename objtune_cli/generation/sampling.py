@@ -16,6 +16,7 @@ from objtune_cli.generation.settings import SamplingSettings
 from objtune_cli.models import finite_checks
 from objtune_cli.models.adapter_state import disabled
 from objtune_cli.models.base_model import BaseModel, set_steps
+from objtune_cli.models.conditioning import Conditioning
 from objtune_cli.models.placeholders import check_objects_read
 from objtune_cli.models.prompts import find_names
 from objtune_cli.numerics.ddpm import seeded
@@ -28,7 +29,7 @@ def sample(
     seeds: list[int],
     settings: SamplingSettings,
     on_step: Callable[[int, int], None] = lambda done, total: None,
-    conditions: Mapping[str, Tensor] = MappingProxyType({}),
+    conditions: Mapping[str, Conditioning] = MappingProxyType({}),
 ) -> Tensor:
     """Sample one image per seed.
 
@@ -36,7 +37,7 @@ def sample(
         prompt: One for all images, or one for each seed.
         settings: `negative_prompt` has its placeholders written as tokens, as `prompt` has.
         on_step: Called after every call of the denoiser with the number of calls so far and in all.
-        conditions: Prompts whose conditioning is given instead of encoded, each to (1, L, d).
+        conditions: Prompts whose conditioning is given instead of encoded, each to that of one sample.
 
     Returns:
         Scaled latents (N, C, h, w), float32, on the CPU. An image's noise depends on its own
@@ -77,12 +78,16 @@ def sample(
                 pipe._guidance_scale = guidance
             if done in (guidance_start, subject_start):
                 current = condition if done >= subject_start else first
-                batch = torch.cat([negative_condition, current]) if guidance > 1 and done >= guidance_start else current
+                batch = (
+                    Conditioning.concat([negative_condition, current])
+                    if guidance > 1 and done >= guidance_start
+                    else current
+                )
                 values = values | model.family.callback_kwargs(model, batch, height, width)
             return values
 
         out = pipe(
-            **model.family.pipeline_kwargs(model, first, negative_condition),
+            **model.family.pipeline_kwargs(first, negative_condition),
             latents=noise.to(model.device, model.dtype),
             generator=generators,  # one per image: some samplers add noise at each step
             num_inference_steps=steps,
@@ -137,7 +142,7 @@ def resample(
 
     with extra_guidance(model, texts, 0.0, settings.autoguidance_scale, height, width):
         out = pipe(
-            **model.family.pipeline_kwargs(model, condition, negative_condition),
+            **model.family.pipeline_kwargs(condition, negative_condition),
             latents=(noisy / float(getattr(sampler, "init_noise_sigma", 1))).to(
                 model.device, model.dtype
             ),  # the pipeline multiplies by init_noise_sigma
@@ -166,7 +171,9 @@ def _require_images(
     first, negative, guidance = texts[bad[0]], settings.negative_prompt, settings.guidance_scale
 
     def predict_without_adapters() -> Tensor:
-        conditions = torch.cat([model.encode_prompt([model.with_class_words(text)]) for text in (negative, first)])
+        conditions = Conditioning.concat(
+            [model.encode_prompt([model.with_class_words(text)]) for text in (negative, first)]
+        )
         noise = _sample_noise([seeded(seeds[bad[0]])], latents.shape[1:]).expand(2, -1, -1, -1)
         timesteps = (model.num_train_timesteps - 1, model.num_train_timesteps // 2, model.num_train_timesteps // 4)
         return torch.cat(
@@ -193,11 +200,11 @@ HIGH_GUIDANCE = 50
 @contextlib.contextmanager
 def _class_words_first(
     model: BaseModel, texts: Sequence[str], steps: int
-) -> Iterator[tuple[Tensor | None, Callable[[], None]]]:
+) -> Iterator[tuple[Conditioning | None, Callable[[], None]]]:
     """Disable all LoRAs for the first `steps` steps.
 
     Yields:
-        The conditioning of the prompts in class words (N, L, d), None if `steps` is 0; and the function that enables the LoRAs again.
+        The conditioning of the prompts in class words, N samples, None if `steps` is 0; and the function that enables the LoRAs again.
     """
     with contextlib.ExitStack() as until_closed:
         class_condition = None
@@ -205,7 +212,7 @@ def _class_words_first(
             until_closed.enter_context(disabled(model))
             class_texts = [model.with_class_words(text) for text in texts]
             encoded = {text: model.encode_prompt([text]) for text in dict.fromkeys(class_texts)}
-            class_condition = torch.cat([encoded[text] for text in class_texts])
+            class_condition = Conditioning.concat([encoded[text] for text in class_texts])
         yield class_condition, until_closed.close
 
 
@@ -267,16 +274,16 @@ def _sample_noise(generators: Sequence[torch.Generator], shape: Sequence[int]) -
 
 
 def _encode_prompts(
-    model: BaseModel, prompts: Sequence[str], negative_prompt: str, conditions: Mapping[str, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Conditioning of each image's prompt and of the negative prompt, (N, L, d) each."""
+    model: BaseModel, prompts: Sequence[str], negative_prompt: str, conditions: Mapping[str, Conditioning]
+) -> tuple[Conditioning, Conditioning]:
+    """Conditioning of each image's prompt and of the negative prompt, N samples each."""
     encoded = {
         text: conditions[text] if text in conditions else model.encode_prompt([text]) for text in dict.fromkeys(prompts)
     }
     for text in set(encoded) & set(conditions):
         finite_checks.check_condition(model, [text], encoded[text])
-    negative_condition = model.encode_prompt([negative_prompt]).expand(len(prompts), -1, -1)
-    return torch.cat([encoded[text] for text in prompts]), negative_condition
+    negative_condition = model.encode_prompt([negative_prompt]).expand(len(prompts))
+    return Conditioning.concat([encoded[text] for text in prompts]), negative_condition
 
 
 def to_uint8(images: Tensor) -> Tensor:

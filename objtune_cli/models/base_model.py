@@ -13,6 +13,7 @@ from torch import Tensor
 
 from objtune_cli.errors import UsageError
 from objtune_cli.models import families, finite_checks
+from objtune_cli.models.conditioning import Conditioning
 from objtune_cli.models.families import component_loading, model_kind, schedulers
 from objtune_cli.models.prompts import class_word_spans, restore_placeholders, with_class_words
 from objtune_cli.runtime import torchvision_compat
@@ -151,16 +152,23 @@ class BaseModel:
         """Where a name's class word stands in that, (first letter, last letter + 1) each."""
         return class_word_spans(text, name, self.classes)
 
-    def encode_prompt(self, texts: list[str], max_tokens: int = 0) -> Tensor:
-        """Prompts to the denoiser's condition, (B, rows, d): a row a token, and what else the family has to say; with `max_tokens` so many leading tokens' alone.
+    def encode_prompt(self, texts: list[str], max_tokens: int = 0) -> Conditioning:
+        """Encode prompts for the denoiser.
+
+        Args:
+            max_tokens: Encode only so many leading tokens, without pooled vectors; 0: all tokens.
 
         Raises:
-            NonFiniteError: It is not finite; not looked at where gradients are taken, whose loss is.
+            NonFiniteError: The result is not finite. While gradients are recorded the loss is checked instead.
         """
-        found = self.family.encode_prompt(self, texts, max_tokens)
+        condition = self.family.encode_prompt(self, texts, max_tokens)
         if not torch.is_grad_enabled():
-            finite_checks.check_condition(self, texts, found)
-        return found
+            finite_checks.check_condition(self, texts, condition)
+        return condition
+
+    def unpack_conditioning(self, packed: Tensor) -> Conditioning:
+        """The conditioning of a class prior artifact, see `Conditioning.pack`."""
+        return Conditioning.unpack(packed, self.family.pooled_size(self))
 
     @torch.no_grad()
     def encode_image(self, pictures: Tensor) -> Tensor:
@@ -201,8 +209,8 @@ class BaseModel:
 
         return finite_checks.through_vae(self, "VAE decoder", scaled, decoded).clamp(-1, 1)  # infinity would be white
 
-    def predict(self, z_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """The denoiser's output for z_t (B, C, h, w), t (B,), condition (B, rows, d)."""
+    def predict(self, z_t: Tensor, t: Tensor, condition: Conditioning) -> Tensor:
+        """The denoiser's output (B, C, h, w) for z_t (B, C, h, w), timesteps t (B,) and the conditioning of B prompts."""
         if self.process_group is not None:
             return self.process_group.predict(partial(self.family.predict, self), z_t, t, condition)
         return self.family.predict(self, z_t, t, condition)

@@ -4,13 +4,16 @@ A check is one sum on the tensor's own device and one synchronisation; everythin
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from objtune_cli.errors import DamagedError, NonFiniteError
 from objtune_cli.models.prompts import find_names
+
+if TYPE_CHECKING:
+    from objtune_cli.models.conditioning import Conditioning
 
 HALF = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 """Formats that overflow, or round away, where float32 does not."""
@@ -156,16 +159,20 @@ def _check_networks(model: Any, where: object) -> None:
         check_weights(part, module, f"the base in {where}")
 
 
-def check_condition(model: Any, texts: Sequence[str], condition: Tensor) -> None:
-    """Refuse what prompts were encoded to if it is not finite.
+def check_condition(model: Any, texts: Sequence[str], condition: "Conditioning") -> None:
+    """Refuse the conditioning of prompts if it is not finite.
 
     Raises:
         NonFiniteError: Names the text encoder, or the objects in the texts whose tokens or adapters are at fault.
     """
-    if is_finite(condition):
+    if all(is_finite(tensor) for tensor in condition.tensors()):
         return
-    plain = [model.with_class_words(text) for text in texts]
-    part = name_part(model, "text encoder", find_names(texts), lambda: model.family.encode_prompt(model, plain))
+    in_class_words = [model.with_class_words(text) for text in texts]
+
+    def encode_alone() -> Tensor:
+        return torch.cat([tensor.flatten() for tensor in model.family.encode_prompt(model, in_class_words).tensors()])
+
+    part = name_part(model, "text encoder", find_names(texts), encode_alone)
     raise describe_failure(part, condition.dtype)
 
 

@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from objtune_cli.errors import IncompatibleError, InputError
 from objtune_cli.models.base_model import BaseModel
+from objtune_cli.models.conditioning import Conditioning
 from objtune_cli.models.prompts import PLACEHOLDER, PLACEHOLDER_TOKENS, placeholder_tokens, with_class_words
 
 
@@ -78,30 +79,38 @@ class Placeholders:
         return PLACEHOLDER.sub(words, prompt)
 
     def encode_with_class_context(
-        self, prompt: str, classes: Mapping[str, str], own: Tensor | None = None, plain: Tensor | None = None
-    ) -> Tensor:
-        """Condition (1, rows, d) of a prompt in which the added words are heard at their own places alone (ours).
+        self,
+        prompt: str,
+        classes: Mapping[str, str],
+        own: Conditioning | None = None,
+        plain: Conditioning | None = None,
+    ) -> Conditioning:
+        """Encode a prompt so that its placeholders act at their own token positions only (ours).
 
-        A text encoder lets every place hear the words before it, the end of the sentence all of them: a learned word, which
-        has only ever stood for one thing in the middle of a picture, then says so everywhere, and a scene of two things is
-        forgotten. Here each other place is as it would be with the class word instead. Gradients flow to the added words.
+        In a causal text encoder every position reads the tokens before it, and the end token reads all of them. A learned
+        token has only been seen as one object in the middle of a photo. It carries that to every later position, and a scene
+        of two objects is forgotten. Here every other position is encoded with the class word in place of the placeholder.
+        Gradients flow to the placeholders.
 
         Args:
             classes: Class word of each name that the prompt may mention.
-            own: The condition of the prompt as it is, where it is known: all of it, or up to its last added word.
-            plain: The same in class words, all of it.
+            own: The encoded prompt, if known: all of it, or its tokens up to the last placeholder.
+            plain: The encoded prompt in class words, if known: all of it.
+
+        Returns:
+            Conditioning of one sample. Rows of T5 and pooled vectors are those of the prompt in class words.
         """
-        text, said = self.expand(prompt), with_class_words(prompt, classes)
-        ids, others = self.model.token_ids([text, said])
-        own = (self.model.encode_prompt([text], self.count_leading_tokens([prompt])) if own is None else own)[0]
-        rest = (self.model.encode_prompt([said]) if plain is None else plain)[0]
-        own = nn.functional.pad(
-            own, (0, 0, 0, len(rest) - len(own))
-        )  # behind the last added word nothing of it is heard
-        more = range(len(ids), len(rest))  # rows that are no token's: what a family says of the whole prompt
-        named = torch.stack([self.token_positions(ids, name) for name in classes]).any(0)
-        named = torch.cat([named, named.new_zeros(len(more))])
-        return torch.where(named[:, None], own, rest[[*_counterparts(ids.tolist(), others.tolist()), *more]])[None]
+        text, in_class_words = self.expand(prompt), with_class_words(prompt, classes)
+        ids, class_ids = self.model.token_ids([text, in_class_words])
+        own = self.model.encode_prompt([text], self.count_leading_tokens([prompt])) if own is None else own
+        plain = self.model.encode_prompt([in_class_words]) if plain is None else plain
+        own_rows, rows = own.sequence[0], plain.sequence[0]
+        own_rows = nn.functional.pad(own_rows, (0, 0, 0, len(rows) - len(own_rows)))
+        t5_rows = range(len(ids), len(rows))
+        is_placeholder = torch.stack([self.token_positions(ids, name) for name in classes]).any(0)
+        is_placeholder = torch.cat([is_placeholder, is_placeholder.new_zeros(len(t5_rows))])
+        plain_rows = rows[[*_counterparts(ids.tolist(), class_ids.tolist()), *t5_rows]]
+        return replace(plain, sequence=torch.where(is_placeholder[:, None], own_rows, plain_rows)[None])
 
     def count_leading_tokens(self, prompts: Sequence[str]) -> int:
         """Leading tokens of prompts up to their last added word: as many as a causal text encoder must read to say all of these."""

@@ -57,7 +57,7 @@ class ProcessGroup:
                 dist.all_reduce(p.grad)
 
     def predict(
-        self, predict: Callable[[Tensor, Tensor, Tensor], Tensor], z_t: Tensor, t: Tensor, condition: Tensor
+        self, predict: Callable[[Tensor, Tensor, Any], Tensor], z_t: Tensor, t: Tensor, condition: Any
     ) -> Tensor:
         """Return the predictions for a batch (B, …), of which this process computes its share.
 

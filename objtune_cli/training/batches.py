@@ -1,13 +1,14 @@
 """What a training step shows the denoiser: noised views of the photo and noised samples of the class prior."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from objtune_cli.config.sections import Train
 from objtune_cli.models.base_model import BaseModel
+from objtune_cli.models.conditioning import Conditioning
 from objtune_cli.models.prompts import PROMPT
 from objtune_cli.store.kinds.prior import PriorArtifact
 from objtune_cli.training.subjects import Subject, Views, encode_views, subsets
@@ -22,12 +23,12 @@ class PriorBatch:
     """Samples of the class prior.
 
     Attributes:
-        z_t, target: (B, C, h, w). t: (B,). condition: (B, L, d).
+        z_t, target: (B, C, h, w). t: (B,). condition: Of B samples.
     """
 
     z_t: Tensor
     t: Tensor
-    condition: Tensor
+    condition: Conditioning
     target: Tensor
 
 
@@ -66,21 +67,21 @@ class StepBatch:
         """Coverage of the objects in latent cells, (B, 1, h, w)."""
         return self.views.masks[self.indices]
 
-    def forward_passes(self, condition: Tensor, single_forward: bool) -> "list[ForwardPass]":
+    def forward_passes(self, condition: Conditioning, single_forward: bool) -> "list[ForwardPass]":
         """The calls of the denoiser for this step.
 
         Args:
-            condition: The encoded prompt (1, L, d). single_forward: photo and class prior share one call.
+            condition: The encoded prompt. single_forward: photo and class prior share one call.
         """
         count = len(self.indices)
-        photo = (self.z_t, self.t, condition.expand(count, -1, -1))
+        photo = (self.z_t, self.t, condition.expand(count))
         if self.prior is None:
             return [ForwardPass(*photo, count)]
         prior = (self.prior.z_t, self.prior.t, self.prior.condition)
         if not single_forward:
             return [ForwardPass(*photo, count), ForwardPass(*prior, 0)]
-        z_t, t, conditions = (torch.cat(pair) for pair in zip(photo, prior, strict=True))
-        return [ForwardPass(z_t, t, conditions, count)]
+        z_t, t = (torch.cat(pair) for pair in zip(photo[:2], prior[:2], strict=True))
+        return [ForwardPass(z_t, t, Conditioning.concat([photo[2], prior[2]]), count)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ class ForwardPass:
 
     z_t: Tensor
     t: Tensor
-    condition: Tensor
+    condition: Conditioning
     num_photo: int
 
 
@@ -98,7 +99,7 @@ class BatchSampler:
 
     Attributes:
         views: Augmented views of each subset of the objects; single objects come first.
-        priors: Class priors by class word.
+        priors: Class priors by class word. prior_conditions: Their encoded prompts, one sample per prompt.
     """
 
     def __init__(
@@ -106,7 +107,10 @@ class BatchSampler:
     ) -> None:
         self.model, self.subjects, self.config = model, subjects, config
         self.views = [encode_views(model, members, config) for members in subsets(subjects)]
-        self.priors = {word: _on_device(prior, model) for word, prior in priors.items()}
+        self.priors = {word: prior.map(lambda tensor: tensor.to(model.device)) for word, prior in priors.items()}
+        self.prior_conditions = {
+            word: model.unpack_conditioning(prior.conditions.to(model.dtype)) for word, prior in self.priors.items()
+        }
 
     def sample_photo(self, g: torch.Generator) -> StepBatch:
         """The photo's samples of a step, without teacher predictions and without the class prior."""
@@ -158,14 +162,14 @@ class BatchSampler:
 
     def sample_prior(self, class_word: str, count: int, g: torch.Generator) -> PriorBatch:
         """Samples of a class prior: with stored predictions of the frozen base, or with plain noise targets (DreamBooth)."""
-        prior = self.priors[class_word]
+        prior, conditions = self.priors[class_word], self.prior_conditions[class_word]
         if self.config.prior_target == "noise":
             std = self.views[0].latent_std  # the photo's: class samples were never encoded, so they have none
             z = prior.latents[torch.randint(len(prior.latents), (count,), generator=g)]
             z_t, t, target = self.add_noise(z, g, None if std is None else std[:1])
-            return PriorBatch(z_t, t, prior.conditions[:1].expand(count, -1, -1), target)
+            return PriorBatch(z_t, t, conditions[:1].expand(count), target)
         pick = torch.randint(len(prior.timesteps), (count,), generator=g)
-        condition = prior.conditions[prior.prompt_index[pick]]
+        condition = conditions[prior.prompt_index[pick]]
         return PriorBatch(prior.noisy_latents[pick], prior.timesteps[pick].cpu(), condition, prior.predictions[pick])
 
     def validation_batch(self, k: int) -> StepBatch:
@@ -179,9 +183,3 @@ class BatchSampler:
         t = ((shuffled + 0.5) / VALIDATION_SAMPLES * self.model.num_train_timesteps).long()
         z_t, target = self.model.add_noise_and_target(z, eps, t)
         return StepBatch(self.config, k, views.members[0], views, PROMPT, indices, z_t, t, target)
-
-
-def _on_device(prior: PriorArtifact, model: BaseModel) -> PriorArtifact:
-    """A prior on the model's device, its conditions in the model's number format."""
-    moved = prior.map(lambda tensor: tensor.to(model.device))
-    return replace(moved, conditions=moved.conditions.to(model.dtype))

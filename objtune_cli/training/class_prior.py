@@ -11,6 +11,7 @@ from torch import Tensor
 from objtune_cli.config.sections import Prior
 from objtune_cli.models import finite_checks
 from objtune_cli.models.base_model import BaseModel
+from objtune_cli.models.conditioning import Conditioning
 from objtune_cli.models.prompts import PROMPT, with_article
 from objtune_cli.numerics.ddpm import step_generator
 from objtune_cli.store.kinds.prior import PriorArtifact
@@ -54,14 +55,14 @@ def compute(
     noise = torch.randn((config.num_predictions, *latents.shape[1:]), generator=g)
     z_t, _ = model.add_noise_and_target(latents[rows], noise, t)
     with torch.no_grad():
-        conditions = torch.cat([model.encode_prompt([text]) for text in texts])
+        conditions = Conditioning.concat([model.encode_prompt([text]) for text in texts])
         prompt_index = _prompt_indices(config.num_predictions, len(latents), len(texts), g)
         preds = [
             model.predict(z.to(model.device), s, conditions[which.to(model.device)]).float().cpu()
             for z, s, which in zip(z_t.split(8), t.split(8), prompt_index.split(8), strict=True)
         ]
     pred = finite_checks.checked("denoiser", model.dtype, torch.cat(preds))
-    return PriorArtifact(latents, z_t, t, pred, prompt_index, conditions.float().cpu())
+    return PriorArtifact(latents, z_t, t, pred, prompt_index, conditions.pack().float().cpu())
 
 
 def _prompt_indices(entries: int, samples: int, count: int, g: torch.Generator) -> Tensor:

@@ -46,7 +46,7 @@ def noise_prior(model: "BaseModel", num_predictions: int) -> PriorArtifact:
     shape = (3, num_predictions, model.denoiser.config.in_channels, side, side)
     latents, noisy_latents, predictions = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        conditions = model.encode_prompt(["a photo of a dog"]).float().cpu()
+        conditions = model.encode_prompt(["a photo of a dog"]).pack().float().cpu()
     timesteps = torch.linspace(100, 900, num_predictions).long()
     prompt_index = torch.zeros(num_predictions, dtype=torch.int64)
     return PriorArtifact(latents, noisy_latents, timesteps, predictions, prompt_index, conditions)

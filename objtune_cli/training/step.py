@@ -17,6 +17,7 @@ from objtune_cli.errors import GateError
 from objtune_cli.lora import batched
 from objtune_cli.models import attention, memory_savings
 from objtune_cli.models.attention import Recorder
+from objtune_cli.models.conditioning import Conditioning
 from objtune_cli.models.prompts import with_class_words
 from objtune_cli.numerics import ddpm, losses
 from objtune_cli.training.batches import VALIDATION_SAMPLES
@@ -76,9 +77,8 @@ def compute_losses(
     single = bool(trainers[0].config.single_forward)
     calls = (b.forward_passes(c, single) for b, c in zip(batches, conditions, strict=True))
     for passes in zip(*calls, strict=True):
-        z_t, t, condition = (
-            _concat(trainers, column) for column in zip(*((p.z_t, p.t, p.condition) for p in passes), strict=True)
-        )
+        z_t, t = _concat(trainers, [p.z_t for p in passes]), _concat(trainers, [p.t for p in passes])
+        condition = _concat_conditions(trainers, [p.condition for p in passes])
         each = len(z_t) // len(passes)
         recorded = len(z_t) if len(passes) > 1 else passes[0].num_photo
         with (
@@ -99,20 +99,20 @@ def compute_losses(
             yield terms
 
 
-def encode_prompts(trainers: "Sequence[Trainer]", prompts: Sequence[str]) -> tuple[Tensor, ...]:
-    """Each trainer's prompt with its current token vectors, (1, L, d) each, in one call of the text encoders."""
+def encode_prompts(trainers: "Sequence[Trainer]", prompts: Sequence[str]) -> list[Conditioning]:
+    """Each trainer's prompt with its current token vectors, one sample each, in one call of the text encoders."""
     placeholders = [t.tokens.sync() for t in trainers]
     texts = [words.expand(prompt) for words, prompt in zip(placeholders, prompts, strict=True)]
     if trainers[0].config.context_words == "placeholder":
         return trainers[0].model.encode_prompt(texts).split(1)
     length = max(words.count_leading_tokens([prompt]) for words, prompt in zip(placeholders, prompts, strict=True))
     encoded = trainers[0].model.encode_prompt(texts, length).split(1)
-    return tuple(
+    return [
         t.tokens.placeholders.encode_with_class_context(
             prompt, t.tokens.class_words, own, t.teacher.conditions[with_class_words(prompt, t.tokens.class_words)]
         )
         for t, prompt, own in zip(trainers, prompts, encoded, strict=True)
-    )
+    ]
 
 
 @torch.no_grad()
@@ -138,7 +138,7 @@ def _validation_losses(trainers: "Sequence[Trainer]", k: int) -> list[float]:
         z_t = _concat(trainers, [b.z_t[start : start + size] for b in batches])
         t = _concat(trainers, [b.t[start : start + size] for b in batches])
         each = len(z_t) // len(trainers)
-        condition = _concat(trainers, [c.expand(each, -1, -1) for c in conditions])
+        condition = _concat_conditions(trainers, [c.expand(each) for c in conditions])
         with _own_lora(trainers, each):
             parts.append(model.predict(z_t, t, condition).float().unflatten(0, (len(trainers), each)))
     output = torch.cat(parts, dim=1)
@@ -158,6 +158,11 @@ def _measure(trainers: "Sequence[Trainer]") -> None:
 def _concat(trainers: "Sequence[Trainer]", tensors: Sequence[Tensor]) -> Tensor:
     """The trainers' tensors along the batch; not copied for a run of its own, because strides decide on last digits."""
     return torch.cat(list(tensors)) if trainers[0].shares_model else tensors[0]
+
+
+def _concat_conditions(trainers: "Sequence[Trainer]", conditions: Sequence[Conditioning]) -> Conditioning:
+    """As `_concat`, for conditionings."""
+    return Conditioning.concat(conditions) if trainers[0].shares_model else conditions[0]
 
 
 @contextlib.contextmanager

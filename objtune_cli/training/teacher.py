@@ -34,7 +34,7 @@ class TeacherCache:
     """Conditions and predictions of the frozen base; must be built before any layer learns.
 
     Attributes:
-        conditions: Encoded prompts in class words, (1, L, d) each, by text.
+        conditions: Encoded prompts in class words, one sample each, by text.
         predictions: For each subset of the objects, a batch for each template; empty without a background term.
     """
 
@@ -63,7 +63,7 @@ class TeacherCache:
         condition = self.conditions[template.format(views.prompt_phrase("class"))]
         with torch.no_grad():
             parts = [
-                model.predict(z, s, condition.expand(len(z), -1, -1)).float()
+                model.predict(z, s, condition.expand(len(z))).float()
                 for z, s in zip(z_t.split(size), t.split(size), strict=True)
             ]
         prediction = finite_checks.checked("denoiser", model.dtype, torch.cat(parts))

@@ -13,6 +13,7 @@ from objtune_cli.composition.presence import MIN_LIKENESS, NOISE_LEVELS, Presenc
 from objtune_cli.errors import NonFiniteError
 from objtune_cli.lora import layers
 from objtune_cli.models import loading
+from objtune_cli.models.conditioning import Conditioning
 from objtune_cli.models.placeholders import Placeholders, class_token_embeddings
 from tests.support import tiny_families
 
@@ -35,12 +36,12 @@ class Colours:
     def add_noise_and_target(self, z: Tensor, eps: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         return z + eps, z
 
-    def encode_prompt(self, texts: list[str]) -> Tensor:
-        return torch.zeros(1, 1, 1) if texts == ["a thing"] else torch.ones(1, 1, 1)
+    def encode_prompt(self, texts: list[str]) -> Conditioning:
+        return Conditioning(torch.zeros(1, 1, 1) if texts == ["a thing"] else torch.ones(1, 1, 1))
 
-    def predict(self, z_t: Tensor, t: Tensor, words: Tensor) -> Tensor:
+    def predict(self, z_t: Tensor, t: Tensor, words: Conditioning) -> Tensor:
         assert z_t.shape[-2:] == (32, 32) and len(words) == len(t) == len(z_t)
-        assert (self.acting is None) == (not words.any())
+        assert (self.acting is None) == (not words.sequence.any())
         return (GREEN if self.acting is None else self.acting).expand_as(z_t)
 
 

@@ -173,7 +173,7 @@ def test_steps_from_the_middle_are_those_of_diffusers(
     theirs = pipe(
         image=start, strength=max(strength, 1 / 8), num_inference_steps=8, guidance_scale=3.0, output_type="latent",
         generator=[torch.Generator().manual_seed(s) for s in (5, 6)],
-        prompt_embeds=model.encode_prompt([PROMPT] * 2), negative_prompt_embeds=model.encode_prompt(["a cat"] * 2),
+        prompt_embeds=model.encode_prompt([PROMPT] * 2).sequence, negative_prompt_embeds=model.encode_prompt(["a cat"] * 2).sequence,
     ).images  # fmt: skip
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 

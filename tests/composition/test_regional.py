@@ -16,6 +16,7 @@ from objtune_cli.composition.regional import (
 from objtune_cli.lora import layers
 from objtune_cli.models import loading
 from objtune_cli.models.base_model import BaseModel
+from objtune_cli.models.conditioning import Conditioning
 
 EVERYWHERE = (-1.0, -1.0, 2.0, 2.0)
 LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
@@ -42,7 +43,7 @@ def _lora(model: BaseModel, tiny_base, seed: int = 0, modules: str = "all") -> d
     return {k: torch.randn(v.shape, generator=g) * 0.2 for k, v in layers.state_dict(other).items()}
 
 
-def _inputs(model: BaseModel) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _inputs(model: BaseModel) -> tuple[torch.Tensor, torch.Tensor, Conditioning]:
     """As guidance makes it: half without prompt, half with it."""
     z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     return (

@@ -1,5 +1,6 @@
 """Regions in joint attention: LoRA at an object's places and tokens, its tokens heard inside its region alone."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from objtune_cli.composition.regional import PlacedObject, regional_sampling
 from objtune_cli.lora import layers as adapter
 from objtune_cli.models import loading
 from objtune_cli.models.base_model import BaseModel
+from objtune_cli.models.conditioning import Conditioning
 from tests.support import tiny_families
 
 CPU = torch.device("cpu")
@@ -51,7 +53,7 @@ def lora(model: BaseModel, seed: int = 0) -> dict[str, torch.Tensor]:
     return found
 
 
-def given(model: BaseModel) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def given(model: BaseModel) -> tuple[torch.Tensor, torch.Tensor, Conditioning]:
     """As guidance makes it: half without prompt, half with it."""
     z = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))
     return (
@@ -79,8 +81,9 @@ def test_with_all_places_and_words_it_is_pefts_own_lora(model: BaseModel) -> Non
 def test_an_object_that_is_nowhere_is_not_there(model: BaseModel) -> None:
     """Neither its LoRA nor its words change a bit of the picture, though without regions its words would."""
     z, t, condition = given(model)
-    other = condition.clone()
-    other[:, 4:6] = torch.randn(other[:, 4:6].shape, generator=torch.Generator().manual_seed(1))
+    changed = condition.sequence.clone()
+    changed[:, 4:6] = torch.randn(changed[:, 4:6].shape, generator=torch.Generator().manual_seed(1))
+    other = replace(condition, sequence=changed)
     assert not torch.allclose(model.predict(z, t, condition)[2:], model.predict(z, t, other)[2:], atol=1e-4)
     with regional_sampling(model, [PlacedObject("rex", {}, NOWHERE, tokens(4, 5))]):
         plain = model.predict(z, t, condition)[2:]

@@ -124,7 +124,7 @@ def test_from_the_middle_too(base: Callable[..., Path], name: str) -> None:
     pipe.set_progress_bar_config(disable=True)
     theirs = pipe(
         image=start, strength=0.5, num_inference_steps=6, guidance_scale=3.0, output_type="latent", generator=[torch.Generator().manual_seed(5)],
-        prompt_embeds=model.encode_prompt(["a dog"]), negative_prompt_embeds=model.encode_prompt([""]),
+        prompt_embeds=model.encode_prompt(["a dog"]).sequence, negative_prompt_embeds=model.encode_prompt([""]).sequence,
     ).images  # fmt: skip
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-4)
 

@@ -203,7 +203,7 @@ def test_a_prompt_reads_the_same_with_exported_words(tiny_base: Path, tmp_path: 
     words = Placeholders(model)
     words.add("rex", rows)
     with torch.no_grad():
-        ours = model.encode_prompt([words.expand("a photo of <rex> in the snow")])
+        ours = model.encode_prompt([words.expand("a photo of <rex> in the snow")]).sequence
     torch.testing.assert_close(theirs.detach(), ours, rtol=1e-5, atol=1e-5)
 
 

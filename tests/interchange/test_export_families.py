@@ -136,7 +136,7 @@ def test_an_embedding_file_gives_the_same_prompt(folders: dict[str, Path], tmp_p
     model = loading.load(folders[name], CPU, torch.float32)
     words = Placeholders(model)
     words.add("rex", rows)
-    ours = model.family.prompt_embeds(model.encode_prompt([words.expand("a photo of <rex> in the snow")]))
+    ours = model.encode_prompt([words.expand("a photo of <rex> in the snow")]).sequence
     theirs = pipe.encode_prompt(
         "a photo of <rex> in the snow", device=CPU, num_images_per_prompt=1, do_classifier_free_guidance=False
     )[0]

@@ -214,7 +214,7 @@ def test_an_embedding_file_gives_the_same_prompt(folders: dict[str, Path], tmp_p
     theirs, _, pooled, _ = pipe.encode_prompt(
         said, None, "a photo of a dog in the snow", device=CPU, do_classifier_free_guidance=False
     )
-    assert torch.equal(ours[:, :-1], theirs) and torch.equal(ours[:, -1, : pooled.shape[1]], pooled)
+    assert torch.equal(ours.sequence, theirs) and torch.equal(ours.pooled, pooled)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -93,7 +93,7 @@ def test_a_kohya_file_acts_as_in_diffusers(cli: Any, folders: dict[str, Path], n
     save_file(weights, file)
     _, tensors = imported(cli, folders[name], file)
     model = loading.load(folders[name], CPU, torch.float32)
-    plain = model.encode_prompt(["a photo"])
+    plain = model.encode_prompt(["a photo"]).pack()
     model.denoiser.to(memory_format=torch.contiguous_format)
     assert adapter.load(model, tensors, "lora0")
     adapter.set_active(model, ["lora0"])
@@ -101,10 +101,10 @@ def test_a_kohya_file_acts_as_in_diffusers(cli: Any, folders: dict[str, Path], n
     torch.testing.assert_close(predicted(model.denoiser, name), predicted(pipe.unet, name), rtol=1e-5, atol=1e-5)
     told = pipe.encode_prompt("a photo", device=CPU, num_images_per_prompt=1, do_classifier_free_guidance=False)[0]
     ours = model.encode_prompt(["a photo"])
-    torch.testing.assert_close(model.family.prompt_embeds(ours), told, rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(ours, plain, atol=1e-3)
+    torch.testing.assert_close(ours.sequence, told, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(ours.pack(), plain, atol=1e-3)
     adapter.set_active(model, [])
-    assert torch.equal(model.encode_prompt(["a photo"]), plain)
+    assert torch.equal(model.encode_prompt(["a photo"]).pack(), plain)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -263,10 +263,10 @@ def test_merged_layers_of_text_encoders_are_exported_and_act_in_diffusers(
         own, both = (w[f"{stem}.lora_B.weight"] @ w[f"{stem}.lora_A.weight"] for w in (one, pair))
         torch.testing.assert_close(both, own / 2)
     model = loading.load(folders[name], CPU, torch.float32)
-    before = model.encode_prompt(["a photo"])
+    before = model.encode_prompt(["a photo"]).sequence
     adapter.load(model, pair)
-    ours = model.family.prompt_embeds(model.encode_prompt(["a photo"]))
-    assert not torch.allclose(ours, model.family.prompt_embeds(before), atol=1e-3)
+    ours = model.encode_prompt(["a photo"]).sequence
+    assert not torch.allclose(ours, before, atol=1e-3)
     for form in ("kohya", "diffusers"):
         (file,) = export.run(Path("artifacts"), refs.Ref("adapter", "pair", 1), form, Path(form))
         keys = load_file(file)
@@ -504,7 +504,7 @@ def test_biases_and_whole_differences_act_everywhere_and_are_exported(cli: Any, 
                 module.weight += product.view(module.weight.shape)
             if f"{own}.lora_B.bias" in tensors:
                 module.bias += tensors[f"{own}.lora_B.bias"]
-    wanted, told = predicted(model.denoiser, name), model.encode_prompt(["a photo"])
+    wanted, told = predicted(model.denoiser, name), model.encode_prompt(["a photo"]).pack()
     assert not torch.allclose(wanted, plain, atol=1e-2)
     assert cli("merge", "rex=1", "other=1", "--name", "pair").code == 4
     save_file({"emb_params": torch.zeros(1, tiny_sd1.WIDTH)}, "b.safetensors")
@@ -517,7 +517,7 @@ def test_biases_and_whole_differences_act_everywhere_and_are_exported(cli: Any, 
         again = loading.load(folders[name], CPU, torch.float32)
         adapter.load(again, held)
         torch.testing.assert_close(predicted(again.denoiser, name), wanted, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(again.encode_prompt(["a photo"]), told, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(again.encode_prompt(["a photo"]).pack(), told, rtol=1e-4, atol=1e-4)
     alone = loading.load(folders[name], CPU, torch.float32)
     with regional.single_lora(alone, tensors):
         torch.testing.assert_close(predicted(alone.denoiser, name), wanted, rtol=1e-4, atol=1e-4)

@@ -39,7 +39,7 @@ def test_prompts_are_padded_and_cut_to_the_encoders_length(model: BaseModel) -> 
     assert ids.shape == (3, 77)
     eos = model.tokenizer.eos_token_id
     assert (ids == eos).sum(1).tolist() == [76, 77 - 5, 1]  # start, then nothing; a, d, o, g; cut
-    assert model.encode_prompt(["", "a dog", "x" * 300]).shape == (3, 77, 16)
+    assert model.encode_prompt(["", "a dog", "x" * 300]).sequence.shape == (3, 77, 16)
 
 
 def test_latents_do_not_depend_on_how_many_are_taken_at_once_and_have_the_right_size(

@@ -1,6 +1,7 @@
 """The families against the pipelines of diffusers: the same condition, the same prediction, the same pictures."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def test_a_prompt_is_encoded_as_diffusers_does(folders: dict[str, Path], opened:
     ours = model.encode_prompt([text])
     pipe = theirs(folders[name], name)
     if name != "sdxl":
-        assert torch.equal(ours, pipe.encode_prompt(text, CPU, 1, False)[0])
+        assert torch.equal(ours.sequence, pipe.encode_prompt(text, CPU, 1, False)[0])
         return
     asked = text or None  # what a person who gives no negative prompt is given: zeros
     words, against, pooled, pooled_against = pipe.encode_prompt(
@@ -89,8 +90,9 @@ def test_a_prompt_is_encoded_as_diffusers_does(folders: dict[str, Path], opened:
     )
     if asked is None:
         words, pooled = against, pooled_against
-    assert torch.equal(model.family.prompt_embeds(ours), words)
-    assert torch.equal(model.family.added_cond_kwargs(model, ours, 32, 32)["text_embeds"], pooled)
+    call = model.family.denoiser_kwargs(model, ours, 32, 32)
+    assert torch.equal(call["encoder_hidden_states"], words)
+    assert torch.equal(call["added_cond_kwargs"]["text_embeds"], pooled)
 
 
 @pytest.mark.parametrize("name", UNETS)
@@ -133,13 +135,11 @@ def test_sdxl_is_told_the_size_and_the_pooled_words(opened: Any) -> None:
     with torch.no_grad():
         whole = model.predict(z, t, condition)
         told = {
-            "text_embeds": condition[:, -1, : tiny_families.WIDTH_2],
+            "text_embeds": condition.pooled,
             "time_ids": torch.tensor([[32.0, 32, 0, 0, 32, 32]] * 2),
         }
-        direct = model.denoiser(z, t, encoder_hidden_states=condition[:, :-1], added_cond_kwargs=told).sample
-        changed = condition.clone()
-        changed[:, -1] = 0
-        other = model.predict(z, t, changed)
+        direct = model.denoiser(z, t, encoder_hidden_states=condition.sequence, added_cond_kwargs=told).sample
+        other = model.predict(z, t, replace(condition, pooled=torch.zeros(2, tiny_families.WIDTH_2)))
     assert torch.equal(whole, direct) and not torch.allclose(whole, other)
 
 
@@ -151,24 +151,25 @@ def test_leading_tokens_hear_none_of_what_follows(opened: Any, name: str) -> Non
         model.encode_prompt([PROMPT, "a photo of a cat"]),
         model.encode_prompt([PROMPT, "a photo of a cat"], 5),
     )
-    assert first.shape == (2, 5, whole.shape[-1]) and first.dtype == whole.dtype
-    torch.testing.assert_close(first, whole[:, :5], rtol=1e-5, atol=1e-5)
+    assert first.sequence.shape == (2, 5, whole.sequence.shape[-1]) and first.dtype == whole.dtype
+    assert first.pooled is None
+    torch.testing.assert_close(first.sequence, whole.sequence[:, :5], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_added_word_is_read_and_learned_in_every_tower(opened: Any, name: str) -> None:
     """Also where the pooled row is taken: at the end of the text, not at the largest id, which the word has."""
     model = opened(name)
-    plain = model.encode_prompt([PROMPT]).detach()
+    plain = model.encode_prompt([PROMPT]).detach().pack()
     rows = class_token_embeddings(model, "dog")
     assert rows.shape == (3, sum(model.widths)) and len(model.widths) == len(model.family.encoders)
     words = Placeholders(model)
     words.add("rex", rows, "dog")
-    said = model.encode_prompt([words.expand("a photo of a <rex>")])
+    said = model.encode_prompt([words.expand("a photo of a <rex>")]).pack()
     torch.testing.assert_close(said, plain, rtol=1e-5, atol=1e-5)  # the same vectors at the same places say the same
     learned = rows.clone().requires_grad_(True)
     words.replace("rex", learned)
-    model.encode_prompt([words.expand("a photo of a <rex>")]).square().sum().backward()
+    model.encode_prompt([words.expand("a photo of a <rex>")]).pack().square().sum().backward()
     assert all(float(part.abs().max()) > 0 for part in split_encoders(learned.grad, model.widths))
 
 

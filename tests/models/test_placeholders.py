@@ -36,23 +36,23 @@ def test_gradient_flows_to_the_rows_alone(model: BaseModel) -> None:
     words = Placeholders(model)
     rows = _rows(2).requires_grad_()
     words.add("rex", rows)
-    model.encode_prompt([words.expand("a photo of <rex>")]).square().sum().backward()
+    model.encode_prompt([words.expand("a photo of <rex>")]).sequence.square().sum().backward()
     assert rows.grad is not None and (rows.grad.abs().sum(1) > 0).all()
     assert all(p.grad is None for p in model.text_encoder.parameters())
 
 
 def test_an_unused_word_gets_no_gradient_and_changes_nothing(model: BaseModel) -> None:
-    before = model.encode_prompt(["a photo of a dog"]).detach()
+    before = model.encode_prompt(["a photo of a dog"]).sequence.detach()
     words = Placeholders(model)
     words.add("rex", _rows(2).requires_grad_())
-    after = model.encode_prompt(["a photo of a dog"])
+    after = model.encode_prompt(["a photo of a dog"]).sequence
     assert torch.equal(after.detach(), before)
 
 
 def test_a_word_with_the_class_vectors_reads_like_the_class(model: BaseModel) -> None:
     words = Placeholders(model)
     words.add("rex", class_token_embeddings(model, "dog"))
-    mine, plain = model.encode_prompt([words.expand("a photo of a <rex>"), "a photo of a dog"])
+    mine, plain = model.encode_prompt([words.expand("a photo of a <rex>"), "a photo of a dog"]).sequence
     end = len(model.tokenizer("a photo of a dog").input_ids)
     torch.testing.assert_close(mine[:end], plain[:end])
 
@@ -60,11 +60,11 @@ def test_a_word_with_the_class_vectors_reads_like_the_class(model: BaseModel) ->
 def test_replaced_rows_are_used(model: BaseModel) -> None:
     words = Placeholders(model)
     words.add("rex", _rows(2))
-    first = model.encode_prompt([words.expand("<rex>")]).detach()
+    first = model.encode_prompt([words.expand("<rex>")]).sequence.detach()
     words.replace("rex", _rows(2, seed=5))
-    assert not torch.allclose(model.encode_prompt([words.expand("<rex>")]).detach(), first)
+    assert not torch.allclose(model.encode_prompt([words.expand("<rex>")]).sequence.detach(), first)
     words.replace("rex", _rows(2))
-    assert torch.equal(model.encode_prompt([words.expand("<rex>")]).detach(), first)
+    assert torch.equal(model.encode_prompt([words.expand("<rex>")]).sequence.detach(), first)
 
 
 def test_two_words_have_rows_of_their_own(model: BaseModel) -> None:
@@ -119,14 +119,14 @@ def test_a_padded_table_keeps_its_unused_rows_apart(model: BaseModel) -> None:
     with torch.no_grad():
         wider.weight[: table.num_embeddings] = table.weight
     model.text_encoder.set_input_embeddings(wider.requires_grad_(False))
-    plain = model.encode_prompt(["a dog"])
+    plain = model.encode_prompt(["a dog"]).sequence
     words = Placeholders(model)
     words.add("rex", _rows(2))
     words.add("cup", _rows(1, seed=1))
     ids = model.token_ids([words.expand("<rex> <cup>")])
     assert ids[0, 1:4].tolist() == [wider.num_embeddings + i for i in range(3)]
     assert torch.equal(words.table(ids)[0, 1:4], torch.cat([_rows(2), _rows(1, seed=1)]))
-    assert torch.equal(model.encode_prompt(["a dog"]), plain)
+    assert torch.equal(model.encode_prompt(["a dog"]).sequence, plain)
 
 
 def test_a_second_set_of_words_on_the_same_base_goes_on_after_the_first(model: BaseModel) -> None:
@@ -178,12 +178,12 @@ def test_in_context_other_places_hear_the_class_word(model: BaseModel) -> None:
     words.add("rex", _rows(3))
     words.add("cup", _rows(2, seed=1))
     prompt, classes = "a photo of <rex> and <cup> on the beach", {"rex": "dog", "cup": "mug"}
-    own, plain = model.encode_prompt([words.expand(prompt), "a photo of a dog and a mug on the beach"])
+    own, plain = model.encode_prompt([words.expand(prompt), "a photo of a dog and a mug on the beach"]).sequence
     ids, others = (
         model.token_ids([text])[0].tolist()
         for text in (words.expand(prompt), "a photo of a dog and a mug on the beach")
     )
-    found = words.encode_with_class_context(prompt, classes)[0]
+    found = words.encode_with_class_context(prompt, classes).sequence[0]
     named = (words.token_positions(torch.tensor([ids]), "rex") | words.token_positions(torch.tensor([ids]), "cup"))[0]
     assert named.sum() == 5
     torch.testing.assert_close(found[named], own[named])
@@ -218,7 +218,7 @@ def test_in_context_gradients_reach_the_words_through_their_own_places(model: Ba
     words = Placeholders(model)
     rows = _rows(2).requires_grad_()
     words.add("rex", rows)
-    found = words.encode_with_class_context("a photo of <rex> on the beach", {"rex": "dog"})
+    found = words.encode_with_class_context("a photo of <rex> on the beach", {"rex": "dog"}).sequence
     named = words.token_positions(model.token_ids([words.expand("a photo of <rex> on the beach")]), "rex")
     (grad,) = torch.autograd.grad(found[~named].square().sum(), rows, retain_graph=True, allow_unused=True)
     assert grad is None or not grad.any()

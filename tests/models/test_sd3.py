@@ -14,6 +14,7 @@ from objtune_cli.generation.settings import SamplingSettings
 from objtune_cli.lora import layers as adapter
 from objtune_cli.models import attention, loading, precision, registry
 from objtune_cli.models.base_model import BaseModel
+from objtune_cli.models.conditioning import Conditioning
 from objtune_cli.models.placeholders import Placeholders, TokenCount, check_objects_read, class_token_embeddings
 from objtune_cli.numerics import flow_matching
 from tests.support import full_size_configs, tiny_families
@@ -43,9 +44,10 @@ def theirs(folder: Path, name: str) -> Any:
 
 
 def halves(model: BaseModel, text: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """The words' rows and the pooled embeddings."""
+    """The text features and the pooled vectors."""
     condition = model.encode_prompt([text])
-    return condition[:, :-1], condition[:, -1, : model.denoiser.config.pooled_projection_dim]
+    assert condition.pooled is not None and condition.pooled.shape == (1, model.family.pooled_size(model))
+    return condition.sequence, condition.pooled
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -114,14 +116,14 @@ def test_prediction_noise_and_target_are_the_flows(folders: dict[str, Path], ope
     condition = model.encode_prompt([PROMPT, "a cat"])
     with torch.no_grad():
         ours = model.predict(z_t, t, condition)
-        direct = model.denoiser(z_t, condition[:, :-1], condition[:, -1, :40], told).sample
+        direct = model.denoiser(z_t, condition.sequence, condition.pooled, told).sample
     assert torch.equal(ours, direct)
     assert (model.num_train_timesteps, model.size_multiple, model.resolution, model.prediction) == (1000, 8, 32, "flow")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_real_sizes_fit_together(opened: Any, name: str) -> None:
-    """The denoiser as its repository's config says, without weights: a prompt's 334 rows of 4096 in, 16 channels out."""
+    """The denoiser as its repository's config says, without weights: a prompt's 333 rows of 4096 and a pooled vector of 2048 in, 16 channels out."""
     from diffusers import SD3Transformer2DModel
 
     model = opened(name)
@@ -129,7 +131,7 @@ def test_the_real_sizes_fit_together(opened: Any, name: str) -> None:
         model.denoiser = SD3Transformer2DModel(**full_size_configs.TRANSFORMERS[name]).eval()
     model.device = torch.device("meta")
     assert sum(p.numel() for p in model.denoiser.parameters()) == {"sd3": 2_028_328_000, "sd35": 2_243_171_520}[name]
-    condition = torch.empty(1, 77 + 256 + 1, 4096, device="meta")
+    condition = Conditioning(torch.empty(1, 77 + 256, 4096, device="meta"), torch.empty(1, 2048, device="meta"))
     with torch.no_grad():
         assert model.predict(torch.empty(1, 16, 128, 128, device="meta"), torch.tensor([500]), condition).shape == (
             1,
@@ -178,8 +180,8 @@ def test_t5_reads_the_class_word_in_an_objects_place(opened: Any) -> None:
     model = opened("sd3")
     words = Placeholders(model)
     words.add("rex", torch.cat([class_token_embeddings(model, "dog")] * 2), "dog")
-    said, plain = model.encode_prompt([words.expand("my <rex> in the snow"), "my dog in the snow"])
-    assert torch.equal(said[77:-1], plain[77:-1]) and float(plain[77:-1].abs().max()) > 0
+    said, plain = model.encode_prompt([words.expand("my <rex> in the snow"), "my dog in the snow"]).sequence
+    assert torch.equal(said[77:], plain[77:]) and float(plain[77:].abs().max()) > 0
     assert not torch.equal(said[:77], plain[:77])
 
 
@@ -221,8 +223,8 @@ def test_without_t5_its_rows_are_zeros(folders: dict[str, Path], opened: Any, tm
             json.dumps(json.loads(index.read_text()) | {"text_encoder_3": [None, None], "tokenizer_3": [None, None]})
         )
     found = loading.load(tmp_path / "base", CPU, torch.float32).encode_prompt([PROMPT])
-    assert torch.equal(found[:, :77], whole[:, :77]) and torch.equal(found[:, -1], whole[:, -1])
-    assert not found[:, 77:-1].any() and whole[:, 77:-1].any()
+    assert torch.equal(found.sequence[:, :77], whole.sequence[:, :77]) and torch.equal(found.pooled, whole.pooled)
+    assert not found.sequence[:, 77:].any() and whole.sequence[:, 77:].any()
     assert registry.resolve(str(tmp_path / "base")).fingerprint != registry.resolve(str(folders["sd3"])).fingerprint
 
 

@@ -67,7 +67,7 @@ def test_every_weight_is_the_folders(folders: dict[str, Path], one: Callable[[st
     assert file.prediction == folder.prediction == base.record().get("prediction", "epsilon")
     if folder.prediction != "flow":
         assert torch.equal(file.alpha_bar, folder.alpha_bar)
-    assert torch.equal(file.encode_prompt(["a photo", ""]), folder.encode_prompt(["a photo", ""]))
+    assert torch.equal(file.encode_prompt(["a photo", ""]).pack(), folder.encode_prompt(["a photo", ""]).pack())
 
 
 def test_the_whole_path_on_a_file(cli: Callable, one: Callable[[str], Path], dog_photo: Path, project: Path) -> None:
@@ -164,11 +164,11 @@ def test_t5_has_the_number_formats_of_the_folders(
 def test_without_t5_its_rows_are_zeros(one: Callable[[str], Path], folders: dict[str, Path]) -> None:
     """As in a folder that has none; another base than the whole file."""
     whole = registry.resolve(str(one("sd3")))
-    said = loading.load(whole.folder, CPU, torch.float32, whole.weights).encode_prompt(["a photo"])
+    said = loading.load(whole.folder, CPU, torch.float32, whole.weights).encode_prompt(["a photo"]).pack()
     single_file_checkpoints.joint_file(folders["sd3"], whole.weights or Path(), "text_encoders.t5xxl")
     bare = registry.resolve(str(whole.weights))
     model = loading.load(bare.folder, CPU, torch.float32, bare.weights)
-    found = model.encode_prompt(["a photo"])
+    found = model.encode_prompt(["a photo"]).pack()
     assert model.text_encoder_3 is None
     for rows in (
         slice(77),

@@ -70,7 +70,7 @@ def _prior(model: BaseModel, entries: int = 5) -> PriorArtifact:
     rows = torch.randn(4, entries, 4, 8, 8, generator=g)
     t, asked = torch.randint(0, 1000, (entries,), generator=g), torch.arange(entries) % 2
     with torch.no_grad():
-        conditions = model.encode_prompt(["a photo of a dog", ""])
+        conditions = model.encode_prompt(["a photo of a dog", ""]).pack()
     return PriorArtifact(rows[0], rows[1], t, rows[2], asked, conditions)
 
 
@@ -171,9 +171,8 @@ def test_class_samples_may_be_pictures_like_any_other(trainer, prediction: str) 
     t.model.scheduler.register_to_config(prediction_type=prediction)
     batch = t.batches.sample_prior("dog", 4, step_generator(0, 0))
     z_t, steps, aim = batch.z_t, batch.t, batch.target
-    assert torch.equal(
-        batch.condition, t.batches.priors["dog"].conditions[:1].expand_as(batch.condition)
-    )  # always the class
+    of_class = t.batches.priors["dog"].conditions[:1]
+    assert torch.equal(batch.condition.sequence, of_class.expand(4, -1, -1))
     assert z_t.shape == aim.shape == (4, 4, 8, 8)
     for z, s, y in zip(z_t, steps, aim, strict=True):
         a = t.model.alpha_bar[s]
@@ -198,7 +197,7 @@ def test_each_class_term_reads_its_own_part_of_the_prior(trainer) -> None:
         assert any(
             torch.equal(z, kept.noisy_latents[i])
             and int(s) == int(kept.timesteps[i])
-            and torch.equal(told, kept.conditions[kept.prompt_index[i]])
+            and torch.equal(told.sequence[0], kept.conditions[kept.prompt_index[i]])
             and torch.equal(y, kept.predictions[i])
             for i in range(5)
         )

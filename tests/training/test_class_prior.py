@@ -33,7 +33,7 @@ def test_predictions_are_the_frozen_bases(model: BaseModel) -> None:
     assert set(kept.prompt_index.tolist()) == {0, 1, 2} and kept.prompt_index[::2].count_nonzero() == 0
     with torch.no_grad():
         own = model.predict(
-            kept.noisy_latents, kept.timesteps, torch.cat([model.encode_prompt([texts[i]]) for i in kept.prompt_index])
+            kept.noisy_latents, kept.timesteps, model.encode_prompt([texts[i] for i in kept.prompt_index])
         )
     torch.testing.assert_close(kept.predictions, own, rtol=1e-4, atol=1e-5)
 

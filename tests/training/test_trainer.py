@@ -65,7 +65,7 @@ def _prior(model: BaseModel, word: str = "dog", entries: int = 5) -> PriorArtifa
         conditions = model.encode_prompt([f"a photo of a {word}", ""])
         asked = torch.arange(entries) % 2
         pred = model.predict(z, t, conditions[asked])
-    return PriorArtifact(z, z, t, pred, asked, conditions)
+    return PriorArtifact(z, z, t, pred, asked, conditions.pack())
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def _all(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 
 def _encode(trainer: Trainer, prompt: str) -> torch.Tensor:
-    return training_step.encode_prompts([trainer], [prompt])[0][0]
+    return training_step.encode_prompts([trainer], [prompt])[0].sequence[0]
 
 
 def _equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -108,7 +108,7 @@ def test_what_the_frozen_base_says_is_known_before_the_first_step(trainer) -> No
         for template, entry in known.items():
             words = t.teacher.conditions[template.format(views.prompt_phrase("class"))]
             with torch.no_grad():  # the new LoRA does nothing: this is still the frozen base
-                again = t.model.predict(entry.z_t, entry.t, words.expand(len(entry.t), -1, -1))
+                again = t.model.predict(entry.z_t, entry.t, words.expand(len(entry.t)))
             assert torch.allclose(entry.prediction, again, atol=1e-5)
             a = t.model.alpha_bar[entry.t].view(-1, 1, 1, 1)
             noise = (entry.z_t - a.sqrt() * views.latents[entry.indices]) / (1 - a).sqrt()
@@ -398,10 +398,10 @@ def test_while_it_learns_the_rest_of_the_sentence_hears_the_class_word(trainer) 
     for t in (own, context):  # no longer "a dog" to the letter
         t.tokens.trainable["rex"].data.mul_(-1)
     as_is, words = _encode(own, prompt), context.tokens.placeholders
-    assert torch.equal(as_is, own.model.encode_prompt([own.tokens.placeholders.expand(prompt)])[0])
+    assert torch.equal(as_is, own.model.encode_prompt([own.tokens.placeholders.expand(prompt)]).sequence[0])
     ids = context.model.token_ids([words.expand(prompt)])
     named = words.token_positions(ids, "rex")[0]
-    said, plain = _encode(context, prompt), context.model.encode_prompt(["a photo of a dog"])[0]
+    said, plain = _encode(context, prompt), context.model.encode_prompt(["a photo of a dog"]).sequence[0]
     assert torch.equal(said[-1], plain[-1]) and (said[named] - as_is[named]).abs().max() < 1e-6
     assert not torch.equal(as_is[-1], plain[-1])
     for t in (own, context):

@@ -11,6 +11,8 @@ from objtune_cli.models.families.component_loading import load_component, load_t
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
+    from objtune_cli.models.conditioning import Conditioning
+
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
 CONVOLUTION = ("conv1", "conv2")
@@ -114,9 +116,21 @@ class Family:
         """What `model_index.json` says beside its parts, as far as the family minds it."""
         return {}
 
-    def encode_prompt(self, model: Any, texts: list[str], max_tokens: int = 0) -> "Tensor":
-        """Prompts to one tensor (B, rows, d) that says everything the denoiser is told of them; with `max_tokens` the rows of so many leading tokens, which hear no later ones."""
-        return model.text_encoder(input_ids=model.token_ids(texts)[:, : max_tokens or None])[0].to(model.dtype)
+    def encode_prompt(self, model: Any, texts: list[str], max_tokens: int = 0) -> "Conditioning":
+        """Encode prompts for the denoiser.
+
+        Args:
+            max_tokens: Encode only so many leading tokens, without pooled vectors; 0: all tokens. The rows are the same
+                either way, because CLIP's text encoders are causal.
+        """
+        from objtune_cli.models.conditioning import Conditioning
+
+        ids = model.token_ids(texts)[:, : max_tokens or None]
+        return Conditioning(model.text_encoder(input_ids=ids)[0].to(model.dtype))
+
+    def pooled_size(self, model: Any) -> int:
+        """Width p of `Conditioning.pooled`; 0 for a family without pooled vectors."""
+        return 0
 
     def t5_token_mask(self, model: Any, text: str, name: str) -> "Tensor":
         """Which rows behind the tokens say `<name>` of an expanded prompt, boolean; none here."""
@@ -127,14 +141,6 @@ class Family:
     def t5_tokenizers(self, model: Any) -> list[tuple[Any, int]]:
         """Tokenizers of encoders that read class words in place of added ones, each with the tokens that it reads at most; none here."""
         return []
-
-    def prompt_embeds(self, condition: "Tensor") -> "Tensor":
-        """The rows of a condition that cross-attention sees, one a token."""
-        return condition
-
-    def added_cond_kwargs(self, model: Any, condition: "Tensor", height: int, width: int) -> dict[str, "Tensor"]:
-        """What the denoiser is told beside the words, for pictures of a size in px; nothing here."""
-        return {}
 
     def add_noise_and_target(self, model: Any, z: "Tensor", eps: "Tensor", t: "Tensor") -> "tuple[Tensor, Tensor]":
         """z_t and what the denoiser is to say of it, each as z (B, C, h, w); t: (B,) noise levels, larger is noisier."""
@@ -168,19 +174,16 @@ class Family:
         """Starts of the names of layers after the middle, and the blocks before it, which need not hear what learns."""
         return ("up_blocks.",), [*denoiser.down_blocks, denoiser.mid_block]
 
-    def predict(self, model: Any, z_t: "Tensor", t: "Tensor", condition: "Tensor") -> "Tensor":
-        """The denoiser's output for z_t (B, C, h, w), t (B,), and what `encode` gave, (B, rows, d)."""
+    def predict(self, model: Any, z_t: "Tensor", t: "Tensor", condition: "Conditioning") -> "Tensor":
+        """The denoiser's output (B, C, h, w) for z_t (B, C, h, w), timesteps t (B,) and the conditioning of B prompts."""
         height, width = (side * model.vae_scale_factor for side in z_t.shape[-2:])
         return model.denoiser(
             z_t.to(model.dtype), t.to(model.device), **self.denoiser_kwargs(model, condition, height, width)
         ).sample
 
-    def denoiser_kwargs(self, model: Any, condition: "Tensor", height: int, width: int) -> dict[str, Any]:
-        """What a call of the denoiser is told beside latents and levels, from what `encode` gave, for pictures of a size in px."""
-        extras = self.added_cond_kwargs(model, condition, height, width)
-        return {"encoder_hidden_states": self.prompt_embeds(condition)} | (
-            {"added_cond_kwargs": extras} if extras else {}
-        )
+    def denoiser_kwargs(self, model: Any, condition: "Conditioning", height: int, width: int) -> dict[str, Any]:
+        """Arguments of the denoiser besides latents and timesteps, for images of `height` x `width` px."""
+        return {"encoder_hidden_states": condition.sequence}
 
     def build_pipeline(self, model: Any, scheduler: Any) -> Any:
         """The pipeline class of diffusers around the stack's parts; takes what `prompts` gives."""
@@ -193,13 +196,23 @@ class Family:
             feature_extractor=None, requires_safety_checker=False,
         )  # type: ignore[arg-type]  # fmt: skip
 
-    def pipeline_kwargs(self, model: Any, condition: "Tensor", against: "Tensor") -> dict[str, Any]:
-        """What a call of the pipeline is told: condition and what guidance goes away from, each (B, rows, d)."""
-        return {"prompt_embeds": condition, "negative_prompt_embeds": against}
+    def pipeline_kwargs(self, condition: "Conditioning", negative: "Conditioning") -> dict[str, Any]:
+        """Arguments of the pipeline: the encoded prompts and negative prompts, B each."""
+        kwargs: dict[str, Any] = {"prompt_embeds": condition.sequence, "negative_prompt_embeds": negative.sequence}
+        if condition.pooled is not None:
+            kwargs |= {"pooled_prompt_embeds": condition.pooled, "negative_pooled_prompt_embeds": negative.pooled}
+        return kwargs
 
-    def callback_kwargs(self, model: Any, rows: "Tensor", height: int, width: int) -> dict[str, "Tensor"]:
-        """What the pipeline's loop reads from a step on at which it is told something else: `rows` (B, rows, d), under guidance those against first."""
-        return {"prompt_embeds": rows}
+    def callback_kwargs(
+        self, model: Any, condition: "Conditioning", height: int, width: int
+    ) -> "dict[str, Tensor | None]":
+        """Variables that a step callback must set to change the conditioning inside the pipeline's loop.
+
+        Args:
+            condition: Of the batch of a denoiser call: under classifier-free guidance the negative prompts come first.
+            height, width: Size of the images, px.
+        """
+        return {"prompt_embeds": condition.sequence}
 
     def to_kohya_name(self, layer: str) -> str:
         """A layer of the denoiser as kohya's files name it, dots included."""

@@ -1,7 +1,7 @@
 """Stable Diffusion 3 and 3.5 medium: a transformer over picture and text tokens together (MMDiT), a rectified flow, 1024 px.
 
-A condition is one tensor (B, 77 + 256 + 1, 4096): what both CLIPs say side by side, what T5 says (zeros where a base has
-none), then one row that holds the pooled embeddings and zeros.
+The sequence of its conditioning is (B, 77 + 256, 4096): the states of both CLIPs side by side, then those of T5 (zeros for
+a base without T5). The pooled vectors (B, 2048) are those of both CLIPs side by side.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,6 +15,8 @@ from objtune_cli.models.families.family import ATTENTION, FEED_FORWARD, Family
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
+
+    from objtune_cli.models.conditioning import Conditioning
 
 T5_TOKENS = 256
 """Tokens that T5 reads, as in diffusers' pipeline."""
@@ -118,24 +120,23 @@ class _SD3(Family):
 
         return load_component(SD3Transformer2DModel, folder, "transformer")
 
-    def encode_prompt(self, model: Any, texts: list[str], max_tokens: int = 0) -> "Tensor":
+    def encode_prompt(self, model: Any, texts: list[str], max_tokens: int = 0) -> "Conditioning":
         """Both CLIPs' states before their last layer, T5's states, and both projected states at the end of the text."""
         import torch
 
+        from objtune_cli.models.conditioning import Conditioning
+
         width = model.denoiser.config.joint_attention_dim
+        states, pooled = zip(*clip_text_encoders.encode_texts(model, texts, max_tokens), strict=True)
+        clip = _pad_width(torch.cat(states, dim=-1).to(model.dtype), width)
         if max_tokens:
-            return _pad_width(
-                torch.cat(
-                    [states for states, _ in clip_text_encoders.encode_texts(model, texts, max_tokens)], dim=-1
-                ).to(model.dtype),
-                width,
-            )
-        states, pooled = (
-            torch.cat(parts, dim=-1).to(model.dtype)
-            for parts in zip(*clip_text_encoders.encode_texts(model, texts), strict=True)
-        )
-        rows = [_pad_width(states, width), self._read(model, texts).to(model.dtype), _pad_width(pooled, width)[:, None]]
-        return torch.cat(rows, dim=1)
+            return Conditioning(clip)
+        sequence = torch.cat([clip, self._read(model, texts).to(model.dtype)], dim=1)
+        return Conditioning(sequence, torch.cat(pooled, dim=-1).to(model.dtype))
+
+    def pooled_size(self, model: Any) -> int:
+        """The widths of both CLIPs' projections together."""
+        return int(model.denoiser.config.pooled_projection_dim)
 
     def _read(self, model: Any, texts: list[str]) -> "Tensor":
         """What T5 says of the texts, (B, 256, d): it knows no added words and reads the class word in their place; each text is read once."""
@@ -174,13 +175,6 @@ class _SD3(Family):
         """T5's."""
         return [] if model.tokenizer_3 is None else [(model.tokenizer_3, T5_TOKENS)]
 
-    def prompt_embeds(self, condition: "Tensor") -> "Tensor":
-        """All rows but the last."""
-        return condition[:, :-1]
-
-    def _pooled(self, model: Any, condition: "Tensor") -> "Tensor":
-        return condition[:, -1, : model.denoiser.config.pooled_projection_dim]
-
     def add_noise_and_target(self, model: Any, z: "Tensor", eps: "Tensor", t: "Tensor") -> "tuple[Tensor, Tensor]":
         """A flow's; levels are those of the scheduler's own table, from its end."""
         from objtune_cli.numerics import flow_matching
@@ -214,19 +208,16 @@ class _SD3(Family):
         count = len(denoiser.transformer_blocks)
         return tuple(f"transformer_blocks.{i}." for i in range(count // 2, count)), []
 
-    def predict(self, model: Any, z_t: "Tensor", t: "Tensor", condition: "Tensor") -> "Tensor":
-        """The velocity for z_t (B, C, h, w), levels t (B,), and what `encode` gave, (B, rows, d)."""
+    def predict(self, model: Any, z_t: "Tensor", t: "Tensor", condition: "Conditioning") -> "Tensor":
+        """The velocity (B, C, h, w) for z_t (B, C, h, w), timesteps t (B,) and the conditioning of B prompts."""
         levels = model.scheduler.timesteps.flip(0)[t.cpu()].to(model.device)
         return model.denoiser(
             hidden_states=z_t.to(model.dtype), timestep=levels, **self.denoiser_kwargs(model, condition, 0, 0)
         ).sample
 
-    def denoiser_kwargs(self, model: Any, condition: "Tensor", height: int, width: int) -> dict[str, Any]:
-        """Words and pooled embedding; it is not told a size."""
-        return {
-            "encoder_hidden_states": self.prompt_embeds(condition),
-            "pooled_projections": self._pooled(model, condition),
-        }
+    def denoiser_kwargs(self, model: Any, condition: "Conditioning", height: int, width: int) -> dict[str, Any]:
+        """Text features and pooled vectors; the model has no size conditions."""
+        return {"encoder_hidden_states": condition.sequence, "pooled_projections": condition.pooled}
 
     def build_pipeline(self, model: Any, scheduler: Any) -> Any:
         """Without text encoders: it takes what `encode` gave."""
@@ -237,21 +228,11 @@ class _SD3(Family):
             transformer=model.denoiser, scheduler=scheduler,
         )  # type: ignore[arg-type]  # fmt: skip
 
-    def pipeline_kwargs(self, model: Any, condition: "Tensor", against: "Tensor") -> dict[str, Any]:
-        """Words and pooled embeddings apart."""
-        pooled = {
-            "pooled_prompt_embeds": self._pooled(model, condition),
-            "negative_pooled_prompt_embeds": self._pooled(model, against),
-        }
-        return {
-            "prompt_embeds": self.prompt_embeds(condition),
-            "negative_prompt_embeds": self.prompt_embeds(against),
-            **pooled,
-        }
-
-    def callback_kwargs(self, model: Any, rows: "Tensor", height: int, width: int) -> dict[str, "Tensor"]:
-        """The pooled ones too."""
-        return {"prompt_embeds": self.prompt_embeds(rows), "pooled_prompt_embeds": self._pooled(model, rows)}
+    def callback_kwargs(
+        self, model: Any, condition: "Conditioning", height: int, width: int
+    ) -> "dict[str, Tensor | None]":
+        """With the pooled vectors."""
+        return {"prompt_embeds": condition.sequence, "pooled_prompt_embeds": condition.pooled}
 
     def to_kohya(self, layers: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
         """As in the model's first repository: `mmdit.fused`."""

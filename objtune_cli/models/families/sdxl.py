@@ -1,8 +1,4 @@
-"""Stable Diffusion XL: CLIP ViT-L and OpenCLIP bigG side by side, a pooled embedding and size conditions, 1024 px.
-
-A condition is one tensor (B, L + 1, 2048): the words, then one row that holds the pooled embedding and zeros, so that
-what keeps, repeats and mixes conditions need not know of it.
-"""
+"""Stable Diffusion XL: CLIP ViT-L and OpenCLIP bigG side by side, a pooled embedding and size conditions, 1024 px."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +10,8 @@ from objtune_cli.models.families.family import Family, original_name
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from objtune_cli.models.conditioning import Conditioning
 
 
 class _SDXL(Family):
@@ -54,31 +52,32 @@ class _SDXL(Family):
             (load_tokenizer(CLIPTokenizer, folder, "tokenizer_2"), second),
         ]
 
-    def encode_prompt(self, model: Any, texts: list[str], max_tokens: int = 0) -> "Tensor":
+    def encode_prompt(self, model: Any, texts: list[str], max_tokens: int = 0) -> "Conditioning":
         """Both encoders' states before their last layer side by side, and bigG's projected state at the end of the text."""
         import torch
 
+        from objtune_cli.models.conditioning import Conditioning
+
         states, (_, pooled) = zip(*clip_text_encoders.encode_texts(model, texts, max_tokens), strict=True)
-        words = torch.cat(states, dim=-1)
+        sequence = torch.cat(states, dim=-1)
         if max_tokens:
-            return words.to(model.dtype)
-        row = torch.nn.functional.pad(pooled, (0, words.shape[-1] - pooled.shape[-1]))
-        found = torch.cat([words, row[:, None]], dim=1)
+            return Conditioning(sequence.to(model.dtype))
         if model.options.get("zero_empty"):
-            found = found * torch.tensor([bool(text) for text in texts], device=found.device)[:, None, None]
-        return found.to(model.dtype)
+            has_text = torch.tensor([bool(text) for text in texts], device=sequence.device)
+            sequence, pooled = sequence * has_text[:, None, None], pooled * has_text[:, None]
+        return Conditioning(sequence, pooled).to(model.dtype)
 
-    def prompt_embeds(self, condition: "Tensor") -> "Tensor":
-        """All rows but the last."""
-        return condition[:, :-1]
+    def pooled_size(self, model: Any) -> int:
+        """The width of bigG's projection."""
+        return int(model.text_encoder_2.config.projection_dim)
 
-    def added_cond_kwargs(self, model: Any, condition: "Tensor", height: int, width: int) -> dict[str, "Tensor"]:
-        """Pooled embedding, and sizes: the picture was as large as it is asked for, and nothing was cut off."""
-        sizes = condition.new_tensor([[height, width, 0, 0, height, width]]).expand(len(condition), -1)
-        return {"text_embeds": self._pooled(model, condition), "time_ids": sizes}
-
-    def _pooled(self, model: Any, condition: "Tensor") -> "Tensor":
-        return condition[:, -1, : model.text_encoder_2.config.projection_dim]
+    def denoiser_kwargs(self, model: Any, condition: "Conditioning", height: int, width: int) -> dict[str, Any]:
+        """Text features, pooled vectors and sizes: the original image had the size asked for, and nothing was cropped."""
+        sizes = condition.sequence.new_tensor([[height, width, 0, 0, height, width]]).expand(len(condition), -1)
+        return {
+            "encoder_hidden_states": condition.sequence,
+            "added_cond_kwargs": {"text_embeds": condition.pooled, "time_ids": sizes},
+        }
 
     def build_pipeline(self, model: Any, scheduler: Any) -> Any:
         """No watermark is added: what comes out are latents."""
@@ -89,25 +88,15 @@ class _SDXL(Family):
             scheduler=scheduler, force_zeros_for_empty_prompt=False, add_watermarker=False,
         )  # type: ignore[arg-type]  # fmt: skip
 
-    def pipeline_kwargs(self, model: Any, condition: "Tensor", against: "Tensor") -> dict[str, Any]:
-        """Words and pooled embedding apart."""
-        pooled = {
-            "pooled_prompt_embeds": self._pooled(model, condition),
-            "negative_pooled_prompt_embeds": self._pooled(model, against),
-        }
+    def callback_kwargs(
+        self, model: Any, condition: "Conditioning", height: int, width: int
+    ) -> "dict[str, Tensor | None]":
+        """With the pooled vectors and the sizes."""
+        added = self.denoiser_kwargs(model, condition, height, width)["added_cond_kwargs"]
         return {
-            "prompt_embeds": self.prompt_embeds(condition),
-            "negative_prompt_embeds": self.prompt_embeds(against),
-            **pooled,
-        }
-
-    def callback_kwargs(self, model: Any, rows: "Tensor", height: int, width: int) -> dict[str, "Tensor"]:
-        """The pooled ones and the sizes too."""
-        told = self.added_cond_kwargs(model, rows, height, width)
-        return {
-            "prompt_embeds": self.prompt_embeds(rows),
-            "add_text_embeds": told["text_embeds"],
-            "add_time_ids": told["time_ids"],
+            "prompt_embeds": condition.sequence,
+            "add_text_embeds": added["text_embeds"],
+            "add_time_ids": added["time_ids"],
         }
 
     def to_kohya_name(self, layer: str) -> str:
