@@ -15,7 +15,6 @@ from objtune_cli.config.resolve import Settings
 from objtune_cli.config.sections import Common, Compose, Embed, Generate, Prior, Segment, Train
 from objtune_cli.errors import ObjtuneError
 from objtune_cli.paths import to_path
-from objtune_cli.store import refs
 from objtune_cli.store.project import find_project
 from objtune_cli.workflow.context import StageContext, StageResult
 
@@ -120,7 +119,7 @@ def init_embedding(ctx: StageContext, mask: str) -> StageResult:
     from objtune_cli.embedding import stage as embed
 
     with _lock_project(ctx):
-        return embed.run(ctx, refs.find(ctx.root, mask, ("mask",)), ctx.settings.resolve(Embed))
+        return embed.run(ctx, ctx.store.find(mask, ("mask",)), ctx.settings.resolve(Embed))
 
 
 def train(
@@ -211,8 +210,8 @@ def export(
 
     with _lock_project(ctx):
         return stage.run(
-            ctx.root,
-            refs.find(ctx.root, name, ("adapter",)),
+            ctx.store,
+            ctx.store.find(name, ("adapter",)),
             form,
             to_path(out),
             dtype=dtype,

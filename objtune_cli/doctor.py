@@ -10,7 +10,7 @@ from objtune_cli.config.resolve import Settings
 from objtune_cli.config.sections import Segment
 from objtune_cli.errors import ObjtuneError
 from objtune_cli.models import hub_cache, registry
-from objtune_cli.store import artifacts, garbage, refs
+from objtune_cli.store import garbage
 from objtune_cli.store.project import Project
 
 PACKAGES = ("objtune", "torch", "torchvision", "diffusers", "transformers", "peft", "safetensors", "numpy", "Pillow")
@@ -163,16 +163,16 @@ def _check_store(project: Project) -> list[Check]:
             "" if writable else "it cannot be written; check its owner and mode",
         )
     ]
-    every = refs.list_refs(project.artifacts)
+    every = project.store.list()
     broken = []
     for ref in every:
         try:
-            artifacts.read_record(project.artifacts, ref)
+            project.store.read_record(ref)
         except ObjtuneError as error:
             broken.append(error)
     said = broken[0].message if broken else f"{len(every)} artifacts, every header sound"
     found.append(Check("store", "bad" if broken else "ok", said, broken[0].hint if broken else ""))
-    left = garbage.find_garbage(project, 0)
+    left = garbage.find_garbage(project.store, 0)
     found.append(
         Check(
             "leftovers",

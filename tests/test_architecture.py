@@ -278,9 +278,10 @@ def one_mask(project: Path) -> Path:
     """A project with the artifact mask/x@1."""
     import numpy as np
 
-    from objtune_cli.store.artifacts import Record, publish
+    from objtune_cli.store.artifacts import Record
+    from objtune_cli.store.store import Store
 
-    publish(project / "artifacts", Record("mask", "x", {"x": "dog"}, {}, {}, {}), {"mask": np.zeros((2, 2), np.uint8)})
+    Store.at(project).create(Record("mask", "x", {"x": "dog"}, {}, {}, {}), {"mask": np.zeros((2, 2), np.uint8)})
     return project
 
 

@@ -12,7 +12,7 @@ from objtune_cli.errors import InputError, UsageError
 from objtune_cli.images import mask_image as mask
 from objtune_cli.images import photo
 from objtune_cli.store.refs import check_name
-from objtune_cli.store.safetensors_format import open_regular
+from objtune_cli.store.regular_files import open_regular
 from objtune_cli.workflow.prompt_text import clean_prompt
 
 LISTING = "prompts_and_classes.txt"

@@ -14,7 +14,7 @@ from objtune_cli.bench.methods import Method
 from objtune_cli.errors import GateError, ObjtuneError
 from objtune_cli.evaluation import statistics
 from objtune_cli.images import grids, png
-from objtune_cli.store import artifacts
+from objtune_cli.store import atomic_files
 from objtune_cli.store.checkpoints import Checkpoint
 from objtune_cli.workflow.context import StageContext
 from objtune_cli.workflow.reporting import Reporter
@@ -98,7 +98,7 @@ def measure_all(
         Stopped: A signal came.
     """
     found: dict[str, list[Row]] = {name: [] for name in plan}
-    with Checkpoint(ctx.project, "bench").lock(
+    with Checkpoint(ctx.store, "bench").lock(
         "another bench is at work in this folder", "wait for it, or give another --out"
     ):
         try:
@@ -118,21 +118,21 @@ def write_results(out: Path, found: Mapping[str, list[Row]]) -> None:
         for name, results in found.items()
         for result in results
     ]
-    artifacts.write_file(out / "results.jsonl", "".join(lines).encode())
+    atomic_files.write_file(out / "results.jsonl", "".join(lines).encode())
 
 
 def write_table(file: Path, rows: list[Row]) -> None:
     """Write rows as CSV."""
     columns = statistics.column_names(rows)
     lines = [",".join(columns)] + [",".join("" if row[c] is None else str(row[c]) for c in columns) for row in rows]
-    artifacts.write_file(file, ("\n".join(lines) + "\n").encode())
+    atomic_files.write_file(file, ("\n".join(lines) + "\n").encode())
 
 
 def _write_result(file: Path, result: Row, shown: np.ndarray | None) -> Row:
     """Write images, then the result: the result's file marks the images as complete."""
     strip = np.full((grids.CELL, grids.CELL, 3), 255, np.uint8) if shown is None else np.concatenate(list(shown), 1)
-    artifacts.write_file(file.with_suffix(".png"), png.encode_png(strip))
-    artifacts.write_file(file, (json.dumps(result) + "\n").encode())
+    atomic_files.write_file(file.with_suffix(".png"), png.encode_png(strip))
+    atomic_files.write_file(file, (json.dumps(result) + "\n").encode())
     return result
 
 

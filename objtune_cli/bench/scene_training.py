@@ -10,7 +10,7 @@ from objtune_cli.bench.methods import OURS, Method
 from objtune_cli.evaluation import benchmark_objects
 from objtune_cli.evaluation.benchmark_objects import Case
 from objtune_cli.images import png
-from objtune_cli.store import artifacts
+from objtune_cli.store import atomic_files
 from objtune_cli.store.refs import Ref, parse
 from objtune_cli.toybox import renderer, world
 from objtune_cli.toybox.world import Dial
@@ -43,11 +43,11 @@ def train_objects(
         The adapter, and the wall seconds; 0 if it existed.
     """
     folder = ctx.project.folder / "given" / "-".join(m.name for m in members)
-    artifacts.write_file(folder / "photo.png", png.encode_png(rgb))
+    atomic_files.write_file(folder / "photo.png", png.encode_png(rgb))
     inputs = [str(folder / "photo.png")]
     for member, mask in zip(members, masks, strict=True):
         file = folder / f"{member.name}.png"
-        artifacts.write_file(file, png.encode_png(mask))
+        atomic_files.write_file(file, png.encode_png(mask))
         inputs += ["--class", member.instance.kind, "--name", member.name, "--mask", f"{member.name}={file}"]
     embed_options = set_options(method.embed, "init-embedding")
     train_options = set_options({**method.train, "self_evaluation": False}, "train") + set_options(

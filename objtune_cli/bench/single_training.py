@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,8 +17,9 @@ from objtune_cli.evaluation import rendering, truth_scores
 from objtune_cli.evaluation.benchmark_objects import Case
 from objtune_cli.images import png
 from objtune_cli.renamed_settings import former
-from objtune_cli.store import artifacts
-from objtune_cli.store.refs import parse
+from objtune_cli.store import disk_errors
+from objtune_cli.store.checkpoints import STATES
+from objtune_cli.store.refs import ARTIFACTS, parse
 from objtune_cli.store.safetensors_format import canonical_json
 from objtune_cli.toybox import world
 from objtune_cli.toybox.evaluator import inference
@@ -142,13 +142,13 @@ def train_object(ctx: StageContext, subject: TrainingInput, name: str, method: M
         Stopped: A signal came.
     """
     folder = ctx.project.folder
-    with artifacts.translate_os_errors(folder):
+    with disk_errors.translate_os_errors(folder):
         for kind in ("mask", "embedding", "adapter"):
-            if (ctx.root / kind).exists():
-                shutil.rmtree(ctx.root / kind)
-        for state in ctx.project.states.glob("*.safetensors"):
-            state.unlink()
-    with artifacts.translate_os_errors(folder), tempfile.TemporaryDirectory(dir=folder) as place:
+            ctx.store.backend.delete(f"{ARTIFACTS}{kind}/")
+        for state in ctx.store.backend.list(STATES):
+            if state.key.endswith(".safetensors"):  # not the lock of the bench
+                ctx.store.backend.delete(state.key)
+    with disk_errors.translate_os_errors(folder), tempfile.TemporaryDirectory(dir=folder) as place:
         photo, mask = Path(place) / "photo.png", Path(place) / "mask.png"
         photo.write_bytes(png.encode_png(subject.rgb))
         mask.write_bytes(png.encode_png(subject.mask))
@@ -165,7 +165,7 @@ def train_object(ctx: StageContext, subject: TrainingInput, name: str, method: M
     command_runner.raise_failure(document, name, subject)
     import torch
 
-    _, arrays = artifacts.load(ctx.root, parse(document["refs"][-1]["ref"]), document["refs"][-1]["sha256"])
+    _, arrays = ctx.store.read(parse(document["refs"][-1]["ref"]), document["refs"][-1]["sha256"])
     return TrainingResult({k: torch.from_numpy(v.copy()) for k, v in arrays.items()}, seconds, memory)
 
 

@@ -1,25 +1,27 @@
 """What TAB offers: names and refs of the project, read from file names alone."""
 
 import os
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from objtune_cli import paths
 from objtune_cli.errors import ObjtuneError
 from objtune_cli.store import KINDS
 
+if TYPE_CHECKING:
+    from objtune_cli.store.store import Store
 
-def _root() -> Path:
+
+def _store() -> "Store":
     from objtune_cli.store.project import find_project
 
     given = os.environ.get("OBJTUNE_PROJECT")
-    return find_project(paths.to_path(given) if given else None).artifacts
+    return find_project(paths.to_path(given) if given else None).store
 
 
 def _offer(kinds: tuple[str, ...], incomplete: str) -> list[str]:
-    from objtune_cli.store import refs
 
     try:
-        found = [r for kind in kinds for r in refs.list_refs(_root(), kind)]
+        found = [r for kind in kinds for r in _store().list(kind)]
     except (ObjtuneError, OSError):
         return []
     return [str(r) for r in found if str(r).startswith(incomplete)]

@@ -27,6 +27,7 @@ from objtune_cli.workflow.reporting import CommandReporter
 if TYPE_CHECKING:
     from objtune_cli.config.resolve import Settings
     from objtune_cli.store.project import Project
+    from objtune_cli.store.store import Store
     from objtune_cli.workflow.context import StageContext, StageResult
 
 
@@ -221,10 +222,10 @@ def _images(result: CommandResult) -> list[Path]:
 
 def _build_document(run: CommandRun, result: CommandResult, seconds: float) -> dict[str, Any]:
     """The JSON document of a command; docs/schemas/output.json describes it."""
-    root = run.project().artifacts
+    store = run.project().store
     return {
         "command": run.name,
-        "refs": [_describe_result(each, root) for each in result.results],
+        "refs": [_describe_result(each, store) for each in result.results],
         "images": [str(path) for path in _images(result)],
         "metrics": {str(each.ref): dict(each.metrics) for each in result.results if each.metrics},
         "seconds": round(seconds, 3),
@@ -256,11 +257,9 @@ def relative_to_cwd(path: Path) -> Path:
     return path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path
 
 
-def _describe_result(result: "StageResult", root: Path) -> dict[str, Any]:
-    from objtune_cli.store import artifacts
-
-    path = result.ref.path(root)
-    return {"ref": str(result.ref), "path": str(path), "sha256": artifacts.file_sha256(path), "reused": result.reused}
+def _describe_result(result: "StageResult", store: "Store") -> dict[str, Any]:
+    sha256 = store.compute_sha256(result.ref)
+    return {"ref": str(result.ref), "path": str(store.path(result.ref)), "sha256": sha256, "reused": result.reused}
 
 
 def require(condition: object, message: str, hint: str) -> None:

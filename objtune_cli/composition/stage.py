@@ -17,7 +17,7 @@ from objtune_cli.images import png
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.kinds.scene import REFINED
 from objtune_cli.workflow import output_files, prompt_request, trained_objects
-from objtune_cli.workflow.context import StageContext, StageResult, write_image
+from objtune_cli.workflow.context import StageContext, StageResult
 
 if TYPE_CHECKING:
     import numpy as np
@@ -265,7 +265,7 @@ def _compose_scene(ctx: StageContext, record: Record, scene: _Scene) -> StageRes
     tensors = {name: torch.stack([each.tensors[name] for each in chosen]) for name in chosen[0].tensors}
     record = replace(record, metrics=metrics, tools=ctx.tools(model))
     result = generate.publish_scene(ctx, model, record, tensors, scene.config, scene.prompt, decode_scene)
-    write_image(ctx.root, result.ref, "layout.png", png.encode_png(layout.render(scene.layout, (high, wide))))
+    ctx.store.write_image(result.ref, "layout.png", png.encode_png(layout.render(scene.layout, (high, wide))))
     return result
 
 

@@ -10,7 +10,6 @@ from objtune_cli.evaluation import rendering, statistics, truth_scores
 from objtune_cli.evaluation.benchmark_objects import OBJECT_SLOT, Case, Prompt
 from objtune_cli.evaluation.clip_dino import MetricModels, score
 from objtune_cli.evaluation.features import ImageEmbedder, TextEmbedder
-from objtune_cli.store import artifacts
 from objtune_cli.store.refs import Ref
 from objtune_cli.toybox import world
 from objtune_cli.toybox.captions import PLACES, article
@@ -52,14 +51,14 @@ def load_subject(ctx: StageContext, ref: Ref, name: str | None = None) -> Traine
     Raises:
         InputError: The adapter holds several objects and no `name` is given, it does not hold `name`, or its photo is not known.
     """
-    record = artifacts.read_record(ctx.root, ref)
+    record = ctx.store.read_record(ref)
     ctx.check_base(record, drawn=True)
     if name is None and len(record.objects) > 1:
         raise InputError(f"{ref} holds several objects", f"choose one with `--name`: {', '.join(record.objects)}")
     name = name or next(iter(record.objects))
     if name not in record.objects:
         raise InputError(f"{ref} holds no {name}", f"it holds {', '.join(record.objects)}")
-    item = trained_objects.PromptObject(name, record, artifacts.file_sha256(ref.path(ctx.root)))
+    item = trained_objects.PromptObject(name, record, ctx.store.compute_sha256(ref))
     source = trained_objects.load_source(ctx, item)
     if source is None:
         raise InputError(f"{record.ref} does not say which photo {name} was learned from", "train it from a photo")

@@ -8,7 +8,7 @@ from typing import Any
 from objtune_cli.errors import ObjtuneError
 from objtune_cli.interchange import export, trigger_words
 from objtune_cli.models import families
-from objtune_cli.store import artifacts
+from objtune_cli.store import artifacts, garbage
 from objtune_cli.store.kinds import adapter, scene
 from objtune_cli.store.refs import parse
 from objtune_cli.workflow.context import StageContext
@@ -48,7 +48,7 @@ def collect_hashes(ctx: StageContext, inputs: Mapping[str, Mapping[str, str]]) -
 
 def _adapter_hashes(ctx: StageContext, ref: str, sha256: str) -> Hashes:
     """The hashes of one adapter: of the files that it was imported from, from the cache, or computed."""
-    record = artifacts.read_record(ctx.root, parse(ref))
+    record = ctx.store.read_record(parse(ref))
     imported = imported_hashes(record)
     if imported is not None:
         return imported
@@ -61,14 +61,14 @@ def _adapter_hashes(ctx: StageContext, ref: str, sha256: str) -> Hashes:
 
 def _cached_hashes(ctx: StageContext, ref: str, sha256: str) -> Hashes:
     """The hashes of the files that an adapter is exported to, from the cache or computed."""
-    file = ctx.project.folder / ".objtune" / "hashes" / f"{sha256}.json"
-    with contextlib.suppress(OSError, ValueError):
-        cached = json.loads(file.read_bytes())
+    key = f"{garbage.HASHES}{sha256}.json"
+    with contextlib.suppress(OSError, ValueError), ctx.store.backend.open(key) as file:
+        cached = json.loads(file.read())
         if isinstance(cached, dict) and all(isinstance(values, dict) for values in cached.values()):
             return cached
-    record, tensors = artifacts.load(ctx.root, parse(ref), sha256)
+    record, tensors = ctx.store.read(parse(ref), sha256)
     hashes = compute_hashes(record, tensors)
-    artifacts.write_file(file, (json.dumps(hashes) + "\n").encode(), ctx.root)
+    ctx.store.backend.replace(key, (json.dumps(hashes) + "\n").encode())
     return hashes
 
 

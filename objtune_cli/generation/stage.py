@@ -11,12 +11,11 @@ from objtune_cli.errors import GateError, InputError
 from objtune_cli.generation import image_size, lora_hashes
 from objtune_cli.generation.image_metadata import infotext
 from objtune_cli.images import png
-from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.refs import Ref
 from objtune_cli.store.safetensors_format import canonical_json
 from objtune_cli.workflow import output_files, prompt_request, trained_objects
-from objtune_cli.workflow.context import StageContext, StageResult, list_images, write_image
+from objtune_cli.workflow.context import StageContext, StageResult
 from objtune_cli.workflow.prompt_text import write_strengths
 
 if TYPE_CHECKING:
@@ -139,19 +138,19 @@ def reuse_scene(
     """
     ref = None if ctx.force else ctx.find(record, computed=True)
     if ref is None:
-        ctx.project.check_writable(record.kind, record.name)
+        ctx.store.check_writable(record.kind, record.name)
         return None
-    metrics = artifacts.read_record(ctx.root, ref).metrics
-    files, decoded = [file for file in list_images(ctx.root, ref) if file.stem.isdigit()], None
+    metrics = ctx.store.read_record(ref).metrics
+    files, decoded = [file for file in ctx.store.list_images(ref) if file.stem.isdigit()], None
     if len(files) != config.num_images:
         import torch
 
-        tensors = {name: torch.from_numpy(array.copy()) for name, array in artifacts.load(ctx.root, ref)[1].items()}
+        tensors = {name: torch.from_numpy(array.copy()) for name, array in ctx.store.read(ref)[1].items()}
         decoded = (decode or decode_latents)(ctx.load_base_model(), record, tensors)
     flat = find_flat_images([png.read(file) for file in files] if decoded is None else decoded)
     if set(flat) - set(metrics.get(ONE_COLOUR, ())):
         ctx.report.note(f"{ref} is not used again: {describe_images(flat, config.num_images)} of one colour")
-        ctx.project.check_writable(record.kind, record.name)
+        ctx.store.check_writable(record.kind, record.name)
         return None
     result = ctx.find_existing(record, computed=True)
     if result is not None and decoded is None:
@@ -246,7 +245,7 @@ def publish_scene(
     if flat:
         ctx.report.note(f"{describe_images(flat, len(images))} of one colour")
         record = replace(record, metrics={**record.metrics, ONE_COLOUR: flat})
-    ref = artifacts.publish(ctx.root, record, tensors)
+    ref = ctx.store.create(record, tensors)
     return StageResult(ref, False, write_images(ctx, ref, record, images, config, prompt), dict(record.metrics))
 
 
@@ -298,7 +297,7 @@ def write_images(
         )
         provenance = canonical_json({"scene": str(ref), "inputs": record.inputs, "seed": seeds[i]})
         data = png.encode_png(image, {"parameters": parameters, "objtune": provenance})
-        files.append(write_image(ctx.root, ref, f"{i + 1:03d}.png", data))
+        files.append(ctx.store.write_image(ref, f"{i + 1:03d}.png", data))
     return files
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from objtune_cli.images import png
-from objtune_cli.store import artifacts
+from objtune_cli.store import atomic_files
 
 MAX_OBJECTS = 12
 """Largest number of objects on the sheet."""
@@ -36,7 +36,7 @@ def save_sheet(out: Path, photos: Mapping[str, Callable[[], np.ndarray]], names:
             )
             canvas.paste(shown, (x, TITLE + GAP + row * (CELL + GAP)))
     file = out / "sheet.png"
-    artifacts.write_file(file, png.encode_png(np.asarray(canvas)))
+    atomic_files.write_file(file, png.encode_png(np.asarray(canvas)))
     return file
 
 

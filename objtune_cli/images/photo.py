@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from objtune_cli.errors import InputError, ObjtuneError
 from objtune_cli.images import color_profiles, decoders, formats, transparency
-from objtune_cli.store.safetensors_format import open_regular
+from objtune_cli.store.regular_files import open_regular
 
 if TYPE_CHECKING:
     import numpy as np

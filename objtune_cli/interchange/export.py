@@ -16,10 +16,11 @@ from objtune_cli.interchange import model_card, trigger_words
 from objtune_cli.interchange.number_formats import DTYPES, convert
 from objtune_cli.models import families
 from objtune_cli.models.families import Family
-from objtune_cli.store import artifacts, refs, safetensors_format
+from objtune_cli.store import artifacts, safetensors_format
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.kinds import adapter
 from objtune_cli.store.refs import Ref
+from objtune_cli.store.store import Store
 from objtune_cli.workflow.output_files import OutputFile, is_file_name, write_files
 
 FORMATS = ("diffusers", "kohya", "embedding", "bundle", "hub")
@@ -34,7 +35,7 @@ Note = Callable[[str], None]
 
 
 def run(
-    root: Path, ref: Ref, form: str, out: Path, *, dtype: str = "fp32", trigger: Sequence[str] = (), force: bool = False,
+    store: Store, ref: Ref, form: str, out: Path, *, dtype: str = "fp32", trigger: Sequence[str] = (), force: bool = False,
     note: Note = lambda text: None,
 ) -> list[Path]:  # fmt: skip
     """Write the files of one format into the folder `out`; see `plan` and `outputs.write`.
@@ -43,11 +44,11 @@ def run(
         diffusers: pytorch_lora_weights.safetensors; kohya: <name>.safetensors; embedding: <trigger>.safetensors for each
         object; bundle: <name>-bundle.safetensors, kohya's with the embeddings inside; hub: all but the bundle, with a model card.
     """
-    return write_files(plan(root, ref, form, out, dtype=dtype, trigger=trigger, note=note), force=force, note=note)
+    return write_files(plan(store, ref, form, out, dtype=dtype, trigger=trigger, note=note), force=force, note=note)
 
 
 def plan(
-    root: Path,
+    store: Store,
     ref: Ref,
     form: str,
     out: Path,
@@ -71,12 +72,12 @@ def plan(
     for what, value, known in (("format", form, FORMATS), ("number format", dtype, DTYPES)):
         if value not in known:
             raise UsageError(f"there is no {what} {value}", f"one of {', '.join(known)}")
-    record, tensors = artifacts.load(root, ref)
+    record, tensors = store.read(ref)
     family = families.get_family(record.base.get("family", ""))
     layers = any(k.startswith(tuple(KOHYA_PREFIXES)) for k in tensors)
     if form in ("diffusers", "kohya", "bundle") and not layers:
         raise IncompatibleError(f"{ref} is a token alone, without LoRA", "`--format embedding` writes it")
-    artifacts.require_finite(root, ref)  # other tools draw black images from it without an error
+    store.require_finite(ref)  # other tools draw black images from it without an error
     words = _choose_triggers(record, form, out, trigger)
     if form in ("embedding", "bundle", "hub"):
         for line in trigger_words.describe_common(words, record.objects, is_file=is_file_name(out)):
@@ -84,12 +85,12 @@ def plan(
     exported = _AdapterExport(record, convert(ref, tensors, dtype, note), family, words)
     forms = ["diffusers", "kohya", "embedding"] if layers else ["embedding"]
     if form != "hub":
-        return list(_list_outputs(root, exported, form, out))
-    files = [file for each in forms for file in _list_outputs(root, exported, each, out / _FOLDERS[each])]
+        return list(_list_outputs(store, exported, form, out))
+    files = [file for each in forms for file in _list_outputs(store, exported, each, out / _FOLDERS[each])]
     return [
         *files,
         *model_card.list_outputs(
-            root, record, family, out, [file.path.relative_to(out).as_posix() for file in files], words
+            store, record, family, out, [file.path.relative_to(out).as_posix() for file in files], words
         ),
     ]
 
@@ -144,7 +145,7 @@ def _choose_triggers(record: Record, form: str, out: Path, trigger: Sequence[str
     return {name: out.stem}
 
 
-def _list_outputs(root: Path, exported: _AdapterExport, form: str, out: Path) -> Iterator[OutputFile]:
+def _list_outputs(store: Store, exported: _AdapterExport, form: str, out: Path) -> Iterator[OutputFile]:
     """Encode the files of one format other than `hub`."""
     name = exported.record.name
     names = {"diffusers": DIFFUSERS_FILE, "kohya": f"{name}.safetensors", "bundle": f"{name}-bundle.safetensors"}
@@ -156,11 +157,11 @@ def _list_outputs(root: Path, exported: _AdapterExport, form: str, out: Path) ->
     is_own = _has_signature if form in ("kohya", "bundle") else _is_reproducible
     for kind, file in files.items():
         yield OutputFile(
-            out if is_file_name(out) else out / file, exported.encode(kind), partial(is_own, root, exported, kind)
+            out if is_file_name(out) else out / file, exported.encode(kind), partial(is_own, store, exported, kind)
         )
 
 
-def _has_signature(root: Path, exported: _AdapterExport, kind: str, content: bytes) -> bool:
+def _has_signature(store: Store, exported: _AdapterExport, kind: str, content: bytes) -> bool:
     """Whether a file's metadata names a version of this adapter, and its tensors match the stored hash."""
     try:
         length = int.from_bytes(content[:8], "little")
@@ -169,17 +170,17 @@ def _has_signature(root: Path, exported: _AdapterExport, kind: str, content: byt
         whole = said["sshs_model_hash"] == hashlib.sha256(content[8 + length :]).hexdigest()
         return (
             whole
-            and source["digest"] in {r.digest for r in _read_versions(root, exported.record)}
+            and source["digest"] in {r.digest for r in _read_versions(store, exported.record)}
             and bool(source["digest"])
         )
     except (ValueError, KeyError, TypeError):
         return False
 
 
-def _is_reproducible(root: Path, exported: _AdapterExport, kind: str, content: bytes) -> bool:
+def _is_reproducible(store: Store, exported: _AdapterExport, kind: str, content: bytes) -> bool:
     """Whether a file without metadata equals the export of some version of this adapter in some number format."""
-    for record in _read_versions(root, exported.record):
-        tensors = artifacts.load(root, record.ref)[1]
+    for record in _read_versions(store, exported.record):
+        tensors = store.read(record.ref)[1]
         for dtype in DTYPES:
             with contextlib.suppress(ObjtuneError, KeyError):
                 if (
@@ -192,11 +193,11 @@ def _is_reproducible(root: Path, exported: _AdapterExport, kind: str, content: b
     return False
 
 
-def _read_versions(root: Path, record: Record) -> Iterator[Record]:
+def _read_versions(store: Store, record: Record) -> Iterator[Record]:
     """Records of all readable versions of an adapter, newest first."""
-    for version in reversed(refs.list_versions(root, "adapter", record.name)):
+    for version in reversed(store.list_versions("adapter", record.name)):
         with contextlib.suppress(ObjtuneError):
-            yield artifacts.read_record(root, Ref("adapter", record.name, version))
+            yield store.read_record(Ref("adapter", record.name, version))
 
 
 def _embedding_tensors(tensors: Mapping[str, Any], name: str, family: Family, only: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from shlex import quote
 
 from objtune_cli.errors import InputError
-from objtune_cli.store import safetensors_format
+from objtune_cli.store import regular_files
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 MAX_FILE = 4 << 30
@@ -131,7 +131,7 @@ def _read_file(path: Path, what: str, network: str) -> ImportFile:
 
 def _read_bytes(path: Path, limit: int, hint: str) -> bytes:
     try:
-        with safetensors_format.open_regular(path) as file:
+        with regular_files.open_regular(path) as file:
             data = file.read(limit + 1)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}", "give a .safetensors file") from None

@@ -5,7 +5,6 @@ from typing import Any
 
 from objtune_cli.config.sections import Merge, identifying
 from objtune_cli.errors import IncompatibleError, UsageError
-from objtune_cli.store import artifacts, refs, safetensors_format
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.kinds import adapter
 from objtune_cli.store.refs import Ref, check_name
@@ -20,7 +19,7 @@ def run(ctx: StageContext, adapters: list[tuple[Ref, float]], name: str | None, 
         UsageError: Two adapters have the same object, one adapter is listed twice, or a single one has no new name or a weight of 0.
         IncompatibleError: The adapters have different bases, or a single one has no LoRA.
     """
-    records = [artifacts.read_record(ctx.root, ref) for ref, _ in adapters]
+    records = [ctx.store.read_record(ref) for ref, _ in adapters]
     if len({ref for ref, _ in adapters}) < len(adapters):
         twice = next(ref for i, (ref, _) in enumerate(adapters) if ref in [other for other, _ in adapters[:i]])
         raise UsageError(
@@ -52,8 +51,8 @@ def _check_single(ctx: StageContext, record: Record, weight: float, name: str | 
             f"{record.ref} alone makes nothing to merge",
             f"give two adapters or more, or a weight and a new name: {example}",
         )
-    taken = name in refs.list_names(ctx.root, "adapter") and not is_merged(
-        artifacts.read_record(ctx.root, refs.resolve(ctx.root, Ref("adapter", name)))
+    taken = name in ctx.store.list_names("adapter") and not is_merged(
+        ctx.store.read_record(ctx.store.resolve(Ref("adapter", name)))
     )
     if taken or name in (record.name, *record.objects):
         raise UsageError(
@@ -61,7 +60,7 @@ def _check_single(ctx: StageContext, record: Record, weight: float, name: str | 
         )
     if weight == 0:
         raise UsageError(f"a weight of 0 leaves nothing of {record.ref}", f"a number that is not 0: {example}")
-    if not adapter.has_lora(safetensors_format.read_header(record.ref.path(ctx.root))[1]):
+    if not adapter.has_lora(ctx.store.read_tensor_specs(record.ref)):
         raise IncompatibleError(
             f"{record.ref} is a token alone, without LoRA; a weight has nothing to act on",
             "it can be merged with others",
@@ -95,11 +94,10 @@ def _merge(ctx: StageContext, record: Record, sources: list[Ref], config: Merge)
 
     ctx.check_stopped()
     for ref in sources:
-        artifacts.require_finite(ctx.root, ref)
+        ctx.store.require_finite(ref)
     digests = {i["ref"]: i["sha256"] for i in record.inputs.values()}
     opened = [
-        {k: torch.from_numpy(v.copy()) for k, v in artifacts.load(ctx.root, ref, digests[str(ref)])[1].items()}
-        for ref in sources
+        {k: torch.from_numpy(v.copy()) for k, v in ctx.store.read(ref, digests[str(ref)])[1].items()} for ref in sources
     ]
     tensors: dict[str, Any] = {k: v for tensors in opened for k, v in tensors.items() if adapter.is_token(k)}
     tensors |= merging.merge_adapters(
@@ -111,5 +109,5 @@ def _merge(ctx: StageContext, record: Record, sources: list[Ref], config: Merge)
     ranks = {v.shape[0] for k, v in tensors.items() if k.endswith(adapter.LORA_A)}
     metrics = {"rank": max(ranks, default=0)}
     return StageResult(
-        artifacts.publish(ctx.root, replace(record, metrics=metrics, tools=tool_versions()), tensors), metrics=metrics
+        ctx.store.create(replace(record, metrics=metrics, tools=tool_versions()), tensors), metrics=metrics
     )

@@ -10,10 +10,9 @@ from pathlib import Path
 from objtune_cli.errors import InputError, ObjtuneError, ResourceError
 from objtune_cli.models import hub_cache
 from objtune_cli.models.families import Family
-from objtune_cli.store import artifacts, refs
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.refs import Ref
-from objtune_cli.workflow.context import list_images
+from objtune_cli.store.store import Store
 from objtune_cli.workflow.output_files import OutputFile
 
 SIGNATURE_START = "<!-- objtune card of "
@@ -36,26 +35,26 @@ def base_licence(record: Record, family: Family) -> tuple[str, str]:
 
 
 def list_outputs(
-    root: Path, record: Record, family: Family, out: Path, files: Sequence[str], words: Mapping[str, str]
+    store: Store, record: Record, family: Family, out: Path, files: Sequence[str], words: Mapping[str, str]
 ) -> list[OutputFile]:
     """README.md with the hub's front matter, and the images that it shows.
 
     Args:
         files: Paths of the other exported files, relative to `out`. words: Object to trigger word.
     """
-    versions = [Ref("adapter", record.name, version) for version in refs.list_versions(root, "adapter", record.name)]
+    versions = [Ref("adapter", record.name, version) for version in store.list_versions("adapter", record.name)]
     shown = [
         OutputFile(
             out / "pictures" / picture.name,
             picture.read_bytes(),
-            lambda content: any(content == p.read_bytes() for v in versions for p in list_images(root, v)),
+            lambda content: any(content == p.read_bytes() for v in versions for p in store.list_images(v)),
         )
-        for picture in list_images(root, record.ref)
+        for picture in store.list_images(record.ref)
     ]
     text = _front_matter(record, family) + _body(
         record, family, files, [file.path.relative_to(out).as_posix() for file in shown], words
     )
-    return [*shown, OutputFile(out / "README.md", _sign(record, text), partial(_is_untouched, root, versions))]
+    return [*shown, OutputFile(out / "README.md", _sign(record, text), partial(_is_untouched, store, versions))]
 
 
 def _sign(record: Record, text: str) -> bytes:
@@ -64,12 +63,12 @@ def _sign(record: Record, text: str) -> bytes:
     return f"{text}\n{SIGNATURE_START}{record.ref}, {digest} -->\n".encode()
 
 
-def _is_untouched(root: Path, versions: Sequence[Ref], content: bytes) -> bool:
+def _is_untouched(store: Store, versions: Sequence[Ref], content: bytes) -> bool:
     """Whether a card is the unedited card of one of these versions."""
     text = content.decode(errors="replace").rpartition(f"\n{SIGNATURE_START}")[0]
     for version in versions:
         with contextlib.suppress(ObjtuneError):  # a damaged version is reported elsewhere
-            if content == _sign(artifacts.read_record(root, version), text):
+            if content == _sign(store.read_record(version), text):
                 return True
     return False
 

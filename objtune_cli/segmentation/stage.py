@@ -11,11 +11,11 @@ from objtune_cli.images import photo, png
 from objtune_cli.models import registry
 from objtune_cli.segmentation import from_class_word, hint_checks, quality_gate, transparent_photo
 from objtune_cli.segmentation.from_hints import SegmentationModels, SegmentedObject, Target
-from objtune_cli.store import artifacts
+from objtune_cli.store import garbage, regular_files
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.kinds.mask import PHOTO_ROLE, MaskArtifact
 from objtune_cli.workflow import class_words
-from objtune_cli.workflow.context import StageContext, StageResult, write_image
+from objtune_cli.workflow.context import StageContext, StageResult
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,7 +90,7 @@ def _record(ctx: StageContext, target: Target, targets: list[Target], head: phot
     if not target.mask:
         if config.sam_checkpoint or config.segmenter == "sam":
             try:
-                inputs["segmenter"] = {"ref": "", "sha256": artifacts.file_sha256(weights)}
+                inputs["segmenter"] = {"ref": "", "sha256": regular_files.file_sha256(weights)}
             except OSError:
                 raise InputError(
                     f"there is no file {weights}", "give a segment-anything checkpoint, or none for the embedded model"
@@ -109,7 +109,7 @@ def _digest_folder(folder: Path) -> str:
     """SHA-256 over the configs and weights of a model's folder."""
     files = sorted(file for file in folder.iterdir() if file.suffix in (".json", ".txt", ".safetensors"))
     return hashlib.sha256(
-        "".join(f"{file.name} {artifacts.file_sha256(file)}\n" for file in files).encode()
+        "".join(f"{file.name} {regular_files.file_sha256(file)}\n" for file in files).encode()
     ).hexdigest()
 
 
@@ -147,9 +147,11 @@ def _check_mask(
         problem, advice = hint_checks.find_disagreement(located.cover, target, picture, located.rough_mask)
     shown = png.encode_png(png.draw_overlay(rgb, located.cover, located.alternatives))
     if problem and (not ctx.force or not metrics["area"]):
-        rejected = ctx.project.folder / ".objtune" / "rejected" / f"{target.name}.png"
-        artifacts.write_file(rejected, shown, ctx.root)
-        raise GateError(f"no usable mask of the {target.class_word}: {problem} (see {rejected})", advice)
+        rejected = f"{garbage.REJECTED}{target.name}.png"
+        ctx.store.backend.replace(rejected, shown)
+        raise GateError(
+            f"no usable mask of the {target.class_word}: {problem} (see {ctx.store.backend.path(rejected)})", advice
+        )
     if problem:
         ctx.report.note(f"kept although {problem}")
         record = replace(record, config={**record.config, "kept": problem})
@@ -176,5 +178,5 @@ def _publish(ctx: StageContext, found: AcceptedMask) -> StageResult:
     import numpy as np
 
     ref = ctx.store.create(found.record, MaskArtifact(found.rgb, np.ascontiguousarray(found.mask)).to_tensors())
-    overlay = write_image(ctx.root, ref, "overlay.png", found.overlay)
+    overlay = ctx.store.write_image(ref, "overlay.png", found.overlay)
     return StageResult(ref, False, [overlay], found.record.metrics)

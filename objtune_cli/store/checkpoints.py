@@ -1,4 +1,4 @@
-"""Unfinished work on disk: one replaceable file per run, whole or absent, and a lock on the run."""
+"""Checkpoints of unfinished runs: one replaceable file per run, whole or absent, and a lock on the run."""
 
 import contextlib
 import hashlib
@@ -9,21 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from objtune_cli.errors import BusyError, DamagedError, ObjtuneError
-from objtune_cli.store import atomic_files, safetensors_format
-from objtune_cli.store.artifacts import to_array, translate_os_errors, write_file
-from objtune_cli.store.project import Project
+from objtune_cli.store import artifacts, disk_errors, file_locks, safetensors_format
+from objtune_cli.store.store import Store
+
+STATES = ".objtune/state/"
+"""Prefix of the keys of checkpoints."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnfinishedRun:
-    """A saved state, as its header tells of it.
+    """A checkpoint's header.
 
     Attributes:
+        file: Key of the checkpoint in the store.
+        key: Key of the run.
         runs: Adapter name to {"step", "total", "inputs"}. config, base: of the first of them, as in its record.
         computed: Device, number formats, threads and version of torch.
     """
 
-    file: Path
+    file: str
     key: str
     runs: Mapping[str, Mapping[str, Any]]
     config: Mapping[str, Any]
@@ -31,71 +35,74 @@ class UnfinishedRun:
     computed: str
 
 
-def list_checkpoints(project: Project) -> list[UnfinishedRun]:
-    """The saved states of a project that say whose they are; reads headers only."""
-    found = []
-    for file in sorted(project.states.glob("*.safetensors")):
+def list_checkpoints(store: Store) -> list[UnfinishedRun]:
+    """The checkpoints of a project that name their runs; reads headers only."""
+    unfinished = []
+    for entry in store.backend.list(STATES):
         with contextlib.suppress(ObjtuneError, OSError):
-            record, _, _ = safetensors_format.read_header(file)
+            if not entry.key.endswith(".safetensors"):
+                continue
+            record, _, _ = _read_header(store, entry.key)
             about = record.get("about")
             if isinstance(about, dict) and about.get("runs"):
-                found.append(
+                unfinished.append(
                     UnfinishedRun(
-                        file, str(record.get("run")), about["runs"], about["config"], about["base"], about["computed"]
+                        entry.key,
+                        str(record.get("run")),
+                        about["runs"],
+                        about["config"],
+                        about["base"],
+                        about["computed"],
                     )
                 )
-    return found
+    return unfinished
+
+
+def _read_header(store: Store, key: str) -> Any:
+    return safetensors_format.read_header(store.backend.path(key), lambda _path: store.backend.open(key))
 
 
 class Checkpoint:
-    """The saved state of the run with a given key.
+    """The checkpoint of the run with a key.
 
     Attributes:
-        about: What its header says of the run besides, for `unfinished`.
+        about: Further fields of its header, for `list_checkpoints`.
     """
 
-    def __init__(self, project: Project, key: str) -> None:
-        self.project, self.key = project, key
+    def __init__(self, store: Store, key: str) -> None:
+        self.store, self.key = store, key
         self.about: dict[str, Any] = {}
-        self.file = project.states / f"{key[:32]}.safetensors"
+        self._stored_key = f"{STATES}{key[:32]}.safetensors"
+
+    @property
+    def file(self) -> Path:
+        """Local path, for messages and to see whether there is one."""
+        return self.store.backend.path(self._stored_key)
 
     def save(self, tensors: Mapping[str, Any]) -> None:
-        """Replace the state atomically."""
-        arrays = {name: to_array(value) for name, value in tensors.items()}
+        """Replace the checkpoint atomically."""
+        arrays = {name: artifacts.to_array(value) for name, value in tensors.items()}
         body = b"".join(arrays[name][1].tobytes() for name in sorted(arrays))
         record = {"run": self.key, "sha256": hashlib.sha256(body).hexdigest(), "about": self.about}
-        specs = {name: (kind, array.shape) for name, (kind, array) in arrays.items()}
-        write_file(self.file, safetensors_format.encode_header(record, specs) + body, self.project.artifacts)
+        specs = {name: (element, array.shape) for name, (element, array) in arrays.items()}
+        self.store.backend.replace(self._stored_key, safetensors_format.encode_header(record, specs) + body)
 
     def load(self) -> dict[str, Any] | None:
-        """The saved tensors (numpy), or None where there is no sound state of this very run."""
-        import numpy as np
-
+        """The saved tensors (numpy), or None where there is no intact checkpoint of this very run."""
         try:
-            record, layout, _ = safetensors_format.read_header(self.file)
+            record, layout, _ = _read_header(self.store, self._stored_key)
         except (FileNotFoundError, DamagedError):
             return None
-        data = self.file.read_bytes()
+        with self.store.backend.open(self._stored_key) as file:
+            data = file.read()
         start = min((offset for _, offset in layout.values()), default=len(data))
         if record.get("run") != self.key or hashlib.sha256(data[start:]).hexdigest() != record.get("sha256"):
             return None
-        kinds = {"F32": "<f4", "I64": "<i8", "F16": "<f2", "F64": "<f8"}
-        return {
-            name: np.frombuffer(
-                data,
-                kinds[spec[0]],
-                safetensors_format.size_of(spec) // safetensors_format.ELEMENT_BYTES[spec[0]],
-                offset,
-            )
-            .reshape(spec[1])
-            .copy()
-            for name, (spec, offset) in layout.items()
-        }
+        return {name: array.copy() for name, array in artifacts.decode(data, layout).items()}
 
     def discard(self) -> None:
-        """The work is done: forget its state."""
-        with contextlib.suppress(FileNotFoundError):
-            self.file.unlink()
+        """Delete the checkpoint of a run that is finished."""
+        self.store.backend.delete(self._stored_key)
 
     @contextlib.contextmanager
     def lock(
@@ -103,20 +110,22 @@ class Checkpoint:
         message: str = "another process is training exactly this",
         hint: str = "wait for it, then run the same command: it reuses the result",
     ) -> Iterator[None]:
-        """Hold the run for this process; the system frees it whatever happens to us.
+        """Lock the run for this process; the system frees the lock however the process ends.
+
+        Locks are files on a local disk; correct results do not depend on them.
 
         Raises:
-            BusyError: Another process is at the same run.
+            BusyError: Another process has the run.
         """
         path = self.file.with_suffix(".lock")
-        with translate_os_errors(self.project.folder):
-            self.file.parent.mkdir(parents=True, exist_ok=True)
+        with disk_errors.translate_os_errors(self.store.backend.path("")):
+            path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                lock = atomic_files.open_lock_file(path)
+                handle = file_locks.open_lock_file(path)
             except BlockingIOError:
                 raise BusyError(message, hint) from None
         try:
             yield
-            path.unlink(missing_ok=True)  # while still holding it: nobody else can have it
+            path.unlink(missing_ok=True)  # before the lock is freed: nobody else can have the file
         finally:
-            os.close(lock)
+            os.close(handle)

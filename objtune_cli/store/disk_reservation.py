@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from objtune_cli.errors import ResourceError
-from objtune_cli.store import atomic_files, temp_files
-from objtune_cli.store.artifacts import translate_os_errors
+from objtune_cli.store import disk_errors, temp_files
 from objtune_cli.store.project import Project
 
 EXTRA_BYTES = 1 << 20
@@ -36,7 +35,7 @@ class DiskReservation:
             ResourceError: The disk does not have them.
         """
         self.release()
-        with translate_os_errors(self.folder):
+        with disk_errors.translate_os_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             temp_files.clean_once(self.folder)
             self._file = self.folder / temp_files.temp_name()
@@ -44,9 +43,9 @@ class DiskReservation:
                 _allocate(self._file, size)
             except OSError as error:
                 self.release()
-                if error.errno in atomic_files.UNSUPPORTED:
+                if error.errno in disk_errors.UNSUPPORTED:
                     return
-                if error.errno not in atomic_files.DISK_FULL:
+                if error.errno not in disk_errors.DISK_FULL:
                     raise
                 free = _free_bytes(self.folder) or 0
                 raise ResourceError(

@@ -1,68 +1,53 @@
 """Finds files in a project that nothing needs any more, for `gc` and `doctor`."""
 
 import contextlib
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
-from objtune_cli.store import KINDS, atomic_files, temp_files
-from objtune_cli.store.project import Project
+from objtune_cli.errors import ResourceError
+from objtune_cli.store import checkpoints, refs
+from objtune_cli.store.backend import Entry
+from objtune_cli.store.store import Store
 
-
-def find_garbage(project: Project, before: float) -> list[Path]:
-    """Leftovers of killed writers; and, written before that time, unfinished runs, refused masks, pictures of no artifact, notes that are made again when they are asked for."""
-    old = [path for path in _find_old(project) if _modified_time(path) < before]
-    beside = [
-        file
-        for folder in _temp_parents(project)
-        for file in temp_files.find_orphaned(folder / atomic_files.TEMP_FOLDER)
-    ]
-    return temp_files.find_orphaned(project.temporary) + beside + old
+REJECTED = ".objtune/rejected/"
+"""Prefix of pictures of masks that the quality gate refused."""
+HASHES = ".objtune/hashes/"
+"""Prefix of hashes that other tools know an adapter by; they are computed again when they are needed."""
 
 
-def _temp_parents(project: Project) -> Iterator[Path]:
-    """Folders beside whose files others may be written."""
-    yield project.artifacts
-    for kind in KINDS:
-        yield from _list_folder(project.artifacts / kind)
+def find_garbage(store: Store, before: float) -> Sequence[Entry]:
+    """Find temporary files of killed writers and, written before a time, files that no finished work needs.
+
+    These are checkpoints of unfinished runs, pictures of rejected masks, cached hashes, images whose artifact is gone (a
+    folder of them is one entry), and claims on a version that nobody publishes.
+    """
+    old = [entry for entry in _find_unneeded(store) if entry.modified < before]
+    return [*store.backend.find_orphaned(), *old]
 
 
-def _find_old(project: Project) -> Iterator[Path]:
-    yield from _list_folder(project.states)
-    yield from _list_folder(project.folder / ".objtune" / "rejected")
-    yield from _list_folder(project.folder / ".objtune" / "hashes")
-    for kind in KINDS:
-        for folder in _list_folder(project.artifacts / kind):
-            for pictures in _list_folder(folder):
-                if (
-                    pictures.is_dir()
-                    and not pictures.with_suffix(".safetensors").exists()
-                    and pictures.name.startswith("v")
-                ):
-                    yield pictures
-                if pictures.suffix == ".claim":
-                    yield pictures
+def _find_unneeded(store: Store) -> Iterator[Entry]:
+    for prefix in (checkpoints.STATES, REJECTED, HASHES):
+        yield from store.backend.list(prefix, deep=True)
+    for kind in store.backend.list(refs.ARTIFACTS):
+        for name in store.backend.list(kind.key) if kind.key.endswith("/") else ():
+            yield from _find_unneeded_beside(
+                store, list(store.backend.list(name.key)) if name.key.endswith("/") else []
+            )
 
 
-def _list_folder(folder: Path) -> list[Path]:
-    with contextlib.suppress(OSError):
-        return sorted(folder.iterdir())
-    return []
+def _find_unneeded_beside(store: Store, entries: Sequence[Entry]) -> Iterator[Entry]:
+    """Image folders without their artifact, and claims, among the files of one name."""
+    keys = {entry.key for entry in entries}
+    for entry in entries:
+        if entry.key.endswith("/") and entry.name.startswith("v") and f"{entry.key[:-1]}.safetensors" not in keys:
+            images = list(store.backend.list(entry.key, deep=True))
+            if images:
+                yield Entry(entry.key, sum(i.size for i in images), max(i.modified for i in images))
+        if entry.key.endswith(".claim"):
+            yield entry
 
 
-def _modified_time(path: Path) -> float:
-    """When it was written; of a folder, its youngest file."""
-    try:
-        return max(p.stat().st_mtime for p in (path, *(path.iterdir() if path.is_dir() else ())))
-    except OSError:
-        return float("inf")
-
-
-def delete(paths: list[Path]) -> None:
-    """Delete files and folders of pictures; what cannot be deleted stays."""
-    for path in paths:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            with contextlib.suppress(OSError):
-                path.unlink()
+def delete(store: Store, entries: Sequence[Entry]) -> None:
+    """Delete files and folders of images; those that cannot be deleted stay."""
+    for entry in entries:
+        with contextlib.suppress(ResourceError):
+            store.backend.delete(entry.key)

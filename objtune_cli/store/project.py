@@ -8,6 +8,9 @@ from pathlib import Path
 
 from objtune_cli import paths
 from objtune_cli.errors import BusyError, UsageError
+from objtune_cli.store import disk_errors
+from objtune_cli.store.backend import TEMPORARY
+from objtune_cli.store.store import Store
 
 SETTINGS_FILE = "objtune.toml"
 TEMPLATE = """\
@@ -27,29 +30,14 @@ class Project:
     folder: Path
 
     @property
-    def artifacts(self) -> Path:
-        return self.folder / "artifacts"
-
-    @property
-    def states(self) -> Path:
-        """Unfinished work, to go on from."""
-        return self.folder / ".objtune" / "state"
+    def store(self) -> Store:
+        """The project's artifacts, and all other files that objtune writes there."""
+        return Store.at(self.folder)
 
     @property
     def temporary(self) -> Path:
-        """Files that are being written."""
-        return self.folder / ".objtune" / "tmp"
-
-    def check_writable(self, kind: str = "", name: str = "") -> None:
-        """Refuse a project in which nothing can be written, before any work is done; `kind`, `name`: where it will be.
-
-        Raises:
-            ResourceError: Names the folder.
-        """
-        from objtune_cli.store import atomic_files
-
-        atomic_files.check_accepts_files(self.temporary)
-        atomic_files.check_writable(self.artifacts / kind / name)
+        """Files that are being written, and reservations of disk space; always local."""
+        return self.store.backend.path(TEMPORARY)
 
     @contextlib.contextmanager
     def lock(self, *, alone: bool = False) -> Iterator[None]:
@@ -112,9 +100,7 @@ def find_project(given: Path | None, *, create: bool = False) -> Project:
         folder = next((p for p in (start, *start.parents) if (p / SETTINGS_FILE).is_file()), start)
     project = Project(folder)
     if create and not project.settings.exists():
-        from objtune_cli.store.artifacts import translate_os_errors
-
-        with translate_os_errors(folder):
+        with disk_errors.translate_os_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             project.settings.write_text(TEMPLATE, encoding="utf-8")
     return project

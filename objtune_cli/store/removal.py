@@ -1,166 +1,168 @@
-"""Taking artifacts away: `rm`, `gc` and `mv`. A number that was given is never given again: a tombstone keeps it."""
+"""Removes and renames artifacts for `rm`, `gc` and `mv`. A version is used once: a tombstone remains of a removed one."""
 
 import contextlib
-import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from objtune_cli.errors import MissingError, UsageError
 from objtune_cli.store import artifacts, refs, safetensors_format
 from objtune_cli.store.artifacts import Record
+from objtune_cli.store.backend import TakenError
 from objtune_cli.store.kinds import adapter
 from objtune_cli.store.refs import Ref
 
+if TYPE_CHECKING:
+    from objtune_cli.store.store import Store
+
 REPRODUCIBLE_KINDS = ("mask", "embedding", "prior")
-"""Kinds that `gc` may take: any stage makes them again. Adapters and scenes are results."""
+"""Kinds that `gc` may delete: their stages make them again. Adapters and scenes are results."""
 NAMED_KINDS = ("mask", "embedding", "adapter")
 """Kinds that bear an object's name, each made from the one before it."""
 
 
-def read_all_records(root: Path) -> dict[Ref, Record]:
-    """Every artifact's record.
+def read_all_records(store: "Store") -> dict[Ref, Record]:
+    """Read the record of every artifact.
 
     Raises:
-        DamagedError, IncompatibleError: One cannot be read, so that nobody knows what it was made from.
+        DamagedError, IncompatibleError: One cannot be read, so that its sources are unknown.
     """
-    return {ref: artifacts.read_record(root, ref) for ref in refs.list_refs(root)}
+    return {ref: store.read_record(ref) for ref in store.list()}
 
 
 def source_refs(record: Record) -> list[Ref]:
     """The artifacts that one was made from."""
-    return [refs.parse(given["ref"]) for given in record.inputs.values() if given["ref"]]
+    return [refs.parse(source["ref"]) for source in record.inputs.values() if source["ref"]]
 
 
-def find_dependents(every: Mapping[Ref, Record], gone: Iterable[Ref]) -> dict[Ref, Ref]:
-    """Artifacts outside `gone` that were made from one of it, each with that one."""
-    lost = set(gone)
+def find_dependents(records: Mapping[Ref, Record], removed: Iterable[Ref]) -> dict[Ref, Ref]:
+    """Artifacts outside `removed` that were made from one of it, each with that one."""
+    sources = set(removed)
     return {
         ref: source
-        for ref, record in every.items()
-        if ref not in lost
+        for ref, record in records.items()
+        if ref not in sources
         for source in source_refs(record)
-        if source in lost
+        if source in sources
     }
 
 
-def remove(root: Path, gone: list[Ref], *, force: bool = False) -> None:
-    """Delete artifacts with their pictures and leave tombstones.
+def remove(store: "Store", removed: Sequence[Ref], *, force: bool = False) -> None:
+    """Delete artifacts with their images and leave tombstones.
 
     Args:
-        force: Also those that others were made from; the tombstone lets `verify` know what they were.
+        force: Also those that others were made from; the tombstone lets `verify` know their digests.
 
     Raises:
         UsageError: Others were made from one of them.
     """
-    left = {} if force else find_dependents(read_all_records(root), gone)
-    if left:
-        said = "; ".join(f"{ref} was made from {source}" for ref, source in list(left.items())[:5])
-        raise UsageError(f"{said}{' …' if len(left) > 5 else ''}", "remove those first, or use `--force`")
-    for ref in gone:
-        replace_by_tombstone(root, ref)
+    dependents = {} if force else find_dependents(read_all_records(store), removed)
+    if dependents:
+        listed = "; ".join(f"{ref} was made from {source}" for ref, source in list(dependents.items())[:5])
+        raise UsageError(f"{listed}{' …' if len(dependents) > 5 else ''}", "remove those first, or use `--force`")
+    for ref in removed:
+        replace_by_tombstone(store, ref)
 
 
-def replace_by_tombstone(root: Path, ref: Ref, moved: str = "") -> None:
-    """One artifact becomes a tombstone; stopped half way, the same again finishes it.
+def replace_by_tombstone(store: "Store", ref: Ref, moved: str = "") -> None:
+    """Replace one artifact by a tombstone; after an interruption, the same call finishes it.
 
-    The tombstone is on the disk before the artifact goes, so that its number is free at no moment; the pictures go
-    before it, so that none is left without its artifact.
+    The tombstone is written before the artifact is deleted, so that its version is never free. The images are deleted
+    before the artifact, so that none is left without it.
+
+    Args:
+        moved: The ref under which the artifact is found from now on.
     """
-    path = ref.path(root)
-    said = {"moved": moved, "ref": str(ref), "sha256": artifacts.file_sha256(path)}
-    artifacts.write_file(
-        refs.tombstone_path(root, ref), (safetensors_format.canonical_json(said) + "\n").encode(), root
-    )
-    with artifacts.translate_os_errors(path):
-        shutil.rmtree(path.with_suffix(""), ignore_errors=True)
-        path.unlink()
-        artifacts.flush_folder(path.parent)
+    tombstone = {"moved": moved, "ref": str(ref), "sha256": store.compute_sha256(ref)}
+    store.backend.replace(ref.tombstone_key, (safetensors_format.canonical_json(tombstone) + "\n").encode())
+    store.backend.delete(ref.images_key)
+    store.backend.delete(ref.key)
 
 
-def find_unreferenced(root: Path, before: float) -> list[Ref]:
+def find_unreferenced(store: "Store", before: float) -> list[Ref]:
     """Artifacts for `gc`: superseded, written before that time, and no result was made from them.
 
-    Kept are all adapters and scenes, the newest version of every name, what is younger, and whatever these were made
-    from, through all stages.
+    All adapters and scenes stay, the newest version of every name, those that are younger, and their sources through
+    all stages.
     """
-    every = read_all_records(root)
-    newest = {(ref.kind, ref.name): ref for ref in every}  # in rising order: the last one stays
-    kept: set[Ref] = set()
-    reached = [
+    records = read_all_records(store)
+    newest = {(ref.kind, ref.name): ref for ref in records}  # in rising order: the last one stays
+    reachable: set[Ref] = set()
+    waiting = [
         ref
-        for ref in every
+        for ref in records
         if ref.kind not in REPRODUCIBLE_KINDS
         or newest[ref.kind, ref.name] == ref
-        or ref.path(root).stat().st_mtime >= before
+        or store.backend.stat(ref.key).modified >= before
     ]
-    while reached:
-        ref = reached.pop()
-        if ref in every and ref not in kept:
-            kept.add(ref)
-            reached += source_refs(every[ref])
-    return [ref for ref in every if ref not in kept]
+    while waiting:
+        ref = waiting.pop()
+        if ref in records and ref not in reachable:
+            reachable.add(ref)
+            waiting += source_refs(records[ref])
+    return [ref for ref in records if ref not in reachable]
 
 
-def rename(root: Path, old: str, new: str) -> list[tuple[Ref, Ref]]:
-    """Give an object another name: its masks, embeddings and adapter, in every version.
+def rename(store: "Store", old: str, new: str) -> list[tuple[Ref, Ref]]:
+    """Give an object another name: its masks, embeddings and adapters, in every version.
 
-    Files are immutable and hold their name, so each is written again under the new one, with the same number, as the
-    stages would have written it; the old one becomes a tombstone that says where it went and what its SHA-256 was. So
-    a ref to the old name that stands in a scene, or in somebody's script, still leads to the object, and `verify`
-    still knows the file that the scene was made from.
+    Files are immutable and hold their name, so each is written again under the new one, with the same version and the
+    bytes that its stage would have written. The old one becomes a tombstone with the new ref and its own SHA-256. So a
+    ref to the old name in a scene or a script still leads to the object, and `verify` still knows the scene's source.
 
     Raises:
         MissingError: Nothing has the old name. UsageError: the new one is taken, or a joint adapter was made from it.
     """
-    every = read_all_records(root)
-    moved = {
-        ref: replace(ref, name=new) for kind in NAMED_KINDS for ref in every if (ref.kind, ref.name) == (kind, old)
+    records = read_all_records(store)
+    targets = {
+        ref: replace(ref, name=new) for kind in NAMED_KINDS for ref in records if (ref.kind, ref.name) == (kind, old)
     }
-    if not moved:
+    if not targets:
         raise MissingError(f"no object is called {old}", "`objtune list adapter` shows the objects")
-    joint = {ref: source for ref, source in find_dependents(every, moved).items() if ref.kind != "scene"}
+    joint = {ref: source for ref, source in find_dependents(records, targets).items() if ref.kind != "scene"}
     for ref, source in joint.items():
         raise UsageError(
             f"{ref} was made from {source}",
             f"an object that was learned with others keeps its name; `objtune rm {ref}` first",
         )
     renamed: dict[Ref, dict[str, str]] = {}
-    for ref, target in moved.items():
-        record, tensors = artifacts.load(root, ref)
+    for ref, target in targets.items():
+        record, tensors = store.read(ref)
         renamed[ref] = {
             "ref": str(target),
-            "sha256": _publish_renamed(root, _rename_record(record, old, new, renamed), target, tensors, old),
+            "sha256": _create_renamed(store, _rename_record(record, old, new, renamed), target, tensors, old),
         }
-        if ref.path(root).with_suffix("").is_dir():
-            shutil.copytree(ref.path(root).with_suffix(""), target.path(root).with_suffix(""), dirs_exist_ok=True)
-    for ref in reversed(moved):  # what was made last goes first: stopped half way, the rest still has its sources
-        replace_by_tombstone(root, ref, str(moved[ref]))
-    return list(moved.items())
+        for image in store.backend.list(ref.images_key):
+            store.backend.replace(target.images_key + image.name, store.backend.open(image.key).read())
+    for ref in reversed(targets):  # results first: after an interruption, the rest still has its sources
+        replace_by_tombstone(store, ref, str(targets[ref]))
+    return list(targets.items())
 
 
 def _rename_record(record: Record, old: str, new: str, renamed: Mapping[Ref, dict[str, str]]) -> Record:
     """A record as its stage would have written it under the new name."""
     inputs = {}
-    for role, given in record.inputs.items():
-        source = refs.parse(given["ref"]) if given["ref"] else None
+    for role, source in record.inputs.items():
+        ref = refs.parse(source["ref"]) if source["ref"] else None
         role = f"{adapter.EMBEDDING_ROLE}{new}" if role == f"{adapter.EMBEDDING_ROLE}{old}" else role
-        inputs[role] = renamed.get(source, given) if source else given
+        inputs[role] = renamed.get(ref, source) if ref else source
     objects = {new if name == old else name: word for name, word in record.objects.items()}
     return replace(record, name=new, objects=objects, inputs=inputs)
 
 
-def _publish_renamed(root: Path, record: Record, target: Ref, tensors: Mapping[str, Any], old: str) -> str:
-    """Publish one renamed artifact under its number, unless an interrupted run did; its SHA-256."""
-    renamed = dict(zip(adapter.token_names(old), adapter.token_names(target.name), strict=True))
-    tensors = {renamed.get(key, key): value for key, value in tensors.items()}
+def _create_renamed(store: "Store", record: Record, target: Ref, tensors: Mapping[str, Any], old: str) -> str:
+    """Publish one renamed artifact under its version, unless an interrupted run did; its SHA-256.
+
+    Raises:
+        UsageError: Another artifact has the version.
+    """
+    token_names = dict(zip(adapter.token_names(old), adapter.token_names(target.name), strict=True))
+    tensors = {token_names.get(name, name): value for name, value in tensors.items()}
+    with contextlib.suppress(TakenError):
+        return store.compute_sha256(store.create(record, tensors, version=target.version))
     numbered = replace(record, version=target.version)
-    path = target.path(root)
-    with contextlib.suppress(artifacts.TakenError):
-        artifacts.publish(root, numbered, tensors, number=target.version)
-        return artifacts.file_sha256(path)
-    wanted = artifacts.encode(numbered, {name: artifacts.to_array(value) for name, value in tensors.items()})
-    if path.exists() and path.read_bytes() == b"".join(bytes(part) for part in wanted):
-        return artifacts.file_sha256(path)
+    parts = artifacts.encode(numbered, {name: artifacts.to_array(value) for name, value in tensors.items()})
+    with contextlib.suppress(FileNotFoundError), store.backend.open(target.key) as file:
+        if file.read() == b"".join(bytes(part) for part in parts):
+            return store.compute_sha256(target)
     raise UsageError(f"the name {target.name} is taken: {target}", "choose another one")

@@ -9,11 +9,12 @@ import hashlib
 import json
 import math
 import os
-import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from objtune_cli.errors import DamagedError, IncompatibleError, ResourceError
+from objtune_cli.store.regular_files import open_regular
 
 METADATA_KEY = "objtune"
 MAX_HEADER = 1 << 20
@@ -54,10 +55,7 @@ def replace_nonfinite(value: Any) -> Any:
 
 def size_of(spec: TensorSpec) -> int:
     """Bytes of a tensor."""
-    count = 1
-    for side in spec[1]:
-        count *= side
-    return count * ELEMENT_BYTES[spec[0]]
+    return math.prod(spec[1]) * ELEMENT_BYTES[spec[0]]
 
 
 def encode_header(record: dict[str, Any], specs: dict[str, TensorSpec]) -> bytes:
@@ -88,7 +86,7 @@ def insert_digest(head: bytes, digest: str) -> bytes:
     return head.replace(_digest_field(ZERO_DIGEST), _digest_field(digest))
 
 
-def check_digest(path: Path) -> tuple[str, bool | None]:
+def check_digest(path: Path, open_file: Callable[[Path], BinaryIO] | None = None) -> tuple[str, bool | None]:
     """SHA-256 of a file, and whether its digest is that of all its bytes with the digest's own digits as zeros.
 
     Returns:
@@ -97,10 +95,10 @@ def check_digest(path: Path) -> tuple[str, bool | None]:
     Raises:
         DamagedError, ResourceError, FileNotFoundError: As `read`.
     """
-    record, _, _ = read_header(path)
+    record, _, _ = read_header(path, open_file)
     digest = str(record.get("digest") or "")
     whole, blanked = hashlib.sha256(), hashlib.sha256()
-    with open_regular(path) as file:
+    with (open_file or open_regular)(path) as file:
         head = file.read(8)
         head += file.read(int.from_bytes(head, "little"))
         whole.update(head)
@@ -111,17 +109,14 @@ def check_digest(path: Path) -> tuple[str, bool | None]:
     return whole.hexdigest(), blanked.hexdigest() == digest if digest else None
 
 
-def open_regular(path: Path) -> BinaryIO:
-    """A regular file open for reading; a pipe or device never blocks."""
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
-    return os.fdopen(handle, "rb")
-
-
-def read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[TensorSpec, int]], int]:
+def read_header(
+    path: Path, open_file: Callable[[Path], BinaryIO] | None = None
+) -> tuple[dict[str, Any], dict[str, tuple[TensorSpec, int]], int]:
     """Check and read a header with the standard library alone.
+
+    Args:
+        path: The file's name in errors.
+        open_file: Opens the file; by default `open_regular`.
 
     Returns:
         The record, each tensor's spec with its offset in the file, and the file's size.
@@ -131,8 +126,9 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[TensorSpec,
         ResourceError: The system does not let it be read. FileNotFoundError: it is not there.
     """
     try:
-        with open_regular(path) as file:
-            total = os.fstat(file.fileno()).st_size
+        with (open_file or open_regular)(path) as file:
+            total = file.seek(0, os.SEEK_END)
+            file.seek(0)
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= min(MAX_HEADER, total - 8):
                 raise ValueError(f"header of {length} bytes in a file of {total}")

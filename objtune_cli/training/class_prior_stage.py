@@ -27,7 +27,7 @@ def run(ctx: StageContext, class_word: str, config: Prior) -> StageResult:
     ref = ctx.find(record, computed=True)
     if ref:
         return StageResult(ref, True)
-    ctx.project.check_writable(record.kind, record.name)
+    ctx.store.check_writable(record.kind, record.name)
     from objtune_cli.training import class_prior
 
     model = ctx.load_base_model()

@@ -7,7 +7,7 @@ from objtune_cli.errors import IncompatibleError, UsageError
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.kinds.embedding import MASK_ROLE, EmbeddingArtifact
 from objtune_cli.store.kinds.mask import PHOTO_ROLE, MaskArtifact
-from objtune_cli.store.refs import Ref, parse, resolve
+from objtune_cli.store.refs import Ref, parse
 from objtune_cli.workflow.context import StageContext
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def _photo_digest(ctx: StageContext, embedding: Record) -> str:
 def _mask_ref(ctx: StageContext, embedding: Record) -> Ref:
     if MASK_ROLE not in embedding.inputs:
         raise IncompatibleError(f"{embedding.ref} was not made from a mask", "train from the mask")
-    return resolve(ctx.root, parse(embedding.inputs[MASK_ROLE]["ref"]))
+    return ctx.store.resolve(parse(embedding.inputs[MASK_ROLE]["ref"]))
 
 
 def _load_mask(ctx: StageContext, embedding: Record) -> MaskArtifact:

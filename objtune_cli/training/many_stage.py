@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from objtune_cli.config.sections import Embed, Prior, Train
 from objtune_cli.errors import GateError, NonFiniteError, UsageError
-from objtune_cli.store import artifacts
 from objtune_cli.store.checkpoints import Checkpoint
 from objtune_cli.store.disk_reservation import DiskReservation
 from objtune_cli.store.refs import Ref
@@ -46,7 +45,7 @@ def run(
     if len(set(names)) < len(names):
         raise UsageError("two photos would give an object the same name", "tell them apart with `--name`")
     for plan in plans:
-        if ctx.force or artifacts.find_identical(ctx.root, plan.record) is None:
+        if ctx.force or ctx.store.find_identical(plan.record) is None:
             unfinished_runs.report_earlier_runs(ctx, plan.record)
     model = train.load_for_training(ctx, configs[0])
     keys = [run_key(plan, model) for plan in plans]
@@ -85,7 +84,7 @@ def _make_plans(
 
 
 def _checkpoint(ctx: StageContext, key: str) -> Checkpoint:
-    return Checkpoint(ctx.project, checkpoint_key(key))
+    return Checkpoint(ctx.store, checkpoint_key(key))
 
 
 def _build_runs(

@@ -4,11 +4,10 @@ from pathlib import Path
 
 from objtune_cli.images import png
 from objtune_cli.models.prompts import SCENES
-from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record
 from objtune_cli.training import load_subjects
 from objtune_cli.workflow import trained_objects
-from objtune_cli.workflow.context import StageContext, write_image
+from objtune_cli.workflow.context import StageContext
 
 
 def draw(ctx: StageContext, record: Record, starts: list[Record]) -> Path:
@@ -22,8 +21,7 @@ def draw(ctx: StageContext, record: Record, starts: list[Record]) -> Path:
     from objtune_cli.numerics import augmentation
 
     found = [
-        trained_objects.PromptObject(name, record, artifacts.file_sha256(record.ref.path(ctx.root)))
-        for name in record.objects
+        trained_objects.PromptObject(name, record, ctx.store.compute_sha256(record.ref)) for name in record.objects
     ]
     weights = {item.name: trained_objects.load_tensors(ctx, item) for item in found}
     model = ctx.load_base_model()
@@ -52,4 +50,4 @@ def draw(ctx: StageContext, record: Record, starts: list[Record]) -> Path:
     scale = max(1, 192 // rgb.shape[1])
     grid = png.make_grid(rgb, 3, scale=scale)
     ctx.report.image("preview", len(prompts), record.name, grid)
-    return write_image(ctx.root, record.ref, "preview.png", png.encode_png(grid))
+    return ctx.store.write_image(record.ref, "preview.png", png.encode_png(grid))

@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from objtune_cli.errors import InputError, NonFiniteError
-from objtune_cli.store import artifacts
 from objtune_cli.store.kinds.adapter import AdapterArtifact
 from objtune_cli.training.run_loop import TrainingRun
 from objtune_cli.workflow.context import StageContext, StageResult
@@ -43,9 +42,7 @@ def publish(ctx: StageContext, run: TrainingRun) -> StageResult:
     if run.judge is not None:
         layers.set_active(trainer.model, [trainer.name] if trainer.lora else [])
         metrics |= _self_evaluate(ctx, trainer, run.judge)
-    ref = artifacts.publish(
-        ctx.root, replace(run.plan.record, metrics=metrics, tools=ctx.tools(trainer.model)), tensors
-    )
+    ref = ctx.store.create(replace(run.plan.record, metrics=metrics, tools=ctx.tools(trainer.model)), tensors)
     return StageResult(ref, False, [], metrics)
 
 

@@ -9,7 +9,6 @@ from objtune_cli.config.sections import MAX_RATE, Embed, Prior, Train, identifyi
 from objtune_cli.embedding import stage as embed
 from objtune_cli.errors import InputError, NonFiniteError, UsageError
 from objtune_cli.models import registry
-from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.checkpoints import Checkpoint
 from objtune_cli.store.disk_reservation import DiskReservation
@@ -90,7 +89,7 @@ def validate_config(ctx: StageContext, config: Train, objects: int = 1) -> Train
 
 def make_plan(ctx: StageContext, sources: list[Ref], config: Train, embedding: Embed, prior: Prior) -> TrainingPlan:
     """Run the missing stages before training, and describe the adapter that the sources make."""
-    records = [artifacts.read_record(ctx.root, ref) for ref in sources]
+    records = [ctx.store.read_record(ref) for ref in sources]
     for record in records:
         ctx.check_base(record)
     if len({name for record in records for name in record.objects}) < len(records):
@@ -128,7 +127,7 @@ def ensure_embeddings(ctx: StageContext, sources: list[Ref], embedding: Embed) -
     """
     with ctx.main_process_first():
         refs = [embed.run(ctx.without_force(), s, embedding).ref if s.kind == "mask" else s for s in sources]
-    records = [artifacts.read_record(ctx.root, ref) for ref in refs]
+    records = [ctx.store.read_record(ref) for ref in refs]
     for record in records:
         ctx.check_base(record)
     return records
@@ -138,7 +137,7 @@ def with_preview(ctx: StageContext, result: StageResult, plan: TrainingPlan, *, 
     """Add the preview grid to a result, if it is wanted and missing."""
     if preview and not result.images and is_main_process(ctx.team()):
         try:
-            result.images = [preview_stage.draw(ctx, artifacts.read_record(ctx.root, result.ref), plan.embeddings)]
+            result.images = [preview_stage.draw(ctx, ctx.store.read_record(result.ref), plan.embeddings)]
         except InputError as error:  # its prompts are longer than those of training
             ctx.report.note(f"no preview: {error.message}")
         except NonFiniteError as error:  # the adapter is stored, and its weights are finite
@@ -180,7 +179,7 @@ def train_one(ctx: StageContext, plan: TrainingPlan, config: Train) -> StageResu
     subjects = load_subjects.load_subjects(ctx, plan.embeddings)
     model = load_for_training(ctx, config)
     class_words.check_length(model, [s.class_word for s in subjects], sum(s.num_trainable for s in subjects))
-    checkpoint = Checkpoint(ctx.project, checkpoint_key(run_key(plan, model)))
+    checkpoint = Checkpoint(ctx.store, checkpoint_key(run_key(plan, model)))
     group = model.process_group
     is_main = is_main_process(group)
     with contextlib.ExitStack() as stack:
@@ -244,5 +243,5 @@ def load_priors(ctx: StageContext, plan: TrainingPlan) -> dict[str, PriorArtifac
     """The class priors as torch tensors, by class word."""
     import torch
 
-    stored = {word: PriorArtifact.from_tensors(artifacts.load(ctx.root, ref)[1]) for word, ref in plan.priors.items()}
+    stored = {word: PriorArtifact.from_tensors(ctx.store.read(ref)[1]) for word, ref in plan.priors.items()}
     return {word: prior.map(lambda array: torch.from_numpy(array.copy())) for word, prior in stored.items()}

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from objtune_cli import renamed_settings
 from objtune_cli.config.sections import Train
-from objtune_cli.store import artifacts, refs, safetensors_format
+from objtune_cli.store import safetensors_format
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.checkpoints import UnfinishedRun, list_checkpoints
-from objtune_cli.store.project import Project
 from objtune_cli.store.refs import Ref
+from objtune_cli.store.store import Store
 from objtune_cli.workflow.context import StageContext
 
 if TYPE_CHECKING:
@@ -38,12 +38,12 @@ def checkpoint_header(runs: "Iterable[tuple[Record, Trainer]]", computed: str) -
 
 def report_earlier_runs(ctx: StageContext, record: Record) -> None:
     """Say, before a base is opened, what becomes of earlier runs of this object: one with other settings, or of something else, begins anew."""
-    for state in list_checkpoints(ctx.project):
+    for state in list_checkpoints(ctx.store):
         if why := _restart_reason(state, record):
             _report(ctx, state, record, why)
-    versions = refs.list_versions(ctx.root, record.kind, record.name)
+    versions = ctx.store.list_versions(record.kind, record.name)
     if versions and not ctx.force:
-        newest = artifacts.read_record(ctx.root, Ref(record.kind, record.name, versions[-1]))
+        newest = ctx.store.read_record(Ref(record.kind, record.name, versions[-1]))
         changed = changed_settings(newest.config, record.config)
         if changed and (newest.inputs, newest.base) == (record.inputs, record.base):
             steps = f" of {newest.metrics['steps']} steps" if "steps" in newest.metrics else ""
@@ -58,7 +58,7 @@ def report_restart(ctx: StageContext, record: Record, key: str, computed: str) -
     Args:
         key: Of the run's own state. computed: how its steps are computed, as in `about`.
     """
-    for state in list_checkpoints(ctx.project):
+    for state in list_checkpoints(ctx.store):
         if record.name not in state.runs or state.key == key or _restart_reason(state, record):
             continue
         other = f"another device, number format or number of threads begins anew ({state.computed}, now {computed})"
@@ -77,16 +77,16 @@ def _report(ctx: StageContext, state: UnfinishedRun, record: Record, why: str) -
     )
 
 
-def list_unfinished(project: Project) -> list[dict[str, Any]]:
+def list_unfinished(store: Store) -> list[dict[str, Any]]:
     """Every unfinished run, for programs: adapter, step, total, and the state's file below the project."""
     return [
         {
             "adapter": name,
             "step": run["step"],
             "total": run["total"],
-            "file": state.file.relative_to(project.folder).as_posix(),
+            "file": state.file,
         }
-        for state in list_checkpoints(project)
+        for state in list_checkpoints(store)
         for name, run in state.runs.items()
     ]
 

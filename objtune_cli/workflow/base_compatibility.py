@@ -1,17 +1,16 @@
 """Whether an object that was learned on one base can be drawn on another: of the same family, predicting the same, with layers and vectors of the same sizes."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from objtune_cli.models import families
 from objtune_cli.models.base_spec import BaseSpec
 from objtune_cli.models.families import pipeline_folder as folders
-from objtune_cli.store import safetensors_format
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.kinds import adapter
+from objtune_cli.store.store import Store
 
 
-def explain_incompatible(base: BaseSpec, root: Path, record: Record) -> str:
+def explain_incompatible(base: BaseSpec, store: Store, record: Record) -> str:
     """Why an adapter cannot be drawn on a base; empty where it can. Layers of a one-file base are compared where they are loaded."""
     theirs = record.base.get("family", families.SD1.name)
     if theirs != base.family.name:
@@ -19,9 +18,7 @@ def explain_incompatible(base: BaseSpec, root: Path, record: Record) -> str:
     predicted = record.base.get("prediction"), base.record().get("prediction")
     if all(predicted) and predicted[0] != predicted[1]:
         return f"one predicts {predicted[0]}, the other {predicted[1]}"
-    shapes = {
-        name: tuple(spec[1]) for name, (spec, _) in safetensors_format.read_header(record.ref.path(root))[1].items()
-    }
+    shapes = {name: shape for name, (_, shape) in store.read_tensor_specs(record.ref).items()}
     return next(_find_differences(base, shapes), "")
 
 

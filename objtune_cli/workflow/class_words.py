@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from objtune_cli.errors import InputError, ObjtuneError, UsageError
-from objtune_cli.store import artifacts, refs
+from objtune_cli.store import refs
 
 if TYPE_CHECKING:
     from objtune_cli.models.base_model import BaseModel
@@ -147,10 +147,10 @@ def warn_unknown(ctx: "StageContext", word: str) -> None:
 
 def note_other_class(ctx: "StageContext", target: "Target") -> None:
     """Say where the newest mask of a target's name is of another class: `<quan>` in a prompt means the newest adapter."""
-    versions = refs.list_versions(ctx.root, "mask", target.name)
+    versions = ctx.store.list_versions("mask", target.name)
     if not versions:
         return
-    newest = artifacts.read_record(ctx.root, refs.Ref("mask", target.name, versions[-1]))
+    newest = ctx.store.read_record(refs.Ref("mask", target.name, versions[-1]))
     if newest.class_word.casefold() != target.class_word.casefold():
         ctx.note_once(
             f"{newest.ref} is of the class {newest.class_word!r}, this is {target.class_word!r}: `<{target.name}>` means what is newest; "

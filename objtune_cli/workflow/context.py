@@ -11,7 +11,6 @@ from objtune_cli.config.sections import Common
 from objtune_cli.errors import IncompatibleError, ObjtuneError, Stopped
 from objtune_cli.models import registry
 from objtune_cli.models.base_spec import BaseSpec
-from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.project import Project
 from objtune_cli.store.refs import Ref
@@ -50,13 +49,9 @@ class StageContext:
     _noted: set[str] = field(default_factory=set)
 
     @property
-    def root(self) -> Path:
-        return self.project.artifacts
-
-    @property
     def store(self) -> Store:
         """The project's artifacts."""
-        return Store(self.root)
+        return self.project.store
 
     @property
     def base(self) -> BaseSpec:
@@ -112,12 +107,10 @@ class StageContext:
         """The finished work in the number format asked for, as far as records say: float32 and earlier versions say nothing."""
         asked = self.common.precision
         if asked == "auto":  # what was made so first: of what says nothing, some was told fp32
-            auto = artifacts.find_identical(
-                self.root, wanted, lambda found: found.tools.get("precision", "").startswith("auto ")
-            )
-            return auto or artifacts.find_identical(self.root, wanted, lambda found: "precision" not in found.tools)
-        return artifacts.find_identical(
-            self.root, wanted, lambda found: found.tools.get("precision", "fp32").removeprefix("auto ") == asked
+            auto = self.store.find_identical(wanted, lambda found: found.tools.get("precision", "").startswith("auto "))
+            return auto or self.store.find_identical(wanted, lambda found: "precision" not in found.tools)
+        return self.store.find_identical(
+            wanted, lambda found: found.tools.get("precision", "fp32").removeprefix("auto ") == asked
         )
 
     def team(self) -> "ProcessGroup | None":
@@ -190,10 +183,10 @@ class StageContext:
         Args:
             computed: The denoiser computed it, so that its number format counts.
         """
-        ref = self._computed(wanted) if computed else artifacts.find_identical(self.root, wanted)
+        ref = self._computed(wanted) if computed else self.store.find_identical(wanted)
         if ref is None:
             return None
-        bad = artifacts.find_bad_tensor(self.root, ref)
+        bad = self.store.find_bad_tensor(ref)
         if bad:
             self.report.note(f"{ref} is not used again: {bad} holds NaN or infinite values")
         return None if bad else ref
@@ -202,15 +195,15 @@ class StageContext:
         """The same with its pictures and metrics, unless it is to be made again."""
         ref = None if self.force else self.find(wanted, computed=computed)
         if ref is None:
-            self.project.check_writable(wanted.kind, wanted.name)
+            self.store.check_writable(wanted.kind, wanted.name)
             return None
         self.report.note(f"{ref} is up to date")
         record = self.store.read_record(ref)
-        return StageResult(ref, True, list_images(self.root, ref), record.metrics)
+        return StageResult(ref, True, list(self.store.list_images(ref)), record.metrics)
 
     def input_record(self, ref: Ref) -> dict[str, str]:
         """An artifact, its bytes checked, as an entry of another's `inputs`."""
-        return {"ref": str(ref), "sha256": artifacts.verify(self.root, ref)[1]}
+        return {"ref": str(ref), "sha256": self.store.verify(ref)[1]}
 
     def _added_settings(self, record: Record) -> str:
         """The settings that alone make this command's base another one than an artifact's; empty where it is another one without them."""
@@ -238,7 +231,7 @@ class StageContext:
             if mine == theirs
             else ""
         )
-        why = base_compatibility.explain_incompatible(self.base, self.root, record) if drawn else ""
+        why = base_compatibility.explain_incompatible(self.base, self.store, record) if drawn else ""
         if drawn and not why and not self.common.strict_base:
             self.note_once(
                 f"{record.ref} was learned on the base {theirs} and is drawn on {mine}{same}, another base of {self.base.family.title}; `--strict-base` refuses this"
@@ -264,21 +257,3 @@ def tool_versions() -> dict[str, str]:
     from importlib.metadata import version
 
     return {name: version(name) for name in ("torch", "diffusers", "transformers", "peft", "objtune")}
-
-
-def image_folder(root: Path, ref: Ref) -> Path:
-    """Where the pictures of an artifact lie: a folder beside its file."""
-    return ref.path(root).with_suffix("")
-
-
-def list_images(root: Path, ref: Ref) -> list[Path]:
-    """The pictures beside an artifact, in order."""
-    folder = image_folder(root, ref)
-    return sorted(folder.glob("*.png")) if folder.is_dir() else []
-
-
-def write_image(root: Path, ref: Ref, name: str, data: bytes) -> Path:
-    """Write one picture beside an artifact."""
-    path = image_folder(root, ref) / name
-    artifacts.write_file(path, data, root)
-    return path

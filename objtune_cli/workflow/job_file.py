@@ -10,7 +10,8 @@ from objtune_cli import paths, renamed_settings
 from objtune_cli.config import toml_files
 from objtune_cli.config.sections import MAX_SEED, SECTIONS, SEEDS, Common
 from objtune_cli.errors import InputError, MissingError, ObjtuneError
-from objtune_cli.store import artifacts, refs
+from objtune_cli.store import refs
+from objtune_cli.store.store import Store
 from objtune_cli.workflow import class_words as classes
 from objtune_cli.workflow import prompt_text
 
@@ -123,7 +124,7 @@ def _rename_keys(table: dict[str, Any], file: Path, note: Callable[[str], None])
             note(f"the key {former} is now {today} ({file.name})")
 
 
-def check_prompts(jobs: Sequence[Job], root: Path) -> None:
+def check_prompts(jobs: Sequence[Job], store: Store) -> None:
     """Check, before anything is trained, that the jobs train the objects that their prompts name, or that the store holds them.
 
     Raises:
@@ -133,9 +134,9 @@ def check_prompts(jobs: Sequence[Job], root: Path) -> None:
 
     texts = {text: job for job in jobs for _, *words in job.commands[1:] for text in _trained_names(words)}
     known = {name for job in jobs for name in job.names}
-    for name in refs.list_names(root, "adapter") if texts else []:
+    for name in store.list_names("adapter") if texts else []:
         with contextlib.suppress(ObjtuneError):  # a damaged adapter is no matter of jobs that do not name it
-            held = artifacts.read_record(root, refs.resolve(root, refs.Ref("adapter", name))).objects
+            held = store.read_record(store.resolve(refs.Ref("adapter", name))).objects
             known |= {*held, name} if len(held) == 1 else {*held}
     for text, job in texts.items():
         read, _ = prompt_text.take_strengths(prompt_text.read_names(text, known.__contains__)[0])

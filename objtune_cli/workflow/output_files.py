@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from objtune_cli.errors import ResourceError, UsageError
-from objtune_cli.store import artifacts, atomic_files, safetensors_format
+from objtune_cli.store import atomic_files, disk_errors, regular_files
 
 MAX_BYTES = 1 << 30
 """A file that is larger than this is no export of ours, bytes."""
@@ -62,7 +62,7 @@ def write_files(
         note(line)
     for file in waiting:
         with _hint_at_out():
-            artifacts.write_file(_follow_link(file.path), file.data)
+            atomic_files.write_file(_follow_link(file.path), file.data)
     return [file.path for file in files]
 
 
@@ -78,7 +78,7 @@ def check_folder(out: Path) -> None:
         )
     _check_parents(out / "picture", "give a folder with `--out`")
     with _hint_at_out():
-        atomic_files.check_writable(out)
+        disk_errors.check_writable(out)
 
 
 def write_numbered(path: Path, data: bytes) -> Path:
@@ -87,7 +87,7 @@ def write_numbered(path: Path, data: bytes) -> Path:
         target = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
         if not os.path.lexists(target):
             with _hint_at_out():
-                artifacts.write_file(target, data)
+                atomic_files.write_file(target, data)
             return target
         if target.is_file() and _read(target) == data:
             return target
@@ -165,7 +165,7 @@ def _read(path: Path) -> bytes | None:
     try:
         if path.stat().st_size > MAX_BYTES:
             return None
-        with safetensors_format.open_regular(path) as file:
+        with regular_files.open_regular(path) as file:
             return file.read()
     except OSError:
         return None

@@ -3,16 +3,16 @@
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from objtune_cli.errors import DamagedError, IncompatibleError, InputError, MissingError
-from objtune_cli.store import artifacts, refs, safetensors_format
+from objtune_cli.store import refs, safetensors_format
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.kinds import adapter, embedding, scene
 from objtune_cli.store.kinds.adapter import AdapterArtifact
 from objtune_cli.store.kinds.mask import MaskArtifact
 from objtune_cli.store.refs import Ref
+from objtune_cli.store.store import Store
 from objtune_cli.workflow.context import StageContext
 
 if TYPE_CHECKING:
@@ -62,11 +62,8 @@ class TrainedObjects:
     def newest(self) -> dict[str, Record]:
         """Adapter name to the record of its newest version; read when first needed."""
         if self._newest is None:
-            root = self.ctx.root
-            self._newest = {
-                n: artifacts.read_record(root, refs.resolve(root, Ref("adapter", n)))
-                for n in refs.list_names(root, "adapter")
-            }
+            store = self.ctx.store
+            self._newest = {n: store.read_record(store.resolve(Ref("adapter", n))) for n in store.list_names("adapter")}
         return self._newest
 
     def has(self, name: str) -> bool:
@@ -95,10 +92,10 @@ class TrainedObjects:
         ref = (
             self.source
             if self.source and self._in_source(name)
-            else _find_adapter(self.ctx.root, self.newest, name, version)
+            else _find_adapter(self.ctx.store, self.newest, name, version)
         )
         if (name, ref) not in self._found:
-            record, digest = artifacts.verify(self.ctx.root, ref)  # reads all of the file
+            record, digest = self.ctx.store.verify(ref)  # reads all of the file
             self.ctx.check_base(record, drawn=True)
             own = _own_name(record, name)
             self._found[name, ref] = PromptObject(name, record, digest, "" if own == name else own)
@@ -123,14 +120,14 @@ def is_merged(record: Record) -> bool:
     return any(role.startswith(adapter.ADAPTER_ROLE) for role in record.inputs)
 
 
-def _find_adapter(root: Path, newest: Mapping[str, Record], name: str, version: int) -> Ref:
+def _find_adapter(store: Store, newest: Mapping[str, Record], name: str, version: int) -> Ref:
     """The adapter of that name, or the joint one that holds the object.
 
     Raises:
         MissingError: None holds it, or several joint ones do.
     """
     if name in newest and _own_name(newest[name], name):
-        return refs.resolve(root, Ref("adapter", name, version))
+        return store.resolve(Ref("adapter", name, version))
     joint = [record.ref for record in newest.values() if name in record.objects and not is_merged(record)]
     if len(joint) > 1:
         raise MissingError(
@@ -165,7 +162,7 @@ def load_tensors(ctx: StageContext, item: PromptObject) -> dict[str, Any]:
     """
     import torch
 
-    artifacts.require_finite(ctx.root, item.record.ref)
+    ctx.store.require_finite(item.record.ref)
     _, arrays = ctx.store.read(item.record.ref, item.sha256)
     return {k: torch.from_numpy(v.copy()) for k, v in arrays.items()}
 
@@ -177,12 +174,12 @@ def scale_lora(weights: dict[str, Any], strength: float) -> dict[str, Any]:
 
 def has_lora(ctx: StageContext, item: PromptObject) -> bool:
     """Whether an object's adapter is more than a token, by its header alone."""
-    return adapter.has_lora(safetensors_format.read_header(item.record.ref.path(ctx.root))[1])
+    return adapter.has_lora(ctx.store.read_tensor_specs(item.record.ref))
 
 
 def has_text_encoder_lora(ctx: StageContext, item: PromptObject) -> bool:
     """Whether an object's adapter has layers of a text encoder, by its header alone."""
-    return adapter.has_text_encoder_lora(safetensors_format.read_header(item.record.ref.path(ctx.root))[1])
+    return adapter.has_text_encoder_lora(ctx.store.read_tensor_specs(item.record.ref))
 
 
 def load_source(ctx: StageContext, item: PromptObject) -> MaskArtifact | None:
@@ -191,14 +188,14 @@ def load_source(ctx: StageContext, item: PromptObject) -> MaskArtifact | None:
         if not role.startswith((adapter.EMBEDDING_ROLE, adapter.ADAPTER_ROLE)):
             continue
         with contextlib.suppress(MissingError):
-            origin = ctx.store.read_record(refs.resolve(ctx.root, refs.parse(source["ref"])))
+            origin = ctx.store.read_record(ctx.store.resolve(refs.parse(source["ref"])))
             if item.own_name not in origin.objects:
                 continue
             if origin.kind == "adapter":
                 return load_source(ctx, replace(item, record=origin))
             if embedding.MASK_ROLE in origin.inputs:
                 mask = origin.inputs[embedding.MASK_ROLE]
-                _, tensors = ctx.store.read(refs.resolve(ctx.root, refs.parse(mask["ref"])), mask["sha256"])
+                _, tensors = ctx.store.read(ctx.store.resolve(refs.parse(mask["ref"])), mask["sha256"])
                 return MaskArtifact.from_tensors(tensors)
     return None
 

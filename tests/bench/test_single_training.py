@@ -103,28 +103,35 @@ def test_a_trial_is_the_real_command_on_photo_and_mask(context: Callable[..., St
     """And what it learned is drawn with."""
     ctx = context()
     for kind in ("mask", "embedding", "adapter", "prior"):
-        (ctx.root / kind / "left-over").mkdir(parents=True)
-    state = Checkpoint(ctx.project, "left-over")
+        (ctx.store.backend.path("artifacts") / kind / "left-over").mkdir(parents=True)
+    state = Checkpoint(ctx.store, "left-over")
     state.save({"step": torch.ones(1)})
-    with Checkpoint(ctx.project, "bench").lock():  # as in a run of the bench: nobody else may begin one
+    with Checkpoint(ctx.store, "bench").lock():  # as in a run of the bench: nobody else may begin one
         trained = single_training._train_case(ctx, case, "tiny", TINY)
-        with pytest.raises(BusyError), Checkpoint(ctx.project, "bench").lock():
+        with pytest.raises(BusyError), Checkpoint(ctx.store, "bench").lock():
             pass
     assert not state.file.exists()
     assert set(trained.weights) == {f"token.{case.name}"}  # no layers, no image tower
     assert trained.weights[f"token.{case.name}"].shape == (1 + len(case.instance.kind), 16)
     assert trained.seconds > 0.5 and 100 < trained.memory_mb < 8000
-    assert sorted(p.name for p in ctx.root.iterdir()) == ["adapter", "embedding", "mask", "prior"]
-    assert not list(ctx.root.glob("[!p]*/left-over")) and (ctx.root / "prior" / "left-over").exists()
+    assert sorted(p.name for p in ctx.store.backend.path("artifacts").iterdir()) == [
+        "adapter",
+        "embedding",
+        "mask",
+        "prior",
+    ]
+    assert (
+        not list(ctx.store.backend.path("artifacts").glob("[!p]*/left-over"))
+        and (ctx.store.backend.path("artifacts/prior") / "left-over").exists()
+    )
     assert not list(ctx.project.folder.glob("tmp*"))  # photo and mask are gone again
-    from objtune_cli.store import artifacts
     from objtune_cli.store.refs import Ref
 
-    record, arrays = artifacts.load(ctx.root, Ref("mask", case.name, 1))
+    record, arrays = ctx.store.read(Ref("mask", case.name, 1))
     rgb, mask = case.picture()
     assert np.array_equal(arrays["rgb"], rgb) and record.objects == {case.name: case.instance.kind}
     assert ((arrays["mask"] > 127) == (mask > 127)).mean() > 0.995
-    config = artifacts.read_record(ctx.root, Ref("adapter", case.name, 1)).config
+    config = ctx.store.read_record(Ref("adapter", case.name, 1)).config
     assert {k: config[k] for k in TINY.train} == TINY.train
     model, words = rendering.load_adapter(ctx, case.name, trained.weights)
     assert rendering.sample_case(ctx, model, words, case, f"<{case.name}>").shape == (len(case.prompts), 32, 32, 3)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import objtune_cli.models.base_model  # noqa: F401  (repairs torchvision before transformers asks for it)
+from objtune_cli.store.store import Store
 
 # isort: split
 import pytest
@@ -19,7 +20,7 @@ from objtune_cli.bench.single_training import TrainingResult
 from objtune_cli.bench.suites import base_model as base_stage
 from objtune_cli.bench.suites import objects
 from objtune_cli.evaluation import rendering
-from objtune_cli.store import artifacts, refs
+from objtune_cli.store import refs
 from objtune_cli.toybox.recipe import dataset
 from tests.conftest import REPOSITORY
 from tests.support import tiny_sd1
@@ -319,7 +320,7 @@ def test_what_is_not_there_or_of_another_base_is_refused(rex: Cli, plain_base: P
 
 
 def test_a_token_alone_is_an_adapter_like_any_other(rex: Cli) -> None:
-    record, tensors = artifacts.load(Path("artifacts"), refs.Ref("adapter", "rex", 1))
+    record, tensors = Store.at(Path()).read(refs.Ref("adapter", "rex", 1))
     assert set(tensors) == {"token.rex"} and record.config["target_modules"] == "none"
     assert not any(role.startswith("prior.") for role in record.inputs) and not Path("artifacts/prior").exists()
     assert rex("verify").code == 0

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from objtune_cli.store.artifacts import Record, publish
+from objtune_cli.store.artifacts import Record
+from objtune_cli.store.store import Store
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 OBJTUNE = Path(sys.executable).with_name("objtune")
@@ -25,7 +26,7 @@ def objtune(folder: Path, **variables: str) -> str:
 def stocked(project: Path) -> Path:
     """A project with two masks, an embedding and an adapter."""
     for kind, name in (("mask", "rex"), ("mask", "rex"), ("mask", "cup"), ("embedding", "rex"), ("adapter", "rex")):
-        publish(project / "artifacts", Record(kind, name, {name: "dog"}, {}, {}, {}), {})
+        Store.at(project).create(Record(kind, name, {name: "dog"}, {}, {}, {}), {})
     return project
 
 

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from objtune_cli.store.artifacts import Record, file_sha256, load, publish
+from objtune_cli.store.artifacts import Record
 from objtune_cli.store.refs import Ref
+from objtune_cli.store.store import Store
 from tests.support import tiny_sd1
 from tests.support.json_schema import check
 
@@ -210,16 +211,16 @@ def test_a_missing_artifact_is_4(cli: Cli) -> None:
 
 def test_an_ambiguous_name_is_4(cli: Cli, project: Path) -> None:
     for kind in ("mask", "embedding"):
-        publish(project / "artifacts", Record(kind, "rex", {"rex": "dog"}, {}, {}, {}), {})
+        Store.at(project).create(Record(kind, "rex", {"rex": "dog"}, {}, {}, {}), {})
     fails(cli("show", "rex"), 4, "rex is ambiguous", "mask/rex, embedding/rex")
     assert cli("show", "mask/rex").code == 0
 
 
 @pytest.mark.parametrize("command", [["list"], ["show", "rex"], ["verify"], ["init-embedding", "rex"]], ids=" ".join)
 def test_a_damaged_artifact_is_5(command: list[str], cli: Cli, project: Path) -> None:
-    path = publish(
-        project / "artifacts", Record("mask", "rex", {"rex": "dog"}, {}, {}, {}), {"mask": np.ones(9, np.uint8)}
-    ).path(project / "artifacts")
+    path = Store.at(project).path(
+        Store.at(project).create(Record("mask", "rex", {"rex": "dog"}, {}, {}, {}), {"mask": np.ones(9, np.uint8)})
+    )
     damage(path, 9)
     before = path.read_bytes()
     fails(cli(*command), 5, str(path))
@@ -237,12 +238,12 @@ def test_a_pipe_or_folder_in_the_store_is_5(cli: Cli, project: Path) -> None:
 
 
 def test_verify_notices_a_changed_input(cli: Cli, project: Path) -> None:
-    root = project / "artifacts"
-    mask = publish(root, Record("mask", "rex", {"rex": "dog"}, {}, {}, {}), {"mask": np.ones(9, np.uint8)})
-    inputs = {"mask": {"ref": str(mask), "sha256": file_sha256(mask.path(root))}}
-    publish(root, Record("embedding", "rex", {"rex": "dog"}, inputs, {}, {}), {})
+    store = Store.at(project)
+    mask = store.create(Record("mask", "rex", {"rex": "dog"}, {}, {}, {}), {"mask": np.ones(9, np.uint8)})
+    inputs = {"mask": {"ref": str(mask), "sha256": store.compute_sha256(mask)}}
+    store.create(Record("embedding", "rex", {"rex": "dog"}, inputs, {}, {}), {})
     assert cli("verify").err == "2 artifacts, all sound\n"
-    damage(mask.path(root), -1)
+    damage(store.path(mask), -1)
     fails(
         cli("verify"),
         5,
@@ -252,14 +253,13 @@ def test_verify_notices_a_changed_input(cli: Cli, project: Path) -> None:
 
 
 def test_verify_notices_a_sound_file_in_the_place_of_an_input(cli: Cli, project: Path, tmp_path: Path) -> None:
-    root = project / "artifacts"
-    mask = publish(root, Record("mask", "rex", {"rex": "dog"}, {}, {}, {}), {"mask": np.ones(9, np.uint8)})
-    inputs = {"mask": {"ref": str(mask), "sha256": file_sha256(mask.path(root))}}
-    publish(root, Record("embedding", "rex", {"rex": "dog"}, inputs, {}, {}), {})
-    other = publish(
-        tmp_path / "other", Record("mask", "rex", {"rex": "dog"}, {}, {}, {}), {"mask": np.zeros(9, np.uint8)}
-    )
-    os.replace(other.path(tmp_path / "other"), mask.path(root))
+    store = Store.at(project)
+    mask = store.create(Record("mask", "rex", {"rex": "dog"}, {}, {}, {}), {"mask": np.ones(9, np.uint8)})
+    inputs = {"mask": {"ref": str(mask), "sha256": store.compute_sha256(mask)}}
+    store.create(Record("embedding", "rex", {"rex": "dog"}, inputs, {}, {}), {})
+    elsewhere = Store.at(tmp_path / "other")
+    other = elsewhere.create(Record("mask", "rex", {"rex": "dog"}, {}, {}, {}), {"mask": np.zeros(9, np.uint8)})
+    os.replace(elsewhere.path(other), store.path(mask))
     fails(cli("verify"), 5, "1 of 2 artifacts", "is not the file that embedding/rex@1 was made from")
 
 
@@ -270,7 +270,7 @@ def test_a_newer_schema_is_6(command: list[str], cli: Cli, project: Path) -> Non
 
 
 def test_another_kind_is_6(cli: Cli, project: Path) -> None:
-    publish(project / "artifacts", Record("scene", "rex", {"rex": "dog"}, {}, {}, {}), {})
+    Store.at(project).create(Record("scene", "rex", {"rex": "dog"}, {}, {}, {}), {})
     fails(cli("init-embedding", "scene/rex"), 6, "scene/rex is a scene")
     fails(cli("export", "scene/rex"), 6, "scene/rex is a scene")
 
@@ -484,7 +484,7 @@ def test_equal_work_in_two_projects_is_equal_bytes(cli: Cli, toy: Path, cover: P
 
 def test_a_given_mask_is_taken_as_it_is(cli: Cli, toy: Path, cover: Path, project: Path) -> None:
     cli("segment", toy, "--class", "dog", "--mask", cover)
-    record, tensors = load(project / "artifacts", Ref("mask", "dog", 1))
+    record, tensors = Store.at(project).read(Ref("mask", "dog", 1))
     with Image.open(cover) as mask, Image.open(toy) as rgb:
         assert np.array_equal(tensors["mask"], np.asarray(mask))
         assert np.array_equal(tensors["rgb"], np.asarray(rgb))
@@ -497,7 +497,7 @@ def test_transparency_serves_as_the_mask(cli: Cli, toy: Path, cover: Path, proje
     with Image.open(toy) as rgb, Image.open(cover) as mask:
         write(project / "cut.png", np.dstack([np.asarray(rgb), np.asarray(mask)]))
     assert cli("segment", "cut.png", "--class", "dog").code == 0
-    record, tensors = load(project / "artifacts", Ref("mask", "dog", 1))
+    record, tensors = Store.at(project).read(Ref("mask", "dog", 1))
     assert record.metrics["found_by"] == "alpha"
     with Image.open(cover) as mask:
         assert np.array_equal(tensors["mask"], np.asarray(mask))
@@ -507,7 +507,7 @@ def test_transparency_serves_as_the_mask(cli: Cli, toy: Path, cover: Path, proje
 def test_the_square_is_found(hint: list[str], cli: Cli, toy: Path, cover: Path, project: Path) -> None:
     """Intersection over union with the true square; 0.9 lets the outline be off by less than a pixel."""
     assert cli("segment", toy, "--class", "toy", "--segmenter", "grabcut", *tiny_sd1.ANY, *hint).code == 0
-    record, tensors = load(project / "artifacts", Ref("mask", "toy", 1))
+    record, tensors = Store.at(project).read(Ref("mask", "toy", 1))
     assert record.metrics["found_by"] == "grabcut"
     found = tensors["mask"] > 127
     with Image.open(cover) as mask:
@@ -536,7 +536,7 @@ def test_two_objects_of_one_photo(cli: Cli, project: Path) -> None:
     )
     assert (done.code, done.out) == (0, "mask/rex@1\nmask/mug@1\n"), done.err
     for name, column, word in (("rex", 38, "dog"), ("mug", 148, "mug")):
-        record, tensors = load(project / "artifacts", Ref("mask", name, 1))
+        record, tensors = Store.at(project).read(Ref("mask", name, 1))
         assert record.objects == {name: word}
         assert tensors["mask"][48, column] == 255
         assert tensors["mask"][48, 186 - column] == 0
@@ -545,7 +545,7 @@ def test_two_objects_of_one_photo(cli: Cli, project: Path) -> None:
 def test_the_example_photo(cli: Cli, dog_photo: Path, project: Path) -> None:
     done = cli("segment", dog_photo, "--class", "dog")
     assert (done.code, done.out) == (0, "mask/dog@1\n")
-    record, tensors = load(project / "artifacts", Ref("mask", "dog", 1))
+    record, tensors = Store.at(project).read(Ref("mask", "dog", 1))
     assert tensors["rgb"].shape == (640, 640, 3)
     assert 0.05 < record.metrics["area"] < 0.4
     assert record.metrics["pieces"] == 1
@@ -555,7 +555,7 @@ def test_photos_are_kept_at_most_as_large_as_asked(cli: Cli, toy: Path, project:
     with Image.open(toy) as image:
         image.resize((480, 480)).save("large.png")
     cli("segment", "large.png", "--class", "dog", "--set", "segment.max_image_size=240", "--box", "120,120,360,360")
-    _, tensors = load(project / "artifacts", Ref("mask", "dog", 1))
+    _, tensors = Store.at(project).read(Ref("mask", "dog", 1))
     assert tensors["rgb"].shape == (240, 240, 3)
     assert tensors["mask"].shape == (240, 240)
     assert tensors["mask"][120, 120] == 255

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from objtune_cli.store.artifacts import Record, publish
+from objtune_cli.store.artifacts import Record
+from objtune_cli.store.store import Store
 from tests.support.json_schema import check
 from tests.test_architecture import loaded_by
 
@@ -25,7 +26,7 @@ def checks(done: Any) -> dict[str, dict[str, str]]:
 
 
 def test_a_sound_machine(cli: Cli, project: Path) -> None:
-    publish(project / "artifacts", Record("mask", "rex", {"rex": "dog"}, {}, {}, {}), {"mask": np.ones(9, np.uint8)})
+    Store.at(project).create(Record("mask", "rex", {"rex": "dog"}, {}, {}, {}), {"mask": np.ones(9, np.uint8)})
     done = cli("doctor", "--json")
     found = checks(done)
     assert done.code == 0
@@ -54,9 +55,7 @@ def test_no_project_is_said_with_its_command(cli: Cli, project: Path) -> None:
 
 
 def test_a_damaged_store_is_bad(cli: Cli, project: Path) -> None:
-    path = publish(project / "artifacts", Record("mask", "rex", {"rex": "dog"}, {}, {}, {}), {}).path(
-        project / "artifacts"
-    )
+    path = Store.at(project).path(Store.at(project).create(Record("mask", "rex", {"rex": "dog"}, {}, {}, {}), {}))
     path.chmod(0o644)
     path.write_bytes(b"broken")
     done = cli("doctor", "--quick", "--json")

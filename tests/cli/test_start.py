@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from objtune_cli.cli.app import COMMANDS
-from objtune_cli.store.artifacts import Record, publish
+from objtune_cli.store.artifacts import Record
+from objtune_cli.store.store import Store
 
 BARE = """
 from typing import Annotated
@@ -104,7 +105,7 @@ def test_list_over_ten_thousand_artifacts(
     project: Path, monkeypatch: pytest.MonkeyPatch, say: Callable[[str], None]
 ) -> None:
     """At most a second of user and system time, start-up included."""
-    root = project / "artifacts"
+    store = Store.at(project)
     monkeypatch.setattr(os, "fsync", lambda _: None)
     for number in range(MANY // 50):
         record = Record(
@@ -116,7 +117,7 @@ def test_list_over_ten_thousand_artifacts(
             {},
         )
         for _ in range(50):
-            publish(root, record, {"mask": np.ones(3, np.uint8)})
+            store.create(record, {"mask": np.ones(3, np.uint8)})
     command = [sys.executable, "-m", "objtune_cli", "list"]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=60)
     assert len(done.stdout.splitlines()) == MANY

@@ -11,29 +11,30 @@ import pytest
 
 from objtune_cli.cli import durations
 from objtune_cli.errors import UsageError
-from objtune_cli.store.artifacts import Record, file_sha256, publish
+from objtune_cli.store.artifacts import Record
 from objtune_cli.store.project import Project
 from objtune_cli.store.refs import Ref
+from objtune_cli.store.store import Store
 
 Cli = Callable[..., Any]
 
 
 @pytest.fixture
-def root(project: Path) -> Path:
+def store(project: Path) -> Store:
     """mask/rex@1 and @2, embedding/rex@1 and adapter/rex@1 of the second, and a leftover."""
-    root = project / "artifacts"
-    publish(root, Record("mask", "rex", {"rex": "dog"}, {}, {"edge": 1}, {}), {"mask": np.ones(9, np.uint8)})
-    made = publish(root, Record("mask", "rex", {"rex": "dog"}, {}, {}, {}), {"mask": np.ones(9, np.uint8)})
+    store = Store.at(project)
+    store.create(Record("mask", "rex", {"rex": "dog"}, {}, {"edge": 1}, {}), {"mask": np.ones(9, np.uint8)})
+    made = store.create(Record("mask", "rex", {"rex": "dog"}, {}, {}, {}), {"mask": np.ones(9, np.uint8)})
     for kind, role in (("embedding", "mask"), ("adapter", "embedding.rex")):
-        inputs = {role: {"ref": str(made), "sha256": file_sha256(made.path(root))}}
-        made = publish(root, Record(kind, "rex", {"rex": "dog"}, inputs, {}, {}), {"token.rex": np.ones(3, np.float32)})
+        inputs = {role: {"ref": str(made), "sha256": store.compute_sha256(made)}}
+        made = store.create(Record(kind, "rex", {"rex": "dog"}, inputs, {}, {}), {"token.rex": np.ones(3, np.float32)})
     leftover = project / ".objtune/tmp/ancient"
     leftover.write_bytes(b"x" * 100)
     os.utime(leftover, (1e9, 1e9))
-    return root
+    return store
 
 
-def test_rm_prints_what_went_and_asks_for_force(cli: Cli, root: Path) -> None:
+def test_rm_prints_what_went_and_asks_for_force(cli: Cli, store: Store) -> None:
     refused = cli("rm", "mask/rex@2")
     assert (refused.code, refused.out) == (2, "")
     assert (
@@ -46,21 +47,21 @@ def test_rm_prints_what_went_and_asks_for_force(cli: Cli, root: Path) -> None:
     assert (gone.code, gone.err.splitlines()[0]) == (4, "error: adapter/rex@1 was removed")
 
 
-def test_rm_reads_what_list_prints(cli: Cli, root: Path) -> None:
+def test_rm_reads_what_list_prints(cli: Cli, store: Store) -> None:
     listed = cli("list").out
     document = json.loads(cli("rm", "-", "--json", stdin=listed).out)
     assert document["removed"] == ["mask/rex@1", "mask/rex@2", "embedding/rex@1", "adapter/rex@1"]
     assert cli("list").out == ""
 
 
-def test_gc_says_first_and_deletes_then(cli: Cli, root: Path) -> None:
+def test_gc_says_first_and_deletes_then(cli: Cli, store: Store) -> None:
     young = cli("gc")
     assert (young.code, young.out) == (0, ".objtune/tmp/ancient\n")
     assert young.err == "freed 0.0 MB: 0 artifacts, 1 leftovers\n"
-    before = sorted(root.rglob("*"))
+    before = sorted(store.backend.path("artifacts").rglob("*"))
     dry = cli("gc", "--older-than", "0", "--dry-run")
     assert dry.out == "mask/rex@1\n"
-    assert sorted(root.rglob("*")) == before
+    assert sorted(store.backend.path("artifacts").rglob("*")) == before
     document = json.loads(cli("gc", "--older-than", "0s", "--json").out)
     size = document.pop("bytes")
     assert size > 0
@@ -70,7 +71,7 @@ def test_gc_says_first_and_deletes_then(cli: Cli, root: Path) -> None:
 
 
 @pytest.mark.parametrize("line", [["gc"], ["rm", "mask/rex@1"], ["mv", "rex", "max"]], ids=" ".join)
-def test_nothing_is_taken_away_under_work(line: list[str], cli: Cli, root: Path, project: Path) -> None:
+def test_nothing_is_taken_away_under_work(line: list[str], cli: Cli, store: Store, project: Path) -> None:
     before = sorted(project.rglob("*"))
     with Project(project).lock():
         done = cli(*line)
@@ -80,7 +81,7 @@ def test_nothing_is_taken_away_under_work(line: list[str], cli: Cli, root: Path,
     assert cli(*line).code == 0
 
 
-def test_mv_renames_the_object_in_every_stage(cli: Cli, root: Path) -> None:
+def test_mv_renames_the_object_in_every_stage(cli: Cli, store: Store) -> None:
     done = cli("mv", "rex", "max")
     assert done.out == "mask/max@1\nmask/max@2\nembedding/max@1\nadapter/max@1\n"
     assert cli("verify").err == "4 artifacts, all sound\n"
@@ -109,7 +110,7 @@ def test_mv_renames_the_object_in_every_stage(cli: Cli, root: Path) -> None:
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else "",
 )
-def test_mistakes(line: list[str], code: int, words: str, cli: Cli, root: Path, project: Path) -> None:
+def test_mistakes(line: list[str], code: int, words: str, cli: Cli, store: Store, project: Path) -> None:
     before = sorted(project.rglob("*"))
     done = cli(*line)
     assert (done.code, done.out) == (code, "")
@@ -118,16 +119,15 @@ def test_mistakes(line: list[str], code: int, words: str, cli: Cli, root: Path, 
     assert sorted(project.rglob("*")) == before
 
 
-def test_several_refs_are_shown_and_read_from_stdin(cli: Cli, root: Path) -> None:
+def test_several_refs_are_shown_and_read_from_stdin(cli: Cli, store: Store) -> None:
     one, two = cli("show", "mask/rex@1").out, cli("show", "embedding/rex").out
     assert cli("show", "-", stdin="mask/rex@1\nembedding/rex@1\n").out == one + two
     document = json.loads(cli("show", "mask/rex@1", "embedding/rex", "--json").out)
     assert [a["kind"] for a in document["artifacts"]] == ["mask", "embedding"]
 
 
-def test_diffusers_files_of_two_objects_would_be_one(cli: Cli, root: Path) -> None:
-    publish(
-        root,
+def test_diffusers_files_of_two_objects_would_be_one(cli: Cli, store: Store) -> None:
+    store.create(
         Record("adapter", "max", {"max": "dog"}, {}, {}, {"id": "x", "fingerprint": ""}),
         {"token.max": np.ones(3, np.float32)},
     )
@@ -138,7 +138,7 @@ def test_diffusers_files_of_two_objects_would_be_one(cli: Cli, root: Path) -> No
 
 
 def test_a_store_without_a_right_to_write_can_be_read_and_is_not_cleaned(
-    cli: Cli, root: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def closed(*_args: Any, **_named: Any) -> None:
         raise OSError(30, "Read-only file system")
@@ -147,7 +147,7 @@ def test_a_store_without_a_right_to_write_can_be_read_and_is_not_cleaned(
     monkeypatch.setattr(Path, "unlink", closed)
     done = cli("rm", "mask/rex@1")
     assert done.code == 7
-    assert Ref("mask", "rex", 1).path(root).exists()
+    assert store.path(Ref("mask", "rex", 1)).exists()
     for line in (["list"], ["show", "mask/rex"], ["verify"]):
         assert cli(*line).code == 0
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from objtune_cli.store import artifacts, refs
+from objtune_cli.store import refs
+from objtune_cli.store.store import Store
 from tests.support import tiny_sd1
 
 pytestmark = pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
@@ -90,7 +91,7 @@ def test_a_scene_says_what_stands_where(scenes):
     found = _metrics(result)
     assert found["objects"] == ["dog", "cup"] and np.shape(found["leakage"]) == (2, 2, 2) and len(found["seeds"]) == 2
     assert found["presence"] == sum(not w for w in found["wrong"]) / 2
-    assert artifacts.read_record(Path("artifacts"), refs.Ref("scene", "dog-cup", 1)).metrics == found
+    assert Store.at(Path()).read_record(refs.Ref("scene", "dog-cup", 1)).metrics == found
     assert "likeness of each place (rows) to each object (columns)" in result.err
     row = next(line for line in result.err.splitlines() if line.startswith("dog "))
     assert [float(v) for v in row.split()[1:]] == pytest.approx(np.mean(found["leakage"], 0)[0], abs=0.006)
@@ -101,7 +102,7 @@ def test_objects_are_looked_at_closer_and_kept_as_they_were_drawn(scenes):
     result = scenes(*DRAW[:2], "--steps", 4, "-n", 2, "--retries", 0)
     assert result.code == 0, result.err
     assert "closer look at dog 2/2" in result.err and "closer look at cup 2/2" in result.err
-    _, arrays = artifacts.load(Path("artifacts"), refs.Ref("scene", "dog-cup", 1))
+    _, arrays = Store.at(Path()).read(refs.Ref("scene", "dog-cup", 1))
     assert {name: array.shape for name, array in arrays.items()} == {
         name: (2, 4, 8, 8) for name in ("latents", "close.cup", "close.dog")
     }
@@ -113,8 +114,8 @@ def test_objects_are_looked_at_closer_and_kept_as_they_were_drawn(scenes):
     assert again.out == result.out and [path.read_bytes() for path in paths] == before
     plain = scenes(*DRAW[:2], "--steps", 4, "-n", 2, "--retries", 0, "--set", "compose.refine_strength=0")
     assert plain.out.split()[0] == "artifacts/scene/dog-cup/v002/001.png" and "closer" not in plain.err
-    _, without = artifacts.load(Path("artifacts"), refs.Ref("scene", "dog-cup", 2))
-    assert "laid" not in artifacts.read_record(Path("artifacts"), refs.Ref("scene", "dog-cup", 2)).config
+    _, without = Store.at(Path()).read(refs.Ref("scene", "dog-cup", 2))
+    assert "laid" not in Store.at(Path()).read_record(refs.Ref("scene", "dog-cup", 2)).config
     assert list(without) == ["latents"] and np.array_equal(without["latents"], arrays["latents"])
     assert Path(plain.out.split()[0]).read_bytes() != before[0]
 
@@ -125,9 +126,7 @@ def test_scenes_from_before_outlines_are_made_again_as_they_were(scenes):
     for version, more in ((1, ()), (2, ("--set", "compose.paste=box"))):
         result = scenes(*line, *more)
         assert result.code == 0, result.err
-        assert ("paste" in artifacts.read_record(Path("artifacts"), refs.Ref("scene", "dog-cup", version)).config) == (
-            not more
-        )
+        assert ("paste" in Store.at(Path()).read_record(refs.Ref("scene", "dog-cup", version)).config) == (not more)
     (path,) = [Path(text) for text in result.out.split()]
     before = path.read_bytes()
     assert before != Path("artifacts/scene/dog-cup/v001/001.png").read_bytes()
@@ -221,16 +220,14 @@ def test_three_side_by_side_get_a_wider_picture_and_any_scheduler_draws_it(scene
     )
     assert result.code == 0 and np.asarray(Image.open(result.out.strip())).shape == (32, 48, 3), result.err
     assert np.asarray(Image.open("artifacts/scene/dog-cup-hat/v001/layout.png")).shape == (256, 384, 3)
-    assert artifacts.read_record(Path("artifacts"), refs.Ref("scene", "dog-cup-hat", 1)).config["frame"] == [1.5, 1.0]
+    assert Store.at(Path()).read_record(refs.Ref("scene", "dog-cup-hat", 1)).config["frame"] == [1.5, 1.0]
     behind = scenes("compose", "<dog> behind <cup>", "-n", 1, "--steps", 1)
-    assert (
-        behind.code == 0
-        and "order" not in artifacts.read_record(Path("artifacts"), refs.Ref("scene", "dog-cup", 1)).config
-    )
+    assert behind.code == 0 and "order" not in Store.at(Path()).read_record(refs.Ref("scene", "dog-cup", 1)).config
     before = scenes("compose", "<dog> in front of <cup>", "-n", 1, "--steps", 1)
-    assert before.code == 0 and artifacts.read_record(Path("artifacts"), refs.Ref("scene", "dog-cup", 2)).config[
-        "order"
-    ] == ["cup", "dog"]
+    assert before.code == 0 and Store.at(Path()).read_record(refs.Ref("scene", "dog-cup", 2)).config["order"] == [
+        "cup",
+        "dog",
+    ]
 
 
 def test_what_the_sentence_hears_of_an_object_makes_another_scene(scenes):
@@ -238,7 +235,7 @@ def test_what_the_sentence_hears_of_an_object_makes_another_scene(scenes):
     assert scenes("compose", "<dog> and <cup>", "-n", 1, "--steps", 1).out == "artifacts/scene/dog-cup/v001/001.png\n"
     own = scenes("compose", "<dog> and <cup>", "-n", 1, "--steps", 1, "--set", "compose.context_words=placeholder")
     assert own.out == "artifacts/scene/dog-cup/v002/001.png\n", own.err
-    records = [artifacts.load(Path("artifacts"), refs.Ref("scene", "dog-cup", v)) for v in (1, 2)]
+    records = [Store.at(Path()).read(refs.Ref("scene", "dog-cup", v)) for v in (1, 2)]
     assert [r.config.get("context_words") for r, _ in records] == ["class", None]
     assert np.abs(records[0][1]["latents"] - records[1][1]["latents"]).max() > 1e-4
 
@@ -247,7 +244,7 @@ def test_what_the_sentence_hears_of_an_object_makes_another_scene(scenes):
 def test_merge_makes_one_adapter_of_two(scenes, method):
     result = scenes("merge", "dog=0.5", "cup", "--name", "pair", "--method", method)
     assert (result.code, result.out) == (0, "adapter/pair@1\n"), result.err
-    record, tensors = artifacts.load(Path("artifacts"), refs.Ref("adapter", "pair", 1))
+    record, tensors = Store.at(Path()).read(refs.Ref("adapter", "pair", 1))
     assert record.objects == {"dog": "dog", "cup": "mug"} and record.config["weights"] == [0.5, 1.0]
     assert {"token.dog", "token.cup"} <= set(tensors) and record.metrics["rank"] == (4 if method == "linear" else 2)
     assert scenes("merge", "-", "--name", "pair", "--method", method, stdin="dog=0.5\ncup\n").out == "adapter/pair@1\n"
@@ -261,13 +258,9 @@ def test_a_merged_adapter_leaves_the_names_to_its_parts_and_draws_what_their_sum
     own = scenes("generate", "<dog> and <cup>", "-n", 1, "--steps", 2)
     asked = scenes("generate", "<dog> and <cup>", "-n", 1, "--steps", 2, "--adapter", "pair")
     assert (own.code, asked.code) == (0, 0), asked.err
+    assert Store.at(Path()).read_record(refs.Ref("scene", "dog-cup", 1)).inputs["adapter.dog"]["ref"] == "adapter/dog@1"
     assert (
-        artifacts.read_record(Path("artifacts"), refs.Ref("scene", "dog-cup", 1)).inputs["adapter.dog"]["ref"]
-        == "adapter/dog@1"
-    )
-    assert (
-        artifacts.read_record(Path("artifacts"), refs.Ref("scene", "dog-cup", 2)).inputs["adapter.dog"]["ref"]
-        == "adapter/pair@1"
+        Store.at(Path()).read_record(refs.Ref("scene", "dog-cup", 2)).inputs["adapter.dog"]["ref"] == "adapter/pair@1"
     )
     first, second = (np.asarray(Image.open(r.out.strip()), int) for r in (own, asked))
     assert np.abs(first - second).max() <= 2
@@ -311,12 +304,12 @@ def test_mistakes_are_told_before_a_model_is_loaded(scenes, monkeypatch, args, c
 def test_adapters_of_different_bases_and_twice_the_same_object_are_not_merged(scenes, apart):
     from dataclasses import replace
 
-    root = Path("artifacts")
-    record, tensors = artifacts.load(root, refs.Ref("adapter", "cup", 1))
-    artifacts.publish(
-        root, replace(record, name="far", objects={"far": "mug"}, base={"id": "sd15", "fingerprint": "0" * 64}), tensors
+    store = Store.at(Path())
+    record, tensors = store.read(refs.Ref("adapter", "cup", 1))
+    store.create(
+        replace(record, name="far", objects={"far": "mug"}, base={"id": "sd15", "fingerprint": "0" * 64}), tensors
     )
-    artifacts.publish(root, replace(record, name="twin"), tensors)
+    store.create(replace(record, name="twin"), tensors)
     other = scenes("merge", "dog", "far")
     assert other.code == 6 and "adapter/dog@1 was made with the base tiny, adapter/far@1 with sd15" in other.err
     twice = scenes("merge", "cup", "twin")

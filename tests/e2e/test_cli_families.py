@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from objtune_cli.store import artifacts, refs
+from objtune_cli.store import refs
+from objtune_cli.store.store import Store
 from tests.support import tiny_families, tiny_sd1
 
 pytestmark = pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
@@ -57,12 +58,12 @@ def test_train_generate_compose_export(cli, kin_bases, dog_photo, name):
         assert done.code == 0, done.err
     assert Path("artifacts/adapter/cup/v001/preview.png").is_file()
     assert json.loads(done.out)["metrics"]["adapter/cup@1"].keys() >= {"identity", "copy", "drift"}
-    root = Path("artifacts")
-    record, tensors = artifacts.load(root, refs.Ref("adapter", "rex", 1))
+    store = Store.at(Path())
+    record, tensors = store.read(refs.Ref("adapter", "rex", 1))
     assert record.base["family"] == name
     stored = [tensors[key].shape[1] for key in ("token.rex", "token_2.rex") if key in tensors]
     assert stored == list(WIDTHS[name])
-    _, started = artifacts.load(root, refs.Ref("embedding", "rex", 1))
+    _, started = store.read(refs.Ref("embedding", "rex", 1))
     for first, last in zip(("text_encoder", "text_encoder_2"), ("token.rex", "token_2.rex"), strict=True):
         if first in started:  # every tower's vectors learn, and keep their length
             assert not (started[first][0] == tensors[last][0]).all()
@@ -122,7 +123,7 @@ def test_the_image_tower_is_named_by_a_setting(cli, kin_bases, dog_photo, tmp_pa
     given = tmp_path / "tower" if form == "folder" else tmp_path / "tower" / "model.safetensors"
     done = cli("init-embedding", "dog", "--set", f"clip_model={given}", "--json")
     assert done.code == 0 and "cos_after" in json.loads(done.out)["metrics"]["embedding/dog@2"]
-    assert artifacts.read_record(Path("artifacts"), refs.Ref("embedding", "dog", 2)).config["clip_model"] == given.name
+    assert Store.at(Path()).read_record(refs.Ref("embedding", "dog", 2)).config["clip_model"] == given.name
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from objtune_cli.store import artifacts, refs
+from objtune_cli.store import refs
+from objtune_cli.store.store import Store
 from tests.e2e.test_cli_families import SETTINGS
 from tests.support import tiny_families
 
@@ -36,10 +37,10 @@ def test_two_objects_of_one_photo_look_where_they_are(cli: Any, dog_photo: Path)
     command = ("train", dog_photo, *ONE, "--class", "cup", "--mask", "dog=dog.png", "--mask", "cup=cup.png", "--json")
     done = cli(*command)
     assert done.code == 0, done.err
-    record, tensors = artifacts.load(Path("artifacts"), refs.Ref("adapter", "dog-cup", 1))
+    record, tensors = Store.at(Path()).read(refs.Ref("adapter", "dog-cup", 1))
     assert record.metrics["attention"] > 0
     assert cli(*command, "--set", "train.multi_object_attention_loss_weight=0").code == 0
-    record, other = artifacts.load(Path("artifacts"), refs.Ref("adapter", "dog-cup", 2))
+    record, other = Store.at(Path()).read(refs.Ref("adapter", "dog-cup", 2))
     assert "attention" not in record.metrics
     key = "unet.transformer_blocks.0.attn.add_k_proj.lora_B.weight"
     assert tensors.keys() == other.keys() and not (tensors[key] == other[key]).all()
@@ -59,7 +60,7 @@ def test_which_layers_learn(cli: Any, dog_photo: Path, modules: str, blocks: str
         "train.prior_loss_weight=0",
     )
     assert done.code == 0, done.err
-    _, tensors = artifacts.load(Path("artifacts"), refs.Ref("adapter", "dog", 1))
+    _, tensors = Store.at(Path()).read(refs.Ref("adapter", "dog", 1))
     ends = {key.split(".", 3)[3].removesuffix(".lora_B.weight") for key in tensors if key.endswith("lora_B.weight")}
     wanted = {"none": set(), "cross-kv": {"attn.add_k_proj", "attn.add_v_proj"}}
     assert (
@@ -90,11 +91,11 @@ def test_what_was_exported_is_imported_again(cli: Any, dog_photo: Path) -> None:
     assert cli("train", dog_photo, *ONE, "--name", "rex").code == 0
     for form in ("diffusers", "kohya", "embedding"):
         assert cli("export", "rex", "--format", form, "--out", form).code == 0
-    _, own = artifacts.load(Path("artifacts"), refs.Ref("adapter", "rex", 1))
+    _, own = Store.at(Path()).read(refs.Ref("adapter", "rex", 1))
     for name, file in (("tom", "diffusers/pytorch_lora_weights.safetensors"), ("pat", "kohya/rex.safetensors")):
         done = cli("import", file, "embedding/rex-objtune.safetensors", "--class", "dog", "--name", name)
         assert done.code == 0, done.err
-        _, found = artifacts.load(Path("artifacts"), refs.Ref("adapter", name, 1))
+        _, found = Store.at(Path()).read(refs.Ref("adapter", name, 1))
         again = {k.replace(f".{name}", ".rex"): v for k, v in found.items()}
         left = [k for k in own if ".2.attn.add_q_proj." in k] if file.startswith("kohya") else []
         assert again.keys() == own.keys() - {*left} and all((own[k] == again[k]).all() for k in again)

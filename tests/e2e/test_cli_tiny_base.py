@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from objtune_cli.store import artifacts, refs
+from objtune_cli.store import refs
+from objtune_cli.store.store import Store
 from tests.support import tiny_sd1
 
 pytestmark = pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
@@ -99,7 +100,7 @@ def test_train_says_how_good_it_is_in_numbers_and_words(objtune, dog_photo, monk
     found = json.loads(done.out)["metrics"]["adapter/dog@1"]
     assert {"identity", "prompt", "drift", "copy"} <= found.keys() and found["steps"] == 4
     assert f"identity {found['identity']:.2f}  prompt {found['prompt']:.2f}" in done.err
-    assert artifacts.read_record(Path("artifacts"), refs.Ref("adapter", "dog", 1)).metrics == found
+    assert Store.at(Path()).read_record(refs.Ref("adapter", "dog", 1)).metrics == found
 
     monkeypatch.setattr(SelfEvaluation, "scores", lambda *_: {"identity": 0.1, "prompt": 0.2, "copy": 0.9})
     monkeypatch.setattr(SelfEvaluation, "drift", lambda *_: 0.5)
@@ -201,8 +202,8 @@ def test_resuming_without_the_optimizer_state_would_be_noticed(objtune, dog_phot
 
     monkeypatch.setattr(multi_trainer, "train_step", forgetful)
     objtune("train", dog_photo, "--class", "dog", *FAST, "--no-preview", "--force")
-    v2 = artifacts.load(Path("artifacts"), refs.Ref("adapter", "dog", 2))[1]
-    v1 = artifacts.load(Path("artifacts"), refs.Ref("adapter", "dog", 1))[1]
+    v2 = Store.at(Path()).read(refs.Ref("adapter", "dog", 2))[1]
+    v1 = Store.at(Path()).read(refs.Ref("adapter", "dog", 1))[1]
     assert any(not np.array_equal(v1[k], v2[k]) for k in v1) and unbroken
 
 
@@ -260,10 +261,7 @@ def test_prompts_come_from_stdin_one_a_line(trained):
         "generate", "<dog> at night", "-", "-n", 1, "--steps", 1, stdin="a <dog>\n\n  <dog> in the snow \n"
     )
     assert result.code == 0 and len(lines(result.out)) == 3
-    asked = [
-        artifacts.read_record(Path("artifacts"), ref).config["prompt"]
-        for ref in refs.list_refs(Path("artifacts"), "scene")
-    ]
+    asked = [Store.at(Path()).read_record(ref).config["prompt"] for ref in Store.at(Path()).list("scene")]
     assert asked == ["<dog> at night", "a <dog>", "<dog> in the snow"]
     none = trained("generate", "-", stdin="\n")
     assert (none.code, none.out) == (2, "") and "error: no prompt was given" in none.err
@@ -283,7 +281,7 @@ def test_a_version_in_the_prompt_is_the_one_that_is_drawn(trained, dog_photo):
     trained("train", dog_photo, "--class", "dog", *FAST, "--no-preview", "--seed", 2**64 - 1)
     document = json.loads(trained("generate", "<dog@1>", "-n", 1, "--steps", 1, "--json").out)
     newest = json.loads(trained("generate", "<dog>", "-n", 1, "--steps", 1, "--json").out)
-    record = artifacts.read_record(Path("artifacts"), refs.parse(document["refs"][0]["ref"]))
+    record = Store.at(Path()).read_record(refs.parse(document["refs"][0]["ref"]))
     assert record.inputs["adapter.dog"]["ref"] == "adapter/dog@1"
     assert document["refs"][0]["sha256"] != newest["refs"][0]["sha256"]
 
@@ -319,8 +317,7 @@ def test_what_the_base_says_of_the_other_words_makes_another_picture(trained):
         for prompt in ("a photo of <dog>", "a photo of <dog> in a hat")
     ] == [1, 2]
     kept = [
-        artifacts.read_record(Path("artifacts"), ref).config.get("prompt_guidance_scale")
-        for ref in refs.list_refs(Path("artifacts"), "scene")
+        Store.at(Path()).read_record(ref).config.get("prompt_guidance_scale") for ref in Store.at(Path()).list("scene")
     ]
     assert kept == [None, 3.0, None, 3.0]
 
@@ -385,7 +382,7 @@ def test_compose_draws_both_and_keeps_the_layout(trained):
         2,
     )
     assert result.code == 0, result.err
-    record = artifacts.read_record(Path("artifacts"), refs.Ref("scene", "dog-cup", 1))
+    record = Store.at(Path()).read_record(refs.Ref("scene", "dog-cup", 1))
     assert record.config["places"] == {"dog": [0.02, 0.25, 0.5, 0.95], "cup": [0.5, 0.4, 0.95, 0.9]}
     assert Path("artifacts/scene/dog-cup/v001/layout.png").is_file()
     Path("scene.toml").write_text('dog = "left"\ncup = [0.5, 0.4, 0.95, 0.9]\n')
@@ -402,7 +399,7 @@ def test_two_objects_of_one_photo_are_learned_together(objtune, dog_photo, monke
     hints = ("--box", "dog=20,240,345,570", "--box", "mug=330,240,630,560")
     result = objtune("train", pair, "--class", "dog", "--class", "mug", *hints, *FAST)
     assert (result.code, lines(result.out)) == (0, ["adapter/dog-mug@1"]), result.err
-    _, tensors = artifacts.load(Path("artifacts"), refs.Ref("adapter", "dog-mug", 1))
+    _, tensors = Store.at(Path()).read(refs.Ref("adapter", "dog-mug", 1))
     assert {"token.dog", "token.mug"} <= set(tensors)
     assert objtune("generate", "<mug>", "-n", 1, "--steps", 1).code == 0
     joint = objtune("generate", "<dog-mug>")
@@ -470,7 +467,7 @@ def test_composing_again_loads_nothing_and_prints_the_same(trained, monkeypatch)
 
 def test_a_missing_place_is_the_free_one(trained):
     trained("compose", "<dog> and <cup>", "--place", "dog=right", "-n", 1, "--steps", 1)
-    record = artifacts.read_record(Path("artifacts"), refs.Ref("scene", "dog-cup", 1))
+    record = Store.at(Path()).read_record(refs.Ref("scene", "dog-cup", 1))
     assert record.config["places"]["cup"][2] <= 0.5 <= record.config["places"]["dog"][0]
 
 
@@ -488,9 +485,7 @@ def test_force_makes_the_asked_for_artifact_again_and_no_other(objtune, dog_phot
     command = ("train", dog_photo, "--class", "dog", *FAST, "--no-preview")
     objtune(*command)
     assert objtune(*command, "--force").out == "adapter/dog@2\n"
-    assert [
-        refs.list_versions(Path("artifacts"), kind, "dog") for kind in ("mask", "embedding", "prior", "adapter")
-    ] == [
+    assert [Store.at(Path()).list_versions(kind, "dog") for kind in ("mask", "embedding", "prior", "adapter")] == [
         [1],
         [1],
         [1],
@@ -520,7 +515,7 @@ def test_a_base_without_image_tower_starts_at_the_class_word(cli, bare_base, dog
     cli("segment", dog_photo, "--class", "dog")
     result = cli("init-embedding", "dog", "--base", bare_base, *FAST)
     assert result.code == 0 and "has no image tower" in result.err
-    record = artifacts.read_record(Path("artifacts"), refs.Ref("embedding", "dog", 1))
+    record = Store.at(Path()).read_record(refs.Ref("embedding", "dog", 1))
     assert record.config["init"] == "class"
     asked = cli("init-embedding", "dog", "--base", bare_base, "--init", "prototype")
     assert asked.code == 7 and "no image tower for a prototype" in asked.err

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from objtune_cli.store import artifacts, refs
+from objtune_cli.store import refs
+from objtune_cli.store.store import Store
 from tests.conftest import Result
 from tests.support import fake_device, tiny_families, tiny_sd1
 
@@ -43,9 +44,7 @@ def both(cli: Run, monkeypatch: pytest.MonkeyPatch, dog_photo: Path) -> Callable
 
 def _same(kind: str, name: str, version: int = 1) -> None:
     """The tensors of an artifact of both projects, but for rounding."""
-    (_, one), (_, two) = (
-        artifacts.load(Path(side, "artifacts"), refs.Ref(kind, name, version)) for side in ("here", "there")
-    )
+    (_, one), (_, two) = (Store.at(Path(side)).read(refs.Ref(kind, name, version)) for side in ("here", "there"))
     assert one.keys() == two.keys()
     for key, value in one.items():
         np.testing.assert_allclose(two[key], value, rtol=1e-3, atol=1e-4, err_msg=f"{kind}/{name} {key}")

@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,9 @@ from objtune_cli.config.sections import Common
 from objtune_cli.models import base_model, loading
 from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record
+from objtune_cli.store.project import Project
 from objtune_cli.store.refs import Ref
+from objtune_cli.store.store import Store
 from objtune_cli.workflow.context import StageContext
 
 pytestmark = pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
@@ -164,7 +165,7 @@ def test_a_vae_that_overflows_in_half_decodes_in_float32(cli, changed, project: 
         half.code == 0
         and half.err.count("the VAE decoder overflows in fp16: from here on the VAE computes in fp32") == 1
     ), half.err
-    record, arrays = artifacts.load(project / "artifacts", Ref("scene", "scene", 1))
+    record, arrays = Store.at(project).read(Ref("scene", "scene", 1))
     assert record.tools["precision"] == "fp16"
     from objtune_cli.generation.sampling import to_uint8
 
@@ -175,7 +176,7 @@ def test_a_vae_that_overflows_in_half_decodes_in_float32(cli, changed, project: 
     assert "scene@1 is up to date" in generate(cli, base, "--precision", "fp16").err
     single = generate(cli, base, "--precision", "fp32")
     assert single.code == 0 and "scene/scene/v002" in single.out and "up to date" not in single.err
-    assert "precision" not in artifacts.read_record(project / "artifacts", Ref("scene", "scene", 2)).tools
+    assert "precision" not in Store.at(project).read_record(Ref("scene", "scene", 2)).tools
     for again, version in (("fp32", 2), ("auto", 2), ("fp16", 1)):
         assert f"scene@{version} is up to date" in generate(cli, base, "--precision", again).err, again
     assert "v003" in generate(cli, base, "--precision", "bf16").out
@@ -192,9 +193,9 @@ def test_reuse_finds_the_number_format_that_was_asked_for(tmp_path: Path) -> Non
     record = Record("prior", "dog", {"dog": "dog"}, {}, {}, {})
     found: dict[tuple[int, str], int] = {}
     for last, tools in made.items():
-        artifacts.publish(tmp_path, replace(record, tools=tools), {"latents": torch.ones(1)})
+        Store.at(tmp_path).create(replace(record, tools=tools), {"latents": torch.ones(1)})
         for asked in ("auto", "fp32", "bf16", "fp16"):
-            ctx = StageContext(SimpleNamespace(artifacts=tmp_path), None, Common(precision=asked), None)  # type: ignore[arg-type]
+            ctx = StageContext(Project(tmp_path), None, Common(precision=asked), None)  # type: ignore[arg-type]
             ref = ctx.find(record, computed=True)
             found[last, asked] = ref.version if ref else 0
     assert [found[last, "auto"] for last in made] == [1, 1, 3, 3]
@@ -207,7 +208,7 @@ def test_one_colour_is_kept_by_force_alone(cli, changed, project: Path) -> None:
     base = changed("decoder black")
     forced = generate(cli, base, "--force")
     assert forced.code == 0 and "pictures 1, 2 of 2 are of one colour" in forced.err
-    assert artifacts.read_record(project / "artifacts", Ref("scene", "scene", 1)).metrics["one_colour"] == [0, 1]
+    assert Store.at(project).read_record(Ref("scene", "scene", 1)).metrics["one_colour"] == [0, 1]
     assert "scene@1 is up to date" in generate(cli, base).err
 
 
@@ -251,13 +252,13 @@ def test_latents_of_an_earlier_version_that_are_not_finite_are_drawn_again(
     cli, base: Path, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert generate(cli, base).code == 0
-    root = project / "artifacts"
-    record, arrays = artifacts.load(root, Ref("scene", "scene", 1))
+    store = Store.at(project)
+    record, arrays = store.read(Ref("scene", "scene", 1))
     bad = arrays["latents"].copy()
     bad[1, 0, 0, 0] = NAN
     with monkeypatch.context() as patch:
         patch.setattr(artifacts, "check_finite", lambda record, arrays: None)
-        artifacts.publish(root, record, {"latents": bad})
+        store.create(record, {"latents": bad})
     again = generate(cli, base)
     assert again.code == 0 and "scene@2 is not used again: latents holds NaN" in again.err and "v003" in again.out
 
@@ -351,14 +352,14 @@ def stored(
 ) -> Iterator[Callable[..., None]]:
     """Puts the adapter <rex> into the store with some tensors changed, whatever a later version checks."""
     assert cli("train", photo, "--name", "rex", "--base", base, *TRAIN).code == 0
-    root = project / "artifacts"
-    record, arrays = artifacts.load(root, Ref("adapter", "rex", 1))
+    store = Store.at(project)
+    record, arrays = store.read(Ref("adapter", "rex", 1))
 
     def put_in(value: float, end: str) -> None:
         changed = {name: np.full_like(array, value) if name.endswith(end) else array for name, array in arrays.items()}
         with monkeypatch.context() as patch:
             patch.setattr(artifacts, "check_finite", lambda record, arrays: None)
-            artifacts.publish(root, record, changed)
+            store.create(record, changed)
 
     return put_in
 

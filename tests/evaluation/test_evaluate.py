@@ -13,7 +13,6 @@ from objtune_cli.errors import InputError
 from objtune_cli.evaluation import benchmark_objects, clip_dino, rendering, truth_scores
 from objtune_cli.evaluation import stage as evaluate
 from objtune_cli.evaluation.stage import TrainedSubject
-from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.refs import Ref
 from objtune_cli.toybox import world
@@ -193,18 +192,12 @@ def _published(ctx: StageContext, names: dict[str, str], with_mask: bool = True)
     inputs, tensors = {}, {}
     for i, (name, word) in enumerate(names.items()):
         rgb = np.full((8, 8, 3), i, np.uint8)
-        mask = artifacts.publish(
-            ctx.root, Record("mask", name, {name: word}, {}, {}, {}), {"rgb": rgb, "mask": rgb[..., 0]}
-        )
+        mask = ctx.store.create(Record("mask", name, {name: word}, {}, {}, {}), {"rgb": rgb, "mask": rgb[..., 0]})
         source = {"mask": ctx.input_record(mask)} if with_mask else {}
-        embedding = artifacts.publish(
-            ctx.root, Record("embedding", name, {name: word}, source, {}, ctx.base.record()), {}
-        )
+        embedding = ctx.store.create(Record("embedding", name, {name: word}, source, {}, ctx.base.record()), {})
         inputs[f"embedding.{name}"] = ctx.input_record(embedding)
         tensors[f"token.{name}"] = torch.full((1, 16), float(i))
-    return artifacts.publish(
-        ctx.root, Record("adapter", "-".join(names), names, inputs, {}, ctx.base.record()), tensors
-    )
+    return ctx.store.create(Record("adapter", "-".join(names), names, inputs, {}, ctx.base.record()), tensors)
 
 
 def test_each_object_of_an_adapter_comes_with_its_own_photo(context: Callable[..., StageContext]) -> None:

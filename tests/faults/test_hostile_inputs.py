@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from objtune_cli.store.artifacts import Record, publish
+from objtune_cli.store.artifacts import Record
+from objtune_cli.store.store import Store
 from tests.support import tiny_sd1
 
 Cli = Callable[..., Any]
@@ -354,7 +355,6 @@ def test_f19_missing_weights_name_what_brings_them(cli: Cli, monkeypatch: pytest
 def test_publish_refuses_no_record_of_a_hostile_word(project: Path) -> None:
     """A class word with quotes and escapes is data: it comes back as it was."""
     word = 'd"o\\g\x1b[31m\u202e'
-    ref = publish(project / "artifacts", Record("mask", "rex", {"rex": word}, {}, {}, {}), {})
-    from objtune_cli.store.artifacts import verify
+    ref = Store.at(project).create(Record("mask", "rex", {"rex": word}, {}, {}, {}), {})
 
-    assert verify(project / "artifacts", ref)[0].objects == {"rex": word}
+    assert Store.at(project).verify(ref)[0].objects == {"rex": word}

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import objtune_cli.models.base_model  # noqa: F401  (repairs torchvision before the libraries below ask for it)
+from objtune_cli.store.store import Store
 
 # isort: split
 import pytest
@@ -63,9 +64,9 @@ def sd15(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_names_are_those_that_other_tools_know(sd15: Path, tmp_path: Path) -> None:
     weights = _random_lora(sd15, "attention", 2)
-    ref = _publish(tmp_path / "store", weights, rex=_rows(1))
-    (kohya,) = export.run(tmp_path / "store", ref, "kohya", tmp_path / "kohya")
-    (plain,) = export.run(tmp_path / "store", ref, "diffusers", tmp_path / "plain")
+    ref = _publish(Store.at(tmp_path / "store"), weights, rex=_rows(1))
+    (kohya,) = export.run(Store.at(tmp_path / "store"), ref, "kohya", tmp_path / "kohya")
+    (plain,) = export.run(Store.at(tmp_path / "store"), ref, "diffusers", tmp_path / "plain")
     assert len(KOHYA) == 128 * 3
     assert set(load_file(kohya)) == KOHYA
     model = loading.load(sd15, CPU, torch.float32)
@@ -84,19 +85,20 @@ def test_f11_reloaded_elsewhere(
     least = 9.0
     for modules, rank in size:
         weights, rows = _random_lora(sd15, modules, rank), _rows(3)
-        store = tmp_path / f"{modules}{rank}"
-        ref, expected = _publish(store / "store", weights, rex=rows), _ours(sd15, weights)
+        folder = tmp_path / f"{modules}{rank}"
+        store = Store.at(folder)
+        ref, expected = _publish(store, weights, rex=rows), _ours(sd15, weights)
         for form in ("diffusers", "kohya"):
-            (file,) = export.run(store / "store", ref, form, store / form)
+            (file,) = export.run(store, ref, form, folder / form)
             worst = max(worst, float((_read(sd15, file) - expected).abs().max()))
             keys, files = keys + len(load_file(file)), files + 1
         halved = {k: v / 2 if k.endswith(".alpha") else v for k, v in load_file(file).items()}
-        save_file(halved, store / "halved.safetensors")
+        save_file(halved, folder / "halved.safetensors")
         by_hand = {k: v / 2 if ".lora_B." in k else v for k, v in weights.items()}
-        shown = _read(sd15, store / "halved.safetensors")
+        shown = _read(sd15, folder / "halved.safetensors")
         assert float((shown - _ours(sd15, by_hand)).abs().max()) <= 1e-5, "alpha of half the rank is half the LoRA"
         least = min(least, float((shown - expected).abs().max()))
-        (file,) = export.run(store / "store", ref, "embedding", store / "embedding")
+        (file,) = export.run(store, ref, "embedding", folder / "embedding")
         assert _words(sd15, file, "<rex>", 3) == 0, "no vector differs"
         files += 1
     assert worst == 0, "not one bit of a prediction differs"

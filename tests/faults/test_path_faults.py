@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from objtune_cli.store import refs
-from objtune_cli.store.artifacts import file_sha256
+from objtune_cli.store.regular_files import file_sha256
 from tests.support import tiny_sd1
 from tests.support.scaled import sized
 
@@ -209,11 +209,12 @@ WRITER = """
 import sys
 import numpy as np
 from pathlib import Path
-from objtune_cli.store.artifacts import Record, publish
+from objtune_cli.store.artifacts import Record
+from objtune_cli.store.store import Store
 peak = lambda: next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 data = np.ones(int(sys.argv[2]), np.uint8)
 before = peak()
-publish(Path(sys.argv[1]) / "artifacts", Record("mask", "x", {}, {}, {}, {}), {"x": data})
+Store.at(Path(sys.argv[1])).create(Record("mask", "x", {}, {}, {}, {}), {"x": data})
 print((peak() - before) / 1e3)
 """
 
@@ -231,6 +232,6 @@ def test_f20_a_writer_takes_little_more_than_the_data(size: int, tmp_path: Path,
 
 @pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
 def test_a_copy_of_the_data_would_be_noticed(tmp_path: Path) -> None:
-    greedy = WRITER.replace("publish(", "kept = data.copy(); publish(")
+    greedy = WRITER.replace("Store.at(", "kept = data.copy(); Store.at(")
     done = subprocess.run([sys.executable, "-c", greedy, str(tmp_path), "100000000"], capture_output=True, text=True)
     assert float(done.stdout) > 64

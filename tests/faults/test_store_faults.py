@@ -18,9 +18,10 @@ import pytest
 
 from objtune_cli.errors import BusyError, DamagedError, ObjtuneError, ResourceError
 from objtune_cli.store import refs, removal, safetensors_format, temp_files
-from objtune_cli.store.artifacts import Record, file_sha256, publish, read_record, verify
+from objtune_cli.store.artifacts import Record
 from objtune_cli.store.project import Project
 from objtune_cli.store.refs import Ref
+from objtune_cli.store.store import Store
 from tests.support.scaled import sized
 
 REX = Record(
@@ -30,8 +31,8 @@ Say = Callable[[str], None]
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "artifacts"
+def store(tmp_path: Path) -> Store:
+    return Store.at(tmp_path)
 
 
 def child(work: Callable[[], Any]) -> int:
@@ -53,28 +54,28 @@ def ended(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def sound(root: Path) -> list[Ref]:
+def sound(store: Store) -> list[Ref]:
     """Every artifact of a store, each checked whole, each input checked against what was recorded of it."""
-    every = refs.list_refs(root)
-    digests = {ref: verify(root, ref)[1] for ref in every}
+    every = store.list()
+    digests = {ref: store.verify(ref)[1] for ref in every}
     for ref in every:
-        for given in read_record(root, ref).inputs.values():
+        for given in store.read_record(ref).inputs.values():
             if given["ref"]:
                 source = refs.parse(given["ref"])
-                gone = refs.read_tombstone(root, source)
+                gone = store.read_tombstone(source)
                 assert given["sha256"] == (digests.get(source) or (gone and gone["sha256"])), f"{ref} lost {source}"
     return every
 
 
 @sized(12, 200)
-def test_f1_killed_writers(size: int, root: Path, say: Say) -> None:
+def test_f1_killed_writers(size: int, store: Store, say: Say) -> None:
     """SIGKILL at random moments of eight writers at work."""
     rng = random.Random(1)
     block = np.arange(250_000, dtype=np.float32)
 
     def write() -> None:
         while True:
-            publish(root, REX, {"x": block})
+            store.create(REX, {"x": block})
 
     started, killed, seen = time.monotonic(), 0, 0
     while killed < size:
@@ -83,13 +84,13 @@ def test_f1_killed_writers(size: int, root: Path, say: Say) -> None:
             time.sleep(rng.uniform(0.005, 0.06))
             os.kill(pid, signal.SIGKILL)
             killed += ended(pid) == -signal.SIGKILL
-        seen = max(seen, len(list((root.parent / ".objtune/tmp").glob("*"))))
-    left = len(temp_files.find_orphaned(root.parent / ".objtune/tmp"))
-    assert ended(child(lambda: publish(root, REX, {"x": block}))) == 0
-    every = sound(root)
+        seen = max(seen, len(list(store.backend.path(".objtune/tmp").glob("*"))))
+    left = len(temp_files.find_orphaned(store.backend.path(".objtune/tmp")))
+    assert ended(child(lambda: store.create(REX, {"x": block}))) == 0
+    every = sound(store)
     assert [ref.version for ref in every] == list(range(1, len(every) + 1))
-    assert list((root.parent / ".objtune/tmp").iterdir()) == []
-    assert {p.suffix for p in root.rglob("v*")} == {".safetensors"}
+    assert list(store.backend.path(".objtune/tmp").iterdir()) == []
+    assert {p.suffix for p in store.backend.path("artifacts").rglob("v*")} == {".safetensors"}
     say(
         f"F1  {killed} SIGKILL into 8 writers: {len(every)} artifacts, 0 damaged, {left} leftovers at the end, all swept by the next writer, {time.monotonic() - started:.0f} s"
     )
@@ -133,33 +134,34 @@ def crashing(work: Callable[[], Any], at: int) -> int:
     return ended(child(run))
 
 
-def chain(root: Path, name: str) -> None:
+def chain(store: Store, name: str) -> None:
     """Two masks, of the second an embedding, of that an adapter with a picture."""
-    publish(root, replace(REX, name=name, objects={name: "dog"}), {"x": np.ones(3, np.uint8)})
-    made = publish(root, replace(REX, name=name, objects={name: "dog"}, config={}), {"x": np.ones(3, np.uint8)})
+    store.create(replace(REX, name=name, objects={name: "dog"}), {"x": np.ones(3, np.uint8)})
+    made = store.create(replace(REX, name=name, objects={name: "dog"}, config={}), {"x": np.ones(3, np.uint8)})
     for kind, role in (("embedding", "mask"), ("adapter", f"embedding.{name}")):
-        inputs = {role: {"ref": str(made), "sha256": file_sha256(made.path(root))}}
-        made = publish(
-            root, Record(kind, name, {name: "dog"}, inputs, {}, {}), {f"token.{name}": np.ones(3, np.float32)}
+        inputs = {role: {"ref": str(made), "sha256": store.compute_sha256(made)}}
+        made = store.create(
+            Record(kind, name, {name: "dog"}, inputs, {}, {}), {f"token.{name}": np.ones(3, np.float32)}
         )
-    folder = made.path(root).with_suffix("")
+    folder = store.path(made).with_suffix("")
     folder.mkdir()
     (folder / "preview.png").write_bytes(b"picture")
 
 
-def kept(root: Path) -> dict[str, bytes]:
-    return {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+def kept(store: Store, below: str = "artifacts") -> dict[str, bytes]:
+    folder = store.backend.path(below)
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 WORK: dict[str, Callable[[Path], Any]] = {
-    "publish": lambda root: (
-        publish(root, replace(REX, name="new"), {"x": np.ones(3, np.uint8)})
-        if not refs.list_names(root, "mask").count("new")
+    "publish": lambda store: (
+        store.create(replace(REX, name="new"), {"x": np.ones(3, np.uint8)})
+        if not store.list_names("mask").count("new")
         else None
     ),
-    "rm": lambda root: removal.remove(root, [r for r in refs.list_refs(root) if r.kind == "adapter"]),
-    "gc": lambda root: removal.remove(root, removal.find_unreferenced(root, 4e9)),
-    "mv": lambda root: removal.rename(root, "rex", "max") if refs.list_names(root, "mask").count("rex") else None,
+    "rm": lambda store: removal.remove(store, [r for r in store.list() if r.kind == "adapter"]),
+    "gc": lambda store: removal.remove(store, removal.find_unreferenced(store, 4e9)),
+    "mv": lambda store: removal.rename(store, "rex", "max") if store.list_names("mask").count("rex") else None,
 }
 
 
@@ -167,48 +169,48 @@ WORK: dict[str, Callable[[Path], Any]] = {
 @sized(6, 1)
 def test_f3_a_crash_at_every_boundary(name: str, size: int, tmp_path: Path, say: Say) -> None:
     """In short every sixth. Before each system call in turn that opens, flushes, links, renames or deletes: the store is sound, and the same again finishes."""
-    first, work = tmp_path / "first" / "artifacts", WORK[name]
+    first, work = Store.at(tmp_path / "first"), WORK[name]
     chain(first, "rex")
-    whole = tmp_path / "whole" / "artifacts"
-    shutil.copytree(first, whole)
+    whole = Store.at(tmp_path / "whole")
+    shutil.copytree(first.backend.path(""), whole.backend.path(""))
     work(whole)
     wanted, at = kept(whole), 1 - size
     assert wanted != kept(first)
     while True:
         at += size
-        root = tmp_path / f"run{at}" / "artifacts"
-        shutil.copytree(first, root)
-        code = crashing(lambda root=root: work(root), at)
+        store = Store.at(tmp_path / f"run{at}")
+        shutil.copytree(first.backend.path(""), store.backend.path(""))
+        code = crashing(lambda store=store: work(store), at)
         assert code in (0, 9)
-        sound(root)
+        sound(store)
         if code == 0:
             break
-        assert ended(child(lambda root=root: work(root))) == 0
-        sound(root)
-        assert kept(root) == wanted, f"crashed before boundary {at}"
+        assert ended(child(lambda store=store: work(store))) == 0
+        sound(store)
+        assert kept(store) == wanted, f"crashed before boundary {at}"
     assert at > 5
-    assert kept(root) == wanted
+    assert kept(store) == wanted
     say(
         f"F3  {name}: {at - 1} of {at - 1} boundaries, the store sound after each crash and the same command ends as if there had been none"
     )
 
 
 @sized((4, 10), (16, 50))
-def test_f4_concurrent_publishers(size: tuple[int, int], root: Path, say: Say) -> None:
+def test_f4_concurrent_publishers(size: tuple[int, int], store: Store, say: Say) -> None:
     processes, each = size
 
     def write(number: int) -> Callable[[], None]:
         return lambda: (
-            [publish(root, replace(REX, metrics={"writer": number, "n": n}), {"x": np.ones(9)}) for n in range(each)]
+            [store.create(replace(REX, metrics={"writer": number, "n": n}), {"x": np.ones(9)}) for n in range(each)]
             and None
         )
 
     started = time.monotonic()
     assert [ended(pid) for pid in [child(write(n)) for n in range(processes)]] == [0] * processes
     taken = time.monotonic() - started
-    every = sound(root)
+    every = sound(store)
     assert [ref.version for ref in every] == list(range(1, processes * each + 1))
-    told = {(r.metrics["writer"], r.metrics["n"]) for r in (read_record(root, ref) for ref in every)}
+    told = {(r.metrics["writer"], r.metrics["n"]) for r in (store.read_record(ref) for ref in every)}
     assert len(told) == processes * each
     say(
         f"F4  {processes} processes x {each} publishes of one name: {len(every)} versions, {processes * each - len(told)} lost, {taken:.1f} s"
@@ -216,10 +218,10 @@ def test_f4_concurrent_publishers(size: tuple[int, int], root: Path, say: Say) -
 
 
 @sized(3, 30)
-def test_f4_writers_beside_gc(size: int, root: Path, say: Say) -> None:
+def test_f4_writers_beside_gc(size: int, store: Store, say: Say) -> None:
     """Eight processes make chains, one collects as eagerly as it can: nothing that serves a result goes."""
-    project, until = Project(root.parent), time.monotonic() + size
-    root.mkdir()
+    project, until = Project(store.backend.path("")), time.monotonic() + size
+    store.backend.path("artifacts").mkdir()
 
     def write(number: int) -> Callable[[], None]:
         rng = random.Random(number)
@@ -228,10 +230,10 @@ def test_f4_writers_beside_gc(size: int, root: Path, say: Say) -> None:
             while time.monotonic() < until:
                 try:
                     with project.lock():
-                        made = publish(root, replace(REX, name=f"n{number % 3}"), {"x": np.ones(9)})
+                        made = store.create(replace(REX, name=f"n{number % 3}"), {"x": np.ones(9)})
                         for kind in ("embedding", "adapter"):
-                            inputs = {"mask": {"ref": str(made), "sha256": verify(root, made)[1]}}
-                            made = publish(root, Record(kind, f"n{number % 3}", {}, inputs, {}, {}), {"x": np.ones(9)})
+                            inputs = {"mask": {"ref": str(made), "sha256": store.verify(made)[1]}}
+                            made = store.create(Record(kind, f"n{number % 3}", {}, inputs, {}, {}), {"x": np.ones(9)})
                 except BusyError:
                     time.sleep(0.002)
                 time.sleep(rng.uniform(0, 0.4))  # a moment in which all rest comes now and then
@@ -240,24 +242,24 @@ def test_f4_writers_beside_gc(size: int, root: Path, say: Say) -> None:
 
     pids = [child(write(n)) for n in range(8)]
     passes = collected = 0
-    publish(root, replace(REX, name="n0"), {"x": np.ones(9)})
+    store.create(replace(REX, name="n0"), {"x": np.ones(9)})
     while time.monotonic() < until:
         try:
             with project.lock(alone=True):
-                publish(
-                    root, replace(REX, name="n0"), {"x": np.zeros(9)}
+                store.create(
+                    replace(REX, name="n0"), {"x": np.zeros(9)}
                 )  # supersedes: there is always something to collect
-                gone = removal.find_unreferenced(root, 4e9)
-                removal.remove(root, gone)
+                gone = removal.find_unreferenced(store, 4e9)
+                removal.remove(store, gone)
                 passes, collected = passes + 1, collected + len(gone)
         except BusyError:
             time.sleep(0.001)
     assert [ended(pid) for pid in pids] == [0] * 8
-    every = sound(root)
+    every = sound(store)
     lost = [
         ref
         for ref in every
-        for given in read_record(root, ref).inputs.values()
+        for given in store.read_record(ref).inputs.values()
         if given["ref"] and refs.parse(given["ref"]) not in every
     ]
     assert lost == []
@@ -268,27 +270,27 @@ def test_f4_writers_beside_gc(size: int, root: Path, say: Say) -> None:
 
 
 @sized(range(1, 9), range(1, 100))
-def test_f5_a_limit_on_file_sizes(size: range, root: Path, say: Say) -> None:
+def test_f5_a_limit_on_file_sizes(size: range, store: Store, say: Say) -> None:
     """Every write beyond N kB fails (EFBIG): exit 7, what was there is whole, nothing half is left, and with room it works."""
-    first = publish(root, REX, {"x": np.ones(3, np.uint8)})
+    first = store.create(REX, {"x": np.ones(3, np.uint8)})
     data = {"x": np.arange(100_000, dtype=np.uint8)}
-    before = kept(root.parent)
+    before = kept(store, "")
 
     def full(limit: int) -> Callable[[], None]:
         def work() -> None:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit * 1000, limit * 1000))
             with pytest.raises(ResourceError, match="no space left to write below") as caught:
-                publish(root, REX, data)
+                store.create(REX, data)
             assert caught.value.code == 7
 
         return work
 
     for limit in size:
         assert ended(child(full(limit))) == 0, limit
-        assert kept(root.parent) == before
-    assert verify(root, first)
-    assert publish(root, REX, data).version == 2
+        assert kept(store, "") == before
+    assert store.verify(first)
+    assert store.create(REX, data).version == 2
     say(f"F5  file size limits: {len(size)} sizes, each exit 7, 0 objects changed, 0 leftovers, then it works")
 
 
@@ -303,23 +305,23 @@ import os, sys
 import numpy as np
 from pathlib import Path
 from objtune_cli.errors import ResourceError
-from objtune_cli.store.artifacts import Record, publish, verify
-root, record = Path("artifacts"), Record("mask", "rex", {"rex": "dog"}, {}, {}, {})
+from objtune_cli.store.artifacts import Record
+from objtune_cli.store.store import Store
+store, record = Store.at(Path()), Record("mask", "rex", {"rex": "dog"}, {}, {}, {})
 done = 0
 while True:
     try:
-        done = publish(root, record, {"x": np.full(50_000, done, np.uint8)}).version
+        done = store.create(record, {"x": np.full(50_000, done, np.uint8)}).version
     except ResourceError as error:
         assert error.code == 7 and "no space left" in error.message, error.message
         break
-from objtune_cli.store import refs
-every = refs.list_refs(root)
+every = store.list()
 assert len(every) == done > 0
 for ref in every:
-    verify(root, ref)
+    store.verify(ref)
 assert list(Path(".objtune/tmp").iterdir()) == []
-every[-1].path(root).unlink()
-assert publish(root, record, {"x": np.ones(1000, np.uint8)})
+store.path(every[-1]).unlink()
+assert store.create(record, {"x": np.ones(1000, np.uint8)})
 print("filled", done)
 END
 mount -o remount,ro "$1"
@@ -361,11 +363,11 @@ def test_f5_f6_a_full_and_a_read_only_disk(size: list[int], tmp_path: Path, say:
 
 
 @sized(600, 12_000)
-def test_f7_damaged_bytes(size: int, root: Path, say: Say) -> None:
+def test_f7_damaged_bytes(size: int, store: Store, say: Say) -> None:
     """Flips at random places (four masks), every truncation, swapped, zeroed and doubled blocks."""
     rng = random.Random(7)
-    ref = publish(root, REX, {"x": np.frombuffer(random.Random(3).randbytes(2500), np.uint8)})
-    path = ref.path(root)
+    ref = store.create(REX, {"x": np.frombuffer(random.Random(3).randbytes(2500), np.uint8)})
+    path = store.path(ref)
     data = path.read_bytes()
     path.chmod(0o644)
     cases = [
@@ -387,12 +389,12 @@ def test_f7_damaged_bytes(size: int, root: Path, say: Say) -> None:
     for name, bad in cases:
         path.write_bytes(bad)
         try:
-            verify(root, ref)
+            store.verify(ref)
             missed.append(name)
         except DamagedError as error:
             assert str(path) in error.message
     path.write_bytes(data)
-    verify(root, ref)
+    store.verify(ref)
     assert missed == []
     say(
         f"F7  {len(cases)} damaged files: {len(cases) - len(missed)} noticed (exit 5, the file named), 0 tracebacks, {time.monotonic() - started:.0f} s"
@@ -420,10 +422,11 @@ import os, sys
 import numpy as np
 from pathlib import Path
 os.umask(int(sys.argv[2], 8))
-from objtune_cli.store.artifacts import Record, file_sha256, publish
-root = Path(sys.argv[1]) / "artifacts"
+from objtune_cli.store.artifacts import Record
+from objtune_cli.store.store import Store
+store = Store.at(Path(sys.argv[1]))
 record = Record("mask", "rex", {"rex": "K\\u00e4se", "b": "c"}, {"photo": {"ref": "", "sha256": "0" * 64}}, {k: 0.1 for k in {"x", "y", "z", "w"}}, {}, {"area": 1 / 3})
-print(file_sha256(publish(root, record, {k: np.linspace(0, 1, 7) for k in {"p", "q", "r"}}).path(root)))
+print(store.compute_sha256(store.create(record, {k: np.linspace(0, 1, 7) for k in {"p", "q", "r"}})))
 """
 
 
@@ -449,15 +452,15 @@ def test_f10_equal_work_is_equal_bytes(size: int, tmp_path: Path, say: Say) -> N
     say(f"F10 {size} processes of other hash seed, time zone, locale, umask and folder: {len(found)} SHA-256")
 
 
-def test_these_tests_would_notice(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_these_tests_would_notice(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative controls: a store that writes in place, and one that forgets removed numbers, fail the checks above."""
-    ref = publish(root, REX, {"x": np.ones(3, np.uint8)})
-    ref.path(root).chmod(0o644)
-    ref.path(root).write_bytes(ref.path(root).read_bytes()[:-1])
+    ref = store.create(REX, {"x": np.ones(3, np.uint8)})
+    store.path(ref).chmod(0o644)
+    store.path(ref).write_bytes(store.path(ref).read_bytes()[:-1])
     with pytest.raises(ObjtuneError, match="is damaged"):
-        sound(root)
-    other = root.parent / "other"
+        sound(store)
+    other = Store.at(store.backend.path("other"))
     chain(other, "rex")
-    Ref("embedding", "rex", 1).path(other).unlink()
+    other.path(Ref("embedding", "rex", 1)).unlink()
     with pytest.raises(AssertionError, match=r"adapter/rex@1 lost embedding/rex@1"):
         sound(other)

@@ -26,11 +26,12 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from objtune_cli.cli.app import run
-from objtune_cli.store.artifacts import Record, publish
+from objtune_cli.store.artifacts import Record
+from objtune_cli.store.store import Store
 names = [n.encode("ascii").decode("unicode_escape") for n in json.loads(sys.argv[1])]
 for i, name in enumerate(names):
     word = name.encode("utf-8", "backslashreplace").decode()
-    publish(Path("artifacts"), Record("adapter", f"a{i}", {f"a{i}": word}, {}, {"prompt": word}, {}), {"x": np.ones(3)})
+    Store.at(Path()).create(Record("adapter", f"a{i}", {f"a{i}": word}, {}, {"prompt": word}, {}), {"x": np.ones(3)})
     for line in (["segment", "--class", "dog", "--", name], ["show", name], ["generate", f"a <{name}>"], ["segment", "x", "--class", name], ["show", f"a{i}"], ["list"], [name]):
         try:
             run(line)

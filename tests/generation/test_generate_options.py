@@ -15,8 +15,9 @@ from objtune_cli.lora import layers
 from objtune_cli.models import base_spec, families, loading, registry
 from objtune_cli.models.families import single_file
 from objtune_cli.models.placeholders import class_token_embeddings
-from objtune_cli.store import artifacts, refs
+from objtune_cli.store import refs
 from objtune_cli.store.artifacts import Record
+from objtune_cli.store.store import Store
 from objtune_cli.workflow import trained_objects
 
 pytestmark = pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
@@ -44,8 +45,7 @@ def studio(cli, base: Path, weights: dict[str, torch.Tensor], monkeypatch: pytes
     for name, held in {"dog": {"dog": "dog"}, "cup": {"cup": "mug"}, "pair": {"rex": "dog", "mat": "mat"}}.items():
         lora = {k: v * (1 if name == "dog" else -1) for k, v in weights.items() if k != "token"}
         tokens = {f"token.{o}": weights["token"] for o in held}
-        artifacts.publish(
-            Path("artifacts"),
+        Store.at(Path()).create(
             Record("adapter", name, held, {}, {"rank": 2}, registry.resolve(str(base)).record()),
             lora | tokens,
         )
@@ -59,7 +59,7 @@ def drawn(result) -> list[np.ndarray]:
 
 def latents(result) -> np.ndarray:
     *_, name, version, _ = Path(result.out.splitlines()[0]).parts
-    return artifacts.load(Path("artifacts"), refs.Ref("scene", name, int(version[1:])))[1]["latents"]
+    return Store.at(Path()).read(refs.Ref("scene", name, int(version[1:])))[1]["latents"]
 
 
 def parameters(result) -> list[str]:
@@ -110,7 +110,7 @@ def test_pictures_have_the_size_that_is_asked_for(studio):
         studio("generate", "<dog>", *ONE, "--size", "32x32").out == own.out
         and studio("generate", "<dog>", *ONE, "--width", 0).out == own.out
     )
-    config = artifacts.read_record(Path("artifacts"), refs.parse("scene/dog@3")).config
+    config = Store.at(Path()).read_record(refs.parse("scene/dog@3")).config
     assert "width" not in config and "height" not in config  # the same identity as before there were sizes
     Path(tall.out.strip()).unlink()
     assert drawn(studio("generate", "<dog>", *ONE, "--height", 48))[0].shape == (48, 32, 3)  # decoded again
@@ -170,7 +170,7 @@ def test_an_object_is_drawn_as_strong_as_it_is_said(studio):
     plain = studio("generate", "a photo of <dog>", *ONE)
     for same in (("a photo of <dog:1>",), ("a photo of <dog:1.0>",), ("a photo of <dog>", "--strength", 1)):
         assert studio("generate", *same, *ONE).out == plain.out  # the same work
-    assert "strengths" not in artifacts.read_record(Path("artifacts"), refs.parse("scene/dog@1")).config
+    assert "strengths" not in Store.at(Path()).read_record(refs.parse("scene/dog@1")).config
     of_class = studio("generate", "a photo of a dog", *ONE)
     for none in (("a photo of <dog:0>",), ("a photo of <dog>", "--strength", 0)):
         result = studio("generate", *none, *ONE)
@@ -220,8 +220,7 @@ def test_a_scene_has_the_strengths_that_are_said(studio):
     ],
 )  # fmt: skip
 def test_strengths_that_cannot_be(studio, weights, base, line, code, said):
-    artifacts.publish(
-        Path("artifacts"),
+    Store.at(Path()).create(
         Record("adapter", "word", {"word": "dog"}, {}, {}, registry.resolve(str(base)).record()),
         {"token.word": weights["token"]},
     )
@@ -231,15 +230,15 @@ def test_strengths_that_cannot_be(studio, weights, base, line, code, said):
 
 def test_one_adapter_is_made_weaker_under_a_new_name(studio):
     assert studio("merge", "dog=0.7", "--name", "d07").out == "adapter/d07@1\n"
-    root = Path("artifacts")
-    (_, old), (_, new) = (artifacts.load(root, refs.parse(f"adapter/{name}@1")) for name in ("dog", "d07"))
+    store = Store.at(Path())
+    (_, old), (_, new) = (store.read(refs.parse(f"adapter/{name}@1")) for name in ("dog", "d07"))
     assert old.keys() == new.keys()
     assert all(
         np.array_equal(new[k], v * np.float32(0.7) if k.endswith("lora_B.weight") else v) for k, v in old.items()
     )
     assert studio("merge", "dog", "--name", "d1").code == 0
     assert all(
-        np.array_equal(artifacts.load(root, refs.parse("adapter/d1@1"))[1][k], v) for k, v in old.items()
+        np.array_equal(store.read(refs.parse("adapter/d1@1"))[1][k], v) for k, v in old.items()
     )  # a weight of 1 is the object itself
     said = studio("generate", "a photo of <dog:0.7>", *ONE)
     by_name, by_adapter = (
@@ -277,8 +276,7 @@ def test_one_adapter_is_made_weaker_under_a_new_name(studio):
     ],
 )  # fmt: skip
 def test_merges_of_one_that_cannot_be(studio, weights, base, line, code, said):
-    artifacts.publish(
-        Path("artifacts"),
+    Store.at(Path()).create(
         Record("adapter", "word", {"word": "dog"}, {}, {}, registry.resolve(str(base)).record()),
         {"token.word": weights["token"]},
     )

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import objtune_cli.models.base_model  # noqa: F401  (repairs torchvision before the libraries below ask for it)
+from objtune_cli.store.store import Store
 
 # isort: split
 import pytest
@@ -20,7 +21,6 @@ from objtune_cli.lora import layers as adapter
 from objtune_cli.models import loading
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.families.family import MODULES
-from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.refs import Ref
 from tests.support import tiny_sd1
@@ -70,10 +70,10 @@ def _random_lora(base: Path, modules: str, rank: int) -> dict[str, torch.Tensor]
     return {k: torch.randn(v.shape, generator=g) * 0.2 for k, v in adapter.state_dict(model).items()}
 
 
-def _publish(root: Path, weights: dict[str, torch.Tensor], **tokens: torch.Tensor) -> Ref:
+def _publish(store: Store, weights: dict[str, torch.Tensor], **tokens: torch.Tensor) -> Ref:
     objects = {name: "dog" for name in tokens}
     record = Record("adapter", "-".join(objects), objects, {}, {"rank": 4}, {"id": "tiny", "fingerprint": "0"})
-    return artifacts.publish(root, record, weights | {f"token.{k}": v for k, v in tokens.items()})
+    return store.create(record, weights | {f"token.{k}": v for k, v in tokens.items()})
 
 
 def _rows(count: int, seed: int = 3) -> torch.Tensor:
@@ -116,7 +116,10 @@ def _theirs(base: Path) -> StableDiffusionPipeline:
 def test_diffusers_reads_it_as_we_do(tiny_base: Path, tmp_path: Path, form: str, modules: str, rank: int) -> None:
     weights = _random_lora(tiny_base, modules, rank)
     (file,) = export.run(
-        tmp_path / "store", _publish(tmp_path / "store", weights, rex=_rows(2)), form, tmp_path / "out"
+        Store.at(tmp_path / "store"),
+        _publish(Store.at(tmp_path / "store"), weights, rex=_rows(2)),
+        form,
+        tmp_path / "out",
     )
     expected = _ours(tiny_base, weights)
     pipe = _theirs(tiny_base)
@@ -144,9 +147,9 @@ def test_a_key_that_fits_nowhere_would_be_noticed(tiny_base: Path, tmp_path: Pat
 
 def test_every_layer_is_in_the_file(tiny_base: Path, tmp_path: Path) -> None:
     weights = _random_lora(tiny_base, "all", 4)
-    ref = _publish(tmp_path / "store", weights, rex=_rows(2))
-    (plain,) = export.run(tmp_path / "store", ref, "diffusers", tmp_path / "a")
-    (kohya,) = export.run(tmp_path / "store", ref, "kohya", tmp_path / "b")
+    ref = _publish(Store.at(tmp_path / "store"), weights, rex=_rows(2))
+    (plain,) = export.run(Store.at(tmp_path / "store"), ref, "diffusers", tmp_path / "a")
+    (kohya,) = export.run(Store.at(tmp_path / "store"), ref, "kohya", tmp_path / "b")
     assert (plain.name, kohya.name) == ("pytorch_lora_weights.safetensors", "rex.safetensors")
     assert load_file(plain).keys() == weights.keys()
     layers = {k.rsplit(".lora_", 1)[0] for k in weights}
@@ -160,8 +163,8 @@ def test_every_layer_is_in_the_file(tiny_base: Path, tmp_path: Path) -> None:
 
 
 def test_kohyas_metadata_names_rank_and_words(tiny_base: Path, tmp_path: Path) -> None:
-    ref = _publish(tmp_path / "store", _random_lora(tiny_base, "attention", 3), rex=_rows(2), cup=_rows(1))
-    (file,) = export.run(tmp_path / "store", ref, "kohya", tmp_path / "out")
+    ref = _publish(Store.at(tmp_path / "store"), _random_lora(tiny_base, "attention", 3), rex=_rows(2), cup=_rows(1))
+    (file,) = export.run(Store.at(tmp_path / "store"), ref, "kohya", tmp_path / "out")
     with safe_open(file, framework="pt") as f:
         said = f.metadata()
     assert said["ss_network_dim"] == said["ss_network_alpha"] == "3"
@@ -172,8 +175,8 @@ def test_kohyas_metadata_names_rank_and_words(tiny_base: Path, tmp_path: Path) -
 def test_textual_inversion_gives_the_same_vectors(tiny_base: Path, tmp_path: Path, count: int) -> None:
     rows = _rows(count)
     (file,) = export.run(
-        tmp_path / "store",
-        _publish(tmp_path / "store", _random_lora(tiny_base, "attention", 1), rex=rows),
+        Store.at(tmp_path / "store"),
+        _publish(Store.at(tmp_path / "store"), _random_lora(tiny_base, "attention", 1), rex=rows),
         "embedding",
         tmp_path / "out",
     )
@@ -191,8 +194,8 @@ def test_a_prompt_reads_the_same_with_exported_words(tiny_base: Path, tmp_path: 
 
     rows = _rows(3)
     (file,) = export.run(
-        tmp_path / "store",
-        _publish(tmp_path / "store", _random_lora(tiny_base, "attention", 1), rex=rows),
+        Store.at(tmp_path / "store"),
+        _publish(Store.at(tmp_path / "store"), _random_lora(tiny_base, "attention", 1), rex=rows),
         "embedding",
         tmp_path / "out",
     )
@@ -208,8 +211,8 @@ def test_a_prompt_reads_the_same_with_exported_words(tiny_base: Path, tmp_path: 
 
 
 def test_each_object_has_a_file_of_its_own(tiny_base: Path, tmp_path: Path) -> None:
-    ref = _publish(tmp_path / "store", _random_lora(tiny_base, "attention", 1), rex=_rows(2), cup=_rows(1, 4))
-    files = export.run(tmp_path / "store", ref, "embedding", tmp_path / "out")
+    ref = _publish(Store.at(tmp_path / "store"), _random_lora(tiny_base, "attention", 1), rex=_rows(2), cup=_rows(1, 4))
+    files = export.run(Store.at(tmp_path / "store"), ref, "embedding", tmp_path / "out")
     assert [f.name for f in files] == [
         "cup-objtune.safetensors",
         "rex-objtune.safetensors",
@@ -218,18 +221,18 @@ def test_each_object_has_a_file_of_its_own(tiny_base: Path, tmp_path: Path) -> N
 
 
 def test_exporting_twice_writes_the_same_bytes(tiny_base: Path, tmp_path: Path) -> None:
-    ref = _publish(tmp_path / "store", _random_lora(tiny_base, "all", 2), rex=_rows(2))
+    ref = _publish(Store.at(tmp_path / "store"), _random_lora(tiny_base, "all", 2), rex=_rows(2))
     for form in (f for f in export.FORMATS if f != "hub"):
-        (a,), (b,) = (export.run(tmp_path / "store", ref, form, tmp_path / form / side) for side in "ab")
+        (a,), (b,) = (export.run(Store.at(tmp_path / "store"), ref, form, tmp_path / form / side) for side in "ab")
         assert a.read_bytes() == b.read_bytes()
 
 
 def test_what_cannot_be_exported(tiny_base: Path, tmp_path: Path) -> None:
-    ref = _publish(tmp_path, _random_lora(tiny_base, "attention", 1), rex=_rows(1))
+    ref = _publish(Store.at(tmp_path), _random_lora(tiny_base, "attention", 1), rex=_rows(1))
     with pytest.raises(UsageError, match="no format onnx"):
-        export.run(tmp_path, ref, "onnx", tmp_path / "out")
+        export.run(Store.at(tmp_path), ref, "onnx", tmp_path / "out")
     with pytest.raises(IncompatibleError, match="no adapter"):
-        export.run(tmp_path, Ref("mask", "rex", 1), "kohya", tmp_path / "out")
+        export.run(Store.at(tmp_path), Ref("mask", "rex", 1), "kohya", tmp_path / "out")
     with pytest.raises((MissingError, OSError), match="v009"):
-        export.run(tmp_path, Ref("adapter", "rex", 9), "kohya", tmp_path / "out")
+        export.run(Store.at(tmp_path), Ref("adapter", "rex", 9), "kohya", tmp_path / "out")
     assert not (tmp_path / "out").exists()

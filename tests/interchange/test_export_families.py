@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import objtune_cli.models.base_model  # noqa: F401  (repairs torchvision before the libraries below ask for it)
+from objtune_cli.store.store import Store
 
 # isort: split
 import pytest
@@ -51,7 +52,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def published(
-    root: Path, folder: Path, name: str, modules: str = "all", rank: int = 3
+    store: Store, folder: Path, name: str, modules: str = "all", rank: int = 3
 ) -> tuple[Ref, dict[str, torch.Tensor], torch.Tensor]:
     """An adapter with random layers and a word of two vectors; its ref, tensors and the word's vectors side by side."""
     model = loading.load(folder, CPU, torch.float32)
@@ -61,7 +62,7 @@ def published(
     rows = torch.randn(2, sum(model.widths), generator=g)
     tensors = AdapterArtifact({"rex": split_encoders(rows, model.widths)}, weights).to_tensors()
     record = Record("adapter", "rex", {"rex": "dog"}, {}, {"rank": rank}, {**BASES[name], "fingerprint": "0"})
-    return artifacts.publish(root, record, tensors), tensors, rows
+    return store.create(record, tensors), tensors, rows
 
 
 def pipeline(folder: Path, name: str) -> Any:
@@ -86,8 +87,8 @@ def predicted(unet: Any, name: str) -> torch.Tensor:
 @pytest.mark.parametrize("form", ["diffusers", "kohya"])
 @pytest.mark.parametrize("name", ["sd2", "sdxl"])
 def test_diffusers_reads_it_as_we_do(folders: dict[str, Path], tmp_path: Path, name: str, form: str) -> None:
-    ref, tensors, _ = published(tmp_path / "store", folders[name], name)
-    (file,) = export.run(tmp_path / "store", ref, form, tmp_path / "out")
+    ref, tensors, _ = published(Store.at(tmp_path / "store"), folders[name], name)
+    (file,) = export.run(Store.at(tmp_path / "store"), ref, form, tmp_path / "out")
     model = loading.load(folders[name], CPU, torch.float32)
     model.denoiser.to(memory_format=torch.contiguous_format)
     adapter.load(model, tensors)
@@ -120,8 +121,8 @@ def test_names_at_full_size_are_those_that_other_tools_know(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["sd2", "sdxl"])
 def test_an_embedding_file_gives_the_same_prompt(folders: dict[str, Path], tmp_path: Path, name: str) -> None:
-    ref, _, rows = published(tmp_path / "store", folders[name], name, "cross-kv")
-    (file,) = export.run(tmp_path / "store", ref, "embedding", tmp_path / "out")
+    ref, _, rows = published(Store.at(tmp_path / "store"), folders[name], name, "cross-kv")
+    (file,) = export.run(Store.at(tmp_path / "store"), ref, "embedding", tmp_path / "out")
     named, pipe = load_file(file), pipeline(folders[name], name)
     assert list(named) == (["clip_g", "clip_l"] if name == "sdxl" else ["<rex>"])
     if name == "sdxl":
@@ -147,8 +148,10 @@ def test_an_embedding_file_gives_the_same_prompt(folders: dict[str, Path], tmp_p
 def test_a_bundle_is_kohyas_file_with_the_words_inside(
     folders: dict[str, Path], tmp_path: Path, name: str, ends: list[str]
 ) -> None:
-    ref, _, _ = published(tmp_path / "store", folders[name], name, "cross-kv")
-    (kohya,), (bundle,) = (export.run(tmp_path / "store", ref, form, tmp_path / "out") for form in ("kohya", "bundle"))
+    ref, _, _ = published(Store.at(tmp_path / "store"), folders[name], name, "cross-kv")
+    (kohya,), (bundle,) = (
+        export.run(Store.at(tmp_path / "store"), ref, form, tmp_path / "out") for form in ("kohya", "bundle")
+    )
     plain, both = load_file(kohya), load_file(bundle)
     assert sorted(both.keys() - plain.keys()) == [f"bundle_emb.rex-objtune.{end}" for end in ends]
     assert all(torch.equal(both[key], value) for key, value in plain.items())
@@ -178,8 +181,8 @@ def test_a_bundle_is_kohyas_file_with_the_words_inside(
 def test_metadata_says_the_family_and_the_hash(
     folders: dict[str, Path], tmp_path: Path, name: str, said: dict[str, str]
 ) -> None:
-    ref, _, _ = published(tmp_path / "store", folders[name], name, "cross-kv")
-    (file,) = export.run(tmp_path / "store", ref, "kohya", tmp_path / "out")
+    ref, _, _ = published(Store.at(tmp_path / "store"), folders[name], name, "cross-kv")
+    (file,) = export.run(Store.at(tmp_path / "store"), ref, "kohya", tmp_path / "out")
     with safe_open(file, framework="pt") as opened:
         found = opened.metadata()
     assert found.items() >= said.items() and found["modelspec.license"] == "openrail++"
@@ -192,17 +195,17 @@ def test_metadata_says_the_family_and_the_hash(
 def test_what_is_not_finite_is_not_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = Record("adapter", "rex", {"rex": "dog"}, {}, {}, {"id": "toybox", "fingerprint": "0"})
     monkeypatch.setattr(artifacts, "check_finite", lambda record, arrays: None)  # earlier versions published it
-    ref = artifacts.publish(tmp_path, record, {"token.rex": torch.tensor([[math.nan]])})
+    ref = Store.at(tmp_path).create(record, {"token.rex": torch.tensor([[math.nan]])})
     with pytest.raises(DamagedError, match="adapter/rex@1 holds NaN or infinite values, first in token.rex"):
-        export.run(tmp_path, ref, "embedding", tmp_path / "out")
+        export.run(Store.at(tmp_path), ref, "embedding", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_repository_has_all_forms_and_a_card(folders: dict[str, Path], tmp_path: Path) -> None:
-    ref, _, _ = published(tmp_path / "store", folders["sdxl"], "sdxl", "cross-kv")
-    (tmp_path / "store" / "adapter" / "rex" / "v001").mkdir()
-    (tmp_path / "store" / "adapter" / "rex" / "v001" / "preview.png").write_bytes(b"a picture")
-    files = export.run(tmp_path / "store", ref, "hub", tmp_path / "out")
+    ref, _, _ = published(Store.at(tmp_path / "store"), folders["sdxl"], "sdxl", "cross-kv")
+    (tmp_path / "store" / "artifacts" / "adapter" / "rex" / "v001").mkdir()
+    (tmp_path / "store" / "artifacts" / "adapter" / "rex" / "v001" / "preview.png").write_bytes(b"a picture")
+    files = export.run(Store.at(tmp_path / "store"), ref, "hub", tmp_path / "out")
     names = [file.relative_to(tmp_path / "out").as_posix() for file in files]
     assert names == [
         "pytorch_lora_weights.safetensors",
@@ -229,7 +232,7 @@ def test_the_cards_lines_run(folders: dict[str, Path], tmp_path: Path, monkeypat
     import diffusers
 
     for name in ("sd2", "sdxl"):
-        store, out = tmp_path / name / "store", tmp_path / name / "out"
+        store, out = Store.at(tmp_path / name / "store"), tmp_path / name / "out"
         ref, _, _ = published(store, folders[name], name, "cross-kv")
         export.run(store, ref, "hub", out)
         code = (out / "README.md").read_text().split("```python\n")[1].split("```")[0]
@@ -273,7 +276,7 @@ def test_pushing_uploads_the_folder(cli: Any, tmp_path: Path, monkeypatch: pytes
         lambda self, repo_id, folder_path, commit_message: calls.append(sorted(p.name for p in folder_path.iterdir())),
     )
     record = Record("adapter", "rex", {"rex": "dog"}, {}, {"rank": 1}, {"id": "toybox", "fingerprint": "0"})
-    artifacts.publish(Path("artifacts"), record, {"token.rex": torch.ones(1, 4)})
+    Store.at(Path()).create(record, {"token.rex": torch.ones(1, 4)})
     done = cli("export", "rex", "--push", "you/rex", "--out", "up", "--json")
     assert done.code == 0 and json.loads(done.out)["pushed"] == "https://hub/you/rex"
     assert calls == [("you/rex", True), ["README.md", "embeddings"]]

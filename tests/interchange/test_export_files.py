@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 
 from objtune_cli.interchange import export, number_formats, trigger_words
 from objtune_cli.models import registry
-from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record
+from objtune_cli.store.store import Store
 from tests.interchange.test_export import _ours, _predict, _random_lora, _rows, _theirs
 
 pytestmark = pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
 
-ROOT = Path("artifacts")
+STORE = Store.at(Path())
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +35,12 @@ def lora(tiny_base: Path) -> dict[str, torch.Tensor]:
 def store(cli, tiny_base: Path, lora: dict[str, torch.Tensor]):
     """A project with the adapters dog and cup, and pair, which holds <rex> and <mat>."""
 
-    def publish(name: str, *objects: str, scale: float = 1.0, root: Path = ROOT) -> None:
+    def publish(name: str, *objects: str, scale: float = 1.0, into: Store = STORE) -> None:
         tokens = {f"token.{o}": _rows(2, seed=len(o)) * scale for o in objects}
         record = Record(
             "adapter", name, {o: "dog" for o in objects}, {}, {"rank": 2}, registry.resolve(str(tiny_base)).record()
         )
-        artifacts.publish(root, record, {k: v * scale for k, v in lora.items()} | tokens)
+        into.create(record, {k: v * scale for k, v in lora.items()} | tokens)
 
     publish("dog", "dog")
     publish("cup", "cup", scale=0.5)
@@ -77,8 +77,8 @@ def test_lora_and_embedding_of_one_object_lie_in_one_folder(store, tiny_base):
     )
     assert back.code == 0, back.err
     old, new = (
-        artifacts.load(ROOT, export.Ref("adapter", "dog", 1))[1],
-        artifacts.load(ROOT, export.Ref("adapter", "back", 1))[1],
+        STORE.read(export.Ref("adapter", "dog", 1))[1],
+        STORE.read(export.Ref("adapter", "back", 1))[1],
     )
     assert all((value == new[key.replace("token.dog", "token.back")]).all() for key, value in old.items())
 
@@ -121,9 +121,9 @@ def test_what_is_not_ours_is_not_overwritten(store, form):
 def test_another_object_or_project_of_the_same_name_is_not_ours(store, tmp_path):
     assert store("export", "dog", "--out", "out").code == 0
     refused(store("export", "cup", "--out", "out"), "out/pytorch_lora_weights.safetensors")
-    store.publish("dog", "dog", scale=3.0, root=tmp_path / "other" / "artifacts")
+    store.publish("dog", "dog", scale=3.0, into=Store.at(tmp_path / "other"))
     for form, name in (("kohya", "dog"), ("embedding", "dog-objtune")):
-        export.run(tmp_path / "other" / "artifacts", export.Ref("adapter", "dog", 1), form, Path("shared"))
+        export.run(Store.at(tmp_path / "other"), export.Ref("adapter", "dog", 1), form, Path("shared"))
         refused(store("export", "dog", "--format", form, "--out", "shared"), f"shared/{name}.safetensors")
 
 
@@ -296,7 +296,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(store, monkeypatch):
 @pytest.mark.parametrize(("dtype", "kind", "error"), [("fp16", torch.float16, 2e-3), ("bf16", torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize("form", ["diffusers", "kohya"])
 def test_half_files_are_read_by_diffusers(store, tiny_base, lora, form, dtype, kind, error):
-    (file,) = export.run(ROOT, export.Ref("adapter", "dog", 1), form, Path("out"), dtype=dtype)
+    (file,) = export.run(STORE, export.Ref("adapter", "dog", 1), form, Path("out"), dtype=dtype)
     held = load_file(file)
     assert {v.dtype for k, v in held.items() if not k.endswith(".alpha")} == {kind}
     if form == "diffusers":
@@ -307,7 +307,7 @@ def test_half_files_are_read_by_diffusers(store, tiny_base, lora, form, dtype, k
     pipe.load_lora_weights(file.parent, weight_name=file.name)
     expected = _ours(tiny_base, lora)
     assert float((_predict(pipe.unet) - expected).abs().max()) < error
-    (words,) = export.run(ROOT, export.Ref("adapter", "dog", 1), "embedding", Path("out"), dtype=dtype)
+    (words,) = export.run(STORE, export.Ref("adapter", "dog", 1), "embedding", Path("out"), dtype=dtype)
     pipe.load_textual_inversion(words)
     ids = pipe.tokenizer(pipe.maybe_convert_prompt("<dog>", pipe.tokenizer), add_special_tokens=False).input_ids
     torch.testing.assert_close(pipe.text_encoder.get_input_embeddings().weight[ids], _rows(2).to(kind).float())
@@ -318,8 +318,8 @@ def test_half_files_are_imported_again(store, tiny_base):
     back = store("import", "dog-bundle.safetensors", "--class", "dog", "--name", "back", "--base", tiny_base)
     assert back.code == 0, back.err
     old, new = (
-        artifacts.load(ROOT, export.Ref("adapter", "dog", 1))[1],
-        artifacts.load(ROOT, export.Ref("adapter", "back", 1))[1],
+        STORE.read(export.Ref("adapter", "dog", 1))[1],
+        STORE.read(export.Ref("adapter", "back", 1))[1],
     )
     assert all(np.allclose(value, new[key.replace("token.dog", "token.back")], rtol=5e-3) for key, value in old.items())
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import objtune_cli.models.base_model  # noqa: F401  (repairs torchvision before the libraries below ask for it)
+from objtune_cli.store.store import Store
 
 # isort: split
 import pytest
@@ -68,8 +69,8 @@ def predicted(transformer: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_diffusers_reads_it_as_we_do(folders: dict[str, Path], tmp_path: Path, name: str) -> None:
-    ref, tensors, _ = published(tmp_path / "store", folders[name], name)
-    (file,) = export.run(tmp_path / "store", ref, "diffusers", tmp_path / "out")
+    ref, tensors, _ = published(Store.at(tmp_path / "store"), folders[name], name)
+    (file,) = export.run(Store.at(tmp_path / "store"), ref, "diffusers", tmp_path / "out")
     assert all(key.startswith("transformer.transformer_blocks.") for key in load_file(file))
     model = loading.load(folders[name], CPU, torch.float32)
     adapter.load(model, tensors)
@@ -121,8 +122,8 @@ def whole(deltas: dict[str, torch.Tensor], layers: int, *, newer: bool) -> dict[
 @pytest.mark.parametrize("name", NAMES)
 def test_kohyas_file_holds_the_same_layers(folders: dict[str, Path], tmp_path: Path, name: str, modules: str) -> None:
     """Deltas of its layers, taken apart by diffusers' converter of whole checkpoints, are B A of each layer of ours, and zero in the others."""
-    ref, tensors, _ = published(tmp_path / "store", folders[name], name, modules)
-    (file,) = export.run(tmp_path / "store", ref, "kohya", tmp_path / "out")
+    ref, tensors, _ = published(Store.at(tmp_path / "store"), folders[name], name, modules)
+    (file,) = export.run(Store.at(tmp_path / "store"), ref, "kohya", tmp_path / "out")
     read = load_file(file)
     names = {key.split(".")[0] for key in read}
     dotted = {n: n.removeprefix("lora_unet_").replace("joint_blocks_", "joint_blocks.").replace("_x_block_", ".x_block.")
@@ -170,8 +171,8 @@ def test_a_layer_without_a_name_is_one_line() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_metadata_says_the_family(folders: dict[str, Path], tmp_path: Path, name: str) -> None:
-    ref, _, _ = published(tmp_path / "store", folders[name], name, "cross-kv")
-    (file,) = export.run(tmp_path / "store", ref, "kohya", tmp_path / "out")
+    ref, _, _ = published(Store.at(tmp_path / "store"), folders[name], name, "cross-kv")
+    (file,) = export.run(Store.at(tmp_path / "store"), ref, "kohya", tmp_path / "out")
     with safe_open(file, framework="pt") as opened:
         found = opened.metadata()
     arch, version = {
@@ -190,8 +191,8 @@ def test_metadata_says_the_family(folders: dict[str, Path], tmp_path: Path, name
 @torch.no_grad()
 def test_an_embedding_file_gives_the_same_prompt(folders: dict[str, Path], tmp_path: Path, name: str) -> None:
     """Read as the card says, difference 0: T5 is told the class word, the pooled rows are read at the end of the sentence."""
-    ref, _, rows = published(tmp_path / "store", folders[name], name, "cross-kv")
-    (file,) = export.run(tmp_path / "store", ref, "embedding", tmp_path / "out")
+    ref, _, rows = published(Store.at(tmp_path / "store"), folders[name], name, "cross-kv")
+    (file,) = export.run(Store.at(tmp_path / "store"), ref, "embedding", tmp_path / "out")
     named, pipe = load_file(file), pipeline(folders[name], name)
     assert list(named) == ["clip_g", "clip_l"]
     with listening() as warned:
@@ -222,8 +223,8 @@ def test_the_cards_lines_run(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """What the card says of diffusers is what diffusers does: its own lines, on the base in a folder."""
-    ref, _, _ = published(tmp_path / "store", folders[name], name, "cross-kv")
-    files = export.run(tmp_path / "store", ref, "hub", tmp_path / "out")
+    ref, _, _ = published(Store.at(tmp_path / "store"), folders[name], name, "cross-kv")
+    files = export.run(Store.at(tmp_path / "store"), ref, "hub", tmp_path / "out")
     assert {f.name for f in files} == {
         "pytorch_lora_weights.safetensors",
         "rex.safetensors",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import objtune_cli.models.base_model  # noqa: F401  (repairs torchvision before the libraries below ask for it)
+from objtune_cli.store.store import Store
 
 # isort: split
 import numpy as np
@@ -78,7 +79,7 @@ def theirs(folder: Path, name: str, file: Path) -> Any:
 def imported(cli: Any, base: Path, *args: object) -> tuple[artifacts.Record, dict[str, torch.Tensor]]:
     done = cli("import", *args, "--class", "dog", "--name", "rex", "--base", base)
     assert done.code == 0, done.err
-    record, arrays = artifacts.load(Path("artifacts"), refs.find(Path("artifacts"), "rex", ("adapter",)))
+    record, arrays = Store.at(Path()).read(Store.at(Path()).find("rex", ("adapter",)))
     return record, {k: torch.from_numpy(v.copy()) for k, v in arrays.items()}
 
 
@@ -122,10 +123,10 @@ def test_what_was_exported_comes_back_as_it_was(cli: Any, folders: dict[str, Pat
         {},
         {"id": "x", "fingerprint": "0", "family": "" if name == "sd1" else name},
     )
-    ref = artifacts.publish(Path("artifacts"), record, tensors)
-    files = export.run(Path("artifacts"), ref, form, Path("out"))
+    ref = Store.at(Path()).create(record, tensors)
+    files = export.run(Store.at(Path()), ref, form, Path("out"))
     if form != "bundle":
-        files += export.run(Path("artifacts"), ref, "embedding", Path("words"))
+        files += export.run(Store.at(Path()), ref, "embedding", Path("words"))
     kept, found = imported(cli, folders[name], *files)
     assert found.keys() == tensors.keys()
     assert all(torch.equal(found[key], value) for key, value in tensors.items())
@@ -182,7 +183,7 @@ def test_imported_objects_are_drawn_and_composed(cli: Any, folders: dict[str, Pa
     assert both.code == 0, both.err
     made = cli("compose", "<rex> and <cup>", "--place", "rex=left", "--place", "cup=right", "--retries", 0, *few)
     assert made.code == 0 and "text encoder" not in made.err, made.err
-    assert artifacts.read_record(Path("artifacts"), refs.Ref("scene", "rex-cup", 2)).config["text_encoders"] == ["rex"]
+    assert Store.at(Path()).read_record(refs.Ref("scene", "rex-cup", 2)).config["text_encoders"] == ["rex"]
 
 
 def drawn(cli: Any, base: Path, *args: object) -> dict[str, np.ndarray]:
@@ -203,8 +204,8 @@ def drawn(cli: Any, base: Path, *args: object) -> dict[str, np.ndarray]:
         *args,
     )
     assert done.code == 0, done.err
-    newest = refs.resolve(Path("artifacts"), refs.Ref("scene", "rex"))
-    return artifacts.load(Path("artifacts"), newest)[1]
+    newest = Store.at(Path()).resolve(refs.Ref("scene", "rex"))
+    return Store.at(Path()).read(newest)[1]
 
 
 def test_layers_of_text_encoders_act_in_composed_scenes(
@@ -252,7 +253,7 @@ def test_merged_layers_of_text_encoders_are_exported_and_act_in_diffusers(
     done = cli("merge", "rex=0.5", "cup", "--name", "pair", "--method", method)
     assert done.code == 0, done.err
     one, pair = (
-        {k: torch.tensor(v) for k, v in artifacts.load(Path("artifacts"), refs.Ref("adapter", called, 1))[1].items()}
+        {k: torch.tensor(v) for k, v in Store.at(Path()).read(refs.Ref("adapter", called, 1))[1].items()}
         for called in ("rex", "pair")
     )
     stems = {k.rsplit(".lora_", 1)[0] for k in one if k.startswith("text_encoder")}
@@ -268,7 +269,7 @@ def test_merged_layers_of_text_encoders_are_exported_and_act_in_diffusers(
     ours = model.encode_prompt(["a photo"]).sequence
     assert not torch.allclose(ours, before, atol=1e-3)
     for form in ("kohya", "diffusers"):
-        (file,) = export.run(Path("artifacts"), refs.Ref("adapter", "pair", 1), form, Path(form))
+        (file,) = export.run(Store.at(Path()), refs.Ref("adapter", "pair", 1), form, Path(form))
         keys = load_file(file)
         starts = {
             "kohya": ("lora_te1_", "lora_te2_") if name == "sdxl" else ("lora_te_",),
@@ -350,9 +351,7 @@ def test_pickles_are_read_when_they_are_allowed_and_never_run(
     assert refused.code == 3 and "--allow-pickle" in refused.err
     for i, file in enumerate(("rex.pt", "learned_embeds.bin"), 1):
         assert cli("import", file, "--allow-pickle", *common).code == 0
-        assert torch.equal(
-            torch.tensor(artifacts.load(Path("artifacts"), refs.Ref("adapter", "rex", i))[1]["token.rex"]), rows
-        )
+        assert torch.equal(torch.tensor(Store.at(Path()).read(refs.Ref("adapter", "rex", i))[1]["token.rex"]), rows)
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     evil = cli("import", "evil.pt", "--allow-pickle", *common)
     assert evil.code == 3 and "no pickle of plain tensors" in evil.err and not Path("canary").exists()
@@ -473,7 +472,7 @@ def test_what_an_earlier_version_took_over_is_looked_at_again(
         }
         with monkeypatch.context() as patch:
             patch.setattr(artifacts, "check_finite", lambda *_: None)
-            artifacts.publish(Path("artifacts"), record, old)
+            Store.at(Path()).create(record, old)
         done = cli("import", file, "--name", name, *common)
         assert (done.code, done.out) == ((3, "") if broken else (0, "adapter/o1@2\n")), done.err
 
@@ -511,9 +510,7 @@ def test_biases_and_whole_differences_act_everywhere_and_are_exported(cli: Any, 
     assert cli("import", "b.safetensors", "--class", "dog", "--name", "other", "--base", folders[name]).code == 0
     assert cli("merge", "rex=1", "other=1", "--name", "pair").code == 0
     for called in ("rex", "pair"):
-        held = {
-            k: torch.tensor(v) for k, v in artifacts.load(Path("artifacts"), refs.Ref("adapter", called, 1))[1].items()
-        }
+        held = {k: torch.tensor(v) for k, v in Store.at(Path()).read(refs.Ref("adapter", called, 1))[1].items()}
         again = loading.load(folders[name], CPU, torch.float32)
         adapter.load(again, held)
         torch.testing.assert_close(predicted(again.denoiser, name), wanted, rtol=1e-4, atol=1e-4)
@@ -522,7 +519,7 @@ def test_biases_and_whole_differences_act_everywhere_and_are_exported(cli: Any, 
     with regional.single_lora(alone, tensors):
         torch.testing.assert_close(predicted(alone.denoiser, name), wanted, rtol=1e-4, atol=1e-4)
     for form in ("diffusers", "kohya"):
-        (file,) = export.run(Path("artifacts"), refs.Ref("adapter", "rex", 1), form, Path(form))
+        (file,) = export.run(Store.at(Path()), refs.Ref("adapter", "rex", 1), form, Path(form))
         back = import_keys.lora(loading.load(folders[name], CPU, torch.float32), load_file(file), form)
         for own in modules:
             assert (f"{own}.lora_A.weight" in back) == (f"{own}.lora_A.weight" in tensors)

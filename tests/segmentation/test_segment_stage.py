@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from objtune_cli.segmentation import quality_gate
-from objtune_cli.store import artifacts, refs
+from objtune_cli.store.store import Store
 from objtune_cli.toybox import renderer, world
 from objtune_cli.toybox.world import DIALS
 
@@ -35,9 +35,9 @@ def _write(path: Path, rgb: np.ndarray) -> Path:
 
 
 def _mask(ref: str) -> tuple[np.ndarray, dict]:
-    root = Path("artifacts")
-    found = refs.find(root, ref, ("mask",))
-    record, tensors = artifacts.load(root, found)
+    store = Store.at(Path())
+    found = store.find(ref, ("mask",))
+    record, tensors = store.read(found)
     return tensors["mask"] > 127, dict(record.metrics)
 
 
@@ -140,7 +140,7 @@ def test_boxes_of_several_objects(cli, pair):
 def test_the_outline_is_soft(cli, pair):
     photo, _ = pair
     cli("segment", photo, "--class", "dog")
-    cover = artifacts.load(Path("artifacts"), refs.find(Path("artifacts"), "mask/dog", ("mask",)))[1]["mask"]
+    cover = Store.at(Path()).read(Store.at(Path()).find("mask/dog", ("mask",)))[1]["mask"]
     soft = (cover > 8) & (cover < 247)
     assert 0.001 < soft.mean() < 0.05
 

@@ -14,7 +14,7 @@ from objtune_cli.config.sections import Segment
 from objtune_cli.images import mask_image, photo, transparency
 from objtune_cli.segmentation import transparent_photo
 from objtune_cli.segmentation.from_hints import SegmentationModels, Target
-from objtune_cli.store import artifacts, refs
+from objtune_cli.store.store import Store
 from objtune_cli.toybox import renderer, world
 from objtune_cli.toybox.world import DIALS
 
@@ -167,7 +167,7 @@ def segmented(cli: Callable[..., Any], rgba: np.ndarray, word: str = "dog", *mor
 
 
 def stored(ref: str) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    record, tensors = artifacts.load(Path("artifacts"), refs.find(Path("artifacts"), ref, ("mask",)))
+    record, tensors = Store.at(Path()).read(Store.at(Path()).find(ref, ("mask",)))
     return tensors["mask"], tensors["rgb"], dict(record.metrics)
 
 

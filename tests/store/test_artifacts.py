@@ -15,9 +15,12 @@ import pytest
 import torch
 
 from objtune_cli.errors import DamagedError, GateError, MissingError, ResourceError
-from objtune_cli.store import artifacts, atomic_files, refs
-from objtune_cli.store.artifacts import Record, file_sha256, find_identical, load, publish, read_record, write_file
+from objtune_cli.store import artifacts, exclusive_names
+from objtune_cli.store.artifacts import Record
+from objtune_cli.store.atomic_files import write_file
 from objtune_cli.store.refs import Ref
+from objtune_cli.store.regular_files import file_sha256
+from objtune_cli.store.store import Store
 
 REX = Record(
     "mask", "rex", {"rex": "dog"}, {"photo": {"ref": "", "sha256": "0" * 64}}, {"edge": 0.004}, {}, {"area": 0.25}
@@ -29,77 +32,79 @@ TENSORS = {
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "artifacts"
+def store(tmp_path: Path) -> Store:
+    return Store.at(tmp_path)
 
 
-def files(root: Path) -> list[str]:
+def files(store: Store) -> list[str]:
     """Every file of the project, hidden ones too."""
-    return sorted(p.relative_to(root.parent).as_posix() for p in root.parent.rglob("*") if not p.is_dir())
+    return sorted(
+        p.relative_to(store.backend.path("")).as_posix() for p in store.backend.path("").rglob("*") if not p.is_dir()
+    )
 
 
 def test_equal_content_gives_equal_bytes(tmp_path: Path) -> None:
-    one, two = tmp_path / "one" / "artifacts", tmp_path / "two" / "artifacts"
-    first = publish(one, REX, TENSORS)
+    one, two = Store.at(tmp_path / "one"), Store.at(tmp_path / "two")
+    first = one.create(REX, TENSORS)
     shuffled = replace(REX, config=dict(reversed(REX.config.items())))
-    second = publish(two, shuffled, dict(reversed(TENSORS.items())))
-    assert first.path(one).read_bytes() == second.path(two).read_bytes()
+    second = two.create(shuffled, dict(reversed(TENSORS.items())))
+    assert one.path(first).read_bytes() == two.path(second).read_bytes()
 
 
 def test_other_content_gives_other_bytes(tmp_path: Path) -> None:
-    one, two = tmp_path / "one" / "artifacts", tmp_path / "two" / "artifacts"
+    one, two = Store.at(tmp_path / "one"), Store.at(tmp_path / "two")
     other = TENSORS | {"mask": TENSORS["mask"][::-1]}
-    assert file_sha256(publish(one, REX, TENSORS).path(one)) != file_sha256(publish(two, REX, other).path(two))
+    assert one.compute_sha256(one.create(REX, TENSORS)) != two.compute_sha256(two.create(REX, other))
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
-def test_published_files_are_read_only_whatever_the_umask(umask: int, root: Path) -> None:
+def test_published_files_are_read_only_whatever_the_umask(umask: int, store: Store) -> None:
     before = os.umask(umask)
     try:
-        path = publish(root, REX, TENSORS).path(root)
+        path = store.path(store.create(REX, TENSORS))
     finally:
         os.umask(before)
     assert stat.S_IMODE(path.stat().st_mode) == 0o444
 
 
-def test_versions_count_up_and_old_ones_stay(root: Path) -> None:
-    first = publish(root, REX, TENSORS)
-    digest = file_sha256(first.path(root))
-    later = [publish(root, REX, TENSORS) for _ in range(3)]
+def test_versions_count_up_and_old_ones_stay(store: Store) -> None:
+    first = store.create(REX, TENSORS)
+    digest = store.compute_sha256(first)
+    later = [store.create(REX, TENSORS) for _ in range(3)]
     assert [str(r) for r in (first, *later)] == ["mask/rex@1", "mask/rex@2", "mask/rex@3", "mask/rex@4"]
-    assert file_sha256(first.path(root)) == digest
-    assert read_record(root, later[-1]).version == 4
+    assert store.compute_sha256(first) == digest
+    assert store.read_record(later[-1]).version == 4
 
 
-def test_a_gap_is_not_filled(root: Path) -> None:
+def test_a_gap_is_not_filled(store: Store) -> None:
     """A number that was removed by hand must not come back with other content."""
     for _ in range(3):
-        publish(root, REX, TENSORS)
-    Ref("mask", "rex", 2).path(root).unlink()
-    assert publish(root, REX, TENSORS).version == 4
+        store.create(REX, TENSORS)
+    store.path(Ref("mask", "rex", 2)).unlink()
+    assert store.create(REX, TENSORS).version == 4
 
 
-def test_eight_writers_lose_nothing(root: Path) -> None:
+def test_eight_writers_lose_nothing(store: Store) -> None:
     def write(writer: int) -> list[int]:
-        return [publish(root, replace(REX, metrics={"writer": writer, "n": n}), TENSORS).version for n in range(10)]
+        return [store.create(replace(REX, metrics={"writer": writer, "n": n}), TENSORS).version for n in range(10)]
 
     with ThreadPoolExecutor(8) as pool:
         numbers = [n for found in pool.map(write, range(8)) for n in found]
     assert sorted(numbers) == list(range(1, 81))
-    assert refs.list_versions(root, "mask", "rex") == list(range(1, 81))
+    assert store.list_versions("mask", "rex") == list(range(1, 81))
     told = {
-        (r.metrics["writer"], r.metrics["n"]) for r in (read_record(root, Ref("mask", "rex", n)) for n in range(1, 81))
+        (r.metrics["writer"], r.metrics["n"]) for r in (store.read_record(Ref("mask", "rex", n)) for n in range(1, 81))
     }
     assert len(told) == 80
-    assert len(files(root)) == 80
+    assert len(files(store)) == 80
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "int64", "int32", "uint8", "bool"])
-def test_arrays_come_back_as_they_were(dtype: str, root: Path) -> None:
+def test_arrays_come_back_as_they_were(dtype: str, store: Store) -> None:
     values = np.array([[0, 1, 2], [3, 0, 5]]).astype(dtype)
     tensors = {"x": values, "turned": values.T, "scalar": values[1, 2], "none": values[:0], "odd": np.ones(3, np.uint8)}
-    ref = publish(root, REX, tensors)
-    _, found = load(root, ref, file_sha256(ref.path(root)))
+    ref = store.create(REX, tensors)
+    _, found = store.read(ref, store.compute_sha256(ref))
     assert set(found) == set(tensors)
     for name, value in tensors.items():
         assert found[name].dtype == value.dtype
@@ -107,19 +112,19 @@ def test_arrays_come_back_as_they_were(dtype: str, root: Path) -> None:
         assert np.array_equal(found[name], value)
 
 
-def test_big_endian_arrays_are_written_little_endian(root: Path) -> None:
-    _, found = load(root, publish(root, REX, {"x": np.array([1.5, -2], ">f4")}))
+def test_big_endian_arrays_are_written_little_endian(store: Store) -> None:
+    _, found = store.read(store.create(REX, {"x": np.array([1.5, -2], ">f4")}))
     assert found["x"].tolist() == [1.5, -2]
 
 
-def test_load_gives_the_record(root: Path) -> None:
-    record, _ = load(root, publish(root, REX, TENSORS))
+def test_load_gives_the_record(store: Store) -> None:
+    record, _ = store.read(store.create(REX, TENSORS))
     assert record == replace(REX, version=1, digest=record.digest)
     assert len(record.digest) == 64
 
 
-def test_load_checks_the_bytes(root: Path) -> None:
-    path = publish(root, REX, TENSORS).path(root)
+def test_load_checks_the_bytes(store: Store) -> None:
+    path = store.path(store.create(REX, TENSORS))
     right = file_sha256(path)
     assert right == hashlib.sha256(path.read_bytes()).hexdigest()
     data = bytearray(path.read_bytes())
@@ -127,33 +132,33 @@ def test_load_checks_the_bytes(root: Path) -> None:
     path.chmod(0o644)
     path.write_bytes(data)
     with pytest.raises(DamagedError, match=r"v001\.safetensors is not the file that was recorded"):
-        load(root, Ref("mask", "rex", 1), right)
+        store.read(Ref("mask", "rex", 1), right)
 
 
-def test_a_renamed_file_is_damage(root: Path) -> None:
-    path = publish(root, REX, TENSORS).path(root)
+def test_a_renamed_file_is_damage(store: Store) -> None:
+    path = store.path(store.create(REX, TENSORS))
     path.rename(path.with_name("v007.safetensors"))
     with pytest.raises(DamagedError, match="says it is mask/rex@1"):
-        read_record(root, Ref("mask", "rex", 7))
+        store.read_record(Ref("mask", "rex", 7))
 
 
-def test_what_is_not_there_is_missing(root: Path) -> None:
+def test_what_is_not_there_is_missing(store: Store) -> None:
     with pytest.raises(MissingError, match=r"there is no .*v001\.safetensors"):
-        read_record(root, Ref("mask", "rex", 1))
+        store.read_record(Ref("mask", "rex", 1))
 
 
-def test_existing_finds_the_same_work(root: Path) -> None:
-    assert find_identical(root, REX) is None
-    first = publish(root, REX, TENSORS)
-    publish(root, replace(REX, config={"edge": 0.5}), TENSORS)
-    assert find_identical(root, replace(REX, metrics={"area": 0.9}, tools={"torch": "9"}, version=5)) == first
+def test_existing_finds_the_same_work(store: Store) -> None:
+    assert store.find_identical(REX) is None
+    first = store.create(REX, TENSORS)
+    store.create(replace(REX, config={"edge": 0.5}), TENSORS)
+    assert store.find_identical(replace(REX, metrics={"area": 0.9}, tools={"torch": "9"}, version=5)) == first
 
 
-def test_existing_prefers_the_newest(root: Path) -> None:
-    publish(root, REX, TENSORS)
-    assert find_identical(root, REX) == Ref("mask", "rex", 1)
-    publish(root, REX, TENSORS)
-    assert find_identical(root, REX) == Ref("mask", "rex", 2)
+def test_existing_prefers_the_newest(store: Store) -> None:
+    store.create(REX, TENSORS)
+    assert store.find_identical(REX) == Ref("mask", "rex", 1)
+    store.create(REX, TENSORS)
+    assert store.find_identical(REX) == Ref("mask", "rex", 2)
 
 
 @pytest.mark.parametrize(
@@ -164,9 +169,9 @@ def test_existing_prefers_the_newest(root: Path) -> None:
     ],
     ids=repr,
 )  # fmt: skip
-def test_other_work_is_not_reused(change: dict[str, Any], root: Path) -> None:
-    publish(root, REX, TENSORS)
-    assert find_identical(root, replace(REX, **change)) is None
+def test_other_work_is_not_reused(change: dict[str, Any], store: Store) -> None:
+    store.create(REX, TENSORS)
+    assert store.find_identical(replace(REX, **change)) is None
 
 
 def failing(number: int, after: int = 0) -> Callable[..., Any]:
@@ -181,82 +186,80 @@ def failing(number: int, after: int = 0) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-def test_a_full_disk_is_said_and_leaves_nothing(number: int, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = publish(root, REX, TENSORS)
-    digest = file_sha256(first.path(root))
+def test_a_full_disk_is_said_and_leaves_nothing(number: int, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = store.create(REX, TENSORS)
+    digest = store.compute_sha256(first)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", failing(number))
         with pytest.raises(ResourceError, match="no space left to write below") as caught:
-            publish(root, REX, TENSORS)
+            store.create(REX, TENSORS)
     assert caught.value.code == 7
-    assert files(root) == ["artifacts/mask/rex/v001.safetensors"]
-    assert file_sha256(first.path(root)) == digest
-    assert publish(root, REX, TENSORS).version == 2
+    assert files(store) == ["artifacts/mask/rex/v001.safetensors"]
+    assert store.compute_sha256(first) == digest
+    assert store.create(REX, TENSORS).version == 2
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EPERM])
-def test_a_closed_disk_is_said(number: int, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(atomic_files, "name_exclusively", failing(number))
+def test_a_closed_disk_is_said(number: int, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exclusive_names, "name_exclusively", failing(number))
     with pytest.raises(ResourceError, match="artifacts cannot be written"):
-        publish(root, REX, TENSORS)
-    assert files(root) == []
+        store.create(REX, TENSORS)
+    assert files(store) == []
 
 
-def test_other_disk_trouble_has_no_traceback_either(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_disk_trouble_has_no_traceback_either(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", failing(errno.EIO))
     with pytest.raises(ResourceError, match="cannot be written: Input/output error"):
-        publish(root, REX, TENSORS)
-    assert files(root) == []
+        store.create(REX, TENSORS)
+    assert files(store) == []
 
 
-def test_a_file_in_the_way_is_said(root: Path) -> None:
-    root.write_text("not a folder")
+def test_a_file_in_the_way_is_said(store: Store) -> None:
+    store.backend.path("artifacts").write_text("not a folder")
     with pytest.raises(ResourceError, match="artifacts cannot be written"):
-        publish(root, REX, TENSORS)
-    assert root.read_text() == "not a folder"
+        store.create(REX, TENSORS)
+    assert store.backend.path("artifacts").read_text() == "not a folder"
 
 
-def test_an_interrupted_write_leaves_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_write_leaves_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(_handle: int) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "fsync", interrupted)
     with pytest.raises(KeyboardInterrupt, match=r"^$"):
-        publish(root, REX, TENSORS)
-    assert files(root) == []
+        store.create(REX, TENSORS)
+    assert files(store) == []
 
 
 NAN, INF = float("nan"), float("inf")
 
 
 @pytest.mark.parametrize("metrics", [{"loss": NAN}, {"loss": INF}, {"leakage": [[0.5, NAN]]}, {"by": {"a": -INF}}])
-def test_a_metric_that_is_not_finite_is_not_published(root: Path, metrics: dict) -> None:
+def test_a_metric_that_is_not_finite_is_not_published(store: Store, metrics: dict) -> None:
     with pytest.raises(GateError, match=f"{next(iter(metrics))} holds NaN or infinite values"):
-        publish(root, replace(REX, metrics=metrics), TENSORS)
-    assert files(root) == []
+        store.create(replace(REX, metrics=metrics), TENSORS)
+    assert files(store) == []
 
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 @pytest.mark.parametrize("kind", ["float64", "float32", "float16", "bfloat16"])
-def test_a_tensor_that_is_not_finite_is_not_published(root: Path, kind: str, value: float) -> None:
+def test_a_tensor_that_is_not_finite_is_not_published(store: Store, kind: str, value: float) -> None:
     bad = torch.ones(3, 3, dtype=getattr(torch, kind))
     bad[1, 2] = value
     with pytest.raises(GateError, match="bad holds NaN or infinite values"):
-        publish(root, REX, {"good": torch.ones(2), "bad": bad})
-    assert files(root) == []
+        store.create(REX, {"good": torch.ones(2), "bad": bad})
+    assert files(store) == []
     largest = torch.full((3,), torch.finfo(bad.dtype).max, dtype=bad.dtype)
-    assert artifacts.find_bad_tensor(root, publish(root, REX, {"largest": largest, "none": largest[:0]})) == ""
+    assert store.find_bad_tensor(store.create(REX, {"largest": largest, "none": largest[:0]})) == ""
 
 
-def test_a_bad_tensor_of_an_earlier_version_is_found(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_tensor_of_an_earlier_version_is_found(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(artifacts, "check_finite", lambda record, arrays: None)
     bad = torch.tensor([1.0, NAN], dtype=torch.bfloat16)
-    assert (
-        artifacts.find_bad_tensor(root, publish(root, REX, {"a": torch.ones(2), "b": bad, "c": torch.ones(1)})) == "b"
-    )
+    assert store.find_bad_tensor(store.create(REX, {"a": torch.ones(2), "b": bad, "c": torch.ones(1)})) == "b"
 
 
-def test_flushed_before_it_is_visible(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flushed_before_it_is_visible(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Order of a publish: the bytes reach the disk, then the name appears, then the folder reaches the disk."""
     said: list[str] = []
     fsync, link = os.fsync, os.link
@@ -271,20 +274,24 @@ def test_flushed_before_it_is_visible(root: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(os, "fsync", flush)
     monkeypatch.setattr(os, "link", publish_name)
-    publish(root, REX, TENSORS)
+    store.create(REX, TENSORS)
     assert said == ["file", "link", "folder"]
 
 
 @pytest.mark.parametrize("inside", [True, False])
-def test_write_file_replaces_whole_or_not_at_all(inside: bool, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = root / "scene" / "x" / "v001" / "a.png"
-    store = root if inside else None
-    write_file(path, b"old", store)
+def test_a_file_is_replaced_whole_or_not_at_all(inside: bool, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = "artifacts/scene/x/v001/a.png"
+    path = store.backend.path(key)
+
+    def write(data: bytes) -> None:
+        store.backend.replace(key, data) if inside else write_file(path, data)
+
+    write(b"old")
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", failing(errno.ENOSPC))
         with pytest.raises(ResourceError, match=r"no space left to write below .*a\.png"):
-            write_file(path, b"new", store)
+            write(b"new")
     assert path.read_bytes() == b"old"
-    write_file(path, b"new", store)
+    write(b"new")
     assert path.read_bytes() == b"new"
-    assert files(root) == ["artifacts/scene/x/v001/a.png"]
+    assert files(store) == ["artifacts/scene/x/v001/a.png"]

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,19 +12,20 @@ import numpy as np
 import pytest
 
 from objtune_cli.errors import ResourceError
-from objtune_cli.store import artifacts, atomic_files, garbage, refs, removal, temp_files
-from objtune_cli.store.artifacts import publish, verify, write_file
+from objtune_cli.store import atomic_files, exclusive_names, garbage, removal, temp_files
+from objtune_cli.store.backend import TakenError
 from objtune_cli.store.checkpoints import Checkpoint
 from objtune_cli.store.disk_reservation import DiskReservation
 from objtune_cli.store.project import Project
+from objtune_cli.store.store import Store
 from tests.faults.test_store_faults import REX, child, crashing, ended, kept, sound
 
 DATA = {"x": np.arange(9, dtype=np.uint8)}
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "artifacts"
+def store(tmp_path: Path) -> Store:
+    return Store.at(tmp_path)
 
 
 def refusing(number: int) -> Callable[..., Any]:
@@ -37,7 +39,7 @@ def without_links(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """A disk without hard links: with an exclusive rename; without one; and without locks either."""
     monkeypatch.setattr(os, "link", refusing(errno.EPERM))
     if how != "rename":
-        monkeypatch.setattr(atomic_files, "_rename_exclusively", lambda *_: False)
+        monkeypatch.setattr(exclusive_names, "_rename_exclusively", lambda *_: False)
     if how == "claim, no locks":
         monkeypatch.setattr("fcntl.flock", refusing(errno.ENOLCK))
 
@@ -45,40 +47,48 @@ def without_links(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
 WAYS = ("rename", "claim", "claim, no locks")
 
 
-@pytest.mark.parametrize("number", sorted(atomic_files.NO_HARD_LINKS))
-def test_no_hard_links(number: int, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = publish(root.parent / "whole/artifacts", REX, DATA).path(root.parent / "whole/artifacts").read_bytes()
+@pytest.mark.parametrize("number", sorted(exclusive_names.NO_HARD_LINKS))
+def test_no_hard_links(number: int, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = (
+        Store.at(store.backend.path("whole")).path(Store.at(store.backend.path("whole")).create(REX, DATA)).read_bytes()
+    )
     monkeypatch.setattr(os, "link", refusing(number))
-    assert publish(root, REX, DATA).path(root).read_bytes() == wanted
-    assert publish(root, REX, DATA).version == 2
-    assert len(sound(root)) == 2
-    assert sorted(p.name for p in (root / "mask/rex").iterdir()) == ["v001.safetensors", "v002.safetensors"]
-    assert list((root.parent / ".objtune/tmp").iterdir()) == []
+    assert store.path(store.create(REX, DATA)).read_bytes() == wanted
+    assert store.create(REX, DATA).version == 2
+    assert len(sound(store)) == 2
+    assert sorted(p.name for p in (store.backend.path("artifacts/mask/rex")).iterdir()) == [
+        "v001.safetensors",
+        "v002.safetensors",
+    ]
+    assert list(store.backend.path(".objtune/tmp").iterdir()) == []
 
 
 @pytest.mark.parametrize("how", WAYS)
-def test_nothing_is_ever_overwritten(how: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_ever_overwritten(how: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """A writer that looked for a number before another one took it."""
-    first = publish(root, REX, DATA)
-    before = first.path(root).read_bytes()
+    first = store.create(REX, DATA)
+    before = store.path(first).read_bytes()
     without_links(monkeypatch, how)
-    monkeypatch.setattr(refs, "used_versions", lambda *_: [])
-    assert publish(root, REX, {"x": np.zeros(3)}).version == 2
-    with pytest.raises(artifacts.TakenError):
-        publish(root, REX, DATA, number=1)
-    assert first.path(root).read_bytes() == before
-    assert not list(root.rglob("*.claim"))
+    monkeypatch.setattr(Store, "used_versions", lambda *_: [])
+    assert store.create(REX, {"x": np.zeros(3)}).version == 2
+    with pytest.raises(TakenError):
+        store.create(REX, DATA, version=1)
+    assert store.path(first).read_bytes() == before
+    assert not list(store.backend.path("artifacts").rglob("*.claim"))
 
 
 @pytest.mark.parametrize("how", WAYS)
-def test_several_writers_get_a_number_each(how: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_writers_get_a_number_each(how: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     without_links(monkeypatch, how)
-    pids = [child(lambda n=n: [publish(root, REX, {"x": np.array([n, i])}) for i in range(8)]) for n in range(4)]
+    pids = [child(lambda n=n: [store.create(REX, {"x": np.array([n, i])}) for i in range(8)]) for n in range(4)]
     assert [ended(pid) for pid in pids] == [0] * 4
-    every = sound(root)
-    told = {tuple(artifacts.load(root, ref)[1]["x"].tolist()) for ref in every}
+    every = sound(store)
+    told = {tuple(store.read(ref)[1]["x"].tolist()) for ref in every}
     assert len(every) == 32 and told == {(n, i) for n in range(4) for i in range(8)}
-    assert not list(root.rglob("*.claim")) and list((root.parent / ".objtune/tmp").iterdir()) == []
+    assert (
+        not list(store.backend.path("artifacts").rglob("*.claim"))
+        and list(store.backend.path(".objtune/tmp").iterdir()) == []
+    )
 
 
 @pytest.mark.parametrize("how", WAYS)
@@ -86,25 +96,25 @@ def test_a_crash_at_every_boundary_without_links(how: str, tmp_path: Path, monke
     """After each: nothing half is visible, and the same again publishes; where there are no locks, a number may be lost."""
     without_links(monkeypatch, how)
 
-    def work(root: Path) -> None:
-        if not refs.list_versions(root, "mask", "rex"):
-            publish(root, REX, DATA)
+    def work(store: Store) -> None:
+        if not store.list_versions("mask", "rex"):
+            store.create(REX, DATA)
 
     crashes = 0
     for at in range(1, 99):
-        root = tmp_path / str(at) / "artifacts"
-        code = crashing(lambda root=root: work(root), at)
-        sound(root)
+        store = Store.at(tmp_path / str(at))
+        code = crashing(lambda store=store: work(store), at)
+        sound(store)
         if code == 0:
             break
         crashes += 1
-        assert ended(child(lambda root=root: work(root))) == 0
-        every = sound(root)
+        assert ended(child(lambda store=store: work(store))) == 0
+        every = sound(store)
         assert len(every) == 1 and (every[0].version == 1 or how == "claim, no locks"), at
-        left = garbage.find_garbage(Project(root.parent), time.time() + 9)
-        assert {p.suffix for p in left} <= {".claim"}
-        garbage.delete(left)
-        assert list(kept(root)) == [str(every[0].path(root).relative_to(root))]
+        left = garbage.find_garbage(store, time.time() + 9)
+        assert all(entry.key.endswith(".claim") for entry in left)
+        garbage.delete(store, left)
+        assert list(kept(store)) == [every[0].key.removeprefix("artifacts/")]
     assert crashes > 8
 
 
@@ -118,36 +128,39 @@ def other_disk(tmp_path: Path) -> Path:
     return folder
 
 
-def everything(root: Path) -> None:
+def everything(store: Store) -> None:
     """What a store's files go through: published, pictures beside them, removed; nothing but the results is left."""
-    ref = publish(root, REX, DATA)
-    write_file(ref.path(root).with_suffix("") / "overlay.png", b"picture", root)
-    second = publish(root, REX, {"x": np.zeros(3)})
-    removal.replace_by_tombstone(root, second)
-    verify(root, ref)
-    assert sorted(kept(root)) == ["mask/rex/v001.safetensors", "mask/rex/v001/overlay.png", "mask/rex/v002.gone"]
-    assert list((root.parent / ".objtune/tmp").iterdir()) == []
+    ref = store.create(REX, DATA)
+    store.write_image(ref, "overlay.png", b"picture")
+    second = store.create(REX, {"x": np.zeros(3)})
+    removal.replace_by_tombstone(store, second)
+    store.verify(ref)
+    assert sorted(kept(store)) == ["mask/rex/v001.safetensors", "mask/rex/v001/overlay.png", "mask/rex/v002.gone"]
+    assert list(store.backend.path(".objtune/tmp").iterdir()) == []
 
 
-def test_a_file_of_a_project_that_has_no_artifacts_yet(root: Path) -> None:
-    write_file(root.parent / ".objtune/rejected/dog.png", b"picture", root)
-    assert not root.exists() and (root.parent / ".objtune/rejected/dog.png").read_bytes() == b"picture"
+def test_a_file_of_a_project_that_has_no_artifacts_yet(store: Store) -> None:
+    store.backend.replace(".objtune/rejected/dog.png", b"picture")
+    assert (
+        not store.backend.path("artifacts").exists()
+        and (store.backend.path(".objtune/rejected/dog.png")).read_bytes() == b"picture"
+    )
 
 
-def test_artifacts_on_another_disk(root: Path, tmp_path: Path) -> None:
+def test_artifacts_on_another_disk(store: Store, tmp_path: Path) -> None:
     place = other_disk(tmp_path)
     try:
-        root.symlink_to(place)
-        everything(root)
+        store.backend.path("artifacts").symlink_to(place)
+        everything(store)
         assert not list(place.rglob(f"mask/rex/{atomic_files.TEMP_FOLDER}"))
         stale = place / atomic_files.TEMP_FOLDER / temp_files.temp_name().replace(f".{os.getpid()}.", ".999999999.")
         stale.touch()
-        assert garbage.find_garbage(Project(root.parent), 0) == [root / stale.relative_to(place)]
+        assert garbage.find_garbage(store, 0) == [store.backend.stat(f"artifacts/{stale.relative_to(place)}")]
     finally:
-        removal.shutil.rmtree(place)
+        shutil.rmtree(place)
 
 
-def test_a_boundary_that_looks_like_one_disk(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_boundary_that_looks_like_one_disk(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bind mounts: the same device number, and neither a link nor a rename across."""
     link, replace = os.link, os.replace
 
@@ -161,33 +174,33 @@ def test_a_boundary_that_looks_like_one_disk(root: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(os, "link", across(link))
     monkeypatch.setattr(os, "replace", across(replace))
-    monkeypatch.setattr(atomic_files, "_rename_exclusively", across(lambda source, target: True))
-    everything(root)
+    monkeypatch.setattr(exclusive_names, "_rename_exclusively", across(lambda source, target: True))
+    everything(store)
 
 
-def test_a_link_that_leads_nowhere_is_said(root: Path) -> None:
-    root.symlink_to(root.parent / "unplugged")
+def test_a_link_that_leads_nowhere_is_said(store: Store) -> None:
+    store.backend.path("artifacts").symlink_to(store.backend.path("unplugged"))
     with pytest.raises(ResourceError, match="a link that leads nowhere") as caught:
-        publish(root, REX, DATA)
+        store.create(REX, DATA)
     assert "mount the disk" in caught.value.hint
     with pytest.raises(ResourceError, match="a link that leads nowhere"):
-        Project(root.parent).check_writable("mask", "rex")
+        store.check_writable("mask", "rex")
 
 
 @pytest.mark.parametrize(
     ("call", "number"),
     [("fsync", errno.EINVAL), ("fsync", errno.ENOSYS), ("chmod", errno.EPERM), ("chmod", errno.ENOSYS)],
 )
-def test_what_a_network_disk_may_lack(call: str, number: int, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_network_disk_may_lack(call: str, number: int, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, call, refusing(number))
-    everything(root)
+    everything(store)
 
 
 def test_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project = Project(tmp_path)
     for number in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
         monkeypatch.setattr("fcntl.flock", refusing(number))
-        with project.lock(), project.lock(alone=True), Checkpoint(project, "a" * 64).lock():
+        with project.lock(), project.lock(alone=True), Checkpoint(project.store, "a" * 64).lock():
             pass
 
 
@@ -222,18 +235,21 @@ def test_a_clock_that_is_days_ahead_sweeps_nobody_elses_file(tmp_path: Path, mon
     assert temp_files.clean(tmp_path) == [theirs]
 
 
-def test_a_folder_of_another_owner_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_another_owner_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """As after work with sudo: the project is ours, and one kind's folder is not."""
-    theirs = root / "mask"
+    theirs = store.backend.path("artifacts/mask")
     theirs.mkdir(parents=True)
     access = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != theirs and access(path, mode))
-    project = Project(root.parent)
-    project.check_writable("embedding", "rex")
+    project = Project(store.backend.path(""))
+    store.check_writable("embedding", "rex")
     with pytest.raises(ResourceError, match="artifacts/mask cannot be written") as caught:
-        project.check_writable("mask", "rex")
+        store.check_writable("mask", "rex")
     assert "owner and mode" in caught.value.hint
-    assert sorted(p.name for p in root.rglob("*")) == ["mask"] and list(project.temporary.iterdir()) == []
+    assert (
+        sorted(p.name for p in store.backend.path("artifacts").rglob("*")) == ["mask"]
+        and list(project.temporary.iterdir()) == []
+    )
 
 
 def test_a_project_that_cannot_be_written_is_refused_before_any_work(
@@ -242,7 +258,7 @@ def test_a_project_that_cannot_be_written_is_refused_before_any_work(
     from objtune_cli.workflow.context import StageContext
 
     data = {"rgb": np.zeros((64, 64, 3), np.uint8), "mask": np.full((64, 64), 255, np.uint8)}
-    publish(project / "artifacts", REX, data)
+    Store.at(project).create(REX, data)
     monkeypatch.setattr(Path, "touch", refusing(errno.EROFS))
     monkeypatch.setattr(StageContext, "load_base_model", lambda *_args, **_named: pytest.fail("a model was loaded"))
     for line in (

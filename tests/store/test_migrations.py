@@ -14,8 +14,9 @@ from objtune_cli import renamed_settings
 from objtune_cli.errors import DamagedError, IncompatibleError
 from objtune_cli.models import registry
 from objtune_cli.store import migrations, safetensors_format
-from objtune_cli.store.artifacts import Record, file_sha256, find_identical, load, publish, read_record, verify
+from objtune_cli.store.artifacts import Record
 from objtune_cli.store.refs import Ref, parse
+from objtune_cli.store.store import Store
 
 FIXTURES = Path(__file__).parent / "fixtures"
 REX = Record("mask", "rex", {"rex": "dog"}, {}, {"edge": 0.5}, {}, {"area": 0.25})
@@ -23,36 +24,36 @@ FLIPS = (0x01, 0x10, 0x80, 0xFF)
 
 
 @pytest.fixture
-def old(tmp_path: Path) -> Path:
+def old(tmp_path: Path) -> Store:
     """A store of schema 1: mask/rex@1 and embedding/rex@1."""
     shutil.copytree(FIXTURES / "schema1", tmp_path / "artifacts")
-    return tmp_path / "artifacts"
+    return Store.at(tmp_path)
 
 
 def test_there_is_a_fixture_of_every_schema_before_this() -> None:
     assert {p.name for p in FIXTURES.iterdir()} == {f"schema{n}" for n in range(1, migrations.SCHEMA)}
 
 
-def test_schema_1_opens(old: Path) -> None:
-    record, tensors = load(old, Ref("mask", "rex", 1))
+def test_schema_1_opens(old: Store) -> None:
+    record, tensors = old.read(Ref("mask", "rex", 1))
     assert (record.schema, record.digest, record.metrics) == (migrations.SCHEMA, "", {"area": 0.25})
     assert tensors["mask"].tolist() == [[0, 255]]
-    record, tensors = load(old, Ref("embedding", "rex", 1))
+    record, tensors = old.read(Ref("embedding", "rex", 1))
     assert tensors["text_encoder"].tolist() == [[0, 1, 2], [3, 4, 5]]
     mask = Ref("mask", "rex", 1)
-    assert record.inputs == {"mask": {"ref": str(mask), "sha256": file_sha256(mask.path(old))}}
-    assert verify(old, mask) == (read_record(old, mask), file_sha256(mask.path(old)))
+    assert record.inputs == {"mask": {"ref": str(mask), "sha256": old.compute_sha256(mask)}}
+    assert old.verify(mask) == (old.read_record(mask), old.compute_sha256(mask))
 
 
-def test_work_of_schema_1_is_reused(old: Path) -> None:
-    record = read_record(old, Ref("mask", "rex", 1))
+def test_work_of_schema_1_is_reused(old: Store) -> None:
+    record = old.read_record(Ref("mask", "rex", 1))
     wanted = Record("mask", "rex", record.objects, record.inputs, record.config, record.base)
-    assert find_identical(old, wanted) == Ref("mask", "rex", 1)
-    assert publish(old, wanted, {}).version == 2
+    assert old.find_identical(wanted) == Ref("mask", "rex", 1)
+    assert old.create(wanted, {}).version == 2
 
 
-def test_migrations_leave_the_file_and_the_given_record_alone(old: Path) -> None:
-    path = Ref("mask", "rex", 1).path(old)
+def test_migrations_leave_the_file_and_the_given_record_alone(old: Store) -> None:
+    path = old.path(Ref("mask", "rex", 1))
     raw = safetensors_format.read_header(path)[0]
     before, data = dict(raw), path.read_bytes()
     assert migrations.migrate(raw, path)["schema"] == migrations.SCHEMA
@@ -62,11 +63,11 @@ def test_migrations_leave_the_file_and_the_given_record_alone(old: Path) -> None
 
 def test_every_flipped_byte_of_an_artifact_is_noticed(tmp_path: Path) -> None:
     """F7 in short: every place of a small file, four masks, and the file is as it was afterwards."""
-    root = tmp_path / "artifacts"
-    ref = publish(root, REX, {"mask": np.arange(64, dtype=np.uint8)})
-    path = ref.path(root)
+    store = Store.at(tmp_path)
+    ref = store.create(REX, {"mask": np.arange(64, dtype=np.uint8)})
+    path = store.path(ref)
     data = path.read_bytes()
-    verify(root, ref)
+    store.verify(ref)
     path.chmod(0o644)
     with path.open("r+b") as file:
         for place, byte in enumerate(data):
@@ -75,31 +76,31 @@ def test_every_flipped_byte_of_an_artifact_is_noticed(tmp_path: Path) -> None:
                 file.write(bytes([byte ^ flip]))
                 file.flush()
                 with pytest.raises(DamagedError, match=r"v001\.safetensors is damaged"):
-                    verify(root, ref)
+                    store.verify(ref)
             file.seek(place)
             file.write(bytes([byte]))
             file.flush()
-    assert verify(root, ref)[0].name == "rex"
+    assert store.verify(ref)[0].name == "rex"
 
 
 def test_a_newer_schema_that_is_whole_is_newer_and_not_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = tmp_path / "artifacts"
+    store = Store.at(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(migrations, "SCHEMA", migrations.SCHEMA + 1)
-        ref = publish(root, REX, {})
+        ref = store.create(REX, {})
     with pytest.raises(IncompatibleError, match=f"has schema {migrations.SCHEMA + 1}"):
-        verify(root, ref)
+        store.verify(ref)
 
 
 def test_load_without_a_recorded_digest_checks_the_files_own(tmp_path: Path) -> None:
-    root = tmp_path / "artifacts"
-    ref = publish(root, REX, {"mask": np.ones(64, np.uint8)})
-    path = ref.path(root)
+    store = Store.at(tmp_path)
+    ref = store.create(REX, {"mask": np.ones(64, np.uint8)})
+    path = store.path(ref)
     path.chmod(0o644)
     path.write_bytes(path.read_bytes()[:-1] + b"\2")
-    assert read_record(root, ref).name == "rex"
+    assert store.read_record(ref).name == "rex"
     with pytest.raises(DamagedError, match="its bytes are not those that its digest is of"):
-        load(root, ref)
+        store.read(ref)
 
 
 # Schema 2: settings under their former names.
@@ -127,7 +128,7 @@ def schema2(project: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project of schema 2, and a base that says it is the one of that project."""
     for part in (FIXTURES / "schema2").iterdir():
         (shutil.copytree if part.is_dir() else shutil.copy)(part, project / part.name)
-    of_then = read_record(project / "artifacts", Ref("adapter", "rex", 1)).base
+    of_then = Store.at(project).read_record(Ref("adapter", "rex", 1)).base
     resolve = registry.resolve
     monkeypatch.setattr(
         registry, "resolve", lambda *a, **k: replace(resolve(*a, **k), fingerprint=of_then["fingerprint"])
@@ -137,13 +138,13 @@ def schema2(project: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_records_of_schema_2_are_read_under_the_names_of_today(schema2: Path) -> None:
     for text, name in IDENTITIES.items():
-        record = read_record(schema2 / "artifacts", parse(text))
+        record = Store.at(schema2).read_record(parse(text))
         assert record.schema == migrations.SCHEMA and name.rpartition(".")[2] in record.config, record.config
         section = {"mask": "segment", "embedding": "init-embedding", "prior": "prior", "scene": "generate"}.get(
             record.kind, "train"
         )
         assert not [key for key in record.config if renamed_settings.today(f"{section}.{key}") != f"{section}.{key}"]
-    train = read_record(schema2 / "artifacts", parse("adapter/rex@1")).config
+    train = Store.at(schema2).read_record(parse("adapter/rex@1")).config
     assert (train["fix_embedding_norm"], train.get("context_words", "placeholder")) == (
         False,
         "placeholder",

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from objtune_cli.errors import IncompatibleError, MissingError, UsageError
 from objtune_cli.store import refs
-from objtune_cli.store.refs import KINDS, Ref, check_name, find, make_name, parse, resolve
+from objtune_cli.store.refs import KINDS, Ref, check_name, make_name, parse
+from objtune_cli.store.store import Store
 
 steady = settings(deadline=None, derandomize=True, database=None)
 good_names = st.from_regex(refs.NAME_PATTERN, fullmatch=True).filter(
@@ -32,10 +33,10 @@ def test_text_and_back(ref: Ref) -> None:
 @given(good_refs)
 def test_file_and_back(ref: Ref) -> None:
     if ref.version:
-        path = ref.path(Path("artifacts"))
-        assert path.parts[:3] == ("artifacts", ref.kind, ref.name)
-        found = refs._FILE.fullmatch(path.name)
-        assert found and int(found[1]) == ref.version
+        artifacts, kind, name, file = ref.key.split("/")
+        assert (artifacts, kind, name) == ("artifacts", ref.kind, ref.name)
+        assert refs.parse_file_name(file) == (ref.version, "safetensors")
+        assert refs.parse_file_name(ref.tombstone_key.rpartition("/")[2]) == (ref.version, "gone")
 
 
 @steady
@@ -162,35 +163,35 @@ def test_words_without_a_slug(word: str) -> None:
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def store(tmp_path: Path) -> Store:
     """A store by file names alone: nothing here opens a file."""
     for name in (
         "mask/rex/v001", "mask/rex/v002", "mask/rex/v010", "mask/rex/v1000", "embedding/rex/v001", "adapter/cup/v003", "mask/empty/note",
         "mask/rex/v0011", "mask/rex/v000", "mask/rex/.v004", "mask/Upper/v001", "stranger/rex/v001",
     ):  # fmt: skip
-        path = tmp_path / f"{name}.safetensors"
+        path = tmp_path / "artifacts" / f"{name}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    (tmp_path / "mask" / "file").touch()
-    (tmp_path / "mask" / "rex" / "v001").mkdir()
-    return tmp_path
+    (tmp_path / "artifacts" / "mask" / "file").touch()
+    (tmp_path / "artifacts" / "mask" / "rex" / "v001").mkdir()
+    return Store.at(tmp_path)
 
 
-def test_versions_names_and_every(root: Path) -> None:
-    assert refs.list_versions(root, "mask", "rex") == [1, 2, 10, 1000]
-    assert refs.list_versions(root, "mask", "nobody") == refs.list_versions(root, "mask", "file") == []
-    assert refs.list_names(root, "mask") == ["rex"]
-    assert refs.list_names(root, "scene") == []
-    assert [str(r) for r in refs.list_refs(root)] == [
+def test_versions_names_and_every(store: Store) -> None:
+    assert store.list_versions("mask", "rex") == [1, 2, 10, 1000]
+    assert store.list_versions("mask", "nobody") == store.list_versions("mask", "file") == []
+    assert store.list_names("mask") == ["rex"]
+    assert store.list_names("scene") == []
+    assert [str(r) for r in store.list()] == [
         "mask/rex@1", "mask/rex@2", "mask/rex@10", "mask/rex@1000", "embedding/rex@1", "adapter/cup@3",
     ]  # fmt: skip
-    assert [str(r) for r in refs.list_refs(root, "adapter")] == ["adapter/cup@3"]
-    assert all(r.path(root).exists() for r in refs.list_refs(root))
+    assert [str(r) for r in store.list("adapter")] == ["adapter/cup@3"]
+    assert all(store.path(r).exists() for r in store.list())
 
 
-def test_resolve_takes_the_newest_or_the_named(root: Path) -> None:
-    assert resolve(root, Ref("mask", "rex")).version == 1000
-    assert resolve(root, Ref("mask", "rex", 2)).version == 2
+def test_resolve_takes_the_newest_or_the_named(store: Store) -> None:
+    assert store.resolve(Ref("mask", "rex")).version == 1000
+    assert store.resolve(Ref("mask", "rex", 2)).version == 2
 
 
 @pytest.mark.parametrize(
@@ -201,23 +202,23 @@ def test_resolve_takes_the_newest_or_the_named(root: Path) -> None:
         (Ref("scene", "rex"), "this project has no scene yet"),
     ],
 )
-def test_resolve_says_what_there_is(ref: Ref, hint: str, root: Path) -> None:
+def test_resolve_says_what_there_is(ref: Ref, hint: str, store: Store) -> None:
     with pytest.raises(MissingError, match=f"there is no {ref}") as caught:
-        resolve(root, ref)
+        store.resolve(ref)
     assert hint in caught.value.hint
 
 
-def test_find_by_name_alone(root: Path) -> None:
-    assert find(root, "cup") == Ref("adapter", "cup", 3)
-    assert find(root, "rex@2", ("mask", "adapter")) == Ref("mask", "rex", 2)
-    assert find(root, "mask/rex") == Ref("mask", "rex", 1000)
+def test_find_by_name_alone(store: Store) -> None:
+    assert store.find("cup") == Ref("adapter", "cup", 3)
+    assert store.find("rex@2", ("mask", "adapter")) == Ref("mask", "rex", 2)
+    assert store.find("mask/rex") == Ref("mask", "rex", 1000)
 
 
-def test_find_refuses_to_guess(root: Path) -> None:
+def test_find_refuses_to_guess(store: Store) -> None:
     with pytest.raises(MissingError, match="rex is ambiguous") as caught:
-        find(root, "rex")
+        store.find("rex")
     assert caught.value.hint == "say which: mask/rex, embedding/rex"
     with pytest.raises(IncompatibleError, match="mask/rex is a mask"):
-        find(root, "mask/rex", ("adapter", "embedding"))
+        store.find("mask/rex", ("adapter", "embedding"))
     with pytest.raises(MissingError, match="there is no mask/nobody"):
-        find(root, "nobody")
+        store.find("nobody")

@@ -11,8 +11,9 @@ import pytest
 
 from objtune_cli.errors import DamagedError, IncompatibleError, MissingError
 from objtune_cli.store import safetensors_format
-from objtune_cli.store.artifacts import Record, load, publish, read_record
+from objtune_cli.store.artifacts import Record
 from objtune_cli.store.refs import Ref
+from objtune_cli.store.store import Store
 
 GOLDEN = (
     rb'{"__metadata__":{"objtune":"{\"class\":\"K\xc3\xa4se\",\"schema\":1}"},'
@@ -50,7 +51,7 @@ def small(tmp_path: Path) -> Path:
         "mask": np.ones((2, 2), np.float32),
         "none": np.zeros((0, 4), np.int64),
     }
-    return publish(tmp_path / "artifacts", record, tensors).path(tmp_path / "artifacts")
+    return Store.at(tmp_path).path(Store.at(tmp_path).create(record, tensors))
 
 
 def test_golden_bytes() -> None:
@@ -77,8 +78,7 @@ def test_canonical_refuses_nan() -> None:
 
 def test_golden_artifact(tmp_path: Path) -> None:
     """Recipe: the format of schema 3 written by hand; a change here is a new schema."""
-    ref = publish(
-        tmp_path / "artifacts",
+    ref = Store.at(tmp_path).create(
         Record("mask", "rex", {"rex": "dog"}, {}, {"edge": 0.5}, {}),
         {"mask": np.array([[0, 255]], np.uint8)},
     )
@@ -97,7 +97,7 @@ def test_golden_artifact(tmp_path: Path) -> None:
         return len(text).to_bytes(8, "little") + text.encode() + b"\x00\xff"
 
     digest = hashlib.sha256(written("0" * 64)).hexdigest()
-    assert ref.path(tmp_path / "artifacts").read_bytes() == written(digest)
+    assert Store.at(tmp_path).path(ref).read_bytes() == written(digest)
     assert digest == "6549b80e3e984766b030adfd489932c274da1fe7953c98ead0aa943480bdb40d"
 
 
@@ -154,20 +154,20 @@ def test_every_flipped_header_byte_is_noticed_or_harmless(small: Path) -> None:
     """No mutation of the header may end in anything but an error of ours or a readable record."""
     data = small.read_bytes()
     end = 8 + int.from_bytes(data[:8], "little")
-    root, ref = small.parents[2], Ref("mask", "rex", 1)
+    store, ref = Store.at(small.parents[3]), Ref("mask", "rex", 1)
     small.chmod(0o644)
     refused = 0
     for place in range(end):
         flip = (0x01, 0x20, 0x80)[place % 3]
         small.write_bytes(data[:place] + bytes([data[place] ^ flip]) + data[place + 1 :])
         try:
-            load(root, ref)
+            store.read(ref)
         except (DamagedError, IncompatibleError):
             refused += 1
     assert refused > end / 2
     small.write_bytes(data)
     digest = hashlib.sha256(data).hexdigest()
-    assert load(root, ref, digest)[0].name == "rex"
+    assert store.read(ref, digest)[0].name == "rex"
 
 
 @pytest.mark.parametrize(
@@ -264,25 +264,25 @@ def test_pipes_folders_and_dead_links_do_not_block(tmp_path: Path) -> None:
     (folder / "v004.safetensors").symlink_to(tmp_path / "nowhere")
     for version in (1, 2, 3):
         with pytest.raises(DamagedError, match=f"v00{version}.safetensors is"):
-            read_record(tmp_path / "artifacts", Ref("mask", "rex", version))
+            Store.at(tmp_path).read_record(Ref("mask", "rex", version))
     with pytest.raises(MissingError, match=r"there is no .*v004"):
-        read_record(tmp_path / "artifacts", Ref("mask", "rex", 4))
+        Store.at(tmp_path).read_record(Ref("mask", "rex", 4))
 
 
-def forged(tmp_path: Path, **changes: Any) -> Path:
-    """The artifacts folder with mask/rex@1, its record changed by hand."""
+def forged(tmp_path: Path, **changes: Any) -> Store:
+    """A store with mask/rex@1, its record changed by hand."""
     record = Record("mask", "rex", {"rex": "dog"}, {}, {}, {}, version=1, digest="0" * 64).header() | changes
     record = {k: v for k, v in record.items() if v != "absent"}
     path = tmp_path / "artifacts" / "mask" / "rex" / "v001.safetensors"
     path.parent.mkdir(parents=True)
     text = json.dumps({"__metadata__": {"objtune": json.dumps(record)}}).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text)
-    return tmp_path / "artifacts"
+    return Store.at(tmp_path)
 
 
 def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     with pytest.raises(IncompatibleError, match="has schema 4; this objtune reads up to 3") as caught:
-        read_record(forged(tmp_path, schema=4, surprise="unknown"), Ref("mask", "rex", 1))
+        forged(tmp_path, schema=4, surprise="unknown").read_record(Ref("mask", "rex", 1))
     assert "pip install -U objtune" in caught.value.hint
 
 
@@ -298,8 +298,8 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_forged_record_is_damage(changes: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(DamagedError, match=r"v001\.safetensors"):
-        read_record(forged(tmp_path, **changes), Ref("mask", "rex", 1))
+        forged(tmp_path, **changes).read_record(Ref("mask", "rex", 1))
 
 
 def test_unknown_keys_of_the_same_schema_are_ignored(tmp_path: Path) -> None:
-    assert read_record(forged(tmp_path, extra=1), Ref("mask", "rex", 1)).class_word == "dog"
+    assert forged(tmp_path, extra=1).read_record(Ref("mask", "rex", 1)).class_word == "dog"

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
-from objtune_cli.store import artifacts, refs
+from objtune_cli.store import artifacts
+from objtune_cli.store.store import Store
 
 FULL = settings.get_current_profile_name() != "same"
 """Whether this is `make properties`, which tries the number of inputs that README's table names."""
@@ -87,8 +88,8 @@ class Entrance:
 
     def load(self, kind: str, name: str) -> tuple[artifacts.Record, dict[str, np.ndarray]]:
         """The newest artifact of a name; every number in it is finite."""
-        root = self.folder / "artifacts"
-        record, tensors = artifacts.load(root, refs.find(root, name, (kind,)))
+        store = Store.at(self.folder)
+        record, tensors = store.read(store.find(name, (kind,)))
         for key, value in tensors.items():
             assert not np.issubdtype(value.dtype, np.floating) or np.isfinite(value).all(), (
                 f"{key} of {record.ref} is not finite"

@@ -15,11 +15,11 @@ from PIL import Image, ImageOps
 from objtune_cli.config.sections import Train
 from objtune_cli.errors import GateError
 from objtune_cli.runtime import cpu
-from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.checkpoints import Checkpoint
 from objtune_cli.store.project import Project
 from objtune_cli.store.refs import parse
+from objtune_cli.store.store import Store
 from objtune_cli.training import multi_trainer, unfinished_runs
 from objtune_cli.workflow.context import StageContext
 
@@ -92,23 +92,21 @@ def at_step(monkeypatch):
 
 
 def weights(name, version=1):
-    return artifacts.load(Path("artifacts"), parse(f"adapter/{name}@{version}"))[1]
+    return Store.at(Path()).read(parse(f"adapter/{name}@{version}"))[1]
 
 
 def test_each_artifact_is_what_a_command_of_its_own_makes(train, lanes):
     """The same record but for rounding in metrics, so that either is reused for the other; weights within 2 % of the way gone."""
     done = train()
     assert (done.code, done.out.split()) == (0, [f"adapter/{name}@1" for name in NAMES]), done.err
-    side = {
-        name: (artifacts.read_record(Path("artifacts"), parse(f"adapter/{name}@1")), weights(name)) for name in NAMES
-    }
+    side = {name: (Store.at(Path()).read_record(parse(f"adapter/{name}@1")), weights(name)) for name in NAMES}
     again = train("--json")
     assert [r["reused"] for r in json.loads(again.out)["refs"]] == [True] * 3
     assert train(which=[1]).out == "adapter/cup@1\n"  # alone: it is there
     shutil.rmtree("artifacts/adapter")
     for i, name in enumerate(NAMES):
         assert train(which=[i]).out == f"adapter/{name}@1\n"
-        record, own = artifacts.read_record(Path("artifacts"), parse(f"adapter/{name}@1")), weights(name)
+        record, own = Store.at(Path()).read_record(parse(f"adapter/{name}@1")), weights(name)
         assert record.identity() == side[name][0].identity() and own.keys() == side[name][1].keys()
         assert record.metrics == pytest.approx(side[name][0].metrics, rel=1e-2)
         ups = [k for k in own if "lora_B" in k]
@@ -165,7 +163,7 @@ def test_one_that_ends_early_is_there_while_the_others_go_on(train, at_step, mon
     monkeypatch.setattr(Trainer, "total", property(lambda self: 3 if "cup" in self.tokens.trainable else total(self)))
     assert train().code == 0
     unbroken = {name: Path(f"artifacts/adapter/{name}/v001.safetensors").read_bytes() for name in NAMES}
-    assert artifacts.read_record(Path("artifacts"), parse("adapter/cup@1")).metrics["steps"] == 3
+    assert Store.at(Path()).read_record(parse("adapter/cup@1")).metrics["steps"] == 3
     shutil.rmtree("artifacts/adapter")
 
     def cut(trainers):
@@ -269,11 +267,10 @@ def test_a_photo_named_once_for_each_of_its_objects_makes_an_adapter_of_each(cli
     )
     assert (done.code, done.out.split()) == (0, ["adapter/rex@1", "adapter/cup@1"]), done.err
     for name, word in {"rex": "dog", "cup": "mug"}.items():
-        record = artifacts.read_record(Path("artifacts"), parse(f"adapter/{name}@1"))
+        record = Store.at(Path()).read_record(parse(f"adapter/{name}@1"))
         assert record.objects == {name: word}
     covered = [
-        float((artifacts.load(Path("artifacts"), parse(f"mask/{name}@1"))[1]["mask"] > 127).mean())
-        for name in ("rex", "cup")
+        float((Store.at(Path()).read(parse(f"mask/{name}@1"))[1]["mask"] > 127).mean()) for name in ("rex", "cup")
     ]
     assert covered[1] < 0.7 * covered[0]
 
@@ -308,7 +305,7 @@ def test_a_run_of_several_photos_is_told_to_a_command_for_one_of_them(project):
         Record("adapter", name, {name: name}, {}, settings, {"id": "tiny", "fingerprint": "1"})
         for name in ("dog", "mug")
     ]
-    state = Checkpoint(Project(project), "a" * 64)
+    state = Checkpoint(Project(project).store, "a" * 64)
     state.about = unfinished_runs.checkpoint_header(
         [(record, SimpleNamespace(step=3, total=8)) for record in records], "cpu"
     )

@@ -9,8 +9,9 @@ from PIL import Image
 import objtune_cli
 from objtune_cli.errors import InputError, UsageError
 from objtune_cli.models import prompts
-from objtune_cli.store import artifacts, refs
+from objtune_cli.store import refs
 from objtune_cli.store.refs import Ref
+from objtune_cli.store.store import Store
 from objtune_cli.workflow import class_words, job_file
 
 pytestmark = pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
@@ -140,7 +141,7 @@ def test_a_class_word_is_read_as_it_stands_wherever_it_is_put_in() -> None:
 def test_spellings_of_a_known_class_find_it(cli, small: Path, typed: str) -> None:
     done = cli("segment", small, "--class", typed, "--name", "rex")
     assert (done.code, done.out) == (0, "mask/rex@1\n"), done.err
-    record = artifacts.read_record(Path("artifacts"), Ref("mask", "rex", 1))
+    record = Store.at(Path()).read_record(Ref("mask", "rex", 1))
     assert record.objects == {"rex": "dog"} and record.metrics["likeness"] > 0.7
     assert ("'dogs' is read as 'dog'" in done.err) == (typed == "dogs")
     assert cli("segment", small, "--class", "dog", "--name", "rex").out == "mask/rex@1\n"
@@ -175,8 +176,8 @@ def test_a_class_of_another_script_trains_by_command_library_and_jobs(cli, fast,
     done = cli("train", "photo.png", "--class", "犬", "--name", "inu", *line)
     assert (done.code, done.out) == (0, "adapter/inu@1\n"), done.err
     assert cli("train", "photo.png", "--class", "犬", "--name", "inu", *line).out == "adapter/inu@1\n"
-    root = Path("artifacts")
-    record = artifacts.read_record(root, Ref("adapter", "inu", 1))
+    store = Store.at(Path())
+    record = store.read_record(Ref("adapter", "inu", 1))
     assert record.objects == {"inu": "犬"} and record.inputs["prior.quan"]["ref"] == "prior/quan@1"
 
     file = Path("jobs.toml")
@@ -187,7 +188,7 @@ def test_a_class_of_another_script_trains_by_command_library_and_jobs(cli, fast,
     assert (
         cli(*job_file.read_jobs(file)[0].commands[0][:-2], "--no-preview", "--", "photo.png").out == "adapter/aux1@1\n"
     )
-    assert refs.list_names(root, "prior") == ["class-aux", "quan"]
+    assert store.list_names("prior") == ["class-aux", "quan"]
 
     ctx = objtune_cli.project(base=str(base))
     trained = objtune_cli.train(ctx, "photo.png", "犬の花瓶", mask="left.png", preview=False)
@@ -217,11 +218,11 @@ def test_classes_of_one_name_have_priors_of_their_own(cli, fast, base: Path) -> 
         "--force",
     )
     assert (done.code, done.out) == (0, "adapter/one-two@1\n"), done.err
-    root = Path("artifacts")
-    inputs = artifacts.read_record(root, Ref("adapter", "one-two", 1)).inputs
+    store = Store.at(Path())
+    inputs = store.read_record(Ref("adapter", "one-two", 1)).inputs
     priors = sorted(given["ref"] for role, given in inputs.items() if role.startswith("prior."))
     assert priors == ["prior/cafe@1", "prior/cafe@2"]
-    assert {artifacts.read_record(root, Ref("prior", "cafe", n)).class_word for n in (1, 2)} == {"Café", "cafe"}
+    assert {store.read_record(Ref("prior", "cafe", n)).class_word for n in (1, 2)} == {"Café", "cafe"}
 
 
 def test_a_name_that_is_of_another_class_already_is_told(cli, fast) -> None:

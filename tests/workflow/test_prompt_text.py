@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 
 from objtune_cli.composition import stage as compose
 from objtune_cli.errors import InputError
-from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.refs import Ref
+from objtune_cli.store.store import Store
 from objtune_cli.workflow import prompt_request, prompt_text
 from objtune_cli.workflow.trained_objects import PromptObject
 
@@ -173,11 +173,11 @@ def test_an_object_of_both_prompts_keeps_its_strength() -> None:
 
 
 @pytest.fixture(scope="module")
-def store(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def store(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
     """Objects of random numbers: <dog> and <cup> with LoRA, <bad> and <worse> without."""
     from objtune_cli.models import registry
 
-    root, about = tmp_path_factory.mktemp("prompts") / "artifacts", registry.resolve(str(base)).record()
+    store, about = Store.at(tmp_path_factory.mktemp("prompts")), registry.resolve(str(base)).record()
     draw = torch.Generator().manual_seed(1)
     layers = {
         k[:-7]: v
@@ -189,24 +189,24 @@ def store(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for layer, weight in layers.items() if name in ("dog", "cup") else ():
             tensors[f"unet.{layer}.lora_A.weight"] = torch.randn(2, weight.shape[1], generator=draw)
             tensors[f"unet.{layer}.lora_B.weight"] = torch.randn(weight.shape[0], 2, generator=draw)
-        artifacts.publish(root, Record("adapter", name, {name: word}, {}, {}, about), tensors)
-    return root
+        store.create(Record("adapter", name, {name: word}, {}, {}, about), tensors)
+    return store
 
 
 @pytest.fixture
-def drawn(cli, base: Path, store: Path):
+def drawn(cli, base: Path, store: Store):
     """`cli` in a project with these objects; `drawn(prompt, …)` draws one picture in one step."""
     Path("objtune.toml").write_text(f'base = "{base}"\ngenerate.n = 1\ngenerate.steps = 1\ncompose.retries = 0\n')
-    shutil.copytree(store, "artifacts")
+    shutil.copytree(store.backend.path("artifacts"), "artifacts")
     return cli
 
 
 def latents(version: int, name: str = "dog") -> np.ndarray:
-    return artifacts.load(Path("artifacts"), Ref("scene", name, version))[1]["latents"]
+    return Store.at(Path()).read(Ref("scene", name, version))[1]["latents"]
 
 
 def record_of(version: int, name: str = "dog") -> Record:
-    return artifacts.read_record(Path("artifacts"), Ref("scene", name, version))
+    return Store.at(Path()).read_record(Ref("scene", name, version))
 
 
 def test_white_space_and_brackets_draw_the_same_scene(drawn) -> None:
@@ -307,9 +307,9 @@ def test_an_object_of_the_negative_prompt_is_its_vectors(drawn) -> None:
 
 def test_the_lora_of_an_object_that_is_avoided_does_not_act(drawn) -> None:
     """Its token alone is what is gone away from: with and without LoRA it is the same picture."""
-    root = Path("artifacts")
-    record, tensors = artifacts.load(root, Ref("adapter", "cup", 1))
-    artifacts.publish(root, replace(record, name="bare", objects={"bare": "mug"}), {"token.bare": tensors["token.cup"]})
+    store = Store.at(Path())
+    record, tensors = store.read(Ref("adapter", "cup", 1))
+    store.create(replace(record, name="bare", objects={"bare": "mug"}), {"token.bare": tensors["token.cup"]})
     for negative in ("<cup>", "<bare>"):
         assert drawn("generate", "<dog>", "--negative", negative).code == 0
     assert np.array_equal(latents(1), latents(2))
@@ -360,7 +360,7 @@ def test_two_of_the_same_object_are_two(drawn) -> None:
     )
     assert record.config["places"] == {"dog": [0.02, 0.25, 0.5, 0.95], "dog-2": [0.5, 0.25, 0.98, 0.95]}
     assert record.metrics["objects"] == ["dog", "dog-2"]
-    _, arrays = artifacts.load(Path("artifacts"), Ref("scene", "dog", 1))
+    _, arrays = Store.at(Path()).read(Ref("scene", "dog", 1))
     assert {"close.dog", "close.dog-2"} < set(arrays)
     fast = ("--set", "compose.refine_strength=0", "--set", "compose.presence_check=false")
     free = drawn("compose", "<dog@1> to the left of a <dog> at night", *fast)

@@ -14,7 +14,7 @@ from objtune_cli.config.sections import Bench
 from objtune_cli.errors import IncompatibleError
 from objtune_cli.evaluation import rendering, statistics
 from objtune_cli.images import png
-from objtune_cli.store import artifacts
+from objtune_cli.store import atomic_files
 from objtune_cli.toybox import renderer, world
 from objtune_cli.toybox.captions import PLACES, article, describe
 from objtune_cli.toybox.evaluator import inference
@@ -50,7 +50,7 @@ def run(ctx: StageContext, out: Path, dial: Dial, config: Bench) -> list[dict[st
         rows.append(_row("base", name, [v / one for v in values]))
     rows += [_row("truth", name, values) for name, values in known.items()]
     rows += copy_rows(shown, true, bank)
-    artifacts.write_file(out / "base.png", png.encode_png(png.make_grid(shown[:64], 8)))
+    atomic_files.write_file(out / "base.png", png.encode_png(png.make_grid(shown[:64], 8)))
     return rows
 
 
@@ -70,7 +70,7 @@ def _load_or_sample(ctx: StageContext, folder: Path, scenes: list[Scene]) -> np.
             model, _ = rendering.load_adapter(ctx, "", None)
             texts, seeds = [full_caption(s) for s in part], list(range(start, start + len(part)))
             shown = rendering.sample_images(ctx, model, texts, seeds, f"samples {start + len(part)} of {len(scenes)}")
-            artifacts.write_file(file, png.encode_png(np.concatenate(list(shown))))
+            atomic_files.write_file(file, png.encode_png(np.concatenate(list(shown))))
         column = np.asarray(Image.open(file))
         if len(column) != len(part) * column.shape[1]:  # from a run with fewer samples
             file.unlink()
@@ -186,6 +186,6 @@ def _load_training_images(ctx: StageContext, out: Path, dial: Dial) -> np.ndarra
             step(len(done), about["pictures"])
         held = io.BytesIO()
         np.save(held, np.stack(done))
-        artifacts.write_file(file, held.getvalue())
+        atomic_files.write_file(file, held.getvalue())
     images: np.ndarray = np.load(file)
     return images

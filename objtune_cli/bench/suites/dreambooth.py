@@ -25,7 +25,7 @@ from objtune_cli.images import grids, photo, png
 from objtune_cli.renamed_settings import former
 from objtune_cli.segmentation import stage as segment
 from objtune_cli.segmentation.from_hints import Target
-from objtune_cli.store import artifacts
+from objtune_cli.store import atomic_files
 from objtune_cli.store.kinds.mask import MaskArtifact
 from objtune_cli.store.safetensors_format import canonical_json
 from objtune_cli.training import class_prior_stage
@@ -160,8 +160,8 @@ class DreamBoothSuite:
             return np.stack([_read_image(file) for file in files]), cost
         cost, shown = self._train_and_sample(subject, name, method)
         for file, picture in zip(files, shown, strict=True):
-            artifacts.write_file(file, png.encode_png(picture))
-        artifacts.write_file(folder / "made.json", (json.dumps({"key": key, "cost": cost}) + "\n").encode())
+            atomic_files.write_file(file, png.encode_png(picture))
+        atomic_files.write_file(folder / "made.json", (json.dumps({"key": key, "cost": cost}) + "\n").encode())
         return shown, cost
 
     def _train_and_sample(
@@ -198,7 +198,7 @@ class DreamBoothSuite:
             target = Target(subject.kind, subject.name, mask=subject.mask)
             try:
                 found = segment.run(self.ctx, subject.train_photo, [target], self._segment())[0]
-                source = MaskArtifact.from_tensors(artifacts.load(self.ctx.root, found.ref)[1])
+                source = MaskArtifact.from_tensors(self.ctx.store.read(found.ref)[1])
                 self.training_inputs = {
                     subject.name: single_training.TrainingInput(subject.name, subject.kind, source.rgb, source.mask)
                 }

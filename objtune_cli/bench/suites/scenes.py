@@ -19,7 +19,7 @@ from objtune_cli.errors import UsageError
 from objtune_cli.evaluation import rendering, statistics
 from objtune_cli.images import png
 from objtune_cli.renamed_settings import former
-from objtune_cli.store import artifacts
+from objtune_cli.store import atomic_files
 from objtune_cli.store.checkpoints import Checkpoint
 from objtune_cli.store.safetensors_format import canonical_json
 from objtune_cli.toybox.evaluator import inference
@@ -46,7 +46,7 @@ def run(ctx: StageContext, out: Path, methods: list[str], config: Bench) -> list
     groups = _select_groups(bench)
     results: dict[tuple[str, str], list[dict[str, float]]] = {(g.kind, m): [] for g in groups for m in methods}
     started, total = time.monotonic(), len(groups) * len(methods)
-    lock = Checkpoint(bench.project_context("apart").project, f"bench {config.shard.replace('/', ' of ')}")
+    lock = Checkpoint(bench.project_context("apart").store, f"bench {config.shard.replace('/', ' of ')}")
     with lock.lock(
         "another bench is at work in this folder",
         "wait for it, or give another --out, or shares of the groups (bench.shard)",
@@ -107,8 +107,8 @@ def _load_or_measure(bench: SceneBench, group: Group, method: str) -> tuple[dict
         pass
     values, images = measure(bench, group, method)
     values = {k: round(v, 5) for k, v in values.items()}
-    artifacts.write_file(file.with_suffix(".png"), png.encode_png(png.make_grid(images)))
-    artifacts.write_file(file, (json.dumps({"key": key, "measures": values}) + "\n").encode())
+    atomic_files.write_file(file.with_suffix(".png"), png.encode_png(png.make_grid(images)))
+    atomic_files.write_file(file, (json.dumps({"key": key, "measures": values}) + "\n").encode())
     return values, True
 
 

@@ -15,7 +15,7 @@ from objtune_cli.evaluation import benchmark_objects, rendering, statistics, tru
 from objtune_cli.evaluation.benchmark_objects import Case
 from objtune_cli.images import png
 from objtune_cli.renamed_settings import former
-from objtune_cli.store import artifacts
+from objtune_cli.store import atomic_files
 from objtune_cli.store.checkpoints import Checkpoint
 from objtune_cli.store.project import find_project
 from objtune_cli.store.refs import parse
@@ -55,8 +55,8 @@ class ThroughputSuite:
             rgb, mask = case.picture()
             photo = project.folder / "given" / f"{case.name}.png"
             mask_file = photo.with_suffix(".mask.png")
-            artifacts.write_file(photo, png.encode_png(rgb))
-            artifacts.write_file(mask_file, png.encode_png(mask))
+            atomic_files.write_file(photo, png.encode_png(rgb))
+            atomic_files.write_file(mask_file, png.encode_png(mask))
             words += [str(photo), "--class", case.instance.kind, "--name", case.name, "--mask", str(mask_file)]
         command = command_runner.command_line(self.ctx, *words, project=project.folder)
         before = _processor_seconds()
@@ -68,7 +68,7 @@ class ThroughputSuite:
             "seconds": seconds,
             "cpu_s": _processor_seconds() - before,
         }
-        artifacts.write_file(file, (json.dumps(found) + "\n").encode())
+        atomic_files.write_file(file, (json.dumps(found) + "\n").encode())
         self.ctx.report.note(
             f"{way} {' '.join(c.name for c in chosen)}: {seconds:.0f} s, of the processor {found['cpu_s']:.0f} s"
         )
@@ -84,7 +84,7 @@ class ThroughputSuite:
         import torch
 
         ctx = replace(self.ctx, project=find_project(self.out / f"work-{way}", create=True))
-        _, arrays = artifacts.load(ctx.root, parse(ref), sha256)
+        _, arrays = ctx.store.read(parse(ref), sha256)
         model, words = rendering.load_adapter(
             ctx, case.name, {k: torch.from_numpy(v.copy()) for k, v in arrays.items()}
         )
@@ -111,7 +111,7 @@ def run(ctx: StageContext, out: Path, count: int, config: Bench) -> list[Row]:
         raise UsageError(f"N is {count}", "2 or more")
     asked = benchmark_objects.make_cases(find_dial(ctx), count, config.seed, config.prompt_rounds, config.kinds)
     bench, network = ThroughputSuite(ctx, out, config, asked), inference.load()
-    with Checkpoint(find_project(out / "work-alone", create=True), "bench").lock(
+    with Checkpoint(find_project(out / "work-alone", create=True).store, "bench").lock(
         "another bench is at work in this folder", "wait for it, or give another --out"
     ):
         each = [bench.run_training("alone", [case]) for case in asked]

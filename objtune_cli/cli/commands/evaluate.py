@@ -49,12 +49,11 @@ def evaluate(
 ) -> CommandResult:
     from objtune_cli.bench.suites.objects import find_dial
     from objtune_cli.evaluation import stage, statistics
-    from objtune_cli.store import refs
 
     require(n >= 1, f"-n is {n}", "1 or more")
     ctx, config = resolve_bench(run, seed=seed)
     rows = []
-    for each in [refs.find(ctx.root, text, ("adapter",)) for text in read_refs(ref)]:
+    for each in [ctx.store.find(text, ("adapter",)) for text in read_refs(ref)]:
         subject = stage.load_subject(ctx, each, name)
         if ctx.base.toybox_dial and not (clip or dino):
             require(

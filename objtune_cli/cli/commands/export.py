@@ -11,6 +11,7 @@ from objtune_cli.cli.stdin import read_refs
 
 if TYPE_CHECKING:
     from objtune_cli.store.refs import Ref
+    from objtune_cli.store.store import Store
 
 
 def export(
@@ -50,11 +51,10 @@ def export(
 ) -> CommandResult:
     from objtune_cli.interchange import export as stage
     from objtune_cli.interchange import model_card
-    from objtune_cli.store import refs
     from objtune_cli.workflow import output_files
 
-    root = run.project().artifacts
-    found = [refs.find(root, text, ("adapter",)) for text in read_refs(ref)]
+    store = run.project().store
+    found = [store.find(text, ("adapter",)) for text in read_refs(ref)]
     require(
         not push or format_ in ("", "hub"), f"--push uploads all formats, not {format_} alone", "leave --format away"
     )
@@ -65,11 +65,11 @@ def export(
         "files of diffusers all have the same name",
         "export them one by one, each with an `--out` of its own",
     )
-    words = _words_by_ref(root, found, trigger or [])
+    words = _words_by_ref(store, found, trigger or [])
     planned = [
         file
         for each in found
-        for file in stage.plan(root, each, format_, out, dtype=dtype, trigger=words[each], note=run.report.note)
+        for file in stage.plan(store, each, format_, out, dtype=dtype, trigger=words[each], note=run.report.note)
     ]
     if push:
         _check_alone(out, [file.path for file in planned])
@@ -80,16 +80,15 @@ def export(
     return CommandResult(printed="nothing", extra={"files": [str(p) for p in written], **pushed})
 
 
-def _words_by_ref(root: Path, found: "list[Ref]", given: list[str]) -> "dict[Ref, list[str]]":
+def _words_by_ref(store: "Store", found: "list[Ref]", given: list[str]) -> "dict[Ref, list[str]]":
     """What `--trigger` says of the objects of each adapter.
 
     Raises:
         UsageError: It names none of them, or does not say which is meant.
     """
     from objtune_cli.interchange import trigger_words
-    from objtune_cli.store import artifacts
 
-    objects = {ref: list(artifacts.read_record(root, ref).objects) for ref in found} if given else {}
+    objects = {ref: list(store.read_record(ref).objects) for ref in found} if given else {}
     words = (
         trigger_words.choose_triggers(list(dict.fromkeys(name for names in objects.values() for name in names)), given)
         if given

@@ -19,19 +19,18 @@ def gc(
     from objtune_cli.store import garbage, removal
 
     project = run.project()
+    store = project.store
     before = time.time() - durations.parse_duration(older_than, "--older-than")
     with project.lock(alone=True):
-        gone = removal.find_unreferenced(project.artifacts, before)
-        rest = garbage.find_garbage(project, before)
-        size = sum(
-            path.stat().st_size for path in (*rest, *(ref.path(project.artifacts) for ref in gone)) if path.exists()
-        )
+        gone = removal.find_unreferenced(store, before)
+        rest = garbage.find_garbage(store, before)
+        size = sum(entry.size for entry in (*rest, *(store.backend.stat(ref.key) for ref in gone)))
         if not dry_run:
-            removal.remove(project.artifacts, gone)
-            garbage.delete(rest)
+            removal.remove(store, gone)
+            garbage.delete(store, rest)
     said = "would free" if dry_run else "freed"
     run.report.note(f"{said} {size / 1e6:.1f} MB: {len(gone)} artifacts, {len(rest)} leftovers")
-    names = [str(path.relative_to(project.folder)) for path in rest]
+    names = [entry.key.rstrip("/") for entry in rest]
     if not run.options["json"]:
         console.print_lines([*gone, *names])
     removed = [str(ref) for ref in gone]

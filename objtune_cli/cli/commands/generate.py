@@ -53,7 +53,6 @@ def generate(
     out: Out = None,
 ) -> CommandResult:
     from objtune_cli.generation import image_size, stage
-    from objtune_cli.store import refs
 
     prompts = read_prompts(prompt)
     if len(prompt) > 2 and not any(" " in text or text == "-" for text in prompt):
@@ -74,5 +73,5 @@ def generate(
         strength=strength,
         scheduler=scheduler,
     )
-    source = refs.find(ctx.root, adapter, ("adapter",)) if adapter else None
+    source = ctx.store.find(adapter, ("adapter",)) if adapter else None
     return CommandResult(stage.run(ctx, prompts, config, out, source), printed="images")

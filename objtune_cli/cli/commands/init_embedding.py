@@ -23,10 +23,9 @@ def init_embedding(
     vectors: Annotated[int | None, typer.Option(help="Learned vectors.", show_default=str(Embed().num_vectors))] = None,
 ) -> CommandResult:
     from objtune_cli.embedding import stage
-    from objtune_cli.store import refs
 
     given = read_refs(ref)
     ctx = run.context(create=False)
     config = ctx.settings.resolve(Embed, init=init, num_vectors=vectors)
-    found = [refs.find(ctx.root, text, ("mask",)) for text in given]
+    found = [ctx.store.find(text, ("mask",)) for text in given]
     return CommandResult([stage.run(ctx, mask, config) for mask in found])

@@ -14,20 +14,19 @@ def list_(
     run: CommandRun,
     kind: Annotated[str | None, typer.Argument(help=", ".join(KINDS))] = None,
 ) -> CommandResult:
-    from objtune_cli.store import artifacts, refs
     from objtune_cli.training import unfinished_runs
     from objtune_cli.workflow.context import StageResult
 
-    root = run.project().artifacts
+    store = run.project().store
     require(not kind or kind in KINDS, f"there is no kind {kind}", f"one of {', '.join(KINDS)}")
-    found = [artifacts.read_record(root, ref) for ref in refs.list_refs(root, kind)]
+    found = [store.read_record(ref) for ref in store.list(kind or "")]
     if not run.options["json"]:
         rows = [
             (r.ref, r.class_word, r.base.get("id", ""), " ".join(i["ref"] for i in r.inputs.values() if i["ref"]))
             for r in found
         ]
         console.print_table(("ref", "class", "base", "from"), rows)
-    left = unfinished_runs.list_unfinished(run.project()) if kind in (None, "adapter") else []
+    left = unfinished_runs.list_unfinished(store) if kind in (None, "adapter") else []
     for each in left:
         run.report.note(
             f"unfinished: adapter/{each['adapter']} at step {each['step']} of {each['total']}; its command goes on with it, `objtune gc` deletes it when it is {AGE} old"

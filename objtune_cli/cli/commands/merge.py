@@ -10,9 +10,8 @@ from objtune_cli.cli.stdin import read_refs
 from objtune_cli.config.sections import Merge
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from objtune_cli.store.refs import Ref
+    from objtune_cli.store.store import Store
 
 
 def merge(
@@ -52,10 +51,10 @@ def merge(
     given = read_refs(ref)
     ctx = run.context(create=False)
     config = ctx.settings.resolve(Merge, method=method, rank=rank, density=density)
-    return CommandResult([stage.run(ctx, [_weighted(ctx.root, text) for text in given], name, config)])
+    return CommandResult([stage.run(ctx, [_weighted(ctx.store, text) for text in given], name, config)])
 
 
-def _weighted(root: "Path", text: str) -> "tuple[Ref, float]":
+def _weighted(store: "Store", text: str) -> "tuple[Ref, float]":
     """`rex` or `rex=0.8`.
 
     Raises:
@@ -63,12 +62,10 @@ def _weighted(root: "Path", text: str) -> "tuple[Ref, float]":
     """
     import math
 
-    from objtune_cli.store import refs
-
     what, equals, said = text.partition("=")
     try:
         weight = float(said) if equals else 1.0
     except ValueError:
         weight = math.nan
     require(math.isfinite(weight), f"the weight of {what} is {said!r}", f"a number, for example `{what}=0.8`")
-    return refs.find(root, what, ("adapter",)), weight
+    return store.find(what, ("adapter",)), weight

@@ -17,13 +17,13 @@ def rm(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Even if others were made from it.")] = False,
 ) -> CommandResult:
-    from objtune_cli.store import refs, removal
+    from objtune_cli.store import removal
 
     project = run.project()
     given = read_refs(ref)
     with project.lock(alone=True):
-        gone = list(dict.fromkeys(refs.find(project.artifacts, text) for text in given))
-        removal.remove(project.artifacts, gone, force=force)
+        gone = list(dict.fromkeys(project.store.find(text) for text in given))
+        removal.remove(project.store, gone, force=force)
     if not run.options["json"]:
         console.print_lines(gone)
     return CommandResult(printed="nothing", extra={"removed": [str(r) for r in gone]})

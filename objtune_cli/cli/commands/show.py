@@ -10,22 +10,21 @@ from objtune_cli.cli.stdin import read_refs
 
 
 def show(run: CommandRun, ref: AnyRefs = None) -> CommandResult:
-    from objtune_cli.store import artifacts, refs
-    from objtune_cli.workflow.context import StageResult, list_images
+    from objtune_cli.workflow.context import StageResult
 
-    root = run.project().artifacts
-    found = [refs.find(root, text) for text in read_refs(ref)]
-    records = [artifacts.read_record(root, each) for each in found]
-    images = [list_images(root, each) for each in found]
+    store = run.project().store
+    found = [store.find(text) for text in read_refs(ref)]
+    records = [store.read_record(each) for each in found]
+    images = [store.list_images(each) for each in found]
     if not run.options["json"]:
         rows: list[tuple[str, Any]] = []
         for each, record, here in zip(found, records, images, strict=True):
-            rows += [("ref", each), ("path", each.path(root)), ("class", record.class_word)]
+            rows += [("ref", each), ("path", store.path(each)), ("class", record.class_word)]
             rows += [*_flat(asdict(record)), *(("picture", p) for p in here)]
         console.print_table(("key", "value"), rows)
         if images[-1]:
             run.progress.show_image(images[-1][-1])
-    alone = {"artifact": asdict(records[0]), "path": str(found[0].path(root))} if len(found) == 1 else {}
+    alone = {"artifact": asdict(records[0]), "path": str(store.path(found[0]))} if len(found) == 1 else {}
     return CommandResult(
         [StageResult(each, True) for each in found],
         printed="nothing",

@@ -1,7 +1,6 @@
 """`objtune train`: photos, masks or embeddings to adapters."""
 
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -31,6 +30,7 @@ from objtune_cli.errors import IncompatibleError, Stopped
 
 if TYPE_CHECKING:
     from objtune_cli.store.refs import Ref
+    from objtune_cli.store.store import Store
     from objtune_cli.workflow.context import StageContext, StageResult
 
 
@@ -155,24 +155,22 @@ def _trained(
         found = ctx.run_parallel([partial(segment_photo, ctx, *one) for one in wanted])
     if len(found) > 1:
         return many_stage.run(ctx, found, config, embedding, prior, preview=preview)
-    sources = found[0] if found else [_trainable(ctx.root, text) for text in given]
+    sources = found[0] if found else [_trainable(ctx.store, text) for text in given]
     return [stage.run(ctx, sources, config, embedding, prior, preview=preview)]
 
 
-def _trainable(root: Path, text: str) -> "Ref":
+def _trainable(store: "Store", text: str) -> "Ref":
     """An embedding of that name, else a mask.
 
     Raises:
         MissingError: Neither is there. IncompatibleError: It is an artifact of another kind.
     """
-    from objtune_cli.store import refs
-
     if text.startswith("adapter/"):
         name = text.removeprefix("adapter/").partition("@")[0]
         raise IncompatibleError(
             f"{text} is finished, and training does not go on from an adapter",
             f"`objtune train {name} --steps N` makes the next version, from its embedding",
         )
-    if "/" not in text and refs.list_versions(root, "embedding", text.split("@")[0]):
-        return refs.find(root, text, ("embedding",))
-    return refs.find(root, text, ("mask", "embedding") if "/" in text else ("mask",))
+    if "/" not in text and store.list_versions("embedding", text.split("@")[0]):
+        return store.find(text, ("embedding",))
+    return store.find(text, ("mask", "embedding") if "/" in text else ("mask",))

@@ -1,6 +1,5 @@
 """`objtune verify`: check every byte of every artifact."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from objtune_cli.cli.runner import CommandResult, CommandRun
@@ -9,26 +8,26 @@ from objtune_cli.errors import DamagedError, IncompatibleError, ObjtuneError
 if TYPE_CHECKING:
     from objtune_cli.store.artifacts import Record
     from objtune_cli.store.refs import Ref
+    from objtune_cli.store.store import Store
 
 
 def verify(run: CommandRun) -> CommandResult:
-    from objtune_cli.store import artifacts, refs
 
-    root = run.project().artifacts
+    store = run.project().store
     bad: list[ObjtuneError] = []
     found: dict[Ref, str] = {}
     records: list[Record] = []
-    every = refs.list_refs(root)
+    every = store.list()
     for ref in every:
         try:
-            record, found[ref] = artifacts.verify(root, ref)
+            record, found[ref] = store.verify(ref)
             records.append(record)
         except ObjtuneError as error:
             bad.append(error)
     for record in records:
         for given in record.inputs.values():
             try:
-                _check_input(root, record.ref, given["ref"], given["sha256"], found)
+                _check_input(store, record.ref, given["ref"], given["sha256"], found)
             except ObjtuneError as error:
                 bad.append(error)
     if bad:
@@ -45,17 +44,17 @@ def verify(run: CommandRun) -> CommandResult:
     return CommandResult(printed="nothing", extra={"artifacts": len(every), "without_digest": bare})
 
 
-def _check_input(root: Path, ref: "Ref", source: str, digest: str, found: "dict[Ref, str]") -> None:
+def _check_input(store: "Store", ref: "Ref", source: str, digest: str, found: "dict[Ref, str]") -> None:
     """That an input is the file that was recorded, or was removed as that file; one that is not here says nothing."""
     from objtune_cli.store import refs
 
     if not source:
         return
     wanted = refs.parse(source)
-    gone = refs.read_tombstone(root, wanted)
+    gone = store.read_tombstone(wanted)
     have = found.get(wanted) or (gone and gone["sha256"])
     if have and have != digest:
         raise DamagedError(
-            f"{wanted.path(root)} is not the file that {ref} was made from",
+            f"{store.path(wanted)} is not the file that {ref} was made from",
             f"restore it from a copy, or make {ref} again",
         )

@@ -1,0 +1,240 @@
+"""Bytes under keys: what a place that holds a project must do, and the local disk that does it.
+
+A key is a path below the project's folder with `/` between its parts, such as `artifacts/mask/rex/v001.safetensors`. A copy
+of a project has the same keys and bytes wherever it lies. Knows no artifacts.
+"""
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from objtune_cli.store import atomic_files, disk_errors, exclusive_names, regular_files, temp_files
+from objtune_cli.store.refs import ARTIFACTS
+
+TEMPORARY = ".objtune/tmp/"
+"""Prefix of files that are being written."""
+
+
+class TakenError(Exception):
+    """A key belongs to another file, or did."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One file in a listing.
+
+    Attributes:
+        key: Its key; in a shallow listing a folder has a key that ends with `/`, and neither size nor time.
+        size: Bytes.
+        modified: When it was written, in seconds since 1970 by the clock of the disk.
+    """
+
+    key: str
+    size: int = 0
+    modified: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """The last part of the key."""
+        return self.key.rstrip("/").rpartition("/")[2]
+
+
+class Backend(Protocol):
+    """A place for a project's bytes; all that the store needs of it.
+
+    Files appear whole or not at all, and survive a power cut once a call has returned.
+    """
+
+    def create(self, key: str, parts: Sequence[Any]) -> None:
+        """Write a file that can never be overwritten.
+
+        Raises:
+            TakenError: The key is taken. ResourceError: the place does not take the file.
+        """
+
+    def replace(self, key: str, data: bytes) -> None:
+        """Write a file over the one before it; readers see one or the other.
+
+        Raises:
+            ResourceError: The place does not take the file.
+        """
+
+    def open(self, key: str) -> BinaryIO:
+        """Open a file for reading, with `seek`.
+
+        Raises:
+            FileNotFoundError: There is none. OSError: it cannot be read.
+        """
+
+    def stat(self, key: str) -> Entry:
+        """Return size and time of a file.
+
+        Raises:
+            FileNotFoundError: There is none.
+        """
+
+    def list(self, prefix: str, *, deep: bool = False) -> Iterator[Entry]:
+        """List files by key.
+
+        Args:
+            prefix: Empty, or a key that ends with `/`.
+            deep: All files below it, instead of its own files and folders.
+        """
+
+    def delete(self, key: str) -> None:
+        """Delete a file, or all files below a key that ends with `/`; one that is not there is no error.
+
+        Raises:
+            ResourceError: The place refuses.
+        """
+
+    def path(self, key: str) -> Path:
+        """Return the local path of a file.
+
+        Some readers need one: numpy maps tensors to memory, people open pictures in other programs, and the system
+        locks files, not keys. A remote backend would answer with a downloaded copy.
+        """
+
+    def check_writable(self, prefix: str) -> None:
+        """Refuse a place in which nothing can be written; writes nothing that stays.
+
+        Raises:
+            ResourceError: Names the folder.
+        """
+
+    def find_orphaned(self) -> Sequence[Entry]:
+        """Find unfinished files of writers that were killed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """A project's folder on a disk.
+
+    A file is written under a temporary name, flushed, and then named by one operation of the system.
+
+    Attributes:
+        folder: The project's folder.
+    """
+
+    folder: Path
+
+    def path(self, key: str) -> Path:
+        """Return the path of a file."""
+        return self.folder / key
+
+    def create(self, key: str, parts: Sequence[Any]) -> None:
+        """Write a read-only file and name it by an operation that never overwrites.
+
+        Raises:
+            TakenError: The key is taken. ResourceError: the disk does not take the file.
+        """
+        path = self.path(key)
+
+        def give_name(partial: Path) -> None:
+            atomic_files.make_read_only(partial)
+            try:
+                exclusive_names.name_exclusively(partial, path)
+            except FileExistsError:
+                raise TakenError(key) from None
+
+        with disk_errors.translate_os_errors(self.folder / ARTIFACTS):
+            self._write(path, parts, give_name)
+
+    def replace(self, key: str, data: bytes) -> None:
+        """Write a file and rename it over the one before it.
+
+        Raises:
+            ResourceError: The disk does not take the file.
+        """
+        path = self.path(key)
+        with disk_errors.translate_os_errors(path):
+            self._write(path, [data], lambda partial: partial.replace(path))
+
+    def _write(self, path: Path, parts: Sequence[Any], give_name: Callable[[Path], object]) -> None:
+        """Write a temporary file on the disk that the path is on, name it, and flush its folder."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folders = atomic_files.temp_folders(self.folder / ARTIFACTS, path.parent)
+        for folder in folders:
+            try:
+                with atomic_files.temp_path(folder) as partial:
+                    atomic_files.write_new(partial, parts)
+                    give_name(partial)
+                break
+            except OSError as error:
+                if error.errno != errno.EXDEV or folder is folders[-1]:
+                    raise
+        atomic_files.flush_folder(path.parent)
+
+    def open(self, key: str) -> BinaryIO:
+        """Open a regular file; a pipe or a device never blocks."""
+        return regular_files.open_regular(self.path(key))
+
+    def stat(self, key: str) -> Entry:
+        """Return size and time of a file.
+
+        Raises:
+            FileNotFoundError: There is none.
+        """
+        status = self.path(key).stat()
+        return Entry(key, status.st_size, status.st_mtime)
+
+    def list(self, prefix: str, *, deep: bool = False) -> Iterator[Entry]:
+        """List files in the order of their names; a link that leads nowhere is listed, too."""
+        try:
+            with os.scandir(self.path(prefix)) as scan:
+                found = sorted(scan, key=lambda each: each.name)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for each in found:
+            key = prefix + each.name
+            follow = not each.is_symlink() or Path(each).exists()
+            if each.is_dir(follow_symlinks=follow):
+                yield from self.list(f"{key}/", deep=True) if deep else [Entry(f"{key}/")]
+            else:
+                with contextlib.suppress(FileNotFoundError):  # deleted since
+                    status = each.stat(follow_symlinks=follow)
+                    yield Entry(key, status.st_size, status.st_mtime)
+
+    def delete(self, key: str) -> None:
+        """Delete a file, or all files below a key that ends with `/`.
+
+        Raises:
+            ResourceError: The disk refuses; of a folder, what cannot be deleted stays.
+        """
+        path = self.path(key)
+        if key.endswith("/"):
+            shutil.rmtree(path, ignore_errors=True)
+            return
+        with disk_errors.translate_os_errors(path):
+            path.unlink(missing_ok=True)
+            atomic_files.flush_folder(path.parent)
+
+    def check_writable(self, prefix: str) -> None:
+        """Refuse a disk on which no file can be made below a prefix; writes nothing that stays.
+
+        Raises:
+            ResourceError: Names the folder.
+        """
+        disk_errors.check_accepts_files(self.path(TEMPORARY))
+        disk_errors.check_writable(self.path(prefix))
+
+    def find_orphaned(self) -> Sequence[Entry]:
+        """Find temporary files of writers that were killed, in every folder in which files are written."""
+        folders = [TEMPORARY, f"{ARTIFACTS}{atomic_files.TEMP_FOLDER}/"]
+        for kind in self.list(ARTIFACTS):
+            folders += [f"{name.key}{atomic_files.TEMP_FOLDER}/" for name in self.list(kind.key) if name.key[-1] == "/"]
+        orphaned = [
+            path.relative_to(self.folder).as_posix()
+            for folder in folders
+            for path in temp_files.find_orphaned(self.path(folder))
+        ]
+        return [entry for key in orphaned for entry in self._stat_if_there(key)]
+
+    def _stat_if_there(self, key: str) -> Iterator[Entry]:
+        with contextlib.suppress(FileNotFoundError):
+            yield self.stat(key)

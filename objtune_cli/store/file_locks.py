@@ -1,0 +1,47 @@
+"""Locks on files, which the system frees when their process ends. Where a disk has none, work goes on without them."""
+
+import os
+from pathlib import Path
+
+
+def lock(handle: int) -> bool:
+    """Lock an open file for this process, until it is closed; False where the disk or the system has no locks.
+
+    Raises:
+        BlockingIOError: Another process has it.
+    """
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+def is_named(handle: int, path: Path) -> bool:
+    """Whether an open file still has that name: its last holder may have removed it between our opening and locking it."""
+    try:
+        return os.fstat(handle).st_ino == path.stat().st_ino
+    except OSError:
+        return False
+
+
+def open_lock_file(path: Path) -> int:
+    """A lock file, held where the disk has locks; without them, two equal runs at once only repeat work.
+
+    Raises:
+        BlockingIOError: Another process holds it.
+    """
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            lock(handle)
+            if is_named(handle, path):
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
