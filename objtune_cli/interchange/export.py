@@ -14,6 +14,7 @@ from typing import Any
 from objtune_cli.errors import IncompatibleError, ObjtuneError, UsageError
 from objtune_cli.interchange import model_card, trigger_words
 from objtune_cli.interchange.number_formats import DTYPES, convert
+from objtune_cli.lora import file_names
 from objtune_cli.models import families
 from objtune_cli.models.families import Family
 from objtune_cli.store import artifacts, safetensors_format
@@ -202,7 +203,7 @@ def _read_versions(store: Store, record: Record) -> Iterator[Record]:
 
 def _embedding_tensors(tensors: Mapping[str, Any], name: str, family: Family, only: str) -> dict[str, Any]:
     """A token's vectors under the keys of an embedding file; `only` is the key where there is one text encoder."""
-    keys = family.embedding_keys or (only,)
+    keys = file_names.of_family(family).embedding_keys or (only,)
     return {key: tensors[own] for key, own in zip(keys, adapter.token_names(name), strict=False)}
 
 
@@ -250,7 +251,8 @@ def kohya_keys(tensors: Mapping[str, Any], family: Family = families.SD1) -> dic
         }
         biases = {end: (np.ones((1, 1), bias.dtype), np.asarray(bias)[:, None]) for end, bias in bias_vectors.items()}
         if prefix == adapter.DENOISER:
-            layers, biases = family.to_kohya(layers), family.to_kohya(biases)
+            names = file_names.of_family(family)
+            layers, biases = names.to_kohya(layers), names.to_kohya(biases)
         elif prefix == adapter.TEXT_ENCODERS[0] and len(family.encoders) == 1:
             start = "lora_te_"
         for layer, (down, up) in layers.items():
@@ -283,7 +285,7 @@ def _kohya_metadata(
         "modelspec.usage_hint": "the embedding is inside"
         if inside
         else f"with the embedding {', '.join(f'{w}.safetensors' for w in words.values())} of the same object",
-        "ss_network_module": family.kohya_network_module,
+        "ss_network_module": file_names.of_family(family).kohya_network_module,
         "ss_network_dim": rank,
         "ss_network_alpha": rank,
         "ss_network_args": "{}",
@@ -304,7 +306,8 @@ def _architecture_metadata(record: Record, tensors: Mapping[str, Any], family: F
         if widths != {768}:
             return {"ss_v2": "True"} if widths == {1024} else {}
     prediction = record.base.get("prediction", "epsilon")
-    said = {"ss_v2": str(family is families.SD2), "ss_base_model_version": family.version}
+    names = file_names.of_family(family)
+    said = {"ss_v2": str(family is families.SD2), "ss_base_model_version": names.version}
     if family is families.SD2:
         said["ss_base_model_version"] += "_v" if prediction == "v_prediction" else ""
         return said | {
@@ -312,7 +315,7 @@ def _architecture_metadata(record: Record, tensors: Mapping[str, Any], family: F
             "modelspec.prediction_type": "v" if prediction == "v_prediction" else "epsilon",
         }
     return said | {
-        "modelspec.architecture": f"{family.architecture}/lora",
+        "modelspec.architecture": f"{names.architecture}/lora",
         "modelspec.prediction_type": prediction.removesuffix("_prediction"),
     }
 

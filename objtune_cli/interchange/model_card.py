@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from objtune_cli.errors import InputError, ObjtuneError, ResourceError
+from objtune_cli.interchange import diffusers_example
+from objtune_cli.lora import file_names
 from objtune_cli.models import hub_cache
 from objtune_cli.models.families import Family
 from objtune_cli.store.artifacts import Record
@@ -16,13 +18,6 @@ from objtune_cli.store.store import Store
 from objtune_cli.workflow.output_files import OutputFile
 
 SIGNATURE_START = "<!-- objtune card of "
-FAMILY_TAGS = {
-    "sd1": "stable-diffusion",
-    "sd2": "stable-diffusion",
-    "sdxl": "stable-diffusion-xl",
-    "sd3": "sd3",
-    "sd35": "sd3",
-}
 
 
 def base_licence(record: Record, family: Family) -> tuple[str, str]:
@@ -84,7 +79,7 @@ def _front_matter(record: Record, family: Family) -> str:
         "---",
         "library_name: diffusers",
         "pipeline_tag: text-to-image",
-        f"tags: [lora, text-to-image, {FAMILY_TAGS.get(family.name, family.name)}, objtune]",
+        f"tags: [lora, text-to-image, {file_names.of_family(family).hub_tag}, objtune]",
     ]
     if _base_repository(record):
         lines.append(f"base_model: {json.dumps(_base_repository(record))}")
@@ -128,7 +123,7 @@ renamed to a common word takes that word over: as `{class_word}.safetensors` it 
 ## With diffusers
 
 ```python
-{chr(10).join(family.diffusers_example(base, first, class_word, words[first]))}
+{chr(10).join(diffusers_example.write_example(family, base, first, class_word, words[first]))}
 ```
 
 ## Settings

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from objtune_cli.errors import IncompatibleError, InputError
+from objtune_cli.lora import file_names
 from objtune_cli.lora.import_keys import BUNDLED, FLOATS, LARGEST, Source, is_lora
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.families import FAMILIES
@@ -207,7 +208,7 @@ def _match_encoder(model: BaseModel, vectors: TokenVectors, index: int | None, r
 
 def _missing_half_error(model: BaseModel, what: str, width: int) -> IncompatibleError:
     """The error for vectors of only one of two text encoders."""
-    keys = " and ".join(model.family.embedding_keys)
+    keys = " and ".join(file_names.of_family(model.family).embedding_keys)
     return IncompatibleError(
         f"{what} is half of an embedding for {model.family.title}: it has vectors for one of two text encoders",
         f"give both files, as `learned_embeds.safetensors learned_embeds_2.safetensors`, or one with the keys {keys}",

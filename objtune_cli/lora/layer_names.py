@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from objtune_cli.lora import file_names
 from objtune_cli.models.base_model import BaseModel
 
 DENOISER = "unet."
@@ -23,7 +24,7 @@ class Place(NamedTuple):
 
     Attributes:
         own: The layer's name in adapter artifacts.
-        part: Its part of the outputs of the layer in the file, as in `Family.original_names`; None: all.
+        part: Its part of the outputs of the layer in the file, as in `FileNames.original_names`; None: all.
     """
 
     own: str
@@ -73,7 +74,7 @@ def _denoiser_names(model: BaseModel, layer: str, bare: bool) -> Iterator[tuple[
         yield from ((f"{start}{flat}", None) for start in ("lora_unet_", "lora_transformer_", "lycoris_"))
         if bare:
             yield name, None
-    for name, part in family.original_names(layer, model.denoiser.config):
+    for name, part in file_names.of_family(family).original_names(layer, model.denoiser.config):
         flat = name.replace(".", "_")
         yield from (
             (f"{start}{name}", part)

@@ -13,6 +13,7 @@ from objtune_cli.errors import DamagedError, NonFiniteError
 from objtune_cli.models.prompts import find_names
 
 if TYPE_CHECKING:
+    from objtune_cli.models.base_model import BaseModel
     from objtune_cli.models.conditioning import Conditioning
 
 HALF = {torch.float16: "fp16", torch.bfloat16: "bf16"}
@@ -103,7 +104,7 @@ def checked(part: str, dtype: torch.dtype, values: Tensor) -> Tensor:
 
 
 def name_part(
-    model: Any,
+    model: "BaseModel",
     part: str,
     names: Sequence[str],
     compute_alone: Callable[[], Tensor],
@@ -128,7 +129,7 @@ def name_part(
     return f"adapter of <{names[0]}>" if len(names) == 1 else f"adapters of {', '.join(f'<{name}>' for name in names)}"
 
 
-def check_base(model: Any, where: object, open_float: Callable[[], Any]) -> None:
+def check_base(model: "BaseModel", where: object, open_float: Callable[[], Any]) -> None:
     """Refuse a base whose text encoders or denoiser hold NaN or infinity; its VAE is looked at when what it computes is not finite.
 
     Args:
@@ -149,7 +150,7 @@ def check_base(model: Any, where: object, open_float: Callable[[], Any]) -> None
         ) from None
 
 
-def _check_networks(model: Any, where: object) -> None:
+def _check_networks(model: "BaseModel", where: object) -> None:
     encoders = {
         "text encoder": model.text_encoder,
         "second text encoder": model.text_encoder_2,
@@ -159,7 +160,7 @@ def _check_networks(model: Any, where: object) -> None:
         check_weights(part, module, f"the base in {where}")
 
 
-def check_condition(model: Any, texts: Sequence[str], condition: "Conditioning") -> None:
+def check_condition(model: "BaseModel", texts: Sequence[str], condition: "Conditioning") -> None:
     """Refuse the conditioning of prompts if it is not finite.
 
     Raises:
@@ -176,7 +177,7 @@ def check_condition(model: Any, texts: Sequence[str], condition: "Conditioning")
     raise describe_failure(part, condition.dtype)
 
 
-def through_vae(model: Any, part: str, given: Tensor, compute: Callable[[], Tensor]) -> Tensor:
+def through_vae(model: "BaseModel", part: str, given: Tensor, compute: Callable[[], Tensor]) -> Tensor:
     """What the VAE computes of what it is given; where it overflows in half precision, it is opened in float32 and computes it again.
 
     Raises:

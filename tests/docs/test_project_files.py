@@ -6,6 +6,8 @@ import tomllib
 import yaml
 
 from objtune_cli import __version__
+from objtune_cli.lora.file_names import FILE_NAMES, of_family
+from objtune_cli.models.families import FAMILIES, Family
 from tests.conftest import REPOSITORY
 
 
@@ -106,3 +108,16 @@ def test_pins_are_in_the_ranges_of_the_package() -> None:
     named = {re.split(r"[\[><=]", each)[0].lower().replace("_", "-") for each in (*project["dependencies"], *extras)}
     assert named <= pinned, named - pinned
     assert re.fullmatch(r"\d+\.\d+\.\d+", __version__)
+
+
+def test_the_members_of_a_family_are_listed() -> None:
+    """CONTRIBUTING names every member that a new base family may override, and no other."""
+    table = read("CONTRIBUTING.md").split("a subclass overrides what differs:\n\n")[1].split("\n\n")[0]
+    listed = set(re.findall(r"`([a-z_0-9]+)`", table))
+    members = {name for name in (*vars(Family), *Family.__annotations__) if not name.startswith("_")}
+    assert listed == members - {"name", "title"}
+
+
+def test_every_family_has_file_names() -> None:
+    assert set(FILE_NAMES) == {family.name for family in FAMILIES}
+    assert all(FILE_NAMES[family.name] is of_family(family) for family in FAMILIES)

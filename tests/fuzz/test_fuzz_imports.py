@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from objtune_cli.models.families.family import original_name
+from objtune_cli.lora.unet_names import original_name
 from tests.support import tiny_sd1
 from tests.support.fuzzing import Entrance, entrance, figures, tries  # noqa: F401  (a fixture)
 

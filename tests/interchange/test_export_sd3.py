@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from objtune_cli.errors import IncompatibleError
 from objtune_cli.interchange import export
+from objtune_cli.interchange.diffusers_example import write_example
 from objtune_cli.lora import layers as adapter
 from objtune_cli.models import families, loading
 from objtune_cli.models.families.family import Family
@@ -250,4 +251,4 @@ def test_the_cards_lines_run(
 def test_a_card_of_every_family_has_lines_that_compile() -> None:
     for family in families.FAMILIES:
         assert isinstance(family, Family)
-        compile("\n".join(family.diffusers_example("someone/base", "rex", "dog")), family.name, "exec")
+        compile("\n".join(write_example(family, "someone/base", "rex", "dog", "rex")), family.name, "exec")

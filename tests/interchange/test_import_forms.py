@@ -19,11 +19,11 @@ from torch import Tensor
 
 from objtune_cli.interchange import import_ as imported
 from objtune_cli.interchange import import_sources
-from objtune_cli.lora import import_keys
+from objtune_cli.lora import file_names, import_keys
 from objtune_cli.lora import layers as adapter
 from objtune_cli.lora.layer_names import modules_of
+from objtune_cli.lora.unet_names import original_name
 from objtune_cli.models import base_model, families, loading
-from objtune_cli.models.families.family import original_name
 from tests.support import tiny_families
 
 pytestmark = pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
@@ -300,7 +300,9 @@ def comfy(
 ) -> dict[str, Tensor]:
     """ComfyUI's own names: the first repository's, queries, keys and values of SD 3 in one layer; text encoders by the file's name for them."""
     found: dict[str, Tensor] = {}
-    own = model.family.to_kohya({o.removeprefix("unet."): pair for o, pair in low.items() if o.startswith("unet.")})
+    own = file_names.of_family(model.family).to_kohya(
+        {o.removeprefix("unet."): pair for o, pair in low.items() if o.startswith("unet.")}
+    )
     if model.family.name != "sd3":
         own = {original_name(o.removeprefix("unet.")): pair for o, pair in low.items() if o.startswith("unet.")}
     for name, pair in own.items():

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from objtune_cli.models.families.family import original_name
-from objtune_cli.models.families.mmdit_keys import KOHYA
+from objtune_cli.lora.mmdit_names import KOHYA
+from objtune_cli.lora.unet_names import original_name
 
 UNET = {
     "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2", "time_embedding.linear_1": "time_embed.0",

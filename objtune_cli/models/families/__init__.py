@@ -1,4 +1,4 @@
-"""The families of base models, one module each behind one interface (`interface.Family`); torch is loaded only where one works."""
+"""The families of base models: one module each, with the interface `family.Family`. Importing them does not load torch."""
 
 import json
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ FAMILIES: tuple[Family, ...] = (SD1, SD2, SDXL, SD3, SD35)
 
 
 def get_family(name: str) -> Family:
-    """The family of a name, as artifacts keep it; the first where they keep none.
+    """The family of a name in artifacts; SD 1.x if the artifact has none.
 
     Raises:
         KeyError: No such family.
@@ -27,10 +27,10 @@ def get_family(name: str) -> Family:
 
 
 def detect_family(folder: Path) -> Family | None:
-    """The family of a diffusers folder, by its `model_index.json` and the configs of its parts; None: of none of them.
+    """Detect the family of a diffusers folder from `model_index.json` and the configs; None if it belongs to none.
 
     Raises:
-        OSError, ValueError, KeyError: `model_index.json` is not there, or cannot be read.
+        OSError, ValueError, KeyError: `model_index.json` is missing or unreadable.
     """
     index = json.loads((folder / "model_index.json").read_bytes())
     kind, config = index["_class_name"], partial(_config, folder)
@@ -38,9 +38,9 @@ def detect_family(folder: Path) -> Family | None:
 
 
 def _config(folder: Path, part: str) -> Mapping[str, Any]:
-    """A part's config; empty where it cannot be read: what is wrong with it is said where it is opened."""
+    """The config of a component; empty if it is unreadable, which loading the component reports."""
     try:
-        found = json.loads((folder / part / "config.json").read_bytes())
+        config = json.loads((folder / part / "config.json").read_bytes())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return config if isinstance(config, dict) else {}

@@ -1,29 +1,35 @@
-"""What CLIP's text encoders say of prompts, as families with two of them hear it."""
+"""Encode prompts with CLIP text encoders, for families that have two of them."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from objtune_cli.models.base_model import BaseModel
 
-def encode_texts(model: Any, texts: list[str], first: int = 0) -> "list[tuple[Tensor, Tensor | None]]":
-    """Of each text encoder its states before the last layer (B, L, d), and the projected state at the end of the text (B, p), or None.
 
-    The end is where the end token first stands: configs of these encoders name another one, or the largest id, which
-    an added token would be. With `first` only so many leading tokens are read, and no end.
+def encode_texts(model: "BaseModel", texts: list[str], max_tokens: int = 0) -> "list[tuple[Tensor, Tensor | None]]":
+    """Encode prompts with each text encoder.
+
+    Args:
+        max_tokens: Encode only so many leading tokens; 0: all.
+
+    Returns:
+        For each encoder the states before its last layer (B, L, d), and the projected state at the end token (B, p). The
+        second is None with `max_tokens` or without a projection. The end token is the first with the tokenizer's id,
+        because configs name another id, or the model takes the largest id, which a placeholder would have.
     """
     import torch
 
-    found: list[tuple[Tensor, Tensor | None]] = []
+    encoded: list[tuple[Tensor, Tensor | None]] = []
     for tokenizer, encoder in zip(model.tokenizers, model.text_encoders, strict=True):
-        ids = model.token_ids(texts, tokenizer)[:, : first or None]
+        ids = model.token_ids(texts, tokenizer)[:, : max_tokens or None]
         out = encoder(input_ids=ids, output_hidden_states=True)
-        if first:
-            found.append((out.hidden_states[-2], None))
+        if max_tokens:
+            encoded.append((out.hidden_states[-2], None))
             continue
         end = (ids == tokenizer.eos_token_id).int().argmax(dim=1)
         last = out.last_hidden_state[torch.arange(len(ids), device=ids.device), end]
-        found.append(
-            (out.hidden_states[-2], encoder.text_projection(last) if hasattr(encoder, "text_projection") else None)
-        )
-    return found
+        projected = encoder.text_projection(last) if hasattr(encoder, "text_projection") else None
+        encoded.append((out.hidden_states[-2], projected))
+    return encoded

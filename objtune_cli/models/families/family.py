@@ -1,4 +1,4 @@
-"""What a family of base models is asked, with the answers that latent-diffusion U-Nets under one text encoder share."""
+"""The interface of a family of base models, with the defaults of latent-diffusion U-Nets that have one text encoder."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -11,6 +11,7 @@ from objtune_cli.models.families.component_loading import load_component, load_t
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
+    from objtune_cli.models.base_model import BaseModel
     from objtune_cli.models.conditioning import Conditioning
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -23,21 +24,27 @@ MODULES: dict[str, tuple[str, ...]] = {
     "attention+ff": ATTENTION + FEED_FORWARD,
     "all": ATTENTION + FEED_FORWARD + CONVOLUTION,
 }
-"""Names of layer sets to the ends of a U-Net's layers; "none" leaves the denoiser alone (textual inversion)."""
+"""`train.target_modules` to suffixes of a U-Net's layer names; "none" trains no layer of the denoiser (textual inversion)."""
 
 
 class Family:
-    """A family: which folders are of it, how its parts are opened, what it is told, what it predicts, what others call its layers.
+    """One family of base models: detects its folders, loads its components, encodes prompts and calls the denoiser.
+
+    A new family is a subclass that sets `name`, `title`, `hub`, `clip_models` and `licence`, and defines `matches`. It
+    overrides what differs from Stable Diffusion 1.x. File names of other tools are in `lora/file_names.py`.
 
     Attributes:
-        name: As artifacts keep it. title: as a person reads it. pipeline: class of diffusers. denoiser: its folder, and what diffusers' files call it.
-        hub: alias to hub repository and revision. towers: for each text encoder, the hub id of the CLIP with both towers in its space.
-        sampling: settings of sampling that suit it; sampler: what other tools call its own. prediction: where the scheduler's config says none.
-        modules: names of layer sets to the ends of its layers. across, within: parts of the names of layers in which the picture looks at
-            the words, and at itself alone. architecture, version, network: what ModelSpec and kohya call it, and its LoRA.
-        embedding_keys: names of a token's vectors in an embedding file, one a text encoder; none: the token itself is the only key.
-        side: of the latents that it was trained on, cells, where the denoiser's config does not say it.
-        licence: SPDX-like name and address of the licence of the pinned weights.
+        name: Identifier in artifacts. title: Name in messages.
+        pipeline: The pipeline class of diffusers. denoiser: Folder of the denoiser, "unet" or "transformer".
+        encoders: Folders of the CLIP text encoders, whose token tables take placeholders.
+        hub: Alias to hub repository and commit. licence: SPDX-like name and address of the licence of those weights.
+        clip_models: For each text encoder the hub repository of the CLIP model that it is a part of.
+        sampling: Default settings of sampling. training: Default settings of training.
+        prediction: Prediction type if the scheduler's config has none: "epsilon", "v_prediction" or "flow".
+        modules: `train.target_modules` to suffixes of layer names.
+        cross_attention: Part of the names of layers in which image features attend to text. self_attention: Of layers in
+            which they attend to themselves only.
+        default_latent_size: Side of the latents, in cells, if the denoiser's config has none.
     """
 
     name: ClassVar[str]
@@ -48,35 +55,37 @@ class Family:
     clip_models: ClassVar[tuple[str, ...]]
     sampling: ClassVar[dict[str, float]] = {"num_inference_steps": 30, "guidance_scale": 7.5}
     training: ClassVar[dict[str, Any]] = {}
-    architecture: ClassVar[str]
-    version: ClassVar[str]
-    embedding_keys: ClassVar[tuple[str, ...]] = ()
     licence: ClassVar[tuple[str, str]]
     denoiser: ClassVar[str] = "unet"
-    sampler: ClassVar[str] = "DDIM"
     prediction: ClassVar[str] = "epsilon"
     modules: ClassVar[Mapping[str, tuple[str, ...]]] = MODULES
     cross_attention: ClassVar[str] = ".attn2."
     self_attention: ClassVar[str] = ".attn1."
-    kohya_network_module: ClassVar[str] = "networks.lora"
     default_latent_size: ClassVar[int] = 64
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Folders of a base that are opened."""
-        words = [part for encoder in self.encoders for part in (encoder.replace("text_encoder", "tokenizer"), encoder)]
-        return (*words, self.denoiser, "vae", "scheduler")
+        """Folders of all components that are loaded."""
+        text_parts = [
+            part for encoder in self.encoders for part in (encoder.replace("text_encoder", "tokenizer"), encoder)
+        ]
+        return (*text_parts, self.denoiser, "vae", "scheduler")
 
     def matches(self, pipeline: str, config: Callable[[str], Mapping[str, Any]]) -> bool:
-        """Whether a folder is of this family: the pipeline class in `model_index.json`, and the configs of its parts."""
+        """Whether a folder belongs to this family.
+
+        Args:
+            pipeline: The pipeline class in `model_index.json`.
+            config: Returns the config of a component by its folder, empty if there is none.
+        """
         raise NotImplementedError
 
     def fingerprint_extra(self, folder: Path) -> str:
-        """What a base's fingerprint must hold beside its parts; nothing here."""
+        """Text that a base's fingerprint covers in addition to its components; "" by default."""
         return ""
 
     def load_text_encoders(self, folder: Path) -> list[tuple[Any, Any]]:
-        """Tokenizer and text encoder, each pair of the family."""
+        """Load tokenizer and text encoder for each of `encoders`."""
         from transformers import CLIPTextModel, CLIPTokenizer
 
         return [
@@ -87,36 +96,40 @@ class Family:
         ]
 
     def load_t5(self, folder: Path, dtype: Any) -> tuple[Any, Any]:
-        """Tokenizer and encoder that read no added words, in the denoiser's number format; none here."""
+        """Load the T5 tokenizer and encoder in number format `dtype`; (None, None) for a family or a folder without T5."""
         return None, None
 
-    def load_scheduler(self, folder: Path, **said: Any) -> Any:
-        """The noise schedule, with DDIM on it; `said`: what is known better than its config does."""
-        return schedulers.load_ddim(folder, said)
+    def load_scheduler(self, folder: Path, **overrides: Any) -> Any:
+        """Load the training noise schedule; keyword arguments override its config."""
+        return schedulers.load_ddim(folder, overrides)
 
-    def load_sampler(self, folder: Path, **said: Any) -> Any:
-        """The base's own sampler; None where it is the one of `open_scheduler`, or that takes its place."""
-        return schedulers.load_sampler(folder, said)
+    def load_sampler(self, folder: Path, **overrides: Any) -> Any:
+        """Load the sampler that the folder's config names; None if it is that of `load_scheduler`, or one that it replaces."""
+        return schedulers.load_sampler(folder, overrides)
 
-    def read_scheduler(self, folder: Path, **said: Any) -> dict[str, Any]:
-        """The scheduler's config, checked."""
-        return schedulers.read_config(folder, said)
+    def read_scheduler(self, folder: Path, **overrides: Any) -> dict[str, Any]:
+        """Read and check the scheduler's config.
+
+        Raises:
+            IncompatibleError: The noise schedule is not supported.
+        """
+        return schedulers.read_config(folder, overrides)
 
     def load_denoiser(self, folder: Path) -> Any:
-        """The network that is trained."""
+        """Load the denoiser."""
         from diffusers import UNet2DConditionModel
 
         return load_component(UNet2DConditionModel, folder, "unet")
 
     def vae_dtype(self, dtype: Any) -> Any:
-        """The number format of the autoencoder where the denoiser has `dtype`."""
+        """Number format of the VAE if the denoiser has `dtype`."""
         return dtype
 
     def options(self, folder: Path) -> dict[str, Any]:
-        """What `model_index.json` says beside its parts, as far as the family minds it."""
+        """Options of the family in `model_index.json`, for `BaseModel.options`."""
         return {}
 
-    def encode_prompt(self, model: Any, texts: list[str], max_tokens: int = 0) -> "Conditioning":
+    def encode_prompt(self, model: "BaseModel", texts: list[str], max_tokens: int = 0) -> "Conditioning":
         """Encode prompts for the denoiser.
 
         Args:
@@ -128,68 +141,74 @@ class Family:
         ids = model.token_ids(texts)[:, : max_tokens or None]
         return Conditioning(model.text_encoder(input_ids=ids)[0].to(model.dtype))
 
-    def pooled_size(self, model: Any) -> int:
+    def pooled_size(self, model: "BaseModel") -> int:
         """Width p of `Conditioning.pooled`; 0 for a family without pooled vectors."""
         return 0
 
-    def t5_token_mask(self, model: Any, text: str, name: str) -> "Tensor":
-        """Which rows behind the tokens say `<name>` of an expanded prompt, boolean; none here."""
+    def t5_token_mask(self, model: "BaseModel", text: str, name: str) -> "Tensor":
+        """Mask (L,) of the T5 tokens that stand for `<name>` in an expanded prompt; L = 0 without T5."""
         import torch
 
         return torch.zeros(0, dtype=torch.bool)
 
-    def t5_tokenizers(self, model: Any) -> list[tuple[Any, int]]:
-        """Tokenizers of encoders that read class words in place of added ones, each with the tokens that it reads at most; none here."""
+    def t5_tokenizers(self, model: "BaseModel") -> list[tuple[Any, int]]:
+        """Tokenizers of encoders that read class words in place of placeholders, each with its maximum number of tokens."""
         return []
 
-    def add_noise_and_target(self, model: Any, z: "Tensor", eps: "Tensor", t: "Tensor") -> "tuple[Tensor, Tensor]":
-        """z_t and what the denoiser is to say of it, each as z (B, C, h, w); t: (B,) noise levels, larger is noisier."""
+    def add_noise_and_target(
+        self, model: "BaseModel", z: "Tensor", eps: "Tensor", t: "Tensor"
+    ) -> "tuple[Tensor, Tensor]":
+        """Noised latents z_t and the regression target, each (B, C, h, w), for latents z, noise eps and timesteps t (B,)."""
         from objtune_cli.numerics import ddpm
 
         return ddpm.add_noise(z, eps, model.alpha_bar, t), ddpm.target(z, eps, model.alpha_bar, t, model.prediction)
 
     def timesteps(self, count: int, total: int, generator: "Generator", *focus: Any) -> "Tensor":
-        """Noise levels (count,), int64, below `total`, more of those that are worth more; `focus`: as of `noise.timesteps`."""
+        """Sample timesteps (count,), int64 in [0, total), mostly where identity is learned; `focus` as of `ddpm.timesteps`."""
         from objtune_cli.numerics import ddpm
 
         return ddpm.timesteps(count, total, generator, *focus)
 
     def make_sampler(self, scheduler: Any, name: str) -> Any:
-        """The sampler of a name: "auto", "ddim", "euler" or "dpm++".
+        """A sampler by its name: "auto", "ddim", "euler" or "dpm++".
 
         Raises:
-            IncompatibleError: None of that name suits this family.
+            IncompatibleError: The family does not support it.
         """
         return scheduler if name == "auto" else schedulers.choose(scheduler, name)
 
     def latent_multiple(self, config: Any) -> int:
-        """Latent cells, along one side, of the smallest maps inside the denoiser."""
+        """Number of latent cells that the sides of latents must be multiples of."""
         return int(2 ** (len(config.block_out_channels) - 1))
 
     def acts_on_text_tokens(self, layer: str) -> bool:
-        """Whether a layer of the denoiser acts on the words' rows, not on the picture's."""
+        """Whether a layer of the denoiser acts on text features instead of image features."""
         return ".attn2.to_k" in layer or ".attn2.to_v" in layer
 
     def decoder_layers(self, denoiser: Any) -> tuple[tuple[str, ...], list[Any]]:
-        """Starts of the names of layers after the middle, and the blocks before it, which need not hear what learns."""
+        """Layers for `train.target_blocks=decoder`.
+
+        Returns:
+            Prefixes of the names of the layers after the middle; and the blocks before it, which need no gradients.
+        """
         return ("up_blocks.",), [*denoiser.down_blocks, denoiser.mid_block]
 
-    def predict(self, model: Any, z_t: "Tensor", t: "Tensor", condition: "Conditioning") -> "Tensor":
+    def predict(self, model: "BaseModel", z_t: "Tensor", t: "Tensor", condition: "Conditioning") -> "Tensor":
         """The denoiser's output (B, C, h, w) for z_t (B, C, h, w), timesteps t (B,) and the conditioning of B prompts."""
         height, width = (side * model.vae_scale_factor for side in z_t.shape[-2:])
         return model.denoiser(
             z_t.to(model.dtype), t.to(model.device), **self.denoiser_kwargs(model, condition, height, width)
         ).sample
 
-    def denoiser_kwargs(self, model: Any, condition: "Conditioning", height: int, width: int) -> dict[str, Any]:
+    def denoiser_kwargs(self, model: "BaseModel", condition: "Conditioning", height: int, width: int) -> dict[str, Any]:
         """Arguments of the denoiser besides latents and timesteps, for images of `height` x `width` px."""
         return {"encoder_hidden_states": condition.sequence}
 
-    def build_pipeline(self, model: Any, scheduler: Any) -> Any:
-        """The pipeline class of diffusers around the stack's parts; takes what `prompts` gives."""
+    def build_pipeline(self, model: "BaseModel", scheduler: Any) -> Any:
+        """Build the pipeline of diffusers from loaded components; it takes `pipeline_kwargs`."""
         from diffusers import StableDiffusionPipeline
 
-        if scheduler.config.get("steps_offset", 1) != 1:  # as the pipeline sets it, which says so on stderr
+        if scheduler.config.get("steps_offset", 1) != 1:  # the pipeline would set it too, with a warning
             scheduler.register_to_config(steps_offset=1)
         return StableDiffusionPipeline(
             vae=model.vae, text_encoder=None, tokenizer=None, unet=model.denoiser, scheduler=scheduler, safety_checker=None,
@@ -204,7 +223,7 @@ class Family:
         return kwargs
 
     def callback_kwargs(
-        self, model: Any, condition: "Conditioning", height: int, width: int
+        self, model: "BaseModel", condition: "Conditioning", height: int, width: int
     ) -> "dict[str, Tensor | None]":
         """Variables that a step callback must set to change the conditioning inside the pipeline's loop.
 
@@ -214,94 +233,5 @@ class Family:
         """
         return {"prompt_embeds": condition.sequence}
 
-    def to_kohya_name(self, layer: str) -> str:
-        """A layer of the denoiser as kohya's files name it, dots included."""
-        return layer
-
-    def to_kohya(self, layers: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
-        """Down and up of the denoiser's layers under the names of kohya's files, dots included."""
-        return {self.to_kohya_name(name): pair for name, pair in layers.items()}
-
-    def original_names(self, layer: str, config: Any) -> list[tuple[str, "int | str | None"]]:
-        """What files of the model's first repository and of kohya call a layer of the denoiser, and which of its outputs the layer has.
-
-        Returns:
-            Names with None where the named layer is this one, 0, 1 or 2 where this one is a third of it, "swapped" where
-            the halves of its outputs stand the other way round.
-        """
-        try:
-            name = original_name(layer)
-        except (KeyError, ValueError, IndexError):
-            return []
-        if ".upsamplers." in layer:  # a level without attention has one place less
-            return [(name, None), (name.replace(".2.conv", ".1.conv"), None)]
-        return [(name, None)]
-
-    def diffusers_example(self, base: str, name: str, class_word: str, trigger: str = "") -> list[str]:
-        """Lines in which diffusers reads the files of a repository, from its folder, and draws the object; `trigger`: the name of its embedding file, else its own."""
-        lines = [
-            f"from diffusers import {self.pipeline}",
-            "",
-            f'pipe = {self.pipeline}.from_pretrained("{base}")',
-            'pipe.load_lora_weights(".", weight_name="pytorch_lora_weights.safetensors")',
-        ]
-        if self.embedding_keys:
-            lines = ["from safetensors.torch import load_file", *lines, *self._words_read(name, trigger or name)]
-        else:
-            lines.append(f'pipe.load_textual_inversion("embeddings/{trigger or name}.safetensors")')
-        return [*lines, f'picture = pipe("a photo of <{name}> on the beach").images[0]']
-
-    def _words_read(self, name: str, trigger: str) -> list[str]:
-        """Lines that give each text encoder its vectors of a word."""
-        given = "pipe.text_encoder{0}, tokenizer=pipe.tokenizer{0}"
-        return [
-            f'words = load_file("embeddings/{trigger}.safetensors")',
-            *(
-                f'pipe.load_textual_inversion(words["{key}"], token="<{name}>", text_encoder={given.format(suffix)})'
-                for key, suffix in zip(self.embedding_keys, ("", "_2"), strict=True)
-            ),
-        ]
-
     def _index(self, folder: Path) -> dict[str, Any]:
         return json.loads((folder / "model_index.json").read_bytes())
-
-
-RESIDUAL = {
-    "conv1": "in_layers.2",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-    "time_emb_proj": "emb_layers.1",
-}
-"""Layers of a residual block, and what the first repository calls them; those of attention have the same names."""
-OUTSIDE = {
-    "conv_in": "input_blocks.0.0", "conv_out": "out.2", "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2",
-}  # fmt: skip
-"""Layers of a U-Net before and behind its blocks, and what the first repository calls them."""
-
-
-def original_name(layer: str) -> str:
-    """A layer of a U-Net of two residual blocks a level as the first repository names it: `input_blocks`, `middle_block`, `output_blocks`.
-
-    The convolution after an upsampling is named as in a level with attention.
-
-    Raises:
-        KeyError, ValueError, IndexError: It is no layer of such a U-Net.
-    """
-    if layer in OUTSIDE:
-        return OUTSIDE[layer]
-    kind, *rest = layer.split(".")
-    if kind == "mid_block":
-        place = {("attentions", "0"): "1", ("resnets", "0"): "0", ("resnets", "1"): "2"}[rest[0], rest[1]]
-        return ".".join(("middle_block", place, *_inside(rest[0], rest[2:])))
-    if rest[1] == "downsamplers":
-        return f"input_blocks.{3 * int(rest[0]) + 3}.0.op"
-    if rest[1] == "upsamplers":
-        return f"output_blocks.{3 * int(rest[0]) + 2}.2.conv"
-    start = {"down_blocks": ("input_blocks", 1), "up_blocks": ("output_blocks", 0)}[kind]
-    slot = {"resnets": "0", "attentions": "1"}[rest[1]]
-    return ".".join((start[0], str(start[1] + 3 * int(rest[0]) + int(rest[2])), slot, *_inside(rest[1], rest[3:])))
-
-
-def _inside(kind: str, rest: list[str]) -> list[str]:
-    return [RESIDUAL[rest[0]]] if kind == "resnets" else rest

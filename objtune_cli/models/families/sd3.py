@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 and 3.5 medium: a transformer over picture and text tokens together (MMDiT), a rectified flow, 1024 px.
+"""Stable Diffusion 3 and 3.5 medium: a transformer over image and text tokens (MMDiT), a rectified flow, 1024 px.
 
 The sequence of its conditioning is (B, 77 + 256, 4096): the states of both CLIPs side by side, then those of T5 (zeros for
 a base without T5). The pooled vectors (B, 2048) are those of both CLIPs side by side.
@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from objtune_cli.errors import IncompatibleError
-from objtune_cli.models.families import clip_text_encoders, mmdit_keys, schedulers
+from objtune_cli.models.families import clip_text_encoders, schedulers
 from objtune_cli.models.families.component_loading import load_component, load_tokenizer
 from objtune_cli.models.families.family import ATTENTION, FEED_FORWARD, Family
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
+    from objtune_cli.models.base_model import BaseModel
     from objtune_cli.models.conditioning import Conditioning
 
 T5_TOKENS = 256
-"""Tokens that T5 reads, as in diffusers' pipeline."""
+"""Maximum number of T5 tokens, as in the pipeline of diffusers."""
 WORDS = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 WORDS_FORWARD = ("ff_context.net.0.proj", "ff_context.net.2")
 
@@ -36,7 +37,6 @@ class _SD3(Family):
     clip_models = ("openai/clip-vit-large-patch14", "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k")
     sampling: ClassVar = {"num_inference_steps": 28, "guidance_scale": 7.0}
     training: ClassVar = {"target_blocks": "all"}
-    sampler = "Euler"
     prediction = "flow"
     modules: ClassVar = {
         "none": (),
@@ -47,11 +47,7 @@ class _SD3(Family):
     }
     cross_attention = ".attn."
     self_attention = ".attn2."
-    architecture = "stable-diffusion-3-medium"
-    version = "medium"
     default_latent_size = 128
-    kohya_network_module = "networks.lora_sd3"
-    embedding_keys = ("clip_l", "clip_g")
     licence = (
         "stabilityai-nc-research-community",
         "https://huggingface.co/stabilityai/stable-diffusion-3-medium-diffusers/blob/main/LICENSE",
@@ -59,23 +55,23 @@ class _SD3(Family):
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """With T5's."""
+        """With the T5 tokenizer and encoder."""
         return (*super().parts, "tokenizer_3", "text_encoder_3")
 
     def matches(self, pipeline: str, config: Callable[[str], Mapping[str, Any]]) -> bool:
-        """3.5's transformer norms queries and keys, 3's does not."""
+        """The transformer of 3 does not normalise queries and keys; that of 3.5 does."""
         return pipeline == self.pipeline and not config("transformer").get("qk_norm")
 
     def fingerprint_extra(self, folder: Path) -> str:
-        """That T5 is left out, though it may lie there."""
-        return "" if self._reads(folder) else "no text_encoder_3"
+        """Marks a base that is used without T5."""
+        return "" if self._has_t5(folder) else "no text_encoder_3"
 
-    def _reads(self, folder: Path) -> bool:
-        named = self._index(folder).get("text_encoder_3") or [None]
-        return named[0] is not None and (folder / "text_encoder_3").is_dir()
+    def _has_t5(self, folder: Path) -> bool:
+        entry = self._index(folder).get("text_encoder_3") or [None]
+        return entry[0] is not None and (folder / "text_encoder_3").is_dir()
 
     def load_text_encoders(self, folder: Path) -> list[tuple[Any, Any]]:
-        """Both CLIPs with their projections."""
+        """Both CLIP text encoders with their projections."""
         from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
         return [
@@ -87,40 +83,40 @@ class _SD3(Family):
         ]
 
     def load_t5(self, folder: Path, dtype: Any) -> tuple[Any, Any]:
-        """T5; none where `model_index.json` or the folder has none."""
+        """Load T5 if both `model_index.json` and the folder have it."""
         from transformers import T5EncoderModel, T5TokenizerFast  # type: ignore[attr-defined]
 
-        if not self._reads(folder):
+        if not self._has_t5(folder):
             return None, None
         encoder = load_component(T5EncoderModel, folder, "text_encoder_3", dtype=dtype)
         return load_tokenizer(T5TokenizerFast, folder, "tokenizer_3"), encoder
 
-    def load_scheduler(self, folder: Path, **said: Any) -> Any:
-        """A flow's, whose shift is its config's."""
+    def load_scheduler(self, folder: Path, **overrides: Any) -> Any:
+        """Load the flow-matching schedule; its shift comes from the config."""
         from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 
-        config = self.read_scheduler(folder, **said)
+        config = self.read_scheduler(folder, **overrides)
         return FlowMatchEulerDiscreteScheduler.from_config(
             {key: value for key, value in config.items() if not key.startswith("_")}
         )
 
-    def load_sampler(self, folder: Path, **said: Any) -> Any:
-        """The same: nothing else draws flows here."""
+    def load_sampler(self, folder: Path, **overrides: Any) -> Any:
+        """None: `load_scheduler` returns the only sampler for flows."""
         return None
 
-    def read_scheduler(self, folder: Path, **said: Any) -> dict[str, Any]:
-        """A flow's, and no other."""
+    def read_scheduler(self, folder: Path, **overrides: Any) -> dict[str, Any]:
+        """Read a flow-matching config; other schedules are refused."""
         return schedulers.read_config(
-            folder, {key: value for key, value in said.items() if key != "prediction_type"}, flow=True
+            folder, {key: value for key, value in overrides.items() if key != "prediction_type"}, flow=True
         )
 
     def load_denoiser(self, folder: Path) -> Any:
-        """The transformer."""
+        """Load the transformer."""
         from diffusers import SD3Transformer2DModel
 
         return load_component(SD3Transformer2DModel, folder, "transformer")
 
-    def encode_prompt(self, model: Any, texts: list[str], max_tokens: int = 0) -> "Conditioning":
+    def encode_prompt(self, model: "BaseModel", texts: list[str], max_tokens: int = 0) -> "Conditioning":
         """Both CLIPs' states before their last layer, T5's states, and both projected states at the end of the text."""
         import torch
 
@@ -131,64 +127,66 @@ class _SD3(Family):
         clip = _pad_width(torch.cat(states, dim=-1).to(model.dtype), width)
         if max_tokens:
             return Conditioning(clip)
-        sequence = torch.cat([clip, self._read(model, texts).to(model.dtype)], dim=1)
+        sequence = torch.cat([clip, self._encode_t5(model, texts).to(model.dtype)], dim=1)
         return Conditioning(sequence, torch.cat(pooled, dim=-1).to(model.dtype))
 
-    def pooled_size(self, model: Any) -> int:
+    def pooled_size(self, model: "BaseModel") -> int:
         """The widths of both CLIPs' projections together."""
         return int(model.denoiser.config.pooled_projection_dim)
 
-    def _read(self, model: Any, texts: list[str]) -> "Tensor":
-        """What T5 says of the texts, (B, 256, d): it knows no added words and reads the class word in their place; each text is read once."""
+    def _encode_t5(self, model: "BaseModel", texts: list[str]) -> "Tensor":
+        """T5 states (B, 256, d), each text encoded once; T5 has no placeholders and reads class words in their place."""
         import torch
 
         if model.text_encoder_3 is None:
             return torch.zeros(
                 len(texts), T5_TOKENS, model.denoiser.config.joint_attention_dim, device=model.device, dtype=model.dtype
             )
-        plain = [model.with_class_words(text) for text in texts]
-        for text in plain:
+        in_class_words = [model.with_class_words(text) for text in texts]
+        for text in in_class_words:
             if text not in model.t5_cache:
                 ids = model.tokenizer_3(
                     text, padding="max_length", max_length=T5_TOKENS, truncation=True, return_tensors="pt"
                 ).input_ids
                 with torch.no_grad():
                     model.t5_cache[text] = model.text_encoder_3.to(model.device)(ids.to(model.device))[0]
-        return torch.cat([model.t5_cache[text] for text in plain])
+        return torch.cat([model.t5_cache[text] for text in in_class_words])
 
-    def t5_token_mask(self, model: Any, text: str, name: str) -> "Tensor":
-        """The class word where T5 reads it in the object's place."""
+    def t5_token_mask(self, model: "BaseModel", text: str, name: str) -> "Tensor":
+        """The T5 tokens of the class word in the object's place."""
         import torch
 
-        found = torch.zeros(T5_TOKENS, dtype=torch.bool)
+        mask = torch.zeros(T5_TOKENS, dtype=torch.bool)
         if model.text_encoder_3 is None:
-            return found
-        read = model.tokenizer_3(
+            return mask
+        encoding = model.tokenizer_3(
             model.with_class_words(text), max_length=T5_TOKENS, truncation=True, return_offsets_mapping=True
         )
         for first, end in model.class_word_spans(text, name):
-            for row, (a, b) in enumerate(read["offset_mapping"]):
-                found[row] |= a < end and b > first
-        return found
+            for row, (a, b) in enumerate(encoding["offset_mapping"]):
+                mask[row] |= a < end and b > first
+        return mask
 
-    def t5_tokenizers(self, model: Any) -> list[tuple[Any, int]]:
-        """T5's."""
+    def t5_tokenizers(self, model: "BaseModel") -> list[tuple[Any, int]]:
+        """The T5 tokenizer."""
         return [] if model.tokenizer_3 is None else [(model.tokenizer_3, T5_TOKENS)]
 
-    def add_noise_and_target(self, model: Any, z: "Tensor", eps: "Tensor", t: "Tensor") -> "tuple[Tensor, Tensor]":
-        """A flow's; levels are those of the scheduler's own table, from its end."""
+    def add_noise_and_target(
+        self, model: "BaseModel", z: "Tensor", eps: "Tensor", t: "Tensor"
+    ) -> "tuple[Tensor, Tensor]":
+        """Interpolation z_t = (1 - s) z + s eps with target eps - z; t counts the scheduler's sigmas s upwards."""
         from objtune_cli.numerics import flow_matching
 
         return flow_matching.add_noise(z, eps, model.scheduler.sigmas.flip(0), t), flow_matching.target(z, eps)
 
     def timesteps(self, count: int, total: int, generator: "Generator", *focus: Any) -> "Tensor":
-        """As it was trained, whatever is asked for: the schedule's shift leads to high noise already."""
+        """Logit-normal as in the family's own training; `focus` is not used, because the shift already favours high noise."""
         from objtune_cli.numerics import flow_matching
 
         return flow_matching.timesteps(count, total, generator)
 
     def make_sampler(self, scheduler: Any, name: str) -> Any:
-        """A flow's Euler alone, a new one: drawing moves its table."""
+        """A new Euler sampler for flows, because sampling changes its state."""
         if name not in ("auto", "euler"):
             raise IncompatibleError(
                 f"the sampler {name} is none of {self.title}'s", "`--set generate.scheduler=euler`, or auto"
@@ -196,31 +194,31 @@ class _SD3(Family):
         return type(scheduler).from_config(scheduler.config)
 
     def latent_multiple(self, config: Any) -> int:
-        """A patch; there are no smaller maps."""
+        """The side of a patch."""
         return int(config.patch_size)
 
     def acts_on_text_tokens(self, layer: str) -> bool:
-        """Projections and feed-forward of the text tokens."""
+        """The projections and feed-forward layers of text tokens."""
         return any(f".{end}" in layer for end in (*WORDS, "ff_context"))
 
     def decoder_layers(self, denoiser: Any) -> tuple[tuple[str, ...], list[Any]]:
-        """The later half of the blocks; the token's gradient runs through all, for the text does."""
+        """The later half of the blocks; all blocks need gradients, because text tokens run through all of them."""
         count = len(denoiser.transformer_blocks)
         return tuple(f"transformer_blocks.{i}." for i in range(count // 2, count)), []
 
-    def predict(self, model: Any, z_t: "Tensor", t: "Tensor", condition: "Conditioning") -> "Tensor":
+    def predict(self, model: "BaseModel", z_t: "Tensor", t: "Tensor", condition: "Conditioning") -> "Tensor":
         """The velocity (B, C, h, w) for z_t (B, C, h, w), timesteps t (B,) and the conditioning of B prompts."""
-        levels = model.scheduler.timesteps.flip(0)[t.cpu()].to(model.device)
+        timesteps = model.scheduler.timesteps.flip(0)[t.cpu()].to(model.device)
         return model.denoiser(
-            hidden_states=z_t.to(model.dtype), timestep=levels, **self.denoiser_kwargs(model, condition, 0, 0)
+            hidden_states=z_t.to(model.dtype), timestep=timesteps, **self.denoiser_kwargs(model, condition, 0, 0)
         ).sample
 
-    def denoiser_kwargs(self, model: Any, condition: "Conditioning", height: int, width: int) -> dict[str, Any]:
+    def denoiser_kwargs(self, model: "BaseModel", condition: "Conditioning", height: int, width: int) -> dict[str, Any]:
         """Text features and pooled vectors; the model has no size conditions."""
         return {"encoder_hidden_states": condition.sequence, "pooled_projections": condition.pooled}
 
-    def build_pipeline(self, model: Any, scheduler: Any) -> Any:
-        """Without text encoders: it takes what `encode` gave."""
+    def build_pipeline(self, model: "BaseModel", scheduler: Any) -> Any:
+        """Without text encoders: prompts are already encoded."""
         from diffusers import StableDiffusion3Pipeline
 
         return StableDiffusion3Pipeline(
@@ -229,39 +227,10 @@ class _SD3(Family):
         )  # type: ignore[arg-type]  # fmt: skip
 
     def callback_kwargs(
-        self, model: Any, condition: "Conditioning", height: int, width: int
+        self, model: "BaseModel", condition: "Conditioning", height: int, width: int
     ) -> "dict[str, Tensor | None]":
         """With the pooled vectors."""
         return {"prompt_embeds": condition.sequence, "pooled_prompt_embeds": condition.pooled}
-
-    def to_kohya(self, layers: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
-        """As in the model's first repository: `mmdit.fused`."""
-        return mmdit_keys.fuse_qkv(layers)
-
-    def original_names(self, layer: str, config: Any) -> list[tuple[str, int | str | None]]:
-        """Queries, keys and values are thirds of one layer there: `mmdit.first_names`."""
-        return mmdit_keys.original_names(layer, int(config.num_layers))
-
-    def diffusers_example(self, base: str, name: str, class_word: str, trigger: str = "") -> list[str]:
-        """Its pipeline reads no embedding files by itself, spells no word of several vectors out, and T5 is told the class word."""
-        return [
-            f"from diffusers import {self.pipeline}",
-            "from diffusers.loaders import TextualInversionLoaderMixin",
-            "from safetensors.torch import load_file",
-            "",
-            "",
-            f"class Pipeline(TextualInversionLoaderMixin, {self.pipeline}):",
-            '    """With words of its own."""',
-            "",
-            "",
-            f'pipe = Pipeline.from_pretrained("{base}")',
-            'pipe.load_lora_weights(".", weight_name="pytorch_lora_weights.safetensors")',
-            *self._words_read(name, trigger or name),
-            "for encoder in (pipe.text_encoder, pipe.text_encoder_2):  # the sentence is read at its end, not at the largest id",
-            "    encoder.text_model.eos_token_id = pipe.tokenizer.eos_token_id",
-            f'prompt = pipe.maybe_convert_prompt("a photo of <{name}> on the beach", pipe.tokenizer)',
-            f'picture = pipe(prompt, prompt_3="a photo of a {class_word} on the beach").images[0]',
-        ]
 
 
 class _SD35(_SD3):
@@ -269,20 +238,18 @@ class _SD35(_SD3):
     title = "Stable Diffusion 3.5"
     hub: ClassVar = {"sd35": ("stabilityai/stable-diffusion-3.5-medium", "b940f670f0eda2d07fbb75229e779da1ad11eb80")}
     sampling: ClassVar = {"num_inference_steps": 40, "guidance_scale": 4.5}
-    architecture = "stable-diffusion-3-5-medium"
-    version = "5-medium"
     licence = (
         "stabilityai-ai-community",
         "https://huggingface.co/stabilityai/stable-diffusion-3.5-medium/blob/main/LICENSE.md",
     )
 
     def matches(self, pipeline: str, config: Callable[[str], Mapping[str, Any]]) -> bool:
-        """Its transformer norms queries and keys."""
+        """The transformer of 3.5 normalises queries and keys."""
         return pipeline == self.pipeline and bool(config("transformer").get("qk_norm"))
 
 
 def _pad_width(x: "Tensor", width: int) -> "Tensor":
-    """Zeros behind the last dimension, up to a width."""
+    """Pad the last dimension with zeros to `width`."""
     import torch
 
     return torch.nn.functional.pad(x, (0, width - x.shape[-1]))

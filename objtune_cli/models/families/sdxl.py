@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from objtune_cli.models.families import clip_text_encoders
 from objtune_cli.models.families.component_loading import load_component, load_tokenizer
-from objtune_cli.models.families.family import Family, original_name
+from objtune_cli.models.families.family import Family
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from objtune_cli.models.base_model import BaseModel
     from objtune_cli.models.conditioning import Conditioning
 
 
@@ -22,28 +23,25 @@ class _SDXL(Family):
     hub: ClassVar = {"sdxl": ("stabilityai/stable-diffusion-xl-base-1.0", "462165984030d82259a11f4367a4eed129e94a7b")}
     clip_models = ("openai/clip-vit-large-patch14", "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k")
     sampling: ClassVar = {"num_inference_steps": 30, "guidance_scale": 5.0}
-    architecture = "stable-diffusion-xl-v1-base"
-    version = "sdxl_base_v1-0"
     default_latent_size = 128
-    embedding_keys = ("clip_l", "clip_g")
     licence = ("openrail++", "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/blob/main/LICENSE.md")
 
     def matches(self, pipeline: str, config: Callable[[str], Mapping[str, Any]]) -> bool:
-        """Has a pipeline of its own."""
+        """SDXL has its own pipeline class."""
         return pipeline == self.pipeline
 
     def options(self, folder: Path) -> dict[str, Any]:
-        """Whether an empty prompt is zeros, as this base was trained."""
+        """`zero_empty`: an empty prompt is encoded as zeros, as in the training of this base."""
         return {"zero_empty": bool(self._index(folder).get("force_zeros_for_empty_prompt", True))}
 
     def vae_dtype(self, dtype: Any) -> Any:
-        """Its autoencoder overflows in fp16 (`force_upcast` in its config)."""
+        """float32 instead of float16, in which this VAE overflows (`force_upcast` in its config)."""
         import torch
 
         return torch.float32 if dtype == torch.float16 else dtype
 
     def load_text_encoders(self, folder: Path) -> list[tuple[Any, Any]]:
-        """The first encoder as in 1.x; the second has a projection."""
+        """CLIP ViT-L as in 1.x, and OpenCLIP bigG with its projection."""
         from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
         second = load_component(CLIPTextModelWithProjection, folder, "text_encoder_2", dtype="float32")
@@ -52,7 +50,7 @@ class _SDXL(Family):
             (load_tokenizer(CLIPTokenizer, folder, "tokenizer_2"), second),
         ]
 
-    def encode_prompt(self, model: Any, texts: list[str], max_tokens: int = 0) -> "Conditioning":
+    def encode_prompt(self, model: "BaseModel", texts: list[str], max_tokens: int = 0) -> "Conditioning":
         """Both encoders' states before their last layer side by side, and bigG's projected state at the end of the text."""
         import torch
 
@@ -67,11 +65,11 @@ class _SDXL(Family):
             sequence, pooled = sequence * has_text[:, None, None], pooled * has_text[:, None]
         return Conditioning(sequence, pooled).to(model.dtype)
 
-    def pooled_size(self, model: Any) -> int:
+    def pooled_size(self, model: "BaseModel") -> int:
         """The width of bigG's projection."""
         return int(model.text_encoder_2.config.projection_dim)
 
-    def denoiser_kwargs(self, model: Any, condition: "Conditioning", height: int, width: int) -> dict[str, Any]:
+    def denoiser_kwargs(self, model: "BaseModel", condition: "Conditioning", height: int, width: int) -> dict[str, Any]:
         """Text features, pooled vectors and sizes: the original image had the size asked for, and nothing was cropped."""
         sizes = condition.sequence.new_tensor([[height, width, 0, 0, height, width]]).expand(len(condition), -1)
         return {
@@ -79,8 +77,8 @@ class _SDXL(Family):
             "added_cond_kwargs": {"text_embeds": condition.pooled, "time_ids": sizes},
         }
 
-    def build_pipeline(self, model: Any, scheduler: Any) -> Any:
-        """No watermark is added: what comes out are latents."""
+    def build_pipeline(self, model: "BaseModel", scheduler: Any) -> Any:
+        """Without a watermark, because the pipeline returns latents."""
         from diffusers import StableDiffusionXLPipeline
 
         return StableDiffusionXLPipeline(
@@ -89,7 +87,7 @@ class _SDXL(Family):
         )  # type: ignore[arg-type]  # fmt: skip
 
     def callback_kwargs(
-        self, model: Any, condition: "Conditioning", height: int, width: int
+        self, model: "BaseModel", condition: "Conditioning", height: int, width: int
     ) -> "dict[str, Tensor | None]":
         """With the pooled vectors and the sizes."""
         added = self.denoiser_kwargs(model, condition, height, width)["added_cond_kwargs"]
@@ -98,10 +96,6 @@ class _SDXL(Family):
             "add_text_embeds": added["text_embeds"],
             "add_time_ids": added["time_ids"],
         }
-
-    def to_kohya_name(self, layer: str) -> str:
-        """As in the model's first repository; diffusers' names are read elsewhere, of kohya's own tools only these."""
-        return original_name(layer)
 
 
 SDXL = _SDXL()

@@ -1,4 +1,4 @@
-"""Layers of SD 3's transformer as its first repository and kohya's files have them: queries, keys and values of a block in one."""
+"""Names of the SD 3 transformer's layers in the original repository and in kohya's files, where queries, keys and values are one layer."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,9 +14,9 @@ KOHYA: dict[str, tuple[str, int | None]] = {
     "ff.net.2": ("x_block.mlp.fc2", None), "ff_context.net.0.proj": ("context_block.mlp.fc1", None),
     "ff_context.net.2": ("context_block.mlp.fc2", None),
 }  # fmt: skip
-"""Layers of a block as the model's first repository calls them, and which third of queries, keys and values in one they are."""
+"""Layers of a block: original name, and the third of its outputs; None: all."""
 NORMS = {"norm1.linear": "x_block.adaLN_modulation.1", "norm1_context.linear": "context_block.adaLN_modulation.1"}
-"""Layers that tell the norms of a block the noise level; kohya does not train them."""
+"""Modulation layers of a block's norms; kohya does not train them."""
 OUTSIDE = {
     "pos_embed.proj": "x_embedder.proj", "time_text_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
     "time_text_embed.timestep_embedder.linear_2": "t_embedder.mlp.2", "time_text_embed.text_embedder.linear_1": "y_embedder.mlp.0",
@@ -27,12 +27,12 @@ OUTSIDE = {
 
 
 def fuse_qkv(layers: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
-    """As in the model's first repository, queries, keys and values in one layer: their downs stacked, their ups side by side, zeros elsewhere.
+    """Rename LoRA layers to the original names, and fuse queries, keys and values: downs stacked, ups block-diagonal.
 
     Raises:
-        IncompatibleError: A layer that those files have no name for.
+        IncompatibleError: A layer has no name in those files.
     """
-    found: dict[str, tuple[Any, Any]] = {}
+    renamed: dict[str, tuple[Any, Any]] = {}
     thirds: dict[str, dict[int, tuple[Any, Any]]] = {}
     for name, pair in layers.items():
         block, _, layer = name.removeprefix("transformer_blocks.").partition(".")
@@ -40,17 +40,17 @@ def fuse_qkv(layers: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]
             raise IncompatibleError(
                 f"kohya's files have no name for the layer {name}", "`--format diffusers` writes it"
             )
-        last, third = KOHYA[layer]
-        called = f"joint_blocks.{block}.{last}"
+        end, third = KOHYA[layer]
+        fused_name = f"joint_blocks.{block}.{end}"
         if third is None:
-            found[called] = pair
+            renamed[fused_name] = pair
         else:
-            thirds.setdefault(called, {})[third] = pair
-    return found | {called: _fused(parts) for called, parts in thirds.items()}
+            thirds.setdefault(fused_name, {})[third] = pair
+    return renamed | {name: _fuse(parts) for name, parts in thirds.items()}
 
 
 def original_names(layer: str, blocks: int) -> list[tuple[str, int | str | None]]:
-    """What the first repository calls a layer, and which third of its outputs it is, or "swapped" (`Family.first_names`); `blocks`: how many there are."""
+    """The original names of a layer, see `FileNames.original_names`; `blocks` is the number of transformer blocks."""
     if layer in OUTSIDE:
         return [(OUTSIDE[layer], "swapped" if layer == "norm_out.linear" else None)]
     kind, _, rest = layer.partition(".")
@@ -58,12 +58,14 @@ def original_names(layer: str, blocks: int) -> list[tuple[str, int | str | None]
     if kind != "transformer_blocks" or (inner not in KOHYA and inner not in NORMS):
         return []
     name, third = KOHYA[inner] if inner in KOHYA else (NORMS[inner], None)
-    swapped = inner == "norm1_context.linear" and block == str(blocks - 1)  # it has a shift and a scale alone
+    swapped = inner == "norm1_context.linear" and block == str(
+        blocks - 1
+    )  # the last context norm has shift and scale only
     return [(f"joint_blocks.{block}.{name}", "swapped" if swapped else third)]
 
 
-def _fused(parts: Mapping[int, tuple[Any, Any]]) -> tuple[Any, Any]:
-    """Down (3 r, in) and up (3 out, 3 r) of three layers in one; a third that did not learn is zeros."""
+def _fuse(parts: Mapping[int, tuple[Any, Any]]) -> tuple[Any, Any]:
+    """Down (3 r, in) and up (3 out, 3 r) of three layers fused into one; a third without a LoRA is zeros."""
     import numpy as np
 
     down, up = (np.asarray(side) for side in next(iter(parts.values())))

@@ -1,0 +1,65 @@
+"""Example code for a model card: load an exported object in diffusers and sample it."""
+
+from collections.abc import Sequence
+
+from objtune_cli.lora import file_names
+from objtune_cli.models.families import SD3, SD35, Family
+
+
+def write_example(family: Family, base: str, name: str, class_word: str, embedding: str) -> list[str]:
+    """Lines of Python that run in the folder of the exported files.
+
+    Args:
+        base: Hub repository or folder of the base model.
+        name: Name of the object; its token is `<name>`.
+        embedding: Name of its embedding file, without the suffix.
+    """
+    if family in (SD3, SD35):
+        return _sd3_lines(family, base, name, class_word, embedding)
+    lines = [
+        f"from diffusers import {family.pipeline}",
+        "",
+        f'pipe = {family.pipeline}.from_pretrained("{base}")',
+        'pipe.load_lora_weights(".", weight_name="pytorch_lora_weights.safetensors")',
+    ]
+    keys = file_names.of_family(family).embedding_keys
+    if keys:
+        lines = ["from safetensors.torch import load_file", *lines, *_embedding_lines(keys, name, embedding)]
+    else:
+        lines.append(f'pipe.load_textual_inversion("embeddings/{embedding}.safetensors")')
+    return [*lines, f'picture = pipe("a photo of <{name}> on the beach").images[0]']
+
+
+def _embedding_lines(keys: Sequence[str], name: str, embedding: str) -> list[str]:
+    """Load the token's vectors into each of two text encoders."""
+    encoder = "pipe.text_encoder{0}, tokenizer=pipe.tokenizer{0}"
+    return [
+        f'words = load_file("embeddings/{embedding}.safetensors")',
+        *(
+            f'pipe.load_textual_inversion(words["{key}"], token="<{name}>", text_encoder={encoder.format(suffix)})'
+            for key, suffix in zip(keys, ("", "_2"), strict=True)
+        ),
+    ]
+
+
+def _sd3_lines(family: Family, base: str, name: str, class_word: str, embedding: str) -> list[str]:
+    """The SD 3 pipeline has no textual inversion of its own, and T5 reads the class word."""
+    keys = file_names.of_family(family).embedding_keys
+    return [
+        f"from diffusers import {family.pipeline}",
+        "from diffusers.loaders import TextualInversionLoaderMixin",
+        "from safetensors.torch import load_file",
+        "",
+        "",
+        f"class Pipeline(TextualInversionLoaderMixin, {family.pipeline}):",
+        '    """With words of its own."""',
+        "",
+        "",
+        f'pipe = Pipeline.from_pretrained("{base}")',
+        'pipe.load_lora_weights(".", weight_name="pytorch_lora_weights.safetensors")',
+        *_embedding_lines(keys, name, embedding),
+        "for encoder in (pipe.text_encoder, pipe.text_encoder_2):  # the sentence is read at its end, not at the largest id",
+        "    encoder.text_model.eos_token_id = pipe.tokenizer.eos_token_id",
+        f'prompt = pipe.maybe_convert_prompt("a photo of <{name}> on the beach", pipe.tokenizer)',
+        f'picture = pipe(prompt, prompt_3="a photo of a {class_word} on the beach").images[0]',
+    ]
