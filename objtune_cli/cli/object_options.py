@@ -1,140 +1,158 @@
-"""Where the objects of a photo are: the options that say so, for one photo or behind each of several."""
+"""Parses the options that describe the objects of a photo: class, name, mask, box, points."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from objtune_cli import paths
-from objtune_cli.cli.runner import require
+from objtune_cli.cli.runner import OptionGroups, require
 from objtune_cli.errors import InputError
 
 if TYPE_CHECKING:
     from objtune_cli.segmentation.from_hints import Target
 
-    Parts = list[tuple[str, dict[str, Any]]]
-
-HINT_OPTIONS = {
+PHOTO_OPTIONS = {
+    "class_": "--class",
+    "name": "--name",
     "mask": "--mask",
     "box": "--box",
     "point": "--point",
     "negative_point": "--negative-point",
     "refine_mask": "--refine-mask",
+    "select": "--select",
 }
-"""Parameters that say where it is."""
-PHOTO_OPTIONS = {"class_": "--class", "name": "--name", **HINT_OPTIONS, "select": "--select"}
-"""Parameters that say something of one photo."""
+"""Parameters that describe the objects of one photo, and their options."""
 
 
-def options_by_photo(parts: "Parts") -> list[dict[str, Any]]:
-    """What is said of each of several photos: the options behind it.
+@dataclass(frozen=True, slots=True)
+class PhotoRequest:
+    """A photo and its objects; `select`: which of several objects of a class, None for the setting."""
+
+    photo: Path
+    targets: "list[Target]"
+    select: str | None
+
+
+def options_by_photo(groups: OptionGroups) -> list[dict[str, Any]]:
+    """The options behind each of several photos.
 
     Raises:
-        UsageError: Something is said before the first.
+        UsageError: An option stands before the first photo.
     """
     early = [
-        option for key, option in PHOTO_OPTIONS.items() if any(not photo and said.get(key) for photo, said in parts)
+        option
+        for key, option in PHOTO_OPTIONS.items()
+        if any(not photo and options.get(key) for photo, options in groups)
     ]
     require(
         not early,
         f"{', '.join(early)} before the first photo",
-        "with several photos, each one's options stand behind it: `a.jpg --class dog b.jpg --class mug`",
+        "with several photos, the options of each photo follow it: `a.jpg --class dog b.jpg --class mug`",
     )
-    return [said for photo, said in parts if photo]
+    return [options for photo, options in groups if photo]
 
 
-def parse_photo_request(photo: Path, said: dict[str, Any]) -> tuple[list["Target"], str | None]:
-    """The objects of one of several photos, and which of several things is meant."""
+def parse_photo_request(photo: Path, options: Mapping[str, Any], *, only: bool) -> PhotoRequest:
+    """Parse the options of a photo; `only`: it is the command's only photo."""
     require(
-        said.get("class_"),
-        f"what the object in {photo} is was not said",
-        "give its class behind it: `a.jpg --class dog b.jpg --class mug`",
+        only or options.get("class_"),
+        f"{photo} has no class",
+        "give the class of its object behind it: `a.jpg --class dog b.jpg --class mug`",
     )
-    return parse_targets(
-        said["class_"], said.get("name"), HintOptions(*(said.get(key) for key in HINT_OPTIONS))
-    ), said.get("select")
+    return PhotoRequest(photo, parse_targets(options), options.get("select"))
 
 
-@dataclass(frozen=True, slots=True)
-class HintOptions:
-    """Values of the options that say where objects are."""
+def parse_targets(options: Mapping[str, Any]) -> list["Target"]:
+    """Parse the objects that the options of a photo describe, in the order of `--class`.
 
-    mask: list[str] | None = None
-    box: list[str] | None = None
-    point: list[str] | None = None
-    negative_point: list[str] | None = None
-    refine_mask: list[str] | None = None
-
-
-def parse_targets(classes: list[str] | None, names: list[str] | None, said: HintOptions) -> list["Target"]:
-    """The objects that the options describe, in the order of `--class`.
+    Args:
+        options: Values by the keys of `PHOTO_OPTIONS`.
 
     Raises:
-        UsageError: Options that do not fit together; names the option.
+        UsageError: Options do not fit together; the message names the option.
     """
     from objtune_cli.segmentation.from_hints import Target
-    from objtune_cli.workflow.class_words import pair_with_names
 
-    require(classes, "what the object is was not said", "give its class: `--class dog`")
-    typed = list(classes or [])
-    pairs = pair_with_names(typed, names or ())
-    words, called = [word for word, _ in pairs], [name for _, name in pairs]
-    keys = {word: i for spelled in (typed, words) for i, word in enumerate(spelled) if words.count(words[i]) == 1}
-    keys |= {name: i for i, name in enumerate(called)}
-
-    def owned(values: list[str] | None, option: str) -> list[tuple[int, str]]:
-        """Each value with the number of the object it belongs to."""
-        found = []
-        for text in values or []:
-            key, equals, value = text.partition("=")
-            key = key.strip()
-            known = bool(equals) and key in keys
-            stranger = bool(equals) and not known and _is_name(key, value) and not paths.is_file(Path(text))
-            require(
-                not stranger,
-                f"{option} {text} is for {key}, and no `--class` or `--name` is called that",
-                f"objects of this photo: {', '.join(called)}",
-            )
-            require(
-                known or len(words) == 1,
-                f"{option} {text} does not say whose it is",
-                f"for example `{option} {called[0]}={text}`",
-            )
-            found.append((keys[key], value) if known else (0, text))
-        return found
-
-    def one_each(values: list[str] | None, option: str) -> dict[int, str]:
-        found: dict[int, str] = {}
-        for index, value in owned(values, option):
-            require(index not in found, f"two values of {option} for {called[index]}", "give one")
-            found[index] = value
-        return found
-
-    boxes = {i: parse_numbers(v, 4, "--box", "x0,y0,x1,y1") for i, v in one_each(said.box, "--box").items()}
+    objects = _Objects(options.get("class_"), options.get("name"))
     masks, refined = (
-        {i: _existing(v, o) for i, v in one_each(values, o).items()}
-        for values, o in ((said.mask, "--mask"), (said.refine_mask, "--refine-mask"))
+        {i: _existing(text, PHOTO_OPTIONS[key]) for i, text in objects.assign_one(options, key).items()}
+        for key in ("mask", "refine_mask")
     )
-    on, beside = (
-        [(i, parse_numbers(v, 2, o, "x,y")) for i, v in owned(values, o)]
-        for values, o in ((said.point, "--point"), (said.negative_point, "--negative-point"))
+    boxes = {i: parse_numbers(v, 4, "--box", "x0,y0,x1,y1") for i, v in objects.assign_one(options, "box").items()}
+    points, negative_points = (
+        [(i, parse_numbers(text, 2, PHOTO_OPTIONS[key], "x,y")) for i, text in objects.assign(options, key)]
+        for key in ("point", "negative_point")
     )
-    found = []
-    for i, (word, name) in enumerate(zip(words, called, strict=True)):
+    targets = []
+    for i, (word, name) in enumerate(zip(objects.words, objects.names, strict=True)):
         box: Any = boxes.get(i)
-        mine, others = (tuple((d[0], d[1]) for k, d in dots if k == i) for dots in (on, beside))
+        inside, outside = (tuple((x, y) for k, (x, y) in each if k == i) for each in (points, negative_points))
         require(
-            i not in masks or not (box or mine or others or i in refined),
-            f"a mask of {name} is all there is to say",
-            "hints belong to `--refine-mask`",
+            i not in masks or not (box or inside or outside or i in refined),
+            f"{name} has a mask and other hints",
+            "leave the hints out, or refine the mask with `--refine-mask`",
         )
         require(
-            not others or box or mine or i in refined,
-            f"{name} has only points that are not on it",
+            not outside or box or inside or i in refined,
+            f"{name} has only negative points",
             "add `--point x,y` or `--box x0,y0,x1,y1`",
         )
-        found.append(Target(word, name, box, mine, others, masks.get(i), refined.get(i)))
-    return found
+        targets.append(Target(word, name, box, inside, outside, masks.get(i), refined.get(i)))
+    return targets
+
+
+class _Objects:
+    """The objects of a photo, and which value of an option belongs to which of them.
+
+    Attributes:
+        words: Class words. names: Names, as many. keys: Position of an object by each word and name that means it alone.
+    """
+
+    def __init__(self, classes: list[str] | None, names: list[str] | None) -> None:
+        from objtune_cli.workflow.class_words import pair_with_names
+
+        require(classes, "the object has no class", "give its class: `--class dog`")
+        typed = list(classes or [])
+        pairs = pair_with_names(typed, names or ())
+        self.words, self.names = [word for word, _ in pairs], [name for _, name in pairs]
+        self.keys = {
+            word: i
+            for spelled in (typed, self.words)
+            for i, word in enumerate(spelled)
+            if self.words.count(self.words[i]) == 1
+        } | {name: i for i, name in enumerate(self.names)}
+
+    def assign(self, options: Mapping[str, Any], key: str) -> list[tuple[int, str]]:
+        """The values of a repeated option, each with the position of its object: `dog=VALUE`, or VALUE of the only object."""
+        return [self._assign_value(text, PHOTO_OPTIONS[key]) for text in options.get(key) or []]
+
+    def assign_one(self, options: Mapping[str, Any], key: str) -> dict[int, str]:
+        """The value of an option that each object has at most once, by the object's position."""
+        found: dict[int, str] = {}
+        for i, value in self.assign(options, key):
+            require(i not in found, f"two values of {PHOTO_OPTIONS[key]} for {self.names[i]}", "give one")
+            found[i] = value
+        return found
+
+    def _assign_value(self, text: str, option: str) -> tuple[int, str]:
+        key, equals, value = text.partition("=")
+        key = key.strip()
+        if equals and key in self.keys:
+            return self.keys[key], value
+        names_other = bool(equals) and _is_name(key, value) and not paths.is_file(Path(text))
+        require(
+            not names_other,
+            f"{option} {text} is for {key}, and no `--class` or `--name` is called that",
+            f"objects of this photo: {', '.join(self.names)}",
+        )
+        require(
+            len(self.words) == 1,
+            f"{option} {text} names no object, and the photo has several",
+            f"for example `{option} {self.names[0]}={text}`",
+        )
+        return 0, text
 
 
 def _is_name(key: str, value: str) -> bool:

@@ -4,13 +4,14 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
 from objtune_cli.errors import UsageError
 from objtune_cli.workflow.metric_loggers import LOGGERS
 
+F = TypeVar("F", bound=Callable[..., Any])
 ProjectDir = Annotated[
     Path | None, typer.Option("--project", metavar="DIR", help="Project folder; default: found upwards from here.")
 ]
@@ -91,7 +92,7 @@ def add_options(function: Callable[..., Any], added: Mapping[str, tuple[Any, Any
         before: The parameter that the options stand before; empty: at the end.
     """
     own = [
-        p.replace(kind=inspect.Parameter.KEYWORD_ONLY) if p.name != "ctx" else p
+        p if p.name in ("ctx", "run") else p.replace(kind=inspect.Parameter.KEYWORD_ONLY)
         for p in inspect.signature(function, eval_str=True).parameters.values()
         if p.kind is not inspect.Parameter.VAR_KEYWORD
     ]
@@ -103,6 +104,16 @@ def add_options(function: Callable[..., Any], added: Mapping[str, tuple[Any, Any
     params = [*own[:at], *extra, *own[at:]]
     function.__signature__ = inspect.Signature(params)  # type: ignore[attr-defined]
     function.__annotations__ = {p.name: p.annotation for p in params}
+
+
+def with_options(added: Mapping[str, tuple[Any, Any]], *, before: str = "") -> Callable[[F], F]:
+    """Decorate a command that takes options which several commands share as `**values`."""
+
+    def decorate(function: F) -> F:
+        add_options(function, added, before=before)
+        return function
+
+    return decorate
 
 
 @dataclass

@@ -1,17 +1,17 @@
-"""Options and arguments of the commands that take photos."""
+"""Options and arguments of `segment` and `train`, which take photos."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from objtune_cli import paths
+from objtune_cli.cli.object_options import PhotoRequest
 from objtune_cli.cli.runner import require
 from objtune_cli.config.sections import Segment
 from objtune_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from objtune_cli.segmentation.from_hints import Target
     from objtune_cli.store.refs import Ref
     from objtune_cli.workflow.context import StageContext
 
@@ -70,7 +70,7 @@ Select = Annotated[
 ]
 
 
-Finder = Annotated[
+SegmenterName = Annotated[
     Literal["sam", "grabcut"] | None, typer.Option("--segmenter", help="What finds outlines.", show_default="sam")
 ]
 
@@ -83,18 +83,19 @@ SamFile = Annotated[
 ]
 
 
-PhotoRequest = tuple[Path, list["Target"], str | None]
-"""A photo, its objects, and which of several things is meant."""
+PHOTO: dict[str, tuple[Any, Any]] = {
+    "class_": (ClassWords, None), "name": (Names, None), "mask": (Masks, None), "box": (Boxes, None), "point": (Points, None),
+    "negative_point": (NegativePoints, None), "refine_mask": (RefineMasks, None), "select": (Select, None),
+}  # fmt: skip
+"""Options that describe the objects of a photo; `object_options` parses their values."""
 
 
-def segment_photo(ctx: "StageContext", photo: Path, targets: "list[Target]", which: str | None) -> "list[Ref]":
-    """The masks of one photo's objects."""
-    from objtune_cli.segmentation import stage as segment_stage
+def segment_photo(ctx: "StageContext", request: PhotoRequest) -> "list[Ref]":
+    """Segment the objects of one photo, or find their masks."""
+    from objtune_cli.segmentation import stage
 
-    return [
-        d.ref
-        for d in segment_stage.run(ctx.without_force(), photo, targets, ctx.settings.resolve(Segment, select=which))
-    ]
+    config = ctx.settings.resolve(Segment, select=request.select)
+    return [each.ref for each in stage.run(ctx.without_force(), request.photo, request.targets, config)]
 
 
 def parse_steps(steps: str) -> int | None:
@@ -157,8 +158,8 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
-def check_distinct_names(wanted: list[PhotoRequest]) -> None:
+def check_distinct_names(requests: list[PhotoRequest]) -> None:
     """Refuse two photos that would give an object the same name, before anything is looked at."""
-    names = [target.name for _, found, _ in wanted for target in found]
+    names = [target.name for request in requests for target in request.targets]
     twice = next((name for name in names if names.count(name) > 1), "")
     require(not twice, f"two photos would give an object the name {twice}", "tell them apart with `--name`")

@@ -157,7 +157,7 @@ def wrap_command(name: str, function: Callable[..., CommandResult], *, model: bo
     own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
     shared = options.GLOBAL | (options.MODEL if model else {})
 
-    @functools.wraps(function, assigned=("__module__", "__name__", "__qualname__", "__doc__"))
+    @functools.wraps(function, assigned=("__module__", "__name__", "__qualname__", "__doc__"), updated=())
     def command(ctx: typer.Context, **values: Any) -> int:
         invocation: options.Invocation = ctx.obj
         common = {key: values.pop(key) or invocation.shared.get(key) for key in shared}

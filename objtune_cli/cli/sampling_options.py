@@ -1,11 +1,15 @@
-"""Options that `generate` and `compose` share."""
+"""Sampling options of `generate` and `compose`."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from objtune_cli.config.sections import SEEDS, Generate
+
+if TYPE_CHECKING:
+    from objtune_cli.workflow.context import StageContext
 
 NumImages = Annotated[
     int | None, typer.Option("-n", help="Pictures per prompt.", show_default=str(Generate().num_images))
@@ -75,3 +79,29 @@ Out = Annotated[
     Path | None,
     typer.Option("--out", metavar="DIR", help="Also copy the pictures there; none that lies there is replaced."),
 ]
+
+
+SAMPLING: dict[str, tuple[Any, Any]] = {
+    "n": (NumImages, None), "seed": (Seed, None), "width": (Width, None), "height": (Height, None), "size": (Size, None),
+    "steps": (Steps, None), "guidance": (Guidance, None), "negative": (Negative, None), "strength": (Strength, None),
+    "scheduler": (Scheduler, None),
+}  # fmt: skip
+
+
+def resolve_sampling(ctx: "StageContext", sampling: Mapping[str, Any]) -> Generate:
+    """The settings of `generate`, with the options of `SAMPLING` above the other layers."""
+    from objtune_cli.generation import image_size
+
+    width, height = image_size.parse_size(sampling["size"], sampling["width"], sampling["height"])
+    return ctx.settings.resolve(
+        Generate,
+        num_images=sampling["n"],
+        seed=sampling["seed"],
+        width=width,
+        height=height,
+        num_inference_steps=sampling["steps"],
+        guidance_scale=sampling["guidance"],
+        negative_prompt=sampling["negative"],
+        strength=sampling["strength"],
+        scheduler=sampling["scheduler"],
+    )

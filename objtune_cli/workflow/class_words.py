@@ -52,7 +52,7 @@ def clean_class_word(text: str) -> str:
         )
     word = _ARTICLES.sub("", word.strip(_QUOTES)).strip(_ENDS)
     if not word:
-        said = f"the class {text.strip()!r} has no word in it" if text.strip() else "what the object is was not said"
+        said = f"the class {text.strip()!r} has no word in it" if text.strip() else "the object has no class"
         raise UsageError(said, f"give its class: {CLASS_EXAMPLE.removeprefix('for example ')}")
     return word
 

@@ -294,7 +294,7 @@ def _build_job(job: dict[str, Any], where: str, folder: Path) -> Job:
 
 
 def _check_owners(job: dict[str, Any], owners: set[str], names: list[str], where: str) -> None:
-    """Refuse a mask, box or point of one of several objects that does not say whose it is.
+    """Refuse a mask, box or point of one of several objects that names no object.
 
     Raises:
         InputError: Shows the form.
@@ -306,7 +306,7 @@ def _check_owners(job: dict[str, Any], owners: set[str], names: list[str], where
             form = ", ".join(
                 f"{name if name.isidentifier() and name.isascii() else repr(name)} = {example}" for name in names
             )
-            raise InputError(f"{key} in {where} does not say whose it is: {text}", f"`{key} = {{{form}}}`")
+            raise InputError(f"{key} in {where} names no object, and the photo has several: {text}", f"`{key} = {{{form}}}`")
 
 
 def _resolve_paths(job: dict[str, Any], owners: set[str], folder: Path) -> dict[str, Any]:

@@ -229,11 +229,11 @@ def test_a_mask_needs_no_base(cli, pair):
     [
         (["--box", "dog=0,0,999,50"], 3, "is not inside the photo (320x320)"),
         (["--negative-point", "mug=5,500", "--point", "mug=5,5"], 3, "the point 5,500 is not inside"),
-        (["--negative-point", "dog=5,5"], 2, "dog has only points that are not on it"),
+        (["--negative-point", "dog=5,5"], 2, "dog has only negative points"),
         (["--refine-mask", "dog=small.png"], 3, "small.png has 64x64 pixels, the photo 320x320"),
         (["--refine-mask", "dog=black.png"], 3, "the rough mask black.png is empty"),
         (["--refine-mask", "dog=none.png"], 3, "there is no mask none.png"),
-        (["--mask", "dog=white.png", "--box", "dog=1,1,9,9"], 2, "a mask of dog is all there is to say"),
+        (["--mask", "dog=white.png", "--box", "dog=1,1,9,9"], 2, "dog has a mask and other hints"),
         (["--mask", "dog=white.png", "--mask", "mug=white.png"], 3, "claim the same region"),
         (["--box", "dog=100,100,300,300", "--box", "mug=100,100,300,300"], 3, "claim the same region"),
         (["--sam-checkpoint", "white.png"], 3, "is no readable checkpoint"),

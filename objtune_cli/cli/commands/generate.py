@@ -1,28 +1,17 @@
 """`objtune generate`: prompts to images."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from objtune_cli.cli import completion
+from objtune_cli.cli.options import with_options
 from objtune_cli.cli.runner import CommandResult, CommandRun
-from objtune_cli.cli.sampling_options import (
-    Guidance,
-    Height,
-    Negative,
-    NumImages,
-    Out,
-    Scheduler,
-    Seed,
-    Size,
-    Steps,
-    Strength,
-    Width,
-)
+from objtune_cli.cli.sampling_options import SAMPLING, Out, resolve_sampling
 from objtune_cli.cli.stdin import read_prompts
-from objtune_cli.config.sections import Generate
 
 
+@with_options(SAMPLING, before="adapter")
 def generate(
     run: CommandRun,
     prompt: Annotated[
@@ -31,16 +20,6 @@ def generate(
             help='For example "a photo of <rex> on the beach"; <rex@2> asks for version 2; - reads stdin, one prompt a line.'
         ),
     ],
-    n: NumImages = None,
-    seed: Seed = None,
-    width: Width = None,
-    height: Height = None,
-    size: Size = None,
-    steps: Steps = None,
-    guidance: Guidance = None,
-    negative: Negative = None,
-    strength: Strength = None,
-    scheduler: Scheduler = None,
     adapter: Annotated[
         str | None,
         typer.Option(
@@ -51,8 +30,9 @@ def generate(
         ),
     ] = None,
     out: Out = None,
+    **sampling: Any,
 ) -> CommandResult:
-    from objtune_cli.generation import image_size, stage
+    from objtune_cli.generation import stage
 
     prompts = read_prompts(prompt)
     if len(prompt) > 2 and not any(" " in text or text == "-" for text in prompt):
@@ -60,18 +40,6 @@ def generate(
             f'these are {len(prompt)} prompts of one word each; one prompt stands in quotes: "{" ".join(prompt)}"'
         )
     ctx = run.context(create=False)
-    wide, high = image_size.parse_size(size, width, height)
-    config = ctx.settings.resolve(
-        Generate,
-        num_images=n,
-        seed=seed,
-        width=wide,
-        height=high,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        negative_prompt=negative,
-        strength=strength,
-        scheduler=scheduler,
-    )
+    config = resolve_sampling(ctx, sampling)
     source = ctx.store.find(adapter, ("adapter",)) if adapter else None
     return CommandResult(stage.run(ctx, prompts, config, out, source), printed="images")

@@ -1,27 +1,14 @@
 """`objtune train`: photos, masks or embeddings to adapters."""
 
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from objtune_cli.cli import completion, durations, launcher
-from objtune_cli.cli.object_options import HintOptions, options_by_photo, parse_photo_request, parse_targets
-from objtune_cli.cli.photo_options import (
-    Boxes,
-    ClassWords,
-    Masks,
-    Names,
-    NegativePoints,
-    PhotoRequest,
-    Points,
-    RefineMasks,
-    Select,
-    check_distinct_names,
-    parse_photos,
-    parse_steps,
-    segment_photo,
-)
+from objtune_cli.cli import completion, console, durations, launcher
+from objtune_cli.cli.object_options import PhotoRequest, options_by_photo, parse_photo_request
+from objtune_cli.cli.options import with_options
+from objtune_cli.cli.photo_options import PHOTO, check_distinct_names, parse_photos, parse_steps, segment_photo
 from objtune_cli.cli.runner import CommandResult, CommandRun, require
 from objtune_cli.cli.signals import TIME_LIMIT
 from objtune_cli.cli.stdin import read_refs
@@ -34,6 +21,7 @@ if TYPE_CHECKING:
     from objtune_cli.workflow.context import StageContext, StageResult
 
 
+@with_options(PHOTO, before="steps")
 def train(
     run: CommandRun,
     source: Annotated[
@@ -44,14 +32,6 @@ def train(
             autocompletion=completion.trainable_ref,
         ),
     ] = None,
-    class_: ClassWords = None,
-    name: Names = None,
-    mask: Masks = None,
-    box: Boxes = None,
-    point: Points = None,
-    negative_point: NegativePoints = None,
-    refine_mask: RefineMasks = None,
-    select: Select = None,
     steps: Annotated[
         str | None,
         typer.Option(metavar="N", help="Optimizer steps; auto: until its loss stops falling.", show_default="auto"),
@@ -82,45 +62,29 @@ def train(
             show_default=False,
         ),
     ] = None,
+    **objects: Any,
 ) -> CommandResult:
     if launcher.accelerate_cpu_single_process():
         run.report.note(
-            f"accelerate starts one process where it is told --cpu; `objtune train … {launcher.OPTION} N` starts several"
+            f"`accelerate launch --cpu` starts one process; `objtune train … {launcher.OPTION} N` starts several"
         )
     if max_time:
         run.stop.until = run.started + durations.parse_duration(max_time, "--max-time")
-    most = None if steps is None else parse_steps(steps)
+    max_steps = None if steps is None else parse_steps(steps)
     if dry_run:
-        return _dry(run, steps=most, seed=seed, objects=len(class_ or ()) or 1)
-    given = read_refs(source)
-    hinted = bool(class_ or name or mask or box or point or negative_point or refine_mask or select)
-    photos = parse_photos(given, hinted=hinted)
-    if len(photos) > 1:
-        wanted = [
-            (photo, *parse_photo_request(photo, said))
-            for photo, said in zip(photos, options_by_photo(run.groups), strict=True)
-        ]
-        check_distinct_names(wanted)
-    else:
-        wanted = [
-            (photo, parse_targets(class_, name, HintOptions(mask, box, point, negative_point, refine_mask)), select)
-            for photo in photos
-        ]
-    require(
-        photos or not hinted,
-        "--class and the hints belong to a photo",
-        "a ref already says what it shows",
-    )
-    ctx = run.context(create=bool(photos))
+        return _dry_run(run, steps=max_steps, seed=seed, objects=len(objects["class_"] or ()) or 1)
+    sources = read_refs(source)
+    requests = _parse_requests(run, sources, objects)
+    ctx = run.context(create=bool(requests))
     config = ctx.settings.resolve(
         Train,
-        max_steps=most,
+        max_steps=max_steps,
         seed=seed,
         early_stopping="plateau" if steps == "auto" else None,
         self_evaluation=False if no_scores else None,
     )
     try:
-        return CommandResult(_trained(ctx, wanted, given, config, preview), extra={"finished": True})
+        return CommandResult(_train(ctx, requests, sources, config, preview), extra={"finished": True})
     except Stopped as stopped:
         if stopped.code != 128 + TIME_LIMIT:
             raise
@@ -128,39 +92,55 @@ def train(
         return CommandResult(printed="nothing", extra={"finished": False, "message": stopped.message})
 
 
-def _dry(run: CommandRun, steps: int | None, seed: int | None, objects: int) -> CommandResult:
-    """What a run of these settings needs."""
-    from objtune_cli.cli import console
-    from objtune_cli.training import dry_run as dry
+def _parse_requests(run: CommandRun, sources: list[str], objects: dict[str, Any]) -> list[PhotoRequest]:
+    """The photos among the arguments, each with its objects; empty where the arguments are refs.
+
+    Raises:
+        UsageError: Options do not fit the photos, or describe objects of refs.
+    """
+    has_options = any(objects.values())
+    photos = parse_photos(sources, hinted=has_options)
+    require(photos or not has_options, "--class and the hints belong to a photo", "leave them out: a ref has its own")
+    if len(photos) < 2:
+        return [parse_photo_request(photo, objects, only=True) for photo in photos]
+    pairs = zip(photos, options_by_photo(run.groups), strict=True)
+    requests = [parse_photo_request(photo, options, only=False) for photo, options in pairs]
+    check_distinct_names(requests)
+    return requests
+
+
+def _dry_run(run: CommandRun, steps: int | None, seed: int | None, objects: int) -> CommandResult:
+    """Measure what a run with these settings needs."""
+    from objtune_cli.training import dry_run
 
     ctx = run.context(create=False)
     config = ctx.settings.resolve(Train, max_steps=steps, seed=seed)
-    found = dry.run(ctx, config, ctx.settings.resolve(Embed), objects)
+    needs = dry_run.run(ctx, config, ctx.settings.resolve(Embed), objects)
     if not run.options["json"]:
-        console.print_table(("what", "value"), [(key, str(value)) for key, value in found.items()])
-    less = dry.suggest_savings(found, config)
-    if less:
-        run.report.note(f"that is more than the device has: {less}")
-    return CommandResult(printed="nothing", extra={"finished": False, "message": "dry run", "dry_run": found})
+        console.print_table(("what", "value"), [(key, str(value)) for key, value in needs.items()])
+    savings = dry_run.suggest_savings(needs, config)
+    if savings:
+        run.report.note(f"that is more than the device has: {savings}")
+    return CommandResult(printed="nothing", extra={"finished": False, "message": "dry run", "dry_run": needs})
 
 
-def _trained(
-    ctx: "StageContext", wanted: list[PhotoRequest], given: list[str], config: Train, preview: bool
+def _train(
+    ctx: "StageContext", requests: list[PhotoRequest], sources: list[str], config: Train, preview: bool
 ) -> "list[StageResult]":
-    """The stages of `train`, from photos or from refs."""
+    """Run the stages of `train`, from photos or from refs."""
     from objtune_cli.training import many_stage, stage
 
     embedding, prior = ctx.settings.resolve(Embed), ctx.settings.resolve(Prior)
     with ctx.main_process_first():
-        found = ctx.run_parallel([partial(segment_photo, ctx, *one) for one in wanted])
-    if len(found) > 1:
-        return many_stage.run(ctx, found, config, embedding, prior, preview=preview)
-    sources = found[0] if found else [_trainable(ctx.store, text) for text in given]
-    return [stage.run(ctx, sources, config, embedding, prior, preview=preview)]
+        masks = ctx.run_parallel([partial(segment_photo, ctx, each) for each in requests])
+    if len(masks) > 1:
+        return many_stage.run(ctx, masks, config, embedding, prior, preview=preview)
+    inputs = masks[0] if masks else [_find_trainable(ctx.store, text) for text in sources]
+    return [stage.run(ctx, inputs, config, embedding, prior, preview=preview)]
 
 
-def _trainable(store: "Store", text: str) -> "Ref":
-    """An embedding of that name, else a mask.
+def _find_trainable(store: "Store", text: str) -> "Ref":
+    """Find the embedding of that name, else its mask.
 
     Raises:
         MissingError: Neither is there. IncompatibleError: It is an artifact of another kind.
