@@ -119,7 +119,7 @@ def settings() -> str:
         "`OBJTUNE_SECTION_KEY`, `objtune.toml` (`[section]`), the default.\n\n"
         "`objtune.toml`, for example:\n\n"
         '```toml\nbase = "sdxl"\n\n[train]\nrank = 8\n```\n\n'
-        "An unknown key is an error that lists the known ones. Settings that change a result are part of an artifact's identity: "
+        "An unknown key is an error; its hint names similar keys. Settings that change a result are part of an artifact's identity: "
         "with another value the work is done again.\n",
     ]
     for section, kind in {"": Common, **SECTIONS}.items():

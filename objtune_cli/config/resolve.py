@@ -24,6 +24,12 @@ BASE_KEYS = {"base.vae": "vae", "base.prediction_type": "prediction_type", "base
 SAME_NAME = {key for key, renamed in renamed_settings.RENAMED.items() if renamed.key == key}
 """Settings of which only values have former names."""
 
+MAX_LIST_LENGTH = 160
+"""Most characters of a list of known keys in a hint; of a longer list the hint names similar keys."""
+MAX_SIMILAR = 4
+"""Most similar keys that the hint for an unknown key names."""
+ALL_SETTINGS = "all known keys are in docs/reference/settings.md"
+
 T = TypeVar("T")
 
 
@@ -155,14 +161,31 @@ def _split(key: str) -> tuple[str, str]:
 
 
 def _refuse_unknown(key: str, known: set[str], where: str) -> None:
-    if key not in known:
-        from objtune_cli.config import toml_files
+    """Refuse a key that does not exist.
 
-        near = toml_files.nearest(key, known)
-        raise UsageError(
-            f"unknown key {key} in {where}",
-            f"{f'did you mean {near}? ' if near else ''}known keys: {', '.join(sorted(known))}",
-        )
+    The hint lists the known keys of a short section; of others it names similar keys, and where all of them are listed.
+    """
+    if key in known:
+        return
+    from objtune_cli.config import toml_files
+
+    section = key[: key.rfind(".") + 1]
+    names = {name.removeprefix(section) for name in known if section and name.startswith(section)}
+    if not names:  # no section, or one that does not exist
+        section, names = "", known
+    name = key.removeprefix(section)
+    near = toml_files.nearest(name, names)
+    meant = f"did you mean {section}{near}? " if near else ""
+    listed = _join(section, sorted(names))
+    if len(listed) <= MAX_LIST_LENGTH:
+        raise UsageError(f"unknown key {key} in {where}", f"{meant}known keys: {listed}")
+    similar = [each for each in toml_files.find_similar(name, names, MAX_SIMILAR) if each != near]
+    others = f"similar keys: {_join(section, similar)}; " if similar else ""
+    raise UsageError(f"unknown key {key} in {where}", f"{meant}{others}{ALL_SETTINGS}")
+
+
+def _join(section: str, names: Sequence[str]) -> str:
+    return ", ".join(section + name for name in names)
 
 
 def _read(file: Path) -> dict[str, Any]:

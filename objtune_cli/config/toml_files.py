@@ -119,9 +119,25 @@ def _quotes(line: str) -> str:
 
 def nearest(key: str, known: Iterable[str]) -> str:
     """The known key that was probably meant; empty where none is near."""
+    names = {name.lower(): name for name in known}
+    wanted = _normalize(key)
+    if wanted in names:
+        return names[wanted]
     import difflib  # only for a mistake
 
-    names = {name.lower(): name for name in known}
-    asked = key.lower().replace("-", "_").replace(" ", "_")
-    found = [asked] if asked in names else difflib.get_close_matches(asked, names, 1, 0.72)
+    found = difflib.get_close_matches(wanted, names, 1, 0.72)
     return names[found[0]] if found else ""
+
+
+def find_similar(key: str, known: Iterable[str], count: int) -> list[str]:
+    """Up to `count` known keys that contain a key or share letters with it, the most similar first."""
+    import difflib
+
+    wanted, names = _normalize(key), {name.lower(): name for name in known}
+    containing = sorted((name for name in names if wanted and wanted in name), key=len)
+    close = difflib.get_close_matches(wanted, names, count, 0.5)
+    return [names[name] for name in dict.fromkeys([*containing, *close])][:count]
+
+
+def _normalize(key: str) -> str:
+    return key.lower().replace("-", "_").replace(" ", "_")

@@ -15,7 +15,7 @@ from objtune_cli.store.store import Store
 SETTINGS_FILE = "objtune.toml"
 TEMPLATE = """\
 # Marks an objtune project and holds the default settings of its commands. docs/reference/settings.md lists them.
-# An unknown key is an error that names the known keys. Example:
+# An unknown key is an error that names similar keys. Example:
 #
 # base = "toybox"
 # [train]

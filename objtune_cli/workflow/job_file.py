@@ -306,7 +306,9 @@ def _check_owners(job: dict[str, Any], owners: set[str], names: list[str], where
             form = ", ".join(
                 f"{name if name.isidentifier() and name.isascii() else repr(name)} = {example}" for name in names
             )
-            raise InputError(f"{key} in {where} names no object, and the photo has several: {text}", f"`{key} = {{{form}}}`")
+            raise InputError(
+                f"{key} in {where} names no object, and the photo has several: {text}", f"`{key} = {{{form}}}`"
+            )
 
 
 def _resolve_paths(job: dict[str, Any], owners: set[str], folder: Path) -> dict[str, Any]:

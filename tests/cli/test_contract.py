@@ -90,7 +90,10 @@ USAGE = [
     (["segment", "toy.png", "--class", "dog", "--box", "1,2,3"], "--box 1,2,3 is not x0,y0,x1,y1"),
     (["segment", "toy.png", "--class", "dog", "--box", "1,2,3,nan"], "is not x0,y0,x1,y1"),
     (["segment", "toy.png", "--class", "dog", "--box", "0,0,9,9", "--box", "0,0,8,8"], "two values of --box for dog"),
-    (["segment", "toy.png", "--class", "dog", "--class", "mug", "--box", "0,0,9,9"], "names no object, and the photo has several"),
+    (
+        ["segment", "toy.png", "--class", "dog", "--class", "mug", "--box", "0,0,9,9"],
+        "names no object, and the photo has several",
+    ),
     (["segment", "toy.png", "--class", "dog", "--point", "middle"], "--point middle is not x,y"),
     (["segment", "toy.png", "--class", "dog", "--set", "train.stepz=1"], "unknown key train.stepz"),
     (["segment", "toy.png", "--class", "dog", "--set", "train.max_steps"], "has no value"),

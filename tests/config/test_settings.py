@@ -97,9 +97,9 @@ def test_no_file_is_no_setting(tmp_path: Path) -> None:
         (
             {"toml": "[train]\nstepz = 1"},
             "stepz in [train] of objtune.toml",
-            "rank, sample_vae_latents, seed, self_evaluation, single_forward, single_object_prob, target_blocks, target_modules, timestep_sampling, train_embedding",
+            "similar keys: max_steps",
         ),
-        ({"environment": {"OBJTUNE_STEPS": "1"}}, "OBJTUNE_STEPS in the environment", "OBJTUNE_PROJECT, "),
+        ({"environment": {"OBJTUNE_STEPS": "1"}}, "OBJTUNE_STEPS in the environment", "OBJTUNE_TRAIN_MAX_STEPS"),
         (
             {"environment": {"OBJTUNE_TRAIN_STEPZ": "1"}},
             "OBJTUNE_TRAIN_STEPZ in the environment",
@@ -107,10 +107,12 @@ def test_no_file_is_no_setting(tmp_path: Path) -> None:
         ),
         ({"given": ["steps=1"]}, "steps in --set", "train.max_steps"),
         ({"given": ["train.stepz=1"]}, "train.stepz in --set", "train.max_steps"),
-        ({"given": ["=1"]}, " in --set", "train.max_steps"),
+        ({"given": ["=1"]}, " in --set", "docs/reference/settings.md"),
     ],
 )
-def test_unknown_keys_list_the_known_ones(layers: dict[str, Any], key: str, known: str, settings: Make) -> None:
+def test_unknown_keys_are_answered_with_known_ones(
+    layers: dict[str, Any], key: str, known: str, settings: Make
+) -> None:
     with pytest.raises(UsageError, match="unknown key") as caught:
         settings(**layers)
     assert caught.value.message == f"unknown key {key}"
@@ -262,3 +264,22 @@ def test_every_default_is_in_its_own_range_and_explained(section: type, settings
     defaults = {f.name: getattr(section(), f.name) for f in fields(section)}
     assert settings().resolve(section, **defaults) == section()
     assert all(f.metadata["help"].endswith(".") for f in fields(section))
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("train.learning_rat=1", "did you mean train.learning_rate? "),
+        ("train.max_step=1", "did you mean train.max_steps? "),
+        ("generate.step=1", "similar keys: generate.num_inference_steps, generate.strength"),
+        ("train.lrate=1", "similar keys: train.learning_rate"),
+        ("trian.rank=1", "did you mean train.rank? "),
+        ("quux=1", "all known keys are in docs/reference/settings.md"),
+    ],
+)
+def test_an_unknown_key_is_answered_with_similar_ones_on_a_short_line(key: str, hint: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"unknown key {key.partition('=')[0]} in --set") as refused:
+        Settings(tmp_path / "objtune.toml", {}, [key])
+    assert refused.value.hint.startswith(hint)
+    assert refused.value.hint.endswith("all known keys are in docs/reference/settings.md")
+    assert len(refused.value.hint) < 260

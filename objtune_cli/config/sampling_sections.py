@@ -1,0 +1,96 @@
+"""The settings of `generate` and `compose`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from objtune_cli.config.setting_fields import MAX_SEED, SEEDS, setting
+
+
+@dataclass(frozen=True, repr=False)
+class Generate:
+    """Generating images."""
+
+    num_images: int = setting(4, "Images per prompt.", 1, 1024)
+    seed: int = setting(0, f"Seed of the first image, {SEEDS}.", 0, MAX_SEED)
+    width: int = setting(
+        0, "Width of the images, px, a multiple of the base's size unit. auto: the base's resolution.", 0, 8192, auto="auto", absent=0
+    )  # fmt: skip
+    height: int = setting(0, "Height of the images, as `width`.", 0, 8192, auto="auto", absent=0)
+    num_inference_steps: int = setting(0, "Sampling steps.", 0, 1000, auto="auto")
+    guidance_scale: float = setting(-1.0, "Classifier-free guidance scale.", auto="auto")
+    guidance_interval_high: float = setting(
+        -1.0, "Noise level below which guidance acts, fraction of the schedule (limited-interval guidance, arXiv:2404.07724); lower: more varied poses.",
+        None, 1, auto="auto", absent=1.0,
+    )  # fmt: skip
+    prompt_guidance_scale: float = setting(
+        -1.0, "Scale of the frozen base's own direction for the prompt's other words (composable diffusion); one more call of the base a step.",
+        None, 20, auto="auto", absent=0.0,
+    )  # fmt: skip
+    subject_conditioning_start: float = setting(
+        -1.0, "Noise level below which trained objects act, fraction of the schedule (arXiv:2305.10431); above it, where pose and layout form, the base sees their class words.",
+        None, 1, auto="auto", absent=1.0,
+    )  # fmt: skip
+    autoguidance_scale: float = setting(
+        0.0,
+        "Scale of the difference between the adapter and the frozen base with the class word (autoguidance, arXiv:2406.02507); one more sample a step.",
+        0,
+        20,
+        absent=0.0,
+    )
+    strength: float = setting(
+        1.0,
+        "Factor on the objects' LoRA weights where the prompt sets none, as `<dog:0.8>` does. 0: their classes are generated.",
+        0,
+        2,
+        absent=1.0,
+    )
+    negative_prompt: str = setting("", "What the images should not show.")
+    scheduler: Literal["auto", "ddim", "euler", "dpm++"] = setting(
+        "auto", "Sampler. auto: the one in the base's folder."
+    )
+
+
+@dataclass(frozen=True, repr=False)
+class Compose:
+    """Composing several objects in one image."""
+
+    max_retries: int = setting(
+        4,
+        "How many times an image with a missing or mixed object is generated again, each time from another seed.",
+        0,
+        100,
+        absent=0,
+    )
+    context_words: Literal["class", "placeholder"] = setting(
+        "class",
+        "What the prompt's other words see in an object's place: its class word, or its placeholder token.",
+        absent="placeholder",
+    )
+    region_softness: float = setting(
+        0.06, "Width of the soft edge of the regions, fraction of the image.", 0, 0.5, absent=0.06
+    )
+    bounded_self_attention: bool = setting(False, "Keep self-attention within each object's region.", absent=False)
+    refine_strength: float = setting(
+        0.55,
+        "Strength of the refinement pass, in which each object's box is enlarged and resampled with its adapter alone. 0: no pass.",
+        0,
+        1,
+        absent=0.0,
+    )
+    refine_autoguidance_scale: float = setting(
+        -1.0,
+        "Autoguidance scale of the refinement pass.",
+        None,
+        20,
+        auto="auto",
+        absent=0.0,
+    )
+    paste: Literal["mask", "box"] = setting(
+        "mask",
+        "Region of a refined object that replaces the image's: the object's mask, or its whole box.",
+        absent="box",
+    )
+    presence_check: bool = setting(True, "Check that each object is in its box.", identifies=False)
+    strict: bool = setting(
+        False, "Refuse a scene in which an object is missing or mixed for every seed.", identifies=False
+    )
