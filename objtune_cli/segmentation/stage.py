@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from objtune_cli.config.sections import Segment
 from objtune_cli.errors import GateError, InputError, ObjtuneError
-from objtune_cli.images import photo, png
+from objtune_cli.images import photo, photographs, png
 from objtune_cli.models import registry
 from objtune_cli.segmentation import from_class_word, hint_checks, quality_gate, transparent_photo
 from objtune_cli.segmentation.from_hints import SegmentationModels, SegmentedObject, Target
@@ -44,6 +44,7 @@ def run(ctx: StageContext, path: Path, targets: list[Target], config: Segment) -
         )
     for note in picture.notes:
         ctx.report.note(f"{path.name}: {note}")
+    _note_photograph(ctx, path, picture)
     models = SegmentationModels(ctx, config)
     if len(targets) == 1 and targets[0].has_no_hint:
         picture = transparent_photo.check_transparency(models, path, picture, targets[0])
@@ -58,6 +59,23 @@ def run(ctx: StageContext, path: Path, targets: list[Target], config: Segment) -
         for old, item, target, record in zip(done, located, targets, records, strict=True)
     ]
     return [item if isinstance(item, StageResult) else _publish(ctx, item) for item in found]
+
+
+def _note_photograph(ctx: StageContext, path: Path, picture: photo.Photo) -> None:
+    """Say that a photograph meets a base that knows drawings alone, and how to get one that knows photographs."""
+    if is_drawn_world(ctx) and photographs.looks_like_photograph(picture.rgb):
+        ctx.note_once(
+            f"{path.name} looks like a photograph, and {ctx.base.id} knows drawings alone; for photographs: "
+            "`objtune fetch --base sd15`, then the same command with `--base sd15`"
+        )
+
+
+def is_drawn_world(ctx: StageContext) -> bool:
+    """Whether the base model was trained on the drawn world; a base that is not on this machine was not."""
+    try:
+        return bool(ctx.base.toybox_dial)
+    except ObjtuneError:
+        return False
 
 
 def _downscale(picture: photo.Photo, config: Segment) -> "np.ndarray":

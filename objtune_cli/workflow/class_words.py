@@ -109,11 +109,11 @@ def sort_by_likeness(word: str, known: Sequence[str]) -> list[str]:
 
 
 def use_known_spelling(ctx: "StageContext", targets: list["Target"]) -> list["Target"]:
-    """The targets with their class words as the base spells them, where it names the words that it knows: Dogs to dog."""
+    """The targets with class words that the base knows, where it lists them: Dogs and "red dog" to dog."""
     known = _known_classes(ctx)
     found = []
     for target in targets:
-        word = match_known(target.class_word, known) or target.class_word
+        word = match_known(target.class_word, known) or match_last_word(target.class_word, known) or target.class_word
         if word.casefold() != target.class_word.casefold():
             ctx.note_once(f"the class {target.class_word!r} is read as {word!r}, which the base {ctx.base.id} knows")
         found.append(replace(target, class_word=word))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from objtune_cli.errors import InputError, ObjtuneError
 from objtune_cli.store.refs import Ref
+from objtune_cli.workflow import prompt_language
 from objtune_cli.workflow import prompt_text as text
 from objtune_cli.workflow.context import StageContext
 from objtune_cli.workflow.trained_objects import PromptObject, TrainedObjects, has_lora
@@ -104,7 +105,17 @@ def read_prompts(
         ctx.report.note(f"{which}: to draw what was trained, {request.advice}")
     _note_other_syntax(ctx, request)
     _note_files(ctx, texts)
+    _note_language(ctx, [*texts, written])
     return request
+
+
+def _note_language(ctx: StageContext, texts: list[str]) -> None:
+    """Say, once in a command, that a prompt is not in English."""
+    for language in filter(None, map(prompt_language.find_language, texts)):
+        ctx.note_once(
+            f"the prompt is in {language}: the base {ctx.base.id} learned from English captions and hardly reads it; write it in English"
+        )
+        return
 
 
 def _find_objects(

@@ -168,7 +168,9 @@ def test_an_unknown_class_is_refused_before_anything_is_looked_for(
 def test_a_longer_class_that_ends_with_a_known_one_is_found(cli, small: Path) -> None:
     done = cli("segment", small, "--class", "small dog")
     assert (done.code, done.out) == (0, "mask/small-dog@1\n"), done.err
-    assert "does not know the class 'small dog'; it knows dog, " in done.err
+    assert "the class 'small dog' is read as 'dog', which the base toybox knows" in done.err
+    record = Store.at(Path()).read_record(Ref("mask", "small-dog", 1))
+    assert record.objects == {"small-dog": "dog"}
 
 
 def test_a_class_of_another_script_trains_by_command_library_and_jobs(cli, fast, base: Path) -> None:
