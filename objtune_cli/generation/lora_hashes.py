@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from objtune_cli.errors import ObjtuneError
-from objtune_cli.interchange import export, trigger_words
+from objtune_cli.interchange import export_files, lora_keys, trigger_words
 from objtune_cli.models import families
 from objtune_cli.store import artifacts, garbage
 from objtune_cli.store.kinds import adapter, scene
@@ -99,10 +99,10 @@ def imported_hashes(record: artifacts.Record) -> Hashes | None:
 def compute_hashes(record: artifacts.Record, tensors: Mapping[str, Any]) -> Hashes:
     """Compute the hashes of an adapter's exported files: of a LoRA without its header, of an embedding the whole file."""
     family = families.get_family(record.base.get("family", ""))
-    layers = export.kohya_keys(tensors, family)
-    lora: Hashes = {"Lora hashes": {record.name: export.body_hash(layers)[:DIGITS]}} if layers else {}
+    layers = lora_keys.to_kohya(tensors, family)
+    lora: Hashes = {"Lora hashes": {record.name: export_files.body_hash(layers)[:DIGITS]}} if layers else {}
     embeddings = {
-        name: export.embedding_hash(tensors, name, family)[:DIGITS]
+        name: export_files.embedding_hash(tensors, name, family)[:DIGITS]
         for name in record.objects
         if adapter.token_names(name)[0] in tensors
     }

@@ -43,7 +43,8 @@ def blend_on_white(rgb: "np.ndarray", alpha: "np.ndarray") -> "np.ndarray":
     import numpy as np
 
     weight = np.minimum(alpha.astype(np.uint16) * 2, 255)[..., None]
-    return ((rgb * weight + 255 * (255 - weight) + 127) // 255).astype(np.uint8)
+    blended: np.ndarray = ((rgb * weight + 255 * (255 - weight) + 127) // 255).astype(np.uint8)
+    return blended
 
 
 def remove_shadow(alpha: "np.ndarray", rgb: "np.ndarray") -> "np.ndarray":

@@ -1,164 +1,17 @@
-"""segment-anything: official checkpoints, and the small model of the same classes in this package.
+"""Masks by a model of segment-anything: from hints, and proposals without any. Knows no class words."""
 
-Class words are unknown here. Checkpoints are read as plain tensors, and no code in them is run.
-"""
-
-import hashlib
-import json
-import re
-from dataclasses import asdict, dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from torch import Tensor, nn
 
-from objtune_cli.errors import InputError, ResourceError
 from objtune_cli.numerics.masks import iou
 from objtune_cli.runtime import cpu, torchvision_compat
-from objtune_cli.runtime.load_lock import LOAD_LOCK
 from objtune_cli.segmentation.types import Hints, Proposal
 
 torchvision_compat.complete()  # segment-anything imports torchvision
-from segment_anything import SamAutomaticMaskGenerator, SamPredictor, sam_model_registry  # noqa: E402
-from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer  # noqa: E402
-
-STORED_NAMES = {"global_attn_indexes": "everywhere"}
-"""Fields of `Dims` whose names in config.json differ."""
-
-
-@dataclass(frozen=True, slots=True)
-class Dims:
-    """Sizes of a segment-anything model.
-
-    Attributes:
-        side, patch: Sides of input images and patches, px. window: Side of attention windows, patches.
-        width, depth, heads: Sizes of the image encoder. everywhere: Layers with global attention.
-        prompt: Width of prompts and decoder. mlp: Hidden width of the decoder's layers.
-    """
-
-    side: int = 128
-    patch: int = 8
-    window: int = 8
-    width: int = 128
-    depth: int = 6
-    heads: int = 4
-    global_attn_indexes: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
-    prompt: int = 128
-    mlp: int = 256
-
-    def to_json(self) -> dict[str, Any]:
-        """The sizes as the embedded model's config.json stores them."""
-        return {STORED_NAMES.get(name, name): value for name, value in asdict(self).items()}
-
-    @classmethod
-    def from_json(cls, stored: dict[str, Any]) -> "Dims":
-        """Sizes from the embedded model's config.json."""
-        names = {on_disk: name for name, on_disk in STORED_NAMES.items()}
-        sizes: dict[str, Any] = {names.get(k, k): tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
-        return cls(**sizes)
-
-
-def build_sam(dims: Dims) -> Any:
-    """Build an untrained `Sam` of these sizes without relative positions."""
-    cells = dims.side // dims.patch
-    return Sam(
-        image_encoder=ImageEncoderViT(
-            img_size=dims.side, patch_size=dims.patch, embed_dim=dims.width, depth=dims.depth, num_heads=dims.heads, mlp_ratio=4,
-            out_chans=dims.prompt, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=1e-6),  # type: ignore[arg-type]
-            use_rel_pos=False, window_size=dims.window, global_attn_indexes=dims.global_attn_indexes,
-        ),
-        prompt_encoder=PromptEncoder(
-            embed_dim=dims.prompt, image_embedding_size=(cells, cells), input_image_size=(dims.side, dims.side), mask_in_chans=16
-        ),
-        mask_decoder=MaskDecoder(
-            num_multimask_outputs=3,
-            transformer=TwoWayTransformer(depth=2, embedding_dim=dims.prompt, mlp_dim=dims.mlp, num_heads=dims.heads),
-            transformer_dim=dims.prompt, iou_head_depth=3, iou_head_hidden_dim=dims.prompt,
-        ),
-    )  # fmt: skip
-
-
-OFFICIAL_MODELS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
-"""Width of the image encoder to the name of the official model."""
-
-
-def load_embedded(folder: Path) -> tuple[Any, str]:
-    """Load the embedded model; also return its name.
-
-    Raises:
-        ResourceError: Its files are missing or damaged.
-    """
-    from safetensors.torch import load_file
-
-    try:
-        record = json.loads((folder / "config.json").read_bytes())
-        state = {k: v.float() for k, v in load_file(folder / "model.safetensors").items()}
-        with LOAD_LOCK:
-            model = build_sam(Dims.from_json(record["dims"]))
-        model.load_state_dict(state)
-    except Exception as error:  # damaged files raise many kinds of errors
-        raise ResourceError(
-            f"the segmenter in {folder} cannot be opened: {type(error).__name__}", "install objtune again"
-        ) from None
-    return model.eval(), record["name"]
-
-
-def load_official(checkpoint: Path) -> tuple[Any, str]:
-    """Load an official checkpoint (.pth, or a safetensors copy) without running code in it; also return the model's name.
-
-    Raises:
-        InputError: The file is missing, differs from the digest in its name, has more than plain tensors, or is another model.
-    """
-    _check_digest(checkpoint)
-    state = _read_checkpoint(checkpoint)
-    first = state.get("image_encoder.patch_embed.proj.weight") if isinstance(state, dict) else None
-    kind = OFFICIAL_MODELS.get(len(first) if isinstance(first, Tensor) and first.ndim else 0)
-    if kind is None:
-        raise InputError(f"{checkpoint} is no segment-anything checkpoint", "give sam_vit_b, sam_vit_l or sam_vit_h")
-    with LOAD_LOCK:
-        model = sam_model_registry[kind](checkpoint=None)  # with a path, the builder would unpickle the file
-    try:
-        model.load_state_dict(state)
-    except RuntimeError:
-        raise InputError(f"{checkpoint} does not fit segment-anything's {kind}", "download it again") from None
-    return model.eval(), f"sam-{kind}"
-
-
-def _check_digest(path: Path) -> None:
-    """Check the SHA-256 prefix in the names of official files: sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth, sam_vit_h_4b8939.pth."""
-    claimed = re.fullmatch(r"sam_vit_[blh]_([0-9a-f]{6})\.pth", path.name)
-    if claimed is None or not path.is_file():
-        return
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if not found.startswith(claimed[1]):
-        raise InputError(
-            f"{path} is not what its name says: its SHA-256 begins with {found[:6]}, not {claimed[1]}",
-            "download it again",
-        )
-
-
-def _read_checkpoint(path: Path) -> Any:
-    if not path.is_file():
-        raise InputError(
-            f"there is no file {path}", "give a segment-anything checkpoint, or none for the embedded model"
-        )
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged and hostile files end here; none of their code has run
-        raise InputError(
-            f"{path} is no readable checkpoint: {type(error).__name__}",
-            "official checkpoints and safetensors copies are read",
-        ) from None
-
+from segment_anything import SamAutomaticMaskGenerator, SamPredictor  # noqa: E402
 
 GRID_POINTS = 8
 """Points along each side of the grid for proposals without hints."""
@@ -221,12 +74,13 @@ class SegmentAnything:
         ]  # fmt: skip
         return self._filter_by_points(hints, self._predict_boxes(np.array(boxes)))
 
-    def _filter_by_points(self, hints: Hints, found: list[Proposal]) -> list[Proposal]:
+    def _filter_by_points(self, hints: Hints, proposals: list[Proposal]) -> list[Proposal]:
         """Proposals that contain all points and no negative point."""
-        height, width = self.rgb.shape[:2]
-        inside = lambda mask, points: [bool(mask[min(int(v), height - 1), min(int(u), width - 1)]) for u, v in points]  # noqa: E731
         return [
-            p for p in found if all(inside(p.mask, hints.points)) and not any(inside(p.mask, hints.negative_points))
+            proposal
+            for proposal in proposals
+            if all(_contains(proposal.mask, point) for point in hints.points)
+            and not any(_contains(proposal.mask, point) for point in hints.negative_points)
         ]
 
     def propose_all(self) -> list[Proposal]:
@@ -238,8 +92,8 @@ class SegmentAnything:
         generator = SamAutomaticMaskGenerator(
             self.predictor.model, points_per_side=GRID_POINTS, points_per_batch=HINTS_PER_BATCH, pred_iou_thresh=0.6, stability_score_thresh=0.7, box_nms_thresh=0.8,
         )  # fmt: skip
-        found = [Proposal(m["segmentation"], float(m["predicted_iou"])) for m in generator.generate(self.rgb)]
-        return _suppress_duplicates(found + self._propose_from_boxes())
+        from_points = [Proposal(m["segmentation"], float(m["predicted_iou"])) for m in generator.generate(self.rgb)]
+        return _suppress_duplicates(from_points + self._propose_from_boxes())
 
     def _propose_from_boxes(self) -> list[Proposal]:
         """Objects in boxes of several sizes over the whole image."""
@@ -252,23 +106,23 @@ class SegmentAnything:
 
     def _predict_boxes(self, boxes: np.ndarray) -> list[Proposal]:
         """Predict the object in each box (N, 4)."""
-        given = torch.as_tensor(
+        resized = torch.as_tensor(
             self.predictor.transform.apply_boxes(boxes, self.rgb.shape[:2]),
             dtype=torch.float32,
             device=self.predictor.device,
         )
-        found: list[Proposal] = []
-        for part in given.split(HINTS_PER_BATCH):
-            masks, quality, _ = self.predictor.predict_torch(None, None, boxes=part, multimask_output=False)
-            found += [Proposal(m, float(q)) for m, q in zip(masks[:, 0].cpu().numpy(), quality[:, 0], strict=True)]
-        return found
+        proposals: list[Proposal] = []
+        for batch in resized.split(HINTS_PER_BATCH):
+            masks, quality, _ = self.predictor.predict_torch(None, None, boxes=batch, multimask_output=False)
+            proposals += [Proposal(m, float(q)) for m, q in zip(masks[:, 0].cpu().numpy(), quality[:, 0], strict=True)]
+        return proposals
 
     def refine(self, proposal: Proposal) -> Proposal:
         """Predict the object again from its box, and from a crop if it is small; keep the old mask if they differ."""
         box = mask_box(proposal.mask)
         again = self._predict_best(self.predictor, Hints(box))
-        kept = again if iou(again.mask, proposal.mask) > 0.7 else proposal
-        return self._zoom_in(kept, Hints(box))
+        chosen = again if iou(again.mask, proposal.mask) > 0.7 else proposal
+        return self._zoom_in(chosen, Hints(box))
 
     def _zoom_in(self, first: Proposal, hints: Hints) -> Proposal:
         """Predict again from a crop around the first mask; keep the first mask if the two differ."""
@@ -324,13 +178,20 @@ class SegmentAnything:
         return (cv2.resize(square, (cells, cells), interpolation=cv2.INTER_AREA) * 2 - 1) * MASK_LOGIT
 
 
-def _suppress_duplicates(found: list[Proposal]) -> list[Proposal]:
+def _contains(mask: np.ndarray, point: tuple[float, float]) -> bool:
+    """Whether a mask contains a point (x, y), px; one beyond the right or lower border counts as on it."""
+    height, width = mask.shape
+    x, y = point
+    return bool(mask[min(int(y), height - 1), min(int(x), width - 1)])
+
+
+def _suppress_duplicates(proposals: list[Proposal]) -> list[Proposal]:
     """Keep the best of similar proposals; sort by quality."""
-    kept: list[Proposal] = []
-    for proposal in sorted(found, key=lambda p: -p.quality):
-        if proposal.mask.any() and all(iou(proposal.mask, other.mask) < DUPLICATE_IOU for other in kept):
-            kept.append(proposal)
-    return kept
+    distinct: list[Proposal] = []
+    for proposal in sorted(proposals, key=lambda p: -p.quality):
+        if proposal.mask.any() and all(iou(proposal.mask, other.mask) < DUPLICATE_IOU for other in distinct):
+            distinct.append(proposal)
+    return distinct
 
 
 def mask_box(mask: np.ndarray) -> tuple[float, float, float, float]:

@@ -15,13 +15,15 @@ def load_segmenter(kind: str, checkpoint: str, embedded: Path, device: str = "cp
         InputError: The file is not a segment-anything checkpoint.
     """
     if checkpoint:
-        from objtune_cli.segmentation.sam import SegmentAnything, load_official
+        from objtune_cli.segmentation.sam import SegmentAnything
+        from objtune_cli.segmentation.sam_models import load_official
 
         return SegmentAnything(*load_official(Path(checkpoint)), device)
     if kind == "grabcut":
         from objtune_cli.segmentation.grabcut import GrabCut
 
         return GrabCut()
-    from objtune_cli.segmentation.sam import SegmentAnything, load_embedded
+    from objtune_cli.segmentation.sam import SegmentAnything
+    from objtune_cli.segmentation.sam_models import load_embedded
 
     return SegmentAnything(*load_embedded(embedded))

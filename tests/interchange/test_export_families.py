@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from objtune_cli.errors import DamagedError, InputError, ResourceError
-from objtune_cli.interchange import export, model_card
+from objtune_cli.interchange import export, lora_keys, model_card
 from objtune_cli.lora import layers as adapter
 from objtune_cli.models import families, loading
 from objtune_cli.models.families.family import MODULES
@@ -114,7 +114,7 @@ def test_names_at_full_size_are_those_that_other_tools_know(name: str) -> None:
     ends = MODULES["all"]
     layers = [n for n, _ in unet.named_modules() if any(n == end or n.endswith("." + end) for end in ends)]
     made = {f"unet.{layer}.lora_{side}.weight": torch.zeros(2, 2) for layer in layers for side in "AB"}
-    stems = {key.split(".")[0] for key in export.kohya_keys(made, families.get_family(name))}
+    stems = {key.split(".")[0] for key in lora_keys.to_kohya(made, families.get_family(name))}
     assert len(stems) == len(layers)
     assert stems == set((KEYS / f"{name}.txt").read_text().split())
 

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from objtune_cli.errors import IncompatibleError
-from objtune_cli.interchange import export
+from objtune_cli.interchange import export, lora_keys
 from objtune_cli.interchange.diffusers_example import write_example
 from objtune_cli.lora import layers as adapter
 from objtune_cli.models import families, loading
@@ -158,7 +158,7 @@ def test_names_at_full_size_are_those_of_kohyas_scripts(name: str) -> None:
     made = {f"unet.{n}.lora_A.weight": torch.zeros(1, m.in_features) for n, m in sizes.items()}
     made |= {f"unet.{n}.lora_B.weight": torch.zeros(m.out_features, 1) for n, m in sizes.items()}
     assert len(sizes) == {"sd3": 285, "sd35": 337}[name]
-    assert {key.split(".")[0] for key in export.kohya_keys(made, family)} == set(
+    assert {key.split(".")[0] for key in lora_keys.to_kohya(made, family)} == set(
         (KEYS / f"{name}.txt").read_text().split()
     )
 
@@ -166,7 +166,7 @@ def test_names_at_full_size_are_those_of_kohyas_scripts(name: str) -> None:
 def test_a_layer_without_a_name_is_one_line() -> None:
     made = {f"unet.transformer_blocks.0.norm1.linear.lora_{side}.weight": torch.zeros(2, 2) for side in "AB"}
     with pytest.raises(IncompatibleError, match=r"no name for the layer transformer_blocks\.0\.norm1\.linear") as error:
-        export.kohya_keys(made, families.get_family("sd3"))
+        lora_keys.to_kohya(made, families.get_family("sd3"))
     assert error.value.code == 6 and "--format diffusers" in error.value.hint
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load, load_file, save_file
 
 from objtune_cli.composition import regional
-from objtune_cli.interchange import export, pickle_sandbox
+from objtune_cli.interchange import export, lora_keys, pickle_sandbox
 from objtune_cli.lora import import_keys
 from objtune_cli.lora import layers as adapter
 from objtune_cli.lora.layer_names import modules_of
@@ -49,7 +49,7 @@ def layers(folder: Path, rank: int = 2, modules: str = "all") -> dict[str, torch
 
 
 def kohya(weights: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
-    return {k: torch.as_tensor(v) for k, v in export.kohya_keys(weights, families.get_family(name)).items()}
+    return {k: torch.as_tensor(v) for k, v in lora_keys.to_kohya(weights, families.get_family(name)).items()}
 
 
 def of_encoder(prefix: str, width: int, rank: int = 2) -> dict[str, torch.Tensor]:

@@ -11,7 +11,7 @@ import torch
 from objtune_cli.lora import layers as adapter
 from objtune_cli.models import clip, loading, registry
 from objtune_cli.runtime import load_lock
-from objtune_cli.segmentation import sam
+from objtune_cli.segmentation import sam_models
 from tests.support import tiny_sd1
 
 CPU = torch.device("cpu")
@@ -57,7 +57,7 @@ def test_layers_made_while_a_base_is_opened_have_values_and_always_the_same(base
 
 
 def test_so_does_a_segmenter(base: Path) -> None:
-    for model, _ in _while_opening(base, lambda: sam.load_embedded(registry.TOYBOX_SEGMENTER), 3):
+    for model, _ in _while_opening(base, lambda: sam_models.load_embedded(registry.TOYBOX_SEGMENTER), 3):
         assert {p.device for p in model.parameters()} == {CPU}
 
 

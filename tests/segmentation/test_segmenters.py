@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from objtune_cli.errors import InputError
-from objtune_cli.segmentation import sam
+from objtune_cli.segmentation import sam, sam_models
 from objtune_cli.segmentation.grabcut import GrabCut
-from objtune_cli.segmentation.sam import SegmentAnything, load_official
+from objtune_cli.segmentation.sam import SegmentAnything
+from objtune_cli.segmentation.sam_models import load_official
 from objtune_cli.segmentation.segmenters import load_segmenter
 from objtune_cli.segmentation.types import Hints, Proposal
 from objtune_cli.toybox import renderer, world
@@ -205,7 +206,7 @@ def test_segment_anythings_automatic_masks_run_on_this_machine() -> None:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setitem(sam.sam_model_registry, "vit_b", _tiny_sam)
+    monkeypatch.setitem(sam_models.sam_model_registry, "vit_b", _tiny_sam)
     path = tmp_path / "sam_vit_b.pth"
     torch.save(_tiny_sam().state_dict(), path)
     return path

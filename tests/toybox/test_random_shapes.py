@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import objtune_cli.models.base_model  # noqa: F401  (repairs torchvision before segment-anything asks for it)
-from objtune_cli.segmentation import sam
+from objtune_cli.segmentation import sam_models
 from objtune_cli.toybox import random_shapes
 from objtune_cli.toybox.recipe import segmenter
 from objtune_cli.toybox.recipe.presets import CPU
@@ -64,8 +64,8 @@ def test_hints_say_what_they_mean() -> None:
 def test_rows_decoded_together_are_those_decoded_alone() -> None:
     """The decoder is made for one picture; several at once must not see each other."""
     torch.manual_seed(0)
-    network = sam.build_sam(
-        replace(sam.Dims(), side=64, depth=1, global_attn_indexes=(0,), width=32, prompt=32, mlp=32)
+    network = sam_models.build_sam(
+        replace(sam_models.Dims(), side=64, depth=1, global_attn_indexes=(0,), width=32, prompt=32, mlp=32)
     ).eval()
     given = segmenter.sample_batch(np.random.default_rng(1), 2, 64)
     with torch.no_grad():
@@ -84,7 +84,7 @@ def test_a_fast_sampling_then_published_weights_open(tmp_path: Path) -> None:
     preset = replace(CPU, segmenter_steps=2, segmenter_batch=2)
     network = segmenter.train(tmp_path, preset)
     segmenter.publish(network, tmp_path / "out", preset, "abc")
-    model, name = sam.load_embedded(tmp_path / "out")
+    model, name = sam_models.load_embedded(tmp_path / "out")
     assert name == "toybox-sam"
     for key, value in model.state_dict().items():
         torch.testing.assert_close(value, network.state_dict()[key], atol=2e-3, rtol=2e-3)

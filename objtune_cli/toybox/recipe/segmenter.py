@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from objtune_cli.segmentation import sam
+from objtune_cli.segmentation import sam_models
 from objtune_cli.toybox import random_shapes, renderer, world
 from objtune_cli.toybox.recipe.presets import Preset
 from objtune_cli.toybox.recipe.train_loop import Plan, fit
@@ -156,9 +156,9 @@ def _sample_points(cover: np.ndarray, n: int, rng: np.random.Generator) -> tuple
 
 def train(work: Path, preset: Preset, device: str = "cpu") -> Any:
     """Train the small model from scratch."""
-    dims = sam.Dims()
+    dims = sam_models.Dims()
     torch.manual_seed(preset.seed)
-    network = sam.build_sam(dims)
+    network = sam_models.build_sam(dims)
     plan = Plan(preset.segmenter_steps, preset.segmenter_lr, seed=preset.seed + 70)
 
     def losses(step: int, g: torch.Generator) -> dict[str, Tensor]:
@@ -237,7 +237,7 @@ def publish(network: Any, folder: Path, preset: Preset, commit: str) -> None:
     (folder / "model.safetensors").chmod(0o644)
     record = {
         "name": "toybox-sam",
-        "dims": sam.Dims().to_json(),
+        "dims": sam_models.Dims().to_json(),
         "steps": preset.segmenter_steps,
         "seed": preset.seed,
         "commit": commit,
@@ -249,7 +249,7 @@ def publish(network: Any, folder: Path, preset: Preset, commit: str) -> None:
 def evaluate(network: Any, preset: Preset, count: int = 100) -> dict[str, float]:
     """Mean IoU of one point and of a box on new toybox scenes and shapes."""
     found: dict[str, list[float]] = {}
-    size = sam.Dims().side
+    size = sam_models.Dims().side
     for i in range(count):
         rng = np.random.default_rng((preset.seed + 1, i))
         kind = "scene" if i % 2 else "shapes"
