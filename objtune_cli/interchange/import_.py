@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from objtune_cli.interchange.textual_inversion import TokenVectors
-    from objtune_cli.lora.import_keys import Source
+    from objtune_cli.lora.import_source import Source
     from objtune_cli.models.base_model import BaseModel
 
 MIN_FREE_TOKENS = 10
@@ -71,9 +71,9 @@ def _inputs(read: list[import_sources.ImportFile], found: "list[Source] | None" 
         f"{adapter.CONFIG_ROLE}{i}": import_sources.sha256_of(file.config) for i, file in enumerate(read) if file.config
     }
     for i, source in enumerate(found or []):
-        from objtune_cli.lora import import_keys
+        from objtune_cli.lora import import_kinds
 
-        if import_keys.is_lora(source.weights):
+        if import_kinds.is_lora(source.weights):
             hashes[f"{adapter.BODY_ROLE}{i}"] = read[i].body
     return {role: {"ref": "", "sha256": digest} for role, digest in hashes.items()}
 
@@ -93,7 +93,7 @@ def open_source(file: import_sources.ImportFile, allow_pickle: bool) -> "Source"
     Raises:
         InputError: The file is neither a LoRA nor an embedding.
     """
-    from objtune_cli.lora import import_keys, import_kinds, import_scale
+    from objtune_cli.lora import import_kinds, import_scale, import_source
 
     opened = import_contents.open_file(file, allow_pickle)
     whole = import_kinds.whole_kind(opened.tensors)
@@ -105,7 +105,7 @@ def open_source(file: import_sources.ImportFile, allow_pickle: bool) -> "Source"
     if file.config:
         what = f"{import_sources.PEFT_CONFIG} beside {file.what}"
         strengths = {"": import_scale.read_config(import_scale.parse(file.config, what), what)}
-    return import_keys.Source(file.what, opened.tensors, opened.metadata, strengths, file.network)
+    return import_source.Source(file.what, opened.tensors, opened.metadata, strengths, file.network)
 
 
 def _read_layers(ctx: StageContext, model: "BaseModel", found: "list[Source]") -> "dict[str, Tensor]":
@@ -114,11 +114,11 @@ def _read_layers(ctx: StageContext, model: "BaseModel", found: "list[Source]") -
     Raises:
         InputError: Two files have layers of one network.
     """
-    from objtune_cli.lora import import_keys
+    from objtune_cli.lora import import_keys, import_kinds
 
     layers: dict[str, Any] = {}
     for source in found:
-        if not import_keys.is_lora(source.weights):
+        if not import_kinds.is_lora(source.weights):
             continue
         own = import_keys.read_lora(model, source)
         if {key.split(".")[0] for key in own} & {key.split(".")[0] for key in layers}:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from objtune_cli.errors import IncompatibleError, InputError
 from objtune_cli.lora import file_names
-from objtune_cli.lora.import_keys import BUNDLED, FLOATS, LARGEST, Source, is_lora
+from objtune_cli.lora.import_kinds import is_lora
+from objtune_cli.lora.import_source import BUNDLED_VECTORS, FLOAT_TYPES, LARGEST_NUMBER, Source
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.families import FAMILIES
 from objtune_cli.models.placeholders import concat_encoders
@@ -56,7 +57,7 @@ def find_vectors(source: Source) -> TokenVectors | None:
     """
     bundled: dict[str, dict[str, Tensor]] = {}
     for key, value in source.weights.items():
-        match = BUNDLED.fullmatch(key)
+        match = BUNDLED_VECTORS.fullmatch(key)
         if match:
             bundled.setdefault(match[1], {})[match[2]] = value
     if len(bundled) > 1:
@@ -135,7 +136,7 @@ def _check_vectors(what: str, key: str, value: Tensor) -> Tensor:
             f"{what} holds no vectors of a token: {key[:60]} {tuple(value.shape)}",
             "a token has one vector or more, (k, d)",
         )
-    if value.dtype not in FLOATS:
+    if value.dtype not in FLOAT_TYPES:
         raise InputError(
             f"{what} holds {str(value.dtype).removeprefix('torch.')} numbers, which are no vectors",
             "give it in fp32, fp16 or bf16",
@@ -143,7 +144,7 @@ def _check_vectors(what: str, key: str, value: Tensor) -> Tensor:
     rows = value.float() if value.ndim == 2 else value.float()[None]
     if not bool(torch.isfinite(rows).all()):
         raise InputError(f"{what} holds values that are no numbers", "the training that wrote it had diverged")
-    if float(rows.abs().max()) > LARGEST:
+    if float(rows.abs().max()) > LARGEST_NUMBER:
         raise InputError(f"{what} holds numbers too large to compute with", "the training that wrote it had diverged")
     return rows
 

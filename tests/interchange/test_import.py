@@ -19,6 +19,7 @@ from objtune_cli.composition import regional
 from objtune_cli.interchange import export, lora_keys, pickle_sandbox
 from objtune_cli.lora import import_keys
 from objtune_cli.lora import layers as adapter
+from objtune_cli.lora.import_source import Source
 from objtune_cli.lora.layer_names import modules_of
 from objtune_cli.models import base_model as stacks
 from objtune_cli.models import families, loading
@@ -142,7 +143,7 @@ def test_older_names_of_diffusers_are_read(folders: dict[str, Path]) -> None:
         .replace(".lora_B.weight", "_lora.up.weight"): v
         for k, v in old.items()
     }
-    found = import_keys.lora(loading.load(folders["sd1"], CPU, torch.float32), old, "old")
+    found = import_keys.read_lora(loading.load(folders["sd1"], CPU, torch.float32), Source("old", old))
     assert found.keys() == weights.keys() and all(torch.equal(found[k], v) for k, v in weights.items())
 
 
@@ -151,7 +152,7 @@ def test_layers_of_several_ranks_become_one_rank(folders: dict[str, Path]) -> No
     first = next(k for k in weights if k.endswith("lora_A.weight")).rsplit(".lora_", 1)[0]
     weights[f"{first}.lora_A.weight"] = weights[f"{first}.lora_A.weight"][:1]
     weights[f"{first}.lora_B.weight"] = weights[f"{first}.lora_B.weight"][:, :1]
-    found = import_keys.lora(loading.load(folders["sd1"], CPU, torch.float32), weights, "mixed")
+    found = import_keys.read_lora(loading.load(folders["sd1"], CPU, torch.float32), Source("mixed", weights))
     assert {v.shape[0] for k, v in found.items() if k.endswith("lora_A.weight")} == {4}
     for stem in {k.rsplit(".lora_", 1)[0] for k in weights}:
         delta = [w[f"{stem}.lora_B.weight"] @ w[f"{stem}.lora_A.weight"] for w in (found, weights)]
@@ -520,7 +521,7 @@ def test_biases_and_whole_differences_act_everywhere_and_are_exported(cli: Any, 
         torch.testing.assert_close(predicted(alone.denoiser, name), wanted, rtol=1e-4, atol=1e-4)
     for form in ("diffusers", "kohya"):
         (file,) = export.run(Store.at(Path()), refs.Ref("adapter", "rex", 1), form, Path(form))
-        back = import_keys.lora(loading.load(folders[name], CPU, torch.float32), load_file(file), form)
+        back = import_keys.read_lora(loading.load(folders[name], CPU, torch.float32), Source(form, load_file(file)))
         for own in modules:
             assert (f"{own}.lora_A.weight" in back) == (f"{own}.lora_A.weight" in tensors)
             if f"{own}.lora_A.weight" in back:

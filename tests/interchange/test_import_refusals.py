@@ -19,6 +19,7 @@ from objtune_cli.errors import IncompatibleError, InputError, ObjtuneError
 from objtune_cli.interchange import import_ as imported
 from objtune_cli.interchange import import_sources, textual_inversion
 from objtune_cli.lora import import_keys, import_kinds
+from objtune_cli.lora.import_source import Source
 from objtune_cli.models import base_model as stacks
 from objtune_cli.models import loading
 from tests.support import tiny_families, tiny_sd1
@@ -50,13 +51,13 @@ def read(model: stacks.BaseModel, path: Path, allow_pickle: bool = False) -> dic
         source = imported.open_source(file, allow_pickle)
         found |= (
             import_keys.read_lora(model, source)
-            if import_keys.is_lora(source.weights)
+            if import_kinds.is_lora(source.weights)
             else {"rows": vectors(model, source)}
         )
     return found
 
 
-def vectors(model: stacks.BaseModel, *opened: import_keys.Source) -> Tensor:
+def vectors(model: stacks.BaseModel, *opened: Source) -> Tensor:
     return textual_inversion.join_vectors(model, [each for each in map(textual_inversion.find_vectors, opened) if each])
 
 
@@ -103,7 +104,7 @@ KINDS: dict[str, tuple[Mapping[str, Tensor], str]] = {
 def test_other_kinds_and_bases_are_named(model: stacks.BaseModel, case: str) -> None:
     weights, said = KINDS[case]
     assert import_kinds.whole_kind(dict(weights)) is None
-    error = refused(lambda: import_keys.lora(model, dict(weights), "x.safetensors"))
+    error = refused(lambda: import_keys.read_lora(model, Source("x.safetensors", dict(weights))))
     assert isinstance(error, IncompatibleError) and error.message.startswith("x.safetensors ") and said in error.message
 
 
@@ -134,7 +135,7 @@ VALUES: dict[str, tuple[Mapping[str, Tensor], str]] = {
 @pytest.mark.parametrize("case", VALUES)
 def test_values_that_cannot_be_right(model: stacks.BaseModel, case: str) -> None:
     weights, said = VALUES[case]
-    error = refused(lambda: import_keys.lora(model, dict(weights), "x.safetensors"))
+    error = refused(lambda: import_keys.read_lora(model, Source("x.safetensors", dict(weights))))
     assert isinstance(error, InputError) and said in error.message
 
 
@@ -143,7 +144,10 @@ def test_one_layer_under_two_names_with_the_same_values_is_one(model: stacks.Bas
         f"{DOTTED}.lora_A.weight": LAYER[f"{STEM}.lora_down.weight"],
         f"{DOTTED}.lora_B.weight": LAYER[f"{STEM}.lora_up.weight"],
     }
-    assert import_keys.lora(model, {**LAYER, **same}, "x").keys() == import_keys.lora(model, LAYER, "x").keys()
+    assert (
+        import_keys.read_lora(model, Source("x", {**LAYER, **same})).keys()
+        == import_keys.read_lora(model, Source("x", LAYER)).keys()
+    )
 
 
 PEFT = {
@@ -276,8 +280,8 @@ def test_folders_that_do_not_say_which_file_is_meant(model: stacks.BaseModel, tm
         assert said in refused(lambda path=path: read(model, Path(path))).message
 
 
-def source(**keys: Tensor) -> import_keys.Source:
-    return import_keys.Source("x.safetensors", keys)
+def source(**keys: Tensor) -> Source:
+    return Source("x.safetensors", keys)
 
 
 G = torch.Generator().manual_seed(0)
