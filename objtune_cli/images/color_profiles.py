@@ -264,7 +264,8 @@ def _xyz_matrix(primaries: tuple[float, ...]) -> "np.ndarray":
     bradford = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
     x, y = _PRIMARIES["sRGB"][6:]
     scale = (bradford @ np.array([x / y, 1, (1 - x - y) / y])) / (bradford @ ends[:, 3])
-    return np.linalg.inv(bradford) @ np.diag(scale) @ bradford @ matrix
+    adapted: np.ndarray = np.linalg.inv(bradford) @ np.diag(scale) @ bradford @ matrix
+    return adapted
 
 
 def _linear_light(curve: str) -> "np.ndarray":

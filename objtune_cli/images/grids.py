@@ -2,11 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from objtune_cli.images import png
 from objtune_cli.store import atomic_files
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 MAX_OBJECTS = 12
 """Largest number of objects on the sheet."""
@@ -40,14 +44,14 @@ def save_sheet(out: Path, photos: Mapping[str, Callable[[], np.ndarray]], names:
     return file
 
 
-def crop_to_cell(rgb: np.ndarray):
+def crop_to_cell(rgb: np.ndarray) -> "Image.Image":
     """Crop the centre square of an image and resize it to a cell; returns a Pillow image."""
     from PIL import Image, ImageOps
 
     return ImageOps.fit(Image.fromarray(rgb), (CELL, CELL), Image.Resampling.LANCZOS)
 
 
-def _first_image(file: Path):
+def _first_image(file: Path) -> "Image.Image":
     """First image of a result strip; white if the result has no strip."""
     from PIL import Image
 

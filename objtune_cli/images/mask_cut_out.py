@@ -89,4 +89,5 @@ def find_cut_out(path: Path, colors: "np.ndarray", reference: "Photo") -> "np.nd
             f"{path} is an overlay, the photo with its surroundings toned down, and not a mask",
             MASK_HINT,
         )
-    return (~outside).astype(np.uint8) * 255
+    mask: np.ndarray = np.where(outside, np.uint8(0), np.uint8(255))
+    return mask

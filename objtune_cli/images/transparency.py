@@ -35,7 +35,9 @@ def normalize_alpha(alpha: "np.ndarray") -> "np.ndarray":
         low = 0
     if (low, high) == (0, 255):
         return alpha
-    return ((alpha.astype(np.float32) - low) * (255 / (high - low))).round().clip(0, 255).astype(np.uint8)
+    factor = 255 / (high - low)
+    stretched: np.ndarray = ((alpha.astype(np.float32) - low) * factor).round().clip(0, 255).astype(np.uint8)
+    return stretched
 
 
 def blend_on_white(rgb: "np.ndarray", alpha: "np.ndarray") -> "np.ndarray":

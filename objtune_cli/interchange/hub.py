@@ -184,7 +184,7 @@ def _progress_bar_class(report: Reporter, stopped: Callable[[], int], total: int
 
     lock, ahead = threading.Lock(), 0
 
-    class Bar(tqdm):  # type: ignore[type-arg]
+    class Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **{**options, "disable": True})
             self.counts = options.get("unit") == "B"

@@ -43,7 +43,8 @@ class Detector:
             folder = _find_folder(model)
             with LOAD_LOCK:
                 network: Any = load_complete(AutoModelForZeroShotObjectDetection, folder, f"the detector {model}")
-            processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
+            loader: Any = AutoProcessor  # its methods have no types
+            processor = loader.from_pretrained(folder, local_files_only=True)
         except DamagedError:
             raise
         except Exception as error:  # each kind of wrong model raises its own error

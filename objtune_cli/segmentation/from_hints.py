@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from objtune_cli.models.base_model import BaseModel
     from objtune_cli.models.clip import Clip
     from objtune_cli.segmentation.detector import Detector
-    from objtune_cli.segmentation.types import Hints, Proposal, Segmenter
+    from objtune_cli.segmentation.types import Hints, Point, Proposal, Segmenter
 
 SEGMENTER_AND_BASE_MB = 14_000
 """GPU memory for the largest segmenter and SDXL together, MB."""
@@ -211,9 +211,14 @@ class PhotoSegmenter:
     def _hints(self, target: Target, rough: "np.ndarray | None") -> "Hints":
         from objtune_cli.segmentation.types import Hints
 
-        scaled = lambda points: tuple((x * self.scale, y * self.scale) for x, y in points)  # noqa: E731
-        box = tuple(v * self.scale for v in target.box_xyxy) if target.box_xyxy else None
-        return Hints(box, scaled(target.points), scaled(target.negative_points), rough)  # type: ignore[arg-type]
+        def scaled(points: "tuple[Point, ...]") -> "tuple[Point, ...]":
+            return tuple((x * self.scale, y * self.scale) for x, y in points)
+
+        box = None
+        if target.box_xyxy:
+            left, top, right, bottom = target.box_xyxy
+            box = (left * self.scale, top * self.scale, right * self.scale, bottom * self.scale)
+        return Hints(box, scaled(target.points), scaled(target.negative_points), rough)
 
     def finish_mask(self, proposal: "Proposal", by: str) -> SegmentedObject:
         """Remove specks, refine by colour and soften the outline of a mask."""

@@ -134,7 +134,8 @@ def _differs_from_border(rgb: np.ndarray, clusters: int = 10) -> np.ndarray:
     split, _ = cv2.threshold(
         np.clip(distance * 3, 0, 255).astype(np.uint8), 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU
     )
-    return distance * 3 > min(split, 3 * DISTINCT_COLOR)
+    is_strange: np.ndarray = distance * 3 > min(split, 3 * DISTINCT_COLOR)
+    return is_strange
 
 
 def _central_piece(strange: np.ndarray, hints: Hints, scale: float) -> np.ndarray:
@@ -151,7 +152,8 @@ def _central_piece(strange: np.ndarray, hints: Hints, scale: float) -> np.ndarra
     scores[0] = -1
     under = [pieces[min(round(v * scale), height - 1), min(round(u * scale), width - 1)] for u, v in hints.points]
     best = next((int(p) for p in under if p), int(np.argmax(scores)))
-    return pieces == best
+    piece: np.ndarray = pieces == best
+    return piece
 
 
 def _main_pieces(mask: np.ndarray, hints: Hints, scale: float, apart: float) -> np.ndarray:

@@ -56,7 +56,10 @@ def _padded_bounds(band: np.ndarray, room: int) -> tuple[int, int, int, int]:
 
 def _guided_filter(guide: np.ndarray, p: np.ndarray, side: int) -> np.ndarray:
     """Guided filter of p (H, W) by colours (H, W, 3) with windows of `side` px."""
-    mean = lambda a: cv2.blur(np.ascontiguousarray(a, np.float32), (side, side))  # noqa: E731
+
+    def mean(a: np.ndarray) -> np.ndarray:
+        return cv2.blur(np.ascontiguousarray(a, np.float32), (side, side))
+
     mean_i, mean_p = mean(guide), mean(p)
     cross = mean(guide * p[..., None]) - mean_i * mean_p[..., None]
     pairs = guide[..., :, None] * guide[..., None, :]
@@ -69,7 +72,8 @@ def _guided_filter(guide: np.ndarray, p: np.ndarray, side: int) -> np.ndarray:
     covariance = whole - mean_i[..., :, None] * mean_i[..., None, :] + EPS * np.eye(3, dtype=np.float32)
     a = np.linalg.solve(covariance, cross[..., None])[..., 0]
     b = mean_p - (a * mean_i).sum(-1)
-    return ((mean(a) * guide).sum(-1) + mean(b)).clip(0, 1)
+    filtered: np.ndarray = (mean(a) * guide).sum(-1) + mean(b)
+    return filtered.clip(0, 1)
 
 
 def remove_specks(mask: np.ndarray, share: float = 0.01) -> np.ndarray:

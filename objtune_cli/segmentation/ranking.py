@@ -55,7 +55,7 @@ def class_probabilities(
     alone = torch.stack([crop(picture, torch.from_numpy(m.astype(np.float32)), fill, towers.image_size) for m in masks])
     said = [with_article(w) for w in dict.fromkeys((*words, *others))] + list(BACKGROUND_LABELS)
     told = towers.text_features(model, [f"a photo of {w}" for w in said])
-    shown = torch.cat([towers.image_features(part) for part in alone.split(16)])
+    shown = torch.cat([towers.image_features(part) for part in torch.split(alone, 16)])
     share = (towers.logit_scale * shown @ told.T).softmax(dim=1).cpu().numpy()
     index = {w: i for i, w in enumerate(dict.fromkeys((*words, *others)))}
     return share[:, [index[w] for w in words]]

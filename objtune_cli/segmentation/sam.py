@@ -8,7 +8,7 @@ import torch
 
 from objtune_cli.numerics.masks import iou
 from objtune_cli.runtime import cpu, torchvision_compat
-from objtune_cli.segmentation.types import Hints, Proposal
+from objtune_cli.segmentation.types import Hints, Point, Proposal
 
 torchvision_compat.complete()  # segment-anything imports torchvision
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor  # noqa: E402
@@ -112,7 +112,7 @@ class SegmentAnything:
             device=self.predictor.device,
         )
         proposals: list[Proposal] = []
-        for batch in resized.split(HINTS_PER_BATCH):
+        for batch in torch.split(resized, HINTS_PER_BATCH):
             masks, quality, _ = self.predictor.predict_torch(None, None, boxes=batch, multimask_output=False)
             proposals += [Proposal(m, float(q)) for m, q in zip(masks[:, 0].cpu().numpy(), quality[:, 0], strict=True)]
         return proposals
@@ -137,7 +137,10 @@ class SegmentAnything:
         part = np.ascontiguousarray(self.rgb[top:bottom, left:right])
         predictor = SamPredictor(self.predictor.model)
         predictor.set_image(part)
-        inside = lambda points: tuple((x - left, y - top) for x, y in points if left <= x < right and top <= y < bottom)  # noqa: E731
+
+        def inside(points: tuple[Point, ...]) -> tuple[Point, ...]:
+            return tuple((x - left, y - top) for x, y in points if left <= x < right and top <= y < bottom)
+
         near = Hints((x0 - left, y0 - top, x1 - left, y1 - top), inside(hints.points), inside(hints.negative_points))
         second = self._predict_best(predictor, near)
         if iou(second.mask, first.mask[top:bottom, left:right]) < 0.6:
@@ -178,7 +181,7 @@ class SegmentAnything:
         return (cv2.resize(square, (cells, cells), interpolation=cv2.INTER_AREA) * 2 - 1) * MASK_LOGIT
 
 
-def _contains(mask: np.ndarray, point: tuple[float, float]) -> bool:
+def _contains(mask: np.ndarray, point: Point) -> bool:
     """Whether a mask contains a point (x, y), px; one beyond the right or lower border counts as on it."""
     height, width = mask.shape
     x, y = point

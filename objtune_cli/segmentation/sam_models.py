@@ -64,7 +64,7 @@ def build_sam(dims: Dims) -> Any:
     return Sam(
         image_encoder=ImageEncoderViT(
             img_size=dims.side, patch_size=dims.patch, embed_dim=dims.width, depth=dims.depth, num_heads=dims.heads, mlp_ratio=4,
-            out_chans=dims.prompt, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=1e-6),  # type: ignore[arg-type]
+            out_chans=dims.prompt, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=1e-6),
             use_rel_pos=False, window_size=dims.window, global_attn_indexes=dims.global_attn_indexes,
         ),
         prompt_encoder=PromptEncoder(

@@ -33,7 +33,10 @@ def check_transparency(models: "SegmentationModels", path: Path, picture: "Photo
     """
     if picture.alpha is None:
         return picture
-    note = lambda text: models.ctx.report.note(f"{path.name}: {text}")  # noqa: E731
+
+    def note(text: str) -> None:
+        models.ctx.report.note(f"{path.name}: {text}")
+
     if not picture.alpha.any():
         raise InputError(
             f"{path} is wholly transparent", "save it without transparency, or with the object alone opaque"
@@ -64,12 +67,12 @@ def check_transparency(models: "SegmentationModels", path: Path, picture: "Photo
 
 def find_shape_problem(cover: "np.ndarray") -> tuple[str, bool]:
     """Why the shape of a transparency is no cut-out, or an empty text; and whether it is still usable as a mask."""
-    measured = quality_gate.mask_statistics(cover)
-    if measured["area"] > quality_gate.MAX_AREA:
+    statistics = quality_gate.mask_statistics(cover)
+    if statistics["area"] > quality_gate.MAX_AREA:
         return "hides next to nothing of the photo", False
-    if measured["border"] > quality_gate.MAX_BORDER:
+    if statistics["border"] > quality_gate.MAX_BORDER:
         return "is at the edges of the photo alone", False
-    framed = measured["area"] >= MIN_FRAME_AREA and is_frame(cover)
+    framed = statistics["area"] >= MIN_FRAME_AREA and is_frame(cover)
     return ("leaves a plain rectangle or ellipse, as a frame does", True) if framed else ("", True)
 
 
