@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from objtune_cli.errors import UsageError
-from objtune_cli.models.families import single_file
+from objtune_cli.models.families import bundled_tokenizers
 from objtune_cli.store import refs
 
 DEFAULT_SUFFIX = "-objtune"
@@ -95,6 +95,6 @@ def is_common_word(word: str, class_words: Iterable[str] = ()) -> bool:
 @functools.cache
 def _single_tokens() -> frozenset[str]:
     """Whole words of CLIP's vocabulary, which all known families share."""
-    with gzip.open(single_file.MERGES, "rt", encoding="utf-8") as file:
+    with gzip.open(bundled_tokenizers.MERGES, "rt", encoding="utf-8") as file:
         pieces = ("".join(line.split()) for line in file)
         return frozenset(piece.removesuffix("</w>") for piece in pieces if piece.endswith("</w>"))

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from objtune_cli.errors import DamagedError, IncompatibleError, MissingError
 from objtune_cli.models import families, finite_checks
 from objtune_cli.models.base_model import BaseModel
-from objtune_cli.models.families import component_loading, schedulers, single_file
+from objtune_cli.models.families import component_loading, schedulers, single_file, single_file_loading
 from objtune_cli.models.families import pipeline_folder as folders
 from objtune_cli.runtime import cpu
 from objtune_cli.runtime.load_lock import LOAD_LOCK
@@ -79,16 +79,18 @@ def _loaded(
         folders.check(family, folder, vae)
     try:
         (tokenizer, text_encoder), *more = (
-            single_file.load_text_encoders(family, weights, folder) if weights else family.load_text_encoders(folder)
+            single_file_loading.load_text_encoders(family, weights, folder)
+            if weights
+            else family.load_text_encoders(folder)
         )
         tokenizer_2, text_encoder_2 = more[0] if more else (None, None)
         tokenizer_3, text_encoder_3 = (
-            single_file.load_t5(family, weights, folder, dtype) if weights else family.load_t5(folder, dtype)
+            single_file_loading.load_t5(family, weights, folder, dtype) if weights else family.load_t5(folder, dtype)
         )
         model = BaseModel(
             tokenizer=tokenizer,
             text_encoder=text_encoder,
-            denoiser=single_file.load_component(family.denoiser, weights, folder)
+            denoiser=single_file_loading.load_component(family.denoiser, weights, folder)
             if weights
             else family.load_denoiser(folder),
             loaded_vae=_autoencoder(folder, device, family.vae_dtype(dtype), weights, vae),
@@ -202,12 +204,12 @@ def _autoencoder(
     with LOAD_LOCK:
         if given is not None:
             vae = (
-                single_file.load_component("vae", given, single_file.LAYOUTS / _family(folder).name)
+                single_file_loading.load_component("vae", given, single_file.LAYOUTS / _family(folder).name)
                 if given.is_file()
                 else component_loading.load_component(AutoencoderKL, given.parent, given.name)
             )
         elif weights:
-            vae = single_file.load_component("vae", weights, folder)
+            vae = single_file_loading.load_component("vae", weights, folder)
         else:
             vae = component_loading.load_component(AutoencoderKL, folder, "vae")
     vae.requires_grad_(False).eval().to(device, dtype)

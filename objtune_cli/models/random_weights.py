@@ -12,7 +12,7 @@ from objtune_cli.models import (
     loading,
     precision,
 )
-from objtune_cli.models.families import SD1, SD2, SD3, SDXL, Family, single_file
+from objtune_cli.models.families import SD1, SD2, SD3, SDXL, Family, bundled_tokenizers, single_file
 from objtune_cli.runtime import devices
 from objtune_cli.runtime.cpu import tune_malloc
 
@@ -55,7 +55,7 @@ def random_base_model(
     shape = _config(folder / family.denoiser) | ({"sample_size": side // FACTOR} if side else {})
     network: Any = UNet2DConditionModel if family.denoiser == "unet" else SD3Transformer2DModel
     encoders = [_random(partial(_encoder, folder / part), device, torch.float32) for part in family.encoders]
-    words = [single_file.tokenizer(pad) for pad in single_file.pads(family)]
+    words = [bundled_tokenizers.clip_tokenizer(pad) for pad in bundled_tokenizers.pad_tokens(family)]
     reopen = partial(
         _random, partial(AutoencoderKL.from_config, _config(folder / "vae")), device, family.vae_dtype(dtype)
     )

@@ -13,7 +13,7 @@ from objtune_cli.errors import IncompatibleError, MissingError
 from objtune_cli.interchange import hub
 from objtune_cli.models import loading, registry
 from objtune_cli.models.base_spec import BaseSpec
-from objtune_cli.models.families import single_file
+from objtune_cli.models.families import bundled_tokenizers, single_file, single_file_loading
 from objtune_cli.store import safetensors_format
 from tests.support import single_file_checkpoints, tiny_families, tiny_sd1
 
@@ -38,7 +38,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def one(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """A base as one file, some of its keys changed, with metadata."""
     monkeypatch.setattr(single_file, "LAYOUTS", folders["sd1"].parent / "layouts")
-    monkeypatch.setattr(single_file, "tokenizer", lambda pad: tiny_sd1.tokenizer())
+    monkeypatch.setattr(bundled_tokenizers, "clip_tokenizer", lambda pad: tiny_sd1.tokenizer())
 
     def make(name: str, more: tuple[str, ...] = (), without: str = "", said: dict[str, str] | None = None) -> Path:
         path = single_file_checkpoints.one_file(folders[name], name, tmp_path / f"{name}.safetensors")
@@ -243,7 +243,11 @@ def test_vaes_that_are_none(cli: Callable, project: Path, folders: dict[str, Pat
 def test_old_names_of_the_text_encoder(one: Callable[..., Path], folders: dict[str, Path]) -> None:
     path = one("sd1")
     save_file(
-        {key.replace(single_file.WORDS, single_file.OLD_WORDS): value for key, value in load_file(path).items()}, path
+        {
+            key.replace(single_file_loading.TEXT_MODEL, single_file_loading.OLD_TEXT_MODEL): value
+            for key, value in load_file(path).items()
+        },
+        path,
     )
     base = registry.resolve(str(path))
     found = loading.load(base.folder, CPU, torch.float32, path).text_encoder.state_dict()

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from objtune_cli.errors import DamagedError, IncompatibleError
 from objtune_cli.models import families, loading, registry
-from objtune_cli.models.families import single_file
+from objtune_cli.models.families import bundled_tokenizers, single_file, single_file_loading
 from objtune_cli.store import safetensors_format
 from tests.support import full_size_configs, single_file_checkpoints, tiny_families, tiny_sd1
 
@@ -43,8 +43,8 @@ def one(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def make(name: str) -> Path:
         single_file_checkpoints.layout(folders[name], tmp_path / "layouts" / name)
         monkeypatch.setattr(single_file, "LAYOUTS", tmp_path / "layouts")
-        monkeypatch.setattr(single_file, "tokenizer", lambda pad: tiny_sd1.tokenizer())
-        monkeypatch.setattr(single_file, "reader_tokenizer", tiny_families.letters)
+        monkeypatch.setattr(bundled_tokenizers, "clip_tokenizer", lambda pad: tiny_sd1.tokenizer())
+        monkeypatch.setattr(bundled_tokenizers, "t5_tokenizer", tiny_families.letters)
         return single_file_checkpoints.one_file(folders[name], name, tmp_path / "model.safetensors")
 
     return make
@@ -154,7 +154,7 @@ def test_t5_has_the_number_formats_of_the_folders(
 ) -> None:
     path = one("sd3")
     base = registry.resolve(str(path))
-    ours = single_file.load_t5(base.family, path, base.folder, dtype)[1].state_dict()
+    ours = single_file_loading.load_t5(base.family, path, base.folder, dtype)[1].state_dict()
     theirs = base.family.load_t5(folders["sd3"], dtype)[1].state_dict()
     assert ours.keys() == theirs.keys()
     assert all(value.dtype == theirs[key].dtype and torch.equal(value, theirs[key]) for key, value in ours.items())
@@ -186,7 +186,7 @@ def test_fp8_is_read_to_its_values(one: Callable[[str], Path], kind: torch.dtype
     }
     save_file(eighths, path)
     base = registry.resolve(str(path))
-    _, encoder = single_file.load_t5(base.family, path, base.folder, torch.float32)
+    _, encoder = single_file_loading.load_t5(base.family, path, base.folder, torch.float32)
     for key, value in encoder.state_dict().items():
         if key != "encoder.embed_tokens.weight":
             assert torch.equal(value, eighths[single_file.T5 + key].float())
@@ -287,12 +287,12 @@ def test_a_transformer_at_full_size_has_every_layer(name: str) -> None:
     keys = {f"{single_file.UNET}{key}" for key in written} | {
         f"{start}x" for start in (*single_file.CLIPS.values(), single_file.VAE)
     }
-    assert single_file._joint(Path("a"), keys, shapes[single_file.PATCHES][0]) is families.get_family(name)
+    assert single_file._detect_sd3(Path("a"), keys, shapes[single_file.PATCHES][0]) is families.get_family(name)
 
 
 def test_the_packages_second_tokenizer_is_t5s() -> None:
     """Ids as the tokenizer of T5's own folder gives them, letters of other forms and marks too."""
-    words = single_file.reader_tokenizer()
+    words = bundled_tokenizers.t5_tokenizer()
     assert words("a photo of a dog").input_ids == [3, 9, 1202, 13, 3, 9, 1782, 1]
     assert words("Interna\u021bional \ufb01ne").input_ids == [31999, 1399, 1] and words("<extra_id_3> x").input_ids == [
         32096,
@@ -306,7 +306,7 @@ def test_the_packages_second_tokenizer_is_t5s() -> None:
 
 def test_the_packages_tokenizer_is_clips() -> None:
     """Ids as CLIP's own tokenizer gives them."""
-    words = single_file.tokenizer("!")
+    words = bundled_tokenizers.clip_tokenizer("!")
     assert words("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
     assert (len(words), words.eos_token_id, words.pad_token_id) == (49408, 49407, 0)
     assert words("Dog's 3 naïve CAFÉS!").input_ids == words("dog's 3 naïve cafés!").input_ids
