@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from objtune_cli.composition.regional import single_lora
+from objtune_cli.composition.object_loras import single_lora
 from objtune_cli.models import finite_checks
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.conditioning import Conditioning

@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from objtune_cli.composition.object_loras import single_lora
 from objtune_cli.composition.presence import crop_to_box
-from objtune_cli.composition.regional import region_weights, single_lora
+from objtune_cli.composition.region_masks import region_weights
 from objtune_cli.config.sections import seed_after
 from objtune_cli.generation.sampling import resample, to_uint8
 from objtune_cli.generation.settings import SamplingSettings

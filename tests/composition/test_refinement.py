@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline
 
-from objtune_cli.composition import refinement, regional
+from objtune_cli.composition import object_loras, refinement, region_masks
 from objtune_cli.composition.presence import crop_to_box
 from objtune_cli.composition.refinement import CROP_MARGIN, RefinedObject, RefinementSettings
 from objtune_cli.generation.sampling import resample, sample
@@ -43,7 +43,7 @@ def lora(tiny_base: Path, seed: int = 0) -> dict[str, torch.Tensor]:
 def test_what_is_cut_out_and_laid_back_is_where_it_was(size: tuple[int, int], box: tuple[float, ...]) -> None:
     pictures = smooth(*size)
     view = crop_to_box((pictures + 1) / 2, box, 128, CROP_MARGIN) * 2 - 1
-    share = regional.region_weights([box], size)[0]
+    share = region_masks.region_weights([box], size)[0]
     back = refinement.paste(pictures, view, box, share, whole=True)
     assert float((back - pictures).abs().max()) < 0.06
     marked = refinement.paste(pictures, torch.ones_like(view), box, share, whole=True)
@@ -54,7 +54,7 @@ def test_what_is_cut_out_and_laid_back_is_where_it_was(size: tuple[int, int], bo
 
 def test_of_two_that_overlap_the_front_one_is_whole() -> None:
     boxes = [(0.1, 0.1, 0.7, 0.9), (0.4, 0.2, 0.9, 0.8)]
-    own = regional.region_weights(boxes, (50, 50))
+    own = region_masks.region_weights(boxes, (50, 50))
     shown = torch.zeros(1, 3, 50, 50)
     for value, box, share in zip((-1.0, 1.0), boxes, own, strict=True):
         shown = refinement.paste(shown, torch.full((1, 3, 20, 20), value), box, share, whole=True)
@@ -83,7 +83,7 @@ def test_the_object_is_laid_back_without_the_ground_around_it(
     reach = 0.8 * (1 + CROP_MARGIN)
     scene = disc(side, (0.5 * side, 0.5 * side), 0.2 * side, RED, GROUND)
     close = disc(128, *(tuple(128 * ((m - 0.5) / reach + 0.5) for m in middle), 128 * radius / reach), BLUE, OTHER)
-    share = regional.region_weights([box], (side, side))[0]
+    share = region_masks.region_weights([box], (side, side))[0]
     shown = refinement.paste(scene, close, box, share)
     red, blue = (float((shown - torch.tensor(c)[:, None, None]).abs().amax(1).lt(0.35).sum()) for c in (RED, BLUE))
     assert red == 0 and blue == pytest.approx(torch.pi * (radius * side) ** 2, rel=0.2)
@@ -108,7 +108,7 @@ def test_the_object_is_laid_back_without_the_ground_around_it(
 def test_where_no_outline_is_found_all_of_the_place_is_laid_back(seed: int) -> None:
     """Nothing stands out in one colour."""
     flat = torch.full((1, 3, 64, 64), -0.5 + 0.4 * seed)
-    close, share = torch.full((1, 3, 32, 32), 0.9), regional.region_weights([LEFT], (64, 64))[0]
+    close, share = torch.full((1, 3, 32, 32), 0.9), region_masks.region_weights([LEFT], (64, 64))[0]
     torch.testing.assert_close(
         refinement.paste(flat, close, LEFT, share), refinement.paste(flat, close, LEFT, share, whole=True)
     )
@@ -194,7 +194,7 @@ def test_alone_the_adapter_acts_as_pefts_own(model: BaseModel, tiny_base: Path) 
     told = model.encode_prompt([PROMPT, "a cat on the beach"])
     with torch.no_grad():
         before = model.predict(z, t, told)
-        with regional.single_lora(model, weights):
+        with object_loras.single_lora(model, weights):
             ours = model.predict(z, t, told)
         assert torch.equal(model.predict(z, t, told), before)
         layers.load(model, weights)
@@ -234,7 +234,7 @@ def test_scenes_are_made_again_of_what_was_kept(model: BaseModel, tiny_base: Pat
     assert torch.equal(
         refinement.composite(model, latents, entire, {o.name: o.box for o in objects}, whole=True), all_of_it
     )
-    free = regional.region_weights([o.box for o in objects], (64, 96)).sum(0) == 0
+    free = region_masks.region_weights([o.box for o in objects], (64, 96)).sum(0) == 0
     assert torch.equal(shown[..., free], plain[..., free]) and float((shown - plain).abs().max()) > 0.05
     one, _ = refinement.refine_objects(
         model, latents[:1], objects, [7], RefinementSettings(0.5, SamplingSettings(4, 2.0)), lambda *_: None

@@ -5,14 +5,9 @@ import math
 import pytest
 import torch
 
-from objtune_cli.composition.regional import (
-    BLOCKED,
-    BoundedAttention,
-    PlacedObject,
-    RegionalAttention,
-    RegionMasks,
-    regional_sampling,
-)
+from objtune_cli.composition.region_masks import PlacedObject, RegionMasks
+from objtune_cli.composition.regional import regional_sampling
+from objtune_cli.composition.regional_attention import BLOCKED, BoundedAttention, RegionalAttention
 from objtune_cli.lora import layers
 from objtune_cli.models import loading
 from objtune_cli.models.base_model import BaseModel

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from objtune_cli.composition.regional import PlacedObject, regional_sampling
+from objtune_cli.composition.region_masks import PlacedObject
+from objtune_cli.composition.regional import regional_sampling
 from objtune_cli.lora import layers as adapter
 from objtune_cli.models import loading
 from objtune_cli.models.base_model import BaseModel

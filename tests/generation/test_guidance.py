@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from objtune_cli.composition.regional import single_lora
+from objtune_cli.composition.object_loras import single_lora
 from objtune_cli.generation.guidance import extra_guidance
 from objtune_cli.generation.sampling import sample
 from objtune_cli.generation.settings import SamplingSettings

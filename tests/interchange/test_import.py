@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load, load_file, save_file
 
-from objtune_cli.composition import regional
+from objtune_cli.composition import object_loras
 from objtune_cli.interchange import export, lora_keys, pickle_sandbox
 from objtune_cli.lora import import_keys
 from objtune_cli.lora import layers as adapter
@@ -517,7 +517,7 @@ def test_biases_and_whole_differences_act_everywhere_and_are_exported(cli: Any, 
         torch.testing.assert_close(predicted(again.denoiser, name), wanted, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(again.encode_prompt(["a photo"]).pack(), told, rtol=1e-4, atol=1e-4)
     alone = loading.load(folders[name], CPU, torch.float32)
-    with regional.single_lora(alone, tensors):
+    with object_loras.single_lora(alone, tensors):
         torch.testing.assert_close(predicted(alone.denoiser, name), wanted, rtol=1e-4, atol=1e-4)
     for form in ("diffusers", "kohya"):
         (file,) = export.run(Store.at(Path()), refs.Ref("adapter", "rex", 1), form, Path(form))

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from objtune_cli.composition import stage as compose
+from objtune_cli.composition import mentions
 from objtune_cli.errors import InputError
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.refs import Ref
@@ -154,7 +154,7 @@ def test_names_are_found_as_plain_words() -> None:
 def test_every_mention_has_a_name_of_its_own() -> None:
     record = Record("adapter", "dog", {"dog": "dog", "dog-2": "cat"}, {}, {}, {})
     dog, cat = PromptObject("dog", record, ""), PromptObject("dog-2", record, "")
-    text, found = compose.name_mentions("<dog@1> and <dog-2>, <dog@1> and <dog>", [dog, cat])
+    text, found = mentions.name_mentions("<dog@1> and <dog-2>, <dog@1> and <dog>", [dog, cat])
     assert text == "<dog> and <dog-2>, <dog-3> and <dog-4>"
     assert [(o.name, o.own_name, o.class_word) for o in found] == [
         ("dog", "dog", "dog"),
