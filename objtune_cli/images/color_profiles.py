@@ -97,8 +97,8 @@ def _profile(image: Any, data: bytes, form: str) -> bytes | None:
     if form == "JPEG2000":  # Pillow does not read its profile
         at = data.find(b"colr\x02", 0, 4096)
         return data[at + 7 : at - 4 + int.from_bytes(data[at - 4 : at], "big")] if at > 4 else None
-    found: bytes | None = image.info.get("icc_profile")
-    return found
+    icc: bytes | None = image.info.get("icc_profile")
+    return icc
 
 
 def _from_array(array: "np.ndarray") -> Any:
@@ -237,9 +237,9 @@ def _space_from_png(data: bytes) -> ColorSpace | None:
     primaries = _PRIMARIES["sRGB"]
     if len(chunks.get(b"cHRM", b"")) == 32:
         white_x, white_y, *rest = (value / 100_000 for value in struct.unpack(">8I", chunks[b"cHRM"]))
-        found = (*rest, white_x, white_y)
-        if _is_valid_gamut(found) and max(abs(a - b) for a, b in zip(found, primaries, strict=True)) > 0.01:
-            primaries = found
+        declared = (*rest, white_x, white_y)
+        if _is_valid_gamut(declared) and max(abs(a - b) for a, b in zip(declared, primaries, strict=True)) > 0.01:
+            primaries = declared
     if curve == "sRGB" and primaries == _PRIMARIES["sRGB"]:
         return None
     return ColorSpace("the space of its gAMA and cHRM chunks", primaries, curve)
@@ -293,10 +293,10 @@ def _convert_from_space(rgb: "np.ndarray", space: ColorSpace) -> "np.ndarray":
     matrix = (np.linalg.inv(_xyz_matrix(_PRIMARIES["sRGB"])) @ _xyz_matrix(space.primaries)).T.astype(np.float32)
     light = _linear_light(space.curve).astype(np.float32)
     steps = np.linspace(0, 1, 8193) ** 2  # finer where it is dark
-    shown = np.where(steps <= 0.0031308, steps * 12.92, 1.055 * steps ** (1 / 2.4) - 0.055)
-    table = (shown * 255).round().astype(np.uint8)
-    found = np.empty_like(rgb)
+    encoded = np.where(steps <= 0.0031308, steps * 12.92, 1.055 * steps ** (1 / 2.4) - 0.055)
+    table = (encoded * 255).round().astype(np.uint8)
+    converted = np.empty_like(rgb)
     for top in range(0, len(rgb), ROWS_PER_STEP):
         part = (light[rgb[top : top + ROWS_PER_STEP]] @ matrix).clip(0, 1)
-        found[top : top + ROWS_PER_STEP] = table[(np.sqrt(part) * 8192).round().astype(np.int32)]
-    return found
+        converted[top : top + ROWS_PER_STEP] = table[(np.sqrt(part) * 8192).round().astype(np.int32)]
+    return converted

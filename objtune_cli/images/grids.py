@@ -35,10 +35,8 @@ def save_sheet(out: Path, photos: Mapping[str, Callable[[], np.ndarray]], names:
         x = GAP + column * (CELL + GAP)
         pen.text((x, 4), title, fill="black")
         for row, case in enumerate(rows):
-            shown = (
-                crop_to_cell(photos[case]()) if not column else _first_image(out / "results" / title / f"{case}.png")
-            )
-            canvas.paste(shown, (x, TITLE + GAP + row * (CELL + GAP)))
+            cell = crop_to_cell(photos[case]()) if not column else _first_image(out / "results" / title / f"{case}.png")
+            canvas.paste(cell, (x, TITLE + GAP + row * (CELL + GAP)))
     file = out / "sheet.png"
     atomic_files.write_file(file, png.encode_png(np.asarray(canvas)))
     return file

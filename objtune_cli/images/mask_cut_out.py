@@ -26,18 +26,18 @@ def _scale_photo(colors: "np.ndarray", reference: "Photo") -> "np.ndarray | None
     size = colors.shape[1::-1]
     if not has_same_aspect(size, reference.size):
         return None
-    shown: np.ndarray = cv2.resize(reference.rgb, size, interpolation=cv2.INTER_AREA)
-    return shown if colors.ndim == 3 else shown.mean(2)
+    scaled: np.ndarray = cv2.resize(reference.rgb, size, interpolation=cv2.INTER_AREA)
+    return scaled if colors.ndim == 3 else scaled.mean(2)
 
 
 def is_photo(colors: "np.ndarray", reference: "Photo") -> bool:
     """Whether an image is the photo itself; photos of two values only do not count."""
     import numpy as np
 
-    shown = _scale_photo(colors, reference)
-    if shown is None or float(((shown > 38) & (shown < 217)).mean()) <= 0.05:
+    scaled = _scale_photo(colors, reference)
+    if scaled is None or float(((scaled > 38) & (scaled < 217)).mean()) <= 0.05:
         return False
-    near = np.abs(shown.astype(int) - colors) <= COLOR_TOLERANCE
+    near = np.abs(scaled.astype(int) - colors) <= COLOR_TOLERANCE
     return float((near if near.ndim == 2 else near.all(2)).mean()) >= 0.97
 
 
@@ -45,10 +45,10 @@ def matches_photo(colors: "np.ndarray", reference: "Photo", most: int) -> "np.nd
     """Pixels (H, W) bool in which an image has the photo's colours; None if the aspect ratios differ."""
     import numpy as np
 
-    shown = _scale_photo(colors, reference)
-    if shown is None:
+    scaled = _scale_photo(colors, reference)
+    if scaled is None:
         return None
-    near: np.ndarray = np.abs(np.atleast_3d(shown).astype(int) - np.atleast_3d(colors)).max(2) <= most
+    near: np.ndarray = np.abs(np.atleast_3d(scaled).astype(int) - np.atleast_3d(colors)).max(2) <= most
     return near
 
 

@@ -85,15 +85,15 @@ def find_labels(colors: "np.ndarray", reach: float) -> "np.ndarray":
     _, first, counts = np.unique(
         flat @ np.array([65536, 256, 1][-small.shape[2] :]), return_index=True, return_counts=True
     )
-    found: list[Any] = []
+    values: list[Any] = []
     sizes: list[int] = []
     for i in np.argsort(-counts, kind="stable")[:512]:
-        near = next((k for k, other in enumerate(found) if np.abs(other - flat[first[i]]).max() <= alike), None)
+        near = next((k for k, other in enumerate(values) if np.abs(other - flat[first[i]]).max() <= alike), None)
         if near is None:
-            found.append(flat[first[i]])
+            values.append(flat[first[i]])
             sizes.append(0)
         sizes[-1 if near is None else near] += int(counts[i])
-    large = [value for value, size in zip(found, sizes, strict=True) if size >= MIN_LABEL_SHARE * plain.size]
+    large = [value for value, size in zip(values, sizes, strict=True) if size >= MIN_LABEL_SHARE * plain.size]
     if sum(size for size in sizes if size >= MIN_LABEL_SHARE * plain.size) < 0.97 * len(flat) or plain.mean() < 0.4:
         return np.empty(0)
     return np.array(large) if small.shape[2] == 3 else np.sort(np.array(large)[:, 0])

@@ -223,15 +223,15 @@ def _complete_jpeg(data: bytes) -> Any:
     """
     from PIL import Image
 
-    found = []
+    images = []
     for filling in (b"", b"\x5a" * 64, b"\xa7\x31" * 32):
         image = Image.open(io.BytesIO(data.removesuffix(b"\xff") + filling + b"\xff\xd9"), formats=("JPEG",))
         try:
             image.load()
         except OSError:
             return None
-        found.append(image)
-    return found[0] if len({image.tobytes() for image in found}) == 1 else None
+        images.append(image)
+    return images[0] if len({image.tobytes() for image in images}) == 1 else None
 
 
 def read_bytes(path: Path) -> bytes:

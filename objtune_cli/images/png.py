@@ -83,9 +83,9 @@ def draw_overlay(rgb: "np.ndarray", mask: "np.ndarray", rivals: Sequence["np.nda
 
     grey = (rgb.mean(2, keepdims=True) * 0.4 + 130).clip(0, 255)
     cover = mask[..., None].astype(np.float32) / 255
-    shown = np.ascontiguousarray((rgb * cover + grey * (1 - cover)).round().astype(np.uint8))
+    blended = np.ascontiguousarray((rgb * cover + grey * (1 - cover)).round().astype(np.uint8))
     width = max(1, round(max(mask.shape) / 300))
     for hard, color in (*((r, ALTERNATIVE) for r in rivals), (mask > 127, OUTLINE)):
         edges, _ = cv2.findContours(hard.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(shown, edges, -1, color, width)
-    return shown
+        cv2.drawContours(blended, edges, -1, color, width)
+    return blended

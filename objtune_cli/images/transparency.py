@@ -26,8 +26,8 @@ def normalize_alpha(alpha: "np.ndarray") -> "np.ndarray":
     """
     import numpy as np
 
-    shown = alpha[alpha > 127]
-    high = int(np.percentile(shown, 90)) if len(shown) else int(alpha.max())
+    visible = alpha[alpha > 127]
+    high = int(np.percentile(visible, 90)) if len(visible) else int(alpha.max())
     low = int(alpha.min())
     if high <= INVISIBLE:
         return np.zeros_like(alpha)
@@ -61,10 +61,10 @@ def remove_shadow(alpha: "np.ndarray", rgb: "np.ndarray") -> "np.ndarray":
     opaque = (alpha >= OPAQUE).astype(np.uint8)
     if not opaque.any():
         return alpha
-    shown = np.minimum(alpha.astype(np.int32) * 2, 255)
+    visible = np.minimum(alpha.astype(np.int32) * 2, 255)
     brightest = rgb.max(2)
     soft = (alpha > 0) & (opaque == 0)
-    dark = soft & (alpha > INVISIBLE) & (brightest <= 255 - shown * (255 - MAX_SHADOW_BRIGHTNESS) / 255)
+    dark = soft & (alpha > INVISIBLE) & (brightest <= 255 - visible * (255 - MAX_SHADOW_BRIGHTNESS) / 255)
     if not dark.any():
         return alpha
     away = cv2.distanceTransform(1 - opaque, cv2.DIST_L2, 5)
@@ -74,7 +74,7 @@ def remove_shadow(alpha: "np.ndarray", rgb: "np.ndarray") -> "np.ndarray":
     ends = soft & (cv2.dilate((alpha <= CLEAR).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0)
     ring = (away > 2) & (away < 6)
     on_one_side = float((alpha[ring] <= CLEAR).mean()) > MIN_CLEAR_SHARE if ring.any() else False
-    found = alpha.copy()
+    cleaned = alpha.copy()
     for i in range(1, count):
         region = regions == i
         end = alpha[region & ends]
@@ -88,5 +88,5 @@ def remove_shadow(alpha: "np.ndarray", rgb: "np.ndarray") -> "np.ndarray":
         beside = (cv2.dilate(region.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0) & (opaque > 0)
         if not on_one_side and beside.any() and float(np.median(brightest[beside])) <= 2 * MAX_SHADOW_BRIGHTNESS:
             continue  # dark fur, or a mask painted black
-        found[region & (away > 1.5)] = 0  # pixels next to the opaque part are its edge
-    return found
+        cleaned[region & (away > 1.5)] = 0  # pixels next to the opaque part are its edge
+    return cleaned

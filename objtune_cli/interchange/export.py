@@ -1,6 +1,6 @@
 """`export`: write an adapter as files that other tools read.
 
-docs/format.md lists the key names. Adapters have alpha = rank, which readers assume if a file has no alpha.
+docs/reference/file-format.md lists the key names. Adapters have alpha = rank, which readers assume if a file has no alpha.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -210,12 +210,12 @@ def _silence_client_log() -> Iterator[None]:
     import logging
 
     logger = logging.getLogger("huggingface_hub")
-    kept = logger.level
+    level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.setLevel(kept)
+        logger.setLevel(level)
 
 
 def _is_client_error(error: Exception) -> bool:

@@ -47,10 +47,10 @@ def run(
     from objtune_cli.interchange import textual_inversion
     from objtune_cli.models import placeholders
 
-    found = [open_source(file, allow_pickle) for file in read]
+    sources = [open_source(file, allow_pickle) for file in read]
     model = ctx.load_base_model()
-    layers = _read_layers(ctx, model, found)
-    vectors = [each for each in map(textual_inversion.find_vectors, found) if each]
+    layers = _read_layers(ctx, model, sources)
+    vectors = [each for each in map(textual_inversion.find_vectors, sources) if each]
     rows = (
         textual_inversion.join_vectors(model, vectors)
         if vectors
@@ -60,21 +60,23 @@ def run(
     tensors = AdapterArtifact({name: placeholders.split_encoders(rows, model.widths)}, layers).to_tensors()
     rank = max((v.shape[0] for k, v in tensors.items() if k.endswith(adapter.LORA_A)), default=0)
     metrics = {"rank": rank, "vectors": len(rows), "layers": sum(k.endswith(adapter.LORA_A) for k in tensors)}
-    record = replace(record, inputs=_inputs(read, found), metrics=metrics, tools=tool_versions())
+    record = replace(record, inputs=_inputs(read, sources), metrics=metrics, tools=tool_versions())
     return StageResult(ctx.store.create(record, tensors), metrics=metrics)
 
 
-def _inputs(read: list[import_sources.ImportFile], found: "list[Source] | None" = None) -> dict[str, dict[str, str]]:
+def _inputs(files: list[import_sources.ImportFile], sources: "list[Source] | None" = None) -> dict[str, dict[str, str]]:
     """Hashes of the files and of the settings next to them; for opened LoRA files also the hash of the bytes after the header."""
-    hashes = {f"{adapter.FILE_ROLE}{i}": file.sha256 for i, file in enumerate(read)}
+    hashes = {f"{adapter.FILE_ROLE}{i}": file.sha256 for i, file in enumerate(files)}
     hashes |= {
-        f"{adapter.CONFIG_ROLE}{i}": import_sources.sha256_of(file.config) for i, file in enumerate(read) if file.config
+        f"{adapter.CONFIG_ROLE}{i}": import_sources.sha256_of(file.config)
+        for i, file in enumerate(files)
+        if file.config
     }
-    for i, source in enumerate(found or []):
+    for i, source in enumerate(sources or []):
         from objtune_cli.lora import import_kinds
 
         if import_kinds.is_lora(source.weights):
-            hashes[f"{adapter.BODY_ROLE}{i}"] = read[i].body
+            hashes[f"{adapter.BODY_ROLE}{i}"] = files[i].body
     return {role: {"ref": "", "sha256": digest} for role, digest in hashes.items()}
 
 
@@ -108,7 +110,7 @@ def open_source(file: import_sources.ImportFile, allow_pickle: bool) -> "Source"
     return import_source.Source(file.what, opened.tensors, opened.metadata, strengths, file.network)
 
 
-def _read_layers(ctx: StageContext, model: "BaseModel", found: "list[Source]") -> "dict[str, Tensor]":
+def _read_layers(ctx: StageContext, model: "BaseModel", sources: "list[Source]") -> "dict[str, Tensor]":
     """LoRA layers of all files.
 
     Raises:
@@ -117,7 +119,7 @@ def _read_layers(ctx: StageContext, model: "BaseModel", found: "list[Source]") -
     from objtune_cli.lora import import_keys, import_kinds
 
     layers: dict[str, Any] = {}
-    for source in found:
+    for source in sources:
         if not import_kinds.is_lora(source.weights):
             continue
         own = import_keys.read_lora(model, source)

@@ -58,17 +58,17 @@ def open_file(file: ImportFile, allow_pickle: bool) -> OpenedFile:
             )
         data = _convert_pickle(file.what, data)
     try:
-        found = load(data)
+        tensors = load(data)
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise _explain_damage(file, data, str(error).splitlines()[0] if str(error) else type(error).__name__) from None
-    if not found:
+    if not tensors:
         raise InputError(f"{file.what} holds no tensors", "give a LoRA or an embedding")
-    if len(found) > safetensors_format.MAX_TENSORS:
+    if len(tensors) > safetensors_format.MAX_TENSORS:
         raise InputError(
-            f"{file.what} holds {len(found)} tensors",
+            f"{file.what} holds {len(tensors)} tensors",
             "a LoRA or an embedding holds fewer; a whole model is given as `--base`",
         )
-    return OpenedFile(file, found, read_metadata(data))
+    return OpenedFile(file, tensors, read_metadata(data))
 
 
 def read_metadata(data: bytes) -> dict[str, str]:
@@ -76,13 +76,13 @@ def read_metadata(data: bytes) -> dict[str, str]:
     if not is_safetensors(data):
         return {}
     try:
-        said = json.loads(data[8 : 8 + header_length(data)]).get("__metadata__")
+        parsed = json.loads(data[8 : 8 + header_length(data)]).get("__metadata__")
     except (ValueError, RecursionError, AttributeError):
         return {}
-    return {key: value for key, value in said.items() if isinstance(value, str)} if isinstance(said, dict) else {}
+    return {key: value for key, value in parsed.items() if isinstance(value, str)} if isinstance(parsed, dict) else {}
 
 
-def _explain_damage(file: ImportFile, data: bytes, said: str) -> InputError:
+def _explain_damage(file: ImportFile, data: bytes, reason: str) -> InputError:
     """Why a safetensors file cannot be opened, with the number of missing bytes if it is cut off."""
     try:
         layout = json.loads(data[8 : 8 + header_length(data)])
@@ -94,7 +94,7 @@ def _explain_damage(file: ImportFile, data: bytes, said: str) -> InputError:
         return InputError(
             f"{file.what} is cut off: {missing} bytes of {len(data) + missing} are missing", "download it again"
         )
-    return InputError(f"{file.what} cannot be read: {said[:120]}", "get it again")
+    return InputError(f"{file.what} cannot be read: {reason[:120]}", "get it again")
 
 
 def _refuse_other_formats(file: ImportFile) -> None:
@@ -145,17 +145,17 @@ def _refuse_other_formats(file: ImportFile) -> None:
 def _describe_json(what: str, data: bytes) -> tuple[str, str]:
     """Name the content of a JSON file and give a hint."""
     try:
-        said = json.loads(data)
+        parsed = json.loads(data)
     except (ValueError, RecursionError):
         return f"{what} is a text that begins like JSON, not a model", "download it again"
-    if isinstance(said, dict) and "peft_type" in said:
+    if isinstance(parsed, dict) and "peft_type" in parsed:
         return (
             f"{what} holds the settings of a LoRA, not its weights",
             "give the folder it is in, or the .safetensors file beside it",
         )
     error = (
-        next((str(said[key]) for key in ("error", "message", "detail", "msg") if said.get(key)), "")
-        if isinstance(said, dict)
+        next((str(parsed[key]) for key in ("error", "message", "detail", "msg") if parsed.get(key)), "")
+        if isinstance(parsed, dict)
         else ""
     )
     if error:
@@ -188,9 +188,9 @@ def _convert_pickle(name: str, data: bytes) -> bytes:
                 f"{name} took longer than {PICKLE_TIMEOUT} s to read", "get it as .safetensors"
             ) from None
         if done.returncode or not target.exists():
-            said = (done.stderr.strip().splitlines() or ["it was ended"])[-1][:120]
+            last_line = (done.stderr.strip().splitlines() or ["it was ended"])[-1][:120]
             raise InputError(
-                f"{name} is no pickle of plain tensors: {said}",
+                f"{name} is no pickle of plain tensors: {last_line}",
                 "get it as .safetensors, or save it as one where it was made",
             )
         return target.read_bytes()

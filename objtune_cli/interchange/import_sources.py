@@ -56,7 +56,7 @@ def read_files(paths: list[Path]) -> list[ImportFile]:
     Raises:
         InputError: A file is unreadable, or a folder has several candidates.
     """
-    return [_read_file(*found) for path in paths for found in _resolve_path(path)]
+    return [_read_file(*resolved) for path in paths for resolved in _resolve_path(path)]
 
 
 def _resolve_path(path: Path) -> list[tuple[Path, str, str]]:
@@ -102,22 +102,22 @@ def _find_weight_files(folder: Path) -> list[Path]:
         next((folder / f"{name}{end}" for end in endings if (folder / f"{name}{end}").is_file()), None)
         for name in WEIGHT_NAMES
     ]
-    found = [path for path in known if path]
-    if found:
-        return found
+    matching = [path for path in known if path]
+    if matching:
+        return matching
     others = sorted(path for path in folder.iterdir() if path.suffix.lower() in endings and path.is_file())
-    kept = [path for path in others if path.suffix.lower() == ".safetensors"] or others
-    if not kept:
+    candidates = [path for path in others if path.suffix.lower() == ".safetensors"] or others
+    if not candidates:
         raise InputError(
             f"{folder} is a folder without a LoRA or an embedding",
             "give a .safetensors file, or the folder that holds it",
         )
-    if len(kept) > 1:
+    if len(candidates) > 1:
         raise InputError(
-            f"{folder} holds {len(kept)} files: {', '.join(path.name for path in kept[:3])}",
+            f"{folder} holds {len(candidates)} files: {', '.join(path.name for path in candidates[:3])}",
             "give the one that is meant",
         )
-    return kept
+    return candidates
 
 
 def _read_file(path: Path, what: str, network: str) -> ImportFile:

@@ -1,4 +1,4 @@
-"""Keys of an adapter's LoRA layers in files of diffusers and of kohya's scripts. docs/format.md lists them."""
+"""Keys of an adapter's LoRA layers in files of diffusers and of kohya's scripts. docs/reference/file-format.md lists them."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -76,15 +76,15 @@ def _check_compatible(records: list[Record]) -> None:
                 f"{first.ref} was made with the base {first.base.get('id', '?')}, {record.ref} with {record.base.get('id', '?')}",
                 "train both on one base, or import both with the same `--base`",
             )
-    held: dict[str, Ref] = {}
+    owners: dict[str, Ref] = {}
     for record in records:
         for name in record.objects:
-            if name in held:
+            if name in owners:
                 raise UsageError(
-                    f"{held[name]} and {record.ref} both hold <{name}>",
+                    f"{owners[name]} and {record.ref} both hold <{name}>",
                     "train one under a name of its own with `--name`",
                 )
-            held[name] = record.ref
+            owners[name] = record.ref
 
 
 def _merge(ctx: StageContext, record: Record, sources: list[Ref], config: Merge) -> StageResult:

@@ -38,7 +38,7 @@ def list_outputs(
         files: Paths of the other exported files, relative to `out`. words: Object to trigger word.
     """
     versions = [Ref("adapter", record.name, version) for version in store.list_versions("adapter", record.name)]
-    shown = [
+    images = [
         OutputFile(
             out / "pictures" / picture.name,
             picture.read_bytes(),
@@ -47,9 +47,9 @@ def list_outputs(
         for picture in store.list_images(record.ref)
     ]
     text = _front_matter(record, family) + _body(
-        record, family, files, [file.path.relative_to(out).as_posix() for file in shown], words
+        record, family, files, [file.path.relative_to(out).as_posix() for file in images], words
     )
-    return [*shown, OutputFile(out / "README.md", _sign(record, text), partial(_is_untouched, store, versions))]
+    return [*images, OutputFile(out / "README.md", _sign(record, text), partial(_is_untouched, store, versions))]
 
 
 def _sign(record: Record, text: str) -> bytes:
@@ -102,7 +102,7 @@ def _body(record: Record, family: Family, files: Sequence[str], shown: Sequence[
     settings = "\n".join(f"| {key} | {value} |" for key, value in sorted(record.config.items()))
     metrics = "\n".join(f"| {key} | {value} |" for key, value in sorted(record.metrics.items()))
     pictures = "\n".join(f"![{path}]({path})" for path in shown)
-    said = f"[{name}]({link})" if link else name or "not known here; see the base"
+    base_line = f"[{name}]({link})" if link else name or "not known here; see the base"
     return f"""# {record.name}
 
 {pictures}
@@ -138,7 +138,7 @@ renamed to a common word takes that word over: as `{class_word}.safetensors` it 
 
 ## Licence of the base
 
-{said}. What is drawn and what is passed on is bound by it.
+{base_line}. What is drawn and what is passed on is bound by it.
 """
 
 
@@ -161,9 +161,9 @@ def push(folder: Path, repository: str, *, private: bool) -> str:
     except HFValidationError:
         raise InputError(f"{repository} is no name of a repository", "for example `--push you/rex`") from None
     except (LocalTokenNotFoundError, HfHubHTTPError) as error:
-        said = str(error).strip().splitlines()
+        lines = str(error).strip().splitlines()
         raise ResourceError(
-            f"the hub did not take it: {said[0] if said else 'no access'}",
+            f"the hub did not take it: {lines[0] if lines else 'no access'}",
             "`hf auth login` with a token that may write",
         ) from None
     except (OfflineModeIsEnabled, OSError) as error:

@@ -25,7 +25,7 @@ def convert(
 
     if dtype == "fp32":
         return tensors
-    found: dict[str, Any] = {}
+    converted: dict[str, Any] = {}
     small = []
     for name, value in tensors.items():
         whole = _to_float32(value)
@@ -35,15 +35,17 @@ def convert(
             raise UsageError(
                 f"{name} of {ref} holds {largest:.3g}, {dtype} ends at {MAX_VALUES[dtype]:.5g}", f"{wider} holds it"
             )
-        found[name] = whole.astype(np.float16) if dtype == "fp16" else _to_bf16(whole)
-        if float(np.linalg.norm(_to_float32(found[name]) - whole)) > MAX_RELATIVE_LOSS * float(np.linalg.norm(whole)):
+        converted[name] = whole.astype(np.float16) if dtype == "fp16" else _to_bf16(whole)
+        if float(np.linalg.norm(_to_float32(converted[name]) - whole)) > MAX_RELATIVE_LOSS * float(
+            np.linalg.norm(whole)
+        ):
             small.append(name)
     if small:
         more = f" and {len(small) - 1} other tensors" if len(small) > 1 else ""
         note(
             f"{small[0]}{more} of {ref} are too small for {dtype} and lose more than {MAX_RELATIVE_LOSS:.0%} of their size; `--dtype bf16` keeps them"
         )
-    return found
+    return converted
 
 
 def _to_float32(value: Any) -> Any:

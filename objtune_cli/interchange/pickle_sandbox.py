@@ -30,10 +30,10 @@ def collect_tensors(value: Any, name: str = "") -> dict[str, Any]:
         value = dict(enumerate(value))
     if not isinstance(value, dict):
         return {}
-    found: dict[str, Any] = {}
+    tensors: dict[str, Any] = {}
     for key, inner in value.items():
-        found |= collect_tensors(inner, f"{name}.{key}" if name else str(key))
-    return found
+        tensors |= collect_tensors(inner, f"{name}.{key}" if name else str(key))
+    return tensors
 
 
 def describe_error(error: Exception) -> str:

@@ -123,10 +123,10 @@ def _sort_numbered_keys(what: str, tokens: Mapping[str, Tensor]) -> list[str]:
         and len({v.shape[-1] for v in tokens.values()}) == 1
     ):
         return sorted(tokens, key=lambda key: numbers[key])
-    shown = ", ".join(sorted(tokens)[:3])[:200]
+    listed = ", ".join(sorted(tokens)[:3])[:200]
     if all(key.startswith("<") for key in tokens):
-        raise InputError(f"{what} holds several tokens: {shown}", "import a file of one token")
-    raise InputError(f"{what} is neither a LoRA nor an embedding: it holds {shown}", "give a LoRA or an embedding")
+        raise InputError(f"{what} holds several tokens: {listed}", "import a file of one token")
+    raise InputError(f"{what} is neither a LoRA nor an embedding: it holds {listed}", "give a LoRA or an embedding")
 
 
 def _check_vectors(what: str, key: str, value: Tensor) -> Tensor:
@@ -149,24 +149,24 @@ def _check_vectors(what: str, key: str, value: Tensor) -> Tensor:
     return rows
 
 
-def join_vectors(model: BaseModel, found: Sequence[TokenVectors]) -> Tensor:
+def join_vectors(model: BaseModel, files: Sequence[TokenVectors]) -> Tensor:
     """Join the vectors of one token for all text encoders along the last axis, from one file or one per encoder.
 
     Raises:
         IncompatibleError: The vectors are for another family, or those of one encoder are missing. InputError: Two tokens or too many vectors.
     """
-    what = " and ".join(vectors.what for vectors in found)
+    what = " and ".join(vectors.what for vectors in files)
     halves: dict[int, Tensor] = {}
-    for vectors in found:
+    for vectors in files:
         for index, rows in vectors.parts.items():
             place = _match_encoder(model, vectors, index, rows)
             if place in halves:
                 raise InputError(
-                    "two files of one kind are two objects" if len(found) > 1 else f"{what} holds several tokens",
+                    "two files of one kind are two objects" if len(files) > 1 else f"{what} holds several tokens",
                     "import each under a name of its own",
                 )
             halves[place] = rows
-    words = {vectors.word for vectors in found if vectors.word}
+    words = {vectors.word for vectors in files if vectors.word}
     if len(words) > 1:
         raise InputError(f"{what} are of two tokens: {', '.join(sorted(words))}", "import each under a name of its own")
     missing = len(model.widths) - len(halves)
@@ -198,10 +198,12 @@ def _match_encoder(model: BaseModel, vectors: TokenVectors, index: int | None, r
     if place is not None and widths[place] == width:
         return place
     mine = " and ".join(str(w) for w in (widths if place is None else (widths[place],)))
-    made = next((f for f in FAMILIES if f.title == FAMILY_BY_WIDTH.get(width, "").split(",")[0] and f != family), None)
+    other_family = next(
+        (f for f in FAMILIES if f.title == FAMILY_BY_WIDTH.get(width, "").split(",")[0] and f != family), None
+    )
     hint = (
-        f"it looks like one of {FAMILY_BY_WIDTH[width]}: `--base {next(iter(made.hub))}`"
-        if made
+        f"it looks like one of {FAMILY_BY_WIDTH[width]}: `--base {next(iter(other_family.hub))}`"
+        if other_family
         else "use the base that it was made on"
     )
     raise IncompatibleError(f"a token's vectors in {vectors.what} have {width} numbers; this base's have {mine}", hint)

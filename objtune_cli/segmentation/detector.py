@@ -65,13 +65,13 @@ class Detector:
         from PIL import Image
 
         height, width = rgb.shape[:2]
-        found = []
+        detections = []
         for item in self._pipeline(Image.fromarray(rgb), candidate_labels=words, threshold=THRESHOLD):
             x0, y0, x1, y1 = (float(item["box"][k]) for k in ("xmin", "ymin", "xmax", "ymax"))
             box = max(0.0, x0), max(0.0, y0), min(float(width), x1), min(float(height), y1)
             if box[2] - box[0] >= 2 and box[3] - box[1] >= 2:
-                found.append(Detection(box, str(item["label"]), float(item["score"])))
-        return sorted(found, key=lambda d: -d.score)
+                detections.append(Detection(box, str(item["label"]), float(item["score"])))
+        return sorted(detections, key=lambda d: -d.score)
 
 
 def _find_folder(model: str) -> str:

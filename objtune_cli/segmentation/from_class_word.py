@@ -31,18 +31,22 @@ def segment_objects(
         InputError: A mask is unusable, or two objects claim one region.
     """
     search = _ClassWordSegmenter(models, picture, rgb)
-    found: dict[int, SegmentedObject] = {
+    segmented: dict[int, SegmentedObject] = {
         i: search.from_hints(t, alone=len(targets) == 1)
         for i, t in enumerate(targets)
         if search.has_hints(t, len(targets) == 1)
     }
-    blind = [i for i in range(len(targets)) if i not in found]
-    found |= dict(
-        zip(blind, search.by_class_word([targets[i] for i in blind], [found[i].cover for i in found]), strict=True)
+    blind = [i for i in range(len(targets)) if i not in segmented]
+    segmented |= dict(
+        zip(
+            blind,
+            search.by_class_word([targets[i] for i in blind], [segmented[i].cover for i in segmented]),
+            strict=True,
+        )
         if blind
         else {}
     )
-    located = [found[i] for i in range(len(targets))]
+    located = [segmented[i] for i in range(len(targets))]
     _separate_objects(targets, located)
     return located
 
@@ -59,12 +63,12 @@ class _ClassWordSegmenter(PhotoSegmenter):
         if not proposals:
             return super().from_hints(target, alone=alone)
         words = [target.class_word]
-        found = near._rank(near._refine_best(proposals, near._rank(proposals, words)), words)[target.class_word]
-        located = self._finish(found[0], [])
+        candidates = near._rank(near._refine_best(proposals, near._rank(proposals, words)), words)[target.class_word]
+        located = self._finish(candidates[0], [])
         located.advice = "give `--box x0,y0,x1,y1`, or more points on it"
         return located
 
-    def by_class_word(self, targets: list[Target], taken: list["np.ndarray"]) -> list[SegmentedObject]:
+    def by_class_word(self, targets: list[Target], others: list["np.ndarray"]) -> list[SegmentedObject]:
         """Choose masks for targets without hints jointly, without overlaps with each other or with the masks in `taken`."""
         import numpy as np
 
@@ -72,7 +76,7 @@ class _ClassWordSegmenter(PhotoSegmenter):
 
         words = list(dict.fromkeys(t.class_word for t in targets))
         near = self._downscale()
-        proposals = [p for p in near._propose(words) if _is_plausible(p.mask, [_resize(t, near.rgb) for t in taken])]
+        proposals = [p for p in near._propose(words) if _is_plausible(p.mask, [_resize(t, near.rgb) for t in others])]
         empty = SegmentedObject(np.zeros(self.rgb.shape[:2], np.uint8), self.models.segmenter.name)
         if not proposals:
             return [empty for _ in targets]
@@ -112,11 +116,11 @@ class _ClassWordSegmenter(PhotoSegmenter):
             for i, w in enumerate(words)
         }
 
-    def _refine_best(self, proposals: list["Proposal"], found: dict[str, list["Candidate"]]) -> list["Proposal"]:
+    def _refine_best(self, proposals: list["Proposal"], ranked: dict[str, list["Candidate"]]) -> list["Proposal"]:
         """Refine the best candidates of all words, because their cut-outs depend on the outline."""
         from objtune_cli.segmentation.types import Proposal
 
-        short = {id(c.mask): c.mask for candidates in found.values() for c in candidates[:SHORTLIST]}
+        short = {id(c.mask): c.mask for candidates in ranked.values() for c in candidates[:SHORTLIST]}
         chosen = [self.segmenter.refine(p) for p in proposals if id(p.mask) in short]
         exact = [Proposal(self.snap_to_edges(p.mask), p.quality) for p in chosen]
         return [p for p in exact if _is_plausible(p.mask, [])] or chosen
@@ -133,13 +137,13 @@ class _ClassWordSegmenter(PhotoSegmenter):
         boxes = self.models.detector.detect(self.rgb, words)[:MAX_DETECTIONS]
         return [self.segmenter.predict(Hints(d.box)) for d in boxes]
 
-    def _apply_selection(self, found: list["Candidate"], count: int) -> list["Candidate"]:
+    def _apply_selection(self, candidates: list["Candidate"], count: int) -> list["Candidate"]:
         """Candidates of one word; a single target gets the one that the setting `which` selects."""
         from objtune_cli.segmentation import ranking
 
         if self.config.select != "best":
-            return ranking.select(found, self.config.select)[:1] if count == 1 else found
-        return found
+            return ranking.select(candidates, self.config.select)[:1] if count == 1 else candidates
+        return candidates
 
     def _class_probabilities(self, proposals: list["Proposal"], words: list[str]) -> "np.ndarray":
         """Probability (N, W) of each word for each proposal; 1 without CLIP."""
@@ -161,31 +165,31 @@ class _ClassWordSegmenter(PhotoSegmenter):
         proposal = Proposal(_resize(chosen.mask * 255, self.rgb) > 127, chosen.quality)
         if chosen.mask.shape != self.rgb.shape[:2]:
             proposal = self.segmenter.refine(proposal)
-        found = self.finish_mask(proposal, self.models.segmenter.name)
+        segmented = self.finish_mask(proposal, self.models.segmenter.name)
         if self.models.clip is not None:
-            found.metrics["likeness"] = round(chosen.class_probability, 4)
+            segmented.metrics["likeness"] = round(chosen.class_probability, 4)
         if rivals and self.config.select == "best":
-            found.metrics["margin"] = round(chosen.score - rivals[0].score, 4)
-        found.metrics["score"] = round(chosen.score, 4)
-        found.alternatives = [_resize(r.mask * 255, self.rgb) > 127 for r in rivals[:3]]
-        if found.metrics.get("margin", self.config.min_score_margin) < self.config.min_score_margin:
-            found.advice = "say which: `--select largest`, `--select left`, or `--point x,y` on it"
-        return found
+            segmented.metrics["margin"] = round(chosen.score - rivals[0].score, 4)
+        segmented.metrics["score"] = round(chosen.score, 4)
+        segmented.alternatives = [_resize(r.mask * 255, self.rgb) > 127 for r in rivals[:3]]
+        if segmented.metrics.get("margin", self.config.min_score_margin) < self.config.min_score_margin:
+            segmented.advice = "say which: `--select largest`, `--select left`, or `--point x,y` on it"
+        return segmented
 
 
 def _sort_left_to_right(targets: list[Target], best: list["Candidate"]) -> list["Candidate"]:
     """Assign several objects of one class from left to right, in the order of their names."""
-    found = list(best)
+    chosen = list(best)
     for word in {t.class_word for t in targets}:
         own = [i for i, t in enumerate(targets) if t.class_word == word]
         for i, candidate in zip(
             own, sorted((best[k] for k in own), key=lambda c: float(c.mask.nonzero()[1].mean())), strict=True
         ):
-            found[i] = candidate
-    return found
+            chosen[i] = candidate
+    return chosen
 
 
-def _is_plausible(mask: "np.ndarray", taken: list["np.ndarray"]) -> bool:
+def _is_plausible(mask: "np.ndarray", others: list["np.ndarray"]) -> bool:
     """Whether a proposal has a plausible size and border contact, and is not another target's object."""
     from objtune_cli.numerics import masks
     from objtune_cli.segmentation import ranking
@@ -196,7 +200,7 @@ def _is_plausible(mask: "np.ndarray", taken: list["np.ndarray"]) -> bool:
         or ranking.border_share(mask) > quality_gate.MAX_BORDER
     ):
         return False
-    return all(masks.iou(mask, other > 127) < ranking.SAME_IOU for other in taken)
+    return all(masks.iou(mask, other > 127) < ranking.SAME_IOU for other in others)
 
 
 def _resize(cover: "np.ndarray", rgb: "np.ndarray") -> "np.ndarray":

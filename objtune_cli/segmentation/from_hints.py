@@ -180,9 +180,9 @@ class PhotoSegmenter:
         rough = None if cover is None else cover.astype(np.float32) / 255
         if rough is not None and not (rough > 0.5).any():
             raise InputError(f"the rough mask {target.rough_mask} is empty", "white is the object")
-        found = self.finish_mask(self.segmenter.predict(self._hints(target, rough)), self.segmenter.name)
-        found.rough_mask, found.outline = cover, outline
-        return found
+        segmented = self.finish_mask(self.segmenter.predict(self._hints(target, rough)), self.segmenter.name)
+        segmented.rough_mask, segmented.outline = cover, outline
+        return segmented
 
     def _read_mask(self, path: Path) -> tuple["np.ndarray", str]:
         """A mask picture as coverage (H, W) uint8 at the kept size, and why it shows only an outline, else an empty text.
@@ -193,11 +193,11 @@ class PhotoSegmenter:
 
         from objtune_cli.images import mask_image as mask
 
-        found = mask.read(path, self.picture)
-        for note in found.notes:
+        mask_image = mask.read(path, self.picture)
+        for note in mask_image.notes:
             self.models.ctx.report.note(f"{path.name}: {note}")
         size = (self.rgb.shape[1], self.rgb.shape[0])
-        own = found.cover
+        own = mask_image.cover
         cover: np.ndarray = cv2.resize(
             own, size, interpolation=cv2.INTER_LINEAR if size[0] > own.shape[1] else cv2.INTER_AREA
         )
@@ -243,8 +243,8 @@ class PhotoSegmenter:
             return mask
         cutter = GrabCut()
         cutter.set_image(self.rgb)
-        found = self.snap_to_edges(cutter.predict(Hints(rough_mask=mask.astype(np.float32))).mask)
-        return found if masks.iou(found, mask) > MIN_COLOR_IOU else mask
+        refined = self.snap_to_edges(cutter.predict(Hints(rough_mask=mask.astype(np.float32))).mask)
+        return refined if masks.iou(refined, mask) > MIN_COLOR_IOU else mask
 
     def snap_to_edges(self, mask: "np.ndarray") -> "np.ndarray":
         """Remove specks and move the outline to colour edges."""

@@ -61,7 +61,7 @@ class GrabCut:
             _differs_from_border(small).astype(np.uint8), cv2.MORPH_OPEN, np.ones((size, size), np.uint8)
         )
         count, _, stats, _ = cv2.connectedComponentsWithStats(closed)
-        found = [self.predict(Hints())]
+        proposals = [self.predict(Hints())]
         for i in sorted(range(1, count), key=lambda i: -stats[i, cv2.CC_STAT_AREA])[: self.max_proposals]:
             x, y, w, h = (float(v) for v in stats[i, :4])
             if w * h > 0.004 * small.shape[0] * small.shape[1]:
@@ -72,8 +72,8 @@ class GrabCut:
                     min(width, (x + w + room) / scale),
                     min(height, (y + h + room) / scale),
                 )
-                found.append(self.predict(Hints(box)))
-        return [p for p in found if p.mask.any()]
+                proposals.append(self.predict(Hints(box)))
+        return [p for p in proposals if p.mask.any()]
 
     def _run_grabcut(self, rgb: np.ndarray, hints: Hints) -> np.ndarray:
         height, width = rgb.shape[:2]
@@ -86,8 +86,8 @@ class GrabCut:
             cv2.grabCut(small[:, :, ::-1].copy(), labels, None, *models, self.iterations, cv2.GC_INIT_WITH_MASK)  # type: ignore[call-overload]
         except cv2.error:
             return np.zeros((height, width), bool)
-        found = _main_pieces(np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)), hints, scale, self.min_piece_share)
-        soft = cv2.resize(found.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+        mask = _main_pieces(np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)), hints, scale, self.min_piece_share)
+        soft = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
         return soft > 0.5
 
     def _seed_labels(self, small: np.ndarray, hints: Hints, scale: float) -> np.ndarray:

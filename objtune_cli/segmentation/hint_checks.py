@@ -80,23 +80,23 @@ def _scale_point(dot: tuple[float, float], frame: PhotoSize) -> tuple[float, flo
 def _box_to_pixels(
     box: tuple[float, float, float, float], frame: PhotoSize, name: str, note: "Callable[[str], None]"
 ) -> tuple[float, float, float, float]:
-    said = _format(box)
+    box_text = _format(box)
     if all(0 <= v <= 1 for v in box):
         box = (*_scale_point(box[:2], frame), *_scale_point(box[2:], frame))
         note(f"the box of {name} in fractions of the photo is {_format(box)} in pixels")
     x0, y0, x1, y1 = box
     if x1 <= x0 or y1 <= y0:
         raise InputError(
-            f"the box {said} is not inside the photo ({frame}): x1,y1 has to be right of and below x0,y0",
+            f"the box {box_text} is not inside the photo ({frame}): x1,y1 has to be right of and below x0,y0",
             _suggest_orders(box, frame),
         )
     reach_x, reach_y = max(1.0, MAX_OVERSHOOT * frame.width), max(1.0, MAX_OVERSHOOT * frame.height)
     inside = (max(x0, 0.0), max(y0, 0.0), min(x1, float(frame.width)), min(y1, float(frame.height)))
     outside = max(-x0, x1 - frame.width) >= reach_x or max(-y0, y1 - frame.height) >= reach_y
     if outside or inside[2] <= inside[0] or inside[3] <= inside[1]:
-        raise InputError(f"the box {said} is not inside the photo ({frame})", _suggest_other_box(box, frame))
+        raise InputError(f"the box {box_text} is not inside the photo ({frame})", _suggest_other_box(box, frame))
     if max(abs(a - b) for a, b in zip(box, inside, strict=True)) >= 1:
-        note(f"the box {said} reaches over the edge of the photo ({frame}): clipped")
+        note(f"the box {box_text} reaches over the edge of the photo ({frame}): clipped")
     return inside if inside != box else box
 
 
@@ -104,13 +104,14 @@ def _suggest_orders(box: tuple[float, ...], frame: PhotoSize) -> str:
     """Hint with the boxes that the numbers may mean."""
     x0, y0, x1, y1 = box
     corners = (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
-    found = []
+    suggestions = []
     if corners[0] < corners[2] and corners[1] < corners[3]:
-        found.append(f"with its corners in order `--box {_format(corners)}`")
+        suggestions.append(f"with its corners in order `--box {_format(corners)}`")
     if min(box) >= 0 and x1 > 0 and y1 > 0 and x0 + x1 <= frame.width and y0 + y1 <= frame.height:
-        found.append(f"if it is x,y,width,height, `--box {_format((x0, y0, x0 + x1, y0 + y1))}`")
+        suggestions.append(f"if it is x,y,width,height, `--box {_format((x0, y0, x0 + x1, y0 + y1))}`")
     return (
-        "; ".join(found) or "x0,y0 is its upper left, x1,y1 its lower right corner, for example `--box 0.2,0.2,0.8,0.8`"
+        "; ".join(suggestions)
+        or "x0,y0 is its upper left, x1,y1 its lower right corner, for example `--box 0.2,0.2,0.8,0.8`"
     )
 
 
@@ -208,16 +209,16 @@ def suggest_box(target: "Target", photo: "Photo") -> str:
     """Hint for a box with another content than the object."""
     frame = PhotoSize(*photo.size, photo.orientation)
     x0, y0, x1, y1 = target.box_xyxy or (0, 0, 0, 0)
-    found = []
+    suggestions = []
     if (x0 or y0) and x0 + x1 <= frame.width and y0 + y1 <= frame.height:
-        found.append(f"if it is x,y,width,height, give `--box {_format((x0, y0, x0 + x1, y0 + y1))}`")
+        suggestions.append(f"if it is x,y,width,height, give `--box {_format((x0, y0, x0 + x1, y0 + y1))}`")
     turned = _turn_box(target.box_xyxy or (), frame) if target.box_xyxy else None
     if turned:
-        found.append(f"if it is of the photo before its EXIF rotation, give `--box {_format(turned)}`")
+        suggestions.append(f"if it is of the photo before its EXIF rotation, give `--box {_format(turned)}`")
     return "; ".join(
         [
             f"a box is x0,y0,x1,y1 in pixels of this photo ({frame}), close around the object",
-            *found,
+            *suggestions,
             "or give `--mask M.png`",
         ]
     )

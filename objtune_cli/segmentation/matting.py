@@ -81,9 +81,9 @@ def remove_specks(mask: np.ndarray, share: float = 0.01) -> np.ndarray:
     area = int(mask.sum())
     if not area:
         return mask
-    kept = mask.copy()
+    cleaned = mask.copy()
     for inside, least in ((True, share * area), (False, 0.1 * share * area)):
-        count, pieces, stats, _ = cv2.connectedComponentsWithStats((kept == inside).astype(np.uint8), connectivity=4)
+        count, pieces, stats, _ = cv2.connectedComponentsWithStats((cleaned == inside).astype(np.uint8), connectivity=4)
         small = [i for i in range(1, count) if stats[i, cv2.CC_STAT_AREA] < least]
-        kept[np.isin(pieces, small)] = not inside
-    return kept
+        cleaned[np.isin(pieces, small)] = not inside
+    return cleaned

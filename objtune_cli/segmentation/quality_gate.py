@@ -40,8 +40,8 @@ def mask_statistics(mask: "np.ndarray", cells: int = 0) -> dict[str, float]:
     count, _, stats, _ = cv2.connectedComponentsWithStats(hard)
     pieces = sum(int(stats[i, cv2.CC_STAT_AREA]) > 0.01 * area for i in range(1, count))
     border = np.concatenate([hard[0], hard[-1], hard[:, 0], hard[:, -1]])
-    found = {"area": round(area / hard.size, 6), "pieces": pieces, "border": round(float(border.mean()), 6)}
-    return found | ({"cells": round(cells * area / hard.size, 3)} if cells else {})
+    statistics = {"area": round(area / hard.size, 6), "pieces": pieces, "border": round(float(border.mean()), 6)}
+    return statistics | ({"cells": round(cells * area / hard.size, 3)} if cells else {})
 
 
 def is_inverted(mask: "np.ndarray") -> bool:

@@ -52,11 +52,11 @@ def class_probabilities(
     """
     picture = torch.from_numpy(rgb.copy()).permute(2, 0, 1).float() / 255
     fill = picture.new_tensor(MEAN)
-    alone = torch.stack([crop(picture, torch.from_numpy(m.astype(np.float32)), fill, towers.image_size) for m in masks])
-    said = [with_article(w) for w in dict.fromkeys((*words, *others))] + list(BACKGROUND_LABELS)
-    told = towers.text_features(model, [f"a photo of {w}" for w in said])
-    shown = torch.cat([towers.image_features(part) for part in torch.split(alone, 16)])
-    share = (towers.logit_scale * shown @ told.T).softmax(dim=1).cpu().numpy()
+    crops = torch.stack([crop(picture, torch.from_numpy(m.astype(np.float32)), fill, towers.image_size) for m in masks])
+    labels = [with_article(w) for w in dict.fromkeys((*words, *others))] + list(BACKGROUND_LABELS)
+    text_features = towers.text_features(model, [f"a photo of {w}" for w in labels])
+    image_features = torch.cat([towers.image_features(batch) for batch in torch.split(crops, 16)])
+    share = (towers.logit_scale * image_features @ text_features.T).softmax(dim=1).cpu().numpy()
     index = {w: i for i, w in enumerate(dict.fromkeys((*words, *others)))}
     return share[:, [index[w] for w in words]]
 
@@ -68,7 +68,7 @@ def rank(
 
     score = ln(likeness) + QUALITY quality + EDGE contrast - BORDER share of the outline on the photo's border.
     """
-    found = [
+    candidates = [
         Candidate(
             m,
             float(p),
@@ -82,7 +82,7 @@ def rank(
         )
         for m, q, p in zip(masks, qualities, likely, strict=True)
     ]
-    return sorted(found, key=lambda c: -c.score)
+    return sorted(candidates, key=lambda c: -c.score)
 
 
 def outline_contrast(rgb: np.ndarray, mask: np.ndarray) -> float:
@@ -104,11 +104,11 @@ def border_share(mask: np.ndarray) -> float:
 
 def suppress_duplicates(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Keep the best candidate of each object; candidates must be sorted."""
-    found: list[Candidate] = []
+    distinct: list[Candidate] = []
     for c in candidates:
-        if all(iou(c.mask, kept.mask) < SAME_IOU and not _is_part(c.mask, kept.mask) for kept in found):
-            found.append(c)
-    return found
+        if all(iou(c.mask, other.mask) < SAME_IOU and not _is_part(c.mask, other.mask) for other in distinct):
+            distinct.append(c)
+    return distinct
 
 
 def _is_part(a: np.ndarray, b: np.ndarray) -> bool:
@@ -141,7 +141,7 @@ SELECT_KEYS = {
 """Sort keys that select one of several objects of a class."""
 
 
-def select(found: Sequence[Candidate], which: str, reach: float = 1.5) -> list[Candidate]:
+def select(candidates: Sequence[Candidate], which: str, reach: float = 1.5) -> list[Candidate]:
     """Candidates whose scores are within `reach` of the best, sorted by a key of `SELECT_KEYS`."""
-    alike = [c for c in found if c.score > found[0].score - reach]
+    alike = [c for c in candidates if c.score > candidates[0].score - reach]
     return sorted(alike, key=lambda c: SELECT_KEYS[which](c.mask))

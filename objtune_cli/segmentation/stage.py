@@ -54,11 +54,11 @@ def run(ctx: StageContext, path: Path, targets: list[Target], config: Segment) -
         class_words.check_known(ctx, target, chooses=by_word and target.has_no_hint)
     rgb = _downscale(picture, config)
     located = from_class_word.segment_objects(models, picture, rgb, targets)
-    found = [
+    accepted = [
         old or _check_mask(ctx, picture, rgb, item, target, record, config)
         for old, item, target, record in zip(done, located, targets, records, strict=True)
     ]
-    return [item if isinstance(item, StageResult) else _publish(ctx, item) for item in found]
+    return [item if isinstance(item, StageResult) else _publish(ctx, item) for item in accepted]
 
 
 def _note_photograph(ctx: StageContext, path: Path, picture: photo.Photo) -> None:
@@ -163,17 +163,17 @@ def _check_mask(
         problem, advice = located.outline, located.advice
     elif not problem and not target.mask:
         problem, advice = hint_checks.find_disagreement(located.cover, target, picture, located.rough_mask)
-    shown = png.encode_png(png.draw_overlay(rgb, located.cover, located.alternatives))
+    overlay = png.encode_png(png.draw_overlay(rgb, located.cover, located.alternatives))
     if problem and (not ctx.force or not metrics["area"]):
         rejected = f"{garbage.REJECTED}{target.name}.png"
-        ctx.store.backend.replace(rejected, shown)
+        ctx.store.backend.replace(rejected, overlay)
         raise GateError(
             f"no usable mask of the {target.class_word}: {problem} (see {ctx.store.backend.path(rejected)})", advice
         )
     if problem:
         ctx.report.note(f"kept although {problem}")
         record = replace(record, config={**record.config, "kept": problem})
-    return AcceptedMask(replace(record, metrics={**metrics, "found_by": located.found_by}), rgb, located.cover, shown)
+    return AcceptedMask(replace(record, metrics={**metrics, "found_by": located.found_by}), rgb, located.cover, overlay)
 
 
 def _base_fingerprint(ctx: StageContext) -> str:
@@ -192,9 +192,11 @@ def _latent_cells(ctx: StageContext) -> int:
         return 0
 
 
-def _publish(ctx: StageContext, found: AcceptedMask) -> StageResult:
+def _publish(ctx: StageContext, accepted: AcceptedMask) -> StageResult:
     import numpy as np
 
-    ref = ctx.store.create(found.record, MaskArtifact(found.rgb, np.ascontiguousarray(found.mask)).to_tensors())
-    overlay = ctx.store.write_image(ref, "overlay.png", found.overlay)
-    return StageResult(ref, False, [overlay], found.record.metrics)
+    ref = ctx.store.create(
+        accepted.record, MaskArtifact(accepted.rgb, np.ascontiguousarray(accepted.mask)).to_tensors()
+    )
+    overlay = ctx.store.write_image(ref, "overlay.png", accepted.overlay)
+    return StageResult(ref, False, [overlay], accepted.record.metrics)

@@ -139,8 +139,8 @@ def select_part(
     ):
         return None
     near = cv2.dilate((regions == own[0]).astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
-    found: np.ndarray = np.where(near, cover, 0).astype(np.uint8)
-    return found
+    part_cover: np.ndarray = np.where(near, cover, 0).astype(np.uint8)
+    return part_cover
 
 
 def _class_probabilities(

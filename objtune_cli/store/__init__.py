@@ -1,4 +1,4 @@
-"""Bytes on disk: projects, refs, immutable artifacts, photos. Knows no maths and imports no torch."""
+"""Projects, refs and immutable artifacts on disk. Imports no torch."""
 
 KINDS = ("mask", "embedding", "adapter", "prior", "scene")
-"""Families of artifacts; here, since `--help` needs nothing else of the store."""
+"""Kinds of artifacts. They stand here because `--help` needs nothing else of the store."""

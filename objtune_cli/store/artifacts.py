@@ -1,4 +1,4 @@
-"""An artifact as a record and tensors, and as the bytes of its file; no disk."""
+"""The record and tensors of an artifact, and their encoding as the bytes of a file. Touches no disk."""
 
 import hashlib
 import math
@@ -31,12 +31,12 @@ FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """How an artifact came to be; enough to make it again.
+    """How an artifact was made; enough to make it again.
 
     Attributes:
         kind, name, version: Its ref; the version is set when it is published.
         objects: Object name to class word; one pair except for joint training and scenes.
-        inputs: Role to {"ref", "sha256"} of everything that was read. A role `body.…` follows from a file's and is no part of the identity.
+        inputs: Role to {"ref", "sha256"} of each input. A role `body.…` follows from a file's role and is no part of the identity.
         config: The fully resolved settings of the stage.
         base: {"id", "fingerprint"} of the base model; empty where none was used.
         metrics: Measured numbers. tools: package to version. Neither is part of the identity.
@@ -64,18 +64,18 @@ class Record:
         return ", ".join(self.objects.values())
 
     def header(self) -> dict[str, Any]:
-        """The record as it stands in the file."""
+        """The record as the file's header holds it."""
         return {**asdict(self), "class": self.class_word}
 
     def identity(self) -> str:
-        """SHA-256 over what makes this the same work as another."""
+        """SHA-256 over the fields that make two artifacts the same work."""
         parts = {name: getattr(self, name) for name in IDENTITY_FIELDS}
         parts["inputs"] = {role: source for role, source in self.inputs.items() if not role.startswith(BODY_ROLE)}
         return hashlib.sha256(header.canonical_json(parts).encode()).hexdigest()
 
 
 def record_from_header(raw: dict[str, Any], path: Path) -> Record:
-    """The record in a header of any schema.
+    """Read the record in a header of any schema.
 
     Raises:
         DamagedError: Fields are missing or of the wrong type. IncompatibleError: a newer schema.
@@ -91,7 +91,7 @@ def record_from_header(raw: dict[str, Any], path: Path) -> Record:
 
 
 def _has_valid_types(record: Record) -> bool:
-    """Whether a record from a file has the types that every reader counts on."""
+    """Whether a record from a file has the types that its readers rely on."""
     tables = (record.objects, record.inputs, record.config, record.base, record.metrics, record.tools)
     if (
         type(record.version) is not int
@@ -116,7 +116,7 @@ def is_finite(kind: str, array: Any) -> bool:
 
 
 def check_finite(record: Record, arrays: Mapping[str, tuple[str, Any]]) -> None:
-    """Refuse to publish what holds NaN or infinity, whatever let it come this far.
+    """Refuse to publish tensors or metrics with NaN or infinity.
 
     Raises:
         GateError: Names the tensor or the metric.
@@ -126,12 +126,12 @@ def check_finite(record: Record, arrays: Mapping[str, tuple[str, Any]]) -> None:
     if bad:
         raise GateError(
             f"{record.kind} {record.name} is not published: {bad[0]} holds NaN or infinite values",
-            "`--precision fp32` computes with a wider range; at fp32 the base or what was learned is at fault",
+            "`--precision fp32` computes with a wider range; at fp32 the base or the adapter is at fault",
         )
 
 
 def encode(record: Record, arrays: Mapping[str, tuple[str, Any]]) -> list[Any]:
-    """The bytes of an artifact: its header with the digest of all of them, then each tensor."""
+    """Encode an artifact: its header with the digest of the whole file, then each tensor."""
     specs = {name: (kind, array.shape) for name, (kind, array) in arrays.items()}
     body = [
         memoryview(arrays[name][1].reshape(-1)).cast("B") if arrays[name][1].size else b"" for name in sorted(arrays)
@@ -144,7 +144,7 @@ def encode(record: Record, arrays: Mapping[str, tuple[str, Any]]) -> list[Any]:
 
 
 def decode(data: bytes, layout: Mapping[str, tuple[header.TensorSpec, int]]) -> dict[str, Any]:
-    """The tensors in the bytes of a safetensors file, as numpy arrays that share its memory; bf16 as its bits.
+    """Decode the tensors of a safetensors file as numpy arrays that share its memory; bf16 as its bits.
 
     Args:
         layout: Name to spec and offset, as `read_header` returns them.
@@ -158,7 +158,7 @@ def decode(data: bytes, layout: Mapping[str, tuple[header.TensorSpec, int]]) -> 
 
 
 def to_array(value: Any) -> tuple[str, Any]:
-    """Element type and contiguous little-endian numpy array of a tensor or array."""
+    """Convert a tensor or array to its element type and a contiguous little-endian numpy array."""
     import numpy as np
 
     if hasattr(value, "detach"):

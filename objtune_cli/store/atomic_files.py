@@ -14,9 +14,9 @@ TEMP_FOLDER = ".tmp"
 
 
 def temp_folders(root: Path, folder: Path) -> list[Path]:
-    """Folders in which a file for `folder` may be written before it gets its name, best first: the project's, the store's, or one beside it.
+    """Folders for the temporary file of a file in `folder`, best first: the project's, the store's, or one beside the file.
 
-    Only what is on the folder's own disk counts; the last one certainly is.
+    All are on the folder's own disk as far as the system shows it; the last one certainly is.
     """
     own = root.parent / ".objtune" / "tmp"
     own.mkdir(parents=True, exist_ok=True)
@@ -28,7 +28,7 @@ def temp_folders(root: Path, folder: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def temp_path(folder: Path) -> Iterator[Path]:
-    """A name for a file in a folder of files that are being written, gone afterwards."""
+    """A new name for a temporary file in a folder; the file is deleted afterwards."""
     folder.mkdir(parents=True, exist_ok=True)
     temp_files.clean_once(folder)
     path = folder / temp_files.temp_name()
@@ -40,7 +40,7 @@ def temp_path(folder: Path) -> Iterator[Path]:
 
 
 def write_new(path: Path, parts: Iterable[bytes]) -> None:
-    """Write a file that is not there yet, and bring it to the disk."""
+    """Write a new file and flush it to the disk."""
     with path.open("xb") as file:
         for part in parts:
             file.write(part)
@@ -66,7 +66,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Make a new name survive a power cut, where the system and the disk have a way to."""
+    """Flush a folder, so that a new name in it survives a power cut; does nothing where the disk cannot."""
     if os.name == "nt":
         return
     try:
@@ -82,7 +82,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def _flush_file(handle: int) -> None:
-    """Bring a file's bytes to the disk; some network disks have no such call, and then there is nothing to be had."""
+    """Flush a file to the disk; does nothing on network disks without such a call."""
     try:
         os.fsync(handle)
     except OSError as error:
@@ -91,6 +91,6 @@ def _flush_file(handle: int) -> None:
 
 
 def make_read_only(path: Path) -> None:
-    """Protect a file from writing by mistake, where the disk has permissions."""
+    """Protect a file against accidental writes, where the disk has permissions."""
     with contextlib.suppress(OSError):
         path.chmod(0o444)

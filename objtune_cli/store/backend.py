@@ -1,4 +1,4 @@
-"""Bytes under keys: what a place that holds a project must do, and the local disk that does it.
+"""Bytes under keys: the interface of a place that holds a project, and its implementation on a local disk.
 
 A key is a path below the project's folder with `/` between its parts, such as `artifacts/mask/rex/v001.safetensors`. A copy
 of a project has the same keys and bytes wherever it lies. Knows no artifacts.
@@ -21,7 +21,7 @@ TEMPORARY = ".objtune/tmp/"
 
 
 class TakenError(Exception):
-    """A key belongs to another file, or did."""
+    """A key belongs to another file, or did once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,16 +187,16 @@ class Local:
         """List files in the order of their names; a link that leads nowhere is listed, too."""
         try:
             with os.scandir(self.path(prefix)) as scan:
-                found = sorted(scan, key=lambda each: each.name)
+                entries = sorted(scan, key=lambda each: each.name)
         except (FileNotFoundError, NotADirectoryError):
             return
-        for each in found:
+        for each in entries:
             key = prefix + each.name
             follow = not each.is_symlink() or Path(each).exists()
             if each.is_dir(follow_symlinks=follow):
                 yield from self.list(f"{key}/", deep=True) if deep else [Entry(f"{key}/")]
             else:
-                with contextlib.suppress(FileNotFoundError):  # deleted since
+                with contextlib.suppress(FileNotFoundError):  # another process deleted it
                     status = each.stat(follow_symlinks=follow)
                     yield Entry(key, status.st_size, status.st_mtime)
 
@@ -204,7 +204,7 @@ class Local:
         """Delete a file, or all files below a key that ends with `/`.
 
         Raises:
-            ResourceError: The disk refuses; of a folder, what cannot be deleted stays.
+            ResourceError: The disk refuses; files of a folder that cannot be deleted stay.
         """
         path = self.path(key)
         if key.endswith("/"):

@@ -23,7 +23,7 @@ class UnfinishedRun:
     Attributes:
         file: Key of the checkpoint in the store.
         key: Key of the run.
-        runs: Adapter name to {"step", "total", "inputs"}. config, base: of the first of them, as in its record.
+        runs: Adapter name to {"step", "total", "inputs"}. config, base: Of the first of them, as in its record.
         computed: Device, number formats, threads and version of torch.
     """
 
@@ -36,7 +36,7 @@ class UnfinishedRun:
 
 
 def list_checkpoints(store: Store) -> list[UnfinishedRun]:
-    """The checkpoints of a project that name their runs; reads headers only."""
+    """List the checkpoints of a project that name their runs; reads headers only."""
     unfinished = []
     for entry in store.backend.list(STATES):
         with contextlib.suppress(ObjtuneError, OSError):
@@ -63,7 +63,7 @@ def _read_header(store: Store, key: str) -> Any:
 
 
 class Checkpoint:
-    """The checkpoint of the run with a key.
+    """The checkpoint of one run.
 
     Attributes:
         about: Further fields of its header, for `list_checkpoints`.
@@ -88,7 +88,7 @@ class Checkpoint:
         self.store.backend.replace(self._stored_key, safetensors_format.encode_header(record, specs) + body)
 
     def load(self) -> dict[str, Any] | None:
-        """The saved tensors (numpy), or None where there is no intact checkpoint of this very run."""
+        """Load the saved tensors (numpy); None where there is no intact checkpoint of this run."""
         try:
             record, layout, _ = _read_header(self.store, self._stored_key)
         except (FileNotFoundError, DamagedError):

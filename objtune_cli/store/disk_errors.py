@@ -1,4 +1,4 @@
-"""Disk trouble: the errors of the system as one line with a remedy, and checks before long work."""
+"""Errors of disks as one line with a remedy, and checks that a disk can be written."""
 
 import contextlib
 import errno
@@ -20,12 +20,12 @@ UNSUPPORTED = {
     errno.ENOTTY,
     errno.EISDIR,
 }
-"""How a disk says that it does not have an operation at all."""
+"""Error numbers of a disk that does not have an operation at all."""
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def check_accepts_files(folder: Path) -> None:
-    """Refuse a folder for temporary files in which none can be made; what a crash leaves there is swept as theirs are.
+    """Refuse a folder for temporary files in which no file can be made; a file that a crash leaves there is cleaned as they are.
 
     Raises:
         ResourceError: Read-only, of another owner, or full.
@@ -38,7 +38,7 @@ def check_accepts_files(folder: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse a folder, or the nearest one above it that is there, in which no file can be made; makes none.
+    """Refuse a folder in which no file can be made, or the nearest existing one above it. Writes nothing.
 
     Raises:
         ResourceError: Read-only, of another owner, or behind a link that leads nowhere.
@@ -54,7 +54,11 @@ def check_writable(folder: Path) -> None:
 
 @contextlib.contextmanager
 def translate_os_errors(where: Path) -> Iterator[None]:
-    """Disk trouble as one line with its remedy."""
+    """Raise errors of the system as one line with its remedy.
+
+    Raises:
+        ResourceError: The disk is full, read-only, or refuses for another reason.
+    """
     try:
         yield
     except OSError as error:

@@ -16,7 +16,10 @@ EXTRA_BYTES = 1 << 20
 
 
 class DiskReservation:
-    """A file in `.objtune/tmp` that takes up as much as is held; of a killed process, the next writer deletes it."""
+    """A file in `.objtune/tmp` as large as the reserved space; the next writer deletes the file of a killed process.
+
+    Disks alone run full, so this is local whatever the backend is.
+    """
 
     def __init__(self, project: Project) -> None:
         self.folder = project.temporary
@@ -54,7 +57,7 @@ class DiskReservation:
                 ) from error
 
     def release(self) -> None:
-        """Give the space back."""
+        """Free the space."""
         if self._file is not None:
             with contextlib.suppress(OSError):
                 self._file.unlink(missing_ok=True)
@@ -70,7 +73,7 @@ class DiskReservation:
 
 
 def _allocate(path: Path, size: int) -> None:
-    """A file with its blocks given to it; where the system cannot, an empty one if as much is free."""
+    """Create a file of a size with its blocks allocated; where the system cannot, an empty file if enough space is free."""
     with path.open("xb") as file:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)
@@ -79,7 +82,7 @@ def _allocate(path: Path, size: int) -> None:
 
 
 def _free_bytes(folder: Path) -> int | None:
-    """Bytes that are free; None where the system does not say. Some network disks say 0 whatever they have."""
+    """Free bytes; None where the system does not tell. Some network disks always report 0."""
     try:
         return shutil.disk_usage(folder).free
     except OSError:

@@ -16,7 +16,7 @@ _AT_HERE, _NO_REPLACE, _RENAME_EXCL = -100, 1, 4
 
 
 def name_exclusively(partial: Path, path: Path) -> None:
-    """Give a complete file its name, by whichever operation of this disk never overwrites: a hard link, an exclusive rename, or a claim.
+    """Give a finished file its name by the operation of this disk that never overwrites: a hard link, an exclusive rename, or a claim.
 
     Raises:
         FileExistsError: The name is taken.
@@ -39,7 +39,7 @@ def _rename_exclusively(partial: Path, path: Path) -> bool:
         FileExistsError: The name is taken.
     """
     if os.name == "nt":
-        partial.rename(path)  # never replaces there
+        partial.rename(path)  # never replaces on Windows
         return True
     try:
         libc = ctypes.CDLL(None, use_errno=True)
@@ -59,15 +59,15 @@ def _rename_exclusively(partial: Path, path: Path) -> bool:
 
 
 def _rename_claimed(partial: Path, path: Path) -> None:
-    """Rename while holding the name's claim, a file beside it: of several writers one has it, and it looks before it renames.
+    """Rename under a claim, a file beside the name that one writer at a time can own; that writer checks that the name is free.
 
-    A claim whose holder died is taken over where the disk has locks; elsewhere the name is lost, and `gc` deletes the claim.
+    A dead writer's claim is taken over where the disk has locks; elsewhere the name is lost, and `gc` deletes the claim.
 
     Raises:
         FileExistsError: The name is taken, or somebody is about to take it.
     """
     claim = path.with_suffix(".claim")
-    held = _open_claim(claim)
+    handle = _open_claim(claim)
     try:
         if os.path.lexists(path):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
@@ -75,11 +75,11 @@ def _rename_claimed(partial: Path, path: Path) -> None:
     finally:
         with contextlib.suppress(OSError):
             claim.unlink()
-        os.close(held)
+        os.close(handle)
 
 
 def _open_claim(claim: Path) -> int:
-    """The claim's descriptor, ours until it is closed.
+    """Open a claim for this process until it is closed; its descriptor.
 
     Raises:
         FileExistsError: Another process has it.
@@ -90,7 +90,7 @@ def _open_claim(claim: Path) -> int:
     except FileExistsError:
         try:
             handle, new = os.open(claim, os.O_RDWR), False
-        except FileNotFoundError:  # given up since
+        except FileNotFoundError:  # its owner deleted it
             raise taken from None
     try:
         locked = lock(handle)

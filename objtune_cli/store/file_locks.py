@@ -1,4 +1,4 @@
-"""Locks on files, which the system frees when their process ends. Where a disk has none, work goes on without them."""
+"""Locks on local files, which the system frees when their process ends. Without them, work goes on unlocked."""
 
 import os
 from pathlib import Path
@@ -22,7 +22,7 @@ def lock(handle: int) -> bool:
 
 
 def is_named(handle: int, path: Path) -> bool:
-    """Whether an open file still has that name: its last holder may have removed it between our opening and locking it."""
+    """Whether an open file still has a name: its last owner may have deleted it before this process locked it."""
     try:
         return os.fstat(handle).st_ino == path.stat().st_ino
     except OSError:
@@ -30,10 +30,10 @@ def is_named(handle: int, path: Path) -> bool:
 
 
 def open_lock_file(path: Path) -> int:
-    """A lock file, held where the disk has locks; without them, two equal runs at once only repeat work.
+    """Open and lock a file; its descriptor. Without locks on the disk, two equal runs at once only repeat work.
 
     Raises:
-        BlockingIOError: Another process holds it.
+        BlockingIOError: Another process has it.
     """
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)

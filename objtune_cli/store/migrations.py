@@ -1,4 +1,4 @@
-"""Schemas of the record, oldest first: each entry makes the one before it a record of the next. Entries are only ever added."""
+"""Migrations of the record, oldest first: each turns a record of one schema into one of the next. Entries are only ever added."""
 
 import re
 from collections.abc import Callable
@@ -18,7 +18,7 @@ def m002_digest(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def m003_setting_names(record: dict[str, Any]) -> dict[str, Any]:
-    """Schema 3 renamed settings and gave yes-or-no settings true and false; the identity of older work is that of the same work today."""
+    """Schema 3 renamed settings and gave yes-or-no settings true and false; older work has the identity of the same work today."""
     config = record.get("config")
     if isinstance(config, dict):
         record = {**record, "config": renamed_settings.of_record(str(record.get("kind")), config)}
@@ -30,7 +30,7 @@ SCHEMA = 1 + len(MIGRATIONS)
 
 
 def migrate(record: dict[str, Any], path: Path) -> dict[str, Any]:
-    """A record as the newest schema has it; the file stays as it is.
+    """Convert a record to the newest schema; the file stays as it is.
 
     Raises:
         IncompatibleError: A newer schema. DamagedError: no schema, or no digest where there must be one.

@@ -1,4 +1,4 @@
-"""A project is a folder with `objtune.toml`; everything objtune keeps lies below it."""
+"""A project: a folder with `objtune.toml`, in which all artifacts and other files of objtune lie."""
 
 import contextlib
 import os
@@ -25,7 +25,7 @@ TEMPLATE = """\
 
 @dataclass(frozen=True, slots=True)
 class Project:
-    """Where things are."""
+    """A project's folder and its parts."""
 
     folder: Path
 
@@ -36,18 +36,21 @@ class Project:
 
     @property
     def temporary(self) -> Path:
-        """Files that are being written, and reservations of disk space; always local."""
+        """Folder of files that are being written, and of reservations of disk space."""
         return self.store.backend.path(TEMPORARY)
 
     @contextlib.contextmanager
     def lock(self, *, alone: bool = False) -> Iterator[None]:
-        """Keep `rm`, `gc` and `mv` (those that hold it `alone`) and work that reads artifacts apart.
+        """Lock the project, so that `rm`, `gc` and `mv` never run while others read artifacts.
 
-        The lock is the system's, on the folder itself: nothing is written, and a killed process leaves none. Where a
-        disk has no such locks, or the folder is gone, there is none.
+        The lock is the system's and is on the folder itself: nothing is written, and it ends with its process. Where a
+        disk has no such locks, or there is no folder, nothing is locked.
+
+        Args:
+            alone: Exclude all others, as `rm`, `gc` and `mv` do.
 
         Raises:
-            BusyError: Somebody is at work.
+            BusyError: Another process works in the project.
         """
         handle = _lock_folder(self.folder, alone)
         try:
@@ -79,28 +82,28 @@ def _lock_folder(folder: Path, alone: bool) -> int | None:
     return handle
 
 
-def find_project(given: Path | None, *, create: bool = False) -> Project:
-    """The project: `given`, else the nearest folder upwards with `objtune.toml`, else here.
+def find_project(folder: Path | None, *, create: bool = False) -> Project:
+    """Find the project: `folder`, else the nearest folder upwards with `objtune.toml`, else the current folder.
 
     Args:
-        create: Make the mark where there is none yet.
+        create: Write `objtune.toml` where there is none yet.
 
     Raises:
-        UsageError: `given` is not a folder.
+        UsageError: `folder` is not a folder.
     """
     try:
-        usable = given is None or given.is_dir() or (create and not given.exists())
+        usable = folder is None or folder.is_dir() or (create and not folder.exists())
     except OSError:  # a text too long for a file name
         usable = False
     if not usable:
-        raise UsageError(f"{given} is not a folder", "`objtune init` in a folder makes it a project")
-    start = Path(os.path.abspath(given or paths.current_folder()))
-    folder = start
-    if given is None:
-        folder = next((p for p in (start, *start.parents) if (p / SETTINGS_FILE).is_file()), start)
-    project = Project(folder)
+        raise UsageError(f"{folder} is not a folder", "`objtune init` in a folder makes it a project")
+    start = Path(os.path.abspath(folder or paths.current_folder()))
+    root = start
+    if folder is None:
+        root = next((p for p in (start, *start.parents) if (p / SETTINGS_FILE).is_file()), start)
+    project = Project(root)
     if create and not project.settings.exists():
-        with disk_errors.translate_os_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+        with disk_errors.translate_os_errors(root):
+            root.mkdir(parents=True, exist_ok=True)
             project.settings.write_text(TEMPLATE, encoding="utf-8")
     return project

@@ -34,7 +34,7 @@ class Ref:
 
     @property
     def tombstone_key(self) -> str:
-        """Key of the file that remains of a removed version."""
+        """Key of the tombstone that remains of a removed version."""
         return f"{self._stem}.gone"
 
     @property
@@ -48,7 +48,7 @@ class Ref:
 
 
 def check_name(name: str) -> str:
-    """The name if it may be used.
+    """Return a name that is valid.
 
     Raises:
         UsageError: Not lower case letters, digits, `.`, `_`, `-` (at most 64), or reserved by an
@@ -69,15 +69,15 @@ def check_name(name: str) -> str:
 
 
 def is_reserved(name: str) -> bool:
-    """Whether Windows keeps a lower-case name, with any ending, for a device."""
+    """Whether Windows reserves a lower-case name, with any ending, for a device."""
     return _RESERVED.fullmatch(name) is not None
 
 
 def make_name(word: str) -> str:
-    """A class word as a name: "Coffee mug" to "coffee-mug", "собака" to "sobaka".
+    """Turn a class word into a name: "Coffee mug" to "coffee-mug", "собака" to "sobaka".
 
     Raises:
-        UsageError: Nothing usable is left, or an operating system reserves the name.
+        UsageError: No letter or digit is left, or an operating system reserves the name.
     """
     name = _ascii(word)
     if not name:
@@ -93,13 +93,13 @@ def make_name(word: str) -> str:
 
 
 def name_of_class(word: str) -> str:
-    """A name for what belongs to a class and to no object; every class has one."""
+    """The name of a class's own artifacts, such as its prior; every class word has one."""
     name = _ascii(word) or hashlib.sha256(word.encode()).hexdigest()[:8]
     return name if name == _ascii(word) and not is_reserved(name) else f"class-{name}"
 
 
 def _ascii(word: str) -> str:
-    """Letters and digits of a word in ASCII, with a dash where others stood; other scripts than Latin are transliterated."""
+    """Letters and digits of a word in ASCII, with dashes for other characters; scripts other than Latin are transliterated."""
     parts = unicodedata.normalize("NFKD", word)
     plain = parts.encode("ascii", "ignore").decode()
     if any(_is_foreign(c) for c in parts) or not re.search("[A-Za-z0-9]", plain):
@@ -123,22 +123,23 @@ def with_article(kind: str) -> str:
 
 
 def parse(text: str, kind: str | None = None) -> Ref:
-    """Read a ref; `kind` is taken where the text names none.
+    """Parse a ref; `kind` is the kind of a text that names none.
 
     Raises:
         UsageError: Not a ref. IncompatibleError: a ref of another kind.
     """
     match = _REF.fullmatch(text.strip())
-    given = match and match["kind"]
-    if match is None or (given and given not in KINDS):
+    named_kind = match and match["kind"]
+    if match is None or (named_kind and named_kind not in KINDS):
         raise UsageError(f"{text!r} is not a ref", "a ref is `kind/name@version`, `name@2` or `name`")
-    if kind and given and given != kind:
+    if kind and named_kind and named_kind != kind:
         raise IncompatibleError(
-            f"{text} is {with_article(given)}, not {with_article(kind)}", f"`objtune list {kind}` shows what there is"
+            f"{text} is {with_article(named_kind)}, not {with_article(kind)}",
+            f"`objtune list {kind}` shows what there is",
         )
-    if not (given or kind):
+    if not (named_kind or kind):
         raise UsageError(f"{text!r} does not say its kind", f"one of {', '.join(f'{k}/{text}' for k in KINDS)}")
-    return Ref(given or kind or "", check_name(match["name"]), int(match["version"] or 0))
+    return Ref(named_kind or kind or "", check_name(match["name"]), int(match["version"] or 0))
 
 
 def parse_file_name(name: str) -> tuple[int, str] | None:

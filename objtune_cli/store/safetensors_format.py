@@ -1,4 +1,4 @@
-"""The safetensors header, written and read here: same content, same bytes, whatever the library.
+"""Reads and writes safetensors headers, so that equal content gives equal bytes with any version of the library.
 
 Layout: 8 bytes little-endian length, canonical JSON padded with spaces to 8 bytes, tensor bytes in
 the order of their names without holes. One metadata key, `objtune`. See docs/reference/file-format.md.
@@ -22,7 +22,7 @@ MAX_TENSORS = 4096
 MAX_ELEMENTS = 1 << 48
 RESTORE_HINT = "restore it from a copy, or make it again; nothing was deleted"
 ZERO_DIGEST = "0" * 64
-"""What stands for the digest while it is made."""
+"""Stands for the digest while it is computed."""
 ELEMENT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
 """Element types that artifacts hold, and their bytes."""
 
@@ -31,12 +31,12 @@ TensorSpec = tuple[str, tuple[int, ...]]
 
 
 def canonical_json(value: Any) -> str:
-    """The one JSON text of a value: sorted keys, no spaces, no NaN."""
+    """Encode a value as canonical JSON: sorted keys, no spaces, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def is_json_value(value: Any) -> bool:
-    """Whether JSON has a form for a value: no NaN and no infinity anywhere in it."""
+    """Whether JSON can hold a value: no NaN and no infinity anywhere in it."""
     try:
         canonical_json(value)
     except ValueError:
@@ -45,7 +45,7 @@ def is_json_value(value: Any) -> bool:
 
 
 def replace_nonfinite(value: Any) -> Any:
-    """A value with null in place of every NaN and infinity, at any depth: what any JSON reader takes."""
+    """Replace every NaN and infinity in a value by None, at any depth, so that any JSON reader accepts it."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -59,12 +59,12 @@ def size_of(spec: TensorSpec) -> int:
 
 
 def encode_header(record: dict[str, Any], specs: dict[str, TensorSpec]) -> bytes:
-    """Length and header of an artifact for tensors that follow in the order of their names."""
+    """Encode length and header of an artifact; its tensors follow in the order of their names."""
     return encode_with_metadata({METADATA_KEY: canonical_json(record)}, specs)
 
 
 def encode_with_metadata(metadata: dict[str, str], specs: dict[str, TensorSpec]) -> bytes:
-    """The same for any safetensors file: `metadata` as it stands."""
+    """Encode length and header of any safetensors file with its metadata."""
     header: dict[str, Any] = {"__metadata__": metadata}
     start = 0
     for name in sorted(specs):
@@ -77,23 +77,23 @@ def encode_with_metadata(metadata: dict[str, str], specs: dict[str, TensorSpec])
 
 
 def _digest_field(digest: str) -> bytes:
-    """A digest as it stands in the header: JSON within a JSON text."""
+    """A digest as the header holds it: JSON within a JSON text."""
     return f'\\"digest\\":\\"{digest}\\"'.encode()
 
 
 def insert_digest(head: bytes, digest: str) -> bytes:
-    """The header with its file's digest in place of the zeros."""
+    """Replace the zeros in a header by the file's digest."""
     return head.replace(_digest_field(ZERO_DIGEST), _digest_field(digest))
 
 
 def check_digest(path: Path, open_file: Callable[[Path], BinaryIO] | None = None) -> tuple[str, bool | None]:
-    """SHA-256 of a file, and whether its digest is that of all its bytes with the digest's own digits as zeros.
+    """Compute the SHA-256 of a file, and check its digest, which is that of all its bytes with zeros for its own digits.
 
     Returns:
         The second is None for a file that holds no digest (schema 1).
 
     Raises:
-        DamagedError, ResourceError, FileNotFoundError: As `read`.
+        DamagedError, ResourceError, FileNotFoundError: As `read_header`.
     """
     record, _, _ = read_header(path, open_file)
     digest = str(record.get("digest") or "")
@@ -123,7 +123,7 @@ def read_header(
 
     Raises:
         DamagedError: Not a well-formed artifact of objtune. The file is left as it is.
-        ResourceError: The system does not let it be read. FileNotFoundError: it is not there.
+        ResourceError: The system refuses to read it. FileNotFoundError: there is none.
     """
     try:
         with (open_file or open_regular)(path) as file:
@@ -152,7 +152,7 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _parse_json(text: str) -> dict[str, Any]:
-    """A JSON object; what `canonical` could not write back is refused."""
+    """Parse a JSON object, and refuse values that `canonical_json` cannot write."""
     value = _DECODER.decode(text)
     if not isinstance(value, dict):
         raise ValueError("the header is no JSON object")

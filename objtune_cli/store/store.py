@@ -106,7 +106,7 @@ class Store:
         return {name: spec for name, (spec, _) in self._read_header(ref)[1].items()}
 
     def verify(self, ref: Ref) -> tuple[Record, str]:
-        """Check every byte of an artifact against its own digest (files of schema 1 have none); its record and SHA-256.
+        """Check every byte of an artifact against its own digest; return its record and SHA-256. Files of schema 1 have no digest.
 
         Raises:
             MissingError: There is no such version. DamagedError: the bytes are not those that were published.
@@ -123,7 +123,7 @@ class Store:
         return self.read_record(ref), sha256
 
     def compute_sha256(self, ref: Ref) -> str:
-        """SHA-256 of an artifact's file, in whatever state it is."""
+        """Compute the SHA-256 of an artifact's file without checking it."""
         with self.backend.open(ref.key) as file:
             return regular_files.compute_sha256(file)
 
@@ -139,15 +139,15 @@ class Store:
         removal.remove(self, [ref], force=force)
 
     def list_versions(self, kind: str, name: str) -> Sequence[int]:
-        """Published versions, rising."""
+        """List the published versions, rising."""
         return sorted(version for version, suffix in self._list_files(kind, name) if suffix == "safetensors")
 
     def used_versions(self, kind: str, name: str) -> Sequence[int]:
-        """Versions that are or were published, rising: a version is used once."""
+        """List the versions that are or were published, rising: a version is used once."""
         return sorted({version for version, _ in self._list_files(kind, name)})
 
     def list_names(self, kind: str) -> Sequence[str]:
-        """Names with at least one version, sorted."""
+        """List the names with at least one version, sorted."""
         return list(dict.fromkeys(ref.name for ref in self.list(kind)))
 
     def list(self, kind: str = "") -> Sequence[Ref]:
@@ -184,7 +184,7 @@ class Store:
         raise MissingError(f"there is no {ref}", hint)
 
     def find(self, text: str, kinds: Sequence[str] = KINDS) -> Ref:
-        """The artifact that a text names, of one of several kinds where it names none.
+        """Find the artifact that a text names, of one of several kinds where it names none.
 
         Raises:
             MissingError: No artifact, or artifacts of several kinds, have that name. IncompatibleError: another kind.
@@ -201,7 +201,7 @@ class Store:
         return self.resolve(replace(wanted, kind=matches[0] if matches else kinds[0]))
 
     def read_tombstone(self, ref: Ref) -> dict[str, str] | None:
-        """The tombstone of a removed version: {"ref", "sha256", "moved"}; None where there is none.
+        """Read the tombstone of a removed version: {"ref", "sha256", "moved"}; None where there is none.
 
         Raises:
             DamagedError: It cannot be read.
@@ -219,7 +219,7 @@ class Store:
             ) from None
 
     def find_identical(self, wanted: Record, accepts: Callable[[Record], bool] = lambda record: True) -> Ref | None:
-        """The newest version that is the same work as `wanted` and that `accepts` is true of."""
+        """Find the newest version that is the same work as `wanted` and that `accepts` is true of."""
         identity = wanted.identity()
         for version in reversed(self.list_versions(wanted.kind, wanted.name)):
             record = self.read_record(Ref(wanted.kind, wanted.name, version))
@@ -228,7 +228,10 @@ class Store:
         return None
 
     def find_bad_tensor(self, ref: Ref) -> str:
-        """The name of a tensor that holds NaN or infinity, which earlier versions of objtune published; empty where none does."""
+        """Find a tensor that holds NaN or infinity, which earlier versions of objtune published; its name, or "".
+
+        Tensors are mapped to memory from a local file, because an adapter may be larger than the memory that is free.
+        """
         import numpy as np
 
         for name, ((element, shape), offset) in self._read_header(ref)[1].items():
@@ -252,12 +255,12 @@ class Store:
             )
 
     def list_images(self, ref: Ref) -> Sequence[Path]:
-        """Paths of the images beside an artifact, by name."""
+        """List the paths of the images beside an artifact, by name."""
         images = (entry.key for entry in self.backend.list(ref.images_key) if entry.key.endswith(".png"))
         return [self.backend.path(key) for key in images]
 
     def write_image(self, ref: Ref, name: str, data: bytes) -> Path:
-        """Write an image beside an artifact; its path."""
+        """Write an image beside an artifact; return its path."""
         self.backend.replace(ref.images_key + name, data)
         return self.backend.path(ref.images_key + name)
 

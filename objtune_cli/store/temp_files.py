@@ -1,4 +1,4 @@
-"""Temporary files in `.objtune/tmp`: names that tell their writer, and the removal of files whose writer died."""
+"""Temporary files in `.objtune/tmp`: their names hold their writer, so that the files of dead writers can be deleted."""
 
 import contextlib
 import os
@@ -9,11 +9,11 @@ import zlib
 from pathlib import Path
 
 GRACE_SECONDS = 24 * 3600.0
-"""Seconds after which a leftover is one, whoever wrote it."""
+"""Age from which a temporary file counts as orphaned, seconds."""
 
 
 def _host() -> str:
-    """The machine and its set of process ids, hashed: containers may share a name and count processes on their own."""
+    """A hash of the machine and its process namespace, because containers may share a host name but not their process ids."""
     node = os.uname().nodename if hasattr(os, "uname") else ""
     with contextlib.suppress(OSError):
         node += Path("/proc/self/ns/pid").readlink().as_posix()
@@ -26,14 +26,14 @@ _cleaned_lock = threading.Lock()
 
 
 def temp_name() -> str:
-    """A name for a file of this process: machine (hashed), process, and a random part."""
+    """A new name for a file of this process: machine (hashed), process, and a random part."""
     return f"{_HOST}.{os.getpid()}.{uuid.uuid4().hex}"
 
 
 def find_orphaned(folder: Path, now: float | None = None) -> list[Path]:
-    """Files whose writer is dead (on this machine), or that are older than the grace.
+    """Find files whose writer on this machine is dead, or that are older than `GRACE_SECONDS`.
 
-    A process of another machine on a shared disk may be alive where it cannot be seen: age alone tells.
+    Whether a process of another machine is alive cannot be seen, so only the age of its files counts.
     """
     now = time.time() if now is None else now
     try:
@@ -45,15 +45,15 @@ def find_orphaned(folder: Path, now: float | None = None) -> list[Path]:
 
 def clean(folder: Path) -> list[Path]:
     """Delete orphaned files and return their paths; files that cannot be deleted stay, without an error."""
-    gone = find_orphaned(folder, _disk_clock(folder))
-    for path in gone:
+    orphaned = find_orphaned(folder, _disk_clock(folder))
+    for path in orphaned:
         with contextlib.suppress(OSError):
             path.unlink()
-    return gone
+    return orphaned
 
 
 def _disk_clock(folder: Path) -> float:
-    """What time the disk says it is: a server's clock may be days from ours."""
+    """The time by the disk's clock, which may be days from this machine's on a file server."""
     path = folder / temp_name()
     try:
         path.touch()

@@ -1,5 +1,5 @@
-"""The kinds of artifacts: for each one the names of its tensors and the roles of its inputs, which stand nowhere else.
+"""The kinds of artifacts: the names of their tensors and the roles of their inputs, which stand nowhere else.
 
-A module a kind. Each has a frozen dataclass with `to_tensors`, which gives what is published, and `from_tensors`, which
-reads it back. Values are numpy arrays or torch tensors and are passed through as they are; nothing here imports either.
+There is one module per kind. Each has a frozen dataclass with `to_tensors` for publishing and `from_tensors` for reading.
+ Values are numpy arrays or torch tensors and are passed through as they are; nothing here imports either.
 """
