@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from objtune_cli import renamed_settings
+from objtune_cli.bench import former_names
 from objtune_cli.config.resolve import Settings
 from objtune_cli.config.sections import GUIDANCES, SECTIONS, Train, neutral
 from objtune_cli.errors import UsageError
@@ -158,27 +159,27 @@ def parse_methods(text: str) -> dict[str, Method]:
     Raises:
         UsageError: A method or setting does not exist, or a value is invalid.
     """
-    wanted: list[str] = []
+    names: list[str] = []
     for part in (current_name(part.strip()) for part in text.split(",")):
         name, *changes = _split(part)
         if name not in METHODS and (changes or name not in GROUPS):
             raise UsageError(f"there is no method {name}", f"known: {', '.join((*METHODS, *GROUPS))}")
-        wanted += [part] if changes else GROUPS.get(name, (name,))
+        names += [part] if changes else GROUPS.get(name, (name,))
     order = list(METHODS)
-    wanted = sorted(dict.fromkeys(wanted), key=lambda part: order.index(_split(part)[0]))
-    return {part: _with_changes(*_split(part)) for part in wanted}
+    names = sorted(dict.fromkeys(names), key=lambda part: order.index(_split(part)[0]))
+    return {part: _with_changes(*_split(part)) for part in names}
 
 
 def current_name(name: str) -> str:
-    """The name of a method with the names of today for the settings behind it."""
+    """Return the present name of a method and of the settings behind it."""
     method, *changes = _split(name)
-    return "+".join([method, *map(renamed_settings.current_text, changes)])
+    return "+".join([former_names.METHODS.get(method, method), *map(renamed_settings.current_text, changes)])
 
 
 def former_name(name: str) -> str:
-    """The reverse of `current_name`: the name that results were measured under before settings were renamed."""
+    """Return the first name of a method and of its settings, under which the keys of results are made."""
     method, *changes = _split(name)
-    return "+".join([method, *map(renamed_settings.former_text, changes)])
+    return "+".join([former_names.FORMER_METHODS.get(method, method), *map(renamed_settings.former_text, changes)])
 
 
 def _split(part: str) -> list[str]:

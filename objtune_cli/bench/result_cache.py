@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from objtune_cli.bench.former_names import FORMER_METHODS, current_measures
 from objtune_cli.bench.methods import Method
 from objtune_cli.errors import GateError, ObjtuneError
 from objtune_cli.evaluation import statistics
@@ -53,38 +54,39 @@ class ResultCache:
             about: Further values for the result's row.
         """
         file = self.out / "results" / name / f"{case}.json"
+        _move_former(file)
         self.done += 1
-        known = self.known.get((name, case), {})
-        found = known if known.get("key") == key else _read_result(file, key)
-        if found is None:
+        previous = self.known.get((name, case), {})
+        result = previous if previous.get("key") == key else _read_result(file, key)
+        if result is None:
             head = {"key": key, "case": case}
             try:
-                values, shown = measured()
+                values, images = measured()
             except ObjtuneError as failed:
                 if failed.code != GateError.code or getattr(
                     failed, "of_base", False
                 ):  # no method can draw with such a base
                     raise
-                values, shown = {}, None  # it diverged: that is a result too
+                values, images = {}, None  # it diverged: that is a result too
                 self.report.note("; ".join(filter(None, (failed.message, failed.hint))))
-            bad = [n for n, value in values.items() if not math.isfinite(value)]
-            if bad:
-                self.report.note(f"{name} on {case}: {', '.join(bad)} not finite, left out")
-                values = {n: value for n, value in values.items() if n not in bad}
-            found = _write_result(
-                file, head | about() | {"measures": {n: round(value, 5) for n, value in values.items()}}, shown
+            nonfinite = [n for n, value in values.items() if not math.isfinite(value)]
+            if nonfinite:
+                self.report.note(f"{name} on {case}: {', '.join(nonfinite)} not finite, left out")
+                values = {n: value for n, value in values.items() if n not in nonfinite}
+            result = _write_result(
+                file, head | about() | {"measures": {n: round(value, 5) for n, value in values.items()}}, images
             )
             spent = time.monotonic() - self.began
             self.report.note(
-                f"{name} on {case}: {_summarize(found['measures'])}  ({self.done} of {self.total}, {spent:.0f} s)"
+                f"{name} on {case}: {_summarize(result['measures'])}  ({self.done} of {self.total}, {spent:.0f} s)"
             )
-        return found
+        return result
 
 
 def measure_all(
     ctx: StageContext,
     out: Path,
-    asked: Sequence[Item],
+    cases: Sequence[Item],
     plan: Mapping[str, Method],
     result: Callable[[Item, str, Method], Row],
 ) -> dict[str, list[Row]]:
@@ -97,25 +99,25 @@ def measure_all(
     Raises:
         Stopped: A signal came.
     """
-    found: dict[str, list[Row]] = {name: [] for name in plan}
+    results: dict[str, list[Row]] = {name: [] for name in plan}
     with Checkpoint(ctx.store, "bench").lock(
         "another bench is at work in this folder", "wait for it, or give another --out"
     ):
         try:
-            for case in asked:
+            for case in cases:
                 for name, method in plan.items():
                     ctx.check_stopped()
-                    found[name].append(result(case, name, method))
+                    results[name].append(result(case, name, method))
         finally:
-            write_results(out, found)
-    return found
+            write_results(out, results)
+    return results
 
 
-def write_results(out: Path, found: Mapping[str, list[Row]]) -> None:
+def write_results(out: Path, results_by_method: Mapping[str, list[Row]]) -> None:
     """Write `results.jsonl`, one result per line."""
     lines = [
         json.dumps({"method": name, **result}, sort_keys=True) + "\n"
-        for name, results in found.items()
+        for name, results in results_by_method.items()
         for result in results
     ]
     atomic_files.write_file(out / "results.jsonl", "".join(lines).encode())
@@ -128,9 +130,9 @@ def write_table(file: Path, rows: list[Row]) -> None:
     atomic_files.write_file(file, ("\n".join(lines) + "\n").encode())
 
 
-def _write_result(file: Path, result: Row, shown: np.ndarray | None) -> Row:
+def _write_result(file: Path, result: Row, images: np.ndarray | None) -> Row:
     """Write images, then the result: the result's file marks the images as complete."""
-    strip = np.full((grids.CELL, grids.CELL, 3), 255, np.uint8) if shown is None else np.concatenate(list(shown), 1)
+    strip = np.full((grids.CELL, grids.CELL, 3), 255, np.uint8) if images is None else np.concatenate(list(images), 1)
     atomic_files.write_file(file.with_suffix(".png"), png.encode_png(strip))
     atomic_files.write_file(file, (json.dumps(result) + "\n").encode())
     return result
@@ -139,13 +141,35 @@ def _write_result(file: Path, result: Row, shown: np.ndarray | None) -> Row:
 def _read_result(file: Path, key: str) -> Row | None:
     """The result in a file, or None if there is none with this key."""
     try:
-        held = json.loads(file.read_bytes())
+        stored = json.loads(file.read_bytes())
     except (OSError, ValueError):
         return None
-    sound = isinstance(held, dict) and held.get("key") == key and file.with_suffix(".png").is_file()
-    return held if sound else None
+    is_complete = isinstance(stored, dict) and stored.get("key") == key and file.with_suffix(".png").is_file()
+    return stored | {"measures": current_measures(stored["measures"])} if is_complete else None
 
 
-def _summarize(found: dict[str, float]) -> str:
-    names = ("identity", "prompt", "clip_i", "clip_t", "dino", "diversity", "leak", "drift", "presence", "seconds")
-    return "  ".join(f"{n} {found[n]:.2f}" if n != "seconds" else f"{found[n]:.0f} s" for n in names if n in found)
+def _move_former(file: Path) -> None:
+    """Move a result of an earlier version, whose folder has the method's former name."""
+    folder = file.parent.parent / FORMER_METHODS.get(file.parent.name, "")
+    if folder != file.parent.parent and not file.exists() and (folder / file.name).is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        for suffix in (".png", ".json"):  # the result's file marks the images as complete
+            (folder / file.name).with_suffix(suffix).replace(file.with_suffix(suffix))
+
+
+def _summarize(measures: dict[str, float]) -> str:
+    names = (
+        "identity",
+        "prompt",
+        "clip_i",
+        "clip_t",
+        "dino",
+        "diversity",
+        "background_leakage",
+        "drift",
+        "all_present",
+        "seconds",
+    )
+    return "  ".join(
+        f"{n} {measures[n]:.2f}" if n != "seconds" else f"{measures[n]:.0f} s" for n in names if n in measures
+    )

@@ -63,36 +63,36 @@ def evaluator_digest() -> str:
 
 def result_key(ctx: StageContext, case: Case, name: str, method: Method, seed: int) -> str:
     """Digest of everything that a result depends on; a cached result with another key is measured again."""
-    about = result_inputs(ctx, name, method) | {
+    inputs = result_inputs(ctx, name, method) | {
         "format": FORMAT,
         "case": repr(case),
         "seed": seed,
         "judge": evaluator_digest(),
     }
     if method.photo_variant != "exact":
-        about["given"] = method.photo_variant
+        inputs["given"] = method.photo_variant
     if method.hint != "mask":
-        about["hint"] = method.hint
-    return hashlib.sha256(canonical_json(about).encode()).hexdigest()
+        inputs["hint"] = method.hint
+    return hashlib.sha256(canonical_json(inputs).encode()).hexdigest()
 
 
 def result_inputs(ctx: StageContext, name: str, method: Method) -> dict[str, Any]:
     """What every result of a method depends on: its settings, the base, the device and the versions of libraries."""
-    about: dict[str, Any] = {
+    inputs: dict[str, Any] = {
         "method": former_name(name), "embed": former("init-embedding", identifying(replace(Embed(), **method.embed))),
         "train": former("train", identifying(train.fill_defaults(replace(Train(), **method.train), ctx.base.training))),
         "prior": former("prior", identifying(replace(Prior(), **method.prior))),
         "base": ctx.base.fingerprint, "sampling": former("generate", rendering.base_sampling(ctx.base)), "device": ctx.common.device, "precision": ctx.common.precision, "tools": tool_versions(),
     }  # fmt: skip
-    about |= {"tower": ctx.base.clip_model} if ctx.base.clip_model else {}
+    inputs |= {"tower": ctx.base.clip_model} if ctx.base.clip_model else {}
     sampling = method.sampling_kwargs(ctx.base)
     if sampling["prompt_guidance_scale"]:
-        about["scene_guidance"] = sampling["prompt_guidance_scale"]
+        inputs["scene_guidance"] = sampling["prompt_guidance_scale"]
     if sampling["autoguidance_scale"]:
-        about["own_guidance"] = sampling["autoguidance_scale"]
+        inputs["own_guidance"] = sampling["autoguidance_scale"]
     if sampling["subject_conditioning_start"] < 1:
-        about["object_below"] = sampling["subject_conditioning_start"]
-    return about
+        inputs["object_below"] = sampling["subject_conditioning_start"]
+    return inputs
 
 
 def score_method(
@@ -111,17 +111,17 @@ def score_method(
         before: Readings of the class's images of the base alone.
         trainings: Trainings of this object so far, by their settings; methods that differ only in sampling share one.
     """
-    about = canonical_json({**method.training_settings(), "given": method.photo_variant, "hint": method.hint})
-    if about not in trainings:
-        trainings[about] = _train_case(ctx, case, name, method)
-    trained = trainings[about]
+    settings_key = canonical_json({**method.training_settings(), "given": method.photo_variant, "hint": method.hint})
+    if settings_key not in trainings:
+        trainings[settings_key] = _train_case(ctx, case, name, method)
+    trained = trainings[settings_key]
     model, words = rendering.load_adapter(ctx, case.name, trained.weights, case.instance.kind)
-    shown = rendering.sample_case(ctx, model, words, case, f"<{case.name}>", **method.sampling_kwargs(ctx.base))
+    images = rendering.sample_case(ctx, model, words, case, f"<{case.name}>", **method.sampling_kwargs(ctx.base))
     after = rendering.read_images(network, rendering.sample_class(ctx, model, case.instance.kind))
-    found = truth_scores.score(case, scale, rendering.read_images(network, shown))
-    found |= truth_scores.score_drift(scale, case.instance.kind, before, after)
+    scores = truth_scores.score(case, scale, rendering.read_images(network, images))
+    scores |= truth_scores.score_drift(scale, case.instance.kind, before, after)
     cost = {"seconds": trained.seconds} | ({"memory_mb": trained.memory_mb} if trained.memory_mb else {})
-    return found | cost, shown
+    return scores | cost, images
 
 
 def _train_case(ctx: StageContext, case: Case, name: str, method: Method) -> TrainingResult:
@@ -152,15 +152,15 @@ def train_object(ctx: StageContext, subject: TrainingInput, name: str, method: M
         photo, mask = Path(place) / "photo.png", Path(place) / "mask.png"
         photo.write_bytes(png.encode_png(subject.rgb))
         mask.write_bytes(png.encode_png(subject.mask))
-        said = {
+        settings = {
             f"{part}.{key}": value
             for part, values in method.training_settings().items()
             for key, value in values.items()
         }
-        said |= {"clip_model": ctx.common.clip_model} if ctx.common.clip_model else {}
+        settings |= {"clip_model": ctx.common.clip_model} if ctx.common.clip_model else {}
         hint = (HINT_OPTIONS[method.hint], str(mask))
         words = ["train", str(photo), *hint, "--class", subject.kind, "--name", subject.name, "--no-preview"]
-        command = command_runner.command_line(ctx, *words) + command_runner.set_options(said)
+        command = command_runner.command_line(ctx, *words) + command_runner.set_options(settings)
         document, seconds, memory = command_runner.run_command(ctx, command, f"{name} on {subject.name}")
     command_runner.raise_failure(document, name, subject)
     import torch
@@ -169,20 +169,20 @@ def train_object(ctx: StageContext, subject: TrainingInput, name: str, method: M
     return TrainingResult({k: torch.from_numpy(v.copy()) for k, v in arrays.items()}, seconds, memory)
 
 
-def sheet_row(case: Case, shown: np.ndarray) -> np.ndarray:
+def sheet_row(case: Case, images: np.ndarray) -> np.ndarray:
     """The images for the contact sheet: the first scenes, then one of each other kind."""
     kinds = [p.kind for p in case.prompts]
     chosen = [i for i, k in enumerate(kinds) if k == "scene"][: SHEET_IMAGES - 1]
     chosen += [kinds.index(k) for k in ("wearing", "pair") if k in kinds]
-    return shown[chosen[:SHEET_IMAGES]]
+    return images[chosen[:SHEET_IMAGES]]
 
 
 def ground_truth(
     network: Evaluator, case: Case, dial: Dial, scale: truth_scores.Calibration, seed: int
 ) -> tuple[dict[str, float], np.ndarray]:
     """Renderings of the object, scored as a method is: the meaning of 1, with its spread."""
-    shown = rendering.render_scenes([p.truth(case.instance, dial, seed + 2) for p in case.prompts])
-    return truth_scores.score(case, scale, rendering.read_images(network, shown)), shown
+    images = rendering.render_scenes([p.truth(case.instance, dial, seed + 2) for p in case.prompts])
+    return truth_scores.score(case, scale, rendering.read_images(network, images)), images
 
 
 def other_instance(
@@ -206,8 +206,8 @@ def vae_reconstruction(
     small = torch.nn.functional.interpolate(
         true.permute(0, 3, 1, 2).float(), size=(model.resolution, model.resolution), mode="area"
     )
-    shown = to_uint8(model.decode_latents(model.encode_image(small / 127.5 - 1))).numpy()
-    return truth_scores.score(case, scale, rendering.read_images(network, shown)), shown
+    images = to_uint8(model.decode_latents(model.encode_image(small / 127.5 - 1))).numpy()
+    return truth_scores.score(case, scale, rendering.read_images(network, images)), images
 
 
 def prompt_only(
@@ -215,5 +215,5 @@ def prompt_only(
 ) -> tuple[dict[str, float], np.ndarray]:
     """Samples of the base with a description of the object in the prompt, without training."""
     model, words = rendering.load_adapter(ctx, case.name, None)
-    shown = rendering.sample_case(ctx, model, words, case, rendering.describe_object(case))
-    return truth_scores.score(case, scale, rendering.read_images(network, shown)), shown
+    images = rendering.sample_case(ctx, model, words, case, rendering.describe_object(case))
+    return truth_scores.score(case, scale, rendering.read_images(network, images)), images

@@ -10,16 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
+from objtune_cli.bench.former_names import current_measures
 from objtune_cli.bench.methods import current_name
 from objtune_cli.bench.result_cache import Row
 from objtune_cli.errors import InputError
 from objtune_cli.evaluation import statistics as measures
 from objtune_cli.evaluation import truth_scores
 
-CALIBRATION_ROWS = {"raw at 0": 0, "raw at 1": 1}
+FLOOR, CEILING = "calibration floor", "calibration ceiling"
+CALIBRATION_ROWS = {FLOOR: 0, CEILING: 1}
 """Rows of the calibration: the raw values at which measures are 0 and 1."""
 OURS = "objtune"
-COMPARED = ("identity", "prompt", "diversity", "leak", "drift", "presence")
+COMPARED = ("identity", "prompt", "diversity", "background_leakage", "drift", "all_present")
 """Measures with rows of differences."""
 
 
@@ -32,10 +34,7 @@ def read_results(file: Path) -> dict[str, list[Row]]:
     hint = "give the results.jsonl that a bench wrote"
     try:
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        held = {
-            (current_name(row["method"]), row["case"]): {k: row[k] for k in ("key", "case", "scale", "measures")}
-            for row in rows
-        }
+        held = {(current_name(row["method"]), row["case"]): _current_row(row) for row in rows}
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}", hint) from None
     except (ValueError, KeyError, TypeError):
@@ -50,17 +49,20 @@ def read_results(file: Path) -> dict[str, list[Row]]:
     }
 
 
-def build_table(found: Mapping[str, Sequence[Row]]) -> list[Row]:
+def _current_row(row: Row) -> Row:
+    kept: Row = {k: row[k] for k in ("key", "case", "scale", "measures")}
+    return kept | {"measures": current_measures(row["measures"])} if isinstance(row["measures"], dict) else kept
+
+
+def build_table(results_by_method: Mapping[str, Sequence[Row]]) -> list[Row]:
     """Rows of all methods, with fractions divided by the ground truth's; of differences between ours and each other; and of the calibration.
 
     Raises:
         InputError: There are no results of the ground truth.
     """
-    if "truth" not in found:
-        raise InputError(
-            "there are no results of the truth, on whose scale shares are told", "give a whole results.jsonl"
-        )
-    truth = [r["measures"] for r in found["truth"]]
+    if "truth" not in results_by_method:
+        raise InputError("the results lack the method truth, which scales the shares", "give a whole results.jsonl")
+    truth = [r["measures"] for r in results_by_method["truth"]]
     pooled = {
         m: float(np.mean([v[m] for v in truth if m in v])) for m in truth_scores.POOLED if any(m in v for v in truth)
     }
@@ -69,7 +71,7 @@ def build_table(found: Mapping[str, Sequence[Row]]) -> list[Row]:
             r.get("case", i): {m: v / (pooled.get(m) or 1.0) for m, v in r["measures"].items()}
             for i, r in enumerate(results)
         }
-        for name, results in found.items()
+        for name, results in results_by_method.items()
     }
     rows: list[Row] = []
     for name, by_case in scaled.items():
@@ -79,8 +81,10 @@ def build_table(found: Mapping[str, Sequence[Row]]) -> list[Row]:
         row for name, by_case in scaled.items() for row in _paired_differences(scaled.get(OURS, {}), name, by_case)
     ]
     for name, end in CALIBRATION_ROWS.items():
-        rows += measures.table_rows(name, [{m: ends[end] for m, ends in r["scale"].items()} for r in found["truth"]])
-    return rows + [_single_row("raw at 1", measure, share, len(truth)) for measure, share in pooled.items()]
+        rows += measures.table_rows(
+            name, [{m: ends[end] for m, ends in r["scale"].items()} for r in results_by_method["truth"]]
+        )
+    return rows + [_single_row(CEILING, measure, share, len(truth)) for measure, share in pooled.items()]
 
 
 def _median_row(name: str, seconds: Sequence[float]) -> list[Row]:
@@ -94,7 +98,7 @@ def _paired_differences(ours: Mapping[str, Row], name: str, theirs: Mapping[str,
     if name == OURS or not both:
         return []
     return measures.table_rows(
-        f"{OURS} less {name}", [{m: a[m] - b[m] for m in COMPARED if m in a and m in b} for a, b in both]
+        f"{OURS} - {name}", [{m: a[m] - b[m] for m in COMPARED if m in a and m in b} for a, b in both]
     )
 
 

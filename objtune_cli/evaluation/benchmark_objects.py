@@ -111,9 +111,9 @@ def _make_prompts(
             add("scene", OBJECT_SLOT, background)
         for _ in range(2):
             background = elsewhere[int(rng.integers(len(elsewhere)))]
-            worn = [a for a in dial.accessories if a != "none"]
-            if instance.accessory == "none" and worn:
-                accessory = str(rng.choice(worn))
+            accessories = [a for a in dial.accessories if a != "none"]
+            if instance.accessory == "none" and accessories:
+                accessory = str(rng.choice(accessories))
                 add("wearing", f"{OBJECT_SLOT} with {article(f'{instance.third} {accessory}')}", background, accessory)
             kind = str(rng.choice([c for c in dial.classes if c != instance.kind]))
             other = replace(world.sample_instance(rng, dial, kind=kind), pattern="plain", accessory="none")

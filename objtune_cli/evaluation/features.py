@@ -98,11 +98,11 @@ def _clip_embedders(model: Any, words: Any, prepared: Preprocessing) -> tuple[Im
         pooled = model.text_model(input_ids=ids.input_ids, attention_mask=ids.attention_mask).pooler_output
         return _normalise(model.text_projection(pooled)).numpy()
 
-    def see(x: Tensor) -> Tensor:
+    def embed(x: Tensor) -> Tensor:
         vectors: Tensor = model.visual_projection(model.vision_model(pixel_values=x).pooler_output)
         return vectors
 
-    return _image_embedder(see, model, prepared), texts
+    return _image_embedder(embed, model, prepared), texts
 
 
 def load_dino(name: str = DINO) -> ImageEmbedder:
@@ -128,13 +128,13 @@ def load_dino(name: str = DINO) -> ImageEmbedder:
     return _image_embedder(lambda x: model(pixel_values=x).last_hidden_state[:, 0], model, prepared)
 
 
-def _image_embedder(see: Callable[[Tensor], Tensor], model: Any, prepared: Preprocessing) -> ImageEmbedder:
+def _image_embedder(embed: Callable[[Tensor], Tensor], model: Any, prepared: Preprocessing) -> ImageEmbedder:
     @torch.no_grad()
-    def pictures(shown: np.ndarray) -> np.ndarray:
-        parts = [_preprocess(shown[i : i + BATCH], prepared).to(model.device) for i in range(0, len(shown), BATCH)]
-        return torch.cat([_normalise(see(x)) for x in parts]).numpy()
+    def embed_images(images: np.ndarray) -> np.ndarray:
+        parts = [_preprocess(images[i : i + BATCH], prepared).to(model.device) for i in range(0, len(images), BATCH)]
+        return torch.cat([_normalise(embed(x)) for x in parts]).numpy()
 
-    return pictures
+    return embed_images
 
 
 def _normalise(vectors: Tensor) -> Tensor:
@@ -169,7 +169,7 @@ def _load_vit_file(path: Path) -> Any:
             intermediate_size=weights["encoder.layer.0.intermediate.dense.weight"].shape[0],
             image_size=patch * round((weights["embeddings.position_embeddings"].shape[1] - 1) ** 0.5),
         )  # fmt: skip
-        found: Any = ViTModel.from_pretrained(
+        loaded: Any = ViTModel.from_pretrained(
             None,
             config=config,
             state_dict=weights,
@@ -182,9 +182,9 @@ def _load_vit_file(path: Path) -> Any:
             f"{path} cannot be opened as a ViT: {str(error).splitlines()[0]}",
             f"give DINO's folder, or bring it with `objtune fetch --model {DINO}`",
         ) from None
-    model, told = found
-    if told["missing_keys"]:
-        lacking = sorted(told["missing_keys"])[0]
+    model, loading_info = loaded
+    if loading_info["missing_keys"]:
+        lacking = sorted(loading_info["missing_keys"])[0]
         raise ResourceError(
             f"{path} cannot be opened as a ViT: it lacks {lacking}",
             "give a file with the names of transformers, or DINO's folder",
@@ -213,19 +213,19 @@ def _load_pretrained(kind: Any, name: str, option: str, families: tuple[str, ...
         with translate_errors():
             family = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
         if family not in families:
-            found = None
+            loaded = None
         elif kind.__name__.endswith("Tokenizer"):
             with translate_errors():
-                found = kind.from_pretrained(folder, local_files_only=True)
+                loaded = kind.from_pretrained(folder, local_files_only=True)
         else:  # nothing here reads what pools a ViT's patches, which DINO's files do not have
-            found = load_complete(kind, folder, f"the model {name}", unread=("pooler.",))
+            loaded = load_complete(kind, folder, f"the model {name}", unread=("pooler.",))
     except (OSError, *UNREADABLE) as error:
         raise ResourceError(f"{name} cannot be opened: {str(error).splitlines()[0]}", hint) from None
-    if found is None:
+    if loaded is None:
         raise UsageError(f"{name} is a {family}", f"{option} takes one of: {', '.join(families)}")
-    if isinstance(found, torch.nn.Module):
-        finite_checks.check_weights(f"model {name}", found)
-    return found.eval().requires_grad_(False) if isinstance(found, torch.nn.Module) else found
+    if isinstance(loaded, torch.nn.Module):
+        finite_checks.check_weights(f"model {name}", loaded)
+    return loaded.eval().requires_grad_(False) if isinstance(loaded, torch.nn.Module) else loaded
 
 
 def _find_folder(name: str) -> Path | None:

@@ -107,20 +107,20 @@ def sample_images(
     from objtune_cli.generation.settings import SamplingSettings
 
     settings = SamplingSettings(**ctx.base.sampling_kwargs(), **sampling)
-    step, done = ctx.progress(label), []
+    step, batches = ctx.progress(label), []
     for start in range(0, len(prompts), BATCH):
         part = slice(start, start + BATCH)
         latents = sample(model, prompts[part], seeds[part], settings)
-        done.append(to_uint8(model.decode_latents(latents)))
+        batches.append(to_uint8(model.decode_latents(latents)))
         step(min(start + BATCH, len(prompts)), len(prompts))
-    shown = torch.cat(done).numpy()
-    flat = [seeds[i] for i, picture in enumerate(shown) if is_single_color(picture)]
+    images = torch.cat(batches).numpy()
+    flat = [seeds[i] for i, picture in enumerate(images) if is_single_color(picture)]
     if flat and not ctx.force:
         raise GateError(
-            f"{len(flat)} of {len(shown)} pictures of {label} are of one colour (seed {flat[0]}): not measured",
+            f"{len(flat)} of {len(images)} pictures of {label} are of one colour (seed {flat[0]}): not measured",
             "`--force` measures them",
         )
-    return shown
+    return images
 
 
 def sample_case(
@@ -142,16 +142,16 @@ def sample_class(ctx: StageContext, model: "BaseModel", kind: str) -> np.ndarray
     )
 
 
-def read_images(network: Evaluator, seen: np.ndarray) -> list[SceneReading]:
+def read_images(network: Evaluator, images: np.ndarray) -> list[SceneReading]:
     """The evaluator's readings of images of any size."""
-    return inference.read_images(network, resize_images(seen))
+    return inference.read_images(network, resize_images(images))
 
 
-def resize_images(shown: np.ndarray) -> np.ndarray:
+def resize_images(images: np.ndarray) -> np.ndarray:
     """Resize square images to the evaluator's size."""
     import cv2
 
-    if shown.shape[1] == SIDE:
-        return shown
-    way = cv2.INTER_AREA if shown.shape[1] > SIDE else cv2.INTER_CUBIC
-    return np.stack([cv2.resize(p, (SIDE, SIDE), interpolation=way) for p in shown])
+    if images.shape[1] == SIDE:
+        return images
+    interpolation = cv2.INTER_AREA if images.shape[1] > SIDE else cv2.INTER_CUBIC
+    return np.stack([cv2.resize(p, (SIDE, SIDE), interpolation=interpolation) for p in images])

@@ -81,12 +81,12 @@ def score_on_toybox(
         network, rendering.sample_class(ctx, rendering.load_adapter(ctx, subject.name, None)[0], subject.kind)
     )
     model, words = rendering.load_adapter(ctx, subject.name, subject.weights, subject.kind)
-    seen = rendering.read_images(
+    readings = rendering.read_images(
         network,
         rendering.sample_case(ctx, model, words, case, f"<{subject.name}>", **ctx.base.object_sampling_kwargs()),
     )
     after = rendering.read_images(network, rendering.sample_class(ctx, model, subject.kind))
-    return truth_scores.score(case, scale, seen) | truth_scores.score_drift(scale, subject.kind, before, after)
+    return truth_scores.score(case, scale, readings) | truth_scores.score_drift(scale, subject.kind, before, after)
 
 
 def _calibrate(
@@ -110,16 +110,16 @@ def _calibrate(
         world.sample_instance(rng, dial, kind=subject.kind, held_out=True) for _ in range(rendering.OTHER_INSTANCES)
     ]
 
-    def seen(chosen: list[Instance]) -> list[Detection]:
+    def render_and_read(chosen: list[Instance]) -> list[Detection]:
         scenes = [world.sample_scene(rng, dial, instances=(i,)) for i in chosen]
         return [r.main for r in inference.read_images(network, rendering.render_scenes(scenes))]
 
-    once, again = (truth_scores.identity_vectors(seen(instances)) for _ in range(2))
+    once, again = (truth_scores.identity_vectors(render_and_read(instances)) for _ in range(2))
     one, zero = float((once * again).sum(1).mean()), float(statistics.mean_cosine(again, reference).mean())
     stand_in = instances[0]
     case = Case(subject.name, stand_in, world.sample_scene(rng, dial, instances=(stand_in,), background=own), prompts)
     return case, truth_scores.Calibration(
-        reference, zero, one, truth_scores.pose_spread(seen([stand_in] * rendering.REFERENCES))
+        reference, zero, one, truth_scores.pose_spread(render_and_read([stand_in] * rendering.REFERENCES))
     )
 
 
@@ -153,16 +153,16 @@ def score_with_clip_dino(
     model, words = rendering.load_adapter(ctx, subject.name, subject.weights, subject.kind)
     texts = [f"a photo of {OBJECT_SLOT} {place}" for place in scenes for _ in range(repeats)]
     seeds = list(range(1000, 1000 + len(texts)))
-    said = [words.expand(t.replace(OBJECT_SLOT, f"<{subject.name}>")) for t in texts]
-    shown = rendering.sample_images(ctx, model, said, seeds, subject.name, **ctx.base.object_sampling_kwargs())
+    prompts = [words.expand(t.replace(OBJECT_SLOT, f"<{subject.name}>")) for t in texts]
+    images = rendering.sample_images(ctx, model, prompts, seeds, subject.name, **ctx.base.object_sampling_kwargs())
     after = rendering.sample_class(ctx, model, subject.kind)
     before = rendering.sample_class(ctx, rendering.load_adapter(ctx, subject.name, None)[0], subject.kind)
     alone = cut_out_object(subject.rgb, subject.mask)
-    told = [t.replace(OBJECT_SLOT, article(subject.kind)) for t in texts]
-    found = score(MetricModels(*clip, dino), shown, told, {"": [subject.rgb], "_masked": [alone]}, repeats)
+    class_prompts = [t.replace(OBJECT_SLOT, article(subject.kind)) for t in texts]
+    scores = score(MetricModels(*clip, dino), images, class_prompts, {"": [subject.rgb], "_masked": [alone]}, repeats)
     reference = dino(alone[None])
     was, now = (float(statistics.mean_cosine(dino(side), reference).mean()) for side in (before, after))
-    return found | {"drift": now - was}
+    return scores | {"drift": now - was}
 
 
 def cut_out_object(rgb: np.ndarray, mask: np.ndarray, margin: float = 0.1) -> np.ndarray:

@@ -71,12 +71,12 @@ def pose_vector(box: Sequence[float]) -> tuple[float, float, float, float]:
     return (x0 + x1) / 2, (y0 + y1) / 2, math.log(max(x1 - x0, 1e-3)), math.log(max(y1 - y0, 1e-3))
 
 
-def table_rows(method: str, found: Sequence[dict[str, float]]) -> list[dict[str, Any]]:
+def table_rows(method: str, results: Sequence[dict[str, float]]) -> list[dict[str, Any]]:
     """One table row per measure, over the objects that have it."""
-    names = list(dict.fromkeys(name for values in found for name in values))
+    names = list(dict.fromkeys(name for values in results for name in values))
     table: list[dict[str, Any]] = []
     for name in names:
-        values = [v[name] for v in found if name in v]
+        values = [v[name] for v in results if name in v]
         mean, low, high = (round(x, 4) for x in confidence_interval(values))
         ends = {"low": low, "high": high} if len(values) > 1 else {"low": None, "high": None}
         table.append({"method": method, "measure": name, "mean": mean, **ends, "n": len(values)})

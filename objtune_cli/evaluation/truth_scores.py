@@ -9,7 +9,7 @@ from objtune_cli.evaluation.benchmark_objects import Case, Prompt
 from objtune_cli.toybox.evaluator.inference import MIN_SCORE, Detection, SceneReading
 from objtune_cli.toybox.world import BACKGROUNDS
 
-POOLED = ("prompt", "presence")
+POOLED = ("prompt", "all_present")
 """Measures that the table divides by the ground truth's mean over all objects; the ratio of one object's few images would be biased."""
 MIN_IDENTITY = 0.5
 """Calibrated identity from which a detection counts as the object: it is nearer to it than to other instances of its class."""
@@ -50,55 +50,57 @@ def pose_spread(things: list[Detection]) -> float:
     return statistics.mean_distance(np.array([statistics.pose_vector(t.box) for t in things]))
 
 
-def score(case: Case, scale: Calibration, seen: list[SceneReading]) -> dict[str, float]:
+def score(case: Case, scale: Calibration, readings: list[SceneReading]) -> dict[str, float]:
     """Measures of the images of a case's prompts, in the order of the prompts.
 
     Returns:
-        identity, diversity, found, twice, prompt, leak, presence; measures without a prompt of their kind are left out.
-        twice: fraction of the images of the object alone in which two detections are the object.
-        prompt and presence are fractions; the table divides them by the ground truth's (`POOLED`).
+        Those of these measures for which there is a kind of prompt.
+        identity, diversity: calibrated. background_leakage: probability of the photo's background, in [0, 1].
+        detection_rate: fraction of the images of the object alone with a detection; duplicate_rate: with two that are the object.
+        prompt: fraction of images that follow it; all_present: of pairs with both objects. The table divides these two by the
+            ground truth's (`POOLED`).
     """
     kinds = [p.kind for p in case.prompts]
-    lone = [(p, r) for p, r in zip(case.prompts, seen, strict=True) if p.kind != "pair"]
-    scenes = [r.main for r, kind in zip(seen, kinds, strict=True) if kind == "scene"]
-    pairs = [(p, r) for p, r in zip(case.prompts, seen, strict=True) if p.kind == "pair"]
+    lone = [(p, r) for p, r in zip(case.prompts, readings, strict=True) if p.kind != "pair"]
+    scenes = [r.main for r, kind in zip(readings, kinds, strict=True) if kind == "scene"]
+    pairs = [(p, r) for p, r in zip(case.prompts, readings, strict=True) if p.kind == "pair"]
     own = BACKGROUNDS.index(case.photo_background)
     scores: dict[str, float] = {}
     if scenes:
         detected = [t for t in scenes if t.score >= MIN_SCORE]
         scores["identity"] = float(scale.identity(scenes).mean())
-        scores["found"] = len(detected) / len(scenes)
+        scores["detection_rate"] = len(detected) / len(scenes)
         scores["diversity"] = pose_spread(detected) / scale.spread if len(detected) > 1 else 0.0
-        scores["twice"] = float(
+        scores["duplicate_rate"] = float(
             np.mean(
                 [
                     int((scale.identity(r.detections) >= MIN_IDENTITY).sum()) > 1
-                    for r, kind in zip(seen, kinds, strict=True)
+                    for r, kind in zip(readings, kinds, strict=True)
                     if kind == "scene"
                 ]
             )
         )
     if lone:
         scores["prompt"] = float(np.mean([follows_prompt(p, r) for p, r in lone]))
-        scores["leak"] = float(np.mean([float(r.background[own]) for _, r in lone]))
+        scores["background_leakage"] = float(np.mean([float(r.background[own]) for _, r in lone]))
     if pairs:
-        scores["presence"] = float(np.mean([shows_pair(p, scale, r) for p, r in pairs]))
+        scores["all_present"] = float(np.mean([shows_pair(p, scale, r) for p, r in pairs]))
     return scores
 
 
-def follows_prompt(prompt: Prompt, seen: SceneReading) -> bool:
+def follows_prompt(prompt: Prompt, reading: SceneReading) -> bool:
     """Whether the image shows the prompt's background and accessory."""
-    background = BACKGROUNDS[int(seen.background.argmax())] == prompt.background
-    return background and (not prompt.accessory or seen.main.label("accessory") == prompt.accessory)
+    background = BACKGROUNDS[int(reading.background.argmax())] == prompt.background
+    return background and (not prompt.accessory or reading.main.label("accessory") == prompt.accessory)
 
 
-def shows_pair(prompt: Prompt, scale: Calibration, seen: SceneReading) -> bool:
+def shows_pair(prompt: Prompt, scale: Calibration, reading: SceneReading) -> bool:
     """Whether one detection is the object and another one has the class and colour of the prompt's second object."""
-    if prompt.other is None or len(seen.detections) < 2:
+    if prompt.other is None or len(reading.detections) < 2:
         return False
-    is_object = scale.identity(seen.detections) >= MIN_IDENTITY
+    is_object = scale.identity(reading.detections) >= MIN_IDENTITY
     is_other = [
-        t.label("class") == prompt.other.kind and t.label("colour") == prompt.other.colour for t in seen.detections
+        t.label("class") == prompt.other.kind and t.label("colour") == prompt.other.colour for t in reading.detections
     ]
     return bool((is_object[0] and is_other[1]) or (is_object[1] and is_other[0]))
 
@@ -110,7 +112,7 @@ def score_drift(
 
     Returns:
         drift: 0 if the class is as far from the object as before, 1 if it is the object.
-        class: fraction of images that still show the class.
+        class_accuracy: fraction of images that still show the class.
     """
     cosine_before, cosine_after = (
         float(statistics.mean_cosine(identity_vectors([r.main for r in side]), scale.references).mean())
@@ -119,5 +121,5 @@ def score_drift(
     is_class = [r.main.label("class") == kind for r in after]
     return {
         "drift": statistics.calibrate(cosine_after, cosine_before, scale.ceiling),
-        "class": float(np.mean(is_class)),
+        "class_accuracy": float(np.mean(is_class)),
     }

@@ -145,18 +145,18 @@ def _family(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) 
     foreign = next((title for mark, title in FOREIGN for key in shapes if mark.search(key)), "")
     if foreign:
         return foreign
-    for said in (metadata.get("ss_base_model_version", ""), metadata.get("modelspec.architecture", "")):
+    for architecture in (metadata.get("ss_base_model_version", ""), metadata.get("modelspec.architecture", "")):
         for start, name in VERSIONS:
-            if said.lower().startswith(start):
+            if architecture.lower().startswith(start):
                 return name
     widths = {
         s[1]
         for k, s in shapes.items()
         if re.search(r"attn2[._](?:processor\.)?to_k", k) and len(s) >= 2 and s[0] < s[1]
     }
-    found = next((WIDTHS[w] for w in sorted(widths) if w in WIDTHS), "")
-    if not found and any("joint_blocks" in key or "add_k_proj" in key for key in shapes):
+    family = next((WIDTHS[w] for w in sorted(widths) if w in WIDTHS), "")
+    if not family and any("joint_blocks" in key or "add_k_proj" in key for key in shapes):
         return "sd3"
-    if not found and any(re.match(r"lora_te2_|text_encoder_2\.|(?:text_encoders\.)?clip_g\.", key) for key in shapes):
+    if not family and any(re.match(r"lora_te2_|text_encoder_2\.|(?:text_encoders\.)?clip_g\.", key) for key in shapes):
         return "sdxl"
-    return found
+    return family

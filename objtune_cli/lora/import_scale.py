@@ -50,10 +50,10 @@ class Strength:
         Raises:
             InputError: The settings have another rank.
         """
-        said = _matched(self.ranks, names, self.rank)
-        if said != rank:
+        expected = _matched(self.ranks, names, self.rank)
+        if expected != rank:
             raise InputError(
-                f"{what} has rank {rank} in {names[0]}, its settings say {said}",
+                f"{what} has rank {rank} in {names[0]}, its settings say {expected}",
                 "the weights and their settings are of different files; get both again",
             )
         return float(_matched(self.alphas, names, self.alpha)) / (math.sqrt(rank) if self.stabilised else rank)
@@ -73,10 +73,10 @@ def read_config(raw: Mapping[str, Any], what: str) -> Strength:
     kind = str(raw.get("peft_type") or "LORA").rsplit(".", 1)[-1]
     if kind.upper() != "LORA":
         raise IncompatibleError(f"{what} is of the kind {kind}, which is not read here", "LoRA is")
-    for key, said in CHANGED.items():
+    for key, reason in CHANGED.items():
         if raw.get(key):
             raise IncompatibleError(
-                f"{what} {said}, which is not read here", "LoRA is; merge it into its base, and give that as `--base`"
+                f"{what} {reason}, which is not read here", "LoRA is; merge it into its base, and give that as `--base`"
             )
     start = raw.get("init_lora_weights")
     if isinstance(start, str) and SHIFTED.match(start):
@@ -136,11 +136,11 @@ def read_header(metadata: Mapping[str, str], what: str) -> dict[str, Strength]:
     if HEADER not in metadata:
         return {}
     table = parse(metadata[HEADER], f"{HEADER} in the header of {what}")
-    found: dict[str, dict[str, Any]] = {}
+    settings: dict[str, dict[str, Any]] = {}
     for key, value in table.items():
         network, dot, name = key.partition(".")
-        found.setdefault(network if dot else "", {})[name if dot else key] = value
-    return {network: read_config(raw, what) for network, raw in found.items()}
+        settings.setdefault(network if dot else "", {})[name if dot else key] = value
+    return {network: read_config(raw, what) for network, raw in settings.items()}
 
 
 def parse(text: str | bytes, what: str) -> dict[str, Any]:

@@ -33,13 +33,13 @@ class Place(NamedTuple):
 
 def modules_of(model: BaseModel) -> dict[str, Any]:
     """Return the linear layers and convolutions of a base by their names in adapter artifacts."""
-    found = {f"{DENOISER}{name}": module for name, module in model.denoiser.named_modules() if _holds(module)}
+    modules = {f"{DENOISER}{name}": module for name, module in model.denoiser.named_modules() if _holds(module)}
     for prefix, encoder in zip(ENCODERS, model.text_encoders, strict=False):
         inner = hasattr(encoder, "text_model")
         for name, module in encoder.named_modules():
             if _holds(module):
-                found[prefix + (name if inner else f"text_model.{name}")] = module
-    return found
+                modules[prefix + (name if inner else f"text_model.{name}")] = module
+    return modules
 
 
 def _holds(module: Any) -> bool:
@@ -52,7 +52,7 @@ def places(model: BaseModel, modules: Mapping[str, Any], bare: str = "") -> dict
     Args:
         bare: The network of names without a network prefix; "": the denoiser, and the text encoder if there is only one.
     """
-    found: dict[str, list[Place]] = {}
+    places_by_name: dict[str, list[Place]] = {}
     for own in modules:
         network, _, layer = own.partition(".")
         if network == "unet":
@@ -62,8 +62,8 @@ def places(model: BaseModel, modules: Mapping[str, Any], bare: str = "") -> dict
             alone = bare == network or (not bare and len(model.text_encoders) == 1)
             named = ((name, None) for name in _encoder_names(index, layer, alone))
         for name, part in dict.fromkeys(named):
-            found.setdefault(name, []).append(Place(own, part))
-    return {name: tuple(several) for name, several in found.items()}
+            places_by_name.setdefault(name, []).append(Place(own, part))
+    return {name: tuple(several) for name, several in places_by_name.items()}
 
 
 def _denoiser_names(model: BaseModel, layer: str, bare: bool) -> Iterator[tuple[str, int | str | None]]:

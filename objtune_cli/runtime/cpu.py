@@ -28,9 +28,9 @@ def set_threads_for(parameters: int) -> None:
         torch.set_num_threads(1 if parameters < SMALL_MODEL_PARAMETERS else every)
 
 
-def worker_count(wanted: int) -> int:
-    """Return how many of `wanted` tasks may run at once, each in its own thread, without oversubscribing the processors."""
-    return 1 if _user_chose_threads() else max(1, min(wanted, _default_threads() // torch.get_num_threads()))
+def worker_count(num_tasks: int) -> int:
+    """Return how many of `num_tasks` tasks may run at once, each in its own thread, without oversubscribing the processors."""
+    return 1 if _user_chose_threads() else max(1, min(num_tasks, _default_threads() // torch.get_num_threads()))
 
 
 def run_parallel(work: Sequence[Callable[[], T]]) -> list[T]:

@@ -29,18 +29,18 @@ def pick_device(name: str) -> torch.device:
 
 def _devices_here() -> str:
     """Return a hint with the available devices, and why a GPU may be missing among them."""
-    found = [
+    devices = [
         "cpu",
         *(f"cuda:{i}" for i in range(torch.cuda.device_count())),
         *(["mps"] if torch.backends.mps.is_available() else []),
     ]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    why = ""
-    if len(found) == 1 and torch.version.cuda is None and torch.version.hip is None:
-        why = "; this torch is built without CUDA, https://pytorch.org has others"
+    reason = ""
+    if len(devices) == 1 and torch.version.cuda is None and torch.version.hip is None:
+        reason = "; this torch is built without CUDA, https://pytorch.org has others"
     elif visible is not None:
-        why = f"; CUDA_VISIBLE_DEVICES is {visible[:40]!r}"
-    return f"here: {', '.join(found)}{why}; `--device cpu` works everywhere"
+        reason = f"; CUDA_VISIBLE_DEVICES is {visible[:40]!r}"
+    return f"here: {', '.join(devices)}{reason}; `--device cpu` works everywhere"
 
 
 def explain_no_gpu() -> str:

@@ -33,16 +33,16 @@ def nms(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torc
     """
     order = torch.argsort(scores, descending=True, stable=True)
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    kept = []
+    selected = []
     while order.numel():
         best, rest = order[0], order[1:]
-        kept.append(best)
+        selected.append(best)
         low = torch.maximum(boxes[best, :2], boxes[rest, :2])
         high = torch.minimum(boxes[best, 2:], boxes[rest, 2:])
         overlap = (high - low).clamp_min(0).prod(dim=1)
         iou = overlap / (area[best] + area[rest] - overlap)
         order = rest[~(iou > iou_threshold)]
-    return torch.stack(kept) if kept else order
+    return torch.stack(selected) if selected else order
 
 
 def complete() -> bool:

@@ -1,4 +1,4 @@
-"""Captions of scenes in every level of detail, and the tokenizer's vocabulary."""
+"""Captions of scenes at all levels of detail, and the tokenizer's vocabulary."""
 
 import numpy as np
 
@@ -110,7 +110,7 @@ PLAIN_WORDS = [
     "side",
     "view",
 ]
-"""Words of ordinary prompts; those that no caption uses stay single tokens the base ignores."""
+"""Words of ordinary prompts, each a single token; the base ignores those that no caption uses."""
 
 
 def vocabulary() -> list[str]:

@@ -1,4 +1,4 @@
-"""`python -m objtune_cli.toybox.examples DIR`: the example photos, of objects no base was trained on."""
+"""`python -m objtune_cli.toybox.examples DIR`: the example photos, of objects that no base was trained on."""
 
 import sys
 from pathlib import Path

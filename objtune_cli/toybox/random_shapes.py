@@ -1,6 +1,6 @@
-"""Pictures of random textured shapes before random textures: what a segmenter sees beside the drawn world.
+"""Images of random textured shapes on random textures, for the training of the segmenter.
 
-No words, no classes: an object here is only what is of one piece and looks of one piece.
+They have no words and no classes; an object is any connected shape with one texture.
 """
 
 import cv2
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def sample_picture(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    """A picture (size, size, 3) uint8 and the visible mask (size, size) uint8 of each of one to four shapes."""
+    """An image (size, size, 3) uint8 and the visible mask (size, size) uint8 of each of one to four shapes."""
     image = texture(rng, size)
     covers: list[np.ndarray] = []
     for _ in range(int(rng.integers(1, 5))):
@@ -54,7 +54,7 @@ def outline(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def texture(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A whole frame (size, size, 3) uint8 of one stuff: plain, a gradient, noise of some grain, stripes, spots or checks."""
+    """A frame (size, size, 3) uint8 of one texture: plain, a gradient, noise, stripes, spots or checks."""
     first, second = rng.uniform(0, 255, (2, 3))
     if rng.random() < 0.5:  # much of the world differs in brightness more than in colour
         second = (first + rng.normal(0, 50)).clip(0, 255)
@@ -80,7 +80,7 @@ def texture(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def shade(coat: np.ndarray, cover: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A coat lit from one side."""
+    """Light a texture from one side."""
     if rng.random() < 0.5:
         return coat
     size = len(coat)

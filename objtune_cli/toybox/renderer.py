@@ -1,4 +1,4 @@
-"""Scenes to pixels: picture and one mask per object, at any size, from the parameters alone."""
+"""Renders scenes: an image and one mask per object, at any size."""
 
 from collections.abc import Callable, Iterator
 
@@ -10,7 +10,7 @@ from objtune_cli.toybox.backgrounds import paint
 from objtune_cli.toybox.world import Instance, Pose, Scene
 
 SUPERSAMPLING = 3
-"""Shapes are drawn this much larger and averaged down: smooth edges, soft masks."""
+"""Factor by which shapes are drawn larger and then averaged down, for smooth edges and soft masks."""
 
 OUTLINE = 1 / 80
 """Width of the ink line, fraction of the frame."""
@@ -20,8 +20,8 @@ def render(scene: Scene, size: int = 64) -> tuple[np.ndarray, list[np.ndarray]]:
     """Draw a scene.
 
     Returns:
-        Picture (size, size, 3) uint8 RGB, and for each object its visible mask (size, size)
-        uint8, soft at the edge; a later object hides what lies behind it.
+        Image (size, size, 3) uint8 RGB, and the visible mask (size, size) uint8 of each object, soft at
+        the edge; a later object hides those behind it.
     """
     side = size * SUPERSAMPLING
     image = paint(scene.background, scene.background_seed, side)
@@ -37,7 +37,7 @@ def _shrink(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def _draw_object(image: np.ndarray, instance: Instance, pose: Pose) -> np.ndarray:
-    """Paint one object into `image`; its mask at the same size, 0 or 255."""
+    """Paint one object into `image`, and return its mask at the same size, 0 or 255."""
     side = image.shape[0]
     shape = object_shapes.figure(instance.kind, instance.proportions, instance.spread)
     extras = object_shapes.accessory(instance.accessory, shape)
@@ -140,7 +140,7 @@ def _notches(instance: Instance, shape: object_shapes.Figure) -> Iterator[object
 
 
 _SHIFT = 3
-"""cv2 takes fixed-point coordinates: sub-pixel bits."""
+"""Fractional bits of cv2's fixed-point coordinates."""
 
 
 def _placement(points: np.ndarray, pose: Pose, side: int) -> Callable[[np.ndarray], np.ndarray]:

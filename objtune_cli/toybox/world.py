@@ -1,7 +1,7 @@
-"""What exists in the toybox: instances, poses, scenes, and the dial that says how hard it is.
+"""The toybox's world: instances, poses and scenes, and the dials that set its difficulty.
 
-Everything is drawn from a numpy generator, so a seed names a scene for ever. Nothing here draws
-pixels (see `draw`) or knows words (see `captions`).
+Everything comes from a numpy generator, so a seed always gives the same scene. `renderer` draws the pixels and
+`captions` writes the words.
 """
 
 import zlib
@@ -35,7 +35,7 @@ COLOURS = {
 
 @dataclass(frozen=True, slots=True)
 class Dial:
-    """How hard the world is; the base says in its header on which dial it was trained.
+    """The difficulty of the world; a base names its dial in `toybox.json`.
 
     Attributes:
         classes, backgrounds, colours, patterns, accessories: The words in use.
@@ -74,10 +74,10 @@ EASY = Dial(
     pairs=0.2,
     flips=False,
 )
-"""What two CPU cores learn in an afternoon."""
+"""A world that two CPU cores learn in an afternoon."""
 
 MEDIUM = replace(EASY, accessories=ACCESSORIES, size=(0.56, 0.76), pairs=0.25)
-"""Larger objects that wear something, grown from a base that knows the easy world."""
+"""Larger objects with accessories, for a base that starts from one of the easy world."""
 
 MARKED = replace(MEDIUM, marks=(1, 2), spread=1.25)
 """Objects with marks that no words can describe."""
@@ -153,10 +153,9 @@ class Scene:
 
 
 def is_held_out(instance: Instance) -> bool:
-    """Whether this combination is kept from every training picture: about one in ten.
+    """Whether this combination is in no training image, which holds for about one in ten.
 
-    A function of class, both colours and pattern alone, so that the split is the same for every
-    seed, size and recipe.
+    It depends on class, both colours and pattern only, so every seed, size and recipe has the same split.
     """
     key = f"{instance.kind}/{instance.colour}/{instance.second}/{instance.pattern}"
     return zlib.crc32(key.encode()) % 10 == 0
@@ -206,7 +205,7 @@ def _with_marks(instance: Instance, rng: np.random.Generator, dial: Dial) -> Ins
 
 
 def shade(rgb: tuple[int, int, int], rng: np.random.Generator) -> tuple[int, int, int]:
-    """The colour a little brighter or darker, and each channel a little off."""
+    """Vary a colour in brightness and in each channel."""
     noisy = np.array(rgb) * rng.uniform(0.93, 1.05) + rng.uniform(-7, 7, 3)
     r, g, b = (int(v) for v in noisy.clip(0, 255))
     return r, g, b
@@ -234,7 +233,7 @@ def sample_scene(
     instances: tuple[Instance, ...] | None = None,
     background: str | None = None,
 ) -> Scene:
-    """A random scene; given instances or background are kept."""
+    """Sample a scene; `instances` and `background` fix its content."""
     if instances is None:
         count = 2 if rng.random() < dial.pairs else 1
         instances = tuple(sample_instance(rng, dial) for _ in range(count))

@@ -85,7 +85,7 @@ def test_perfect_readings_hit_everything() -> None:
     assert {k: len(v) for k, v in found.items()} == {
         **dict.fromkeys(base_model.ATTRIBUTES, 12),
         "background": 16,
-        "both": 4,
+        "pair_accuracy": 4,
     }
     assert all(set(v) == {1.0} for v in found.values())
 
@@ -111,7 +111,7 @@ def test_both_are_two_things_each_on_its_side() -> None:
     (a, left), (b, right) = scene.objects
 
     def both(*things: Detection) -> list[float]:
-        return base_model.score_readings([replace(_perfect(scene), detections=list(things))], [scene])["both"]
+        return base_model.score_readings([replace(_perfect(scene), detections=list(things))], [scene])["pair_accuracy"]
 
     assert left.x < right.x and both(_thing(a, left.x), _thing(b, right.x)) == [1.0]
     assert both(_thing(b, left.x), _thing(a, right.x)) == [0.0]
@@ -133,9 +133,15 @@ def test_copies_of_training_pictures_are_noticed() -> None:
     g = np.random.default_rng(0)
     bank, true = (g.integers(0, 256, (n, 32, 32, 3), np.uint8) for n in (40, 100))
     copied = {row["measure"]: row for row in base_model.copy_rows(bank, true, bank)}
-    assert copied["nearest"]["mean"] < 0.01 and copied["copies"]["mean"] == 1 and copied["copies"]["n"] == 40
+    assert (
+        copied["nn_distance_ratio"]["mean"] < 0.01
+        and copied["memorization_rate"]["mean"] == 1
+        and copied["memorization_rate"]["n"] == 40
+    )
     honest = {row["measure"]: row for row in base_model.copy_rows(true, true, bank)}
-    assert honest["nearest"]["mean"] == pytest.approx(1) and honest["copies"]["mean"] == pytest.approx(0.01)
+    assert honest["nn_distance_ratio"]["mean"] == pytest.approx(1) and honest["memorization_rate"][
+        "mean"
+    ] == pytest.approx(0.01)
     near = np.concatenate([true[:90], bank[:10]])
     assert base_model.copy_rows(near, true, bank)[1]["mean"] == pytest.approx(0.11, abs=0.011)
 
@@ -176,11 +182,18 @@ def test_the_whole_of_it_on_a_base(
     config, out = Bench(num_base_samples=16), project / "out"
     rows = base_model.run(context(), out, EASY, config)
     found = {(row["method"], row["measure"]): row for row in rows}
-    names = {*base_model.ATTRIBUTES, "background", "both"}
-    assert set(found) == {(m, n) for m in ("base", "truth") for n in names} | {("base", "nearest"), ("base", "copies")}
+    names = {*base_model.ATTRIBUTES, "background", "pair_accuracy"}
+    assert set(found) == {(m, n) for m in ("base", "truth") for n in names} | {
+        ("base", "nn_distance_ratio"),
+        ("base", "memorization_rate"),
+    }
     assert all(set(row) == {"method", "measure", "mean", "low", "high", "n"} for row in rows)
     assert found["truth", "class"]["mean"] > 0.8 > 0.5 > found["base", "class"]["mean"]  # it draws noise
-    assert (found["base", "class"]["n"], found["base", "both"]["n"], found["base", "background"]["n"]) == (12, 4, 16)
+    assert (found["base", "class"]["n"], found["base", "pair_accuracy"]["n"], found["base", "background"]["n"]) == (
+        12,
+        4,
+        16,
+    )
     assert Image.open(out / "base.png").size == (8 * 36 + 4, 2 * 36 + 4)
     monkeypatch.setattr(rendering, "sample_images", lambda *_: pytest.fail("drawn again"))
     assert base_model.run(context(), out, EASY, config) == rows

@@ -58,14 +58,14 @@ def test_a_run_measures_both_segmenters_by_every_way(context, monkeypatch: pytes
         for way in masks.HINTS:
             assert {m for method, m in found if method == f"{segmenter}, {way}"} == {
                 "iou",
-                "boundary",
-                "right",
-                "refused",
-                "wrong",
+                "boundary_f",
+                "hit_rate",
+                "rejection_rate",
+                "false_accept_rate",
                 "seconds",
             }
-        assert (f"{segmenter}, absent", "wrong") in found
-    assert found["sam, box", "iou"] > 0.8 and found["sam, box", "right"] == 1
+        assert (f"{segmenter}, absent", "false_accept_rate") in found
+    assert found["sam, box", "iou"] > 0.8 and found["sam, box", "hit_rate"] == 1
 
 
 def test_photographs_have_outlines_inside_them() -> None:
@@ -92,4 +92,4 @@ def test_photographs_are_measured_with_boxes(context) -> None:
     found = {(r["method"], r["measure"]): r for r in rows}
     assert found["grabcut, photographs, box", "iou"]["n"] == 5
     assert found["grabcut, helmet, box", "iou"]["mean"] > 0.7
-    assert found["grabcut, photographs, class", "wrong"]["mean"] <= 0.4
+    assert found["grabcut, photographs, class", "false_accept_rate"]["mean"] <= 0.4

@@ -18,8 +18,8 @@ from tests.support import tiny_sd1
 OURS = "base at 32 px"
 CPU = torch.device("cpu")
 MEASURES = {
-    "denoiser_mb", "words_mb", "autoencoder_mb", "preparing_mb", "resting_mb", "kept_mb", "kept_attention_mb", "again_mb", "again_attention_mb",
-    "drawing_mb",
+    "denoiser_mb", "text_encoders_mb", "vae_mb", "prepare_mb", "idle_mb", "step_mb", "step_attention_mb", "step_checkpointed_mb", "step_checkpointed_attention_mb",
+    "sampling_mb",
 }  # fmt: skip
 
 
@@ -44,10 +44,10 @@ def test_the_command_prints_what_a_run_takes(cli: Any, tmp_path: Path, monkeypat
         for name in (OURS, f"{OURS}: dreambooth-lora", f"{OURS}: ratio")
     )
     assert (
-        theirs.keys() == {"resting_mb", "kept_mb"}
-        and theirs["resting_mb"] > ours["denoiser_mb"] + ours["words_mb"] + ours["autoencoder_mb"]
+        theirs.keys() == {"idle_mb", "step_mb"}
+        and theirs["idle_mb"] > ours["denoiser_mb"] + ours["text_encoders_mb"] + ours["vae_mb"]
     )
-    assert ratio == {"kept_mb": pytest.approx(ours["kept_mb"] / theirs["kept_mb"], abs=1e-3)}
+    assert ratio == {"step_mb": pytest.approx(ours["step_mb"] / theirs["step_mb"], abs=1e-3)}
     found = ours
     assert found.keys() == MEASURES
     model = loading.load(folder, CPU, torch.bfloat16)
@@ -55,10 +55,10 @@ def test_the_command_prints_what_a_run_takes(cli: Any, tmp_path: Path, monkeypat
     for part, modules in bytes_of.items():
         blocks = sum(-(-t.nbytes // 512) * 512 for m in modules for t in (*m.parameters(), *m.buffers()))
         assert found[f"{part}_mb"] == pytest.approx(blocks / 2**20, abs=1e-3)
-    weights = found["denoiser_mb"] + found["words_mb"]
-    assert weights < found["resting_mb"] < found["again_mb"] < found["kept_mb"]
-    assert weights + found["autoencoder_mb"] < found["preparing_mb"]
-    assert found["again_mb"] <= found["again_attention_mb"] < found["kept_attention_mb"]
+    weights = found["denoiser_mb"] + found["text_encoders_mb"]
+    assert weights < found["idle_mb"] < found["step_checkpointed_mb"] < found["step_mb"]
+    assert weights + found["vae_mb"] < found["prepare_mb"]
+    assert found["step_checkpointed_mb"] <= found["step_checkpointed_attention_mb"] < found["step_attention_mb"]
     assert "attention by _scaled_dot_product" in done.err
 
 

@@ -31,7 +31,7 @@ from tests.support import tiny_sd1
 CONFIG = Bench(num_objects=2, prompt_rounds=1)
 ALONE = Bench(num_objects=1, prompt_rounds=1)
 METHODS = {"one": Method("One", ""), "two": Method("Two", "", train={"rank": 4})}
-MEASURES = {"identity", "found", "twice", "prompt", "leak", "diversity", "presence"}
+MEASURES = {"identity", "detection_rate", "duplicate_rate", "prompt", "background_leakage", "diversity", "all_present"}
 
 
 @pytest.fixture(scope="module")
@@ -99,18 +99,27 @@ def test_every_method_on_every_object_once(
     rows = _by_name(objects.run(ctx, out, METHODS, CONFIG))
     assert trained == ALL
     measures = {name: {m for n, m in rows if n == name} for name in dict.fromkeys(n for n, _ in rows)}
-    assert list(measures) == ["truth", "stranger", "decoded", "described", "one", "two", "raw at 0", "raw at 1"]
-    assert all(measures[name] == MEASURES for name in ("truth", "stranger", "decoded", "described"))
-    assert (measures["raw at 0"], measures["raw at 1"]) == (
+    assert list(measures) == [
+        "truth",
+        "other-instance",
+        "vae-reconstruction",
+        "prompt-only",
+        "one",
+        "two",
+        "calibration floor",
+        "calibration ceiling",
+    ]
+    assert all(measures[name] == MEASURES for name in ("truth", "other-instance", "vae-reconstruction", "prompt-only"))
+    assert (measures["calibration floor"], measures["calibration ceiling"]) == (
         {"identity", "diversity"},
-        {"identity", "diversity", "prompt", "presence"},
+        {"identity", "diversity", "prompt", "all_present"},
     )
-    assert all(measures[name] == MEASURES | {"drift", "class", "seconds", "memory_mb"} for name in METHODS)
+    assert all(measures[name] == MEASURES | {"drift", "class_accuracy", "seconds", "memory_mb"} for name in METHODS)
     assert all(
         row["n"] == 2 and (row["low"] is None or row["low"] <= row["mean"] <= row["high"]) for row in rows.values()
     )
-    assert rows["truth", "prompt"]["mean"] == rows["truth", "presence"]["mean"] == 1
-    assert rows["truth", "identity"]["mean"] > rows["stranger", "identity"]["mean"]
+    assert rows["truth", "prompt"]["mean"] == rows["truth", "all_present"]["mean"] == 1
+    assert rows["truth", "identity"]["mean"] > rows["other-instance", "identity"]["mean"]
     assert (rows["one", "seconds"]["mean"], rows["two", "seconds"]["mean"]) == (3.0, 4.5)  # trainings 1 and 3, 2 and 4
     said = ctx.report.said
     assert len(said) == 12 and said[4].startswith("one on dog-000: ") and "(5 of 12, " in said[4]
@@ -301,8 +310,8 @@ def test_one_kind_of_prompts_gives_its_measures_alone(
     context: Callable[..., StageContext], trained: list, out: Path
 ) -> None:
     rows = _by_name(objects.run(context(), out, {}, replace(ALONE, prompt_kinds="pair")))
-    assert {m for n, m in rows if n == "truth"} == {"presence"}
-    assert {m for n, m in rows if n == "raw at 1"} == {"identity", "diversity", "presence"}
+    assert {m for n, m in rows if n == "truth"} == {"all_present"}
+    assert {m for n, m in rows if n == "calibration ceiling"} == {"identity", "diversity", "all_present"}
 
 
 def test_an_object_without_a_prompt_of_the_asked_kind_is_passed_over(

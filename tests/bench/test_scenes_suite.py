@@ -78,20 +78,27 @@ def test_true_scenes_have_everything_in_order(
         assert shown.shape == (4, 128, 192 if group.kind == "three" else 128, 3)
         found, _ = bench.score(group, shown)
         assert (
-            found["presence"] >= 0.75
+            found["all_present"] >= 0.75
             and found["identity"] > 0.8
-            and abs(found["leak"]) < 0.3
-            and found["order"] == found["prompt"] == 1
+            and abs(found["identity_leakage"]) < 0.3
+            and found["layout_accuracy"] == found["prompt"] == 1
         )
         mirrored, _ = bench.score(group, shown[:, :, ::-1])
-        assert mirrored["order"] == 0
+        assert mirrored["layout_accuracy"] == 0
 
 
 def test_a_missing_object_counts_as_0(judge: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scene_scores, "find_detections", lambda *_: [[thing(X)], [thing(Y, 0.6), thing(X, 0.1)]])
     monkeypatch.setattr(scene_scores, "_read_background", lambda *_: "beach")
     found = scene_scores.score(judge, SCALES, ["beach", "snow"], np.zeros((2, 8, 8, 3), np.uint8))
-    assert found == {"presence": 0.5, "each": 0.75, "identity": 0.75, "leak": 0.0, "order": 0.5, "prompt": 0.5}
+    assert found == {
+        "all_present": 0.5,
+        "object_present": 0.75,
+        "identity": 0.75,
+        "identity_leakage": 0.0,
+        "layout_accuracy": 0.5,
+        "prompt": 0.5,
+    }
 
 
 def test_a_thing_in_two_windows_is_one() -> None:
@@ -106,7 +113,7 @@ def test_results_are_kept_and_gone_on_from(
 
     def measure(bench, group, method):
         measured.append((group.name, method))
-        return {"presence": 1.0 if method == "composed" else 0.5}, np.zeros((1, 8, 8, 3), np.uint8)
+        return {"all_present": 1.0 if method == "composed" else 0.5}, np.zeros((1, 8, 8, 3), np.uint8)
 
     monkeypatch.setattr(scenes, "measure", measure)
     monkeypatch.setattr(scenes.inference, "load", lambda: judge)
@@ -131,7 +138,7 @@ def test_shares_find_what_the_whole_finds_and_one_folder_holds_both(
     monkeypatch.setattr(
         scenes,
         "measure",
-        lambda bench, group, method: (measured.append(group.name), ({"presence": float(group.name[-1])}, shown))[1],
+        lambda bench, group, method: (measured.append(group.name), ({"all_present": float(group.name[-1])}, shown))[1],
     )
     monkeypatch.setattr(scenes.inference, "load", lambda: judge)
     ctx, out, config = context(), project / "out", Bench(num_objects=3, prompt_rounds=1, scene_kinds="three, two")
@@ -174,12 +181,16 @@ def test_a_share_waits_for_the_object_that_another_one_trains(
     ("said", "right", "found"),
     [
         ([], [], {}),
-        ([[True, True]], [[True, True]], {"agreed": 1.0, "blamed": 0.0}),
-        ([[True, False], [True, True]], [[True, True], [False, True]], {"agreed": 0.0, "blamed": 1 / 3, "missed": 1.0}),
+        ([[True, True]], [[True, True]], {"check_agreement": 1.0, "false_alarm_rate": 0.0}),
+        (
+            [[True, False], [True, True]],
+            [[True, True], [False, True]],
+            {"check_agreement": 0.0, "false_alarm_rate": 1 / 3, "miss_rate": 1.0},
+        ),
         (
             [[False, True]],
             [[True, False]],
-            {"agreed": 1.0, "blamed": 1.0, "missed": 1.0},
+            {"check_agreement": 1.0, "false_alarm_rate": 1.0, "miss_rate": 1.0},
         ),  # of the picture right, of its objects wrong
     ],
 )
@@ -224,7 +235,7 @@ def test_joint_trainings_take_their_methods_settings(
         assert [next(w for w in c if ".rare_token=" in w) for c in starts] == [
             f"init-embedding.rare_token={w}" for w in scene_training.RARE_TOKENS[: len(starts)]
         ]
-        assert values["seconds"] == 3.0 * len(said) and values["presence"] == 0
+        assert values["seconds"] == 3.0 * len(said) and values["all_present"] == 0
         settings = {said[-1][i + 1] for i, word in enumerate(said[-1]) if word == "--set"}
         assert {f"train.{k}={as_text(v)}" for k, v in own.train.items()} | {
             f"prior.{k}={as_text(v)}" for k, v in own.prior.items()
@@ -252,14 +263,14 @@ def test_each_alone_from_the_one_photo_is_what_learning_together_is_held_against
     monkeypatch.setattr(
         scene_methods,
         "_measure_composed",
-        lambda bench, ctx, group, how: ({"presence": float(how.max_retries)}, np.zeros((1, 8, 8, 3), np.uint8)),
+        lambda bench, ctx, group, how: ({"all_present": float(how.max_retries)}, np.zeros((1, 8, 8, 3), np.uint8)),
     )
     bench = scene_methods.SceneBench(context(), project / "out", Bench(), MEDIUM, judge)
     group = scene_groups.make_groups(MEDIUM, 1, 0, 1)[1]
     for method in given:
         taken.append(method)
         values, _ = scene_methods.measure(bench, group, method)
-        assert values == {"presence": Compose().max_retries, "seconds": 2.0 * len(given[method])}
+        assert values == {"all_present": Compose().max_retries, "seconds": 2.0 * len(given[method])}
     (names, photo, masks), *none = given["joint"]
     assert (
         given["each"] == [([name], photo, [mask]) for name, mask in zip(names, masks, strict=True)]

@@ -227,10 +227,15 @@ def test_the_truth_is_near_one_and_a_stranger_near_zero(case: Case, calibrated) 
     assert scale.ceiling > scale.floor + 0.2 and scale.spread > 0
     found, shown = single_training.ground_truth(network, case, EASY, scale, 0)
     assert shown.shape == (len(case.prompts), rendering.SIDE, rendering.SIDE, 3)
-    assert found["identity"] == pytest.approx(1, abs=0.2) and found["prompt"] == found["presence"] == 1
-    assert found["leak"] < 0.1 and 0.4 < found["diversity"] < 2
+    assert found["identity"] == pytest.approx(1, abs=0.2) and found["prompt"] == found["all_present"] == 1
+    assert found["background_leakage"] < 0.1 and 0.4 < found["diversity"] < 2
     other, _ = single_training.other_instance(network, case, EASY, scale, 0)
-    assert other["identity"] < 0.6 and other["presence"] < 1 and other["prompt"] == 1 and other["leak"] < 0.1
+    assert (
+        other["identity"] < 0.6
+        and other["all_present"] < 1
+        and other["prompt"] == 1
+        and other["background_leakage"] < 0.1
+    )
 
 
 def test_through_the_autoencoder_the_truth_has_the_bases_size(
@@ -255,7 +260,15 @@ def test_the_base_told_in_words_is_scored_as_a_method_is(
 ) -> None:
     network, scale = calibrated
     found, shown = single_training.prompt_only(context(), network, case, scale)
-    assert found.keys() == {"identity", "found", "twice", "prompt", "leak", "diversity", "presence"}
+    assert found.keys() == {
+        "identity",
+        "detection_rate",
+        "duplicate_rate",
+        "prompt",
+        "background_leakage",
+        "diversity",
+        "all_present",
+    }
     assert shown.shape == (len(case.prompts), 32, 32, 3) and all(np.isfinite(list(found.values())))
 
 

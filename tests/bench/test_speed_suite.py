@@ -66,7 +66,7 @@ def test_live_tensors_are_the_weights_and_what_a_step_makes(tiny_base: Path) -> 
             )
             / memory.MB
         )
-        found[rows] = speed.measure_live_tensors(trainer, 2)["tensors_mb"] - weights
+        found[rows] = speed.measure_live_tensors(trainer, 2)["live_tensors_mb"] - weights
         assert trainer.step == 3
     assert 0 < 2 * found[2] < found[8]
 
@@ -127,7 +127,7 @@ def test_the_clock_counts_each_part_once(monkeypatch: pytest.MonkeyPatch) -> Non
     found = StepTimer(trainer).round(4)
     assert {k: v for k, v in found.items() if k.endswith("_s")} == {
         "step_s": 11,
-        "words_s": 1,
+        "text_encoder_s": 1,
         "forward_s": 3,
         "backward_s": 5,
         "optimizer_s": 2,

@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from objtune_cli.bench import tables
+from objtune_cli.bench.result_cache import Measurement, ResultCache
 from objtune_cli.errors import InputError
 from objtune_cli.evaluation.statistics import confidence_interval
 from tests.conftest import REPOSITORY
+from tests.support.fixtures import Notes
 
 SHARES = st.floats(0, 1, allow_nan=False)
 
@@ -33,15 +35,15 @@ def test_shares_are_on_the_scale_of_the_truths_over_all_objects() -> None:
     rows = _by_name(tables.build_table(found))
     assert {k: row["mean"] for k, row in rows.items()} == {
         ("truth", "prompt"): 1, ("truth", "identity"): 0.95, ("ours", "prompt"): 0.5, ("ours", "identity"): 0.5,
-        ("raw at 0", "identity"): 0.25, ("raw at 1", "identity"): 0.75, ("raw at 1", "prompt"): 0.75,
+        ("calibration floor", "identity"): 0.25, ("calibration ceiling", "identity"): 0.75, ("calibration ceiling", "prompt"): 0.75,
     }  # fmt: skip
-    assert rows["ours", "prompt"]["n"] == rows["raw at 1", "prompt"]["n"] == 2
+    assert rows["ours", "prompt"]["n"] == rows["calibration ceiling", "prompt"]["n"] == 2
 
 
 def test_a_truth_that_is_never_right_divides_nothing() -> None:
-    held = {"scale": {}, "measures": {"presence": 0.0}}
-    rows = _by_name(tables.build_table({"truth": [held], "ours": [{"scale": {}, "measures": {"presence": 0.5}}]}))
-    assert rows["ours", "presence"]["mean"] == 0.5
+    held = {"scale": {}, "measures": {"all_present": 0.0}}
+    rows = _by_name(tables.build_table({"truth": [held], "ours": [{"scale": {}, "measures": {"all_present": 0.5}}]}))
+    assert rows["ours", "all_present"]["mean"] == 0.5
 
 
 def _held(case: str, **found: float) -> dict:
@@ -61,7 +63,7 @@ def test_differences_are_those_of_the_same_objects_in_whatever_order(
     ]
     chance.shuffle(theirs)
     rows = _by_name(tables.build_table({"truth": [_held("0", prompt=0.5)], "objtune": ours, "theirs": theirs}))
-    row = rows["objtune less theirs", "prompt"]
+    row = rows["objtune - theirs", "prompt"]
     assert (row["mean"], row["low"], row["high"]) == pytest.approx(
         confidence_interval([2 * (a - b) for a, b in pairs]), abs=1e-4
     ) and row["n"] == len(pairs)
@@ -72,9 +74,9 @@ def test_what_was_not_trained_and_what_no_object_shares_is_not_compared() -> Non
     rows = tables.build_table(
         {"truth": [_held("a", identity=1.0)], "objtune": ours, "other": [_held("b", identity=0.5, seconds=1)]}
     )
-    assert [row["method"] for row in rows if " less " in row["method"]] == []
+    assert [row["method"] for row in rows if " - " in row["method"]] == []
     assert not any(
-        " less " in row["method"] for row in tables.build_table({"truth": [_held("a")], "one": ours, "two": ours})
+        " - " in row["method"] for row in tables.build_table({"truth": [_held("a")], "one": ours, "two": ours})
     )
 
 
@@ -82,7 +84,7 @@ def test_a_diverged_training_is_no_difference() -> None:
     rows = tables.build_table(
         {"truth": [_held("a")], "objtune": [_held("a", identity=0.9, seconds=1)], "other": [_held("a")]}
     )
-    assert not any(" less " in row["method"] for row in rows)
+    assert not any(" - " in row["method"] for row in rows)
 
 
 def test_the_median_says_what_one_slow_run_does_not() -> None:
@@ -141,10 +143,51 @@ def test_the_table_of_the_documentation_is_what_the_published_results_say() -> N
         "break-a-scene",
         "custom-diffusion",
     ):
-        cells = [rows[name, m] for m in ("identity", "prompt", "diversity", "leak", "drift", "presence")]
+        cells = [
+            rows[name, m] for m in ("identity", "prompt", "diversity", "background_leakage", "drift", "all_present")
+        ]
         line = " | ".join(f"{c['mean']:.2f} ±{(c['high'] - c['low']) / 2:.2f}" for c in cells)
         assert f"| {name} | {line} |" in text, (name, line)
         if not name.startswith("objtune"):
-            cells = [rows[f"objtune less {name}", m] for m in ("identity", "prompt", "drift")]
+            cells = [rows[f"objtune - {name}", m] for m in ("identity", "prompt", "drift")]
             line = " | ".join(f"{c['mean']:+.2f} ±{(c['high'] - c['low']) / 2:.2f}" for c in cells)
             assert f"| {name} | {line} |" in text, (name, line)
+
+
+def test_results_of_earlier_versions_have_the_present_names(tmp_path: Path) -> None:
+    row = {
+        "method": "stranger",
+        "key": "k",
+        "case": "a",
+        "scale": {},
+        "measures": {"leak": 0.1, "twice": 0.2, "prompt": 1.0},
+    }
+    (tmp_path / "results.jsonl").write_text(json.dumps(row) + "\n")
+    assert tables.read_results(tmp_path / "results.jsonl") == {
+        "other-instance": [
+            {
+                "key": "k",
+                "case": "a",
+                "scale": {},
+                "measures": {"background_leakage": 0.1, "duplicate_rate": 0.2, "prompt": 1.0},
+            }
+        ]
+    }
+
+
+def test_a_cached_result_under_a_former_name_is_not_measured_again(tmp_path: Path) -> None:
+    former, present = (tmp_path / "results" / name / "dog-000.json" for name in ("stranger", "other-instance"))
+    former.parent.mkdir(parents=True)
+    former.write_text(json.dumps({"key": "k", "case": "dog-000", "measures": {"found": 1.0}}))
+    former.with_suffix(".png").write_bytes(b"")
+    cache = ResultCache(tmp_path, Notes(), 1)
+
+    def measure() -> Measurement:
+        raise AssertionError("it is measured")
+
+    for _ in range(2):
+        result = cache.get_or_measure("other-instance", "dog-000", "k", measure, dict)
+        assert result["measures"] == {"detection_rate": 1.0}
+        assert present.is_file() and present.with_suffix(".png").is_file() and not former.exists()
+    with pytest.raises(AssertionError, match="it is measured"):
+        cache.get_or_measure("other-instance", "dog-000", "another key", measure, dict)

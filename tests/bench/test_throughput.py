@@ -45,8 +45,8 @@ def test_times_of_all_are_compared_and_quality_is_of_each(
         for r in throughput.run(context(), project / "out", 3, Bench(prompt_rounds=1))
     }
     assert len(commands) == 4 and [len([w for w in c if w == "--class"]) for c in commands] == [1, 1, 1, 3]
-    assert rows["alone", "identity"] == (0.9, 3) and rows["beside", "identity"] == (0.8, 3)
-    assert rows["alone, together", "seconds"] == (30, 1) and rows["beside, together", "cpu_s"] == (12, 1)
+    assert rows["separate-commands", "identity"] == (0.9, 3) and rows["one-command", "identity"] == (0.8, 3)
+    assert rows["separate-commands, total", "seconds"] == (30, 1) and rows["one-command, total", "cpu_s"] == (12, 1)
     assert rows["ratio", "seconds"] == (0.5, 1) and rows["ratio", "cpu_s"] == (0.5, 1)
     throughput.run(context(), project / "out", 3, Bench(prompt_rounds=1))
     assert len(commands) == 4  # kept

@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from tests.support import fake_dreambooth as dreambench
-from tests.support import tiny_sd1
+from tests.support import quick_runs
 from tests.support.json_schema import check
 
 Cli = Callable[..., Any]
@@ -35,7 +35,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_from_a_folder_to_a_table(cli: Cli, base: Path, photos: Path) -> None:
     """Nothing is replaced here: masks, trainings by the real command, pictures, measures; then the same again, from what lies there."""
-    line = ["bench", "dreambooth", photos, "--base", base, "--methods", METHODS, *FAST, *tiny_sd1.ANY]
+    line = ["bench", "dreambooth", photos, "--base", base, "--methods", METHODS, *FAST, *quick_runs.NO_GATE]
     done = cli(*line, "--json")
     assert done.code == 0, done.err
     document = json.loads(done.out)
@@ -65,7 +65,7 @@ def test_from_a_folder_to_a_table(cli: Cli, base: Path, photos: Path) -> None:
 @pytest.mark.slow
 def test_a_signal_keeps_the_finished_subjects(base: Path, photos: Path, project: Path) -> None:
     """INT in the second subject's training: 130, the first one's results lie there, and the same command goes on."""
-    words = ["bench", "dreambooth", str(photos), "--base", str(base), "--methods", METHODS, *FAST, *tiny_sd1.ANY]
+    words = ["bench", "dreambooth", str(photos), "--base", str(base), "--methods", METHODS, *FAST, *quick_runs.NO_GATE]
     command = [sys.executable, "-m", "objtune_cli", *words]
     variables = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables) as running:

@@ -10,55 +10,18 @@ from PIL import Image
 
 from objtune_cli.store import refs
 from objtune_cli.store.store import Store
-from tests.support import tiny_sd1
+from tests.support import quick_runs
 
 pytestmark = pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
 
-FAST = (
-    "--set",
-    "init-embedding.steps=3",
-    "--set",
-    "train.num_augmentations=4",
-    "--set",
-    "prior.num_class_images=2",
-    "--set",
-    "prior.num_predictions=4",
-    "--set",
-    "train.num_teacher_samples=2",
-)
-LITTLE = ("--set", "train.max_steps=2", "--set", "train.rank=2", "--set", "train.self_evaluation=false")
 DRAW = ("compose", "<dog> and <cup>", "--steps", 1)
 
 
-@pytest.fixture(scope="session")
-def apart(base, dog_photo, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """<dog> and <cup>, trained apart, once for all tests."""
-    from objtune_cli.cli.app import run
-
-    folder = tmp_path_factory.mktemp("apart")
-    for photo, word, name in ((dog_photo, "dog", "dog"), (dog_photo.with_name("mug.jpg"), "mug", "cup")):
-        command = [
-            "train",
-            str(photo),
-            "--class",
-            word,
-            "--name",
-            name,
-            *FAST,
-            *LITTLE,
-            *tiny_sd1.ANY,
-            "--no-preview",
-            "--quiet",
-        ]
-        assert run([*command, "--base", str(base), "--project", str(folder)]) == 0
-    return folder / "artifacts"
-
-
 @pytest.fixture
-def scenes(cli, base, apart):
-    """`cli` in a project of its own with a copy of them."""
+def scenes(cli, base, trained_artifacts):
+    """`cli` in a project of its own with a copy of <dog> and <cup>."""
     Path("objtune.toml").write_text(f'base = "{base}"\n')
-    shutil.copytree(apart, "artifacts")
+    shutil.copytree(trained_artifacts, "artifacts")
     return cli
 
 
@@ -179,7 +142,14 @@ def test_strict_refuses_and_publishes_nothing(scenes, margins):
 
 
 def test_a_base_without_an_image_tower_is_looked_at_too(cli, bare_base, dog_photo):
-    given = ("--base", bare_base, *FAST, *LITTLE, *tiny_sd1.ANY, "--no-preview")
+    given = (
+        "--base",
+        bare_base,
+        *quick_runs.FAST,
+        *quick_runs.set_options("train.max_steps=2", "train.rank=2", "train.self_evaluation=false"),
+        *quick_runs.NO_GATE,
+        "--no-preview",
+    )
     for name in ("dog", "cup"):
         assert cli("train", dog_photo, "--class", "dog", "--name", name, *given).code == 0
     done = cli(*DRAW, "-n", 1, "--base", bare_base, "--retries", 0, "--json")
@@ -200,7 +170,16 @@ def test_nobody_looks_where_nobody_is_asked_to(scenes):
 def test_three_side_by_side_get_a_wider_picture_and_any_scheduler_draws_it(scenes, dog_photo):
     assert (
         scenes(
-            "train", dog_photo, "--class", "dog", "--name", "hat", *FAST, *LITTLE, *tiny_sd1.ANY, "--no-preview"
+            "train",
+            dog_photo,
+            "--class",
+            "dog",
+            "--name",
+            "hat",
+            *quick_runs.FAST,
+            *quick_runs.set_options("train.max_steps=2", "train.rank=2", "train.self_evaluation=false"),
+            *quick_runs.NO_GATE,
+            "--no-preview",
         ).code
         == 0
     )
@@ -301,7 +280,7 @@ def test_mistakes_are_told_before_a_model_is_loaded(scenes, monkeypatch, args, c
     assert len(errors) == 1 and said in errors[0], result.err
 
 
-def test_adapters_of_different_bases_and_twice_the_same_object_are_not_merged(scenes, apart):
+def test_adapters_of_different_bases_and_twice_the_same_object_are_not_merged(scenes, trained_artifacts):
     from dataclasses import replace
 
     store = Store.at(Path())

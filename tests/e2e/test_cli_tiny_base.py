@@ -11,31 +11,16 @@ from PIL import Image
 
 from objtune_cli.store import refs
 from objtune_cli.store.store import Store
-from tests.support import tiny_sd1
+from tests.support import quick_runs
+from tests.support.quick_runs import FAST, write_settings
 
 pytestmark = pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
-
-FAST = (
-    "--set",
-    "init-embedding.steps=3",
-    "--set",
-    "train.num_augmentations=4",
-    "--set",
-    "prior.num_class_images=2",
-    "--set",
-    "prior.num_predictions=4",
-    "--set",
-    "train.num_teacher_samples=2",
-)
-LITTLE = ("--set", "train.max_steps=4", "--set", "train.rank=2")
 
 
 @pytest.fixture
 def objtune(cli, base, monkeypatch):
     """`cli` with the tiny base as a setting of the project; its CLIP knows nothing, so that nothing it says is asked of a mask."""
-    Path("objtune.toml").write_text(
-        f'base = "{base}"\n[train]\nmax_steps = 4\nrank = 2\n[segment]\nmin_class_probability = 0.0\nmin_score_margin = -99.0\nmin_score = -99.0\n'
-    )
+    write_settings(base, max_steps=4)
     return cli
 
 
@@ -121,7 +106,13 @@ def test_train_says_how_good_it_is_in_numbers_and_words(objtune, dog_photo, monk
 
 
 def test_without_an_image_tower_or_where_it_is_not_asked_for_there_are_no_numbers(cli, bare_base, base, dog_photo):
-    fast = (*FAST, *LITTLE, *tiny_sd1.ANY, "--no-preview", "--json")
+    fast = (
+        *FAST,
+        *quick_runs.set_options("train.max_steps=4", "train.rank=2"),
+        *quick_runs.NO_GATE,
+        "--no-preview",
+        "--json",
+    )
     done = cli("train", dog_photo, "--class", "dog", *fast, "--base", bare_base)
     assert done.code == 0 and "identity" not in json.loads(done.out)["metrics"]["adapter/dog@1"]
     done = cli(
@@ -214,33 +205,9 @@ def test_diverged_training_publishes_nothing(objtune, dog_photo):
     assert result.code == 9 and "training diverged at step" in result.err and not Path("artifacts/adapter").exists()
 
 
-@pytest.fixture(scope="session")
-def trained_artifacts(base, dog_photo, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """<dog> and <cup>, trained apart, once for all tests."""
-    from objtune_cli.cli.app import run
-
-    folder = tmp_path_factory.mktemp("trained")
-    for photo, word, name in ((dog_photo, "dog", "dog"), (dog_photo.with_name("mug.jpg"), "mug", "cup")):
-        command = [
-            "train",
-            str(photo),
-            "--class",
-            word,
-            "--name",
-            name,
-            *FAST,
-            *LITTLE,
-            *tiny_sd1.ANY,
-            "--no-preview",
-            "--quiet",
-        ]
-        assert run([*command, "--base", str(base), "--project", str(folder)]) == 0
-    return folder / "artifacts"
-
-
 @pytest.fixture
 def trained(objtune, trained_artifacts):
-    """A project of its own with a copy of them."""
+    """A project of its own with a copy of <dog> and <cup>."""
     shutil.copytree(trained_artifacts, "artifacts")
     return objtune
 

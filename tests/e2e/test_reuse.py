@@ -5,15 +5,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import quick_runs
 from tests.test_architecture import loaded_by
 
 pytestmark = pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
 
 FAST = (
-    "--set", "init-embedding.steps=3", "--set", "train.num_augmentations=4", "--set", "prior.num_class_images=2", "--set", "prior.num_predictions=4", "--set", "train.num_teacher_samples=2",
-    "--set", "train.self_evaluation=false", "--set", "train.max_steps=3", "--set", "train.rank=2", "--set", "segment.segmenter=grabcut",
-    "--set", "segment.min_class_probability=0", "--set", "segment.min_score_margin=-99", "--set", "segment.min_score=-99",
-)  # fmt: skip
+    *quick_runs.FAST,
+    *quick_runs.NO_GATE,
+    *quick_runs.set_options(
+        "train.self_evaluation=false", "train.max_steps=3", "train.rank=2", "segment.segmenter=grabcut"
+    ),
+)
 
 
 @pytest.fixture

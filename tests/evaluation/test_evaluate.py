@@ -180,7 +180,16 @@ def test_the_benchs_measures_of_one_object(
     drawn_dog: tuple[TrainedSubject, world.Instance], context: Callable[..., StageContext]
 ) -> None:
     found = evaluate.score_on_toybox(context(), drawn_dog[0], EASY, 1, 0)
-    assert found.keys() == {"identity", "found", "twice", "diversity", "prompt", "leak", "drift", "class"}
+    assert found.keys() == {
+        "identity",
+        "detection_rate",
+        "duplicate_rate",
+        "diversity",
+        "prompt",
+        "background_leakage",
+        "drift",
+        "class_accuracy",
+    }
     assert all(np.isfinite(v) for v in found.values())
     with pytest.raises(InputError, match="the toybox draws no owl") as caught:
         evaluate.score_on_toybox(context(), replace(drawn_dog[0], kind="owl"), EASY, 1, 0)
@@ -229,4 +238,8 @@ def test_scores_of_the_scale_are_the_benchs(drawn_dog: tuple[TrainedSubject, wor
         network, rendering.render_scenes([p.truth(case.instance, EASY, 3) for p in case.prompts])
     )
     found = truth_scores.score(case, scale, seen)
-    assert found["prompt"] == found["found"] == 1 and found["leak"] < 0.1 and 0.3 < found["diversity"] < 3
+    assert (
+        found["prompt"] == found["detection_rate"] == 1
+        and found["background_leakage"] < 0.1
+        and 0.3 < found["diversity"] < 3
+    )

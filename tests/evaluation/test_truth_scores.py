@@ -87,21 +87,29 @@ def _score(kinds: str, seen: list[SceneReading], **given: float) -> dict[str, fl
 def test_perfect_pictures_are_one_everywhere_and_leak_nothing() -> None:
     found = _score("ssssswwpp", _truth(_case("ssssswwpp")))
     assert found == pytest.approx(
-        {"identity": 1, "found": 1, "twice": 0, "prompt": 1, "leak": 0, "diversity": 1, "presence": 1}
+        {
+            "identity": 1,
+            "detection_rate": 1,
+            "duplicate_rate": 0,
+            "prompt": 1,
+            "background_leakage": 0,
+            "diversity": 1,
+            "all_present": 1,
+        }
     )
 
 
 def test_the_photos_background_everywhere_is_a_whole_leak_and_no_prompt() -> None:
     seen = [_on("beach", *r.detections) for r in _truth(_case("sssww"))]
     found = _score("sssww", seen)
-    assert (found["prompt"], found["leak"]) == (0, 1) and found["identity"] == pytest.approx(1)
+    assert (found["prompt"], found["background_leakage"]) == (0, 1) and found["identity"] == pytest.approx(1)
 
 
 def test_leak_is_the_mean_probability_of_the_photos_background() -> None:
     half = torch.zeros(len(BACKGROUNDS))
     half[BACKGROUNDS.index("beach")], half[BACKGROUNDS.index("snow")] = 0.25, 0.75
     found = _score("ss", [SceneReading([_thing()], half), _on("grass", _thing())])
-    assert found["leak"] == pytest.approx(0.125)
+    assert found["background_leakage"] == pytest.approx(0.125)
 
 
 def test_identity_is_on_the_line_between_strangers_and_the_object() -> None:
@@ -127,7 +135,7 @@ def test_an_object_is_there_twice_where_two_things_are_it() -> None:
         _on("snow", _thing(vector=STRANGER), _thing()),
         _on("snow", _thing()),
     ]
-    assert _score("ssssw", [*seen, _on("snow", _thing(), _thing())])["twice"] == 0.25
+    assert _score("ssssw", [*seen, _on("snow", _thing(), _thing())])["duplicate_rate"] == 0.25
 
 
 def test_a_missing_accessory_is_a_missed_prompt() -> None:
@@ -157,7 +165,7 @@ PAIRS = {
 @pytest.mark.parametrize("name", PAIRS)
 def test_presence_needs_the_object_and_the_other_as_two_things(name: str) -> None:
     things, expected = PAIRS[name]
-    assert _score("p", [_on("snow", *things)])["presence"] == expected
+    assert _score("p", [_on("snow", *things)])["all_present"] == expected
 
 
 def test_an_object_that_is_hardly_there_is_not_found_and_has_no_pose() -> None:
@@ -165,16 +173,23 @@ def test_an_object_that_is_hardly_there_is_not_found_and_has_no_pose() -> None:
     seen = _truth(_case("sss"))
     seen[0] = _on("snow", replace(_thing(vector=STRANGER, box=(0, 0, 1, 1)), score=MIN_SCORE - 0.01))
     found = _score("sss", seen)
-    assert (found["found"], found["identity"]) == pytest.approx((2 / 3, 2 / 3))
+    assert (found["detection_rate"], found["identity"]) == pytest.approx((2 / 3, 2 / 3))
     assert found["diversity"] == pytest.approx(truth_scores.pose_spread([r.main for r in seen[1:]]) / _scale().spread)
     seen[1] = _on("snow", replace(_thing(), score=MIN_SCORE - 0.01))
     assert _score("sss", seen)["diversity"] == 0  # one pose alone
 
 
 def test_measures_without_a_prompt_of_their_kind_are_left_out() -> None:
-    assert _score("p", _truth(_case("p"))).keys() == {"presence"}
-    assert _score("w", _truth(_case("w"))).keys() == {"prompt", "leak"}
-    assert _score("s", _truth(_case("s"))).keys() == {"identity", "found", "twice", "diversity", "prompt", "leak"}
+    assert _score("p", _truth(_case("p"))).keys() == {"all_present"}
+    assert _score("w", _truth(_case("w"))).keys() == {"prompt", "background_leakage"}
+    assert _score("s", _truth(_case("s"))).keys() == {
+        "identity",
+        "detection_rate",
+        "duplicate_rate",
+        "diversity",
+        "prompt",
+        "background_leakage",
+    }
     assert _score("", []) == {}
 
 
@@ -184,7 +199,9 @@ def test_prompt_is_the_share_of_right_pictures(right: list[bool]) -> None:
     case = _case("s" * len(right))
     seen = [r if ok else _on("beach", *r.detections) for r, ok in zip(_truth(case), right, strict=True)]
     found = _score("s" * len(right), seen)
-    assert found["prompt"] == pytest.approx(np.mean(right)) and found["leak"] == pytest.approx(1 - np.mean(right))
+    assert found["prompt"] == pytest.approx(np.mean(right)) and found["background_leakage"] == pytest.approx(
+        1 - np.mean(right)
+    )
 
 
 def test_drift_is_the_way_of_the_class_to_the_object() -> None:
@@ -192,8 +209,10 @@ def test_drift_is_the_way_of_the_class_to_the_object() -> None:
     far, near = torch.tensor([0.2, 0.96**0.5, 0]), torch.tensor([0.6, 0.8, 0])
     before = [_on("snow", _thing(vector=far))] * 4
     after = [_on("snow", _thing("dog" if i % 2 else "cat", vector=near)) for i in range(4)]
-    assert truth_scores.score_drift(_scale(), "dog", before, after) == pytest.approx({"drift": 0.5, "class": 0.5})
-    assert truth_scores.score_drift(_scale(), "dog", before, before) == pytest.approx({"drift": 0, "class": 1})
+    assert truth_scores.score_drift(_scale(), "dog", before, after) == pytest.approx(
+        {"drift": 0.5, "class_accuracy": 0.5}
+    )
+    assert truth_scores.score_drift(_scale(), "dog", before, before) == pytest.approx({"drift": 0, "class_accuracy": 1})
     assert truth_scores.score_drift(_scale(), "dog", before, [_on("snow", _thing())])["drift"] == pytest.approx(1)
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from objtune_cli.config.sections import Generate
 from objtune_cli.generation import lora_hashes
 from objtune_cli.generation.image_metadata import infotext
-from tests.support import tiny_sd1
+from tests.support import quick_runs
 
 pytestmark = pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
 
@@ -88,7 +88,7 @@ SETTINGS = (
     "train.self_evaluation=false",
     "init-embedding.steps=0",
 )
-FEW = (*(word for setting in SETTINGS for word in ("--set", setting)), *tiny_sd1.ANY, "--no-preview")
+FEW = (*(word for setting in SETTINGS for word in ("--set", setting)), *quick_runs.NO_GATE, "--no-preview")
 
 
 def of_lora(file: Path) -> str:

@@ -17,7 +17,7 @@ from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.families.family import Family
 from objtune_cli.store.project import find_project
 from objtune_cli.workflow.context import StageContext
-from tests.support import tiny_sd1
+from tests.support import quick_runs, tiny_sd1
 
 
 @pytest.fixture(scope="session")
@@ -42,6 +42,19 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bare_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny SD 1 base without a CLIP."""
     return tiny_sd1.build(tmp_path_factory.mktemp("base") / "bare", clip=False)
+
+
+@pytest.fixture(scope="session")
+def trained_artifacts(base: Path, dog_photo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The artifacts of <dog> and <cup>, each trained from a photo of its own by a command; to be copied, not changed."""
+    from objtune_cli.cli.app import run
+
+    folder = tmp_path_factory.mktemp("trained")
+    settings = (*quick_runs.FAST, *quick_runs.NO_GATE, *quick_runs.set_options("train.max_steps=4", "train.rank=2"))
+    for photo, word, name in ((dog_photo, "dog", "dog"), (dog_photo.with_name("mug.jpg"), "mug", "cup")):
+        command = ["train", str(photo), "--class", word, "--name", name, *settings, "--no-preview", "--quiet"]
+        assert run([*command, "--base", str(base), "--project", str(folder)]) == 0
+    return folder / "artifacts"
 
 
 @pytest.fixture

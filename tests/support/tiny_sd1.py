@@ -110,17 +110,6 @@ def build(folder: Path, clip: bool) -> Path:
     return folder
 
 
-ANY = (
-    "--set",
-    "segment.min_class_probability=0",
-    "--set",
-    "segment.min_score_margin=-99",
-    "--set",
-    "segment.min_score=-99",
-)
-"""A tiny base's CLIP knows nothing: nothing that it says is asked of a mask."""
-
-
 def subject(model: BaseModel) -> Subject:
     """A red block on grey, <rex> the dog, for training on a tiny base."""
     mask = torch.zeros(32, 32)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from objtune_cli.bench.methods import BASELINES
-from objtune_cli.config.sections import Embed, Train
+from objtune_cli.config.sections import Embed
 from objtune_cli.embedding import prototype
 from objtune_cli.lora import layers as adapter
 from objtune_cli.models import clip as towers
@@ -27,42 +27,8 @@ from objtune_cli.training import step as training_step
 from objtune_cli.training import trainer as training
 from objtune_cli.training.batches import StepBatch
 from objtune_cli.training.loss_terms import AttentionTerm, Prediction
-from objtune_cli.training.subjects import Subject
 from objtune_cli.training.trainer import Trainer
-from tests.support.training import step_losses, train_to_end
-
-CONFIG = Train(
-    max_steps=6,
-    rank=2,
-    batch_size=4,
-    num_augmentations=4,
-    learning_rate=5e-3,
-    embedding_lr=1e-2,
-    target_modules="all",
-    prior_loss_weight=1.0,
-    target_blocks="all",
-    prior_loss_interval=1,
-    single_forward=True,
-    sample_vae_latents=False,
-    original_view_prob=0.0,
-)
-
-
-def _subject(model: BaseModel, name: str = "rex", left: int = 10) -> Subject:
-    """A red square on blue, 32 px as the base's pictures."""
-    mask = torch.zeros(32, 32)
-    mask[8:24, left : left + 10] = 1
-    ground = torch.tensor([-0.5, 0.0, 0.5]).view(3, 1, 1).expand(3, 32, 32)
-    picture = ground * (1 - mask) + torch.tensor([0.8, -0.6, -0.4]).view(3, 1, 1) * mask
-    return Subject(
-        name,
-        "dog",
-        torch.cat([class_token_embeddings(model, "a"), class_token_embeddings(model, "dog")]),
-        1,
-        picture,
-        ground.clone(),
-        mask,
-    )
+from tests.support.training import CONFIG, red_square, step_losses, train_to_end
 
 
 def _prior(model: BaseModel, entries: int = 5) -> PriorArtifact:
@@ -85,7 +51,8 @@ def trainer(opened: BaseModel) -> Callable[..., Trainer]:
 
     def make(both: bool = False, prior: bool = True, **given: object) -> Trainer:
         model = copy.deepcopy(opened)
-        subjects = [_subject(model, "rex", 4 if both else 10)] + ([_subject(model, "cup", 20)] if both else [])
+        places = {"rex": 4, "cup": 20} if both else {"rex": 10}
+        subjects = [red_square(model, name, left=left, width=10, side=32) for name, left in places.items()]
         return Trainer(model, subjects, {"dog": _prior(model)} if prior else {}, replace(CONFIG, **given))
 
     return make

@@ -22,33 +22,17 @@ from objtune_cli.store.refs import parse
 from objtune_cli.store.store import Store
 from objtune_cli.training import multi_trainer, unfinished_runs
 from objtune_cli.workflow.context import StageContext
+from tests.support.quick_runs import UNSCORED, write_settings
 
 pytestmark = pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
 
-FAST = (
-    "--set",
-    "init-embedding.steps=3",
-    "--set",
-    "train.num_augmentations=4",
-    "--set",
-    "prior.num_class_images=2",
-    "--set",
-    "prior.num_predictions=4",
-    "--set",
-    "train.num_teacher_samples=2",
-    "--set",
-    "train.self_evaluation=false",
-    "--no-preview",
-)
 NAMES = ("rex", "cup", "tom")
 
 
 @pytest.fixture
 def photos(cli, base, dog_photo):
     """The example photo, also mirrored and darker: `-c dog --name rex` and so on behind each."""
-    Path("objtune.toml").write_text(
-        f'base = "{base}"\n[train]\nmax_steps = 6\nrank = 2\n[segment]\nmin_class_probability = 0.0\nmin_score_margin = -99.0\nmin_score = -99.0\n'
-    )
+    write_settings(base, max_steps=6)
     photo = Image.open(dog_photo).convert("RGB")
     words = []
     for name, kind, picture in zip(
@@ -64,7 +48,7 @@ def photos(cli, base, dog_photo):
 
 @pytest.fixture
 def train(cli, photos):
-    return lambda *more, which=range(3): cli("train", *(word for i in which for word in photos[i]), *FAST, *more)
+    return lambda *more, which=range(3): cli("train", *(word for i in which for word in photos[i]), *UNSCORED, *more)
 
 
 @pytest.fixture(params=[1, 2], ids=["one lane", "two lanes"])
@@ -239,7 +223,7 @@ def test_several_objects_of_one_of_the_photos_share_an_adapter(cli, train, photo
         "dog=left.png",
         "--mask=mug=corner.png",
         *photos[2],
-        *FAST,
+        *UNSCORED,
     )
     assert (done.code, done.out.split()) == (0, ["adapter/dog-mug@1", "adapter/tom@1"]), done.err
 
@@ -263,7 +247,7 @@ def test_a_photo_named_once_for_each_of_its_objects_makes_an_adapter_of_each(cli
         "--name",
         "cup",
         "--mask=half.png",
-        *FAST,
+        *UNSCORED,
     )
     assert (done.code, done.out.split()) == (0, ["adapter/rex@1", "adapter/cup@1"]), done.err
     for name, word in {"rex": "dog", "cup": "mug"}.items():
@@ -276,7 +260,7 @@ def test_a_photo_named_once_for_each_of_its_objects_makes_an_adapter_of_each(cli
 
 
 def test_scores_and_sheets_of_each(cli, photos):
-    done = cli("train", *photos[0], *photos[2], *FAST[:-3], "--json")
+    done = cli("train", *photos[0], *photos[2], *UNSCORED[:-3], "--json")
     document = json.loads(done.out)
     assert done.code == 0 and len(document["images"]) == 2 and all(Path(p).is_file() for p in document["images"])
     assert all({"identity", "drift", "copy", "prompt", "object"} <= set(m) for m in document["metrics"].values())

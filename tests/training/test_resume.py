@@ -14,35 +14,18 @@ import pytest
 
 from objtune_cli.training import multi_trainer
 from tests.support.json_schema import check
+from tests.support.quick_runs import UNSCORED, write_settings
 
 pytestmark = pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
-
-FAST = (
-    "--set",
-    "init-embedding.steps=3",
-    "--set",
-    "train.num_augmentations=4",
-    "--set",
-    "prior.num_class_images=2",
-    "--set",
-    "prior.num_predictions=4",
-    "--set",
-    "train.num_teacher_samples=2",
-    "--set",
-    "train.self_evaluation=false",
-    "--no-preview",
-)
 
 
 @pytest.fixture
 def train(cli, base, dog_photo):
     """`train` of the example photo on the tiny base, four steps."""
-    Path("objtune.toml").write_text(
-        f'base = "{base}"\n[train]\nmax_steps = 4\nrank = 2\n[segment]\nmin_class_probability = 0.0\nmin_score_margin = -99.0\nmin_score = -99.0\n'
-    )
+    write_settings(base, max_steps=4)
 
     def run(*more):
-        return cli("train", dog_photo, "--class", "dog", *FAST, *more)
+        return cli("train", dog_photo, "--class", "dog", *UNSCORED, *more)
 
     return run
 

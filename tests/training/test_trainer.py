@@ -11,47 +11,13 @@ from objtune_cli.errors import GateError, NonFiniteError
 from objtune_cli.lora import layers
 from objtune_cli.models import loading
 from objtune_cli.models.base_model import BaseModel
-from objtune_cli.models.placeholders import class_token_embeddings
 from objtune_cli.numerics.ddpm import step_generator
 from objtune_cli.store.kinds.prior import PriorArtifact
 from objtune_cli.training import batches, teacher
 from objtune_cli.training import step as training_step
-from objtune_cli.training.subjects import Subject, Views, subsets
+from objtune_cli.training.subjects import Views, subsets
 from objtune_cli.training.trainer import Trainer
-from tests.support.training import step_losses, train_to_end
-
-CONFIG = Train(
-    max_steps=6,
-    rank=2,
-    batch_size=4,
-    num_augmentations=4,
-    learning_rate=5e-3,
-    embedding_lr=1e-2,
-    target_modules="all",
-    prior_loss_weight=1.0,
-    target_blocks="all",
-    prior_loss_interval=1,
-    single_forward=True,
-    sample_vae_latents=False,
-    original_view_prob=0.0,
-)
-
-
-def _subject(model: BaseModel, name: str = "rex", word: str = "dog", left: int = 10) -> Subject:
-    """A red square on blue. Learned row: the article's, so that `<rex>` starts as "a dog" to the letter."""
-    mask = torch.zeros(48, 48)
-    mask[12:36, left : left + 14] = 1
-    ground = torch.tensor([-0.5, 0.0, 0.5]).view(3, 1, 1).expand(3, 48, 48)
-    picture = ground * (1 - mask) + torch.tensor([0.8, -0.6, -0.4]).view(3, 1, 1) * mask
-    return Subject(
-        name,
-        word,
-        torch.cat([class_token_embeddings(model, "a"), class_token_embeddings(model, word)]),
-        1,
-        picture,
-        ground.clone(),
-        mask,
-    )
+from tests.support.training import CONFIG, red_square, step_losses, train_to_end
 
 
 def _prior(model: BaseModel, word: str = "dog", entries: int = 5) -> PriorArtifact:
@@ -74,7 +40,7 @@ def trainer(tiny_base) -> Callable[..., Trainer]:
 
     def make(config: Train = CONFIG, both: bool = False) -> Trainer:
         model = loading.load(tiny_base, torch.device("cpu"), torch.float32)
-        subjects = [_subject(model)] + ([_subject(model, "cup", "mug", 30)] if both else [])
+        subjects = [red_square(model)] + ([red_square(model, "cup", "mug", 30)] if both else [])
         return Trainer(model, subjects, {s.class_word: _prior(model, s.class_word) for s in subjects}, config)
 
     return make
@@ -260,7 +226,7 @@ def test_two_objects_train_alone_and_together(trainer) -> None:
 
 def test_of_many_objects_not_every_combination_is_shown(model: BaseModel) -> None:
     """Up to three: 2^N - 1; of five: singles, pairs, all; each object as often as any other; prompts of two of a class name both."""
-    five = [_subject(model, name) for name in "abcde"]
+    five = [red_square(model, name) for name in "abcde"]
     for count, combinations in ((1, 1), (2, 3), (3, 7), (4, 4 + 6 + 1), (5, 5 + 10 + 1)):
         found = subsets(five[:count])
         assert len(set(found)) == len(found) == combinations and found[-1] == tuple(five[:count])
@@ -316,7 +282,7 @@ def test_the_mask_of_both_covers_each(trainer) -> None:
 
 @pytest.mark.parametrize("kind", ["token", "class"])
 def test_words_of_a_subset(model: BaseModel, kind: str) -> None:
-    members = (_subject(model), replace(_subject(model, "otto", "owl")))
+    members = (red_square(model), replace(red_square(model, "otto", "owl")))
     expected = "<rex> and <otto>" if kind == "token" else "a dog and an owl"
     assert Views(members, *[torch.zeros(1, 1, 1, 1)] * 3).prompt_phrase(kind) == expected
 

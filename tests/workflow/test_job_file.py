@@ -14,13 +14,11 @@ from objtune_cli.errors import InputError
 from objtune_cli.store.project import Project
 from objtune_cli.workflow import job_file, job_pool
 from tests.support.json_schema import check
+from tests.support.quick_runs import FAST_SETTINGS, NO_GATE_SETTINGS
 
 pytestmark = pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
 
-SETTINGS = [
-    "init-embedding.steps=3", "train.num_augmentations=4", "train.max_steps=4", "train.rank=2", "train.self_evaluation=false", "prior.num_class_images=2", "prior.num_predictions=4", "train.num_teacher_samples=2",
-    "segment.min_class_probability=0", "segment.min_score_margin=-99", "segment.min_score=-99",
-]  # fmt: skip
+SETTINGS = [*FAST_SETTINGS, *NO_GATE_SETTINGS, "train.max_steps=4", "train.rank=2", "train.self_evaluation=false"]
 
 
 def written(tmp_path: Path, text: str) -> Path:

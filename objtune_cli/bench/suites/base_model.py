@@ -41,16 +41,16 @@ def run(ctx: StageContext, out: Path, dial: Dial, config: Bench) -> list[dict[st
     """
     network, bank = inference.load(), _load_training_images(ctx, out, dial)
     scenes = sample_scenes(dial, config.num_base_samples, config.seed)
-    shown = _load_or_sample(ctx, out / "samples" / f"{ctx.base.fingerprint[:12]}-{config.seed}", scenes)
+    images = _load_or_sample(ctx, out / "samples" / f"{ctx.base.fingerprint[:12]}-{config.seed}", scenes)
     true = rendering.render_scenes([_redraw(s, dial, config.seed, i) for i, s in enumerate(scenes)])
-    seen, known = (score_readings(rendering.read_images(network, side), scenes) for side in (shown, true))
+    sampled, known = (score_readings(rendering.read_images(network, side), scenes) for side in (images, true))
     rows = []
-    for name, values in seen.items():
+    for name, values in sampled.items():
         one = float(np.mean(known[name])) or 1.0
         rows.append(_row("base", name, [v / one for v in values]))
     rows += [_row("truth", name, values) for name, values in known.items()]
-    rows += copy_rows(shown, true, bank)
-    atomic_files.write_file(out / "base.png", png.encode_png(png.make_grid(shown[:64], 8)))
+    rows += copy_rows(images, true, bank)
+    atomic_files.write_file(out / "base.png", png.encode_png(png.make_grid(images[:64], 8)))
     return rows
 
 
@@ -111,45 +111,48 @@ def _resample_instance(instance: Instance, dial: Dial, rng: np.random.Generator)
     return replace(instance, rgb=rgb, proportions=fresh.proportions, phase=fresh.phase, frequency=fresh.frequency)
 
 
-def score_readings(seen: list[SceneReading], scenes: list[Scene]) -> dict[str, list[float]]:
+def score_readings(readings: list[SceneReading], scenes: list[Scene]) -> dict[str, list[float]]:
     """For each measure, 1 or 0 for each sample whose prompt names it.
 
     Attributes are read on scenes of one object. `both` is whether two objects of the prompt's classes and main
     colours are present, the first one on the left.
     """
-    found: dict[str, list[float]] = {name: [] for name in (*ATTRIBUTES, "background", "both")}
-    for r, scene in zip(seen, scenes, strict=True):
-        found["background"].append(float(BACKGROUNDS[int(r.background.argmax())] == scene.background))
+    scores: dict[str, list[float]] = {name: [] for name in (*ATTRIBUTES, "background", "pair_accuracy")}
+    for r, scene in zip(readings, scenes, strict=True):
+        scores["background"].append(float(BACKGROUNDS[int(r.background.argmax())] == scene.background))
         if len(scene.objects) == 2:
             things = sorted(r.detections, key=lambda t: t.box[0] + t.box[2])
-            found["both"].append(
+            scores["pair_accuracy"].append(
                 float(len(things) == 2 and all(_matches(t, i) for t, (i, _) in zip(things, scene.objects, strict=True)))
             )
             continue
         for name, field in ATTRIBUTES.items():
-            found[name].append(float(r.main.label(name) == getattr(scene.objects[0][0], field)))
-    return found
+            scores[name].append(float(r.main.label(name) == getattr(scene.objects[0][0], field)))
+    return scores
 
 
 def _matches(thing: Detection, instance: Instance) -> bool:
     return thing.label("class") == instance.kind and thing.label("colour") == instance.colour
 
 
-def copy_rows(shown: np.ndarray, true: np.ndarray, bank: np.ndarray) -> list[dict[str, Any]]:
+def copy_rows(images: np.ndarray, true: np.ndarray, bank: np.ndarray) -> list[dict[str, Any]]:
     """Rows of the distance to the nearest training image.
 
     `nearest`: mean distance of samples over that of renderings; less than 1 would mean copies.
     `copies`: fraction of samples that are nearer than 99 of 100 renderings; 0.01 for renderings.
     """
-    sample, truth = (nearest_distance(_thumbnails(side), bank) for side in (shown, true))
+    sample, truth = (nearest_distance(_thumbnails(side), bank) for side in (images, true))
     close = sample < np.quantile(truth, 0.01)
-    return [_row("base", "nearest", list(sample / truth.mean())), _row("base", "copies", list(close))]
+    return [
+        _row("base", "nn_distance_ratio", list(sample / truth.mean())),
+        _row("base", "memorization_rate", list(close)),
+    ]
 
 
-def _thumbnails(shown: np.ndarray) -> np.ndarray:
+def _thumbnails(images: np.ndarray) -> np.ndarray:
     import cv2
 
-    return np.stack([cv2.resize(p, (THUMB, THUMB), interpolation=cv2.INTER_AREA) for p in shown])
+    return np.stack([cv2.resize(p, (THUMB, THUMB), interpolation=cv2.INTER_AREA) for p in images])
 
 
 def nearest_distance(thumbs: np.ndarray, bank: np.ndarray, batch: int = 4096) -> np.ndarray:

@@ -134,13 +134,13 @@ def _write_model(folder: Path, device: str) -> None:
     # isort: split
     import diffusers
 
-    made = random_weights.random_base_model("sd15", torch.device(device), torch.bfloat16)
+    base_model = random_weights.random_base_model("sd15", torch.device(device), torch.bfloat16)
     whole: Any = diffusers.StableDiffusionPipeline(
-        made.vae,
-        made.text_encoder,
-        made.tokenizer,
-        made.denoiser,
-        made.scheduler,
+        base_model.vae,
+        base_model.text_encoder,
+        base_model.tokenizer,
+        base_model.denoiser,
+        base_model.scheduler,
         None,
         None,
         requires_safety_checker=False,

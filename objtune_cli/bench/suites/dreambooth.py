@@ -205,10 +205,10 @@ class DreamBoothSuite:
             except GateError as refused:
                 hint = f"put a mask beside the photo, {subject.train_photo.stem}{dreambooth_dataset.MASK_SUFFIX}, or try `--set segment.sam_checkpoint=FILE`"
                 self.training_inputs = {subject.name: GateError(refused.message, hint)}
-        given = self.training_inputs[subject.name]
-        if isinstance(given, GateError):
-            raise given
-        return given
+        training_input = self.training_inputs[subject.name]
+        if isinstance(training_input, GateError):
+            raise training_input
+        return training_input
 
 
 def _read_cost(file: Path, key: str) -> dict[str, float] | None:

@@ -81,7 +81,7 @@ def _score_scenes(
             found[way].append(_score_mask(eyes, seen.photo, _make_target(kind, cover, way, rng), cover))
         missing = [k for k in dial.classes if k not in {k for k, _ in seen.objects}]
         asked = _score_mask(eyes, seen.photo, Target(str(rng.choice(missing)), "it"), np.zeros_like(cover))
-        found["absent"].append({name: asked[name] for name in ("refused", "wrong")})
+        found["absent"].append({name: asked[name] for name in ("rejection_rate", "false_accept_rate")})
         progress(i + 1, config.num_mask_scenes)
     return found
 
@@ -125,27 +125,27 @@ def _score_mask(eyes: SegmentationModels, photo: Photo, target: Target, cover: n
     started = time.monotonic()
     located: SegmentedObject = from_class_word.segment_objects(eyes, photo, photo.rgb, [target])[0]
     seconds = time.monotonic() - started
-    said, true = located.cover > 127, cover > 127
+    predicted, true = located.cover > 127, cover > 127
     problem = quality_gate.rejection_reason(
         quality_gate.mask_statistics(located.cover, eyes.ctx.base.num_latent_cells) | located.metrics,
         target.class_word,
         eyes.config,
     )
     refused = bool(problem or hint_checks.find_disagreement(located.cover, target, photo, located.rough_mask)[0])
-    union = (said | true).sum()
-    iou = float((said & true).sum() / union) if union else 0.0
+    union = (predicted | true).sum()
+    iou = float((predicted & true).sum() / union) if union else 0.0
     return {
-        "iou": iou, "boundary": boundary_f(said, true), "right": float(iou > MIN_IOU), "refused": float(refused),
-        "wrong": float(not refused and iou <= MIN_IOU), "seconds": seconds,
+        "iou": iou, "boundary_f": boundary_f(predicted, true), "hit_rate": float(iou > MIN_IOU), "rejection_rate": float(refused),
+        "false_accept_rate": float(not refused and iou <= MIN_IOU), "seconds": seconds,
     }  # fmt: skip
 
 
-def boundary_f(said: np.ndarray, true: np.ndarray) -> float:
+def boundary_f(predicted: np.ndarray, true: np.ndarray) -> float:
     """F measure of the outlines' pixels, which match within `TOLERANCE`; 0 if a mask is empty."""
-    reach = max(1, round(TOLERANCE * float(np.hypot(*said.shape))))
+    reach = max(1, round(TOLERANCE * float(np.hypot(*predicted.shape))))
     near = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
     edges: list[Any] = [
-        cv2.morphologyEx(m.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) for m in (said, true)
+        cv2.morphologyEx(m.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) for m in (predicted, true)
     ]
     if not all(e.any() for e in edges):
         return 0.0

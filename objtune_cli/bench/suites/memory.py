@@ -28,10 +28,10 @@ OBJECTS = 2
 """Objects of one photo, so that there are combinations; the batch size is that of one object."""
 VIEWS = 2
 FORMS = {
-    "kept": (False, 0.0),
-    "kept_attention": (False, Train().multi_object_attention_loss_weight),
-    "again": (True, 0.0),
-    "again_attention": (True, Train().multi_object_attention_loss_weight),
+    "step": (False, 0.0),
+    "step_attention": (False, Train().multi_object_attention_loss_weight),
+    "step_checkpointed": (True, 0.0),
+    "step_checkpointed_attention": (True, Train().multi_object_attention_loss_weight),
 }
 """Forms of a step: whether gradient checkpointing is on, and the weight of the attention loss."""
 
@@ -39,21 +39,21 @@ FORMS = {
 def run(ctx: StageContext, config: Bench) -> list[dict[str, Any]]:
     """Rows of each model, MB, one value each.
 
-    Measures: `denoiser_mb`, `words_mb` (text encoders), `autoencoder_mb` (VAE): weights. `preparing_mb`: encoding views and teacher predictions.
-    `resting_mb`: between two steps. `kept_mb`, `again_mb`: peak of a step with its optimizer, without and with gradient checkpointing;
-    `_attention`: with the attention loss. `drawing_mb`: sampling four images with guidance, with the trainer in memory. `gpu_mb`: on a GPU, the
-    peak that its allocator reports. Then `resting_mb` and `kept_mb` of DreamBooth-LoRA with one photo and one class image per step, and the ratio
+    Measures: `denoiser_mb`, `text_encoders_mb` (text encoders), `vae_mb` (VAE): weights. `prepare_mb`: encoding views and teacher predictions.
+    `idle_mb`: between two steps. `step_mb`, `step_checkpointed_mb`: peak of a step with its optimizer, without and with gradient checkpointing;
+    `_attention`: with the attention loss. `sampling_mb`: sampling four images with guidance, with the trainer in memory. `gpu_mb`: on a GPU, the
+    peak that its allocator reports. Then `idle_mb` and `step_mb` of DreamBooth-LoRA with one photo and one class image per step, and the ratio
     of ours to it.
     """
     rows: list[dict[str, Any]] = []
     for name in random_weights.parse_names(config.memory_models):
         ctx.check_stopped()
-        label, found = _measure_model(ctx, name, config)
-        theirs = _measure_baseline(ctx, name, config.resolution)
-        ctx.report.note(f"{label}: a step of {BASELINE}: {theirs['kept_mb']:.0f} MB")
-        rows += statistics.table_rows(label, [found]) + statistics.table_rows(f"{label}: {BASELINE}", [theirs])
-        if "kept_mb" in found:
-            rows += statistics.table_rows(f"{label}: ratio", [{"kept_mb": found["kept_mb"] / theirs["kept_mb"]}])
+        label, measures = _measure_model(ctx, name, config)
+        baseline = _measure_baseline(ctx, name, config.resolution)
+        ctx.report.note(f"{label}: a step of {BASELINE}: {baseline['step_mb']:.0f} MB")
+        rows += statistics.table_rows(label, [measures]) + statistics.table_rows(f"{label}: {BASELINE}", [baseline])
+        if "step_mb" in measures:
+            rows += statistics.table_rows(f"{label}: ratio", [{"step_mb": measures["step_mb"] / baseline["step_mb"]}])
     return rows
 
 
@@ -68,19 +68,19 @@ def _measure_model(ctx: StageContext, name: str, config: Bench) -> tuple[str, di
     note(f"{label}: {str(model.dtype).removeprefix('torch.')}, on {model.device}")
     live = LiveTensorCounter(multiply=model.device.type != "cpu" or config.compute_matmuls)
     encoders = (*model.text_encoders, model.text_encoder_3)
-    found = {f"{part}_mb": live.add(module_tensors(*modules)) / MB for part, modules in
-             {"denoiser": (model.denoiser,), "words": encoders, "autoencoder": (model.vae,)}.items()}  # fmt: skip
+    measures = {f"{part}_mb": live.add(module_tensors(*modules)) / MB for part, modules in
+             {"denoiser": (model.denoiser,), "text_encoders": encoders, "vae": (model.vae,)}.items()}  # fmt: skip
     memory.reset_peak(model.device.type)
     with live:
         trainer = _build_trainer(ctx, model, name)
-        found["preparing_mb"] = live.peak / MB
+        measures["prepare_mb"] = live.peak / MB
         note(f"{label}: prepared, {live.peak / MB:.0f} MB")
-        found |= _steps(ctx, live, trainer, label)
-        found["drawing_mb"] = _measure_sampling(live, model) / MB
-    note(f"{label}: drawn, {found['drawing_mb']:.0f} MB; attention by {', '.join(sorted(live.attention))}")
+        measures |= _steps(ctx, live, trainer, label)
+        measures["sampling_mb"] = _measure_sampling(live, model) / MB
+    note(f"{label}: drawn, {measures['sampling_mb']:.0f} MB; attention by {', '.join(sorted(live.attention))}")
     if model.device.type == "cuda":
-        found["gpu_mb"] = memory.peak_mb("cuda")
-    return label, found
+        measures["gpu_mb"] = memory.peak_mb("cuda")
+    return label, measures
 
 
 def _measure_baseline(ctx: StageContext, name: str, side: int) -> dict[str, float]:
@@ -94,16 +94,16 @@ def _measure_baseline(ctx: StageContext, name: str, side: int) -> dict[str, floa
     live = LiveTensorCounter(multiply=model.device.type != "cpu")
     live.add(module_tensors(model.denoiser, *model.text_encoders, model.text_encoder_3, model.vae))
     with live:
-        asked = train.fill_defaults(
+        config = train.fill_defaults(
             replace(Train(), **method.train), {**registry.DEFAULT_TRAINING, **model.family.training}
         )
         objects = noise_inputs.noise_subjects(model, replace(Embed(), **method.embed).num_vectors, 1)
-        trainer = training.Trainer(model, objects, {"dog": noise_inputs.noise_prior(model, 1)}, asked)
+        trainer = training.Trainer(model, objects, {"dog": noise_inputs.noise_prior(model, 1)}, config)
         trainer.train_step()
         resting = live.live_bytes / MB
         live.reset_peak()
         trainer.train_step()
-    return {"resting_mb": resting, "kept_mb": live.peak / MB}
+    return {"idle_mb": resting, "step_mb": live.peak / MB}
 
 
 def _load_model(ctx: StageContext, name: str, side: int) -> "BaseModel":
@@ -135,7 +135,7 @@ def _build_trainer(ctx: StageContext, model: "BaseModel", name: str) -> "Trainer
         if full.prior_loss_weight
         else {}
     )
-    asked = replace(
+    config = replace(
         full,
         num_teacher_samples=1,
         num_augmentations=min(full.num_augmentations, VIEWS),
@@ -145,7 +145,7 @@ def _build_trainer(ctx: StageContext, model: "BaseModel", name: str) -> "Trainer
         gradient_checkpointing="off",
     )  # each step has a class pass
     trainer = training.Trainer(
-        model, noise_inputs.noise_subjects(model, ctx.settings.resolve(Embed).num_vectors, OBJECTS), priors, asked
+        model, noise_inputs.noise_subjects(model, ctx.settings.resolve(Embed).num_vectors, OBJECTS), priors, config
     )
     subsets = trainer.teacher.predictions
     repeats = -(-full.num_teacher_samples // len(subsets))
@@ -160,15 +160,15 @@ def _steps(ctx: StageContext, live: "LiveTensorCounter", trainer: "Trainer", lab
     """The largest of one step of each form; the optimizer's moments come with the first, which is not measured."""
     import torch
 
-    found: dict[str, float] = {}
+    measures: dict[str, float] = {}
     trainer.model.denoiser.enable_gradient_checkpointing()
     trainer.train_step()
-    found["resting_mb"] = live.live_bytes / MB
-    for form, (again, weight) in FORMS.items():
+    measures["idle_mb"] = live.live_bytes / MB
+    for form, (is_checkpointed, weight) in FORMS.items():
         ctx.check_stopped()
         (
             trainer.model.denoiser.enable_gradient_checkpointing
-            if again
+            if is_checkpointed
             else trainer.model.denoiser.disable_gradient_checkpointing
         )()
         trainer.reconfigure(replace(trainer.config, attention_loss_weight=weight))
@@ -178,9 +178,9 @@ def _steps(ctx: StageContext, live: "LiveTensorCounter", trainer: "Trainer", lab
         except torch.OutOfMemoryError:
             ctx.report.note(f"{label}: a step, {form.replace('_', ', ')}, does not fit")
             continue
-        found[f"{form}_mb"] = live.peak / MB
+        measures[f"{form}_mb"] = live.peak / MB
         ctx.report.note(f"{label}: a step, {form.replace('_', ', ')}: {live.peak / MB:.0f} MB")
-    return found
+    return measures
 
 
 def _measure_sampling(live: "LiveTensorCounter", model: "BaseModel") -> int:

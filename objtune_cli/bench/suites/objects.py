@@ -25,9 +25,9 @@ from objtune_cli.workflow.context import StageContext
 
 REFERENCE_METHODS = {
     "truth": Method("the object drawn again", "the world", sampling=PLAIN_SAMPLING),
-    "stranger": Method("another of its class", "the world", sampling=PLAIN_SAMPLING),
-    "decoded": Method("the truth through the autoencoder", "the base", sampling=PLAIN_SAMPLING),
-    "described": Method("the base told the object in words", "no training", sampling=PLAIN_SAMPLING),
+    "other-instance": Method("another instance of its class", "the world", sampling=PLAIN_SAMPLING),
+    "vae-reconstruction": Method("the truth through the VAE", "the base", sampling=PLAIN_SAMPLING),
+    "prompt-only": Method("the base with a description in the prompt", "no training", sampling=PLAIN_SAMPLING),
 }
 """Rows without training: the meaning of 1 and 0, the best that this base could reach, and a description in the prompt."""
 
@@ -66,18 +66,18 @@ def run(
     """
     dial = find_dial(ctx)
     part = config.part
-    asked = [
+    cases = [
         c
         for c in benchmark_objects.make_cases(
             dial, config.num_objects, config.seed, config.prompt_rounds, config.kinds
         )[part]
         if c.prompts
     ]
-    if not asked and len(range(config.num_objects)[part]) == 0:
+    if not cases and len(range(config.num_objects)[part]) == 0:
         raise UsageError(
             f"no object of {config.num_objects} is in the shard {config.shard}", "fewer shards, or more objects"
         )
-    if not asked:
+    if not cases:
         raise UsageError(
             f"no object has a prompt of the kinds {config.prompt_kinds}", "ask for more kinds, or more objects"
         )
@@ -88,11 +88,11 @@ def run(
         else {}
     )
     bench = ObjectsSuite(
-        ctx, config, dial, inference.load(), ResultCache(out, ctx.report, len(asked) * len(plan), known)
+        ctx, config, dial, inference.load(), ResultCache(out, ctx.report, len(cases) * len(plan), known)
     )
-    found = result_cache.measure_all(ctx, out, asked, plan, bench.get_or_measure)
-    rows = tables.build_table(found)
-    grids.save_sheet(out, {case.name: functools.partial(_photo_image, case) for case in asked}, list(plan))
+    results = result_cache.measure_all(ctx, out, cases, plan, bench.get_or_measure)
+    rows = tables.build_table(results)
+    grids.save_sheet(out, {case.name: functools.partial(_photo_image, case) for case in cases}, list(plan))
     result_cache.write_table(out / "table.csv", rows)
     return rows
 
@@ -130,11 +130,11 @@ class ObjectsSuite:
         scale, seed = self._scale(case), self.config.seed
         if name == "truth":
             return single_training.ground_truth(self.network, case, self.dial, scale, seed)
-        if name == "stranger":
+        if name == "other-instance":
             return single_training.other_instance(self.network, case, self.dial, scale, seed)
-        if name == "decoded":
+        if name == "vae-reconstruction":
             return single_training.vae_reconstruction(self.ctx, self.network, case, self.dial, scale, seed)
-        if name == "described":
+        if name == "prompt-only":
             return single_training.prompt_only(self.ctx, self.network, case, scale)
         class_prior_stage.run(
             self.ctx, case.instance.kind, replace(Prior(), **method.prior)

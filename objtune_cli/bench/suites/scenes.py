@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from objtune_cli.bench import single_training
+from objtune_cli.bench.former_names import SCENE_MEASURES, current_measures
 from objtune_cli.bench.methods import OURS
 from objtune_cli.bench.result_cache import Row
 from objtune_cli.bench.scene_groups import KINDS, Group, make_groups
@@ -101,8 +102,7 @@ def _load_or_measure(bench: SceneBench, group: Group, method: str) -> tuple[dict
     try:
         cached: dict[str, Any] = json.loads(file.read_bytes())
         if cached["key"] == key:
-            measures: dict[str, float] = cached["measures"]
-            return measures, False
+            return current_measures(cached["measures"], SCENE_MEASURES), False
     except (OSError, ValueError, KeyError, TypeError):
         pass
     values, images = measure(bench, group, method)

@@ -36,7 +36,7 @@ JOINT = (1, 2, 3)
 SIDE = 256
 """Side of the large model's images on a CPU, px."""
 PRIOR_PREDICTIONS = 8
-PARTS = ("words", "forward", "backward", "optimizer")
+PARTS = ("text_encoder", "forward", "backward", "optimizer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +56,9 @@ class Task:
 def run(ctx: StageContext, config: Bench, sizes: tuple[str, ...] = SIZES) -> list[dict[str, Any]]:
     """Rows of both methods at each size, one value per round, and of the ratio of ours to the other.
 
-    Measures: `<size>_step_s`, its parts `_words_s` (text encoders), `_forward_s`, `_backward_s`, `_optimizer_s`, and
+    Measures: `<size>_step_s`, its parts `_text_encoder_s`, `_forward_s`, `_backward_s`, `_optimizer_s`, and
     `<size>_memory_mb`, the peak resident memory (on a GPU: allocated memory) of the steps, the model included; on a CPU also
-    `<size>_tensors_mb`, the peak bytes of live tensors, the model's included, without Python and libraries.
+    `<size>_live_tensors_mb`, the peak bytes of live tensors, the model's included, without Python and libraries.
 
     Raises:
         ResourceError: A worker process ended or failed.
@@ -67,14 +67,14 @@ def run(ctx: StageContext, config: Bench, sizes: tuple[str, ...] = SIZES) -> lis
     rows: list[dict[str, Any]] = []
     for size in sizes:
         tasks = {name: replace(_make_task(ctx, size, name), side=config.resolution) for name in COMPARED}
-        found = _side_by_side(ctx, f"speed {size}", tasks, config.timing_rounds)
+        results = _side_by_side(ctx, f"speed {size}", tasks, config.timing_rounds)
         for name in COMPARED:
             rows += statistics.table_rows(
-                name, [{f"{size}_{m}": v for m, v in r.items() if m != "prepare_s"} for r in found[name]]
+                name, [{f"{size}_{m}": v for m, v in r.items() if m != "prepare_s"} for r in results[name]]
             )
-        ours, theirs = (found[name] for name in COMPARED)
+        ours, theirs = (results[name] for name in COMPARED)
         ratios = [
-            {f"{size}_{m}": a[m] / b[m] for m in ("step_s", "memory_mb", "tensors_mb") if b.get(m)}
+            {f"{size}_{m}": a[m] / b[m] for m in ("step_s", "memory_mb", "live_tensors_mb") if b.get(m)}
             for a, b in zip(ours, theirs, strict=True)
         ]
         rows += statistics.table_rows("ratio", ratios)
@@ -87,14 +87,14 @@ def measure_joint_training(ctx: StageContext, rounds: int) -> list[dict[str, Any
     Measures: `prepare_s`, before the first step; `step_s`; `run_s`, the whole run with the base's default steps for that many objects.
     """
     tasks = {_objects_label(n): replace(_make_task(ctx, "base", "objtune"), objects=n) for n in JOINT}
-    found = _side_by_side(ctx, "speed of several objects", tasks, rounds)
+    measured = _side_by_side(ctx, "speed of several objects", tasks, rounds)
     most = {_objects_label(n): train.fill_defaults(Train(), ctx.base.training, n).max_steps for n in JOINT}
     costs = {
         name: [
             {"prepare_s": r["prepare_s"], "step_s": r["step_s"], "run_s": r["prepare_s"] + most[name] * r["step_s"]}
             for r in results
         ]
-        for name, results in found.items()
+        for name, results in measured.items()
     }
     rows = [row for name, values in costs.items() for row in statistics.table_rows(name, values)]
     one = costs[_objects_label(1)]
@@ -118,7 +118,7 @@ def _side_by_side(
 ) -> dict[str, list[dict[str, float]]]:
     """Measure each task in a worker process, in turns, so that other load on the machine affects all alike."""
     names = list(tasks)
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     progress = ctx.progress(label)
     with WorkerProcesses(_work) as children:
         for name in names:
@@ -126,9 +126,9 @@ def _side_by_side(
         built = {name: children.receive(name, ctx.check_stopped) for name in names}  # and warm
         for i in range(rounds):
             for name in names if i % 2 == 0 else names[::-1]:
-                found[name].append(children.run_round(name, ctx.check_stopped) | built[name])
+                results[name].append(children.run_round(name, ctx.check_stopped) | built[name])
             progress(i + 1, rounds)
-    return found
+    return results
 
 
 def _work(pipe: Connection, task: Task) -> None:
@@ -139,9 +139,9 @@ def _work(pipe: Connection, task: Task) -> None:
         trainer, prepared = _build_timed(task)
         for _ in range(WARM_UP[task.size]):
             trainer.train_step()
-        held = measure_live_tensors(trainer, STEPS[task.size])
+        live_tensors = measure_live_tensors(trainer, STEPS[task.size])
         clock = StepTimer(trainer)
-        pipe.send({"prepare_s": prepared} | held)
+        pipe.send({"prepare_s": prepared} | live_tensors)
         while True:
             pipe.recv()
             pipe.send(clock.round(STEPS[task.size]))
@@ -178,7 +178,7 @@ def measure_live_tensors(trainer: "Trainer", steps: int) -> dict[str, float]:
         for _ in range(steps):
             trainer.train_step()
     cpu.trim_malloc()  # what counting took is no step's
-    return {"tensors_mb": counted.peak / memory.MB}
+    return {"live_tensors_mb": counted.peak / memory.MB}
 
 
 class StepTimer:
@@ -188,7 +188,7 @@ class StepTimer:
         self.trainer, self.spent = trainer, dict.fromkeys(PARTS, 0.0)
         model: Any = trainer.model
         self._time(trainer.optimizer, "step", "optimizer")
-        self._time(model.text_encoder, "forward", "words")
+        self._time(model.text_encoder, "forward", "text_encoder")
         self._time(model.denoiser, "forward", "forward")
 
     def _time(self, owner: Any, name: str, part: str) -> None:

@@ -25,8 +25,8 @@ from objtune_cli.training import stage as train
 from objtune_cli.workflow.context import StageContext, tool_versions
 
 FORMAT = 1
-WAYS = ("alone", "beside")
-"""One command per photo; one command for all."""
+WAYS = {"alone": "separate-commands", "beside": "one-command"}
+"""One command per photo, and one command for all; names of their rows."""
 
 
 @dataclass(slots=True)
@@ -43,9 +43,9 @@ class ThroughputSuite:
         file, key = self.out / "many" / f"{way}-{'-'.join(c.name for c in chosen)}"[:120], self._key(way, chosen)
         file = file.with_name(file.name + ".json")
         try:
-            held = json.loads(file.read_bytes())
-            if held["key"] == key:
-                cached: dict[str, Any] = held
+            stored = json.loads(file.read_bytes())
+            if stored["key"] == key:
+                cached: dict[str, Any] = stored
                 return cached
         except (OSError, ValueError, KeyError, TypeError):
             pass
@@ -62,17 +62,17 @@ class ThroughputSuite:
         before = _processor_seconds()
         document, seconds, _ = command_runner.run_command(self.ctx, command, f"training of {chosen[0].name}")
         command_runner.raise_failure(document, way, chosen[0])
-        found = {
+        result = {
             "key": key,
             "refs": [[r["ref"], r["sha256"]] for r in document["refs"]],
             "seconds": seconds,
             "cpu_s": _processor_seconds() - before,
         }
-        atomic_files.write_file(file, (json.dumps(found) + "\n").encode())
+        atomic_files.write_file(file, (json.dumps(result) + "\n").encode())
         self.ctx.report.note(
-            f"{way} {' '.join(c.name for c in chosen)}: {seconds:.0f} s, of the processor {found['cpu_s']:.0f} s"
+            f"{way} {' '.join(c.name for c in chosen)}: {seconds:.0f} s, of the processor {result['cpu_s']:.0f} s"
         )
-        return found
+        return result
 
     def _key(self, way: str, chosen: list[Case]) -> str:
         about = {"format": FORMAT, "way": way, "cases": repr(chosen), "base": self.ctx.base.fingerprint, "tools": tool_versions(),
@@ -109,21 +109,21 @@ def run(ctx: StageContext, out: Path, count: int, config: Bench) -> list[Row]:
     """
     if count < 2:
         raise UsageError(f"N is {count}", "2 or more")
-    asked = benchmark_objects.make_cases(find_dial(ctx), count, config.seed, config.prompt_rounds, config.kinds)
-    bench, network = ThroughputSuite(ctx, out, config, asked), inference.load()
+    cases = benchmark_objects.make_cases(find_dial(ctx), count, config.seed, config.prompt_rounds, config.kinds)
+    bench, network = ThroughputSuite(ctx, out, config, cases), inference.load()
     with Checkpoint(find_project(out / "work-alone", create=True).store, "bench").lock(
         "another bench is at work in this folder", "wait for it, or give another --out"
     ):
-        each = [bench.run_training("alone", [case]) for case in asked]
-        one = bench.run_training("beside", asked)
-        made = {"alone": [tuple(e["refs"][-1]) for e in each], "beside": [tuple(r) for r in one["refs"]]}
+        each = [bench.run_training("alone", [case]) for case in cases]
+        one = bench.run_training("beside", cases)
+        refs = {"alone": [tuple(e["refs"][-1]) for e in each], "beside": [tuple(r) for r in one["refs"]]}
         rows: list[Row] = []
         for way in WAYS:
-            found = [bench.score(network, way, case, *ref) for case, ref in zip(asked, made[way], strict=True)]
-            rows += statistics.table_rows(way, [dict(f) for f in found])
+            scores = [bench.score(network, way, case, *ref) for case, ref in zip(cases, refs[way], strict=True)]
+            rows += statistics.table_rows(WAYS[way], [dict(f) for f in scores])
     total = {name: sum(e[name] for e in each) for name in ("seconds", "cpu_s")}
-    rows += statistics.table_rows("alone, together", [total])
-    rows += statistics.table_rows("beside, together", [{name: one[name] for name in total}])
+    rows += statistics.table_rows(f"{WAYS['alone']}, total", [total])
+    rows += statistics.table_rows(f"{WAYS['beside']}, total", [{name: one[name] for name in total}])
     return rows + statistics.table_rows("ratio", [{name: one[name] / total[name] for name in total}])
 
 

@@ -1,1 +1,1 @@
-"""The instrument: a network that reads toybox pictures, trained on the drawn world, never seen by the method."""
+"""The evaluator: networks that read toybox images, trained on renderings; no method under test sees them."""

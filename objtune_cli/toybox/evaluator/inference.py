@@ -44,14 +44,14 @@ class Detection:
 
 @dataclass(frozen=True, slots=True)
 class SceneReading:
-    """The reading of one image: its detections, surest first, and the probability of each background."""
+    """The reading of one image: its detections by falling score, and the probability of each background."""
 
     detections: list[Detection]
     background: Tensor
 
     @property
     def main(self) -> Detection:
-        """The surest detection; there is always one, however unsure."""
+        """The most confident detection; there is always one."""
         return self.detections[0]
 
 
@@ -72,7 +72,7 @@ def covers(dial: Dial, weights: Path = WEIGHTS) -> bool:
 
 
 def load(weights: Path = WEIGHTS) -> Evaluator:
-    """The evaluator that ships."""
+    """Load the evaluator of the package."""
     from safetensors.torch import load_file
 
     network = Evaluator()
@@ -83,7 +83,7 @@ def load(weights: Path = WEIGHTS) -> Evaluator:
 
 @torch.no_grad()
 def read_images(network: Evaluator, pictures: np.ndarray, most: int = 2, batch: int = 64) -> list[SceneReading]:
-    """Read pictures (N, H, W, 3) uint8; up to `most` objects each."""
+    """Read images (N, H, W, 3) uint8; up to `most` objects each."""
     done: list[SceneReading] = []
     for start in range(0, len(pictures), batch):
         x = torch.from_numpy(np.array(pictures[start : start + batch])).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -105,7 +105,7 @@ def read_images(network: Evaluator, pictures: np.ndarray, most: int = 2, batch: 
 
 
 def find_peaks(found: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """The surest cells that no neighbour outdoes: scores (B, K) and boxes (B, K, 4) as fractions of the frame."""
+    """The most confident local maxima of the map: scores (B, K) and boxes (B, K, 4) as fractions of the frame."""
     heat = found[:, 0].sigmoid()
     lone = torch.where(F.max_pool2d(heat[:, None], 3, 1, 1)[:, 0] == heat, heat, heat.new_zeros(()))
     scores, cells = lone.flatten(1).topk(most, dim=1)

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from objtune_cli.toybox.world import ACCESSORIES, BACKGROUNDS, CLASSES, COLOURS, PATTERNS
 
 FRAME = 64
-"""Side of the whole picture as the finder sees it, px."""
+"""Side of the finder's input, the whole image, px."""
 GRID = 16
 """Cells along a side of the finder's map."""
 CROP = 48
-"""Side of a cut-out object as the reader sees it, px."""
+"""Side of the reader's input, a cut-out object, px."""
 MARGIN = 1.15
 """Side of a cut-out over the longer side of the object's box."""
 WIDTH = 64
@@ -29,7 +29,7 @@ def _block(inside: int, outside: int, stride: int = 1) -> nn.Sequential:
 
 
 class Residual(nn.Module):
-    """Two convolutions beside the identity."""
+    """Two convolutions with a residual connection."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Residual(nn.Module):
 
 
 class Finder(nn.Module):
-    """Picture to centres and boxes of its objects, and the background's name."""
+    """Finds the centres and boxes of an image's objects, and its background."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Finder(nn.Module):
 
 
 class Reader(nn.Module):
-    """A cut-out object to its identity vector and its attributes."""
+    """Reads the identity vector and the attributes of a cut-out object."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class Evaluator(nn.Module):
 
 
 def cut(pictures: Tensor, boxes: Tensor, side: int = CROP) -> Tensor:
-    """Square cut-outs around boxes, with a margin; outside the frame the edge goes on.
+    """Square cut-outs around boxes, with a margin; the edge is repeated outside the frame.
 
     Args:
         pictures: (N, 3, H, W), one per box. boxes: (N, 4) x0, y0, x1, y1 as fractions of the frame.
