@@ -226,17 +226,32 @@ def test_module_says_what_it_is(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text()))
 
 
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 320, 60
+LONG_FILES = {
+    "config/sections.py": 430,  # one line of help per setting
+}
+"""Files that may be longer, and their limits."""
+LONG_FUNCTIONS = {
+    "toybox/recipe/denoiser.py:train": 65,
+}
+"""Functions that may be longer, and their limits."""
+
+
+def function_lengths(path: Path) -> Iterator[tuple[str, int]]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno:
+            yield f"{name_of(path)}:{node.name}", node.end_lineno - node.lineno + 1
+
+
 def test_files_and_functions_stay_short() -> None:
-    long = []
-    for path in MODULES:
-        text = path.read_text()
-        lines = len(text.splitlines())
-        if lines > 480:
-            long.append(f"{name_of(path)}: {lines} lines")
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef) and node.end_lineno and node.end_lineno - node.lineno >= 120:
-                long.append(f"{name_of(path)}:{node.lineno} {node.name}: {node.end_lineno - node.lineno + 1} lines")
+    files = {name_of(path): len(path.read_text().splitlines()) for path in MODULES}
+    functions = {name: lines for path in MODULES for name, lines in function_lengths(path)}
+    long = [f"{name}: {n} lines" for name, n in files.items() if n > LONG_FILES.get(name, MAX_FILE_LINES)]
+    long += [f"{name}: {n} lines" for name, n in functions.items() if n > LONG_FUNCTIONS.get(name, MAX_FUNCTION_LINES)]
     assert not long, "\n".join(long)
+    unneeded = [name for name in LONG_FILES if files.get(name, 0) <= MAX_FILE_LINES]
+    unneeded += [name for name in LONG_FUNCTIONS if functions.get(name, 0) <= MAX_FUNCTION_LINES]
+    assert unneeded == []
 
 
 OPENS = ("from_pretrained", "snapshot_download", "hf_hub_download")

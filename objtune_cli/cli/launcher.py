@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Any
 
 from objtune_cli.cli import streams
 from objtune_cli.cli.signals import StopFlag
@@ -71,9 +71,11 @@ def run(argv: list[str], count: int) -> int:
 @contextlib.contextmanager
 def _started(argv: list[str], count: int) -> Iterator[tuple[list[subprocess.Popen[bytes]], list[IO[bytes]]]]:
     """The processes, and where all but the first one speak to; what is left of them is ended."""
-    from torch.distributed import TCPStore
+    from torch import distributed
 
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # they meet there, on a port that is free
+    store: Any = distributed.TCPStore(  # type: ignore[attr-defined]  # torch does not list it in __all__
+        "127.0.0.1", 0, is_master=True, wait_for_workers=False
+    )  # they meet there, on a port that is free
     threads = str(max(1, (os.cpu_count() or 1) // count))
     shared = {"OMP_NUM_THREADS": threads} | os.environ | {
         "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True",
@@ -89,7 +91,7 @@ def _started(argv: list[str], count: int) -> Iterator[tuple[list[subprocess.Pope
                 {"stdout": subprocess.DEVNULL, "stderr": said[-1]} if rank else {"stdout": streams.stdout_descriptor()}
             )
             command = [sys.executable, "-P", "-m", "objtune_cli", *argv]
-            running.append(subprocess.Popen(command, env=own, start_new_session=True, **own_streams))  # type: ignore[call-overload, arg-type]
+            running.append(subprocess.Popen(command, env=own, start_new_session=True, **own_streams))  # type: ignore[arg-type]
         try:
             yield running, said
         finally:

@@ -165,7 +165,7 @@ def wrap_command(name: str, function: Callable[..., CommandResult], *, model: bo
         invocation.json, invocation.verbose = common["json"], common["verbose"]
         return _run(name, function, common, values, ctx.meta.get(KEY, []), ctx.meta.get(NOTES, []))
 
-    del command.__wrapped__  # type: ignore[attr-defined]
+    del command.__wrapped__
     options.add_options(command, {p.name: (p.annotation, p.default) for p in own} | shared)
     return command
 
