@@ -153,6 +153,7 @@ class _GuidanceHook:
         self.is_calling = True
         try:
             with disabled(self.model):
-                return module(*call[0], **(call[1] | conditioning), return_dict=False)[0]
+                prediction: Tensor = module(*call[0], **(call[1] | conditioning), return_dict=False)[0]
+                return prediction
         finally:
             self.is_calling = False

@@ -69,7 +69,7 @@ def sample(
     ):
         first = condition if class_condition is None else class_condition
 
-        def report(pipe: Any, index: int, _t: object, values: dict) -> dict:
+        def report(pipe: Any, index: int, _t: object, values: dict[str, Any]) -> dict[str, Any]:
             done = index + 1
             on_step(done, calls)
             if done == subject_start:
@@ -136,7 +136,7 @@ def resample(
     condition, negative_condition = _encode_prompts(model, texts, settings.negative_prompt, {})
     height, width = (side * model.vae_scale_factor for side in latents.shape[-2:])
 
-    def report(pipe: Any, index: int, _t: object, values: dict) -> dict:
+    def report(pipe: Any, index: int, _t: object, values: dict[str, Any]) -> dict[str, Any]:
         on_step(index + 1, calls)
         return values
 
@@ -222,9 +222,10 @@ def _count_steps_above(model: BaseModel, pipe: Any, steps: int, level: float) ->
         return 0
     set_steps(pipe.scheduler, steps, model.device)
     above = int((pipe.scheduler.timesteps >= level * model.num_train_timesteps).sum())
-    return (
+    steps_above: int = (
         -(-above // pipe.scheduler.order) * pipe.scheduler.order
     )  # whole steps: a sampler may call several times in one
+    return steps_above
 
 
 def _start_at_step(sampler: Any, start: int) -> None:
@@ -251,11 +252,12 @@ def _start_at_step(sampler: Any, start: int) -> None:
 
 def _add_noise(sampler: Any, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     """Latents at noise level t; flow samplers call this method `scale_noise`."""
-    return (
+    noised: Tensor = (
         sampler.add_noise(latents, noise, t)
         if hasattr(sampler, "add_noise")
         else sampler.scale_noise(latents, t, noise)
     )
+    return noised
 
 
 def _restartable_sampler(model: BaseModel, sampler: Any) -> Any:

@@ -107,7 +107,8 @@ class Recorder:
         side = max(self.maps)
         mean = torch.stack(self.maps[side]).mean(0)
         mean = mean[..., pad_mask(tokens, mean.shape[-1])].mean(-1)
-        return (mean / mean.amax(1, keepdim=True).clamp_min(1e-8)).unflatten(1, (side, side))
+        normalised: Tensor = (mean / mean.amax(1, keepdim=True).clamp_min(1e-8)).unflatten(1, (side, side))
+        return normalised
 
 
 @contextlib.contextmanager

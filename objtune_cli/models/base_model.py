@@ -121,7 +121,8 @@ class BaseModel:
 
     @property
     def alpha_bar(self) -> Tensor:
-        return self.scheduler.alphas_cumprod
+        alphas_cumprod: Tensor = self.scheduler.alphas_cumprod
+        return alphas_cumprod
 
     @property
     def prediction(self) -> str:
@@ -142,7 +143,8 @@ class BaseModel:
         out = tokenizer(
             texts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
         )
-        return out.input_ids.to(self.device)
+        ids: Tensor = out.input_ids.to(self.device)
+        return ids
 
     def with_class_words(self, text: str) -> str:
         """A text, its names written as tokens, as an encoder reads it that knows none of them."""
@@ -212,7 +214,8 @@ class BaseModel:
     def predict(self, z_t: Tensor, t: Tensor, condition: Conditioning) -> Tensor:
         """The denoiser's output (B, C, h, w) for z_t (B, C, h, w), timesteps t (B,) and the conditioning of B prompts."""
         if self.process_group is not None:
-            return self.process_group.predict(partial(self.family.predict, self), z_t, t, condition)
+            prediction: Tensor = self.process_group.predict(partial(self.family.predict, self), z_t, t, condition)
+            return prediction
         return self.family.predict(self, z_t, t, condition)
 
     def pipeline(self, scheduler: str = "auto") -> Any:

@@ -30,7 +30,7 @@ class ExtendedEmbedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """(B, L) ids to (B, L, d); ids past the table's end take the added rows."""
         end = self.table.num_embeddings
-        known = self.table(ids.clamp_max(end - 1))
+        known: Tensor = self.table(ids.clamp_max(end - 1))
         if not self.added_rows:
             return known
         extra = torch.cat(list(self.added_rows.values()))[(ids - end).clamp_min(0)]

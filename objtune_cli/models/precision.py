@@ -11,7 +11,7 @@ from objtune_cli.models.attention import project_out, project_qkv
 
 def processor_has_bf16() -> bool:
     """Whether this processor multiplies bf16 itself (AVX512-BF16, AMX); others emulate it, slower than float32."""
-    own = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # type: ignore[no-untyped-call]
+    own = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return bool(torch.backends.mkldnn.is_available() and own)
 
 

@@ -196,9 +196,10 @@ class Family:
     def predict(self, model: "BaseModel", z_t: "Tensor", t: "Tensor", condition: "Conditioning") -> "Tensor":
         """The denoiser's output (B, C, h, w) for z_t (B, C, h, w), timesteps t (B,) and the conditioning of B prompts."""
         height, width = (side * model.vae_scale_factor for side in z_t.shape[-2:])
-        return model.denoiser(
+        prediction: Tensor = model.denoiser(
             z_t.to(model.dtype), t.to(model.device), **self.denoiser_kwargs(model, condition, height, width)
         ).sample
+        return prediction
 
     def denoiser_kwargs(self, model: "BaseModel", condition: "Conditioning", height: int, width: int) -> dict[str, Any]:
         """Arguments of the denoiser besides latents and timesteps, for images of `height` x `width` px."""
@@ -213,7 +214,7 @@ class Family:
         return StableDiffusionPipeline(
             vae=model.vae, text_encoder=None, tokenizer=None, unet=model.denoiser, scheduler=scheduler, safety_checker=None,
             feature_extractor=None, requires_safety_checker=False,
-        )  # type: ignore[arg-type]  # fmt: skip
+        )  # fmt: skip
 
     def pipeline_kwargs(self, condition: "Conditioning", negative: "Conditioning") -> dict[str, Any]:
         """Arguments of the pipeline: the encoded prompts and negative prompts, B each."""
@@ -234,4 +235,5 @@ class Family:
         return {"prompt_embeds": condition.sequence}
 
     def _index(self, folder: Path) -> dict[str, Any]:
-        return json.loads((folder / "model_index.json").read_bytes())
+        index: dict[str, Any] = json.loads((folder / "model_index.json").read_bytes())
+        return index

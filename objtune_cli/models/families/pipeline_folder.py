@@ -148,7 +148,7 @@ def read_header(path: Path, name: str = "") -> dict[str, Any]:
     if size < 8 or length != len(data):
         raise DamagedError(f"{name} is damaged: it is cut off, or no safetensors file", AGAIN)
     try:
-        found = json.loads(data)
+        found: dict[str, Any] = json.loads(data)
         end = max((int(each["data_offsets"][1]) for key, each in found.items() if key != "__metadata__"), default=0)
         known = all({"dtype", "shape"} <= each.keys() for key, each in found.items() if key != "__metadata__")
     except (ValueError, RecursionError, AttributeError, TypeError, KeyError, IndexError):

@@ -209,9 +209,10 @@ class _SD3(Family):
     def predict(self, model: "BaseModel", z_t: "Tensor", t: "Tensor", condition: "Conditioning") -> "Tensor":
         """The velocity (B, C, h, w) for z_t (B, C, h, w), timesteps t (B,) and the conditioning of B prompts."""
         timesteps = model.scheduler.timesteps.flip(0)[t.cpu()].to(model.device)
-        return model.denoiser(
+        prediction: Tensor = model.denoiser(
             hidden_states=z_t.to(model.dtype), timestep=timesteps, **self.denoiser_kwargs(model, condition, 0, 0)
         ).sample
+        return prediction
 
     def denoiser_kwargs(self, model: "BaseModel", condition: "Conditioning", height: int, width: int) -> dict[str, Any]:
         """Text features and pooled vectors; the model has no size conditions."""
@@ -224,7 +225,7 @@ class _SD3(Family):
         return StableDiffusion3Pipeline(
             vae=model.vae, text_encoder=None, tokenizer=None, text_encoder_2=None, tokenizer_2=None, text_encoder_3=None, tokenizer_3=None,
             transformer=model.denoiser, scheduler=scheduler,
-        )  # type: ignore[arg-type]  # fmt: skip
+        )  # fmt: skip
 
     def callback_kwargs(
         self, model: "BaseModel", condition: "Conditioning", height: int, width: int

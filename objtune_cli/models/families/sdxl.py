@@ -84,7 +84,7 @@ class _SDXL(Family):
         return StableDiffusionXLPipeline(
             vae=model.vae, text_encoder=None, text_encoder_2=None, tokenizer=None, tokenizer_2=None, unet=model.denoiser,
             scheduler=scheduler, force_zeros_for_empty_prompt=False, add_watermarker=False,
-        )  # type: ignore[arg-type]  # fmt: skip
+        )  # fmt: skip
 
     def callback_kwargs(
         self, model: "BaseModel", condition: "Conditioning", height: int, width: int
