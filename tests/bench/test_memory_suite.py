@@ -51,7 +51,7 @@ def test_the_command_prints_what_a_run_takes(cli: Any, tmp_path: Path, monkeypat
     found = ours
     assert found.keys() == MEASURES
     model = loading.load(folder, CPU, torch.bfloat16)
-    bytes_of = {"denoiser": [model.denoiser], "words": model.text_encoders, "autoencoder": [model.vae]}
+    bytes_of = {"denoiser": [model.denoiser], "text_encoders": model.text_encoders, "vae": [model.vae]}
     for part, modules in bytes_of.items():
         blocks = sum(-(-t.nbytes // 512) * 512 for m in modules for t in (*m.parameters(), *m.buffers()))
         assert found[f"{part}_mb"] == pytest.approx(blocks / 2**20, abs=1e-3)
