@@ -228,10 +228,9 @@ def test_module_says_what_it_is(path: Path) -> None:
 
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 320, 60
 LONG_FILES = {
-    "config/sections.py": 430,  # one line of help per setting
     "composition/regional.py": 340,  # two kinds of layers, with and without text tokens
     "composition/stage.py": 385,
-    "interchange/export.py": 345,
+    "interchange/export.py": 350,
     "lora/import_keys.py": 355,
     "models/families/single_file.py": 405,  # key names of every family
     "segmentation/sam.py": 350,
@@ -241,8 +240,7 @@ LONG_FILES = {
 LONG_FUNCTIONS = {
     # A command's options are its parameters.
     "cli/commands/export.py:export": 64,
-    "cli/commands/train.py:train": 92,
-    "cli/object_options.py:parse_targets": 69,
+    "cli/commands/train.py:train": 70,
     "composition/stage.py:_make_sampler": 64,
     "generation/sampling.py:sample": 76,
     "models/loading.py:_loaded": 61,
