@@ -89,6 +89,7 @@ class BoundedAttention:
     ) -> Tensor:
         q, k, v = project_qkv(attn, hidden_states, encoder_hidden_states)
         bias = self.bias(hidden_states.shape[1], q)[None, None]
-        return project_out(
+        output: Tensor = project_out(
             attn, F.scaled_dot_product_attention(q, k, v, attn_mask=bias), hidden_states, encoder_hidden_states
         )
+        return output
