@@ -16,47 +16,50 @@ from objtune_cli.version import __version__
 COMMANDS = {
     "segment": (
         "segment.segment",
-        "Find the object in a photo. Prints the mask's ref; an overlay picture lies beside it.",
+        "Segment the object in a photo. Prints the ref of the mask; an overlay image is saved with it.",
     ),
     "init-embedding": (
         "init_embedding.init_embedding",
-        "Start the object's token from its picture. Prints the embedding's ref.",
+        "Initialise the object's token from its image. Prints the ref of the embedding.",
     ),
     "train": (
         "train.train",
-        "Learn the object. From a photo, runs the missing stages itself. Prints the adapter's ref.",
+        "Train an adapter for the object, with all earlier stages. Prints the ref of the adapter.",
     ),
-    "generate": ("generate.generate", "Draw prompts that name trained objects. Prints one picture path a line."),
+    "generate": (
+        "generate.generate",
+        "Generate images from prompts that name trained objects. Prints one image path per line.",
+    ),
     "compose": (
         "compose.compose",
-        "Draw separately trained objects together, each in its place. Prints one picture path a line.",
+        "Generate an image of several objects, each in its own region. Prints one image path per line.",
     ),
     "import": (
         "import_.import_",
-        "Make a LoRA or an embedding that was trained elsewhere an object of this project. Prints the adapter's ref.",
+        "Import a LoRA or an embedding from another trainer as an object. Prints the ref of the adapter.",
     ),
-    "merge": ("merge.merge", "Make one adapter of several, for tools that take one file. Prints its ref."),
+    "merge": ("merge.merge", "Merge several adapters into one, for tools that take one file. Prints its ref."),
     "run": (
         "run.run_",
-        "Train and draw many photos that a file lists; finished work is reused. Prints a table, a job a line.",
+        "Train and generate for every photo in a jobs file; finished work is reused. Prints one job per line.",
     ),
-    "init": ("init.init", "Make this folder (or --project DIR) a project."),
-    "list": ("list.list_", "List the project's artifacts: ref, class, base, and what it came from."),
-    "show": ("show.show", "Show all that an artifact knows of itself, and its picture."),
+    "init": ("init.init", "Make this folder, or --project DIR, a project."),
+    "list": ("list.list_", "List the project's artifacts: ref, class, base model, and inputs."),
+    "show": ("show.show", "Show the record of an artifact, and its image."),
     "verify": (
         "verify.verify",
-        "Check every byte of every artifact, and that inputs are the files that were recorded.",
+        "Check the digests of all artifacts, and that their inputs are the recorded files.",
     ),
     "gc": (
         "gc.gc",
-        "Delete superseded masks, embeddings and priors that no result was made from, and leftovers. Prints them.",
+        "Delete old masks, embeddings and priors that no result uses, and temporary files. Prints them.",
     ),
-    "rm": ("rm.rm", "Delete artifacts; their numbers are never given again. Prints their refs."),
-    "mv": ("mv.mv", "Rename an object, from its masks to its adapters. Prints the new refs."),
-    "export": ("export.export", "Write a trained object as files that other tools read. Prints their paths."),
+    "rm": ("rm.rm", "Delete artifacts; their version numbers are not used again. Prints their refs."),
+    "mv": ("mv.mv", "Rename an object and all of its artifacts. Prints the new refs."),
+    "export": ("export.export", "Export a trained object to files for other tools. Prints their paths."),
     "evaluate": (
         "evaluate.evaluate",
-        "Measure one trained object: identity, prompt, diversity, leak, drift. Prints a table.",
+        "Measure a trained object: identity, prompt, diversity, leak and drift. Prints a table.",
     ),
     "bench": (
         "bench.SUITES",
@@ -64,13 +67,13 @@ COMMANDS = {
     ),
     "doctor": (
         "doctor.doctor",
-        "Say what this machine and project have, what is missing, and the command that brings it.",
+        "Check this machine and project, and name the command that fixes each problem.",
     ),
     "fetch": (
         "fetch.fetch",
-        "Download a base model's weights; no other command opens a connection. Prints their folder.",
+        "Download a base model; no other command uses the network. Prints its folder.",
     ),
-    "bases": ("bases.bases_", "List the base models that this machine has."),
+    "bases": ("bases.bases_", "List the base models on this machine."),
 }
 """Name to function and help, in the order of `objtune --help`."""
 
@@ -98,7 +101,7 @@ class Commands(TyperGroup):
 app = typer.Typer(
     cls=Commands,
     name="objtune",
-    help="Teach a text-to-image model one object from one photo, then draw it anywhere.",
+    help="Teach a text-to-image model one object from one photo, and generate it anywhere.",
     rich_markup_mode=None,  # plain help: same text everywhere, and rich stays unloaded
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -107,13 +110,13 @@ OUT_OF_MEMORY = (
     "use `--set train.gradient_checkpointing=on`, `--set train.batch_size=1`, `--precision bf16`, `--set train.quantize_base=4bit`, or another `--device`; "
     "`objtune train --dry-run` measures what a run needs"
 )
-FINISHED = "finished work is kept, and the same command prints its results again; write them to a place that has room"
+FINISHED = "finished work is kept: run the same command with stdout on a disk that has space"
 REFUSED = {
     errno.ENOSPC: "free some space and run the same command again", errno.EDQUOT: "free some space and run the same command again",
-    errno.EROFS: "it lies on a disk that is read-only; use another folder", errno.EACCES: "check its owner and mode", errno.EPERM: "check its owner and mode",
-    errno.EMFILE: "close other files, or raise the limit: `ulimit -n 4096`", errno.ENFILE: "end other programs: the system has too many open files",
-    errno.EIO: "the disk or the network in between fails; check it", errno.ENAMETOOLONG: "use a shorter path", errno.ENOMEM: "end other programs: there is no memory left",
-    errno.ETIMEDOUT: "the network in between fails; check it", getattr(errno, "ESTALE", -1): "the folder was replaced on its server; enter it again with `cd`",
+    errno.EROFS: "its disk is read-only; use another folder", errno.EACCES: "check its owner and mode", errno.EPERM: "check its owner and mode",
+    errno.EMFILE: "close other files, or raise the limit: `ulimit -n 4096`", errno.ENFILE: "close other programs: the system has too many open files",
+    errno.EIO: "check the disk, or the network to it", errno.ENAMETOOLONG: "use a shorter path", errno.ENOMEM: "close other programs: there is no memory left",
+    errno.ETIMEDOUT: "check the network", getattr(errno, "ESTALE", -1): "the folder was replaced on its server; enter it again with `cd`",
     errno.ELOOP: "a link leads to itself; remove it", errno.ENOTDIR: "a file lies where a folder is needed",
     errno.EAGAIN: "the system is busy; try again",
 }  # fmt: skip
@@ -226,7 +229,7 @@ def _import_failure(exc: ImportError) -> ObjtuneError:
     name = (exc.name or "").partition(".")[0]
     return ResourceError(
         f"{name} cannot be loaded: {str(exc).splitlines()[0][:200]}",
-        "`objtune doctor` says what is missing; `pip install --force-reinstall objtune` brings it",
+        "`objtune doctor` names what is missing; `pip install --force-reinstall objtune` installs it",
     )
 
 

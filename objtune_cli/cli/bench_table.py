@@ -22,7 +22,7 @@ def resolve_unsharded(run: CommandRun, **given: Any) -> tuple["StageContext", Be
     require(
         config.shard == Bench().shard,
         f"bench.shard is {config.shard}",
-        "only methods on drawn objects, and groups of scenes, are shared out: leave it away here",
+        "only `bench objects` and `bench scenes` can be sharded: leave the setting out",
     )
     return ctx, config
 

@@ -20,6 +20,6 @@ def parse_duration(text: str, option: str) -> float:
     match = _SPAN.fullmatch(text.strip()) if text.strip() else None
     if match is None:
         raise UsageError(
-            f"{option} {text} is no span of time", f"for example `{option} 45m`, `{option} 1h30m` or `{option} 14d`"
+            f"{option} {text} is not a duration", f"for example `{option} 45m`, `{option} 1h30m` or `{option} 14d`"
         )
     return sum(float(part or 0) * unit for part, unit in zip(match.groups(), _UNITS.values(), strict=True))

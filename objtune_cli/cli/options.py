@@ -13,33 +13,39 @@ from objtune_cli.workflow.metric_loggers import LOGGERS
 
 F = TypeVar("F", bound=Callable[..., Any])
 ProjectDir = Annotated[
-    Path | None, typer.Option("--project", metavar="DIR", help="Project folder; default: found upwards from here.")
+    Path | None,
+    typer.Option("--project", metavar="DIR", help="Project folder; default: the nearest one above the current folder."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Errors with their traceback.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only results and errors.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print tracebacks of errors.")]
 Given = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any setting, for example train.learning_rate=1e-3."),
+    typer.Option(
+        "--set", metavar="SECTION.KEY=VALUE", help="Override any setting, for example train.learning_rate=1e-3."
+    ),
 ]
 BaseModel = Annotated[
     str | None,
     typer.Option(
         "--base",
         metavar="BASE",
-        help="toybox, sd15, sd21, sdxl, sd3, sd35, a diffusers folder, a .safetensors checkpoint, or a hub id.",
+        help="Base model: toybox, sd15, sd21, sdxl, sd3, sd35, a diffusers folder, a .safetensors file, or a hub id.",
         show_default="toybox",
     ),
 ]
-Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", show_default="auto")]
+Device = Annotated[
+    str | None, typer.Option("--device", help="Device: auto, cpu, cuda, cuda:N or mps.", show_default="auto")
+]
 Precision = Annotated[
     Literal["auto", "fp32", "bf16", "fp16"] | None,
-    typer.Option("--precision", help="Number format of the frozen base.", show_default="auto"),
+    typer.Option("--precision", help="Number format of the frozen base model.", show_default="auto"),
 ]
 StrictBase = Annotated[
-    bool, typer.Option("--strict-base", help="Refuse objects that were learned on another base of the same family.")
+    bool,
+    typer.Option("--strict-base", help="Refuse objects that were trained on another base model of the same family."),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Make a new version even if the work is done.")]
+Force = Annotated[bool, typer.Option("--force", help="Make a new version even if the result exists.")]
 
 LOGGING: dict[str, tuple[Any, Any]] = {
     name: (Annotated[Path | None, typer.Option(f"--{name}", metavar=each.metavar, help=each.help)], None)
@@ -81,7 +87,7 @@ def refuse_empty(argv: list[str]) -> None:
     for word, after in zip(words, [*words[1:], "."], strict=False):
         if (word in PATHS and after == "") or (word.endswith("=") and word[:-1] in PATHS):
             raise UsageError(
-                f"{word.rstrip('=')} is empty", "give a file or folder, or leave the option away; is the variable set?"
+                f"{word.rstrip('=')} is empty", "give a file or folder, or leave the option out; is the variable set?"
             )
 
 

@@ -18,20 +18,22 @@ if TYPE_CHECKING:
 
 ClassWords = Annotated[
     list[str] | None,
-    typer.Option("--class", "-c", metavar="WORD", help="What the object is: dog. Repeat for several objects."),
+    typer.Option(
+        "--class", "-c", metavar="WORD", help="Class of the object, for example dog. Repeat for several objects."
+    ),
 ]
 
 
 Names = Annotated[
     list[str] | None,
-    typer.Option("--name", metavar="NAME", help="What to call it; default: the class word.", show_default=False),
+    typer.Option("--name", metavar="NAME", help="Name of the object; default: the class word.", show_default=False),
 ]
 
 
 Masks = Annotated[
     list[str] | None,
     typer.Option(
-        "--mask", metavar="FILE", help="Mask picture, white or opaque on the object; dog=FILE for one of several."
+        "--mask", metavar="FILE", help="Mask image, white or opaque on the object; dog=FILE for one of several."
     ),
 ]
 
@@ -39,20 +41,20 @@ Masks = Annotated[
 Boxes = Annotated[
     list[str] | None,
     typer.Option(
-        "--box", metavar="X0,Y0,X1,Y1", help="Box around it, in photo pixels or fractions; dog=… for one of several."
+        "--box", metavar="X0,Y0,X1,Y1", help="Box around the object, in pixels or fractions; dog=… for one of several."
     ),
 ]
 
 
 Points = Annotated[
     list[str] | None,
-    typer.Option("--point", metavar="X,Y", help="A point on it, in photo pixels or fractions; repeat for more."),
+    typer.Option("--point", metavar="X,Y", help="Point on the object, in pixels or fractions; repeat for more."),
 ]
 
 
 NegativePoints = Annotated[
     list[str] | None,
-    typer.Option("--negative-point", metavar="X,Y", help="A point that is not on it; repeat for more."),
+    typer.Option("--negative-point", metavar="X,Y", help="Point outside the object; repeat for more."),
 ]
 
 
@@ -66,12 +68,12 @@ RefineMasks = Annotated[
 
 Select = Annotated[
     Literal["best", "largest", "smallest", "left", "right", "top", "bottom"] | None,
-    typer.Option("--select", help="Which of several objects of the class.", show_default="best"),
+    typer.Option("--select", help="Select one of several objects of the class.", show_default="best"),
 ]
 
 
 SegmenterName = Annotated[
-    Literal["sam", "grabcut"] | None, typer.Option("--segmenter", help="What finds outlines.", show_default="sam")
+    Literal["sam", "grabcut"] | None, typer.Option("--segmenter", help="Segmenter.", show_default="sam")
 ]
 
 
@@ -121,7 +123,7 @@ def parse_photos(given: list[str], *, hinted: bool) -> list[Path]:
     found = [path for path in map(read.get, given) if path is not None]
     if found and len(found) < len(given):
         other = next(text for text in given if read[text] is None)
-        raise UsageError(f"{other} is no photo", "photos, or masks and embeddings that are there already")
+        raise UsageError(f"{other} is not a photo", "give photos, or refs of masks and embeddings")
     return found
 
 

@@ -12,53 +12,49 @@ if TYPE_CHECKING:
     from objtune_cli.workflow.context import StageContext
 
 NumImages = Annotated[
-    int | None, typer.Option("-n", help="Pictures per prompt.", show_default=str(Generate().num_images))
+    int | None, typer.Option("-n", help="Images per prompt.", show_default=str(Generate().num_images))
 ]
 
 
 Seed = Annotated[
     int | None,
-    typer.Option(
-        "--seed", help=f"Seed of the first picture, {SEEDS}; -1 is refused.", show_default=str(Generate().seed)
-    ),
+    typer.Option("--seed", help=f"Seed of the first image, {SEEDS}; -1 is refused.", show_default=str(Generate().seed)),
 ]
 
 
 Steps = Annotated[
-    int | None, typer.Option("--steps", help="Sampling steps; default: what suits the base.", show_default=False)
+    int | None, typer.Option("--steps", help="Number of sampling steps; default: the base model's.", show_default=False)
 ]
 
 
 Guidance = Annotated[
-    float | None, typer.Option("--guidance", help="Guidance scale; default: what suits the base.", show_default=False)
+    float | None, typer.Option("--guidance", help="Guidance scale; default: the base model's.", show_default=False)
 ]
 
 
-Negative = Annotated[
-    str | None, typer.Option("--negative", help="What should not be in the picture; <name> avoids a trained object.")
-]
+Negative = Annotated[str | None, typer.Option("--negative", help="Negative prompt; <name> avoids a trained object.")]
 
 
 Width = Annotated[
     int | None,
-    typer.Option("--width", metavar="PX", help="Width of the pictures; default: the base's own.", show_default=False),
+    typer.Option("--width", metavar="PX", help="Image width; default: the base model's.", show_default=False),
 ]
 
 
 Height = Annotated[
     int | None,
-    typer.Option("--height", metavar="PX", help="Height of the pictures; default: the base's own.", show_default=False),
+    typer.Option("--height", metavar="PX", help="Image height; default: the base model's.", show_default=False),
 ]
 
 
-Size = Annotated[str | None, typer.Option("--size", metavar="WxH", help="Both, for example 832x1216.")]
+Size = Annotated[str | None, typer.Option("--size", metavar="WxH", help="Image size, for example 832x1216.")]
 
 
 Strength = Annotated[
     float | None,
     typer.Option(
         "--strength",
-        help="How strong objects are, 0 to 2; <rex:0.8> in the prompt says it of one; 0 draws the class.",
+        help="Strength of the objects, 0 to 2; 0 draws the class; <rex:0.8> in the prompt sets one.",
         show_default="1",
     ),
 ]
@@ -69,7 +65,7 @@ Scheduler = Annotated[
     typer.Option(
         "--scheduler",
         metavar="[auto|ddim|euler|dpm++]",
-        help="Sampler; auto: the one in the base's folder.",
+        help="Sampler; auto: the base model's own.",
         show_default="auto",
     ),
 ]
@@ -77,7 +73,7 @@ Scheduler = Annotated[
 
 Out = Annotated[
     Path | None,
-    typer.Option("--out", metavar="DIR", help="Also copy the pictures there; none that lies there is replaced."),
+    typer.Option("--out", metavar="DIR", help="Also copy the images to DIR; existing files are kept."),
 ]
 
 

@@ -35,7 +35,7 @@ def read_refs(values: list[str] | None) -> list[str]:
             given += [line.split("\t")[0].strip() for _, line in read_lines()]
     require(
         given,
-        "nothing was given to work on",
+        "there is no ref",
         "give a ref, or pipe refs in: `objtune segment photo.jpg --class dog | objtune init-embedding -`",
     )
     return given
@@ -58,7 +58,7 @@ def read_prompts(values: list[str]) -> list[str]:
         given += [line for line in lines if line]
     require(
         given,
-        "no prompt was given",
+        "there is no prompt",
         'for example `objtune generate "a photo of <rex> on the beach"`, or one a line on stdin and `-`',
     )
     return given

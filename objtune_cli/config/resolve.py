@@ -13,7 +13,7 @@ from objtune_cli.config.sections import OPTIONS, SECTIONS, SEEDS, Common
 from objtune_cli.errors import UsageError
 
 PREFIX = "OBJTUNE_"
-NOT_RANDOM = f"{SEEDS}; no seed is drawn at random here, so that the same command makes the same again"
+NOT_RANDOM = f"{SEEDS}; seeds are never random, so that the same command gives the same result"
 _KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 _BOOLS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False, "1": True, "0": False}
 

@@ -170,7 +170,7 @@ def _check_job(job: Any, where: str) -> dict[str, Any]:
         InputError: An unknown key, or a value of another type.
     """
     if not isinstance(job, dict):
-        raise InputError(f"{where} is no table", JOB_EXAMPLE)
+        raise InputError(f"{where} is not a table", JOB_EXAMPLE)
     for key, value in job.items():
         if key not in KEYS:
             raise InputError(
@@ -183,7 +183,7 @@ def _suggest_key(key: str, value: Any) -> str:
     """Suggest what an unknown key probably means; empty if nothing is near."""
     setting = "" if key.lower() in OTHER_NAMES else _find_setting(key, value)
     if setting:
-        return f'a setting belongs into set: `set = "{setting}"`; '
+        return f'settings go into `set`: `set = "{setting}"`; '
     near = OTHER_NAMES.get(key.lower()) or toml_files.nearest(key, KEYS)
     return f"did you mean `{near} = {KEYS[near][1]}`? " if near else ""
 

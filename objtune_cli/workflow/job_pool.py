@@ -75,7 +75,7 @@ class JobProcess:
         try:
             document: dict[str, Any] = json.loads(said)
         except ValueError:  # killed, or a bug
-            document = {"error": {"message": f"ended without a word; see {self.log}"}}
+            document = {"error": {"message": f"ended without output; see {self.log}"}}
         if code:
             result.code, result.state = code, "stopped" if code >= 128 else "failed"
             result.message = document.get("error", {}).get("message", f"see {self.log}")
@@ -120,7 +120,7 @@ def run(
             waiting.remove(job)
             active.append(JobProcess(job, project, environment))
         time.sleep(0.05)
-    return [ended.get(job.label) or JobResult(job.label, code=128 + passed, message="not begun") for job in jobs]
+    return [ended.get(job.label) or JobResult(job.label, code=128 + passed, message="not started") for job in jobs]
 
 
 def _next_job(waiting: list[Job], active: list[JobProcess], known: set[str]) -> Job | None:

@@ -132,7 +132,7 @@ class LoggerOption:
 
 
 LOGGERS: dict[str, LoggerOption] = {
-    "events": LoggerOption("FILE", "Append progress there, one JSON object a line.", JsonLinesLogger),
+    "events": LoggerOption("FILE", "Append progress to FILE, one JSON object per line.", JsonLinesLogger),
 }
 """Every metric logger by the name of its option: `events` is `--events FILE`."""
 

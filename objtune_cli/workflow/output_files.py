@@ -114,9 +114,7 @@ def _check_distinct(files: Sequence[OutputFile]) -> None:
     for file in files:
         key = os.path.realpath(file.path).casefold()
         if key in seen:
-            raise UsageError(
-                f"two files would be {file.path}", "export them one by one, each with an `--out` of its own"
-            )
+            raise UsageError(f"two files would be {file.path}", "export them one by one, each with its own `--out`")
         seen[key] = file.path
 
 

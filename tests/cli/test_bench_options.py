@@ -136,7 +136,7 @@ def fails(done: Any, code: int, *words: str) -> None:
         (["evaluate"], "Missing argument 'ref'"),
         (["evaluate", "a/b/c"], "is not a ref"),
         (["evaluate", "rex", "-n", "0"], "-n is 0"),
-        (["evaluate", "rex", "--scene", "at night"], "--scene belongs to --clip and --dino"),
+        (["evaluate", "rex", "--scene", "at night"], "--scene needs --clip or --dino"),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else "",
 )

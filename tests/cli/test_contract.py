@@ -103,14 +103,14 @@ USAGE = [
     ),
     (["segment", "toy.png", "--class", "dog", "--precision", "fp8"], "fp8"),
     (["train", "--steps", "many"], "--steps is 'many'"),
-    (["train"], "nothing was given"),
-    (["init-embedding", "-"], "nothing was given"),
+    (["train"], "there is no ref"),
+    (["init-embedding", "-"], "there is no ref"),
     (["train", "rex", "--class", "dog"], "belong to a photo"),
     (["train", "toy.png", "more.png", "--class", "dog"], "toy.png has no class"),
     (["train", "toy.png", "--class", "dog", "more.png"], "more.png has no class"),
     (["train", "--class", "dog", "toy.png", "more.png", "-c", "mug"], "--class before the first photo"),
     (["train", "toy.png", "-c", "dog", "toy.png", "--class=dog"], "two photos would give an object the name dog"),
-    (["train", "toy.png", "-c", "dog", "mask/x", "-c", "mug"], "mask/x is no photo"),
+    (["train", "toy.png", "-c", "dog", "mask/x", "-c", "mug"], "mask/x is not a photo"),
     (
         ["train", "toy.png", "-c", "dog", "more.png", "-c", "mug", "--box", "cup=0,0,9,9"],
         "--box cup=0,0,9,9 is for cup",
@@ -245,7 +245,7 @@ def test_verify_notices_a_changed_input(cli: Cli, project: Path) -> None:
     mask = store.create(Record("mask", "rex", {"rex": "dog"}, {}, {}, {}), {"mask": np.ones(9, np.uint8)})
     inputs = {"mask": {"ref": str(mask), "sha256": store.compute_sha256(mask)}}
     store.create(Record("embedding", "rex", {"rex": "dog"}, inputs, {}, {}), {})
-    assert cli("verify").err == "2 artifacts, all sound\n"
+    assert cli("verify").err == "2 artifacts, all intact\n"
     damage(store.path(mask), -1)
     fails(
         cli("verify"),

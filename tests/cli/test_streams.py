@@ -88,7 +88,7 @@ def test_closed_streams(forked: Forked, one_mask: Path) -> None:  # noqa: F811
     assert forked("list", out=CLOSED, err=CLOSED, given=CLOSED).code == 0
     assert forked("list", err=CLOSED) == Ended(0, "mask/x@1\tdog\t\t\n", "")
     done = forked("show -", given=CLOSED)
-    assert done.code == 2 and "nothing was given to work on" in done.err
+    assert done.code == 2 and "there is no ref" in done.err
 
 
 @pytest.mark.parametrize("line", ["list", "list --json", "--help", "--version", "show x", "bases"])

@@ -195,7 +195,7 @@ def test_a_section_must_be_a_section(value: str, settings: Make) -> None:
             Generate,
             "[generate]\nseed = -1",
             "seed in objtune.toml is -1",
-            "0 to 18446744073709551615; no seed is drawn at random here, so that the same command makes the same again",
+            "0 to 18446744073709551615; seeds are never random, so that the same command gives the same result",
         ),
         (
             Generate,

@@ -231,7 +231,7 @@ def test_prompts_come_from_stdin_one_a_line(trained):
     asked = [Store.at(Path()).read_record(ref).config["prompt"] for ref in Store.at(Path()).list("scene")]
     assert asked == ["<dog> at night", "a <dog>", "<dog> in the snow"]
     none = trained("generate", "-", stdin="\n")
-    assert (none.code, none.out) == (2, "") and "error: no prompt was given" in none.err
+    assert (none.code, none.out) == (2, "") and "error: there is no prompt" in none.err
 
 
 def test_pictures_that_are_gone_are_decoded_again(trained):

@@ -103,7 +103,7 @@ def test_former_keys_are_read_with_one_note(tmp_path):
         ("", "lists no jobs"),
         ("[[job", "is not valid TOML"),
         ("job = 3", "lists no jobs"),
-        ("job = [3]", "job 1 of .* is no table"),
+        ("job = [3]", "job 1 of .* is not a table"),
         ("jobs = []", "unknown key jobs"),
         ("[[job]]\nphoto = 'a'", "job 1 of .* has no class"),
         ("[[job]]\nclass = 'dog'", "job 1 of .* has no photo"),
@@ -121,7 +121,7 @@ def test_former_keys_are_read_with_one_note(tmp_path):
             "[[job]]\nphoto = 'a'\nclass = 'dog'\nseed = 18446744073709551616",
             "seed in job 1 of .* is 18446744073709551616",
         ),
-        ("defaults = 3", r"\[defaults\] of .* is no table"),
+        ("defaults = 3", r"\[defaults\] of .* is not a table"),
     ],
 )
 def test_a_wrong_jobs_file_is_3(text, words, tmp_path):
@@ -315,7 +315,7 @@ def test_a_busy_job_is_tried_again_and_a_bug_is_named(project, monkeypatch, tmp_
         ("dies", "stopped", 137),
         ("late", "unfinished", 0),
     ]
-    assert "ended without a word" in found[1].message and found[2].message == "stopped at step 1"
+    assert "ended without output" in found[1].message and found[2].message == "stopped at step 1"
 
 
 @pytest.mark.timeout(300)

@@ -19,18 +19,18 @@ def compose(
         list[str] | None,
         typer.Option(
             metavar="NAME=PLACE",
-            help="left, right, center, top, bottom, top-left, … or x0,y0,x1,y1 in fractions; once for each mention.",
+            help="Place of an object: left, right, center, top, bottom, top-left, … or x0,y0,x1,y1 in fractions.",
         ),
     ] = None,
-    layout: Annotated[Path | None, typer.Option(metavar="FILE", help="The same from a TOML file.")] = None,
+    layout: Annotated[Path | None, typer.Option(metavar="FILE", help="Read the places from a TOML file.")] = None,
     retries: Annotated[
         int | None,
         typer.Option(
-            help="Other seeds for a picture in which an object is missing or mixed.",
+            help="Number of new seeds if an object is missing or mixed.",
             show_default=str(Compose().max_retries),
         ),
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit 9 where no seed worked.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with code 9 if no seed works.")] = False,
     out: Out = None,
     **sampling: Any,
 ) -> CommandResult:

@@ -11,7 +11,7 @@ from objtune_cli.errors import ResourceError
 
 def doctor(
     run: CommandRun,
-    quick: Annotated[bool, typer.Option("--quick", help="Leave out what only torch knows: devices.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Skip the check of devices, which loads torch.")] = False,
 ) -> CommandResult:
     from objtune_cli import doctor as health
 

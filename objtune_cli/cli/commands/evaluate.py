@@ -24,25 +24,29 @@ def evaluate(
     ],
     name: Annotated[
         str | None,
-        typer.Option("--name", metavar="NAME", help="Which one, of several in one adapter.", show_default=False),
+        typer.Option(
+            "--name", metavar="NAME", help="Name of the object, if the adapter has several.", show_default=False
+        ),
     ] = None,
     clip: Annotated[
         str | None,
         typer.Option(
-            metavar="MODEL", help="CLIP for photographs: name or folder.", show_default="openai/clip-vit-base-patch32"
+            metavar="MODEL",
+            help="CLIP model for photographs: hub id or folder.",
+            show_default="openai/clip-vit-base-patch32",
         ),
     ] = None,
     dino: Annotated[
         str | None,
         typer.Option(
-            metavar="MODEL", help="DINO for photographs: name or folder.", show_default="facebook/dino-vits16"
+            metavar="MODEL", help="DINO model for photographs: hub id or folder.", show_default="facebook/dino-vits16"
         ),
     ] = None,
     scene: Annotated[
         list[str] | None,
-        typer.Option(metavar="WORDS", help='Where it is drawn, for example "on the beach"; repeat for more.'),
+        typer.Option(metavar="WORDS", help='Scene to generate, for example "on the beach"; repeat for more.'),
     ] = None,
-    n: Annotated[int, typer.Option("-n", help="Pictures of each scene.")] = 2,
+    n: Annotated[int, typer.Option("-n", help="Images per scene.")] = 2,
     seed: Annotated[
         int | None, typer.Option(help=f"Seed of the calibration, {SEEDS}.", show_default=str(Bench().seed))
     ] = None,
@@ -58,8 +62,8 @@ def evaluate(
         if ctx.base.toybox_dial and not (clip or dino):
             require(
                 not scene,
-                "--scene belongs to --clip and --dino",
-                "the toybox's own evaluator asks for every background of its world",
+                "--scene needs --clip or --dino",
+                "the toybox's evaluator uses every background of its world",
             )
             found = stage.score_on_toybox(ctx, subject, find_dial(ctx), n, config.seed)
         else:

@@ -20,10 +20,10 @@ def export(
         list[str] | None,
         typer.Argument(help="Trained objects, or - to read refs from stdin.", autocompletion=completion.adapter_ref),
     ] = None,
-    format_: Annotated[str, typer.Option("--format", help="diffusers, kohya, embedding, bundle or hub.")] = "",
+    format_: Annotated[str, typer.Option("--format", help="Format: diffusers, kohya, embedding, bundle or hub.")] = "",
     out: Annotated[
         Path,
-        typer.Option("--out", metavar="DIR", help="Folder to write into, or the name of a single .safetensors file."),
+        typer.Option("--out", metavar="DIR", help="Output folder, or the name of a single .safetensors file."),
     ] = Path(),
     dtype: Annotated[
         Literal["fp32", "fp16", "bf16"],
@@ -34,7 +34,7 @@ def export(
         typer.Option(
             "--trigger",
             metavar="WORD",
-            help="The object's word in A1111, Forge and ComfyUI, which is the name of its embedding file; dog=WORD for one of several.",
+            help="Word for the object in A1111, Forge and ComfyUI, and name of its embedding file; dog=WORD for one of several.",
             show_default="dog-objtune for dog",
         ),
     ] = None,
@@ -47,7 +47,7 @@ def export(
             "--push", metavar="OWNER/NAME", help="Upload all formats and a model card to this hub repository."
         ),
     ] = "",
-    public: Annotated[bool, typer.Option("--public", help="A new repository may be seen by everyone.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
 ) -> CommandResult:
     from objtune_cli.interchange import export as stage
     from objtune_cli.interchange import model_card
@@ -56,14 +56,14 @@ def export(
     store = run.project().store
     found = [store.find(text, ("adapter",)) for text in read_refs(ref)]
     require(
-        not push or format_ in ("", "hub"), f"--push uploads all formats, not {format_} alone", "leave --format away"
+        not push or format_ in ("", "hub"), f"--push uploads all formats, not {format_} alone", "leave --format out"
     )
-    require(push or not public, "--public is said of a repository", "add `--push OWNER/NAME`")
+    require(push or not public, "--public needs --push", "add `--push OWNER/NAME`")
     format_ = format_ or ("hub" if push else "diffusers")
     require(
         len(found) == 1 or format_ not in ("diffusers", "hub"),
-        "files of diffusers all have the same name",
-        "export them one by one, each with an `--out` of its own",
+        "diffusers files of several objects would have the same name",
+        "export them one by one, each with its own `--out`",
     )
     words = _words_by_ref(store, found, trigger or [])
     planned = [
@@ -106,6 +106,6 @@ def _check_alone(folder: Path, planned: list[Path]) -> None:
     others = sorted(path for path in folder.rglob("*") if not path.is_dir() and path not in planned)
     require(
         not others,
-        f"--push uploads a whole folder, and {others[0] if others else ''} is in it too",
-        "give an empty one with `--out DIR`",
+        f"--push uploads the whole folder, which also has {others[0] if others else ''}",
+        "give an empty folder with `--out DIR`",
     )

@@ -13,17 +13,24 @@ def fetch(
     run: CommandRun,
     base: Annotated[
         str | None,
-        typer.Option("--base", metavar="BASE", help="sd15, sd21, sdxl, sd3, sd35, or a hub id.", show_default=False),
+        typer.Option(
+            "--base", metavar="BASE", help="Base model: sd15, sd21, sdxl, sd3, sd35, or a hub id.", show_default=False
+        ),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", metavar="ID", help="A CLIP or DINO instead: facebook/dino-vits16.", show_default=False),
+        typer.Option(
+            "--model",
+            metavar="ID",
+            help="Download a CLIP or DINO model instead, for example facebook/dino-vits16.",
+            show_default=False,
+        ),
     ] = None,
 ) -> CommandResult:
     from objtune_cli.config.sections import Common
     from objtune_cli.interchange import hub as stage
 
-    require(not (base and model), "--base and --model are one thing each", "bring them one after the other")
+    require(not (base and model), "--base and --model cannot be combined", "fetch them one after the other")
     name = run.settings(run.project()).resolve(Common, base=base).base
     run.stop.install()
     found = (

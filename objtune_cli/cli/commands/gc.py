@@ -13,8 +13,10 @@ AGE = "14d"
 
 def gc(
     run: CommandRun,
-    older_than: Annotated[str, typer.Option("--older-than", metavar="AGE", help="Only what is older: 14d, 36h.")] = AGE,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and delete nothing.")] = False,
+    older_than: Annotated[
+        str, typer.Option("--older-than", metavar="AGE", help="Delete only what is older: 14d, 36h.")
+    ] = AGE,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be deleted, and delete nothing.")] = False,
 ) -> CommandResult:
     from objtune_cli.store import garbage, removal
 

@@ -25,7 +25,7 @@ def generate(
         typer.Option(
             "--adapter",
             metavar="REF",
-            help="Take all objects from this adapter, a merged one for example.",
+            help="Take all objects from this adapter, for example a merged one.",
             autocompletion=completion.adapter_ref,
         ),
     ] = None,
@@ -37,7 +37,7 @@ def generate(
     prompts = read_prompts(prompt)
     if len(prompt) > 2 and not any(" " in text or text == "-" for text in prompt):
         run.report.note(
-            f'these are {len(prompt)} prompts of one word each; one prompt stands in quotes: "{" ".join(prompt)}"'
+            f'these are {len(prompt)} prompts of one word each; put one prompt in quotes: "{" ".join(prompt)}"'
         )
     ctx = run.context(create=False)
     config = resolve_sampling(ctx, sampling)

@@ -20,9 +20,9 @@ def import_(
             help="A LoRA, an embedding, or both of one object: .safetensors files, or a folder that diffusers or peft wrote.",
         ),
     ],
-    class_: Annotated[str, typer.Option("--class", metavar="WORD", help="What the object is: dog.")] = "",
+    class_: Annotated[str, typer.Option("--class", metavar="WORD", help="Class of the object, for example dog.")] = "",
     name: Annotated[
-        str, typer.Option("--name", metavar="NAME", help="What to call it.", show_default="the class word")
+        str, typer.Option("--name", metavar="NAME", help="Name of the object.", show_default="the class word")
     ] = "",
     trigger: Annotated[
         str,
@@ -35,7 +35,7 @@ def import_(
     ] = "",
     allow_pickle: Annotated[
         bool,
-        typer.Option("--allow-pickle", help="Read the tensors of .pt and .bin files too, in a process of their own."),
+        typer.Option("--allow-pickle", help="Also read .pt and .bin files, in a sandboxed process."),
     ] = False,
 ) -> CommandResult:
     from objtune_cli.interchange import import_ as imported

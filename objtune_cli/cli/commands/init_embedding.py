@@ -18,9 +18,11 @@ def init_embedding(
     ] = None,
     init: Annotated[
         Literal["auto", "prototype", "class", "random"] | None,
-        typer.Option(help="Where the token starts.", show_default="auto"),
+        typer.Option(help="Initial vectors of the token.", show_default="auto"),
     ] = None,
-    vectors: Annotated[int | None, typer.Option(help="Learned vectors.", show_default=str(Embed().num_vectors))] = None,
+    vectors: Annotated[
+        int | None, typer.Option(help="Number of learned vectors.", show_default=str(Embed().num_vectors))
+    ] = None,
 ) -> CommandResult:
     from objtune_cli.embedding import stage
 

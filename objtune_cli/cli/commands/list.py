@@ -29,7 +29,7 @@ def list_(
     left = unfinished_runs.list_unfinished(store) if kind in (None, "adapter") else []
     for each in left:
         run.report.note(
-            f"unfinished: adapter/{each['adapter']} at step {each['step']} of {each['total']}; its command goes on with it, `objtune gc` deletes it when it is {AGE} old"
+            f"unfinished: adapter/{each['adapter']} at step {each['step']} of {each['total']}; its command resumes it, and `objtune gc` deletes it after {AGE}"
         )
     listed = [{"ref": str(r.ref), "class": r.class_word, "base": r.base.get("id", "")} for r in found]
     return CommandResult(

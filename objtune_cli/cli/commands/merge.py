@@ -20,12 +20,12 @@ def merge(
         list[str] | None,
         typer.Argument(
             metavar="REF[=WEIGHT]…",
-            help="Trained objects, or one with a weight and a new --name; - for stdin; a weight is 1 unless it is given.",
+            help="Trained objects with weights, which are 1 by default; - for stdin.",
             autocompletion=completion.adapter_ref,
         ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option("--name", metavar="NAME", help="Of the new adapter.", show_default="their names")
+        str | None, typer.Option("--name", metavar="NAME", help="Name of the new adapter.", show_default="their names")
     ] = None,
     method: Annotated[
         Literal["linear", "ties", "dare", "dare-ties", "sum"] | None,
@@ -43,7 +43,9 @@ def merge(
     ] = None,
     density: Annotated[
         float | None,
-        typer.Option(help="Share of each one's weights that TIES and DARE keep.", show_default=str(Merge().density)),
+        typer.Option(
+            help="Share of each adapter's weights that TIES and DARE keep.", show_default=str(Merge().density)
+        ),
     ] = None,
 ) -> CommandResult:
     from objtune_cli.interchange import merge as stage

@@ -10,12 +10,12 @@ from objtune_cli.cli.runner import CommandResult, CommandRun, require
 
 def mv(
     run: CommandRun,
-    old: Annotated[str, typer.Argument(help="An object's name.", autocompletion=completion.object_name)],
-    new: Annotated[str, typer.Argument(help="What to call it.")],
+    old: Annotated[str, typer.Argument(help="Name of the object.", autocompletion=completion.object_name)],
+    new: Annotated[str, typer.Argument(help="New name.")],
 ) -> CommandResult:
     from objtune_cli.store import refs, removal
 
-    require(old != new, f"{old} is called that already", "give another name")
+    require(old != new, f"{old} already has that name", "give another name")
     require(
         "/" not in old + new and "@" not in old + new,
         f"{old} and {new} are not both names",

@@ -15,7 +15,9 @@ def rm(
         list[str] | None,
         typer.Argument(help="Artifacts, or - to read refs from stdin.", autocompletion=completion.any_ref),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Even if others were made from it.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Delete it even if other artifacts were made from it.")
+    ] = False,
 ) -> CommandResult:
     from objtune_cli.store import removal
 

@@ -16,7 +16,7 @@ def run_(
     jobs: Annotated[
         int,
         typer.Option(
-            "--jobs", "-j", min=1, max=64, metavar="N", help="Photos at a time, each in a process of its own."
+            "--jobs", "-j", min=1, max=64, metavar="N", help="Number of parallel jobs, each in its own process."
         ),
     ] = 1,
 ) -> CommandResult:
@@ -37,6 +37,6 @@ def run_(
     code = job_pool.exit_code(results)
     if code:
         run.report.note(
-            f"{sum(bool(r.code) for r in results)} of {len(results)} jobs failed; the same command does only what is left"
+            f"{sum(bool(r.code) for r in results)} of {len(results)} jobs failed; the same command runs only the rest"
         )
     return CommandResult(printed="nothing", images=images, extra={"jobs": [asdict(r) for r in results]}, code=code)

@@ -15,7 +15,7 @@ from objtune_cli.config.sections import Segment
 @with_options(PHOTO, before="segmenter")
 def segment(
     run: CommandRun,
-    photo: Annotated[Path, typer.Argument(help="The photo.")],
+    photo: Annotated[Path, typer.Argument(help="Photo.")],
     segmenter: SegmenterName = None,
     sam_checkpoint: SamFile = None,
     **objects: Any,

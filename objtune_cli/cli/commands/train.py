@@ -28,18 +28,22 @@ def train(
         list[str] | None,
         typer.Argument(
             metavar="PHOTO… | REF…",
-            help="A photo, or several with the options of each behind it; or masks or embeddings (- for stdin).",
+            help="Photos, each followed by its options; or masks or embeddings (- for stdin).",
             autocompletion=completion.trainable_ref,
         ),
     ] = None,
     steps: Annotated[
         str | None,
-        typer.Option(metavar="N", help="Optimizer steps; auto: until its loss stops falling.", show_default="auto"),
+        typer.Option(
+            metavar="N", help="Number of optimizer steps; auto: until the loss stops falling.", show_default="auto"
+        ),
     ] = None,
     seed: Annotated[
         int | None, typer.Option(help=f"Random seed, {SEEDS}; -1 is refused.", show_default=str(Train().seed))
     ] = None,
-    preview: Annotated[bool, typer.Option("--preview/--no-preview", help="Draw a sheet of samples at the end.")] = True,
+    preview: Annotated[
+        bool, typer.Option("--preview/--no-preview", help="Generate a grid of samples at the end.")
+    ] = True,
     no_scores: Annotated[
         bool,
         typer.Option(
@@ -47,18 +51,18 @@ def train(
         ),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Take a few steps on noise, say what a run needs, and write nothing.")
+        bool, typer.Option("--dry-run", help="Measure the memory and time of a run on noise, and write nothing.")
     ] = False,
     max_time: Annotated[
         str | None,
-        typer.Option("--max-time", metavar="TIME", help="Save and stop after 45m, 2h, …; the same command goes on."),
+        typer.Option("--max-time", metavar="TIME", help="Save and stop after 45m, 2h, …; the same command resumes."),
     ] = None,
     num_processes: Annotated[
         int | None,
         typer.Option(
             "--num-processes",
             metavar="N",
-            help="Share the work among N processes: one for each GPU.",
+            help="Number of processes: one for each GPU.",
             show_default=False,
         ),
     ] = None,
@@ -120,7 +124,7 @@ def _dry_run(run: CommandRun, steps: int | None, seed: int | None, objects: int)
         console.print_table(("what", "value"), [(key, str(value)) for key, value in needs.items()])
     savings = dry_run.suggest_savings(needs, config)
     if savings:
-        run.report.note(f"that is more than the device has: {savings}")
+        run.report.note(f"the device has less memory than that: {savings}")
     return CommandResult(printed="nothing", extra={"finished": False, "message": "dry run", "dry_run": needs})
 
 

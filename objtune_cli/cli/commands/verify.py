@@ -38,7 +38,7 @@ def verify(run: CommandRun) -> CommandResult:
         )
     bare = sum(not record.digest for record in records)
     run.report.note(
-        f"{len(every)} artifacts, all sound"
+        f"{len(every)} artifacts, all intact"
         + (f" ({bare} of schema 1, checked where another was made from them)" if bare else "")
     )
     return CommandResult(printed="nothing", extra={"artifacts": len(every), "without_digest": bare})
@@ -56,5 +56,5 @@ def _check_input(store: "Store", ref: "Ref", source: str, digest: str, found: "d
     if have and have != digest:
         raise DamagedError(
             f"{store.path(wanted)} is not the file that {ref} was made from",
-            f"restore it from a copy, or make {ref} again",
+            f"restore it from a backup, or make {ref} again",
         )
