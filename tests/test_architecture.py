@@ -227,14 +227,11 @@ def test_module_says_what_it_is(path: Path) -> None:
 
 
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 320, 60
-LONG_FILES = {
-    "workflow/job_file.py": 355,
-}
+LONG_FILES: dict[str, int] = {}
 """Files that may be longer, and their limits, which only fall."""
 LONG_FUNCTIONS = {
     # A command's options are its parameters.
     "cli/commands/export.py:export": 64,
-    "cli/commands/train.py:train": 70,
     "generation/sampling.py:sample": 76,
     "models/loading.py:_loaded": 63,
     "toybox/recipe/denoiser.py:train": 65,

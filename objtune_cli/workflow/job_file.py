@@ -1,39 +1,21 @@
 """The jobs file of `run`: many photos, each a `train` and what is drawn with it."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from objtune_cli import paths, renamed_settings
 from objtune_cli.config import toml_files
-from objtune_cli.config.sections import MAX_SEED, SECTIONS, SEEDS, Common
+from objtune_cli.config.sections import SECTIONS, Common
 from objtune_cli.errors import InputError, MissingError, ObjtuneError
 from objtune_cli.store import refs
 from objtune_cli.store.store import Store
 from objtune_cli.workflow import class_words as classes
 from objtune_cli.workflow import prompt_text
+from objtune_cli.workflow.job_keys import JOB_EXAMPLE, KEYS, PER_OBJECT, check_job, rename_keys
 
-_TEXT, _TEXTS, _NUMBER, _PLACE, _SETTINGS = "text", "texts", "number", "place", "settings"
-KEYS: dict[str, tuple[str, str]] = {
-    "photo": (_TEXT, '"photos/rex.jpg"'), "class": (_TEXTS, '"dog"'), "name": (_TEXTS, '"rex"'), "mask": (_TEXTS, '"rex.png"'),
-    "box": (_PLACE, '"110,240,530,530"'), "point": (_PLACE, '"320,240"'), "negative_point": (_PLACE, '"20,40"'), "refine_mask": (_TEXTS, '"rex.png"'),
-    "select": (_TEXT, '"largest"'), "prompts": (_TEXTS, '"a photo of <rex> on the beach"'), "n": (_NUMBER, "4"), "seed": (_NUMBER, "0"), "base": (_TEXT, '"sd15"'),
-    "device": (_TEXT, '"cuda:0"'), "precision": (_TEXT, '"bf16"'), "set": (_SETTINGS, '"train.max_steps=20"'), "max_time": (_TEXT, '"45m"'),
-}  # fmt: skip
-"""What a job may say, and what `[defaults]` may say for all of them: the kind of value, and an example."""
-KINDS = {
-    _TEXT: "a text", _TEXTS: "a text, or a list of texts", _NUMBER: "a whole number", _PLACE: "a text, or numbers",
-    _SETTINGS: "a text, a list of texts, or a table",
-}  # fmt: skip
-OTHER_NAMES = {
-    "image": "photo", "picture": "photo", "file": "photo", "path": "photo", "input": "photo", "prompt": "prompts", "count": "n", "bbox": "box",
-    "category": "class", "label": "class", "model": "base", "settings": "set", "options": "set", "config": "set",
-}  # fmt: skip
-"""What people write for a key."""
-FORMER_KEYS = {"not_point": "negative_point", "rough": "refine_mask", "which": "select"}
-"""Former keys, accepted with a note, to those of today."""
 _PHOTO_OPTIONS = {
     "class": "--class",
     "name": "--name",
@@ -45,9 +27,6 @@ _PHOTO_OPTIONS = {
     "select": "--select",
 }
 _MODEL_OPTIONS = {"base": "--base", "device": "--device", "precision": "--precision", "set": "--set"}
-_PER_OBJECT = ("mask", "box", "point", "negative_point", "refine_mask")
-"""Keys whose value may be a table from an object's name to its own value."""
-JOB_EXAMPLE = 'for example `[[job]]`, below it `photo = "rex.jpg"` and `class = "dog"`'
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +52,14 @@ def read_jobs(file: Path, note: Callable[[str], None] = lambda text: None) -> li
         InputError: No readable jobs file; the message says what stands where.
     """
     table = _read_table(file)
-    _rename_keys(table, file, note)
-    jobs, defaults = table.get("job"), _check_job(table.get("defaults", {}), f"[defaults] of {file}")
+    rename_keys(table, file, note)
+    jobs, defaults = table.get("job"), check_job(table.get("defaults", {}), f"[defaults] of {file}")
     if isinstance(jobs, dict):
         raise InputError(f"job in {file} is a single table", "write `[[job]]` with two brackets above each photo")
     if not isinstance(jobs, list) or not jobs:
         raise InputError(f"{file} lists no jobs", JOB_EXAMPLE)
     built = [
-        _build_job(defaults | _check_job(job, f"job {i} of {file}"), f"job {i} of {file}", file.parent)
+        _build_job(defaults | check_job(job, f"job {i} of {file}"), f"job {i} of {file}", file.parent)
         for i, job in enumerate(jobs, 1)
     ]
     names = [name for job in built for name in job.names]
@@ -105,23 +84,6 @@ def _read_table(file: Path) -> dict[str, Any]:
             (f"did you mean `{form}`? " if form else "") + "known keys: defaults, job",
         )
     return table
-
-
-def _rename_keys(table: dict[str, Any], file: Path, note: Callable[[str], None]) -> None:
-    """Give former keys of all jobs their names of today, with one note for each former key.
-
-    Raises:
-        InputError: A job has both names of a key.
-    """
-    jobs = table["job"] if isinstance(table.get("job"), list) else []
-    for former, today in FORMER_KEYS.items():
-        owners = [job for job in [table.get("defaults"), *jobs] if isinstance(job, dict) and former in job]
-        for job in owners:
-            if today in job:
-                raise InputError(f"a job of {file} has {former} and {today}", f"keep {today} alone")
-            job[today] = job.pop(former)
-        if owners:
-            note(f"the key {former} is now {today} ({file.name})")
 
 
 def check_prompts(jobs: Sequence[Job], store: Store) -> None:
@@ -163,106 +125,6 @@ def _trained_names(words: list[str]) -> list[str]:
     ]
 
 
-def _check_job(job: Any, where: str) -> dict[str, Any]:
-    """A job's table with texts, numbers of places and settings as lists of texts.
-
-    Raises:
-        InputError: An unknown key, or a value of another type.
-    """
-    if not isinstance(job, dict):
-        raise InputError(f"{where} is not a table", JOB_EXAMPLE)
-    for key, value in job.items():
-        if key not in KEYS:
-            raise InputError(
-                f"unknown key {key} in {where}", f"{_suggest_key(key, value)}known keys: {', '.join(sorted(KEYS))}"
-            )
-    return {key: _parse_value(key, value, where) for key, value in job.items()}
-
-
-def _suggest_key(key: str, value: Any) -> str:
-    """Suggest what an unknown key probably means; empty if nothing is near."""
-    setting = "" if key.lower() in OTHER_NAMES else _find_setting(key, value)
-    if setting:
-        return f'settings go into `set`: `set = "{setting}"`; '
-    near = OTHER_NAMES.get(key.lower()) or toml_files.nearest(key, KEYS)
-    return f"did you mean `{near} = {KEYS[near][1]}`? " if near else ""
-
-
-def _find_setting(key: str, value: Any) -> str:
-    """The setting `section.key=value` that a job's key names, or a table of one section; empty if there is none."""
-    name, owners = key.replace("-", "_"), ["train", *SECTIONS]
-    if isinstance(value, dict) and name.replace("_", "-") in SECTIONS and value:
-        owners = [name.replace("_", "-")]
-        name, value = next(iter(value.items()))
-    known = {f"{section}.{f.name}" for section, kind in SECTIONS.items() for f in fields(kind)}
-    keys = (renamed_settings.today(f"{section}.{name}") for section in owners)
-    found = next((each for each in keys if each in known), "")
-    return f"{found}={_setting_text(value)}" if found else ""
-
-
-def _parse_value(key: str, value: Any, where: str) -> Any:
-    kind, example = KEYS[key]
-    found: list[str] | None = None
-    if key == "box":
-        value = (
-            {name: _join_numbers(each) for name, each in value.items()}
-            if isinstance(value, dict)
-            else _join_numbers(value)
-        )
-    if kind == _NUMBER:
-        if key == "seed" and type(value) is int and not 0 <= value <= MAX_SEED:
-            raise InputError(f"{key} in {where} is {value}", f"a whole number, {SEEDS}")
-        if type(value) is int:
-            return value
-    elif kind == _TEXT:
-        if isinstance(value, str):
-            return value
-    elif kind == _SETTINGS and isinstance(value, dict):
-        found = [f"{name}={_setting_text(each)}" for name, each in _flatten_settings(value)]
-    elif key in _PER_OBJECT and isinstance(value, dict):
-        found = [f"{name}={text}" for name, each in value.items() for text in _parse_texts(kind, each) or [""]]
-        found = found if all(text.partition("=")[2] for text in found) else None
-    else:
-        found = _parse_texts(kind, value)
-    if not found:
-        raise InputError(f"{key} in {where} is {value!r}", f"{KINDS[kind]} is needed: `{key} = {example}`")
-    return found
-
-
-def _parse_texts(kind: str, value: Any) -> list[str] | None:
-    """A value as texts, the numbers of a place with commas; None where it is of another type."""
-    if isinstance(value, str):
-        return [value]
-    if not isinstance(value, list):
-        return None
-    if kind == _PLACE and value and all(type(v) in (int, float) for v in value):
-        return [",".join(map(_setting_text, value))]
-    each = [
-        _parse_texts(kind, v) if kind == _PLACE and isinstance(v, list) else [v] if isinstance(v, str) else None
-        for v in value
-    ]
-    return None if None in each else [text for texts in each for text in texts or []]
-
-
-def _join_numbers(value: Any) -> Any:
-    """Two corners of a box as its four numbers; anything else as it is."""
-    is_pair = isinstance(value, list) and len(value) == 2 and all(isinstance(v, list) and len(v) == 2 for v in value)
-    return [*value[0], *value[1]] if is_pair else value
-
-
-def _flatten_settings(table: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of nested tables under their dotted keys."""
-    for key, value in table.items():
-        if isinstance(value, dict):
-            yield from _flatten_settings(value, f"{before}{key}.")
-        else:
-            yield f"{before}{key}", value
-
-
-def _setting_text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def _build_job(job: dict[str, Any], where: str, folder: Path) -> Job:
     for key in ("photo", "class"):
         if key not in job:
@@ -299,7 +161,7 @@ def _check_owners(job: dict[str, Any], owners: set[str], names: list[str], where
     Raises:
         InputError: Shows the form.
     """
-    for key, text in [(each, text) for each in _PER_OBJECT for text in job.get(each, [])]:
+    for key, text in [(each, text) for each in PER_OBJECT for text in job.get(each, [])]:
         owner, equals, _ = text.partition("=")
         if not equals or owner.strip() not in owners:
             example = KEYS[key][1]

@@ -16,6 +16,22 @@ if TYPE_CHECKING:
     from objtune_cli.workflow.context import StageContext
 
 
+ClipModel = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="CLIP model for photographs: hub id or folder.",
+        show_default="openai/clip-vit-base-patch32",
+    ),
+]
+DinoModel = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL", help="DINO model for photographs: hub id or folder.", show_default="facebook/dino-vits16"
+    ),
+]
+
+
 def evaluate(
     run: CommandRun,
     ref: Annotated[
@@ -28,20 +44,8 @@ def evaluate(
             "--name", metavar="NAME", help="Name of the object, if the adapter has several.", show_default=False
         ),
     ] = None,
-    clip: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL",
-            help="CLIP model for photographs: hub id or folder.",
-            show_default="openai/clip-vit-base-patch32",
-        ),
-    ] = None,
-    dino: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL", help="DINO model for photographs: hub id or folder.", show_default="facebook/dino-vits16"
-        ),
-    ] = None,
+    clip: ClipModel = None,
+    dino: DinoModel = None,
     scene: Annotated[
         list[str] | None,
         typer.Option(metavar="WORDS", help='Scene to generate, for example "on the beach"; repeat for more.'),

@@ -21,6 +21,28 @@ if TYPE_CHECKING:
     from objtune_cli.workflow.context import StageContext, StageResult
 
 
+NoScores = Annotated[
+    bool,
+    typer.Option("--no-scores", help="Skip the adapter's self-evaluation at the end (train.self_evaluation=false)."),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Measure the memory and time of a run on noise, and write nothing.")
+]
+MaxTime = Annotated[
+    str | None,
+    typer.Option("--max-time", metavar="TIME", help="Save and stop after 45m, 2h, …; the same command resumes."),
+]
+NumProcesses = Annotated[
+    int | None,
+    typer.Option(
+        "--num-processes",
+        metavar="N",
+        help="Number of processes: one for each GPU.",
+        show_default=False,
+    ),
+]
+
+
 @with_options(PHOTO, before="steps")
 def train(
     run: CommandRun,
@@ -44,28 +66,10 @@ def train(
     preview: Annotated[
         bool, typer.Option("--preview/--no-preview", help="Generate a grid of samples at the end.")
     ] = True,
-    no_scores: Annotated[
-        bool,
-        typer.Option(
-            "--no-scores", help="Skip the adapter's self-evaluation at the end (train.self_evaluation=false)."
-        ),
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Measure the memory and time of a run on noise, and write nothing.")
-    ] = False,
-    max_time: Annotated[
-        str | None,
-        typer.Option("--max-time", metavar="TIME", help="Save and stop after 45m, 2h, …; the same command resumes."),
-    ] = None,
-    num_processes: Annotated[
-        int | None,
-        typer.Option(
-            "--num-processes",
-            metavar="N",
-            help="Number of processes: one for each GPU.",
-            show_default=False,
-        ),
-    ] = None,
+    no_scores: NoScores = False,
+    dry_run: DryRun = False,
+    max_time: MaxTime = None,
+    num_processes: NumProcesses = None,
     **objects: Any,
 ) -> CommandResult:
     if launcher.accelerate_cpu_single_process():

@@ -1,0 +1,151 @@
+"""The keys of a jobs file: their kinds of values, their former names, and hints where one is wrong."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from objtune_cli import renamed_settings
+from objtune_cli.config import toml_files
+from objtune_cli.config.sections import MAX_SEED, SECTIONS, SEEDS
+from objtune_cli.errors import InputError
+
+_TEXT, _TEXTS, _NUMBER, _PLACE, _SETTINGS = "text", "texts", "number", "place", "settings"
+KEYS: dict[str, tuple[str, str]] = {
+    "photo": (_TEXT, '"photos/rex.jpg"'), "class": (_TEXTS, '"dog"'), "name": (_TEXTS, '"rex"'), "mask": (_TEXTS, '"rex.png"'),
+    "box": (_PLACE, '"110,240,530,530"'), "point": (_PLACE, '"320,240"'), "negative_point": (_PLACE, '"20,40"'), "refine_mask": (_TEXTS, '"rex.png"'),
+    "select": (_TEXT, '"largest"'), "prompts": (_TEXTS, '"a photo of <rex> on the beach"'), "n": (_NUMBER, "4"), "seed": (_NUMBER, "0"), "base": (_TEXT, '"sd15"'),
+    "device": (_TEXT, '"cuda:0"'), "precision": (_TEXT, '"bf16"'), "set": (_SETTINGS, '"train.max_steps=20"'), "max_time": (_TEXT, '"45m"'),
+}  # fmt: skip
+"""What a job may say, and what `[defaults]` may say for all of them: the kind of value, and an example."""
+KINDS = {
+    _TEXT: "a text", _TEXTS: "a text, or a list of texts", _NUMBER: "a whole number", _PLACE: "a text, or numbers",
+    _SETTINGS: "a text, a list of texts, or a table",
+}  # fmt: skip
+OTHER_NAMES = {
+    "image": "photo", "picture": "photo", "file": "photo", "path": "photo", "input": "photo", "prompt": "prompts", "count": "n", "bbox": "box",
+    "category": "class", "label": "class", "model": "base", "settings": "set", "options": "set", "config": "set",
+}  # fmt: skip
+"""What people write for a key."""
+FORMER_KEYS = {"not_point": "negative_point", "rough": "refine_mask", "which": "select"}
+"""Former keys, accepted with a note, to those of today."""
+PER_OBJECT = ("mask", "box", "point", "negative_point", "refine_mask")
+"""Keys whose value may be a table from an object's name to its own value."""
+JOB_EXAMPLE = 'for example `[[job]]`, below it `photo = "rex.jpg"` and `class = "dog"`'
+
+
+def rename_keys(table: dict[str, Any], file: Path, note: Callable[[str], None]) -> None:
+    """Give former keys of all jobs their names of today, with one note for each former key.
+
+    Raises:
+        InputError: A job has both names of a key.
+    """
+    jobs = table["job"] if isinstance(table.get("job"), list) else []
+    for former, today in FORMER_KEYS.items():
+        owners = [job for job in [table.get("defaults"), *jobs] if isinstance(job, dict) and former in job]
+        for job in owners:
+            if today in job:
+                raise InputError(f"a job of {file} has {former} and {today}", f"keep {today} alone")
+            job[today] = job.pop(former)
+        if owners:
+            note(f"the key {former} is now {today} ({file.name})")
+
+
+def check_job(job: Any, where: str) -> dict[str, Any]:
+    """A job's table with texts, numbers of places and settings as lists of texts.
+
+    Raises:
+        InputError: An unknown key, or a value of another type.
+    """
+    if not isinstance(job, dict):
+        raise InputError(f"{where} is not a table", JOB_EXAMPLE)
+    for key, value in job.items():
+        if key not in KEYS:
+            raise InputError(
+                f"unknown key {key} in {where}", f"{_suggest_key(key, value)}known keys: {', '.join(sorted(KEYS))}"
+            )
+    return {key: _parse_value(key, value, where) for key, value in job.items()}
+
+
+def _suggest_key(key: str, value: Any) -> str:
+    """Suggest what an unknown key probably means; empty if nothing is near."""
+    setting = "" if key.lower() in OTHER_NAMES else _find_setting(key, value)
+    if setting:
+        return f'settings go into `set`: `set = "{setting}"`; '
+    near = OTHER_NAMES.get(key.lower()) or toml_files.nearest(key, KEYS)
+    return f"did you mean `{near} = {KEYS[near][1]}`? " if near else ""
+
+
+def _find_setting(key: str, value: Any) -> str:
+    """The setting `section.key=value` that a job's key names, or a table of one section; empty if there is none."""
+    name, owners = key.replace("-", "_"), ["train", *SECTIONS]
+    if isinstance(value, dict) and name.replace("_", "-") in SECTIONS and value:
+        owners = [name.replace("_", "-")]
+        name, value = next(iter(value.items()))
+    known = {f"{section}.{f.name}" for section, kind in SECTIONS.items() for f in fields(kind)}
+    keys = (renamed_settings.today(f"{section}.{name}") for section in owners)
+    found = next((each for each in keys if each in known), "")
+    return f"{found}={_setting_text(value)}" if found else ""
+
+
+def _parse_value(key: str, value: Any, where: str) -> Any:
+    kind, example = KEYS[key]
+    found: list[str] | None = None
+    if key == "box":
+        value = (
+            {name: _join_numbers(each) for name, each in value.items()}
+            if isinstance(value, dict)
+            else _join_numbers(value)
+        )
+    if kind == _NUMBER:
+        if key == "seed" and type(value) is int and not 0 <= value <= MAX_SEED:
+            raise InputError(f"{key} in {where} is {value}", f"a whole number, {SEEDS}")
+        if type(value) is int:
+            return value
+    elif kind == _TEXT:
+        if isinstance(value, str):
+            return value
+    elif kind == _SETTINGS and isinstance(value, dict):
+        found = [f"{name}={_setting_text(each)}" for name, each in _flatten_settings(value)]
+    elif key in PER_OBJECT and isinstance(value, dict):
+        found = [f"{name}={text}" for name, each in value.items() for text in _parse_texts(kind, each) or [""]]
+        found = found if all(text.partition("=")[2] for text in found) else None
+    else:
+        found = _parse_texts(kind, value)
+    if not found:
+        raise InputError(f"{key} in {where} is {value!r}", f"{KINDS[kind]} is needed: `{key} = {example}`")
+    return found
+
+
+def _parse_texts(kind: str, value: Any) -> list[str] | None:
+    """A value as texts, the numbers of a place with commas; None where it is of another type."""
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list):
+        return None
+    if kind == _PLACE and value and all(type(v) in (int, float) for v in value):
+        return [",".join(map(_setting_text, value))]
+    each = [
+        _parse_texts(kind, v) if kind == _PLACE and isinstance(v, list) else [v] if isinstance(v, str) else None
+        for v in value
+    ]
+    return None if None in each else [text for texts in each for text in texts or []]
+
+
+def _join_numbers(value: Any) -> Any:
+    """Two corners of a box as its four numbers; anything else as it is."""
+    is_pair = isinstance(value, list) and len(value) == 2 and all(isinstance(v, list) and len(v) == 2 for v in value)
+    return [*value[0], *value[1]] if is_pair else value
+
+
+def _flatten_settings(table: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested tables under their dotted keys."""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _flatten_settings(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value
+
+
+def _setting_text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
