@@ -22,6 +22,8 @@ from objtune_cli.toybox.evaluator.network import Evaluator
 from objtune_cli.toybox.world import MEDIUM
 from objtune_cli.workflow.context import StageContext
 
+pytestmark = pytest.mark.usefixtures("cached_calibrations")
+
 X, Y, Z = torch.eye(3)
 SCALES = [Calibration(np.asarray(v)[None], 0.0, 1.0, 1.0) for v in (X, Y)]
 

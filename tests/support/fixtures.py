@@ -89,6 +89,25 @@ def cached_segmentation(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return FOUND
 
 
+CALIBRATIONS: dict[str, Any] = {}
+
+
+@pytest.fixture
+def cached_calibrations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calibrate each benchmark object once per process; it renders and reads 96 images."""
+    from objtune_cli.evaluation import rendering
+
+    calibrate = rendering.calibrate
+
+    def cached(network: Any, case: Any, dial: Any, seed: int) -> Any:
+        key = repr((case, dial, seed, rendering.REFERENCES, rendering.OTHER_INSTANCES, rendering.SIDE))
+        if key not in CALIBRATIONS:
+            CALIBRATIONS[key] = calibrate(network, case, dial, seed)
+        return CALIBRATIONS[key]
+
+    monkeypatch.setattr(rendering, "calibrate", cached)
+
+
 class Notes:
     """A report that records its notes."""
 
