@@ -78,8 +78,9 @@ def cli(project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
     from objtune_cli.cli.app import run
     from objtune_cli.cli.signals import HANDLED
 
-    def call(*args: object, stdin: str = "") -> Result:
-        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+    def call(*args: object, stdin: str | bytes = "") -> Result:
+        lines = io.StringIO(stdin) if isinstance(stdin, str) else io.TextIOWrapper(io.BytesIO(stdin))
+        monkeypatch.setattr("sys.stdin", lines)
         capsys.readouterr()
         kept = {number: signal.getsignal(number) for number in HANDLED}
         try:

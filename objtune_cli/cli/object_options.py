@@ -28,9 +28,12 @@ PHOTO_OPTIONS = {
 
 @dataclass(frozen=True, slots=True)
 class PhotoRequest:
-    """A photo and its objects; `select`: which of several objects of a class, None for the setting."""
+    """A photo and its objects; `select`: which of several objects of a class, None for the setting.
 
-    photo: Path
+    `photo` is a path, or the text of a web address or `-` for stdin.
+    """
+
+    photo: Path | str
     targets: "list[Target]"
     select: str | None
 
@@ -54,7 +57,7 @@ def options_by_photo(groups: OptionGroups) -> list[dict[str, Any]]:
     return [options for photo, options in groups if photo]
 
 
-def parse_photo_request(photo: Path, options: Mapping[str, Any], *, only: bool) -> PhotoRequest:
+def parse_photo_request(photo: Path | str, options: Mapping[str, Any], *, only: bool) -> PhotoRequest:
     """Parse the options of a photo; `only`: it is the command's only photo."""
     require(
         only or options.get("class_"),

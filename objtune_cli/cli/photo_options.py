@@ -97,7 +97,17 @@ def segment_photo(ctx: "StageContext", request: PhotoRequest) -> "list[Ref]":
     from objtune_cli.segmentation import stage
 
     config = ctx.settings.resolve(Segment, select=request.select)
-    return [each.ref for each in stage.run(ctx.without_force(), request.photo, request.targets, config)]
+    photo = request.photo if isinstance(request.photo, Path) else locate_photo(ctx, request.photo)
+    return [each.ref for each in stage.run(ctx.without_force(), photo, request.targets, config)]
+
+
+def locate_photo(ctx: "StageContext", text: str) -> Path:
+    """The file of a photo: a path, or what a web address or `-` (stdin) gives."""
+    from objtune_cli.workflow import photo_sources
+
+    if text == photo_sources.STDIN or photo_sources.is_address(text):
+        return photo_sources.save_photo(ctx.project, text)
+    return paths.to_path(text)
 
 
 def parse_steps(steps: str) -> int | None:
@@ -110,7 +120,7 @@ def parse_steps(steps: str) -> int | None:
     return None if steps == "auto" else int(steps)
 
 
-def parse_photos(given: list[str], *, hinted: bool) -> list[Path]:
+def parse_photos(given: list[str], *, hinted: bool) -> list[Path | str]:
     """The arguments of `train` where they are photos.
 
     Args:
@@ -127,11 +137,14 @@ def parse_photos(given: list[str], *, hinted: bool) -> list[Path]:
     return found
 
 
-def _photo(text: str, *, hinted: bool) -> Path | None:
-    """The photo that an argument names, there or not; None where it is a ref."""
+def _photo(text: str, *, hinted: bool) -> Path | str | None:
+    """The photo that an argument names, there or not: a path, or a web address or `-` as it is; None where it is a ref."""
     from objtune_cli.images import formats
     from objtune_cli.store import KINDS
+    from objtune_cli.workflow import photo_sources
 
+    if photo_sources.is_address(text) or (hinted and text == photo_sources.STDIN):
+        return text
     looks = Path(text.strip("\"' ")).suffix.lower() in (*formats.SUFFIXES, *formats.OTHER_SUFFIXES)
     try:
         path = paths.to_path(text)

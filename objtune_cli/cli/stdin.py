@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from objtune_cli.cli.runner import require
 from objtune_cli.config import toml_files
 
+STDIN = "-"
+"""The argument that stands for stdin."""
+
 
 def read_lines() -> Iterator[tuple[int, str]]:
     """The lines of stdin that are not empty, with their numbers; in any Unicode encoding, with or without a byte order mark.
@@ -28,8 +31,8 @@ def read_refs(values: list[str] | None) -> list[str]:
         UsageError: Nothing was given.
     """
     given: list[str] = []
-    for value in values or ["-"]:
-        if value != "-":
+    for value in values or [STDIN]:
+        if value != STDIN:
             given.append(value)
         elif values or not sys.stdin.isatty():
             given += [line.split("\t")[0].strip() for _, line in read_lines()]
@@ -51,7 +54,7 @@ def read_prompts(values: list[str]) -> list[str]:
 
     given: list[str] = []
     for value in values:
-        if value != "-":
+        if value != STDIN:
             given.append(value)
             continue
         lines = [clean_prompt(line, f"line {number} of stdin", may_be_empty=True) for number, line in read_lines()]

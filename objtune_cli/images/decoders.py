@@ -23,13 +23,16 @@ def open_image(data: bytes) -> tuple[Any, int]:
     """
     from PIL import ExifTags, Image
 
+    readable = list(formats.PILLOW)
     if is_jpeg_xl(data):
         _register_jpeg_xl()
+        readable = ["JXL"]
     elif data[4:8] == b"ftyp":
         _register_heif()
+        readable.append("HEIF")
     if Image.MAX_IMAGE_PIXELS:  # `photo` checks the size first, with a plainer message
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, MAX_PIXELS)
-    image = Image.open(io.BytesIO(data), formats=formats.READ)
+    image = Image.open(io.BytesIO(data), formats=readable)
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     # libheif and libjxl rotate by themselves, except for a JPEG that is packed in a JPEG XL file
     is_upright = image.format == "HEIF" or (image.format == "JXL" and not getattr(image, "jpeg", False))

@@ -2,8 +2,8 @@
 
 import struct
 
-READ = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "HEIF", "JXL")
-"""Formats that are read, as Pillow calls them."""
+PILLOW = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000")
+"""Formats that Pillow reads without plugins, as it calls them; with plugins, HEIF and JXL."""
 READ_NAMES = "JPEG, PNG, HEIC, WebP, AVIF, JPEG XL, JPEG 2000, TIFF, BMP and GIF are read"
 SUFFIXES = (
     ".jpg",

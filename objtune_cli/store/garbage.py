@@ -13,11 +13,14 @@ REJECTED = ".objtune/rejected/"
 HASHES = ".objtune/hashes/"
 """Prefix of hashes that other tools know an adapter by; they are computed again when they are needed."""
 
+PHOTOS = ".objtune/photos/"
+"""Prefix of photos from web addresses and stdin; a mask holds the pixels that it needs."""
+
 
 def find_garbage(store: Store, before: float) -> Sequence[Entry]:
     """Find temporary files of killed writers and, written before a time, files that no finished work needs.
 
-    These are checkpoints of unfinished runs, pictures of rejected masks, cached hashes, images whose artifact is gone (a
+    These are checkpoints of unfinished runs, pictures of rejected masks, cached hashes, downloaded photos, images whose artifact is gone (a
     folder of them is one entry), and claims on a version that nobody publishes.
     """
     old = [entry for entry in _find_unneeded(store) if entry.modified < before]
@@ -25,7 +28,7 @@ def find_garbage(store: Store, before: float) -> Sequence[Entry]:
 
 
 def _find_unneeded(store: Store) -> Iterator[Entry]:
-    for prefix in (checkpoints.STATES, REJECTED, HASHES):
+    for prefix in (checkpoints.STATES, REJECTED, HASHES, PHOTOS):
         yield from store.backend.list(prefix, deep=True)
     for kind in store.backend.list(refs.ARTIFACTS):
         for name in store.backend.list(kind.key) if kind.key.endswith("/") else ():

@@ -1,13 +1,12 @@
 """`objtune segment`: photos to masks."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from objtune_cli.cli.object_options import parse_targets
 from objtune_cli.cli.options import with_options
-from objtune_cli.cli.photo_options import PHOTO, SamFile, SegmenterName
+from objtune_cli.cli.photo_options import PHOTO, SamFile, SegmenterName, locate_photo
 from objtune_cli.cli.runner import CommandResult, CommandRun
 from objtune_cli.config.sections import Segment
 
@@ -15,7 +14,7 @@ from objtune_cli.config.sections import Segment
 @with_options(PHOTO, before="segmenter")
 def segment(
     run: CommandRun,
-    photo: Annotated[Path, typer.Argument(help="Photo.")],
+    photo: Annotated[str, typer.Argument(help="Photo: a file, a web address, or - for stdin.")],
     segmenter: SegmenterName = None,
     sam_checkpoint: SamFile = None,
     **objects: Any,
@@ -25,4 +24,4 @@ def segment(
     targets = parse_targets(objects)
     ctx = run.context()
     config = ctx.settings.resolve(Segment, sam_checkpoint=sam_checkpoint, select=objects["select"], segmenter=segmenter)
-    return CommandResult(stage.run(ctx, photo, targets, config))
+    return CommandResult(stage.run(ctx, locate_photo(ctx, photo), targets, config))

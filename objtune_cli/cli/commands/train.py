@@ -11,7 +11,7 @@ from objtune_cli.cli.options import with_options
 from objtune_cli.cli.photo_options import PHOTO, check_distinct_names, parse_photos, parse_steps, segment_photo
 from objtune_cli.cli.runner import CommandResult, CommandRun, require
 from objtune_cli.cli.signals import TIME_LIMIT
-from objtune_cli.cli.stdin import read_refs
+from objtune_cli.cli.stdin import STDIN, read_refs
 from objtune_cli.config.sections import SEEDS, Embed, Prior, Train
 from objtune_cli.errors import IncompatibleError, Stopped
 
@@ -50,7 +50,7 @@ def train(
         list[str] | None,
         typer.Argument(
             metavar="PHOTO… | REF…",
-            help="Photos, each followed by its options; or masks or embeddings (- for stdin).",
+            help="Photos (files or web addresses), each followed by its options; or masks or embeddings. -: stdin.",
             autocompletion=completion.trainable_ref,
         ),
     ] = None,
@@ -81,7 +81,8 @@ def train(
     max_steps = None if steps is None else parse_steps(steps)
     if dry_run:
         return _dry_run(run, steps=max_steps, seed=seed, objects=len(objects["class_"] or ()) or 1)
-    sources = read_refs(source)
+    is_photo_on_stdin = source == [STDIN] and any(objects.values())
+    sources = [STDIN] if is_photo_on_stdin else read_refs(source)
     requests = _parse_requests(run, sources, objects)
     ctx = run.context(create=bool(requests))
     config = ctx.settings.resolve(

@@ -1,0 +1,86 @@
+"""Photos that are no files yet: web addresses and stdin. Their bytes are kept in the project, named by their digest."""
+
+import hashlib
+import re
+import sys
+from pathlib import Path
+
+from objtune_cli.errors import InputError, ResourceError
+from objtune_cli.store.garbage import PHOTOS
+from objtune_cli.store.project import Project
+from objtune_cli.version import __version__
+
+STDIN = "-"
+MAX_BYTES = 256 << 20
+TIMEOUT = 30.0
+"""Seconds to wait for each answer of a web server."""
+_ADDRESS = re.compile(r"https?://", re.I)
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is the web address of a photo."""
+    return _ADDRESS.match(text.strip("\"' ")) is not None
+
+
+def save_photo(project: Project, text: str) -> Path:
+    """The file of a photo that a web address or `-` (stdin) means, written into the project's `.objtune/photos`.
+
+    Equal bytes have one file. What is no photo is refused when it is read.
+
+    Raises:
+        InputError: Too large, empty, or the server has no such file. ResourceError: No answer.
+    """
+    data = _download(text.strip("\"' ")) if is_address(text) else _read_stdin()
+    if not data:
+        raise InputError(f"{_name(text)} is empty", "give a photo")
+    key = f"{PHOTOS}{hashlib.sha256(data).hexdigest()[:16]}{_suffix(text)}"
+    backend = project.store.backend
+    if not backend.path(key).exists():
+        backend.replace(key, data)
+    return backend.path(key)
+
+
+def _name(text: str) -> str:
+    return "stdin" if text == STDIN else text
+
+
+def _suffix(text: str) -> str:
+    """The suffix of an address's file name, which tells people and viewers what it is."""
+    found = re.search(r"\.[a-z0-9]{1,5}$", text.partition("?")[0].partition("#")[0].lower())
+    return found[0] if found and is_address(text) else ""
+
+
+def _read_stdin() -> bytes:
+    if sys.stdin.isatty():
+        raise InputError("no photo comes on stdin", "for example `curl -s https://… | objtune segment - --class dog`")
+    data = sys.stdin.buffer.read(MAX_BYTES + 1)
+    _check_size("stdin", len(data))
+    return data
+
+
+def _check_size(name: str, size: int) -> None:
+    if size > MAX_BYTES:
+        raise InputError(f"{name} has more than {MAX_BYTES >> 20} MiB", f"at most {MAX_BYTES >> 20} MiB are read")
+
+
+def _download(address: str) -> bytes:
+    import urllib.error
+    import urllib.request
+
+    request = urllib.request.Request(address, headers={"User-Agent": f"objtune/{__version__}"})
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+            data: bytes = answer.read(MAX_BYTES + 1)
+    except urllib.error.HTTPError as error:
+        raise InputError(
+            f"{address} answers {error.code} {error.reason}",
+            "open it in a browser; a picture behind a login needs to be saved first",
+        ) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise ResourceError(
+            f"{address} cannot be downloaded: {reason}",
+            "check the address and the connection, or save the picture and give the file",
+        ) from None
+    _check_size(address, len(data))
+    return data
