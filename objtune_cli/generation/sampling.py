@@ -2,8 +2,8 @@
 
 import contextlib
 import copy
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from objtune_cli.errors import NonFiniteError
+from objtune_cli.generation import late_start
 from objtune_cli.generation.guidance import extra_guidance
 from objtune_cli.generation.settings import SamplingSettings
 from objtune_cli.models import finite_checks
@@ -58,34 +59,14 @@ def sample(
     for text in dict.fromkeys([*texts, settings.negative_prompt]):
         check_objects_read(model, text)
     condition, negative_condition = _encode_prompts(model, texts, settings.negative_prompt, conditions)
-    guidance_start, subject_start = (
-        _count_steps_above(model, pipe, steps, level)
-        for level in (settings.guidance_interval_high, settings.subject_conditioning_start)
-    )
+    starts = (settings.guidance_interval_high, settings.subject_conditioning_start)
+    guidance_start, subject_start = (_count_steps_above(model, pipe, steps, level) for level in starts)
 
     with (
         extra_guidance(model, texts, settings.prompt_guidance_scale, settings.autoguidance_scale, height, width),
         _class_words_first(model, texts, subject_start) as (class_condition, enable_objects),
     ):
         first = condition if class_condition is None else class_condition
-
-        def report(pipe: Any, index: int, _t: object, values: dict[str, Any]) -> dict[str, Any]:
-            done = index + 1
-            on_step(done, calls)
-            if done == subject_start:
-                enable_objects()
-            if done == guidance_start and guidance > 1:
-                pipe._guidance_scale = guidance
-            if done in (guidance_start, subject_start):
-                current = condition if done >= subject_start else first
-                batch = (
-                    Conditioning.concat([negative_condition, current])
-                    if guidance > 1 and done >= guidance_start
-                    else current
-                )
-                values = values | model.family.callback_kwargs(model, batch, height, width)
-            return values
-
         out = pipe(
             **model.family.pipeline_kwargs(first, negative_condition),
             latents=noise.to(model.device, model.dtype),
@@ -95,10 +76,50 @@ def sample(
             height=height,
             width=width,
             output_type="latent",
-            callback_on_step_end=report,
+            callback_on_step_end=_StepCallback(
+                model, condition, first, negative_condition, guidance, guidance_start, subject_start,
+                (height, width), enable_objects, lambda done: on_step(done, calls),
+            ),
             callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"],
-        )
+        )  # fmt: skip
     return _require_images(model, out.images.float().cpu(), texts, seeds, settings)
+
+
+@dataclass(frozen=True, slots=True)
+class _StepCallback:
+    """The pipeline's step callback: starts guidance and the objects after their numbers of steps.
+
+    Attributes:
+        condition: Of the prompts. first: Of the prompts before `subject_start`. negative: Of the negative prompts.
+        guidance_start, subject_start: Steps before guidance and before the objects act; 0: from the start.
+        size: Height and width of the images, px.
+        enable_objects: Enables the LoRAs. report: Called with the number of steps so far.
+    """
+
+    model: BaseModel
+    condition: Conditioning
+    first: Conditioning
+    negative: Conditioning
+    guidance: float
+    guidance_start: int
+    subject_start: int
+    size: tuple[int, int]
+    enable_objects: Callable[[], None]
+    report: Callable[[int], None]
+
+    def __call__(self, pipe: Any, index: int, _t: object, values: dict[str, Any]) -> dict[str, Any]:
+        done = index + 1
+        self.report(done)
+        if done == self.subject_start:
+            self.enable_objects()
+        if done == self.guidance_start and self.guidance > 1:
+            pipe._guidance_scale = self.guidance
+        if done not in (self.guidance_start, self.subject_start):
+            return values
+        batch = self.condition if done >= self.subject_start else self.first
+        if self.guidance > 1 and done >= self.guidance_start:
+            batch = Conditioning.concat([self.negative, batch])
+        return values | self.model.family.callback_kwargs(self.model, batch, *self.size)
 
 
 @torch.no_grad()
@@ -126,12 +147,12 @@ def resample(
     """
     pipe = model.pipeline(settings.scheduler)
     steps = settings.num_inference_steps
-    sampler = pipe.scheduler = copy.deepcopy(_restartable_sampler(model, pipe.scheduler))
-    _start_at_step(sampler, min(round(steps * (1 - strength)), steps - 1))
+    sampler = pipe.scheduler = copy.deepcopy(late_start.restartable_sampler(model, pipe.scheduler))
+    late_start.start_at_step(sampler, min(round(steps * (1 - strength)), steps - 1))
     calls = set_steps(sampler, steps)
     generators = [seeded(seed) for seed in seeds]
     noise = _sample_noise(generators, latents.shape[1:])
-    noisy = _add_noise(sampler, latents, noise, sampler.timesteps[:1].expand(len(seeds)))
+    noisy = late_start.add_noise(sampler, latents, noise, sampler.timesteps[:1].expand(len(seeds)))
     texts = [prompt] * len(seeds)
     condition, negative_condition = _encode_prompts(model, texts, settings.negative_prompt, {})
     height, width = (side * model.vae_scale_factor for side in latents.shape[-2:])
@@ -226,48 +247,6 @@ def _count_steps_above(model: BaseModel, pipe: Any, steps: int, level: float) ->
         -(-above // pipe.scheduler.order) * pipe.scheduler.order
     )  # whole steps: a sampler may call several times in one
     return steps_above
-
-
-def _start_at_step(sampler: Any, start: int) -> None:
-    """Make a sampler skip its first `start` steps.
-
-    The loops of diffusers' pipelines read `timesteps` once, after they set them, and get the shortened list; `step` works on the whole list.
-    """
-    set_timesteps, step = sampler.set_timesteps, sampler.step
-
-    def set_shortened(*args: Any, **kwargs: Any) -> None:
-        set_timesteps(*args, **kwargs)
-        sampler.every = sampler.timesteps
-        sampler.timesteps = sampler.timesteps[start * sampler.order :]
-        if hasattr(sampler, "set_begin_index"):
-            sampler.set_begin_index(start * sampler.order)
-
-    @functools.wraps(step)  # the pipeline looks for `generator` in its signature
-    def step_on_whole(*args: Any, **kwargs: Any) -> Any:
-        sampler.timesteps = sampler.every
-        return step(*args, **kwargs)
-
-    sampler.set_timesteps, sampler.step = set_shortened, step_on_whole
-
-
-def _add_noise(sampler: Any, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """Latents at noise level t; flow samplers call this method `scale_noise`."""
-    noised: Tensor = (
-        sampler.add_noise(latents, noise, t)
-        if hasattr(sampler, "add_noise")
-        else sampler.scale_noise(latents, t, noise)
-    )
-    return noised
-
-
-def _restartable_sampler(model: BaseModel, sampler: Any) -> Any:
-    """The sampler, or a simpler one on the same noise levels for samplers that need the history of their first steps."""
-    from diffusers import EulerDiscreteScheduler
-
-    name = type(sampler).__name__
-    if name == "PNDMScheduler":
-        return model.family.make_sampler(model.scheduler, "ddim")
-    return EulerDiscreteScheduler.from_config(sampler.config) if name == "LMSDiscreteScheduler" else sampler
 
 
 def _sample_noise(generators: Sequence[torch.Generator], shape: Sequence[int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Attention layers of the denoiser from inside: their parts, and where tokens look, with gradients."""
+"""The parts of the denoiser's attention layers, and attention maps of tokens with gradients."""
 
 import contextlib
 import math
@@ -13,23 +13,23 @@ from torch import Tensor
 from objtune_cli.models.base_model import BaseModel
 
 MAX_MAP_SIDE = 16
-"""Side of the largest maps that are looked at: finer ones follow edges, not objects (Break-A-Scene, arXiv:2305.16311)."""
+"""Side of the largest maps that are recorded; finer maps follow edges, not objects (Break-A-Scene, arXiv:2305.16311)."""
 
 
 def is_joint(attn: Any, words: Tensor | None) -> bool:
-    """Whether picture and words are queries and keys of one layer, as in MMDiT (arXiv:2403.03206); else the words are keys alone."""
+    """Whether image and text tokens are both queries and keys, as in MMDiT (arXiv:2403.03206); else text tokens are keys only."""
     return words is not None and getattr(attn, "add_k_proj", None) is not None
 
 
 def pad_mask(tokens: Tensor, length: int) -> Tensor:
-    """Which of `length` rows of words are the tokens (L,) boolean: what a family says behind them is none."""
+    """Pad a token mask (L,) with False to `length` rows."""
     return F.pad(tokens, (0, length - len(tokens)))
 
 
 def project_qkv(
     attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values of an attention layer of diffusers, each (B, heads, length, d); of a joint one the words' behind the picture's."""
+    """Queries, keys and values of an attention layer, each (B, heads, length, d); in joint layers those of text follow those of the image."""
     words = encoder_hidden_states
     if not is_joint(attn, words):
         context = hidden_states if words is None else words
@@ -57,21 +57,23 @@ def _split_heads(
 
 
 def project_out(attn: Any, out: Tensor, residual: Tensor, words: Tensor | None) -> Any:
-    """What the layer gives on: (B, heads, Q, d) through its output projection, (B, Q, C); of a joint one the picture's and the words'."""
+    """The layer's output (B, Q, C) from attention (B, heads, Q, d); in joint layers a pair, of the image and of the text."""
     out = out.transpose(1, 2).flatten(-2)
     if is_joint(attn, words):
-        out, told = out[:, : residual.shape[1]], out[:, residual.shape[1] :]
-        return attn.to_out[1](attn.to_out[0](out)), told if attn.context_pre_only else attn.to_add_out(told)
+        out, text_out = out[:, : residual.shape[1]], out[:, residual.shape[1] :]
+        return attn.to_out[1](attn.to_out[0](out)), text_out if attn.context_pre_only else attn.to_add_out(text_out)
     out = attn.to_out[1](attn.to_out[0](out))
     return (out + residual if attn.residual_connection else out) / attn.rescale_output_factor
 
 
 class Recorder:
-    """Computes attention to words as usual and keeps its probabilities, (B, Q, L), averaged over heads; in joint layers those among the words.
+    """Attention processor that records the probabilities of attention to text, (B, Q, L), averaged over heads.
+
+    In joint layers the softmax is over the text tokens.
 
     Attributes:
-        before: What each layer did without it, and does where its maps are too large to be kept. over: whether no more is kept: in the
-            backward pass layers may be computed again, in the same way.
+        before: Each layer's former processor, which still computes layers whose maps are too large.
+        complete: Whether recording has ended; a backward pass may compute layers again, in the same way.
     """
 
     def __init__(
@@ -81,29 +83,27 @@ class Recorder:
         self.maps = dict[int, list[Tensor]]()
 
     def __call__(
-        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **given: Any
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **kwargs: Any
     ) -> Any:
-        cells, together = hidden_states.shape[1], is_joint(attn, encoder_hidden_states)
+        cells, joint = hidden_states.shape[1], is_joint(attn, encoder_hidden_states)
         side = math.isqrt(cells)
-        kept = side**2 == cells and side <= self.largest
-        if not kept and attn in self.before:
-            return self.before[attn](attn, hidden_states, encoder_hidden_states, **given)
+        is_recorded = side**2 == cells and side <= self.largest
+        if not is_recorded and attn in self.before:
+            return self.before[attn](attn, hidden_states, encoder_hidden_states, **kwargs)
         q, k, v = project_qkv(attn, hidden_states, encoder_hidden_states)
         with torch.autocast(q.device.type, enabled=False):  # a softmax in bf16 is too coarse for a loss
-            if together:
+            if joint:
                 out = F.scaled_dot_product_attention(q, k, v, scale=attn.scale)
                 q, k = q[: self.rows, :, :cells], k[: self.rows, :, cells:]
             probs = (q.float() @ k.float().transpose(-1, -2) * attn.scale).softmax(-1)
-            if not together:
+            if not joint:
                 out = (probs @ v.float()).to(q.dtype)
-        if kept:
-            found = probs[: self.rows].mean(1)
-            if not self.complete:
-                self.maps.setdefault(side, []).append(found)
+        if is_recorded and not self.complete:
+            self.maps.setdefault(side, []).append(probs[: self.rows].mean(1))
         return project_out(attn, out, hidden_states, encoder_hidden_states)
 
     def token_map(self, tokens: Tensor) -> Tensor:
-        """Attention to the tokens (L,) boolean on the finest kept maps, largest value 1: (rows, s, s)."""
+        """Attention to the tokens of a mask (L,) on the finest recorded maps, (rows, s, s), with maximum 1."""
         side = max(self.maps)
         mean = torch.stack(self.maps[side]).mean(0)
         mean = mean[..., pad_mask(tokens, mean.shape[-1])].mean(-1)
@@ -113,9 +113,9 @@ class Recorder:
 
 @contextlib.contextmanager
 def record_cross_attention(model: BaseModel, rows: int) -> Iterator[Recorder]:
-    """Inside, attention of square pictures to words is recorded for the first `rows` rows of a batch.
+    """Record the attention of square images to text for the first `rows` samples of a batch.
 
-    A backward pass that computes activations again must be inside too; `over` then says that the maps are complete.
+    A backward pass that computes activations again must be inside too; set `complete` before it.
     """
     before = dict(model.denoiser.attn_processors)
     plain = {

@@ -1,6 +1,6 @@
-"""A frozen text-to-image base: tokenizers, text encoders, denoiser, autoencoder, scheduler.
+"""A loaded text-to-image base model: tokenizers, text encoders, denoiser, VAE and scheduler.
 
-Everything family-specific is asked of this object, which asks its family. Knows nothing about objects or training.
+Its methods delegate what differs between families to `BaseModel.family`. It knows nothing about objects or training.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,25 +22,28 @@ torchvision_compat.complete()  # before diffusers and transformers ask for torch
 
 
 VAE_PIXELS_PER_BATCH = 8 * 128 * 128
-"""Pixels that the autoencoder takes in one go: at 512 px one picture already needs a gigabyte."""
+"""Maximum number of pixels per call of the VAE; one image of 512 px needs a gigabyte."""
 
 
 def vae_batch_size(height: int, width: int) -> int:
-    """Pictures of a size that the autoencoder takes in one go."""
+    """Number of images of a size, px, per call of the VAE."""
     return max(1, VAE_PIXELS_PER_BATCH // (height * width))
 
 
 @dataclass(slots=True)
 class BaseModel:
-    """A loaded base; all parameters frozen, all modules in eval mode.
+    """A loaded base model; all parameters are frozen, all modules in eval mode.
 
     Attributes:
-        unet: The denoiser, a U-Net or a transformer. autoencoder: None while it rests; `vae` is how to ask for it. reopen: brings it again.
-        tokenizer_2, text_encoder_2: Of families with two towers. tokenizer_3, text_encoder_3: what reads no added words (T5), or None.
-        heard: What that said, by text. classes: class word of each added name. options: what the base's folder says for its family.
-        sampler: The base's own, where it is not `scheduler`. notes: What the user should know of how it was opened, one line each.
-        team: The processes that share the rows of a prediction (`parallel.Team`), or None. asleep: no LoRA acts (`adapter.asleep`).
-        reopen_float: Opens the VAE in float32, for when it overflows in half precision. note: says one line to the user.
+        denoiser: A U-Net or a transformer.
+        loaded_vae: The VAE, or None while it is offloaded; `vae` loads it again with `reload_vae`.
+        reload_vae_fp32: Loads the VAE in float32, in case it overflows in half precision.
+        tokenizer_2, text_encoder_2: Of families with two CLIP text encoders. tokenizer_3, text_encoder_3: T5, or None.
+        t5_cache: T5 states by text. classes: Class word of each placeholder's name. options: From `Family.options`.
+        sampler: The base's own sampler if it differs from `scheduler`.
+        notes: Lines about loading that the user should read. note: Reports one line to the user.
+        process_group: The processes that share each batch (`runtime.distributed`), or None.
+        adapters_disabled: Whether LoRAs are disabled (`adapter_state.disabled`).
     """
 
     tokenizer: Any
@@ -69,12 +72,12 @@ class BaseModel:
 
     @property
     def tokenizers(self) -> list[Any]:
-        """One a text encoder."""
+        """The tokenizer of each CLIP text encoder."""
         return [t for t in (self.tokenizer, self.tokenizer_2) if t is not None]
 
     @property
     def text_encoders(self) -> list[Any]:
-        """In the order in which their vectors stand side by side."""
+        """The CLIP text encoders, in the order in which token vectors are concatenated."""
         return [e for e in (self.text_encoder, self.text_encoder_2) if e is not None]
 
     @property
@@ -84,36 +87,33 @@ class BaseModel:
 
     @property
     def vae(self) -> Any:
-        """The autoencoder, opened again if it rests."""
+        """The VAE, loaded again if it was offloaded."""
         if self.loaded_vae is None and self.reload_vae is not None:
             self.loaded_vae = self.reload_vae()
         return self.loaded_vae
 
     def offload_vae(self) -> None:
-        """Let the autoencoder leave memory until it is next asked for: between a photo's latents and the first picture nothing needs it.
-
-        What reads no added words has heard all that is said until then, and waits on the processor.
-        """
+        """Free the VAE until `vae` is next read, and move T5, whose states are cached, to the CPU."""
         if self.text_encoder_3 is not None:
             self.text_encoder_3.to("cpu")
-        if self.reload_vae is not None and self.vae_scale_factor:  # the factor is remembered
+        if self.reload_vae is not None and self.vae_scale_factor:  # reading the factor stores it
             self.loaded_vae = None
 
     @property
     def vae_scale_factor(self) -> int:
-        """Picture pixels per latent cell, along one side."""
+        """Pixels per latent cell, along one side."""
         if not self._vae_scale_factor:
             self._vae_scale_factor = int(2 ** (len(self.vae.config.block_out_channels) - 1))
         return self._vae_scale_factor
 
     @property
     def size_multiple(self) -> int:
-        """What the sides of pictures must be multiples of, px: what a cell of the denoiser's smallest maps covers."""
+        """Number of pixels that the sides of images must be multiples of."""
         return self.vae_scale_factor * self.family.latent_multiple(self.denoiser.config)
 
     @property
     def resolution(self) -> int:
-        """Side of the pictures this base was trained on, px."""
+        """Side of the images that this base was trained on, px."""
         return (
             model_kind.read_side(self.denoiser.config.sample_size, self.family.default_latent_size)
             * self.vae_scale_factor
@@ -130,15 +130,15 @@ class BaseModel:
 
     @property
     def num_train_timesteps(self) -> int:
-        """Noise levels, the last one the noisiest."""
+        """Number of training timesteps; the last one is the noisiest."""
         return int(self.scheduler.config.num_train_timesteps)
 
     def add_noise_and_target(self, z: Tensor, eps: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents with noise at levels t (B,), and what the denoiser is to say of them; each as z (B, C, h, w)."""
+        """Noised latents z_t and the regression target, each (B, C, h, w), for latents z, noise eps and timesteps t (B,)."""
         return self.family.add_noise_and_target(self, z, eps, t)
 
     def token_ids(self, texts: list[str], tokenizer: Any = None) -> Tensor:
-        """(B, L) token ids, padded to the text encoder's length; `tokenizer`: another one than the first."""
+        """Token ids (B, L), padded to the text encoder's length; `tokenizer` defaults to the first."""
         tokenizer = tokenizer or self.tokenizer
         out = tokenizer(
             texts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
@@ -147,11 +147,11 @@ class BaseModel:
         return ids
 
     def with_class_words(self, text: str) -> str:
-        """A text, its names written as tokens, as an encoder reads it that knows none of them."""
+        """A text with class words in place of its placeholder tokens."""
         return with_class_words(restore_placeholders(text), self.classes)
 
     def class_word_spans(self, text: str, name: str) -> list[tuple[int, int]]:
-        """Where a name's class word stands in that, (first letter, last letter + 1) each."""
+        """Character ranges [start, end) of a name's class word in `with_class_words(text)`."""
         return class_word_spans(text, name, self.classes)
 
     def encode_prompt(self, texts: list[str], max_tokens: int = 0) -> Conditioning:
@@ -173,43 +173,45 @@ class BaseModel:
         return Conditioning.unpack(packed, self.family.pooled_size(self))
 
     @torch.no_grad()
-    def encode_image(self, pictures: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) in [-1, 1] to scaled latents (B, C, H / factor, W / factor), float32: the posterior's mean."""
-        return self.encode_image_distribution(pictures)[0]
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Encode images (B, 3, H, W) in [-1, 1] as scaled latents (B, C, H / factor, W / factor), float32: the posterior mean."""
+        return self.encode_image_distribution(images)[0]
 
     @torch.no_grad()
-    def encode_image_distribution(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the autoencoder's latents of pictures, each scaled and shaped as `to_latent` says."""
+    def encode_image_distribution(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the VAE's posterior, each scaled and shaped as by `encode_image`."""
 
-        def encoded() -> Tensor:
-            found = [
+        def encode() -> Tensor:
+            posteriors = [
                 self.vae.encode(p.to(self.device, self.vae.dtype)).latent_dist
-                for p in pictures.split(vae_batch_size(*pictures.shape[-2:]))
+                for p in images.split(vae_batch_size(*images.shape[-2:]))
             ]
-            return torch.stack([torch.cat([d.mean for d in found]).float(), torch.cat([d.std for d in found]).float()])
+            return torch.stack(
+                [torch.cat([d.mean for d in posteriors]).float(), torch.cat([d.std for d in posteriors]).float()]
+            )
 
-        mean, std = finite_checks.through_vae(self, "VAE encoder", pictures, encoded)
+        mean, std = finite_checks.through_vae(self, "VAE encoder", images, encode)
         scale = self.vae.config.scaling_factor
         return (mean - self._shift) * scale, std * scale
 
     @property
     def _shift(self) -> float:
-        """What latents are moved by before they are scaled; 0 where the autoencoder's config says nothing."""
+        """Shift that is subtracted from latents before scaling; 0 if the VAE's config has none."""
         return float(self.vae.config.get("shift_factor") or 0)
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
-        """Scaled latents to pictures (B, 3, H, W) in [-1, 1], float32."""
+        """Decode scaled latents to images (B, 3, H, W) in [-1, 1], float32."""
         scaled = latents / self.vae.config.scaling_factor + self._shift
 
-        def decoded() -> Tensor:
+        def decode() -> Tensor:
             parts = [
                 self.vae.decode(z.to(self.device, self.vae.dtype)).sample
                 for z in scaled.split(vae_batch_size(*(self.vae_scale_factor * n for n in latents.shape[-2:])))
             ]
             return torch.cat(parts).float()
 
-        return finite_checks.through_vae(self, "VAE decoder", scaled, decoded).clamp(-1, 1)  # infinity would be white
+        return finite_checks.through_vae(self, "VAE decoder", scaled, decode).clamp(-1, 1)  # infinity would be white
 
     def predict(self, z_t: Tensor, t: Tensor, condition: Conditioning) -> Tensor:
         """The denoiser's output (B, C, h, w) for z_t (B, C, h, w), timesteps t (B,) and the conditioning of B prompts."""
@@ -219,7 +221,7 @@ class BaseModel:
         return self.family.predict(self, z_t, t, condition)
 
     def pipeline(self, scheduler: str = "auto") -> Any:
-        """The pipeline class of diffusers around these parts, with the named sampler; takes encoded prompts."""
+        """Build the pipeline of diffusers with the named sampler; it takes encoded prompts."""
         own = scheduler == "auto" and self.sampler is not None
         sampler = (
             type(self.sampler).from_config(self.sampler.config)
@@ -232,10 +234,13 @@ class BaseModel:
 
 
 def set_steps(sampler: Any, steps: int, device: Any = None) -> int:
-    """Set a sampler's times; how often it calls the denoiser.
+    """Set a sampler's timesteps.
+
+    Returns:
+        The number of denoiser calls.
 
     Raises:
-        UsageError: It cannot take so many steps.
+        UsageError: The sampler cannot take so many steps.
     """
     name = schedulers.SAMPLERS.get(type(sampler).__name__, type(sampler).__name__)
     reason, levels = "", len(getattr(sampler, "alphas_cumprod", ()))
@@ -243,7 +248,7 @@ def set_steps(sampler: Any, steps: int, device: Any = None) -> int:
         sampler.set_timesteps(steps, device=device)
     except (ValueError, IndexError, ZeroDivisionError, TypeError, OverflowError) as error:
         reason = component_loading.first_line(error)
-    else:  # some add an offset to the last of all times, and take noise from beyond the schedule's end
+    else:  # an offset may lead beyond the end of the noise schedule
         if levels and not sampler.timesteps.is_floating_point() and int(sampler.timesteps.max()) >= levels:
             reason = f"it would begin at timestep {int(sampler.timesteps.max())}, and the base's noise has {levels}"
     if reason:

@@ -107,7 +107,7 @@ def _build_runs(
         numbers = [i for i, plan in enumerate(plans) if not ctx.find_existing(plan.record, computed=True)]
         for i in numbers:
             unfinished_runs.report_restart(ctx, plans[i].record, checkpoint.key, describe_environment(model))
-    ctx.report.note(f"drawing placements of {len(numbers)} photos' objects")
+    ctx.report.note(f"encoding augmented views of the objects of {len(numbers)} photos")
     count = cpu.worker_count(len(plans)) if ctx.can_run_parallel() else 1
     models = [model, *(train.load_for_training(ctx, configs[0]) for _ in range(1, count))]
     parts = [{i: plans[i] for i in numbers if i % count == k} for k in range(count)]

@@ -32,6 +32,7 @@ from objtune_cli.workflow.context import StageContext, StageResult
 
 if TYPE_CHECKING:
     from objtune_cli.models.base_model import BaseModel
+    from objtune_cli.training.subjects import Subject
     from objtune_cli.training.trainer import Trainer
 
 
@@ -174,8 +175,6 @@ def _is_auto(value: Any) -> bool:
 
 def train_one(ctx: StageContext, plan: TrainingPlan, config: Train) -> StageResult:
     """Train one adapter in a run of its own, or in several processes that share each batch."""
-    from objtune_cli.training.trainer import Trainer
-
     subjects = load_subjects.load_subjects(ctx, plan.embeddings)
     model = load_for_training(ctx, config)
     class_words.check_length(model, [s.class_word for s in subjects], sum(s.num_trainable for s in subjects))
@@ -191,14 +190,9 @@ def train_one(ctx: StageContext, plan: TrainingPlan, config: Train) -> StageResu
             return result
         if is_main and not checkpoint.file.exists():
             unfinished_runs.report_restart(ctx, plan.record, checkpoint.key, describe_environment(model))
-        ctx.report.note("drawing placements of the object")
-        judge = build_self_evaluation(ctx, model, subjects) if config.self_evaluation and is_main else None
-        if judge is not None and config.offload_vae:
-            judge.towers.offload()
-        trainer = Trainer(model, subjects, load_priors(ctx, plan), config)
-        run = TrainingRun(0, plan, trainer, judge)
+        run = _build_run(ctx, plan, config, model, subjects)
         loop = TrainingLoop(ctx, [run], checkpoint, reservation, shared=False)
-        is_resumed = _restore(ctx, trainer, checkpoint)
+        is_resumed = _restore(ctx, run.trainer, checkpoint)
         if is_main:
             loop.reserve_disk(resumed=is_resumed)
         for _, error in loop.run(lambda ended: None):
@@ -212,6 +206,20 @@ def train_one(ctx: StageContext, plan: TrainingPlan, config: Train) -> StageResu
         if group is not None:
             group.barrier()
     return result
+
+
+def _build_run(
+    ctx: StageContext, plan: TrainingPlan, config: Train, model: "BaseModel", subjects: "list[Subject]"
+) -> TrainingRun:
+    """The trainer of a plan, and in the main process its self-evaluation; the photo is augmented and encoded here."""
+    from objtune_cli.training.trainer import Trainer
+
+    ctx.report.note("encoding augmented views of the object")
+    is_main = is_main_process(model.process_group)
+    judge = build_self_evaluation(ctx, model, subjects) if config.self_evaluation and is_main else None
+    if judge is not None and config.offload_vae:
+        judge.towers.offload()
+    return TrainingRun(0, plan, Trainer(model, subjects, load_priors(ctx, plan), config), judge)
 
 
 def _restore(ctx: StageContext, trainer: "Trainer", checkpoint: Checkpoint) -> bool:

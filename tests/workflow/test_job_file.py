@@ -326,7 +326,7 @@ def test_a_signal_is_handed_on_and_the_same_command_goes_on(batch, project):
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=project) as child:
         log = project / ".objtune/log/rex.txt"
         until = time.monotonic() + 200
-        while not (log.exists() and "drawing placements" in log.read_text()) and time.monotonic() < until:
+        while not (log.exists() and "encoding augmented views" in log.read_text()) and time.monotonic() < until:
             time.sleep(0.1)
         time.sleep(1)
         child.send_signal(signal.SIGTERM)
