@@ -19,7 +19,9 @@ def modules() -> list[str]:
     """Dotted names of all modules but packages, without the package's own name."""
     files = (REPOSITORY / "objtune_cli").rglob("*.py")
     return [
-        ".".join(f.with_suffix("").parts[len(REPOSITORY.parts) + 1 :]) for f in files if not f.stem.startswith("__")
+        ".".join(f.with_suffix("").parts[len(REPOSITORY.parts) + 1 :])
+        for f in sorted(files)
+        if not f.stem.startswith("__")
     ]
 
 
@@ -40,7 +42,7 @@ def functions() -> list[str]:
 
 def measures() -> list[str]:
     """The names in the first column of the tables of the page on measures."""
-    page = (REPOSITORY / "docs" / "reference" / "measures.md").read_text()
+    page = (REPOSITORY / "docs" / "reference" / "measures.md").read_text().partition("## Former names")[0]
     cells = re.findall(r"^\| ([a-z_0-9, ]+?)(?: \([^)]*\))? \|", page, re.MULTILINE)
     return [name for cell in cells for name in cell.split(", ") if name not in ("measure", "row")]
 

@@ -112,7 +112,7 @@ RENAMED: dict[str, Renamed] = {
     "bench.script": Renamed("bench.diffusers_script"),
     "bench.layouts": Renamed("bench.memory_models"),
     "bench.side": Renamed("bench.resolution"),
-    "bench.products": Renamed("bench.compute_matmuls", {"zeros": False, "multiplied": True}),
+    "bench.products": Renamed("bench.skip_matmuls", {"zeros": True, "multiplied": False}),
     "bench.photo": Renamed("bench.train_photo"),
     "bench.live": Renamed("bench.live_classes"),
     "bench.seeds": Renamed("bench.images_per_prompt"),

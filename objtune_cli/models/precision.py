@@ -33,7 +33,7 @@ class FloatGroupNorm(nn.GroupNorm):
             return F.group_norm(x.float(), self.num_groups, self.weight.float(), self.bias.float(), self.eps)
 
 
-def use_float32_kernels(unet: Any) -> None:
+def run_norms_in_float32(unet: Any) -> None:
     """Let the denoiser's softmax and group norms run in float32 under bf16 autocast on a processor."""
     unet.set_attn_processor(FloatAttention())
     for module in unet.modules():
@@ -46,7 +46,7 @@ def use_bf16_matmuls(unet: Any) -> None:
 
     Layers added later (LoRA) keep float32 weights and are multiplied in bf16 too.
     """
-    use_float32_kernels(unet)
+    run_norms_in_float32(unet)
     for module in unet.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             module.to(torch.bfloat16)

@@ -251,7 +251,7 @@ def test_our_attention_is_diffusers_own(opened: Any, name: str) -> None:
         torch.testing.assert_close(model.predict(*given), plain, rtol=1e-5, atol=1e-5)
     assert [len(maps) for maps in seen.maps.values()] == [3] and seen.maps[4][0].shape == (1, 16, 333)
     assert torch.equal(model.predict(*given), plain)
-    precision.use_float32_kernels(model.denoiser)
+    precision.run_norms_in_float32(model.denoiser)
     torch.testing.assert_close(model.predict(*given), plain, rtol=1e-5, atol=1e-5)
 
 

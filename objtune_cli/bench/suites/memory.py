@@ -66,7 +66,7 @@ def _measure_model(ctx: StageContext, name: str, config: Bench) -> tuple[str, di
     label = f"{name} at {model.resolution} px"
     note = ctx.report.note
     note(f"{label}: {str(model.dtype).removeprefix('torch.')}, on {model.device}")
-    live = LiveTensorCounter(multiply=model.device.type != "cpu" or config.compute_matmuls)
+    live = LiveTensorCounter(multiply=model.device.type != "cpu" or not config.skip_matmuls)
     encoders = (*model.text_encoders, model.text_encoder_3)
     measures = {f"{part}_mb": live.add(module_tensors(*modules)) / MB for part, modules in
              {"denoiser": (model.denoiser,), "text_encoders": encoders, "vae": (model.vae,)}.items()}  # fmt: skip

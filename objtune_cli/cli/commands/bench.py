@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from objtune_cli.cli.bench_table import print_rows, resolve_bench, resolve_unsharded
+from objtune_cli.cli.bench_table import print_rows, resolve_bench_settings, resolve_unsharded
 from objtune_cli.cli.runner import CommandResult, CommandRun, Subcommand, require
 from objtune_cli.config.sections import SEEDS, Bench
 
@@ -69,7 +69,7 @@ def objects(
     from objtune_cli.evaluation.benchmark_objects import KINDS
 
     chosen = _parse_methods(methods, quick=quick)
-    ctx, config = resolve_bench(run, num_objects=objects, prompt_kinds=prompts, seed=seed)
+    ctx, config = resolve_bench_settings(run, num_objects=objects, prompt_kinds=prompts, seed=seed)
     config = _reduce(config, quick=quick)
     unknown = [kind for kind in config.kinds if kind not in KINDS]
     require(not unknown, f"there is no kind of prompt {', '.join(unknown)}", f"one or more of {', '.join(KINDS)}")
@@ -126,7 +126,7 @@ def scenes(
         f"there is no way {', '.join(unknown)} to several objects",
         f"one or more of {', '.join(suite.METHODS)}",
     )
-    ctx, config = resolve_bench(run, num_objects=objects, seed=seed)
+    ctx, config = resolve_bench_settings(run, num_objects=objects, seed=seed)
     if objects is None and config.num_objects == Bench().num_objects:
         config = replace(config, num_objects=1 if quick else suite.DEFAULT_GROUPS)
     return print_rows(run, suite.run(ctx, out, chosen, replace(config, prompt_rounds=1) if quick else config), [])

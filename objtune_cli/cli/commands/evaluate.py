@@ -6,7 +6,7 @@ import typer
 
 from objtune_cli import paths
 from objtune_cli.cli import completion
-from objtune_cli.cli.bench_table import print_rows, resolve_bench
+from objtune_cli.cli.bench_table import print_rows, resolve_bench_settings
 from objtune_cli.cli.runner import CommandResult, CommandRun, require
 from objtune_cli.cli.stdin import read_refs
 from objtune_cli.config.sections import SEEDS, Bench
@@ -59,7 +59,7 @@ def evaluate(
     from objtune_cli.evaluation import stage, statistics
 
     require(n >= 1, f"-n is {n}", "1 or more")
-    ctx, config = resolve_bench(run, seed=seed)
+    ctx, config = resolve_bench_settings(run, seed=seed)
     rows = []
     for each in [ctx.store.find(text, ("adapter",)) for text in read_refs(ref)]:
         subject = stage.load_subject(ctx, each, name)

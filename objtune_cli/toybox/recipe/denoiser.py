@@ -103,7 +103,7 @@ def train(
     text_model = clip.text_model.requires_grad_(False).eval().to(device)
     half = device == "cuda" or (device == "cpu" and precision.processor_has_bf16())
     if half and device == "cpu":
-        precision.use_float32_kernels(unet)
+        precision.run_norms_in_float32(unet)
 
     def encode(texts: list[str]) -> Tensor:
         ids = tokenizer(texts, padding="max_length", max_length=preset.tokens, truncation=True, return_tensors="pt")
