@@ -159,47 +159,57 @@ def find_disagreement(
     Args:
         cover: Coverage (H, W) uint8 at the stored size. target: Hints in pixels of the photo. rough: The rough mask, like `cover`.
     """
-    import numpy as np
-
     mask = cover > 127
-    ys, xs = mask.nonzero()
-    if not len(ys) or target.mask:
+    if not mask.any() or target.mask:
         return "", ""
     scale = cover.shape[1] / photo.size[0]
-    if target.box_xyxy:
-        x0, y0, x1, y1 = (v * scale for v in target.box_xyxy)
-        more_x, more_y = max(2.0, BOX_MARGIN * (x1 - x0)), max(2.0, BOX_MARGIN * (y1 - y0))
-        inside = float(((xs >= x0 - more_x) & (xs < x1 + more_x) & (ys >= y0 - more_y) & (ys < y1 + more_y)).mean())
-        if inside < MIN_INSIDE:
-            return f"only {inside:.0%} of what was found lies in its box", suggest_box(target, photo)
-        left, right = np.quantile(xs, (0.005, 0.995))
-        top, bottom = np.quantile(ys, (0.005, 0.995))
-        span = min((min(right + 1, x1) - max(left, x0)) / (x1 - x0), (min(bottom + 1, y1) - max(top, y0)) / (y1 - y0))
-        if span < MIN_SPAN:
-            return f"what was found fills only {max(span, 0):.0%} of its box's width or height", suggest_box(
-                target, photo
-            )
+    box = _box_disagreement(mask, target, scale) if target.box_xyxy else ""
+    if box:
+        return box, suggest_box(target, photo)
     if rough is not None:
         shared = float((mask & (rough > 127)).sum())
         share = max(shared / mask.sum(), shared / max(1, (rough > 127).sum()))
         if share < MIN_ROUGH_OVERLAP:
             return (
-                f"what was found and the rough mask share {share:.0%}",
+                f"the mask and the rough mask share {share:.0%}",
                 "draw the rough mask on the object, or give the exact one with `--mask M.png`",
             )
+    return _point_disagreement(mask, target, scale)
+
+
+def _box_disagreement(mask: "np.ndarray", target: "Target", scale: float) -> str:
+    """Why a mask (H, W) bool disagrees with the target's box; empty if it agrees."""
+    import numpy as np
+
+    assert target.box_xyxy
+    ys, xs = mask.nonzero()
+    x0, y0, x1, y1 = (v * scale for v in target.box_xyxy)
+    margin_x, margin_y = max(2.0, BOX_MARGIN * (x1 - x0)), max(2.0, BOX_MARGIN * (y1 - y0))
+    is_inside = (xs >= x0 - margin_x) & (xs < x1 + margin_x) & (ys >= y0 - margin_y) & (ys < y1 + margin_y)
+    inside = float(is_inside.mean())
+    if inside < MIN_INSIDE:
+        return f"only {inside:.0%} of the mask lies in its box"
+    left, right = np.quantile(xs, (0.005, 0.995))
+    top, bottom = np.quantile(ys, (0.005, 0.995))
+    span = min((min(right + 1, x1) - max(left, x0)) / (x1 - x0), (min(bottom + 1, y1) - max(top, y0)) / (y1 - y0))
+    return f"the mask fills only {max(span, 0):.0%} of its box's width or height" if span < MIN_SPAN else ""
+
+
+def _point_disagreement(mask: "np.ndarray", target: "Target", scale: float) -> tuple[str, str]:
+    """Why a mask (H, W) bool disagrees with the target's points, and a hint; two empty texts if it agrees."""
+    import numpy as np
+
+    ys, xs = mask.nonzero()
     near = POINT_TOLERANCE * max(float(np.ptp(xs)), float(np.ptp(ys))) + 2
     for x, y in target.points:
         if float(np.hypot(xs - x * scale, ys - y * scale).min()) > near:
-            return (
-                f"the point {_format((x, y))} is not on what was found",
-                "give `--box x0,y0,x1,y1` or more points on it",
-            )
+            return f"the point {_format((x, y))} is not on the mask", "give `--box x0,y0,x1,y1` or more points on it"
     for x, y in target.negative_points:
         column, row = min(int(x * scale), mask.shape[1] - 1), min(int(y * scale), mask.shape[0] - 1)
         around = mask[max(0, row - 2) : row + 3, max(0, column - 2) : column + 3]
         if around.all():
             return (
-                f"the point {_format((x, y))} of `--negative-point` is on what was found",
+                f"the point {_format((x, y))} of `--negative-point` is on the mask",
                 "give `--box x0,y0,x1,y1` or `--mask M.png`",
             )
     return "", ""

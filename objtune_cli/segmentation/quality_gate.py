@@ -134,9 +134,9 @@ def rejection_reason(metrics: dict[str, float], class_word: str, config: Segment
     if metrics["pieces"] > MAX_PIECES:
         return f"it falls into {metrics['pieces']:.0f} pieces"
     if metrics.get("likeness", 1.0) < config.min_class_probability:
-        return f"the best of what was found is a {class_word} with a probability of {metrics['likeness']:.2f}"
+        return f"the best mask is a {class_word} with a probability of {metrics['likeness']:.2f}"
     if "likeness" in metrics and metrics["score"] < config.min_score:
-        return f"what was found has no clear outline (score {metrics['score']:.1f})"
+        return f"the mask has no clear outline (score {metrics['score']:.1f})"
     if metrics.get("margin", config.min_score_margin) < config.min_score_margin:
         return f"something else is as much a {class_word} (margin {metrics['margin']:.2f})"
     return ""

@@ -175,9 +175,9 @@ def test_a_mask_that_agrees_with_its_hints() -> None:
 @pytest.mark.parametrize(
     ("said", "words"),
     [
-        ({"box_xyxy": (320, 320, 600, 470)}, "only 0% of what was found lies in its box"), ({"box_xyxy": (100, 100, 200, 300)}, "only 5"),
-        ({"box_xyxy": (90, 90, 600, 310)}, "fills only 39%"), ({"points": ((400, 400),)}, "the point 400,400 is not on what was found"),
-        ({"points": ((200, 200),), "negative_points": ((210, 210),)}, "the point 210,210 of `--negative-point` is on what was found"),
+        ({"box_xyxy": (320, 320, 600, 470)}, "only 0% of the mask lies in its box"), ({"box_xyxy": (100, 100, 200, 300)}, "only 5"),
+        ({"box_xyxy": (90, 90, 600, 310)}, "fills only 39%"), ({"points": ((400, 400),)}, "the point 400,400 is not on the mask"),
+        ({"points": ((200, 200),), "negative_points": ((210, 210),)}, "the point 210,210 of `--negative-point` is on the mask"),
     ],
 )  # fmt: skip
 def test_a_mask_that_does_not(said: dict[str, Any], words: str) -> None:
@@ -263,7 +263,7 @@ def test_a_result_outside_its_box_is_not_published(
     line = ("segment", toy, "--class", "mug", "--set", "segment.segmenter=grabcut", "--box", "200,10,290,70")
     done = cli(*line)
     assert done.code == 9
-    assert "no usable mask of the mug: only 0% of what was found lies in its box" in done.err
+    assert "no usable mask of the mug: only 0% of the mask lies in its box" in done.err
     assert not Path("artifacts/mask").exists()
     forced = cli(*line, "--force")
     assert forced.code == 0
