@@ -130,7 +130,7 @@ def test_the_image_tower_is_named_by_a_setting(cli, kin_bases, dog_photo, tmp_pa
     ("tower", "code", "said"),
     [
         ("nobody/nothing", 7, "is not on this machine"),
-        ("a,b", 2, "2 image towers"),
+        ("a,b", 2, "names 2 models"),
         ("{here}/objtune.toml", 3, "no safetensors file"),
     ],
 )

@@ -91,7 +91,7 @@ def test_a_seed_that_is_none_is_refused_in_one_line(studio):
         ("bench",),
     ):
         result = studio(*line, "--seed", -1)
-        assert result.code == 2 and "error: --seed is -1" in result.err and "no seed is drawn at random" in result.err
+        assert result.code == 2 and "error: --seed is -1" in result.err and "seeds are never random" in result.err
     assert studio("generate", "<dog>", "--seed", 2**64).code == 2
 
 

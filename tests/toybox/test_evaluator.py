@@ -255,7 +255,13 @@ def test_the_weights_are_written_in_half_precision(untrained: Evaluator, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("trained", "known"), [("easy", {"easy"}), ("medium", {"easy", "medium"}), ("full", {"easy", "medium", "full"})]
+    ("trained", "known"),
+    [
+        ("easy", {"easy"}),
+        ("medium", {"easy", "medium"}),
+        ("marked", {"easy", "medium", "marked"}),
+        ("full", {"easy", "medium", "full"}),
+    ],
 )
 def test_an_evaluator_knows_the_worlds_that_show_no_more_than_its_own(
     trained: str, known: set[str], untrained: Evaluator, tmp_path: Path

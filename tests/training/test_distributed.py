@@ -162,7 +162,7 @@ def test_numbers_of_processes_that_are_none_are_2(cli, dog_photo: Path, monkeypa
         assert (done.code, done.out) == (2, "") and "--num-processes" in done.err
     for name, value in {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}.items():
         monkeypatch.setenv(name, value)
-    assert "accelerate starts one process where it is told --cpu" in cli("train", "nothing.jpg", "--class", "dog").err
+    assert "`accelerate launch --cpu` starts one process" in cli("train", "nothing.jpg", "--class", "dog").err
 
 
 def test_one_process_is_no_team(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,8 @@ from objtune_cli.training.early_stopping import Plateau
 from objtune_cli.training.step import validation_losses
 from objtune_cli.training.trainer import Trainer
 from tests.support import tiny_sd1
-from tests.support.training import train_to_end
-from tests.training.test_trainer import _prior, _subject
+from tests.support.training import red_square, train_to_end
+from tests.training.test_trainer import _prior
 
 CONFIG = Train(
     max_steps=60, rank=2, batch_size=2, num_augmentations=2, learning_rate=5e-3, embedding_lr=1e-2, target_modules="all", prior_loss_weight=0.0, background_loss_weight=0.0, target_blocks="all",
@@ -91,7 +91,7 @@ def test_the_fixed_loss_knows_only_the_weights(model: BaseModel) -> None:
 
 def test_of_several_objects_it_is_the_mean_of_each_alone(model: BaseModel) -> None:
     """Most steps show one object: what is measured is what is learned."""
-    subjects = [_subject(model, "rex"), _subject(model, "cup", "mug", 30)]
+    subjects = [red_square(model, "rex"), red_square(model, "cup", "mug", 30)]
     trainer = Trainer(model, subjects, {s.class_word: _prior(model, s.class_word) for s in subjects}, CONFIG)
     both = validation_losses([trainer])[0]
     alone = []

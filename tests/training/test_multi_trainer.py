@@ -15,7 +15,8 @@ from objtune_cli.runtime import cpu
 from objtune_cli.training import multi_trainer
 from objtune_cli.training.trainer import Trainer
 from tests.support import tiny_families
-from tests.training.test_trainer import CONFIG, _prior, _subject
+from tests.support.training import CONFIG, red_square
+from tests.training.test_trainer import _prior
 
 KINDS = {"rex": ("dog", 10), "cup": ("mug", 30), "tom": ("dog", 4)}
 
@@ -27,7 +28,7 @@ def open_base(tiny_base) -> Callable[[], BaseModel]:
 
 def _trainer(model: BaseModel, names: str, config: Train, label: str = "default") -> Trainer:
     """Of one object, or of several of one photo: "rex", "rex+cup"."""
-    subjects = [_subject(model, name, *KINDS[name]) for name in names.split("+")]
+    subjects = [red_square(model, name, *KINDS[name]) for name in names.split("+")]
     return Trainer(model, subjects, {s.class_word: _prior(model, s.class_word) for s in subjects}, config, label)
 
 

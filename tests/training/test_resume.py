@@ -113,7 +113,7 @@ def test_events_tell_every_step_of_every_stage(train):
     assert [(e["step"], e["total"]) for e in steps] == [(n, 4) for n in (1, 2, 3, 4)]
     assert all(e["loss"] > 0 for e in steps)
     assert steps[-1]["eta"] == 0
-    assert any(e["event"] == "note" and "placements" in e["text"] for e in said)
+    assert any(e["event"] == "note" and "augmented views" in e["text"] for e in said)
     train("--events", "events.ndjson")
     assert len(Path("events.ndjson").read_text().splitlines()) > len(said)  # appended
 
@@ -137,10 +137,10 @@ def test_a_reader_of_events_that_goes_away_stops_nothing(train):
 
 TWICE = """
 import os, signal, sys, time
-from objtune_cli.cli.signals import Stop
+from objtune_cli.cli.signals import StopFlag
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_DFL)  # a shell's background jobs are born deaf to INT
-stop = Stop()
+stop = StopFlag()
 stop.install()
 print("ready", flush=True)
 while not stop.signum:

@@ -389,7 +389,7 @@ def test_prompts_that_forgot_the_brackets_are_told(drawn) -> None:
     words = drawn("generate", "a", "photo", "of", "<dog>")
     assert (
         words.code == 0
-        and 'these are 4 prompts of one word each; one prompt stands in quotes: "a photo of <dog>"' in words.err
+        and 'these are 4 prompts of one word each; put one prompt in quotes: "a photo of <dog>"' in words.err
     )
     Path("prompts.txt").write_text("<dog>")
     assert "`objtune generate - < prompts.txt` reads prompts from it" in drawn("generate", "prompts.txt").err

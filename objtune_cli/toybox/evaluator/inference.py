@@ -68,7 +68,8 @@ def covers(dial: Dial, weights: Path = WEIGHTS) -> bool:
     """Whether the evaluator was trained on all that a dial can show."""
     own = DIALS[read_header(weights)["dial"]]
     words = ("classes", "backgrounds", "colours", "patterns", "accessories")
-    return all(set(getattr(dial, w)) <= set(getattr(own, w)) for w in words) and own.flips >= dial.flips
+    has_marks = own.marks[1] >= dial.marks[1]
+    return has_marks and own.flips >= dial.flips and all(set(getattr(dial, w)) <= set(getattr(own, w)) for w in words)
 
 
 def load(weights: Path = WEIGHTS) -> Evaluator:
