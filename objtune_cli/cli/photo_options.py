@@ -73,7 +73,8 @@ Select = Annotated[
 
 
 SegmenterName = Annotated[
-    Literal["sam", "grabcut"] | None, typer.Option("--segmenter", help="Segmenter.", show_default="sam")
+    Literal["auto", "sam", "sam2", "sam3", "grabcut"] | None,
+    typer.Option("--segmenter", help="Segmenter; auto: the best on this machine.", show_default="auto"),
 ]
 
 

@@ -57,8 +57,10 @@ class Common:
 class Segment:
     """Segmenting the object."""
 
-    segmenter: Literal["sam", "grabcut"] = setting(
-        "sam", "Segmenter: segment-anything (the embedded model, or a checkpoint) or GrabCut."
+    segmenter: Literal["auto", "sam", "sam2", "sam3", "grabcut"] = setting(
+        "auto",
+        "Segmenter: segment-anything (the embedded model, or a checkpoint), SAM 2.1, SAM 3, or GrabCut. auto: the best on "
+        "this machine; the embedded model for the toybox.",
     )
     select: Literal["best", "largest", "smallest", "left", "right", "top", "bottom"] = setting(
         "best",
@@ -85,6 +87,13 @@ class Segment:
     )
     sam_checkpoint: str = setting(
         "", "segment-anything checkpoint. none: the embedded model.", auto="none", path="file"
+    )
+    sam_model: str = setting(
+        "",
+        "SAM 2.1 or SAM 3 in transformers' layout: folder or hub id. auto: the best of that kind in the hub cache.",
+        auto="auto",
+        path="model",
+        identifies=False,
     )
 
 

@@ -57,7 +57,7 @@ def run(name: str, report: Reporter, stopped: Callable[[], int]) -> FetchResult:
 
 
 def fetch_model(repository: str, report: Reporter, stopped: Callable[[], int]) -> FetchResult:
-    """Download a CLIP, DINO or VAE model as `run` does; its pickle only if there are no safetensors.
+    """Download a CLIP, DINO, SAM or VAE model as `run` does; its pickle only if there are no safetensors.
 
     Raises:
         UsageError: The id is not a hub id. Otherwise as `run`.
@@ -74,7 +74,7 @@ def fetch_model(repository: str, report: Reporter, stopped: Callable[[], int]) -
         "main",
         report,
         stopped,
-        (*hub_cache.FEATURE_MODEL_FILES, *vae_override.FILES, hub_cache.PICKLED_WEIGHTS),
+        (*hub_cache.FEATURE_MODEL_FILES, *hub_cache.SEGMENTER_FILES, *vae_override.FILES, hub_cache.PICKLED_WEIGHTS),
         _check_feature_model_files,
     )
 

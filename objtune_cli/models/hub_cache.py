@@ -26,6 +26,8 @@ FEATURE_MODEL_FILES = (
     "model.safetensors",
 )
 """The files of a CLIP or DINO repository."""
+SEGMENTER_FILES = ("processor_config.json",)
+"""The further files of a repository of SAM 2.1 or SAM 3."""
 PICKLED_WEIGHTS = "pytorch_model.bin"
 """The weights of CLIP and DINO repositories without safetensors; only its tensors are read."""
 CACHE_ERRORS = (ValueError, OSError, RuntimeError)
@@ -66,11 +68,12 @@ def find_snapshot(repository: str) -> Path | None:
     return None
 
 
-def find_transformers_model(repository: str) -> Path | None:
-    """Return the folder of a complete CLIP or DINO in the cache; safetensors come before pickles."""
+def find_transformers_model(repository: str, *, is_segmenter: bool = False) -> Path | None:
+    """Return the folder of a complete CLIP, DINO or segmenter in the cache; safetensors come before pickles."""
     from huggingface_hub import snapshot_download
 
-    for files in (FEATURE_MODEL_FILES, (*FEATURE_MODEL_FILES, PICKLED_WEIGHTS)):
+    files_of_kinds = [(*SEGMENTER_FILES, *FEATURE_MODEL_FILES)] if is_segmenter else []
+    for files in files_of_kinds or [FEATURE_MODEL_FILES, (*FEATURE_MODEL_FILES, PICKLED_WEIGHTS)]:
         with contextlib.suppress(*CACHE_ERRORS):
             folder = Path(snapshot_download(repository, local_files_only=True, allow_patterns=list(files)))
             if (folder / files[-1]).exists():

@@ -52,7 +52,21 @@ def segment_objects(
 
 
 class _ClassWordSegmenter(PhotoSegmenter):
-    """Segments one photo by ranking proposals with class words."""
+    """Segments one photo by ranking proposals with class words.
+
+    Attributes:
+        full: The same photo at the stored size.
+    """
+
+    def __init__(
+        self,
+        models: SegmentationModels,
+        picture: photo.Photo,
+        rgb: "np.ndarray",
+        full: "_ClassWordSegmenter | None" = None,
+    ) -> None:
+        super().__init__(models, picture, rgb)
+        self.full = full or self
 
     def from_hints(self, target: Target, *, alone: bool) -> SegmentedObject:
         """Segment by hints; the class word disambiguates a single point if the base knows the word."""
@@ -80,7 +94,8 @@ class _ClassWordSegmenter(PhotoSegmenter):
         empty = SegmentedObject(np.zeros(self.rgb.shape[:2], np.uint8), self.models.segmenter.name)
         if not proposals:
             return [empty for _ in targets]
-        by_word = near._rank(near._refine_best(proposals, near._rank(proposals, words)), words)
+        ranked = near._rank(proposals, words)
+        by_word = near._rank(near._refine_best(proposals, ranked, again=self.models.word_segmenter is None), words)
         choices = [
             self._apply_selection(by_word[t.class_word], sum(o.class_word == t.class_word for o in targets))
             for t in targets
@@ -103,7 +118,8 @@ class _ClassWordSegmenter(PhotoSegmenter):
         if scale >= 1:
             return self
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        return _ClassWordSegmenter(self.models, self.picture, cv2.resize(self.rgb, size, interpolation=cv2.INTER_AREA))
+        small = cv2.resize(self.rgb, size, interpolation=cv2.INTER_AREA)
+        return _ClassWordSegmenter(self.models, self.picture, small, self)
 
     def _rank(self, proposals: list["Proposal"], words: list[str]) -> dict[str, list["Candidate"]]:
         """Sorted candidates of each word, one per object."""
@@ -116,19 +132,29 @@ class _ClassWordSegmenter(PhotoSegmenter):
             for i, w in enumerate(words)
         }
 
-    def _refine_best(self, proposals: list["Proposal"], ranked: dict[str, list["Candidate"]]) -> list["Proposal"]:
-        """Refine the best candidates of all words, because their cut-outs depend on the outline."""
+    def _refine_best(
+        self, proposals: list["Proposal"], ranked: dict[str, list["Candidate"]], *, again: bool = True
+    ) -> list["Proposal"]:
+        """Refine the best candidates of all words, because their cut-outs depend on the outline.
+
+        Args:
+            again: Whether the segmenter predicts them again.
+        """
         from objtune_cli.segmentation.types import Proposal
 
         short = {id(c.mask): c.mask for candidates in ranked.values() for c in candidates[:SHORTLIST]}
-        chosen = [self.segmenter.refine(p) for p in proposals if id(p.mask) in short]
+        chosen = [self.segmenter.refine(p) if again else p for p in proposals if id(p.mask) in short]
         exact = [Proposal(self.snap_to_edges(p.mask), p.quality) for p in chosen]
         return [p for p in exact if _is_plausible(p.mask, [])] or chosen
 
     def _propose(self, words: list[str]) -> list["Proposal"]:
-        """Proposals from a detector's boxes for the words, else from the segmenter."""
-        from objtune_cli.segmentation.types import Hints
+        """Proposals from a detector's boxes for the words, from a segmenter that reads words, else from the segmenter."""
+        from objtune_cli.segmentation.types import Hints, Proposal
 
+        reader = self.models.word_segmenter
+        if reader is not None:
+            self.full.set_image()
+            return [Proposal(_resize(p.mask * 255, self.rgb) > 127, p.quality) for p in reader.propose_words(words)]
         if self.models.detector is None:
             segmenter = self.segmenter
             if self.models.proposals is None:

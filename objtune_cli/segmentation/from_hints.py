@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from objtune_cli.config.sections import Segment
 from objtune_cli.errors import InputError, ObjtuneError
 from objtune_cli.images import photo
-from objtune_cli.models import registry
 from objtune_cli.segmentation import quality_gate
 from objtune_cli.workflow.context import StageContext
 
@@ -18,7 +17,8 @@ if TYPE_CHECKING:
     from objtune_cli.models.base_model import BaseModel
     from objtune_cli.models.clip import Clip
     from objtune_cli.segmentation.detector import Detector
-    from objtune_cli.segmentation.types import Hints, Point, Proposal, Segmenter
+    from objtune_cli.segmentation.segmenters import SegmenterChoice
+    from objtune_cli.segmentation.types import Hints, Point, Proposal, Segmenter, WordSegmenter
 
 SEGMENTER_AND_BASE_MB = 14_000
 """GPU memory for the largest segmenter and SDXL together, MB."""
@@ -95,8 +95,9 @@ class SegmentationModels:
         current_image: The image that is set in the segmenter. proposals: Its cached proposals for that image.
     """
 
-    def __init__(self, ctx: StageContext, config: Segment) -> None:
-        self.ctx, self.config = ctx, config
+    def __init__(self, ctx: StageContext, config: Segment, choice: "SegmenterChoice | None" = None) -> None:
+        """`choice`: The segmenter, if it was chosen before."""
+        self.ctx, self.config, self.choice = ctx, config, choice
         self.current_image: np.ndarray | None = None
         self.proposals: list[Proposal] | None = None
 
@@ -104,9 +105,17 @@ class SegmentationModels:
     def segmenter(self) -> "Segmenter":
         from objtune_cli.segmentation import segmenters
 
-        return segmenters.load_segmenter(
-            self.config.segmenter, self.config.sam_checkpoint, registry.TOYBOX_SEGMENTER, self._device()
-        )
+        choice = self.choice or segmenters.choose_segmenter(self.ctx, self.config)
+        if choice.note:
+            self.ctx.note_once(choice.note)
+        return segmenters.load_segmenter(choice, self._device())
+
+    @property
+    def word_segmenter(self) -> "WordSegmenter | None":
+        """The segmenter if it finds objects by words, and no detector is set for that."""
+        from objtune_cli.segmentation.types import WordSegmenter
+
+        return self.segmenter if not self.config.detector and isinstance(self.segmenter, WordSegmenter) else None
 
     @functools.cached_property
     def detector(self) -> "Detector | None":
@@ -151,11 +160,14 @@ class PhotoSegmenter:
     @property
     def segmenter(self) -> "Segmenter":
         """The segmenter with this photo set as its image."""
-        segmenter = self.models.segmenter
+        self.set_image()
+        return self.models.segmenter
+
+    def set_image(self) -> None:
+        """Set this photo as the segmenter's image."""
         if self.models.current_image is not self.rgb:
-            segmenter.set_image(self.rgb)
+            self.models.segmenter.set_image(self.rgb)
             self.models.current_image, self.models.proposals = self.rgb, None
-        return segmenter
 
     def has_hints(self, target: Target, alone: bool) -> bool:
         return not target.has_no_hint or (alone and self.picture.alpha is not None)

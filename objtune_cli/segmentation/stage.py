@@ -1,17 +1,15 @@
 """`segment`: a photo and a class word to a mask artifact that carries the photo's pixels."""
 
-import hashlib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from objtune_cli.config.sections import Segment
+from objtune_cli.config.sections import Segment, identifying
 from objtune_cli.errors import GateError, InputError, ObjtuneError
 from objtune_cli.images import photo, photographs, png
-from objtune_cli.models import registry
-from objtune_cli.segmentation import from_class_word, hint_checks, quality_gate, transparent_photo
+from objtune_cli.segmentation import from_class_word, hint_checks, quality_gate, segmenters, transparent_photo
 from objtune_cli.segmentation.from_hints import SegmentationModels, SegmentedObject, Target
-from objtune_cli.store import garbage, regular_files
+from objtune_cli.store import garbage
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.kinds.mask import PHOTO_ROLE, MaskArtifact
 from objtune_cli.workflow import class_words
@@ -33,7 +31,8 @@ def run(ctx: StageContext, path: Path, targets: list[Target], config: Segment) -
         hint_checks.to_pixels(target, frame, lambda text: ctx.report.note(f"{path.name}: {text}"))
         for target in class_words.use_known_spelling(ctx, targets)
     ]
-    records = [_record(ctx, target, targets, head, config) for target in targets]
+    choice = None if all(target.mask for target in targets) else segmenters.choose_segmenter(ctx, config)
+    records = [_record(ctx, target, targets, head, config, choice) for target in targets]
     done = [ctx.find_existing(record) for record in records]
     if all(done):
         return [d for d in done if d]
@@ -45,7 +44,7 @@ def run(ctx: StageContext, path: Path, targets: list[Target], config: Segment) -
     for note in picture.notes:
         ctx.report.note(f"{path.name}: {note}")
     _note_photograph(ctx, path, picture)
-    models = SegmentationModels(ctx, config)
+    models = SegmentationModels(ctx, config, choice)
     if len(targets) == 1 and targets[0].has_no_hint:
         picture = transparent_photo.check_transparency(models, path, picture, targets[0])
     by_word = config.min_class_probability > 0 and not (len(targets) == 1 and picture.alpha is not None)
@@ -63,19 +62,11 @@ def run(ctx: StageContext, path: Path, targets: list[Target], config: Segment) -
 
 def _note_photograph(ctx: StageContext, path: Path, picture: photo.Photo) -> None:
     """Say that a photograph meets a base that knows drawings alone, and how to get one that knows photographs."""
-    if is_drawn_world(ctx) and photographs.looks_like_photograph(picture.rgb):
+    if segmenters.is_drawn_world(ctx) and photographs.looks_like_photograph(picture.rgb):
         ctx.note_once(
             f"{path.name} looks like a photograph, and {ctx.base.id} knows drawings alone; for photographs: "
             "`objtune fetch --base sd15`, then the same command with `--base sd15`"
         )
-
-
-def is_drawn_world(ctx: StageContext) -> bool:
-    """Whether the base model was trained on the drawn world; a base that is not on this machine was not."""
-    try:
-        return bool(ctx.base.toybox_dial)
-    except ObjtuneError:
-        return False
 
 
 def _downscale(picture: photo.Photo, config: Segment) -> "np.ndarray":
@@ -88,15 +79,21 @@ def _downscale(picture: photo.Photo, config: Segment) -> "np.ndarray":
     return cv2.resize(picture.rgb, size, interpolation=cv2.INTER_AREA) if scale < 1 else picture.rgb
 
 
-def _record(ctx: StageContext, target: Target, targets: list[Target], head: photo.Header, config: Segment) -> Record:
+def _record(
+    ctx: StageContext,
+    target: Target,
+    targets: list[Target],
+    head: photo.Header,
+    config: Segment,
+    choice: segmenters.SegmenterChoice | None,
+) -> Record:
     """Record of the mask's inputs: photo, hints, segmenter, and the base if the class word chooses."""
     inputs = {PHOTO_ROLE: {"ref": "", "sha256": head.sha256}}
     for name, file in (("mask", target.mask), ("rough", target.rough_mask)):
         if file:
             inputs[name] = {"ref": "", "sha256": photo.hash_file(file)}
-    weights = Path(config.sam_checkpoint) if config.sam_checkpoint else registry.TOYBOX_SEGMENTER / "model.safetensors"
     settings: dict[str, Any] = (
-        asdict(replace(config, sam_checkpoint=""))
+        identifying(replace(config, sam_checkpoint="", segmenter=_recorded_kind(config, target, choice)))
         | target.to_record()
         | ({"colours": "sRGB"} if head.is_converted else {})
     )
@@ -104,15 +101,10 @@ def _record(ctx: StageContext, target: Target, targets: list[Target], head: phot
         config.detector and (detector := Path(config.detector)).is_dir()
     ):  # the identity of the model does not depend on its path
         settings["detector"] = detector.resolve().name
-        inputs |= {} if target.mask else {"detector": {"ref": "", "sha256": _digest_folder(detector)}}
+        inputs |= {} if target.mask else {"detector": {"ref": "", "sha256": segmenters.digest_folder(detector)}}
     if not target.mask:
-        if config.sam_checkpoint or config.segmenter == "sam":
-            try:
-                inputs["segmenter"] = {"ref": "", "sha256": regular_files.file_sha256(weights)}
-            except OSError:
-                raise InputError(
-                    f"there is no file {weights}", "give a segment-anything checkpoint, or none for the embedded model"
-                ) from None
+        if choice is not None and choice.weights is not None:
+            inputs["segmenter"] = {"ref": "", "sha256": choice.sha256}
         if target.has_no_hint or target.is_single_point:
             settings["chosen_by"] = _base_fingerprint(ctx)
         if len(targets) > 1:
@@ -123,12 +115,11 @@ def _record(ctx: StageContext, target: Target, targets: list[Target], head: phot
     return Record("mask", target.name, {target.name: target.class_word}, inputs, settings, base={})
 
 
-def _digest_folder(folder: Path) -> str:
-    """SHA-256 over the configs and weights of a model's folder."""
-    files = sorted(file for file in folder.iterdir() if file.suffix in (".json", ".txt", ".safetensors"))
-    return hashlib.sha256(
-        "".join(f"{file.name} {regular_files.file_sha256(file)}\n" for file in files).encode()
-    ).hexdigest()
+def _recorded_kind(config: Segment, target: Target, choice: segmenters.SegmenterChoice | None) -> Any:
+    """Segmenter in the record: what `auto` chose; a user's own mask is the same whatever it would choose."""
+    if config.segmenter != "auto":
+        return config.segmenter
+    return "sam" if choice is None or target.mask else choice.kind
 
 
 @dataclass(frozen=True, slots=True)

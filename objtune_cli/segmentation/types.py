@@ -1,7 +1,7 @@
 """Hints from the user, proposed masks, and the interface of a segmenter."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -63,4 +63,13 @@ class Segmenter(Protocol):
 
     def propose_all(self) -> list[Proposal]:
         """Propose all possible objects without hints."""
+        ...
+
+
+@runtime_checkable
+class WordSegmenter(Segmenter, Protocol):
+    """A segmenter that also finds objects by words."""
+
+    def propose_words(self, words: list[str]) -> list[Proposal]:
+        """Propose every object of the words in the image."""
         ...

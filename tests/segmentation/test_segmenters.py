@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from objtune_cli.errors import InputError
-from objtune_cli.segmentation import sam, sam_models
+from objtune_cli.models import registry
+from objtune_cli.segmentation import promptable, sam_models
 from objtune_cli.segmentation.grabcut import GrabCut
 from objtune_cli.segmentation.sam import SegmentAnything
 from objtune_cli.segmentation.sam_models import load_official
-from objtune_cli.segmentation.segmenters import load_segmenter
+from objtune_cli.segmentation.segmenters import SegmenterChoice, load_segmenter
 from objtune_cli.segmentation.types import Hints, Proposal
 from objtune_cli.toybox import renderer, world
 
@@ -216,7 +217,7 @@ def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     "hints", [Hints(), Hints(points=((20, 30),)), Hints(box_xyxy=(10, 5, 60, 40)), Hints((10, 5, 60, 40), ((20, 30),))]
 )
 def test_sam_from_a_checkpoint_answers_at_the_photos_size(checkpoint: Path, hints: Hints) -> None:
-    assert load_segmenter("sam", str(checkpoint), Path("nowhere")).name == "sam-vit_b"
+    assert load_segmenter(SegmenterChoice("sam", checkpoint)).name == "sam-vit_b"
     picture = np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)
     mask = _by(checkpoint, picture, hints)
     assert mask.shape == (48, 80) and mask.dtype == bool
@@ -340,9 +341,7 @@ def test_everything_that_stands_out_is_proposed() -> None:
 
 @pytest.fixture(scope="module")
 def embedded() -> SegmentAnything:
-    from objtune_cli.models import registry
-
-    return load_segmenter("sam", "", registry.TOYBOX_SEGMENTER)
+    return load_segmenter(SegmenterChoice("sam", registry.TOYBOX_SEGMENTER))
 
 
 @pytest.mark.parametrize("scene", SCENES, ids=lambda s: s[1])
@@ -378,7 +377,7 @@ def test_a_small_object_is_looked_at_again_from_nearer(
         embedded.set_image(picture)
         near.append(_iou(embedded.predict(Hints(_box(truth, 1))).mask, truth))
         with monkeypatch.context() as patch:
-            patch.setattr(sam, "ZOOM_BELOW", 0.0)
+            patch.setattr(promptable, "ZOOM_BELOW", 0.0)
             once.append(_iou(embedded.predict(Hints(_box(truth, 1))).mask, truth))
     assert np.mean(near) > np.mean(once) + 0.03 and np.mean(near) > 0.8
 
@@ -386,11 +385,11 @@ def test_a_small_object_is_looked_at_again_from_nearer(
 def test_one_embedding_serves_every_hint(embedded: SegmentAnything, monkeypatch: pytest.MonkeyPatch) -> None:
     picture, truth = _scene(*SCENES[0])
     seen: list[int] = []
-    encode = type(embedded.predictor.model.image_encoder).forward
+    encode = type(embedded.model.image_encoder).forward
     monkeypatch.setattr(
-        type(embedded.predictor.model.image_encoder), "forward", lambda self, x: seen.append(len(x)) or encode(self, x)
+        type(embedded.model.image_encoder), "forward", lambda self, x: seen.append(len(x)) or encode(self, x)
     )
-    monkeypatch.setattr(sam, "ZOOM_BELOW", 0.0)
+    monkeypatch.setattr(promptable, "ZOOM_BELOW", 0.0)
     embedded.set_image(picture)
     for hints in (
         Hints(_box(truth)),
@@ -411,9 +410,9 @@ def test_broken_embedded_weights_say_so(tmp_path: Path) -> None:
     for name, data in (("config.json", b"{}"), ("model.safetensors", b"")):
         (tmp_path / name).write_bytes(data)
     with pytest.raises(ResourceError, match="cannot be opened"):
-        load_segmenter("sam", "", tmp_path)
+        sam_models.load_embedded(tmp_path)
 
 
 def test_grabcut_is_there_for_who_asks() -> None:
-    assert load_segmenter("grabcut", "", Path("nowhere")).name == "grabcut"
+    assert load_segmenter(SegmenterChoice("grabcut")).name == "grabcut"
     assert isinstance(GrabCut().refine(Proposal(np.ones((2, 2), bool), 1.0)), Proposal)

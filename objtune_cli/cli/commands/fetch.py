@@ -22,7 +22,7 @@ def fetch(
         typer.Option(
             "--model",
             metavar="ID",
-            help="Download a CLIP or DINO model instead, for example facebook/dino-vits16.",
+            help="Download a CLIP, DINO, SAM or VAE model instead, for example facebook/dino-vits16.",
             show_default=False,
         ),
     ] = None,
