@@ -72,8 +72,8 @@ def find_transformers_model(repository: str, *, is_segmenter: bool = False) -> P
     """Return the folder of a complete CLIP, DINO or segmenter in the cache; safetensors come before pickles."""
     from huggingface_hub import snapshot_download
 
-    files_of_kinds = [(*SEGMENTER_FILES, *FEATURE_MODEL_FILES)] if is_segmenter else []
-    for files in files_of_kinds or [FEATURE_MODEL_FILES, (*FEATURE_MODEL_FILES, PICKLED_WEIGHTS)]:
+    forms: list[tuple[str, ...]] = [FEATURE_MODEL_FILES, (*FEATURE_MODEL_FILES, PICKLED_WEIGHTS)]
+    for files in [(*SEGMENTER_FILES, *FEATURE_MODEL_FILES)] if is_segmenter else forms:
         with contextlib.suppress(*CACHE_ERRORS):
             folder = Path(snapshot_download(repository, local_files_only=True, allow_patterns=list(files)))
             if (folder / files[-1]).exists():
