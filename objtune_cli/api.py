@@ -8,14 +8,16 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
 from objtune_cli.config.resolve import Settings
 from objtune_cli.config.sections import Common, Compose, Embed, Generate, Prior, Segment, Train
-from objtune_cli.errors import ObjtuneError
+from objtune_cli.errors import ObjtuneError, UsageError
 from objtune_cli.paths import to_path
 from objtune_cli.store.project import find_project
+from objtune_cli.store.refs import Ref
 from objtune_cli.workflow.context import StageContext, StageResult
 
 __all__ = [
@@ -114,35 +116,81 @@ def segment(
         return stage.run(ctx, to_path(photo), [target], ctx.settings.resolve(Segment))[0]
 
 
-def init_embedding(ctx: StageContext, mask: str) -> StageResult:
-    """The first vectors of the token of a mask, by its ref or name."""
+def init_embedding(ctx: StageContext, mask: str | Sequence[str]) -> StageResult:
+    """The initial vectors of an object's token, from its mask by ref or name; several masks are photos of one object."""
     from objtune_cli.embedding import stage as embed
 
     with _lock_project(ctx):
-        return embed.run(ctx, ctx.store.find(mask, ("mask",)), ctx.settings.resolve(Embed))
+        masks = [ctx.store.find(text, ("mask",)) for text in ([mask] if isinstance(mask, str) else mask)]
+        return embed.run(ctx, masks, ctx.settings.resolve(Embed))
 
 
 def train(
     ctx: StageContext,
-    photo: str | Path,
+    photo: str | Path | Sequence[str | Path],
     class_word: str,
     name: str = "",
     *,
     steps: int | None = None,
     box: tuple[float, float, float, float] | None = None,
-    mask: str | Path | None = None,
-    refine_mask: str | Path | None = None,
+    mask: str | Path | Sequence[str | Path] | None = None,
+    refine_mask: str | Path | Sequence[str | Path] | None = None,
     preview: bool = True,
 ) -> StageResult:
-    """An object learned from one photo; runs the stages before it."""
+    """An object learned from one photo, or from a list of its photos; runs the stages before it.
+
+    Args:
+        box: Of a single photo. mask, refine_mask: A file for each photo.
+
+    Raises:
+        UsageError: Another number of hints than of photos.
+    """
     from objtune_cli.training import stage
 
-    found = segment(ctx.without_force(), photo, class_word, name, box=box, mask=mask, refine_mask=refine_mask).ref
+    photos, masks, rough = (_as_list(value) for value in (photo, mask, refine_mask))
+    found = _segment_photos(ctx.without_force(), photos, class_word, name, box, masks, rough)
     config = ctx.settings.resolve(Train, max_steps=steps)
     with _lock_project(ctx):
-        return stage.run(
-            ctx, [found], config, ctx.settings.resolve(Embed), ctx.settings.resolve(Prior), preview=preview
-        )
+        return stage.run(ctx, found, config, ctx.settings.resolve(Embed), ctx.settings.resolve(Prior), preview=preview)
+
+
+def _as_list(value: str | Path | Sequence[str | Path] | None) -> list[Path]:
+    """One path or several as a list; empty for None."""
+    values = [] if value is None else [value] if isinstance(value, str | Path) else value
+    return [to_path(each) for each in values]
+
+
+def _segment_photos(
+    ctx: StageContext,
+    photos: list[Path],
+    class_word: str,
+    name: str,
+    box: tuple[float, float, float, float] | None,
+    masks: list[Path],
+    rough: list[Path],
+) -> list[Ref]:
+    """The masks of one object in its photos."""
+    if len(photos) == 1 and max(len(masks), len(rough)) < 2:
+        mask, refine_mask = next(iter(masks), None), next(iter(rough), None)
+        return [segment(ctx, photos[0], class_word, name, box=box, mask=mask, refine_mask=refine_mask).ref]
+    for option, hints in (("mask", masks), ("refine_mask", rough), ("box", [box] if box else [])):
+        if hints and len(hints) != len(photos):
+            raise UsageError(f"{len(photos)} photos and {len(hints)} of {option}", "give one for each photo")
+    if not photos:
+        raise UsageError("there is no photo", "give the path of a photo, or a list of paths")
+    from objtune_cli.segmentation import several_photos
+    from objtune_cli.segmentation.from_hints import Target
+    from objtune_cli.workflow import class_words
+
+    ((word, called),) = class_words.pair_with_names([class_word], [name] if name else [])
+    config = ctx.settings.resolve(Segment)
+    targets = [
+        (photo, Target(word, called, mask=own_mask, rough_mask=own_rough))
+        for photo, own_mask, own_rough in zip_longest(photos, masks, rough)
+    ]
+    with _lock_project(ctx):
+        requests = [several_photos.PhotoOfObject(photo, target, config) for photo, target in targets]
+        return [each.ref for each in several_photos.run(ctx, requests)]
 
 
 def generate(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from objtune_cli import paths
-from objtune_cli.cli.runner import OptionGroups, require
+from objtune_cli.cli.runner import require
 from objtune_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,35 +36,6 @@ class PhotoRequest:
     photo: Path | str
     targets: "list[Target]"
     select: str | None
-
-
-def options_by_photo(groups: OptionGroups) -> list[dict[str, Any]]:
-    """The options behind each of several photos.
-
-    Raises:
-        UsageError: An option stands before the first photo.
-    """
-    early = [
-        option
-        for key, option in PHOTO_OPTIONS.items()
-        if any(not photo and options.get(key) for photo, options in groups)
-    ]
-    require(
-        not early,
-        f"{', '.join(early)} before the first photo",
-        "with several photos, the options of each photo follow it: `a.jpg --class dog b.jpg --class mug`",
-    )
-    return [options for photo, options in groups if photo]
-
-
-def parse_photo_request(photo: Path | str, options: Mapping[str, Any], *, only: bool) -> PhotoRequest:
-    """Parse the options of a photo; `only`: it is the command's only photo."""
-    require(
-        only or options.get("class_"),
-        f"{photo} has no class",
-        "give the class of its object behind it: `a.jpg --class dog b.jpg --class mug`",
-    )
-    return PhotoRequest(photo, parse_targets(options), options.get("select"))
 
 
 def parse_targets(options: Mapping[str, Any]) -> list["Target"]:

@@ -93,13 +93,19 @@ PHOTO: dict[str, tuple[Any, Any]] = {
 """Options that describe the objects of a photo; `object_options` parses their values."""
 
 
-def segment_photo(ctx: "StageContext", request: PhotoRequest) -> "list[Ref]":
-    """Segment the objects of one photo, or find their masks."""
-    from objtune_cli.segmentation import stage
+def segment_photos(ctx: "StageContext", requests: list[PhotoRequest]) -> "list[Ref]":
+    """Segment the objects of one photo, or one object in several photos; existing masks are reused."""
+    from objtune_cli.segmentation import several_photos, stage
 
-    config = ctx.settings.resolve(Segment, select=request.select)
-    photo = request.photo if isinstance(request.photo, Path) else locate_photo(ctx, request.photo)
-    return [each.ref for each in stage.run(ctx.without_force(), photo, request.targets, config)]
+    paths = [each.photo if isinstance(each.photo, Path) else locate_photo(ctx, each.photo) for each in requests]
+    configs = [ctx.settings.resolve(Segment, select=each.select) for each in requests]
+    if len(requests) == 1:
+        results = stage.run(ctx.without_force(), paths[0], requests[0].targets, configs[0])
+    else:
+        targets = [each.targets[0] for each in requests]
+        photos = map(several_photos.PhotoOfObject, paths, targets, configs)
+        results = several_photos.run(ctx.without_force(), list(photos))
+    return [each.ref for each in results]
 
 
 def locate_photo(ctx: "StageContext", text: str) -> Path:
@@ -164,18 +170,12 @@ def _photo(text: str, *, hinted: bool) -> Path | str | None:
         return path
     if "/" in text and text.split("/")[0] not in KINDS and "@" not in text:
         return path
-    return path if hinted and _is_folder(path) else None
+    return path if hinted and is_folder(path) else None
 
 
-def _is_folder(path: Path) -> bool:
+def is_folder(path: Path) -> bool:
+    """Whether a path is a folder; False where it cannot be a path of this system."""
     try:
         return path.is_dir()
     except (OSError, ValueError):  # a text too long for a file name
         return False
-
-
-def check_distinct_names(requests: list[PhotoRequest]) -> None:
-    """Refuse two photos that would give an object the same name, before anything is looked at."""
-    names = [target.name for request in requests for target in request.targets]
-    twice = next((name for name in names if names.count(name) > 1), "")
-    require(not twice, f"two photos would give an object the name {twice}", "tell them apart with `--name`")

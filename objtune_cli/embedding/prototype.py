@@ -1,13 +1,14 @@
-"""`init-embedding`: the object's token, started from the picture, the masked object and the class word.
+"""`init-embedding`: the object's token, started from its photos, the masked object in them and the class word.
 
 Source: arXiv:2401.15708 section 3.2 (L_PE); norms kept and the class word's own vector appended are ours.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from objtune_cli.config.sections import Embed
@@ -37,21 +38,30 @@ class TokenInit:
     metrics: dict[str, float]
 
 
+PhotoTensors = tuple[Tensor, Tensor]
+"""A picture (3, H, W) in [0, 1] and the object's coverage (H, W) in [0, 1]."""
+
+
 def compute_prototype(
     towers: Clip,
     model: BaseModel,
-    picture: Tensor,
-    mask: Tensor,
+    photos: Sequence[PhotoTensors],
     class_word: str,
     weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
 ) -> tuple[Tensor, dict[str, float]]:
     """The prototype p (d,) of the object, with the three pairwise cosines.
 
+    The features of the pictures, and of the objects cut out of them, are means over the photos at unit length.
+
     Args:
-        picture: (3, H, W) in [0, 1]. mask: (H, W) coverage in [0, 1]. weights: of picture, object alone, and class word.
+        photos: At least one. weights: of picture, object alone, and class word.
     """
-    alone = crop(picture, mask, picture.new_tensor(MEAN), towers.image_size)
-    whole, single = towers.image_features(picture[None])[0], towers.image_features(alone[None])[0]
+    pictures, objects = [], []
+    for picture, mask in photos:
+        alone = crop(picture, mask, picture.new_tensor(MEAN), towers.image_size)
+        pictures.append(towers.image_features(picture[None])[0])
+        objects.append(towers.image_features(alone[None])[0])
+    whole, single = _mean_direction(pictures), _mean_direction(objects)
     with torch.no_grad():
         word = towers.text_features(model, [PROMPT.format(with_article(class_word))])[0]
     cosines = {
@@ -62,11 +72,15 @@ def compute_prototype(
     return prototype([whole, single, word], weights), cosines
 
 
+def _mean_direction(vectors: Sequence[Tensor]) -> Tensor:
+    """The mean of unit vectors (d,) at unit length; a single vector stays bit for bit as it is."""
+    return vectors[0] if len(vectors) == 1 else F.normalize(torch.stack(list(vectors)).mean(0), dim=-1)
+
+
 def initialise_token(
     model: BaseModel,
     towers: Clip | None,
-    picture: Tensor,
-    mask: Tensor,
+    photos: Sequence[PhotoTensors],
     class_word: str,
     config: Embed,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
@@ -83,7 +97,7 @@ def initialise_token(
     metrics: dict[str, float] = {}
     seen = [t for t in (towers, second) if t is not None]
     if seen:
-        aims = [compute_prototype(t, model, picture, mask, class_word, config.weights) for t in seen]
+        aims = [compute_prototype(t, model, photos, class_word, config.weights) for t in seen]
         metrics = dict(aims[0][1])
         steps = config.steps if config.init == "prototype" else 0
         goals = list(zip(seen, [goal for goal, _ in aims], strict=True))

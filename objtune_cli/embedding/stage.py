@@ -1,23 +1,28 @@
-"""`init-embedding`: a mask artifact to the first vectors of its token."""
+"""`init-embedding`: the mask artifacts of an object to the first vectors of its token."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from objtune_cli.config.sections import Embed, identifying
 from objtune_cli.errors import ResourceError, UsageError
 from objtune_cli.store.artifacts import Record
-from objtune_cli.store.kinds.embedding import MASK_ROLE, EmbeddingArtifact
+from objtune_cli.store.kinds.embedding import EmbeddingArtifact, mask_role
 from objtune_cli.store.kinds.mask import MaskArtifact
 from objtune_cli.store.refs import Ref
 from objtune_cli.workflow import class_words
 from objtune_cli.workflow.context import StageContext, StageResult, tool_versions
 
 
-def run(ctx: StageContext, mask: Ref, config: Embed) -> StageResult:
+def run(ctx: StageContext, masks: Sequence[Ref], config: Embed) -> StageResult:
     """Start the token of one masked object.
 
+    Args:
+        masks: Masks of the object, one for each photo. Their order does not matter, and each counts once.
+
     Raises:
-        ResourceError: A prototype was asked for, and the base has no image tower. UsageError: a prototype of nothing.
+        ResourceError: A prototype was asked for, and the base has no image tower.
+        UsageError: A prototype of nothing, or masks of several objects or classes.
     """
     if not any(config.weights):
         raise UsageError(
@@ -25,20 +30,24 @@ def run(ctx: StageContext, mask: Ref, config: Embed) -> StageResult:
             "set one of init-embedding.image_weight, object and word above 0",
         )
     config = _resolve_init(ctx, config)
-    source = ctx.store.read_record(mask)
-    ctx_input = ctx.input_record(mask)
+    for mask in {mask for mask in masks if masks.count(mask) > 1}:
+        ctx.note_once(f"{mask} is named more than once and counts once")
+    masks = sorted(set(masks), key=lambda mask: (mask.name, mask.version))
+    source = ctx.store.read_record(masks[0])
+    _check_one_object([source, *(ctx.store.read_record(mask) for mask in masks[1:])])
+    inputs = {mask_role(number): ctx.input_record(mask) for number, mask in enumerate(masks, 1)}
     settings = identifying(config) | ({"clip_model": ctx.base.clip_model} if ctx.base.clip_model else {})
-    record = Record("embedding", mask.name, source.objects, {MASK_ROLE: ctx_input}, settings, ctx.base.record())
+    record = Record("embedding", source.name, source.objects, inputs, settings, ctx.base.record())
     done = ctx.find_existing(record)
     if done:
         return done
     class_words.warn_unknown(ctx, source.class_word)
-    _, tensors = ctx.store.read(mask, ctx_input["sha256"])
+    stored = [ctx.store.read(mask, own["sha256"])[1] for mask, own in zip(masks, inputs.values(), strict=True)]
 
     from objtune_cli.embedding import prototype
     from objtune_cli.models import clip, placeholders
 
-    picture, cover = to_photo_tensors(MaskArtifact.from_tensors(tensors))
+    photos = [to_photo_tensors(MaskArtifact.from_tensors(tensors)) for tensors in stored]
     model = ctx.load_base_model()
     class_words.check_length(model, [source.class_word], config.num_vectors)
     loaded = clip.load(ctx.base.clip_path, model) if ctx.base.clip_path else None
@@ -47,8 +56,7 @@ def run(ctx: StageContext, mask: Ref, config: Embed) -> StageResult:
     started = prototype.initialise_token(
         model,
         loaded,
-        picture,
-        cover,
+        photos,
         source.class_word,
         config,
         lambda i, loss: step(i, config.steps, loss=loss),
@@ -60,6 +68,21 @@ def run(ctx: StageContext, mask: Ref, config: Embed) -> StageResult:
         EmbeddingArtifact(placeholders.split_encoders(started.token_embeddings, model.widths)).to_tensors(),
     )
     return StageResult(ref, False, [], metrics)
+
+
+def _check_one_object(records: list[Record]) -> None:
+    """Refuse masks of several objects, or of one name with several classes.
+
+    Raises:
+        UsageError: Names two of them.
+    """
+    first = records[0]
+    other = next((record for record in records if record.objects != first.objects), None)
+    if other is not None:
+        raise UsageError(
+            f"{first.ref} and {other.ref} are not of one object: {first.class_word}, {other.class_word}",
+            "give masks of one name and one class",
+        )
 
 
 def to_photo_tensors(artifact: MaskArtifact) -> tuple[Any, Any]:

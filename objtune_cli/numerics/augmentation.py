@@ -1,8 +1,11 @@
 """Augmented views of an object: other scales and positions, with the photo's background moved along or a plain colour.
 
-A photo shows the object once, in one place; only this step adds variety. Sources: the paired augmentation of TextBoost
+A photo shows the object once, in one place; this step adds variety. Sources: the paired augmentation of TextBoost
 (arXiv:2409.08248) and Seg-Mix of MuDI (arXiv:2404.04243); the mixture of both is an addition.
 """
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +19,22 @@ SCALE = (0.45, 0.72)
 """Range of the longer side of a moved object, fraction of the frame."""
 
 
+@dataclass(frozen=True, slots=True)
+class PhotoLayers:
+    """A photo as the layers that are moved.
+
+    Attributes:
+        picture: (3, H, W) in [-1, 1]. mask: (H, W) coverage in [0, 1].
+        ground: The photo without the object, same shape as `picture`.
+        parts: Masks (M, H, W) that are moved along, for example one of each object.
+    """
+
+    picture: Tensor
+    mask: Tensor
+    ground: Tensor
+    parts: Tensor | None = None
+
+
 def views(
     picture: Tensor,
     mask: Tensor,
@@ -26,21 +45,34 @@ def views(
     scale: tuple[float, float] = SCALE,
     parts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return `count` views: the first keeps the photo's placement, with a closer crop of a small object; a single view is the photo itself.
+    """Return views of one photo, as `views_of_photos` does."""
+    return views_of_photos([PhotoLayers(picture, mask, ground, parts)], count, size, generator, scale)
+
+
+def views_of_photos(
+    photos: Sequence[PhotoLayers],
+    count: int,
+    size: int,
+    generator: torch.Generator,
+    scale: tuple[float, float] = SCALE,
+) -> tuple[Tensor, Tensor]:
+    """Return V = max(`count`, n) views of n photos of one object; view i is of photo i mod n.
+
+    The first n views keep their photo's placement, with a closer crop of a small object. If `count` is 1, each view is its photo itself.
 
     Args:
-        picture: (3, H, W) in [-1, 1]. mask: (H, W) coverage in [0, 1].
-        ground: The photo without the object, same shape as `picture`.
         size: Side of the results, px.
         scale: Range of the object's longer side, fraction of the frame.
-        parts: Masks (M, H, W) that are moved along, for example one of each object.
 
     Returns:
-        Views (count, 3, size, size) in [-1, 1] and masks (count, 1 + M, size, size) in [0, 1]: `mask`, then `parts`.
+        Views (V, 3, size, size) in [-1, 1] and masks (V, 1 + M, size, size) in [0, 1]: `mask`, then `parts`.
     """
-    box = bounding_box(mask)
+    boxes = [bounding_box(photo.mask) for photo in photos]
     pictures, masks = [], []
-    for i in range(count):
+    for view in range(max(count, len(photos))):
+        i, photo_index = divmod(view, len(photos))
+        box, photo = boxes[photo_index], photos[photo_index]
+        picture, mask, ground, parts = photo.picture, photo.mask, photo.ground, photo.parts
         share = _between(scale, generator)
         free = 1 - share
         # The object stays inside the frame, near its centre.

@@ -135,10 +135,15 @@ class BatchSampler:
         return int(torch.randint(len(self.subjects) if is_single else len(self.views), (), generator=g))
 
     def sample_indices(self, views: Views, count: int, g: torch.Generator) -> Tensor:
-        """Indices of `count` views: uniform, but with the probability `as_taken` the first, which is the original photo."""
+        """Indices of `count` views: uniform, but with the probability `original_view_prob` an original view, the first ones."""
         indices = torch.randint(len(views.latents), (count,), generator=g)
         if self.config.original_view_prob:
-            indices[torch.rand(count, generator=g) < self.config.original_view_prob] = 0
+            is_original = torch.rand(count, generator=g) < self.config.original_view_prob
+            if views.num_originals == 1:  # no random number is drawn, so that runs of one photo keep their samples
+                indices[is_original] = 0
+            else:
+                originals = torch.randint(views.num_originals, (count,), generator=g)
+                indices[is_original] = originals[is_original]
         return indices
 
     def noise_views(self, views: Views, indices: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -173,10 +178,11 @@ class BatchSampler:
         return PriorBatch(prior.noisy_latents[pick], prior.timesteps[pick].cpu(), condition, prior.predictions[pick])
 
     def validation_batch(self, k: int) -> StepBatch:
-        """Fixed samples of the k-th object: half augmented views, half the original, over all noise levels."""
+        """Fixed samples of the k-th object: half augmented views, half original ones, over all noise levels."""
         views, g = self.views[k], torch.Generator().manual_seed(0)
         indices = torch.arange(VALIDATION_SAMPLES) % len(views.latents)
-        indices[VALIDATION_SAMPLES // 2 :] = 0
+        half = VALIDATION_SAMPLES // 2
+        indices[half:] = torch.arange(half) % views.num_originals
         z = views.latents[indices]
         eps = torch.randn(z.shape, generator=g).to(z)
         shuffled = torch.arange(VALIDATION_SAMPLES) * 7 % VALIDATION_SAMPLES

@@ -1,82 +1,97 @@
-"""Load the objects of a run from the store: embeddings, masks and the photo as tensors."""
+"""Load the objects of a run from the store: embeddings, masks and photos as tensors."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from objtune_cli.embedding import stage as embed
 from objtune_cli.errors import IncompatibleError, UsageError
 from objtune_cli.store.artifacts import Record
-from objtune_cli.store.kinds.embedding import MASK_ROLE, EmbeddingArtifact
+from objtune_cli.store.kinds.embedding import EmbeddingArtifact, mask_inputs
 from objtune_cli.store.kinds.mask import PHOTO_ROLE, MaskArtifact
-from objtune_cli.store.refs import Ref, parse
+from objtune_cli.store.refs import parse
 from objtune_cli.workflow.context import StageContext
 
 if TYPE_CHECKING:
-    from objtune_cli.training.subjects import Subject
+    from objtune_cli.training.subjects import Subject, SubjectPhoto
 
 
 def load_subjects(ctx: StageContext, starts: list[Record]) -> "list[Subject]":
-    """The objects that start from embeddings of one photo.
+    """Load one object with all its photos, or several objects of one photo.
+
+    Args:
+        starts: Their embeddings.
 
     Raises:
-        UsageError: They are not of one photo.
+        UsageError: Several objects are not of one photo.
     """
-    sizes = {_load_mask(ctx, s).mask.shape for s in starts}
-    if len(sizes) > 1 or len({_photo_digest(ctx, s) for s in starts}) > 1:
-        raise UsageError(
-            "the objects are not of one photo", "train them one by one and bring them together with `objtune compose`"
-        )
-    away = dilated_union_mask(ctx, starts)
-    return [load_subject(ctx, start, away) for start in starts]
+    masks = [_load_masks(ctx, start) for start in starts]
+    if len(starts) > 1:
+        photos = {(digest, mask.mask.shape) for own in masks for digest, mask in own}
+        if len(photos) > 1 or any(len(own) > 1 for own in masks):
+            raise UsageError(
+                "the objects are not of one photo",
+                "train them one by one and bring them together with `objtune compose`",
+            )
+    by_photo = [[mask for _, mask in of_photo] for of_photo in zip(*masks, strict=True)]
+    hidden = [dilated_union_mask(of_photo) for of_photo in by_photo]
+    return [
+        _load_subject(ctx, start, [_to_photo(mask, area) for (_, mask), area in zip(own, hidden, strict=True)])
+        for start, own in zip(starts, masks, strict=True)
+    ]
 
 
-def _photo_digest(ctx: StageContext, embedding: Record) -> str:
-    mask = _mask_ref(ctx, embedding)
-    return ctx.store.read_record(mask).inputs[PHOTO_ROLE]["sha256"]
-
-
-def _mask_ref(ctx: StageContext, embedding: Record) -> Ref:
-    if MASK_ROLE not in embedding.inputs:
+def _load_masks(ctx: StageContext, embedding: Record) -> list[tuple[str, MaskArtifact]]:
+    """The masks that an embedding was computed from, each with the digest of its photo's file."""
+    sources = mask_inputs(embedding.inputs)
+    if not sources:
         raise IncompatibleError(f"{embedding.ref} was not made from a mask", "train from the mask")
-    return ctx.store.resolve(parse(embedding.inputs[MASK_ROLE]["ref"]))
+    masks = []
+    for source in sources:
+        record, tensors = ctx.store.read(ctx.store.resolve(parse(source["ref"])), source["sha256"])
+        masks.append((record.inputs.get(PHOTO_ROLE, {}).get("sha256", ""), MaskArtifact.from_tensors(tensors)))
+    return masks
 
 
-def _load_mask(ctx: StageContext, embedding: Record) -> MaskArtifact:
-    """The mask and photo that an embedding was computed from."""
-    ref, sha256 = _mask_ref(ctx, embedding), embedding.inputs[MASK_ROLE]["sha256"]
-    return MaskArtifact.from_tensors(ctx.store.read(ref, sha256)[1])
-
-
-def dilated_union_mask(ctx: StageContext, starts: list[Record]) -> Any:
+def dilated_union_mask(masks: Sequence[MaskArtifact]) -> Any:
     """Where any of the objects is in their photo, a little wider, (H, W) of 0 and 1: none of them may stand behind another that is placed anew."""
     import cv2
     import numpy as np
 
-    masks = [_load_mask(ctx, s).mask > 8 for s in starts]
-    width = max(3, round(max(masks[0].shape) / 40))
-    return np.maximum.reduce([cv2.dilate(m.astype(np.uint8), np.ones((width, width), np.uint8)) for m in masks])
+    objects = [mask.mask > 8 for mask in masks]
+    width = max(3, round(max(objects[0].shape) / 40))
+    return np.maximum.reduce([cv2.dilate(m.astype(np.uint8), np.ones((width, width), np.uint8)) for m in objects])
 
 
-def load_subject(ctx: StageContext, start: Record, away: Any) -> "Subject":
-    """Photo, background, mask and token of one embedding."""
-    import torch
-
+def _load_subject(ctx: StageContext, start: Record, photos: "list[SubjectPhoto]") -> "Subject":
+    """The object of one embedding."""
     from objtune_cli.models import placeholders
     from objtune_cli.training.subjects import Subject
 
     vectors = EmbeddingArtifact.from_tensors(ctx.store.read(start.ref)[1]).vectors
-    source = _load_mask(ctx, start)
-    picture, mask = embed.to_photo_tensors(source)
-    ground = _inpaint(source.rgb, away)
     name, word = next(iter(start.objects.items()))
     return Subject(
         name=name,
         class_word=word,
         token_embeddings=placeholders.from_encoders(vectors),
         num_trainable=int(start.metrics["learned"]),
-        picture=picture * 2 - 1,
-        background=torch.from_numpy(ground.copy()).permute(2, 0, 1).float() / 127.5 - 1,
-        mask=mask,
+        photos=tuple(photos),
     )
+
+
+def _to_photo(source: MaskArtifact, hidden: Any) -> "SubjectPhoto":
+    """A photo and its mask as tensors.
+
+    Args:
+        hidden: Area (H, W) of 0 and 1 that the background is painted over.
+    """
+    import torch
+
+    from objtune_cli.training.subjects import SubjectPhoto
+
+    picture, mask = embed.to_photo_tensors(source)
+    ground = _inpaint(source.rgb, hidden)
+    background = torch.from_numpy(ground.copy()).permute(2, 0, 1).float() / 127.5 - 1
+    return SubjectPhoto(picture * 2 - 1, background, mask)
 
 
 def _inpaint(rgb: Any, away: Any) -> Any:

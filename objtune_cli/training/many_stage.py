@@ -1,6 +1,6 @@
-"""`objtune train` with several photos: one adapter each, trained together in one process.
+"""`objtune train` with several objects: one adapter each, trained together in one process.
 
-Small base models on a CPU: one model and thread per processor, which share the photos. Else one model trains all.
+Small base models on a CPU: one model and thread per processor, which share the objects. Else one model trains all.
 """
 
 import contextlib
@@ -26,21 +26,24 @@ if TYPE_CHECKING:
 
 
 def run(
-    ctx: StageContext, photos: list[list[Ref]], config: Train, embedding: Embed, prior: Prior, *, preview: bool = True
+    ctx: StageContext, sources: list[list[Ref]], config: Train, embedding: Embed, prior: Prior, *, preview: bool = True
 ) -> list[StageResult]:
-    """One adapter for the objects of each photo, in that order; each is what a command of its own would make, up to rounding.
+    """One adapter for each group of masks, in that order; each is what a command of its own would make, up to rounding.
+
+    Args:
+        sources: For each adapter the masks that `stage.run` takes.
 
     Raises:
         UsageError: Two photos would give an object the same name. GateError: one or more diverged; the others are published.
         Stopped: A signal came; the state is saved.
     """
-    configs = [train.validate_config(ctx, config, len(sources)) for sources in photos]
+    configs = [train.validate_config(ctx, config, len(train.group_photos(own))) for own in sources]
     if ctx.team():
         raise UsageError(
             "several photos are learned side by side in one process",
             "give each photo a command of its own under several processes",
         )
-    plans = _make_plans(ctx, photos, configs, embedding, prior)
+    plans = _make_plans(ctx, sources, configs, embedding, prior)
     names = [name for plan in plans for name in plan.record.objects]
     if len(set(names)) < len(names):
         raise UsageError("two photos would give an object the same name", "tell them apart with `--name`")
@@ -70,10 +73,10 @@ def run(
 
 
 def _make_plans(
-    ctx: StageContext, photos: list[list[Ref]], configs: list[Train], embedding: Embed, prior: Prior
+    ctx: StageContext, sources: list[list[Ref]], configs: list[Train], embedding: Embed, prior: Prior
 ) -> list[TrainingPlan]:
-    """The plan of each photo, after the stages before training; the prior of a class is computed once."""
-    embeddings = ctx.run_parallel([partial(train.ensure_embeddings, ctx, sources, embedding) for sources in photos])
+    """The plan of each adapter, after the stages before training; the prior of a class is computed once."""
+    embeddings = ctx.run_parallel([partial(train.ensure_embeddings, ctx, own, embedding) for own in sources])
     words = sorted({word for records in embeddings for record in records for word in record.objects.values()})
     if any(config.prior_loss_weight for config in configs):
         ctx.run_parallel([partial(prior_stage.run, ctx, word, prior) for word in words])

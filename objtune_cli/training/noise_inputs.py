@@ -16,16 +16,14 @@ def noise_subjects(model: "BaseModel", num_vectors: int, count: int) -> list["Su
     import torch
 
     from objtune_cli.models.placeholders import class_token_embeddings
-    from objtune_cli.training.subjects import Subject
+    from objtune_cli.training.subjects import Subject, SubjectPhoto
 
     generator = torch.Generator().manual_seed(0)
     image = torch.rand((3, model.resolution, model.resolution), generator=generator) * 2 - 1
     class_embeddings = class_token_embeddings(model, "dog").cpu()
     embeddings = torch.cat([class_embeddings[:1].repeat(num_vectors, 1), class_embeddings])
-    return [
-        Subject(f"it{i}", "dog", embeddings, num_vectors, image, image.flip(-1), _mask(model.resolution, i, count))
-        for i in range(count)
-    ]
+    photos = [SubjectPhoto(image, image.flip(-1), _mask(model.resolution, i, count)) for i in range(count)]
+    return [Subject(f"it{i}", "dog", embeddings, num_vectors, (photo,)) for i, photo in enumerate(photos)]
 
 
 def _mask(side: int, index: int, count: int) -> "torch.Tensor":

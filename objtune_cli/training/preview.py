@@ -18,7 +18,6 @@ def draw(ctx: StageContext, record: Record, starts: list[Record]) -> Path:
     from objtune_cli.generation.settings import SamplingSettings
     from objtune_cli.lora import layers
     from objtune_cli.models.base_model import vae_batch_size
-    from objtune_cli.numerics import augmentation
 
     found = [
         trained_objects.PromptObject(name, record, ctx.store.compute_sha256(record.ref)) for name in record.objects
@@ -27,10 +26,8 @@ def draw(ctx: StageContext, record: Record, starts: list[Record]) -> Path:
     model = ctx.load_base_model()
     words = trained_objects.add_placeholders(model, found, weights)
     layers.load(model, weights[found[0].name])
-    subject = load_subjects.load_subject(ctx, starts[-1], load_subjects.dilated_union_mask(ctx, starts[-1:]))
-    photo, _ = augmentation.views(
-        subject.picture, subject.mask, subject.background, 1, model.resolution, torch.Generator().manual_seed(0)
-    )
+    subject = load_subjects.load_subjects(ctx, starts[-1:])[0]
+    photo = subject.augmented_views(1, model.resolution)[:1]
     named = " and ".join(f"<{item.name}>" for item in found)
     plain = " and ".join(f"a {word}" for word in record.objects.values())
     prompts = [words.expand(f"a photo of {named} {place}") for place in SCENES] + [f"a photo of {plain} {SCENES[0]}"]

@@ -17,7 +17,6 @@ from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.clip import MEAN, Clip
 from objtune_cli.models.placeholders import Placeholders
 from objtune_cli.models.prompts import SCENES, with_article
-from objtune_cli.numerics import augmentation
 from objtune_cli.numerics.masks import bounding_box, crop
 from objtune_cli.training.subjects import Subject
 
@@ -38,15 +37,17 @@ class SubjectReference:
     """What is fixed about one object.
 
     Attributes:
-        own: Unit vector that the object is known by (d,). one, zero: mean cosine to it of the photo's own object placed anew,
-            and of the class in the judged scenes, both seen where an object stands. photo: the photo cut around the object, coarse (k,), of unit length. seen: mean correlation of the
-            class pictures with it. follows: share of the class pictures that are where they were asked to be.
+        embedding: Unit vector (d,) of the object, over its photos.
+        object_similarity, class_similarity: Mean cosine to it of augmented views of the photos, and of class images; both of the central part of an image.
+        photo_layouts: Layout descriptor (k,) of each photo's original view.
+        class_photo_correlation: Mean correlation of class images with the nearest photo.
+        class_prompt_accuracy: Share of class images that show the scene of their prompt.
     """
 
     embedding: Tensor
     object_similarity: float
     class_similarity: float
-    photo_layout: Tensor
+    photo_layouts: tuple[Tensor, ...]
     class_photo_correlation: float
     class_prompt_accuracy: float
 
@@ -83,7 +84,7 @@ class SelfEvaluation:
 
         Returns:
             identity: 0 as the class, 1 as the photo's own object. prompt: share of pictures in the asked scene, over the
-            class's own. copy: 0 as like the whole photo as the class's pictures, 1 the photo.
+            class's own. copy: 0 as like the nearest whole photo as the class's pictures, 1 that photo.
         """
         each = [self._scores(s, k, self._pictures([words.expand(f"a photo of <{s.name}> {scene}") for scene in SCENES], self.object_sampling))
                 for s, k in self._asked(names)]  # fmt: skip
@@ -105,20 +106,17 @@ class SelfEvaluation:
         return [(s, k) for s, k in zip(self.subjects, self.known, strict=True) if not names or s.name in names]
 
     def _known(self, subject: Subject) -> SubjectReference:
-        picture = (subject.picture + 1) / 2
-        own = object_embedding(self.towers, picture, subject.mask)
-        g = torch.Generator().manual_seed(0)
-        placed, _ = augmentation.views(
-            subject.picture, subject.mask, subject.background, NUM_VIEWS, self.model.resolution, g
-        )
+        each = [object_embedding(self.towers, (photo.picture + 1) / 2, photo.mask) for photo in subject.photos]
+        own = each[0] if len(each) == 1 else F.normalize(torch.stack(each).mean(0), dim=0)
+        placed = subject.augmented_views(NUM_VIEWS, self.model.resolution)
         plain = self.plain[subject.class_word]
-        photo = layout_descriptor(placed[:1])[0]
+        layouts = tuple(layout_descriptor(placed[i : i + 1])[0] for i in range(len(subject.photos)))
         return SubjectReference(
             embedding=own,
             object_similarity=float((self._middles(placed) @ own).mean()),
             class_similarity=float((self._middles(plain) @ own).mean()),
-            photo_layout=photo,
-            class_photo_correlation=float((layout_descriptor(plain) @ photo).mean()),
+            photo_layouts=layouts,
+            class_photo_correlation=nearest_photo_correlation(plain, layouts),
             class_prompt_accuracy=self._follows(subject.class_word, plain),
         )
 
@@ -128,7 +126,7 @@ class SelfEvaluation:
             "identity": (likeness - known.class_similarity)
             / max(known.object_similarity - known.class_similarity, MIN_COSINE_GAP),
             "prompt": self._follows(subject.class_word, shown) / max(known.class_prompt_accuracy, 1 / len(SCENES)),
-            "copy": (float((layout_descriptor(shown) @ known.photo_layout).mean()) - known.class_photo_correlation)
+            "copy": (nearest_photo_correlation(shown, known.photo_layouts) - known.class_photo_correlation)
             / max(1 - known.class_photo_correlation, 1e-3),
         }
 
@@ -178,3 +176,9 @@ def layout_descriptor(pictures: Tensor) -> Tensor:
     """Pictures (N, 3, H, W) as vectors (N, k) of unit length whose product is the correlation of layout and colours."""
     small = F.adaptive_avg_pool2d(pictures.float().cpu(), LAYOUT_SIDE).flatten(1)
     return F.normalize(small - small.mean(dim=1, keepdim=True), dim=1)
+
+
+def nearest_photo_correlation(pictures: Tensor, layouts: Sequence[Tensor]) -> float:
+    """Mean over pictures (N, 3, H, W) of the correlation with the photo that is most alike, by layout descriptors (k,)."""
+    descriptors = layout_descriptor(pictures)
+    return float(torch.stack([descriptors @ layout for layout in layouts]).amax(0).mean())

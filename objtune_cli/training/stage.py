@@ -1,4 +1,4 @@
-"""`objtune train`: one adapter from the objects of one photo; runs the missing stages before it."""
+"""`objtune train`: one adapter from the photos of one object, or from the objects of one photo; runs the missing stages before it."""
 
 import contextlib
 from collections.abc import Callable, Mapping
@@ -48,13 +48,13 @@ class TrainingPlan:
 def run(
     ctx: StageContext, sources: list[Ref], config: Train, embedding: Embed, prior: Prior, *, preview: bool = True
 ) -> StageResult:
-    """Train one adapter for all objects that `sources` (masks or embeddings) name.
+    """Train one adapter for all objects that `sources` (masks or embeddings) name; masks of one name are photos of one object.
 
     Raises:
-        UsageError: Objects of different photos. GateError: training diverged.
+        UsageError: Several objects of different photos. GateError: training diverged.
         Stopped: A signal came; the state is saved.
     """
-    config = validate_config(ctx, config, len(sources))
+    config = validate_config(ctx, config, len(group_photos(sources)))
     plan = make_plan(ctx, sources, config, embedding, prior)
     result = ctx.find_existing(plan.record, computed=True)
     if result is None and is_main_process(ctx.team()):
@@ -90,11 +90,17 @@ def validate_config(ctx: StageContext, config: Train, objects: int = 1) -> Train
 
 def make_plan(ctx: StageContext, sources: list[Ref], config: Train, embedding: Embed, prior: Prior) -> TrainingPlan:
     """Run the missing stages before training, and describe the adapter that the sources make."""
-    records = [ctx.store.read_record(ref) for ref in sources]
+    groups = group_photos(sources)
+    records = [ctx.store.read_record(group[0]) for group in groups]
     for record in records:
         ctx.check_base(record)
     if len({name for record in records for name in record.objects}) < len(records):
         raise UsageError("an object is named twice", "give each embedding once")
+    if len(groups) > 1 and any(len(group) > 1 for group in groups):
+        raise UsageError(
+            "several objects of several photos are not trained together",
+            "train each object by a command of its own; `objtune compose` brings them together",
+        )
     words = sorted({word for record in records for word in record.objects.values()}) if config.prior_loss_weight else []
     missing = [word for word in words if not prior_stage.exists(ctx, word, prior)]
     embeddings: list[Record] = []
@@ -114,6 +120,14 @@ def make_plan(ctx: StageContext, sources: list[Ref], config: Train, embedding: E
     return TrainingPlan(record, embeddings, priors)
 
 
+def group_photos(sources: list[Ref]) -> list[list[Ref]]:
+    """The sources by object, in the order of their first: masks of one name are photos of one object, an embedding stands alone."""
+    groups: dict[object, list[Ref]] = {}
+    for number, ref in enumerate(sources):
+        groups.setdefault(ref.name if ref.kind == "mask" else number, []).append(ref)
+    return list(groups.values())
+
+
 def _ensure_priors(ctx: StageContext, words: list[str], prior: Prior) -> dict[str, Ref]:
     """Compute or reuse the priors of classes; by class word."""
     with ctx.main_process_first():
@@ -127,7 +141,10 @@ def ensure_embeddings(ctx: StageContext, sources: list[Ref], embedding: Embed) -
         IncompatibleError: An embedding is of another base.
     """
     with ctx.main_process_first():
-        refs = [embed.run(ctx.without_force(), s, embedding).ref if s.kind == "mask" else s for s in sources]
+        refs = [
+            embed.run(ctx.without_force(), group, embedding).ref if group[0].kind == "mask" else group[0]
+            for group in group_photos(sources)
+        ]
     records = [ctx.store.read_record(ref) for ref in refs]
     for record in records:
         ctx.check_base(record)

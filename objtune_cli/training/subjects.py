@@ -1,4 +1,4 @@
-"""The objects that a run learns, and augmented views of their photo, encoded once before the first step."""
+"""The objects that a run learns, and augmented views of their photos, encoded once before the first step."""
 
 import itertools
 from dataclasses import dataclass
@@ -14,23 +14,39 @@ from objtune_cli.numerics.masks import to_latent
 
 
 @dataclass(frozen=True, slots=True)
+class SubjectPhoto:
+    """A photo of an object.
+
+    Attributes:
+        picture: The photo (3, H, W) in [-1, 1]. background: the photo without the objects.
+        mask: Coverage (H, W) in [0, 1].
+    """
+
+    picture: Tensor
+    background: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Subject:
     """One object to learn.
 
     Attributes:
         name, class_word: For example "rex" for the placeholder `<rex>`, and "dog".
         token_embeddings: The token's initial vectors (k + n, d). num_trainable: k, how many of them are trained.
-        picture: The photo (3, H, W) in [-1, 1]. background: the photo without the objects.
-        mask: Coverage (H, W) in [0, 1].
+        photos: Its photos. Objects that are trained together share one photo.
     """
 
     name: str
     class_word: str
     token_embeddings: Tensor
     num_trainable: int
-    picture: Tensor
-    background: Tensor
-    mask: Tensor
+    photos: tuple[SubjectPhoto, ...]
+
+    def augmented_views(self, count: int, size: int, seed: int = 0) -> Tensor:
+        """Augmented views (V, 3, size, size) of the object's photos, V = max(`count`, number of photos)."""
+        layers = [augmentation.PhotoLayers(photo.picture, photo.mask, photo.background) for photo in self.photos]
+        return augmentation.views_of_photos(layers, count, size, torch.Generator().manual_seed(seed))[0]
 
 
 @dataclass(slots=True)
@@ -40,6 +56,7 @@ class Views:
     Attributes:
         latents: (V, C, h, w). latent_std: their standard deviations, if each step samples them anew. masks: coverage of all
             objects together, (V, 1, h, w). object_masks: of each object, (V, M, h, w).
+        num_originals: The first so many views are the original views, one of each photo.
     """
 
     members: tuple[Subject, ...]
@@ -47,6 +64,7 @@ class Views:
     masks: Tensor
     object_masks: Tensor
     latent_std: Tensor | None = None
+    num_originals: int = 1
 
     def prompt_phrase(self, kind: str) -> str:
         """The members as they stand in a prompt, by "token" or by "class"."""
@@ -67,20 +85,18 @@ def subsets(subjects: list[Subject]) -> list[tuple[Subject, ...]]:
 
 
 def encode_views(model: BaseModel, members: tuple[Subject, ...], config: Train) -> Views:
-    """Augment the photo for a subset of its objects, and encode the views once."""
-    object_masks = torch.stack([s.mask for s in members])
+    """Augment the photos of one object, or the photo of several, and encode the views once."""
+    photos = [_layers(photos) for photos in zip(*(s.photos for s in members), strict=True)]
     g = ddpm.step_generator(config.seed, 0xFFFFFFFF)
     scale = GROUP_SCALE if len(members) > 1 else augmentation.SCALE
-    pictures, masks = augmentation.views(
-        members[0].picture,
-        object_masks.amax(0),
-        members[0].background,
-        config.num_augmentations,
-        model.resolution,
-        g,
-        scale,
-        object_masks,
-    )
+    pictures, masks = augmentation.views_of_photos(photos, config.num_augmentations, model.resolution, g, scale)
     latents, latent_std = (moment.to(model.device) for moment in model.encode_image_distribution(pictures))
     masks = to_latent(masks, (latents.shape[-2], latents.shape[-1])).to(model.device)
-    return Views(members, latents, masks[:, :1], masks[:, 1:], latent_std if config.sample_vae_latents else None)
+    kept_std = latent_std if config.sample_vae_latents else None
+    return Views(members, latents, masks[:, :1], masks[:, 1:], kept_std, len(photos))
+
+
+def _layers(photos: tuple[SubjectPhoto, ...]) -> augmentation.PhotoLayers:
+    """The layers of one photo, of which each of its objects has the picture and a mask of its own."""
+    object_masks = torch.stack([photo.mask for photo in photos])
+    return augmentation.PhotoLayers(photos[0].picture, object_masks.amax(0), photos[0].background, object_masks)

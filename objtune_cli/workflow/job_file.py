@@ -1,4 +1,4 @@
-"""The jobs file of `run`: many photos, each a `train` and what is drawn with it."""
+"""The jobs file of `run`: many objects, each a `train` and the prompts that are drawn with it."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ _MODEL_OPTIONS = {"base": "--base", "device": "--device", "precision": "--precis
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One photo: its names, and the command lines in their order."""
+    """The objects of one photo, or one object of several: names, and the command lines in their order."""
 
     names: tuple[str, ...]
     classes: tuple[str, ...]
@@ -143,16 +143,45 @@ def _build_job(job: dict[str, Any], where: str, folder: Path) -> Job:
     if len(names) > 1:
         _check_owners(job, owners, names, where)
     model = _command_options(found, _MODEL_OPTIONS)
-    train = ["train", *_command_options(found, _PHOTO_OPTIONS), *model]
+    photos = _photo_arguments(found, where)
+    own = found if len(found["photo"]) == 1 else {key: found[key] for key in found if key not in PER_OBJECT}
+    train = ["train", *_command_options(own, _PHOTO_OPTIONS), *model]
     train += [f"--seed={job['seed']}"] if "seed" in job else []
     train += [f"--max-time={job['max_time']}"] if "max_time" in job else []
-    commands = [(*train, "--", found["photo"])]
+    commands = [(*train, *photos)]
     if "prompts" in job:
         texts = [prompt_text.clean_prompt(text, f"prompt {i} in {where}") for i, text in enumerate(job["prompts"], 1)]
         draw = [f"--seed={job['seed']}"] if "seed" in job else []
         draw += ["-n", str(job["n"])] if "n" in job else []
         commands.append(("generate", *model, *draw, "--", *texts))
     return Job(tuple(names), tuple(word for word, _ in pairs), tuple(commands))
+
+
+def _photo_arguments(job: dict[str, Any], where: str) -> list[str]:
+    """The photos of a job as arguments; of several, each is followed by its hints.
+
+    Raises:
+        InputError: Several classes, or another number of hints than of photos.
+    """
+    photos = job["photo"]
+    if len(photos) == 1:
+        return ["--", *photos]
+    if len(job["class"]) > 1:
+        raise InputError(
+            f"{where} has several photos and several classes", "several photos are of one object: give a job to each"
+        )
+    hints = {key: job[key] for key in PER_OBJECT if key in job}
+    for key, values in hints.items():
+        if len(values) != len(photos):
+            raise InputError(
+                f"{key} in {where} has {len(values)} values for {len(photos)} photos",
+                'a list with one value for each photo, "" for none',
+            )
+    words: list[str] = []
+    for i, photo in enumerate(photos):
+        own = {key: values[i] for key, values in hints.items() if values[i]}
+        words += [f"./{photo}" if photo.startswith("-") else photo, *_command_options(own, _PHOTO_OPTIONS)]
+    return words
 
 
 def _check_owners(job: dict[str, Any], owners: set[str], names: list[str], where: str) -> None:
@@ -179,7 +208,7 @@ def _resolve_paths(job: dict[str, Any], owners: set[str], folder: Path) -> dict[
     Args:
         owners: Names and classes of its objects, which may stand before a mask's path.
     """
-    found = job | {"photo": str(paths.to_path(job["photo"], folder))}
+    found = job | {"photo": [str(paths.to_path(text, folder)) for text in job["photo"]]}
     for key in ("mask", "refine_mask"):
         if key in job:
             found[key] = [_resolve_value(text, owners, "file", folder) for text in job[key]]
@@ -192,6 +221,8 @@ def _resolve_paths(job: dict[str, Any], owners: set[str], folder: Path) -> dict[
 
 def _resolve_value(text: str, owners: set[str], kind: str, folder: Path) -> str:
     """A path behind the name of its object, if there is one."""
+    if not text:  # no hint for one of several photos
+        return text
     owner, equals, path = text.partition("=")
     if equals and owner.strip() in owners:
         return f"{owner.strip()}={paths.CONVERTERS[kind](path, folder)}"

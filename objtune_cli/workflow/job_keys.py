@@ -12,7 +12,7 @@ from objtune_cli.errors import InputError
 
 _TEXT, _TEXTS, _NUMBER, _PLACE, _SETTINGS = "text", "texts", "number", "place", "settings"
 KEYS: dict[str, tuple[str, str]] = {
-    "photo": (_TEXT, '"photos/rex.jpg"'), "class": (_TEXTS, '"dog"'), "name": (_TEXTS, '"rex"'), "mask": (_TEXTS, '"rex.png"'),
+    "photo": (_TEXTS, '"photos/rex.jpg"'), "class": (_TEXTS, '"dog"'), "name": (_TEXTS, '"rex"'), "mask": (_TEXTS, '"rex.png"'),
     "box": (_PLACE, '"110,240,530,530"'), "point": (_PLACE, '"320,240"'), "negative_point": (_PLACE, '"20,40"'), "refine_mask": (_TEXTS, '"rex.png"'),
     "select": (_TEXT, '"largest"'), "prompts": (_TEXTS, '"a photo of <rex> on the beach"'), "n": (_NUMBER, "4"), "seed": (_NUMBER, "0"), "base": (_TEXT, '"sd15"'),
     "device": (_TEXT, '"cuda:0"'), "precision": (_TEXT, '"bf16"'), "set": (_SETTINGS, '"train.max_steps=20"'), "max_time": (_TEXT, '"45m"'),
@@ -30,7 +30,7 @@ OTHER_NAMES = {
 FORMER_KEYS = {"not_point": "negative_point", "rough": "refine_mask", "which": "select"}
 """Former keys, accepted with a note, to those of today."""
 PER_OBJECT = ("mask", "box", "point", "negative_point", "refine_mask")
-"""Keys whose value may be a table from an object's name to its own value."""
+"""Keys whose value may be a table from an object's name to its own value; with several photos, a list of one value for each photo."""
 JOB_EXAMPLE = 'for example `[[job]]`, below it `photo = "rex.jpg"` and `class = "dog"`'
 
 

@@ -75,7 +75,7 @@ def test_live_tensors_are_the_weights_and_what_a_step_makes(tiny_base: Path) -> 
 def test_so_many_objects_of_one_photo_are_learned_together(tiny_base: Path, count: int) -> None:
     """Each in a part of its own of the same area in all; the frozen base is asked as often for all combinations as for one object."""
     trainer, seconds = speed._build_timed(Task("base", str(tiny_base), TRAINING, "objtune", "cpu", "fp32", count))
-    masks = torch.stack([s.mask for s in trainer.subjects])
+    masks = torch.stack([s.photos[0].mask for s in trainer.subjects])
     assert len(masks) == count and masks.sum(0).max() == 1 and seconds > 0
     assert float(masks.sum()) == pytest.approx(16 * 16, rel=0.1)
     assert len(trainer.batches.views) == 2**count - 1

@@ -106,8 +106,8 @@ USAGE = [
     (["train"], "there is no ref"),
     (["init-embedding", "-"], "there is no ref"),
     (["train", "rex", "--class", "dog"], "belong to a photo"),
-    (["train", "toy.png", "more.png", "--class", "dog"], "toy.png has no class"),
-    (["train", "toy.png", "--class", "dog", "more.png"], "more.png has no class"),
+    (["train", "toy.png", "more.png", "--class", "dog", "-c", "mug"], "several objects of several photos"),
+    (["train", "toy.png", "--class", "dog", "more.png", "-c", "mug", "last.png"], "last.png has no class"),
     (["train", "--class", "dog", "toy.png", "more.png", "-c", "mug"], "--class before the first photo"),
     (["train", "toy.png", "-c", "dog", "toy.png", "--class=dog"], "two photos would give an object the name dog"),
     (["train", "toy.png", "-c", "dog", "mask/x", "-c", "mug"], "mask/x is not a photo"),
@@ -182,7 +182,7 @@ def test_an_unusable_photo_is_3(cli: Cli, project: Path) -> None:
     os.mkfifo(project / "pipe.png")
     write(project / "tiny.png", np.zeros((8, 8, 3), np.uint8))
     for name, words in {
-        "words.jpg": "is not a picture", "empty.png": "is empty", "folder.png": "is a folder; one photo is needed", "pipe.png": "cannot be read",
+        "words.jpg": "is not a picture", "empty.png": "is empty", "folder.png": "is a folder", "pipe.png": "cannot be read",
         "tiny.png": "has 8x8 pixels", "none.png": "there is no file", "x" * 300 + ".png": "cannot be read",
     }.items():  # fmt: skip
         fails(cli("segment", name, "--class", "dog"), 3, words)

@@ -146,7 +146,7 @@ def test_train_names_a_folder_and_a_file_that_is_not_there(words: str, cli: Cli,
     path = Path(words)
     assert done.code == 3 and done.out == ""
     assert (
-        f"error: {path} is a folder; one photo is needed" if path.is_dir() else f"error: there is no file {path}"
+        f"error: {path} is a folder without photos" if path.is_dir() else f"error: there is no file {path}"
     ) in done.err
 
 

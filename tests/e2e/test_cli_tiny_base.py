@@ -371,7 +371,9 @@ def test_two_objects_of_one_photo_are_learned_together(objtune, dog_photo, monke
     assert objtune("generate", "<mug>", "-n", 1, "--steps", 1).code == 0
     joint = objtune("generate", "<dog-mug>")
     assert joint.code == 4 and "name them: <dog>, <mug>" in joint.err
-    ((dog, mug),) = seen  # behind either stands neither of them, and the rest of the photo as it is
+    dog, mug = (
+        subject.photos[0] for subject in seen[0]
+    )  # behind either stands neither of them, and the rest of the photo as it is
     assert (dog.background == mug.background).all()
     changed = (dog.background - dog.picture).abs().amax(0)
     for each in (dog, mug):

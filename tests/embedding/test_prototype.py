@@ -27,11 +27,11 @@ def _photo() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _start(model: BaseModel, clip: towers.Clip | None, config: Embed = CONFIG) -> prototype.TokenInit:
-    return prototype.initialise_token(model, clip, *_photo(), "dog", config)
+    return prototype.initialise_token(model, clip, [_photo()], "dog", config)
 
 
 def test_aim_is_the_mean_direction_of_its_three_parts(model: BaseModel, clip: towers.Clip) -> None:
-    p, cosines = prototype.compute_prototype(clip, model, *_photo(), "dog")
+    p, cosines = prototype.compute_prototype(clip, model, [_photo()], "dog")
     assert float(p.norm()) == pytest.approx(1, abs=1e-5)
     assert cosines.keys() == {"cos_picture_object", "cos_picture_class", "cos_object_class"}
     # |a + b + c|² = 3 + 2 (ab + ac + bc), and p · c = (ac + bc + 1) / |a + b + c|.
@@ -80,7 +80,7 @@ def test_same_seed_same_token(model: BaseModel, clip: towers.Clip) -> None:
 
 def test_progress_counts_steps_and_steps_may_be_none(model: BaseModel, clip: towers.Clip) -> None:
     seen: list[int] = []
-    prototype.initialise_token(model, clip, *_photo(), "dog", CONFIG, lambda step, loss: seen.append(step))
+    prototype.initialise_token(model, clip, [_photo()], "dog", CONFIG, lambda step, loss: seen.append(step))
     assert seen == list(range(1, 16))
     still = _start(model, clip, replace(CONFIG, steps=0))
     assert still.metrics["cos_before"] == still.metrics["cos_after"]

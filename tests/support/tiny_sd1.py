@@ -3,6 +3,7 @@
 Pictures of 32 px, latents of 4 x 8 x 8, prompts of 77 tokens (one a letter), epsilon prediction.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import objtune_cli.models.base_model  # noqa: F401  (repairs torchvision before the libraries below ask for it)
@@ -15,7 +16,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.placeholders import class_token_embeddings
-from objtune_cli.training.subjects import Subject
+from objtune_cli.training.subjects import Subject, SubjectPhoto
 
 WIDTH = 16
 TOKENS = 77
@@ -116,7 +117,8 @@ def subject(model: BaseModel) -> Subject:
     mask[8:24, 10:20] = 1
     ground = torch.tensor([-0.5, 0.0, 0.5]).view(3, 1, 1).expand(3, 32, 32)
     picture = ground * (1 - mask) + torch.tensor([0.8, -0.6, -0.4]).view(3, 1, 1) * mask
-    return Subject("rex", "dog", class_token_embeddings(model, "dog"), 1, picture, ground.clone(), mask)
+    photo = SubjectPhoto(picture, ground.clone(), mask)
+    return Subject("rex", "dog", class_token_embeddings(model, "dog"), 1, (photo,))
 
 
 def subjects(model: BaseModel, count: int = 1) -> list[Subject]:
@@ -124,6 +126,5 @@ def subjects(model: BaseModel, count: int = 1) -> list[Subject]:
     rex = subject(model)
     mask = torch.zeros(32, 32)
     mask[16:24, 22:30] = 1
-    return [rex, Subject("cup", "cat", class_token_embeddings(model, "cat"), 1, rex.picture, rex.background, mask)][
-        :count
-    ]
+    photo = replace(rex.photos[0], mask=mask)
+    return [rex, Subject("cup", "cat", class_token_embeddings(model, "cat"), 1, (photo,))][:count]

@@ -9,7 +9,7 @@ from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.placeholders import class_token_embeddings
 from objtune_cli.numerics.ddpm import step_generator
 from objtune_cli.training import step as training_step
-from objtune_cli.training.subjects import Subject
+from objtune_cli.training.subjects import Subject, SubjectPhoto
 from objtune_cli.training.trainer import Trainer
 
 CONFIG = Train(
@@ -38,7 +38,7 @@ def red_square(
     ground = torch.tensor([-0.5, 0.0, 0.5]).view(3, 1, 1).expand(3, side, side)
     picture = ground * (1 - mask) + torch.tensor([0.8, -0.6, -0.4]).view(3, 1, 1) * mask
     embeddings = torch.cat([class_token_embeddings(model, "a"), class_token_embeddings(model, word)])
-    return Subject(name, word, embeddings, 1, picture, ground.clone(), mask)
+    return Subject(name, word, embeddings, 1, (SubjectPhoto(picture, ground.clone(), mask),))
 
 
 def train_to_end(trainer: Trainer, on_step: Callable[[int], None] = lambda number: None) -> None:

@@ -407,7 +407,7 @@ def test_one_view_is_the_photo_itself(trainer, monkeypatch: pytest.MonkeyPatch) 
     )
     t = trainer(num_augmentations=1)
     assert [p.shape for p in seen] == [(1, 3, 32, 32)] and t.batches.views[0].latents.shape == (1, 4, 8, 8)
-    own = t.subjects[0]
+    own = t.subjects[0].photos[0]
     around = torch.nn.functional.avg_pool2d(own.mask[None], 3, 1, 1)[0]
     inner = (around == 0) | (around == 1)  # off the outline, which resampling softens
     torch.testing.assert_close(seen[0][0][:, inner], own.picture[:, inner], atol=1e-4, rtol=0)
@@ -552,9 +552,8 @@ def test_each_object_of_a_view_has_a_mask_of_its_own(trainer) -> None:
 def _start(model: BaseModel, clip: towers.Clip | None = None, **given: object) -> prototype.TokenInit:
     mask = torch.zeros(40, 40)
     mask[10:30, 12:30] = 1
-    return prototype.initialise_token(
-        model, clip, torch.rand(3, 40, 40, generator=torch.Generator().manual_seed(0)), mask, "dog", Embed(**given)
-    )
+    picture = torch.rand(3, 40, 40, generator=torch.Generator().manual_seed(0))
+    return prototype.initialise_token(model, clip, [(picture, mask)], "dog", Embed(**given))
 
 
 def test_a_rare_word_is_taken_as_it_is(model: BaseModel) -> None:

@@ -186,7 +186,9 @@ def test_the_attention_term_and_recomputed_activations_go_together(tmp_path: Pat
         model = loading.load(folder, CPU, torch.float32)
         memory_savings.reduce_memory(model, checkpointing=again, quantised="none")
         first = tiny_sd1.subject(model)
-        second = replace(first, name="cup", class_word="mug", mask=first.mask.roll(8, -1))
+        photo = first.photos[0]
+        moved = replace(photo, mask=photo.mask.roll(8, -1))
+        second = replace(first, name="cup", class_word="mug", photos=(moved,))
         trainer = training.Trainer(model, [first, second], {}, config)
         processors = dict(model.denoiser.attn_processors)
         for _ in range(config.max_steps):

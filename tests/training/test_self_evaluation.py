@@ -61,14 +61,7 @@ def test_objects_are_judged_as_they_will_be_drawn(judge: SelfEvaluation, tiny_ba
 
 def test_the_photos_own_object_scores_one(judge: SelfEvaluation, monkeypatch: pytest.MonkeyPatch) -> None:
     subject, known = judge.subjects[0], judge.known[0]
-    placed, _ = self_evaluation.augmentation.views(
-        subject.picture,
-        subject.mask,
-        subject.background,
-        self_evaluation.NUM_VIEWS,
-        judge.model.resolution,
-        torch.Generator().manual_seed(0),
-    )
+    placed = subject.augmented_views(self_evaluation.NUM_VIEWS, judge.model.resolution)
     found = judge._scores(subject, known, placed[: len(self_evaluation.SCENES)].repeat(1, 1, 1, 1))
     whole = judge._scores(subject, known, placed[:1].repeat(len(self_evaluation.SCENES), 1, 1, 1))
     likeness = float((judge._middles(placed) @ known.embedding).mean())

@@ -66,6 +66,31 @@ def test_a_job_is_the_commands_that_a_person_would_type(tmp_path):
     assert "--set=train.rank=4" in two.commands[0] and "--set=train.learning_rate=1e-3" not in two.commands[0]
 
 
+@pytest.mark.parametrize(
+    ("lines", "end"),
+    [
+        ("photo = ['a.jpg']", ("--", "{}/a.jpg")),
+        ("photo = ['a.jpg', '-b.heic']", ("{}/a.jpg", "{}/-b.heic")),
+        ("photo = ['a.jpg', 'b.heic']\nmask = ['', 'm.png']", ("{}/a.jpg", "{}/b.heic", "--mask={}/m.png")),
+        (
+            "photo = ['a.jpg', 'b.heic']\nbox = [[1, 2, 3, 4], '']\npoint = [[5, 6], [7, 8]]\nselect = 'left'",
+            ("--select=left", "{}/a.jpg", "--box=1,2,3,4", "--point=5,6", "{}/b.heic", "--point=7,8"),
+        ),
+    ],
+)
+def test_a_job_may_have_several_photos_of_its_object(lines, end, tmp_path):
+    (job,) = job_file.read_jobs(written(tmp_path, f"[[job]]\nclass = 'dog'\nname = 'rex'\n{lines}"))
+    expected = ("train", "--class=dog", "--name=rex", *(word.format(tmp_path) for word in end))
+    assert job.commands == (expected,) and job.names == ("rex",)
+
+
+def test_a_photo_is_never_read_as_an_option(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("jobs.toml").write_text("[[job]]\nclass = 'dog'\nphoto = ['-a.jpg', 'b.jpg']")
+    (job,) = job_file.read_jobs(Path("jobs.toml"))
+    assert job.commands[0][-2:] == ("./-a.jpg", "b.jpg")
+
+
 def test_former_keys_are_read_with_one_note(tmp_path):
     text = """
         [defaults]
@@ -109,7 +134,11 @@ def test_former_keys_are_read_with_one_note(tmp_path):
         ("[[job]]\nclass = 'dog'", "job 1 of .* has no photo"),
         ("[[job]]\nphoto = 'a'\nclass = 'dog'\ncolour = 'red'", "unknown key colour in job 1"),
         ("[[job]]\nphoto = 3\nclass = 'dog'", "photo in job 1 of .* is 3"),
-        ("[[job]]\nphoto = ['a']\nclass = 'dog'", "photo in job 1 of .* is"),
+        ("[[job]]\nphoto = []\nclass = 'dog'", "photo in job 1 of .* is"),
+        ("[[job]]\nphoto = ['a', 3]\nclass = 'dog'", "photo in job 1 of .* is"),
+        ("[[job]]\nphoto = ['a', 'b']\nclass = ['dog', 'mug']", "job 1 of .* has several photos and several classes"),
+        ("[[job]]\nphoto = ['a', 'b']\nclass = 'dog'\nmask = 'm'", "mask in job 1 of .* has 1 values for 2 photos"),
+        ("[[job]]\nphoto = ['a', 'b']\nclass = 'dog'\nbox = [1, 2, 3, 4]", "box in job 1 of .* has 1 values for 2"),
         ("[[job]]\nphoto = 'a'\nclass = []", "class in job 1 of .* is"),
         ("[[job]]\nphoto = 'a'\nclass = 'dog'\nn = true", "n in job 1 of .* is True"),
         ("[[job]]\nphoto = 'a'\nclass = 'dog'\nname = 'Rex!'", "'Rex!' cannot be a name in job 1"),

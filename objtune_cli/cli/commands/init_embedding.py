@@ -1,4 +1,4 @@
-"""`objtune init-embedding`: masks to the first vectors of the objects' tokens."""
+"""`objtune init-embedding`: masks to the initial vectors of the objects' tokens."""
 
 from typing import Annotated, Literal
 
@@ -23,6 +23,9 @@ def init_embedding(
     vectors: Annotated[
         int | None, typer.Option(help="Number of learned vectors.", show_default=str(Embed().num_vectors))
     ] = None,
+    together: Annotated[
+        bool, typer.Option("--together", help="Treat all masks as photos of one object and make one embedding.")
+    ] = False,
 ) -> CommandResult:
     from objtune_cli.embedding import stage
 
@@ -30,4 +33,5 @@ def init_embedding(
     ctx = run.context(create=False)
     config = ctx.settings.resolve(Embed, init=init, num_vectors=vectors)
     found = [ctx.store.find(text, ("mask",)) for text in given]
-    return CommandResult([stage.run(ctx, mask, config) for mask in found])
+    groups = [found] if together else [[mask] for mask in found]
+    return CommandResult([stage.run(ctx, masks, config) for masks in groups])

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from objtune_cli.cli import completion, console, durations, launcher
-from objtune_cli.cli.object_options import PhotoRequest, options_by_photo, parse_photo_request
+from objtune_cli.cli.object_options import PhotoRequest
 from objtune_cli.cli.options import with_options
-from objtune_cli.cli.photo_options import PHOTO, check_distinct_names, parse_photos, parse_steps, segment_photo
+from objtune_cli.cli.photo_groups import parse_requests
+from objtune_cli.cli.photo_options import PHOTO, parse_photos, parse_steps, segment_photos
 from objtune_cli.cli.runner import CommandResult, CommandRun, require
 from objtune_cli.cli.signals import TIME_LIMIT
-from objtune_cli.cli.stdin import STDIN, read_refs
+from objtune_cli.cli.stdin import read_refs
 from objtune_cli.config.sections import SEEDS, Embed, Prior, Train
 from objtune_cli.errors import IncompatibleError, Stopped
 
@@ -50,7 +51,7 @@ def train(
         list[str] | None,
         typer.Argument(
             metavar="PHOTO… | REF…",
-            help="Photos (files or web addresses), each followed by its options; or masks or embeddings. -: stdin.",
+            help="Photos (files, folders or web addresses), each followed by its options; one --class for all is one object. Or masks or embeddings. -: stdin.",
             autocompletion=completion.trainable_ref,
         ),
     ] = None,
@@ -81,8 +82,7 @@ def train(
     max_steps = None if steps is None else parse_steps(steps)
     if dry_run:
         return _dry_run(run, steps=max_steps, seed=seed, objects=len(objects["class_"] or ()) or 1)
-    is_photo_on_stdin = source == [STDIN] and any(objects.values())
-    sources = [STDIN] if is_photo_on_stdin else read_refs(source)
+    sources = list(source) if source and any(objects.values()) else read_refs(source)
     requests = _parse_requests(run, sources, objects)
     ctx = run.context(create=bool(requests))
     config = ctx.settings.resolve(
@@ -101,8 +101,8 @@ def train(
         return CommandResult(printed="nothing", extra={"finished": False, "message": stopped.message})
 
 
-def _parse_requests(run: CommandRun, sources: list[str], objects: dict[str, Any]) -> list[PhotoRequest]:
-    """The photos among the arguments, each with its objects; empty where the arguments are refs.
+def _parse_requests(run: CommandRun, sources: list[str], objects: dict[str, Any]) -> list[list[PhotoRequest]]:
+    """The photos of each adapter with their objects; empty where the arguments are refs.
 
     Raises:
         UsageError: Options do not fit the photos, or describe objects of refs.
@@ -110,12 +110,7 @@ def _parse_requests(run: CommandRun, sources: list[str], objects: dict[str, Any]
     has_options = any(objects.values())
     photos = parse_photos(sources, hinted=has_options)
     require(photos or not has_options, "--class and the hints belong to a photo", "leave them out: a ref has its own")
-    if len(photos) < 2:
-        return [parse_photo_request(photo, objects, only=True) for photo in photos]
-    pairs = zip(photos, options_by_photo(run.groups), strict=True)
-    requests = [parse_photo_request(photo, options, only=False) for photo, options in pairs]
-    check_distinct_names(requests)
-    return requests
+    return parse_requests(photos, objects, run.groups, run.report.note) if photos else []
 
 
 def _dry_run(run: CommandRun, steps: int | None, seed: int | None, objects: int) -> CommandResult:
@@ -134,14 +129,14 @@ def _dry_run(run: CommandRun, steps: int | None, seed: int | None, objects: int)
 
 
 def _train(
-    ctx: "StageContext", requests: list[PhotoRequest], sources: list[str], config: Train, preview: bool
+    ctx: "StageContext", requests: list[list[PhotoRequest]], sources: list[str], config: Train, preview: bool
 ) -> "list[StageResult]":
     """Run the stages of `train`, from photos or from refs."""
     from objtune_cli.training import many_stage, stage
 
     embedding, prior = ctx.settings.resolve(Embed), ctx.settings.resolve(Prior)
     with ctx.main_process_first():
-        masks = ctx.run_parallel([partial(segment_photo, ctx, each) for each in requests])
+        masks = ctx.run_parallel([partial(segment_photos, ctx, each) for each in requests])
     if len(masks) > 1:
         return many_stage.run(ctx, masks, config, embedding, prior, preview=preview)
     inputs = masks[0] if masks else [_find_trainable(ctx.store, text) for text in sources]
