@@ -37,6 +37,7 @@ class Method:
         embed, train, prior: Settings that differ from the defaults.
         photo_variant: The photo it trains on, one of `photo_variants.VARIANTS`.
         hint: Use of the mask: `mask`, as it is, or `rough`, refined first.
+        num_photos: Number of photos of the object that it trains on, each of another scene.
         sampling: `prompt_guidance_scale`, `subject_conditioning_start` and `autoguidance_scale`, where they differ from the base's own.
     """
 
@@ -48,6 +49,7 @@ class Method:
     photo_variant: str = "exact"
     hint: str = "mask"
     sampling: Mapping[str, float] = field(default_factory=lambda: NOTHING)
+    num_photos: int = 1
 
     def training_settings(self) -> dict[str, dict[str, Any]]:
         """Its settings of training, by section."""
@@ -141,11 +143,18 @@ ROBUSTNESS = {
 }
 """Our method on worse input than the table's."""
 
-METHODS: dict[str, Method] = {**OURS, **BASELINES, **ABLATIONS, **ROBUSTNESS}
+SEVERAL_PHOTOS = {
+    "photos-2": Method("two photos of the object", "several photos", num_photos=2),
+    "photos-4": Method("four photos of the object", "several photos", num_photos=4),
+}
+"""Our method on further photos of the same object."""
+
+METHODS: dict[str, Method] = {**OURS, **BASELINES, **ABLATIONS, **ROBUSTNESS, **SEVERAL_PHOTOS}
 GROUPS = {
     "baselines": tuple(BASELINES),
     "ablations": tuple(ABLATIONS),
     "robust": tuple(ROBUSTNESS),
+    "photos": tuple(SEVERAL_PHOTOS),
     "all": tuple(METHODS),
 }
 """Names of groups of methods."""
@@ -212,4 +221,5 @@ def _with_changes(name: str, *changes: str) -> Method:
         method.photo_variant,
         method.hint,
         draw,
+        method.num_photos,
     )

@@ -1,4 +1,4 @@
-"""Variants of a training photo: the exact one, a smaller object, and inexact masks.
+"""Variants of a training photo: the exact one, a smaller object, inexact masks, and further photos of the object.
 
 Knows toybox scenes, not methods. "5 % of the object's size" refers to the longer side of its box.
 """
@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 
 from objtune_cli.evaluation.benchmark_objects import PHOTO_SIDE, Case
-from objtune_cli.toybox import renderer
+from objtune_cli.toybox import renderer, world
+from objtune_cli.toybox.world import Dial
 
 VARIANTS = ("exact", "small", "eroded", "dilated", "noisy")
 """Exact photo and mask; the object covers 2 to 5 % of the photo; masks with an error of 5 % of the object's size."""
@@ -32,6 +33,19 @@ def make_photo(case: Case, way: str = "exact") -> Photo:
     if way == "exact":
         return rgb, mask
     return rgb, _distort_mask(mask, way, rng)
+
+
+def make_further_photos(case: Case, dial: Dial, count: int) -> list[Photo]:
+    """Make photos of the object in other scenes, with other poses and backgrounds; the first are the same for every `count`."""
+    rng = np.random.default_rng((zlib.crc32(case.name.encode()), 8))
+    elsewhere = [background for background in dial.backgrounds if background != case.photo_background]
+    backgrounds = [elsewhere[i] for i in rng.permutation(len(elsewhere))]
+    photos = []
+    for i in range(count):
+        scene = world.sample_scene(rng, dial, instances=(case.instance,), background=backgrounds[i % len(backgrounds)])
+        rgb, masks = renderer.render(scene, PHOTO_SIDE)
+        photos.append((rgb, masks[0]))
+    return photos
 
 
 def _shrink_object(case: Case, share: float) -> Photo:

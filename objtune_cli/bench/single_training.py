@@ -24,7 +24,7 @@ from objtune_cli.store.safetensors_format import canonical_json
 from objtune_cli.toybox import world
 from objtune_cli.toybox.evaluator import inference
 from objtune_cli.toybox.evaluator.network import Evaluator
-from objtune_cli.toybox.world import Dial
+from objtune_cli.toybox.world import DIALS, Dial
 from objtune_cli.training import stage as train
 from objtune_cli.workflow.context import StageContext, tool_versions
 
@@ -38,12 +38,18 @@ SHEET_IMAGES = 4
 
 @dataclass(frozen=True, slots=True)
 class TrainingInput:
-    """Input of a training: the object's name and class word, its photo (H, W, 3) and mask (H, W), uint8."""
+    """Input of a training.
+
+    Attributes:
+        name, kind: The object's name and class word. rgb: Its photo (H, W, 3) uint8. mask: (H, W) uint8.
+        further: Further photos of the object, each with its mask.
+    """
 
     name: str
     kind: str
     rgb: np.ndarray
     mask: np.ndarray
+    further: tuple[photo_variants.Photo, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +79,8 @@ def result_key(ctx: StageContext, case: Case, name: str, method: Method, seed: i
         inputs["given"] = method.photo_variant
     if method.hint != "mask":
         inputs["hint"] = method.hint
+    if method.num_photos > 1:
+        inputs["photos"] = method.num_photos
     return hashlib.sha256(canonical_json(inputs).encode()).hexdigest()
 
 
@@ -111,7 +119,8 @@ def score_method(
         before: Readings of the class's images of the base alone.
         trainings: Trainings of this object so far, by their settings; methods that differ only in sampling share one.
     """
-    settings_key = canonical_json({**method.training_settings(), "given": method.photo_variant, "hint": method.hint})
+    photos = {"given": method.photo_variant, "hint": method.hint, "photos": method.num_photos}
+    settings_key = canonical_json({**method.training_settings(), **photos})
     if settings_key not in trainings:
         trainings[settings_key] = _train_case(ctx, case, name, method)
     trained = trainings[settings_key]
@@ -125,17 +134,17 @@ def score_method(
 
 
 def _train_case(ctx: StageContext, case: Case, name: str, method: Method) -> TrainingResult:
-    """Train an object with a method, from the method's variant of the photo."""
-    return train_object(
-        ctx,
-        TrainingInput(case.name, case.instance.kind, *photo_variants.make_photo(case, method.photo_variant)),
-        name,
-        method,
-    )
+    """Train an object with a method, from the method's variant of the photo and as many photos as it takes."""
+    rgb, mask = photo_variants.make_photo(case, method.photo_variant)
+    further: tuple[photo_variants.Photo, ...] = ()
+    if method.num_photos > 1:
+        dial = DIALS[ctx.base.toybox_dial]
+        further = tuple(photo_variants.make_further_photos(case, dial, method.num_photos - 1))
+    return train_object(ctx, TrainingInput(case.name, case.instance.kind, rgb, mask, further), name, method)
 
 
 def train_object(ctx: StageContext, subject: TrainingInput, name: str, method: Method) -> TrainingResult:
-    """Run `objtune train` on a photo and its mask. Artifacts of earlier trainings are deleted first, except for the class prior.
+    """Run `objtune train` on an object's photos and their masks. Artifacts of earlier trainings are deleted first, except for the class prior.
 
     Raises:
         TrainingFailed: The command ended with an error.
@@ -149,17 +158,19 @@ def train_object(ctx: StageContext, subject: TrainingInput, name: str, method: M
             if state.key.endswith(".safetensors"):  # not the lock of the bench
                 ctx.store.backend.delete(state.key)
     with disk_errors.translate_os_errors(folder), tempfile.TemporaryDirectory(dir=folder) as place:
-        photo, mask = Path(place) / "photo.png", Path(place) / "mask.png"
-        photo.write_bytes(png.encode_png(subject.rgb))
-        mask.write_bytes(png.encode_png(subject.mask))
+        photos = []
+        for i, (rgb, mask) in enumerate([(subject.rgb, subject.mask), *subject.further]):
+            photo_file, mask_file = Path(place) / f"photo-{i}.png", Path(place) / f"mask-{i}.png"
+            photo_file.write_bytes(png.encode_png(rgb))
+            mask_file.write_bytes(png.encode_png(mask))
+            photos += [str(photo_file), HINT_OPTIONS[method.hint], str(mask_file)]
         settings = {
             f"{part}.{key}": value
             for part, values in method.training_settings().items()
             for key, value in values.items()
         }
         settings |= {"clip_model": ctx.common.clip_model} if ctx.common.clip_model else {}
-        hint = (HINT_OPTIONS[method.hint], str(mask))
-        words = ["train", str(photo), *hint, "--class", subject.kind, "--name", subject.name, "--no-preview"]
+        words = ["train", *photos, "--class", subject.kind, "--name", subject.name, "--no-preview"]
         command = command_runner.command_line(ctx, *words) + command_runner.set_options(settings)
         document, seconds, memory = command_runner.run_command(ctx, command, f"{name} on {subject.name}")
     command_runner.raise_failure(document, name, subject)

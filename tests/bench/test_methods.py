@@ -16,6 +16,7 @@ from objtune_cli.bench.methods import (
     METHODS,
     OURS,
     ROBUSTNESS,
+    SEVERAL_PHOTOS,
     Method,
     current_name,
     former_name,
@@ -80,7 +81,15 @@ def test_robustness_is_ours_on_other_input(name: str) -> None:
 
 
 def test_no_two_methods_are_the_same() -> None:
-    assert len({(_resolved(m), m.photo_variant, m.hint) for m in METHODS.values()}) == len(METHODS)
+    rows = {(_resolved(m), m.photo_variant, m.hint, m.num_photos) for m in METHODS.values()}
+    assert len(rows) == len(METHODS)
+
+
+def test_further_photos_are_ours_on_more_photos() -> None:
+    assert {name: method.num_photos for name, method in SEVERAL_PHOTOS.items()} == {"photos-2": 2, "photos-4": 4}
+    assert all(_resolved(method) == (Embed(), Train(), Prior()) for method in SEVERAL_PHOTOS.values())
+    assert list(parse_methods("photos")) == list(SEVERAL_PHOTOS)
+    assert parse_methods("photos-4+train.max_steps=9")["photos-4+train.max_steps=9"].num_photos == 4
 
 
 @pytest.mark.parametrize("name", BASELINES)

@@ -63,3 +63,15 @@ def test_each_object_is_handed_out_the_same_every_time() -> None:
 def test_there_is_no_other_way() -> None:
     with pytest.raises(ValueError, match="no way 'blurred'"):
         photo_variants.make_photo(CASES[0], "blurred")
+
+
+def test_further_photos_show_the_object_in_other_scenes() -> None:
+    case = CASES[0]
+    two, four = (photo_variants.make_further_photos(case, MEDIUM, count) for count in (2, 4))
+    assert all(
+        np.array_equal(a, b) for one, same in zip(two, four, strict=False) for a, b in zip(one, same, strict=True)
+    )
+    colours = [rgb[mask > 250].mean(0) for rgb, mask in [case.picture(), *four]]
+    assert max(np.abs(colour - colours[0]).max() for colour in colours) < 40
+    pictures = [case.picture()[0], *(rgb for rgb, _ in four)]
+    assert all(np.abs(a.astype(float) - b).mean() > 5 for i, a in enumerate(pictures) for b in pictures[:i])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from objtune_cli.bench import command_runner, single_training
+from objtune_cli.bench import command_runner, photo_variants, single_training
 from objtune_cli.bench.methods import BASELINES, Method
 from objtune_cli.config.sections import Common
 from objtune_cli.errors import BusyError, Stopped
@@ -137,6 +137,19 @@ def test_a_trial_is_the_real_command_on_photo_and_mask(context: Callable[..., St
     assert rendering.sample_case(ctx, model, words, case, f"<{case.name}>").shape == (len(case.prompts), 32, 32, 3)
 
 
+def test_a_method_of_several_photos_trains_on_all_of_them(context: Callable[..., StageContext], case: Case) -> None:
+    from objtune_cli.store.refs import Ref
+
+    ctx = context()
+    single_training._train_case(ctx, case, "tiny", replace(TINY, num_photos=3))
+    own = ctx.store.read_record(Ref("embedding", case.name, 1)).inputs
+    assert [own[role]["ref"] for role in ("mask", "mask.2", "mask.3")] == [f"mask/{case.name}@{n}" for n in (1, 2, 3)]
+    photos = [ctx.store.read(Ref("mask", case.name, n))[1]["rgb"] for n in (1, 2, 3)]
+    assert np.array_equal(photos[0], case.picture()[0])
+    for stored, (rgb, _) in zip(photos[1:], photo_variants.make_further_photos(case, EASY, 2), strict=True):
+        assert np.array_equal(stored, rgb) and not np.array_equal(stored, photos[0])
+
+
 def test_a_training_that_fails_says_which_and_why(context: Callable[..., StageContext], case: Case) -> None:
     wrong = Method("wrong", "", train={"max_steps": -1})
     with pytest.raises(
@@ -174,6 +187,8 @@ def test_a_key_depends_on_everything_that_a_result_depends_on(
         single_training.result_key(ctx, case, "m", replace(TINY, embed={**TINY.embed, "num_vectors": 2}), 0),
         single_training.result_key(ctx, case, "m", replace(TINY, prior={"num_class_images": 2}), 0),
         single_training.result_key(ctx, case, "m", replace(TINY, photo_variant="small"), 0),
+        single_training.result_key(ctx, case, "m", replace(TINY, num_photos=2), 0),
+        single_training.result_key(ctx, case, "m", replace(TINY, num_photos=4), 0),
         single_training.result_key(ctx, case, "m", replace(TINY, sampling={"prompt_guidance_scale": 1.0}), 0),
         single_training.result_key(ctx, case, "m", replace(TINY, sampling={"autoguidance_scale": 1.0}), 0),
         single_training.result_key(ctx, case, "m", replace(TINY, sampling={"subject_conditioning_start": 0.9}), 0),

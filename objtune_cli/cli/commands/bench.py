@@ -29,7 +29,7 @@ Methods = Annotated[
     typer.Option(
         "--methods",
         metavar="NAMES",
-        help="Methods, separated by commas; +train.learning_rate=… after a name changes it; baselines, ablations, robust, all.",
+        help="Methods, separated by commas; +train.learning_rate=… after a name changes it; baselines, ablations, robust, photos, all.",
         show_default=METHODS,
     ),
 ]
@@ -159,7 +159,7 @@ def dreambooth(
     from objtune_cli.bench import dreambooth_dataset
 
     chosen = _parse_methods(methods, quick=quick)
-    drawn = [name for name, method in chosen.items() if method.photo_variant != "exact"]
+    drawn = [name for name, method in chosen.items() if method.photo_variant != "exact" or method.num_photos > 1]
     require(not drawn, f"{', '.join(drawn)} changes drawn photos", "`bench dreambooth` leaves every photo as it is")
     ctx, config = resolve_unsharded(run, num_objects=objects, seed=seed)
     _require_bench_settings(ctx, "bench.", "segment.")
