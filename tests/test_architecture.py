@@ -255,7 +255,7 @@ def test_files_and_functions_stay_short() -> None:
 OPENS = ("from_pretrained", "snapshot_download", "hf_hub_download")
 
 
-DOWNLOADS = ("interchange/hub.py", "workflow/photo_sources.py")
+DOWNLOADS = ("interchange/hub.py", "interchange/hub_download.py", "workflow/photo_sources.py")
 """Models by `fetch`, and photos by their web addresses."""
 
 

@@ -75,6 +75,11 @@ def find_cached(kind: str) -> SegmenterFolder | None:
     return None
 
 
+def find_best() -> SegmenterFolder | None:
+    """Find the best segmenter for photographs in the hub's cache."""
+    return next((found for kind in TITLES if (found := find_cached(kind))), None)
+
+
 def find_repository(repository: str) -> Path | None:
     """Return the folder of a complete segmenter in the hub's cache."""
     return hub_cache.find_transformers_model(repository, is_segmenter=True)

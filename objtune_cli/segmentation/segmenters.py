@@ -69,10 +69,9 @@ def choose_segmenter(ctx: StageContext, config: Segment) -> SegmenterChoice:
     if kind == "grabcut":
         return SegmenterChoice("grabcut")
     if kind == "auto" and not is_drawn_world(ctx):
-        for each in segmenter_lookup.TITLES:
-            cached = segmenter_lookup.find_cached(each)
-            if cached is not None:
-                return SegmenterChoice(each, cached.folder, f"the segmenter is {cached.label}")
+        best = segmenter_lookup.find_best()
+        if best is not None:
+            return SegmenterChoice(best.kind, best.folder, f"the segmenter is {best.label}")
         note = (
             "the segmenter is the embedded model, which knows drawings; "
             f"`objtune fetch --model {segmenter_lookup.RECOMMENDED['sam2']}` brings one for photographs"

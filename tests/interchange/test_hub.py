@@ -15,13 +15,16 @@ from typing import Any
 
 import pytest
 
-from objtune_cli.models import hub_cache, registry
+from objtune_cli.models import hub_cache, needed_models, registry, segmenter_lookup
+from objtune_cli.models.families import FAMILIES
 from tests.support.json_schema import check
 
 pytestmark = pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
 
 SD15 = hub_cache.HUB_REPOSITORIES["sd15"]
 COMMIT = hub_cache.REVISIONS[SD15]
+(CLIP,) = next(family.clip_models for family in FAMILIES if "sd15" in family.hub)
+SAM = segmenter_lookup.RECOMMENDED["sam2"]
 DECOYS = {
     "README.md": b"a page", "v1-5-pruned.ckpt": b"a pickle", "unet/diffusion_pytorch_model.bin": b"a pickle",
     "unet/diffusion_pytorch_model.fp16.safetensors": b"again", "unet/diffusion_pytorch_model.non_ema.safetensors": b"again",
@@ -37,6 +40,8 @@ class Hub:
             p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
         } | DECOYS
         self.repositories, self.gated = {SD15}, set[str]()
+        self.others: dict[str, dict[str, bytes]] = {}
+        self.damaged: str | None = None
         self.asked: list[str] = []
         self.sent: list[str] = []
         self.cut: str | None = None
@@ -63,28 +68,47 @@ class Hub:
         repository = "/".join(path.split("/")[:2])
         if repository in self.gated:
             return send(request, 403, b"{}", {"X-Error-Code": "GatedRepo"})
-        if repository not in self.repositories:
+        if repository not in self.repositories | set(self.others):
             return send(request, 404, b"{}", {"X-Error-Code": "RepoNotFound"})
+        files = self.others.get(repository, self.files)
         verb, _, rest = path.removeprefix(repository + "/").partition("/")
         if verb == "revision":
-            return send(request, 200, json.dumps({"id": repository, "sha": COMMIT, "siblings": []}).encode())
+            siblings = [
+                {"rfilename": k, "size": len(v), "lfs": {"size": len(v), "sha256": sha256(v), "pointerSize": 130}}
+                for k, v in files.items()
+                if k.endswith(".safetensors")
+            ]
+            return send(request, 200, json.dumps({"id": repository, "sha": COMMIT, "siblings": siblings}).encode())
         if verb == "tree":
             entries = [
                 {"type": "file", "path": k, "size": len(v), "oid": hashlib.sha1(v).hexdigest()}
-                for k, v in self.files.items()
+                for k, v in files.items()
             ]
             return send(request, 200, json.dumps(entries).encode())
         name = rest.partition("/")[2]
-        data = self.files[name]
+        data = files[name]
         headers = {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": COMMIT}
         if body:
             self.sent.append(name)
             time.sleep(self.pause)
+            data = data[::-1] if name == self.damaged else data
         return send(request, 200, data, headers, body=body, cut=name == self.cut)
+
+    def add_companions(self) -> None:
+        """A CLIP, a segmenter and the models of `evaluate`, as far as `fetch` looks at them."""
+        self.others = {
+            name: {"config.json": b"{}", "model.safetensors": name.encode(), "README.md": b"a page"}
+            for name in (CLIP, SAM, *needed_models.METRIC_MODELS.values())
+        }
+        self.others[SAM]["processor_config.json"] = b"{}"
 
     def close(self) -> None:
         self.server.shutdown()
         self.server.server_close()
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def send(
@@ -126,7 +150,7 @@ def said(done: subprocess.CompletedProcess[str]) -> list[str]:
 
 
 def test_what_is_needed_is_brought_once(hub: Hub, base: Path) -> None:
-    done = objtune("fetch", "--base", "sd15", "--json", "--events", "events.ndjson")
+    done = objtune("fetch", "--base-only", "--base", "sd15", "--json", "--events", "events.ndjson")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     check(document, "output", "fetch")
@@ -145,7 +169,7 @@ def test_what_is_needed_is_brought_once(hub: Hub, base: Path) -> None:
         f"fetch {document['bytes']}/"
     )
     asked = len(hub.asked)
-    again = objtune("fetch", "--base", "sd15")
+    again = objtune("fetch", "--base-only", "--base", "sd15")
     assert (again.returncode, again.stdout) == (0, f"{folder}\n")
     assert objtune("bases").stdout.splitlines()[1].split("\t")[:2] == ["sd15", "here"]
     drawn = objtune("generate", "a dog", "-n", "1", "--steps", "1", "--base", "sd15", "--quiet")
@@ -155,15 +179,78 @@ def test_what_is_needed_is_brought_once(hub: Hub, base: Path) -> None:
 
 def test_half_a_copy_is_none_and_only_the_rest_is_brought(hub: Hub) -> None:
     hub.cut = "vae/diffusion_pytorch_model.safetensors"
-    done = objtune("fetch", "--base", "sd15")
+    done = objtune("fetch", "--base-only", "--base", "sd15")
     assert (done.returncode, done.stdout) == (7, "")
     assert "cannot be fetched from" in said(done)[0]
     lost = objtune("generate", "a dog", "--base", "sd15")
     assert lost.returncode == 7
     assert "`objtune fetch --base sd15` downloads them" in lost.stderr
     hub.cut = None
-    document = json.loads(objtune("fetch", "--base", "sd15", "--json").stdout)
+    document = json.loads(objtune("fetch", "--base-only", "--base", "sd15", "--json").stdout)
     assert (document["files"], document["reused"]) == (1, False)
+
+
+def test_one_command_brings_all_that_photographs_need(hub: Hub, base: Path) -> None:
+    """The base has a CLIP of its own in tests, which is taken away here."""
+    hub.files = {name: data for name, data in hub.files.items() if not name.startswith("clip/")}
+    hub.add_companions()
+    done = objtune("fetch", "--base", "sd15", "--json", "--events", "events.ndjson")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    check(document, "output", "fetch")
+    assert document["repository"] == SD15
+    assert [(each["repository"], each["reused"]) for each in document["others"]] == [(CLIP, False), (SAM, False)]
+    assert sorted(p.name for p in Path(document["others"][1]["folder"]).iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "processor_config.json",
+    ]
+    notes = [line for line in done.stderr.splitlines() if " files, " in line or line.startswith("altogether")]
+    assert [line.split(":")[0].split(" ")[0] for line in notes] == [SD15, CLIP, SAM, "altogether"]
+    steps = [json.loads(line) for line in Path("events.ndjson").read_text().splitlines()]
+    steps = [event["step"] for event in steps if event["event"] == "step"]
+    total = document["bytes"] + sum(each["bytes"] for each in document["others"])
+    assert steps == sorted(steps) and steps[-1] == total
+    asked = len(hub.asked)
+    again = json.loads(objtune("fetch", "--base", "sd15", "--json").stdout)
+    assert all(each["reused"] for each in (again, *again["others"])) and len(hub.asked) == asked
+    more = json.loads(objtune("fetch", "--base", "sd15", "--with-metrics", "--json").stdout)
+    assert [each["repository"] for each in more["others"] if not each["reused"]] == list(
+        needed_models.METRIC_MODELS.values()
+    )
+
+
+def test_a_hub_id_brings_what_its_family_needs(hub: Hub) -> None:
+    hub.add_companions()
+    hub.repositories.add("someone/model")
+    document = json.loads(objtune("fetch", "--base", "someone/model", "--json").stdout)
+    assert [(each["repository"], each["reused"]) for each in document["others"]] == [(CLIP, True), (SAM, False)]
+    assert document["others"][0]["folder"].endswith("clip"), "its own CLIP is there already"
+
+
+def test_a_companion_that_cannot_be_opened_is_left_out_with_a_note(hub: Hub) -> None:
+    hub.files = {name: data for name, data in hub.files.items() if not name.startswith("clip/")}
+    hub.add_companions()
+    del hub.others[CLIP]["model.safetensors"]
+    done = objtune("fetch", "--base", "sd15", "--json")
+    assert done.returncode == 0
+    assert [each["repository"] for each in json.loads(done.stdout)["others"]] == [SAM]
+    assert f"{CLIP} holds no model of transformers; it is left out" in done.stderr
+
+
+def test_a_file_that_arrives_damaged_is_not_kept(hub: Hub) -> None:
+    hub.damaged = "vae/diffusion_pytorch_model.safetensors"
+    done = objtune("fetch", "--base-only", "--base", "sd15")
+    assert done.returncode == 5
+    assert said(done)[0].startswith(f"error: {hub.damaged} of {SD15} arrived damaged")
+    hub.damaged = None
+    document = json.loads(objtune("fetch", "--base-only", "--base", "sd15", "--json").stdout)
+    assert (document["files"], document["reused"]) == (1, False)
+
+
+def test_what_cannot_be_combined_is_2(hub: Hub) -> None:
+    for options in (["--base-only", "--with-metrics"], ["--model", DINO, "--base-only"]):
+        assert objtune("fetch", *options).returncode == 2
 
 
 DINO = "facebook/dino-vits16"
@@ -200,7 +287,7 @@ def test_a_model_that_measures_is_brought_with_the_weights_of_one_form(hub: Hub,
 
 def test_a_hub_id_is_brought_as_its_main_is(hub: Hub) -> None:
     hub.repositories.add("someone/model")
-    assert objtune("fetch", "--base", "someone/model").returncode == 0
+    assert objtune("fetch", "--base-only", "--base", "someone/model").returncode == 0
     assert "someone/model/revision/main" in hub.asked
     found = subprocess.run(
         [
@@ -217,7 +304,7 @@ def test_a_hub_id_is_brought_as_its_main_is(hub: Hub) -> None:
 def test_a_repository_without_safetensors_is_3(hub: Hub) -> None:
     for name in [name for name in hub.files if name.startswith("unet/") and name.endswith(".safetensors")]:
         del hub.files[name]
-    done = objtune("fetch", "--base", "sd15")
+    done = objtune("fetch", "--base-only", "--base", "sd15")
     assert done.returncode == 3
     assert said(done)[0] == "error: sd15 holds no diffusers model in safetensors"
 
@@ -236,10 +323,10 @@ def test_what_the_hub_refuses_is_7(hub: Hub) -> None:
 
 def test_no_connection_is_7_in_one_line(hub: Hub) -> None:
     hub.close()
-    document = json.loads(objtune("fetch", "--base", "sd15", "--json").stdout)
+    document = json.loads(objtune("fetch", "--base-only", "--base", "sd15", "--json").stdout)
     assert document["error"]["code"] == 7
     assert document["error"]["message"] == f"{SD15} cannot be fetched from {hub.url}"
-    done = objtune("fetch", "--base", "sd15", HF_HUB_OFFLINE="1")
+    done = objtune("fetch", "--base-only", "--base", "sd15", HF_HUB_OFFLINE="1")
     assert (done.returncode, said(done)) == (
         7,
         [
@@ -259,7 +346,10 @@ def test_what_needs_no_connection(hub: Hub, base: Path) -> None:
 def test_a_disk_without_room_is_7_before_anything_is_brought(hub: Hub) -> None:
     code = "import shutil, sys; shutil.disk_usage = lambda _: type('U', (), {'free': 1000})\nfrom objtune_cli.cli.app import run\nsys.exit(run(sys.argv[1:]))"
     done = subprocess.run(
-        [sys.executable, "-c", code, "fetch", "--base", "sd15"], env=os.environ, capture_output=True, text=True
+        [sys.executable, "-c", code, "fetch", "--base-only", "--base", "sd15"],
+        env=os.environ,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 7
     assert "has 0.00 GB free" in said(done)[0]
@@ -269,7 +359,7 @@ def test_a_disk_without_room_is_7_before_anything_is_brought(hub: Hub) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_it_soon(number: signal.Signals, hub: Hub) -> None:
     hub.pause = 1.0
-    command = [sys.executable, "-m", "objtune_cli", "fetch", "--base", "sd15"]
+    command = [sys.executable, "-m", "objtune_cli", "fetch", "--base-only", "--base", "sd15"]
     running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while not hub.sent:
         time.sleep(0.05)
@@ -278,4 +368,4 @@ def test_a_signal_stops_it_soon(number: signal.Signals, hub: Hub) -> None:
     assert running.wait(timeout=30) == 128 + number
     assert time.monotonic() - started < 10
     hub.pause = 0.0
-    assert objtune("fetch", "--base", "sd15").returncode == 0
+    assert objtune("fetch", "--base-only", "--base", "sd15").returncode == 0

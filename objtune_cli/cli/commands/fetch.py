@@ -1,4 +1,4 @@
-"""`objtune fetch`: download the weights of a base model."""
+"""`objtune fetch`: download a base model with all that a run on photographs needs."""
 
 from dataclasses import asdict
 from typing import Annotated
@@ -7,6 +7,9 @@ import typer
 
 from objtune_cli.cli import console
 from objtune_cli.cli.runner import CommandResult, CommandRun, require
+
+OTHER_KEYS = ("repository", "revision", "folder", "files", "bytes", "reused")
+"""What the JSON document has of each model beside the base."""
 
 
 def fetch(
@@ -26,6 +29,12 @@ def fetch(
             show_default=False,
         ),
     ] = None,
+    base_only: Annotated[
+        bool, typer.Option("--base-only", help="Leave out the CLIP models and the segmenter.")
+    ] = False,
+    with_metrics: Annotated[
+        bool, typer.Option("--with-metrics", help="Also bring the CLIP and DINO of `evaluate`.")
+    ] = False,
 ) -> CommandResult:
     from objtune_cli.config.sections import Common
     from objtune_cli.interchange import hub as stage
@@ -33,11 +42,18 @@ def fetch(
     require(not (base and model), "--base and --model cannot be combined", "fetch them one after the other")
     name = run.settings(run.project()).resolve(Common, base=base).base
     run.stop.install()
-    found = (
-        stage.fetch_model(model, run.report, run.stop.stop_signal)
+    require(
+        not (base_only and with_metrics) and not (model and (base_only or with_metrics)),
+        "--base-only and --with-metrics cannot be combined with each other or with --model",
+        "give one of them",
+    )
+    brought = (
+        [stage.fetch_model(model, run.report, run.stop.stop_signal)]
         if model
-        else stage.run(name, run.report, run.stop.stop_signal)
+        else stage.fetch_base(name, run.report, run.stop.stop_signal, base_only=base_only, with_metrics=with_metrics)
     )
     if not run.options["json"]:
-        console.print_lines([found.folder])
-    return CommandResult(printed="nothing", extra=asdict(found) | {"folder": str(found.folder)})
+        console.print_lines([brought[0].folder])
+    first, *others = ({**asdict(each), "folder": str(each.folder)} for each in brought)
+    others = [{key: each[key] for key in OTHER_KEYS} for each in others]
+    return CommandResult(printed="nothing", extra={**first, "others": others})
