@@ -29,13 +29,14 @@ SCENES = (
 
 @dataclass(frozen=True, slots=True)
 class TrainedSubject:
-    """A trained object and its photo.
+    """A trained object and its photos.
 
     Attributes:
         kind: Class word.
         rgb: Photo (H, W, 3) uint8.
         mask: Soft mask (H, W) uint8.
         weights: Tensors of the adapter.
+        further: Further photos of the object, each with its mask.
     """
 
     name: str
@@ -43,10 +44,16 @@ class TrainedSubject:
     rgb: np.ndarray
     mask: np.ndarray
     weights: dict[str, Any]
+    further: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
+
+    @property
+    def photos(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """All photos with their masks."""
+        return [(self.rgb, self.mask), *self.further]
 
 
 def load_subject(ctx: StageContext, ref: Ref, name: str | None = None) -> TrainedSubject:
-    """Load a trained object and the photo that it was learned from.
+    """Load a trained object and the photos that it was learned from.
 
     Raises:
         InputError: The adapter holds several objects and no `name` is given, it does not hold `name`, or its photo is not known.
@@ -59,16 +66,18 @@ def load_subject(ctx: StageContext, ref: Ref, name: str | None = None) -> Traine
     if name not in record.objects:
         raise InputError(f"{ref} holds no {name}", f"it holds {', '.join(record.objects)}")
     item = trained_objects.PromptObject(name, record, ctx.store.compute_sha256(ref))
-    source = trained_objects.load_source(ctx, item)
-    if source is None:
+    sources = trained_objects.load_sources(ctx, item)
+    if not sources:
         raise InputError(f"{record.ref} does not say which photo {name} was learned from", "train it from a photo")
-    return TrainedSubject(name, record.objects[name], source.rgb, source.mask, trained_objects.load_tensors(ctx, item))
+    weights = trained_objects.load_tensors(ctx, item)
+    further = tuple((source.rgb, source.mask) for source in sources[1:])
+    return TrainedSubject(name, record.objects[name], sources[0].rgb, sources[0].mask, weights, further)
 
 
 def score_on_toybox(
     ctx: StageContext, subject: TrainedSubject, dial: Dial, repeats: int, seed: int
 ) -> dict[str, float]:
-    """The toybox measures against the photo, calibrated by rendered objects of the class.
+    """The toybox measures against the photos, calibrated by rendered objects of the class.
 
     Raises:
         InputError: The toybox does not have the class.
@@ -92,15 +101,18 @@ def score_on_toybox(
 def _calibrate(
     network: Any, subject: TrainedSubject, dial: Dial, repeats: int, seed: int
 ) -> tuple[Case, truth_scores.Calibration]:
-    """Prompts on every background but the photo's, and the calibration around the photo's identity vector."""
+    """Prompts on every background but the first photo's, and the calibration around the photos' identity vectors."""
     import torch
 
-    square, box = pad_to_square(subject.rgb, subject.mask)
-    small = rendering.resize_images(square[None])
-    own = BACKGROUNDS[int(inference.read_images(network, small)[0].background.argmax())]
-    x = torch.from_numpy(small.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
-    with torch.no_grad():
-        reference = network.reader(cut(x, torch.tensor([box])))[0].numpy()
+    squares = [pad_to_square(rgb, mask) for rgb, mask in subject.photos]
+    small = [rendering.resize_images(square[None]) for square, _ in squares]
+    own = BACKGROUNDS[int(inference.read_images(network, small[0])[0].background.argmax())]
+    vectors = []
+    for image, (_, box) in zip(small, squares, strict=True):
+        x = torch.from_numpy(image.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
+        with torch.no_grad():
+            vectors.append(network.reader(cut(x, torch.tensor([box])))[0].numpy())
+    reference = np.concatenate(vectors)
     places = [b for b in dial.backgrounds if b != own] * repeats
     prompts = tuple(
         Prompt("scene", f"a photo of {OBJECT_SLOT} {PLACES[b][0]}", b, "", None, 1000 + i) for i, b in enumerate(places)
@@ -145,7 +157,7 @@ def score_with_clip_dino(
     """CLIP-I, CLIP-T, DINO, diversity and class drift.
 
     Returns:
-        clip_i, dino: mean cosine of images and photo; *_masked: of images and the object cut out of the photo.
+        clip_i, dino: mean cosine of images and photos; *_masked: of images and the object cut out of each photo.
         clip_t: mean cosine of images and prompts with the class word.
         diversity: 1 - mean DINO cosine of two images of a prompt.
         drift: how much nearer images of "a <class>" came to the cut-out object, DINO cosine after less before.
@@ -157,10 +169,11 @@ def score_with_clip_dino(
     images = rendering.sample_images(ctx, model, prompts, seeds, subject.name, **ctx.base.object_sampling_kwargs())
     after = rendering.sample_class(ctx, model, subject.kind)
     before = rendering.sample_class(ctx, rendering.load_adapter(ctx, subject.name, None)[0], subject.kind)
-    alone = cut_out_object(subject.rgb, subject.mask)
+    alone = [cut_out_object(rgb, mask) for rgb, mask in subject.photos]
+    references = {"": [rgb for rgb, _ in subject.photos], "_masked": alone}
     class_prompts = [t.replace(OBJECT_SLOT, article(subject.kind)) for t in texts]
-    scores = score(MetricModels(*clip, dino), images, class_prompts, {"": [subject.rgb], "_masked": [alone]}, repeats)
-    reference = dino(alone[None])
+    scores = score(MetricModels(*clip, dino), images, class_prompts, references, repeats)
+    reference = np.concatenate([dino(image[None]) for image in alone])
     was, now = (float(statistics.mean_cosine(dino(side), reference).mean()) for side in (before, after))
     return scores | {"drift": now - was}
 

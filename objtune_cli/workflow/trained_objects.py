@@ -182,8 +182,8 @@ def has_text_encoder_lora(ctx: StageContext, item: PromptObject) -> bool:
     return adapter.has_text_encoder_lora(ctx.store.read_tensor_specs(item.record.ref))
 
 
-def load_source(ctx: StageContext, item: PromptObject) -> MaskArtifact | None:
-    """The photo and mask that an object was trained on; None where they were removed."""
+def load_sources(ctx: StageContext, item: PromptObject) -> list[MaskArtifact]:
+    """The photos and masks that an object was trained on; empty where they were removed."""
     for role, source in item.record.inputs.items():
         if not role.startswith((adapter.EMBEDDING_ROLE, adapter.ADAPTER_ROLE)):
             continue
@@ -192,20 +192,20 @@ def load_source(ctx: StageContext, item: PromptObject) -> MaskArtifact | None:
             if item.own_name not in origin.objects:
                 continue
             if origin.kind == "adapter":
-                return load_source(ctx, replace(item, record=origin))
-            if embedding.MASK_ROLE in origin.inputs:
-                mask = origin.inputs[embedding.MASK_ROLE]
-                _, tensors = ctx.store.read(ctx.store.resolve(refs.parse(mask["ref"])), mask["sha256"])
-                return MaskArtifact.from_tensors(tensors)
-    return None
+                return load_sources(ctx, replace(item, record=origin))
+            masks = [(refs.parse(own["ref"]), own["sha256"]) for own in embedding.mask_inputs(origin.inputs)]
+            stored = [ctx.store.read(ctx.store.resolve(ref), sha256)[1] for ref, sha256 in masks]
+            if stored:
+                return [MaskArtifact.from_tensors(tensors) for tensors in stored]
+    return []
 
 
 def aspect_ratio(ctx: StageContext, item: PromptObject) -> float:
-    """Width over height of an object in its photo; 1 where the photo is not there any more."""
-    found = load_source(ctx, item)
-    if found is None:
+    """Width over height of an object in its first photo; 1 where the photo is not there any more."""
+    found = load_sources(ctx, item)
+    if not found:
         return 1.0
-    ys, xs = (found.mask > 127).nonzero()
+    ys, xs = (found[0].mask > 127).nonzero()
     return float((xs.max() - xs.min() + 1) / (ys.max() - ys.min() + 1)) if len(ys) else 1.0
 
 

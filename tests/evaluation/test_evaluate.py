@@ -14,6 +14,7 @@ from objtune_cli.evaluation import benchmark_objects, clip_dino, rendering, trut
 from objtune_cli.evaluation import stage as evaluate
 from objtune_cli.evaluation.stage import TrainedSubject
 from objtune_cli.store.artifacts import Record
+from objtune_cli.store.kinds.embedding import mask_role
 from objtune_cli.store.refs import Ref
 from objtune_cli.toybox import world
 from objtune_cli.toybox.evaluator import inference
@@ -222,6 +223,24 @@ def test_each_object_of_an_adapter_comes_with_its_own_photo(context: Callable[..
     with pytest.raises(InputError, match="holds no max"):
         evaluate.load_subject(ctx, ref, "max")
     assert evaluate.load_subject(ctx, _published(ctx, {"max": "cat"})).name == "max"
+
+
+def test_an_object_comes_with_all_its_photos(context: Callable[..., StageContext]) -> None:
+    ctx = context()
+    masks = []
+    for i in range(3):
+        rgb = np.full((8, 8 + i, 3), i, np.uint8)
+        masks.append(
+            ctx.store.create(Record("mask", "rex", {"rex": "dog"}, {}, {}, {}), {"rgb": rgb, "mask": rgb[..., 0]})
+        )
+    inputs = {mask_role(i): ctx.input_record(mask) for i, mask in enumerate(masks, 1)}
+    embedding = ctx.store.create(Record("embedding", "rex", {"rex": "dog"}, inputs, {}, ctx.base.record()), {})
+    own = {"embedding.rex": ctx.input_record(embedding)}
+    ref = ctx.store.create(
+        Record("adapter", "rex", {"rex": "dog"}, own, {}, ctx.base.record()), {"token.rex": torch.ones(1, 16)}
+    )
+    found = evaluate.load_subject(ctx, ref)
+    assert [(int(rgb.max()), mask.shape) for rgb, mask in found.photos] == [(0, (8, 8)), (1, (8, 9)), (2, (8, 10))]
 
 
 def test_an_object_without_a_photo_is_refused(context: Callable[..., StageContext]) -> None:
